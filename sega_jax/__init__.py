@@ -1,0 +1,18 @@
+"""Semantic guidance (SEGA) for text-to-image diffusion in JAX."""
+
+from sega_jax.checkpoint import CheckpointError as CheckpointError
+from sega_jax.faces.stable_diffusion import SemanticStableDiffusionPipeline as SemanticStableDiffusionPipeline
+from sega_jax.faces.stable_diffusion import (
+    SemanticStableDiffusionPipelineOutput as SemanticStableDiffusionPipelineOutput,
+)
+from sega_jax.guidance import Edit as Edit
+from sega_jax.guidance import Edits as Edits
+from sega_jax.guidance import Predictions as Predictions
+from sega_jax.guidance import cfg as cfg
+from sega_jax.guidance import replay as replay
+from sega_jax.guidance import sega as sega
+from sega_jax.loading import load as load
+from sega_jax.pipeline import Output as Output
+from sega_jax.pipeline import Pipeline as Pipeline
+
+__version__ = "0.1.0"

@@ -1,0 +1,227 @@
+"""diffusers' `SemanticStableDiffusionPipeline` (0.42.1), translated."""
+
+import math
+import numbers
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from sega_jax.guidance import Edit
+from sega_jax.loading import load
+from sega_jax.pipeline import Pipeline
+
+_OUTPUTS = {"pil": "pil", "np": "float", "latent": "latent"}
+
+
+@dataclass
+class SemanticStableDiffusionPipelineOutput:
+    """The result of a call.
+
+    Attributes:
+        images: PIL pictures, or an array [rows, height, width, 3] in [0, 1], or latents, channels last.
+        nsfw_content_detected: None, since no safety checker is loaded.
+        sem_guidance: with `return_guidance`, what the edits added at each model call, without
+            classifier-free and replayed guidance: [calls, rows, height / f, width / f, channels].
+        uncond_estimates, text_estimates: likewise, the predictions for the negative prompt and the prompt.
+        edit_estimates: likewise, for the concepts: [calls, n, rows, height / f, width / f, channels].
+    """
+
+    images: list[Image.Image | None] | np.ndarray
+    nsfw_content_detected: list[bool] | None
+    sem_guidance: np.ndarray | None = None
+    uncond_estimates: np.ndarray | None = None
+    text_estimates: np.ndarray | None = None
+    edit_estimates: np.ndarray | None = None
+
+
+class SemanticStableDiffusionPipeline:
+    """The face of diffusers' pipeline on ours (`pipeline`).
+
+    It differs where diffusers is wrong: edits also act at `guidance_scale <= 1`, embeddings of several
+    concepts stay apart in a batch, tuples and None work wherever lists do, and nothing is recorded
+    unless asked for. Arrays are channels last; randomness is a seed or a key.
+    """
+
+    def __init__(self, pipeline: Pipeline):
+        self.pipeline = pipeline
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        dtype: Any = None,
+        variant: str | None = None,
+        devices: Sequence[jax.Device] | None = None,
+        attention: str | None = None,
+    ) -> "SemanticStableDiffusionPipeline":
+        """See `sega_jax.load`."""
+        return cls(
+            load(pretrained_model_name_or_path, dtype=dtype, variant=variant, devices=devices, attention=attention)
+        )
+
+    def __call__(
+        self,
+        prompt: str | list[str],
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 7.5,
+        negative_prompt: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        eta: float = 0.0,
+        seed: int | Sequence[int] | None = None,
+        latents: Any = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback: Callable[[int, int, np.ndarray], Any] | None = None,
+        callback_steps: int = 1,
+        editing_prompt: str | Sequence[str] | None = None,
+        editing_prompt_embeddings: Any = None,
+        reverse_editing_direction: bool | Sequence[bool] | None = False,
+        edit_guidance_scale: float | Sequence[float] | None = 5,
+        edit_warmup_steps: int | Sequence[int] | None = 10,
+        edit_cooldown_steps: int | Sequence[int | None] | None = None,
+        edit_threshold: float | Sequence[float] | None = 0.9,
+        edit_momentum_scale: float | None = 0.1,
+        edit_mom_beta: float | None = 0.4,
+        edit_weights: Sequence[float] | None = None,
+        sem_guidance: Any = None,
+        *,
+        key: jax.Array | None = None,
+        return_guidance: bool = False,
+    ) -> SemanticStableDiffusionPipelineOutput | tuple:
+        """Arguments, defaults and results as in diffusers, with these differences.
+
+        Args:
+            seed: in place of a generator: s for pictures s, s + 1, ..., or one each. `key` is a JAX key.
+            latents: initial noise, channels last, [rows, height / f, width / f, channels].
+            editing_prompt_embeddings: [n, tokens, channels], a concept each, for all rows; or
+                [prompts, n, tokens, channels]. Ignored where `editing_prompt` is given.
+            reverse_editing_direction, edit_guidance_scale, edit_warmup_steps, edit_cooldown_steps,
+                edit_threshold, edit_weights: one for all concepts or one each, as a number, list, tuple or
+                array; None is the default. Too few are an error; too many warn and are cut.
+            guidance_scale: up to 1, the plain conditional estimate is used (s = 1) and edits are added.
+            sem_guidance: guidance to add, as `sem_guidance` of an earlier output.
+            return_guidance: whether the output has the estimates and the guidance of every call.
+
+        Raises:
+            TypeError, ValueError: as `Pipeline.__call__`; nothing ran.
+        """
+        if output_type not in _OUTPUTS:
+            raise ValueError(f"output_type={output_type!r} should be one of {', '.join(_OUTPUTS)}")
+        if isinstance(guidance_scale, numbers.Real) and not math.isnan(guidance_scale):
+            guidance_scale = max(guidance_scale, 1.0)
+        out = self.pipeline(
+            prompt,
+            _edits(
+                _concepts(editing_prompt, editing_prompt_embeddings),
+                scale=edit_guidance_scale,
+                reverse=reverse_editing_direction,
+                threshold=edit_threshold,
+                warmup=edit_warmup_steps,
+                cooldown=edit_cooldown_steps,
+                weight=edit_weights,
+            ),
+            negative_prompt=negative_prompt,
+            images_per_prompt=num_images_per_prompt,
+            steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            eta=eta,
+            seed=seed,
+            key=key,
+            latents=latents,
+            height=height,
+            width=width,
+            momentum_scale=0.1 if edit_momentum_scale is None else edit_momentum_scale,
+            momentum_beta=0.4 if edit_mom_beta is None else edit_mom_beta,
+            replay=None if sem_guidance is None else np.moveaxis(np.asarray(sem_guidance), 0, 1),
+            output=_OUTPUTS[output_type],
+            record=return_guidance,
+            callback=callback,
+            callback_steps=callback_steps,
+            strict=False,
+        )
+        if not return_dict:
+            return out.images, None
+        if out.record is None:
+            return SemanticStableDiffusionPipelineOutput(out.images, None)
+        return SemanticStableDiffusionPipelineOutput(
+            out.images,
+            None,
+            sem_guidance=np.moveaxis(out.record.sem_guidance, 0, 1),
+            uncond_estimates=np.moveaxis(out.record.uncond, 0, 1),
+            text_estimates=np.moveaxis(out.record.cond, 0, 1),
+            edit_estimates=np.moveaxis(out.record.edits, 0, 2),
+        )
+
+
+def _concepts(words: Any, embeddings: Any) -> list:
+    """Concepts for all rows, or a list of concepts for each prompt."""
+    if words is not None and len(words):
+        words = [words] if isinstance(words, str) else list(words)
+        if not all(isinstance(word, str) for word in words):
+            raise TypeError(f"editing_prompt={words!r} should be words or a list of them")
+        return words
+    if embeddings is None:
+        return []
+    embeddings = np.asarray(embeddings)
+    if embeddings.ndim not in (3, 4):
+        raise ValueError(
+            f"editing_prompt_embeddings have shape {embeddings.shape}, expected (n, tokens, channels) or"
+            " (prompts, n, tokens, channels)"
+        )
+    return [list(row) for row in embeddings] if embeddings.ndim == 4 else list(embeddings)
+
+
+_DEFAULTS = {"scale": 5.0, "reverse": False, "threshold": 0.9, "warmup": 10, "cooldown": None, "weight": 1.0}
+_NAMES = {
+    "scale": "edit_guidance_scale",
+    "reverse": "reverse_editing_direction",
+    "threshold": "edit_threshold",
+    "warmup": "edit_warmup_steps",
+    "cooldown": "edit_cooldown_steps",
+    "weight": "edit_weights",
+}
+
+
+def _edits(concepts: list, **settings: Any) -> list:
+    rows = concepts if concepts and isinstance(concepts[0], list) else [concepts]
+    n = len(rows[0])
+    columns = {name: _broadcast(name, value, n) for name, value in settings.items()}
+    edits = []
+    for row in rows:
+        edits.append([])
+        for k, concept in enumerate(row):
+            one = {name: column[k] for name, column in columns.items()}
+            if one.pop("reverse"):
+                one["scale"] = -one["scale"]
+            edits[-1].append(Edit(concept, **one))
+    return edits if rows is concepts else edits[0]
+
+
+def _broadcast(name: str, value: Any, n: int) -> list:
+    """One entry a concept, from a scalar, list, tuple or array."""
+    if isinstance(value, np.ndarray | jax.Array):
+        value = value.tolist()
+    if not isinstance(value, list | tuple):
+        value = [value] * n
+    elif name == "weight" and not value:
+        value = [None] * n
+    if len(value) < n:
+        raise ValueError(f"{_NAMES[name]} has {len(value)} entries for {n} concepts; give one each, or one for all")
+    if len(value) > n > 0:
+        warnings.warn(f"{_NAMES[name]} has {len(value)} entries for {n} concepts; the last are ignored", stacklevel=5)
+    value = [_DEFAULTS[name] if v is None else v for v in value[:n]]
+    if name == "reverse" and not all(isinstance(v, bool | np.bool_) for v in value):
+        raise TypeError(f"{_NAMES[name]}={value!r} should be True or False, or one each")
+    if name in ("warmup", "cooldown"):
+        # i >= 10.5 begins at call 11.
+        value = [math.ceil(v) if isinstance(v, float) and math.isfinite(v) else v for v in value]
+    return value

@@ -1,0 +1,290 @@
+"""Semantic guidance (SEGA: Brack et al., NeurIPS 2023, arXiv 2301.12247) on arrays.
+
+Guidance is a link in an optax chain. Its `params` are the `Predictions` of one model call, its
+`updates` the estimate so far, and the chain starts from the unconditional one:
+
+    guidance = optax.chain(cfg(7.5), sega(Edits.stack([[Edit("glasses")]])))
+    state = guidance.init(predictions)                                          # shapes suffice
+    estimate, state = guidance.update(predictions.uncond, state, predictions)
+
+It works with any denoiser that is guided without a classifier, in any loop, under jit, vmap, scan and
+grad. Arrays are [batch, (n,) *space, channels]; n is the number of concepts. All arithmetic is in
+float32 at least, whatever the network's dtype.
+"""
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+SEMANTICS = ("diffusers", "per_concept")
+SUPPORTS = ("channel", "latent", "pixel")
+# The step count at which "never" happens.
+NEVER = np.iinfo(np.int32).max
+
+
+class Predictions(NamedTuple):
+    """What the network says of one noisy state x_t; every branch saw the same x_t."""
+
+    uncond: jax.Array  # [batch, *space, channels], for the empty or negative prompt
+    cond: jax.Array  # [batch, *space, channels], for the prompt
+    edits: jax.Array  # [batch, n, *space, channels], for each concept
+    aux: Any = None  # what the solver needs besides and guidance never touches
+
+
+@dataclasses.dataclass(frozen=True)
+class Edit:
+    """One concept and how it guides.
+
+    Attributes:
+        concept: the words, or their embedding as a [tokens, channels] array.
+        scale: s_k, the strength; negative removes the concept. People use 4 to 10.
+        threshold: lambda_k in [0, 1], the share of each channel that stays untouched.
+        warmup: delta_k >= 0, the model call at which the concept begins to act.
+        cooldown: kappa_k >= 0, the call from which on it no longer does; None is never.
+        weight: w_k >= 0, against the other concepts.
+        momentum_scale: s_m in [0, 1]; None takes the call's.
+        momentum_beta: beta in [0, 1); None takes the call's.
+
+    Raises:
+        TypeError, ValueError: a setting of another type or out of its range.
+    """
+
+    concept: Any
+    scale: float = 5.0
+    threshold: float = 0.9
+    warmup: int = 10
+    cooldown: int | None = None
+    weight: float = 1.0
+    momentum_scale: float | None = None
+    momentum_beta: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.concept, str) and np.ndim(self.concept) != 2:
+            raise TypeError(
+                f"Edit: concept={_brief(self.concept)} should be words or a [tokens, channels] array of embeddings"
+            )
+        self._number("scale", -math.inf, math.inf, "a finite number; negative removes the concept")
+        self._number("threshold", 0, 1, "in [0, 1], the share of the picture that stays untouched")
+        self._count("warmup", 0)
+        if self.cooldown is not None:
+            self._count("cooldown", 0)
+        self._number("weight", 0, math.inf, "at least 0; to remove a concept give a negative scale")
+        if self.momentum_scale is not None:
+            self._number("momentum_scale", 0, 1, "in [0, 1], or None for the call's")
+        if self.momentum_beta is not None:
+            self._number("momentum_beta", 0, 1, "in [0, 1), or None for the call's")
+
+    def _number(self, name: str, low: float, high: float, expected: str) -> None:
+        value = getattr(self, name)
+        where = f"Edit {_brief(self.concept)}: {name}={value!r}"
+        if isinstance(value, bool) or not isinstance(value, numbers.Real | np.number):
+            raise TypeError(f"{where} should be a number {expected}")
+        if not (math.isfinite(value) and low <= value <= high) or (name == "momentum_beta" and value == 1):
+            raise ValueError(f"{where} should be {expected}")
+        object.__setattr__(self, name, float(value))
+
+    def _count(self, name: str, low: int) -> None:
+        value = getattr(self, name)
+        where = f"Edit {_brief(self.concept)}: {name}={value!r}"
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            raise TypeError(f"{where} should be a whole number of model calls")
+        if not low <= value <= NEVER:
+            raise ValueError(f"{where} should be at least {low}")
+        object.__setattr__(self, name, int(value))
+
+
+def _brief(concept: Any) -> str:
+    return repr(concept) if isinstance(concept, str) else f"<{type(concept).__name__}>"
+
+
+class Edits(NamedTuple):
+    """The settings of `Edit` as arrays, every one [batch, n] (or what broadcasts to it)."""
+
+    scale: Any  # float
+    threshold: Any  # float in [0, 1]
+    warmup: Any  # int32
+    cooldown: Any  # int32, NEVER for none
+    weight: Any  # float
+    momentum_scale: Any  # float
+    momentum_beta: Any  # float
+
+    @classmethod
+    def stack(
+        cls,
+        rows: Sequence[Sequence[Edit]],
+        *,
+        n: int | None = None,
+        momentum_scale: float = 0.1,
+        momentum_beta: float = 0.4,
+    ) -> "Edits":
+        """Host arrays [rows, n] from each row's edits.
+
+        A row with fewer is padded by concepts of weight 0 *and warm-up 0*: with another warm-up the
+        gate that waits for all concepts would wait for one that does not exist.
+        """
+        n = max((len(row) for row in rows), default=0) if n is None else n
+        shape = (len(rows), n)
+        arrays = cls(
+            scale=np.zeros(shape),
+            threshold=np.zeros(shape),
+            warmup=np.zeros(shape, np.int32),
+            cooldown=np.full(shape, NEVER, np.int32),
+            weight=np.zeros(shape),
+            momentum_scale=np.full(shape, float(momentum_scale)),
+            momentum_beta=np.full(shape, float(momentum_beta)),
+        )
+        for r, row in enumerate(rows):
+            for k, edit in enumerate(row):
+                for name, array in arrays._asdict().items():
+                    if (value := getattr(edit, name)) is not None:
+                        array[r, k] = value
+        return arrays
+
+
+class SegaState(NamedTuple):
+    """What semantic guidance remembers between model calls."""
+
+    step: jax.Array  # int32 [batch], model calls so far; warm-ups and cool-downs count these
+    momentum: jax.Array  # float32 [batch, n, *space, channels], nu of each concept
+
+
+class ReplayState(NamedTuple):
+    step: jax.Array  # int32 [batch], model calls so far
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _lift(values: Any, like: jax.Array) -> jax.Array:
+    """Values that have the leading axes of `like`, in its rank; numbers also in its dtype."""
+    values = jnp.asarray(values)
+    values = values if values.dtype == bool else values.astype(like.dtype)
+    return values.reshape(values.shape + (1,) * (like.ndim - values.ndim)) if values.ndim else values
+
+
+def cfg(scale: Any) -> optax.GradientTransformation:
+    """Classifier-free guidance (Ho & Salimans 2021): adds s (p - u), for any s.
+
+    From u this gives u + s (p - u): s = 0 is the unconditional estimate, 1 the conditional one. `scale`
+    is a number or [batch].
+    """
+
+    def init(preds: Predictions) -> optax.EmptyState:
+        del preds
+        return optax.EmptyState()
+
+    def update(estimate, state, preds):
+        uncond = _wide(preds.uncond)
+        return _wide(estimate) + _lift(scale, uncond) * (_wide(preds.cond) - uncond), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def sega(edits: Edits, *, semantics: str = "diffusers", support: str = "channel") -> optax.GradientTransformation:
+    """Semantic guidance, to be added to an estimate.
+
+    For concept k (section 3 of the paper), with u and e_k the predictions without text and for the concept:
+
+        psi_k   = s_k (e_k - u)                                    s_k < 0 removes the concept
+        gamma_k = psi_k where |psi_k| >= quantile(|psi_k|, lambda_k), else 0
+        edit_k  = w_k gamma_k + s_m nu_k
+        nu_k   <- beta nu_k + (1 - beta) edit_k                    from the first call on
+
+    Deviations from the paper, in both semantics: the weight is applied before the momentum, so that the
+    n momenta sum to the single one that diffusers keeps; the paper's threshold is over a picture's
+    dimensions, ours by default over the positions of each channel, as in diffusers.
+
+    "diffusers": what diffusers computes. While only some concepts are warm, the estimate gains
+    sum_k gamma_k w_k / sum(w) over these, without momentum; once all are, sum_k edit_k. A cooled concept
+    counts as warm, with weight 0; the tail of its momentum goes on. Where diffusers divides 0 by 0 (all
+    warm concepts cooled or of weight 0, another not yet warm) nothing is added.
+
+    "per_concept": every concept acts by its own clock: sum of edit_k over warmup_k <= step < cooldown_k,
+    nothing after, and weights are never renormalised.
+
+    Args:
+        edits: settings, [batch, n] each; traced numbers, never compiled in.
+        semantics: "diffusers" or "per_concept".
+        support: what shares a quantile: the positions of one "channel"; all of a "latent"; or "pixel",
+            the positions by their magnitude summed over channels, one mask for all (LEDITS++).
+
+    Raises:
+        ValueError: an unknown semantics or support.
+    """
+    if semantics not in SEMANTICS:
+        raise ValueError(f"semantics={semantics!r} should be one of {', '.join(SEMANTICS)}")
+    if support not in SUPPORTS:
+        raise ValueError(f"support={support!r} should be one of {', '.join(SUPPORTS)}")
+
+    def init(preds: Predictions) -> SegaState:
+        shape, dtype = preds.edits.shape, jnp.promote_types(preds.edits.dtype, jnp.float32)
+        return SegaState(jnp.zeros(shape[:1], jnp.int32), jnp.zeros(shape, dtype))
+
+    def update(estimate, state, preds):
+        uncond, targets, nu = _wide(preds.uncond), _wide(preds.edits), state.momentum
+        e = Edits(*(jnp.broadcast_to(jnp.asarray(a), targets.shape[:2]) for a in edits))
+        step = state.step[:, None]
+        warm, cooled = step >= e.warmup, step >= e.cooldown
+
+        direction = _lift(e.scale, targets) * (targets - uncond[:, None])
+        mask = _mask(jnp.abs(direction), e.threshold.astype(direction.dtype), support)
+        gamma = jnp.where(mask, direction, 0)
+        weight = jnp.where(cooled, 0, e.weight.astype(direction.dtype))
+        edit = _lift(weight, gamma) * gamma + _lift(e.momentum_scale, nu) * nu
+        beta = _lift(e.momentum_beta, nu)
+        state = SegaState(state.step + 1, beta * nu + (1 - beta) * edit)
+
+        if semantics == "per_concept":
+            added = jnp.where(_lift(warm & ~cooled, edit), edit, 0).sum(1)
+        else:
+            share = jnp.where(warm, weight, 0)
+            total = share.sum(1, keepdims=True)
+            share = share / jnp.where(total > 0, total, 1)
+            partly = (_lift(share, gamma) * gamma).sum(1)
+            added = jnp.where(_lift(warm.all(1), partly), edit.sum(1), partly)
+        return _wide(estimate) + added, state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _mask(magnitude: jax.Array, threshold: jax.Array, support: str) -> jax.Array:
+    """Where |psi| [batch, n, *space, channels] reaches its quantile [batch, n]; linear interpolation."""
+    if support == "pixel":
+        magnitude = magnitude.sum(-1, keepdims=True)
+    axes = tuple(range(magnitude.ndim - 2 - (support != "latent")))
+
+    def limit(m, q):
+        return jnp.quantile(m, q, axis=axes, keepdims=True)
+
+    return magnitude >= jax.vmap(jax.vmap(limit))(magnitude, threshold)
+
+
+def replay(recorded: jax.Array) -> optax.GradientTransformation:
+    """Adds guidance recorded before: [batch, calls, *space, channels], one entry a model call.
+
+    Calls beyond the record gain nothing.
+    """
+
+    def init(preds: Predictions) -> ReplayState:
+        return ReplayState(jnp.zeros(preds.uncond.shape[:1], jnp.int32))
+
+    def update(estimate, state, preds):
+        del preds
+        estimate = _wide(estimate)
+
+        def entry(rows, i):
+            return jnp.where(i < rows.shape[0], rows[jnp.minimum(i, rows.shape[0] - 1)], 0)
+
+        return estimate + jax.vmap(entry)(jnp.asarray(recorded, estimate.dtype), state.step), ReplayState(
+            state.step + 1
+        )
+
+    return optax.GradientTransformation(init, update)

@@ -1,0 +1,206 @@
+"""Inference layers that equal PyTorch's, channels last.
+
+What torch leaves to defaults is fixed here: explicit padding, epsilons, the exact gelu, and
+normalisation and softmax in at least float32. Every layer computes in the dtype of its parameters and
+takes inputs of that dtype.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.typing import DTypeLike
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+    "mish": jax.nn.mish,
+}
+
+
+def parameter(*shape: int) -> nnx.Param:
+    """A parameter that has a shape and waits for its value."""
+    return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32))
+
+
+def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
+    """The dtype for sums that half precision cannot hold."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def along(vector: jax.Array, x: jax.Array) -> jax.Array:
+    """A vector [channels] in the rank and dtype of x [..., channels]."""
+    return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+class Linear(nnx.Module):
+    """y = x W + b over the last axis; a torch weight (out, in) is the transposed kernel (in, out)."""
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = True):
+        self.kernel = parameter(inputs, outputs)
+        self.bias = parameter(outputs) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x @ self.kernel[...]
+        return y if self.bias is None else y + along(self.bias[...], y)
+
+
+class Conv(nnx.Module):
+    """2-d convolution over [batch, height, width, channels]; kernel (height, width, in, out).
+
+    `padding` is explicit, ((top, bottom), (left, right)) or one number for all sides: XLA's "SAME" pads
+    a strided convolution otherwise than torch does.
+    """
+
+    def __init__(self, inputs: int, outputs: int, size: int = 3, *, stride: int = 1, padding=None):
+        padding = size // 2 if padding is None else padding
+        self.stride = stride
+        self.padding = ((padding, padding),) * 2 if isinstance(padding, int) else padding
+        self.kernel = parameter(size, size, inputs, outputs)
+        self.bias = parameter(outputs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = lax.conv_general_dilated(
+            x,
+            self.kernel[...],
+            (self.stride, self.stride),
+            self.padding,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return y + along(self.bias[...], y)
+
+
+class GroupNorm(nnx.Module):
+    """Normalises [batch, ..., channels] over the positions and the channels of each group.
+
+    The variance is E[(x - mean)²]: the shorter E[x²] - mean² loses the digits of inputs of low variance.
+    """
+
+    def __init__(self, groups: int, channels: int, eps: float):
+        self.groups, self.eps = groups, eps
+        self.scale = parameter(channels)
+        self.bias = parameter(channels)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        dtype = at_least_float32(x.dtype)
+        grouped = x.astype(dtype).reshape(x.shape[0], -1, self.groups, x.shape[-1] // self.groups)
+        centred = grouped - grouped.mean((1, 3), keepdims=True)
+        variance = jnp.square(centred).mean((1, 3), keepdims=True)
+        normal = (centred * lax.rsqrt(variance + self.eps)).reshape(x.shape)
+        return (normal * along(self.scale[...], normal) + along(self.bias[...], normal)).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Normalises the last axis."""
+
+    def __init__(self, channels: int, eps: float = 1e-5):
+        self.eps = eps
+        self.scale = parameter(channels)
+        self.bias = parameter(channels)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        dtype = at_least_float32(x.dtype)
+        centred = x.astype(dtype) - x.astype(dtype).mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        normal = centred * lax.rsqrt(variance + self.eps)
+        return (normal * along(self.scale[...], normal) + along(self.bias[...], normal)).astype(x.dtype)
+
+
+class Embed(nnx.Module):
+    """A table of vectors, looked up by integer."""
+
+    def __init__(self, count: int, channels: int):
+        self.embedding = parameter(count, channels)
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        return self.embedding[...][ids]
+
+
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    heads: int,
+    causal: bool = False,
+    implementation: str | None = "xla",
+) -> jax.Array:
+    """Scaled dot-product attention of [batch, positions, heads x width] arrays, softmax in >= float32.
+
+    `implementation` is that of `jax.nn.dot_product_attention`: "xla" runs everywhere; "cudnn", on a GPU in
+    half precision, is used where the heads are of a width that its kernels take on every such GPU.
+    """
+    width = query.shape[-1] // heads
+    if width % 8 or width > 128 or jnp.finfo(query.dtype).bits > 16:
+        implementation = "xla"
+
+    def split(x):
+        return x.reshape(*x.shape[:2], heads, -1)
+
+    out = jax.nn.dot_product_attention(
+        split(query), split(key), split(value), is_causal=causal, implementation=implementation
+    )
+    return out.reshape(query.shape)
+
+
+class Attention(nnx.Module):
+    """Self- or cross-attention with diffusers' names, over [batch, positions, channels]."""
+
+    def __init__(self, channels: int, context: int, heads: int, *, bias: bool = False, implementation="xla"):
+        self.heads, self.implementation = heads, implementation
+        self.to_q = Linear(channels, channels, bias=bias)
+        self.to_k = Linear(context, channels, bias=bias)
+        self.to_v = Linear(context, channels, bias=bias)
+        self.to_out = nnx.List([Linear(channels, channels)])
+
+    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
+        out = attend(
+            self.to_q(x),
+            self.to_k(context),
+            self.to_v(context),
+            heads=self.heads,
+            implementation=self.implementation,
+        )
+        return self.to_out[0](out)
+
+
+class ResnetBlock(nnx.Module):
+    """Two convolutions with a shortcut; with `embedding`, the time is added in between."""
+
+    def __init__(self, inputs: int, outputs: int, *, embedding: int | None, groups: int, eps: float, activation: str):
+        self.activation = activation
+        self.norm1 = GroupNorm(groups, inputs, eps)
+        self.conv1 = Conv(inputs, outputs)
+        self.time_emb_proj = Linear(embedding, outputs) if embedding else None
+        self.norm2 = GroupNorm(groups, outputs, eps)
+        self.conv2 = Conv(outputs, outputs)
+        self.conv_shortcut = Conv(inputs, outputs, 1) if inputs != outputs else None
+
+    def __call__(self, x: jax.Array, embedding: jax.Array | None = None) -> jax.Array:
+        act = ACTIVATIONS[self.activation]
+        h = self.conv1(act(self.norm1(x)))
+        if self.time_emb_proj is not None:
+            h = h + self.time_emb_proj(act(embedding))[:, None, None, :]
+        h = self.conv2(act(self.norm2(h)))
+        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class Resample(nnx.Module):
+    """A resampling convolution under diffusers' name `conv`."""
+
+    def __init__(self, channels: int, *, stride: int = 1, padding=1):
+        self.conv = Conv(channels, channels, stride=stride, padding=padding)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.conv(x)
+
+
+def double(x: jax.Array) -> jax.Array:
+    """Nearest-neighbour upsampling by two of [batch, height, width, channels]."""
+    return x.repeat(2, axis=1).repeat(2, axis=2)

@@ -1,0 +1,68 @@
+"""Rows spread over the accelerators of this host: the only file that knows of several devices.
+
+Every row of a batch is a picture of its own, so devices share nothing but the weights. `jax.pmap` is in
+maintenance mode and is itself `jit(shard_map)`; by JAX's migration guide
+(https://docs.jax.dev/en/latest/migrate_pmap.html) a move to `shard_map` would change this file only.
+
+One picture uses one device; with more devices than pictures the others compute a copy, so ask for
+several seeds at once.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+
+class Devices:
+    """The devices that a pipeline runs on.
+
+    With several, arrays of rows are [devices, share, ...] while they are on them; with one, [share, ...].
+    """
+
+    def __init__(self, devices: Sequence[jax.Device] | None = None):
+        self.devices = list(jax.local_devices() if devices is None else devices)
+        if not self.devices:
+            raise ValueError("devices=[] should name at least one device, or be None for all of this host")
+        mesh = Mesh(np.array(self.devices), ("rows",))
+        one = SingleDeviceSharding(self.devices[0])
+        self._everywhere = NamedSharding(mesh, PartitionSpec()) if len(self) > 1 else one
+        self._spread = NamedSharding(mesh, PartitionSpec("rows")) if len(self) > 1 else one
+
+    def __len__(self) -> int:
+        return len(self.devices)
+
+    def place(self, tree: Any) -> Any:
+        """Copies of a tree's arrays on every device, made once: passed to `map` under an axis of None."""
+        return jax.device_put(tree, self._everywhere)
+
+    def map(self, function: Callable, in_axes: tuple[int | None, ...]) -> Callable:
+        """Compiles a function of one device's share, to be called with split arrays where the axis is 0."""
+        if len(self) == 1:
+            return jax.jit(function)
+        return jax.pmap(function, in_axes=in_axes, devices=self.devices)
+
+    def split(self, tree: Any) -> Any:
+        """Arrays [rows, ...], padded by their last row to a multiple of the devices and spread over them."""
+
+        def one(leaf):
+            if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                data, implementation = np.asarray(jax.random.key_data(leaf)), jax.random.key_impl(leaf)
+                return jax.random.wrap_key_data(one(data), impl=implementation)
+            if len(self) > 1:
+                index = np.minimum(np.arange(-(-len(leaf) // len(self)) * len(self)), len(leaf) - 1)
+                leaf = leaf[index].reshape(len(self), -1, *leaf.shape[1:])
+            return jax.device_put(leaf, self._spread)
+
+        return jax.tree.map(one, tree)
+
+    def gather(self, tree: Any, rows: int) -> Any:
+        """Host arrays [rows, ...] of what `map` returned, without the padding."""
+
+        def one(leaf):
+            leaf = np.asarray(leaf)
+            return (leaf if len(self) == 1 else leaf.reshape(-1, *leaf.shape[2:]))[:rows]
+
+        return jax.tree.map(one, tree)

@@ -1,0 +1,333 @@
+"""Prompts to pictures: the `Pipeline` that `sega_jax.load` makes.
+
+The way of a call: arguments -> rows (`sega_jax.rows`) -> the compiled programs of
+`sega_jax.systems.stable_diffusion`, whose loop is `sega_jax.sample.sample` -> pictures.
+"""
+
+import dataclasses
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from sega_jax.guidance import SEMANTICS, SUPPORTS, Edits
+from sega_jax.parallel import Devices
+from sega_jax.rows import EditLike, Rows, number, prepare, whole
+from sega_jax.sample import Carry
+from sega_jax.schedules import Row, Scheduler
+from sega_jax.systems import stable_diffusion as system
+from sega_jax.systems.stable_diffusion import Method, Models, Record, Settings
+from sega_jax.text import Tokenizer
+
+OUTPUTS = ("pil", "uint8", "float", "latent")
+
+# Rows of the schedule in one call of `advance`, which compiles for this number.
+_CHUNK = 64
+# Texts in one call of `encode`, and how many embeddings are remembered.
+_BLOCK, _REMEMBERED = 8, 256
+# Seconds of work handed to the devices at once: how often the progress bar moves and Ctrl-C is heard.
+_PATIENCE = 0.5
+
+
+@dataclasses.dataclass
+class Output:
+    """What a call made, one entry per picture, prompt by prompt.
+
+    Attributes:
+        images: PIL pictures; uint8 or float32 arrays [pictures, height, width, 3] (floats in [0, 1]); or
+            latents [pictures, height / f, width / f, channels] in float32. A picture that is not finite
+            is None, black, or NaN.
+        finite: bool [pictures], False where NaN or infinity came up; a warning said so, too.
+        seeds: the integer seed of each picture; None where a key was given.
+        record: with `record=True` every call's predictions and semantic guidance, arrays
+            [pictures, calls, ...]; else None.
+    """
+
+    images: list[Image.Image | None] | np.ndarray
+    finite: np.ndarray
+    seeds: list[int] | None
+    record: Record | None = None
+
+
+class Pipeline:
+    """A loaded checkpoint. Call it with a prompt and edits; `load` makes it.
+
+    Compiled once for a batch size, picture size and number of concepts; all numbers, seeds and words
+    may change from call to call at no cost.
+    """
+
+    def __init__(self, models: Models, tokenizer: Tokenizer, scheduler: Scheduler, devices: Devices):
+        self.models = models
+        self.tokenizer = tokenizer
+        self.scheduler = scheduler
+        self.devices = devices
+        self.dtype = models.unet.conv_in.kernel.dtype
+        self._programs: dict[tuple, Callable] = {}
+        self._pace: dict[tuple, float] = {}
+        self._embeddings: dict[bytes, np.ndarray] = {}
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        edits: EditLike | Sequence[EditLike] | Sequence[Sequence[EditLike]] = (),
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        images_per_prompt: int = 1,
+        steps: int = 50,
+        guidance_scale: float | Sequence[float] = 7.5,
+        eta: float | Sequence[float] = 0.0,
+        seed: int | Sequence[int] | None = None,
+        key: jax.Array | None = None,
+        latents: Any = None,
+        height: int | None = None,
+        width: int | None = None,
+        momentum_scale: float = 0.1,
+        momentum_beta: float = 0.4,
+        semantics: str = "diffusers",
+        support: str = "channel",
+        replay: Any = None,
+        output: str = "pil",
+        record: bool = False,
+        callback: Callable[[int, int, np.ndarray], Any] | None = None,
+        callback_steps: int = 1,
+        progress: bool | None = None,
+        strict: bool = True,
+    ) -> Output:
+        """Makes pictures of the prompts and guides them by the edits.
+
+        Args:
+            prompt: words, or a list; each is a row of the batch for each of its pictures.
+            edits: words and `Edit`s for every row; or a list of such lists, one for each prompt or picture.
+            negative_prompt: what to stay away from, one for all or one each.
+            images_per_prompt: pictures of each prompt, from different seeds.
+            steps: of the solver, 1 to the training's (1000).
+            guidance_scale: s of u + s (p - u), one for all or one each; 1 is no classifier-free guidance.
+            eta: DDIM's share of fresh noise in [0, 1], one for all or one each; PNDM has none.
+            seed: s, meaning s, s + 1, ... for several pictures, or a list with one each; 0 by default.
+            key: a JAX key in place of a seed, into which every row folds its number.
+            latents: the initial noise, [pictures, height / f, width / f, channels], in place of the seed's.
+            height, width: in pixels, multiples of the checkpoint's factor f; its own size by default.
+            momentum_scale, momentum_beta: s_m in [0, 1] and beta in [0, 1) of edits that name none.
+            semantics, support: see `sega_jax.guidance.sega`.
+            replay: guidance to add, recorded before: [pictures, calls, height / f, width / f, channels].
+            output: "pil", "uint8", "float" or "latent".
+            record: whether to return every call's predictions.
+            callback: called as (call, timestep, latents) after call 0 and every `callback_steps`-th after it.
+            progress: whether to show a bar; None is in terminals and notebooks.
+            strict: whether an edit with its cool-down before its warm-up is an error, or a warning.
+
+        Raises:
+            TypeError, ValueError: an argument is of the wrong type, number, shape or range; nothing ran.
+        """
+        for name, value, known in (
+            ("output", output, OUTPUTS), ("semantics", semantics, SEMANTICS), ("support", support, SUPPORTS)
+        ):  # fmt: skip
+            if value not in known:
+                raise ValueError(f"{name}={value!r} should be one of {', '.join(known)}")
+        if callback is not None and not callable(callback):
+            raise TypeError(f"callback={callback!r} should be a function of call, timestep and latents")
+        whole("callback_steps", callback_steps, 1)
+        shape = self.latent_shape(height, width)
+        table = self.scheduler.table(steps)
+        rows = prepare(
+            prompt,
+            edits,
+            negative_prompt=negative_prompt,
+            images_per_prompt=images_per_prompt,
+            seed=seed,
+            key=key,
+            latents=latents,
+            guidance_scale=guidance_scale,
+            eta=eta,
+            shape=shape,
+            calls=len(table.call),
+            strict=strict,
+        )
+        momentum_scale = number("momentum_scale", momentum_scale, 0, 1)
+        momentum_beta = number("momentum_beta", momentum_beta, 0, 1)
+        stacked = Edits.stack(rows.edits, momentum_scale=momentum_scale, momentum_beta=momentum_beta)
+        replay = _check_replay(replay, len(rows), shape)
+        text = self._text(rows, stacked.scale.shape[1])
+
+        settings = Settings(rows.keys, rows.guidance_scale, rows.eta, stacked, replay)
+        settings, text = self.devices.split((settings, text))
+        method = Method(self.scheduler.solver, semantics, support, record)
+        begin = self._program(system.start, (0, 0), shape=shape, method=method, dtype=self._wide)
+        carry = begin(settings, self.devices.split(rows.latents))
+        watch = None if callback is None else partial(self._call_back, callback, len(rows), table)
+        carry, kept = self._advance(text, carry, table, settings, method, len(rows), progress, watch, callback_steps)
+        return self._finish(carry.x, kept, rows, output)
+
+    @property
+    def _wide(self) -> np.dtype:
+        return jnp.promote_types(self.dtype, jnp.float32)
+
+    def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
+        """(height, width, channels) of the latents of a picture of this size in pixels.
+
+        Raises:
+            TypeError, ValueError: a size that is not a positive multiple of the checkpoint's factor.
+        """
+        net, auto = self.models.unet.config, self.models.vae.config
+        default = net.sample_size if isinstance(net.sample_size, tuple) else (net.sample_size,) * 2
+        sizes = []
+        for name, value, latent in zip(("height", "width"), (height, width), default, strict=True):
+            value = latent * auto.factor if value is None else whole(name, value, 1)
+            if value % auto.factor:
+                near = max(value // auto.factor, 1) * auto.factor
+                raise ValueError(
+                    f"{name}={value} is not a multiple of {auto.factor}, this checkpoint's factor; try {near}"
+                )
+            sizes.append(value // auto.factor)
+        return (*sizes, net.in_channels)
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeddings [texts, tokens, channels] of texts, in the networks' dtype; remembered by tokens."""
+        ids = self.tokenizer(texts)
+        new = list({row.tobytes(): row for row in ids if row.tobytes() not in self._embeddings}.items())
+        program = self._program(system.encode, None)
+        found = {}
+        for i in range(0, len(new), _BLOCK):
+            block = new[i : i + _BLOCK]
+            padded = np.stack([row for _, row in block] + [block[0][1]] * (_BLOCK - len(block)))
+            hidden = np.asarray(program(self.models.text_encoder, padded))
+            found |= {name: vector for (name, _), vector in zip(block, hidden, strict=False)}
+        found |= {row.tobytes(): self._embeddings[row.tobytes()] for row in ids if row.tobytes() in self._embeddings}
+        self._embeddings |= found
+        while len(self._embeddings) > _REMEMBERED:
+            del self._embeddings[next(iter(self._embeddings))]
+        return np.stack([found[row.tobytes()] for row in ids])
+
+    def _text(self, rows: Rows, n: int) -> np.ndarray:
+        """Embeddings [rows, 2 + n, tokens, channels]; concepts that pad a row are empty words."""
+        tokens, channels = self.tokenizer.length, self.models.text_encoder.final_layer_norm.scale.shape[0]
+        words: dict[str, int] = {}
+        wanted: list[list[int | np.ndarray]] = []
+        for prompt, negative, edits in zip(rows.prompts, rows.negatives, rows.edits, strict=True):
+            branches = [negative, prompt, *(edit.concept for edit in edits), *[""] * (n - len(edits))]
+            wanted.append(
+                [
+                    words.setdefault(b, len(words)) if isinstance(b, str) else _embedding(b, (tokens, channels))
+                    for b in branches
+                ]
+            )
+        hidden = self.encode(list(words))
+        return np.stack(
+            [
+                np.stack([hidden[b] if isinstance(b, int) else b.astype(hidden.dtype) for b in branches])
+                for branches in wanted
+            ]
+        )
+
+    def _program(self, function: Callable, in_axes: tuple[int | None, ...] | None, **static: Any) -> Callable:
+        """The compiled form of a function with its static arguments bound, made once."""
+        name = (function, *static.items())
+        if name not in self._programs:
+            bound = partial(function, **static)
+            self._programs[name] = jax.jit(bound) if in_axes is None else self.devices.map(bound, in_axes)
+        return self._programs[name]
+
+    def _advance(
+        self,
+        text: Any,
+        carry: Carry,
+        table: Row,
+        settings: Settings,
+        method: Method,
+        rows: int,
+        progress: bool | None,
+        watch: Callable[[int, Carry], None] | None,
+        every: int,
+    ) -> tuple[Carry, Record | None]:
+        """Runs the whole table, some calls at a time: between, the bar moves and an interruption is heard."""
+        from tqdm.auto import tqdm
+
+        program = self._program(system.advance, (None, 0, 0, None, 0), method=method)
+        situation = (method, text.shape, carry.x.shape, settings.replay is None)
+        calls, done, kept = len(table.call), 0, []
+        with tqdm(total=calls, unit="call", disable=not _shows(progress)) as bar:
+            while done < calls:
+                known = situation in self._pace
+                live = int(_PATIENCE / self._pace[situation]) if known else 1
+                live = min(max(live, 1), _CHUNK, calls - done)
+                if watch is not None:
+                    live = min(live, -(done - 1) % every + 1 if done else 1)
+                began = time.perf_counter()
+                carry, part = program(self.models.unet, text, carry, _chunk(table, done, live), settings)
+                jax.block_until_ready(carry)
+                # The first call of a program may have compiled: it says nothing about the pace.
+                if known or done:
+                    self._pace[situation] = (time.perf_counter() - began) / live
+                if method.record:
+                    part = self.devices.gather(part, rows)
+                    kept.append(jax.tree.map(lambda leaf, live=live: leaf[:, :live], part))
+                done += live
+                bar.update(live)
+                if watch is not None and (done - 1) % every == 0:
+                    watch(done - 1, carry)
+        return carry, jax.tree.map(lambda *parts: np.concatenate(parts, 1), *kept) if kept else None
+
+    def _call_back(self, callback: Callable, rows: int, table: Row, call: int, carry: Carry) -> None:
+        callback(call, int(table.timestep[call]), self.devices.gather(carry.x, rows))
+
+    def _finish(self, x: Any, record: Record | None, rows: Rows, output: str) -> Output:
+        if output == "latent":
+            images = self.devices.gather(x, len(rows))
+            finite = np.isfinite(images).all((1, 2, 3))
+        else:
+            program = self._program(system.decode, (None, 0))
+            images, finite = self.devices.gather(program(self.models.vae, x), len(rows))
+        if not finite.all():
+            warnings.warn(
+                f"pictures {np.flatnonzero(~finite).tolist()} came out as NaN or infinite and are not shown; smaller"
+                " scales, or dtype float32 or bfloat16, may help",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        if output in ("pil", "uint8"):
+            images = (np.where(finite[:, None, None, None], images, 0) * 255).round().astype(np.uint8)
+        elif output == "float":
+            images = np.where(finite[:, None, None, None], images, np.nan)
+        if output == "pil":
+            images = [Image.fromarray(i) if good else None for i, good in zip(images, finite, strict=True)]
+        return Output(images, finite, rows.seeds, record)
+
+
+def _chunk(table: Row, start: int, live: int) -> Row:
+    """Rows of the table from `start`, filled up to a chunk by copies of the last that are not live."""
+    index = np.minimum(start + np.arange(_CHUNK), start + live - 1)
+    return jax.tree.map(lambda column: column[index], table)._replace(live=np.arange(_CHUNK) < live)
+
+
+def _shows(progress: bool | None) -> bool:
+    return ("ipykernel" in sys.modules or sys.stderr.isatty()) if progress is None else progress
+
+
+def _embedding(array: Any, shape: tuple[int, int]) -> np.ndarray:
+    array = np.asarray(array)
+    if array.shape != shape:
+        raise ValueError(f"an edit's embedding has shape {array.shape}, expected {shape} (tokens, channels)")
+    if not np.isfinite(array.astype(np.float32)).all():
+        raise ValueError("an edit's embedding has NaN or infinite entries")
+    return array
+
+
+def _check_replay(replay: Any, rows: int, shape: tuple[int, int, int]) -> np.ndarray | None:
+    if replay is None:
+        return None
+    replay = np.asarray(replay)
+    if replay.ndim != 5 or replay.shape[:1] + replay.shape[2:] != (rows, *shape) or not replay.shape[1]:
+        raise ValueError(
+            f"replay has shape {replay.shape}, expected ({rows}, calls, {', '.join(map(str, shape))})"
+            " (pictures, calls, height, width, channels)"
+        )
+    if not np.isfinite(replay.astype(np.float32)).all():
+        raise ValueError("replay has NaN or infinite entries")
+    return replay

@@ -1,0 +1,221 @@
+"""The arguments of a call, checked before anything runs and spread to one row per picture."""
+
+import math
+import numbers
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from sega_jax.checkpoint import finite
+from sega_jax.guidance import Edit
+
+EditLike = Edit | str
+
+
+class Rows(NamedTuple):
+    """A call's pictures, prompt by prompt, the pictures of one prompt side by side."""
+
+    prompts: list[str]
+    negatives: list[str]
+    edits: list[tuple[Edit, ...]]
+    seeds: list[int] | None  # None where a key was given
+    keys: jax.Array  # typed keys [rows]
+    latents: np.ndarray | None  # float [rows, height, width, channels]
+    guidance_scale: np.ndarray  # float [rows]
+    eta: np.ndarray  # float [rows]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+def prepare(
+    prompt: str | Sequence[str],
+    edits: EditLike | Sequence[EditLike] | Sequence[Sequence[EditLike]],
+    *,
+    negative_prompt: str | Sequence[str] | None,
+    images_per_prompt: int,
+    seed: int | Sequence[int] | None,
+    key: jax.Array | None,
+    latents: Any,
+    guidance_scale: float | Sequence[float],
+    eta: float | Sequence[float],
+    shape: tuple[int, int, int],
+    calls: int,
+    strict: bool,
+) -> Rows:
+    """Checks and spreads; `shape` is that of one row's latents, `calls` the number of model calls.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, number, shape or range; with `strict`, also
+            an edit that ends before it begins.
+    """
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(prompts, Sequence) or not prompts or not all(isinstance(p, str) for p in prompts):
+        raise TypeError(f"prompt={_show(prompt)} should be words or a non-empty list of them")
+    count = whole("images_per_prompt", images_per_prompt, 1)
+    total = len(prompts) * count
+
+    def spread(name: str, values: Sequence) -> list:
+        """Entries for each prompt, or for each picture."""
+        if len(values) == total:
+            return list(values)
+        if len(values) == len(prompts):
+            return [value for value in values for _ in range(count)]
+        pictures = f", or {total}, one a picture" if count > 1 else ""
+        raise ValueError(f"{name} has {len(values)} entries, expected {len(prompts)}, one a prompt{pictures}")
+
+    negatives = "" if negative_prompt is None else negative_prompt
+    if isinstance(negatives, str):
+        negatives = [negatives] * total
+    elif not isinstance(negatives, Sequence) or not all(isinstance(p, str) for p in negatives):
+        raise TypeError(f"negative_prompt={_show(negative_prompt)} should be words or a list of them")
+    rows = _edits(edits, total, spread)
+    _check_clocks(rows, calls, strict)
+    return Rows(
+        prompts=spread("prompt", prompts),
+        negatives=spread("negative_prompt", negatives),
+        edits=rows,
+        seeds=(seeds := _seeds(seed, total) if key is None else None),
+        keys=_keys(seed, seeds, key, total),
+        latents=_latents(latents, total, shape),
+        guidance_scale=_numbers("guidance_scale", guidance_scale, total, spread, -math.inf, math.inf),
+        eta=_numbers("eta", eta, total, spread, 0, 1),
+    )
+
+
+def whole(name: str, value: Any, low: int, high: float = math.inf) -> int:
+    """A whole number in a range.
+
+    Raises:
+        TypeError, ValueError: anything else.
+    """
+    limit = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name}={_show(value)} should be a whole number, {limit}")
+    if not low <= value <= high:
+        raise ValueError(f"{name}={value} should be {limit}")
+    return int(value)
+
+
+def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
+    """A finite number in a range.
+
+    Raises:
+        TypeError, ValueError: anything else.
+    """
+    limit = "a finite number" if low == -math.inf else f"a number in [{low}, {high}]"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real | np.number):
+        raise TypeError(f"{name}={_show(value)} should be {limit}")
+    if not (math.isfinite(value) and low <= value <= high):
+        raise ValueError(f"{name}={_show(value)} should be {limit}")
+    return float(value)
+
+
+def _edits(edits: Any, total: int, spread: Callable[[str, Sequence], list]) -> list[tuple[Edit, ...]]:
+    def one(edit: Any) -> Edit:
+        if isinstance(edit, Edit):
+            return edit
+        if isinstance(edit, str):
+            return Edit(edit)
+        raise TypeError(f"edits: {_show(edit)} should be words or an Edit")
+
+    if isinstance(edits, Edit | str):
+        edits = [edits]
+    if not isinstance(edits, Sequence):
+        raise TypeError(f"edits={_show(edits)} should be a list of words and Edits, or one such list a prompt")
+    nested = [isinstance(entry, list | tuple) for entry in edits]
+    if any(nested):
+        if not all(nested):
+            raise TypeError("edits mixes lists with single edits; give one list for all, or one a prompt")
+        return [tuple(one(edit) for edit in row) for row in spread("edits", edits)]
+    return [tuple(one(edit) for edit in edits)] * total
+
+
+def _check_clocks(rows: list[tuple[Edit, ...]], calls: int, strict: bool) -> None:
+    for edit in {id(edit): edit for row in rows for edit in row}.values():
+        name = _show(edit.concept)
+        if edit.cooldown is not None and edit.cooldown <= edit.warmup:
+            message = f"the edit {name} ends at cooldown={edit.cooldown}, before it begins at warmup={edit.warmup}"
+            if strict:
+                raise ValueError(f"{message}; give a cooldown above the warmup, or None")
+            warnings.warn(f"{message}: only its momentum acts", stacklevel=4)
+        elif edit.warmup >= calls:
+            warnings.warn(
+                f"the edit {name} begins at warmup={edit.warmup}, after the last of {calls} model calls, and"
+                " changes nothing; lower its warmup or take more steps",
+                stacklevel=4,
+            )
+
+
+def _seeds(seed: Any, total: int) -> list[int]:
+    top = 2**32 - 1
+    if seed is None:
+        seed = 0
+    if isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str):
+        if len(seed) != total:
+            raise ValueError(f"seed has {len(seed)} entries, expected {total}, one a picture (or one number)")
+        return [whole("seed", s, 0, top) for s in seed]
+    return [whole("seed", seed, 0, top - total + 1) + i for i in range(total)]
+
+
+@jax.jit
+def _from_seeds(seeds: jax.Array) -> jax.Array:
+    return jax.vmap(jax.random.key)(seeds)
+
+
+@jax.jit
+def _fold(key: jax.Array, rows: jax.Array) -> jax.Array:
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
+
+
+def _keys(seed: Any, seeds: list[int] | None, key: Any, total: int) -> jax.Array:
+    if seeds is not None:
+        return _from_seeds(np.asarray(seeds, np.uint32))
+    if seed is not None:
+        raise ValueError("seed and key were both given; they say the same thing, give one")
+    if not isinstance(key, jax.Array):
+        raise TypeError(f"key={_show(key)} should be a JAX key, as of jax.random.key(0)")
+    if not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
+        try:
+            key = jax.random.wrap_key_data(key)
+        except (TypeError, ValueError):
+            raise TypeError(f"key={_show(key)} should be a JAX key, as of jax.random.key(0)") from None
+    if key.shape:
+        raise ValueError(f"key has shape {key.shape}, expected one key; every row folds its number in")
+    return _fold(key, np.arange(total, dtype=np.uint32))
+
+
+def _latents(latents: Any, total: int, shape: tuple[int, int, int]) -> np.ndarray | None:
+    if latents is None:
+        return None
+    try:
+        array = np.asarray(latents)
+    except (TypeError, ValueError):
+        array = np.asarray(None)
+    if array.dtype.kind not in "fV" or not np.issubdtype(array.astype(np.float32, copy=False).dtype, np.floating):
+        raise TypeError(f"latents={_show(latents)} should be a floating array {(total, *shape)}")
+    if array.shape != (total, *shape):
+        hint = "; latents are channels last here" if array.shape == (total, shape[2], *shape[:2]) else ""
+        raise ValueError(
+            f"latents have shape {array.shape}, expected {(total, *shape)} (pictures, height, width, channels){hint}"
+        )
+    if not finite(np.ascontiguousarray(array)):
+        raise ValueError("latents have NaN or infinite entries; no picture can come of them")
+    return array
+
+
+def _numbers(
+    name: str, value: Any, total: int, spread: Callable[[str, Sequence], list], low: float, high: float
+) -> np.ndarray:
+    """A number for all rows, or one each."""
+    if isinstance(value, Sequence | np.ndarray) and np.ndim(value) == 1:
+        return np.asarray(spread(name, [number(name, v, low, high) for v in value]))
+    return np.full(total, number(name, value, low, high))
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,1 @@
+"""Systems: what the denoiser of a family of checkpoints is, one file each."""

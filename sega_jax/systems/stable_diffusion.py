@@ -1,0 +1,204 @@
+"""Stable Diffusion 1.x and 2.x: latents, CLIP text, and a UNet that predicts the noise or v.
+
+Four pure functions of one device's share of the rows, each compiled once: `encode` takes tokens to
+text, `start` keys to noise, `advance` a carry through a chunk of the schedule, `decode` latents to
+pictures. `generate` is their composition, for research, export and gradients.
+
+Latents and pictures are channels last. Axes: rows of the batch, branches (2 + n: unconditional, prompt,
+concepts), tokens, channels.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sega_jax.guidance import Edits, Predictions, cfg, replay, sega
+from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModel
+from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
+from sega_jax.nn.vae import AutoencoderConfig, AutoencoderKL
+from sega_jax.sample import Carry, nothing, sample
+from sega_jax.schedules import Row
+from sega_jax.solvers import SOLVERS, Solver
+
+# Where the initial noise is drawn from a key; the noise of call i is drawn at i.
+_INITIAL = 2**32 - 1
+
+
+class Models(NamedTuple):
+    """The networks of a checkpoint, without values or filled."""
+
+    text_encoder: CLIPTextModel
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+
+    @classmethod
+    def build(
+        cls,
+        text_encoder: Mapping[str, Any],
+        unet: Mapping[str, Any],
+        vae: Mapping[str, Any],
+        attention: str | None = "xla",
+    ) -> "Models":
+        """Networks without values from the three config.json.
+
+        Raises:
+            ValueError: a config that is not supported, or configs that do not fit each other.
+        """
+        text, net, auto = (
+            CLIPTextConfig.from_dict(text_encoder),
+            UNetConfig.from_dict(unet),
+            AutoencoderConfig.from_dict(vae),
+        )
+        for level in range(len(net.block_out_channels)):
+            if (context := net.level("cross_attention_dim", level)) != text.hidden_size:
+                raise ValueError(
+                    f"the UNet's cross_attention_dim {context} is not the text encoder's hidden_size"
+                    f" {text.hidden_size}; do the two folders belong together?"
+                )
+        if not net.in_channels == net.out_channels == auto.latent_channels:
+            raise ValueError(
+                f"the UNet takes {net.in_channels} channels to {net.out_channels}, the VAE has"
+                f" {auto.latent_channels}: only text-to-image checkpoints are supported, where all are equal"
+            )
+        return cls(CLIPTextModel(text), UNet2DConditionModel(net, attention), AutoencoderKL(auto))
+
+
+class Method(NamedTuple):
+    """What is compiled in; everything else is a number that a program takes."""
+
+    solver: str = "ddim"
+    semantics: str = "diffusers"
+    support: str = "channel"
+    record: bool = False
+
+
+class Settings(NamedTuple):
+    """The numbers of every row."""
+
+    key: jax.Array  # typed keys [rows]
+    guidance_scale: Any  # [rows]
+    eta: Any  # [rows]
+    edits: Edits  # [rows, n] each
+    replay: Any = None  # [rows, calls, height, width, channels] to be added, or None
+
+
+class Record(NamedTuple):
+    """What every model call predicted, and what semantic guidance added; [rows, calls, ...] in float32."""
+
+    sem_guidance: jax.Array  # [rows, calls, height, width, channels], without cfg and without replay
+    uncond: jax.Array  # likewise
+    cond: jax.Array  # likewise
+    edits: jax.Array  # [rows, calls, n, height, width, channels]
+
+
+def encode(text_encoder: CLIPTextModel, ids: jax.Array) -> jax.Array:
+    """int32 ids [texts, tokens] -> hidden states [texts, tokens, channels]."""
+    return text_encoder(ids)
+
+
+def start(settings: Settings, latents: Any, *, shape: tuple[int, ...], method: Method, dtype: Any) -> Carry:
+    """The carry before the first call, from given latents [rows, *shape] or from each row's key."""
+    if latents is None:
+        latents = _noise(settings.key, _INITIAL, shape, dtype)
+    x = jnp.asarray(latents, dtype)
+    n = settings.edits.scale.shape[1]
+    branch = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    preds = Predictions(branch, branch, jax.ShapeDtypeStruct((len(x), n, *shape), x.dtype))
+    guidance, solver = _method(settings, method)
+    return Carry(x, guidance.init(preds), solver.init(x))
+
+
+def advance(
+    unet: UNet2DConditionModel, text: jax.Array, carry: Carry, table: Row, settings: Settings, *, method: Method
+) -> tuple[Carry, Record | None]:
+    """Takes the rows through a chunk of the schedule.
+
+    Args:
+        text: hidden states [rows, 2 + n, tokens, channels].
+        carry: of `start`, or of the chunk before.
+        table: rows of the schedule, some of which may be filling.
+
+    Returns:
+        The carry, and with `method.record` the record of the chunk's calls.
+    """
+    guidance, solver = _method(settings, method)
+
+    def denoise(x, row):
+        return predict(unet, text, x, row)
+
+    def draw(row, shape):
+        return _noise(settings.key, row.call, shape[1:], carry.x.dtype)
+
+    def keep(x, preds, guided, state):
+        # Guidance once more, from zero: the compiler sees that it is the same sum and takes it once.
+        added, _ = _sega(settings, method).update(jnp.zeros_like(x), state[1], preds)
+        return Record(added, *(p.astype(x.dtype) for p in preds[:3]))
+
+    carry, kept = sample(denoise, guidance, solver, carry, table, draw, keep if method.record else nothing)
+    return carry, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), kept)
+
+
+def decode(vae: AutoencoderKL, latents: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Latents [rows, ...] -> float32 pictures [rows, height, width, 3] in [0, 1], and whether each row
+    of latents and picture is finite, bool [rows]."""
+    image = vae.decode(latents / vae.config.scaling_factor)
+    image = image.astype(jnp.promote_types(image.dtype, jnp.float32))
+    finite = jnp.isfinite(image).all((1, 2, 3)) & jnp.isfinite(latents).all((1, 2, 3))
+    return jnp.clip(image / 2 + 0.5, 0, 1), finite
+
+
+def generate(
+    models: Models,
+    ids: jax.Array,
+    table: Row,
+    settings: Settings,
+    latents: jax.Array | None = None,
+    *,
+    shape: tuple[int, ...],
+    method: Method,
+) -> jax.Array:
+    """The whole way from tokens to pictures as one pure function.
+
+    Args:
+        ids: int32 [rows, 2 + n, tokens]: the negative prompt, the prompt, the concepts.
+        table: of a `Scheduler` for a number of steps.
+        latents: to start from, [rows, *shape] (then `settings.key` serves a solver's fresh noise only).
+        shape: (height, width, channels) of the latents.
+
+    Returns:
+        Float32 pictures [rows, height, width, 3] in [0, 1].
+    """
+    text = encode(models.text_encoder, ids.reshape(-1, ids.shape[-1]))
+    text = text.reshape(*ids.shape, text.shape[-1])
+    dtype = jnp.promote_types(text.dtype, jnp.float32)
+    carry = start(settings, latents, shape=shape, method=method, dtype=dtype)
+    carry, _ = advance(models.unet, text, carry, table, settings, method=method)
+    return decode(models.vae, carry.x)[0]
+
+
+def predict(unet: UNet2DConditionModel, text: jax.Array, x: jax.Array, row: Row) -> Predictions:
+    """All 2 + n branches of every row in one call of the network."""
+    rows, branches = text.shape[:2]
+    tiled = jnp.repeat(x, branches, 0)
+    timestep = jnp.broadcast_to(row.timestep.astype(x.dtype), (rows * branches,))
+    out = unet(tiled, timestep, text.reshape(rows * branches, *text.shape[2:]))
+    out = out.reshape(rows, branches, *x.shape[1:])
+    return Predictions(out[:, 0], out[:, 1], out[:, 2:])
+
+
+def _sega(settings: Settings, method: Method) -> optax.GradientTransformation:
+    return sega(settings.edits, semantics=method.semantics, support=method.support)
+
+
+def _method(settings: Settings, method: Method) -> tuple[optax.GradientTransformation, Solver]:
+    links = [cfg(settings.guidance_scale), _sega(settings, method)]
+    if settings.replay is not None:
+        links.append(replay(settings.replay))
+    return optax.chain(*links), SOLVERS[method.solver](settings.eta)
+
+
+def _noise(key: jax.Array, tag: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, tag), shape, dtype))(key)

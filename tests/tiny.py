@@ -1,0 +1,148 @@
+"""Small Stable Diffusion checkpoints in diffusers layout, written without torch, with weights that hide nothing.
+
+Every tensor is drawn from a generator seeded by its name, so that a test here and the script that
+recorded a reference elsewhere have the same numbers. Nothing is zero or the identity: scales are
+1 + 0.1 N, biases 0.1 N, the rest N / sqrt(fan in).
+"""
+
+import copy
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from sega_jax.checkpoint import leaves
+from sega_jax.systems.stable_diffusion import Models
+
+UNET = {
+    "_class_name": "UNet2DConditionModel",
+    "sample_size": 8,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": [8, 16, 24],
+    "layers_per_block": 1,
+    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+    "attention_head_dim": 2,
+    "cross_attention_dim": 16,
+    "norm_num_groups": 4,
+}
+# What SD 2.x has otherwise, and then some: a list of head counts, linear projections, several layers.
+UNET_2 = UNET | {
+    "attention_head_dim": [1, 2, 3],
+    "use_linear_projection": True,
+    "upcast_attention": True,
+    "layers_per_block": [1, 2, 1],
+    "transformer_layers_per_block": [1, 2, 1],
+}
+VAE = {
+    "_class_name": "AutoencoderKL",
+    "block_out_channels": [8, 16],
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "layers_per_block": 1,
+    "latent_channels": 4,
+    "norm_num_groups": 4,
+    "sample_size": 16,
+    "scaling_factor": 0.5,
+}
+TEXT = {
+    "architectures": ["CLIPTextModel"],
+    "model_type": "clip_text_model",
+    "vocab_size": 60,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 12,
+    "hidden_act": "quick_gelu",
+    "bos_token_id": 56,
+    "eos_token_id": 57,
+    "pad_token_id": 57,
+}
+TEXT_2 = TEXT | {"hidden_act": "gelu", "num_hidden_layers": 3}
+SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+DDIM = {"_class_name": "DDIMScheduler", **SD_BETAS, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+PNDM = {
+    "_class_name": "PNDMScheduler",
+    **SD_BETAS,
+    "skip_prk_steps": True,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+
+
+def values(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The float32 tensor of this name."""
+    noise = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
+    if name.endswith(".bias"):
+        return 0.1 * noise
+    if len(shape) == 1:
+        return 1 + 0.1 * noise
+    if "embedding" in name and "time" not in name:
+        return noise
+    return noise / np.float32(np.sqrt(np.prod(shape[1:])))
+
+
+def networks(*, unet=UNET, vae=VAE, text=TEXT) -> Models:
+    return Models.build(text, unet, vae)
+
+
+def tensors(module: Any, prefix: str = "") -> dict[str, np.ndarray]:
+    """Every tensor of a network's checkpoint, by torch's name and in torch's layout."""
+    return {prefix + name: values(name, shape) for name, shape in leaves(module).items()}
+
+
+def checkpoint(
+    folder: Path, *, unet=UNET, vae=VAE, text=TEXT, scheduler=DDIM, length=12, dtype=np.float32, prefix=""
+) -> Path:
+    """Writes a checkpoint and returns its folder."""
+    models = networks(unet=unet, vae=vae, text=text)
+    parts = {
+        "text_encoder": (text, models.text_encoder, "model", prefix),
+        "unet": (unet, models.unet, "diffusion_pytorch_model", ""),
+        "vae": (vae, models.vae, "diffusion_pytorch_model", ""),
+    }
+    for part, (config, module, stem, start) in parts.items():
+        (folder / part).mkdir(parents=True)
+        write_json(folder / part / "config.json", config)
+        arrays = {name: array.astype(dtype) for name, array in tensors(module, start).items()}
+        save_file(arrays, folder / part / f"{stem}.safetensors", {"format": "pt"})
+    for part in ("scheduler", "tokenizer"):
+        (folder / part).mkdir()
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    tokenizer(folder / "tokenizer", length)
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": "0.42.1",
+        "scheduler": ["diffusers", scheduler["_class_name"]],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+        "requires_safety_checker": False,
+    }
+    write_json(folder / "model_index.json", index)
+    return folder
+
+
+def tokenizer(folder: Path, length: int) -> None:
+    """A CLIP tokenizer of letters."""
+    letters = [chr(i) for i in range(97, 123)] + [",", "."]
+    names = [*letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+    write_json(folder / "vocab.json", {name: i for i, name in enumerate(names)})
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    special["unk_token"] = "<|endoftext|>"
+    write_json(folder / "special_tokens_map.json", special)
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": length}
+    write_json(folder / "tokenizer_config.json", special | config)
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(copy.deepcopy(value), indent=2))
