@@ -1,1 +1,260 @@
-def main(): ...
+"""`sega-jax edit` and `sega-jax info`."""
+
+import dataclasses
+import os
+import shlex
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sega_jax import pictures
+from sega_jax.guidance import SEMANTICS, SUPPORTS, Edit
+
+_WHOLE = ("warmup", "cooldown")
+_NUMBERS = ("scale", "threshold", "weight", "momentum_scale", "momentum_beta")
+
+
+def parse_edit(text: str) -> Edit:
+    """An edit from `[-]WORDS[:NAME=VALUE,...]`; a leading minus removes the concept.
+
+    Raises:
+        ValueError: no words, an unknown name, or a value that is no number or out of range.
+    """
+    words, colon, rest = text.rpartition(":")
+    if not colon or "=" not in rest:
+        words, rest = text, ""
+    removes = words.startswith("-")
+    words = words.removeprefix("-").strip()
+    if not words:
+        raise ValueError(f"--edit {text!r} names no concept")
+    values: dict[str, Any] = {}
+    for entry in filter(None, (part.strip() for part in rest.split(","))):
+        name, _, value = (part.strip() for part in entry.partition("="))
+        name = name.replace("-", "_")
+        if name not in _WHOLE + _NUMBERS or name in values:
+            raise ValueError(
+                f"--edit {text!r}: {name!r} is {'given twice' if name in values else 'unknown'}; the settings are"
+                f" {', '.join(_NUMBERS + _WHOLE)}"
+            )
+        try:
+            values[name] = int(value) if name in _WHOLE else float(value)
+        except ValueError:
+            kind = "a whole number" if name in _WHOLE else "a number"
+            raise ValueError(f"--edit {text!r}: {name}={value!r} should be {kind}") from None
+    if removes:
+        if values.get("scale", 1) < 0:
+            raise ValueError(f"--edit {text!r}: the leading minus already removes the concept; give a positive scale")
+        values["scale"] = -values.get("scale", Edit("").scale)
+    return Edit(words, **values)
+
+
+def format_edit(edit: Edit) -> str:
+    """The text that `parse_edit` reads as this edit, with every setting that is not the default."""
+    values = {
+        field.name: getattr(edit, field.name)
+        for field in dataclasses.fields(edit)
+        if field.name != "concept" and getattr(edit, field.name) != field.default
+    }
+    minus = "-" if edit.scale < 0 else ""
+    if minus:
+        values["scale"] = -edit.scale
+        if values["scale"] == Edit("").scale:
+            del values["scale"]
+    listed = ",".join(f"{name}={_plain(value)}" for name, value in values.items())
+    # A concept that itself ends like a list of settings needs one of its own behind it.
+    if not listed and ":" in edit.concept and "=" in edit.concept.rpartition(":")[2]:
+        listed = f"weight={_plain(edit.weight)}"
+    return f"{minus}{edit.concept}" + (f":{listed}" if listed else "")
+
+
+def _plain(value: float) -> str:
+    return repr(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="sega_jax")
+def main() -> None:
+    """Semantic guidance for text-to-image diffusion in JAX."""
+
+
+@main.command(context_settings={"show_default": True})
+@click.option("--model", required=True, metavar="FOLDER", help="A checkpoint in diffusers layout.")
+@click.option("--prompt", required=True, help="What the picture shows.")
+@click.option(
+    "--edit",
+    "edits",
+    multiple=True,
+    required=True,
+    metavar="CONCEPT",
+    help='A concept to add, or with a leading minus to remove; settings follow a colon: "glasses",'
+    ' "-beard:scale=6,threshold=0.95,warmup=8". Settings are scale, threshold, warmup, cooldown, weight,'
+    " momentum_scale and momentum_beta. May be given several times.",
+)
+@click.option("--negative-prompt", default="", help="What the picture stays away from.")
+@click.option("--seed", default=0)
+@click.option("--steps", default=50)
+@click.option("--guidance-scale", default=7.5, help="Strength of the prompt.")
+@click.option("--eta", default=0.0, help="DDIM's share of fresh noise, 0 to 1.")
+@click.option("--height", type=int, help="In pixels.  [default: the checkpoint's]")
+@click.option("--width", type=int, help="In pixels.  [default: the checkpoint's]")
+@click.option("--momentum-scale", default=0.1, help="Of edits that name none.")
+@click.option("--momentum-beta", default=0.4, help="Of edits that name none.")
+@click.option("--semantics", type=click.Choice(SEMANTICS), default=SEMANTICS[0])
+@click.option("--support", type=click.Choice(SUPPORTS), default=SUPPORTS[0], help="What shares a threshold.")
+@click.option("--dtype", help="Of the networks.  [default: float32 on a CPU, else bfloat16]")
+@click.option("--variant", help='Of the weight files, such as "fp16".')
+@click.option("--out", default="sega-jax-out", metavar="FOLDER", help="Where the pictures go.")
+def edit(model: str, prompt: str, edits: tuple[str, ...], out: str, dtype: str, variant: str, **settings: Any) -> None:
+    """Makes a picture of a prompt, with and without edits, and a sheet of both."""
+    with _plainly():
+        parsed = [parse_edit(text) for text in edits]
+        folder = _writable(Path(out))
+        _remember_compilations()
+        began = time.perf_counter()
+        from sega_jax.loading import load  # here, so that --help and mistakes answer at once
+
+        pipe = load(model, dtype=dtype, variant=variant)
+        device = pipe.devices.devices[0].device_kind
+        click.echo(
+            f"Loaded {model}: {pipe.scheduler.name}, {pipe.dtype.name} on {len(pipe.devices)} x {device},"
+            f" in {time.perf_counter() - began:.1f} s"
+        )
+        click.echo(f"{prompt!r}, seed {settings['seed']}, {settings['steps']} steps")
+        for one in parsed:
+            click.echo(f"  {'-' if one.scale < 0 else '+'} {_describe(one)}")
+        began = time.perf_counter()
+        with _compilations() as compiling:
+            result = pipe(prompt, [[], parsed], images_per_prompt=2, **settings | {"seed": [settings["seed"]] * 2})
+        seconds = time.perf_counter() - began
+        click.echo(f"Compiled in {compiling():.1f} s, ran in {seconds - compiling():.1f} s")
+
+        known = {"model": model, "prompt": prompt, "edits": [dataclasses.asdict(one) for one in parsed]}
+        sides = pipe.latent_shape(settings["height"], settings["width"])[:2]
+        height, width = (side * pipe.models.vae.config.factor for side in sides)
+        known |= settings | {"height": height, "width": width}
+        known |= {"dtype": pipe.dtype.name, "variant": variant, "scheduler": pipe.scheduler.name}
+        made = {name: image for name, image in zip(("original", "edited"), result.images, strict=True) if image}
+        if len(made) == 2:
+            captions = [prompt, "  ".join(f"{'-' if one.scale < 0 else '+'} {one.concept}" for one in parsed)]
+            made["sheet"] = pictures.sheet(list(made.values()), captions)
+        for path in _save(folder, made, known | _versions(device)):
+            click.echo(f"Wrote {path}")
+        if len(made) < 3:
+            raise ValueError("not every picture is finite; lower the scales, or try --dtype float32")
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def info(file: Path) -> None:
+    """Prints the settings of a picture that `edit` wrote, and the command that repeats it."""
+    with _plainly():
+        known = pictures.settings(file)
+        for name, value in known.items():
+            if name == "edits":
+                value = "; ".join(format_edit(Edit(**one)) for one in value)
+            click.echo(f"{name:15} {value}")
+        click.echo(f"\n{_command(known)}")
+
+
+def _command(known: dict[str, Any]) -> str:
+    """The shell command that makes the pictures with these settings."""
+    words = ["sega-jax", "edit"]
+    for option in edit.params:
+        if option.name == "edits":
+            for one in known["edits"]:
+                words += ["--edit", format_edit(Edit(**one))]
+        elif known.get(option.name) not in (None, option.default) and option.name != "out":
+            words += [option.opts[0], str(known[option.name])]
+    return shlex.join(words)
+
+
+def _describe(one: Edit) -> str:
+    begins = f"from call {one.warmup}" + ("" if one.cooldown is None else f" to {one.cooldown}")
+    return f"{one.concept}: scale {abs(one.scale):g}, threshold {one.threshold:g}, {begins}"
+
+
+def _save(folder: Path, made: dict[str, Any], known: dict[str, Any]) -> list[Path]:
+    """Writes pictures under the first number that is free; an earlier run's are never touched."""
+    number = 1
+    while True:
+        paths = {name: folder / f"{number:04}-{name}.png" for name in made}
+        try:
+            for name, path in paths.items():
+                pictures.save(made[name], path, {"picture": name} | known)
+            return list(paths.values())
+        except FileExistsError:
+            number += 1
+
+
+def _writable(folder: Path) -> Path:
+    """The folder, made if need be and tried, so that no picture is lost for want of a place.
+
+    Raises:
+        ValueError: it cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(f"--out {folder} cannot be written to ({error.strerror}); name another folder") from None
+    return folder
+
+
+def _versions(device: str) -> dict[str, str]:
+    import jax
+
+    from sega_jax import __version__
+
+    return {"device": device, "sega_jax": __version__, "jax": jax.__version__}
+
+
+def _remember_compilations() -> None:
+    """Keeps compiled programs from run to run, unless JAX was told where to keep them."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "sega_jax" / "xla"))
+
+
+@contextmanager
+def _compilations() -> Iterator[Any]:
+    """Counts the seconds in which something was traced or compiled (or read from the cache)."""
+    import jax.monitoring
+
+    spans: list[tuple[float, float]] = []
+
+    def listen(event: str, duration: float, **_: Any) -> None:
+        if event.startswith("/jax/core/compile/"):
+            spans.append((time.perf_counter() - duration, time.perf_counter()))
+
+    def seconds() -> float:
+        total, reached = 0.0, 0.0
+        for start, end in sorted(spans):
+            total += max(end - max(start, reached), 0)
+            reached = max(reached, end)
+        return total
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield seconds
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """Warnings as lines, mistakes as messages without a traceback."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda message, *_: click.echo(f"Warning: {message}", err=True)
+        try:
+            yield
+        except (ValueError, TypeError, OSError) as error:
+            raise click.ClickException(str(error)) from error

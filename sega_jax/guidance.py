@@ -23,6 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from sega_jax.dtypes import at_least_float32
+
 SEMANTICS = ("diffusers", "per_concept")
 SUPPORTS = ("channel", "latent", "pixel")
 # The step count at which "never" happens.
@@ -160,7 +162,7 @@ class ReplayState(NamedTuple):
 
 
 def _wide(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(at_least_float32(x.dtype))
 
 
 def _lift(values: Any, like: jax.Array) -> jax.Array:
@@ -225,7 +227,7 @@ def sega(edits: Edits, *, semantics: str = "diffusers", support: str = "channel"
         raise ValueError(f"support={support!r} should be one of {', '.join(SUPPORTS)}")
 
     def init(preds: Predictions) -> SegaState:
-        shape, dtype = preds.edits.shape, jnp.promote_types(preds.edits.dtype, jnp.float32)
+        shape, dtype = preds.edits.shape, at_least_float32(preds.edits.dtype)
         return SegaState(jnp.zeros(shape[:1], jnp.int32), jnp.zeros(shape, dtype))
 
     def update(estimate, state, preds):

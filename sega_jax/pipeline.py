@@ -13,10 +13,10 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from sega_jax.dtypes import at_least_float32
 from sega_jax.guidance import SEMANTICS, SUPPORTS, Edits
 from sega_jax.parallel import Devices
 from sega_jax.rows import EditLike, Rows, number, prepare, whole
@@ -167,7 +167,7 @@ class Pipeline:
 
     @property
     def _wide(self) -> np.dtype:
-        return jnp.promote_types(self.dtype, jnp.float32)
+        return at_least_float32(self.dtype)
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
         """(height, width, channels) of the latents of a picture of this size in pixels.

@@ -2,6 +2,9 @@
 
 import jax
 import pytest
+import tiny
+
+import sega_jax
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -19,3 +22,15 @@ def _compile_once(tmp_path_factory):
     """Tests that build the same small program share its compilation."""
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """A small checkpoint with DDIM."""
+    return tiny.checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def pipe(folder, one_device):
+    """Its pipeline, in float32 on one device."""
+    return sega_jax.load(folder, devices=one_device)

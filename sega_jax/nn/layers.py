@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jax.typing import DTypeLike
+
+from sega_jax.dtypes import at_least_float32
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -27,11 +28,6 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 def parameter(*shape: int) -> nnx.Param:
     """A parameter that has a shape and waits for its value."""
     return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32))
-
-
-def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
-    """The dtype for sums that half precision cannot hold."""
-    return jnp.promote_types(dtype, jnp.float32)
 
 
 def along(vector: jax.Array, x: jax.Array) -> jax.Array:
@@ -143,9 +139,11 @@ def attend(
     def split(x):
         return x.reshape(*x.shape[:2], heads, -1)
 
-    out = jax.nn.dot_product_attention(
-        split(query), split(key), split(value), is_causal=causal, implementation=implementation
-    )
+    # JAX's function promotes half precision to float32 by itself, which strict users forbid.
+    with jax.numpy_dtype_promotion("standard"):
+        out = jax.nn.dot_product_attention(
+            split(query), split(key), split(value), is_causal=causal, implementation=implementation
+        )
     return out.reshape(query.shape)
 
 

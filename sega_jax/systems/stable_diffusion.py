@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sega_jax.dtypes import at_least_float32
 from sega_jax.guidance import Edits, Predictions, cfg, replay, sega
 from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModel
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
@@ -145,7 +146,7 @@ def decode(vae: AutoencoderKL, latents: jax.Array) -> tuple[jax.Array, jax.Array
     """Latents [rows, ...] -> float32 pictures [rows, height, width, 3] in [0, 1], and whether each row
     of latents and picture is finite, bool [rows]."""
     image = vae.decode(latents / vae.config.scaling_factor)
-    image = image.astype(jnp.promote_types(image.dtype, jnp.float32))
+    image = image.astype(at_least_float32(image.dtype))
     finite = jnp.isfinite(image).all((1, 2, 3)) & jnp.isfinite(latents).all((1, 2, 3))
     return jnp.clip(image / 2 + 0.5, 0, 1), finite
 
@@ -173,8 +174,7 @@ def generate(
     """
     text = encode(models.text_encoder, ids.reshape(-1, ids.shape[-1]))
     text = text.reshape(*ids.shape, text.shape[-1])
-    dtype = jnp.promote_types(text.dtype, jnp.float32)
-    carry = start(settings, latents, shape=shape, method=method, dtype=dtype)
+    carry = start(settings, latents, shape=shape, method=method, dtype=at_least_float32(text.dtype))
     carry, _ = advance(models.unet, text, carry, table, settings, method=method)
     return decode(models.vae, carry.x)[0]
 

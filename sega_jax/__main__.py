@@ -1,0 +1,5 @@
+"""`python -m sega_jax` is `sega-jax`."""
+
+from sega_jax.cli import main
+
+main()

@@ -1,0 +1,74 @@
+"""Pictures on disk: PNG files that know how they were made, and before/after sheets."""
+
+import json
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+
+_KEY = "sega_jax"
+_MARGIN, _FONT = 8, 14
+
+
+def sheet(images: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
+    """Pictures of one size side by side, each above its caption; small ones are enlarged to 256 pixels."""
+    zoom = max(1, -(-256 // min(images[0].size)))
+    width, height = (side * zoom for side in images[0].size)
+    font = ImageFont.load_default(_FONT)
+    letters = int(width / font.getlength("n"))
+    wrapped = [textwrap.wrap(caption, letters) or [""] for caption in captions]
+    line = _FONT + 4
+    page = Image.new(
+        "RGB",
+        (
+            len(images) * (width + _MARGIN) + _MARGIN,
+            height + max(map(len, wrapped)) * line + 2 * _MARGIN,
+        ),
+        "white",
+    )
+    draw = ImageDraw.Draw(page)
+    for i, (image, lines) in enumerate(zip(images, wrapped, strict=True)):
+        left = _MARGIN + i * (width + _MARGIN)
+        page.paste(image.resize((width, height), Image.Resampling.NEAREST), (left, _MARGIN))
+        for k, text in enumerate(lines):
+            draw.text((left, height + _MARGIN + 4 + k * line), text, "black", font)
+    return page
+
+
+def save(image: Image.Image, path: Path, settings: dict[str, Any]) -> None:
+    """Writes a PNG with its settings; never over a file that is there.
+
+    Raises:
+        FileExistsError: the file exists.
+    """
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt(_KEY, json.dumps(settings, ensure_ascii=False))
+    with path.open("xb") as file:
+        image.save(file, "PNG", pnginfo=info)
+
+
+def settings(path: Path) -> dict[str, Any]:
+    """The settings of a PNG that `save` wrote.
+
+    Raises:
+        ValueError: the file is no readable PNG, or has no settings of ours.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            text = image.info.get(_KEY)
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{path} is no readable picture ({error})") from None
+    if text is None:
+        raise ValueError(f"{path} was not made by sega-jax: it has no settings")
+    try:
+        value = json.loads(text)
+    except (TypeError, ValueError):
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} has settings that cannot be read")
+    return value

@@ -1,0 +1,188 @@
+"""The shell's face: what `edit` writes and says, what `info` gives back, and how mistakes and Ctrl-C end."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from sega_jax import Edit, Pipeline, pictures
+from sega_jax.cli import format_edit, main, parse_edit
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def run(*words):
+    return CliRunner().invoke(main, list(map(str, words)))
+
+
+@pytest.fixture(scope="module")
+def made(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "new" / "folder"
+    words = ["edit", "--model", folder, "--prompt", "a cat, sitting", "--edit", "glasses:scale=4,warmup=1"]
+    words += ["--edit", "-hat:threshold=0.5", "--steps", 3, "--seed", 7, "--height", 24, "--out", out]
+    return run(*words), out
+
+
+def test_edit_writes_both_pictures_and_a_sheet(made):
+    result, out = made
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in out.iterdir()) == ["0001-edited.png", "0001-original.png", "0001-sheet.png"]
+    original, edited, sheet = (Image.open(out / f"0001-{name}.png") for name in ("original", "edited", "sheet"))
+    assert original.size == edited.size == (16, 24)
+    assert np.any(np.asarray(original) != np.asarray(edited))
+    assert sheet.width > 2 * 256
+
+
+def test_edit_says_what_it_did(made):
+    said = made[0].output
+    for part in ("DDIMScheduler, float32", "'a cat, sitting', seed 7, 3 steps", "+ glasses: scale 4", "- hat: scale 5"):
+        assert part in said
+    assert "Compiled in" in said
+    assert "Wrote" in said
+
+
+def test_info_repeats_the_picture(made, tmp_path):
+    _, out = made
+    result = run("info", out / "0001-edited.png")
+    assert result.exit_code == 0, result.output
+    for part in ("picture         edited", "seed            7", "height          24", "width           16"):
+        assert part in result.output
+    command = shlex.split(result.output.splitlines()[-1])
+    assert command[:2] == ["sega-jax", "edit"]
+    again = run(*command[1:], "--out", tmp_path)
+    assert again.exit_code == 0, again.output
+    for name in ("original", "edited"):
+        ours, theirs = (np.asarray(Image.open(d / f"0001-{name}.png")) for d in (tmp_path, out))
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_an_earlier_runs_pictures_are_kept(made, folder):
+    _, out = made
+    before = (out / "0001-edited.png").read_bytes()
+    result = run("edit", "--model", folder, "--prompt", "dog", "--edit", "hat:warmup=0", "--steps", 1, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert (out / "0001-edited.png").read_bytes() == before
+    assert (out / "0002-edited.png").is_file()
+
+
+EDITS = [
+    ("glasses", Edit("glasses")),
+    ("-beard", Edit("beard", scale=-5)),
+    ("glasses, wearing glasses:scale=6", Edit("glasses, wearing glasses", scale=6)),
+    ("-beard:scale=6,threshold=0.95,warmup=8", Edit("beard", scale=-6, threshold=0.95, warmup=8)),
+    ("16:9", Edit("16:9")),
+    ("a:b=c:weight=1", Edit("a:b=c")),
+    ("x:momentum-scale=0.3, momentum_beta=0.6, cooldown=20", Edit("x", 5, 0.9, 10, 20, 1, 0.3, 0.6)),
+    ("x:scale=-2.5", Edit("x", scale=-2.5)),
+    ("twenty-one:scale=1e1", Edit("twenty-one", scale=10)),
+]
+
+
+@pytest.mark.parametrize(("text", "edit"), EDITS)
+def test_edits_are_read_and_written(text, edit):
+    assert parse_edit(text) == edit
+    assert parse_edit(format_edit(edit)) == edit
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "names no concept"),
+        ("-", "names no concept"),
+        (":scale=3", "names no concept"),
+        ("x:scales=3", "'scales' is unknown; the settings are scale"),
+        ("x:scale=3,scale=4", "'scale' is given twice"),
+        ("x:scale=big", "should be a number"),
+        ("x:warmup=2.5", "should be a whole number"),
+        ("x:threshold=2", "in \\[0, 1\\]"),
+        ("x:weight=-1", "negative scale"),
+        ("-x:scale=-3", "already removes"),
+    ],
+)
+def test_bad_edits(text, words):
+    with pytest.raises(ValueError, match=words):
+        parse_edit(text)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"--model": "nowhere"}, "nowhere is no folder"),
+        ({"--edit": "x:threshold=2"}, "threshold=2.0 should be in [0, 1]"),
+        ({"--steps": 0}, "steps=0 should be from 1 to 1000"),
+        ({"--height": 7}, "height=7 is not a multiple of 2"),
+        ({"--dtype": "int8"}, "dtype='int8' should be one of"),
+        ({"--guidance-scale": "nan"}, "guidance_scale=nan"),
+    ],
+)
+def test_mistakes_are_messages(folder, tmp_path, changed, words):
+    options = {"--model": folder, "--prompt": "cat", "--edit": "hat", "--steps": 2, "--out": tmp_path} | changed
+    result = run("edit", *(word for option in options.items() for word in option))
+    assert result.exit_code == 1
+    assert f"Error: {words}" in result.output or words in result.output.split("Error: ")[1]
+    assert "Traceback" not in result.output
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_an_unwritable_folder_is_found_before_anything_runs(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Pipeline, "__call__", lambda *_, **__: pytest.fail("sampled"))
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        result = run("edit", "--model", folder, "--prompt", "cat", "--edit", "hat", "--out", out)
+        assert result.exit_code == 1
+        assert "cannot be written to" in result.output
+
+
+def test_pictures_that_are_not_finite_are_not_written(folder, tmp_path):
+    words = ["--steps", 2, "--edit", "hat:scale=1e38,warmup=0", "--out", tmp_path]
+    result = run("edit", "--model", folder, "--prompt", "cat", *words)
+    assert result.exit_code == 1
+    assert "not every picture is finite" in result.output
+    assert [path.name for path in tmp_path.glob("*.png")] == ["0001-original.png"]
+
+
+def test_info_of_other_files(tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    Image.new("RGB", (4, 4)).save(tmp_path / "foreign.png")
+    for name, words in (("none.png", "does not exist"), ("text.png", "no readable"), ("foreign.png", "not made by")):
+        result = run("info", tmp_path / name)
+        assert result.exit_code == 1
+        assert words in result.output
+
+
+def test_captions_stay_inside_the_sheet():
+    page = pictures.sheet([Image.new("RGB", (8, 8), c) for c in ("red", "blue")], ["a" * 300, "few words " * 20])
+    white = np.asarray(page) == 255
+    assert white[:, -4:].all()
+    assert white[-4:].all()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_interrupting_is_clean(folder, tmp_path):
+    words = ["--model", str(folder), "--prompt", "cat", "--edit", "hat", "--steps", "900", "--out", str(tmp_path)]
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "sega_jax", "edit", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    for line in process.stdout:
+        if line.startswith("  + hat"):
+            break
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "Aborted!" in rest
+    assert "Traceback" not in rest
+    assert not list(tmp_path.glob("*.png"))
