@@ -130,7 +130,7 @@ def edit(model: str, prompt: str, edits: tuple[str, ...], out: str, dtype: str, 
             click.echo(f"  {'-' if one.scale < 0 else '+'} {_describe(one)}")
         began = time.perf_counter()
         with _compilations() as compiling:
-            result = pipe(prompt, [[], parsed], images_per_prompt=2, **settings | {"seed": [settings["seed"]] * 2})
+            result = pipe([prompt] * 2, [[], parsed], **settings | {"seed": [settings["seed"]] * 2})
         seconds = time.perf_counter() - began
         click.echo(f"Compiled in {compiling():.1f} s, ran in {seconds - compiling():.1f} s")
 

@@ -115,11 +115,17 @@ def _dtype(dtype: DTypeLike | None, where: Devices) -> np.dtype:
     return jnp.dtype(dtype)
 
 
+def _has_flash_kernels(device: jax.Device) -> bool:
+    try:
+        return device.platform == "gpu" and float(device.compute_capability) >= 8
+    except (AttributeError, ValueError):  # another maker's GPU names its architecture
+        return False
+
+
 def _attention(attention: str | None, dtype: np.dtype, where: Devices) -> str:
     if attention not in (None, "xla", "cudnn"):
         raise ValueError(f"attention={attention!r} should be 'xla', 'cudnn' or None")
-    able = all(d.platform == "gpu" and float(d.compute_capability) >= 8 for d in where.devices)
-    able = able and dtype.name in ("bfloat16", "float16")
+    able = dtype.name in ("bfloat16", "float16") and all(map(_has_flash_kernels, where.devices))
     if attention == "cudnn" and not able:
         raise ValueError(
             "attention='cudnn' needs GPUs of compute capability 8.0 or more and dtype bfloat16 or float16,"

@@ -12,28 +12,21 @@ _KEY = "sega_jax"
 _MARGIN, _FONT = 8, 14
 
 
-def sheet(images: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
-    """Pictures of one size side by side, each above its caption; small ones are enlarged to 256 pixels."""
+def sheet(images: Sequence[Image.Image], captions: Sequence[str], *, columns: int = 4) -> Image.Image:
+    """Pictures of one size in rows, each above its caption; small ones are enlarged to 256 pixels."""
     zoom = max(1, -(-256 // min(images[0].size)))
     width, height = (side * zoom for side in images[0].size)
-    font = ImageFont.load_default(_FONT)
-    letters = int(width / font.getlength("n"))
-    wrapped = [textwrap.wrap(caption, letters) or [""] for caption in captions]
-    line = _FONT + 4
-    page = Image.new(
-        "RGB",
-        (
-            len(images) * (width + _MARGIN) + _MARGIN,
-            height + max(map(len, wrapped)) * line + 2 * _MARGIN,
-        ),
-        "white",
-    )
+    font, line = ImageFont.load_default(_FONT), _FONT + 4
+    wrapped = [textwrap.wrap(caption, int(width / font.getlength("n"))) or [""] for caption in captions]
+    columns = min(columns, len(images))
+    across, down = width + _MARGIN, height + max(map(len, wrapped)) * line + 2 * _MARGIN
+    page = Image.new("RGB", (columns * across + _MARGIN, -(-len(images) // columns) * down), "white")
     draw = ImageDraw.Draw(page)
     for i, (image, lines) in enumerate(zip(images, wrapped, strict=True)):
-        left = _MARGIN + i * (width + _MARGIN)
-        page.paste(image.resize((width, height), Image.Resampling.NEAREST), (left, _MARGIN))
+        left, top = _MARGIN + i % columns * across, _MARGIN + i // columns * down
+        page.paste(image.resize((width, height), Image.Resampling.NEAREST), (left, top))
         for k, text in enumerate(lines):
-            draw.text((left, height + _MARGIN + 4 + k * line), text, "black", font)
+            draw.text((left, top + height + 4 + k * line), text, "black", font)
     return page
 
 

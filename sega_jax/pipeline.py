@@ -247,8 +247,9 @@ class Pipeline:
         every: int,
     ) -> tuple[Carry, Record | None]:
         """Runs the whole table, some calls at a time: between, the bar moves and an interruption is heard."""
-        from tqdm.auto import tqdm
-
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a notebook without widgets gets the plain bar
+            from tqdm.auto import tqdm
         program = self._program(system.advance, (None, 0, 0, None, 0), method=method)
         situation = (method, text.shape, carry.x.shape, settings.replay is None)
         calls, done, kept = len(table.call), 0, []

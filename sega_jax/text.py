@@ -53,6 +53,6 @@ class Tokenizer:
                     cut = self._tokenizer.decode(whole[self.length - 1 : -1])
                     warnings.warn(
                         f"the text encoder reads {self.length} tokens; cut from the end of {text[:40]!r}...: {cut!r}",
-                        stacklevel=4,
+                        stacklevel=5,
                     )
         return np.asarray(ids, np.int32)

@@ -7,22 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from published import SD_1
 
 from sega_jax import Edit, Edits
 from sega_jax.schedules import from_config
 from sega_jax.systems.stable_diffusion import Method, Models, Settings, generate
-
-# Stable Diffusion 1.5.
-TEXT = tiny.TEXT | {
-    "vocab_size": 49408,
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "max_position_embeddings": 77,
-}
-UNET = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
-VAE = {"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2}
 
 
 def test_equals_the_pipeline(pipe):
@@ -42,7 +31,7 @@ def test_stable_diffusion_lowers_for_other_platforms(platform):
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
     program = jax.jit(partial(generate, shape=(64, 64, 4), method=Method("plms")))
     traced = program.trace(
-        half(Models.build(TEXT, UNET, VAE)),
+        half(Models.build(**SD_1)),
         jax.ShapeDtypeStruct((rows, 4, 77), jnp.int32),
         from_config(tiny.PNDM).table(50),
         Settings(keys, np.full(rows, 7.5), np.zeros(rows), edits),

@@ -20,28 +20,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tiny
+from published import SD_1
 
 from sega_jax import Edit, Pipeline, schedules
 from sega_jax.checkpoint import from_torch, torch_name, torch_shape
 from sega_jax.parallel import Devices
 from sega_jax.systems.stable_diffusion import Models
 from sega_jax.text import Tokenizer
-
-TEXT = tiny.TEXT | {
-    "vocab_size": 49408,
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "max_position_embeddings": 77,
-}
-UNET = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
-VAE = {
-    "block_out_channels": [128, 256, 512, 512],
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "layers_per_block": 2,
-}
 
 
 def pipeline(dtype: str, attention: str) -> Pipeline:
@@ -58,7 +43,7 @@ def pipeline(dtype: str, attention: str) -> Pipeline:
             noise /= np.sqrt(np.prod(shape[1:]))
         return devices.place(np.ascontiguousarray(from_torch(path, noise)).astype(dtype))
 
-    models = jax.tree_util.tree_map_with_path(value, Models.build(TEXT, UNET, VAE, attention=attention))
+    models = jax.tree_util.tree_map_with_path(value, Models.build(**SD_1, attention=attention))
     folder = Path(tempfile.mkdtemp())
     tiny.tokenizer(folder, 77)
     return Pipeline(models, Tokenizer(folder, 77, 49408), schedules.from_config(tiny.DDIM), devices)

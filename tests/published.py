@@ -1,0 +1,45 @@
+"""Configs of published checkpoints, as far as they shape a network."""
+
+import tiny
+
+VAE = {
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "layers_per_block": 2,
+}
+# Stable Diffusion 1.5
+SD_1 = {
+    "text_encoder": tiny.TEXT
+    | {
+        "vocab_size": 49408,
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 77,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "pad_token_id": 1,
+    },
+    "unet": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+    "vae": VAE,
+}
+# Stable Diffusion 2.1
+SD_2 = {
+    "text_encoder": SD_1["text_encoder"]
+    | {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 23,
+        "num_attention_heads": 16,
+        "hidden_act": "gelu",
+    },
+    "unet": {
+        "sample_size": 96,
+        "cross_attention_dim": 1024,
+        "attention_head_dim": [5, 10, 20, 20],
+        "use_linear_projection": True,
+    },
+    "vae": VAE,
+}
