@@ -52,7 +52,7 @@ class Edit:
         cooldown: kappa_k >= 0, the call from which on it no longer does; None is never.
         weight: w_k >= 0, against the other concepts.
         momentum_scale: s_m in [0, 1]; None takes the call's.
-        momentum_beta: beta in [0, 1); None takes the call's.
+        momentum_beta: beta in [0, 1]; None takes the call's.
 
     Raises:
         TypeError, ValueError: a setting of another type or out of its range.
@@ -81,14 +81,14 @@ class Edit:
         if self.momentum_scale is not None:
             self._number("momentum_scale", 0, 1, "in [0, 1], or None for the call's")
         if self.momentum_beta is not None:
-            self._number("momentum_beta", 0, 1, "in [0, 1), or None for the call's")
+            self._number("momentum_beta", 0, 1, "in [0, 1], or None for the call's")
 
     def _number(self, name: str, low: float, high: float, expected: str) -> None:
         value = getattr(self, name)
         where = f"Edit {_brief(self.concept)}: {name}={value!r}"
         if isinstance(value, bool) or not isinstance(value, numbers.Real | np.number):
             raise TypeError(f"{where} should be a number {expected}")
-        if not (math.isfinite(value) and low <= value <= high) or (name == "momentum_beta" and value == 1):
+        if not (math.isfinite(value) and low <= value <= high):
             raise ValueError(f"{where} should be {expected}")
         object.__setattr__(self, name, float(value))
 

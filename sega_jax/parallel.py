@@ -58,8 +58,8 @@ class Devices:
 
         return jax.tree.map(one, tree)
 
-    def gather(self, tree: Any, rows: int) -> Any:
-        """Host arrays [rows, ...] of what `map` returned, without the padding."""
+    def gather(self, tree: Any, rows: int | None = None) -> Any:
+        """Host arrays [rows, ...] of what `map` returned, without the padding where `rows` is given."""
 
         def one(leaf):
             leaf = np.asarray(leaf)

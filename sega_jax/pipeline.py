@@ -8,7 +8,7 @@ import dataclasses
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -114,7 +114,7 @@ class Pipeline:
             key: a JAX key in place of a seed, into which every row folds its number.
             latents: the initial noise, [pictures, height / f, width / f, channels], in place of the seed's.
             height, width: in pixels, multiples of the checkpoint's factor f; its own size by default.
-            momentum_scale, momentum_beta: s_m in [0, 1] and beta in [0, 1) of edits that name none.
+            momentum_scale, momentum_beta: s_m and beta in [0, 1] of edits that name none.
             semantics, support: see `sega_jax.guidance.sega`.
             replay: guidance to add, recorded before: [pictures, calls, height / f, width / f, channels].
             output: "pil", "uint8", "float" or "latent".
@@ -159,11 +159,17 @@ class Pipeline:
         settings = Settings(rows.keys, rows.guidance_scale, rows.eta, stacked, replay)
         settings, text = self.devices.split((settings, text))
         method = Method(self.scheduler.solver, semantics, support, record)
-        begin = self._program(system.start, (0, 0), shape=shape, method=method, dtype=self._wide)
-        carry = begin(settings, self.devices.split(rows.latents))
-        watch = None if callback is None else partial(self._call_back, callback, len(rows), table)
-        carry, kept = self._advance(text, carry, table, settings, method, len(rows), progress, watch, callback_steps)
-        return self._finish(carry.x, kept, rows, output)
+        start = self._program(system.start, (0, 0), shape=shape, method=method, dtype=self._wide)
+        noise = start(settings, self.devices.split(rows.latents))
+        every = None if callback is None else callback_steps
+        parts = []
+        with _bar(len(table.call), progress) as bar:
+            for done, carry, part in self._advance(text, noise, table, settings, method, every):
+                parts.append(part)
+                bar.update(done - bar.n)
+                if every is not None and (done - 1) % every == 0:
+                    callback(done - 1, int(table.timestep[done - 1]), self.devices.gather(carry.x, len(rows)))
+        return self._finish(carry.x, parts, rows, output)
 
     @property
     def _wide(self) -> np.dtype:
@@ -235,50 +241,32 @@ class Pipeline:
         return self._programs[name]
 
     def _advance(
-        self,
-        text: Any,
-        carry: Carry,
-        table: Row,
-        settings: Settings,
-        method: Method,
-        rows: int,
-        progress: bool | None,
-        watch: Callable[[int, Carry], None] | None,
-        every: int,
-    ) -> tuple[Carry, Record | None]:
-        """Runs the whole table, some calls at a time: between, the bar moves and an interruption is heard."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a notebook without widgets gets the plain bar
-            from tqdm.auto import tqdm
+        self, text: Any, carry: Carry, table: Row, settings: Settings, method: Method, every: int | None
+    ) -> Iterator[tuple[int, Carry, Record | None]]:
+        """Runs the table, some calls at a time: between, the bar moves and an interruption is heard.
+
+        Yields the calls done so far, the carry and the record of the last ones; with `every`, after call 0
+        and every so many after it, too.
+        """
         program = self._program(system.advance, (None, 0, 0, None, 0), method=method)
         situation = (method, text.shape, carry.x.shape, settings.replay is None)
-        calls, done, kept = len(table.call), 0, []
-        with tqdm(total=calls, unit="call", disable=not _shows(progress)) as bar:
-            while done < calls:
-                known = situation in self._pace
-                live = int(_PATIENCE / self._pace[situation]) if known else 1
-                live = min(max(live, 1), _CHUNK, calls - done)
-                if watch is not None:
-                    live = min(live, -(done - 1) % every + 1 if done else 1)
-                began = time.perf_counter()
-                carry, part = program(self.models.unet, text, carry, _chunk(table, done, live), settings)
-                jax.block_until_ready(carry)
-                # The first call of a program may have compiled: it says nothing about the pace.
-                if known or done:
-                    self._pace[situation] = (time.perf_counter() - began) / live
-                if method.record:
-                    part = self.devices.gather(part, rows)
-                    kept.append(jax.tree.map(lambda leaf, live=live: leaf[:, :live], part))
-                done += live
-                bar.update(live)
-                if watch is not None and (done - 1) % every == 0:
-                    watch(done - 1, carry)
-        return carry, jax.tree.map(lambda *parts: np.concatenate(parts, 1), *kept) if kept else None
+        calls, done = len(table.call), 0
+        while done < calls:
+            known = situation in self._pace
+            live = int(_PATIENCE / self._pace[situation]) if known else 1
+            live = min(max(live, 1), _CHUNK, calls - done)
+            live = live if every is None else min(live, -done % every + 1)
+            began = time.perf_counter()
+            carry, record = program(self.models.unet, text, carry, _chunk(table, done, live), settings)
+            jax.block_until_ready(carry)
+            # The first call of a program may have compiled: it says nothing about the pace.
+            if known or done:
+                self._pace[situation] = (time.perf_counter() - began) / live
+            done += live
+            yield done, carry, _calls(self.devices.gather(record), live)
 
-    def _call_back(self, callback: Callable, rows: int, table: Row, call: int, carry: Carry) -> None:
-        callback(call, int(table.timestep[call]), self.devices.gather(carry.x, rows))
-
-    def _finish(self, x: Any, record: Record | None, rows: Rows, output: str) -> Output:
+    def _finish(self, x: Any, parts: Sequence[Record | None], rows: Rows, output: str) -> Output:
+        record = jax.tree.map(lambda *leaves: np.concatenate(leaves, 1)[: len(rows)], *parts)
         if output == "latent":
             images = self.devices.gather(x, len(rows))
             finite = np.isfinite(images).all((1, 2, 3))
@@ -307,8 +295,17 @@ def _chunk(table: Row, start: int, live: int) -> Row:
     return jax.tree.map(lambda column: column[index], table)._replace(live=np.arange(_CHUNK) < live)
 
 
-def _shows(progress: bool | None) -> bool:
-    return ("ipykernel" in sys.modules or sys.stderr.isatty()) if progress is None else progress
+def _calls(record: Record | None, live: int) -> Record | None:
+    """The record of a chunk without its filling, still with the rows that fill the devices up."""
+    return jax.tree.map(lambda leaf: leaf[:, :live], record)
+
+
+def _bar(calls: int, progress: bool | None) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a notebook without widgets gets the plain bar
+        from tqdm.auto import tqdm
+    shown = ("ipykernel" in sys.modules or sys.stderr.isatty()) if progress is None else progress
+    return tqdm(total=calls, unit="call", disable=not shown)
 
 
 def _embedding(array: Any, shape: tuple[int, int]) -> np.ndarray:
