@@ -5,6 +5,7 @@ normalisation and softmax in at least float32. Every layer computes in the dtype
 takes inputs of that dtype.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -125,26 +126,25 @@ def attend(
     *,
     heads: int,
     causal: bool = False,
-    implementation: str | None = "xla",
+    implementation: str = "xla",
 ) -> jax.Array:
     """Scaled dot-product attention of [batch, positions, heads x width] arrays, softmax in >= float32.
 
-    `implementation` is that of `jax.nn.dot_product_attention`: "xla" runs everywhere; "cudnn", on a GPU in
-    half precision, is used where the heads are of a width that its kernels take on every such GPU.
+    `implementation` "xla" runs everywhere; "cudnn", on a GPU in half precision, is used where the heads are
+    of a width that its kernels take on every such GPU.
     """
     width = query.shape[-1] // heads
-    if width % 8 or width > 128 or jnp.finfo(query.dtype).bits > 16:
-        implementation = "xla"
-
-    def split(x):
-        return x.reshape(*x.shape[:2], heads, -1)
-
-    # JAX's function promotes half precision to float32 by itself, which strict users forbid.
-    with jax.numpy_dtype_promotion("standard"):
-        out = jax.nn.dot_product_attention(
-            split(query), split(key), split(value), is_causal=causal, implementation=implementation
-        )
-    return out.reshape(query.shape)
+    q, k, v = (x.reshape(*x.shape[:2], heads, width) for x in (query, key, value))
+    if implementation == "cudnn" and width % 8 == 0 and width <= 128 and jnp.finfo(query.dtype).bits == 16:
+        return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn").reshape(query.shape)
+    # JAX's own XLA path takes the softmax in float32 where float64 was asked for.
+    logits = jnp.einsum("bqhc,bkhc->bhqk", q, k, preferred_element_type=at_least_float32(query.dtype))
+    logits = logits / math.sqrt(width)
+    if causal:
+        past = jnp.tri(*logits.shape[-2:], dtype=bool)[None, None]
+        logits = jnp.where(past, logits, -jnp.inf)
+    weights = jax.nn.softmax(logits).astype(value.dtype)
+    return jnp.einsum("bhqk,bkhc->bqhc", weights, v).reshape(query.shape)
 
 
 class Attention(nnx.Module):

@@ -179,7 +179,7 @@ class FeedForward(nnx.Module):
 class TransformerBlock(nnx.Module):
     """Self-attention, attention to the text, feed-forward; each pre-normalised, with a residual."""
 
-    def __init__(self, channels: int, context: int, heads: int, implementation: str | None):
+    def __init__(self, channels: int, context: int, heads: int, implementation: str):
         self.norm1 = LayerNorm(channels)
         self.attn1 = Attention(channels, channels, heads, implementation=implementation)
         self.norm2 = LayerNorm(channels)
@@ -197,7 +197,7 @@ class TransformerBlock(nnx.Module):
 class Transformer(nnx.Module):
     """Transformer blocks over the positions of a picture [batch, height, width, channels]."""
 
-    def __init__(self, c: UNetConfig, level: int, implementation: str | None):
+    def __init__(self, c: UNetConfig, level: int, implementation: str):
         channels = c.block_out_channels[level]
         # SD 1.x projects by 1x1 convolutions, 2.x by linear layers: the same sums, other shapes in the file.
         project = Linear if c.use_linear_projection else lambda i, o: Conv(i, o, 1)
@@ -225,7 +225,7 @@ class Transformer(nnx.Module):
 
 
 class DownBlock(nnx.Module):
-    def __init__(self, c: UNetConfig, level: int, embedding: int, implementation: str | None):
+    def __init__(self, c: UNetConfig, level: int, embedding: int, implementation: str):
         outputs = c.block_out_channels[level]
         inputs = c.block_out_channels[max(level - 1, 0)]
         layers = c.level("layers_per_block", level)
@@ -249,7 +249,7 @@ class DownBlock(nnx.Module):
 
 
 class MidBlock(nnx.Module):
-    def __init__(self, c: UNetConfig, embedding: int, implementation: str | None):
+    def __init__(self, c: UNetConfig, embedding: int, implementation: str):
         channels = c.block_out_channels[-1]
         self.resnets = nnx.List([_resnet(c, channels, channels, embedding) for _ in range(2)])
         self.attentions = nnx.List([Transformer(c, len(c.block_out_channels) - 1, implementation)])
@@ -262,7 +262,7 @@ class MidBlock(nnx.Module):
 class UpBlock(nnx.Module):
     """`step` counts from the deepest level; the attention settings are those of the level it restores."""
 
-    def __init__(self, c: UNetConfig, step: int, embedding: int, implementation: str | None):
+    def __init__(self, c: UNetConfig, step: int, embedding: int, implementation: str):
         count = len(c.block_out_channels)
         level = count - 1 - step
         outputs = c.block_out_channels[level]
@@ -315,7 +315,7 @@ class UNet2DConditionModel(nnx.Module):
     of the parameters.
     """
 
-    def __init__(self, config: UNetConfig, attention: str | None = "xla"):
+    def __init__(self, config: UNetConfig, attention: str = "xla"):
         channels = config.block_out_channels
         embedding = config.time_embedding_dim or 4 * channels[0]
         levels = range(len(channels))

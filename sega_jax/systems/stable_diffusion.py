@@ -41,7 +41,7 @@ class Models(NamedTuple):
         text_encoder: Mapping[str, Any],
         unet: Mapping[str, Any],
         vae: Mapping[str, Any],
-        attention: str | None = "xla",
+        attention: str = "xla",
     ) -> "Models":
         """Networks without values from the three config.json.
 
