@@ -13,23 +13,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import ml_dtypes
 import numpy as np
 from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
+
+from sega_jax.arrays import is_finite, is_floating
 
 M = TypeVar("M")
 
 # Buffers that old files carry and no module needs.
 _BUFFERS = re.compile(r"(^|\.)position_ids$")
+_DTYPES = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 _WEIGHTS = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
-# The exponent bits of each floating type: all set means infinite or NaN.
-_EXPONENTS = {
-    np.dtype(np.float64): (np.uint64, 0x7FF0000000000000),
-    np.dtype(np.float32): (np.uint32, 0x7F800000),
-    np.dtype(np.float16): (np.uint16, 0x7C00),
-    np.dtype(ml_dtypes.bfloat16): (np.uint16, 0x7F80),
-}
 
 
 class CheckpointError(ValueError):
@@ -98,8 +93,9 @@ class Tensors:
         file, key, path = self._source[name]
         try:
             return file.get_tensor(key)
-        except (SafetensorError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path}: cannot read {key} ({error})") from None
+        except (SafetensorError, AttributeError, TypeError, ValueError):
+            dtype = file.get_slice(key).get_dtype()
+            raise CheckpointError(f"{path}: cannot read {name} of type {_DTYPES.get(dtype, dtype)}") from None
 
     def __enter__(self) -> "Tensors":
         return self
@@ -178,14 +174,6 @@ def leaves(module: Any) -> dict[str, tuple[int, ...]]:
     }
 
 
-def finite(array: np.ndarray) -> bool:
-    """Whether a host array has no infinite or NaN entry; quick in half precision, too."""
-    if array.dtype not in _EXPONENTS:
-        return True
-    integer, mask = _EXPONENTS[array.dtype]
-    return not ((array.view(integer) & integer(mask)) == mask).any()
-
-
 def fill(
     module: M,
     tensors: Tensors,
@@ -216,13 +204,13 @@ def fill(
     def read(path, leaf):
         name = torch_name(path)
         array = tensors[name]
-        if array.dtype not in _EXPONENTS:
+        if not is_floating(array.dtype):
             bad.append(f"  {name} is {array.dtype}, expected a floating type")
-        elif not finite(array):
+        elif not is_finite(array):
             bad.append(f"  {name} has NaN or infinite entries")
         with np.errstate(over="ignore"):
             cast = np.ascontiguousarray(from_torch(path, array)).astype(dtype, copy=False)
-        if not bad and not finite(cast):
+        if not bad and not is_finite(cast):
             bad.append(f"  {name} overflows {np.dtype(dtype).name}; load with another dtype")
         return leaf if bad else place(cast)
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sega_jax.dtypes import at_least_float32
+from sega_jax.arrays import at_least_float32, floating
 
 SEMANTICS = ("diffusers", "per_concept")
 SUPPORTS = ("channel", "latent", "pixel")
@@ -68,10 +68,11 @@ class Edit:
     momentum_beta: float | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.concept, str) and np.ndim(self.concept) != 2:
-            raise TypeError(
-                f"Edit: concept={_brief(self.concept)} should be words or a [tokens, channels] array of embeddings"
-            )
+        if not isinstance(self.concept, str):
+            embedding = floating("Edit: concept", self.concept, "(tokens, channels), or words")
+            if embedding.ndim != 2:
+                raise ValueError(f"Edit: concept has shape {embedding.shape}, expected (tokens, channels)")
+            object.__setattr__(self, "concept", embedding)
         self._number("scale", -math.inf, math.inf, "a finite number; negative removes the concept")
         self._number("threshold", 0, 1, "in [0, 1], the share of the picture that stays untouched")
         self._count("warmup", 0)

@@ -1,5 +1,6 @@
 """`load`: a checkpoint's folder to a `Pipeline`."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,13 @@ def load(
 
     Raises:
         FileNotFoundError: no such folder.
+        TypeError: the source is no path, or the devices are none.
         CheckpointError: the folder is no checkpoint, or a file is missing, broken or does not fit.
         ValueError: an unknown dtype or attention, or a config that is not supported.
     """
-    folder = Path(source).expanduser()
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(f"source={source!r} should be the path of a folder")
+    folder = Path(os.path.expanduser(source))
     if not folder.is_dir():
         raise FileNotFoundError(
             f"{folder} is no folder; give one in diffusers layout (with model_index.json, unet, vae, text_encoder,"

@@ -23,9 +23,10 @@ class Devices:
     """
 
     def __init__(self, devices: Sequence[jax.Device] | None = None):
-        self.devices = list(jax.local_devices() if devices is None else devices)
-        if not self.devices:
-            raise ValueError("devices=[] should name at least one device, or be None for all of this host")
+        devices = jax.local_devices() if devices is None else devices
+        if not isinstance(devices, Sequence) or not devices or not all(isinstance(d, jax.Device) for d in devices):
+            raise TypeError(f"devices={devices!r} should name devices, as of jax.local_devices(), or be None for all")
+        self.devices = list(devices)
         mesh = Mesh(np.array(self.devices), ("rows",))
         one = SingleDeviceSharding(self.devices[0])
         self._everywhere = NamedSharding(mesh, PartitionSpec()) if len(self) > 1 else one

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from sega_jax.dtypes import at_least_float32
+from sega_jax.arrays import at_least_float32, floating
 from sega_jax.guidance import SEMANTICS, SUPPORTS, Edits
 from sega_jax.parallel import Devices
 from sega_jax.rows import EditLike, Rows, number, prepare, whole
@@ -308,24 +308,19 @@ def _bar(calls: int, progress: bool | None) -> Any:
     return tqdm(total=calls, unit="call", disable=not shown)
 
 
-def _embedding(array: Any, shape: tuple[int, int]) -> np.ndarray:
-    array = np.asarray(array)
+def _embedding(array: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     if array.shape != shape:
         raise ValueError(f"an edit's embedding has shape {array.shape}, expected {shape} (tokens, channels)")
-    if not np.isfinite(array.astype(np.float32)).all():
-        raise ValueError("an edit's embedding has NaN or infinite entries")
     return array
 
 
 def _check_replay(replay: Any, rows: int, shape: tuple[int, int, int]) -> np.ndarray | None:
     if replay is None:
         return None
-    replay = np.asarray(replay)
-    if replay.ndim != 5 or replay.shape[:1] + replay.shape[2:] != (rows, *shape) or not replay.shape[1]:
+    axes = "(pictures, calls, height, width, channels)"
+    replay = floating("replay", replay, axes)
+    if replay.shape[:1] + replay.shape[2:] != (rows, *shape) or not replay.shape[1]:
         raise ValueError(
-            f"replay has shape {replay.shape}, expected ({rows}, calls, {', '.join(map(str, shape))})"
-            " (pictures, calls, height, width, channels)"
+            f"replay has shape {replay.shape}, expected ({rows}, calls, {', '.join(map(str, shape))}) {axes}"
         )
-    if not np.isfinite(replay.astype(np.float32)).all():
-        raise ValueError("replay has NaN or infinite entries")
     return replay

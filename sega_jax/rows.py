@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sega_jax.checkpoint import finite
+from sega_jax.arrays import floating
 from sega_jax.guidance import Edit
 
 EditLike = Edit | str
@@ -191,19 +191,12 @@ def _keys(seed: Any, seeds: list[int] | None, key: Any, total: int) -> jax.Array
 def _latents(latents: Any, total: int, shape: tuple[int, int, int]) -> np.ndarray | None:
     if latents is None:
         return None
-    try:
-        array = np.asarray(latents)
-    except (TypeError, ValueError):
-        array = np.asarray(None)
-    if array.dtype.kind not in "fV" or not np.issubdtype(array.astype(np.float32, copy=False).dtype, np.floating):
-        raise TypeError(f"latents={_show(latents)} should be a floating array {(total, *shape)}")
+    array = floating("latents", latents, "(pictures, height, width, channels)")
     if array.shape != (total, *shape):
         hint = "; latents are channels last here" if array.shape == (total, shape[2], *shape[:2]) else ""
         raise ValueError(
             f"latents have shape {array.shape}, expected {(total, *shape)} (pictures, height, width, channels){hint}"
         )
-    if not finite(np.ascontiguousarray(array)):
-        raise ValueError("latents have NaN or infinite entries; no picture can come of them")
     return array
 
 
@@ -211,7 +204,7 @@ def _numbers(
     name: str, value: Any, total: int, spread: Callable[[str, Sequence], list], low: float, high: float
 ) -> np.ndarray:
     """A number for all rows, or one each."""
-    if isinstance(value, Sequence | np.ndarray) and np.ndim(value) == 1:
+    if (isinstance(value, Sequence) and not isinstance(value, str)) or getattr(value, "ndim", 0) == 1:
         return np.asarray(spread(name, [number(name, v, low, high) for v in value]))
     return np.full(total, number(name, value, low, high))
 

@@ -85,7 +85,7 @@ def from_config(config: Mapping[str, Any]) -> Scheduler:
         ValueError: a scheduler, option or value that is not supported; the message lists what is.
     """
     name = config.get("_class_name")
-    if name not in FAMILIES:
+    if name not in list(FAMILIES):
         raise ValueError(f"the scheduler {name!r} is not supported, only {', '.join(FAMILIES)}")
     family = FAMILIES[name]
     known = {*family.defaults, *family.fixed}
@@ -116,9 +116,15 @@ def _check(name: str, options: Mapping[str, Any]) -> None:
             continue
         if not good:
             raise ValueError(f"{name}: {key}={value!r} should be like {default!r}")
+    if not isinstance(options.get("clip_sample", True), bool):
+        raise ValueError(f"{name}: clip_sample={options['clip_sample']!r} should be like True")
+    bound = options.get("clip_sample_range", 1.0)
+    if isinstance(bound, bool) or not isinstance(bound, int | float) or not 0 < bound < math.inf:
+        raise ValueError(f"{name}: clip_sample_range={bound!r} should be like 1.0")
     if options["trained_betas"] is not None:
         betas = np.asarray(options["trained_betas"])
-        if betas.shape != (options["num_train_timesteps"],) or not ((betas > 0) & (betas < 1)).all():
+        numbered = betas.dtype.kind == "f" and betas.shape == (options["num_train_timesteps"],)
+        if not numbered or not ((betas > 0) & (betas < 1)).all():
             raise ValueError(
                 f"{name}: trained_betas should be {options['num_train_timesteps']} numbers between 0 and 1"
                 " (num_train_timesteps)"

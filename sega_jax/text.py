@@ -10,49 +10,53 @@ from sega_jax.checkpoint import CheckpointError, read_json
 
 
 class Tokenizer:
-    """CLIP's tokenizer from a folder, at a fixed length.
+    """CLIP's tokenizer from a folder.
+
+    Args:
+        folder: holds tokenizer.json, or vocab.json and merges.txt, and the tokenizer's settings.
+        positions: that the text encoder has; `length` is at most these.
+        vocabulary: the number of embeddings that it has.
 
     Raises:
-        CheckpointError: missing or broken files, or a vocabulary that the text encoder does not have.
+        CheckpointError: missing or broken files, or tokens that the text encoder does not have.
     """
 
-    def __init__(self, folder: Path, length: int, vocabulary: int):
+    def __init__(self, folder: Path, positions: int, vocabulary: int):
         from transformers import CLIPTokenizer  # seconds to import, and of no use without a checkpoint
 
-        whole = folder / "tokenizer.json"
-        parts = [folder / "vocab.json", folder / "merges.txt"]
-        missing = [path for path in parts if not path.is_file()]
-        if missing and not whole.is_file():
+        missing = [str(folder / name) for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]
+        if missing and not (folder / "tokenizer.json").is_file():
             raise CheckpointError(
-                f"{' and '.join(str(p) for p in missing)} missing: the tokenizer needs tokenizer.json, or"
-                " vocab.json and merges.txt"
+                f"{' and '.join(missing)} missing: the tokenizer needs tokenizer.json, or vocab.json and merges.txt"
             )
-        for path in [*folder.glob("*.json")]:
-            read_json(path)
+        settings = {path.name: read_json(path) for path in folder.glob("*.json")}
+        length = settings.get("tokenizer_config.json", {}).get("model_max_length", positions)
+        if isinstance(length, bool) or not isinstance(length, int) or length < 2:
+            raise CheckpointError(f"{folder}: the tokenizer's model_max_length={length!r} should be a number like 77")
         try:
             self._tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+            special = {name: getattr(self._tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+            last = max(self._tokenizer.get_vocab().values())
         except Exception as error:  # the library raises anything from KeyError to its own
             raise CheckpointError(f"{folder} holds no readable CLIP tokenizer ({error})") from None
-        self.length = min(length, self._tokenizer.model_max_length)
-        if len(self._tokenizer) > vocabulary:
+        for name, token in special.items():
+            if token is None:
+                raise CheckpointError(f"{folder}: the tokenizer names no {name}_token")
+        if last >= vocabulary:
             raise CheckpointError(
-                f"{folder} has {len(self._tokenizer)} tokens, the text encoder {vocabulary}; do the two"
-                " folders belong together?"
+                f"{folder}: the tokenizer has {len(self._tokenizer)} tokens, the last of number {last}, the text"
+                f" encoder {vocabulary}; do the two folders belong together?"
             )
-        if self._tokenizer.pad_token_id is None:
-            raise CheckpointError(f"{folder}: the tokenizer names no pad_token (special_tokens_map.json)")
+        self.length = min(length, positions)
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """int32 ids [texts, length], padded; longer texts keep their end token and a warning has the rest."""
         ids = self._tokenizer(list(texts), padding="max_length", max_length=self.length, truncation=True).input_ids
-        for text in texts:
-            # Every token but the first and last stands for at least one character.
-            if len(text) > self.length - 2:
-                whole = self._tokenizer(text).input_ids
-                if len(whole) > self.length:
-                    cut = self._tokenizer.decode(whole[self.length - 1 : -1])
-                    warnings.warn(
-                        f"the text encoder reads {self.length} tokens; cut from the end of {text[:40]!r}...: {cut!r}",
-                        stacklevel=5,
-                    )
+        for text, whole in zip(texts, self._tokenizer(list(texts), verbose=False).input_ids, strict=True):
+            if len(whole) > self.length:
+                cut = self._tokenizer.decode(whole[self.length - 1 : -1])
+                warnings.warn(
+                    f"the text encoder reads {self.length} tokens; cut from the end of {text[:40]!r}: {cut!r}",
+                    stacklevel=5,
+                )
         return np.asarray(ids, np.int32)

@@ -34,3 +34,17 @@ def folder(tmp_path_factory):
 def pipe(folder, one_device):
     """Its pipeline, in float32 on one device."""
     return sega_jax.load(folder, devices=one_device)
+
+
+@pytest.fixture
+def compilations():
+    """A list that grows by an entry whenever XLA builds a program, or takes one from the cache on disk."""
+    built = []
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            built.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield built
+    jax.monitoring.unregister_event_duration_listener(listen)

@@ -1,10 +1,10 @@
 """diffusers' `SemanticStableDiffusionPipeline` (0.42.1), translated."""
 
+import dataclasses
 import math
 import numbers
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from sega_jax.arrays import floating
 from sega_jax.guidance import Edit
 from sega_jax.loading import load
 from sega_jax.pipeline import Pipeline
@@ -19,7 +20,7 @@ from sega_jax.pipeline import Pipeline
 _OUTPUTS = {"pil": "pil", "np": "float", "latent": "latent"}
 
 
-@dataclass
+@dataclasses.dataclass
 class SemanticStableDiffusionPipelineOutput:
     """The result of a call.
 
@@ -114,7 +115,7 @@ class SemanticStableDiffusionPipeline:
         Raises:
             TypeError, ValueError: as `Pipeline.__call__`; nothing ran.
         """
-        if output_type not in _OUTPUTS:
+        if output_type not in list(_OUTPUTS):
             raise ValueError(f"output_type={output_type!r} should be one of {', '.join(_OUTPUTS)}")
         if isinstance(guidance_scale, numbers.Real) and not math.isnan(guidance_scale):
             guidance_scale = max(guidance_scale, 1.0)
@@ -141,7 +142,7 @@ class SemanticStableDiffusionPipeline:
             width=width,
             momentum_scale=0.1 if edit_momentum_scale is None else edit_momentum_scale,
             momentum_beta=0.4 if edit_mom_beta is None else edit_mom_beta,
-            replay=None if sem_guidance is None else np.moveaxis(np.asarray(sem_guidance), 0, 1),
+            replay=_replayed(sem_guidance),
             output=_OUTPUTS[output_type],
             record=return_guidance,
             callback=callback,
@@ -162,21 +163,29 @@ class SemanticStableDiffusionPipeline:
         )
 
 
+def _replayed(recorded: Any) -> np.ndarray | None:
+    if recorded is None:
+        return None
+    axes = "(calls, rows, height, width, channels)"
+    recorded = floating("sem_guidance", recorded, axes)
+    if recorded.ndim != 5:
+        raise ValueError(f"sem_guidance has shape {recorded.shape}, expected {axes}")
+    return np.moveaxis(recorded, 0, 1)
+
+
 def _concepts(words: Any, embeddings: Any) -> list:
     """Concepts for all rows, or a list of concepts for each prompt."""
-    if words is not None and len(words):
-        words = [words] if isinstance(words, str) else list(words)
-        if not all(isinstance(word, str) for word in words):
+    words = [words] if isinstance(words, str) and words else words
+    if words:
+        if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
             raise TypeError(f"editing_prompt={words!r} should be words or a list of them")
-        return words
+        return list(words)
     if embeddings is None:
         return []
-    embeddings = np.asarray(embeddings)
+    axes = "(n, tokens, channels) or (prompts, n, tokens, channels)"
+    embeddings = floating("editing_prompt_embeddings", embeddings, axes)
     if embeddings.ndim not in (3, 4):
-        raise ValueError(
-            f"editing_prompt_embeddings have shape {embeddings.shape}, expected (n, tokens, channels) or"
-            " (prompts, n, tokens, channels)"
-        )
+        raise ValueError(f"editing_prompt_embeddings have shape {embeddings.shape}, expected {axes}")
     return [list(row) for row in embeddings] if embeddings.ndim == 4 else list(embeddings)
 
 
@@ -200,9 +209,9 @@ def _edits(concepts: list, **settings: Any) -> list:
         edits.append([])
         for k, concept in enumerate(row):
             one = {name: column[k] for name, column in columns.items()}
-            if one.pop("reverse"):
-                one["scale"] = -one["scale"]
-            edits[-1].append(Edit(concept, **one))
+            reverse = one.pop("reverse")
+            edit = Edit(concept, **one)
+            edits[-1].append(dataclasses.replace(edit, scale=-edit.scale) if reverse else edit)
     return edits if rows is concepts else edits[0]
 
 

@@ -1,5 +1,8 @@
 """Reads a network's config.json into its NamedTuple, refusing what the network does not compute."""
 
+import math
+import types
+import typing
 import warnings
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -12,8 +15,8 @@ def build(
     config: Mapping[str, Any],
     what: str,
     *,
-    fixed: Mapping[str, tuple] = {},
-    choices: Mapping[str, tuple] = {},
+    fixed: Mapping[str, tuple] = types.MappingProxyType({}),
+    choices: Mapping[str, tuple] = types.MappingProxyType({}),
     ignored: tuple[str, ...] = (),
     strict: bool = True,
 ) -> T:
@@ -34,34 +37,32 @@ def build(
     values = {key: config[key] for key in cls._fields if config.get(key) is not None}
     for key, value in values.items():
         default = cls._field_defaults[key]
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if isinstance(default, int | float) and not isinstance(default, bool):
-            entries = value if isinstance(value, list | tuple) and value else [value]
-            good = all(isinstance(e, int | float) and not isinstance(e, bool) and e >= 0 for e in entries)
-            good = good and (number or key in _PER_LEVEL)
-            if isinstance(default, int):
-                good = good and all(isinstance(e, int) for e in entries)
-        else:
-            good = isinstance(value, list | tuple) if isinstance(default, tuple) else isinstance(value, type(default))
-        if not good:
+        # Numbers are positive and lists not empty, but for those that are so by default.
+        least = 1 if default else 0
+        if not _is(value, cls.__annotations__[key], least):
             raise ValueError(f"{what} config: {key}={value!r} should be like {default!r}")
-        if key in choices:
-            for entry in value if isinstance(value, list | tuple) else [value]:
-                if entry not in choices[key]:
-                    raise ValueError(f"{what} config: {key}={entry!r} is not supported, only {', '.join(choices[key])}")
-    unknown = [
-        key for key in config if not (key.startswith("_") or key in cls._fields or key in fixed or key in ignored)
-    ]
+        for entry in value if isinstance(value, list | tuple) else [value]:
+            if key in choices and entry not in choices[key]:
+                raise ValueError(f"{what} config: {key}={entry!r} is not supported, only {', '.join(choices[key])}")
+    known = {*cls._fields, *fixed, *ignored}
+    unknown = [key for key in config if not key.startswith("_") and key not in known]
     if strict and unknown:
         warnings.warn(f"{what} config: ignored the unknown options {', '.join(unknown)}", stacklevel=3)
     return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
 
 
-# Numbers that a config may also give as one entry for each level.
-_PER_LEVEL = (
-    "attention_head_dim",
-    "layers_per_block",
-    "transformer_layers_per_block",
-    "cross_attention_dim",
-    "sample_size",
-)
+def _is(value: Any, kind: Any, least: int) -> bool:
+    """Whether a JSON value is of the annotated type, its numbers at least `least`."""
+    if isinstance(kind, types.UnionType):
+        return any(_is(value, option, least) for option in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        entry, *more = typing.get_args(kind)
+        right = isinstance(value, list | tuple) and (
+            len(value) >= least if more == [...] else len(value) == 1 + len(more)
+        )
+        return right and all(_is(v, entry, least) for v in value)
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    if kind is float:
+        return isinstance(value, int | float) and math.isfinite(value) and value > 0
+    return isinstance(value, kind) and (kind is not int or value >= least)

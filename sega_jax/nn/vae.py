@@ -60,8 +60,6 @@ class AutoencoderConfig(NamedTuple):
                     f"VAE config: {name} has {len(getattr(self, name))} entries for"
                     f" {len(self.block_out_channels)} block_out_channels"
                 )
-        if not self.scaling_factor > 0:
-            raise ValueError(f"VAE config: scaling_factor={self.scaling_factor} should be positive")
         return self
 
     @property

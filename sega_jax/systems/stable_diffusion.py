@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sega_jax.dtypes import at_least_float32
+from sega_jax.arrays import at_least_float32
 from sega_jax.guidance import Edits, Predictions, cfg, replay, sega
 from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModel
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig

@@ -1,0 +1,68 @@
+"""Words and numbers are data: after a first call, none of them compiles anything."""
+
+import jax
+import numpy as np
+import pytest
+
+from sega_jax import Edit, Pipeline
+
+CALL = {
+    "prompt": ["cat", "dog"],
+    "edits": [[Edit("a", warmup=1), Edit("b", warmup=1)], [Edit("c", warmup=2)]],
+    "steps": 4,
+    "output": "uint8",
+}
+CHANGES = {
+    "prompts": {"prompt": ["a bird, flying", "fish"]},
+    "negative prompts": {"negative_prompt": ["bad", "worse"]},
+    "concepts": {"edits": [[Edit("x", warmup=1)], [Edit("y", warmup=1), Edit("z", warmup=1)]]},
+    "embeddings": {"edits": [Edit(np.ones((12, 16), np.float32), warmup=1), Edit("z", warmup=1)]},
+    "scales": {"edits": [Edit("a", scale=-7, warmup=1), Edit("b", scale=0, warmup=1)]},
+    "thresholds": {"edits": [Edit("a", threshold=0, warmup=1), Edit("b", threshold=1, warmup=1)]},
+    "warm-ups and cool-downs": {"edits": [Edit("a", warmup=0, cooldown=2), Edit("b", warmup=3, cooldown=None)]},
+    "weights": {"edits": [Edit("a", weight=0.5, warmup=1), Edit("b", weight=0, warmup=1)]},
+    "momentum of an edit": {"edits": [Edit("a", momentum_scale=0.5, momentum_beta=0, warmup=1), Edit("b", warmup=1)]},
+    "momentum": {"momentum_scale": 0.9, "momentum_beta": 0.1},
+    "seed": {"seed": 7},
+    "seeds": {"seed": [8, 3]},
+    "guidance scale": {"guidance_scale": 1},
+    "guidance scales": {"guidance_scale": [0.5, 12]},
+    "eta": {"eta": 1.0},
+    "etas": {"eta": [0, 0.5]},
+    "one step": {"steps": 1, "edits": [Edit("a", warmup=0), Edit("b", warmup=0)]},
+    "many steps": {"steps": 130},
+    "pictures of one prompt": {"prompt": "cat", "images_per_prompt": 2, "edits": [Edit("a"), Edit("b")], "steps": 12},
+    "a callback": {"callback": lambda *_: None, "callback_steps": 3},
+    "pictures": {"output": "pil"},
+}
+
+
+@pytest.fixture(scope="module")
+def called(pipe):
+    pipe(**CALL)
+    return pipe
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_compiles_nothing(called, compilations, change):
+    called(**CALL | CHANGES[change])
+    assert not compilations
+
+
+def test_another_call_is_another_picture(called):
+    """The changes are not lost on the way."""
+    first = called(**CALL).images
+    for name in CHANGES.keys() - {"a callback", "pictures"}:
+        assert not np.array_equal(called(**CALL | CHANGES[name]).images, first), name
+
+
+def test_the_counter_counts(compilations, pipe):
+    program = jax.jit(lambda x: x * 2)
+    program(np.ones(3))
+    assert len(compilations) == 1
+    program(np.zeros(3))
+    assert len(compilations) == 1
+    program(np.ones(4))
+    assert len(compilations) == 2
+    Pipeline(pipe.models, pipe.tokenizer, pipe.scheduler, pipe.devices).encode(["a"])
+    assert len(compilations) == 3

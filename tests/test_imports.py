@@ -1,0 +1,108 @@
+"""Who may import whom, and what `import sega_jax` brings."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sega_jax
+
+ROOT = Path(sega_jax.__file__).parent
+FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(ROOT.rglob("*.py"))}
+NETWORKS = {"arrays", "nn"}
+METHOD = {"guidance", "schedules", "solvers", "sample"}
+CALLS = NETWORKS | METHOD | {"checkpoint", "parallel", "rows", "systems", "text"}
+# The modules and packages of ours that each may import; what is not here is at the top and may import all.
+ALLOWED = {
+    "arrays": set(),
+    "guidance": {"arrays"},
+    "schedules": set(),
+    "solvers": set(),
+    "sample": METHOD,
+    "parallel": set(),
+    "checkpoint": {"arrays"},
+    "nn": NETWORKS,
+    "text": {"checkpoint"},
+    "rows": {"arrays", "guidance"},
+    "systems": NETWORKS | METHOD,
+    "pipeline": CALLS,
+    "loading": CALLS | {"pipeline"},
+    "faces": {"arrays", "guidance", "loading", "pipeline"},
+}
+LIGHT = ["arrays", "guidance", "schedules", "solvers", "sample", "parallel"]
+
+
+def imports(path):
+    """The dotted names that a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path} has a relative import"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def ours(name):
+    """The module or package of ours in an import, or None."""
+    parts = name.split(".")
+    known = len(parts) > 1 and any(file.split(".")[0] == parts[1] for file in FILES)
+    return parts[1] if parts[0] == "sega_jax" and known else None
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.split(".")[0] in ALLOWED])
+def test_layers(name):
+    layer = name.split(".")[0]
+    assert {ours(i) for i in imports(FILES[name])} - {None} <= ALLOWED[layer]
+
+
+def test_every_rule_is_of_a_file():
+    assert ALLOWED.keys() | set(LIGHT) <= {name.split(".")[0] for name in FILES}
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_the_method_needs_jax_and_optax_only(name):
+    roots = {i.split(".")[0] for i in imports(FILES[name])} - set(sys.stdlib_module_names)
+    assert roots <= {"jax", "numpy", "optax", "sega_jax"}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_torch(name):
+    assert not {i.split(".")[0] for i in imports(FILES[name])} & {"torch", "diffusers", "accelerate", "convert"}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_pmap_is_in_one_file(name):
+    names = [getattr(n, "attr", getattr(n, "id", None)) for n in ast.walk(ast.parse(FILES[name].read_text()))]
+    assert ("pmap" in names) == (name == "parallel")
+
+
+def test_the_package_is_light():
+    """No tokenizer library, no torch and no device, until a checkpoint is loaded."""
+    code = "import jax, sys, sega_jax; jax.config.update('jax_num_cpu_devices', 3); print(len(jax.devices('cpu')))"
+    code += "; print({'torch', 'transformers', 'diffusers', 'matplotlib', 'pandas'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["3", "set()"]
+
+
+def public(module):
+    return {name: value for name, value in vars(module).items() if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("name", sorted(n for n, v in public(sega_jax).items() if not inspect.ismodule(v)))
+def test_public_names_have_docstrings(name):
+    value = getattr(sega_jax, name)
+    assert (inspect.getdoc(value) or "").strip()
+    if not inspect.isclass(value):
+        return
+    for method, function in public(value).items():
+        if inspect.isfunction(function) and value.__module__.startswith("sega_jax"):
+            assert function.__doc__, f"{name}.{method}"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_have_docstrings(name):
+    assert ast.get_docstring(ast.parse(FILES[name].read_text()))

@@ -1,0 +1,107 @@
+"""Rows on one, two, four and eight devices."""
+
+from functools import cache
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+import sega_jax
+from sega_jax import Edit
+from sega_jax.parallel import Devices
+
+WORDS = "abcdefgh"
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def on(tmp_path_factory):
+    """A small pipeline on so many devices."""
+    folder = tiny.checkpoint(tmp_path_factory.mktemp("parallel") / "tiny", unet=tiny.UNET_1)
+    return cache(lambda count: sega_jax.load(folder, devices=jax.local_devices()[:count]))
+
+
+def draw(pipe, rows, **options):
+    """The rows of these numbers, each with a prompt, an edit, a guidance scale and a seed of its own."""
+    edits = [[Edit(WORDS[-r], scale=r + 1, warmup=r % 2)] for r in rows]
+    prompts, scales = [WORDS[r] for r in rows], [1.0 + r for r in rows]
+    settings = {"steps": STEPS, "output": "latent", "guidance_scale": scales, "seed": list(rows)}
+    return pipe(prompts, edits, **settings | options)
+
+
+def test_all_devices_are_the_default(tmp_path):
+    assert len(Devices()) == len(jax.local_devices()) == 8
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_same_share_same_bits(on, count):
+    together = draw(on(count), range(count)).images
+    alone = [draw(on(1), [row]).images[0] for row in range(count)]
+    assert np.array_equal(together, alone)
+
+
+@pytest.mark.parametrize(("rows", "count"), [(3, 2), (5, 4), (1, 2)])
+def test_uneven_batches(on, rows, count):
+    share = -(-rows // count)
+    even, uneven = draw(on(count), range(share * count)), draw(on(count), range(rows))
+    assert uneven.images.shape == (rows, 8, 8, 4)
+    assert uneven.finite.shape == (rows,)
+    assert np.array_equal(uneven.images, even.images[:rows])
+    single = draw(on(1), range(2)).images[:rows]
+    for found, wanted in zip(uneven.images, single, strict=False):
+        assert np.linalg.norm(found - wanted) <= 3e-4 * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_permuted_rows_permute_pictures(on, count):
+    order = [1, 0] if count == 1 else [2, 0, 3, 1]
+    rows = range(len(order))
+    assert np.array_equal(draw(on(count), order).images, draw(on(count), rows).images[order])
+
+
+def test_pictures_records_and_callbacks_are_without_padding(on):
+    seen = []
+    out = draw(on(2), range(3), output="float", record=True, callback=lambda *call: seen.append(call))
+    assert out.images.shape == (3, 16, 16, 3)
+    assert out.record.cond.shape == (3, STEPS, 8, 8, 4)
+    assert out.record.edits.shape == (3, STEPS, 1, 8, 8, 4)
+    assert [latents.shape for _, _, latents in seen] == [(3, 8, 8, 4)] * STEPS
+    plain = draw(on(2), range(3)).images
+    for found, wanted in zip(seen[-1][2], plain, strict=True):
+        assert np.linalg.norm(found - wanted) <= 3e-4 * np.linalg.norm(wanted)
+
+
+def test_weights_are_placed_once(on):
+    pipe = on(4)
+    before = jax.tree.leaves(pipe.models)
+    for leaf in before:
+        assert leaf.sharding.is_fully_replicated
+        assert leaf.sharding.device_set == set(jax.local_devices()[:4])
+    draw(pipe, range(4))
+    with jax.transfer_guard_device_to_device("disallow_explicit"):
+        draw(pipe, range(4))
+    assert all(leaf is old for leaf, old in zip(jax.tree.leaves(pipe.models), before, strict=True))
+
+
+def test_the_guard_on_transfers_guards():
+    """What the test above rests on: weights on one device are copied to the others at every call."""
+    devices = jax.local_devices()[:2]
+    add = jax.pmap(lambda w, x: w + x, in_axes=(None, 0), devices=devices)
+    here, rows = jax.device_put(np.ones((1, 3)), devices[0]), Devices(devices).split(np.ones((2, 3)))
+    with jax.transfer_guard_device_to_device("disallow_explicit"), pytest.raises(RuntimeError, match="isallowed"):
+        add(here, rows)
+
+
+def test_more_calls_compile_nothing(on, compilations):
+    draw(on(4), range(4))
+    compilations.clear()
+    draw(on(4), range(4, 8), steps=7, eta=0.5, negative_prompt="h")
+    assert not compilations
+
+
+def test_another_device_than_the_first(on):
+    other = on(1)
+    folder_models = jax.device_put(jax.device_get(other.models), jax.local_devices()[5])
+    pipe = sega_jax.Pipeline(folder_models, other.tokenizer, other.scheduler, Devices(jax.local_devices()[5:6]))
+    assert np.array_equal(draw(pipe, [0]).images, draw(other, [0]).images)
