@@ -259,15 +259,37 @@ def sega(edits: Edits, *, semantics: str = "diffusers", support: str = "channel"
 
 
 def _mask(magnitude: jax.Array, threshold: jax.Array, support: str) -> jax.Array:
-    """Where |psi| [batch, n, *space, channels] reaches its quantile [batch, n]; linear interpolation."""
+    """Where |psi| [batch, n, *space, channels] reaches its quantile; thresholds are [batch, n].
+
+    What is not a number reaches it, too, lest a broken prediction looks like one without an edit.
+    """
     if support == "pixel":
         magnitude = magnitude.sum(-1, keepdims=True)
-    axes = tuple(range(magnitude.ndim - 2 - (support != "latent")))
+    batch, n, *space, channels = magnitude.shape
+    if support == "latent":
+        limit = _quantile(magnitude.reshape(batch, n, math.prod(space) * channels), threshold)
+    else:
+        positions = magnitude.reshape(batch, n, math.prod(space), channels).swapaxes(2, 3)
+        limit = _quantile(positions, threshold[..., None]).reshape(batch, n, *(1,) * len(space), channels)
+    return ~(magnitude < _lift(limit, magnitude))
 
-    def limit(m, q):
-        return jnp.quantile(m, q, axis=axes, keepdims=True)
 
-    return magnitude >= jax.vmap(jax.vmap(limit))(magnitude, threshold)
+def _quantile(values: jax.Array, share: jax.Array) -> jax.Array:
+    """The quantile over the last axis, by linear interpolation as torch rounds it.
+
+    Between equal values it is that value, which `jnp.quantile` may miss by the last digit: of equal
+    magnitudes all reach it, or none.
+    """
+    rank = share * jnp.asarray(values.shape[-1] - 1, values.dtype)
+    below = jnp.floor(rank)
+    ordered = jnp.sort(values, -1)
+
+    def at(index):
+        index = jnp.broadcast_to(index.astype(jnp.int32), values.shape[:-1])[..., None]
+        return jnp.take_along_axis(ordered, index, -1)[..., 0]
+
+    low, high, w = at(below), at(jnp.ceil(rank)), rank - below
+    return jnp.where(w < 0.5, low + w * (high - low), high - (high - low) * (1 - w))
 
 
 def replay(recorded: jax.Array) -> optax.GradientTransformation:

@@ -170,8 +170,10 @@ def test_captions_stay_inside_the_sheet():
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_interrupting_is_clean(folder, tmp_path):
     words = ["--model", str(folder), "--prompt", "cat", "--edit", "hat", "--steps", "900", "--out", str(tmp_path)]
+    # Where tests run in the background, their children are born deaf to Ctrl-C.
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "sega_jax", "edit", *words],
+        [sys.executable, "-u", "-c", f"{listen}; from sega_jax.cli import main; main()", "edit", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
