@@ -127,12 +127,18 @@ class Edits(NamedTuple):
         momentum_scale: float = 0.1,
         momentum_beta: float = 0.4,
     ) -> "Edits":
-        """Host arrays [rows, n] from each row's edits.
+        """Host arrays [rows, n] from each row's edits; TypeError or ValueError for what is none.
 
         A row with fewer is padded by concepts of weight 0 *and warm-up 0*: with another warm-up the
         gate that waits for all concepts would wait for one that does not exist.
         """
+        if isinstance(rows, Edit) or not all(isinstance(row, Sequence) and not isinstance(row, str) for row in rows):
+            raise TypeError("Edits.stack takes a list of edits for each row, as in [[Edit('glasses')], []]")
+        if not all(isinstance(edit, Edit) for row in rows for edit in row):
+            raise TypeError("Edits.stack takes Edits, with words inside: Edit('glasses')")
         n = max((len(row) for row in rows), default=0) if n is None else n
+        if any(len(row) > n for row in rows):
+            raise ValueError(f"a row has more edits than n={n}")
         shape = (len(rows), n)
         arrays = cls(
             scale=np.zeros(shape),
@@ -233,6 +239,8 @@ def sega(edits: Edits, *, semantics: str = "diffusers", support: str = "channel"
 
     def update(estimate, state, preds):
         uncond, targets, nu = _wide(preds.uncond), _wide(preds.edits), state.momentum
+        if any(np.ndim(a) == 2 and np.shape(a)[1] != targets.shape[1] for a in edits):
+            raise ValueError(f"settings of {np.shape(edits.scale)} for predictions of {targets.shape[1]} concepts")
         e = Edits(*(jnp.broadcast_to(jnp.asarray(a), targets.shape[:2]) for a in edits))
         step = state.step[:, None]
         warm, cooled = step >= e.warmup, step >= e.cooldown

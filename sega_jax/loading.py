@@ -32,8 +32,8 @@ def load(
 
     Args:
         source: the folder, which holds `model_index.json`.
-        dtype: of the networks, float32, bfloat16 or float16; None is bfloat16 on accelerators and float32
-            on the CPU. Guidance and solver are in float32 whatever it is.
+        dtype: of the networks, float32, bfloat16 or float16; None is bfloat16 on accelerators (float16 on
+            GPUs older than that) and float32 on the CPU. Guidance and solver are in float32 whatever it is.
         variant: "fp16" reads the files that are named so; the dtype is `dtype` all the same.
         devices: to spread pictures over; None is all of this host.
         attention: "xla", or "cudnn" for GPUs from compute capability 8.0 on in half precision; None picks.
@@ -107,7 +107,9 @@ def _check_kind(folder: Path) -> None:
 
 def _dtype(dtype: DTypeLike | None, where: Devices) -> np.dtype:
     if dtype is None:
-        return np.dtype("float32" if where.devices[0].platform == "cpu" else jnp.bfloat16)
+        platform = where.devices[0].platform
+        old = platform == "gpu" and not all(map(_is_ampere, where.devices))
+        return np.dtype("float32" if platform == "cpu" else "float16" if old else jnp.bfloat16)
     try:
         name = jnp.dtype(dtype).name
     except TypeError:
@@ -119,7 +121,8 @@ def _dtype(dtype: DTypeLike | None, where: Devices) -> np.dtype:
     return jnp.dtype(dtype)
 
 
-def _has_flash_kernels(device: jax.Device) -> bool:
+def _is_ampere(device: jax.Device) -> bool:
+    """Whether a GPU is NVIDIA's of compute capability 8.0 or more, with bfloat16 and flash kernels."""
     try:
         return device.platform == "gpu" and float(device.compute_capability) >= 8
     except (AttributeError, ValueError):  # another maker's GPU names its architecture
@@ -129,7 +132,7 @@ def _has_flash_kernels(device: jax.Device) -> bool:
 def _attention(attention: str | None, dtype: np.dtype, where: Devices) -> str:
     if attention not in (None, "xla", "cudnn"):
         raise ValueError(f"attention={attention!r} should be 'xla', 'cudnn' or None")
-    able = dtype.name in ("bfloat16", "float16") and all(map(_has_flash_kernels, where.devices))
+    able = dtype.name in ("bfloat16", "float16") and all(map(_is_ampere, where.devices))
     if attention == "cudnn" and not able:
         raise ValueError(
             "attention='cudnn' needs GPUs of compute capability 8.0 or more and dtype bfloat16 or float16,"

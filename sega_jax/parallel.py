@@ -53,8 +53,9 @@ class Devices:
                 data, implementation = np.asarray(jax.random.key_data(leaf)), jax.random.key_impl(leaf)
                 return jax.random.wrap_key_data(one(data), impl=implementation)
             if len(self) > 1:
-                index = np.minimum(np.arange(-(-len(leaf) // len(self)) * len(self)), len(leaf) - 1)
-                leaf = leaf[index].reshape(len(self), -1, *leaf.shape[1:])
+                share = -(-len(leaf) // len(self))
+                index = np.minimum(np.arange(len(self) * share), len(leaf) - 1)
+                leaf = leaf[index].reshape(len(self), share, *leaf.shape[1:])
             return jax.device_put(leaf, self._spread)
 
         return jax.tree.map(one, tree)
@@ -64,6 +65,6 @@ class Devices:
 
         def one(leaf):
             leaf = np.asarray(leaf)
-            return (leaf if len(self) == 1 else leaf.reshape(-1, *leaf.shape[2:]))[:rows]
+            return (leaf if len(self) == 1 else np.concatenate(leaf))[:rows]
 
         return jax.tree.map(one, tree)

@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -59,8 +60,9 @@ class Output:
 class Pipeline:
     """A loaded checkpoint. Call it with a prompt and edits; `load` makes it.
 
-    Compiled once for a batch size, picture size and number of concepts; all numbers, seeds and words
-    may change from call to call at no cost.
+    Compiled once for a batch size, picture size, number of concepts and choice of semantics, support and
+    recording; all numbers, seeds and words may change from call to call at no cost. Rows are spread over
+    the devices: fewer pictures than devices leave some of them idle, so ask for several seeds at once.
     """
 
     def __init__(self, models: Models, tokenizer: Tokenizer, scheduler: Scheduler, devices: Devices):
@@ -148,8 +150,14 @@ class Pipeline:
             eta=eta,
             shape=shape,
             calls=len(table.call),
+            semantics=semantics,
             strict=strict,
         )
+        if rows.eta.any() and self.scheduler.solver != "ddim":
+            message = f"eta={eta} is DDIM's, {self.scheduler.name} has none"
+            if strict:
+                raise ValueError(f"{message}; leave it 0")
+            warnings.warn(f"{message}; it is ignored", stacklevel=2)
         momentum_scale = number("momentum_scale", momentum_scale, 0, 1)
         momentum_beta = number("momentum_beta", momentum_beta, 0, 1)
         stacked = Edits.stack(rows.edits, momentum_scale=momentum_scale, momentum_beta=momentum_beta)
@@ -160,11 +168,11 @@ class Pipeline:
         settings, text = self.devices.split((settings, text))
         method = Method(self.scheduler.solver, semantics, support, record)
         start = self._program(system.start, (0, 0), shape=shape, method=method, dtype=self._wide)
-        noise = start(settings, self.devices.split(rows.latents))
+        first = start(settings, self.devices.split(rows.latents))
         every = None if callback is None else callback_steps
         parts = []
         with _bar(len(table.call), progress) as bar:
-            for done, carry, part in self._advance(text, noise, table, settings, method, every):
+            for done, carry, part in self._advance(text, first, table, settings, method, every):
                 parts.append(part)
                 bar.update(done - bar.n)
                 if every is not None and (done - 1) % every == 0:
@@ -257,8 +265,9 @@ class Pipeline:
             live = min(max(live, 1), _CHUNK, calls - done)
             live = live if every is None else min(live, -done % every + 1)
             began = time.perf_counter()
-            carry, record = program(self.models.unet, text, carry, _chunk(table, done, live), settings)
-            jax.block_until_ready(carry)
+            with _enough_memory(text.shape):
+                carry, record = program(self.models.unet, text, carry, _chunk(table, done, live), settings)
+                jax.block_until_ready(carry)
             # The first call of a program may have compiled: it says nothing about the pace.
             if known or done:
                 self._pace[situation] = (time.perf_counter() - began) / live
@@ -272,7 +281,8 @@ class Pipeline:
             finite = np.isfinite(images).all((1, 2, 3))
         else:
             program = self._program(system.decode, (None, 0))
-            images, finite = self.devices.gather(program(self.models.vae, x), len(rows))
+            with _enough_memory(x.shape):
+                images, finite = self.devices.gather(program(self.models.vae, x), len(rows))
         if not finite.all():
             warnings.warn(
                 f"pictures {np.flatnonzero(~finite).tolist()} came out as NaN or infinite and are not shown; smaller"
@@ -300,6 +310,19 @@ def _calls(record: Record | None, live: int) -> Record | None:
     return jax.tree.map(lambda leaf: leaf[:, :live], record)
 
 
+@contextmanager
+def _enough_memory(shape: tuple[int, ...]) -> Iterator[None]:
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise MemoryError(
+            f"the device's memory does not hold this batch, {shape} (rows first); ask for fewer pictures or"
+            " concepts at once, a smaller size, or load with dtype bfloat16"
+        ) from error
+
+
 def _bar(calls: int, progress: bool | None) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a notebook without widgets gets the plain bar
@@ -323,4 +346,5 @@ def _check_replay(replay: Any, rows: int, shape: tuple[int, int, int]) -> np.nda
         raise ValueError(
             f"replay has shape {replay.shape}, expected ({rows}, calls, {', '.join(map(str, shape))}) {axes}"
         )
-    return replay
+    # Zeros add nothing, and records of other lengths then share a program.
+    return np.pad(replay, ((0, 0), (0, -replay.shape[1] % _CHUNK), (0, 0), (0, 0), (0, 0)))

@@ -4,6 +4,7 @@ import math
 import numbers
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -44,6 +45,7 @@ def prepare(
     eta: float | Sequence[float],
     shape: tuple[int, int, int],
     calls: int,
+    semantics: str,
     strict: bool,
 ) -> Rows:
     """Checks and spreads; `shape` is that of one row's latents, `calls` the number of model calls.
@@ -73,7 +75,7 @@ def prepare(
     elif not isinstance(negatives, Sequence) or not all(isinstance(p, str) for p in negatives):
         raise TypeError(f"negative_prompt={_show(negative_prompt)} should be words or a list of them")
     rows = _edits(edits, total, spread)
-    _check_clocks(rows, calls, strict)
+    _check_clocks(rows, calls, semantics, strict)
     return Rows(
         prompts=spread("prompt", prompts),
         negatives=spread("negative_prompt", negatives),
@@ -134,18 +136,20 @@ def _edits(edits: Any, total: int, spread: Callable[[str, Sequence], list]) -> l
     return [tuple(one(edit) for edit in edits)] * total
 
 
-def _check_clocks(rows: list[tuple[Edit, ...]], calls: int, strict: bool) -> None:
+def _check_clocks(rows: list[tuple[Edit, ...]], calls: int, semantics: str, strict: bool) -> None:
+    gate = ", and the momentum of the others waits for it" if semantics == "diffusers" else ""
     for edit in {id(edit): edit for row in rows for edit in row}.values():
         name = _show(edit.concept)
         if edit.cooldown is not None and edit.cooldown <= edit.warmup:
             message = f"the edit {name} ends at cooldown={edit.cooldown}, before it begins at warmup={edit.warmup}"
             if strict:
                 raise ValueError(f"{message}; give a cooldown above the warmup, or None")
-            warnings.warn(f"{message}: only its momentum acts", stacklevel=4)
+            acts = "only its momentum acts" if semantics == "diffusers" else "it changes nothing"
+            warnings.warn(f"{message}: {acts}", stacklevel=4)
         elif edit.warmup >= calls:
             warnings.warn(
                 f"the edit {name} begins at warmup={edit.warmup}, after the last of {calls} model calls, and"
-                " changes nothing; lower its warmup or take more steps",
+                f" changes nothing{gate}; lower its warmup or take more steps",
                 stacklevel=4,
             )
 
@@ -161,13 +165,20 @@ def _seeds(seed: Any, total: int) -> list[int]:
     return [whole("seed", seed, 0, top - total + 1) + i for i in range(total)]
 
 
+# A seed means one picture whatever JAX is set to; other generators, vectorised over rows, would also make
+# a row's noise depend on its neighbours.
+_IMPLEMENTATION = "threefry2x32"
+
+
 @jax.jit
 def _from_seeds(seeds: jax.Array) -> jax.Array:
-    return jax.vmap(jax.random.key)(seeds)
+    return jax.vmap(partial(jax.random.key, impl=_IMPLEMENTATION))(seeds)
 
 
 @jax.jit
 def _fold(key: jax.Array, rows: jax.Array) -> jax.Array:
+    if str(jax.random.key_impl(key)) != _IMPLEMENTATION:
+        key = jax.random.wrap_key_data(jax.random.bits(key, (2,), "uint32"), impl=_IMPLEMENTATION)
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
 
 

@@ -154,7 +154,8 @@ def _timesteps(config: Mapping[str, Any], steps: int) -> np.ndarray:
         return np.linspace(0, total - 1, steps).round()[::-1].astype(np.int64)
     if spacing == "leading":
         return np.arange(steps)[::-1] * (total // steps) + config["steps_offset"]
-    return np.round(np.arange(total, 0, -total / steps)).astype(np.int64) - 1
+    # diffusers' arange has one entry too many for some numbers of steps (61, 103, ...), timestep -1.
+    return np.round(np.arange(total, 0, -total / steps)[:steps]).astype(np.int64) - 1
 
 
 def _cumulative(name: str, config: Mapping[str, Any], steps: int) -> Callable[[np.ndarray], np.ndarray]:

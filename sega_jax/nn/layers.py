@@ -31,6 +31,10 @@ def parameter(*shape: int) -> nnx.Param:
     return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
+# Attention goes row by row where its logits would be more than this many (1 GiB in float32).
+_LOGITS = 2**28
+
+
 def along(vector: jax.Array, x: jax.Array) -> jax.Array:
     """A vector [channels] in the rank and dtype of x [..., channels]."""
     return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
@@ -137,14 +141,24 @@ def attend(
     q, k, v = (x.reshape(*x.shape[:2], heads, width) for x in (query, key, value))
     if implementation == "cudnn" and width % 8 == 0 and width <= 128 and jnp.finfo(query.dtype).bits == 16:
         return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn").reshape(query.shape)
-    # JAX's own XLA path takes the softmax in float32 where float64 was asked for.
-    logits = jnp.einsum("bqhc,bkhc->bhqk", q, k, preferred_element_type=at_least_float32(query.dtype))
-    logits = logits / math.sqrt(width)
+    if len(q) > 1 and len(q) * heads * q.shape[1] * k.shape[1] > _LOGITS:
+        rows = jax.lax.map(lambda row: _attend(*(x[None] for x in row), causal)[0], (q, k, v))
+        return rows.reshape(query.shape)
+    return _attend(q, k, v, causal).reshape(query.shape)
+
+
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:
+    """Attention of [batch, positions, heads, width], with all logits in memory at once.
+
+    JAX's own takes the softmax in float32 where float64 was asked for.
+    """
+    logits = jnp.einsum("bqhc,bkhc->bhqk", q, k, preferred_element_type=at_least_float32(q.dtype))
+    logits = logits / math.sqrt(q.shape[-1])
     if causal:
         past = jnp.tri(*logits.shape[-2:], dtype=bool)[None, None]
         logits = jnp.where(past, logits, -jnp.inf)
-    weights = jax.nn.softmax(logits).astype(value.dtype)
-    return jnp.einsum("bhqk,bkhc->bqhc", weights, v).reshape(query.shape)
+    weights = jax.nn.softmax(logits).astype(v.dtype)
+    return jnp.einsum("bhqk,bkhc->bqhc", weights, v)
 
 
 class Attention(nnx.Module):

@@ -2,7 +2,7 @@
 
 Four pure functions of one device's share of the rows, each compiled once: `encode` takes tokens to
 text, `start` keys to noise, `advance` a carry through a chunk of the schedule, `decode` latents to
-pictures. `generate` is their composition, for research, export and gradients.
+pictures. `generate` is their composition, for research and export.
 
 Latents and pictures are channels last. Axes: rows of the batch, branches (2 + n: unconditional, prompt,
 concepts), tokens, channels.
@@ -145,7 +145,8 @@ def advance(
 def decode(vae: AutoencoderKL, latents: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Latents [rows, ...] -> float32 pictures [rows, height, width, 3] in [0, 1], and whether each row
     of latents and picture is finite, bool [rows]."""
-    image = vae.decode(latents / vae.config.scaling_factor)
+    # One picture after another: a decoder's activations are far larger than its picture.
+    image = jax.lax.map(lambda one: vae.decode(one[None])[0], latents / vae.config.scaling_factor)
     image = image.astype(at_least_float32(image.dtype))
     finite = jnp.isfinite(image).all((1, 2, 3)) & jnp.isfinite(latents).all((1, 2, 3))
     return jnp.clip(image / 2 + 0.5, 0, 1), finite
