@@ -2,7 +2,9 @@
 
 import dataclasses
 import os
+import re
 import shlex
+import sys
 import tempfile
 import time
 import warnings
@@ -12,9 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+import jax
+import jax.monitoring
 
-from sega_jax import pictures
+from sega_jax import __version__, pictures
 from sega_jax.guidance import SEMANTICS, SUPPORTS, Edit
+from sega_jax.loading import checkpoint_folder, load
+from sega_jax.rows import number, whole
 
 _WHOLE = ("warmup", "cooldown")
 _NUMBERS = ("scale", "threshold", "weight", "momentum_scale", "momentum_beta")
@@ -33,6 +39,11 @@ def parse_edit(text: str) -> Edit:
     words = words.removeprefix("-").strip()
     if not words:
         raise ValueError(f"--edit {text!r} names no concept")
+    if astray := re.search(rf"[:,]\s*({'|'.join(_NUMBERS + _WHOLE)})\s*[:=]", words.replace("-", "_")):
+        raise ValueError(
+            f"--edit {text!r}: {astray[1]!r} looks like a setting; settings follow one colon, as in"
+            f' "{words[: astray.start()]}:{astray[1]}=5"'
+        )
     values: dict[str, Any] = {}
     for entry in filter(None, (part.strip() for part in rest.split(","))):
         name, _, value = (part.strip() for part in entry.partition("="))
@@ -114,11 +125,11 @@ def edit(model: str, prompt: str, edits: tuple[str, ...], out: str, dtype: str, 
     """Makes a picture of a prompt, with and without edits, and a sheet of both."""
     with _plainly():
         parsed = [parse_edit(text) for text in edits]
+        _check(settings)
+        model = str(checkpoint_folder(model).resolve())
         folder = _writable(Path(out))
         _remember_compilations()
         began = time.perf_counter()
-        from sega_jax.loading import load  # here, so that --help and mistakes answer at once
-
         pipe = load(model, dtype=dtype, variant=variant)
         device = pipe.devices.devices[0].device_kind
         click.echo(
@@ -155,11 +166,14 @@ def info(file: Path) -> None:
     """Prints the settings of a picture that `edit` wrote, and the command that repeats it."""
     with _plainly():
         known = pictures.settings(file)
+        try:
+            known["edits"] = [format_edit(Edit(**one)) for one in known["edits"]]
+            command = _command(known)
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"{file} has settings that cannot be read") from None
         for name, value in known.items():
-            if name == "edits":
-                value = "; ".join(format_edit(Edit(**one)) for one in value)
-            click.echo(f"{name:15} {value}")
-        click.echo(f"\n{_command(known)}")
+            click.echo(f"{name:15} {'; '.join(value) if name == 'edits' else value}")
+        click.echo(f"\n{command}")
 
 
 def _command(known: dict[str, Any]) -> str:
@@ -168,10 +182,19 @@ def _command(known: dict[str, Any]) -> str:
     for option in edit.params:
         if option.name == "edits":
             for one in known["edits"]:
-                words += ["--edit", format_edit(Edit(**one))]
+                words += ["--edit", one]
         elif known.get(option.name) not in (None, option.default) and option.name != "out":
             words += [option.opts[0], str(known[option.name])]
     return shlex.join(words)
+
+
+def _check(settings: dict[str, Any]) -> None:
+    """Finds mistakes that need no checkpoint to be seen, before one is read."""
+    whole("--steps", settings["steps"], 1)
+    whole("--seed", settings["seed"], 0, 2**32 - 1)
+    number("--guidance-scale", settings["guidance_scale"])
+    for name in ("eta", "momentum_scale", "momentum_beta"):
+        number(f"--{name.replace('_', '-')}", settings[name], 0, 1)
 
 
 def _describe(one: Edit) -> str:
@@ -207,17 +230,11 @@ def _writable(folder: Path) -> Path:
 
 
 def _versions(device: str) -> dict[str, str]:
-    import jax
-
-    from sega_jax import __version__
-
     return {"device": device, "sega_jax": __version__, "jax": jax.__version__}
 
 
 def _remember_compilations() -> None:
     """Keeps compiled programs from run to run, unless JAX was told where to keep them."""
-    import jax
-
     if jax.config.jax_compilation_cache_dir is None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "sega_jax" / "xla"))
@@ -226,8 +243,6 @@ def _remember_compilations() -> None:
 @contextmanager
 def _compilations() -> Iterator[Any]:
     """Counts the seconds in which something was traced or compiled (or read from the cache)."""
-    import jax.monitoring
-
     spans: list[tuple[float, float]] = []
 
     def listen(event: str, duration: float, **_: Any) -> None:
@@ -256,5 +271,11 @@ def _plainly() -> Iterator[None]:
         warnings.showwarning = lambda message, *_: click.echo(f"Warning: {message}", err=True)
         try:
             yield
-        except (ValueError, TypeError, OSError) as error:
+        except (ValueError, TypeError, OSError, MemoryError) as error:
             raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt:
+            click.echo("Aborted!", err=True)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            # An interrupted compilation goes on in its thread, and an ordinary exit would crash on it.
+            os._exit(130)

@@ -44,15 +44,7 @@ def load(
         CheckpointError: the folder is no checkpoint, or a file is missing, broken or does not fit.
         ValueError: an unknown dtype or attention, or a config that is not supported.
     """
-    if not isinstance(source, str | os.PathLike):
-        raise TypeError(f"source={source!r} should be the path of a folder")
-    folder = Path(os.path.expanduser(source))
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"{folder} is no folder; give one in diffusers layout (with model_index.json, unet, vae, text_encoder,"
-            " tokenizer and scheduler)"
-        )
-    _check_kind(folder)
+    folder = checkpoint_folder(source)
     where = Devices(devices)
     dtype = _dtype(dtype, where)
     attention = _attention(attention, dtype, where)
@@ -78,6 +70,24 @@ def load(
 
     models = Models(*(component(part, module) for part, module in models._asdict().items()))
     return Pipeline(models, tokenizer, scheduler, where)
+
+
+def checkpoint_folder(source: str | Path) -> Path:
+    """The folder of a Stable Diffusion checkpoint.
+
+    Raises:
+        TypeError, FileNotFoundError, CheckpointError: it is none; nothing large was read.
+    """
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(f"source={source!r} should be the path of a folder")
+    folder = Path(os.path.expanduser(source))
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder} is no folder; give one in diffusers layout (with model_index.json, unet, vae, text_encoder,"
+            " tokenizer and scheduler)"
+        )
+    _check_kind(folder)
+    return folder
 
 
 def _check_kind(folder: Path) -> None:

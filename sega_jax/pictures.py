@@ -54,7 +54,7 @@ def settings(path: Path) -> dict[str, Any]:
             text = image.info.get(_KEY)
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is no readable picture ({error})") from None
     if text is None:
         raise ValueError(f"{path} was not made by sega-jax: it has no settings")

@@ -267,7 +267,7 @@ class Pipeline:
             began = time.perf_counter()
             with _enough_memory(text.shape):
                 carry, record = program(self.models.unet, text, carry, _chunk(table, done, live), settings)
-                jax.block_until_ready(carry)
+                _wait(carry)
             # The first call of a program may have compiled: it says nothing about the pace.
             if known or done:
                 self._pace[situation] = (time.perf_counter() - began) / live
@@ -308,6 +308,15 @@ def _chunk(table: Row, start: int, live: int) -> Row:
 def _calls(record: Record | None, live: int) -> Record | None:
     """The record of a chunk without its filling, still with the rows that fill the devices up."""
     return jax.tree.map(lambda leaf: leaf[:, :live], record)
+
+
+def _wait(arrays: Any) -> None:
+    """Until the devices are done, also when interrupted: to end the process while they work is to crash."""
+    try:
+        jax.block_until_ready(arrays)
+    except KeyboardInterrupt:
+        jax.block_until_ready(arrays)
+        raise
 
 
 @contextmanager

@@ -30,7 +30,7 @@ ALLOWED = {
     "systems": NETWORKS | METHOD,
     "pipeline": CALLS,
     "loading": CALLS | {"pipeline"},
-    "faces": {"arrays", "guidance", "loading", "pipeline"},
+    "faces": {"arrays", "guidance", "loading", "pipeline", "rows"},
 }
 LIGHT = ["arrays", "guidance", "schedules", "solvers", "sample", "parallel"]
 

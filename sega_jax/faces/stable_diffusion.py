@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import numbers
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from sega_jax.arrays import floating
 from sega_jax.guidance import Edit
 from sega_jax.loading import load
 from sega_jax.pipeline import Pipeline
+from sega_jax.rows import number
 
 _OUTPUTS = {"pil": "pil", "np": "float", "latent": "latent"}
 
@@ -58,11 +58,18 @@ class SemanticStableDiffusionPipeline:
         pretrained_model_name_or_path: str | Path,
         *,
         dtype: Any = None,
+        torch_dtype: Any = None,
         variant: str | None = None,
         devices: Sequence[jax.Device] | None = None,
         attention: str | None = None,
+        safety_checker: None = None,
     ) -> "SemanticStableDiffusionPipeline":
-        """See `sega_jax.load`."""
+        """See `sega_jax.load`; `torch_dtype` is another name of `dtype` and may be torch's own, and no safety
+        checker is loaded, with `safety_checker=None` or without."""
+        if safety_checker is not None:
+            raise ValueError("safety_checker: none is supported yet, pass None or nothing")
+        if torch_dtype is not None and dtype is None:
+            dtype = str(torch_dtype).removeprefix("torch.") if "torch." in str(torch_dtype) else torch_dtype
         return cls(
             load(pretrained_model_name_or_path, dtype=dtype, variant=variant, devices=devices, attention=attention)
         )
@@ -96,12 +103,15 @@ class SemanticStableDiffusionPipeline:
         sem_guidance: Any = None,
         *,
         key: jax.Array | None = None,
+        generator: None = None,
         return_guidance: bool = False,
+        progress: bool | None = None,
     ) -> SemanticStableDiffusionPipelineOutput | tuple:
         """Arguments, defaults and results as in diffusers, with these differences.
 
         Args:
-            seed: in place of a generator: s for pictures s, s + 1, ..., or one each. `key` is a JAX key.
+            seed: in place of a generator: s for pictures s, s + 1, ..., or one each; 0 where none is given.
+                `key` is a JAX key. The noise is JAX's: only given `latents` make diffusers' own picture.
             latents: initial noise, channels last, [rows, height / f, width / f, channels].
             editing_prompt_embeddings: [n, tokens, channels], a concept each, for all rows; or
                 [prompts, n, tokens, channels]. Ignored where `editing_prompt` is given.
@@ -110,6 +120,7 @@ class SemanticStableDiffusionPipeline:
                 array; None is the default. Too few are an error; too many warn and are cut.
             guidance_scale: up to 1, the plain conditional estimate is used (s = 1) and edits are added.
             sem_guidance: guidance to add, as `sem_guidance` of an earlier output.
+            progress: whether to show a bar; None is in terminals and notebooks.
             return_guidance: whether the output has the estimates and the guidance of every call.
 
         Raises:
@@ -117,8 +128,10 @@ class SemanticStableDiffusionPipeline:
         """
         if output_type not in list(_OUTPUTS):
             raise ValueError(f"output_type={output_type!r} should be one of {', '.join(_OUTPUTS)}")
-        if isinstance(guidance_scale, numbers.Real) and not math.isnan(guidance_scale):
-            guidance_scale = max(guidance_scale, 1.0)
+        several = isinstance(guidance_scale, list | tuple | np.ndarray)
+        scales = [max(number("guidance_scale", s), 1.0) for s in (guidance_scale if several else [guidance_scale])]
+        if generator is not None:
+            raise TypeError("generator is torch's; give seed=, one number or one a picture, or a JAX key=")
         out = self.pipeline(
             prompt,
             _edits(
@@ -133,7 +146,7 @@ class SemanticStableDiffusionPipeline:
             negative_prompt=negative_prompt,
             images_per_prompt=num_images_per_prompt,
             steps=num_inference_steps,
-            guidance_scale=guidance_scale,
+            guidance_scale=scales if several else scales[0],
             eta=eta,
             seed=seed,
             key=key,
@@ -147,6 +160,7 @@ class SemanticStableDiffusionPipeline:
             record=return_guidance,
             callback=callback,
             callback_steps=callback_steps,
+            progress=progress,
             strict=False,
         )
         if not return_dict:

@@ -1,0 +1,71 @@
+"""What is recorded: the checkpoints, inputs and settings that `record.py` and the tests share."""
+
+import numpy as np
+import tiny
+
+
+def _noise(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+CHECKPOINTS = {
+    "sd1_ddim": {},
+    "sd1_pndm": {"scheduler": tiny.PNDM},
+    "sd2_ddim": {
+        "unet": tiny.UNET_2,
+        "text": tiny.TEXT_2,
+        "scheduler": tiny.DDIM | {"prediction_type": "v_prediction"},
+    },
+}
+INPUTS = {
+    "ids": np.random.default_rng(0).integers(0, 58, (2, 12), np.int32),
+    "x": _noise(1, 2, 7, 10, 4),
+    "timestep": np.array([981.0, 3.0], np.float32),
+    "context": _noise(2, 2, 12, 16),
+    "image": _noise(3, 2, 12, 16, 3),
+    "latents": _noise(4, 2, 6, 9, 4),
+}
+
+START, OUTPUTS, NOISE = _noise(5, 1, 3, 4), _noise(6, 60, 1, 3, 4), _noise(7, 60, 1, 3, 4)
+_V = {"prediction_type": "v_prediction", "set_alpha_to_one": True}
+SCHEDULES = {
+    "ddim": (tiny.DDIM, 20, 0.0),
+    "ddim_eta_clip": (tiny.DDIM | {"clip_sample": True, "timestep_spacing": "trailing"}, 7, 0.6),
+    "ddim_v": (tiny.DDIM | _V | {"timestep_spacing": "linspace", "beta_schedule": "linear"}, 9, 0.0),
+    "ddim_cosine": (tiny.DDIM | {"beta_schedule": "squaredcos_cap_v2", "steps_offset": 0}, 12, 1.0),
+    "pndm": (tiny.PNDM, 20, 0.0),
+    "pndm_v": (tiny.PNDM | _V | {"timestep_spacing": "trailing"}, 6, 0.0),
+    "pndm_2": (tiny.PNDM, 2, 0.0),
+}
+
+PROMPTS = ["a cat", "dog, b"]
+LATENTS = _noise(8, 2, 8, 8, 4)
+_ONE = {
+    "num_inference_steps": 6,
+    "editing_prompt": ["glasses"],
+    "edit_warmup_steps": 1,
+    "edit_cooldown_steps": 5,
+    "edit_threshold": 0.8,
+}
+_THREE = {
+    "num_inference_steps": 8,
+    "guidance_scale": 5.0,
+    "negative_prompt": ["bad", "z"],
+    "editing_prompt": ["glasses", "b", "cd"],
+    "edit_guidance_scale": [4.0, 6.0, 3.0],
+    "edit_warmup_steps": [0, 2, 3],
+    "edit_cooldown_steps": [5, 7, 6],
+    "edit_threshold": [0.9, 0.5, 0.75],
+    "reverse_editing_direction": [False, True, False],
+    "edit_weights": [1.0, 2.0, 0.5],
+    "edit_momentum_scale": 0.3,
+    "edit_mom_beta": 0.6,
+}
+PICTURES = {
+    "none": ("sd1_ddim", {"num_inference_steps": 6}),
+    "one": ("sd1_ddim", _ONE),
+    "three": ("sd1_ddim", _THREE),
+    "one_pndm": ("sd1_pndm", _ONE),
+    "three_pndm": ("sd1_pndm", _THREE),
+    "three_v": ("sd2_ddim", _THREE),
+}

@@ -1,0 +1,89 @@
+"""Records what torch, transformers and diffusers make of the small checkpoints, for the suite without torch.
+
+    pip install -e ".[parity]" && python tests/reference/record.py
+
+writes `tests/reference/*.npz`, float32 and channels last; made with torch 2.13.0, diffusers 0.42.1 and
+transformers 5.23.0 on a CPU. Weights and inputs are those of `tests/tiny.py` and of `cases.py` here.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import diffusers
+import numpy as np
+import tiny
+import torch
+from reference import cases
+
+HERE = Path(__file__).parent
+diffusers.utils.logging.set_verbosity_error()
+
+
+def first(array):
+    """Channels first, as torch has them."""
+    return torch.tensor(np.moveaxis(array, -1, -3) if array.ndim > 3 else array)
+
+
+def last(tensor):
+    return tensor.detach().movedim(-3, -1).numpy()
+
+
+def networks(name):
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = tiny.checkpoint(Path(folder) / "tiny", **cases.CHECKPOINTS[name])
+        pipe = diffusers.StableDiffusionPipeline.from_pretrained(checkpoint)
+    with torch.no_grad():
+        vae, inputs = pipe.vae, {key: first(value) for key, value in cases.INPUTS.items()}
+        posterior = vae.encode(inputs["image"]).latent_dist
+        return {
+            "text": pipe.text_encoder(inputs["ids"].long()).last_hidden_state.numpy(),
+            "unet": last(pipe.unet(inputs["x"], inputs["timestep"], inputs["context"]).sample),
+            "mean": last(posterior.mean),
+            "logvar": last(posterior.logvar),
+            "decoded": last(vae.decode(inputs["latents"]).sample),
+        }
+
+
+def trajectory(config, steps, eta):
+    scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
+    scheduler.set_timesteps(steps)
+    x, path = torch.tensor(cases.START), []
+    for call, t in enumerate(scheduler.timesteps):
+        output, noise = (torch.tensor(a[call]) for a in (cases.OUTPUTS, cases.NOISE))
+        extra = {"eta": eta, "variance_noise": noise} if eta else {}
+        x = scheduler.step(output, t, x, **extra).prev_sample
+        path.append(x.numpy())
+    return {"timesteps": scheduler.timesteps.numpy(), "path": np.stack(path)}
+
+
+def pictures(checkpoint, settings):
+    with tempfile.TemporaryDirectory() as folder:
+        path = tiny.checkpoint(Path(folder) / "tiny", **cases.CHECKPOINTS[checkpoint])
+        pipe = diffusers.SemanticStableDiffusionPipeline.from_pretrained(path)
+    pipe.set_progress_bar_config(disable=True)
+    latents = first(cases.LATENTS)
+    made = {
+        "latents": last(pipe(cases.PROMPTS, latents=latents, output_type="latent", **settings).images),
+        "images": pipe(cases.PROMPTS, latents=latents, output_type="np", **settings).images,
+    }
+    calls = len(pipe.scheduler.timesteps)
+    for name in ("sem_guidance", "uncond_estimates", "text_estimates", "edit_estimates"):
+        if (array := getattr(pipe, name)) is not None:
+            made[name] = last(array[:calls])
+    return made
+
+
+def main():
+    for name in cases.CHECKPOINTS:
+        np.savez_compressed(HERE / f"networks_{name}.npz", **networks(name))
+    for name, case in cases.SCHEDULES.items():
+        np.savez_compressed(HERE / f"schedule_{name}.npz", **trajectory(*case))
+    for name, case in cases.PICTURES.items():
+        np.savez_compressed(HERE / f"pictures_{name}.npz", **pictures(*case))
+
+
+if __name__ == "__main__":
+    main()
