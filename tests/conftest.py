@@ -36,6 +36,17 @@ def pipe(folder, one_device):
     return sega_jax.load(folder, devices=one_device)
 
 
+@pytest.fixture(scope="session")
+def small_folder(tmp_path_factory):
+    """A checkpoint whose UNet has one level."""
+    return tiny.checkpoint(tmp_path_factory.mktemp("checkpoints") / "small", unet=tiny.UNET_1)
+
+
+@pytest.fixture(scope="session")
+def small(small_folder, one_device):
+    return sega_jax.load(small_folder, devices=one_device)
+
+
 @pytest.fixture
 def compilations():
     """A list that grows by an entry whenever XLA builds a program, or takes one from the cache on disk."""

@@ -13,7 +13,7 @@ CALL = {
     "output": "uint8",
 }
 CHANGES = {
-    "prompts": {"prompt": ["a bird, flying", "fish"]},
+    "prompts": {"prompt": ["a bird", "fish"]},
     "negative prompts": {"negative_prompt": ["bad", "worse"]},
     "concepts": {"edits": [[Edit("x", warmup=1)], [Edit("y", warmup=1), Edit("z", warmup=1)]]},
     "embeddings": {"edits": [Edit(np.ones((12, 16), np.float32), warmup=1), Edit("z", warmup=1)]},
@@ -38,9 +38,9 @@ CHANGES = {
 
 
 @pytest.fixture(scope="module")
-def called(pipe):
-    pipe(**CALL)
-    return pipe
+def called(small):
+    small(**CALL)
+    return small
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -56,7 +56,7 @@ def test_another_call_is_another_picture(called):
         assert not np.array_equal(called(**CALL | CHANGES[name]).images, first), name
 
 
-def test_the_counter_counts(compilations, pipe):
+def test_the_counter_counts(compilations, small):
     program = jax.jit(lambda x: x * 2)
     program(np.ones(3))
     assert len(compilations) == 1
@@ -64,5 +64,5 @@ def test_the_counter_counts(compilations, pipe):
     assert len(compilations) == 1
     program(np.ones(4))
     assert len(compilations) == 2
-    Pipeline(pipe.models, pipe.tokenizer, pipe.scheduler, pipe.devices).encode(["a"])
+    Pipeline(small.models, small.tokenizer, small.scheduler, small.devices).encode(["a"])
     assert len(compilations) == 3

@@ -5,7 +5,6 @@ from functools import cache
 import jax
 import numpy as np
 import pytest
-import tiny
 
 import sega_jax
 from sega_jax import Edit
@@ -16,21 +15,24 @@ STEPS = 4
 
 
 @pytest.fixture(scope="module")
-def on(tmp_path_factory):
+def on(small_folder):
     """A small pipeline on so many devices."""
-    folder = tiny.checkpoint(tmp_path_factory.mktemp("parallel") / "tiny", unet=tiny.UNET_1)
-    return cache(lambda count: sega_jax.load(folder, devices=jax.local_devices()[:count]))
+    return cache(lambda count: sega_jax.load(small_folder, devices=jax.local_devices()[:count]))
 
 
 def draw(pipe, rows, **options):
     """The rows of these numbers, each with a prompt, an edit, a guidance scale and a seed of its own."""
-    edits = [[Edit(WORDS[-r], scale=r + 1, warmup=r % 2)] for r in rows]
-    prompts, scales = [WORDS[r] for r in rows], [1.0 + r for r in rows]
-    settings = {"steps": STEPS, "output": "latent", "guidance_scale": scales, "seed": list(rows)}
-    return pipe(prompts, edits, **settings | options)
+    settings = {
+        "edits": [[Edit(WORDS[-r], scale=r + 1, warmup=r % 2)] for r in rows],
+        "steps": STEPS,
+        "output": "latent",
+        "guidance_scale": [1.0 + r for r in rows],
+        "seed": list(rows),
+    }
+    return pipe([WORDS[r] for r in rows], **settings | options)
 
 
-def test_all_devices_are_the_default(tmp_path):
+def test_all_devices_are_the_default():
     assert len(Devices()) == len(jax.local_devices()) == 8
 
 
@@ -70,6 +72,13 @@ def test_pictures_records_and_callbacks_are_without_padding(on):
     plain = draw(on(2), range(3)).images
     for found, wanted in zip(seen[-1][2], plain, strict=True):
         assert np.linalg.norm(found - wanted) <= 3e-4 * np.linalg.norm(wanted)
+
+
+def test_no_edits(on):
+    plain, none = (draw(on(2), range(2), edits=edits).images for edits in ([], [[], []]))
+    assert np.array_equal(plain, none)
+    for row in range(2):
+        assert np.array_equal(plain[row], draw(on(1), [row], edits=[]).images[0])
 
 
 def test_weights_are_placed_once(on):

@@ -35,16 +35,16 @@ LATENTS = np.random.default_rng(0).standard_normal((2, 8, 8, 4)).astype(np.float
 
 
 @pytest.fixture(scope="module")
-def run(pipe):
+def run(small):
     """Two rows with two concepts at most, so that most calls here share a compiled program."""
     defaults = {"edits": EDITS, "steps": STEPS, "latents": LATENTS, "output": "latent", "record": True}
-    return lambda prompt=PROMPTS, **options: pipe(prompt, **defaults | options)
+    return lambda prompt=PROMPTS, **options: small(prompt, **defaults | options)
 
 
 @pytest.fixture(scope="module")
-def face(pipe):
+def face(small):
     defaults = WORDS | {"num_inference_steps": STEPS, "latents": LATENTS, "output_type": "latent"}
-    call = SemanticStableDiffusionPipeline(pipe)
+    call = SemanticStableDiffusionPipeline(small)
     return lambda prompt=PROMPTS, **options: call(prompt, **defaults | {"return_guidance": True} | options)
 
 
@@ -112,9 +112,9 @@ def test_fewer_concepts_are_padded_without_effect(run):
     assert np.array_equal(padded.images, explicit.images)
 
 
-def test_plms_makes_one_call_more_and_warmups_count_calls(pipe):
+def test_plms_makes_one_call_more_and_warmups_count_calls(small):
     """Row 7, and for a picture that is not square."""
-    plms = Pipeline(pipe.models, pipe.tokenizer, from_config(tiny.PNDM), pipe.devices)
+    plms = Pipeline(small.models, small.tokenizer, from_config(tiny.PNDM), small.devices)
     edits = [Edit("a", warmup=STEPS), Edit("b", warmup=2, cooldown=4)]
     out = plms("cat", edits, steps=STEPS, record=True, output="latent", height=20, width=12)
     assert out.record.cond.shape == (1, STEPS + 1, 10, 6, 4)
@@ -139,8 +139,8 @@ def test_edits_may_be_words_or_one_list_for_all(run):
     assert np.array_equal(run(edits=[("a", "b"), [Edit("a"), "b"]], **options).images, explicit.images)
 
 
-def test_embeddings_stand_for_words(run, pipe):
-    a, b = pipe.encode(["a", "b"])
+def test_embeddings_stand_for_words(run, small):
+    a, b = small.encode(["a", "b"])
     edits = [Edit(a, warmup=0), Edit(b.tolist(), warmup=1)]
     assert np.array_equal(run(edits=edits).images, run(edits=[Edit("a", warmup=0), Edit("b", warmup=1)]).images)
 
@@ -148,34 +148,34 @@ def test_embeddings_stand_for_words(run, pipe):
 LONG = "a b c d e f g h i j k l m n"
 
 
-def test_long_texts_keep_their_end_and_warn_with_the_rest(pipe, run):
+def test_long_texts_keep_their_end_and_warn_with_the_rest(small, run):
     """Row 5: in diffusers they lose the end token, and one long prompt breaks a batch."""
     with pytest.warns(UserWarning, match="reads 12 tokens; cut from the end of 'a b c .*: 'k l m n") as caught:
         long = run([LONG, "dog"])
     assert caught[0].filename == __file__
-    ids = pipe.tokenizer(["a b c d e f g h i j", "a"])
+    ids = small.tokenizer(["a b c d e f g h i j", "a"])
     assert (ids[0, -1], ids[1, 2]) == (57, 57)
     assert np.array_equal(long.images, run(["a b c d e f g h i j", "dog"]).images)
 
 
 @pytest.mark.parametrize("text", ["éééééééé", "日本語日本"])
-def test_texts_of_letters_that_are_several_tokens_are_cut_with_a_warning(pipe, text):
+def test_texts_of_letters_that_are_several_tokens_are_cut_with_a_warning(small, text):
     with pytest.warns(UserWarning, match="reads 12 tokens; cut from the end of"):
-        pipe.tokenizer([text])
+        small.tokenizer([text])
 
 
-def test_short_texts_do_not_warn(pipe):
+def test_short_texts_do_not_warn(small):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pipe.tokenizer(["", "a b c d e f g h i j", "a" + " " * 100])
+        small.tokenizer(["", "a b c d e f g h i j", "a" + " " * 100])
 
 
-def test_encodings_are_remembered_and_right_whatever_the_block(pipe):
+def test_encodings_are_remembered_and_right_whatever_the_block(small):
     texts = [f"{a} {b}" for a in "abcdefghijklmnopqr" for b in "abcdefghijklmnopqr"]
-    all_at_once = pipe.encode(texts)
-    close(all_at_once[7], pipe.encode([texts[7]])[0], 1e-6)
+    all_at_once = small.encode(texts)
+    close(all_at_once[7], small.encode([texts[7]])[0], 1e-6)
     for i in (0, 100, -1):
-        close(pipe.encode([texts[i]])[0], all_at_once[i], 1e-6)
+        close(small.encode([texts[i]])[0], all_at_once[i], 1e-6)
 
 
 # Randomness
@@ -237,16 +237,16 @@ def test_outputs_are_the_same_pictures(run):
     assert all(np.array_equal(*pair) for pair in zip(pictures, bytes_, strict=True))
 
 
-def test_nothing_is_recorded_unless_asked_for(run, face, pipe):
+def test_nothing_is_recorded_unless_asked_for(run, face, small):
     """Row 9."""
-    before = set(vars(pipe))
+    before = set(vars(small))
     out = run(record=False)
     assert out.record is None
     assert out.finite.all()
     close(out.images, run().images)
     out = face(return_guidance=False)
     assert [out.sem_guidance, out.uncond_estimates, out.text_estimates, out.edit_estimates] == [None] * 4
-    assert set(vars(pipe)) == before
+    assert set(vars(small)) == before
 
 
 def test_a_picture_that_is_not_finite_is_never_shown(run):
@@ -325,9 +325,9 @@ def test_face_equals_the_native_call(run, face):
     assert flags is None
 
 
-def test_embeddings_of_concepts_stay_apart(face, pipe):
+def test_embeddings_of_concepts_stay_apart(face, small):
     """Row 3: with more than one prompt, diffusers mixes them."""
-    words, embeddings = face(), pipe.encode(["a", "b"])
+    words, embeddings = face(), small.encode(["a", "b"])
     options = {"editing_prompt": None}
     assert np.array_equal(face(editing_prompt_embeddings=embeddings, **options).images, words.images)
     each = np.stack([embeddings, embeddings[::-1]])
@@ -385,8 +385,8 @@ def test_replayed_guidance_makes_the_same_picture(face):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_keeps_guidance_and_latents_in_single(tmp_path, one_device, dtype):
-    half = sega_jax.load(tiny.checkpoint(tmp_path / "half", unet=tiny.UNET_1), devices=one_device, dtype=dtype)
+def test_half_precision_keeps_guidance_and_latents_in_single(small_folder, one_device, dtype):
+    half = sega_jax.load(small_folder, devices=one_device, dtype=dtype)
     out = half("cat", EDITS[:1], steps=STEPS, output="latent", record=True)
     assert half.encode(["a"]).dtype == jnp.dtype(dtype)
     assert out.images.dtype == out.record.sem_guidance.dtype == np.float32

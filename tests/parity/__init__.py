@@ -1,0 +1,1 @@
+"""The library beside torch and diffusers: every test here is skipped where they are not installed."""

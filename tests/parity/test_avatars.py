@@ -1,0 +1,101 @@
+"""A trained checkpoint against diffusers: portraits with three edits each.
+
+The folder is that of the environment variable SEGA_JAX_CHECKPOINT, or the one beside the repository. In
+float32 a value that is almost on its quantile now and then falls to the other side in one of the two, and
+PNDM multiplies that; in float64 none does.
+"""
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import tiny
+
+from parity.theirs import double, first, last, load, noise, relative, schedule
+
+FOLDER = Path(
+    os.environ.get("SEGA_JAX_CHECKPOINT", Path(__file__).parents[2] / "../shared/checkpoints/avatars-sd")
+).resolve()
+
+pytestmark = [pytest.mark.parity, pytest.mark.skipif(not FOLDER.is_dir(), reason="the checkpoint is not there")]
+
+CALL = {
+    "prompt": ["a portrait of a woman with long hair wearing a blue hoodie", "a portrait of a person"],
+    "negative_prompt": ["", "hat"],
+    "num_inference_steps": 20,
+    "guidance_scale": 4,
+    "editing_prompt": ["glasses", "beard", "long hair"],
+    "reverse_editing_direction": [False, False, True],
+    "edit_guidance_scale": [4, 3.5, 5],
+    "edit_threshold": [0.95, 0.9, 0.95],
+    "edit_warmup_steps": [3, 4, 6],
+    "edit_cooldown_steps": [18, 15, 20],
+    "edit_weights": [1, 1.5, 0.7],
+    "edit_momentum_scale": 0.3,
+    "edit_mom_beta": 0.6,
+    "output_type": "np",
+}
+SHORT = {
+    "prompt": ["a portrait of a person"],
+    "negative_prompt": ["hat"],
+    "num_inference_steps": 6,
+    "edit_warmup_steps": [1, 2, 3],
+    "edit_cooldown_steps": [6, 5, 7],
+}
+ESTIMATES = ("uncond_estimates", "text_estimates", "edit_estimates")
+
+
+def run(ours, reference, call):
+    """The recorded arrays and pictures of both: {name: (ours, theirs)}, calls first."""
+    latents, seen, expected = noise(len(call["prompt"]), *ours.pipeline.latent_shape()), [], []
+    a = ours(**call, latents=latents, return_guidance=True, callback=lambda *step: seen.append(step[2]))
+    b = reference(**call, latents=first(latents), callback=lambda *step: expected.append(last(step[2])))
+    found = {"latents": (np.stack(seen), np.stack(expected)), "images": (a.images, b.images)}
+    for name in (*ESTIMATES, "sem_guidance"):
+        found[name] = getattr(a, name), last(getattr(reference, name))[: len(seen)]
+    return found
+
+
+def differ(ours, theirs):
+    """The share of entries that differ by more than 2e-3."""
+    return (np.abs(ours - theirs) > 2e-3).mean()
+
+
+def test_portraits(one_device):
+    found = run(*load(FOLDER, "float32", one_device), CALL)
+    assert relative(*(latents[-1] for latents in found["latents"])) < 3e-4
+    assert differ(*found["images"]) <= 1e-3
+    assert differ(*found["sem_guidance"]) <= 1e-3
+    for name in ESTIMATES:
+        assert relative(*found[name]) < 3e-4
+        assert relative(*(estimates[0] for estimates in found[name])) < 1e-5
+
+
+def test_portraits_in_float64(tmp_path, one_device):
+    """With PNDM in place of the checkpoint's own DDIM."""
+    ours, reference = load(with_scheduler(tiny.PNDM, tmp_path), "float64", one_device)
+    assert ours.pipeline.scheduler.name == "PNDMScheduler"
+    with double():
+        schedule(ours, reference, tiny.PNDM)
+        found = run(ours, reference, CALL | SHORT)
+    assert differ(*found.pop("images")) == 0
+    for both in found.values():
+        assert relative(*both) < 1e-9
+
+
+def with_scheduler(config, folder):
+    """The checkpoint with another scheduler."""
+    for part in FOLDER.iterdir():
+        if part.name not in ("scheduler", "model_index.json"):
+            (folder / part.name).symlink_to(part)
+    index = json.loads((FOLDER / "model_index.json").read_text())
+    tiny.write_json(folder / "model_index.json", index | {"scheduler": ["diffusers", config["_class_name"]]})
+    (folder / "scheduler").mkdir()
+    tiny.write_json(folder / "scheduler" / "scheduler_config.json", config)
+    return folder

@@ -1,0 +1,312 @@
+"""Layers, blocks and whole networks against torch's, on the same tensors and inputs."""
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+import contextlib
+import inspect
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tiny
+import torch
+import transformers
+from diffusers.models import activations, attention, attention_processor, downsampling, embeddings, upsampling
+from safetensors.numpy import load_file, save_file
+
+from parity.theirs import double, first, last, noise, pair, precision, relative
+from sega_jax import loading
+from sega_jax.nn import clip, layers, unet, vae
+
+pytestmark = pytest.mark.parity
+
+# Relative L2; of layers and blocks in float32.
+LAYER = 2e-6
+NETWORK = {"float32": 1e-5, "float64": 1e-9}
+
+UNETS = {
+    "SD 1.x": tiny.UNET,
+    "SD 2.x": tiny.UNET_2,
+    "deep": tiny.UNET
+    | {
+        "block_out_channels": [8, 8, 16, 24],
+        "down_block_types": ["DownBlock2D", *["CrossAttnDownBlock2D"] * 3],
+        "up_block_types": [*["CrossAttnUpBlock2D"] * 3, "UpBlock2D"],
+        "layers_per_block": [2, 1, 2, 1],
+        "transformer_layers_per_block": [1, 1, 2, 1],
+        "attention_head_dim": [1, 2, 4, 8],
+        "cross_attention_dim": [16] * 4,
+        "norm_eps": 1e-3,
+    },
+    "wide": tiny.UNET
+    | {
+        "block_out_channels": [32, 64],
+        "down_block_types": ["CrossAttnDownBlock2D"] * 2,
+        "up_block_types": ["CrossAttnUpBlock2D"] * 2,
+        "layers_per_block": 2,
+        "norm_num_groups": 8,
+        "act_fn": "gelu",
+        "flip_sin_to_cos": False,
+        "freq_shift": 1,
+        "time_embedding_dim": 24,
+    },
+    "one level of odd width": tiny.UNET
+    | {
+        "block_out_channels": [9],
+        "down_block_types": ["CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D"],
+        "attention_head_dim": 3,
+        "norm_num_groups": 3,
+    },
+}
+
+
+def unets(config):
+    return pair(
+        unet.UNet2DConditionModel(unet.UNetConfig.from_dict(config)),
+        diffusers.UNet2DConditionModel.from_config(config),
+    )
+
+
+def autoencoders():
+    return pair(
+        vae.AutoencoderKL(vae.AutoencoderConfig.from_dict(tiny.VAE)), diffusers.AutoencoderKL.from_config(tiny.VAE)
+    )
+
+
+def texts(config):
+    theirs = transformers.CLIPTextModel(transformers.CLIPTextConfig(**config))
+    return pair(clip.CLIPTextModel(clip.CLIPTextConfig.from_dict(config)), theirs)
+
+
+def tokens(count=3):
+    """Ids with a beginning, an end and padding, each text of another length."""
+    ids = np.random.default_rng(0).integers(0, 56, (count, 12))
+    ids[:, 0] = tiny.TEXT["bos_token_id"]
+    for row, length in zip(ids, (1, 6, 11), strict=True):
+        row[length:] = tiny.TEXT["eos_token_id"]
+    return ids.astype(np.int32)
+
+
+class SelfAttention(layers.Attention):
+    def __init__(self, channels, heads):
+        super().__init__(channels, channels, heads)
+
+    def __call__(self, x):
+        return super().__call__(x, x)
+
+
+class Upsampling(layers.Resample):
+    def __call__(self, x):
+        return super().__call__(layers.double(x))
+
+
+nn, Attention, TimestepEmbedding = torch.nn, attention_processor.Attention, embeddings.TimestepEmbedding
+Downsampling, WORDS, PICTURE = downsampling.Downsample2D, (2, 7, 24), (2, 6, 9, 4)
+LAYERS = {
+    "linear": (lambda: layers.Linear(24, 10), lambda: nn.Linear(24, 10), WORDS),
+    "linear without bias": (lambda: layers.Linear(24, 10, bias=False), lambda: nn.Linear(24, 10, bias=False), WORDS),
+    "layer norm": (lambda: layers.LayerNorm(24), lambda: nn.LayerNorm(24), WORDS),
+    "feed-forward": (lambda: unet.FeedForward(24), lambda: attention.FeedForward(24), WORDS),
+    "timestep": (lambda: unet.TimestepEmbedding(24, 20, "silu"), lambda: TimestepEmbedding(24, 20), WORDS),
+    "attention": (lambda: SelfAttention(24, 3), lambda: Attention(24, heads=3, dim_head=8), WORDS),
+    "group norm": (lambda: layers.GroupNorm(2, 4, 1e-5), lambda: nn.GroupNorm(2, 4), PICTURE),
+    "group norm, 1e-6": (lambda: layers.GroupNorm(2, 4, 1e-6), lambda: nn.GroupNorm(2, 4, eps=1e-6), PICTURE),
+    "conv": (lambda: layers.Conv(4, 6), lambda: nn.Conv2d(4, 6, 3, padding=1), PICTURE),
+    "conv 1x1": (lambda: layers.Conv(4, 6, 1), lambda: nn.Conv2d(4, 6, 1), PICTURE),
+    "conv 5x5, unpadded": (lambda: layers.Conv(4, 6, 5, padding=0), lambda: nn.Conv2d(4, 6, 5), PICTURE),
+    "conv of stride 2": (lambda: layers.Conv(4, 6, stride=2), lambda: nn.Conv2d(4, 6, 3, 2, 1), PICTURE),
+    "downsampling": (
+        lambda: layers.Resample(4, stride=2),
+        lambda: Downsampling(4, use_conv=True, name="op"),
+        PICTURE,
+    ),
+    "downsampling of the VAE": (
+        lambda: layers.Resample(4, stride=2, padding=((0, 1), (0, 1))),
+        lambda: Downsampling(4, use_conv=True, padding=0, name="op"),
+        PICTURE,
+    ),
+    "upsampling": (lambda: Upsampling(4), lambda: upsampling.Upsample2D(4, use_conv=True), PICTURE),
+}
+
+
+@pytest.mark.parametrize("std", [1, 0.01])
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer(name, std):
+    """A small std shows an epsilon that is not torch's."""
+    make_ours, make_theirs, shape = LAYERS[name]
+    ours, theirs = pair(make_ours(), make_theirs())
+    x = np.float32(std) * noise(*shape)
+    assert relative(ours(x), array(theirs(tensor(x)))) < LAYER
+
+
+@pytest.mark.parametrize("name", layers.ACTIVATIONS)
+def test_activation(name):
+    theirs = transformers.activations.ACT2FN[name] if name == "quick_gelu" else activations.get_activation(name)
+    x = 3 * noise(1000)
+    assert relative(layers.ACTIVATIONS[name](x), theirs(torch.tensor(x))) < LAYER
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("flip", [True, False])
+@pytest.mark.parametrize("channels", [8, 9, 320])
+def test_sinusoid(channels, flip, shift):
+    """In float64, since torch's float32 exponential is off by a digit for some frequencies."""
+    with double():
+        t = np.arange(1000.0)
+        theirs = embeddings.get_timestep_embedding(torch.tensor(t), channels, flip, shift)
+        assert relative(unet.sinusoid(jnp.asarray(t), channels, flip=flip, shift=shift), theirs) < 1e-12
+
+
+def tensor(x):
+    return first(x) if x.ndim == 4 else torch.tensor(x)
+
+
+def array(x):
+    """Ours from theirs: of a block's several outputs the first, of a list of inputs every one."""
+    x = getattr(x, "sample", x)
+    if isinstance(x, list):
+        return [array(part) for part in x]
+    x = x[0] if isinstance(x, tuple) else x
+    return last(x) if x.ndim == 4 else x.numpy()
+
+
+def calls(module, *inputs):
+    """The blocks that a call of a torch module runs through: their names, and arguments by name."""
+    found = []
+
+    def note(name, block, args, kwargs):
+        bound = inspect.signature(block.forward).bind(*args, **kwargs).arguments
+        found.append((name, block, bound | bound.pop("kwargs", {})))
+
+    hooks = [
+        block.register_forward_pre_hook(lambda b, a, k, name=name: note(name, b, a, k), with_kwargs=True)
+        for name, block in module.named_modules()
+        if name not in ("", "encoder", "decoder", "embeddings") and next(block.children(), None) is not None
+    ]
+    module(*inputs)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def scaled(argument, by):
+    if isinstance(argument, tuple):
+        return tuple(scaled(part, by) for part in argument)
+    return by * argument if isinstance(argument, torch.Tensor) and argument.is_floating_point() else argument
+
+
+def twin(module, name):
+    for part in name.split("."):
+        module = module[int(part)] if part.isdigit() else getattr(module, part)
+    return module
+
+
+NETWORKS = {
+    "UNet": lambda: (
+        *unets(tiny.UNET_2),
+        (first(noise(2, 5, 7, 4)), torch.tensor([1, 999]), torch.tensor(noise(2, 12, 16))),
+    ),
+    "VAE": lambda: (*autoencoders(), (first(noise(2, 16, 20, 3)),)),
+    "text": lambda: (*texts(tiny.TEXT), (torch.tensor(tokens()),)),
+}
+
+
+@pytest.mark.parametrize("std", [1, 0.01])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_blocks(name, std):
+    """Every block of a network by itself, at the inputs that it has in it, and at small ones."""
+    ours, theirs, inputs = NETWORKS[name]()
+    errors = {}
+    for name, block, arguments in calls(theirs, *inputs):
+        arguments = {key: scaled(value, std) for key, value in arguments.items()}
+        expected = array(block(**arguments))
+        x = array(next(iter(arguments.values())))
+        given = {"x": x, "context": x}
+        for key, argument in {"embedding": "temb", "context": "encoder_hidden_states"}.items():
+            if arguments.get(argument) is not None:
+                given[key] = array(arguments[argument])
+        if "res_hidden_states_tuple" in arguments:
+            # Ours takes all that are left, and the size of the picture from the next.
+            given["skips"] = [expected, *array(list(arguments["res_hidden_states_tuple"]))]
+        block = twin(ours, name)
+        if not isinstance(block, layers.Resample):
+            out = block(**{key: given[key] for key in inspect.signature(block).parameters if key in given})
+            errors[name] = relative(out[0] if isinstance(out, tuple) else out, expected)
+    assert len(errors) > 5
+    assert {name: error for name, error in errors.items() if error >= LAYER} == {}
+
+
+@pytest.fixture
+def tolerance(request):
+    with double() if request.param == "float64" else contextlib.nullcontext():
+        yield NETWORK[request.param]
+
+
+def compare_unets(ours, theirs, size, std=1.0, batch=3):
+    x, text = std * noise(batch, *size, 4), noise(batch, 12, 16, seed=1)
+    t = np.array([0, 500, 999][:batch], precision())
+    expected = theirs(first(x), torch.tensor(t), torch.tensor(text)).sample
+    return relative(jax.jit(type(ours).__call__)(ours, x, t, text), last(expected))
+
+
+@pytest.mark.parametrize("tolerance", ["float32", "float64"], indirect=True)
+@pytest.mark.parametrize("name", ["SD 1.x", "SD 2.x"])
+def test_unet(name, tolerance):
+    """Sizes that no downsampling divides."""
+    assert compare_unets(*unets(UNETS[name]), (5, 7)) < tolerance
+
+
+@pytest.mark.parametrize("name", ["deep", "wide", "one level of odd width"])
+def test_unet_of_another_shape(name):
+    """Inputs of a small std as well."""
+    ours, theirs = unets(UNETS[name])
+    for std in (1, 0.01):
+        assert compare_unets(ours, theirs, (9, 3), std) < NETWORK["float32"]
+
+
+@pytest.mark.parametrize("tolerance", ["float32", "float64"], indirect=True)
+def test_vae(tolerance):
+    ours, theirs = autoencoders()
+    image, latents = noise(2, 16, 20, 3), noise(2, 5, 7, 4)
+    assert relative(jax.jit(type(ours).decode)(ours, latents), last(theirs.decode(first(latents)).sample)) < tolerance
+    posterior = theirs.encode(first(image)).latent_dist
+    mean, logvar = jax.jit(type(ours).encode)(ours, image)
+    assert relative(mean, last(posterior.mean)) < tolerance
+    assert relative(logvar, last(posterior.logvar)) < tolerance
+
+
+@pytest.mark.parametrize("config", [tiny.TEXT, tiny.TEXT_2], ids=["quick_gelu", "gelu"])
+@pytest.mark.parametrize("tolerance", ["float32", "float64"], indirect=True)
+def test_text(config, tolerance):
+    ours, theirs = texts(config)
+    expected = theirs(torch.tensor(tokens())).last_hidden_state
+    assert relative(jax.jit(type(ours).__call__)(ours, tokens()), expected) < tolerance
+
+
+@pytest.mark.parametrize("prefix", ["", "text_model."])
+def test_files_with_old_names(prefix, tmp_path, one_device):
+    """Published files put text keys under `text_model.`, and old ones name the VAE's attention otherwise."""
+    folder = tiny.checkpoint(tmp_path / "tiny", prefix=prefix)
+    if prefix:
+        rename(folder / "vae" / "diffusion_pytorch_model.safetensors")
+    ours = loading.load(folder, devices=one_device).models
+    theirs = transformers.CLIPTextModel.from_pretrained(folder / "text_encoder").eval()
+    expected = theirs(torch.tensor(tokens())).last_hidden_state.detach()
+    assert relative(ours.text_encoder(tokens()), expected) < NETWORK["float32"]
+    theirs = diffusers.AutoencoderKL.from_pretrained(folder / "vae")
+    latents = noise(2, 4, 4, 4)
+    assert relative(ours.vae.decode(latents), last(theirs.decode(first(latents)).sample)) < NETWORK["float32"]
+
+
+def rename(file):
+    names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = load_file(file)
+    for new, old in names.items():
+        tensors = {name.replace(f".{new}.", f".{old}."): array for name, array in tensors.items()}
+    assert any(".proj_attn." in name for name in tensors)
+    save_file(tensors, file, {"format": "pt"})

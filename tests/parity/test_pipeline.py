@@ -1,0 +1,235 @@
+"""Prompts to pictures against diffusers' `SemanticStableDiffusionPipeline`, from the same initial and fresh noise.
+
+Compared are the latents after every call, all predictions and the semantic guidance, and the pictures.
+"""
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+import functools
+
+import numpy as np
+import tiny
+import torch
+
+from parity import theirs
+from parity.theirs import double, first, fresh, inject, last, noise, relative, schedule
+from sega_jax import Edit
+
+pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore:the edit .* begins at:UserWarning")]
+
+SEED = 7
+V = {"prediction_type": "v_prediction"}
+TWO = {"prompt": ["a cat", "dog"], "num_inference_steps": 10}
+THREE = TWO | {
+    "editing_prompt": ["glasses", "b", "cd"],
+    "edit_guidance_scale": [4, 5.5, 6],
+    "edit_threshold": [0.9, 0.5, 0.95],
+    "edit_warmup_steps": [0, 2, 4],
+    "edit_cooldown_steps": [5, 7, 9],
+    "edit_weights": [1, 2, 0.5],
+    "reverse_editing_direction": [False, True, False],
+    "edit_momentum_scale": 0.3,
+    "edit_mom_beta": 0.6,
+}
+ONE = TWO | {"editing_prompt": "glasses", "edit_warmup_steps": 2, "edit_threshold": 0.7, "edit_cooldown_steps": 8}
+EIGHT = TWO | {
+    "editing_prompt": ["a", "b", "c d", "e,", "f", "gh", "i", "j k l"],
+    "edit_guidance_scale": [4, 5, 6, 7, 3, 2, 1, 0.5],
+    "edit_threshold": [0.9, 0.8, 0.95, 0.7, 0.6, 0.5, 0.97, 0.85],
+    "edit_warmup_steps": [0, 1, 2, 3, 4, 5, 6, 7],
+    "edit_cooldown_steps": [9, 10, 8, 11, 7, 12, 9, 20],
+    "edit_weights": [1, 2, 3, 0, 1, 0.5, 0.1, 1],
+    "reverse_editing_direction": [True, False] * 4,
+}
+EDGES = {
+    "edit_threshold": [0, 0.5, 1],
+    "edit_weights": [0, 1, 3],
+    "edit_warmup_steps": [0, 0, 1],
+    "edit_cooldown_steps": [9, 4, 3],
+    "edit_momentum_scale": 1.0,
+    "edit_mom_beta": 0.0,
+}
+DEFAULTS = {"editing_prompt": ["glasses", "b", "cd"], "num_inference_steps": 14}
+# A checkpoint, a scheduler, a call.
+CASES = {
+    "no edits": ("1.x", tiny.DDIM, TWO),
+    "no edits, with noise": ("1.x", tiny.DDIM, TWO | {"eta": 1.0, "guidance_scale": 2, "negative_prompt": ["e", "no"]}),
+    "one": ("1.x", tiny.DDIM, ONE),
+    "one, PNDM": ("1.x", tiny.PNDM, ONE),
+    "three": ("1.x", tiny.DDIM, THREE),
+    "three, as by default": ("1.x", tiny.DDIM, TWO | DEFAULTS),
+    "three at the edges": ("1.x", tiny.DDIM, THREE | EDGES),
+    "three, not all of them warm": (
+        "1.x",
+        tiny.DDIM,
+        THREE | {"edit_warmup_steps": [1, 3, 99], "edit_cooldown_steps": None},
+    ),
+    "three, all of them cooled": ("1.x", tiny.DDIM, THREE | {"edit_warmup_steps": 0, "edit_cooldown_steps": 4}),
+    "three, without momentum": ("1.x", tiny.DDIM, THREE | {"edit_momentum_scale": 0.0}),
+    "three, negative prompts": ("1.x", tiny.DDIM, THREE | {"negative_prompt": ["bad", "worse"], "guidance_scale": 3}),
+    "three, with noise": ("1.x", tiny.DDIM, THREE | {"eta": 0.7}),
+    "three, two pictures": ("1.x", tiny.DDIM, THREE | {"prompt": "a cat", "num_images_per_prompt": 2}),
+    "three, trailing": ("1.x", tiny.DDIM | {"timestep_spacing": "trailing", "set_alpha_to_one": True}, THREE),
+    "three, clipped": ("1.x", tiny.DDIM | {"clip_sample": True}, THREE | {"num_inference_steps": 4}),
+    "three, PNDM": ("1.x", tiny.PNDM, THREE),
+    "three, PNDM, linspace": ("1.x", tiny.PNDM | {"timestep_spacing": "linspace"}, THREE | {"num_inference_steps": 6}),
+    "three, wide": ("1.x", tiny.DDIM, THREE | {"height": 16, "width": 24}),
+    "eight": ("1.x", tiny.DDIM, EIGHT),
+    "SD 2.x": ("2.x", tiny.DDIM | V, THREE),
+    "SD 2.x, of epsilon": ("2.x", tiny.DDIM, THREE | {"eta": 0.2}),
+    "SD 2.x, PNDM": ("2.x", tiny.PNDM | V, THREE),
+}
+# Thresholds and numbers of positions are such that no value lies on its quantile.
+IN_DOUBLE = ["three", "three, with noise", "three, clipped", "three, PNDM", "SD 2.x"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return {
+        "1.x": tiny.checkpoint(folder / "1.x"),
+        "2.x": tiny.checkpoint(folder / "2.x", unet=tiny.UNET_2, text=tiny.TEXT_2),
+    }
+
+
+@pytest.fixture(scope="module")
+def both(folders, one_device):
+    """Our face and diffusers' pipeline of a checkpoint."""
+    return functools.cache(lambda name, dtype="float32": theirs.load(folders[name], dtype, one_device))
+
+
+def run(ours, reference, call, mine=None, its=None, scheduler=tiny.DDIM):
+    """What ours and the reference make of a call (and of arguments of their own), and the latents of every step."""
+    rows = len(call["prompt"]) if isinstance(call["prompt"], list) else call["num_images_per_prompt"]
+    shape = ours.pipeline.latent_shape(call.get("height"), call.get("width"))
+    latents, seen, expected = noise(rows, *shape), [], []
+    schedule(ours, reference, scheduler)
+    if call.get("eta"):
+        inject(reference.scheduler, fresh(range(SEED, SEED + rows), shape))
+    call = call | {"output_type": "np"}
+    mine = {"latents": latents, "callback": lambda *step: seen.append(step), "seed": SEED} | (mine or {})
+    its = {"latents": first(latents), "callback": lambda *step: expected.append(step)} | (its or {})
+    return ours(**call, **mine, return_guidance=True), reference(**call, **its), seen, expected
+
+
+def check_pictures(a, b, seen, expected, end):
+    assert [step[:2] for step in seen] == [(i, int(t)) for i, t, _ in expected]
+    assert max(relative(x, last(y)) for (*_, x), (*_, y) in zip(seen, expected, strict=True)) < end
+    assert (np.abs(a.images - b.images) > 2e-3).mean() <= 1e-3
+
+
+def check_guidance(a, reference, one, end):
+    """`one` is the tolerance of a single call, `end` that of a whole run."""
+    for name in ("uncond_estimates", "text_estimates", "edit_estimates", "sem_guidance"):
+        ours, expected = getattr(a, name), getattr(reference, name)
+        if expected is None or not expected.numel() or not expected.any():
+            assert ours.size == 0 or not ours.any()
+            continue
+        expected = last(expected)
+        assert not expected[len(ours) :].any()
+        assert relative(ours, expected[: len(ours)]) < end
+        if name != "sem_guidance":
+            assert relative(ours[0], expected[0]) < one
+
+
+def check(name, ours, reference, one, end):
+    _, scheduler, call = CASES[name]
+    a, *rest = run(ours, reference, call, scheduler=scheduler)
+    check_pictures(a, *rest, end)
+    check_guidance(a, reference, one, end)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_case(name, both):
+    check(name, *both(CASES[name][0]), one=1e-5, end=3e-4)
+
+
+@pytest.mark.parametrize("name", IN_DOUBLE)
+def test_case_in_float64(name, both):
+    made = both(CASES[name][0], "float64")
+    with double():
+        check(name, *made, one=1e-9, end=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1, 0.3])
+def test_without_classifier_free_guidance(scale, both):
+    check_pictures(*run(*both("1.x"), TWO | {"guidance_scale": scale}), end=3e-4)
+
+
+def test_replayed_guidance(both):
+    """Recorded with edits, added without them."""
+    ours, reference = both("1.x")
+    a, *_ = run(ours, reference, THREE)
+    a, *rest = run(ours, reference, TWO, {"sem_guidance": a.sem_guidance}, {"sem_guidance": reference.sem_guidance})
+    check_pictures(a, *rest, end=3e-4)
+
+
+def test_embedded_concepts(both):
+    ours, reference = both("1.x")
+    call = THREE | {"prompt": "a cat", "num_images_per_prompt": 2}
+    embeddings = ours.pipeline.encode(call.pop("editing_prompt"))
+    its = {"editing_prompt_embeddings": torch.tensor(embeddings)}
+    a, *rest = run(ours, reference, call, {"editing_prompt_embeddings": embeddings}, its)
+    check_pictures(a, *rest, end=3e-4)
+    check_guidance(a, reference, one=1e-5, end=3e-4)
+
+
+def test_pil_pictures(both):
+    ours, reference = both("1.x")
+    latents = noise(2, 8, 8, 4)
+    schedule(ours, reference, tiny.DDIM)
+    pictures = ours(**THREE, latents=latents).images
+    expected = reference(**THREE, latents=first(latents)).images
+    for a, b in zip(pictures, expected, strict=True):
+        assert a.size == b.size
+        assert a.mode == b.mode
+        assert np.abs(np.asarray(a, int) - np.asarray(b, int)).max() <= 1
+
+
+def test_rows_of_their_own(both):
+    """One call whose rows have their own words, scales, noise and number of concepts; the reference takes one each."""
+    ours, reference = both("1.x")
+    latents = noise(2, 8, 8, 4)
+    schedule(ours, reference, tiny.DDIM)
+    words, negatives, scales, etas, seeds = ["a cat", "dog"], ["bad", "worse"], [7.5, 3.0], [0.0, 0.6], [5, 90]
+    edits = [
+        [Edit("glasses", 4, 0.9, 0, 5), Edit("b", -5.5, 0.5, 2, 7, weight=2), Edit("cd", 6, 0.95, 4, weight=0.5)],
+        [Edit("e", 7, 0.8, 3, 9, weight=3)],
+    ]
+    out = ours.pipeline(
+        words,
+        edits,
+        negative_prompt=negatives,
+        guidance_scale=scales,
+        eta=etas,
+        seed=seeds,
+        latents=latents,
+        steps=10,
+        momentum_scale=0.3,
+        momentum_beta=0.6,
+        output="latent",
+    )
+    for row, concepts in enumerate(edits):
+        schedule(ours, reference, tiny.DDIM)
+        inject(reference.scheduler, fresh(seeds[row : row + 1], (8, 8, 4)))
+        expected = reference(
+            words[row],
+            negative_prompt=negatives[row],
+            guidance_scale=scales[row],
+            eta=etas[row],
+            latents=first(latents[row : row + 1]),
+            num_inference_steps=10,
+            editing_prompt=[edit.concept for edit in concepts],
+            edit_guidance_scale=[edit.scale for edit in concepts],
+            edit_threshold=[edit.threshold for edit in concepts],
+            edit_warmup_steps=[edit.warmup for edit in concepts],
+            edit_cooldown_steps=[99 if edit.cooldown is None else edit.cooldown for edit in concepts],
+            edit_weights=[edit.weight for edit in concepts],
+            edit_momentum_scale=0.3,
+            edit_mom_beta=0.6,
+            output_type="latent",
+        ).images
+        assert relative(out.images[row : row + 1], last(expected)) < 3e-4

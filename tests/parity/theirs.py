@@ -1,0 +1,120 @@
+"""The other side of every comparison: torch modules with the same tensors, their layout and their precision."""
+
+import contextlib
+import functools
+import itertools
+from unittest import mock
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tiny
+import torch
+import transformers
+
+import sega_jax
+from sega_jax.checkpoint import from_torch, leaves, torch_name
+from sega_jax.schedules import from_config
+
+for library in (diffusers, transformers):
+    library.utils.logging.set_verbosity_error()
+    library.utils.logging.disable_progress_bar()
+
+
+def relative(ours, theirs) -> float:
+    """The relative L2 error."""
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    assert ours.shape == theirs.shape
+    return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+
+
+def last(tensor: torch.Tensor) -> np.ndarray:
+    """[..., channels, height, width] -> a host array [..., height, width, channels]."""
+    return tensor.detach().movedim(-3, -1).numpy()
+
+
+def first(array: np.ndarray) -> torch.Tensor:
+    """[..., height, width, channels] -> a tensor [..., channels, height, width]."""
+    return torch.tensor(np.moveaxis(np.asarray(array), -1, -3))
+
+
+def precision() -> np.dtype:
+    """float64 inside `double`."""
+    return np.dtype(str(torch.get_default_dtype()).removeprefix("torch."))
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(precision())
+
+
+def fill(module, tensors):
+    """Our module with the tensors of a torch state dict."""
+
+    def read(path, leaf):
+        array = jnp.asarray(from_torch(path, np.asarray(tensors[torch_name(path)])), precision())
+        assert array.shape == leaf.shape
+        return array
+
+    return jax.tree_util.tree_map_with_path(read, module)
+
+
+def same_names(ours, theirs) -> None:
+    """Every tensor of either module is one of the other, of the same shape."""
+    assert leaves(ours) == {name: tuple(tensor.shape) for name, tensor in theirs.state_dict().items()}
+
+
+def pair(ours, theirs):
+    """Both modules with the tensors of `tiny`."""
+    same_names(ours, theirs)
+    tensors = {name: tiny.values(f"module.{name}", shape) for name, shape in leaves(ours).items()}
+    theirs.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})
+    return fill(ours, tensors), theirs.eval().requires_grad_(False)
+
+
+def scheduler(config):
+    """diffusers' scheduler of a scheduler_config.json."""
+    return getattr(diffusers, config["_class_name"]).from_config(config)
+
+
+@contextlib.contextmanager
+def double():
+    """float64 on both sides, in torch also where float32 is written out: betas, embedded timesteps, quantiles."""
+    default = torch.get_default_dtype()
+    with jax.enable_x64(True), mock.patch.object(torch, "float32", torch.float64):
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(default)
+
+
+def inject(scheduler, draw) -> None:
+    """Has a DDIM scheduler take its fresh noise from `draw(call)`, [batch, height, width, channels]."""
+    step, calls = scheduler.step, itertools.count()
+
+    @functools.wraps(step)
+    def injected(*args, generator=None, **kwargs):
+        return step(*args, variance_noise=first(draw(next(calls))), **kwargs)
+
+    scheduler.step = injected
+
+
+def fresh(seeds, shape):
+    """The noise of call i that our rows of these seeds draw, [rows, *shape]."""
+    keys = [jax.random.key(seed) for seed in seeds]
+    return lambda i: np.stack([jax.random.normal(jax.random.fold_in(key, i), shape, precision()) for key in keys])
+
+
+def load(folder, dtype, devices):
+    """Our face and diffusers' pipeline of a checkpoint."""
+    reference = diffusers.SemanticStableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    reference.set_progress_bar_config(disable=True)
+    with jax.enable_x64(dtype == "float64"):
+        ours = sega_jax.SemanticStableDiffusionPipeline.from_pretrained(folder, dtype=dtype, devices=devices)
+    return ours, reference.to(dtype=getattr(torch, dtype))
+
+
+def schedule(ours, reference, config) -> None:
+    """Gives both the scheduler of a scheduler_config.json."""
+    ours.pipeline.scheduler, reference.scheduler = from_config(config), scheduler(config)

@@ -1,0 +1,435 @@
+"""Faults made on purpose: each changes what a view of the library shows by more than the tests tolerate."""
+
+import inspect
+import textwrap
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import test_guidance
+import tiny
+from reference import cases
+from reference.oracle import guidance as guide
+from test_reference import recorded
+
+from sega_jax import Edits, checkpoint, guidance, rows, schedules, solvers
+from sega_jax.nn import clip, layers, unet, vae
+from sega_jax.systems import stable_diffusion as system
+from sega_jax.text import Tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore:the text encoder reads")
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+class Tensors(dict):
+    """A file's tensors, in memory."""
+
+    folder = "memory"
+
+    @property
+    def shapes(self):
+        return {name: array.shape for name, array in self.items()}
+
+
+def network(part):
+    module = getattr(tiny.networks(), part)
+    return checkpoint.fill(module, Tensors(tiny.tensors(module)), np.float32)
+
+
+def show(function, *args):
+    """Runs a function, compiled without optimisation, which would take longer."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})(*args)
+
+
+def view_text():
+    return show(lambda net: net(cases.INPUTS["ids"]), network("text_encoder"))
+
+
+def view_unet():
+    return show(lambda net: net(*(cases.INPUTS[name] for name in ("x", "timestep", "context"))), network("unet"))
+
+
+def view_autoencoder():
+    latents, image = cases.INPUTS["latents"], cases.INPUTS["image"]
+    return show(lambda net: (net.decode(latents), *net.encode(image)), network("vae"))
+
+
+def view_pictures():
+    return show(lambda net: system.decode(net, recorded("pictures_none")["latents"])[0], network("vae"))
+
+
+def view_small():
+    """Blocks of all three networks, whose inputs vary so little that an epsilon shows."""
+    words, picture, text = 0.01 * noise(2, 12, 16), 0.01 * noise(2, 8, 8, 8), noise(2, 12, 16, seed=1)
+    text_encoder, net, autoencoder = network("text_encoder"), network("unet"), network("vae")
+    blocks = {
+        "text": (text_encoder.encoder.layers[0], words),
+        "transformer": (net.down_blocks[0].attentions[0], picture, text),
+        "down": (net.down_blocks[0], picture, noise(2, 32), text),
+        "autoencoder": (autoencoder.encoder.down_blocks[0], picture),
+    }
+    return show(lambda blocks: {name: block(*inputs) for name, (block, *inputs) in blocks.items()}, blocks)
+
+
+# Late cool-downs, so that a momentum is there to go on; and an edge where diffusers divides 0 by 0.
+FIRST = {
+    "scale": [4, 5, 6],
+    "reverse": [False, True, False],
+    "threshold": [0.9, 0.5, 1.0],
+    "warmup": [0, 3, 1],
+    "cooldown": [2, 5, None],
+    "weight": [2.0, 0.5, 1.0],
+    "momentum_scale": [0.4] * 3,
+    "momentum_beta": [0.7] * 3,
+}
+SECOND = FIRST | {
+    "threshold": [0.7, 0.0, 0.8],
+    "warmup": [1, 4, 0],
+    "cooldown": [2, None, 1],
+    "weight": [1.0, 3.0, 0.0],
+}
+SHORT = {name: values[:2] for name, values in FIRST.items()}
+PREDICTIONS = test_guidance.predictions(np.random.default_rng(0), 2, 3)
+
+
+def view_guidance(pictures, semantics="diffusers"):
+    with jax.enable_x64(True):
+        settings = test_guidance.edits(pictures)
+        return show(lambda *args: test_guidance.run.__wrapped__(*args, semantics), PREDICTIONS, settings)
+
+
+def oracle(pictures, semantics="diffusers"):
+    """The same in plain NumPy."""
+    u, _, e, _ = PREDICTIONS
+    added = [guide(u[:, b], e[:, b, : len(p["scale"])], **p, semantics=semantics) for b, p in enumerate(pictures)]
+    return np.stack(added, 1)
+
+
+SOLVERS = {"ddim": ["ddim", "ddim_v", "ddim_eta_clip"], "plms": ["pndm", "pndm_v"]}
+
+
+def view_solver(names):
+    """Every x of recorded trajectories."""
+
+    def path(name):
+        config, steps, eta = cases.SCHEDULES[name]
+        family = schedules.from_config(config)
+        solver, table = solvers.SOLVERS[family.solver](eta), family.table(steps)
+
+        def call(carry, given):
+            row, output, fresh = given
+            carry = solver.update(*carry, output, None, row, lambda _: fresh)
+            return carry, carry[0]
+
+        calls = len(table.call)
+        given = table, cases.OUTPUTS[:calls], cases.NOISE[:calls]
+        return jax.lax.scan(call, (jnp.asarray(cases.START), solver.init(cases.START)), given)[1]
+
+    return show(lambda: [path(name) for name in names])
+
+
+def view_loop():
+    """Fresh noise of two rows over three calls, from a network that predicts nothing."""
+    settings = system.Settings(rows._from_seeds(np.uint32([3, 4])), np.ones(2), np.ones(2), Edits.stack([[]] * 2))
+    method, text = system.Method(), np.zeros((2, 2, 12, 16), np.float32)
+    table = schedules.from_config(tiny.DDIM).table(3)
+
+    def run(settings):
+        carry = system.start(settings, None, shape=(2, 2, 4), method=method, dtype=np.float32)
+        return system.advance(lambda x, *_: jnp.zeros_like(x), text, carry, table, settings, method=method)[0].x
+
+    return show(run, settings)
+
+
+# Letters are 0 to 25, and 28 more at the end of a word; 56 begins, 57 ends and pads.
+TOKENS = np.array(
+    [
+        [56] + [57] * 11,
+        [56, 28, 2, 0, 47, 54, 1, 11, 0, 2, 38, 57],
+        [56, *range(28, 38), 57],
+    ]
+)
+
+
+@pytest.fixture(scope="module")
+def views(folder):
+    def tokens():
+        return Tokenizer(folder / "tokenizer", 12, 60)(["", "a cat, black", "a b c d e f g h i j k l m n"])
+
+    return {
+        "text": view_text,
+        "unet": view_unet,
+        "autoencoder": view_autoencoder,
+        "pictures": view_pictures,
+        "small": view_small,
+        "diffusers": partial(view_guidance, [FIRST, SECOND]),
+        "per_concept": partial(view_guidance, [FIRST, SECOND], "per_concept"),
+        "padding": partial(view_guidance, [FIRST, SHORT]),
+        "ddim": partial(view_solver, SOLVERS["ddim"]),
+        "plms": partial(view_solver, SOLVERS["plms"]),
+        "loop": view_loop,
+        "seeds": lambda: rows._seeds(3, 3),
+        "tokens": tokens,
+    }
+
+
+@pytest.fixture(scope="module")
+def sound(views):
+    """What a view should show: as recorded from diffusers, by the oracle, or else as it is without a fault."""
+    networks = recorded("networks_sd1_ddim")
+    known = {
+        "text": lambda: networks["text"],
+        "unet": lambda: networks["unet"],
+        "autoencoder": lambda: tuple(networks[name] for name in ("decoded", "mean", "logvar")),
+        "pictures": lambda: recorded("pictures_none")["images"],
+        "diffusers": lambda: oracle([FIRST, SECOND]),
+        "per_concept": lambda: oracle([FIRST, SECOND], "per_concept"),
+        "padding": lambda: oracle([FIRST, SHORT]),
+        "ddim": lambda: [recorded(f"schedule_{name}")["path"] for name in SOLVERS["ddim"]],
+        "plms": lambda: [recorded(f"schedule_{name}")["path"] for name in SOLVERS["plms"]],
+        "seeds": lambda: [3, 4, 5],
+        "tokens": lambda: TOKENS,
+    }
+    return cache(lambda name: (views | known)[name]())
+
+
+# Relative L2. What is not here is compared exactly.
+TOLERANCE = dict.fromkeys(["text", "unet", "autoencoder", "pictures", "small"], 1e-5)
+TOLERANCE |= dict.fromkeys(["diffusers", "per_concept", "padding"], 1e-12) | {"ddim": 2e-5, "plms": 2e-5}
+
+
+def error(found, wanted):
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True)
+    errors = [np.linalg.norm(np.asarray(a) - np.asarray(b)) / np.linalg.norm(b) for a, b in pairs]
+    return max(e if np.isfinite(e) else np.inf for e in errors)
+
+
+def damage(monkeypatch, function, old, new):
+    """Gives a function another body, wherever it is used."""
+    source = textwrap.dedent(inspect.getsource(function))
+    assert source.count(old) == 1, f"{function.__qualname__} has {old!r} {source.count(old)} times; renew this fault"
+    scope = dict(function.__globals__)
+    exec(source.replace(old, new), scope)
+    other = scope[function.__name__]
+    monkeypatch.setattr(function, "__code__", getattr(other, "__func__", other).__code__)
+
+
+# The view that must show it, the function, a piece of its source and what takes its place.
+FAULTS = {
+    # Networks
+    "softmax of other logits": ("unet", layers._attend, "math.sqrt(", "2 * math.sqrt("),
+    "heads used as their width": (
+        "unet",
+        layers.Attention.__init__,
+        "self.implementation = heads,",
+        "self.implementation = channels // heads,",
+    ),
+    "halves of the geglu swapped": ("unet", unet.GEGLU.__call__, "value, gate = jnp", "gate, value = jnp"),
+    "tanh in the geglu": ("unet", unet.GEGLU.__call__, "approximate=False", "approximate=True"),
+    "sine before cosine": ("unet", unet.sinusoid, "parts[::-1] if flip else parts", "parts"),
+    "timestep not activated": ("unet", layers.ResnetBlock.__call__, "proj(act(embedding))", "proj(embedding)"),
+    "skip before x": ("unet", unet.UpBlock.__call__, "[x, skips.pop()]", "[skips.pop(), x]"),
+    "no residual around cross-attention": (
+        "unet",
+        unet.TransformerBlock.__call__,
+        "x = x + self.attn2(",
+        "x = self.attn2(",
+    ),
+    "epsilon of the transformers' group norm": (
+        "small",
+        unet.Transformer.__init__,
+        "channels, 1e-6)",
+        "channels, 1e-5)",
+    ),
+    "epsilon of the UNet's resnets": ("small", unet._resnet, "eps=c.norm_eps", "eps=1e-6"),
+    "sample variance in the group norm": (
+        "unet",
+        layers.GroupNorm.__call__,
+        "jnp.square(centred).mean((1, 3), keepdims=True)",
+        "jnp.var(grouped, (1, 3), keepdims=True, ddof=1)",
+    ),
+    "epsilon of the layer norms": (
+        "small",
+        layers.LayerNorm.__call__,
+        "variance + self.eps",
+        "variance + self.eps / 10",
+    ),
+    "UNet padded at the right only": (
+        "small",
+        unet.DownBlock.__init__,
+        "Resample(outputs, stride=2)",
+        "Resample(outputs, stride=2, padding=((0, 1), (0, 1)))",
+    ),
+    "tiled, not repeated": (
+        "autoencoder",
+        layers.double,
+        "x.repeat(2, axis=1).repeat(2, axis=2)",
+        "jnp.tile(x, (1, 2, 2, 1))",
+    ),
+    "square kernels not transposed": (
+        "text",
+        checkpoint.from_torch,
+        "if _is_kernel(path) else array",
+        "if _is_kernel(path) and array.shape[0] != array.shape[1] else array",
+    ),
+    "no causal mask": ("text", clip.SelfAttention.__call__, "causal=True", "causal=False"),
+    "no final layer norm": (
+        "text",
+        clip.CLIPTextModel.__call__,
+        "self.final_layer_norm(self.encoder(self.embeddings(ids)))",
+        "self.encoder(self.embeddings(ids))",
+    ),
+    "gelu for quick gelu": ("text", clip.MLP.__call__, "ACTIVATIONS[self.activation]", 'ACTIVATIONS["gelu"]'),
+    "the same norm twice": ("text", clip.EncoderLayer.__call__, "self.layer_norm2(x)", "self.layer_norm1(x)"),
+    "no positions": ("text", clip.Embeddings.__call__, "jnp.arange(ids.shape[-1])", "jnp.zeros(ids.shape[-1], int)"),
+    "VAE padded on all sides": ("autoencoder", vae.EncoderBlock.__init__, "padding=((0, 1), (0, 1))", "padding=1"),
+    "epsilon of the VAE": ("small", vae._resnet, "eps=_EPS", "eps=1e-5"),
+    "no attention in the VAE": ("autoencoder", vae.MidBlock.__call__, "in self.attentions:", "in ():"),
+    "mean and variance swapped": ("autoencoder", vae.AutoencoderKL.encode, "mean, logvar = ", "logvar, mean = "),
+    "another scaling factor": ("pictures", system.decode, "/ vae.config.scaling_factor", "/ 0.18215"),
+    "pictures in [-1, 1]": ("pictures", system.decode, "image / 2 + 0.5", "image"),
+    # Guidance
+    "quantile over the wrong axes": (
+        "diffusers",
+        guidance._mask,
+        'if support == "latent"',
+        'if support != "pixel"',
+    ),
+    "quantile of signed differences": ("diffusers", guidance.sega, "_mask(jnp.abs(direction)", "_mask(direction"),
+    "quantile without interpolation": (
+        "diffusers",
+        guidance._quantile,
+        "jnp.where(w < 0.5, low + w * (high - low), high - (high - low) * (1 - w))",
+        "low",
+    ),
+    "above the quantile, not at it": ("diffusers", guidance._mask, "~(magnitude < _lift", "(magnitude > _lift"),
+    "the opposite direction": (
+        "diffusers",
+        guidance.sega,
+        "(targets - uncond[:, None])",
+        "(uncond[:, None] - targets)",
+    ),
+    "weight after the momentum": (
+        "diffusers",
+        guidance.sega,
+        "_lift(weight, gamma) * gamma + _lift(e.momentum_scale, nu) * nu",
+        "_lift(weight, gamma) * (gamma + _lift(e.momentum_scale, nu) * nu)",
+    ),
+    "momentum only after the warm-up": (
+        "diffusers",
+        guidance.sega,
+        "beta * nu + (1 - beta) * edit",
+        "jnp.where(_lift(warm, nu), beta * nu + (1 - beta) * edit, nu)",
+    ),
+    "beta and its complement swapped": (
+        "diffusers",
+        guidance.sega,
+        "beta * nu + (1 - beta) * edit",
+        "(1 - beta) * nu + beta * edit",
+    ),
+    "momentum without the last momentum": (
+        "diffusers",
+        guidance.sega,
+        "beta * nu + (1 - beta) * edit",
+        "beta * nu + (1 - beta) * gamma",
+    ),
+    "weights not normalised": ("diffusers", guidance.sega, "share / jnp.where(total > 0, total, 1)", "share"),
+    "0 divided by 0": ("diffusers", guidance.sega, "jnp.where(total > 0, total, 1)", "total"),
+    "no momentum after the cool-down": (
+        "diffusers",
+        guidance.sega,
+        "edit.sum(1), partly",
+        "jnp.where(_lift(cooled, edit), 0, edit).sum(1), partly",
+    ),
+    "no longer warm after the cool-down": (
+        "diffusers",
+        guidance.sega,
+        "warm, cooled = step >= e.warmup,",
+        "warm, cooled = (step >= e.warmup) & (step < e.cooldown),",
+    ),
+    "warm one call later": ("diffusers", guidance.sega, "step >= e.warmup", "step > e.warmup"),
+    "cooled one call later": ("diffusers", guidance.sega, "step >= e.cooldown", "step > e.cooldown"),
+    "a tail of its own": ("per_concept", guidance.sega, "warm & ~cooled", "warm"),
+    "weights normalised": (
+        "per_concept",
+        guidance.sega,
+        "_lift(weight, gamma) * gamma +",
+        "_lift(weight / weight.sum(1, keepdims=True), gamma) * gamma +",
+    ),
+    "padding that has to warm up": (
+        "padding",
+        guidance.Edits.stack.__func__,
+        "warmup=np.zeros(shape, np.int32)",
+        "warmup=np.full(shape, 5, np.int32)",
+    ),
+    # Solvers
+    "the step before, off by one": ("ddim", schedules._ddim, "// steps)", "// steps - 1)"),
+    "steps_offset ignored": ("ddim", schedules._timesteps, ' + config["steps_offset"]', ""),
+    "set_alpha_to_one ignored": (
+        "ddim",
+        schedules._cumulative,
+        '1.0 if config["set_alpha_to_one"] else bars[0]',
+        "1.0",
+    ),
+    "sign of v": ("ddim", schedules._ddim, '"v_prediction": (a, -b, b, a)', '"v_prediction": (a, b, b, a)'),
+    "linear betas": (
+        "ddim",
+        schedules._betas,
+        "np.linspace(math.sqrt(low), math.sqrt(high), count) ** 2",
+        "np.linspace(low, high, count)",
+    ),
+    "noise on top": ("ddim", solvers.ddim, "c.variance - sigma**2", "c.variance"),
+    "PLMS without the second look": ("plms", schedules._plms, "again = call == 1", "again = call < 0"),
+    "the second look left in the history": (
+        "plms",
+        solvers.plms,
+        "jnp.where(c.again, state.history, outputs[:3])",
+        "outputs[:3]",
+    ),
+    "the second look from the wrong x": ("plms", solvers.plms, "jnp.where(c.again, state.x, x)", "x"),
+    "PLMS of lower order": ("plms", schedules._plms, "np.minimum(call, 4)", "np.minimum(call, 3)"),
+    "PLMS, sign of v": (
+        "plms",
+        schedules._plms,
+        "np.sqrt(previous / now) + slope * b",
+        "np.sqrt(previous / now) - slope * b",
+    ),
+    # Randomness and words
+    "the same noise at every call": ("loop", system.advance, "row.call, shape[1:]", "0, shape[1:]"),
+    "the same noise in every row": (
+        "loop",
+        system._noise,
+        "jax.random.fold_in(k, tag)",
+        "jax.random.fold_in(key[0], tag)",
+    ),
+    "the same seed in every row": ("seeds", rows._seeds, "+ 1) + i for i", "+ 1) for i"),
+    "truncation takes the end": (
+        "tokens",
+        Tokenizer.__call__,
+        "truncation=True).input_ids",
+        "truncation=False).input_ids; ids = [i[: self.length] for i in ids]",
+    ),
+    "padding on the left": (
+        "tokens",
+        Tokenizer.__call__,
+        'padding="max_length",',
+        'padding="max_length", padding_side="left",',
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_fault_is_seen(name, views, sound, monkeypatch):
+    view, *fault = FAULTS[name]
+    wanted = sound(view)
+    damage(monkeypatch, *fault)
+    assert error(views[view](), wanted) > TOLERANCE.get(view, 0)
+
+
+def test_without_a_fault_nothing_is_seen(views, sound):
+    assert {name for name in views if error(views[name](), sound(name)) > TOLERANCE.get(name, 0)} == set()
