@@ -239,8 +239,9 @@ def sega(edits: Edits, *, semantics: str = "diffusers", support: str = "channel"
 
     def update(estimate, state, preds):
         uncond, targets, nu = _wide(preds.uncond), _wide(preds.edits), state.momentum
-        if any(np.ndim(a) == 2 and np.shape(a)[1] != targets.shape[1] for a in edits):
-            raise ValueError(f"settings of {np.shape(edits.scale)} for predictions of {targets.shape[1]} concepts")
+        for name, values in edits._asdict().items():
+            if np.ndim(values) == 2 and np.shape(values)[1] not in (1, targets.shape[1]):
+                raise ValueError(f"{name} is of {np.shape(values)[1]} concepts, the predictions of {targets.shape[1]}")
         e = Edits(*(jnp.broadcast_to(jnp.asarray(a), targets.shape[:2]) for a in edits))
         step = state.step[:, None]
         warm, cooled = step >= e.warmup, step >= e.cooldown

@@ -393,3 +393,16 @@ def test_half_precision_keeps_guidance_and_latents_in_single(small_folder, one_d
     assert np.array_equal(out.record.cond, out.record.cond.astype(dtype))
     assert not np.array_equal(out.images, out.images.astype(dtype))
     close(out.record.sem_guidance[0], added(out.record, 0, EDITS[0]))
+
+
+def test_a_seed_is_one_picture_whatever_jax_draws_with(run):
+    usual = run(seed=3, latents=None).images
+    assert not np.array_equal(run(seed=4, latents=None).images, usual)
+    with jax.default_prng_impl("rbg"):
+        assert np.array_equal(run(seed=3, latents=None).images, usual)
+
+
+def test_a_key_of_another_generator_draws_rows_apart(run):
+    both, other = (run(p, key=jax.random.key(0, impl="rbg"), latents=None).images for p in (PROMPTS, [PROMPTS[0], "z"]))
+    assert np.array_equal(both[0], other[0])
+    assert not np.array_equal(both[0], both[1])

@@ -83,19 +83,26 @@ def test_any_split_gives_the_same_bits(splits, solver):
 
 @pytest.mark.parametrize("solver", SCHEDULERS)
 def test_equals_a_loop_by_hand(solver):
-    carry, rows = start(solver), table(solver)
-    x, guidance_state, solver_state = carry
-    method = SOLVERS[solver](0.5)
-    for i in range(len(rows.call)):
-        row = jax.tree.map(lambda c, i=i: jnp.asarray(c[i]), rows)
+    method, rows = SOLVERS[solver](0.5), table(solver)
+
+    @jax.jit
+    def call(x, guidance, state, row):
         preds = denoise(x, row)
-        guided, guidance_state = GUIDANCE.update(preds.uncond, guidance_state, preds)
-        x, solver_state = method.update(x, solver_state, guided, None, row, partial(draw, row))
-    found = run(carry, rows, solver)[0].x
-    np.testing.assert_allclose(found, x, rtol=1e-4, atol=1e-4)
-    plain = sample(denoise, cfg(7.5), method, carry._replace(guidance=optax.EmptyState()), rows, draw)
-    assert plain[1] is None
-    assert not np.allclose(found, plain[0].x, atol=1e-2)
+        guided, guidance = GUIDANCE.update(preds.uncond, guidance, preds)
+        x, state = method.update(x, state, guided, None, row, partial(draw, row))
+        return x, guidance, state
+
+    carry = start(solver)
+    for i in range(len(rows.call)):
+        carry = call(*carry, jax.tree.map(lambda c, i=i: c[i], rows))
+    np.testing.assert_allclose(run(start(solver), rows, solver)[0].x, carry[0], rtol=1e-4, atol=1e-4)
+
+
+def test_keeps_nothing_by_default_and_takes_any_guidance():
+    carry, rows = start("ddim"), table("ddim")
+    plain, kept = sample(denoise, cfg(7.5), SOLVERS["ddim"](), carry._replace(guidance=optax.EmptyState()), rows, draw)
+    assert kept is None
+    assert not np.allclose(plain.x, run(carry, rows, "ddim")[0].x, atol=1e-2)
 
 
 def test_keep_gets_what_the_call_saw():

@@ -186,6 +186,18 @@ def test_steps_out_of_range(name, steps, error):
         scheduler(name).table(steps)
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_every_number_of_steps_has_finite_rows(name, spacing):
+    """diffusers' "trailing" has one timestep too many, -1, for 61 steps and others."""
+    family = scheduler(name, timestep_spacing=spacing, set_alpha_to_one=True, steps_offset=0)
+    for steps in range(1, 1001):
+        table = family.table(steps)
+        assert len(table.call) == steps + (name == "PNDMScheduler" and steps > 1)
+        assert table.timestep.min() >= 0
+        assert all(np.isfinite(c).all() for field, c in table.solver._asdict().items() if field != "clip")
+
+
 @pytest.mark.parametrize("steps", [True, "5", None, [5], np.nan])
 def test_steps_of_another_type(steps):
     with pytest.raises(TypeError, match=r"steps=.* should be a whole number"):
