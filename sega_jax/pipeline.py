@@ -162,9 +162,10 @@ class Pipeline:
         momentum_beta = number("momentum_beta", momentum_beta, 0, 1)
         stacked = Edits.stack(rows.edits, momentum_scale=momentum_scale, momentum_beta=momentum_beta)
         replay = _check_replay(replay, len(rows), shape)
-        text = self._text(rows, stacked.scale.shape[1])
+        n = stacked.scale.shape[1]
+        text = self._text(rows, n)
 
-        settings = Settings(rows.keys, rows.guidance_scale, rows.eta, stacked, replay)
+        settings = Settings(rows.keys, rows.guidance_scale, rows.eta, stacked if n else None, replay)
         settings, text = self.devices.split((settings, text))
         method = Method(self.scheduler.solver, semantics, support, record)
         start = self._program(system.start, (0, 0), shape=shape, method=method, dtype=self._wide)

@@ -30,7 +30,8 @@ class SemanticStableDiffusionPipelineOutput:
         sem_guidance: with `return_guidance`, what the edits added at each model call, without
             classifier-free and replayed guidance: [calls, rows, height / f, width / f, channels].
         uncond_estimates, text_estimates: likewise, the predictions for the negative prompt and the prompt.
-        edit_estimates: likewise, for the concepts: [calls, n, rows, height / f, width / f, channels].
+        edit_estimates: likewise, for the concepts: [calls, n, rows, height / f, width / f, channels]; None
+            without concepts.
     """
 
     images: list[Image.Image | None] | np.ndarray
@@ -173,7 +174,7 @@ class SemanticStableDiffusionPipeline:
             sem_guidance=np.moveaxis(out.record.sem_guidance, 0, 1),
             uncond_estimates=np.moveaxis(out.record.uncond, 0, 1),
             text_estimates=np.moveaxis(out.record.cond, 0, 1),
-            edit_estimates=np.moveaxis(out.record.edits, 0, 2),
+            edit_estimates=None if out.record.edits is None else np.moveaxis(out.record.edits, 0, 2),
         )
 
 

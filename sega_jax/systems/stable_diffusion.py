@@ -82,7 +82,7 @@ class Settings(NamedTuple):
     key: jax.Array  # typed keys [rows]
     guidance_scale: Any  # [rows]
     eta: Any  # [rows]
-    edits: Edits  # [rows, n] each
+    edits: Edits | None  # [rows, n] each; None for no concepts at all
     replay: Any = None  # [rows, calls, height, width, channels] to be added, or None
 
 
@@ -92,7 +92,7 @@ class Record(NamedTuple):
     sem_guidance: jax.Array  # [rows, calls, height, width, channels], without cfg and without replay
     uncond: jax.Array  # likewise
     cond: jax.Array  # likewise
-    edits: jax.Array  # [rows, calls, n, height, width, channels]
+    edits: jax.Array | None  # [rows, calls, n, height, width, channels]; None without concepts
 
 
 def encode(text_encoder: CLIPTextModel, ids: jax.Array) -> jax.Array:
@@ -105,7 +105,7 @@ def start(settings: Settings, latents: Any, *, shape: tuple[int, ...], method: M
     if latents is None:
         latents = _noise(settings.key, _INITIAL, shape, dtype)
     x = jnp.asarray(latents, dtype)
-    n = settings.edits.scale.shape[1]
+    n = 0 if settings.edits is None else settings.edits.scale.shape[1]
     branch = jax.ShapeDtypeStruct(x.shape, x.dtype)
     preds = Predictions(branch, branch, jax.ShapeDtypeStruct((len(x), n, *shape), x.dtype))
     guidance, solver = _method(settings, method)
@@ -134,9 +134,13 @@ def advance(
         return _noise(settings.key, row.call, shape[1:], carry.x.dtype)
 
     def keep(x, preds, guided, state):
+        uncond, cond, edits = (p.astype(x.dtype) for p in preds[:3])
+        added = jnp.zeros_like(x)
+        if settings.edits is None:
+            return Record(added, uncond, cond, None)
         # Guidance once more, from zero: the compiler sees that it is the same sum and takes it once.
-        added, _ = _sega(settings, method).update(jnp.zeros_like(x), state[1], preds)
-        return Record(added, *(p.astype(x.dtype) for p in preds[:3]))
+        added, _ = _sega(settings, method).update(added, state[1], preds)
+        return Record(added, uncond, cond, edits)
 
     carry, kept = sample(denoise, guidance, solver, carry, table, draw, keep if method.record else nothing)
     return carry, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), kept)
@@ -195,7 +199,9 @@ def _sega(settings: Settings, method: Method) -> optax.GradientTransformation:
 
 
 def _method(settings: Settings, method: Method) -> tuple[optax.GradientTransformation, Solver]:
-    links = [cfg(settings.guidance_scale), _sega(settings, method)]
+    links = [cfg(settings.guidance_scale)]
+    if settings.edits is not None:
+        links.append(_sega(settings, method))
     if settings.replay is not None:
         links.append(replay(settings.replay))
     return optax.chain(*links), SOLVERS[method.solver](settings.eta)
