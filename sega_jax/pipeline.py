@@ -97,7 +97,7 @@ class Pipeline:
         replay: Any = None,
         output: str = "pil",
         record: bool = False,
-        callback: Callable[[int, int, np.ndarray], Any] | None = None,
+        callback: Callable[[int, float, np.ndarray], Any] | None = None,
         callback_steps: int = 1,
         progress: bool | None = None,
         strict: bool = True,
@@ -168,8 +168,8 @@ class Pipeline:
         settings = Settings(rows.keys, rows.guidance_scale, rows.eta, stacked if n else None, replay)
         settings, text = self.devices.split((settings, text))
         method = Method(self.scheduler.solver, semantics, support, record)
-        start = self._program(system.start, (0, 0), shape=shape, method=method, dtype=self._wide)
-        first = start(settings, self.devices.split(rows.latents))
+        start = self._program(system.start, (0, 0, None), shape=shape, method=method, dtype=self._wide)
+        first = start(settings, self.devices.split(rows.latents), table.initial_scale[0])
         every = None if callback is None else callback_steps
         parts = []
         with _bar(len(table.call), progress) as bar:
@@ -177,7 +177,7 @@ class Pipeline:
                 parts.append(part)
                 bar.update(done - bar.n)
                 if every is not None and (done - 1) % every == 0:
-                    callback(done - 1, int(table.timestep[done - 1]), self.devices.gather(carry.x, len(rows)))
+                    callback(done - 1, float(table.timestep[done - 1]), self.devices.gather(carry.x, len(rows)))
         return self._finish(carry.x, parts, rows, output)
 
     @property

@@ -9,6 +9,7 @@ coefficients are in the dtype of x, float32 or wider.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,9 +23,9 @@ class Solver(NamedTuple):
     update: Callable[[jax.Array, Any, jax.Array, Any, Any, Draw], tuple[jax.Array, Any]]
 
 
-class PLMSState(NamedTuple):
-    x: jax.Array  # [batch, *space, channels], where the last call started
-    history: jax.Array  # [3, batch, *space, channels], the last outputs, newest first
+class MultistepState(NamedTuple):
+    start: jax.Array  # [batch, *space, channels], where the last call's step started
+    memory: jax.Array  # [remembered, batch, *space, channels], newest first
 
 
 def _like(x: jax.Array, coefficients: Any) -> Any:
@@ -57,26 +58,36 @@ def ddim(eta: Any = 0.0) -> Solver:
     return Solver(init, update)
 
 
-def plms(eta: Any = 0.0) -> Solver:
-    """Pseudo linear multi-step (Liu et al. 2022), without the Runge-Kutta start; it has no eta.
+def multistep(eta: Any = 0.0, *, memory: int = 3) -> Solver:
+    """Linear multi-step methods, all by the formula of `sega_jax.schedules.MultistepRow`; they have no eta.
 
-    diffusers' `PNDMScheduler` with `skip_prk_steps`, after Katherine Crowson's sampler.
+    `aux`, where the network predicts it, is the variance [batch, *space, channels] in [-1, 1], from the least
+    to the greatest (Nichol & Dhariwal 2021, eq. 15).
     """
     del eta
 
     def init(x):
-        return PLMSState(jnp.zeros_like(x), jnp.zeros((3, *x.shape), x.dtype))
+        return MultistepState(jnp.zeros_like(x), jnp.zeros((memory, *x.shape), x.dtype))
 
     def update(x, state, estimate, aux, row, draw):
-        del aux, draw
         c = _like(x, row.solver)
-        outputs = jnp.concatenate([estimate.astype(x.dtype)[None], state.history])
-        mean = jnp.tensordot(c.weights, outputs, 1)
-        start = jnp.where(c.again, state.x, x)
-        history = jnp.where(c.again, state.history, outputs[:3])
-        return c.from_x * start + c.from_estimate * mean, PLMSState(x, history)
+        m = jnp.clip(c.m_from_x * x + c.m_from_output * estimate.astype(x.dtype), -c.clip, c.clip)
+        outputs = jnp.concatenate([m[None], state.memory])
+        start = c.start_from_x * x + c.start_from_start * state.start + _sum(c.start_from_memory, outputs)
+        new = c.x_from_start * start + _sum(c.x_from_memory, outputs)
+        noise = c.noise * draw(x.shape).astype(x.dtype)
+        if aux is not None:
+            share = (aux.astype(x.dtype) + 1) / 2
+            noise *= jnp.exp((share * c.log_variance[1] + (1 - share) * c.log_variance[0]) / 2)
+        kept = jnp.where(c.remember, outputs[:-1], state.memory)
+        return new + noise, MultistepState(start, kept)
 
     return Solver(init, update)
 
 
-SOLVERS = {"ddim": ddim, "plms": plms}
+def _sum(weights: jax.Array, outputs: jax.Array) -> jax.Array:
+    """Of the outputs, in full precision on every device, unlike a product of matrices."""
+    return sum(weight * output for weight, output in zip(weights, outputs, strict=True))
+
+
+SOLVERS = {"ddim": ddim, "multistep": multistep, "runge_kutta": partial(multistep, memory=12)}

@@ -227,7 +227,7 @@ def test_unknown_options_are_warned_about(copy, read, part):
         ({"_class_name": "LCMScheduler"}, ["'LCMScheduler' is not supported", "DDIMScheduler, PNDMScheduler"]),
         ({"_class_name": ["DDIMScheduler"]}, ["is not supported", "DDIMScheduler, PNDMScheduler"]),
         ({"beta_schedule": "sigmoid"}, ["only linear, scaled_linear"]),
-        ({"num_train_timesteps": "1000"}, ["num_train_timesteps='1000' should be like 1000"]),
+        ({"num_train_timesteps": "1000"}, ["num_train_timesteps='1000' should be a whole number"]),
     ],
 )
 def test_schedulers_that_are_not_supported(refused, copy, entries, words):

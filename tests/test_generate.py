@@ -29,7 +29,7 @@ def test_stable_diffusion_lowers_for_other_platforms(platform):
     half = partial(jax.tree.map, lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16))
     rows, edits = 2, Edits.stack([[Edit("a"), Edit("b")]] * 2)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
-    program = jax.jit(partial(generate, shape=(64, 64, 4), method=Method("plms")))
+    program = jax.jit(partial(generate, shape=(64, 64, 4), method=Method("multistep")))
     traced = program.trace(
         half(Models.build(**SD_1)),
         jax.ShapeDtypeStruct((rows, 4, 77), jnp.int32),

@@ -16,6 +16,8 @@ from test_reference import recorded
 
 from sega_jax import Edits, checkpoint, guidance, rows, schedules, solvers
 from sega_jax.nn import clip, layers, unet, vae
+from sega_jax.schedules import alphas, exponential, sigmas
+from sega_jax.schedules import noise as schedule
 from sega_jax.systems import stable_diffusion as system
 from sega_jax.text import Tokenizer
 
@@ -110,7 +112,15 @@ def oracle(pictures, semantics="diffusers"):
     return np.stack(added, 1)
 
 
-SOLVERS = {"ddim": ["ddim", "ddim_v", "ddim_eta_clip"], "plms": ["pndm", "pndm_v"]}
+SOLVERS = {
+    "ddim": ["ddim", "ddim_v", "ddim_eta_clip"],
+    "pndm": ["pndm", "pndm_v"],
+    "runge_kutta": ["pndm_runge_kutta"],
+    "ddpm": ["ddpm", "ddpm_large"],
+    "sigma": ["euler", "euler_v", "euler_ancestral", "heun", "lms"],
+    "dpm": ["dpm", "dpm_heun", "dpm_3", "dpm_stochastic"],
+    "unipc": ["unipc", "unipc_3"],
+}
 
 
 def view_solver(names):
@@ -133,6 +143,10 @@ def view_solver(names):
     return show(lambda: [path(name) for name in names])
 
 
+def recorded_paths(names):
+    return [recorded(f"schedule_{name}")["path"] for name in names]
+
+
 def view_loop():
     """Fresh noise of two rows over three calls, from a network that predicts nothing."""
     settings = system.Settings(rows._from_seeds(np.uint32([3, 4])), np.ones(2), np.ones(2), Edits.stack([[]] * 2))
@@ -140,7 +154,7 @@ def view_loop():
     table = schedules.from_config(tiny.DDIM).table(3)
 
     def run(settings):
-        carry = system.start(settings, None, shape=(2, 2, 4), method=method, dtype=np.float32)
+        carry = system.start(settings, None, 1.0, shape=(2, 2, 4), method=method, dtype=np.float32)
         return system.advance(lambda x, *_: jnp.zeros_like(x), text, carry, table, settings, method=method)[0].x
 
     return show(run, settings)
@@ -170,8 +184,7 @@ def views(folder):
         "diffusers": partial(view_guidance, [FIRST, SECOND]),
         "per_concept": partial(view_guidance, [FIRST, SECOND], "per_concept"),
         "padding": partial(view_guidance, [FIRST, SHORT]),
-        "ddim": partial(view_solver, SOLVERS["ddim"]),
-        "plms": partial(view_solver, SOLVERS["plms"]),
+        **{name: partial(view_solver, names) for name, names in SOLVERS.items()},
         "loop": view_loop,
         "seeds": lambda: rows._seeds(3, 3),
         "tokens": tokens,
@@ -190,8 +203,7 @@ def sound(views):
         "diffusers": lambda: oracle([FIRST, SECOND]),
         "per_concept": lambda: oracle([FIRST, SECOND], "per_concept"),
         "padding": lambda: oracle([FIRST, SHORT]),
-        "ddim": lambda: [recorded(f"schedule_{name}")["path"] for name in SOLVERS["ddim"]],
-        "plms": lambda: [recorded(f"schedule_{name}")["path"] for name in SOLVERS["plms"]],
+        **{name: partial(recorded_paths, names) for name, names in SOLVERS.items()},
         "seeds": lambda: [3, 4, 5],
         "tokens": lambda: TOKENS,
     }
@@ -200,7 +212,7 @@ def sound(views):
 
 # Relative L2. What is not here is compared exactly.
 TOLERANCE = dict.fromkeys(["text", "unet", "autoencoder", "pictures", "small"], 1e-5)
-TOLERANCE |= dict.fromkeys(["diffusers", "per_concept", "padding"], 1e-12) | {"ddim": 2e-5, "plms": 2e-5}
+TOLERANCE |= dict.fromkeys(["diffusers", "per_concept", "padding"], 1e-12) | dict.fromkeys(SOLVERS, 2e-5)
 
 
 def error(found, wanted):
@@ -368,37 +380,40 @@ FAULTS = {
         "warmup=np.full(shape, 5, np.int32)",
     ),
     # Solvers
-    "the step before, off by one": ("ddim", schedules._ddim, "// steps)", "// steps - 1)"),
-    "steps_offset ignored": ("ddim", schedules._timesteps, ' + config["steps_offset"]', ""),
-    "set_alpha_to_one ignored": (
-        "ddim",
-        schedules._cumulative,
-        '1.0 if config["set_alpha_to_one"] else bars[0]',
-        "1.0",
-    ),
-    "sign of v": ("ddim", schedules._ddim, '"v_prediction": (a, -b, b, a)', '"v_prediction": (a, b, b, a)'),
+    "the step before, off by one": ("ddim", alphas.ddim, "// steps)", "// steps - 1)"),
+    "steps_offset ignored": ("ddim", schedule.spaced, ' + options["steps_offset"]', ""),
+    "set_alpha_to_one ignored": ("ddim", alphas._at, "else bars[0]", "else 1.0"),
+    "sign of v": ("ddim", alphas.x0_form, "return a, -b", "return a, b"),
     "linear betas": (
         "ddim",
-        schedules._betas,
+        schedule.cumulative,
         "np.linspace(math.sqrt(low), math.sqrt(high), count) ** 2",
         "np.linspace(low, high, count)",
     ),
     "noise on top": ("ddim", solvers.ddim, "c.variance - sigma**2", "c.variance"),
-    "PLMS without the second look": ("plms", schedules._plms, "again = call == 1", "again = call < 0"),
-    "the second look left in the history": (
-        "plms",
-        solvers.plms,
-        "jnp.where(c.again, state.history, outputs[:3])",
-        "outputs[:3]",
-    ),
-    "the second look from the wrong x": ("plms", solvers.plms, "jnp.where(c.again, state.x, x)", "x"),
-    "PLMS of lower order": ("plms", schedules._plms, "np.minimum(call, 4)", "np.minimum(call, 3)"),
-    "PLMS, sign of v": (
-        "plms",
-        schedules._plms,
-        "np.sqrt(previous / now) + slope * b",
-        "np.sqrt(previous / now) - slope * b",
-    ),
+    "PNDM without the second look": ("pndm", alphas._low_orders, "anew = call == 1", "anew = call < 0"),
+    "the second look left in the memory": ("pndm", alphas._low_orders, "weights, ~anew", "weights, True"),
+    "the second look from the wrong x": ("pndm", alphas.pndm, "start=(~anew, anew, 0.0)", "start=(1.0, 0.0, 0.0)"),
+    "PNDM of lower order": ("pndm", alphas._low_orders, "np.minimum(call, 4)", "np.minimum(call, 3)"),
+    "PNDM, sign of v": ("pndm", alphas.pndm, "+ slope * from_x", "- slope * from_x"),
+    "Runge-Kutta's middle counted": ("runge_kutta", alphas._runge_kutta, "k >= 12 or k % 4 == 0", "k % 4 < 2"),
+    "Runge-Kutta's middle at the end": ("runge_kutta", alphas._runge_kutta, "[half, 0, half, 0]", "[half, half, 0, 0]"),
+    "the posterior's mean": ("ddpm", alphas.ddpm, "np.sqrt(after) * beta / (1 - now)", "np.sqrt(after) * beta"),
+    "noise at timestep 0": ("ddpm", alphas.ddpm, "np.where(t > 0, deviation, 0)", "deviation + 0.01"),
+    "signal left at the end": ("ddpm", schedule.cumulative, "(root - root[-1])", "root"),
+    "x not scaled back": ("sigma", sigmas._derivative, "1 / np.sqrt(sigma**2 + 1)", "np.ones_like(sigma)"),
+    "noise up, not down": ("sigma", sigmas.euler_ancestral, "down - now", "after - now"),
+    "Heun's second slope at the first sigma": ("sigma", sigmas.heun, "half / now, 0", "half / before, 0"),
+    "LMS of lower order": ("sigma", sigmas.lms, "i - order + 1", "i - order + 2"),
+    "Karras' exponent": ("sigma", schedule.respaced, "** 7", "** 6"),
+    "midpoint for Heun": ("dpm", exponential.dpm_solver, '== "midpoint"', '!= ""'),
+    "the last step but one of third order": ("dpm", exponential.dpm_solver, "min(order, 2)", "order"),
+    "stochastic with the same exponent": ("dpm", exponential._dpm_gains, "g = 2 * h if sde else h", "g = h"),
+    "the bend left out": ("dpm", exponential.dpm_solver, "bend * h[0]", "0 * h[0]"),
+    "no corrector": ("unipc", exponential.unipc, "if i > 0 and", "if i > 99 and"),
+    "bh1 as bh2": ("unipc", exponential._unipc_step, '== "bh1"', '== "bh0"'),
+    "the corrector's last weight": ("unipc", exponential._unipc_step, "0 if k == order", "1 if k == order"),
+    "memory not clipped": ("ddpm", solvers.multistep, "jnp.clip", "(lambda m, *_: m)"),
     # Randomness and words
     "the same noise at every call": ("loop", system.advance, "row.call, shape[1:]", "0, shape[1:]"),
     "the same noise in every row": (

@@ -18,7 +18,7 @@ BATCH, N, SPACE = 2, 2, (4, 3, 2)
 STEPS = 6
 SETTINGS = Edits.stack([[Edit("a", warmup=1, cooldown=4), Edit("b", warmup=2, threshold=0.5)], [Edit("c", warmup=0)]])
 GUIDANCE = optax.chain(cfg(np.array([3.0, 7.5])), sega(SETTINGS))
-SCHEDULERS = {"ddim": tiny.DDIM, "plms": tiny.PNDM}
+SCHEDULERS = {"ddim": tiny.DDIM, "multistep": tiny.PNDM}
 
 
 def denoise(x, row):
@@ -124,7 +124,9 @@ def test_draw_gets_the_row():
     calls = []
 
     def note(row, shape):
-        jax.debug.callback(lambda call, timestep: calls.append((int(call), float(timestep), shape)), *row[::2])
+        jax.debug.callback(
+            lambda call, timestep: calls.append((int(call), float(timestep), shape)), row.call, row.timestep
+        )
         return jnp.zeros(shape)
 
     rows = table("ddim", 3)

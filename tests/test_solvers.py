@@ -1,5 +1,8 @@
 """Tables and solvers: what is refused, known values, and the order at which they reach a solution in closed form."""
 
+import contextlib
+from functools import cache, partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,12 +10,12 @@ import pytest
 import tiny
 
 from sega_jax.schedules import from_config
-from sega_jax.solvers import SOLVERS, ddim
+from sega_jax.solvers import SOLVERS
 
-SCHEDULERS = {"DDIMScheduler": tiny.DDIM, "PNDMScheduler": tiny.PNDM}
-NAMES = list(SCHEDULERS)
+ALPHAS = ["DDIM", "PNDM"]
 # Data that are normal, so that the probability flow is known: x_t is sqrt(abar) m + sqrt(v) times a constant.
 MEAN, VARIANCE = 0.7, 0.25
+FINE = {"num_train_timesteps": 10000, "beta_start": 0.000085, "beta_end": 0.0012, "timestep_spacing": "trailing"}
 
 
 @pytest.fixture
@@ -22,7 +25,7 @@ def x64():
 
 
 def scheduler(name, **options):
-    return from_config(SCHEDULERS[name] | options)
+    return from_config(tiny.SCHEDULERS[name] | options)
 
 
 def abar(config):
@@ -30,104 +33,176 @@ def abar(config):
     return np.cumprod(1 - root**2)
 
 
-def denoiser(bars, prediction="epsilon"):
+@cache
+def denoiser(prediction="epsilon", fine=False):
     """The best prediction for the normal data, by timestep."""
-    bars = jnp.asarray(bars)
+    bars = abar(FINE if fine else tiny.SD_BETAS)
 
     def predict(x, timestep):
-        bar = bars[timestep.astype(int)]
+        bar = jnp.asarray(bars, x.dtype)[timestep.astype(int)]
         a, b = jnp.sqrt(bar), jnp.sqrt(1 - bar)
         epsilon = b * (x - a * MEAN) / (bar * VARIANCE + 1 - bar)
         x0 = (x - b * epsilon) / a
-        return epsilon if prediction == "epsilon" else a * epsilon - b * x0
+        return {"epsilon": epsilon, "v_prediction": a * epsilon - b * x0, "sample": x0}[prediction]
 
     return predict
 
 
+@partial(jax.jit, static_argnames=("solver", "predict", "draw"))
+def _trajectory(x, table, eta, *, solver, predict, draw):
+    method = SOLVERS[solver](eta)
+
+    def call(carry, row):
+        x, state = carry
+        x, state = method.update(x, state, predict(x * row.input_scale, row.timestep), None, row, draw)
+        return (x, state), x
+
+    return jax.lax.scan(call, (x, method.init(x)), table)[1]
+
+
 def solve(scheduler, steps, x, predict, draw=jnp.zeros, eta=0.0):
     """The trajectory, [calls, ...]."""
-    solver, table = SOLVERS[scheduler.solver](eta), scheduler.table(steps)
+    x, table = jnp.asarray(x), scheduler.table(steps)
+    table = jax.tree.map(lambda column: column if column.dtype.kind != "f" else column.astype(x.dtype), table)
+    return _trajectory(x, table, jnp.asarray(eta, x.dtype), solver=scheduler.solver, predict=predict, draw=draw)
 
-    @jax.jit
-    def run(x, table):
-        def call(carry, row):
-            x, state = carry
-            x, state = solver.update(x, state, predict(x, row.timestep), None, row, draw)
-            return (x, state), x
 
-        return jax.lax.scan(call, (x, solver.init(x)), table)[1]
+def dpm(order, kind="midpoint", algorithm="dpmsolver++"):
+    return {"solver_order": order, "solver_type": kind, "algorithm_type": algorithm, "final_sigmas_type": "sigma_min"}
 
-    return run(jnp.asarray(x), table)
+
+def unipc(order, kind, data=True):
+    return {"solver_order": order, "solver_type": kind, "predict_x0": data, "final_sigmas_type": "sigma_min"}
 
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
-    ("name", "prediction", "order"),
+    ("name", "options", "prediction", "order"),
     [
-        ("DDIMScheduler", "epsilon", 1),
-        ("DDIMScheduler", "v_prediction", 1),
-        ("PNDMScheduler", "epsilon", 2),
+        ("DDIM", {}, "epsilon", 1),
+        ("DDIM", {}, "v_prediction", 1),
+        ("DDIM", {}, "sample", 1),
+        ("PNDM", {}, "epsilon", 2),
         # diffusers takes the mean of v over several calls, where only that of epsilon is of second order.
-        ("PNDMScheduler", "v_prediction", 1),
+        ("PNDM", {}, "v_prediction", 1),
+        ("PNDM", {}, "sample", 2),
+        # Of fourth order but for its formula (9), which takes abar between timesteps for that of the nearest.
+        ("PNDM, Runge-Kutta", {}, "epsilon", 2),
+        ("Euler", {}, "epsilon", 1),
+        ("Heun", {}, "epsilon", 2),
+        ("Heun", {}, "v_prediction", 2),
+        # Every method that begins with one step of first order is of second order in the end.
+        ("LMS", {}, "epsilon", 2),
+        ("DPM", dpm(1), "epsilon", 1),
+        ("DPM", dpm(2), "epsilon", 2),
+        ("DPM", dpm(2), "sample", 2),
+        ("DPM", dpm(2, "heun"), "v_prediction", 2),
+        ("DPM", dpm(2, "midpoint", "dpmsolver"), "epsilon", 2),
+        ("DPM", dpm(2, "heun", "dpmsolver"), "epsilon", 2),
+        ("DPM", dpm(3), "epsilon", 2),
+        # The corrector adds an order.
+        ("UniPC", unipc(1, "bh1"), "epsilon", 2),
+        ("UniPC", unipc(1, "bh2"), "epsilon", 2),
+        ("UniPC", unipc(2, "bh1"), "epsilon", 3),
+        ("UniPC", unipc(2, "bh2", data=False), "v_prediction", 3),
+        ("UniPC", unipc(3, "bh2"), "sample", 4),
     ],
 )
-def test_order_of_convergence(name, prediction, order):
+def test_order_of_convergence(name, options, prediction, order):
     """Over the first four fifths of the way; at its end the square root of the noise has no derivative."""
-    options = {"num_train_timesteps": 10000, "beta_start": 0.000085, "beta_end": 0.0012, "timestep_spacing": "trailing"}
-    family, bars = scheduler(name, prediction_type=prediction, **options), abar(options)
+    family, bars = scheduler(name, prediction_type=prediction, **FINE, **options), abar(FINE)
     start, end = bars[-1], bars[1999]
     spread = np.sqrt((end * VARIANCE + 1 - end) / (start * VARIANCE + 1 - start))
     exact = np.sqrt(end) * MEAN + spread * (1.5 - np.sqrt(start) * MEAN)
-    steps = np.array([200, 250, 400, 500])
-    ends = [solve(family, s, [[1.5]], denoiser(bars, prediction))[-s // 5 - 1, 0, 0] for s in steps]
-    errors = np.abs(np.array(ends) - exact)
-    assert abs(np.polyfit(np.log(steps), -np.log(errors), 1)[0] - order) < 0.05
+    steps, errors = np.array([200, 250, 400, 500]), []
+    for s in steps:
+        scale, call = family.table(s).input_scale, -2 * s // 5 if name == "Heun" else -s // 5 - 1
+        path = solve(family, s, [[1.5 / scale[0]]], denoiser(prediction, fine=True))
+        errors.append(abs(path[call, 0, 0] * scale[call + 1] - exact))
+    slope = np.polyfit(np.log(steps), -np.log(errors), 1)[0]
+    assert abs(slope - order) < (0.35 if name == "LMS" else 0.12)
     assert errors[-1] < 2e-3
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("eta", [0.0, 0.7])
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-def test_v_and_epsilon_are_one_trajectory(spacing, eta):
-    x, noise = np.random.default_rng(0).standard_normal((2, 3, 2))
+@pytest.mark.parametrize("name", [name for name in tiny.SCHEDULERS if "PNDM" not in name])
+def test_predictions_are_one_trajectory(name, spacing):
+    """Of noise, v or the picture itself, from timesteps that are whole; PNDM's means are other ones."""
+    x, drawn = np.random.default_rng(0).standard_normal((2, 3, 2))
+
+    def draw(shape):
+        return jnp.asarray(drawn)
+
     trajectories = []
-    for prediction in ("epsilon", "v_prediction"):
-        family = scheduler("DDIMScheduler", prediction_type=prediction, timestep_spacing=spacing)
-        predict = denoiser(abar(tiny.DDIM), prediction)
-        trajectories.append(solve(family, 20, x, predict, lambda shape: jnp.asarray(noise), eta))
-    np.testing.assert_allclose(*trajectories, rtol=1e-11, atol=1e-11)
+    for prediction in ("epsilon", "v_prediction", "sample"):
+        family = scheduler(name, prediction_type=prediction, timestep_spacing=spacing)
+        predict = denoiser(prediction)
+        trajectories.append(solve(family, 20 if spacing != "linspace" else 28, x, predict, draw, 0.7))
+    assert np.isfinite(trajectories[0]).all()
+    for other in trajectories[1:]:
+        np.testing.assert_allclose(trajectories[0], other, rtol=1e-9, atol=1e-9)
 
 
 def test_eta_is_the_share_of_noise_of_each_row():
     x = np.random.default_rng(2).standard_normal((3, 4)).astype(np.float32)
     eta = np.array([0.0, 0.0, 1.0])
-    quiet, loud = (
-        solve(scheduler("DDIMScheduler"), 5, x, denoiser(abar(tiny.DDIM)), draw, eta)
-        for draw in (jnp.zeros, lambda shape: jnp.full(shape, 100.0))
-    )
+    quiet, loud = (solve(scheduler("DDIM"), 5, x, denoiser(), draw, eta) for draw in (jnp.zeros, hundreds))
     assert np.array_equal(quiet[:, :2], loud[:, :2])
     assert (quiet[:, 2] != loud[:, 2]).all()
+
+
+def hundreds(shape):
+    return jnp.full(shape, 100.0)
+
+
+@pytest.mark.parametrize("name", tiny.SCHEDULERS)
+def test_only_ancestral_solvers_draw(name):
+    quiet, loud = (solve(scheduler(name), 5, [[1.5]], denoiser(), draw) for draw in (jnp.zeros, hundreds))
+    assert np.array_equal(quiet, loud) != (name in ("DDPM", "Euler ancestral", "DPM, stochastic"))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", ["DDPM", "Euler ancestral", "DPM, stochastic"])
+def test_ancestral_solvers_end_in_the_distribution_of_the_data(name):
+    """Twice the steps, half the error of its variance, by the affine map that every call is for this denoiser."""
+    options = {"solver_order": 1} if name == "DPM, stochastic" else {}
+    family, errors = scheduler(name, timestep_spacing="trailing", **options), []
+    for steps in (500, 1000):
+        table = family.table(steps)
+        path = solve(family, steps, [[0.0, 1.0]], denoiser())[:, 0]
+        np.testing.assert_allclose(path[-1, 0], MEAN, rtol=0.03)
+        # The distance of two trajectories is what each call multiplies a deviation by.
+        distance = np.concatenate([[1.0], path[:, 1] - path[:, 0]])
+        variance = float(table.initial_scale[0]) ** 2
+        for factor, noise in zip(distance[1:] / distance[:-1], table.solver.noise, strict=True):
+            variance = factor**2 * variance + noise**2
+        errors.append(variance - VARIANCE)
+    assert abs(errors[1]) < 0.02 * VARIANCE
+    assert 1.7 < errors[0] / errors[1] < 2.2
 
 
 @pytest.mark.usefixtures("x64")
 def test_ddim_with_all_noise_is_ancestral_sampling():
     """With eta = 1 and every timestep, the posterior of Ho et al. 2020, eq. 7."""
-    family = scheduler("DDIMScheduler", num_train_timesteps=50, steps_offset=0)
-    bars, noise = abar(family.config), 0.4
-    x, found = solve(family, 50, [[1.3]], denoiser(bars), lambda shape: jnp.full(shape, noise), 1.0)[:2]
-    now, before = bars[48], bars[47]
+    family, fresh = scheduler("DDIM", steps_offset=0), 0.4
+    bars = abar(family.options)
+    x, found = solve(family, 1000, [[1.3]], denoiser(), lambda shape: jnp.full(shape, fresh), 1.0)[:2]
+    now, before = bars[998], bars[997]
     beta = 1 - now / before
     epsilon = np.sqrt(1 - now) * (x - np.sqrt(now) * MEAN) / (now * VARIANCE + 1 - now)
     x0 = (x - np.sqrt(1 - now) * epsilon) / np.sqrt(now)
     mean = np.sqrt(before) * beta / (1 - now) * x0 + np.sqrt(now / before) * (1 - before) / (1 - now) * x
-    np.testing.assert_allclose(found, mean + np.sqrt((1 - before) / (1 - now) * beta) * noise, rtol=1e-12)
+    np.testing.assert_allclose(found, mean + np.sqrt((1 - before) / (1 - now) * beta) * fresh, rtol=1e-12)
+    again = solve(scheduler("DDPM", steps_offset=0), 1000, [[1.3]], denoiser(), lambda shape: jnp.full(shape, fresh))
+    np.testing.assert_allclose(again[1], found, rtol=1e-12)
 
 
 @pytest.mark.usefixtures("x64")
 def test_ddim_clips_x0_where_the_config_says_so():
     options = {"clip_sample": True, "clip_sample_range": 0.5}
     free, clipped = (
-        solve(scheduler("DDIMScheduler", **o), 1, [[3.0]], lambda x, timestep: 0.1 * x)[0, 0, 0] for o in ({}, options)
+        solve(scheduler("DDIM", **o), 1, [[3.0]], lambda x, timestep: 0.1 * x)[0, 0, 0] for o in ({}, options)
     )
     bars = abar(tiny.DDIM)
     x0 = (3 - np.sqrt(1 - bars[1]) * 0.3) / np.sqrt(bars[1])
@@ -144,34 +219,39 @@ def test_ddim_clips_x0_where_the_config_says_so():
     ],
 )
 def test_timesteps(spacing, timesteps):
-    table = scheduler("DDIMScheduler", timestep_spacing=spacing).table(5)
+    options = {"timestep_spacing": spacing, "steps_offset": 1}
+    table = scheduler("DDIM", **options).table(5)
     assert table.timestep.tolist() == timesteps
     assert table.call.tolist() == list(range(5))
     assert table.live.all()
-    again = scheduler("PNDMScheduler", timestep_spacing=spacing).table(5)
-    assert again.timestep.tolist() == [timesteps[0], timesteps[1], *timesteps[1:]]
+    assert scheduler("PNDM", **options).table(5).timestep.tolist() == [timesteps[0], timesteps[1], *timesteps[1:]]
+    again = [timesteps[0], *np.repeat(timesteps[1:], 2).tolist()]
+    np.testing.assert_allclose(scheduler("Heun", **options).table(5).timestep, again, atol=0.5)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 50, 999])
-def test_calls(steps):
-    assert len(scheduler("DDIMScheduler").table(steps).call) == steps
-    assert len(scheduler("PNDMScheduler").table(steps).call) == steps + (steps > 1)
+@pytest.mark.parametrize("steps", [4, 5, 50, 999])
+@pytest.mark.parametrize("name", tiny.SCHEDULERS)
+def test_calls(name, steps):
+    calls = {"PNDM": steps + 1, "PNDM, Runge-Kutta": steps + 9, "Heun": 2 * steps - 1}.get(name, steps)
+    assert len(scheduler(name).table(steps).call) == calls
 
 
 @pytest.mark.parametrize("kind", ["linear", "scaled_linear", "squaredcos_cap_v2", "trained"])
-@pytest.mark.parametrize("name", NAMES)
-def test_coefficients_are_finite_and_noise_falls(name, kind):
+@pytest.mark.parametrize("name", tiny.SCHEDULERS)
+def test_all_columns_are_of_one_length_and_finite(name, kind):
     options = {"trained_betas": [0.01] * 1000} if kind == "trained" else {"beta_schedule": kind}
-    table = scheduler(name, **options).table(999)
-    for leaf in jax.tree.leaves(table.solver._replace(clip=np.zeros(999)) if name == "DDIMScheduler" else table.solver):
+    table = scheduler(name, **options).table(300)
+    for leaf in jax.tree.leaves(table._replace(solver=table.solver._replace(clip=table.call))):
         assert leaf.shape[0] == len(table.call)
         assert np.isfinite(leaf).all()
-    if name == "DDIMScheduler":
+    if name == "DDIM":
         assert (np.diff(table.solver.variance) < 0).all()
+    else:
+        assert table.solver.x_from_memory.shape[1] == (13 if "Runge" in name else 4)
 
 
 @pytest.mark.parametrize("final", [True, False])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALPHAS)
 def test_the_last_step_ends_where_the_config_says(name, final):
     """A denoiser that says 0 leaves x / sqrt(abar): 1 at the end, or abar_0 without `set_alpha_to_one`."""
     family, bars = scheduler(name, set_alpha_to_one=final), abar(tiny.DDIM)
@@ -179,41 +259,86 @@ def test_the_last_step_ends_where_the_config_says(name, final):
     np.testing.assert_allclose(end, np.sqrt((1 if final else bars[0]) / bars[901]), rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["Euler", "Heun", "LMS", "DPM", "UniPC", "DDPM"])
+def test_a_network_that_knows_the_picture_ends_in_it(name):
+    """Whatever the noise at the start: the last step takes x0 as it is."""
+    family = scheduler(name, prediction_type="sample")
+    end = solve(family, 10, np.ones((1, 1), np.float32), lambda x, timestep: jnp.full_like(x, 0.3))[-1, 0, 0]
+    np.testing.assert_allclose(end, 0.3, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [("DDIM", 1.0), ("UniPC", 1.0), ("Euler", 14.6146), ("LMS", 14.6146), ("Heun", 14.6146)],
+)
+def test_the_noise_at_the_start(name, scale):
+    """The largest sigma of Stable Diffusion's betas, where the state is not scaled down by the noise."""
+    np.testing.assert_allclose(scheduler(name).table(7).initial_scale, scale, rtol=1e-5)
+
+
+def test_karras_sigmas():
+    """Karras et al. 2022, eq. 5."""
+    sigmas = 1 / scheduler("Euler", use_karras_sigmas=True, sigma_min=0.1, sigma_max=10).table(5).input_scale
+    wanted = (10 ** (1 / 7) + np.linspace(0, 1, 5) * (0.1 ** (1 / 7) - 10 ** (1 / 7))) ** 7
+    np.testing.assert_allclose(np.sqrt(sigmas**2 - 1), wanted, rtol=1e-9)
+
+
 @pytest.mark.parametrize(("steps", "error"), [(0, ValueError), (-1, ValueError), (1001, ValueError), (2.5, TypeError)])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", tiny.SCHEDULERS)
 def test_steps_out_of_range(name, steps, error):
     with pytest.raises(error, match=rf"steps={steps} should be (from 1 to 1000|a whole number)"):
         scheduler(name).table(steps)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-def test_every_number_of_steps_has_finite_rows(name, spacing):
-    """diffusers' "trailing" has one timestep too many, -1, for 61 steps and others."""
-    family = scheduler(name, timestep_spacing=spacing, set_alpha_to_one=True, steps_offset=0)
-    for steps in range(1, 1001):
-        table = family.table(steps)
-        assert len(table.call) == steps + (name == "PNDMScheduler" and steps > 1)
-        assert table.timestep.min() >= 0
-        assert all(np.isfinite(c).all() for field, c in table.solver._asdict().items() if field != "clip")
-
-
 @pytest.mark.parametrize("steps", [True, "5", None, [5], np.nan])
 def test_steps_of_another_type(steps):
     with pytest.raises(TypeError, match=r"steps=.* should be a whole number"):
-        scheduler("DDIMScheduler").table(steps)
+        scheduler("DDIM").table(steps)
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Those that round more timesteps than steps, for which the training may have too few.
+TOGETHER = ("DPM", "DPM, stochastic", "UniPC")
+
+
+@pytest.mark.parametrize("name", tiny.SCHEDULERS)
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_every_number_of_steps_has_finite_rows(name, spacing):
+    """Or is refused, where it is so large (or for Runge-Kutta so small) that two points fall together."""
+    family, every = scheduler(name, timestep_spacing=spacing, steps_offset=0), 250 if name == "LMS" else 37
+    for steps in [*range(1, 999, every), 2, 3, 4, 61, 103, 999, 1000]:
+        if (steps > 500 and name in TOGETHER) or (steps < 4 and "Runge" in name):
+            with contextlib.suppress(ValueError):
+                family.table(steps)
+            continue
+        table = family.table(steps)
+        assert table.timestep.min() >= 0
+        assert len(table.call) >= steps
+        assert (np.diff(table.timestep)[13:] <= 0).all()
+
+
+@pytest.mark.parametrize("name", ALPHAS)
 def test_an_offset_beyond_the_training(name):
     with pytest.raises(ValueError, match=r"1000 steps ask for timestep 1000 of 1000 \(steps_offset 1\); take fewer"):
         scheduler(name).table(1000)
     assert len(scheduler(name, steps_offset=0).table(1000).call) >= 1000
 
 
-@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", None, 3, ["DDIMScheduler"]])
+def test_runge_kutta_takes_four_steps_at_least():
+    with pytest.raises(ValueError, match="steps=3 should be at least 4"):
+        scheduler("PNDM, Runge-Kutta").table(3)
+
+
+def test_no_signal_and_no_noise_predicted():
+    options = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    for name in ("DDIM", "DDPM"):
+        with pytest.raises(ValueError, match="has no signal, and epsilon says nothing"):
+            scheduler(name, **options).table(10)
+        assert scheduler(name, prediction_type="v_prediction", **options).table(10).timestep[0] == 999
+
+
+@pytest.mark.parametrize("name", ["KarrasVeScheduler", None, 3, ["DDIMScheduler"]])
 def test_unknown_schedulers_list_the_known(name):
-    with pytest.raises(ValueError, match="is not supported, only DDIMScheduler, PNDMScheduler"):
+    with pytest.raises(ValueError, match=r"is not supported, only DDIMScheduler, PNDMScheduler, .*UniPC"):
         from_config({"_class_name": name})
 
 
@@ -221,39 +346,66 @@ def test_unknown_schedulers_list_the_known(name):
     ("option", "value", "listed"),
     [
         ("beta_schedule", "sigmoid", "linear, scaled_linear, squaredcos_cap_v2"),
-        ("prediction_type", "sample", "epsilon, v_prediction"),
+        ("prediction_type", "flow_prediction", "epsilon, v_prediction, sample"),
         ("timestep_spacing", "karras", "leading, trailing, linspace"),
         ("timestep_spacing", ["leading"], "leading, trailing, linspace"),
     ],
 )
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", tiny.SCHEDULERS)
 def test_unknown_choices_list_the_known(name, option, value, listed):
-    with pytest.raises(ValueError, match=f"{name}: {option}=.* is not supported, only {listed}"):
+    with pytest.raises(ValueError, match=f"Scheduler: {option}=.* is not supported, only {listed}"):
         scheduler(name, **{option: value})
 
 
 def test_unknown_options_list_the_known():
     with pytest.raises(ValueError, match=r"unknown options beta_bend; supported are beta_end, .*timestep_spacing"):
-        scheduler("DDIMScheduler", beta_bend=0.1)
+        scheduler("DDIM", beta_bend=0.1)
 
 
 @pytest.mark.parametrize(
-    ("name", "option", "value"),
+    ("name", "options", "why"),
     [
-        ("DDIMScheduler", "thresholding", True),
-        ("DDIMScheduler", "rescale_betas_zero_snr", True),
-        ("PNDMScheduler", "skip_prk_steps", False),
+        ("DDIM", {"thresholding": True}, "thresholding=True is not supported, only False"),
+        ("DPM", {"use_lu_lambdas": True}, "use_lu_lambdas=True is not supported, only False"),
+        ("UniPC", {"use_flow_sigmas": True}, "use_flow_sigmas=True is not supported, only False"),
+        ("UniPC", {"solver_p": {}}, "solver_p={} is not supported, only None"),
+        ("DPM", {"solver_order": 4}, "solver_order=4 should be 1, 2 or 3"),
+        ("DPM", {"solver_type": "kutta"}, "solver_type='kutta' is not supported, only midpoint, heun"),
+        ("DPM", {"algorithm_type": "dpmsolver"}, "cannot end at noise zero; give final_sigmas_type='sigma_min'"),
+        ("DPM", {"algorithm_type": "sde-dpmsolver++", "solver_order": 3}, "has solver_order 1 and 2, not 3"),
+        ("UniPC", {"predict_x0": False}, "cannot end at noise zero; give final_sigmas_type='sigma_min'"),
+        ("UniPC", {"lower_order_final": False}, "only order 1 ends at noise zero; give lower_order_final=True"),
+        ("UniPC", {"disable_corrector": [0, "1"]}, "should be a list of calls"),
+        ("UniPC", {"disable_corrector": 3}, "should be a list of calls"),
+        ("Euler", {"use_karras_sigmas": True, "use_beta_sigmas": True}, "are two spacings of the sigmas; give one"),
+        ("Euler", {"sigma_min": 3.0, "sigma_max": 2.0}, "sigma_min=3.0 should be below sigma_max=2.0"),
+        ("Euler", {"sigma_max": -1.0}, "sigma_max=-1.0 should be a positive number"),
+        ("DDPM", {"variance_type": "learned"}, "is not supported, only fixed_small, .*learned_range"),
     ],
 )
-def test_options_that_are_fixed(name, option, value):
-    with pytest.raises(ValueError, match=f"{name}: {option}={value} is not supported, only {not value}"):
-        scheduler(name, **{option: value})
+def test_options_that_are_refused(name, options, why):
+    with pytest.raises(ValueError, match=why):
+        scheduler(name, **options)
+
+
+def same_tables(first, second):
+    pairs = zip(jax.tree.leaves(first.table(7)), jax.tree.leaves(second.table(7)), strict=True)
+    return all(np.array_equal(*leaves) for leaves in pairs)
 
 
 def test_options_of_other_schedulers_mean_nothing():
     options = {"lower_order_final": True, "use_karras_sigmas": True, "solver_order": 2, "variance_type": "fixed_small"}
-    plain, carried = scheduler("DDIMScheduler").table(7), scheduler("DDIMScheduler", **options).table(7)
-    assert all(np.array_equal(*leaves) for leaves in zip(jax.tree.leaves(plain), jax.tree.leaves(carried), strict=True))
+    assert same_tables(scheduler("DDIM"), scheduler("DDIM", **options))
+
+
+def test_values_of_other_schedulers_are_translated_as_diffusers_does():
+    assert same_tables(scheduler("DPM"), scheduler("DPM", solver_type="bh2"))
+    assert same_tables(scheduler("UniPC", solver_type="bh1"), scheduler("UniPC", solver_type="midpoint"))
+    assert not same_tables(scheduler("UniPC"), scheduler("UniPC", solver_type="midpoint"))
+
+
+def test_null_is_the_default():
+    assert same_tables(scheduler("DDPM"), scheduler("DDPM", variance_type=None, trained_betas=None))
 
 
 @pytest.mark.parametrize(
@@ -267,7 +419,6 @@ def test_options_of_other_schedulers_mean_nothing():
         ("beta_end", 1),
         ("beta_end", "0.02"),
         ("beta_start", np.nan),
-        ("beta_start", None),
         ("steps_offset", -1),
         ("steps_offset", True),
         ("set_alpha_to_one", 1),
@@ -283,18 +434,34 @@ def test_options_of_other_schedulers_mean_nothing():
 )
 def test_values_of_another_kind(option, value):
     with pytest.raises(ValueError, match=f"DDIMScheduler: .*{option}"):
-        scheduler("DDIMScheduler", **{"clip_sample": True} | {option: value})
+        scheduler("DDIM", **{"clip_sample": True} | {option: value})
 
 
-def test_eta_is_not_for_plms():
+@pytest.mark.parametrize("name", [name for name in tiny.SCHEDULERS if name != "DDIM"])
+def test_eta_is_for_ddim_alone(name):
     x = np.ones((1, 1), np.float32)
-    results = [solve(scheduler("PNDMScheduler"), 5, x, denoiser(abar(tiny.PNDM)), eta=eta) for eta in (0.0, 1.0)]
+    results = [solve(scheduler(name), 5, x, denoiser(), eta=eta) for eta in (0.0, 1.0)]
     assert np.array_equal(*results)
 
 
-def test_states_keep_the_dtype_of_x():
-    x = jnp.ones((2, 3), jnp.float32)
-    table = scheduler("DDIMScheduler").table(3)
-    row = jax.tree.map(lambda column: column[0], table)
-    found, _ = ddim(0.5).update(x, (), x.astype(jnp.bfloat16), None, row, jnp.ones)
-    assert found.dtype == jnp.float32
+@pytest.mark.parametrize("name", tiny.SCHEDULERS)
+def test_states_keep_the_dtype_of_x(name):
+    x, family = jnp.ones((2, 3), jnp.float32), scheduler(name)
+    row = jax.tree.map(lambda column: column[0], family.table(4))
+    solver = SOLVERS[family.solver](0.5)
+    found, state = solver.update(x, solver.init(x), x.astype(jnp.bfloat16), None, row, jnp.ones)
+    assert {leaf.dtype for leaf in jax.tree.leaves((found, state))} == {jnp.dtype("float32")}
+
+
+def test_the_variance_that_a_network_predicts():
+    """-1 is the least, 1 the greatest (Nichol & Dhariwal 2021, eq. 15)."""
+    family = scheduler("DDPM", variance_type="learned_range")
+    row = jax.tree.map(lambda column: column[3], family.table(10))
+    x = jnp.ones((1, 3), jnp.float32)
+    solver = SOLVERS[family.solver]()
+    bare, noisy = (
+        solver.update(x, solver.init(x), x, jnp.array([[-1.0, 0.0, 1.0]]), row, draw)[0][0]
+        for draw in (jnp.zeros, jnp.ones)
+    )
+    low, high = np.exp(row.solver.log_variance / 2)
+    np.testing.assert_allclose(noisy - bare, [low, np.sqrt(low * high), high], rtol=1e-4)

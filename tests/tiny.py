@@ -79,6 +79,22 @@ PNDM = {
     "set_alpha_to_one": False,
     "steps_offset": 1,
 }
+# Every scheduler with the betas of Stable Diffusion; PNDM also as it is by default, with a Runge-Kutta start.
+SCHEDULERS = {
+    "DDIM": DDIM,
+    "PNDM": PNDM,
+    "PNDM, Runge-Kutta": PNDM | {"skip_prk_steps": False},
+    "DDPM": {"_class_name": "DDPMScheduler", **SD_BETAS, "clip_sample": False, "steps_offset": 1},
+    "Euler": {"_class_name": "EulerDiscreteScheduler", **SD_BETAS},
+    "Euler ancestral": {"_class_name": "EulerAncestralDiscreteScheduler", **SD_BETAS},
+    "Heun": {"_class_name": "HeunDiscreteScheduler", **SD_BETAS},
+    "LMS": {"_class_name": "LMSDiscreteScheduler", **SD_BETAS},
+    "DPM": {"_class_name": "DPMSolverMultistepScheduler", **SD_BETAS},
+    "DPM, stochastic": {
+        "_class_name": "DPMSolverMultistepScheduler", **SD_BETAS, "algorithm_type": "sde-dpmsolver++"
+    },
+    "UniPC": {"_class_name": "UniPCMultistepScheduler", **SD_BETAS},
+}  # fmt: skip
 
 
 def values(name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -89,7 +89,7 @@ class SemanticStableDiffusionPipeline:
         latents: Any = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        callback: Callable[[int, int, np.ndarray], Any] | None = None,
+        callback: Callable[[int, float, np.ndarray], Any] | None = None,
         callback_steps: int = 1,
         editing_prompt: str | Sequence[str] | None = None,
         editing_prompt_embeddings: Any = None,

@@ -100,11 +100,12 @@ def encode(text_encoder: CLIPTextModel, ids: jax.Array) -> jax.Array:
     return text_encoder(ids)
 
 
-def start(settings: Settings, latents: Any, *, shape: tuple[int, ...], method: Method, dtype: Any) -> Carry:
-    """The carry before the first call, from given latents [rows, *shape] or from each row's key."""
+def start(settings: Settings, latents: Any, scale: Any, *, shape: tuple[int, ...], method: Method, dtype: Any) -> Carry:
+    """The carry before the first call, from standard normal latents, given [rows, *shape] or of each row's key,
+    times the table's `initial_scale`."""
     if latents is None:
         latents = _noise(settings.key, _INITIAL, shape, dtype)
-    x = jnp.asarray(latents, dtype)
+    x = jnp.asarray(latents, dtype) * jnp.asarray(scale).astype(dtype)
     n = 0 if settings.edits is None else settings.edits.scale.shape[1]
     branch = jax.ShapeDtypeStruct(x.shape, x.dtype)
     preds = Predictions(branch, branch, jax.ShapeDtypeStruct((len(x), n, *shape), x.dtype))
@@ -179,7 +180,9 @@ def generate(
     """
     text = encode(models.text_encoder, ids.reshape(-1, ids.shape[-1]))
     text = text.reshape(*ids.shape, text.shape[-1])
-    carry = start(settings, latents, shape=shape, method=method, dtype=at_least_float32(text.dtype))
+    carry = start(
+        settings, latents, table.initial_scale[0], shape=shape, method=method, dtype=at_least_float32(text.dtype)
+    )
     carry, _ = advance(models.unet, text, carry, table, settings, method=method)
     return decode(models.vae, carry.x)[0]
 
@@ -187,7 +190,7 @@ def generate(
 def predict(unet: UNet2DConditionModel, text: jax.Array, x: jax.Array, row: Row) -> Predictions:
     """All 2 + n branches of every row in one call of the network."""
     rows, branches = text.shape[:2]
-    tiled = jnp.repeat(x, branches, 0)
+    tiled = jnp.repeat(x * row.input_scale.astype(x.dtype), branches, 0)
     timestep = jnp.broadcast_to(row.timestep.astype(x.dtype), (rows * branches,))
     out = unet(tiled, timestep, text.reshape(rows * branches, *text.shape[2:]))
     out = out.reshape(rows, branches, *x.shape[1:])

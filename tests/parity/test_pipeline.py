@@ -15,13 +15,17 @@ import tiny
 import torch
 
 from parity import theirs
-from parity.theirs import double, first, fresh, inject, last, noise, relative, schedule
+from parity.theirs import double, first, fresh, inject, last, noise, relative, schedule, stretch
 from sega_jax import Edit
 
-pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore:the edit .* begins at:UserWarning")]
+pytestmark = [
+    pytest.mark.parity,
+    pytest.mark.filterwarnings("ignore:the edit .* begins at:UserWarning", "ignore::DeprecationWarning"),
+]
 
 SEED = 7
 V = {"prediction_type": "v_prediction"}
+ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 TWO = {"prompt": ["a cat", "dog"], "num_inference_steps": 10}
 THREE = TWO | {
     "editing_prompt": ["glasses", "b", "cd"],
@@ -78,12 +82,22 @@ CASES = {
     "three, PNDM, linspace": ("1.x", tiny.PNDM | {"timestep_spacing": "linspace"}, THREE | {"num_inference_steps": 6}),
     "three, wide": ("1.x", tiny.DDIM, THREE | {"height": 16, "width": 24}),
     "eight": ("1.x", tiny.DDIM, EIGHT),
+    **{
+        f"three, {name}": ("1.x", config, THREE)
+        for name, config in tiny.SCHEDULERS.items()
+        if name not in ("DDIM", "PNDM")
+    },
+    "three, Karras sigmas": ("1.x", tiny.SCHEDULERS["DPM"] | {"use_karras_sigmas": True, "solver_type": "heun"}, THREE),
+    "three, of the picture": ("1.x", tiny.SCHEDULERS["UniPC"] | {"prediction_type": "sample"}, THREE),
+    "three, without signal": ("1.x", tiny.SCHEDULERS["Euler"] | V | ZERO_SNR, THREE | {"num_inference_steps": 8}),
+    "SD 2.x, DPM": ("2.x", tiny.SCHEDULERS["DPM"] | V, THREE),
     "SD 2.x": ("2.x", tiny.DDIM | V, THREE),
     "SD 2.x, of epsilon": ("2.x", tiny.DDIM, THREE | {"eta": 0.2}),
     "SD 2.x, PNDM": ("2.x", tiny.PNDM | V, THREE),
 }
 # Thresholds and numbers of positions are such that no value lies on its quantile.
 IN_DOUBLE = ["three", "three, with noise", "three, clipped", "three, PNDM", "SD 2.x"]
+IN_DOUBLE += ["three, DPM", "three, DDPM", "three, Heun"]
 
 
 @pytest.fixture(scope="module")
@@ -107,16 +121,19 @@ def run(ours, reference, call, mine=None, its=None, scheduler=tiny.DDIM):
     shape = ours.pipeline.latent_shape(call.get("height"), call.get("width"))
     latents, seen, expected = noise(rows, *shape), [], []
     schedule(ours, reference, scheduler)
-    if call.get("eta"):
-        inject(reference.scheduler, fresh(range(SEED, SEED + rows), shape))
+    inject(reference.scheduler, fresh(range(SEED, SEED + rows), shape))
+    steps = call["num_inference_steps"]
+    if (calls := len(ours.pipeline.scheduler.table(steps).call)) > steps + 1:
+        stretch(reference.scheduler, steps)
+        its = {"num_inference_steps": calls} | (its or {})
     call = call | {"output_type": "np"}
     mine = {"latents": latents, "callback": lambda *step: seen.append(step), "seed": SEED} | (mine or {})
     its = {"latents": first(latents), "callback": lambda *step: expected.append(step)} | (its or {})
-    return ours(**call, **mine, return_guidance=True), reference(**call, **its), seen, expected
+    return ours(**call, **mine, return_guidance=True), reference(**(call | its)), seen, expected
 
 
 def check_pictures(a, b, seen, expected, end):
-    assert [step[:2] for step in seen] == [(i, int(t)) for i, t, _ in expected]
+    np.testing.assert_allclose([t for _, t, _ in seen], [float(t) for _, t, _ in expected], rtol=1e-5, atol=1e-4)
     assert max(relative(x, last(y)) for (*_, x), (*_, y) in zip(seen, expected, strict=True)) < end
     assert (np.abs(a.images - b.images) > 2e-3).mean() <= 1e-3
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib
 import itertools
 from unittest import mock
 
@@ -73,8 +74,17 @@ def pair(ours, theirs):
 
 
 def scheduler(config):
-    """diffusers' scheduler of a scheduler_config.json."""
-    return getattr(diffusers, config["_class_name"]).from_config(config)
+    """diffusers' scheduler of a scheduler_config.json, in the precision of `double`, too."""
+    made = getattr(diffusers, config["_class_name"]).from_config(config)
+    set_timesteps = made.set_timesteps
+
+    @functools.wraps(set_timesteps)
+    def precise(*args, **kwargs):
+        with mock.patch.object(np, "float32", precision().type):  # where it is written out
+            set_timesteps(*args, **kwargs)
+
+    made.set_timesteps = precise
+    return made
 
 
 @contextlib.contextmanager
@@ -90,14 +100,29 @@ def double():
 
 
 def inject(scheduler, draw) -> None:
-    """Has a DDIM scheduler take its fresh noise from `draw(call)`, [batch, height, width, channels]."""
+    """Has a scheduler take its fresh noise from `draw(call)`, [batch, height, width, channels]."""
     step, calls = scheduler.step, itertools.count()
+    module = importlib.import_module(type(scheduler).__module__)
 
     @functools.wraps(step)
-    def injected(*args, generator=None, **kwargs):
-        return step(*args, variance_noise=first(draw(next(calls))), **kwargs)
+    def injected(*args, **kwargs):
+        noise = first(draw(next(calls)))
+        with mock.patch.object(module, "randn_tensor", create=True, return_value=noise):
+            return step(*args, **kwargs)
 
     scheduler.step = injected
+
+
+def stretch(scheduler, steps) -> None:
+    """Has a scheduler take so many steps whatever it is asked for: the pipeline, which records a row a step and
+    crashes where there are more calls, can then be asked for as many steps as there are calls."""
+    set_timesteps = scheduler.set_timesteps
+
+    @functools.wraps(set_timesteps)
+    def stretched(_, **kwargs):
+        set_timesteps(steps, **kwargs)
+
+    scheduler.set_timesteps = stretched
 
 
 def fresh(seeds, shape):

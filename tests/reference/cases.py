@@ -27,6 +27,8 @@ INPUTS = {
 }
 
 START, OUTPUTS, NOISE = _noise(5, 1, 3, 4), _noise(6, 60, 1, 3, 4), _noise(7, 60, 1, 3, 4)
+_ZERO = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
+_SIGMA_MIN = {"final_sigmas_type": "sigma_min"}
 _V = {"prediction_type": "v_prediction", "set_alpha_to_one": True}
 SCHEDULES = {
     "ddim": (tiny.DDIM, 20, 0.0),
@@ -36,6 +38,26 @@ SCHEDULES = {
     "pndm": (tiny.PNDM, 20, 0.0),
     "pndm_v": (tiny.PNDM | _V | {"timestep_spacing": "trailing"}, 6, 0.0),
     "pndm_2": (tiny.PNDM, 2, 0.0),
+    "pndm_runge_kutta": (tiny.SCHEDULERS["PNDM, Runge-Kutta"], 8, 0.0),
+    "ddpm": (tiny.SCHEDULERS["DDPM"], 8, 1.0),
+    "ddpm_large": (tiny.SCHEDULERS["DDPM"] | {"variance_type": "fixed_large", "clip_sample": True} | _ZERO, 8, 1.0),
+    "euler": (tiny.SCHEDULERS["Euler"], 8, 0.0),
+    "euler_v": (tiny.SCHEDULERS["Euler"] | {"timestep_type": "continuous", "use_karras_sigmas": True} | _ZERO, 8, 0.0),
+    "euler_ancestral": (tiny.SCHEDULERS["Euler ancestral"] | {"timestep_spacing": "leading"}, 8, 1.0),
+    "heun": (tiny.SCHEDULERS["Heun"] | {"clip_sample": True}, 8, 0.0),
+    "lms": (tiny.SCHEDULERS["LMS"] | {"prediction_type": "sample"}, 8, 0.0),
+    "dpm": (tiny.SCHEDULERS["DPM"] | _V, 16, 0.0),
+    "dpm_heun": (tiny.SCHEDULERS["DPM"] | {"solver_type": "heun", "use_karras_sigmas": True}, 8, 0.0),
+    "dpm_3": (tiny.SCHEDULERS["DPM"] | {"solver_order": 3, "final_sigmas_type": "sigma_min"}, 8, 0.0),
+    "dpm_noise": (
+        tiny.SCHEDULERS["DPM"] | {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
+        8,
+        0.0,
+    ),
+    "dpm_stochastic": (tiny.SCHEDULERS["DPM, stochastic"] | {"timestep_spacing": "trailing"}, 8, 1.0),
+    "unipc": (tiny.SCHEDULERS["UniPC"], 8, 0.0),
+    "unipc_3": (tiny.SCHEDULERS["UniPC"] | {"solver_order": 3, "solver_type": "bh1"} | _SIGMA_MIN, 16, 0.0),
+    "unipc_noise": (tiny.SCHEDULERS["UniPC"] | {"predict_x0": False, "disable_corrector": [1]} | _SIGMA_MIN, 8, 0.0),
 }
 
 PROMPTS = ["a cat", "dog, b"]

@@ -1,0 +1,82 @@
+"""Noise schedules as tables: one row per model call, computed on the host in float64.
+
+A row holds what one call needs: the timestep for the network and the coefficients of the solver's
+update. The compiled loop scans over the rows, so that another step count, spacing, prediction type, set
+of betas, or another solver of the same form, is only other numbers.
+
+A new scheduler is a function from options and steps to a table, and an entry in `FAMILIES`.
+"""
+
+import dataclasses
+import numbers
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from sega_jax.schedules.families import FAMILIES as FAMILIES
+from sega_jax.schedules.families import resolve
+from sega_jax.schedules.rows import DDIMRow as DDIMRow
+from sega_jax.schedules.rows import MultistepRow as MultistepRow
+from sega_jax.schedules.rows import Row as Row
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheduler:
+    """A checkpoint's scheduler: a table for a number of steps.
+
+    Attributes:
+        config: the `scheduler_config.json` that it was made from.
+        options: every option of its class, given or default.
+    """
+
+    config: Mapping[str, Any]
+    options: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Of diffusers' class."""
+        return self.config["_class_name"]
+
+    @property
+    def solver(self) -> str:
+        """The update that the rows are for, a key of `sega_jax.solvers.SOLVERS`."""
+        return FAMILIES[self.name].solver(self.options)
+
+    def table(self, steps: int) -> Row:
+        """A row per model call: one a step, but steps + 1 for PNDM (+ 9 without `skip_prk_steps`) and
+        2 steps - 1 for Heun.
+
+        Raises:
+            TypeError: steps is no whole number.
+            ValueError: steps is not from 1 to the number that these options allow.
+        """
+        most = self.options["num_train_timesteps"]
+        if isinstance(steps, bool) or not isinstance(steps, numbers.Integral):
+            raise TypeError(f"steps={steps!r} should be a whole number")
+        if not 1 <= steps <= most:
+            raise ValueError(f"steps={steps} should be from 1 to {most}, the timesteps of the training")
+        try:
+            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+                table = FAMILIES[self.name].table(self.options, int(steps))
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from None
+        solver = table.solver._replace(clip=0)
+        if not all(np.isfinite(column).all() for column in jax.tree.leaves(table._replace(solver=solver))):
+            if self.options.get("rescale_betas_zero_snr") and self.options["prediction_type"] == "epsilon":
+                raise ValueError(
+                    f"{self.name}: with rescale_betas_zero_snr the first of {steps} steps has no signal, and epsilon"
+                    " says nothing; prediction_type should be 'v_prediction' or 'sample'"
+                )
+            raise ValueError(f"{self.name}: {steps} steps are so many that two fall together; take fewer")
+        return table
+
+
+def from_config(config: Mapping[str, Any]) -> Scheduler:
+    """The scheduler of a diffusers `scheduler_config.json`.
+
+    Raises:
+        ValueError: a scheduler, option or value that is not supported; the message lists what is.
+    """
+    return Scheduler(dict(config), resolve(config))

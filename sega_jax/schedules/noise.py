@@ -1,0 +1,107 @@
+"""Betas, timesteps and sigmas, from the options that diffusers' schedulers share."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+Options = Mapping[str, Any]
+
+
+def cumulative(options: Options) -> np.ndarray:
+    """abar, the cumulative product of 1 - beta, by training timestep."""
+    count, kind = options["num_train_timesteps"], options["beta_schedule"]
+    low, high = options["beta_start"], options["beta_end"]
+    if options["trained_betas"] is not None:
+        betas = np.asarray(options["trained_betas"], np.float64)
+    elif kind == "linear":
+        betas = np.linspace(low, high, count)
+    elif kind == "scaled_linear":
+        betas = np.linspace(math.sqrt(low), math.sqrt(high), count) ** 2
+    else:
+        # Nichol & Dhariwal 2021, eq. 17: a squared cosine, beta at most 0.999.
+        bar = np.cos((np.arange(count + 1) / count + 0.008) / 1.008 * math.pi / 2) ** 2
+        betas = np.minimum(1 - bar[1:] / bar[:-1], 0.999)
+    bars = np.cumprod(1 - betas)
+    if options.get("rescale_betas_zero_snr"):
+        # Lin et al. 2024, algorithm 1: the last signal is shifted to 0, the first stays.
+        root = np.sqrt(bars)
+        bars = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    return bars
+
+
+def sigmas_of(bars: np.ndarray) -> np.ndarray:
+    """Noise over signal by training timestep; a vanished signal counts as 2^-24, so that sigma is finite."""
+    bars = np.where(bars > 0, bars, 2.0**-24)
+    return np.sqrt((1 - bars) / bars)
+
+
+def spaced(options: Options, steps: int, *, whole: bool = True) -> np.ndarray:
+    """The timesteps in falling order (Lin et al. 2024, table 2), rounded as diffusers does.
+
+    Raises:
+        ValueError: the offset leads beyond the training's timesteps.
+    """
+    total, spacing = options["num_train_timesteps"], options["timestep_spacing"]
+    if spacing == "linspace":
+        t = np.linspace(0, total - 1, steps)[::-1]
+        t = t.round() if whole else t
+    elif spacing == "leading":
+        t = np.arange(steps)[::-1] * (total // steps) + options["steps_offset"]
+    else:
+        t = _trailing(total, total, steps)
+    return _inside(t, options, steps)
+
+
+def spaced_before_end(options: Options, steps: int, total: int) -> np.ndarray:
+    """Likewise for solvers that count the end among the points: one more of them, the last left out; only
+    the first `total` timesteps are taken."""
+    spacing = options["timestep_spacing"]
+    if spacing == "linspace":
+        t = np.linspace(0, total - 1, steps + 1).round()[::-1][:-1]
+    elif spacing == "leading":
+        t = (np.arange(steps + 1) * (total // (steps + 1)))[::-1][:-1] + options["steps_offset"]
+    else:
+        t = _trailing(total, options["num_train_timesteps"], steps)
+    return _inside(t, options, steps)
+
+
+def _trailing(first: int, total: int, steps: int) -> np.ndarray:
+    # diffusers' arange has one entry too many for some numbers of steps (61, 103, ...), timestep -1.
+    return np.round(np.arange(first, 0, -total / steps)[:steps]) - 1
+
+
+def _inside(t: np.ndarray, options: Options, steps: int) -> np.ndarray:
+    total = options["num_train_timesteps"]
+    if t.max() >= total:
+        raise ValueError(
+            f"{steps} steps ask for timestep {t.max():g} of {total} (steps_offset {options['steps_offset']});"
+            " take fewer steps"
+        )
+    return t.astype(np.float64)
+
+
+def respaced(options: Options, ends: np.ndarray, steps: int) -> np.ndarray | None:
+    """Falling sigmas, spaced as an option asks between the first and the last of `ends`; None where none does.
+
+    Karras et al. 2022, eq. 5, with rho = 7; geometric; or quantiles of a beta distribution (Lee et al. 2024).
+    """
+    low, high = options.get("sigma_min"), options.get("sigma_max")
+    low, high = ends[-1] if low is None else low, ends[0] if high is None else high
+    ramp = np.linspace(0, 1, steps)
+    if options.get("use_karras_sigmas"):
+        return (high ** (1 / 7) + ramp * (low ** (1 / 7) - high ** (1 / 7))) ** 7
+    if options.get("use_exponential_sigmas"):
+        return np.exp(np.linspace(math.log(high), math.log(low), steps))
+    if options.get("use_beta_sigmas"):
+        from scipy.stats import beta  # as long to import as all of JAX
+
+        return low + beta.ppf(1 - ramp, 0.6, 0.6) * (high - low)
+    return None
+
+
+def timesteps_of(sigmas: np.ndarray, schedule: np.ndarray) -> np.ndarray:
+    """Where sigmas lie among the training's, by linear interpolation of their logarithms."""
+    logs = np.log(schedule)
+    return np.interp(np.log(np.maximum(sigmas, 1e-10)), logs, np.arange(len(logs)))

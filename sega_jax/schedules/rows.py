@@ -1,0 +1,123 @@
+"""What a row of a table is: one model call, as numbers."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class DDIMRow(NamedTuple):
+    """Coefficients of one DDIM update (Song et al. 2021, eq. 12), abar the product of 1 - beta.
+
+    The network's output becomes x0 and eps by two linear forms, which hold for every prediction type.
+    """
+
+    x0_from_x: Any
+    x0_from_output: Any
+    eps_from_x: Any
+    eps_from_output: Any
+    clip: Any  # bound of |x0|; infinite for none
+    x0_scale: Any  # sqrt(abar_prev)
+    variance: Any  # 1 - abar_prev, shared by eps and the fresh noise
+    sigma: Any  # the fresh noise's standard deviation at eta = 1 (eq. 16)
+
+
+class MultistepRow(NamedTuple):
+    """Coefficients of one update of a linear multi-step method, as every solver but DDIM is.
+
+    With x the state, o the guided output, s the state that the step starts from, z standard normal, and
+    m_0 what the solver remembers of this call's output (x0, eps, a derivative, or the output itself), m_1,
+    m_2, ... of those before:
+
+        m_0 = clip(m_from_x x + m_from_output o)
+        s  <- start_from_x x + start_from_start s + sum_j start_from_memory[j] m_j
+        x  <- x_from_start s + sum_j x_from_memory[j] m_j + noise z
+
+    Where the network predicts the variance, too, `noise` is a share of its square root, which is
+    interpolated in its logarithm between the two of `log_variance` (Nichol & Dhariwal 2021, eq. 15).
+    """
+
+    m_from_x: Any
+    m_from_output: Any
+    clip: Any  # bound of |m_0|; infinite for none
+    start_from_x: Any
+    start_from_start: Any
+    start_from_memory: Any  # [1 + remembered]
+    x_from_start: Any
+    x_from_memory: Any  # [1 + remembered]
+    noise: Any
+    log_variance: Any  # [2], the least and the greatest
+    remember: Any  # bool: whether m_0 joins the memory
+
+
+class Row(NamedTuple):
+    """One model call; in a table every field has a leading axis [calls]."""
+
+    call: Any  # int32, 0-based; the noise of a call is drawn from it
+    live: Any  # bool; rows that are not live fill a chunk up and are skipped
+    timestep: Any  # float, in the units of the training's timesteps
+    input_scale: Any  # float, what x is multiplied by for the network
+    initial_scale: Any  # float, the standard deviation of the noise that sampling starts from; one for all
+    solver: Any  # DDIMRow or MultistepRow
+
+
+def table(
+    timesteps: np.ndarray, solver: DDIMRow | MultistepRow, *, input_scale: Any = 1.0, initial_scale: float = 1.0
+) -> Row:
+    """The rows of these calls."""
+    count = len(timesteps)
+
+    def column(value):
+        return np.array(np.broadcast_to(np.asarray(value, np.float64), count))
+
+    return Row(
+        call=np.arange(count, dtype=np.int32),
+        live=np.ones(count, bool),
+        timestep=column(timesteps),
+        input_scale=column(input_scale),
+        initial_scale=column(initial_scale),
+        solver=solver,
+    )
+
+
+def multistep(
+    count: int,
+    *,
+    m: tuple[Any, Any] = (0.0, 1.0),
+    clip: Any = np.inf,
+    start: tuple[Any, Any, Any] = (1.0, 0.0, 0.0),
+    x: tuple[Any, Any],
+    noise: Any = 0.0,
+    log_variance: Any = 0.0,
+    remember: Any = True,
+    memory: int = 3,
+) -> MultistepRow:
+    """`count` rows from coefficients that are a number, [count], or for the memory [count, up to 1 + memory].
+
+    Args:
+        m: from x and from the output.
+        start: from x, from where the last call's step started, and from the memory.
+        x: from where the step starts, and from the memory.
+        memory: outputs remembered; with one width for all, other coefficients are only other numbers.
+    """
+
+    def column(value, dtype=np.float64):
+        return np.array(np.broadcast_to(np.asarray(value, dtype), count))
+
+    def columns(value, width):
+        value = np.asarray(value, np.float64)
+        value = value if value.ndim == 2 else column(value)[:, None]
+        return np.pad(value, ((0, 0), (0, width - value.shape[1])))
+
+    return MultistepRow(
+        m_from_x=column(m[0]),
+        m_from_output=column(m[1]),
+        clip=column(clip),
+        start_from_x=column(start[0]),
+        start_from_start=column(start[1]),
+        start_from_memory=columns(start[2], 1 + memory),
+        x_from_start=column(x[0]),
+        x_from_memory=columns(x[1], 1 + memory),
+        noise=column(noise),
+        log_variance=columns(log_variance, 2),
+        remember=column(remember, bool),
+    )
