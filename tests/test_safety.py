@@ -9,14 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from click.testing import CliRunner
+from PIL import Image
 from reference import cases
 from safetensors.numpy import load_file, save_file
 from test_mutations import Tensors, damage, show
 from test_reference import recorded, relative
 
 import sega_jax
-from sega_jax import CheckpointError, SemanticStableDiffusionPipeline
+from sega_jax import CheckpointError, Output, Pipeline, SemanticStableDiffusionPipeline
 from sega_jax.checkpoint import fill
+from sega_jax.cli import main
 from sega_jax.nn import clip, safety
 from sega_jax.safety import FeatureExtractor
 from sega_jax.systems import stable_diffusion as system
@@ -340,6 +343,30 @@ def test_names_of_published_files(read, copy, checked_folder):
     ours, same = (jax.tree.leaves(read(source).safety.checker) for source in (copy, checked_folder))
     assert len(ours) == len(tensors)
     assert all(map(np.array_equal, ours, same))
+
+
+# The shell
+
+
+def test_the_shell_says_what_was_flagged(checked_folder, tmp_path, monkeypatch):
+    def call(self, *_, **__):
+        flagged = None if self.safety is None else np.array([False, True])
+        return Output([Image.new("RGB", (16, 16))] * 2, np.ones(2, bool), [0, 0], flagged=flagged)
+
+    def run(*words):
+        result = CliRunner().invoke(main, list(map(str, words)))
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(Pipeline, "__call__", call)
+    words = ["edit", "--model", checked_folder, "--prompt", "cat", "--edit", "hat", "--out", tmp_path]
+    assert "Flagged by the safety checker: edited\n" in run(*words)
+    assert "lagged" not in run(*words, "--no-safety-checker")
+    for name, option in (("0001", False), ("0002", True)):
+        *_, command = run("info", tmp_path / f"{name}-edited.png").splitlines()
+        assert ("--no-safety-checker" in command) == option
+        assert "--safety-checker" not in command
 
 
 # Faults made on purpose
