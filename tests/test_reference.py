@@ -74,6 +74,7 @@ def test_schedules(name):
         assert relative(x, theirs) < 2e-5
 
 
+@pytest.mark.filterwarnings("ignore:the safety checker flagged")
 @pytest.mark.parametrize("name", cases.PICTURES)
 def test_pictures(name, load):
     """Latents and guidance to 3e-4, the first call's predictions to 1e-5, and 99.9 % of pixels to 2e-3."""
