@@ -16,6 +16,7 @@ from typing import Any
 import click
 import jax
 import jax.monitoring
+import numpy as np
 
 from sega_jax import __version__, pictures
 from sega_jax.guidance import SEMANTICS, SUPPORTS, Edit
@@ -120,8 +121,20 @@ def main() -> None:
 @click.option("--support", type=click.Choice(SUPPORTS), default=SUPPORTS[0], help="What shares a threshold.")
 @click.option("--dtype", help="Of the networks.  [default: float32 on a CPU, else bfloat16]")
 @click.option("--variant", help='Of the weight files, such as "fp16".')
+@click.option(
+    "--safety-checker/--no-safety-checker", default=True, help="Whether to check the pictures, if the checkpoint can."
+)
 @click.option("--out", default="sega-jax-out", metavar="FOLDER", help="Where the pictures go.")
-def edit(model: str, prompt: str, edits: tuple[str, ...], out: str, dtype: str, variant: str, **settings: Any) -> None:
+def edit(
+    model: str,
+    prompt: str,
+    edits: tuple[str, ...],
+    out: str,
+    dtype: str,
+    variant: str,
+    safety_checker: bool,
+    **settings: Any,
+) -> None:
     """Makes a picture of a prompt, with and without edits, and a sheet of both."""
     with _plainly():
         parsed = [parse_edit(text) for text in edits]
@@ -130,7 +143,7 @@ def edit(model: str, prompt: str, edits: tuple[str, ...], out: str, dtype: str, 
         folder = _writable(Path(out))
         _remember_compilations()
         began = time.perf_counter()
-        pipe = load(model, dtype=dtype, variant=variant)
+        pipe = load(model, dtype=dtype, variant=variant, safety_checker=safety_checker)
         device = pipe.devices.devices[0].device_kind
         click.echo(
             f"Loaded {model}: {pipe.scheduler.name}, {pipe.dtype.name} on {len(pipe.devices)} x {device},"
@@ -150,7 +163,11 @@ def edit(model: str, prompt: str, edits: tuple[str, ...], out: str, dtype: str, 
         height, width = (side * pipe.models.vae.config.factor for side in sides)
         known |= settings | {"height": height, "width": width}
         known |= {"dtype": pipe.dtype.name, "variant": variant, "scheduler": pipe.scheduler.name}
-        made = {name: image for name, image in zip(("original", "edited"), result.images, strict=True) if image}
+        known |= {"safety_checker": safety_checker}
+        names = "original", "edited"
+        if result.flagged is not None and result.flagged.any():
+            click.echo(f"Flagged by the safety checker: {', '.join(np.array(names)[result.flagged])}")
+        made = {name: image for name, image in zip(names, result.images, strict=True) if image}
         if len(made) == 2:
             captions = [prompt, "  ".join(f"{'-' if one.scale < 0 else '+'} {one.concept}" for one in parsed)]
             made["sheet"] = pictures.sheet(list(made.values()), captions)
@@ -183,6 +200,8 @@ def _command(known: dict[str, Any]) -> str:
         if option.name == "edits":
             for one in known["edits"]:
                 words += ["--edit", one]
+        elif known.get(option.name) is False:
+            words += option.secondary_opts
         elif known.get(option.name) not in (None, option.default) and option.name != "out":
             words += [option.opts[0], str(known[option.name])]
     return shlex.join(words)

@@ -1,6 +1,7 @@
 """`load`: a checkpoint's folder to a `Pipeline`."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from jax.typing import DTypeLike
 
 from sega_jax import schedules
 from sega_jax.checkpoint import CheckpointError, Tensors, fill, read_json
+from sega_jax.nn.safety import SafetyCheckerConfig, StableDiffusionSafetyChecker
 from sega_jax.parallel import Devices
 from sega_jax.pipeline import Pipeline
+from sega_jax.safety import FeatureExtractor, Safety
 from sega_jax.systems.stable_diffusion import Models
 from sega_jax.text import Tokenizer
 
@@ -27,6 +30,7 @@ def load(
     variant: str | None = None,
     devices: Sequence[jax.Device] | None = None,
     attention: str | None = None,
+    safety_checker: bool | None = True,
 ) -> Pipeline:
     """Loads a Stable Diffusion checkpoint, a folder in diffusers layout with safetensors weights.
 
@@ -37,10 +41,12 @@ def load(
         variant: "fp16" reads the files that are named so; the dtype is `dtype` all the same.
         devices: to spread pictures over; None is all of this host.
         attention: "xla", or "cudnn" for GPUs from compute capability 8.0 on in half precision; None picks.
+        safety_checker: whether to load the one that the checkpoint may have, which makes pictures black that it
+            flags; with False or None its files are not read.
 
     Raises:
         FileNotFoundError: no such folder.
-        TypeError: the source is no path, or the devices are none.
+        TypeError: the source is no path, the devices are none, or safety_checker is something else.
         CheckpointError: the folder is no checkpoint, or a file is missing, broken or does not fit.
         ValueError: an unknown dtype or attention, or a config that is not supported.
     """
@@ -48,6 +54,8 @@ def load(
     where = Devices(devices)
     dtype = _dtype(dtype, where)
     attention = _attention(attention, dtype, where)
+    if not (safety_checker is None or isinstance(safety_checker, bool)):
+        raise TypeError(f"safety_checker={safety_checker!r} should be True for the checkpoint's own, or False or None")
 
     configs = {part: read_json(folder / part / "config.json") for part in Models._fields}
     scheduler_config = read_json(folder / "scheduler" / "scheduler_config.json")
@@ -62,14 +70,38 @@ def load(
         embeddings.position_embedding.embedding.shape[0],
         embeddings.token_embedding.embedding.shape[0],
     )
+    safety = _safety(folder) if safety_checker else None
 
     def component(part: str, module: Any) -> Any:
-        stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"
+        stem = "model" if part in ("text_encoder", "safety_checker") else "diffusion_pytorch_model"
         with Tensors(folder / part, stem, variant, module.rename) as tensors:
             return fill(module, tensors, dtype, where.place)
 
     models = Models(*(component(part, module) for part, module in models._asdict().items()))
-    return Pipeline(models, tokenizer, scheduler, where)
+    if safety is not None:
+        safety = safety._replace(checker=component("safety_checker", safety.checker))
+    return Pipeline(models, tokenizer, scheduler, where, safety)
+
+
+def _safety(folder: Path) -> Safety | None:
+    """The safety checker without values, and its preprocessing; None where the checkpoint has none."""
+    entry, part = read_json(folder / "model_index.json").get("safety_checker"), folder / "safety_checker"
+    name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+    if name is None:
+        return None
+    if not part.is_dir():
+        warnings.warn(f"{folder} names a safety checker that it does not have: pictures go unchecked", stacklevel=3)
+        return None
+    try:
+        if name != StableDiffusionSafetyChecker.__name__:
+            raise ValueError(f"it is {name}, expected {StableDiffusionSafetyChecker.__name__}")
+        config = SafetyCheckerConfig.from_dict(read_json(part / "config.json"))
+        extractor = FeatureExtractor(folder / "feature_extractor", config.vision_config.image_size)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{folder} has a safety checker that cannot be used; safety_checker=False leaves it out: {error}"
+        ) from None
+    return Safety(extractor, StableDiffusionSafetyChecker(config))
 
 
 def checkpoint_folder(source: str | Path) -> Path:

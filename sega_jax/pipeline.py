@@ -21,6 +21,7 @@ from sega_jax.arrays import at_least_float32, floating
 from sega_jax.guidance import SEMANTICS, SUPPORTS, Edits
 from sega_jax.parallel import Devices
 from sega_jax.rows import EditLike, Rows, number, prepare, whole
+from sega_jax.safety import Safety
 from sega_jax.sample import Carry
 from sega_jax.schedules import Row, Scheduler
 from sega_jax.systems import stable_diffusion as system
@@ -44,17 +45,20 @@ class Output:
     Attributes:
         images: PIL pictures; uint8 or float32 arrays [pictures, height, width, 3] (floats in [0, 1]); or
             latents [pictures, height / f, width / f, channels] in float32. A picture that is not finite
-            is None, black, or NaN.
+            is None, black, or NaN; one that is flagged is black.
         finite: bool [pictures], False where NaN or infinity came up; a warning said so, too.
         seeds: the integer seed of each picture; None where a key was given.
         record: with `record=True` every call's predictions and semantic guidance, arrays
             [pictures, calls, ...]; else None.
+        flagged: bool [pictures], True where the safety checker found what it looks for; a warning said so, too.
+            None where the pipeline has no safety checker, and for latents, which are not checked.
     """
 
     images: list[Image.Image | None] | np.ndarray
     finite: np.ndarray
     seeds: list[int] | None
     record: Record | None = None
+    flagged: np.ndarray | None = None
 
 
 class Pipeline:
@@ -63,13 +67,23 @@ class Pipeline:
     Compiled once for a batch size, picture size, number of concepts and choice of semantics, support and
     recording; all numbers, seeds and words may change from call to call at no cost. Rows are spread over
     the devices: fewer pictures than devices leave some of them idle, so ask for several seeds at once.
+
+    `safety` is the checkpoint's safety checker; `pipe.safety = None` turns it off.
     """
 
-    def __init__(self, models: Models, tokenizer: Tokenizer, scheduler: Scheduler, devices: Devices):
+    def __init__(
+        self,
+        models: Models,
+        tokenizer: Tokenizer,
+        scheduler: Scheduler,
+        devices: Devices,
+        safety: Safety | None = None,
+    ):
         self.models = models
         self.tokenizer = tokenizer
         self.scheduler = scheduler
         self.devices = devices
+        self.safety = safety
         self.dtype = models.unet.conv_in.kernel.dtype
         self._programs: dict[tuple, Callable] = {}
         self._pace: dict[tuple, float] = {}
@@ -277,6 +291,7 @@ class Pipeline:
 
     def _finish(self, x: Any, parts: Sequence[Record | None], rows: Rows, output: str) -> Output:
         record = jax.tree.map(lambda *leaves: np.concatenate(leaves, 1)[: len(rows)], *parts)
+        flagged = None
         if output == "latent":
             images = self.devices.gather(x, len(rows))
             finite = np.isfinite(images).all((1, 2, 3))
@@ -284,6 +299,9 @@ class Pipeline:
             program = self._program(system.decode, (None, 0))
             with _enough_memory(x.shape):
                 images, finite = self.devices.gather(program(self.models.vae, x), len(rows))
+            if self.safety is not None:
+                flagged = self._check(images, finite)
+                images = np.where(flagged[:, None, None, None], 0, images)
         if not finite.all():
             warnings.warn(
                 f"pictures {np.flatnonzero(~finite).tolist()} came out as NaN or infinite and are not shown; smaller"
@@ -291,13 +309,31 @@ class Pipeline:
                 RuntimeWarning,
                 stacklevel=3,
             )
+        if flagged is not None and flagged.any():
+            warnings.warn(
+                f"the safety checker flagged pictures {np.flatnonzero(flagged).tolist()}, which are returned black;"
+                " another prompt or seed may help",
+                stacklevel=3,
+            )
         if output in ("pil", "uint8"):
-            images = (np.where(finite[:, None, None, None], images, 0) * 255).round().astype(np.uint8)
+            images = _bytes(images, finite)
         elif output == "float":
             images = np.where(finite[:, None, None, None], images, np.nan)
         if output == "pil":
             images = [Image.fromarray(i) if good else None for i, good in zip(images, finite, strict=True)]
-        return Output(images, finite, rows.seeds, record)
+        return Output(images, finite, rows.seeds, record, flagged)
+
+    def _check(self, images: np.ndarray, finite: np.ndarray) -> np.ndarray:
+        """Whether the safety checker flags each picture of [pictures, height, width, 3]; none that is not finite."""
+        pixels = self.devices.split(self.safety.feature_extractor(_bytes(images, finite)))
+        program = self._program(system.check, (None, 0))
+        with _enough_memory(pixels.shape):
+            return self.devices.gather(program(self.safety.checker, pixels), len(images)) & finite
+
+
+def _bytes(images: np.ndarray, finite: np.ndarray) -> np.ndarray:
+    """Float pictures in [0, 1] as uint8, black where they are not finite."""
+    return (np.where(finite[:, None, None, None], images, 0) * 255).round().astype(np.uint8)
 
 
 def _chunk(table: Row, start: int, live: int) -> Row:

@@ -43,3 +43,14 @@ SD_2 = {
     },
     "vae": VAE,
 }
+# Stable Diffusion 1.5's safety checker: CLIP's ViT-L/14
+SAFETY = {
+    "projection_dim": 768,
+    "vision_config": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
+        "patch_size": 14,
+    },
+}

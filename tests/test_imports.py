@@ -14,7 +14,7 @@ ROOT = Path(sega_jax.__file__).parent
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(ROOT.rglob("*.py"))}
 NETWORKS = {"arrays", "nn"}
 METHOD = {"guidance", "schedules", "solvers", "sample"}
-CALLS = NETWORKS | METHOD | {"checkpoint", "parallel", "rows", "systems", "text"}
+CALLS = NETWORKS | METHOD | {"checkpoint", "parallel", "rows", "safety", "systems", "text"}
 # The modules and packages of ours that each may import; what is not here is at the top and may import all.
 ALLOWED = {
     "arrays": set(),
@@ -25,6 +25,7 @@ ALLOWED = {
     "parallel": set(),
     "checkpoint": {"arrays"},
     "nn": NETWORKS,
+    "safety": {"checkpoint", "nn"},
     "text": {"checkpoint"},
     "rows": {"arrays", "guidance"},
     "systems": NETWORKS | METHOD,

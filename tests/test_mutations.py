@@ -289,7 +289,7 @@ FAULTS = {
         "if _is_kernel(path) else array",
         "if _is_kernel(path) and array.shape[0] != array.shape[1] else array",
     ),
-    "no causal mask": ("text", clip.SelfAttention.__call__, "causal=True", "causal=False"),
+    "no causal mask": ("text", clip.CLIPTextModel.__init__, "causal=True", "causal=False"),
     "no final layer norm": (
         "text",
         clip.CLIPTextModel.__call__,

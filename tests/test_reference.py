@@ -12,6 +12,7 @@ from reference import cases
 import sega_jax
 from sega_jax.schedules import from_config
 from sega_jax.solvers import SOLVERS
+from sega_jax.systems import stable_diffusion as system
 
 HERE = Path(__file__).parent / "reference"
 
@@ -32,7 +33,8 @@ def load(tmp_path_factory, one_device):
     @cache
     def loaded(name):
         folder = tmp_path_factory.mktemp("checkpoint") / name
-        return sega_jax.load(tiny.checkpoint(folder, **cases.CHECKPOINTS[name]), devices=one_device)
+        settings = (cases.CHECKPOINTS | cases.CHECKED)[name]
+        return sega_jax.load(tiny.checkpoint(folder, **settings), devices=one_device)
 
     return loaded
 
@@ -72,6 +74,7 @@ def test_schedules(name):
         assert relative(x, theirs) < 2e-5
 
 
+@pytest.mark.filterwarnings("ignore:the safety checker flagged")
 @pytest.mark.parametrize("name", cases.PICTURES)
 def test_pictures(name, load):
     """Latents and guidance to 3e-4, the first call's predictions to 1e-5, and 99.9 % of pixels to 2e-3."""
@@ -80,12 +83,25 @@ def test_pictures(name, load):
     settings = settings | {"latents": cases.LATENTS, "return_guidance": True}
     made = face(cases.PROMPTS, output_type="latent", **settings)
     assert relative(made.images, wanted["latents"]) < 3e-4
-    for key in wanted.keys() - {"latents", "images"}:
+    for key in wanted.keys() - {"latents", "images", "flagged"}:
         if key == "sem_guidance" and "editing_prompt" not in settings:
             assert not made.sem_guidance.any()
             continue
         assert relative(getattr(made, key), wanted[key]) < 3e-4, key
         if key != "sem_guidance":
             assert relative(getattr(made, key)[0], wanted[key][0]) < 1e-5, key
-    images = face(cases.PROMPTS, output_type="np", **settings).images
-    assert (np.abs(images - wanted["images"]).max(-1) > 2e-3).mean() <= 1e-3
+    shown = face(cases.PROMPTS, output_type="np", **settings)
+    assert (np.abs(shown.images - wanted["images"]).max(-1) > 2e-3).mean() <= 1e-3
+    assert np.array_equal(shown.nsfw_content_detected, wanted.get("flagged"))
+
+
+def test_safety_checker(load):
+    """Every pixel as it is, cosines to 1e-5, and all flags."""
+    safety, wanted = load("sd1_checked").safety, recorded("safety")
+    pixels = np.concatenate([safety.feature_extractor(images) for images in cases.SHOWN])
+    assert np.array_equal(pixels, wanted["pixels"])
+    special, concepts, flagged = jax.jit(lambda net: (*net.cosines(pixels), system.check(net, pixels)))(safety.checker)
+    assert relative(special, wanted["special"]) < 1e-5
+    assert relative(concepts, wanted["concepts"]) < 1e-5
+    assert np.array_equal(flagged, wanted["flagged"])
+    assert set(wanted["flagged"]) == {True, False}

@@ -2,7 +2,7 @@
 
 Every tensor is drawn from a generator seeded by its name, so that a test here and the script that
 recorded a reference elsewhere have the same numbers. Nothing is zero or the identity: scales are
-1 + 0.1 N, biases 0.1 N, the rest N / sqrt(fan in).
+1 + 0.1 N, biases 0.1 N, a safety checker's thresholds 0.6 + 0.06 N, the rest N / sqrt(fan in).
 """
 
 import copy
@@ -15,6 +15,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from sega_jax.checkpoint import leaves
+from sega_jax.nn.safety import SafetyCheckerConfig, StableDiffusionSafetyChecker
 from sega_jax.systems.stable_diffusion import Models
 
 UNET = {
@@ -70,6 +71,20 @@ TEXT = {
     "pad_token_id": 57,
 }
 TEXT_2 = TEXT | {"hidden_act": "gelu", "num_hidden_layers": 3}
+SAFETY = {
+    "architectures": ["StableDiffusionSafetyChecker"],
+    "model_type": "clip",
+    "projection_dim": 8,
+    "vision_config": {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": 12,
+        "patch_size": 5,
+    },
+}
+FEATURES = {"feature_extractor_type": "CLIPFeatureExtractor", "size": 13, "crop_size": 12, "resample": 3}
 SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 DDIM = {"_class_name": "DDIMScheduler", **SD_BETAS, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
 PNDM = {
@@ -102,6 +117,8 @@ def values(name: str, shape: tuple[int, ...]) -> np.ndarray:
     noise = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
     if name.endswith(".bias"):
         return 0.1 * noise
+    if name.endswith("embeds_weights"):
+        return 0.6 + 0.06 * noise
     if len(shape) == 1:
         return 1 + 0.1 * noise
     if "embedding" in name and "time" not in name:
@@ -119,15 +136,29 @@ def tensors(module: Any, prefix: str = "") -> dict[str, np.ndarray]:
 
 
 def checkpoint(
-    folder: Path, *, unet=UNET, vae=VAE, text=TEXT, scheduler=DDIM, length=12, dtype=np.float32, prefix=""
+    folder: Path,
+    *,
+    unet=UNET,
+    vae=VAE,
+    text=TEXT,
+    safety=None,
+    scheduler=DDIM,
+    length=12,
+    dtype=np.float32,
+    prefix="",
 ) -> Path:
-    """Writes a checkpoint and returns its folder."""
+    """Writes a checkpoint, with a safety checker where `safety` is its config, and returns its folder."""
     models = networks(unet=unet, vae=vae, text=text)
     parts = {
         "text_encoder": (text, models.text_encoder, "model", prefix),
         "unet": (unet, models.unet, "diffusion_pytorch_model", ""),
         "vae": (vae, models.vae, "diffusion_pytorch_model", ""),
     }
+    if safety is not None:
+        checker = StableDiffusionSafetyChecker(SafetyCheckerConfig.from_dict(safety))
+        parts["safety_checker"] = (safety, checker, "model", "")
+        (folder / "feature_extractor").mkdir(parents=True)
+        write_json(folder / "feature_extractor" / "preprocessor_config.json", FEATURES)
     for part, (config, module, stem, start) in parts.items():
         (folder / part).mkdir(parents=True)
         write_json(folder / part / "config.json", config)
@@ -145,12 +176,28 @@ def checkpoint(
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
-        "safety_checker": [None, None],
-        "feature_extractor": [None, None],
-        "requires_safety_checker": False,
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"] if safety else [None, None],
+        "feature_extractor": ["transformers", "CLIPImageProcessor"] if safety else [None, None],
+        "requires_safety_checker": bool(safety),
     }
     write_json(folder / "model_index.json", index)
     return folder
+
+
+def thresholds(special: np.ndarray, concepts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Thresholds for a safety checker's cosines [pictures, n] that flag the first picture, and the second since it
+    needs special care; the third is as near to a concept, but needs none. No other is near anything."""
+    care, near = np.full(special.shape[1], 2, np.float32), np.full(concepts.shape[1], 2, np.float32)
+    for least, cosines, picture, beyond in (
+        (near, concepts, 0, 0.02),
+        (near, concepts, 1, -0.005),
+        (care, special, 1, 0.02),
+        (near, concepts, 2, -0.005),
+    ):
+        ahead = cosines[picture] - np.delete(cosines, picture, 0).max(0)
+        assert ahead.max() > 0.04, "another picture is as near"
+        least[ahead.argmax()] = cosines[picture, ahead.argmax()] - beyond
+    return care, near
 
 
 def tokenizer(folder: Path, length: int) -> None:

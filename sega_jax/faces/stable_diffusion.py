@@ -26,7 +26,8 @@ class SemanticStableDiffusionPipelineOutput:
 
     Attributes:
         images: PIL pictures, or an array [rows, height, width, 3] in [0, 1], or latents, channels last.
-        nsfw_content_detected: None, since no safety checker is loaded.
+        nsfw_content_detected: of each picture whether the safety checker flagged it, which makes it black; None
+            for latents and without a safety checker.
         sem_guidance: with `return_guidance`, what the edits added at each model call, without
             classifier-free and replayed guidance: [calls, rows, height / f, width / f, channels].
         uncond_estimates, text_estimates: likewise, the predictions for the negative prompt and the prompt.
@@ -63,17 +64,37 @@ class SemanticStableDiffusionPipeline:
         variant: str | None = None,
         devices: Sequence[jax.Device] | None = None,
         attention: str | None = None,
-        safety_checker: None = None,
+        safety_checker: bool | None = True,
+        feature_extractor: None = None,
+        requires_safety_checker: bool = True,
     ) -> "SemanticStableDiffusionPipeline":
-        """See `sega_jax.load`; `torch_dtype` is another name of `dtype` and may be torch's own, and no safety
-        checker is loaded, with `safety_checker=None` or without."""
-        if safety_checker is not None:
-            raise ValueError("safety_checker: none is supported yet, pass None or nothing")
+        """See `sega_jax.load`; `torch_dtype` is another name of `dtype` and may be torch's own. With
+        `safety_checker=None` none is loaded; `feature_extractor` and `requires_safety_checker` change nothing."""
+        if feature_extractor is not None:
+            raise TypeError("feature_extractor is the checkpoint's own; pass None or nothing")
         if torch_dtype is not None and dtype is None:
             dtype = str(torch_dtype).removeprefix("torch.") if "torch." in str(torch_dtype) else torch_dtype
         return cls(
-            load(pretrained_model_name_or_path, dtype=dtype, variant=variant, devices=devices, attention=attention)
+            load(
+                pretrained_model_name_or_path,
+                dtype=dtype,
+                variant=variant,
+                devices=devices,
+                attention=attention,
+                safety_checker=safety_checker,
+            )
         )
+
+    @property
+    def safety_checker(self) -> Any:
+        """The checkpoint's safety checker, or None; `pipe.safety_checker = None` turns it off."""
+        return None if self.pipeline.safety is None else self.pipeline.safety.checker
+
+    @safety_checker.setter
+    def safety_checker(self, value: None) -> None:
+        if value is not None:
+            raise TypeError("safety_checker can be turned off with None, but not replaced")
+        self.pipeline.safety = None
 
     def __call__(
         self,
@@ -164,13 +185,14 @@ class SemanticStableDiffusionPipeline:
             progress=progress,
             strict=False,
         )
+        flags = None if out.flagged is None else out.flagged.tolist()
         if not return_dict:
-            return out.images, None
+            return out.images, flags
         if out.record is None:
-            return SemanticStableDiffusionPipelineOutput(out.images, None)
+            return SemanticStableDiffusionPipelineOutput(out.images, flags)
         return SemanticStableDiffusionPipelineOutput(
             out.images,
-            None,
+            flags,
             sem_guidance=np.moveaxis(out.record.sem_guidance, 0, 1),
             uncond_estimates=np.moveaxis(out.record.uncond, 0, 1),
             text_estimates=np.moveaxis(out.record.cond, 0, 1),

@@ -1,4 +1,4 @@
-"""CLIP's text tower (OpenAI's and OpenCLIP's, in the layout of transformers' `CLIPTextModel`)."""
+"""CLIP's towers (OpenAI's and OpenCLIP's), in the layout of transformers' `CLIPTextModel` and `CLIPVisionModel`."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sega_jax.nn.config import build
-from sega_jax.nn.layers import ACTIVATIONS, Embed, LayerNorm, Linear, attend
+from sega_jax.nn.layers import ACTIVATIONS, Conv, Embed, LayerNorm, Linear, attend, parameter
+
+_CHOICES = {"hidden_act": tuple(ACTIVATIONS)}
 
 
 class CLIPTextConfig(NamedTuple):
@@ -30,25 +32,55 @@ class CLIPTextConfig(NamedTuple):
         Raises:
             ValueError: the config describes a network that this module does not compute.
         """
-        self = build(cls, config, "text encoder", choices={"hidden_act": tuple(ACTIVATIONS)}, strict=False)
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"text encoder config: hidden_size {self.hidden_size} is not a multiple of"
-                f" num_attention_heads {self.num_attention_heads}"
-            )
+        self = build(cls, config, "text encoder", choices=_CHOICES, strict=False)
+        _check_heads(self, "text encoder")
         return self
 
 
+class CLIPVisionConfig(NamedTuple):
+    """The fields of a vision tower's config that shape the network, with transformers' defaults."""
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    image_size: int = 224
+    patch_size: int = 32
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> "CLIPVisionConfig":
+        """Reads a config of transformers'.
+
+        Raises:
+            ValueError: the config describes a network that this module does not compute.
+        """
+        fixed = {"num_channels": (3, None)}
+        self = build(cls, config, "vision tower", fixed=fixed, choices=_CHOICES, strict=False)
+        _check_heads(self, "vision tower")
+        return self
+
+
+def _check_heads(config: CLIPTextConfig | CLIPVisionConfig, what: str) -> None:
+    if config.hidden_size % config.num_attention_heads:
+        raise ValueError(
+            f"{what} config: hidden_size {config.hidden_size} is not a multiple of"
+            f" num_attention_heads {config.num_attention_heads}"
+        )
+
+
 class SelfAttention(nnx.Module):
-    def __init__(self, channels: int, heads: int):
-        self.heads = heads
+    def __init__(self, channels: int, heads: int, *, causal: bool):
+        self.heads, self.causal = heads, causal
         self.q_proj = Linear(channels, channels)
         self.k_proj = Linear(channels, channels)
         self.v_proj = Linear(channels, channels)
         self.out_proj = Linear(channels, channels)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.out_proj(attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), heads=self.heads, causal=True))
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        return self.out_proj(attend(q, k, v, heads=self.heads, causal=self.causal))
 
 
 class MLP(nnx.Module):
@@ -62,9 +94,9 @@ class MLP(nnx.Module):
 
 
 class EncoderLayer(nnx.Module):
-    def __init__(self, c: CLIPTextConfig):
+    def __init__(self, c: CLIPTextConfig | CLIPVisionConfig, *, causal: bool):
         self.layer_norm1 = LayerNorm(c.hidden_size, c.layer_norm_eps)
-        self.self_attn = SelfAttention(c.hidden_size, c.num_attention_heads)
+        self.self_attn = SelfAttention(c.hidden_size, c.num_attention_heads, causal=causal)
         self.layer_norm2 = LayerNorm(c.hidden_size, c.layer_norm_eps)
         self.mlp = MLP(c.hidden_size, c.intermediate_size, c.hidden_act)
 
@@ -74,8 +106,8 @@ class EncoderLayer(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    def __init__(self, c: CLIPTextConfig):
-        self.layers = nnx.List([EncoderLayer(c) for _ in range(c.num_hidden_layers)])
+    def __init__(self, c: CLIPTextConfig | CLIPVisionConfig, *, causal: bool):
+        self.layers = nnx.List([EncoderLayer(c, causal=causal) for _ in range(c.num_hidden_layers)])
 
     def __call__(self, x: jax.Array) -> jax.Array:
         for layer in self.layers:
@@ -98,7 +130,7 @@ class CLIPTextModel(nnx.Module):
 
     def __init__(self, config: CLIPTextConfig):
         self.embeddings = Embeddings(config)
-        self.encoder = Encoder(config)
+        self.encoder = Encoder(config, causal=True)
         self.final_layer_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
 
     @staticmethod
@@ -108,3 +140,32 @@ class CLIPTextModel(nnx.Module):
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         return self.final_layer_norm(self.encoder(self.embeddings(ids)))
+
+
+class VisionEmbeddings(nnx.Module):
+    def __init__(self, c: CLIPVisionConfig):
+        self.class_embedding = parameter(c.hidden_size)
+        self.patch_embedding = Conv(3, c.hidden_size, c.patch_size, stride=c.patch_size, padding=0, bias=False)
+        self.position_embedding = Embed((c.image_size // c.patch_size) ** 2 + 1, c.hidden_size)
+
+    def __call__(self, pixels: jax.Array) -> jax.Array:
+        patches = self.patch_embedding(pixels)
+        patches = patches.reshape(len(patches), -1, patches.shape[-1])
+        first = jnp.broadcast_to(self.class_embedding[...], (len(patches), 1, patches.shape[-1]))
+        tokens = jnp.concatenate([first, patches], 1)
+        return tokens + self.position_embedding(jnp.arange(tokens.shape[1]))[None]
+
+
+class CLIPVisionModel(nnx.Module):
+    """`__call__(pixels)`: normalised [pictures, image_size, image_size, 3] -> the pooled output, the class
+    token's last hidden state after the final LayerNorm [pictures, hidden_size]."""
+
+    def __init__(self, config: CLIPVisionConfig):
+        self.embeddings = VisionEmbeddings(config)
+        self.pre_layrnorm = LayerNorm(config.hidden_size, config.layer_norm_eps)  # so spelt in every checkpoint
+        self.encoder = Encoder(config, causal=False)
+        self.post_layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+    def __call__(self, pixels: jax.Array) -> jax.Array:
+        pixels = pixels.astype(self.embeddings.patch_embedding.kernel[...].dtype)
+        return self.post_layernorm(self.encoder(self.pre_layrnorm(self.embeddings(pixels)))[:, 0])

@@ -59,12 +59,12 @@ class Conv(nnx.Module):
     a strided convolution otherwise than torch does.
     """
 
-    def __init__(self, inputs: int, outputs: int, size: int = 3, *, stride: int = 1, padding=None):
+    def __init__(self, inputs: int, outputs: int, size: int = 3, *, stride: int = 1, padding=None, bias: bool = True):
         padding = size // 2 if padding is None else padding
         self.stride = stride
         self.padding = ((padding, padding),) * 2 if isinstance(padding, int) else padding
         self.kernel = parameter(size, size, inputs, outputs)
-        self.bias = parameter(outputs)
+        self.bias = parameter(outputs) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = lax.conv_general_dilated(
@@ -74,7 +74,7 @@ class Conv(nnx.Module):
             self.padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return y + along(self.bias[...], y)
+        return y if self.bias is None else y + along(self.bias[...], y)
 
 
 class GroupNorm(nnx.Module):

@@ -1,8 +1,9 @@
 """Stable Diffusion 1.x and 2.x: latents, CLIP text, and a UNet that predicts the noise or v.
 
-Four pure functions of one device's share of the rows, each compiled once: `encode` takes tokens to
+Five pure functions of one device's share of the rows, each compiled once: `encode` takes tokens to
 text, `start` keys to noise, `advance` a carry through a chunk of the schedule, `decode` latents to
-pictures. `generate` is their composition, for research and export.
+pictures, `check` pictures to flags. `generate` is the composition of the first four, for research and
+export.
 
 Latents and pictures are channels last. Axes: rows of the batch, branches (2 + n: unconditional, prompt,
 concepts), tokens, channels.
@@ -18,6 +19,7 @@ import optax
 from sega_jax.arrays import at_least_float32
 from sega_jax.guidance import Edits, Predictions, cfg, replay, sega
 from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModel
+from sega_jax.nn.safety import StableDiffusionSafetyChecker
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
 from sega_jax.nn.vae import AutoencoderConfig, AutoencoderKL
 from sega_jax.sample import Carry, nothing, sample
@@ -157,6 +159,11 @@ def decode(vae: AutoencoderKL, latents: jax.Array) -> tuple[jax.Array, jax.Array
     return jnp.clip(image / 2 + 0.5, 0, 1), finite
 
 
+def check(safety_checker: StableDiffusionSafetyChecker, pixels: jax.Array) -> jax.Array:
+    """Pictures that the host resized and normalised, [rows, side, side, 3] -> whether each is flagged, bool [rows]."""
+    return safety_checker(pixels)
+
+
 def generate(
     models: Models,
     ids: jax.Array,
@@ -176,7 +183,7 @@ def generate(
         shape: (height, width, channels) of the latents.
 
     Returns:
-        Float32 pictures [rows, height, width, 3] in [0, 1].
+        Float32 pictures [rows, height, width, 3] in [0, 1], which no safety checker has seen.
     """
     text = encode(models.text_encoder, ids.reshape(-1, ids.shape[-1]))
     text = text.reshape(*ids.shape, text.shape[-1])

@@ -16,11 +16,13 @@ import numpy as np
 import tiny
 import torch
 import transformers
-from published import SD_1, SD_2
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker, cosine_distance
+from published import SAFETY, SD_1, SD_2
 
 from parity.theirs import fill, first, last, noise, relative, same_names
 from sega_jax import Edit
 from sega_jax.checkpoint import leaves
+from sega_jax.nn import safety
 from sega_jax.parallel import Devices
 from sega_jax.pipeline import Pipeline
 from sega_jax.schedules import from_config
@@ -52,6 +54,23 @@ def test_names(configs, counts, part):
     ours = getattr(Models.build(**configs), part)
     same_names(ours, reference)
     assert sum(math.prod(shape) for shape in leaves(ours).values()) == counts[part]
+
+
+def safety_checkers(device):
+    with torch.device(device):
+        reference = StableDiffusionSafetyChecker(transformers.CLIPConfig(**SAFETY))
+    return safety.StableDiffusionSafetyChecker(safety.SafetyCheckerConfig.from_dict(SAFETY)), reference
+
+
+def test_names_of_the_safety_checker():
+    """Also those of the published file, which transformers renames."""
+    ours, reference = safety_checkers("meta")
+    same_names(ours, reference)
+    shapes = leaves(ours)
+    assert sum(math.prod(shape) for shape in shapes.values()) == 303_981_588
+    published = [name.replace("vision_model.", "vision_model.vision_model.") for name in shapes]
+    assert {ours.rename(name) for name in published} == set(shapes)
+    assert len(shapes) == 396
 
 
 def randomised(module):
@@ -103,6 +122,14 @@ def test_unet(networks):
 def test_decoder(networks):
     models, expected = networks
     assert relative(jax.jit(lambda vae, z: vae.decode(z))(models.vae, Z), expected["vae"]) < TOLERANCE
+
+
+def test_safety_checker():
+    ours, reference = safety_checkers("cpu")
+    ours, pixels = fill(ours, randomised(reference).state_dict()), noise(2, 224, 224, 3)
+    pictures = reference.visual_projection(reference.vision_model(first(pixels))[1])
+    _, concepts = jax.jit(lambda net: net.cosines(pixels))(ours)
+    assert relative(concepts, cosine_distance(pictures, reference.concept_embeds)) < TOLERANCE
 
 
 def test_two_steps(networks, tmp_path, one_device):

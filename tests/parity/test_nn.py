@@ -28,6 +28,7 @@ pytestmark = pytest.mark.parity
 LAYER = 2e-6
 NETWORK = {"float32": 1e-5, "float64": 1e-9}
 
+VISION = tiny.SAFETY["vision_config"]
 UNETS = {
     "SD 1.x": tiny.UNET,
     "SD 2.x": tiny.UNET_2,
@@ -81,6 +82,11 @@ def autoencoders():
 def texts(config):
     theirs = transformers.CLIPTextModel(transformers.CLIPTextConfig(**config))
     return pair(clip.CLIPTextModel(clip.CLIPTextConfig.from_dict(config)), theirs)
+
+
+def visions(config):
+    theirs = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**config))
+    return pair(clip.CLIPVisionModel(clip.CLIPVisionConfig.from_dict(config)), theirs)
 
 
 def tokens(count=3):
@@ -213,6 +219,7 @@ NETWORKS = {
     ),
     "VAE": lambda: (*autoencoders(), (first(noise(2, 16, 20, 3)),)),
     "text": lambda: (*texts(tiny.TEXT), (torch.tensor(tokens()),)),
+    "vision": lambda: (*visions(VISION), (first(noise(2, 12, 12, 3)),)),
 }
 
 
@@ -286,6 +293,17 @@ def test_text(config, tolerance):
     ours, theirs = texts(config)
     expected = theirs(torch.tensor(tokens())).last_hidden_state
     assert relative(jax.jit(type(ours).__call__)(ours, tokens()), expected) < tolerance
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"hidden_act": "gelu", "patch_size": 3, "layer_norm_eps": 1e-3}], ids=["quick_gelu", "gelu"]
+)
+@pytest.mark.parametrize("tolerance", ["float32", "float64"], indirect=True)
+def test_vision(options, tolerance):
+    """Pictures of 12 x 12 in patches that leave a border, and in ones that do not."""
+    ours, theirs = visions(VISION | options)
+    pixels = noise(3, 12, 12, 3)
+    assert relative(jax.jit(type(ours).__call__)(ours, pixels), theirs(first(pixels)).pooler_output) < tolerance
 
 
 @pytest.mark.parametrize("prefix", ["", "text_model."])

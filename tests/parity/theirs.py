@@ -133,7 +133,7 @@ def fresh(seeds, shape):
 
 def load(folder, dtype, devices):
     """Our face and diffusers' pipeline of a checkpoint."""
-    reference = diffusers.SemanticStableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    reference = diffusers.SemanticStableDiffusionPipeline.from_pretrained(folder)
     reference.set_progress_bar_config(disable=True)
     with jax.enable_x64(dtype == "float64"):
         ours = sega_jax.SemanticStableDiffusionPipeline.from_pretrained(folder, dtype=dtype, devices=devices)

@@ -17,6 +17,7 @@ CHECKPOINTS = {
         "scheduler": tiny.DDIM | {"prediction_type": "v_prediction"},
     },
 }
+CHECKED = {"sd1_checked": {"safety": tiny.SAFETY}}
 INPUTS = {
     "ids": np.random.default_rng(0).integers(0, 58, (2, 12), np.int32),
     "x": _noise(1, 2, 7, 10, 4),
@@ -25,6 +26,12 @@ INPUTS = {
     "image": _noise(3, 2, 12, 16, 3),
     "latents": _noise(4, 2, 6, 9, 4),
 }
+
+# uint8 pictures of several sizes, for the safety checker.
+SHOWN = [
+    np.random.default_rng(9).integers(0, 256, (1, *size, 3), np.uint8)
+    for size in ((16, 16), (20, 14), (9, 30), (13, 13), (6, 7), (150, 31))
+]
 
 START, OUTPUTS, NOISE = _noise(5, 1, 3, 4), _noise(6, 60, 1, 3, 4), _noise(7, 60, 1, 3, 4)
 _ZERO = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
@@ -90,4 +97,5 @@ PICTURES = {
     "one_pndm": ("sd1_pndm", _ONE),
     "three_pndm": ("sd1_pndm", _THREE),
     "three_v": ("sd2_ddim", _THREE),
+    "one_checked": ("sd1_checked", _ONE),
 }

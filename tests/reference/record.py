@@ -18,6 +18,8 @@ import diffusers
 import numpy as np
 import tiny
 import torch
+from diffusers.pipelines.stable_diffusion.safety_checker import cosine_distance
+from PIL import Image
 from reference import cases
 
 HERE = Path(__file__).parent
@@ -49,6 +51,23 @@ def networks(name):
         }
 
 
+def safety():
+    with tempfile.TemporaryDirectory() as folder:
+        pipe = diffusers.StableDiffusionPipeline.from_pretrained(
+            tiny.checkpoint(Path(folder) / "tiny", **cases.CHECKED["sd1_checked"])
+        )
+    checker, pictures = pipe.safety_checker, [Image.fromarray(shown[0]) for shown in cases.SHOWN]
+    pixels = pipe.feature_extractor(pictures, return_tensors="pt").pixel_values
+    with torch.no_grad():
+        embedded = checker.visual_projection(checker.vision_model(pixels)[1])
+    return {
+        "pixels": last(pixels),
+        "special": cosine_distance(embedded, checker.special_care_embeds).detach().numpy(),
+        "concepts": cosine_distance(embedded, checker.concept_embeds).detach().numpy(),
+        "flagged": np.array(checker(pixels, np.zeros((len(pictures), 1, 1, 3)))[1]),
+    }
+
+
 def trajectory(config, steps, eta):
     scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
     scheduler.set_timesteps(steps)
@@ -65,14 +84,17 @@ def trajectory(config, steps, eta):
 
 def pictures(checkpoint, settings):
     with tempfile.TemporaryDirectory() as folder:
-        path = tiny.checkpoint(Path(folder) / "tiny", **cases.CHECKPOINTS[checkpoint])
+        path = tiny.checkpoint(Path(folder) / "tiny", **(cases.CHECKPOINTS | cases.CHECKED)[checkpoint])
         pipe = diffusers.SemanticStableDiffusionPipeline.from_pretrained(path)
     pipe.set_progress_bar_config(disable=True)
     latents = first(cases.LATENTS)
+    shown = pipe(cases.PROMPTS, latents=latents, output_type="np", **settings)
     made = {
         "latents": last(pipe(cases.PROMPTS, latents=latents, output_type="latent", **settings).images),
-        "images": pipe(cases.PROMPTS, latents=latents, output_type="np", **settings).images,
+        "images": shown.images,
     }
+    if shown.nsfw_content_detected is not None:
+        made["flagged"] = np.array(shown.nsfw_content_detected)
     calls = len(pipe.scheduler.timesteps)
     for name in ("sem_guidance", "uncond_estimates", "text_estimates", "edit_estimates"):
         if (array := getattr(pipe, name)) is not None:
@@ -83,6 +105,7 @@ def pictures(checkpoint, settings):
 def main():
     for name in cases.CHECKPOINTS:
         np.savez_compressed(HERE / f"networks_{name}.npz", **networks(name))
+    np.savez_compressed(HERE / "safety.npz", **safety())
     for name, case in cases.SCHEDULES.items():
         np.savez_compressed(HERE / f"schedule_{name}.npz", **trajectory(*case))
     for name, case in cases.PICTURES.items():
