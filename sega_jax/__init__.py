@@ -14,5 +14,7 @@ from sega_jax.guidance import sega as sega
 from sega_jax.loading import load as load
 from sega_jax.pipeline import Output as Output
 from sega_jax.pipeline import Pipeline as Pipeline
+from sega_jax.vectors import load_guidance as load_guidance
+from sega_jax.vectors import save_guidance as save_guidance
 
 __version__ = "0.1.0"

@@ -104,6 +104,12 @@ class Tensors:
         self._stack.close()
 
 
+def weight_files(stem: str, variant: str | None) -> list[str]:
+    """Patterns of the names that a component's weight files may have."""
+    dot = f".{variant}" if variant else ""
+    return [f"{stem}{dot}.safetensors", f"{stem}.safetensors.index{dot}.json", f"{stem}{dot}-*-of-*.safetensors"]
+
+
 def _files(folder: Path, stem: str, variant: str | None) -> Iterable[Path]:
     dot = f".{variant}" if variant else ""
     whole = folder / f"{stem}{dot}.safetensors"

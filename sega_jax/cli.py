@@ -96,7 +96,8 @@ def main() -> None:
 
 
 @main.command(context_settings={"show_default": True})
-@click.option("--model", required=True, metavar="FOLDER", help="A checkpoint in diffusers layout.")
+@click.option("--model", required=True, help="A checkpoint: a folder in diffusers layout, or owner/name on the hub.")
+@click.option("--revision", help="A branch, tag or commit on the hub.")
 @click.option("--prompt", required=True, help="What the picture shows.")
 @click.option(
     "--edit",
@@ -121,6 +122,7 @@ def main() -> None:
 @click.option("--support", type=click.Choice(SUPPORTS), default=SUPPORTS[0], help="What shares a threshold.")
 @click.option("--dtype", help="Of the networks.  [default: float32 on a CPU, else bfloat16]")
 @click.option("--variant", help='Of the weight files, such as "fp16".')
+@click.option("--scheduler", help='A class of diffusers\', such as "DPMSolverMultistepScheduler", or a folder.')
 @click.option(
     "--safety-checker/--no-safety-checker", default=True, help="Whether to check the pictures, if the checkpoint can."
 )
@@ -130,8 +132,10 @@ def edit(
     prompt: str,
     edits: tuple[str, ...],
     out: str,
-    dtype: str,
-    variant: str,
+    revision: str | None,
+    dtype: str | None,
+    variant: str | None,
+    scheduler: str | None,
     safety_checker: bool,
     **settings: Any,
 ) -> None:
@@ -139,11 +143,16 @@ def edit(
     with _plainly():
         parsed = [parse_edit(text) for text in edits]
         _check(settings)
-        model = str(checkpoint_folder(model).resolve())
         folder = _writable(Path(out))
+        without = () if safety_checker else ("safety_checker",)
+        found = checkpoint_folder(model, revision=revision, variant=variant, without=without)
+        if Path(model).expanduser().exists():
+            model = str(found.resolve())
+        else:
+            revision = found.name  # the commit, so that the command in the picture repeats it
         _remember_compilations()
         began = time.perf_counter()
-        pipe = load(model, dtype=dtype, variant=variant, safety_checker=safety_checker)
+        pipe = load(found, dtype=dtype, variant=variant, scheduler=scheduler, safety_checker=safety_checker)
         device = pipe.devices.devices[0].device_kind
         click.echo(
             f"Loaded {model}: {pipe.scheduler.name}, {pipe.dtype.name} on {len(pipe.devices)} x {device},"
@@ -158,12 +167,17 @@ def edit(
         seconds = time.perf_counter() - began
         click.echo(f"Compiled in {compiling():.1f} s, ran in {seconds - compiling():.1f} s")
 
-        known = {"model": model, "prompt": prompt, "edits": [dataclasses.asdict(one) for one in parsed]}
+        known = {
+            "model": model,
+            "revision": revision,
+            "prompt": prompt,
+            "edits": [dataclasses.asdict(one) for one in parsed],
+        }
         sides = pipe.latent_shape(settings["height"], settings["width"])[:2]
         height, width = (side * pipe.models.vae.config.factor for side in sides)
         known |= settings | {"height": height, "width": width}
-        known |= {"dtype": pipe.dtype.name, "variant": variant, "scheduler": pipe.scheduler.name}
-        known |= {"safety_checker": safety_checker}
+        known |= {"dtype": pipe.dtype.name, "variant": variant}
+        known |= {"scheduler": scheduler, "solver": pipe.scheduler.name, "safety_checker": safety_checker}
         names = "original", "edited"
         if result.flagged is not None and result.flagged.any():
             click.echo(f"Flagged by the safety checker: {', '.join(np.array(names)[result.flagged])}")

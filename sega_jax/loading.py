@@ -1,4 +1,4 @@
-"""`load`: a checkpoint's folder to a `Pipeline`."""
+"""`load`: a checkpoint to a `Pipeline`."""
 
 import os
 import warnings
@@ -11,9 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from sega_jax import schedules
-from sega_jax.checkpoint import CheckpointError, Tensors, fill, read_json
+from sega_jax import hub, schedules
+from sega_jax.checkpoint import CheckpointError, Tensors, fill, read_json, weight_files
+from sega_jax.components import as_module, as_scheduler
+from sega_jax.nn.clip import CLIPTextModel
 from sega_jax.nn.safety import SafetyCheckerConfig, StableDiffusionSafetyChecker
+from sega_jax.nn.unet import UNet2DConditionModel
+from sega_jax.nn.vae import AutoencoderKL
 from sega_jax.parallel import Devices
 from sega_jax.pipeline import Pipeline
 from sega_jax.safety import FeatureExtractor, Safety
@@ -26,61 +30,92 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 def load(
     source: str | Path,
     *,
+    revision: str | None = None,
     dtype: DTypeLike | None = None,
     variant: str | None = None,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[jax.Device] | Devices | None = None,
     attention: str | None = None,
-    safety_checker: bool | None = True,
+    scheduler: Any = None,
+    safety_checker: bool | Safety | None = True,
+    text_encoder: CLIPTextModel | None = None,
+    unet: UNet2DConditionModel | None = None,
+    vae: AutoencoderKL | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Pipeline:
-    """Loads a Stable Diffusion checkpoint, a folder in diffusers layout with safetensors weights.
+    """Loads a Stable Diffusion checkpoint in diffusers layout with safetensors weights.
 
     Args:
-        source: the folder, which holds `model_index.json`.
+        source: a folder, which holds `model_index.json`; or "owner/name" on the Hugging Face hub, of which the
+            files that are needed are fetched into the hub's cache.
+        revision: a branch, tag or commit on the hub.
         dtype: of the networks, float32, bfloat16 or float16; None is bfloat16 on accelerators (float16 on
             GPUs older than that) and float32 on the CPU. Guidance and solver are in float32 whatever it is.
         variant: "fp16" reads the files that are named so; the dtype is `dtype` all the same.
-        devices: to spread pictures over; None is all of this host.
+        devices: to spread pictures over; None is all of this host. `pipe.devices` of another pipeline shares its
+            compiled programs, too, where the networks are of the same shapes.
         attention: "xla", or "cudnn" for GPUs from compute capability 8.0 on in half precision; None picks.
+        scheduler: in place of the checkpoint's: a class name of diffusers', a config, or a folder with one.
         safety_checker: whether to load the one that the checkpoint may have, which makes pictures black that it
-            flags; with False or None its files are not read.
+            flags; with False or None its files are not read. `pipe.safety` of another pipeline is taken as it is.
+        text_encoder, unet, vae, tokenizer: of another pipeline (`pipe.models.unet`), in place of the checkpoint's,
+            whose files are then not read.
 
     Raises:
         FileNotFoundError: no such folder.
-        TypeError: the source is no path, the devices are none, or safety_checker is something else.
-        CheckpointError: the folder is no checkpoint, or a file is missing, broken or does not fit.
+        TypeError: the source is no path, the devices are none, or a component is something else.
+        CheckpointError: the source is no checkpoint or cannot be fetched, or a file is missing, broken or does not
+            fit.
         ValueError: an unknown dtype or attention, or a config that is not supported.
     """
-    folder = checkpoint_folder(source)
-    where = Devices(devices)
+    given = {"text_encoder": text_encoder, "unet": unet, "vae": vae}
+    given = {part: as_module(part, value, _KINDS[part]) for part, value in given.items() if value is not None}
+    if not (safety_checker is None or isinstance(safety_checker, bool | Safety)):
+        raise TypeError(f"safety_checker={safety_checker!r} should be True for the checkpoint's own, or False or None")
+    if not (tokenizer is None or isinstance(tokenizer, Tokenizer)):
+        raise TypeError(f"tokenizer={tokenizer!r} should be another pipeline's (pipe.tokenizer)")
+    where = devices if isinstance(devices, Devices) else Devices(devices)
     dtype = _dtype(dtype, where)
     attention = _attention(attention, dtype, where)
-    if not (safety_checker is None or isinstance(safety_checker, bool)):
-        raise TypeError(f"safety_checker={safety_checker!r} should be True for the checkpoint's own, or False or None")
+    folder = checkpoint_folder(
+        source, revision=revision, variant=variant, without=[*given, *([] if safety_checker is True else [_CHECKER])]
+    )
 
-    configs = {part: read_json(folder / part / "config.json") for part in Models._fields}
-    scheduler_config = read_json(folder / "scheduler" / "scheduler_config.json")
+    configs = {part: given.get(part) or read_json(folder / part / "config.json") for part in Models._fields}
     try:
+        scheduler = _scheduler(folder, scheduler)
         models = Models.build(**configs, attention=attention)
-        scheduler = schedules.from_config(scheduler_config)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: {error}") from None
-    embeddings = models.text_encoder.embeddings
-    tokenizer = Tokenizer(
-        folder / "tokenizer",
-        embeddings.position_embedding.embedding.shape[0],
-        embeddings.token_embedding.embedding.shape[0],
-    )
-    safety = _safety(folder) if safety_checker else None
+    if tokenizer is None:
+        text = models.text_encoder.config
+        tokenizer = Tokenizer(folder / "tokenizer", text.max_position_embeddings, text.vocab_size)
+    safety = safety_checker if isinstance(safety_checker, Safety) else _safety(folder) if safety_checker else None
 
-    def component(part: str, module: Any) -> Any:
-        stem = "model" if part in ("text_encoder", "safety_checker") else "diffusion_pytorch_model"
-        with Tensors(folder / part, stem, variant, module.rename) as tensors:
+    def filled(part: str, module: Any) -> Any:
+        with Tensors(folder / part, _stem(part), variant, module.rename) as tensors:
             return fill(module, tensors, dtype, where.place)
 
-    models = Models(*(component(part, module) for part, module in models._asdict().items()))
+    models = Models(*(where.place(m) if part in given else filled(part, m) for part, m in models._asdict().items()))
     if safety is not None:
-        safety = safety._replace(checker=component("safety_checker", safety.checker))
+        taken = safety is safety_checker
+        safety = safety._replace(checker=where.place(safety.checker) if taken else filled(_CHECKER, safety.checker))
     return Pipeline(models, tokenizer, scheduler, where, safety)
+
+
+_CHECKER = "safety_checker"
+_KINDS = {"text_encoder": CLIPTextModel, "unet": UNet2DConditionModel, "vae": AutoencoderKL}
+
+
+def _stem(part: str) -> str:
+    """The name of a component's weight file: transformers' for its networks, else diffusers'."""
+    return "model" if part in ("text_encoder", _CHECKER) else "diffusion_pytorch_model"
+
+
+def _scheduler(folder: Path, given: Any) -> schedules.Scheduler:
+    path = folder / "scheduler" / "scheduler_config.json"
+    if given is None:
+        return schedules.from_config(read_json(path))
+    return as_scheduler(given, read_json(path) if path.is_file() else {})
 
 
 def _safety(folder: Path) -> Safety | None:
@@ -104,26 +139,44 @@ def _safety(folder: Path) -> Safety | None:
     return Safety(extractor, StableDiffusionSafetyChecker(config))
 
 
-def checkpoint_folder(source: str | Path) -> Path:
-    """The folder of a Stable Diffusion checkpoint.
+def checkpoint_folder(
+    source: str | Path, *, revision: str | None = None, variant: str | None = None, without: Sequence[str] = ()
+) -> Path:
+    """The folder of a Stable Diffusion checkpoint, fetched from the hub where the source is no folder.
+
+    Args:
+        source, revision, variant: as of `load`.
+        without: components that are not needed.
 
     Raises:
-        TypeError, FileNotFoundError, CheckpointError: it is none; nothing large was read.
+        TypeError, ValueError, FileNotFoundError, CheckpointError: it is none; nothing large was read.
     """
     if not isinstance(source, str | os.PathLike):
-        raise TypeError(f"source={source!r} should be the path of a folder")
+        raise TypeError(f"source={source!r} should be the path of a folder, or owner/name on the hub")
     folder = Path(os.path.expanduser(source))
-    if not folder.is_dir():
+    if not folder.exists() and hub.is_id(source):
+        # One commit for all: its index first, which says whether the rest is worth fetching.
+        folder = hub.fetch(source, ["model_index.json"], revision)
+        _check_kind(folder)
+        parts = [part for part in (*_KINDS, _CHECKER) if part not in without]
+        files = ["tokenizer/*", "scheduler/*.json", "feature_extractor/*.json", *(f"{p}/config.json" for p in parts)]
+        files += [f"{part}/{file}" for part in parts for file in weight_files(_stem(part), variant)]
+        folder = hub.fetch(source, ["model_index.json", *files], folder.name)
+    elif revision is not None:
+        raise ValueError(f"revision={revision!r} is of a repository on the hub, but {folder} is a folder")
+    elif not folder.is_dir():
         raise FileNotFoundError(
             f"{folder} is no folder; give one in diffusers layout (with model_index.json, unet, vae, text_encoder,"
-            " tokenizer and scheduler)"
+            " tokenizer and scheduler), or owner/name on the hub"
         )
     _check_kind(folder)
+    for part in _KINDS:
+        if part not in without and not (folder / part).is_dir():
+            raise CheckpointError(f"{folder} has no folder {part}; is it a whole checkpoint?")
     return folder
 
 
 def _check_kind(folder: Path) -> None:
-    parts = {"text_encoder": "CLIPTextModel", "unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
     index = folder / "model_index.json"
     if not index.is_file():
         hint = (
@@ -137,13 +190,13 @@ def _check_kind(folder: Path) -> None:
         raise CheckpointError(
             f"{folder} is a {entries.get('_class_name')} with two text encoders, expected Stable Diffusion 1.x or 2.x"
         )
-    for part, expected in parts.items():
+    for part, kind in _KINDS.items():
         found = entries.get(part)
         found = found[1] if isinstance(found, list) and len(found) == 2 else None
-        if found != expected or not (folder / part).is_dir():
+        if found != kind.__name__:
             raise CheckpointError(
-                f"{folder} is a {entries.get('_class_name')} whose {part} is"
-                f" {found or 'missing'}; expected Stable Diffusion 1.x or 2.x, with {expected} in the folder {part}"
+                f"{folder} is a {entries.get('_class_name')} whose {part} is {found or 'missing'}; expected Stable"
+                f" Diffusion 1.x or 2.x, with {kind.__name__} in the folder {part}"
             )
 
 

@@ -9,6 +9,7 @@ several seeds at once.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 
 class Devices:
-    """The devices that a pipeline runs on.
+    """The devices that a pipeline runs on, and the programs that were compiled for them.
 
     With several, arrays of rows are [devices, share, ...] while they are on them; with one, [share, ...].
     """
@@ -27,6 +28,7 @@ class Devices:
         if not isinstance(devices, Sequence) or not devices or not all(isinstance(d, jax.Device) for d in devices):
             raise TypeError(f"devices={devices!r} should name devices, as of jax.local_devices(), or be None for all")
         self.devices = list(devices)
+        self._programs: dict[tuple, Callable] = {}
         mesh = Mesh(np.array(self.devices), ("rows",))
         one = SingleDeviceSharding(self.devices[0])
         self._everywhere = NamedSharding(mesh, PartitionSpec()) if len(self) > 1 else one
@@ -39,11 +41,17 @@ class Devices:
         """Copies of a tree's arrays on every device, made once: passed to `map` under an axis of None."""
         return jax.device_put(tree, self._everywhere)
 
-    def map(self, function: Callable, in_axes: tuple[int | None, ...]) -> Callable:
-        """Compiles a function of one device's share, to be called with split arrays where the axis is 0."""
-        if len(self) == 1:
-            return jax.jit(function)
-        return jax.pmap(function, in_axes=in_axes, devices=self.devices)
+    def map(self, function: Callable, in_axes: tuple[int | None, ...] | None, **static: Any) -> Callable:
+        """Compiles a function of one device's share, to be called with split arrays where the axis is 0; without
+        axes it runs where its arguments are.
+
+        Made once for a function and its static arguments, so that all who have these `Devices` share it.
+        """
+        name = (function, in_axes, *static.items())
+        if name not in self._programs:
+            bound, alone = partial(function, **static), in_axes is None or len(self) == 1
+            self._programs[name] = jax.jit(bound) if alone else jax.pmap(bound, in_axes=in_axes, devices=self.devices)
+        return self._programs[name]
 
     def split(self, tree: Any) -> Any:
         """Arrays [rows, ...], padded by their last row to a multiple of the devices and spread over them."""

@@ -10,7 +10,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import jax
@@ -18,9 +17,10 @@ import numpy as np
 from PIL import Image
 
 from sega_jax.arrays import at_least_float32, floating
+from sega_jax.components import as_scheduler
 from sega_jax.guidance import SEMANTICS, SUPPORTS, Edits
 from sega_jax.parallel import Devices
-from sega_jax.rows import EditLike, Rows, number, prepare, whole
+from sega_jax.rows import EditLike, Rows, Text, number, prepare, whole
 from sega_jax.safety import Safety
 from sega_jax.sample import Carry
 from sega_jax.schedules import Row, Scheduler
@@ -79,22 +79,57 @@ class Pipeline:
         devices: Devices,
         safety: Safety | None = None,
     ):
-        self.models = models
-        self.tokenizer = tokenizer
-        self.scheduler = scheduler
         self.devices = devices
+        self._models = models
+        self.tokenizer = tokenizer
+        self._scheduler = scheduler
         self.safety = safety
-        self.dtype = models.unet.conv_in.kernel.dtype
-        self._programs: dict[tuple, Callable] = {}
         self._pace: dict[tuple, float] = {}
         self._embeddings: dict[bytes, np.ndarray] = {}
 
+    @property
+    def components(self) -> dict[str, Any]:
+        """What makes this pipeline: `Pipeline(**pipe.components)` is another one, with a scheduler of its own, that
+        shares the weights and the compiled programs."""
+        return {
+            "models": self.models,
+            "tokenizer": self.tokenizer,
+            "scheduler": self.scheduler,
+            "devices": self.devices,
+            "safety": self.safety,
+        }
+
+    @property
+    def models(self) -> Models:
+        """The networks, on the devices: `pipe.models = pipe.models._replace(unet=...)` exchanges one."""
+        return self._models
+
+    @models.setter
+    def models(self, models: Models) -> None:
+        self._models = Models.build(*self.devices.place(models))
+        self._embeddings.clear()
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the UNet, which is usually that of all networks."""
+        return self.models.unet.conv_in.kernel.dtype
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """The scheduler. It is exchanged by assigning a class name of diffusers', which takes over the options of
+        the one before; a config; a folder; or another `Scheduler`. Most exchanges compile nothing."""
+        return self._scheduler
+
+    @scheduler.setter
+    def scheduler(self, value: Any) -> None:
+        self._scheduler = as_scheduler(value, self._scheduler.config)
+
     def __call__(
         self,
-        prompt: str | Sequence[str],
+        prompt: Text | Sequence[Text],
         edits: EditLike | Sequence[EditLike] | Sequence[Sequence[EditLike]] = (),
         *,
-        negative_prompt: str | Sequence[str] | None = None,
+        negative_prompt: Text | Sequence[Text] | None = None,
         images_per_prompt: int = 1,
         steps: int = 50,
         guidance_scale: float | Sequence[float] = 7.5,
@@ -119,7 +154,8 @@ class Pipeline:
         """Makes pictures of the prompts and guides them by the edits.
 
         Args:
-            prompt: words, or a list; each is a row of the batch for each of its pictures.
+            prompt: words, or a list; each is a row of the batch for each of its pictures. Wherever words stand,
+                here and in edits, their embedding may stand: [tokens, channels], as `encode` gives it.
             edits: words and `Edit`s for every row; or a list of such lists, one for each prompt or picture.
             negative_prompt: what to stay away from, one for all or one each.
             images_per_prompt: pictures of each prompt, from different seeds.
@@ -132,7 +168,8 @@ class Pipeline:
             height, width: in pixels, multiples of the checkpoint's factor f; its own size by default.
             momentum_scale, momentum_beta: s_m and beta in [0, 1] of edits that name none.
             semantics, support: see `sega_jax.guidance.sega`.
-            replay: guidance to add, recorded before: [pictures, calls, height / f, width / f, channels].
+            replay: guidance to add, recorded before, in any floating dtype: one for all pictures,
+                [1, calls, height / f, width / f, channels], or one each. Calls beyond its last gain nothing.
             output: "pil", "uint8", "float" or "latent".
             record: whether to return every call's predictions.
             callback: called as (call, timestep, latents) after call 0 and every `callback_steps`-th after it.
@@ -175,14 +212,14 @@ class Pipeline:
         momentum_scale = number("momentum_scale", momentum_scale, 0, 1)
         momentum_beta = number("momentum_beta", momentum_beta, 0, 1)
         stacked = Edits.stack(rows.edits, momentum_scale=momentum_scale, momentum_beta=momentum_beta)
-        replay = _check_replay(replay, len(rows), shape)
+        replay = _replayed(replay, len(rows), shape, self._wide)
         n = stacked.scale.shape[1]
         text = self._text(rows, n)
 
         settings = Settings(rows.keys, rows.guidance_scale, rows.eta, stacked if n else None, replay)
         settings, text = self.devices.split((settings, text))
         method = Method(self.scheduler.solver, semantics, support, record)
-        start = self._program(system.start, (0, 0, None), shape=shape, method=method, dtype=self._wide)
+        start = self.devices.map(system.start, (0, 0, None), shape=shape, method=method, dtype=self._wide)
         first = start(settings, self.devices.split(rows.latents), table.initial_scale[0])
         every = None if callback is None else callback_steps
         parts = []
@@ -217,11 +254,18 @@ class Pipeline:
             sizes.append(value // auto.factor)
         return (*sizes, net.in_channels)
 
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeddings [texts, tokens, channels] of texts, in the networks' dtype; remembered by tokens."""
+    def encode(self, texts: str | Sequence[str]) -> np.ndarray:
+        """Embeddings [texts, tokens, channels] of texts, in the networks' dtype; remembered by tokens.
+
+        Raises:
+            TypeError: it is not words or a non-empty list of them.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise TypeError(f"texts={texts!r} should be words or a non-empty list of them")
         ids = self.tokenizer(texts)
         new = list({row.tobytes(): row for row in ids if row.tobytes() not in self._embeddings}.items())
-        program = self._program(system.encode, None)
+        program = self.devices.map(system.encode, None)
         found = {}
         for i in range(0, len(new), _BLOCK):
             block = new[i : i + _BLOCK]
@@ -236,32 +280,20 @@ class Pipeline:
 
     def _text(self, rows: Rows, n: int) -> np.ndarray:
         """Embeddings [rows, 2 + n, tokens, channels]; concepts that pad a row are empty words."""
-        tokens, channels = self.tokenizer.length, self.models.text_encoder.final_layer_norm.scale.shape[0]
-        words: dict[str, int] = {}
-        wanted: list[list[int | np.ndarray]] = []
-        for prompt, negative, edits in zip(rows.prompts, rows.negatives, rows.edits, strict=True):
-            branches = [negative, prompt, *(edit.concept for edit in edits), *[""] * (n - len(edits))]
-            wanted.append(
-                [
-                    words.setdefault(b, len(words)) if isinstance(b, str) else _embedding(b, (tokens, channels))
-                    for b in branches
-                ]
-            )
-        hidden = self.encode(list(words))
-        return np.stack(
-            [
-                np.stack([hidden[b] if isinstance(b, int) else b.astype(hidden.dtype) for b in branches])
-                for branches in wanted
-            ]
-        )
-
-    def _program(self, function: Callable, in_axes: tuple[int | None, ...] | None, **static: Any) -> Callable:
-        """The compiled form of a function with its static arguments bound, made once."""
-        name = (function, *static.items())
-        if name not in self._programs:
-            bound = partial(function, **static)
-            self._programs[name] = jax.jit(bound) if in_axes is None else self.devices.map(bound, in_axes)
-        return self._programs[name]
+        scale = self.models.text_encoder.final_layer_norm.scale
+        shape = (self.tokenizer.length, *scale.shape)
+        branches = [
+            branch
+            for prompt, negative, edits in zip(rows.prompts, rows.negatives, rows.edits, strict=True)
+            for branch in (negative, prompt, *(edit.concept for edit in edits), *[""] * (n - len(edits)))
+        ]
+        for branch in branches:
+            if not isinstance(branch, str) and branch.shape != shape:
+                raise ValueError(f"an embedding has shape {branch.shape}, expected {shape} (tokens, channels)")
+        words = list(dict.fromkeys(branch for branch in branches if isinstance(branch, str)))
+        hidden = dict(zip(words, self.encode(words), strict=True)) if words else {}
+        text = [hidden[b] if isinstance(b, str) else b.astype(scale.dtype) for b in branches]
+        return np.stack(text).reshape(len(rows), 2 + n, *shape)
 
     def _advance(
         self, text: Any, carry: Carry, table: Row, settings: Settings, method: Method, every: int | None
@@ -271,7 +303,7 @@ class Pipeline:
         Yields the calls done so far, the carry and the record of the last ones; with `every`, after call 0
         and every so many after it, too.
         """
-        program = self._program(system.advance, (None, 0, 0, None, 0), method=method)
+        program = self.devices.map(system.advance, (None, 0, 0, None, 0), method=method)
         situation = (method, text.shape, carry.x.shape, settings.replay is None)
         calls, done = len(table.call), 0
         while done < calls:
@@ -296,7 +328,7 @@ class Pipeline:
             images = self.devices.gather(x, len(rows))
             finite = np.isfinite(images).all((1, 2, 3))
         else:
-            program = self._program(system.decode, (None, 0))
+            program = self.devices.map(system.decode, (None, 0))
             with _enough_memory(x.shape):
                 images, finite = self.devices.gather(program(self.models.vae, x), len(rows))
             if self.safety is not None:
@@ -326,7 +358,7 @@ class Pipeline:
     def _check(self, images: np.ndarray, finite: np.ndarray) -> np.ndarray:
         """Whether the safety checker flags each picture of [pictures, height, width, 3]; none that is not finite."""
         pixels = self.devices.split(self.safety.feature_extractor(_bytes(images, finite)))
-        program = self._program(system.check, (None, 0))
+        program = self.devices.map(system.check, (None, 0))
         with _enough_memory(pixels.shape):
             return self.devices.gather(program(self.safety.checker, pixels), len(images)) & finite
 
@@ -377,20 +409,16 @@ def _bar(calls: int, progress: bool | None) -> Any:
     return tqdm(total=calls, unit="call", disable=not shown)
 
 
-def _embedding(array: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    if array.shape != shape:
-        raise ValueError(f"an edit's embedding has shape {array.shape}, expected {shape} (tokens, channels)")
-    return array
-
-
-def _check_replay(replay: Any, rows: int, shape: tuple[int, int, int]) -> np.ndarray | None:
+def _replayed(replay: Any, rows: int, shape: tuple[int, int, int], dtype: np.dtype) -> np.ndarray | None:
     if replay is None:
         return None
     axes = "(pictures, calls, height, width, channels)"
     replay = floating("replay", replay, axes)
-    if replay.shape[:1] + replay.shape[2:] != (rows, *shape) or not replay.shape[1]:
+    if replay.ndim != 5 or replay.shape[0] not in (1, rows) or replay.shape[2:] != shape or not replay.shape[1]:
         raise ValueError(
-            f"replay has shape {replay.shape}, expected ({rows}, calls, {', '.join(map(str, shape))}) {axes}"
+            f"replay has shape {replay.shape}, expected ({rows}, calls, {', '.join(map(str, shape))}) {axes}, or one"
+            " picture's for all"
         )
+    replay = np.broadcast_to(replay.astype(dtype), (rows, *replay.shape[1:]))
     # Zeros add nothing, and records of other lengths then share a program.
     return np.pad(replay, ((0, 0), (0, -replay.shape[1] % _CHUNK), (0, 0), (0, 0), (0, 0)))

@@ -14,13 +14,14 @@ from sega_jax.arrays import floating
 from sega_jax.guidance import Edit
 
 EditLike = Edit | str
+Text = str | np.ndarray | jax.Array
 
 
 class Rows(NamedTuple):
     """A call's pictures, prompt by prompt, the pictures of one prompt side by side."""
 
-    prompts: list[str]
-    negatives: list[str]
+    prompts: list[str | np.ndarray]  # words, or their embedding [tokens, channels]
+    negatives: list[str | np.ndarray]
     edits: list[tuple[Edit, ...]]
     seeds: list[int] | None  # None where a key was given
     keys: jax.Array  # typed keys [rows]
@@ -33,10 +34,10 @@ class Rows(NamedTuple):
 
 
 def prepare(
-    prompt: str | Sequence[str],
+    prompt: Text | Sequence[Text],
     edits: EditLike | Sequence[EditLike] | Sequence[Sequence[EditLike]],
     *,
-    negative_prompt: str | Sequence[str] | None,
+    negative_prompt: Text | Sequence[Text] | None,
     images_per_prompt: int,
     seed: int | Sequence[int] | None,
     key: jax.Array | None,
@@ -54,8 +55,8 @@ def prepare(
         TypeError, ValueError: an argument of the wrong type, number, shape or range; with `strict`, also
             an edit that ends before it begins.
     """
-    prompts = [prompt] if isinstance(prompt, str) else prompt
-    if not isinstance(prompts, Sequence) or not prompts or not all(isinstance(p, str) for p in prompts):
+    prompts = _texts("prompt", prompt)
+    if not prompts:
         raise TypeError(f"prompt={_show(prompt)} should be words or a non-empty list of them")
     count = whole("images_per_prompt", images_per_prompt, 1)
     total = len(prompts) * count
@@ -69,11 +70,9 @@ def prepare(
         pictures = f", or {total}, one a picture" if count > 1 else ""
         raise ValueError(f"{name} has {len(values)} entries, expected {len(prompts)}, one a prompt{pictures}")
 
-    negatives = "" if negative_prompt is None else negative_prompt
-    if isinstance(negatives, str):
-        negatives = [negatives] * total
-    elif not isinstance(negatives, Sequence) or not all(isinstance(p, str) for p in negatives):
-        raise TypeError(f"negative_prompt={_show(negative_prompt)} should be words or a list of them")
+    negatives = _texts("negative_prompt", "" if negative_prompt is None else negative_prompt)
+    if len(negatives) == 1:
+        negatives *= total
     rows = _edits(edits, total, spread)
     _check_clocks(rows, calls, semantics, strict)
     return Rows(
@@ -114,6 +113,19 @@ def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf
     if not (math.isfinite(value) and low <= value <= high):
         raise ValueError(f"{name}={_show(value)} should be {limit}")
     return float(value)
+
+
+def _texts(name: str, value: Any) -> list[str | np.ndarray]:
+    """Words or embeddings: one, or several."""
+    several = isinstance(value, list | tuple) or getattr(value, "ndim", 2) == 3
+    texts = list(value) if several else [value]
+    for i, text in enumerate(texts):
+        if isinstance(text, str):
+            continue
+        if not hasattr(text, "ndim"):
+            raise TypeError(f"{name}={_show(value)} should be words, their embedding, or a non-empty list of them")
+        texts[i] = floating(name, text, "(tokens, channels)")
+    return texts
 
 
 def _edits(edits: Any, total: int, spread: Callable[[str, Sequence], list]) -> list[tuple[Edit, ...]]:

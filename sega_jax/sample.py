@@ -61,5 +61,8 @@ def sample(
         kept = jax.eval_shape(live, carry, row)[1]
         return carry, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), kept)
 
+    # Gradients compute a call anew instead of keeping what the network went through; without them it is nothing.
+    live = jax.checkpoint(live, prevent_cse=False)
+
     # The condition stays outside any vmap, where it would turn into computing both sides.
     return jax.lax.scan(lambda carry, row: jax.lax.cond(row.live, live, skip, carry, row), carry, table)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from sega_jax import Edit, Pipeline
+from sega_jax.parallel import Devices
 
 CALL = {
     "prompt": ["cat", "dog"],
@@ -56,7 +57,7 @@ def test_another_call_is_another_picture(called):
         assert not np.array_equal(called(**CALL | CHANGES[name]).images, first), name
 
 
-def test_the_counter_counts(compilations, small):
+def test_the_counter_counts(compilations, small, one_device):
     program = jax.jit(lambda x: x * 2)
     program(np.ones(3))
     assert len(compilations) == 1
@@ -64,5 +65,5 @@ def test_the_counter_counts(compilations, small):
     assert len(compilations) == 1
     program(np.ones(4))
     assert len(compilations) == 2
-    Pipeline(small.models, small.tokenizer, small.scheduler, small.devices).encode(["a"])
+    Pipeline(**small.components | {"devices": Devices(one_device)}).encode(["a"])
     assert len(compilations) == 3

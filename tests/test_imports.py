@@ -14,7 +14,7 @@ ROOT = Path(sega_jax.__file__).parent
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(ROOT.rglob("*.py"))}
 NETWORKS = {"arrays", "nn"}
 METHOD = {"guidance", "schedules", "solvers", "sample"}
-CALLS = NETWORKS | METHOD | {"checkpoint", "parallel", "rows", "safety", "systems", "text"}
+CALLS = NETWORKS | METHOD | {"checkpoint", "components", "parallel", "rows", "safety", "systems", "text"}
 # The modules and packages of ours that each may import; what is not here is at the top and may import all.
 ALLOWED = {
     "arrays": set(),
@@ -27,11 +27,14 @@ ALLOWED = {
     "nn": NETWORKS,
     "safety": {"checkpoint", "nn"},
     "text": {"checkpoint"},
+    "vectors": {"arrays"},
+    "components": {"checkpoint", "schedules"},
+    "hub": {"checkpoint"},
     "rows": {"arrays", "guidance"},
     "systems": NETWORKS | METHOD,
     "pipeline": CALLS,
-    "loading": CALLS | {"pipeline"},
-    "faces": {"arrays", "guidance", "loading", "pipeline", "rows"},
+    "loading": CALLS | {"hub", "pipeline"},
+    "faces": CALLS | {"loading", "pipeline"},
 }
 LIGHT = ["arrays", "guidance", "schedules", "solvers", "sample", "parallel"]
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sega_jax import Edit, Pipeline, SemanticStableDiffusionPipeline
+from sega_jax import Edit, SemanticStableDiffusionPipeline
+from sega_jax.parallel import Devices
 
 LATENTS = np.zeros((1, 8, 8, 4), np.float32)
 EMBEDDING = np.zeros((12, 16), np.float32)
@@ -19,7 +20,7 @@ def idle(pipe, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("a program ran")
 
-    monkeypatch.setattr(Pipeline, "_program", refuse)
+    monkeypatch.setattr(Devices, "map", refuse)
     return pipe
 
 
@@ -182,7 +183,7 @@ def test_native_face(idle, case):
 def test_face_of_diffusers(idle, case):
     options, *expected = case
     words = {} if {"editing_prompt", "editing_prompt_embeddings"} & options.keys() else {"editing_prompt": ["a", "b"]}
-    check(SemanticStableDiffusionPipeline(idle), words | {"edit_warmup_steps": 0} | options, *expected)
+    check(SemanticStableDiffusionPipeline.from_pipe(idle), words | {"edit_warmup_steps": 0} | options, *expected)
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def run(small):
 @pytest.fixture(scope="module")
 def face(small):
     defaults = WORDS | {"num_inference_steps": STEPS, "latents": LATENTS, "output_type": "latent"}
-    call = SemanticStableDiffusionPipeline(small)
+    call = SemanticStableDiffusionPipeline.from_pipe(small)
     return lambda prompt=PROMPTS, **options: call(prompt, **defaults | {"return_guidance": True} | options)
 
 

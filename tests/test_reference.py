@@ -79,7 +79,7 @@ def test_schedules(name):
 def test_pictures(name, load):
     """Latents and guidance to 3e-4, the first call's predictions to 1e-5, and 99.9 % of pixels to 2e-3."""
     checkpoint, settings = cases.PICTURES[name]
-    face, wanted = sega_jax.SemanticStableDiffusionPipeline(load(checkpoint)), recorded(f"pictures_{name}")
+    face, wanted = sega_jax.SemanticStableDiffusionPipeline.from_pipe(load(checkpoint)), recorded(f"pictures_{name}")
     settings = settings | {"latents": cases.LATENTS, "return_guidance": True}
     made = face(cases.PROMPTS, output_type="latent", **settings)
     assert relative(made.images, wanted["latents"]) < 3e-4

@@ -210,7 +210,7 @@ def test_nothing_flagged_is_no_warning(checked, recwarn):
 
 
 def test_a_picture_that_is_not_finite_is_not_flagged(checked, monkeypatch):
-    monkeypatch.setitem(checked._programs, (system.check,), lambda *_: np.ones((2, 2), bool))
+    monkeypatch.setitem(checked.devices._programs, (system.check, (None, 0)), lambda *_: np.ones((2, 2), bool))
     with pytest.warns(RuntimeWarning, match=r"pictures \[1\] came out"), pytest.warns(UserWarning, match=r"\[0, 2\]"):
         out = draw(checked, guidance_scale=[7.5, 1e38, 7.5], output="pil")
     assert out.finite.tolist() == [True, False, True]
@@ -220,7 +220,7 @@ def test_a_picture_that_is_not_finite_is_not_flagged(checked, monkeypatch):
 
 
 def test_face(checked):
-    face = SemanticStableDiffusionPipeline(checked)
+    face = SemanticStableDiffusionPipeline.from_pipe(checked)
     call = {"prompt": "cat", "num_images_per_prompt": 3, "num_inference_steps": 2, "output_type": "np"}
     with pytest.warns(UserWarning, match="safety checker"):
         out, (images, flagged) = face(**call), face(**call, return_dict=False)

@@ -14,8 +14,17 @@ from PIL import Image
 from sega_jax.arrays import floating
 from sega_jax.guidance import Edit
 from sega_jax.loading import load
+from sega_jax.nn.clip import CLIPTextModel
+from sega_jax.nn.safety import StableDiffusionSafetyChecker
+from sega_jax.nn.unet import UNet2DConditionModel
+from sega_jax.nn.vae import AutoencoderKL
+from sega_jax.parallel import Devices
 from sega_jax.pipeline import Pipeline
 from sega_jax.rows import number
+from sega_jax.safety import FeatureExtractor, Safety
+from sega_jax.schedules import Scheduler
+from sega_jax.systems.stable_diffusion import Models
+from sega_jax.text import Tokenizer
 
 _OUTPUTS = {"pil": "pil", "np": "float", "latent": "latent"}
 
@@ -51,44 +60,127 @@ class SemanticStableDiffusionPipeline:
     unless asked for. Arrays are channels last; randomness is a seed or a key.
     """
 
-    def __init__(self, pipeline: Pipeline):
-        self.pipeline = pipeline
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: Tokenizer,
+        unet: UNet2DConditionModel,
+        scheduler: Scheduler,
+        safety_checker: StableDiffusionSafetyChecker | None = None,
+        feature_extractor: FeatureExtractor | None = None,
+        requires_safety_checker: bool = True,
+        *,
+        devices: Sequence[jax.Device] | Devices | None = None,
+    ):
+        """From the components of another pipeline, `SemanticStableDiffusionPipeline(**pipe.components)`: nothing is
+        loaded or compiled again."""
+        del requires_safety_checker
+        where = devices if isinstance(devices, Devices) else Devices(devices)
+        models = where.place(Models.build(text_encoder, unet, vae))
+        self.pipeline = Pipeline(models, tokenizer, scheduler, where, _safety(safety_checker, feature_extractor))
 
     @classmethod
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | Path,
         *,
+        revision: str | None = None,
         dtype: Any = None,
         torch_dtype: Any = None,
         variant: str | None = None,
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[jax.Device] | Devices | None = None,
         attention: str | None = None,
-        safety_checker: bool | None = True,
-        feature_extractor: None = None,
+        scheduler: Any = None,
+        safety_checker: StableDiffusionSafetyChecker | bool | None = True,
+        feature_extractor: FeatureExtractor | None = None,
         requires_safety_checker: bool = True,
+        text_encoder: CLIPTextModel | None = None,
+        unet: UNet2DConditionModel | None = None,
+        vae: AutoencoderKL | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> "SemanticStableDiffusionPipeline":
-        """See `sega_jax.load`; `torch_dtype` is another name of `dtype` and may be torch's own. With
-        `safety_checker=None` none is loaded; `feature_extractor` and `requires_safety_checker` change nothing."""
-        if feature_extractor is not None:
-            raise TypeError("feature_extractor is the checkpoint's own; pass None or nothing")
+        """See `sega_jax.load`. `torch_dtype` is another name of `dtype` and may be torch's own. With
+        `safety_checker=None` none is loaded; another pipeline's comes with its `feature_extractor`;
+        `requires_safety_checker` changes nothing."""
+        del requires_safety_checker
+        if feature_extractor is not None and (safety_checker is None or isinstance(safety_checker, bool)):
+            raise TypeError("feature_extractor is the checkpoint's own; give another's with its safety_checker")
+        if not (safety_checker is None or isinstance(safety_checker, bool)):
+            safety_checker = _safety(safety_checker, feature_extractor)
         if torch_dtype is not None and dtype is None:
             dtype = str(torch_dtype).removeprefix("torch.") if "torch." in str(torch_dtype) else torch_dtype
-        return cls(
+        return cls.from_pipe(
             load(
                 pretrained_model_name_or_path,
+                revision=revision,
                 dtype=dtype,
                 variant=variant,
                 devices=devices,
                 attention=attention,
+                scheduler=scheduler,
                 safety_checker=safety_checker,
+                text_encoder=text_encoder,
+                unet=unet,
+                vae=vae,
+                tokenizer=tokenizer,
             )
         )
 
+    @classmethod
+    def from_pipe(cls, pipeline: Any) -> "SemanticStableDiffusionPipeline":
+        """Another face of a `sega_jax.Pipeline`, or of the pipeline behind another face."""
+        pipeline = getattr(pipeline, "pipeline", pipeline)
+        if not isinstance(pipeline, Pipeline):
+            raise TypeError(f"pipeline={pipeline!r} should be what sega_jax.load gives")
+        self = cls.__new__(cls)
+        self.pipeline = pipeline
+        return self
+
     @property
-    def safety_checker(self) -> Any:
+    def components(self) -> dict[str, Any]:
+        """By diffusers' names, and the devices: what the constructor takes."""
+        models, safety = self.pipeline.models, self.pipeline.safety
+        return {
+            "vae": models.vae,
+            "text_encoder": models.text_encoder,
+            "tokenizer": self.pipeline.tokenizer,
+            "unet": models.unet,
+            "scheduler": self.pipeline.scheduler,
+            "safety_checker": None if safety is None else safety.checker,
+            "feature_extractor": None if safety is None else safety.feature_extractor,
+            "devices": self.pipeline.devices,
+        }
+
+    @property
+    def unet(self) -> UNet2DConditionModel:
+        return self.pipeline.models.unet
+
+    @property
+    def vae(self) -> AutoencoderKL:
+        return self.pipeline.models.vae
+
+    @property
+    def text_encoder(self) -> CLIPTextModel:
+        return self.pipeline.models.text_encoder
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.pipeline.tokenizer
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """The scheduler; assign a class name of diffusers', a config, a folder, or an object of diffusers'."""
+        return self.pipeline.scheduler
+
+    @scheduler.setter
+    def scheduler(self, value: Any) -> None:
+        self.pipeline.scheduler = value
+
+    @property
+    def safety_checker(self) -> StableDiffusionSafetyChecker | None:
         """The checkpoint's safety checker, or None; `pipe.safety_checker = None` turns it off."""
-        return None if self.pipeline.safety is None else self.pipeline.safety.checker
+        return self.components["safety_checker"]
 
     @safety_checker.setter
     def safety_checker(self, value: None) -> None:
@@ -98,7 +190,7 @@ class SemanticStableDiffusionPipeline:
 
     def __call__(
         self,
-        prompt: str | list[str],
+        prompt: str | list[str] | None = None,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 50,
@@ -124,6 +216,8 @@ class SemanticStableDiffusionPipeline:
         edit_weights: Sequence[float] | None = None,
         sem_guidance: Any = None,
         *,
+        prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
         key: jax.Array | None = None,
         generator: None = None,
         return_guidance: bool = False,
@@ -142,6 +236,8 @@ class SemanticStableDiffusionPipeline:
                 array; None is the default. Too few are an error; too many warn and are cut.
             guidance_scale: up to 1, the plain conditional estimate is used (s = 1) and edits are added.
             sem_guidance: guidance to add, as `sem_guidance` of an earlier output.
+            prompt_embeds, negative_prompt_embeds: in place of the words, [prompts, tokens, channels] (one negative
+                for all is [1, tokens, channels]), as `pipe.pipeline.encode` gives them.
             progress: whether to show a bar; None is in terminals and notebooks.
             return_guidance: whether the output has the estimates and the guidance of every call.
 
@@ -155,7 +251,7 @@ class SemanticStableDiffusionPipeline:
         if generator is not None:
             raise TypeError("generator is torch's; give seed=, one number or one a picture, or a JAX key=")
         out = self.pipeline(
-            prompt,
+            _either("prompt", prompt, prompt_embeds),
             _edits(
                 _concepts(editing_prompt, editing_prompt_embeddings),
                 scale=edit_guidance_scale,
@@ -165,7 +261,7 @@ class SemanticStableDiffusionPipeline:
                 cooldown=edit_cooldown_steps,
                 weight=edit_weights,
             ),
-            negative_prompt=negative_prompt,
+            negative_prompt=_either("negative_prompt", negative_prompt, negative_prompt_embeds, needed=False),
             images_per_prompt=num_images_per_prompt,
             steps=num_inference_steps,
             guidance_scale=scales if several else scales[0],
@@ -198,6 +294,29 @@ class SemanticStableDiffusionPipeline:
             text_estimates=np.moveaxis(out.record.cond, 0, 1),
             edit_estimates=None if out.record.edits is None else np.moveaxis(out.record.edits, 0, 2),
         )
+
+
+def _either(name: str, words: Any, embeddings: Any, needed: bool = True) -> Any:
+    """Words, or in their place embeddings [prompts, tokens, channels]."""
+    if words is not None and embeddings is not None:
+        raise ValueError(f"{name} and {name}_embeds were both given; they say the same thing, give one")
+    if embeddings is None:
+        if words is None and needed:
+            raise TypeError(f"{name}=None should be words, or give {name}_embeds")
+        return words
+    axes = "(prompts, tokens, channels)"
+    embeddings = floating(f"{name}_embeds", embeddings, axes)
+    if embeddings.ndim != 3:
+        raise ValueError(f"{name}_embeds has shape {embeddings.shape}, expected {axes}")
+    return embeddings
+
+
+def _safety(checker: Any, extractor: Any) -> Safety | None:
+    if checker is None:
+        return None
+    if not (isinstance(checker, StableDiffusionSafetyChecker) and isinstance(extractor, FeatureExtractor)):
+        raise TypeError("safety_checker should be another pipeline's, with its feature_extractor; or None")
+    return Safety(extractor, checker)
 
 
 def _replayed(recorded: Any) -> np.ndarray | None:

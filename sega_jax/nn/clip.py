@@ -129,6 +129,7 @@ class CLIPTextModel(nnx.Module):
     [batch, tokens, hidden_size]. The mask is causal; padding is attended, as in Stable Diffusion."""
 
     def __init__(self, config: CLIPTextConfig):
+        self.config = config
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config, causal=True)
         self.final_layer_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)

@@ -40,33 +40,35 @@ class Models(NamedTuple):
     @classmethod
     def build(
         cls,
-        text_encoder: Mapping[str, Any],
-        unet: Mapping[str, Any],
-        vae: Mapping[str, Any],
+        text_encoder: Mapping[str, Any] | CLIPTextModel,
+        unet: Mapping[str, Any] | UNet2DConditionModel,
+        vae: Mapping[str, Any] | AutoencoderKL,
         attention: str = "xla",
     ) -> "Models":
-        """Networks without values from the three config.json.
+        """Networks without values from the three config.json; networks that are built stay as they are.
 
         Raises:
-            ValueError: a config that is not supported, or configs that do not fit each other.
+            ValueError: a config that is not supported, or networks that do not fit each other.
         """
-        text, net, auto = (
-            CLIPTextConfig.from_dict(text_encoder),
-            UNetConfig.from_dict(unet),
-            AutoencoderConfig.from_dict(vae),
-        )
+        if isinstance(text_encoder, Mapping):
+            text_encoder = CLIPTextModel(CLIPTextConfig.from_dict(text_encoder))
+        if isinstance(unet, Mapping):
+            unet = UNet2DConditionModel(UNetConfig.from_dict(unet), attention)
+        if isinstance(vae, Mapping):
+            vae = AutoencoderKL(AutoencoderConfig.from_dict(vae))
+        text, net, auto = text_encoder.config, unet.config, vae.config
         for level in range(len(net.block_out_channels)):
             if (context := net.level("cross_attention_dim", level)) != text.hidden_size:
                 raise ValueError(
                     f"the UNet's cross_attention_dim {context} is not the text encoder's hidden_size"
-                    f" {text.hidden_size}; do the two folders belong together?"
+                    f" {text.hidden_size}; do the two belong together?"
                 )
         if not net.in_channels == net.out_channels == auto.latent_channels:
             raise ValueError(
                 f"the UNet takes {net.in_channels} channels to {net.out_channels}, the VAE has"
                 f" {auto.latent_channels}: only text-to-image checkpoints are supported, where all are equal"
             )
-        return cls(CLIPTextModel(text), UNet2DConditionModel(net, attention), AutoencoderKL(auto))
+        return cls(text_encoder, unet, vae)
 
 
 class Method(NamedTuple):

@@ -1,0 +1,141 @@
+"""Concept vectors: guidance that is recorded, kept on disk, added, scaled and replayed on other pictures."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from sega_jax import Edit, SemanticStableDiffusionPipeline, load_guidance, save_guidance
+
+DTYPES = [np.float32, np.float16, jnp.bfloat16, np.float64]
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def vectors(small):
+    """Guidance of two concepts, alone, on one picture."""
+    made = [
+        small("cat", Edit(word, warmup=0, threshold=0.5), steps=STEPS, output="latent", record=True).record.sem_guidance
+        for word in ("a", "b")
+    ]
+    assert made[0].shape == (1, STEPS, 8, 8, 4)
+    return made
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_to_disk_and_back(vectors, tmp_path, dtype):
+    array, path = vectors[0].astype(dtype), tmp_path / "a.safetensors"
+    save_guidance(path, array, {"prompt": "cat", "edit": "ä"})
+    found = load_guidance(str(path))
+    assert found.dtype == array.dtype
+    assert found.tobytes() == array.tobytes()
+    with safe_open(path, framework="numpy") as file:
+        assert file.metadata() == {"prompt": "cat", "edit": "ä"}
+    save_guidance(path, jnp.asarray(vectors[1]))
+    assert np.array_equal(load_guidance(path), vectors[1])
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_replayed_in_any_dtype(small, vectors, dtype):
+    """On the picture that it was recorded on it is the edit itself; half precision rounds it."""
+    edited = small("cat", Edit("a", warmup=0, threshold=0.5), steps=STEPS, output="latent").images
+    again = small("cat", replay=vectors[0].astype(dtype), steps=STEPS, output="latent").images
+    precision = float(jnp.finfo(dtype).eps)
+    assert np.linalg.norm(again - edited) / np.linalg.norm(edited) < 10 * max(precision, 1e-6)
+
+
+def test_arithmetic(small, vectors):
+    """Sums and multiples act as sums and multiples: at the first call, where both saw the same picture, exactly."""
+
+    def moved(replay):
+        out = small("dog", replay=replay, steps=1, seed=3, output="latent").images
+        return out - small("dog", steps=1, seed=3, output="latent").images
+
+    a, b = vectors
+    np.testing.assert_allclose(moved(a + b), moved(a) + moved(b), atol=1e-5)
+    np.testing.assert_allclose(moved(-0.5 * a), -0.5 * moved(a), atol=1e-5)
+    assert np.abs(moved(a)).max() > 0.01
+
+
+def test_one_for_all_pictures_or_one_each(small, vectors):
+    a, b = vectors
+    one = small(["dog", "cow"], replay=a, steps=STEPS, seed=[3, 4], output="latent").images
+    each = small(["dog", "cow"], replay=np.concatenate([a, a]), steps=STEPS, seed=[3, 4], output="latent").images
+    other = small(["dog", "cow"], replay=np.concatenate([a, b]), steps=STEPS, seed=[3, 4], output="latent").images
+    assert np.array_equal(one, each)
+    assert np.array_equal(other[0], one[0])
+    assert not np.allclose(other[1], one[1], atol=1e-3)
+
+
+def test_other_dtypes_and_lengths_compile_nothing(small, vectors, compilations):
+    small("dog", replay=vectors[0], steps=STEPS, output="latent")
+    compilations.clear()
+    for dtype in DTYPES:
+        small("dog", replay=vectors[0][:, :2].astype(dtype), steps=STEPS, output="latent")
+    assert not compilations
+
+
+def test_with_an_edit_on_top(small, vectors):
+    """What is recorded then is the edit's alone."""
+    edit = Edit("b", warmup=0, threshold=0)
+    out = small("cat", edit, replay=vectors[0], steps=1, output="latent", record=True)
+    alone = small("cat", edit, steps=1, output="latent", record=True)
+    np.testing.assert_allclose(out.record.sem_guidance, alone.record.sem_guidance, atol=1e-5)
+    assert not np.allclose(out.images, alone.images, atol=1e-3)
+
+
+def test_the_face_takes_calls_first_with_a_tail_and_lists(small, vectors):
+    face = SemanticStableDiffusionPipeline.from_pipe(small)
+    calls = np.moveaxis(vectors[0], 1, 0)
+    tail = np.concatenate([calls, np.zeros_like(calls[:1])])
+    call = {"prompt": "cat", "num_inference_steps": STEPS, "output_type": "latent"}
+    first, *others = (face(**call, sem_guidance=g).images for g in (calls, tail, list(calls), jnp.bfloat16(calls)))
+    assert np.array_equal(first, others[0])
+    assert np.array_equal(first, others[1])
+    np.testing.assert_allclose(first, others[2], atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("guidance", "error", "words"),
+    [
+        (np.zeros((4, 8, 8, 4), np.float32), ValueError, r"has shape \(4, 8, 8, 4\), expected \(pictures, calls"),
+        (np.zeros((1, 2, 3, 4, 5), int), TypeError, "should be a floating array"),
+        (np.full((1, 2, 3, 4, 5), np.nan), ValueError, "NaN or infinite"),
+        ("vector", TypeError, "should be a floating array"),
+    ],
+)
+def test_what_is_no_guidance(tmp_path, guidance, error, words):
+    with pytest.raises(error, match=words):
+        save_guidance(tmp_path / "x.safetensors", guidance)
+    assert not list(tmp_path.iterdir())
+
+
+def test_words_about_it_are_words(tmp_path, vectors):
+    with pytest.raises(TypeError, match="should be names and words"):
+        save_guidance(tmp_path / "x.safetensors", vectors[0], {"steps": 3})
+
+
+def test_files_that_are_no_guidance(tmp_path):
+    path = tmp_path / "x.safetensors"
+    with pytest.raises(FileNotFoundError):
+        load_guidance(path)
+    path.write_bytes(b"junk")
+    with pytest.raises(ValueError, match="is no readable guidance"):
+        load_guidance(path)
+    save_file({"weight": np.zeros(3, np.float32)}, path)
+    with pytest.raises(ValueError, match="holds no guidance"):
+        load_guidance(path)
+    save_file({"sem_guidance": np.zeros(3, np.float32)}, path)
+    with pytest.raises(ValueError, match=r"has shape \(3,\), expected"):
+        load_guidance(path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [((1, 4, 8, 8), "expected"), ((3, 4, 8, 8, 4), "or one picture's for all"), ((1, 0, 8, 8, 4), "expected")],
+)
+def test_replay_of_another_shape(small, shape, words):
+    with pytest.raises(ValueError, match=words):
+        small(["cat", "dog"], replay=np.zeros(shape, np.float32), steps=2)
