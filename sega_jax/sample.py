@@ -61,8 +61,10 @@ def sample(
         kept = jax.eval_shape(live, carry, row)[1]
         return carry, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), kept)
 
-    # Gradients compute a call anew instead of keeping what the network went through; without them it is nothing.
-    live = jax.checkpoint(live, prevent_cse=False)
+    # Gradients compute a call anew instead of keeping what the network went through; without them this is nothing.
+    @partial(jax.checkpoint, prevent_cse=False)
+    def step(carry, row):
+        # The condition stays outside any vmap, where it would turn into computing both sides.
+        return jax.lax.cond(row.live, live, skip, carry, row)
 
-    # The condition stays outside any vmap, where it would turn into computing both sides.
-    return jax.lax.scan(lambda carry, row: jax.lax.cond(row.live, live, skip, carry, row), carry, table)
+    return jax.lax.scan(step, carry, table)

@@ -13,6 +13,9 @@ from sega_jax import Edit, Edits
 from sega_jax.schedules import from_config
 from sega_jax.systems.stable_diffusion import Method, Models, Settings, generate
 
+# Without optimisation, which would take longer.
+QUICK = {"xla_backend_optimization_level": 0}
+
 
 def test_equals_the_pipeline(pipe):
     edits = [[Edit("glasses", warmup=1)], [Edit("hat", scale=-4, warmup=2, cooldown=3)]]
@@ -22,6 +25,47 @@ def test_equals_the_pipeline(pipe):
     settings = Settings(keys, np.full(2, 7.5), np.zeros(2), Edits.stack(edits))
     whole = jax.jit(partial(generate, shape=pipe.latent_shape(), method=Method("ddim")))
     np.testing.assert_allclose(whole(pipe.models, ids, pipe.scheduler.table(4), settings), expected, atol=2e-5)
+
+
+def picture(models, ids, edits, table, shape):
+    """A loss on the picture of row 0, by the scale of its edits."""
+    keys = jax.vmap(jax.random.key)(jnp.arange(1, dtype=jnp.uint32))
+
+    def loss(scale):
+        settings = Settings(keys, np.full(1, 7.5), np.zeros(1), edits._replace(scale=scale))
+        return jnp.square(generate(models, ids, table, settings, shape=shape, method=Method("multistep"))).mean()
+
+    return loss
+
+
+def test_gradient_by_an_edits_scale(small):
+    """Of a loss on the picture, through decoder, loop and networks, against central differences in float64."""
+    ids = small.tokenizer(["", "cat", "glasses", "hat"]).reshape(1, 4, -1)
+    # A threshold of 0 has no values at its edge, where the picture would jump.
+    edits = Edits.stack([[Edit("glasses", threshold=0, warmup=0), Edit("hat", threshold=0, warmup=1)]])
+    table = from_config(tiny.SCHEDULERS["DPM"]).table(3)
+    with jax.enable_x64(True):
+        models = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), small.models)
+        loss, scale, step = picture(models, ids, edits, table, (6, 6, 4)), jnp.array([[4.0, -3.0]]), 1e-4
+        value = jax.jit(loss, compiler_options=QUICK)
+        slope = jax.jit(jax.grad(loss), compiler_options=QUICK)(scale)[0]
+        moves = step * jnp.eye(2)[:, None]
+        differences = jnp.array([(value(scale + move) - value(scale - move)) / (2 * step) for move in moves])
+    assert np.abs(slope).min() > 1e-6
+    np.testing.assert_allclose(slope, differences, rtol=1e-5)
+
+
+def test_gradients_keep_no_call_of_the_network(small):
+    """With more calls the memory for a gradient grows by the carry, not by weights or by what a network computes."""
+    ids, edits = small.tokenizer(["", "cat", "glasses"]).reshape(1, 3, -1), Edits.stack([[Edit("glasses")]])
+
+    def memory(steps):
+        table = from_config(tiny.SCHEDULERS["DPM"]).table(steps)
+        gradient = jax.jit(jax.grad(picture(small.models, ids, edits, table, (8, 8, 4))), compiler_options=QUICK)
+        return gradient.lower(jnp.ones((1, 1))).compile().memory_analysis().temp_size_in_bytes
+
+    # x, a momentum, and of the solver its start and three outputs, 1 KiB each.
+    assert memory(64) - memory(4) < 60 * 2 * 6 * 1024
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
