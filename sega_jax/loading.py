@@ -81,8 +81,11 @@ def load(
     )
 
     configs = {part: given.get(part) or read_json(folder / part / "config.json") for part in Models._fields}
+    config = folder / "scheduler" / "scheduler_config.json"
+    if scheduler is not None:
+        scheduler = as_scheduler(scheduler, read_json(config) if config.is_file() else {})
     try:
-        scheduler = _scheduler(folder, scheduler)
+        scheduler = scheduler or schedules.from_config(read_json(config))
         models = Models.build(**configs, attention=attention)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: {error}") from None
@@ -109,13 +112,6 @@ _KINDS = {"text_encoder": CLIPTextModel, "unet": UNet2DConditionModel, "vae": Au
 def _stem(part: str) -> str:
     """The name of a component's weight file: transformers' for its networks, else diffusers'."""
     return "model" if part in ("text_encoder", _CHECKER) else "diffusion_pytorch_model"
-
-
-def _scheduler(folder: Path, given: Any) -> schedules.Scheduler:
-    path = folder / "scheduler" / "scheduler_config.json"
-    if given is None:
-        return schedules.from_config(read_json(path))
-    return as_scheduler(given, read_json(path) if path.is_file() else {})
 
 
 def _safety(folder: Path) -> Safety | None:

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from sega_jax import Edit, Pipeline, pictures
+from sega_jax import Edit, Pipeline, hub, pictures
 from sega_jax.cli import format_edit, main, parse_edit
 
 
@@ -64,6 +64,26 @@ def test_info_repeats_the_picture(made, tmp_path):
     for name in ("original", "edited"):
         ours, theirs = (np.asarray(Image.open(d / f"0001-{name}.png")) for d in (tmp_path, out))
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_another_scheduler_is_in_the_command(folder, tmp_path):
+    words = ["--prompt", "dog", "--edit", "hat:warmup=0", "--steps", 2, "--scheduler", "EulerDiscreteScheduler"]
+    result = run("edit", "--model", folder, *words, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "EulerDiscreteScheduler, float32" in result.output
+    said = run("info", tmp_path / "0001-edited.png").output
+    assert "--scheduler EulerDiscreteScheduler" in said.splitlines()[-1]
+
+
+def test_a_name_on_the_hub_is_repeated_by_its_commit(folder, tmp_path, monkeypatch):
+    commit = tmp_path / ("c" * 40)
+    commit.symlink_to(folder)
+    monkeypatch.setattr(hub, "fetch", lambda name, files, revision=None: commit)
+    words = ["--prompt", "dog", "--edit", "hat:warmup=0", "--steps", 1, "--out", tmp_path / "out"]
+    result = run("edit", "--model", "owner/tiny", *words)
+    assert result.exit_code == 0, result.output
+    command = run("info", tmp_path / "out" / "0001-edited.png").output.splitlines()[-1]
+    assert command.startswith(f"sega-jax edit --model owner/tiny --revision {'c' * 40} ")
 
 
 def test_an_earlier_runs_pictures_are_kept(made, folder):

@@ -157,7 +157,7 @@ def test_another_text_encoder_forgets_the_words(own):
         ({"unet": "abstract"}, TypeError, "unet has no values"),
         ({"text_encoder": "wide"}, CheckpointError, "cross_attention_dim 16 is not the text encoder's hidden_size 24"),
         ({"tokenizer": 3}, TypeError, "tokenizer=3 should be another pipeline's"),
-        ({"scheduler": "none"}, CheckpointError, "scheduler='none' is no folder"),
+        ({"scheduler": "none"}, ValueError, "^scheduler='none' is no folder"),
         ({"safety_checker": "yes"}, TypeError, "safety_checker='yes' should be True"),
         ({"devices": 3}, TypeError, "devices=3 should name devices"),
     ],
