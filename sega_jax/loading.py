@@ -1,7 +1,7 @@
 """`load`: a checkpoint's folder to a `Pipeline`."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from sega_jax import schedules
+from sega_jax import orbax, schedules
 from sega_jax.checkpoint import CheckpointError, Tensors, fill, read_json
 from sega_jax.parallel import Devices
 from sega_jax.pipeline import Pipeline
@@ -28,7 +28,8 @@ def load(
     devices: Sequence[jax.Device] | None = None,
     attention: str | None = None,
 ) -> Pipeline:
-    """Loads a Stable Diffusion checkpoint, a folder in diffusers layout with safetensors weights.
+    """Loads a Stable Diffusion checkpoint, a folder in diffusers layout with safetensors weights, or what
+    `sega-jax-convert` made of one.
 
     Args:
         source: the folder, which holds `model_index.json`.
@@ -49,6 +50,22 @@ def load(
     dtype = _dtype(dtype, where)
     attention = _attention(attention, dtype, where)
 
+    models, tokenizer, scheduler = describe(folder, attention)
+
+    def component(part: str, module: Any) -> Any:
+        with open_weights(folder / part, variant, module.rename) as weights:
+            return fill(module, weights, dtype, where.place)
+
+    models = Models(*(component(part, module) for part, module in models._asdict().items()))
+    return Pipeline(models, tokenizer, scheduler, where)
+
+
+def describe(folder: Path, attention: str = "xla") -> tuple[Models, Tokenizer, schedules.Scheduler]:
+    """What a checkpoint's folder holds beside the weights; the networks are without values.
+
+    Raises:
+        CheckpointError: a file is missing, broken, or describes what is not supported.
+    """
     configs = {part: read_json(folder / part / "config.json") for part in Models._fields}
     scheduler_config = read_json(folder / "scheduler" / "scheduler_config.json")
     try:
@@ -62,14 +79,25 @@ def load(
         embeddings.position_embedding.embedding.shape[0],
         embeddings.token_embedding.embedding.shape[0],
     )
+    return models, tokenizer, scheduler
 
-    def component(part: str, module: Any) -> Any:
-        stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"
-        with Tensors(folder / part, stem, variant, module.rename) as tensors:
-            return fill(module, tensors, dtype, where.place)
 
-    models = Models(*(component(part, module) for part, module in models._asdict().items()))
-    return Pipeline(models, tokenizer, scheduler, where)
+def weight_stem(part: str) -> str:
+    """The name of a network's weight file in diffusers layout, without ending."""
+    return "model" if part == "text_encoder" else "diffusion_pytorch_model"
+
+
+def open_weights(folder: Path, variant: str | None, rename: Callable[[str], str]) -> Tensors | orbax.OrbaxTensors:
+    """The weights of the network whose folder this is, in diffusers layout or from Orbax.
+
+    Raises:
+        CheckpointError: they are missing or broken.
+    """
+    if not (folder / orbax.ARRAYS).is_dir():
+        return Tensors(folder, weight_stem(folder.name), variant, rename)
+    if variant is not None:
+        raise CheckpointError(f"{folder} holds an Orbax checkpoint, which has no variants; leave {variant!r} out")
+    return orbax.OrbaxTensors(folder, rename)
 
 
 def checkpoint_folder(source: str | Path) -> Path:

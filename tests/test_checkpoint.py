@@ -283,7 +283,7 @@ def test_weights_that_overflow_in_half_precision(refused, read, copy):
         tensors["conv_in.bias"][0] = 1e5
 
     edit_tensors(copy / WEIGHTS, change)
-    refused("conv_in.bias overflows float16; load with another dtype", dtype="float16")
+    refused("conv_in.bias overflows float16; use another dtype", dtype="float16")
     assert read(copy, dtype="bfloat16").models.unet.conv_in.bias[0] == jnp.bfloat16(1e5)
 
 
@@ -313,7 +313,7 @@ def test_variants(refused, copy, read, pipe):
 
 def test_other_formats(refused, copy):
     (copy / WEIGHTS).rename(copy / WEIGHTS.replace(".safetensors", ".bin"))
-    refused("Only .safetensors files are read", "diffusion_pytorch_model.bin", "save it with safetensors")
+    refused("Only .safetensors files are read", "diffusion_pytorch_model.bin", "use sega-jax-convert")
 
 
 def test_no_weights(refused, copy):

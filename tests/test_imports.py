@@ -14,7 +14,7 @@ ROOT = Path(sega_jax.__file__).parent
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(ROOT.rglob("*.py"))}
 NETWORKS = {"arrays", "nn"}
 METHOD = {"guidance", "schedules", "solvers", "sample"}
-CALLS = NETWORKS | METHOD | {"checkpoint", "parallel", "rows", "systems", "text"}
+CALLS = NETWORKS | METHOD | {"checkpoint", "parallel", "progress", "rows", "systems", "text"}
 # The modules and packages of ours that each may import; what is not here is at the top and may import all.
 ALLOWED = {
     "arrays": set(),
@@ -23,13 +23,15 @@ ALLOWED = {
     "solvers": set(),
     "sample": METHOD,
     "parallel": set(),
+    "progress": set(),
     "checkpoint": {"arrays"},
+    "orbax": {"checkpoint"},
     "nn": NETWORKS,
     "text": {"checkpoint"},
     "rows": {"arrays", "guidance"},
     "systems": NETWORKS | METHOD,
     "pipeline": CALLS,
-    "loading": CALLS | {"pipeline"},
+    "loading": CALLS | {"orbax", "pipeline"},
     "faces": {"arrays", "guidance", "loading", "pipeline", "rows"},
 }
 LIGHT = ["arrays", "guidance", "schedules", "solvers", "sample", "parallel"]

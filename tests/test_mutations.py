@@ -30,6 +30,7 @@ class Tensors(dict):
     """A file's tensors, in memory."""
 
     folder = "memory"
+    layout = checkpoint.TORCH
 
     @property
     def shapes(self):
@@ -274,8 +275,8 @@ FAULTS = {
     "square kernels not transposed": (
         "text",
         checkpoint.from_torch,
-        "if _is_kernel(path) else array",
-        "if _is_kernel(path) and array.shape[0] != array.shape[1] else array",
+        "if _is_kernel(flax_name(path)) else array",
+        "if _is_kernel(flax_name(path)) and array.shape[0] != array.shape[1] else array",
     ),
     "no causal mask": ("text", clip.SelfAttention.__call__, "causal=True", "causal=False"),
     "no final layer norm": (
