@@ -7,6 +7,7 @@ its `weight` as it stands.
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -218,7 +219,7 @@ def _files(folder: Path, stem: str, variant: str | None, ending: str) -> Iterabl
         for name in names:
             if Path(name).name != name:
                 raise CheckpointError(f"{index} names {name!r}, a file outside its own folder")
-            if not (folder / name).is_file():
+            if not os.path.isfile(folder / name):  # Path.is_file raises on names that are too long
                 raise CheckpointError(f"{folder / name} is missing, although {index.name} names it; fetch it again")
         return [folder / name for name in names]
     raise CheckpointError(f"{whole} is missing. {_remedy(folder, stem)}")

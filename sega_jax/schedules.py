@@ -129,8 +129,8 @@ def _check(name: str, options: Mapping[str, Any]) -> None:
                 f"{name}: trained_betas should be {options['num_train_timesteps']} numbers between 0 and 1"
                 " (num_train_timesteps)"
             )
-    if options["num_train_timesteps"] < 1:
-        raise ValueError(f"{name}: num_train_timesteps should be at least 1")
+    if not 1 <= options["num_train_timesteps"] <= _MOST:
+        raise ValueError(f"{name}: num_train_timesteps should be from 1 to {_MOST}")
 
 
 def _betas(config: Mapping[str, Any]) -> np.ndarray:
@@ -217,6 +217,10 @@ def _plms(config: Mapping[str, Any], steps: int) -> Row:
          np.array([55, -59, 37, -9]) / 24]
     )  # fmt: skip
     return _rows(t, PLMSRow(orders[np.minimum(call, 4)], from_x, from_estimate, again))
+
+
+# Far beyond any training, and little memory.
+_MOST = 100_000
 
 
 class Family(NamedTuple):
