@@ -1,16 +1,19 @@
-"""Fills modules from safetensors, pulling by name: complete, or an error that names every leaf.
+"""Fills modules from files, pulling by name: complete, or an error that names every leaf.
 
-The dotted path of a parameter is its key in the file, but for the last part, where Flax's names mark
+The dotted path of a parameter is its key in torch's files, but for the last part, where Flax's names mark
 the layout: a `kernel` is torch's `weight` with its axes in another order, `scale` and `embedding` are
 its `weight` as it stands.
 """
 
 import json
+import math
+import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -24,6 +27,7 @@ M = TypeVar("M")
 # Buffers that old files carry and no module needs.
 _BUFFERS = re.compile(r"(^|\.)position_ids$")
 _DTYPES = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _WEIGHTS = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
 
@@ -48,6 +52,78 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def flax_name(path: tuple) -> str:
+    """The dotted path of a parameter in its module."""
+    return ".".join(jax.tree_util.keystr((part,), simple=True) for part in path[:-1])
+
+
+def torch_key(name: str) -> str:
+    """The key in torch's files of the parameter of this dotted path."""
+    parents, dot, last = name.rpartition(".")
+    return parents + dot + _WEIGHTS.get(last, last)
+
+
+def torch_name(path: tuple) -> str:
+    """The key in torch's files of a parameter, from its path in a module."""
+    return torch_key(flax_name(path))
+
+
+def _is_kernel(name: str) -> bool:
+    """Whether the axes of the parameter of this dotted path have another order in torch."""
+    return name.rpartition(".")[2] == "kernel"
+
+
+def torch_shape(path: tuple, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in torch's files of a parameter of this shape: (out, in, height, width) for kernels."""
+    return (shape[-1], shape[-2], *shape[:-2]) if _is_kernel(flax_name(path)) else shape
+
+
+def from_torch(path: tuple, array: np.ndarray) -> np.ndarray:
+    """An array of torch's files with the axes of our parameter: (height, width, in, out) for kernels."""
+    return array.transpose((*range(2, array.ndim), 1, 0)) if _is_kernel(flax_name(path)) else array
+
+
+def to_torch(name: str, array: np.ndarray) -> np.ndarray:
+    """The array of our parameter of this dotted path with the axes of torch's files."""
+    return array.transpose((array.ndim - 1, array.ndim - 2, *range(array.ndim - 2))) if _is_kernel(name) else array
+
+
+class Layout(NamedTuple):
+    """What a kind of file makes of a parameter, by its path in the module."""
+
+    name: Callable[[tuple], str]
+    shape: Callable[[tuple, tuple[int, ...]], tuple[int, ...]]  # in the file, from our shape
+    ours: Callable[[tuple, np.ndarray], np.ndarray]  # the file's array with our axes
+
+
+TORCH = Layout(torch_name, torch_shape, from_torch)
+FLAX = Layout(flax_name, lambda _path, shape: shape, lambda _path, array: array)
+
+
+class Weights(Protocol):
+    """The arrays of one component: what they are at once, their values one at a time."""
+
+    folder: Path
+    layout: Layout
+    shapes: dict[str, tuple[int, ...]]  # by the layout's name
+    keys: dict[str, str]  # in torch's files, by the layout's name
+    nbytes: int
+
+    def __getitem__(self, name: str) -> np.ndarray: ...
+
+    def buffers(self) -> dict[str, np.ndarray]:
+        """The arrays that no module needs, by their key in torch's files."""
+
+
+class Entry(NamedTuple):
+    """A tensor of a file."""
+
+    key: str
+    shape: tuple[int, ...]
+    nbytes: int
+    read: Callable[[], np.ndarray]
+
+
 class Tensors:
     """The tensors of one component's folder: their shapes at once, their values one at a time.
 
@@ -61,41 +137,54 @@ class Tensors:
         CheckpointError: no such file, or one that is broken.
     """
 
+    layout = TORCH
+    ending = "safetensors"
+
     def __init__(self, folder: Path, stem: str, variant: str | None, rename: Callable[[str], str]):
         self.folder = folder
-        self._stack = ExitStack()
-        self._source: dict[str, tuple[Any, str, Path]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.keys: dict[str, str] = {}
+        self.nbytes = 0
+        self._stack = ExitStack()
+        self._reads: dict[str, Callable[[], np.ndarray]] = {}
+        self._buffers: dict[str, Callable[[], np.ndarray]] = {}
         try:
-            for path in _files(folder, stem, variant):
-                self._open(path, rename)
+            for path in _files(folder, stem, variant, self.ending):
+                for entry in self._open(path):
+                    self._add(path, entry, rename(entry.key))
         except BaseException:
             self._stack.close()
             raise
 
-    def _open(self, path: Path, rename: Callable[[str], str]) -> None:
+    def _add(self, path: Path, entry: Entry, name: str) -> None:
+        if _BUFFERS.search(entry.key):
+            self._buffers[entry.key] = entry.read
+            return
+        if name in self.keys:
+            raise CheckpointError(f"{path}: {entry.key} and {self.keys[name]} are the same parameter {name}")
+        self.keys[name] = entry.key
+        self.shapes[name] = entry.shape
+        self.nbytes += entry.nbytes
+        self._reads[name] = entry.read
+
+    def _open(self, path: Path) -> Iterator[Entry]:
         try:
             file = self._stack.enter_context(safe_open(path, framework="numpy"))
             for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
-                if _BUFFERS.search(key):
-                    continue
-                name = rename(key)
-                if name in self._source:
-                    raise CheckpointError(f"{path}: {key} and {self._source[name][1]} are the same parameter {name}")
-                self._source[name] = (file, key, path)
-                self.shapes[name] = tuple(file.get_slice(key).get_shape())
+                tensor = file.get_slice(key)
+                shape = tuple(tensor.get_shape())
+                nbytes = math.prod(shape) * _SIZES.get(tensor.get_dtype(), 1)
+                yield Entry(key, shape, nbytes, partial(_read, file, path, key))
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
                 f"{path} is missing, truncated or no safetensors file ({error}); fetch it again"
             ) from None
 
     def __getitem__(self, name: str) -> np.ndarray:
-        file, key, path = self._source[name]
-        try:
-            return file.get_tensor(key)
-        except (SafetensorError, AttributeError, TypeError, ValueError):
-            dtype = file.get_slice(key).get_dtype()
-            raise CheckpointError(f"{path}: cannot read {name} of type {_DTYPES.get(dtype, dtype)}") from None
+        return self._reads[name]()
+
+    def buffers(self) -> dict[str, np.ndarray]:
+        return {key: read() for key, read in self._buffers.items()}
 
     def __enter__(self) -> "Tensors":
         return self
@@ -104,16 +193,28 @@ class Tensors:
         self._stack.close()
 
 
+def _read(file: Any, path: Path, key: str) -> np.ndarray:
+    try:
+        return file.get_tensor(key)
+    except (SafetensorError, AttributeError, TypeError, ValueError):
+        dtype = file.get_slice(key).get_dtype()
+        raise CheckpointError(f"{path}: cannot read {key} of type {_DTYPES.get(dtype, dtype)}") from None
+
+
+def weight_names(stem: str, variant: str | None, ending: str) -> tuple[str, str]:
+    """The names of a weight file and of the index that stands for it where it is sharded."""
+    dot = f".{variant}" if variant else ""
+    return f"{stem}{dot}.{ending}", f"{stem}.{ending}.index{dot}.json"
+
+
 def weight_files(stem: str, variant: str | None) -> list[str]:
-    """Patterns of the names that a component's weight files may have."""
-    dot = f".{variant}" if variant else ""
-    return [f"{stem}{dot}.safetensors", f"{stem}.safetensors.index{dot}.json", f"{stem}{dot}-*-of-*.safetensors"]
+    """Patterns of the names that a component's safetensors files may have."""
+    whole, index = weight_names(stem, variant, "safetensors")
+    return [whole, index, whole.replace(".safetensors", "-*-of-*.safetensors")]
 
 
-def _files(folder: Path, stem: str, variant: str | None) -> Iterable[Path]:
-    dot = f".{variant}" if variant else ""
-    whole = folder / f"{stem}{dot}.safetensors"
-    index = folder / f"{stem}.safetensors.index{dot}.json"
+def _files(folder: Path, stem: str, variant: str | None, ending: str) -> Iterable[Path]:
+    whole, index = (folder / name for name in weight_names(stem, variant, ending))
     if whole.is_file():
         return [whole]
     if index.is_file():
@@ -124,7 +225,7 @@ def _files(folder: Path, stem: str, variant: str | None) -> Iterable[Path]:
         for name in names:
             if Path(name).name != name:
                 raise CheckpointError(f"{index} names {name!r}, a file outside its own folder")
-            if not (folder / name).is_file():
+            if not os.path.isfile(folder / name):  # Path.is_file raises on names that are too long
                 raise CheckpointError(f"{folder / name} is missing, although {index.name} names it; fetch it again")
         return [folder / name for name in names]
     raise CheckpointError(f"{whole} is missing. {_remedy(folder, stem)}")
@@ -137,7 +238,7 @@ def _remedy(folder: Path, stem: str) -> str:
         choices = " or ".join("no variant" if v == "" else f'variant="{v}"' for v in variants)
         return f"The folder has weights for {choices}"
     if any(n.endswith((".bin", ".ckpt", ".msgpack")) for n in there):
-        return f"Only .safetensors files are read, the folder has {', '.join(there)}: save it with safetensors"
+        return f"Only .safetensors files are read, the folder has {', '.join(there)}: use sega-jax-convert"
     return f"Is {folder.parent} a whole checkpoint in diffusers layout?"
 
 
@@ -153,26 +254,6 @@ def _variant(name: str, stem: str) -> str | None:
     return None if match is None else match["a"] or match["b"] or ""
 
 
-def torch_name(path: tuple) -> str:
-    """The checkpoint's key of a parameter, from its path in a module."""
-    *parents, last, _value = [jax.tree_util.keystr((part,), simple=True) for part in path]
-    return ".".join([*parents, _WEIGHTS.get(last, last)])
-
-
-def _is_kernel(path: tuple) -> bool:
-    return jax.tree_util.keystr((path[-2],), simple=True) == "kernel"
-
-
-def torch_shape(path: tuple, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in the checkpoint of a parameter of this shape: (out, in, height, width) for kernels."""
-    return (shape[-1], shape[-2], *shape[:-2]) if _is_kernel(path) else shape
-
-
-def from_torch(path: tuple, array: np.ndarray) -> np.ndarray:
-    """A checkpoint's array with the axes of our parameter: (height, width, in, out) for kernels."""
-    return array.transpose((*range(2, array.ndim), 1, 0)) if _is_kernel(path) else array
-
-
 def leaves(module: Any) -> dict[str, tuple[int, ...]]:
     """Every parameter's key and shape in a checkpoint, for a module with or without values."""
     return {
@@ -180,47 +261,61 @@ def leaves(module: Any) -> dict[str, tuple[int, ...]]:
     }
 
 
+def check(module: Any, weights: Weights) -> None:
+    """Compares names and shapes.
+
+    Raises:
+        CheckpointError: lists every missing, extra and misshapen leaf.
+    """
+    wanted = {
+        weights.layout.name(path): weights.layout.shape(path, leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(module)
+    }
+    problems = [f"  missing    {name} {shape}" for name, shape in wanted.items() if name not in weights.shapes]
+    problems += [f"  unexpected {name} {shape}" for name, shape in weights.shapes.items() if name not in wanted]
+    problems += [
+        f"  misshapen  {name}: {weights.shapes[name]}, expected {shape}"
+        for name, shape in wanted.items()
+        if name in weights.shapes and weights.shapes[name] != shape
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{weights.folder}: the weights do not fit {type(module).__name__} as its config.json describes it:\n"
+            + "\n".join(sorted(problems))
+        )
+
+
 def fill(
     module: M,
-    tensors: Tensors,
-    dtype: DTypeLike,
-    place: Callable[[np.ndarray], jax.Array] = jax.numpy.asarray,
+    weights: Weights,
+    dtype: DTypeLike | None,
+    place: Callable[[np.ndarray], Any] = jax.numpy.asarray,
 ) -> M:
-    """The module with its parameters read from `tensors`, one at a time, cast and placed on devices.
+    """The module with its parameters read from `weights`, one at a time, cast (None: as they are) and placed
+    on devices.
 
     Raises:
         CheckpointError: lists every missing, extra and misshapen leaf; or names those that are not finite
             in the file or in `dtype`, or not of a floating type.
     """
-    wanted = leaves(module)
-    problems = [f"  missing    {name} {shape}" for name, shape in wanted.items() if name not in tensors.shapes]
-    problems += [f"  unexpected {name} {shape}" for name, shape in tensors.shapes.items() if name not in wanted]
-    problems += [
-        f"  misshapen  {name}: {tensors.shapes[name]}, expected {shape}"
-        for name, shape in wanted.items()
-        if name in tensors.shapes and tensors.shapes[name] != shape
-    ]
-    if problems:
-        raise CheckpointError(
-            f"{tensors.folder}: the weights do not fit {type(module).__name__} as its config.json describes it:\n"
-            + "\n".join(sorted(problems))
-        )
+    check(module, weights)
     bad = []
 
     def read(path, leaf):
-        name = torch_name(path)
-        array = tensors[name]
+        name = weights.layout.name(path)
+        array = weights[name]
         if not is_floating(array.dtype):
             bad.append(f"  {name} is {array.dtype}, expected a floating type")
         elif not is_finite(array):
             bad.append(f"  {name} has NaN or infinite entries")
         with np.errstate(over="ignore"):
-            cast = np.ascontiguousarray(from_torch(path, array)).astype(dtype, copy=False)
+            ours = np.ascontiguousarray(weights.layout.ours(path, array))
+            cast = ours if dtype is None else ours.astype(dtype, copy=False)
         if not bad and not is_finite(cast):
-            bad.append(f"  {name} overflows {np.dtype(dtype).name}; load with another dtype")
+            bad.append(f"  {name} overflows {cast.dtype}; use another dtype")
         return leaf if bad else place(cast)
 
     filled = jax.tree_util.tree_map_with_path(read, module)
     if bad:
-        raise CheckpointError(f"{tensors.folder}: unusable weights:\n" + "\n".join(bad))
+        raise CheckpointError(f"{weights.folder}: unusable weights:\n" + "\n".join(bad))
     return filled

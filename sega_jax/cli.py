@@ -140,7 +140,7 @@ def edit(
     **settings: Any,
 ) -> None:
     """Makes a picture of a prompt, with and without edits, and a sheet of both."""
-    with _plainly():
+    with plainly():
         parsed = [parse_edit(text) for text in edits]
         _check(settings)
         folder = _writable(Path(out))
@@ -195,7 +195,7 @@ def edit(
 @click.argument("file", type=click.Path(path_type=Path))
 def info(file: Path) -> None:
     """Prints the settings of a picture that `edit` wrote, and the command that repeats it."""
-    with _plainly():
+    with plainly():
         known = pictures.settings(file)
         try:
             known["edits"] = [format_edit(Edit(**one)) for one in known["edits"]]
@@ -297,7 +297,7 @@ def _compilations() -> Iterator[Any]:
 
 
 @contextmanager
-def _plainly() -> Iterator[None]:
+def plainly() -> Iterator[None]:
     """Warnings as lines, mistakes as messages without a traceback."""
     with warnings.catch_warnings():
         warnings.simplefilter("always")

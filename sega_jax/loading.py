@@ -2,16 +2,17 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from sega_jax import hub, schedules
+from sega_jax import hub, orbax, schedules
 from sega_jax.checkpoint import CheckpointError, Tensors, fill, read_json, weight_files
 from sega_jax.components import as_module, as_scheduler
 from sega_jax.nn.clip import CLIPTextModel
@@ -42,7 +43,8 @@ def load(
     vae: AutoencoderKL | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> Pipeline:
-    """Loads a Stable Diffusion checkpoint in diffusers layout with safetensors weights.
+    """Loads a Stable Diffusion checkpoint, in diffusers layout with safetensors weights or as `sega-jax-convert`
+    made it of one.
 
     Args:
         source: a folder, which holds `model_index.json`; or "owner/name" on the Hugging Face hub, of which the
@@ -80,6 +82,51 @@ def load(
         source, revision=revision, variant=variant, without=[*given, *([] if safety_checker is True else [_CHECKER])]
     )
 
+    found = describe(folder, attention, scheduler, tokenizer, safety_checker, given)
+    networks = {}
+    for part, module in found.networks.items():
+        if part in given or (part == _CHECKER and found.safety is safety_checker):
+            networks[part] = where.place(module)
+            continue
+        with open_weights(folder / part, variant, module.rename) as weights:
+            networks[part] = fill(module, weights, dtype, where.place)
+    safety = found.safety and found.safety._replace(checker=networks.pop(_CHECKER))
+    return Pipeline(Models(**networks), found.tokenizer, found.scheduler, where, safety)
+
+
+_CHECKER = "safety_checker"
+_KINDS = {"text_encoder": CLIPTextModel, "unet": UNet2DConditionModel, "vae": AutoencoderKL}
+
+
+class Description(NamedTuple):
+    """What a checkpoint's folder holds beside the weights; the networks are without values."""
+
+    models: Models
+    tokenizer: Tokenizer
+    scheduler: schedules.Scheduler
+    safety: Safety | None
+
+    @property
+    def networks(self) -> dict[str, Any]:
+        """All networks, by the names of their folders."""
+        checker = {} if self.safety is None else {_CHECKER: self.safety.checker}
+        return self.models._asdict() | checker
+
+
+def describe(
+    folder: Path,
+    attention: str = "xla",
+    scheduler: Any = None,
+    tokenizer: Tokenizer | None = None,
+    safety_checker: bool | Safety | None = True,
+    given: Mapping[str, Any] = MappingProxyType({}),
+) -> Description:
+    """Reads the configs of a checkpoint; what is given in place of a part of it, as to `load`, is taken as it is.
+
+    Raises:
+        CheckpointError: a file is missing, broken, or describes what is not supported.
+        TypeError, ValueError: a scheduler is given and is none.
+    """
     configs = {part: given.get(part) or read_json(folder / part / "config.json") for part in Models._fields}
     config = folder / "scheduler" / "scheduler_config.json"
     if scheduler is not None:
@@ -92,26 +139,27 @@ def load(
     if tokenizer is None:
         text = models.text_encoder.config
         tokenizer = Tokenizer(folder / "tokenizer", text.max_position_embeddings, text.vocab_size)
-    safety = safety_checker if isinstance(safety_checker, Safety) else _safety(folder) if safety_checker else None
-
-    def filled(part: str, module: Any) -> Any:
-        with Tensors(folder / part, _stem(part), variant, module.rename) as tensors:
-            return fill(module, tensors, dtype, where.place)
-
-    models = Models(*(where.place(m) if part in given else filled(part, m) for part, m in models._asdict().items()))
-    if safety is not None:
-        taken = safety is safety_checker
-        safety = safety._replace(checker=where.place(safety.checker) if taken else filled(_CHECKER, safety.checker))
-    return Pipeline(models, tokenizer, scheduler, where, safety)
+    if not isinstance(safety_checker, Safety):
+        safety_checker = _safety(folder) if safety_checker else None
+    return Description(models, tokenizer, scheduler, safety_checker)
 
 
-_CHECKER = "safety_checker"
-_KINDS = {"text_encoder": CLIPTextModel, "unet": UNet2DConditionModel, "vae": AutoencoderKL}
-
-
-def _stem(part: str) -> str:
-    """The name of a component's weight file: transformers' for its networks, else diffusers'."""
+def weight_stem(part: str) -> str:
+    """The name of a network's weight file in diffusers layout, without ending: transformers' or diffusers'."""
     return "model" if part in ("text_encoder", _CHECKER) else "diffusion_pytorch_model"
+
+
+def open_weights(folder: Path, variant: str | None, rename: Callable[[str], str]) -> Tensors | orbax.OrbaxTensors:
+    """The weights of the network whose folder this is, in diffusers layout or from Orbax.
+
+    Raises:
+        CheckpointError: they are missing or broken.
+    """
+    if not (folder / orbax.ARRAYS).is_dir():
+        return Tensors(folder, weight_stem(folder.name), variant, rename)
+    if variant is not None:
+        raise CheckpointError(f"{folder} holds an Orbax checkpoint, which has no variants; leave {variant!r} out")
+    return orbax.OrbaxTensors(folder, rename)
 
 
 def _safety(folder: Path) -> Safety | None:
@@ -156,7 +204,7 @@ def checkpoint_folder(
         _check_kind(folder)
         parts = [part for part in (*_KINDS, _CHECKER) if part not in without]
         files = ["tokenizer/*", "scheduler/*.json", "feature_extractor/*.json", *(f"{p}/config.json" for p in parts)]
-        files += [f"{part}/{file}" for part in parts for file in weight_files(_stem(part), variant)]
+        files += [f"{part}/{file}" for part in parts for file in weight_files(weight_stem(part), variant)]
         folder = hub.fetch(source, ["model_index.json", *files], folder.name)
     elif revision is not None:
         raise ValueError(f"revision={revision!r} is of a repository on the hub, but {folder} is a folder")

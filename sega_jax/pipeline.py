@@ -5,7 +5,6 @@ The way of a call: arguments -> rows (`sega_jax.rows`) -> the compiled programs 
 """
 
 import dataclasses
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from sega_jax.arrays import at_least_float32, floating
 from sega_jax.components import as_scheduler
 from sega_jax.guidance import SEMANTICS, SUPPORTS, Edits
 from sega_jax.parallel import Devices
+from sega_jax.progress import bar
 from sega_jax.rows import EditLike, Rows, Text, number, prepare, whole
 from sega_jax.safety import Safety
 from sega_jax.sample import Carry
@@ -223,10 +223,10 @@ class Pipeline:
         first = start(settings, self.devices.split(rows.latents), table.initial_scale[0])
         every = None if callback is None else callback_steps
         parts = []
-        with _bar(len(table.call), progress) as bar:
+        with bar(len(table.call), "call", progress) as shown:
             for done, carry, part in self._advance(text, first, table, settings, method, every):
                 parts.append(part)
-                bar.update(done - bar.n)
+                shown.update(done - shown.n)
                 if every is not None and (done - 1) % every == 0:
                     callback(done - 1, float(table.timestep[done - 1]), self.devices.gather(carry.x, len(rows)))
         return self._finish(carry.x, parts, rows, output)
@@ -399,14 +399,6 @@ def _enough_memory(shape: tuple[int, ...]) -> Iterator[None]:
             f"the device's memory does not hold this batch, {shape} (rows first); ask for fewer pictures or"
             " concepts at once, a smaller size, or load with dtype bfloat16"
         ) from error
-
-
-def _bar(calls: int, progress: bool | None) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a notebook without widgets gets the plain bar
-        from tqdm.auto import tqdm
-    shown = ("ipykernel" in sys.modules or sys.stderr.isatty()) if progress is None else progress
-    return tqdm(total=calls, unit="call", disable=not shown)
 
 
 def _replayed(replay: Any, rows: int, shape: tuple[int, int, int], dtype: np.dtype) -> np.ndarray | None:

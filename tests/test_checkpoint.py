@@ -52,20 +52,6 @@ def edit_tensors(path, change):
     save_file(tensors, path, {"format": "pt"})
 
 
-def shard(copy, part=WEIGHTS):
-    """Splits a weight file in two and returns the path and content of the index."""
-    whole = copy / part
-    names = [whole.name.replace(".safetensors", f"-0000{i}-of-00002.safetensors") for i in (1, 2)]
-    tensors = load_file(whole)
-    places = {key: names[i % 2] for i, key in enumerate(tensors)}
-    for name in names:
-        save_file({key: tensors[key] for key in tensors if places[key] == name}, whole.with_name(name))
-    whole.unlink()
-    index = {"metadata": {"total_size": 1}, "weight_map": places}
-    tiny.write_json(whole.with_name(whole.name + ".index.json"), index)
-    return whole.with_name(whole.name + ".index.json"), index
-
-
 def same(first, second):
     return all(map(np.array_equal, jax.tree.leaves(first.models), jax.tree.leaves(second.models)))
 
@@ -177,6 +163,9 @@ def test_missing_json(refused, copy, name):
         ("unet", "block_out_channels", [8.5, 16, 24], ["8.5"]),
         ("unet", "block_out_channels", [], []),
         ("unet", "layers_per_block", -1, ["-1 should be like"]),
+        ("unet", "layers_per_block", 10**10, ["10000000000 is more than the 100 that are supported"]),
+        ("unet", "block_out_channels", [8] * 101, ["is more than the 100 that are supported"]),
+        ("text_encoder", "num_hidden_layers", 10**10, ["10000000000 is more than the 100 that are supported"]),
         ("unet", "layers_per_block", [1, 2], ["2 entries for 3 block_out_channels"]),
         ("unet", "norm_num_groups", 5, ["8 channels cannot be split"]),
         ("unet", "norm_num_groups", 0, []),
@@ -228,6 +217,7 @@ def test_unknown_options_are_warned_about(copy, read, part):
         ({"_class_name": ["DDIMScheduler"]}, ["is not supported", "DDIMScheduler, PNDMScheduler"]),
         ({"beta_schedule": "sigmoid"}, ["only linear, scaled_linear"]),
         ({"num_train_timesteps": "1000"}, ["num_train_timesteps='1000' should be a whole number"]),
+        ({"num_train_timesteps": 10**10}, ["num_train_timesteps=10000000000 should be", "from 1 to 100000"]),
     ],
 )
 def test_schedulers_that_are_not_supported(refused, copy, entries, words):
@@ -283,7 +273,7 @@ def test_weights_that_overflow_in_half_precision(refused, read, copy):
         tensors["conv_in.bias"][0] = 1e5
 
     edit_tensors(copy / WEIGHTS, change)
-    refused("conv_in.bias overflows float16; load with another dtype", dtype="float16")
+    refused("conv_in.bias overflows float16; use another dtype", dtype="float16")
     assert read(copy, dtype="bfloat16").models.unet.conv_in.bias[0] == jnp.bfloat16(1e5)
 
 
@@ -313,7 +303,7 @@ def test_variants(refused, copy, read, pipe):
 
 def test_other_formats(refused, copy):
     (copy / WEIGHTS).rename(copy / WEIGHTS.replace(".safetensors", ".bin"))
-    refused("Only .safetensors files are read", "diffusion_pytorch_model.bin", "save it with safetensors")
+    refused("Only .safetensors files are read", "diffusion_pytorch_model.bin", "use sega-jax-convert")
 
 
 def test_no_weights(refused, copy):
@@ -323,12 +313,12 @@ def test_no_weights(refused, copy):
 
 @pytest.mark.parametrize("part", [WEIGHTS, TEXT])
 def test_shards(read, copy, pipe, part):
-    shard(copy, part)
+    tiny.shard(copy / part)
     assert same(read(copy), pipe)
 
 
 def test_shards_of_a_variant(read, copy, pipe):
-    index, _ = shard(copy)
+    index, _ = tiny.shard(copy / WEIGHTS)
     index.rename(index.with_name("diffusion_pytorch_model.safetensors.index.fp16.json"))
     for name in (TEXT, "vae/diffusion_pytorch_model.safetensors"):
         (copy / name).rename(copy / name.replace(".safetensors", ".fp16.safetensors"))
@@ -336,14 +326,14 @@ def test_shards_of_a_variant(read, copy, pipe):
 
 
 def test_a_missing_shard(refused, copy):
-    shard(copy)
+    tiny.shard(copy / WEIGHTS)
     (copy / "unet/diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
     refused("diffusion_pytorch_model-00002-of-00002.safetensors is missing", "names it", "fetch it again")
 
 
 @pytest.mark.parametrize("name", ["../vae/x.safetensors", "/etc/passwd", "..", "", "a\0b"])
 def test_shards_elsewhere(refused, copy, name):
-    index, content = shard(copy)
+    index, content = tiny.shard(copy / WEIGHTS)
     content["weight_map"]["conv_in.weight"] = name
     tiny.write_json(index, content)
     refused("diffusion_pytorch_model.safetensors.index.json")
@@ -351,7 +341,7 @@ def test_shards_elsewhere(refused, copy, name):
 
 @pytest.mark.parametrize("content", [{}, {"weight_map": []}, {"weight_map": {"conv_in.weight": 3}}])
 def test_an_index_without_a_map(refused, copy, content):
-    index, _ = shard(copy)
+    index, _ = tiny.shard(copy / WEIGHTS)
     tiny.write_json(index, content)
     refused(index.name, "has no weight_map of names to files")
 

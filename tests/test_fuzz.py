@@ -1,20 +1,40 @@
-"""Damaged files: a checkpoint loads, or is refused with a `CheckpointError` or a `ValueError`, and nothing else."""
+"""Damaged files: a checkpoint loads, or is refused with a `CheckpointError` or a `ValueError`, and nothing else.
 
+Neither takes long, nor much memory. What asks for 10**10 of something would show in both: an attempt may take
+five seconds and two gigabytes of address space, and where only arrays are read, twice the damaged file's size more
+than the sound one takes.
+"""
+
+import copy
+import json
 import random
+import resource
 import shutil
+import signal
 import struct
+import sys
+import time
+import tracemalloc
 import warnings
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorstore
 import tiny
 
+import convert
 from sega_jax import load, loading
 from sega_jax.checkpoint import Tensors, fill, read_json
+from sega_jax.orbax import OrbaxTensors
 from sega_jax.systems.stable_diffusion import Models
 from sega_jax.text import Tokenizer
 
-CASES = 300
+CASES = 150
+SECONDS = 5
+# What Python itself takes, for the words of an error and the like; the files here are smaller.
+OVERHEAD = 2**17
 NETWORKS = [
     "model_index.json",
     "unet/config.json",
@@ -42,65 +62,225 @@ def _quiet():
         yield
 
 
-def mutations(path, end=None):
-    """The file with one to three bytes changed, again and again."""
-    rng, original = random.Random(path.name), path.read_bytes()
-    for _ in range(CASES):
-        damaged = bytearray(original)
+def bytes_changed(rng, original, end=None):
+    """One to three bytes are others."""
+    damaged = bytearray(original)
+    while damaged == original:
         for _ in range(rng.randint(1, 3)):
             new = rng.choice(TELLING) if rng.random() < 0.7 else rng.randrange(256)
             damaged[rng.randrange(end or len(damaged))] = new
-        path.write_bytes(damaged)
-        yield bytes(damaged)
+    return bytes(damaged)
 
 
-def survives(attempt, path, end=None):
-    """How often the attempt worked."""
-    good = 0
-    for damaged in mutations(path, end):
+# What is read without complaint as JSON, and hard to swallow.
+EXTREMES = [10**10, -(10**10), 0, -1, 1.5, 1e308, float("nan"), None, True, "", "x" * 1000, [], {}, [[]] * 50]
+EXTREMES += [[10**10] * 4, ["../../x"], "../../../etc/passwd", list(range(1000)), {"a": {"b": 1}}, "\0", "10000000000"]
+
+
+def entries_changed(rng, original):
+    """One to three values of a JSON object, at any depth, are others."""
+    damaged = json.loads(original)
+    for _ in range(rng.randint(1, 3)):
+        parent, depth = damaged, rng.randint(1, 4)
+        for _ in range(depth):
+            if not isinstance(parent, dict | list) or not parent:
+                break
+            inside, key = parent, rng.choice(list(parent) if isinstance(parent, dict) else range(len(parent)))
+            parent = parent[key]
+        inside[key] = copy.deepcopy(rng.choice(EXTREMES))
+    return json.dumps(damaged).encode()
+
+
+def changed(rng, original):
+    return rng.choice((bytes_changed, entries_changed))(rng, original)
+
+
+@contextmanager
+def bounded():
+    """Little time, and on Linux two gigabytes of address space."""
+
+    def late(*_):
+        raise AssertionError("it hangs")
+
+    before, (soft, hard) = signal.signal(signal.SIGALRM, late), resource.getrlimit(resource.RLIMIT_AS)
+    if sys.platform == "linux":
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 2**31, hard))
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def survives(attempt, original, write, change=changed, cases=CASES):
+    """How often the attempt worked on what was damaged and written."""
+    rng, good = random.Random(len(original)), 0
+    for _ in range(cases):
+        damaged = change(rng, original)
+        write(damaged)
         try:
-            attempt()
+            with bounded():
+                attempt()
             good += 1
         except ValueError:
             continue
-        except Exception as error:
-            raise AssertionError(damaged[:end]) from error
+        except BaseException as error:
+            raise AssertionError(damaged[:1000]) from error
+    write(original)
+    return good
+
+
+def survives_in_little(attempt, original, write, change=changed, cases=CASES):
+    """The same, where the attempt takes at most twice the damaged file's size more than on the sound one."""
+
+    def peak():
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        try:
+            attempt()
+        finally:
+            taken.append(tracemalloc.get_traced_memory()[1] - before)
+
+    taken = []
+    tracemalloc.start()
+    try:
+        for _ in range(3):
+            peak()
+        usual, taken = max(taken), []
+        good = survives(peak, original, write, change, cases)
+    finally:
+        tracemalloc.stop()
+    assert max(taken) <= usual + 2 * max(len(original), OVERHEAD)
     return good
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_configs(small, tmp_path, monkeypatch, one_device, name):
     monkeypatch.setattr(loading, "fill", lambda module, *_: module)
-    copy = shutil.copytree(small, tmp_path / "copy")
+    folder = shutil.copytree(small, tmp_path / "copy")
 
     def attempt():
-        pipe = load(copy, devices=one_device)
+        pipe = load(folder, devices=one_device)
         pipe.latent_shape()
         pipe.scheduler.table(1)
 
-    assert 0 < survives(attempt, copy / name) < CASES
+    path = folder / name
+    assert 0 < survives(attempt, path.read_bytes(), path.write_bytes) < CASES
 
 
 @pytest.mark.parametrize("name", TOKENIZER)
 def test_tokenizers(small, tmp_path, name):
-    copy = shutil.copytree(small / "tokenizer", tmp_path / "copy")
+    folder = shutil.copytree(small / "tokenizer", tmp_path / "copy")
 
     def attempt():
-        ids = Tokenizer(copy, 12, 60)(["a b", "z" * 20])
+        ids = Tokenizer(folder, 12, 60)(["a b", "z" * 20])
         assert ids.shape[1] >= 2
         assert 0 <= ids.min() <= ids.max() < 60
 
-    assert 0 < survives(attempt, copy / name) < CASES
+    path = folder / name
+    assert 0 < survives(attempt, path.read_bytes(), path.write_bytes) < CASES
 
 
-def test_weights(small, tmp_path):
-    path = shutil.copy(small / "text_encoder/model.safetensors", tmp_path / "model.safetensors")
-    configs = {part: read_json(small / part / "config.json") for part in Models._fields}
-    module = Models.build(**configs).text_encoder
+@pytest.fixture
+def text(small):
+    """A network without values."""
+    return Models.build(**{part: read_json(small / part / "config.json") for part in Models._fields}).text_encoder
 
+
+@pytest.fixture
+def weights(small, tmp_path):
+    """Its weights, to be damaged."""
+    return Path(shutil.copy(small / "text_encoder/model.safetensors", tmp_path / "model.safetensors"))
+
+
+@pytest.fixture
+def read(text, weights):
     def attempt():
-        with Tensors(path.parent, "model", None, module.rename) as tensors:
-            fill(module, tensors, np.float32)
+        with Tensors(weights.parent, "model", None, text.rename) as tensors:
+            fill(text, tensors, np.float32, np.copy)
 
-    header = 8 + struct.unpack("<Q", path.read_bytes()[:8])[0]
-    assert 0 < survives(attempt, path, header) < CASES
+    return attempt
+
+
+def test_headers(weights, read):
+    original = weights.read_bytes()
+    length = struct.unpack("<Q", original[:8])[0]
+
+    def header_changed(rng, original):
+        """Bytes of the header, or entries and with them its length."""
+        if rng.random() < 0.5:
+            return bytes_changed(rng, original, 8 + length)
+        header = entries_changed(rng, original[8 : 8 + length])
+        return struct.pack("<Q", len(header)) + header + original[8 + length :]
+
+    assert 0 < survives_in_little(read, original, weights.write_bytes, header_changed, 1000) < 1000
+
+
+def test_indices(weights, read):
+    path, _ = tiny.shard(weights)
+    assert 0 < survives_in_little(read, path.read_bytes(), path.write_bytes) < CASES
+
+
+@pytest.fixture
+def orbax(small, tmp_path):
+    """The folder of a network in Orbax's form, to be damaged."""
+    return convert.convert(small, tmp_path / "orbax") / "text_encoder"
+
+
+@pytest.fixture
+def restore(text, orbax):
+    def attempt():
+        with OrbaxTensors(orbax, text.rename) as tensors:
+            fill(text, tensors, np.float32, np.copy)
+
+    return attempt
+
+
+def test_orbax_notes(orbax, restore):
+    path = orbax / "orbax.json"
+    assert 0 < survives_in_little(restore, path.read_bytes(), path.write_bytes) < CASES
+
+
+@pytest.mark.parametrize("name", ["manifest.ocdbt", "d/*"])
+def test_orbax_databases(orbax, restore, name):
+    """Checksums find every changed byte."""
+    (path,) = (orbax / "orbax").glob(name)
+    assert survives_in_little(restore, path.read_bytes(), path.write_bytes, bytes_changed) == 0
+
+
+@pytest.mark.parametrize("name", ["_METADATA", "_CHECKPOINT_METADATA"])
+def test_orbax_metadata_is_not_needed(orbax, restore, name):
+    path = orbax / "orbax" / name
+    assert survives_in_little(restore, path.read_bytes(), path.write_bytes, cases=30) == 30
+
+
+def test_orbax_arrays(orbax, restore):
+    """Descriptions of an array that the database's checksums confirm."""
+    database = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{orbax / 'orbax'}/"}}
+    store, key = tensorstore.KvStore.open(database).result(), "embeddings.token_embedding.embedding/.zarray"
+
+    def write(description):
+        store[key] = description
+
+    assert 0 < survives_in_little(restore, store[key], write) < CASES
+
+
+def test_excess_is_seen(weights, read):
+    def attempt():
+        read()
+        if weights.read_bytes() != original:
+            np.ones(max(len(original), OVERHEAD))
+
+    original = weights.read_bytes()
+    with pytest.raises(AssertionError, match=r"assert \d+ <="):
+        survives_in_little(attempt, original, weights.write_bytes, bytes_changed, 3)
+
+
+@pytest.mark.parametrize("excess", [lambda: np.ones(2**29), lambda: time.sleep(1)])
+def test_bounds_hold(monkeypatch, excess):
+    monkeypatch.setattr(sys.modules[__name__], "SECONDS", 0.1)
+    with pytest.raises((AssertionError, MemoryError)), bounded():
+        excess()

@@ -8,13 +8,20 @@ from pathlib import Path
 
 import pytest
 
+import convert
 import sega_jax
 
-ROOT = Path(sega_jax.__file__).parent
-FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(ROOT.rglob("*.py"))}
+
+def files(package):
+    root = Path(package.__file__).parent
+    return {".".join(path.relative_to(root).with_suffix("").parts): path for path in sorted(root.rglob("*.py"))}
+
+
+FILES, CONVERT = files(sega_jax), files(convert)
 NETWORKS = {"arrays", "nn"}
 METHOD = {"guidance", "schedules", "solvers", "sample"}
-CALLS = NETWORKS | METHOD | {"checkpoint", "components", "parallel", "rows", "safety", "systems", "text"}
+CALLS = NETWORKS | METHOD
+CALLS |= {"checkpoint", "components", "parallel", "progress", "rows", "safety", "systems", "text"}
 # The modules and packages of ours that each may import; what is not here is at the top and may import all.
 ALLOWED = {
     "arrays": set(),
@@ -23,7 +30,9 @@ ALLOWED = {
     "solvers": set(),
     "sample": METHOD,
     "parallel": set(),
+    "progress": set(),
     "checkpoint": {"arrays"},
+    "orbax": {"checkpoint"},
     "nn": NETWORKS,
     "safety": {"checkpoint", "nn"},
     "text": {"checkpoint"},
@@ -33,7 +42,7 @@ ALLOWED = {
     "rows": {"arrays", "guidance"},
     "systems": NETWORKS | METHOD,
     "pipeline": CALLS,
-    "loading": CALLS | {"hub", "pipeline"},
+    "loading": CALLS | {"hub", "orbax", "pipeline"},
     "faces": CALLS | {"loading", "pipeline"},
 }
 LIGHT = ["arrays", "guidance", "schedules", "solvers", "sample", "parallel"]
@@ -78,16 +87,25 @@ def test_no_torch(name):
     assert not {i.split(".")[0] for i in imports(FILES[name])} & {"torch", "diffusers", "accelerate", "convert"}
 
 
+@pytest.mark.parametrize("name", CONVERT)
+def test_conversion(name):
+    """It needs no pipeline, and torch only where it reads what torch wrote."""
+    names = set(imports(CONVERT[name]))
+    assert {ours(i) for i in names} - {None} <= {"checkpoint", "cli", "loading", "orbax", "progress"}
+    assert {i.split(".")[0] for i in names} & {"torch", "diffusers"} <= ({"torch"} if name == "pickles" else set())
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_pmap_is_in_one_file(name):
     names = [getattr(n, "attr", getattr(n, "id", None)) for n in ast.walk(ast.parse(FILES[name].read_text()))]
     assert ("pmap" in names) == (name == "parallel")
 
 
-def test_the_package_is_light():
+@pytest.mark.parametrize("package", ["sega_jax", "convert"])
+def test_the_package_is_light(package):
     """No tokenizer library, no torch and no device, until a checkpoint is loaded."""
-    code = "import jax, sys, sega_jax; jax.config.update('jax_num_cpu_devices', 3); print(len(jax.devices('cpu')))"
-    code += "; print({'torch', 'transformers', 'diffusers', 'matplotlib', 'pandas'} & sys.modules.keys())"
+    code = f"import jax, sys, {package}; jax.config.update('jax_num_cpu_devices', 3); print(len(jax.devices('cpu')))"
+    code += "; print({'torch', 'transformers', 'diffusers', 'orbax', 'matplotlib', 'pandas'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["3", "set()"]
 
@@ -96,9 +114,12 @@ def public(module):
     return {name: value for name, value in vars(module).items() if not name.startswith("_")}
 
 
-@pytest.mark.parametrize("name", sorted(n for n, v in public(sega_jax).items() if not inspect.ismodule(v)))
+PUBLIC = public(sega_jax) | public(convert)
+
+
+@pytest.mark.parametrize("name", sorted(n for n, v in PUBLIC.items() if not inspect.ismodule(v)))
 def test_public_names_have_docstrings(name):
-    value = getattr(sega_jax, name)
+    value = PUBLIC[name]
     assert (inspect.getdoc(value) or "").strip()
     if not inspect.isclass(value):
         return
@@ -107,6 +128,6 @@ def test_public_names_have_docstrings(name):
             assert function.__doc__, f"{name}.{method}"
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_files_have_docstrings(name):
-    assert ast.get_docstring(ast.parse(FILES[name].read_text()))
+@pytest.mark.parametrize("path", [*FILES.values(), *CONVERT.values()], ids=lambda path: path.name)
+def test_files_have_docstrings(path):
+    assert ast.get_docstring(ast.parse(path.read_text()))

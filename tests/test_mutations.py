@@ -32,6 +32,7 @@ class Tensors(dict):
     """A file's tensors, in memory."""
 
     folder = "memory"
+    layout = checkpoint.TORCH
 
     @property
     def shapes(self):
@@ -286,8 +287,8 @@ FAULTS = {
     "square kernels not transposed": (
         "text",
         checkpoint.from_torch,
-        "if _is_kernel(path) else array",
-        "if _is_kernel(path) and array.shape[0] != array.shape[1] else array",
+        "if _is_kernel(flax_name(path)) else array",
+        "if _is_kernel(flax_name(path)) and array.shape[0] != array.shape[1] else array",
     ),
     "no causal mask": ("text", clip.CLIPTextModel.__init__, "causal=True", "causal=False"),
     "no final layer norm": (

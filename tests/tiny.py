@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from sega_jax.checkpoint import leaves
 from sega_jax.nn.safety import SafetyCheckerConfig, StableDiffusionSafetyChecker
@@ -211,6 +211,20 @@ def tokenizer(folder: Path, length: int) -> None:
     write_json(folder / "special_tokens_map.json", special)
     config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": length}
     write_json(folder / "tokenizer_config.json", special | config)
+
+
+def shard(whole: Path) -> tuple[Path, dict[str, Any]]:
+    """Splits a weight file in two and returns the path and content of the index."""
+    names = [whole.name.replace(".safetensors", f"-0000{i}-of-00002.safetensors") for i in (1, 2)]
+    tensors = load_file(whole)
+    places = {key: names[i % 2] for i, key in enumerate(tensors)}
+    for name in names:
+        save_file({key: tensors[key] for key in tensors if places[key] == name}, whole.with_name(name))
+    whole.unlink()
+    index = {"metadata": {"total_size": 1}, "weight_map": places}
+    path = whole.with_name(whole.name + ".index.json")
+    write_json(path, index)
+    return path, index
 
 
 def write_json(path: Path, value: Any) -> None:

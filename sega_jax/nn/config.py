@@ -9,6 +9,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T", bound=tuple)
 
+# Levels, and layers of one: far beyond any network, and soon built.
+_MOST = 100
+
 
 def build(
     cls: type[T],
@@ -41,7 +44,10 @@ def build(
         least = 1 if default else 0
         if not _is(value, cls.__annotations__[key], least):
             raise ValueError(f"{what} config: {key}={value!r} should be like {default!r}")
-        for entry in value if isinstance(value, list | tuple) else [value]:
+        entries = value if isinstance(value, list | tuple) else [value]
+        if len(entries) > _MOST or ("layers" in key and max(entries) > _MOST):
+            raise ValueError(f"{what} config: {key}={str(value)[:40]} is more than the {_MOST} that are supported")
+        for entry in entries:
             if key in choices and entry not in choices[key]:
                 raise ValueError(f"{what} config: {key}={entry!r} is not supported, only {', '.join(choices[key])}")
     known = {*cls._fields, *fixed, *ignored}

@@ -115,7 +115,7 @@ _CHOICES = {
     "algorithm_type": ("dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver"),
 }
 _NUMBERS = {
-    "num_train_timesteps": (int, lambda v: v >= 1, "a whole number, at least 1"),
+    "num_train_timesteps": (int, lambda v: 1 <= v <= 100_000, "a whole number from 1 to 100000"),
     "steps_offset": (int, lambda v: v >= 0, "a whole number, at least 0"),
     "solver_order": (int, lambda v: 1 <= v <= 3, "1, 2 or 3"),
     "beta_start": (int | float, lambda v: 0 < v < 1, "a number between 0 and 1"),

@@ -1,0 +1,3 @@
+"""Other checkpoints in, an Orbax checkpoint or diffusers layout out; the only importer of torch."""
+
+from convert.conversion import convert as convert

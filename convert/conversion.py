@@ -1,0 +1,145 @@
+"""`convert`: a checkpoint's folder to one with the same weights in another form."""
+
+import functools
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.typing import DTypeLike
+
+from convert import pickles, writers
+from convert.destination import whole_or_nothing
+from sega_jax.checkpoint import Weights, check, fill, flax_name, read_json
+from sega_jax.loading import checkpoint_folder, describe, open_weights, weight_stem
+from sega_jax.progress import bar
+
+DTYPES = ("float32", "float16", "bfloat16")
+# Beside the folders that model_index.json names.
+_DOCUMENTS = ("README*", "LICENSE*")
+
+
+def convert(
+    source: str | Path,
+    dest: str | Path,
+    *,
+    dtype: DTypeLike | None = None,
+    to: str = "orbax",
+    variant: str | None = None,
+    progress: bool | None = None,
+) -> Path:
+    """Writes a Stable Diffusion checkpoint in another form.
+
+    Both forms are diffusers' folders. For Orbax, the weight files of a network's folder give way to `orbax`, a
+    checkpoint of {dotted path of a parameter in our module: array with our axes, channels last}, which `load` and
+    any Orbax checkpointer restore, and `orbax.json`, the names that torch's files have for them. A source that
+    has the wanted form already is written again. Weights are checked as `load` checks them, so what is written
+    loads; unless cast, they keep their dtype and come back from Orbax equal to the last bit.
+
+    Args:
+        source: a folder in either form. Weights of diffusers layout are safetensors, or where there are none,
+            pickles (`.bin`), which are read without running what they hold and need torch.
+        dest: the folder to write, new or empty. It appears when it is whole: until then everything is in a hidden
+            folder beside it, and what a killed conversion leaves there is removed by the next one.
+        dtype: float32, float16 or bfloat16; None keeps every weight's own.
+        to: "orbax" or "diffusers".
+        variant: "fp16" reads the files that are named so; what is written has no variant.
+        progress: whether to show a bar of bytes; None is in terminals and notebooks.
+
+    Returns:
+        The written folder.
+
+    Raises:
+        FileNotFoundError: no such source.
+        FileExistsError: dest is there and not empty.
+        TypeError: source or dest is no path.
+        CheckpointError: the source is no checkpoint, or a file is missing, broken, hostile or does not fit, or a
+            weight overflows `dtype`; all but values are checked before anything is written.
+        ValueError: an unknown dtype or form, or dest lies inside the source.
+        OSError: dest cannot be written to, or its disk is full.
+    """
+    if to not in writers.FORMS:
+        raise ValueError(f"to={to!r} should be one of {', '.join(writers.FORMS)}")
+    dtype = _dtype(dtype)
+    folder = checkpoint_folder(source)
+    if not isinstance(dest, str | os.PathLike):
+        raise TypeError(f"dest={dest!r} should be the path of a folder")
+    dest = Path(os.path.expanduser(dest)).resolve()
+    if dest.is_relative_to(folder.resolve()):
+        raise ValueError(f"{dest} lies inside the source; name a folder elsewhere")
+
+    with whole_or_nothing(dest) as partial:
+        networks = describe(folder).networks
+        opened = {part: _opener(folder / part, variant, module.rename) for part, module in networks.items()}
+        size = sum(_size(module, opened[part], dtype) for part, module in networks.items())
+        others = list(_other_files(folder, networks))
+        copied = sum((folder / path).stat().st_size for path in others)
+        if (free := shutil.disk_usage(partial).free) < size + copied:
+            raise OSError(f"{dest} needs {size + copied:,} bytes and its disk has {free:,} free; name another folder")
+        with bar(2 * size + copied, "B", progress, unit_scale=True, unit_divisor=1024) as shown:
+            for part, module in networks.items():
+                network = _read(module, opened[part], dtype, shown.update)
+                (partial / part).mkdir()
+                written = network.nbytes
+                writers.FORMS[to](partial / part, network)
+                shown.update(written)
+            for path in others:
+                (partial / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(folder / path, partial / path)
+                shown.update((partial / path).stat().st_size)
+    return dest
+
+
+def _dtype(dtype: DTypeLike | None) -> np.dtype | None:
+    try:
+        found = dtype if dtype is None else jax.numpy.dtype(dtype)
+    except TypeError:
+        found = dtype
+    if found is not None and getattr(found, "name", None) not in DTYPES:
+        raise ValueError(f"dtype={dtype!r} should be one of {', '.join(DTYPES)}, or None to keep every weight's own")
+    return found
+
+
+def _opener(folder: Path, variant: str | None, rename: Callable[[str], str]) -> Callable[[], Weights]:
+    """Opens a network's weights, pickles only where there is nothing else."""
+    stem = weight_stem(folder.name)
+    if pickles.is_only_choice(folder, stem, variant):
+        return functools.partial(pickles.PickledTensors, folder, pickles.stem(stem), variant, rename)
+    return functools.partial(open_weights, folder, variant, rename)
+
+
+def _size(module: Any, opened: Callable[[], Weights], dtype: np.dtype | None) -> int:
+    """The bytes that a network will have; all that can be wrong with its weights but their values is found here."""
+    with opened() as weights:
+        check(module, weights)
+        return weights.nbytes if dtype is None else dtype.itemsize * sum(map(math.prod, weights.shapes.values()))
+
+
+def _read(
+    module: Any, opened: Callable[[], Weights], dtype: np.dtype | None, update: Callable[[int], Any]
+) -> writers.Network:
+    def place(array: np.ndarray) -> np.ndarray:
+        update(array.nbytes)
+        return array
+
+    with opened() as weights:
+        filled = jax.tree_util.tree_leaves_with_path(fill(module, weights, dtype, place))
+        keys = {flax_name(path): weights.keys[weights.layout.name(path)] for path, _ in filled}
+        return writers.Network({flax_name(path): array for path, array in filled}, keys, weights.buffers())
+
+
+def _other_files(folder: Path, networks: Iterable[str]) -> Iterator[Path]:
+    """What is copied as it is: configs, the folders of all other components, what a person should read. The index
+    comes last: a folder without it is no checkpoint."""
+    yield from (Path(part, "config.json") for part in networks)
+    index = read_json(folder / "model_index.json")
+    for other in sorted(folder.iterdir()):
+        if other.is_dir() and other.name in index and other.name not in networks:
+            yield from (path.relative_to(folder) for path in sorted(other.rglob("*")) if path.is_file())
+        elif other.is_file() and any(other.match(name) for name in _DOCUMENTS):
+            yield Path(other.name)
+    yield Path("model_index.json")

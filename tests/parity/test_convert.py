@@ -1,0 +1,206 @@
+"""Conversions of torch's pickles, which run nothing, and torch's loaders on what conversions write."""
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+import os
+import pickle
+import random
+import shutil
+from collections import OrderedDict
+
+import diffusers
+import ml_dtypes
+import numpy as np
+import tiny
+import torch
+import transformers
+from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_torch
+
+import convert
+from convert.pickles import PickledTensors
+from sega_jax import CheckpointError
+
+pytestmark = pytest.mark.parity
+
+STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+DTYPES = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: ml_dtypes.bfloat16}
+
+
+def pickled(source, folder, *, legacy=False, sharded=False, variant=None):
+    """The checkpoint with its weights as .bin."""
+    shutil.copytree(source, folder)
+    for part, stem in STEMS.items():
+        (weights,) = (folder / part).glob("*.safetensors")
+        tensors = load_torch(weights)
+        weights.unlink()
+        stem = stem.replace("model", "pytorch_model") if part == "text_encoder" else stem
+        dot = f".{variant}" if variant else ""
+        names = [f"{stem}{dot}.bin"]
+        if sharded:
+            names = [f"{stem}-0000{i}-of-00002{dot}.bin" for i in (1, 2)]
+            places = {key: names[i % 2] for i, key in enumerate(tensors)}
+            tiny.write_json(folder / part / f"{stem}.bin.index{dot}.json", {"weight_map": places})
+        for i, name in enumerate(names):
+            shard = OrderedDict((key, t) for j, (key, t) in enumerate(tensors.items()) if j % len(names) == i)
+            torch.save(shard, folder / part / name, _use_new_zipfile_serialization=not legacy)
+    return folder
+
+
+def same(folder, source):
+    for part, stem in STEMS.items():
+        ours, theirs = (load_file(f / part / f"{stem}.safetensors") for f in (folder, source))
+        assert ours.keys() == theirs.keys()
+        for key, array in theirs.items():
+            assert ours[key].dtype == array.dtype
+            assert ours[key].tobytes() == array.tobytes()
+    return True
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("options", [{}, {"legacy": True}, {"sharded": True}, {"variant": "fp16"}], ids=str)
+def test_pickles(tmp_path, dtype, options):
+    source = tiny.checkpoint(tmp_path / "source", dtype=DTYPES[dtype], unet=tiny.UNET_1, prefix="text_model.")
+    folder = pickled(source, tmp_path / "pickled", **options)
+    variant = options.get("variant")
+    convert.convert(folder, tmp_path / "orbax", variant=variant)
+    convert.convert(folder, tmp_path / "direct", variant=variant, to="diffusers")
+    convert.convert(tmp_path / "orbax", tmp_path / "back", to="diffusers")
+    assert same(tmp_path / "direct", source)
+    assert same(tmp_path / "back", source)
+
+
+def test_safetensors_come_first(tmp_path):
+    source = tiny.checkpoint(tmp_path / "source", unet=tiny.UNET_1)
+    (source / "unet/diffusion_pytorch_model.bin").write_bytes(b"never read")
+    convert.convert(source, tmp_path / "orbax")
+
+
+class Hostile:
+    """Runs a command where it is unpickled."""
+
+    def __init__(self, canary, call=os.system):
+        self.canary, self.call = canary, call
+
+    def __reduce__(self):
+        if self.call is os.system:
+            return os.system, (f"touch {self.canary}",)
+        return self.call, (str(self.canary), "w")
+
+
+def write(path, content, form):
+    if form == "raw pickle":
+        path.write_bytes(pickle.dumps(content, 2))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
+
+
+@pytest.fixture
+def unet(tmp_path):
+    source = tiny.checkpoint(tmp_path / "source", unet=tiny.UNET_1)
+    (source / "unet/diffusion_pytorch_model.safetensors").unlink()
+    return source / "unet/diffusion_pytorch_model.bin"
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "raw pickle"])
+@pytest.mark.parametrize("call", [os.system, open, eval], ids=["os.system", "open", "eval"])
+@pytest.mark.parametrize("place", ["value", "key's place", "everything"])
+def test_hostile_pickles_are_refused(unet, tmp_path, form, call, place):
+    canary = tmp_path / "canary"
+    hostile = Hostile(canary, call)
+    content = {"value": {"conv_in.weight": hostile}, "key's place": [hostile, {}], "everything": hostile}[place]
+    write(unet, content, form)
+    with pytest.raises(CheckpointError, match="is refused, nothing of it was run"):
+        convert.convert(unet.parents[1], tmp_path / "dest")
+    assert not canary.exists()
+    assert not (tmp_path / "dest").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_hostile_pickle_is_hostile(unet, tmp_path):
+    write(unet, {"conv_in.weight": Hostile(tmp_path / "canary")}, "zip")
+    torch.load(unet, weights_only=False)
+    assert (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([1, 2], "holds a list, expected a dictionary of tensors"),
+        ({"state_dict": {"x": torch.zeros(1)}}, "'state_dict' is no name of a dense tensor"),
+        ({3: torch.zeros(1)}, "3 is no name of a dense tensor"),
+        ({"x": torch.zeros(1).expand(10**12)}, "'x' is no name of a dense tensor"),
+        ({"x": torch.zeros(2, 2).to_sparse()}, "'x' is no name of a dense tensor"),
+        ({"x": torch.zeros(2, device="meta")}, "'x' is no name of a dense tensor"),
+        ({"x": torch.zeros(2)}, "unexpected x (2,)"),
+    ],
+)
+def test_pickles_of_other_things(unet, tmp_path, content, words):
+    torch.save(content, unet)
+    with pytest.raises(CheckpointError) as caught:
+        convert.convert(unet.parents[1], tmp_path / "dest")
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("part", [0, 0.1, 0.5, 0.99])
+def test_truncated_pickles(tmp_path, legacy, part):
+    source = tiny.checkpoint(tmp_path / "source", unet=tiny.UNET_1)
+    folder = pickled(source, tmp_path / "pickled", legacy=legacy)
+    path = folder / "unet/diffusion_pytorch_model.bin"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(part * len(content))])
+    with pytest.raises(CheckpointError, match=r"diffusion_pytorch_model\.bin is (truncated|refused)"):
+        convert.convert(folder, tmp_path / "dest")
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_damaged_pickles(tmp_path, legacy):
+    folder = pickled(tiny.checkpoint(tmp_path / "source", unet=tiny.UNET_1), tmp_path / "pickled", legacy=legacy)
+    path, rng, good = folder / "vae/diffusion_pytorch_model.bin", random.Random(0), 0
+    original = path.read_bytes()
+    for _ in range(100):
+        damaged = bytearray(original)
+        for _ in range(rng.randint(1, 3)):
+            damaged[rng.randrange(len(damaged) // (1 if rng.random() < 0.5 else 10))] = rng.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            tensors = PickledTensors(folder / "vae", "diffusion_pytorch_model", None, str)
+            good += all(tensors[name].shape == shape for name, shape in tensors.shapes.items())
+        except CheckpointError:
+            continue
+    assert 0 < good < 100
+
+
+def test_an_old_torch_is_refused(unet, tmp_path, monkeypatch):
+    torch.save({"x": torch.zeros(1)}, unet)
+    monkeypatch.setattr(torch, "__version__", "2.5.1")
+    with pytest.raises(CheckpointError, match=r"torch 2\.5\.1 does not read safely: update to 2\.6 or later"):
+        convert.convert(unet.parents[1], tmp_path / "dest")
+
+
+def test_environment_does_not_open_the_door(unet, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    write(unet, {"conv_in.weight": Hostile(tmp_path / "canary")}, "zip")
+    with pytest.raises(CheckpointError, match="is refused"):
+        convert.convert(unet.parents[1], tmp_path / "dest")
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_torch_loads_what_is_written(tmp_path, dtype):
+    source = tiny.checkpoint(tmp_path / "source")
+    convert.convert(source, tmp_path / "orbax", dtype=str(dtype).removeprefix("torch."))
+    folder = convert.convert(tmp_path / "orbax", tmp_path / "diffusers", to="diffusers")
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder, dtype=dtype, safety_checker=None)
+    assert isinstance(pipe.text_encoder, transformers.CLIPTextModel)
+    for part, stem in STEMS.items():
+        wanted = load_torch(source / part / f"{stem}.safetensors")
+        found = getattr(pipe, part).state_dict()
+        for key, tensor in wanted.items():
+            name = key if key in found else f"text_model.{key}"
+            assert found[name].dtype == dtype
+            assert torch.equal(found[name], tensor.to(dtype))
