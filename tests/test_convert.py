@@ -384,9 +384,19 @@ def test_truncated_and_lost_data(orbax, unreadable):
     unreadable("unet/orbax is no readable Orbax checkpoint", "convert again")
 
 
+def database(orbax):
+    """The UNet's, to be written to."""
+    base = {"driver": "file", "path": f"{orbax / 'unet/orbax'}/"}
+    return tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+
+
+def test_lost_entries_are_no_zeros(orbax, unreadable):
+    del database(orbax)["conv_in.bias/0"]
+    unreadable("unet/orbax is no readable Orbax checkpoint", "convert again")
+
+
 def test_arrays_that_do_not_fit(orbax, unreadable):
-    database = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{orbax / 'unet/orbax'}/"}}
-    store = tensorstore.KvStore.open(database).result()
+    store = database(orbax)
     entry = "conv_out.bias/.zarray"
     shape = json.loads(store[entry]) | {"shape": [10**12], "chunks": [10**12]}
     store[entry] = json.dumps(shape)

