@@ -106,7 +106,7 @@ def test_of_another_kind_only_the_index_is_fetched(client, repository, tmp_path)
 
 def response(status, code=None):
     # Of the library that the hub's client is written with: httpx, or the one after it.
-    httpx = sys.modules[errors.HfHubHTTPError.__base__.__module__.partition(".")[0]]
+    httpx = sys.modules[errors.HTTPError.__module__.partition(".")[0]]
     headers = {} if code is None else {"X-Error-Code": code}
     return httpx.Response(status, headers=headers, request=httpx.Request("GET", "http://hub.invalid/owner/tiny"))
 
