@@ -149,7 +149,8 @@ def test_every_word_is_one_token(texts, folder):
     words = sorted(wording._words())
     assert all(len(row) == 3 and tokens.unk_token_id not in row[1:-1] for row in tokens(words).input_ids)
     assert set(" ".join(texts).replace(",", " ").replace("-", " ").split()) <= set(words)
-    assert tokens.decode(tokens("a zebra, été 東").input_ids, skip_special_tokens=True).strip() == "a zebra, été 東"
+    unknown = tokens.decode(tokens("a zebra's été 東").input_ids, skip_special_tokens=True)
+    assert "".join(unknown.split()) == "azebra'sété東"
 
 
 def test_tokenizers_agree(texts, folder):

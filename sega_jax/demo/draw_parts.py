@@ -38,6 +38,12 @@ _OPEN = (
     '<rect width="108" height="44" fill-opacity=".75"/><circle cx="54" cy="37" r="10" fill="#FF4F6D"/></g>'
 )
 _ACCESSORY = 'transform="translate(62 85)"'
+# Lenses are bright, so that dark frames are clear on dark skin.
+_LENS = '<ellipse cx="{}" cy="27" rx="{}" ry="{}" fill="#fff" fill-opacity=".35"/>'
+_LENSES = {
+    "accessories/round": _LENS.format(40, 21, 21) + _LENS.format(102, 21, 21),
+    "accessories/prescription_02": _LENS.format(39, 23, 17) + _LENS.format(103, 23, 17),
+}
 _BEARD = 'transform="translate(49 72)"'
 _MOUSTACHE = 'transform="translate(133 142) scale(1.2) translate(-84 -73)"'
 _CLOTHES = 'transform="translate(0 170)"'
@@ -50,7 +56,7 @@ _DRAWINGS = {
     "clothes/shirt": (_CLOTHES, ["clothes/shirt_crew_neck", "clothes/shirt_v_neck"]),
     "clothes/hoodie": (_CLOTHES, ["clothes/hoodie"]),
     "clothes/jacket": (_CLOTHES, ["clothes/blazer_shirt"]),
-    "clothes/overalls": (_CLOTHES, ["clothes/overall"]),
+    "clothes/overalls": ('transform="translate(0 154)"', ["clothes/overall"]),
     "beard/beard": (_BEARD, ["facial_hair/beard_medium", "facial_hair/beard_magestic"]),
     "moustache/moustache": (_MOUSTACHE, ["facial_hair/moustache_magnum", "facial_hair/moustache_fancy"]),
     "mouth/neutral": (_MOUTH, [_NEUTRAL]),
@@ -61,7 +67,7 @@ _DRAWINGS = {
     "eyes": (_EYES, ["eyes/default"]),
     "brows": (_BROWS, ["eyebrows/default", "eyebrows/default_natural"]),
     "hair/short": ("", ["top/hair/short_flat", "top/hair/short_round", "top/hair/short_waved"]),
-    "hair/long": ("", ["top/hair/straight_strand", "top/hair/straight_1"]),
+    "hair/long": ("", ["top/hair/straight_strand", "top/hair/long_not_too_long"]),
     "hair/curly": ("", ["top/hair/curly", "top/hair/fro"]),
     "glasses/glasses": (_ACCESSORY, ["accessories/prescription_02", "accessories/round"]),
     "glasses/sunglasses": (_ACCESSORY, ["accessories/sunglasses", "accessories/wayfarers"]),
@@ -118,6 +124,7 @@ def _read(name: str) -> str:
     if name == "clothes/blazer_shirt":  # the jacket takes the colour; the shirt below is white
         text = text.replace('fill=""', 'fill="#F4F4F4"').replace("#3A4C5A", _TINT)
         return text.replace('fill="#2F4351"', 'fill="#000" fill-opacity=".25"')
+    text = _LENSES.get(name, "") + text
     tinted = r'(id="(?:Hair|Facial-Hair|Fabric|Skin)-Color"[^>]*?fill=)"[^"]*"'
     return re.sub(tinted, rf'\1"{_TINT}"', text)
 
