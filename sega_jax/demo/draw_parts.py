@@ -25,12 +25,12 @@ _HEAD = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/
 _MOUTH = 'transform="translate(132 160) scale(1.35) translate(-54 -21)"'
 _SKIN = f'fill="{_TINT}" stroke="{_TINT}" stroke-width="{{}}" stroke-linecap="round" stroke-linejoin="round"'
 _NEUTRAL = (
-    f'<path d="M44,20 H64" {_SKIN.format(14)}/><rect x="42" y="17" width="24" height="6" rx="3" fill-opacity=".8"/>'
+    f'<path d="M44,20 H64" {_SKIN.format(14)}/><rect x="42" y="17" width="24" height="6" rx="3" fill-opacity=".9"/>'
 )
 _ARC = 'd="M38,28 C43,12 65,12 70,28"'
 _SAD = (
     f"<path {_ARC} {_SKIN.format(13)}/>"
-    f'<path {_ARC} fill="none" stroke="#000" stroke-opacity=".8" stroke-width="5" stroke-linecap="round"/>'
+    f'<path {_ARC} fill="none" stroke="#000" stroke-opacity=".9" stroke-width="5.5" stroke-linecap="round"/>'
 )
 _LIPS = '<ellipse cx="54" cy="22" rx="11.5" ry="12" {}/>'
 _OPEN = (
@@ -67,7 +67,7 @@ _DRAWINGS = {
     "eyes": (_EYES, ["eyes/default"]),
     "brows": (_BROWS, ["eyebrows/default", "eyebrows/default_natural"]),
     "hair/short": ("", ["top/hair/short_flat", "top/hair/short_round", "top/hair/short_waved"]),
-    "hair/long": ("", ["top/hair/straight_strand", "top/hair/long_not_too_long"]),
+    "hair/long": ("", ["top/hair/straight_strand"]),
     "hair/curly": ("", ["top/hair/curly", "top/hair/fro"]),
     "glasses/glasses": (_ACCESSORY, ["accessories/prescription_02", "accessories/round"]),
     "glasses/sunglasses": (_ACCESSORY, ["accessories/sunglasses", "accessories/wayfarers"]),
