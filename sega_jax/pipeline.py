@@ -204,6 +204,11 @@ class Pipeline:
             semantics=semantics,
             strict=strict,
         )
+        if self.scheduler.options.get("variance_type") == "learned_range":
+            raise ValueError(
+                f"{self.scheduler.name}: variance_type='learned_range' is of networks that predict their variance,"
+                " which this one does not; give 'fixed_small'"
+            )
         if rows.eta.any() and self.scheduler.solver != "ddim":
             message = f"eta={eta} is DDIM's, {self.scheduler.name} has none"
             if strict:

@@ -182,6 +182,24 @@ def test_networks_that_do_not_fit_are_refused_by_the_pipeline(own):
     assert isinstance(own.models, Models)
 
 
+def test_a_variance_that_the_network_does_not_predict(own):
+    own.scheduler = tiny.SCHEDULERS["DDPM"] | {"variance_type": "learned_range"}
+    with pytest.raises(ValueError, match="of networks that predict their variance"):
+        own(**CALL)
+
+
+@pytest.mark.parametrize(("name", "calls"), [("Heun", 5), ("PNDM, Runge-Kutta", 13)])
+def test_warm_ups_count_calls(own, name, calls):
+    """Of the network, which are more than steps; diffusers crashes on both."""
+    own.scheduler = tiny.SCHEDULERS[name]
+    steps = 3 if name == "Heun" else 4
+    out = own("cat", Edit("a", warmup=calls - 1, threshold=0), steps=steps, output="latent", record=True)
+    assert out.record.sem_guidance.shape[1] == calls
+    assert out.record.sem_guidance.any((0, 2, 3, 4)).tolist() == [False] * (calls - 1) + [True]
+    with pytest.warns(UserWarning, match=f"after the last of {calls} model calls"):
+        own("cat", Edit("a", warmup=calls), steps=steps, output="latent")
+
+
 def test_the_config_of_a_scheduler_is_diffusers(own):
     """So that diffusers' own `from_config(pipe.scheduler.config)` takes it."""
     assert isinstance(own.scheduler, Scheduler)
