@@ -62,10 +62,10 @@ def convert(
         ValueError: an unknown dtype or form, or dest lies inside the source.
         OSError: dest cannot be written to, or its disk is full.
     """
-    if to not in writers.FORMS:
+    if to not in list(writers.FORMS):
         raise ValueError(f"to={to!r} should be one of {', '.join(writers.FORMS)}")
     dtype = _dtype(dtype)
-    folder = checkpoint_folder(source)
+    folder = checkpoint_folder(source, variant=variant)
     if not isinstance(dest, str | os.PathLike):
         raise TypeError(f"dest={dest!r} should be the path of a folder")
     dest = Path(os.path.expanduser(dest)).resolve()

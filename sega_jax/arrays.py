@@ -43,8 +43,10 @@ def floating(name: str, value: Any, axes: str) -> np.ndarray:
     """
     try:
         array = np.asarray(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):  # the last is torch's, of tensors with gradients
         array = np.asarray(None)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
     if not is_floating(array.dtype):
         raise TypeError(f"{name}={repr(value)[:80]} should be a floating array {axes}")
     if not is_finite(array):

@@ -177,6 +177,8 @@ def edit(
         height, width = (side * pipe.models.vae.config.factor for side in sides)
         known |= settings | {"height": height, "width": width}
         known |= {"dtype": pipe.dtype.name, "variant": variant}
+        if scheduler is not None and Path(scheduler).expanduser().exists():
+            scheduler = str(Path(scheduler).expanduser().resolve())
         known |= {"scheduler": scheduler, "solver": pipe.scheduler.name, "safety_checker": safety_checker}
         names = "original", "edited"
         if result.flagged is not None and result.flagged.any():

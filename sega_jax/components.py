@@ -13,14 +13,14 @@ from sega_jax.schedules import FAMILIES, Scheduler, from_config
 M = TypeVar("M")
 
 
-def as_scheduler(value: Any, config: Mapping[str, Any]) -> Scheduler:
+def as_scheduler(value: Any, config: Mapping[str, Any] | None = None) -> Scheduler:
     """A scheduler from what names one.
 
     Args:
-        value: a `Scheduler`; a class name of diffusers', which takes `config` over as diffusers' `from_config`
-            does; a config with a `_class_name`; a folder with `scheduler_config.json` (or a checkpoint's, above
-            it); or a scheduler object of diffusers.
-        config: of the scheduler before.
+        value: a `Scheduler`; a class of diffusers' or its name, which takes `config` over as diffusers'
+            `from_config` does; a config with a `_class_name`; a folder with `scheduler_config.json` (or a
+            checkpoint's, above it); or a scheduler object of diffusers.
+        config: of the scheduler before; None where there was none.
 
     Raises:
         TypeError: it is none of these.
@@ -28,13 +28,22 @@ def as_scheduler(value: Any, config: Mapping[str, Any]) -> Scheduler:
     """
     if isinstance(value, Scheduler):
         return value
+    if isinstance(value, type) and value.__name__ in FAMILIES:
+        value = value.__name__
     if isinstance(value, str) and value in FAMILIES:
-        return from_config({**config, "_class_name": value})
+        if config is None:
+            raise ValueError(f"scheduler={value!r} has no config whose betas it could take over; give a config")
+        # What was a default of another class was not chosen; what is another's own means nothing here.
+        defaults = config.get("_use_default_values") or []
+        taken = {key: option for key, option in config.items() if key not in (*defaults, "_use_default_values")}
+        return from_config({**taken, "_class_name": value}, strict=False)
     if isinstance(value, Mapping):
+        if "_class_name" not in value:
+            raise ValueError(f"the config {str(dict(value))[:80]} has no _class_name, one of {', '.join(FAMILIES)}")
         return from_config(value)
     if isinstance(value, str | os.PathLike):
         folder = Path(os.path.expanduser(value))
-        if not folder.exists():
+        if not str(value) or not folder.exists():
             raise ValueError(f"scheduler={str(value)!r} is no folder, and no class of {', '.join(FAMILIES)}")
         inner = folder / "scheduler"
         path = inner if inner.is_dir() else folder

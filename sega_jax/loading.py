@@ -72,7 +72,8 @@ def load(
     given = {"text_encoder": text_encoder, "unet": unet, "vae": vae}
     given = {part: as_module(part, value, _KINDS[part]) for part, value in given.items() if value is not None}
     if not (safety_checker is None or isinstance(safety_checker, bool | Safety)):
-        raise TypeError(f"safety_checker={safety_checker!r} should be True for the checkpoint's own, or False or None")
+        what = type(safety_checker).__name__ if callable(safety_checker) else repr(safety_checker)
+        raise TypeError(f"safety_checker={what} should be True for the checkpoint's own, or False or None")
     if not (tokenizer is None or isinstance(tokenizer, Tokenizer)):
         raise TypeError(f"tokenizer={tokenizer!r} should be another pipeline's (pipe.tokenizer)")
     where = devices if isinstance(devices, Devices) else Devices(devices)
@@ -130,7 +131,7 @@ def describe(
     configs = {part: given.get(part) or read_json(folder / part / "config.json") for part in Models._fields}
     config = folder / "scheduler" / "scheduler_config.json"
     if scheduler is not None:
-        scheduler = as_scheduler(scheduler, read_json(config) if config.is_file() else {})
+        scheduler = as_scheduler(scheduler, read_json(config) if config.is_file() else None)
     try:
         scheduler = scheduler or schedules.from_config(read_json(config))
         models = Models.build(**configs, attention=attention)
@@ -197,6 +198,10 @@ def checkpoint_folder(
     """
     if not isinstance(source, str | os.PathLike):
         raise TypeError(f"source={source!r} should be the path of a folder, or owner/name on the hub")
+    if not (revision is None or isinstance(revision, str)):
+        raise TypeError(f"revision={revision!r} should be the name of a branch or tag, or a commit")
+    if not str(source):
+        raise FileNotFoundError("source='' is no folder; give one in diffusers layout, or owner/name on the hub")
     folder = Path(os.path.expanduser(source))
     if not folder.exists() and hub.is_id(source):
         # One commit for all: its index first, which says whether the rest is worth fetching.
@@ -204,14 +209,23 @@ def checkpoint_folder(
         _check_kind(folder)
         parts = [part for part in (*_KINDS, _CHECKER) if part not in without]
         files = ["tokenizer/*", "scheduler/*.json", "feature_extractor/*.json", *(f"{p}/config.json" for p in parts)]
-        files += [f"{part}/{file}" for part in parts for file in weight_files(weight_stem(part), variant)]
+        weights = {part: [*weight_files(weight_stem(part), variant), *orbax.FILES] for part in parts}
+        files += [f"{part}/{file}" for part in parts for file in weights[part]]
         folder = hub.fetch(source, ["model_index.json", *files], folder.name)
+        for part in parts:
+            if (folder / part).is_dir() and not any(
+                path for file in weights[part] for path in folder.glob(f"{part}/{file}")
+            ):
+                raise CheckpointError(
+                    f'{source} has no {part}/{weights[part][0]}; give another variant ("fp16", or none), or fetch the'
+                    " repository and convert its folder with sega-jax-convert, if its weights are .bin"
+                )
     elif revision is not None:
         raise ValueError(f"revision={revision!r} is of a repository on the hub, but {folder} is a folder")
     elif not folder.is_dir():
         raise FileNotFoundError(
             f"{folder} is no folder; give one in diffusers layout (with model_index.json, unet, vae, text_encoder,"
-            " tokenizer and scheduler), or owner/name on the hub"
+            " tokenizer and scheduler), or owner/name on the hub, with revision= for a branch or commit"
         )
     _check_kind(folder)
     for part in _KINDS:
@@ -249,6 +263,8 @@ def _dtype(dtype: DTypeLike | None, where: Devices) -> np.dtype:
         platform = where.devices[0].platform
         old = platform == "gpu" and not all(map(_is_ampere, where.devices))
         return np.dtype("float32" if platform == "cpu" else "float16" if old else jnp.bfloat16)
+    if str(dtype).startswith("torch."):
+        dtype = str(dtype).removeprefix("torch.")
     try:
         name = jnp.dtype(dtype).name
     except TypeError:

@@ -16,6 +16,7 @@ from sega_jax.checkpoint import FLAX, CheckpointError, Tensors, read_json, torch
 ARRAYS = "orbax"  # an Orbax checkpoint of {dotted path of a parameter: array with our axes}
 NOTES = "orbax.json"  # {"format": 1, "keys": {dotted path of a parameter: its key in torch's files}}
 BUFFERS = "buffers"  # .safetensors, of what no module needs; where there is any
+FILES = (f"{ARRAYS}/*", NOTES, f"{BUFFERS}.safetensors")
 FORMAT = 1
 _ENTRY = "/.zarray"
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from sega_jax.arrays import at_least_float32, floating
+from sega_jax.arrays import at_least_float32, floating, is_finite
 from sega_jax.components import as_scheduler
 from sega_jax.guidance import SEMANTICS, SUPPORTS, Edits
 from sega_jax.parallel import Devices
@@ -79,10 +79,14 @@ class Pipeline:
         devices: Devices,
         safety: Safety | None = None,
     ):
-        self.devices = devices
-        self._models = models
+        if not isinstance(models, Models):
+            raise TypeError(f"models={type(models).__name__} should be the Models of another pipeline (pipe.models)")
+        if not (safety is None or isinstance(safety, Safety)):
+            raise TypeError(f"safety={safety!r} should be another pipeline's (pipe.safety), or None")
+        self.devices = devices if isinstance(devices, Devices) else Devices(devices)
+        self._models = Models.build(*models)
         self.tokenizer = tokenizer
-        self._scheduler = scheduler
+        self._scheduler = as_scheduler(scheduler)
         self.safety = safety
         self._pace: dict[tuple, float] = {}
         self._embeddings: dict[bytes, np.ndarray] = {}
@@ -106,6 +110,8 @@ class Pipeline:
 
     @models.setter
     def models(self, models: Models) -> None:
+        if not isinstance(models, Models):
+            raise TypeError(f"models={type(models).__name__} should be Models, as pipe.models._replace(unet=...)")
         self._models = Models.build(*self.devices.place(models))
         self._embeddings.clear()
 
@@ -225,7 +231,8 @@ class Pipeline:
         settings, text = self.devices.split((settings, text))
         method = Method(self.scheduler.solver, semantics, support, record)
         start = self.devices.map(system.start, (0, 0, None), shape=shape, method=method, dtype=self._wide)
-        first = start(settings, self.devices.split(rows.latents), table.initial_scale[0])
+        latents = None if rows.latents is None else _cast("latents", rows.latents, self._wide)
+        first = start(settings, self.devices.split(latents), table.initial_scale[0])
         every = None if callback is None else callback_steps
         parts = []
         with bar(len(table.call), "call", progress) as shown:
@@ -406,6 +413,15 @@ def _enough_memory(shape: tuple[int, ...]) -> Iterator[None]:
         ) from error
 
 
+def _cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """In the loop's dtype, so that those of others share a program."""
+    with np.errstate(over="ignore"):
+        array = array.astype(dtype)
+    if not is_finite(array):
+        raise ValueError(f"{name} has entries beyond the range of {dtype}")
+    return array
+
+
 def _replayed(replay: Any, rows: int, shape: tuple[int, int, int], dtype: np.dtype) -> np.ndarray | None:
     if replay is None:
         return None
@@ -416,6 +432,6 @@ def _replayed(replay: Any, rows: int, shape: tuple[int, int, int], dtype: np.dty
             f"replay has shape {replay.shape}, expected ({rows}, calls, {', '.join(map(str, shape))}) {axes}, or one"
             " picture's for all"
         )
-    replay = np.broadcast_to(replay.astype(dtype), (rows, *replay.shape[1:]))
+    replay = np.broadcast_to(_cast("replay", replay, dtype), (rows, *replay.shape[1:]))
     # Zeros add nothing, and records of other lengths then share a program.
     return np.pad(replay, ((0, 0), (0, -replay.shape[1] % _CHUNK), (0, 0), (0, 0), (0, 0)))

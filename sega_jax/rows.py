@@ -13,8 +13,8 @@ import numpy as np
 from sega_jax.arrays import floating
 from sega_jax.guidance import Edit
 
-EditLike = Edit | str
 Text = str | np.ndarray | jax.Array
+EditLike = Edit | Text
 
 
 class Rows(NamedTuple):
@@ -132,11 +132,11 @@ def _edits(edits: Any, total: int, spread: Callable[[str, Sequence], list]) -> l
     def one(edit: Any) -> Edit:
         if isinstance(edit, Edit):
             return edit
-        if isinstance(edit, str):
+        if isinstance(edit, str) or hasattr(edit, "ndim"):
             return Edit(edit)
         raise TypeError(f"edits: {_show(edit)} should be words or an Edit")
 
-    if isinstance(edits, Edit | str):
+    if isinstance(edits, Edit | str) or getattr(edits, "ndim", 0) == 2:
         edits = [edits]
     if not isinstance(edits, Sequence):
         raise TypeError(f"edits={_show(edits)} should be a list of words and Edits, or one such list a prompt")

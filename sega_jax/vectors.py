@@ -9,6 +9,7 @@ Guidance is a plain array [pictures, calls, height, width, channels], so that ar
 """
 
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,20 +27,27 @@ def save_guidance(path: str | Path, guidance: Any, about: Mapping[str, str] | No
     """Writes recorded guidance as a safetensors file, in its own floating dtype; a file that is there is replaced.
 
     Args:
-        guidance: [pictures, calls, height, width, channels], as `Output.record.sem_guidance`.
+        guidance: [pictures, calls, height, width, channels], as `Output.record.sem_guidance`. (diffusers' face gives
+            calls first: `np.moveaxis(out.sem_guidance, 1, 0)`.)
         about: words to go with it, such as the prompt and the edit.
 
     Raises:
         TypeError, ValueError: it is no such array, or `about` is not of words.
         OSError: the file cannot be written.
     """
-    array = _checked("guidance", guidance)
-    if not all(isinstance(word, str) for pair in dict(about or {}).items() for word in pair):
+    array, about = _checked("guidance", guidance), {} if about is None else about
+    if not isinstance(about, Mapping) or not all(isinstance(w, str) for pair in about.items() for w in pair):
         raise TypeError(f"about={about!r} should be names and words, like {{'prompt': 'a castle'}}")
-    path = Path(path)
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(save({_NAME: np.ascontiguousarray(array)}, dict(about or {})))
-    os.replace(part, path)
+    content = save({_NAME: np.ascontiguousarray(array)}, dict(about))
+    path = Path(os.path.expanduser(path))
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(handle, "wb") as file:
+            file.write(content)
+        os.replace(part, path)
+    except BaseException:
+        os.unlink(part)
+        raise
 
 
 def load_guidance(path: str | Path) -> np.ndarray:
@@ -50,11 +58,13 @@ def load_guidance(path: str | Path) -> np.ndarray:
         ValueError: the file is broken or holds something else.
     """
     try:
-        with safe_open(path, framework="numpy") as file:
+        with safe_open(os.path.expanduser(path), framework="numpy") as file:
             if _NAME not in file.keys():  # noqa: SIM118 - safe_open is no mapping
                 raise ValueError(f"{path} holds no guidance; write it with save_guidance")
             return _checked(str(path), file.get_tensor(_NAME))
-    except (SafetensorError, TypeError) as error:
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist") from None
+    except (SafetensorError, TypeError, OSError) as error:
         raise ValueError(f"{path} is no readable guidance ({error}); write it with save_guidance") from None
 
 

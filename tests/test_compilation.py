@@ -17,6 +17,7 @@ CHANGES = {
     "prompts": {"prompt": ["a bird", "fish"]},
     "negative prompts": {"negative_prompt": ["bad", "worse"]},
     "concepts": {"edits": [[Edit("x", warmup=1)], [Edit("y", warmup=1), Edit("z", warmup=1)]]},
+    "bare embeddings": {"edits": [np.ones((12, 16), np.float32), "z"], "steps": 12},
     "embeddings": {"edits": [Edit(np.ones((12, 16), np.float32), warmup=1), Edit("z", warmup=1)]},
     "scales": {"edits": [Edit("a", scale=-7, warmup=1), Edit("b", scale=0, warmup=1)]},
     "thresholds": {"edits": [Edit("a", threshold=0, warmup=1), Edit("b", threshold=1, warmup=1)]},
@@ -47,6 +48,14 @@ def called(small):
 @pytest.mark.parametrize("change", CHANGES)
 def test_compiles_nothing(called, compilations, change):
     called(**CALL | CHANGES[change])
+    assert not compilations
+
+
+def test_latents_of_another_dtype_compile_nothing(called, compilations):
+    called(**CALL, latents=np.ones((2, 8, 8, 4), np.float32))
+    compilations.clear()
+    for dtype in (np.float16, np.float64):
+        called(**CALL, latents=np.ones((2, 8, 8, 4), dtype))
     assert not compilations
 
 

@@ -61,7 +61,10 @@ def test_a_config_a_folder_a_file_and_an_object(own, tmp_path):
         (3, TypeError, "scheduler=3 should be a class name"),
         (types.SimpleNamespace(config=3), TypeError, "should be a class name"),
         (types.SimpleNamespace(config={}), ValueError, "'SimpleNamespace' is not supported"),
-        ({}, ValueError, "the scheduler None is not supported, only DDIMScheduler"),
+        ({}, ValueError, "the config {} has no _class_name, one of DDIMScheduler"),
+        ({"use_karras_sigmas": True}, ValueError, "has no _class_name"),
+        ("", ValueError, "scheduler='' is no folder"),
+        (dict, TypeError, "should be a class name"),
         ({"_class_name": "DDIMScheduler", "beta_end": 2}, ValueError, "beta_end=2 should be a number between"),
     ],
 )
@@ -70,6 +73,68 @@ def test_what_is_no_scheduler(own, value, error, words):
     with pytest.raises(error, match=words):
         own.scheduler = value
     assert own.scheduler is before
+
+
+def test_defaults_of_another_class_are_not_taken_over(own):
+    """As diffusers' objects mark them, whose own defaults they are."""
+    config = {**tiny.SD_BETAS, "timestep_spacing": "leading", "_use_default_values": ["timestep_spacing"]}
+    own.scheduler = type("DDIMScheduler", (), {"config": config})()
+    assert own.scheduler.options["timestep_spacing"] == "leading"
+    own.scheduler = "EulerDiscreteScheduler"
+    assert own.scheduler.options["timestep_spacing"] == "linspace"
+    assert own.scheduler.options["beta_end"] == tiny.SD_BETAS["beta_end"]
+
+
+def test_a_class_name_after_a_scheduler_that_is_not_supported(small_folder, tmp_path, one_device):
+    """What only that scheduler has means nothing; a class itself is as good as its name."""
+    (tmp_path / "other").mkdir()
+    for path in small_folder.iterdir():
+        if path.name != "scheduler":
+            (tmp_path / "other" / path.name).symlink_to(path)
+    with pytest.raises(ValueError, match="has no config whose betas it could take over"):
+        load(tmp_path / "other", scheduler="EulerDiscreteScheduler")
+    (tmp_path / "other" / "scheduler").mkdir()
+    config = tiny.SD_BETAS | {"_class_name": "LCMScheduler", "original_inference_steps": 50}
+    (tmp_path / "other" / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    kind = type("EulerDiscreteScheduler", (), {})
+    for name in ("EulerDiscreteScheduler", kind):
+        pipe = load(tmp_path / "other", scheduler=name, devices=one_device)
+        assert pipe.scheduler.options["beta_end"] == tiny.SD_BETAS["beta_end"]
+
+
+def test_a_config_cannot_be_changed_from_outside(own):
+    own.scheduler.config["use_karras_sigmas"] = True
+    assert "use_karras_sigmas" not in own.scheduler.config
+    with pytest.raises(TypeError):
+        own.scheduler.options["beta_end"] = 0.1
+
+
+@pytest.mark.parametrize(
+    ("components", "error", "words"),
+    [
+        ({"models": 3}, TypeError, "models=int should be the Models of another pipeline"),
+        ({"devices": 3}, TypeError, "devices=3 should name devices"),
+        ({"safety": True}, TypeError, "safety=True should be another pipeline's"),
+        ({"scheduler": "EulerDiscreteScheduler"}, ValueError, "give a config"),
+        ({"scheduler": 3}, TypeError, "scheduler=3 should be a class name"),
+    ],
+)
+def test_what_makes_no_pipeline(small, components, error, words):
+    with pytest.raises(error, match=words):
+        Pipeline(**small.components | components)
+    with pytest.raises(TypeError, match="models=int should be Models"):
+        Pipeline(**small.components).models = 3
+
+
+def test_networks_are_exchanged_in_diffusers_words(small):
+    face = SemanticStableDiffusionPipeline(**SemanticStableDiffusionPipeline.from_pipe(small).components)
+    call = {"prompt": "cat", "num_inference_steps": 2, "output_type": "latent"}
+    before = face(**call).images
+    face.unet = jax.tree.map(lambda leaf: leaf / 2, face.unet)
+    assert not np.array_equal(face(**call).images, before)
+    assert face.feature_extractor is None
+    with pytest.raises(TypeError, match="vae=int should be a AutoencoderKL"):
+        face.vae = 3
 
 
 def test_a_folder_without_a_scheduler(own, tmp_path):

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from huggingface_hub import errors
 
+import convert
 import sega_jax
 from sega_jax import CheckpointError, hub
 
@@ -129,6 +130,25 @@ def test_errors_say_what_to_do(client, error, words):
     with pytest.raises(CheckpointError) as caught:
         sega_jax.load(NAME, revision="v9")
     assert all(word in str(caught.value) for word in [NAME, *words]), str(caught.value)
+
+
+def test_a_repository_without_these_weights(client, repository, tmp_path):
+    other = shutil.copytree(repository, tmp_path / "other")
+    (other / "unet/diffusion_pytorch_model.safetensors").unlink()
+    client.folder = other
+    with pytest.raises(CheckpointError, match=r"has no unet/diffusion_pytorch_model.safetensors; .*sega-jax-convert"):
+        sega_jax.load(NAME)
+
+
+def test_a_converted_repository(client, small_folder, small, tmp_path, one_device):
+    client.folder = convert.convert(small_folder, tmp_path / "orbax")
+    pipe = sega_jax.load(NAME, devices=one_device)
+    assert np.array_equal(pipe("cat", steps=1, output="latent").images, small("cat", steps=1, output="latent").images)
+
+
+def test_revisions_are_words():
+    with pytest.raises(TypeError, match="revision=3 should be"):
+        sega_jax.load(NAME, revision=3)
 
 
 def test_an_interruption_comes_through(client):

@@ -114,7 +114,7 @@ NATIVE = [
     ({"edits": 3}, TypeError, "edits=3 should be a list of words and Edits"),
     ({"edits": None}, TypeError, "edits=None should be a list of words and Edits"),
     ({"edits": [3]}, TypeError, "edits: 3 should be words or an Edit"),
-    ({"edits": [EMBEDDING]}, TypeError, "edits: .* should be words or an Edit"),
+    ({"edits": [EMBEDDING[0]]}, ValueError, "Edit: concept has shape"),
     ({"edits": {"a": 1}}, TypeError, "edits=.* should be a list of words and Edits"),
     ({"edits": ["a", ["b"]]}, TypeError, "edits mixes lists with single edits"),
     ({"edits": [["a"], ["b"]]}, ValueError, "edits has 2 entries, expected 1, one a prompt"),

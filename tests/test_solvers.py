@@ -400,8 +400,8 @@ def test_options_of_other_schedulers_mean_nothing():
 
 def test_values_of_other_schedulers_are_translated_as_diffusers_does():
     assert same_tables(scheduler("DPM"), scheduler("DPM", solver_type="bh2"))
-    assert same_tables(scheduler("UniPC", solver_type="bh1"), scheduler("UniPC", solver_type="midpoint"))
-    assert not same_tables(scheduler("UniPC"), scheduler("UniPC", solver_type="midpoint"))
+    assert same_tables(scheduler("UniPC", solver_type="bh2"), scheduler("UniPC", solver_type="midpoint"))
+    assert not same_tables(scheduler("UniPC"), scheduler("UniPC", solver_type="bh1"))
 
 
 def test_null_is_the_default():

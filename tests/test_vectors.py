@@ -97,6 +97,31 @@ def test_the_face_takes_calls_first_with_a_tail_and_lists(small, vectors):
     np.testing.assert_allclose(first, others[2], atol=0.05)
 
 
+def test_axes_of_the_other_face_are_refused(small, vectors):
+    face = SemanticStableDiffusionPipeline.from_pipe(small)
+    with pytest.raises(
+        ValueError, match=r"sem_guidance has shape \(1, 4, 8, 8, 4\), expected \(calls, rows, .* 1 rows"
+    ):
+        face("cat", num_inference_steps=2, sem_guidance=vectors[0])
+
+
+def test_other_byte_orders_and_values_beyond_float32(small, vectors):
+    swapped = vectors[0].astype(vectors[0].dtype.newbyteorder())
+    call = {"prompt": "cat", "steps": 2, "output": "latent"}
+    assert np.array_equal(small(**call, replay=swapped).images, small(**call, replay=vectors[0]).images)
+    with pytest.raises(ValueError, match="replay has entries beyond the range of float32"):
+        small(**call, replay=vectors[0].astype(np.float64) + 1e300)
+
+
+def test_a_folder_in_the_way(tmp_path, vectors):
+    (tmp_path / "x").mkdir()
+    with pytest.raises(OSError, match="x"):
+        save_guidance(tmp_path / "x", vectors[0])
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    with pytest.raises(ValueError, match="is no readable guidance"):
+        load_guidance(tmp_path / "x")
+
+
 @pytest.mark.parametrize(
     ("guidance", "error", "words"),
     [
@@ -113,8 +138,9 @@ def test_what_is_no_guidance(tmp_path, guidance, error, words):
 
 
 def test_words_about_it_are_words(tmp_path, vectors):
-    with pytest.raises(TypeError, match="should be names and words"):
-        save_guidance(tmp_path / "x.safetensors", vectors[0], {"steps": 3})
+    for about in ({"steps": 3}, "a castle"):
+        with pytest.raises(TypeError, match="should be names and words"):
+            save_guidance(tmp_path / "x.safetensors", vectors[0], about)
 
 
 def test_files_that_are_no_guidance(tmp_path):

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from sega_jax.arrays import floating
+from sega_jax.components import as_module
 from sega_jax.guidance import Edit
 from sega_jax.loading import load
 from sega_jax.nn.clip import CLIPTextModel
@@ -20,7 +21,7 @@ from sega_jax.nn.unet import UNet2DConditionModel
 from sega_jax.nn.vae import AutoencoderKL
 from sega_jax.parallel import Devices
 from sega_jax.pipeline import Pipeline
-from sega_jax.rows import number
+from sega_jax.rows import number, whole
 from sega_jax.safety import FeatureExtractor, Safety
 from sega_jax.schedules import Scheduler
 from sega_jax.systems.stable_diffusion import Models
@@ -108,13 +109,11 @@ class SemanticStableDiffusionPipeline:
             raise TypeError("feature_extractor is the checkpoint's own; give another's with its safety_checker")
         if not (safety_checker is None or isinstance(safety_checker, bool)):
             safety_checker = _safety(safety_checker, feature_extractor)
-        if torch_dtype is not None and dtype is None:
-            dtype = str(torch_dtype).removeprefix("torch.") if "torch." in str(torch_dtype) else torch_dtype
         return cls.from_pipe(
             load(
                 pretrained_model_name_or_path,
                 revision=revision,
-                dtype=dtype,
+                dtype=torch_dtype if dtype is None else dtype,
                 variant=variant,
                 devices=devices,
                 attention=attention,
@@ -156,13 +155,29 @@ class SemanticStableDiffusionPipeline:
     def unet(self) -> UNet2DConditionModel:
         return self.pipeline.models.unet
 
+    @unet.setter
+    def unet(self, value: UNet2DConditionModel) -> None:
+        self._exchange("unet", value)
+
     @property
     def vae(self) -> AutoencoderKL:
         return self.pipeline.models.vae
 
+    @vae.setter
+    def vae(self, value: AutoencoderKL) -> None:
+        self._exchange("vae", value)
+
     @property
     def text_encoder(self) -> CLIPTextModel:
         return self.pipeline.models.text_encoder
+
+    @text_encoder.setter
+    def text_encoder(self, value: CLIPTextModel) -> None:
+        self._exchange("text_encoder", value)
+
+    def _exchange(self, name: str, value: Any) -> None:
+        models = self.pipeline.models
+        self.pipeline.models = models._replace(**{name: as_module(name, value, type(getattr(models, name)))})
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -187,6 +202,11 @@ class SemanticStableDiffusionPipeline:
         if value is not None:
             raise TypeError("safety_checker can be turned off with None, but not replaced")
         self.pipeline.safety = None
+
+    @property
+    def feature_extractor(self) -> FeatureExtractor | None:
+        """What prepares pictures for the safety checker, or None."""
+        return self.components["feature_extractor"]
 
     def __call__(
         self,
@@ -273,7 +293,7 @@ class SemanticStableDiffusionPipeline:
             width=width,
             momentum_scale=0.1 if edit_momentum_scale is None else edit_momentum_scale,
             momentum_beta=0.4 if edit_mom_beta is None else edit_mom_beta,
-            replay=_replayed(sem_guidance),
+            replay=_replayed(sem_guidance, _count(prompt, prompt_embeds), num_images_per_prompt),
             output=_OUTPUTS[output_type],
             record=return_guidance,
             callback=callback,
@@ -319,13 +339,19 @@ def _safety(checker: Any, extractor: Any) -> Safety | None:
     return Safety(extractor, checker)
 
 
-def _replayed(recorded: Any) -> np.ndarray | None:
+def _count(words: Any, embeddings: Any) -> int:
+    given = words if embeddings is None else embeddings
+    return 1 if isinstance(given, str) or not hasattr(given, "__len__") else len(given)
+
+
+def _replayed(recorded: Any, prompts: int, pictures: int) -> np.ndarray | None:
     if recorded is None:
         return None
+    rows = prompts * whole("num_images_per_prompt", pictures, 1)
     axes = "(calls, rows, height, width, channels)"
     recorded = floating("sem_guidance", recorded, axes)
-    if recorded.ndim != 5:
-        raise ValueError(f"sem_guidance has shape {recorded.shape}, expected {axes}")
+    if recorded.ndim != 5 or recorded.shape[1] not in (1, rows):
+        raise ValueError(f"sem_guidance has shape {recorded.shape}, expected {axes}, {rows} rows or one for all")
     return np.moveaxis(recorded, 0, 1)
 
 

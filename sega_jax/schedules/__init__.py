@@ -10,6 +10,7 @@ A new scheduler is a function from options and steps to a table, and an entry in
 import dataclasses
 import numbers
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -27,17 +28,21 @@ class Scheduler:
     """A checkpoint's scheduler: a table for a number of steps.
 
     Attributes:
-        config: the `scheduler_config.json` that it was made from.
-        options: every option of its class, given or default.
+        options: every option of its class, given or default; not to be changed.
     """
 
-    config: Mapping[str, Any]
+    _config: Mapping[str, Any]
     options: Mapping[str, Any]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """A copy of the `scheduler_config.json` that it was made from."""
+        return dict(self._config)
 
     @property
     def name(self) -> str:
         """Of diffusers' class."""
-        return self.config["_class_name"]
+        return self._config["_class_name"]
 
     @property
     def solver(self) -> str:
@@ -73,10 +78,13 @@ class Scheduler:
         return table
 
 
-def from_config(config: Mapping[str, Any]) -> Scheduler:
+def from_config(config: Mapping[str, Any], *, strict: bool = True) -> Scheduler:
     """The scheduler of a diffusers `scheduler_config.json`.
+
+    Args:
+        strict: whether an option that no scheduler here has is an error, or means nothing.
 
     Raises:
         ValueError: a scheduler, option or value that is not supported; the message lists what is.
     """
-    return Scheduler(dict(config), resolve(config))
+    return Scheduler(dict(config), MappingProxyType(resolve(config, strict)))

@@ -101,7 +101,7 @@ FAMILIES = {
         | {"predict_x0": True, "solver_type": "bh2", "disable_corrector": ()},
         _STATIC | _FLOWS | {"solver_p": None, "shift_terminal": None},
         {"solver_type": ("bh1", "bh2")},
-        {"solver_type": {"midpoint": "bh1", "heun": "bh1", "logrho": "bh1"}},
+        {"solver_type": {"midpoint": "bh2", "heun": "bh2", "logrho": "bh2"}},
     ),
 }
 
@@ -132,8 +132,9 @@ _FOREIGN = {
 }  # fmt: skip
 
 
-def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Every option of a config's class, given or default; null is the default.
+def resolve(config: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
+    """Every option of a config's class, given or default; null is the default. Without `strict`, options that no
+    scheduler here has mean nothing.
 
     Raises:
         ValueError: a scheduler, option or value that is not supported; the message lists what is.
@@ -144,7 +145,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     family = FAMILIES[name]
     known = {*family.defaults, *family.fixed}
     unknown = [k for k in config if not k.startswith("_") and k not in known | _FOREIGN]
-    if unknown:
+    if unknown and strict:
         raise ValueError(f"{name}: unknown options {', '.join(unknown)}; supported are {', '.join(sorted(known))}")
     for key, only in family.fixed.items():
         if config.get(key, only) not in (only, None):
