@@ -7,14 +7,17 @@ pytest.importorskip("diffusers")
 
 import importlib
 import itertools
+import json
 from functools import partial
 from unittest import mock
 
+import diffusers
 import jax
 import numpy as np
 import torch
 
 from parity.theirs import double, noise, relative, scheduler
+from sega_jax.components import as_scheduler
 from sega_jax.schedules import FAMILIES, from_config
 from sega_jax.solvers import SOLVERS
 
@@ -232,3 +235,18 @@ def test_learned_variance():
             solver = SOLVERS["multistep"]()
             found, _ = solver.update(x[i], solver.init(x[i]), outputs[i], variances[i], row, lambda _, i=i: drawn[i])
             assert relative(found, expected) < TRAJECTORY
+
+
+@pytest.mark.parametrize("saved", [True, False])
+@pytest.mark.parametrize("target", FAMILIES)
+@pytest.mark.parametrize("source", FAMILIES)
+def test_exchange(source, target, saved):
+    """A class takes over what diffusers' takes over, from an object and from a config that was saved."""
+    before = getattr(diffusers, source)(**{key: SD[key] for key in ("beta_start", "beta_end", "beta_schedule")})
+    given = json.loads(before.to_json_string()) if saved else before
+    found = as_scheduler(target, as_scheduler(given).config).options
+    expected = getattr(diffusers, target).from_config(json.loads(before.to_json_string()) if saved else before.config)
+    for key, value in found.items():
+        # Null, which a saved config of another class may have, acts as the default.
+        wanted = FAMILIES[target].defaults[key] if expected.config[key] is None else expected.config[key]
+        assert value == (tuple(wanted) if isinstance(value, tuple) else wanted), key
