@@ -1,7 +1,7 @@
 """Tables of the solvers that step along sigma = noise over signal, after k-diffusion: Euler, Heun, LMS.
 
 Their state is x0 + sigma eps, which the network gets divided by sqrt(sigma² + 1); what they remember is
-the derivative d = (x - x0) / sigma, which is eps.
+the derivative d = (x - x0) / sigma, which is eps, but for Heun, which remembers x0.
 """
 
 import math
