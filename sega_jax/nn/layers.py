@@ -89,12 +89,19 @@ class GroupNorm(nnx.Module):
         self.bias = parameter(channels)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        dtype = at_least_float32(x.dtype)
-        grouped = x.astype(dtype).reshape(x.shape[0], -1, self.groups, x.shape[-1] // self.groups)
-        centred = grouped - grouped.mean((1, 3), keepdims=True)
-        variance = jnp.square(centred).mean((1, 3), keepdims=True)
-        normal = (centred * lax.rsqrt(variance + self.eps)).reshape(x.shape)
+        wide = x.astype(at_least_float32(x.dtype))
+        centred = wide - self._mean(wide)
+        normal = centred * lax.rsqrt(self._mean(jnp.square(centred)) + self.eps)
         return (normal * along(self.scale[...], normal) + along(self.bias[...], normal)).astype(x.dtype)
+
+    def _mean(self, x: jax.Array) -> jax.Array:
+        """The mean of each group at each of its channels, [batch, 1, ..., channels].
+
+        Positions go first, since to split the channels of the whole x would cost GPUs a change of its layout.
+        """
+        channels = x.mean(tuple(range(1, x.ndim - 1)))
+        groups = channels.reshape(len(x), self.groups, -1).mean(-1)
+        return groups.repeat(x.shape[-1] // self.groups, -1).reshape(len(x), *(1,) * (x.ndim - 2), -1)
 
 
 class LayerNorm(nnx.Module):
