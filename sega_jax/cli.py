@@ -1,6 +1,7 @@
 """`sega-jax edit` and `sega-jax info`."""
 
 import dataclasses
+import inspect
 import os
 import re
 import shlex
@@ -11,23 +12,45 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import jax
 import jax.monitoring
 import numpy as np
 
-from sega_jax import __version__, pictures
+from sega_jax import __version__, loading, pictures
+from sega_jax.demo import settings
 from sega_jax.guidance import SEMANTICS, SUPPORTS, Edit
 from sega_jax.loading import checkpoint_folder, load
+from sega_jax.pipeline import Pipeline
 from sega_jax.rows import number, whole
 
 _WHOLE = ("warmup", "cooldown")
 _NUMBERS = ("scale", "threshold", "weight", "momentum_scale", "momentum_beta")
 
 
-def parse_edit(text: str) -> Edit:
+class Defaults(NamedTuple):
+    """What goes without saying: in a call, and in edits that add or remove."""
+
+    call: dict[str, Any]
+    add: Edit
+    remove: Edit
+
+
+LIBRARY = Defaults(
+    {name: parameter.default for name, parameter in inspect.signature(Pipeline.__call__).parameters.items()},
+    Edit(""),
+    Edit("", scale=-Edit("").scale),
+)
+
+
+def demo(steps: int = settings.STEPS) -> Defaults:
+    """Those of the demo model."""
+    return Defaults(settings.CALL, settings.add("", steps=steps), settings.remove("", steps=steps))
+
+
+def parse_edit(text: str, defaults: Defaults = LIBRARY) -> Edit:
     """An edit from `[-]WORDS[:NAME=VALUE,...]`; a leading minus removes the concept.
 
     Raises:
@@ -59,25 +82,21 @@ def parse_edit(text: str) -> Edit:
         except ValueError:
             kind = "a whole number" if name in _WHOLE else "a number"
             raise ValueError(f"--edit {text!r}: {name}={value!r} should be {kind}") from None
-    if removes:
-        if values.get("scale", 1) < 0:
+    if removes and "scale" in values:
+        if values["scale"] < 0:
             raise ValueError(f"--edit {text!r}: the leading minus already removes the concept; give a positive scale")
-        values["scale"] = -values.get("scale", Edit("").scale)
-    return Edit(words, **values)
+        values["scale"] = -values["scale"]
+    return dataclasses.replace(defaults.remove if removes else defaults.add, concept=words, **values)
 
 
-def format_edit(edit: Edit) -> str:
+def format_edit(edit: Edit, defaults: Defaults = LIBRARY) -> str:
     """The text that `parse_edit` reads as this edit, with every setting that is not the default."""
-    values = {
-        field.name: getattr(edit, field.name)
-        for field in dataclasses.fields(edit)
-        if field.name != "concept" and getattr(edit, field.name) != field.default
-    }
     minus = "-" if edit.scale < 0 else ""
-    if minus:
-        values["scale"] = -edit.scale
-        if values["scale"] == Edit("").scale:
-            del values["scale"]
+    usual = defaults.remove if minus else defaults.add
+    values = {name: getattr(edit, name) for name in _NUMBERS + _WHOLE}
+    values = {name: value for name, value in values.items() if value not in (None, getattr(usual, name))}
+    if minus and "scale" in values:
+        values["scale"] *= -1
     listed = ",".join(f"{name}={_plain(value)}" for name, value in values.items())
     # A concept that itself ends like a list of settings needs one of its own behind it.
     if not listed and ":" in edit.concept and "=" in edit.concept.rpartition(":")[2]:
@@ -89,6 +108,10 @@ def _plain(value: float) -> str:
     return repr(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
+def _defaults(name: str) -> str:
+    return f"[default: {LIBRARY.call[name]:g}, of the demo model {settings.CALL[name]:g}]"
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="sega_jax")
 def main() -> None:
@@ -96,7 +119,11 @@ def main() -> None:
 
 
 @main.command(context_settings={"show_default": True})
-@click.option("--model", required=True, help="A checkpoint: a folder in diffusers layout, or owner/name on the hub.")
+@click.option(
+    "--model",
+    help="A checkpoint: a folder in diffusers layout, or owner/name on the hub.  [default: the demo model that comes"
+    " along, of cartoon portraits]",
+)
 @click.option("--revision", help="A branch, tag or commit on the hub.")
 @click.option("--prompt", required=True, help="What the picture shows.")
 @click.option(
@@ -111,13 +138,13 @@ def main() -> None:
 )
 @click.option("--negative-prompt", default="", help="What the picture stays away from.")
 @click.option("--seed", default=0)
-@click.option("--steps", default=50)
-@click.option("--guidance-scale", default=7.5, help="Strength of the prompt.")
+@click.option("--steps", type=int, help=f"Of the solver.  {_defaults('steps')}")
+@click.option("--guidance-scale", type=float, help=f"Strength of the prompt.  {_defaults('guidance_scale')}")
 @click.option("--eta", default=0.0, help="DDIM's share of fresh noise, 0 to 1.")
 @click.option("--height", type=int, help="In pixels.  [default: the checkpoint's]")
 @click.option("--width", type=int, help="In pixels.  [default: the checkpoint's]")
-@click.option("--momentum-scale", default=0.1, help="Of edits that name none.")
-@click.option("--momentum-beta", default=0.4, help="Of edits that name none.")
+@click.option("--momentum-scale", type=float, help=f"Of edits that name none.  {_defaults('momentum_scale')}")
+@click.option("--momentum-beta", type=float, help=f"Of edits that name none.  {_defaults('momentum_beta')}")
 @click.option("--semantics", type=click.Choice(SEMANTICS), default=SEMANTICS[0])
 @click.option("--support", type=click.Choice(SUPPORTS), default=SUPPORTS[0], help="What shares a threshold.")
 @click.option("--dtype", help="Of the networks.  [default: float32 on a CPU, else bfloat16]")
@@ -128,7 +155,7 @@ def main() -> None:
 )
 @click.option("--out", default="sega-jax-out", metavar="FOLDER", help="Where the pictures go.")
 def edit(
-    model: str,
+    model: str | None,
     prompt: str,
     edits: tuple[str, ...],
     out: str,
@@ -137,33 +164,36 @@ def edit(
     variant: str | None,
     scheduler: str | None,
     safety_checker: bool,
-    **settings: Any,
+    **call: Any,
 ) -> None:
     """Makes a picture of a prompt, with and without edits, and a sheet of both."""
     with plainly():
-        parsed = [parse_edit(text) for text in edits]
-        _check(settings)
+        usual = settings.CALL if model is None else LIBRARY.call
+        call |= {name: usual[name] for name in settings.CALL if call[name] is None}
+        _check(call)
+        defaults = demo(call["steps"]) if model is None else LIBRARY
+        parsed = [parse_edit(text, defaults) for text in edits]
         folder = _writable(Path(out))
         without = () if safety_checker else ("safety_checker",)
-        found = checkpoint_folder(model, revision=revision, variant=variant, without=without)
-        if Path(model).expanduser().exists():
+        found = checkpoint_folder(model or loading.DEMO, revision=revision, variant=variant, without=without)
+        if model is not None and Path(model).expanduser().exists():
             model = str(found.resolve())
-        else:
+        elif model is not None:
             revision = found.name  # the commit, so that the command in the picture repeats it
         _remember_compilations()
         began = time.perf_counter()
         pipe = load(found, dtype=dtype, variant=variant, scheduler=scheduler, safety_checker=safety_checker)
-        device = pipe.devices.devices[0].device_kind
+        device, name = pipe.devices.devices[0].device_kind, model or "the demo model"
         click.echo(
-            f"Loaded {model}: {pipe.scheduler.name}, {pipe.dtype.name} on {len(pipe.devices)} x {device},"
+            f"Loaded {name}: {pipe.scheduler.name}, {pipe.dtype.name} on {len(pipe.devices)} x {device},"
             f" in {time.perf_counter() - began:.1f} s"
         )
-        click.echo(f"{prompt!r}, seed {settings['seed']}, {settings['steps']} steps")
+        click.echo(f"{prompt!r}, seed {call['seed']}, {call['steps']} steps")
         for one in parsed:
             click.echo(f"  {'-' if one.scale < 0 else '+'} {_describe(one)}")
         began = time.perf_counter()
         with _compilations() as compiling:
-            result = pipe([prompt] * 2, [[], parsed], **settings | {"seed": [settings["seed"]] * 2})
+            result = pipe([prompt] * 2, [[], parsed], **call | {"seed": [call["seed"]] * 2})
         seconds = time.perf_counter() - began
         click.echo(f"Compiled in {compiling():.1f} s, ran in {seconds - compiling():.1f} s")
 
@@ -173,9 +203,9 @@ def edit(
             "prompt": prompt,
             "edits": [dataclasses.asdict(one) for one in parsed],
         }
-        sides = pipe.latent_shape(settings["height"], settings["width"])[:2]
+        sides = pipe.latent_shape(call["height"], call["width"])[:2]
         height, width = (side * pipe.models.vae.config.factor for side in sides)
-        known |= settings | {"height": height, "width": width}
+        known |= call | {"height": height, "width": width}
         known |= {"dtype": pipe.dtype.name, "variant": variant}
         if scheduler is not None and Path(scheduler).expanduser().exists():
             scheduler = str(Path(scheduler).expanduser().resolve())
@@ -200,7 +230,8 @@ def info(file: Path) -> None:
     with plainly():
         known = pictures.settings(file)
         try:
-            known["edits"] = [format_edit(Edit(**one)) for one in known["edits"]]
+            defaults = LIBRARY if known["model"] else demo(known["steps"])
+            known["edits"] = [format_edit(Edit(**one), defaults) for one in known["edits"]]
             command = _command(known)
         except (KeyError, TypeError, ValueError):
             raise ValueError(f"{file} has settings that cannot be read") from None
@@ -223,13 +254,13 @@ def _command(known: dict[str, Any]) -> str:
     return shlex.join(words)
 
 
-def _check(settings: dict[str, Any]) -> None:
+def _check(call: dict[str, Any]) -> None:
     """Finds mistakes that need no checkpoint to be seen, before one is read."""
-    whole("--steps", settings["steps"], 1)
-    whole("--seed", settings["seed"], 0, 2**32 - 1)
-    number("--guidance-scale", settings["guidance_scale"])
+    whole("--steps", call["steps"], 1)
+    whole("--seed", call["seed"], 0, 2**32 - 1)
+    number("--guidance-scale", call["guidance_scale"])
     for name in ("eta", "momentum_scale", "momentum_beta"):
-        number(f"--{name.replace('_', '-')}", settings[name], 0, 1)
+        number(f"--{name.replace('_', '-')}", call[name], 0, 1)
 
 
 def _describe(one: Edit) -> str:

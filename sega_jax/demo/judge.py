@@ -1,0 +1,217 @@
+"""The judge: a classifier that reads a portrait's attributes off the picture. The evaluation counts by it.
+
+    python -m sega_jax.demo.judge --out judge.safetensors
+
+trains one and prints how often it is right on portraits that it has not seen, as drawn and through the model's
+autoencoder.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from sega_jax.checkpoint import flax_name
+from sega_jax.demo import portraits
+from sega_jax.demo.attributes import ATTRIBUTES, COLUMN, WORDS, visible
+from sega_jax.demo.train import initial
+from sega_jax.nn.layers import Conv, GroupNorm, Linear
+
+WEIGHTS = Path(__file__).parent / "judge.safetensors"
+_WIDTHS = (3, 24, 48, 96, 128, 128)
+_SIZES = [len(values) for values in ATTRIBUTES.values()]
+
+
+class Judge(nnx.Module):
+    """`__call__(pictures)`: float32 [n, 128, 128, 3] in [-1, 1] -> logits [n, values], attribute by attribute."""
+
+    def __init__(self):
+        pairs = list(itertools.pairwise(_WIDTHS))
+        side = portraits.SIDE // 2 ** len(pairs)
+        self.convs = nnx.List([Conv(inputs, outputs, stride=2) for inputs, outputs in pairs])
+        self.norms = nnx.List([GroupNorm(8, outputs, 1e-5) for _, outputs in pairs])
+        self.head = Linear(side * side * _WIDTHS[-1], sum(_SIZES))
+
+    def __call__(self, pictures: jax.Array) -> jax.Array:
+        x = pictures
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = jax.nn.silu(norm(conv(x)))
+        return self.head(x.reshape(len(x), -1))
+
+
+class Verdict(NamedTuple):
+    """What is seen in pictures."""
+
+    attributes: np.ndarray  # int [n, attributes], the likeliest values
+    probability: np.ndarray  # float [n, words], of each of `WORDS`
+
+    @property
+    def seen(self) -> np.ndarray:
+        """bool [n, attributes]: whether an attribute shows; no hair colour on a bald head."""
+        return visible(self.attributes)
+
+    @property
+    def words(self) -> np.ndarray:
+        """bool [n, words]: which of `WORDS` are true."""
+        return portraits.labels(self.attributes)
+
+
+def load_judge(path: Path = WEIGHTS) -> Judge:
+    """The judge of a file, by default the one that is part of the package."""
+    values, judge = load_file(path), Judge()
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(judge)]
+    leaves = [jnp.asarray(values[flax_name(path)], jnp.float32) for path in paths]
+    return jax.tree.unflatten(jax.tree.structure(judge), leaves)
+
+
+def save_judge(judge: Judge, path: Path) -> None:
+    leaves = jax.tree_util.tree_leaves_with_path(judge)
+    save_file({flax_name(name): np.float16(leaf) for name, leaf in leaves}, path)
+
+
+def look(judge: Judge, pictures: np.ndarray | jax.Array, block: int = 256) -> Verdict:
+    """Judges uint8 pictures [n, 128, 128, 3]."""
+    parts = []
+    for i in range(0, len(pictures), block):
+        part = np.asarray(pictures[i : i + block])
+        padded = np.pad(part, ((0, block - len(part)), (0, 0), (0, 0), (0, 0)))
+        parts.append(np.asarray(_probabilities(judge, padded))[: len(part)])
+    each = np.split(np.concatenate(parts), np.cumsum(_SIZES)[:-1], 1)
+    columns = [(COLUMN[name], ATTRIBUTES[name].index(value)) for name, value in WORDS.values()]
+    return Verdict(
+        np.stack([probability.argmax(1) for probability in each], 1),
+        np.stack([each[column][:, value] for column, value in columns], 1),
+    )
+
+
+@jax.jit
+def _probabilities(judge: Judge, pictures: jax.Array) -> jax.Array:
+    logits = judge(pictures.astype(jnp.float32) / 127.5 - 1)
+    return jnp.concatenate([jax.nn.softmax(part) for part in _split(logits)], -1)
+
+
+def _split(logits: jax.Array) -> list[jax.Array]:
+    return jnp.split(logits, np.cumsum(_SIZES)[:-1].tolist(), -1)
+
+
+def learn(vae: Any, key: jax.Array, *, steps: int = 1500, batch: int = 256) -> Judge:
+    """A judge trained on portraits, half of them through the autoencoder with noise on their latents.
+
+    vae: the model's, in float32 or bfloat16.
+    """
+    schedule = optax.warmup_cosine_decay_schedule(0, 1e-3, steps // 20, steps)
+    optimiser = optax.adamw(schedule, weight_decay=1e-3)
+    judge = initial(Judge(), jax.random.fold_in(key, steps))
+    state = judge, optimiser.init(judge)
+    for i in range(0, steps, chunk := min(100, steps)):
+        state = _learn(state, vae, jax.random.fold_in(key, i), optimiser=optimiser, batch=batch, steps=chunk)
+    return state[0]
+
+
+@functools.partial(jax.jit, static_argnames=("optimiser", "batch", "steps"))
+def _learn(
+    state: Any, vae: Any, key: jax.Array, *, optimiser: optax.GradientTransformation, batch: int, steps: int
+) -> Any:
+    def loss(judge, key):
+        attributes, pictures = _examples(vae, key, batch)
+        shows = visible(attributes)
+        # Hair that a hat hides counts as none, lest a guess at it looks like long hair.
+        column = COLUMN["hair"]
+        attributes = attributes.at[:, column].multiply(shows[:, column].astype(jnp.int32))
+        shows = shows.at[:, column].set(True)
+        each = zip(_split(judge(pictures)), attributes.T, shows.T, strict=True)
+        return sum(
+            jnp.where(seen, optax.softmax_cross_entropy_with_integer_labels(logits, value), 0).mean()
+            for logits, value, seen in each
+        )
+
+    def step(state, key):
+        judge, inner = state
+        change, inner = optimiser.update(jax.grad(loss)(judge, key), inner, judge)
+        return (optax.apply_updates(judge, change), inner), None
+
+    return jax.lax.scan(step, state, jax.random.split(key, steps))[0]
+
+
+def _examples(vae: Any, key: jax.Array, batch: int) -> tuple[jax.Array, jax.Array]:
+    """Attributes, and pictures that were moved, tinted and made noisy a little."""
+    keys = jax.random.split(key, 6)
+    attributes = portraits.sample(keys[0], batch)
+    pictures = portraits.render(attributes, keys[1])
+    pictures = jnp.concatenate([_again(vae, pictures[: batch // 2], keys[2]), pictures[batch // 2 :]])
+    pictures = jax.vmap(lambda picture, by: jnp.roll(picture, by, (0, 1)))(
+        pictures, jax.random.randint(keys[3], (batch, 2), -2, 3)
+    )
+    tint = 0.06 * jax.random.normal(keys[4], (batch, 1, 1, 3))
+    spread = 0.1 * jax.random.uniform(keys[5], (batch, 1, 1, 1))
+    noise = spread * jax.random.normal(keys[5], pictures.shape)
+    return attributes, (pictures + tint + noise).clip(-1, 1)
+
+
+def _again(vae: Any, pictures: jax.Array, key: jax.Array) -> jax.Array:
+    """Pictures through the autoencoder, their latents disturbed by up to a fifth of their deviation."""
+    mean, _ = vae.encode(pictures)
+    keys = jax.random.split(key)
+    share = jax.random.uniform(keys[0], (len(pictures), 1, 1, 1), maxval=0.2)
+    noise = jax.random.normal(keys[1], mean.shape)
+    return vae.decode(mean.astype(jnp.float32) + share * mean.std() * noise).astype(jnp.float32).clip(-1, 1)
+
+
+def accuracy(judge: Judge, vae: Any | None, key: jax.Array, count: int, block: int = 250) -> dict[str, float]:
+    """How often each attribute that is seen is read rightly, on portraits as drawn or through an autoencoder."""
+
+    @jax.jit
+    def draw(vae, key):
+        keys = jax.random.split(key)
+        attributes = portraits.sample(keys[0], block)
+        pictures = portraits.render(attributes, keys[1])
+        if vae is not None:
+            pictures = vae.decode(vae.encode(pictures)[0]).astype(jnp.float32).clip(-1, 1)
+        return attributes, jnp.round(127.5 * (pictures + 1)).astype(jnp.uint8)
+
+    right, seen = np.zeros(len(ATTRIBUTES)), np.zeros(len(ATTRIBUTES))
+    for i in range(-(-count // block)):
+        attributes, pictures = map(np.asarray, draw(vae, jax.random.fold_in(key, i)))
+        shows = visible(attributes)
+        right += ((look(judge, pictures).attributes == attributes) & shows).sum(0)
+        seen += shows.sum(0)
+    return dict(zip(ATTRIBUTES, (right / seen).tolist(), strict=True))
+
+
+def report(
+    judge: Judge, vae: Any, say: Callable[[str], Any] = click.echo, *, count: int = 20_000, block: int = 250
+) -> None:
+    """Prints the accuracy on unseen portraits."""
+    key = jax.random.key(10**6)
+    drawn, again = (accuracy(judge, part, key, count, block) for part in (None, vae))
+    for name in ATTRIBUTES:
+        say(f"{name:15} {drawn[name]:8.2%} as drawn {again[name]:8.2%} through the autoencoder")
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--model", help="A checkpoint, for its autoencoder.  [default: the demo model]")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=WEIGHTS)
+@click.option("--seed", default=0)
+@click.option("--steps", default=1500)
+@click.option("--batch", default=256)
+def main(model: str | None, out: Path, seed: int, steps: int, batch: int) -> None:
+    """Trains the judge and says how good it is."""
+    import sega_jax
+
+    vae = sega_jax.load(*([model] if model else [])).models.vae
+    judge = learn(vae, jax.random.key(seed), steps=steps, batch=batch)
+    save_judge(judge, out)
+    report(load_judge(out), vae)
+
+
+if __name__ == "__main__":
+    main()
