@@ -51,7 +51,6 @@ _ENDS = ("conv2.kernel", "proj_out.kernel", "to_out.0.kernel", "ff.net.2.kernel"
 def initial(module: Any, key: jax.Array, zero: tuple[str, ...] = _ENDS) -> Any:
     """The module with random values: kernels N(0, 1 / fan in), embeddings N(0, 0.02²), scales 1, biases 0."""
     leaves = jax.tree_util.tree_leaves_with_path(module)
-    keys = jax.random.split(key, len(leaves))
 
     def value(path, leaf, key):
         name = flax_name(path)
@@ -62,8 +61,12 @@ def initial(module: Any, key: jax.Array, zero: tuple[str, ...] = _ENDS) -> Any:
         deviation = 0.02 if name.endswith("embedding") else 1 / math.sqrt(math.prod(leaf.shape[:-1]))
         return deviation * jax.random.truncated_normal(key, -2, 2, leaf.shape)
 
-    values = [value(path, leaf, key) for (path, leaf), key in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(jax.tree.structure(module), values)
+    @jax.jit
+    def values(key):
+        keys = jax.random.split(key, len(leaves))
+        return [value(path, leaf, key) for (path, leaf), key in zip(leaves, keys, strict=True)]
+
+    return jax.tree.unflatten(jax.tree.structure(module), values(key))
 
 
 def half(module: Any) -> Any:

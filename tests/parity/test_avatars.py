@@ -15,10 +15,10 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
 import tiny
 
-from parity.theirs import double, first, last, load, noise, relative, schedule
+from parity.both import ESTIMATES, differ, run
+from parity.theirs import double, load, relative, schedule
 
 FOLDER = Path(
     os.environ.get("SEGA_JAX_CHECKPOINT", Path(__file__).parents[2] / "../shared/checkpoints/avatars-sd")
@@ -56,23 +56,6 @@ GENTLE = {
     "edit_momentum_scale": 0.1,
     "edit_mom_beta": 0.4,
 }
-ESTIMATES = ("uncond_estimates", "text_estimates", "edit_estimates")
-
-
-def run(ours, reference, call):
-    """The recorded arrays and pictures of both: {name: (ours, theirs)}, calls first."""
-    latents, seen, expected = noise(len(call["prompt"]), *ours.pipeline.latent_shape()), [], []
-    a = ours(**call, latents=latents, return_guidance=True, callback=lambda *step: seen.append(step[2]))
-    b = reference(**call, latents=first(latents), callback=lambda *step: expected.append(last(step[2])))
-    found = {"latents": (np.stack(seen), np.stack(expected)), "images": (a.images, b.images)}
-    for name in (*ESTIMATES, "sem_guidance"):
-        found[name] = getattr(a, name), last(getattr(reference, name))[: len(seen)]
-    return found
-
-
-def differ(ours, theirs):
-    """The share of entries that differ by more than 2e-3."""
-    return (np.abs(ours - theirs) > 2e-3).mean()
 
 
 @pytest.mark.parametrize("scheduler", ["DDIM", "PNDM"])

@@ -1,0 +1,42 @@
+"""The demo model in diffusers' pipeline: the same pictures, with and without its edits."""
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+import numpy as np
+
+from parity.both import ESTIMATES, differ, run
+from parity.theirs import load, relative
+from sega_jax.demo import settings
+from sega_jax.loading import DEMO
+
+pytestmark = pytest.mark.parity
+
+ADD, REMOVE = settings.add("glasses"), settings.remove("beard")
+
+
+def test_eight_pictures(one_device):
+    ours, reference = load(DEMO, "float32", one_device)
+    prompts = ["a portrait of a woman with brown hair", "a portrait of a person"] * 4
+    call = {
+        "prompt": prompts,
+        "num_inference_steps": settings.STEPS,
+        "guidance_scale": settings.CALL["guidance_scale"],
+        "editing_prompt": ["glasses", "beard"],
+        "reverse_editing_direction": [False, True],
+        "edit_guidance_scale": [ADD.scale, -REMOVE.scale],
+        "edit_threshold": [ADD.threshold, REMOVE.threshold],
+        "edit_warmup_steps": [ADD.warmup, REMOVE.warmup],
+        "edit_momentum_scale": settings.CALL["momentum_scale"],
+        "edit_mom_beta": settings.CALL["momentum_beta"],
+        "output_type": "np",
+    }
+    found = run(ours, reference, call)
+    assert len(found["images"][0]) == 8
+    assert np.abs(found["sem_guidance"][0]).max() > 0.1
+    assert relative(*(latents[-1] for latents in found["latents"])) < 3e-4
+    assert differ(*found["images"]) <= 1e-3
+    for name in ESTIMATES:
+        assert relative(*(estimates[0] for estimates in found[name])) < 1e-5

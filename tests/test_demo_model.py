@@ -1,0 +1,104 @@
+"""The model that comes along: what it weighs, that it draws what it is told, and that edits do what they say."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import sega_jax
+from sega_jax import pictures
+from sega_jax.cli import demo, format_edit, main, parse_edit
+from sega_jax.demo import settings
+from sega_jax.demo.judge import load_judge, look
+from sega_jax.demo.studio import NAMES, Shot, Studio, effect, having, lacking
+from sega_jax.guidance import Edit
+from sega_jax.loading import DEMO
+
+PACKAGE = Path(sega_jax.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def studio(one_device):
+    return Studio(sega_jax.load(devices=one_device), load_judge(), batch=8)
+
+
+def size(folder):
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
+
+
+def test_sizes():
+    assert size(DEMO) < 30e6
+    assert size(PACKAGE) < 40e6
+
+
+def test_prompts_are_followed(studio):
+    told = {
+        "a portrait of a woman with long red hair": ["long hair", "red hair"],
+        "a smiling man with a beard and glasses": ["smile", "beard", "glasses"],
+        "a sad bald person with dark skin": ["sad", "bald", "dark skin"],
+        "a person wearing a blue hoodie on a yellow background": ["hoodie", "blue clothes", "yellow background"],
+    }
+    prints = studio([Shot(prompt, seed) for prompt in told for seed in (0, 1)])
+    for i, words in enumerate(words for words in told.values() for _ in (0, 1)):
+        assert all(having(prints, word)[i] for word in words)
+
+
+def test_edits_add_and_remove(studio):
+    shots = [Shot("a portrait of a person", seed) for seed in range(8)]
+    before = studio(shots)
+    asked = []
+    for word, remove in (("glasses", False), ("smile", False), ("red clothes", False), ("beard", True)):
+        chosen = np.flatnonzero((having if remove else lacking)(before, word))[:2]
+        asked += [(i, word, remove) for i in chosen]
+    edit = {False: settings.add, True: settings.remove}
+    after = studio([shots[i]._replace(edits=(edit[remove](word),)) for i, word, remove in asked])
+    found = [effect(before[[i]], after[[k]], [[word]], removed=remove) for k, (i, word, remove) in enumerate(asked)]
+    assert len(asked) == 8
+    assert np.mean([one.success for one in found]) >= 0.85
+    assert np.mean([one.kept for one in found]) >= 0.85
+    assert max(one.distance.item() for one in found) < 0.2
+
+
+def test_the_default_of_the_shell(tmp_path):
+    runner = CliRunner()
+    words = ["edit", "--prompt", "a portrait of a woman with brown hair", "--edit", "glasses", "--seed", "3"]
+    result = runner.invoke(main, [*words, "--out", str(tmp_path)])
+    assert not result.exit_code, result.output
+    assert "Loaded the demo model: DDIMScheduler" in result.output
+    assert f"+ glasses: scale {settings.add('').scale:g}" in result.output
+    made = [np.asarray(Image.open(tmp_path / f"0001-{name}.png")) for name in ("original", "edited")]
+    assert look(load_judge(), np.stack(made), 2).words[:, NAMES.index("glasses")].tolist() == [False, True]
+    # Its record is the same command.
+    known = pictures.settings(tmp_path / "0001-edited.png")
+    assert known["model"] is None
+    assert known["steps"] == settings.STEPS
+    told = runner.invoke(main, ["info", str(tmp_path / "0001-edited.png")]).output
+    command = told.splitlines()[-1]
+    assert "--model" not in command
+    assert "--edit glasses " in command
+
+
+@pytest.mark.parametrize("steps", [20, 50])
+def test_edits_of_the_demo_are_read_and_written(steps):
+    defaults = demo(steps)
+    for text in ("glasses", "-glasses", "glasses:scale=5", "-hat:threshold=0.9,warmup=11", "x:momentum_scale=0.1"):
+        edit = parse_edit(text, defaults)
+        assert parse_edit(format_edit(edit, defaults), defaults) == edit
+        assert format_edit(edit, defaults) == text
+    assert parse_edit("glasses", defaults) == settings.add("glasses", steps=steps)
+    assert parse_edit("-glasses", defaults) == settings.remove("glasses", steps=steps)
+    assert parse_edit("-glasses:scale=3", defaults).scale == -3
+    assert parse_edit("glasses") == Edit("glasses")
+
+
+def test_the_folder_is_a_checkpoint_of_diffusers():
+    index = json.loads((DEMO / "model_index.json").read_text())
+    assert index["_class_name"] == "StableDiffusionPipeline"
+    for part, entry in index.items():
+        if isinstance(entry, list) and entry[0]:
+            assert (DEMO / part).is_dir()
+    vocabulary = json.loads((DEMO / "tokenizer" / "vocab.json").read_text())
+    assert json.loads((DEMO / "text_encoder" / "config.json").read_text())["vocab_size"] == len(vocabulary)
