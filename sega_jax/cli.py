@@ -168,6 +168,8 @@ def edit(
 ) -> None:
     """Makes a picture of a prompt, with and without edits, and a sheet of both."""
     with plainly():
+        if model is None and revision is not None:
+            raise ValueError(f"--revision {revision} is of a repository on the hub; name it with --model")
         usual = settings.CALL if model is None else LIBRARY.call
         call |= {name: usual[name] for name in settings.CALL if call[name] is None}
         _check(call)
@@ -175,7 +177,9 @@ def edit(
         parsed = [parse_edit(text, defaults) for text in edits]
         folder = _writable(Path(out))
         without = () if safety_checker else ("safety_checker",)
-        found = checkpoint_folder(model or loading.DEMO, revision=revision, variant=variant, without=without)
+        found = checkpoint_folder(
+            loading.DEMO if model is None else model, revision=revision, variant=variant, without=without
+        )
         if model is not None and Path(model).expanduser().exists():
             model = str(found.resolve())
         elif model is not None:
@@ -230,7 +234,7 @@ def info(file: Path) -> None:
     with plainly():
         known = pictures.settings(file)
         try:
-            defaults = LIBRARY if known["model"] else demo(known["steps"])
+            defaults = demo(known["steps"]) if known["model"] is None else LIBRARY
             known["edits"] = [format_edit(Edit(**one), defaults) for one in known["edits"]]
             command = _command(known)
         except (KeyError, TypeError, ValueError):

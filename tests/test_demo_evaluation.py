@@ -22,10 +22,11 @@ def draw(attributes):
 
 class Editor:
     """A pipeline that draws the portrait of a seed and edits it faultlessly, from a scale of 2 on; `spoils` is an
-    attribute that its edits change besides, and `deaf` words that it does not know."""
+    attribute that its edits change besides, `deaf` words that it does not know; with `swaps` it removes a thing by
+    another of its kind."""
 
-    def __init__(self, spoils=None, deaf=()):
-        self.spoils, self.deaf = spoils, deaf
+    def __init__(self, spoils=None, deaf=(), swaps=False):
+        self.spoils, self.deaf, self.swaps = spoils, deaf, swaps
 
     def __call__(self, prompt, edits=(), *, seed, negative_prompt=(), replay=None, record=False, output="uint8", **_):
         if record:
@@ -45,9 +46,8 @@ class Editor:
         name, value = WORDS[word]
         number = ATTRIBUTES[name].index(value)
         if scale < 0:
-            number = (
-                (row[COLUMN[name]] + 1) % len(ATTRIBUTES[name]) if row[COLUMN[name]] == number else row[COLUMN[name]]
-            )
+            other = (number + 1) % len(ATTRIBUTES[name]) if self.swaps or ATTRIBUTES[name][0] != "none" else 0
+            number = other if row[COLUMN[name]] == number else row[COLUMN[name]]
         row[COLUMN[name]] = number
         if self.spoils and name != self.spoils:
             row[COLUMN[self.spoils]] = (row[COLUMN[self.spoils]] + 1) % len(ATTRIBUTES[self.spoils])
@@ -123,6 +123,13 @@ def test_an_editor_that_spoils_the_background(evaluation):
     assert all(row["success"] == 1 and 0.8 < row["kept"] < 0.9 for row in rows)
 
 
+def test_sunglasses_in_place_of_glasses_are_not_removed(evaluation):
+    rows = [row for row in evaluation(Editor(swaps=True), ("glasses", "red clothes")).edits() if row["n"]]
+    assert {(row["word"], row["success"]) for row in rows if row["action"] == "remove"} == {
+        ("glasses", 0), ("red clothes", 1)
+    }  # fmt: skip
+
+
 def test_an_editor_that_is_deaf(evaluation):
     rows = evaluation(Editor(deaf=("hat",)), words=("glasses", "hat")).edits()
     assert {row["word"]: row["success"] for row in rows} == {"glasses": 1, "hat": 0}
@@ -137,6 +144,7 @@ def test_an_editor_that_is_deaf(evaluation):
 def test_strength_and_other_studies(evaluation, tmp_path):
     own = evaluation(Editor(), words=("glasses", "red clothes", "dark skin"))
     results = {study: getattr(own, study)() for study in evaluate.STUDIES}
+    about = {"seeds": 8, "dtype": "float32", "device": "an editor", "jax": jax.__version__}
     curve = {row["value"]: row["success"] for row in results["curves"] if row["method"] == "sega"}
     assert curve == {value: float(value >= 2) for value in evaluate.STRENGTHS["sega"]}
     assert all(row["correlation"] > 0.7 for row in results["monotonicity"])
@@ -146,7 +154,8 @@ def test_strength_and_other_studies(evaluation, tmp_path):
     for setting in evaluate.ABLATIONS:
         assert (tmp_path / f"{setting}.png").is_file()
 
-    (tmp_path / "results.json").write_text(json.dumps(results))
+    written = {study: {"about": about, "found": found} for study, found in results.items()}
+    (tmp_path / "results.json").write_text(json.dumps(written))
     found = CliRunner().invoke(report.main, [str(tmp_path)])
     assert not found.exit_code, found.output
     text = (tmp_path / "tables.md").read_text()
@@ -199,6 +208,7 @@ def test_batches_do_not_change_what_is_made(examiner):
 
 def test_recommended_settings():
     assert settings.add("hat", steps=40, scale=2).warmup == 2 * settings.add("hat").warmup
+    assert settings.add("hat", steps=40, warmup=3).warmup == 3
     assert settings.remove("hat").scale < 0 < settings.add("hat", cooldown=10).cooldown
 
 

@@ -1,9 +1,10 @@
 """The judge: a classifier that reads a portrait's attributes off the picture. The evaluation counts by it.
 
-    python -m sega_jax.demo.judge --out judge.safetensors
+    python -m sega_jax.demo.judge --out judge.safetensors    # a minute on an H200
+    python -m sega_jax.demo.judge --check
 
-trains one and prints how often it is right on portraits that it has not seen, as drawn and through the model's
-autoencoder.
+The first trains one. Both print how often it is right on portraits that it has not seen, as drawn and through the
+model's autoencoder.
 """
 
 import functools
@@ -21,9 +22,11 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from sega_jax.checkpoint import flax_name
+from sega_jax.cli import plainly
 from sega_jax.demo import portraits
 from sega_jax.demo.attributes import ATTRIBUTES, COLUMN, WORDS, visible
 from sega_jax.demo.train import initial
+from sega_jax.loading import DEMO, load
 from sega_jax.nn.layers import Conv, GroupNorm, Linear
 
 WEIGHTS = Path(__file__).parent / "judge.safetensors"
@@ -52,7 +55,7 @@ class Verdict(NamedTuple):
     """What is seen in pictures."""
 
     attributes: np.ndarray  # int [n, attributes], the likeliest values
-    probability: np.ndarray  # float [n, words], of each of `WORDS`
+    probability: np.ndarray  # float [n, words], of each of `WORDS`; 0 where its attribute does not show
 
     @property
     def seen(self) -> np.ndarray:
@@ -87,10 +90,9 @@ def look(judge: Judge, pictures: np.ndarray | jax.Array, block: int = 256) -> Ve
         parts.append(np.asarray(_probabilities(judge, padded))[: len(part)])
     each = np.split(np.concatenate(parts), np.cumsum(_SIZES)[:-1], 1)
     columns = [(COLUMN[name], ATTRIBUTES[name].index(value)) for name, value in WORDS.values()]
-    return Verdict(
-        np.stack([probability.argmax(1) for probability in each], 1),
-        np.stack([each[column][:, value] for column, value in columns], 1),
-    )
+    attributes = np.stack([probability.argmax(1) for probability in each], 1)
+    shows = visible(attributes)
+    return Verdict(attributes, np.stack([each[column][:, value] * shows[:, column] for column, value in columns], 1))
 
 
 @jax.jit
@@ -144,7 +146,7 @@ def _learn(
 
 def _examples(vae: Any, key: jax.Array, batch: int) -> tuple[jax.Array, jax.Array]:
     """Attributes, and pictures that were moved, tinted and made noisy a little."""
-    keys = jax.random.split(key, 6)
+    keys = jax.random.split(key, 7)
     attributes = portraits.sample(keys[0], batch)
     pictures = portraits.render(attributes, keys[1])
     pictures = jnp.concatenate([_again(vae, pictures[: batch // 2], keys[2]), pictures[batch // 2 :]])
@@ -153,7 +155,7 @@ def _examples(vae: Any, key: jax.Array, batch: int) -> tuple[jax.Array, jax.Arra
     )
     tint = 0.06 * jax.random.normal(keys[4], (batch, 1, 1, 3))
     spread = 0.1 * jax.random.uniform(keys[5], (batch, 1, 1, 1))
-    noise = spread * jax.random.normal(keys[5], pictures.shape)
+    noise = spread * jax.random.normal(keys[6], pictures.shape)
     return attributes, (pictures + tint + noise).clip(-1, 1)
 
 
@@ -198,19 +200,23 @@ def report(
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--model", help="A checkpoint, for its autoencoder.  [default: the demo model]")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=WEIGHTS)
+@click.option("--model", default=str(DEMO), show_default="the demo model", help="A checkpoint, for its autoencoder.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Trains one and writes it there.")
+@click.option("--check", is_flag=True, help="Trains none, but tries the one that comes along.")
+@click.option("--count", type=click.IntRange(1), default=20_000, help="Portraits that it is tried on.")
 @click.option("--seed", default=0)
-@click.option("--steps", default=1500)
-@click.option("--batch", default=256)
-def main(model: str | None, out: Path, seed: int, steps: int, batch: int) -> None:
+@click.option("--steps", type=click.IntRange(1), default=1500)
+@click.option("--batch", type=click.IntRange(2), default=256)
+def main(model: str, out: Path | None, check: bool, count: int, seed: int, steps: int, batch: int) -> None:
     """Trains the judge and says how good it is."""
-    import sega_jax
-
-    vae = sega_jax.load(*([model] if model else [])).models.vae
-    judge = learn(vae, jax.random.key(seed), steps=steps, batch=batch)
-    save_judge(judge, out)
-    report(load_judge(out), vae)
+    if check is (out is not None):
+        raise click.UsageError("give either --out, to train a judge, or --check")
+    with plainly():
+        vae = load(model).models.vae
+        if out is not None:
+            out.open("ab").close()  # that it can be written shows before the work
+            save_judge(learn(vae, jax.random.key(seed), steps=steps, batch=batch), out)
+        report(load_judge(WEIGHTS if out is None else out), vae, count=count)
 
 
 if __name__ == "__main__":

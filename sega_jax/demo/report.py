@@ -13,6 +13,8 @@ from typing import Any
 import click
 import numpy as np
 
+from sega_jax.cli import plainly
+
 Measurement = dict[str, Any]
 
 
@@ -22,9 +24,15 @@ def average(rows: Iterable[Measurement], *names: str) -> list[float]:
     return [float(np.mean([row[name] for row in rows])) if rows else float("nan") for name in names]
 
 
-def tables(results: dict[str, list[Measurement]]) -> str:
-    """All studies in markdown."""
-    return "\n".join(part for study, write in _TABLES.items() if study in results for part in write(results[study]))
+def tables(results: dict[str, dict[str, Any]]) -> str:
+    """All studies in markdown, each with what it measured."""
+    parts = []
+    for study, write in _TABLES.items():
+        if study in results:
+            about = results[study]["about"]
+            line = ", ".join(f"{name} {about[name]}" for name in ("seeds", "dtype", "device", "jax"))
+            parts += [*write(results[study]["found"]), f"({study}: {line})", ""]
+    return "\n".join(parts)
 
 
 def _table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -37,24 +45,41 @@ def _share(value: float | None) -> str:
 
 
 def _success(row: Measurement) -> str:
-    return f"{_share(row['success'])} ({_share(row['low'])}–{_share(row['high'])})" if row["n"] else "–"
+    interval = f"({_share(row['low'])}–{_share(row['high'])})"
+    return f"{_share(row['success'])} {interval} of {row['n']}" if row["n"] else "–"
+
+
+def _summary(rows: list[Measurement]) -> list[str]:
+    """Success and isolation of every word, action and method."""
+    cells = {(row["word"], row["action"], row["method"]): row for row in rows}
+    columns = list(dict.fromkeys(key[1:] for key in cells))
+    words = list(dict.fromkeys(word for word, _, _ in cells))
+    body = [[word] for word in words]
+    means = ["**mean**"]
+    for column in columns:
+        chosen = [cells[word, *column] for word in words]
+        for row, found in zip(body, chosen, strict=True):
+            row.append(f"{_share(found['success'])} / {_share(found['kept'])}")
+        means.append("**{} / {}**".format(*map(_share, average(chosen, "success", "kept"))))
+    head = ["word", *(f"{action}: {method}" for action, method in columns)]
+    return _table("Success / other attributes kept (%)", head, [*body, means])
 
 
 def _edits(rows: list[Measurement]) -> list[str]:
-    lines = []
+    lines = _summary(rows)
     for action in ("add", "remove"):
         cells = {(row["word"], row["method"]): row for row in rows if row["action"] == action}
         methods = list(dict.fromkeys(method for _, method in cells))
         words = list(dict.fromkeys(word for word, _ in cells))
-        head = ["word", "pictures"]
+        head = ["word"]
         head += [f"{method}: {name}" for method in methods for name in ("success (95 %)", "kept", "distance")]
         body = []
         for word in words:
             found = [cells[word, method] for method in methods]
             values = [(_success(row), _share(row["kept"]), _share(row["distance"])) for row in found]
-            body.append([word, str(found[0]["n"]), *(text for row in values for text in row)])
+            body.append([word, *(text for row in values for text in row)])
         means = [average((cells[word, m] for word in words), "success", "kept", "distance") for m in methods]
-        body.append(["**mean**", "", *(f"**{_share(value)}**" for row in means for value in row)])
+        body.append(["**mean**", *(f"**{_share(value)}**" for row in means for value in row)])
         lines += _table(f"{action.capitalize()} (%)", head, body)
     return lines
 
@@ -77,8 +102,8 @@ def _grouped(title: str, *keys: str) -> Callable[[list[Measurement]], list[str]]
 
 
 def _several(rows: list[Measurement]) -> list[str]:
-    body = [[str(row["count"]), str(row["n"]), _success(row), _share(row["each"]), _share(row["kept"])] for row in rows]
-    return _table("Several edits at once (%)", ["edits", "pictures", "all present (95 %)", "each", "others kept"], body)
+    body = [[str(row["count"]), _success(row), _share(row["each"]), _share(row["kept"])] for row in rows]
+    return _table("Several edits at once (%)", ["edits", "all present (95 %)", "each", "others kept"], body)
 
 
 def _monotonicity(rows: list[Measurement]) -> list[str]:
@@ -89,8 +114,8 @@ def _monotonicity(rows: list[Measurement]) -> list[str]:
 
 
 def _prompts(rows: list[Measurement]) -> list[str]:
-    body = [[row["word"], str(row["n"]), _success(row)] for row in rows]
-    return _table("Plain prompts (%)", ["word", "pictures", "followed (95 %)"], body)
+    body = [[row["word"], _success(row)] for row in rows]
+    return _table("Plain prompts (%)", ["word", "followed (95 %)"], body)
 
 
 def _variants(rows: list[Measurement]) -> list[str]:
@@ -103,6 +128,7 @@ _TABLES: dict[str, Callable[[list[Measurement]], list[str]]] = {
     "monotonicity": _monotonicity,
     "curves": _grouped("Success and isolation over strength", "action", "method", "value"),
     "robustness": _grouped("Robustness: adding from other prompts", "prompt"),
+    "told": _grouped("Removing what the prompt says", "method"),
     "uniqueness": _grouped("Uniqueness: guidance of one picture replayed on others", "word"),
     "ablations": _grouped("Ablations", "setting", "value", "action"),
     "variants": _variants,
@@ -178,8 +204,9 @@ _PLOTS = {"curves": plot_curves, "monotonicity": plot_monotonicity, "ablations":
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 def main(folder: Path) -> None:
     """Writes tables.md and plots of FOLDER/results.json."""
-    results = json.loads((folder / "results.json").read_text())
-    (folder / "tables.md").write_text(tables(results))
+    with plainly():
+        results = json.loads((folder / "results.json").read_text())
+        (folder / "tables.md").write_text(tables(results))
     try:
         import matplotlib
     except ImportError:
@@ -188,7 +215,7 @@ def main(folder: Path) -> None:
     matplotlib.use("agg")
     for study, plot in _PLOTS.items():
         if study in results:
-            plot(results[study], folder / f"{study}.png")
+            plot(results[study]["found"], folder / f"{study}.png")
 
 
 if __name__ == "__main__":

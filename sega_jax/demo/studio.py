@@ -64,6 +64,8 @@ class Studio:
 
     def __call__(self, shots: Sequence[Shot], **options: Any) -> Prints:
         """Pictures of the shots; options are those of the pipeline (semantics, support, replay)."""
+        if not shots:
+            raise ValueError("there are no shots to make")
         parts = []
         for i in range(0, len(shots), self.batch):
             block = list(shots[i : i + self.batch])
@@ -86,24 +88,23 @@ class Studio:
 class Effect(NamedTuple):
     """What edits did, one entry a picture."""
 
-    success: np.ndarray  # bool: the words are true, or no longer
+    success: np.ndarray  # bool: the words are true, or what they name is gone
     kept: np.ndarray  # float in [0, 1]: the share of all other attributes, seen before and after, that stay
     distance: np.ndarray  # float in [0, 1]: the mean absolute difference of pixels
 
 
 def effect(before: Prints, after: Prints, words: Sequence[Sequence[str]], *, removed: bool = False) -> Effect:
     """Compares pictures; words[i] are those that picture i was edited by."""
-    asked = np.zeros((len(words), len(WORDS)), bool)
-    others = np.ones((len(words), len(ATTRIBUTES)), bool)
+    success = np.ones(len(words), bool)
+    others = before.verdict.seen & after.verdict.seen
     for i, row in enumerate(words):
-        for word in row:
-            asked[i, NAMES.index(word)] = True
-            others[i, COLUMN[WORDS[word][0]]] = False
-    others &= before.verdict.seen & after.verdict.seen
+        one = after[[i]]
+        success[i] = all((gone if removed else having)(one, word).item() for word in row)
+        others[i, [COLUMN[WORDS[word][0]] for word in row]] = False
     same = before.verdict.attributes == after.verdict.attributes
     difference = np.abs(before.pictures.astype(np.int16) - after.pictures)
     return Effect(
-        (~asked | (after.verdict.words ^ removed)).all(1),
+        success,
         (same & others).sum(1) / np.maximum(others.sum(1), 1),
         difference.mean((1, 2, 3)) / 255,
     )
@@ -119,6 +120,16 @@ def having(prints: Prints, word: str) -> np.ndarray:
     return prints.verdict.words[:, NAMES.index(word)]
 
 
+def gone(prints: Prints, word: str) -> np.ndarray:
+    """bool [n]: in which pictures nothing of the word's kind is left, where there may be none of it (no sunglasses in
+    place of glasses, no moustache in place of a beard); else where its attribute shows something else."""
+    name, value = WORDS[word]
+    values, column = prints.verdict.attributes[:, COLUMN[name]], COLUMN[name]
+    if ATTRIBUTES[name][0] == "none":
+        return values == 0
+    return prints.verdict.seen[:, column] & (values != ATTRIBUTES[name].index(value))
+
+
 def interval(successes: int, trials: int) -> tuple[float, float]:
     """95 % confidence of a share (Wilson 1927)."""
     if not trials:
@@ -126,4 +137,5 @@ def interval(successes: int, trials: int) -> tuple[float, float]:
     z, share = 1.959964, successes / trials
     centre = share + z * z / (2 * trials)
     spread = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials**2))
-    return tuple((centre + sign * spread) / (1 + z * z / trials) for sign in (-1, 1))
+    low, high = ((centre + sign * spread) / (1 + z * z / trials) for sign in (-1, 1))
+    return max(low, 0.0), min(high, 1.0)
