@@ -71,6 +71,9 @@ def dpm(order, kind="midpoint", algorithm="dpmsolver++"):
     return {"solver_order": order, "solver_type": kind, "algorithm_type": algorithm, "final_sigmas_type": "sigma_min"}
 
 
+NOISE = dpm(2, algorithm="dpmsolver")
+
+
 def unipc(order, kind, data=True):
     return {"solver_order": order, "solver_type": kind, "predict_x0": data, "final_sigmas_type": "sigma_min"}
 
@@ -208,6 +211,29 @@ def test_ddim_clips_x0_where_the_config_says_so():
     x0 = (3 - np.sqrt(1 - bars[1]) * 0.3) / np.sqrt(bars[1])
     for found, wanted in ((free, x0), (clipped, 0.5)):
         np.testing.assert_allclose(found, np.sqrt(bars[0]) * wanted + np.sqrt(1 - bars[0]) * 0.3, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("ratio", "most"), [(0.3, 4.0), (0.9, 4.0), (0.9, 1.5), (1.0, 100.0), (0.9, 1)])
+@pytest.mark.parametrize("name", ["DDIM", "DDPM", "DPM", "UniPC"])
+def test_dynamic_thresholding(name, ratio, most):
+    """Saharia et al. 2022, section 2.3, on a picture that the network knows and the last step takes as it is."""
+    options = {"dynamic_thresholding_ratio": ratio, "sample_max_value": most, "set_alpha_to_one": True}
+    family = scheduler(name, prediction_type="sample", thresholding=True, clip_sample=True, **options)
+    pictures = np.random.default_rng(0).standard_normal((3, 2, 5, 3)) * np.reshape([0.1, 1, 4], (3, 1, 1, 1))
+    end = solve(family, 5, np.ones_like(pictures, np.float32), lambda x, t: jnp.asarray(pictures, x.dtype))[-1]
+    for found, picture in zip(end, pictures, strict=True):
+        s = min(max(np.quantile(abs(picture), ratio), 1), most)
+        np.testing.assert_allclose(found, np.clip(picture, -s, s) / s, rtol=1e-4, atol=1e-5)
+
+
+def test_other_thresholds_compile_nothing(compilations):
+    def run(**options):
+        return solve(scheduler("DDPM", thresholding=True, **options), 5, np.ones((1, 4), np.float32), denoiser())
+
+    run()
+    compilations.clear()
+    run(dynamic_thresholding_ratio=0.5, sample_max_value=2.0)
+    assert not compilations
 
 
 @pytest.mark.parametrize(
@@ -365,7 +391,10 @@ def test_unknown_options_list_the_known():
 @pytest.mark.parametrize(
     ("name", "options", "why"),
     [
-        ("DDIM", {"thresholding": True}, "thresholding=True is not supported, only False"),
+        ("DDIM", {"dynamic_thresholding_ratio": 95}, r"dynamic_thresholding_ratio=95 should be a number in \[0, 1\]"),
+        ("DDPM", {"sample_max_value": 0.5}, "sample_max_value=0.5 should be a number, at least 1"),
+        ("DPM", NOISE | {"thresholding": True}, "'dpmsolver' predicts noise, and thresholding .*; give 'dpmsolver[+]"),
+        ("UniPC", unipc(2, "bh2", data=False) | {"thresholding": True}, "predict_x0=False predicts noise, and thresh"),
         ("DPM", {"use_lu_lambdas": True}, "use_lu_lambdas=True is not supported, only False"),
         ("UniPC", {"use_flow_sigmas": True}, "use_flow_sigmas=True is not supported, only False"),
         ("UniPC", {"solver_p": {}}, "solver_p={} is not supported, only None"),
@@ -465,3 +494,14 @@ def test_the_variance_that_a_network_predicts():
     )
     low, high = np.exp(row.solver.log_variance / 2)
     np.testing.assert_allclose(noisy - bare, [low, np.sqrt(low * high), high], rtol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "options"), [("DDPM", {}), ("DPM, stochastic", {"variance_type": "learned_range"})])
+def test_a_predicted_variance_that_does_not_count(name, options):
+    """Where the config has a fixed one, and in solvers that have none to learn."""
+    family = scheduler(name, **options)
+    row, x, solver = jax.tree.map(lambda column: column[3], family.table(10)), jnp.ones((1, 3)), SOLVERS["multistep"]()
+    with_it, without = (
+        solver.update(x, solver.init(x), x, aux, row, jnp.ones)[0] for aux in (jnp.array([[-1.0, 0.5, 1.0]]), None)
+    )
+    assert np.array_equal(with_it, without)
