@@ -10,6 +10,7 @@ import pytest
 import tiny
 
 from sega_jax.schedules import from_config
+from sega_jax.schedules.noise import cumulative
 from sega_jax.solvers import SOLVERS
 
 ALPHAS = ["DDIM", "PNDM"]
@@ -316,10 +317,101 @@ def test_steps_out_of_range(name, steps, error):
         scheduler(name).table(steps)
 
 
-@pytest.mark.parametrize("steps", [True, "5", None, [5], np.nan])
+@pytest.mark.parametrize(
+    "steps", [True, None, np.nan, [], [5.0], [True], [[5]], [[5], [4, 3]], ["smart27"], {5, 4}, [2**70], b"fast27"]
+)
 def test_steps_of_another_type(steps):
-    with pytest.raises(TypeError, match=r"steps=.* should be a whole number"):
+    with pytest.raises(
+        TypeError, match=r"should be a whole number, falling timesteps like .*, or one of fast27, smart"
+    ):
         scheduler("DDIM").table(steps)
+
+
+@pytest.mark.parametrize(
+    ("steps", "why"),
+    [
+        ("5", "steps='5' should be a whole number, or one of fast27, smart27, .*super100"),
+        ([1000, 0], "steps has timestep 1000; all should be from 0 to 999"),
+        (np.arange(3, -2, -1), "steps has timestep -1; all should be from 0 to 999"),
+        ([5, 3, 3], "steps has timestep 3 after 3; give falling ones, each once"),
+        (np.array([3, 9], np.uint8), "steps has timestep 9 after 3; give falling ones"),
+    ],
+)
+def test_timesteps_that_are_refused(steps, why):
+    with pytest.raises(ValueError, match=why):
+        scheduler("DDIM").table(steps)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "why"),
+    [
+        ("PNDM", {}, "its steps are of one length; give their number"),
+        ("PNDM, Runge-Kutta", {}, "its steps are of one length; give their number"),
+        ("DPM", {"use_karras_sigmas": True}, "use_karras_sigmas spaces the steps itself; give a number"),
+        ("LMS", {"use_beta_sigmas": True}, "use_beta_sigmas spaces the steps itself; give a number"),
+        (
+            "Euler",
+            {"interpolation_type": "log_linear"},
+            "interpolation_type='log_linear' spaces the steps itself; give a number",
+        ),
+        ("DPM", dpm(2, "heun"), "final_sigmas_type='sigma_min' ends at timestep 0; leave it out of steps"),
+    ],
+)
+def test_options_that_refuse_timesteps(name, options, why):
+    with pytest.raises(ValueError, match=f"Scheduler: {why}"):
+        scheduler(name, **options).table("smart27")
+
+
+GIVEN = [name for name in tiny.SCHEDULERS if "PNDM" not in name]
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_timesteps_by_hand(name):
+    """Those that a number of steps has give the same table."""
+    family = scheduler(name, timestep_spacing="leading")
+    by_number = family.table(8)
+    timesteps = np.unique(by_number.timestep.astype(int))[::-1]
+    assert len(timesteps) == 8
+    for steps in (timesteps, timesteps.tolist(), tuple(timesteps)):
+        jax.tree.map(np.testing.assert_array_equal, family.table(steps), by_number)
+
+
+@pytest.mark.parametrize(
+    "name", ["fast27", "smart27", "smart50", "smart100", "smart185", "super27", "super40", "super100"]
+)
+def test_timesteps_by_name(name):
+    timesteps = scheduler("DDPM").table(name).timestep
+    assert len(timesteps) == int(name.strip("fastmrupe"))
+    assert (timesteps[0], timesteps[-1]) == (999, 0)
+    assert (np.diff(timesteps) < 0).all()
+
+
+def test_timesteps_of_sections():
+    """Of seven equal sections 7, 4, 2, 1, 2, 4 and 7."""
+    first, *_, last = np.split(scheduler("DDPM").table("smart27").timestep, [7, 11, 13, 14, 16, 20])
+    assert first.tolist() == [999, 976, 952, 928, 905, 882, 858]
+    assert last.tolist() == [142, 118, 95, 71, 47, 24, 0]
+
+
+@pytest.mark.parametrize("name", ["DDPM", "DDIM"])
+def test_timesteps_are_a_process_of_their_own(name):
+    """With the betas that lead from one to the next (Nichol & Dhariwal 2021, section 4)."""
+    options = {"beta_schedule": "squaredcos_cap_v2", "set_alpha_to_one": True, "variance_type": "learned_range"}
+    respaced = scheduler(name, **options).table("smart50")
+    bars = cumulative(scheduler(name, **options).options)[respaced.timestep.astype(int)[::-1]]
+    betas = 1 - bars / np.append(1, bars[:-1])
+    whole = scheduler(
+        name, **options | {"trained_betas": betas.tolist(), "num_train_timesteps": 50, "steps_offset": 0}
+    ).table(50)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9), respaced.solver, whole.solver)
+
+
+def test_cosine_betas():
+    """Nichol & Dhariwal 2021, eq. 17, where no beta is capped."""
+    bars = cumulative(scheduler("DDPM", beta_schedule="squaredcos_cap_v2").options)
+    f = np.cos((np.arange(1001) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
+    np.testing.assert_allclose(bars[:999], f[1:1000] / f[0], rtol=1e-9)
+    np.testing.assert_allclose(bars[999], bars[998] * 0.001, rtol=1e-9)
 
 
 # Those that round more timesteps than steps, for which the training may have too few.

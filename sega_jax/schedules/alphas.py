@@ -56,9 +56,11 @@ def _at(options: Options, bars: np.ndarray, t: np.ndarray) -> np.ndarray:
 
 
 def ddim(options: Options, steps: int) -> Row:
-    """Song et al. 2021. The timestep after t is t - T // steps, whatever the spacing, as in diffusers."""
+    """Song et al. 2021. The timestep after t is t - T // steps, whatever the spacing, as in diffusers; of given
+    timesteps it is the next."""
     bars, t = cumulative(options), spaced(options, steps).astype(int)
-    now, after = _at(options, bars, t), _at(options, bars, t - options["num_train_timesteps"] // steps)
+    following = np.append(t[1:], -1) if "timesteps" in options else t - options["num_train_timesteps"] // steps
+    now, after = _at(options, bars, t), _at(options, bars, following)
     a, b = np.sqrt(now), np.sqrt(1 - now)
     return table(
         t,
@@ -76,6 +78,9 @@ def ddim(options: Options, steps: int) -> Row:
 
 def ddpm(options: Options, steps: int) -> Row:
     """Ho et al. 2020, eqs. 6 and 7, with the timesteps of the table; no noise is added at timestep 0.
+
+    The betas are those that lead from each timestep to the next, which is what DeepFloyd-IF's own code makes
+    of its lists. After a last timestep above 0 noise is added as in diffusers, but not in that code.
 
     A variance that the network predicts counts with "learned_range" alone.
     """
@@ -113,6 +118,8 @@ def pndm(options: Options, steps: int) -> Row:
 
     What is remembered is the output itself; with v, its mean is turned into eps where the step starts.
     """
+    if "timesteps" in options:
+        raise ValueError("its steps are of one length; give their number, not timesteps")
     bars, stride = cumulative(options), options["num_train_timesteps"] // steps
     plan = _low_orders if options["skip_prk_steps"] else _runge_kutta
     t, begin, end, anew, weights, remember = plan(spaced(options, steps).astype(int), stride)

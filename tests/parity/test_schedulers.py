@@ -16,10 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from diffusers.pipelines import deepfloyd_if
 
 from parity.theirs import double, noise, relative, scheduler
 from sega_jax.components import as_scheduler
 from sega_jax.schedules import FAMILIES, from_config
+from sega_jax.schedules.noise import cumulative
+from sega_jax.schedules.timesteps import NAMED
 from sega_jax.solvers import SOLVERS
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
@@ -135,7 +138,7 @@ def ours(config, steps, x, outputs, eta, drawn):
 
 def theirs(config, steps, x, outputs, eta, drawn):
     made = scheduler(config)
-    made.set_timesteps(steps)
+    made.set_timesteps(**{"num_inference_steps" if isinstance(steps, int) else "timesteps": steps})
     module, extra = importlib.import_module(type(made).__module__), {}
     if config["_class_name"] == "DDIMScheduler":
         extra = {"eta": eta}
@@ -149,8 +152,10 @@ def theirs(config, steps, x, outputs, eta, drawn):
 
 
 def compare(config, steps, eta=0.0):
+    """`steps` is their number, or the timesteps."""
     with double():
-        calls, (batch, channels, *space) = 2 * steps + 12, SHAPE
+        count = steps if isinstance(steps, int) else len(steps)
+        calls, (batch, channels, *space) = 2 * count + 12, SHAPE
         learned = config.get("variance_type") == "learned_range"
         x, drawn = noise(*SHAPE), noise(calls, *SHAPE, seed=2)
         outputs = noise(calls, batch, channels * (2 if learned else 1), *space, seed=1)
@@ -248,6 +253,32 @@ def test_all_steps_of_the_training(name):
 def test_learned_variance(options, steps):
     """The network says it between the least and the greatest."""
     compare({"_class_name": "DDPMScheduler"} | options, steps)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_named_timesteps(name):
+    expected = getattr(deepfloyd_if.timesteps, f"{name}_timesteps")
+    config = {"_class_name": "DDPMScheduler"} | IF
+    assert from_config(config).table(name).timestep.tolist() == expected
+    compare(config, expected)
+
+
+@pytest.mark.parametrize("timesteps", [[999], [7], [998, 500, 499, 3], [*range(981, 0, -61)]])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize(
+    "name", ["DDPMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler", "DPMSolverMultistepScheduler"]
+)
+def test_given_timesteps(name, prediction, timesteps):
+    """In the classes that take them there."""
+    for betas in (SD, {"beta_schedule": "squaredcos_cap_v2", "timestep_spacing": "leading"}):
+        compare({"_class_name": name, "prediction_type": prediction} | betas, timesteps)
+
+
+@pytest.mark.parametrize("betas", [SD, IF, {}], ids=["Stable Diffusion", "DeepFloyd-IF", "linear"])
+def test_products_of_alphas(betas):
+    config = {"_class_name": "DDPMScheduler"} | betas
+    with double():
+        np.testing.assert_allclose(cumulative(from_config(config).options), scheduler(config).alphas_cumprod, rtol=1e-9)
 
 
 @pytest.mark.parametrize("saved", [True, False])
