@@ -342,6 +342,13 @@ def test_timesteps_that_are_refused(steps, why):
         scheduler("DDIM").table(steps)
 
 
+def test_names_of_more_timesteps_than_there_are():
+    family = scheduler("DDPM", num_train_timesteps=100)
+    assert len(family.table("smart50").timestep) == 50
+    with pytest.raises(ValueError, match="of 100 timesteps, 10 cannot be 14; give the timesteps, or their number"):
+        family.table("super100")
+
+
 @pytest.mark.parametrize(
     ("name", "options", "why"),
     [

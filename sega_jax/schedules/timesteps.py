@@ -23,7 +23,8 @@ def given(steps: Any, total: int) -> np.ndarray:
 
     Raises:
         TypeError: it is no list of whole numbers.
-        ValueError: an unknown name, or timesteps that do not fall or are not from 0 to total - 1.
+        ValueError: an unknown name, or one of more timesteps than there are; or timesteps that do not fall or
+            are not from 0 to total - 1.
     """
     if isinstance(steps, str):
         if steps not in NAMED:
@@ -55,6 +56,8 @@ def _sections(counts: tuple[int, ...], total: int) -> np.ndarray:
     kept, start = [], 0
     for i, count in enumerate(counts):
         length = size + (i < longer)
+        if length < count:
+            raise ValueError(f"of {total} timesteps, {length} cannot be {count}; give the timesteps, or their number")
         # Summed up, which decides how halves are rounded.
         strides = np.full(count - 1, (length - 1) / max(count - 1, 1))
         kept.append(start + np.cumsum([0.0, *strides]).round())
