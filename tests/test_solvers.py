@@ -595,6 +595,41 @@ def test_the_variance_that_a_network_predicts():
     np.testing.assert_allclose(noisy - bare, [low, np.sqrt(low * high), high], rtol=1e-4)
 
 
+@pytest.mark.usefixtures("x64")
+def test_the_sampler_of_deepfloyd_if():
+    """Ho et al. 2020, eq. 7: x0 thresholded, the variance predicted, from each listed timestep to the next."""
+    family = from_config(
+        {
+            "_class_name": "DDPMScheduler",
+            "beta_schedule": "squaredcos_cap_v2",
+            "variance_type": "learned_range",
+            "thresholding": True,
+            "dynamic_thresholding_ratio": 0.95,
+            "sample_max_value": 1.5,
+        }
+    )
+    table, bars = family.table("super27"), cumulative(family.options)
+    timesteps = table.timestep.astype(int)
+    draw, solver = np.random.default_rng(0), SOLVERS[family.solver]()
+    expected = x = draw.standard_normal((2, 4, 4, 3))
+    for i, (t, after) in enumerate(zip(timesteps, [*timesteps[1:], None], strict=True)):
+        # Near the noise that x holds, so that x0 stays near [-1, 1].
+        epsilon = expected / np.sqrt(1 - bars[t]) + 0.5 * np.sqrt(bars[t]) * draw.standard_normal(x.shape)
+        share, fresh = draw.uniform(-1.2, 1.2, x.shape), draw.standard_normal(x.shape)
+        row = jax.tree.map(lambda column, i=i: column[i], table)
+        x, _ = solver.update(jnp.asarray(x), solver.init(x), epsilon, share, row, lambda _, fresh=fresh: fresh)
+
+        now, end = bars[t], 1.0 if after is None else bars[after]
+        x0 = (expected - np.sqrt(1 - now) * epsilon) / np.sqrt(now)
+        s = np.clip(np.quantile(abs(x0), 0.95, (1, 2, 3), keepdims=True), 1, 1.5)
+        x0 = np.clip(x0, -s, s) / s
+        beta = 1 - now / end
+        mean = (np.sqrt(end) * beta * x0 + np.sqrt(now / end) * (1 - end) * expected) / (1 - now)
+        w, least = (share + 1) / 2, max((1 - end) / (1 - now) * beta, 1e-20)
+        expected = mean + (t > 0) * np.exp((w * np.log(beta) + (1 - w) * np.log(least)) / 2) * fresh
+        np.testing.assert_allclose(x, expected, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize(("name", "options"), [("DDPM", {}), ("DPM, stochastic", {"variance_type": "learned_range"})])
 def test_a_predicted_variance_that_does_not_count(name, options):
     """Where the config has a fixed one, and in solvers that have none to learn."""
