@@ -381,7 +381,7 @@ FAULTS = {
         "warmup=np.full(shape, 5, np.int32)",
     ),
     # Solvers
-    "the step before, off by one": ("ddim", alphas.ddim, "// steps)", "// steps - 1)"),
+    "the step before, off by one": ("ddim", alphas.ddim, '_timesteps"] // steps', '_timesteps"] // steps + 1'),
     "steps_offset ignored": ("ddim", schedule.spaced, ' + options["steps_offset"]', ""),
     "set_alpha_to_one ignored": ("ddim", alphas._at, "else bars[0]", "else 1.0"),
     "sign of v": ("ddim", alphas.x0_form, "return a, -b", "return a, b"),
