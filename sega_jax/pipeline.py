@@ -165,7 +165,7 @@ class Pipeline:
             edits: words and `Edit`s for every row; or a list of such lists, one for each prompt or picture.
             negative_prompt: what to stay away from, one for all or one each.
             images_per_prompt: pictures of each prompt, from different seeds.
-            steps: of the solver, 1 to the training's (1000).
+            steps: of the solver, 1 to the training's (1000); or timesteps, as `Scheduler.table` takes them.
             guidance_scale: s of u + s (p - u), one for all or one each; 1 is no classifier-free guidance.
             eta: DDIM's share of fresh noise in [0, 1], one for all or one each; PNDM has none.
             seed: s, meaning s, s + 1, ... for several pictures, or a list with one each; 0 by default.
@@ -316,7 +316,7 @@ class Pipeline:
         and every so many after it, too.
         """
         program = self.devices.map(system.advance, (None, 0, 0, None, 0), method=method)
-        situation = (method, text.shape, carry.x.shape, settings.replay is None)
+        situation = (method, text.shape, carry.x.shape, settings.replay is None, jax.tree.structure(table))
         calls, done = len(table.call), 0
         while done < calls:
             known = situation in self._pace

@@ -36,8 +36,8 @@ def _like(x: jax.Array, coefficients: Any) -> Any:
 def ddim(eta: Any = 0.0) -> Solver:
     """DDIM (Song et al. 2021, eq. 12); eta, a number or [batch] in [0, 1], is the share of fresh noise.
 
-    x0 is clipped where the table says so; eps is the network's own, not the clipped one's, as in
-    diffusers' default.
+    x0 is clipped or thresholded where the table says so; eps is the network's own, not the clipped one's,
+    as in diffusers' default. DeepFloyd-IF's own DDIM derives it anew from the thresholded x0.
     """
 
     def init(x):
@@ -48,7 +48,7 @@ def ddim(eta: Any = 0.0) -> Solver:
         del aux
         c = _like(x, row.solver)
         estimate = estimate.astype(x.dtype)
-        x0 = jnp.clip(c.x0_from_x * x + c.x0_from_output * estimate, -c.clip, c.clip)
+        x0 = _bounded(c.x0_from_x * x + c.x0_from_output * estimate, c)
         eps = c.eps_from_x * x + c.eps_from_output * estimate
         sigma = jnp.asarray(eta).astype(x.dtype) * c.sigma
         sigma = sigma.reshape(sigma.shape + (1,) * (x.ndim - sigma.ndim)) if sigma.ndim else sigma
@@ -71,7 +71,7 @@ def multistep(eta: Any = 0.0, *, memory: int = 3) -> Solver:
 
     def update(x, state, estimate, aux, row, draw):
         c = _like(x, row.solver)
-        m = jnp.clip(c.m_from_x * x + c.m_from_output * estimate.astype(x.dtype), -c.clip, c.clip)
+        m = _bounded(c.m_from_x * x + c.m_from_output * estimate.astype(x.dtype), c)
         outputs = jnp.concatenate([m[None], state.memory])
         start = c.start_from_x * x + c.start_from_start * state.start + _sum(c.start_from_memory, outputs)
         new = c.x_from_start * start + _sum(c.x_from_memory, outputs)
@@ -83,6 +83,19 @@ def multistep(eta: Any = 0.0, *, memory: int = 3) -> Solver:
         return new + noise, MultistepState(start, kept)
 
     return Solver(init, update)
+
+
+def _bounded(x: jax.Array, coefficients: Any) -> jax.Array:
+    """x [batch, *space, channels] as a row's coefficients bound it: to `clip`, or by its own quantile.
+
+    A table without thresholds is of another structure, so that programs without them sort nothing.
+    """
+    c = coefficients
+    if c.threshold is None:
+        return jnp.clip(x, -c.clip, c.clip)
+    s = jnp.quantile(jnp.abs(x), c.threshold.ratio, axis=tuple(range(1, x.ndim)), keepdims=True)
+    s = jnp.clip(s, 1, c.threshold.most)
+    return jnp.clip(x, -s, s) / s
 
 
 def _sum(weights: jax.Array, outputs: jax.Array) -> jax.Array:

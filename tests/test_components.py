@@ -155,6 +155,20 @@ def test_another_scheduler_is_another_picture_and_compiles_nothing(own, compilat
     assert len({array.tobytes() for array in made.values()}) == len(MULTISTEP)
 
 
+def test_other_thresholds_and_timesteps_are_another_picture_and_compile_nothing(own, compilations):
+    config = own.scheduler.config | {"thresholding": True, "sample_max_value": 3.0}
+
+    def run(steps=3, **options):
+        own.scheduler = config | options
+        return own(**CALL | {"steps": steps}).images.tobytes()
+
+    made = {run()}
+    compilations.clear()
+    made |= {run(dynamic_thresholding_ratio=0.5), run(sample_max_value=2.0), run([900, 200, 100]), run("fast27")}
+    assert len(made) == 5
+    assert not compilations
+
+
 def test_a_pipeline_of_the_same_components_compiles_nothing(small, compilations):
     expected = small(**CALL).images
     compilations.clear()

@@ -117,7 +117,7 @@ SOLVERS = {
     "ddim": ["ddim", "ddim_v", "ddim_eta_clip"],
     "pndm": ["pndm", "pndm_v"],
     "runge_kutta": ["pndm_runge_kutta"],
-    "ddpm": ["ddpm", "ddpm_large"],
+    "ddpm": ["ddpm", "ddpm_large", "ddpm_threshold"],
     "sigma": ["euler", "euler_v", "euler_ancestral", "heun", "lms"],
     "dpm": ["dpm", "dpm_heun", "dpm_3", "dpm_stochastic"],
     "unipc": ["unipc", "unipc_3"],
@@ -381,7 +381,7 @@ FAULTS = {
         "warmup=np.full(shape, 5, np.int32)",
     ),
     # Solvers
-    "the step before, off by one": ("ddim", alphas.ddim, "// steps)", "// steps - 1)"),
+    "the step before, off by one": ("ddim", alphas.ddim, '_timesteps"] // steps', '_timesteps"] // steps + 1'),
     "steps_offset ignored": ("ddim", schedule.spaced, ' + options["steps_offset"]', ""),
     "set_alpha_to_one ignored": ("ddim", alphas._at, "else bars[0]", "else 1.0"),
     "sign of v": ("ddim", alphas.x0_form, "return a, -b", "return a, b"),
@@ -414,7 +414,9 @@ FAULTS = {
     "no corrector": ("unipc", exponential.unipc, "if i > 0 and", "if i > 99 and"),
     "bh1 as bh2": ("unipc", exponential._unipc_step, '== "bh1"', '== "bh0"'),
     "the corrector's last weight": ("unipc", exponential._unipc_step, "0 if k == order", "1 if k == order"),
-    "memory not clipped": ("ddpm", solvers.multistep, "jnp.clip", "(lambda m, *_: m)"),
+    "memory not clipped": ("ddpm", solvers._bounded, "jnp.clip(x, -c.clip, c.clip)", "x"),
+    "thresholded, not scaled": ("ddpm", solvers._bounded, "-s, s) / s", "-s, s)"),
+    "the threshold without its bounds": ("ddpm", solvers._bounded, "jnp.clip(s, 1, c.threshold.most)", "s"),
     # Randomness and words
     "the same noise at every call": ("loop", system.advance, "row.call, shape[1:]", "0, shape[1:]"),
     "the same noise in every row": (

@@ -10,6 +10,7 @@ import pytest
 import tiny
 
 from sega_jax.schedules import from_config
+from sega_jax.schedules.noise import cumulative
 from sega_jax.solvers import SOLVERS
 
 ALPHAS = ["DDIM", "PNDM"]
@@ -69,6 +70,9 @@ def solve(scheduler, steps, x, predict, draw=jnp.zeros, eta=0.0):
 
 def dpm(order, kind="midpoint", algorithm="dpmsolver++"):
     return {"solver_order": order, "solver_type": kind, "algorithm_type": algorithm, "final_sigmas_type": "sigma_min"}
+
+
+NOISE = dpm(2, algorithm="dpmsolver")
 
 
 def unipc(order, kind, data=True):
@@ -210,6 +214,29 @@ def test_ddim_clips_x0_where_the_config_says_so():
         np.testing.assert_allclose(found, np.sqrt(bars[0]) * wanted + np.sqrt(1 - bars[0]) * 0.3, rtol=1e-12)
 
 
+@pytest.mark.parametrize(("ratio", "most"), [(0.3, 4.0), (0.9, 4.0), (0.9, 1.5), (1.0, 100.0), (0.9, 1)])
+@pytest.mark.parametrize("name", ["DDIM", "DDPM", "DPM", "UniPC"])
+def test_dynamic_thresholding(name, ratio, most):
+    """Saharia et al. 2022, section 2.3, on a picture that the network knows and the last step takes as it is."""
+    options = {"dynamic_thresholding_ratio": ratio, "sample_max_value": most, "set_alpha_to_one": True}
+    family = scheduler(name, prediction_type="sample", thresholding=True, clip_sample=True, **options)
+    pictures = np.random.default_rng(0).standard_normal((3, 2, 5, 3)) * np.reshape([0.1, 1, 4], (3, 1, 1, 1))
+    end = solve(family, 5, np.ones_like(pictures, np.float32), lambda x, t: jnp.asarray(pictures, x.dtype))[-1]
+    for found, picture in zip(end, pictures, strict=True):
+        s = min(max(np.quantile(abs(picture), ratio), 1), most)
+        np.testing.assert_allclose(found, np.clip(picture, -s, s) / s, rtol=1e-4, atol=1e-5)
+
+
+def test_other_thresholds_compile_nothing(compilations):
+    def run(**options):
+        return solve(scheduler("DDPM", thresholding=True, **options), 5, np.ones((1, 4), np.float32), denoiser())
+
+    run()
+    compilations.clear()
+    run(dynamic_thresholding_ratio=0.5, sample_max_value=2.0)
+    assert not compilations
+
+
 @pytest.mark.parametrize(
     ("spacing", "timesteps"),
     [
@@ -290,10 +317,108 @@ def test_steps_out_of_range(name, steps, error):
         scheduler(name).table(steps)
 
 
-@pytest.mark.parametrize("steps", [True, "5", None, [5], np.nan])
+@pytest.mark.parametrize(
+    "steps", [True, None, np.nan, [], [5.0], [True], [[5]], [[5], [4, 3]], ["smart27"], {5, 4}, [2**70], b"fast27"]
+)
 def test_steps_of_another_type(steps):
-    with pytest.raises(TypeError, match=r"steps=.* should be a whole number"):
+    with pytest.raises(
+        TypeError, match=r"should be a whole number, falling timesteps like .*, or one of fast27, smart"
+    ):
         scheduler("DDIM").table(steps)
+
+
+@pytest.mark.parametrize(
+    ("steps", "why"),
+    [
+        ("5", "steps='5' should be a whole number, or one of fast27, smart27, .*super100"),
+        ([1000, 0], "steps has timestep 1000; all should be from 0 to 999"),
+        (np.arange(3, -2, -1), "steps has timestep -1; all should be from 0 to 999"),
+        ([5, 3, 3], "steps has timestep 3 after 3; give falling ones, each once"),
+        (np.array([3, 9], np.uint8), "steps has timestep 9 after 3; give falling ones"),
+    ],
+)
+def test_timesteps_that_are_refused(steps, why):
+    with pytest.raises(ValueError, match=why):
+        scheduler("DDIM").table(steps)
+
+
+def test_names_of_more_timesteps_than_there_are():
+    family = scheduler("DDPM", num_train_timesteps=100)
+    assert len(family.table("smart50").timestep) == 50
+    with pytest.raises(ValueError, match="of 100 timesteps, 10 cannot be 14; give the timesteps, or their number"):
+        family.table("super100")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "why"),
+    [
+        ("PNDM", {}, "its steps are of one length; give their number"),
+        ("PNDM, Runge-Kutta", {}, "its steps are of one length; give their number"),
+        ("DPM", {"use_karras_sigmas": True}, "use_karras_sigmas spaces the steps itself; give a number"),
+        ("LMS", {"use_beta_sigmas": True}, "use_beta_sigmas spaces the steps itself; give a number"),
+        (
+            "Euler",
+            {"interpolation_type": "log_linear"},
+            "interpolation_type='log_linear' spaces the steps itself; give a number",
+        ),
+        ("DPM", dpm(2, "heun"), "final_sigmas_type='sigma_min' ends at timestep 0; leave it out of steps"),
+    ],
+)
+def test_options_that_refuse_timesteps(name, options, why):
+    with pytest.raises(ValueError, match=f"Scheduler: {why}"):
+        scheduler(name, **options).table("smart27")
+
+
+GIVEN = [name for name in tiny.SCHEDULERS if "PNDM" not in name]
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_timesteps_by_hand(name):
+    """Those that a number of steps has give the same table."""
+    family = scheduler(name, timestep_spacing="leading")
+    by_number = family.table(8)
+    timesteps = np.unique(by_number.timestep.astype(int))[::-1]
+    assert len(timesteps) == 8
+    for steps in (timesteps, timesteps.tolist(), tuple(timesteps)):
+        jax.tree.map(np.testing.assert_array_equal, family.table(steps), by_number)
+
+
+@pytest.mark.parametrize(
+    "name", ["fast27", "smart27", "smart50", "smart100", "smart185", "super27", "super40", "super100"]
+)
+def test_timesteps_by_name(name):
+    timesteps = scheduler("DDPM").table(name).timestep
+    assert len(timesteps) == int(name.strip("fastmrupe"))
+    assert (timesteps[0], timesteps[-1]) == (999, 0)
+    assert (np.diff(timesteps) < 0).all()
+
+
+def test_timesteps_of_sections():
+    """Of seven equal sections 7, 4, 2, 1, 2, 4 and 7."""
+    first, *_, last = np.split(scheduler("DDPM").table("smart27").timestep, [7, 11, 13, 14, 16, 20])
+    assert first.tolist() == [999, 976, 952, 928, 905, 882, 858]
+    assert last.tolist() == [142, 118, 95, 71, 47, 24, 0]
+
+
+@pytest.mark.parametrize("name", ["DDPM", "DDIM"])
+def test_timesteps_are_a_process_of_their_own(name):
+    """With the betas that lead from one to the next (Nichol & Dhariwal 2021, section 4)."""
+    options = {"beta_schedule": "squaredcos_cap_v2", "set_alpha_to_one": True, "variance_type": "learned_range"}
+    respaced = scheduler(name, **options).table("smart50")
+    bars = cumulative(scheduler(name, **options).options)[respaced.timestep.astype(int)[::-1]]
+    betas = 1 - bars / np.append(1, bars[:-1])
+    whole = scheduler(
+        name, **options | {"trained_betas": betas.tolist(), "num_train_timesteps": 50, "steps_offset": 0}
+    ).table(50)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9), respaced.solver, whole.solver)
+
+
+def test_cosine_betas():
+    """Nichol & Dhariwal 2021, eq. 17, where no beta is capped."""
+    bars = cumulative(scheduler("DDPM", beta_schedule="squaredcos_cap_v2").options)
+    f = np.cos((np.arange(1001) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
+    np.testing.assert_allclose(bars[:999], f[1:1000] / f[0], rtol=1e-9)
+    np.testing.assert_allclose(bars[999], bars[998] * 0.001, rtol=1e-9)
 
 
 # Those that round more timesteps than steps, for which the training may have too few.
@@ -365,7 +490,10 @@ def test_unknown_options_list_the_known():
 @pytest.mark.parametrize(
     ("name", "options", "why"),
     [
-        ("DDIM", {"thresholding": True}, "thresholding=True is not supported, only False"),
+        ("DDIM", {"dynamic_thresholding_ratio": 95}, r"dynamic_thresholding_ratio=95 should be a number in \[0, 1\]"),
+        ("DDPM", {"sample_max_value": 0.5}, "sample_max_value=0.5 should be a number, at least 1"),
+        ("DPM", NOISE | {"thresholding": True}, "'dpmsolver' predicts noise, and thresholding .*; give 'dpmsolver[+]"),
+        ("UniPC", unipc(2, "bh2", data=False) | {"thresholding": True}, "predict_x0=False predicts noise, and thresh"),
         ("DPM", {"use_lu_lambdas": True}, "use_lu_lambdas=True is not supported, only False"),
         ("UniPC", {"use_flow_sigmas": True}, "use_flow_sigmas=True is not supported, only False"),
         ("UniPC", {"solver_p": {}}, "solver_p={} is not supported, only None"),
@@ -465,3 +593,49 @@ def test_the_variance_that_a_network_predicts():
     )
     low, high = np.exp(row.solver.log_variance / 2)
     np.testing.assert_allclose(noisy - bare, [low, np.sqrt(low * high), high], rtol=1e-4)
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_sampler_of_deepfloyd_if():
+    """Ho et al. 2020, eq. 7: x0 thresholded, the variance predicted, from each listed timestep to the next."""
+    family = from_config(
+        {
+            "_class_name": "DDPMScheduler",
+            "beta_schedule": "squaredcos_cap_v2",
+            "variance_type": "learned_range",
+            "thresholding": True,
+            "dynamic_thresholding_ratio": 0.95,
+            "sample_max_value": 1.5,
+        }
+    )
+    table, bars = family.table("super27"), cumulative(family.options)
+    timesteps = table.timestep.astype(int)
+    draw, solver = np.random.default_rng(0), SOLVERS[family.solver]()
+    expected = x = draw.standard_normal((2, 4, 4, 3))
+    for i, (t, after) in enumerate(zip(timesteps, [*timesteps[1:], None], strict=True)):
+        # Near the noise that x holds, so that x0 stays near [-1, 1].
+        epsilon = expected / np.sqrt(1 - bars[t]) + 0.5 * np.sqrt(bars[t]) * draw.standard_normal(x.shape)
+        share, fresh = draw.uniform(-1.2, 1.2, x.shape), draw.standard_normal(x.shape)
+        row = jax.tree.map(lambda column, i=i: column[i], table)
+        x, _ = solver.update(jnp.asarray(x), solver.init(x), epsilon, share, row, lambda _, fresh=fresh: fresh)
+
+        now, end = bars[t], 1.0 if after is None else bars[after]
+        x0 = (expected - np.sqrt(1 - now) * epsilon) / np.sqrt(now)
+        s = np.clip(np.quantile(abs(x0), 0.95, (1, 2, 3), keepdims=True), 1, 1.5)
+        x0 = np.clip(x0, -s, s) / s
+        beta = 1 - now / end
+        mean = (np.sqrt(end) * beta * x0 + np.sqrt(now / end) * (1 - end) * expected) / (1 - now)
+        w, least = (share + 1) / 2, max((1 - end) / (1 - now) * beta, 1e-20)
+        expected = mean + (t > 0) * np.exp((w * np.log(beta) + (1 - w) * np.log(least)) / 2) * fresh
+        np.testing.assert_allclose(x, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "options"), [("DDPM", {}), ("DPM, stochastic", {"variance_type": "learned_range"})])
+def test_a_predicted_variance_that_does_not_count(name, options):
+    """Where the config has a fixed one, and in solvers that have none to learn."""
+    family = scheduler(name, **options)
+    row, x, solver = jax.tree.map(lambda column: column[3], family.table(10)), jnp.ones((1, 3)), SOLVERS["multistep"]()
+    with_it, without = (
+        solver.update(x, solver.init(x), x, aux, row, jnp.ones)[0] for aux in (jnp.array([[-1.0, 0.5, 1.0]]), None)
+    )
+    assert np.array_equal(with_it, without)

@@ -9,7 +9,7 @@ A new scheduler is a function from options and steps to a table, and an entry in
 
 import dataclasses
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -21,6 +21,7 @@ from sega_jax.schedules.families import resolve
 from sega_jax.schedules.rows import DDIMRow as DDIMRow
 from sega_jax.schedules.rows import MultistepRow as MultistepRow
 from sega_jax.schedules.rows import Row as Row
+from sega_jax.schedules.timesteps import given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,22 +50,30 @@ class Scheduler:
         """The update that the rows are for, a key of `sega_jax.solvers.SOLVERS`."""
         return FAMILIES[self.name].solver(self.options)
 
-    def table(self, steps: int) -> Row:
+    def table(self, steps: int | str | Sequence[int]) -> Row:
         """A row per model call: one a step, but steps + 1 for PNDM (+ 9 without `skip_prk_steps`) and
         2 steps - 1 for Heun.
 
+        Args:
+            steps: how many, spaced by `timestep_spacing`; or in its place their timesteps in falling order; or
+                one of DeepFloyd-IF's lists of these: fast27, smart27, smart50, smart100, smart185, super27,
+                super40, super100. That project's plain numbers are steps of the spacing "linspace" (some
+                timesteps that lie halfway are rounded the other way).
+
         Raises:
-            TypeError: steps is no whole number.
-            ValueError: steps is not from 1 to the number that these options allow.
+            TypeError: steps is none of these.
+            ValueError: steps is not from 1 to the number that these options allow; timesteps that do not fall,
+                are not of the training, or that other options, or PNDM, space by themselves.
         """
-        most = self.options["num_train_timesteps"]
+        options, most = self.options, self.options["num_train_timesteps"]
         if isinstance(steps, bool) or not isinstance(steps, numbers.Integral):
-            raise TypeError(f"steps={steps!r} should be a whole number")
+            options = {**options, "timesteps": given(steps, most)}
+            steps = len(options["timesteps"])
         if not 1 <= steps <= most:
             raise ValueError(f"steps={steps} should be from 1 to {most}, the timesteps of the training")
         try:
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-                table = FAMILIES[self.name].table(self.options, int(steps))
+                table = FAMILIES[self.name].table(options, int(steps))
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from None
         solver = table.solver._replace(clip=0)
@@ -73,6 +82,10 @@ class Scheduler:
                 raise ValueError(
                     f"{self.name}: with rescale_betas_zero_snr the first of {steps} steps has no signal, and epsilon"
                     " says nothing; prediction_type should be 'v_prediction' or 'sample'"
+                )
+            if "timesteps" in options:
+                raise ValueError(
+                    f"{self.name}: final_sigmas_type='sigma_min' ends at timestep 0; leave it out of steps"
                 )
             raise ValueError(f"{self.name}: {steps} steps are so many that two fall together; take fewer")
         return table

@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from sega_jax.schedules.noise import Options, cumulative, spaced
-from sega_jax.schedules.rows import DDIMRow, Row, multistep, table
+from sega_jax.schedules.rows import DDIMRow, Row, Threshold, multistep, table
 
 
 def x0_form(options: Options, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -35,6 +35,20 @@ def _clip(options: Options) -> float:
     return options["clip_sample_range"] if options["clip_sample"] else math.inf
 
 
+def threshold(options: Options, calls: int) -> Threshold | None:
+    """Columns [calls], or None without `thresholding`; with it `clip_sample` means nothing, as in diffusers.
+
+    Options that have the solver remember eps are refused with it, where diffusers takes x0 from eps and eps
+    from the thresholded x0 (DPM-Solver), or does nothing (UniPC).
+    """
+    if not options["thresholding"]:
+        return None
+    ratio, most = (
+        np.full(calls, options[key], np.float64) for key in ("dynamic_thresholding_ratio", "sample_max_value")
+    )
+    return Threshold(ratio, most)
+
+
 def _at(options: Options, bars: np.ndarray, t: np.ndarray) -> np.ndarray:
     """abar at timesteps; before timestep 0 it is 1, or abar_0 without `set_alpha_to_one`."""
     before = 1.0 if options.get("set_alpha_to_one", True) else bars[0]
@@ -42,9 +56,11 @@ def _at(options: Options, bars: np.ndarray, t: np.ndarray) -> np.ndarray:
 
 
 def ddim(options: Options, steps: int) -> Row:
-    """Song et al. 2021. The timestep after t is t - T // steps, whatever the spacing, as in diffusers."""
+    """Song et al. 2021. The timestep after t is t - T // steps, whatever the spacing, as in diffusers; of given
+    timesteps it is the next."""
     bars, t = cumulative(options), spaced(options, steps).astype(int)
-    now, after = _at(options, bars, t), _at(options, bars, t - options["num_train_timesteps"] // steps)
+    following = np.append(t[1:], -1) if "timesteps" in options else t - options["num_train_timesteps"] // steps
+    now, after = _at(options, bars, t), _at(options, bars, following)
     a, b = np.sqrt(now), np.sqrt(1 - now)
     return table(
         t,
@@ -52,6 +68,7 @@ def ddim(options: Options, steps: int) -> Row:
             *x0_form(options, a, b),
             *eps_form(options, a, b),
             clip=np.full_like(a, _clip(options)),
+            threshold=threshold(options, len(t)),
             x0_scale=np.sqrt(after),
             variance=1 - after,
             sigma=np.sqrt((1 - after) / (1 - now) * np.maximum(1 - now / after, 0)),
@@ -60,7 +77,13 @@ def ddim(options: Options, steps: int) -> Row:
 
 
 def ddpm(options: Options, steps: int) -> Row:
-    """Ho et al. 2020, eqs. 6 and 7, with the timesteps of the table; no noise is added at timestep 0."""
+    """Ho et al. 2020, eqs. 6 and 7, with the timesteps of the table; no noise is added at timestep 0.
+
+    The betas are those that lead from each timestep to the next, which is what DeepFloyd-IF's own code makes
+    of its lists. After a last timestep above 0 noise is added as in diffusers, but not in that code.
+
+    A variance that the network predicts counts with "learned_range" alone.
+    """
     bars, t = cumulative(options), spaced(options, steps).astype(int)
     now, after = _at(options, bars, t), _at(options, bars, np.append(t[1:], -1))
     beta = 1 - now / after
@@ -75,9 +98,10 @@ def ddpm(options: Options, steps: int) -> Row:
         len(t),
         m=x0_form(options, np.sqrt(now), np.sqrt(1 - now)),
         clip=_clip(options),
+        threshold=threshold(options, len(t)),
         x=(np.sqrt(now / after) * (1 - after) / (1 - now), np.sqrt(after) * beta / (1 - now)),
         noise=np.where(t > 0, deviation, 0),
-        log_variance=np.log(np.stack([least, beta], 1)),
+        log_variance=np.log(np.stack([least, beta], 1)) if options["variance_type"] == "learned_range" else 0.0,
     )
     return table(t, solver)
 
@@ -94,6 +118,8 @@ def pndm(options: Options, steps: int) -> Row:
 
     What is remembered is the output itself; with v, its mean is turned into eps where the step starts.
     """
+    if "timesteps" in options:
+        raise ValueError("its steps are of one length; give their number, not timesteps")
     bars, stride = cumulative(options), options["num_train_timesteps"] // steps
     plan = _low_orders if options["skip_prk_steps"] else _runge_kutta
     t, begin, end, anew, weights, remember = plan(spaced(options, steps).astype(int), stride)

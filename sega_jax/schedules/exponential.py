@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sega_jax.schedules.alphas import eps_form, x0_form
+from sega_jax.schedules.alphas import eps_form, threshold, x0_form
 from sega_jax.schedules.noise import Options, cumulative, respaced, sigmas_of, spaced_before_end, timesteps_of
 from sega_jax.schedules.rows import Row, multistep, table
 
@@ -63,7 +63,13 @@ def dpm_solver(options: Options, steps: int) -> Row:
                 second = (first - h[0] / h[2] * np.array([0, 1, -1])) / (h[1] + h[2])
                 weights[i] += slope * (first + h[1] * second) + bend * h[0] * second
     form = x0_form if kind.endswith("++") else eps_form
-    solver = multistep(count, m=form(options, path.alpha[:-1], path.sigma[:-1]), x=(from_x, weights), noise=noise)
+    solver = multistep(
+        count,
+        m=form(options, path.alpha[:-1], path.sigma[:-1]),
+        threshold=threshold(options, count),
+        x=(from_x, weights),
+        noise=noise,
+    )
     return table(path.timesteps, solver)
 
 
@@ -108,6 +114,7 @@ def unipc(options: Options, steps: int) -> Row:
     solver = multistep(
         count,
         m=form(options, path.alpha[:-1], path.sigma[:-1]),
+        threshold=threshold(options, count),
         start=(start[:, 0], start[:, 1], corrected),
         x=(from_start, weights),
     )

@@ -38,12 +38,14 @@ _SIGMAS = _BETAS | {"timestep_spacing": "linspace"}
 _ENDS = {"sigma_min": None, "sigma_max": None}
 _MULTISTEP = {"solver_order": 2, "lower_order_final": True, "final_sigmas_type": "zero"}
 _ZERO_SNR = {"rescale_betas_zero_snr": False}
-_STATIC = {"thresholding": False}
+_THRESHOLD = {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
 _FLOWS = {"use_flow_sigmas": False, "use_dynamic_shifting": False}
 
 FAMILIES = {
     "DDIMScheduler": Family(
-        alphas.ddim, _ALPHAS | _CLIP | _ZERO_SNR | {"set_alpha_to_one": True}, _STATIC, solver=lambda options: "ddim"
+        alphas.ddim,
+        _ALPHAS | _CLIP | _THRESHOLD | _ZERO_SNR | {"set_alpha_to_one": True},
+        solver=lambda options: "ddim",
     ),
     "PNDMScheduler": Family(
         alphas.pndm,
@@ -52,9 +54,8 @@ FAMILIES = {
     ),
     "DDPMScheduler": Family(
         alphas.ddpm,
-        _ALPHAS | _CLIP | _ZERO_SNR | {"variance_type": "fixed_small"},
-        _STATIC,
-        {"variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "learned_range")},
+        _ALPHAS | _CLIP | _THRESHOLD | _ZERO_SNR | {"variance_type": "fixed_small"},
+        choices={"variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "learned_range")},
     ),
     "EulerDiscreteScheduler": Family(
         sigmas.euler,
@@ -77,6 +78,7 @@ FAMILIES = {
         _SIGMAS
         | _RESPACED
         | _MULTISTEP
+        | _THRESHOLD
         | _ZERO_SNR
         | {
             "algorithm_type": "dpmsolver++",
@@ -84,7 +86,7 @@ FAMILIES = {
             "euler_at_final": False,
             "lambda_min_clipped": -math.inf,
         },
-        _STATIC | _FLOWS | {"use_lu_lambdas": False},
+        _FLOWS | {"use_lu_lambdas": False},
         {"solver_type": ("midpoint", "heun")},
         {
             "solver_type": {"bh1": "midpoint", "bh2": "midpoint", "logrho": "midpoint"},
@@ -97,9 +99,10 @@ FAMILIES = {
         | _RESPACED
         | _ENDS
         | _MULTISTEP
+        | _THRESHOLD
         | _ZERO_SNR
         | {"predict_x0": True, "solver_type": "bh2", "disable_corrector": ()},
-        _STATIC | _FLOWS | {"solver_p": None, "shift_terminal": None},
+        _FLOWS | {"solver_p": None, "shift_terminal": None},
         {"solver_type": ("bh1", "bh2")},
         {"solver_type": {"midpoint": "bh2", "heun": "bh2", "logrho": "bh2"}},
     ),
@@ -121,13 +124,15 @@ _NUMBERS = {
     "beta_start": (int | float, lambda v: 0 < v < 1, "a number between 0 and 1"),
     "beta_end": (int | float, lambda v: 0 < v < 1, "a number between 0 and 1"),
     "clip_sample_range": (int | float, lambda v: 0 < v < math.inf, "a positive number"),
+    "dynamic_thresholding_ratio": (int | float, lambda v: 0 <= v <= 1, "a number in [0, 1]"),
+    "sample_max_value": (int | float, lambda v: 1 <= v < math.inf, "a number, at least 1"),
     "sigma_min": (int | float, lambda v: 0 < v < math.inf, "a positive number"),
     "sigma_max": (int | float, lambda v: 0 < v < math.inf, "a positive number"),
     "lambda_min_clipped": (int | float, lambda v: v < 0, "a negative number, the least log of signal over noise"),
 }
 # Options that diffusers' schedulers, which hand their configs to each other, have besides.
 _FOREIGN = {
-    "dynamic_thresholding_ratio", "flow_shift", "sample_max_value", "time_shift_type", "prk_timesteps",
+    "flow_shift", "time_shift_type", "prk_timesteps",
     *(key for family in FAMILIES.values() for key in (*family.defaults, *family.fixed)),
 }  # fmt: skip
 
@@ -207,5 +212,10 @@ def _check_together(options: Options) -> None:
             raise ValueError("predict_x0=False cannot end at noise zero; give final_sigmas_type='sigma_min'")
         if options["solver_order"] > 1 and not options["lower_order_final"]:
             raise ValueError("only order 1 ends at noise zero; give lower_order_final=True")
+    if options.get("thresholding"):
+        if kind in ("dpmsolver", "sde-dpmsolver"):
+            raise ValueError(f"algorithm_type={kind!r} predicts noise, and thresholding is of x0; give '{kind}++'")
+        if not options.get("predict_x0", True):
+            raise ValueError("predict_x0=False predicts noise, and thresholding is of x0; give predict_x0=True")
     if kind.startswith("sde") and options["solver_order"] == 3:
         raise ValueError(f"algorithm_type={kind!r} has solver_order 1 and 2, not 3")

@@ -6,11 +6,15 @@ from typing import Any
 
 import numpy as np
 
+# Of a scheduler's config; and "timesteps" [calls], falling, where they are given in place of a number of steps.
 Options = Mapping[str, Any]
 
 
 def cumulative(options: Options) -> np.ndarray:
-    """abar, the cumulative product of 1 - beta, by training timestep."""
+    """abar, the cumulative product of 1 - beta, by training timestep.
+
+    In float64, as in DeepFloyd-IF's own code; diffusers has betas and products in float32.
+    """
     count, kind = options["num_train_timesteps"], options["beta_schedule"]
     low, high = options["beta_start"], options["beta_end"]
     if options["trained_betas"] is not None:
@@ -38,11 +42,13 @@ def sigmas_of(bars: np.ndarray) -> np.ndarray:
 
 
 def spaced(options: Options, steps: int, *, whole: bool = True) -> np.ndarray:
-    """The timesteps in falling order (Lin et al. 2024, table 2), rounded as diffusers does.
+    """The timesteps in falling order (Lin et al. 2024, table 2), rounded as diffusers does; or those given.
 
     Raises:
         ValueError: the offset leads beyond the training's timesteps.
     """
+    if "timesteps" in options:
+        return options["timesteps"]
     total, spacing = options["num_train_timesteps"], options["timestep_spacing"]
     if spacing == "linspace":
         t = np.linspace(0, total - 1, steps)[::-1]
@@ -56,7 +62,9 @@ def spaced(options: Options, steps: int, *, whole: bool = True) -> np.ndarray:
 
 def spaced_before_end(options: Options, steps: int, total: int) -> np.ndarray:
     """Likewise for solvers that count the end among the points: one more of them, the last left out; only
-    the first `total` timesteps are taken."""
+    the first `total` timesteps are taken. Given ones are taken as they are."""
+    if "timesteps" in options:
+        return options["timesteps"]
     spacing = options["timestep_spacing"]
     if spacing == "linspace":
         t = np.linspace(0, total - 1, steps + 1).round()[::-1][:-1]
@@ -87,6 +95,9 @@ def respaced(options: Options, ends: np.ndarray, steps: int) -> np.ndarray | Non
 
     Karras et al. 2022, eq. 5, with rho = 7; geometric; or quantiles of a beta distribution (Lee et al. 2024).
     """
+    asked = [key for key in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas") if options.get(key)]
+    if asked and "timesteps" in options:
+        raise ValueError(f"{asked[0]} spaces the steps itself; give a number of steps, not timesteps")
     low, high = options.get("sigma_min"), options.get("sigma_max")
     low, high = ends[-1] if low is None else low, ends[0] if high is None else high
     ramp = np.linspace(0, 1, steps)

@@ -5,6 +5,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 
+class Threshold(NamedTuple):
+    """Dynamic thresholding of x0 (Saharia et al. 2022, section 2.3), which lies in [-1, 1] where data do.
+
+    With s the quantile of |x0| over all positions and channels of a picture, at least 1, x0 is clipped to
+    [-s, s] and divided by s. The bound `most` is diffusers'; the paper has none.
+    """
+
+    ratio: Any  # in [0, 1], of which s is the quantile
+    most: Any  # s at most
+
+
 class DDIMRow(NamedTuple):
     """Coefficients of one DDIM update (Song et al. 2021, eq. 12), abar the product of 1 - beta.
 
@@ -16,6 +27,7 @@ class DDIMRow(NamedTuple):
     eps_from_x: Any
     eps_from_output: Any
     clip: Any  # bound of |x0|; infinite for none
+    threshold: Threshold | None  # in place of the bound
     x0_scale: Any  # sqrt(abar_prev)
     variance: Any  # 1 - abar_prev, shared by eps and the fresh noise
     sigma: Any  # the fresh noise's standard deviation at eta = 1 (eq. 16)
@@ -28,17 +40,19 @@ class MultistepRow(NamedTuple):
     m_0 what the solver remembers of this call's output (x0, eps, a derivative, or the output itself), m_1,
     m_2, ... of those before:
 
-        m_0 = clip(m_from_x x + m_from_output o)
+        m_0 = bounded(m_from_x x + m_from_output o)
         s  <- start_from_x x + start_from_start s + sum_j start_from_memory[j] m_j
         x  <- x_from_start s + sum_j x_from_memory[j] m_j + noise z
 
     Where the network predicts the variance, too, `noise` is a share of its square root, which is
-    interpolated in its logarithm between the two of `log_variance` (Nichol & Dhariwal 2021, eq. 15).
+    interpolated in its logarithm between the two of `log_variance` (Nichol & Dhariwal 2021, eq. 15); both are
+    0 where what it predicts should not count.
     """
 
     m_from_x: Any
     m_from_output: Any
     clip: Any  # bound of |m_0|; infinite for none
+    threshold: Threshold | None  # in place of the bound, where m_0 is x0
     start_from_x: Any
     start_from_start: Any
     start_from_memory: Any  # [1 + remembered]
@@ -84,6 +98,7 @@ def multistep(
     *,
     m: tuple[Any, Any] = (0.0, 1.0),
     clip: Any = np.inf,
+    threshold: Threshold | None = None,
     start: tuple[Any, Any, Any] = (1.0, 0.0, 0.0),
     x: tuple[Any, Any],
     noise: Any = 0.0,
@@ -112,6 +127,7 @@ def multistep(
         m_from_x=column(m[0]),
         m_from_output=column(m[1]),
         clip=column(clip),
+        threshold=threshold,
         start_from_x=column(start[0]),
         start_from_start=column(start[1]),
         start_from_memory=columns(start[2], 1 + memory),

@@ -19,6 +19,8 @@ def _path(options: Options, steps: int) -> tuple[np.ndarray, np.ndarray]:
     t = spaced(options, steps, whole=False)
     sigmas = np.interp(t, np.arange(len(schedule)), schedule)
     if options.get("interpolation_type") == "log_linear":
+        if "timesteps" in options:
+            raise ValueError("interpolation_type='log_linear' spaces the steps itself; give a number, not timesteps")
         # Of steps + 1 points: it ends at the least sigma, whatever `final_sigmas_type` says.
         sigmas = np.exp(np.linspace(math.log(schedule[-1]), math.log(schedule[0]), steps + 1))
     other = respaced(options, sigmas, steps)

@@ -13,22 +13,34 @@ from unittest import mock
 
 import diffusers
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
+from diffusers.pipelines import deepfloyd_if
 
 from parity.theirs import double, noise, relative, scheduler
 from sega_jax.components import as_scheduler
 from sega_jax.schedules import FAMILIES, from_config
+from sega_jax.schedules.noise import cumulative
+from sega_jax.schedules.timesteps import NAMED
 from sega_jax.solvers import SOLVERS
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
 
 # Relative L2 of every state of a trajectory.
 TRAJECTORY = 1e-9
-SHAPE = (2, 4)
+SHAPE = (2, 3, 2)  # pictures, channels, positions
 SPACINGS = ("leading", "trailing", "linspace")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+# DeepFloyd-IF's, of stage I.
+IF = {
+    "beta_schedule": "squaredcos_cap_v2",
+    "variance_type": "learned_range",
+    "thresholding": True,
+    "dynamic_thresholding_ratio": 0.95,
+    "sample_max_value": 1.5,
+}
 RESPACED = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 
 
@@ -37,21 +49,29 @@ def product(**options):
     return [dict(zip(options, values, strict=True)) for values in itertools.product(*options.values())]
 
 
+# Below 1, between and beyond the bound.
+THRESHOLDS = product(thresholding=[True], dynamic_thresholding_ratio=[0.3, 0.95], sample_max_value=[1.0, 1.5, 9.0])
+
+
 def respaced(*options):
     return [{}, *({option: True} for option in options or RESPACED)]
 
 
 # The options of each scheduler that change its coefficients, besides those that all share.
 VARIANTS = {
-    "DDIMScheduler": product(
-        clip_sample=[True, False], set_alpha_to_one=[True, False], rescale_betas_zero_snr=[True, False]
-    ),
+    "DDIMScheduler": [
+        *product(clip_sample=[True, False], set_alpha_to_one=[True, False], rescale_betas_zero_snr=[True, False]),
+        *THRESHOLDS,
+    ],
     "PNDMScheduler": product(skip_prk_steps=[True, False], set_alpha_to_one=[True, False]),
-    "DDPMScheduler": product(
-        variance_type=["fixed_small", "fixed_small_log", "fixed_large"],
-        clip_sample=[True, False],
-        rescale_betas_zero_snr=[True, False],
-    ),
+    "DDPMScheduler": [
+        *product(
+            variance_type=["fixed_small", "fixed_small_log", "fixed_large"],
+            clip_sample=[True, False],
+            rescale_betas_zero_snr=[True, False],
+        ),
+        *THRESHOLDS,
+    ],
     "EulerDiscreteScheduler": [
         *respaced(),
         {"use_karras_sigmas": True, "sigma_min": 0.1, "sigma_max": 9.0},
@@ -75,6 +95,7 @@ VARIANTS = {
         ),
         *respaced("use_exponential_sigmas", "use_beta_sigmas"),
         {"rescale_betas_zero_snr": True},
+        *THRESHOLDS,
         {"lambda_min_clipped": -5.1, "beta_schedule": "squaredcos_cap_v2"},
         {"use_karras_sigmas": True, "beta_schedule": "squaredcos_cap_v2"},
     ],
@@ -89,6 +110,7 @@ VARIANTS = {
         ),
         *product(use_karras_sigmas=[True], final_sigmas_type=["zero", "sigma_min"], sigma_max=[None, 9.0]),
         *respaced("use_exponential_sigmas", "use_beta_sigmas"),
+        *THRESHOLDS,
         {"rescale_betas_zero_snr": True},
     ],
 }
@@ -98,7 +120,9 @@ MISSING = {("EulerAncestralDiscreteScheduler", "sample"), ("PNDMScheduler", "sam
 
 @partial(jax.jit, static_argnames="solver")
 def update(solver, eta, x, state, output, row, drawn):
-    return SOLVERS[solver](eta).update(x, state, output, None, row, lambda shape: drawn)
+    """The variance, where the network predicts it, is after the output."""
+    output, aux = (output, None) if output.shape == x.shape else jnp.split(output, 2, 1)
+    return SOLVERS[solver](eta).update(x, state, output, aux, row, lambda shape: drawn)
 
 
 def ours(config, steps, x, outputs, eta, drawn):
@@ -114,7 +138,7 @@ def ours(config, steps, x, outputs, eta, drawn):
 
 def theirs(config, steps, x, outputs, eta, drawn):
     made = scheduler(config)
-    made.set_timesteps(steps)
+    made.set_timesteps(**{"num_inference_steps" if isinstance(steps, int) else "timesteps": steps})
     module, extra = importlib.import_module(type(made).__module__), {}
     if config["_class_name"] == "DDIMScheduler":
         extra = {"eta": eta}
@@ -128,9 +152,13 @@ def theirs(config, steps, x, outputs, eta, drawn):
 
 
 def compare(config, steps, eta=0.0):
+    """`steps` is their number, or the timesteps."""
     with double():
-        calls = 2 * steps + 12
-        x, outputs, drawn = noise(*SHAPE), noise(calls, *SHAPE, seed=1), noise(calls, *SHAPE, seed=2)
+        count = steps if isinstance(steps, int) else len(steps)
+        calls, (batch, channels, *space) = 2 * count + 12, SHAPE
+        learned = config.get("variance_type") == "learned_range"
+        x, drawn = noise(*SHAPE), noise(calls, *SHAPE, seed=2)
+        outputs = noise(calls, batch, channels * (2 if learned else 1), *space, seed=1)
         made, scales, expected = theirs(config, steps, x, outputs, eta, drawn)
         table, trajectory = ours(config, steps, x, outputs, eta, drawn)
         if not expected[-1].isfinite().all():
@@ -220,21 +248,37 @@ def test_all_steps_of_the_training(name):
     compare({"_class_name": name, "skip_prk_steps": True} | SD | {"steps_offset": 0}, 1000)
 
 
-def test_learned_variance():
+@pytest.mark.parametrize("options", [SD | {"variance_type": "learned_range"}, IF], ids=["bare", "DeepFloyd-IF"])
+@pytest.mark.parametrize("steps", [1, 4, 50, 100])
+def test_learned_variance(options, steps):
     """The network says it between the least and the greatest."""
-    config = {"_class_name": "DDPMScheduler", "variance_type": "learned_range"} | SD
+    compare({"_class_name": "DDPMScheduler"} | options, steps)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_named_timesteps(name):
+    expected = getattr(deepfloyd_if.timesteps, f"{name}_timesteps")
+    config = {"_class_name": "DDPMScheduler"} | IF
+    assert from_config(config).table(name).timestep.tolist() == expected
+    compare(config, expected)
+
+
+@pytest.mark.parametrize("timesteps", [[999], [7], [998, 500, 499, 3], [*range(981, 0, -61)]])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize(
+    "name", ["DDPMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler", "DPMSolverMultistepScheduler"]
+)
+def test_given_timesteps(name, prediction, timesteps):
+    """In the classes that take them there."""
+    for betas in (SD, {"beta_schedule": "squaredcos_cap_v2", "timestep_spacing": "leading"}):
+        compare({"_class_name": name, "prediction_type": prediction} | betas, timesteps)
+
+
+@pytest.mark.parametrize("betas", [SD, IF, {}], ids=["Stable Diffusion", "DeepFloyd-IF", "linear"])
+def test_products_of_alphas(betas):
+    config = {"_class_name": "DDPMScheduler"} | betas
     with double():
-        made, table = scheduler(config), from_config(config).table(10)
-        made.set_timesteps(10)
-        x, outputs, variances, drawn = (noise(10, *SHAPE, seed=i) for i in range(4))
-        for i, t in enumerate(made.timesteps):
-            output = torch.tensor(np.concatenate([outputs[i], variances[i]], 1))
-            with mock.patch("diffusers.schedulers.scheduling_ddpm.randn_tensor", return_value=torch.tensor(drawn[i])):
-                expected = made.step(output, t, torch.tensor(x[i])).prev_sample
-            row = jax.tree.map(lambda column, i=i: column[i], table)
-            solver = SOLVERS["multistep"]()
-            found, _ = solver.update(x[i], solver.init(x[i]), outputs[i], variances[i], row, lambda _, i=i: drawn[i])
-            assert relative(found, expected) < TRAJECTORY
+        np.testing.assert_allclose(cumulative(from_config(config).options), scheduler(config).alphas_cumprod, rtol=1e-9)
 
 
 @pytest.mark.parametrize("saved", [True, False])

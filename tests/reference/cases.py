@@ -35,6 +35,7 @@ SHOWN = [
 
 START, OUTPUTS, NOISE = _noise(5, 1, 3, 4), _noise(6, 60, 1, 3, 4), _noise(7, 60, 1, 3, 4)
 _ZERO = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
+_THRESHOLD = {"thresholding": True, "dynamic_thresholding_ratio": 0.8, "sample_max_value": 5.0}
 _SIGMA_MIN = {"final_sigmas_type": "sigma_min"}
 _V = {"prediction_type": "v_prediction", "set_alpha_to_one": True}
 SCHEDULES = {
@@ -48,6 +49,7 @@ SCHEDULES = {
     "pndm_runge_kutta": (tiny.SCHEDULERS["PNDM, Runge-Kutta"], 8, 0.0),
     "ddpm": (tiny.SCHEDULERS["DDPM"], 8, 1.0),
     "ddpm_large": (tiny.SCHEDULERS["DDPM"] | {"variance_type": "fixed_large", "clip_sample": True} | _ZERO, 8, 1.0),
+    "ddpm_threshold": (tiny.SCHEDULERS["DDPM"] | _THRESHOLD, 8, 1.0),
     "euler": (tiny.SCHEDULERS["Euler"], 8, 0.0),
     "euler_v": (tiny.SCHEDULERS["Euler"] | {"timestep_type": "continuous", "use_karras_sigmas": True} | _ZERO, 8, 0.0),
     "euler_ancestral": (tiny.SCHEDULERS["Euler ancestral"] | {"timestep_spacing": "leading"}, 8, 1.0),
