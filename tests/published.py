@@ -54,3 +54,16 @@ SAFETY = {
         "patch_size": 14,
     },
 }
+# DeepFloyd-IF's text encoder: T5 v1.1 XXL
+T5_XXL = {
+    "vocab_size": 32128,
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+    "feed_forward_proj": "gated-gelu",
+}
+BYT5_XL = T5_XXL | {"vocab_size": 384, "d_model": 2560, "d_ff": 6720, "num_layers": 36, "num_heads": 32}

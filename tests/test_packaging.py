@@ -6,9 +6,10 @@ import math
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from published import SD_1, SD_2
+from published import BYT5_XL, SD_1, SD_2, T5_XXL
 
 from sega_jax.checkpoint import leaves
+from sega_jax.nn.t5 import T5Config, T5EncoderModel
 from sega_jax.systems.stable_diffusion import Models
 
 
@@ -26,6 +27,10 @@ def test_the_package_brings_no_torch():
     assert not {"torch", "diffusers", "accelerate"} & found
 
 
+def parameters(module):
+    return sum(map(math.prod, leaves(module).values()))
+
+
 @pytest.mark.parametrize(
     ("configs", "totals"),
     [
@@ -35,6 +40,11 @@ def test_the_package_brings_no_torch():
     ids=["Stable Diffusion 1.5", "Stable Diffusion 2.1"],
 )
 def test_parameters_of_the_published_networks(configs, totals):
-    models = Models.build(**configs)
-    counts = Models(*(sum(map(math.prod, leaves(module).values())) for module in models))
-    assert counts == totals
+    assert Models(*map(parameters, Models.build(**configs))) == totals
+
+
+@pytest.mark.parametrize(
+    ("config", "total"), [(T5_XXL, 4_762_310_656), (BYT5_XL, 2_614_091_264)], ids=["T5 v1.1 XXL", "ByT5 XL"]
+)
+def test_parameters_of_the_published_text_encoders(config, total):
+    assert parameters(T5EncoderModel(T5Config.from_dict(config))) == total

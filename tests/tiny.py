@@ -71,6 +71,19 @@ TEXT = {
     "pad_token_id": 57,
 }
 TEXT_2 = TEXT | {"hidden_act": "gelu", "num_hidden_layers": 3}
+T5 = {
+    "architectures": ["T5EncoderModel"],
+    "model_type": "t5",
+    "vocab_size": 60,
+    "d_model": 24,
+    "d_kv": 5,
+    "d_ff": 40,
+    "num_layers": 3,
+    "num_heads": 3,
+    "relative_attention_num_buckets": 12,
+    "relative_attention_max_distance": 20,
+    "feed_forward_proj": "gated-gelu",
+}
 SAFETY = {
     "architectures": ["StableDiffusionSafetyChecker"],
     "model_type": "clip",

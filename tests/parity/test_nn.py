@@ -17,10 +17,11 @@ import torch
 import transformers
 from diffusers.models import activations, attention, attention_processor, downsampling, embeddings, upsampling
 from safetensors.numpy import load_file, save_file
+from transformers.models.t5 import modeling_t5
 
 from parity.theirs import double, first, last, noise, pair, precision, relative
 from sega_jax import loading
-from sega_jax.nn import clip, layers, unet, vae
+from sega_jax.nn import clip, layers, t5, unet, vae
 
 pytestmark = pytest.mark.parity
 
@@ -89,6 +90,11 @@ def visions(config):
     return pair(clip.CLIPVisionModel(clip.CLIPVisionConfig.from_dict(config)), theirs)
 
 
+def encoders(config):
+    theirs = transformers.T5EncoderModel(transformers.T5Config(**config))
+    return pair(t5.T5EncoderModel(t5.T5Config.from_dict(config)), theirs)
+
+
 def tokens(count=3):
     """Ids with a beginning, an end and padding, each text of another length."""
     ids = np.random.default_rng(0).integers(0, 56, (count, 12))
@@ -112,10 +118,13 @@ class Upsampling(layers.Resample):
 
 
 nn, Attention, TimestepEmbedding = torch.nn, attention_processor.Attention, embeddings.TimestepEmbedding
+T5 = transformers.T5Config(**tiny.T5)
 Downsampling, WORDS, PICTURE = downsampling.Downsample2D, (2, 7, 24), (2, 6, 9, 4)
 LAYERS = {
     "linear": (lambda: layers.Linear(24, 10), lambda: nn.Linear(24, 10), WORDS),
     "linear without bias": (lambda: layers.Linear(24, 10, bias=False), lambda: nn.Linear(24, 10, bias=False), WORDS),
+    "RMS norm": (lambda: t5.RMSNorm(24, 1e-6), lambda: modeling_t5.T5LayerNorm(24), WORDS),
+    "gated gelu": (lambda: t5.GatedGELU(24, 40), lambda: modeling_t5.T5DenseGatedActDense(T5), WORDS),
     "layer norm": (lambda: layers.LayerNorm(24), lambda: nn.LayerNorm(24), WORDS),
     "feed-forward": (lambda: unet.FeedForward(24), lambda: attention.FeedForward(24), WORDS),
     "timestep": (lambda: unet.TimestepEmbedding(24, 20, "silu"), lambda: TimestepEmbedding(24, 20), WORDS),
@@ -293,6 +302,28 @@ def test_text(config, tolerance):
     ours, theirs = texts(config)
     expected = theirs(torch.tensor(tokens())).last_hidden_state
     assert relative(jax.jit(type(ours).__call__)(ours, tokens()), expected) < tolerance
+
+
+@pytest.mark.parametrize("size", [12, 50])
+@pytest.mark.parametrize("tolerance", ["float32", "float64"], indirect=True)
+def test_t5(size, tolerance):
+    """Texts with padding on the right, on the left and none; longer than the largest distance, too."""
+    ours, theirs = encoders(tiny.T5)
+    ids = np.random.default_rng(0).integers(0, 60, (3, size)).astype(np.int32)
+    mask = np.ones_like(ids)
+    mask[0, 5:] = mask[1, :3] = 0
+    expected = theirs(torch.tensor(ids), torch.tensor(mask)).last_hidden_state
+    for kind in (int, bool):
+        assert relative(jax.jit(type(ours).__call__)(ours, ids, mask.astype(kind)), expected) < tolerance
+
+
+@pytest.mark.parametrize(("count", "farthest"), [(32, 128), (12, 20), (4, 10), (9, 30), (64, 1000)])
+def test_buckets(count, farthest):
+    """Also where a distance is just at the end of a range."""
+    theirs = modeling_t5.T5Attention._relative_position_bucket
+    offset = torch.arange(1200)[None] - torch.arange(1200)[:, None]
+    wanted = theirs(offset, num_buckets=count, max_distance=farthest)
+    assert np.array_equal(t5.buckets(1200, count, farthest), wanted)
 
 
 @pytest.mark.parametrize(
