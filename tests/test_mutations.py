@@ -15,7 +15,8 @@ from reference.oracle import guidance as guide
 from test_reference import recorded
 
 from sega_jax import Edits, checkpoint, guidance, rows, schedules, solvers
-from sega_jax.nn import clip, layers, unet, vae
+from sega_jax.nn import clip, layers, vae
+from sega_jax.nn.unet import attention, blocks, embedding
 from sega_jax.schedules import alphas, exponential, sigmas
 from sega_jax.schedules import noise as schedule
 from sega_jax.systems import stable_diffusion as system
@@ -242,24 +243,24 @@ FAULTS = {
         "self.implementation = heads,",
         "self.implementation = channels // heads,",
     ),
-    "halves of the geglu swapped": ("unet", unet.GEGLU.__call__, "value, gate = jnp", "gate, value = jnp"),
-    "tanh in the geglu": ("unet", unet.GEGLU.__call__, "approximate=False", "approximate=True"),
-    "sine before cosine": ("unet", unet.sinusoid, "parts[::-1] if flip else parts", "parts"),
+    "halves of the geglu swapped": ("unet", attention.GEGLU.__call__, "value, gate = jnp", "gate, value = jnp"),
+    "tanh in the geglu": ("unet", attention.GEGLU.__call__, "approximate=False", "approximate=True"),
+    "sine before cosine": ("unet", embedding.sinusoid, "parts[::-1] if flip else parts", "parts"),
     "timestep not activated": ("unet", layers.ResnetBlock.__call__, "proj(act(embedding))", "proj(embedding)"),
-    "skip before x": ("unet", unet.UpBlock.__call__, "[x, skips.pop()]", "[skips.pop(), x]"),
+    "skip before x": ("unet", blocks.UpBlock.__call__, "[x, skips.pop()]", "[skips.pop(), x]"),
     "no residual around cross-attention": (
         "unet",
-        unet.TransformerBlock.__call__,
+        attention.TransformerBlock.__call__,
         "x = x + self.attn2(",
         "x = self.attn2(",
     ),
     "epsilon of the transformers' group norm": (
         "small",
-        unet.Transformer.__init__,
+        attention.Transformer.__init__,
         "channels, 1e-6)",
         "channels, 1e-5)",
     ),
-    "epsilon of the UNet's resnets": ("small", unet._resnet, "eps=c.norm_eps", "eps=1e-6"),
+    "epsilon of the UNet's resnets": ("small", blocks._resnet, "eps=c.norm_eps", "eps=1e-6"),
     "sample variance in the group norm": (
         "unet",
         layers.GroupNorm.__call__,
@@ -274,9 +275,9 @@ FAULTS = {
     ),
     "UNet padded at the right only": (
         "small",
-        unet.DownBlock.__init__,
-        "Resample(outputs, stride=2)",
-        "Resample(outputs, stride=2, padding=((0, 1), (0, 1)))",
+        blocks._downsampler,
+        "Resample(channels, stride=2)",
+        "Resample(channels, stride=2, padding=((0, 1), (0, 1)))",
     ),
     "tiled, not repeated": (
         "autoencoder",
