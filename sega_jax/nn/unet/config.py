@@ -123,11 +123,11 @@ class UNetConfig(NamedTuple):
             ValueError: the config describes a network that this module does not compute; the message
                 names the option and the supported values.
         """
-        name = config.get("mid_block_type", _STABLE_DIFFUSION)
-        family = _FAMILIES.get(name, _FAMILIES[_STABLE_DIFFUSION])
+        deepfloyd = config.get("mid_block_type") == _DEEPFLOYD
+        family = _FAMILIES[_DEEPFLOYD if deepfloyd else _STABLE_DIFFUSION]
         choices = {"down_block_types": family.down, "up_block_types": family.up}
         choices |= {"act_fn": tuple(ACTIVATIONS), "time_embedding_act_fn": tuple(ACTIVATIONS)}
-        if name == _DEEPFLOYD:
+        if deepfloyd:
             # diffusers' defaults of these are Stable Diffusion's.
             config = {"resnet_time_scale_shift": None, "cross_attention_norm": None} | dict(config)
         self = build(cls, config, "UNet", fixed=_FIXED | family.fixed, choices=choices, ignored=_IGNORED)
