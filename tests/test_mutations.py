@@ -83,41 +83,20 @@ def view_small():
     return show(lambda blocks: {name: block(*inputs) for name, (block, *inputs) in blocks.items()}, blocks)
 
 
-# DeepFloyd-IF's second stage and the upscaler, of two levels.
-IF = tiny.IF_2 | {
-    "block_out_channels": [12, 16],
-    "layers_per_block": 1,
-    "down_block_types": tiny.IF_2["down_block_types"][1:],
-    "up_block_types": tiny.IF_2["up_block_types"][:2],
-}
-UPSCALER = tiny.UPSCALER | {
-    "block_out_channels": [8, 16],
-    "down_block_types": tiny.UPSCALER["down_block_types"][:2],
-    "up_block_types": tiny.UPSCALER["up_block_types"][2:],
-    "only_cross_attention": [False, True],
-}
-
-
-def view_unet_of(config, labels):
-    c = UNetConfig.from_dict(config)
-    x, text = noise(2, 4, 6, c.in_channels), noise(2, 7, c.text_dim, seed=1)
-    net = filled(UNet2DConditionModel(c))
-    return show(lambda net: net(x, np.array([1, 700], np.float32), text, labels), net)
-
-
-IDS = np.random.default_rng(0).integers(0, 60, (2, 24), np.int32)
-MASK = np.arange(24) < np.array([[5], [24]])
+def view_unet_of(name):
+    net = filled(UNet2DConditionModel(UNetConfig.from_dict(cases.UNETS[name][0])))
+    return show(lambda net: net(*cases.unet_inputs(name)), net)
 
 
 def view_t5():
     """Of padding, no state is used."""
     net = filled(t5.T5EncoderModel(t5.T5Config.from_dict(tiny.T5)))
-    return show(lambda net: net(IDS, MASK), net)[MASK]
+    return show(lambda net: net(cases.WORDS, cases.MASK), net)[cases.MASK]
 
 
 def view_small_blocks():
     """Blocks of DeepFloyd-IF's networks, whose inputs vary so little that an epsilon shows."""
-    net = filled(UNet2DConditionModel(UNetConfig.from_dict(IF)))
+    net = filled(UNet2DConditionModel(UNetConfig.from_dict(cases.UNETS["if_2"][0])))
     layer = filled(t5.T5EncoderModel(t5.T5Config.from_dict(tiny.T5))).encoder.block[1].layer[1]
     picture, text, time = 0.01 * noise(2, 4, 6, 16), 0.01 * noise(2, 7, 64, seed=1), noise(2, 20)
     blocks = {
@@ -231,8 +210,8 @@ def views(folder):
         "autoencoder": view_autoencoder,
         "pictures": view_pictures,
         "small": view_small,
-        "deepfloyd": partial(view_unet_of, IF, np.array([0, 250], np.float32)),
-        "upscaler": partial(view_unet_of, UPSCALER, np.array([3, 19])),
+        "deepfloyd": partial(view_unet_of, "if_2"),
+        "upscaler": partial(view_unet_of, "upscaler"),
         "t5": view_t5,
         "small blocks": view_small_blocks,
         "diffusers": partial(view_guidance, [FIRST, SECOND]),
@@ -254,6 +233,9 @@ def sound(views):
         "unet": lambda: networks["unet"],
         "autoencoder": lambda: tuple(networks[name] for name in ("decoded", "mean", "logvar")),
         "pictures": lambda: recorded("pictures_none")["images"],
+        "deepfloyd": lambda: recorded("unet_if_2")["output"],
+        "upscaler": lambda: recorded("unet_upscaler")["output"],
+        "t5": lambda: recorded("t5")["states"][cases.MASK],
         "diffusers": lambda: oracle([FIRST, SECOND]),
         "per_concept": lambda: oracle([FIRST, SECOND], "per_concept"),
         "padding": lambda: oracle([FIRST, SHORT]),
