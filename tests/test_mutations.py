@@ -29,23 +29,8 @@ def noise(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-class Tensors(dict):
-    """A file's tensors, in memory."""
-
-    folder = "memory"
-    layout = checkpoint.TORCH
-
-    @property
-    def shapes(self):
-        return {name: array.shape for name, array in self.items()}
-
-
 def network(part):
-    return filled(getattr(tiny.networks(), part))
-
-
-def filled(module):
-    return checkpoint.fill(module, Tensors(tiny.tensors(module)), np.float32)
+    return tiny.filled(getattr(tiny.networks(), part))
 
 
 def show(function, *args):
@@ -84,20 +69,20 @@ def view_small():
 
 
 def view_unet_of(name):
-    net = filled(UNet2DConditionModel(UNetConfig.from_dict(cases.UNETS[name][0])))
+    net = tiny.filled(UNet2DConditionModel(UNetConfig.from_dict(cases.UNETS[name][0])))
     return show(lambda net: net(*cases.unet_inputs(name)), net)
 
 
 def view_t5():
     """Of padding, no state is used."""
-    net = filled(t5.T5EncoderModel(t5.T5Config.from_dict(tiny.T5)))
+    net = tiny.filled(t5.T5EncoderModel(t5.T5Config.from_dict(tiny.T5)))
     return show(lambda net: net(cases.WORDS, cases.MASK), net)[cases.MASK]
 
 
 def view_small_blocks():
     """Blocks of DeepFloyd-IF's networks, whose inputs vary so little that an epsilon shows."""
-    net = filled(UNet2DConditionModel(UNetConfig.from_dict(cases.UNETS["if_2"][0])))
-    layer = filled(t5.T5EncoderModel(t5.T5Config.from_dict(tiny.T5))).encoder.block[1].layer[1]
+    net = tiny.filled(UNet2DConditionModel(UNetConfig.from_dict(cases.UNETS["if_2"][0])))
+    layer = tiny.filled(t5.T5EncoderModel(t5.T5Config.from_dict(tiny.T5))).encoder.block[1].layer[1]
     picture, text, time = 0.01 * noise(2, 4, 6, 16), 0.01 * noise(2, 7, 64, seed=1), noise(2, 20)
     blocks = {
         "attention": (net.mid_block.attentions[0], picture, text),

@@ -10,7 +10,6 @@ import tiny
 from reference import cases
 
 import sega_jax
-from sega_jax.checkpoint import from_torch, torch_name, torch_shape
 from sega_jax.nn.t5 import T5Config, T5EncoderModel
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
 from sega_jax.schedules import from_config
@@ -62,22 +61,15 @@ def test_networks(name, load):
     assert {key: relative(found[key], wanted[key]) < 1e-5 for key in wanted} == dict.fromkeys(wanted, True)
 
 
-def filled(module):
-    """With the tensors of `tiny`."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: from_torch(path, tiny.values(torch_name(path), torch_shape(path, leaf.shape))), module
-    )
-
-
 @pytest.mark.parametrize("name", cases.UNETS)
 def test_unets(name):
-    net = filled(UNet2DConditionModel(UNetConfig.from_dict(cases.UNETS[name][0])))
+    net = tiny.filled(UNet2DConditionModel(UNetConfig.from_dict(cases.UNETS[name][0])))
     found = jax.jit(UNet2DConditionModel.__call__)(net, *cases.unet_inputs(name))
     assert relative(found, recorded(f"unet_{name}")["output"]) < 1e-5
 
 
 def test_t5():
-    net = filled(T5EncoderModel(T5Config.from_dict(tiny.T5)))
+    net = tiny.filled(T5EncoderModel(T5Config.from_dict(tiny.T5)))
     found = jax.jit(T5EncoderModel.__call__)(net, cases.WORDS, cases.MASK)
     assert relative(found, recorded("t5")["states"]) < 1e-5
 

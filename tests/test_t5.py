@@ -5,24 +5,11 @@ import numpy as np
 import pytest
 import tiny
 
-from sega_jax.checkpoint import TORCH, fill
 from sega_jax.nn.t5 import T5Config, T5EncoderModel, buckets
 
 
-class Tensors(dict):
-    """A file's tensors, in memory."""
-
-    folder = "memory"
-    layout = TORCH
-
-    @property
-    def shapes(self):
-        return {name: array.shape for name, array in self.items()}
-
-
 def encoder(dtype=np.float32):
-    module = T5EncoderModel(T5Config.from_dict(tiny.T5))
-    return fill(module, Tensors(tiny.tensors(module)), dtype)
+    return tiny.filled(T5EncoderModel(T5Config.from_dict(tiny.T5)), dtype)
 
 
 IDS = np.random.default_rng(0).integers(0, 60, (2, 9)).astype(np.int32)

@@ -5,19 +5,7 @@ import numpy as np
 import pytest
 import tiny
 
-from sega_jax.checkpoint import TORCH, fill
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
-
-
-class Tensors(dict):
-    """A file's tensors, in memory."""
-
-    folder = "memory"
-    layout = TORCH
-
-    @property
-    def shapes(self):
-        return {name: array.shape for name, array in self.items()}
 
 
 def build(config):
@@ -68,10 +56,7 @@ def test_half_precision(dtype):
     module, rng = build(tiny.IF_2), np.random.default_rng(0)
     x, text = rng.standard_normal((2, 4, 8, 6), np.float32), rng.standard_normal((2, 7, 24), np.float32)
     args = x, np.array([999, 3], np.float32), text, np.array([0, 250], np.float32)
-    wanted, found = (
-        jax.jit(UNet2DConditionModel.__call__)(fill(module, Tensors(tiny.tensors(module)), d), *args)
-        for d in ("float32", dtype)
-    )
+    wanted, found = (jax.jit(UNet2DConditionModel.__call__)(tiny.filled(module, d), *args) for d in ("float32", dtype))
     assert found.dtype == dtype
     assert np.linalg.norm(found.astype(np.float32) - wanted) < 0.1 * np.linalg.norm(wanted)
 

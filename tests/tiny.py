@@ -11,10 +11,13 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from safetensors.numpy import load_file, save_file
 
-from sega_jax.checkpoint import leaves
+from sega_jax.checkpoint import from_torch, leaves, torch_name, torch_shape
 from sega_jax.nn.safety import SafetyCheckerConfig, StableDiffusionSafetyChecker
 from sega_jax.systems.stable_diffusion import Models
 
@@ -191,6 +194,16 @@ def networks(*, unet=UNET, vae=VAE, text=TEXT) -> Models:
 def tensors(module: Any, prefix: str = "") -> dict[str, np.ndarray]:
     """Every tensor of a network's checkpoint, by torch's name and in torch's layout."""
     return {prefix + name: values(name, shape) for name, shape in leaves(module).items()}
+
+
+def filled(module: Any, dtype: DTypeLike = np.float32) -> Any:
+    """A network with its tensors, without a file."""
+
+    def read(path, leaf):
+        array = values(torch_name(path), torch_shape(path, leaf.shape))
+        return jnp.asarray(from_torch(path, array), dtype)
+
+    return jax.tree_util.tree_map_with_path(read, module)
 
 
 def checkpoint(
