@@ -403,8 +403,8 @@ FAULTS = {
     "noise level through the timestep's layers": (
         "deepfloyd",
         model.UNet2DConditionModel._embed,
-        "else wave(class_labels))",
-        "else wave(timestep))",
+        "self._wave(class_labels",
+        "self._wave(timestep",
     ),
     "sum of embeddings not activated": (
         "deepfloyd",
@@ -412,7 +412,7 @@ FAULTS = {
         "if c.time_embedding_act_fn else embedding",
         "if False else embedding",
     ),
-    "no noise level": ("upscaler", model.UNet2DConditionModel._embed, "(class_labels if", "(0 * class_labels if"),
+    "no noise level": ("upscaler", model.UNet2DConditionModel._embed, "= class_labels if", "= 0 * class_labels if"),
     "attention to the picture where it is to the text": (
         "upscaler",
         attention.TransformerBlock.__call__,

@@ -69,6 +69,7 @@ def test_half_precision(dtype):
         ("class_embed_type", "projection", "'projection' is not supported, only None or 'timestep'"),
         ("addition_embed_type", "image", "'image' is not supported, only None or 'text'"),
         ("encoder_hid_dim_type", "image_proj", "'image_proj' is not supported, only None or 'text_proj'"),
+        ("encoder_hid_dim", None, "encoder_hid_dim is missing, although there is an encoder_hid_dim_type"),
         ("only_cross_attention", True, "only_cross_attention=True is not supported, only False"),
         ("mid_block_only_cross_attention", True, "mid_block_only_cross_attention=True is not supported"),
         ("num_class_embeds", 20, "num_class_embeds=20 is not supported, only None"),
@@ -76,7 +77,7 @@ def test_half_precision(dtype):
         ("up_block_types", ["UpBlock2D"] * 3, "only SimpleCrossAttnUpBlock2D, ResnetUpsampleBlock2D"),
         ("time_embedding_act_fn", "selu", "time_embedding_act_fn='selu' is not supported, only silu"),
         ("attention_head_dim", [8, 8, 8], "attention_head_dim=(8, 8, 8) is not supported, only one number"),
-        ("attention_head_dim", 5, "16 channels cannot be split into heads of 5 (attention_head_dim)"),
+        ("attention_head_dim", 5, "16 channels cannot be split into heads of 5 channels (attention_head_dim)"),
         ("cross_attention_dim", [64] * 3, "cross_attention_dim=(64, 64, 64) is not supported, only one number"),
         ("cross_attention_dim", 48, "cross_attention_dim 48 cannot be split into 32 groups"),
         ("addition_embed_type_num_heads", 64, "24 channels of the text cannot be split into 64 heads"),
@@ -100,4 +101,4 @@ def test_the_text_is_projected_where_its_width_is_given():
     """Older files name no `encoder_hid_dim_type`."""
     config = {key: value for key, value in tiny.IF_1.items() if key != "encoder_hid_dim_type"}
     assert build(config).encoder_hid_proj.kernel.shape == (24, 64)
-    assert build(tiny.IF_1 | {"encoder_hid_dim": None, "addition_embed_type": None}).encoder_hid_proj is None
+    assert build(config | {"encoder_hid_dim": None, "addition_embed_type": None}).encoder_hid_proj is None

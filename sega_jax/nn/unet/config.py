@@ -18,9 +18,10 @@ class _Family(NamedTuple):
     fixed: Mapping[str, tuple]
 
 
-# By the name of the block in the middle.
+_CROSS, _SIMPLE = "UNetMidBlock2DCrossAttn", "UNetMidBlock2DSimpleCrossAttn"
+# By the block in the middle: Stable Diffusion's and DeepFloyd-IF's.
 _FAMILIES = {
-    "UNetMidBlock2DCrossAttn": _Family(
+    _CROSS: _Family(
         ("CrossAttnDownBlock2D", "DownBlock2D"),
         ("UpBlock2D", "CrossAttnUpBlock2D"),
         {
@@ -36,7 +37,7 @@ _FAMILIES = {
             "cross_attention_norm": (None,),
         },
     ),
-    "UNetMidBlock2DSimpleCrossAttn": _Family(
+    _SIMPLE: _Family(
         ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
         ("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
         {
@@ -50,7 +51,6 @@ _FAMILIES = {
         },
     ),
 }
-_STABLE_DIFFUSION, _DEEPFLOYD = _FAMILIES
 # Options of diffusers' UNet under which it is another network than these.
 _FIXED = {
     "center_input_sample": (False,),
@@ -92,7 +92,7 @@ class UNetConfig(NamedTuple):
     flip_sin_to_cos: bool = True
     freq_shift: int = 0
     down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
-    mid_block_type: str = _STABLE_DIFFUSION
+    mid_block_type: str = _CROSS
     up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
     only_cross_attention: bool | tuple[bool, ...] = False
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
@@ -123,18 +123,22 @@ class UNetConfig(NamedTuple):
             ValueError: the config describes a network that this module does not compute; the message
                 names the option and the supported values.
         """
-        deepfloyd = config.get("mid_block_type") == _DEEPFLOYD
-        family = _FAMILIES[_DEEPFLOYD if deepfloyd else _STABLE_DIFFUSION]
+        simple = config.get("mid_block_type") == _SIMPLE
+        family = _FAMILIES[_SIMPLE if simple else _CROSS]
         choices = {"down_block_types": family.down, "up_block_types": family.up}
         choices |= {"act_fn": tuple(ACTIVATIONS), "time_embedding_act_fn": tuple(ACTIVATIONS)}
-        if deepfloyd:
+        if simple:
             # diffusers' defaults of these are Stable Diffusion's.
             config = {"resnet_time_scale_shift": None, "cross_attention_norm": None} | dict(config)
         self = build(cls, config, "UNet", fixed=_FIXED | family.fixed, choices=choices, ignored=_IGNORED)
-        self._check()
+        if config.get("encoder_hid_dim_type") and not self.encoder_hid_dim:
+            raise ValueError("UNet config: encoder_hid_dim is missing, although there is an encoder_hid_dim_type")
+        self._check_levels()
+        if simple:
+            self._check_text()
         return self
 
-    def _check(self) -> None:
+    def _check_levels(self) -> None:
         count = len(self.block_out_channels)
         for name in ("down_block_types", "up_block_types"):
             if len(getattr(self, name)) != count:
@@ -146,23 +150,20 @@ class UNetConfig(NamedTuple):
                 raise ValueError(
                     f"UNet config: {channels} channels cannot be split into norm_num_groups {self.norm_num_groups}"
                 )
-            if not self.adds_keys and channels % self.level("attention_head_dim", level):
-                raise ValueError(
-                    f"UNet config: {channels} channels cannot be split into"
-                    f" {self.level('attention_head_dim', level)} heads (attention_head_dim)"
-                )
-        if not self.adds_keys:
-            return
+            heads = self.level("attention_head_dim", level)
+            if channels % heads and self._attends(level):
+                into = f"heads of {heads} channels" if self.adds_keys else f"{heads} heads"
+                raise ValueError(f"UNet config: {channels} channels cannot be split into {into} (attention_head_dim)")
+
+    def _attends(self, level: int) -> bool:
+        """Whether heads are taken of a level's channels; Stable Diffusion's are checked on all levels."""
+        last = level == len(self.block_out_channels) - 1
+        return not self.adds_keys or last or "Attn" in self.down_block_types[level] + self.up_block_types[~level]
+
+    def _check_text(self) -> None:
         for name in ("attention_head_dim", "cross_attention_dim"):
             if isinstance(getattr(self, name), tuple):
                 raise ValueError(f"UNet config: {name}={getattr(self, name)} is not supported, only one number")
-        for level, channels in enumerate(self.block_out_channels):
-            cross = level == count - 1 or "CrossAttn" in self.down_block_types[level] + self.up_block_types[~level]
-            if cross and channels % self.attention_head_dim:
-                raise ValueError(
-                    f"UNet config: {channels} channels cannot be split into heads of {self.attention_head_dim}"
-                    " (attention_head_dim)"
-                )
         if self.cross_attention_dim % TEXT_GROUPS:
             raise ValueError(
                 f"UNet config: cross_attention_dim {self.cross_attention_dim} cannot be split into {TEXT_GROUPS} groups"
@@ -176,7 +177,7 @@ class UNetConfig(NamedTuple):
     @property
     def adds_keys(self) -> bool:
         """Whether it is of DeepFloyd-IF's kind: the text's keys are added to the picture's, in one attention."""
-        return self.mid_block_type == _DEEPFLOYD
+        return self.mid_block_type == _SIMPLE
 
     @property
     def text_dim(self) -> int:

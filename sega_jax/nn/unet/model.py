@@ -68,18 +68,18 @@ class UNet2DConditionModel(nnx.Module):
         if class_labels is not None and self.class_embedding is None:
             raise ValueError("class_labels are given to a UNet that has none")
 
-        def wave(steps: jax.Array) -> jax.Array:
-            steps = steps.astype(timestep.dtype)
-            return sinusoid(steps, c.block_out_channels[0], flip=c.flip_sin_to_cos, shift=c.freq_shift).astype(
-                text.dtype
-            )
-
-        embedding = self.time_embedding(wave(timestep))
+        embedding = self.time_embedding(self._wave(timestep))
         if self.class_embedding is not None:
-            embedding += self.class_embedding(class_labels if c.num_class_embeds else wave(class_labels))
+            known = class_labels if c.num_class_embeds else self._wave(class_labels.astype(timestep.dtype))
+            embedding += self.class_embedding(known)
         if self.add_embedding is not None:
             embedding += self.add_embedding(text)
         return ACTIVATIONS[c.time_embedding_act_fn](embedding) if c.time_embedding_act_fn else embedding
+
+    def _wave(self, steps: jax.Array) -> jax.Array:
+        c = self.config
+        wave = sinusoid(steps, c.block_out_channels[0], flip=c.flip_sin_to_cos, shift=c.freq_shift)
+        return wave.astype(self.conv_in.kernel[...].dtype)
 
 
 def _class_embedding(c: UNetConfig, embedding: int) -> Embed | TimestepEmbedding | None:
