@@ -15,7 +15,8 @@ from reference.oracle import guidance as guide
 from test_reference import recorded
 
 from sega_jax import Edits, checkpoint, guidance, rows, schedules, solvers
-from sega_jax.nn import clip, layers, unet, vae
+from sega_jax.nn import clip, layers, t5, vae
+from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig, attention, blocks, embedding, model
 from sega_jax.schedules import alphas, exponential, sigmas
 from sega_jax.schedules import noise as schedule
 from sega_jax.systems import stable_diffusion as system
@@ -28,20 +29,8 @@ def noise(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-class Tensors(dict):
-    """A file's tensors, in memory."""
-
-    folder = "memory"
-    layout = checkpoint.TORCH
-
-    @property
-    def shapes(self):
-        return {name: array.shape for name, array in self.items()}
-
-
 def network(part):
-    module = getattr(tiny.networks(), part)
-    return checkpoint.fill(module, Tensors(tiny.tensors(module)), np.float32)
+    return tiny.filled(getattr(tiny.networks(), part))
 
 
 def show(function, *args):
@@ -75,6 +64,30 @@ def view_small():
         "transformer": (net.down_blocks[0].attentions[0], picture, text),
         "down": (net.down_blocks[0], picture, noise(2, 32), text),
         "autoencoder": (autoencoder.encoder.down_blocks[0], picture),
+    }
+    return show(lambda blocks: {name: block(*inputs) for name, (block, *inputs) in blocks.items()}, blocks)
+
+
+def view_unet_of(name):
+    net = tiny.filled(UNet2DConditionModel(UNetConfig.from_dict(cases.UNETS[name][0])))
+    return show(lambda net: net(*cases.unet_inputs(name)), net)
+
+
+def view_t5():
+    """Of padding, no state is used."""
+    net = tiny.filled(t5.T5EncoderModel(t5.T5Config.from_dict(tiny.T5)))
+    return show(lambda net: net(cases.WORDS, cases.MASK), net)[cases.MASK]
+
+
+def view_small_blocks():
+    """Blocks of DeepFloyd-IF's networks, whose inputs vary so little that an epsilon shows."""
+    net = tiny.filled(UNet2DConditionModel(UNetConfig.from_dict(cases.UNETS["if_2"][0])))
+    layer = tiny.filled(t5.T5EncoderModel(t5.T5Config.from_dict(tiny.T5))).encoder.block[1].layer[1]
+    picture, text, time = 0.01 * noise(2, 4, 6, 16), 0.01 * noise(2, 7, 64, seed=1), noise(2, 20)
+    blocks = {
+        "attention": (net.mid_block.attentions[0], picture, text),
+        "resnet": (net.mid_block.resnets[0], picture, time),
+        "t5": (layer, 0.003 * noise(2, 7, 24)),
     }
     return show(lambda blocks: {name: block(*inputs) for name, (block, *inputs) in blocks.items()}, blocks)
 
@@ -182,6 +195,10 @@ def views(folder):
         "autoencoder": view_autoencoder,
         "pictures": view_pictures,
         "small": view_small,
+        "deepfloyd": partial(view_unet_of, "if_2"),
+        "upscaler": partial(view_unet_of, "upscaler"),
+        "t5": view_t5,
+        "small blocks": view_small_blocks,
         "diffusers": partial(view_guidance, [FIRST, SECOND]),
         "per_concept": partial(view_guidance, [FIRST, SECOND], "per_concept"),
         "padding": partial(view_guidance, [FIRST, SHORT]),
@@ -201,6 +218,9 @@ def sound(views):
         "unet": lambda: networks["unet"],
         "autoencoder": lambda: tuple(networks[name] for name in ("decoded", "mean", "logvar")),
         "pictures": lambda: recorded("pictures_none")["images"],
+        "deepfloyd": lambda: recorded("unet_if_2")["output"],
+        "upscaler": lambda: recorded("unet_upscaler")["output"],
+        "t5": lambda: recorded("t5")["states"][cases.MASK],
         "diffusers": lambda: oracle([FIRST, SECOND]),
         "per_concept": lambda: oracle([FIRST, SECOND], "per_concept"),
         "padding": lambda: oracle([FIRST, SHORT]),
@@ -213,6 +233,7 @@ def sound(views):
 
 # Relative L2. What is not here is compared exactly.
 TOLERANCE = dict.fromkeys(["text", "unet", "autoencoder", "pictures", "small"], 1e-5)
+TOLERANCE |= dict.fromkeys(["deepfloyd", "upscaler", "t5", "small blocks"], 1e-5)
 TOLERANCE |= dict.fromkeys(["diffusers", "per_concept", "padding"], 1e-12) | dict.fromkeys(SOLVERS, 2e-5)
 
 
@@ -242,29 +263,29 @@ FAULTS = {
         "self.implementation = heads,",
         "self.implementation = channels // heads,",
     ),
-    "halves of the geglu swapped": ("unet", unet.GEGLU.__call__, "value, gate = jnp", "gate, value = jnp"),
-    "tanh in the geglu": ("unet", unet.GEGLU.__call__, "approximate=False", "approximate=True"),
-    "sine before cosine": ("unet", unet.sinusoid, "parts[::-1] if flip else parts", "parts"),
+    "halves of the geglu swapped": ("unet", attention.GEGLU.__call__, "value, gate = jnp", "gate, value = jnp"),
+    "tanh in the geglu": ("unet", attention.GEGLU.__call__, "approximate=False", "approximate=True"),
+    "sine before cosine": ("unet", embedding.sinusoid, "parts[::-1] if flip else parts", "parts"),
     "timestep not activated": ("unet", layers.ResnetBlock.__call__, "proj(act(embedding))", "proj(embedding)"),
-    "skip before x": ("unet", unet.UpBlock.__call__, "[x, skips.pop()]", "[skips.pop(), x]"),
+    "skip before x": ("unet", blocks.UpBlock.__call__, "[x, skips.pop()]", "[skips.pop(), x]"),
     "no residual around cross-attention": (
         "unet",
-        unet.TransformerBlock.__call__,
+        attention.TransformerBlock.__call__,
         "x = x + self.attn2(",
         "x = self.attn2(",
     ),
     "epsilon of the transformers' group norm": (
         "small",
-        unet.Transformer.__init__,
+        attention.Transformer.__init__,
         "channels, 1e-6)",
         "channels, 1e-5)",
     ),
-    "epsilon of the UNet's resnets": ("small", unet._resnet, "eps=c.norm_eps", "eps=1e-6"),
+    "epsilon of the UNet's resnets": ("small", blocks._resnet, "eps=c.norm_eps", "eps=1e-6"),
     "sample variance in the group norm": (
         "unet",
         layers.GroupNorm.__call__,
-        "jnp.square(centred).mean((1, 3), keepdims=True)",
-        "jnp.var(grouped, (1, 3), keepdims=True, ddof=1)",
+        "self._mean(jnp.square(centred)) + self.eps",
+        "self._mean(jnp.square(centred)) * centred[0].size / (centred[0].size - self.groups) + self.eps",
     ),
     "epsilon of the layer norms": (
         "small",
@@ -274,9 +295,9 @@ FAULTS = {
     ),
     "UNet padded at the right only": (
         "small",
-        unet.DownBlock.__init__,
-        "Resample(outputs, stride=2)",
-        "Resample(outputs, stride=2, padding=((0, 1), (0, 1)))",
+        blocks._downsampler,
+        "Resample(channels, stride=2)",
+        "Resample(channels, stride=2, padding=((0, 1), (0, 1)))",
     ),
     "tiled, not repeated": (
         "autoencoder",
@@ -306,6 +327,117 @@ FAULTS = {
     "mean and variance swapped": ("autoencoder", vae.AutoencoderKL.encode, "mean, logvar = ", "logvar, mean = "),
     "another scaling factor": ("pictures", system.decode, "/ vae.config.scaling_factor", "/ 0.18215"),
     "pictures in [-1, 1]": ("pictures", system.decode, "image / 2 + 0.5", "image"),
+    # Networks of DeepFloyd-IF and of the upscaler
+    "scale and shift swapped": (
+        "deepfloyd",
+        blocks.ScaledResnetBlock.__call__,
+        "scale, shift = jnp",
+        "shift, scale = jnp",
+    ),
+    "time activated in every resnet": (
+        "deepfloyd",
+        blocks.ScaledResnetBlock.__call__,
+        "act(embedding) if self.activate_time else embedding",
+        "act(embedding)",
+    ),
+    "resampled before the first norm": (
+        "deepfloyd",
+        blocks.ScaledResnetBlock.__call__,
+        "x, h = self.resample(x), self.resample(h)",
+        "x, h = self.resample(x), act(self.norm1(self.resample(x)))",
+    ),
+    "sum not divided": ("deepfloyd", blocks.ScaledResnetBlock.__call__, " / self.divisor", ""),
+    "tanh in IF": ("deepfloyd", blocks.ScaledResnetBlock.__call__, "ACTIVATIONS[self.activation]", "jax.nn.gelu"),
+    "the middle's sum not divided": (
+        "deepfloyd",
+        blocks.MidBlock.__init__,
+        "divisor = c.mid_block_scale_factor",
+        "divisor = 1.0",
+    ),
+    "width of a head used as their number": (
+        "deepfloyd",
+        attention.AddedAttention.__init__,
+        "channels // c.attention_head_dim",
+        "c.attention_head_dim",
+    ),
+    "text not normalised": (
+        "deepfloyd",
+        attention.AddedAttention.__call__,
+        "text = self.norm_cross(context)",
+        "text = context",
+    ),
+    "values not in the order of the keys": (
+        "deepfloyd",
+        attention.AddedAttention.__call__,
+        "[self.add_v_proj(text), self.to_v(h)]",
+        "[self.to_v(h), self.add_v_proj(text)]",
+    ),
+    "no residual around IF's attention": (
+        "deepfloyd",
+        attention.AddedAttention.__call__,
+        "return x + self",
+        "return self",
+    ),
+    "epsilon of the picture's norm": (
+        "small blocks",
+        attention.AddedAttention.__init__,
+        "channels, 1e-5)",
+        "channels, 1e-6)",
+    ),
+    "epsilon of the text's norm": ("small blocks", attention.AddedAttention.__init__, "text, 1e-5)", "text, 1e-6)"),
+    "epsilon of IF's resnets": ("small blocks", layers.ResnetBlock.__init__, "inputs, eps)", "inputs, 1e-6)"),
+    "pooled from the tokens' mean itself": (
+        "deepfloyd",
+        embedding.AttentionPooling.__call__,
+        " + self.positional_embedding[...][None]",
+        "",
+    ),
+    "the mean not among what is pooled": (
+        "deepfloyd",
+        embedding.AttentionPooling.__call__,
+        "jnp.concatenate([mean, x], 1)",
+        "x",
+    ),
+    "no pooled text": ("deepfloyd", model.UNet2DConditionModel._embed, "embedding += self.add_embedding(text)", "..."),
+    "frequencies to the last": ("deepfloyd", embedding.sinusoid, "half - shift", "half - 1"),
+    "noise level through the timestep's layers": (
+        "deepfloyd",
+        model.UNet2DConditionModel._embed,
+        "self._wave(class_labels",
+        "self._wave(timestep",
+    ),
+    "sum of embeddings not activated": (
+        "deepfloyd",
+        model.UNet2DConditionModel._embed,
+        "if c.time_embedding_act_fn else embedding",
+        "if False else embedding",
+    ),
+    "no noise level": ("upscaler", model.UNet2DConditionModel._embed, "= class_labels if", "= 0 * class_labels if"),
+    "attention to the picture where it is to the text": (
+        "upscaler",
+        attention.TransformerBlock.__call__,
+        "context if self.only_cross else normal",
+        "normal",
+    ),
+    "exact gelu in T5": ("t5", t5.GatedGELU.__call__, "approximate=True", "approximate=False"),
+    "gate and value swapped in T5": (
+        "t5",
+        t5.GatedGELU.__call__,
+        "(self.wi_0(x), approximate=True) * self.wi_1(x)",
+        "(self.wi_1(x), approximate=True) * self.wi_0(x)",
+    ),
+    "logits divided in T5": ("t5", t5.SelfAttention.__call__, "bias.dtype) + bias", "bias.dtype) / 5**0.5 + bias"),
+    "mean taken off in T5": ("t5", t5.RMSNorm.__call__, "jnp.square(x).mean(", "x.var("),
+    "epsilon of T5": ("small blocks", t5.RMSNorm.__call__, "+ self.eps", "+ 10 * self.eps"),
+    "padding seen": ("t5", t5.T5EncoderModel.__call__, "position + padding", "position"),
+    "earlier keys for later": ("t5", t5.buckets, "offset > 0", "offset < 0"),
+    "distances of twice the range": ("t5", t5.buckets, "farthest / exact", "2 * farthest / exact"),
+    "positions in the first layer only": (
+        "t5",
+        t5.Encoder.__call__,
+        "x = block(x, bias)",
+        "x, bias = block(x, bias), jnp.where(bias < -1e9, bias, 0)",
+    ),
     # Guidance
     "quantile over the wrong axes": (
         "diffusers",
@@ -447,6 +579,15 @@ def test_fault_is_seen(name, views, sound, monkeypatch):
     wanted = sound(view)
     damage(monkeypatch, *fault)
     assert error(views[view](), wanted) > TOLERANCE.get(view, 0)
+
+
+def test_the_order_of_the_keys_does_not_matter(views, sound, monkeypatch):
+    """Of text and picture in IF's attention."""
+    wanted, line = sound("deepfloyd"), "jnp.concatenate([self.add_{0}_proj(text), self.to_{0}(h)], 1),"
+    other = "jnp.concatenate([self.to_{0}(h), self.add_{0}_proj(text)], 1),"
+    old, new = ("\n        ".join(part.format(name) for name in "kv") for part in (line, other))
+    damage(monkeypatch, attention.AddedAttention.__call__, old, new)
+    assert error(views["deepfloyd"](), wanted) < TOLERANCE["deepfloyd"]
 
 
 def test_without_a_fault_nothing_is_seen(views, sound):

@@ -6,9 +6,11 @@ import math
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from published import SD_1, SD_2
+from published import BYT5_XL, IF_1_XL, IF_2_L, SD_1, SD_2, T5_XXL, X4
 
 from sega_jax.checkpoint import leaves
+from sega_jax.nn.t5 import T5Config, T5EncoderModel
+from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
 from sega_jax.systems.stable_diffusion import Models
 
 
@@ -26,6 +28,10 @@ def test_the_package_brings_no_torch():
     assert not {"torch", "diffusers", "accelerate"} & found
 
 
+def parameters(module):
+    return sum(map(math.prod, leaves(module).values()))
+
+
 @pytest.mark.parametrize(
     ("configs", "totals"),
     [
@@ -35,6 +41,21 @@ def test_the_package_brings_no_torch():
     ids=["Stable Diffusion 1.5", "Stable Diffusion 2.1"],
 )
 def test_parameters_of_the_published_networks(configs, totals):
-    models = Models.build(**configs)
-    counts = Models(*(sum(map(math.prod, leaves(module).values())) for module in models))
-    assert counts == totals
+    assert Models(*map(parameters, Models.build(**configs))) == totals
+
+
+@pytest.mark.parametrize(
+    ("config", "total"), [(T5_XXL, 4_762_310_656), (BYT5_XL, 2_614_091_264)], ids=["T5 v1.1 XXL", "ByT5 XL"]
+)
+def test_parameters_of_the_published_text_encoders(config, total):
+    assert parameters(T5EncoderModel(T5Config.from_dict(config))) == total
+
+
+@pytest.mark.parametrize(
+    ("config", "total", "tensors"),
+    [(IF_1_XL, 4_304_695_110, 775), (IF_2_L, 1_243_277_190, 939), (X4, 473_398_020, 687)],
+    ids=["IF-I-XL", "IF-II-L", "x4 upscaler"],
+)
+def test_parameters_of_the_published_unets(config, total, tensors):
+    unet = UNet2DConditionModel(UNetConfig.from_dict(config))
+    assert (parameters(unet), len(leaves(unet))) == (total, tensors)

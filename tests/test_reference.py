@@ -10,6 +10,8 @@ import tiny
 from reference import cases
 
 import sega_jax
+from sega_jax.nn.t5 import T5Config, T5EncoderModel
+from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
 from sega_jax.schedules import from_config
 from sega_jax.solvers import SOLVERS
 from sega_jax.systems import stable_diffusion as system
@@ -57,6 +59,19 @@ def test_networks(name, load):
 
     found, wanted = run(*load(name).models), recorded(f"networks_{name}")
     assert {key: relative(found[key], wanted[key]) < 1e-5 for key in wanted} == dict.fromkeys(wanted, True)
+
+
+@pytest.mark.parametrize("name", cases.UNETS)
+def test_unets(name):
+    net = tiny.filled(UNet2DConditionModel(UNetConfig.from_dict(cases.UNETS[name][0])))
+    found = jax.jit(UNet2DConditionModel.__call__)(net, *cases.unet_inputs(name))
+    assert relative(found, recorded(f"unet_{name}")["output"]) < 1e-5
+
+
+def test_t5():
+    net = tiny.filled(T5EncoderModel(T5Config.from_dict(tiny.T5)))
+    found = jax.jit(T5EncoderModel.__call__)(net, cases.WORDS, cases.MASK)
+    assert relative(found, recorded("t5")["states"]) < 1e-5
 
 
 @pytest.mark.parametrize("name", cases.SCHEDULES)

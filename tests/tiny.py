@@ -11,10 +11,13 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from safetensors.numpy import load_file, save_file
 
-from sega_jax.checkpoint import leaves
+from sega_jax.checkpoint import from_torch, leaves, torch_name, torch_shape
 from sega_jax.nn.safety import SafetyCheckerConfig, StableDiffusionSafetyChecker
 from sega_jax.systems.stable_diffusion import Models
 
@@ -38,6 +41,51 @@ UNET_2 = UNET | {
     "upcast_attention": True,
     "layers_per_block": [1, 2, 1],
     "transformer_layers_per_block": [1, 2, 1],
+}
+# What the x4 upscaler has otherwise: attention to the text alone on some levels, and a noise level.
+UPSCALER = UNET | {
+    "in_channels": 7,
+    "block_out_channels": [8, 16, 16, 24],
+    "down_block_types": ["DownBlock2D", *["CrossAttnDownBlock2D"] * 3],
+    "up_block_types": [*["CrossAttnUpBlock2D"] * 3, "UpBlock2D"],
+    "only_cross_attention": [True, True, True, False],
+    "use_linear_projection": True,
+    "num_class_embeds": 20,
+}
+# DeepFloyd-IF's first stage, and its second with lists of layers, a noise level, and one activation of the time.
+IF_1 = {
+    "_class_name": "UNet2DConditionModel",
+    "sample_size": 8,
+    "in_channels": 3,
+    "out_channels": 6,
+    "block_out_channels": [8, 16, 24],
+    "layers_per_block": 2,
+    "down_block_types": ["ResnetDownsampleBlock2D", *["SimpleCrossAttnDownBlock2D"] * 2],
+    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+    "up_block_types": [*["SimpleCrossAttnUpBlock2D"] * 2, "ResnetUpsampleBlock2D"],
+    "act_fn": "gelu",
+    "norm_num_groups": 4,
+    "attention_head_dim": 8,
+    "cross_attention_dim": 64,
+    "cross_attention_norm": "group_norm",
+    "encoder_hid_dim": 24,
+    "encoder_hid_dim_type": "text_proj",
+    "addition_embed_type": "text",
+    "addition_embed_type_num_heads": 6,
+    "resnet_time_scale_shift": "scale_shift",
+}
+IF_2 = IF_1 | {
+    "in_channels": 6,
+    "block_out_channels": [12, 16, 24],
+    "layers_per_block": [1, 2, 3],
+    "down_block_types": [*["ResnetDownsampleBlock2D"] * 2, "SimpleCrossAttnDownBlock2D"],
+    "up_block_types": ["SimpleCrossAttnUpBlock2D", *["ResnetUpsampleBlock2D"] * 2],
+    "class_embed_type": "timestep",
+    "mid_block_scale_factor": 1.4142271248762552,
+    "resnet_out_scale_factor": 1.4142271248762552,
+    "resnet_skip_time_act": True,
+    "time_embedding_dim": 20,
+    "time_embedding_act_fn": "gelu",
 }
 # One level, for what does not ask for more: it compiles in half the time.
 UNET_1 = UNET | {
@@ -71,6 +119,19 @@ TEXT = {
     "pad_token_id": 57,
 }
 TEXT_2 = TEXT | {"hidden_act": "gelu", "num_hidden_layers": 3}
+T5 = {
+    "architectures": ["T5EncoderModel"],
+    "model_type": "t5",
+    "vocab_size": 60,
+    "d_model": 24,
+    "d_kv": 5,
+    "d_ff": 40,
+    "num_layers": 3,
+    "num_heads": 3,
+    "relative_attention_num_buckets": 12,
+    "relative_attention_max_distance": 20,
+    "feed_forward_proj": "gated-gelu",
+}
 SAFETY = {
     "architectures": ["StableDiffusionSafetyChecker"],
     "model_type": "clip",
@@ -133,6 +194,16 @@ def networks(*, unet=UNET, vae=VAE, text=TEXT) -> Models:
 def tensors(module: Any, prefix: str = "") -> dict[str, np.ndarray]:
     """Every tensor of a network's checkpoint, by torch's name and in torch's layout."""
     return {prefix + name: values(name, shape) for name, shape in leaves(module).items()}
+
+
+def filled(module: Any, dtype: DTypeLike = np.float32) -> Any:
+    """A network with its tensors, without a file."""
+
+    def read(path, leaf):
+        array = values(torch_name(path), torch_shape(path, leaf.shape))
+        return jnp.asarray(from_torch(path, array), dtype)
+
+    return jax.tree_util.tree_map_with_path(read, module)
 
 
 def checkpoint(

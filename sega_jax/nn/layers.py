@@ -223,3 +223,15 @@ class Resample(nnx.Module):
 def double(x: jax.Array) -> jax.Array:
     """Nearest-neighbour upsampling by two of [batch, height, width, channels]."""
     return x.repeat(2, axis=1).repeat(2, axis=2)
+
+
+def halve(x: jax.Array) -> jax.Array:
+    """Means of 2 x 2 positions of [batch, height, width, channels].
+
+    Raises:
+        ValueError: the height or the width is odd.
+    """
+    batch, height, width, channels = x.shape
+    if height % 2 or width % 2:
+        raise ValueError(f"a picture of {height}x{width} positions cannot be halved")
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))

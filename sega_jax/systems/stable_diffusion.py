@@ -68,6 +68,11 @@ class Models(NamedTuple):
                 f"the UNet takes {net.in_channels} channels to {net.out_channels}, the VAE has"
                 f" {auto.latent_channels}: only text-to-image checkpoints are supported, where all are equal"
             )
+        if net.adds_keys or net.num_class_embeds:
+            raise ValueError(
+                f"a UNet of mid_block_type {net.mid_block_type} and num_class_embeds {net.num_class_embeds or None} is"
+                " DeepFloyd-IF's or an upscaler's: only text-to-image checkpoints of Stable Diffusion are supported"
+            )
         return cls(text_encoder, unet, vae)
 
 

@@ -1,4 +1,4 @@
-"""Stable Diffusion at its own size, without weights: names and shapes, then the sums on random tensors.
+"""Published networks at their own size, without weights: names and shapes, then the sums on random tensors.
 
 The numbers need 9 GB of memory and, on two cores, some minutes.
 """
@@ -17,12 +17,14 @@ import tiny
 import torch
 import transformers
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker, cosine_distance
-from published import SAFETY, SD_1, SD_2
+from published import BYT5_XL, IF_1_XL, IF_2_L, SAFETY, SD_1, SD_2, T5_XXL, X4
 
 from parity.theirs import fill, first, last, noise, relative, same_names
 from sega_jax import Edit
 from sega_jax.checkpoint import leaves
 from sega_jax.nn import safety
+from sega_jax.nn.t5 import T5Config, T5EncoderModel
+from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
 from sega_jax.parallel import Devices
 from sega_jax.pipeline import Pipeline
 from sega_jax.schedules import from_config
@@ -54,6 +56,20 @@ def test_names(configs, counts, part):
     ours = getattr(Models.build(**configs), part)
     same_names(ours, reference)
     assert sum(math.prod(shape) for shape in leaves(ours).values()) == counts[part]
+
+
+@pytest.mark.parametrize("config", [IF_1_XL, IF_2_L, X4], ids=["IF-I-XL", "IF-II-L", "x4 upscaler"])
+def test_names_of_unets(config):
+    with torch.device("meta"):
+        reference = diffusers.UNet2DConditionModel(**config)
+    same_names(UNet2DConditionModel(UNetConfig.from_dict(config)), reference)
+
+
+@pytest.mark.parametrize("config", [T5_XXL, BYT5_XL], ids=["T5 v1.1 XXL", "ByT5 XL"])
+def test_names_of_text_encoders(config):
+    with torch.device("meta"):
+        reference = transformers.T5EncoderModel(transformers.T5Config(**config))
+    same_names(T5EncoderModel(T5Config.from_dict(config)), reference)
 
 
 def safety_checkers(device):
@@ -140,3 +156,32 @@ def test_two_steps(networks, tmp_path, one_device):
     assert out.images.shape == (1, 512, 512, 3)
     assert out.finite.all()
     assert out.images.std() > 0
+
+
+def parts(config, *names):
+    """Ours and torch's parts of a UNet, filled with random tensors from torch's; the rest stays without values."""
+    with torch.device("meta"):
+        reference = diffusers.UNet2DConditionModel(**config)
+    ours = UNet2DConditionModel(UNetConfig.from_dict(config))
+    for name in names:
+        part = randomised(getattr(reference, name).to_empty(device="cpu"))
+        yield fill(getattr(ours, name), part.state_dict()), part
+
+
+def test_the_middle_of_if():
+    """2,816 channels in 44 heads, and the pooled text of 4,096 in 64: a part of IF-I-XL of 1.7 GB."""
+    (ours, middle), (pooling, pooled) = parts(IF_1_XL, "mid_block", "add_embedding")
+    x, text, states = noise(2, 8, 8, 2816), noise(2, 77, 2816, seed=1), noise(2, 77, 4096, seed=2)
+    time = pooled(torch.tensor(states))
+    assert relative(jax.jit(lambda net: net(states))(pooling), time) < TOLERANCE
+    found = jax.jit(lambda net: net(x, time.numpy(), text))(ours)
+    assert relative(found, last(middle(first(x), time, torch.tensor(text)))) < TOLERANCE
+
+
+def test_one_layer_of_t5():
+    config = T5_XXL | {"num_layers": 1, "vocab_size": 100}
+    reference = randomised(transformers.T5EncoderModel(transformers.T5Config(**config)))
+    ours = fill(T5EncoderModel(T5Config.from_dict(config)), reference.state_dict())
+    ids, mask = IDS % 100, (np.arange(77) < np.array([[9], [77]])).astype(np.int32)
+    expected = reference(torch.tensor(ids), torch.tensor(mask)).last_hidden_state
+    assert relative(jax.jit(lambda net: net(ids, mask))(ours), expected) < TOLERANCE

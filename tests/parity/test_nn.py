@@ -7,6 +7,7 @@ pytest.importorskip("diffusers")
 
 import contextlib
 import inspect
+from unittest import mock
 
 import diffusers
 import jax
@@ -17,10 +18,13 @@ import torch
 import transformers
 from diffusers.models import activations, attention, attention_processor, downsampling, embeddings, upsampling
 from safetensors.numpy import load_file, save_file
+from transformers.models.t5 import modeling_t5
 
 from parity.theirs import double, first, last, noise, pair, precision, relative
 from sega_jax import loading
-from sega_jax.nn import clip, layers, unet, vae
+from sega_jax.nn import clip, layers, t5, unet, vae
+from sega_jax.nn.unet.attention import FeedForward
+from sega_jax.nn.unet.embedding import TimestepEmbedding, sinusoid
 
 pytestmark = pytest.mark.parity
 
@@ -54,6 +58,21 @@ UNETS = {
         "flip_sin_to_cos": False,
         "freq_shift": 1,
         "time_embedding_dim": 24,
+    },
+    "upscaler": tiny.UPSCALER,
+    "IF, first stage": tiny.IF_1,
+    "IF, second stage": tiny.IF_2,
+    "IF, text as it is": tiny.IF_2
+    | {
+        "cross_attention_dim": 32,
+        "encoder_hid_dim": None,
+        "encoder_hid_dim_type": None,
+        "addition_embed_type": None,
+        "act_fn": "silu",
+        "time_embedding_act_fn": None,
+        "resnet_skip_time_act": False,
+        "mid_block_scale_factor": 0.7,
+        "norm_eps": 1e-3,
     },
     "one level of odd width": tiny.UNET
     | {
@@ -89,6 +108,11 @@ def visions(config):
     return pair(clip.CLIPVisionModel(clip.CLIPVisionConfig.from_dict(config)), theirs)
 
 
+def encoders(config):
+    theirs = transformers.T5EncoderModel(transformers.T5Config(**config))
+    return pair(t5.T5EncoderModel(t5.T5Config.from_dict(config)), theirs)
+
+
 def tokens(count=3):
     """Ids with a beginning, an end and padding, each text of another length."""
     ids = np.random.default_rng(0).integers(0, 56, (count, 12))
@@ -111,14 +135,17 @@ class Upsampling(layers.Resample):
         return super().__call__(layers.double(x))
 
 
-nn, Attention, TimestepEmbedding = torch.nn, attention_processor.Attention, embeddings.TimestepEmbedding
+nn, Attention = torch.nn, attention_processor.Attention
+T5 = transformers.T5Config(**tiny.T5)
 Downsampling, WORDS, PICTURE = downsampling.Downsample2D, (2, 7, 24), (2, 6, 9, 4)
 LAYERS = {
     "linear": (lambda: layers.Linear(24, 10), lambda: nn.Linear(24, 10), WORDS),
     "linear without bias": (lambda: layers.Linear(24, 10, bias=False), lambda: nn.Linear(24, 10, bias=False), WORDS),
+    "RMS norm": (lambda: t5.RMSNorm(24, 1e-6), lambda: modeling_t5.T5LayerNorm(24), WORDS),
+    "gated gelu": (lambda: t5.GatedGELU(24, 40), lambda: modeling_t5.T5DenseGatedActDense(T5), WORDS),
     "layer norm": (lambda: layers.LayerNorm(24), lambda: nn.LayerNorm(24), WORDS),
-    "feed-forward": (lambda: unet.FeedForward(24), lambda: attention.FeedForward(24), WORDS),
-    "timestep": (lambda: unet.TimestepEmbedding(24, 20, "silu"), lambda: TimestepEmbedding(24, 20), WORDS),
+    "feed-forward": (lambda: FeedForward(24), lambda: attention.FeedForward(24), WORDS),
+    "timestep": (lambda: TimestepEmbedding(24, 20, "silu"), lambda: embeddings.TimestepEmbedding(24, 20), WORDS),
     "attention": (lambda: SelfAttention(24, 3), lambda: Attention(24, heads=3, dim_head=8), WORDS),
     "group norm": (lambda: layers.GroupNorm(2, 4, 1e-5), lambda: nn.GroupNorm(2, 4), PICTURE),
     "group norm, 1e-6": (lambda: layers.GroupNorm(2, 4, 1e-6), lambda: nn.GroupNorm(2, 4, eps=1e-6), PICTURE),
@@ -165,7 +192,7 @@ def test_sinusoid(channels, flip, shift):
     with double():
         t = np.arange(1000.0)
         theirs = embeddings.get_timestep_embedding(torch.tensor(t), channels, flip, shift)
-        assert relative(unet.sinusoid(jnp.asarray(t), channels, flip=flip, shift=shift), theirs) < 1e-12
+        assert relative(sinusoid(jnp.asarray(t), channels, flip=flip, shift=shift), theirs) < 1e-12
 
 
 def tensor(x):
@@ -192,7 +219,9 @@ def calls(module, *inputs):
     hooks = [
         block.register_forward_pre_hook(lambda b, a, k, name=name: note(name, b, a, k), with_kwargs=True)
         for name, block in module.named_modules()
-        if name not in ("", "encoder", "decoder", "embeddings") and next(block.children(), None) is not None
+        if name not in ("", "encoder", "decoder", "embeddings")
+        and next(block.children(), None) is not None
+        and next(block.parameters(), None) is not None
     ]
     module(*inputs)
     for hook in hooks:
@@ -212,11 +241,39 @@ def twin(module, name):
     return module
 
 
+def labels(config, batch):
+    """Noise levels, which may be fractions where they are embedded as timesteps are; the last is the largest."""
+    if "num_class_embeds" in config:
+        return np.arange(20)[-batch:].astype(np.int32)
+    return np.linspace(0.5, 999, batch, dtype=precision()) if "class_embed_type" in config else None
+
+
+def inputs(config, size, batch, std=1.0):
+    """What a UNet is called with."""
+    x, text = noise(batch, *size, config["in_channels"]), noise(batch, 12, width(config), seed=1)
+    t = np.array([999, 500, 0][:batch], precision())
+    return std * x, t, text, labels(config, batch)
+
+
+def width(config):
+    """Channels of the text's states."""
+    return config.get("encoder_hid_dim") or np.max(config["cross_attention_dim"])
+
+
+def given(x, *others):
+    """The inputs of torch's UNet."""
+    return first(x), *(None if other is None else torch.tensor(other) for other in others)
+
+
+def unet_and_inputs(config, size):
+    return *unets(config), given(*inputs(config, size, 2))
+
+
 NETWORKS = {
-    "UNet": lambda: (
-        *unets(tiny.UNET_2),
-        (first(noise(2, 5, 7, 4)), torch.tensor([1, 999]), torch.tensor(noise(2, 12, 16))),
-    ),
+    "UNet": lambda: unet_and_inputs(tiny.UNET_2, (5, 7)),
+    "upscaler": lambda: unet_and_inputs(tiny.UPSCALER, (5, 7)),
+    "IF, first stage": lambda: unet_and_inputs(tiny.IF_1, (8, 4)),
+    "IF, second stage": lambda: unet_and_inputs(tiny.IF_2, (8, 4)),
     "VAE": lambda: (*autoencoders(), (first(noise(2, 16, 20, 3)),)),
     "text": lambda: (*texts(tiny.TEXT), (torch.tensor(tokens()),)),
     "vision": lambda: (*visions(VISION), (first(noise(2, 12, 12, 3)),)),
@@ -250,30 +307,44 @@ def test_blocks(name, std):
 
 @pytest.fixture
 def tolerance(request):
-    with double() if request.param == "float64" else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        if request.param == "float64":
+            stack.enter_context(double())
+            # DeepFloyd-IF's softmax of the pooled text.
+            stack.enter_context(mock.patch.object(torch.Tensor, "float", torch.Tensor.double))
         yield NETWORK[request.param]
 
 
-def compare_unets(ours, theirs, size, std=1.0, batch=3):
-    x, text = std * noise(batch, *size, 4), noise(batch, 12, 16, seed=1)
-    t = np.array([0, 500, 999][:batch], precision())
-    expected = theirs(first(x), torch.tensor(t), torch.tensor(text)).sample
-    return relative(jax.jit(type(ours).__call__)(ours, x, t, text), last(expected))
+def compare_unets(config, size, std=1.0):
+    ours, theirs = unets(config)
+    args = inputs(config, size, 3, std)
+    return relative(jax.jit(type(ours).__call__)(ours, *args), last(theirs(*given(*args)).sample))
 
 
+# Sizes that no downsampling divides, but for IF, which has to divide them.
 @pytest.mark.parametrize("tolerance", ["float32", "float64"], indirect=True)
-@pytest.mark.parametrize("name", ["SD 1.x", "SD 2.x"])
-def test_unet(name, tolerance):
-    """Sizes that no downsampling divides."""
-    assert compare_unets(*unets(UNETS[name]), (5, 7)) < tolerance
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("SD 1.x", (5, 7)),
+        ("SD 2.x", (5, 7)),
+        ("upscaler", (9, 3)),
+        ("IF, first stage", (8, 4)),
+        ("IF, second stage", (4, 12)),
+    ],
+)
+def test_unet(name, size, tolerance):
+    assert compare_unets(UNETS[name], size) < tolerance
 
 
-@pytest.mark.parametrize("name", ["deep", "wide", "one level of odd width"])
-def test_unet_of_another_shape(name):
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("deep", (9, 3)), ("wide", (9, 3)), ("one level of odd width", (9, 3)), ("IF, text as it is", (8, 4))],
+)
+def test_unet_of_another_shape(name, size):
     """Inputs of a small std as well."""
-    ours, theirs = unets(UNETS[name])
     for std in (1, 0.01):
-        assert compare_unets(ours, theirs, (9, 3), std) < NETWORK["float32"]
+        assert compare_unets(UNETS[name], size, std) < NETWORK["float32"]
 
 
 @pytest.mark.parametrize("tolerance", ["float32", "float64"], indirect=True)
@@ -293,6 +364,28 @@ def test_text(config, tolerance):
     ours, theirs = texts(config)
     expected = theirs(torch.tensor(tokens())).last_hidden_state
     assert relative(jax.jit(type(ours).__call__)(ours, tokens()), expected) < tolerance
+
+
+@pytest.mark.parametrize("size", [12, 50])
+@pytest.mark.parametrize("tolerance", ["float32", "float64"], indirect=True)
+def test_t5(size, tolerance):
+    """Texts with padding on the right, on the left and none; longer than the largest distance, too."""
+    ours, theirs = encoders(tiny.T5)
+    ids = np.random.default_rng(0).integers(0, 60, (3, size)).astype(np.int32)
+    mask = np.ones_like(ids)
+    mask[0, 5:] = mask[1, :3] = 0
+    expected = theirs(torch.tensor(ids), torch.tensor(mask)).last_hidden_state
+    for kind in (int, bool):
+        assert relative(jax.jit(type(ours).__call__)(ours, ids, mask.astype(kind)), expected) < tolerance
+
+
+@pytest.mark.parametrize(("count", "farthest"), [(32, 128), (12, 20), (4, 10), (9, 30), (64, 1000)])
+def test_buckets(count, farthest):
+    """Also where a distance is just at the end of a range."""
+    theirs = modeling_t5.T5Attention._relative_position_bucket
+    offset = torch.arange(1200)[None] - torch.arange(1200)[:, None]
+    wanted = theirs(offset, num_buckets=count, max_distance=farthest)
+    assert np.array_equal(t5.buckets(1200, count, farthest), wanted)
 
 
 @pytest.mark.parametrize(

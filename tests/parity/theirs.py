@@ -61,15 +61,22 @@ def fill(module, tensors):
 
 
 def same_names(ours, theirs) -> None:
-    """Every tensor of either module is one of the other, of the same shape."""
-    assert leaves(ours) == {name: tuple(tensor.shape) for name, tensor in theirs.state_dict().items()}
+    """Every tensor of either module is one of the other, of the same shape; tied ones have two names in torch."""
+    tensors = theirs.state_dict()
+    tied = len(list(theirs.named_parameters(remove_duplicate=False))) - len(list(theirs.parameters()))
+    assert leaves(ours) == {renamed(ours, name): tuple(tensor.shape) for name, tensor in tensors.items()}
+    assert len(leaves(ours)) == len(tensors) - tied
+
+
+def renamed(module, name):
+    return module.rename(name) if hasattr(module, "rename") else name
 
 
 def pair(ours, theirs):
     """Both modules with the tensors of `tiny`."""
     same_names(ours, theirs)
     tensors = {name: tiny.values(f"module.{name}", shape) for name, shape in leaves(ours).items()}
-    theirs.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})
+    theirs.load_state_dict({name: torch.tensor(tensors[renamed(ours, name)]) for name in theirs.state_dict()})
     return fill(ours, tensors), theirs.eval().requires_grad_(False)
 
 

@@ -27,6 +27,35 @@ INPUTS = {
     "latents": _noise(4, 2, 6, 9, 4),
 }
 
+# UNets of two levels beyond Stable Diffusion's, and T5.
+_IF = {
+    "block_out_channels": [12, 16],
+    "layers_per_block": 1,
+    "down_block_types": ["ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"],
+    "up_block_types": ["SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"],
+}
+_UPSCALER = {
+    "block_out_channels": [8, 16],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+    "only_cross_attention": [False, True],
+}
+UNETS = {
+    "if_1": (tiny.IF_1 | _IF, None),
+    "if_2": (tiny.IF_2 | _IF, np.array([0.0, 250.0], np.float32)),
+    "upscaler": (tiny.UPSCALER | _UPSCALER, np.array([3, 19])),
+}
+WORDS = np.random.default_rng(10).integers(0, 60, (2, 24), np.int32)
+MASK = np.arange(24) < np.array([[5], [24]])
+
+
+def unet_inputs(name):
+    """x, timestep, text and noise level; the picture's size can be halved."""
+    config, labels = UNETS[name]
+    width = config.get("encoder_hid_dim") or config["cross_attention_dim"]
+    return _noise(11, 2, 4, 6, config["in_channels"]), INPUTS["timestep"], _noise(12, 2, 7, width), labels
+
+
 # uint8 pictures of several sizes, for the safety checker.
 SHOWN = [
     np.random.default_rng(9).integers(0, 256, (1, *size, 3), np.uint8)

@@ -18,6 +18,7 @@ import diffusers
 import numpy as np
 import tiny
 import torch
+import transformers
 from diffusers.pipelines.stable_diffusion.safety_checker import cosine_distance
 from PIL import Image
 from reference import cases
@@ -49,6 +50,25 @@ def networks(name):
             "logvar": last(posterior.logvar),
             "decoded": last(vae.decode(inputs["latents"]).sample),
         }
+
+
+def unet(name):
+    config, _ = cases.UNETS[name]
+    net = diffusers.UNet2DConditionModel.from_config(config).eval()
+    net.load_state_dict({key: torch.tensor(tiny.values(key, tensor.shape)) for key, tensor in net.state_dict().items()})
+    x, *others = cases.unet_inputs(name)
+    others = [None if other is None else torch.tensor(other) for other in others]
+    return {"output": last(net(first(x), *others).sample)}
+
+
+def t5():
+    net = transformers.T5EncoderModel(transformers.T5Config(**tiny.T5)).eval()
+    names = {key: key.replace("encoder.embed_tokens", "shared") for key in net.state_dict()}
+    net.load_state_dict(
+        {key: torch.tensor(tiny.values(names[key], tensor.shape)) for key, tensor in net.state_dict().items()}
+    )
+    states = net(torch.tensor(cases.WORDS), torch.tensor(cases.MASK)).last_hidden_state
+    return {"states": states.detach().numpy()}
 
 
 def safety():
@@ -105,6 +125,9 @@ def pictures(checkpoint, settings):
 def main():
     for name in cases.CHECKPOINTS:
         np.savez_compressed(HERE / f"networks_{name}.npz", **networks(name))
+    for name in cases.UNETS:
+        np.savez_compressed(HERE / f"unet_{name}.npz", **unet(name))
+    np.savez_compressed(HERE / "t5.npz", **t5())
     np.savez_compressed(HERE / "safety.npz", **safety())
     for name, case in cases.SCHEDULES.items():
         np.savez_compressed(HERE / f"schedule_{name}.npz", **trajectory(*case))

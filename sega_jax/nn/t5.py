@@ -1,0 +1,172 @@
+"""The encoder of T5 v1.1 and of ByT5 (Raffel et al. 2020; Shazeer 2020; Xue et al. 2022), in the layout of
+transformers' `T5EncoderModel`."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+from sega_jax.arrays import at_least_float32
+from sega_jax.nn.config import build
+from sega_jax.nn.layers import Embed, Linear, along, parameter
+
+
+class T5Config(NamedTuple):
+    """The fields of `text_encoder/config.json` that shape the encoder, with transformers' defaults."""
+
+    vocab_size: int = 32128
+    d_model: int = 512
+    d_kv: int = 64
+    d_ff: int = 2048
+    num_layers: int = 6
+    num_heads: int = 8
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    layer_norm_epsilon: float = 1e-6
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> "T5Config":
+        """Reads a config.json.
+
+        Raises:
+            ValueError: the config describes a network that this module does not compute, such as the first T5
+                without gates, which transformers takes where `feed_forward_proj` is absent.
+        """
+        fixed = {"feed_forward_proj": ("gated-gelu",)}
+        self = build(cls, dict.fromkeys(fixed) | dict(config), "text encoder", fixed=fixed, strict=False)
+        exact = self.relative_attention_num_buckets // 4
+        if not 0 < exact < self.relative_attention_max_distance:
+            raise ValueError(
+                f"text encoder config: relative_attention_num_buckets {self.relative_attention_num_buckets} should be"
+                f" at least 4 and less than 4 relative_attention_max_distance {self.relative_attention_max_distance}"
+            )
+        return self
+
+
+def buckets(tokens: int, count: int, farthest: int) -> np.ndarray:
+    """The bucket in [0, count) of the position of every key relative to every query, int [queries, keys].
+
+    Half of the buckets are for keys after the query. Of each half, half is for one distance each, the others are
+    for ranges of distances that grow exponentially up to `farthest`; what is farther is in the last. Logarithms
+    are in float32, which decides where the ranges end.
+    """
+    offset = np.arange(tokens)[None] - np.arange(tokens)[:, None]
+    distance, half = abs(offset), count // 2
+    exact = half // 2
+    octaves = np.log(np.maximum(distance, 1).astype(np.float32) / exact) / np.float32(math.log(farthest / exact))
+    far = np.minimum(exact + (octaves * (half - exact)).astype(int), half - 1)
+    return np.where(distance < exact, distance, far) + half * (offset > 0)
+
+
+class RMSNorm(nnx.Module):
+    """Divides the last axis by its root mean square (Zhang & Sennrich 2019); in the dtype of its parameter."""
+
+    def __init__(self, channels: int, eps: float):
+        self.eps = eps
+        self.scale = parameter(channels)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        normal = x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
+        return (normal * along(self.scale[...], normal)).astype(self.scale[...].dtype)
+
+
+class SelfAttention(nnx.Module):
+    """Attention whose logits are not divided by the root of the width, but have a bias [batch or 1, heads, queries,
+    keys]."""
+
+    def __init__(self, c: T5Config, *, first: bool):
+        self.heads = c.num_heads
+        self.q = Linear(c.d_model, c.num_heads * c.d_kv, bias=False)
+        self.k = Linear(c.d_model, c.num_heads * c.d_kv, bias=False)
+        self.v = Linear(c.d_model, c.num_heads * c.d_kv, bias=False)
+        self.o = Linear(c.num_heads * c.d_kv, c.d_model, bias=False)
+        # The first layer's is the bias of all.
+        self.relative_attention_bias = Embed(c.relative_attention_num_buckets, c.num_heads) if first else None
+
+    def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
+        q, k, v = (project(x).reshape(*x.shape[:2], self.heads, -1) for project in (self.q, self.k, self.v))
+        logits = jnp.einsum("bqhc,bkhc->bhqk", q, k, preferred_element_type=bias.dtype) + bias
+        weights = jax.nn.softmax(logits).astype(v.dtype)
+        return self.o(jnp.einsum("bhqk,bkhc->bqhc", weights, v).reshape(*x.shape[:2], -1))
+
+
+class GatedGELU(nnx.Module):
+    """gelu(gate) * value, with the gelu's approximation by tanh."""
+
+    def __init__(self, channels: int, hidden: int):
+        self.wi_0 = Linear(channels, hidden, bias=False)
+        self.wi_1 = Linear(channels, hidden, bias=False)
+        self.wo = Linear(hidden, channels, bias=False)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.wo(jax.nn.gelu(self.wi_0(x), approximate=True) * self.wi_1(x))
+
+
+class AttentionLayer(nnx.Module):
+    def __init__(self, c: T5Config, *, first: bool):
+        self.SelfAttention = SelfAttention(c, first=first)
+        self.layer_norm = RMSNorm(c.d_model, c.layer_norm_epsilon)
+
+    def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
+        return x + self.SelfAttention(self.layer_norm(x), bias).astype(x.dtype)
+
+
+class FeedForwardLayer(nnx.Module):
+    def __init__(self, c: T5Config):
+        self.DenseReluDense = GatedGELU(c.d_model, c.d_ff)
+        self.layer_norm = RMSNorm(c.d_model, c.layer_norm_epsilon)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x + self.DenseReluDense(self.layer_norm(x)).astype(x.dtype)
+
+
+class Block(nnx.Module):
+    def __init__(self, c: T5Config, *, first: bool):
+        self.layer = nnx.List([AttentionLayer(c, first=first), FeedForwardLayer(c)])
+
+    def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
+        return self.layer[1](self.layer[0](x, bias))
+
+
+class Encoder(nnx.Module):
+    def __init__(self, c: T5Config):
+        self.block = nnx.List([Block(c, first=i == 0) for i in range(c.num_layers)])
+        self.final_layer_norm = RMSNorm(c.d_model, c.layer_norm_epsilon)
+
+    def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
+        for block in self.block:
+            x = block(x, bias)
+        return self.final_layer_norm(x)
+
+
+class T5EncoderModel(nnx.Module):
+    """`__call__(ids, mask)`: int32 [batch, tokens] and what of them is no padding, bool or int [batch, tokens] ->
+    the last hidden state after the final norm [batch, tokens, d_model].
+
+    Padding is attended by no token, but has states of its own. Between the layers, states are in at least float32:
+    those of large encoders leave float16's range.
+    """
+
+    def __init__(self, config: T5Config):
+        self.config = config
+        self.shared = Embed(config.vocab_size, config.d_model)
+        self.encoder = Encoder(config)
+
+    @staticmethod
+    def rename(name: str) -> str:
+        """The embedding has two names, of which files have either."""
+        return "shared.weight" if name == "encoder.embed_tokens.weight" else name
+
+    def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
+        c, x = self.config, self.shared(ids)
+        dtype = at_least_float32(x.dtype)
+        table = self.encoder.block[0].layer[0].SelfAttention.relative_attention_bias
+        places = buckets(ids.shape[-1], c.relative_attention_num_buckets, c.relative_attention_max_distance)
+        position = jnp.moveaxis(table(places), -1, 0)[None].astype(dtype)
+        padding = jnp.where(mask.astype(bool), 0, jnp.finfo(dtype).min).astype(dtype)[:, None, None, :]
+        return self.encoder(x.astype(dtype), position + padding)

@@ -1,0 +1,7 @@
+"""The conditional UNets of diffusers' `UNet2DConditionModel`: those of Stable Diffusion 1.x and 2.x and of its x4
+upscaler, and those of DeepFloyd-IF, in pixels."""
+
+from sega_jax.nn.unet.config import UNetConfig
+from sega_jax.nn.unet.model import UNet2DConditionModel
+
+__all__ = ["UNet2DConditionModel", "UNetConfig"]

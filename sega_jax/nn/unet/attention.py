@@ -1,0 +1,113 @@
+"""How a picture attends to itself and to the text: transformers, or one attention to both at once."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sega_jax.nn.layers import Attention, Conv, GroupNorm, LayerNorm, Linear, attend
+from sega_jax.nn.unet.config import TEXT_GROUPS, UNetConfig
+
+
+class GEGLU(nnx.Module):
+    """value * gelu(gate), the value in the first half of the projection (Shazeer 2020)."""
+
+    def __init__(self, channels: int, hidden: int):
+        self.proj = Linear(channels, 2 * hidden)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        value, gate = jnp.split(self.proj(x), 2, -1)
+        return value * jax.nn.gelu(gate, approximate=False)
+
+
+class FeedForward(nnx.Module):
+    def __init__(self, channels: int):
+        # torch's list has a dropout in the middle, which has no parameters.
+        self.net = nnx.List([GEGLU(channels, 4 * channels), None, Linear(4 * channels, channels)])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.net[2](self.net[0](x))
+
+
+class TransformerBlock(nnx.Module):
+    """Self-attention, attention to the text, feed-forward; each pre-normalised, with a residual.
+
+    With `only_cross`, the first is attention to the text, too.
+    """
+
+    def __init__(self, channels: int, context: int, heads: int, implementation: str, *, only_cross: bool = False):
+        self.only_cross = only_cross
+        self.norm1 = LayerNorm(channels)
+        self.attn1 = Attention(channels, context if only_cross else channels, heads, implementation=implementation)
+        self.norm2 = LayerNorm(channels)
+        self.attn2 = Attention(channels, context, heads, implementation=implementation)
+        self.norm3 = LayerNorm(channels)
+        self.ff = FeedForward(channels)
+
+    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
+        normal = self.norm1(x)
+        x = x + self.attn1(normal, context if self.only_cross else normal)
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class Transformer(nnx.Module):
+    """Transformer blocks over the positions of a picture [batch, height, width, channels]."""
+
+    def __init__(self, c: UNetConfig, level: int, implementation: str, *, only_cross: bool = False):
+        channels = c.block_out_channels[level]
+        # SD 1.x projects by 1x1 convolutions, 2.x by linear layers: the same sums, other shapes in the file.
+        project = Linear if c.use_linear_projection else lambda i, o: Conv(i, o, 1)
+        self.norm = GroupNorm(c.norm_num_groups, channels, 1e-6)
+        self.proj_in = project(channels, channels)
+        self.transformer_blocks = nnx.List(
+            [
+                TransformerBlock(
+                    channels,
+                    c.level("cross_attention_dim", level),
+                    c.level("attention_head_dim", level),
+                    implementation,
+                    only_cross=only_cross,
+                )
+                for _ in range(c.level("transformer_layers_per_block", level))
+            ]
+        )
+        self.proj_out = project(channels, channels)
+
+    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
+        h = self.proj_in(self.norm(x))
+        tokens = h.reshape(h.shape[0], -1, h.shape[-1])
+        for block in self.transformer_blocks:
+            tokens = block(tokens, context)
+        return x + self.proj_out(tokens.reshape(h.shape))
+
+
+class AddedAttention(nnx.Module):
+    """One attention of the positions of a picture [batch, height, width, channels] to the text and to themselves,
+    with a residual (Nichol et al. 2022).
+
+    The text's states are normalised over channels and tokens, as in DeepFloyd-IF; padding counts as any token.
+    """
+
+    def __init__(self, c: UNetConfig, level: int, implementation: str):
+        channels, text = c.block_out_channels[level], c.cross_attention_dim
+        self.heads, self.implementation = channels // c.attention_head_dim, implementation
+        self.group_norm = GroupNorm(c.norm_num_groups, channels, 1e-5)
+        self.norm_cross = GroupNorm(TEXT_GROUPS, text, 1e-5)
+        self.to_q = Linear(channels, channels)
+        self.to_k = Linear(channels, channels)
+        self.to_v = Linear(channels, channels)
+        self.add_k_proj = Linear(text, channels)
+        self.add_v_proj = Linear(text, channels)
+        self.to_out = nnx.List([Linear(channels, channels)])
+
+    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
+        h = self.group_norm(x).reshape(len(x), -1, x.shape[-1])
+        text = self.norm_cross(context)
+        out = attend(
+            self.to_q(h),
+            jnp.concatenate([self.add_k_proj(text), self.to_k(h)], 1),
+            jnp.concatenate([self.add_v_proj(text), self.to_v(h)], 1),
+            heads=self.heads,
+            implementation=self.implementation,
+        )
+        return x + self.to_out[0](out).reshape(x.shape)

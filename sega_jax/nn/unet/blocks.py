@@ -1,0 +1,155 @@
+"""A UNet's levels: resnets, attention where a level has it, and the way to the next level."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sega_jax.nn.layers import ACTIVATIONS, Linear, Resample, ResnetBlock, double, halve
+from sega_jax.nn.unet.attention import AddedAttention, Transformer
+from sega_jax.nn.unet.config import UNetConfig
+
+
+class ScaledResnetBlock(ResnetBlock):
+    """A resnet whose second norm the time scales and shifts (Dhariwal & Nichol 2021, adaptive group normalisation);
+    its sum is divided by `divisor`, and `resample` goes between the first activation and its convolution."""
+
+    def __init__(
+        self,
+        c: UNetConfig,
+        inputs: int,
+        outputs: int,
+        embedding: int,
+        *,
+        divisor: float,
+        resample: Callable[[jax.Array], jax.Array] | None = None,
+    ):
+        super().__init__(
+            inputs, outputs, embedding=embedding, groups=c.norm_num_groups, eps=c.norm_eps, activation=c.act_fn
+        )
+        self.time_emb_proj = Linear(embedding, 2 * outputs)
+        self.activate_time, self.divisor, self.resample = not c.resnet_skip_time_act, divisor, resample
+
+    def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
+        act = ACTIVATIONS[self.activation]
+        h = act(self.norm1(x))
+        if self.resample is not None:
+            x, h = self.resample(x), self.resample(h)
+        time = self.time_emb_proj(act(embedding) if self.activate_time else embedding)
+        scale, shift = jnp.split(time[:, None, None, :], 2, -1)
+        h = self.conv2(act(self.norm2(self.conv1(h)) * (1 + scale) + shift))
+        return ((x if self.conv_shortcut is None else self.conv_shortcut(x)) + h) / self.divisor
+
+
+class DownBlock(nnx.Module):
+    def __init__(self, c: UNetConfig, level: int, embedding: int, implementation: str):
+        outputs = c.block_out_channels[level]
+        inputs = c.block_out_channels[max(level - 1, 0)]
+        layers = c.level("layers_per_block", level)
+        self.resnets = nnx.List([_resnet(c, inputs if i == 0 else outputs, outputs, embedding) for i in range(layers)])
+        cross = "CrossAttn" in c.down_block_types[level]
+        self.attentions = nnx.List([_attention(c, level, implementation) for _ in range(layers)] if cross else [])
+        last = level == len(c.block_out_channels) - 1
+        self.downsamplers = nnx.List([] if last else [_downsampler(c, outputs, embedding)])
+
+    def __call__(self, x: jax.Array, embedding: jax.Array, context: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        skips = []
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(x, embedding)
+            if self.attentions:
+                x = self.attentions[i](x, context)
+            skips.append(x)
+        for down in self.downsamplers:
+            x = down(x, embedding) if isinstance(down, ResnetBlock) else down(x)
+            skips.append(x)
+        return x, skips
+
+
+class MidBlock(nnx.Module):
+    def __init__(self, c: UNetConfig, embedding: int, implementation: str):
+        channels, level = c.block_out_channels[-1], len(c.block_out_channels) - 1
+        divisor = c.mid_block_scale_factor
+        self.resnets = nnx.List([_resnet(c, channels, channels, embedding, divisor=divisor) for _ in range(2)])
+        attention = AddedAttention if c.adds_keys else Transformer
+        self.attentions = nnx.List([attention(c, level, implementation)])
+
+    def __call__(self, x: jax.Array, embedding: jax.Array, context: jax.Array) -> jax.Array:
+        x = self.attentions[0](self.resnets[0](x, embedding), context)
+        return self.resnets[1](x, embedding)
+
+
+class UpBlock(nnx.Module):
+    """`step` counts from the deepest level; the attention settings are those of the level it restores."""
+
+    def __init__(self, c: UNetConfig, step: int, embedding: int, implementation: str):
+        count = len(c.block_out_channels)
+        level = count - 1 - step
+        outputs = c.block_out_channels[level]
+        before = c.block_out_channels[min(level + 1, count - 1)]
+        below = c.block_out_channels[max(level - 1, 0)]
+        layers = c.level("layers_per_block", level) + 1
+        self.resnets = nnx.List(
+            [
+                _resnet(
+                    c,
+                    (before if i == 0 else outputs) + (below if i == layers - 1 else outputs),
+                    outputs,
+                    embedding,
+                )
+                for i in range(layers)
+            ]
+        )
+        cross = "CrossAttn" in c.up_block_types[step]
+        self.attentions = nnx.List([_attention(c, level, implementation) for _ in range(layers)] if cross else [])
+        self.upsamplers = nnx.List([_upsampler(c, outputs, embedding)] if level else [])
+
+    def __call__(self, x: jax.Array, embedding: jax.Array, context: jax.Array, skips: list[jax.Array]) -> jax.Array:
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(jnp.concatenate([x, skips.pop()], -1), embedding)
+            if self.attentions:
+                x = self.attentions[i](x, context)
+        for up in self.upsamplers:
+            if isinstance(up, ResnetBlock):
+                x = up(x, embedding)
+            else:
+                # Where downsampling rounded an odd size up, the doubled picture is one line too large.
+                height, width = skips[-1].shape[1:3]
+                x = up(double(x)[:, :height, :width])
+        return x
+
+
+def _resnet(
+    c: UNetConfig,
+    inputs: int,
+    outputs: int,
+    embedding: int,
+    *,
+    divisor: float | None = None,
+    resample: Callable[[jax.Array], jax.Array] | None = None,
+) -> ResnetBlock:
+    if c.adds_keys:
+        divisor = c.resnet_out_scale_factor if divisor is None else divisor
+        return ScaledResnetBlock(c, inputs, outputs, embedding, divisor=divisor, resample=resample)
+    return ResnetBlock(
+        inputs,
+        outputs,
+        embedding=embedding,
+        groups=c.norm_num_groups,
+        eps=c.norm_eps,
+        activation=c.act_fn,
+    )
+
+
+def _attention(c: UNetConfig, level: int, implementation: str) -> AddedAttention | Transformer:
+    if c.adds_keys:
+        return AddedAttention(c, level, implementation)
+    return Transformer(c, level, implementation, only_cross=c.level("only_cross_attention", level))
+
+
+def _downsampler(c: UNetConfig, channels: int, embedding: int) -> ResnetBlock | Resample:
+    return _resnet(c, channels, channels, embedding, resample=halve) if c.adds_keys else Resample(channels, stride=2)
+
+
+def _upsampler(c: UNetConfig, channels: int, embedding: int) -> ResnetBlock | Resample:
+    return _resnet(c, channels, channels, embedding, resample=double) if c.adds_keys else Resample(channels)

@@ -1,0 +1,196 @@
+"""What shapes a UNet: the fields of `unet/config.json`."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from sega_jax.nn.config import build
+from sega_jax.nn.layers import ACTIVATIONS
+
+# Groups of the norm over the text's states in added keys and values; diffusers has no option for it.
+TEXT_GROUPS = 32
+
+
+class _Family(NamedTuple):
+    """UNets whose blocks go together: their names, and options that would make them another network."""
+
+    down: tuple[str, ...]
+    up: tuple[str, ...]
+    fixed: Mapping[str, tuple]
+
+
+_CROSS, _SIMPLE = "UNetMidBlock2DCrossAttn", "UNetMidBlock2DSimpleCrossAttn"
+# By the block in the middle: Stable Diffusion's and DeepFloyd-IF's.
+_FAMILIES = {
+    _CROSS: _Family(
+        ("CrossAttnDownBlock2D", "DownBlock2D"),
+        ("UpBlock2D", "CrossAttnUpBlock2D"),
+        {
+            "mid_block_scale_factor": (1, 1.0),
+            "encoder_hid_dim": (None,),
+            "encoder_hid_dim_type": (None,),
+            "class_embed_type": (None,),
+            "addition_embed_type": (None,),
+            "resnet_time_scale_shift": ("default",),
+            "resnet_skip_time_act": (False,),
+            "resnet_out_scale_factor": (1, 1.0),
+            "time_embedding_act_fn": (None,),
+            "cross_attention_norm": (None,),
+        },
+    ),
+    _SIMPLE: _Family(
+        ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        ("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        {
+            "only_cross_attention": (False,),
+            "num_class_embeds": (None,),
+            "encoder_hid_dim_type": (None, "text_proj"),
+            "class_embed_type": (None, "timestep"),
+            "addition_embed_type": (None, "text"),
+            "resnet_time_scale_shift": ("scale_shift",),
+            "cross_attention_norm": ("group_norm",),
+        },
+    ),
+}
+# Options of diffusers' UNet under which it is another network than these.
+_FIXED = {
+    "center_input_sample": (False,),
+    "mid_block_type": tuple(_FAMILIES),
+    "downsample_padding": (1,),
+    "reverse_transformer_layers_per_block": (None,),
+    "num_attention_heads": (None,),
+    "dual_cross_attention": (False,),
+    "time_embedding_type": ("positional",),
+    "timestep_post_act": (None,),
+    "time_cond_proj_dim": (None,),
+    "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,),
+    "attention_type": ("default",),
+    "class_embeddings_concat": (False,),
+    "mid_block_only_cross_attention": (None, False),
+}
+# Without effect here: dropout is for training, attention is in float32 anyway, the others belong to
+# options that are ruled out.
+_IGNORED = (
+    "dropout",
+    "upcast_attention",
+    "addition_time_embed_dim",
+    "projection_class_embeddings_input_dim",
+    *{option for family in _FAMILIES.values() for option in family.fixed},
+)
+
+
+class UNetConfig(NamedTuple):
+    """The fields of `unet/config.json` that shape the network, with diffusers' defaults.
+
+    A number may also be a tuple with one entry a level where diffusers allows it. 0 and "" stand for None.
+    `attention_head_dim` is, against its name, the number of heads; in DeepFloyd-IF it is a head's width.
+    """
+
+    sample_size: int | tuple[int, int] = 64
+    in_channels: int = 4
+    out_channels: int = 4
+    flip_sin_to_cos: bool = True
+    freq_shift: int = 0
+    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    mid_block_type: str = _CROSS
+    up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+    only_cross_attention: bool | tuple[bool, ...] = False
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int | tuple[int, ...] = 2
+    mid_block_scale_factor: float = 1.0
+    act_fn: str = "silu"
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    cross_attention_dim: int | tuple[int, ...] = 1280
+    transformer_layers_per_block: int | tuple[int, ...] = 1
+    encoder_hid_dim: int = 0
+    attention_head_dim: int | tuple[int, ...] = 8
+    use_linear_projection: bool = False
+    class_embed_type: str = ""
+    addition_embed_type: str = ""
+    addition_embed_type_num_heads: int = 64
+    num_class_embeds: int = 0
+    resnet_skip_time_act: bool = False
+    resnet_out_scale_factor: float = 1.0
+    time_embedding_dim: int = 0
+    time_embedding_act_fn: str = ""
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> "UNetConfig":
+        """Reads a config.json.
+
+        Raises:
+            ValueError: the config describes a network that this module does not compute; the message
+                names the option and the supported values.
+        """
+        simple = config.get("mid_block_type") == _SIMPLE
+        family = _FAMILIES[_SIMPLE if simple else _CROSS]
+        choices = {"down_block_types": family.down, "up_block_types": family.up}
+        choices |= {"act_fn": tuple(ACTIVATIONS), "time_embedding_act_fn": tuple(ACTIVATIONS)}
+        if simple:
+            # diffusers' defaults of these are Stable Diffusion's.
+            config = {"resnet_time_scale_shift": None, "cross_attention_norm": None} | dict(config)
+        self = build(cls, config, "UNet", fixed=_FIXED | family.fixed, choices=choices, ignored=_IGNORED)
+        if config.get("encoder_hid_dim_type") and not self.encoder_hid_dim:
+            raise ValueError("UNet config: encoder_hid_dim is missing, although there is an encoder_hid_dim_type")
+        self._check_levels()
+        if simple:
+            self._check_text()
+        return self
+
+    def _check_levels(self) -> None:
+        count = len(self.block_out_channels)
+        for name in ("down_block_types", "up_block_types"):
+            if len(getattr(self, name)) != count:
+                raise ValueError(
+                    f"UNet config: {name} has {len(getattr(self, name))} entries for {count} block_out_channels"
+                )
+        for level, channels in enumerate(self.block_out_channels):
+            if channels % self.norm_num_groups:
+                raise ValueError(
+                    f"UNet config: {channels} channels cannot be split into norm_num_groups {self.norm_num_groups}"
+                )
+            heads = self.level("attention_head_dim", level)
+            if channels % heads and self._attends(level):
+                into = f"heads of {heads} channels" if self.adds_keys else f"{heads} heads"
+                raise ValueError(f"UNet config: {channels} channels cannot be split into {into} (attention_head_dim)")
+
+    def _attends(self, level: int) -> bool:
+        """Whether heads are taken of a level's channels; Stable Diffusion's are checked on all levels."""
+        last = level == len(self.block_out_channels) - 1
+        return not self.adds_keys or last or "Attn" in self.down_block_types[level] + self.up_block_types[~level]
+
+    def _check_text(self) -> None:
+        for name in ("attention_head_dim", "cross_attention_dim"):
+            if isinstance(getattr(self, name), tuple):
+                raise ValueError(f"UNet config: {name}={getattr(self, name)} is not supported, only one number")
+        if self.cross_attention_dim % TEXT_GROUPS:
+            raise ValueError(
+                f"UNet config: cross_attention_dim {self.cross_attention_dim} cannot be split into {TEXT_GROUPS} groups"
+            )
+        if self.addition_embed_type and self.text_dim % self.addition_embed_type_num_heads:
+            raise ValueError(
+                f"UNet config: {self.text_dim} channels of the text cannot be split into"
+                f" {self.addition_embed_type_num_heads} heads (addition_embed_type_num_heads)"
+            )
+
+    @property
+    def adds_keys(self) -> bool:
+        """Whether it is of DeepFloyd-IF's kind: the text's keys are added to the picture's, in one attention."""
+        return self.mid_block_type == _SIMPLE
+
+    @property
+    def text_dim(self) -> int:
+        """The channels of the text's states, where they are the same for all levels."""
+        return self.encoder_hid_dim or self.cross_attention_dim
+
+    def level(self, name: str, level: int) -> int:
+        """The entry of a number that may be given for each level."""
+        value = getattr(self, name)
+        if not isinstance(value, tuple):
+            return value
+        if len(value) != len(self.block_out_channels):
+            raise ValueError(
+                f"UNet config: {name} has {len(value)} entries for {len(self.block_out_channels)} block_out_channels"
+            )
+        return value[level]

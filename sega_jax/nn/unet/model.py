@@ -1,0 +1,88 @@
+"""The UNet as a whole."""
+
+import jax
+from flax import nnx
+
+from sega_jax.nn.layers import ACTIVATIONS, Conv, Embed, GroupNorm, Linear
+from sega_jax.nn.unet.blocks import DownBlock, MidBlock, UpBlock
+from sega_jax.nn.unet.config import UNetConfig
+from sega_jax.nn.unet.embedding import TextTimeEmbedding, TimestepEmbedding, sinusoid
+
+
+class UNet2DConditionModel(nnx.Module):
+    """`__call__(x, timestep, context)`, of Stable Diffusion for every size of x that is not empty:
+
+    x: [batch, height, width, in_channels], timestep: [batch] (kept in float32 or wider),
+    context: [batch, tokens, cross_attention_dim] -> [batch, height, width, out_channels] in the dtype
+    of the parameters.
+
+    Upscalers take `class_labels` [batch] as well, the noise level of the small picture that is among the channels of
+    x: integers below `num_class_embeds`, or in DeepFloyd-IF any number as for the timestep. DeepFloyd-IF's context is
+    [batch, tokens, encoder_hid_dim], its height and width are multiples of 2 ** (levels - 1).
+    """
+
+    def __init__(self, config: UNetConfig, attention: str = "xla"):
+        c, channels = config, config.block_out_channels
+        embedding = c.time_embedding_dim or 4 * channels[0]
+        levels = range(len(channels))
+        self.config = c
+        self.conv_in = Conv(c.in_channels, channels[0])
+        self.time_embedding = TimestepEmbedding(channels[0], embedding, c.act_fn)
+        self.class_embedding = _class_embedding(c, embedding)
+        heads = c.addition_embed_type_num_heads
+        self.add_embedding = TextTimeEmbedding(c.text_dim, embedding, heads) if c.addition_embed_type else None
+        self.encoder_hid_proj = Linear(c.encoder_hid_dim, c.cross_attention_dim) if c.encoder_hid_dim else None
+        self.down_blocks = nnx.List([DownBlock(c, i, embedding, attention) for i in levels])
+        self.mid_block = MidBlock(c, embedding, attention)
+        self.up_blocks = nnx.List([UpBlock(c, i, embedding, attention) for i in levels])
+        self.conv_norm_out = GroupNorm(c.norm_num_groups, channels[0], c.norm_eps)
+        self.conv_out = Conv(channels[0], c.out_channels)
+
+    @staticmethod
+    def rename(name: str) -> str:
+        return name
+
+    def __call__(
+        self, x: jax.Array, timestep: jax.Array, context: jax.Array, class_labels: jax.Array | None = None
+    ) -> jax.Array:
+        dtype = self.conv_in.kernel[...].dtype
+        context = context.astype(dtype)
+        embedding = self._embed(timestep, context, class_labels)
+        if self.encoder_hid_proj is not None:
+            context = self.encoder_hid_proj(context)
+        x = self.conv_in(x.astype(dtype))
+        skips = [x]
+        for block in self.down_blocks:
+            x, new = block(x, embedding, context)
+            skips += new
+        x = self.mid_block(x, embedding, context)
+        for block in self.up_blocks:
+            x = block(x, embedding, context, skips)
+        return self.conv_out(ACTIVATIONS[self.config.act_fn](self.conv_norm_out(x)))
+
+    def _embed(self, timestep: jax.Array, text: jax.Array, class_labels: jax.Array | None) -> jax.Array:
+        """The vector that every resnet takes, [batch, embedding]."""
+        c = self.config
+        if class_labels is None and self.class_embedding is not None:
+            raise ValueError("class_labels, the noise level of the small picture, are missing")
+        if class_labels is not None and self.class_embedding is None:
+            raise ValueError("class_labels are given to a UNet that has none")
+
+        embedding = self.time_embedding(self._wave(timestep))
+        if self.class_embedding is not None:
+            known = class_labels if c.num_class_embeds else self._wave(class_labels.astype(timestep.dtype))
+            embedding += self.class_embedding(known)
+        if self.add_embedding is not None:
+            embedding += self.add_embedding(text)
+        return ACTIVATIONS[c.time_embedding_act_fn](embedding) if c.time_embedding_act_fn else embedding
+
+    def _wave(self, steps: jax.Array) -> jax.Array:
+        c = self.config
+        wave = sinusoid(steps, c.block_out_channels[0], flip=c.flip_sin_to_cos, shift=c.freq_shift)
+        return wave.astype(self.conv_in.kernel[...].dtype)
+
+
+def _class_embedding(c: UNetConfig, embedding: int) -> Embed | TimestepEmbedding | None:
+    if c.num_class_embeds:
+        return Embed(c.num_class_embeds, embedding)
+    return TimestepEmbedding(c.block_out_channels[0], embedding, c.act_fn) if c.class_embed_type else None
