@@ -13,12 +13,11 @@ from click.testing import CliRunner
 from PIL import Image
 from reference import cases
 from safetensors.numpy import load_file, save_file
-from test_mutations import Tensors, damage, show
+from test_mutations import damage, show
 from test_reference import recorded, relative, same_pixels
 
 import sega_jax
 from sega_jax import CheckpointError, Output, Pipeline, SemanticStableDiffusionPipeline
-from sega_jax.checkpoint import fill
 from sega_jax.cli import main
 from sega_jax.nn import clip, safety
 from sega_jax.safety import FeatureExtractor
@@ -406,7 +405,7 @@ def is_sound(tmp_path):
     def check():
         extractor, wanted = FeatureExtractor(tmp_path, 12), recorded("safety")
         checker = safety.StableDiffusionSafetyChecker(safety.SafetyCheckerConfig.from_dict(tiny.SAFETY))
-        checker = fill(checker, Tensors(tiny.tensors(checker)), np.float32)
+        checker = tiny.filled(checker)
         *given, decided = decisions()
         special, concepts, found = show(
             lambda checker, given: (*checker.cosines(wanted["pixels"]), safety.too_near(*given)), checker, given
