@@ -115,3 +115,9 @@ X4 = {
     "num_class_embeds": 1000,
     "upcast_attention": None,
 }
+X4_VAE = VAE | {
+    "block_out_channels": [128, 256, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 3,
+    "up_block_types": ["UpDecoderBlock2D"] * 3,
+    "scaling_factor": 0.08333,
+}

@@ -6,11 +6,12 @@ import math
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from published import BYT5_XL, IF_1_XL, IF_2_L, SD_1, SD_2, T5_XXL, X4
+from published import BYT5_XL, IF_1_XL, IF_2_L, SD_1, SD_2, T5_XXL, X4, X4_VAE
 
 from sega_jax.checkpoint import leaves
 from sega_jax.nn.t5 import T5Config, T5EncoderModel
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
+from sega_jax.nn.vae import AutoencoderConfig, AutoencoderKL
 from sega_jax.systems.stable_diffusion import Models
 
 
@@ -59,3 +60,7 @@ def test_parameters_of_the_published_text_encoders(config, total):
 def test_parameters_of_the_published_unets(config, total, tensors):
     unet = UNet2DConditionModel(UNetConfig.from_dict(config))
     assert (parameters(unet), len(leaves(unet))) == (total, tensors)
+
+
+def test_parameters_of_the_upscalers_autoencoder():
+    assert parameters(AutoencoderKL(AutoencoderConfig.from_dict(X4_VAE))) == 55_325_927
