@@ -33,7 +33,7 @@ DEMO = Configs(
         "in_channels": 4,
         "out_channels": 4,
         "block_out_channels": [64, 128, 192],
-        # The finest level has most of the positions; words reach it from below, at a third of the time.
+        # The finest level has most of the positions; words reach it from below.
         "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
         "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
         "layers_per_block": 1,
@@ -51,8 +51,8 @@ DEMO = Configs(
         "layers_per_block": 1,
         "norm_num_groups": 16,
     },
-    # Linear betas end where nothing is seen of a picture: under Stable Diffusion's the mean of the last noise still
-    # tells the colour of large areas, and words for colours are learned badly. v, too, weighs the noisy end more.
+    # Linear betas end where almost nothing is seen of a picture; under Stable Diffusion's the mean of the last noise
+    # still tells the colour of large areas (Lin et al. 2024), which words shall tell. v weighs the noisy end more, too.
     scheduler={
         "_class_name": "DDIMScheduler",
         "num_train_timesteps": 1000,

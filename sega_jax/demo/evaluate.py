@@ -350,11 +350,26 @@ STUDIES = (
     default=256,
     help="The most pictures of a cell of the main table; other studies take a share.",
 )
+@click.option(
+    "--first-seed",
+    type=click.IntRange(0),
+    default=Evaluation.first_seed,
+    help="Of the pictures; settings were chosen on those below 1000.",
+)
 @click.option("--words", default=",".join(WORDS), show_default="all", help="That are edited.")
 @click.option("--studies", default=",".join(STUDIES))
 @click.option("--batch", type=click.IntRange(1), default=256, help="Pictures at once; fewer on a CPU.")
 @click.option("--dtype", help="Of the networks.  [default: float32 on a CPU, else bfloat16]")
-def main(folder: Path, model: str, seeds: int, words: str, studies: str, batch: int, dtype: str | None) -> None:
+def main(
+    folder: Path,
+    model: str,
+    seeds: int,
+    first_seed: int,
+    words: str,
+    studies: str,
+    batch: int,
+    dtype: str | None,
+) -> None:
     """Measures edits and writes results.json and picture grids into FOLDER; studies that are not asked for stay."""
     chosen, asked = tuple(words.split(",")), studies.split(",")
     for option, values, known in (("--words", chosen, WORDS), ("--studies", asked, STUDIES)):
@@ -365,8 +380,15 @@ def main(folder: Path, model: str, seeds: int, words: str, studies: str, batch: 
         path = folder / "results.json"
         results = json.loads(path.read_text()) if path.is_file() else {}
         pipe = sega_jax.load(model, dtype=dtype)
-        evaluation = Evaluation(Studio(pipe, load_judge(), batch), folder, seeds, chosen)
-        about = {"model": model, "seeds": seeds, "words": chosen, "dtype": pipe.dtype.name, "jax": jax.__version__}
+        evaluation = Evaluation(Studio(pipe, load_judge(), batch), folder, seeds, chosen, first_seed)
+        about = {
+            "model": model,
+            "seeds": seeds,
+            "first_seed": first_seed,
+            "words": chosen,
+            "dtype": pipe.dtype.name,
+            "jax": jax.__version__,
+        }
         about |= {"device": pipe.devices.devices[0].device_kind, "sega_jax": sega_jax.__version__}
         about["settings"] = {"add": str(settings.add("")), "remove": str(settings.remove("")), "call": settings.CALL}
         for study in asked:

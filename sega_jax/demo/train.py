@@ -6,9 +6,9 @@ works until it is done or the minutes are over, and goes on where it was when it
 FOLDER/state has an Orbax checkpoint, renewed every two minutes. FOLDER/model is the model, diffusers layout, float16.
 
 The model that comes along took two calls on one H200, of 9.2 and 6.4 minutes, compilation included: 3,000 steps of the
-autoencoder (40.0 dB on portraits, which it says at the end), then 14,000 of the denoiser at 19 to 24 a second. To
-expect: the judge finds every word of plain prompts in at least 97 % of the pictures
-(`python -m sega_jax.demo.evaluate FOLDER --model FOLDER/model --studies prompts`).
+autoencoder (40.0 dB on portraits, which it says at the end), then 14,000 of the denoiser. To expect of plain prompts:
+the judge found each of the ten words of `sega_jax.demo.evaluate.TEN` in 128 pictures of 128
+(`python -m sega_jax.demo.evaluate FOLDER --model FOLDER/model --studies prompts --first-seed 0`).
 """
 
 import functools
@@ -31,6 +31,7 @@ from sega_jax.checkpoint import flax_name, to_torch, torch_key
 from sega_jax.cli import plainly
 from sega_jax.demo import portraits, wording
 from sega_jax.demo.configs import DEMO, INDEX, Configs
+from sega_jax.loading import weight_stem
 from sega_jax.nn.layers import Embed
 from sega_jax.schedules.noise import cumulative
 from sega_jax.systems.stable_diffusion import Models
@@ -332,13 +333,12 @@ class Trainer:
         configs = self.configs._asdict()
         configs["vae"] = configs["vae"] | {"scaling_factor": scaling_factor}
         for part, module in models._asdict().items():
-            stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"
             tensors = {
                 torch_key(flax_name(path)): np.ascontiguousarray(to_torch(flax_name(path), np.float16(leaf)))
                 for path, leaf in jax.tree_util.tree_leaves_with_path(module)
             }
             write_json(self.folder / "model" / part / "config.json", configs[part])
-            save_file(tensors, self.folder / "model" / part / f"{stem}.safetensors", {"format": "pt"})
+            save_file(tensors, self.folder / "model" / part / f"{weight_stem(part)}.safetensors", {"format": "pt"})
         write_json(self.folder / "model" / "scheduler" / "scheduler_config.json", self.configs.scheduler)
         write_json(self.folder / "model" / "model_index.json", INDEX)
 
