@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from sega_jax.demo import evaluate, judge, portraits, report, settings, studio
-from sega_jax.demo.attributes import ATTRIBUTES, COLUMN, WORDS
+from sega_jax.demo.attributes import ATTRIBUTES, COLUMN, WORDS, kind
 from sega_jax.demo.studio import NAMES, Shot, Studio, effect, having, interval, lacking, phrase
 
 # Row by row, so that the drawings of a value do not depend on the neighbours.
@@ -34,7 +34,8 @@ class Editor:
             return SimpleNamespace(record=SimpleNamespace(sem_guidance=np.ones((1, 1, 1, 1, 1))))
         rows = np.stack([np.asarray(portraits.sample(jax.random.key(s), 1))[0] for s in seed])
         for row, text, changes, negative in zip(rows, prompt, edits, negative_prompt, strict=True):
-            told = [(word, 9) for word in WORDS if text.endswith(phrase(word))] + [(negative, -9)] * bool(negative)
+            told = [(word, 9) for word in WORDS if text.endswith(phrase(word))]
+            told += [(word, -9) for word in negative.split(", ") if word]
             told += [(edit.concept, edit.scale) for edit in changes if edit.concept]
             told += [(self.recorded, 9)] if replay is not None else []
             for word, scale in told:
@@ -46,7 +47,8 @@ class Editor:
         name, value = WORDS[word]
         number = ATTRIBUTES[name].index(value)
         if scale < 0:
-            other = (number + 1) % len(ATTRIBUTES[name]) if self.swaps or ATTRIBUTES[name][0] != "none" else 0
+            # Of an attribute that may be none, values are none and two kinds.
+            other = (3 - number) * self.swaps if ATTRIBUTES[name][0] == "none" else (number + 1) % len(ATTRIBUTES[name])
             number = other if row[COLUMN[name]] == number else row[COLUMN[name]]
         row[COLUMN[name]] = number
         if self.spoils and name != self.spoils:
@@ -173,6 +175,12 @@ def test_words_in_prompts():
         "with glasses", "with a smile", "with an open mouth", "wearing a hat", "wearing overalls",
         "wearing red clothes",
     ]  # fmt: skip
+
+
+def test_the_rest_of_a_kind():
+    assert kind("glasses") == ("glasses", "sunglasses")
+    assert kind("beanie") == ("beanie", "hat")
+    assert kind("red clothes") == ("red clothes",)
 
 
 def test_who_is_counted(examiner):

@@ -88,7 +88,7 @@ def test_the_default_of_the_shell(tmp_path):
 @pytest.mark.parametrize("steps", [20, 50])
 def test_edits_of_the_demo_are_read_and_written(steps):
     defaults = demo(steps)
-    for text in ("glasses", "-glasses", "glasses:scale=5", "-hat:threshold=0.85,warmup=11", "x:momentum_scale=0.1"):
+    for text in ("glasses", "-glasses", "glasses:scale=3", "-hat:threshold=0.85,warmup=11", "x:momentum_scale=0.1"):
         edit = parse_edit(text, defaults)
         assert parse_edit(format_edit(edit, defaults), defaults) == edit
         assert format_edit(edit, defaults) == text

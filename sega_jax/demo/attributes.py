@@ -43,6 +43,15 @@ WORDS = {
     **{f"{value} background": ("background", value) for value in ATTRIBUTES["background"]},
 }
 
+
+def kind(word: str) -> tuple[str, ...]:
+    """What must go for nothing of a word's kind to stay: itself, and the others of an attribute that may be none
+    (sunglasses, or they come in place of glasses)."""
+    name = WORDS[word][0]
+    rest = [other for other, (attribute, _) in WORDS.items() if attribute == name and other != word]
+    return (word, *rest) if ATTRIBUTES[name][0] == "none" else (word,)
+
+
 # How often each value is drawn, where not all are equal.
 _SHARES = {"glasses": (2, 1, 1), "facial hair": (2, 1, 1), "hair": (2, 3, 3, 2), "hat": (4, 1, 1)}
 

@@ -5,12 +5,12 @@
 
 writes results.json (a list of measurements for each study) and picture grids; `sega_jax.demo.report` makes tables and
 plots of them. An edit is counted by the judge on the seeds that lack the word (to add it) or have it (to remove it),
-against the same seed without an edit; what is removed must be gone, not replaced by another of its kind. Its rivals
-start from the same noise:
+against the same seed without an edit; what is removed must be gone, not replaced by another of its kind, so that
+every method removes the others of the kind with it (sunglasses with glasses). Its rivals start from the same noise:
 
     prompt       the word is added to the prompt
-    negative     the word is the negative prompt (to remove it)
-    conjunction  one more term of classifier-free guidance, without threshold, warm-up and momentum (Liu et al. 2022)
+    negative     the words are the negative prompt (to remove them)
+    conjunction  more terms of classifier-free guidance, without threshold, warm-up and momentum (Liu et al. 2022)
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ import sega_jax
 from sega_jax import pictures
 from sega_jax.cli import plainly
 from sega_jax.demo import settings
-from sega_jax.demo.attributes import WORDS
+from sega_jax.demo.attributes import WORDS, kind
 from sega_jax.demo.judge import load_judge
 from sega_jax.demo.studio import NAMES, Effect, Prints, Shot, Studio, effect, having, interval, lacking, phrase
 from sega_jax.guidance import SEMANTICS, SUPPORTS, Edit
@@ -61,6 +61,7 @@ STRENGTHS = {
     "prompt": (1.5, 2.0, 3.0, 4.0, 6.0),
     "negative": (1.5, 2.0, 3.0, 4.0, 6.0, 8.0),
 }
+TOLD = {"sega": (5.0, 8.0, 12.0)}
 RANGE = (-12, -8, -6, -4, -2, 0, 2, 4, 6, 8, 12)
 ABLATIONS: Mapping[str, Sequence[Any]] = {
     "scale": (1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 20.0),
@@ -221,12 +222,14 @@ class Evaluation:
         return results
 
     def told(self) -> list[Measurement]:
-        """Removing what the prompt itself says."""
+        """Removing what the prompt itself says, which takes more strength."""
         results = []
         for word in self.ten:
             base = self.base(f"{PROMPT} {phrase(word)}", self.share(4))
             jobs = [
-                Job({"method": method}, word, "remove", way(method, word, "remove")) for method in METHODS["remove"]
+                Job({"method": method, "value": value}, word, "remove", way(method, word, "remove", value))
+                for method in METHODS["remove"]
+                for value in TOLD.get(method, (self.studio.call["guidance_scale"],))
             ]
             results += self.compare(base, jobs, self.share(4))
         return results
@@ -311,16 +314,17 @@ def way(method: str, word: str, action: str, value: float | None = None, **chang
     sign = 1 if action == "add" else -1
     if method == "prompt":
         return lambda shot: shot._replace(prompt=f"{shot.prompt} {phrase(word)}", guidance_scale=value)
+    words = (word,) if action == "add" else kind(word)
     if method == "negative":
-        return lambda shot: shot._replace(negative=word, guidance_scale=value)
+        return lambda shot: shot._replace(negative=", ".join(words), guidance_scale=value)
     if method == "conjunction":
         scale = sign * (settings.CALL["guidance_scale"] if value is None else value)
-        edit = Edit(word, scale=scale, threshold=0, warmup=0, momentum_scale=0)
+        edits = [Edit(one, scale=scale, threshold=0, warmup=0, momentum_scale=0) for one in words]
     else:
         scale = changed.pop("scale", value)
         changed |= {} if scale is None else {"scale": sign * scale}
-        edit = (settings.add if action == "add" else settings.remove)(word, **changed)
-    return lambda shot: shot._replace(edits=(edit,))
+        edits = [(settings.add if action == "add" else settings.remove)(one, **changed) for one in words]
+    return lambda shot: shot._replace(edits=tuple(edits))
 
 
 def _correlation(chances: np.ndarray) -> float:

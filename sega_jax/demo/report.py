@@ -128,7 +128,7 @@ _TABLES: dict[str, Callable[[list[Measurement]], list[str]]] = {
     "monotonicity": _monotonicity,
     "curves": _grouped("Success and isolation over strength", "action", "method", "value"),
     "robustness": _grouped("Robustness: adding from other prompts", "prompt"),
-    "told": _grouped("Removing what the prompt says", "method"),
+    "told": _grouped("Removing what the prompt says", "method", "value"),
     "uniqueness": _grouped("Uniqueness: guidance of one picture replayed on others", "word"),
     "ablations": _grouped("Ablations", "setting", "value", "action"),
     "variants": _variants,
