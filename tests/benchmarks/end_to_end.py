@@ -29,10 +29,10 @@ from sega_jax.systems.stable_diffusion import Models
 from sega_jax.text import Tokenizer
 
 
-def pipeline(dtype: str, attention: str) -> Pipeline:
+def pipeline(dtype: str, attention: str, devices: Devices | None = None) -> Pipeline:
     """SD 1.5 with random weights, drawn once from a pool: N / sqrt(fan in), scales near 1, biases small."""
     pool = np.random.default_rng(0).standard_normal(1 << 22).astype(np.float32)
-    devices = Devices()
+    devices = devices or Devices()
 
     def value(path, leaf):
         shape = torch_shape(path, leaf.shape)
