@@ -24,8 +24,8 @@ from sega_jax.arrays import is_finite, is_floating
 
 M = TypeVar("M")
 
-# Buffers that old files carry and no module needs.
-_BUFFERS = re.compile(r"(^|\.)position_ids$")
+# Buffers that files carry and no module needs.
+_BUFFERS = re.compile(r"(^|\.)(position_ids|num_batches_tracked)$")
 _DTYPES = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _WEIGHTS = {"kernel": "weight", "scale": "weight", "embedding": "weight"}

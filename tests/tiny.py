@@ -118,6 +118,13 @@ TEXT = {
     "eos_token_id": 57,
     "pad_token_id": 57,
 }
+# As OpenCLIP has it.
+TEXT_PROJECTED = TEXT | {
+    "architectures": ["CLIPTextModelWithProjection"],
+    "hidden_act": "gelu",
+    "projection_dim": 12,
+    "pad_token_id": 0,
+}
 TEXT_2 = TEXT | {"hidden_act": "gelu", "num_hidden_layers": 3}
 T5 = {
     "architectures": ["T5EncoderModel"],
@@ -132,6 +139,23 @@ T5 = {
     "relative_attention_max_distance": 20,
     "feed_forward_proj": "gated-gelu",
 }
+# Paella's networks: levels with and without attention, and every kind of block.
+PAELLA = {
+    "c_in": 6,
+    "c_out": 6,
+    "num_labels": 20,
+    "c_r": 9,
+    "c_cond": 14,
+    "c_hidden": [8, 16, 24],
+    "nhead": [1, 2, 3],
+    "blocks": [1, 2, 1],
+    "level_config": ["CT", "CTA", "CTAF"],
+    "clip_embd": 12,
+    "byt5_embd": 18,
+    "clip_seq_len": 2,
+}
+VQGAN = {"levels": 3, "bottleneck_blocks": 2, "c_hidden": 16, "c_latent": 3, "codebook_size": 24, "scale_factor": 0.4}
+PRIOR = {"clip_r": 12, "c_hidden": 10, "c_r": 9, "num_blocks": 3}
 SAFETY = {
     "architectures": ["StableDiffusionSafetyChecker"],
     "model_type": "clip",
@@ -176,11 +200,11 @@ SCHEDULERS = {
 def values(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """The float32 tensor of this name."""
     noise = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
-    if name.endswith(".bias"):
+    if name.endswith(("bias", ".beta")):
         return 0.1 * noise
     if name.endswith("embeds_weights"):
         return 0.6 + 0.06 * noise
-    if len(shape) == 1:
+    if len(shape) == 1 or name.endswith(".gamma"):
         return 1 + 0.1 * noise
     if "embedding" in name and "time" not in name:
         return noise
