@@ -131,7 +131,7 @@ class Tensors:
         folder: holds `STEM.safetensors`, or `STEM.safetensors.index.json` and the shards it names.
         stem: the file name without ending, of diffusers or transformers.
         variant: "fp16" takes `STEM.fp16.safetensors`.
-        rename: from the file's keys to the module's.
+        rename: from the file's keys to the module's; to None for what is of another network.
 
     Raises:
         CheckpointError: no such file, or one that is broken.
@@ -140,7 +140,7 @@ class Tensors:
     layout = TORCH
     ending = "safetensors"
 
-    def __init__(self, folder: Path, stem: str, variant: str | None, rename: Callable[[str], str]):
+    def __init__(self, folder: Path, stem: str, variant: str | None, rename: Callable[[str], str | None]):
         self.folder = folder
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.keys: dict[str, str] = {}
@@ -151,7 +151,8 @@ class Tensors:
         try:
             for path in _files(folder, stem, variant, self.ending):
                 for entry in self._open(path):
-                    self._add(path, entry, rename(entry.key))
+                    if (name := rename(entry.key)) is not None:
+                        self._add(path, entry, name)
         except BaseException:
             self._stack.close()
             raise

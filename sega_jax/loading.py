@@ -150,17 +150,20 @@ def describe(
 
 def weight_stem(part: str) -> str:
     """The name of a network's weight file in diffusers layout, without ending: transformers' or diffusers'."""
-    return "model" if part in ("text_encoder", _CHECKER) else "diffusion_pytorch_model"
+    return "model" if part in ("text_encoder", "byt5", "clip", _CHECKER) else "diffusion_pytorch_model"
 
 
-def open_weights(folder: Path, variant: str | None, rename: Callable[[str], str]) -> Tensors | orbax.OrbaxTensors:
-    """The weights of the network whose folder this is, in diffusers layout or from Orbax.
+def open_weights(
+    folder: Path, variant: str | None, rename: Callable[[str], str | None], stem: str | None = None
+) -> Tensors | orbax.OrbaxTensors:
+    """The weights of the network whose folder this is, in diffusers layout or from Orbax. The weight file's name
+    without ending is `stem`, or that of the folder's component.
 
     Raises:
         CheckpointError: they are missing or broken.
     """
     if not (folder / orbax.ARRAYS).is_dir():
-        return Tensors(folder, weight_stem(folder.name), variant, rename)
+        return Tensors(folder, stem or weight_stem(folder.name), variant, rename)
     if variant is not None:
         raise CheckpointError(f"{folder} holds an Orbax checkpoint, which has no variants; leave {variant!r} out")
     return orbax.OrbaxTensors(folder, rename)
