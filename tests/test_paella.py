@@ -11,7 +11,7 @@ import tiny
 from reference import paella as cases
 
 from sega_jax.checkpoint import leaves
-from sega_jax.nn.paella import Condition, Paella, PaellaConfig, _Given, join
+from sega_jax.nn.paella import Condition, Paella, PaellaConfig, _Given, join, wave
 from sega_jax.nn.prior import PriorConfig, PriorModel
 from sega_jax.nn.vqgan import VQConfig, VQModel
 
@@ -82,6 +82,11 @@ def test_logits(name, near):
     sequence, logits = run(net, *near.cast(*cases.paella_inputs(name)))
     assert near(sequence, f"sequence {name}")
     assert near(logits, f"logits {name}")
+
+
+def test_wave(near):
+    """To the last level, where a phase is of 10000."""
+    assert near(wave(*near.cast(cases.LEVELS), 64), "wave")
 
 
 @pytest.mark.parametrize("std", cases.STDS)
@@ -172,6 +177,13 @@ def test_the_order_of_the_text_does_not_matter(near):
     order = np.random.default_rng(0).permutation(11)
     text = jax.tree.map(lambda array: array[:, order], condition(net, name))
     assert near(compiled(Paella.__call__)(net, *near.cast(*cases.paella_inputs(name)), text), f"logits {name}")
+
+
+def test_gradients_where_a_channel_is_closed():
+    """As torch has them, whose norm is flat at 0."""
+    norm = at(paella(), "down_blocks.0.0").channelwise[2]
+    slopes = jax.grad(lambda x: norm(x).sum())(jnp.zeros((1, 4, 4, 32)).at[..., 1:].set(1))
+    assert np.isfinite(slopes).all()
 
 
 # Names, sizes and precision

@@ -134,7 +134,9 @@ class GlobalResponseNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(at_least_float32(x.dtype))
-        size = jnp.sqrt(jnp.square(wide).sum((1, 2), keepdims=True))
+        total = jnp.square(wide).sum((1, 2), keepdims=True)
+        # A root has no slope at 0, where a channel is that the gelu closes everywhere.
+        size = jnp.where(total > 0, jnp.sqrt(jnp.where(total > 0, total, 1)), 0)
         share = size / (size.mean(-1, keepdims=True) + 1e-6)
         gamma, beta = (p[...].astype(wide.dtype) for p in (self.gamma, self.beta))
         return (gamma * (wide * share) + beta + wide).astype(x.dtype)

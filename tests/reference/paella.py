@@ -25,6 +25,8 @@ CONDITIONS = {
     "pictures": {"byt5": _noise(6, 1, 4, 18), "clip_image": _noise(7, 1, 2, 12)},
     "apart": {"byt5": _noise(8, 1, 4, 18), "clip": _noise(9, 1, 12)},
 }
+# Noise levels, which are embedded at the published width.
+LEVELS = np.linspace(0, 1, 33, dtype=np.float32)
 # The factors of the inference script's attention.
 INFLUENCE = (1.2, 0.4)
 

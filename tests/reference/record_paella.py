@@ -151,6 +151,7 @@ def record(classes, replace):
     made = {}
     for name in cases.CONDITIONS:
         made |= logits(classes["paella"], replace, name)
+    made["wave"] = classes["paella"](**tiny.PAELLA | {"c_r": 64}).gen_r_embedding(first(cases.LEVELS))
     made |= blocks(filled(classes["paella"](**tiny.PAELLA)))
     made |= vqgan(filled(classes["vqgan"](**tiny.VQGAN)))
     made |= prior(filled(classes["prior"](**tiny.PRIOR)))
