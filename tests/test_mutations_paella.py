@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from reference import paella as cases
 from test_mutations import damage, error
-from test_paella import at, condition, paella, prior, vqgan
+from test_paella import at, condition, given, paella, prior, vqgan
 
 from sega_jax import checkpoint
 from sega_jax.nn import layers
@@ -36,8 +36,7 @@ def view_blocks(std):
     made, model, autoencoder = {}, paella(), vqgan()
     for path, channels in cases.BLOCKS.items():
         x, skip, level, tokens = map(jnp.asarray, cases.block_inputs(channels, std))
-        text = net.Condition(tokens, jnp.ones(tokens.shape[:2], bool), jnp.ones(tokens.shape[:2]))
-        made[f"{path} {std:g}"] = at(model, path)(x, net._Given(level, text, skip))
+        made[f"{path} {std:g}"] = at(model, path)(x, given(level, tokens, skip))
     for path, channels in cases.VQ_BLOCKS.items():
         x = jnp.asarray(cases.block_inputs(channels, std)[0])
         made[f"vqgan.{path} {std:g}"] = at(autoencoder, path)(x)

@@ -64,6 +64,13 @@ def condition(net, name, **more):
     return net.condition(**cases.CONDITIONS[name], influence=influence, **more)
 
 
+def given(level, tokens, skip):
+    """What a block is given beside x."""
+    tokens = jnp.asarray(tokens)
+    text = Condition(tokens, jnp.ones(tokens.shape[:2], bool), jnp.ones(tokens.shape[:2], tokens.dtype))
+    return _Given(jnp.asarray(level), text, skip)
+
+
 # Against the public code
 
 
@@ -98,12 +105,20 @@ def test_blocks(std, near):
         made = {}
         for path, channels in cases.BLOCKS.items():
             x, skip, level, tokens = near.cast(*cases.block_inputs(channels, std))
-            text = Condition(tokens, np.ones(tokens.shape[:2], bool), np.ones(tokens.shape[:2], near.dtype))
-            made[path] = at(net, path)(jnp.asarray(x), _Given(level, text, skip))
+            made[path] = at(net, path)(jnp.asarray(x), given(level, tokens, skip))
         return made
 
     made = run(paella(dtype=near.dtype))
     assert {path: near(x, f"{path} {std:g}") for path, x in made.items()} == dict.fromkeys(cases.BLOCKS, True)
+
+
+@pytest.mark.parametrize("path", cases.WIDE_BLOCKS)
+def test_blocks_at_the_published_width(path, near):
+    """A convolution with a skip, a noise level, and an attention of 16 heads."""
+    block = at(Paella(PaellaConfig.from_dict(cases.WIDE)), path)
+    x, skip, level, tokens = near.cast(*cases.wide_inputs(cases.WIDE_BLOCKS[path]))
+    made = compiled(lambda block, x: block(x, given(level, tokens, skip)))(tiny.filled(block, near.dtype, path), x)
+    assert near(made[..., ::40], f"wide {path}")
 
 
 @pytest.mark.parametrize("std", cases.STDS)

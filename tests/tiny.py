@@ -220,11 +220,12 @@ def tensors(module: Any, prefix: str = "") -> dict[str, np.ndarray]:
     return {prefix + name: values(name, shape) for name, shape in leaves(module).items()}
 
 
-def filled(module: Any, dtype: DTypeLike = np.float32) -> Any:
-    """A network with its tensors, without a file."""
+def filled(module: Any, dtype: DTypeLike = np.float32, part: str = "") -> Any:
+    """A network with its tensors, without a file; or the part of one of this dotted path."""
+    prefix = f"{part}." if part else ""
 
     def read(path, leaf):
-        array = values(torch_name(path), torch_shape(path, leaf.shape))
+        array = values(prefix + torch_name(path), torch_shape(path, leaf.shape))
         return jnp.asarray(from_torch(path, array), dtype)
 
     return jax.tree_util.tree_map_with_path(read, module)

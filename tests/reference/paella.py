@@ -57,12 +57,20 @@ BLOCKS = {
 VQ_BLOCKS = {"down_blocks.2": 8, "down_blocks.1": 4, "down_blocks.5": 16, "up_blocks.3": 16}
 PRIOR_BLOCK = "blocks.1"
 STDS = (1.0, 0.01)
+# Of Paella at its published width, where one block of each kind a level is enough: those of the second level, by
+# their place. Of their outputs every 40th channel is kept.
+WIDE = {"blocks": [1, 1, 1], "num_labels": 4}
+WIDE_BLOCKS = {"up_blocks.1.0": 1280, "up_blocks.1.1": 1280, "up_blocks.1.2": 1280}
 
 
-def block_inputs(channels, std):
-    """x and a skip, the embedded noise level, and the tokens of a condition."""
+def block_inputs(channels, std, level=9, text=14):
+    """x and a skip, the embedded noise level, and the tokens of a condition, with so many channels."""
     picture = [np.float32(std) * _noise(seed, 1, 4, 6, channels) for seed in (11, 12)]
-    return *picture, _noise(13, 1, 9), _noise(14, 1, 5, 14)
+    return *picture, _noise(13, 1, level), _noise(14, 1, 5, text)
+
+
+def wide_inputs(channels):
+    return block_inputs(channels, 1.0, 64, 1024)
 
 
 def prior_block_input(std):

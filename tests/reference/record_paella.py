@@ -103,16 +103,29 @@ def at(module, path):
     return module
 
 
+def called(block, x, skip, level, tokens, *, skips):
+    others = {"TimestepBlock": [level], "AttnBlock": [tokens]}.get(type(block).__name__, [])
+    if skips and type(block).__name__ == "ResBlock":
+        others = [skip]
+    return last(block(x, *others))
+
+
 def blocks(net):
     for path, channels in cases.BLOCKS.items():
-        block = at(net, path)
         for std in cases.STDS:
-            x, skip, level, tokens = map(first, cases.block_inputs(channels, std))
-            kind = type(block).__name__
-            others = {"TimestepBlock": [level], "AttnBlock": [tokens]}.get(kind, [])
-            if kind == "ResBlock" and path.startswith("up"):
-                others = [skip]
-            yield f"{path} {std:g}", last(block(x, *others))
+            inputs = map(first, cases.block_inputs(channels, std))
+            yield f"{path} {std:g}", called(at(net, path), *inputs, skips=path.startswith("up"))
+
+
+def wide_blocks(make):
+    """Only these have values."""
+    with torch.device("meta"):
+        net = make(**cases.WIDE)
+    for path, channels in cases.WIDE_BLOCKS.items():
+        block = at(net, path).to_empty(device="cpu").eval()
+        for name, parameter in block.named_parameters():
+            parameter.copy_(torch.tensor(tiny.values(f"{path}.{name}", parameter.shape)))
+        yield f"wide {path}", called(block, *map(first, cases.wide_inputs(channels)), skips=True)[..., ::40]
 
 
 def vqgan(net):
@@ -153,6 +166,7 @@ def record(classes, replace):
         made |= logits(classes["paella"], replace, name)
     made["wave"] = classes["paella"](**tiny.PAELLA | {"c_r": 64}).gen_r_embedding(first(cases.LEVELS))
     made |= blocks(filled(classes["paella"](**tiny.PAELLA)))
+    made |= wide_blocks(classes["paella"])
     made |= vqgan(filled(classes["vqgan"](**tiny.VQGAN)))
     made |= prior(filled(classes["prior"](**tiny.PRIOR)))
     return {name: np.asarray(array) for name, array in made.items()}
