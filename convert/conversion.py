@@ -64,7 +64,8 @@ def convert(
     """
     check_options(to, dtype)
     folder = checkpoint_folder(source, variant=variant)
-    with whole_or_nothing(destination(dest, folder)) as partial:
+    dest = destination(dest, folder)
+    with whole_or_nothing(dest) as partial:
         networks = describe(folder).networks
         sources = {
             part: Source(module, opener(folder / part, weight_stem(part), variant, module.rename))
@@ -72,7 +73,7 @@ def convert(
         }
         others = {path: folder / path for path in _other_files(folder, networks)}
         write(partial, sources, others, to=to, dtype=dtype, progress=progress)
-    return destination(dest, folder)
+    return dest
 
 
 class Source(NamedTuple):

@@ -11,6 +11,7 @@ import tiny
 from reference import paella as cases
 
 from sega_jax.checkpoint import leaves
+from sega_jax.nn import layers
 from sega_jax.nn.paella import Condition, Paella, PaellaConfig, _Given, join, wave
 from sega_jax.nn.prior import PriorConfig, PriorModel
 from sega_jax.nn.vqgan import VQConfig, VQModel
@@ -184,6 +185,18 @@ def test_branches_of_other_lengths(near):
         tokens=jnp.where(text.mask[..., None], text.tokens, 5), weights=jnp.where(text.mask, text.weights, 9)
     )
     np.testing.assert_array_equal(run(net, x, *near.cast(r), other), logits)
+
+
+def test_padding_where_attention_goes_row_by_row(monkeypatch):
+    """As it does where memory is short."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((3, n, 8), np.float32) for n in (5, 7, 7))
+    mask = np.arange(7) < np.array([[7], [1], [4]])
+    whole = layers.attend(q, k, v, heads=2, mask=mask)
+    monkeypatch.setattr(layers, "_LOGITS", 0)
+    np.testing.assert_allclose(layers.attend(q, k, v, heads=2, mask=mask), whole, rtol=1e-5)
+    alone = [layers.attend(q[i : i + 1], k[i : i + 1, :n], v[i : i + 1, :n], heads=2) for i, n in enumerate((7, 1, 4))]
+    np.testing.assert_allclose(whole, np.concatenate(alone), rtol=1e-5)
 
 
 @DOUBLE

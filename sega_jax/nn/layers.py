@@ -181,13 +181,8 @@ def attend(
     """
     width = query.shape[-1] // heads
     q, k, v = (x.reshape(*x.shape[:2], heads, width) for x in (query, key, value))
-    if (
-        implementation == "cudnn"
-        and mask is None
-        and width % 8 == 0
-        and width <= 128
-        and jnp.finfo(query.dtype).bits == 16
-    ):
+    able = width % 8 == 0 and width <= 128 and jnp.finfo(query.dtype).bits == 16
+    if implementation == "cudnn" and able and mask is None:
         return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn").reshape(query.shape)
     if len(q) > 1 and len(q) * heads * q.shape[1] * k.shape[1] > _LOGITS:
         rows = jax.lax.map(lambda row: _attend(*jax.tree.map(lambda x: x[None], row), causal)[0], (q, k, v, mask))
