@@ -196,14 +196,18 @@ class MultiheadAttention(nnx.Module):
         self.in_proj_bias = parameter(3 * channels)
         self.out_proj = Linear(channels, channels)
 
-    def __call__(self, x: jax.Array, keys: jax.Array, mask: jax.Array, weights: jax.Array) -> jax.Array:
-        """x [batch, positions, channels] and keys [batch, keys, channels], with their mask and their factors."""
-        projections = zip(*(jnp.split(p[...], 3) for p in (self.in_proj_weight, self.in_proj_bias)), strict=True)
-        inputs = zip((x, keys, keys), projections, strict=True)
-        query, key, value = (x @ weight.T + along(bias, x) for x, (weight, bias) in inputs)
+    def project(self, x: jax.Array) -> list[jax.Array]:
+        """Queries, keys and values of tokens [batch, tokens, channels]."""
+        parts = zip(*(jnp.split(p[...], 3) for p in (self.in_proj_weight, self.in_proj_bias)), strict=True)
+        return [x @ weight.T + along(bias, x) for weight, bias in parts]
+
+    def attend(
+        self, query: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array, weights: jax.Array
+    ) -> jax.Array:
+        """What queries find among keys, each with its mask and its factor."""
         # To weight the values is to weight the softmax.
-        value = value * weights[..., None].astype(value.dtype)
-        return self.out_proj(attend(query, key, value, heads=self.heads, mask=mask))
+        values = values * weights[..., None].astype(values.dtype)
+        return self.out_proj(attend(query, keys, values, heads=self.heads, mask=mask))
 
 
 class Attention2D(nnx.Module):
@@ -221,13 +225,16 @@ class AttnBlock(nnx.Module):
         self.kv_mapper = nnx.List([None, Linear(text, channels)])
 
     def __call__(self, x: jax.Array, given: _Given) -> jax.Array:
+        attn, (tokens, mask, weights) = self.attention.attn, given.text
         places = normalise(x, _EPS).astype(x.dtype).reshape(len(x), -1, x.shape[-1])
-        keys, mask, weights = self.kv_mapper[1](jax.nn.silu(given.text.tokens)), given.text.mask, given.text.weights
+        query, *own = attn.project(places)
+        # By themselves, since they are the same at every step: XLA takes them out of a loop without a condition in it.
+        _, *pairs = attn.project(self.kv_mapper[1](jax.nn.silu(tokens)))
         if self.self_attn:
-            keys = jnp.concatenate([places, keys], 1)
+            pairs = [jnp.concatenate(both, 1) for both in zip(own, pairs, strict=True)]
             before = ((0, 0), (places.shape[1], 0))
             mask, weights = (jnp.pad(array, before, constant_values=1) for array in (mask, weights))
-        return x + self.attention.attn(places, keys, mask, weights).reshape(x.shape)
+        return x + attn.attend(query, *pairs, mask, weights).reshape(x.shape)
 
 
 class Resampling(nnx.List):
