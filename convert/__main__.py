@@ -16,7 +16,7 @@ from sega_jax.cli import plainly
 @click.version_option(package_name="sega_jax")
 def main(source: str, dest: str, to: str, dtype: str | None, variant: str | None) -> None:
     """Writes the checkpoint in the folder SOURCE to the folder DEST: from diffusers layout (.safetensors or .bin)
-    to Orbax, or back."""
+    to Orbax, or back; or from DeepFloyd-IF's own layout (config.yml and pytorch_model.bin) to either."""
     with plainly():
         click.echo(f"Wrote {convert(source, dest, to=to, dtype=dtype, variant=variant)}")
 

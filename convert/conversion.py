@@ -1,20 +1,21 @@
 """`convert`: a checkpoint's folder to one with the same weights in another form."""
 
 import functools
+import json
 import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from convert import pickles, writers
+from convert import deepfloyd, pickles, writers
 from convert.destination import whole_or_nothing
-from sega_jax.checkpoint import Weights, check, fill, flax_name, read_json
+from sega_jax.checkpoint import CheckpointError, Weights, check, fill, flax_name, read_json
 from sega_jax.loading import checkpoint_folder, describe, open_weights, weight_stem
 from sega_jax.progress import bar
 
@@ -32,7 +33,7 @@ def convert(
     variant: str | None = None,
     progress: bool | None = None,
 ) -> Path:
-    """Writes a Stable Diffusion checkpoint in another form.
+    """Writes a checkpoint in another form.
 
     Both forms are diffusers' folders. For Orbax, the weight files of a network's folder give way to `orbax`, a
     checkpoint of {dotted path of a parameter in our module: array with our axes, channels last}, which `load` and
@@ -42,7 +43,9 @@ def convert(
 
     Args:
         source: a folder in either form. Weights of diffusers layout are safetensors, or where there are none,
-            pickles (`.bin`), which are read without running what they hold and need torch.
+            pickles (`.bin`), which are read without running what they hold and need torch. Or a stage of DeepFloyd-IF
+            as its own repository has it, `config.yml` and `pytorch_model.bin`: what is written is diffusers' pipeline
+            of that stage, but without the text encoder, which such a folder does not hold, and a safety checker.
         dest: the folder to write, new or empty. It appears when it is whole: until then everything is in a hidden
             folder beside it, and what a killed conversion leaves there is removed by the next one.
         dtype: float32, float16 or bfloat16; None keeps every weight's own.
@@ -65,7 +68,7 @@ def convert(
     if to not in list(writers.FORMS):
         raise ValueError(f"to={to!r} should be one of {', '.join(writers.FORMS)}")
     dtype = _dtype(dtype)
-    folder = checkpoint_folder(source, variant=variant)
+    folder = _folder(source, variant)
     if not isinstance(dest, str | os.PathLike):
         raise TypeError(f"dest={dest!r} should be the path of a folder")
     dest = Path(os.path.expanduser(dest)).resolve()
@@ -73,10 +76,8 @@ def convert(
         raise ValueError(f"{dest} lies inside the source; name a folder elsewhere")
 
     with whole_or_nothing(dest) as partial:
-        networks = describe(folder).networks
-        opened = {part: _opener(folder / part, variant, module.rename) for part, module in networks.items()}
+        networks, opened, others, files = _describe(folder, variant)
         size = sum(_size(module, opened[part], dtype) for part, module in networks.items())
-        others = list(_other_files(folder, networks))
         copied = sum((folder / path).stat().st_size for path in others)
         if (free := shutil.disk_usage(partial).free) < size + copied:
             raise OSError(f"{dest} needs {size + copied:,} bytes and its disk has {free:,} free; name another folder")
@@ -91,7 +92,39 @@ def convert(
                 (partial / path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(folder / path, partial / path)
                 shown.update((partial / path).stat().st_size)
+            for path, content in files.items():
+                (partial / path).parent.mkdir(parents=True, exist_ok=True)
+                (partial / path).write_text(json.dumps(content, indent=2), encoding="utf-8")
     return dest
+
+
+class _Source(NamedTuple):
+    """What there is to convert; the weights are not read yet."""
+
+    networks: dict[str, Any]  # by the names of their folders
+    opened: dict[str, Callable[[], Weights]]
+    copied: list[Path]  # within the source
+    files: dict[str, dict[str, Any]]  # JSON to write
+
+
+def _folder(source: str | Path, variant: str | None) -> Path:
+    if isinstance(source, str | os.PathLike) and str(source):
+        folder = Path(os.path.expanduser(source))
+        if deepfloyd.is_original(folder):
+            return folder
+    return checkpoint_folder(source, variant=variant)
+
+
+def _describe(folder: Path, variant: str | None) -> _Source:
+    if not deepfloyd.is_original(folder):
+        networks = describe(folder).networks
+        opened = {part: _opener(folder / part, variant, module.rename) for part, module in networks.items()}
+        return _Source(networks, opened, list(_other_files(folder, networks)), {})
+    if variant is not None:
+        raise CheckpointError(f"{folder} is a stage of DeepFloyd-IF, which has no variants; leave {variant!r} out")
+    stage = deepfloyd.describe(folder)
+    opened = functools.partial(deepfloyd.OriginalTensors, folder, stage.unet)
+    return _Source({"unet": stage.unet}, {"unet": opened}, list(_documents(folder)), stage.files)
 
 
 def _dtype(dtype: DTypeLike | None) -> np.dtype | None:
@@ -140,6 +173,11 @@ def _other_files(folder: Path, networks: Iterable[str]) -> Iterator[Path]:
     for other in sorted(folder.iterdir()):
         if other.is_dir() and other.name in index and other.name not in networks:
             yield from (path.relative_to(folder) for path in sorted(other.rglob("*")) if path.is_file())
-        elif other.is_file() and any(other.match(name) for name in _DOCUMENTS):
-            yield Path(other.name)
+    yield from _documents(folder)
     yield Path("model_index.json")
+
+
+def _documents(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and any(path.match(name) for name in _DOCUMENTS):
+            yield Path(path.name)

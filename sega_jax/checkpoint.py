@@ -280,7 +280,7 @@ def check(module: Any, weights: Weights) -> None:
     ]
     if problems:
         raise CheckpointError(
-            f"{weights.folder}: the weights do not fit {type(module).__name__} as its config.json describes it:\n"
+            f"{weights.folder}: the weights do not fit {type(module).__name__} as its config describes it:\n"
             + "\n".join(sorted(problems))
         )
 
