@@ -25,6 +25,7 @@ from sega_jax.guidance import SEMANTICS, SUPPORTS, Edit
 from sega_jax.loading import checkpoint_folder, load
 from sega_jax.pipeline import Pipeline
 from sega_jax.rows import number, whole
+from sega_jax.systems import stable_diffusion
 
 _WHOLE = ("warmup", "cooldown")
 _NUMBERS = ("scale", "threshold", "weight", "momentum_scale", "momentum_beta")
@@ -39,7 +40,8 @@ class Defaults(NamedTuple):
 
 
 LIBRARY = Defaults(
-    {name: parameter.default for name, parameter in inspect.signature(Pipeline.__call__).parameters.items()},
+    {name: parameter.default for name, parameter in inspect.signature(Pipeline.__call__).parameters.items()}
+    | stable_diffusion.USUAL._asdict(),
     Edit(""),
     Edit("", scale=-Edit("").scale),
 )
@@ -208,7 +210,7 @@ def edit(
             "edits": [dataclasses.asdict(one) for one in parsed],
         }
         sides = pipe.latent_shape(call["height"], call["width"])[:2]
-        height, width = (side * pipe.models.vae.config.factor for side in sides)
+        height, width = (side * pipe.models.sizes.factor for side in sides)
         known |= call | {"height": height, "width": width}
         known |= {"dtype": pipe.dtype.name, "variant": variant}
         if scheduler is not None and Path(scheduler).expanduser().exists():
