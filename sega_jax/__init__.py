@@ -1,5 +1,7 @@
 """Semantic guidance (SEGA) for text-to-image diffusion in JAX."""
 
+from sega_jax.cascade import Cascade as Cascade
+from sega_jax.cascade import load_cascade as load_cascade
 from sega_jax.checkpoint import CheckpointError as CheckpointError
 from sega_jax.faces.stable_diffusion import SemanticStableDiffusionPipeline as SemanticStableDiffusionPipeline
 from sega_jax.faces.stable_diffusion import (

@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from jax.typing import DTypeLike
 from sega_jax import hub, orbax, schedules
 from sega_jax.checkpoint import CheckpointError, Tensors, fill, read_json, weight_files
 from sega_jax.components import as_module, as_scheduler
+from sega_jax.embeddings import Embeddings
 from sega_jax.kinds import Kind, entry, kind_of, optional
 from sega_jax.nn.clip import CLIPTextModel
 from sega_jax.nn.safety import SafetyCheckerConfig, StableDiffusionSafetyChecker
@@ -25,6 +27,7 @@ from sega_jax.parallel import Devices
 from sega_jax.pipeline import Models, Pipeline
 from sega_jax.safety import FeatureExtractor, Safety
 from sega_jax.small import Noising
+from sega_jax.systems import deepfloyd
 from sega_jax.text import T5Tokenizer, Tokenizer
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -110,6 +113,32 @@ def load(
     safety = found.safety and found.safety._replace(checker=networks.pop(_CHECKER))
     models = type(found.models)(**networks)
     return Pipeline(models, found.tokenizer, found.scheduler, where, safety, found.noising)
+
+
+def load_text(
+    source: str | Path,
+    *,
+    dtype: DTypeLike | None = None,
+    variant: str | None = None,
+    devices: Sequence[jax.Device] | Devices | None = None,
+) -> Callable[[Sequence[str]], np.ndarray]:
+    """The text encoder alone of a DeepFloyd-IF stage: a function of words to embeddings [texts, tokens, channels].
+
+    Args:
+        source, dtype, variant, devices: as of `load`.
+
+    Raises:
+        As `load`; and CheckpointError: the checkpoint is of another kind, or has no text encoder.
+    """
+    where = devices if isinstance(devices, Devices) else Devices(devices)
+    folder = checkpoint_folder(source, variant=variant, without=["unet", _CHECKER])
+    found, kind = describe(folder, safety_checker=False), kind_of(folder)
+    if kind.models is not deepfloyd.Models or found.models.text_encoder is None:
+        raise CheckpointError(
+            f"{folder} has no text encoder of DeepFloyd-IF; name a checkpoint with one, as the first stage's are"
+        )
+    network = filled(folder / "text_encoder", found.models.text_encoder, variant, _dtype(dtype, where), where)
+    return partial(Embeddings(deepfloyd.encode, where), network, found.tokenizer)
 
 
 _CHECKER = "safety_checker"

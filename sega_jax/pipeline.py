@@ -7,7 +7,7 @@ The way of a call: arguments -> rows (`sega_jax.rows`) -> the compiled programs 
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -35,6 +35,20 @@ OUTPUTS = ("pil", "uint8", "float", "latent")
 
 Models = stable_diffusion.Models | deepfloyd.Models
 _SYSTEMS = {system.Models: system for system in (stable_diffusion, deepfloyd)}
+
+
+class _Plan(NamedTuple):
+    """A call whose arguments make sense."""
+
+    rows: Rows
+    shape: tuple[int, int, int]  # of a row's state
+    table: Row
+    settings: Settings
+    method: Method
+    output: str
+    callback: Callable[[int, float, np.ndarray], Any] | None
+    callback_steps: int
+    progress: bool | None
 
 
 class _Usual:
@@ -261,25 +275,31 @@ class Pipeline:
         momentum_beta = number("momentum_beta", momentum_beta, 0, 1)
         stacked = Edits.stack(rows.edits, momentum_scale=momentum_scale, momentum_beta=momentum_beta)
         replay = _replayed(replay, len(rows), shape, self._wide)
-        n = stacked.scale.shape[1]
-        text = self._text(rows, n)
-
         noisy = None if images is None else self._noised(rows, noise_anew)
-        settings = Settings(rows.keys, rows.guidance_scale, rows.eta, stacked if n else None, replay, noisy)
-        settings, text = self.devices.split((settings, text))
+        settings = Settings(
+            rows.keys, rows.guidance_scale, rows.eta, stacked if stacked.scale.size else None, replay, noisy
+        )
+        if rows.latents is not None:
+            rows = rows._replace(latents=_cast("latents", rows.latents, self._wide))
         method = Method(self.scheduler.solver, semantics, support, record)
-        start = self.devices.map(self._system.start, (0, 0, None), shape=shape, method=method, dtype=self._wide)
-        latents = None if rows.latents is None else _cast("latents", rows.latents, self._wide)
-        first = start(settings, self.devices.split(latents), table.initial_scale[0])
-        every = 0 if callback is None else callback_steps
+        return self._run(_Plan(rows, shape, table, settings, method, output, callback, callback_steps, progress))
+
+    def _run(self, plan: "_Plan") -> Output:
+        rows, table, method = plan.rows, plan.table, plan.method
+        n = 0 if plan.settings.edits is None else plan.settings.edits.scale.shape[1]
+        settings, text = self.devices.split((plan.settings, self._text(rows, n)))
+        start = self.devices.map(self._system.start, (0, 0, None), shape=plan.shape, method=method, dtype=self._wide)
+        first = start(settings, self.devices.split(rows.latents), table.initial_scale[0])
+        every = 0 if plan.callback is None else plan.callback_steps
         parts = []
-        with bar(len(table.call), "call", progress) as shown:
+        with bar(len(table.call), "call", plan.progress) as shown:
             for done, carry, part in self._advance(text, first, table, settings, method, every):
                 parts.append(part)
                 shown.update(done - shown.n)
                 if every and (done - 1) % every == 0:
-                    callback(done - 1, float(table.timestep[done - 1]), self.devices.gather(carry.x, len(rows)))
-        return self._finish(carry.x, parts, rows, output)
+                    x = self.devices.gather(carry.x, len(rows))
+                    plan.callback(done - 1, float(table.timestep[done - 1]), x)
+        return self._finish(carry.x, parts, rows, plan.output)
 
     @property
     def _wide(self) -> np.dtype:
@@ -392,13 +412,13 @@ class Pipeline:
                 f"pictures {np.flatnonzero(~finite).tolist()} came out as NaN or infinite and are not shown; smaller"
                 " scales, or dtype float32 or bfloat16, may help",
                 RuntimeWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
         if flagged is not None and flagged.any():
             warnings.warn(
                 f"the safety checker flagged pictures {np.flatnonzero(flagged).tolist()}, which are returned black;"
                 " another prompt or seed may help",
-                stacklevel=3,
+                stacklevel=4,
             )
         if output in ("pil", "uint8"):
             images = _bytes(images, finite)

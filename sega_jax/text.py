@@ -109,5 +109,5 @@ def _warn_of_cuts(tokenizer: Any, texts: Sequence[str], length: int) -> None:
         if len(whole) > length:
             cut = tokenizer.decode(whole[length - 1 : -1])
             warnings.warn(
-                f"the text encoder reads {length} tokens; cut from the end of {text[:40]!r}: {cut!r}", stacklevel=6
+                f"the text encoder reads {length} tokens; cut from the end of {text[:40]!r}: {cut!r}", stacklevel=7
             )

@@ -49,7 +49,8 @@ ALLOWED = {
     "pipeline": CALLS,
     "kinds": {"checkpoint", "nn", "systems"},
     "loading": CALLS | {"hub", "kinds", "orbax", "pipeline"},
-    "faces": CALLS | {"loading", "pipeline"},
+    "cascade": CALLS | {"kinds", "loading", "pipeline"},
+    "faces": CALLS | {"cascade", "loading", "pipeline"},
 }
 LIGHT = ["arrays", "guidance", "schedules", "solvers", "sample", "parallel"]
 

@@ -91,6 +91,10 @@ def run(name, ours, reference, config, call, mine):
     seen, expected, shape = [], [], size_of(name, ours, call)
     draw = fresh(SEEDS, shape)
     ours.scheduler, reference.scheduler = from_config(config), scheduler(config)
+    if name != "1":
+        # Anew, in the precision of `double`.
+        part = "image_noising_scheduler" if name == "2" else "low_res_scheduler"
+        setattr(reference, part, scheduler({**ours.noising.scheduler.config, "_class_name": "DDPMScheduler"}))
     pictures = PICTURES.astype(precision())
     if shape[1] > 32:
         pictures = pictures[:, :4].repeat(2, 2)[:, :, :12]
