@@ -123,7 +123,7 @@ class Cascade:
         for name, stage in self.stages.items():
             pipe = stage.load()
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "the edit .* begins at")  # said before, and with words
+                warnings.filterwarnings("ignore", "the edit ")  # said before, and with words
                 made[name] = pipe(**calls[name] | ({} if small is None else {"image": small}))
             del pipe
             gc.collect()
@@ -220,7 +220,8 @@ def load_cascade(
             **({} if keeps_text else {"text_encoder": False}),
         )
         if low_memory:
-            stages[name] = Stage(_outline(folder, schedulers.get(name), where, keeps_text), load)
+            outline = _outline(folder, schedulers.get(name), loading.pick_dtype(dtype, where), where, keeps_text)
+            stages[name] = Stage(outline, load)
         else:
             pipe = load()
             stages[name] = Stage(pipe, lambda pipe=pipe: pipe)
@@ -232,10 +233,12 @@ def load_cascade(
     return Cascade(stages["stage1"].outline.encode, stages)
 
 
-def _outline(folder: Path, scheduler: Any, where: Devices, keeps_text: bool) -> Pipeline:
+def _outline(folder: Path, scheduler: Any, dtype: np.dtype, where: Devices, keeps_text: bool) -> Pipeline:
+    """A pipeline without values."""
     given = {} if keeps_text else {"text_encoder": None}
     found = loading.describe(folder, scheduler=scheduler, safety_checker=False, given=given)
-    return Pipeline(found.models, found.tokenizer, found.scheduler, where, None, found.noising)
+    models = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), found.models)
+    return Pipeline(models, found.tokenizer, found.scheduler, where, None, found.noising)
 
 
 def _are_words(value: Any) -> bool:
@@ -268,7 +271,7 @@ def _words(call: Mapping[str, Any]) -> list[str]:
 def _clean(words: str) -> str:
     from sega_jax import captions  # whose libraries are of an extra
 
-    return captions.clean(words)
+    return captions.clean(words) if words else words
 
 
 def _without(images: Any, bad: np.ndarray, output: str) -> Any:

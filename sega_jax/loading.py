@@ -90,7 +90,7 @@ def load(
     if not (tokenizer is None or isinstance(tokenizer, Tokenizer | T5Tokenizer)):
         raise TypeError(f"tokenizer={tokenizer!r} should be another pipeline's (pipe.tokenizer)")
     where = devices if isinstance(devices, Devices) else Devices(devices)
-    dtype = _dtype(dtype, where)
+    dtype = pick_dtype(dtype, where)
     attention = _attention(attention, dtype, where)
     folder = checkpoint_folder(
         source, revision=revision, variant=variant, without=[*given, *([] if safety_checker is True else [_CHECKER])]
@@ -137,7 +137,7 @@ def load_text(
         raise CheckpointError(
             f"{folder} has no text encoder of DeepFloyd-IF; name a checkpoint with one, as the first stage's are"
         )
-    network = filled(folder / "text_encoder", found.models.text_encoder, variant, _dtype(dtype, where), where)
+    network = filled(folder / "text_encoder", found.models.text_encoder, variant, pick_dtype(dtype, where), where)
     return partial(Embeddings(deepfloyd.encode, where), network, found.tokenizer)
 
 
@@ -337,7 +337,8 @@ def _parts(folder: Path) -> list[str]:
     return [part for part in kind.parts if part not in optional(kind) or entry(index, part) is not None]
 
 
-def _dtype(dtype: DTypeLike | None, where: Devices) -> np.dtype:
+def pick_dtype(dtype: DTypeLike | None, where: Devices) -> np.dtype:
+    """A dtype of networks, or in place of None that of the devices; ValueError for others."""
     if dtype is None:
         platform = where.devices[0].platform
         old = platform == "gpu" and not all(map(_is_ampere, where.devices))
