@@ -21,7 +21,8 @@ FILES, CONVERT = files(sega_jax), files(convert)
 NETWORKS = {"arrays", "nn"}
 METHOD = {"guidance", "schedules", "solvers", "sample"}
 CALLS = NETWORKS | METHOD
-CALLS |= {"checkpoint", "components", "parallel", "progress", "rows", "safety", "systems", "text"}
+CALLS |= {"checkpoint", "chunks", "components", "embeddings", "parallel", "progress", "rows", "safety", "sizes"}
+CALLS |= {"small", "systems", "text"}
 # The modules and packages of ours that each may import; what is not here is at the top and may import all.
 ALLOWED = {
     "arrays": set(),
@@ -39,12 +40,18 @@ ALLOWED = {
     "text": {"checkpoint"},
     "vectors": {"arrays"},
     "components": {"checkpoint", "schedules"},
+    "embeddings": {"parallel"},
+    "chunks": {"schedules"},
+    "sizes": {"rows", "systems"},
+    "small": {"arrays", "schedules", "sizes"},
     "hub": {"checkpoint"},
     "rows": {"arrays", "guidance"},
-    "systems": NETWORKS | METHOD,
+    "systems": NETWORKS | METHOD | {"systems"},
     "pipeline": CALLS,
-    "loading": CALLS | {"hub", "orbax", "pipeline"},
-    "faces": CALLS | {"loading", "pipeline"},
+    "kinds": {"checkpoint", "nn", "systems"},
+    "loading": CALLS | {"hub", "kinds", "orbax", "pipeline"},
+    "cascade": CALLS | {"kinds", "loading", "pipeline"},
+    "faces": CALLS | {"cascade", "loading", "pipeline"},
 }
 LIGHT = ["arrays", "guidance", "schedules", "solvers", "sample", "parallel"]
 

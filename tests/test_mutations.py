@@ -19,6 +19,7 @@ from sega_jax.nn import clip, layers, t5, vae
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig, attention, blocks, embedding, model
 from sega_jax.schedules import alphas, exponential, sigmas
 from sega_jax.schedules import noise as schedule
+from sega_jax.systems import common
 from sega_jax.systems import stable_diffusion as system
 from sega_jax.text import Tokenizer
 
@@ -553,7 +554,7 @@ FAULTS = {
     "the same noise at every call": ("loop", system.advance, "row.call, shape[1:]", "0, shape[1:]"),
     "the same noise in every row": (
         "loop",
-        system._noise,
+        common._noise,
         "jax.random.fold_in(k, tag)",
         "jax.random.fold_in(key[0], tag)",
     ),
