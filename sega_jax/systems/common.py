@@ -180,6 +180,11 @@ def enlarge(picture: jax.Array, size: tuple[int, int]) -> jax.Array:
     return picture
 
 
+def as_bytes(pictures: jax.Array, finite: jax.Array) -> jax.Array:
+    """Pictures [rows, height, width, 3] in [0, 1] as uint8, black in the rows that are not finite."""
+    return jnp.round(jnp.where(finite[:, None, None, None], pictures, 0) * 255).astype(jnp.uint8)
+
+
 def _sega(settings: Settings, method: Method) -> optax.GradientTransformation:
     return sega(settings.edits, semantics=method.semantics, support=method.support)
 
