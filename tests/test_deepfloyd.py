@@ -13,6 +13,8 @@ from PIL import Image
 
 from sega_jax import CheckpointError, Edit, Pipeline, load
 from sega_jax.parallel import Devices
+from sega_jax.schedules import from_config
+from sega_jax.solvers import SOLVERS
 from sega_jax.systems import common, deepfloyd
 from sega_jax.text import T5Tokenizer
 
@@ -38,6 +40,19 @@ def test_the_variance_is_the_prompts():
     for found, wanted in ((preds.uncond, branches[:, 0]), (preds.cond, branches[:, 1]), (preds.edits, branches[:, 2:])):
         np.testing.assert_array_equal(found, wanted[..., :3])
     np.testing.assert_array_equal(preds.aux, branches[:, 1, ..., 3:])
+
+
+def test_no_noise_at_the_end_whatever_the_variance():
+    """Far beyond [-1, 1], where it is used as it is."""
+    table = from_config(tiny.IF_SCHEDULER).table(3)
+    last = jax.tree.map(lambda column: column[-1], table)
+    x = np.random.default_rng(0).standard_normal((2, 4, 4, 3)).astype(np.float32)
+    solver = SOLVERS["multistep"](0.0)
+
+    def step(variance):
+        return solver.update(x, solver.init(x), jnp.asarray(x), variance, last, partial(jnp.ones, dtype=x.dtype))[0]
+
+    np.testing.assert_array_equal(step(np.full_like(x, 99)), step(None))
 
 
 def test_what_an_upscaler_sees():
@@ -308,9 +323,7 @@ def test_a_sentencepiece_model(tmp_path):
 def test_a_sentencepiece_model_without_its_libraries(tmp_path, monkeypatch):
     (tmp_path / "spiece.model").touch()
     monkeypatch.setattr("sega_jax.text.find_spec", lambda name: None)
-    with pytest.raises(
-        CheckpointError, match=r"without google.protobuf and sentencepiece: pip install"
-    ):
+    with pytest.raises(CheckpointError, match=r"without google.protobuf and sentencepiece: pip install"):
         T5Tokenizer(tmp_path, 60)
 
 
