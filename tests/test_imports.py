@@ -50,7 +50,7 @@ ALLOWED = {
     "kinds": {"checkpoint", "nn", "systems"},
     "loading": CALLS | {"hub", "kinds", "orbax", "pipeline"},
     "cascade": CALLS | {"kinds", "loading", "pipeline"},
-    "faces": CALLS | {"cascade", "loading", "pipeline"},
+    "faces": CALLS | {"faces", "loading", "pipeline"},
 }
 LIGHT = ["arrays", "guidance", "schedules", "solvers", "sample", "parallel"]
 
