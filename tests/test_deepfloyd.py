@@ -289,6 +289,14 @@ def test_parts_of_another_kind(stages, first, pipe):
         Pipeline(first.models._replace(unet=load(stages["stage2"]).models.unet), None, tiny.DDIM, first.devices)
 
 
+def test_another_stages_network_is_refused(first, second):
+    """By a pipeline that lacks what noises small pictures."""
+    pipe = Pipeline(**first.components)
+    with pytest.raises(TypeError, match="noising=None should be another pipeline's"):
+        pipe.models = pipe.models._replace(unet=second.models.unet)
+    assert pipe.models.unet is first.models.unet
+
+
 def test_the_safety_checker_is_not_silently_left_out(tmp_path, one_device):
     folder = tiny.stage(tmp_path / "1", safety=True)
     with pytest.warns(UserWarning, match="DeepFloyd-IF's safety checker, which is not supported: pictures go unche"):
