@@ -4,7 +4,6 @@ The way of a call: arguments -> rows (`sega_jax.rows`) -> the compiled programs 
 (`sega_jax.systems`), whose loop is `sega_jax.sample.sample` -> pictures.
 """
 
-import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from sega_jax.chunks import CHUNK, Chunks, enough_memory
 from sega_jax.components import as_scheduler
 from sega_jax.embeddings import Embeddings
 from sega_jax.guidance import SEMANTICS, SUPPORTS, Edits
+from sega_jax.output import OUTPUTS, Output
 from sega_jax.parallel import Devices
 from sega_jax.progress import bar
 from sega_jax.rows import EditLike, Rows, Text, number, prepare, whole
@@ -30,8 +30,6 @@ from sega_jax.small import Noising
 from sega_jax.systems import common, deepfloyd, stable_diffusion
 from sega_jax.systems.common import Method, Record, Settings, Small
 from sega_jax.text import T5Tokenizer, Tokenizer
-
-OUTPUTS = ("pil", "uint8", "float", "latent")
 
 Models = stable_diffusion.Models | deepfloyd.Models
 _SYSTEMS = {system.Models: system for system in (stable_diffusion, deepfloyd)}
@@ -57,29 +55,6 @@ class _Usual:
 
 
 USUAL = _Usual()
-
-
-@dataclasses.dataclass
-class Output:
-    """What a call made, one entry per picture, prompt by prompt.
-
-    Attributes:
-        images: PIL pictures; uint8 or float32 arrays [pictures, height, width, 3] (floats in [0, 1]); or
-            latents [pictures, height / f, width / f, channels] in float32. A picture that is not finite
-            is None, black, or NaN; one that is flagged is black.
-        finite: bool [pictures], False where NaN or infinity came up; a warning said so, too.
-        seeds: the integer seed of each picture; None where a key was given.
-        record: with `record=True` every call's predictions and semantic guidance, arrays
-            [pictures, calls, ...]; else None.
-        flagged: bool [pictures], True where the safety checker found what it looks for; a warning said so, too.
-            None where the pipeline has no safety checker, and for latents, which are not checked.
-    """
-
-    images: list[Image.Image | None] | np.ndarray
-    finite: np.ndarray
-    seeds: list[int] | None
-    record: Record | None = None
-    flagged: np.ndarray | None = None
 
 
 class Pipeline:
@@ -110,10 +85,7 @@ class Pipeline:
         self.devices = devices if isinstance(devices, Devices) else Devices(devices)
         self._system = _SYSTEMS[type(models)]
         self._models = models.build(*models)
-        if (noising is None) == bool(models.sizes.enlarges):
-            raise TypeError(
-                f"noising={noising!r} should be another pipeline's (pipe.noising) for an upscaler, else None"
-            )
+        self._check_noising(self._models, noising)
         self.tokenizer = tokenizer
         self._scheduler = as_scheduler(scheduler)
         self.safety = safety
@@ -143,8 +115,17 @@ class Pipeline:
     def models(self, models: Models) -> None:
         if not isinstance(models, type(self._models)):
             raise TypeError(f"models={type(models).__name__} should be Models, as pipe.models._replace(unet=...)")
-        self._models = models.build(*self.devices.place(models))
+        built = models.build(*self.devices.place(models))
+        self._check_noising(built, self.noising)
+        self._models = built
         self._embeddings.clear()
+
+    @staticmethod
+    def _check_noising(models: Models, noising: Noising | None) -> None:
+        if (noising is None) == bool(models.sizes.enlarges):
+            raise TypeError(
+                f"noising={noising!r} should be another pipeline's (pipe.noising) for an upscaler, else None"
+            )
 
     @property
     def dtype(self) -> np.dtype:

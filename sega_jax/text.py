@@ -62,7 +62,7 @@ class T5Tokenizer:
     """T5's tokenizer from a folder, as DeepFloyd-IF uses it: lower case, 77 tokens, padding that is masked.
 
     Args:
-        folder: holds tokenizer.json, or spiece.model, which needs the library protobuf (the extra "if").
+        folder: holds tokenizer.json, or spiece.model, which needs the extra "if".
         vocabulary: the number of the text encoder's embeddings.
 
     Raises:
@@ -76,8 +76,11 @@ class T5Tokenizer:
 
         if not any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model")):
             raise CheckpointError(f"{folder} has neither tokenizer.json nor spiece.model; is it a whole checkpoint?")
-        if not (folder / "tokenizer.json").is_file() and find_spec("google.protobuf") is None:
-            raise CheckpointError(f'{folder / "spiece.model"} needs the library protobuf: pip install "sega_jax[if]"')
+        missing = [name for name in ("google.protobuf", "sentencepiece") if not _is_installed(name)]
+        if missing and not (folder / "tokenizer.json").is_file():
+            raise CheckpointError(
+                f'{folder / "spiece.model"} cannot be read without {" and ".join(missing)}: pip install "sega_jax[if]"'
+            )
         try:
             self._tokenizer = T5Tokenizer.from_pretrained(folder, local_files_only=True)
             special = [getattr(self._tokenizer, f"{name}_token_id") for name in ("eos", "pad")]
@@ -102,6 +105,13 @@ class T5Tokenizer:
         made = self._tokenizer(texts, padding="max_length", max_length=self.length, truncation=True)
         _warn_of_cuts(self._tokenizer, texts, self.length)
         return np.stack([np.asarray(made.input_ids, np.int32), np.asarray(made.attention_mask, np.int32)], 1)
+
+
+def _is_installed(library: str) -> bool:
+    try:
+        return find_spec(library) is not None
+    except ModuleNotFoundError:  # of the package above it
+        return False
 
 
 def _warn_of_cuts(tokenizer: Any, texts: Sequence[str], length: int) -> None:

@@ -47,6 +47,34 @@ def small(small_folder, one_device):
     return sega_jax.load(small_folder, devices=one_device)
 
 
+@pytest.fixture(scope="session")
+def stages(tmp_path_factory):
+    """The folders of DeepFloyd-IF's two stages, the second without a text encoder, and of the x4 upscaler."""
+    folder = tmp_path_factory.mktemp("stages")
+    return {
+        "stage1": tiny.stage(folder / "1"),
+        "stage2": tiny.stage(folder / "2", tiny.STAGE_2, text=None),
+        "upscaler": tiny.upscaler(folder / "x4"),
+    }
+
+
+@pytest.fixture(scope="session")
+def first(stages, one_device):
+    return sega_jax.load(stages["stage1"], devices=one_device)
+
+
+@pytest.fixture(scope="session")
+def second(stages, first):
+    """The second stage with the text encoder of the first."""
+    text = {"text_encoder": first.models.text_encoder, "tokenizer": first.tokenizer}
+    return sega_jax.load(stages["stage2"], devices=first.devices, **text)
+
+
+@pytest.fixture(scope="session")
+def upscaler(stages, first):
+    return sega_jax.load(stages["upscaler"], devices=first.devices)
+
+
 @pytest.fixture
 def compilations():
     """A list that grows by an entry whenever XLA builds a program, or takes one from the cache on disk."""

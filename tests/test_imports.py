@@ -21,7 +21,18 @@ FILES, CONVERT = files(sega_jax), files(convert)
 NETWORKS = {"arrays", "nn"}
 METHOD = {"guidance", "schedules", "solvers", "sample"}
 CALLS = NETWORKS | METHOD
-CALLS |= {"checkpoint", "chunks", "components", "embeddings", "parallel", "progress", "rows", "safety", "sizes"}
+CALLS |= {
+    "checkpoint",
+    "chunks",
+    "components",
+    "embeddings",
+    "output",
+    "parallel",
+    "progress",
+    "rows",
+    "safety",
+    "sizes",
+}
 CALLS |= {"small", "systems", "text"}
 # The modules and packages of ours that each may import; what is not here is at the top and may import all.
 ALLOWED = {
@@ -48,10 +59,11 @@ ALLOWED = {
     "rows": {"arrays", "guidance"},
     "systems": NETWORKS | METHOD | {"systems"},
     "pipeline": CALLS,
+    "output": {"systems"},
     "kinds": {"checkpoint", "nn", "systems"},
     "loading": CALLS | {"hub", "kinds", "orbax", "pipeline"},
     "cascade": CALLS | {"kinds", "loading", "pipeline"},
-    "faces": CALLS | {"cascade", "loading", "pipeline"},
+    "faces": CALLS | {"faces", "loading", "pipeline"},
 }
 LIGHT = ["arrays", "guidance", "schedules", "solvers", "sample", "parallel"]
 

@@ -163,6 +163,7 @@ IF_SCHEDULER = {
     "variance_type": "learned_range",
 }
 SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+UPSCALER_BETAS = SD_BETAS | {"beta_start": 0.0001, "beta_end": 0.02}
 DDIM = {"_class_name": "DDIMScheduler", **SD_BETAS, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
 PNDM = {
     "_class_name": "PNDMScheduler",
@@ -170,6 +171,15 @@ PNDM = {
     "skip_prk_steps": True,
     "set_alpha_to_one": False,
     "steps_offset": 1,
+}
+X4_SCHEDULER = DDIM | {"prediction_type": "v_prediction"}
+# The networks of the x4 upscaler, whose autoencoder enlarges by 4.
+X4 = {
+    "unet": UPSCALER | {"num_class_embeds": 400},
+    "text": TEXT | {"hidden_act": "gelu"},
+    "vae": VAE
+    | {"block_out_channels": [8, 8, 16], "scaling_factor": 0.08333}
+    | {"down_block_types": ["DownEncoderBlock2D"] * 3, "up_block_types": ["UpDecoderBlock2D"] * 3},
 }
 # Every scheduler with the betas of Stable Diffusion; PNDM also as it is by default, with a Runge-Kutta start.
 SCHEDULERS = {
@@ -312,15 +322,10 @@ def stage(folder: Path, unet=STAGE_1, *, text=T5, scheduler=IF_SCHEDULER, safety
     return folder
 
 
-def upscaler(folder: Path, *, scheduler=None) -> Path:
-    """Writes a checkpoint of Stable Diffusion's x4 upscaler, whose autoencoder enlarges by 4."""
-    vae = VAE | {"block_out_channels": [8, 8, 16], "scaling_factor": 0.08333}
-    vae |= {"down_block_types": ["DownEncoderBlock2D"] * 3, "up_block_types": ["UpDecoderBlock2D"] * 3}
-    text = TEXT | {"hidden_act": "gelu"}
-    scheduler = scheduler or DDIM | {"prediction_type": "v_prediction"}
-    checkpoint(folder, unet=UPSCALER | {"num_class_embeds": 400}, vae=vae, text=text, scheduler=scheduler)
-    betas = SD_BETAS | {"beta_start": 0.0001, "beta_end": 0.02}
-    _write_scheduler(folder / "low_res_scheduler", {"_class_name": "DDPMScheduler", **betas})
+def upscaler(folder: Path) -> Path:
+    """Writes a checkpoint of Stable Diffusion's x4 upscaler."""
+    checkpoint(folder, **X4, scheduler=X4_SCHEDULER)
+    _write_scheduler(folder / "low_res_scheduler", {"_class_name": "DDPMScheduler", **UPSCALER_BETAS})
     index = json.loads((folder / "model_index.json").read_text())
     for name in ("feature_extractor", "requires_safety_checker", "safety_checker"):
         del index[name]

@@ -189,10 +189,8 @@ class SemanticIFPipeline(Face):
 
 def _cleaned(texts: Any, clean: bool) -> Any:
     """The words of one or several texts cleaned, and all else as it is."""
-    if not clean:
-        return texts
-    from sega_jax import captions  # whose libraries are of an extra
+    if isinstance(texts, str) and texts and clean:
+        from sega_jax import captions  # whose libraries are of an extra
 
-    if isinstance(texts, str):
-        return captions.clean(texts) if texts else texts
+        return captions.clean(texts)
     return [_cleaned(text, clean) for text in texts] if isinstance(texts, list | tuple) else texts
