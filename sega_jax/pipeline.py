@@ -39,6 +39,7 @@ class _Plan(NamedTuple):
     """A call whose arguments make sense."""
 
     rows: Rows
+    latents: np.ndarray | None  # in the loop's dtype
     shape: tuple[int, int, int]  # of a row's state
     table: Row
     settings: Settings
@@ -260,18 +261,18 @@ class Pipeline:
         settings = Settings(
             rows.keys, rows.guidance_scale, rows.eta, stacked if stacked.scale.size else None, replay, noisy
         )
-        if rows.latents is not None:
-            # Not _replace, which takes the length for the number of fields.
-            rows = Rows(**rows._asdict() | {"latents": _cast("latents", rows.latents, self._wide)})
+        latents = None if rows.latents is None else _cast("latents", rows.latents, self._wide)
         method = Method(self.scheduler.solver, semantics, support, record)
-        return self._run(_Plan(rows, shape, table, settings, method, output, callback, callback_steps, progress))
+        return self._run(
+            _Plan(rows, latents, shape, table, settings, method, output, callback, callback_steps, progress)
+        )
 
     def _run(self, plan: "_Plan") -> Output:
         rows, table, method = plan.rows, plan.table, plan.method
         n = 0 if plan.settings.edits is None else plan.settings.edits.scale.shape[1]
         settings, text = self.devices.split((plan.settings, self._text(rows, n)))
         start = self.devices.map(self._system.start, (0, 0, None), shape=plan.shape, method=method, dtype=self._wide)
-        first = start(settings, self.devices.split(rows.latents), table.initial_scale[0])
+        first = start(settings, self.devices.split(plan.latents), table.initial_scale[0])
         every = 0 if plan.callback is None else plan.callback_steps
         parts = []
         with bar(len(table.call), "call", plan.progress) as shown:

@@ -36,7 +36,7 @@ CASES = {
     "stage I": ("1", DDPM, TWO, {"steps": 12}),
     "stage I, strong guidance": ("1", DDPM, TWO | {"guidance_scale": 25.0}, {"steps": 5}),
     "stage I, a named list": ("1", DDPM, TWO, {"steps": "fast27"}),
-    "stage I, wide": ("1", DDPM, TWO | {"height": 12, "width": 20, "guidance_scale": 3.0}, {"steps": 4}),
+    "stage I, wide": ("1", DDPM, TWO | {"height": 12, "width": 20}, {"steps": 12}),
     "stage I, variance of the schedule": ("1", DDPM | {"variance_type": "fixed_small"}, TWO, {"steps": 6}),
     "stage I, DPM": ("1", DDPM | {"_class_name": "DPMSolverMultistepScheduler"}, TWO, {"steps": 6}),
     "stage II": ("2", DDPM | {"sample_max_value": 1.0}, TWO | {"noise_level": 250}, {"steps": 10}),
@@ -46,7 +46,7 @@ CASES = {
     "upscaler, much noise": ("x4", tiny.DDIM | V, TWO | {"noise_level": 350, "guidance_scale": 3.0}, {"steps": 4}),
     "upscaler, Euler": ("x4", tiny.SCHEDULERS["Euler"] | V, TWO | {"noise_level": 100}, {"steps": 5}),
 }
-IN_DOUBLE = ["stage I", "stage I, a named list", "stage II", "stage II, wide", "upscaler"]
+IN_DOUBLE = ["stage I", "stage I, wide", "stage I, a named list", "stage II", "stage II, wide", "upscaler"]
 USUAL = {"1": {"steps": 100, "guidance_scale": 7.0}, "2": {"steps": 50, "guidance_scale": 4.0, "noise_level": 250}}
 USUAL["x4"] = {"steps": 75, "guidance_scale": 9.0, "noise_level": 20}
 KINDS = {
