@@ -1,5 +1,7 @@
 """Settings for every test, made before any device is touched: strictness, and eight devices of one CPU."""
 
+import os
+
 import jax
 import pytest
 import tiny
@@ -19,8 +21,10 @@ def one_device():
 
 @pytest.fixture(scope="session", autouse=True)
 def _compile_once(tmp_path_factory):
-    """Tests that build the same small program share its compilation."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
+    """Tests that build the same small program share its compilation, in other processes of the same run, too."""
+    run = tmp_path_factory.getbasetemp()
+    run = run.parent if "PYTEST_XDIST_WORKER" in os.environ else run
+    jax.config.update("jax_compilation_cache_dir", str(run / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 

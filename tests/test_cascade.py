@@ -18,6 +18,8 @@ from sega_jax.cli import main
 from sega_jax.parallel import Devices
 
 EDITS = [Edit("glasses", warmup=0, threshold=0.5), Edit("hat", scale=-4, warmup=1)]
+# Two rows and two concepts nearly everywhere, so that most calls share their compiled programs.
+TWO = ["a cat", "dog"]
 STEPS = {"stage1": {"steps": 3}, "stage2": {"steps": 2, "noise_level": 100}, "upscaler": {"steps": 2}}
 
 
@@ -43,7 +45,7 @@ def test_the_stages_one_after_another(whole, first, second, upscaler):
 
 
 def test_edits_are_of_the_stages_that_are_named(whole):
-    call = partial(whole, "a cat", output="uint8", **STEPS)
+    call = partial(whole, TWO, output="uint8", **STEPS)
     plain, one, two, upper = (
         call(EDITS, edited=names).stages for names in ([], "stage1", ["stage2"], ("stage2", "upscaler"))
     )
@@ -52,7 +54,7 @@ def test_edits_are_of_the_stages_that_are_named(whole):
     assert np.any(plain["stage2"].images != two["stage2"].images)
     assert np.all(upper["stage2"].images == two["stage2"].images)
     assert np.any(upper["upscaler"].images != two["upscaler"].images)
-    own = whole("a cat", output="uint8", **STEPS | {"stage2": STEPS["stage2"] | {"edits": EDITS}})
+    own = whole(TWO, output="uint8", **STEPS | {"stage2": STEPS["stage2"] | {"edits": EDITS}})
     assert np.all(own.stages["stage2"].images == two["stage2"].images)
 
 
@@ -64,7 +66,7 @@ def test_sizes_follow_from_the_first_stage(whole):
 
 def test_the_first_stages_alone(stages, first):
     two = load_cascade(stages["stage1"], stages["stage2"], devices=first.devices)
-    assert two("cat", stage1={"steps": 1}, stage2={"steps": 1}).images[0].size == (32, 32)
+    assert two(TWO, EDITS, stage1={"steps": 2}, stage2={"steps": 1}).images[0].size == (32, 32)
     one = load_cascade(stages["stage1"], devices=first.devices, schedulers={"stage1": tiny.DDIM})
     assert one("cat", stage1={"steps": 1}).images[0].size == (8, 8)
     assert one.stages["stage1"].load().scheduler.name == "DDIMScheduler"
@@ -118,7 +120,7 @@ def test_what_is_not_finite_stays_so(whole, output):
 
     first = whole.stages["stage1"]
     other = Cascade(whole._encode, whole.stages | {"stage1": first._replace(load=lambda: broken(first.load()))})
-    made, wanted = (one(["cat", "dog"], output=output, **STEPS) for one in (other, whole))
+    made, wanted = (one(TWO, EDITS, output=output, **STEPS) for one in (other, whole))
     assert made.finite.tolist() == [True, False]
     assert made.stages["upscaler"].finite.all()
     np.testing.assert_array_equal(made.images[0], wanted.images[0])
@@ -193,9 +195,10 @@ def captions(monkeypatch):
 
 
 def test_words_are_cleaned_where_asked_for(whole, first, captions):
-    made = whole("a <b>cat", Edit("hat", warmup=0), clean=True, output="float", **STEPS)
-    assert set(captions) == {"a <b>cat", "hat"}
-    wanted = first("cleaned", Edit("cleaned", warmup=0), output="float", **STEPS["stage1"])
+    made = whole(["a <b>cat", "dog"], EDITS, clean=True, output="float", **STEPS)
+    assert set(captions) == {"a <b>cat", "dog", "glasses", "hat"}
+    cleaned = [dataclasses.replace(edit, concept="cleaned") for edit in EDITS]
+    wanted = first(["cleaned"] * 2, cleaned, output="float", **STEPS["stage1"])
     np.testing.assert_array_equal(made.stages["stage1"].images, wanted.images)
     assert made.stages["upscaler"].finite.all()
 

@@ -62,8 +62,8 @@ ALLOWED = {
     "output": {"systems"},
     "kinds": {"checkpoint", "nn", "systems"},
     "loading": CALLS | {"hub", "kinds", "orbax", "pipeline"},
-    "cascade": CALLS | {"kinds", "loading", "pipeline"},
-    "faces": CALLS | {"faces", "loading", "pipeline"},
+    "cascade": CALLS | {"captions", "kinds", "loading", "pipeline"},
+    "faces": CALLS | {"captions", "faces", "loading", "pipeline"},
 }
 LIGHT = ["arrays", "guidance", "schedules", "solvers", "sample", "parallel"]
 
