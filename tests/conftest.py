@@ -2,6 +2,9 @@
 
 import os
 
+# A program of a test runs a few times: to optimise it by LLVM would take longer. Before JAX reads it.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+
 import jax
 import pytest
 import tiny
