@@ -182,7 +182,7 @@ def load_cascade(
         stage1, stage2, upscaler: checkpoints as `load` takes them; the last is Stable Diffusion's x4 upscaler. The
             text encoder is the first stage's.
         low_memory: whether to load what is needed when it is needed, and drop it after: the text encoder, then one
-            stage after another, anew in every call. Then all of it fits 16 GB.
+            stage after another, anew in every call.
         dtype, variant, devices, attention: as of `load`, of all stages.
         schedulers: in place of the checkpoints', by the names stage1, stage2 and upscaler.
         safety_checker: as of `load`, of the x4 upscaler if it has one; DeepFloyd-IF's own is not supported.
@@ -208,6 +208,12 @@ def load_cascade(
         folders[name] = loading.checkpoint_folder(source, variant=variant, without=without)
         if (kind := kind_of(folders[name])) is not STAGES[name]:
             raise CheckpointError(f"{name}={str(source)!r} is {kind.name}, expected {STAGES[name].name}")
+    if safety_checker and any(loading.has_other_checker(folder) for folder in folders.values()):
+        warnings.warn(
+            "DeepFloyd-IF's safety checker is not supported: pictures go unchecked and without a watermark;"
+            " safety_checker=False is loading without this warning",
+            stacklevel=2,
+        )
     for name, folder in folders.items():
         keeps_text = name == "upscaler" or (name == "stage1" and not low_memory)
         load = partial(

@@ -359,7 +359,7 @@ def plainly() -> Iterator[None]:
         warnings.showwarning = lambda message, *_: click.echo(f"Warning: {message}", err=True)
         try:
             yield
-        except (ValueError, TypeError, OSError, MemoryError, FloatingPointError) as error:
+        except (ValueError, TypeError, OSError, MemoryError, FloatingPointError, ImportError) as error:
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:
             click.echo("Aborted!", err=True)

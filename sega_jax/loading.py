@@ -17,7 +17,7 @@ from sega_jax import hub, orbax, schedules
 from sega_jax.checkpoint import CheckpointError, Tensors, fill, read_json, weight_files
 from sega_jax.components import as_module, as_scheduler
 from sega_jax.embeddings import Embeddings
-from sega_jax.kinds import Kind, entry, kind_of, optional
+from sega_jax.kinds import UPSCALER, Kind, entry, kind_of, optional
 from sega_jax.nn.clip import CLIPTextModel
 from sega_jax.nn.safety import SafetyCheckerConfig, StableDiffusionSafetyChecker
 from sega_jax.nn.t5 import T5EncoderModel
@@ -98,7 +98,7 @@ def load(
     given = _given(given, kind_of(folder))
 
     found = describe(folder, attention, scheduler, tokenizer, safety_checker, given)
-    if safety_checker is True and _has_other_checker(folder):
+    if safety_checker is True and has_other_checker(folder):
         warnings.warn(
             f"{folder} has DeepFloyd-IF's safety checker, which is not supported: pictures go unchecked and without a"
             " watermark; safety_checker=False is loading without this warning",
@@ -204,6 +204,11 @@ def describe(
     kind, index = kind_of(folder), read_json(folder / "model_index.json")
     given = {part: None for part in optional(kind) if entry(index, part) is None} | dict(given)
     configs = {part: given[part] if part in given else read_json(folder / part / "config.json") for part in kind.parts}
+    if kind is UPSCALER and isinstance(configs["vae"], Mapping):
+        configs["vae"] = {
+            "scaling_factor": 0.08333,
+            **configs["vae"],
+        }  # that of diffusers' pipeline, where none is named
     config = folder / "scheduler" / "scheduler_config.json"
     if scheduler is not None:
         scheduler = as_scheduler(scheduler, read_json(config) if config.is_file() else None)
@@ -223,7 +228,7 @@ def describe(
         else:
             tokenizer = Tokenizer(folder / "tokenizer", text.max_position_embeddings, text.vocab_size)
     if not isinstance(safety_checker, Safety):
-        safety_checker = _safety(folder) if safety_checker and not _has_other_checker(folder) else None
+        safety_checker = _safety(folder) if safety_checker and not has_other_checker(folder) else None
     return Description(models, tokenizer, scheduler, safety_checker, noising)
 
 
@@ -236,7 +241,7 @@ def _noising(folder: Path, index: Mapping[str, Any], models: Models) -> Noising:
     return Noising(scheduler, most)
 
 
-def _has_other_checker(folder: Path) -> bool:
+def has_other_checker(folder: Path) -> bool:
     """Whether the checkpoint has DeepFloyd-IF's safety checker."""
     return entry(read_json(folder / "model_index.json"), _CHECKER) == "IFSafetyChecker"
 
@@ -303,8 +308,8 @@ def checkpoint_folder(
         folder = hub.fetch(source, ["model_index.json"], revision)
         kind = kind_of(folder)
         parts = [part for part in (*_parts(folder), _CHECKER) if part not in without]
-        if _has_other_checker(folder):
-            parts.remove(_CHECKER)
+        if has_other_checker(folder):
+            parts = [part for part in parts if part != _CHECKER]
         files = ["tokenizer/*", "scheduler/*.json", "feature_extractor/*.json", *(f"{p}/config.json" for p in parts)]
         files += [f"{kind.noising}/*.json"] if kind.noising else []
         weights = {part: [*weight_files(weight_stem(part), variant), *orbax.FILES] for part in parts}

@@ -183,6 +183,12 @@ def test_other_checkpoints(stages, folder, tmp_path):
         load_cascade(bare, low_memory=True)("cat", stage1={"steps": 1})
 
 
+def test_the_safety_checker_is_not_silently_left_out(tmp_path, first):
+    named = tiny.stage(tmp_path / "named", safety=True)
+    with pytest.warns(UserWarning, match="DeepFloyd-IF's safety checker is not supported"):
+        load_cascade(named, devices=first.devices, low_memory=True)
+
+
 @pytest.fixture
 def captions(monkeypatch):
     """In place of what cleans captions: it says what it was asked for."""

@@ -114,6 +114,8 @@ def test_of_a_stage_without_its_text_encoder(client, tmp_path, one_device):
     (client.folder / "safety_checker" / "config.json").write_bytes(b"{}")
     with pytest.warns(UserWarning, match="safety checker, which is not supported"):
         sega_jax.load(NAME, text_encoder=False, devices=one_device)
+    face = sega_jax.SemanticIFPipeline.from_pretrained(NAME, text_encoder=None, devices=one_device)
+    assert face.text_encoder is None
     assert {name for name in fetched(client) if not name.startswith("tokenizer/")} == {
         "image_noising_scheduler/scheduler_config.json",
         "model_index.json",

@@ -58,8 +58,12 @@ class SemanticIFPipeline(Face):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, *, dtype: Any = None, torch_dtype: Any = None, **options: Any
     ) -> "SemanticIFPipeline":
-        """See `sega_jax.load`. `torch_dtype` is another name of `dtype` and may be torch's own; `text_encoder=False`
-        does without one."""
+        """See `sega_jax.load`. `torch_dtype` is another name of `dtype` and may be torch's own; `text_encoder=None`,
+        given, does without one, as in diffusers."""
+        if "text_encoder" in options and options["text_encoder"] is None:
+            options["text_encoder"] = False
+        if "unet" in options and options["unet"] is None:
+            raise TypeError("unet=None is not supported; sega_jax.loading.load_text is the text encoder alone")
         for name in ("safety_checker", "watermarker", "feature_extractor"):
             if options.pop(name, None) not in (None, False):
                 raise TypeError(f"{name} is not supported; leave it out")
