@@ -40,7 +40,7 @@ CASES = {
     "stage I, variance of the schedule": ("1", DDPM | {"variance_type": "fixed_small"}, TWO, {"steps": 6}),
     "stage I, DPM": ("1", DDPM | {"_class_name": "DPMSolverMultistepScheduler"}, TWO, {"steps": 6}),
     "stage II": ("2", DDPM | {"sample_max_value": 1.0}, TWO | {"noise_level": 250}, {"steps": 10}),
-    "stage II, little noise": ("2", DDPM, TWO | {"noise_level": 0, "guidance_scale": 5.0}, {"steps": 5}),
+    "stage II, little noise": ("2", DDPM, TWO | {"noise_level": 0, "guidance_scale": 2.0}, {"steps": 4}),
     "stage II, wide": ("2", DDPM, TWO | {"noise_level": 999, "height": 16, "width": 48}, {"steps": 3}),
     "upscaler": ("x4", tiny.DDIM | V, TWO | {"noise_level": 20}, {"steps": 8}),
     "upscaler, much noise": ("x4", tiny.DDIM | V, TWO | {"noise_level": 350, "guidance_scale": 3.0}, {"steps": 4}),

