@@ -17,8 +17,7 @@ class Output:
     Attributes:
         images: PIL pictures; uint8 or float32 arrays [pictures, height, width, 3] (floats in [0, 1]); or
             latents [pictures, height / f, width / f, channels] in float32, which for DeepFloyd-IF are pixels in
-            [-1, 1]. A picture that is not finite
-            is None, black, or NaN; one that is flagged is black.
+            [-1, 1]. A picture that is not finite is None, black, or NaN; one that is flagged is black.
         finite: bool [pictures], False where NaN or infinity came up; a warning said so, too.
         seeds: the integer seed of each picture; None where a key was given.
         record: with `record=True` every call's predictions and semantic guidance, arrays

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+CHOICES = ("sample", "argmax", "nearest")
+
 Draw = Callable[[tuple[int, ...]], jax.Array]
 
 
@@ -93,7 +95,7 @@ class Chances(NamedTuple):
 
 
 def renoise(eta: Any = 0.0, *, choice: str = "sample", codebook: jax.Array | None = None) -> Solver:
-    """Paella's sampler (Rampas et al. 2022, section 3.2), on a grid of tokens that starts at random.
+    """Paella's sampler (Rampas et al. 2022), on a grid of tokens that starts at random.
 
     Every position takes a token by softmax(logits / temperature), and then a share of them, at random, the token
     that it started from: the grid at the start is kept, as in the published code, not drawn anew. x is int32
@@ -103,8 +105,15 @@ def renoise(eta: Any = 0.0, *, choice: str = "sample", codebook: jax.Array | Non
         choice: "sample" draws a token, "argmax" takes the likeliest, "nearest" that whose entry of the codebook is
             nearest to the expected entry.
         codebook: [labels, channels], for "nearest".
+
+    Raises:
+        ValueError: an unknown choice, or "nearest" without a codebook.
     """
     del eta
+    if choice not in CHOICES:
+        raise ValueError(f"choice={choice!r} should be one of {', '.join(CHOICES)}")
+    if choice == "nearest" and codebook is None:
+        raise ValueError("choice='nearest' needs the codebook [labels, channels] of the tokens")
 
     def init(x):
         return x
@@ -152,4 +161,4 @@ def _sum(weights: jax.Array, outputs: jax.Array) -> jax.Array:
     return sum(weight * output for weight, output in zip(weights, outputs, strict=True))
 
 
-SOLVERS = {"ddim": ddim, "multistep": multistep, "runge_kutta": partial(multistep, memory=12), "renoise": renoise}
+SOLVERS = {"ddim": ddim, "multistep": multistep, "runge_kutta": partial(multistep, memory=12)}

@@ -79,6 +79,18 @@ def test_guided_tokens_are_those_of_a_plain_loop(choice):
     assert (grids[1:5] == START).any()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"choice": "likeliest"}, "choice='likeliest' should be one of sample"),
+        ({"choice": "nearest"}, "needs the code"),
+    ],
+)
+def test_bad_choices(options, message):
+    with pytest.raises(ValueError, match=message):
+        renoise(**options)
+
+
 def test_the_authors_rule():
     """Their code for Paella adds psi as it is from the warm-up on: neither threshold nor momentum count."""
     edit = Edit("a", scale=4, threshold=0, warmup=2, momentum_scale=0)

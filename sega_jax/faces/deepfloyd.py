@@ -14,7 +14,6 @@ from sega_jax.faces import words
 from sega_jax.faces.face import Face
 from sega_jax.loading import load
 from sega_jax.pipeline import USUAL
-from sega_jax.rows import number
 
 _OUTPUTS = {"pil": "pil", "np": "float"}
 
@@ -146,12 +145,7 @@ class SemanticIFPipeline(Face):
         """
         if output_type not in list(_OUTPUTS):
             raise ValueError(f"output_type={output_type!r} should be one of {', '.join(_OUTPUTS)}")
-        if generator is not None:
-            raise TypeError("generator is torch's; give seed=, one number or one a picture, or a JAX key=")
-        if guidance_scale is not USUAL:
-            several = isinstance(guidance_scale, list | tuple | np.ndarray)
-            scales = [max(number("guidance_scale", s), 1.0) for s in (guidance_scale if several else [guidance_scale])]
-            guidance_scale = scales if several else scales[0]
+        words.no_generator(generator)
         negative = words.either("negative_prompt", negative_prompt, negative_prompt_embeds, needed=False)
         concepts = words.concepts(editing_prompt, editing_prompt_embeddings)
         out = self.pipeline(
@@ -170,7 +164,7 @@ class SemanticIFPipeline(Face):
             image=image,
             noise_level=noise_level,
             steps=num_inference_steps if timesteps is None else timesteps,
-            guidance_scale=guidance_scale,
+            guidance_scale=USUAL if guidance_scale is USUAL else words.guidance_scale(guidance_scale),
             eta=eta,
             seed=seed,
             key=key,

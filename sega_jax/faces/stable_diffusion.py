@@ -18,7 +18,6 @@ from sega_jax.nn.unet import UNet2DConditionModel
 from sega_jax.nn.vae import AutoencoderKL
 from sega_jax.parallel import Devices
 from sega_jax.pipeline import Pipeline
-from sega_jax.rows import number
 from sega_jax.safety import FeatureExtractor, Safety
 from sega_jax.schedules import Scheduler
 from sega_jax.systems.stable_diffusion import Models
@@ -220,10 +219,7 @@ class SemanticStableDiffusionPipeline(Face):
         """
         if output_type not in list(_OUTPUTS):
             raise ValueError(f"output_type={output_type!r} should be one of {', '.join(_OUTPUTS)}")
-        several = isinstance(guidance_scale, list | tuple | np.ndarray)
-        scales = [max(number("guidance_scale", s), 1.0) for s in (guidance_scale if several else [guidance_scale])]
-        if generator is not None:
-            raise TypeError("generator is torch's; give seed=, one number or one a picture, or a JAX key=")
+        words.no_generator(generator)
         out = self.pipeline(
             words.either("prompt", prompt, prompt_embeds),
             words.edits(
@@ -238,7 +234,7 @@ class SemanticStableDiffusionPipeline(Face):
             negative_prompt=words.either("negative_prompt", negative_prompt, negative_prompt_embeds, needed=False),
             images_per_prompt=num_images_per_prompt,
             steps=num_inference_steps,
-            guidance_scale=scales if several else scales[0],
+            guidance_scale=words.guidance_scale(guidance_scale),
             eta=eta,
             seed=seed,
             key=key,

@@ -10,7 +10,7 @@ import numpy as np
 
 from sega_jax.arrays import floating
 from sega_jax.guidance import Edit
-from sega_jax.rows import whole
+from sega_jax.rows import number, whole
 from sega_jax.systems.common import Record
 
 
@@ -27,6 +27,18 @@ def either(name: str, words: Any, embeddings: Any, needed: bool = True) -> Any:
     if embeddings.ndim != 3:
         raise ValueError(f"{name}_embeds has shape {embeddings.shape}, expected {axes}")
     return embeddings
+
+
+def guidance_scale(value: Any) -> Any:
+    """One or several; up to 1, diffusers takes the plain conditional estimate, which is a scale of 1."""
+    several = isinstance(value, list | tuple | np.ndarray)
+    scales = [max(number("guidance_scale", scale), 1.0) for scale in (value if several else [value])]
+    return scales if several else scales[0]
+
+
+def no_generator(value: None) -> None:
+    if value is not None:
+        raise TypeError("generator is torch's; give seed=, one number or one a picture, or a JAX key=")
 
 
 def count(words: Any, embeddings: Any) -> int:

@@ -46,7 +46,16 @@ CASES = {
     "upscaler, much noise": ("x4", tiny.DDIM | V, TWO | {"noise_level": 350, "guidance_scale": 3.0}, {"steps": 4}),
     "upscaler, Euler": ("x4", tiny.SCHEDULERS["Euler"] | V, TWO | {"noise_level": 100}, {"steps": 5}),
 }
-IN_DOUBLE = ["stage I", "stage I, wide", "stage I, a named list", "stage II", "stage II, wide", "upscaler"]
+IN_DOUBLE = [
+    "stage I",
+    "stage I, strong guidance",
+    "stage I, wide",
+    "stage I, a named list",
+    "stage II",
+    "stage II, little noise",
+    "stage II, wide",
+    "upscaler",
+]
 USUAL = {"1": {"steps": 100, "guidance_scale": 7.0}, "2": {"steps": 50, "guidance_scale": 4.0, "noise_level": 250}}
 USUAL["x4"] = {"steps": 75, "guidance_scale": 9.0, "noise_level": 20}
 KINDS = {

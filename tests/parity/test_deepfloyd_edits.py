@@ -106,8 +106,10 @@ def test_edits(name, dtype, end, edits, both):
             **more,
         )
     assert relative(made.images, np.clip(run.x / 2 + 0.5, 0, 1)) < end
-    # In single precision, a position at its threshold may fall on either side.
-    fields = ["uncond", "cond", "edits"] + ["sem_guidance"] * (dtype == "float64")
-    for field in fields:
+    for field in ("uncond", "cond", "edits"):
         assert relative(getattr(made.record, field), getattr(run, field)) < end
+    # In single precision a position at its threshold may fall on either side, and momentum keeps it for later calls.
+    off = (np.abs(made.record.sem_guidance - run.sem_guidance) > 2e-3).mean()
+    assert off <= (5e-3 if dtype == "float32" else 0)
+    assert dtype == "float32" or relative(made.record.sem_guidance, run.sem_guidance) < end
     assert np.abs(run.sem_guidance[:, 5:]).max() > 0.1
