@@ -23,7 +23,8 @@ from sega_jax.cli import plainly
 @click.version_option(package_name="sega_jax")
 def main(source: str, dest: str, to: str | None, variant: str | None, **options: str | None) -> None:
     """Writes the checkpoint in the folder SOURCE to the folder DEST: from diffusers layout (.safetensors or .bin)
-    to Orbax, or back; or from Paella's published files (paella_v3.pt, vqgan_f4.pt, prior_v1.pt)."""
+    to Orbax, or back; or from DeepFloyd-IF's own layout (config.yml and pytorch_model.bin) to either; or from Paella's
+    published files (paella_v3.pt, vqgan_f4.pt, prior_v1.pt) to either."""
     with plainly():
         if is_published(source):
             if variant:

@@ -1,6 +1,7 @@
 """`convert`: a checkpoint's folder to one with the same weights in another form."""
 
 import functools
+import json
 import math
 import os
 import shutil
@@ -12,9 +13,9 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from convert import pickles, writers
+from convert import deepfloyd, pickles, writers
 from convert.destination import whole_or_nothing
-from sega_jax.checkpoint import Weights, check, fill, flax_name, read_json
+from sega_jax.checkpoint import CheckpointError, Weights, check, fill, flax_name, read_json
 from sega_jax.loading import checkpoint_folder, describe, open_weights, weight_stem
 from sega_jax.progress import bar
 
@@ -32,7 +33,7 @@ def convert(
     variant: str | None = None,
     progress: bool | None = None,
 ) -> Path:
-    """Writes a Stable Diffusion checkpoint in another form.
+    """Writes a checkpoint of Stable Diffusion, of its x4 upscaler or of a stage of DeepFloyd-IF in another form.
 
     Both forms are diffusers' folders. For Orbax, the weight files of a network's folder give way to `orbax`, a
     checkpoint of {dotted path of a parameter in our module: array with our axes, channels last}, which `load` and
@@ -42,7 +43,9 @@ def convert(
 
     Args:
         source: a folder in either form. Weights of diffusers layout are safetensors, or where there are none,
-            pickles (`.bin`), which are read without running what they hold and need torch.
+            pickles (`.bin`), which are read without running what they hold and need torch. Or a stage of DeepFloyd-IF
+            as its own repository has it, `config.yml` and `pytorch_model.bin`: what is written is diffusers' pipeline
+            of that stage, but without the text encoder, which such a folder does not hold, and a safety checker.
         dest: the folder to write, new or empty. It appears when it is whole: until then everything is in a hidden
             folder beside it, and what a killed conversion leaves there is removed by the next one.
         dtype: float32, float16 or bfloat16; None keeps every weight's own.
@@ -63,15 +66,10 @@ def convert(
         OSError: dest cannot be written to, or its disk is full.
     """
     check_options(to, dtype)
-    folder = checkpoint_folder(source, variant=variant)
+    folder = _folder(source, variant)
     dest = destination(dest, folder)
     with whole_or_nothing(dest) as partial:
-        networks = describe(folder).networks
-        sources = {
-            part: Source(module, opener(folder / part, weight_stem(part), variant, module.rename))
-            for part, module in networks.items()
-        }
-        others = {path: folder / path for path in _other_files(folder, networks)}
+        sources, others = _describe(folder, variant)
         write(partial, sources, others, to=to, dtype=dtype, progress=progress)
     return dest
 
@@ -142,6 +140,35 @@ def write(
             shown.update(sizes[path])
 
 
+def _folder(source: str | Path, variant: str | None) -> Path:
+    if isinstance(source, str | os.PathLike) and str(source):
+        folder = Path(os.path.expanduser(source))
+        if deepfloyd.is_original(folder):
+            return folder
+    return checkpoint_folder(source, variant=variant)
+
+
+def _describe(folder: Path, variant: str | None) -> tuple[dict[str, Source], dict[Path, Path | bytes]]:
+    """The networks of a folder, and the other files, as `write` takes them."""
+    if not deepfloyd.is_original(folder):
+        networks = describe(folder).networks
+        sources = {
+            part: Source(module, opener(folder / part, weight_stem(part), variant, module.rename))
+            for part, module in networks.items()
+        }
+        return sources, {path: folder / path for path in _other_files(folder, networks)}
+    if variant is not None:
+        raise CheckpointError(f"{folder} is a stage of DeepFloyd-IF, which has no variants; leave {variant!r} out")
+    stage = deepfloyd.describe(folder)
+    opened = functools.partial(deepfloyd.OriginalTensors, folder, stage.unet)
+    documents = {path: folder / path for path in _documents(folder)}
+    return {"unet": Source(stage.unet, opened)}, documents | {Path(p): as_json(c) for p, c in stage.files.items()}
+
+
+def as_json(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, indent=2).encode()
+
+
 def _dtype(dtype: DTypeLike | None) -> np.dtype | None:
     try:
         found = dtype if dtype is None else jax.numpy.dtype(dtype)
@@ -185,6 +212,11 @@ def _other_files(folder: Path, networks: Iterable[str]) -> Iterator[Path]:
     for other in sorted(folder.iterdir()):
         if other.is_dir() and other.name in index and other.name not in networks:
             yield from (path.relative_to(folder) for path in sorted(other.rglob("*")) if path.is_file())
-        elif other.is_file() and any(other.match(name) for name in _DOCUMENTS):
-            yield Path(other.name)
+    yield from _documents(folder)
     yield Path("model_index.json")
+
+
+def _documents(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and any(path.match(name) for name in _DOCUMENTS):
+            yield Path(path.name)

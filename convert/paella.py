@@ -1,6 +1,5 @@
 """Paella's published files, each one network's, to one folder in the layout of the others."""
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Any
 from jax.typing import DTypeLike
 
 from convert import pickles
-from convert.conversion import Source, check_options, destination, opener, write
+from convert.conversion import Source, as_json, check_options, destination, opener, write
 from convert.destination import whole_or_nothing
 from sega_jax.checkpoint import CheckpointError, read_json
 from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModelWithProjection
@@ -28,7 +27,6 @@ NETWORKS = {
     "prior": ("prior_v1", PriorModel, PriorConfig),
 }
 _TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-_SHARED, _TIED = "shared.weight", "encoder.embed_tokens.weight"
 
 
 class PublishedTensors(pickles.PickledTensors):
@@ -110,17 +108,17 @@ def convert_paella(
             config = config_kind.from_dict(configs.get(part, {}))
             module = kind(config)
             sources[part] = Source(module, partial(PublishedTensors, folder, stem, None, module.rename))
-            others[Path(part, "config.json")] = _json({"_class_name": kind.__name__} | config._asdict())
+            others[Path(part, "config.json")] = as_json({"_class_name": kind.__name__} | config._asdict())
             index[part] = ["sega_jax", kind.__name__]
         for part, text, read in zip(("byt5", "clip"), texts, (_byt5, _clip), strict=True):
             if text is not None:
                 sources[part], config, files = read(text)
-                others[Path(part, "config.json")] = _json(config)
+                others[Path(part, "config.json")] = as_json(config)
                 others |= files
                 index[part] = ["transformers", type(sources[part].module).__name__]
         if texts[1] is not None:
             index["tokenizer"] = ["transformers", "CLIPTokenizer"]
-        others[Path("model_index.json")] = _json(index)
+        others[Path("model_index.json")] = as_json(index)
         write(partly, sources, others, to=to, dtype=dtype, progress=progress)
     return dest
 
@@ -134,23 +132,12 @@ def _folder(path: str | Path) -> Path:
     return folder
 
 
-def _json(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, indent=2).encode()
-
-
 def _byt5(folder: Path) -> tuple[Source, dict[str, Any], dict[Path, Path]]:
     """ByT5's encoder, its config, and no files."""
     config = read_json(folder / "config.json")
     module = _built(folder, lambda: T5EncoderModel(T5Config.from_dict(config)))
 
-    with opener(folder, "model", None, lambda key: key)() as weights:
-        both = {_SHARED, _TIED} <= weights.keys.keys()
-
-    def rename(key: str) -> str | None:
-        tied = both and key == _TIED
-        return None if tied or key.startswith(("decoder.", "lm_head.")) else module.rename(key)
-
-    source = Source(module, opener(folder, "model", None, rename))
+    source = Source(module, opener(folder, "model", None, module.rename))
     return source, config | {"architectures": ["T5EncoderModel"]}, {}
 
 

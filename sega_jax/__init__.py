@@ -1,6 +1,10 @@
 """Semantic guidance (SEGA) for text-to-image diffusion in JAX."""
 
+from sega_jax.cascade import Cascade as Cascade
+from sega_jax.cascade import load_cascade as load_cascade
 from sega_jax.checkpoint import CheckpointError as CheckpointError
+from sega_jax.faces.deepfloyd import SemanticIFPipeline as SemanticIFPipeline
+from sega_jax.faces.deepfloyd import SemanticIFPipelineOutput as SemanticIFPipelineOutput
 from sega_jax.faces.stable_diffusion import SemanticStableDiffusionPipeline as SemanticStableDiffusionPipeline
 from sega_jax.faces.stable_diffusion import (
     SemanticStableDiffusionPipelineOutput as SemanticStableDiffusionPipelineOutput,

@@ -131,7 +131,8 @@ class Tensors:
         folder: holds `STEM.safetensors`, or `STEM.safetensors.index.json` and the shards it names.
         stem: the file name without ending, of diffusers or transformers.
         variant: "fp16" takes `STEM.fp16.safetensors`.
-        rename: from the file's keys to the module's; to None for what is of another network.
+        rename: from the file's keys to the module's; to None for what is of another network. A parameter may be there
+            under several keys, with the same values.
 
     Raises:
         CheckpointError: no such file, or one that is broken.
@@ -162,7 +163,10 @@ class Tensors:
             self._buffers[entry.key] = entry.read
             return
         if name in self.keys:
-            raise CheckpointError(f"{path}: {entry.key} and {self.keys[name]} are the same parameter {name}")
+            if entry.shape != self.shapes[name] or not np.array_equal(entry.read(), self[name]):
+                both = f"{entry.key} and {self.keys[name]}"
+                raise CheckpointError(f"{path}: {both} are the same parameter {name}, but differ; fetch it again")
+            return
         self.keys[name] = entry.key
         self.shapes[name] = entry.shape
         self.nbytes += entry.nbytes
@@ -281,7 +285,7 @@ def check(module: Any, weights: Weights) -> None:
     ]
     if problems:
         raise CheckpointError(
-            f"{weights.folder}: the weights do not fit {type(module).__name__} as its config.json describes it:\n"
+            f"{weights.folder}: the weights do not fit {type(module).__name__} as its config describes it:\n"
             + "\n".join(sorted(problems))
         )
 

@@ -19,12 +19,14 @@ import jax
 import jax.monitoring
 import numpy as np
 
-from sega_jax import __version__, loading, pictures
+from sega_jax import __version__, cli_stages, loading, pictures
 from sega_jax.demo import settings
 from sega_jax.guidance import SEMANTICS, SUPPORTS, Edit
+from sega_jax.kinds import STAGE_1, kind_of
 from sega_jax.loading import checkpoint_folder, load
 from sega_jax.pipeline import Pipeline
 from sega_jax.rows import number, whole
+from sega_jax.systems import stable_diffusion
 
 _WHOLE = ("warmup", "cooldown")
 _NUMBERS = ("scale", "threshold", "weight", "momentum_scale", "momentum_beta")
@@ -39,7 +41,8 @@ class Defaults(NamedTuple):
 
 
 LIBRARY = Defaults(
-    {name: parameter.default for name, parameter in inspect.signature(Pipeline.__call__).parameters.items()},
+    {name: parameter.default for name, parameter in inspect.signature(Pipeline.__call__).parameters.items()}
+    | stable_diffusion.USUAL._asdict(),
     Edit(""),
     Edit("", scale=-Edit("").scale),
 )
@@ -121,7 +124,8 @@ def main() -> None:
 @main.command(context_settings={"show_default": True})
 @click.option(
     "--model",
-    help="A checkpoint: a folder in diffusers layout, or owner/name on the hub.  [default: the demo model that comes"
+    help="A checkpoint: a folder in diffusers layout, or owner/name on the hub; of DeepFloyd-IF the first stage."
+    "  [default: the demo model that comes"
     " along, of cartoon portraits]",
 )
 @click.option("--revision", help="A branch, tag or commit on the hub.")
@@ -147,6 +151,7 @@ def main() -> None:
 @click.option("--momentum-beta", type=float, help=f"Of edits that name none.  {_defaults('momentum_beta')}")
 @click.option("--semantics", type=click.Choice(SEMANTICS), default=SEMANTICS[0])
 @click.option("--support", type=click.Choice(SUPPORTS), default=SUPPORTS[0], help="What shares a threshold.")
+@cli_stages.options
 @click.option("--dtype", help="Of the networks.  [default: float32 on a CPU, else bfloat16]")
 @click.option("--variant", help='Of the weight files, such as "fp16".')
 @click.option("--scheduler", help='A class of diffusers\', such as "DPMSolverMultistepScheduler", or a folder.')
@@ -171,8 +176,11 @@ def edit(
         if model is None and revision is not None:
             raise ValueError(f"--revision {revision} is of a repository on the hub; name it with --model")
         usual = settings.CALL if model is None else LIBRARY.call
-        call |= {name: usual[name] for name in settings.CALL if call[name] is None}
+        chosen = {name: call.pop(name) for name in cli_stages.NAMES}
+        unsaid = [name for name in settings.CALL if call[name] is None]
+        call |= {name: usual[name] for name in unsaid}
         _check(call)
+        cli_stages.check(chosen)
         defaults = demo(call["steps"]) if model is None else LIBRARY
         parsed = [parse_edit(text, defaults) for text in edits]
         folder = _writable(Path(out))
@@ -184,9 +192,16 @@ def edit(
             model = str(found.resolve())
         elif model is not None:
             revision = found.name  # the commit, so that the command in the picture repeats it
+        kind = kind_of(found)
+        cli_stages.check_kind(kind, model or "the demo model", chosen)
         _remember_compilations()
         began = time.perf_counter()
-        pipe = load(found, dtype=dtype, variant=variant, scheduler=scheduler, safety_checker=safety_checker)
+        common = {"dtype": dtype, "variant": variant, "safety_checker": safety_checker}
+        if kind is STAGE_1:
+            pipe, make = cli_stages.load(found, chosen, scheduler=scheduler, **common)
+            call |= {name: value for name, value in pipe.models.usual._asdict().items() if name in unsaid}
+        else:
+            pipe = make = load(found, scheduler=scheduler, **common)
         device, name = pipe.devices.devices[0].device_kind, model or "the demo model"
         click.echo(
             f"Loaded {name}: {pipe.scheduler.name}, {pipe.dtype.name} on {len(pipe.devices)} x {device},"
@@ -197,7 +212,7 @@ def edit(
             click.echo(f"  {'-' if one.scale < 0 else '+'} {_describe(one)}")
         began = time.perf_counter()
         with _compilations() as compiling:
-            result = pipe([prompt] * 2, [[], parsed], **call | {"seed": [call["seed"]] * 2})
+            result = make([prompt] * 2, [[], parsed], **call | {"seed": [call["seed"]] * 2})
         seconds = time.perf_counter() - began
         click.echo(f"Compiled in {compiling():.1f} s, ran in {seconds - compiling():.1f} s")
 
@@ -208,11 +223,12 @@ def edit(
             "edits": [dataclasses.asdict(one) for one in parsed],
         }
         sides = pipe.latent_shape(call["height"], call["width"])[:2]
-        height, width = (side * pipe.models.vae.config.factor for side in sides)
+        height, width = (side * pipe.models.sizes.factor for side in sides)
         known |= call | {"height": height, "width": width}
         known |= {"dtype": pipe.dtype.name, "variant": variant}
         if scheduler is not None and Path(scheduler).expanduser().exists():
             scheduler = str(Path(scheduler).expanduser().resolve())
+        known |= cli_stages.remembered(chosen)
         known |= {"scheduler": scheduler, "solver": pipe.scheduler.name, "safety_checker": safety_checker}
         names = "original", "edited"
         if result.flagged is not None and result.flagged.any():
@@ -240,7 +256,7 @@ def info(file: Path) -> None:
         except (KeyError, TypeError, ValueError):
             raise ValueError(f"{file} has settings that cannot be read") from None
         for name, value in known.items():
-            click.echo(f"{name:15} {'; '.join(value) if name == 'edits' else value}")
+            click.echo(f"{name:15} {'; '.join(value) if isinstance(value, list) else value}")
         click.echo(f"\n{command}")
 
 
@@ -248,9 +264,11 @@ def _command(known: dict[str, Any]) -> str:
     """The shell command that makes the pictures with these settings."""
     words = ["sega-jax", "edit"]
     for option in edit.params:
-        if option.name == "edits":
-            for one in known["edits"]:
-                words += ["--edit", one]
+        if option.multiple:
+            for one in known.get(option.name, ()):
+                words += [option.opts[0], one]
+        elif option.is_flag and not option.secondary_opts:
+            words += option.opts if known.get(option.name) else []
         elif known.get(option.name) is False:
             words += option.secondary_opts
         elif known.get(option.name) not in (None, option.default) and option.name != "out":
@@ -341,7 +359,7 @@ def plainly() -> Iterator[None]:
         warnings.showwarning = lambda message, *_: click.echo(f"Warning: {message}", err=True)
         try:
             yield
-        except (ValueError, TypeError, OSError, MemoryError, FloatingPointError) as error:
+        except (ValueError, TypeError, OSError, MemoryError, FloatingPointError, ImportError) as error:
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:
             click.echo("Aborted!", err=True)

@@ -26,7 +26,7 @@ import optax
 from sega_jax.arrays import at_least_float32, floating
 
 SEMANTICS = ("diffusers", "per_concept")
-SUPPORTS = ("channel", "latent", "pixel")
+SUPPORTS = ("channel", "latent", "pixel", "position")
 # The step count at which "never" happens.
 NEVER = np.iinfo(np.int32).max
 
@@ -222,8 +222,9 @@ def sega(edits: Edits, *, semantics: str = "diffusers", support: str = "channel"
     Args:
         edits: settings, [batch, n] each; traced numbers, never compiled in.
         semantics: "diffusers" or "per_concept".
-        support: what shares a quantile: the positions of one "channel"; all of a "latent"; or "pixel",
-            the positions by their magnitude summed over channels, one mask for all (LEDITS++).
+        support: what shares a quantile: the positions of one "channel"; all of a "latent"; "pixel", the
+            positions by their magnitude summed over channels, one mask for all (LEDITS++); or the channels of one
+            "position", which is for the logits of tokens.
 
     Raises:
         ValueError: an unknown semantics or support.
@@ -275,7 +276,9 @@ def _mask(magnitude: jax.Array, threshold: jax.Array, support: str) -> jax.Array
     if support == "pixel":
         magnitude = magnitude.sum(-1, keepdims=True)
     batch, n, *space, channels = magnitude.shape
-    if support == "latent":
+    if support == "position":
+        limit = _quantile(magnitude, threshold.reshape(batch, n, *(1,) * len(space)))[..., None]
+    elif support == "latent":
         limit = _quantile(magnitude.reshape(batch, n, math.prod(space) * channels), threshold)
     else:
         positions = magnitude.reshape(batch, n, math.prod(space), channels).swapaxes(2, 3)

@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -15,15 +16,19 @@ from jax.typing import DTypeLike
 from sega_jax import hub, orbax, schedules
 from sega_jax.checkpoint import CheckpointError, Tensors, fill, read_json, weight_files
 from sega_jax.components import as_module, as_scheduler
+from sega_jax.embeddings import Embeddings
+from sega_jax.kinds import UPSCALER, Kind, entry, kind_of, optional
 from sega_jax.nn.clip import CLIPTextModel
 from sega_jax.nn.safety import SafetyCheckerConfig, StableDiffusionSafetyChecker
+from sega_jax.nn.t5 import T5EncoderModel
 from sega_jax.nn.unet import UNet2DConditionModel
 from sega_jax.nn.vae import AutoencoderKL
 from sega_jax.parallel import Devices
-from sega_jax.pipeline import Pipeline
+from sega_jax.pipeline import Models, Pipeline
 from sega_jax.safety import FeatureExtractor, Safety
-from sega_jax.systems.stable_diffusion import Models
-from sega_jax.text import Tokenizer
+from sega_jax.small import Noising
+from sega_jax.systems import deepfloyd
+from sega_jax.text import T5Tokenizer, Tokenizer
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 # The model that comes along.
@@ -40,13 +45,16 @@ def load(
     attention: str | None = None,
     scheduler: Any = None,
     safety_checker: bool | Safety | None = True,
-    text_encoder: CLIPTextModel | None = None,
+    text_encoder: CLIPTextModel | T5EncoderModel | bool | None = None,
     unet: UNet2DConditionModel | None = None,
     vae: AutoencoderKL | None = None,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: Tokenizer | T5Tokenizer | None = None,
 ) -> Pipeline:
-    """Loads a Stable Diffusion checkpoint, in diffusers layout with safetensors weights or as `sega-jax-convert`
-    made it of one.
+    """Loads a checkpoint of Stable Diffusion, of its x4 upscaler, or of a stage of DeepFloyd-IF, in diffusers layout
+    with safetensors weights or as `sega-jax-convert` made it of one.
+
+    DeepFloyd-IF's safety checker, which is another than Stable Diffusion's, and its watermark are not of this library:
+    its pictures are neither checked nor marked, and a warning says so.
 
     Args:
         source: a folder, which holds `model_index.json`; or "owner/name" on the Hugging Face hub, of which the
@@ -62,8 +70,10 @@ def load(
         scheduler: in place of the checkpoint's: a class name of diffusers', a config, or a folder with one.
         safety_checker: whether to load the one that the checkpoint may have, which makes pictures black that it
             flags; with False or None its files are not read. `pipe.safety` of another pipeline is taken as it is.
+            True means nothing for DeepFloyd-IF, but a warning where the checkpoint has one.
         text_encoder, unet, vae, tokenizer: of another pipeline (`pipe.models.unet`), in place of the checkpoint's,
-            whose files are then not read.
+            whose files are then not read. `text_encoder=False` does without DeepFloyd-IF's, which is larger than the
+            rest: prompts are then embeddings.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -73,55 +83,115 @@ def load(
         ValueError: an unknown dtype or attention, or a config that is not supported.
     """
     given = {"text_encoder": text_encoder, "unet": unet, "vae": vae}
-    given = {part: as_module(part, value, _KINDS[part]) for part, value in given.items() if value is not None}
+    given = {part: value for part, value in given.items() if value is not None}
     if not (safety_checker is None or isinstance(safety_checker, bool | Safety)):
         what = type(safety_checker).__name__ if callable(safety_checker) else repr(safety_checker)
         raise TypeError(f"safety_checker={what} should be True for the checkpoint's own, or False or None")
-    if not (tokenizer is None or isinstance(tokenizer, Tokenizer)):
+    if not (tokenizer is None or isinstance(tokenizer, Tokenizer | T5Tokenizer)):
         raise TypeError(f"tokenizer={tokenizer!r} should be another pipeline's (pipe.tokenizer)")
     where = devices if isinstance(devices, Devices) else Devices(devices)
-    dtype = _dtype(dtype, where)
+    dtype = pick_dtype(dtype, where)
     attention = _attention(attention, dtype, where)
     folder = checkpoint_folder(
         source, revision=revision, variant=variant, without=[*given, *([] if safety_checker is True else [_CHECKER])]
     )
+    given = _given(given, kind_of(folder))
 
     found = describe(folder, attention, scheduler, tokenizer, safety_checker, given)
-    networks = {}
+    if safety_checker is True and has_other_checker(folder):
+        warnings.warn(
+            f"{folder} has DeepFloyd-IF's safety checker, which is not supported: pictures go unchecked and without a"
+            " watermark; safety_checker=False is loading without this warning",
+            stacklevel=2,
+        )
+    networks = dict.fromkeys(found.models._fields)
     for part, module in found.networks.items():
         if part in given or (part == _CHECKER and found.safety is safety_checker):
             networks[part] = where.place(module)
-            continue
-        with open_weights(folder / part, variant, module.rename) as weights:
-            networks[part] = fill(module, weights, dtype, where.place)
+        else:
+            networks[part] = filled(folder / part, module, variant, dtype, where)
     safety = found.safety and found.safety._replace(checker=networks.pop(_CHECKER))
-    return Pipeline(Models(**networks), found.tokenizer, found.scheduler, where, safety)
+    models = type(found.models)(**networks)
+    return Pipeline(models, found.tokenizer, found.scheduler, where, safety, found.noising)
+
+
+def load_text(
+    source: str | Path,
+    *,
+    dtype: DTypeLike | None = None,
+    variant: str | None = None,
+    devices: Sequence[jax.Device] | Devices | None = None,
+) -> Callable[[Sequence[str]], np.ndarray]:
+    """The text encoder alone of a DeepFloyd-IF stage: a function of words to embeddings [texts, tokens, channels].
+
+    Args:
+        source, dtype, variant, devices: as of `load`.
+
+    Raises:
+        As `load`; and CheckpointError: the checkpoint is of another kind, or has no text encoder.
+    """
+    where = devices if isinstance(devices, Devices) else Devices(devices)
+    folder = checkpoint_folder(source, variant=variant, without=["unet", _CHECKER])
+    found, kind = describe(folder, safety_checker=False), kind_of(folder)
+    if kind.models is not deepfloyd.Models or found.models.text_encoder is None:
+        raise CheckpointError(
+            f"{folder} has no text encoder of DeepFloyd-IF; name a checkpoint with one, as the first stage's are"
+        )
+    network = filled(folder / "text_encoder", found.models.text_encoder, variant, pick_dtype(dtype, where), where)
+    return partial(Embeddings(deepfloyd.encode, where), network, found.tokenizer)
 
 
 _CHECKER = "safety_checker"
-_KINDS = {"text_encoder": CLIPTextModel, "unet": UNet2DConditionModel, "vae": AutoencoderKL}
+
+
+def filled(folder: Path, module: Any, variant: str | None, dtype: DTypeLike, where: Devices) -> Any:
+    """The network whose folder this is, with its weights on the devices.
+
+    Raises:
+        CheckpointError: they are missing, broken or do not fit.
+    """
+    with open_weights(folder, variant, module.rename) as weights:
+        return fill(module, weights, dtype, where.place)
+
+
+def _given(given: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
+    """Networks in place of the checkpoint's, None for none.
+
+    Raises:
+        TypeError, ValueError: something else, or a network that a checkpoint of this kind does not have.
+    """
+    found = {}
+    for part, value in given.items():
+        if part not in kind.parts:
+            raise ValueError(f"{part} is given, which {kind.name} does not have")
+        if value is False and part in optional(kind):
+            found[part] = None
+        else:
+            found[part] = as_module(part, value, kind.parts[part])
+    return found
 
 
 class Description(NamedTuple):
     """What a checkpoint's folder holds beside the weights; the networks are without values."""
 
     models: Models
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | T5Tokenizer | None
     scheduler: schedules.Scheduler
     safety: Safety | None
+    noising: Noising | None
 
     @property
     def networks(self) -> dict[str, Any]:
-        """All networks, by the names of their folders."""
-        checker = {} if self.safety is None else {_CHECKER: self.safety.checker}
-        return self.models._asdict() | checker
+        """All networks that are there, by the names of their folders."""
+        checker = None if self.safety is None else self.safety.checker
+        return {part: module for part, module in {**self.models._asdict(), _CHECKER: checker}.items() if module}
 
 
 def describe(
     folder: Path,
     attention: str = "xla",
     scheduler: Any = None,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: Tokenizer | T5Tokenizer | None = None,
     safety_checker: bool | Safety | None = True,
     given: Mapping[str, Any] = MappingProxyType({}),
 ) -> Description:
@@ -131,21 +201,49 @@ def describe(
         CheckpointError: a file is missing, broken, or describes what is not supported.
         TypeError, ValueError: a scheduler is given and is none.
     """
-    configs = {part: given.get(part) or read_json(folder / part / "config.json") for part in Models._fields}
+    kind, index = kind_of(folder), read_json(folder / "model_index.json")
+    given = {part: None for part in optional(kind) if entry(index, part) is None} | dict(given)
+    configs = {part: given[part] if part in given else read_json(folder / part / "config.json") for part in kind.parts}
+    if kind is UPSCALER and isinstance(configs["vae"], Mapping):
+        configs["vae"] = {
+            "scaling_factor": 0.08333,
+            **configs["vae"],
+        }  # that of diffusers' pipeline, where none is named
     config = folder / "scheduler" / "scheduler_config.json"
     if scheduler is not None:
         scheduler = as_scheduler(scheduler, read_json(config) if config.is_file() else None)
     try:
         scheduler = scheduler or schedules.from_config(read_json(config))
-        models = Models.build(**configs, attention=attention)
+        models = kind.models.build(**configs, attention=attention)
+        if bool(models.sizes.enlarges) != bool(kind.noising):
+            takes = "takes a small picture" if models.sizes.enlarges else "takes no small picture"
+            raise ValueError(f"the UNet {takes}, which {kind.name}'s does{'' if kind.noising else ' not'}")
+        noising = kind.noising and _noising(folder / kind.noising, index, models)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: {error}") from None
-    if tokenizer is None:
+    if tokenizer is None and models.text_encoder is not None:
         text = models.text_encoder.config
-        tokenizer = Tokenizer(folder / "tokenizer", text.max_position_embeddings, text.vocab_size)
+        if isinstance(models.text_encoder, T5EncoderModel):
+            tokenizer = T5Tokenizer(folder / "tokenizer", text.vocab_size)
+        else:
+            tokenizer = Tokenizer(folder / "tokenizer", text.max_position_embeddings, text.vocab_size)
     if not isinstance(safety_checker, Safety):
-        safety_checker = _safety(folder) if safety_checker else None
-    return Description(models, tokenizer, scheduler, safety_checker)
+        safety_checker = _safety(folder) if safety_checker and not has_other_checker(folder) else None
+    return Description(models, tokenizer, scheduler, safety_checker, noising)
+
+
+def _noising(folder: Path, index: Mapping[str, Any], models: Models) -> Noising:
+    """How an upscaler's small pictures are noised; the x4 upscaler's index may bound it."""
+    scheduler = schedules.from_config(read_json(folder / "scheduler_config.json"), strict=False)
+    most = scheduler.options["num_train_timesteps"] - 1
+    if count := models.unet.config.num_class_embeds:
+        most = min(most, count - 1, index.get("max_noise_level", 350))
+    return Noising(scheduler, most)
+
+
+def has_other_checker(folder: Path) -> bool:
+    """Whether the checkpoint has DeepFloyd-IF's safety checker."""
+    return entry(read_json(folder / "model_index.json"), _CHECKER) == "IFSafetyChecker"
 
 
 def weight_stem(part: str) -> str:
@@ -171,8 +269,7 @@ def open_weights(
 
 def _safety(folder: Path) -> Safety | None:
     """The safety checker without values, and its preprocessing; None where the checkpoint has none."""
-    entry, part = read_json(folder / "model_index.json").get("safety_checker"), folder / "safety_checker"
-    name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+    name, part = entry(read_json(folder / "model_index.json"), _CHECKER), folder / _CHECKER
     if name is None:
         return None
     if not part.is_dir():
@@ -193,7 +290,7 @@ def _safety(folder: Path) -> Safety | None:
 def checkpoint_folder(
     source: str | Path, *, revision: str | None = None, variant: str | None = None, without: Sequence[str] = ()
 ) -> Path:
-    """The folder of a Stable Diffusion checkpoint, fetched from the hub where the source is no folder.
+    """The folder of a checkpoint, fetched from the hub where the source is no folder.
 
     Args:
         source, revision, variant: as of `load`.
@@ -212,9 +309,12 @@ def checkpoint_folder(
     if not folder.exists() and hub.is_id(source):
         # One commit for all: its index first, which says whether the rest is worth fetching.
         folder = hub.fetch(source, ["model_index.json"], revision)
-        _check_kind(folder)
-        parts = [part for part in (*_KINDS, _CHECKER) if part not in without]
+        kind = kind_of(folder)
+        parts = [part for part in (*_parts(folder), _CHECKER) if part not in without]
+        if has_other_checker(folder):
+            parts = [part for part in parts if part != _CHECKER]
         files = ["tokenizer/*", "scheduler/*.json", "feature_extractor/*.json", *(f"{p}/config.json" for p in parts)]
+        files += [f"{kind.noising}/*.json"] if kind.noising else []
         weights = {part: [*weight_files(weight_stem(part), variant), *orbax.FILES] for part in parts}
         files += [f"{part}/{file}" for part in parts for file in weights[part]]
         folder = hub.fetch(source, ["model_index.json", *files], folder.name)
@@ -233,38 +333,20 @@ def checkpoint_folder(
             f"{folder} is no folder; give one in diffusers layout (with model_index.json, unet, vae, text_encoder,"
             " tokenizer and scheduler), or owner/name on the hub, with revision= for a branch or commit"
         )
-    _check_kind(folder)
-    for part in _KINDS:
+    for part in _parts(folder):
         if part not in without and not (folder / part).is_dir():
             raise CheckpointError(f"{folder} has no folder {part}; is it a whole checkpoint?")
     return folder
 
 
-def _check_kind(folder: Path) -> None:
-    index = folder / "model_index.json"
-    if not index.is_file():
-        hint = (
-            "; it looks like one part of a checkpoint, give the folder above"
-            if (folder / "config.json").is_file()
-            else ""
-        )
-        raise CheckpointError(f"{folder} has no model_index.json, so it is no checkpoint in diffusers layout{hint}")
-    entries = read_json(index)
-    if "text_encoder_2" in entries:
-        raise CheckpointError(
-            f"{folder} is a {entries.get('_class_name')} with two text encoders, expected Stable Diffusion 1.x or 2.x"
-        )
-    for part, kind in _KINDS.items():
-        found = entries.get(part)
-        found = found[1] if isinstance(found, list) and len(found) == 2 else None
-        if found != kind.__name__:
-            raise CheckpointError(
-                f"{folder} is a {entries.get('_class_name')} whose {part} is {found or 'missing'}; expected Stable"
-                f" Diffusion 1.x or 2.x, with {kind.__name__} in the folder {part}"
-            )
+def _parts(folder: Path) -> list[str]:
+    """The networks that a checkpoint should have folders of."""
+    kind, index = kind_of(folder), read_json(folder / "model_index.json")
+    return [part for part in kind.parts if part not in optional(kind) or entry(index, part) is not None]
 
 
-def _dtype(dtype: DTypeLike | None, where: Devices) -> np.dtype:
+def pick_dtype(dtype: DTypeLike | None, where: Devices) -> np.dtype:
+    """A dtype of networks, or in place of None that of the devices; ValueError for others."""
     if dtype is None:
         platform = where.devices[0].platform
         old = platform == "gpu" and not all(map(_is_ampere, where.devices))

@@ -1,95 +1,98 @@
 """Prompts to pictures: the `Pipeline` that `sega_jax.load` makes.
 
-The way of a call: arguments -> rows (`sega_jax.rows`) -> the compiled programs of
-`sega_jax.systems.stable_diffusion`, whose loop is `sega_jax.sample.sample` -> pictures.
+The way of a call: arguments -> rows (`sega_jax.rows`) -> the compiled programs of the checkpoint's system
+(`sega_jax.systems`), whose loop is `sega_jax.sample.sample` -> pictures.
 """
 
-import dataclasses
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from PIL import Image
 
+from sega_jax import small
 from sega_jax.arrays import at_least_float32, floating, is_finite
+from sega_jax.chunks import CHUNK, Chunks, enough_memory
 from sega_jax.components import as_scheduler
+from sega_jax.embeddings import Embeddings
 from sega_jax.guidance import SEMANTICS, SUPPORTS, Edits
+from sega_jax.output import OUTPUTS, Output
 from sega_jax.parallel import Devices
 from sega_jax.progress import bar
 from sega_jax.rows import EditLike, Rows, Text, number, prepare, whole
 from sega_jax.safety import Safety
 from sega_jax.sample import Carry
 from sega_jax.schedules import Row, Scheduler
-from sega_jax.systems import stable_diffusion as system
-from sega_jax.systems.stable_diffusion import Method, Models, Record, Settings
-from sega_jax.text import Tokenizer
+from sega_jax.sizes import shape_from, state_shape
+from sega_jax.small import Noising
+from sega_jax.systems import common, deepfloyd, stable_diffusion
+from sega_jax.systems.common import Method, Record, Settings, Small
+from sega_jax.text import T5Tokenizer, Tokenizer
 
-OUTPUTS = ("pil", "uint8", "float", "latent")
-
-# Rows of the schedule in one call of `advance`, which compiles for this number.
-_CHUNK = 64
-# Texts in one call of `encode`, and how many embeddings are remembered.
-_BLOCK, _REMEMBERED = 8, 256
-# Seconds of work handed to the devices at once: how often the progress bar moves and Ctrl-C is heard.
-_PATIENCE = 0.5
+Models = stable_diffusion.Models | deepfloyd.Models
+_SYSTEMS = {system.Models: system for system in (stable_diffusion, deepfloyd)}
 
 
-@dataclasses.dataclass
-class Output:
-    """What a call made, one entry per picture, prompt by prompt.
+class _Plan(NamedTuple):
+    """A call whose arguments make sense."""
 
-    Attributes:
-        images: PIL pictures; uint8 or float32 arrays [pictures, height, width, 3] (floats in [0, 1]); or
-            latents [pictures, height / f, width / f, channels] in float32. A picture that is not finite
-            is None, black, or NaN; one that is flagged is black.
-        finite: bool [pictures], False where NaN or infinity came up; a warning said so, too.
-        seeds: the integer seed of each picture; None where a key was given.
-        record: with `record=True` every call's predictions and semantic guidance, arrays
-            [pictures, calls, ...]; else None.
-        flagged: bool [pictures], True where the safety checker found what it looks for; a warning said so, too.
-            None where the pipeline has no safety checker, and for latents, which are not checked.
-    """
+    rows: Rows
+    latents: np.ndarray | None  # in the loop's dtype
+    shape: tuple[int, int, int]  # of a row's state
+    table: Row
+    settings: Settings
+    method: Method
+    output: str
+    callback: Callable[[int, float, np.ndarray], Any] | None
+    callback_steps: int
+    progress: bool | None
 
-    images: list[Image.Image | None] | np.ndarray
-    finite: np.ndarray
-    seeds: list[int] | None
-    record: Record | None = None
-    flagged: np.ndarray | None = None
+
+class _Usual:
+    def __repr__(self) -> str:
+        return "as usual"
+
+
+USUAL = _Usual()
 
 
 class Pipeline:
-    """A loaded checkpoint. Call it with a prompt and edits; `load` makes it.
+    """A loaded checkpoint of Stable Diffusion, its x4 upscaler, or a stage of DeepFloyd-IF. Call it with a prompt and
+    edits; `load` makes it.
 
     Compiled once for a batch size, picture size, number of concepts and choice of semantics, support and
     recording; all numbers, seeds and words may change from call to call at no cost. Rows are spread over
     the devices: fewer pictures than devices leave some of them idle, so ask for several seeds at once.
 
-    `safety` is the checkpoint's safety checker; `pipe.safety = None` turns it off.
+    `safety` is the checkpoint's safety checker; `pipe.safety = None` turns it off. `noising` is of upscalers: how
+    they noise the small pictures.
     """
 
     def __init__(
         self,
         models: Models,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | T5Tokenizer | None,
         scheduler: Scheduler,
         devices: Devices,
         safety: Safety | None = None,
+        noising: Noising | None = None,
     ):
         if not isinstance(models, Models):
             raise TypeError(f"models={type(models).__name__} should be the Models of another pipeline (pipe.models)")
         if not (safety is None or isinstance(safety, Safety)):
             raise TypeError(f"safety={safety!r} should be another pipeline's (pipe.safety), or None")
         self.devices = devices if isinstance(devices, Devices) else Devices(devices)
-        self._models = Models.build(*models)
+        self._system = _SYSTEMS[type(models)]
+        self._models = models.build(*models)
+        self._check_noising(self._models, noising)
         self.tokenizer = tokenizer
         self._scheduler = as_scheduler(scheduler)
         self.safety = safety
-        self._pace: dict[tuple, float] = {}
-        self._embeddings: dict[bytes, np.ndarray] = {}
+        self.noising = noising
+        self._chunks = Chunks()
+        self._embeddings = Embeddings(self._system.encode, self.devices)
 
     @property
     def components(self) -> dict[str, Any]:
@@ -101,6 +104,7 @@ class Pipeline:
             "scheduler": self.scheduler,
             "devices": self.devices,
             "safety": self.safety,
+            "noising": self.noising,
         }
 
     @property
@@ -110,10 +114,19 @@ class Pipeline:
 
     @models.setter
     def models(self, models: Models) -> None:
-        if not isinstance(models, Models):
+        if not isinstance(models, type(self._models)):
             raise TypeError(f"models={type(models).__name__} should be Models, as pipe.models._replace(unet=...)")
-        self._models = Models.build(*self.devices.place(models))
+        built = models.build(*self.devices.place(models))
+        self._check_noising(built, self.noising)
+        self._models = built
         self._embeddings.clear()
+
+    @staticmethod
+    def _check_noising(models: Models, noising: Noising | None) -> None:
+        if (noising is None) == bool(models.sizes.enlarges):
+            raise TypeError(
+                f"noising={noising!r} should be another pipeline's (pipe.noising) for an upscaler, else None"
+            )
 
     @property
     def dtype(self) -> np.dtype:
@@ -137,8 +150,11 @@ class Pipeline:
         *,
         negative_prompt: Text | Sequence[Text] | None = None,
         images_per_prompt: int = 1,
-        steps: int = 50,
-        guidance_scale: float | Sequence[float] = 7.5,
+        image: Any = None,
+        noise_level: int | Sequence[int] | None = None,
+        noise_anew: bool = False,
+        steps: int | str | Sequence[int] = USUAL,
+        guidance_scale: float | Sequence[float] = USUAL,
         eta: float | Sequence[float] = 0.0,
         seed: int | Sequence[int] | None = None,
         key: jax.Array | None = None,
@@ -165,13 +181,23 @@ class Pipeline:
             edits: words and `Edit`s for every row; or a list of such lists, one for each prompt or picture.
             negative_prompt: what to stay away from, one for all or one each.
             images_per_prompt: pictures of each prompt, from different seeds.
-            steps: of the solver, 1 to the training's (1000); or timesteps, as `Scheduler.table` takes them.
-            guidance_scale: s of u + s (p - u), one for all or one each; 1 is no classifier-free guidance.
+            image: the small picture that an upscaler enlarges, and no other pipeline takes, one for all or one each:
+                of PIL; or an array [height, width, 3] of uint8, or of floats in [0, 1]. DeepFloyd-IF's second stage
+                makes it 4 times larger, the x4 upscaler by its autoencoder's factor, which is 4, too.
+            noise_level: how much noise is put on it, a timestep of that noise's training; one for all or one each.
+                None is the system's usual one.
+            noise_anew: whether that noise is another one at every call, as in DeepFloyd-IF's own code, or the same, as
+                in diffusers.
+            steps: of the solver, 1 to the training's (1000); or timesteps, as `Scheduler.table` takes them. Usual are
+                50 for Stable Diffusion, 75 for its upscaler, 100 and 50 for DeepFloyd-IF's two stages.
+            guidance_scale: s of u + s (p - u), one for all or one each; 1 is no classifier-free guidance. Usual are
+                7.5, 9, 7 and 4.
             eta: DDIM's share of fresh noise in [0, 1], one for all or one each; PNDM has none.
             seed: s, meaning s, s + 1, ... for several pictures, or a list with one each; 0 by default.
             key: a JAX key in place of a seed, into which every row folds its number.
             latents: the initial noise, [pictures, height / f, width / f, channels], in place of the seed's.
-            height, width: in pixels, multiples of the checkpoint's factor f; its own size by default.
+            height, width: in pixels, multiples of the checkpoint's factor f; its own size by default. f is 1 for
+                DeepFloyd-IF, where they are multiples of what its UNet halves.
             momentum_scale, momentum_beta: s_m and beta in [0, 1] of edits that name none.
             semantics, support: see `sega_jax.guidance.sega`.
             replay: guidance to add, recorded before, in any floating dtype: one for all pictures,
@@ -193,7 +219,10 @@ class Pipeline:
         if callback is not None and not callable(callback):
             raise TypeError(f"callback={callback!r} should be a function of call, timestep and latents")
         whole("callback_steps", callback_steps, 1)
-        shape = self.latent_shape(height, width)
+        images = self._small(image)
+        shape = shape_from(self.models.sizes, height, width, None if images is None else images.shape[1:3])
+        steps = self.models.usual.steps if steps is USUAL else steps
+        guidance_scale = self.models.usual.guidance_scale if guidance_scale is USUAL else guidance_scale
         table = self.scheduler.table(steps)
         rows = prepare(
             prompt,
@@ -205,12 +234,16 @@ class Pipeline:
             latents=latents,
             guidance_scale=guidance_scale,
             eta=eta,
+            image=images,
+            noise_level=self.models.usual.noise_level if noise_level is None else noise_level,
+            most_noise=None if self.noising is None else self.noising.most,
             shape=shape,
             calls=len(table.call),
             semantics=semantics,
             strict=strict,
         )
-        if self.scheduler.options.get("variance_type") == "learned_range":
+        predicts_variance = self.models.unet.config.out_channels > shape[2]
+        if self.scheduler.options.get("variance_type") == "learned_range" and not predicts_variance:
             raise ValueError(
                 f"{self.scheduler.name}: variance_type='learned_range' is of networks that predict their variance,"
                 " which this one does not; give 'fixed_small'"
@@ -224,24 +257,32 @@ class Pipeline:
         momentum_beta = number("momentum_beta", momentum_beta, 0, 1)
         stacked = Edits.stack(rows.edits, momentum_scale=momentum_scale, momentum_beta=momentum_beta)
         replay = _replayed(replay, len(rows), shape, self._wide)
-        n = stacked.scale.shape[1]
-        text = self._text(rows, n)
-
-        settings = Settings(rows.keys, rows.guidance_scale, rows.eta, stacked if n else None, replay)
-        settings, text = self.devices.split((settings, text))
-        method = Method(self.scheduler.solver, semantics, support, record)
-        start = self.devices.map(system.start, (0, 0, None), shape=shape, method=method, dtype=self._wide)
+        noisy = None if images is None else self._noised(rows, noise_anew)
+        settings = Settings(
+            rows.keys, rows.guidance_scale, rows.eta, stacked if stacked.scale.size else None, replay, noisy
+        )
         latents = None if rows.latents is None else _cast("latents", rows.latents, self._wide)
-        first = start(settings, self.devices.split(latents), table.initial_scale[0])
-        every = None if callback is None else callback_steps
+        method = Method(self.scheduler.solver, semantics, support, record)
+        return self._run(
+            _Plan(rows, latents, shape, table, settings, method, output, callback, callback_steps, progress)
+        )
+
+    def _run(self, plan: "_Plan") -> Output:
+        rows, table, method = plan.rows, plan.table, plan.method
+        n = 0 if plan.settings.edits is None else plan.settings.edits.scale.shape[1]
+        settings, text = self.devices.split((plan.settings, self._text(rows, n)))
+        start = self.devices.map(self._system.start, (0, 0, None), shape=plan.shape, method=method, dtype=self._wide)
+        first = start(settings, self.devices.split(plan.latents), table.initial_scale[0])
+        every = 0 if plan.callback is None else plan.callback_steps
         parts = []
-        with bar(len(table.call), "call", progress) as shown:
+        with bar(len(table.call), "call", plan.progress) as shown:
             for done, carry, part in self._advance(text, first, table, settings, method, every):
                 parts.append(part)
                 shown.update(done - shown.n)
-                if every is not None and (done - 1) % every == 0:
-                    callback(done - 1, float(table.timestep[done - 1]), self.devices.gather(carry.x, len(rows)))
-        return self._finish(carry.x, parts, rows, output)
+                if every and (done - 1) % every == 0:
+                    x = self.devices.gather(carry.x, len(rows))
+                    plan.callback(done - 1, float(table.timestep[done - 1]), x)
+        return self._finish(carry.x, parts, rows, plan.output)
 
     @property
     def _wide(self) -> np.dtype:
@@ -251,87 +292,90 @@ class Pipeline:
         """(height, width, channels) of the latents of a picture of this size in pixels.
 
         Raises:
-            TypeError, ValueError: a size that is not a positive multiple of the checkpoint's factor.
+            TypeError, ValueError: a size that is not a positive multiple of the checkpoint's factor, or none where
+                the small picture says it.
         """
-        net, auto = self.models.unet.config, self.models.vae.config
-        default = net.sample_size if isinstance(net.sample_size, tuple) else (net.sample_size,) * 2
-        sizes = []
-        for name, value, latent in zip(("height", "width"), (height, width), default, strict=True):
-            value = latent * auto.factor if value is None else whole(name, value, 1)
-            if value % auto.factor:
-                near = max(value // auto.factor, 1) * auto.factor
-                raise ValueError(
-                    f"{name}={value} is not a multiple of {auto.factor}, this checkpoint's factor; try {near}"
-                )
-            sizes.append(value // auto.factor)
-        return (*sizes, net.in_channels)
+        return state_shape(self.models.sizes, height, width)
+
+    def _small(self, image: Any) -> np.ndarray | None:
+        """The small pictures as they are given, [pictures, height, width, 3] in [-1, 1]; None for none."""
+        if not self.models.sizes.enlarges:
+            if image is not None:
+                raise ValueError("image is what upscalers take, and this checkpoint is none; leave it out")
+            return None
+        if image is None:
+            raise ValueError("image=None should be the small picture that this upscaler makes larger")
+        return small.read(image)
+
+    def _noised(self, rows: Rows, anew: bool) -> Small:
+        if not isinstance(anew, bool | np.bool_):
+            raise TypeError(f"noise_anew={anew!r} should be True or False")
+        signal, noise = self.noising.scheduler.shares(rows.levels)
+        return Small(rows.images.astype(self._wide), rows.levels, signal, noise, np.full(len(rows), anew))
 
     def encode(self, texts: str | Sequence[str]) -> np.ndarray:
         """Embeddings [texts, tokens, channels] of texts, in the networks' dtype; remembered by tokens.
 
         Raises:
             TypeError: it is not words or a non-empty list of them.
+            ValueError: there is no text encoder.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts or not all(isinstance(text, str) for text in texts):
             raise TypeError(f"texts={texts!r} should be words or a non-empty list of them")
-        ids = self.tokenizer(texts)
-        new = list({row.tobytes(): row for row in ids if row.tobytes() not in self._embeddings}.items())
-        program = self.devices.map(system.encode, None)
-        found = {}
-        for i in range(0, len(new), _BLOCK):
-            block = new[i : i + _BLOCK]
-            padded = np.stack([row for _, row in block] + [block[0][1]] * (_BLOCK - len(block)))
-            hidden = np.asarray(program(self.models.text_encoder, padded))
-            found |= {name: vector for (name, _), vector in zip(block, hidden, strict=False)}
-        found |= {row.tobytes(): self._embeddings[row.tobytes()] for row in ids if row.tobytes() in self._embeddings}
-        self._embeddings |= found
-        while len(self._embeddings) > _REMEMBERED:
-            del self._embeddings[next(iter(self._embeddings))]
-        return np.stack([found[row.tobytes()] for row in ids])
+        self._check_reads(texts)
+        return self._embeddings(self.models.text_encoder, self.tokenizer, texts)
+
+    def _check_reads(self, words: Sequence[str]) -> None:
+        if words and (self.models.text_encoder is None or self.tokenizer is None):
+            raise ValueError(
+                f"{words[0][:40]!r} cannot be read: this pipeline has no text encoder. Give embeddings, as `encode` of"
+                " another stage makes them, for all words (also negative_prompt), or load it with its text encoder"
+            )
 
     def _text(self, rows: Rows, n: int) -> np.ndarray:
         """Embeddings [rows, 2 + n, tokens, channels]; concepts that pad a row are empty words."""
-        scale = self.models.text_encoder.final_layer_norm.scale
-        shape = (self.tokenizer.length, *scale.shape)
+        reads = self.models.text_encoder is not None
         branches = [
             branch
             for prompt, negative, edits in zip(rows.prompts, rows.negatives, rows.edits, strict=True)
-            for branch in (negative, prompt, *(edit.concept for edit in edits), *[""] * (n - len(edits)))
+            for branch in (
+                negative,
+                prompt,
+                *(edit.concept for edit in edits),
+                *["" if reads else negative] * (n - len(edits)),
+            )
         ]
+        words = list(dict.fromkeys(branch for branch in branches if isinstance(branch, str)))
+        self._check_reads(words)
+        net = self.models.unet.config
+        given = next((branch.shape[0] for branch in branches if not isinstance(branch, str)), 0)
+        tokens = given if self.tokenizer is None else self.tokenizer.length
+        shape = (tokens, net.encoder_hid_dim or net.level("cross_attention_dim", 0))
         for branch in branches:
             if not isinstance(branch, str) and branch.shape != shape:
                 raise ValueError(f"an embedding has shape {branch.shape}, expected {shape} (tokens, channels)")
-        words = list(dict.fromkeys(branch for branch in branches if isinstance(branch, str)))
-        hidden = dict(zip(words, self.encode(words), strict=True)) if words else {}
-        text = [hidden[b] if isinstance(b, str) else b.astype(scale.dtype) for b in branches]
+        encoder = self.models.text_encoder, self.tokenizer
+        hidden = dict(zip(words, self._embeddings(*encoder, words), strict=True)) if words else {}
+        text = [(hidden[b] if isinstance(b, str) else b).astype(self.dtype, copy=False) for b in branches]
         return np.stack(text).reshape(len(rows), 2 + n, *shape)
 
     def _advance(
-        self, text: Any, carry: Carry, table: Row, settings: Settings, method: Method, every: int | None
+        self, text: Any, carry: Carry, table: Row, settings: Settings, method: Method, every: int
     ) -> Iterator[tuple[int, Carry, Record | None]]:
-        """Runs the table, some calls at a time: between, the bar moves and an interruption is heard.
+        """Yields the calls done so far, the carry and the record of the last ones; with `every`, after call 0 and
+        every so many after it, too."""
+        program = self.devices.map(self._system.advance, (None, 0, 0, None, 0), method=method)
+        structure = jax.tree.structure((table, settings))
+        situation = (method, text.shape, carry.x.shape, structure)
 
-        Yields the calls done so far, the carry and the record of the last ones; with `every`, after call 0
-        and every so many after it, too.
-        """
-        program = self.devices.map(system.advance, (None, 0, 0, None, 0), method=method)
-        situation = (method, text.shape, carry.x.shape, settings.replay is None, jax.tree.structure(table))
-        calls, done = len(table.call), 0
-        while done < calls:
-            known = situation in self._pace
-            live = int(_PATIENCE / self._pace[situation]) if known else 1
-            live = min(max(live, 1), _CHUNK, calls - done)
-            live = live if every is None else min(live, -done % every + 1)
-            began = time.perf_counter()
-            with _enough_memory(text.shape):
-                carry, record = program(self.models.unet, text, carry, _chunk(table, done, live), settings)
-                _wait(carry)
-            # The first call of a program may have compiled: it says nothing about the pace.
-            if known or done:
-                self._pace[situation] = (time.perf_counter() - began) / live
-            done += live
-            yield done, carry, _calls(self.devices.gather(record), live)
+        def call(carry, chunk):
+            with enough_memory(text.shape):
+                return program(self.models.unet, text, carry, chunk, settings)
+
+        for done, live, now, record in self._chunks.run(call, carry, table, situation, every):
+            # Still with the rows that fill the devices up.
+            yield done, now, jax.tree.map(lambda leaf, live=live: leaf[:, :live], self.devices.gather(record))
 
     def _finish(self, x: Any, parts: Sequence[Record | None], rows: Rows, output: str) -> Output:
         record = jax.tree.map(lambda *leaves: np.concatenate(leaves, 1)[: len(rows)], *parts)
@@ -340,77 +384,42 @@ class Pipeline:
             images = self.devices.gather(x, len(rows))
             finite = np.isfinite(images).all((1, 2, 3))
         else:
-            program = self.devices.map(system.decode, (None, 0))
-            with _enough_memory(x.shape):
-                images, finite = self.devices.gather(program(self.models.vae, x), len(rows))
+            decode = self.devices.map(self._system.decode, (None, 0))
+            with enough_memory(x.shape):
+                floats, whole = decode(self.models.decoder, x)
+                # On the devices, which is quicker, and a quarter of the bytes to fetch.
+                images = self.devices.map(common.as_bytes, (0, 0))(floats, whole)
+                images, finite = self.devices.gather((images, whole), len(rows))
             if self.safety is not None:
                 flagged = self._check(images, finite)
+            if output == "float":
+                images = np.where(finite[:, None, None, None], self.devices.gather(floats, len(rows)), np.nan)
+            if flagged is not None:
                 images = np.where(flagged[:, None, None, None], 0, images)
         if not finite.all():
             warnings.warn(
                 f"pictures {np.flatnonzero(~finite).tolist()} came out as NaN or infinite and are not shown; smaller"
                 " scales, or dtype float32 or bfloat16, may help",
                 RuntimeWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
         if flagged is not None and flagged.any():
             warnings.warn(
                 f"the safety checker flagged pictures {np.flatnonzero(flagged).tolist()}, which are returned black;"
                 " another prompt or seed may help",
-                stacklevel=3,
+                stacklevel=4,
             )
-        if output in ("pil", "uint8"):
-            images = _bytes(images, finite)
-        elif output == "float":
-            images = np.where(finite[:, None, None, None], images, np.nan)
         if output == "pil":
             images = [Image.fromarray(i) if good else None for i, good in zip(images, finite, strict=True)]
         return Output(images, finite, rows.seeds, record, flagged)
 
     def _check(self, images: np.ndarray, finite: np.ndarray) -> np.ndarray:
-        """Whether the safety checker flags each picture of [pictures, height, width, 3]; none that is not finite."""
-        pixels = self.devices.split(self.safety.feature_extractor(_bytes(images, finite)))
-        program = self.devices.map(system.check, (None, 0))
-        with _enough_memory(pixels.shape):
+        """Whether the safety checker flags each of uint8 pictures [pictures, height, width, 3]; none that is not
+        finite."""
+        pixels = self.devices.split(self.safety.feature_extractor(images))
+        program = self.devices.map(stable_diffusion.check, (None, 0))
+        with enough_memory(pixels.shape):
             return self.devices.gather(program(self.safety.checker, pixels), len(images)) & finite
-
-
-def _bytes(images: np.ndarray, finite: np.ndarray) -> np.ndarray:
-    """Float pictures in [0, 1] as uint8, black where they are not finite."""
-    return (np.where(finite[:, None, None, None], images, 0) * 255).round().astype(np.uint8)
-
-
-def _chunk(table: Row, start: int, live: int) -> Row:
-    """Rows of the table from `start`, filled up to a chunk by copies of the last that are not live."""
-    index = np.minimum(start + np.arange(_CHUNK), start + live - 1)
-    return jax.tree.map(lambda column: column[index], table)._replace(live=np.arange(_CHUNK) < live)
-
-
-def _calls(record: Record | None, live: int) -> Record | None:
-    """The record of a chunk without its filling, still with the rows that fill the devices up."""
-    return jax.tree.map(lambda leaf: leaf[:, :live], record)
-
-
-def _wait(arrays: Any) -> None:
-    """Until the devices are done, also when interrupted: to end the process while they work is to crash."""
-    try:
-        jax.block_until_ready(arrays)
-    except KeyboardInterrupt:
-        jax.block_until_ready(arrays)
-        raise
-
-
-@contextmanager
-def _enough_memory(shape: tuple[int, ...]) -> Iterator[None]:
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise MemoryError(
-            f"the device's memory does not hold this batch, {shape} (rows first); ask for fewer pictures or"
-            " concepts at once, a smaller size, or load with dtype bfloat16"
-        ) from error
 
 
 def _cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -434,4 +443,4 @@ def _replayed(replay: Any, rows: int, shape: tuple[int, int, int], dtype: np.dty
         )
     replay = np.broadcast_to(_cast("replay", replay, dtype), (rows, *replay.shape[1:]))
     # Zeros add nothing, and records of other lengths then share a program.
-    return np.pad(replay, ((0, 0), (0, -replay.shape[1] % _CHUNK), (0, 0), (0, 0), (0, 0)))
+    return np.pad(replay, ((0, 0), (0, -replay.shape[1] % CHUNK), (0, 0), (0, 0), (0, 0)))

@@ -28,6 +28,8 @@ class Rows(NamedTuple):
     latents: np.ndarray | None  # float [rows, height, width, channels]
     guidance_scale: np.ndarray  # float [rows]
     eta: np.ndarray  # float [rows]
+    images: np.ndarray | None = None  # float [rows, height, width, 3] in [-1, 1], of upscalers
+    levels: np.ndarray | None = None  # int32 [rows], of the noise on them
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -48,8 +50,12 @@ def prepare(
     calls: int,
     semantics: str,
     strict: bool,
+    image: np.ndarray | None = None,
+    noise_level: int | Sequence[int] | None = None,
+    most_noise: int | None = None,
 ) -> Rows:
-    """Checks and spreads; `shape` is that of one row's latents, `calls` the number of model calls.
+    """Checks and spreads; `shape` is that of one row's latents, `calls` the number of model calls, `image`
+    [1 or entries, height, width, 3] and `most_noise` the highest `noise_level`, both None but for upscalers.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, number, shape or range; with `strict`, also
@@ -84,6 +90,8 @@ def prepare(
         latents=_latents(latents, total, shape),
         guidance_scale=_numbers("guidance_scale", guidance_scale, total, spread, -math.inf, math.inf),
         eta=_numbers("eta", eta, total, spread, 0, 1),
+        images=None if image is None else np.stack(list(image) * total if len(image) == 1 else spread("image", image)),
+        levels=_levels(noise_level, most_noise, total, spread),
     )
 
 
@@ -230,6 +238,16 @@ def _numbers(
     if (isinstance(value, Sequence) and not isinstance(value, str)) or getattr(value, "ndim", 0) == 1:
         return np.asarray(spread(name, [number(name, v, low, high) for v in value]))
     return np.full(total, number(name, value, low, high))
+
+
+def _levels(level: Any, most: int | None, total: int, spread: Callable[[str, Sequence], list]) -> np.ndarray | None:
+    if most is None:
+        if level is not None:
+            raise ValueError(f"noise_level={_show(level)} is of upscalers, and this checkpoint is none; leave it out")
+        return None
+    several = isinstance(level, list | tuple) or getattr(level, "ndim", 0) == 1
+    levels = [whole("noise_level", one, 0, most) for one in (level if several else [level])]
+    return np.asarray(spread("noise_level", levels) if several else levels * total, np.int32)
 
 
 def _show(value: Any) -> str:

@@ -4,8 +4,8 @@
     update(x, state, estimate, aux, row, draw) -> (x, state)
 
 `estimate` is the guided network output, `aux` what a prediction carries besides, `row` a row of the table
-of `sega_jax.schedules`, and `draw(shape)` the standard normal noise of this call. States and
-coefficients are in the dtype of x, float32 or wider.
+of `sega_jax.schedules`, and `draw(shape)` the standard normal noise of this call; of `renoise`, whose x is
+tokens, it is `Chances`. States and coefficients are in the dtype of x, float32 or wider.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+CHOICES = ("sample", "argmax", "nearest")
 
 Draw = Callable[[tuple[int, ...]], jax.Array]
 
@@ -83,6 +85,62 @@ def multistep(eta: Any = 0.0, *, memory: int = 3) -> Solver:
         return new + noise, MultistepState(start, kept)
 
     return Solver(init, update)
+
+
+class Chances(NamedTuple):
+    """What `renoise` draws at a call."""
+
+    gumbel: jax.Array  # [batch, *space, labels], standard Gumbel
+    uniform: jax.Array  # [batch, *space], in [0, 1)
+
+
+def renoise(eta: Any = 0.0, *, choice: str = "sample", codebook: jax.Array | None = None) -> Solver:
+    """Paella's sampler (Rampas et al. 2022), on a grid of tokens that starts at random.
+
+    Every position takes a token by softmax(logits / temperature), and then a share of them, at random, the token
+    that it started from: the grid at the start is kept, as in the published code, not drawn anew. x is int32
+    [batch, *space], the estimate are logits [batch, *space, labels], float32 or wider.
+
+    Args:
+        choice: "sample" draws a token, "argmax" takes the likeliest, "nearest" that whose entry of the codebook is
+            nearest to the expected entry.
+        codebook: [labels, channels], for "nearest".
+
+    Raises:
+        ValueError: an unknown choice, or "nearest" without a codebook.
+    """
+    del eta
+    if choice not in CHOICES:
+        raise ValueError(f"choice={choice!r} should be one of {', '.join(CHOICES)}")
+    if choice == "nearest" and codebook is None:
+        raise ValueError("choice='nearest' needs the codebook [labels, channels] of the tokens")
+
+    def init(x):
+        return x
+
+    def update(x, start, estimate, aux, row, draw):
+        del aux
+        chances = draw(estimate.shape)
+        logits = estimate / jnp.asarray(row.solver.temperature).astype(estimate.dtype)
+        if choice == "sample":
+            drawn = jnp.argmax(logits + chances.gumbel.astype(logits.dtype), -1)
+        elif choice == "argmax":
+            drawn = jnp.argmax(logits, -1)
+        else:
+            codes = codebook.astype(logits.dtype)
+            expected = jnp.tensordot(jax.nn.softmax(logits, -1), codes, 1, precision="highest")
+            drawn = jnp.argmin(_distances(expected, codes), -1)
+        noise = jnp.asarray(row.solver.noise).astype(chances.uniform.dtype)
+        back = row.solver.renoises & (chances.uniform <= noise)
+        return jnp.where(back, start, drawn.astype(x.dtype)), start
+
+    return Solver(init, update)
+
+
+def _distances(points: jax.Array, codes: jax.Array) -> jax.Array:
+    """Of points [..., channels] from codes [labels, channels], squared and less what all codes share."""
+    lengths = (codes**2).sum(-1).reshape((1,) * (points.ndim - 1) + (-1,))
+    return lengths - 2 * jnp.tensordot(points, codes.T, 1, precision="highest")
 
 
 def _bounded(x: jax.Array, coefficients: Any) -> jax.Array:

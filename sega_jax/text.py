@@ -1,8 +1,10 @@
-"""Words to tokens, by the tokenizer that a checkpoint ships."""
+"""Words to tokens, by the tokenizers that checkpoints ship."""
 
 import warnings
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,11 +54,70 @@ class Tokenizer:
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """int32 ids [texts, length], padded; longer texts keep their end token and a warning has the rest."""
         ids = self._tokenizer(list(texts), padding="max_length", max_length=self.length, truncation=True).input_ids
-        for text, whole in zip(texts, self._tokenizer(list(texts), verbose=False).input_ids, strict=True):
-            if len(whole) > self.length:
-                cut = self._tokenizer.decode(whole[self.length - 1 : -1])
-                warnings.warn(
-                    f"the text encoder reads {self.length} tokens; cut from the end of {text[:40]!r}: {cut!r}",
-                    stacklevel=5,
-                )
+        _warn_of_cuts(self._tokenizer, texts, self.length)
         return np.asarray(ids, np.int32)
+
+
+class T5Tokenizer:
+    """T5's tokenizer from a folder, as DeepFloyd-IF uses it: lower case, 77 tokens, padding that is masked.
+
+    Args:
+        folder: holds tokenizer.json, or spiece.model, which needs the extra "if".
+        vocabulary: the number of the text encoder's embeddings.
+
+    Raises:
+        CheckpointError: missing or broken files, or tokens that the text encoder does not have.
+    """
+
+    length = 77
+
+    def __init__(self, folder: Path, vocabulary: int):
+        from transformers import T5Tokenizer
+
+        if not any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model")):
+            raise CheckpointError(f"{folder} has neither tokenizer.json nor spiece.model; is it a whole checkpoint?")
+        missing = [name for name in ("google.protobuf", "sentencepiece") if not _is_installed(name)]
+        if missing and not (folder / "tokenizer.json").is_file():
+            raise CheckpointError(
+                f'{folder / "spiece.model"} cannot be read without {" and ".join(missing)}: pip install "sega_jax[if]"'
+            )
+        try:
+            self._tokenizer = T5Tokenizer.from_pretrained(folder, local_files_only=True)
+            special = [getattr(self._tokenizer, f"{name}_token_id") for name in ("eos", "pad")]
+            ends = self._tokenizer("").input_ids
+            last = max(self._tokenizer.get_vocab().values())
+        except Exception as error:  # the library raises anything from KeyError to its own
+            raise CheckpointError(f"{folder} holds no readable T5 tokenizer ({error})") from None
+        if ends != special[:1]:
+            raise CheckpointError(
+                f"{folder}: the tokenizer makes {ends} of no words, expected its end token {special[0]}"
+            )
+        if last >= vocabulary:
+            raise CheckpointError(
+                f"{folder}: the tokenizer's last token is of number {last}, the text encoder has {vocabulary}; do the"
+                " two folders belong together?"
+            )
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """int32 ids and mask [texts, 2, length], 0 for padding; longer texts keep their end token and a warning has
+        the rest."""
+        texts = [text.lower().strip() for text in texts]
+        made = self._tokenizer(texts, padding="max_length", max_length=self.length, truncation=True)
+        _warn_of_cuts(self._tokenizer, texts, self.length)
+        return np.stack([np.asarray(made.input_ids, np.int32), np.asarray(made.attention_mask, np.int32)], 1)
+
+
+def _is_installed(library: str) -> bool:
+    try:
+        return find_spec(library) is not None
+    except ModuleNotFoundError:  # of the package above it
+        return False
+
+
+def _warn_of_cuts(tokenizer: Any, texts: Sequence[str], length: int) -> None:
+    for text, whole in zip(texts, tokenizer(list(texts), verbose=False).input_ids, strict=True):
+        if len(whole) > length:
+            cut = tokenizer.decode(whole[length - 1 : -1])
+            warnings.warn(
+                f"the text encoder reads {length} tokens; cut from the end of {text[:40]!r}: {cut!r}", stacklevel=7
+            )

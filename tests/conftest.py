@@ -1,5 +1,10 @@
 """Settings for every test, made before any device is touched: strictness, and eight devices of one CPU."""
 
+import os
+
+# A program of a test runs a few times: to optimise it by LLVM would take longer. Before JAX reads it.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+
 import jax
 import pytest
 import tiny
@@ -19,8 +24,10 @@ def one_device():
 
 @pytest.fixture(scope="session", autouse=True)
 def _compile_once(tmp_path_factory):
-    """Tests that build the same small program share its compilation."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
+    """Tests that build the same small program share its compilation, in other processes of the same run, too."""
+    run = tmp_path_factory.getbasetemp()
+    run = run.parent if "PYTEST_XDIST_WORKER" in os.environ else run
+    jax.config.update("jax_compilation_cache_dir", str(run / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
@@ -45,6 +52,34 @@ def small_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def small(small_folder, one_device):
     return sega_jax.load(small_folder, devices=one_device)
+
+
+@pytest.fixture(scope="session")
+def stages(tmp_path_factory):
+    """The folders of DeepFloyd-IF's two stages, the second without a text encoder, and of the x4 upscaler."""
+    folder = tmp_path_factory.mktemp("stages")
+    return {
+        "stage1": tiny.stage(folder / "1"),
+        "stage2": tiny.stage(folder / "2", tiny.STAGE_2, text=None),
+        "upscaler": tiny.upscaler(folder / "x4"),
+    }
+
+
+@pytest.fixture(scope="session")
+def first(stages, one_device):
+    return sega_jax.load(stages["stage1"], devices=one_device)
+
+
+@pytest.fixture(scope="session")
+def second(stages, first):
+    """The second stage with the text encoder of the first."""
+    text = {"text_encoder": first.models.text_encoder, "tokenizer": first.tokenizer}
+    return sega_jax.load(stages["stage2"], devices=first.devices, **text)
+
+
+@pytest.fixture(scope="session")
+def upscaler(stages, first):
+    return sega_jax.load(stages["upscaler"], devices=first.devices)
 
 
 @pytest.fixture

@@ -187,6 +187,25 @@ def test_the_safety_checker_comes_along(tmp_path, read):
         assert load_file(back / name)[key].tobytes() == tensor.tobytes()
 
 
+@pytest.mark.parametrize("name", ["stage1", "stage2", "upscaler"])
+def test_stages_there_and_back(stages, tmp_path, read, name):
+    """Of DeepFloyd-IF, the second without a text encoder, and the x4 upscaler, with what noises small pictures."""
+    source = shutil.copytree(stages[name], tmp_path / "source")
+    (source / "safety_checker").mkdir()
+    (source / "safety_checker" / "model.safetensors").write_bytes(b"of another library")
+    index = json.loads((source / "model_index.json").read_text())
+    index["safety_checker"] = ["deepfloyd_if", "IFSafetyChecker"]
+    (source / "model_index.json").write_text(json.dumps(index))
+    middle = convert.convert(source, tmp_path / "orbax")
+    back = convert.convert(middle, tmp_path / "back", to="diffusers")
+    assert tensors(back) == tensors(source)
+    kept = {path: content for path, content in files(source).items() if path.suffix in (".json", ".txt")}
+    assert kept.items() <= files(back).items()
+    assert (back / "safety_checker" / "model.safetensors").read_bytes() == b"of another library"
+    a, b = (read(folder, safety_checker=False) for folder in (source, middle))
+    assert same(a, b)
+
+
 @pytest.mark.parametrize("stored", [np.float32, np.float16, ml_dtypes.bfloat16])
 def test_any_orbax_checkpointer_restores_our_names_and_axes(tmp_path, read, stored):
     import orbax.checkpoint as ocp

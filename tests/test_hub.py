@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 import huggingface_hub
 import numpy as np
 import pytest
+import tiny
 from huggingface_hub import errors
 
 import convert
@@ -103,6 +104,25 @@ def test_of_another_kind_only_the_index_is_fetched(client, repository, tmp_path)
     with pytest.raises(CheckpointError, match="with two text encoders"):
         sega_jax.load(NAME)
     assert fetched(client) == {"model_index.json"}
+
+
+def test_of_a_stage_without_its_text_encoder(client, tmp_path, one_device):
+    """Which is larger than the rest; and without a safety checker that would not be used."""
+    client.folder = tiny.stage(tmp_path / "stage", tiny.STAGE_2, safety=True)
+    (client.folder / "safety_checker").mkdir()
+    (client.folder / "safety_checker" / "model.safetensors").write_bytes(b"x")
+    (client.folder / "safety_checker" / "config.json").write_bytes(b"{}")
+    with pytest.warns(UserWarning, match="safety checker, which is not supported"):
+        sega_jax.load(NAME, text_encoder=False, devices=one_device)
+    face = sega_jax.SemanticIFPipeline.from_pretrained(NAME, text_encoder=None, devices=one_device)
+    assert face.text_encoder is None
+    assert {name for name in fetched(client) if not name.startswith("tokenizer/")} == {
+        "image_noising_scheduler/scheduler_config.json",
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+    }
 
 
 def response(status, code=None):

@@ -21,10 +21,23 @@ FILES, CONVERT = files(sega_jax), files(convert)
 NETWORKS = {"arrays", "nn"}
 METHOD = {"guidance", "schedules", "solvers", "sample"}
 CALLS = NETWORKS | METHOD
-CALLS |= {"checkpoint", "components", "parallel", "progress", "rows", "safety", "systems", "text"}
+CALLS |= {
+    "checkpoint",
+    "chunks",
+    "components",
+    "embeddings",
+    "output",
+    "parallel",
+    "progress",
+    "rows",
+    "safety",
+    "sizes",
+}
+CALLS |= {"small", "systems", "text"}
 # The modules and packages of ours that each may import; what is not here is at the top and may import all.
 ALLOWED = {
     "arrays": set(),
+    "captions": set(),
     "guidance": {"arrays"},
     "schedules": {"schedules"},
     "solvers": set(),
@@ -38,12 +51,19 @@ ALLOWED = {
     "text": {"checkpoint"},
     "vectors": {"arrays"},
     "components": {"checkpoint", "schedules"},
+    "embeddings": {"parallel"},
+    "chunks": {"schedules"},
+    "sizes": {"rows", "systems"},
+    "small": {"arrays", "schedules", "sizes"},
     "hub": {"checkpoint"},
     "rows": {"arrays", "guidance"},
-    "systems": NETWORKS | METHOD,
+    "systems": NETWORKS | METHOD | {"systems"},
     "pipeline": CALLS,
-    "loading": CALLS | {"hub", "orbax", "pipeline"},
-    "faces": CALLS | {"loading", "pipeline"},
+    "output": {"systems"},
+    "kinds": {"checkpoint", "nn", "systems"},
+    "loading": CALLS | {"hub", "kinds", "orbax", "pipeline"},
+    "cascade": CALLS | {"captions", "kinds", "loading", "pipeline"},
+    "faces": CALLS | {"captions", "faces", "loading", "pipeline"},
 }
 LIGHT = ["arrays", "guidance", "schedules", "solvers", "sample", "parallel"]
 

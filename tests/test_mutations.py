@@ -19,6 +19,7 @@ from sega_jax.nn import clip, layers, t5, vae
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig, attention, blocks, embedding, model
 from sega_jax.schedules import alphas, exponential, sigmas
 from sega_jax.schedules import noise as schedule
+from sega_jax.systems import common, deepfloyd
 from sega_jax.systems import stable_diffusion as system
 from sega_jax.text import Tokenizer
 
@@ -90,6 +91,37 @@ def view_small_blocks():
         "t5": (layer, 0.003 * noise(2, 7, 24)),
     }
     return show(lambda blocks: {name: block(*inputs) for name, (block, *inputs) in blocks.items()}, blocks)
+
+
+STAGES = {"stage1": tiny.STAGE_1, "stage2": tiny.STAGE_2}
+
+
+def view_stage(name):
+    """The state that a stage of DeepFloyd-IF, or the x4 upscaler, ends with."""
+    steps, scale, level, betas = cases.STAGES[name]
+    small, shape = None, (8, 8, 3)
+    if name == "upscaler":
+        models, config, tokens, stage = tiny.networks(**tiny.X4), tiny.X4_SCHEDULER, cases.TEXTS["clip"][0], system
+        shape = (8, 8, 4)
+    else:
+        models, config = deepfloyd.Models.build(tiny.T5, STAGES[name]), tiny.IF_SCHEDULER
+        tokens, stage = np.stack(cases.TEXTS["t5"], 1).astype(np.int32), deepfloyd
+    if name == "stage2":
+        config, shape = config | {"sample_max_value": 1.0}, (32, 32, 3)
+    family = schedules.from_config(config)
+    table = family.table(steps)
+    if level is not None:
+        shares = schedules.from_config(betas).shares([level])
+        small = common.Small(cases.SMALL / np.float32(127.5) - 1, np.int32([level]), *shares, np.zeros(1, bool))
+
+    def run(models):
+        keys = jax.vmap(jax.random.key)(jnp.zeros(1, jnp.uint32))
+        settings = common.Settings(keys, np.full(1, scale), np.zeros(1), None, None, small)
+        text, method = stage.encode(models.text_encoder, tokens)[None], common.Method(family.solver)
+        carry = stage.start(settings, None, 1.0, shape=shape, method=method, dtype=np.float32)
+        return stage.advance(models.unet, text, carry, table, settings, method=method)[0].x
+
+    return show(run, type(models)(*map(tiny.filled, models)))
 
 
 # Late cool-downs, so that a momentum is there to go on; and an edge where diffusers divides 0 by 0.
@@ -199,6 +231,7 @@ def views(folder):
         "upscaler": partial(view_unet_of, "upscaler"),
         "t5": view_t5,
         "small blocks": view_small_blocks,
+        **{f"{name} pictures": partial(view_stage, name) for name in cases.STAGES},
         "diffusers": partial(view_guidance, [FIRST, SECOND]),
         "per_concept": partial(view_guidance, [FIRST, SECOND], "per_concept"),
         "padding": partial(view_guidance, [FIRST, SHORT]),
@@ -221,6 +254,7 @@ def sound(views):
         "deepfloyd": lambda: recorded("unet_if_2")["output"],
         "upscaler": lambda: recorded("unet_upscaler")["output"],
         "t5": lambda: recorded("t5")["states"][cases.MASK],
+        **{f"{name} pictures": lambda name=name: recorded(f"stage_{name}")["x"] for name in cases.STAGES},
         "diffusers": lambda: oracle([FIRST, SECOND]),
         "per_concept": lambda: oracle([FIRST, SECOND], "per_concept"),
         "padding": lambda: oracle([FIRST, SHORT]),
@@ -234,6 +268,7 @@ def sound(views):
 # Relative L2. What is not here is compared exactly.
 TOLERANCE = dict.fromkeys(["text", "unet", "autoencoder", "pictures", "small"], 1e-5)
 TOLERANCE |= dict.fromkeys(["deepfloyd", "upscaler", "t5", "small blocks"], 1e-5)
+TOLERANCE |= dict.fromkeys([f"{name} pictures" for name in cases.STAGES], 3e-4)
 TOLERANCE |= dict.fromkeys(["diffusers", "per_concept", "padding"], 1e-12) | dict.fromkeys(SOLVERS, 2e-5)
 
 
@@ -549,11 +584,47 @@ FAULTS = {
     "memory not clipped": ("ddpm", solvers._bounded, "jnp.clip(x, -c.clip, c.clip)", "x"),
     "thresholded, not scaled": ("ddpm", solvers._bounded, "-s, s) / s", "-s, s)"),
     "the threshold without its bounds": ("ddpm", solvers._bounded, "jnp.clip(s, 1, c.threshold.most)", "s"),
+    # Stages
+    "the negative prompt's variance": ("stage1 pictures", common.predict, "out[:, 1, ..., x", "out[:, 0, ..., x"),
+    "no predicted variance": ("stage1 pictures", common.predict, "variance if variance.size else None", "None"),
+    "variances swapped": (
+        "stage1 pictures",
+        solvers.multistep,
+        "share * c.log_variance[1] + (1 - share) * c.log_variance[0]",
+        "share * c.log_variance[0] + (1 - share) * c.log_variance[1]",
+    ),
+    "thresholded at a picture's own quantile of 0.9": (
+        "stage1 pictures",
+        alphas.threshold,
+        'for key in ("dynamic_thresholding_ratio"',
+        'for options in ({**options, "dynamic_thresholding_ratio": 0.9},) for key in ("dynamic_thresholding_ratio"',
+    ),
+    "padding seen by the stage": ("stage1 pictures", deepfloyd.encode, "tokens[:, 1]", "0 * tokens[:, 1] + 1"),
+    "the small picture first": (
+        "stage2 pictures",
+        common.predict,
+        "[seen, small[0].astype(x.dtype)]",
+        "[small[0].astype(x.dtype), seen]",
+    ),
+    "the small picture without noise": ("stage2 pictures", common.noised, "+ noise * z", "+ 0 * noise * z"),
+    "the small picture's signal kept": ("stage2 pictures", common.noised, "signal * small", "small"),
+    "corners that move": (
+        "stage2 pictures",
+        common.enlarge,
+        "np.linspace(0, before - 1, count)",
+        "np.clip((np.arange(count) + 0.5) * before / count - 0.5, 0, before - 1)",
+    ),
+    "noise levels of other betas": (
+        "upscaler pictures",
+        schedules.Scheduler.shares,
+        "cumulative(self.options)",
+        "cumulative({**self.options, 'beta_end': 0.012})",
+    ),
     # Randomness and words
     "the same noise at every call": ("loop", system.advance, "row.call, shape[1:]", "0, shape[1:]"),
     "the same noise in every row": (
         "loop",
-        system._noise,
+        common._noise,
         "jax.random.fold_in(k, tag)",
         "jax.random.fold_in(key[0], tag)",
     ),

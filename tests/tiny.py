@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from sega_jax.checkpoint import from_torch, leaves, torch_name, torch_shape
 from sega_jax.nn.safety import SafetyCheckerConfig, StableDiffusionSafetyChecker
+from sega_jax.systems import deepfloyd
 from sega_jax.systems.stable_diffusion import Models
 
 UNET = {
@@ -87,6 +88,11 @@ IF_2 = IF_1 | {
     "time_embedding_dim": 20,
     "time_embedding_act_fn": "gelu",
 }
+# The first stage as a pipeline takes it, and the second with four times its side.
+STAGE_1 = IF_1 | {"block_out_channels": [8, 16], "layers_per_block": 1}
+STAGE_1 |= {"down_block_types": IF_1["down_block_types"][:2], "up_block_types": IF_1["up_block_types"][1:]}
+STAGE_2 = IF_2 | {"sample_size": 32, "block_out_channels": [8, 16], "layers_per_block": [1, 2]}
+STAGE_2 |= {"down_block_types": IF_2["down_block_types"][1:], "up_block_types": IF_2["up_block_types"][:2]}
 # One level, for what does not ask for more: it compiles in half the time.
 UNET_1 = UNET | {
     "block_out_channels": [8],
@@ -170,7 +176,18 @@ SAFETY = {
     },
 }
 FEATURES = {"feature_extractor_type": "CLIPFeatureExtractor", "size": 13, "crop_size": 12, "resample": 3}
+COSINE = {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 1000}
+IF_SCHEDULER = {
+    "_class_name": "DDPMScheduler",
+    **COSINE,
+    "clip_sample": True,
+    "thresholding": True,
+    "dynamic_thresholding_ratio": 0.95,
+    "sample_max_value": 1.5,
+    "variance_type": "learned_range",
+}
 SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+UPSCALER_BETAS = SD_BETAS | {"beta_start": 0.0001, "beta_end": 0.02}
 DDIM = {"_class_name": "DDIMScheduler", **SD_BETAS, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
 PNDM = {
     "_class_name": "PNDMScheduler",
@@ -178,6 +195,15 @@ PNDM = {
     "skip_prk_steps": True,
     "set_alpha_to_one": False,
     "steps_offset": 1,
+}
+X4_SCHEDULER = DDIM | {"prediction_type": "v_prediction"}
+# The networks of the x4 upscaler, whose autoencoder enlarges by 4.
+X4 = {
+    "unet": UPSCALER | {"num_class_embeds": 400},
+    "text": TEXT | {"hidden_act": "gelu"},
+    "vae": VAE
+    | {"block_out_channels": [8, 8, 16], "scaling_factor": 0.08333}
+    | {"down_block_types": ["DownEncoderBlock2D"] * 3, "up_block_types": ["UpDecoderBlock2D"] * 3},
 }
 # Every scheduler with the betas of Stable Diffusion; PNDM also as it is by default, with a Runge-Kutta start.
 SCHEDULERS = {
@@ -255,14 +281,8 @@ def checkpoint(
         parts["safety_checker"] = (safety, checker, "model", "")
         (folder / "feature_extractor").mkdir(parents=True)
         write_json(folder / "feature_extractor" / "preprocessor_config.json", FEATURES)
-    for part, (config, module, stem, start) in parts.items():
-        (folder / part).mkdir(parents=True)
-        write_json(folder / part / "config.json", config)
-        arrays = {name: array.astype(dtype) for name, array in tensors(module, start).items()}
-        save_file(arrays, folder / part / f"{stem}.safetensors", {"format": "pt"})
-    for part in ("scheduler", "tokenizer"):
-        (folder / part).mkdir()
-    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    _write(folder, parts, scheduler, dtype)
+    (folder / "tokenizer").mkdir()
     tokenizer(folder / "tokenizer", length)
     index = {
         "_class_name": "StableDiffusionPipeline",
@@ -278,6 +298,81 @@ def checkpoint(
     }
     write_json(folder / "model_index.json", index)
     return folder
+
+
+def _write(folder: Path, parts: dict[str, tuple], scheduler: dict, dtype: DTypeLike = np.float32) -> None:
+    """The networks' folders, from (config, module, name of the weight file, what their names start with), and the
+    scheduler's."""
+    for part, (config, module, stem, start) in parts.items():
+        (folder / part).mkdir(parents=True)
+        write_json(folder / part / "config.json", config)
+        arrays = {name: array.astype(dtype) for name, array in tensors(module, start).items()}
+        save_file(arrays, folder / part / f"{stem}.safetensors", {"format": "pt"})
+    _write_scheduler(folder / "scheduler", scheduler)
+
+
+def _write_scheduler(folder: Path, config: dict) -> None:
+    folder.mkdir()
+    write_json(folder / "scheduler_config.json", config)
+
+
+def stage(folder: Path, unet=STAGE_1, *, text=T5, scheduler=IF_SCHEDULER, safety=False) -> Path:
+    """Writes the checkpoint of a stage of DeepFloyd-IF, the second where its UNet is; without a text encoder where
+    `text` is None. Its safety checker is a name alone."""
+    models = deepfloyd.Models.build(text, unet)
+    parts = {"unet": (unet, models.unet, "diffusion_pytorch_model", "")}
+    if text is not None:
+        parts["text_encoder"] = (text, models.text_encoder, "model", "")
+    second = models.sizes.enlarges
+    _write(folder, parts, scheduler | ({"sample_max_value": 1.0} if second else {}))
+    if second:
+        _write_scheduler(folder / "image_noising_scheduler", {"_class_name": "DDPMScheduler", **COSINE})
+    if text is not None:
+        t5_tokenizer(folder / "tokenizer")
+    index = {
+        "_class_name": "IFSuperResolutionPipeline" if second else "IFPipeline",
+        "_diffusers_version": "0.42.1",
+        "feature_extractor": [None, None],
+        "requires_safety_checker": safety,
+        "safety_checker": ["deepfloyd_if", "IFSafetyChecker"] if safety else [None, None],
+        "scheduler": ["diffusers", scheduler["_class_name"]],
+        "text_encoder": ["transformers", "T5EncoderModel"] if text else [None, None],
+        "tokenizer": ["transformers", "T5Tokenizer"] if text else [None, None],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "watermarker": [None, None],
+    }
+    if second:
+        index["image_noising_scheduler"] = ["diffusers", "DDPMScheduler"]
+    write_json(folder / "model_index.json", index)
+    return folder
+
+
+def upscaler(folder: Path) -> Path:
+    """Writes a checkpoint of Stable Diffusion's x4 upscaler."""
+    checkpoint(folder, **X4, scheduler=X4_SCHEDULER)
+    _write_scheduler(folder / "low_res_scheduler", {"_class_name": "DDPMScheduler", **UPSCALER_BETAS})
+    index = json.loads((folder / "model_index.json").read_text())
+    for name in ("feature_extractor", "requires_safety_checker", "safety_checker"):
+        del index[name]
+    index |= {"_class_name": "StableDiffusionUpscalePipeline", "max_noise_level": 350}
+    write_json(folder / "model_index.json", index | {"low_res_scheduler": ["diffusers", "DDPMScheduler"]})
+    return folder
+
+
+def t5_tokenizer(folder: Path) -> None:
+    """A T5 tokenizer of letters."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    folder.mkdir()
+    letters = [chr(i) for i in range(97, 123)] + [",", "."]
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), ("\u2581", -2.0), *((c, -3.0) for c in letters)]
+    made = Tokenizer(models.Unigram([*vocabulary, ("at", -4.0), ("\u2581a", -4.0)], unk_id=2))
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    made.save(str(folder / "tokenizer.json"))
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    config = {"tokenizer_class": "T5Tokenizer", "model_max_length": 512, "extra_ids": 0}
+    write_json(folder / "tokenizer_config.json", special | config)
 
 
 def thresholds(special: np.ndarray, concepts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -26,7 +26,7 @@ def average(rows: Iterable[Measurement], *names: str) -> list[float]:
 
 def tables(results: dict[str, dict[str, Any]]) -> str:
     """All studies in markdown, each with what it measured."""
-    parts = []
+    parts = ["Measured by `python -m sega_jax.demo.evaluate`, written by `python -m sega_jax.demo.report`.", ""]
     for study, write in _TABLES.items():
         if study in results:
             about = results[study]["about"]

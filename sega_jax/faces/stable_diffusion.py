@@ -1,8 +1,6 @@
 """diffusers' `SemanticStableDiffusionPipeline` (0.42.1), translated."""
 
 import dataclasses
-import math
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +9,8 @@ import jax
 import numpy as np
 from PIL import Image
 
-from sega_jax.arrays import floating
-from sega_jax.components import as_module
-from sega_jax.guidance import Edit
+from sega_jax.faces import words
+from sega_jax.faces.face import Face
 from sega_jax.loading import load
 from sega_jax.nn.clip import CLIPTextModel
 from sega_jax.nn.safety import StableDiffusionSafetyChecker
@@ -21,7 +18,6 @@ from sega_jax.nn.unet import UNet2DConditionModel
 from sega_jax.nn.vae import AutoencoderKL
 from sega_jax.parallel import Devices
 from sega_jax.pipeline import Pipeline
-from sega_jax.rows import number, whole
 from sega_jax.safety import FeatureExtractor, Safety
 from sega_jax.schedules import Scheduler
 from sega_jax.systems.stable_diffusion import Models
@@ -53,7 +49,7 @@ class SemanticStableDiffusionPipelineOutput:
     edit_estimates: np.ndarray | None = None
 
 
-class SemanticStableDiffusionPipeline:
+class SemanticStableDiffusionPipeline(Face):
     """The face of diffusers' pipeline on ours (`pipeline`).
 
     It differs where diffusers is wrong: edits also act at `guidance_scale <= 1`, embeddings of several
@@ -126,16 +122,6 @@ class SemanticStableDiffusionPipeline:
             )
         )
 
-    @classmethod
-    def from_pipe(cls, pipeline: Any) -> "SemanticStableDiffusionPipeline":
-        """Another face of a `sega_jax.Pipeline`, or of the pipeline behind another face."""
-        pipeline = getattr(pipeline, "pipeline", pipeline)
-        if not isinstance(pipeline, Pipeline):
-            raise TypeError(f"pipeline={pipeline!r} should be what sega_jax.load gives")
-        self = cls.__new__(cls)
-        self.pipeline = pipeline
-        return self
-
     @property
     def components(self) -> dict[str, Any]:
         """By diffusers' names, and the devices: what the constructor takes."""
@@ -152,45 +138,12 @@ class SemanticStableDiffusionPipeline:
         }
 
     @property
-    def unet(self) -> UNet2DConditionModel:
-        return self.pipeline.models.unet
-
-    @unet.setter
-    def unet(self, value: UNet2DConditionModel) -> None:
-        self._exchange("unet", value)
-
-    @property
     def vae(self) -> AutoencoderKL:
         return self.pipeline.models.vae
 
     @vae.setter
     def vae(self, value: AutoencoderKL) -> None:
         self._exchange("vae", value)
-
-    @property
-    def text_encoder(self) -> CLIPTextModel:
-        return self.pipeline.models.text_encoder
-
-    @text_encoder.setter
-    def text_encoder(self, value: CLIPTextModel) -> None:
-        self._exchange("text_encoder", value)
-
-    def _exchange(self, name: str, value: Any) -> None:
-        models = self.pipeline.models
-        self.pipeline.models = models._replace(**{name: as_module(name, value, type(getattr(models, name)))})
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return self.pipeline.tokenizer
-
-    @property
-    def scheduler(self) -> Scheduler:
-        """The scheduler; assign a class name of diffusers', a config, a folder, or an object of diffusers'."""
-        return self.pipeline.scheduler
-
-    @scheduler.setter
-    def scheduler(self, value: Any) -> None:
-        self.pipeline.scheduler = value
 
     @property
     def safety_checker(self) -> StableDiffusionSafetyChecker | None:
@@ -266,14 +219,11 @@ class SemanticStableDiffusionPipeline:
         """
         if output_type not in list(_OUTPUTS):
             raise ValueError(f"output_type={output_type!r} should be one of {', '.join(_OUTPUTS)}")
-        several = isinstance(guidance_scale, list | tuple | np.ndarray)
-        scales = [max(number("guidance_scale", s), 1.0) for s in (guidance_scale if several else [guidance_scale])]
-        if generator is not None:
-            raise TypeError("generator is torch's; give seed=, one number or one a picture, or a JAX key=")
+        words.no_generator(generator)
         out = self.pipeline(
-            _either("prompt", prompt, prompt_embeds),
-            _edits(
-                _concepts(editing_prompt, editing_prompt_embeddings),
+            words.either("prompt", prompt, prompt_embeds),
+            words.edits(
+                words.concepts(editing_prompt, editing_prompt_embeddings),
                 scale=edit_guidance_scale,
                 reverse=reverse_editing_direction,
                 threshold=edit_threshold,
@@ -281,10 +231,10 @@ class SemanticStableDiffusionPipeline:
                 cooldown=edit_cooldown_steps,
                 weight=edit_weights,
             ),
-            negative_prompt=_either("negative_prompt", negative_prompt, negative_prompt_embeds, needed=False),
+            negative_prompt=words.either("negative_prompt", negative_prompt, negative_prompt_embeds, needed=False),
             images_per_prompt=num_images_per_prompt,
             steps=num_inference_steps,
-            guidance_scale=scales if several else scales[0],
+            guidance_scale=words.guidance_scale(guidance_scale),
             eta=eta,
             seed=seed,
             key=key,
@@ -293,7 +243,7 @@ class SemanticStableDiffusionPipeline:
             width=width,
             momentum_scale=0.1 if edit_momentum_scale is None else edit_momentum_scale,
             momentum_beta=0.4 if edit_mom_beta is None else edit_mom_beta,
-            replay=_replayed(sem_guidance, _count(prompt, prompt_embeds), num_images_per_prompt),
+            replay=words.replayed(sem_guidance, words.count(prompt, prompt_embeds), num_images_per_prompt),
             output=_OUTPUTS[output_type],
             record=return_guidance,
             callback=callback,
@@ -304,31 +254,7 @@ class SemanticStableDiffusionPipeline:
         flags = None if out.flagged is None else out.flagged.tolist()
         if not return_dict:
             return out.images, flags
-        if out.record is None:
-            return SemanticStableDiffusionPipelineOutput(out.images, flags)
-        return SemanticStableDiffusionPipelineOutput(
-            out.images,
-            flags,
-            sem_guidance=np.moveaxis(out.record.sem_guidance, 0, 1),
-            uncond_estimates=np.moveaxis(out.record.uncond, 0, 1),
-            text_estimates=np.moveaxis(out.record.cond, 0, 1),
-            edit_estimates=None if out.record.edits is None else np.moveaxis(out.record.edits, 0, 2),
-        )
-
-
-def _either(name: str, words: Any, embeddings: Any, needed: bool = True) -> Any:
-    """Words, or in their place embeddings [prompts, tokens, channels]."""
-    if words is not None and embeddings is not None:
-        raise ValueError(f"{name} and {name}_embeds were both given; they say the same thing, give one")
-    if embeddings is None:
-        if words is None and needed:
-            raise TypeError(f"{name}=None should be words, or give {name}_embeds")
-        return words
-    axes = "(prompts, tokens, channels)"
-    embeddings = floating(f"{name}_embeds", embeddings, axes)
-    if embeddings.ndim != 3:
-        raise ValueError(f"{name}_embeds has shape {embeddings.shape}, expected {axes}")
-    return embeddings
+        return SemanticStableDiffusionPipelineOutput(out.images, flags, **words.recorded(out.record))
 
 
 def _safety(checker: Any, extractor: Any) -> Safety | None:
@@ -337,82 +263,3 @@ def _safety(checker: Any, extractor: Any) -> Safety | None:
     if not (isinstance(checker, StableDiffusionSafetyChecker) and isinstance(extractor, FeatureExtractor)):
         raise TypeError("safety_checker should be another pipeline's, with its feature_extractor; or None")
     return Safety(extractor, checker)
-
-
-def _count(words: Any, embeddings: Any) -> int:
-    given = words if embeddings is None else embeddings
-    return 1 if isinstance(given, str) or not hasattr(given, "__len__") else len(given)
-
-
-def _replayed(recorded: Any, prompts: int, pictures: int) -> np.ndarray | None:
-    if recorded is None:
-        return None
-    rows = prompts * whole("num_images_per_prompt", pictures, 1)
-    axes = "(calls, rows, height, width, channels)"
-    recorded = floating("sem_guidance", recorded, axes)
-    if recorded.ndim != 5 or recorded.shape[1] not in (1, rows):
-        raise ValueError(f"sem_guidance has shape {recorded.shape}, expected {axes}, {rows} rows or one for all")
-    return np.moveaxis(recorded, 0, 1)
-
-
-def _concepts(words: Any, embeddings: Any) -> list:
-    """Concepts for all rows, or a list of concepts for each prompt."""
-    words = [words] if isinstance(words, str) and words else words
-    if words:
-        if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
-            raise TypeError(f"editing_prompt={words!r} should be words or a list of them")
-        return list(words)
-    if embeddings is None:
-        return []
-    axes = "(n, tokens, channels) or (prompts, n, tokens, channels)"
-    embeddings = floating("editing_prompt_embeddings", embeddings, axes)
-    if embeddings.ndim not in (3, 4):
-        raise ValueError(f"editing_prompt_embeddings have shape {embeddings.shape}, expected {axes}")
-    return [list(row) for row in embeddings] if embeddings.ndim == 4 else list(embeddings)
-
-
-_DEFAULTS = {"scale": 5.0, "reverse": False, "threshold": 0.9, "warmup": 10, "cooldown": None, "weight": 1.0}
-_NAMES = {
-    "scale": "edit_guidance_scale",
-    "reverse": "reverse_editing_direction",
-    "threshold": "edit_threshold",
-    "warmup": "edit_warmup_steps",
-    "cooldown": "edit_cooldown_steps",
-    "weight": "edit_weights",
-}
-
-
-def _edits(concepts: list, **settings: Any) -> list:
-    rows = concepts if concepts and isinstance(concepts[0], list) else [concepts]
-    n = len(rows[0])
-    columns = {name: _broadcast(name, value, n) for name, value in settings.items()}
-    edits = []
-    for row in rows:
-        edits.append([])
-        for k, concept in enumerate(row):
-            one = {name: column[k] for name, column in columns.items()}
-            reverse = one.pop("reverse")
-            edit = Edit(concept, **one)
-            edits[-1].append(dataclasses.replace(edit, scale=-edit.scale) if reverse else edit)
-    return edits if rows is concepts else edits[0]
-
-
-def _broadcast(name: str, value: Any, n: int) -> list:
-    """One entry a concept, from a scalar, list, tuple or array."""
-    if isinstance(value, np.ndarray | jax.Array):
-        value = value.tolist()
-    if not isinstance(value, list | tuple):
-        value = [value] * n
-    elif name == "weight" and not value:
-        value = [None] * n
-    if len(value) < n:
-        raise ValueError(f"{_NAMES[name]} has {len(value)} entries for {n} concepts; give one each, or one for all")
-    if len(value) > n > 0:
-        warnings.warn(f"{_NAMES[name]} has {len(value)} entries for {n} concepts; the last are ignored", stacklevel=5)
-    value = [_DEFAULTS[name] if v is None else v for v in value[:n]]
-    if name == "reverse" and not all(isinstance(v, bool | np.bool_) for v in value):
-        raise TypeError(f"{_NAMES[name]}={value!r} should be True or False, or one each")
-    if name in ("warmup", "cooldown"):
-        # i >= 10.5 begins at call 11.
-        value = [math.ceil(v) if isinstance(v, float) and math.isfinite(v) else v for v in value]
-    return value

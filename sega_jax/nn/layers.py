@@ -184,10 +184,22 @@ def attend(
     able = width % 8 == 0 and width <= 128 and jnp.finfo(query.dtype).bits == 16
     if implementation == "cudnn" and able and mask is None:
         return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn").reshape(query.shape)
-    if len(q) > 1 and len(q) * heads * q.shape[1] * k.shape[1] > _LOGITS:
-        rows = jax.lax.map(lambda row: _attend(*jax.tree.map(lambda x: x[None], row), causal)[0], (q, k, v, mask))
-        return rows.reshape(query.shape)
-    return _attend(q, k, v, mask, causal).reshape(query.shape)
+    if len(q) * heads * q.shape[1] * k.shape[1] <= _LOGITS:
+        return _attend(q, k, v, mask, causal).reshape(query.shape)
+    return jax.lax.map(lambda row: _attend_one(*row, causal), (q, k, v, mask)).reshape(query.shape)
+
+
+def _attend_one(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, causal: bool) -> jax.Array:
+    """Attention of one picture's [positions, heads, width], some queries after the others where logits are many."""
+    block = _LOGITS // (q.shape[1] * len(k))
+    k, v, mask = jax.tree.map(lambda x: x[None], (k, v, mask))
+    if causal or block >= len(q):
+        return _attend(q[None], k, v, mask, causal)[0]
+
+    def one(query):
+        return _attend(query[None, None], k, v, mask, False)[0, 0]
+
+    return jax.lax.map(one, q, batch_size=max(block, 1))
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, causal: bool) -> jax.Array:

@@ -18,6 +18,7 @@ import numpy as np
 
 from sega_jax.schedules.families import FAMILIES as FAMILIES
 from sega_jax.schedules.families import resolve
+from sega_jax.schedules.noise import cumulative
 from sega_jax.schedules.rows import DDIMRow as DDIMRow
 from sega_jax.schedules.rows import MultistepRow as MultistepRow
 from sega_jax.schedules.rows import Row as Row
@@ -49,6 +50,11 @@ class Scheduler:
     def solver(self) -> str:
         """The update that the rows are for, a key of `sega_jax.solvers.SOLVERS`."""
         return FAMILIES[self.name].solver(self.options)
+
+    def shares(self, timesteps: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Of signal and of noise at timesteps of the training [...]: x = signal x0 + noise z; float64, one for each."""
+        bars = cumulative(self.options)[timesteps]
+        return np.sqrt(bars), np.sqrt(1 - bars)
 
     def table(self, steps: int | str | Sequence[int]) -> Row:
         """A row per model call: one a step, but steps + 1 for PNDM (+ 9 without `skip_prk_steps`) and

@@ -88,6 +88,8 @@ def ddpm(options: Options, steps: int) -> Row:
     now, after = _at(options, bars, t), _at(options, bars, np.append(t[1:], -1))
     beta = 1 - now / after
     least = np.maximum((1 - after) / (1 - now) * beta, 1e-20)
+    # None at timestep 0, where an outlying prediction could make 0 times infinity of no noise.
+    logs = np.where(t[:, None] > 0, np.log(np.stack([least, beta], 1)), 0)
     deviation = {
         "fixed_small": np.sqrt(least),
         "fixed_small_log": np.sqrt(least),
@@ -101,7 +103,7 @@ def ddpm(options: Options, steps: int) -> Row:
         threshold=threshold(options, len(t)),
         x=(np.sqrt(now / after) * (1 - after) / (1 - now), np.sqrt(after) * beta / (1 - now)),
         noise=np.where(t > 0, deviation, 0),
-        log_variance=np.log(np.stack([least, beta], 1)) if options["variance_type"] == "learned_range" else 0.0,
+        log_variance=logs if options["variance_type"] == "learned_range" else 0.0,
     )
     return table(t, solver)
 

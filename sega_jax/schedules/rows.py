@@ -63,6 +63,14 @@ class MultistepRow(NamedTuple):
     remember: Any  # bool: whether m_0 joins the memory
 
 
+class TokenRow(NamedTuple):
+    """Numbers of one update of tokens (Rampas et al. 2022)."""
+
+    temperature: Any  # that the guided logits are divided by
+    noise: Any  # in [0, 1], the share of positions that take the token that they started from
+    renoises: Any  # bool: whether any does
+
+
 class Row(NamedTuple):
     """One model call; in a table every field has a leading axis [calls]."""
 
@@ -71,11 +79,15 @@ class Row(NamedTuple):
     timestep: Any  # float, in the units of the training's timesteps
     input_scale: Any  # float, what x is multiplied by for the network
     initial_scale: Any  # float, the standard deviation of the noise that sampling starts from; one for all
-    solver: Any  # DDIMRow or MultistepRow
+    solver: Any  # DDIMRow, MultistepRow or TokenRow
 
 
 def table(
-    timesteps: np.ndarray, solver: DDIMRow | MultistepRow, *, input_scale: Any = 1.0, initial_scale: float = 1.0
+    timesteps: np.ndarray,
+    solver: DDIMRow | MultistepRow | TokenRow,
+    *,
+    input_scale: Any = 1.0,
+    initial_scale: float = 1.0,
 ) -> Row:
     """The rows of these calls."""
     count = len(timesteps)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from weights import filled
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -23,27 +24,15 @@ import tiny
 from published import SD_1
 
 from sega_jax import Edit, Pipeline, schedules
-from sega_jax.checkpoint import from_torch, torch_name, torch_shape
 from sega_jax.parallel import Devices
 from sega_jax.systems.stable_diffusion import Models
 from sega_jax.text import Tokenizer
 
 
 def pipeline(dtype: str, attention: str, devices: Devices | None = None) -> Pipeline:
-    """SD 1.5 with random weights, drawn once from a pool: N / sqrt(fan in), scales near 1, biases small."""
-    pool = np.random.default_rng(0).standard_normal(1 << 22).astype(np.float32)
+    """SD 1.5 with random weights."""
     devices = devices or Devices()
-
-    def value(path, leaf):
-        shape = torch_shape(path, leaf.shape)
-        noise = np.resize(pool, shape)
-        if len(shape) == 1:
-            noise = 0.1 * noise + (not torch_name(path).endswith(".bias"))
-        elif "embedding" not in torch_name(path) or "time" in torch_name(path):
-            noise /= np.sqrt(np.prod(shape[1:]))
-        return devices.place(np.ascontiguousarray(from_torch(path, noise)).astype(dtype))
-
-    models = jax.tree_util.tree_map_with_path(value, Models.build(**SD_1, attention=attention))
+    models = filled(Models.build(**SD_1, attention=attention), dtype, devices)
     folder = Path(tempfile.mkdtemp())
     tiny.tokenizer(folder, 77)
     return Pipeline(models, Tokenizer(folder, 77, 49408), schedules.from_config(tiny.DDIM), devices)

@@ -98,7 +98,8 @@ def scheduler(config):
 def double():
     """float64 on both sides, in torch also where float32 is written out: betas, embedded timesteps, quantiles."""
     default = torch.get_default_dtype()
-    with jax.enable_x64(True), mock.patch.object(torch, "float32", torch.float64):
+    written = (torch, "float32", torch.float64), (torch.Tensor, "float", torch.Tensor.double)
+    with jax.enable_x64(True), mock.patch.object(*written[0]), mock.patch.object(*written[1]):
         torch.set_default_dtype(torch.float64)
         try:
             yield

@@ -1,5 +1,6 @@
 """What is recorded: the checkpoints, inputs and settings that `record.py` and the tests share."""
 
+import jax
 import numpy as np
 import tiny
 
@@ -101,6 +102,26 @@ SCHEDULES = {
     "unipc_3": (tiny.SCHEDULERS["UniPC"] | {"solver_order": 3, "solver_type": "bh1"} | _SIGMA_MIN, 16, 0.0),
     "unipc_noise": (tiny.SCHEDULERS["UniPC"] | {"predict_x0": False, "disable_corrector": [1]} | _SIGMA_MIN, 8, 0.0),
 }
+
+# Stages of DeepFloyd-IF and the x4 upscaler: steps, the scale of guidance, the noise level and its scheduler. The first
+# of two texts is the negative prompt.
+STAGES = {
+    "stage1": (6, 5.0, None, None),
+    "stage2": (5, 4.0, 250, {"_class_name": "DDPMScheduler", **tiny.COSINE}),
+    "upscaler": (4, 5.0, 100, {"_class_name": "DDPMScheduler", **tiny.UPSCALER_BETAS}),
+}
+TEXTS = {"t5": (WORDS, MASK), "clip": (INPUTS["ids"],)}
+SMALL = np.random.default_rng(13).integers(0, 256, (1, 8, 8, 3), np.uint8)
+INITIAL, ON_SMALL = 2**32 - 1, 2**32 - 2
+
+
+def fresh(tag, *shape):
+    """The noise [1, *shape] that a row of seed 0 draws at a tag: of a call, or one of those above; of small pictures
+    at the first call."""
+    key = jax.random.fold_in(jax.random.key(0), tag)
+    key = jax.random.fold_in(key, 0) if tag == ON_SMALL else key
+    return np.asarray(jax.random.normal(key, (1, *shape)))
+
 
 PROMPTS = ["a cat", "dog, b"]
 LATENTS = _noise(8, 2, 8, 8, 4)

@@ -6,7 +6,9 @@ writes `tests/reference/*.npz`, float32 and channels last; made with torch 2.13.
 transformers 5.23.0 on a CPU. Weights and inputs are those of `tests/tiny.py` and of `cases.py` here.
 """
 
+import functools
 import importlib
+import itertools
 import sys
 import tempfile
 from pathlib import Path
@@ -128,6 +130,42 @@ def pictures(checkpoint, settings):
     return made
 
 
+STAGES = {
+    "stage1": (diffusers.IFPipeline, tiny.stage),
+    "stage2": (diffusers.IFSuperResolutionPipeline, functools.partial(tiny.stage, unet=tiny.STAGE_2)),
+    "upscaler": (diffusers.StableDiffusionUpscalePipeline, tiny.upscaler),
+}
+
+
+def stage(name):
+    steps, scale, level, _ = cases.STAGES[name]
+    kind, write = STAGES[name]
+    with tempfile.TemporaryDirectory() as folder:
+        pipe = kind.from_pretrained(write(Path(folder) / "tiny"))
+    pipe.set_progress_bar_config(disable=True)
+    words = cases.TEXTS["clip" if name == "upscaler" else "t5"]
+    negative, prompt = pipe.text_encoder(*map(torch.tensor, words)).last_hidden_state.detach()[:, None]
+    call = {"prompt_embeds": prompt, "negative_prompt_embeds": negative, "num_inference_steps": steps}
+    call |= {"guidance_scale": scale, "output_type": "latent" if name == "upscaler" else "pt"}
+    size = (8, 8) if name != "stage2" else (32, 32)
+    drawn = [] if name == "upscaler" else [cases.fresh(cases.INITIAL, *size, 3)]
+    if level is not None:
+        call |= {"image": first(cases.SMALL / np.float32(127.5) - 1), "noise_level": level}
+        drawn.append(cases.fresh(cases.ON_SMALL, *size, 3))
+    if name == "upscaler":
+        call["latents"] = first(cases.fresh(cases.INITIAL, *size, 4))
+    step, calls = pipe.scheduler.step, itertools.count()
+
+    def injected(*args, **kwargs):
+        noise = first(cases.fresh(next(calls), *size, args[2].shape[1]))
+        with mock.patch.object(sys.modules[type(pipe.scheduler).__module__], "randn_tensor", return_value=noise):
+            return step(*args, **kwargs)
+
+    pipe.scheduler.step = injected
+    with mock.patch.object(sys.modules[kind.__module__], "randn_tensor", side_effect=list(map(first, drawn))):
+        return {"x": last(pipe(**call).images)}
+
+
 def main():
     for name in cases.CHECKPOINTS:
         np.savez_compressed(HERE / f"networks_{name}.npz", **networks(name))
@@ -136,6 +174,8 @@ def main():
     np.savez_compressed(HERE / "t5.npz", **t5())
     np.savez_compressed(HERE / "projection.npz", **projection())
     np.savez_compressed(HERE / "safety.npz", **safety())
+    for name in cases.STAGES:
+        np.savez_compressed(HERE / f"stage_{name}.npz", **stage(name))
     for name, case in cases.SCHEDULES.items():
         np.savez_compressed(HERE / f"schedule_{name}.npz", **trajectory(*case))
     for name, case in cases.PICTURES.items():

@@ -1,0 +1,292 @@
+"""Reads a stage of DeepFloyd-IF as its own repository lays it out: `config.yml` and `pytorch_model.bin`.
+
+The network is the one that diffusers has, in other words. Where diffusers has levels of resnets and attentions, the
+original has one list of blocks down and one up, whose entries are lists themselves: a resnet, an attention where the
+level has it, and in the last block up of a level its upsampler; a downsampler is a block of its own. Layers over tokens
+are convolutions, with an axis of one entry more, and queries, keys and values come from one of them, its rows
+head by head: those of the first head's queries, keys and values, then of the second's.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+
+from convert.pickles import PickledTensors
+from sega_jax.checkpoint import CheckpointError, Entry, Layout, from_torch, leaves, torch_name, torch_shape
+from sega_jax.nn.config import build
+from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
+
+CONFIG = "config.yml"
+
+# What is called the same for every network.
+_ENDS = {
+    "conv_in": "input_blocks.0.0",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "class_embedding.linear_1": "aug_proj.0",
+    "class_embedding.linear_2": "aug_proj.2",
+    "encoder_hid_proj": "encoder_proj",
+    "add_embedding.norm1": "encoder_pooling.0",
+    "add_embedding.pool": "encoder_pooling.1",
+    "add_embedding.proj": "encoder_pooling.2",
+    "add_embedding.norm2": "encoder_pooling.3",
+    "mid_block.resnets.0": "middle_block.0",
+    "mid_block.attentions.0": "middle_block.1",
+    "mid_block.resnets.1": "middle_block.2",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+# The layers of resnets and attentions.
+_LAYERS = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+    "group_norm": "norm",
+    "norm_cross": "norm_encoder",
+    "to_out.0": "proj_out",
+}
+# Layers that are several of ours, in the order of their rows.
+_FUSED = {"qkv": ("to_q", "to_k", "to_v"), "encoder_kv": ("add_k_proj", "add_v_proj")}
+_OVER_TOKENS = (*_FUSED, "proj_out")
+
+
+class _Params(NamedTuple):
+    """`params` of config.yml, as far as they shape the network; the values are those of IF-I-XL."""
+
+    image_size: int = 64
+    in_channels: int = 3
+    out_channels: int = 6
+    model_channels: int = 704
+    channel_mult: str | tuple[int, ...] = "1,2,3,4"
+    num_res_blocks: int | tuple[int, ...] = 3
+    attention_resolutions: str | tuple[int, ...] = "32,16,8"
+    num_head_channels: int = 64
+    encoder_dim: int = 4096
+    encoder_channels: int = 2816
+    att_pool_heads: int = 64
+    activation: str = "gelu"
+    efficient_activation: bool = False
+    scale_skip_connection: bool = False
+
+
+# Options under which it is another network, and some without effect on this one.
+_FIXED = {
+    "use_scale_shift_norm": (True,),
+    "resblock_updown": (True,),
+    "disable_self_attentions": (None, False, ""),
+    "num_classes": (None,),
+    "dims": (2,),
+    "interpolate_mode": ("bilinear",),
+}
+_IGNORED = ("precision", "dropout", "conv_resample", "num_heads", "num_heads_upsample")
+_OPTIONAL = ("efficient_activation", "scale_skip_connection")
+_SCALAR = str | int | float
+# With attention and without
+_DOWN = {True: "SimpleCrossAttnDownBlock2D", False: "ResnetDownsampleBlock2D"}
+_UP = {True: "SimpleCrossAttnUpBlock2D", False: "ResnetUpsampleBlock2D"}
+
+
+def is_original(folder: Path) -> bool:
+    """Whether a folder is of this layout; the hub's have both this one and diffusers', which goes first."""
+    return os.path.isfile(folder / CONFIG) and not os.path.exists(folder / "model_index.json")
+
+
+class Stage(NamedTuple):
+    """What a stage is but for its weights: its UNet without values, and the JSON files of diffusers' layout."""
+
+    unet: UNet2DConditionModel
+    files: dict[str, dict[str, Any]]
+
+
+def describe(folder: Path) -> Stage:
+    """Reads config.yml.
+
+    The files are those of a pipeline of diffusers without a text encoder, which all stages share and no stage's file
+    holds, and without a safety checker. Its schedulers are the repository's defaults.
+
+    Raises:
+        CheckpointError: it is missing, broken, or describes what is not supported.
+    """
+    path = folder / CONFIG
+    try:
+        config = _unet_config(_params(path))
+        unet = UNet2DConditionModel(UNetConfig.from_dict(config))
+    except ValueError as error:
+        raise error if isinstance(error, CheckpointError) else CheckpointError(f"{path}: {error}") from None
+    second = bool(config["class_embed_type"])
+    cosine = {"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 1000}
+    scheduler = cosine | {
+        "variance_type": "learned_range",
+        "prediction_type": "epsilon",
+        "thresholding": True,
+        "dynamic_thresholding_ratio": 0.95,
+        "sample_max_value": 1.0 if second else 1.5,
+    }
+    schedulers = {"scheduler": scheduler} | ({"image_noising_scheduler": cosine} if second else {})
+    absent = ("text_encoder", "tokenizer", "safety_checker", "feature_extractor", "watermarker")
+    index = {
+        "_class_name": "IFSuperResolutionPipeline" if second else "IFPipeline",
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        **{name: ["diffusers", "DDPMScheduler"] for name in schedulers},
+        **{name: [None, None] for name in absent},
+        "requires_safety_checker": False,
+    }
+    files = {f"{name}/scheduler_config.json": options for name, options in schedulers.items()}
+    return Stage(unet, {"unet/config.json": config, **files, "model_index.json": index})
+
+
+def _params(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path} is not readable YAML ({reason}); fetch it again") from None
+    params = content.get("params") if isinstance(content, dict) else None
+    if not isinstance(params, dict):
+        raise CheckpointError(f"{path} has no params, expected those of a stage of DeepFloyd-IF; fetch it again")
+    for name, value in params.items():
+        entries = value if isinstance(value, list) else [value]
+        # Before a value is printed: by references to itself, a small file can hold one of any size.
+        if not isinstance(name, str) or not all(entry is None or isinstance(entry, _SCALAR) for entry in entries):
+            raise CheckpointError(f"{path}: {str(name)[:80]} is neither a value nor a list of values; fetch it again")
+    return params
+
+
+def _unet_config(params: dict[str, Any]) -> dict[str, Any]:
+    """diffusers' config of the UNet."""
+    missing = [name for name in _Params._fields if params.get(name) is None and name not in _OPTIONAL]
+    if missing:
+        raise ValueError(f"its params lack {', '.join(missing)}")
+    params = {"use_scale_shift_norm": False, "resblock_updown": False} | params
+    choices = {"activation": ("gelu", "silu")}
+    p = build(_Params, params, "DeepFloyd-IF", fixed=_FIXED, choices=choices, ignored=_IGNORED)
+    if (p.in_channels, p.out_channels) not in ((3, 6), (6, 6)):
+        raise ValueError(
+            f"in_channels={p.in_channels} and out_channels={p.out_channels} are of no stage: the first has 3 and 6,"
+            " the second 6 and 6"
+        )
+    widths = _numbers("channel_mult", p.channel_mult)
+    rates = _numbers("attention_resolutions", p.attention_resolutions)
+    if isinstance(p.attention_resolutions, str):  # sizes of the picture; a list is of the factors between them
+        rates = [p.image_size // size for size in rates]
+    attends = [2**level in rates for level in range(len(widths))]
+    scale = 1 / 0.7071 if p.scale_skip_connection else 1.0  # the original multiplies by this rounded number
+    projected = p.encoder_dim != p.encoder_channels
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "sample_size": p.image_size,
+        "in_channels": p.in_channels,
+        "out_channels": p.out_channels,
+        "block_out_channels": [width * p.model_channels for width in widths],
+        "layers_per_block": p.num_res_blocks,
+        "down_block_types": [_DOWN[yes] for yes in attends],
+        "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+        "up_block_types": [_UP[yes] for yes in attends[::-1]],
+        "act_fn": p.activation,
+        "attention_head_dim": p.num_head_channels,
+        "cross_attention_dim": p.encoder_channels,
+        "cross_attention_norm": "group_norm",
+        "encoder_hid_dim": p.encoder_dim if projected else None,
+        "encoder_hid_dim_type": "text_proj" if projected else None,
+        "addition_embed_type": "text",
+        "addition_embed_type_num_heads": p.att_pool_heads,
+        "class_embed_type": "timestep" if p.in_channels == 6 else None,
+        "time_embedding_dim": max(widths) * p.model_channels,
+        "time_embedding_act_fn": p.activation if p.efficient_activation else None,
+        "resnet_skip_time_act": p.efficient_activation,
+        "resnet_time_scale_shift": "scale_shift",
+        "resnet_out_scale_factor": scale,
+        "mid_block_scale_factor": scale,
+    }
+
+
+def _numbers(name: str, value: str | tuple[int, ...]) -> list[int]:
+    try:
+        numbers = [int(entry) for entry in (value.split(",") if isinstance(value, str) else value)]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise ValueError(f'{name}={value!r} should be positive numbers like "1,2,3,4"')
+    return numbers
+
+
+def original_names(unet: UNet2DConditionModel) -> dict[str, str]:
+    """For every parameter's key in diffusers' layout, its name in the original; one of several in one tensor is
+    "middle_block.1.qkv.weight[to_q]"."""
+    places = _ENDS | dict(_places(unet))
+    return {key: _original_name(key, places) for key in leaves(unet)}
+
+
+def _places(unet: UNet2DConditionModel) -> Iterator[tuple[str, str]]:
+    """The entry in the original's blocks of every resnet and attention on the way down and up."""
+    down, up = [], []
+    for i, level in enumerate(unet.down_blocks):
+        for j in range(len(level.resnets)):
+            attention = [f"down_blocks.{i}.attentions.{j}"] if level.attentions else []
+            down.append([f"down_blocks.{i}.resnets.{j}", *attention])
+        down += [[f"down_blocks.{i}.downsamplers.0"]] if level.downsamplers else []
+    for i, level in enumerate(unet.up_blocks):
+        for j in range(len(level.resnets)):
+            attention = [f"up_blocks.{i}.attentions.{j}"] if level.attentions else []
+            up.append([f"up_blocks.{i}.resnets.{j}", *attention])
+        up[-1] += [f"up_blocks.{i}.upsamplers.0"] if level.upsamplers else []
+    for name, blocks, first in (("input_blocks", down, 1), ("output_blocks", up, 0)):
+        for number, block in enumerate(blocks, first):
+            yield from ((part, f"{name}.{number}.{k}") for k, part in enumerate(block))
+
+
+def _original_name(key: str, places: dict[str, str]) -> str:
+    place = next(place for place in places if key.startswith(f"{place}."))
+    layer, _, kind = key.removeprefix(f"{place}.").rpartition(".")
+    for fused, parts in _FUSED.items():
+        if layer in parts:
+            return f"{places[place]}.{fused}.{kind}[{layer}]"
+    return ".".join(filter(None, (places[place], _LAYERS.get(layer, layer), kind)))
+
+
+class OriginalTensors(PickledTensors):
+    """The tensors of `pytorch_model.bin`, apart where the original has several in one, and without the axis of its
+    convolutions over tokens.
+
+    Raises:
+        CheckpointError: as of PickledTensors.
+    """
+
+    def __init__(self, folder: Path, unet: UNet2DConditionModel):
+        names = original_names(unet)
+        self._width = unet.config.attention_head_dim
+        self.layout = Layout(lambda path: names[torch_name(path)], torch_shape, from_torch)
+        super().__init__(folder, "pytorch_model", None, str)
+        self.keys = {name: key for key, name in names.items()}
+
+    def _open(self, path: Path) -> Iterator[Entry]:
+        for entry in super()._open(path):
+            layer = entry.key.split(".")[-2:][0]
+            if layer in _OVER_TOKENS and entry.shape[2:] == (1,):
+                entry = entry._replace(shape=entry.shape[:2], read=partial(_reshaped, entry.read, entry.shape[:2]))
+            parts = _FUSED.get(layer, ())
+            if not parts or not entry.shape or entry.shape[0] % len(parts):  # then it fits nothing, and is named so
+                yield entry
+                continue
+            shape = (entry.shape[0] // len(parts), *entry.shape[1:])
+            heads = (-1, len(parts), self._width, *entry.shape[1:])
+            for i, part in enumerate(parts):
+                read = partial(_rows, entry.read, heads, i, shape)
+                yield Entry(f"{entry.key}[{part}]", shape, entry.nbytes // len(parts), read)
+
+
+def _reshaped(read: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    return read().reshape(shape)
+
+
+def _rows(read: Callable[[], np.ndarray], heads: tuple[int, ...], part: int, shape: tuple[int, ...]) -> np.ndarray:
+    """The rows of one part; `heads` is [heads, parts, width, ...]."""
+    return read().reshape(heads)[:, part].reshape(shape)

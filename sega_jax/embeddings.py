@@ -1,0 +1,48 @@
+"""Words to embeddings: blocks of one size, so that one program serves, and what is known is not computed again."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from sega_jax.parallel import Devices
+
+# Texts in one call of the program, and how many embeddings are remembered.
+_BLOCK, _REMEMBERED = 8, 256
+
+
+class Embeddings:
+    """The embeddings of texts, remembered by their tokens.
+
+    Args:
+        encode: (text encoder, tokens [texts, ...]) -> hidden states [texts, tokens, channels].
+        devices: where `encode` is compiled.
+    """
+
+    def __init__(self, encode: Callable, devices: Devices):
+        self._encode, self._devices = encode, devices
+        self._known: dict[bytes, np.ndarray] = {}
+
+    def __call__(
+        self, text_encoder: Any, tokenizer: Callable[[Sequence[str]], np.ndarray], texts: Sequence[str]
+    ) -> np.ndarray:
+        """[texts, tokens, channels], by a text encoder that is the same until `clear`, and a tokenizer that gives
+        tokens [texts, ...] on the host."""
+        tokens = tokenizer(texts)
+        new = list({row.tobytes(): row for row in tokens if row.tobytes() not in self._known}.items())
+        program = self._devices.map(self._encode, None)
+        found = {}
+        for i in range(0, len(new), _BLOCK):
+            block = new[i : i + _BLOCK]
+            padded = np.stack([row for _, row in block] + [block[0][1]] * (_BLOCK - len(block)))
+            hidden = np.asarray(program(text_encoder, padded))
+            found |= {name: vector for (name, _), vector in zip(block, hidden, strict=False)}
+        found |= {row.tobytes(): self._known[row.tobytes()] for row in tokens if row.tobytes() in self._known}
+        self._known |= found
+        while len(self._known) > _REMEMBERED:
+            del self._known[next(iter(self._known))]
+        return np.stack([found[row.tobytes()] for row in tokens])
+
+    def clear(self) -> None:
+        """Forgets all, for another text encoder."""
+        self._known.clear()

@@ -1,0 +1,59 @@
+"""What all faces have: a pipeline of ours behind them, and its parts by diffusers' names."""
+
+from typing import Any, TypeVar
+
+from sega_jax.components import as_module
+from sega_jax.nn.unet import UNet2DConditionModel
+from sega_jax.pipeline import Pipeline
+from sega_jax.schedules import Scheduler
+
+F = TypeVar("F", bound="Face")
+
+
+class Face:
+    """A face of a `sega_jax.Pipeline` (`pipeline`)."""
+
+    pipeline: Pipeline
+
+    @classmethod
+    def from_pipe(cls: type[F], pipeline: Any) -> F:
+        """Another face of a `sega_jax.Pipeline`, or of the pipeline behind another face."""
+        pipeline = getattr(pipeline, "pipeline", pipeline)
+        if not isinstance(pipeline, Pipeline):
+            raise TypeError(f"pipeline={pipeline!r} should be what sega_jax.load gives")
+        self = cls.__new__(cls)
+        self.pipeline = pipeline
+        return self
+
+    @property
+    def unet(self) -> UNet2DConditionModel:
+        return self.pipeline.models.unet
+
+    @unet.setter
+    def unet(self, value: UNet2DConditionModel) -> None:
+        self._exchange("unet", value)
+
+    @property
+    def text_encoder(self) -> Any:
+        return self.pipeline.models.text_encoder
+
+    @text_encoder.setter
+    def text_encoder(self, value: Any) -> None:
+        self._exchange("text_encoder", value)
+
+    def _exchange(self, name: str, value: Any) -> None:
+        models = self.pipeline.models
+        self.pipeline.models = models._replace(**{name: as_module(name, value, type(getattr(models, name)))})
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.pipeline.tokenizer
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """The scheduler; assign a class name of diffusers', a config, a folder, or an object of diffusers'."""
+        return self.pipeline.scheduler
+
+    @scheduler.setter
+    def scheduler(self, value: Any) -> None:
+        self.pipeline.scheduler = value

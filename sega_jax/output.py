@@ -1,0 +1,33 @@
+"""What a call of a pipeline gives."""
+
+import dataclasses
+
+import numpy as np
+from PIL import Image
+
+from sega_jax.systems.common import Record
+
+OUTPUTS = ("pil", "uint8", "float", "latent")
+
+
+@dataclasses.dataclass
+class Output:
+    """What a call made, one entry per picture, prompt by prompt.
+
+    Attributes:
+        images: PIL pictures; uint8 or float32 arrays [pictures, height, width, 3] (floats in [0, 1]); or
+            latents [pictures, height / f, width / f, channels] in float32, which for DeepFloyd-IF are pixels in
+            [-1, 1]. A picture that is not finite is None, black, or NaN; one that is flagged is black.
+        finite: bool [pictures], False where NaN or infinity came up; a warning said so, too.
+        seeds: the integer seed of each picture; None where a key was given.
+        record: with `record=True` every call's predictions and semantic guidance, arrays
+            [pictures, calls, ...]; else None.
+        flagged: bool [pictures], True where the safety checker found what it looks for; a warning said so, too.
+            None where the pipeline has no safety checker, and for latents, which are not checked.
+    """
+
+    images: list[Image.Image | None] | np.ndarray
+    finite: np.ndarray
+    seeds: list[int] | None
+    record: Record | None = None
+    flagged: np.ndarray | None = None

@@ -1,0 +1,55 @@
+"""How large what a pipeline makes is, from what was asked for and from the small picture it may start from."""
+
+from collections.abc import Sequence
+
+from sega_jax.rows import whole
+from sega_jax.systems.common import Sizes
+
+
+def state_shape(sizes: Sizes, height: int | None, width: int | None) -> tuple[int, int, int]:
+    """(height, width, channels) of the state of a picture of this size in pixels.
+
+    Raises:
+        TypeError, ValueError: a size that is no positive multiple of the checkpoint's factor, or none where the small
+            picture says it.
+    """
+    shape = []
+    for name, value, usual in zip(("height", "width"), (height, width), sizes.usual or (None, None), strict=True):
+        if value is usual is None:
+            raise ValueError(f"{name}=None is known of a small picture only; give a number of pixels")
+        value = usual if value is None else whole(name, value, 1)
+        if value % sizes.multiple:
+            near = max(value // sizes.multiple, 1) * sizes.multiple
+            raise ValueError(
+                f"{name}={value} is not a multiple of {sizes.multiple}, this checkpoint's factor; try {near}"
+            )
+        shape.append(value // sizes.factor)
+    return (*shape, sizes.channels)
+
+
+def shape_from(
+    sizes: Sizes, height: int | None, width: int | None, small: Sequence[int] | None
+) -> tuple[int, int, int]:
+    """Likewise of a picture that is made of a small one of this (height, width), or of none.
+
+    Raises:
+        TypeError, ValueError: as `state_shape`; or the small picture is of another size than asked for.
+    """
+    if small is None:
+        return state_shape(sizes, height, width)
+    usual = sizes.usual or tuple(sizes.enlarges * side for side in small)
+    asked = [u if side is None else side for side, u in zip((height, width), usual, strict=True)]
+    shape = state_shape(sizes, *asked)
+    made = [sizes.factor * side for side in shape[:2]]
+    if [sizes.enlarges * side for side in small] != made:
+        raise ValueError(
+            f"image has {times(small)} pixels (height x width), expected"
+            f" {times([side // sizes.enlarges for side in made])} to make {times(made)}, {sizes.enlarges} times as many"
+            f" each way; resize it, or give height={sizes.enlarges * small[0]}, width={sizes.enlarges * small[1]}"
+        )
+    return shape
+
+
+def times(size: Sequence[int]) -> str:
+    """(height, width) in words."""
+    return "x".join(map(str, size))

@@ -1,0 +1,202 @@
+"""What the systems of continuous states share, latents or pixels: the numbers of a call, its start, and its way
+through the schedule with one call of a UNet for all branches.
+
+States and pictures are channels last. Axes: rows of the batch, branches (2 + n: unconditional, prompt, concepts),
+tokens, channels.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from sega_jax.guidance import Edits, Predictions, cfg, replay, sega
+from sega_jax.nn.unet import UNet2DConditionModel
+from sega_jax.sample import Carry, nothing, sample
+from sega_jax.schedules import Row
+from sega_jax.solvers import SOLVERS, Solver
+
+# Where the initial noise is drawn from a key, and that of small pictures; the noise of call i is drawn at i.
+_INITIAL, _SMALL = 2**32 - 1, 2**32 - 2
+
+
+class Usual(NamedTuple):
+    """Of a call, what goes without saying."""
+
+    steps: int
+    guidance_scale: float
+    noise_level: int | None = None
+
+
+class Sizes(NamedTuple):
+    """Of what a checkpoint makes."""
+
+    channels: int  # of the state
+    factor: int  # pixels of a picture along a side, for one position of the state
+    multiple: int  # that height and width in pixels are of
+    usual: tuple[int, int] | None  # height and width in pixels; None where the small picture says them
+    enlarges: int = 0  # how many times larger than a small picture; 0 where there is none
+
+
+class Method(NamedTuple):
+    """What is compiled in; everything else is a number that a program takes."""
+
+    solver: str = "ddim"
+    semantics: str = "diffusers"
+    support: str = "channel"
+    record: bool = False
+
+
+class Small(NamedTuple):
+    """The small picture of every row that an upscaler enlarges. It sees signal * picture + noise * z."""
+
+    picture: Any  # [rows, height, width, 3] in [-1, 1], without noise
+    level: Any  # int32 [rows], the timestep at which the training had as much noise; the network is told
+    signal: Any  # [rows]
+    noise: Any  # [rows]
+    anew: Any  # bool [rows], whether z is drawn at every call, or once
+
+
+class Settings(NamedTuple):
+    """The numbers of every row."""
+
+    key: jax.Array  # typed keys [rows]
+    guidance_scale: Any  # [rows]
+    eta: Any  # [rows]
+    edits: Edits | None  # [rows, n] each; None for no concepts at all
+    replay: Any = None  # [rows, calls, height, width, channels] to be added, or None
+    small: Small | None = None  # of upscalers
+
+
+class Record(NamedTuple):
+    """What every model call predicted, and what semantic guidance added; [rows, calls, ...] in float32."""
+
+    sem_guidance: jax.Array  # [rows, calls, height, width, channels], without cfg and without replay
+    uncond: jax.Array  # likewise
+    cond: jax.Array  # likewise
+    edits: jax.Array | None  # [rows, calls, n, height, width, channels]; None without concepts
+
+
+def start(settings: Settings, latents: Any, scale: Any, *, shape: tuple[int, ...], method: Method, dtype: Any) -> Carry:
+    """The carry before the first call, from standard normal latents, given [rows, *shape] or of each row's key,
+    times the table's `initial_scale`."""
+    if latents is None:
+        latents = _noise(settings.key, _INITIAL, shape, dtype)
+    x = jnp.asarray(latents, dtype) * jnp.asarray(scale).astype(dtype)
+    n = 0 if settings.edits is None else settings.edits.scale.shape[1]
+    branch = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    preds = Predictions(branch, branch, jax.ShapeDtypeStruct((len(x), n, *shape), x.dtype))
+    guidance, solver = _method(settings, method)
+    return Carry(x, guidance.init(preds), solver.init(x))
+
+
+def advance(
+    unet: UNet2DConditionModel, text: jax.Array, carry: Carry, table: Row, settings: Settings, *, method: Method
+) -> tuple[Carry, Record | None]:
+    """Takes the rows through a chunk of the schedule.
+
+    Args:
+        text: hidden states [rows, 2 + n, tokens, channels].
+        carry: of `start`, or of the chunk before.
+        table: rows of the schedule, some of which may be filling.
+
+    Returns:
+        The carry, and with `method.record` the record of the chunk's calls.
+    """
+    guidance, solver = _method(settings, method)
+    small = settings.small
+    if small is not None:
+        small = small._replace(picture=enlarge(jnp.asarray(small.picture, carry.x.dtype), carry.x.shape[1:3]))
+
+    def denoise(x, row):
+        seen = None if small is None else (noised(settings.key, small, row), small.level)
+        return predict(unet, text, x, row, seen)
+
+    def draw(row, shape):
+        return _noise(settings.key, row.call, shape[1:], carry.x.dtype)
+
+    def keep(x, preds, guided, state):
+        uncond, cond, edits = (p.astype(x.dtype) for p in preds[:3])
+        added = jnp.zeros_like(x)
+        if settings.edits is None:
+            return Record(added, uncond, cond, None)
+        # Guidance once more, from zero: the compiler sees that it is the same sum and takes it once.
+        added, _ = _sega(settings, method).update(added, state[1], preds)
+        return Record(added, uncond, cond, edits)
+
+    carry, kept = sample(denoise, guidance, solver, carry, table, draw, keep if method.record else nothing)
+    return carry, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), kept)
+
+
+def predict(
+    unet: UNet2DConditionModel, text: jax.Array, x: jax.Array, row: Row, small: tuple[jax.Array, Any] | None = None
+) -> Predictions:
+    """All 2 + n branches of every row in one call of the network.
+
+    Of an upscaler `small` is the noisy small picture [rows, height, width, 3], as large as x, and its noise level
+    [rows]; diffusers multiplies DeepFloyd-IF's by the solver's `input_scale`, too, which is 1 for its scheduler.
+
+    Where the network predicts the variance beside the estimate, that of the prompt is the solver's and the others
+    are left out, as in diffusers: guidance is of the estimate alone.
+    """
+    rows, branches = text.shape[:2]
+    seen, level = x * row.input_scale.astype(x.dtype), ()
+    if small is not None:
+        seen, level = jnp.concatenate([seen, small[0].astype(x.dtype)], -1), (jnp.repeat(small[1], branches),)
+    timestep = jnp.broadcast_to(row.timestep.astype(x.dtype), (rows * branches,))
+    out = unet(jnp.repeat(seen, branches, 0), timestep, text.reshape(rows * branches, *text.shape[2:]), *level)
+    out = out.reshape(rows, branches, *out.shape[1:])
+    estimate, variance = out[..., : x.shape[-1]], out[:, 1, ..., x.shape[-1] :]
+    return Predictions(estimate[:, 0], estimate[:, 1], estimate[:, 2:], variance if variance.size else None)
+
+
+def noised(key: jax.Array, small: Small, row: Row) -> jax.Array:
+    """The small pictures as an upscaler sees them at this call, [rows, height, width, 3].
+
+    All branches see the same noise, lest their differences be of it. DeepFloyd-IF's own code draws it anew for the
+    prompt and for its absence, at every call.
+    """
+    dtype = small.picture.dtype
+    keys = jax.vmap(lambda k, anew: jax.random.fold_in(jax.random.fold_in(k, _SMALL), jnp.where(anew, row.call, 0)))(
+        key, small.anew
+    )
+    z = jax.vmap(lambda k: jax.random.normal(k, small.picture.shape[1:], dtype))(keys)
+    signal, noise = (share.astype(dtype)[:, None, None, None] for share in (small.signal, small.noise))
+    return signal * small.picture + noise * z
+
+
+def enlarge(picture: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Pictures [rows, ..., channels] in another size [rows, *size, channels], by bilinear interpolation between
+    their outermost positions, which stay where they are (torch's `align_corners`)."""
+    for axis, count in enumerate(size, 1):
+        before = picture.shape[axis]
+        if before != count:
+            at = np.linspace(0, before - 1, count)
+            weights = np.maximum(1 - abs(at[:, None] - np.arange(before)), 0).astype(picture.dtype)
+            product = jnp.tensordot(weights, picture, (1, axis), precision="highest")
+            picture = jnp.moveaxis(product, 0, axis)
+    return picture
+
+
+def as_bytes(pictures: jax.Array, finite: jax.Array) -> jax.Array:
+    """Pictures [rows, height, width, 3] in [0, 1] as uint8, black in the rows that are not finite."""
+    return jnp.round(jnp.where(finite[:, None, None, None], pictures, 0) * 255).astype(jnp.uint8)
+
+
+def _sega(settings: Settings, method: Method) -> optax.GradientTransformation:
+    return sega(settings.edits, semantics=method.semantics, support=method.support)
+
+
+def _method(settings: Settings, method: Method) -> tuple[optax.GradientTransformation, Solver]:
+    links = [cfg(settings.guidance_scale)]
+    if settings.edits is not None:
+        links.append(_sega(settings, method))
+    if settings.replay is not None:
+        links.append(replay(settings.replay))
+    return optax.chain(*links), SOLVERS[method.solver](settings.eta)
+
+
+def _noise(key: jax.Array, tag: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, tag), shape, dtype))(key)

@@ -1,0 +1,205 @@
+"""Stages in DeepFloyd-IF's own layout: after conversion, diffusers' network and ours compute what the original does."""
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+import collections
+
+import diffusers
+import jax
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from test_convert import run
+
+import convert
+from parity import original_if
+from parity.original_if import FIRST, SECOND, UNPROJECTED
+from parity.test_convert import Hostile
+from parity.theirs import first, last, noise, relative
+from sega_jax import CheckpointError
+from sega_jax.checkpoint import fill, read_json
+from sega_jax.loading import open_weights
+from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
+
+pytestmark = pytest.mark.parity
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+STAGES = {"first": FIRST, "second": SECOND, "unprojected": UNPROJECTED}
+
+
+@pytest.fixture(scope="module", params=STAGES)
+def stage(request, tmp_path_factory):
+    """A stage's params, its network and its folder."""
+    folder = tmp_path_factory.mktemp("stages") / request.param
+    return STAGES[request.param], original_if.write(folder, STAGES[request.param]), folder
+
+
+def read(folder):
+    """Our network of a converted stage."""
+    unet = UNet2DConditionModel(UNetConfig.from_dict(read_json(folder / "unet/config.json")))
+    with open_weights(folder / "unet", None, unet.rename) as weights:
+        return fill(unet, weights, None)
+
+
+def inputs(params):
+    x, states = noise(2, 16, 16, params["in_channels"]), noise(2, 7, params["encoder_dim"], seed=1)
+    levels = np.array([250, 3], np.float32) if params["in_channels"] == 6 else None
+    return x, np.array([999, 7], np.float32), states, levels
+
+
+def original(unet, params):
+    x, steps, states, levels = inputs(params)
+    given = [torch.tensor(value) for value in (steps, states, *([] if levels is None else [levels]))]
+    return last(unet(first(x), *given))
+
+
+def test_diffusers_network_computes_the_same(stage, tmp_path):
+    params, unet, folder = stage
+    convert.convert(folder, tmp_path / "dest", to="diffusers")
+    theirs = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "dest" / "unet")
+    x, steps, states, levels = inputs(params)
+    given = {} if levels is None else {"class_labels": torch.tensor(levels)}
+    with torch.no_grad():
+        found = theirs(first(x), torch.tensor(steps), torch.tensor(states), **given).sample
+    assert relative(last(found), original(unet, params)) < 1e-5
+
+
+def test_our_network_computes_the_same(tmp_path):
+    unet = original_if.write(tmp_path / "stage", SECOND)
+    ours = read(convert.convert(tmp_path / "stage", tmp_path / "dest"))
+    found = jax.jit(lambda net, *x: net(*x))(ours, *inputs(SECOND))
+    assert relative(found, original(unet, SECOND)) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_every_row_is_kept_to_the_bit(tmp_path, dtype):
+    unet = original_if.write(tmp_path / "stage", SECOND, dtype=dtype)
+    folder = convert.convert(tmp_path / "stage", tmp_path / "diffusers", to="diffusers")
+    assert rows(load_file(folder / WEIGHTS)) == rows(unet.state_dict())
+    one, other = read(folder), read(convert.convert(tmp_path / "stage", tmp_path / "orbax"))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert a.dtype == b.dtype
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def rows(tensors):
+    """How often there is each row of bytes: the parts of a tensor have its rows."""
+    return collections.Counter(
+        row.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        for tensor in tensors.values()
+        for row in tensor.detach()
+    )
+
+
+def test_heads_are_put_together(tmp_path):
+    """By hand, for one layer: the rows of its first head, then of its second."""
+    unet = original_if.write(tmp_path / "stage", FIRST)
+    folder = convert.convert(tmp_path / "stage", tmp_path / "dest", to="diffusers")
+    found, wanted = load_file(folder / WEIGHTS), unet.state_dict()["input_blocks.4.1.qkv.weight"]
+    for i, part in enumerate("qkv"):
+        matrix = found[f"down_blocks.1.attentions.0.to_{part}.weight"]
+        assert matrix.shape == (64, 64)
+        for head in range(8):
+            start = 8 * (3 * head + i)
+            assert torch.equal(matrix[8 * head : 8 * head + 8], wanted[start : start + 8, :, 0])
+
+
+@pytest.mark.parametrize("dtype", [None, "float16"])
+def test_casts(stage, tmp_path, dtype):
+    folder = convert.convert(stage[2], tmp_path / "dest", dtype=dtype)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(read(folder))} == {dtype or "float32"}
+
+
+@pytest.mark.parametrize(
+    ("params", "pipeline"), [(FIRST, diffusers.IFPipeline), (SECOND, diffusers.IFSuperResolutionPipeline)]
+)
+def test_diffusers_loads_the_stage(tmp_path, params, pipeline):
+    unet = original_if.write(tmp_path / "stage", params)
+    (tmp_path / "stage" / "LICENSE-MODEL").write_text("Read me.")
+    folder = convert.convert(tmp_path / "stage", tmp_path / "dest", to="diffusers")
+    assert (folder / "LICENSE-MODEL").read_text() == "Read me."
+    pipe = pipeline.from_pretrained(folder)
+    assert sum(tensor.numel() for tensor in pipe.unet.parameters()) == sum(p.numel() for p in unet.parameters())
+    assert pipe.scheduler.config.variance_type == "learned_range"
+    assert pipe.text_encoder is None
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """Changes a stage's tensors and returns what is said of them; nothing may be left of the conversion."""
+    original_if.write(tmp_path / "stage", FIRST)
+    path = tmp_path / "stage/pytorch_model.bin"
+
+    def broken(change):
+        tensors = torch.load(path)
+        torch.save(change(tensors) or tensors, path)
+        with pytest.raises(CheckpointError) as caught:
+            convert.convert(tmp_path / "stage", tmp_path / "out" / "dest")
+        assert not list((tmp_path / "out").iterdir())
+        return str(caught.value)
+
+    return broken
+
+
+def test_every_wrong_tensor_is_named(broken):
+    def change(tensors):
+        del tensors["input_blocks.4.1.qkv.bias"], tensors["out.0.weight"]
+        tensors["middle_block.1.qkv.weight"] = torch.ones(3 * 96 + 1, 96, 1)
+        tensors["middle_block.1.encoder_kv.weight"] = torch.ones(2 * 88, 64, 1)
+        tensors["middle_block.1.proj_out.weight"] = torch.ones(96, 96, 3)
+        tensors["time_embed.0.weight"] = torch.ones(96, 31)
+        tensors["qkv"] = tensors["label_emb.0.0.weight"] = torch.ones(1)
+
+    said = broken(change)
+    assert "do not fit UNet2DConditionModel" in said
+    wanted = """
+  misshapen  middle_block.1.encoder_kv.weight[add_k_proj]: (88, 64), expected (96, 64)
+  misshapen  middle_block.1.encoder_kv.weight[add_v_proj]: (88, 64), expected (96, 64)
+  misshapen  middle_block.1.proj_out.weight: (96, 96, 3), expected (96, 96)
+  misshapen  time_embed.0.weight: (96, 31), expected (96, 32)
+  missing    input_blocks.4.1.qkv.bias[to_k] (64,)
+  missing    input_blocks.4.1.qkv.bias[to_q] (64,)
+  missing    input_blocks.4.1.qkv.bias[to_v] (64,)
+  missing    middle_block.1.qkv.weight[to_k] (96, 96)
+  missing    middle_block.1.qkv.weight[to_q] (96, 96)
+  missing    middle_block.1.qkv.weight[to_v] (96, 96)
+  missing    out.0.weight (32,)
+  unexpected label_emb.0.0.weight (1,)
+  unexpected middle_block.1.qkv.weight (289, 96)
+  unexpected qkv (1,)"""
+    print(said)
+    assert said.endswith(wanted)
+
+
+def test_values_that_cannot_be_used(broken):
+    said = broken(lambda tensors: tensors | {"out.2.bias": torch.full((6,), np.nan)})
+    assert "out.2.bias has NaN or infinite entries" in said
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(lambda tensors: {"state_dict": tensors}, "'state_dict' is no name of a dense tensor"), (list, "holds a list")],
+    ids=["nested", "list"],
+)
+def test_files_of_other_things(broken, content, words):
+    assert words in broken(content)
+
+
+def test_hostile_pickles_are_refused(tmp_path):
+    original_if.write(tmp_path / "stage", FIRST)
+    torch.save({"out.0.weight": Hostile(tmp_path / "canary")}, tmp_path / "stage/pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="is refused, nothing of it was run"):
+        convert.convert(tmp_path / "stage", tmp_path / "dest")
+    assert not (tmp_path / "canary").exists()
+    assert not (tmp_path / "dest").exists()
+
+
+def test_the_shell(tmp_path):
+    original_if.write(tmp_path / "stage", FIRST)
+    result = run(tmp_path / "stage", tmp_path / "dest")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "dest/unet/orbax.json").is_file()
+    assert (tmp_path / "dest/model_index.json").is_file()

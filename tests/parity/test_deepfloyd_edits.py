@@ -1,0 +1,115 @@
+"""Semantic guidance of DeepFloyd-IF's stages against a plain torch loop, with the same noise: pictures, and what every
+call predicted and the edits added."""
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+import contextlib
+import functools
+
+import diffusers
+import jax
+import numpy as np
+import tiny
+import torch
+
+import sega_jax
+from parity import if_loops
+from parity.if_loops import Text
+from parity.theirs import double, fresh, precision, relative
+from sega_jax import Edit
+
+pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")]
+
+SEEDS, STEPS, LEVEL = [3, 8], 8, 250
+INITIAL, SMALL = 2**32 - 1, 2**32 - 2
+PROMPTS, NEGATIVES = ["a cat at", "dog,"], ["bad", ""]
+PICTURES = np.random.default_rng(1).random((2, 8, 8, 3))
+NOISING = {"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2"}
+KINDS = {"1": (diffusers.IFPipeline, tiny.STAGE_1), "2": (diffusers.IFSuperResolutionPipeline, tiny.STAGE_2)}
+# Unequal warm-ups and cool-downs, and a concept that is removed.
+EDITS = {
+    "one": [Edit("smile", scale=6, threshold=0.8, warmup=2)],
+    "three": [
+        Edit("smile", scale=6, threshold=0.8, warmup=1),
+        Edit("a hat", scale=-4, threshold=0.95, warmup=3, cooldown=6, weight=0.5),
+        Edit("snow", scale=2, threshold=0.0, warmup=5),
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory, one_device):
+    """Our pipeline and diffusers' of a stage."""
+    folder = tmp_path_factory.mktemp("stages")
+
+    @functools.cache
+    def load(name, dtype):
+        theirs, unet = KINDS[name]
+        if not (folder / name).is_dir():
+            tiny.stage(folder / name, unet)
+        with jax.enable_x64(dtype == "float64"):
+            ours = sega_jax.load(folder / name, dtype=dtype, devices=one_device)
+        return ours, theirs.from_pretrained(folder / name, watermarker=None).to(dtype=getattr(torch, dtype))
+
+    return load
+
+
+def drawn_once(shape):
+    """What our rows of these seeds have on their small pictures."""
+    keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), SMALL), 0) for seed in SEEDS]
+    return np.stack([jax.random.normal(key, shape, precision()) for key in keys])
+
+
+@pytest.mark.parametrize("edits", EDITS)
+@pytest.mark.parametrize(("dtype", "end"), [("float32", 3e-4), ("float64", 1e-9)])
+@pytest.mark.parametrize("name", KINDS)
+def test_edits(name, dtype, end, edits, both):
+    ours, reference = both(name, dtype)
+    with double() if dtype == "float64" else contextlib.nullcontext():
+        shape = ours.latent_shape()
+        draw = fresh(SEEDS, shape)
+        # With the words encoded by ours, so that what is compared is the loop.
+        concepts = [edit.concept for edit in EDITS[edits]]
+        small = {} if name == "1" else {"image": PICTURES, "noise_level": LEVEL}
+        call = {"steps": STEPS, "guidance_scale": 3.0}
+        made = ours(
+            PROMPTS,
+            EDITS[edits],
+            negative_prompt=NEGATIVES,
+            seed=SEEDS,
+            output="float",
+            record=True,
+            momentum_scale=0.3,
+            momentum_beta=0.6,
+            **call,
+            **small,
+        )
+        more = {}
+        if name == "2":
+            noise = drawn_once((*shape[:2], 3))
+            more = {"picture": 2 * PICTURES - 1, "noising": NOISING, "level": LEVEL, "level_noises": [noise]}
+        run = (if_loops.first_stage if name == "1" else if_loops.second_stage)(
+            reference.unet,
+            ours.scheduler.config,
+            Text(ours.encode(NEGATIVES), ours.encode(PROMPTS)),
+            draw(INITIAL),
+            [draw(i) for i in range(STEPS)],
+            edits=[
+                Edit(vector, e.scale, e.threshold, e.warmup, e.cooldown, e.weight)
+                for vector, e in zip(ours.encode(concepts), EDITS[edits], strict=True)
+            ],
+            momentum=(0.3, 0.6),
+            **call,
+            **more,
+        )
+    assert relative(made.images, np.clip(run.x / 2 + 0.5, 0, 1)) < end
+    for field in ("uncond", "cond", "edits"):
+        assert relative(getattr(made.record, field), getattr(run, field)) < end
+    # In single precision a position at its threshold may fall on either side, and momentum keeps it for later calls.
+    off = (np.abs(made.record.sem_guidance - run.sem_guidance) > 2e-3).mean()
+    assert off <= (5e-3 if dtype == "float32" else 0)
+    assert dtype == "float32" or relative(made.record.sem_guidance, run.sem_guidance) < end
+    assert np.abs(run.sem_guidance[:, 5:]).max() > 0.1

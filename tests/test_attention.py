@@ -1,0 +1,50 @@
+"""Attention whose logits do not fit in memory at once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sega_jax.nn import layers
+
+HEADS, QUERIES, KEYS = 2, 10, 7
+
+
+def arrays(dtype=np.float32):
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.standard_normal((3, n, HEADS * 4)), dtype) for n in (QUERIES, KEYS, KEYS)]
+
+
+@pytest.mark.parametrize("logits", [1, HEADS * KEYS * 3, HEADS * KEYS * QUERIES, HEADS * KEYS * QUERIES * 2])
+def test_parts_are_the_whole(monkeypatch, logits):
+    """Query by query, some of them (of which 10 are no multiple), or row by row."""
+
+    def run(q, k, v):
+        return layers.attend(q, k, v, heads=HEADS)
+
+    def gradient(*of):
+        return jax.grad(lambda *x: (run(*x) ** 2).sum(), argnums=(0, 1, 2))(*of)
+
+    whole, slope = run(*arrays()), gradient(*arrays())
+    monkeypatch.setattr(layers, "_LOGITS", logits)
+    np.testing.assert_allclose(run(*arrays()), whole, rtol=1e-5, atol=1e-6)
+    for found, wanted in zip(gradient(*arrays()), slope, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    assert "while" in jax.jit(run).lower(*arrays()).as_text()
+
+
+@pytest.mark.parametrize("logits", [1, 2**28])
+def test_the_past_alone(monkeypatch, logits):
+    monkeypatch.setattr(layers, "_LOGITS", logits)
+    q, k, v = (x[:, :KEYS] for x in arrays())
+    out = layers.attend(q, k, v, heads=HEADS, causal=True)
+    other = layers.attend(q, k.at[:, 4:].add(1), v.at[:, 4:].add(1), heads=HEADS, causal=True)
+    np.testing.assert_allclose(out[:, :4], other[:, :4], rtol=1e-5, atol=1e-6)
+    assert not np.allclose(out[:, 4:], other[:, 4:], atol=1e-2)
+
+
+def test_memory_of_many_positions():
+    """One picture of 64x64 positions in one head of the x4 upscaler's autoencoder, times 16 each way."""
+    x = jax.ShapeDtypeStruct((1, 256 * 256, 512), jnp.bfloat16)
+    compiled = jax.jit(lambda q, k, v: layers.attend(q, k, v, heads=1)).lower(x, x, x).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * 2**30
