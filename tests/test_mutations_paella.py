@@ -120,7 +120,7 @@ FAULTS = {
         "heads=self.heads",
         "heads=query.shape[-1] // self.heads",
     ),
-    "text not activated": ("blocks", net.AttnBlock.__call__, "jax.nn.silu(tokens)", "tokens"),
+    "text not activated": ("blocks", net.AttnBlock.project, "jax.nn.silu(text.tokens)", "text.tokens"),
     "no attention to the picture": ("blocks", net.AttnBlock.__call__, "if self.self_attn", "if False"),
     "attention to what is not normalised": (
         "blocks",
@@ -158,8 +158,8 @@ FAULTS = {
     "the picture's mapper for the text": (
         "full",
         net.Paella.condition,
-        "(self.clip_image_mapper, clip_image)",
-        "(self.clip_mapper, clip_image)",
+        "(self.clip_image_mapper, clip_image",
+        "(self.clip_mapper, clip_image",
     ),
     "tokens of CLIP interleaved": (
         "full",
@@ -173,8 +173,8 @@ FAULTS = {
     "influences swapped": (
         "influenced",
         net.Paella.condition,
-        "text, picture = influence",
-        "picture, text = influence",
+        "text, picture = (",
+        "picture, text = (",
     ),
     "influence on all tokens": ("influenced", net.Paella.condition, "place > lengths", "place > 99"),
     "influence before the softmax": (

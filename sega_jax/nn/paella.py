@@ -54,6 +54,7 @@ class PaellaConfig(NamedTuple):
     byt5_embd: int = 2560
     clip_seq_len: int = 4
     self_attn: bool = True
+    sample_size: int = 64  # tokens along a side where nothing else is said; the class has no such argument
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "PaellaConfig":
@@ -91,6 +92,15 @@ class Condition(NamedTuple):
     weights: jax.Array  # [batch, tokens], factors of the tokens' shares in the attention, after the softmax
 
 
+class Projected(NamedTuple):
+    """What an attention block makes of a condition: the same at every noise level, for every grid."""
+
+    keys: jax.Array  # [batch, tokens, channels]
+    values: jax.Array  # likewise
+    mask: jax.Array  # of the condition
+    weights: jax.Array  # likewise
+
+
 def join(conditions: Sequence[Condition]) -> Condition:
     """Conditions of any lengths as one of all their rows, padded to the longest."""
     longest = max(condition.mask.shape[1] for condition in conditions)
@@ -121,7 +131,7 @@ class _Given(NamedTuple):
     """What the blocks of a level are given beside x."""
 
     level: jax.Array  # the embedded noise level, [batch, c_r]
-    text: Condition
+    text: Condition | Projected | None
     skip: jax.Array | None = None  # as x, for the first block of a level on the way up
 
 
@@ -224,17 +234,20 @@ class AttnBlock(nnx.Module):
         # torch's list has a silu before.
         self.kv_mapper = nnx.List([None, Linear(text, channels)])
 
+    def project(self, text: Condition) -> Projected:
+        _, *pair = self.attention.attn.project(self.kv_mapper[1](jax.nn.silu(text.tokens)))
+        return Projected(*pair, text.mask, text.weights)
+
     def __call__(self, x: jax.Array, given: _Given) -> jax.Array:
-        attn, (tokens, mask, weights) = self.attention.attn, given.text
+        attn, text = self.attention.attn, given.text
+        *pair, mask, weights = self.project(text) if isinstance(text, Condition) else text
         places = normalise(x, _EPS).astype(x.dtype).reshape(len(x), -1, x.shape[-1])
         query, *own = attn.project(places)
-        # By themselves, since they are the same at every step: XLA takes them out of a loop without a condition in it.
-        _, *pairs = attn.project(self.kv_mapper[1](jax.nn.silu(tokens)))
         if self.self_attn:
-            pairs = [jnp.concatenate(both, 1) for both in zip(own, pairs, strict=True)]
+            pair = [jnp.concatenate(both, 1) for both in zip(own, pair, strict=True)]
             before = ((0, 0), (places.shape[1], 0))
             mask, weights = (jnp.pad(array, before, constant_values=1) for array in (mask, weights))
-        return x + attn.attend(query, *pairs, mask, weights).reshape(x.shape)
+        return x + attn.attend(query, *pair, mask, weights).reshape(x.shape)
 
 
 class Resampling(nnx.List):
@@ -249,7 +262,8 @@ class Paella(nnx.Module):
 
     x: int32 [batch, height, width] below `num_labels`, the height and width multiples of `config.factor`;
     r: [batch] in [0, 1], the share of the tokens that are noise (kept in float32 or wider);
-    text: of `condition` -> [batch, height, width, num_labels] in the dtype of the parameters.
+    text: of `condition`, or what `project` makes of it -> [batch, height, width, num_labels] in the dtype of the
+    parameters.
 
     Raises:
         ValueError: a height or width that is no such multiple.
@@ -280,7 +294,9 @@ class Paella(nnx.Module):
         clip_image: jax.Array | None = None,
         *,
         mask: jax.Array | None = None,
-        influence: tuple[float, float] | None = None,
+        has_clip: jax.Array | None = None,
+        has_image: jax.Array | None = None,
+        influence: tuple[Any, Any] | None = None,
     ) -> Condition:
         """What the network is told.
 
@@ -290,44 +306,59 @@ class Paella(nnx.Module):
             clip_image: embeddings of pictures [batch, clip_embd] or [batch, pictures, clip_embd]; None as before.
             mask: which of the states are no padding, bool [batch, bytes]; None is all. The published code pads
                 the texts of a batch and attends to the padding.
+            has_clip, has_image: which rows have these embeddings, bool [batch]; the others are as without. None is all.
             influence: factors of the attention's shares after the softmax, as the published inference script has them
                 for its prompt, (1.2, 0.4): of the last tokens, as many as there are bytes, the second for the last
                 `clip_seq_len` and the first for the others. The script means them for text and picture, but with
-                the tokens of CLIP at the end the first bytes go without.
+                the tokens of CLIP at the end the first bytes go without. Numbers, or [batch, 1] each.
         """
         c, dtype = self.config, self.byt5_mapper.kernel[...].dtype
         mask = jnp.ones(byt5.shape[:2], bool) if mask is None else mask.astype(bool)
-        lengths, parts = mask.sum(1, keepdims=True), [self.byt5_mapper(byt5.astype(dtype))]
-        for mapper, embedding in ((self.clip_mapper, clip), (self.clip_image_mapper, clip_image)):
+        lengths, parts, masks = mask.sum(1, keepdims=True), [self.byt5_mapper(byt5.astype(dtype))], [mask]
+        for mapper, embedding, has in (
+            (self.clip_mapper, clip, has_clip),
+            (self.clip_image_mapper, clip_image, has_image),
+        ):
             if embedding is not None:
                 parts.append(mapper(embedding.astype(dtype)).reshape(len(byt5), -1, c.c_cond))
+                has = jnp.ones(len(byt5), bool) if has is None else has
+                masks.append(jnp.broadcast_to(has[:, None], parts[-1].shape[:2]))
         tokens = normalise(jnp.concatenate(parts, 1), _EPS).astype(dtype)
-        mask = jnp.pad(mask, ((0, 0), (0, tokens.shape[1] - mask.shape[1])), constant_values=True)
+        mask = jnp.concatenate(masks, 1)
         weights = jnp.ones(mask.shape, dtype)
         if influence is not None:
-            text, picture = influence
+            text, picture = (jnp.asarray(factor, dtype) for factor in influence)
             place = jnp.cumsum(mask[:, ::-1], 1)[:, ::-1]
-            factors = jnp.where(place > c.clip_seq_len, text, picture).astype(dtype)
+            factors = jnp.where(place > c.clip_seq_len, text, picture)
             weights = jnp.where(place > lengths, weights, factors)
         return Condition(tokens, mask, weights)
 
-    def __call__(self, x: jax.Array, r: jax.Array, text: Condition) -> jax.Array:
+    def project(self, text: Condition) -> list[Projected]:
+        """What the attention blocks make of the text, in their order: once, for calls that share it."""
+        blocks = (block for level in (*self.down_blocks, *self.up_blocks) for block in level)
+        return [block.project(text) for block in blocks if isinstance(block, AttnBlock)]
+
+    def __call__(self, x: jax.Array, r: jax.Array, text: Condition | Sequence[Projected]) -> jax.Array:
         c, dtype = self.config, self.byt5_mapper.kernel[...].dtype
         if x.shape[1] % c.factor or x.shape[2] % c.factor:
             raise ValueError(f"the grid is of {x.shape[1]}x{x.shape[2]} tokens, expected multiples of {c.factor}")
-        given = _Given(wave(r, c.c_r).astype(dtype), text)
+        texts = iter(self.project(text) if isinstance(text, Condition) else text)
+        given = _Given(wave(r, c.c_r).astype(dtype), None)
+
+        def run(block: nnx.Module, x: jax.Array) -> jax.Array:
+            return block(x, given._replace(text=next(texts)) if isinstance(block, AttnBlock) else given)
 
         x = unshuffle(normalise(self.in_mapper[0](x), _EPS).astype(dtype), c.patch_size)
         x = normalise(self.embedding[1](x), _EPS).astype(dtype)
         outputs = []
         for level in self.down_blocks:
             for block in level:
-                x = block(x, given)
+                x = run(block, x)
             outputs.append(x)
         for level in self.up_blocks:
             given = given._replace(skip=outputs.pop())
             for block in level:
-                x = block(x, given)
+                x = run(block, x)
         x = self.clf[1](normalise(x, _EPS).astype(dtype))
         return self.out_mapper[1](normalise(shuffle(x, c.patch_size), _EPS).astype(dtype))
 
