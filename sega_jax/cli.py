@@ -19,10 +19,10 @@ import jax
 import jax.monitoring
 import numpy as np
 
-from sega_jax import __version__, cli_stages, loading, pictures
+from sega_jax import __version__, cli_paella, cli_stages, loading, pictures
 from sega_jax.demo import settings
 from sega_jax.guidance import SEMANTICS, SUPPORTS, Edit
-from sega_jax.kinds import STAGE_1, kind_of
+from sega_jax.kinds import PAELLA, STAGE_1, kind_of
 from sega_jax.loading import checkpoint_folder, load
 from sega_jax.pipeline import Pipeline
 from sega_jax.rows import number, whole
@@ -124,9 +124,8 @@ def main() -> None:
 @main.command(context_settings={"show_default": True})
 @click.option(
     "--model",
-    help="A checkpoint: a folder in diffusers layout, or owner/name on the hub; of DeepFloyd-IF the first stage."
-    "  [default: the demo model that comes"
-    " along, of cartoon portraits]",
+    help="A checkpoint: a folder in diffusers layout, or owner/name on the hub; of DeepFloyd-IF the first stage; of"
+    " Paella a folder that sega-jax-convert wrote.  [default: the demo model that comes along, of cartoon portraits]",
 )
 @click.option("--revision", help="A branch, tag or commit on the hub.")
 @click.option("--prompt", required=True, help="What the picture shows.")
@@ -152,6 +151,7 @@ def main() -> None:
 @click.option("--semantics", type=click.Choice(SEMANTICS), default=SEMANTICS[0])
 @click.option("--support", type=click.Choice(SUPPORTS), default=SUPPORTS[0], help="What shares a threshold.")
 @cli_stages.options
+@cli_paella.options
 @click.option("--dtype", help="Of the networks.  [default: float32 on a CPU, else bfloat16]")
 @click.option("--variant", help='Of the weight files, such as "fp16".')
 @click.option("--scheduler", help='A class of diffusers\', such as "DPMSolverMultistepScheduler", or a folder.')
@@ -177,10 +177,12 @@ def edit(
             raise ValueError(f"--revision {revision} is of a repository on the hub; name it with --model")
         usual = settings.CALL if model is None else LIBRARY.call
         chosen = {name: call.pop(name) for name in cli_stages.NAMES}
+        tokens = {name: call.pop(name) for name in cli_paella.NAMES}
         unsaid = [name for name in settings.CALL if call[name] is None]
         call |= {name: usual[name] for name in unsaid}
         _check(call)
         cli_stages.check(chosen)
+        cli_paella.check(tokens)
         defaults = demo(call["steps"]) if model is None else LIBRARY
         parsed = [parse_edit(text, defaults) for text in edits]
         folder = _writable(Path(out))
@@ -194,17 +196,22 @@ def edit(
             revision = found.name  # the commit, so that the command in the picture repeats it
         kind = kind_of(found)
         cli_stages.check_kind(kind, model or "the demo model", chosen)
+        cli_paella.check_kind(kind, model or "the demo model", tokens, call["eta"])
         _remember_compilations()
         began = time.perf_counter()
         common = {"dtype": dtype, "variant": variant, "safety_checker": safety_checker}
         if kind is STAGE_1:
             pipe, make = cli_stages.load(found, chosen, scheduler=scheduler, **common)
-            call |= {name: value for name, value in pipe.models.usual._asdict().items() if name in unsaid}
         else:
             pipe = make = load(found, scheduler=scheduler, **common)
+        if kind in (STAGE_1, PAELLA):
+            call |= {name: value for name, value in pipe.models.usual._asdict().items() if name in unsaid}
+        if kind is PAELLA:
+            del call["eta"]
+        solver = "Paella's sampler" if kind is PAELLA else pipe.scheduler.name
         device, name = pipe.devices.devices[0].device_kind, model or "the demo model"
         click.echo(
-            f"Loaded {name}: {pipe.scheduler.name}, {pipe.dtype.name} on {len(pipe.devices)} x {device},"
+            f"Loaded {name}: {solver}, {pipe.dtype.name} on {len(pipe.devices)} x {device},"
             f" in {time.perf_counter() - began:.1f} s"
         )
         click.echo(f"{prompt!r}, seed {call['seed']}, {call['steps']} steps")
@@ -212,7 +219,7 @@ def edit(
             click.echo(f"  {'-' if one.scale < 0 else '+'} {_describe(one)}")
         began = time.perf_counter()
         with _compilations() as compiling:
-            result = make([prompt] * 2, [[], parsed], **call | {"seed": [call["seed"]] * 2})
+            result = make([prompt] * 2, [[], parsed], **call | cli_paella.read(tokens) | {"seed": [call["seed"]] * 2})
         seconds = time.perf_counter() - began
         click.echo(f"Compiled in {compiling():.1f} s, ran in {seconds - compiling():.1f} s")
 
@@ -228,8 +235,8 @@ def edit(
         known |= {"dtype": pipe.dtype.name, "variant": variant}
         if scheduler is not None and Path(scheduler).expanduser().exists():
             scheduler = str(Path(scheduler).expanduser().resolve())
-        known |= cli_stages.remembered(chosen)
-        known |= {"scheduler": scheduler, "solver": pipe.scheduler.name, "safety_checker": safety_checker}
+        known |= cli_stages.remembered(chosen) | {name: value for name, value in tokens.items() if value is not None}
+        known |= {"scheduler": scheduler, "solver": solver, "safety_checker": safety_checker}
         names = "original", "edited"
         if result.flagged is not None and result.flagged.any():
             click.echo(f"Flagged by the safety checker: {', '.join(np.array(names)[result.flagged])}")

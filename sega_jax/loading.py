@@ -17,17 +17,18 @@ from sega_jax import hub, orbax, schedules
 from sega_jax.checkpoint import CheckpointError, Tensors, fill, read_json, weight_files
 from sega_jax.components import as_module, as_scheduler
 from sega_jax.embeddings import Embeddings
-from sega_jax.kinds import UPSCALER, Kind, entry, kind_of, optional
+from sega_jax.kinds import PAELLA, UPSCALER, Kind, entry, kind_of, optional
 from sega_jax.nn.clip import CLIPTextModel
 from sega_jax.nn.safety import SafetyCheckerConfig, StableDiffusionSafetyChecker
 from sega_jax.nn.t5 import T5EncoderModel
 from sega_jax.nn.unet import UNet2DConditionModel
 from sega_jax.nn.vae import AutoencoderKL
+from sega_jax.paella import PaellaPipeline
 from sega_jax.parallel import Devices
 from sega_jax.pipeline import Models, Pipeline
 from sega_jax.safety import FeatureExtractor, Safety
 from sega_jax.small import Noising
-from sega_jax.systems import deepfloyd
+from sega_jax.systems import deepfloyd, paella
 from sega_jax.text import T5Tokenizer, Tokenizer
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -49,9 +50,9 @@ def load(
     unet: UNet2DConditionModel | None = None,
     vae: AutoencoderKL | None = None,
     tokenizer: Tokenizer | T5Tokenizer | None = None,
-) -> Pipeline:
+) -> Pipeline | PaellaPipeline:
     """Loads a checkpoint of Stable Diffusion, of its x4 upscaler, or of a stage of DeepFloyd-IF, in diffusers layout
-    with safetensors weights or as `sega-jax-convert` made it of one.
+    with safetensors weights or as `sega-jax-convert` made it of one; or Paella as `sega-jax-convert` made it.
 
     DeepFloyd-IF's safety checker, which is another than Stable Diffusion's, and its watermark are not of this library:
     its pictures are neither checked nor marked, and a warning says so.
@@ -67,7 +68,8 @@ def load(
         devices: to spread pictures over; None is all of this host. `pipe.devices` of another pipeline shares its
             compiled programs, too, where the networks are of the same shapes.
         attention: "xla", or "cudnn" for GPUs from compute capability 8.0 on in half precision; None picks.
-        scheduler: in place of the checkpoint's: a class name of diffusers', a config, or a folder with one.
+        scheduler: in place of the checkpoint's: a class name of diffusers', a config, or a folder with one. Paella has
+            none.
         safety_checker: whether to load the one that the checkpoint may have, which makes pictures black that it
             flags; with False or None its files are not read. `pipe.safety` of another pipeline is taken as it is.
             True means nothing for DeepFloyd-IF, but a warning where the checkpoint has one.
@@ -91,11 +93,15 @@ def load(
         raise TypeError(f"tokenizer={tokenizer!r} should be another pipeline's (pipe.tokenizer)")
     where = devices if isinstance(devices, Devices) else Devices(devices)
     dtype = pick_dtype(dtype, where)
-    attention = _attention(attention, dtype, where)
+    asked, attention = attention, _attention(attention, dtype, where)
     folder = checkpoint_folder(
         source, revision=revision, variant=variant, without=[*given, *([] if safety_checker is True else [_CHECKER])]
     )
     given = _given(given, kind_of(folder))
+    if kind_of(folder) is PAELLA:
+        for name, value in (("scheduler", scheduler), ("tokenizer", tokenizer), ("attention", asked)):
+            if value not in (None, "xla"):
+                raise ValueError(f"{name} is given, of which Paella has no choice; leave it out")
 
     found = describe(folder, attention, scheduler, tokenizer, safety_checker, given)
     if safety_checker is True and has_other_checker(folder):
@@ -112,6 +118,8 @@ def load(
             networks[part] = filled(folder / part, module, variant, dtype, where)
     safety = found.safety and found.safety._replace(checker=networks.pop(_CHECKER))
     models = type(found.models)(**networks)
+    if isinstance(models, paella.Models):
+        return PaellaPipeline(models, found.tokenizer, where)
     return Pipeline(models, found.tokenizer, found.scheduler, where, safety, found.noising)
 
 
@@ -174,9 +182,9 @@ def _given(given: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
 class Description(NamedTuple):
     """What a checkpoint's folder holds beside the weights; the networks are without values."""
 
-    models: Models
+    models: Models | paella.Models
     tokenizer: Tokenizer | T5Tokenizer | None
-    scheduler: schedules.Scheduler
+    scheduler: schedules.Scheduler | None
     safety: Safety | None
     noising: Noising | None
 
@@ -204,6 +212,8 @@ def describe(
     kind, index = kind_of(folder), read_json(folder / "model_index.json")
     given = {part: None for part in optional(kind) if entry(index, part) is None} | dict(given)
     configs = {part: given[part] if part in given else read_json(folder / part / "config.json") for part in kind.parts}
+    if kind is PAELLA:
+        return _describe_paella(folder, configs)
     if kind is UPSCALER and isinstance(configs["vae"], Mapping):
         configs["vae"] = {
             "scaling_factor": 0.08333,
@@ -230,6 +240,18 @@ def describe(
     if not isinstance(safety_checker, Safety):
         safety_checker = _safety(folder) if safety_checker and not has_other_checker(folder) else None
     return Description(models, tokenizer, scheduler, safety_checker, noising)
+
+
+def _describe_paella(folder: Path, configs: Mapping[str, Any]) -> Description:
+    try:
+        models = paella.Models.build(**configs)
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+    tokenizer = None
+    if models.clip is not None:
+        text = models.clip.config
+        tokenizer = Tokenizer(folder / "tokenizer", text.max_position_embeddings, text.vocab_size)
+    return Description(models, tokenizer, None, None, None)
 
 
 def _noising(folder: Path, index: Mapping[str, Any], models: Models) -> Noising:

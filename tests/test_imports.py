@@ -58,12 +58,14 @@ ALLOWED = {
     "hub": {"checkpoint"},
     "rows": {"arrays", "guidance"},
     "systems": NETWORKS | METHOD | {"systems"},
-    "pipeline": CALLS,
+    "running": CALLS,
+    "pipeline": CALLS | {"running"},
+    "paella": CALLS | {"pipeline", "running"},
     "output": {"systems"},
     "kinds": {"checkpoint", "nn", "systems"},
-    "loading": CALLS | {"hub", "kinds", "orbax", "pipeline"},
+    "loading": CALLS | {"hub", "kinds", "orbax", "paella", "pipeline"},
     "cascade": CALLS | {"captions", "kinds", "loading", "pipeline"},
-    "faces": CALLS | {"captions", "faces", "loading", "pipeline"},
+    "faces": CALLS | {"captions", "faces", "loading", "paella", "pipeline", "running"},
 }
 LIGHT = ["arrays", "guidance", "schedules", "solvers", "sample", "parallel"]
 

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 from sega_jax.checkpoint import from_torch, leaves, torch_name, torch_shape
 from sega_jax.nn.safety import SafetyCheckerConfig, StableDiffusionSafetyChecker
 from sega_jax.systems import deepfloyd
+from sega_jax.systems import paella as paella_system
 from sega_jax.systems.stable_diffusion import Models
 
 UNET = {
@@ -162,6 +163,15 @@ PAELLA = {
 }
 VQGAN = {"levels": 3, "bottleneck_blocks": 2, "c_hidden": 16, "c_latent": 3, "codebook_size": 24, "scale_factor": 0.4}
 PRIOR = {"clip_r": 12, "c_hidden": 10, "c_r": 9, "num_blocks": 3}
+# As a pipeline takes them: two levels, whose grids are multiples of 4, and tokens of 4 pixels.
+PAELLA_PARTS = {
+    "byt5": T5 | {"vocab_size": 259, "d_model": 18, "num_layers": 2},
+    "clip": TEXT_PROJECTED,
+    "prior": PRIOR,
+    "denoiser": PAELLA
+    | {"c_hidden": [8, 16], "nhead": [1, 2], "blocks": [1, 1], "level_config": ["CT", "CTA"], "sample_size": 4},
+    "vqgan": VQGAN | {"levels": 2, "codebook_size": 20},
+}
 SAFETY = {
     "architectures": ["StableDiffusionSafetyChecker"],
     "model_type": "clip",
@@ -356,6 +366,25 @@ def upscaler(folder: Path) -> Path:
         del index[name]
     index |= {"_class_name": "StableDiffusionUpscalePipeline", "max_noise_level": 350}
     write_json(folder / "model_index.json", index | {"low_res_scheduler": ["diffusers", "DDPMScheduler"]})
+    return folder
+
+
+def paella(folder: Path, without: tuple[str, ...] = ()) -> Path:
+    """Writes a checkpoint of Paella as a conversion does, without some of its networks."""
+    configs = {part: None if part in without else config for part, config in PAELLA_PARTS.items()}
+    models = paella_system.Models.build(**configs)
+    index = {"_class_name": "PaellaPipeline"}
+    for part, module in models._asdict().items():
+        index[part] = [None, None] if module is None else ["sega_jax", type(module).__name__]
+        if module is not None:
+            stem = "model" if part in ("byt5", "clip") else "diffusion_pytorch_model"
+            (folder / part).mkdir(parents=True)
+            write_json(folder / part / "config.json", configs[part])
+            save_file(tensors(module), folder / part / f"{stem}.safetensors", {"format": "pt"})
+    if models.clip is not None:
+        (folder / "tokenizer").mkdir()
+        tokenizer(folder / "tokenizer", 12)
+    write_json(folder / "model_index.json", index)
     return folder
 
 

@@ -77,6 +77,28 @@ def prior_block_input(std):
     return np.float32(std) * _noise(15, 2, 31)
 
 
+# Runs of the two public samplers, of a batch of two: each branch's text, and what is drawn; in float64 alone, where no
+# two tokens are as likely. The temperatures are high, so that what is drawn counts.
+BRANCHES = {
+    "uncond": {"byt5": _noise(21, 1, 1, 18), "clip": _noise(22, 1, 12)},
+    "cond": {"byt5": _noise(23, 1, 7, 18), "clip": _noise(24, 1, 12), "clip_image": _noise(25, 1, 12)},
+    "edit": {"byt5": _noise(26, 1, 3, 18), "clip": _noise(27, 1, 12)},
+}
+START = np.random.default_rng(28).integers(0, 20, (2, 4, 8))
+GUMBEL = np.random.default_rng(29).gumbel(size=(6, *START.shape, 20))
+UNIFORM = np.random.default_rng(30).random((6, *START.shape))
+CFG, TEMPERATURE = 8.0, (9.0, 2.0)
+# The published sampler, and that of the authors of semantic guidance, whose threshold and momentum have no effect.
+SAMPLERS = {
+    "published": {"steps": 5, "renoise_steps": 4},
+    "edited": {"steps": 6, "renoise_steps": 4, "edit_guidance_scale_c": 7.0, "edit_warmup_steps_c": 2}
+    | {"reverse_editing_direction_c": True, "edit_threshold_c": 0.8, "edit_momentum_scale": 0.5},
+    "quantised": {"steps": 4, "renoise_steps": 3, "mode": "quant"},
+}
+# What the prior draws: of two texts, where it starts and what each of its 60 calls adds.
+IMAGINED = (_noise(31, 2, 12), _noise(32, 61, 2, 12))
+
+
 IMAGE = np.random.default_rng(16).random((2, 16, 24, 3), np.float32)
 TOKENS = np.random.default_rng(17).integers(0, 24, (2, 3, 2))
 LATENTS = _noise(18, 2, 2, 3, 3)

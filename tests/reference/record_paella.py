@@ -1,17 +1,19 @@
 """Records what the public code of Paella makes of small networks, for the suite without torch.
 
-Three public repositories of pure Python, which are no packages, each checked out at the commit named here:
+Four public repositories of pure Python, which are no packages, each checked out at the commit named here:
 
-    github.com/dome272/Paella            e1ab72b8aa7b22def24dafd51805aed84be52ed9  the denoiser and the VQGAN
-    github.com/pabloppp/Arroz-Con-Cosas  075298406c283a9e82630112736a6bdb0124b563  the prior
+    github.com/dome272/Paella            e1ab72b8aa7b22def24dafd51805aed84be52ed9  the denoiser, its sampler, the VQGAN
+    github.com/pabloppp/Arroz-Con-Cosas  075298406c283a9e82630112736a6bdb0124b563  the prior and its sampler
     github.com/pabloppp/pytorch-tools    6472bd5e223142bfbe105e2006432252f1ce3709  the VQGAN's codebook
+    github.com/ml-research/i2p           5176a1e8ebec0a5f7c35afd43543a6833dee8989  semantic guidance of the denoiser
 
-    pip install torch==2.13.0 && python tests/reference/record_paella.py PAELLA ARROZ TOOLS
+    pip install torch==2.13.0 && python tests/reference/record_paella.py PAELLA ARROZ TOOLS I2P
 
 writes `paella_float32.npz` and `paella_float64.npz` (channels last), and, from the classes at their published sizes,
 `paella_v3.txt`, `vqgan_f4.txt` and `prior_v1.txt`: the name and shape of every tensor. Weights and inputs are those
 of `tests/tiny.py` and of `paella.py` here; the classes' own first weights would hide most of the networks. Made with
-torch 2.13.0 on a CPU. Of the denoiser's two files, the one with re-weighted attention is run.
+torch 2.13.0 on a CPU. Of the denoiser's two files, the one with re-weighted attention is run. The samplers draw what
+`paella.py` has in place of torch's noise: the token of the greatest sum of logit and Gumbel noise.
 """
 
 import contextlib
@@ -41,8 +43,8 @@ def load(path, name):
     return module
 
 
-def load_classes(paella, arroz, tools):
-    """The classes of the three networks, without what else the repositories import."""
+def load_classes(paella, arroz, tools, i2p):
+    """The classes of the three networks and the samplers, without what else the repositories import."""
     for name in ("torchtools", "torchtools.nn", "arroz"):
         sys.modules[name] = ModuleType(name)
         sys.modules[name].__path__ = []
@@ -56,7 +58,15 @@ def load_classes(paella, arroz, tools):
         "vqgan": load(Path(paella, "src/vqgan.py"), "paella_vqgan").VQModel,
         "prior": importlib.import_module("arroz.modules").PriorModel,
     }
-    return classes, attention.replace_attention_layers
+    others = ("requests", "open_clip", "torchvision", "torchvision.transforms", "matplotlib", "matplotlib.pyplot")
+    others += ("transformers", "vqgan", "Paella", "Paella.src", "Paella.src.vqgan", "Paella.utils")
+    others += ("Paella.utils.modules", "Paella.utils.alter_attention")
+    with mock.patch.dict(sys.modules, {name: mock.MagicMock() for name in others}):
+        samplers = {"published": load(Path(paella, "src/utils.py"), "paella_utils").sample}
+        sys.modules["arroz"].Diffuzz = samplers["prior"] = importlib.import_module("arroz.diffusion").Diffuzz
+        sys.modules["arroz"].PriorModel = classes["prior"]
+        samplers["edited"] = load(Path(i2p, "mitigation/safe_paella.py"), "safe_paella").SafePaellaT2I
+    return classes, attention.replace_attention_layers, samplers
 
 
 def filled(net):
@@ -151,6 +161,62 @@ def prior(net):
         yield f"prior.{cases.PRIOR_BLOCK} {std:g}", at(net, cases.PRIOR_BLOCK)(first(cases.prior_block_input(std)))
 
 
+class Watched:
+    """The denoiser, and every grid that it sees with the prompt."""
+
+    def __init__(self, net):
+        self.net, self.grids, self.num_labels = net, [], net.num_labels
+
+    def __call__(self, x, r, **text):
+        if text["clip_image"] is not None:
+            self.grids.append(x)
+        return self.net(x, r, **text)
+
+    def add_noise(self, x, t, random_x=None, seed=None):
+        return self.net.add_noise(x, t, random_x=random_x)
+
+
+def sampled(classes, replace, samplers, name):
+    """Every grid from the first to the last."""
+    net = filled(classes["paella"](**{k: v for k, v in tiny.PAELLA_PARTS["denoiser"].items() if k != "sample_size"}))
+    replace(net)
+    watched, settings = Watched(net), cases.SAMPLERS[name]
+    branches = {
+        branch: {"clip_image": None} | {key: first(array).expand(2, *array.shape[1:]) for key, array in text.items()}
+        for branch, text in cases.BRANCHES.items()
+    }
+    gumbel, uniform = (iter(map(first, noise)) for noise in (cases.GUMBEL, cases.UNIFORM))
+
+    def drawn(scores, count, generator=None):
+        return (scores.log() + next(gumbel).reshape(scores.shape)).argmax(-1, keepdim=True)
+
+    common = {"latent_shape": cases.START.shape, "temperature": cases.TEMPERATURE}
+    common["unconditional_inputs"] = branches["uncond"]
+    with (
+        mock.patch("torch.randint", return_value=torch.tensor(cases.START)),
+        mock.patch("torch.rand_like", side_effect=uniform),
+        mock.patch("torch.multinomial", drawn),
+    ):
+        if name == "published":
+            last = samplers["published"](watched, branches["cond"], cfg=cases.CFG, device="cpu", **common, **settings)
+        else:
+            one = object.__new__(samplers["edited"])
+            one.model, one.vqmodel = watched, filled(classes["vqgan"](**tiny.PAELLA_PARTS["vqgan"]))
+            factors = torch.full((7,), cases.INFLUENCE[0])
+            factors[-tiny.PAELLA["clip_seq_len"] :] = cases.INFLUENCE[1]
+            edited = {"enable_edit_guidance": name == "edited", "edit_inputs": branches["edit"]}
+            scales = (cases.CFG, cases.CFG)
+            last, _ = one.sample(branches["cond"], cfg=scales, attn_weights=factors, **edited, **common, **settings)
+    return torch.stack([*watched.grids, last]).numpy()
+
+
+def imagined(classes, samplers):
+    text, noise = map(first, cases.IMAGINED)
+    net = filled(classes["prior"](**tiny.PRIOR))
+    with mock.patch("torch.randn", return_value=noise[0]), mock.patch("torch.randn_like", side_effect=noise[1:]):
+        return samplers["prior"]().sample(net, {"c": text}, text.shape, timesteps=60, cfg=3.0, sampler="ddpm")[-1]
+
+
 @contextlib.contextmanager
 def precision(dtype):
     """The default, and where float32 is written out."""
@@ -160,8 +226,8 @@ def precision(dtype):
     torch.set_default_dtype(torch.float32)
 
 
-def record(classes, replace):
-    made = {}
+def record(classes, replace, samplers):
+    made = {"imagined": imagined(classes, samplers)}
     for name in cases.CONDITIONS:
         made |= logits(classes["paella"], replace, name)
     made["wave"] = classes["paella"](**tiny.PAELLA | {"c_r": 64}).gen_r_embedding(first(cases.LEVELS))
@@ -172,8 +238,8 @@ def record(classes, replace):
     return {name: np.asarray(array) for name, array in made.items()}
 
 
-def main(paella, arroz, tools):
-    classes, replace = load_classes(paella, arroz, tools)
+def main(*repositories):
+    classes, replace, samplers = load_classes(*repositories)
     for name, settings in PUBLISHED.items():
         with torch.device("meta"):
             tensors = classes[name](**settings).state_dict()
@@ -182,7 +248,10 @@ def main(paella, arroz, tools):
     for dtype in (torch.float32, torch.float64):
         with precision(dtype), torch.no_grad():
             name = str(dtype).removeprefix("torch.")
-            np.savez_compressed(cases.HERE / f"paella_{name}.npz", **record(classes, replace))
+            made = record(classes, replace, samplers)
+            if dtype == torch.float64:
+                made |= {f"grids {run}": sampled(classes, replace, samplers, run) for run in cases.SAMPLERS}
+            np.savez_compressed(cases.HERE / f"paella_{name}.npz", **made)
 
 
 if __name__ == "__main__":
