@@ -195,14 +195,18 @@ def advance(
     solver = _lasting(renoise(choice=method.choice, codebook=predictor.codebook[...]))
 
     def draw(row, shape):
-        dtype = at_least_float32(net.byt5_mapper.kernel[...].dtype)
-        keys = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(k, row.call)))(settings.key)
-        gumbel = jax.vmap(lambda k: jax.random.gumbel(k, shape[1:], dtype))(keys[:, 0])
-        return Chances(gumbel, jax.vmap(lambda k: jax.random.uniform(k, shape[1:-1], dtype))(keys[:, 1]))
+        return chances(settings.key, row.call, shape[1:], at_least_float32(net.byt5_mapper.kernel[...].dtype))
 
     guidance, keep = guiding(settings, method), recorder(settings, method)
     carry, kept = sample(denoise, guidance, solver, carry, table, draw, keep)
     return carry, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), kept)
+
+
+def chances(key: jax.Array, call: jax.Array, shape: tuple[int, ...], dtype: Any) -> Chances:
+    """What is drawn at a call, of typed keys [rows], for logits of this shape in every row."""
+    keys = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(k, call)))(key)
+    gumbel = jax.vmap(lambda k: jax.random.gumbel(k, shape, dtype))(keys[:, 0])
+    return Chances(gumbel, jax.vmap(lambda k: jax.random.uniform(k, shape[:-1], dtype))(keys[:, 1]))
 
 
 def condition(net: Paella, text: Text, influence: Any) -> Condition:

@@ -185,7 +185,7 @@ def sampled(classes, replace, samplers, name):
         branch: {"clip_image": None} | {key: first(array).expand(2, *array.shape[1:]) for key, array in text.items()}
         for branch, text in cases.BRANCHES.items()
     }
-    gumbel, uniform = (iter(map(first, noise)) for noise in (cases.GUMBEL, cases.UNIFORM))
+    gumbel, uniform = (iter(map(torch.tensor, noise)) for noise in (cases.GUMBEL, cases.UNIFORM))
 
     def drawn(scores, count, generator=None):
         return (scores.log() + next(gumbel).reshape(scores.shape)).argmax(-1, keepdim=True)
