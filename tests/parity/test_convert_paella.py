@@ -21,11 +21,12 @@ import convert.__main__
 from convert import convert_paella
 from convert.__main__ import main
 from convert.paella import NETWORKS
-from sega_jax import CheckpointError
+from sega_jax import CheckpointError, load
 from sega_jax.checkpoint import fill, read_json
 from sega_jax.loading import open_weights
 from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModelWithProjection
 from sega_jax.nn.t5 import T5Config, T5EncoderModel
+from sega_jax.systems import paella
 
 pytestmark = pytest.mark.parity
 
@@ -131,6 +132,28 @@ def test_with_the_text_encoders(source, byt5, openclip, tmp_path, to):
     assert index["byt5"] == ["transformers", "T5EncoderModel"]
     assert index["clip"] == ["transformers", "CLIPTextModelWithProjection"]
     assert index["tokenizer"] == ["transformers", "CLIPTokenizer"]
+
+
+def test_what_is_written_loads(tmp_path, one_device):
+    """And makes pictures as a folder of the same tensors does."""
+    models = paella.Models.build(**tiny.PAELLA_PARTS)
+    tensors = {
+        part: {name: torch.tensor(array) for name, array in tiny.tensors(module).items()}
+        for part, module in models._asdict().items()
+    }
+    for part, (stem, _, _) in NETWORKS.items():
+        torch.save(tensors[part], tmp_path / f"{stem}.pt")
+    for part in ("byt5", "clip"):
+        (tmp_path / part).mkdir()
+        tiny.write_json(tmp_path / part / "config.json", tiny.PAELLA_PARTS[part])
+        torch.save(tensors[part], tmp_path / part / "pytorch_model.bin")
+    tiny.tokenizer(tmp_path / "clip", 12)
+    configs = {part: tiny.PAELLA_PARTS[part] for part in NETWORKS}
+    texts = {"byt5": tmp_path / "byt5", "openclip": tmp_path / "clip"}
+    folder = convert_paella(tmp_path, tmp_path.with_name("made"), configs=configs, **texts)
+    made, wanted = (load(f, devices=one_device) for f in (folder, tiny.paella(tmp_path / "tiny")))
+    images = [pipe("a cat", steps=2, output="tokens").images for pipe in (made, wanted)]
+    np.testing.assert_array_equal(*images)
 
 
 def test_text_encoders_by_themselves(source, byt5, openclip, tmp_path):
