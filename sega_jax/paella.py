@@ -39,20 +39,29 @@ class PaellaPipeline(Running):
     _system = paella
 
     def __init__(self, models: Models, tokenizer: Tokenizer | None, devices: Devices):
-        if not isinstance(models, Models):
-            raise TypeError(f"models={type(models).__name__} should be the Models of another pipeline (pipe.models)")
         self.devices = devices if isinstance(devices, Devices) else Devices(devices)
-        self.models = Models.build(*models)
+        self.models = models
         self.tokenizer = tokenizer
-        self._bytes = None if models.byt5 is None else ByteTokenizer(models.byt5.config.vocab_size)
         self._chunks = Chunks()
-        self._states, self._embeddings = (Embeddings(f, self.devices) for f in (paella.encode, paella.embed))
 
     @property
     def components(self) -> dict[str, Any]:
         """What makes this pipeline: `PaellaPipeline(**pipe.components)` is another one that shares the weights and the
         compiled programs."""
         return {"models": self.models, "tokenizer": self.tokenizer, "devices": self.devices}
+
+    @property
+    def models(self) -> Models:
+        """The networks, on the devices: `pipe.models = pipe.models._replace(denoiser=...)` exchanges one."""
+        return self._models
+
+    @models.setter
+    def models(self, models: Models) -> None:
+        if not isinstance(models, Models):
+            raise TypeError(f"models={type(models).__name__} should be the Models of another pipeline (pipe.models)")
+        self._models = Models.build(*self.devices.place(models))
+        self._bytes = None if models.byt5 is None else ByteTokenizer(models.byt5.config.vocab_size)
+        self._states, self._embeddings = (Embeddings(f, self.devices) for f in (paella.encode, paella.embed))
 
     @property
     def dtype(self) -> np.dtype:

@@ -41,7 +41,7 @@ class Running:
     """What pipelines of all systems share. They say what `models` are, of what system, and what text becomes."""
 
     devices: Devices
-    models: Any
+    models: Any  # of the system
     dtype: np.dtype
     _system: ModuleType
     _chunks: Chunks
