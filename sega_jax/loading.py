@@ -57,8 +57,8 @@ def load(
 
     Args:
         source: a folder, which holds `model_index.json`; or "owner/name" on the Hugging Face hub, of which the
-            files that are needed are fetched into the hub's cache. By default the demo model that comes along, of
-            cartoon portraits of 128x128 pixels (`sega_jax.demo`).
+            files that are needed are fetched into the hub's cache, after a look at the index. By default the demo
+            model that comes along, of cartoon portraits of 128x128 pixels (`sega_jax.demo`).
         revision: a branch, tag or commit on the hub.
         dtype: of the networks, float32, bfloat16 or float16; None is bfloat16 on accelerators (float16 on
             GPUs older than that) and float32 on the CPU. Guidance and solver are in float32 whatever it is.
