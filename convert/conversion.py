@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +17,10 @@ from jax.typing import DTypeLike
 from convert import deepfloyd, pickles, writers
 from convert.destination import whole_or_nothing
 from sega_jax.checkpoint import CheckpointError, Weights, check, fill, flax_name, read_json
-from sega_jax.loading import checkpoint_folder, describe, open_weights, weight_stem
+from sega_jax.kinds import CHECKER, entry, weight_stem
+from sega_jax.loading import describe, open_weights
 from sega_jax.progress import bar
+from sega_jax.sources import find
 
 DTYPES = ("float32", "float16", "bfloat16")
 # Beside the folders that model_index.json names.
@@ -112,14 +115,14 @@ def _folder(source: str | Path, variant: str | None) -> Path:
         folder = Path(os.path.expanduser(source))
         if deepfloyd.is_original(folder):
             return folder
-    return checkpoint_folder(source, variant=variant)
+    return find(source).fetch(variant)
 
 
 def _describe(folder: Path, variant: str | None) -> _Source:
     if not deepfloyd.is_original(folder):
         networks = describe(folder).networks
         opened = {part: _opener(folder / part, variant, module.rename) for part, module in networks.items()}
-        return _Source(networks, opened, list(_other_files(folder, networks)), {})
+        return _Source(networks, opened, list(_other_files(folder, networks)), _index(folder))
     if variant is not None:
         raise CheckpointError(f"{folder} is a stage of DeepFloyd-IF, which has no variants; leave {variant!r} out")
     stage = deepfloyd.describe(folder)
@@ -175,6 +178,18 @@ def _other_files(folder: Path, networks: Iterable[str]) -> Iterator[Path]:
             yield from (path.relative_to(folder) for path in sorted(other.rglob("*")) if path.is_file())
     yield from _documents(folder)
     yield Path("model_index.json")
+
+
+def _index(folder: Path) -> dict[str, dict[str, Any]]:
+    """The index without the parts that are not there, such as those that are not fetched from the hub, so that
+    diffusers does not look for them; nothing where all are."""
+    index = read_json(folder / "model_index.json")
+    absent = {part: [None, None] for part in index if entry(index, part) and not (folder / part).is_dir()}
+    if not absent:
+        return {}
+    warnings.warn(f"{folder} has no {', '.join(absent)}, nor has what is written", stacklevel=4)
+    unchecked = {"requires_safety_checker": False} if CHECKER in absent else {}
+    return {"model_index.json": index | absent | unchecked}
 
 
 def _documents(folder: Path) -> Iterator[Path]:

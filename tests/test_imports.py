@@ -61,10 +61,12 @@ ALLOWED = {
     "pipeline": CALLS,
     "output": {"systems"},
     "kinds": {"checkpoint", "nn", "systems"},
-    "loading": CALLS | {"hub", "kinds", "orbax", "pipeline"},
-    "cascade": CALLS | {"captions", "kinds", "loading", "pipeline"},
+    "sources": {"checkpoint", "hub", "kinds", "orbax"},
+    "loading": CALLS | {"kinds", "orbax", "pipeline", "sources"},
+    "cascade": CALLS | {"captions", "kinds", "loading", "pipeline", "sources"},
     "faces": CALLS | {"captions", "faces", "loading", "pipeline"},
 }
+OF_CONVERSION = {"checkpoint", "cli", "kinds", "loading", "nn", "orbax", "progress", "sources"}
 LIGHT = ["arrays", "guidance", "schedules", "solvers", "sample", "parallel"]
 
 
@@ -111,7 +113,7 @@ def test_no_torch(name):
 def test_conversion(name):
     """It needs no pipeline, and torch only where it reads what torch wrote."""
     names = set(imports(CONVERT[name]))
-    assert {ours(i) for i in names} - {None} <= {"checkpoint", "cli", "loading", "nn", "orbax", "progress"}
+    assert {ours(i) for i in names} - {None} <= OF_CONVERSION
     assert {i.split(".")[0] for i in names} & {"torch", "diffusers"} <= ({"torch"} if name == "pickles" else set())
 
 

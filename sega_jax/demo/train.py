@@ -31,7 +31,7 @@ from sega_jax.checkpoint import flax_name, to_torch, torch_key
 from sega_jax.cli import plainly
 from sega_jax.demo import portraits, wording
 from sega_jax.demo.configs import DEMO, INDEX, Configs
-from sega_jax.loading import weight_stem
+from sega_jax.kinds import weight_stem
 from sega_jax.nn.layers import Embed
 from sega_jax.schedules.noise import cumulative
 from sega_jax.systems.stable_diffusion import Models
