@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,46 +68,79 @@ def convert(
         ValueError: an unknown dtype or form, or dest lies inside the source.
         OSError: dest cannot be written to, or its disk is full.
     """
-    if to not in list(writers.FORMS):
-        raise ValueError(f"to={to!r} should be one of {', '.join(writers.FORMS)}")
-    dtype = _dtype(dtype)
+    check_options(to, dtype)
     folder = _folder(source, variant)
-    if not isinstance(dest, str | os.PathLike):
-        raise TypeError(f"dest={dest!r} should be the path of a folder")
-    dest = Path(os.path.expanduser(dest)).resolve()
-    if dest.is_relative_to(folder.resolve()):
-        raise ValueError(f"{dest} lies inside the source; name a folder elsewhere")
-
+    dest = destination(dest, folder)
     with whole_or_nothing(dest) as partial:
-        networks, opened, others, files = _describe(folder, variant)
-        size = sum(_size(module, opened[part], dtype) for part, module in networks.items())
-        copied = sum((folder / path).stat().st_size for path in others)
-        if (free := shutil.disk_usage(partial).free) < size + copied:
-            raise OSError(f"{dest} needs {size + copied:,} bytes and its disk has {free:,} free; name another folder")
-        with bar(2 * size + copied, "B", progress, unit_scale=True, unit_divisor=1024) as shown:
-            for part, module in networks.items():
-                network = _read(module, opened[part], dtype, shown.update)
-                (partial / part).mkdir()
-                written = network.nbytes
-                writers.FORMS[to](partial / part, network)
-                shown.update(written)
-            for path in others:
-                (partial / path).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(folder / path, partial / path)
-                shown.update((partial / path).stat().st_size)
-            for path, content in files.items():
-                (partial / path).parent.mkdir(parents=True, exist_ok=True)
-                (partial / path).write_text(json.dumps(content, indent=2), encoding="utf-8")
+        sources, others = _describe(folder, variant)
+        write(partial, sources, others, to=to, dtype=dtype, progress=progress)
     return dest
 
 
-class _Source(NamedTuple):
-    """What there is to convert; the weights are not read yet."""
+class Source(NamedTuple):
+    """A network without values, and what opens its weights."""
 
-    networks: dict[str, Any]  # by the names of their folders
-    opened: dict[str, Callable[[], Weights]]
-    copied: list[Path]  # within the source
-    files: dict[str, dict[str, Any]]  # JSON to write
+    module: Any
+    open: Callable[[], Weights]
+
+
+def check_options(to: str, dtype: DTypeLike | None) -> None:
+    """
+    Raises:
+        ValueError: an unknown form or dtype.
+    """
+    if to not in list(writers.FORMS):
+        raise ValueError(f"to={to!r} should be one of {', '.join(writers.FORMS)}")
+    _dtype(dtype)
+
+
+def destination(dest: str | Path, *sources: Path) -> Path:
+    """The whole path of the folder to write.
+
+    Raises:
+        TypeError: it is no path.
+        ValueError: it lies inside a source.
+    """
+    if not isinstance(dest, str | os.PathLike):
+        raise TypeError(f"dest={dest!r} should be the path of a folder")
+    dest = Path(os.path.expanduser(dest)).resolve()
+    if any(dest.is_relative_to(source.resolve()) for source in sources):
+        raise ValueError(f"{dest} lies inside the source; name a folder elsewhere")
+    return dest
+
+
+def write(
+    folder: Path,
+    sources: Mapping[str, Source],
+    others: Mapping[Path, Path | bytes],
+    *,
+    to: str,
+    dtype: DTypeLike | None,
+    progress: bool | None,
+) -> None:
+    """Writes networks, by their folders' names, and other files, by their paths, in this order; the values are copied
+    or are what to write.
+
+    Raises:
+        CheckpointError, OSError: as `convert` does.
+    """
+    dtype = _dtype(dtype)
+    size = sum(_size(source, dtype) for source in sources.values())
+    sizes = {path: len(what) if isinstance(what, bytes) else what.stat().st_size for path, what in others.items()}
+    needed = size + sum(sizes.values())
+    if (free := shutil.disk_usage(folder).free) < needed:
+        raise OSError(f"{folder.parent} needs {needed:,} bytes and its disk has {free:,} free; name another folder")
+    with bar(size + needed, "B", progress, unit_scale=True, unit_divisor=1024) as shown:
+        for part, source in sources.items():
+            network = _read(source, dtype, shown.update)
+            (folder / part).mkdir()
+            written = network.nbytes
+            writers.FORMS[to](folder / part, network)
+            shown.update(written)
+        for path, what in others.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(what) if isinstance(what, bytes) else shutil.copyfile(what, folder / path)
+            shown.update(sizes[path])
 
 
 def _folder(source: str | Path, variant: str | None) -> Path:
@@ -118,16 +151,26 @@ def _folder(source: str | Path, variant: str | None) -> Path:
     return find(source).fetch(variant)
 
 
-def _describe(folder: Path, variant: str | None) -> _Source:
+def _describe(folder: Path, variant: str | None) -> tuple[dict[str, Source], dict[Path, Path | bytes]]:
+    """The networks of a folder, and the other files, as `write` takes them."""
     if not deepfloyd.is_original(folder):
         networks = describe(folder).networks
-        opened = {part: _opener(folder / part, variant, module.rename) for part, module in networks.items()}
-        return _Source(networks, opened, list(_other_files(folder, networks)), _index(folder))
+        sources = {
+            part: Source(module, opener(folder / part, weight_stem(part), variant, module.rename))
+            for part, module in networks.items()
+        }
+        files = {path: folder / path for path in _other_files(folder, networks)}
+        return sources, files | {Path(path): as_json(content) for path, content in _index(folder).items()}
     if variant is not None:
         raise CheckpointError(f"{folder} is a stage of DeepFloyd-IF, which has no variants; leave {variant!r} out")
     stage = deepfloyd.describe(folder)
     opened = functools.partial(deepfloyd.OriginalTensors, folder, stage.unet)
-    return _Source({"unet": stage.unet}, {"unet": opened}, list(_documents(folder)), stage.files)
+    documents = {path: folder / path for path in _documents(folder)}
+    return {"unet": Source(stage.unet, opened)}, documents | {Path(p): as_json(c) for p, c in stage.files.items()}
+
+
+def as_json(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, indent=2).encode()
 
 
 def _dtype(dtype: DTypeLike | None) -> np.dtype | None:
@@ -140,30 +183,27 @@ def _dtype(dtype: DTypeLike | None) -> np.dtype | None:
     return found
 
 
-def _opener(folder: Path, variant: str | None, rename: Callable[[str], str]) -> Callable[[], Weights]:
+def opener(folder: Path, stem: str, variant: str | None, rename: Callable[[str], str | None]) -> Callable[[], Weights]:
     """Opens a network's weights, pickles only where there is nothing else."""
-    stem = weight_stem(folder.name)
     if pickles.is_only_choice(folder, stem, variant):
         return functools.partial(pickles.PickledTensors, folder, pickles.stem(stem), variant, rename)
-    return functools.partial(open_weights, folder, variant, rename)
+    return functools.partial(open_weights, folder, variant, rename, stem)
 
 
-def _size(module: Any, opened: Callable[[], Weights], dtype: np.dtype | None) -> int:
+def _size(source: Source, dtype: np.dtype | None) -> int:
     """The bytes that a network will have; all that can be wrong with its weights but their values is found here."""
-    with opened() as weights:
-        check(module, weights)
+    with source.open() as weights:
+        check(source.module, weights)
         return weights.nbytes if dtype is None else dtype.itemsize * sum(map(math.prod, weights.shapes.values()))
 
 
-def _read(
-    module: Any, opened: Callable[[], Weights], dtype: np.dtype | None, update: Callable[[int], Any]
-) -> writers.Network:
+def _read(source: Source, dtype: np.dtype | None, update: Callable[[int], Any]) -> writers.Network:
     def place(array: np.ndarray) -> np.ndarray:
         update(array.nbytes)
         return array
 
-    with opened() as weights:
-        filled = jax.tree_util.tree_leaves_with_path(fill(module, weights, dtype, place))
+    with source.open() as weights:
+        filled = jax.tree_util.tree_leaves_with_path(fill(source.module, weights, dtype, place))
         keys = {flax_name(path): weights.keys[weights.layout.name(path)] for path, _ in filled}
         return writers.Network({flax_name(path): array for path, array in filled}, keys, weights.buffers())
 

@@ -40,8 +40,11 @@ class PickledTensors(Tensors):
 
     ending = "bin"
 
+    def _load(self, path: Path) -> Any:
+        return load(path)
+
     def _open(self, path: Path) -> Iterator[Entry]:
-        tensors = _load(path)
+        tensors = self._load(path)
         if not isinstance(tensors, dict):
             raise CheckpointError(f"{path} holds a {type(tensors).__name__}, expected a dictionary of tensors")
         for key, tensor in tensors.items():
@@ -52,7 +55,12 @@ class PickledTensors(Tensors):
             yield Entry(key, tuple(tensor.shape), tensor.nbytes, functools.partial(_numpy, tensor, path, key))
 
 
-def _load(path: Path) -> Any:
+def load(path: Path) -> Any:
+    """What a file holds, tensors and containers of them; the tensors' entries stay in the file until they are read.
+
+    Raises:
+        CheckpointError: it is missing, broken, or holds other things; or torch is missing or too old.
+    """
     try:
         import torch
     except ImportError:

@@ -24,8 +24,8 @@ from sega_jax.arrays import is_finite, is_floating
 
 M = TypeVar("M")
 
-# Buffers that old files carry and no module needs.
-_BUFFERS = re.compile(r"(^|\.)position_ids$")
+# Buffers that files carry and no module needs.
+_BUFFERS = re.compile(r"(^|\.)(position_ids|num_batches_tracked)$")
 _DTYPES = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _WEIGHTS = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
@@ -131,7 +131,8 @@ class Tensors:
         folder: holds `STEM.safetensors`, or `STEM.safetensors.index.json` and the shards it names.
         stem: the file name without ending, of diffusers or transformers.
         variant: "fp16" takes `STEM.fp16.safetensors`.
-        rename: from the file's keys to the module's.
+        rename: from the file's keys to the module's; to None for what is of another network. A parameter may be there
+            under several keys, with the same values.
 
     Raises:
         CheckpointError: no such file, or one that is broken.
@@ -140,7 +141,7 @@ class Tensors:
     layout = TORCH
     ending = "safetensors"
 
-    def __init__(self, folder: Path, stem: str, variant: str | None, rename: Callable[[str], str]):
+    def __init__(self, folder: Path, stem: str, variant: str | None, rename: Callable[[str], str | None]):
         self.folder = folder
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.keys: dict[str, str] = {}
@@ -151,7 +152,8 @@ class Tensors:
         try:
             for path in _files(folder, stem, variant, self.ending):
                 for entry in self._open(path):
-                    self._add(path, entry, rename(entry.key))
+                    if (name := rename(entry.key)) is not None:
+                        self._add(path, entry, name)
         except BaseException:
             self._stack.close()
             raise
@@ -161,7 +163,10 @@ class Tensors:
             self._buffers[entry.key] = entry.read
             return
         if name in self.keys:
-            raise CheckpointError(f"{path}: {entry.key} and {self.keys[name]} are the same parameter {name}")
+            if entry.shape != self.shapes[name] or not np.array_equal(entry.read(), self[name]):
+                both = f"{entry.key} and {self.keys[name]}"
+                raise CheckpointError(f"{path}: {both} are the same parameter {name}, but differ; fetch it again")
+            return
         self.keys[name] = entry.key
         self.shapes[name] = entry.shape
         self.nbytes += entry.nbytes

@@ -19,11 +19,11 @@ import jax
 import jax.monitoring
 import numpy as np
 
-from sega_jax import __version__, cli_stages, loading, pictures, sources
+from sega_jax import __version__, cli_paella, cli_stages, loading, pictures, sources
 from sega_jax.components import checked_scheduler
 from sega_jax.demo import settings
 from sega_jax.guidance import SEMANTICS, SUPPORTS, Edit
-from sega_jax.kinds import STAGE_1
+from sega_jax.kinds import PAELLA, STAGE_1
 from sega_jax.loading import load
 from sega_jax.pipeline import Pipeline
 from sega_jax.rows import number, whole
@@ -127,9 +127,8 @@ def main() -> None:
 @main.command(context_settings={"show_default": True})
 @click.option(
     "--model",
-    help="A checkpoint: a folder in diffusers layout, or owner/name on the hub; of DeepFloyd-IF the first stage."
-    "  [default: the demo model that comes"
-    " along, of cartoon portraits]",
+    help="A checkpoint: a folder in diffusers layout, or owner/name on the hub; of DeepFloyd-IF the first stage; of"
+    " Paella a folder that sega-jax-convert wrote.  [default: the demo model that comes along, of cartoon portraits]",
 )
 @click.option("--revision", help="A branch, tag or commit on the hub.")
 @click.option("--prompt", required=True, help="What the picture shows.")
@@ -159,6 +158,7 @@ def main() -> None:
 @click.option("--semantics", type=click.Choice(SEMANTICS), default=SEMANTICS[0])
 @click.option("--support", type=click.Choice(SUPPORTS), default=SUPPORTS[0], help="What shares a threshold.")
 @cli_stages.options
+@cli_paella.options
 @click.option("--dtype", help="Of the networks.  [default: float32 on a CPU, else bfloat16]")
 @click.option("--variant", help='Of the weight files, such as "fp16".')
 @click.option("--scheduler", help='A class of diffusers\', such as "DPMSolverMultistepScheduler", or a folder.')
@@ -184,11 +184,13 @@ def edit(
             raise ValueError(f"--revision {revision} is of a repository on the hub; name it with --model")
         usual = settings.CALL if model is None else LIBRARY.call
         chosen = {name: call.pop(name) for name in cli_stages.NAMES}
+        tokens = {name: call.pop(name) for name in cli_paella.NAMES}
         unsaid = [name for name in settings.CALL if call[name] is None]
         call |= {name: usual[name] for name in unsaid}
         _check(call)
         cli_stages.check(chosen)
         checked_scheduler(scheduler)
+        cli_paella.check(tokens)
         defaults = demo(call["steps"]) if model is None else LIBRARY
         parsed = [parse_edit(text, defaults) for text in edits]
         folder = _writable(Path(out))
@@ -198,17 +200,22 @@ def edit(
             model, revision = cli_stages.place(found)
         name = model or "the demo model"
         cli_stages.check_kind(found.kind, name, chosen)
+        cli_paella.check_kind(found.kind, name, tokens, call["eta"])
         chosen, scheduler = cli_stages.located(chosen), cli_stages.whole_path(scheduler)
         _remember_compilations()
         began = time.perf_counter()
         common = {"dtype": dtype, "variant": variant, "safety_checker": safety_checker, "scheduler": scheduler}
         if found.kind is STAGE_1:
             pipe, make = cli_stages.load(model, revision, chosen, **common)
-            call |= {name: value for name, value in pipe.models.usual._asdict().items() if name in unsaid}
         else:
             pipe = make = load(loading.DEMO if model is None else model, revision=revision, **common)
+        if found.kind in (STAGE_1, PAELLA):
+            call |= {name: value for name, value in pipe.models.usual._asdict().items() if name in unsaid}
+        if found.kind is PAELLA:
+            del call["eta"]
+        solver = "Paella's sampler" if found.kind is PAELLA else pipe.scheduler.name
         low_memory, device = chosen["low_memory"], pipe.devices.devices[0].device_kind
-        what = f"{name}: {pipe.scheduler.name}, {pipe.dtype.name} on {len(pipe.devices)} x {device}"
+        what = f"{name}: {solver}, {pipe.dtype.name} on {len(pipe.devices)} x {device}"
         seconds = time.perf_counter() - began
         click.echo(f"Loading {what}, when it is needed" if low_memory else f"Loaded {what}, in {seconds:.1f} s")
         click.echo(f"{prompt!r}, seed {call['seed']}, {call['steps']} steps")
@@ -216,7 +223,7 @@ def edit(
             click.echo(f"  {'-' if one.scale < 0 else '+'} {_describe(one)}")
         began = time.perf_counter()
         with _compilations() as compiling:
-            result = make([prompt] * 2, [[], parsed], **call | {"seed": [call["seed"]] * 2})
+            result = make([prompt] * 2, [[], parsed], **call | cli_paella.read(tokens) | {"seed": [call["seed"]] * 2})
         seconds = time.perf_counter() - began
         ran = "loaded and ran" if low_memory else "ran"
         click.echo(f"Compiled in {compiling():.1f} s, {ran} in {seconds - compiling():.1f} s")
@@ -231,8 +238,8 @@ def edit(
         height, width = (side * pipe.models.sizes.factor for side in sides)
         known |= call | {"height": height, "width": width}
         known |= {"dtype": pipe.dtype.name, "variant": variant}
-        known |= cli_stages.remembered(chosen)
-        known |= {"scheduler": scheduler, "solver": pipe.scheduler.name, "safety_checker": safety_checker}
+        known |= cli_stages.remembered(chosen) | {name: value for name, value in tokens.items() if value is not None}
+        known |= {"scheduler": scheduler, "solver": solver, "safety_checker": safety_checker}
         names = "original", "edited"
         if result.flagged is not None and result.flagged.any():
             click.echo(f"Flagged by the safety checker: {', '.join(np.array(names)[result.flagged])}")

@@ -5,18 +5,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sega_jax.checkpoint import CheckpointError, read_json
-from sega_jax.nn.clip import CLIPTextModel
+from sega_jax.nn.clip import CLIPTextModel, CLIPTextModelWithProjection
+from sega_jax.nn.paella import Paella
+from sega_jax.nn.prior import PriorModel
 from sega_jax.nn.t5 import T5EncoderModel
 from sega_jax.nn.unet import UNet2DConditionModel
 from sega_jax.nn.vae import AutoencoderKL
-from sega_jax.systems import deepfloyd, stable_diffusion
+from sega_jax.nn.vqgan import VQModel
+from sega_jax.systems import deepfloyd, paella, stable_diffusion
 
 
 class Kind(NamedTuple):
     """A kind of checkpoint."""
 
     name: str
-    models: type[stable_diffusion.Models] | type[deepfloyd.Models]
+    models: type[stable_diffusion.Models] | type[deepfloyd.Models] | type[paella.Models]
     parts: Mapping[str, type]  # the networks by their folders
     noising: str | None = None  # the folder of the scheduler that noises small pictures
 
@@ -29,6 +32,14 @@ STABLE_DIFFUSION = Kind("Stable Diffusion 1.x or 2.x", stable_diffusion.Models, 
 UPSCALER = Kind("Stable Diffusion's x4 upscaler", stable_diffusion.Models, _SD, "low_res_scheduler")
 STAGE_1 = Kind("DeepFloyd-IF's first stage", deepfloyd.Models, _IF)
 STAGE_2 = Kind("DeepFloyd-IF's second stage", deepfloyd.Models, _IF, "image_noising_scheduler")
+_PAELLA = {
+    "byt5": T5EncoderModel,
+    "clip": CLIPTextModelWithProjection,
+    "prior": PriorModel,
+    "denoiser": Paella,
+    "vqgan": VQModel,
+}
+PAELLA = Kind("Paella", paella.Models, _PAELLA)
 
 
 def entry(entries: Mapping[str, Any], part: str) -> str | None:
@@ -55,7 +66,9 @@ def kind_of(folder: Path) -> Kind:
     name = entries.get("_class_name")
     if "text_encoder_2" in entries:
         raise CheckpointError(f"{folder} is a {name} with two text encoders, expected {STABLE_DIFFUSION.name}")
-    if str(name).startswith("IF") and "vae" not in entries:
+    if name == "PaellaPipeline":
+        kind = PAELLA
+    elif str(name).startswith("IF") and "vae" not in entries:
         kind = STAGE_2 if STAGE_2.noising in entries else STAGE_1
     else:
         kind = UPSCALER if UPSCALER.noising in entries else STABLE_DIFFUSION
@@ -76,9 +89,12 @@ def has_other_checker(folder: Path) -> bool:
 
 def weight_stem(part: str) -> str:
     """The name of a network's weight file in diffusers layout, without ending: transformers' or diffusers'."""
-    return "model" if part in ("text_encoder", CHECKER) else "diffusion_pytorch_model"
+    return "model" if part in ("text_encoder", "byt5", "clip", CHECKER) else "diffusion_pytorch_model"
 
 
 def optional(kind: Kind) -> tuple[str, ...]:
-    """Networks that a checkpoint may do without: the stages of DeepFloyd-IF share one text encoder."""
+    """Networks that a checkpoint may do without: the stages of DeepFloyd-IF share one text encoder, and Paella is told
+    what there is."""
+    if kind is PAELLA:
+        return ("byt5", "clip", "prior")
     return ("text_encoder",) if kind.models is deepfloyd.Models else ()

@@ -16,17 +16,18 @@ from sega_jax import orbax, schedules, sources
 from sega_jax.checkpoint import CheckpointError, Tensors, fill, read_json
 from sega_jax.components import as_module, as_scheduler, checked_scheduler
 from sega_jax.embeddings import Embeddings
-from sega_jax.kinds import CHECKER, UPSCALER, Kind, entry, has_other_checker, kind_of, optional, weight_stem
+from sega_jax.kinds import CHECKER, PAELLA, UPSCALER, Kind, entry, has_other_checker, kind_of, optional, weight_stem
 from sega_jax.nn.clip import CLIPTextModel
 from sega_jax.nn.safety import SafetyCheckerConfig, StableDiffusionSafetyChecker
 from sega_jax.nn.t5 import T5EncoderModel
 from sega_jax.nn.unet import UNet2DConditionModel
 from sega_jax.nn.vae import AutoencoderKL
+from sega_jax.paella import PaellaPipeline
 from sega_jax.parallel import Devices
 from sega_jax.pipeline import Models, Pipeline
 from sega_jax.safety import FeatureExtractor, Safety
 from sega_jax.small import Noising
-from sega_jax.systems import deepfloyd
+from sega_jax.systems import deepfloyd, paella
 from sega_jax.text import T5Tokenizer, Tokenizer
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -48,9 +49,9 @@ def load(
     unet: UNet2DConditionModel | None = None,
     vae: AutoencoderKL | None = None,
     tokenizer: Tokenizer | T5Tokenizer | None = None,
-) -> Pipeline:
+) -> Pipeline | PaellaPipeline:
     """Loads a checkpoint of Stable Diffusion, of its x4 upscaler, or of a stage of DeepFloyd-IF, in diffusers layout
-    with safetensors weights or as `sega-jax-convert` made it of one.
+    with safetensors weights or as `sega-jax-convert` made it of one; or Paella as `sega-jax-convert` made it.
 
     DeepFloyd-IF's safety checker, which is another than Stable Diffusion's, and its watermark are not of this library:
     its pictures are neither checked nor marked, and a warning says so.
@@ -66,7 +67,8 @@ def load(
         devices: to spread pictures over; None is all of this host. `pipe.devices` of another pipeline shares its
             compiled programs, too, where the networks are of the same shapes.
         attention: "xla", or "cudnn" for GPUs from compute capability 8.0 on in half precision; None picks.
-        scheduler: in place of the checkpoint's: a class name of diffusers', a config, or a folder with one.
+        scheduler: in place of the checkpoint's: a class name of diffusers', a config, or a folder with one. Paella has
+            none.
         safety_checker: whether to load the one that the checkpoint may have, which makes pictures black that it
             flags; with False or None its files are not read. `pipe.safety` of another pipeline is taken as it is.
             True means nothing for DeepFloyd-IF, but a warning where the checkpoint has one.
@@ -88,10 +90,14 @@ def load(
         raise TypeError(f"tokenizer={tokenizer!r} should be another pipeline's (pipe.tokenizer)")
     where = devices if isinstance(devices, Devices) else Devices(devices)
     dtype = pick_dtype(dtype, where)
-    attention = pick_attention(attention, dtype, where)
+    asked, attention = attention, pick_attention(attention, dtype, where)
     scheduler = checked_scheduler(scheduler)
     checkpoint = sources.find(source, revision)
     given = _given(given, checkpoint.kind)
+    if checkpoint.kind is PAELLA:
+        for name, value in (("scheduler", scheduler), ("tokenizer", tokenizer), ("attention", asked)):
+            if value not in (None, "xla"):
+                raise ValueError(f"{name} is given, of which Paella has no choice; leave it out")
     without = [*given, *([] if safety_checker is True else [CHECKER])]
     reads = tokenizer is None and text_encoder is not False
     folder = checkpoint.fetch(variant, without=without if reads else [*without, "tokenizer"])
@@ -111,6 +117,8 @@ def load(
             networks[part] = filled(folder / part, module, variant, dtype, where)
     safety = found.safety and found.safety._replace(checker=networks.pop(CHECKER))
     models = type(found.models)(**networks)
+    if isinstance(models, paella.Models):
+        return PaellaPipeline(models, found.tokenizer, where)
     return Pipeline(models, found.tokenizer, found.scheduler, where, safety, found.noising)
 
 
@@ -192,9 +200,9 @@ def _given(given: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
 class Description(NamedTuple):
     """What a checkpoint's folder holds beside the weights; the networks are without values."""
 
-    models: Models
+    models: Models | paella.Models
     tokenizer: Tokenizer | T5Tokenizer | None
-    scheduler: schedules.Scheduler
+    scheduler: schedules.Scheduler | None
     safety: Safety | None
     noising: Noising | None
 
@@ -222,6 +230,8 @@ def describe(
     kind, index = kind_of(folder), read_json(folder / "model_index.json")
     given = {part: None for part in optional(kind) if entry(index, part) is None} | dict(given)
     configs = {part: given[part] if part in given else read_json(folder / part / "config.json") for part in kind.parts}
+    if kind is PAELLA:
+        return _describe_paella(folder, configs)
     if kind is UPSCALER and isinstance(configs["vae"], Mapping):
         configs["vae"] = {
             "scaling_factor": 0.08333,
@@ -250,6 +260,18 @@ def describe(
     return Description(models, tokenizer, scheduler, safety_checker, noising)
 
 
+def _describe_paella(folder: Path, configs: Mapping[str, Any]) -> Description:
+    try:
+        models = paella.Models.build(**configs)
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+    tokenizer = None
+    if models.clip is not None:
+        text = models.clip.config
+        tokenizer = Tokenizer(folder / "tokenizer", text.max_position_embeddings, text.vocab_size)
+    return Description(models, tokenizer, None, None, None)
+
+
 def _noising(folder: Path, index: Mapping[str, Any], models: Models) -> Noising:
     """How an upscaler's small pictures are noised; the x4 upscaler's index may bound it."""
     scheduler = schedules.from_config(read_json(folder / "scheduler_config.json"), strict=False)
@@ -259,14 +281,17 @@ def _noising(folder: Path, index: Mapping[str, Any], models: Models) -> Noising:
     return Noising(scheduler, most)
 
 
-def open_weights(folder: Path, variant: str | None, rename: Callable[[str], str]) -> Tensors | orbax.OrbaxTensors:
-    """The weights of the network whose folder this is, in diffusers layout or from Orbax.
+def open_weights(
+    folder: Path, variant: str | None, rename: Callable[[str], str | None], stem: str | None = None
+) -> Tensors | orbax.OrbaxTensors:
+    """The weights of the network whose folder this is, in diffusers layout or from Orbax. The weight file's name
+    without ending is `stem`, or that of the folder's component.
 
     Raises:
         CheckpointError: they are missing or broken.
     """
     if not (folder / orbax.ARRAYS).is_dir():
-        return Tensors(folder, weight_stem(folder.name), variant, rename)
+        return Tensors(folder, stem or weight_stem(folder.name), variant, rename)
     if variant is not None:
         raise CheckpointError(f"{folder} holds an Orbax checkpoint, which has no variants; leave {variant!r} out")
     return orbax.OrbaxTensors(folder, rename)

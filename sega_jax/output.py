@@ -10,6 +10,12 @@ from sega_jax.systems.common import Record
 OUTPUTS = ("pil", "uint8", "float", "latent")
 
 
+def is_whole(states: np.ndarray) -> np.ndarray:
+    """Whether each row of latents is finite, or of tokens has none of -1; bool [rows]."""
+    entries = np.isfinite(states) & (states > -1 if states.dtype.kind == "i" else True)
+    return entries.reshape(len(states), -1).all(1)
+
+
 @dataclasses.dataclass
 class Output:
     """What a call made, one entry per picture, prompt by prompt.
@@ -17,7 +23,8 @@ class Output:
     Attributes:
         images: PIL pictures; uint8 or float32 arrays [pictures, height, width, 3] (floats in [0, 1]); or
             latents [pictures, height / f, width / f, channels] in float32, which for DeepFloyd-IF are pixels in
-            [-1, 1]. A picture that is not finite is None, black, or NaN; one that is flagged is black.
+            [-1, 1]; or Paella's tokens [pictures, height / f, width / f] in int32. A picture that is not finite is
+            None, black, NaN, or of tokens -1; one that is flagged is black.
         finite: bool [pictures], False where NaN or infinity came up; a warning said so, too.
         seeds: the integer seed of each picture; None where a key was given.
         record: with `record=True` every call's predictions and semantic guidance, arrays

@@ -5,49 +5,33 @@ The way of a call: arguments -> rows (`sega_jax.rows`) -> the compiled programs 
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image
 
 from sega_jax import small
-from sega_jax.arrays import at_least_float32, floating, is_finite
+from sega_jax.arrays import floating, is_finite
 from sega_jax.chunks import CHUNK, Chunks, enough_memory
 from sega_jax.components import as_scheduler
 from sega_jax.embeddings import Embeddings
-from sega_jax.guidance import SEMANTICS, SUPPORTS, Edits
-from sega_jax.output import OUTPUTS, Output
+from sega_jax.guidance import Edits
+from sega_jax.output import OUTPUTS
+from sega_jax.output import Output as Output
 from sega_jax.parallel import Devices
-from sega_jax.progress import bar
-from sega_jax.rows import EditLike, Rows, Text, number, prepare, whole
+from sega_jax.rows import EditLike, Rows, Text, number, prepare
+from sega_jax.running import Plan, Running, check_callback, check_guidance, one_of
 from sega_jax.safety import Safety
-from sega_jax.sample import Carry
-from sega_jax.schedules import Row, Scheduler
+from sega_jax.schedules import Scheduler
 from sega_jax.sizes import shape_from, state_shape
 from sega_jax.small import Noising
-from sega_jax.systems import common, deepfloyd, stable_diffusion
-from sega_jax.systems.common import Method, Record, Settings, Small
+from sega_jax.systems import deepfloyd, stable_diffusion
+from sega_jax.systems.common import Method, Settings, Small
 from sega_jax.text import T5Tokenizer, Tokenizer
 
 Models = stable_diffusion.Models | deepfloyd.Models
 _SYSTEMS = {system.Models: system for system in (stable_diffusion, deepfloyd)}
-
-
-class _Plan(NamedTuple):
-    """A call whose arguments make sense."""
-
-    rows: Rows
-    latents: np.ndarray | None  # in the loop's dtype
-    shape: tuple[int, int, int]  # of a row's state
-    table: Row
-    settings: Settings
-    method: Method
-    output: str
-    callback: Callable[[int, float, np.ndarray], Any] | None
-    callback_steps: int
-    progress: bool | None
 
 
 class _Usual:
@@ -58,7 +42,7 @@ class _Usual:
 USUAL = _Usual()
 
 
-class Pipeline:
+class Pipeline(Running):
     """A loaded checkpoint of Stable Diffusion, its x4 upscaler, or a stage of DeepFloyd-IF. Call it with a prompt and
     edits; `load` makes it.
 
@@ -127,6 +111,10 @@ class Pipeline:
             raise TypeError(
                 f"noising={noising!r} should be another pipeline's (pipe.noising) for an upscaler, else None"
             )
+
+    @property
+    def _reads(self) -> bool:
+        return self.models.text_encoder is not None and self.tokenizer is not None
 
     @property
     def dtype(self) -> np.dtype:
@@ -211,14 +199,9 @@ class Pipeline:
         Raises:
             TypeError, ValueError: an argument is of the wrong type, number, shape or range; nothing ran.
         """
-        for name, value, known in (
-            ("output", output, OUTPUTS), ("semantics", semantics, SEMANTICS), ("support", support, SUPPORTS)
-        ):  # fmt: skip
-            if value not in known:
-                raise ValueError(f"{name}={value!r} should be one of {', '.join(known)}")
-        if callback is not None and not callable(callback):
-            raise TypeError(f"callback={callback!r} should be a function of call, timestep and latents")
-        whole("callback_steps", callback_steps, 1)
+        one_of("output", output, OUTPUTS)
+        check_guidance(semantics, support)
+        check_callback(callback, callback_steps)
         images = self._small(image)
         shape = shape_from(self.models.sizes, height, width, None if images is None else images.shape[1:3])
         steps = self.models.usual.steps if steps is USUAL else steps
@@ -264,29 +247,8 @@ class Pipeline:
         latents = None if rows.latents is None else _cast("latents", rows.latents, self._wide)
         method = Method(self.scheduler.solver, semantics, support, record)
         return self._run(
-            _Plan(rows, latents, shape, table, settings, method, output, callback, callback_steps, progress)
+            Plan(rows, latents, shape, table, settings, method, output, callback, callback_steps, progress)
         )
-
-    def _run(self, plan: "_Plan") -> Output:
-        rows, table, method = plan.rows, plan.table, plan.method
-        n = 0 if plan.settings.edits is None else plan.settings.edits.scale.shape[1]
-        settings, text = self.devices.split((plan.settings, self._text(rows, n)))
-        start = self.devices.map(self._system.start, (0, 0, None), shape=plan.shape, method=method, dtype=self._wide)
-        first = start(settings, self.devices.split(plan.latents), table.initial_scale[0])
-        every = 0 if plan.callback is None else plan.callback_steps
-        parts = []
-        with bar(len(table.call), "call", plan.progress) as shown:
-            for done, carry, part in self._advance(text, first, table, settings, method, every):
-                parts.append(part)
-                shown.update(done - shown.n)
-                if every and (done - 1) % every == 0:
-                    x = self.devices.gather(carry.x, len(rows))
-                    plan.callback(done - 1, float(table.timestep[done - 1]), x)
-        return self._finish(carry.x, parts, rows, plan.output)
-
-    @property
-    def _wide(self) -> np.dtype:
-        return at_least_float32(self.dtype)
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
         """(height, width, channels) of the latents of a picture of this size in pixels.
@@ -326,28 +288,10 @@ class Pipeline:
         self._check_reads(texts)
         return self._embeddings(self.models.text_encoder, self.tokenizer, texts)
 
-    def _check_reads(self, words: Sequence[str]) -> None:
-        if words and (self.models.text_encoder is None or self.tokenizer is None):
-            raise ValueError(
-                f"{words[0][:40]!r} cannot be read: this pipeline has no text encoder. Give embeddings, as `encode` of"
-                " another stage makes them, for all words (also negative_prompt), or load it with its text encoder"
-            )
-
-    def _text(self, rows: Rows, n: int) -> np.ndarray:
-        """Embeddings [rows, 2 + n, tokens, channels]; concepts that pad a row are empty words."""
-        reads = self.models.text_encoder is not None
-        branches = [
-            branch
-            for prompt, negative, edits in zip(rows.prompts, rows.negatives, rows.edits, strict=True)
-            for branch in (
-                negative,
-                prompt,
-                *(edit.concept for edit in edits),
-                *["" if reads else negative] * (n - len(edits)),
-            )
-        ]
+    def _text(self, rows: Rows, n: int) -> jax.Array:
+        """Embeddings [rows, 2 + n, tokens, channels]."""
+        branches = self._branches(rows, n)
         words = list(dict.fromkeys(branch for branch in branches if isinstance(branch, str)))
-        self._check_reads(words)
         net = self.models.unet.config
         given = next((branch.shape[0] for branch in branches if not isinstance(branch, str)), 0)
         tokens = given if self.tokenizer is None else self.tokenizer.length
@@ -358,64 +302,11 @@ class Pipeline:
         encoder = self.models.text_encoder, self.tokenizer
         hidden = dict(zip(words, self._embeddings(*encoder, words), strict=True)) if words else {}
         text = [(hidden[b] if isinstance(b, str) else b).astype(self.dtype, copy=False) for b in branches]
-        return np.stack(text).reshape(len(rows), 2 + n, *shape)
+        return self.devices.split(np.stack(text).reshape(len(rows), 2 + n, *shape))
 
-    def _advance(
-        self, text: Any, carry: Carry, table: Row, settings: Settings, method: Method, every: int
-    ) -> Iterator[tuple[int, Carry, Record | None]]:
-        """Yields the calls done so far, the carry and the record of the last ones; with `every`, after call 0 and
-        every so many after it, too."""
-        program = self.devices.map(self._system.advance, (None, 0, 0, None, 0), method=method)
-        structure = jax.tree.structure((table, settings))
-        situation = (method, text.shape, carry.x.shape, structure)
-
-        def call(carry, chunk):
-            with enough_memory(text.shape):
-                return program(self.models.unet, text, carry, chunk, settings)
-
-        for done, live, now, record in self._chunks.run(call, carry, table, situation, every):
-            # Still with the rows that fill the devices up.
-            yield done, now, jax.tree.map(lambda leaf, live=live: leaf[:, :live], self.devices.gather(record))
-
-    def _finish(self, x: Any, parts: Sequence[Record | None], rows: Rows, output: str) -> Output:
-        record = jax.tree.map(lambda *leaves: np.concatenate(leaves, 1)[: len(rows)], *parts)
-        flagged = None
-        if output == "latent":
-            images = self.devices.gather(x, len(rows))
-            finite = np.isfinite(images).all((1, 2, 3))
-        else:
-            decode = self.devices.map(self._system.decode, (None, 0))
-            with enough_memory(x.shape):
-                floats, whole = decode(self.models.decoder, x)
-                # On the devices, which is quicker, and a quarter of the bytes to fetch.
-                images = self.devices.map(common.as_bytes, (0, 0))(floats, whole)
-                images, finite = self.devices.gather((images, whole), len(rows))
-            if self.safety is not None:
-                flagged = self._check(images, finite)
-            if output == "float":
-                images = np.where(finite[:, None, None, None], self.devices.gather(floats, len(rows)), np.nan)
-            if flagged is not None:
-                images = np.where(flagged[:, None, None, None], 0, images)
-        if not finite.all():
-            warnings.warn(
-                f"pictures {np.flatnonzero(~finite).tolist()} came out as NaN or infinite and are not shown; smaller"
-                " scales, or dtype float32 or bfloat16, may help",
-                RuntimeWarning,
-                stacklevel=4,
-            )
-        if flagged is not None and flagged.any():
-            warnings.warn(
-                f"the safety checker flagged pictures {np.flatnonzero(flagged).tolist()}, which are returned black;"
-                " another prompt or seed may help",
-                stacklevel=4,
-            )
-        if output == "pil":
-            images = [Image.fromarray(i) if good else None for i, good in zip(images, finite, strict=True)]
-        return Output(images, finite, rows.seeds, record, flagged)
-
-    def _check(self, images: np.ndarray, finite: np.ndarray) -> np.ndarray:
-        """Whether the safety checker flags each of uint8 pictures [pictures, height, width, 3]; none that is not
-        finite."""
+    def _flags(self, images: np.ndarray, finite: np.ndarray) -> np.ndarray | None:
+        if self.safety is None:
+            return None
         pixels = self.devices.split(self.safety.feature_extractor(images))
         program = self.devices.map(stable_diffusion.check, (None, 0))
         with enough_memory(pixels.shape):

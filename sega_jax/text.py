@@ -107,6 +107,41 @@ class T5Tokenizer:
         return np.stack([np.asarray(made.input_ids, np.int32), np.asarray(made.attention_mask, np.int32)], 1)
 
 
+class ByteTokenizer:
+    """ByT5's tokens: the bytes of UTF-8, each 3 more, and an end token, 1. Whatever is spelt is bytes.
+
+    Args:
+        vocabulary: the number of the text encoder's embeddings.
+
+    Raises:
+        CheckpointError: the text encoder has no embeddings for all bytes.
+    """
+
+    # The most tokens, as in Paella's inference code; and what lengths are multiples of, so that few are compiled for.
+    most, block = 768, 64
+
+    def __init__(self, vocabulary: int):
+        if vocabulary < 259:
+            raise CheckpointError(f"ByT5 has {vocabulary} embeddings, expected at least 259, of 256 bytes and 3 more")
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """int32 ids and mask [texts, 2, tokens], 0 for padding to a multiple of `block`; longer texts keep their end
+        token and a warning has the rest."""
+        bytewise = [text.encode() for text in texts]
+        for text, whole in zip(texts, bytewise, strict=True):
+            if cut := whole[self.most - 1 :].decode(errors="replace"):
+                warnings.warn(
+                    f"the text encoder reads {self.most} tokens; cut from the end of {text[:40]!r}: {cut!r}",
+                    stacklevel=7,
+                )
+        ids = [[byte + 3 for byte in whole[: self.most - 1]] + [1] for whole in bytewise]
+        length = -(-max(map(len, ids), default=1) // self.block) * self.block
+        made = np.zeros((len(ids), 2, length), np.int32)
+        for row, tokens in zip(made, ids, strict=True):
+            row[0, : len(tokens)], row[1, : len(tokens)] = tokens, 1
+        return made
+
+
 def _is_installed(library: str) -> bool:
     try:
         return find_spec(library) is not None

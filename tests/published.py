@@ -121,3 +121,5 @@ X4_VAE = VAE | {
     "up_block_types": ["UpDecoderBlock2D"] * 3,
     "scaling_factor": 0.08333,
 }
+# OpenCLIP's text encoder of Paella, ViT-H/14; what else Paella is made of has its sizes by default.
+VIT_H = SD_2["text_encoder"] | {"num_hidden_layers": 24, "projection_dim": 1024}

@@ -292,9 +292,13 @@ def test_weights_of_another_type(refused, copy, dtype):
     refused("conv_in.bias", np.dtype(dtype).name)
 
 
-def test_a_leaf_twice(refused, copy):
+def test_a_leaf_twice(refused, read, copy):
+    """Under two names, with the same values or with others."""
     edit_tensors(copy / TEXT, lambda tensors: tensors.update(**{f"text_model.{k}": v for k, v in tensors.items()}))
-    refused("are the same parameter")
+    read(copy)
+    name = "text_model.final_layer_norm.bias"
+    edit_tensors(copy / TEXT, lambda tensors: tensors.update({name: tensors[name] + 1}))
+    refused("final_layer_norm.bias are the same parameter final_layer_norm.bias, but differ; fetch it again")
 
 
 def test_variants(refused, copy, read, pipe):

@@ -58,15 +58,17 @@ ALLOWED = {
     "hub": {"checkpoint"},
     "rows": {"arrays", "guidance"},
     "systems": NETWORKS | METHOD | {"systems"},
-    "pipeline": CALLS,
+    "running": CALLS,
+    "pipeline": CALLS | {"running"},
+    "paella": CALLS | {"pipeline", "running"},
     "output": {"systems"},
     "kinds": {"checkpoint", "nn", "systems"},
     "sources": {"checkpoint", "hub", "kinds", "orbax"},
-    "loading": CALLS | {"kinds", "orbax", "pipeline", "sources"},
+    "loading": CALLS | {"kinds", "orbax", "paella", "pipeline", "sources"},
     "cascade": CALLS | {"captions", "kinds", "loading", "pipeline", "sources"},
-    "faces": CALLS | {"captions", "faces", "loading", "pipeline"},
+    "faces": CALLS | {"captions", "faces", "loading", "paella", "pipeline", "running"},
 }
-OF_CONVERSION = {"checkpoint", "cli", "kinds", "loading", "nn", "orbax", "progress", "sources"}
+OF_CONVERSION = {"checkpoint", "cli", "kinds", "loading", "nn", "orbax", "progress", "sources", "text"}
 LIGHT = ["arrays", "guidance", "schedules", "solvers", "sample", "parallel"]
 
 

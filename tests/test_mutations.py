@@ -345,9 +345,9 @@ FAULTS = {
     ),
     "epsilon of the layer norms": (
         "small",
-        layers.LayerNorm.__call__,
-        "variance + self.eps",
-        "variance + self.eps / 10",
+        layers.normalise,
+        "variance + eps",
+        "variance + eps / 10",
     ),
     "UNet padded at the right only": (
         "small",

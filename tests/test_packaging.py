@@ -6,9 +6,10 @@ import math
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from published import BYT5_XL, IF_1_XL, IF_2_L, SD_1, SD_2, T5_XXL, X4, X4_VAE
+from published import BYT5_XL, IF_1_XL, IF_2_L, SD_1, SD_2, T5_XXL, VIT_H, X4, X4_VAE
 
 from sega_jax.checkpoint import leaves
+from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModelWithProjection
 from sega_jax.nn.t5 import T5Config, T5EncoderModel
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
 from sega_jax.nn.vae import AutoencoderConfig, AutoencoderKL
@@ -50,6 +51,10 @@ def test_parameters_of_the_published_networks(configs, totals):
 )
 def test_parameters_of_the_published_text_encoders(config, total):
     assert parameters(T5EncoderModel(T5Config.from_dict(config))) == total
+
+
+def test_parameters_of_openclips_text_encoder():
+    assert parameters(CLIPTextModelWithProjection(CLIPTextConfig.from_dict(VIT_H))) == 354_032_640
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import tiny
 from reference import cases
 
 import sega_jax
+from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModelWithProjection
 from sega_jax.nn.t5 import T5Config, T5EncoderModel
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
 from sega_jax.schedules import from_config
@@ -72,6 +73,12 @@ def test_t5():
     net = tiny.filled(T5EncoderModel(T5Config.from_dict(tiny.T5)))
     found = jax.jit(T5EncoderModel.__call__)(net, cases.WORDS, cases.MASK)
     assert relative(found, recorded("t5")["states"]) < 1e-5
+
+
+def test_projected_text():
+    net = tiny.filled(CLIPTextModelWithProjection(CLIPTextConfig.from_dict(tiny.TEXT_PROJECTED)))
+    found = jax.jit(CLIPTextModelWithProjection.__call__)(net, cases.CAPTIONS)
+    assert relative(found, recorded("projection")["embeddings"]) < 1e-5
 
 
 @pytest.mark.parametrize("name", cases.SCHEDULES)

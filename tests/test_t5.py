@@ -4,7 +4,10 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from safetensors.numpy import save_file
 
+from convert.conversion import opener
+from sega_jax.checkpoint import CheckpointError, fill
 from sega_jax.nn.t5 import T5Config, T5EncoderModel, buckets
 
 
@@ -21,6 +24,28 @@ def test_either_name_of_the_embedding():
     for name in ("shared.weight", "encoder.embed_tokens.weight"):
         assert T5EncoderModel.rename(name) in tensors
     assert {T5EncoderModel.rename(name) for name in tensors} == set(tensors)
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+def test_both_names_of_the_embedding(tmp_path, ending):
+    """As whole published models have them, with a decoder besides."""
+    module = T5EncoderModel(T5Config.from_dict(tiny.T5))
+    tensors = tiny.tensors(module) | {"decoder.final_layer_norm.weight": np.ones(24, np.float32)}
+
+    def read():
+        if ending == "bin":
+            torch = pytest.importorskip("torch")
+            torch.save({name: torch.tensor(array) for name, array in tensors.items()}, tmp_path / "pytorch_model.bin")
+        else:
+            save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+        with opener(tmp_path, "model", None, module.rename)() as weights:
+            return fill(module, weights, None)
+
+    tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"].copy()
+    np.testing.assert_array_equal(read().shared.embedding[...], tensors["shared.weight"])
+    tensors["encoder.embed_tokens.weight"] += 1
+    with pytest.raises(CheckpointError, match=r"are the same parameter shared\.weight, but differ"):
+        read()
 
 
 def test_padding_is_not_seen():

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 from sega_jax.checkpoint import from_torch, leaves, torch_name, torch_shape
 from sega_jax.nn.safety import SafetyCheckerConfig, StableDiffusionSafetyChecker
 from sega_jax.systems import deepfloyd
+from sega_jax.systems import paella as paella_system
 from sega_jax.systems.stable_diffusion import Models
 
 UNET = {
@@ -124,6 +125,13 @@ TEXT = {
     "eos_token_id": 57,
     "pad_token_id": 57,
 }
+# As OpenCLIP has it.
+TEXT_PROJECTED = TEXT | {
+    "architectures": ["CLIPTextModelWithProjection"],
+    "hidden_act": "gelu",
+    "projection_dim": 12,
+    "pad_token_id": 0,
+}
 TEXT_2 = TEXT | {"hidden_act": "gelu", "num_hidden_layers": 3}
 T5 = {
     "architectures": ["T5EncoderModel"],
@@ -137,6 +145,32 @@ T5 = {
     "relative_attention_num_buckets": 12,
     "relative_attention_max_distance": 20,
     "feed_forward_proj": "gated-gelu",
+}
+# Paella's networks: levels with and without attention, and every kind of block.
+PAELLA = {
+    "c_in": 6,
+    "c_out": 6,
+    "num_labels": 20,
+    "c_r": 9,
+    "c_cond": 14,
+    "c_hidden": [8, 16, 24],
+    "nhead": [1, 2, 3],
+    "blocks": [1, 2, 1],
+    "level_config": ["CT", "CTA", "CTAF"],
+    "clip_embd": 12,
+    "byt5_embd": 18,
+    "clip_seq_len": 2,
+}
+VQGAN = {"levels": 3, "bottleneck_blocks": 2, "c_hidden": 16, "c_latent": 3, "codebook_size": 24, "scale_factor": 0.4}
+PRIOR = {"clip_r": 12, "c_hidden": 10, "c_r": 9, "num_blocks": 3}
+# As a pipeline takes them: two levels, whose grids are multiples of 4, and tokens of 4 pixels.
+PAELLA_PARTS = {
+    "byt5": T5 | {"vocab_size": 259, "d_model": 18, "num_layers": 2},
+    "clip": TEXT_PROJECTED,
+    "prior": PRIOR,
+    "denoiser": PAELLA
+    | {"c_hidden": [8, 16], "nhead": [1, 2], "blocks": [1, 1], "level_config": ["CT", "CTA"], "sample_size": 4},
+    "vqgan": VQGAN | {"levels": 2, "codebook_size": 20},
 }
 SAFETY = {
     "architectures": ["StableDiffusionSafetyChecker"],
@@ -202,11 +236,11 @@ SCHEDULERS = {
 def values(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """The float32 tensor of this name."""
     noise = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
-    if name.endswith(".bias"):
+    if name.endswith(("bias", ".beta")):
         return 0.1 * noise
     if name.endswith("embeds_weights"):
         return 0.6 + 0.06 * noise
-    if len(shape) == 1:
+    if len(shape) == 1 or name.endswith(".gamma"):
         return 1 + 0.1 * noise
     if "embedding" in name and "time" not in name:
         return noise
@@ -222,11 +256,12 @@ def tensors(module: Any, prefix: str = "") -> dict[str, np.ndarray]:
     return {prefix + name: values(name, shape) for name, shape in leaves(module).items()}
 
 
-def filled(module: Any, dtype: DTypeLike = np.float32) -> Any:
-    """A network with its tensors, without a file."""
+def filled(module: Any, dtype: DTypeLike = np.float32, part: str = "") -> Any:
+    """A network with its tensors, without a file; or the part of one of this dotted path."""
+    prefix = f"{part}." if part else ""
 
     def read(path, leaf):
-        array = values(torch_name(path), torch_shape(path, leaf.shape))
+        array = values(prefix + torch_name(path), torch_shape(path, leaf.shape))
         return jnp.asarray(from_torch(path, array), dtype)
 
     return jax.tree_util.tree_map_with_path(read, module)
@@ -331,6 +366,25 @@ def upscaler(folder: Path) -> Path:
         del index[name]
     index |= {"_class_name": "StableDiffusionUpscalePipeline", "max_noise_level": 350}
     write_json(folder / "model_index.json", index | {"low_res_scheduler": ["diffusers", "DDPMScheduler"]})
+    return folder
+
+
+def paella(folder: Path, without: tuple[str, ...] = ()) -> Path:
+    """Writes a checkpoint of Paella as a conversion does, without some of its networks."""
+    configs = {part: None if part in without else config for part, config in PAELLA_PARTS.items()}
+    models = paella_system.Models.build(**configs)
+    index = {"_class_name": "PaellaPipeline"}
+    for part, module in models._asdict().items():
+        index[part] = [None, None] if module is None else ["sega_jax", type(module).__name__]
+        if module is not None:
+            stem = "model" if part in ("byt5", "clip") else "diffusion_pytorch_model"
+            (folder / part).mkdir(parents=True)
+            write_json(folder / part / "config.json", configs[part])
+            save_file(tensors(module), folder / part / f"{stem}.safetensors", {"format": "pt"})
+    if models.clip is not None:
+        (folder / "tokenizer").mkdir()
+        tokenizer(folder / "tokenizer", 12)
+    write_json(folder / "model_index.json", index)
     return folder
 
 

@@ -1,29 +1,38 @@
 """What all faces have: a pipeline of ours behind them, and its parts by diffusers' names."""
 
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from sega_jax.components import as_module
 from sega_jax.nn.unet import UNet2DConditionModel
 from sega_jax.pipeline import Pipeline
+from sega_jax.running import Running
 from sega_jax.schedules import Scheduler
 
-F = TypeVar("F", bound="Face")
+F = TypeVar("F", bound="AnyFace")
 
 
-class Face:
-    """A face of a `sega_jax.Pipeline` (`pipeline`)."""
+class AnyFace:
+    """A face of a pipeline of ours (`pipeline`)."""
 
-    pipeline: Pipeline
+    pipeline: Running
+    _kind: ClassVar[type[Running]]
 
     @classmethod
     def from_pipe(cls: type[F], pipeline: Any) -> F:
-        """Another face of a `sega_jax.Pipeline`, or of the pipeline behind another face."""
+        """Another face of a pipeline of ours, or of the pipeline behind another face."""
         pipeline = getattr(pipeline, "pipeline", pipeline)
-        if not isinstance(pipeline, Pipeline):
-            raise TypeError(f"pipeline={pipeline!r} should be what sega_jax.load gives")
+        if not isinstance(pipeline, cls._kind):
+            raise TypeError(f"pipeline={pipeline!r} should be what sega_jax.load gives, a {cls._kind.__name__}")
         self = cls.__new__(cls)
         self.pipeline = pipeline
         return self
+
+
+class Face(AnyFace):
+    """A face of a `sega_jax.Pipeline`."""
+
+    pipeline: Pipeline
+    _kind = Pipeline
 
     @property
     def unet(self) -> UNet2DConditionModel:

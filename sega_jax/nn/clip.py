@@ -24,6 +24,7 @@ class CLIPTextConfig(NamedTuple):
     max_position_embeddings: int = 77
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
+    projection_dim: int = 512
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "CLIPTextConfig":
@@ -141,6 +142,25 @@ class CLIPTextModel(nnx.Module):
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         return self.final_layer_norm(self.encoder(self.embeddings(ids)))
+
+
+class CLIPTextModelWithProjection(nnx.Module):
+    """`__call__(ids)`: int32 [batch, tokens] -> the texts' embeddings beside those of pictures, not normalised
+    [batch, projection_dim]: the state at the first token with the largest id, which is the end in CLIP's vocabularies,
+    projected. What pads a text comes after it and is not seen."""
+
+    def __init__(self, config: CLIPTextConfig):
+        self.config = config
+        self.text_model = CLIPTextModel(config)
+        self.text_projection = Linear(config.hidden_size, config.projection_dim, bias=False)
+
+    @staticmethod
+    def rename(name: str) -> str:
+        return name
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        end = ids.argmax(-1)[:, None, None]
+        return self.text_projection(jnp.take_along_axis(self.text_model(ids), end, 1)[:, 0])
 
 
 class VisionEmbeddings(nnx.Module):

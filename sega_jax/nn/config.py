@@ -45,7 +45,8 @@ def build(
         if not _is(value, cls.__annotations__[key], least):
             raise ValueError(f"{what} config: {key}={value!r} should be like {default!r}")
         entries = value if isinstance(value, list | tuple) else [value]
-        if len(entries) > _MOST or ("layers" in key and max(entries) > _MOST):
+        many = ("layers" in key or "blocks" in key) and max(entries) > _MOST
+        if len(entries) > _MOST or many:
             raise ValueError(f"{what} config: {key}={str(value)[:40]} is more than the {_MOST} that are supported")
         for entry in entries:
             if key in choices and entry not in choices[key]:

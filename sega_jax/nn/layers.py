@@ -53,17 +53,27 @@ class Linear(nnx.Module):
 
 
 class Conv(nnx.Module):
-    """2-d convolution over [batch, height, width, channels]; kernel (height, width, in, out).
+    """2-d convolution over [batch, height, width, channels]; kernel (height, width, in / groups, out).
 
     `padding` is explicit, ((top, bottom), (left, right)) or one number for all sides: XLA's "SAME" pads
-    a strided convolution otherwise than torch does.
+    a strided convolution otherwise than torch does. Each of the `groups` of outputs sees its own inputs only.
     """
 
-    def __init__(self, inputs: int, outputs: int, size: int = 3, *, stride: int = 1, padding=None, bias: bool = True):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int = 3,
+        *,
+        stride: int = 1,
+        padding=None,
+        groups: int = 1,
+        bias: bool = True,
+    ):
         padding = size // 2 if padding is None else padding
-        self.stride = stride
+        self.stride, self.groups = stride, groups
         self.padding = ((padding, padding),) * 2 if isinstance(padding, int) else padding
-        self.kernel = parameter(size, size, inputs, outputs)
+        self.kernel = parameter(size, size, inputs // groups, outputs)
         self.bias = parameter(outputs) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -73,8 +83,26 @@ class Conv(nnx.Module):
             (self.stride, self.stride),
             self.padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.groups,
         )
         return y if self.bias is None else y + along(self.bias[...], y)
+
+
+class DoublingConv(nnx.Module):
+    """The transpose of a convolution of stride 2, from [batch, height, width, in] to twice the height and width.
+
+    torch's of size 2 without padding, and of size 4 with padding 1. The kernel is the transposed convolution's,
+    (height, width, out, in).
+    """
+
+    def __init__(self, inputs: int, outputs: int, size: int):
+        self.kernel = parameter(size, size, outputs, inputs)
+        self.bias = parameter(outputs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        axes = ("NHWC", "HWIO", "NHWC")
+        y = lax.conv_transpose(x, self.kernel[...], (2, 2), "SAME", dimension_numbers=axes, transpose_kernel=True)
+        return y + along(self.bias[...], y)
 
 
 class GroupNorm(nnx.Module):
@@ -104,6 +132,14 @@ class GroupNorm(nnx.Module):
         return groups.repeat(x.shape[-1] // self.groups, -1).reshape(len(x), *(1,) * (x.ndim - 2), -1)
 
 
+def normalise(x: jax.Array, eps: float) -> jax.Array:
+    """x [..., channels] with mean 0 and variance 1 over its last axis, in at least float32."""
+    dtype = at_least_float32(x.dtype)
+    centred = x.astype(dtype) - x.astype(dtype).mean(-1, keepdims=True)
+    variance = jnp.square(centred).mean(-1, keepdims=True)
+    return centred * lax.rsqrt(variance + eps)
+
+
 class LayerNorm(nnx.Module):
     """Normalises the last axis."""
 
@@ -113,10 +149,7 @@ class LayerNorm(nnx.Module):
         self.bias = parameter(channels)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        dtype = at_least_float32(x.dtype)
-        centred = x.astype(dtype) - x.astype(dtype).mean(-1, keepdims=True)
-        variance = jnp.square(centred).mean(-1, keepdims=True)
-        normal = centred * lax.rsqrt(variance + self.eps)
+        normal = normalise(x, self.eps)
         return (normal * along(self.scale[...], normal) + along(self.bias[...], normal)).astype(x.dtype)
 
 
@@ -137,35 +170,39 @@ def attend(
     *,
     heads: int,
     causal: bool = False,
+    mask: jax.Array | None = None,
     implementation: str = "xla",
 ) -> jax.Array:
     """Scaled dot-product attention of [batch, positions, heads x width] arrays, softmax in >= float32.
 
+    With a `mask`, bool [batch, keys], the other keys are as if they were not there; each row needs one that is.
     `implementation` "xla" runs everywhere; "cudnn", on a GPU in half precision, is used where the heads are
-    of a width that its kernels take on every such GPU.
+    of a width that its kernels take on every such GPU, and there is no mask.
     """
     width = query.shape[-1] // heads
     q, k, v = (x.reshape(*x.shape[:2], heads, width) for x in (query, key, value))
-    if implementation == "cudnn" and width % 8 == 0 and width <= 128 and jnp.finfo(query.dtype).bits == 16:
+    able = width % 8 == 0 and width <= 128 and jnp.finfo(query.dtype).bits == 16
+    if implementation == "cudnn" and able and mask is None:
         return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn").reshape(query.shape)
     if len(q) * heads * q.shape[1] * k.shape[1] <= _LOGITS:
-        return _attend(q, k, v, causal).reshape(query.shape)
-    return jax.lax.map(lambda row: _attend_one(*row, causal), (q, k, v)).reshape(query.shape)
+        return _attend(q, k, v, mask, causal).reshape(query.shape)
+    return jax.lax.map(lambda row: _attend_one(*row, causal), (q, k, v, mask)).reshape(query.shape)
 
 
-def _attend_one(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:
+def _attend_one(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, causal: bool) -> jax.Array:
     """Attention of one picture's [positions, heads, width], some queries after the others where logits are many."""
     block = _LOGITS // (q.shape[1] * len(k))
+    k, v, mask = jax.tree.map(lambda x: x[None], (k, v, mask))
     if causal or block >= len(q):
-        return _attend(q[None], k[None], v[None], causal)[0]
+        return _attend(q[None], k, v, mask, causal)[0]
 
     def one(query):
-        return _attend(query[None, None], k[None], v[None], False)[0, 0]
+        return _attend(query[None, None], k, v, mask, False)[0, 0]
 
     return jax.lax.map(one, q, batch_size=max(block, 1))
 
 
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, causal: bool) -> jax.Array:
     """Attention of [batch, positions, heads, width], with all logits in memory at once.
 
     JAX's own takes the softmax in float32 where float64 was asked for.
@@ -175,6 +212,8 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array
     if causal:
         past = jnp.tri(*logits.shape[-2:], dtype=bool)[None, None]
         logits = jnp.where(past, logits, -jnp.inf)
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None, :], logits, -jnp.inf)
     weights = jax.nn.softmax(logits).astype(v.dtype)
     return jnp.einsum("bhqk,bkhc->bqhc", weights, v)
 
@@ -246,3 +285,18 @@ def halve(x: jax.Array) -> jax.Array:
     if height % 2 or width % 2:
         raise ValueError(f"a picture of {height}x{width} positions cannot be halved")
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
+
+
+def unshuffle(x: jax.Array, size: int) -> jax.Array:
+    """Squares of size x size positions become channels: [batch, height, width, c] -> [batch, height / size,
+    width / size, c x size x size], all of the first of the c channels first, as torch orders them."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // size, size, width // size, size, channels)
+    return x.transpose(0, 1, 3, 5, 2, 4).reshape(batch, height // size, width // size, -1)
+
+
+def shuffle(x: jax.Array, size: int) -> jax.Array:
+    """The inverse of `unshuffle`."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height, width, channels // size**2, size, size)
+    return x.transpose(0, 1, 4, 2, 5, 3).reshape(batch, height * size, width * size, -1)

@@ -158,8 +158,10 @@ class T5EncoderModel(nnx.Module):
         self.encoder = Encoder(config)
 
     @staticmethod
-    def rename(name: str) -> str:
-        """The embedding has two names, of which files have either."""
+    def rename(name: str) -> str | None:
+        """The embedding has two names, of which files have either or both. A decoder beside it is not wanted."""
+        if name.startswith(("decoder.", "lm_head.")):
+            return None
         return "shared.weight" if name == "encoder.embed_tokens.weight" else name
 
     def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:

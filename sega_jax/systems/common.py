@@ -5,6 +5,7 @@ States and pictures are channels last. Axes: rows of the batch, branches (2 + n:
 tokens, channels.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from sega_jax.arrays import at_least_float32
 from sega_jax.guidance import Edits, Predictions, cfg, replay, sega
 from sega_jax.nn.unet import UNet2DConditionModel
 from sega_jax.sample import Carry, nothing, sample
@@ -19,7 +21,7 @@ from sega_jax.schedules import Row
 from sega_jax.solvers import SOLVERS, Solver
 
 # Where the initial noise is drawn from a key, and that of small pictures; the noise of call i is drawn at i.
-_INITIAL, _SMALL = 2**32 - 1, 2**32 - 2
+INITIAL, _SMALL = 2**32 - 1, 2**32 - 2
 
 
 class Usual(NamedTuple):
@@ -83,7 +85,7 @@ def start(settings: Settings, latents: Any, scale: Any, *, shape: tuple[int, ...
     """The carry before the first call, from standard normal latents, given [rows, *shape] or of each row's key,
     times the table's `initial_scale`."""
     if latents is None:
-        latents = _noise(settings.key, _INITIAL, shape, dtype)
+        latents = _noise(settings.key, INITIAL, shape, dtype)
     x = jnp.asarray(latents, dtype) * jnp.asarray(scale).astype(dtype)
     n = 0 if settings.edits is None else settings.edits.scale.shape[1]
     branch = jax.ShapeDtypeStruct(x.shape, x.dtype)
@@ -117,16 +119,7 @@ def advance(
     def draw(row, shape):
         return _noise(settings.key, row.call, shape[1:], carry.x.dtype)
 
-    def keep(x, preds, guided, state):
-        uncond, cond, edits = (p.astype(x.dtype) for p in preds[:3])
-        added = jnp.zeros_like(x)
-        if settings.edits is None:
-            return Record(added, uncond, cond, None)
-        # Guidance once more, from zero: the compiler sees that it is the same sum and takes it once.
-        added, _ = _sega(settings, method).update(added, state[1], preds)
-        return Record(added, uncond, cond, edits)
-
-    carry, kept = sample(denoise, guidance, solver, carry, table, draw, keep if method.record else nothing)
+    carry, kept = sample(denoise, guidance, solver, carry, table, draw, recorder(settings, method))
     return carry, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), kept)
 
 
@@ -185,17 +178,34 @@ def as_bytes(pictures: jax.Array, finite: jax.Array) -> jax.Array:
     return jnp.round(jnp.where(finite[:, None, None, None], pictures, 0) * 255).astype(jnp.uint8)
 
 
-def _sega(settings: Settings, method: Method) -> optax.GradientTransformation:
+def guiding(settings: Any, method: Any, *more: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Classifier-free guidance, then semantic guidance where there are edits, then more."""
+    edited = [] if settings.edits is None else [_sega(settings, method)]
+    return optax.chain(cfg(settings.guidance_scale), *edited, *more)
+
+
+def recorder(settings: Any, method: Any) -> Callable[..., Record | None]:
+    """What `sample` keeps of a call that `guiding` guides: its record, where the method has one."""
+
+    def keep(x, preds, guided, state):
+        uncond, cond, edits = (p.astype(at_least_float32(p.dtype)) for p in preds[:3])
+        added = jnp.zeros_like(uncond)
+        if settings.edits is None:
+            return Record(added, uncond, cond, None)
+        # Guidance once more, from zero: the compiler sees that it is the same sum and takes it once.
+        added, _ = _sega(settings, method).update(added, state[1], preds)
+        return Record(added, uncond, cond, edits)
+
+    return keep if method.record else nothing
+
+
+def _sega(settings: Any, method: Any) -> optax.GradientTransformation:
     return sega(settings.edits, semantics=method.semantics, support=method.support)
 
 
 def _method(settings: Settings, method: Method) -> tuple[optax.GradientTransformation, Solver]:
-    links = [cfg(settings.guidance_scale)]
-    if settings.edits is not None:
-        links.append(_sega(settings, method))
-    if settings.replay is not None:
-        links.append(replay(settings.replay))
-    return optax.chain(*links), SOLVERS[method.solver](settings.eta)
+    replayed = [] if settings.replay is None else [replay(settings.replay)]
+    return guiding(settings, method, *replayed), SOLVERS[method.solver](settings.eta)
 
 
 def _noise(key: jax.Array, tag: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:

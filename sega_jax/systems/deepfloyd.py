@@ -54,6 +54,11 @@ class Models(NamedTuple):
         return cls(text_encoder, unet)
 
     @property
+    def predictor(self) -> UNet2DConditionModel:
+        """What `advance` takes."""
+        return self.unet
+
+    @property
     def decoder(self) -> None:
         """What `decode` takes."""
         return None

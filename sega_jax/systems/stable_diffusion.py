@@ -74,6 +74,11 @@ class Models(NamedTuple):
         return cls(text_encoder, unet, vae)
 
     @property
+    def predictor(self) -> UNet2DConditionModel:
+        """What `advance` takes."""
+        return self.unet
+
+    @property
     def decoder(self) -> AutoencoderKL:
         """What `decode` takes."""
         return self.vae

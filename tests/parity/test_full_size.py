@@ -18,12 +18,13 @@ import tiny
 import torch
 import transformers
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker, cosine_distance
-from published import BYT5_XL, IF_1_XL, IF_2_L, SAFETY, SD_1, SD_2, T5_XXL, X4
+from published import BYT5_XL, IF_1_XL, IF_2_L, SAFETY, SD_1, SD_2, T5_XXL, VIT_H, X4
 
 from parity.theirs import fill, first, last, noise, relative, same_names
 from sega_jax import Edit
 from sega_jax.checkpoint import leaves
 from sega_jax.nn import safety
+from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModelWithProjection
 from sega_jax.nn.t5 import T5Config, T5EncoderModel
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
 from sega_jax.parallel import Devices
@@ -71,6 +72,12 @@ def test_names_of_text_encoders(config):
     with torch.device("meta"):
         reference = transformers.T5EncoderModel(transformers.T5Config(**config))
     same_names(T5EncoderModel(T5Config.from_dict(config)), reference)
+
+
+def test_names_of_openclips_text_encoder():
+    with torch.device("meta"):
+        reference = transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**VIT_H))
+    same_names(CLIPTextModelWithProjection(CLIPTextConfig.from_dict(VIT_H)), reference)
 
 
 def safety_checkers(device):

@@ -366,6 +366,17 @@ def test_text(config, tolerance):
     assert relative(jax.jit(type(ours).__call__)(ours, tokens()), expected) < tolerance
 
 
+@pytest.mark.parametrize("tolerance", ["float32", "float64"], indirect=True)
+@pytest.mark.parametrize("end", [2, 57])
+def test_projected_text(tolerance, end):
+    """transformers finds the end by its id, or with an old config by its being the largest."""
+    config = tiny.TEXT_PROJECTED | {"eos_token_id": end}
+    theirs = transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**config))
+    ours, theirs = pair(clip.CLIPTextModelWithProjection(clip.CLIPTextConfig.from_dict(config)), theirs)
+    expected = theirs(torch.tensor(tokens())).text_embeds
+    assert relative(jax.jit(type(ours).__call__)(ours, tokens()), expected) < tolerance
+
+
 @pytest.mark.parametrize("size", [12, 50])
 @pytest.mark.parametrize("tolerance", ["float32", "float64"], indirect=True)
 def test_t5(size, tolerance):

@@ -49,6 +49,10 @@ UNETS = {
 }
 WORDS = np.random.default_rng(10).integers(0, 60, (2, 24), np.int32)
 MASK = np.arange(24) < np.array([[5], [24]])
+# Captions with an end, and zeros after it as OpenCLIP pads them.
+CAPTIONS = np.where(np.arange(12) < [[1], [4], [11]], np.random.default_rng(13).integers(1, 56, (3, 12)), 0)
+CAPTIONS[np.arange(3), [1, 4, 11]] = tiny.TEXT["eos_token_id"]
+CAPTIONS[:, 0] = tiny.TEXT["bos_token_id"]
 
 
 def unet_inputs(name):

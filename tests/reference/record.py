@@ -73,6 +73,12 @@ def t5():
     return {"states": states.detach().numpy()}
 
 
+def projection():
+    net = transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**tiny.TEXT_PROJECTED)).eval()
+    net.load_state_dict({key: torch.tensor(tiny.values(key, tensor.shape)) for key, tensor in net.state_dict().items()})
+    return {"embeddings": net(torch.tensor(cases.CAPTIONS)).text_embeds.detach().numpy()}
+
+
 def safety():
     with tempfile.TemporaryDirectory() as folder:
         pipe = diffusers.StableDiffusionPipeline.from_pretrained(
@@ -166,6 +172,7 @@ def main():
     for name in cases.UNETS:
         np.savez_compressed(HERE / f"unet_{name}.npz", **unet(name))
     np.savez_compressed(HERE / "t5.npz", **t5())
+    np.savez_compressed(HERE / "projection.npz", **projection())
     np.savez_compressed(HERE / "safety.npz", **safety())
     for name in cases.STAGES:
         np.savez_compressed(HERE / f"stage_{name}.npz", **stage(name))

@@ -1,0 +1,387 @@
+"""Paella's token denoiser, version 3 (Rampas et al. 2022, arXiv 2211.07292; the published model of April 2023).
+
+A U-Net of ConvNeXt blocks over a grid of tokens, told the share of tokens that are noise, and a sequence made of
+ByT5's states and CLIP's embeddings.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from sega_jax.arrays import at_least_float32
+from sega_jax.nn.config import build
+from sega_jax.nn.layers import (
+    Conv,
+    DoublingConv,
+    Embed,
+    Linear,
+    along,
+    attend,
+    normalise,
+    parameter,
+    shuffle,
+    unshuffle,
+)
+
+# Of every normalisation; none has parameters.
+_EPS = 1e-6
+_FARTHEST = 10000
+
+
+class PaellaConfig(NamedTuple):
+    """The arguments of the published class that shape the network, with the values of `paella_v3.pt`.
+
+    The lists have an entry a level. `level_config` names the blocks that are repeated: C a convolution, T the
+    noise level, A attention, F a feed-forward layer; `nhead` is of no effect where there is no A.
+    """
+
+    c_in: int = 256
+    c_out: int = 256
+    num_labels: int = 8192
+    c_r: int = 64
+    patch_size: int = 2
+    c_cond: int = 1024
+    c_hidden: tuple[int, ...] = (640, 1280, 1280)
+    nhead: tuple[int, ...] = (1, 16, 16)
+    blocks: tuple[int, ...] = (6, 16, 6)
+    level_config: tuple[str, ...] = ("CT", "CTA", "CTA")
+    clip_embd: int = 1024
+    byt5_embd: int = 2560
+    clip_seq_len: int = 4
+    self_attn: bool = True
+    sample_size: int = 64  # tokens along a side where nothing else is said; the class has no such argument
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> "PaellaConfig":
+        """Reads a config.json.
+
+        Raises:
+            ValueError: the config describes a network that this module does not compute.
+        """
+        self = build(cls, config, "Paella", fixed={"kernel_size": (3, None)}, ignored=("dropout",))
+        for name in ("nhead", "blocks", "level_config"):
+            if len(getattr(self, name)) != len(self.c_hidden):
+                raise ValueError(
+                    f"Paella config: {name} has {len(getattr(self, name))} entries for {len(self.c_hidden)} c_hidden"
+                )
+        for channels, heads, kinds in zip(self.c_hidden, self.nhead, self.level_config, strict=True):
+            if not kinds or set(kinds) - set("CTAF"):
+                raise ValueError(f"Paella config: level_config={kinds!r} is not supported, only letters of CTAF")
+            if "A" in kinds and channels % heads:
+                raise ValueError(f"Paella config: {channels} channels (c_hidden) cannot be split into {heads} heads")
+        if self.c_r < 4:
+            raise ValueError(f"Paella config: c_r={self.c_r} should be at least 4")
+        return self
+
+    @property
+    def factor(self) -> int:
+        """What the height and the width of a grid are multiples of."""
+        return self.patch_size * 2 ** (len(self.c_hidden) - 1)
+
+
+class Condition(NamedTuple):
+    """What pictures are told in words, a row each. The order of the tokens is of no effect."""
+
+    tokens: jax.Array  # [batch, tokens, c_cond]
+    mask: jax.Array  # bool [batch, tokens], False for padding, which is as if it were not there
+    weights: jax.Array  # [batch, tokens], factors of the tokens' shares in the attention, after the softmax
+
+
+class Projected(NamedTuple):
+    """What an attention block makes of a condition: the same at every noise level, for every grid."""
+
+    keys: jax.Array  # [batch, tokens, channels]
+    values: jax.Array  # likewise
+    mask: jax.Array  # of the condition
+    weights: jax.Array  # likewise
+
+
+def join(conditions: Sequence[Condition]) -> Condition:
+    """Conditions of any lengths as one of all their rows, padded to the longest."""
+    longest = max(condition.mask.shape[1] for condition in conditions)
+
+    def padded(name: str) -> jax.Array:
+        arrays = [getattr(condition, name) for condition in conditions]
+        widths = [((0, 0), (0, longest - array.shape[1]), (0, 0))[: array.ndim] for array in arrays]
+        return jnp.concatenate([jnp.pad(array, width) for array, width in zip(arrays, widths, strict=True)])
+
+    return Condition(*map(padded, Condition._fields))
+
+
+def wave(r: jax.Array, channels: int) -> jax.Array:
+    """The embedding of noise levels [batch] in [0, 1] as [batch, channels], sines first.
+
+    Frequencies are rounded where torch rounds them, since at r = 1 a difference in the last digit is one of 6e-4 in
+    the phase.
+    """
+    dtype = at_least_float32(r.dtype)
+    half = channels // 2
+    exponent = np.arange(half, dtype=dtype) * np.array(-math.log(_FARTHEST) / (half - 1), dtype)
+    frequency = np.exp(exponent.astype(np.float64)).astype(dtype)
+    phase = (r.astype(dtype) * _FARTHEST)[:, None] * frequency[None]
+    return jnp.pad(jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], -1), ((0, 0), (0, channels % 2)))
+
+
+class _Given(NamedTuple):
+    """What the blocks of a level are given beside x."""
+
+    level: jax.Array  # the embedded noise level, [batch, c_r]
+    text: Condition | Projected | None
+    skip: jax.Array | None = None  # as x, for the first block of a level on the way up
+
+
+class GlobalResponseNorm(nnx.Module):
+    """Competition of channels by their norms over all positions (Woo et al. 2023, ConvNeXt V2)."""
+
+    def __init__(self, channels: int):
+        self.gamma = parameter(1, 1, 1, channels)
+        self.beta = parameter(1, 1, 1, channels)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(at_least_float32(x.dtype))
+        total = jnp.square(wide).sum((1, 2), keepdims=True)
+        # A root has no slope at 0, where a channel is that the gelu closes everywhere.
+        size = jnp.where(total > 0, jnp.sqrt(jnp.where(total > 0, total, 1)), 0)
+        share = size / (size.mean(-1, keepdims=True) + 1e-6)
+        gamma, beta = (p[...].astype(wide.dtype) for p in (self.gamma, self.beta))
+        return (gamma * (wide * share) + beta + wide).astype(x.dtype)
+
+
+class FeedForward(nnx.Module):
+    """x + channelwise(norm(x)), every position by itself but for the response norm."""
+
+    def __init__(self, channels: int):
+        # torch's list has a gelu and a dropout between, which have no parameters.
+        hidden = 4 * channels
+        self.channelwise = nnx.List(
+            [Linear(channels, hidden), None, GlobalResponseNorm(hidden), None, Linear(hidden, channels)]
+        )
+
+    def __call__(self, x: jax.Array, given: _Given) -> jax.Array:
+        return x + self._mix(x)
+
+    def _mix(self, x: jax.Array) -> jax.Array:
+        first, _, norm, _, last = self.channelwise
+        x = first(normalise(x, _EPS).astype(x.dtype))
+        return last(norm(jax.nn.gelu(x, approximate=False)))
+
+
+class ResBlock(FeedForward):
+    """The same with a convolution of each channel before; its residual is x alone.
+
+    With a skip, output g sees the channels 2g and 2g + 1 of [x, skip]: the first half of them only x, the second
+    only the skip.
+    """
+
+    def __init__(self, channels: int, *, skips: bool):
+        super().__init__(channels)
+        self.skips = skips
+        self.depthwise = Conv(2 * channels if skips else channels, channels, groups=channels)
+
+    def __call__(self, x: jax.Array, given: _Given) -> jax.Array:
+        seen = jnp.concatenate([x, given.skip], -1) if self.skips else x
+        return x + self._mix(self.depthwise(seen))
+
+
+class TimestepBlock(nnx.Module):
+    def __init__(self, channels: int, level: int):
+        self.mapper = Linear(level, 2 * channels)
+
+    def __call__(self, x: jax.Array, given: _Given) -> jax.Array:
+        scale, shift = jnp.split(self.mapper(given.level)[:, None, None, :], 2, -1)
+        return x * (1 + scale) + shift
+
+
+class MultiheadAttention(nnx.Module):
+    """torch's, with the projections of queries, keys and values in one array."""
+
+    def __init__(self, channels: int, heads: int):
+        self.heads = heads
+        self.in_proj_weight = parameter(3 * channels, channels)
+        self.in_proj_bias = parameter(3 * channels)
+        self.out_proj = Linear(channels, channels)
+
+    def project(self, x: jax.Array) -> list[jax.Array]:
+        """Queries, keys and values of tokens [batch, tokens, channels]."""
+        parts = zip(*(jnp.split(p[...], 3) for p in (self.in_proj_weight, self.in_proj_bias)), strict=True)
+        return [x @ weight.T + along(bias, x) for weight, bias in parts]
+
+    def attend(
+        self, query: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array, weights: jax.Array
+    ) -> jax.Array:
+        """What queries find among keys, each with its mask and its factor."""
+        # To weight the values is to weight the softmax.
+        values = values * weights[..., None].astype(values.dtype)
+        return self.out_proj(attend(query, keys, values, heads=self.heads, mask=mask))
+
+
+class Attention2D(nnx.Module):
+    def __init__(self, channels: int, heads: int):
+        self.attn = MultiheadAttention(channels, heads)
+
+
+class AttnBlock(nnx.Module):
+    """Attention of every position to all positions and to the text, in one softmax."""
+
+    def __init__(self, channels: int, text: int, heads: int, *, self_attn: bool):
+        self.self_attn = self_attn
+        self.attention = Attention2D(channels, heads)
+        # torch's list has a silu before.
+        self.kv_mapper = nnx.List([None, Linear(text, channels)])
+
+    def project(self, text: Condition) -> Projected:
+        _, *pair = self.attention.attn.project(self.kv_mapper[1](jax.nn.silu(text.tokens)))
+        return Projected(*pair, text.mask, text.weights)
+
+    def __call__(self, x: jax.Array, given: _Given) -> jax.Array:
+        attn, text = self.attention.attn, given.text
+        *pair, mask, weights = self.project(text) if isinstance(text, Condition) else text
+        places = normalise(x, _EPS).astype(x.dtype).reshape(len(x), -1, x.shape[-1])
+        query, *own = attn.project(places)
+        if self.self_attn:
+            pair = [jnp.concatenate(both, 1) for both in zip(own, pair, strict=True)]
+            before = ((0, 0), (places.shape[1], 0))
+            mask, weights = (jnp.pad(array, before, constant_values=1) for array in (mask, weights))
+        return x + attn.attend(query, *pair, mask, weights).reshape(x.shape)
+
+
+class Resampling(nnx.List):
+    """A convolution between two levels, behind a normalisation."""
+
+    def __call__(self, x: jax.Array, given: _Given) -> jax.Array:
+        return self[1](normalise(x, _EPS).astype(x.dtype))
+
+
+class Paella(nnx.Module):
+    """`__call__(x, r, text)`: which token each of a grid was before noise took its place, as logits.
+
+    x: int32 [batch, height, width] below `num_labels`, the height and width multiples of `config.factor`;
+    r: [batch] in [0, 1], the share of the tokens that are noise (kept in float32 or wider);
+    text: of `condition`, or what `project` makes of it -> [batch, height, width, num_labels] in the dtype of the
+    parameters.
+
+    Raises:
+        ValueError: a height or width that is no such multiple.
+    """
+
+    def __init__(self, config: PaellaConfig):
+        c, levels = config, range(len(config.c_hidden))
+        patch, first = c.patch_size**2, c.c_hidden[0]
+        self.config = c
+        self.byt5_mapper = Linear(c.byt5_embd, c.c_cond)
+        self.clip_mapper = Linear(c.clip_embd, c.clip_seq_len * c.c_cond)
+        self.clip_image_mapper = Linear(c.clip_embd, c.clip_seq_len * c.c_cond)
+        self.in_mapper = nnx.List([Embed(c.num_labels, c.c_in)])
+        self.embedding = nnx.List([None, Conv(patch * c.c_in, first, 1)])
+        self.down_blocks = nnx.List([_down(c, level) for level in levels])
+        self.up_blocks = nnx.List([_up(c, level) for level in reversed(levels)])
+        self.clf = nnx.List([None, Conv(first, patch * c.c_out, 1)])
+        self.out_mapper = nnx.List([None, Conv(c.c_out, c.num_labels, 1, bias=False)])
+
+    @staticmethod
+    def rename(name: str) -> str:
+        return name
+
+    def condition(
+        self,
+        byt5: jax.Array,
+        clip: jax.Array | None = None,
+        clip_image: jax.Array | None = None,
+        *,
+        mask: jax.Array | None = None,
+        has_clip: jax.Array | None = None,
+        has_image: jax.Array | None = None,
+        influence: tuple[Any, Any] | None = None,
+    ) -> Condition:
+        """What the network is told.
+
+        Args:
+            byt5: the text's states [batch, bytes, byt5_embd].
+            clip: the text's embeddings of OpenCLIP, not normalised, [batch, clip_embd]; None leaves their tokens out.
+            clip_image: embeddings of pictures [batch, clip_embd] or [batch, pictures, clip_embd]; None as before.
+            mask: which of the states are no padding, bool [batch, bytes]; None is all. The published code pads
+                the texts of a batch and attends to the padding.
+            has_clip, has_image: which rows have these embeddings, bool [batch]; the others are as without. None is all.
+            influence: factors of the attention's shares after the softmax, as the published inference script has them
+                for its prompt, (1.2, 0.4): of the last tokens, as many as there are bytes, the second for the last
+                `clip_seq_len` and the first for the others. The script means them for text and picture, but with
+                the tokens of CLIP at the end the first bytes go without. Numbers, or [batch, 1] each.
+        """
+        c, dtype = self.config, self.byt5_mapper.kernel[...].dtype
+        mask = jnp.ones(byt5.shape[:2], bool) if mask is None else mask.astype(bool)
+        lengths, parts, masks = mask.sum(1, keepdims=True), [self.byt5_mapper(byt5.astype(dtype))], [mask]
+        for mapper, embedding, has in (
+            (self.clip_mapper, clip, has_clip),
+            (self.clip_image_mapper, clip_image, has_image),
+        ):
+            if embedding is not None:
+                parts.append(mapper(embedding.astype(dtype)).reshape(len(byt5), -1, c.c_cond))
+                has = jnp.ones(len(byt5), bool) if has is None else has
+                masks.append(jnp.broadcast_to(has[:, None], parts[-1].shape[:2]))
+        tokens = normalise(jnp.concatenate(parts, 1), _EPS).astype(dtype)
+        mask = jnp.concatenate(masks, 1)
+        weights = jnp.ones(mask.shape, dtype)
+        if influence is not None:
+            text, picture = (jnp.asarray(factor, dtype) for factor in influence)
+            place = jnp.cumsum(mask[:, ::-1], 1)[:, ::-1]
+            factors = jnp.where(place > c.clip_seq_len, text, picture)
+            weights = jnp.where(place > lengths, weights, factors)
+        return Condition(tokens, mask, weights)
+
+    def project(self, text: Condition) -> list[Projected]:
+        """What the attention blocks make of the text, in their order: once, for calls that share it."""
+        blocks = (block for level in (*self.down_blocks, *self.up_blocks) for block in level)
+        return [block.project(text) for block in blocks if isinstance(block, AttnBlock)]
+
+    def __call__(self, x: jax.Array, r: jax.Array, text: Condition | Sequence[Projected]) -> jax.Array:
+        c, dtype = self.config, self.byt5_mapper.kernel[...].dtype
+        if x.shape[1] % c.factor or x.shape[2] % c.factor:
+            raise ValueError(f"the grid is of {x.shape[1]}x{x.shape[2]} tokens, expected multiples of {c.factor}")
+        texts = iter(self.project(text) if isinstance(text, Condition) else text)
+        given = _Given(wave(r, c.c_r).astype(dtype), None)
+
+        def run(block: nnx.Module, x: jax.Array) -> jax.Array:
+            return block(x, given._replace(text=next(texts)) if isinstance(block, AttnBlock) else given)
+
+        x = unshuffle(normalise(self.in_mapper[0](x), _EPS).astype(dtype), c.patch_size)
+        x = normalise(self.embedding[1](x), _EPS).astype(dtype)
+        outputs = []
+        for level in self.down_blocks:
+            for block in level:
+                x = run(block, x)
+            outputs.append(x)
+        for level in self.up_blocks:
+            given = given._replace(skip=outputs.pop())
+            for block in level:
+                x = run(block, x)
+        x = self.clf[1](normalise(x, _EPS).astype(dtype))
+        return self.out_mapper[1](normalise(shuffle(x, c.patch_size), _EPS).astype(dtype))
+
+
+def _down(c: PaellaConfig, level: int) -> nnx.List:
+    above, channels = c.c_hidden[max(level - 1, 0)], c.c_hidden[level]
+    down = [Resampling([None, Conv(above, channels, 2, stride=2, padding=0)])] if level else []
+    return nnx.List(down + [_block(c, level, kind) for _ in range(c.blocks[level]) for kind in c.level_config[level]])
+
+
+def _up(c: PaellaConfig, level: int) -> nnx.List:
+    above, channels = c.c_hidden[max(level - 1, 0)], c.c_hidden[level]
+    first, *others = c.blocks[level] * c.level_config[level]
+    blocks = [_block(c, level, first, skips=level < len(c.c_hidden) - 1), *(_block(c, level, k) for k in others)]
+    return nnx.List(blocks + ([Resampling([None, DoublingConv(channels, above, 2)])] if level else []))
+
+
+def _block(c: PaellaConfig, level: int, kind: str, *, skips: bool = False) -> nnx.Module:
+    channels = c.c_hidden[level]
+    if kind == "C":
+        return ResBlock(channels, skips=skips)
+    if kind == "T":
+        return TimestepBlock(channels, c.c_r)
+    if kind == "F":
+        return FeedForward(channels)
+    return AttnBlock(channels, c.c_cond, c.nhead[level], self_attn=c.self_attn)

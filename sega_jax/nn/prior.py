@@ -1,0 +1,76 @@
+"""Paella's prior, from CLIP's embedding of a text to one of a picture (the published `PriorModel`, after Ramesh et
+al. 2022, arXiv 2204.06125)."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sega_jax.nn.config import build
+from sega_jax.nn.layers import LayerNorm, Linear
+from sega_jax.nn.paella import wave
+
+
+class PriorConfig(NamedTuple):
+    """The arguments of the published class, with the values of `prior_v1.pt`."""
+
+    clip_r: int = 1024
+    c_hidden: int = 1280
+    c_r: int = 64
+    num_blocks: int = 48
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> "PriorConfig":
+        """Reads a config.json.
+
+        Raises:
+            ValueError: the config describes a network that this module does not compute.
+        """
+        self = build(cls, config, "prior")
+        if self.c_r < 4:
+            raise ValueError(f"prior config: c_r={self.c_r} should be at least 4")
+        return self
+
+
+class Block(nnx.List):
+    """Linear, norm, gelu (without parameters), linear, norm."""
+
+    def __init__(self, inputs: int, channels: int):
+        hidden = 4 * channels
+        first, last = Linear(inputs, hidden, bias=False), Linear(hidden, channels, bias=False)
+        super().__init__([first, LayerNorm(hidden), None, last, LayerNorm(channels)])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        first, norm, _, last, norm_out = self
+        return norm_out(last(jax.nn.gelu(norm(first(x)), approximate=False)))
+
+
+class PriorModel(nnx.Module):
+    """`__call__(x, r, text)`: the noise in a picture's embedding.
+
+    x: [batch, clip_r], the embedding with noise; r: [batch] in [0, 1], the noise level (kept in float32 or wider);
+    text: [batch, clip_r], the text's embedding, zeros for none -> [batch, clip_r] in the dtype of the parameters.
+    Embeddings are OpenCLIP's as they are, not normalised.
+    """
+
+    def __init__(self, config: PriorConfig):
+        c = config
+        inputs = c.clip_r + c.c_hidden + c.c_r
+        blocks = [Block(inputs, c.c_hidden) for _ in range(c.num_blocks)]
+        self.config = c
+        self.blocks = nnx.List([Linear(c.clip_r, c.c_hidden), *blocks, Linear(c.c_hidden, c.clip_r)])
+
+    @staticmethod
+    def rename(name: str) -> str:
+        return name
+
+    def __call__(self, x: jax.Array, r: jax.Array, text: jax.Array) -> jax.Array:
+        first, *blocks, last = self.blocks
+        dtype = first.kernel[...].dtype
+        known = [text.astype(dtype), wave(r, self.config.c_r).astype(dtype)]
+        x = first(x.astype(dtype))
+        for block in blocks:
+            x = x + block(jnp.concatenate([x, *known], -1))
+        return last(x)

@@ -1,0 +1,172 @@
+"""Paella's VQGAN: pictures to and from a grid of tokens (Esser et al. 2021; the published model of Paella)."""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from sega_jax.arrays import at_least_float32
+from sega_jax.nn.config import build
+from sega_jax.nn.layers import Conv, DoublingConv, Embed, Linear, along, normalise, parameter, shuffle, unshuffle
+
+# Pixels a side of the squares that are the channels of the first level.
+_PATCH = 2
+
+
+class VQConfig(NamedTuple):
+    """The arguments of the published class, with the values of `vqgan_f4.pt`.
+
+    `scale_factor` is what the continuous latents are divided by.
+    """
+
+    levels: int = 2
+    bottleneck_blocks: int = 12
+    c_hidden: int = 384
+    c_latent: int = 4
+    codebook_size: int = 8192
+    scale_factor: float = 0.3764
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> "VQConfig":
+        """Reads a config.json.
+
+        Raises:
+            ValueError: the config describes a network that this module does not compute.
+        """
+        self = build(cls, config, "VQGAN")
+        if self.levels > 10 or self.c_hidden % 2 ** (self.levels - 1):
+            raise ValueError(f"VQGAN config: c_hidden {self.c_hidden} cannot be halved for {self.levels} levels")
+        return self
+
+    @property
+    def factor(self) -> int:
+        """Pixels a token is wide."""
+        return _PATCH * 2 ** (self.levels - 1)
+
+
+class BatchNorm(nnx.Module):
+    """As trained: with the statistics that were kept."""
+
+    def __init__(self, channels: int):
+        self.scale = parameter(channels)
+        self.bias = parameter(channels)
+        self.running_mean = parameter(channels)
+        self.running_var = parameter(channels)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(at_least_float32(x.dtype))
+        scale, bias, mean, variance = (
+            along(p[...], wide) for p in (self.scale, self.bias, self.running_mean, self.running_var)
+        )
+        return ((wide - mean) * lax.rsqrt(variance + 1e-5) * scale + bias).astype(x.dtype)
+
+
+class ResBlock(nnx.Module):
+    """A convolution of each channel over a picture padded with its edge, then layers of each position; both scaled
+    and shifted by six learned numbers."""
+
+    def __init__(self, channels: int):
+        hidden = 4 * channels
+        self.depthwise = nnx.List([None, Conv(channels, channels, padding=0, groups=channels)])
+        self.channelwise = nnx.List([Linear(channels, hidden), None, Linear(hidden, channels)])
+        self.gammas = parameter(6)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        g = self.gammas[...]
+        h = jnp.pad(self._modulated(x, g[0], g[1]), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+        x = x + self.depthwise[1](h) * g[2]
+        h = jax.nn.gelu(self.channelwise[0](self._modulated(x, g[3], g[4])), approximate=False)
+        return x + self.channelwise[2](h) * g[5]
+
+    def _modulated(self, x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
+        normal = normalise(x, 1e-6)
+        return (normal * (1 + scale.astype(normal.dtype)) + shift.astype(normal.dtype)).astype(x.dtype)
+
+
+class Chain(nnx.List):
+    """Layers one after another."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for layer in self:
+            x = layer(x)
+        return x
+
+
+class VectorQuantize(nnx.Module):
+    """A codebook of vectors [codebook_size, c_latent]."""
+
+    def __init__(self, size: int, channels: int):
+        self.codebook = Embed(size, channels)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The nearest entry to each vector, int32 [...] of [..., channels]; in at least float32."""
+        codes = self.codebook.embedding[...]
+        dtype = at_least_float32(x.dtype)
+        codes, x = codes.astype(dtype), x.astype(dtype)
+        # Accelerators would round the factors by default. The vector's own norm is the same for all.
+        near = jnp.matmul(x, codes.T, precision=lax.Precision.HIGHEST)
+        return jnp.argmin(along(jnp.square(codes).sum(-1), near) - 2 * near, -1).astype(jnp.int32)
+
+
+class VQModel(nnx.Module):
+    """Pictures [batch, height, width, 3] in [0, 1] to and from tokens, int32 [batch, height / f, width / f] below
+    `codebook_size`; f is `config.factor`. What is decoded is not clipped to [0, 1]."""
+
+    def __init__(self, config: VQConfig):
+        c = config
+        channels = [c.c_hidden // 2**i for i in reversed(range(c.levels))]
+        steps = list(itertools.pairwise(channels))
+        self.config = c
+        self.in_block = nnx.List([None, Conv(3 * _PATCH**2, channels[0], 1)])
+        self.down_blocks = Chain(
+            [
+                ResBlock(channels[0]),
+                *(layer for i, o in steps for layer in (Conv(i, o, 4, stride=2, padding=1), ResBlock(o))),
+                Chain([Conv(channels[-1], c.c_latent, 1, bias=False), BatchNorm(c.c_latent)]),
+            ]
+        )
+        self.vquantizer = VectorQuantize(c.codebook_size, c.c_latent)
+        self.up_blocks = Chain(
+            [
+                Chain([Conv(c.c_latent, channels[-1], 1)]),
+                *(ResBlock(channels[-1]) for _ in range(c.bottleneck_blocks)),
+                *(layer for o, i in reversed(steps) for layer in (DoublingConv(i, o, 4), ResBlock(o))),
+            ]
+        )
+        self.out_block = nnx.List([Conv(channels[0], 3 * _PATCH**2, 1)])
+
+    @staticmethod
+    def rename(name: str) -> str:
+        return name
+
+    def encode(self, image: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The tokens of pictures whose height and width are multiples of `config.factor`, and the latents
+        [batch, height / f, width / f, c_latent] that they are the nearest codes of, over `scale_factor`.
+
+        Raises:
+            ValueError: a height or width that is no such multiple.
+        """
+        factor = self.config.factor
+        if image.shape[1] % factor or image.shape[2] % factor:
+            raise ValueError(
+                f"pictures are of {image.shape[1]}x{image.shape[2]} pixels, expected multiples of {factor}"
+            )
+        conv = self.in_block[1]
+        x = self.down_blocks(conv(unshuffle(image.astype(conv.kernel[...].dtype), _PATCH)))
+        return self.vquantizer(x), x / self.config.scale_factor
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """The pictures of latents as `encode` returns them, quantised or not."""
+        return self._decode(latents * self.config.scale_factor)
+
+    def decode_indices(self, tokens: jax.Array) -> jax.Array:
+        """The pictures of tokens."""
+        return self._decode(self.vquantizer.codebook(tokens))
+
+    def _decode(self, x: jax.Array) -> jax.Array:
+        conv = self.out_block[0]
+        return shuffle(conv(self.up_blocks(x.astype(conv.kernel[...].dtype))), _PATCH)

@@ -1,0 +1,175 @@
+"""How a pipeline runs a call whose arguments make sense: text, start, the schedule chunk by chunk, and pictures."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from PIL import Image
+
+from sega_jax.arrays import at_least_float32
+from sega_jax.chunks import Chunks, enough_memory
+from sega_jax.guidance import SEMANTICS, SUPPORTS
+from sega_jax.output import Output, is_whole
+from sega_jax.parallel import Devices
+from sega_jax.progress import bar
+from sega_jax.rows import Rows, whole
+from sega_jax.sample import Carry
+from sega_jax.schedules import Row
+from sega_jax.systems import common
+from sega_jax.systems.common import Record
+
+
+class Plan(NamedTuple):
+    """A call whose arguments make sense. Settings and method are of the pipeline's system."""
+
+    rows: Rows
+    x: np.ndarray | None  # the state to start from, in the loop's dtype
+    shape: tuple[int, int, int]  # of a row's state, or of its logits
+    table: Row
+    settings: Any
+    method: Any
+    output: str
+    callback: Callable[[int, float, np.ndarray], Any] | None
+    callback_steps: int
+    progress: bool | None
+
+
+class Running:
+    """What pipelines of all systems share. They say what `models` are, of what system, and what text becomes."""
+
+    devices: Devices
+    models: Any
+    dtype: np.dtype
+    _system: ModuleType
+    _chunks: Chunks
+    _reads: bool  # whether there is what reads words
+
+    def _text(self, rows: Rows, n: int) -> Any:
+        """What `advance` is told, arrays [rows, 2 + n, ...] on the devices; concepts that pad a row are empty words."""
+        raise NotImplementedError
+
+    def _flags(self, images: np.ndarray, finite: np.ndarray) -> np.ndarray | None:
+        """Whether each of uint8 pictures [pictures, height, width, 3] is flagged, none that is not finite; None where
+        nothing looks."""
+        del images, finite
+
+    @property
+    def _wide(self) -> np.dtype:
+        return at_least_float32(self.dtype)
+
+    def _run(self, plan: Plan) -> Output:
+        rows, table, method = plan.rows, plan.table, plan.method
+        n = 0 if plan.settings.edits is None else plan.settings.edits.scale.shape[1]
+        text = self._text(rows, n)
+        settings = self.devices.split(plan.settings)
+        start = self.devices.map(self._system.start, (0, 0, None), shape=plan.shape, method=method, dtype=self._wide)
+        first = start(settings, self.devices.split(plan.x), table.initial_scale[0])
+        every = 0 if plan.callback is None else plan.callback_steps
+        parts = []
+        with bar(len(table.call), "call", plan.progress) as shown:
+            for done, carry, part in self._advance(text, first, table, settings, method, every):
+                parts.append(part)
+                shown.update(done - shown.n)
+                if every and (done - 1) % every == 0:
+                    x = self.devices.gather(carry.x, len(rows))
+                    plan.callback(done - 1, float(table.timestep[done - 1]), x)
+        return self._finish(carry.x, parts, rows, plan.output)
+
+    def _advance(
+        self, text: Any, carry: Carry, table: Row, settings: Any, method: Any, every: int
+    ) -> Iterator[tuple[int, Carry, Record | None]]:
+        """Yields the calls done so far, the carry and the record of the last ones; with `every`, after call 0 and
+        every so many after it, too."""
+        program = self.devices.map(self._system.advance, (None, 0, 0, None, 0), method=method)
+        structure = jax.tree.structure((table, settings))
+        shapes = [leaf.shape for leaf in jax.tree.leaves(text)]
+        situation = (method, *shapes, carry.x.shape, structure)
+
+        def call(carry, chunk):
+            with enough_memory(shapes[0]):
+                return program(self.models.predictor, text, carry, chunk, settings)
+
+        for done, live, now, record in self._chunks.run(call, carry, table, situation, every):
+            # Still with the rows that fill the devices up.
+            yield done, now, jax.tree.map(lambda leaf, live=live: leaf[:, :live], self.devices.gather(record))
+
+    def _finish(self, x: Any, parts: Sequence[Record | None], rows: Rows, output: str) -> Output:
+        record = jax.tree.map(lambda *leaves: np.concatenate(leaves, 1)[: len(rows)], *parts)
+        flagged = None
+        if output in ("latent", "tokens"):
+            images = self.devices.gather(x, len(rows))
+            finite = is_whole(images)
+        else:
+            decode = self.devices.map(self._system.decode, (None, 0))
+            with enough_memory(x.shape):
+                floats, good = decode(self.models.decoder, x)
+                # On the devices, which is quicker, and a quarter of the bytes to fetch.
+                images = self.devices.map(common.as_bytes, (0, 0))(floats, good)
+                images, finite = self.devices.gather((images, good), len(rows))
+            flagged = self._flags(images, finite)
+            if output == "float":
+                images = np.where(finite[:, None, None, None], self.devices.gather(floats, len(rows)), np.nan)
+            if flagged is not None:
+                images = np.where(flagged[:, None, None, None], 0, images)
+        if not finite.all():
+            warnings.warn(
+                f"pictures {np.flatnonzero(~finite).tolist()} came out as NaN or infinite and are not shown; smaller"
+                " scales, or dtype float32 or bfloat16, may help",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        if flagged is not None and flagged.any():
+            warnings.warn(
+                f"the safety checker flagged pictures {np.flatnonzero(flagged).tolist()}, which are returned black;"
+                " another prompt or seed may help",
+                stacklevel=4,
+            )
+        if output == "pil":
+            images = [Image.fromarray(i) if ok else None for i, ok in zip(images, finite, strict=True)]
+        return Output(images, finite, rows.seeds, record, flagged)
+
+    def _branches(self, rows: Rows, n: int) -> list[str | np.ndarray]:
+        """The texts of all rows' branches, one after another.
+
+        Raises:
+            ValueError: there are words, and nothing that reads them.
+        """
+        branches = [
+            branch
+            for prompt, negative, edits in zip(rows.prompts, rows.negatives, rows.edits, strict=True)
+            for branch in (
+                negative,
+                prompt,
+                *(edit.concept for edit in edits),
+                *["" if self._reads else negative] * (n - len(edits)),
+            )
+        ]
+        self._check_reads([branch for branch in branches if isinstance(branch, str)])
+        return branches
+
+    def _check_reads(self, words: Sequence[str]) -> None:
+        if words and not self._reads:
+            raise ValueError(
+                f"{words[0][:40]!r} cannot be read: this pipeline has no text encoder. Give embeddings, as `encode` of"
+                " another stage makes them, for all words (also negative_prompt), or load it with its text encoder"
+            )
+
+
+def one_of(name: str, value: Any, known: Sequence[str]) -> None:
+    """ValueError for what is not known."""
+    if value not in known:
+        raise ValueError(f"{name}={value!r} should be one of {', '.join(known)}")
+
+
+def check_guidance(semantics: str, support: str) -> None:
+    one_of("semantics", semantics, SEMANTICS)
+    one_of("support", support, SUPPORTS)
+
+
+def check_callback(callback: Any, steps: Any) -> None:
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback={callback!r} should be a function of call, timestep and latents")
+    whole("callback_steps", steps, 1)
