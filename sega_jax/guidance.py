@@ -276,31 +276,45 @@ def _mask(magnitude: jax.Array, threshold: jax.Array, support: str) -> jax.Array
     if support == "pixel":
         magnitude = magnitude.sum(-1, keepdims=True)
     batch, n, *space, channels = magnitude.shape
-    if support == "position":
-        limit = _quantile(magnitude, threshold.reshape(batch, n, *(1,) * len(space)))[..., None]
-    elif support == "latent":
-        limit = _quantile(magnitude.reshape(batch, n, math.prod(space) * channels), threshold)
+    if support == "latent":
+        flat = magnitude.reshape(batch, n, math.prod(space) * channels, 1)
+    elif support == "position":
+        flat = magnitude.reshape(batch, n * math.prod(space), channels, 1)
+        threshold = jnp.repeat(threshold, math.prod(space), 1)
     else:
-        positions = magnitude.reshape(batch, n, math.prod(space), channels).swapaxes(2, 3)
-        limit = _quantile(positions, threshold[..., None]).reshape(batch, n, *(1,) * len(space), channels)
-    return ~(magnitude < _lift(limit, magnitude))
+        flat = magnitude.reshape(batch, n, math.prod(space), channels)
+    limit = _quantile(flat, threshold)
+    return ~(flat < limit[:, :, None]).reshape(magnitude.shape)
 
 
 def _quantile(values: jax.Array, share: jax.Array) -> jax.Array:
-    """The quantile over the last axis, by linear interpolation as torch rounds it.
+    """The quantiles [..., channels] of what is not negative, [..., entries, channels], by linear interpolation as
+    torch rounds it; shares are [...].
 
-    Between equal values it is that value, which `jnp.quantile` may miss by the last digit: of equal
-    magnitudes all reach it, or none.
+    Between equal values it is that value, which `jnp.quantile` may miss by the last digit: of equal magnitudes all
+    reach it, or none. Nothing is sorted: the bits of the entry of a rank are found one by one, from the highest, by
+    counting, since numbers that are not negative are in the order of their bits.
     """
-    rank = share * jnp.asarray(values.shape[-1] - 1, values.dtype)
+    count, bits = values.shape[-2], 8 * values.dtype.itemsize - 1
+    integer = jnp.dtype(f"int{bits + 1}")
+    rank = (share * jnp.asarray(count - 1, values.dtype))[..., None]
     below = jnp.floor(rank)
-    ordered = jnp.sort(values, -1)
+    place = below.astype(integer)
 
-    def at(index):
-        index = jnp.broadcast_to(index.astype(jnp.int32), values.shape[:-1])[..., None]
-        return jnp.take_along_axis(ordered, index, -1)[..., 0]
+    def ordered():
+        return jax.lax.bitcast_convert_type(jax.lax.stop_gradient(values), integer)
 
-    low, high, w = at(below), at(jnp.ceil(rank)), rank - below
+    def halve(i, found):
+        more = found | jnp.left_shift(jnp.ones((), integer), jnp.asarray(bits - 1 - i, integer))
+        fewer = (ordered() < more[..., None, :]).sum(-2, dtype=integer)
+        return jnp.where(fewer <= place, more, found)
+
+    low = jax.lax.fori_loop(0, bits, halve, jnp.zeros((*values.shape[:-2], values.shape[-1]), integer))
+    upto = ordered() <= low[..., None, :]
+    high = jnp.where(upto, jnp.iinfo(integer).max, ordered()).min(-2)
+    high = jnp.where((upto.sum(-2, dtype=integer) > place + 1) | (rank == below), low, high)
+    low, high = (jax.lax.bitcast_convert_type(entry, values.dtype) for entry in (low, high))
+    w = rank - below
     return jnp.where(w < 0.5, low + w * (high - low), high - (high - low) * (1 - w))
 
 

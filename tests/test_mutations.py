@@ -514,7 +514,8 @@ FAULTS = {
         "jnp.where(w < 0.5, low + w * (high - low), high - (high - low) * (1 - w))",
         "low",
     ),
-    "above the quantile, not at it": ("diffusers", guidance._mask, "~(magnitude < _lift", "(magnitude > _lift"),
+    "the rank after": ("diffusers", guidance._quantile, "fewer <= place, more", "fewer <= place + 1, more"),
+    "above the quantile, not at it": ("diffusers", guidance._mask, "~(flat < limit", "(flat > limit"),
     "the opposite direction": (
         "diffusers",
         guidance.sega,

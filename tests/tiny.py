@@ -382,6 +382,7 @@ def paella(folder: Path, without: tuple[str, ...] = ()) -> Path:
             write_json(folder / part / "config.json", configs[part])
             save_file(tensors(module), folder / part / f"{stem}.safetensors", {"format": "pt"})
     if models.clip is not None:
+        index["tokenizer"] = ["transformers", "CLIPTokenizer"]
         (folder / "tokenizer").mkdir()
         tokenizer(folder / "tokenizer", 12)
     write_json(folder / "model_index.json", index)

@@ -1,0 +1,121 @@
+"""How long does Paella take at full size, how much memory, and how far is it from the floor?
+
+The published architecture (1.0 billion parameters) at 256x256 pixels with random weights, 32 steps, random states in
+place of ByT5's and CLIP's, so that the denoiser and the VQGAN alone are run; one concept by default. The floor is the
+arithmetic of its branches, 0.52 TFLOP each at every step (it grows with the bytes of the text), at the ceiling of
+bfloat16 matrix products. Beside the time it prints the compiled program's temporary memory. Run from the repository's
+root, on a machine where nothing is installed with PYTHONPATH=. before it:
+
+    python tests/benchmarks/paella.py --concepts 1 --batch 1 --repeat 5
+
+`--tiny` is a network of the same vocabulary that any CPU runs, and says nothing about speed.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from weights import filled
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import tiny
+
+from sega_jax import Edit, Edits, PaellaPipeline
+from sega_jax.parallel import Devices
+from sega_jax.schedules.tokens import renoising
+from sega_jax.systems import paella
+
+TFLOP = 0.52  # a branch and step, of 64 bytes and CLIP's tokens
+SMALL = {"denoiser": tiny.PAELLA_PARTS["denoiser"] | {"num_labels": 8192, "sample_size": 64}}
+SMALL["vqgan"] = tiny.PAELLA_PARTS["vqgan"] | {"codebook_size": 8192}
+
+
+def temporary(models: paella.Models, rows: int, n: int) -> float:
+    """GiB that the guided loop takes beside its arguments."""
+    net, shape = models.denoiser, (64, 64, models.denoiser.config.num_labels)
+    wide, method, one = np.float32, paella.Method(), jax.ShapeDtypeStruct
+    edits = Edits.stack([[Edit("a")] * n] * rows)
+    ones = np.ones(rows, wide)
+    settings = paella.Settings(jax.random.split(jax.random.key(0), rows), ones, np.ones((rows, 2), wide), edits)
+    states = one((rows, 2 + n, 64, net.config.byt5_embd), net.byt5_mapper.kernel.dtype)
+    text = paella.Text(states, one(states.shape[:3], bool), None, one(states.shape[:2], bool))
+    first = partial(paella.start, tokens=None, scale=1, shape=shape, method=method, dtype=wide)
+    table = jax.tree.map(lambda column: np.float32(column) if column.dtype == float else column, renoising(64))
+    program = jax.jit(partial(paella.advance, method=method))
+    lowered = program.lower(models.predictor, text, jax.eval_shape(first, settings), table, settings)
+    return lowered.compile().memory_analysis().temp_size_in_bytes / 2**30
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    for name, default in (("steps", 32), ("concepts", 1), ("batch", 1), ("repeat", 5), ("bytes", 64)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--support", default="channel")
+    parser.add_argument("--ceiling", type=float, default=796.0, help="TFLOP/s of matrix products")
+    parser.add_argument("--tiny", action="store_true", help="a small network, to try this script")
+    parser.add_argument("--json", type=Path, help="where the measurements go")
+    args = parser.parse_args()
+
+    devices = Devices(jax.local_devices()[:1])
+    configs = SMALL if args.tiny else {"denoiser": {}, "vqgan": {}}
+    began = time.perf_counter()
+    models = filled(paella.Models.build(None, None, None, **configs), args.dtype, devices)
+    jax.block_until_ready(models)
+    placed = time.perf_counter() - began
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(models.denoiser))
+    pipe = PaellaPipeline(models, None, devices)
+
+    rng = np.random.default_rng(0)
+    width = models.denoiser.config.byt5_embd
+    lengths = [1, *[args.bytes] * (1 + args.concepts)]
+    negative, prompt, *concepts = (rng.standard_normal((length, width), np.float32) for length in lengths)
+    edits = [Edit(concept, warmup=3) for concept in concepts]
+
+    def call(seed: int) -> float:
+        began = time.perf_counter()
+        rows = {"images_per_prompt": args.batch, "steps": args.steps, "seed": seed, "support": args.support}
+        out = pipe(prompt, edits, negative_prompt=negative, **rows, output="uint8", progress=False)
+        assert out.finite.all()
+        assert out.images.shape[1:] == (256, 256, 3)
+        return time.perf_counter() - began
+
+    first = call(0)
+    seconds = [call(i) for i in range(1, 1 + args.repeat)]
+    median = statistics.median(seconds)
+    floor = TFLOP * (2 + args.concepts) * args.steps * args.batch / args.ceiling
+    peak = (devices.devices[0].memory_stats() or {}).get("peak_bytes_in_use", float("nan")) / 2**30
+    beside = temporary(models, args.batch, args.concepts)
+    found = {
+        "device": devices.devices[0].device_kind,
+        "jax": jax.__version__,
+        "parameters": parameters,
+        **{name: value for name, value in vars(args).items() if name != "json"},
+        "placed": placed,
+        "first": first,
+        "seconds": seconds,
+        "floor": floor,
+        "share_of_floor": floor / median,
+        "peak_gib": peak,
+        "temporary_gib": beside,
+    }
+    print(f"{found['device']}, jax {found['jax']}, {parameters:,} parameters, {vars(args)}")
+    print(f"weights placed     {placed:8.2f} s")
+    print(f"first call         {first:8.2f} s, of which compiling about {first - median:.2f} s")
+    print(f"later calls        {median:8.3f} s (median; {min(seconds):.3f} to {max(seconds):.3f})")
+    print(f"floor              {floor:8.3f} s, {floor / median:.1%} of the time")
+    print(f"peak memory        {peak:8.2f} GiB")
+    print(f"the guided loop    {beside:8.2f} GiB beside its arguments")
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
