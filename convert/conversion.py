@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +17,10 @@ from jax.typing import DTypeLike
 from convert import deepfloyd, pickles, writers
 from convert.destination import whole_or_nothing
 from sega_jax.checkpoint import CheckpointError, Weights, check, fill, flax_name, read_json
-from sega_jax.loading import checkpoint_folder, describe, open_weights, weight_stem
+from sega_jax.kinds import CHECKER, entry, weight_stem
+from sega_jax.loading import describe, open_weights
 from sega_jax.progress import bar
+from sega_jax.sources import find
 
 DTYPES = ("float32", "float16", "bfloat16")
 # Beside the folders that model_index.json names.
@@ -145,7 +148,7 @@ def _folder(source: str | Path, variant: str | None) -> Path:
         folder = Path(os.path.expanduser(source))
         if deepfloyd.is_original(folder):
             return folder
-    return checkpoint_folder(source, variant=variant)
+    return find(source).fetch(variant)
 
 
 def _describe(folder: Path, variant: str | None) -> tuple[dict[str, Source], dict[Path, Path | bytes]]:
@@ -156,7 +159,8 @@ def _describe(folder: Path, variant: str | None) -> tuple[dict[str, Source], dic
             part: Source(module, opener(folder / part, weight_stem(part), variant, module.rename))
             for part, module in networks.items()
         }
-        return sources, {path: folder / path for path in _other_files(folder, networks)}
+        files = {path: folder / path for path in _other_files(folder, networks)}
+        return sources, files | {Path(path): as_json(content) for path, content in _index(folder).items()}
     if variant is not None:
         raise CheckpointError(f"{folder} is a stage of DeepFloyd-IF, which has no variants; leave {variant!r} out")
     stage = deepfloyd.describe(folder)
@@ -214,6 +218,18 @@ def _other_files(folder: Path, networks: Iterable[str]) -> Iterator[Path]:
             yield from (path.relative_to(folder) for path in sorted(other.rglob("*")) if path.is_file())
     yield from _documents(folder)
     yield Path("model_index.json")
+
+
+def _index(folder: Path) -> dict[str, dict[str, Any]]:
+    """The index without the parts that are not there, such as those that are not fetched from the hub, so that
+    diffusers does not look for them; nothing where all are."""
+    index = read_json(folder / "model_index.json")
+    absent = {part: [None, None] for part in index if entry(index, part) and not (folder / part).is_dir()}
+    if not absent:
+        return {}
+    warnings.warn(f"{folder} has no {', '.join(absent)}, nor has what is written", stacklevel=4)
+    unchecked = {"requires_safety_checker": False} if CHECKER in absent else {}
+    return {"model_index.json": index | absent | unchecked}
 
 
 def _documents(folder: Path) -> Iterator[Path]:

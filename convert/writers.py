@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from sega_jax import orbax
 from sega_jax.checkpoint import to_torch
-from sega_jax.loading import weight_stem
+from sega_jax.kinds import weight_stem
 
 
 class Network(NamedTuple):

@@ -24,6 +24,22 @@ def plain(text: str) -> str:
     return text.lower().strip()
 
 
+def check() -> None:
+    """Whether what `clean` needs is installed.
+
+    Raises:
+        ImportError: ftfy or beautifulsoup4 is missing.
+    """
+    try:
+        import bs4  # noqa: F401
+        import ftfy  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f'cleaning captions needs {error.name}: pip install "sega_jax[if]"; or go without: clean_caption=False of'
+            " SemanticIFPipeline, clean=False of a cascade, no --clean-captions"
+        ) from None
+
+
 def clean(text: str) -> str:
     """The text in lower case without links, markup, numbers of articles, file names, words of web shops and the like.
 
@@ -33,13 +49,7 @@ def clean(text: str) -> str:
     Raises:
         ImportError: ftfy or beautifulsoup4 is missing (diffusers would leave the text as `plain` does).
     """
-    try:
-        import bs4  # noqa: F401
-        import ftfy  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            f'cleaning a caption needs {error.name}: pip install "sega_jax[if]", or leave the caption as it is'
-        ) from None
+    check()
     for rule in _RULES * 2:
         text = rule(text)
     return text

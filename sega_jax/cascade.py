@@ -12,13 +12,15 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from sega_jax import loading
+from sega_jax import loading, sources
 from sega_jax.checkpoint import CheckpointError
+from sega_jax.components import checked_scheduler
 from sega_jax.guidance import Edit
-from sega_jax.kinds import STAGE_1, STAGE_2, UPSCALER, kind_of
+from sega_jax.kinds import CHECKER, STAGE_1, STAGE_2, UPSCALER, has_other_checker
 from sega_jax.parallel import Devices
 from sega_jax.pipeline import Output, Pipeline
 from sega_jax.rows import EditLike
+from sega_jax.safety import Safety
 
 STAGES = {"stage1": STAGE_1, "stage2": STAGE_2, "upscaler": UPSCALER}
 # What the cascade gives each stage itself.
@@ -171,8 +173,9 @@ def load_cascade(
     variant: str | None = None,
     devices: Sequence[jax.Device] | Devices | None = None,
     attention: str | None = None,
+    revisions: Mapping[str, str | None] | None = None,
     schedulers: Mapping[str, Any] | None = None,
-    safety_checker: bool = True,
+    safety_checker: bool | Safety | None = True,
 ) -> Cascade:
     """Loads DeepFloyd-IF's cascade, or as much of it as is named.
 
@@ -184,36 +187,49 @@ def load_cascade(
         low_memory: whether to load what is needed when it is needed, and drop it after: the text encoder, then one
             stage after another, anew in every call.
         dtype, variant, devices, attention: as of `load`, of all stages.
-        schedulers: in place of the checkpoints', by the names stage1, stage2 and upscaler.
+        revisions: branches, tags or commits on the hub, by the names stage1, stage2 and upscaler.
+        schedulers: in place of the checkpoints', by the same names.
         safety_checker: as of `load`, of the x4 upscaler if it has one; DeepFloyd-IF's own is not supported.
 
     Raises:
-        As `load`; and CheckpointError: a checkpoint is of another stage, or the stages read other texts.
+        As `load`; and CheckpointError: a checkpoint is of another stage (then no weights were fetched), or the stages
+            read other texts.
     """
     if upscaler is not None and stage2 is None:
         raise ValueError(
             "upscaler is given without stage2, whose pictures it enlarges; give both, or call it by itself"
         )
+    loading.check_checker(safety_checker)
     where = devices if isinstance(devices, Devices) else Devices(devices)
-    schedulers = dict(schedulers or {})
-    sources = {"stage1": stage1, "stage2": stage2, "upscaler": upscaler}
-    sources = {name: source for name, source in sources.items() if source is not None}
-    if unknown := schedulers.keys() - sources.keys():
-        raise ValueError(f"schedulers has {', '.join(sorted(unknown))}; the stages are {', '.join(sources)}")
+    dtype = loading.pick_dtype(dtype, where)
+    attention = loading.pick_attention(attention, dtype, where)
+    given = {"stage1": stage1, "stage2": stage2, "upscaler": upscaler}
+    given = {name: source for name, source in given.items() if source is not None}
+    revisions, schedulers = dict(revisions or {}), dict(schedulers or {})
+    for what, named in (("revisions", revisions), ("schedulers", schedulers)):
+        if unknown := named.keys() - given.keys():
+            raise ValueError(f"{what} has {', '.join(sorted(unknown))}; the stages are {', '.join(given)}")
+    schedulers = {name: checked_scheduler(scheduler) for name, scheduler in schedulers.items()}
 
-    options = {"dtype": dtype, "variant": variant, "devices": where}
-    folders, stages = {}, {}
-    for name, source in sources.items():
-        without = [] if name == "upscaler" else ["safety_checker"] + ["text_encoder"] * (name == "stage2")
-        folders[name] = loading.checkpoint_folder(source, variant=variant, without=without)
-        if (kind := kind_of(folders[name])) is not STAGES[name]:
-            raise CheckpointError(f"{name}={str(source)!r} is {kind.name}, expected {STAGES[name].name}")
-    if safety_checker and any(loading.has_other_checker(folder) for folder in folders.values()):
+    # All indices before the first weights, which take hours to fetch.
+    found = {name: sources.find(source, revisions.get(name)) for name, source in given.items()}
+    for name, source in found.items():
+        if source.kind is not STAGES[name]:
+            raise CheckpointError(f"{name}={str(source.name)!r} is {source.kind.name}, expected {STAGES[name].name}")
+    loading.check_reads(found["stage1"])
+    if safety_checker is True and any(has_other_checker(source.folder) for source in found.values()):
         warnings.warn(
             "DeepFloyd-IF's safety checker is not supported: pictures go unchecked and without a watermark;"
             " safety_checker=False is loading without this warning",
             stacklevel=2,
         )
+    without = {
+        "stage1": [CHECKER],
+        "stage2": [CHECKER, "text_encoder", "tokenizer"],
+        "upscaler": [] if safety_checker is True else [CHECKER],
+    }
+    folders = {name: source.fetch(variant, without=without[name]) for name, source in found.items()}
+    options, stages = {"dtype": dtype, "variant": variant, "devices": where}, {}
     for name, folder in folders.items():
         keeps_text = name == "upscaler" or (name == "stage1" and not low_memory)
         load = partial(
@@ -222,11 +238,11 @@ def load_cascade(
             **options,
             attention=attention,
             scheduler=schedulers.get(name),
-            safety_checker=safety_checker and name == "upscaler",
+            safety_checker=safety_checker if name == "upscaler" else False,
             **({} if keeps_text else {"text_encoder": False}),
         )
         if low_memory:
-            outline = _outline(folder, schedulers.get(name), loading.pick_dtype(dtype, where), where, keeps_text)
+            outline = _outline(folder, schedulers.get(name), dtype, where, keeps_text)
             stages[name] = Stage(outline, load)
         else:
             pipe = load()

@@ -19,13 +19,15 @@ import jax
 import jax.monitoring
 import numpy as np
 
-from sega_jax import __version__, cli_paella, cli_stages, loading, pictures
+from sega_jax import __version__, cli_paella, cli_stages, loading, pictures, sources
+from sega_jax.components import checked_scheduler
 from sega_jax.demo import settings
 from sega_jax.guidance import SEMANTICS, SUPPORTS, Edit
-from sega_jax.kinds import PAELLA, STAGE_1, kind_of
-from sega_jax.loading import checkpoint_folder, load
+from sega_jax.kinds import PAELLA, STAGE_1
+from sega_jax.loading import load
 from sega_jax.pipeline import Pipeline
 from sega_jax.rows import number, whole
+from sega_jax.schedules.timesteps import NAMED
 from sega_jax.systems import stable_diffusion
 
 _WHOLE = ("warmup", "cooldown")
@@ -48,8 +50,9 @@ LIBRARY = Defaults(
 )
 
 
-def demo(steps: int = settings.STEPS) -> Defaults:
+def demo(steps: int | str = settings.STEPS) -> Defaults:
     """Those of the demo model."""
+    steps = sum(NAMED[steps]) if isinstance(steps, str) else steps
     return Defaults(settings.CALL, settings.add("", steps=steps), settings.remove("", steps=steps))
 
 
@@ -141,7 +144,11 @@ def main() -> None:
 )
 @click.option("--negative-prompt", default="", help="What the picture stays away from.")
 @click.option("--seed", default=0)
-@click.option("--steps", type=int, help=f"Of the solver.  {_defaults('steps')}")
+@click.option(
+    "--steps",
+    type=cli_stages.STEPS,
+    help=f"Of the solver; or the name of a list of DeepFloyd-IF's, such as smart50.  {_defaults('steps')}",
+)
 @click.option("--guidance-scale", type=float, help=f"Strength of the prompt.  {_defaults('guidance_scale')}")
 @click.option("--eta", default=0.0, help="DDIM's share of fresh noise, 0 to 1.")
 @click.option("--height", type=int, help="In pixels.  [default: the checkpoint's]")
@@ -182,38 +189,35 @@ def edit(
         call |= {name: usual[name] for name in unsaid}
         _check(call)
         cli_stages.check(chosen)
+        checked_scheduler(scheduler)
         cli_paella.check(tokens)
         defaults = demo(call["steps"]) if model is None else LIBRARY
         parsed = [parse_edit(text, defaults) for text in edits]
         folder = _writable(Path(out))
-        without = () if safety_checker else ("safety_checker",)
-        found = checkpoint_folder(
-            loading.DEMO if model is None else model, revision=revision, variant=variant, without=without
-        )
-        if model is not None and Path(model).expanduser().exists():
-            model = str(found.resolve())
-        elif model is not None:
-            revision = found.name  # the commit, so that the command in the picture repeats it
-        kind = kind_of(found)
-        cli_stages.check_kind(kind, model or "the demo model", chosen)
-        cli_paella.check_kind(kind, model or "the demo model", tokens, call["eta"])
+        found = sources.find(loading.DEMO if model is None else model, revision)
+        # As the command in the picture repeats it
+        if model is not None:
+            model, revision = cli_stages.place(found)
+        name = model or "the demo model"
+        cli_stages.check_kind(found.kind, name, chosen)
+        cli_paella.check_kind(found.kind, name, tokens, call["eta"])
+        chosen, scheduler = cli_stages.located(chosen), cli_stages.whole_path(scheduler)
         _remember_compilations()
         began = time.perf_counter()
-        common = {"dtype": dtype, "variant": variant, "safety_checker": safety_checker}
-        if kind is STAGE_1:
-            pipe, make = cli_stages.load(found, chosen, scheduler=scheduler, **common)
+        common = {"dtype": dtype, "variant": variant, "safety_checker": safety_checker, "scheduler": scheduler}
+        if found.kind is STAGE_1:
+            pipe, make = cli_stages.load(model, revision, chosen, **common)
         else:
-            pipe = make = load(found, scheduler=scheduler, **common)
-        if kind in (STAGE_1, PAELLA):
+            pipe = make = load(loading.DEMO if model is None else model, revision=revision, **common)
+        if found.kind in (STAGE_1, PAELLA):
             call |= {name: value for name, value in pipe.models.usual._asdict().items() if name in unsaid}
-        if kind is PAELLA:
+        if found.kind is PAELLA:
             del call["eta"]
-        solver = "Paella's sampler" if kind is PAELLA else pipe.scheduler.name
-        device, name = pipe.devices.devices[0].device_kind, model or "the demo model"
-        click.echo(
-            f"Loaded {name}: {solver}, {pipe.dtype.name} on {len(pipe.devices)} x {device},"
-            f" in {time.perf_counter() - began:.1f} s"
-        )
+        solver = "Paella's sampler" if found.kind is PAELLA else pipe.scheduler.name
+        low_memory, device = chosen["low_memory"], pipe.devices.devices[0].device_kind
+        what = f"{name}: {solver}, {pipe.dtype.name} on {len(pipe.devices)} x {device}"
+        seconds = time.perf_counter() - began
+        click.echo(f"Loading {what}, when it is needed" if low_memory else f"Loaded {what}, in {seconds:.1f} s")
         click.echo(f"{prompt!r}, seed {call['seed']}, {call['steps']} steps")
         for one in parsed:
             click.echo(f"  {'-' if one.scale < 0 else '+'} {_describe(one)}")
@@ -221,7 +225,8 @@ def edit(
         with _compilations() as compiling:
             result = make([prompt] * 2, [[], parsed], **call | cli_paella.read(tokens) | {"seed": [call["seed"]] * 2})
         seconds = time.perf_counter() - began
-        click.echo(f"Compiled in {compiling():.1f} s, ran in {seconds - compiling():.1f} s")
+        ran = "loaded and ran" if low_memory else "ran"
+        click.echo(f"Compiled in {compiling():.1f} s, {ran} in {seconds - compiling():.1f} s")
 
         known = {
             "model": model,
@@ -233,8 +238,6 @@ def edit(
         height, width = (side * pipe.models.sizes.factor for side in sides)
         known |= call | {"height": height, "width": width}
         known |= {"dtype": pipe.dtype.name, "variant": variant}
-        if scheduler is not None and Path(scheduler).expanduser().exists():
-            scheduler = str(Path(scheduler).expanduser().resolve())
         known |= cli_stages.remembered(chosen) | {name: value for name, value in tokens.items() if value is not None}
         known |= {"scheduler": scheduler, "solver": solver, "safety_checker": safety_checker}
         names = "original", "edited"
@@ -285,7 +288,7 @@ def _command(known: dict[str, Any]) -> str:
 
 def _check(call: dict[str, Any]) -> None:
     """Finds mistakes that need no checkpoint to be seen, before one is read."""
-    whole("--steps", call["steps"], 1)
+    cli_stages.check_steps("--steps", call["steps"])
     whole("--seed", call["seed"], 0, 2**32 - 1)
     number("--guidance-scale", call["guidance_scale"])
     for name in ("eta", "momentum_scale", "momentum_beta"):

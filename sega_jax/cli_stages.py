@@ -6,30 +6,63 @@ from typing import Any
 
 import click
 
+from sega_jax import captions, sources
 from sega_jax.cascade import STAGES, load_cascade
+from sega_jax.components import checked_scheduler
 from sega_jax.kinds import STAGE_1, Kind
 from sega_jax.pipeline import Output, Pipeline
 from sega_jax.rows import number, whole
+from sega_jax.schedules.timesteps import NAMED
+
+# The stages after the first, whose options begin with their name.
+LATER = tuple(STAGES)[1:]
+
+
+class _Steps(click.ParamType):
+    """A number of steps, or the name of one of DeepFloyd-IF's lists."""
+
+    name = "steps"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        try:
+            return value if value in NAMED else int(value)
+        except ValueError:
+            self.fail(f"{value!r} should be a whole number, or one of {', '.join(NAMED)}", param, ctx)
+
+
+STEPS = _Steps()
+
+
+def _of(stage: str, before: str, steps: int, guidance_scale: int, noise_level: int) -> list[Callable]:
+    """The options of a later stage, with their defaults."""
+    return [
+        click.option(f"--{stage}-revision", help="As --revision."),
+        click.option(f"--{stage}-scheduler", help="As --scheduler."),
+        click.option(f"--{stage}-steps", type=STEPS, help=f"[default: {steps}]"),
+        click.option(f"--{stage}-guidance-scale", type=float, help=f"[default: {guidance_scale}]"),
+        click.option(
+            f"--{stage}-noise-level", type=int, help=f"Of the {before} stage's picture.  [default: {noise_level}]"
+        ),
+        click.option(f"--{stage}-noise-anew", is_flag=True, help="Another such noise at every call."),
+    ]
+
 
 _OPTIONS = [
     click.option("--stage2", metavar="MODEL", help="DeepFloyd-IF: its second stage, to make pictures of 256 pixels."),
+    *_of("stage2", "first", 50, 4, 250),
     click.option("--upscaler", metavar="MODEL", help="DeepFloyd-IF: the x4 upscaler, to make 1024 of these."),
+    *_of("upscaler", "second", 75, 9, 20),
     click.option(
         "--edited",
         multiple=True,
         type=click.Choice(list(STAGES)),
         help="DeepFloyd-IF: a stage that the edits guide; may be given several times.  [default: stage1]",
     ),
-    click.option("--stage2-steps", type=int, help="[default: 50]"),
-    click.option("--stage2-guidance-scale", type=float, help="[default: 4]"),
-    click.option("--stage2-noise-level", type=int, help="Of the first stage's picture.  [default: 250]"),
-    click.option("--upscaler-steps", type=int, help="[default: 75]"),
-    click.option("--upscaler-guidance-scale", type=float, help="[default: 9]"),
-    click.option("--upscaler-noise-level", type=int, help="Of the second stage's picture.  [default: 20]"),
     click.option("--clean-captions", is_flag=True, help="DeepFloyd-IF: words as its training data were cleaned."),
     click.option("--low-memory", is_flag=True, help="DeepFloyd-IF: one network at a time in memory."),
 ]
 _SHARED = ("momentum_scale", "momentum_beta", "semantics", "support")
+_OWN = ("steps", "guidance_scale", "noise_level", "noise_anew")
 
 
 def options(command: Callable) -> Callable:
@@ -46,14 +79,38 @@ def check(chosen: Mapping[str, Any]) -> None:
     """Finds mistakes that need no checkpoint to be seen.
 
     Raises:
-        ValueError: a number out of range.
+        TypeError, ValueError: a number out of range, an unknown scheduler, or an option of a stage that is not there.
+        ImportError: captions are to be cleaned, and what cleans them is not installed.
     """
-    for name, value in chosen.items():
-        option = f"--{name.replace('_', '-')}"
-        if value is not None and name.endswith(("steps", "noise_level")):
-            whole(option, value, 1 if name.endswith("steps") else 0)
-        elif value is not None and name.endswith("guidance_scale"):
-            number(option, value)
+    given = remembered(chosen)
+    for name, value in given.items():
+        if name.endswith("noise_level"):
+            whole(_option(name), value, 0)
+        elif name.endswith("steps"):
+            check_steps(_option(name), value)
+        elif name.endswith("guidance_scale"):
+            number(_option(name), value)
+        elif name.endswith("scheduler"):
+            checked_scheduler(value)
+    for stage in LATER:
+        options = [_option(name) for name in given if name.startswith(f"{stage}_")]
+        options += [f"--edited {stage}"] * (stage in chosen["edited"])
+        if options and stage not in given:
+            raise ValueError(f"{options[0]} is given without --{stage}; name its checkpoint, or leave it out")
+    if "upscaler" in given and "stage2" not in given:
+        raise ValueError("--upscaler is given without --stage2, whose pictures it enlarges; give both")
+    if chosen["clean_captions"]:
+        captions.check()
+
+
+def check_steps(option: str, steps: int | str) -> None:
+    """ValueError for a number of steps below 1."""
+    if steps not in NAMED:
+        whole(option, steps, 1)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def check_kind(kind: Kind, model: str, chosen: Mapping[str, Any]) -> None:
@@ -68,39 +125,67 @@ def check_kind(kind: Kind, model: str, chosen: Mapping[str, Any]) -> None:
             f"{model} is {kind.name}, which makes a small picture larger: give it as --{option}, and DeepFloyd-IF's"
             " first stage as --model"
         )
-    given = [name for name, value in chosen.items() if value not in (None, (), False)]
+    given = list(remembered(chosen))
     if given and kind is not STAGE_1:
         raise ValueError(
-            f"--{given[0].replace('_', '-')} is of {STAGE_1.name[:-12]} cascade, but {model} is {kind.name}; leave it"
-            " out"
+            f"{_option(given[0])} is of {STAGE_1.name[:-12]} cascade, but {model} is {kind.name}; leave it out"
         )
 
 
+def located(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as a command can repeat them anywhere: folders by their whole path, and of what is on the hub the
+    commit.
+
+    Raises:
+        As `sega_jax.sources.find`.
+    """
+    found = dict(chosen)
+    for stage in LATER:
+        if chosen[stage] is not None:
+            source = sources.find(chosen[stage], chosen[f"{stage}_revision"])
+            found[stage], found[f"{stage}_revision"] = place(source)
+        found[f"{stage}_scheduler"] = whole_path(chosen[f"{stage}_scheduler"])
+    return found
+
+
+def place(source: sources.Source) -> tuple[str, str | None]:
+    """A checkpoint's whole path and None, or its name on the hub and its commit."""
+    return (str(source.folder.resolve()), None) if source.commit is None else (str(source.name), source.commit)
+
+
+def whole_path(scheduler: str | None) -> str | None:
+    """A scheduler's folder by its whole path; names of classes and None as they are."""
+    if scheduler is None or not Path(scheduler).expanduser().exists():
+        return scheduler
+    return str(Path(scheduler).expanduser().resolve())
+
+
 def load(
-    folder: Path, chosen: Mapping[str, Any], *, scheduler: Any, **common: Any
+    model: str, revision: str | None, chosen: Mapping[str, Any], *, scheduler: Any, **common: Any
 ) -> tuple[Pipeline, Callable[..., Output]]:
     """The first stage, and what makes pictures as its call would, but of all stages.
 
     Args:
-        folder: of the first stage.
+        model, revision: the first stage.
         chosen: the options of the stages.
         scheduler: of the first stage.
         common: as of `load_cascade`.
     """
-    schedulers = {} if scheduler is None else {"stage1": scheduler}
+    later = [stage for stage in LATER if chosen[stage] is not None]
     cascade = load_cascade(
-        folder,
+        model,
         chosen["stage2"],
         chosen["upscaler"],
         low_memory=chosen["low_memory"],
-        schedulers=schedulers,
+        revisions={"stage1": revision} | {stage: chosen[f"{stage}_revision"] for stage in later},
+        schedulers={"stage1": scheduler} | {stage: chosen[f"{stage}_scheduler"] for stage in later},
         **common,
     )
 
     def make(prompt: list[str], edits: list, *, seed: list[int], negative_prompt: str, **call: Any) -> Output:
         stages = {"stage1": call}
-        for stage in list(cascade.stages)[1:]:
-            own = {name: chosen[f"{stage}_{name}"] for name in ("steps", "guidance_scale", "noise_level")}
+        for stage in later:
+            own = {name: chosen[f"{stage}_{name}"] for name in _OWN}
             stages[stage] = {name: call[name] for name in _SHARED} | {k: v for k, v in own.items() if v is not None}
         edited = chosen["edited"] or ("stage1",)
         clean = chosen["clean_captions"]
@@ -110,9 +195,5 @@ def load(
 
 
 def remembered(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The options as a picture keeps them: folders by their whole path, without what goes without saying."""
-    kept = {name: value for name, value in chosen.items() if value not in (None, (), False)}
-    for name in ("stage2", "upscaler"):
-        if name in kept and Path(kept[name]).expanduser().exists():
-            kept[name] = str(Path(kept[name]).expanduser().resolve())
-    return kept
+    """The options that were given, which are those that a picture keeps."""
+    return {name: value for name, value in chosen.items() if value not in (None, ()) and value is not False}

@@ -55,6 +55,17 @@ def as_scheduler(value: Any, config: Mapping[str, Any] | None = None) -> Schedul
     )
 
 
+def checked_scheduler(value: Any) -> Any:
+    """What `as_scheduler` takes, as far as it can be read without the config of a scheduler before: a class's name,
+    None for none, or the scheduler.
+
+    Raises:
+        TypeError, ValueError: as `as_scheduler`.
+    """
+    name = getattr(value, "__name__", value)
+    return value if name is None or (isinstance(name, str) and name in FAMILIES) else as_scheduler(value)
+
+
 def as_module(name: str, value: Any, kind: type[M]) -> M:
     """A network with values.
 

@@ -24,6 +24,7 @@ class Kind(NamedTuple):
     noising: str | None = None  # the folder of the scheduler that noises small pictures
 
 
+CHECKER = "safety_checker"
 _SD = {"text_encoder": CLIPTextModel, "unet": UNet2DConditionModel, "vae": AutoencoderKL}
 _IF = {"text_encoder": T5EncoderModel, "unet": UNet2DConditionModel}
 
@@ -79,6 +80,16 @@ def kind_of(folder: Path) -> Kind:
                 f" {module.__name__} in the folder {part}"
             )
     return kind
+
+
+def has_other_checker(folder: Path) -> bool:
+    """Whether the checkpoint has DeepFloyd-IF's safety checker."""
+    return entry(read_json(folder / "model_index.json"), CHECKER) == "IFSafetyChecker"
+
+
+def weight_stem(part: str) -> str:
+    """The name of a network's weight file in diffusers layout, without ending: transformers' or diffusers'."""
+    return "model" if part in ("text_encoder", "byt5", "clip", CHECKER) else "diffusion_pytorch_model"
 
 
 def optional(kind: Kind) -> tuple[str, ...]:

@@ -1,6 +1,5 @@
 """`load`: a checkpoint to a `Pipeline`."""
 
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -13,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from sega_jax import hub, orbax, schedules
-from sega_jax.checkpoint import CheckpointError, Tensors, fill, read_json, weight_files
-from sega_jax.components import as_module, as_scheduler
+from sega_jax import orbax, schedules, sources
+from sega_jax.checkpoint import CheckpointError, Tensors, fill, read_json
+from sega_jax.components import as_module, as_scheduler, checked_scheduler
 from sega_jax.embeddings import Embeddings
-from sega_jax.kinds import PAELLA, UPSCALER, Kind, entry, kind_of, optional
+from sega_jax.kinds import CHECKER, PAELLA, UPSCALER, Kind, entry, has_other_checker, kind_of, optional, weight_stem
 from sega_jax.nn.clip import CLIPTextModel
 from sega_jax.nn.safety import SafetyCheckerConfig, StableDiffusionSafetyChecker
 from sega_jax.nn.t5 import T5EncoderModel
@@ -59,8 +58,8 @@ def load(
 
     Args:
         source: a folder, which holds `model_index.json`; or "owner/name" on the Hugging Face hub, of which the
-            files that are needed are fetched into the hub's cache. By default the demo model that comes along, of
-            cartoon portraits of 128x128 pixels (`sega_jax.demo`).
+            files that are needed are fetched into the hub's cache, after a look at the index. By default the demo
+            model that comes along, of cartoon portraits of 128x128 pixels (`sega_jax.demo`).
         revision: a branch, tag or commit on the hub.
         dtype: of the networks, float32, bfloat16 or float16; None is bfloat16 on accelerators (float16 on
             GPUs older than that) and float32 on the CPU. Guidance and solver are in float32 whatever it is.
@@ -86,22 +85,22 @@ def load(
     """
     given = {"text_encoder": text_encoder, "unet": unet, "vae": vae}
     given = {part: value for part, value in given.items() if value is not None}
-    if not (safety_checker is None or isinstance(safety_checker, bool | Safety)):
-        what = type(safety_checker).__name__ if callable(safety_checker) else repr(safety_checker)
-        raise TypeError(f"safety_checker={what} should be True for the checkpoint's own, or False or None")
+    check_checker(safety_checker)
     if not (tokenizer is None or isinstance(tokenizer, Tokenizer | T5Tokenizer)):
         raise TypeError(f"tokenizer={tokenizer!r} should be another pipeline's (pipe.tokenizer)")
     where = devices if isinstance(devices, Devices) else Devices(devices)
     dtype = pick_dtype(dtype, where)
-    asked, attention = attention, _attention(attention, dtype, where)
-    folder = checkpoint_folder(
-        source, revision=revision, variant=variant, without=[*given, *([] if safety_checker is True else [_CHECKER])]
-    )
-    given = _given(given, kind_of(folder))
-    if kind_of(folder) is PAELLA:
+    asked, attention = attention, pick_attention(attention, dtype, where)
+    scheduler = checked_scheduler(scheduler)
+    checkpoint = sources.find(source, revision)
+    given = _given(given, checkpoint.kind)
+    if checkpoint.kind is PAELLA:
         for name, value in (("scheduler", scheduler), ("tokenizer", tokenizer), ("attention", asked)):
             if value not in (None, "xla"):
                 raise ValueError(f"{name} is given, of which Paella has no choice; leave it out")
+    without = [*given, *([] if safety_checker is True else [CHECKER])]
+    reads = tokenizer is None and text_encoder is not False
+    folder = checkpoint.fetch(variant, without=without if reads else [*without, "tokenizer"])
 
     found = describe(folder, attention, scheduler, tokenizer, safety_checker, given)
     if safety_checker is True and has_other_checker(folder):
@@ -112,11 +111,11 @@ def load(
         )
     networks = dict.fromkeys(found.models._fields)
     for part, module in found.networks.items():
-        if part in given or (part == _CHECKER and found.safety is safety_checker):
+        if part in given or (part == CHECKER and found.safety is safety_checker):
             networks[part] = where.place(module)
         else:
             networks[part] = filled(folder / part, module, variant, dtype, where)
-    safety = found.safety and found.safety._replace(checker=networks.pop(_CHECKER))
+    safety = found.safety and found.safety._replace(checker=networks.pop(CHECKER))
     models = type(found.models)(**networks)
     if isinstance(models, paella.Models):
         return PaellaPipeline(models, found.tokenizer, where)
@@ -139,17 +138,36 @@ def load_text(
         As `load`; and CheckpointError: the checkpoint is of another kind, or has no text encoder.
     """
     where = devices if isinstance(devices, Devices) else Devices(devices)
-    folder = checkpoint_folder(source, variant=variant, without=["unet", _CHECKER])
-    found, kind = describe(folder, safety_checker=False), kind_of(folder)
-    if kind.models is not deepfloyd.Models or found.models.text_encoder is None:
-        raise CheckpointError(
-            f"{folder} has no text encoder of DeepFloyd-IF; name a checkpoint with one, as the first stage's are"
-        )
-    network = filled(folder / "text_encoder", found.models.text_encoder, variant, pick_dtype(dtype, where), where)
+    dtype = pick_dtype(dtype, where)
+    checkpoint = sources.find(source)
+    check_reads(checkpoint)
+    folder = checkpoint.fetch(variant, without=["unet", CHECKER])
+    found = describe(folder, safety_checker=False)
+    network = filled(folder / "text_encoder", found.models.text_encoder, variant, dtype, where)
     return partial(Embeddings(deepfloyd.encode, where), network, found.tokenizer)
 
 
-_CHECKER = "safety_checker"
+def check_checker(value: Any) -> None:
+    """Whether `load` can be given this as its safety_checker.
+
+    Raises:
+        TypeError: it cannot.
+    """
+    if not (value is None or isinstance(value, bool | Safety)):
+        what = type(value).__name__ if callable(value) else repr(value)
+        raise TypeError(f"safety_checker={what} should be True for the checkpoint's own, or False or None")
+
+
+def check_reads(source: sources.Source) -> None:
+    """Whether a checkpoint has the text encoder of DeepFloyd-IF.
+
+    Raises:
+        CheckpointError: it has not.
+    """
+    if source.kind.models is not deepfloyd.Models or "text_encoder" not in source.parts:
+        raise CheckpointError(
+            f"{source.name} has no text encoder of DeepFloyd-IF; name a checkpoint with one, as the first stage's are"
+        )
 
 
 def filled(folder: Path, module: Any, variant: str | None, dtype: DTypeLike, where: Devices) -> Any:
@@ -192,7 +210,7 @@ class Description(NamedTuple):
     def networks(self) -> dict[str, Any]:
         """All networks that are there, by the names of their folders."""
         checker = None if self.safety is None else self.safety.checker
-        return {part: module for part, module in {**self.models._asdict(), _CHECKER: checker}.items() if module}
+        return {part: module for part, module in {**self.models._asdict(), CHECKER: checker}.items() if module}
 
 
 def describe(
@@ -263,16 +281,6 @@ def _noising(folder: Path, index: Mapping[str, Any], models: Models) -> Noising:
     return Noising(scheduler, most)
 
 
-def has_other_checker(folder: Path) -> bool:
-    """Whether the checkpoint has DeepFloyd-IF's safety checker."""
-    return entry(read_json(folder / "model_index.json"), _CHECKER) == "IFSafetyChecker"
-
-
-def weight_stem(part: str) -> str:
-    """The name of a network's weight file in diffusers layout, without ending: transformers' or diffusers'."""
-    return "model" if part in ("text_encoder", "byt5", "clip", _CHECKER) else "diffusion_pytorch_model"
-
-
 def open_weights(
     folder: Path, variant: str | None, rename: Callable[[str], str | None], stem: str | None = None
 ) -> Tensors | orbax.OrbaxTensors:
@@ -291,7 +299,7 @@ def open_weights(
 
 def _safety(folder: Path) -> Safety | None:
     """The safety checker without values, and its preprocessing; None where the checkpoint has none."""
-    name, part = entry(read_json(folder / "model_index.json"), _CHECKER), folder / _CHECKER
+    name, part = entry(read_json(folder / "model_index.json"), CHECKER), folder / CHECKER
     if name is None:
         return None
     if not part.is_dir():
@@ -307,64 +315,6 @@ def _safety(folder: Path) -> Safety | None:
             f"{folder} has a safety checker that cannot be used; safety_checker=False leaves it out: {error}"
         ) from None
     return Safety(extractor, StableDiffusionSafetyChecker(config))
-
-
-def checkpoint_folder(
-    source: str | Path, *, revision: str | None = None, variant: str | None = None, without: Sequence[str] = ()
-) -> Path:
-    """The folder of a checkpoint, fetched from the hub where the source is no folder.
-
-    Args:
-        source, revision, variant: as of `load`.
-        without: components that are not needed.
-
-    Raises:
-        TypeError, ValueError, FileNotFoundError, CheckpointError: it is none; nothing large was read.
-    """
-    if not isinstance(source, str | os.PathLike):
-        raise TypeError(f"source={source!r} should be the path of a folder, or owner/name on the hub")
-    if not (revision is None or isinstance(revision, str)):
-        raise TypeError(f"revision={revision!r} should be the name of a branch or tag, or a commit")
-    if not str(source):
-        raise FileNotFoundError("source='' is no folder; give one in diffusers layout, or owner/name on the hub")
-    folder = Path(os.path.expanduser(source))
-    if not folder.exists() and hub.is_id(source):
-        # One commit for all: its index first, which says whether the rest is worth fetching.
-        folder = hub.fetch(source, ["model_index.json"], revision)
-        kind = kind_of(folder)
-        parts = [part for part in (*_parts(folder), _CHECKER) if part not in without]
-        if has_other_checker(folder):
-            parts = [part for part in parts if part != _CHECKER]
-        files = ["tokenizer/*", "scheduler/*.json", "feature_extractor/*.json", *(f"{p}/config.json" for p in parts)]
-        files += [f"{kind.noising}/*.json"] if kind.noising else []
-        weights = {part: [*weight_files(weight_stem(part), variant), *orbax.FILES] for part in parts}
-        files += [f"{part}/{file}" for part in parts for file in weights[part]]
-        folder = hub.fetch(source, ["model_index.json", *files], folder.name)
-        for part in parts:
-            if (folder / part).is_dir() and not any(
-                path for file in weights[part] for path in folder.glob(f"{part}/{file}")
-            ):
-                raise CheckpointError(
-                    f'{source} has no {part}/{weights[part][0]}; give another variant ("fp16", or none), or fetch the'
-                    " repository and convert its folder with sega-jax-convert, if its weights are .bin"
-                )
-    elif revision is not None:
-        raise ValueError(f"revision={revision!r} is of a repository on the hub, but {folder} is a folder")
-    elif not folder.is_dir():
-        raise FileNotFoundError(
-            f"{folder} is no folder; give one in diffusers layout (with model_index.json, unet, vae, text_encoder,"
-            " tokenizer and scheduler), or owner/name on the hub, with revision= for a branch or commit"
-        )
-    for part in _parts(folder):
-        if part not in without and not (folder / part).is_dir():
-            raise CheckpointError(f"{folder} has no folder {part}; is it a whole checkpoint?")
-    return folder
-
-
-def _parts(folder: Path) -> list[str]:
-    """The networks that a checkpoint should have folders of."""
-    kind, index = kind_of(folder), read_json(folder / "model_index.json")
-    return [part for part in kind.parts if part not in optional(kind) or entry(index, part) is not None]
 
 
 def pick_dtype(dtype: DTypeLike | None, where: Devices) -> np.dtype:
@@ -394,7 +344,7 @@ def _is_ampere(device: jax.Device) -> bool:
         return False
 
 
-def _attention(attention: str | None, dtype: np.dtype, where: Devices) -> str:
+def pick_attention(attention: str | None, dtype: np.dtype, where: Devices) -> str:
     if attention not in (None, "xla", "cudnn"):
         raise ValueError(f"attention={attention!r} should be 'xla', 'cudnn' or None")
     able = dtype.name in ("bfloat16", "float16") and all(map(_is_ampere, where.devices))

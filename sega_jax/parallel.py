@@ -14,7 +14,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+# How cuDNN takes kernels [height, width, in, out]: as [out, height, width, in] in memory.
+_CUDNN = Layout((3, 0, 1, 2))
 
 
 class Devices:
@@ -33,13 +37,24 @@ class Devices:
         one = SingleDeviceSharding(self.devices[0])
         self._everywhere = NamedSharding(mesh, PartitionSpec()) if len(self) > 1 else one
         self._spread = NamedSharding(mesh, PartitionSpec("rows")) if len(self) > 1 else one
+        self._kernels = Format(_CUDNN, self._everywhere) if self.devices[0].platform == "gpu" else self._everywhere
 
     def __len__(self) -> int:
         return len(self.devices)
 
     def place(self, tree: Any) -> Any:
-        """Copies of a tree's arrays on every device, made once: passed to `map` under an axis of None."""
-        return jax.device_put(tree, self._everywhere)
+        """Copies of a tree's arrays on every device, made once: passed to `map` under an axis of None.
+
+        Kernels of convolutions, whose axes are four, lie on GPUs as the programs want them, who would else keep another
+        copy of them all.
+        """
+
+        def one(leaf):
+            lies = leaf.format.layout.major_to_minor if isinstance(leaf, jax.Array) else None
+            kernel = np.ndim(leaf) == 4 and lies != _CUDNN.major_to_minor
+            return jax.device_put(leaf, self._kernels if kernel else self._everywhere)
+
+        return jax.tree.map(one, tree)
 
     def map(self, function: Callable, in_axes: tuple[int | None, ...] | None, **static: Any) -> Callable:
         """Compiles a function of one device's share, to be called with split arrays where the axis is 0; without

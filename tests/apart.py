@@ -47,7 +47,7 @@ def stop(source, folder):
     for number in range(5):
         dest = folder / f"killed{number}"
         child = start(dest)
-        time.sleep(seconds * random.uniform(number, number + 1) / 5)
+        time.sleep(seconds * random.uniform(number, number + 1) / 8)
         os.kill(child, signal.SIGKILL)
         result[dest.name] = end(child, dest)
     result["again"] = end(start(folder / "killed0"), folder / "killed0")

@@ -291,8 +291,9 @@ def command(stages, tmp_path, monkeypatch):
 def test_the_command(stages, command, tmp_path):
     words = ["--stage2", stages["stage2"], "--upscaler", stages["upscaler"], "--low-memory", "--edited", "stage1"]
     words += ["--edited", "stage2", "--stage2-steps", 3, "--upscaler-steps", 2, "--stage2-noise-level", 99]
-    result = command(*words, "--stage2-guidance-scale", 3, "--upscaler-noise-level", 7, "--seed", 7)
+    result = command(*words, "--stage2-guidance-scale", 3, "--upscaler-noise-level", 0, "--seed", 7)
     assert result.exit_code == 0, result.output
+    assert "Loaded" not in result.output
     made = {name: Image.open(tmp_path / "out" / f"0001-{name}.png") for name in ("original", "edited")}
     assert made["original"].size == (128, 128)
     said = run("info", tmp_path / "out" / "0001-edited.png").output
@@ -302,6 +303,30 @@ def test_the_command(stages, command, tmp_path):
     assert again.exit_code == 0, again.output
     for name, image in made.items():
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "again" / f"0001-{name}.png")), image)
+
+
+def test_the_options_of_later_stages(stages, command, tmp_path, monkeypatch):
+    """Reach the call, from which nothing is made here."""
+    called = []
+
+    def call(cascade, *_, **options):
+        called.append((cascade, options))
+        raise ValueError("enough")
+
+    monkeypatch.setattr(Cascade, "__call__", call)
+    tiny.write_json(tmp_path / "scheduler_config.json", tiny.X4_SCHEDULER | {"timestep_spacing": "trailing"})
+    words = ["--stage2", stages["stage2"], "--upscaler", stages["upscaler"], "--low-memory", "--edited", "stage2"]
+    words += ["--stage2-steps", "fast27", "--stage2-noise-level", 99, "--stage2-noise-anew", "--upscaler-steps", 2]
+    words += ["--stage2-scheduler", "DDIMScheduler", "--upscaler-scheduler", tmp_path, "--upscaler-noise-level", 0]
+    assert "enough" in command(*words).output
+    ((cascade, options),) = called
+    assert cascade.stages["stage1"].outline.scheduler.name == "DDPMScheduler"
+    assert cascade.stages["stage2"].outline.scheduler.name == "DDIMScheduler"
+    assert cascade.stages["upscaler"].outline.scheduler.config["timestep_spacing"] == "trailing"
+    assert options["stage2"].items() >= {"steps": "fast27", "noise_level": 99, "noise_anew": True}.items()
+    assert options["upscaler"].items() >= {"steps": 2, "noise_level": 0, "noise_anew": False}.items()
+    assert "guidance_scale" not in options["upscaler"]
+    assert options["edited"] == ("stage2",)
 
 
 def test_the_command_of_the_first_stage_alone(command, tmp_path):
@@ -316,7 +341,7 @@ def test_the_command_of_the_first_stage_alone(command, tmp_path):
         (["--stage2", "{stage1}"], "is DeepFloyd-IF's first stage, expected DeepFloyd-IF's second stage"),
         (["--model", "{stage2}"], "makes a small picture larger: give it as --stage2"),
         (["--model", "{upscaler}"], "makes a small picture larger: give it as --upscaler"),
-        (["--upscaler", "{upscaler}"], "upscaler is given without stage2"),
+        (["--upscaler", "{upscaler}"], "--upscaler is given without --stage2"),
         (["--model", "{folder}", "--low-memory"], "--low-memory is of DeepFloyd-IF's cascade, but"),
         (["--stage2", "{stage2}", "--stage2-noise-level", "1000"], "noise_level=1000 should be from 0 to 999"),
         (["--stage2-steps", "0"], "--stage2-steps=0 should be at least 1"),

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from sega_jax import Edit, Pipeline, hub, pictures
-from sega_jax.cli import format_edit, main, parse_edit
+from sega_jax.cli import demo, format_edit, main, parse_edit
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +93,10 @@ def test_an_earlier_runs_pictures_are_kept(made, folder):
     assert result.exit_code == 0, result.output
     assert (out / "0001-edited.png").read_bytes() == before
     assert (out / "0002-edited.png").is_file()
+
+
+def test_edits_of_the_demo_model_go_with_the_length_of_a_list_of_steps():
+    assert demo("smart50") == demo(50) != demo("smart100")
 
 
 EDITS = [

@@ -307,25 +307,16 @@ def test_the_safety_checker_is_not_silently_left_out(tmp_path, one_device):
 # Words
 
 
-def test_a_sentencepiece_model(tmp_path):
+@pytest.mark.parametrize("extra", [0, 100])
+def test_a_sentencepiece_model(tmp_path, extra):
     """As DeepFloyd-IF's repositories have it, in place of tokenizer.json."""
     pytest.importorskip("google.protobuf")
     pytest.importorskip("sentencepiece")
-    from transformers.convert_slow_tokenizer import import_protobuf
-
-    (tmp_path / "json").mkdir()
-    tiny.t5_tokenizer(tmp_path / "a")
-    pieces = json.loads((tmp_path / "a" / "tokenizer.json").read_text())["model"]["vocab"]
-    model = import_protobuf().ModelProto()
-    for i, (piece, score) in enumerate(pieces):
-        model.pieces.add(piece=piece, score=score, type={0: 3, 1: 3, 2: 2}.get(i, 1))
-    model.trainer_spec.model_type = 1
-    model.trainer_spec.unk_id = 2
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "spiece.model").write_bytes(model.SerializeToString())
-    shutil.copy(tmp_path / "a" / "tokenizer_config.json", tmp_path / "b")
+    for name in "ab":
+        tiny.t5_tokenizer(tmp_path / name)
+    tiny.spiece(tmp_path / "b", extra)
     texts = ["a cat at", "", "Dog, "]
-    np.testing.assert_array_equal(*(T5Tokenizer(tmp_path / name, 60)(texts) for name in "ab"))
+    np.testing.assert_array_equal(*(T5Tokenizer(tmp_path / name, 160)(texts) for name in "ab"))
 
 
 def test_a_sentencepiece_model_without_its_libraries(tmp_path, monkeypatch):

@@ -63,10 +63,12 @@ ALLOWED = {
     "paella": CALLS | {"pipeline", "running"},
     "output": {"systems"},
     "kinds": {"checkpoint", "nn", "systems"},
-    "loading": CALLS | {"hub", "kinds", "orbax", "paella", "pipeline"},
-    "cascade": CALLS | {"captions", "kinds", "loading", "pipeline"},
+    "sources": {"checkpoint", "hub", "kinds", "orbax"},
+    "loading": CALLS | {"kinds", "orbax", "paella", "pipeline", "sources"},
+    "cascade": CALLS | {"captions", "kinds", "loading", "pipeline", "sources"},
     "faces": CALLS | {"captions", "faces", "loading", "paella", "pipeline", "running"},
 }
+OF_CONVERSION = {"checkpoint", "cli", "kinds", "loading", "nn", "orbax", "progress", "sources", "text"}
 LIGHT = ["arrays", "guidance", "schedules", "solvers", "sample", "parallel"]
 
 
@@ -113,7 +115,7 @@ def test_no_torch(name):
 def test_conversion(name):
     """It needs no pipeline, and torch only where it reads what torch wrote."""
     names = set(imports(CONVERT[name]))
-    assert {ours(i) for i in names} - {None} <= {"checkpoint", "cli", "loading", "nn", "orbax", "progress", "text"}
+    assert {ours(i) for i in names} - {None} <= OF_CONVERSION
     assert {i.split(".")[0] for i in names} & {"torch", "diffusers"} <= ({"torch"} if name == "pickles" else set())
 
 

@@ -14,6 +14,7 @@ from reference import cases
 from reference.oracle import guidance as guide
 from test_reference import recorded
 
+from convert import deepfloyd as original
 from sega_jax import Edits, checkpoint, guidance, rows, schedules, solvers
 from sega_jax.nn import clip, layers, t5, vae
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig, attention, blocks, embedding, model
@@ -21,7 +22,7 @@ from sega_jax.schedules import alphas, exponential, sigmas
 from sega_jax.schedules import noise as schedule
 from sega_jax.systems import common, deepfloyd
 from sega_jax.systems import stable_diffusion as system
-from sega_jax.text import Tokenizer
+from sega_jax.text import T5Tokenizer, Tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:the text encoder reads")
 
@@ -206,6 +207,11 @@ def view_loop():
     return show(run, settings)
 
 
+def view_fused():
+    """The keys among rows of queries, keys and values, of three heads that are two wide."""
+    return original._rows(lambda: np.arange(18)[:, None], (-1, 3, 2, 1), 1, (6, 1))[:, 0]
+
+
 # Letters are 0 to 25, and 28 more at the end of a word; 56 begins, 57 ends and pads.
 TOKENS = np.array(
     [
@@ -215,11 +221,20 @@ TOKENS = np.array(
     ]
 )
 
+# Letters are 6 to 31, 33 is an a that begins a word and 3 another letter's beginning; 1 ends, 0 pads and is masked.
+T5_TOKENS = np.zeros((2, 2, 77), int)
+T5_TOKENS[0, :, 0] = 1
+T5_TOKENS[1, :, :5] = [33, 3, 6, 32, 1], [1] * 5
+
 
 @pytest.fixture(scope="module")
-def views(folder):
+def views(folder, tmp_path_factory):
     def tokens():
         return Tokenizer(folder / "tokenizer", 12, 60)(["", "a cat, black", "a b c d e f g h i j k l m n"])
+
+    def t5_tokens():
+        tiny.t5_tokenizer(path := tmp_path_factory.mktemp("t5") / "tokenizer")
+        return T5Tokenizer(path, 60)(["", "a cat"])
 
     return {
         "text": view_text,
@@ -227,6 +242,7 @@ def views(folder):
         "autoencoder": view_autoencoder,
         "pictures": view_pictures,
         "small": view_small,
+        "first stage": partial(view_unet_of, "if_1"),
         "deepfloyd": partial(view_unet_of, "if_2"),
         "upscaler": partial(view_unet_of, "upscaler"),
         "t5": view_t5,
@@ -239,6 +255,8 @@ def views(folder):
         "loop": view_loop,
         "seeds": lambda: rows._seeds(3, 3),
         "tokens": tokens,
+        "T5 tokens": t5_tokens,
+        "fused": view_fused,
     }
 
 
@@ -251,6 +269,7 @@ def sound(views):
         "unet": lambda: networks["unet"],
         "autoencoder": lambda: tuple(networks[name] for name in ("decoded", "mean", "logvar")),
         "pictures": lambda: recorded("pictures_none")["images"],
+        "first stage": lambda: recorded("unet_if_1")["output"],
         "deepfloyd": lambda: recorded("unet_if_2")["output"],
         "upscaler": lambda: recorded("unet_upscaler")["output"],
         "t5": lambda: recorded("t5")["states"][cases.MASK],
@@ -261,13 +280,15 @@ def sound(views):
         **{name: partial(recorded_paths, names) for name, names in SOLVERS.items()},
         "seeds": lambda: [3, 4, 5],
         "tokens": lambda: TOKENS,
+        "T5 tokens": lambda: T5_TOKENS,
+        "fused": lambda: np.array([2, 3, 8, 9, 14, 15]),
     }
     return cache(lambda name: (views | known)[name]())
 
 
 # Relative L2. What is not here is compared exactly.
 TOLERANCE = dict.fromkeys(["text", "unet", "autoencoder", "pictures", "small"], 1e-5)
-TOLERANCE |= dict.fromkeys(["deepfloyd", "upscaler", "t5", "small blocks"], 1e-5)
+TOLERANCE |= dict.fromkeys(["first stage", "deepfloyd", "upscaler", "t5", "small blocks"], 1e-5)
 TOLERANCE |= dict.fromkeys([f"{name} pictures" for name in cases.STAGES], 3e-4)
 TOLERANCE |= dict.fromkeys(["diffusers", "per_concept", "padding"], 1e-12) | dict.fromkeys(SOLVERS, 2e-5)
 
@@ -432,6 +453,12 @@ FAULTS = {
         embedding.AttentionPooling.__call__,
         "jnp.concatenate([mean, x], 1)",
         "x",
+    ),
+    "pooled from the projected text": (
+        "first stage",
+        model.UNet2DConditionModel.__call__,
+        "self._embed(timestep, context,",
+        "self._embed(timestep, self.encoder_hid_proj(context),",
     ),
     "no pooled text": ("deepfloyd", model.UNet2DConditionModel._embed, "embedding += self.add_embedding(text)", "..."),
     "frequencies to the last": ("deepfloyd", embedding.sinusoid, "half - shift", "half - 1"),
@@ -641,6 +668,19 @@ FAULTS = {
         Tokenizer.__call__,
         'padding="max_length",',
         'padding="max_length", padding_side="left",',
+    ),
+    "T5's padding on the left": (
+        "T5 tokens",
+        T5Tokenizer.__call__,
+        'padding="max_length",',
+        'padding="max_length", padding_side="left",',
+    ),
+    "T5's padding not masked": ("T5 tokens", T5Tokenizer.__call__, "made.attention_mask", "[[1] * 77] * 2"),
+    "queries, keys and values one after another": (
+        "fused",
+        original._rows,
+        "reshape(heads)[:, part]",
+        "reshape(heads[1], -1, *heads[2:])[part]",
     ),
 }
 

@@ -5,9 +5,10 @@ from functools import cache
 import jax
 import numpy as np
 import pytest
+from jax.experimental.layout import Format
 
 import sega_jax
-from sega_jax import Edit
+from sega_jax import Edit, parallel
 from sega_jax.parallel import Devices
 
 WORDS = "abcdefgh"
@@ -41,6 +42,19 @@ def test_same_share_same_bits(on, count):
     together = draw(on(count), range(count)).images
     alone = [draw(on(1), [row]).images[0] for row in range(count)]
     assert np.array_equal(together, alone)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_kernels_as_on_gpus(on, count, small_folder):
+    """Elsewhere in memory, they are the same."""
+    where = Devices(jax.local_devices()[:count])
+    where._kernels = Format(parallel._CUDNN, where._everywhere)
+    pipe = sega_jax.load(small_folder, devices=where)
+    kernel = pipe.models.unet.conv_in.kernel[...]
+    assert kernel.format.layout.major_to_minor == (3, 0, 1, 2)
+    again = where.place(kernel).addressable_shards[0].data
+    assert again.unsafe_buffer_pointer() == kernel.addressable_shards[0].data.unsafe_buffer_pointer()
+    np.testing.assert_allclose(draw(pipe, [0, 1]).images, draw(on(count), [0, 1]).images, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("rows", "count"), [(3, 2), (5, 4), (1, 2)])

@@ -405,6 +405,25 @@ def t5_tokenizer(folder: Path) -> None:
     write_json(folder / "tokenizer_config.json", special | config)
 
 
+def spiece(folder: Path, extra: int = 0) -> None:
+    """Puts spiece.model in the place of a T5 tokenizer's tokenizer.json, with so many extra ids beside."""
+    from transformers.convert_slow_tokenizer import import_protobuf
+
+    pieces = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    model = import_protobuf().ModelProto()
+    for i, (piece, score) in enumerate(pieces):
+        model.pieces.add(piece=piece, score=score, type={0: 3, 1: 3, 2: 2}.get(i, 1))
+    model.trainer_spec.model_type = 1
+    model.trainer_spec.unk_id = 2
+    (folder / "spiece.model").write_bytes(model.SerializeToString())
+    (folder / "tokenizer.json").unlink()
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    names = {"additional_special_tokens": [f"<extra_id_{i}>" for i in range(extra)]}
+    write_json(folder / "tokenizer_config.json", config | names | {"extra_ids": extra})
+    special = {name: config[name] for name in ("eos_token", "pad_token", "unk_token")}
+    write_json(folder / "special_tokens_map.json", special | names)
+
+
 def thresholds(special: np.ndarray, concepts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Thresholds for a safety checker's cosines [pictures, n] that flag the first picture, and the second since it
     needs special care; the third is as near to a concept, but needs none. No other is near anything."""

@@ -25,7 +25,7 @@ from sega_jax.checkpoint import flax_name
 from sega_jax.cli import plainly
 from sega_jax.demo import portraits
 from sega_jax.demo.attributes import ATTRIBUTES, COLUMN, WORDS, visible
-from sega_jax.demo.train import initial
+from sega_jax.demo.training import initial
 from sega_jax.loading import DEMO, load
 from sega_jax.nn.layers import Conv, GroupNorm, Linear
 

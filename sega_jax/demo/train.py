@@ -11,7 +11,6 @@ the judge found each of the ten words of `sega_jax.demo.evaluate.TEN` in 128 pic
 (`python -m sega_jax.demo.evaluate FOLDER --model FOLDER/model --studies prompts --first-seed 0`).
 """
 
-import functools
 import json
 import math
 import time
@@ -24,15 +23,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
-from safetensors.numpy import save_file
 
-from sega_jax.checkpoint import flax_name, to_torch, torch_key
 from sega_jax.cli import plainly
 from sega_jax.demo import portraits, wording
 from sega_jax.demo.configs import DEMO, INDEX, Configs
-from sega_jax.loading import weight_stem
-from sega_jax.nn.layers import Embed
+from sega_jax.demo.training import OneHot, Stages, adam, begin, half, initial, write_json
 from sega_jax.schedules.noise import cumulative
 from sega_jax.systems.stable_diffusion import Models
 from sega_jax.text import Tokenizer
@@ -48,68 +43,6 @@ class Plan(NamedTuple):
     steps: int = 14_000
     batch: int = 512
     chunk: int = 50  # steps in one call of a compiled program
-
-
-# Convolutions and projections that end a residual branch begin at zero, so that the branch does.
-_ENDS = ("conv2.kernel", "proj_out.kernel", "to_out.0.kernel", "ff.net.2.kernel", "fc2.kernel", "out_proj.kernel")
-
-
-def initial(module: Any, key: jax.Array, zero: tuple[str, ...] = _ENDS) -> Any:
-    """The module with random values: kernels N(0, 1 / fan in), embeddings N(0, 0.02²), scales 1, biases 0."""
-    leaves = jax.tree_util.tree_leaves_with_path(module)
-
-    def value(path, leaf, key):
-        name = flax_name(path)
-        if name.endswith("scale"):
-            return jnp.ones(leaf.shape)
-        if name.endswith("bias") or name.endswith(zero):
-            return jnp.zeros(leaf.shape)
-        deviation = 0.02 if name.endswith("embedding") else 1 / math.sqrt(math.prod(leaf.shape[:-1]))
-        return deviation * jax.random.truncated_normal(key, -2, 2, leaf.shape)
-
-    @jax.jit
-    def values(key):
-        keys = jax.random.split(key, len(leaves))
-        return [value(path, leaf, key) for (path, leaf), key in zip(leaves, keys, strict=True)]
-
-    return jax.tree.unflatten(jax.tree.structure(module), values(key))
-
-
-def half(module: Any) -> Any:
-    """In bfloat16 where the accelerator computes in it."""
-    return module if jax.default_backend() == "cpu" else jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), module)
-
-
-class State(NamedTuple):
-    """What a stage trains; all trees of arrays."""
-
-    step: jax.Array  # int32
-    networks: Any
-    average: Any  # exponential, of the networks
-    optimiser: Any
-
-
-def begin(networks: Any, optimiser: optax.GradientTransformation) -> State:
-    return State(jnp.zeros((), jnp.int32), networks, jax.tree.map(jnp.copy, networks), optimiser.init(networks))
-
-
-@functools.partial(jax.jit, static_argnames=("loss", "optimiser", "decay", "steps"), donate_argnames="state")
-def train(
-    state: State, data: Any, *, loss: Callable, optimiser: optax.GradientTransformation, decay: float, steps: int
-) -> tuple[State, jax.Array]:
-    """Takes steps on `loss(networks, key, data)` and returns its mean."""
-
-    def step(state, _):
-        value, slope = jax.value_and_grad(loss)(state.networks, jax.random.fold_in(jax.random.key(1), state.step), data)
-        change, inner = optimiser.update(slope, state.optimiser, state.networks)
-        networks = optax.apply_updates(state.networks, change)
-        # Young averages follow quickly.
-        keep = jnp.minimum(decay, (state.step + 1) / (state.step + 10))
-        average = jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, state.average, networks)
-        return State(state.step + 1, networks, average, inner), value
-
-    state, values = jax.lax.scan(step, state, length=steps)
-    return state, values.mean()
 
 
 def reconstruction(batch: int) -> Callable:
@@ -160,52 +93,24 @@ def denoising(batch: int, scheduler: Mapping[str, Any]) -> Callable:
     return loss
 
 
-class OneHot(Embed):
-    """The same table as a product: its gradient is a sum of rows that GPUs take in parallel, that of a lookup is a
-    scatter in which the many padding tokens wait for each other."""
-
-    def __call__(self, ids: jax.Array) -> jax.Array:
-        table = self.embedding[...]
-        return jax.nn.one_hot(ids, len(table), dtype=table.dtype) @ table
-
-
 def optimisers(plan: Plan) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
     """Of the autoencoder, and of (text encoder, UNet), the words learning faster."""
-
-    def adam(rate, steps):
-        schedule = optax.warmup_cosine_decay_schedule(0, rate, min(200, steps // 10), steps, 0.01 * rate)
-        return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=0.01))
-
     text, unet = adam(1e-3, plan.steps), adam(5e-4, plan.steps)
     both = optax.multi_transform({"text": text, "unet": unet}, ("text", "unet"))
     return adam(1e-3, plan.autoencoder_steps), both
 
 
-class Trainer:
-    """The two stages over a folder that keeps them.
+class Trainer(Stages):
+    """The autoencoder, then the denoiser with its text encoder.
 
     Args:
         folder: for `state` and `model`.
         plan, configs: how much of everything, and of which networks; the same in every call on a folder.
-        minutes: after which to stop.
-        say: where progress is told.
+        options: of `Stages`.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        plan: Plan,
-        *,
-        configs: Configs = DEMO,
-        minutes: float = math.inf,
-        say: Callable[[str], Any] = click.echo,
-    ):
-        self.folder, self.plan, self.say = folder.absolute(), plan, say
-        self.end = time.monotonic() + 60 * minutes
-        self.keep = ocp.CheckpointManager(
-            self.folder / "state", options=ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
-        )
-        self._remember(plan)
+    def __init__(self, folder: Path, plan: Plan, *, configs: Configs = DEMO, **options: Any):
+        super().__init__(folder, plan, **options)
         wording.tokenizer(self.folder / "model" / "tokenizer")
         vocabulary = json.loads((self.folder / "model" / "tokenizer" / "vocab.json").read_text())
         special = {f"{name}_token_id": vocabulary[f"<|{word}|>"] for name, word in _SPECIAL.items()}
@@ -239,66 +144,8 @@ class Trainer:
         loss = denoising(plan.batch, self.configs.scheduler)
         networks = self.stage(states, "denoiser", loss, bank, denoiser, 0.9995, plan.steps)
         text_encoder, unet = networks or states["denoiser"].average
-        self.write(Models(text_encoder, unet, vae), 1 / deviation)
+        self.finish(Models(text_encoder, unet, vae), 1 / deviation)
         return networks is not None
-
-    def _remember(self, plan: Plan) -> None:
-        """Another plan would give the learning rate's schedule another end."""
-        path = self.folder / "plan.json"
-        if path.is_file() and (before := json.loads(path.read_text())) != plan._asdict():
-            raise ValueError(f"{self.folder} was begun with {before}; go on with that, or name another folder")
-        write_json(path, plan._asdict())
-
-    def restore(self, states: dict[str, State]) -> dict[str, State]:
-        """The newest checkpoint, where there is one."""
-        if (latest := self.keep.latest_step()) is None:
-            return states
-        leaves, tree = jax.tree.flatten(states)
-        kept = self.keep.restore(latest, args=ocp.args.StandardRestore(leaves))
-        self.say(f"goes on from step {latest}")
-        return jax.tree.unflatten(tree, kept)
-
-    def save(self, states: dict[str, State]) -> None:
-        step = sum(int(state.step) for state in states.values())
-        self.keep.save(step, args=ocp.args.StandardSave(jax.tree.leaves(states)))
-
-    def stage(
-        self,
-        states: dict[str, State],
-        name: str,
-        loss: Callable,
-        data: Any,
-        optimiser: optax.GradientTransformation,
-        decay: float,
-        steps: int,
-    ) -> Any:
-        """Trains up to this step; its average, or None where the time is over."""
-        saved = began = time.monotonic()
-        first = int(states[name].step)
-        while (step := int(states[name].step)) < steps:
-            if time.monotonic() > self.end:
-                self.save(states)
-                return None
-            states[name], value = train(
-                states[name],
-                data,
-                loss=loss,
-                optimiser=optimiser,
-                decay=decay,
-                steps=min(self.plan.chunk, steps - step),
-            )
-            value, now = float(value), time.monotonic()
-            if not math.isfinite(value):
-                raise FloatingPointError(f"{name}: the loss is {value} after step {int(states[name].step)}")
-            if step // self.plan.chunk % 10 == 0:
-                pace = (int(states[name].step) - first) / (now - began)
-                self.say(f"{name} {int(states[name].step):6} of {steps}  loss {value:.5f}  {pace:.2f} steps a second")
-            if now > saved + 120:
-                self.save(states)
-                saved = now
-        if first < steps:
-            self.save(states)
-        return states[name].average
 
     def bank(self, vae: Any) -> tuple[Bank, float]:
         """Portraits as latents and captions as tokens, and the latents' standard deviation before scaling."""
@@ -328,27 +175,17 @@ class Trainer:
         self.say(f"{len(latents)} portraits, {decibels:.1f} dB, of deviation {deviation:.3f}, in {seconds:.0f} s")
         return Bank(latents / jnp.float16(deviation), tokens, jnp.asarray(self.tokens([""])[0], jnp.int16)), deviation
 
-    def write(self, models: Models, scaling_factor: float) -> None:
-        """The checkpoint in diffusers layout, in float16."""
+    def finish(self, models: Models, scaling_factor: float) -> None:
+        """Writes the checkpoint in diffusers layout."""
         configs = self.configs._asdict()
         configs["vae"] = configs["vae"] | {"scaling_factor": scaling_factor}
         for part, module in models._asdict().items():
-            tensors = {
-                torch_key(flax_name(path)): np.ascontiguousarray(to_torch(flax_name(path), np.float16(leaf)))
-                for path, leaf in jax.tree_util.tree_leaves_with_path(module)
-            }
-            write_json(self.folder / "model" / part / "config.json", configs[part])
-            save_file(tensors, self.folder / "model" / part / f"{weight_stem(part)}.safetensors", {"format": "pt"})
+            self.write(part, module, configs[part])
         write_json(self.folder / "model" / "scheduler" / "scheduler_config.json", self.configs.scheduler)
         write_json(self.folder / "model" / "model_index.json", INDEX)
 
 
 _SPECIAL = {"bos": "startoftext", "eos": "endoftext", "pad": "endoftext"}
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2) + "\n")
 
 
 @click.command(context_settings={"show_default": True})

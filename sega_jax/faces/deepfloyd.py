@@ -2,6 +2,7 @@
 Stable Diffusion has, translated."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,12 @@ class SemanticIFPipeline(Face):
         cls, pretrained_model_name_or_path: str | Path, *, dtype: Any = None, torch_dtype: Any = None, **options: Any
     ) -> "SemanticIFPipeline":
         """See `sega_jax.load`. `torch_dtype` is another name of `dtype` and may be torch's own; `text_encoder=None`,
-        given, does without one, as in diffusers."""
+        given, does without one, as in diffusers.
+
+        Where the libraries are missing that calls clean captions with by default, a warning says so before anything is
+        fetched."""
+        from sega_jax import captions
+
         if "text_encoder" in options and options["text_encoder"] is None:
             options["text_encoder"] = False
         if "unet" in options and options["unet"] is None:
@@ -66,6 +72,10 @@ class SemanticIFPipeline(Face):
         for name in ("safety_checker", "watermarker", "feature_extractor"):
             if options.pop(name, None) not in (None, False):
                 raise TypeError(f"{name} is not supported; leave it out")
+        try:
+            captions.check()
+        except ImportError as error:
+            warnings.warn(f"calls will not run as they are by default: {error}", stacklevel=2)
         dtype = torch_dtype if dtype is None else dtype
         return cls.from_pipe(load(pretrained_model_name_or_path, dtype=dtype, safety_checker=False, **options))
 

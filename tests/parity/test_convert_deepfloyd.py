@@ -8,11 +8,14 @@ pytest.importorskip("diffusers")
 import collections
 
 import diffusers
+import huggingface_hub
 import jax
 import numpy as np
+import tiny
 import torch
 from safetensors.torch import load_file
 from test_convert import run
+from test_hub import NAME, Stub
 
 import convert
 from parity import original_if
@@ -105,6 +108,28 @@ def test_heads_are_put_together(tmp_path):
         for head in range(8):
             start = 8 * (3 * head + i)
             assert torch.equal(matrix[8 * head : 8 * head + 8], wanted[start : start + 8, :, 0])
+
+
+@pytest.mark.parametrize(
+    ("unet", "pipeline"), [(tiny.STAGE_1, "IFPipeline"), (tiny.STAGE_2, "IFSuperResolutionPipeline")]
+)
+def test_diffusers_loads_a_stage_from_the_hub(tmp_path, monkeypatch, unet, pipeline):
+    """Of which neither safety checker nor watermarker are fetched."""
+    source = tiny.stage(tmp_path / "source", unet, safety=True)
+    index = read_json(source / "model_index.json")
+    index |= {"watermarker": ["deepfloyd_if", "IFWatermarker"]}
+    tiny.write_json(source / "model_index.json", index | {"feature_extractor": ["transformers", "CLIPImageProcessor"]})
+    for part in ("safety_checker", "watermarker", "feature_extractor"):
+        (source / part).mkdir()
+        (source / part / "config.json").write_text("{}")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", Stub(source, tmp_path / "cache"))
+    with pytest.warns(UserWarning, match="has no feature_extractor, safety_checker, watermarker, nor has what is writ"):
+        made = convert.convert(NAME, tmp_path / "made", to="diffusers")
+    pipe = getattr(diffusers, pipeline).from_pretrained(made)
+    assert pipe.safety_checker is pipe.watermarker is pipe.feature_extractor is None
+    for part, name in (("unet", WEIGHTS), ("text_encoder", "text_encoder/model.safetensors")):
+        wanted, found = load_file(source / name), getattr(pipe, part).state_dict()
+        assert all(torch.equal(found[key], tensor) for key, tensor in wanted.items())
 
 
 @pytest.mark.parametrize("dtype", [None, "float16"])

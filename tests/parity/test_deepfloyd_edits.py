@@ -57,9 +57,9 @@ def both(tmp_path_factory, one_device):
     return load
 
 
-def drawn_once(shape):
-    """What our rows of these seeds have on their small pictures."""
-    keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), SMALL), 0) for seed in SEEDS]
+def on_small(shape, call=0):
+    """What our rows of these seeds have on their small pictures, by default at every call."""
+    keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), SMALL), call) for seed in SEEDS]
     return np.stack([jax.random.normal(key, shape, precision()) for key in keys])
 
 
@@ -67,13 +67,22 @@ def drawn_once(shape):
 @pytest.mark.parametrize(("dtype", "end"), [("float32", 3e-4), ("float64", 1e-9)])
 @pytest.mark.parametrize("name", KINDS)
 def test_edits(name, dtype, end, edits, both):
+    check(name, dtype, end, edits, both)
+
+
+def test_noise_of_every_call(both):
+    """On the small picture, as the original draws it."""
+    check("2", "float64", 1e-9, "one", both, anew=True)
+
+
+def check(name, dtype, end, edits, both, anew=False):
     ours, reference = both(name, dtype)
     with double() if dtype == "float64" else contextlib.nullcontext():
         shape = ours.latent_shape()
         draw = fresh(SEEDS, shape)
         # With the words encoded by ours, so that what is compared is the loop.
         concepts = [edit.concept for edit in EDITS[edits]]
-        small = {} if name == "1" else {"image": PICTURES, "noise_level": LEVEL}
+        small = {} if name == "1" else {"image": PICTURES, "noise_level": LEVEL, "noise_anew": anew}
         call = {"steps": STEPS, "guidance_scale": 3.0}
         made = ours(
             PROMPTS,
@@ -89,8 +98,8 @@ def test_edits(name, dtype, end, edits, both):
         )
         more = {}
         if name == "2":
-            noise = drawn_once((*shape[:2], 3))
-            more = {"picture": 2 * PICTURES - 1, "noising": NOISING, "level": LEVEL, "level_noises": [noise]}
+            noises = [on_small((*shape[:2], 3), call) for call in range(STEPS if anew else 1)]
+            more = {"picture": 2 * PICTURES - 1, "noising": NOISING, "level": LEVEL, "level_noises": noises}
         run = (if_loops.first_stage if name == "1" else if_loops.second_stage)(
             reference.unet,
             ours.scheduler.config,

@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
+import functools
 import math
 
 import diffusers
@@ -165,14 +166,18 @@ def test_two_steps(networks, tmp_path, one_device):
     assert out.images.std() > 0
 
 
+def member(module, name):
+    return module[int(name)] if name.isdigit() else getattr(module, name)
+
+
 def parts(config, *names):
     """Ours and torch's parts of a UNet, filled with random tensors from torch's; the rest stays without values."""
     with torch.device("meta"):
         reference = diffusers.UNet2DConditionModel(**config)
     ours = UNet2DConditionModel(UNetConfig.from_dict(config))
     for name in names:
-        part = randomised(getattr(reference, name).to_empty(device="cpu"))
-        yield fill(getattr(ours, name), part.state_dict()), part
+        part = randomised(reference.get_submodule(name).to_empty(device="cpu"))
+        yield fill(functools.reduce(member, name.split("."), ours), part.state_dict()), part
 
 
 def test_the_middle_of_if():
@@ -183,6 +188,24 @@ def test_the_middle_of_if():
     assert relative(jax.jit(lambda net: net(states))(pooling), time) < TOLERANCE
     found = jax.jit(lambda net: net(x, time.numpy(), text))(ours)
     assert relative(found, last(middle(first(x), time, torch.tensor(text)))) < TOLERANCE
+
+
+def test_a_level_of_if():
+    """1,408 channels in 22 heads, on the way down and up: seven resnets, as many attentions, and both resamplers."""
+    (down, its_down), (up, its_up) = parts(IF_1_XL, "down_blocks.1", "up_blocks.2")
+    time, text = noise(2, 2816, seed=1), noise(2, 77, 2816, seed=2)
+    x = noise(2, 16, 16, 704)
+    seen = [first(x), torch.tensor(time), torch.tensor(text)]
+    found, skips = jax.jit(lambda net: net(x, time, text))(down)
+    expected, its_skips = its_down(*seen)
+    for ours, its in zip([found, *skips], [expected, *its_skips], strict=True):
+        assert relative(ours, last(its)) < TOLERANCE
+
+    x, skips = noise(2, 8, 8, 2112), [noise(2, 8, 8, c, seed=i) for i, c in enumerate((704, 1408, 1408, 1408))]
+    found = jax.jit(lambda net: net(x, time, text, list(skips)))(up)
+    expected = its_up(first(x), tuple(map(first, skips)), *seen[1:])
+    assert found.shape == (2, 16, 16, 1408)
+    assert relative(found, last(expected)) < TOLERANCE
 
 
 def test_one_layer_of_t5():
