@@ -42,6 +42,16 @@ _PAELLA = {
 PAELLA = Kind("Paella", paella.Models, _PAELLA)
 
 
+_ALL = (STABLE_DIFFUSION, UPSCALER, STAGE_1, STAGE_2, PAELLA)
+
+
+def of(models: Any) -> Kind:
+    """The kind of a pipeline's networks."""
+    return next(
+        kind for kind in _ALL if type(models) is kind.models and bool(kind.noising) == bool(models.sizes.enlarges)
+    )
+
+
 def entry(entries: Mapping[str, Any], part: str) -> str | None:
     """The class of a part in an index; None where there is none."""
     found = entries.get(part)

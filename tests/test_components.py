@@ -9,7 +9,15 @@ import pytest
 import tiny
 
 import sega_jax
-from sega_jax import CheckpointError, Edit, Pipeline, SemanticStableDiffusionPipeline, load
+from sega_jax import (
+    CheckpointError,
+    Edit,
+    Pipeline,
+    SemanticIFPipeline,
+    SemanticPaellaPipeline,
+    SemanticStableDiffusionPipeline,
+    load,
+)
 from sega_jax.schedules import FAMILIES, Scheduler, from_config
 from sega_jax.systems.stable_diffusion import Models
 
@@ -191,6 +199,15 @@ def test_faces_of_the_same_components(small, compilations):
     assert again.components.keys() == face.components.keys()
     with pytest.raises(TypeError, match=r"should be what sega_jax\.load gives"):
         SemanticStableDiffusionPipeline.from_pipe(3)
+
+
+@pytest.mark.parametrize("face", [SemanticIFPipeline, SemanticPaellaPipeline])
+def test_faces_of_other_kinds(small, small_folder, face):
+    """Are told so by the index alone."""
+    with pytest.raises(TypeError, match=f"is of Stable Diffusion 1.x or 2.x, expected .* for {face.__name__}"):
+        face.from_pipe(small)
+    with pytest.raises(CheckpointError, match=f"is Stable Diffusion 1.x or 2.x, expected .* for {face.__name__}"):
+        face.from_pretrained(small_folder)
 
 
 def test_another_checkpoint_of_these_shapes_compiles_nothing(small, small_folder, compilations):

@@ -66,7 +66,7 @@ ALLOWED = {
     "sources": {"checkpoint", "hub", "kinds", "orbax"},
     "loading": CALLS | {"kinds", "orbax", "paella", "pipeline", "sources"},
     "cascade": CALLS | {"captions", "kinds", "loading", "pipeline", "sources"},
-    "faces": CALLS | {"captions", "faces", "loading", "paella", "pipeline", "running"},
+    "faces": CALLS | {"captions", "faces", "kinds", "loading", "paella", "pipeline", "running", "sources"},
 }
 OF_CONVERSION = {"checkpoint", "cli", "kinds", "loading", "nn", "orbax", "progress", "sources", "text"}
 LIGHT = ["arrays", "guidance", "schedules", "solvers", "sample", "parallel"]

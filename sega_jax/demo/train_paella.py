@@ -158,8 +158,12 @@ class Bank(NamedTuple):
 
 
 def naming(batch: int, labels: int) -> Callable:
-    """The cross entropy of tokens under noise (Rampas et al. 2022): at a noise level r, uniform in [0, 1], every token
-    is another, at random, with probability r. 10 % of the captions are dropped."""
+    """The cross entropy of tokens under noise (Rampas et al. 2022): at a noise level r every token is another, at
+    random, with probability r. 10 % of the captions are dropped.
+
+    r is 1 - u⁴ for a u that is uniform in [0, 1], not uniform itself: of a portrait a twentieth of its tokens tells
+    almost all, and only where less is left are words of use.
+    """
 
     def loss(networks, key, bank):
         byt5, denoiser = (half(network) for network in networks)
@@ -168,7 +172,7 @@ def naming(batch: int, labels: int) -> Callable:
         caption = jax.random.randint(which, (batch,), 0, bank.words.shape[1])
         dropped = jax.random.uniform(drop, (batch, 1)) < 0.1
         ids = jnp.where(dropped, bank.empty[None], bank.words[row, caption]).astype(jnp.int32)
-        clean, level = bank.tokens[row].astype(jnp.int32), jax.random.uniform(when, (batch,))
+        clean, level = bank.tokens[row].astype(jnp.int32), 1 - jax.random.uniform(when, (batch,)) ** 4
         noise = jax.random.randint(what, clean.shape, 0, labels)
         noisy = jnp.where(jax.random.uniform(where, clean.shape) < level[:, None, None], noise, clean)
         text = denoiser.condition(byt5(ids, ids > 0), mask=ids > 0)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from sega_jax.faces import words
 from sega_jax.faces.face import Face
+from sega_jax.kinds import STAGE_1, STAGE_2
 from sega_jax.loading import load
 from sega_jax.pipeline import USUAL
 
@@ -54,6 +55,8 @@ class SemanticIFPipeline(Face):
     channels last, randomness is a seed or a key.
     """
 
+    _kinds = (STAGE_1, STAGE_2)
+
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, *, dtype: Any = None, torch_dtype: Any = None, **options: Any
@@ -72,6 +75,7 @@ class SemanticIFPipeline(Face):
         for name in ("safety_checker", "watermarker", "feature_extractor"):
             if options.pop(name, None) not in (None, False):
                 raise TypeError(f"{name} is not supported; leave it out")
+        cls._check(pretrained_model_name_or_path, options.get("revision"))
         try:
             captions.check()
         except ImportError as error:

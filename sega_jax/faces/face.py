@@ -1,7 +1,10 @@
 """What all faces have: a pipeline of ours behind them, and its parts by diffusers' names."""
 
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from sega_jax import kinds, sources
+from sega_jax.checkpoint import CheckpointError
 from sega_jax.components import as_module
 from sega_jax.nn.unet import UNet2DConditionModel
 from sega_jax.pipeline import Pipeline
@@ -15,24 +18,39 @@ class AnyFace:
     """A face of a pipeline of ours (`pipeline`)."""
 
     pipeline: Running
-    _kind: ClassVar[type[Running]]
+    _kinds: ClassVar[tuple[kinds.Kind, ...]]
 
     @classmethod
     def from_pipe(cls: type[F], pipeline: Any) -> F:
         """Another face of a pipeline of ours, or of the pipeline behind another face."""
         pipeline = getattr(pipeline, "pipeline", pipeline)
-        if not isinstance(pipeline, cls._kind):
-            raise TypeError(f"pipeline={pipeline!r} should be what sega_jax.load gives, a {cls._kind.__name__}")
+        if not isinstance(pipeline, Running):
+            raise TypeError(f"pipeline={pipeline!r} should be what sega_jax.load gives")
+        if (kind := kinds.of(pipeline.models)) not in cls._kinds:
+            raise TypeError(f"pipeline is of {kind.name}, expected {cls._expected()}")
         self = cls.__new__(cls)
         self.pipeline = pipeline
         return self
+
+    @classmethod
+    def _check(cls, source: str | Path, revision: str | None = None) -> None:
+        """Before anything but the index is fetched.
+
+        Raises:
+            CheckpointError: the checkpoint is of another kind; others as `sega_jax.load`.
+        """
+        if (kind := sources.find(source, revision).kind) not in cls._kinds:
+            raise CheckpointError(f"{source} is {kind.name}, expected {cls._expected()}; sega_jax.load takes either")
+
+    @classmethod
+    def _expected(cls) -> str:
+        return f"{' or '.join(kind.name for kind in cls._kinds)} for {cls.__name__}"
 
 
 class Face(AnyFace):
     """A face of a `sega_jax.Pipeline`."""
 
     pipeline: Pipeline
-    _kind = Pipeline
 
     @property
     def unet(self) -> UNet2DConditionModel:

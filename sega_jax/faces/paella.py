@@ -12,6 +12,7 @@ from PIL import Image
 
 from sega_jax.faces import words
 from sega_jax.faces.face import AnyFace
+from sega_jax.kinds import PAELLA
 from sega_jax.loading import load
 from sega_jax.paella import PaellaPipeline
 from sega_jax.pipeline import USUAL
@@ -47,7 +48,7 @@ class SemanticPaellaPipeline(AnyFace):
     """A face on `sega_jax.PaellaPipeline` (`pipeline`). Arrays are channels last; randomness is a seed or a key."""
 
     pipeline: PaellaPipeline
-    _kind = PaellaPipeline
+    _kinds = (PAELLA,)
 
     @classmethod
     def from_pretrained(
@@ -55,6 +56,7 @@ class SemanticPaellaPipeline(AnyFace):
     ) -> "SemanticPaellaPipeline":
         """Of a folder that `sega-jax-convert` wrote; see `sega_jax.load`. `torch_dtype` is another name of `dtype` and
         may be torch's own."""
+        cls._check(pretrained_model_name_or_path, options.get("revision"))
         dtype = torch_dtype if dtype is None else dtype
         return cls.from_pipe(load(pretrained_model_name_or_path, dtype=dtype, **options))
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from sega_jax.faces import words
 from sega_jax.faces.face import Face
+from sega_jax.kinds import STABLE_DIFFUSION
 from sega_jax.loading import load
 from sega_jax.nn.clip import CLIPTextModel
 from sega_jax.nn.safety import StableDiffusionSafetyChecker
@@ -56,6 +57,8 @@ class SemanticStableDiffusionPipeline(Face):
     concepts stay apart in a batch, tuples and None work wherever lists do, and nothing is recorded
     unless asked for. Arrays are channels last; randomness is a seed or a key.
     """
+
+    _kinds = (STABLE_DIFFUSION,)
 
     def __init__(
         self,
@@ -105,6 +108,7 @@ class SemanticStableDiffusionPipeline(Face):
             raise TypeError("feature_extractor is the checkpoint's own; give another's with its safety_checker")
         if not (safety_checker is None or isinstance(safety_checker, bool)):
             safety_checker = _safety(safety_checker, feature_extractor)
+        cls._check(pretrained_model_name_or_path, revision)
         return cls.from_pipe(
             load(
                 pretrained_model_name_or_path,
