@@ -22,6 +22,14 @@ def one_device():
     return jax.local_devices()[:1]
 
 
+@pytest.fixture(scope="module")
+def one_by_default(one_device):
+    """What names no devices runs on one, as on most machines, by programs that other tests have compiled."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "local_devices", lambda *_, **__: one_device)
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _compile_once(tmp_path_factory):
     """Tests that build the same small program share its compilation, in other processes of the same run, too."""

@@ -17,6 +17,8 @@ from sega_jax import Cascade, CheckpointError, Edit, Pipeline, SemanticIFPipelin
 from sega_jax.cli import main
 from sega_jax.parallel import Devices
 
+pytestmark = pytest.mark.usefixtures("one_by_default")
+
 EDITS = [Edit("glasses", warmup=0, threshold=0.5), Edit("hat", scale=-4, warmup=1)]
 # Two rows and two concepts nearly everywhere, so that most calls share their compiled programs.
 TWO = ["a cat", "dog"]
@@ -59,16 +61,17 @@ def test_edits_are_of_the_stages_that_are_named(whole):
 
 
 def test_sizes_follow_from_the_first_stage(whole):
-    options = STEPS | {"stage1": {"steps": 2, "height": 4, "width": 6}}
-    made = whole("a cat", images_per_prompt=2, **options).images
-    assert [image.size for image in made] == [(96, 64)] * 2
+    two = Cascade(whole._encode, {name: whole.stages[name] for name in ("stage1", "stage2")})
+    made = two("a cat", images_per_prompt=2, stage1={"steps": 2, "height": 4, "width": 6}, stage2={"steps": 1}).images
+    assert [image.size for image in made] == [(24, 16)] * 2
 
 
 def test_the_first_stages_alone(stages, first):
     two = load_cascade(stages["stage1"], stages["stage2"], devices=first.devices)
     assert two(TWO, EDITS, stage1={"steps": 2}, stage2={"steps": 1}).images[0].size == (32, 32)
+    one = load_cascade(stages["stage1"], devices=first.devices)
+    assert one(TWO, EDITS, stage1={"steps": 2}).images[0].size == (8, 8)
     one = load_cascade(stages["stage1"], devices=first.devices, schedulers={"stage1": tiny.DDIM})
-    assert one("cat", stage1={"steps": 1}).images[0].size == (8, 8)
     assert one.stages["stage1"].load().scheduler.name == "DDIMScheduler"
 
 
@@ -224,16 +227,16 @@ WORDS = {
 def test_the_face_of_the_first_stage(first, captions):
     face = SemanticIFPipeline.from_pipe(first)
     call = {"num_inference_steps": 3, "seed": 5, "output_type": "np"}
-    out = face("a cat", **WORDS, **call, clean_caption=False, return_guidance=True)
-    wanted = first("a cat", EDITS, steps=3, seed=5, output="float", record=True)
+    out = face(TWO, **WORDS, **call, clean_caption=False, return_guidance=True)
+    wanted = first(TWO, EDITS, steps=3, seed=5, output="float", record=True)
     np.testing.assert_array_equal(out.images, wanted.images)
-    np.testing.assert_array_equal(out.sem_guidance[:, 0], wanted.record.sem_guidance[0])
-    assert out.edit_estimates.shape == (3, 2, 1, 8, 8, 3)
+    np.testing.assert_array_equal(out.sem_guidance, np.moveaxis(wanted.record.sem_guidance, 1, 0))
+    assert out.edit_estimates.shape == (3, 2, 2, 8, 8, 3)
     assert (out.nsfw_detected, out.watermark_detected) == (None, None)
     assert not captions
-    np.testing.assert_array_equal(face("a cat", **WORDS, **call).images, face("cleaned", **WORDS, **call).images)
-    assert set(captions) == {"a cat", "glasses", "hat", "cleaned"}
-    images, *flags = face("a cat", timesteps=[900, 10], clean_caption=False, return_dict=False)
+    np.testing.assert_array_equal(face(TWO, **WORDS, **call).images, face(["cleaned"] * 2, **WORDS, **call).images)
+    assert set(captions) == {*TWO, "glasses", "hat", "cleaned"}
+    images, *flags = face(TWO, timesteps=[900, 10], clean_caption=False, return_dict=False)
     assert images[0].size == (8, 8)
     assert flags == [None, None]
 
@@ -241,11 +244,11 @@ def test_the_face_of_the_first_stage(first, captions):
 def test_the_cascade_in_diffusers_way(stages, first, whole):
     one = SemanticIFPipeline.from_pretrained(stages["stage1"], devices=first.devices, safety_checker=None)
     two = SemanticIFPipeline.from_pretrained(stages["stage2"], devices=first.devices, text_encoder=None)
-    prompt, negative = one.encode_prompt("a cat")
+    prompt, negative = one.encode_prompt(TWO)
     text = {"prompt_embeds": prompt, "negative_prompt_embeds": negative, "seed": 4, "output_type": "np"}
     small = one(**text, num_inference_steps=3).images
     large = two(image=small, **text, num_inference_steps=2, noise_level=100).images
-    wanted = whole("a cat", seed=4, output="float", **STEPS).stages["stage2"].images
+    wanted = whole(TWO, seed=4, output="float", **STEPS).stages["stage2"].images
     np.testing.assert_array_equal(large, wanted)
     assert two.text_encoder is two.tokenizer is None
     two.scheduler = "DDIMScheduler"
@@ -285,6 +288,7 @@ def run(*words):
 def command(stages, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     words = ["edit", "--model", stages["stage1"], "--prompt", "a cat", "--edit", "glasses:warmup=0", "--steps", 2]
+    words += ["--edit", "-hat:warmup=1"]
     return partial(run, *words, "--out", tmp_path / "out")
 
 

@@ -20,6 +20,8 @@ from sega_jax import CheckpointError, SemanticIFPipeline, load, load_cascade
 from sega_jax.checkpoint import read_json
 from sega_jax.cli import main
 
+pytestmark = pytest.mark.usefixtures("one_by_default")
+
 README = Path(__file__).parent.parent / "README.md"
 ONE, TWO, X4 = "DeepFloyd/IF-I-XL-v1.0", "DeepFloyd/IF-II-L-v1.0", "stabilityai/stable-diffusion-x4-upscaler"
 NAMES = {"stage1": ONE, "stage2": TWO, "upscaler": X4}

@@ -15,6 +15,8 @@ from PIL import Image
 from sega_jax import Edit, Pipeline, hub, pictures
 from sega_jax.cli import demo, format_edit, main, parse_edit
 
+pytestmark = pytest.mark.usefixtures("one_by_default")
+
 
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch, tmp_path):

@@ -17,12 +17,15 @@ from sega_jax.demo.studio import NAMES, Shot, Studio, effect, having, lacking
 from sega_jax.guidance import Edit
 from sega_jax.loading import DEMO
 
+pytestmark = pytest.mark.usefixtures("one_by_default")
+
 PACKAGE = Path(sega_jax.__file__).parent
+STEPS = 10  # of the 20 that are usual
 
 
 @pytest.fixture(scope="module")
 def studio(one_device):
-    return Studio(sega_jax.load(devices=one_device), load_judge(), batch=4)
+    return Studio(sega_jax.load(devices=one_device), load_judge(), batch=4, call=settings.CALL | {"steps": STEPS})
 
 
 def size(folder):
@@ -49,12 +52,8 @@ def test_prompts_are_followed(studio):
 def test_edits_add_and_remove(studio):
     shots = [Shot("a portrait of a man with a beard", seed) for seed in range(4)]
     before = studio(shots)
-    edits = [
-        settings.add("smile"),
-        settings.add("red clothes"),
-        settings.add("blue background"),
-        settings.remove("beard"),
-    ]
+    edits = [settings.add(word, steps=STEPS) for word in ("smile", "red clothes", "blue background")]
+    edits.append(settings.remove("beard", steps=STEPS))
     words = [edit.concept for edit in edits]
     assert [lacking(before, word)[i].item() for i, word in enumerate(words)] == [True, True, True, False]
     after = studio([shot._replace(edits=(edit,)) for shot, edit in zip(shots, edits, strict=True)])

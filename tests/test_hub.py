@@ -249,6 +249,8 @@ SCRIPT = """
 import json, sys, warnings
 warnings.simplefilter("ignore")
 import sega_jax
+
+pytestmark = pytest.mark.usefixtures("one_by_default")
 said = []
 for name, revision in json.loads(sys.argv[1]):
     try:

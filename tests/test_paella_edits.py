@@ -26,6 +26,8 @@ from sega_jax.solvers import Chances
 from sega_jax.systems import paella, prior
 from sega_jax.text import ByteTokenizer
 
+pytestmark = pytest.mark.usefixtures("one_by_default")
+
 # Without optimisation, which takes longer than to run.
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 EDITS = [Edit("hat", warmup=1, threshold=0.5), Edit("dog", scale=-4, warmup=0, cooldown=3, threshold=0.3)]
