@@ -27,6 +27,9 @@ from sega_jax.arrays import at_least_float32, floating
 
 SEMANTICS = ("diffusers", "per_concept")
 SUPPORTS = ("channel", "latent", "pixel", "position")
+# As many values of a concept are sorted for a quantile, in one pass; of more, such as logits, that would take longer
+# and several times their memory.
+_SORTED = 2**20
 # The step count at which "never" happens.
 NEVER = np.iinfo(np.int32).max
 
@@ -292,14 +295,33 @@ def _quantile(values: jax.Array, share: jax.Array) -> jax.Array:
     torch rounds it; shares are [...].
 
     Between equal values it is that value, which `jnp.quantile` may miss by the last digit: of equal magnitudes all
-    reach it, or none. Nothing is sorted: the bits of the entry of a rank are found one by one, from the highest, by
-    counting, since numbers that are not negative are in the order of their bits.
+    reach it, or none.
     """
-    count, bits = values.shape[-2], 8 * values.dtype.itemsize - 1
-    integer = jnp.dtype(f"int{bits + 1}")
-    rank = (share * jnp.asarray(count - 1, values.dtype))[..., None]
+    rank = (share * jnp.asarray(values.shape[-2] - 1, values.dtype))[..., None]
     below = jnp.floor(rank)
-    place = below.astype(integer)
+    neighbours = _by_sorting if math.prod(values.shape[-2:]) <= _SORTED else _by_counting
+    low, high = neighbours(values, below.astype(jnp.int32))
+    high, w = jnp.where(rank == below, low, high), rank - below
+    return jnp.where(w < 0.5, low + w * (high - low), high - (high - low) * (1 - w))
+
+
+def _by_sorting(values: jax.Array, place: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The entries [..., channels] at a place [..., 1] of their order, and at the next."""
+    ordered = jnp.sort(values, -2)
+
+    def at(index):
+        index = jnp.broadcast_to(jnp.minimum(index, values.shape[-2] - 1), (*values.shape[:-2], values.shape[-1]))
+        return jnp.take_along_axis(ordered, index[..., None, :], -2)[..., 0, :]
+
+    return at(place), at(place + 1)
+
+
+def _by_counting(values: jax.Array, place: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The same to the last bit, of entries that are not negative: these are in the order of their bits, which are
+    found one by one, from the highest. It takes a pass for each bit, and no memory to speak of."""
+    bits = 8 * values.dtype.itemsize - 1
+    integer = jnp.dtype(f"int{bits + 1}")
+    place = place.astype(integer)
 
     def ordered():
         return jax.lax.bitcast_convert_type(jax.lax.stop_gradient(values), integer)
@@ -312,10 +334,8 @@ def _quantile(values: jax.Array, share: jax.Array) -> jax.Array:
     low = jax.lax.fori_loop(0, bits, halve, jnp.zeros((*values.shape[:-2], values.shape[-1]), integer))
     upto = ordered() <= low[..., None, :]
     high = jnp.where(upto, jnp.iinfo(integer).max, ordered()).min(-2)
-    high = jnp.where((upto.sum(-2, dtype=integer) > place + 1) | (rank == below), low, high)
-    low, high = (jax.lax.bitcast_convert_type(entry, values.dtype) for entry in (low, high))
-    w = rank - below
-    return jnp.where(w < 0.5, low + w * (high - low), high - (high - low) * (1 - w))
+    high = jnp.where(upto.sum(-2, dtype=integer) > place + 1, low, high)
+    return jax.lax.bitcast_convert_type(low, values.dtype), jax.lax.bitcast_convert_type(high, values.dtype)
 
 
 def replay(recorded: jax.Array) -> optax.GradientTransformation:

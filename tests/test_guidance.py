@@ -9,7 +9,7 @@ import optax
 import pytest
 from reference import oracle
 
-from sega_jax import Edit, Edits, Predictions, cfg, replay, sega
+from sega_jax import Edit, Edits, Predictions, cfg, guidance, replay, sega
 from sega_jax.guidance import NEVER
 
 CALLS = 7
@@ -115,6 +115,25 @@ def test_supports(support, threshold):
         wanted = oracle.above(psi, threshold, (0, 1) if support == "channel" else None)
     settings = Edits.stack([[Edit("a", scale=3, threshold=threshold, warmup=0)]])
     close(run(preds, settings, support=support)[0, 0], wanted)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_counting_finds_what_sorting_does(dtype, monkeypatch):
+    """To the last bit, among equal entries, zeros and infinities, at every rank, and where the last is asked for."""
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        values = np.abs(rng.standard_normal((6, 11, 5)) * 10.0 ** rng.integers(-30, 30, (6, 11, 5))).astype(dtype)
+        values[1, 3:] = values[1, 3]
+        values[2, ::2], values[3, :4], values[4, 7] = 0, np.inf, np.nan
+        for share in (0, 0.1, 0.55, 0.9, 1):
+            shares = jnp.full(6, share, dtype)
+            wanted = guidance._quantile(values, shares)
+            with monkeypatch.context() as patch:
+                patch.setattr(guidance, "_SORTED", 0)
+                np.testing.assert_array_equal(guidance._quantile(values, shares), wanted)
+        for place in range(10):
+            found, wanted = (f(values, jnp.full((6, 1), place)) for f in (guidance._by_counting, guidance._by_sorting))
+            np.testing.assert_array_equal(found, wanted)
 
 
 @pytest.mark.parametrize("support", ["channel", "latent", "pixel"])

@@ -212,6 +212,15 @@ def view_fused():
     return original._rows(lambda: np.arange(18)[:, None], (-1, 3, 2, 1), 1, (6, 1))[:, 0]
 
 
+RANKED = np.random.default_rng(3).integers(0, 9, (2, 20, 3)).astype(np.float32) / 7 * 2.0 ** np.arange(-60, 60, 40)
+RANKED = RANKED.astype(np.float32)
+
+
+def view_counting():
+    """Of entries many of which are equal."""
+    return guidance._by_counting(jnp.asarray(RANKED), jnp.array([[4], [18]]))
+
+
 # Letters are 0 to 25, and 28 more at the end of a word; 56 begins, 57 ends and pads.
 TOKENS = np.array(
     [
@@ -257,6 +266,7 @@ def views(folder, tmp_path_factory):
         "tokens": tokens,
         "T5 tokens": t5_tokens,
         "fused": view_fused,
+        "counting": view_counting,
     }
 
 
@@ -281,6 +291,9 @@ def sound(views):
         "seeds": lambda: [3, 4, 5],
         "tokens": lambda: TOKENS,
         "T5 tokens": lambda: T5_TOKENS,
+        "counting": lambda: tuple(
+            np.stack([np.sort(RANKED[i], 0)[place + after] for i, place in enumerate((4, 18))]) for after in (0, 1)
+        ),
         "fused": lambda: np.array([2, 3, 8, 9, 14, 15]),
     }
     return cache(lambda name: (views | known)[name]())
@@ -514,7 +527,15 @@ FAULTS = {
         "jnp.where(w < 0.5, low + w * (high - low), high - (high - low) * (1 - w))",
         "low",
     ),
-    "the rank after": ("diffusers", guidance._quantile, "fewer <= place, more", "fewer <= place + 1, more"),
+    "the rank after": ("diffusers", guidance._by_sorting, "at(place), at(place + 1)", "at(place + 1), at(place + 2)"),
+    "the rank after, counted": ("counting", guidance._by_counting, "fewer <= place,", "fewer <= place + 1,"),
+    "the next rank where entries are equal": (
+        "counting",
+        guidance._by_counting,
+        "> place + 1, low",
+        "> place + 2, low",
+    ),
+    "the highest bit left out": ("counting", guidance._by_counting, "bits - 1 - i", "bits - 1 - jnp.maximum(i, 1)"),
     "above the quantile, not at it": ("diffusers", guidance._mask, "~(flat < limit", "(flat > limit"),
     "the opposite direction": (
         "diffusers",
