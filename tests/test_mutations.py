@@ -75,6 +75,17 @@ def view_unet_of(name):
     return show(lambda net: net(*cases.unet_inputs(name)), net)
 
 
+BRANCHES = noise(2, 4, 4, 4), np.array([999, 3], np.float32), noise(6, 7, 16, seed=1)
+
+
+def view_branches(repeat=False):
+    """Of three texts for each of two pictures, given once or once for each text."""
+    net = tiny.filled(UNet2DConditionModel(UNetConfig.from_dict(tiny.UNET_1)))
+    x, timestep, text = BRANCHES
+    given = (x.repeat(3, 0), timestep.repeat(3)) if repeat else (x, timestep)
+    return show(lambda net: net(*given, text), net)
+
+
 def view_t5():
     """Of padding, no state is used."""
     net = tiny.filled(t5.T5EncoderModel(t5.T5Config.from_dict(tiny.T5)))
@@ -202,7 +213,9 @@ def view_loop():
 
     def run(settings):
         carry = system.start(settings, None, 1.0, shape=(2, 2, 4), method=method, dtype=np.float32)
-        return system.advance(lambda x, *_: jnp.zeros_like(x), text, carry, table, settings, method=method)[0].x
+        return system.advance(lambda x, *_: jnp.zeros((4, *x.shape[1:])), text, carry, table, settings, method=method)[
+            0
+        ].x
 
     return show(run, settings)
 
@@ -245,6 +258,7 @@ def views(folder, tmp_path_factory):
         "first stage": partial(view_unet_of, "if_1"),
         "deepfloyd": partial(view_unet_of, "if_2"),
         "upscaler": partial(view_unet_of, "upscaler"),
+        "branches": view_branches,
         "t5": view_t5,
         "small blocks": view_small_blocks,
         **{f"{name} pictures": partial(view_stage, name) for name in cases.STAGES},
@@ -272,6 +286,7 @@ def sound(views):
         "first stage": lambda: recorded("unet_if_1")["output"],
         "deepfloyd": lambda: recorded("unet_if_2")["output"],
         "upscaler": lambda: recorded("unet_upscaler")["output"],
+        "branches": partial(view_branches, repeat=True),
         "t5": lambda: recorded("t5")["states"][cases.MASK],
         **{f"{name} pictures": lambda name=name: recorded(f"stage_{name}")["x"] for name in cases.STAGES},
         "diffusers": lambda: oracle([FIRST, SECOND]),
@@ -288,7 +303,7 @@ def sound(views):
 
 # Relative L2. What is not here is compared exactly.
 TOLERANCE = dict.fromkeys(["text", "unet", "autoencoder", "pictures", "small"], 1e-5)
-TOLERANCE |= dict.fromkeys(["first stage", "deepfloyd", "upscaler", "t5", "small blocks"], 1e-5)
+TOLERANCE |= dict.fromkeys(["first stage", "deepfloyd", "upscaler", "branches", "t5", "small blocks"], 1e-5)
 TOLERANCE |= dict.fromkeys([f"{name} pictures" for name in cases.STAGES], 3e-4)
 TOLERANCE |= dict.fromkeys(["diffusers", "per_concept", "padding"], 1e-12) | dict.fromkeys(SOLVERS, 2e-5)
 
@@ -323,11 +338,11 @@ FAULTS = {
     "tanh in the geglu": ("unet", attention.GEGLU.__call__, "approximate=False", "approximate=True"),
     "sine before cosine": ("unet", embedding.sinusoid, "parts[::-1] if flip else parts", "parts"),
     "timestep not activated": ("unet", layers.ResnetBlock.__call__, "proj(act(embedding))", "proj(embedding)"),
-    "skip before x": ("unet", blocks.UpBlock.__call__, "[x, skips.pop()]", "[skips.pop(), x]"),
+    "skip before x": ("unet", blocks.UpBlock.__call__, "[x, spread(skips.pop(), x)]", "[spread(skips.pop(), x), x]"),
     "no residual around cross-attention": (
         "unet",
         attention.TransformerBlock.__call__,
-        "x = x + self.attn2(",
+        "x = spread(x, context) + self.attn2(",
         "x = self.attn2(",
     ),
     "epsilon of the transformers' group norm": (
@@ -383,6 +398,12 @@ FAULTS = {
     "mean and variance swapped": ("autoencoder", vae.AutoencoderKL.encode, "mean, logvar = ", "logvar, mean = "),
     "another scaling factor": ("pictures", system.decode, "/ vae.config.scaling_factor", "/ 0.18215"),
     "pictures in [-1, 1]": ("pictures", system.decode, "image / 2 + 0.5", "image"),
+    "branches of other rows": (
+        "branches",
+        layers.spread,
+        "jnp.repeat(x, len(like) // len(x), 0)",
+        "jnp.resize(x, (len(like), *x.shape[1:]))",
+    ),
     # Networks of DeepFloyd-IF and of the upscaler
     "scale and shift swapped": (
         "deepfloyd",
@@ -425,13 +446,13 @@ FAULTS = {
     "values not in the order of the keys": (
         "deepfloyd",
         attention.AddedAttention.__call__,
-        "[self.add_v_proj(text), self.to_v(h)]",
-        "[self.to_v(h), self.add_v_proj(text)]",
+        "[self.add_v_proj(text), spread(self.to_v(h), text)]",
+        "[spread(self.to_v(h), text), self.add_v_proj(text)]",
     ),
     "no residual around IF's attention": (
         "deepfloyd",
         attention.AddedAttention.__call__,
-        "return x + self",
+        "return spread(x, out) + self",
         "return self",
     ),
     "epsilon of the picture's norm": (
@@ -695,8 +716,8 @@ def test_fault_is_seen(name, views, sound, monkeypatch):
 
 def test_the_order_of_the_keys_does_not_matter(views, sound, monkeypatch):
     """Of text and picture in IF's attention."""
-    wanted, line = sound("deepfloyd"), "jnp.concatenate([self.add_{0}_proj(text), self.to_{0}(h)], 1),"
-    other = "jnp.concatenate([self.to_{0}(h), self.add_{0}_proj(text)], 1),"
+    wanted, line = sound("deepfloyd"), "jnp.concatenate([self.add_{0}_proj(text), spread(self.to_{0}(h), text)], 1),"
+    other = "jnp.concatenate([spread(self.to_{0}(h), text), self.add_{0}_proj(text)], 1),"
     old, new = ("\n        ".join(part.format(name) for name in "kv") for part in (line, other))
     damage(monkeypatch, attention.AddedAttention.__call__, old, new)
     assert error(views["deepfloyd"](), wanted) < TOLERANCE["deepfloyd"]

@@ -137,9 +137,9 @@ def predict(
     rows, branches = text.shape[:2]
     seen, level = x * row.input_scale.astype(x.dtype), ()
     if small is not None:
-        seen, level = jnp.concatenate([seen, small[0].astype(x.dtype)], -1), (jnp.repeat(small[1], branches),)
-    timestep = jnp.broadcast_to(row.timestep.astype(x.dtype), (rows * branches,))
-    out = unet(jnp.repeat(seen, branches, 0), timestep, text.reshape(rows * branches, *text.shape[2:]), *level)
+        seen, level = jnp.concatenate([seen, small[0].astype(x.dtype)], -1), (small[1],)
+    timestep = jnp.broadcast_to(row.timestep.astype(x.dtype), (rows,))
+    out = unet(seen, timestep, text.reshape(rows * branches, *text.shape[2:]), *level)
     out = out.reshape(rows, branches, *out.shape[1:])
     estimate, variance = out[..., : x.shape[-1]], out[:, 1, ..., x.shape[-1] :]
     return Predictions(estimate[:, 0], estimate[:, 1], estimate[:, 2:], variance if variance.size else None)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sega_jax.nn.layers import Attention, Conv, GroupNorm, LayerNorm, Linear, attend
+from sega_jax.nn.layers import Attention, Conv, GroupNorm, LayerNorm, Linear, attend, spread
 from sega_jax.nn.unet.config import TEXT_GROUPS, UNetConfig
 
 
@@ -45,8 +45,9 @@ class TransformerBlock(nnx.Module):
 
     def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
         normal = self.norm1(x)
-        x = x + self.attn1(normal, context if self.only_cross else normal)
-        x = x + self.attn2(self.norm2(x), context)
+        out = self.attn1(normal, context if self.only_cross else normal)
+        x = spread(x, out) + out
+        x = spread(x, context) + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
 
@@ -78,7 +79,7 @@ class Transformer(nnx.Module):
         tokens = h.reshape(h.shape[0], -1, h.shape[-1])
         for block in self.transformer_blocks:
             tokens = block(tokens, context)
-        return x + self.proj_out(tokens.reshape(h.shape))
+        return spread(x, tokens) + self.proj_out(tokens.reshape(-1, *h.shape[1:]))
 
 
 class AddedAttention(nnx.Module):
@@ -104,10 +105,10 @@ class AddedAttention(nnx.Module):
         h = self.group_norm(x).reshape(len(x), -1, x.shape[-1])
         text = self.norm_cross(context)
         out = attend(
-            self.to_q(h),
-            jnp.concatenate([self.add_k_proj(text), self.to_k(h)], 1),
-            jnp.concatenate([self.add_v_proj(text), self.to_v(h)], 1),
+            spread(self.to_q(h), text),
+            jnp.concatenate([self.add_k_proj(text), spread(self.to_k(h), text)], 1),
+            jnp.concatenate([self.add_v_proj(text), spread(self.to_v(h), text)], 1),
             heads=self.heads,
             implementation=self.implementation,
         )
-        return x + self.to_out[0](out).reshape(x.shape)
+        return spread(x, out) + self.to_out[0](out).reshape(-1, *x.shape[1:])

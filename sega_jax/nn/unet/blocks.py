@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sega_jax.nn.layers import ACTIVATIONS, Linear, Resample, ResnetBlock, double, halve
+from sega_jax.nn.layers import ACTIVATIONS, Linear, Resample, ResnetBlock, double, halve, spread
 from sega_jax.nn.unet.attention import AddedAttention, Transformer
 from sega_jax.nn.unet.config import UNetConfig
 
@@ -36,10 +36,11 @@ class ScaledResnetBlock(ResnetBlock):
         h = act(self.norm1(x))
         if self.resample is not None:
             x, h = self.resample(x), self.resample(h)
-        time = self.time_emb_proj(act(embedding) if self.activate_time else embedding)
+        h = self.norm2(self.conv1(h))
+        time = spread(self.time_emb_proj(act(embedding) if self.activate_time else embedding), h)
         scale, shift = jnp.split(time[:, None, None, :], 2, -1)
-        h = self.conv2(act(self.norm2(self.conv1(h)) * (1 + scale) + shift))
-        return ((x if self.conv_shortcut is None else self.conv_shortcut(x)) + h) / self.divisor
+        h = self.conv2(act(spread(h, time) * (1 + scale) + shift))
+        return (spread(x if self.conv_shortcut is None else self.conv_shortcut(x), h) + h) / self.divisor
 
 
 class DownBlock(nnx.Module):
@@ -106,7 +107,7 @@ class UpBlock(nnx.Module):
 
     def __call__(self, x: jax.Array, embedding: jax.Array, context: jax.Array, skips: list[jax.Array]) -> jax.Array:
         for i, resnet in enumerate(self.resnets):
-            x = resnet(jnp.concatenate([x, skips.pop()], -1), embedding)
+            x = resnet(jnp.concatenate([x, spread(skips.pop(), x)], -1), embedding)
             if self.attentions:
                 x = self.attentions[i](x, context)
         for up in self.upsamplers:

@@ -3,7 +3,7 @@
 import jax
 from flax import nnx
 
-from sega_jax.nn.layers import ACTIVATIONS, Conv, Embed, GroupNorm, Linear
+from sega_jax.nn.layers import ACTIVATIONS, Conv, Embed, GroupNorm, Linear, spread
 from sega_jax.nn.unet.blocks import DownBlock, MidBlock, UpBlock
 from sega_jax.nn.unet.config import UNetConfig
 from sega_jax.nn.unet.embedding import TextTimeEmbedding, TimestepEmbedding, sinusoid
@@ -14,7 +14,9 @@ class UNet2DConditionModel(nnx.Module):
 
     x: [batch, height, width, in_channels], timestep: [batch] (kept in float32 or wider),
     context: [batch, tokens, cross_attention_dim] -> [batch, height, width, out_channels] in the dtype
-    of the parameters.
+    of the parameters. The context may have several branches of each picture, [batch x branches, tokens, ...], those of
+    a picture side by side, and so has the output then: what comes before the first use of text is computed once for
+    all of them.
 
     Upscalers take `class_labels` [batch] as well, the noise level of the small picture that is among the channels of
     x: integers below `num_class_embeds`, or in DeepFloyd-IF any number as for the timestep. DeepFloyd-IF's context is
@@ -73,7 +75,7 @@ class UNet2DConditionModel(nnx.Module):
             known = class_labels if c.num_class_embeds else self._wave(class_labels.astype(timestep.dtype))
             embedding += self.class_embedding(known)
         if self.add_embedding is not None:
-            embedding += self.add_embedding(text)
+            embedding = spread(embedding, text) + self.add_embedding(text)
         return ACTIVATIONS[c.time_embedding_act_fn](embedding) if c.time_embedding_act_fn else embedding
 
     def _wave(self, steps: jax.Array) -> jax.Array:
