@@ -73,6 +73,31 @@ def test_what_an_upscaler_sees():
     assert preds.aux is None
 
 
+def test_text_is_projected_once_for_all_calls():
+    seen = []
+
+    class Network:
+        def project(self, text):
+            seen.append(text.shape)
+            return text.mean(1)
+
+        def __call__(self, x, timestep, text):
+            seen.append(text.shape)
+            return jnp.zeros((len(text), *x.shape[1:]))
+
+    keys = jax.vmap(jax.random.key)(jnp.arange(2, dtype=jnp.uint32))
+    settings, method = common.Settings(keys, np.ones(2), np.zeros(2), None), common.Method()
+    table = from_config(tiny.DDIM).table(3)
+
+    def run(text):
+        carry = common.start(settings, None, 1.0, shape=(2, 2, 3), method=method, dtype=np.float32)
+        return common.advance(Network(), text, carry, table, settings, method=method)
+
+    jax.eval_shape(run, jnp.zeros((2, 2, 7, 5)))
+    assert seen.count((4, 7, 5)) == 1
+    assert set(seen) == {(4, 7, 5), (4, 5)}
+
+
 @pytest.mark.parametrize("size", [(4, 4), (7, 13), (1, 8), (2, 3)])
 def test_enlarged_by_lines_between_positions(size):
     rng = np.random.default_rng(0)

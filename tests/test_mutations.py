@@ -61,10 +61,11 @@ def view_small():
     """Blocks of all three networks, whose inputs vary so little that an epsilon shows."""
     words, picture, text = 0.01 * noise(2, 12, 16), 0.01 * noise(2, 8, 8, 8), noise(2, 12, 16, seed=1)
     text_encoder, net, autoencoder = network("text_encoder"), network("unet"), network("vae")
+    told = net.down_blocks[0].attentions[0].project(text)
     blocks = {
         "text": (text_encoder.encoder.layers[0], words),
-        "transformer": (net.down_blocks[0].attentions[0], picture, text),
-        "down": (net.down_blocks[0], picture, noise(2, 32), text),
+        "transformer": (net.down_blocks[0].attentions[0], picture, told),
+        "down": (net.down_blocks[0], picture, noise(2, 32), [told]),
         "autoencoder": (autoencoder.encoder.down_blocks[0], picture),
     }
     return show(lambda blocks: {name: block(*inputs) for name, (block, *inputs) in blocks.items()}, blocks)
@@ -98,7 +99,7 @@ def view_small_blocks():
     layer = tiny.filled(t5.T5EncoderModel(t5.T5Config.from_dict(tiny.T5))).encoder.block[1].layer[1]
     picture, text, time = 0.01 * noise(2, 4, 6, 16), 0.01 * noise(2, 7, 64, seed=1), noise(2, 20)
     blocks = {
-        "attention": (net.mid_block.attentions[0], picture, text),
+        "attention": (net.mid_block.attentions[0], picture, net.mid_block.attentions[0].project(text)),
         "resnet": (net.mid_block.resnets[0], picture, time),
         "t5": (layer, 0.003 * noise(2, 7, 24)),
     }
@@ -205,17 +206,25 @@ def recorded_paths(names):
     return [recorded(f"schedule_{name}")["path"] for name in names]
 
 
+class Silent:
+    """A network that predicts nothing."""
+
+    def project(self, text):
+        return text
+
+    def __call__(self, x, timestep, text):
+        return jnp.zeros((len(text), *x.shape[1:]))
+
+
 def view_loop():
-    """Fresh noise of two rows over three calls, from a network that predicts nothing."""
+    """Fresh noise of two rows over three calls."""
     settings = system.Settings(rows._from_seeds(np.uint32([3, 4])), np.ones(2), np.ones(2), Edits.stack([[]] * 2))
     method, text = system.Method(), np.zeros((2, 2, 12, 16), np.float32)
     table = schedules.from_config(tiny.DDIM).table(3)
 
     def run(settings):
         carry = system.start(settings, None, 1.0, shape=(2, 2, 4), method=method, dtype=np.float32)
-        return system.advance(lambda x, *_: jnp.zeros((4, *x.shape[1:])), text, carry, table, settings, method=method)[
-            0
-        ].x
+        return system.advance(Silent(), text, carry, table, settings, method=method)[0].x
 
     return show(run, settings)
 
@@ -342,8 +351,8 @@ FAULTS = {
     "no residual around cross-attention": (
         "unet",
         attention.TransformerBlock.__call__,
-        "x = spread(x, context) + self.attn2(",
-        "x = self.attn2(",
+        "out = self.attn2(self.norm2(x), *second)\n    x = spread(x, out) + out",
+        "x = self.attn2(self.norm2(x), *second)",
     ),
     "epsilon of the transformers' group norm": (
         "small",
@@ -439,15 +448,15 @@ FAULTS = {
     ),
     "text not normalised": (
         "deepfloyd",
-        attention.AddedAttention.__call__,
+        attention.AddedAttention.project,
         "text = self.norm_cross(context)",
         "text = context",
     ),
     "values not in the order of the keys": (
         "deepfloyd",
         attention.AddedAttention.__call__,
-        "[self.add_v_proj(text), spread(self.to_v(h), text)]",
-        "[spread(self.to_v(h), text), self.add_v_proj(text)]",
+        "[values, spread(self.to_v(h), values)]",
+        "[spread(self.to_v(h), values), values]",
     ),
     "no residual around IF's attention": (
         "deepfloyd",
@@ -477,11 +486,16 @@ FAULTS = {
     ),
     "pooled from the projected text": (
         "first stage",
-        model.UNet2DConditionModel.__call__,
-        "self._embed(timestep, context,",
-        "self._embed(timestep, self.encoder_hid_proj(context),",
+        model.UNet2DConditionModel.project,
+        "self.add_embedding(context)",
+        "self.add_embedding(self.encoder_hid_proj(context))",
     ),
-    "no pooled text": ("deepfloyd", model.UNet2DConditionModel._embed, "embedding += self.add_embedding(text)", "..."),
+    "no pooled text": (
+        "deepfloyd",
+        model.UNet2DConditionModel._embed,
+        "embedding = spread(embedding, pooled) + pooled",
+        "...",
+    ),
     "frequencies to the last": ("deepfloyd", embedding.sinusoid, "half - shift", "half - 1"),
     "noise level through the timestep's layers": (
         "deepfloyd",
@@ -499,8 +513,8 @@ FAULTS = {
     "attention to the picture where it is to the text": (
         "upscaler",
         attention.TransformerBlock.__call__,
-        "context if self.only_cross else normal",
-        "normal",
+        "text if self.only_cross",
+        "(self.attn1.project(normal), text[1]) if self.only_cross",
     ),
     "exact gelu in T5": ("t5", t5.GatedGELU.__call__, "approximate=True", "approximate=False"),
     "gate and value swapped in T5": (
@@ -716,9 +730,10 @@ def test_fault_is_seen(name, views, sound, monkeypatch):
 
 def test_the_order_of_the_keys_does_not_matter(views, sound, monkeypatch):
     """Of text and picture in IF's attention."""
-    wanted, line = sound("deepfloyd"), "jnp.concatenate([self.add_{0}_proj(text), spread(self.to_{0}(h), text)], 1),"
-    other = "jnp.concatenate([spread(self.to_{0}(h), text), self.add_{0}_proj(text)], 1),"
-    old, new = ("\n        ".join(part.format(name) for name in "kv") for part in (line, other))
+    wanted, line = sound("deepfloyd"), "jnp.concatenate([{1}, spread(self.to_{0}(h), {1})], 1),"
+    other = "jnp.concatenate([spread(self.to_{0}(h), {1}), {1}], 1),"
+    names = ("k", "keys"), ("v", "values")
+    old, new = ("\n        ".join(part.format(*name) for name in names) for part in (line, other))
     damage(monkeypatch, attention.AddedAttention.__call__, old, new)
     assert error(views["deepfloyd"](), wanted) < TOLERANCE["deepfloyd"]
 

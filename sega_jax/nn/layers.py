@@ -227,8 +227,8 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, ca
 
 
 class Attention(nnx.Module):
-    """Self- or cross-attention with diffusers' names, over [batch, positions, channels]; the context may have several
-    branches of each picture."""
+    """Self- or cross-attention with diffusers' names, over [batch, positions, channels]: to the keys and values that
+    `project` makes of a context, which may have several branches of each picture."""
 
     def __init__(self, channels: int, context: int, heads: int, *, bias: bool = False, implementation="xla"):
         self.heads, self.implementation = heads, implementation
@@ -237,15 +237,12 @@ class Attention(nnx.Module):
         self.to_v = Linear(context, channels, bias=bias)
         self.to_out = nnx.List([Linear(channels, channels)])
 
-    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
-        out = attend(
-            spread(self.to_q(x), context),
-            self.to_k(context),
-            self.to_v(context),
-            heads=self.heads,
-            implementation=self.implementation,
-        )
-        return self.to_out[0](out)
+    def project(self, context: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return self.to_k(context), self.to_v(context)
+
+    def __call__(self, x: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+        query = spread(self.to_q(x), keys)
+        return self.to_out[0](attend(query, keys, values, heads=self.heads, implementation=self.implementation))
 
 
 class ResnetBlock(nnx.Module):

@@ -1,6 +1,10 @@
-"""A UNet's levels: resnets, attention where a level has it, and the way to the next level."""
+"""A UNet's levels: resnets, attention where a level has it, and the way to the next level.
 
-from collections.abc import Callable
+Text comes as what each of `attentions` makes of it (`project`).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,12 +58,12 @@ class DownBlock(nnx.Module):
         last = level == len(c.block_out_channels) - 1
         self.downsamplers = nnx.List([] if last else [_downsampler(c, outputs, embedding)])
 
-    def __call__(self, x: jax.Array, embedding: jax.Array, context: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+    def __call__(self, x: jax.Array, embedding: jax.Array, text: Sequence[Any]) -> tuple[jax.Array, list[jax.Array]]:
         skips = []
         for i, resnet in enumerate(self.resnets):
             x = resnet(x, embedding)
             if self.attentions:
-                x = self.attentions[i](x, context)
+                x = self.attentions[i](x, text[i])
             skips.append(x)
         for down in self.downsamplers:
             x = down(x, embedding) if isinstance(down, ResnetBlock) else down(x)
@@ -75,8 +79,8 @@ class MidBlock(nnx.Module):
         attention = AddedAttention if c.adds_keys else Transformer
         self.attentions = nnx.List([attention(c, level, implementation)])
 
-    def __call__(self, x: jax.Array, embedding: jax.Array, context: jax.Array) -> jax.Array:
-        x = self.attentions[0](self.resnets[0](x, embedding), context)
+    def __call__(self, x: jax.Array, embedding: jax.Array, text: Sequence[Any]) -> jax.Array:
+        x = self.attentions[0](self.resnets[0](x, embedding), text[0])
         return self.resnets[1](x, embedding)
 
 
@@ -105,11 +109,11 @@ class UpBlock(nnx.Module):
         self.attentions = nnx.List([_attention(c, level, implementation) for _ in range(layers)] if cross else [])
         self.upsamplers = nnx.List([_upsampler(c, outputs, embedding)] if level else [])
 
-    def __call__(self, x: jax.Array, embedding: jax.Array, context: jax.Array, skips: list[jax.Array]) -> jax.Array:
+    def __call__(self, x: jax.Array, embedding: jax.Array, text: Sequence[Any], skips: list[jax.Array]) -> jax.Array:
         for i, resnet in enumerate(self.resnets):
             x = resnet(jnp.concatenate([x, spread(skips.pop(), x)], -1), embedding)
             if self.attentions:
-                x = self.attentions[i](x, context)
+                x = self.attentions[i](x, text[i])
         for up in self.upsamplers:
             if isinstance(up, ResnetBlock):
                 x = up(x, embedding)
