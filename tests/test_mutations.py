@@ -15,7 +15,7 @@ from reference.oracle import guidance as guide
 from test_reference import recorded
 
 from convert import deepfloyd as original
-from sega_jax import Edits, checkpoint, guidance, rows, schedules, solvers
+from sega_jax import Edits, branches, checkpoint, guidance, rows, schedules, solvers
 from sega_jax.nn import clip, layers, t5, vae
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig, attention, blocks, embedding, model
 from sega_jax.schedules import alphas, exponential, sigmas
@@ -171,6 +171,21 @@ def oracle(pictures, semantics="diffusers"):
     return np.stack(added, 1)
 
 
+# With the concepts that end first behind the others, and without a momentum that needs them before their warm-up.
+LATE = [{name: values[::-1] for name, values in settings.items()} for settings in (FIRST, SECOND)]
+ALONE = [settings | {"momentum_scale": [0.0] * 3} for settings in LATE]
+
+
+def view_unneeded(pictures):
+    """What is added where the predictions that are not needed are wrong."""
+    u, p, e, _ = PREDICTIONS
+    with jax.enable_x64(True):
+        settings = test_guidance.edits(pictures)
+        wrong = np.arange(3) >= branches.needed(settings, len(u))[:, None, None]
+        given = PREDICTIONS._replace(edits=np.where(wrong[..., None, None, None], 99 * p[:, :, None], e))
+        return show(test_guidance.run.__wrapped__, given, settings)
+
+
 SOLVERS = {
     "ddim": ["ddim", "ddim_v", "ddim_eta_clip"],
     "pndm": ["pndm", "pndm_v"],
@@ -274,6 +289,8 @@ def views(folder, tmp_path_factory):
         "diffusers": partial(view_guidance, [FIRST, SECOND]),
         "per_concept": partial(view_guidance, [FIRST, SECOND], "per_concept"),
         "padding": partial(view_guidance, [FIRST, SHORT]),
+        "cooled": partial(view_unneeded, LATE),
+        "without momentum": partial(view_unneeded, ALONE),
         **{name: partial(view_solver, names) for name, names in SOLVERS.items()},
         "loop": view_loop,
         "seeds": lambda: rows._seeds(3, 3),
@@ -301,6 +318,8 @@ def sound(views):
         "diffusers": lambda: oracle([FIRST, SECOND]),
         "per_concept": lambda: oracle([FIRST, SECOND], "per_concept"),
         "padding": lambda: oracle([FIRST, SHORT]),
+        "cooled": lambda: oracle(LATE),
+        "without momentum": lambda: oracle(ALONE),
         **{name: partial(recorded_paths, names) for name, names in SOLVERS.items()},
         "seeds": lambda: [3, 4, 5],
         "tokens": lambda: TOKENS,
@@ -314,7 +333,9 @@ def sound(views):
 TOLERANCE = dict.fromkeys(["text", "unet", "autoencoder", "pictures", "small"], 1e-5)
 TOLERANCE |= dict.fromkeys(["first stage", "deepfloyd", "upscaler", "branches", "t5", "small blocks"], 1e-5)
 TOLERANCE |= dict.fromkeys([f"{name} pictures" for name in cases.STAGES], 3e-4)
-TOLERANCE |= dict.fromkeys(["diffusers", "per_concept", "padding"], 1e-12) | dict.fromkeys(SOLVERS, 2e-5)
+TOLERANCE |= dict.fromkeys(
+    ["diffusers", "per_concept", "padding", "cooled", "without momentum"], 1e-12
+) | dict.fromkeys(SOLVERS, 2e-5)
 
 
 def error(found, wanted):
@@ -597,6 +618,9 @@ FAULTS = {
     ),
     "warm one call later": ("diffusers", guidance.sega, "step >= e.warmup", "step > e.warmup"),
     "cooled one call later": ("diffusers", guidance.sega, "step >= e.cooldown", "step > e.cooldown"),
+    "dropped one call before the cool-down": ("cooled", branches.needed, "call < end", "call < end - 1"),
+    "dropped before the warm-up": ("cooled", branches._window, "np.where(edits.momentum_scale > 0, 0, edits", "(edits"),
+    "dropped at the warm-up": ("without momentum", branches.needed, "first <= call", "first < call"),
     "a tail of its own": ("per_concept", guidance.sega, "warm & ~cooled", "warm"),
     "weights normalised": (
         "per_concept",

@@ -95,7 +95,14 @@ def start(settings: Settings, latents: Any, scale: Any, *, shape: tuple[int, ...
 
 
 def advance(
-    unet: UNet2DConditionModel, text: jax.Array, carry: Carry, table: Row, settings: Settings, *, method: Method
+    unet: UNet2DConditionModel,
+    text: jax.Array,
+    carry: Carry,
+    table: Row,
+    settings: Settings,
+    *,
+    method: Method,
+    concepts: int | None = None,
 ) -> tuple[Carry, Record | None]:
     """Takes the rows through a chunk of the schedule; the text's keys and values are computed once for all its calls.
 
@@ -103,11 +110,14 @@ def advance(
         text: hidden states [rows, 2 + n, tokens, channels].
         carry: of `start`, or of the chunk before.
         table: rows of the schedule, some of which may be filling.
+        concepts: how many of the n are predicted, the first; the others are none that these calls need, by
+            `sega_jax.branches`. None is all.
 
     Returns:
         The carry, and with `method.record` the record of the chunk's calls.
     """
     guidance, solver = _method(settings, method)
+    text = text[:, : None if concepts is None else 2 + concepts]
     texts = unet.project(text.reshape(-1, *text.shape[2:]))
     small = settings.small
     if small is not None:
@@ -115,7 +125,7 @@ def advance(
 
     def denoise(x, row):
         seen = None if small is None else (noised(settings.key, small, row), small.level)
-        return predict(unet, texts, x, row, seen)
+        return complete(predict(unet, texts, x, row, seen), settings)
 
     def draw(row, shape):
         return _noise(settings.key, row.call, shape[1:], carry.x.dtype)
@@ -143,6 +153,13 @@ def predict(
     out = out.reshape(len(x), -1, *out.shape[1:])
     estimate, variance = out[..., : x.shape[-1]], out[:, 1, ..., x.shape[-1] :]
     return Predictions(estimate[:, 0], estimate[:, 1], estimate[:, 2:], variance if variance.size else None)
+
+
+def complete(preds: Predictions, settings: Any) -> Predictions:
+    """With the concepts of `settings` that were not predicted, in the place of which the unconditional prediction is,
+    from which there is no direction."""
+    missing = 0 if settings.edits is None else settings.edits.scale.shape[1] - preds.edits.shape[1]
+    return preds._replace(edits=jnp.concatenate([preds.edits, jnp.repeat(preds.uncond[:, None], missing, 1)], 1))
 
 
 def noised(key: jax.Array, small: Small, row: Row) -> jax.Array:
