@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sega_jax.branches import ordered
 from sega_jax.chunks import CHUNK, Chunks
 from sega_jax.embeddings import Embeddings
 from sega_jax.guidance import Edits
@@ -42,7 +43,6 @@ class PaellaPipeline(Running):
         self.devices = devices if isinstance(devices, Devices) else Devices(devices)
         self.models = models
         self.tokenizer = tokenizer
-        self._chunks = Chunks()
 
     @property
     def components(self) -> dict[str, Any]:
@@ -60,6 +60,7 @@ class PaellaPipeline(Running):
         if not isinstance(models, Models):
             raise TypeError(f"models={type(models).__name__} should be the Models of another pipeline (pipe.models)")
         self._models = Models.build(*self.devices.place(models))
+        self._chunks = Chunks()
         self._bytes = None if models.byt5 is None else ByteTokenizer(models.byt5.config.vocab_size)
         self._states, self._embeddings = (Embeddings(f, self.devices) for f in (paella.encode, paella.embed))
 
@@ -164,6 +165,8 @@ class PaellaPipeline(Running):
         )
         momentum_scale = number("momentum_scale", momentum_scale, 0, 1)
         momentum_beta = number("momentum_beta", momentum_beta, 0, 1)
+        if not record:
+            rows = Rows(**rows._asdict() | {"edits": ordered(rows.edits, momentum_scale)})
         stacked = Edits.stack(rows.edits, momentum_scale=momentum_scale, momentum_beta=momentum_beta)
         if record:
             self._check_record(len(rows), stacked.scale.shape[1], shape)

@@ -8,7 +8,9 @@ One picture uses one device; with more devices than pictures the others compute 
 several seeds at once.
 """
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,6 +18,8 @@ import jax
 import numpy as np
 from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from sega_jax.compiled import Program
 
 # How cuDNN takes kernels [height, width, in, out]: as [out, height, width, in] in memory.
 _CUDNN = Layout((3, 0, 1, 2))
@@ -33,6 +37,7 @@ class Devices:
             raise TypeError(f"devices={devices!r} should name devices, as of jax.local_devices(), or be None for all")
         self.devices = list(devices)
         self._programs: dict[tuple, Callable] = {}
+        self._watched: list[Program] | None = None
         mesh = Mesh(np.array(self.devices), ("rows",))
         one = SingleDeviceSharding(self.devices[0])
         self._everywhere = NamedSharding(mesh, PartitionSpec()) if len(self) > 1 else one
@@ -66,7 +71,28 @@ class Devices:
         if name not in self._programs:
             bound, alone = partial(function, **static), in_axes is None or len(self) == 1
             self._programs[name] = jax.jit(bound) if alone else jax.pmap(bound, in_axes=in_axes, devices=self.devices)
-        return self._programs[name]
+        program = self._programs[name]
+        return program if self._watched is None else partial(self._watch, program, function, static.get("concepts"))
+
+    @contextmanager
+    def watch(self) -> Iterator[list[Program]]:
+        """A list that grows by every program that is called."""
+        self._watched = []
+        try:
+            yield self._watched
+        finally:
+            self._watched = None
+
+    def _watch(self, program: Callable, function: Callable, concepts: int | None, *args: Any) -> Any:
+        began, memory = time.perf_counter(), None
+        if len(self) == 1:
+            found = program.lower(*args).compile().memory_analysis()
+            memory = None if found is None else found.temp_size_in_bytes
+        else:
+            # To ask pmap's program for its memory would be to compile it twice.
+            jax.block_until_ready(program(*args))
+        self._watched.append(Program(function.__name__, concepts, time.perf_counter() - began, memory))
+        return program(*args)
 
     def split(self, tree: Any) -> Any:
         """Arrays [rows, ...], padded by their last row to a multiple of the devices and spread over them."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from sega_jax import small
 from sega_jax.arrays import floating, is_finite
+from sega_jax.branches import ordered
 from sega_jax.chunks import CHUNK, Chunks, enough_memory
 from sega_jax.components import as_scheduler
 from sega_jax.embeddings import Embeddings
@@ -47,8 +48,9 @@ class Pipeline(Running):
     edits; `load` makes it.
 
     Compiled once for a batch size, picture size, number of concepts and choice of semantics, support and
-    recording; all numbers, seeds and words may change from call to call at no cost. Rows are spread over
-    the devices: fewer pictures than devices leave some of them idle, so ask for several seeds at once.
+    recording, at the first call or by `compile`; all numbers, seeds and words may change from call to call at no cost.
+    Rows are spread over the devices: fewer pictures than devices leave some of them idle, so ask for several seeds at
+    once.
 
     `safety` is the checkpoint's safety checker; `pipe.safety = None` turns it off. `noising` is of upscalers: how
     they noise the small pictures.
@@ -103,6 +105,7 @@ class Pipeline(Running):
         built = models.build(*self.devices.place(models))
         self._check_noising(built, self.noising)
         self._models = built
+        self._chunks = Chunks()
         self._embeddings.clear()
 
     @staticmethod
@@ -238,6 +241,8 @@ class Pipeline(Running):
             warnings.warn(f"{message}; it is ignored", stacklevel=2)
         momentum_scale = number("momentum_scale", momentum_scale, 0, 1)
         momentum_beta = number("momentum_beta", momentum_beta, 0, 1)
+        if not record:
+            rows = Rows(**rows._asdict() | {"edits": ordered(rows.edits, momentum_scale)})
         stacked = Edits.stack(rows.edits, momentum_scale=momentum_scale, momentum_beta=momentum_beta)
         replay = _replayed(replay, len(rows), shape, self._wide)
         noisy = None if images is None else self._noised(rows, noise_anew)

@@ -1,7 +1,8 @@
 """How a pipeline runs a call whose arguments make sense: text, start, the schedule chunk by chunk, and pictures."""
 
+import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -10,7 +11,9 @@ import numpy as np
 from PIL import Image
 
 from sega_jax.arrays import at_least_float32
-from sega_jax.chunks import Chunks, enough_memory
+from sega_jax.branches import needed
+from sega_jax.chunks import Chunks, chunk, enough_memory
+from sega_jax.compiled import Compiled
 from sega_jax.guidance import SEMANTICS, SUPPORTS
 from sega_jax.output import Output, is_whole
 from sega_jax.parallel import Devices
@@ -36,6 +39,20 @@ class Plan(NamedTuple):
     callback_steps: int
     progress: bool | None
 
+    @property
+    def n(self) -> int:
+        """Concepts of a row."""
+        return 0 if self.settings.edits is None else self.settings.edits.scale.shape[1]
+
+
+class _Begun(NamedTuple):
+    """A call before its first model call."""
+
+    call: Callable[[Carry, Row, int], tuple[Carry, Record | None]]  # of a chunk, with so many concepts predicted
+    carry: Carry
+    situation: Hashable  # of what the programs are compiled for
+    needed: np.ndarray  # how many concepts each model call has to predict, int [calls]
+
 
 class Running:
     """What pipelines of all systems share. They say what `models` are, of what system, and what text becomes."""
@@ -60,39 +77,75 @@ class Running:
     def _wide(self) -> np.dtype:
         return at_least_float32(self.dtype)
 
+    def compile(self, *args: Any, **options: Any) -> Compiled:
+        """Compiles all that a call with these arguments needs, without a model call; a later one compiles nothing.
+
+        Words and numbers may be any, but for Paella, where the longest text counts. Beside the program for all n
+        concepts there is one for each fewer number that some model call of the schedule has to predict, where concepts
+        are past their cool-down in all rows, or without momentum not yet at their warm-up. These take as long to
+        compile as the first, so calls use them only where they are prepared, with equal results but for rounding.
+
+        Args:
+            As of a call.
+
+        Returns:
+            The programs, with the seconds each took and the bytes of temporary memory that it takes.
+
+        Raises:
+            As a call.
+        """
+        other = copy.copy(self)
+        other._run = self._compile  # all before it is of the call, and checks its arguments
+        return other(*args, **options)
+
     def _run(self, plan: Plan) -> Output:
-        rows, table, method = plan.rows, plan.table, plan.method
-        n = 0 if plan.settings.edits is None else plan.settings.edits.scale.shape[1]
-        text = self._text(rows, n)
-        settings = self.devices.split(plan.settings)
-        start = self.devices.map(self._system.start, (0, 0, None), shape=plan.shape, method=method, dtype=self._wide)
-        first = start(settings, self.devices.split(plan.x), table.initial_scale[0])
-        every = 0 if plan.callback is None else plan.callback_steps
-        parts = []
+        table = plan.table
+        every, parts = 0 if plan.callback is None else plan.callback_steps, []
+        begun = self._begin(plan, self._text(plan.rows, plan.n))
         with bar(len(table.call), "call", plan.progress) as shown:
-            for done, carry, part in self._advance(text, first, table, settings, method, every):
+            for done, carry, part in self._advance(plan, begun, every):
                 parts.append(part)
                 shown.update(done - shown.n)
                 if every and (done - 1) % every == 0:
-                    x = self.devices.gather(carry.x, len(rows))
+                    x = self.devices.gather(carry.x, len(plan.rows))
                     plan.callback(done - 1, float(table.timestep[done - 1]), x)
-        return self._finish(carry.x, parts, rows, plan.output)
+        return self._finish(carry.x, parts, plan.rows, plan.output)
 
-    def _advance(
-        self, text: Any, carry: Carry, table: Row, settings: Any, method: Any, every: int
-    ) -> Iterator[tuple[int, Carry, Record | None]]:
+    def _compile(self, plan: Plan) -> Compiled:
+        with self.devices.watch() as programs, warnings.catch_warnings():
+            # The picture is of noise.
+            warnings.simplefilter("ignore")
+            begun = self._begin(plan, self._text(plan.rows, plan.n))
+            for concepts in sorted({plan.n, *begun.needed.tolist()}, reverse=True):
+                carry, record = begun.call(begun.carry, chunk(plan.table, 0, 0), concepts)
+                self._chunks.prepare(begun.situation, concepts)
+            self._finish(carry.x, [self.devices.gather(record)], plan.rows, plan.output)
+        return Compiled(tuple(programs))
+
+    def _begin(self, plan: Plan, text: Any) -> _Begun:
+        method, calls = plan.method, len(plan.table.call)
+        # What is recorded is recorded of all concepts.
+        few = np.full(calls, plan.n) if not plan.n or method.record else needed(plan.settings.edits, calls)
+        settings = self.devices.split(plan.settings)
+        start = self.devices.map(self._system.start, (0, 0, None), shape=plan.shape, method=method, dtype=self._wide)
+        carry = start(settings, self.devices.split(plan.x), plan.table.initial_scale[0])
+        given, structure = jax.tree.flatten((text, carry, settings))
+        shapes = [leaf.shape for leaf in given]
+        situation = (method, *shapes, structure, jax.tree.structure(plan.table))
+
+        def call(carry, rows, concepts):
+            axes = (None, 0, 0, None, 0)
+            program = self.devices.map(self._system.advance, axes, method=method, concepts=concepts)
+            with enough_memory(shapes[0]):
+                return program(self.models.predictor, text, carry, rows, settings)
+
+        return _Begun(call, carry, situation, few)
+
+    def _advance(self, plan: Plan, begun: _Begun, every: int) -> Iterator[tuple[int, Carry, Record | None]]:
         """Yields the calls done so far, the carry and the record of the last ones; with `every`, after call 0 and
         every so many after it, too."""
-        program = self.devices.map(self._system.advance, (None, 0, 0, None, 0), method=method)
-        structure = jax.tree.structure((table, settings))
-        shapes = [leaf.shape for leaf in jax.tree.leaves(text)]
-        situation = (method, *shapes, carry.x.shape, structure)
-
-        def call(carry, chunk):
-            with enough_memory(shapes[0]):
-                return program(self.models.predictor, text, carry, chunk, settings)
-
-        for done, live, now, record in self._chunks.run(call, carry, table, situation, every):
+        run = self._chunks.run(begun.call, begun.carry, plan.table, begun.situation, every, begun.needed, plan.n)
+        for done, live, now, record in run:
             # Still with the rows that fill the devices up.
             yield done, now, jax.tree.map(lambda leaf, live=live: leaf[:, :live], self.devices.gather(record))
 

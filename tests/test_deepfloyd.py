@@ -56,20 +56,46 @@ def test_no_noise_at_the_end_whatever_the_variance():
 
 
 def test_what_an_upscaler_sees():
-    """The solver's scale is of the state alone, and all branches of a row see its small picture and noise level."""
+    """The solver's scale is of the state alone. The network has the small picture and the noise level of each row, and
+    itself repeats them for the branches."""
     seen = []
 
     def unet(x, timestep, text, level):
         seen.append((x, level))
-        return x[..., :3]
+        return jnp.repeat(x[..., :3], 3, 0)
 
     row = common.Row(*[np.float32(2)] * 6)
     x, small = jnp.ones((2, 1, 1, 3)), jnp.arange(6.0).reshape(2, 1, 1, 3)
     preds = common.predict(unet, np.zeros((2, 3, 1, 1), np.float32), x, row, (small, np.array([5, 9])))
     (x, level), *_ = seen
-    np.testing.assert_array_equal(x[:, 0, 0], [[2, 2, 2, 0, 1, 2]] * 3 + [[2, 2, 2, 3, 4, 5]] * 3)
-    assert level.tolist() == [5] * 3 + [9] * 3
+    np.testing.assert_array_equal(x[:, 0, 0], [[2, 2, 2, 0, 1, 2], [2, 2, 2, 3, 4, 5]])
+    assert level.tolist() == [5, 9]
     assert preds.aux is None
+
+
+def test_text_is_projected_once_for_all_calls():
+    seen = []
+
+    class Network:
+        def project(self, text):
+            seen.append(text.shape)
+            return text.mean(1)
+
+        def __call__(self, x, timestep, text):
+            seen.append(text.shape)
+            return jnp.zeros((len(text), *x.shape[1:]))
+
+    keys = jax.vmap(jax.random.key)(jnp.arange(2, dtype=jnp.uint32))
+    settings, method = common.Settings(keys, np.ones(2), np.zeros(2), None), common.Method()
+    table = from_config(tiny.DDIM).table(3)
+
+    def run(text):
+        carry = common.start(settings, None, 1.0, shape=(2, 2, 3), method=method, dtype=np.float32)
+        return common.advance(Network(), text, carry, table, settings, method=method)
+
+    jax.eval_shape(run, jnp.zeros((2, 2, 7, 5)))
+    assert seen.count((4, 7, 5)) == 1
+    assert set(seen) == {(4, 7, 5), (4, 5)}
 
 
 @pytest.mark.parametrize("size", [(4, 4), (7, 13), (1, 8), (2, 3)])

@@ -22,8 +22,10 @@ NETWORKS = {"arrays", "nn"}
 METHOD = {"guidance", "schedules", "solvers", "sample"}
 CALLS = NETWORKS | METHOD
 CALLS |= {
+    "branches",
     "checkpoint",
     "chunks",
+    "compiled",
     "components",
     "embeddings",
     "output",
@@ -37,12 +39,14 @@ CALLS |= {"small", "systems", "text"}
 # The modules and packages of ours that each may import; what is not here is at the top and may import all.
 ALLOWED = {
     "arrays": set(),
+    "branches": {"guidance"},
     "captions": set(),
+    "compiled": set(),
     "guidance": {"arrays"},
     "schedules": {"schedules"},
     "solvers": set(),
     "sample": METHOD,
-    "parallel": set(),
+    "parallel": {"compiled"},
     "progress": set(),
     "checkpoint": {"arrays"},
     "orbax": {"checkpoint"},

@@ -15,7 +15,7 @@ from reference.oracle import guidance as guide
 from test_reference import recorded
 
 from convert import deepfloyd as original
-from sega_jax import Edits, checkpoint, guidance, rows, schedules, solvers
+from sega_jax import Edits, branches, checkpoint, guidance, rows, schedules, solvers
 from sega_jax.nn import clip, layers, t5, vae
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig, attention, blocks, embedding, model
 from sega_jax.schedules import alphas, exponential, sigmas
@@ -61,10 +61,11 @@ def view_small():
     """Blocks of all three networks, whose inputs vary so little that an epsilon shows."""
     words, picture, text = 0.01 * noise(2, 12, 16), 0.01 * noise(2, 8, 8, 8), noise(2, 12, 16, seed=1)
     text_encoder, net, autoencoder = network("text_encoder"), network("unet"), network("vae")
+    told = net.down_blocks[0].attentions[0].project(text)
     blocks = {
         "text": (text_encoder.encoder.layers[0], words),
-        "transformer": (net.down_blocks[0].attentions[0], picture, text),
-        "down": (net.down_blocks[0], picture, noise(2, 32), text),
+        "transformer": (net.down_blocks[0].attentions[0], picture, told),
+        "down": (net.down_blocks[0], picture, noise(2, 32), [told]),
         "autoencoder": (autoencoder.encoder.down_blocks[0], picture),
     }
     return show(lambda blocks: {name: block(*inputs) for name, (block, *inputs) in blocks.items()}, blocks)
@@ -73,6 +74,17 @@ def view_small():
 def view_unet_of(name):
     net = tiny.filled(UNet2DConditionModel(UNetConfig.from_dict(cases.UNETS[name][0])))
     return show(lambda net: net(*cases.unet_inputs(name)), net)
+
+
+BRANCHES = noise(2, 4, 4, 4), np.array([999, 3], np.float32), noise(6, 7, 16, seed=1)
+
+
+def view_branches(repeat=False):
+    """Of three texts for each of two pictures, given once or once for each text."""
+    net = tiny.filled(UNet2DConditionModel(UNetConfig.from_dict(tiny.UNET_1)))
+    x, timestep, text = BRANCHES
+    given = (x.repeat(3, 0), timestep.repeat(3)) if repeat else (x, timestep)
+    return show(lambda net: net(*given, text), net)
 
 
 def view_t5():
@@ -87,7 +99,7 @@ def view_small_blocks():
     layer = tiny.filled(t5.T5EncoderModel(t5.T5Config.from_dict(tiny.T5))).encoder.block[1].layer[1]
     picture, text, time = 0.01 * noise(2, 4, 6, 16), 0.01 * noise(2, 7, 64, seed=1), noise(2, 20)
     blocks = {
-        "attention": (net.mid_block.attentions[0], picture, text),
+        "attention": (net.mid_block.attentions[0], picture, net.mid_block.attentions[0].project(text)),
         "resnet": (net.mid_block.resnets[0], picture, time),
         "t5": (layer, 0.003 * noise(2, 7, 24)),
     }
@@ -159,6 +171,21 @@ def oracle(pictures, semantics="diffusers"):
     return np.stack(added, 1)
 
 
+# With the concepts that end first behind the others, and without a momentum that needs them before their warm-up.
+LATE = [{name: values[::-1] for name, values in settings.items()} for settings in (FIRST, SECOND)]
+ALONE = [settings | {"momentum_scale": [0.0] * 3} for settings in LATE]
+
+
+def view_unneeded(pictures):
+    """What is added where the predictions that are not needed are wrong."""
+    u, p, e, _ = PREDICTIONS
+    with jax.enable_x64(True):
+        settings = test_guidance.edits(pictures)
+        wrong = np.arange(3) >= branches.needed(settings, len(u))[:, None, None]
+        given = PREDICTIONS._replace(edits=np.where(wrong[..., None, None, None], 99 * p[:, :, None], e))
+        return show(test_guidance.run.__wrapped__, given, settings)
+
+
 SOLVERS = {
     "ddim": ["ddim", "ddim_v", "ddim_eta_clip"],
     "pndm": ["pndm", "pndm_v"],
@@ -194,15 +221,25 @@ def recorded_paths(names):
     return [recorded(f"schedule_{name}")["path"] for name in names]
 
 
+class Silent:
+    """A network that predicts nothing."""
+
+    def project(self, text):
+        return text
+
+    def __call__(self, x, timestep, text):
+        return jnp.zeros((len(text), *x.shape[1:]))
+
+
 def view_loop():
-    """Fresh noise of two rows over three calls, from a network that predicts nothing."""
+    """Fresh noise of two rows over three calls."""
     settings = system.Settings(rows._from_seeds(np.uint32([3, 4])), np.ones(2), np.ones(2), Edits.stack([[]] * 2))
     method, text = system.Method(), np.zeros((2, 2, 12, 16), np.float32)
     table = schedules.from_config(tiny.DDIM).table(3)
 
     def run(settings):
         carry = system.start(settings, None, 1.0, shape=(2, 2, 4), method=method, dtype=np.float32)
-        return system.advance(lambda x, *_: jnp.zeros_like(x), text, carry, table, settings, method=method)[0].x
+        return system.advance(Silent(), text, carry, table, settings, method=method)[0].x
 
     return show(run, settings)
 
@@ -254,12 +291,15 @@ def views(folder, tmp_path_factory):
         "first stage": partial(view_unet_of, "if_1"),
         "deepfloyd": partial(view_unet_of, "if_2"),
         "upscaler": partial(view_unet_of, "upscaler"),
+        "branches": view_branches,
         "t5": view_t5,
         "small blocks": view_small_blocks,
         **{f"{name} pictures": partial(view_stage, name) for name in cases.STAGES},
         "diffusers": partial(view_guidance, [FIRST, SECOND]),
         "per_concept": partial(view_guidance, [FIRST, SECOND], "per_concept"),
         "padding": partial(view_guidance, [FIRST, SHORT]),
+        "cooled": partial(view_unneeded, LATE),
+        "without momentum": partial(view_unneeded, ALONE),
         **{name: partial(view_solver, names) for name, names in SOLVERS.items()},
         "loop": view_loop,
         "seeds": lambda: rows._seeds(3, 3),
@@ -282,11 +322,14 @@ def sound(views):
         "first stage": lambda: recorded("unet_if_1")["output"],
         "deepfloyd": lambda: recorded("unet_if_2")["output"],
         "upscaler": lambda: recorded("unet_upscaler")["output"],
+        "branches": partial(view_branches, repeat=True),
         "t5": lambda: recorded("t5")["states"][cases.MASK],
         **{f"{name} pictures": lambda name=name: recorded(f"stage_{name}")["x"] for name in cases.STAGES},
         "diffusers": lambda: oracle([FIRST, SECOND]),
         "per_concept": lambda: oracle([FIRST, SECOND], "per_concept"),
         "padding": lambda: oracle([FIRST, SHORT]),
+        "cooled": lambda: oracle(LATE),
+        "without momentum": lambda: oracle(ALONE),
         **{name: partial(recorded_paths, names) for name, names in SOLVERS.items()},
         "seeds": lambda: [3, 4, 5],
         "tokens": lambda: TOKENS,
@@ -301,9 +344,11 @@ def sound(views):
 
 # Relative L2. What is not here is compared exactly.
 TOLERANCE = dict.fromkeys(["text", "unet", "autoencoder", "pictures", "small"], 1e-5)
-TOLERANCE |= dict.fromkeys(["first stage", "deepfloyd", "upscaler", "t5", "small blocks"], 1e-5)
+TOLERANCE |= dict.fromkeys(["first stage", "deepfloyd", "upscaler", "branches", "t5", "small blocks"], 1e-5)
 TOLERANCE |= dict.fromkeys([f"{name} pictures" for name in cases.STAGES], 3e-4)
-TOLERANCE |= dict.fromkeys(["diffusers", "per_concept", "padding"], 1e-12) | dict.fromkeys(SOLVERS, 2e-5)
+TOLERANCE |= dict.fromkeys(
+    ["diffusers", "per_concept", "padding", "cooled", "without momentum"], 1e-12
+) | dict.fromkeys(SOLVERS, 2e-5)
 
 
 def error(found, wanted):
@@ -336,12 +381,12 @@ FAULTS = {
     "tanh in the geglu": ("unet", attention.GEGLU.__call__, "approximate=False", "approximate=True"),
     "sine before cosine": ("unet", embedding.sinusoid, "parts[::-1] if flip else parts", "parts"),
     "timestep not activated": ("unet", layers.ResnetBlock.__call__, "proj(act(embedding))", "proj(embedding)"),
-    "skip before x": ("unet", blocks.UpBlock.__call__, "[x, skips.pop()]", "[skips.pop(), x]"),
+    "skip before x": ("unet", blocks.UpBlock.__call__, "[x, spread(skips.pop(), x)]", "[spread(skips.pop(), x), x]"),
     "no residual around cross-attention": (
         "unet",
         attention.TransformerBlock.__call__,
-        "x = x + self.attn2(",
-        "x = self.attn2(",
+        "out = self.attn2(self.norm2(x), *second)\n    x = spread(x, out) + out",
+        "x = self.attn2(self.norm2(x), *second)",
     ),
     "epsilon of the transformers' group norm": (
         "small",
@@ -396,6 +441,12 @@ FAULTS = {
     "mean and variance swapped": ("autoencoder", vae.AutoencoderKL.encode, "mean, logvar = ", "logvar, mean = "),
     "another scaling factor": ("pictures", system.decode, "/ vae.config.scaling_factor", "/ 0.18215"),
     "pictures in [-1, 1]": ("pictures", system.decode, "image / 2 + 0.5", "image"),
+    "branches of other rows": (
+        "branches",
+        layers.spread,
+        "jnp.repeat(x, len(like) // len(x), 0)",
+        "jnp.resize(x, (len(like), *x.shape[1:]))",
+    ),
     # Networks of DeepFloyd-IF and of the upscaler
     "scale and shift swapped": (
         "deepfloyd",
@@ -431,20 +482,20 @@ FAULTS = {
     ),
     "text not normalised": (
         "deepfloyd",
-        attention.AddedAttention.__call__,
+        attention.AddedAttention.project,
         "text = self.norm_cross(context)",
         "text = context",
     ),
     "values not in the order of the keys": (
         "deepfloyd",
         attention.AddedAttention.__call__,
-        "[self.add_v_proj(text), self.to_v(h)]",
-        "[self.to_v(h), self.add_v_proj(text)]",
+        "[values, spread(self.to_v(h), values)]",
+        "[spread(self.to_v(h), values), values]",
     ),
     "no residual around IF's attention": (
         "deepfloyd",
         attention.AddedAttention.__call__,
-        "return x + self",
+        "return spread(x, out) + self",
         "return self",
     ),
     "epsilon of the picture's norm": (
@@ -469,11 +520,16 @@ FAULTS = {
     ),
     "pooled from the projected text": (
         "first stage",
-        model.UNet2DConditionModel.__call__,
-        "self._embed(timestep, context,",
-        "self._embed(timestep, self.encoder_hid_proj(context),",
+        model.UNet2DConditionModel.project,
+        "self.add_embedding(context)",
+        "self.add_embedding(self.encoder_hid_proj(context))",
     ),
-    "no pooled text": ("deepfloyd", model.UNet2DConditionModel._embed, "embedding += self.add_embedding(text)", "..."),
+    "no pooled text": (
+        "deepfloyd",
+        model.UNet2DConditionModel._embed,
+        "embedding = spread(embedding, pooled) + pooled",
+        "...",
+    ),
     "frequencies to the last": ("deepfloyd", embedding.sinusoid, "half - shift", "half - 1"),
     "noise level through the timestep's layers": (
         "deepfloyd",
@@ -491,8 +547,8 @@ FAULTS = {
     "attention to the picture where it is to the text": (
         "upscaler",
         attention.TransformerBlock.__call__,
-        "context if self.only_cross else normal",
-        "normal",
+        "text if self.only_cross",
+        "(self.attn1.project(normal), text[1]) if self.only_cross",
     ),
     "exact gelu in T5": ("t5", t5.GatedGELU.__call__, "approximate=True", "approximate=False"),
     "gate and value swapped in T5": (
@@ -583,6 +639,9 @@ FAULTS = {
     ),
     "warm one call later": ("diffusers", guidance.sega, "step >= e.warmup", "step > e.warmup"),
     "cooled one call later": ("diffusers", guidance.sega, "step >= e.cooldown", "step > e.cooldown"),
+    "dropped one call before the cool-down": ("cooled", branches.needed, "call < end", "call < end - 1"),
+    "dropped before the warm-up": ("cooled", branches._window, "np.where(edits.momentum_scale > 0, 0, edits", "(edits"),
+    "dropped at the warm-up": ("without momentum", branches.needed, "first <= call", "first < call"),
     "a tail of its own": ("per_concept", guidance.sega, "warm & ~cooled", "warm"),
     "weights normalised": (
         "per_concept",
@@ -716,9 +775,10 @@ def test_fault_is_seen(name, views, sound, monkeypatch):
 
 def test_the_order_of_the_keys_does_not_matter(views, sound, monkeypatch):
     """Of text and picture in IF's attention."""
-    wanted, line = sound("deepfloyd"), "jnp.concatenate([self.add_{0}_proj(text), self.to_{0}(h)], 1),"
-    other = "jnp.concatenate([self.to_{0}(h), self.add_{0}_proj(text)], 1),"
-    old, new = ("\n        ".join(part.format(name) for name in "kv") for part in (line, other))
+    wanted, line = sound("deepfloyd"), "jnp.concatenate([{1}, spread(self.to_{0}(h), {1})], 1),"
+    other = "jnp.concatenate([spread(self.to_{0}(h), {1}), {1}], 1),"
+    names = ("k", "keys"), ("v", "values")
+    old, new = ("\n        ".join(part.format(*name) for name in names) for part in (line, other))
     damage(monkeypatch, attention.AddedAttention.__call__, old, new)
     assert error(views["deepfloyd"](), wanted) < TOLERANCE["deepfloyd"]
 

@@ -176,6 +176,19 @@ def test_rows_are_their_own(pipe):
     assert (a[0] != a[1]).any()
 
 
+def test_past_concepts_are_predicted_no_more(pipe, compilations):
+    """Where the programs are prepared; the tokens stay."""
+    prepared, call = PaellaPipeline(**pipe.components), {"edits": EDITS[1:] * 2, "seed": 3} | TOKENS
+    report = prepared.compile("dog", [Edit("", warmup=0, cooldown=2)] * 2, **TOKENS)
+    assert [program.concepts for program in report.programs if program.name == "advance"] == [2, 0]
+    compilations.clear()
+    with pipe.devices.watch() as used:
+        found = prepared("a cat", **call).images
+    assert [program.concepts for program in used if program.name == "advance"][-1] == 0
+    np.testing.assert_array_equal(found, pipe("a cat", **call).images)
+    assert not compilations
+
+
 @pytest.mark.filterwarnings("ignore:the text encoder reads 12 tokens")  # CLIP's
 def test_texts_of_other_lengths(pipe):
     """In one batch as each by itself, over a length that is padded to."""

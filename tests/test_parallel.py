@@ -122,6 +122,17 @@ def test_more_calls_compile_nothing(on, compilations):
     assert not compilations
 
 
+def test_compiled_ahead_of_time(on, compilations):
+    """Also what predicts fewer concepts; the devices do not say how much memory they take."""
+    pipe = on(2)
+    report = pipe.compile(["a", "b"], [Edit("", warmup=0, cooldown=2)], steps=STEPS, output="latent")
+    assert [program.concepts for program in report.programs if program.name == "advance"] == [1, 0]
+    assert report.memory is None
+    compilations.clear()
+    draw(pipe, range(2), edits=[[Edit("a", warmup=0, cooldown=3)], []])
+    assert not compilations
+
+
 def test_another_device_than_the_first(on):
     other = on(1)
     folder_models = jax.device_put(jax.device_get(other.models), jax.local_devices()[5])

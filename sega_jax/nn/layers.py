@@ -40,6 +40,14 @@ def along(vector: jax.Array, x: jax.Array) -> jax.Array:
     return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
 
+def spread(x: jax.Array, like: jax.Array) -> jax.Array:
+    """Rows [rows, ...], each as often as `like` [rows x branches, ...] has branches of it, side by side.
+
+    Networks take this where what differs between branches meets what they share. Without branches it is x.
+    """
+    return x if len(x) >= len(like) else jnp.repeat(x, len(like) // len(x), 0)
+
+
 class Linear(nnx.Module):
     """y = x W + b over the last axis; a torch weight (out, in) is the transposed kernel (in, out)."""
 
@@ -219,7 +227,8 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, ca
 
 
 class Attention(nnx.Module):
-    """Self- or cross-attention with diffusers' names, over [batch, positions, channels]."""
+    """Self- or cross-attention with diffusers' names, over [batch, positions, channels]: to the keys and values that
+    `project` makes of a context, which may have several branches of each picture."""
 
     def __init__(self, channels: int, context: int, heads: int, *, bias: bool = False, implementation="xla"):
         self.heads, self.implementation = heads, implementation
@@ -228,15 +237,12 @@ class Attention(nnx.Module):
         self.to_v = Linear(context, channels, bias=bias)
         self.to_out = nnx.List([Linear(channels, channels)])
 
-    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
-        out = attend(
-            self.to_q(x),
-            self.to_k(context),
-            self.to_v(context),
-            heads=self.heads,
-            implementation=self.implementation,
-        )
-        return self.to_out[0](out)
+    def project(self, context: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return self.to_k(context), self.to_v(context)
+
+    def __call__(self, x: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+        query = spread(self.to_q(x), keys)
+        return self.to_out[0](attend(query, keys, values, heads=self.heads, implementation=self.implementation))
 
 
 class ResnetBlock(nnx.Module):
@@ -255,7 +261,7 @@ class ResnetBlock(nnx.Module):
         act = ACTIVATIONS[self.activation]
         h = self.conv1(act(self.norm1(x)))
         if self.time_emb_proj is not None:
-            h = h + self.time_emb_proj(act(embedding))[:, None, None, :]
+            h = h + spread(self.time_emb_proj(act(embedding)), h)[:, None, None, :]
         h = self.conv2(act(self.norm2(h)))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 

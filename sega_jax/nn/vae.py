@@ -77,7 +77,7 @@ class SpatialAttention(Attention):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         tokens = self.group_norm(x).reshape(x.shape[0], -1, x.shape[-1])
-        return x + super().__call__(tokens, tokens).reshape(x.shape)
+        return x + super().__call__(tokens, *self.project(tokens)).reshape(x.shape)
 
 
 class MidBlock(nnx.Module):

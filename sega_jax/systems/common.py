@@ -15,7 +15,7 @@ import optax
 
 from sega_jax.arrays import at_least_float32
 from sega_jax.guidance import Edits, Predictions, cfg, replay, sega
-from sega_jax.nn.unet import UNet2DConditionModel
+from sega_jax.nn.unet import Projected, UNet2DConditionModel
 from sega_jax.sample import Carry, nothing, sample
 from sega_jax.schedules import Row
 from sega_jax.solvers import SOLVERS, Solver
@@ -95,26 +95,37 @@ def start(settings: Settings, latents: Any, scale: Any, *, shape: tuple[int, ...
 
 
 def advance(
-    unet: UNet2DConditionModel, text: jax.Array, carry: Carry, table: Row, settings: Settings, *, method: Method
+    unet: UNet2DConditionModel,
+    text: jax.Array,
+    carry: Carry,
+    table: Row,
+    settings: Settings,
+    *,
+    method: Method,
+    concepts: int | None = None,
 ) -> tuple[Carry, Record | None]:
-    """Takes the rows through a chunk of the schedule.
+    """Takes the rows through a chunk of the schedule; the text's keys and values are computed once for all its calls.
 
     Args:
         text: hidden states [rows, 2 + n, tokens, channels].
         carry: of `start`, or of the chunk before.
         table: rows of the schedule, some of which may be filling.
+        concepts: how many of the n are predicted, the first; the others are none that these calls need, by
+            `sega_jax.branches`. None is all.
 
     Returns:
         The carry, and with `method.record` the record of the chunk's calls.
     """
     guidance, solver = _method(settings, method)
+    text = text[:, : None if concepts is None else 2 + concepts]
+    texts = unet.project(text.reshape(-1, *text.shape[2:]))
     small = settings.small
     if small is not None:
         small = small._replace(picture=enlarge(jnp.asarray(small.picture, carry.x.dtype), carry.x.shape[1:3]))
 
     def denoise(x, row):
         seen = None if small is None else (noised(settings.key, small, row), small.level)
-        return predict(unet, text, x, row, seen)
+        return complete(predict(unet, texts, x, row, seen), settings)
 
     def draw(row, shape):
         return _noise(settings.key, row.call, shape[1:], carry.x.dtype)
@@ -124,9 +135,9 @@ def advance(
 
 
 def predict(
-    unet: UNet2DConditionModel, text: jax.Array, x: jax.Array, row: Row, small: tuple[jax.Array, Any] | None = None
+    unet: UNet2DConditionModel, texts: Projected, x: jax.Array, row: Row, small: tuple[jax.Array, Any] | None = None
 ) -> Predictions:
-    """All 2 + n branches of every row in one call of the network.
+    """All 2 + n branches of every row in one call of the network, which is told what it made of the text of each.
 
     Of an upscaler `small` is the noisy small picture [rows, height, width, 3], as large as x, and its noise level
     [rows]; diffusers multiplies DeepFloyd-IF's by the solver's `input_scale`, too, which is 1 for its scheduler.
@@ -134,15 +145,21 @@ def predict(
     Where the network predicts the variance beside the estimate, that of the prompt is the solver's and the others
     are left out, as in diffusers: guidance is of the estimate alone.
     """
-    rows, branches = text.shape[:2]
     seen, level = x * row.input_scale.astype(x.dtype), ()
     if small is not None:
-        seen, level = jnp.concatenate([seen, small[0].astype(x.dtype)], -1), (jnp.repeat(small[1], branches),)
-    timestep = jnp.broadcast_to(row.timestep.astype(x.dtype), (rows * branches,))
-    out = unet(jnp.repeat(seen, branches, 0), timestep, text.reshape(rows * branches, *text.shape[2:]), *level)
-    out = out.reshape(rows, branches, *out.shape[1:])
+        seen, level = jnp.concatenate([seen, small[0].astype(x.dtype)], -1), (small[1],)
+    timestep = jnp.broadcast_to(row.timestep.astype(x.dtype), x.shape[:1])
+    out = unet(seen, timestep, texts, *level)
+    out = out.reshape(len(x), -1, *out.shape[1:])
     estimate, variance = out[..., : x.shape[-1]], out[:, 1, ..., x.shape[-1] :]
     return Predictions(estimate[:, 0], estimate[:, 1], estimate[:, 2:], variance if variance.size else None)
+
+
+def complete(preds: Predictions, settings: Any) -> Predictions:
+    """With the concepts of `settings` that were not predicted, in the place of which the unconditional prediction is,
+    from which there is no direction."""
+    missing = 0 if settings.edits is None else settings.edits.scale.shape[1] - preds.edits.shape[1]
+    return preds._replace(edits=jnp.concatenate([preds.edits, jnp.repeat(preds.uncond[:, None], missing, 1)], 1))
 
 
 def noised(key: jax.Array, small: Small, row: Row) -> jax.Array:

@@ -10,7 +10,6 @@ width, labels. What guidance guides are the logits, before the temperature.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +26,7 @@ from sega_jax.sample import Carry, sample
 from sega_jax.schedules import Row
 from sega_jax.solvers import Chances, Solver, renoise
 from sega_jax.systems import prior as priors
-from sega_jax.systems.common import INITIAL, Record, Sizes, Usual, guiding, recorder
+from sega_jax.systems.common import INITIAL, Record, Sizes, Usual, complete, guiding, recorder
 from sega_jax.systems.deepfloyd import encode as encode
 
 # Of the published inference scripts: after how many of 32 steps no token is noised any more, and the temperatures.
@@ -178,20 +177,33 @@ def start(settings: Settings, tokens: Any, scale: Any, *, shape: tuple[int, ...]
 
 
 def advance(
-    predictor: Predictor, text: Text, carry: Carry, table: Row, settings: Settings, *, method: Method
+    predictor: Predictor,
+    text: Text,
+    carry: Carry,
+    table: Row,
+    settings: Settings,
+    *,
+    method: Method,
+    concepts: int | None = None,
 ) -> tuple[Carry, Record | None]:
     """Takes the rows through a chunk of the schedule; the text's keys and values are computed once for all its calls.
 
     Args:
         carry: of `start`, or of the chunk before.
         table: rows of `sega_jax.schedules.tokens.renoising`, some of which may be filling.
+        concepts: how many are predicted, as of `sega_jax.systems.common.advance`.
 
     Returns:
         The carry, and with `method.record` the record of the chunk's calls.
     """
     net = predictor.net
-    texts = net.project(condition(net, text, settings.influence))
-    denoise = partial(predict, net, texts, branches=text.mask.shape[1], centred=method.centred)
+    branches = text.mask.shape[1] if concepts is None else 2 + concepts
+    few = jax.tree.map(lambda array: array[:, :branches], text._replace(image=None))._replace(image=text.image)
+    texts = net.project(condition(net, few, settings.influence))
+
+    def denoise(x, row):
+        return complete(predict(net, texts, x, row, branches=branches, centred=method.centred), settings)
+
     solver = _lasting(renoise(choice=method.choice, codebook=predictor.codebook[...]))
 
     def draw(row, shape):

@@ -127,7 +127,7 @@ class SelfAttention(layers.Attention):
         super().__init__(channels, channels, heads)
 
     def __call__(self, x):
-        return super().__call__(x, x)
+        return super().__call__(x, *self.project(x))
 
 
 class Upsampling(layers.Resample):
@@ -241,6 +241,17 @@ def twin(module, name):
     return module
 
 
+def told(block, context, taken):
+    """What a block of ours takes in place of the text's states."""
+    if "keys" in taken:
+        return dict(zip(("keys", "values"), block.project(context), strict=True))
+    if "text" not in taken:
+        return {}
+    if hasattr(block, "project"):
+        return {"text": block.project(context)}
+    return {"text": [attention.project(context) for attention in block.attentions]}
+
+
 def labels(config, batch):
     """Noise levels, which may be fractions where they are embedded as timesteps are; the last is the largest."""
     if "num_class_embeds" in config:
@@ -299,7 +310,9 @@ def test_blocks(name, std):
             given["skips"] = [expected, *array(list(arguments["res_hidden_states_tuple"]))]
         block = twin(ours, name)
         if not isinstance(block, layers.Resample):
-            out = block(**{key: given[key] for key in inspect.signature(block).parameters if key in given})
+            taken = inspect.signature(block).parameters
+            given |= told(block, given["context"], taken)
+            out = block(**{key: given[key] for key in taken if key in given})
             errors[name] = relative(out[0] if isinstance(out, tuple) else out, expected)
     assert len(errors) > 5
     assert {name: error for name, error in errors.items() if error >= LAYER} == {}

@@ -1,11 +1,18 @@
-"""How a picture attends to itself and to the text: transformers, or one attention to both at once."""
+"""How a picture attends to itself and to the text: transformers, or one attention to both at once.
+
+Text comes as keys and values, which `project` makes of its states [batch, tokens, channels].
+"""
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sega_jax.nn.layers import Attention, Conv, GroupNorm, LayerNorm, Linear, attend
+from sega_jax.nn.layers import Attention, Conv, GroupNorm, LayerNorm, Linear, attend, spread
 from sega_jax.nn.unet.config import TEXT_GROUPS, UNetConfig
+
+Pair = tuple[jax.Array, jax.Array]
 
 
 class GEGLU(nnx.Module):
@@ -43,10 +50,16 @@ class TransformerBlock(nnx.Module):
         self.norm3 = LayerNorm(channels)
         self.ff = FeedForward(channels)
 
-    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
+    def project(self, context: jax.Array) -> list[Pair]:
+        return [attn.project(context) for attn in ((self.attn1, self.attn2) if self.only_cross else (self.attn2,))]
+
+    def __call__(self, x: jax.Array, text: Sequence[Pair]) -> jax.Array:
         normal = self.norm1(x)
-        x = x + self.attn1(normal, context if self.only_cross else normal)
-        x = x + self.attn2(self.norm2(x), context)
+        first, second = text if self.only_cross else (self.attn1.project(normal), *text)
+        out = self.attn1(normal, *first)
+        x = spread(x, out) + out
+        out = self.attn2(self.norm2(x), *second)
+        x = spread(x, out) + out
         return x + self.ff(self.norm3(x))
 
 
@@ -73,12 +86,15 @@ class Transformer(nnx.Module):
         )
         self.proj_out = project(channels, channels)
 
-    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
+    def project(self, context: jax.Array) -> list[list[Pair]]:
+        return [block.project(context) for block in self.transformer_blocks]
+
+    def __call__(self, x: jax.Array, text: Sequence[Sequence[Pair]]) -> jax.Array:
         h = self.proj_in(self.norm(x))
         tokens = h.reshape(h.shape[0], -1, h.shape[-1])
-        for block in self.transformer_blocks:
-            tokens = block(tokens, context)
-        return x + self.proj_out(tokens.reshape(h.shape))
+        for block, pairs in zip(self.transformer_blocks, text, strict=True):
+            tokens = block(tokens, pairs)
+        return spread(x, tokens) + self.proj_out(tokens.reshape(-1, *h.shape[1:]))
 
 
 class AddedAttention(nnx.Module):
@@ -100,14 +116,17 @@ class AddedAttention(nnx.Module):
         self.add_v_proj = Linear(text, channels)
         self.to_out = nnx.List([Linear(channels, channels)])
 
-    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
-        h = self.group_norm(x).reshape(len(x), -1, x.shape[-1])
+    def project(self, context: jax.Array) -> Pair:
         text = self.norm_cross(context)
+        return self.add_k_proj(text), self.add_v_proj(text)
+
+    def __call__(self, x: jax.Array, text: Pair) -> jax.Array:
+        h, (keys, values) = self.group_norm(x).reshape(len(x), -1, x.shape[-1]), text
         out = attend(
-            self.to_q(h),
-            jnp.concatenate([self.add_k_proj(text), self.to_k(h)], 1),
-            jnp.concatenate([self.add_v_proj(text), self.to_v(h)], 1),
+            spread(self.to_q(h), keys),
+            jnp.concatenate([keys, spread(self.to_k(h), keys)], 1),
+            jnp.concatenate([values, spread(self.to_v(h), values)], 1),
             heads=self.heads,
             implementation=self.implementation,
         )
-        return x + self.to_out[0](out).reshape(x.shape)
+        return spread(x, out) + self.to_out[0](out).reshape(-1, *x.shape[1:])

@@ -1,12 +1,16 @@
-"""A UNet's levels: resnets, attention where a level has it, and the way to the next level."""
+"""A UNet's levels: resnets, attention where a level has it, and the way to the next level.
 
-from collections.abc import Callable
+Text comes as what each of `attentions` makes of it (`project`).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sega_jax.nn.layers import ACTIVATIONS, Linear, Resample, ResnetBlock, double, halve
+from sega_jax.nn.layers import ACTIVATIONS, Linear, Resample, ResnetBlock, double, halve, spread
 from sega_jax.nn.unet.attention import AddedAttention, Transformer
 from sega_jax.nn.unet.config import UNetConfig
 
@@ -36,10 +40,11 @@ class ScaledResnetBlock(ResnetBlock):
         h = act(self.norm1(x))
         if self.resample is not None:
             x, h = self.resample(x), self.resample(h)
-        time = self.time_emb_proj(act(embedding) if self.activate_time else embedding)
+        h = self.norm2(self.conv1(h))
+        time = spread(self.time_emb_proj(act(embedding) if self.activate_time else embedding), h)
         scale, shift = jnp.split(time[:, None, None, :], 2, -1)
-        h = self.conv2(act(self.norm2(self.conv1(h)) * (1 + scale) + shift))
-        return ((x if self.conv_shortcut is None else self.conv_shortcut(x)) + h) / self.divisor
+        h = self.conv2(act(spread(h, time) * (1 + scale) + shift))
+        return (spread(x if self.conv_shortcut is None else self.conv_shortcut(x), h) + h) / self.divisor
 
 
 class DownBlock(nnx.Module):
@@ -53,12 +58,12 @@ class DownBlock(nnx.Module):
         last = level == len(c.block_out_channels) - 1
         self.downsamplers = nnx.List([] if last else [_downsampler(c, outputs, embedding)])
 
-    def __call__(self, x: jax.Array, embedding: jax.Array, context: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+    def __call__(self, x: jax.Array, embedding: jax.Array, text: Sequence[Any]) -> tuple[jax.Array, list[jax.Array]]:
         skips = []
         for i, resnet in enumerate(self.resnets):
             x = resnet(x, embedding)
             if self.attentions:
-                x = self.attentions[i](x, context)
+                x = self.attentions[i](x, text[i])
             skips.append(x)
         for down in self.downsamplers:
             x = down(x, embedding) if isinstance(down, ResnetBlock) else down(x)
@@ -74,8 +79,8 @@ class MidBlock(nnx.Module):
         attention = AddedAttention if c.adds_keys else Transformer
         self.attentions = nnx.List([attention(c, level, implementation)])
 
-    def __call__(self, x: jax.Array, embedding: jax.Array, context: jax.Array) -> jax.Array:
-        x = self.attentions[0](self.resnets[0](x, embedding), context)
+    def __call__(self, x: jax.Array, embedding: jax.Array, text: Sequence[Any]) -> jax.Array:
+        x = self.attentions[0](self.resnets[0](x, embedding), text[0])
         return self.resnets[1](x, embedding)
 
 
@@ -104,11 +109,11 @@ class UpBlock(nnx.Module):
         self.attentions = nnx.List([_attention(c, level, implementation) for _ in range(layers)] if cross else [])
         self.upsamplers = nnx.List([_upsampler(c, outputs, embedding)] if level else [])
 
-    def __call__(self, x: jax.Array, embedding: jax.Array, context: jax.Array, skips: list[jax.Array]) -> jax.Array:
+    def __call__(self, x: jax.Array, embedding: jax.Array, text: Sequence[Any], skips: list[jax.Array]) -> jax.Array:
         for i, resnet in enumerate(self.resnets):
-            x = resnet(jnp.concatenate([x, skips.pop()], -1), embedding)
+            x = resnet(jnp.concatenate([x, spread(skips.pop(), x)], -1), embedding)
             if self.attentions:
-                x = self.attentions[i](x, context)
+                x = self.attentions[i](x, text[i])
         for up in self.upsamplers:
             if isinstance(up, ResnetBlock):
                 x = up(x, embedding)

@@ -1,20 +1,32 @@
 """The UNet as a whole."""
 
+from typing import Any, NamedTuple
+
 import jax
 from flax import nnx
 
-from sega_jax.nn.layers import ACTIVATIONS, Conv, Embed, GroupNorm, Linear
+from sega_jax.nn.layers import ACTIVATIONS, Conv, Embed, GroupNorm, Linear, spread
 from sega_jax.nn.unet.blocks import DownBlock, MidBlock, UpBlock
 from sega_jax.nn.unet.config import UNetConfig
 from sega_jax.nn.unet.embedding import TextTimeEmbedding, TimestepEmbedding, sinusoid
+
+
+class Projected(NamedTuple):
+    """What a UNet makes of a context: the same at every timestep, for every x."""
+
+    pooled: jax.Array | None  # [batch, embedding], added to the timestep's; None where nothing is
+    attended: list[list[Any]]  # keys and values, of every block's attentions
 
 
 class UNet2DConditionModel(nnx.Module):
     """`__call__(x, timestep, context)`, of Stable Diffusion for every size of x that is not empty:
 
     x: [batch, height, width, in_channels], timestep: [batch] (kept in float32 or wider),
-    context: [batch, tokens, cross_attention_dim] -> [batch, height, width, out_channels] in the dtype
-    of the parameters.
+    context: [batch, tokens, cross_attention_dim], or what `project` makes of it -> [batch, height, width,
+    out_channels] in the dtype of the parameters.
+
+    The context may have several branches of each x, [batch x branches, tokens, ...], those of an x side by side, and so
+    has the output then: what comes before the first use of text is computed once for all of them.
 
     Upscalers take `class_labels` [batch] as well, the noise level of the small picture that is among the channels of
     x: integers below `num_class_embeds`, or in DeepFloyd-IF any number as for the timestep. DeepFloyd-IF's context is
@@ -42,25 +54,35 @@ class UNet2DConditionModel(nnx.Module):
     def rename(name: str) -> str:
         return name
 
-    def __call__(
-        self, x: jax.Array, timestep: jax.Array, context: jax.Array, class_labels: jax.Array | None = None
-    ) -> jax.Array:
-        dtype = self.conv_in.kernel[...].dtype
-        context = context.astype(dtype)
-        embedding = self._embed(timestep, context, class_labels)
+    def project(self, context: jax.Array) -> Projected:
+        """What blocks and attentions make of the text: once, for calls that share it."""
+        context = context.astype(self.conv_in.kernel[...].dtype)
+        pooled = None if self.add_embedding is None else self.add_embedding(context)
         if self.encoder_hid_proj is not None:
             context = self.encoder_hid_proj(context)
-        x = self.conv_in(x.astype(dtype))
+        blocks = (*self.down_blocks, self.mid_block, *self.up_blocks)
+        return Projected(pooled, [[attention.project(context) for attention in block.attentions] for block in blocks])
+
+    def __call__(
+        self,
+        x: jax.Array,
+        timestep: jax.Array,
+        context: jax.Array | Projected,
+        class_labels: jax.Array | None = None,
+    ) -> jax.Array:
+        pooled, attended = context if isinstance(context, Projected) else self.project(context)
+        embedding, texts = self._embed(timestep, pooled, class_labels), iter(attended)
+        x = self.conv_in(x.astype(self.conv_in.kernel[...].dtype))
         skips = [x]
         for block in self.down_blocks:
-            x, new = block(x, embedding, context)
+            x, new = block(x, embedding, next(texts))
             skips += new
-        x = self.mid_block(x, embedding, context)
+        x = self.mid_block(x, embedding, next(texts))
         for block in self.up_blocks:
-            x = block(x, embedding, context, skips)
+            x = block(x, embedding, next(texts), skips)
         return self.conv_out(ACTIVATIONS[self.config.act_fn](self.conv_norm_out(x)))
 
-    def _embed(self, timestep: jax.Array, text: jax.Array, class_labels: jax.Array | None) -> jax.Array:
+    def _embed(self, timestep: jax.Array, pooled: jax.Array | None, class_labels: jax.Array | None) -> jax.Array:
         """The vector that every resnet takes, [batch, embedding]."""
         c = self.config
         if class_labels is None and self.class_embedding is not None:
@@ -72,8 +94,8 @@ class UNet2DConditionModel(nnx.Module):
         if self.class_embedding is not None:
             known = class_labels if c.num_class_embeds else self._wave(class_labels.astype(timestep.dtype))
             embedding += self.class_embedding(known)
-        if self.add_embedding is not None:
-            embedding += self.add_embedding(text)
+        if pooled is not None:
+            embedding = spread(embedding, pooled) + pooled
         return ACTIVATIONS[c.time_embedding_act_fn](embedding) if c.time_embedding_act_fn else embedding
 
     def _wave(self, steps: jax.Array) -> jax.Array:
