@@ -178,6 +178,17 @@ def test_encodings_are_remembered_and_right_whatever_the_block(small):
         close(small.encode([texts[i]])[0], all_at_once[i], 1e-6)
 
 
+def test_equal_texts_are_encoded_once(small):
+    """In a call and after it; equal are those of equal tokens."""
+    pipe = Pipeline(**small.components)
+    with pipe.devices.watch() as programs:
+        first = pipe.encode(["a cat", "A  cat"] * 6 + ["a dog"])
+        pipe(["a cat"] * 2, ["a dog", Edit("a cat", warmup=0)], negative_prompt="a dog", steps=12, output="latent")
+    assert [program.name for program in programs].count("encode") == 1
+    assert np.array_equal(first[:-1], first[:1].repeat(12, 0))
+    assert not np.array_equal(first[0], first[-1])
+
+
 # Randomness
 
 
