@@ -22,6 +22,8 @@ import convert
 import sega_jax
 from sega_jax import CheckpointError, hub
 
+pytestmark = pytest.mark.usefixtures("one_by_default")
+
 NAME, COMMIT = "owner/tiny", "c" * 40
 NEEDED = {
     "model_index.json",
@@ -250,7 +252,6 @@ import json, sys, warnings
 warnings.simplefilter("ignore")
 import sega_jax
 
-pytestmark = pytest.mark.usefixtures("one_by_default")
 said = []
 for name, revision in json.loads(sys.argv[1]):
     try:

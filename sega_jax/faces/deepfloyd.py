@@ -75,11 +75,11 @@ class SemanticIFPipeline(Face):
         for name in ("safety_checker", "watermarker", "feature_extractor"):
             if options.pop(name, None) not in (None, False):
                 raise TypeError(f"{name} is not supported; leave it out")
-        cls._check(pretrained_model_name_or_path, options.get("revision"))
         try:
             captions.check()
         except ImportError as error:
             warnings.warn(f"calls will not run as they are by default: {error}", stacklevel=2)
+        cls._check(pretrained_model_name_or_path, options.get("revision"))
         dtype = torch_dtype if dtype is None else dtype
         return cls.from_pipe(load(pretrained_model_name_or_path, dtype=dtype, safety_checker=False, **options))
 
