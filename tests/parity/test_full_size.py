@@ -180,13 +180,17 @@ def parts(config, *names):
         yield fill(functools.reduce(member, name.split("."), ours), part.state_dict()), part
 
 
+def keys_and_values(block, text):
+    return [attention.project(text) for attention in block.attentions]
+
+
 def test_the_middle_of_if():
     """2,816 channels in 44 heads, and the pooled text of 4,096 in 64: a part of IF-I-XL of 1.7 GB."""
     (ours, middle), (pooling, pooled) = parts(IF_1_XL, "mid_block", "add_embedding")
     x, text, states = noise(2, 8, 8, 2816), noise(2, 77, 2816, seed=1), noise(2, 77, 4096, seed=2)
     time = pooled(torch.tensor(states))
     assert relative(jax.jit(lambda net: net(states))(pooling), time) < TOLERANCE
-    found = jax.jit(lambda net: net(x, time.numpy(), text))(ours)
+    found = jax.jit(lambda net: net(x, time.numpy(), keys_and_values(net, text)))(ours)
     assert relative(found, last(middle(first(x), time, torch.tensor(text)))) < TOLERANCE
 
 
@@ -196,13 +200,13 @@ def test_a_level_of_if():
     time, text = noise(2, 2816, seed=1), noise(2, 77, 2816, seed=2)
     x = noise(2, 16, 16, 704)
     seen = [first(x), torch.tensor(time), torch.tensor(text)]
-    found, skips = jax.jit(lambda net: net(x, time, text))(down)
+    found, skips = jax.jit(lambda net: net(x, time, keys_and_values(net, text)))(down)
     expected, its_skips = its_down(*seen)
     for ours, its in zip([found, *skips], [expected, *its_skips], strict=True):
         assert relative(ours, last(its)) < TOLERANCE
 
     x, skips = noise(2, 8, 8, 2112), [noise(2, 8, 8, c, seed=i) for i, c in enumerate((704, 1408, 1408, 1408))]
-    found = jax.jit(lambda net: net(x, time, text, list(skips)))(up)
+    found = jax.jit(lambda net: net(x, time, keys_and_values(net, text), list(skips)))(up)
     expected = its_up(first(x), tuple(map(first, skips)), *seen[1:])
     assert found.shape == (2, 16, 16, 1408)
     assert relative(found, last(expected)) < TOLERANCE
