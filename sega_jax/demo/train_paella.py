@@ -161,8 +161,8 @@ def naming(batch: int, labels: int) -> Callable:
     """The cross entropy of tokens under noise (Rampas et al. 2022): at a noise level r every token is another, at
     random, with probability r. 10 % of the captions are dropped.
 
-    r is 1 - u⁴ for a u that is uniform in [0, 1], not uniform itself: of a portrait a twentieth of its tokens tells
-    almost all, and only where less is left are words of use.
+    r is 1 - u⁴ for a u that is uniform in [0, 1], not uniform itself: words are of use only where few tokens are left
+    to tell of a portrait, presumably less than a twentieth.
     """
 
     def loss(networks, key, bank):
