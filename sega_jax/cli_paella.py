@@ -1,5 +1,6 @@
 """What `sega-jax edit` has for Paella: the options of its sampler."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -50,11 +51,18 @@ def check_kind(kind: Kind, model: str, chosen: Mapping[str, Any], eta: float) ->
 
 
 def read(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The options as a pipeline's call takes them."""
+    """The options as a pipeline's call takes them.
+
+    Raises:
+        ValueError: the temperature is not two positive numbers.
+    """
     found = {name: value for name, value in chosen.items() if value is not None}
     if "temperature" in found:
         try:
-            found["temperature"] = tuple(map(float, chosen["temperature"].split(",")))
+            first, last = map(float, chosen["temperature"].split(","))
         except ValueError:
-            raise ValueError(f"--temperature {chosen['temperature']!r} should be two numbers like 1.2,0.2") from None
+            first = last = math.nan
+        if not (0 < first < math.inf and 0 < last < math.inf):
+            raise ValueError(f"--temperature {chosen['temperature']!r} should be two positive numbers like 1.2,0.2")
+        found["temperature"] = first, last
     return found

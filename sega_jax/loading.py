@@ -233,10 +233,8 @@ def describe(
     if kind is PAELLA:
         return _describe_paella(folder, configs)
     if kind is UPSCALER and isinstance(configs["vae"], Mapping):
-        configs["vae"] = {
-            "scaling_factor": 0.08333,
-            **configs["vae"],
-        }  # that of diffusers' pipeline, where none is named
+        # That of diffusers' pipeline, where none is named.
+        configs["vae"] = {"scaling_factor": 0.08333, **configs["vae"]}
     config = folder / "scheduler" / "scheduler_config.json"
     if scheduler is not None:
         scheduler = as_scheduler(scheduler, read_json(config) if config.is_file() else None)

@@ -40,6 +40,13 @@ def test_training_stops_and_goes_on(tmp_path, one_device):
     assert pipe.models.vae.config.scaling_factor != 0.18215
     first = pipe("a portrait of a woman with glasses", [], steps=2, output="latent").images
     assert first.shape == (1, 32, 32, 4)
+    # Finished: nothing is trained again, and the model is the same.
+    said.clear()
+    assert Trainer(tmp_path, PLAN, configs=SMALL, say=said.append).run()
+    assert not any(line.startswith(("autoencoder", "denoiser")) for line in said)
+    again = sega_jax.load(tmp_path / "model", devices=one_device)
+    for old, new in zip(jax.tree.leaves(pipe.models), jax.tree.leaves(again.models), strict=True):
+        np.testing.assert_array_equal(old, new)
 
 
 def test_the_loss_is_of_v():

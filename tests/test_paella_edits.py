@@ -470,7 +470,9 @@ def test_the_shell(paella_folder, tmp_path, monkeypatch):
     assert "guidance_scale  8.0" in said
     assert "--temperature 1,0.5" in said.splitlines()[-1]
     for more, message in (
-        (["--temperature", "warm"], "--temperature 'warm' should be two numbers like 1.2,0.2"),
+        (["--temperature", "warm"], "--temperature 'warm' should be two positive numbers like 1.2,0.2"),
+        (["--temperature", "1,0"], "--temperature '1,0' should be two positive numbers like 1.2,0.2"),
+        (["--temperature", "1,1,1"], "--temperature '1,1,1' should be two positive numbers like 1.2,0.2"),
         (["--renoise-steps", "-1"], "--renoise-steps=-1 should be at least 0"),
         (["--eta", "0.5"], "--eta 0.5 is DDIM's, Paella has none"),
         (["--stage2", "x"], "--stage2 is of DeepFloyd-IF's"),

@@ -86,7 +86,7 @@ def test_branches_share_what_comes_before_the_text(name):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision(dtype):
     """Noise levels and timesteps keep their digits."""
-    module, rng = build(tiny.STAGE_2), np.random.default_rng(0)
+    module, rng = build(tiny.IF_2), np.random.default_rng(0)
     x, text = rng.standard_normal((2, 4, 8, 6), np.float32), rng.standard_normal((2, 7, 24), np.float32)
     args = x, np.array([999, 3], np.float32), text, np.array([0, 250], np.float32)
     wanted, found = (jax.jit(UNet2DConditionModel.__call__)(tiny.filled(module, d), *args) for d in ("float32", dtype))

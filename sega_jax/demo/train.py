@@ -18,16 +18,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import click
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sega_jax.cli import plainly
 from sega_jax.demo import portraits, wording
 from sega_jax.demo.configs import DEMO, INDEX, Configs
-from sega_jax.demo.training import OneHot, Stages, adam, begin, half, initial, write_json
+from sega_jax.demo.training import OneHot, Stages, adam, begin, command, half, initial, write_json
 from sega_jax.schedules.noise import cumulative
 from sega_jax.systems.stable_diffusion import Models
 from sega_jax.text import Tokenizer
@@ -188,17 +186,7 @@ class Trainer(Stages):
 _SPECIAL = {"bos": "startoftext", "eos": "endoftext", "pad": "endoftext"}
 
 
-@click.command(context_settings={"show_default": True})
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--minutes", default=math.inf, help="After which to stop.")
-def main(folder: Path, minutes: float) -> None:
-    """Trains the demo model in FOLDER, or goes on with it."""
-    with plainly():
-        if jax.config.jax_compilation_cache_dir is None:
-            jax.config.update("jax_compilation_cache_dir", str(folder.absolute() / "compiled"))
-        done = Trainer(folder, Plan(), minutes=minutes).run()
-    click.echo("done" if done else "not done yet: call it again")
-
+main = command(Trainer, Plan(), "the demo model")
 
 if __name__ == "__main__":
     main()

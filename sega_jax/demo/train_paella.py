@@ -3,7 +3,8 @@
     python -m sega_jax.demo.train_paella FOLDER --minutes 9.2
 
 works until it is done or the minutes are over, and goes on where it was when it is called again, as
-`sega_jax.demo.train` does. FOLDER/model is then the model, which `sega_jax.load` reads.
+`sega_jax.demo.train` does. FOLDER/model is then the model, which `sega_jax.load` reads. This plan has not been trained
+to its end yet, and whether the model follows words is not known.
 """
 
 import math
@@ -12,16 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import click
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from sega_jax.checkpoint import flax_name
-from sega_jax.cli import plainly
 from sega_jax.demo import portraits
-from sega_jax.demo.training import OneHot, Stages, adam, begin, half, initial, write_json
+from sega_jax.demo.training import OneHot, Stages, adam, begin, command, half, initial, write_json
 from sega_jax.nn.paella import PaellaConfig
 from sega_jax.nn.vqgan import VQConfig
 from sega_jax.systems.paella import Models
@@ -268,17 +267,7 @@ class Trainer(Stages):
         return Bank(tokens, jnp.asarray(words), jnp.asarray(empty))
 
 
-@click.command(context_settings={"show_default": True})
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--minutes", default=math.inf, help="After which to stop.")
-def main(folder: Path, minutes: float) -> None:
-    """Trains a small Paella in FOLDER, or goes on with it."""
-    with plainly():
-        if jax.config.jax_compilation_cache_dir is None:
-            jax.config.update("jax_compilation_cache_dir", str(folder.absolute() / "compiled"))
-        done = Trainer(folder, Plan(), minutes=minutes).run()
-    click.echo("done" if done else "not done yet: call it again")
-
+main = command(Trainer, Plan(), "a small Paella")
 
 if __name__ == "__main__":
     main()

@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from safetensors.numpy import save_file
 
 from sega_jax.checkpoint import flax_name, to_torch, torch_key
+from sega_jax.cli import plainly
 from sega_jax.kinds import weight_stem
 from sega_jax.nn.layers import Embed
 
@@ -187,3 +188,19 @@ class Stages:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def command(trainer: Callable[..., Any], plan: Any, model: str) -> click.Command:
+    """The command of a training, whose compiled programs its folder keeps."""
+
+    @click.command(context_settings={"show_default": True}, help=f"Trains {model} in FOLDER, or goes on with it.")
+    @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+    @click.option("--minutes", default=math.inf, help="After which to stop.")
+    def main(folder: Path, minutes: float) -> None:
+        with plainly():
+            if jax.config.jax_compilation_cache_dir is None:
+                jax.config.update("jax_compilation_cache_dir", str(folder.absolute() / "compiled"))
+            done = trainer(folder, plan, minutes=minutes).run()
+        click.echo("done" if done else "not done yet: call it again")
+
+    return main
