@@ -90,13 +90,13 @@ def load(
         raise TypeError(f"tokenizer={tokenizer!r} should be another pipeline's (pipe.tokenizer)")
     where = devices if isinstance(devices, Devices) else Devices(devices)
     dtype = pick_dtype(dtype, where)
-    asked, attention = attention, pick_attention(attention, dtype, where)
+    attention = pick_attention(attention, dtype, where)
     scheduler = checked_scheduler(scheduler)
     checkpoint = sources.find(source, revision)
     given = _given(given, checkpoint.kind)
     if checkpoint.kind is PAELLA:
-        for name, value in (("scheduler", scheduler), ("tokenizer", tokenizer), ("attention", asked)):
-            if value not in (None, "xla"):
+        for name, value in (("scheduler", scheduler), ("tokenizer", tokenizer)):
+            if value is not None:
                 raise ValueError(f"{name} is given, of which Paella has no choice; leave it out")
     without = [*given, *([] if safety_checker is True else [CHECKER])]
     reads = tokenizer is None and text_encoder is not False
@@ -231,7 +231,7 @@ def describe(
     given = {part: None for part in optional(kind) if entry(index, part) is None} | dict(given)
     configs = {part: given[part] if part in given else read_json(folder / part / "config.json") for part in kind.parts}
     if kind is PAELLA:
-        return _describe_paella(folder, configs)
+        return _describe_paella(folder, configs, attention)
     if kind is UPSCALER and isinstance(configs["vae"], Mapping):
         # That of diffusers' pipeline, where none is named.
         configs["vae"] = {"scaling_factor": 0.08333, **configs["vae"]}
@@ -258,9 +258,9 @@ def describe(
     return Description(models, tokenizer, scheduler, safety_checker, noising)
 
 
-def _describe_paella(folder: Path, configs: Mapping[str, Any]) -> Description:
+def _describe_paella(folder: Path, configs: Mapping[str, Any], attention: str) -> Description:
     try:
-        models = paella.Models.build(**configs)
+        models = paella.Models.build(**configs, attention=attention)
     except ValueError as error:
         raise CheckpointError(f"{folder}: {error}") from None
     tokenizer = None

@@ -52,7 +52,7 @@ def stop(source, folder):
         result[dest.name] = end(child, dest)
     result["again"] = end(start(folder / "killed0"), folder / "killed0")
     child = start(folder / "interrupted")
-    time.sleep(seconds * random.uniform(0.1, 0.3))
+    time.sleep(seconds * random.uniform(0, 0.1))
     os.kill(child, signal.SIGINT)
     result["interrupted"] = end(child, folder / "interrupted")
     return result

@@ -43,6 +43,31 @@ def test_the_past_alone(monkeypatch, logits):
     assert not np.allclose(out[:, 4:], other[:, 4:], atol=1e-2)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "width", "flash", "used"),
+    [("bfloat16", 8, 1, True), ("bfloat16", 8, 10**6, False), ("bfloat16", 6, 1, False), ("float32", 8, 1, False)],
+)
+def test_when_cudnn_is_used(monkeypatch, dtype, width, flash, used):
+    """With what it is given, masks among that; this machine may have none, so XLA's stands in for it."""
+    asked, theirs = [], jax.nn.dot_product_attention
+
+    def stand_in(*of, implementation, **given):
+        asked.append(implementation)
+        with jax.numpy_dtype_promotion("standard"):
+            return theirs(*of, implementation="xla", **given)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    monkeypatch.setattr(layers, "_FLASH", flash)
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.standard_normal((3, n, HEADS * width)), dtype) for n in (QUERIES, KEYS, KEYS))
+    mask = jnp.arange(KEYS)[None] < np.array([[1], [4], [KEYS]])
+    for given in ({}, {"mask": mask}):
+        found = layers.attend(q, k, v, heads=HEADS, implementation="cudnn", **given).astype(np.float32)
+        wanted = layers.attend(q, k, v, heads=HEADS, **given).astype(np.float32)
+        np.testing.assert_allclose(found, wanted, atol=0.02)
+    assert asked == ["cudnn"] * 2 * used
+
+
 def test_memory_of_many_positions():
     """One picture of 64x64 positions in one head of the x4 upscaler's autoencoder, times 16 each way."""
     x = jax.ShapeDtypeStruct((1, 256 * 256, 512), jnp.bfloat16)

@@ -6,9 +6,11 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+import tiny
 from click.testing import CliRunner
+from PIL import Image
 
-from sega_jax.demo import evaluate, judge, portraits, report, settings, studio
+from sega_jax.demo import evaluate, evaluate_paella, judge, portraits, report, settings, studio
 from sega_jax.demo.attributes import ATTRIBUTES, COLUMN, WORDS, kind
 from sega_jax.demo.studio import NAMES, Shot, Studio, effect, having, interval, lacking, phrase
 
@@ -165,6 +167,47 @@ def test_strength_and_other_studies(evaluation, tmp_path):
         assert title in text
     assert "nan" not in text
     assert "| glasses |" in text
+
+
+def test_tokens(examiner, tmp_path, monkeypatch):
+    """The studies of a Paella, of an editor whose call is known."""
+    asked = []
+
+    class Noted(Editor):
+        dtype, devices = np.dtype("float32"), SimpleNamespace(devices=jax.devices())
+
+        def __call__(self, prompt, edits=(), **call):
+            asked.append(call)
+            return super().__call__(prompt, edits, **call)
+
+    monkeypatch.setattr(evaluate_paella, "CHOICES", {"scale": (1.0, 3.0), "support": ("pixel",), "temperature": (1.0,)})
+    words = ("glasses", "red clothes")
+    own = evaluate_paella.TokenEvaluation(Studio(Noted(), examiner, 16, evaluate_paella.CALL), tmp_path, 8, words)
+    evaluate.run(own, evaluate_paella.STUDIES, {"model": "an editor"})
+    found = {name: study["found"] for name, study in json.loads((tmp_path / "results.json").read_text()).items()}
+    assert {(row["word"], row["method"], row["success"], row["kept"]) for row in found["edits"]} == {
+        (word, method, 1, 1) for word in words for method in ("sega", "authors", "prompt")
+    }
+    chosen = {(row["setting"], row["value"]): row["success"] for row in found["choices"]}
+    assert chosen == {("scale", "1.0"): 0, ("scale", "3.0"): 1, ("support", "pixel"): 1, ("temperature", "1.0"): 1}
+    assert {(call["support"], call["temperature"]) for call in asked} == {
+        ("channel", (1.0, 0.2)), ("pixel", (1.0, 0.2)), ("channel", 1.0)
+    }  # fmt: skip
+    assert Image.open(tmp_path / "pictures.png").width > 8 * 128
+    assert not CliRunner().invoke(report.main, [str(tmp_path)]).exit_code
+    text = (tmp_path / "tables.md").read_text()
+    assert "sega_jax.demo.evaluate_paella" in text
+    assert "## Choices" in text
+
+
+def test_each_kind_of_model_has_its_evaluation(tmp_path):
+    found = CliRunner().invoke(evaluate_paella.main, [str(tmp_path / "out"), "--model", str(evaluate.DEMO)])
+    assert found.exit_code == 1
+    assert "is no Paella; sega_jax.demo.evaluate is for other models" in found.output
+    found = CliRunner().invoke(evaluate.main, [str(tmp_path / "out"), "--model", str(tiny.paella(tmp_path / "paella"))])
+    assert found.exit_code == 1
+    assert "is a Paella; sega_jax.demo.evaluate_paella is for those" in found.output
+    assert not (tmp_path / "out").exists()
 
 
 def test_words_in_prompts():

@@ -16,7 +16,9 @@ TINY = SMALL._replace(
     | {"byt5_embd": 8},
     vqgan=SMALL.vqgan | {"bottleneck_blocks": 1, "c_hidden": 8},
 )
-PLAN = Plan(autoencoder_steps=2, autoencoder_batch=2, portraits=4, captions=2, steps=2, batch=2, chunk=2)
+PLAN = Plan(
+    autoencoder_steps=2, autoencoder_batch=2, portraits=4, captions=2, reading_steps=2, steps=2, batch=2, chunk=2
+)
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +31,7 @@ def test_a_model_that_loads(tmp_path, one_device):
     said = []
     trainer = Trainer(tmp_path, PLAN, configs=TINY, say=said.append)
     assert trainer.run()
-    assert [line.split()[0] for line in said] == ["vqgan", "4", "denoiser"]
+    assert [line.split()[0] for line in said] == ["vqgan", "4", "byt5", "denoiser"]
     pipe = sega_jax.load(tmp_path / "model", devices=one_device)
     np.testing.assert_array_equal(pipe.models.vqgan.vquantizer.codebook.embedding[...], lattice())
     normal = pipe.models.vqgan.down_blocks[-1][1]
@@ -60,6 +62,6 @@ def test_the_loss_is_of_clean_tokens_seen_under_noise():
 
     jax.tree_util.register_static(Net)
     tokens = jax.random.randint(jax.random.key(1), (64, 8, 8), 0, labels).astype(np.int16)
-    bank = Bank(tokens, np.ones((64, 2, BYTES), np.int16), np.ones(BYTES, np.int16))
+    bank = Bank(np.zeros((64, 10), np.int32), tokens, np.ones((64, 2, BYTES), np.int16), np.ones(BYTES, np.int16))
     found = naming(4096, labels)((jax.tree_util.Partial(lambda ids, mask: ids), Net()), jax.random.key(3), bank)
     np.testing.assert_allclose(found, sure * 4 / 5 * (1 - 1 / labels), rtol=0.02)

@@ -378,7 +378,7 @@ FAULTS = {
         "self.implementation = channels // heads,",
     ),
     "halves of the geglu swapped": ("unet", attention.GEGLU.__call__, "value, gate = jnp", "gate, value = jnp"),
-    "tanh in the geglu": ("unet", attention.GEGLU.__call__, "approximate=False", "approximate=True"),
+    "tanh in the geglu": ("unet", attention.GEGLU.__call__, "gelu(gate)", "jax.nn.gelu(gate)"),
     "sine before cosine": ("unet", embedding.sinusoid, "parts[::-1] if flip else parts", "parts"),
     "timestep not activated": ("unet", layers.ResnetBlock.__call__, "proj(act(embedding))", "proj(embedding)"),
     "skip before x": ("unet", blocks.UpBlock.__call__, "[x, spread(skips.pop(), x)]", "[spread(skips.pop(), x), x]"),

@@ -65,12 +65,12 @@ VIEWS = {
 # The view that must show it, the function, a piece of its source and what takes its place.
 FAULTS = {
     # Blocks of the denoiser
-    "tanh in the gelu": ("blocks", net.FeedForward._mix, "approximate=False", "approximate=True"),
+    "tanh in the gelu": ("blocks", net.FeedForward._mix, "gelu(x)", "jax.nn.gelu(x)"),
     "gelu behind the response norm": (
         "blocks",
         net.FeedForward._mix,
-        "norm(jax.nn.gelu(x, approximate=False))",
-        "jax.nn.gelu(norm(x), approximate=False)",
+        "norm(gelu(x))",
+        "gelu(norm(x))",
     ),
     "no response norm": ("blocks", net.FeedForward._mix, "last(norm(", "last(("),
     "responses of every position": ("blocks", net.GlobalResponseNorm.__call__, "sum((1, 2)", "sum((3,)"),
@@ -221,7 +221,7 @@ FAULTS = {
     ),
     # The VQGAN and the prior
     "padded with zeros": ("blocks", vq.ResBlock.__call__, 'mode="edge"', 'mode="constant"'),
-    "tanh in the VQGAN": ("blocks", vq.ResBlock.__call__, "approximate=False", "approximate=True"),
+    "tanh in the VQGAN": ("blocks", vq.ResBlock.__call__, "gelu(", "jax.nn.gelu("),
     "gammas in another order": ("blocks", vq.ResBlock.__call__, "g[0], g[1]", "g[1], g[0]"),
     "the same gammas twice": ("blocks", vq.ResBlock.__call__, "g[3], g[4]", "g[0], g[1]"),
     "no last gamma": ("blocks", vq.ResBlock.__call__, "* g[5]", ""),
@@ -258,10 +258,10 @@ FAULTS = {
     "no gelu in the prior": (
         "blocks",
         embed.Block.__call__,
-        "jax.nn.gelu(norm(first(x)), approximate=False)",
+        "gelu(norm(first(x)))",
         "norm(first(x))",
     ),
-    "tanh in the prior": ("blocks", embed.Block.__call__, "approximate=False", "approximate=True"),
+    "tanh in the prior": ("blocks", embed.Block.__call__, "gelu(", "jax.nn.gelu("),
     "no last norm in the prior": ("blocks", embed.Block.__call__, "norm_out(last(", "(last("),
 }
 

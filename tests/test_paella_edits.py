@@ -3,6 +3,7 @@
 import json
 import shutil
 from functools import cache, partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -151,6 +152,18 @@ def test_edits_against_a_plain_loop(pipe, options):
     assert all(len(set(column[column >= 0])) <= 1 for column in starts.reshape(6, -1).T), "another grid than the first"
     assert start.shape == (4, 4)
     np.testing.assert_array_equal(out.images[0], drawn[-1])
+
+
+def test_centring_rounds_nothing():
+    """Or other tokens are drawn in half precision."""
+    rng, grid = np.random.default_rng(0), np.zeros((1, 2, 2), np.int32)
+    logits = jnp.asarray(rng.standard_normal((3, 2, 2, 16)) * 4 + 3, jnp.bfloat16)
+    row = SimpleNamespace(timestep=np.float32(0.5))
+    found = paella.predict(lambda *_: logits, (), grid, row, branches=3, centred=True)
+    exact = np.asarray(logits, np.float64)
+    exact -= exact.mean(-1, keepdims=True)
+    for branch, wanted in zip((found.uncond, found.cond, found.edits[:, 0]), exact, strict=True):
+        np.testing.assert_allclose(branch[0], wanted, atol=1e-5)
 
 
 @GATE

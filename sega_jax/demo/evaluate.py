@@ -18,7 +18,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import click
 import jax
@@ -108,6 +108,8 @@ class Evaluation:
     seeds: int
     words: tuple[str, ...]
     first_seed: int = 1000
+
+    module: ClassVar[str] = "sega_jax.demo.evaluate"
 
     @property
     def ten(self) -> tuple[str, ...]:
@@ -339,6 +341,39 @@ def compatible(words: Sequence[str]) -> list[str]:
     return [word for word in words if WORDS[word][0] not in (covered if first == "hat" else ("hat",))]
 
 
+def known(option: str, text: str, names: Iterable[str]) -> tuple[str, ...]:
+    """What an option of the shell names, separated by commas."""
+    values, names = tuple(text.split(",")), list(names)
+    if unknown := [value for value in values if value not in names]:
+        raise click.BadParameter(f"{', '.join(unknown)} should be of {', '.join(names)}", param_hint=option)
+    return values
+
+
+def run(evaluation: Evaluation, studies: Iterable[str], about: Measurement) -> None:
+    """Writes what studies find into results.json, beside those that are there."""
+    pipe, folder = evaluation.studio.pipe, evaluation.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "results.json"
+    results = json.loads(path.read_text()) if path.is_file() else {}
+    about = about | {
+        "module": evaluation.module,
+        "seeds": evaluation.seeds,
+        "first_seed": evaluation.first_seed,
+        "words": evaluation.words,
+        "dtype": pipe.dtype.name,
+        "jax": jax.__version__,
+        "device": pipe.devices.devices[0].device_kind,
+        "sega_jax": sega_jax.__version__,
+    }
+    for study in studies:
+        began = time.perf_counter()
+        results[study] = {"about": about, "found": getattr(evaluation, study)()}
+        # After each study, so that an interruption loses one at most, and whole or not at all.
+        (folder / "results.part").write_text(json.dumps(results, indent=1) + "\n")
+        (folder / "results.part").replace(path)
+        click.echo(f"{study}: {time.perf_counter() - began:.0f} s")
+
+
 STUDIES = (
     "edits", "several", "curves", "monotonicity", "robustness", "told", "prompts", "uniqueness", "ablations",
     "variants",
@@ -375,33 +410,14 @@ def main(
     dtype: str | None,
 ) -> None:
     """Measures edits and writes results.json and picture grids into FOLDER; studies that are not asked for stay."""
-    chosen, asked = tuple(words.split(",")), studies.split(",")
-    for option, values, known in (("--words", chosen, WORDS), ("--studies", asked, STUDIES)):
-        if unknown := [value for value in values if value not in known]:
-            raise click.BadParameter(f"{', '.join(unknown)} should be of {', '.join(known)}", param_hint=option)
+    chosen, asked = known("--words", words, WORDS), known("--studies", studies, STUDIES)
     with plainly():
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "results.json"
-        results = json.loads(path.read_text()) if path.is_file() else {}
         pipe = sega_jax.load(model, dtype=dtype)
+        if isinstance(pipe, sega_jax.PaellaPipeline):
+            raise click.ClickException(f"{model} is a Paella; sega_jax.demo.evaluate_paella is for those")
         evaluation = Evaluation(Studio(pipe, load_judge(), batch), folder, seeds, chosen, first_seed)
-        about = {
-            "model": model,
-            "seeds": seeds,
-            "first_seed": first_seed,
-            "words": chosen,
-            "dtype": pipe.dtype.name,
-            "jax": jax.__version__,
-        }
-        about |= {"device": pipe.devices.devices[0].device_kind, "sega_jax": sega_jax.__version__}
-        about["settings"] = {"add": str(settings.add("")), "remove": str(settings.remove("")), "call": settings.CALL}
-        for study in asked:
-            began = time.perf_counter()
-            results[study] = {"about": about, "found": getattr(evaluation, study)()}
-            # After each study, so that an interruption loses one at most, and whole or not at all.
-            (folder / "results.part").write_text(json.dumps(results, indent=1) + "\n")
-            (folder / "results.part").replace(path)
-            click.echo(f"{study}: {time.perf_counter() - began:.0f} s")
+        found = {"add": str(settings.add("")), "remove": str(settings.remove("")), "call": settings.CALL}
+        run(evaluation, asked, {"model": model, "settings": found})
 
 
 if __name__ == "__main__":

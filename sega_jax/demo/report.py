@@ -1,4 +1,4 @@
-"""Tables and plots of what `sega_jax.demo.evaluate` measured.
+"""Tables and plots of what `sega_jax.demo.evaluate` and `sega_jax.demo.evaluate_paella` measured.
 
     python -m sega_jax.demo.report FOLDER
 
@@ -26,7 +26,9 @@ def average(rows: Iterable[Measurement], *names: str) -> list[float]:
 
 def tables(results: dict[str, dict[str, Any]]) -> str:
     """All studies in markdown, each with what it measured."""
-    parts = ["Measured by `python -m sega_jax.demo.evaluate`, written by `python -m sega_jax.demo.report`.", ""]
+    modules = sorted({study["about"].get("module", "sega_jax.demo.evaluate") for study in results.values()})
+    commands = " and ".join(f"`python -m {module}`" for module in modules)
+    parts = [f"Measured by {commands}, written by `python -m sega_jax.demo.report`.", ""]
     for study, write in _TABLES.items():
         if study in results:
             about = results[study]["about"]
@@ -132,6 +134,7 @@ _TABLES: dict[str, Callable[[list[Measurement]], list[str]]] = {
     "uniqueness": _grouped("Uniqueness: guidance of one picture replayed on others", "word"),
     "ablations": _grouped("Ablations", "setting", "value", "action"),
     "variants": _variants,
+    "choices": _grouped("Choices, one at a time", "setting", "value"),
     "prompts": _prompts,
 }
 

@@ -1,4 +1,4 @@
-"""Trains a small Paella on the demo model's portraits: a VQGAN, then a denoiser of its tokens and a byte encoder.
+"""Trains a small Paella on the demo model's portraits: a VQGAN, a byte encoder, then a denoiser of the VQGAN's tokens.
 
     python -m sega_jax.demo.train_paella FOLDER --minutes 9.2
 
@@ -20,9 +20,13 @@ import optax
 
 from sega_jax.checkpoint import flax_name
 from sega_jax.demo import portraits
+from sega_jax.demo.attributes import ATTRIBUTES
 from sega_jax.demo.training import OneHot, Stages, adam, begin, command, half, initial, write_json
+from sega_jax.loading import pick_attention
+from sega_jax.nn.layers import Linear
 from sega_jax.nn.paella import PaellaConfig
 from sega_jax.nn.vqgan import VQConfig
+from sega_jax.parallel import Devices
 from sega_jax.systems.paella import Models
 from sega_jax.text import ByteTokenizer
 
@@ -30,11 +34,12 @@ from sega_jax.text import ByteTokenizer
 class Plan(NamedTuple):
     """How much of everything."""
 
-    autoencoder_steps: int = 3000
+    autoencoder_steps: int = 2000
     autoencoder_batch: int = 128
     portraits: int = 160_000
     captions: int = 2  # of each portrait
-    steps: int = 8000
+    reading_steps: int = 1500
+    steps: int = 7500
     batch: int = 256
     chunk: int = 50  # steps in one call of a compiled program
 
@@ -149,11 +154,34 @@ def reconstruction(batch: int) -> Callable:
 
 
 class Bank(NamedTuple):
-    """What the denoiser is trained on."""
+    """What the byte encoder and the denoiser are trained on."""
 
+    attributes: jax.Array  # int32 [portraits, attributes]
     tokens: jax.Array  # int16 [portraits, 32, 32]
     words: jax.Array  # int16 [portraits, captions, bytes], 0 is padding
     empty: jax.Array  # int16 [bytes], of no words
+
+
+def reading(batch: int) -> Callable:
+    """The cross entropy of a portrait's attributes, told from the mean state of the bytes of its caption.
+
+    ByT5 has read much before Paella is trained on its states; this is the small one's reading.
+    """
+    counts = [len(values) for values in ATTRIBUTES.values()]
+
+    def loss(networks, key, bank):
+        byt5, head = (half(network) for network in networks)
+        rows, which = jax.random.split(key)
+        row = jax.random.randint(rows, (batch,), 0, len(bank.tokens))
+        caption = jax.random.randint(which, (batch,), 0, bank.words.shape[1])
+        ids = bank.words[row, caption].astype(jnp.int32)
+        share = (ids > 0) / (ids > 0).sum(1, keepdims=True)
+        state = jnp.einsum("bl,blc->bc", share, byt5(ids, ids > 0).astype(jnp.float32))
+        logits = jnp.split(head(state.astype(head.kernel.dtype)).astype(jnp.float32), np.cumsum(counts)[:-1], -1)
+        entropy = optax.softmax_cross_entropy_with_integer_labels
+        return sum(entropy(part, bank.attributes[row, i]).mean() for i, part in enumerate(logits))
+
+    return loss
 
 
 def naming(batch: int, labels: int) -> Callable:
@@ -181,8 +209,8 @@ def naming(batch: int, labels: int) -> Callable:
     return loss
 
 
-def optimisers(plan: Plan) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-    """Of the VQGAN, and of (byte encoder, denoiser)."""
+def optimisers(plan: Plan) -> dict[str, optax.GradientTransformation]:
+    """Of the VQGAN, of (byte encoder, head), and of (byte encoder, denoiser)."""
 
     def label(vqgan):
         return jax.tree_util.tree_map_with_path(
@@ -190,12 +218,15 @@ def optimisers(plan: Plan) -> tuple[optax.GradientTransformation, optax.Gradient
         )
 
     coder = {"learned": adam(1e-3, plan.autoencoder_steps), "fixed": optax.set_to_zero()}
-    both = {"byt5": adam(1e-3, plan.steps), "denoiser": adam(1e-3, plan.steps)}
-    return optax.multi_transform(coder, label), optax.multi_transform(both, ("byt5", "denoiser"))
+    return {
+        "vqgan": optax.multi_transform(coder, label),
+        "byt5": adam(1e-3, plan.reading_steps),
+        "denoiser": adam(1e-3, plan.steps),
+    }
 
 
 class Trainer(Stages):
-    """The VQGAN, then the denoiser with its byte encoder.
+    """The VQGAN, the byte encoder, then the denoiser with it.
 
     Args:
         folder: for `state` and `model`.
@@ -206,30 +237,43 @@ class Trainer(Stages):
     def __init__(self, folder: Path, plan: Plan, *, configs: Configs = SMALL, **options: Any):
         super().__init__(folder, plan, **options)
         self.configs, self.words = configs, ByteTokenizer(configs.byt5["vocab_size"])
-        self.models = Models.build(configs.byt5, None, None, configs.denoiser, configs.vqgan)
-        net = self.models.denoiser.config
+        attention = pick_attention(None, jnp.dtype(jnp.bfloat16), Devices())
+        self.models = Models.build(configs.byt5, None, None, configs.denoiser, configs.vqgan, attention)
+        self.head = Linear(configs.byt5["d_model"], sum(map(len, ATTRIBUTES.values())))
+        net, first = self.models.denoiser.config, self.models.byt5.encoder.block[0].layer[0].SelfAttention
         self.models.byt5.shared = OneHot(configs.byt5["vocab_size"], configs.byt5["d_model"])
+        first.relative_attention_bias = OneHot(configs.byt5["relative_attention_num_buckets"], first.heads)
         self.models.denoiser.in_mapper[0] = OneHot(net.num_labels, net.c_in)
 
     def run(self) -> bool:
-        """Whether the model is done; it is written as soon as there is a VQGAN.
+        """Whether the model is done; it is written as soon as there is a byte encoder.
 
         Raises:
             FloatingPointError: the loss is not finite; the checkpoint is from before.
         """
-        plan, (coder, namer) = self.plan, optimisers(self.plan)
-        keys = jax.random.split(jax.random.key(0))
-        states = {
-            "vqgan": begin(initial_vqgan(self.models.vqgan, keys[0]), coder),
-            "denoiser": begin(initial_denoiser(self.models.byt5, self.models.denoiser, keys[1]), namer),
+        plan, rules = self.plan, optimisers(self.plan)
+        keys = jax.random.split(jax.random.key(0), 3)
+        byt5, denoiser = initial_denoiser(self.models.byt5, self.models.denoiser, keys[1])
+        networks = {
+            "vqgan": initial_vqgan(self.models.vqgan, keys[0]),
+            "byt5": (byt5, initial(self.head, keys[2])),
+            "denoiser": (byt5, denoiser),
         }
-        states = self.restore(states)
-        loss = reconstruction(plan.autoencoder_batch)
-        vqgan = self.stage(states, "vqgan", loss, None, coder, 0.999, plan.autoencoder_steps)
+        states = {name: begin(network, rules[name]) for name, network in networks.items()}
+        # A state is given away to the program that trains it, and may share no array with another.
+        states = self.restore(jax.tree.map(jnp.copy, states))
+        coding = reconstruction(plan.autoencoder_batch)
+        vqgan = self.stage(states, "vqgan", coding, None, rules["vqgan"], 0.999, plan.autoencoder_steps)
         if vqgan is None:
             return False
+        bank = self.bank(vqgan)
+        read = self.stage(states, "byt5", reading(plan.batch), bank, rules["byt5"], 0.999, plan.reading_steps)
+        if read is None:
+            return False
+        if not int(states["denoiser"].step):
+            states["denoiser"] = begin(jax.tree.map(jnp.copy, (read[0], denoiser)), rules["denoiser"])
         loss = naming(plan.batch, self.models.denoiser.config.num_labels)
-        networks = self.stage(states, "denoiser", loss, self.bank(vqgan), namer, 0.9995, plan.steps)
+        networks = self.stage(states, "denoiser", loss, bank, rules["denoiser"], 0.9995, plan.steps)
         byt5, denoiser = networks or states["denoiser"].average
         for part, module in {"byt5": byt5, "denoiser": denoiser, "vqgan": vqgan}.items():
             self.write(part, module, getattr(self.configs, part))
@@ -264,7 +308,7 @@ class Trainer(Stages):
         empty[0] = 1  # the end token
         seconds = time.monotonic() - began
         self.say(f"{len(tokens)} portraits, {decibels:.1f} dB, {used} tokens in use, in {seconds:.0f} s")
-        return Bank(tokens, jnp.asarray(words), jnp.asarray(empty))
+        return Bank(jnp.asarray(attributes), tokens, jnp.asarray(words), jnp.asarray(empty))
 
 
 main = command(Trainer, Plan(), "a small Paella")

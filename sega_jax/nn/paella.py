@@ -22,6 +22,7 @@ from sega_jax.nn.layers import (
     Linear,
     along,
     attend,
+    gelu,
     normalise,
     parameter,
     shuffle,
@@ -168,7 +169,7 @@ class FeedForward(nnx.Module):
     def _mix(self, x: jax.Array) -> jax.Array:
         first, _, norm, _, last = self.channelwise
         x = first(normalise(x, _EPS).astype(x.dtype))
-        return last(norm(jax.nn.gelu(x, approximate=False)))
+        return last(norm(gelu(x)))
 
 
 class ResBlock(FeedForward):
@@ -200,8 +201,8 @@ class TimestepBlock(nnx.Module):
 class MultiheadAttention(nnx.Module):
     """torch's, with the projections of queries, keys and values in one array."""
 
-    def __init__(self, channels: int, heads: int):
-        self.heads = heads
+    def __init__(self, channels: int, heads: int, implementation: str):
+        self.heads, self.implementation = heads, implementation
         self.in_proj_weight = parameter(3 * channels, channels)
         self.in_proj_bias = parameter(3 * channels)
         self.out_proj = Linear(channels, channels)
@@ -217,20 +218,21 @@ class MultiheadAttention(nnx.Module):
         """What queries find among keys, each with its mask and its factor."""
         # To weight the values is to weight the softmax.
         values = values * weights[..., None].astype(values.dtype)
-        return self.out_proj(attend(query, keys, values, heads=self.heads, mask=mask))
+        found = attend(query, keys, values, heads=self.heads, mask=mask, implementation=self.implementation)
+        return self.out_proj(found)
 
 
 class Attention2D(nnx.Module):
-    def __init__(self, channels: int, heads: int):
-        self.attn = MultiheadAttention(channels, heads)
+    def __init__(self, channels: int, heads: int, implementation: str):
+        self.attn = MultiheadAttention(channels, heads, implementation)
 
 
 class AttnBlock(nnx.Module):
     """Attention of every position to all positions and to the text, in one softmax."""
 
-    def __init__(self, channels: int, text: int, heads: int, *, self_attn: bool):
+    def __init__(self, channels: int, text: int, heads: int, *, self_attn: bool, implementation: str):
         self.self_attn = self_attn
-        self.attention = Attention2D(channels, heads)
+        self.attention = Attention2D(channels, heads, implementation)
         # torch's list has a silu before.
         self.kv_mapper = nnx.List([None, Linear(text, channels)])
 
@@ -265,11 +267,15 @@ class Paella(nnx.Module):
     text: of `condition`, or what `project` makes of it -> [batch, height, width, num_labels] in the dtype of the
     parameters.
 
+    Args:
+        config: what it is made of.
+        attention: the implementation, "xla" or "cudnn".
+
     Raises:
         ValueError: a height or width that is no such multiple.
     """
 
-    def __init__(self, config: PaellaConfig):
+    def __init__(self, config: PaellaConfig, attention: str = "xla"):
         c, levels = config, range(len(config.c_hidden))
         patch, first = c.patch_size**2, c.c_hidden[0]
         self.config = c
@@ -278,8 +284,8 @@ class Paella(nnx.Module):
         self.clip_image_mapper = Linear(c.clip_embd, c.clip_seq_len * c.c_cond)
         self.in_mapper = nnx.List([Embed(c.num_labels, c.c_in)])
         self.embedding = nnx.List([None, Conv(patch * c.c_in, first, 1)])
-        self.down_blocks = nnx.List([_down(c, level) for level in levels])
-        self.up_blocks = nnx.List([_up(c, level) for level in reversed(levels)])
+        self.down_blocks = nnx.List([_down(c, level, attention) for level in levels])
+        self.up_blocks = nnx.List([_up(c, level, attention) for level in reversed(levels)])
         self.clf = nnx.List([None, Conv(first, patch * c.c_out, 1)])
         self.out_mapper = nnx.List([None, Conv(c.c_out, c.num_labels, 1, bias=False)])
 
@@ -363,20 +369,22 @@ class Paella(nnx.Module):
         return self.out_mapper[1](normalise(shuffle(x, c.patch_size), _EPS).astype(dtype))
 
 
-def _down(c: PaellaConfig, level: int) -> nnx.List:
+def _down(c: PaellaConfig, level: int, attention: str) -> nnx.List:
     above, channels = c.c_hidden[max(level - 1, 0)], c.c_hidden[level]
     down = [Resampling([None, Conv(above, channels, 2, stride=2, padding=0)])] if level else []
-    return nnx.List(down + [_block(c, level, kind) for _ in range(c.blocks[level]) for kind in c.level_config[level]])
+    kinds = c.blocks[level] * c.level_config[level]
+    return nnx.List(down + [_block(c, level, kind, attention) for kind in kinds])
 
 
-def _up(c: PaellaConfig, level: int) -> nnx.List:
+def _up(c: PaellaConfig, level: int, attention: str) -> nnx.List:
     above, channels = c.c_hidden[max(level - 1, 0)], c.c_hidden[level]
     first, *others = c.blocks[level] * c.level_config[level]
-    blocks = [_block(c, level, first, skips=level < len(c.c_hidden) - 1), *(_block(c, level, k) for k in others)]
+    blocks = [_block(c, level, first, attention, skips=level < len(c.c_hidden) - 1)]
+    blocks += [_block(c, level, kind, attention) for kind in others]
     return nnx.List(blocks + ([Resampling([None, DoublingConv(channels, above, 2)])] if level else []))
 
 
-def _block(c: PaellaConfig, level: int, kind: str, *, skips: bool = False) -> nnx.Module:
+def _block(c: PaellaConfig, level: int, kind: str, attention: str, *, skips: bool = False) -> nnx.Module:
     channels = c.c_hidden[level]
     if kind == "C":
         return ResBlock(channels, skips=skips)
@@ -384,4 +392,4 @@ def _block(c: PaellaConfig, level: int, kind: str, *, skips: bool = False) -> nn
         return TimestepBlock(channels, c.c_r)
     if kind == "F":
         return FeedForward(channels)
-    return AttnBlock(channels, c.c_cond, c.nhead[level], self_attn=c.self_attn)
+    return AttnBlock(channels, c.c_cond, c.nhead[level], self_attn=c.self_attn, implementation=attention)

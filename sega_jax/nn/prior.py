@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sega_jax.nn.config import build
-from sega_jax.nn.layers import LayerNorm, Linear
+from sega_jax.nn.layers import LayerNorm, Linear, gelu
 from sega_jax.nn.paella import wave
 
 
@@ -44,7 +44,7 @@ class Block(nnx.List):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         first, norm, _, last, norm_out = self
-        return norm_out(last(jax.nn.gelu(norm(first(x)), approximate=False)))
+        return norm_out(last(gelu(norm(first(x)))))
 
 
 class PriorModel(nnx.Module):

@@ -11,7 +11,7 @@ from jax import lax
 
 from sega_jax.arrays import at_least_float32
 from sega_jax.nn.config import build
-from sega_jax.nn.layers import Conv, DoublingConv, Embed, Linear, along, normalise, parameter, shuffle, unshuffle
+from sega_jax.nn.layers import Conv, DoublingConv, Embed, Linear, along, gelu, normalise, parameter, shuffle, unshuffle
 
 # Pixels a side of the squares that are the channels of the first level.
 _PATCH = 2
@@ -79,7 +79,7 @@ class ResBlock(nnx.Module):
         g = self.gammas[...]
         h = jnp.pad(self._modulated(x, g[0], g[1]), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
         x = x + self.depthwise[1](h) * g[2]
-        h = jax.nn.gelu(self.channelwise[0](self._modulated(x, g[3], g[4])), approximate=False)
+        h = gelu(self.channelwise[0](self._modulated(x, g[3], g[4])))
         return x + self.channelwise[2](h) * g[5]
 
     def _modulated(self, x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:

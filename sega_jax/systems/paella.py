@@ -10,6 +10,7 @@ width, labels. What guidance guides are the logits, before the temperature.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -55,8 +56,11 @@ class Models(NamedTuple):
         prior: Mapping[str, Any] | PriorModel | None,
         denoiser: Mapping[str, Any] | Paella,
         vqgan: Mapping[str, Any] | VQModel,
+        attention: str = "xla",
     ) -> "Models":
         """Networks without values from the config.json; networks that are built stay as they are.
+
+        `attention` is the implementation in the denoiser, "xla" or "cudnn" (for GPUs in half precision).
 
         Raises:
             ValueError: a config that is not supported, or networks that do not fit each other.
@@ -65,7 +69,7 @@ class Models(NamedTuple):
             "byt5": (T5EncoderModel, T5Config),
             "clip": (CLIPTextModelWithProjection, CLIPTextConfig),
             "prior": (PriorModel, PriorConfig),
-            "denoiser": (Paella, PaellaConfig),
+            "denoiser": (partial(Paella, attention=attention), PaellaConfig),
             "vqgan": (VQModel, VQConfig),
         }
         given = dict(zip(cls._fields, (byt5, clip, prior, denoiser, vqgan), strict=True))
@@ -255,7 +259,9 @@ def predict(
     level = jnp.broadcast_to(row.timestep.astype(jnp.float32), (len(x) * branches,))
     logits = net(jnp.repeat(x, branches, 0), level, texts)
     if centred:
-        logits = logits - logits.mean(-1, keepdims=True, dtype=at_least_float32(logits.dtype)).astype(logits.dtype)
+        # In half precision the difference would be rounded, and other tokens drawn.
+        logits = logits.astype(at_least_float32(logits.dtype))
+        logits = logits - logits.mean(-1, keepdims=True)
     logits = logits.reshape(len(x), branches, *logits.shape[1:])
     return Predictions(logits[:, 0], logits[:, 1], logits[:, 2:])
 

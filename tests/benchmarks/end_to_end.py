@@ -1,21 +1,26 @@
-"""How long does an edited picture take, from words to pixels, and how much memory?
+"""How long does an edited picture take, from words to pixels, how much memory, and how far is that from the floor?
 
-The Stable Diffusion 1.5 architecture at 512x512 with random weights (speed does not depend on their
-values), two concepts by default. Prints the time to compile, the time of each later call, the device's
-peak memory, and how far half precision is from float32. Run from the repository's root:
+The Stable Diffusion 1.5 architecture at 512x512 with random weights (speed does not depend on their values). Each cell
+of concepts and batch is compiled anew, then called `--repeat` times. The floor is the networks' arithmetic at the
+ceiling of bfloat16 matrix products. `torch_sega.py` measures diffusers' pipeline likewise, and `tables.py` puts both
+side by side. Run from the repository's root, on a machine where nothing is installed with PYTHONPATH=. before it:
 
-    python tests/benchmarks/end_to_end.py --steps 50 --concepts 2 --batch 1 --repeat 5
+    python tests/benchmarks/end_to_end.py --concepts 0,1,2,4,8 --batch 1,4,8 --attention cudnn --json FILE
+
+With JAX_COMPILATION_CACHE_DIR a second run says what compiling takes when it is cached. `--tiny` is a network that any
+CPU runs, and says nothing about speed.
 """
 
 import argparse
+import json
 import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
-import numpy as np
 from weights import filled
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -28,52 +33,103 @@ from sega_jax.parallel import Devices
 from sega_jax.systems.stable_diffusion import Models
 from sega_jax.text import Tokenizer
 
+SMALL = {"text_encoder": tiny.TEXT, "unet": tiny.UNET, "vae": tiny.VAE}
+# TFLOP of the UNet for one branch at one step, and of the decoder for one picture.
+UNET, DECODER = 0.8033, 2.51
 
-def pipeline(dtype: str, attention: str, devices: Devices | None = None) -> Pipeline:
-    """SD 1.5 with random weights."""
+
+def pipeline(dtype: str, attention: str, devices: Devices | None = None, *, small: bool = False) -> Pipeline:
+    """SD 1.5 with random weights, or a small network."""
     devices = devices or Devices()
-    models = filled(Models.build(**SD_1, attention=attention), dtype, devices)
+    configs = SMALL if small else SD_1
+    models = filled(Models.build(**configs, attention=attention), dtype, devices)
     folder = Path(tempfile.mkdtemp())
-    tiny.tokenizer(folder, 77)
-    return Pipeline(models, Tokenizer(folder, 77, 49408), schedules.from_config(tiny.DDIM), devices)
+    length, words = (configs["text_encoder"][name] for name in ("max_position_embeddings", "vocab_size"))
+    tiny.tokenizer(folder, length)
+    return Pipeline(models, Tokenizer(folder, length, words), schedules.from_config(tiny.DDIM), devices)
+
+
+def floor(concepts: int, batch: int, steps: int, ceiling: float) -> float:
+    """Seconds that the arithmetic alone takes at this ceiling in TFLOP/s."""
+    return batch * ((2 + concepts) * steps * UNET + DECODER) / ceiling
+
+
+def cell(pipe: Pipeline, concepts: int, batch: int, args: argparse.Namespace) -> dict[str, Any]:
+    edits = [Edit(chr(97 + k), threshold=0.95, warmup=args.steps // 5) for k in range(concepts)]
+
+    def call(seed: int) -> float:
+        began = time.perf_counter()
+        out = pipe("b", edits, images_per_prompt=batch, steps=args.steps, seed=seed, output="uint8", progress=False)
+        assert out.finite.all()
+        return time.perf_counter() - began
+
+    jax.clear_caches()
+    first = call(0)
+    seconds = [call(i) for i in range(1, 1 + args.repeat)]
+    device = pipe.devices.devices[0]
+    peak = (device.memory_stats() or {}).get("peak_bytes_in_use", float("nan")) / 2**30
+    return {
+        "concepts": concepts,
+        "batch": batch,
+        "first": first,
+        "seconds": seconds,
+        "floor": floor(concepts, batch, args.steps, args.ceiling),
+        "peak_gib": peak,  # since the process began: of the largest cell so far
+    }
+
+
+def numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def arguments(doc: str | None) -> argparse.ArgumentParser:
+    """What this script and `torch_sega.py` are told."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawTextHelpFormatter)
+    for name, default in (("concepts", [2]), ("batch", [1])):
+        parser.add_argument(f"--{name}", type=numbers, default=default, help="numbers, with commas between")
+    for name, default in (("steps", 50), ("repeat", 5)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--ceiling", type=float, default=796.0, help="TFLOP/s of matrix products")
+    parser.add_argument("--tiny", action="store_true", help="a small network, to try this script")
+    parser.add_argument("--json", type=Path, help="where the measurements go, after each cell")
+    return parser
+
+
+def tell(about: dict[str, Any], found: list[dict[str, Any]], path: Path | None) -> None:
+    """Prints the newest cell, and writes all."""
+    row, median = found[-1], statistics.median(found[-1]["seconds"])
+    spread = f"{min(row['seconds']):.3f} to {max(row['seconds']):.3f}"
+    print(
+        f"n = {row['concepts']}, B = {row['batch']}: {1e3 * median / row['batch']:.1f} ms a picture ({spread} s),"
+        f" {row['floor'] / median:.1%} of the floor, first call {row['first']:.1f} s, peak {row['peak_gib']:.2f} GiB",
+        flush=True,
+    )
+    if path:
+        path.write_text(json.dumps({"about": about, "found": found}, indent=1) + "\n")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    for name, default in (("steps", 50), ("concepts", 2), ("batch", 1), ("repeat", 5)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--dtype", default="bfloat16")
+    parser = arguments(__doc__)
     parser.add_argument("--attention", default="xla", choices=["xla", "cudnn"])
-    parser.add_argument("--compare", action="store_true", help="also run float32 and say how far dtype is from it")
     args = parser.parse_args()
-    device = jax.local_devices()[0]
-    print(f"{len(jax.local_devices())} x {device.device_kind}, jax {jax.__version__}, {vars(args)}")
-
-    edits = [Edit(chr(97 + k), threshold=0.95) for k in range(args.concepts)]
-    settings = {"images_per_prompt": args.batch, "steps": args.steps, "output": "float"}
+    devices = Devices(jax.local_devices()[:1])
     began = time.perf_counter()
-    pipe = pipeline(args.dtype, args.attention)
-    print(f"weights placed     {time.perf_counter() - began:8.2f} s")
-    began = time.perf_counter()
-    out = pipe("a", edits, **settings)
-    first = time.perf_counter() - began
-    seconds = []
-    for i in range(args.repeat):
-        began = time.perf_counter()
-        out = pipe("b", edits, seed=i, **settings)
-        seconds.append(time.perf_counter() - began)
-    median = statistics.median(seconds)
-    print(f"first call         {first:8.2f} s, of which compiling about {first - median:.2f} s")
-    print(f"later calls        {median:8.3f} s (median; {min(seconds):.3f} to {max(seconds):.3f})")
-    print(f"a picture          {1e3 * median / args.batch:8.1f} ms")
-    print(f"finite             {out.finite.all()}")
-    memory = device.memory_stats() or {}
-    print(f"peak memory        {memory.get('peak_bytes_in_use', float('nan')) / 2**30:8.2f} GiB")
-    if args.compare:
-        latents = pipe("a", edits, **settings | {"output": "latent", "steps": 1}).images
-        del pipe
-        exact = pipeline("float32", "xla")("a", edits, **settings | {"output": "latent", "steps": 1}).images
-        print(f"one step, relative to float32: {np.linalg.norm(latents - exact) / np.linalg.norm(exact):.2e}")
+    pipe = pipeline(args.dtype, args.attention, devices, small=args.tiny)
+    jax.block_until_ready(pipe.models)
+    about = {
+        "backend": "sega_jax",
+        "device": devices.devices[0].device_kind,
+        "versions": f"jax {jax.__version__}",
+        "placed": time.perf_counter() - began,
+        **{name: value for name, value in vars(args).items() if name != "json"},
+    }
+    print(about)
+    found = []
+    for batch in sorted(args.batch):
+        for concepts in sorted(args.concepts):
+            found.append(cell(pipe, concepts, batch, args))
+            tell(about, found, args.json)
 
 
 if __name__ == "__main__":

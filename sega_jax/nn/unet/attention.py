@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sega_jax.nn.layers import Attention, Conv, GroupNorm, LayerNorm, Linear, attend, spread
+from sega_jax.nn.layers import Attention, Conv, GroupNorm, LayerNorm, Linear, attend, gelu, spread
 from sega_jax.nn.unet.config import TEXT_GROUPS, UNetConfig
 
 Pair = tuple[jax.Array, jax.Array]
@@ -23,7 +23,7 @@ class GEGLU(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         value, gate = jnp.split(self.proj(x), 2, -1)
-        return value * jax.nn.gelu(gate, approximate=False)
+        return value * gelu(gate)
 
 
 class FeedForward(nnx.Module):
