@@ -18,9 +18,9 @@ from convert import deepfloyd, pickles, writers
 from convert.destination import whole_or_nothing
 from sega_jax.checkpoint import CheckpointError, Weights, check, fill, flax_name, read_json
 from sega_jax.kinds import CHECKER, entry, weight_stem
-from sega_jax.loading import describe, open_weights
+from sega_jax.loading import describe
 from sega_jax.progress import bar
-from sega_jax.sources import find
+from sega_jax.sources import find, open_weights
 
 DTYPES = ("float32", "float16", "bfloat16")
 # Beside the folders that model_index.json names.

@@ -63,12 +63,13 @@ ALLOWED = {
     "paella": CALLS | {"pipeline", "running"},
     "output": {"systems"},
     "kinds": {"checkpoint", "nn", "systems"},
-    "sources": {"checkpoint", "hub", "kinds", "orbax"},
+    "single_file": {"checkpoint", "nn"},
+    "sources": {"checkpoint", "hub", "kinds", "orbax", "single_file"},
     "loading": CALLS | {"kinds", "orbax", "paella", "pipeline", "sources"},
     "cascade": CALLS | {"captions", "kinds", "loading", "pipeline", "sources"},
     "faces": CALLS | {"captions", "faces", "loading", "paella", "pipeline", "running"},
 }
-OF_CONVERSION = {"checkpoint", "cli", "kinds", "loading", "nn", "orbax", "progress", "sources", "text"}
+OF_CONVERSION = {"checkpoint", "cli", "kinds", "loading", "nn", "orbax", "progress", "single_file", "sources", "text"}
 LIGHT = ["arrays", "guidance", "schedules", "solvers", "sample", "parallel"]
 
 
