@@ -18,6 +18,8 @@ from sega_jax.checkpoint import CheckpointError, Weights, fill, read_json
 from sega_jax.components import as_module, as_scheduler, checked_scheduler
 from sega_jax.embeddings import Embeddings
 from sega_jax.kinds import CHECKER, PAELLA, UPSCALER, Kind, entry, has_other_checker, kind_of, optional
+from sega_jax.lora import merged
+from sega_jax.lora import read as read_lora
 from sega_jax.nn.clip import CLIPTextModel
 from sega_jax.nn.safety import SafetyCheckerConfig, StableDiffusionSafetyChecker
 from sega_jax.nn.t5 import T5EncoderModel
@@ -54,6 +56,7 @@ def load(
     config: str | Path | None = None,
     prediction_type: str | None = None,
     ema: bool = False,
+    lora: str | Path | Mapping[str | Path, float] | None = None,
 ) -> Pipeline | PaellaPipeline:
     """Loads a checkpoint of Stable Diffusion, of its x4 upscaler, or of a stage of DeepFloyd-IF, in diffusers layout
     with safetensors weights or as `sega-jax-convert` made it of one; Stable Diffusion 1.x or 2.x in a single file; or
@@ -91,6 +94,8 @@ def load(
             for 2.0-base and 2.1-base.
         ema: whether to take the UNet's moving average where a single file has that, too; by default, as in diffusers,
             the last step's weights.
+        lora: of Stable Diffusion, a LoRA's safetensors file to merge into the weights, or several with their scales,
+            {"style.safetensors": 0.8}; see `merge_lora`.
 
     Raises:
         FileNotFoundError: no such folder or file.
@@ -136,6 +141,7 @@ def load(
             " watermark; safety_checker=False is loading without this warning",
             stacklevel=2,
         )
+    changes = [] if lora is None else read_lora(found.models, lora)
     networks = dict.fromkeys(found.models._fields)
     for part, module in found.networks.items():
         if part in given or (part == CHECKER and found.safety is safety_checker):
@@ -144,7 +150,7 @@ def load(
             weights = checkpoint.weights(part, module, variant, ema=ema)
             networks[part] = filled(weights, module, dtype, where)
     safety = found.safety and found.safety._replace(checker=networks.pop(CHECKER))
-    models = type(found.models)(**networks)
+    models = merged(type(found.models)(**networks), changes)
     if isinstance(models, paella.Models):
         return PaellaPipeline(models, found.tokenizer, where)
     return Pipeline(models, found.tokenizer, found.scheduler, where, safety, found.noising)

@@ -64,8 +64,9 @@ ALLOWED = {
     "output": {"systems"},
     "kinds": {"checkpoint", "nn", "systems"},
     "single_file": {"checkpoint", "nn"},
+    "lora": {"arrays", "checkpoint", "nn", "single_file"},
     "sources": {"checkpoint", "hub", "kinds", "orbax", "single_file"},
-    "loading": CALLS | {"kinds", "orbax", "paella", "pipeline", "sources"},
+    "loading": CALLS | {"kinds", "lora", "orbax", "paella", "pipeline", "sources"},
     "cascade": CALLS | {"captions", "kinds", "loading", "pipeline", "sources"},
     "faces": CALLS | {"captions", "faces", "loading", "paella", "pipeline", "running"},
 }
