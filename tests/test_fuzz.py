@@ -27,8 +27,8 @@ import tiny
 from safetensors.numpy import save_file
 
 import convert
-from sega_jax import load, loading, single_file
-from sega_jax.checkpoint import Tensors, fill, read_json
+from sega_jax import load, loading, lora, single_file
+from sega_jax.checkpoint import Tensors, fill, leaves, read_json
 from sega_jax.orbax import OrbaxTensors
 from sega_jax.systems.stable_diffusion import Models
 from sega_jax.text import Tokenizer
@@ -238,6 +238,24 @@ def test_single_files(tmp_path, text):
             single_file.check(path, opened.shapes)
         with single_file.OriginalWeights(path, single_file.opened(path), "text_encoder", text) as weights:
             fill(text, weights, np.float32, np.copy)
+
+    assert 0 < survives_in_little(attempt, path.read_bytes(), path.write_bytes, header_changed, 1000) < 1000
+
+
+def test_loras(tmp_path, text):
+    """Names, shapes, and the settings in the header."""
+    path, content = tmp_path / "lora.safetensors", {}
+    for layer, outputs, inputs in (("self_attn.q_proj", 16, 16), ("mlp.fc1", 32, 16)):
+        content[f"text_encoder.encoder.layers.0.{layer}.lora_A.weight"] = np.ones((2, inputs), np.float32)
+        content[f"text_encoder.encoder.layers.0.{layer}.lora_B.weight"] = np.ones((outputs, 2), np.float32)
+    content["text_encoder.encoder.layers.0.self_attn.q_proj.alpha"] = np.ones((), np.float32)
+    settings = {"text_encoder.lora_alpha": 4, "text_encoder.alpha_pattern": {"mlp.fc1": 2}}
+    save_file(content, path, {"lora_adapter_metadata": json.dumps(settings)})
+
+    def attempt():
+        found = lora._layers(path, {"text_encoder": text})["text_encoder"]
+        for key, layer in found.items():
+            assert layer.difference(leaves(text)[key]).shape == leaves(text)[key]
 
     assert 0 < survives_in_little(attempt, path.read_bytes(), path.write_bytes, header_changed, 1000) < 1000
 

@@ -120,8 +120,8 @@ def wanted(models, layers, scale=1.0, alpha=True):
 
 
 def close(found, wanted, tolerance=1e-6):
-    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True)
-    return all(np.abs(np.asarray(a, np.float64) - b).max() <= tolerance * (1 + np.abs(b).max()) for a, b in pairs)
+    trees = ([np.asarray(x, np.float64) for x in jax.tree.leaves(tree)] for tree in (found, wanted))
+    return all(np.abs(a - b).max() <= tolerance * (1 + np.abs(b).max()) for a, b in zip(*trees, strict=True))
 
 
 def cast(models, dtype):
@@ -185,7 +185,7 @@ def test_half_precision_is_rounded_once(models, layers, write):
     path, half = write(tensors(layers, kohya)), cast(models, ml_dtypes.bfloat16)
     found, sums = merge_lora(half, path), merge_lora(cast(half, np.float32), path)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(sums), strict=True):
-        np.testing.assert_array_equal(a, np.asarray(b).astype(ml_dtypes.bfloat16))
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b).astype(ml_dtypes.bfloat16))
 
 
 def test_a_kernel_between(models, write):
@@ -295,7 +295,7 @@ def test_broken_settings(models, layers, write, text):
 
 
 def test_overflow(models, write):
-    half = jax.tree.map(lambda x: x.astype(np.float16), models)
+    half = cast(models, np.float16)
     content = {
         f"{CONV}.lora_up.weight": np.full((24, 2, 1, 1), 1e4),
         f"{CONV}.lora_down.weight": np.ones((2, 24, 3, 3)),
