@@ -151,7 +151,7 @@ def _folder(source: str | Path, variant: str | None) -> Path:
         if deepfloyd.is_original(folder):
             return folder
     if is_one(source):
-        raise ValueError(f"{source} is a single file, which is for convert_single")
+        raise FileNotFoundError(f"{source} is no folder, but a single file, which is for convert_single")
     return find(source).fetch(variant)
 
 

@@ -16,7 +16,7 @@ from sega_jax.checkpoint import CheckpointError, Tensors, read_json
 from sega_jax.kinds import CHECKER, STABLE_DIFFUSION
 from sega_jax.loading import PREDICTIONS, describe
 from sega_jax.single_file import OriginalWeights, is_one
-from sega_jax.sources import find
+from sega_jax.sources import of_file
 
 
 class CkptTensors(pickles.PickledTensors):
@@ -54,7 +54,7 @@ def convert_single(
         dest: the folder to write, new or empty, which appears when it is whole.
         tokenizer: a folder with CLIP's vocabulary, vocab.json and merges.txt, which the file does not hold; None takes
             that of `config`.
-        config, prediction_type, ema: as of `sega_jax.load`; config is a folder.
+        config, prediction_type, ema: as of `sega_jax.load`.
         dtype: float32, float16 or bfloat16; None keeps every weight's own.
         to: "diffusers", which is safetensors, or "orbax".
         progress: whether to show a bar of bytes; None is in terminals and notebooks.
@@ -81,8 +81,7 @@ def convert_single(
     if not path.is_file():
         raise FileNotFoundError(f"{path} is no file")
     with _opened(path) as tensors:
-        single_file.check(path, tensors.shapes)
-        folder = single_file.published(path, tensors.shapes, prediction_type) if config is None else _folder(config)
+        folder = of_file(path, tensors.shapes, config, prediction_type).fetch(without=[CHECKER])
     if tokenizer is None and not (folder / "tokenizer").is_dir():
         raise CheckpointError(
             f"{path} does not hold CLIP's vocabulary; give tokenizer, a folder with vocab.json and merges.txt such as"
@@ -107,17 +106,6 @@ def _opened(path: Path) -> Tensors:
 
 def _weights(path: Path, part: str, network: Any, ema: bool) -> OriginalWeights:
     return OriginalWeights(path, _opened(path), part, network, ema=ema)
-
-
-def _folder(config: str | Path) -> Path:
-    """
-    Raises:
-        FileNotFoundError, TypeError, CheckpointError: the configs are not of Stable Diffusion.
-    """
-    found = find(config)
-    if found.kind is not STABLE_DIFFUSION:
-        raise CheckpointError(f"{config} is {found.kind.name}, expected {STABLE_DIFFUSION.name}")
-    return found.fetch(without=[CHECKER])
 
 
 def _others(folder: Path, vocabulary: Path, prediction_type: str | None) -> Mapping[Path, Path | bytes]:

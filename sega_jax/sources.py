@@ -1,13 +1,13 @@
 """Where checkpoints are: a folder, a single file, or a repository on the hub, from which what is needed is fetched."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sega_jax import hub, orbax, single_file
 from sega_jax.checkpoint import CheckpointError, Tensors, Weights, read_json, weight_files
-from sega_jax.kinds import CHECKER, Kind, entry, has_other_checker, kind_of, optional, weight_stem
+from sega_jax.kinds import CHECKER, STABLE_DIFFUSION, Kind, entry, has_other_checker, kind_of, optional, weight_stem
 
 
 class Source(NamedTuple):
@@ -145,9 +145,22 @@ def _find_file(path: Path, revision: str | None, config: str | Path | None, pred
             f"{path} is no file; give one, or a folder in diffusers layout, or owner/name on the hub"
         )
     with single_file.opened(path) as tensors:
-        single_file.check(path, tensors.shapes)
-        folder = single_file.published(path, tensors.shapes, prediction_type) if config is None else config
-    return find(folder)._replace(name=path, file=path)
+        return of_file(path, tensors.shapes, config, prediction_type)
+
+
+def of_file(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], config: str | Path | None, prediction_type: str | None
+) -> Source:
+    """The checkpoint in a single file, by the shapes of its tensors.
+
+    Raises:
+        TypeError, ValueError, FileNotFoundError, CheckpointError: the file or the config is none.
+    """
+    single_file.check(path, shapes)
+    found = find(single_file.published(path, shapes, prediction_type) if config is None else config)
+    if found.kind is not STABLE_DIFFUSION:
+        raise CheckpointError(f"config={str(config)!r} is {found.kind.name}, expected {STABLE_DIFFUSION.name}")
+    return found._replace(name=path, file=path)
 
 
 def open_weights(

@@ -66,7 +66,7 @@ def test_what_is_refused(single, tmp_path, small_folder):
         assert not dest.exists()
     with pytest.raises(ValueError, match="is no single file"):
         convert.convert_single(small_folder, dest)
-    with pytest.raises(ValueError, match="is a single file, which is for convert_single"):
+    with pytest.raises(FileNotFoundError, match="is no folder, but a single file, which is for convert_single"):
         convert.convert(single, dest)
     with pytest.raises(FileNotFoundError, match=r"none\.ckpt is no file"):
         convert.convert_single(tmp_path / "none.ckpt", dest)

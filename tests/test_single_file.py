@@ -255,7 +255,7 @@ def test_no_weights_but_a_name(write, tmp_path, small, small_folder):
         load(tmp_path / "none.safetensors", devices=small.devices)
 
 
-def test_arguments_that_do_not_go_together(simple, write, small, small_folder):
+def test_arguments_that_do_not_go_together(simple, write, small, small_folder, stages):
     path = write(simple)
     for arguments, words in [
         ({"variant": "fp16"}, "variant='fp16' is of a folder's files"),
@@ -267,6 +267,8 @@ def test_arguments_that_do_not_go_together(simple, write, small, small_folder):
             load(path, config=small_folder, devices=small.devices, **arguments)
     with pytest.raises(CheckpointError, match="attends to text of width 16, neither 768"):
         load(path, devices=small.devices)
+    with pytest.raises(CheckpointError, match=r"config=.* is Stable Diffusion's x4 upscaler, expected"):
+        load(path, config=stages["upscaler"])
     with pytest.raises(ValueError, match="is for single files"):
         load(small_folder, config=small_folder)
     with pytest.raises(ValueError, match="ema=True is of single files"):
