@@ -82,7 +82,8 @@ class Source(NamedTuple):
         elif reads and not (self.folder / "tokenizer").is_dir():
             raise CheckpointError(
                 f"{self.file} does not hold CLIP's vocabulary; give tokenizer=, a folder with vocab.json and merges.txt"
-                " such as that of any checkpoint of Stable Diffusion in diffusers layout, or another pipeline's"
+                " such as that of any checkpoint of Stable Diffusion in diffusers layout, or another pipeline's; or"
+                " make a folder of both with sega-jax-convert"
             )
 
     def weights(self, part: str, module: Any, variant: str | None = None, *, ema: bool = False) -> Weights:

@@ -9,10 +9,12 @@ import numpy as np
 import published
 import pytest
 import tiny
+from click.testing import CliRunner
 from safetensors.numpy import save_file
 from test_convert import same
 
 from sega_jax import CheckpointError, Edit, load, single_file
+from sega_jax.cli import main
 from sega_jax.kinds import kind_of
 from sega_jax.loading import describe
 from sega_jax.systems.stable_diffusion import Models
@@ -253,6 +255,15 @@ def test_no_weights_but_a_name(write, tmp_path, small, small_folder):
             load(tmp_path / name, config=small_folder, devices=small.devices)
     with pytest.raises(FileNotFoundError, match=r"none\.safetensors is no file"):
         load(tmp_path / "none.safetensors", devices=small.devices)
+
+
+def test_the_shell_says_what_is_missing(simple, write):
+    """It has no option for the vocabulary."""
+    like = {f"{single_file.UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": np.ones((8, 768), np.float32)}
+    result = CliRunner().invoke(main, ["edit", "--model", str(write(simple | like)), "--prompt", "a", "--edit", "b"])
+    assert result.exit_code == 1
+    assert "does not hold CLIP's vocabulary" in result.output
+    assert "make a folder of both with sega-jax-convert" in result.output
 
 
 def test_arguments_that_do_not_go_together(simple, write, small, small_folder, stages):
