@@ -2,3 +2,4 @@
 
 from convert.conversion import convert as convert
 from convert.paella import convert_paella as convert_paella
+from convert.single import convert_single as convert_single

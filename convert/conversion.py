@@ -18,13 +18,15 @@ from convert import deepfloyd, pickles, writers
 from convert.destination import whole_or_nothing
 from sega_jax.checkpoint import CheckpointError, Weights, check, fill, flax_name, read_json
 from sega_jax.kinds import CHECKER, entry, weight_stem
-from sega_jax.loading import describe, open_weights
+from sega_jax.loading import describe
 from sega_jax.progress import bar
-from sega_jax.sources import find
+from sega_jax.single_file import is_one
+from sega_jax.sources import find, open_weights
 
 DTYPES = ("float32", "float16", "bfloat16")
 # Beside the folders that model_index.json names.
 _DOCUMENTS = ("README*", "LICENSE*")
+_TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def convert(
@@ -148,6 +150,8 @@ def _folder(source: str | Path, variant: str | None) -> Path:
         folder = Path(os.path.expanduser(source))
         if deepfloyd.is_original(folder):
             return folder
+    if is_one(source):
+        raise FileNotFoundError(f"{source} is no folder, but a single file, which is for convert_single")
     return find(source).fetch(variant)
 
 
@@ -171,6 +175,11 @@ def _describe(folder: Path, variant: str | None) -> tuple[dict[str, Source], dic
 
 def as_json(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, indent=2).encode()
+
+
+def tokenizer_files(folder: Path) -> dict[Path, Path]:
+    """The files of a CLIP tokenizer's folder, by where they go in a checkpoint's."""
+    return {Path("tokenizer", name): folder / name for name in _TOKENIZER if (folder / name).is_file()}
 
 
 def _dtype(dtype: DTypeLike | None) -> np.dtype | None:

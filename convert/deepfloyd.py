@@ -20,6 +20,7 @@ from convert.pickles import PickledTensors
 from sega_jax.checkpoint import CheckpointError, Entry, Layout, from_torch, leaves, torch_name, torch_shape
 from sega_jax.nn.config import build
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
+from sega_jax.single_file import places
 
 CONFIG = "config.yml"
 
@@ -221,26 +222,8 @@ def _numbers(name: str, value: str | tuple[int, ...]) -> list[int]:
 def original_names(unet: UNet2DConditionModel) -> dict[str, str]:
     """For every parameter's key in diffusers' layout, its name in the original; one of several in one tensor is
     "middle_block.1.qkv.weight[to_q]"."""
-    places = _ENDS | dict(_places(unet))
-    return {key: _original_name(key, places) for key in leaves(unet)}
-
-
-def _places(unet: UNet2DConditionModel) -> Iterator[tuple[str, str]]:
-    """The entry in the original's blocks of every resnet and attention on the way down and up."""
-    down, up = [], []
-    for i, level in enumerate(unet.down_blocks):
-        for j in range(len(level.resnets)):
-            attention = [f"down_blocks.{i}.attentions.{j}"] if level.attentions else []
-            down.append([f"down_blocks.{i}.resnets.{j}", *attention])
-        down += [[f"down_blocks.{i}.downsamplers.0"]] if level.downsamplers else []
-    for i, level in enumerate(unet.up_blocks):
-        for j in range(len(level.resnets)):
-            attention = [f"up_blocks.{i}.attentions.{j}"] if level.attentions else []
-            up.append([f"up_blocks.{i}.resnets.{j}", *attention])
-        up[-1] += [f"up_blocks.{i}.upsamplers.0"] if level.upsamplers else []
-    for name, blocks, first in (("input_blocks", down, 1), ("output_blocks", up, 0)):
-        for number, block in enumerate(blocks, first):
-            yield from ((part, f"{name}.{number}.{k}") for k, part in enumerate(block))
+    found = _ENDS | dict(places(unet))
+    return {key: _original_name(key, found) for key in leaves(unet)}
 
 
 def _original_name(key: str, places: dict[str, str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from jax.typing import DTypeLike
 
 from convert import pickles
-from convert.conversion import Source, as_json, check_options, destination, opener, write
+from convert.conversion import Source, as_json, check_options, destination, opener, tokenizer_files, write
 from convert.destination import whole_or_nothing
 from sega_jax.checkpoint import CheckpointError, read_json
 from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModelWithProjection
@@ -26,7 +26,6 @@ NETWORKS = {
     "vqgan": ("vqgan_f4", VQModel, VQConfig),
     "prior": ("prior_v1", PriorModel, PriorConfig),
 }
-_TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 class PublishedTensors(pickles.PickledTensors):
@@ -158,8 +157,7 @@ def _clip(folder: Path) -> tuple[Source, dict[str, Any], dict[Path, Path]]:
         other = key.startswith(("vision_model.", "visual_projection.")) or key == "logit_scale"
         return None if other else module.rename(key)
 
-    files = {Path("tokenizer", name): folder / name for name in _TOKENIZER if (folder / name).is_file()}
-    return Source(module, opener(folder, "model", None, rename)), config, files
+    return Source(module, opener(folder, "model", None, rename)), config, tokenizer_files(folder)
 
 
 def _built(folder: Path, build: Callable[[], Any]) -> Any:

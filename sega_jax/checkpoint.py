@@ -147,7 +147,7 @@ class Tensors:
         self.keys: dict[str, str] = {}
         self.nbytes = 0
         self._stack = ExitStack()
-        self._reads: dict[str, Callable[[], np.ndarray]] = {}
+        self.entries: dict[str, Entry] = {}  # by the module's name
         self._buffers: dict[str, Callable[[], np.ndarray]] = {}
         try:
             for path in _files(folder, stem, variant, self.ending):
@@ -170,7 +170,7 @@ class Tensors:
         self.keys[name] = entry.key
         self.shapes[name] = entry.shape
         self.nbytes += entry.nbytes
-        self._reads[name] = entry.read
+        self.entries[name] = entry
 
     def _open(self, path: Path) -> Iterator[Entry]:
         try:
@@ -186,7 +186,7 @@ class Tensors:
             ) from None
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._reads[name]()
+        return self.entries[name].read()
 
     def buffers(self) -> dict[str, np.ndarray]:
         return {key: read() for key, read in self._buffers.items()}

@@ -150,7 +150,8 @@ def located(chosen: Mapping[str, Any]) -> dict[str, Any]:
 
 def place(source: sources.Source) -> tuple[str, str | None]:
     """A checkpoint's whole path and None, or its name on the hub and its commit."""
-    return (str(source.folder.resolve()), None) if source.commit is None else (str(source.name), source.commit)
+    here = source.file or (source.folder if source.commit is None else None)
+    return (str(source.name), source.commit) if here is None else (str(here.resolve()), None)
 
 
 def whole_path(scheduler: str | None) -> str | None:

@@ -1,5 +1,6 @@
 """`load`: a checkpoint to a `Pipeline`."""
 
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -12,11 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from sega_jax import orbax, schedules, sources
-from sega_jax.checkpoint import CheckpointError, Tensors, fill, read_json
+from sega_jax import schedules, sources
+from sega_jax.checkpoint import CheckpointError, Weights, fill, read_json
 from sega_jax.components import as_module, as_scheduler, checked_scheduler
 from sega_jax.embeddings import Embeddings
-from sega_jax.kinds import CHECKER, PAELLA, UPSCALER, Kind, entry, has_other_checker, kind_of, optional, weight_stem
+from sega_jax.kinds import CHECKER, PAELLA, UPSCALER, Kind, entry, has_other_checker, kind_of, optional
+from sega_jax.lora import merged
+from sega_jax.lora import read as read_lora
 from sega_jax.nn.clip import CLIPTextModel
 from sega_jax.nn.safety import SafetyCheckerConfig, StableDiffusionSafetyChecker
 from sega_jax.nn.t5 import T5EncoderModel
@@ -30,6 +33,7 @@ from sega_jax.small import Noising
 from sega_jax.systems import deepfloyd, paella
 from sega_jax.text import T5Tokenizer, Tokenizer
 
+PREDICTIONS = ("epsilon", "v_prediction")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 # The model that comes along.
 DEMO = Path(__file__).parent / "demo" / "checkpoint"
@@ -48,10 +52,15 @@ def load(
     text_encoder: CLIPTextModel | T5EncoderModel | bool | None = None,
     unet: UNet2DConditionModel | None = None,
     vae: AutoencoderKL | None = None,
-    tokenizer: Tokenizer | T5Tokenizer | None = None,
+    tokenizer: Tokenizer | T5Tokenizer | str | Path | None = None,
+    config: str | Path | None = None,
+    prediction_type: str | None = None,
+    ema: bool = False,
+    lora: str | Path | Mapping[str | Path, float] | None = None,
 ) -> Pipeline | PaellaPipeline:
     """Loads a checkpoint of Stable Diffusion, of its x4 upscaler, or of a stage of DeepFloyd-IF, in diffusers layout
-    with safetensors weights or as `sega-jax-convert` made it of one; or Paella as `sega-jax-convert` made it.
+    with safetensors weights or as `sega-jax-convert` made it of one; Stable Diffusion 1.x or 2.x in a single file; or
+    Paella as `sega-jax-convert` made it.
 
     DeepFloyd-IF's safety checker, which is another than Stable Diffusion's, and its watermark are not of this library:
     its pictures are neither checked nor marked, and a warning says so.
@@ -59,7 +68,9 @@ def load(
     Args:
         source: a folder, which holds `model_index.json`; or "owner/name" on the Hugging Face hub, of which the
             files that are needed are fetched into the hub's cache, after a look at the index. By default the demo
-            model that comes along, of cartoon portraits of 128x128 pixels (`sega_jax.demo`).
+            model that comes along, of cartoon portraits of 128x128 pixels (`sega_jax.demo`). Or a single file
+            (.safetensors) with the names of the original repositories, as model-sharing sites have them: what it is
+            shows in its names and shapes, and `tokenizer` or `config` has the vocabulary, which it does not hold.
         revision: a branch, tag or commit on the hub.
         dtype: of the networks, float32, bfloat16 or float16; None is bfloat16 on accelerators (float16 on
             GPUs older than that) and float32 on the CPU. Guidance and solver are in float32 whatever it is.
@@ -72,12 +83,22 @@ def load(
         safety_checker: whether to load the one that the checkpoint may have, which makes pictures black that it
             flags; with False or None its files are not read. `pipe.safety` of another pipeline is taken as it is.
             True means nothing for DeepFloyd-IF, but a warning where the checkpoint has one.
-        text_encoder, unet, vae, tokenizer: of another pipeline (`pipe.models.unet`), in place of the checkpoint's,
+        text_encoder, unet, vae: of another pipeline (`pipe.models.unet`), in place of the checkpoint's,
             whose files are then not read. `text_encoder=False` does without DeepFloyd-IF's, which is larger than the
             rest: prompts are then embeddings.
+        tokenizer: another pipeline's; or its folder, such as `tokenizer` of any checkpoint of Stable Diffusion 1.x.
+        config: of a single file, a folder in diffusers layout whose configs, tokenizer and scheduler it has; weights
+            are not looked for there. None is as published: Stable Diffusion 1.5, or 2.1.
+        prediction_type: what the UNet predicts, "epsilon" or "v_prediction"; None is what the scheduler's config
+            says. Files of Stable Diffusion 2.x do not show it: None is v there, as in diffusers, and "epsilon" is
+            for 2.0-base and 2.1-base.
+        ema: whether to take the UNet's moving average where a single file has that, too; by default, as in diffusers,
+            the last step's weights.
+        lora: of Stable Diffusion, a LoRA's safetensors file to merge into the weights, or several with their scales,
+            {"style.safetensors": 0.8}; see `merge_lora`.
 
     Raises:
-        FileNotFoundError: no such folder.
+        FileNotFoundError: no such folder or file.
         TypeError: the source is no path, the devices are none, or a component is something else.
         CheckpointError: the source is no checkpoint or cannot be fetched, or a file is missing, broken or does not
             fit.
@@ -86,37 +107,45 @@ def load(
     given = {"text_encoder": text_encoder, "unet": unet, "vae": vae}
     given = {part: value for part, value in given.items() if value is not None}
     check_checker(safety_checker)
-    if not (tokenizer is None or isinstance(tokenizer, Tokenizer | T5Tokenizer)):
-        raise TypeError(f"tokenizer={tokenizer!r} should be another pipeline's (pipe.tokenizer)")
+    if not (tokenizer is None or isinstance(tokenizer, Tokenizer | T5Tokenizer | str | os.PathLike)):
+        raise TypeError(f"tokenizer={tokenizer!r} should be another pipeline's (pipe.tokenizer), or a folder")
+    if prediction_type not in (None, *PREDICTIONS):
+        raise ValueError(f"prediction_type={prediction_type!r} should be one of {', '.join(PREDICTIONS)}, or None")
     where = devices if isinstance(devices, Devices) else Devices(devices)
     dtype = pick_dtype(dtype, where)
     attention = pick_attention(attention, dtype, where)
     scheduler = checked_scheduler(scheduler)
-    checkpoint = sources.find(source, revision)
+    checkpoint = sources.find(source, revision, config, prediction_type)
     given = _given(given, checkpoint.kind)
     if checkpoint.kind is PAELLA:
-        for name, value in (("scheduler", scheduler), ("tokenizer", tokenizer)):
+        choices = {"scheduler": scheduler, "tokenizer": tokenizer, "prediction_type": prediction_type}
+        for name, value in choices.items():
             if value is not None:
                 raise ValueError(f"{name} is given, of which Paella has no choice; leave it out")
     without = [*given, *([] if safety_checker is True else [CHECKER])]
     reads = tokenizer is None and text_encoder is not False
     folder = checkpoint.fetch(variant, without=without if reads else [*without, "tokenizer"])
+    checkpoint.check(variant, ema=ema, reads=tokenizer is None)
 
     found = describe(folder, attention, scheduler, tokenizer, safety_checker, given)
+    if prediction_type is not None:
+        found = found._replace(scheduler=predicting(found.scheduler, prediction_type))
     if safety_checker is True and has_other_checker(folder):
         warnings.warn(
             f"{folder} has DeepFloyd-IF's safety checker, which is not supported: pictures go unchecked and without a"
             " watermark; safety_checker=False is loading without this warning",
             stacklevel=2,
         )
+    changes = [] if lora is None else read_lora(found.models, lora)
     networks = dict.fromkeys(found.models._fields)
     for part, module in found.networks.items():
         if part in given or (part == CHECKER and found.safety is safety_checker):
             networks[part] = where.place(module)
         else:
-            networks[part] = filled(folder / part, module, variant, dtype, where)
+            weights = checkpoint.weights(part, module, variant, ema=ema)
+            networks[part] = filled(weights, module, dtype, where)
     safety = found.safety and found.safety._replace(checker=networks.pop(CHECKER))
-    models = type(found.models)(**networks)
+    models = merged(type(found.models)(**networks), changes)
     if isinstance(models, paella.Models):
         return PaellaPipeline(models, found.tokenizer, where)
     return Pipeline(models, found.tokenizer, found.scheduler, where, safety, found.noising)
@@ -143,7 +172,8 @@ def load_text(
     check_reads(checkpoint)
     folder = checkpoint.fetch(variant, without=["unet", CHECKER])
     found = describe(folder, safety_checker=False)
-    network = filled(folder / "text_encoder", found.models.text_encoder, variant, dtype, where)
+    encoder = found.models.text_encoder
+    network = filled(checkpoint.weights("text_encoder", encoder, variant), encoder, dtype, where)
     return partial(Embeddings(deepfloyd.encode, where), network, found.tokenizer)
 
 
@@ -170,14 +200,19 @@ def check_reads(source: sources.Source) -> None:
         )
 
 
-def filled(folder: Path, module: Any, variant: str | None, dtype: DTypeLike, where: Devices) -> Any:
-    """The network whose folder this is, with its weights on the devices.
+def filled(weights: Weights, module: Any, dtype: DTypeLike, where: Devices) -> Any:
+    """The network with its weights on the devices; they are closed.
 
     Raises:
-        CheckpointError: they are missing, broken or do not fit.
+        CheckpointError: they are broken or do not fit.
     """
-    with open_weights(folder, variant, module.rename) as weights:
+    with weights:
         return fill(module, weights, dtype, where.place)
+
+
+def predicting(scheduler: schedules.Scheduler, prediction_type: str) -> schedules.Scheduler:
+    """The scheduler for another prediction."""
+    return schedules.from_config(scheduler.config | {"prediction_type": prediction_type}, strict=False)
 
 
 def _given(given: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
@@ -247,15 +282,20 @@ def describe(
         noising = kind.noising and _noising(folder / kind.noising, index, models)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: {error}") from None
-    if tokenizer is None and models.text_encoder is not None:
-        text = models.text_encoder.config
-        if isinstance(models.text_encoder, T5EncoderModel):
-            tokenizer = T5Tokenizer(folder / "tokenizer", text.vocab_size)
-        else:
-            tokenizer = Tokenizer(folder / "tokenizer", text.max_position_embeddings, text.vocab_size)
+    if not isinstance(tokenizer, Tokenizer | T5Tokenizer):
+        tokenizer = _tokenizer(Path(os.path.expanduser(tokenizer or folder / "tokenizer")), models.text_encoder)
     if not isinstance(safety_checker, Safety):
         safety_checker = _safety(folder) if safety_checker and not has_other_checker(folder) else None
     return Description(models, tokenizer, scheduler, safety_checker, noising)
+
+
+def _tokenizer(folder: Path, network: CLIPTextModel | T5EncoderModel | None) -> Tokenizer | T5Tokenizer | None:
+    """The tokenizer of a text encoder, None without one."""
+    if network is None:
+        return None
+    if isinstance(network, T5EncoderModel):
+        return T5Tokenizer(folder, network.config.vocab_size)
+    return Tokenizer(folder, network.config.max_position_embeddings, network.config.vocab_size)
 
 
 def _describe_paella(folder: Path, configs: Mapping[str, Any], attention: str) -> Description:
@@ -277,22 +317,6 @@ def _noising(folder: Path, index: Mapping[str, Any], models: Models) -> Noising:
     if count := models.unet.config.num_class_embeds:
         most = min(most, count - 1, index.get("max_noise_level", 350))
     return Noising(scheduler, most)
-
-
-def open_weights(
-    folder: Path, variant: str | None, rename: Callable[[str], str | None], stem: str | None = None
-) -> Tensors | orbax.OrbaxTensors:
-    """The weights of the network whose folder this is, in diffusers layout or from Orbax. The weight file's name
-    without ending is `stem`, or that of the folder's component.
-
-    Raises:
-        CheckpointError: they are missing or broken.
-    """
-    if not (folder / orbax.ARRAYS).is_dir():
-        return Tensors(folder, stem or weight_stem(folder.name), variant, rename)
-    if variant is not None:
-        raise CheckpointError(f"{folder} holds an Orbax checkpoint, which has no variants; leave {variant!r} out")
-    return orbax.OrbaxTensors(folder, rename)
 
 
 def _safety(folder: Path) -> Safety | None:

@@ -24,10 +24,11 @@ import numpy as np
 import pytest
 import tensorstore
 import tiny
+from safetensors.numpy import save_file
 
 import convert
-from sega_jax import load, loading
-from sega_jax.checkpoint import Tensors, fill, read_json
+from sega_jax import load, loading, lora, single_file
+from sega_jax.checkpoint import Tensors, fill, leaves, read_json
 from sega_jax.orbax import OrbaxTensors
 from sega_jax.systems.stable_diffusion import Models
 from sega_jax.text import Tokenizer
@@ -209,19 +210,54 @@ def read(text, weights):
     return attempt
 
 
+def header_changed(rng, original):
+    """Bytes of a safetensors file's header, or entries and with them its length; now and then only what nobody
+    reads."""
+    length = struct.unpack("<Q", original[:8])[0]
+    if rng.random() < 0.5:
+        return bytes_changed(rng, original, 8 + length)
+    header = original[8 : 8 + length]
+    header = header.replace(b"pt", b"np") if rng.random() < 0.1 else entries_changed(rng, header)
+    return struct.pack("<Q", len(header)) + header + original[8 + length :]
+
+
 def test_headers(weights, read):
     original = weights.read_bytes()
-    length = struct.unpack("<Q", original[:8])[0]
-
-    def header_changed(rng, original):
-        """Bytes of the header, or entries and with them its length; now and then only what nobody reads."""
-        if rng.random() < 0.5:
-            return bytes_changed(rng, original, 8 + length)
-        header = original[8 : 8 + length]
-        header = header.replace(b"pt", b"np") if rng.random() < 0.1 else entries_changed(rng, header)
-        return struct.pack("<Q", len(header)) + header + original[8 + length :]
-
     assert 0 < survives_in_little(read, original, weights.write_bytes, header_changed, 1000) < 1000
+
+
+def test_single_files(tmp_path, text):
+    """The text encoder with the names of OpenCLIP, whose tensors are several of ours."""
+    path, config = tmp_path / "model.safetensors", tiny.TEXT | {"num_hidden_layers": 1}
+    starts = (single_file.OPENCLIP, f"{single_file.UNET}input_blocks.0.0.")
+    tensors = tiny.original(unet=tiny.UNET_1, text=config, openclip=True)
+    save_file({key: array for key, array in tensors.items() if key.startswith(starts)}, path)
+
+    def attempt():
+        with single_file.opened(path) as opened:
+            single_file.check(path, opened.shapes)
+        with single_file.OriginalWeights(path, single_file.opened(path), "text_encoder", text) as weights:
+            fill(text, weights, np.float32, np.copy)
+
+    assert 0 < survives_in_little(attempt, path.read_bytes(), path.write_bytes, header_changed, 1000) < 1000
+
+
+def test_loras(tmp_path, text):
+    """Names, shapes, and the settings in the header."""
+    path, content = tmp_path / "lora.safetensors", {}
+    for layer, outputs, inputs in (("self_attn.q_proj", 16, 16), ("mlp.fc1", 32, 16)):
+        content[f"text_encoder.encoder.layers.0.{layer}.lora_A.weight"] = np.ones((2, inputs), np.float32)
+        content[f"text_encoder.encoder.layers.0.{layer}.lora_B.weight"] = np.ones((outputs, 2), np.float32)
+    content["text_encoder.encoder.layers.0.self_attn.q_proj.alpha"] = np.ones((), np.float32)
+    settings = {"text_encoder.lora_alpha": 4, "text_encoder.alpha_pattern": {"mlp.fc1": 2}}
+    save_file(content, path, {"lora_adapter_metadata": json.dumps(settings)})
+
+    def attempt():
+        found = lora._layers(path, {"text_encoder": text})["text_encoder"]
+        for key, layer in found.items():
+            assert layer.difference(leaves(text)[key]).shape == leaves(text)[key]
+
+    assert 0 < survives_in_little(attempt, path.read_bytes(), path.write_bytes, header_changed, 1000) < 1000
 
 
 def test_indices(weights, read):

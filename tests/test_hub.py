@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 import tiny
 from huggingface_hub import errors
+from safetensors.numpy import save_file
+from test_convert import same
 
 import convert
 import sega_jax
@@ -89,6 +91,16 @@ def test_a_revision_and_a_network_of_another(client, small, one_device):
     sega_jax.load(NAME, revision="v1.0", unet=small.models.unet, devices=one_device)
     assert client.calls[0][:2] == (NAME, "v1.0")
     assert {name for name in fetched(client) if name.startswith("unet")} == set()
+
+
+def test_configs_of_a_single_file(client, small, one_device, tmp_path):
+    """Without weights."""
+    save_file(tiny.original(unet=tiny.UNET_1), tmp_path / "model.safetensors")
+    pipe = sega_jax.load(tmp_path / "model.safetensors", config=NAME, devices=one_device)
+    assert same(pipe, small)
+    convert.convert_single(tmp_path / "model.safetensors", tmp_path / "made", config=NAME)
+    wanted = {name for name in NEEDED if name.endswith(".json")}
+    assert {name for name in fetched(client) if not name.startswith("tokenizer/")} == wanted
 
 
 def test_a_variant(client):

@@ -67,12 +67,14 @@ ALLOWED = {
     "paella": CALLS | {"pipeline", "running"},
     "output": {"systems"},
     "kinds": {"checkpoint", "nn", "systems"},
-    "sources": {"checkpoint", "hub", "kinds", "orbax"},
-    "loading": CALLS | {"kinds", "orbax", "paella", "pipeline", "sources"},
+    "single_file": {"checkpoint", "nn"},
+    "lora": {"arrays", "checkpoint", "nn", "single_file"},
+    "sources": {"checkpoint", "hub", "kinds", "orbax", "single_file"},
+    "loading": CALLS | {"kinds", "lora", "orbax", "paella", "pipeline", "sources"},
     "cascade": CALLS | {"captions", "kinds", "loading", "pipeline", "sources"},
     "faces": CALLS | {"captions", "faces", "kinds", "loading", "paella", "pipeline", "running", "sources"},
 }
-OF_CONVERSION = {"checkpoint", "cli", "kinds", "loading", "nn", "orbax", "progress", "sources", "text"}
+OF_CONVERSION = {"checkpoint", "cli", "kinds", "loading", "nn", "orbax", "progress", "single_file", "sources", "text"}
 LIGHT = ["arrays", "guidance", "schedules", "solvers", "sample", "parallel"]
 
 

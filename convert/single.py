@@ -1,0 +1,123 @@
+"""`convert_single`: Stable Diffusion in a single file to a folder."""
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jax.typing import DTypeLike
+
+from convert import pickles
+from convert.conversion import Source, as_json, check_options, destination, tokenizer_files, write
+from convert.destination import whole_or_nothing
+from sega_jax import single_file
+from sega_jax.checkpoint import CheckpointError, Tensors, read_json
+from sega_jax.kinds import CHECKER, STABLE_DIFFUSION
+from sega_jax.loading import PREDICTIONS, describe
+from sega_jax.single_file import OriginalWeights, is_one
+from sega_jax.sources import of_file
+
+
+class CkptTensors(pickles.PickledTensors):
+    """All tensors of a `.ckpt`, in which they are the `state_dict` beside what training left.
+
+    Raises:
+        CheckpointError: as of pickles.
+    """
+
+    ending = "ckpt"
+
+    def _load(self, path: Path) -> Any:
+        found = super()._load(path)
+        return found["state_dict"] if isinstance(found, dict) and isinstance(found.get("state_dict"), dict) else found
+
+
+def convert_single(
+    source: str | Path,
+    dest: str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    config: str | Path | None = None,
+    prediction_type: str | None = None,
+    ema: bool = False,
+    dtype: DTypeLike | None = None,
+    to: str = "diffusers",
+    progress: bool | None = None,
+) -> Path:
+    """Writes Stable Diffusion 1.x or 2.x from a single file with the names of the original repositories as a folder,
+    without a safety checker.
+
+    Args:
+        source: the file: `.safetensors`, or `.ckpt`, a pickle, which is read without running what it holds and needs
+            torch.
+        dest: the folder to write, new or empty, which appears when it is whole.
+        tokenizer: a folder with CLIP's vocabulary, vocab.json and merges.txt, which the file does not hold; None takes
+            that of `config`.
+        config, prediction_type, ema: as of `sega_jax.load`.
+        dtype: float32, float16 or bfloat16; None keeps every weight's own.
+        to: "diffusers", which is safetensors, or "orbax".
+        progress: whether to show a bar of bytes; None is in terminals and notebooks.
+
+    Returns:
+        The written folder.
+
+    Raises:
+        FileNotFoundError: no such file or folder.
+        FileExistsError: dest is there and not empty.
+        TypeError: a path is none.
+        CheckpointError: the file is broken, hostile, or of something else; it does not fit the configs, with every
+            missing, extra and misshapen tensor; there is no vocabulary; or a weight overflows `dtype`. All but values
+            are checked before anything is written.
+        ValueError: an unknown dtype, form or prediction, or dest lies inside the config.
+        OSError: dest cannot be written to, or its disk is full.
+    """
+    check_options(to, dtype)
+    if prediction_type not in (None, *PREDICTIONS):
+        raise ValueError(f"prediction_type={prediction_type!r} should be one of {', '.join(PREDICTIONS)}, or None")
+    if not is_one(source):
+        raise ValueError(f"{source} is no single file ({', '.join(single_file.ENDINGS)}); convert is for folders")
+    path = Path(os.path.expanduser(source))
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is no file")
+    with _opened(path) as tensors:
+        folder = of_file(path, tensors.shapes, config, prediction_type).fetch(without=[CHECKER])
+    if tokenizer is None and not (folder / "tokenizer").is_dir():
+        raise CheckpointError(
+            f"{path} does not hold CLIP's vocabulary; give tokenizer, a folder with vocab.json and merges.txt such as"
+            " that of any checkpoint of Stable Diffusion in diffusers layout"
+        )
+    vocabulary = Path(os.path.expanduser(tokenizer or folder / "tokenizer"))
+    dest = destination(dest, folder)
+    with whole_or_nothing(dest) as partly:
+        networks = describe(folder, tokenizer=vocabulary, safety_checker=False).models._asdict()
+        sources = {
+            part: Source(network, partial(_weights, path, part, network, ema)) for part, network in networks.items()
+        }
+        write(partly, sources, _others(folder, vocabulary, prediction_type), to=to, dtype=dtype, progress=progress)
+    return dest
+
+
+def _opened(path: Path) -> Tensors:
+    if path.suffix == f".{CkptTensors.ending}":
+        return CkptTensors(path.parent, path.stem, None, str)
+    return single_file.opened(path)
+
+
+def _weights(path: Path, part: str, network: Any, ema: bool) -> OriginalWeights:
+    return OriginalWeights(path, _opened(path), part, network, ema=ema)
+
+
+def _others(folder: Path, vocabulary: Path, prediction_type: str | None) -> Mapping[Path, Path | bytes]:
+    """What is beside the weights, the index last: a folder without it is no checkpoint."""
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    if prediction_type is not None:
+        scheduler |= {"prediction_type": prediction_type}
+    index = read_json(folder / "model_index.json")
+    index |= {CHECKER: [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+    return {
+        **{Path(part, "config.json"): folder / part / "config.json" for part in STABLE_DIFFUSION.parts},
+        **tokenizer_files(vocabulary),
+        Path("scheduler", "scheduler_config.json"): as_json(scheduler),
+        Path("model_index.json"): as_json(index),
+    }

@@ -1,0 +1,47 @@
+"""Single files that are pickles: read as safetensors are, and never run."""
+
+import pytest
+
+pytest.importorskip("torch")
+
+import tiny
+import torch
+from safetensors.numpy import load_file
+
+import convert
+from parity.test_convert import Hostile
+from sega_jax import CheckpointError
+
+pytestmark = pytest.mark.parity
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    return {key: torch.tensor(array) for key, array in tiny.original(unet=tiny.UNET_1).items()}
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_pickle_is_its_tensors(tmp_path, tensors, small_folder, wrapped, zipped):
+    content = {"state_dict": tensors, "global_step": 3, "epoch": 1, "lr_schedulers": []} if wrapped else tensors
+    torch.save(content, tmp_path / "model.ckpt", _use_new_zipfile_serialization=zipped)
+    made = convert.convert_single(tmp_path / "model.ckpt", tmp_path / "made", config=small_folder)
+    for path in small_folder.rglob("*.safetensors"):
+        ours, wanted = load_file(made / path.relative_to(small_folder)), load_file(path)
+        assert {key: array.tobytes() for key, array in ours.items()} == {k: a.tobytes() for k, a in wanted.items()}
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_hostile_pickle_is_not_run(tmp_path, tensors, small_folder, wrapped):
+    hostile = tensors | {"model.x": Hostile(tmp_path / "canary")}
+    torch.save({"state_dict": hostile} if wrapped else hostile, tmp_path / "model.ckpt")
+    with pytest.raises(CheckpointError, match=r"is refused, nothing of it was run: .*system"):
+        convert.convert_single(tmp_path / "model.ckpt", tmp_path / "made", config=small_folder)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.ckpt"]
+
+
+@pytest.mark.parametrize("content", [{"state_dict": [1]}, {"state_dict": {}}, [], {"a": {"b": 1}}, 3])
+def test_other_pickles(tmp_path, small_folder, content):
+    torch.save(content, tmp_path / "model.ckpt")
+    with pytest.raises(CheckpointError, match=r"model\.ckpt"):
+        convert.convert_single(tmp_path / "model.ckpt", tmp_path / "made", config=small_folder)

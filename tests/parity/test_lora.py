@@ -1,0 +1,90 @@
+"""LoRAs: what is merged equals diffusers' `fuse_lora`, which needs peft."""
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+pytest.importorskip("peft")
+
+
+import json
+
+import diffusers
+import jax
+import numpy as np
+from safetensors.numpy import save_file
+from test_lora import NAMINGS, layers, models, tensors
+
+from sega_jax import load, merge_lora
+from sega_jax.checkpoint import from_torch, torch_name
+
+pytestmark = pytest.mark.parity
+
+__all__ = ["layers", "models"]  # fixtures
+
+
+@pytest.fixture
+def theirs(folder):
+    return diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+
+
+def difference(ours, theirs):
+    """The largest, relative, over all weights of the UNet and the text encoder."""
+    worst = 0
+    for part in ("unet", "text_encoder"):
+        wanted = {key.removeprefix("text_model."): x for key, x in getattr(theirs, part).state_dict().items()}
+        for path, leaf in jax.tree_util.tree_leaves_with_path(getattr(ours, part)):
+            reference = from_torch(path, wanted[torch_name(path)].detach().numpy())
+            worst = max(worst, np.abs(reference - np.asarray(leaf)).max() / np.abs(reference).max())
+    return worst
+
+
+def one_alpha(layers):
+    """diffusers 0.42.1 loses alphas that differ from layer to layer in some layers of kohya's naming."""
+    return {place: (up, down, np.float32(1.5)) for place, (up, down, _) in layers.items()}
+
+
+@pytest.mark.parametrize("naming", ["peft", "old_diffusers", "kohya"])
+def test_one(folder, theirs, models, layers, tmp_path, naming, one_device):
+    """Of layers of several ranks; with an alpha where diffusers reads one."""
+    own = one_alpha(layers)
+    if naming == "old_diffusers":  # of attention alone
+        own = {place: layer for place, layer in own.items() if ".attn" in place[1]}
+    save_file(tensors(own, NAMINGS[naming], alpha="kohya" in naming), tmp_path / "a.safetensors")
+    theirs.load_lora_weights(tmp_path, weight_name="a.safetensors")
+    theirs.fuse_lora(lora_scale=0.7)
+    theirs.unload_lora_weights()
+    ours = load(folder, lora={tmp_path / "a.safetensors": 0.7}, devices=one_device)
+    assert difference(ours.models, theirs) < 1e-6
+    assert difference(models, theirs) > 0.01
+
+
+def test_settings_of_peft(theirs, models, layers, tmp_path):
+    first = next(name for _, name in layers)
+    settings = {}
+    for part in ("unet", "text_encoder"):
+        ranks = {name: len(down) for (own, name), (_, down, _) in layers.items() if own == part}
+        targets = list(ranks)
+        settings |= {f"{part}.r": 2, f"{part}.lora_alpha": 5, f"{part}.target_modules": targets}
+        settings |= {f"{part}.rank_pattern": ranks}
+    settings |= {"unet.alpha_pattern": {first: 3}, "unet.use_rslora": True}
+    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(settings)}
+    save_file(tensors(layers, NAMINGS["peft"], alpha=False), tmp_path / "a.safetensors", metadata)
+    theirs.load_lora_weights(tmp_path, weight_name="a.safetensors")
+    theirs.fuse_lora()
+    theirs.unload_lora_weights()
+    assert difference(merge_lora(models, tmp_path / "a.safetensors"), theirs) < 1e-6
+
+
+def test_several(theirs, models, layers, tmp_path):
+    own = one_alpha(layers)
+    halves = [{place: layer for i, (place, layer) in enumerate(own.items()) if i % 3 != k} for k in (0, 1)]
+    scales = {"a": 0.5, "b": 1.4}
+    for name, half in zip(scales, halves, strict=True):
+        save_file(tensors(half, NAMINGS["kohya"]), tmp_path / f"{name}.safetensors")
+        theirs.load_lora_weights(tmp_path, weight_name=f"{name}.safetensors", adapter_name=name)
+    theirs.set_adapters(list(scales), list(scales.values()))
+    theirs.fuse_lora(adapter_names=list(scales))
+    theirs.unload_lora_weights()
+    ours = merge_lora(models, {tmp_path / f"{name}.safetensors": scale for name, scale in scales.items()})
+    assert difference(ours, theirs) < 1e-6

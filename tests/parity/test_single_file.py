@@ -1,0 +1,66 @@
+"""Single files: diffusers makes the same of our tensors as we make of diffusers', at full size and in numbers."""
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+import numpy as np
+import published
+import tiny
+import torch
+from diffusers.loaders import single_file_utils
+from test_single_file import KINDS, shapes
+
+from parity.test_full_size import theirs
+from sega_jax import single_file
+
+pytestmark = pytest.mark.parity
+
+FULL = {"1": published.SD_1, "2": published.SD_2}
+
+
+def converted(tensors, configs, reference):
+    """What diffusers makes of a single file's tensors, by part."""
+    unet = single_file_utils.convert_ldm_unet_checkpoint(dict(tensors), {"layers_per_block": 2} | configs["unet"])
+    vae = single_file_utils.convert_ldm_vae_checkpoint(dict(tensors), configs["vae"])
+    if any(key.startswith(single_file.OPENCLIP) for key in tensors):
+        encoder = single_file_utils.convert_open_clip_checkpoint(reference, dict(tensors))
+    else:
+        encoder = single_file_utils.convert_ldm_clip_checkpoint(dict(tensors))
+    encoder = {key.removeprefix("text_model."): tensor for key, tensor in encoder.items()}
+    return {"unet": unet, "vae": vae, "text_encoder": encoder}
+
+
+@pytest.mark.parametrize("kind", FULL)
+def test_names_at_full_size(kind):
+    configs = FULL[kind]
+    with torch.device("meta"):
+        tensors = {key: torch.empty(shape) for key, shape in shapes(configs, kind == "2").items()}
+        reference = {part: theirs(configs, part) for part in ("unet", "vae", "text_encoder")}
+    found = converted(tensors, configs, reference["text_encoder"])
+    for part, network in reference.items():
+        wanted = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+        wanted = {key: shape for key, shape in wanted.items() if "position_ids" not in key}
+        assert {key: tuple(tensor.shape) for key, tensor in found[part].items()} == wanted
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_values(kind):
+    configs = {
+        "unet": KINDS[kind]["unet"] | {"layers_per_block": 1},
+        "vae": tiny.VAE,
+        "text_encoder": KINDS[kind]["text"],
+    }
+    given = {"unet": configs["unet"], "text": configs["text_encoder"]}
+    original = tiny.original(**given, openclip=kind == "2")
+    # diffusers knows of the last layer by its number, 23.
+    unused = f"resblocks.{configs['text_encoder']['num_hidden_layers']}."
+    tensors = {key: torch.tensor(array) for key, array in original.items() if unused not in key}
+    tensors.pop("cond_stage_model.transformer.text_model.embeddings.position_ids", None)
+    found = converted(tensors, configs, theirs(configs, "text_encoder"))
+    for part, network in tiny.networks(**given)._asdict().items():
+        wanted = tiny.tensors(network)
+        assert found[part].keys() == wanted.keys()
+        for key, array in wanted.items():
+            np.testing.assert_array_equal(found[part][key].numpy(), array)
