@@ -109,6 +109,18 @@ def tell(about: dict[str, Any], found: list[dict[str, Any]], path: Path | None) 
         path.write_text(json.dumps({"about": about, "found": found}, indent=1) + "\n")
 
 
+def tell_all(args: argparse.Namespace, pipe: Pipeline, found: list[dict[str, Any]]) -> None:
+    """Writes what another script found where it is told to."""
+    if args.json:
+        args.json.write_text(json.dumps({"about": about(args, pipe), "found": found}, indent=1) + "\n")
+
+
+def about(args: argparse.Namespace, pipe: Pipeline) -> dict[str, Any]:
+    device = pipe.devices.devices[0].device_kind
+    told = {name: value for name, value in vars(args).items() if name != "json"}
+    return {"backend": "sega_jax", "device": device, "versions": f"jax {jax.__version__}"} | told
+
+
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--attention", default="xla", choices=["xla", "cudnn"])
@@ -117,19 +129,13 @@ def main() -> None:
     began = time.perf_counter()
     pipe = pipeline(args.dtype, args.attention, devices, small=args.tiny)
     jax.block_until_ready(pipe.models)
-    about = {
-        "backend": "sega_jax",
-        "device": devices.devices[0].device_kind,
-        "versions": f"jax {jax.__version__}",
-        "placed": time.perf_counter() - began,
-        **{name: value for name, value in vars(args).items() if name != "json"},
-    }
-    print(about)
+    known = about(args, pipe) | {"placed": time.perf_counter() - began}
+    print(known)
     found = []
     for batch in sorted(args.batch):
         for concepts in sorted(args.concepts):
             found.append(cell(pipe, concepts, batch, args))
-            tell(about, found, args.json)
+            tell(known, found, args.json)
 
 
 if __name__ == "__main__":
