@@ -71,6 +71,8 @@ def _edits(rows: list[Measurement]) -> list[str]:
     lines = _summary(rows)
     for action in ("add", "remove"):
         cells = {(row["word"], row["method"]): row for row in rows if row["action"] == action}
+        if not cells:
+            continue
         methods = list(dict.fromkeys(method for _, method in cells))
         words = list(dict.fromkeys(word for word, _ in cells))
         head = ["word"]
