@@ -66,7 +66,8 @@ def convert_paella(
 
     It has a folder a network, each with weights in the form `to` and config.json: `denoiser`, `vqgan` and `prior`;
     where they are given also `byt5`, ByT5's encoder, and `clip`, OpenCLIP's text encoder with its projection, beside
-    `tokenizer`. `model_index.json` names the class of each, of a `PaellaPipeline`.
+    `tokenizer`. Without `clip` the prior is not loaded, since it goes from its embeddings. `model_index.json` names
+    the class of each, of a `PaellaPipeline`.
 
     Args:
         source: a folder with `paella_v3.pt`, `vqgan_f4.pt` and `prior_v1.pt`, pickles, which are read without running
@@ -115,7 +116,10 @@ def convert_paella(
                 others[Path(part, "config.json")] = as_json(config)
                 others |= files
                 index[part] = ["transformers", type(sources[part].module).__name__]
-        if texts[1] is not None:
+        if texts[1] is None:
+            # It goes from CLIP's embeddings, and waits for them.
+            index["prior"] = [None, None]
+        else:
             index["tokenizer"] = ["transformers", "CLIPTokenizer"]
         others[Path("model_index.json")] = as_json(index)
         write(partly, sources, others, to=to, dtype=dtype, progress=progress)

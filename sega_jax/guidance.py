@@ -27,8 +27,8 @@ from sega_jax.arrays import at_least_float32, floating
 
 SEMANTICS = ("diffusers", "per_concept")
 SUPPORTS = ("channel", "latent", "pixel", "position")
-# As many values of a concept are sorted for a quantile, in one pass; of more, such as logits, that would take longer
-# and several times their memory.
+# Up to so many values, entries by channels, are sorted for their quantiles, in one pass; more, such as the logits of a
+# whole picture, would take longer and several times their memory.
 _SORTED = 2**20
 # The step count at which "never" happens.
 NEVER = np.iinfo(np.int32).max

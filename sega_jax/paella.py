@@ -41,8 +41,8 @@ class PaellaPipeline(Running):
 
     def __init__(self, models: Models, tokenizer: Tokenizer | None, devices: Devices):
         self.devices = devices if isinstance(devices, Devices) else Devices(devices)
-        self.models = models
         self.tokenizer = tokenizer
+        self.models = models
 
     @property
     def components(self) -> dict[str, Any]:
@@ -59,6 +59,8 @@ class PaellaPipeline(Running):
     def models(self, models: Models) -> None:
         if not isinstance(models, Models):
             raise TypeError(f"models={type(models).__name__} should be the Models of another pipeline (pipe.models)")
+        if models.clip is not None and self.tokenizer is None:
+            raise ValueError("models have a clip, and the pipeline no tokenizer of its words; give one, or clip=None")
         self._models = Models.build(*self.devices.place(models))
         self._chunks = Chunks()
         self._bytes = None if models.byt5 is None else ByteTokenizer(models.byt5.config.vocab_size)
@@ -120,7 +122,8 @@ class PaellaPipeline(Running):
             choice: "sample" draws tokens, "argmax" takes the likeliest; "nearest" is the token whose entry in the
                 codebook is nearest to the expected one.
             influence: factors of what pictures attend to in the prompt, (1.2, 0.4) in the published inference scripts
-                and (1, 1), which is none, in the published sampler: see `sega_jax.nn.paella.Paella.condition`.
+                and (1, 1), which is none, in the published sampler: see `sega_jax.nn.paella.Paella.condition`. The
+                second is for the tokens of a picture: other factors need a prior, and a prompt in words.
             tokens: to start from and to renoise by, integers [pictures, height / f, width / f], in place of the seed's.
             height, width: in pixels, multiples of 32 for the published networks, whose own size is 256.
             semantics, support: see `sega_jax.guidance.sega`. The "channel"s are the tokens of the vocabulary: by
@@ -170,7 +173,13 @@ class PaellaPipeline(Running):
         stacked = Edits.stack(rows.edits, momentum_scale=momentum_scale, momentum_beta=momentum_beta)
         if record:
             self._check_record(len(rows), stacked.scale.shape[1], shape)
-        influence = np.tile(_pair("influence", influence), (len(rows), 1)).astype(np.float32)
+        influence = _pair("influence", influence)
+        if influence != (1, 1) and (self.models.prior is None or not all(isinstance(p, str) for p in rows.prompts)):
+            raise ValueError(
+                f"influence={influence} is of the tokens of a picture, which a prior makes of words; it should be (1,"
+                " 1) without a prior, or where a prompt is given as states"
+            )
+        influence = np.tile(influence, (len(rows), 1)).astype(np.float32)
         settings = Settings(rows.keys, rows.guidance_scale, influence, stacked if stacked.scale.size else None)
         method = Method(choice, semantics, support, bool(centred), bool(record))
         tokens = None if tokens is None else _grid(tokens, len(rows), shape)
@@ -202,7 +211,7 @@ class PaellaPipeline(Running):
             states = {word: one[mask] for word, one, mask in zip(words, hidden, made[:, 1].astype(bool), strict=True)}
         width = self.models.denoiser.config.byt5_embd
         for branch in branches:
-            if not isinstance(branch, str) and branch.shape[1] != width:
+            if not isinstance(branch, str) and (branch.shape[1] != width or not len(branch)):
                 raise ValueError(f"an embedding has shape {branch.shape}, expected (bytes, {width}), ByT5's states")
         found = [states[branch] if isinstance(branch, str) else branch for branch in branches]
         longest = -(-max(map(len, found)) // ByteTokenizer.block) * ByteTokenizer.block
@@ -227,7 +236,7 @@ class PaellaPipeline(Running):
 
 def _pair(name: str, value: Any) -> tuple[float, float]:
     """Two numbers from 0 on, or one for both."""
-    pair = tuple(value) if isinstance(value, list | tuple | np.ndarray) else (value, value)
+    pair = tuple(value) if np.ndim(value) else (value, value)
     if len(pair) != 2:
         raise ValueError(f"{name}={value!r} should be a number, or two")
     low, high = (number(name, one) for one in pair)

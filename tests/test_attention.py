@@ -43,6 +43,16 @@ def test_the_past_alone(monkeypatch, logits):
     assert not np.allclose(out[:, 4:], other[:, 4:], atol=1e-2)
 
 
+@pytest.mark.parametrize(("own", "padding"), [(1, 0), (1, 1), (2, 1), (3, 1)])
+def test_shifts_are_the_convolution(own, padding):
+    """What a CPU computes of groups is what other devices do."""
+    rng, channels = np.random.default_rng(0), 5
+    net = layers.Conv(own * channels, channels, padding=padding, groups=channels)
+    x, kernel = (rng.standard_normal(shape) for shape in ((2, 6, 7, own * channels), (3, 3, own, channels)))
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(net._by_shifts(x, kernel), net._convolved(x, kernel), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("dtype", "width", "flash", "used"),
     [("bfloat16", 8, 1, True), ("bfloat16", 8, 10**6, False), ("bfloat16", 6, 1, False), ("float32", 8, 1, False)],

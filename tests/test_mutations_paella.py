@@ -16,6 +16,8 @@ from sega_jax.nn import paella as net
 from sega_jax.nn import prior as embed
 from sega_jax.nn import vqgan as vq
 
+pytestmark = pytest.mark.fault
+
 
 def view_logits(name):
     model = paella(cases.paella(name))

@@ -12,6 +12,8 @@ from sega_jax import solvers
 from sega_jax.schedules import tokens
 from sega_jax.systems import common, paella, prior
 
+pytestmark = pytest.mark.fault
+
 # The run that must show it, the function, a piece of its source and what takes its place.
 FAULTS = {
     "a picture for every branch": ("edited", paella.condition, "text.has_clip & prompt", "text.has_clip"),

@@ -5,7 +5,8 @@
 
 with a model of `sega_jax.demo.train_paella` writes results.json, of which `sega_jax.demo.report` makes tables, and
 pictures.png with each word before and after. An edit is counted as in `sega_jax.demo.evaluate`: by the judge, on seeds
-that lack the word, against the same seed without an edit. Choices are changed one at a time.
+that lack the word, against the same seed without an edit. Choices are changed one at a time. `CALL` and `ADD` were
+chosen on the seeds from 1000 to 1255.
 """
 
 import dataclasses

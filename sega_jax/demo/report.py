@@ -32,7 +32,9 @@ def tables(results: dict[str, dict[str, Any]]) -> str:
     for study, write in _TABLES.items():
         if study in results:
             about = results[study]["about"]
-            line = ", ".join(f"{name} {about[name]}" for name in ("seeds", "dtype", "device", "jax"))
+            line = ", ".join(
+                f"{name} {about[name]}" for name in ("seeds", "first_seed", "dtype", "device", "jax") if name in about
+            )
             parts += [*write(results[study]["found"]), f"({study}: {line})", ""]
     return "\n".join(parts)
 

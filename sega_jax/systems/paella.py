@@ -279,7 +279,7 @@ def _lasting(solver: Solver) -> Solver:
 
     def update(x, state, estimate, aux, row, draw):
         after, state = solver.update(x, state, estimate, aux, row, draw)
-        broken = ~jnp.isfinite(estimate.max(-1)).all((1, 2)) | (x < 0).any((1, 2))
+        broken = ~jnp.isfinite(estimate).all((1, 2, 3)) | (x < 0).any((1, 2))
         return jnp.where(broken[:, None, None], -1, after), state
 
     return Solver(solver.init, update)

@@ -116,7 +116,7 @@ def test_the_three_files(source, tmp_path, to):
         "tokenizer": [None, None],
         "denoiser": ["sega_jax", "Paella"],
         "vqgan": ["sega_jax", "VQModel"],
-        "prior": ["sega_jax", "PriorModel"],
+        "prior": [None, None],
     }
 
 
@@ -131,6 +131,7 @@ def test_with_the_text_encoders(source, byt5, openclip, tmp_path, to):
     index = read_json(folder / "model_index.json")
     assert index["byt5"] == ["transformers", "T5EncoderModel"]
     assert index["clip"] == ["transformers", "CLIPTextModelWithProjection"]
+    assert index["prior"] == ["sega_jax", "PriorModel"]
     assert index["tokenizer"] == ["transformers", "CLIPTokenizer"]
 
 
