@@ -398,8 +398,8 @@ FAULTS = {
     "sample variance in the group norm": (
         "unet",
         layers.GroupNorm.__call__,
-        "self._mean(jnp.square(centred)) + self.eps",
-        "self._mean(jnp.square(centred)) * centred[0].size / (centred[0].size - self.groups) + self.eps",
+        "variance + self.eps",
+        "variance * x[0].size / (x[0].size - self.groups) + self.eps",
     ),
     "epsilon of the layer norms": (
         "small",
@@ -410,14 +410,21 @@ FAULTS = {
     "UNet padded at the right only": (
         "small",
         blocks._downsampler,
-        "Resample(channels, stride=2)",
-        "Resample(channels, stride=2, padding=((0, 1), (0, 1)))",
+        "Downsample(channels)",
+        "Downsample(channels, padding=((0, 1), (0, 1)))",
     ),
     "tiled, not repeated": (
         "autoencoder",
-        layers.double,
-        "x.repeat(2, axis=1).repeat(2, axis=2)",
-        "jnp.tile(x, (1, 2, 2, 1))",
+        layers.Upsample.__call__,
+        "jnp.stack([phase(i, j) for j in (0, 1)], 3) for i in (0, 1)], 2)",
+        "jnp.concatenate([phase(i, j) for j in (0, 1)], 2) for i in (0, 1)], 1)",
+    ),
+    "upsampled positions swapped": ("autoencoder", layers.Upsample.__call__, "sums[i::2, j::2]", "sums[j::2, i::2]"),
+    "channels' means left out of the groups' variance": (
+        "unet",
+        layers.GroupNorm._moments,
+        "groups(squares + jnp.square(about - mean))",
+        "groups(squares)",
     ),
     "square kernels not transposed": (
         "text",

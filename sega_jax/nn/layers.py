@@ -145,10 +145,7 @@ class DoublingConv(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-    """Normalises [batch, ..., channels] over the positions and the channels of each group.
-
-    The variance is E[(x - mean)²]: the shorter E[x²] - mean² loses the digits of inputs of low variance.
-    """
+    """Normalises [batch, ..., channels] over the positions and the channels of each group."""
 
     def __init__(self, groups: int, channels: int, eps: float):
         self.groups, self.eps = groups, eps
@@ -157,18 +154,32 @@ class GroupNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(at_least_float32(x.dtype))
-        centred = wide - self._mean(wide)
-        normal = centred * lax.rsqrt(self._mean(jnp.square(centred)) + self.eps)
-        return (normal * along(self.scale[...], normal) + along(self.bias[...], normal)).astype(x.dtype)
+        mean, variance = self._moments(wide, one_pass=x.dtype != wide.dtype)
+        factor = lax.rsqrt(variance + self.eps) * along(self.scale[...], wide)
+        return ((wide - mean) * factor + along(self.bias[...], wide)).astype(x.dtype)
 
-    def _mean(self, x: jax.Array) -> jax.Array:
-        """The mean of each group at each of its channels, [batch, 1, ..., channels].
+    def _moments(self, x: jax.Array, *, one_pass: bool) -> tuple[jax.Array, jax.Array]:
+        """Mean and variance of each group at each of its channels, [batch, 1, ..., channels]: those of the channels,
+        combined (Chan et al. 1979), since to split the channels of the whole x would cost GPUs a change of its layout.
 
-        Positions go first, since to split the channels of the whole x would cost GPUs a change of its layout.
+        A variance is E[(x - mean)²]. One pass over memory takes it as E[(x - a)²] - (mean - a)² with the values a of
+        the first position, which loses only digits that x of half precision does not have; with a = 0 it would lose
+        all where the mean is large.
         """
-        channels = x.mean(tuple(range(1, x.ndim - 1)))
-        groups = channels.reshape(len(x), self.groups, -1).mean(-1)
-        return groups.repeat(x.shape[-1] // self.groups, -1).reshape(len(x), *(1,) * (x.ndim - 2), -1)
+        positions, shape = tuple(range(1, x.ndim - 1)), (len(x), *(1,) * (x.ndim - 2), -1)
+
+        def groups(channels):
+            means = channels.reshape(len(x), self.groups, -1).mean(-1)
+            return means.repeat(x.shape[-1] // self.groups, -1).reshape(shape)
+
+        about = x[(slice(None), *(slice(0, 1),) * (x.ndim - 2))] if one_pass else x.mean(positions, keepdims=True)
+        off = x - about
+        squares = jnp.square(off).mean(positions, keepdims=True)
+        if one_pass:
+            offset = off.mean(positions, keepdims=True)
+            about, squares = about + offset, squares - jnp.square(offset)
+        mean = groups(about)
+        return mean, groups(squares + jnp.square(about - mean))
 
 
 def normalise(x: jax.Array, eps: float) -> jax.Array:
@@ -300,14 +311,46 @@ class ResnetBlock(nnx.Module):
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
-class Resample(nnx.Module):
-    """A resampling convolution under diffusers' name `conv`."""
+class Downsample(nnx.Module):
+    """A convolution of stride 2 under diffusers' name `conv`."""
 
-    def __init__(self, channels: int, *, stride: int = 1, padding=1):
-        self.conv = Conv(channels, channels, stride=stride, padding=padding)
+    def __init__(self, channels: int, *, padding=1):
+        self.conv = Conv(channels, channels, stride=2, padding=padding)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.conv(x)
+
+
+class Upsample(nnx.Module):
+    """Nearest-neighbour upsampling by two and a convolution of size 3 under diffusers' name `conv`, from
+    [batch, height, width, channels] to twice the height and width, or to one less where `size` says so."""
+
+    def __init__(self, channels: int):
+        self.conv = Conv(channels, channels)
+
+    def __call__(self, x: jax.Array, size: tuple[int, int] | None = None) -> jax.Array:
+        batch, height, width, channels = x.shape
+        if size not in (None, (2 * height, 2 * width)):
+            return self.conv(double(x)[:, : size[0], : size[1]])
+        # Of the doubled picture's 3 x 3, each of the four positions that a position becomes sees 2 x 2 positions, some
+        # through a sum of the kernel's values: four small convolutions with 4/9 of the products.
+        kernel = self.conv.kernel[...]
+        sums = jnp.pad(kernel.astype(at_least_float32(kernel.dtype)), ((1, 1), (1, 1), (0, 0), (0, 0)))
+        sums = sums[:-1] + sums[1:]
+        sums = (sums[:, :-1] + sums[:, 1:]).astype(kernel.dtype)
+
+        def phase(i, j):
+            return lax.conv_general_dilated(
+                x,
+                sums[i::2, j::2],
+                (1, 1),
+                ((1 - i, i), (1 - j, j)),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+
+        y = jnp.stack([jnp.stack([phase(i, j) for j in (0, 1)], 3) for i in (0, 1)], 2)
+        y = y.reshape(batch, 2 * height, 2 * width, channels)
+        return y + along(self.conv.bias[...], y)
 
 
 def double(x: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sega_jax.nn.config import build
-from sega_jax.nn.layers import ACTIVATIONS, Attention, Conv, GroupNorm, Resample, ResnetBlock, double
+from sega_jax.nn.layers import ACTIVATIONS, Attention, Conv, Downsample, GroupNorm, ResnetBlock, Upsample
 
 _EPS = 1e-6
 _OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
@@ -100,7 +100,7 @@ class EncoderBlock(nnx.Module):
         self.resnets = nnx.List([_resnet(c, inputs if i == 0 else outputs, outputs) for i in range(c.layers_per_block)])
         last = level == len(c.block_out_channels) - 1
         # Padded on the right and the bottom only, unlike the UNet's.
-        self.downsamplers = nnx.List([] if last else [Resample(outputs, stride=2, padding=((0, 1), (0, 1)))])
+        self.downsamplers = nnx.List([] if last else [Downsample(outputs, padding=((0, 1), (0, 1)))])
 
     def __call__(self, x: jax.Array) -> jax.Array:
         for layer in (*self.resnets, *self.downsamplers):
@@ -116,13 +116,13 @@ class DecoderBlock(nnx.Module):
         self.resnets = nnx.List(
             [_resnet(c, inputs if i == 0 else outputs, outputs) for i in range(c.layers_per_block + 1)]
         )
-        self.upsamplers = nnx.List([Resample(outputs)] if level else [])
+        self.upsamplers = nnx.List([Upsample(outputs)] if level else [])
 
     def __call__(self, x: jax.Array) -> jax.Array:
         for resnet in self.resnets:
             x = resnet(x)
         for up in self.upsamplers:
-            x = up(double(x))
+            x = up(x)
         return x
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sega_jax.nn.layers import ACTIVATIONS, Linear, Resample, ResnetBlock, double, halve, spread
+from sega_jax.nn.layers import ACTIVATIONS, Downsample, Linear, ResnetBlock, Upsample, double, halve, spread
 from sega_jax.nn.unet.attention import AddedAttention, Transformer
 from sega_jax.nn.unet.config import UNetConfig
 
@@ -115,12 +115,8 @@ class UpBlock(nnx.Module):
             if self.attentions:
                 x = self.attentions[i](x, text[i])
         for up in self.upsamplers:
-            if isinstance(up, ResnetBlock):
-                x = up(x, embedding)
-            else:
-                # Where downsampling rounded an odd size up, the doubled picture is one line too large.
-                height, width = skips[-1].shape[1:3]
-                x = up(double(x)[:, :height, :width])
+            # Where downsampling rounded an odd size up, the doubled picture is one line too large.
+            x = up(x, embedding) if isinstance(up, ResnetBlock) else up(x, skips[-1].shape[1:3])
         return x
 
 
@@ -152,9 +148,9 @@ def _attention(c: UNetConfig, level: int, implementation: str) -> AddedAttention
     return Transformer(c, level, implementation, only_cross=c.level("only_cross_attention", level))
 
 
-def _downsampler(c: UNetConfig, channels: int, embedding: int) -> ResnetBlock | Resample:
-    return _resnet(c, channels, channels, embedding, resample=halve) if c.adds_keys else Resample(channels, stride=2)
+def _downsampler(c: UNetConfig, channels: int, embedding: int) -> ResnetBlock | Downsample:
+    return _resnet(c, channels, channels, embedding, resample=halve) if c.adds_keys else Downsample(channels)
 
 
-def _upsampler(c: UNetConfig, channels: int, embedding: int) -> ResnetBlock | Resample:
-    return _resnet(c, channels, channels, embedding, resample=double) if c.adds_keys else Resample(channels)
+def _upsampler(c: UNetConfig, channels: int, embedding: int) -> ResnetBlock | Upsample:
+    return _resnet(c, channels, channels, embedding, resample=double) if c.adds_keys else Upsample(channels)

@@ -1,0 +1,65 @@
+"""Layers that take shorter ways than their definitions, against these."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sega_jax.nn import layers
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def filled(module, dtype, seed=7):
+    leaves, structure = jax.tree.flatten(module)
+    values = [jnp.asarray(noise(*leaf.shape, seed=seed + i) + 0.5, dtype) for i, leaf in enumerate(leaves)]
+    return jax.tree.unflatten(structure, values)
+
+
+def error(found, expected):
+    return np.linalg.norm(np.asarray(found, np.float64) - expected) / np.linalg.norm(expected)
+
+
+def normalised(x, norm):
+    """The definition of group normalisation, in float64."""
+    x, scale, bias = (np.asarray(a, np.float64) for a in (x, norm.scale[...], norm.bias[...]))
+    groups = x.reshape(len(x), -1, norm.groups, x.shape[-1] // norm.groups)
+    centred = groups - groups.mean((1, 3), keepdims=True)
+    normal = centred / np.sqrt(np.square(centred).mean((1, 3), keepdims=True) + norm.eps)
+    return normal.reshape(x.shape) * scale + bias
+
+
+INPUTS = {
+    "plain": lambda x: x,
+    "of large mean": lambda x: x + 50,
+    "of small values": lambda x: x / 1000,
+    "whose channels differ": lambda x: x + 20 * np.arange(x.shape[-1]),
+    "with an outlier where the pass begins": lambda x: np.concatenate([x[:, :1] + 30, x[:, 1:]], 1),
+}
+
+
+# Half the last digit of the dtype, and what a few digits lost in float32 leave of it.
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2.5e-3), ("float16", 4e-4)])
+@pytest.mark.parametrize("kind", INPUTS)
+def test_group_norm(kind, dtype, tolerance):
+    for shape in ((2, 6, 5, 12), (2, 7, 12)):
+        norm = filled(layers.GroupNorm(3, 12, 1e-6), dtype)
+        x = jnp.asarray(INPUTS[kind](noise(*shape)), dtype)
+        found = norm(x)
+        assert found.dtype == x.dtype
+        assert error(found, normalised(x, norm)) < tolerance
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 5e-7), ("bfloat16", 5e-3)])
+@pytest.mark.parametrize("size", [None, (10, 14), (9, 14), (10, 13), (9, 13)])
+def test_upsampling_is_the_convolution_of_the_doubled_picture(size, dtype, tolerance):
+    layer = filled(layers.Upsample(6), dtype)
+    plain = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), layer.conv)
+    x = jnp.asarray(noise(2, 5, 7, 6), dtype)
+    height, width = size or (10, 14)
+    doubled = layers.double(x.astype(jnp.float32))[:, :height, :width]
+    found = layer(x) if size is None else layer(x, size)
+    assert found.dtype == x.dtype
+    assert error(found, np.asarray(plain(doubled), np.float64)) < tolerance
