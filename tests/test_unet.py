@@ -85,13 +85,14 @@ def test_branches_share_what_comes_before_the_text(name):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision(dtype):
-    """Noise levels and timesteps keep their digits."""
+    """Noise levels and timesteps keep their digits, and so do the sums of the last convolution."""
     module, rng = build(tiny.IF_2), np.random.default_rng(0)
     x, text = rng.standard_normal((2, 4, 8, 6), np.float32), rng.standard_normal((2, 7, 24), np.float32)
     args = x, np.array([999, 3], np.float32), text, np.array([0, 250], np.float32)
     wanted, found = (jax.jit(UNet2DConditionModel.__call__)(tiny.filled(module, d), *args) for d in ("float32", dtype))
-    assert found.dtype == dtype
-    assert np.linalg.norm(found.astype(np.float32) - wanted) < 0.1 * np.linalg.norm(wanted)
+    assert found.dtype == np.float32
+    assert not np.array_equal(found, found.astype(dtype))
+    assert np.linalg.norm(found - wanted) < 0.1 * np.linalg.norm(wanted)
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,11 @@ class Conv(nnx.Module):
         self.kernel = parameter(size, size, inputs // groups, outputs)
         self.bias = parameter(outputs) if bias else None
 
+    def widened(self, x: jax.Array) -> jax.Array:
+        """The same with all digits of its sums, in at least float32."""
+        wide = at_least_float32(x.dtype)
+        return jax.tree.map(lambda leaf: leaf.astype(wide), self)(x.astype(wide))
+
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.kernel[...]
         if self.groups == kernel.shape[-1] and self.stride == 1:

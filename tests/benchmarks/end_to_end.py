@@ -13,10 +13,12 @@ CPU runs, and says nothing about speed.
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,18 +66,18 @@ def cell(pipe: Pipeline, concepts: int, batch: int, args: argparse.Namespace) ->
         return time.perf_counter() - began
 
     jax.clear_caches()
+    row = measure(call, concepts, batch, args)
+    # Since the process began: of the largest cell so far.
+    peak = (pipe.devices.devices[0].memory_stats() or {}).get("peak_bytes_in_use", float("nan"))
+    return row | {"peak_gib": peak / 2**30}
+
+
+def measure(call: Callable[[int], float], concepts: int, batch: int, args: argparse.Namespace) -> dict[str, Any]:
+    """The seconds of the first call and of later ones, each of a seed, and what the arithmetic alone takes."""
     first = call(0)
     seconds = [call(i) for i in range(1, 1 + args.repeat)]
-    device = pipe.devices.devices[0]
-    peak = (device.memory_stats() or {}).get("peak_bytes_in_use", float("nan")) / 2**30
-    return {
-        "concepts": concepts,
-        "batch": batch,
-        "first": first,
-        "seconds": seconds,
-        "floor": floor(concepts, batch, args.steps, args.ceiling),
-        "peak_gib": peak,  # since the process began: of the largest cell so far
-    }
+    least = floor(concepts, batch, args.steps, args.ceiling)
+    return {"concepts": concepts, "batch": batch, "first": first, "seconds": seconds, "floor": least}
 
 
 def numbers(text: str) -> list[int]:
@@ -118,7 +120,8 @@ def tell_all(args: argparse.Namespace, pipe: Pipeline, found: list[dict[str, Any
 def about(args: argparse.Namespace, pipe: Pipeline) -> dict[str, Any]:
     device = pipe.devices.devices[0].device_kind
     told = {name: value for name, value in vars(args).items() if name != "json"}
-    return {"backend": "sega_jax", "device": device, "versions": f"jax {jax.__version__}"} | told
+    flags = os.environ.get("XLA_FLAGS", "")
+    return {"backend": "sega_jax", "device": device, "versions": f"jax {jax.__version__}", "flags": flags} | told
 
 
 def main() -> None:

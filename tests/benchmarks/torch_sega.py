@@ -16,7 +16,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from end_to_end import SMALL, arguments, floor, tell
+from end_to_end import SMALL, arguments, measure, tell
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -69,16 +69,8 @@ def cell(pipe: Any, concepts: int, batch: int, device: str, args: Any) -> dict[s
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     torch.compiler.reset()
-    first = call(0)
-    seconds = [call(i) for i in range(1, 1 + args.repeat)]
-    return {
-        "concepts": concepts,
-        "batch": batch,
-        "first": first,
-        "seconds": seconds,
-        "floor": floor(concepts, batch, args.steps, args.ceiling),
-        "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else float("nan"),
-    }
+    row = measure(call, concepts, batch, args)
+    return row | {"peak_gib": torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else float("nan")}
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ class UNet2DConditionModel(nnx.Module):
 
     x: [batch, height, width, in_channels], timestep: [batch] (kept in float32 or wider),
     context: [batch, tokens, cross_attention_dim], or what `project` makes of it -> [batch, height, width,
-    out_channels] in the dtype of the parameters.
+    out_channels] in at least float32.
 
     The context may have several branches of each x, [batch x branches, tokens, ...], those of an x side by side, and so
     has the output then: what comes before the first use of text is computed once for all of them.
@@ -80,7 +80,8 @@ class UNet2DConditionModel(nnx.Module):
         x = self.mid_block(x, embedding, next(texts))
         for block in self.up_blocks:
             x = block(x, embedding, next(texts), skips)
-        return self.conv_out(ACTIVATIONS[self.config.act_fn](self.conv_norm_out(x)))
+        # Guidance takes differences of predictions, which rounding would make multiples of a few values.
+        return self.conv_out.widened(ACTIVATIONS[self.config.act_fn](self.conv_norm_out(x)))
 
     def _embed(self, timestep: jax.Array, pooled: jax.Array | None, class_labels: jax.Array | None) -> jax.Array:
         """The vector that every resnet takes, [batch, embedding]."""

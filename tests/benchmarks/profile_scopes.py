@@ -1,0 +1,125 @@
+"""Where does the time on the device go: to which layers, and to what kind of kernels?
+
+One call of the Stable Diffusion 1.5 architecture under JAX's profiler, every kernel under the innermost layer that it
+is of; what XLA fuses over two layers counts for the one of the fusion's root. Needs a GPU. Command buffers hide what a
+kernel is of, so they are off; run from the repository's root:
+
+    XLA_FLAGS=--xla_gpu_enable_command_buffer= python tests/benchmarks/profile_scopes.py --concepts 1 --attention cudnn
+"""
+
+import itertools
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from end_to_end import arguments, pipeline, tell_all
+
+from sega_jax import Edit
+from sega_jax.nn import layers
+from sega_jax.nn.unet import attention
+from sega_jax.parallel import Devices
+from sega_jax.systems import common
+
+SCOPES = {
+    "convolution": (layers.Conv, "__call__"),
+    "upsampling": (layers.Upsample, "__call__"),
+    "linear": (layers.Linear, "__call__"),
+    "group norm": (layers.GroupNorm, "__call__"),
+    "layer norm": (layers.LayerNorm, "__call__"),
+    "GEGLU": (attention.GEGLU, "__call__"),
+    "resnet": (layers.ResnetBlock, "__call__"),
+    "transformer": (attention.Transformer, "__call__"),
+    "attention": (layers, "attend"),
+}
+GUIDANCE = "guidance"
+KINDS = {"sdpa": "attention", "xmma": "convolution", "nvjet": "matrix product", "gemm": "matrix product"}
+
+
+def scoped(name: str, function: Callable) -> Callable:
+    """The function, whose operations say that they are of it."""
+
+    def call(*args, **options):
+        with jax.named_scope(name.replace(" ", "_")):
+            return function(*args, **options)
+
+    return call
+
+
+def mark() -> None:
+    """Gives the layers and the guidance their scopes."""
+    for name, (where, what) in SCOPES.items():
+        setattr(where, what, scoped(name, getattr(where, what)))
+    attention.attend, plain = layers.attend, common.sega
+
+    def sega(*args, **options):
+        made = plain(*args, **options)
+        return made._replace(update=scoped(GUIDANCE, made.update))
+
+    common.sega = sega
+
+
+def kernels(call: Callable[[], Any]) -> list[tuple[str, str, float]]:
+    """The name, the operation's name and the microseconds of all that a device runs in a call."""
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            call()
+        (written,) = Path(folder).rglob("*.xplane.pb")
+        profile = jax.profiler.ProfileData.from_file(str(written))
+        return [
+            (event.name, str(dict(event.stats).get("name", "")), event.duration_ns / 1e3)
+            for plane in profile.planes
+            if "GPU" in plane.name
+            for line in plane.lines
+            if "Stream" in line.name
+            for event in line.events
+        ]
+
+
+def scope(operation: str) -> str:
+    """The innermost of the scopes that an operation's name goes through."""
+    parts = [part.replace("_", " ") for part in operation.split("/")]
+    return next((part for part in reversed(parts) if part in (*SCOPES, GUIDANCE)), "other")
+
+
+def kind(kernel: str) -> str:
+    return next((what for part, what in KINDS.items() if part in kernel), "fusion and copies")
+
+
+def shares(events: list[tuple[str, str, float]], named: Callable[[str, str], str]) -> dict[str, dict[str, float]]:
+    """Milliseconds and number of the kernels of each name, the longest first."""
+    found: dict[str, dict[str, float]] = {}
+    for kernel, operation, spent in events:
+        row = found.setdefault(named(kernel, operation), {"ms": 0.0, "kernels": 0})
+        row["ms"] += spent / 1e3
+        row["kernels"] += 1
+    return dict(sorted(found.items(), key=lambda item: -item[1]["ms"]))
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--attention", default="xla", choices=["xla", "cudnn"])
+    args = parser.parse_args()
+    mark()
+    pipe = pipeline(args.dtype, args.attention, Devices(jax.local_devices()[:1]), small=args.tiny)
+    found = []
+    for batch, concepts in itertools.product(args.batch, args.concepts):
+        edits = [Edit(chr(97 + k), threshold=0.95, warmup=args.steps // 5) for k in range(concepts)]
+        settings = {"images_per_prompt": batch, "steps": args.steps, "output": "latent", "progress": False}
+        pipe("b", edits, **settings)
+        events = kernels(partial(pipe, "b", edits, **settings))
+        row = {"concepts": concepts, "batch": batch}
+        for what, named in (("layer", lambda _, name: scope(name)), ("kernel", lambda name, _: kind(name))):
+            row[what] = shares(events, named)
+            total = sum(part["ms"] for part in row[what].values())
+            print(f"n = {concepts}, B = {batch}: {total:.1f} ms in {len(events)} kernels, by {what}:")
+            for name, part in row[what].items():
+                print(f"  {part['ms'] / total:6.1%} {part['ms']:8.2f} ms {part['kernels']:6d}  {name}", flush=True)
+        found.append(row)
+    tell_all(args, pipe, found)
+
+
+if __name__ == "__main__":
+    main()
