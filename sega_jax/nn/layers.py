@@ -150,15 +150,19 @@ class DoublingConv(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-    """Normalises [batch, ..., channels] over the positions and the channels of each group."""
+    """Normalises [batch, ..., channels] over the positions and the channels of each group; a `shift` [batch, channels]
+    is added before."""
 
     def __init__(self, groups: int, channels: int, eps: float):
         self.groups, self.eps = groups, eps
         self.scale = parameter(channels)
         self.bias = parameter(channels)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, shift: jax.Array | None = None) -> jax.Array:
         wide = x.astype(at_least_float32(x.dtype))
+        if shift is not None:
+            # Here, where it costs no pass over memory: beside a convolution XLA would write it out for all positions.
+            wide += shift.astype(wide.dtype).reshape(len(x), *(1,) * (x.ndim - 2), -1)
         mean, variance = self._moments(wide, one_pass=x.dtype != wide.dtype)
         factor = lax.rsqrt(variance + self.eps) * along(self.scale[...], wide)
         return ((wide - mean) * factor + along(self.bias[...], wide)).astype(x.dtype)
@@ -309,10 +313,10 @@ class ResnetBlock(nnx.Module):
 
     def __call__(self, x: jax.Array, embedding: jax.Array | None = None) -> jax.Array:
         act = ACTIVATIONS[self.activation]
-        h = self.conv1(act(self.norm1(x)))
+        h, shift = self.conv1(act(self.norm1(x))), None
         if self.time_emb_proj is not None:
-            h = h + spread(self.time_emb_proj(act(embedding)), h)[:, None, None, :]
-        h = self.conv2(act(self.norm2(h)))
+            shift = spread(self.time_emb_proj(act(embedding)), h)
+        h = self.conv2(act(self.norm2(h, shift)))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
