@@ -20,7 +20,7 @@ from convert.pickles import PickledTensors
 from sega_jax.checkpoint import CheckpointError, Entry, Layout, from_torch, leaves, torch_name, torch_shape
 from sega_jax.nn.config import build
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
-from sega_jax.single_file import places
+from sega_jax.single_file import RESNET, places
 
 CONFIG = "config.yml"
 
@@ -43,17 +43,7 @@ _ENDS = {
     "conv_out": "out.2",
 }
 # The layers of resnets and attentions.
-_LAYERS = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-    "group_norm": "norm",
-    "norm_cross": "norm_encoder",
-    "to_out.0": "proj_out",
-}
+_LAYERS = RESNET | {"group_norm": "norm", "norm_cross": "norm_encoder", "to_out.0": "proj_out"}
 # Layers that are several of ours, in the order of their rows.
 _FUSED = {"qkv": ("to_q", "to_k", "to_v"), "encoder_kv": ("add_k_proj", "add_v_proj")}
 _OVER_TOKENS = (*_FUSED, "proj_out")

@@ -60,7 +60,8 @@ _UNET_ENDS = {
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
-_RESNET = {
+# The layers of a resnet, in all repositories that descend from guided-diffusion.
+RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
     "time_emb_proj": "emb_layers.1",
@@ -139,7 +140,7 @@ def _unet_name(key: str, places: Mapping[str, str]) -> str:
     layer, _, kind = key.removeprefix(f"{place}.").rpartition(".")
     if "downsamplers" in place:
         layer = "op"
-    return ".".join(filter(None, (places[place], _RESNET.get(layer, layer), kind)))
+    return ".".join(filter(None, (places[place], RESNET.get(layer, layer), kind)))
 
 
 def _vae_name(key: str, levels: int) -> str:

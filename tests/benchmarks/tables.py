@@ -27,7 +27,7 @@ def table(measured: list[tuple[dict[str, Any], Cells]]) -> str:
     def milliseconds(row: dict[str, Any] | None) -> float:
         return 1e3 * statistics.median(row["seconds"]) / row["batch"] if row else float("nan")
 
-    names = [f"{about['backend']}, {about['dtype']}" for about, _ in measured]
+    names = [f"{about['backend']}, {about['dtype']}{', flags' * bool(about.get('flags'))}" for about, _ in measured]
     head = ["n", "B", *names, "floor", "first call", "peak memory"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for (n, batch), row in sorted(ours.items(), key=lambda item: item[0][::-1]):

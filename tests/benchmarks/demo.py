@@ -1,0 +1,69 @@
+"""How long does the demo model take on a CPU, here and in diffusers?
+
+Both run the same weights in float32 with the same settings and take turns on the same cores. Needs torch and diffusers.
+Run from the repository's root, here on two cores:
+
+    taskset -c 0,1 python tests/benchmarks/demo.py --concepts 0,1,4 --batch 1,4 --steps 20 --dtype float32 --json FILE
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import diffusers
+import torch
+from end_to_end import arguments, tell_all
+
+import sega_jax
+from sega_jax import Edit
+from sega_jax.loading import DEMO
+
+PROMPT, WORDS = "a portrait of a woman with brown hair", ("glasses", "smile", "hat", "earrings")
+
+
+def timed(call: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    args = parser.parse_args()
+    pipe = sega_jax.load(DEMO, dtype=args.dtype)
+    theirs = diffusers.SemanticStableDiffusionPipeline.from_pretrained(
+        DEMO, torch_dtype=getattr(torch, args.dtype), safety_checker=None
+    )
+    theirs.set_progress_bar_config(disable=True)
+    found = []
+    for batch in args.batch:
+        for concepts in args.concepts:
+            words, settings = WORDS[:concepts], {"images_per_prompt": batch, "steps": args.steps, "progress": False}
+            edits = [Edit(word, warmup=args.steps // 5) for word in words]
+            told = {"editing_prompt": list(words), "edit_warmup_steps": args.steps // 5} if words else {}
+            told |= {"num_images_per_prompt": batch, "num_inference_steps": args.steps}
+
+            def ours(edits=edits, settings=settings) -> None:
+                pipe(PROMPT, edits, seed=1, **settings)
+
+            def other(told=told) -> None:
+                theirs(PROMPT, generator=torch.Generator().manual_seed(1), **told)
+
+            first = timed(ours)
+            other()
+            pairs = [(timed(ours), timed(other)) for _ in range(args.repeat)]
+            own, torchs = (list(column) for column in zip(*pairs, strict=True))
+            row = {"concepts": concepts, "batch": batch, "first": first, "seconds": own, "torch": torchs}
+            found.append(row)
+            mine, others = statistics.median(own), statistics.median(torchs)
+            print(
+                f"n = {concepts}, B = {batch}: {mine:.3f} s ({min(own):.3f} to {max(own):.3f}), the first {first:.1f};"
+                f" torch {others:.3f} s ({min(torchs):.3f} to {max(torchs):.3f}), {others / mine:.2f} times as long",
+                flush=True,
+            )
+    tell_all(args, pipe, found)
+
+
+if __name__ == "__main__":
+    main()
