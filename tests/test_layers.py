@@ -47,9 +47,11 @@ def test_group_norm(kind, dtype, tolerance):
     for shape in ((2, 6, 5, 12), (2, 7, 12)):
         norm = filled(layers.GroupNorm(3, 12, 1e-6), dtype)
         x = jnp.asarray(INPUTS[kind](noise(*shape)), dtype)
-        found = norm(x)
-        assert found.dtype == x.dtype
-        assert error(found, normalised(x, norm)) < tolerance
+        shift = jnp.asarray(noise(2, 12, seed=1), dtype)
+        moved = np.asarray(x, np.float64) + np.asarray(shift, np.float64).reshape(2, *(1,) * (x.ndim - 2), 12)
+        for found, expected in ((norm(x), x), (norm(x, shift), moved)):
+            assert found.dtype == x.dtype
+            assert error(found, normalised(expected, norm)) < tolerance
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 5e-7), ("bfloat16", 5e-3)])
