@@ -2,8 +2,12 @@
 
 import os
 
-# A program of a test runs a few times: to optimise it by LLVM would take longer. Before JAX reads it.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+# A program of a test runs a few times: to optimise it, or to split it among threads, would take longer than it saves,
+# and so do the newer emitters of fused loops. Before JAX reads it.
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+    " --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
+).strip()
 
 import jax
 import pytest
