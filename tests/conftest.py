@@ -2,8 +2,13 @@
 
 import os
 
-# A program of a test runs a few times: to optimise it by LLVM would take longer. Before JAX reads it.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+# A program of a test runs a few times: to optimise it, or to split it among threads, would take longer than it saves,
+# and so do the newer emitters of fused loops. Before JAX reads it.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1 --xla_cpu_parallel_codegen_split_count=1"
+    " --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
+).strip()
 
 import jax
 import pytest
@@ -28,6 +33,14 @@ def one_by_default(one_device):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "local_devices", lambda *_, **__: one_device)
         yield
+
+
+@pytest.fixture(scope="module")
+def optimised():
+    """Programs that run often, or draw many pictures, are worth some optimisation."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session", autouse=True)

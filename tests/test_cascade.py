@@ -1,6 +1,7 @@
 """The cascade: its stages in a row, what is in memory meanwhile, its words, its command, and diffusers' face on it."""
 
 import dataclasses
+import gc
 import shlex
 import sys
 import types
@@ -23,6 +24,14 @@ EDITS = [Edit("glasses", warmup=0, threshold=0.5), Edit("hat", scale=-4, warmup=
 # Two rows and two concepts nearly everywhere, so that most calls share their compiled programs.
 TWO = ["a cat", "dog"]
 STEPS = {"stage1": {"steps": 3}, "stage2": {"steps": 2, "noise_level": 100}, "upscaler": {"steps": 2}}
+
+
+@pytest.fixture(autouse=True)
+def _little_garbage():
+    """A cascade collects garbage after every stage: among what the test made, not among all that JAX holds."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,8 @@ from sega_jax.demo import evaluate, evaluate_paella, judge, portraits, report, s
 from sega_jax.demo.attributes import ATTRIBUTES, COLUMN, WORDS, kind
 from sega_jax.demo.studio import NAMES, Shot, Studio, effect, having, interval, lacking, phrase
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 # Row by row, so that the drawings of a value do not depend on the neighbours.
 render = jax.jit(jax.vmap(lambda row: portraits.render(row[None], jax.random.key(5))[0]))
 
