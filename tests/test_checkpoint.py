@@ -420,7 +420,13 @@ def test_float64_needs_x64(refused, read, copy):
 
 
 @pytest.mark.parametrize(
-    ("attention", "words"), [("flash", "'xla', 'cudnn' or None"), ("cudnn", "needs GPUs"), (3, "'xla', 'cudnn'")]
+    ("attention", "words"),
+    [
+        ("flash", "'xla', 'cudnn', 'pallas' or None"),
+        ("cudnn", "needs GPUs"),
+        ("pallas", "needs TPUs and dtype bfloat16 or float32, got cpu and float32"),
+        (3, "'xla', 'cudnn'"),
+    ],
 )
 def test_unknown_attention(refused, attention, words):
     refused(f"attention={attention!r}", words, error=ValueError, attention=attention)
