@@ -28,6 +28,8 @@ M = TypeVar("M")
 _BUFFERS = re.compile(r"(^|\.)(position_ids|num_batches_tracked)$")
 _DTYPES = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+# Of a kernel, as many entries of the last axis are copied together.
+_COLUMNS = 32
 _WEIGHTS = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
 
@@ -313,10 +315,12 @@ def fill(
             bad.append(f"  {name} is {array.dtype}, expected a floating type")
         elif not is_finite(array):
             bad.append(f"  {name} has NaN or infinite entries")
+        if bad:
+            return leaf
         with np.errstate(over="ignore"):
-            ours = np.ascontiguousarray(weights.layout.ours(path, array))
+            ours = _contiguous(weights.layout.ours(path, array))
             cast = ours if dtype is None else ours.astype(dtype, copy=False)
-        if not bad and not is_finite(cast):
+        if cast.dtype != array.dtype and not is_finite(cast):
             bad.append(f"  {name} overflows {cast.dtype}; use another dtype")
         return leaf if bad else place(cast)
 
@@ -324,3 +328,15 @@ def fill(
     if bad:
         raise CheckpointError(f"{weights.folder}: unusable weights:\n" + "\n".join(bad))
     return filled
+
+
+def _contiguous(array: np.ndarray) -> np.ndarray:
+    """The array in the order of its axes, of which kernels of torch's files have the last as their first: some of its
+    entries at a time, as the processor's cache holds no more."""
+    if array.flags.c_contiguous:
+        return array
+    made, integer = np.empty(array.shape, array.dtype), f"u{array.dtype.itemsize}"
+    for start in range(0, array.shape[-1], _COLUMNS):
+        part = (..., slice(start, start + _COLUMNS))
+        made.view(integer)[part] = array.view(integer)[part]
+    return made

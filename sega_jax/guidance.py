@@ -28,7 +28,8 @@ from sega_jax.arrays import at_least_float32, floating
 SEMANTICS = ("diffusers", "per_concept")
 SUPPORTS = ("channel", "latent", "pixel", "position")
 # Up to so many values, entries by channels, are sorted for their quantiles, in one pass; more, such as the logits of a
-# whole picture, would take longer and several times their memory.
+# whole picture, would take longer and several times their memory. TPUs always count, since a sort takes long to compile
+# for them.
 _SORTED = 2**20
 # The step count at which "never" happens.
 NEVER = np.iinfo(np.int32).max
@@ -300,7 +301,7 @@ def _quantile(values: jax.Array, share: jax.Array) -> jax.Array:
     rank = (share * jnp.asarray(values.shape[-2] - 1, values.dtype))[..., None]
     below = jnp.floor(rank)
     neighbours = _by_sorting if math.prod(values.shape[-2:]) <= _SORTED else _by_counting
-    low, high = neighbours(values, below.astype(jnp.int32))
+    low, high = jax.lax.platform_dependent(values, below.astype(jnp.int32), tpu=_by_counting, default=neighbours)
     high, w = jnp.where(rank == below, low, high), rank - below
     return jnp.where(w < 0.5, low + w * (high - low), high - (high - low) * (1 - w))
 

@@ -77,7 +77,8 @@ def load(
         variant: "fp16" reads the files that are named so; the dtype is `dtype` all the same.
         devices: to spread pictures over; None is all of this host. `pipe.devices` of another pipeline shares its
             compiled programs, too, where the networks are of the same shapes.
-        attention: "xla", or "cudnn" for GPUs from compute capability 8.0 on in half precision; None picks.
+        attention: "xla"; "cudnn" for GPUs from compute capability 8.0 on in half precision; or "pallas", JAX's flash
+            kernel for TPUs, in bfloat16 or float32. None is "cudnn" where that can be, else "xla".
         scheduler: in place of the checkpoint's: a class name of diffusers', a config, or a folder with one. Paella has
             none.
         safety_checker: whether to load the one that the checkpoint may have, which makes pictures black that it
@@ -367,12 +368,18 @@ def _is_ampere(device: jax.Device) -> bool:
 
 
 def pick_attention(attention: str | None, dtype: np.dtype, where: Devices) -> str:
-    if attention not in (None, "xla", "cudnn"):
-        raise ValueError(f"attention={attention!r} should be 'xla', 'cudnn' or None")
+    if attention not in (None, "xla", "cudnn", "pallas"):
+        raise ValueError(f"attention={attention!r} should be 'xla', 'cudnn', 'pallas' or None")
     able = dtype.name in ("bfloat16", "float16") and all(map(_is_ampere, where.devices))
     if attention == "cudnn" and not able:
         raise ValueError(
             "attention='cudnn' needs GPUs of compute capability 8.0 or more and dtype bfloat16 or float16,"
+            f" got {where.devices[0].device_kind} and {dtype.name}"
+        )
+    of_tpus = dtype.name in ("bfloat16", "float32") and all(device.platform == "tpu" for device in where.devices)
+    if attention == "pallas" and not of_tpus:
+        raise ValueError(
+            "attention='pallas' needs TPUs and dtype bfloat16 or float32,"
             f" got {where.devices[0].device_kind} and {dtype.name}"
         )
     return attention or ("cudnn" if able else "xla")

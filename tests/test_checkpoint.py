@@ -12,7 +12,7 @@ import pytest
 import tiny
 from safetensors.numpy import load_file, save_file
 
-from sega_jax import CheckpointError, load
+from sega_jax import CheckpointError, arrays, checkpoint, load
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 TEXT = "text_encoder/model.safetensors"
@@ -420,7 +420,13 @@ def test_float64_needs_x64(refused, read, copy):
 
 
 @pytest.mark.parametrize(
-    ("attention", "words"), [("flash", "'xla', 'cudnn' or None"), ("cudnn", "needs GPUs"), (3, "'xla', 'cudnn'")]
+    ("attention", "words"),
+    [
+        ("flash", "'xla', 'cudnn', 'pallas' or None"),
+        ("cudnn", "needs GPUs"),
+        ("pallas", "needs TPUs and dtype bfloat16 or float32, got cpu and float32"),
+        (3, "'xla', 'cudnn'"),
+    ],
 )
 def test_unknown_attention(refused, attention, words):
     refused(f"attention={attention!r}", words, error=ValueError, attention=attention)
@@ -451,3 +457,23 @@ def test_files_of_any_floating_type(tmp_path, read, stored):
 def test_numbers_may_be_null(copy, read, pipe):
     edit_json(copy / "unet/config.json", class_embed_type=None, freq_shift=None, dropout=0.1, upcast_attention=True)
     assert same(read(copy), pipe)
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (7, 5, 3, 3), (1, 1, 1, 1)])
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float64])
+def test_kernels_turn_part_by_part(monkeypatch, shape, dtype):
+    monkeypatch.setattr(checkpoint, "_COLUMNS", 3)
+    turned = np.random.default_rng(0).standard_normal(shape).astype(dtype).T
+    found = checkpoint._contiguous(turned)
+    assert found.flags.c_contiguous
+    assert found.dtype == dtype
+    assert np.array_equal(found, turned)
+
+
+@pytest.mark.parametrize("place", range(11))
+def test_what_is_not_finite_is_found_in_every_part(monkeypatch, place):
+    monkeypatch.setattr(arrays, "_PART", 4)
+    values = np.ones(11, np.float16)
+    assert arrays.is_finite(values)
+    values[place] = -np.inf
+    assert not arrays.is_finite(values)

@@ -1,5 +1,9 @@
 """Words and numbers are data: after a first call, none of them compiles anything."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -76,3 +80,24 @@ def test_the_counter_counts(compilations, small, one_device):
     assert len(compilations) == 2
     Pipeline(**small.components | {"devices": Devices(one_device)}).encode(["a"])
     assert len(compilations) == 3
+
+
+SECOND = """
+import sys, jax, sega_jax
+events = []
+jax.monitoring.register_event_listener(lambda event, **_: events.append(event.rpartition("/")[2]))
+sega_jax.load(sys.argv[1], devices=jax.local_devices()[:1]).compile("cat", ["hat"], steps=2)
+print(*(events.count(f"cache_{found}") for found in ("hits", "misses")))
+"""
+
+
+def test_a_second_process_compiles_nothing(small_folder, tmp_path):
+    """Where JAX's variable names a folder; without the second one, what takes less than a second is not kept there."""
+    env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    run = [sys.executable, "-c", SECOND, str(small_folder)]
+    first, second = (
+        list(map(int, subprocess.run(run, env=env, capture_output=True, text=True, check=True).stdout.split()))
+        for _ in range(2)
+    )
+    assert first[1] > first[0] == 0
+    assert second == [first[1], 0]

@@ -68,14 +68,14 @@ def test_gradients_keep_no_call_of_the_network(small):
     assert memory(64) - memory(4) < 60 * 2 * 6 * 1024
 
 
-@pytest.mark.parametrize("platform", ["tpu", "cuda"])
-def test_stable_diffusion_lowers_for_other_platforms(platform):
+@pytest.mark.parametrize(("platform", "attention"), [("tpu", "pallas"), ("cuda", "xla")])
+def test_stable_diffusion_lowers_for_other_platforms(platform, attention):
     half = partial(jax.tree.map, lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16))
     rows, edits = 2, Edits.stack([[Edit("a"), Edit("b")]] * 2)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
     program = jax.jit(partial(generate, shape=(64, 64, 4), method=Method("multistep")))
     traced = program.trace(
-        half(Models.build(**SD_1)),
+        half(Models.build(**SD_1, attention=attention)),
         jax.ShapeDtypeStruct((rows, 4, 77), jnp.int32),
         from_config(tiny.PNDM).table(50),
         Settings(keys, np.full(rows, 7.5), np.zeros(rows), edits),
@@ -84,3 +84,4 @@ def test_stable_diffusion_lowers_for_other_platforms(platform):
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert "bf16" in text
     assert "f64" not in text
+    assert ("tpu_custom_call" in text, "stablehlo.sort" in text) == (platform == "tpu", platform != "tpu")

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import test_guidance
 import tiny
+from jax.experimental.pallas.tpu import force_tpu_interpret_mode
 from reference import cases
 from reference.oracle import guidance as guide
 from test_reference import recorded
 
 from convert import deepfloyd as original
 from sega_jax import Edits, branches, checkpoint, guidance, rows, schedules, solvers
-from sega_jax.nn import clip, layers, t5, vae
+from sega_jax.nn import clip, flash, layers, t5, vae
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig, attention, blocks, embedding, model
 from sega_jax.schedules import alphas, exponential, sigmas
 from sega_jax.schedules import noise as schedule
@@ -258,6 +259,16 @@ def view_counting():
     return guidance._by_counting(jnp.asarray(RANKED), jnp.array([[4], [18]]))
 
 
+ATTENDED = noise(2, 3, 1, 160), noise(2, 7, 1, 160, seed=1), noise(2, 7, 1, 160, seed=2)
+SEEN = np.arange(7) < np.array([[4], [7]])
+
+
+def view_flash():
+    """Attention of heads and to keys that the kernel for TPUs pads, some of them masked."""
+    with force_tpu_interpret_mode():
+        return flash.flash(*map(jnp.asarray, ATTENDED), jnp.asarray(SEEN), False)
+
+
 # Letters are 0 to 25, and 28 more at the end of a word; 56 begins, 57 ends and pads.
 TOKENS = np.array(
     [
@@ -307,6 +318,7 @@ def views(folder, tmp_path_factory):
         "T5 tokens": t5_tokens,
         "fused": view_fused,
         "counting": view_counting,
+        "flash": view_flash,
     }
 
 
@@ -338,13 +350,14 @@ def sound(views):
             np.stack([np.sort(RANKED[i], 0)[place + after] for i, place in enumerate((4, 18))]) for after in (0, 1)
         ),
         "fused": lambda: np.array([2, 3, 8, 9, 14, 15]),
+        "flash": lambda: layers._attend(*map(jnp.asarray, ATTENDED), jnp.asarray(SEEN), False),
     }
     return cache(lambda name: (views | known)[name]())
 
 
 # Relative L2. What is not here is compared exactly.
 TOLERANCE = dict.fromkeys(["text", "unet", "autoencoder", "pictures", "small"], 1e-5)
-TOLERANCE |= dict.fromkeys(["first stage", "deepfloyd", "upscaler", "branches", "t5", "small blocks"], 1e-5)
+TOLERANCE |= dict.fromkeys(["first stage", "deepfloyd", "upscaler", "branches", "t5", "small blocks", "flash"], 1e-5)
 TOLERANCE |= dict.fromkeys([f"{name} pictures" for name in cases.STAGES], 3e-4)
 TOLERANCE |= dict.fromkeys(
     ["diffusers", "per_concept", "padding", "cooled", "without momentum"], 1e-12
@@ -576,6 +589,14 @@ FAULTS = {
         "x = block(x, bias)",
         "x, bias = block(x, bias), jnp.where(bias < -1e9, bias, 0)",
     ),
+    "padding for the kernel seen": (
+        "flash",
+        flash.flash,
+        "(0, k.shape[2] - keys)))",
+        "(0, k.shape[2] - keys)), constant_values=True)",
+    ),
+    "masked keys seen by the kernel": ("flash", flash.flash, "if mask is None else mask", "if True else mask"),
+    "the padded width's scale": ("flash", flash.flash, "math.sqrt(width)", "math.sqrt(q.shape[3])"),
     # Guidance
     "quantile over the wrong axes": (
         "diffusers",

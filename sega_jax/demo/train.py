@@ -114,7 +114,7 @@ class Trainer(Stages):
         special = {f"{name}_token_id": vocabulary[f"<|{word}|>"] for name, word in _SPECIAL.items()}
         self.configs = configs._replace(text_encoder=configs.text_encoder | {"vocab_size": len(vocabulary)} | special)
         self.tokens = Tokenizer(self.folder / "model" / "tokenizer", wording.LENGTH, len(vocabulary))
-        attention = "xla" if jax.default_backend() == "cpu" else "cudnn"
+        attention = "cudnn" if jax.default_backend() == "gpu" else "xla"
         text_encoder, unet, vae, _ = self.configs
         self.models = Models.build(text_encoder, unet, vae, attention=attention)
         self.models.text_encoder.embeddings.token_embedding = OneHot(len(vocabulary), text_encoder["hidden_size"])

@@ -14,6 +14,7 @@ from flax import nnx
 from jax import lax
 
 from sega_jax.arrays import at_least_float32
+from sega_jax.nn.flash import flash
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -45,6 +46,7 @@ def parameter(*shape: int) -> nnx.Param:
 _LOGITS = 2**28
 # cuDNN's kernels are slower than XLA's where there are fewer logits: of 1.6 million (3 rows, 8 heads, 256 positions of
 # width 160) 48 us against 30 on an H100, of 3.9 million 91 against 44 on an H200, of 16 million 89 against 189.
+# TPUs, where nothing was measured, take their kernel from as many on.
 _FLASH = 2**22
 
 
@@ -236,7 +238,8 @@ def attend(
 
     With a `mask`, bool [batch, keys], the other keys are as if they were not there; each row needs one that is.
     `implementation` "xla" runs everywhere; "cudnn", on a GPU in half precision, is used where it is faster and the
-    heads are of a width that its kernels take on every such GPU.
+    heads are of a width that its kernels take on every such GPU; "pallas", on a TPU in bfloat16 or float32, is used
+    where there are as many logits.
     """
     width, logits = query.shape[-1] // heads, len(query) * heads * query.shape[1] * key.shape[1]
     q, k, v = (x.reshape(*x.shape[:2], heads, width) for x in (query, key, value))
@@ -246,6 +249,8 @@ def attend(
             mask = jnp.broadcast_to(mask[:, None, None, :], (len(q), 1, q.shape[1], k.shape[1]))
         found = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="cudnn")
         return found.reshape(query.shape)
+    if implementation == "pallas" and query.dtype in (jnp.bfloat16, jnp.float32) and logits >= _FLASH:
+        return flash(q, k, v, mask, causal).reshape(query.shape)
     if logits <= _LOGITS:
         return _attend(q, k, v, mask, causal).reshape(query.shape)
     return jax.lax.map(lambda row: _attend_one(*row, causal), (q, k, v, mask)).reshape(query.shape)

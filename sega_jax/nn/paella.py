@@ -269,7 +269,7 @@ class Paella(nnx.Module):
 
     Args:
         config: what it is made of.
-        attention: the implementation, "xla" or "cudnn".
+        attention: the implementation, "xla", "cudnn" or "pallas", of `sega_jax.nn.layers.attend`.
 
     Raises:
         ValueError: a height or width that is no such multiple.

@@ -60,7 +60,8 @@ class Models(NamedTuple):
     ) -> "Models":
         """Networks without values from the config.json; networks that are built stay as they are.
 
-        `attention` is the implementation in the denoiser, "xla" or "cudnn" (for GPUs in half precision).
+        `attention` is the implementation in the denoiser, "xla", "cudnn" (for GPUs in half precision) or "pallas" (for
+        TPUs).
 
         Raises:
             ValueError: a config that is not supported, or networks that do not fit each other.

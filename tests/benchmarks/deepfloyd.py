@@ -54,7 +54,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--stage", default="stage1", choices=["stage1", "stage2", "upscaler"])
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--attention", default="cudnn", choices=["xla", "cudnn"])
+    parser.add_argument("--attention", default="cudnn", choices=["xla", "cudnn", "pallas"])
     parser.add_argument("--ceiling", type=float, default=796.0, help="TFLOP/s of matrix products")
     parser.add_argument("--json", type=Path, help="where the measurements go")
     args = parser.parse_args()

@@ -126,7 +126,7 @@ def about(args: argparse.Namespace, pipe: Pipeline) -> dict[str, Any]:
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--attention", default="xla", choices=["xla", "cudnn"])
+    parser.add_argument("--attention", default="xla", choices=["xla", "cudnn", "pallas"])
     args = parser.parse_args()
     devices = Devices(jax.local_devices()[:1])
     began = time.perf_counter()

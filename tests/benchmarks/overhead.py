@@ -71,7 +71,7 @@ def cell(pipe: Pipeline, concepts: int, batch: int, args: Any) -> dict[str, Any]
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--attention", default="xla", choices=["xla", "cudnn"])
+    parser.add_argument("--attention", default="xla", choices=["xla", "cudnn", "pallas"])
     args = parser.parse_args()
     pipe = pipeline(args.dtype, args.attention, Devices(jax.local_devices()[:1]), small=args.tiny)
     tell_all(args, pipe, [cell(pipe, n, batch, args) for batch in args.batch for n in args.concepts])

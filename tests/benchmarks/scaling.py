@@ -85,7 +85,7 @@ def main() -> None:
     for name, default in (("share", 4), ("steps", 50), ("concepts", 2), ("repeat", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--attention", default="cudnn", choices=["xla", "cudnn"])
+    parser.add_argument("--attention", default="cudnn", choices=["xla", "cudnn", "pallas"])
     parser.add_argument("--json", type=Path, help="where the measurements go")
     args = parser.parse_args()
     args.devices = [count for count in args.devices if count <= len(jax.local_devices())]

@@ -1,0 +1,195 @@
+"""How long until the first picture: the import, the weights from the disk to the device, and compiling?
+
+A random checkpoint of the Stable Diffusion 1.5 architecture is written to a temporary folder, by safetensors and by
+Orbax. Each measurement is a process of its own. CPU seconds of the import are beyond those of `import jax`. Loading is
+set against reading the same files into memory and dropping them; "cold" is after the system has forgotten the files,
+where it does so when it is told to, "warm" is right after. Memory is the host's at its peak, beyond what the process
+had before; on a CPU that has the weights in it. What `load` imports, the tokenizers' library and Orbax' storage, takes
+seconds of its own. `pipe.compile` is measured with an empty persistent cache, then with
+what that left. Run from the repository's root, on a machine where nothing is installed with PYTHONPATH=. before it:
+
+    python tests/benchmarks/startup.py --json FILE
+
+`--parts load` leaves the others out; `--tiny` is a network that any CPU runs, and says nothing about speed.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from end_to_end import SMALL
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import tiny
+from published import SD_1
+
+import convert
+import sega_jax
+from sega_jax import Edit
+
+PARTS = ("import", "load", "compile")
+FORMS = ("safetensors", "orbax")
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+def apart(function: Callable, *args: Any) -> Any:
+    """The result of a function in a new process."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
+
+
+def imports(repeat: int) -> dict[str, Any]:
+    """CPU seconds of both imports, by turns, with compiled bytecode as after an installation."""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+    def seconds(modules: str) -> float:
+        code = f"import time, {modules}; print(time.process_time())"
+        return float(subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True).stdout)
+
+    seconds("jax, sega_jax")
+    pairs = [(seconds("jax"), seconds("jax, sega_jax")) for _ in range(repeat)]
+    return {"jax": [one for one, _ in pairs], "both": [both for _, both in pairs]}
+
+
+def files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
+def forget(folder: Path) -> None:
+    """Asks the system to keep nothing of these files in memory."""
+    for path in files(folder):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def read(folder: Path) -> dict[str, float]:
+    """Reads all files, a part at a time into the same memory."""
+    buffer, began = bytearray(2**24), time.perf_counter()
+    for path in files(folder):
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+    return {"seconds": time.perf_counter() - began}
+
+
+def peak() -> int:
+    """The most bytes of the host that this process has had, as Linux says it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def load(folder: Path, dtype: str) -> dict[str, Any]:
+    compilations: list[float] = []
+
+    def listen(event: str, duration: float, **_: Any) -> None:
+        if event == COMPILED:
+            compilations.append(duration)
+
+    device, began = jax.local_devices()[:1], time.perf_counter()
+    importlib.import_module("transformers").CLIPTokenizer  # noqa: B018 - imported when it is looked up
+    importlib.import_module("tensorstore")
+    libraries = time.perf_counter() - began
+    jax.block_until_ready(jnp.zeros(1))
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    before, began = peak(), time.perf_counter()
+    pipe = sega_jax.load(folder, dtype=dtype, devices=device)
+    jax.block_until_ready(pipe.models)
+    return {
+        "seconds": time.perf_counter() - began,
+        "libraries": libraries,
+        "peak_mib": (peak() - before) / 2**20,
+        "compilations": len(compilations),
+        "compiling": sum(compilations),
+        "device": device[0].device_kind,
+    }
+
+
+def compiled(folder: Path, dtype: str, batch: int, concepts: int) -> dict[str, Any]:
+    pipe = sega_jax.load(folder, dtype=dtype, devices=jax.local_devices()[:1])
+    edits, began = [Edit(chr(97 + k)) for k in range(concepts)], time.perf_counter()
+    report = pipe.compile("b", edits, images_per_prompt=batch, output="uint8")
+    programs = [program._asdict() for program in report.programs]
+    return {"seconds": time.perf_counter() - began, "compiling": report.seconds, "programs": programs}
+
+
+def loads(folders: dict[str, Path], dtype: str, repeat: int) -> Iterator[dict[str, Any]]:
+    """Rows of what was read, by what, and how fast."""
+    for form, folder in folders.items():
+        size = sum(path.stat().st_size for path in files(folder))
+        for cold in (True, False):
+            for what, function, args in (("read", read, (folder,)), ("load", load, (folder, dtype))):
+                found = []
+                for _ in range(repeat):
+                    if cold:
+                        forget(folder)
+                    else:
+                        read(folder)
+                    found.append(apart(function, *args))
+                row = {"form": form, "cold": cold, "what": what, "bytes": size}
+                yield row | found[0] | {"seconds": [one["seconds"] for one in found]}
+
+
+def told(row: dict[str, Any]) -> str:
+    seconds = statistics.median(row["seconds"])
+    line = f"{row['form']}, {'cold' if row['cold'] else 'warm'}, {row['what']}: {seconds:.2f} s,"
+    line += f" {row['bytes'] / 1e6 / seconds:.0f} MB/s"
+    if row["what"] == "load":
+        line += f", beside {row['libraries']:.1f} s of imports; {row['peak_mib']:.0f} MiB,"
+        line += f" {row['compilations']} compilations of {row['compiling']:.2f} s"
+    return line
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--parts", type=lambda text: text.split(","), default=PARTS, help="with commas between")
+    for name, default in (("repeat", 3), ("batch", 1), ("concepts", 2)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--tiny", action="store_true", help="a small network, to try this script")
+    parser.add_argument("--json", type=Path, help="where the measurements go")
+    args = parser.parse_args()
+    found: dict[str, Any] = {}
+    if "import" in args.parts:
+        found["import"] = imports(args.repeat)
+        jax_alone, both = (statistics.median(found["import"][name]) for name in ("jax", "both"))
+        print(f"import: {both - jax_alone:.2f} CPU seconds beyond {jax_alone:.2f} of jax", flush=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        folders = {form: Path(temporary) / form for form in FORMS}
+        configs = SMALL if args.tiny else SD_1
+        length = configs["text_encoder"]["max_position_embeddings"]
+        parts = {"text" if part == "text_encoder" else part: config for part, config in configs.items()}
+        tiny.checkpoint(folders["safetensors"], **parts, length=length, dtype=jnp.dtype(args.dtype))
+        if "load" in args.parts:
+            convert.convert(folders["safetensors"], folders["orbax"])
+            found["load"] = []
+            for row in loads(folders, args.dtype, args.repeat):
+                found["load"].append(row)
+                print(told(row), flush=True)
+        if "compile" in args.parts:
+            os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(temporary) / "cache")
+            for name in ("cold", "cached"):
+                row = found[name] = apart(compiled, folders["safetensors"], args.dtype, args.batch, args.concepts)
+                print(f"compile, {name}: {row['seconds']:.1f} s, programs alone {row['compiling']:.1f} s", flush=True)
+    if args.json:
+        about = {name: value for name, value in vars(args).items() if name != "json"}
+        about |= {"backend": "sega_jax", "versions": f"jax {jax.__version__}"}
+        args.json.write_text(json.dumps({"about": about, "found": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
