@@ -67,6 +67,7 @@ ALLOWED = {
     "loading": CALLS | {"kinds", "orbax", "paella", "pipeline", "sources"},
     "cascade": CALLS | {"captions", "kinds", "loading", "pipeline", "sources"},
     "faces": CALLS | {"captions", "faces", "loading", "paella", "pipeline", "running"},
+    "sweep": CALLS | {"kinds", "loading", "pipeline", "sources", "sweep"},
 }
 OF_CONVERSION = {"checkpoint", "cli", "kinds", "loading", "nn", "orbax", "progress", "sources", "text"}
 LIGHT = ["arrays", "guidance", "schedules", "solvers", "sample", "parallel"]
