@@ -5,7 +5,7 @@ import click
 from convert.conversion import DTYPES, convert
 from convert.paella import convert_paella, is_published
 from convert.writers import FORMS
-from sega_jax.cli import plainly
+from sega_jax.shell import plainly
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})

@@ -67,9 +67,9 @@ ALLOWED = {
     "loading": CALLS | {"kinds", "orbax", "paella", "pipeline", "sources"},
     "cascade": CALLS | {"captions", "kinds", "loading", "pipeline", "sources"},
     "faces": CALLS | {"captions", "faces", "loading", "paella", "pipeline", "running"},
-    "sweep": CALLS | {"kinds", "loading", "pipeline", "sources", "sweep"},
+    "sweep": CALLS | {"kinds", "loading", "pictures", "pipeline", "sources", "sweep"},
 }
-OF_CONVERSION = {"checkpoint", "cli", "kinds", "loading", "nn", "orbax", "progress", "sources", "text"}
+OF_CONVERSION = {"checkpoint", "kinds", "loading", "nn", "orbax", "progress", "shell", "sources", "text"}
 LIGHT = ["arrays", "guidance", "schedules", "solvers", "sample", "parallel"]
 
 

@@ -24,11 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sega_jax.cli import plainly
 from sega_jax.demo import portraits, wording
 from sega_jax.demo.configs import DEMO, INDEX, Configs
 from sega_jax.demo.training import OneHot, Stages, adam, begin, half, initial, write_json
 from sega_jax.schedules.noise import cumulative
+from sega_jax.shell import plainly
 from sega_jax.systems.stable_diffusion import Models
 from sega_jax.text import Tokenizer
 

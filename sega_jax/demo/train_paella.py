@@ -19,11 +19,11 @@ import numpy as np
 import optax
 
 from sega_jax.checkpoint import flax_name
-from sega_jax.cli import plainly
 from sega_jax.demo import portraits
 from sega_jax.demo.training import OneHot, Stages, adam, begin, half, initial, write_json
 from sega_jax.nn.paella import PaellaConfig
 from sega_jax.nn.vqgan import VQConfig
+from sega_jax.shell import plainly
 from sega_jax.systems.paella import Models
 from sega_jax.text import ByteTokenizer
 
