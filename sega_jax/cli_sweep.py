@@ -29,12 +29,13 @@ def sweep() -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--out", metavar="FOLDER", help="Where it goes.  [default: sega-jax-out/ and the file's name]")
 @click.option("--rows", default=8, help="Pictures in a batch; best a multiple of the devices.")
+@click.option("--share/--no-share", default=True, help="Whether to compute once what pictures have in common.")
 @click.option("--dry-run", is_flag=True, help="Says how much it is, and runs nothing.")
-def run(file: Path, out: str | None, rows: int, dry_run: bool) -> None:
+def run(file: Path, out: str | None, rows: int, share: bool, dry_run: bool) -> None:
     """Makes what is missing of a sweep's pictures. Without the word `run` it is the same."""
     with plainly():
         said = sweeps.Sweep.read(file)
-        plan = sweeps.plan(said, sweeps.Facts.of(said), rows)
+        plan = sweeps.plan(said, sweeps.Facts.of(said), rows, share=share)
         click.echo(_describe(plan.counts))
         if dry_run:
             return
@@ -64,13 +65,11 @@ def status(folder: Path) -> None:
 
 
 def _describe(counts: Any) -> str:
-    saved = 1 - counts.shared / counts.alone
     return "\n".join(
         [
             f"{counts.pictures} pictures of {counts.points} points, in {counts.batches} batches of"
             f" {counts.programs} programs",
-            f"{counts.evaluations} UNet evaluations, {counts.evaluations - counts.alone} of them to fill batches up",
-            f"{counts.shared} evaluations would do if all that is equal were computed once, {saved:.1%} fewer than"
-            f" {counts.alone}",
+            f"{counts.evaluations} UNet evaluations, {1 - counts.evaluations / counts.alone:.1%} fewer than the"
+            f" {counts.alone} of the pictures one by one; the fewest possible are {counts.shared}",
         ]
     )

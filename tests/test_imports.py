@@ -67,7 +67,7 @@ ALLOWED = {
     "loading": CALLS | {"kinds", "orbax", "paella", "pipeline", "sources"},
     "cascade": CALLS | {"captions", "kinds", "loading", "pipeline", "sources"},
     "faces": CALLS | {"captions", "faces", "loading", "paella", "pipeline", "running"},
-    "sweep": CALLS | {"kinds", "loading", "pictures", "pipeline", "sources", "sweep"},
+    "sweep": CALLS | {"kinds", "loading", "pictures", "pipeline", "running", "sources", "sweep"},
 }
 OF_CONVERSION = {"checkpoint", "kinds", "loading", "nn", "orbax", "progress", "shell", "sources", "text"}
 LIGHT = ["arrays", "guidance", "schedules", "solvers", "sample", "parallel"]

@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from sega_jax import Edit
-from sega_jax.sweep import Facts, Plan, Sweep, plan, settings
+from sega_jax.sweep import Facts, Plan, Sweep, plan, settings, sharing
 from sega_jax.sweep.points import name, point
 from sega_jax.systems.common import Sizes, Usual
 
@@ -104,7 +104,7 @@ def test_without_edits_their_settings_make_no_other_picture():
 def test_batches():
     """Programs follow each other; batches are of one program, scheduler and number of steps; the last is filled up."""
     sweep = sweep_of(seed=range(5), steps=[11, 20], edits=[["glasses"], ["beard"], ["glasses", "beard"]])
-    made = plan(sweep, FACTS, rows=4)
+    made = plan(sweep, FACTS, rows=4, share=False)
     assert [(b.program.concepts, b.steps, b.program.rows, len(b.points)) for b in made.batches] == [
         *[(1, 11, 4, 4), (1, 11, 4, 4), (1, 11, 4, 2), (1, 20, 4, 4), (1, 20, 4, 4), (1, 20, 4, 2)],
         *[(2, 11, 4, 4), (2, 11, 4, 1), (2, 20, 4, 4), (2, 20, 4, 1)],
@@ -208,3 +208,38 @@ def test_evaluations_with_sharing():
     # Nothing is shared by pictures of other seeds, prompts or numbers of the call.
     for key, values in {"seed": [1, 2], "negative_prompt": ["", "x"], "guidance_scale": [1, 2], "eta": [0, 1]}.items():
         assert shared({"a": {}}, **{key: values}) == (300, 300)
+
+
+def test_batches_that_share_take_about_as_few():
+    """Eight settings for each of 16 seeds, 50 calls: what a plan runs, with what fills its batches up."""
+    grid = {"seed": range(16), "a.scale": [2, 4, 6, 8], "a.threshold": [0.8, 0.9]}
+
+    def counts(edits, share=True):
+        return plan(Sweep(call={"prompt": "a cat"}, edits=edits, grid=grid), FACTS, share=share).counts
+
+    warm = counts({"a": {"warmup": 10}})
+    assert warm.evaluations == warm.shared == round(0.825 * warm.alone)
+    cooled = counts({"a": {"warmup": 10, "cooldown": 25}, "b": {"warmup": 10, "cooldown": 25}})
+    assert cooled.evaluations == cooled.shared == round(0.575 * cooled.alone)
+    apart = counts({"a": {"warmup": 10}}, share=False)
+    assert apart.evaluations == apart.alone == warm.alone
+
+
+def test_nothing_is_shared_where_that_takes_more():
+    made = plan(sweep_of(seed=range(9)), FACTS, rows=8)
+    assert not any(batch.shares for batch in made.batches)
+
+
+def test_batches_that_share_are_not_too_large():
+    """No more trunks than rows, and no more pictures than 16 for a row; every picture once."""
+    for seeds, scales in ((10, 3), (2, 200)):
+        made = plan(sweep_of(seed=range(seeds), **{"glasses.scale": range(1, scales + 1)}), FACTS, rows=4)
+        points = [[made.point(i) for i in batch.points] for batch in made.batches]
+        assert all(batch.shares for batch in made.batches)
+        assert all(len({sharing.trunk(p) for p in part}) <= 4 for part in points)
+        assert all(len(part) <= 64 for part in points)
+        assert sorted(i for batch in made.batches for i in batch.points) == list(range(seeds * scales))
+        assert all(sharing.parts(part, 4) == [list(range(len(part)))] for part in points)
+        for part in points:
+            branches = sharing.schedule(part, 50, 4).branches
+            assert sorted(i for branch in branches for i in branch.members) == list(range(len(part)))

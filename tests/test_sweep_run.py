@@ -26,7 +26,7 @@ GRID = {"seed": range(3), "edits": [["hat"], ["hat", "glasses"]], "hat.scale": [
 @pytest.fixture(scope="module")
 def plan(small_folder):
     said = sweep.Sweep(model={"source": str(small_folder)}, call=CALL, edits=EDITS, grid=GRID)
-    return sweep.plan(said, sweep.Facts.of(said), rows=4)
+    return sweep.plan(said, sweep.Facts.of(said), rows=4, share=False)
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +227,7 @@ def test_pictures_that_are_not_finite_have_no_file(small, small_folder, tmp_path
 
 def test_webp_is_without_loss(plan, done, small, small_folder, tmp_path):
     said = sweep.Sweep(model={"source": str(small_folder)}, call=CALL, edits=EDITS, grid=GRID, format="webp")
-    sweep.run(sweep.plan(said, plan.facts, rows=4), tmp_path, small)
+    sweep.run(sweep.plan(said, plan.facts, rows=4, share=False), tmp_path, small)
     for path in (tmp_path / "pictures").iterdir():
         ours, theirs = (np.asarray(Image.open(p)) for p in (path, done / "pictures" / f"{path.stem}.png"))
         np.testing.assert_array_equal(ours, theirs)

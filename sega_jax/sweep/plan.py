@@ -30,7 +30,8 @@ class Program(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Pictures of one call. With fewer of them than the program has rows, the last one fills it up."""
+    """Pictures that are made and recorded together. With fewer of them than the program has rows, the last one fills it
+    up; those that share what they have in common are more, and have a schedule."""
 
     program: Program
     scheduler: str | None
@@ -38,11 +39,7 @@ class Batch(NamedTuple):
     calls: int
     points: tuple[int, ...]  # by their numbers in the sweep
     names: tuple[str, ...]  # of the pictures
-
-    @property
-    def evaluations(self) -> int:
-        """Rows through the UNet, with those that fill up."""
-        return self.program.rows * (2 + self.program.concepts) * self.calls
+    shares: bool = False
 
 
 class Counts(NamedTuple):
@@ -71,6 +68,20 @@ class Plan:
         """The picture of point i."""
         return point(self.sweep[i], self.sweep, self.facts)
 
+    def evaluations(self, batch: Batch) -> int:
+        """Rows through the UNet, with those that fill up."""
+        program = batch.program
+        if batch.shares:
+            points = [self.point(i) for i in batch.points]
+            return sharing.schedule(points, batch.calls, program.rows).evaluations(program.concepts)
+        return program.rows * (2 + program.concepts) * batch.calls
+
+    @cached_property
+    def depth(self) -> int:
+        """The most calls of a trunk; 1 at least."""
+        points = ((self.point(i), batch.calls) for batch in self.batches if batch.shares for i in batch.points)
+        return max((sharing.departure(*one) for one in points), default=1) or 1
+
     def pictures(self) -> Iterator[tuple[Point, int]]:
         """All of them, each with its model calls, batch by batch."""
         return ((self.point(i), batch.calls) for batch in self.batches for i in batch.points)
@@ -82,7 +93,7 @@ class Plan:
             pictures=sum(len(batch.points) for batch in self.batches),
             batches=len(self.batches),
             programs=len({batch.program for batch in self.batches}),
-            evaluations=sum(batch.evaluations for batch in self.batches),
+            evaluations=sum(map(self.evaluations, self.batches)),
             alone=sum(len(batch.points) * (2 + batch.program.concepts) * batch.calls for batch in self.batches),
             shared=sharing.evaluations(self.pictures()),
         )
@@ -119,7 +130,7 @@ class Plan:
             raise ValueError(f"this is no plan of a sweep ({error}); begin in another folder") from None
 
 
-def plan(sweep: Sweep, facts: Facts, rows: int = 8) -> Plan:
+def plan(sweep: Sweep, facts: Facts, rows: int = 8, *, share: bool = True) -> Plan:
     """Groups the points of a sweep into batches.
 
     All pictures of a batch have the same size, number of concepts, semantics, support, scheduler and steps; batches of
@@ -128,6 +139,8 @@ def plan(sweep: Sweep, facts: Facts, rows: int = 8) -> Plan:
     Args:
         facts: of the sweep's model.
         rows: of a batch, at least 1; best a multiple of the devices.
+        share: whether pictures with the same prompts, seed and numbers of the call share what they have in common,
+            where that takes fewer evaluations. They may be other roundings of the pictures that they are without.
 
     Raises:
         TypeError, ValueError: no such number of rows, or points that do not go with the checkpoint, or not together.
@@ -144,7 +157,7 @@ def plan(sweep: Sweep, facts: Facts, rows: int = 8) -> Plan:
         late += any(edit.warmup >= calls for edit in made.edits.values())
         solver = facts.scheduler_of(made.scheduler).solver
         program = Program(rows, len(made.edits), made.height, made.width, solver, made.semantics, made.support)
-        groups[program, made.scheduler, made.steps, calls].append((i, called))
+        groups[program, made.scheduler, made.steps, calls].append((i, called, made))
     if late:
         warnings.warn(
             f"in {late} of {len(seen)} pictures an edit begins after the last model call, and changes nothing; lower"
@@ -157,10 +170,21 @@ def plan(sweep: Sweep, facts: Facts, rows: int = 8) -> Plan:
     batches = []
     for (program, scheduler, steps, calls), members in sorted(groups.items(), key=lambda item: str(item[0][0])):
         fits = program._replace(rows=min(rows, most[program]))
-        for start in range(0, len(members), fits.rows):
-            numbers, names = zip(*members[start : start + fits.rows], strict=True)
-            batches.append(Batch(fits, scheduler, steps, calls, numbers, names))
+        parts, shares = _cut(members, fits.rows), False
+        if share and program.concepts:
+            alone = len(parts) * fits.rows * (2 + program.concepts) * calls
+            together = [[members[i] for i in part] for part in sharing.parts([made for *_, made in members], fits.rows)]
+            schedules = (sharing.schedule([made for *_, made in part], calls, fits.rows) for part in together)
+            if sum(one.evaluations(program.concepts) for one in schedules) < alone:
+                parts, shares = together, True
+        for part in parts:
+            numbers, names, _ = zip(*part, strict=True)
+            batches.append(Batch(fits, scheduler, steps, calls, numbers, names, shares))
     return Plan(sweep, facts, rows, tuple(batches))
+
+
+def _cut(members: list[Any], length: int) -> list[list[Any]]:
+    return [members[start : start + length] for start in range(0, len(members), length)]
 
 
 def _batch(said: dict[str, Any], programs: list[Program]) -> Batch:

@@ -17,10 +17,12 @@ from sega_jax import loading, pictures
 from sega_jax.output import Output
 from sega_jax.pipeline import Pipeline
 from sega_jax.progress import bar
-from sega_jax.sweep import records
+from sega_jax.sweep import records, sharing
 from sega_jax.sweep.folder import Folder
 from sega_jax.sweep.plan import Batch, Plan, Program
 from sega_jax.sweep.points import Point, name
+from sega_jax.sweep.shared import SharedPipeline
+from sega_jax.sweep.sharing import Schedule, by_end
 
 
 class Status(NamedTuple):
@@ -77,7 +79,7 @@ def run(plan: Plan, folder: str | Path, pipe: Pipeline | None = None, *, progres
             model = dict(plan.facts.model)
             pipe = loading.load(model.pop("source", loading.DEMO), **model)
         # A scheduler of its own.
-        _Run(plan, where, Pipeline(**pipe.components)).all(missing, progress)
+        _Run(plan, where, SharedPipeline(**pipe.components)).all(missing, progress)
     return _status(plan, where.missing(plan))
 
 
@@ -88,7 +90,7 @@ def _status(plan: Plan, missing: list[int]) -> Status:
 
 
 class _Run:
-    def __init__(self, plan: Plan, folder: Folder, pipe: Pipeline):
+    def __init__(self, plan: Plan, folder: Folder, pipe: SharedPipeline):
         self.plan, self.folder, self.pipe = plan, folder, pipe
         self.fits: dict[Program, int] = {}  # rows, where the memory holds fewer than planned
 
@@ -126,7 +128,13 @@ class _Run:
         """What was made of the points, so many rows at a time."""
         rows = self.fits.get(batch.program, batch.program.rows)
         try:
-            return [self._call(batch, points[i : i + rows], rows) for i in range(0, len(points), rows)], rows
+            if batch.shares:
+                # One, unless the memory holds fewer rows than planned.
+                parts = [[points[i] for i in part] for part in sharing.parts(points, rows)]
+                plans = [sharing.schedule(part, batch.calls, rows) for part in parts]
+                return [self._call(batch, *one) for one in zip(parts, plans, strict=True)], rows
+            parts = [points[i : i + rows] for i in range(0, len(points), rows)]
+            return [self._call(batch, part + part[-1:] * (rows - len(part))) for part in parts], rows
         except MemoryError:
             if rows == 1:
                 raise
@@ -134,17 +142,17 @@ class _Run:
             self.fits[batch.program] = rows // 2
             return self._made(batch, points)
 
-    def _call(self, batch: Batch, points: list[Point], rows: int) -> Output:
-        filled = points + points[-1:] * (rows - len(points))
+    def _call(self, batch: Batch, points: list[Point], schedule: Schedule | None = None) -> Output:
+        self.pipe.schedule, self.pipe.depth = schedule, self.plan.depth
         self.pipe.scheduler = self.plan.facts.scheduler_of(batch.scheduler)
         shared = {key: getattr(points[0], key) for key in ("height", "width", "semantics", "support")}
         return self.pipe(
-            [point.prompt for point in filled],
-            [list(point.edits.values()) for point in filled],
-            negative_prompt=[point.negative_prompt for point in filled],
-            seed=[point.seed for point in filled],
-            guidance_scale=[point.guidance_scale for point in filled],
-            eta=[point.eta for point in filled],
+            [point.prompt for point in points],
+            [by_end(point, batch.calls) for point in points],
+            negative_prompt=[point.negative_prompt for point in points],
+            seed=[point.seed for point in points],
+            guidance_scale=[point.guidance_scale for point in points],
+            eta=[point.eta for point in points],
             steps=batch.steps,
             **shared,
             output="uint8",

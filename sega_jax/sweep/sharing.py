@@ -19,10 +19,15 @@ m_k = 0, else in [0, b_k).
 """
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 from sega_jax.guidance import Edit
 from sega_jax.sweep.points import Point
+
+# Pictures that share are made together, at most so many for a row.
+_MANY = 16
 
 
 def trunk(point: Point) -> Hashable:
@@ -77,3 +82,82 @@ def _covered(spans: Iterable[tuple[int, int]]) -> int:
         total += max(last - max(first, reached), 0)
         reached = max(reached, last)
     return total
+
+
+class Branch(NamedTuple):
+    """Pictures that depart at one call, as rows of one batch."""
+
+    start: int  # the call
+    members: tuple[int, ...]  # of the points
+    spans: tuple[tuple[int, int, int], ...]  # (first call, last + 1, how many concepts are asked about)
+
+
+class Schedule(NamedTuple):
+    """How the pictures of some points are made: all trunks as rows of one batch, then branch after branch."""
+
+    trunks: tuple[tuple[int, ...], ...]  # the points of each
+    departures: tuple[int, ...]  # the calls at which some depart, rising
+    branches: tuple[Branch, ...]
+    rows: int
+
+    def evaluations(self, concepts: int) -> int:
+        """Rows through the UNet, with those that fill batches up."""
+        shared = self.departures[-1] * (2 + concepts)
+        return self.rows * (shared + sum((b - a) * (2 + n) for one in self.branches for a, b, n in one.spans))
+
+
+def words(point: Point) -> tuple[str, ...]:
+    """The concepts that a trunk predicts for a picture, in an order of their own."""
+    return tuple(sorted(edit.concept for edit in point.edits.values()))
+
+
+def by_end(point: Point, calls: int) -> list[Edit]:
+    """A picture's edits, those that are asked about longest first, so that the others can be left out from the end."""
+    return sorted(point.edits.values(), key=lambda edit: -asked(edit, calls)[1])
+
+
+def clusters(points: Iterable[Point]) -> list[list[int]]:
+    """The numbers of points that share a trunk with all its predictions, in their order."""
+    together = defaultdict(list)
+    for i, point in enumerate(points):
+        together[trunk(point), words(point)].append(i)
+    return list(together.values())
+
+
+def parts(points: Sequence[Point], rows: int) -> list[list[int]]:
+    """The numbers of points in parts, each of at most so many trunks, and of few enough pictures to be made again after
+    a crash. A part by itself is one part."""
+    found, trunks = [[]], 0
+    for cluster in clusters(points):
+        for start in range(0, len(cluster), _MANY * rows):
+            some = cluster[start : start + _MANY * rows]
+            if trunks == rows or (found[-1] and len(found[-1]) + len(some) > _MANY * rows):
+                found.append([])
+                trunks = 0
+            found[-1] += some
+            trunks += 1
+    return found
+
+
+def schedule(points: Sequence[Point], calls: int, rows: int) -> Schedule:
+    """Of points with as many concepts each, of at most `rows` trunks."""
+    leaving, ends = defaultdict(list), {}
+    for i, point in enumerate(points):
+        start = departure(point, calls)
+        ends[i] = tuple(max(asked(edit, calls)[1], start) for edit in by_end(point, calls))
+        leaving[start].append(i)
+    branches = []
+    for start in sorted(leaving):
+        # Those that leave out their concepts together are rows of the same batch.
+        members = sorted(leaving[start], key=lambda i: (ends[i], i), reverse=True)
+        for first in range(0, len(members), rows):
+            some = tuple(members[first : first + rows])
+            branches.append(Branch(start, some, _spans(start, calls, [ends[i] for i in some])))
+    return Schedule(tuple(map(tuple, clusters(points))), tuple(sorted(leaving)), tuple(branches), rows)
+
+
+def _spans(start: int, calls: int, ends: Sequence[tuple[int, ...]]) -> tuple[tuple[int, int, int], ...]:
+    """Concept k is asked about until the last of the rows is done with it."""
+    last = [max(column) for column in zip(*ends, strict=True)]
+    edges = sorted({start, calls, *last})
+    return tuple((a, b, sum(end > a for end in last)) for a, b in pairwise(edges))

@@ -100,7 +100,8 @@ def advance(
     """Takes the rows through a chunk of the schedule.
 
     Args:
-        text: hidden states [rows, 2 + n, tokens, channels].
+        text: hidden states [rows, 2 + n, tokens, channels]; without those of the last concepts, where all rows are past
+            their cool-downs: they then add nothing, while their momentum goes on.
         carry: of `start`, or of the chunk before.
         table: rows of the schedule, some of which may be filling.
 
@@ -114,13 +115,50 @@ def advance(
 
     def denoise(x, row):
         seen = None if small is None else (noised(settings.key, small, row), small.level)
-        return predict(unet, text, x, row, seen)
+        preds = predict(unet, text, x, row, seen)
+        left_out = 0 if settings.edits is None else settings.edits.scale.shape[1] - preds.edits.shape[1]
+        if left_out:
+            nowhere = jnp.repeat(preds.uncond[:, None], left_out, 1)
+            preds = preds._replace(edits=jnp.concatenate([preds.edits, nowhere], 1))
+        return preds
 
     def draw(row, shape):
         return _noise(settings.key, row.call, shape[1:], carry.x.dtype)
 
     carry, kept = sample(denoise, guidance, solver, carry, table, draw, recorder(settings, method))
     return carry, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), kept)
+
+
+def depart(settings: Settings, x: jax.Array, solver: Any, calls: Any, past: Predictions, *, method: Method) -> Carry:
+    """The carry of rows that were on a shared way until now, with the momentum that each would have by itself.
+
+    Args:
+        x: the states [rows, height, width, channels].
+        solver: the solver's state, the rows first in every array.
+        calls: how many there were.
+        past: what was predicted in them, [rows, calls or more, ...] in float32.
+    """
+    guidance, of = _method(settings, method)
+    past = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), past)
+
+    def step(state, call):
+        i, preds = call
+
+        def more(state):
+            return guidance.update(preds.uncond, state, preds)[1]
+
+        return jax.lax.cond(i < calls, more, lambda state: state, state), None
+
+    first = jax.tree.map(lambda leaf: leaf[0], past)
+    state, _ = jax.lax.scan(step, guidance.init(first), (jnp.arange(len(past.uncond)), past))
+    solver = jax.tree.map(lambda leaf, axis: jnp.moveaxis(leaf, 0, axis), solver, row_axes(of, x.shape[1:]))
+    return Carry(x, state, solver)
+
+
+def row_axes(solver: Solver, shape: tuple[int, ...]) -> Any:
+    """Which axis of each array in a solver's state is that of the rows."""
+    one, two = (jax.eval_shape(solver.init, jax.ShapeDtypeStruct((rows, *shape), jnp.float32)) for rows in (1, 2))
+    return jax.tree.map(lambda a, b: [i == j for i, j in zip(a.shape, b.shape, strict=True)].index(False), one, two)
 
 
 def predict(
