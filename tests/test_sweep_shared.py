@@ -1,0 +1,105 @@
+"""Sweeps that compute once what pictures have in common: the same pictures, with as many evaluations as planned."""
+
+import os
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import sega_jax
+from sega_jax import sweep
+from sega_jax.sweep import sharing
+from sega_jax.sweep.run import _Run
+from sega_jax.sweep.shared import SharedPipeline
+
+EDITS = {"hat": {"threshold": 0.5}, "bow": {"concept": "apple", "warmup": 3, "cooldown": 5, "threshold": 0.3}}
+GRID = {"seed": range(3), "hat.warmup": [1, 4]}
+
+
+def planned(folder, share, scales=(0, 3, -5), **call):
+    said = sweep.Sweep(
+        model={"source": str(folder)},
+        call={"prompt": "a cat", "steps": 7} | call,
+        edits=EDITS,
+        grid=GRID | {"hat.scale": list(scales)},
+    )
+    return sweep.plan(said, sweep.Facts.of(said), rows=2, share=share)
+
+
+def made(plan, pipe):
+    """Pictures by their names, and the rows that went through the UNet."""
+    running = _Run(plan, None, SharedPipeline(**pipe.components))
+    images = {}
+    for batch in plan.batches:
+        outputs, _ = running._made(batch, running._points(batch))
+        assert all(out.finite.all() for out in outputs)
+        images |= zip(batch.names, np.concatenate([out.images for out in outputs]), strict=False)
+    return images, running.pipe.evaluations
+
+
+def check(plans, pipe):
+    (apart, all_of_them), (together, some) = (made(plan, pipe) for plan in plans)
+    assert apart.keys() == together.keys()
+    assert len({image.tobytes() for image in apart.values()}) >= 12
+    for name, image in apart.items():
+        off = abs(image.astype(int) - together[name].astype(int))
+        assert (off > 1).mean() < 1e-3
+    assert [plan.counts.evaluations for plan in plans] == [all_of_them, some]
+    assert plans[1].counts.shared <= some < 0.8 * all_of_them
+
+
+def test_pictures_are_the_same(small, small_folder):
+    check([planned(small_folder, share, eta=0.5) for share in (False, True)], small)
+
+
+def test_with_a_solver_that_remembers_and_clocks_of_their_own_on_two_devices(small_folder):
+    pipe = sega_jax.load(small_folder, devices=jax.local_devices()[:2])
+    call = {"semantics": "per_concept", "scheduler": "DPMSolverMultistepScheduler", "scales": (3, -5)}
+    check([planned(small_folder, share, **call) for share in (False, True)], pipe)
+
+
+def test_a_late_departure_is_seen(small, small_folder, monkeypatch):
+    usual, _ = made(planned(small_folder, True), small)
+    departure = sharing.departure
+    monkeypatch.setattr(sharing, "departure", lambda point, calls: min(departure(point, calls) + 1, calls))
+    late, _ = made(planned(small_folder, True), small)
+    assert sum(not np.array_equal(usual[name], late[name]) for name in usual) > 6
+
+
+def test_resumed_after_a_crash(small, small_folder, tmp_path, monkeypatch):
+    """In the second of two batches, to the same bits."""
+    plan, replace, renames = planned(small_folder, True), os.replace, iter(range(15))
+    usual, _ = made(plan, small)
+
+    def crash(source, target):
+        if next(renames, None) is None:
+            raise SystemExit
+        replace(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", crash)
+        with pytest.raises(SystemExit):
+            sweep.run(plan, tmp_path, small)
+    assert sweep.status(tmp_path).batches_done == 1
+    sweep.run(plan, tmp_path, small)
+    found = {path.stem: np.asarray(Image.open(path)) for path in (tmp_path / "pictures").iterdir()}
+    assert found.keys() == usual.keys()
+    for name, image in found.items():
+        np.testing.assert_array_equal(image, usual[name])
+
+
+def test_nothing_compiles_after_the_first_batch(small, small_folder, compilations):
+    """Three seeds are two batches, and a plan of other numbers has the same programs."""
+    plan = planned(small_folder, True)
+    assert len(plan.batches) == 2
+    made(plan, small)
+    compilations.clear()
+    made(planned(small_folder, True, guidance_scale=3.0), small)
+    assert not compilations
+
+
+def test_a_plan_that_shares_is_read_back(small_folder):
+    plan = planned(small_folder, True)
+    assert sweep.Plan.from_json(plan.to_json()) == plan
+    assert plan != planned(small_folder, False)
