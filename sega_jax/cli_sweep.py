@@ -9,6 +9,8 @@ import click
 from sega_jax import sweep as sweeps
 from sega_jax.shell import plainly, remember_compilations, writable
 
+ROWS = 8
+
 
 class _FileOrCommand(click.Group):
     """A group whose commands may go without the name `run`."""
@@ -27,19 +29,27 @@ def sweep() -> None:
 
 @sweep.command(context_settings={"show_default": True})
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--out", metavar="FOLDER", help="Where it goes.  [default: sega-jax-out/ and the file's name]")
-@click.option("--rows", default=8, help="Pictures in a batch; best a multiple of the devices.")
+@click.option(
+    "--out", metavar="FOLDER", help="Its path, or gs://... and the like.  [default: sega-jax-out/ and the file's name]"
+)
+@click.option("--rows", type=int, help="Pictures in a batch; best a multiple of the devices.  [default: 8]")
 @click.option("--share/--no-share", default=True, help="Whether to compute once what pictures have in common.")
+@click.option("--worker", metavar="I/N", help="Which of several that share the folder.  [default: JAX's process]")
 @click.option("--dry-run", is_flag=True, help="Says how much it is, and runs nothing.")
-def run(file: Path, out: str | None, rows: int, share: bool, dry_run: bool) -> None:
+def run(file: Path, out: str | None, rows: int | None, share: bool, worker: str | None, dry_run: bool) -> None:
     """Makes what is missing of a sweep's pictures. Without the word `run` it is the same."""
     with plainly():
-        said = sweeps.Sweep.read(file)
+        said, which = sweeps.Sweep.read(file), _worker(worker)
+        folder = f"sega-jax-out/{file.stem}" if out is None else out
+        kept = sweeps.kept(folder)
+        if rows is None:
+            rows = kept.rows if kept is not None and kept.sweep == said else ROWS
         plan = sweeps.plan(said, sweeps.Facts.of(said), rows, share=share)
         click.echo(_describe(plan.counts))
         if dry_run:
             return
-        folder = writable(Path("sega-jax-out") / file.stem if out is None else Path(out))
+        if "://" not in folder:
+            writable(Path(folder))
         remember_compilations()
         began, before = time.perf_counter(), None
         try:
@@ -47,17 +57,29 @@ def run(file: Path, out: str | None, rows: int, share: bool, dry_run: bool) -> N
             before = sweeps.status(folder)
             if before.done:
                 click.echo(f"{before.done} of them are in {folder}")
-            done = sweeps.run(plan, folder)
+            done = sweeps.run(plan, folder, worker=which)
         except KeyboardInterrupt:
             click.echo(f"Interrupted; the same command goes on, and sega-jax sweep status {folder} says how far it is")
             raise
         made, seconds = done.done - before.done, time.perf_counter() - began
-        click.echo(f"Made {made} pictures in {seconds:.1f} s: {folder}/pictures, with records in {folder}/records")
+        together = "" if which is None or which[1] == 1 else ", with the other workers"
+        click.echo(
+            f"Made {made} pictures in {seconds:.1f} s{together}: {folder}/pictures, with records in {folder}/records"
+        )
+
+
+def _worker(said: str | None) -> tuple[int, int] | None:
+    if said is None:
+        return None
+    number, _, workers = said.partition("/")
+    if not (number.isdecimal() and workers.isdecimal() and 1 <= int(number) <= int(workers)):
+        raise ValueError(f"--worker {said} should be its number and how many there are, as 2/16")
+    return int(number), int(workers)
 
 
 @sweep.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-def status(folder: Path) -> None:
+@click.argument("folder")
+def status(folder: str) -> None:
     """Says how far a sweep is."""
     with plainly():
         found = sweeps.status(folder)

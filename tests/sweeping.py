@@ -1,5 +1,5 @@
-"""A run of a sweep in a process of its own: `python sweeping.py FOLDER [RENAMES]`, killed before it renames a file for
-the last time."""
+"""A worker of a sweep in a process of its own: `python sweeping.py FOLDER WORKER WORKERS [RENAMES]`, killed before it
+renames a picture or records once more than so often."""
 
 import os
 import signal
@@ -15,6 +15,7 @@ SETTINGS = {
     "jax_default_matmul_precision": "float32",
     "jax_persistent_cache_min_compile_time_secs": "0.2",
 }
+PATIENCE = 2.0
 
 
 def start(*words):
@@ -25,18 +26,19 @@ def start(*words):
     return subprocess.Popen(command, env=os.environ | settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def main(folder, renames=None):
+def main(folder, worker, workers, renames=None):
     plan = sweep.Folder(folder).plan()
     if renames is not None:
         replace, left = os.replace, iter(range(int(renames)))
 
         def kill(source, target):
-            if next(left, None) is None:
+            if target.parent.name != "leases" and next(left, None) is None:
                 os.kill(os.getpid(), signal.SIGKILL)
             replace(source, target)
 
         os.replace = kill
-    sweep.run(plan, folder, load(plan.facts.model["source"], devices=jax.local_devices()[:1]))
+    pipe = load(plan.facts.model["source"], devices=jax.local_devices()[:1])
+    sweep.run(plan, folder, pipe, worker=(int(worker), int(workers)), patience=PATIENCE)
 
 
 if __name__ == "__main__":

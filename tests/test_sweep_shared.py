@@ -73,7 +73,7 @@ def test_resumed_after_a_crash(least, least_folder, tmp_path, monkeypatch):
     usual, _ = made(plan, least)
 
     def crash(source, target):
-        if next(renames, None) is None:
+        if target.parent.name != "leases" and next(renames, None) is None:
             raise SystemExit
         replace(source, target)
 

@@ -7,5 +7,6 @@ from sega_jax.sweep.plan import plan as plan
 from sega_jax.sweep.points import Facts as Facts
 from sega_jax.sweep.run import Status as Status
 from sega_jax.sweep.run import keep as keep
+from sega_jax.sweep.run import kept as kept
 from sega_jax.sweep.run import run as run
 from sega_jax.sweep.run import status as status

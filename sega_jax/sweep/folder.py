@@ -3,27 +3,31 @@
     plan.json               the plan, with the sweep in it
     pictures/NAME.png       a picture each, which knows how it was made
     records/part-00012.parquet   the records of a batch, a row for each picture
+    leases/share-2-of-16.json    of a share that a worker is at
 
 Every file is written under another name and renamed when it is whole, the records of a batch after its pictures. So a
-batch is done when its records are there; whatever happens before, it is made again, to the same pictures. Two runs
-may share the folder: they may make a picture twice, and record it once.
+batch is done when its records are there; whatever happens before, it is made again, to the same pictures. Several runs
+may share the folder: they may make a picture twice, and record it once, because a batch has one file of records.
 """
 
-import os
-import socket
 from collections.abc import Iterable
 from pathlib import Path
 
 from sega_jax.sweep.plan import Plan
 from sega_jax.sweep.records import read_part
+from sega_jax.sweep.store import store
+
+PICTURES, RECORDS, LEASES = "pictures", "records", "leases"
 
 
 class Folder:
-    """The folder of one plan."""
+    """The folder of one plan, by its path, or an address that fsspec knows."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path).expanduser()
-        self.pictures, self.records = self.path / "pictures", self.path / "records"
+        self.store = store(path)
+
+    def __str__(self) -> str:
+        return str(self.store)
 
     def begin(self, plan: Plan) -> None:
         """Keeps the plan, or finds it kept.
@@ -32,17 +36,15 @@ class Folder:
             OSError: the folder cannot be written to.
             ValueError: the folder has another plan.
         """
-        self.pictures.mkdir(parents=True, exist_ok=True)
-        self.records.mkdir(exist_ok=True)
-        self._tidy()
-        text = plan.to_json()
+        self.store.begin((PICTURES, RECORDS, LEASES))
+        text = plan.to_json().encode()
         try:
-            self._write_new(self.path / "plan.json", text.encode())
+            self.store.create("plan.json", text)
         except FileExistsError:
-            if (self.path / "plan.json").read_text("utf-8") != text:
+            if self.store.read("plan.json") != text:
                 raise ValueError(
-                    f"{self.path} holds another sweep, or this one with another model or other rows; name another"
-                    " folder, or take the sweep, the model and the rows that it began with"
+                    f"{self} holds another sweep, or this one with another model, other rows or other sharing; name"
+                    " another folder, or take what it began with"
                 ) from None
 
     def plan(self) -> Plan:
@@ -51,73 +53,29 @@ class Folder:
         Raises:
             ValueError: there is none, or it cannot be read.
         """
+        text = self.store.read("plan.json")
+        if text is None:
+            raise ValueError(f"{self} has no plan.json; name the folder of a sweep")
         try:
-            text = (self.path / "plan.json").read_text("utf-8")
-        except FileNotFoundError:
-            raise ValueError(f"{self.path} has no plan.json; name the folder of a sweep") from None
-        try:
-            return Plan.from_json(text)
+            return Plan.from_json(text.decode())
         except ValueError as error:
-            raise ValueError(f"{self.path / 'plan.json'}: {error}") from None
+            raise ValueError(f"{self}/plan.json: {error}") from None
 
     def missing(self, plan: Plan) -> list[int]:
         """The numbers of the batches that are to be made."""
-        parts = {path.name for path in self.records.glob("part-*.parquet")}
-        there = {path.name for path in self.pictures.iterdir()} if self.pictures.is_dir() else set()
+        parts, there = self.store.names(RECORDS), self.store.names(PICTURES)
         return [i for i, batch in enumerate(plan.batches) if not self._has(i, batch.names, parts, there)]
 
     def _has(self, number: int, names: Iterable[str], parts: set[str], there: set[str]) -> bool:
-        part = self.part(number)
-        if part.name not in parts:
+        if part(number).rpartition("/")[2] not in parts:
             return False
         if all({f"{name}.png", f"{name}.webp"} & there for name in names):
             return True
         # A picture that could not be made has no file.
-        return all(Path(file).name in there for file in read_part(part, ["file"])["file"] if file is not None)
-
-    def part(self, number: int) -> Path:
-        """The records of a batch."""
-        return self.records / f"part-{number:05}.parquet"
-
-    def write(self, path: Path, data: bytes) -> None:
-        """A whole file, or none; over one that is there."""
-        temporary = self._temporary(path)
-        try:
-            temporary.write_bytes(data)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    def _write_new(self, path: Path, data: bytes) -> None:
-        """Likewise, but FileExistsError where one is there."""
-        temporary = self._temporary(path)
-        try:
-            temporary.write_bytes(data)
-            os.link(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    def _temporary(self, path: Path) -> Path:
-        return path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{os.urandom(4).hex()}")
-
-    def _tidy(self) -> None:
-        """Removes what processes of this machine left that are no more."""
-        for folder in (self.path, self.pictures, self.records):
-            for path in folder.glob(f".*.{_host()}-*"):
-                process = path.name.split("-")[-2]
-                if process.isdigit() and not _runs(int(process)):
-                    path.unlink(missing_ok=True)
+        files = read_part(self.store.read(part(number)), ["file"])["file"]
+        return all(Path(file).name in there for file in files if file is not None)
 
 
-def _host() -> str:
-    return socket.gethostname().replace(".", "_")
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
+def part(number: int) -> str:
+    """The file of a batch's records."""
+    return f"{RECORDS}/part-{number:05}.parquet"

@@ -95,6 +95,19 @@ class Plan:
         schedules = (self.schedules[i] for i in self.schedules if self.batches[i].program == program)
         return frozenset(count for one in schedules for branch in one.branches for count in branch.concepts)
 
+    def shares(self, workers: int) -> list[range]:
+        """The numbers of the batches of each of several workers: those that follow each other, to compile few programs,
+        of about as many evaluations."""
+        total, before, ends = self.counts.evaluations, 0, [0] * workers
+        for number in range(len(self.batches)):
+            # To whom the middle of the batch falls.
+            middle = before + self.evaluations(number) / 2
+            ends[min(int(middle * workers / total), workers - 1)] = number + 1
+            before += self.evaluations(number)
+        for worker in range(1, workers):
+            ends[worker] = max(ends[worker], ends[worker - 1])
+        return [range(first, last) for first, last in zip([0, *ends], ends, strict=False)]
+
     def pictures(self) -> Iterator[tuple[Point, int]]:
         """All of them, each with its model calls, batch by batch."""
         return ((self.point(i), batch.calls) for batch in self.batches for i in batch.points)

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -77,9 +76,9 @@ def part(rows: Sequence[dict[str, Any]], sweep: Sweep) -> bytes:
     return file.getvalue()
 
 
-def read_part(path: Path, names: list[str]) -> dict[str, list]:
+def read_part(data: bytes, names: list[str]) -> dict[str, list]:
     """Some columns of a part."""
-    return arrow().parquet.read_table(path, columns=names).to_pydict()
+    return arrow().parquet.read_table(io.BytesIO(data), columns=names).to_pydict()
 
 
 def arrow() -> ModuleType:

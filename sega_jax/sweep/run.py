@@ -4,6 +4,7 @@ import datetime
 import hashlib
 import time
 import warnings
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -18,8 +19,10 @@ from sega_jax import loading, pictures
 from sega_jax.output import Output
 from sega_jax.pipeline import Pipeline
 from sega_jax.progress import bar
+from sega_jax.rows import whole
 from sega_jax.sweep import records, sharing
-from sega_jax.sweep.folder import Folder
+from sega_jax.sweep.folder import Folder, part
+from sega_jax.sweep.leases import PATIENCE, Leases
 from sega_jax.sweep.plan import Batch, Plan, Program
 from sega_jax.sweep.points import Point, name
 from sega_jax.sweep.shared import SharedPipeline
@@ -46,6 +49,16 @@ def status(folder: str | Path) -> Status:
     return _status(plan, where.missing(plan))
 
 
+def kept(folder: str | Path) -> Plan | None:
+    """The plan that is kept in a folder, if there is one.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    where = Folder(folder)
+    return where.plan() if where.store.has("plan.json") else None
+
+
 def keep(plan: Plan, folder: str | Path) -> None:
     """Keeps the plan in a folder, which is then that of the sweep.
 
@@ -55,33 +68,67 @@ def keep(plan: Plan, folder: str | Path) -> None:
     Folder(folder).begin(plan)
 
 
-def run(plan: Plan, folder: str | Path, pipe: Pipeline | None = None, *, progress: bool | None = None) -> Status:
+def run(
+    plan: Plan,
+    folder: str | Path,
+    pipe: Pipeline | None = None,
+    *,
+    worker: tuple[int, int] | None = None,
+    patience: float = PATIENCE,
+    progress: bool | None = None,
+) -> Status:
     """Makes what is missing of a plan in a folder, which `sega_jax.sweep.folder` describes.
 
     Interrupted at any moment, and run again, it ends in the same pictures, to the bit. A batch that the devices' memory
     does not hold is made in halves, as are then all of its program; the records say so.
 
+    Several workers share a folder, processes that exchange nothing else. Each makes a share of the batches, then those
+    of workers that ended before they were done, and returns when all pictures are there.
+
     Args:
+        folder: its path, or an address that fsspec knows, such as gs://bucket/sweep.
         pipe: to run with, the plan's model, loaded; None loads it.
+        worker: (2, 16) is the second of sixteen; None is this process of JAX's, which is alone but where JAX was made
+            to know of others.
+        patience: the seconds without a sign of life after which a worker has ended; the same for all.
         progress: whether to show a bar; None is in terminals and notebooks.
 
     Raises:
         ImportError: pyarrow is not installed.
         OSError: the folder cannot be written to.
-        ValueError: the folder has another plan, or the plan is another version's.
+        TypeError, ValueError: no such worker, the folder has another plan, or the plan is another version's.
         MemoryError: the memory does not hold a single picture.
     """
     records.arrow()
+    number, workers = _worker(worker)
     where = Folder(folder)
     where.begin(plan)
-    missing = where.missing(plan)
-    if missing:
-        if pipe is None:
-            model = dict(plan.facts.model)
-            pipe = loading.load(model.pop("source", loading.DEMO), **model)
-        # A scheduler of its own.
-        _Run(plan, where, SharedPipeline(**pipe.components)).all(missing, progress)
+    shares, running = plan.shares(workers), None
+
+    def unfinished() -> set[int]:
+        missing = set(where.missing(plan))
+        return {share for share, batches in enumerate(shares) if not missing.isdisjoint(batches)}
+
+    with Leases(where.store, number, workers, patience) as leases:
+        for share in leases.shares(unfinished):
+            if running is None:
+                if pipe is None:
+                    model = dict(plan.facts.model)
+                    pipe = loading.load(model.pop("source", loading.DEMO), **model)
+                # A scheduler of its own.
+                running = _Run(plan, where, SharedPipeline(**pipe.components))
+            running.all(shares[share], leases.holds, progress)
     return _status(plan, where.missing(plan))
+
+
+def _worker(worker: Any) -> tuple[int, int]:
+    """Its number, from 0, and how many there are."""
+    if worker is None:
+        return jax.process_index(), jax.process_count()
+    if not isinstance(worker, Sequence) or isinstance(worker, str) or len(worker) != 2:
+        raise TypeError(f"worker={worker!r} should be its number and how many there are, as (2, 16)")
+    workers = whole("worker: how many", worker[1], 1)
+    return whole("worker: its number", worker[0], 1, workers) - 1, workers
 
 
 def _status(plan: Plan, missing: list[int]) -> Status:
@@ -96,11 +143,20 @@ class _Run:
         self.fits: dict[Program, int] = {}  # rows, where the memory holds fewer than planned
         self._concepts = cache(plan.concepts)
 
-    def all(self, missing: list[int], progress: bool | None) -> None:
-        how_far = _status(self.plan, missing)
+    def all(self, batches: Sequence[int], mine: Callable[[], bool], progress: bool | None) -> None:
+        """Makes what is missing of some batches, as long as they are this worker's."""
+        pictures = {i: len(self.plan.batches[i].points) for i in batches}
+        missing = [i for i in self.folder.missing(self.plan) if i in pictures]
+        # Some of which are there without all of their pictures.
+        recorded = {i for i in missing if self.folder.store.has(part(i))}
+
+        def wanted(i):
+            return i in recorded or not self.folder.store.has(part(i))
+
+        done = sum(pictures.values()) - sum(pictures[i] for i in missing)
         # One batch is written while the next is made; leaving waits for it, also on Ctrl-C.
         with (
-            bar(how_far.pictures, "picture", progress, initial=how_far.done) as shown,
+            bar(sum(pictures.values()), "picture", progress, initial=done) as shown,
             ThreadPoolExecutor(1, "pictures") as writer,
             warnings.catch_warnings(),
         ):
@@ -108,15 +164,20 @@ class _Run:
             warnings.filterwarnings("ignore", "the edit .* begins at warmup")
             writing: Future | None = None
             for i in missing:
+                if not mine():
+                    break
                 batch = self.plan.batches[i]
-                points = self._points(batch)
-                began = time.perf_counter()
-                outputs, rows = self._made(batch, points)
-                seconds = (time.perf_counter() - began) / len(points)
-                if writing is not None:
-                    writing.result()
-                writing = writer.submit(self._write, i, points, outputs, rows, seconds)
-                shown.update(len(points))
+                if wanted(i):
+                    points = self._points(batch)
+                    began = time.perf_counter()
+                    outputs, rows = self._made(batch, points)
+                    seconds = (time.perf_counter() - began) / len(points)
+                    if writing is not None:
+                        writing.result()
+                    # Another worker may have made it meanwhile, on a device that rounds otherwise.
+                    if wanted(i):
+                        writing = writer.submit(self._write, i, points, outputs, rows, seconds)
+                shown.update(len(batch.points))
             if writing is not None:
                 writing.result()
 
@@ -177,11 +238,11 @@ class _Run:
                 data = pictures.encoded(
                     Image.fromarray(images[k]), self.plan.sweep.format, self._said(point, scheduler)
                 )
-                self.folder.write(self.folder.path / file, data)
+                self.folder.store.write(file, data)
             own = {"name": batch.names[k], "file": file, "point": batch.points[k], "finite": bool(finite[k])}
             own |= {"flagged": None if flagged is None else bool(flagged[k])}
             table.append(known | own | {"digest": hashlib.sha256(images[k].tobytes()).hexdigest()})
-        self.folder.write(self.folder.part(number), records.part(table, self.plan.sweep))
+        self.folder.store.write(part(number), records.part(table, self.plan.sweep))
 
     def _common(self) -> dict[str, Any]:
         model = self.plan.facts.model
