@@ -1,4 +1,4 @@
-"""`sega-jax sweep FILE` and `sega-jax sweep status FOLDER`."""
+"""`sega-jax sweep FILE`, and what is done with its folder: status, measure, sheet, plot and report."""
 
 import time
 from pathlib import Path
@@ -21,7 +21,7 @@ class _FileOrCommand(click.Group):
         return super().parse_args(ctx, args)
 
 
-@click.group(cls=_FileOrCommand, options_metavar="", subcommand_metavar="FILE [OPTIONS] | status FOLDER")
+@click.group(cls=_FileOrCommand, options_metavar="", subcommand_metavar="FILE [OPTIONS] | COMMAND FOLDER [OPTIONS]")
 def sweep() -> None:
     """Makes the pictures of a sweep, a TOML file of prompts, seeds, edits and axes over their settings; or what is
     missing of them. `sega_jax/sweep/description.py` says what the file may hold."""
@@ -84,6 +84,98 @@ def status(folder: str) -> None:
     with plainly():
         found = sweeps.status(folder)
         click.echo(f"{found.done} of {found.pictures} pictures, {found.batches_done} of {found.batches} batches")
+
+
+_FIXED = click.option(
+    "--where", "where", multiple=True, metavar="AXIS=VALUE", help="Shows these alone; may be given again."
+)
+
+
+@sweep.command()
+@click.argument("folder")
+@click.option("--judge", "words", multiple=True, metavar="WORD", help="Of the demo model's judge; may be given again.")
+@click.option("--distance", is_flag=True, help="To the pictures without edits.")
+@click.option(
+    "--clip", metavar="MODEL", type=click.Path(path_type=Path), help="A folder of a CLIP model, for its score."
+)
+@click.option("--text", help="What the CLIP score is of.  [default: each picture's prompt]")
+def measure(folder: str, words: tuple[str, ...], distance: bool, clip: Path | None, text: str | None) -> None:
+    """Measures all pictures that are there, and keeps the numbers: "judge WORD", "distance" and "clip"."""
+    with plainly():
+        results = sweeps.Results(folder)
+        metrics = {f"judge {word}": sweeps.judge(word) for word in words}
+        metrics |= {"distance": sweeps.distance(results)} if distance else {}
+        metrics |= {"clip": sweeps.clip_score(clip, text)} if clip is not None else {}
+        if not metrics:
+            raise ValueError("nothing to measure; give --judge, --distance or --clip")
+        found = sweeps.measure(folder, metrics)
+        for name in metrics:
+            values = [row[name] for row in found.rows if row.get(name) is not None]
+            mean = f"mean {sum(values) / len(values):.4g}" if values else "none"
+            click.echo(f"{name}: {len(values)} numbers, {mean}")
+
+
+@sweep.command()
+@click.argument("folder")
+@click.option("--across", metavar="AXIS", help="As glasses.scale.")
+@click.option("--down", metavar="AXIS")
+@_FIXED
+@click.option("--side", default=160, show_default=True, type=click.IntRange(16, 4096), help="Of a picture, in pixels.")
+@click.option("--out", default="sheet.png", show_default=True, type=click.Path(path_type=Path, dir_okay=False))
+def sheet(folder: str, across: str | None, down: str | None, where: tuple[str, ...], side: int, out: Path) -> None:
+    """Pictures over two axes, a file for each combination of the others' values."""
+    with plainly():
+        results = sweeps.Results(folder)
+        pages = sweeps.sheets(results, across, down, _fixed(results, where), side=side)
+        for number, page in enumerate(pages):
+            path = out if len(pages) == 1 else out.with_stem(f"{out.stem}-{number + 1:0{len(str(len(pages)))}}")
+            page.image.save(path)
+            said = ", ".join(f"{key} = {sweeps.show(value)}" for key, value in page.fixed.items())
+            click.echo(f"Wrote {path}" + (f": {said}" if said else ""))
+
+
+@sweep.command()
+@click.argument("folder")
+@click.option("--y", required=True, metavar="COLUMN", help="A metric's name, or any column of numbers.")
+@click.option("--x", required=True, metavar="AXIS")
+@click.option("--by", metavar="AXIS", help="A line for each of its values.")
+@_FIXED
+@click.option("--out", default="plot.png", show_default=True, type=click.Path(path_type=Path, dir_okay=False))
+def plot(folder: str, y: str, x: str, by: str | None, where: tuple[str, ...], out: Path) -> None:
+    """Means over an axis, with 95 % intervals; out may end in png, svg or pdf."""
+    with plainly():
+        results = sweeps.Results(folder)
+        sweeps.plot(results, y, x, by, _fixed(results, where)).savefig(out)
+        click.echo(f"Wrote {out}")
+
+
+@sweep.command()
+@click.argument("folder")
+@click.option("--across", metavar="AXIS", help="Of the sheets.  [default: chosen]")
+@click.option("--down", metavar="AXIS", help="Likewise.")
+@click.option("--title", help="[default: the folder's name]")
+@click.option("--out", default="report.html", show_default=True, type=click.Path(path_type=Path, dir_okay=False))
+def report(folder: str, across: str | None, down: str | None, title: str | None, out: Path) -> None:
+    """One HTML file of the axes, curves of what was measured, and sheets."""
+    with plainly():
+        name = folder.rstrip("/").rpartition("/")[2] if title is None else title
+        out.write_text(sweeps.report(sweeps.Results(folder), across, down, name), "utf-8")
+        click.echo(f"Wrote {out}")
+
+
+def _fixed(results: sweeps.Results, where: tuple[str, ...]) -> dict[str, Any]:
+    """Values by the words that show them."""
+    fixed = {}
+    for said in where:
+        key, equals, value = said.partition("=")
+        if not equals:
+            raise ValueError(f"--where {said} should be AXIS=VALUE")
+        results.check(key)
+        known = {sweeps.show(row.get(key)): row.get(key) for row in results.rows}
+        if value not in known:
+            raise ValueError(f"--where {said}: no picture has that; there are {', '.join(known)[:200]}")
+        fixed[key] = known[value]
+    return fixed
 
 
 def _describe(counts: Any) -> str:

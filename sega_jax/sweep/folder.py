@@ -4,6 +4,7 @@
     pictures/NAME.png       a picture each, which knows how it was made
     records/part-00012.parquet   the records of a batch, a row for each picture
     leases/share-2-of-16.json    of a share that a worker is at
+    metrics/NAME.parquet    a number for each picture, once it was measured
 
 Every file is written under another name and renamed when it is whole, the records of a batch after its pictures. So a
 batch is done when its records are there; whatever happens before, it is made again, to the same pictures. Several runs
@@ -17,7 +18,7 @@ from sega_jax.sweep.plan import Plan
 from sega_jax.sweep.records import read_part
 from sega_jax.sweep.store import store
 
-PICTURES, RECORDS, LEASES = "pictures", "records", "leases"
+PICTURES, RECORDS, LEASES, METRICS = "pictures", "records", "leases", "metrics"
 
 
 class Folder:

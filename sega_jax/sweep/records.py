@@ -81,6 +81,21 @@ def read_part(data: bytes, names: list[str]) -> dict[str, list]:
     return arrow().parquet.read_table(io.BytesIO(data), columns=names).to_pydict()
 
 
+def rows(data: bytes) -> list[dict[str, Any]]:
+    """The rows of a part."""
+    return arrow().parquet.read_table(io.BytesIO(data)).to_pylist()
+
+
+def values(names: Sequence[str], numbers: Sequence[float | None]) -> bytes:
+    """A Parquet file of a metric: a number, or none, by the name of the picture."""
+    pyarrow = arrow()
+    fields = [("name", pyarrow.string()), ("value", pyarrow.float64())]
+    file = io.BytesIO()
+    table = pyarrow.table({"name": list(names), "value": list(numbers)}, pyarrow.schema(fields))
+    pyarrow.parquet.write_table(table, file)
+    return file.getvalue()
+
+
 def arrow() -> ModuleType:
     """pyarrow.
 
