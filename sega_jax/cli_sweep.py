@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+import jax
 
 from sega_jax import sweep as sweeps
 from sega_jax.shell import plainly, remember_compilations, writable
-
-ROWS = 8
 
 
 class _FileOrCommand(click.Group):
@@ -32,7 +31,7 @@ def sweep() -> None:
 @click.option(
     "--out", metavar="FOLDER", help="Its path, or gs://... and the like.  [default: sega-jax-out/ and the file's name]"
 )
-@click.option("--rows", type=int, help="Pictures in a batch; best a multiple of the devices.  [default: 8]")
+@click.option("--rows", type=int, help="Pictures in a batch; best a multiple of the devices.  [default: what fits]")
 @click.option("--share/--no-share", default=True, help="Whether to compute once what pictures have in common.")
 @click.option("--worker", metavar="I/N", help="Which of several that share the folder.  [default: JAX's process]")
 @click.option("--dry-run", is_flag=True, help="Says how much it is, and runs nothing.")
@@ -41,12 +40,16 @@ def run(file: Path, out: str | None, rows: int | None, share: bool, worker: str 
     with plainly():
         said, which = sweeps.Sweep.read(file), _worker(worker)
         folder = f"sega-jax-out/{file.stem}" if out is None else out
-        kept = sweeps.kept(folder)
-        if rows is None:
-            rows = kept.rows if kept is not None and kept.sweep == said else ROWS
-        plan = sweeps.plan(said, sweeps.Facts.of(said), rows, share=share)
-        click.echo(_describe(plan.counts))
+        kept, facts = sweeps.kept(folder), sweeps.Facts.of(said)
+        if rows is None and kept is not None and kept.sweep == said:
+            rows = kept.rows
+        fits = rows is None
+        plan = sweeps.fitted(said, facts, share=share) if fits else sweeps.plan(said, facts, rows, share=share)
+        click.echo(_describe(plan))
         if dry_run:
+            click.echo(_memory(plan, sweeps.needed(plan)))
+            if kept is not None:
+                click.echo(_left(folder) or "no batch is timed yet")
             return
         if "://" not in folder:
             writable(Path(folder))
@@ -84,6 +87,8 @@ def status(folder: str) -> None:
     with plainly():
         found = sweeps.status(folder)
         click.echo(f"{found.done} of {found.pictures} pictures, {found.batches_done} of {found.batches} batches")
+        if found.done < found.pictures and (left := _left(folder)):
+            click.echo(left)
 
 
 _FIXED = click.option(
@@ -178,12 +183,33 @@ def _fixed(results: sweeps.Results, where: tuple[str, ...]) -> dict[str, Any]:
     return fixed
 
 
-def _describe(counts: Any) -> str:
+def _describe(plan: sweeps.Plan) -> str:
+    counts = plan.counts
     return "\n".join(
         [
             f"{counts.pictures} pictures of {counts.points} points, in {counts.batches} batches of"
-            f" {counts.programs} programs",
+            f" {counts.programs} programs, {plan.rows} rows at most",
             f"{counts.evaluations} UNet evaluations, {1 - counts.evaluations / counts.alone:.1%} fewer than the"
             f" {counts.alone} of the pictures one by one; the fewest possible are {counts.shared}",
         ]
     )
+
+
+def _memory(plan: sweeps.Plan, memory: sweeps.Memory) -> str:
+    share = -(-max(batch.program.rows for batch in plan.batches) // jax.local_device_count())
+    total = memory.weights + share * memory.row
+    there = "" if memory.there is None else f", of {memory.there / 2**30:.1f} GiB"
+    return (
+        f"{total / 2**30:.2f} GiB of memory on each device{there}: {memory.weights / 2**30:.2f} of weights and"
+        f" {memory.row / 2**20:.0f} MiB for each of {share} rows"
+    )
+
+
+def _left(folder: str) -> str | None:
+    """The time that is left, where a batch was timed."""
+    pace = sweeps.pace(folder)
+    if pace is None:
+        return None
+    seconds = pace * sweeps.status(folder).evaluations_left
+    size, unit = (1, "s") if seconds < 120 else (60, "min") if seconds < 7200 else (3600, "h")
+    return f"about {seconds / size:.3g} {unit} left for one worker"

@@ -30,7 +30,7 @@ def plan(least_folder):
 def done(plan, least, tmp_path_factory):
     """The folder of an undisturbed run."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    assert sweep.run(plan, folder, least) == (12, 12, 6, 6)
+    assert sweep.run(plan, folder, least) == (12, 12, 6, 6, 0)
     return folder
 
 
@@ -94,7 +94,7 @@ def test_a_second_run_makes_and_compiles_nothing(done, plan, least, tmp_path, co
     same(tmp_path, done)
     monkeypatch.setattr(Pipeline, "__call__", lambda *_, **__: pytest.fail("sampled"))
     monkeypatch.setattr(loading, "load", lambda *_, **__: pytest.fail("loaded"))
-    assert sweep.run(plan, tmp_path) == (12, 12, 6, 6)
+    assert sweep.run(plan, tmp_path) == (12, 12, 6, 6, 0)
 
 
 class Crash(BaseException):

@@ -87,7 +87,7 @@ def test_through_an_address(plan, done, least):
     files = fsspec.filesystem("memory")
     address = "memory://bucket/sweep"
     assert sweep.run(plan, address, least).done == 12
-    assert sweep.status(address) == (12, 12, 6, 6)
+    assert sweep.status(address) == (12, 12, 6, 6, 0)
     theirs = {path.name: path.read_bytes() for path in (done / "pictures").iterdir()}
     assert {
         path.rpartition("/")[2]: files.cat_file(path) for path in files.ls("/bucket/sweep/pictures", False)

@@ -2,6 +2,9 @@
 
 from sega_jax.sweep.description import Sweep as Sweep
 from sega_jax.sweep.folder import Folder as Folder
+from sega_jax.sweep.memory import Memory as Memory
+from sega_jax.sweep.memory import fitted as fitted
+from sega_jax.sweep.memory import needed as needed
 from sega_jax.sweep.metrics import clip_score as clip_score
 from sega_jax.sweep.metrics import distance as distance
 from sega_jax.sweep.metrics import judge as judge
@@ -16,6 +19,7 @@ from sega_jax.sweep.results import show as show
 from sega_jax.sweep.run import Status as Status
 from sega_jax.sweep.run import keep as keep
 from sega_jax.sweep.run import kept as kept
+from sega_jax.sweep.run import pace as pace
 from sega_jax.sweep.run import run as run
 from sega_jax.sweep.run import status as status
 from sega_jax.sweep.sheets import sheets as sheets

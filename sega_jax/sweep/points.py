@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from sega_jax import loading, sources
@@ -39,18 +40,13 @@ class Facts:
             ValueError: a checkpoint that starts from a small picture, or has no schedule.
         """
         model = dict(sweep.model)
-        found = sources.find(model.get("source", loading.DEMO), model.get("revision"))
-        if found.kind not in (STABLE_DIFFUSION, STAGE_1):
-            raise ValueError(
-                f"model: {found.name} is {found.kind.name}; sweeps are of {STABLE_DIFFUSION.name} and of {STAGE_1.name}"
-            )
-        folder = found.fetch(model.get("variant"), without=() if model.get("safety_checker", True) else (CHECKER,))
-        described = loading.describe(folder, safety_checker=False)
+        found, folder = _located(model)
+        description = described(model)
         if found.commit is not None:
             model |= {"revision": found.commit}
         elif "source" in model:
             model |= {"source": str(folder.resolve())}
-        return cls(model, described.scheduler.config, described.models.usual, described.models.sizes)
+        return cls(model, description.scheduler.config, description.models.usual, description.models.sizes)
 
     def scheduler_of(self, name: str | None) -> Scheduler:
         """The checkpoint's scheduler, or another one that takes its options over.
@@ -67,6 +63,26 @@ class Facts:
     @cached_property
     def _config(self) -> str:
         return json.dumps(dict(self.scheduler))
+
+
+def described(model: Mapping[str, Any], attention: str = "xla") -> loading.Description:
+    """What a sweep's model is, without its weights.
+
+    Raises:
+        FileNotFoundError, CheckpointError, ValueError: as of `Facts.of`.
+    """
+    return loading.describe(_located(model)[1], attention, safety_checker=model.get("safety_checker", True))
+
+
+def _located(model: Mapping[str, Any]) -> tuple[sources.Source, Path]:
+    """The checkpoint, and the folder that it is fetched to."""
+    found = sources.find(model.get("source", loading.DEMO), model.get("revision"))
+    if found.kind not in (STABLE_DIFFUSION, STAGE_1):
+        raise ValueError(
+            f"model: {found.name} is {found.kind.name}; sweeps are of {STABLE_DIFFUSION.name} and of {STAGE_1.name}"
+        )
+    without = () if model.get("safety_checker", True) else (CHECKER,)
+    return found, found.fetch(model.get("variant"), without=without)
 
 
 @lru_cache

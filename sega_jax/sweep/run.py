@@ -21,7 +21,7 @@ from sega_jax.pipeline import Pipeline
 from sega_jax.progress import bar
 from sega_jax.rows import whole
 from sega_jax.sweep import records, sharing
-from sega_jax.sweep.folder import Folder, part
+from sega_jax.sweep.folder import RECORDS, Folder, part
 from sega_jax.sweep.leases import PATIENCE, Leases
 from sega_jax.sweep.plan import Batch, Plan, Program
 from sega_jax.sweep.points import Point, name
@@ -36,6 +36,7 @@ class Status(NamedTuple):
     done: int
     batches: int
     batches_done: int
+    evaluations_left: int
 
 
 def status(folder: str | Path) -> Status:
@@ -47,6 +48,24 @@ def status(folder: str | Path) -> Status:
     where = Folder(folder)
     plan = where.plan()
     return _status(plan, where.missing(plan))
+
+
+def pace(folder: str | Path) -> float | None:
+    """Seconds for an evaluation, of one worker, by what a sweep's folder has recorded; None for nothing.
+
+    A program's first batch has its compilation in it, and counts only where there is no other.
+    """
+    where = Folder(folder)
+    plan, first, timed = where.plan(), [], []
+    there = where.store.names(RECORDS)
+    seen = set()
+    for number, batch in enumerate(plan.batches):
+        if part(number).rpartition("/")[2] in there:
+            seconds = sum(records.read_part(where.store.read(part(number)), ["seconds"])["seconds"])
+            (timed if batch.program in seen else first).append((seconds, plan.evaluations(number)))
+            seen.add(batch.program)
+    some = timed or first
+    return sum(seconds for seconds, _ in some) / sum(count for _, count in some) if some else None
 
 
 def kept(folder: str | Path) -> Plan | None:
@@ -134,7 +153,8 @@ def _worker(worker: Any) -> tuple[int, int]:
 def _status(plan: Plan, missing: list[int]) -> Status:
     pictures = [len(batch.points) for batch in plan.batches]
     left = sum(pictures[i] for i in missing)
-    return Status(sum(pictures), sum(pictures) - left, len(pictures), len(pictures) - len(missing))
+    to_do = sum(map(plan.evaluations, missing))
+    return Status(sum(pictures), sum(pictures) - left, len(pictures), len(pictures) - len(missing), to_do)
 
 
 class _Run:
