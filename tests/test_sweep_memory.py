@@ -45,13 +45,7 @@ GIB = 2**30
 
 @pytest.mark.parametrize(
     ("weights", "row", "there", "rows"),
-    [
-        (2 * GIB, GIB, 20 * GIB, 16),
-        (2 * GIB, GIB, 3 * GIB, 1),
-        (2 * GIB, GIB, GIB, 1),
-        (0, 1, GIB, 64),
-        (0, 1, None, 8),
-    ],
+    [(2, 1, 20 * GIB, 16), (2, 1, 3 * GIB, 1), (2, 1, GIB, 1), (0, 1e-9, GIB, 64), (0, 1, None, 8)],
 )
 def test_rows_that_fit(weights, row, there, rows):
     """A tenth is spared, and there is a row at least."""
