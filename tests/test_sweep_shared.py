@@ -89,14 +89,32 @@ def test_resumed_after_a_crash(least, least_folder, tmp_path, monkeypatch):
         np.testing.assert_array_equal(image, usual[name])
 
 
-def test_nothing_compiles_after_the_first_batch(least, least_folder, compilations):
-    """Three seeds are two batches, and a plan of other numbers has the same programs."""
-    plan = planned(least_folder, True)
-    assert len(plan.batches) == 2
-    made(plan, least)
-    compilations.clear()
-    made(planned(least_folder, True, guidance_scale=3.0), least)
-    assert not compilations
+def test_nothing_compiles_after_the_first_batch(least_folder, one_device, compilations):
+    """Of each program: with other departures, cool-downs, steps, seeds and words, and sharing or not."""
+    said = sweep.Sweep(
+        model={"source": str(least_folder)},
+        call={"prompt": "a cat"},
+        edits=EDITS,
+        grid={"steps": [5, 7], "seed": range(3)},
+        zip={
+            "hat.scale": [0, 3, 4, 3, 3],
+            "hat.warmup": [1, 2, 3, 1, 1],
+            "bow.cooldown": [None, 4, None, 5, None],
+            "guidance_scale": [3.0, 3.0, 3.0, 3.0, 4.0],
+        },
+    )
+    plan = sweep.plan(said, sweep.Facts.of(said), rows=2)
+    running = _Run(plan, None, SharedPipeline(**sega_jax.load(least_folder, devices=one_device).components))
+    seen, after = set(), []
+    for batch in plan.batches:
+        compilations.clear()
+        running._made(batch, running._points(batch))
+        after += [len(compilations)] if batch.compiled in seen else []
+        assert (batch.compiled in seen) or compilations
+        seen.add(batch.compiled)
+    assert len(after) >= 4
+    assert not any(after)
+    assert running.pipe.evaluations == plan.counts.evaluations
 
 
 def test_a_plan_that_shares_is_read_back(least_folder):

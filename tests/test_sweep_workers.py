@@ -147,6 +147,20 @@ def test_of_one_that_is_no_more(where, monkeypatch):
         assert next(mine.shares(lambda: unfinished)) == 1
 
 
+def test_where_there_are_no_links(where, tmp_path, monkeypatch):
+    """As in a bucket that is mounted as a folder."""
+
+    def link(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "link", link)
+    where.create("a.json", b"1")
+    with pytest.raises(FileExistsError):
+        where.create("a.json", b"2")
+    assert where.read("a.json") == b"1"
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["a.json"]
+
+
 def test_two_that_take_the_same(where):
     """It is the last one's."""
     with Leases(where, 0, 3) as first, Leases(where, 0, 3) as last:

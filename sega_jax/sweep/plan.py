@@ -42,6 +42,11 @@ class Batch(NamedTuple):
     names: tuple[str, ...]  # of the pictures
     shares: bool = False
 
+    @property
+    def compiled(self) -> Any:
+        """What is compiled for it: batches that share take other programs than those that do not."""
+        return self.program, self.shares
+
 
 class Counts(NamedTuple):
     """How much a plan is. Evaluations are rows through the UNet, 2 + n for a call of a picture with n concepts."""
@@ -118,7 +123,7 @@ class Plan:
             points=len(self.sweep),
             pictures=sum(len(batch.points) for batch in self.batches),
             batches=len(self.batches),
-            programs=len({batch.program for batch in self.batches}),
+            programs=len({batch.compiled for batch in self.batches}),
             evaluations=sum(map(self.evaluations, range(len(self.batches)))),
             alone=sum(len(batch.points) * (2 + batch.program.concepts) * batch.calls for batch in self.batches),
             shared=sharing.evaluations(self.pictures()),

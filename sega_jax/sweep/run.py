@@ -62,8 +62,8 @@ def pace(folder: str | Path) -> float | None:
     for number, batch in enumerate(plan.batches):
         if part(number).rpartition("/")[2] in there:
             seconds = sum(records.read_part(where.store.read(part(number)), ["seconds"])["seconds"])
-            (timed if batch.program in seen else first).append((seconds, plan.evaluations(number)))
-            seen.add(batch.program)
+            (timed if batch.compiled in seen else first).append((seconds, plan.evaluations(number)))
+            seen.add(batch.compiled)
     some = timed or first
     return sum(seconds for seconds, _ in some) / sum(count for _, count in some) if some else None
 
@@ -183,10 +183,11 @@ class _Run:
             # Planning has said so.
             warnings.filterwarnings("ignore", "the edit .* begins at warmup")
             writing: Future | None = None
+            self.pipe.shown = shown.update
             for i in missing:
                 if not mine():
                     break
-                batch = self.plan.batches[i]
+                batch, before = self.plan.batches[i], shown.n
                 if wanted(i):
                     points = self._points(batch)
                     began = time.perf_counter()
@@ -197,7 +198,7 @@ class _Run:
                     # Another worker may have made it meanwhile, on a device that rounds otherwise.
                     if wanted(i):
                         writing = writer.submit(self._write, i, points, outputs, rows, seconds)
-                shown.update(len(batch.points))
+                shown.update(before + len(batch.points) - shown.n)
             if writing is not None:
                 writing.result()
 

@@ -1,7 +1,7 @@
 """A pipeline whose call computes what its pictures have in common once, as `sega_jax.sweep.sharing` says."""
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ class SharedPipeline(Pipeline):
         schedule: of the next call; None for one that shares nothing.
         depth: the most calls that a trunk has: what is compiled for.
         concepts: how many are predicted at some call of some branch: what is compiled for, too.
+        shown: told how many pictures were made just now.
         evaluations: rows that went through the UNet so far.
     """
 
@@ -36,6 +37,7 @@ class SharedPipeline(Pipeline):
 
     def __init__(self, **components: Any):
         super().__init__(**components)
+        self.shown: Callable[[int], Any] = lambda count: None
         self._prepared: dict[Hashable, set[int]] = {}
 
     def _run(self, plan: Plan) -> Output:
@@ -63,6 +65,7 @@ class SharedPipeline(Pipeline):
                     images[i], finite[i] = made.images[k], made.finite[k]
                     flagged[i] = None if made.flagged is None else made.flagged[k]
                 left += 1
+                self.shown(len(branch.members))
         total = range(len(plan.rows))
         flags = None if flagged[0] is None else np.array([flagged[i] for i in total])
         return Output(

@@ -72,7 +72,19 @@ class _Local:
         self._place(name, data, os.replace)
 
     def create(self, name: str, data: bytes) -> None:
-        self._place(name, data, os.link)
+        self._place(name, data, self._link)
+
+    @staticmethod
+    def _link(temporary: Path, path: Path) -> None:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            raise
+        except OSError:
+            # Buckets that are mounted have no links.
+            if path.exists():
+                raise FileExistsError(path) from None
+            os.replace(temporary, path)
 
     def _place(self, name: str, data: bytes, place: Callable[[Path, Path], None]) -> None:
         path = self.path / name
