@@ -1,6 +1,7 @@
 """Line plots of what was measured over an axis."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -65,7 +66,9 @@ def plot(
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     if by:
-        legend = axes.legend(title=by, frameon=False, fontsize="small", title_fontsize="small")
+        # Beside the lines, which it would cover wherever it was.
+        place = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+        legend = axes.legend(title=by, frameon=False, fontsize="small", title_fontsize="small", **place)
         for text in legend.get_texts():
             text.set_text(_short(text.get_text()))
     axes.spines[["top", "right"]].set_visible(False)
@@ -78,7 +81,7 @@ def _figure() -> Any:
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError('plots need matplotlib, which is not installed; pip install ".[sweep]"') from None
-    return Figure(figsize=(4.8, 3.4), dpi=160, layout="constrained")
+    return Figure(figsize=(5.4, 3.4), dpi=160, layout="constrained")
 
 
 def _colour(number: int, count: int, graded: bool) -> Any:
@@ -115,4 +118,4 @@ def _means(rows: Sequence[Row], y: str, x: str, values: Sequence[Any]) -> tuple[
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= 28 else f"{text[:27]}…"
+    return textwrap.fill(text, 24, max_lines=3, placeholder=" …")

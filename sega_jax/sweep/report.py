@@ -22,7 +22,7 @@ p.about { color: #666; margin-top: 0 }
 table { border-collapse: collapse; font-size: .95rem } td, th { padding: .25rem .9rem .25rem 0; text-align: left;
   vertical-align: top } th { font-weight: 600 } tr + tr { border-top: 1px solid #eee }
 figure { margin: 1.2rem 0; overflow-x: auto } figure img { max-width: 100%; height: auto }
-.plots { display: flex; flex-wrap: wrap; gap: 1rem } .plots img { width: 22rem; max-width: 100% }
+.plots { display: flex; flex-wrap: wrap; gap: 1rem } .plots img { width: 23rem; max-width: 100% }
 details { margin: 2rem 0 } pre { background: #f6f6f6; padding: 1rem; overflow-x: auto; font-size: .85rem }
 """
 _PAGE = """<!doctype html>
