@@ -1,6 +1,7 @@
 """`sega-jax sweep FILE`, and what is done with its folder: status, measure, sheet, plot and report."""
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,23 +41,25 @@ def run(file: Path, out: str | None, rows: int | None, share: bool, worker: str 
     with plainly():
         said, which = sweeps.Sweep.read(file), _worker(worker)
         folder = f"sega-jax-out/{file.stem}" if out is None else out
-        kept, facts = sweeps.kept(folder), sweeps.Facts.of(said)
-        if rows is None and kept is not None and kept.sweep == said:
-            rows = kept.rows
-        fits = rows is None
-        plan = sweeps.fitted(said, facts, share=share) if fits else sweeps.plan(said, facts, rows, share=share)
+        remember_compilations()
+        planned = partial(_plan, said, sweeps.Facts.of(said), folder, rows, share)
+        plan = planned()
         click.echo(_describe(plan))
         if dry_run:
             click.echo(_memory(plan, sweeps.needed(plan)))
-            if kept is not None:
+            if sweeps.kept(folder) is not None:
                 click.echo(_left(folder) or "no batch is timed yet")
             return
         if "://" not in folder:
             writable(Path(folder))
-        remember_compilations()
         began, before = time.perf_counter(), None
         try:
-            sweeps.keep(plan, folder)
+            try:
+                sweeps.keep(plan, folder)
+            except ValueError:
+                # Another worker may have been first, with more memory or less.
+                plan = planned()
+                sweeps.keep(plan, folder)
             before = sweeps.status(folder)
             if before.done:
                 click.echo(f"{before.done} of them are in {folder}")
@@ -69,6 +72,16 @@ def run(file: Path, out: str | None, rows: int | None, share: bool, worker: str 
         click.echo(
             f"Made {made} pictures in {seconds:.1f} s{together}: {folder}/pictures, with records in {folder}/records"
         )
+
+
+def _plan(said: sweeps.Sweep, facts: sweeps.Facts, folder: str, rows: int | None, share: bool) -> sweeps.Plan:
+    """The plan, with the rows of the one that is kept, if that is of the same sweep; else with those that fit."""
+    kept = sweeps.kept(folder)
+    if rows is None and kept is not None and kept.sweep == said:
+        rows = kept.rows
+    if rows is None:
+        return sweeps.fitted(said, facts, share=share)
+    return sweeps.plan(said, facts, rows, share=share)
 
 
 def _worker(said: str | None) -> tuple[int, int] | None:

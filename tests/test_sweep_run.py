@@ -247,6 +247,23 @@ def test_the_shell(shell, tmp_path, least, monkeypatch):
     assert "3 of them are in sega-jax-out/cats" in shell("cats.toml", "--worker", "2/2").output
 
 
+def test_a_worker_that_was_first_decides_the_rows(shell, tmp_path, least, monkeypatch):
+    """Between the planning of another and its writing the plan down."""
+    monkeypatch.setattr(loading, "load", lambda *_, **__: least)
+    fitted, said = sweep.fitted, sweep.Sweep.read(tmp_path / "cats.toml")
+
+    def late(*arguments, **options):
+        sweep.keep(sweep.plan(said, sweep.Facts.of(said), 2), "sega-jax-out/cats")
+        return fitted(*arguments, **options)
+
+    monkeypatch.setattr(sweep, "fitted", late)
+    made = shell("cats.toml")
+    assert made.exit_code == 0, made.output
+    assert sweep.kept("sega-jax-out/cats").rows == 2
+    refused = shell("cats.toml", "--rows", 3)
+    assert "holds another sweep" in refused.output
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
