@@ -15,7 +15,8 @@ SETTINGS = {
     "jax_default_matmul_precision": "float32",
     "jax_persistent_cache_min_compile_time_secs": "0.2",
 }
-PATIENCE = 2.0
+# Longer than any of them takes to start; one that is killed is missed at once.
+PATIENCE = 20.0
 
 
 def start(*words):

@@ -54,7 +54,7 @@ class Leases:
             stale = [share for share in order if self._stale(share)]
             if stale:
                 yield from self._taken(stale[0])
-            elif self._ended.wait(min(self._patience / 4, 5.0)):
+            elif self._ended.wait(self._patience / 12):
                 return
 
     def holds(self) -> bool:
