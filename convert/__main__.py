@@ -8,8 +8,8 @@ from convert.conversion import DTYPES, convert
 from convert.paella import convert_paella, is_published
 from convert.single import convert_single
 from convert.writers import FORMS
-from sega_jax.cli import plainly
 from sega_jax.loading import PREDICTIONS
+from sega_jax.shell import plainly
 from sega_jax.single_file import is_one
 
 SINGLE, PAELLA = "single files", "Paella's published files"

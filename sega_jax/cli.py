@@ -1,25 +1,17 @@
-"""`sega-jax edit` and `sega-jax info`."""
+"""`sega-jax edit` and `sega-jax info`; `sega-jax sweep` is in `sega_jax.cli_sweep`."""
 
 import dataclasses
 import inspect
-import os
 import re
 import shlex
-import sys
-import tempfile
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
-import jax
-import jax.monitoring
 import numpy as np
 
-from sega_jax import __version__, cli_paella, cli_stages, loading, pictures, sources
+from sega_jax import cli_paella, cli_stages, cli_sweep, loading, pictures, sources
 from sega_jax.components import checked_scheduler
 from sega_jax.demo import settings
 from sega_jax.guidance import SEMANTICS, SUPPORTS, Edit
@@ -28,6 +20,7 @@ from sega_jax.loading import load
 from sega_jax.pipeline import Pipeline
 from sega_jax.rows import number, whole
 from sega_jax.schedules.timesteps import NAMED
+from sega_jax.shell import compilations, plainly, remember_compilations, versions, writable
 from sega_jax.systems import stable_diffusion
 
 _WHOLE = ("warmup", "cooldown")
@@ -124,6 +117,9 @@ def main() -> None:
     """Semantic guidance for text-to-image diffusion in JAX."""
 
 
+main.add_command(cli_sweep.sweep)
+
+
 @main.command(context_settings={"show_default": True})
 @click.option(
     "--model",
@@ -193,7 +189,7 @@ def edit(
         cli_paella.check(tokens)
         defaults = demo(call["steps"]) if model is None else LIBRARY
         parsed = [parse_edit(text, defaults) for text in edits]
-        folder = _writable(Path(out))
+        folder = writable(Path(out))
         found = sources.find(loading.DEMO if model is None else model, revision)
         # As the command in the picture repeats it
         if model is not None:
@@ -202,7 +198,7 @@ def edit(
         cli_stages.check_kind(found.kind, name, chosen)
         cli_paella.check_kind(found.kind, name, tokens, call["eta"])
         chosen, scheduler = cli_stages.located(chosen), cli_stages.whole_path(scheduler)
-        _remember_compilations()
+        remember_compilations()
         began = time.perf_counter()
         common = {"dtype": dtype, "variant": variant, "safety_checker": safety_checker, "scheduler": scheduler}
         if found.kind is STAGE_1:
@@ -222,7 +218,7 @@ def edit(
         for one in parsed:
             click.echo(f"  {'-' if one.scale < 0 else '+'} {_describe(one)}")
         began = time.perf_counter()
-        with _compilations() as compiling:
+        with compilations() as compiling:
             result = make([prompt] * 2, [[], parsed], **call | cli_paella.read(tokens) | {"seed": [call["seed"]] * 2})
         seconds = time.perf_counter() - began
         ran = "loaded and ran" if low_memory else "ran"
@@ -247,7 +243,7 @@ def edit(
         if len(made) == 2:
             captions = [prompt, "  ".join(f"{'-' if one.scale < 0 else '+'} {one.concept}" for one in parsed)]
             made["sheet"] = pictures.sheet(list(made.values()), captions)
-        for path in _save(folder, made, known | _versions(device)):
+        for path in _save(folder, made, known | versions(device)):
             click.echo(f"Wrote {path}")
         if len(made) < 3:
             raise ValueError("not every picture is finite; lower the scales, or try --dtype float32")
@@ -311,69 +307,3 @@ def _save(folder: Path, made: dict[str, Any], known: dict[str, Any]) -> list[Pat
             return list(paths.values())
         except FileExistsError:
             number += 1
-
-
-def _writable(folder: Path) -> Path:
-    """The folder, made if need be and tried, so that no picture is lost for want of a place.
-
-    Raises:
-        ValueError: it cannot be written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ValueError(f"--out {folder} cannot be written to ({error.strerror}); name another folder") from None
-    return folder
-
-
-def _versions(device: str) -> dict[str, str]:
-    return {"device": device, "sega_jax": __version__, "jax": jax.__version__}
-
-
-def _remember_compilations() -> None:
-    """Keeps compiled programs from run to run, unless JAX was told where to keep them."""
-    if jax.config.jax_compilation_cache_dir is None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "sega_jax" / "xla"))
-
-
-@contextmanager
-def _compilations() -> Iterator[Any]:
-    """Counts the seconds in which something was traced or compiled (or read from the cache)."""
-    spans: list[tuple[float, float]] = []
-
-    def listen(event: str, duration: float, **_: Any) -> None:
-        if event.startswith("/jax/core/compile/"):
-            spans.append((time.perf_counter() - duration, time.perf_counter()))
-
-    def seconds() -> float:
-        total, reached = 0.0, 0.0
-        for start, end in sorted(spans):
-            total += max(end - max(start, reached), 0)
-            reached = max(reached, end)
-        return total
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield seconds
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-
-
-@contextmanager
-def plainly() -> Iterator[None]:
-    """Warnings as lines, mistakes as messages without a traceback."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        warnings.showwarning = lambda message, *_: click.echo(f"Warning: {message}", err=True)
-        try:
-            yield
-        except (ValueError, TypeError, OSError, MemoryError, FloatingPointError, ImportError) as error:
-            raise click.ClickException(str(error)) from error
-        except KeyboardInterrupt:
-            click.echo("Aborted!", err=True)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            # An interrupted compilation goes on in its thread, and an ordinary exit would crash on it.
-            os._exit(130)

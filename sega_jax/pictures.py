@@ -1,5 +1,6 @@
 """Pictures on disk: PNG files that know how they were made, and before/after sheets."""
 
+import io
 import json
 import textwrap
 from collections.abc import Sequence
@@ -30,16 +31,23 @@ def sheet(images: Sequence[Image.Image], captions: Sequence[str], *, columns: in
     return page
 
 
+def encoded(image: Image.Image, format: str, settings: dict[str, Any]) -> bytes:
+    """A picture's file: "png", which keeps the settings, or "webp", without loss."""
+    info, file = PngImagePlugin.PngInfo(), io.BytesIO()
+    info.add_itxt(_KEY, json.dumps(settings, ensure_ascii=False))
+    options = {"pnginfo": info} if format == "png" else {"lossless": True}
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
 def save(image: Image.Image, path: Path, settings: dict[str, Any]) -> None:
     """Writes a PNG with its settings; never over a file that is there.
 
     Raises:
         FileExistsError: the file exists.
     """
-    info = PngImagePlugin.PngInfo()
-    info.add_itxt(_KEY, json.dumps(settings, ensure_ascii=False))
     with path.open("xb") as file:
-        image.save(file, "PNG", pnginfo=info)
+        file.write(encoded(image, "png", settings))
 
 
 def settings(path: Path) -> dict[str, Any]:

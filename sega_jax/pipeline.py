@@ -6,6 +6,7 @@ The way of a call: arguments -> rows (`sega_jax.rows`) -> the compiled programs 
 
 import warnings
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -33,6 +34,11 @@ from sega_jax.text import T5Tokenizer, Tokenizer
 
 Models = stable_diffusion.Models | deepfloyd.Models
 _SYSTEMS = {system.Models: system for system in (stable_diffusion, deepfloyd)}
+
+
+def system_of(models: Models) -> ModuleType:
+    """Whose programs these networks are of."""
+    return _SYSTEMS[type(models)]
 
 
 class _Usual:
@@ -70,7 +76,7 @@ class Pipeline(Running):
         if not (safety is None or isinstance(safety, Safety)):
             raise TypeError(f"safety={safety!r} should be another pipeline's (pipe.safety), or None")
         self.devices = devices if isinstance(devices, Devices) else Devices(devices)
-        self._system = _SYSTEMS[type(models)]
+        self._system = system_of(models)
         self._models = models.build(*models)
         self._check_noising(self._models, noising)
         self.tokenizer = tokenizer

@@ -76,6 +76,19 @@ def small(small_folder, one_device):
 
 
 @pytest.fixture(scope="session")
+def least_folder(tmp_path_factory):
+    """A checkpoint of the smallest networks, for what runs many programs."""
+    text = tiny.TEXT | {"num_hidden_layers": 1}
+    folder = tmp_path_factory.mktemp("checkpoints") / "least"
+    return tiny.checkpoint(folder, unet=tiny.UNET_0, vae=tiny.VAE_1, text=text)
+
+
+@pytest.fixture(scope="session")
+def least(least_folder, one_device):
+    return sega_jax.load(least_folder, devices=one_device)
+
+
+@pytest.fixture(scope="session")
 def stages(tmp_path_factory):
     """The folders of DeepFloyd-IF's two stages, the second without a text encoder, and of the x4 upscaler."""
     folder = tmp_path_factory.mktemp("stages")

@@ -73,8 +73,9 @@ ALLOWED = {
     "loading": CALLS | {"kinds", "lora", "orbax", "paella", "pipeline", "sources"},
     "cascade": CALLS | {"captions", "kinds", "loading", "pipeline", "sources"},
     "faces": CALLS | {"captions", "faces", "kinds", "loading", "paella", "pipeline", "running", "sources"},
+    "sweep": CALLS | {"branches", "demo", "kinds", "loading", "pictures", "pipeline", "running", "sources", "sweep"},
 }
-OF_CONVERSION = {"checkpoint", "cli", "kinds", "loading", "nn", "orbax", "progress", "single_file", "sources", "text"}
+OF_CONVERSION = {"checkpoint", "kinds", "loading", "nn", "orbax", "progress", "shell", "single_file", "sources", "text"}
 LIGHT = ["arrays", "guidance", "schedules", "solvers", "sample", "parallel"]
 
 

@@ -101,6 +101,8 @@ UNET_1 = UNET | {
     "down_block_types": ["CrossAttnDownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D"],
 }
+# No level with attention, but between them.
+UNET_0 = UNET_1 | {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
 VAE = {
     "_class_name": "AutoencoderKL",
     "block_out_channels": [8, 16],
@@ -111,6 +113,11 @@ VAE = {
     "norm_num_groups": 4,
     "sample_size": 16,
     "scaling_factor": 0.5,
+}
+VAE_1 = VAE | {
+    "block_out_channels": [8],
+    "down_block_types": ["DownEncoderBlock2D"],
+    "up_block_types": ["UpDecoderBlock2D"],
 }
 TEXT = {
     "architectures": ["CLIPTextModel"],

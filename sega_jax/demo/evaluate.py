@@ -28,13 +28,13 @@ from PIL import Image
 
 import sega_jax
 from sega_jax import pictures
-from sega_jax.cli import plainly
 from sega_jax.demo import settings
 from sega_jax.demo.attributes import WORDS, kind
 from sega_jax.demo.judge import load_judge
 from sega_jax.demo.studio import NAMES, Effect, Prints, Shot, Studio, effect, having, interval, lacking, phrase
 from sega_jax.guidance import SEMANTICS, SUPPORTS, Edit
 from sega_jax.loading import DEMO
+from sega_jax.shell import plainly
 
 PROMPT = "a portrait of a person"
 # From little to much, and with words that edits contradict.

@@ -20,13 +20,13 @@ from PIL import Image
 
 import sega_jax
 from sega_jax import pictures
-from sega_jax.cli import plainly
 from sega_jax.demo.attributes import WORDS
 from sega_jax.demo.evaluate import TEN, Base, Evaluation, Job, Measurement, known, run
 from sega_jax.demo.judge import load_judge
 from sega_jax.demo.studio import Shot, Studio, lacking, phrase
 from sega_jax.guidance import SUPPORTS, Edit
 from sega_jax.paella import PaellaPipeline
+from sega_jax.shell import plainly
 
 CALL = {
     "steps": 12,

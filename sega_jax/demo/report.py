@@ -13,7 +13,7 @@ from typing import Any
 import click
 import numpy as np
 
-from sega_jax.cli import plainly
+from sega_jax.shell import plainly
 
 Measurement = dict[str, Any]
 

@@ -17,9 +17,9 @@ import orbax.checkpoint as ocp
 from safetensors.numpy import save_file
 
 from sega_jax.checkpoint import flax_name, to_torch, torch_key
-from sega_jax.cli import plainly
 from sega_jax.kinds import weight_stem
 from sega_jax.nn.layers import Embed
+from sega_jax.shell import plainly
 
 # Convolutions and projections that end a residual branch begin at zero, so that the branch does.
 _ENDS = ("conv2.kernel", "proj_out.kernel", "to_out.0.kernel", "ff.net.2.kernel", "fc2.kernel", "out_proj.kernel")

@@ -190,3 +190,24 @@ class CLIPVisionModel(nnx.Module):
     def __call__(self, pixels: jax.Array) -> jax.Array:
         pixels = pixels.astype(self.embeddings.patch_embedding.kernel[...].dtype)
         return self.post_layernorm(self.encoder(self.pre_layrnorm(self.embeddings(pixels)))[:, 0])
+
+
+class CLIPModel(nnx.Module):
+    """Both towers, in the layout of transformers' `CLIPModel`. `__call__(ids, pixels)`: int32 [n, tokens] and
+    normalised [n, image_size, image_size, 3] -> the cosines of each text with its picture, [n] in float32."""
+
+    def __init__(self, text: CLIPTextConfig, vision: CLIPVisionConfig):
+        self.text_model, self.vision_model = CLIPTextModel(text), CLIPVisionModel(vision)
+        self.text_projection = Linear(text.hidden_size, text.projection_dim, bias=False)
+        self.visual_projection = Linear(vision.hidden_size, text.projection_dim, bias=False)
+
+    @staticmethod
+    def rename(name: str) -> str | None:
+        """The temperature of the training is no part of a cosine."""
+        return None if name == "logit_scale" else name
+
+    def __call__(self, ids: jax.Array, pixels: jax.Array) -> jax.Array:
+        end = ids.argmax(-1)[:, None, None]
+        words = self.text_projection(jnp.take_along_axis(self.text_model(ids), end, 1)[:, 0]).astype(jnp.float32)
+        seen = self.visual_projection(self.vision_model(pixels)).astype(jnp.float32)
+        return (words * seen).sum(-1) / (jnp.linalg.norm(words, axis=-1) * jnp.linalg.norm(seen, axis=-1))

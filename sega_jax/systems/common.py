@@ -107,7 +107,8 @@ def advance(
     """Takes the rows through a chunk of the schedule; the text's keys and values are computed once for all its calls.
 
     Args:
-        text: hidden states [rows, 2 + n, tokens, channels].
+        text: hidden states [rows, 2 + n, tokens, channels]; without those of the last concepts, where all rows are past
+            their cool-downs: they then add nothing, while their momentum goes on.
         carry: of `start`, or of the chunk before.
         table: rows of the schedule, some of which may be filling.
         concepts: how many of the n are predicted, the first; the others are none that these calls need, by
@@ -132,6 +133,38 @@ def advance(
 
     carry, kept = sample(denoise, guidance, solver, carry, table, draw, recorder(settings, method))
     return carry, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), kept)
+
+
+def depart(settings: Settings, x: jax.Array, solver: Any, calls: Any, past: Predictions, *, method: Method) -> Carry:
+    """The carry of rows that were on a shared way until now, with the momentum that each would have by itself.
+
+    Args:
+        x: the states [rows, height, width, channels].
+        solver: the solver's state, the rows first in every array.
+        calls: how many there were.
+        past: what was predicted in them, [rows, calls or more, ...] in float32.
+    """
+    guidance, of = _method(settings, method)
+    past = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), past)
+
+    def step(state, call):
+        i, preds = call
+
+        def more(state):
+            return guidance.update(preds.uncond, state, preds)[1]
+
+        return jax.lax.cond(i < calls, more, lambda state: state, state), None
+
+    first = jax.tree.map(lambda leaf: leaf[0], past)
+    state, _ = jax.lax.scan(step, guidance.init(first), (jnp.arange(len(past.uncond)), past))
+    solver = jax.tree.map(lambda leaf, axis: jnp.moveaxis(leaf, 0, axis), solver, row_axes(of, x.shape[1:]))
+    return Carry(x, state, solver)
+
+
+def row_axes(solver: Solver, shape: tuple[int, ...]) -> Any:
+    """Which axis of each array in a solver's state is that of the rows."""
+    one, two = (jax.eval_shape(solver.init, jax.ShapeDtypeStruct((rows, *shape), jnp.float32)) for rows in (1, 2))
+    return jax.tree.map(lambda a, b: [i == j for i, j in zip(a.shape, b.shape, strict=True)].index(False), one, two)
 
 
 def predict(

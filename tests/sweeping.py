@@ -1,0 +1,46 @@
+"""A worker of a sweep in a process of its own: `python sweeping.py FOLDER WORKER WORKERS [RENAMES]`, killed before it
+renames a picture or records once more than so often."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+
+from sega_jax import load, sweep
+
+SETTINGS = {
+    "jax_num_cpu_devices": "8",
+    "jax_default_matmul_precision": "float32",
+    "jax_persistent_cache_min_compile_time_secs": "0.2",
+}
+# Longer than any of them takes to start; one that is killed is missed at once.
+PATIENCE = 20.0
+
+
+def start(*words):
+    """Its process, which takes the programs that this one has compiled."""
+    cache = {"jax_compilation_cache_dir": jax.config.jax_compilation_cache_dir or ""}
+    settings = {name.upper(): value for name, value in (SETTINGS | cache).items()}
+    command = [sys.executable, __file__, *map(str, words)]
+    return subprocess.Popen(command, env=os.environ | settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def main(folder, worker, workers, renames=None):
+    plan = sweep.Folder(folder).plan()
+    if renames is not None:
+        replace, left = os.replace, iter(range(int(renames)))
+
+        def kill(source, target):
+            if target.parent.name != "leases" and next(left, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            replace(source, target)
+
+        os.replace = kill
+    pipe = load(plan.facts.model["source"], devices=jax.local_devices()[:1])
+    sweep.run(plan, folder, pipe, worker=(int(worker), int(workers)), patience=PATIENCE)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,123 @@
+"""Sweeps that compute once what pictures have in common: the same pictures, with as many evaluations as planned."""
+
+import os
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import sega_jax
+from sega_jax import sweep
+from sega_jax.sweep import sharing
+from sega_jax.sweep.run import _Run
+from sega_jax.sweep.shared import SharedPipeline
+
+EDITS = {"hat": {"threshold": 0.5}, "bow": {"concept": "apple", "warmup": 3, "threshold": 0.3}}
+GRID = {"seed": range(3), "hat.warmup": [1, 4]}
+
+
+def planned(folder, share, scales=(0, 3, -5), cooldown=5, **call):
+    said = sweep.Sweep(
+        model={"source": str(folder)},
+        call={"prompt": "a cat", "steps": 7} | call,
+        edits=EDITS | {"bow": EDITS["bow"] | {"cooldown": cooldown}},
+        grid=GRID | {"hat.scale": list(scales)},
+    )
+    return sweep.plan(said, sweep.Facts.of(said), rows=2, share=share)
+
+
+def made(plan, pipe):
+    """Pictures by their names, and the rows that went through the UNet."""
+    running = _Run(plan, None, SharedPipeline(**pipe.components))
+    images = {}
+    for batch in plan.batches:
+        outputs, _ = running._made(batch, running._points(batch))
+        assert all(out.finite.all() for out in outputs)
+        images |= zip(batch.names, np.concatenate([out.images for out in outputs]), strict=False)
+    return images, running.pipe.evaluations
+
+
+def check(plans, pipe, share=0.8):
+    (apart, all_of_them), (together, some) = (made(plan, pipe) for plan in plans)
+    assert apart.keys() == together.keys()
+    assert len({image.tobytes() for image in apart.values()}) >= 12
+    for name, image in apart.items():
+        off = abs(image.astype(int) - together[name].astype(int))
+        assert (off > 1).mean() < 1e-3
+    assert [plan.counts.evaluations for plan in plans] == [all_of_them, some]
+    assert plans[1].counts.shared <= some < share * all_of_them
+
+
+def test_pictures_are_the_same(least, least_folder):
+    check([planned(least_folder, share, eta=0.5) for share in (False, True)], least)
+
+
+def test_with_a_solver_that_remembers_and_clocks_of_their_own_on_two_devices(least_folder):
+    pipe = sega_jax.load(least_folder, devices=jax.local_devices()[:2])
+    call = {"semantics": "per_concept", "scheduler": "DPMSolverMultistepScheduler", "scales": (3, -5), "cooldown": None}
+    check([planned(least_folder, share, **call) for share in (False, True)], pipe, 0.9)
+
+
+def test_a_late_departure_is_seen(least, least_folder, monkeypatch):
+    usual, _ = made(planned(least_folder, True), least)
+    departure = sharing.departure
+    monkeypatch.setattr(sharing, "departure", lambda point, calls: min(departure(point, calls) + 1, calls))
+    late, _ = made(planned(least_folder, True), least)
+    assert sum(not np.array_equal(usual[name], late[name]) for name in usual) > 6
+
+
+def test_resumed_after_a_crash(least, least_folder, tmp_path, monkeypatch):
+    """In the second of two batches, to the same bits."""
+    plan, replace, renames = planned(least_folder, True), os.replace, iter(range(15))
+    usual, _ = made(plan, least)
+
+    def crash(source, target):
+        if target.parent.name != "leases" and next(renames, None) is None:
+            raise SystemExit
+        replace(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", crash)
+        with pytest.raises(SystemExit):
+            sweep.run(plan, tmp_path, least)
+    assert sweep.status(tmp_path).batches_done == 1
+    sweep.run(plan, tmp_path, least)
+    found = {path.stem: np.asarray(Image.open(path)) for path in (tmp_path / "pictures").iterdir()}
+    assert found.keys() == usual.keys()
+    for name, image in found.items():
+        np.testing.assert_array_equal(image, usual[name])
+
+
+def test_nothing_compiles_after_the_first_batch(least_folder, one_device, compilations):
+    """Of each program: with other departures, cool-downs, steps, seeds and words, and sharing or not."""
+    said = sweep.Sweep(
+        model={"source": str(least_folder)},
+        call={"prompt": "a cat"},
+        edits=EDITS,
+        grid={"steps": [5, 7], "seed": range(3)},
+        zip={
+            "hat.scale": [0, 3, 4, 3, 3],
+            "hat.warmup": [1, 2, 3, 1, 1],
+            "bow.cooldown": [None, 4, None, 5, None],
+            "guidance_scale": [3.0, 3.0, 3.0, 3.0, 4.0],
+        },
+    )
+    plan = sweep.plan(said, sweep.Facts.of(said), rows=2)
+    running = _Run(plan, None, SharedPipeline(**sega_jax.load(least_folder, devices=one_device).components))
+    seen, after = set(), []
+    for batch in plan.batches:
+        compilations.clear()
+        running._made(batch, running._points(batch))
+        after += [len(compilations)] if batch.compiled in seen else []
+        assert (batch.compiled in seen) or compilations
+        seen.add(batch.compiled)
+    assert len(after) >= 4
+    assert not any(after)
+    assert running.pipe.evaluations == plan.counts.evaluations
+
+
+def test_a_plan_that_shares_is_read_back(least_folder):
+    plan = planned(least_folder, True)
+    assert sweep.Plan.from_json(plan.to_json()) == plan
+    assert plan != planned(least_folder, False)
