@@ -204,8 +204,8 @@ def _describe(plan: sweeps.Plan) -> str:
         [
             f"{counts.pictures} pictures of {counts.points} points, in {counts.batches} batches of"
             f" {counts.programs} programs, {plan.rows} rows at most",
-            f"{counts.evaluations} UNet evaluations, {compared} the {counts.alone} of the pictures one by one; the fewest"
-            f" possible are {counts.shared}",
+            f"{counts.evaluations} UNet evaluations, {compared} the {counts.alone} of the pictures one by one; the"
+            f" fewest possible are {counts.shared}",
         ]
     )
 

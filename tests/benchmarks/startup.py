@@ -5,8 +5,9 @@ Orbax. Each measurement is a process of its own. CPU seconds of the import are b
 set against reading the same files into memory and dropping them; "cold" is after the system has forgotten the files,
 where it does so when it is told to, "warm" is right after. Memory is the host's at its peak, beyond what the process
 had before; on a CPU that has the weights in it. What `load` imports, the tokenizers' library and Orbax' storage, takes
-seconds of its own. `pipe.compile` is measured with an empty persistent cache, then with
-what that left; what is not of the programs alone is mostly a picture of noise that it decodes. Run from the repository's root, on a machine where nothing is installed with PYTHONPATH=. before it:
+seconds of its own. `pipe.compile` is measured with an empty persistent cache, then with what that left; what is not of
+the programs alone is mostly a picture of noise that it decodes. Run from the repository's root, on a machine where
+nothing is installed with PYTHONPATH=. before it:
 
     python tests/benchmarks/startup.py --json FILE
 
