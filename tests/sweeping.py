@@ -1,5 +1,5 @@
-"""A worker of a sweep in a process of its own: `python sweeping.py FOLDER WORKER WORKERS [RENAMES]`, killed before it
-renames a picture or records once more than so often."""
+"""What a sweep's folder holds; and a worker of a sweep in a process of its own, killed before it renames a picture or
+records once more than so often: `python sweeping.py FOLDER WORKER WORKERS [RENAMES]`."""
 
 import os
 import signal
@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import jax
+import pyarrow.parquet
 
 from sega_jax import load, sweep
 
@@ -25,6 +26,22 @@ def start(*words):
     settings = {name.upper(): value for name, value in (SETTINGS | cache).items()}
     command = [sys.executable, __file__, *map(str, words)]
     return subprocess.Popen(command, env=os.environ | settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def records(folder):
+    return pyarrow.parquet.read_table(folder / "records").to_pylist()
+
+
+def same(folder, done):
+    """Every picture once, to the byte, recorded once, and nothing else."""
+    ours, theirs = ({path.name: path.read_bytes() for path in (f / "pictures").iterdir()} for f in (folder, done))
+    assert ours == theirs
+    changing = dict.fromkeys(("seconds", "made"))
+    ours, theirs = ([row | changing for row in records(f)] for f in (folder, done))
+    assert ours == theirs
+    assert sorted(path.name for path in folder.iterdir()) == ["leases", "pictures", "plan.json", "records"]
+    assert not [path for path in (folder / "records").iterdir() if path.name.startswith(".")]
+    assert not list((folder / "leases").iterdir())
 
 
 def main(folder, worker, workers, renames=None):

@@ -5,15 +5,15 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from sweeping import records, same
 
 from sega_jax import Edit, Pipeline, loading, pictures, sweep
 from sega_jax.cli import main
 from sega_jax.sweep.folder import Folder
-
-pyarrow = pytest.importorskip("pyarrow.parquet")
 
 CALL = {"steps": 3, "guidance_scale": 4.0, "prompt": "a cat"}
 EDITS = {"hat": {"warmup": 1, "threshold": 0.5}, "glasses": {"warmup": 0}}
@@ -34,22 +34,6 @@ def done(plan, least, tmp_path_factory):
     return folder
 
 
-def records(folder):
-    return pyarrow.read_table(folder / "records").to_pylist()
-
-
-def same(folder, done):
-    """Every picture once, to the byte, recorded once, and nothing else."""
-    ours, theirs = ({path.name: path.read_bytes() for path in (f / "pictures").iterdir()} for f in (folder, done))
-    assert ours == theirs
-    changing = dict.fromkeys(("seconds", "made"))
-    ours, theirs = ([row | changing for row in records(f)] for f in (folder, done))
-    assert ours == theirs
-    assert sorted(p.name for p in folder.iterdir()) == ["leases", "pictures", "plan.json", "records"]
-    assert not list((folder / "leases").iterdir())
-    assert not [path for path in (folder / "records").iterdir() if path.name.startswith(".")]
-
-
 def test_pictures_are_those_of_the_same_batches(done, plan, least):
     """Bit by bit those of the pipeline, called with the rows of a batch."""
     rows = {row["name"]: row for row in records(done)}
@@ -63,7 +47,7 @@ def test_pictures_are_those_of_the_same_batches(done, plan, least):
 
 
 def test_records(done, plan):
-    table = pyarrow.read_table(done / "records")
+    table = pyarrow.parquet.read_table(done / "records")
     assert table.column_names == list(sweep.records.columns(plan.sweep))
     rows = table.to_pylist()
     assert sorted(row["point"] for row in rows) == list(range(12))

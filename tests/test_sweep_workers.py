@@ -7,13 +7,12 @@ import time
 
 import pytest
 import sweeping
+from sweeping import same
 
 from sega_jax import sweep
 from sega_jax.sweep import leases
 from sega_jax.sweep.leases import Leases
 from sega_jax.sweep.store import store
-
-pyarrow = pytest.importorskip("pyarrow.parquet")
 
 
 @pytest.fixture(scope="module")
@@ -32,21 +31,6 @@ def done(plan, least, tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
     sweep.run(plan, folder, least)
     return folder
-
-
-def records(folder):
-    return pyarrow.read_table(folder / "records").to_pylist()
-
-
-def same(folder, done):
-    """Every picture once, to the byte, recorded once, and nothing else."""
-    ours, theirs = ({path.name: path.read_bytes() for path in (f / "pictures").iterdir()} for f in (folder, done))
-    assert ours == theirs
-    changing = dict.fromkeys(("seconds", "made"))
-    ours, theirs = ([row | changing for row in records(f)] for f in (folder, done))
-    assert ours == theirs
-    assert not [path for path in (folder / "records").iterdir() if path.name.startswith(".")]
-    assert not list((folder / "leases").iterdir())
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
