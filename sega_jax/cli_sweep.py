@@ -198,14 +198,11 @@ def _fixed(results: sweeps.Results, where: tuple[str, ...]) -> dict[str, Any]:
 
 def _describe(plan: sweeps.Plan) -> str:
     counts = plan.counts
-    saved = 1 - counts.evaluations / counts.alone
-    compared = f"{saved:.1%} fewer than" if saved >= 0 else f"with those that fill batches up {-saved:.1%} more than"
     return "\n".join(
         [
             f"{counts.pictures} pictures of {counts.points} points, in {counts.batches} batches of"
             f" {counts.programs} programs, {plan.rows} rows at most",
-            f"{counts.evaluations} UNet evaluations, {compared} the {counts.alone} of the pictures one by one; the"
-            f" fewest possible are {counts.shared}",
+            f"{counts.evaluations} UNet evaluations, where {counts.shared} are the fewest possible: {counts.compared}",
         ]
     )
 

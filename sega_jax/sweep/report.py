@@ -86,7 +86,7 @@ def _about(results: Results) -> str:
         f"{len(made)} of {counts.pictures} pictures, {first['width']} × {first['height']}, of"
         f" {first['model'] or 'the demo model'} in {first['dtype']}; {first['scheduler']}; {seconds:.0f} s of"
         f" {first['devices']} × {first['device']}; sega_jax {first['sega_jax']}, JAX {first['jax']};"
-        f" {1 - counts.evaluations / counts.alone:.1%} of the UNet evaluations saved by sharing"
+        f" {counts.compared}"
     )
 
 

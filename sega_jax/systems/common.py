@@ -107,8 +107,7 @@ def advance(
     """Takes the rows through a chunk of the schedule; the text's keys and values are computed once for all its calls.
 
     Args:
-        text: hidden states [rows, 2 + n, tokens, channels]; without those of the last concepts, where all rows are past
-            their cool-downs: they then add nothing, while their momentum goes on.
+        text: hidden states [rows, 2 + n, tokens, channels].
         carry: of `start`, or of the chunk before.
         table: rows of the schedule, some of which may be filling.
         concepts: how many of the n are predicted, the first; the others are none that these calls need, by
