@@ -177,7 +177,8 @@ class _Run:
         # One batch is written while the next is made; leaving waits for it, also on Ctrl-C.
         with (
             bar(sum(pictures.values()), "picture", progress, initial=done) as shown,
-            ThreadPoolExecutor(1, "pictures") as writer,
+            ThreadPoolExecutor(thread_name_prefix="pictures") as self._encoders,
+            ThreadPoolExecutor(1, "batches") as writer,
             warnings.catch_warnings(),
         ):
             # Planning has said so.
@@ -251,16 +252,22 @@ class _Run:
         flagged = None if outputs[0].flagged is None else np.concatenate([out.flagged for out in outputs])
         common = self._common() | {"batch": number, "rows": rows, "calls": batch.calls, "seconds": seconds}
         scheduler = self.plan.facts.scheduler_of(batch.scheduler).name
+        shown = finite if flagged is None else finite & ~flagged
+        files = [
+            f"pictures/{called}.{self.plan.sweep.format}" if some else None
+            for called, some in zip(batch.names, shown[: len(points)], strict=True)
+        ]
+
+        def write(file: str | None, image: np.ndarray, point: Point) -> None:
+            if file is not None:
+                said = self._said(point, scheduler)
+                self.folder.store.write(file, pictures.encoded(Image.fromarray(image), self.plan.sweep.format, said))
+
+        # Before the record, which says that they are there.
+        list(self._encoders.map(write, files, images, points))
         for k, point in enumerate(points):
             known = records.settings(point, scheduler) | common
-            shown = bool(finite[k]) and not (flagged is not None and flagged[k])
-            file = f"pictures/{batch.names[k]}.{self.plan.sweep.format}" if shown else None
-            if file is not None:
-                data = pictures.encoded(
-                    Image.fromarray(images[k]), self.plan.sweep.format, self._said(point, scheduler)
-                )
-                self.folder.store.write(file, data)
-            own = {"name": batch.names[k], "file": file, "point": batch.points[k], "finite": bool(finite[k])}
+            own = {"name": batch.names[k], "file": files[k], "point": batch.points[k], "finite": bool(finite[k])}
             own |= {"flagged": None if flagged is None else bool(flagged[k])}
             table.append(known | own | {"digest": hashlib.sha256(images[k].tobytes()).hexdigest()})
         self.folder.store.write(part(number), records.part(table, self.plan.sweep))
