@@ -1,4 +1,4 @@
-"""What `sega-jax edit` has for Stable Diffusion: a picture to start from."""
+"""What `sega-jax edit` has for Stable Diffusion: a picture to start from, and rescaled guidance."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +17,7 @@ _OPTIONS = [
     click.option(
         "--strength", type=float, help="Stable Diffusion: the share of the steps that is run after it.  [default: 0.8]"
     ),
+    click.option("--guidance-rescale", type=float, help="Stable Diffusion: 0 to 1, against too much contrast."),
 ]
 
 
@@ -42,6 +43,8 @@ def check(chosen: Mapping[str, Any]) -> None:
         if chosen["image"] is None:
             raise ValueError("--strength is given without --image; name the picture to start from, or leave it out")
         number("--strength", chosen["strength"], 0, 1)
+    if chosen["guidance_rescale"] is not None:
+        number("--guidance-rescale", chosen["guidance_rescale"], 0, 1)
 
 
 def check_kind(kind: Kind, model: str, chosen: Mapping[str, Any]) -> None:

@@ -155,6 +155,7 @@ class Pipeline(Running):
         noise_anew: bool = False,
         steps: int | str | Sequence[int] = USUAL,
         guidance_scale: float | Sequence[float] = USUAL,
+        guidance_rescale: float | Sequence[float] = 0.0,
         eta: float | Sequence[float] = 0.0,
         seed: int | Sequence[int] | None = None,
         key: jax.Array | None = None,
@@ -197,6 +198,9 @@ class Pipeline(Running):
                 50 for Stable Diffusion, 75 for its upscaler, 100 and 50 for DeepFloyd-IF's two stages.
             guidance_scale: s of u + s (p - u), one for all or one each; 1 is no classifier-free guidance. Usual are
                 7.5, 9, 7 and 4.
+            guidance_rescale: in [0, 1], how much of the excess in contrast of a high guidance scale is taken back
+                (`sega_jax.guidance.rescale`), one for all or one each; 0.7 goes with zero-SNR betas. What edits add is
+                not rescaled. A call where none has it is of another program.
             eta: DDIM's share of fresh noise in [0, 1], one for all or one each; PNDM has none.
             seed: s, meaning s, s + 1, ... for several pictures, or a list with one each; 0 by default.
             key: a JAX key in place of a seed, into which every row folds its number.
@@ -235,6 +239,7 @@ class Pipeline(Running):
             key=key,
             latents=latents,
             guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
             eta=eta,
             image=images,
             noise_level=self.models.usual.noise_level if noise_level is None else noise_level,
@@ -263,7 +268,13 @@ class Pipeline(Running):
         replay = _replayed(replay, len(rows), shape, self._wide)
         noisy = self._noised(rows, noise_anew) if enlarges else None
         settings = Settings(
-            rows.keys, rows.guidance_scale, rows.eta, stacked if stacked.scale.size else None, replay, noisy
+            rows.keys,
+            rows.guidance_scale,
+            rows.eta,
+            stacked if stacked.scale.size else None,
+            replay,
+            noisy,
+            rows.guidance_rescale,
         )
         latents = None if rows.latents is None else _cast("latents", rows.latents, self._wide)
         method = Method(self.scheduler.solver, semantics, support, record)

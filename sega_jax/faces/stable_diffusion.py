@@ -197,6 +197,7 @@ class SemanticStableDiffusionPipeline(Face):
         negative_prompt_embeds: Any = None,
         image: Any = None,
         strength: float = USUAL,
+        guidance_rescale: float = 0.0,
         key: jax.Array | None = None,
         generator: None = None,
         return_guidance: bool = False,
@@ -219,6 +220,7 @@ class SemanticStableDiffusionPipeline(Face):
                 for all is [1, tokens, channels]), as `pipe.pipeline.encode` gives them.
             image, strength: a picture to start from, and the share of the steps that is run, as diffusers'
                 `StableDiffusionImg2ImgPipeline` has them; see `Pipeline.__call__`.
+            guidance_rescale: as `StableDiffusionPipeline` of diffusers has it; see `Pipeline.__call__`.
             progress: whether to show a bar; None is in terminals and notebooks.
             return_guidance: whether the output has the estimates and the guidance of every call.
 
@@ -243,6 +245,7 @@ class SemanticStableDiffusionPipeline(Face):
             images_per_prompt=num_images_per_prompt,
             steps=num_inference_steps,
             guidance_scale=words.guidance_scale(guidance_scale),
+            guidance_rescale=guidance_rescale,
             eta=eta,
             seed=seed,
             key=key,

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from sega_jax.arrays import at_least_float32
-from sega_jax.guidance import Edits, Predictions, cfg, replay, sega
+from sega_jax.guidance import Edits, Predictions, SegaState, cfg, replay, rescale, sega
 from sega_jax.nn.unet import Projected, UNet2DConditionModel
 from sega_jax.nn.vae import AutoencoderKL
 from sega_jax.sample import Carry, nothing, sample
@@ -72,6 +72,7 @@ class Settings(NamedTuple):
     edits: Edits | None  # [rows, n] each; None for no concepts at all
     replay: Any = None  # [rows, calls, height, width, channels] to be added, or None
     small: Small | None = None  # of upscalers
+    guidance_rescale: Any = None  # [rows] in [0, 1]; None for none at all
 
 
 class Record(NamedTuple):
@@ -254,10 +255,14 @@ def as_bytes(pictures: jax.Array, finite: jax.Array) -> jax.Array:
     return jnp.round(jnp.where(finite[:, None, None, None], pictures, 0) * 255).astype(jnp.uint8)
 
 
-def guiding(settings: Any, method: Any, *more: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Classifier-free guidance, then semantic guidance where there are edits, then more."""
+def guiding(
+    settings: Any, method: Any, *more: optax.GradientTransformation, rescaled: Any = None
+) -> optax.GradientTransformation:
+    """Classifier-free guidance, rescaled by shares [rows] or None, then semantic guidance where there are edits, then
+    more."""
+    plain = [cfg(settings.guidance_scale)] + ([] if rescaled is None else [rescale(rescaled)])
     edited = [] if settings.edits is None else [_sega(settings, method)]
-    return optax.chain(cfg(settings.guidance_scale), *edited, *more)
+    return optax.chain(*plain, *edited, *more)
 
 
 def recorder(settings: Any, method: Any) -> Callable[..., Record | None]:
@@ -269,7 +274,8 @@ def recorder(settings: Any, method: Any) -> Callable[..., Record | None]:
         if settings.edits is None:
             return Record(added, uncond, cond, None)
         # Guidance once more, from zero: the compiler sees that it is the same sum and takes it once.
-        added, _ = _sega(settings, method).update(added, state[1], preds)
+        mine = next(link for link in state if isinstance(link, SegaState))
+        added, _ = _sega(settings, method).update(added, mine, preds)
         return Record(added, uncond, cond, edits)
 
     return keep if method.record else nothing
@@ -281,7 +287,9 @@ def _sega(settings: Any, method: Any) -> optax.GradientTransformation:
 
 def _method(settings: Settings, method: Method) -> tuple[optax.GradientTransformation, Solver]:
     replayed = [] if settings.replay is None else [replay(settings.replay)]
-    return guiding(settings, method, *replayed), SOLVERS[method.solver](settings.eta)
+    return guiding(settings, method, *replayed, rescaled=settings.guidance_rescale), SOLVERS[method.solver](
+        settings.eta
+    )
 
 
 def _noise(key: jax.Array, tag: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
