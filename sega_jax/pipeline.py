@@ -26,14 +26,14 @@ from sega_jax.rows import EditLike, Rows, Text, number, prepare
 from sega_jax.running import Plan, Running, check_callback, check_guidance, one_of
 from sega_jax.safety import Safety
 from sega_jax.schedules import Scheduler
-from sega_jax.sizes import shape_from, state_shape
+from sega_jax.sizes import shape_from, state_shape, told
 from sega_jax.small import Noising
-from sega_jax.systems import deepfloyd, stable_diffusion
+from sega_jax.systems import deepfloyd, sdxl, stable_diffusion
 from sega_jax.systems.common import Method, Settings, Small
-from sega_jax.text import T5Tokenizer, Tokenizer
+from sega_jax.text import T5Tokenizer, Tokenizer, TokenizerPair
 
-Models = stable_diffusion.Models | deepfloyd.Models
-_SYSTEMS = {system.Models: system for system in (stable_diffusion, deepfloyd)}
+Models = stable_diffusion.Models | sdxl.Models | deepfloyd.Models
+_SYSTEMS = {system.Models: system for system in (stable_diffusion, sdxl, deepfloyd)}
 
 
 def system_of(models: Models) -> ModuleType:
@@ -52,8 +52,8 @@ _STRENGTH = 0.8
 
 
 class Pipeline(Running):
-    """A loaded checkpoint of Stable Diffusion, its x4 upscaler, or a stage of DeepFloyd-IF. Call it with a prompt and
-    edits; `load` makes it.
+    """A loaded checkpoint of Stable Diffusion, also XL, its x4 upscaler, or a stage of DeepFloyd-IF. Call it with a
+    prompt and edits; `load` makes it.
 
     Compiled once for a batch size, picture size, number of concepts and choice of semantics, support and
     recording, at the first call or by `compile`; all numbers, seeds and words may change from call to call at no cost.
@@ -61,17 +61,19 @@ class Pipeline(Running):
     once.
 
     `safety` is the checkpoint's safety checker; `pipe.safety = None` turns it off. `noising` is of upscalers: how
-    they noise the small pictures.
+    they noise the small pictures. `zeros` is of Stable Diffusion XL: whether no negative prompt is an embedding of
+    zeros, as its checkpoint says, or that of no words.
     """
 
     def __init__(
         self,
         models: Models,
-        tokenizer: Tokenizer | T5Tokenizer | None,
+        tokenizer: Tokenizer | TokenizerPair | T5Tokenizer | None,
         scheduler: Scheduler,
         devices: Devices,
         safety: Safety | None = None,
         noising: Noising | None = None,
+        zeros: bool = False,
     ):
         if not isinstance(models, Models):
             raise TypeError(f"models={type(models).__name__} should be the Models of another pipeline (pipe.models)")
@@ -85,6 +87,7 @@ class Pipeline(Running):
         self._scheduler = as_scheduler(scheduler)
         self.safety = safety
         self.noising = noising
+        self.zeros = zeros
         self._chunks = Chunks()
         self._embeddings = Embeddings(self._system.encode, self.devices)
 
@@ -99,6 +102,7 @@ class Pipeline(Running):
             "devices": self.devices,
             "safety": self.safety,
             "noising": self.noising,
+            "zeros": self.zeros,
         }
 
     @property
@@ -153,6 +157,9 @@ class Pipeline(Running):
         strength: float = USUAL,
         noise_level: int | Sequence[int] | None = None,
         noise_anew: bool = False,
+        original_size: Any = None,
+        crops_top_left: Any = None,
+        target_size: Any = None,
         steps: int | str | Sequence[int] = USUAL,
         guidance_scale: float | Sequence[float] = USUAL,
         guidance_rescale: float | Sequence[float] = 0.0,
@@ -178,9 +185,11 @@ class Pipeline(Running):
 
         Args:
             prompt: words, or a list; each is a row of the batch for each of its pictures. Wherever words stand,
-                here and in edits, their embedding may stand: [tokens, channels], as `encode` gives it.
+                here and in edits, their embedding may stand: [tokens, channels], as `encode` gives it; for Stable
+                Diffusion XL with the pooled text as one more row (`sega_jax.systems.sdxl`).
             edits: words and `Edit`s for every row; or a list of such lists, one for each prompt or picture.
-            negative_prompt: what to stay away from, one for all or one each.
+            negative_prompt: what to stay away from, one for all or one each. For Stable Diffusion XL none is not the
+                same as "": it is zeros, where the checkpoint says so.
             images_per_prompt: pictures of each prompt, from different seeds.
             image: for Stable Diffusion the picture to start from, of the size of the one that is made: its latents,
                 drawn from what the autoencoder's encoder says, with the noise of the first step that is run. For an
@@ -194,10 +203,14 @@ class Pipeline(Running):
                 None is the system's usual one.
             noise_anew: whether that noise is another one at every call, as in DeepFloyd-IF's own code, or the same, as
                 in diffusers.
+            original_size, crops_top_left, target_size: what Stable Diffusion XL is told besides, pairs (height, width)
+                and (top, left) in pixels, one for all or one each: of the picture before it was made smaller and
+                cropped, where it was cropped, and of the one to be made. By default this one's size, (0, 0), and its
+                size. All branches of a row are told the same.
             steps: of the solver, 1 to the training's (1000); or timesteps, as `Scheduler.table` takes them. Usual are
-                50 for Stable Diffusion, 75 for its upscaler, 100 and 50 for DeepFloyd-IF's two stages.
+                50 for Stable Diffusion, also XL, 75 for its upscaler, 100 and 50 for DeepFloyd-IF's two stages.
             guidance_scale: s of u + s (p - u), one for all or one each; 1 is no classifier-free guidance. Usual are
-                7.5, 9, 7 and 4.
+                7.5, 5 for XL, 9, 7 and 4.
             guidance_rescale: in [0, 1], how much of the excess in contrast of a high guidance scale is taken back
                 (`sega_jax.guidance.rescale`), one for all or one each; 0.7 goes with zero-SNR betas. What edits add is
                 not rescaled. A call where none has it is of another program.
@@ -230,6 +243,8 @@ class Pipeline(Running):
         steps = self.models.usual.steps if steps is USUAL else steps
         guidance_scale = self.models.usual.guidance_scale if guidance_scale is USUAL else guidance_scale
         table = self.scheduler.table(steps, _strength(strength, starts))
+        if negative_prompt is None and self.zeros:
+            negative_prompt = np.zeros(self.models.text_shape(self.tokenizer.length), np.float32)
         rows = prepare(
             prompt,
             edits,
@@ -275,6 +290,7 @@ class Pipeline(Running):
             replay,
             noisy,
             rows.guidance_rescale,
+            self._told(len(rows), shape, original_size, crops_top_left, target_size),
         )
         latents = None if rows.latents is None else _cast("latents", rows.latents, self._wide)
         method = Method(self.scheduler.solver, semantics, support, record)
@@ -309,8 +325,20 @@ class Pipeline(Running):
         signal, noise = self.noising.scheduler.shares(rows.levels)
         return Small(rows.images.astype(self._wide), rows.levels, signal, noise, np.full(len(rows), anew))
 
+    def _told(self, rows: int, shape: tuple[int, int, int], *sizes: Any) -> np.ndarray | None:
+        if self.models.unet.config.tells_sizes:
+            height, width = (self.models.sizes.factor * side for side in shape[:2])
+            return told((height, width), rows, *sizes).astype(self._wide)
+        if any(size is not None for size in sizes):
+            raise ValueError(
+                "original_size, crops_top_left and target_size are of Stable Diffusion XL, and this checkpoint is none;"
+                " leave them out"
+            )
+        return None
+
     def encode(self, texts: str | Sequence[str]) -> np.ndarray:
-        """Embeddings [texts, tokens, channels] of texts, in the networks' dtype; remembered by tokens.
+        """Embeddings [texts, tokens, channels] of texts, in the networks' dtype; remembered by tokens. Those of Stable
+        Diffusion XL have one row more.
 
         Raises:
             TypeError: it is not words or a non-empty list of them.
@@ -320,20 +348,19 @@ class Pipeline(Running):
         if not texts or not all(isinstance(text, str) for text in texts):
             raise TypeError(f"texts={texts!r} should be words or a non-empty list of them")
         self._check_reads(texts)
-        return self._embeddings(self.models.text_encoder, self.tokenizer, texts)
+        return self._embeddings(self.models.reader, self.tokenizer, texts)
 
     def _text(self, rows: Rows, n: int) -> jax.Array:
         """Embeddings [rows, 2 + n, tokens, channels]."""
         branches = self._branches(rows, n)
         words = list(dict.fromkeys(branch for branch in branches if isinstance(branch, str)))
-        net = self.models.unet.config
         given = next((branch.shape[0] for branch in branches if not isinstance(branch, str)), 0)
         tokens = given if self.tokenizer is None else self.tokenizer.length
-        shape = (tokens, net.encoder_hid_dim or net.level("cross_attention_dim", 0))
+        shape = self.models.text_shape(tokens)
         for branch in branches:
             if not isinstance(branch, str) and branch.shape != shape:
                 raise ValueError(f"an embedding has shape {branch.shape}, expected {shape} (tokens, channels)")
-        encoder = self.models.text_encoder, self.tokenizer
+        encoder = self.models.reader, self.tokenizer
         hidden = dict(zip(words, self._embeddings(*encoder, words), strict=True)) if words else {}
         text = [(hidden[b] if isinstance(b, str) else b).astype(self.dtype, copy=False) for b in branches]
         return self.devices.split(np.stack(text).reshape(len(rows), 2 + n, *shape))

@@ -147,7 +147,7 @@ class Running:
         x = self.devices.split(plan.x)
         if plan.pictures is None:
             return start((0, 0, None))(settings, x, plan.table.initial_scale[0])
-        embed, pictures = self.devices.map(common.embed, (None, 0, 0)), self.devices.split(plan.pictures)
+        embed, pictures = self.devices.map(self._system.embed, (None, 0, 0)), self.devices.split(plan.pictures)
         with enough_memory(plan.pictures.shape):
             clean = embed(self.models.vae, settings.key, pictures)
         return start((0, 0, None, 0, None))(settings, x, plan.table.noise[0], clean, plan.table.signal[0])

@@ -51,11 +51,27 @@ class Tokenizer:
             )
         self.length = min(length, positions)
 
-    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+    def __call__(self, texts: Sequence[str], *, warn: bool = True) -> np.ndarray:
         """int32 ids [texts, length], padded; longer texts keep their end token and a warning has the rest."""
         ids = self._tokenizer(list(texts), padding="max_length", max_length=self.length, truncation=True).input_ids
-        _warn_of_cuts(self._tokenizer, texts, self.length)
+        if warn:
+            _warn_of_cuts(self._tokenizer, texts, self.length)
         return np.asarray(ids, np.int32)
+
+
+class TokenizerPair:
+    """Stable Diffusion XL's two tokenizers, of one vocabulary and length, which pad with different tokens."""
+
+    def __init__(self, first: Tokenizer, second: Tokenizer):
+        if first.length != second.length:
+            raise CheckpointError(
+                f"the tokenizers make {first.length} and {second.length} tokens; do they belong together?"
+            )
+        self.first, self.second, self.length = first, second, first.length
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """int32 ids [texts, 2, length], padded; longer texts are cut as by one."""
+        return np.stack([self.first(texts), self.second(texts, warn=False)], 1)
 
 
 class T5Tokenizer:

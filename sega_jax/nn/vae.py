@@ -17,7 +17,8 @@ _OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".pro
 class AutoencoderConfig(NamedTuple):
     """The fields of `vae/config.json` that shape the network, with diffusers' defaults.
 
-    `scaling_factor` brings latents to unit variance: the sampler's latents are the encoder's times it.
+    `scaling_factor` brings latents to unit variance: the sampler's latents are the encoder's times it. `force_upcast`
+    says that float16 does not hold its activations; Stable Diffusion XL minds it.
     """
 
     in_channels: int = 3
@@ -31,6 +32,7 @@ class AutoencoderConfig(NamedTuple):
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True
+    force_upcast: bool = True
     down_block_types: tuple[str, ...] = ()
     up_block_types: tuple[str, ...] = ()
 
@@ -47,7 +49,7 @@ class AutoencoderConfig(NamedTuple):
             "up_block_types": ("UpDecoderBlock2D",),
             "act_fn": tuple(ACTIVATIONS),
         }
-        ignored = ("sample_size", "force_upcast")
+        ignored = ("sample_size",)
         self = build(cls, config, "VAE", fixed=fixed, choices=choices, ignored=ignored)
         for channels in self.block_out_channels:
             if channels % self.norm_num_groups:

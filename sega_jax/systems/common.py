@@ -73,6 +73,7 @@ class Settings(NamedTuple):
     replay: Any = None  # [rows, calls, height, width, channels] to be added, or None
     small: Small | None = None  # of upscalers
     guidance_rescale: Any = None  # [rows] in [0, 1]; None for none at all
+    sizes: Any = None  # of Stable Diffusion XL, [rows, 6]: original height and width, crop's top and left, target's
 
 
 class Record(NamedTuple):
@@ -135,7 +136,7 @@ def advance(
     """Takes the rows through a chunk of the schedule; the text's keys and values are computed once for all its calls.
 
     Args:
-        text: hidden states [rows, 2 + n, tokens, channels].
+        text: hidden states [rows, 2 + n, tokens, channels], or all that the UNet is told of each branch.
         carry: of `start`, or of the chunk before.
         table: rows of the schedule, some of which may be filling.
         concepts: how many of the n are predicted, the first; the others are none that these calls need, by
@@ -145,8 +146,8 @@ def advance(
         The carry, and with `method.record` the record of the chunk's calls.
     """
     guidance, solver = _method(settings, method)
-    text = text[:, : None if concepts is None else 2 + concepts]
-    texts = unet.project(text.reshape(-1, *text.shape[2:]))
+    branches = slice(None if concepts is None else 2 + concepts)
+    texts = unet.project(jax.tree.map(lambda leaf: leaf[:, branches].reshape(-1, *leaf.shape[2:]), text))
     small = settings.small
     if small is not None:
         small = small._replace(picture=enlarge(jnp.asarray(small.picture, carry.x.dtype), carry.x.shape[1:3]))
