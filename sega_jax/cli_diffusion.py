@@ -1,4 +1,4 @@
-"""What `sega-jax edit` has for Stable Diffusion: a picture to start from, and rescaled guidance."""
+"""What `sega-jax edit` has for Stable Diffusion: a picture to start from, rescaled guidance, tiles."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +18,7 @@ _OPTIONS = [
         "--strength", type=float, help="Stable Diffusion: the share of the steps that is run after it.  [default: 0.8]"
     ),
     click.option("--guidance-rescale", type=float, help="Stable Diffusion: 0 to 1, against too much contrast."),
+    click.option("--tiled", is_flag=True, help="Stable Diffusion: decode large pictures in tiles, for less memory."),
 ]
 
 

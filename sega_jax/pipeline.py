@@ -19,10 +19,11 @@ from sega_jax.chunks import CHUNK, Chunks, enough_memory
 from sega_jax.components import as_scheduler
 from sega_jax.embeddings import Embeddings
 from sega_jax.guidance import Edits
+from sega_jax.nn.tiling import SHARES
 from sega_jax.output import OUTPUTS
 from sega_jax.output import Output as Output
 from sega_jax.parallel import Devices
-from sega_jax.rows import EditLike, Rows, Text, number, prepare
+from sega_jax.rows import EditLike, Rows, Text, number, prepare, whole
 from sega_jax.running import Plan, Running, check_callback, check_guidance, one_of
 from sega_jax.safety import Safety
 from sega_jax.schedules import Scheduler
@@ -167,6 +168,8 @@ class Pipeline(Running):
         semantics: str = "diffusers",
         support: str = "channel",
         replay: Any = None,
+        rows_at_once: int | None = None,
+        tiled: bool | int = False,
         output: str = "pil",
         record: bool = False,
         callback: Callable[[int, float, np.ndarray], Any] | None = None,
@@ -211,6 +214,11 @@ class Pipeline(Running):
             semantics, support: see `sega_jax.guidance.sega`.
             replay: guidance to add, recorded before, in any floating dtype: one for all pictures,
                 [1, calls, height / f, width / f, channels], or one each. Calls beyond its last gain nothing.
+            rows_at_once: pictures whose predictions a device makes at once, where its memory does not hold those of
+                all; None is all. Their rows are equal but for rounding.
+            tiled: whether larger pictures than those of the autoencoder's training are decoded in overlapping tiles of
+                that size, which takes less memory and shows where a tile would be decoded otherwise than the whole, as
+                in diffusers; or the size of tiles in pixels, a multiple of 4 times the checkpoint's factor.
             output: "pil", "uint8", "float" or "latent".
             record: whether to return every call's predictions.
             callback: called as (call, timestep, latents) after call 0 and every `callback_steps`-th after it.
@@ -223,6 +231,7 @@ class Pipeline(Running):
         one_of("output", output, OUTPUTS)
         check_guidance(semantics, support)
         check_callback(callback, callback_steps)
+        tile = self._tile(tiled)
         images = self._images(image)
         enlarges = bool(self.models.sizes.enlarges)
         starts = images is not None and not enlarges
@@ -277,11 +286,11 @@ class Pipeline(Running):
             rows.guidance_rescale,
         )
         latents = None if rows.latents is None else _cast("latents", rows.latents, self._wide)
-        method = Method(self.scheduler.solver, semantics, support, record)
+        at_once = None if rows_at_once is None else whole("rows_at_once", rows_at_once, 1)
+        method = Method(self.scheduler.solver, semantics, support, record, at_once)
         pictures = rows.images.astype(self._wide) if starts else None
-        return self._run(
-            Plan(rows, latents, shape, table, settings, method, output, callback, callback_steps, progress, pictures)
-        )
+        plan = Plan(rows, latents, shape, table, settings, method, output, callback, callback_steps, progress)
+        return self._run(plan._replace(pictures=pictures, tile=tile))
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
         """(height, width, channels) of the latents of a picture of this size in pixels.
@@ -302,6 +311,21 @@ class Pipeline(Running):
         if not self.models.sizes.enlarges and not hasattr(self.models, "vae"):
             raise ValueError("image is what upscalers and Stable Diffusion take, and this is neither; leave it out")
         return small.read(image)
+
+    def _tile(self, tiled: Any) -> int | None:
+        """The side of a tile in positions of the state; None for none."""
+        if tiled is False:
+            return None
+        if not hasattr(self.models, "vae"):
+            raise ValueError(f"tiled={tiled!r} is of autoencoders, and this checkpoint has none; leave it out")
+        config, multiple = self.models.vae.config, SHARES * self.models.vae.config.factor
+        usual = config.sample_size if isinstance(config.sample_size, int) else config.sample_size[0]
+        pixels = usual if tiled is True else whole("tiled", tiled, 1)
+        if pixels % multiple:
+            raise ValueError(
+                f"tiled={pixels} is not a multiple of {multiple}; try {max(pixels // multiple, 1) * multiple}"
+            )
+        return pixels // config.factor
 
     def _noised(self, rows: Rows, anew: bool) -> Small:
         if not isinstance(anew, bool | np.bool_):
