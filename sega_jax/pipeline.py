@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sega_jax import small
+from sega_jax import prompts, small
 from sega_jax.arrays import floating, is_finite
 from sega_jax.branches import ordered
 from sega_jax.chunks import CHUNK, Chunks, enough_memory
@@ -23,6 +23,7 @@ from sega_jax.nn.tiling import SHARES
 from sega_jax.output import OUTPUTS
 from sega_jax.output import Output as Output
 from sega_jax.parallel import Devices
+from sega_jax.prompts import Reading
 from sega_jax.rows import EditLike, Rows, Text, number, prepare, whole
 from sega_jax.running import Plan, Running, check_callback, check_guidance, one_of
 from sega_jax.safety import Safety
@@ -149,6 +150,8 @@ class Pipeline(Running):
         edits: EditLike | Sequence[EditLike] | Sequence[Sequence[EditLike]] = (),
         *,
         negative_prompt: Text | Sequence[Text] | None = None,
+        long_prompts: bool = False,
+        weighted: bool = False,
         images_per_prompt: int = 1,
         image: Any = None,
         strength: float = USUAL,
@@ -184,6 +187,11 @@ class Pipeline(Running):
                 here and in edits, their embedding may stand: [tokens, channels], as `encode` gives it.
             edits: words and `Edit`s for every row; or a list of such lists, one for each prompt or picture.
             negative_prompt: what to stay away from, one for all or one each.
+            long_prompts: whether texts longer than what CLIP reads, 75 tokens beside its first and last, are read in
+                chunks of so many instead of cut; the UNet attends to all of them. Those that take fewer chunks than
+                others of the call have chunks of no words after them. Other numbers of chunks are other programs.
+            weighted: whether brackets in texts are weights, "(word:1.2)", "(word)" for 1.1 and "[word]" for 1 / 1.1
+                (`sega_jax.prompts.fragments`); the hidden states of such tokens are multiplied by them.
             images_per_prompt: pictures of each prompt, from different seeds.
             image: for Stable Diffusion the picture to start from, of the size of the one that is made: its latents,
                 drawn from what the autoencoder's encoder says, with the noise of the first step that is run. For an
@@ -243,6 +251,7 @@ class Pipeline(Running):
             prompt,
             edits,
             negative_prompt=negative_prompt,
+            reading=self._reading(long_prompts, weighted),
             images_per_prompt=images_per_prompt,
             seed=seed,
             key=key,
@@ -333,18 +342,49 @@ class Pipeline(Running):
         signal, noise = self.noising.scheduler.shares(rows.levels)
         return Small(rows.images.astype(self._wide), rows.levels, signal, noise, np.full(len(rows), anew))
 
-    def encode(self, texts: str | Sequence[str]) -> np.ndarray:
+    def encode(self, texts: str | Sequence[str], *, long_prompts: bool = False, weighted: bool = False) -> np.ndarray:
         """Embeddings [texts, tokens, channels] of texts, in the networks' dtype; remembered by tokens.
+
+        Args:
+            long_prompts, weighted: as of a call; tokens are then those of the longest text's chunks.
 
         Raises:
             TypeError: it is not words or a non-empty list of them.
-            ValueError: there is no text encoder.
+            ValueError: there is no text encoder; or a weight that is no number.
         """
+        reading = self._reading(long_prompts, weighted)
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts or not all(isinstance(text, str) for text in texts):
             raise TypeError(f"texts={texts!r} should be words or a non-empty list of them")
         self._check_reads(texts)
-        return self._embeddings(self.models.text_encoder, self.tokenizer, texts)
+        return np.stack(self._as_long(self._hidden(texts, reading)))
+
+    def _reading(self, long_prompts: Any, weighted: Any) -> Reading | None:
+        for name, value in (("long_prompts", long_prompts), ("weighted", weighted)):
+            if not isinstance(value, bool | np.bool_):
+                raise TypeError(f"{name}={value!r} should be True or False")
+            if value and not isinstance(self.tokenizer, Tokenizer):
+                raise ValueError(f"{name}=True is of CLIP's text encoder, which this pipeline has not; leave it out")
+        return Reading(bool(long_prompts), bool(weighted)) if long_prompts or weighted else None
+
+    def _hidden(self, words: Sequence[str], reading: Reading | None) -> list[np.ndarray]:
+        """The embedding of each text [tokens, channels], of several chunks where it is read so."""
+        if reading is None or not words:
+            return list(self._embeddings(self.models.text_encoder, self.tokenizer, words)) if words else []
+        read = [prompts.chunks(self.tokenizer, text, reading) for text in words]
+        ids = np.concatenate([one.ids for one in read])
+        hidden = self._embeddings(self.models.text_encoder, lambda _: ids, words)
+        parts = np.split(hidden, np.cumsum([len(one.ids) for one in read])[:-1])
+        return [np.concatenate(prompts.weighed(part, one.weights)) for part, one in zip(parts, read, strict=True)]
+
+    def _as_long(self, texts: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Embeddings as long as the longest, by chunks of no words."""
+        longest = max(map(len, texts))
+        if all(len(text) == longest for text in texts):
+            return list(texts)
+        self._check_reads([""])
+        (none,) = self._hidden([""], None)
+        return [np.concatenate([text, *[none] * ((longest - len(text)) // len(none))]) for text in texts]
 
     def _text(self, rows: Rows, n: int) -> jax.Array:
         """Embeddings [rows, 2 + n, tokens, channels]."""
@@ -355,12 +395,18 @@ class Pipeline(Running):
         tokens = given if self.tokenizer is None else self.tokenizer.length
         shape = (tokens, net.encoder_hid_dim or net.level("cross_attention_dim", 0))
         for branch in branches:
-            if not isinstance(branch, str) and branch.shape != shape:
+            if not isinstance(branch, str) and not self._is_embedding(branch, shape):
                 raise ValueError(f"an embedding has shape {branch.shape}, expected {shape} (tokens, channels)")
-        encoder = self.models.text_encoder, self.tokenizer
-        hidden = dict(zip(words, self._embeddings(*encoder, words), strict=True)) if words else {}
+        hidden = dict(zip(words, self._hidden(words, rows.reading), strict=True))
         text = [(hidden[b] if isinstance(b, str) else b).astype(self.dtype, copy=False) for b in branches]
-        return self.devices.split(np.stack(text).reshape(len(rows), 2 + n, *shape))
+        text = np.stack(self._as_long(text))
+        return self.devices.split(text.reshape(len(rows), 2 + n, *text.shape[1:]))
+
+    def _is_embedding(self, array: np.ndarray, shape: tuple[int, int]) -> bool:
+        """Whether it is of this (tokens, channels), or for CLIP of several chunks of them."""
+        if array.shape[1] != shape[1] or not len(array):
+            return False
+        return not len(array) % shape[0] if isinstance(self.tokenizer, Tokenizer) else len(array) == shape[0]
 
     def _flags(self, images: np.ndarray, finite: np.ndarray) -> np.ndarray | None:
         if self.safety is None:
