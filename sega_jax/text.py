@@ -58,6 +58,20 @@ class Tokenizer:
             _warn_of_cuts(self._tokenizer, texts, self.length)
         return np.asarray(ids, np.int32)
 
+    def tokens(self, text: str) -> list[int]:
+        """All tokens of a text, without those that begin, end and pad."""
+        return self._tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+
+    def words(self, tokens: Sequence[int]) -> str:
+        """What these tokens stand for."""
+        return self._tokenizer.decode(tokens)
+
+    def framed(self, tokens: Sequence[int]) -> np.ndarray:
+        """int32 ids [length] of at most `length` - 2 tokens, with those that begin, end and pad."""
+        made = self._tokenizer
+        ids = [made.bos_token_id, *tokens, made.eos_token_id]
+        return np.asarray(ids + [made.pad_token_id] * (self.length - len(ids)), np.int32)
+
 
 class TokenizerPair:
     """Stable Diffusion XL's two tokenizers, of one vocabulary and length, which pad with different tokens."""

@@ -138,10 +138,10 @@ def advance(
     return common.advance(unet, told, carry, table, settings, method=method, concepts=concepts)
 
 
-def decode(vae: AutoencoderKL, latents: jax.Array) -> tuple[jax.Array, jax.Array]:
+def decode(vae: AutoencoderKL, latents: jax.Array, *, tile: int | None = None) -> tuple[jax.Array, jax.Array]:
     """As `stable_diffusion.decode`; in float32 where the weights are float16 and the config says that this does not
     hold the activations, as in diffusers."""
-    return stable_diffusion.decode(_upcast(vae), latents)
+    return stable_diffusion.decode(_upcast(vae), latents, tile=tile)
 
 
 def embed(vae: AutoencoderKL, key: jax.Array, pictures: jax.Array) -> jax.Array:

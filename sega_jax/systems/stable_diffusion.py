@@ -122,11 +122,11 @@ def encode(text_encoder: CLIPTextModel, ids: jax.Array) -> jax.Array:
     return text_encoder(ids)
 
 
-def decode(vae: AutoencoderKL, latents: jax.Array) -> tuple[jax.Array, jax.Array]:
+def decode(vae: AutoencoderKL, latents: jax.Array, *, tile: int | None = None) -> tuple[jax.Array, jax.Array]:
     """Latents [rows, ...] -> float32 pictures [rows, height, width, 3] in [0, 1], and whether each row
-    of latents and picture is finite, bool [rows]."""
+    of latents and picture is finite, bool [rows]. They are decoded in tiles of `tile` positions a side, or whole."""
     # One picture after another: a decoder's activations are far larger than its picture.
-    image = jax.lax.map(lambda one: vae.decode(one[None])[0], latents / vae.config.scaling_factor)
+    image = jax.lax.map(lambda one: vae.decode(one[None], tile)[0], latents / vae.config.scaling_factor)
     image = image.astype(at_least_float32(image.dtype))
     finite = jnp.isfinite(image).all((1, 2, 3)) & jnp.isfinite(latents).all((1, 2, 3))
     return jnp.clip(image / 2 + 0.5, 0, 1), finite
