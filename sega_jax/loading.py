@@ -69,8 +69,9 @@ def load(
         source: a folder, which holds `model_index.json`; or "owner/name" on the Hugging Face hub, of which the
             files that are needed are fetched into the hub's cache, after a look at the index. By default the demo
             model that comes along, of cartoon portraits of 128x128 pixels (`sega_jax.demo`). Or a single file
-            (.safetensors) with the names of the original repositories, as model-sharing sites have them: what it is
-            shows in its names and shapes, and `tokenizer` or `config` has the vocabulary, which it does not hold.
+            (.safetensors, or .ckpt, of which nothing is run) with the names of the original repositories, as
+            model-sharing sites have them: what it is shows in its names and shapes, and `tokenizer` or `config` has
+            the vocabulary, which it does not hold.
         revision: a branch, tag or commit on the hub.
         dtype: of the networks, float32, bfloat16 or float16; None is bfloat16 on accelerators (float16 on
             GPUs older than that) and float32 on the CPU. Guidance and solver are in float32 whatever it is.

@@ -170,6 +170,8 @@ def _layers(path: Path, networks: Mapping[str, Any]) -> dict[str, dict[str, Laye
     problems: list[str] = []
     roles: dict[tuple[str, str], dict[str, np.ndarray]] = {}
     with Tensors(path.parent, path.stem, None, str) as tensors:
+        if any(name.startswith("model.diffusion_model.") for name in tensors.shapes):
+            raise CheckpointError(f"{path} is no LoRA, but a whole checkpoint: give it to load as its source")
         factor = _factors(path)
         for name, shape in tensors.shapes.items():
             place = _place(name, names)

@@ -29,6 +29,7 @@ from sega_jax.checkpoint import (
 )
 from sega_jax.nn.unet import UNet2DConditionModel
 from sega_jax.nn.vae import AutoencoderKL
+from sega_jax.pickled import CkptTensors
 
 ENDINGS = (".safetensors", ".ckpt")
 # Folders in diffusers layout without weights and vocabulary.
@@ -169,17 +170,13 @@ def _openclip_name(key: str) -> str:
 
 
 def opened(path: Path) -> Tensors:
-    """All tensors of a safetensors file, under its own names.
+    """All tensors of a file, under its own names.
 
     Raises:
-        CheckpointError: it is missing, broken, or a pickle.
+        CheckpointError: it is missing, broken, or hostile.
     """
-    if path.suffix == ".ckpt":
-        raise CheckpointError(
-            f"{path} is a pickle, which is not read here: sega-jax-convert makes a checkpoint's folder of it, or fetch"
-            " .safetensors"
-        )
-    return Tensors(path.parent, path.stem, None, str)
+    kind = CkptTensors if path.suffix == ".ckpt" else Tensors
+    return kind(path.parent, path.stem, None, str)
 
 
 def check(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -8,6 +8,8 @@ than the sound one takes.
 import copy
 import gc
 import json
+import os
+import pickletools
 import random
 import resource
 import shutil
@@ -21,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pickling
 import pytest
 import tensorstore
 import tiny
@@ -33,7 +36,7 @@ from sega_jax.orbax import OrbaxTensors
 from sega_jax.systems.stable_diffusion import Models
 from sega_jax.text import Tokenizer
 
-CASES = 150
+CASES = int(os.environ.get("SEGA_JAX_FUZZ", "150"))  # 1,000 take some minutes
 SECONDS = 5
 # What Python itself takes, for the words of an error and the like; the files here are smaller.
 OVERHEAD = 2**17
@@ -47,6 +50,8 @@ NETWORKS = [
 TOKENIZER = ["vocab.json", "special_tokens_map.json", "tokenizer_config.json"]
 # Bytes that keep JSON and headers readable more often than others do.
 TELLING = b'0123456789-.eE[]{}",:tfnFBUI '
+# Those that pickles have as words.
+OPCODES = b"".join(code.code.encode("latin-1") for code in pickletools.opcodes)
 
 
 @pytest.fixture(scope="module")
@@ -240,6 +245,33 @@ def test_single_files(tmp_path, text):
             fill(text, weights, np.float32, np.copy)
 
     assert 0 < survives_in_little(attempt, path.read_bytes(), path.write_bytes, header_changed, 1000) < 1000
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_pickles(tmp_path, text, legacy):
+    """Of all that a file says about its tensors, and now and then of their entries."""
+    config, cases = tiny.TEXT | {"num_hidden_layers": 1}, CASES if legacy else 1000
+    tensors = tiny.original(unet=tiny.UNET_1, text=config)
+    content = {key: array for key, array in tensors.items() if key.startswith(single_file.CLIP)}
+    path = pickling.save({"state_dict": content, "epoch": 3}, tmp_path / "model.ckpt", legacy=legacy)
+    original = path.read_bytes()
+    entries = [original.find(array.tobytes()) for array in content.values() if array.ndim == 2]
+    words = range(min(entries)), range(max(entries), len(original))
+
+    def change(rng, original):
+        damaged = bytearray(original)
+        places = rng.choice((*words, *words, range(len(original))))
+        while damaged == original:
+            for _ in range(rng.randint(1, 3)):
+                new = rng.choice(OPCODES) if rng.random() < 0.5 else rng.randrange(256)
+                damaged[rng.choice(places)] = new
+        return bytes(damaged[: rng.randrange(len(damaged))] if rng.random() < 0.1 else damaged)
+
+    def attempt():
+        with single_file.OriginalWeights(path, single_file.opened(path), "text_encoder", text) as weights:
+            fill(text, weights, np.float32, np.copy)
+
+    assert 0 < survives_in_little(attempt, original, path.write_bytes, change, cases) < cases
 
 
 def test_loras(tmp_path, text):

@@ -247,7 +247,7 @@ def test_broken_files(simple, write, small, small_folder, name):
 def test_no_weights_but_a_name(write, tmp_path, small, small_folder):
     load_broken = {
         "truncated.safetensors": (b"\x08\0\0\0\0\0\0\0{", CheckpointError, "truncated or no safetensors file"),
-        "model.ckpt": (b"PK\3\4", CheckpointError, "is a pickle, which is not read here: sega-jax-convert"),
+        "model.ckpt": (b"PK\3\4", CheckpointError, r"model\.ckpt is truncated or no weight file"),
     }
     for name, (content, error, words) in load_broken.items():
         (tmp_path / name).write_bytes(content)
