@@ -19,6 +19,12 @@ CLASSES = {
 MAGIC = 0x1950A86A20F9469CFC6C
 
 
+class Legacy(list):
+    """Storages of a file from before torch 1.6, which says of each that it is no view of another."""
+
+    views = (None,)
+
+
 def call(name: str, *given: Any) -> bytes:
     """A pickle's words for a call."""
     module, _, own = name.rpartition(".")
@@ -47,7 +53,8 @@ def written(value: Any, storages: list[np.ndarray]) -> bytes:
     array = np.ascontiguousarray(value).reshape(np.shape(value))
     storages.append(array)
     kind = b"ctorch\n%s\n" % CLASSES[array.dtype].encode()
-    storage = written(("storage", kind, str(len(storages) - 1), "cpu", array.size), storages) + b"Q"
+    own = ("storage", kind, str(len(storages) - 1), "cpu", array.size, *getattr(storages, "views", ()))
+    storage = written(own, storages) + b"Q"
     strides = tuple(step // array.itemsize for step in array.strides)
     hooks = b"ccollections\nOrderedDict\n)R"
     return call("torch._utils._rebuild_tensor_v2", storage, 0, array.shape, strides, False, hooks)
@@ -58,7 +65,7 @@ def pickled(value: Any, storages: list[np.ndarray]) -> bytes:
 
 
 def save(content: Any, path: Path, *, legacy: bool = False, compressed: bool = False) -> Path:
-    storages: list[np.ndarray] = []
+    storages = Legacy() if legacy else []
     pickle = pickled(content, storages)
     if legacy:
         system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}

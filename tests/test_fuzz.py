@@ -30,8 +30,9 @@ import tiny
 from safetensors.numpy import save_file
 
 import convert
-from sega_jax import load, loading, lora, single_file
+from sega_jax import inversion, load, loading, lora, single_file
 from sega_jax.checkpoint import Tensors, fill, leaves, read_json
+from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModel
 from sega_jax.orbax import OrbaxTensors
 from sega_jax.systems.stable_diffusion import Models
 from sega_jax.text import Tokenizer
@@ -290,6 +291,22 @@ def test_loras(tmp_path, text):
             assert layer.difference(leaves(text)[key]).shape == leaves(text)[key]
 
     assert 0 < survives_in_little(attempt, path.read_bytes(), path.write_bytes, header_changed, 1000) < 1000
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pt"])
+def test_textual_inversion(tmp_path, ending):
+    path, vectors = tmp_path / f"a{ending}", np.ones((2, 16), np.float32)
+    if ending == ".pt":
+        pickling.save({"string_to_param": {"*": vectors}, "name": "<a>", "step": 3}, path)
+    else:
+        save_file({"<a>": vectors}, path)
+    text = {"text_encoder": CLIPTextModel(CLIPTextConfig(hidden_size=16))}
+
+    def attempt():
+        assert inversion._word(path, None, text).vectors["text_encoder"].shape[1:] == (16,)
+
+    change = bytes_changed if ending == ".pt" else header_changed
+    assert 0 < survives_in_little(attempt, path.read_bytes(), path.write_bytes, change, 1000) < 1000
 
 
 def test_indices(weights, read):
