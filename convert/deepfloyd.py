@@ -17,10 +17,10 @@ import numpy as np
 import yaml
 
 from sega_jax.checkpoint import CheckpointError, Entry, Layout, from_torch, leaves, torch_name, torch_shape
+from sega_jax.naming import RESNET, places
 from sega_jax.nn.config import build
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
 from sega_jax.pickled import PickledTensors
-from sega_jax.single_file import RESNET, places
 
 CONFIG = "config.yml"
 

@@ -20,8 +20,8 @@ from safetensors import safe_open
 
 from sega_jax.arrays import at_least_float32, is_finite, is_floating
 from sega_jax.checkpoint import CheckpointError, Tensors, flax_name, from_torch, leaves, torch_name, torch_shape
+from sega_jax.naming import original_names
 from sega_jax.nn.unet import UNet2DConditionModel
-from sega_jax.single_file import original_names
 
 M = TypeVar("M")
 

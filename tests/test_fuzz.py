@@ -30,7 +30,7 @@ import tiny
 from safetensors.numpy import save_file
 
 import convert
-from sega_jax import inversion, load, loading, lora, single_file
+from sega_jax import inversion, load, loading, lora, naming, single_file
 from sega_jax.checkpoint import Tensors, fill, leaves, read_json
 from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModel
 from sega_jax.orbax import OrbaxTensors
@@ -235,7 +235,7 @@ def test_headers(weights, read):
 def test_single_files(tmp_path, text):
     """The text encoder with the names of OpenCLIP, whose tensors are several of ours."""
     path, config = tmp_path / "model.safetensors", tiny.TEXT | {"num_hidden_layers": 1}
-    starts = (single_file.OPENCLIP, f"{single_file.UNET}input_blocks.0.0.")
+    starts = (naming.OPENCLIP, f"{naming.UNET}input_blocks.0.0.")
     tensors = tiny.original(unet=tiny.UNET_1, text=config, openclip=True)
     save_file({key: array for key, array in tensors.items() if key.startswith(starts)}, path)
 
@@ -253,7 +253,7 @@ def test_pickles(tmp_path, text, legacy):
     """Of all that a file says about its tensors, and now and then of their entries."""
     config, cases = tiny.TEXT | {"num_hidden_layers": 1}, CASES if legacy else 1000
     tensors = tiny.original(unet=tiny.UNET_1, text=config)
-    content = {key: array for key, array in tensors.items() if key.startswith(single_file.CLIP)}
+    content = {key: array for key, array in tensors.items() if key.startswith(naming.CLIP)}
     path = pickling.save({"state_dict": content, "epoch": 3}, tmp_path / "model.ckpt", legacy=legacy)
     original = path.read_bytes()
     entries = [original.find(array.tobytes()) for array in content.values() if array.ndim == 2]

@@ -68,16 +68,28 @@ ALLOWED = {
     "output": {"systems"},
     "kinds": {"checkpoint", "nn", "systems"},
     "pickled": {"checkpoint"},
-    "single_file": {"checkpoint", "nn", "pickled"},
+    "naming": {"checkpoint", "nn"},
+    "single_file": {"checkpoint", "naming", "nn", "pickled"},
     "inversion": {"arrays", "checkpoint", "nn", "pickled", "text"},
-    "lora": {"arrays", "checkpoint", "nn", "single_file"},
+    "lora": {"arrays", "checkpoint", "naming", "nn"},
     "sources": {"checkpoint", "hub", "kinds", "orbax", "single_file"},
     "loading": CALLS | {"inversion", "kinds", "lora", "orbax", "paella", "pipeline", "sources"},
     "cascade": CALLS | {"captions", "kinds", "loading", "pipeline", "sources"},
     "faces": CALLS | {"captions", "faces", "kinds", "loading", "paella", "pipeline", "running", "sources"},
     "sweep": CALLS | {"branches", "demo", "kinds", "loading", "pictures", "pipeline", "running", "sources", "sweep"},
 }
-OF_CONVERSION = {"checkpoint", "kinds", "loading", "nn", "orbax", "pickled", "progress", "shell", "single_file"}
+OF_CONVERSION = {
+    "checkpoint",
+    "kinds",
+    "loading",
+    "naming",
+    "nn",
+    "orbax",
+    "pickled",
+    "progress",
+    "shell",
+    "single_file",
+}
 OF_CONVERSION |= {"sources", "text"}
 LIGHT = ["arrays", "guidance", "schedules", "solvers", "sample", "parallel"]
 
