@@ -16,6 +16,7 @@ from sega_jax.guidance import Edits as Edits
 from sega_jax.guidance import Predictions as Predictions
 from sega_jax.guidance import cfg as cfg
 from sega_jax.guidance import replay as replay
+from sega_jax.guidance import rescale as rescale
 from sega_jax.guidance import sega as sega
 from sega_jax.inversion import add_words as add_words
 from sega_jax.loading import load as load

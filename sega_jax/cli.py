@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 
-from sega_jax import cli_paella, cli_stages, cli_sweep, loading, pictures, sources
+from sega_jax import cli_diffusion, cli_paella, cli_stages, cli_sweep, loading, pictures, sources
 from sega_jax.components import checked_scheduler
 from sega_jax.demo import settings
 from sega_jax.guidance import SEMANTICS, SUPPORTS, Edit
@@ -153,6 +153,7 @@ main.add_command(cli_sweep.sweep)
 @click.option("--momentum-beta", type=float, help=f"Of edits that name none.  {_defaults('momentum_beta')}")
 @click.option("--semantics", type=click.Choice(SEMANTICS), default=SEMANTICS[0])
 @click.option("--support", type=click.Choice(SUPPORTS), default=SUPPORTS[0], help="What shares a threshold.")
+@cli_diffusion.options
 @cli_stages.options
 @cli_paella.options
 @click.option("--dtype", help="Of the networks.  [default: float32 on a CPU, else bfloat16]")
@@ -181,12 +182,14 @@ def edit(
         usual = settings.CALL if model is None else LIBRARY.call
         chosen = {name: call.pop(name) for name in cli_stages.NAMES}
         tokens = {name: call.pop(name) for name in cli_paella.NAMES}
+        diffusion = {name: call.pop(name) for name in cli_diffusion.NAMES}
         unsaid = [name for name in settings.CALL if call[name] is None]
         call |= {name: usual[name] for name in unsaid}
         _check(call)
         cli_stages.check(chosen)
         checked_scheduler(scheduler)
         cli_paella.check(tokens)
+        cli_diffusion.check(diffusion)
         defaults = demo(call["steps"]) if model is None else LIBRARY
         parsed = [parse_edit(text, defaults) for text in edits]
         folder = writable(Path(out))
@@ -197,6 +200,8 @@ def edit(
         name = model or "the demo model"
         cli_stages.check_kind(found.kind, name, chosen)
         cli_paella.check_kind(found.kind, name, tokens, call["eta"])
+        cli_diffusion.check_kind(found.kind, name, diffusion)
+        diffusion = cli_diffusion.read(diffusion)
         chosen, scheduler = cli_stages.located(chosen), cli_stages.whole_path(scheduler)
         remember_compilations()
         began = time.perf_counter()
@@ -219,7 +224,8 @@ def edit(
             click.echo(f"  {'-' if one.scale < 0 else '+'} {_describe(one)}")
         began = time.perf_counter()
         with compilations() as compiling:
-            result = make([prompt] * 2, [[], parsed], **call | cli_paella.read(tokens) | {"seed": [call["seed"]] * 2})
+            own = cli_paella.read(tokens) | diffusion
+            result = make([prompt] * 2, [[], parsed], **call | own | {"seed": [call["seed"]] * 2})
         seconds = time.perf_counter() - began
         ran = "loaded and ran" if low_memory else "ran"
         click.echo(f"Compiled in {compiling():.1f} s, {ran} in {seconds - compiling():.1f} s")
@@ -235,7 +241,7 @@ def edit(
         known |= call | {"height": height, "width": width}
         known |= {"dtype": pipe.dtype.name, "variant": variant}
         known |= cli_stages.remembered(chosen) | {name: value for name, value in tokens.items() if value is not None}
-        known |= {"scheduler": scheduler, "solver": solver, "safety_checker": safety_checker}
+        known |= diffusion | {"scheduler": scheduler, "solver": solver, "safety_checker": safety_checker}
         names = "original", "edited"
         if result.flagged is not None and result.flagged.any():
             click.echo(f"Flagged by the safety checker: {', '.join(np.array(names)[result.flagged])}")

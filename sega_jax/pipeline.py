@@ -47,6 +47,8 @@ class _Usual:
 
 
 USUAL = _Usual()
+# diffusers' default.
+_STRENGTH = 0.8
 
 
 class Pipeline(Running):
@@ -148,10 +150,12 @@ class Pipeline(Running):
         negative_prompt: Text | Sequence[Text] | None = None,
         images_per_prompt: int = 1,
         image: Any = None,
+        strength: float = USUAL,
         noise_level: int | Sequence[int] | None = None,
         noise_anew: bool = False,
         steps: int | str | Sequence[int] = USUAL,
         guidance_scale: float | Sequence[float] = USUAL,
+        guidance_rescale: float | Sequence[float] = 0.0,
         eta: float | Sequence[float] = 0.0,
         seed: int | Sequence[int] | None = None,
         key: jax.Array | None = None,
@@ -178,9 +182,14 @@ class Pipeline(Running):
             edits: words and `Edit`s for every row; or a list of such lists, one for each prompt or picture.
             negative_prompt: what to stay away from, one for all or one each.
             images_per_prompt: pictures of each prompt, from different seeds.
-            image: the small picture that an upscaler enlarges, and no other pipeline takes, one for all or one each:
-                of PIL; or an array [height, width, 3] of uint8, or of floats in [0, 1]. DeepFloyd-IF's second stage
-                makes it 4 times larger, the x4 upscaler by its autoencoder's factor, which is 4, too.
+            image: for Stable Diffusion the picture to start from, of the size of the one that is made: its latents,
+                drawn from what the autoencoder's encoder says, with the noise of the first step that is run. For an
+                upscaler the small picture that it enlarges: DeepFloyd-IF's second stage makes it 4 times larger, the
+                x4 upscaler by its autoencoder's factor, which is 4, too. One for all or one each: of PIL; the path of
+                a file; or an array [height, width, 3] of uint8, or of floats in [0, 1].
+            strength: in (0, 1], the share of the steps that is run after a picture to start from, by default 0.8: the
+                last int(steps strength), as in diffusers (`Scheduler.table`). Warm-ups and cool-downs count the calls
+                that are run. 1 leaves what the noise of the first step leaves of the picture.
             noise_level: how much noise is put on it, a timestep of that noise's training; one for all or one each.
                 None is the system's usual one.
             noise_anew: whether that noise is another one at every call, as in DeepFloyd-IF's own code, or the same, as
@@ -189,6 +198,9 @@ class Pipeline(Running):
                 50 for Stable Diffusion, 75 for its upscaler, 100 and 50 for DeepFloyd-IF's two stages.
             guidance_scale: s of u + s (p - u), one for all or one each; 1 is no classifier-free guidance. Usual are
                 7.5, 9, 7 and 4.
+            guidance_rescale: in [0, 1], how much of the excess in contrast of a high guidance scale is taken back
+                (`sega_jax.guidance.rescale`), one for all or one each; 0.7 goes with zero-SNR betas. What edits add is
+                not rescaled. A call where none has it is of another program.
             eta: DDIM's share of fresh noise in [0, 1], one for all or one each; PNDM has none.
             seed: s, meaning s, s + 1, ... for several pictures, or a list with one each; 0 by default.
             key: a JAX key in place of a seed, into which every row folds its number.
@@ -211,11 +223,13 @@ class Pipeline(Running):
         one_of("output", output, OUTPUTS)
         check_guidance(semantics, support)
         check_callback(callback, callback_steps)
-        images = self._small(image)
+        images = self._images(image)
+        enlarges = bool(self.models.sizes.enlarges)
+        starts = images is not None and not enlarges
         shape = shape_from(self.models.sizes, height, width, None if images is None else images.shape[1:3])
         steps = self.models.usual.steps if steps is USUAL else steps
         guidance_scale = self.models.usual.guidance_scale if guidance_scale is USUAL else guidance_scale
-        table = self.scheduler.table(steps)
+        table = self.scheduler.table(steps, _strength(strength, starts))
         rows = prepare(
             prompt,
             edits,
@@ -225,6 +239,7 @@ class Pipeline(Running):
             key=key,
             latents=latents,
             guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
             eta=eta,
             image=images,
             noise_level=self.models.usual.noise_level if noise_level is None else noise_level,
@@ -251,14 +266,21 @@ class Pipeline(Running):
             rows = Rows(**rows._asdict() | {"edits": ordered(rows.edits, momentum_scale)})
         stacked = Edits.stack(rows.edits, momentum_scale=momentum_scale, momentum_beta=momentum_beta)
         replay = _replayed(replay, len(rows), shape, self._wide)
-        noisy = None if images is None else self._noised(rows, noise_anew)
+        noisy = self._noised(rows, noise_anew) if enlarges else None
         settings = Settings(
-            rows.keys, rows.guidance_scale, rows.eta, stacked if stacked.scale.size else None, replay, noisy
+            rows.keys,
+            rows.guidance_scale,
+            rows.eta,
+            stacked if stacked.scale.size else None,
+            replay,
+            noisy,
+            rows.guidance_rescale,
         )
         latents = None if rows.latents is None else _cast("latents", rows.latents, self._wide)
         method = Method(self.scheduler.solver, semantics, support, record)
+        pictures = rows.images.astype(self._wide) if starts else None
         return self._run(
-            Plan(rows, latents, shape, table, settings, method, output, callback, callback_steps, progress)
+            Plan(rows, latents, shape, table, settings, method, output, callback, callback_steps, progress, pictures)
         )
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
@@ -270,14 +292,15 @@ class Pipeline(Running):
         """
         return state_shape(self.models.sizes, height, width)
 
-    def _small(self, image: Any) -> np.ndarray | None:
-        """The small pictures as they are given, [pictures, height, width, 3] in [-1, 1]; None for none."""
-        if not self.models.sizes.enlarges:
-            if image is not None:
-                raise ValueError("image is what upscalers take, and this checkpoint is none; leave it out")
-            return None
+    def _images(self, image: Any) -> np.ndarray | None:
+        """The pictures to start from, or to enlarge, as they are given, [pictures, height, width, 3] in [-1, 1]; None
+        for none."""
         if image is None:
-            raise ValueError("image=None should be the small picture that this upscaler makes larger")
+            if self.models.sizes.enlarges:
+                raise ValueError("image=None should be the small picture that this upscaler makes larger")
+            return None
+        if not self.models.sizes.enlarges and not hasattr(self.models, "vae"):
+            raise ValueError("image is what upscalers and Stable Diffusion take, and this is neither; leave it out")
         return small.read(image)
 
     def _noised(self, rows: Rows, anew: bool) -> Small:
@@ -322,6 +345,14 @@ class Pipeline(Running):
         program = self.devices.map(stable_diffusion.check, (None, 0))
         with enough_memory(pixels.shape):
             return self.devices.gather(program(self.safety.checker, pixels), len(images)) & finite
+
+
+def _strength(strength: Any, starts: bool) -> float:
+    if strength is USUAL:
+        return _STRENGTH if starts else 1.0
+    if not starts:
+        raise ValueError(f"strength={strength!r} is of a picture to start from; give it as image, or leave both out")
+    return number("strength", strength, 0, 1)
 
 
 def _cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -30,6 +30,7 @@ class Rows(NamedTuple):
     eta: np.ndarray  # float [rows]
     images: np.ndarray | None = None  # float [rows, height, width, 3] in [-1, 1], of upscalers
     levels: np.ndarray | None = None  # int32 [rows], of the noise on them
+    guidance_rescale: np.ndarray | None = None  # float [rows]; None for none
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -53,6 +54,7 @@ def prepare(
     image: np.ndarray | None = None,
     noise_level: int | Sequence[int] | None = None,
     most_noise: int | None = None,
+    guidance_rescale: float | Sequence[float] = 0.0,
 ) -> Rows:
     """Checks and spreads; `shape` is that of one row's latents, `calls` the number of model calls, `image`
     [1 or entries, height, width, 3] and `most_noise` the highest `noise_level`, both None but for upscalers.
@@ -81,6 +83,7 @@ def prepare(
         negatives *= total
     rows = _edits(edits, total, spread)
     _check_clocks(rows, calls, semantics, strict)
+    rescaled = _numbers("guidance_rescale", guidance_rescale, total, spread, 0, 1)
     return Rows(
         prompts=spread("prompt", prompts),
         negatives=spread("negative_prompt", negatives),
@@ -92,6 +95,7 @@ def prepare(
         eta=_numbers("eta", eta, total, spread, 0, 1),
         images=None if image is None else np.stack(list(image) * total if len(image) == 1 else spread("image", image)),
         levels=_levels(noise_level, most_noise, total, spread),
+        guidance_rescale=rescaled if rescaled.any() else None,
     )
 
 

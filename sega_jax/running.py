@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ class Plan(NamedTuple):
     callback: Callable[[int, float, np.ndarray], Any] | None
     callback_steps: int
     progress: bool | None
+    pictures: np.ndarray | None = None  # [rows, height, width, 3] in [-1, 1], to start from
 
     @property
     def n(self) -> int:
@@ -127,8 +129,7 @@ class Running:
         # What is recorded is recorded of all concepts.
         few = np.full(calls, plan.n) if not plan.n or method.record else needed(plan.settings.edits, calls)
         settings = self.devices.split(plan.settings)
-        start = self.devices.map(self._system.start, (0, 0, None), shape=plan.shape, method=method, dtype=self._wide)
-        carry = start(settings, self.devices.split(plan.x), plan.table.initial_scale[0])
+        carry = self._start(plan, settings)
         given, structure = jax.tree.flatten((text, carry, settings))
         shapes = [leaf.shape for leaf in given]
         situation = (method, *shapes, structure, jax.tree.structure(plan.table))
@@ -140,6 +141,16 @@ class Running:
                 return program(self.models.predictor, text, carry, rows, settings)
 
         return _Begun(call, carry, situation, few)
+
+    def _start(self, plan: Plan, settings: Any) -> Carry:
+        start = partial(self.devices.map, self._system.start, shape=plan.shape, method=plan.method, dtype=self._wide)
+        x = self.devices.split(plan.x)
+        if plan.pictures is None:
+            return start((0, 0, None))(settings, x, plan.table.initial_scale[0])
+        embed, pictures = self.devices.map(common.embed, (None, 0, 0)), self.devices.split(plan.pictures)
+        with enough_memory(plan.pictures.shape):
+            clean = embed(self.models.vae, settings.key, pictures)
+        return start((0, 0, None, 0, None))(settings, x, plan.table.noise[0], clean, plan.table.signal[0])
 
     def _advance(self, plan: Plan, begun: _Begun, every: int) -> Iterator[tuple[int, Carry, Record | None]]:
         """Yields the calls done so far, the carry and the record of the last ones; with `every`, after call 0 and

@@ -30,10 +30,11 @@ def state_shape(sizes: Sizes, height: int | None, width: int | None) -> tuple[in
 def shape_from(
     sizes: Sizes, height: int | None, width: int | None, small: Sequence[int] | None
 ) -> tuple[int, int, int]:
-    """Likewise of a picture that is made of a small one of this (height, width), or of none.
+    """Likewise of a picture that is made of one of this (height, width), small where the checkpoint enlarges, or of
+    none.
 
     Raises:
-        TypeError, ValueError: as `state_shape`; or the small picture is of another size than asked for.
+        TypeError, ValueError: as `state_shape`; or that picture is of another size than asked for.
     """
     if small is None:
         return state_shape(sizes, height, width)
@@ -41,6 +42,13 @@ def shape_from(
     asked = [u if side is None else side for side, u in zip((height, width), usual, strict=True)]
     shape = state_shape(sizes, *asked)
     made = [sizes.factor * side for side in shape[:2]]
+    if not sizes.enlarges:
+        if list(small) != made:
+            raise ValueError(
+                f"image has {times(small)} pixels (height x width), expected {times(made)}, those of the picture to be"
+                f" made; resize it, or give height={small[0]}, width={small[1]}"
+            )
+        return shape
     if [sizes.enlarges * side for side in small] != made:
         raise ValueError(
             f"image has {times(small)} pixels (height x width), expected"

@@ -1,9 +1,11 @@
-"""The small pictures that upscalers enlarge, as they come in, and the noise that is put on them."""
+"""Pictures as they come in, to start from or for upscalers to enlarge, and the noise that is put on the small ones."""
 
+import os
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from sega_jax.arrays import at_least_float32, is_finite, is_floating
 from sega_jax.schedules import Scheduler
@@ -21,10 +23,11 @@ def read(image: Any) -> np.ndarray:
     """Pictures [pictures, height, width, 3] in [-1, 1], in float32, or wider where they are.
 
     Args:
-        image: a PIL picture; an array [height, width, 3] of uint8, or of floats in [0, 1]; several of them as a list
-            or array [pictures, height, width, 3].
+        image: a PIL picture; the path of a file; an array [height, width, 3] of uint8, or of floats in [0, 1]; several
+            of them as a list or array [pictures, height, width, 3].
 
     Raises:
+        FileNotFoundError: no such file.
         TypeError, ValueError: it is none of these, the pictures are of different sizes, or a float is out of range.
     """
     several = isinstance(image, list | tuple) or getattr(image, "ndim", 3) == 4
@@ -36,7 +39,20 @@ def read(image: Any) -> np.ndarray:
     return np.stack(pictures)
 
 
+def _opened(path: Path) -> Image.Image:
+    if not path.is_file():
+        raise FileNotFoundError(f"image={str(path)!r} does not exist, or is no file")
+    try:
+        with Image.open(path) as image:
+            # Upright, as it is shown.
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"image={str(path)!r} is no readable picture ({error})") from None
+
+
 def _one(picture: Any) -> np.ndarray:
+    if isinstance(picture, str | os.PathLike):
+        picture = _opened(Path(picture).expanduser())
     if isinstance(picture, Image.Image):
         picture = np.asarray(picture.convert("RGB"))
     try:
@@ -45,8 +61,8 @@ def _one(picture: Any) -> np.ndarray:
         array = np.asarray(None)
     if array.dtype != np.uint8 and not is_floating(array.dtype):
         raise TypeError(
-            f"image={repr(picture)[:80]} should be a PIL picture, or an array (height, width, 3) of uint8 or of floats"
-            " in [0, 1]"
+            f"image={repr(picture)[:80]} should be a PIL picture, the path of one, or an array (height, width, 3) of"
+            " uint8 or of floats in [0, 1]"
         )
     if array.ndim != 3 or array.shape[2] != 3 or not array.size:
         hint = "; pictures are channels last here" if array.ndim == 3 and array.shape[0] == 3 else ""

@@ -271,7 +271,7 @@ def test_the_cascade_in_diffusers_way(stages, first, whole):
         ({"prompt": None}, TypeError, "prompt=None should be words, or give prompt_embeds"),
         ({"guidance_scale": "7"}, TypeError, "guidance_scale='7' should be a finite number"),
         ({"edit_warmup_steps": [1]}, ValueError, "edit_warmup_steps has 1 entries for 2 concepts"),
-        ({"image": np.zeros((8, 8, 3))}, ValueError, "image is what upscalers take"),
+        ({"image": np.zeros((8, 8, 3))}, ValueError, "image is what upscalers and Stable Diffusion take"),
     ],
 )
 def test_the_face_refuses(first, monkeypatch, options, error, words):

@@ -217,3 +217,33 @@ def test_interrupting_is_clean(folder, tmp_path):
     assert "Aborted!" in rest
     assert "Traceback" not in rest
     assert not list(tmp_path.glob("*.png"))
+
+
+def test_a_picture_to_start_from_is_repeated(folder, tmp_path):
+    path = tmp_path / "start.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)).save(path)
+    words = ["--prompt", "dog", "--edit", "hat:warmup=0", "--steps", 4, "--image", path, "--strength", 0.5]
+    result = run("edit", "--model", folder, *words, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    command = shlex.split(run("info", tmp_path / "out" / "0001-edited.png").output.splitlines()[-1])
+    again = run(*command[1:], "--out", tmp_path / "again")
+    assert again.exit_code == 0, again.output
+    ours, theirs = (np.asarray(Image.open(tmp_path / name / "0001-edited.png")) for name in ("out", "again"))
+    np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--strength", 0.5], "--strength is given without --image"),
+        (["--image", "nowhere.png"], "image='nowhere.png' does not exist"),
+        (["--image", "start.png", "--strength", 2], "--strength=2.0 should be a number in [0, 1]"),
+        (["--image", "start.png"], "image has 8x8 pixels (height x width), expected 16x16"),
+    ],
+)
+def test_a_picture_that_cannot_be_started_from(folder, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("start.png")
+    result = run("edit", "--model", folder, "--prompt", "dog", "--edit", "hat", *words, "--out", tmp_path)
+    assert result.exit_code == 1
+    assert message in result.output

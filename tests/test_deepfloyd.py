@@ -33,7 +33,7 @@ def edit_json(path, **changes):
 def test_the_variance_is_the_prompts():
     """Of a network that predicts it; guidance sees the three channels of the estimate."""
     values = np.arange(2 * 4 * 6, dtype=np.float32).reshape(8, 1, 1, 6)
-    row = common.Row(*[np.float32(1)] * 6)
+    row = common.Row(*[np.float32(1)] * 8)
     text = np.zeros((2, 4, 1, 1), np.float32)
     preds = common.predict(lambda x, *_: jnp.asarray(values), text, jnp.zeros((2, 1, 1, 3)), row)
     branches = values.reshape(2, 4, 1, 1, 6)
@@ -64,7 +64,7 @@ def test_what_an_upscaler_sees():
         seen.append((x, level))
         return jnp.repeat(x[..., :3], 3, 0)
 
-    row = common.Row(*[np.float32(2)] * 6)
+    row = common.Row(*[np.float32(2)] * 8)
     x, small = jnp.ones((2, 1, 1, 3)), jnp.arange(6.0).reshape(2, 1, 1, 3)
     preds = common.predict(unet, np.zeros((2, 3, 1, 1), np.float32), x, row, (small, np.array([5, 9])))
     (x, level), *_ = seen
@@ -115,7 +115,7 @@ def noised(anew, call, level=0.6):
         jnp.zeros((2, 4, 4, 3)), np.int32([3, 3]), np.full(2, 0.8), np.full(2, level), np.full(2, anew)
     )
     keys = jax.vmap(jax.random.key)(jnp.arange(2, dtype=jnp.uint32))
-    return common.noised(keys, small, common.Row(np.int32(call), *[None] * 5))
+    return common.noised(keys, small, common.Row(np.int32(call), *[None] * 7))
 
 
 def test_noise_on_small_pictures_is_drawn_once_or_anew():
@@ -228,11 +228,11 @@ def test_a_pipeline_without_a_text_encoder(stages, first, second, one_device):
 @pytest.mark.parametrize(
     ("name", "options", "error", "words"),
     [
-        ("first", {"image": BYTES[0]}, ValueError, "image is what upscalers take"),
+        ("first", {"image": BYTES[0]}, ValueError, "image is what upscalers and Stable Diffusion take"),
         ("first", {"noise_level": 3}, ValueError, "noise_level=3 is of upscalers"),
         ("first", {"height": 7}, ValueError, "height=7 is not a multiple of 2"),
         ("second", {"image": None}, ValueError, "image=None should be the small picture"),
-        ("second", {"image": "cat.png"}, TypeError, "image='cat.png' should be a PIL picture"),
+        ("second", {"image": "cat.png"}, FileNotFoundError, "image='cat.png' does not exist"),
         ("second", {"image": []}, ValueError, r"image=\[\] should be a picture, or a non-empty list"),
         ("second", {"image": BYTES[0, :, :, 0]}, ValueError, r"image has shape \(8, 8\), expected"),
         ("second", {"image": BYTES[0].transpose(2, 0, 1)}, ValueError, "pictures are channels last here"),

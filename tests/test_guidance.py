@@ -9,7 +9,7 @@ import optax
 import pytest
 from reference import oracle
 
-from sega_jax import Edit, Edits, Predictions, cfg, guidance, replay, sega
+from sega_jax import Edit, Edits, Predictions, cfg, guidance, replay, rescale, sega
 from sega_jax.guidance import NEVER
 
 CALLS = 7
@@ -344,3 +344,22 @@ def test_edit_settings_may_be_numpy_numbers():
     edit = Edit("a", scale=np.float32(2), warmup=np.int64(3), threshold=0, weight=1)
     assert (edit.scale, edit.warmup, edit.threshold, edit.weight) == (2.0, 3, 0.0, 1.0)
     assert type(edit.warmup) is int
+
+
+def test_rescaled_guidance_is_the_formula():
+    """Each row by its own share; 0 leaves the estimate as it is, to the last bit."""
+    preds = jax.tree.map(lambda p: np.float32(p[0]), predictions(np.random.default_rng(0), 3, 1))
+    shares = np.float32([0, 0.7, 1])
+    plain, state = cfg(7.5).update(preds.uncond, optax.EmptyState(), preds)
+    guided, _ = rescale(shares).update(plain, state, preds)
+    assert np.array_equal(guided[0], plain[0])
+    for row in (1, 2):
+        ratio = np.std(preds.cond[row], ddof=1) / np.std(plain[row], ddof=1)
+        wanted = shares[row] * plain[row] * ratio + (1 - shares[row]) * plain[row]
+        np.testing.assert_allclose(guided[row], wanted, rtol=1e-5)
+    np.testing.assert_allclose(np.std(guided[2]), np.std(preds.cond[2]), rtol=1e-5)
+
+
+def test_rescaling_nothing_is_nothing():
+    nothing = Predictions(*[jnp.zeros((1, 2, 2, 1))] * 2, jnp.zeros((1, 0, 2, 2, 1)))
+    assert not np.any(rescale(1.0).update(nothing.uncond, optax.EmptyState(), nothing)[0])

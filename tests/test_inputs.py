@@ -117,6 +117,8 @@ NATIVE = [
     ({"edits": [EMBEDDING[0]]}, ValueError, "Edit: concept has shape"),
     ({"edits": {"a": 1}}, TypeError, "edits=.* should be a list of words and Edits"),
     ({"edits": ["a", ["b"]]}, TypeError, "edits mixes lists with single edits"),
+    ({"guidance_rescale": 1.5}, ValueError, r"guidance_rescale=1.5 should be a number in \[0, 1\]"),
+    ({"guidance_rescale": [0.5, 0.5]}, ValueError, "guidance_rescale has 2 entries, expected 1"),
     ({"edits": [["a"], ["b"]]}, ValueError, "edits has 2 entries, expected 1, one a prompt"),
     ({"edits": [["a", None]]}, TypeError, "edits: None should be words or an Edit"),
     ({"edits": Edit("a", warmup=3, cooldown=3)}, ValueError, "'a' ends at cooldown=3, before it begins at warmup=3"),

@@ -417,3 +417,20 @@ def test_a_key_of_another_generator_draws_rows_apart(run):
     both, other = (run(p, key=jax.random.key(0, impl="rbg"), latents=None).images for p in (PROMPTS, [PROMPTS[0], "z"]))
     assert np.array_equal(both[0], other[0])
     assert not np.array_equal(both[0], both[1])
+
+
+def test_rescaled_guidance_leaves_the_edits_as_they_are(run, compilations):
+    """It is before them, so that where no edit acts the estimate is that without edits."""
+    usual = run()
+    compilations.clear()
+    assert np.array_equal(run(guidance_rescale=0.0).images, usual.images)
+    assert not compilations
+    out = run(guidance_rescale=[0.7, 0.0])
+    close(out.images[1], usual.images[1])
+    uncond, cond = (part[0].astype(float) for part in (out.record.uncond, out.record.cond))
+    plain = uncond + 7.5 * (cond - uncond)
+    ratio = [np.std(c, ddof=1) / np.std(p, ddof=1) for c, p in zip(cond, plain, strict=True)]
+    rescaled = plain * (0.7 * np.array(ratio)[:, None, None, None] + 0.3)
+    sem = added(out.record, 0, EDITS[0])
+    close(out.record.sem_guidance[0], sem)
+    close(out.images[0], by_hand(LATENTS[0], rescaled + sem))

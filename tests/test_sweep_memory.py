@@ -65,7 +65,7 @@ def test_a_plan_with_rows_that_fit(said, facts, monkeypatch, fit, expected):
     monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
     monkeypatch.setattr(jax, "local_device_count", lambda: 1)
     monkeypatch.setattr(memory, "needed", lambda plan: Memory(0, 9 * GIB // (10 * fit), GIB))
-    assert memory.fitted(said, facts).rows == expected
+    assert {batch.program.rows for batch in memory.fitted(said, facts).batches} == {expected}
 
 
 def test_the_pace_is_that_of_the_batches_after_the_first(said, facts, tmp_path):

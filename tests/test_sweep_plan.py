@@ -102,12 +102,14 @@ def test_without_edits_their_settings_make_no_other_picture():
 
 
 def test_batches():
-    """Programs follow each other; batches are of one program, scheduler and number of steps; the last is filled up."""
+    """Programs follow each other; batches are of one program, scheduler and number of steps; the last is filled up,
+    with fewer rows where that is less."""
     sweep = sweep_of(seed=range(5), steps=[11, 20], edits=[["glasses"], ["beard"], ["glasses", "beard"]])
     made = plan(sweep, FACTS, rows=4, share=False)
     assert [(b.program.concepts, b.steps, b.program.rows, len(b.points)) for b in made.batches] == [
         *[(1, 11, 4, 4), (1, 11, 4, 4), (1, 11, 4, 2), (1, 20, 4, 4), (1, 20, 4, 4), (1, 20, 4, 2)],
-        *[(2, 11, 4, 4), (2, 11, 4, 1), (2, 20, 4, 4), (2, 20, 4, 1)],
+        # Twice three rows for five pictures, as twice four would be more.
+        *[(2, 11, 3, 3), (2, 11, 3, 2), (2, 20, 3, 3), (2, 20, 3, 2)],
     ]
     assert sorted(i for batch in made.batches for i in batch.points) == list(range(30))
     for batch in made.batches:
@@ -116,8 +118,14 @@ def test_batches():
         assert batch.names == tuple(name(p, FACTS) for p in members)
     counts = made.counts
     assert counts[:4] == (30, 30, 10, 2)
-    assert counts.evaluations == 4 * 3 * 3 * (11 + 20) + 4 * 4 * 2 * (11 + 20)
+    assert counts.evaluations == 4 * 3 * 3 * (11 + 20) + 3 * 4 * 2 * (11 + 20)
     assert counts.alone == 10 * 3 * (11 + 20) + 5 * 4 * (11 + 20)
+
+
+@pytest.mark.parametrize(("pictures", "expected"), [(8, 8), (9, 5), (16, 8), (17, 6), (23, 8)])
+def test_rows_leave_few_to_fill_up(pictures, expected):
+    made = plan(sweep_of(seed=range(pictures)), FACTS, rows=8)
+    assert {batch.program.rows for batch in made.batches} == {expected}
 
 
 def test_a_program_has_no_more_rows_than_pictures():

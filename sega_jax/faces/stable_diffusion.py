@@ -18,7 +18,7 @@ from sega_jax.nn.safety import StableDiffusionSafetyChecker
 from sega_jax.nn.unet import UNet2DConditionModel
 from sega_jax.nn.vae import AutoencoderKL
 from sega_jax.parallel import Devices
-from sega_jax.pipeline import Pipeline
+from sega_jax.pipeline import USUAL, Pipeline
 from sega_jax.safety import FeatureExtractor, Safety
 from sega_jax.schedules import Scheduler
 from sega_jax.systems.stable_diffusion import Models
@@ -195,6 +195,9 @@ class SemanticStableDiffusionPipeline(Face):
         *,
         prompt_embeds: Any = None,
         negative_prompt_embeds: Any = None,
+        image: Any = None,
+        strength: float = USUAL,
+        guidance_rescale: float = 0.0,
         key: jax.Array | None = None,
         generator: None = None,
         return_guidance: bool = False,
@@ -215,6 +218,9 @@ class SemanticStableDiffusionPipeline(Face):
             sem_guidance: guidance to add, as `sem_guidance` of an earlier output.
             prompt_embeds, negative_prompt_embeds: in place of the words, [prompts, tokens, channels] (one negative
                 for all is [1, tokens, channels]), as `pipe.pipeline.encode` gives them.
+            image, strength: a picture to start from, and the share of the steps that is run, as diffusers'
+                `StableDiffusionImg2ImgPipeline` has them; see `Pipeline.__call__`.
+            guidance_rescale: as `StableDiffusionPipeline` of diffusers has it; see `Pipeline.__call__`.
             progress: whether to show a bar; None is in terminals and notebooks.
             return_guidance: whether the output has the estimates and the guidance of every call.
 
@@ -239,10 +245,13 @@ class SemanticStableDiffusionPipeline(Face):
             images_per_prompt=num_images_per_prompt,
             steps=num_inference_steps,
             guidance_scale=words.guidance_scale(guidance_scale),
+            guidance_rescale=guidance_rescale,
             eta=eta,
             seed=seed,
             key=key,
             latents=latents,
+            image=image,
+            strength=strength,
             height=height,
             width=width,
             momentum_scale=0.1 if edit_momentum_scale is None else edit_momentum_scale,

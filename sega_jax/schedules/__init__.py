@@ -56,7 +56,7 @@ class Scheduler:
         bars = cumulative(self.options)[timesteps]
         return np.sqrt(bars), np.sqrt(1 - bars)
 
-    def table(self, steps: int | str | Sequence[int]) -> Row:
+    def table(self, steps: int | str | Sequence[int], strength: float = 1.0) -> Row:
         """A row per model call: one a step, but steps + 1 for PNDM (+ 9 without `skip_prk_steps`) and
         2 steps - 1 for Heun.
 
@@ -65,11 +65,14 @@ class Scheduler:
                 one of DeepFloyd-IF's lists of these: fast27, smart27, smart50, smart100, smart185, super27,
                 super40, super100. That project's plain numbers are steps of the spacing "linspace" (some
                 timesteps that lie halfway are rounded the other way).
+            strength: in (0, 1], the share of the steps that is run: the last int(steps strength), as diffusers counts.
+                Solvers that remember begin anew there, but for LMS, which weighs what it does not have yet as 0, and
+                PNDM (`sega_jax.schedules.alphas.pndm`): both as in diffusers.
 
         Raises:
             TypeError: steps is none of these.
-            ValueError: steps is not from 1 to the number that these options allow; timesteps that do not fall,
-                are not of the training, or that other options, or PNDM, space by themselves.
+            ValueError: steps is not from 1 to the number that these options allow, or none of them is run; timesteps
+                that do not fall, are not of the training, or that other options, or PNDM, space by themselves.
         """
         options, most = self.options, self.options["num_train_timesteps"]
         if isinstance(steps, bool) or not isinstance(steps, numbers.Integral):
@@ -77,9 +80,14 @@ class Scheduler:
             steps = len(options["timesteps"])
         if not 1 <= steps <= most:
             raise ValueError(f"steps={steps} should be from 1 to {most}, the timesteps of the training")
+        begin = steps - min(int(steps * strength), steps)
+        if begin == steps:
+            raise ValueError(f"strength={strength:g} of {steps} steps is less than one; give at least {1 / steps:.2g}")
         try:
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-                table = FAMILIES[self.name].table(options, int(steps))
+                family = FAMILIES[self.name]
+                table = family.table({**options, "begin": begin}, int(steps))
+                table = _from(table, begin * (family.order or 0))
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from None
         solver = table.solver._replace(clip=0)
@@ -95,6 +103,12 @@ class Scheduler:
                 )
             raise ValueError(f"{self.name}: {steps} steps are so many that two fall together; take fewer")
         return table
+
+
+def _from(table: Row, call: int) -> Row:
+    """The rows from this one on, as calls that begin at 0."""
+    table = jax.tree.map(lambda column: column[call:], table)
+    return table._replace(call=np.arange(len(table.call), dtype=np.int32))
 
 
 def from_config(config: Mapping[str, Any], *, strict: bool = True) -> Scheduler:

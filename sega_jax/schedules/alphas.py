@@ -73,6 +73,7 @@ def ddim(options: Options, steps: int) -> Row:
             variance=1 - after,
             sigma=np.sqrt((1 - after) / (1 - now) * np.maximum(1 - now / after, 0)),
         ),
+        shares=(a, b),
     )
 
 
@@ -105,7 +106,7 @@ def ddpm(options: Options, steps: int) -> Row:
         noise=np.where(t > 0, deviation, 0),
         log_variance=logs if options["variance_type"] == "learned_range" else 0.0,
     )
-    return table(t, solver)
+    return table(t, solver, shares=(np.sqrt(now), np.sqrt(1 - now)))
 
 
 # Adams-Bashforth on equal steps, by order; the second formula is Heun's, with the output at the step's end.
@@ -119,12 +120,17 @@ def pndm(options: Options, steps: int) -> Row:
     after Katherine Crowson's sampler; then the linear multi-step formula (eq. 12).
 
     What is remembered is the output itself; with v, its mean is turned into eps where the step starts.
+
+    Begun later than at the first step, the lower orders are those of the first calls that are run, as in diffusers: the
+    second of them takes the first step anew, though its timestep comes but once, so that all later ones see x of the
+    timestep before. The Runge-Kutta start, which diffusers then mixes with the timesteps that are not run, is of the
+    steps that are.
     """
     if "timesteps" in options:
         raise ValueError("its steps are of one length; give their number, not timesteps")
     bars, stride = cumulative(options), options["num_train_timesteps"] // steps
     plan = _low_orders if options["skip_prk_steps"] else _runge_kutta
-    t, begin, end, anew, weights, remember = plan(spaced(options, steps).astype(int), stride)
+    t, begin, end, anew, weights, remember = plan(spaced(options, steps).astype(int), stride, options.get("begin", 0))
     now, after = _at(options, bars, begin), _at(options, bars, end)
     # Eq. 9 moves along eps by `slope`.
     slope = -(after - now) / (now * np.sqrt(1 - after) + np.sqrt(now * (1 - now) * after))
@@ -136,20 +142,22 @@ def pndm(options: Options, steps: int) -> Row:
         remember=remember,
         memory=weights.shape[1] - 1,
     )
-    return table(t, solver)
+    here = _at(options, bars, t)
+    return table(t, solver, shares=(np.sqrt(here), np.sqrt(1 - here)))
 
 
-def _low_orders(t: np.ndarray, stride: int) -> tuple:
+def _low_orders(t: np.ndarray, stride: int, begin: int) -> tuple:
     """The second timestep is called twice: the first step is taken anew with the mean of both its ends."""
-    t = np.concatenate([t[:2], t[1:2], t[2:]])
+    t = np.concatenate([t[:2], t[1:2], t[2:]])[begin:]
     call = np.arange(len(t))
     anew = call == 1
     weights = np.insert(_ADAMS, 1, [1 / 2, 1 / 2, 0, 0], 0)[np.minimum(call, 4)]
     return t, np.where(anew, t + stride, t), np.where(anew, t, t - stride), anew, weights, ~anew
 
 
-def _runge_kutta(t: np.ndarray, stride: int) -> tuple:
+def _runge_kutta(t: np.ndarray, stride: int, begin: int) -> tuple:
     """Three steps of four calls each, at their beginning, twice their middle, and their end."""
+    t = t[begin:]
     if len(t) < 4:
         raise ValueError(f"steps={len(t)} should be at least 4: without skip_prk_steps, three are the start")
     half = stride // 2

@@ -45,8 +45,9 @@ def dpm_solver(options: Options, steps: int) -> Row:
     count, kind = len(path.timesteps), options["algorithm_type"]
     from_x, noise, weights = np.zeros(count), np.zeros(count), np.zeros((count, 3))
     few = options["lower_order_final"] and count < 15
-    for i in range(count):
-        order = min(options["solver_order"], i + 1)
+    begin = options.get("begin", 0)
+    for i in range(begin, count):
+        order = min(options["solver_order"], i - begin + 1)
         if i == count - 1 and (options["euler_at_final"] or few or options["final_sigmas_type"] == "zero"):
             order = 1
         elif i == count - 2 and few:
@@ -70,7 +71,7 @@ def dpm_solver(options: Options, steps: int) -> Row:
         x=(from_x, weights),
         noise=noise,
     )
-    return table(path.timesteps, solver)
+    return table(path.timesteps, solver, shares=(path.alpha[:-1], path.sigma[:-1]))
 
 
 def _dpm_gains(kind: str, path: _Path, i: int) -> tuple[float, float, float, float, float]:
@@ -102,13 +103,13 @@ def unipc(options: Options, steps: int) -> Row:
     count, most = len(path.timesteps), options["solver_order"]
     start, corrected = np.zeros((count, 2)), np.zeros((count, 1 + most))
     from_start, weights = np.zeros(count), np.zeros((count, 1 + most))
-    order = 0
-    for i in range(count):
-        if i > 0 and i - 1 not in options["disable_corrector"]:
+    order, begin = 0, options.get("begin", 0)
+    for i in range(begin, count):
+        if i > begin and i - 1 not in options["disable_corrector"]:
             start[i, 1], corrected[i] = _unipc_step(options, path, i - 1, order, corrects=True)
         else:
             start[i, 0] = 1
-        order = min(most, count - i if options["lower_order_final"] else most, i + 1)
+        order = min(most, count - i if options["lower_order_final"] else most, i - begin + 1)
         from_start[i], (*weights[i, :most], _) = _unipc_step(options, path, i, order, corrects=False)
     form = x0_form if options["predict_x0"] else eps_form
     solver = multistep(
@@ -118,7 +119,7 @@ def unipc(options: Options, steps: int) -> Row:
         start=(start[:, 0], start[:, 1], corrected),
         x=(from_start, weights),
     )
-    return table(path.timesteps, solver)
+    return table(path.timesteps, solver, shares=(path.alpha[:-1], path.sigma[:-1]))
 
 
 def _unipc_step(options: Options, path: _Path, i: int, order: int, *, corrects: bool) -> tuple[float, np.ndarray]:

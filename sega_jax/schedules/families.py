@@ -20,6 +20,7 @@ class Family(NamedTuple):
     choices: Mapping[str, tuple[str, ...]] = {}  # besides those of `_CHOICES`
     aliases: Mapping[str, Mapping[str, str]] = {}  # values of other classes' options of the same name
     solver: Callable[[Options], str] = lambda options: "multistep"
+    order: int | None = 1  # calls of a step; None where the table itself leaves out the steps that are not run
 
 
 _BETAS = {
@@ -51,6 +52,7 @@ FAMILIES = {
         alphas.pndm,
         _ALPHAS | {"skip_prk_steps": False, "set_alpha_to_one": False},
         solver=lambda options: "multistep" if options["skip_prk_steps"] else "runge_kutta",
+        order=None,
     ),
     "DDPMScheduler": Family(
         alphas.ddpm,
@@ -71,6 +73,7 @@ FAMILIES = {
         _SIGMAS
         | _RESPACED
         | {"beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False, "clip_sample_range": 1.0},
+        order=2,
     ),
     "LMSDiscreteScheduler": Family(sigmas.lms, _SIGMAS | _RESPACED),
     "DPMSolverMultistepScheduler": Family(

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-# Of a scheduler's config; and "timesteps" [calls], falling, where they are given in place of a number of steps.
+# Of a scheduler's config; and "timesteps" [calls], falling, where they are given in place of a number of steps, and
+# "begin", the first step that is run, where it is not the first of all.
 Options = Mapping[str, Any]
 
 

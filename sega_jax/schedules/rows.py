@@ -79,6 +79,8 @@ class Row(NamedTuple):
     timestep: Any  # float, in the units of the training's timesteps
     input_scale: Any  # float, what x is multiplied by for the network
     initial_scale: Any  # float, the standard deviation of the noise that sampling starts from; one for all
+    signal: Any  # float, of which x is made before the call: x = signal x0 + noise eps
+    noise: Any  # float
     solver: Any  # DDIMRow, MultistepRow or TokenRow
 
 
@@ -88,8 +90,9 @@ def table(
     *,
     input_scale: Any = 1.0,
     initial_scale: float = 1.0,
+    shares: tuple[Any, Any] = (0.0, 1.0),
 ) -> Row:
-    """The rows of these calls."""
+    """The rows of these calls; `shares` are those of signal and of noise."""
     count = len(timesteps)
 
     def column(value):
@@ -101,6 +104,8 @@ def table(
         timestep=column(timesteps),
         input_scale=column(input_scale),
         initial_scale=column(initial_scale),
+        signal=column(shares[0]),
+        noise=column(shares[1]),
         solver=solver,
     )
 

@@ -50,7 +50,7 @@ def _table(options: Options, t: np.ndarray, sigma: np.ndarray, solver: Multistep
         t = 0.25 * np.log(sigma)
     # Spaced "leading", x begins with the variance of signal and noise, as diffusers has it.
     initial = np.hypot(sigma.max(), options["timestep_spacing"] == "leading")
-    return table(t, solver, input_scale=1 / np.sqrt(sigma**2 + 1), initial_scale=initial)
+    return table(t, solver, input_scale=1 / np.sqrt(sigma**2 + 1), initial_scale=initial, shares=(1.0, sigma))
 
 
 def euler(options: Options, steps: int) -> Row:

@@ -173,11 +173,12 @@ def plan(sweep: Sweep, facts: Facts, rows: int = 8, *, share: bool = True) -> Pl
     """Groups the points of a sweep into batches.
 
     All pictures of a batch have the same size, number of concepts, semantics, support, scheduler and steps; batches of
-    the same program follow each other, points are in their order. A program with fewer pictures has as few rows.
+    the same program follow each other, points are in their order. A program has fewer rows where that takes fewer
+    evaluations, as there are then fewer to fill up.
 
     Args:
         facts: of the sweep's model.
-        rows: of a batch, at least 1; best a multiple of the devices.
+        rows: of a batch at most, at least 1; best a multiple of the devices.
         share: whether pictures with the same prompts, seed and numbers of the call share what they have in common,
             where that takes fewer evaluations. They may be other roundings of the pictures that they are without.
 
@@ -203,23 +204,44 @@ def plan(sweep: Sweep, facts: Facts, rows: int = 8, *, share: bool = True) -> Pl
             " its warmup or take more steps",
             stacklevel=2,
         )
-    most: dict[Program, int] = defaultdict(int)
-    for (program, *_), members in groups.items():
-        most[program] = max(most[program], len(members))
-    batches = []
-    for (program, scheduler, steps, calls), members in sorted(groups.items(), key=lambda item: str(item[0][0])):
-        fits = program._replace(rows=min(rows, most[program]))
-        parts, shares = _cut(members, fits.rows), False
+    programs = defaultdict(list)
+    for (program, *told), members in sorted(groups.items(), key=lambda item: str(item[0][0])):
+        programs[program].append((told, members))
+    batches: list[Batch] = []
+    for program, some in programs.items():
+        made = (_batches(program._replace(rows=few), some, share) for few in _fitting(rows, some))
+        batches += min(made, key=lambda one: (one[1], -one[0][0].program.rows))[0]
+    return Plan(sweep, facts, rows, tuple(batches))
+
+
+def _fitting(rows: int, groups: list[Any]) -> set[int]:
+    """Numbers of rows, none more than there are, that leave few to fill up in the batches of the largest group, of its
+    pictures or of what they share."""
+    most = max(len(members) for _, members in groups)
+    trunks = max(len(sharing.clusters([made for *_, made in members])) for _, members in groups)
+    rows = min(rows, most)
+    # Far fewer would be slower for each.
+    return {rows, *(max(-(-count // -(-count // rows)), -(-rows // 2)) for count in (most, trunks))}
+
+
+def _batches(program: Program, groups: list[Any], share: bool) -> tuple[list[Batch], int]:
+    """The batches of groups that a program makes, and their evaluations."""
+    batches, total = [], 0
+    for (scheduler, steps, calls), members in groups:
+        parts, shares = _cut(members, program.rows), False
+        evaluations = len(parts) * program.rows * (2 + program.concepts) * calls
         if share and program.concepts:
-            alone = len(parts) * fits.rows * (2 + program.concepts) * calls
-            together = [[members[i] for i in part] for part in sharing.parts([made for *_, made in members], fits.rows)]
-            schedules = (sharing.schedule([made for *_, made in part], calls, fits.rows) for part in together)
-            if sum(one.evaluations(program.concepts) for one in schedules) < alone:
-                parts, shares = together, True
+            points = [made for *_, made in members]
+            together = sharing.parts(points, program.rows)
+            schedules = (sharing.schedule([points[i] for i in part], calls, program.rows) for part in together)
+            fewer = sum(one.evaluations(program.concepts) for one in schedules)
+            if fewer < evaluations:
+                parts, shares, evaluations = [[members[i] for i in part] for part in together], True, fewer
+        total += evaluations
         for part in parts:
             numbers, names, _ = zip(*part, strict=True)
-            batches.append(Batch(fits, scheduler, steps, calls, numbers, names, shares))
-    return Plan(sweep, facts, rows, tuple(batches))
+            batches.append(Batch(program, scheduler, steps, calls, numbers, names, shares))
+    return batches, total
 
 
 def _cut(members: list[Any], length: int) -> list[list[Any]]:

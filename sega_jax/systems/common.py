@@ -14,14 +14,16 @@ import numpy as np
 import optax
 
 from sega_jax.arrays import at_least_float32
-from sega_jax.guidance import Edits, Predictions, cfg, replay, sega
+from sega_jax.guidance import Edits, Predictions, SegaState, cfg, replay, rescale, sega
 from sega_jax.nn.unet import Projected, UNet2DConditionModel
+from sega_jax.nn.vae import AutoencoderKL
 from sega_jax.sample import Carry, nothing, sample
 from sega_jax.schedules import Row
 from sega_jax.solvers import SOLVERS, Solver
 
-# Where the initial noise is drawn from a key, and that of small pictures; the noise of call i is drawn at i.
-INITIAL, _SMALL = 2**32 - 1, 2**32 - 2
+# Where the initial noise is drawn from a key, that of small pictures, and that of pictures that the sampling starts
+# from; the noise of call i is drawn at i.
+INITIAL, _SMALL, POSTERIOR = 2**32 - 1, 2**32 - 2, 2**32 - 3
 
 
 class Usual(NamedTuple):
@@ -70,6 +72,7 @@ class Settings(NamedTuple):
     edits: Edits | None  # [rows, n] each; None for no concepts at all
     replay: Any = None  # [rows, calls, height, width, channels] to be added, or None
     small: Small | None = None  # of upscalers
+    guidance_rescale: Any = None  # [rows] in [0, 1]; None for none at all
 
 
 class Record(NamedTuple):
@@ -81,17 +84,42 @@ class Record(NamedTuple):
     edits: jax.Array | None  # [rows, calls, n, height, width, channels]; None without concepts
 
 
-def start(settings: Settings, latents: Any, scale: Any, *, shape: tuple[int, ...], method: Method, dtype: Any) -> Carry:
+def start(
+    settings: Settings,
+    latents: Any,
+    scale: Any,
+    clean: Any = None,
+    signal: Any = None,
+    *,
+    shape: tuple[int, ...],
+    method: Method,
+    dtype: Any,
+) -> Carry:
     """The carry before the first call, from standard normal latents, given [rows, *shape] or of each row's key,
-    times the table's `initial_scale`."""
+    times the table's `initial_scale`.
+
+    Where the sampling starts from the states of pictures, `clean` [rows, *shape], it is signal * clean + scale *
+    latents, of the shares at the table's first row.
+    """
     if latents is None:
         latents = _noise(settings.key, INITIAL, shape, dtype)
     x = jnp.asarray(latents, dtype) * jnp.asarray(scale).astype(dtype)
+    if clean is not None:
+        x += jnp.asarray(clean, dtype) * jnp.asarray(signal).astype(dtype)
     n = 0 if settings.edits is None else settings.edits.scale.shape[1]
     branch = jax.ShapeDtypeStruct(x.shape, x.dtype)
     preds = Predictions(branch, branch, jax.ShapeDtypeStruct((len(x), n, *shape), x.dtype))
     guidance, solver = _method(settings, method)
     return Carry(x, guidance.init(preds), solver.init(x))
+
+
+def embed(vae: AutoencoderKL, key: jax.Array, pictures: jax.Array) -> jax.Array:
+    """Pictures [rows, height, width, 3] in [-1, 1] -> the latents that the sampler takes [rows, ...], drawn by the
+    rows' keys from the distribution that the encoder says, as diffusers draws them."""
+    mean, logvar = jax.lax.map(lambda one: tuple(part[0] for part in vae.encode(one[None])), pictures)
+    mean, logvar = (part.astype(at_least_float32(part.dtype)) for part in (mean, logvar))
+    z = _noise(key, POSTERIOR, mean.shape[1:], mean.dtype)
+    return (mean + jnp.exp(logvar / 2) * z) * vae.config.scaling_factor
 
 
 def advance(
@@ -227,10 +255,14 @@ def as_bytes(pictures: jax.Array, finite: jax.Array) -> jax.Array:
     return jnp.round(jnp.where(finite[:, None, None, None], pictures, 0) * 255).astype(jnp.uint8)
 
 
-def guiding(settings: Any, method: Any, *more: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Classifier-free guidance, then semantic guidance where there are edits, then more."""
+def guiding(
+    settings: Any, method: Any, *more: optax.GradientTransformation, rescaled: Any = None
+) -> optax.GradientTransformation:
+    """Classifier-free guidance, rescaled by shares [rows] or None, then semantic guidance where there are edits, then
+    more."""
+    plain = [cfg(settings.guidance_scale)] + ([] if rescaled is None else [rescale(rescaled)])
     edited = [] if settings.edits is None else [_sega(settings, method)]
-    return optax.chain(cfg(settings.guidance_scale), *edited, *more)
+    return optax.chain(*plain, *edited, *more)
 
 
 def recorder(settings: Any, method: Any) -> Callable[..., Record | None]:
@@ -242,7 +274,8 @@ def recorder(settings: Any, method: Any) -> Callable[..., Record | None]:
         if settings.edits is None:
             return Record(added, uncond, cond, None)
         # Guidance once more, from zero: the compiler sees that it is the same sum and takes it once.
-        added, _ = _sega(settings, method).update(added, state[1], preds)
+        mine = next(link for link in state if isinstance(link, SegaState))
+        added, _ = _sega(settings, method).update(added, mine, preds)
         return Record(added, uncond, cond, edits)
 
     return keep if method.record else nothing
@@ -254,7 +287,9 @@ def _sega(settings: Any, method: Any) -> optax.GradientTransformation:
 
 def _method(settings: Settings, method: Method) -> tuple[optax.GradientTransformation, Solver]:
     replayed = [] if settings.replay is None else [replay(settings.replay)]
-    return guiding(settings, method, *replayed), SOLVERS[method.solver](settings.eta)
+    return guiding(settings, method, *replayed, rescaled=settings.guidance_rescale), SOLVERS[method.solver](
+        settings.eta
+    )
 
 
 def _noise(key: jax.Array, tag: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:

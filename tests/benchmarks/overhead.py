@@ -22,12 +22,12 @@ from sega_jax.parallel import Devices
 
 @jax.jit
 def bare(unet: Any, text: jax.Array, x: jax.Array, table: jax.Array) -> jax.Array:
-    """x [rows, height, width, channels] through the steps of a table of timesteps, factors of x and of the estimate,
-    guided with text [rows x branches, tokens, channels], of which the first two branches count."""
+    """x [rows, height, width, channels] in float32 through the steps of a table of timesteps, factors of x and of the
+    estimate, guided with text [rows x branches, tokens, channels], of which the first two branches count."""
     texts = unet.project(text)
 
     def step(x, row):
-        timestep, keep, add = row.astype(x.dtype)
+        timestep, keep, add = row
         out = unet(x, jnp.broadcast_to(timestep, x.shape[:1]), texts).reshape(len(x), -1, *x.shape[1:])
         return keep * x + add * (out[:, 0] + 7 * (out[:, 1] - out[:, 0])), None
 
@@ -40,8 +40,8 @@ def cell(pipe: Pipeline, concepts: int, batch: int, args: Any) -> dict[str, Any]
     rng = np.random.default_rng(0)
     tokens = pipe.models.text_encoder.config.max_position_embeddings
     text = rng.standard_normal((batch * (2 + concepts), tokens, width))
-    x = rng.standard_normal((batch, side, side, net.config.in_channels))
-    given = jax.device_put([array.astype(pipe.dtype) for array in (text, x)], device)
+    x = rng.standard_normal((batch, side, side, net.config.in_channels), np.float32)
+    given = jax.device_put([text.astype(pipe.dtype), x], device)
     table = jnp.stack([jnp.linspace(980, 0, args.steps), jnp.full(args.steps, 0.99), jnp.full(args.steps, 0.01)], 1)
     edits = [Edit(chr(97 + k), threshold=0.95, warmup=args.steps // 5) for k in range(concepts)]
     settings = {"images_per_prompt": batch, "steps": args.steps, "output": "latent", "progress": False}
