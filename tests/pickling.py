@@ -1,6 +1,5 @@
 """Writes files as `torch.save` does, without torch: the zip form of today, and that from before torch 1.6."""
 
-import io
 import struct
 import zipfile
 from pathlib import Path
@@ -74,12 +73,10 @@ def save(content: Any, path: Path, *, legacy: bool = False, compressed: bool = F
         parts += [struct.pack("<q", array.size) + array.tobytes() for array in storages]
         path.write_bytes(b"".join(parts))
         return path
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED) as file:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED) as file:
         file.writestr("archive/data.pkl", pickle)
         file.writestr("archive/byteorder", "little")
         for i, array in enumerate(storages):
             file.writestr(f"archive/data/{i}", array.tobytes())
         file.writestr("archive/version", "3\n")
-    path.write_bytes(made.getvalue())
     return path
