@@ -75,7 +75,8 @@ ALLOWED = {
     "sources": {"checkpoint", "hub", "kinds", "orbax", "single_file"},
     "loading": CALLS | {"inversion", "kinds", "lora", "orbax", "paella", "pipeline", "sources"},
     "cascade": CALLS | {"captions", "kinds", "loading", "pipeline", "sources"},
-    "faces": CALLS | {"captions", "faces", "kinds", "loading", "paella", "pipeline", "running", "sources"},
+    "faces": CALLS
+    | {"captions", "faces", "hub", "inversion", "lora", "kinds", "loading", "paella", "pipeline", "running", "sources"},
     "sweep": CALLS | {"branches", "demo", "kinds", "loading", "pictures", "pipeline", "running", "sources", "sweep"},
 }
 OF_CONVERSION = {
