@@ -1,4 +1,4 @@
-"""Other checkpoints in, an Orbax checkpoint or diffusers layout out; the only importer of torch."""
+"""Other checkpoints in, an Orbax checkpoint or diffusers layout out."""
 
 from convert.conversion import convert as convert
 from convert.paella import convert_paella as convert_paella

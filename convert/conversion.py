@@ -19,6 +19,7 @@ from convert.destination import whole_or_nothing
 from sega_jax.checkpoint import CheckpointError, Weights, check, fill, flax_name, read_json
 from sega_jax.kinds import CHECKER, entry, weight_stem
 from sega_jax.loading import describe
+from sega_jax.pickled import PickledTensors
 from sega_jax.progress import bar
 from sega_jax.single_file import is_one
 from sega_jax.sources import find, open_weights
@@ -48,7 +49,7 @@ def convert(
 
     Args:
         source: a folder in either form. Weights of diffusers layout are safetensors, or where there are none,
-            pickles (`.bin`), which are read without running what they hold and need torch. Or a stage of DeepFloyd-IF
+            pickles (`.bin`), which are read without running what they hold. Or a stage of DeepFloyd-IF
             as its own repository has it, `config.yml` and `pytorch_model.bin`: what is written is diffusers' pipeline
             of that stage, but without the text encoder, which such a folder does not hold, and a safety checker.
         dest: the folder to write, new or empty. It appears when it is whole: until then everything is in a hidden
@@ -195,7 +196,7 @@ def _dtype(dtype: DTypeLike | None) -> np.dtype | None:
 def opener(folder: Path, stem: str, variant: str | None, rename: Callable[[str], str | None]) -> Callable[[], Weights]:
     """Opens a network's weights, pickles only where there is nothing else."""
     if pickles.is_only_choice(folder, stem, variant):
-        return functools.partial(pickles.PickledTensors, folder, pickles.stem(stem), variant, rename)
+        return functools.partial(PickledTensors, folder, pickles.stem(stem), variant, rename)
     return functools.partial(open_weights, folder, variant, rename, stem)
 
 

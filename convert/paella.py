@@ -9,7 +9,6 @@ from typing import Any
 
 from jax.typing import DTypeLike
 
-from convert import pickles
 from convert.conversion import Source, as_json, check_options, destination, opener, tokenizer_files, write
 from convert.destination import whole_or_nothing
 from sega_jax.checkpoint import CheckpointError, read_json
@@ -18,6 +17,7 @@ from sega_jax.nn.paella import Paella, PaellaConfig
 from sega_jax.nn.prior import PriorConfig, PriorModel
 from sega_jax.nn.t5 import T5Config, T5EncoderModel
 from sega_jax.nn.vqgan import VQConfig, VQModel
+from sega_jax.pickled import PickledTensors
 from sega_jax.text import Tokenizer
 
 # Each network's published file without ending, its class and its config.
@@ -28,18 +28,17 @@ NETWORKS = {
 }
 
 
-class PublishedTensors(pickles.PickledTensors):
+class PublishedTensors(PickledTensors):
     """The tensors of a published file `STEM.pt`, or of one that the training script left, which has them as its
     `state_dict` and, smoothed, `ema_state_dict`.
 
     Raises:
-        CheckpointError: as of pickles.
+        CheckpointError: as of `PickledTensors`.
     """
 
     ending = "pt"
 
-    def _load(self, path: Path) -> Any:
-        found = super()._load(path)
+    def _within(self, found: Any) -> Any:
         for key in ("ema_state_dict", "state_dict"):
             if isinstance(found, dict) and isinstance(found.get(key), dict):
                 return found[key]
@@ -71,7 +70,7 @@ def convert_paella(
 
     Args:
         source: a folder with `paella_v3.pt`, `vqgan_f4.pt` and `prior_v1.pt`, pickles, which are read without running
-            what they hold and need torch.
+            what they hold.
         dest: the folder to write, new or empty, which appears when it is whole.
         byt5: the folder of google/byt5-xl, or of its encoder alone.
         openclip: the folder of laion/CLIP-ViT-H-14-laion2B-s32B-b79K in transformers' layout, or of its text encoder.

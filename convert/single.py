@@ -8,29 +8,14 @@ from typing import Any
 
 from jax.typing import DTypeLike
 
-from convert import pickles
 from convert.conversion import Source, as_json, check_options, destination, tokenizer_files, write
 from convert.destination import whole_or_nothing
 from sega_jax import single_file
-from sega_jax.checkpoint import CheckpointError, Tensors, read_json
+from sega_jax.checkpoint import CheckpointError, read_json
 from sega_jax.kinds import CHECKER, STABLE_DIFFUSION
 from sega_jax.loading import PREDICTIONS, describe
 from sega_jax.single_file import OriginalWeights, is_one
 from sega_jax.sources import of_file
-
-
-class CkptTensors(pickles.PickledTensors):
-    """All tensors of a `.ckpt`, in which they are the `state_dict` beside what training left.
-
-    Raises:
-        CheckpointError: as of pickles.
-    """
-
-    ending = "ckpt"
-
-    def _load(self, path: Path) -> Any:
-        found = super()._load(path)
-        return found["state_dict"] if isinstance(found, dict) and isinstance(found.get("state_dict"), dict) else found
 
 
 def convert_single(
@@ -49,8 +34,7 @@ def convert_single(
     without a safety checker.
 
     Args:
-        source: the file: `.safetensors`, or `.ckpt`, a pickle, which is read without running what it holds and needs
-            torch.
+        source: the file: `.safetensors`, or `.ckpt`, a pickle, which is read without running what it holds.
         dest: the folder to write, new or empty, which appears when it is whole.
         tokenizer: a folder with CLIP's vocabulary, vocab.json and merges.txt, which the file does not hold; None takes
             that of `config`.
@@ -80,7 +64,7 @@ def convert_single(
     path = Path(os.path.expanduser(source))
     if not path.is_file():
         raise FileNotFoundError(f"{path} is no file")
-    with _opened(path) as tensors:
+    with single_file.opened(path) as tensors:
         folder = of_file(path, tensors.shapes, config, prediction_type).fetch(without=[CHECKER])
     if tokenizer is None and not (folder / "tokenizer").is_dir():
         raise CheckpointError(
@@ -98,14 +82,8 @@ def convert_single(
     return dest
 
 
-def _opened(path: Path) -> Tensors:
-    if path.suffix == f".{CkptTensors.ending}":
-        return CkptTensors(path.parent, path.stem, None, str)
-    return single_file.opened(path)
-
-
 def _weights(path: Path, part: str, network: Any, ema: bool) -> OriginalWeights:
-    return OriginalWeights(path, _opened(path), part, network, ema=ema)
+    return OriginalWeights(path, single_file.opened(path), part, network, ema=ema)
 
 
 def _others(folder: Path, vocabulary: Path, prediction_type: str | None) -> Mapping[Path, Path | bytes]:

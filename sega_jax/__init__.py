@@ -18,6 +18,7 @@ from sega_jax.guidance import cfg as cfg
 from sega_jax.guidance import replay as replay
 from sega_jax.guidance import rescale as rescale
 from sega_jax.guidance import sega as sega
+from sega_jax.inversion import add_words as add_words
 from sega_jax.loading import load as load
 from sega_jax.lora import merge_lora as merge_lora
 from sega_jax.paella import PaellaPipeline as PaellaPipeline

@@ -30,6 +30,14 @@ _DTYPES = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 # Of a kernel, as many entries of the last axis are copied together.
 _COLUMNS = 32
+# What files turn out to be, and what helps.
+_PICKLED = "name it .ckpt if it is a checkpoint that torch wrote, or fetch .safetensors"
+_REMEDIES = {
+    "a zip file": _PICKLED,
+    "a pickle": _PICKLED,
+    "the pointer to a file of Git LFS": "fetch the file itself (git lfs pull)",
+    "a web page": "fetch it again, with the token that it may ask for",
+}
 _WEIGHTS = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
 
@@ -183,6 +191,8 @@ class Tensors:
                 nbytes = math.prod(shape) * _SIZES.get(tensor.get_dtype(), 1)
                 yield Entry(key, shape, nbytes, partial(_read, file, path, key))
         except (SafetensorError, OSError) as error:
+            if (found := looks_like(path)) in _REMEDIES:
+                raise CheckpointError(f"{path} is {found}, expected a safetensors file; {_REMEDIES[found]}") from None
             raise CheckpointError(
                 f"{path} is missing, truncated or no safetensors file ({error}); fetch it again"
             ) from None
@@ -206,6 +216,24 @@ def _read(file: Any, path: Path, key: str) -> np.ndarray:
     except (SafetensorError, AttributeError, TypeError, ValueError):
         dtype = file.get_slice(key).get_dtype()
         raise CheckpointError(f"{path}: cannot read {key} of type {_DTYPES.get(dtype, dtype)}") from None
+
+
+def looks_like(path: Path) -> str | None:
+    """What a file is by its first bytes; None for what is not known, and where there is none."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError:
+        return None
+    if start[:4] == b"PK\3\4":
+        return "a zip file"
+    if start[:1] == b"\x80" and start[1:2] in (b"\2", b"\3", b"\4", b"\5"):
+        return "a pickle"
+    if start.startswith(b"version https://git-lfs"):
+        return "the pointer to a file of Git LFS"
+    if start.lstrip()[:1] == b"<":
+        return "a web page"
+    return "a safetensors file" if start[8:9] == b"{" else None
 
 
 def weight_names(stem: str, variant: str | None, ending: str) -> tuple[str, str]:

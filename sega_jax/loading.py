@@ -17,6 +17,8 @@ from sega_jax import schedules, sources
 from sega_jax.checkpoint import CheckpointError, Weights, fill, read_json
 from sega_jax.components import as_module, as_scheduler, checked_scheduler
 from sega_jax.embeddings import Embeddings
+from sega_jax.inversion import added
+from sega_jax.inversion import read as read_words
 from sega_jax.kinds import CHECKER, PAELLA, UPSCALER, XL, Kind, entry, has_other_checker, kind_of, optional
 from sega_jax.lora import merged
 from sega_jax.lora import read as read_lora
@@ -58,6 +60,7 @@ def load(
     prediction_type: str | None = None,
     ema: bool = False,
     lora: str | Path | Mapping[str | Path, float] | None = None,
+    textual_inversion: str | Path | Mapping[str, str | Path] | None = None,
 ) -> Pipeline | PaellaPipeline:
     """Loads a checkpoint of Stable Diffusion, also XL, of its x4 upscaler, or of a stage of DeepFloyd-IF, in diffusers
     layout with safetensors weights or as `sega-jax-convert` made it of one; Stable Diffusion 1.x or 2.x in a single
@@ -70,8 +73,9 @@ def load(
         source: a folder, which holds `model_index.json`; or "owner/name" on the Hugging Face hub, of which the
             files that are needed are fetched into the hub's cache, after a look at the index. By default the demo
             model that comes along, of cartoon portraits of 128x128 pixels (`sega_jax.demo`). Or a single file
-            (.safetensors) with the names of the original repositories, as model-sharing sites have them: what it is
-            shows in its names and shapes, and `tokenizer` or `config` has the vocabulary, which it does not hold.
+            (.safetensors, or .ckpt, of which nothing is run) with the names of the original repositories, as
+            model-sharing sites have them: what it is shows in its names and shapes, and `tokenizer` or `config` has
+            the vocabulary, which it does not hold.
         revision: a branch, tag or commit on the hub.
         dtype: of the networks, float32, bfloat16 or float16; None is bfloat16 on accelerators (float16 on
             GPUs older than that) and float32 on the CPU. Guidance and solver are in float32 whatever it is.
@@ -99,13 +103,15 @@ def load(
             the last step's weights.
         lora: of Stable Diffusion, a LoRA's safetensors file to merge into the weights, or several with their scales,
             {"style.safetensors": 0.8}; see `merge_lora`.
+        textual_inversion: of Stable Diffusion, {word: file} of words to add, {"<cat-toy>": "cat.safetensors"}, or a
+            file that names its word; see `add_words`.
 
     Raises:
         FileNotFoundError: no such folder or file.
         TypeError: the source is no path, the devices are none, or a component is something else.
         CheckpointError: the source is no checkpoint or cannot be fetched, or a file is missing, broken or does not
             fit.
-        ValueError: an unknown dtype or attention, or a config that is not supported.
+        ValueError: an unknown dtype or attention, a config that is not supported, or a new word that the tokenizer has.
     """
     given = {"text_encoder": text_encoder, "text_encoder_2": text_encoder_2, "unet": unet, "vae": vae}
     given = {part: value for part, value in given.items() if value is not None}
@@ -140,6 +146,7 @@ def load(
             stacklevel=2,
         )
     changes = [] if lora is None else read_lora(found.models, lora)
+    words = [] if textual_inversion is None else read_words(found.models, found.tokenizer, textual_inversion)
     networks = dict.fromkeys(found.models._fields)
     for part, module in found.networks.items():
         if part in given or (part == CHECKER and found.safety is safety_checker):
@@ -148,10 +155,10 @@ def load(
             weights = checkpoint.weights(part, module, variant, ema=ema)
             networks[part] = filled(weights, module, dtype, where)
     safety = found.safety and found.safety._replace(checker=networks.pop(CHECKER))
-    models = merged(type(found.models)(**networks), changes)
+    models, tokenizer = added(merged(type(found.models)(**networks), changes), found.tokenizer, words)
     if isinstance(models, paella.Models):
-        return PaellaPipeline(models, found.tokenizer, where)
-    return Pipeline(models, found.tokenizer, found.scheduler, where, safety, found.noising, found.zeros)
+        return PaellaPipeline(models, tokenizer, where)
+    return Pipeline(models, tokenizer, found.scheduler, where, safety, found.noising, found.zeros)
 
 
 def load_text(

@@ -20,8 +20,8 @@ from safetensors import safe_open
 
 from sega_jax.arrays import at_least_float32, is_finite, is_floating
 from sega_jax.checkpoint import CheckpointError, Tensors, flax_name, from_torch, leaves, torch_name, torch_shape
+from sega_jax.naming import original_names
 from sega_jax.nn.unet import UNet2DConditionModel
-from sega_jax.single_file import original_names
 
 M = TypeVar("M")
 
@@ -170,6 +170,8 @@ def _layers(path: Path, networks: Mapping[str, Any]) -> dict[str, dict[str, Laye
     problems: list[str] = []
     roles: dict[tuple[str, str], dict[str, np.ndarray]] = {}
     with Tensors(path.parent, path.stem, None, str) as tensors:
+        if any(name.startswith("model.diffusion_model.") for name in tensors.shapes):
+            raise CheckpointError(f"{path} is no LoRA, but a whole checkpoint: give it to load as its source")
         factor = _factors(path)
         for name, shape in tensors.shapes.items():
             place = _place(name, names)

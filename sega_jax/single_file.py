@@ -1,11 +1,7 @@
-"""Stable Diffusion 1.x and 2.x in one file, with the names of the repositories that it was trained in.
+"""Stable Diffusion in one file, with the names of the repositories that it was trained in (`original`).
 
-The networks are those that diffusers has, in other words. Where its UNet has levels of resnets and attentions, the
-original has one list of blocks down and one up, whose entries are lists themselves: a resnet, an attention where the
-level has it, and in the last block up of a level its upsampler; a downsampler is a block of its own. The autoencoder's
-levels count from the largest picture in both directions, and its attention is of 1x1 convolutions. The text encoder of
-1.x is called the same; that of 2.x is OpenCLIP's, whose queries, keys and values come from one tensor, and whose last
-layer is not used.
+Beside the networks' tensors such files have others, of training or of what nobody calls, and some of the networks' have
+another shape: OpenCLIP's queries, keys and values are one tensor, and the last of its layers in 2.x is not used.
 """
 
 import os
@@ -23,74 +19,40 @@ from sega_jax.checkpoint import (
     Layout,
     Tensors,
     from_torch,
-    leaves,
     torch_name,
     torch_shape,
 )
-from sega_jax.nn.unet import UNet2DConditionModel
-from sega_jax.nn.vae import AutoencoderKL
+from sega_jax.naming import (
+    CLIP,
+    CLIP_XL,
+    FUSED,
+    OPENCLIP,
+    OPENCLIP_XL,
+    UNET,
+    VAE,
+    VAE_ATTENTION,
+    original_names,
+)
+from sega_jax.pickled import CkptTensors
 
 ENDINGS = (".safetensors", ".ckpt")
 # Folders in diffusers layout without weights and vocabulary.
 _PUBLISHED = Path(__file__).parent / "published"
 
-UNET, VAE, CLIP, OPENCLIP = (
-    "model.diffusion_model.",
-    "first_stage_model.",
-    "cond_stage_model.transformer.",
-    "cond_stage_model.model.",
-)
-_STARTS = {"unet": (UNET,), "vae": (VAE, "vae."), "text_encoder": (CLIP, OPENCLIP)}
+_STARTS = {
+    "unet": (UNET,),
+    "vae": (VAE, "vae."),
+    "text_encoder": (CLIP, OPENCLIP, CLIP_XL),
+    "text_encoder_2": (OPENCLIP_XL,),
+}
 _EMA = "model_ema."
 # Beside the networks' own tensors: of training, or of what nobody calls.
 _OTHERS = {
     "unet": r"$^",
     "vae": r"(?!(encoder|decoder|quant_conv|post_quant_conv)\.)",
     "text_encoder": r".*(position_ids|text_projection(\.weight)?|logit_scale|attn_mask)$",
+    "text_encoder_2": r".*(position_ids|logit_scale|attn_mask)$",
 }
-
-_UNET_ENDS = {
-    "conv_in": "input_blocks.0.0",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "class_embedding": "label_emb",
-    "mid_block.resnets.0": "middle_block.0",
-    "mid_block.attentions.0": "middle_block.1",
-    "mid_block.resnets.1": "middle_block.2",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
-}
-# The layers of a resnet, in all repositories that descend from guided-diffusion.
-RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-# The autoencoder's attention as the original has it, and under other names that are about.
-_VAE_ATTENTION = {
-    "group_norm": ("norm",),
-    "to_q": ("q", "query"),
-    "to_k": ("k", "key"),
-    "to_v": ("v", "value"),
-    "to_out.0": ("proj_out", "proj_attn", "to_out"),
-}
-_OPENCLIP = {
-    "embeddings.token_embedding.weight": "token_embedding.weight",
-    "embeddings.position_embedding.weight": "positional_embedding",
-    "final_layer_norm.weight": "ln_final.weight",
-    "final_layer_norm.bias": "ln_final.bias",
-}
-_OPENCLIP_LAYERS = {
-    "layer_norm1": "ln_1",
-    "self_attn.out_proj": "attn.out_proj",
-    "layer_norm2": "ln_2",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
-}
-_FUSED = ("q_proj", "k_proj", "v_proj")  # in the order of their rows in `in_proj`
 
 
 def is_one(source: Any) -> bool:
@@ -98,88 +60,14 @@ def is_one(source: Any) -> bool:
     return isinstance(source, str | os.PathLike) and Path(source).suffix in ENDINGS and not Path(source).is_dir()
 
 
-def places(unet: UNet2DConditionModel) -> Iterator[tuple[str, str]]:
-    """Of every resnet, attention and sampler on the way down and up, its path and the entry in the original's
-    blocks."""
-    down, up = [], []
-    for i, level in enumerate(unet.down_blocks):
-        for j in range(len(level.resnets)):
-            attention = [f"down_blocks.{i}.attentions.{j}"] if level.attentions else []
-            down.append([f"down_blocks.{i}.resnets.{j}", *attention])
-        down += [[f"down_blocks.{i}.downsamplers.0"]] if level.downsamplers else []
-    for i, level in enumerate(unet.up_blocks):
-        for j in range(len(level.resnets)):
-            attention = [f"up_blocks.{i}.attentions.{j}"] if level.attentions else []
-            up.append([f"up_blocks.{i}.resnets.{j}", *attention])
-        up[-1] += [f"up_blocks.{i}.upsamplers.0"] if level.upsamplers else []
-    for name, blocks, first in (("input_blocks", down, 1), ("output_blocks", up, 0)):
-        for number, block in enumerate(blocks, first):
-            yield from ((part, f"{name}.{number}.{k}") for k, part in enumerate(block))
-
-
-def original_names(network: Any, start: str) -> dict[str, str]:
-    """For every parameter's key in diffusers' layout, its name in the original; one of several in one tensor is
-    "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight[q_proj]".
-
-    Args:
-        network: a UNet, an autoencoder, or a text encoder, with or without values.
-        start: of the names: `UNET`, `VAE`, `CLIP` or `OPENCLIP`, or "".
-    """
-    if isinstance(network, UNet2DConditionModel):
-        found = _UNET_ENDS | dict(places(network))
-        name = partial(_unet_name, places=found)
-    elif isinstance(network, AutoencoderKL):
-        name = partial(_vae_name, levels=len(network.config.block_out_channels))
-    else:
-        name = _openclip_name if start == OPENCLIP else _clip_name
-    return {key: start + name(key) for key in leaves(network)}
-
-
-def _unet_name(key: str, places: Mapping[str, str]) -> str:
-    place = next(place for place in places if key.startswith(f"{place}."))
-    layer, _, kind = key.removeprefix(f"{place}.").rpartition(".")
-    if "downsamplers" in place:
-        layer = "op"
-    return ".".join(filter(None, (places[place], RESNET.get(layer, layer), kind)))
-
-
-def _vae_name(key: str, levels: int) -> str:
-    key = re.sub(r"up_blocks\.(\d+)", lambda match: f"up.{levels - 1 - int(match[1])}", key)
-    key = key.replace("down_blocks.", "down.").replace("conv_norm_out", "norm_out")
-    key = re.sub(r"mid_block\.resnets\.(\d)", lambda match: f"mid.block_{int(match[1]) + 1}", key)
-    key = re.sub(r"\.resnets\.", ".block.", key).replace("conv_shortcut", "nin_shortcut")
-    key = re.sub(r"\.(down|up)samplers\.0\.", r".\1sample.", key)
-    for ours, (theirs, *_) in _VAE_ATTENTION.items():
-        key = key.replace(f"mid_block.attentions.0.{ours}.", f"mid.attn_1.{theirs}.")
-    return key
-
-
-def _clip_name(key: str) -> str:
-    return f"text_model.{key}"
-
-
-def _openclip_name(key: str) -> str:
-    if key in _OPENCLIP:
-        return _OPENCLIP[key]
-    layer, part, kind = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", key).groups()
-    block = f"transformer.resblocks.{layer}"
-    if (fused := part.removeprefix("self_attn.")) in _FUSED:
-        return f"{block}.attn.in_proj_{kind}[{fused}]"
-    return f"{block}.{_OPENCLIP_LAYERS[part]}.{kind}"
-
-
 def opened(path: Path) -> Tensors:
-    """All tensors of a safetensors file, under its own names.
+    """All tensors of a file, under its own names.
 
     Raises:
-        CheckpointError: it is missing, broken, or a pickle.
+        CheckpointError: it is missing, broken, or hostile.
     """
-    if path.suffix == ".ckpt":
-        raise CheckpointError(
-            f"{path} is a pickle, which is not read here: sega-jax-convert makes a checkpoint's folder of it, or fetch"
-            " .safetensors"
-        )
-    return Tensors(path.parent, path.stem, None, str)
+    kind = CkptTensors if path.suffix == ".ckpt" else Tensors
+    return kind(path.parent, path.stem, None, str)
 
 
 def check(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -283,7 +171,7 @@ def _renaming(
         if averages.keys().isdisjoint(keys):
             raise CheckpointError(f"{path} has no moving average, names that start with {_EMA}; leave ema out")
         return names, averages.get
-    # OpenCLIP's last layer is not used.
+    # OpenCLIP's last layer is not used in 2.x.
     unused = f"{OPENCLIP}transformer.resblocks.{module.config.num_hidden_layers}." if start == OPENCLIP else None
     return names, partial(_own_name, part=part, start=start, unused=unused)
 
@@ -308,11 +196,11 @@ def _own_name(key: str, part: str, start: str, unused: str | None) -> str | None
     if name == key or re.match(_OTHERS[part], name) or (unused and key.startswith(unused)):
         return None
     if part == "vae":
-        for ours, (theirs, *others) in _VAE_ATTENTION.items():
+        for ours, (theirs, *others) in VAE_ATTENTION.items():
             for other in (ours, *others):
                 name = name.replace(f"mid.attn_1.{other}.", f"mid.attn_1.{theirs}.")
         return VAE + name
-    if start == CLIP:
+    if start in (CLIP, CLIP_XL):
         name = f"text_model.{name.removeprefix('text_model.')}"
     return start + name
 
@@ -323,12 +211,15 @@ def _average_name(name: str) -> str:
 
 def _pieces(name: str, entry: Entry) -> Iterator[tuple[str, Entry]]:
     """The parameters in a tensor."""
+    if name.endswith(".text_projection") and len(entry.shape) == 2:
+        yield name, entry._replace(shape=entry.shape[::-1], read=partial(_turned, entry.read))
+        return
     if ".mid.attn_1." in name and entry.shape[2:] in ((1,), (1, 1)):
         yield name, entry._replace(shape=entry.shape[:2], read=partial(_reshaped, entry.read, entry.shape[:2]))
-    elif name.endswith((".in_proj_weight", ".in_proj_bias")) and entry.shape and entry.shape[0] % len(_FUSED) == 0:
-        rows = entry.shape[0] // len(_FUSED)
-        shape, nbytes = (rows, *entry.shape[1:]), entry.nbytes // len(_FUSED)
-        for i, part in enumerate(_FUSED):
+    elif name.endswith((".in_proj_weight", ".in_proj_bias")) and entry.shape and entry.shape[0] % len(FUSED) == 0:
+        rows = entry.shape[0] // len(FUSED)
+        shape, nbytes = (rows, *entry.shape[1:]), entry.nbytes // len(FUSED)
+        for i, part in enumerate(FUSED):
             read = partial(_rows, entry.read, i * rows, rows)
             yield f"{name}[{part}]", Entry(f"{entry.key}[{part}]", shape, nbytes, read)
     else:
@@ -337,6 +228,10 @@ def _pieces(name: str, entry: Entry) -> Iterator[tuple[str, Entry]]:
 
 def _reshaped(read: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
     return read().reshape(shape)
+
+
+def _turned(read: Callable[[], np.ndarray]) -> np.ndarray:
+    return read().T
 
 
 def _rows(read: Callable[[], np.ndarray], start: int, count: int) -> np.ndarray:

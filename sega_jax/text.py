@@ -1,7 +1,9 @@
 """Words to tokens, by the tokenizers that checkpoints ship."""
 
+import copy
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -50,9 +52,37 @@ class Tokenizer:
                 f" encoder {vocabulary}; do the two folders belong together?"
             )
         self.length = min(length, positions)
+        self._spelt: dict[str, str] = {}  # words of several tokens
+
+    def having(self, words: Mapping[str, int]) -> tuple["Tokenizer", list[int]]:
+        """A tokenizer that has these words besides, each of so many tokens, and the tokens' ids, in order.
+
+        Raises:
+            ValueError: a word is there already, is none, or has spaces.
+        """
+        made, names = copy.copy(self), []
+        made._tokenizer, made._spelt = copy.deepcopy(self._tokenizer), dict(self._spelt)
+        known = self._tokenizer.get_vocab()
+        for word, count in words.items():
+            if not word or word != "".join(word.split()):
+                raise ValueError(f"{word!r} should be a word without spaces, such as <{''.join(word.split())}>")
+            own = [word, *(f"{word}_{i}" for i in range(1, count))]
+            if taken := [name for name in (*own, f"{word}_1") if name in known or name in names]:
+                raise ValueError(f"the tokenizer has {taken[0]!r} already; give another word, such as <{word}>")
+            names += own
+            if count > 1:
+                made._spelt[word] = " ".join(own)
+        made._tokenizer.add_tokens(names)
+        return made, made._tokenizer.convert_tokens_to_ids(names)
+
+    def _written_out(self, text: str) -> str:
+        """With all tokens of words that have several."""
+        words = "|".join(map(re.escape, sorted(self._spelt, key=len, reverse=True)))
+        return re.sub(words, lambda match: self._spelt[match[0]], text) if words else text
 
     def __call__(self, texts: Sequence[str], *, warn: bool = True) -> np.ndarray:
         """int32 ids [texts, length], padded; longer texts keep their end token and a warning has the rest."""
+        texts = [self._written_out(text) for text in texts]
         ids = self._tokenizer(list(texts), padding="max_length", max_length=self.length, truncation=True).input_ids
         if warn:
             _warn_of_cuts(self._tokenizer, texts, self.length)

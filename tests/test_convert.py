@@ -642,9 +642,3 @@ def test_progress(folder, tmp_path, capsys):
     last = capsys.readouterr().err.split("\r")[-1]
     assert last.startswith("100%")
     assert "B/s" in last
-
-
-def test_pickles_without_torch(refused, copy, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", None)
-    (copy / UNET).rename(copy / UNET.replace(".safetensors", ".bin"))
-    refused("diffusion_pytorch_model.bin is a pickle", 'pip install "sega_jax[convert]"')

@@ -8,6 +8,8 @@ than the sound one takes.
 import copy
 import gc
 import json
+import os
+import pickletools
 import random
 import resource
 import shutil
@@ -21,19 +23,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pickling
 import pytest
 import tensorstore
 import tiny
 from safetensors.numpy import save_file
 
 import convert
-from sega_jax import load, loading, lora, single_file
+from sega_jax import inversion, load, loading, lora, naming, single_file
 from sega_jax.checkpoint import Tensors, fill, leaves, read_json
+from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModel
 from sega_jax.orbax import OrbaxTensors
 from sega_jax.systems.stable_diffusion import Models
 from sega_jax.text import Tokenizer
 
-CASES = 150
+CASES = int(os.environ.get("SEGA_JAX_FUZZ", "150"))  # 1,000 take some minutes
 SECONDS = 5
 # What Python itself takes, for the words of an error and the like; the files here are smaller.
 OVERHEAD = 2**17
@@ -47,6 +51,8 @@ NETWORKS = [
 TOKENIZER = ["vocab.json", "special_tokens_map.json", "tokenizer_config.json"]
 # Bytes that keep JSON and headers readable more often than others do.
 TELLING = b'0123456789-.eE[]{}",:tfnFBUI '
+# Those that pickles have as words.
+OPCODES = b"".join(code.code.encode("latin-1") for code in pickletools.opcodes)
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +235,7 @@ def test_headers(weights, read):
 def test_single_files(tmp_path, text):
     """The text encoder with the names of OpenCLIP, whose tensors are several of ours."""
     path, config = tmp_path / "model.safetensors", tiny.TEXT | {"num_hidden_layers": 1}
-    starts = (single_file.OPENCLIP, f"{single_file.UNET}input_blocks.0.0.")
+    starts = (naming.OPENCLIP, f"{naming.UNET}input_blocks.0.0.")
     tensors = tiny.original(unet=tiny.UNET_1, text=config, openclip=True)
     save_file({key: array for key, array in tensors.items() if key.startswith(starts)}, path)
 
@@ -240,6 +246,33 @@ def test_single_files(tmp_path, text):
             fill(text, weights, np.float32, np.copy)
 
     assert 0 < survives_in_little(attempt, path.read_bytes(), path.write_bytes, header_changed, 1000) < 1000
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_pickles(tmp_path, text, legacy):
+    """Of all that a file says about its tensors, and now and then of their entries."""
+    config, cases = tiny.TEXT | {"num_hidden_layers": 1}, CASES if legacy else 1000
+    tensors = tiny.original(unet=tiny.UNET_1, text=config)
+    content = {key: array for key, array in tensors.items() if key.startswith(naming.CLIP)}
+    path = pickling.save({"state_dict": content, "epoch": 3}, tmp_path / "model.ckpt", legacy=legacy)
+    original = path.read_bytes()
+    entries = [original.find(array.tobytes()) for array in content.values() if array.ndim == 2]
+    words = range(min(entries)), range(max(entries), len(original))
+
+    def change(rng, original):
+        damaged = bytearray(original)
+        places = rng.choice((*words, *words, range(len(original))))
+        while damaged == original:
+            for _ in range(rng.randint(1, 3)):
+                new = rng.choice(OPCODES) if rng.random() < 0.5 else rng.randrange(256)
+                damaged[rng.choice(places)] = new
+        return bytes(damaged[: rng.randrange(len(damaged))] if rng.random() < 0.1 else damaged)
+
+    def attempt():
+        with single_file.OriginalWeights(path, single_file.opened(path), "text_encoder", text) as weights:
+            fill(text, weights, np.float32, np.copy)
+
+    assert 0 < survives_in_little(attempt, original, path.write_bytes, change, cases) < cases
 
 
 def test_loras(tmp_path, text):
@@ -258,6 +291,22 @@ def test_loras(tmp_path, text):
             assert layer.difference(leaves(text)[key]).shape == leaves(text)[key]
 
     assert 0 < survives_in_little(attempt, path.read_bytes(), path.write_bytes, header_changed, 1000) < 1000
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pt"])
+def test_textual_inversion(tmp_path, ending):
+    path, vectors = tmp_path / f"a{ending}", np.ones((2, 16), np.float32)
+    if ending == ".pt":
+        pickling.save({"string_to_param": {"*": vectors}, "name": "<a>", "step": 3}, path)
+    else:
+        save_file({"<a>": vectors}, path)
+    text = {"text_encoder": CLIPTextModel(CLIPTextConfig(hidden_size=16))}
+
+    def attempt():
+        assert inversion._word(path, None, text).vectors["text_encoder"].shape[1:] == (16,)
+
+    change = bytes_changed if ending == ".pt" else header_changed
+    assert 0 < survives_in_little(attempt, path.read_bytes(), path.write_bytes, change, 1000) < 1000
 
 
 def test_indices(weights, read):

@@ -10,8 +10,8 @@ import pytest
 import tiny
 from safetensors.numpy import save_file
 
-from sega_jax import CheckpointError, load, lora, merge_lora, single_file
-from sega_jax.checkpoint import from_torch, torch_name
+from sega_jax import CheckpointError, load, lora, merge_lora, naming
+from sega_jax.checkpoint import from_torch, leaves, torch_name
 
 # Linear layers, convolutions of 1x1 and of 3x3, and one with a stride, by diffusers' names.
 LAYERS = {
@@ -39,7 +39,7 @@ def layers(models):
     """Of every layer up, down and alpha, by part and diffusers' name."""
     rng, found = np.random.default_rng(0), {}
     for part, names in (("unet", LAYERS), ("text_encoder", TEXT)):
-        shapes = single_file.leaves(getattr(models, part))
+        shapes = leaves(getattr(models, part))
         for name, rank in names.items():
             outputs, *inputs = shapes[f"{name}.weight"]
             down, up = (
@@ -81,7 +81,7 @@ def kohya_original(part, name):
     """As kohya's scripts name Stable Diffusion XL's."""
     if part == "text_encoder":
         return [key.replace("lora_te_", "lora_te1_") for key in kohya(part, name)]
-    original = single_file.original_names(tiny.networks().unet, "")[f"{name}.weight"].removesuffix(".weight")
+    original = naming.original_names(tiny.networks().unet, "")[f"{name}.weight"].removesuffix(".weight")
     return kohya(part, original)
 
 

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from safetensors.numpy import save_file
 from test_convert import same
 
-from sega_jax import CheckpointError, Edit, load, single_file
+from sega_jax import CheckpointError, Edit, load, naming, single_file
+from sega_jax.checkpoint import leaves
 from sega_jax.cli import main
 from sega_jax.kinds import kind_of
 from sega_jax.loading import describe
@@ -108,7 +109,7 @@ def test_what_is_not_of_the_networks_is_left(simple, write, small, small_folder)
 
 def test_networks_of_other_pipelines(simple, write, small, small_folder):
     """In place of those that a file lacks."""
-    path = write({key: array for key, array in simple.items() if key.startswith(single_file.UNET)})
+    path = write({key: array for key, array in simple.items() if key.startswith(naming.UNET)})
     with pytest.raises(CheckpointError, match=r"has no text_encoder, names that start with .*; give text_encoder="):
         load(path, config=small_folder, devices=small.devices)
     others = {"text_encoder": small.models.text_encoder, "vae": small.models.vae}
@@ -146,10 +147,10 @@ def test_the_prediction(simple, write, small, small_folder):
 def shapes(config, openclip):
     """Of every tensor of a published file, put together from those of our leaves that are in it."""
     models, found = Models.build(**config), {}
-    starts = (single_file.OPENCLIP if openclip else single_file.CLIP, single_file.UNET, single_file.VAE)
+    starts = (naming.OPENCLIP if openclip else naming.CLIP, naming.UNET, naming.VAE)
     for module, start in zip(models, starts, strict=True):
-        names = single_file.original_names(module, start)
-        for key, shape in single_file.leaves(module).items():
+        names = naming.original_names(module, start)
+        for key, shape in leaves(module).items():
             tensor, _, part = names[key].partition("[")
             assert bool(part) or tensor not in found
             if part:
@@ -183,14 +184,14 @@ def test_names_at_full_size(name, count, parameters):
 )
 @pytest.mark.filterwarnings("error")
 def test_configs_as_published(small, width, asked, name, predicts, solver):
-    key = f"{single_file.UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+    key = f"{naming.UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
     folder = single_file.published(Path("x"), {key: (320, width)}, asked)
     assert folder.name == name
     assert kind_of(folder).models is Models
     found = describe(folder, tokenizer=small.tokenizer)
     assert (found.scheduler.name, found.scheduler.options["prediction_type"]) == (solver, predicts)
     wanted = Models.build(**(published.SD_1 if width == 768 else published.SD_2))
-    assert [single_file.leaves(network) for network in found.models] == [single_file.leaves(net) for net in wanted]
+    assert [leaves(network) for network in found.models] == [leaves(net) for net in wanted]
     size = 64 if name == "sd-2.1-base" else wanted.unet.config.sample_size
     assert found.models.unet.config == wanted.unet.config._replace(sample_size=size)
 
@@ -203,10 +204,10 @@ def without(start):
 
 
 def misshapen(tensors):
-    tensors[f"{single_file.UNET}out.2.bias"] = np.zeros(3, np.float32)
+    tensors[f"{naming.UNET}out.2.bias"] = np.zeros(3, np.float32)
 
 
-UNET_IN = f"{single_file.UNET}input_blocks.0.0.weight"
+UNET_IN = f"{naming.UNET}input_blocks.0.0.weight"
 BROKEN = {
     "no UNet": (without("model."), "has no Stable Diffusion's UNet, names that start with model.diffusion_model.: it"),
     "a LoRA": (
@@ -220,14 +221,14 @@ BROKEN = {
     "nothing": (lambda t: t.clear(), "it has nothing"),
     "XL": (lambda t: t.update({"conditioner.embedders.1.x": np.ones(1)}), "is of Stable Diffusion XL, expected 1.x"),
     "inpainting": (lambda t: t.update({UNET_IN: np.ones((8, 9, 3, 3))}), "takes 9 channels, as models that fill in"),
-    "missing": (lambda t: t.pop(f"{single_file.UNET}out.2.bias"), "missing    model.diffusion_model.out.2.bias (4,)"),
+    "missing": (lambda t: t.pop(f"{naming.UNET}out.2.bias"), "missing    model.diffusion_model.out.2.bias (4,)"),
     "misshapen": (misshapen, "misshapen  model.diffusion_model.out.2.bias: (3,), expected (4,)"),
     "unexpected": (
-        lambda t: t.update({f"{single_file.UNET}x": np.ones(1, np.float32)}),
+        lambda t: t.update({f"{naming.UNET}x": np.ones(1, np.float32)}),
         "unexpected model.diffusion_model.x (1,)",
     ),
     "twice": (
-        lambda t: t.update({f"{single_file.VAE}encoder.mid.attn_1.to_q.bias": np.ones(16, np.float32)}),
+        lambda t: t.update({f"{naming.VAE}encoder.mid.attn_1.to_q.bias": np.ones(16, np.float32)}),
         "are the same parameter",
     ),
 }
@@ -247,7 +248,7 @@ def test_broken_files(simple, write, small, small_folder, name):
 def test_no_weights_but_a_name(write, tmp_path, small, small_folder):
     load_broken = {
         "truncated.safetensors": (b"\x08\0\0\0\0\0\0\0{", CheckpointError, "truncated or no safetensors file"),
-        "model.ckpt": (b"PK\3\4", CheckpointError, "is a pickle, which is not read here: sega-jax-convert"),
+        "model.ckpt": (b"PK\3\4", CheckpointError, r"model\.ckpt is truncated or no weight file"),
     }
     for name, (content, error, words) in load_broken.items():
         (tmp_path / name).write_bytes(content)
@@ -259,7 +260,7 @@ def test_no_weights_but_a_name(write, tmp_path, small, small_folder):
 
 def test_the_shell_says_what_is_missing(simple, write):
     """It has no option for the vocabulary."""
-    like = {f"{single_file.UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": np.ones((8, 768), np.float32)}
+    like = {f"{naming.UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": np.ones((8, 768), np.float32)}
     result = CliRunner().invoke(main, ["edit", "--model", str(write(simple | like)), "--prompt", "a", "--edit", "b"])
     assert result.exit_code == 1
     assert "does not hold CLIP's vocabulary" in result.output

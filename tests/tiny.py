@@ -17,7 +17,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from safetensors.numpy import load_file, save_file
 
-from sega_jax import single_file
+from sega_jax import naming
 from sega_jax.checkpoint import from_torch, leaves, torch_name, torch_shape
 from sega_jax.nn.safety import SafetyCheckerConfig, StableDiffusionSafetyChecker
 from sega_jax.systems import deepfloyd, sdxl
@@ -425,9 +425,9 @@ def original(*, unet=UNET, vae=VAE, text=TEXT, openclip=False, ema=False) -> dic
     """The tensors of a checkpoint as a single file with the original names has them: with a moving average of other
     values where `ema`, and the text encoder as OpenCLIP has it, with one layer more, where `openclip`."""
     models, found = networks(unet=unet, vae=vae, text=text), {}
-    starts = (single_file.OPENCLIP if openclip else single_file.CLIP, single_file.UNET, single_file.VAE)
+    starts = (naming.OPENCLIP if openclip else naming.CLIP, naming.UNET, naming.VAE)
     for module, start in zip(models, starts, strict=True):
-        names, fused = single_file.original_names(module, start), {}
+        names, fused = naming.original_names(module, start), {}
         for key, array in tensors(module).items():
             name, _, part = names[key].rstrip("]").partition("[")
             if part:
@@ -440,12 +440,12 @@ def original(*, unet=UNET, vae=VAE, text=TEXT, openclip=False, ema=False) -> dic
     if openclip:
         unused = {key: key.replace("resblocks.0.", f"resblocks.{text['num_hidden_layers']}.") for key in found}
         found |= {new: found[key] + 1 for key, new in unused.items() if new != key}
-        found[f"{single_file.OPENCLIP}text_projection"] = np.ones([text["hidden_size"]] * 2, np.float32)
-        found[f"{single_file.OPENCLIP}logit_scale"] = np.ones([], np.float32)
+        found[f"{naming.OPENCLIP}text_projection"] = np.ones([text["hidden_size"]] * 2, np.float32)
+        found[f"{naming.OPENCLIP}logit_scale"] = np.ones([], np.float32)
     else:
-        found[f"{single_file.CLIP}text_model.embeddings.position_ids"] = np.arange(12)[None]
+        found[f"{naming.CLIP}text_model.embeddings.position_ids"] = np.arange(12)[None]
     if ema:
-        for key in [key for key in found if key.startswith(single_file.UNET)]:
+        for key in [key for key in found if key.startswith(naming.UNET)]:
             found["model_ema." + key.removeprefix("model.").replace(".", "")] = found[key] + np.float32(0.01)
         found["model_ema.decay"] = np.full((), 0.9999, np.float32)
     found["alphas_cumprod"] = np.ones(1000, np.float32)

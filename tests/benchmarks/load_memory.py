@@ -1,0 +1,102 @@
+"""How much of the host's memory loading takes at its peak, of what the weights take in the dtype that is loaded.
+
+A random checkpoint of the Stable Diffusion 1.5 architecture is written to a temporary folder, in every form and dtype,
+and loaded on one CPU device, each time in a process of its own. Memory is what the process has of its own (RssAnon,
+looked at every millisecond) beyond what it had before; pages of mapped files, which the system takes back when it
+needs them, are not in it, and the weights are. Run from the repository's root:
+
+    python tests/benchmarks/load_memory.py
+
+`--tiny` is a small network, of which the rest takes more than the weights.
+"""
+
+import argparse
+import re
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import jax
+import numpy as np
+from safetensors import safe_open
+from startup import apart
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import pickling
+import tiny
+from end_to_end import SMALL
+from published import SD_1
+
+import convert
+import sega_jax
+from sega_jax import naming
+from sega_jax.systems.stable_diffusion import Models
+
+FORMS = ("safetensors", "orbax", "single.safetensors", "single.ckpt")
+
+
+def own() -> int:
+    """The bytes of memory that are this process's own."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"RssAnon:\s+(\d+) kB", status)[1])
+
+
+def peak(small: Path, source: Path, dtype: str, config: Path | None) -> float:
+    """The peak of a load, of the size of the weights."""
+    sega_jax.load(small, dtype=dtype, devices=jax.local_devices()[:1])  # what is imported and made once
+    before, most, stop = own(), [0], threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.001):
+            most[0] = max(most[0], own())
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    pipe = sega_jax.load(source, dtype=dtype, devices=jax.local_devices()[:1], config=config)
+    jax.block_until_ready(pipe.models)
+    stop.set()
+    watching.join()
+    return (max(most[0], own()) - before) / sum(leaf.nbytes for leaf in jax.tree.leaves(pipe.models))
+
+
+def original(folder: Path, models: Models) -> dict[str, np.ndarray]:
+    """The tensors of a folder under the names of a single file."""
+    found = {}
+    for part, start in (("text_encoder", naming.CLIP), ("unet", naming.UNET), ("vae", naming.VAE)):
+        names = naming.original_names(getattr(models, part), start)
+        (path,) = (folder / part).glob("*.safetensors")
+        with safe_open(path, framework="numpy") as file:
+            found |= {names[key]: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--forms", type=lambda text: text.split(","), default=FORMS, help="with commas between")
+    parser.add_argument("--tiny", action="store_true", help="a small network, to try this script")
+    args = parser.parse_args()
+    configs = SMALL if args.tiny else SD_1
+    parts = {"text" if part == "text_encoder" else part: config for part, config in configs.items()}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        small = tiny.checkpoint(folder / "small")
+        length = configs["text_encoder"]["max_position_embeddings"]
+        whole = tiny.checkpoint(folder / "safetensors", **parts, length=length)
+        models = Models.build(*(configs[part] for part in Models._fields))
+        for form in args.forms:
+            if form == "orbax":
+                convert.convert(whole, folder / form)
+            elif form == "single.ckpt":
+                pickling.save({"state_dict": original(whole, models)}, folder / form)
+            elif form == "single.safetensors":
+                tiny.save_file(original(whole, models), folder / form)
+            for dtype in ("float32", "bfloat16"):
+                config = whole if form.startswith("single") else None
+                ratio = apart(peak, small, folder / form, dtype, config)
+                print(f"{form} of float32, loaded in {dtype}: {ratio:.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
