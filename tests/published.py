@@ -43,6 +43,33 @@ SD_2 = {
     },
     "vae": VAE,
 }
+# Stable Diffusion XL's base
+SD_XL = {
+    "text_encoder": SD_1["text_encoder"],
+    "text_encoder_2": SD_2["text_encoder"]
+    | {
+        "architectures": ["CLIPTextModelWithProjection"],
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 20,
+        "projection_dim": 1280,
+    },
+    "unet": {
+        "sample_size": 128,
+        "block_out_channels": [320, 640, 1280],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "attention_head_dim": [5, 10, 20],
+        "transformer_layers_per_block": [1, 2, 10],
+        "use_linear_projection": True,
+        "cross_attention_dim": 2048,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+    "vae": VAE | {"scaling_factor": 0.13025, "force_upcast": True, "sample_size": 1024},
+}
 # Stable Diffusion 1.5's safety checker: CLIP's ViT-L/14
 SAFETY = {
     "projection_dim": 768,
