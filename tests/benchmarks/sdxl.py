@@ -24,7 +24,7 @@ from weights import filled
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tiny
-from published import SD_XL
+from published import XL
 
 from sega_jax import Edit, Pipeline, schedules
 from sega_jax.parallel import Devices
@@ -38,7 +38,7 @@ UNET, DECODER = 6.76, 10.5
 
 def pipeline(dtype: str, attention: str, devices: Devices, *, small: bool) -> Pipeline:
     """SDXL with random weights, or a small network."""
-    configs = SMALL if small else SD_XL
+    configs = SMALL if small else XL
     models = filled(sdxl.Models.build(**configs, attention=attention), dtype, devices)
     folder = Path(tempfile.mkdtemp())
     length, words = (configs["text_encoder"][name] for name in ("max_position_embeddings", "vocab_size"))
