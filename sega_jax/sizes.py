@@ -1,7 +1,10 @@
 """How large what a pipeline makes is, from what was asked for and from the small picture it may start from."""
 
 from collections.abc import Sequence
+from typing import Any
 
+from sega_jax.nn.tiling import SHARES
+from sega_jax.nn.vae import AutoencoderKL
 from sega_jax.rows import whole
 from sega_jax.systems.common import Sizes
 
@@ -56,6 +59,28 @@ def shape_from(
             f" each way; resize it, or give height={sizes.enlarges * small[0]}, width={sizes.enlarges * small[1]}"
         )
     return shape
+
+
+def tile_of(vae: AutoencoderKL | None, tiled: Any) -> int | None:
+    """The side of a tile, in positions of the state, that is decoded at once; None for the whole picture.
+
+    Args:
+        tiled: True for that of the autoencoder's training, a number of pixels, or False.
+
+    Raises:
+        TypeError, ValueError: another size than a multiple of what tiles share, or there is nothing that decodes.
+    """
+    if tiled is False:
+        return None
+    if vae is None:
+        raise ValueError(f"tiled={tiled!r} is of autoencoders, and this checkpoint has none; leave it out")
+    config, multiple = vae.config, SHARES * vae.config.factor
+    usual = config.sample_size if isinstance(config.sample_size, int) else config.sample_size[0]
+    pixels = usual if tiled is True else whole("tiled", tiled, 1)
+    if pixels % multiple:
+        near = max(pixels // multiple, 1) * multiple
+        raise ValueError(f"tiled={pixels} is not a multiple of {multiple}; try {near}")
+    return pixels // config.factor
 
 
 def times(size: Sequence[int]) -> str:
