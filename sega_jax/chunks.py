@@ -96,5 +96,6 @@ def enough_memory(shape: tuple[int, ...]) -> Iterator[None]:
             raise
         raise MemoryError(
             f"the device's memory does not hold this batch, {shape} (rows first); ask for fewer pictures or"
-            " concepts at once, a smaller size, or load with dtype bfloat16"
+            " concepts at once, or where a call has them rows_at_once or tiled, for a smaller size, or load with dtype"
+            " bfloat16"
         ) from error

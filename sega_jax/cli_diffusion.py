@@ -1,4 +1,5 @@
-"""What `sega-jax edit` has for Stable Diffusion: a picture to start from, and rescaled guidance."""
+"""What `sega-jax edit` has for Stable Diffusion: a picture to start from, rescaled
+guidance, tiles, and how words are read."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +19,9 @@ _OPTIONS = [
         "--strength", type=float, help="Stable Diffusion: the share of the steps that is run after it.  [default: 0.8]"
     ),
     click.option("--guidance-rescale", type=float, help="Stable Diffusion: 0 to 1, against too much contrast."),
+    click.option("--tiled", is_flag=True, help="Stable Diffusion: decode large pictures in tiles, for less memory."),
+    click.option("--long-prompts", is_flag=True, help="Stable Diffusion: read longer texts in chunks, and cut none."),
+    click.option("--weighted", is_flag=True, help='Stable Diffusion: brackets are weights, as in "a (red:1.3) hat".'),
 ]
 
 

@@ -12,23 +12,25 @@ from sega_jax.nn.t5 import T5EncoderModel
 from sega_jax.nn.unet import UNet2DConditionModel
 from sega_jax.nn.vae import AutoencoderKL
 from sega_jax.nn.vqgan import VQModel
-from sega_jax.systems import deepfloyd, paella, stable_diffusion
+from sega_jax.systems import deepfloyd, paella, sdxl, stable_diffusion
 
 
 class Kind(NamedTuple):
     """A kind of checkpoint."""
 
     name: str
-    models: type[stable_diffusion.Models] | type[deepfloyd.Models] | type[paella.Models]
+    models: type[stable_diffusion.Models] | type[sdxl.Models] | type[deepfloyd.Models] | type[paella.Models]
     parts: Mapping[str, type]  # the networks by their folders
     noising: str | None = None  # the folder of the scheduler that noises small pictures
 
 
 CHECKER = "safety_checker"
 _SD = {"text_encoder": CLIPTextModel, "unet": UNet2DConditionModel, "vae": AutoencoderKL}
+_XL = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection, **_SD}
 _IF = {"text_encoder": T5EncoderModel, "unet": UNet2DConditionModel}
 
 STABLE_DIFFUSION = Kind("Stable Diffusion 1.x or 2.x", stable_diffusion.Models, _SD)
+XL = Kind("Stable Diffusion XL", sdxl.Models, _XL)
 UPSCALER = Kind("Stable Diffusion's x4 upscaler", stable_diffusion.Models, _SD, "low_res_scheduler")
 STAGE_1 = Kind("DeepFloyd-IF's first stage", deepfloyd.Models, _IF)
 STAGE_2 = Kind("DeepFloyd-IF's second stage", deepfloyd.Models, _IF, "image_noising_scheduler")
@@ -42,7 +44,7 @@ _PAELLA = {
 PAELLA = Kind("Paella", paella.Models, _PAELLA)
 
 
-_ALL = (STABLE_DIFFUSION, UPSCALER, STAGE_1, STAGE_2, PAELLA)
+_ALL = (STABLE_DIFFUSION, XL, UPSCALER, STAGE_1, STAGE_2, PAELLA)
 
 
 def of(models: Any) -> Kind:
@@ -74,10 +76,10 @@ def kind_of(folder: Path) -> Kind:
         raise CheckpointError(f"{folder} has no model_index.json, so it is no checkpoint in diffusers layout{hint}")
     entries = read_json(index)
     name = entries.get("_class_name")
-    if "text_encoder_2" in entries:
-        raise CheckpointError(f"{folder} is a {name} with two text encoders, expected {STABLE_DIFFUSION.name}")
     if name == "PaellaPipeline":
         kind = PAELLA
+    elif "text_encoder_2" in entries:
+        kind = XL
     elif str(name).startswith("IF") and "vae" not in entries:
         kind = STAGE_2 if STAGE_2.noising in entries else STAGE_1
     else:
@@ -99,7 +101,8 @@ def has_other_checker(folder: Path) -> bool:
 
 def weight_stem(part: str) -> str:
     """The name of a network's weight file in diffusers layout, without ending: transformers' or diffusers'."""
-    return "model" if part in ("text_encoder", "byt5", "clip", CHECKER) else "diffusion_pytorch_model"
+    texts = ("text_encoder", "text_encoder_2", "byt5", "clip")
+    return "model" if part in (*texts, CHECKER) else "diffusion_pytorch_model"
 
 
 def optional(kind: Kind) -> tuple[str, ...]:

@@ -19,10 +19,10 @@ from sega_jax.components import as_module, as_scheduler, checked_scheduler
 from sega_jax.embeddings import Embeddings
 from sega_jax.inversion import added
 from sega_jax.inversion import read as read_words
-from sega_jax.kinds import CHECKER, PAELLA, UPSCALER, Kind, entry, has_other_checker, kind_of, optional
+from sega_jax.kinds import CHECKER, PAELLA, UPSCALER, XL, Kind, entry, has_other_checker, kind_of, optional
 from sega_jax.lora import merged
 from sega_jax.lora import read as read_lora
-from sega_jax.nn.clip import CLIPTextModel
+from sega_jax.nn.clip import CLIPTextModel, CLIPTextModelWithProjection
 from sega_jax.nn.safety import SafetyCheckerConfig, StableDiffusionSafetyChecker
 from sega_jax.nn.t5 import T5EncoderModel
 from sega_jax.nn.unet import UNet2DConditionModel
@@ -33,7 +33,7 @@ from sega_jax.pipeline import Models, Pipeline
 from sega_jax.safety import FeatureExtractor, Safety
 from sega_jax.small import Noising
 from sega_jax.systems import deepfloyd, paella
-from sega_jax.text import T5Tokenizer, Tokenizer
+from sega_jax.text import T5Tokenizer, Tokenizer, TokenizerPair
 
 PREDICTIONS = ("epsilon", "v_prediction")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -52,18 +52,19 @@ def load(
     scheduler: Any = None,
     safety_checker: bool | Safety | None = True,
     text_encoder: CLIPTextModel | T5EncoderModel | bool | None = None,
+    text_encoder_2: CLIPTextModelWithProjection | None = None,
     unet: UNet2DConditionModel | None = None,
     vae: AutoencoderKL | None = None,
-    tokenizer: Tokenizer | T5Tokenizer | str | Path | None = None,
+    tokenizer: Tokenizer | TokenizerPair | T5Tokenizer | str | Path | None = None,
     config: str | Path | None = None,
     prediction_type: str | None = None,
     ema: bool = False,
     lora: str | Path | Mapping[str | Path, float] | None = None,
     textual_inversion: str | Path | Mapping[str, str | Path] | None = None,
 ) -> Pipeline | PaellaPipeline:
-    """Loads a checkpoint of Stable Diffusion, of its x4 upscaler, or of a stage of DeepFloyd-IF, in diffusers layout
-    with safetensors weights or as `sega-jax-convert` made it of one; Stable Diffusion 1.x or 2.x in a single file; or
-    Paella as `sega-jax-convert` made it.
+    """Loads a checkpoint of Stable Diffusion, also XL, of its x4 upscaler, or of a stage of DeepFloyd-IF, in diffusers
+    layout with safetensors weights or as `sega-jax-convert` made it of one; Stable Diffusion 1.x or 2.x in a single
+    file; or Paella as `sega-jax-convert` made it.
 
     DeepFloyd-IF's safety checker, which is another than Stable Diffusion's, and its watermark are not of this library:
     its pictures are neither checked nor marked, and a warning says so.
@@ -88,10 +89,11 @@ def load(
         safety_checker: whether to load the one that the checkpoint may have, which makes pictures black that it
             flags; with False or None its files are not read. `pipe.safety` of another pipeline is taken as it is.
             True means nothing for DeepFloyd-IF, but a warning where the checkpoint has one.
-        text_encoder, unet, vae: of another pipeline (`pipe.models.unet`), in place of the checkpoint's,
+        text_encoder, text_encoder_2, unet, vae: of another pipeline (`pipe.models.unet`), in place of the checkpoint's,
             whose files are then not read. `text_encoder=False` does without DeepFloyd-IF's, which is larger than the
             rest: prompts are then embeddings.
-        tokenizer: another pipeline's; or its folder, such as `tokenizer` of any checkpoint of Stable Diffusion 1.x.
+        tokenizer: another pipeline's; or its folder, such as `tokenizer` of any checkpoint of Stable Diffusion 1.x,
+            but not for XL, which has two.
         config: of a single file, a folder in diffusers layout whose configs, tokenizer and scheduler it has; weights
             are not looked for there. None is as published: Stable Diffusion 1.5, or 2.1.
         prediction_type: what the UNet predicts, "epsilon" or "v_prediction"; None is what the scheduler's config
@@ -111,10 +113,10 @@ def load(
             fit.
         ValueError: an unknown dtype or attention, a config that is not supported, or a new word that the tokenizer has.
     """
-    given = {"text_encoder": text_encoder, "unet": unet, "vae": vae}
+    given = {"text_encoder": text_encoder, "text_encoder_2": text_encoder_2, "unet": unet, "vae": vae}
     given = {part: value for part, value in given.items() if value is not None}
     check_checker(safety_checker)
-    if not (tokenizer is None or isinstance(tokenizer, Tokenizer | T5Tokenizer | str | os.PathLike)):
+    if not (tokenizer is None or isinstance(tokenizer, Tokenizer | TokenizerPair | T5Tokenizer | str | os.PathLike)):
         raise TypeError(f"tokenizer={tokenizer!r} should be another pipeline's (pipe.tokenizer), or a folder")
     if prediction_type not in (None, *PREDICTIONS):
         raise ValueError(f"prediction_type={prediction_type!r} should be one of {', '.join(PREDICTIONS)}, or None")
@@ -156,7 +158,7 @@ def load(
     models, tokenizer = added(merged(type(found.models)(**networks), changes), found.tokenizer, words)
     if isinstance(models, paella.Models):
         return PaellaPipeline(models, tokenizer, where)
-    return Pipeline(models, tokenizer, found.scheduler, where, safety, found.noising)
+    return Pipeline(models, tokenizer, found.scheduler, where, safety, found.noising, found.zeros)
 
 
 def load_text(
@@ -244,10 +246,11 @@ class Description(NamedTuple):
     """What a checkpoint's folder holds beside the weights; the networks are without values."""
 
     models: Models | paella.Models
-    tokenizer: Tokenizer | T5Tokenizer | None
+    tokenizer: Tokenizer | TokenizerPair | T5Tokenizer | None
     scheduler: schedules.Scheduler | None
     safety: Safety | None
     noising: Noising | None
+    zeros: bool = False
 
     @property
     def networks(self) -> dict[str, Any]:
@@ -260,7 +263,7 @@ def describe(
     folder: Path,
     attention: str = "xla",
     scheduler: Any = None,
-    tokenizer: Tokenizer | T5Tokenizer | None = None,
+    tokenizer: Tokenizer | TokenizerPair | T5Tokenizer | None = None,
     safety_checker: bool | Safety | None = True,
     given: Mapping[str, Any] = MappingProxyType({}),
 ) -> Description:
@@ -290,14 +293,31 @@ def describe(
         noising = kind.noising and _noising(folder / kind.noising, index, models)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: {error}") from None
-    if not isinstance(tokenizer, Tokenizer | T5Tokenizer):
+    if kind is XL:
+        tokenizer = _pair(folder, tokenizer, models)
+    elif not isinstance(tokenizer, Tokenizer | T5Tokenizer):
         tokenizer = _tokenizer(Path(os.path.expanduser(tokenizer or folder / "tokenizer")), models.text_encoder)
     if not isinstance(safety_checker, Safety):
         safety_checker = _safety(folder) if safety_checker and not has_other_checker(folder) else None
-    return Description(models, tokenizer, scheduler, safety_checker, noising)
+    zeros = kind is XL and index.get("force_zeros_for_empty_prompt", True) is not False
+    return Description(models, tokenizer, scheduler, safety_checker, noising, zeros)
 
 
-def _tokenizer(folder: Path, network: CLIPTextModel | T5EncoderModel | None) -> Tokenizer | T5Tokenizer | None:
+def _pair(folder: Path, given: Any, models: Models) -> TokenizerPair:
+    """The tokenizers of Stable Diffusion XL."""
+    if isinstance(given, TokenizerPair):
+        return given
+    if given is not None:
+        raise TypeError(
+            f"tokenizer={given!r} should be another pipeline's (pipe.tokenizer) of Stable Diffusion XL, which has two"
+        )
+    first = _tokenizer(folder / "tokenizer", models.text_encoder)
+    return TokenizerPair(first, _tokenizer(folder / "tokenizer_2", models.text_encoder_2))
+
+
+def _tokenizer(
+    folder: Path, network: CLIPTextModel | CLIPTextModelWithProjection | T5EncoderModel | None
+) -> Tokenizer | T5Tokenizer | None:
     """The tokenizer of a text encoder, None without one."""
     if network is None:
         return None

@@ -12,28 +12,30 @@ from typing import Any
 import jax
 import numpy as np
 
-from sega_jax import small
+from sega_jax import prompts, small
 from sega_jax.arrays import floating, is_finite
 from sega_jax.branches import ordered
 from sega_jax.chunks import CHUNK, Chunks, enough_memory
 from sega_jax.components import as_scheduler
 from sega_jax.embeddings import Embeddings
 from sega_jax.guidance import Edits
+from sega_jax.nn.tiling import SHARES
 from sega_jax.output import OUTPUTS
 from sega_jax.output import Output as Output
 from sega_jax.parallel import Devices
-from sega_jax.rows import EditLike, Rows, Text, number, prepare
+from sega_jax.prompts import Reading
+from sega_jax.rows import EditLike, Rows, Text, number, prepare, whole
 from sega_jax.running import Plan, Running, check_callback, check_guidance, one_of
 from sega_jax.safety import Safety
 from sega_jax.schedules import Scheduler
-from sega_jax.sizes import shape_from, state_shape
+from sega_jax.sizes import shape_from, state_shape, told
 from sega_jax.small import Noising
-from sega_jax.systems import deepfloyd, stable_diffusion
+from sega_jax.systems import deepfloyd, sdxl, stable_diffusion
 from sega_jax.systems.common import Method, Settings, Small
-from sega_jax.text import T5Tokenizer, Tokenizer
+from sega_jax.text import T5Tokenizer, Tokenizer, TokenizerPair
 
-Models = stable_diffusion.Models | deepfloyd.Models
-_SYSTEMS = {system.Models: system for system in (stable_diffusion, deepfloyd)}
+Models = stable_diffusion.Models | sdxl.Models | deepfloyd.Models
+_SYSTEMS = {system.Models: system for system in (stable_diffusion, sdxl, deepfloyd)}
 
 
 def system_of(models: Models) -> ModuleType:
@@ -52,8 +54,8 @@ _STRENGTH = 0.8
 
 
 class Pipeline(Running):
-    """A loaded checkpoint of Stable Diffusion, its x4 upscaler, or a stage of DeepFloyd-IF. Call it with a prompt and
-    edits; `load` makes it.
+    """A loaded checkpoint of Stable Diffusion, also XL, its x4 upscaler, or a stage of DeepFloyd-IF. Call it with a
+    prompt and edits; `load` makes it.
 
     Compiled once for a batch size, picture size, number of concepts and choice of semantics, support and
     recording, at the first call or by `compile`; all numbers, seeds and words may change from call to call at no cost.
@@ -61,17 +63,19 @@ class Pipeline(Running):
     once.
 
     `safety` is the checkpoint's safety checker; `pipe.safety = None` turns it off. `noising` is of upscalers: how
-    they noise the small pictures.
+    they noise the small pictures. `zeros` is of Stable Diffusion XL: whether no negative prompt is an embedding of
+    zeros, as its checkpoint says, or that of no words.
     """
 
     def __init__(
         self,
         models: Models,
-        tokenizer: Tokenizer | T5Tokenizer | None,
+        tokenizer: Tokenizer | TokenizerPair | T5Tokenizer | None,
         scheduler: Scheduler,
         devices: Devices,
         safety: Safety | None = None,
         noising: Noising | None = None,
+        zeros: bool = False,
     ):
         if not isinstance(models, Models):
             raise TypeError(f"models={type(models).__name__} should be the Models of another pipeline (pipe.models)")
@@ -85,6 +89,7 @@ class Pipeline(Running):
         self._scheduler = as_scheduler(scheduler)
         self.safety = safety
         self.noising = noising
+        self.zeros = zeros
         self._chunks = Chunks()
         self._embeddings = Embeddings(self._system.encode, self.devices)
 
@@ -99,6 +104,7 @@ class Pipeline(Running):
             "devices": self.devices,
             "safety": self.safety,
             "noising": self.noising,
+            "zeros": self.zeros,
         }
 
     @property
@@ -148,11 +154,16 @@ class Pipeline(Running):
         edits: EditLike | Sequence[EditLike] | Sequence[Sequence[EditLike]] = (),
         *,
         negative_prompt: Text | Sequence[Text] | None = None,
+        long_prompts: bool = False,
+        weighted: bool = False,
         images_per_prompt: int = 1,
         image: Any = None,
         strength: float = USUAL,
         noise_level: int | Sequence[int] | None = None,
         noise_anew: bool = False,
+        original_size: Any = None,
+        crops_top_left: Any = None,
+        target_size: Any = None,
         steps: int | str | Sequence[int] = USUAL,
         guidance_scale: float | Sequence[float] = USUAL,
         guidance_rescale: float | Sequence[float] = 0.0,
@@ -167,6 +178,8 @@ class Pipeline(Running):
         semantics: str = "diffusers",
         support: str = "channel",
         replay: Any = None,
+        rows_at_once: int | None = None,
+        tiled: bool | int = False,
         output: str = "pil",
         record: bool = False,
         callback: Callable[[int, float, np.ndarray], Any] | None = None,
@@ -178,9 +191,16 @@ class Pipeline(Running):
 
         Args:
             prompt: words, or a list; each is a row of the batch for each of its pictures. Wherever words stand,
-                here and in edits, their embedding may stand: [tokens, channels], as `encode` gives it.
+                here and in edits, their embedding may stand: [tokens, channels], as `encode` gives it; for Stable
+                Diffusion XL with the pooled text as one more row (`sega_jax.systems.sdxl`).
             edits: words and `Edit`s for every row; or a list of such lists, one for each prompt or picture.
-            negative_prompt: what to stay away from, one for all or one each.
+            negative_prompt: what to stay away from, one for all or one each. For Stable Diffusion XL none is not the
+                same as "": it is zeros, where the checkpoint says so.
+            long_prompts: whether texts longer than what CLIP reads, 75 tokens beside its first and last, are read in
+                chunks of so many instead of cut; the UNet attends to all of them. Those that take fewer chunks than
+                others of the call have chunks of no words after them. Other numbers of chunks are other programs.
+            weighted: whether brackets in texts are weights, "(word:1.2)", "(word)" for 1.1 and "[word]" for 1 / 1.1
+                (`sega_jax.prompts.fragments`); the hidden states of such tokens are multiplied by them.
             images_per_prompt: pictures of each prompt, from different seeds.
             image: for Stable Diffusion the picture to start from, of the size of the one that is made: its latents,
                 drawn from what the autoencoder's encoder says, with the noise of the first step that is run. For an
@@ -194,10 +214,14 @@ class Pipeline(Running):
                 None is the system's usual one.
             noise_anew: whether that noise is another one at every call, as in DeepFloyd-IF's own code, or the same, as
                 in diffusers.
+            original_size, crops_top_left, target_size: what Stable Diffusion XL is told besides, pairs (height, width)
+                and (top, left) in pixels, one for all or one each: of the picture before it was made smaller and
+                cropped, where it was cropped, and of the one to be made. By default this one's size, (0, 0), and its
+                size. All branches of a row are told the same.
             steps: of the solver, 1 to the training's (1000); or timesteps, as `Scheduler.table` takes them. Usual are
-                50 for Stable Diffusion, 75 for its upscaler, 100 and 50 for DeepFloyd-IF's two stages.
+                50 for Stable Diffusion, also XL, 75 for its upscaler, 100 and 50 for DeepFloyd-IF's two stages.
             guidance_scale: s of u + s (p - u), one for all or one each; 1 is no classifier-free guidance. Usual are
-                7.5, 9, 7 and 4.
+                7.5, 5 for XL, 9, 7 and 4.
             guidance_rescale: in [0, 1], how much of the excess in contrast of a high guidance scale is taken back
                 (`sega_jax.guidance.rescale`), one for all or one each; 0.7 goes with zero-SNR betas. What edits add is
                 not rescaled. A call where none has it is of another program.
@@ -211,6 +235,11 @@ class Pipeline(Running):
             semantics, support: see `sega_jax.guidance.sega`.
             replay: guidance to add, recorded before, in any floating dtype: one for all pictures,
                 [1, calls, height / f, width / f, channels], or one each. Calls beyond its last gain nothing.
+            rows_at_once: pictures whose predictions a device makes at once, where its memory does not hold those of
+                all; None is all. Their rows are equal but for rounding.
+            tiled: whether larger pictures than those of the autoencoder's training are decoded in overlapping tiles of
+                that size, which takes less memory and shows where a tile would be decoded otherwise than the whole, as
+                in diffusers; or the size of tiles in pixels, a multiple of 4 times the checkpoint's factor.
             output: "pil", "uint8", "float" or "latent".
             record: whether to return every call's predictions.
             callback: called as (call, timestep, latents) after call 0 and every `callback_steps`-th after it.
@@ -223,6 +252,7 @@ class Pipeline(Running):
         one_of("output", output, OUTPUTS)
         check_guidance(semantics, support)
         check_callback(callback, callback_steps)
+        tile = self._tile(tiled)
         images = self._images(image)
         enlarges = bool(self.models.sizes.enlarges)
         starts = images is not None and not enlarges
@@ -230,10 +260,13 @@ class Pipeline(Running):
         steps = self.models.usual.steps if steps is USUAL else steps
         guidance_scale = self.models.usual.guidance_scale if guidance_scale is USUAL else guidance_scale
         table = self.scheduler.table(steps, _strength(strength, starts))
+        if negative_prompt is None and self.zeros and self._reads:
+            negative_prompt = np.zeros(self.models.text_shape(self.tokenizer.length), np.float32)
         rows = prepare(
             prompt,
             edits,
             negative_prompt=negative_prompt,
+            reading=self._reading(long_prompts, weighted),
             images_per_prompt=images_per_prompt,
             seed=seed,
             key=key,
@@ -275,13 +308,14 @@ class Pipeline(Running):
             replay,
             noisy,
             rows.guidance_rescale,
+            self._told(len(rows), shape, original_size, crops_top_left, target_size),
         )
         latents = None if rows.latents is None else _cast("latents", rows.latents, self._wide)
-        method = Method(self.scheduler.solver, semantics, support, record)
+        at_once = None if rows_at_once is None else whole("rows_at_once", rows_at_once, 1)
+        method = Method(self.scheduler.solver, semantics, support, record, at_once)
         pictures = rows.images.astype(self._wide) if starts else None
-        return self._run(
-            Plan(rows, latents, shape, table, settings, method, output, callback, callback_steps, progress, pictures)
-        )
+        plan = Plan(rows, latents, shape, table, settings, method, output, callback, callback_steps, progress)
+        return self._run(plan._replace(pictures=pictures, tile=tile))
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
         """(height, width, channels) of the latents of a picture of this size in pixels.
@@ -303,40 +337,105 @@ class Pipeline(Running):
             raise ValueError("image is what upscalers and Stable Diffusion take, and this is neither; leave it out")
         return small.read(image)
 
+    def _tile(self, tiled: Any) -> int | None:
+        """The side of a tile in positions of the state; None for none."""
+        if tiled is False:
+            return None
+        if not hasattr(self.models, "vae"):
+            raise ValueError(f"tiled={tiled!r} is of autoencoders, and this checkpoint has none; leave it out")
+        config, multiple = self.models.vae.config, SHARES * self.models.vae.config.factor
+        usual = config.sample_size if isinstance(config.sample_size, int) else config.sample_size[0]
+        pixels = usual if tiled is True else whole("tiled", tiled, 1)
+        if pixels % multiple:
+            raise ValueError(
+                f"tiled={pixels} is not a multiple of {multiple}; try {max(pixels // multiple, 1) * multiple}"
+            )
+        return pixels // config.factor
+
     def _noised(self, rows: Rows, anew: bool) -> Small:
         if not isinstance(anew, bool | np.bool_):
             raise TypeError(f"noise_anew={anew!r} should be True or False")
         signal, noise = self.noising.scheduler.shares(rows.levels)
         return Small(rows.images.astype(self._wide), rows.levels, signal, noise, np.full(len(rows), anew))
 
-    def encode(self, texts: str | Sequence[str]) -> np.ndarray:
-        """Embeddings [texts, tokens, channels] of texts, in the networks' dtype; remembered by tokens.
+    def _told(self, rows: int, shape: tuple[int, int, int], *sizes: Any) -> np.ndarray | None:
+        if self.models.unet.config.tells_sizes:
+            height, width = (self.models.sizes.factor * side for side in shape[:2])
+            return told((height, width), rows, *sizes).astype(self._wide)
+        if any(size is not None for size in sizes):
+            raise ValueError(
+                "original_size, crops_top_left and target_size are of Stable Diffusion XL, and this checkpoint is none;"
+                " leave them out"
+            )
+        return None
+
+    def encode(self, texts: str | Sequence[str], *, long_prompts: bool = False, weighted: bool = False) -> np.ndarray:
+        """Embeddings [texts, tokens, channels] of texts, in the networks' dtype; remembered by tokens. Those of Stable
+        Diffusion XL have one row more.
+
+        Args:
+            long_prompts, weighted: as of a call; tokens are then those of the longest text's chunks.
 
         Raises:
             TypeError: it is not words or a non-empty list of them.
-            ValueError: there is no text encoder.
+            ValueError: there is no text encoder; or a weight that is no number.
         """
+        reading = self._reading(long_prompts, weighted)
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts or not all(isinstance(text, str) for text in texts):
             raise TypeError(f"texts={texts!r} should be words or a non-empty list of them")
         self._check_reads(texts)
-        return self._embeddings(self.models.text_encoder, self.tokenizer, texts)
+        return np.stack(self._as_long(self._hidden(texts, reading)))
+
+    def _reading(self, long_prompts: Any, weighted: Any) -> Reading | None:
+        for name, value in (("long_prompts", long_prompts), ("weighted", weighted)):
+            if not isinstance(value, bool | np.bool_):
+                raise TypeError(f"{name}={value!r} should be True or False")
+            if value and not isinstance(self.tokenizer, Tokenizer):
+                raise ValueError(
+                    f"{name}=True is of pipelines with one CLIP text encoder, and this is none; leave it out"
+                )
+        return Reading(bool(long_prompts), bool(weighted)) if long_prompts or weighted else None
+
+    def _hidden(self, words: Sequence[str], reading: Reading | None) -> list[np.ndarray]:
+        """The embedding of each text [tokens, channels], of several chunks where it is read so."""
+        if reading is None or not words:
+            return list(self._embeddings(self.models.reader, self.tokenizer, words)) if words else []
+        read = [prompts.chunks(self.tokenizer, text, reading) for text in words]
+        ids = np.concatenate([one.ids for one in read])
+        hidden = self._embeddings(self.models.reader, lambda _: ids, words)
+        parts = np.split(hidden, np.cumsum([len(one.ids) for one in read])[:-1])
+        return [np.concatenate(prompts.weighed(part, one.weights)) for part, one in zip(parts, read, strict=True)]
+
+    def _as_long(self, texts: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Embeddings as long as the longest, by chunks of no words."""
+        longest = max(map(len, texts))
+        if all(len(text) == longest for text in texts):
+            return list(texts)
+        self._check_reads([""])
+        (none,) = self._hidden([""], None)
+        return [np.concatenate([text, *[none] * ((longest - len(text)) // len(none))]) for text in texts]
 
     def _text(self, rows: Rows, n: int) -> jax.Array:
         """Embeddings [rows, 2 + n, tokens, channels]."""
         branches = self._branches(rows, n)
         words = list(dict.fromkeys(branch for branch in branches if isinstance(branch, str)))
-        net = self.models.unet.config
         given = next((branch.shape[0] for branch in branches if not isinstance(branch, str)), 0)
-        tokens = given if self.tokenizer is None else self.tokenizer.length
-        shape = (tokens, net.encoder_hid_dim or net.level("cross_attention_dim", 0))
+        shape = self.models.text_shape(0 if self.tokenizer is None else self.tokenizer.length)
+        shape = (given, shape[1]) if self.tokenizer is None else shape
         for branch in branches:
-            if not isinstance(branch, str) and branch.shape != shape:
+            if not isinstance(branch, str) and not self._is_embedding(branch, shape):
                 raise ValueError(f"an embedding has shape {branch.shape}, expected {shape} (tokens, channels)")
-        encoder = self.models.text_encoder, self.tokenizer
-        hidden = dict(zip(words, self._embeddings(*encoder, words), strict=True)) if words else {}
+        hidden = dict(zip(words, self._hidden(words, rows.reading), strict=True))
         text = [(hidden[b] if isinstance(b, str) else b).astype(self.dtype, copy=False) for b in branches]
-        return self.devices.split(np.stack(text).reshape(len(rows), 2 + n, *shape))
+        text = np.stack(self._as_long(text))
+        return self.devices.split(text.reshape(len(rows), 2 + n, *text.shape[1:]))
+
+    def _is_embedding(self, array: np.ndarray, shape: tuple[int, int]) -> bool:
+        """Whether it is of this (tokens, channels), or for CLIP of several chunks of them."""
+        if array.shape[1] != shape[1] or not len(array):
+            return False
+        return not len(array) % shape[0] if isinstance(self.tokenizer, Tokenizer) else len(array) == shape[0]
 
     def _flags(self, images: np.ndarray, finite: np.ndarray) -> np.ndarray | None:
         if self.safety is None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from sega_jax.arrays import floating
 from sega_jax.guidance import Edit
+from sega_jax.prompts import Reading
 
 Text = str | np.ndarray | jax.Array
 EditLike = Edit | Text
@@ -31,6 +32,7 @@ class Rows(NamedTuple):
     images: np.ndarray | None = None  # float [rows, height, width, 3] in [-1, 1], of upscalers
     levels: np.ndarray | None = None  # int32 [rows], of the noise on them
     guidance_rescale: np.ndarray | None = None  # float [rows]; None for none
+    reading: Reading | None = None  # how words are read; None as they stand, and cut
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -55,6 +57,7 @@ def prepare(
     noise_level: int | Sequence[int] | None = None,
     most_noise: int | None = None,
     guidance_rescale: float | Sequence[float] = 0.0,
+    reading: Reading | None = None,
 ) -> Rows:
     """Checks and spreads; `shape` is that of one row's latents, `calls` the number of model calls, `image`
     [1 or entries, height, width, 3] and `most_noise` the highest `noise_level`, both None but for upscalers.
@@ -96,6 +99,7 @@ def prepare(
         images=None if image is None else np.stack(list(image) * total if len(image) == 1 else spread("image", image)),
         levels=_levels(noise_level, most_noise, total, spread),
         guidance_rescale=rescaled if rescaled.any() else None,
+        reading=reading,
     )
 
 

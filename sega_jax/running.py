@@ -40,6 +40,7 @@ class Plan(NamedTuple):
     callback_steps: int
     progress: bool | None
     pictures: np.ndarray | None = None  # [rows, height, width, 3] in [-1, 1], to start from
+    tile: int | None = None  # positions of the state a side that are decoded at once; None is all
 
     @property
     def n(self) -> int:
@@ -111,7 +112,7 @@ class Running:
                 if every and (done - 1) % every == 0:
                     x = self.devices.gather(carry.x, len(plan.rows))
                     plan.callback(done - 1, float(table.timestep[done - 1]), x)
-        return self._finish(carry.x, parts, plan.rows, plan.output)
+        return self._finish(carry.x, parts, plan.rows, plan.output, plan.tile)
 
     def _compile(self, plan: Plan) -> Compiled:
         with self.devices.watch() as programs, warnings.catch_warnings():
@@ -121,7 +122,7 @@ class Running:
             for concepts in sorted({plan.n, *begun.needed.tolist()}, reverse=True):
                 carry, record = begun.call(begun.carry, chunk(plan.table, 0, 0), concepts)
                 self._chunks.prepare(begun.situation, concepts)
-            self._finish(carry.x, [self.devices.gather(record)], plan.rows, plan.output)
+            self._finish(carry.x, [self.devices.gather(record)], plan.rows, plan.output, plan.tile)
         return Compiled(tuple(programs))
 
     def _begin(self, plan: Plan, text: Any) -> _Begun:
@@ -147,7 +148,7 @@ class Running:
         x = self.devices.split(plan.x)
         if plan.pictures is None:
             return start((0, 0, None))(settings, x, plan.table.initial_scale[0])
-        embed, pictures = self.devices.map(common.embed, (None, 0, 0)), self.devices.split(plan.pictures)
+        embed, pictures = self.devices.map(self._system.embed, (None, 0, 0)), self.devices.split(plan.pictures)
         with enough_memory(plan.pictures.shape):
             clean = embed(self.models.vae, settings.key, pictures)
         return start((0, 0, None, 0, None))(settings, x, plan.table.noise[0], clean, plan.table.signal[0])
@@ -160,14 +161,16 @@ class Running:
             # Still with the rows that fill the devices up.
             yield done, now, jax.tree.map(lambda leaf, live=live: leaf[:, :live], self.devices.gather(record))
 
-    def _finish(self, x: Any, parts: Sequence[Record | None], rows: Rows, output: str) -> Output:
+    def _finish(
+        self, x: Any, parts: Sequence[Record | None], rows: Rows, output: str, tile: int | None = None
+    ) -> Output:
         record = jax.tree.map(lambda *leaves: np.concatenate(leaves, 1)[: len(rows)], *parts)
         flagged = None
         if output in ("latent", "tokens"):
             images = self.devices.gather(x, len(rows))
             finite = is_whole(images)
         else:
-            decode = self.devices.map(self._system.decode, (None, 0))
+            decode = self.devices.map(self._system.decode, (None, 0), **({} if tile is None else {"tile": tile}))
             with enough_memory(x.shape):
                 floats, good = decode(self.models.decoder, x)
                 # On the devices, which is quicker, and a quarter of the bytes to fetch.

@@ -1,6 +1,10 @@
-"""How large what a pipeline makes is, from what was asked for and from the small picture it may start from."""
+"""How large what a pipeline makes is, from what was asked for and from the small picture it may start from; and the
+sizes that Stable Diffusion XL is told."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from sega_jax.rows import whole
 from sega_jax.systems.common import Sizes
@@ -56,6 +60,36 @@ def shape_from(
             f" each way; resize it, or give height={sizes.enlarges * small[0]}, width={sizes.enlarges * small[1]}"
         )
     return shape
+
+
+def told(
+    usual: tuple[int, int], rows: int, original_size: Any = None, crops_top_left: Any = None, target_size: Any = None
+) -> np.ndarray:
+    """What Stable Diffusion XL is told of every row's sizes: int [rows, 6], of the original picture (height,
+    width), where it was cropped (top, left), and of what is made, each one for all or one each, (height, width) of the
+    picture and (0, 0) where nothing is said.
+
+    Raises:
+        TypeError, ValueError: no such sizes, or not one for each row.
+    """
+    said: Mapping[str, tuple[Any, tuple[int, int], int]] = {
+        "original_size": (original_size, usual, 1),
+        "crops_top_left": (crops_top_left, (0, 0), 0),
+        "target_size": (target_size, usual, 1),
+    }
+    return np.concatenate([_pairs(name, *one, rows) for name, one in said.items()], -1)
+
+
+def _pairs(name: str, value: Any, usual: tuple[int, int], least: int, rows: int) -> np.ndarray:
+    value = usual if value is None else value.tolist() if isinstance(value, np.ndarray) else value
+    pairs = list(value) if isinstance(value, list | tuple) else [value]
+    if not any(isinstance(pair, list | tuple) for pair in pairs):
+        pairs = [pairs] * rows
+    if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+        raise TypeError(f"{name}={value!r} should be two whole numbers, or two for each picture")
+    if len(pairs) != rows:
+        raise ValueError(f"{name} has {len(pairs)} pairs for {rows} pictures; give one for all, or one each")
+    return np.array([[whole(name, number, least) for number in pair] for pair in pairs])
 
 
 def times(size: Sequence[int]) -> str:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from sega_jax import hub, orbax, single_file
 from sega_jax.checkpoint import CheckpointError, Tensors, Weights, read_json, weight_files
-from sega_jax.kinds import CHECKER, STABLE_DIFFUSION, Kind, entry, has_other_checker, kind_of, optional, weight_stem
+from sega_jax.kinds import CHECKER, STABLE_DIFFUSION, XL, Kind, entry, has_other_checker, kind_of, optional, weight_stem
 
 
 class Source(NamedTuple):
@@ -46,7 +46,8 @@ class Source(NamedTuple):
     def _fetch(self, parts: Sequence[str], variant: str | None, without: Sequence[str]) -> None:
         files = ["scheduler/*.json"]
         files += [f"{self.kind.noising}/*.json"] if self.kind.noising else []
-        files += [] if "tokenizer" in without else ["tokenizer/*"]
+        both = self.kind is XL
+        files += [] if "tokenizer" in without else ["tokenizer/*", *["tokenizer_2/*"] * both]
         if CHECKER not in without and not has_other_checker(self.folder):
             parts = [*parts, CHECKER]
             files += ["feature_extractor/*.json"]

@@ -80,12 +80,42 @@ class Tokenizer:
         words = "|".join(map(re.escape, sorted(self._spelt, key=len, reverse=True)))
         return re.sub(words, lambda match: self._spelt[match[0]], text) if words else text
 
-    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+    def __call__(self, texts: Sequence[str], *, warn: bool = True) -> np.ndarray:
         """int32 ids [texts, length], padded; longer texts keep their end token and a warning has the rest."""
         texts = [self._written_out(text) for text in texts]
         ids = self._tokenizer(list(texts), padding="max_length", max_length=self.length, truncation=True).input_ids
-        _warn_of_cuts(self._tokenizer, texts, self.length)
+        if warn:
+            _warn_of_cuts(self._tokenizer, texts, self.length)
         return np.asarray(ids, np.int32)
+
+    def tokens(self, text: str) -> list[int]:
+        """All tokens of a text, without those that begin, end and pad."""
+        return self._tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+
+    def words(self, tokens: Sequence[int]) -> str:
+        """What these tokens stand for."""
+        return self._tokenizer.decode(tokens)
+
+    def framed(self, tokens: Sequence[int]) -> np.ndarray:
+        """int32 ids [length] of at most `length` - 2 tokens, with those that begin, end and pad."""
+        made = self._tokenizer
+        ids = [made.bos_token_id, *tokens, made.eos_token_id]
+        return np.asarray(ids + [made.pad_token_id] * (self.length - len(ids)), np.int32)
+
+
+class TokenizerPair:
+    """Stable Diffusion XL's two tokenizers, of one vocabulary and length, which pad with different tokens."""
+
+    def __init__(self, first: Tokenizer, second: Tokenizer):
+        if first.length != second.length:
+            raise CheckpointError(
+                f"the tokenizers make {first.length} and {second.length} tokens; do they belong together?"
+            )
+        self.first, self.second, self.length = first, second, first.length
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """int32 ids [texts, 2, length], padded; longer texts are cut as by one."""
+        return np.stack([self.first(texts), self.second(texts, warn=False)], 1)
 
 
 class T5Tokenizer:

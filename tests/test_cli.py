@@ -247,3 +247,13 @@ def test_a_picture_that_cannot_be_started_from(folder, tmp_path, monkeypatch, wo
     result = run("edit", "--model", folder, "--prompt", "dog", "--edit", "hat", *words, "--out", tmp_path)
     assert result.exit_code == 1
     assert message in result.output
+
+
+def test_words_that_are_weighed_and_long(folder, tmp_path):
+    words = ["--prompt", "a (cat:1.3), on a mat, in b", "--edit", "(hat:1.2):warmup=0", "--steps", 2]
+    options = ["--long-prompts", "--weighted", "--guidance-rescale", 0.5, "--tiled", "--out", tmp_path]
+    result = run("edit", "--model", folder, *words, *options)
+    assert result.exit_code == 0, result.output
+    command = run("info", tmp_path / "0001-edited.png").output.splitlines()[-1]
+    for part in ("--long-prompts", "--weighted", "--guidance-rescale 0.5", "--tiled", "'(hat:1.2):warmup=0'"):
+        assert part in command

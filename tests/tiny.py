@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from sega_jax import naming
 from sega_jax.checkpoint import from_torch, leaves, torch_name, torch_shape
 from sega_jax.nn.safety import SafetyCheckerConfig, StableDiffusionSafetyChecker
-from sega_jax.systems import deepfloyd
+from sega_jax.systems import deepfloyd, sdxl
 from sega_jax.systems import paella as paella_system
 from sega_jax.systems.stable_diffusion import Models
 
@@ -44,6 +44,19 @@ UNET_2 = UNET | {
     "upcast_attention": True,
     "layers_per_block": [1, 2, 1],
     "transformer_layers_per_block": [1, 2, 1],
+}
+# What Stable Diffusion XL has otherwise: no attention on the first level, more layers on the last, and a pooled text
+# and sizes.
+UNET_XL = UNET | {
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "attention_head_dim": [1, 2, 3],
+    "transformer_layers_per_block": [1, 2, 3],
+    "use_linear_projection": True,
+    "cross_attention_dim": 36,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 60,
 }
 # What the x4 upscaler has otherwise: attention to the text alone on some levels, and a noise level.
 UPSCALER = UNET | {
@@ -140,6 +153,7 @@ TEXT_PROJECTED = TEXT | {
     "projection_dim": 12,
     "pad_token_id": 0,
 }
+TEXT_XL_2 = TEXT_PROJECTED | {"hidden_size": 20, "num_hidden_layers": 3}
 TEXT_2 = TEXT | {"hidden_act": "gelu", "num_hidden_layers": 3}
 T5 = {
     "architectures": ["T5EncoderModel"],
@@ -214,6 +228,7 @@ PNDM = {
     "set_alpha_to_one": False,
     "steps_offset": 1,
 }
+EULER = {"_class_name": "EulerDiscreteScheduler", **SD_BETAS, "steps_offset": 1, "timestep_spacing": "leading"}
 X4_SCHEDULER = DDIM | {"prediction_type": "v_prediction"}
 # The networks of the x4 upscaler, whose autoencoder enlarges by 4.
 X4 = {
@@ -377,6 +392,35 @@ def upscaler(folder: Path) -> Path:
     return folder
 
 
+def xl(folder: Path, *, unet=UNET_XL, vae=VAE, scheduler=EULER, text=TEXT, text_2=TEXT_XL_2, index=None) -> Path:
+    """Writes a checkpoint of Stable Diffusion XL."""
+    models = sdxl.Models.build(text, text_2, unet, vae)
+    parts = {
+        "text_encoder": (text, models.text_encoder, "model", "text_model."),
+        "text_encoder_2": (text_2, models.text_encoder_2, "model", ""),
+        "unet": (unet, models.unet, "diffusion_pytorch_model", ""),
+        "vae": (vae, models.vae, "diffusion_pytorch_model", ""),
+    }
+    _write(folder, parts, scheduler)
+    for part, pad in (("tokenizer", "<|endoftext|>"), ("tokenizer_2", "a")):
+        (folder / part).mkdir()
+        tokenizer(folder / part, 12, pad)
+    names = {
+        "_class_name": "StableDiffusionXLPipeline",
+        "_diffusers_version": "0.42.1",
+        "force_zeros_for_empty_prompt": True,
+        "scheduler": ["diffusers", scheduler["_class_name"]],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    write_json(folder / "model_index.json", names | (index or {}))
+    return folder
+
+
 def original(*, unet=UNET, vae=VAE, text=TEXT, openclip=False, ema=False) -> dict[str, np.ndarray]:
     """The tensors of a checkpoint as a single file with the original names has them: with a moving average of other
     values where `ema`, and the text encoder as OpenCLIP has it, with one layer more, where `openclip`."""
@@ -479,13 +523,13 @@ def thresholds(special: np.ndarray, concepts: np.ndarray) -> tuple[np.ndarray, n
     return care, near
 
 
-def tokenizer(folder: Path, length: int) -> None:
+def tokenizer(folder: Path, length: int, pad: str = "<|endoftext|>") -> None:
     """A CLIP tokenizer of letters."""
     letters = [chr(i) for i in range(97, 123)] + [",", "."]
     names = [*letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
     write_json(folder / "vocab.json", {name: i for i, name in enumerate(names)})
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": pad}
     special["unk_token"] = "<|endoftext|>"
     write_json(folder / "special_tokens_map.json", special)
     config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": length}

@@ -198,6 +198,8 @@ class SemanticStableDiffusionPipeline(FilesFace):
         image: Any = None,
         strength: float = USUAL,
         guidance_rescale: float = 0.0,
+        long_prompts: bool = False,
+        weighted: bool = False,
         key: jax.Array | None = None,
         generator: None = None,
         return_guidance: bool = False,
@@ -221,6 +223,8 @@ class SemanticStableDiffusionPipeline(FilesFace):
             image, strength: a picture to start from, and the share of the steps that is run, as diffusers'
                 `StableDiffusionImg2ImgPipeline` has them; see `Pipeline.__call__`.
             guidance_rescale: as `StableDiffusionPipeline` of diffusers has it; see `Pipeline.__call__`.
+            long_prompts, weighted: how texts are read, which diffusers' pipelines leave to others; see
+                `Pipeline.__call__`.
             progress: whether to show a bar; None is in terminals and notebooks.
             return_guidance: whether the output has the estimates and the guidance of every call.
 
@@ -246,6 +250,8 @@ class SemanticStableDiffusionPipeline(FilesFace):
             steps=num_inference_steps,
             guidance_scale=words.guidance_scale(guidance_scale),
             guidance_rescale=guidance_rescale,
+            long_prompts=long_prompts,
+            weighted=weighted,
             eta=eta,
             seed=seed,
             key=key,

@@ -111,9 +111,14 @@ class Encoder(nnx.Module):
         self.layers = nnx.List([EncoderLayer(c, causal=causal) for _ in range(c.num_hidden_layers)])
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        return self.last_two(x)[1]
+
+    def last_two(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The states before and after the last layer."""
+        before = x
         for layer in self.layers:
-            x = layer(x)
-        return x
+            before, x = x, layer(x)
+        return before, x
 
 
 class Embeddings(nnx.Module):
@@ -143,6 +148,11 @@ class CLIPTextModel(nnx.Module):
     def __call__(self, ids: jax.Array) -> jax.Array:
         return self.final_layer_norm(self.encoder(self.embeddings(ids)))
 
+    def penultimate(self, ids: jax.Array) -> jax.Array:
+        """The states before the last layer, without the final LayerNorm [batch, tokens, hidden_size]: what Stable
+        Diffusion XL reads."""
+        return self.encoder.last_two(self.embeddings(ids))[0]
+
 
 class CLIPTextModelWithProjection(nnx.Module):
     """`__call__(ids)`: int32 [batch, tokens] -> the texts' embeddings beside those of pictures, not normalised
@@ -159,8 +169,18 @@ class CLIPTextModelWithProjection(nnx.Module):
         return name
 
     def __call__(self, ids: jax.Array) -> jax.Array:
+        return self._pooled(ids, self.text_model(ids))
+
+    def states(self, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The states before the last layer, without the final LayerNorm [batch, tokens, hidden_size], and what
+        `__call__` gives."""
+        text = self.text_model
+        before, last = text.encoder.last_two(text.embeddings(ids))
+        return before, self._pooled(ids, text.final_layer_norm(last))
+
+    def _pooled(self, ids: jax.Array, last: jax.Array) -> jax.Array:
         end = ids.argmax(-1)[:, None, None]
-        return self.text_projection(jnp.take_along_axis(self.text_model(ids), end, 1)[:, 0])
+        return self.text_projection(jnp.take_along_axis(last, end, 1)[:, 0])
 
 
 class VisionEmbeddings(nnx.Module):

@@ -321,8 +321,9 @@ class ResnetBlock(nnx.Module):
         h, shift = self.conv1(act(self.norm1(x))), None
         if self.time_emb_proj is not None:
             shift = spread(self.time_emb_proj(act(embedding)), h)
+            h = spread(h, shift)
         h = self.conv2(act(self.norm2(h, shift)))
-        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+        return h + spread(x if self.conv_shortcut is None else self.conv_shortcut(x), h)
 
 
 class Downsample(nnx.Module):

@@ -9,6 +9,7 @@ from flax import nnx
 
 from sega_jax.nn.config import build
 from sega_jax.nn.layers import ACTIVATIONS, Attention, Conv, Downsample, GroupNorm, ResnetBlock, Upsample
+from sega_jax.nn.tiling import tiled
 
 _EPS = 1e-6
 _OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
@@ -17,7 +18,9 @@ _OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".pro
 class AutoencoderConfig(NamedTuple):
     """The fields of `vae/config.json` that shape the network, with diffusers' defaults.
 
-    `scaling_factor` brings latents to unit variance: the sampler's latents are the encoder's times it.
+    `scaling_factor` brings latents to unit variance: the sampler's latents are the encoder's times it. `force_upcast`
+    says that float16 does not hold its activations; Stable Diffusion XL minds it. `sample_size`, pixels a side of the
+    training's pictures, is that of tiles where no other is said.
     """
 
     in_channels: int = 3
@@ -31,8 +34,10 @@ class AutoencoderConfig(NamedTuple):
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True
+    force_upcast: bool = True
     down_block_types: tuple[str, ...] = ()
     up_block_types: tuple[str, ...] = ()
+    sample_size: int | tuple[int, int] = 32
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "AutoencoderConfig":
@@ -47,8 +52,7 @@ class AutoencoderConfig(NamedTuple):
             "up_block_types": ("UpDecoderBlock2D",),
             "act_fn": tuple(ACTIVATIONS),
         }
-        ignored = ("sample_size", "force_upcast")
-        self = build(cls, config, "VAE", fixed=fixed, choices=choices, ignored=ignored)
+        self = build(cls, config, "VAE", fixed=fixed, choices=choices)
         for channels in self.block_out_channels:
             if channels % self.norm_num_groups:
                 raise ValueError(
@@ -187,6 +191,9 @@ class AutoencoderKL(nnx.Module):
         mean, logvar = jnp.split(x if self.quant_conv is None else self.quant_conv(x), 2, -1)
         return mean, jnp.clip(logvar, -30, 20)
 
-    def decode(self, latents: jax.Array) -> jax.Array:
+    def decode(self, latents: jax.Array, tile: int | None = None) -> jax.Array:
+        """Latents larger than `tile` positions a side, where that is given, in tiles (`sega_jax.nn.tiling`)."""
+        if tile is not None and max(latents.shape[1:3]) > tile:
+            return tiled(self.decode, latents, tile, self.config.factor)
         x = latents.astype(self.decoder.conv_in.kernel[...].dtype)
         return self.decoder(x if self.post_quant_conv is None else self.post_quant_conv(x))

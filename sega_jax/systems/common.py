@@ -51,6 +51,7 @@ class Method(NamedTuple):
     semantics: str = "diffusers"
     support: str = "channel"
     record: bool = False
+    rows_at_once: int | None = None  # whose predictions a device makes at once; None is all
 
 
 class Small(NamedTuple):
@@ -73,6 +74,7 @@ class Settings(NamedTuple):
     replay: Any = None  # [rows, calls, height, width, channels] to be added, or None
     small: Small | None = None  # of upscalers
     guidance_rescale: Any = None  # [rows] in [0, 1]; None for none at all
+    sizes: Any = None  # of Stable Diffusion XL, [rows, 6]: original height and width, crop's top and left, target's
 
 
 class Record(NamedTuple):
@@ -135,7 +137,7 @@ def advance(
     """Takes the rows through a chunk of the schedule; the text's keys and values are computed once for all its calls.
 
     Args:
-        text: hidden states [rows, 2 + n, tokens, channels].
+        text: hidden states [rows, 2 + n, tokens, channels], or all that the UNet is told of each branch.
         carry: of `start`, or of the chunk before.
         table: rows of the schedule, some of which may be filling.
         concepts: how many of the n are predicted, the first; the others are none that these calls need, by
@@ -145,15 +147,19 @@ def advance(
         The carry, and with `method.record` the record of the chunk's calls.
     """
     guidance, solver = _method(settings, method)
-    text = text[:, : None if concepts is None else 2 + concepts]
-    texts = unet.project(text.reshape(-1, *text.shape[2:]))
+    branches = slice(None if concepts is None else 2 + concepts)
+    texts = unet.project(jax.tree.map(lambda leaf: leaf[:, branches].reshape(-1, *leaf.shape[2:]), text))
     small = settings.small
     if small is not None:
         small = small._replace(picture=enlarge(jnp.asarray(small.picture, carry.x.dtype), carry.x.shape[1:3]))
 
     def denoise(x, row):
         seen = None if small is None else (noised(settings.key, small, row), small.level)
-        return complete(predict(unet, texts, x, row, seen), settings)
+
+        def some(x, texts, seen):
+            return predict(unet, texts, x, row, seen)
+
+        return complete(in_parts(some, method.rows_at_once, x, texts, seen), settings)
 
     def draw(row, shape):
         return _noise(settings.key, row.call, shape[1:], carry.x.dtype)
@@ -213,6 +219,25 @@ def predict(
     out = out.reshape(len(x), -1, *out.shape[1:])
     estimate, variance = out[..., : x.shape[-1]], out[:, 1, ..., x.shape[-1] :]
     return Predictions(estimate[:, 0], estimate[:, 1], estimate[:, 2:], variance if variance.size else None)
+
+
+def in_parts(function: Callable[..., Any], most: int | None, x: jax.Array, *trees: Any) -> Any:
+    """A function of rows, x [rows, ...] and arrays whose first axis is that of rows or of the branches of each, taken
+    for `most` rows after another, in as few parts of one size as that makes; None is all at once."""
+    rows = len(x)
+    if most is None or most >= rows:
+        return function(x, *trees)
+    parts = -(-rows // most)
+    size = -(-rows // parts)
+    # The last part is filled up by copies of the last row.
+    index = np.minimum(np.arange(parts * size), rows - 1)
+
+    def cut(leaf):
+        leaf = leaf.reshape(rows, -1, *leaf.shape[1:])[index]
+        return leaf.reshape(parts, size * leaf.shape[1], *leaf.shape[2:])
+
+    made = jax.lax.map(lambda part: function(*part), jax.tree.map(cut, (x, *trees)))
+    return jax.tree.map(lambda leaf: leaf.reshape(parts * size, *leaf.shape[2:])[:rows], made)
 
 
 def complete(preds: Predictions, settings: Any) -> Predictions:

@@ -54,6 +54,15 @@ class Models(NamedTuple):
         return cls(text_encoder, unet)
 
     @property
+    def reader(self) -> T5EncoderModel | None:
+        """What `encode` takes."""
+        return self.text_encoder
+
+    def text_shape(self, tokens: int) -> tuple[int, int]:
+        """Of the embedding of a text of so many tokens."""
+        return tokens, self.unet.config.text_dim
+
+    @property
     def predictor(self) -> UNet2DConditionModel:
         """What `advance` takes."""
         return self.unet

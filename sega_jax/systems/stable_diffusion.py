@@ -23,6 +23,7 @@ from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
 from sega_jax.nn.vae import AutoencoderConfig, AutoencoderKL
 from sega_jax.schedules import Row
 from sega_jax.systems.common import Method, Settings, Sizes, Usual, advance, start
+from sega_jax.systems.common import embed as embed
 
 USUAL, UPSCALING = Usual(50, 7.5), Usual(75, 9.0, 20)
 
@@ -66,6 +67,11 @@ class Models(NamedTuple):
                 f"the UNet takes {net.in_channels} channels to {net.out_channels}, the VAE has"
                 f" {auto.latent_channels}: only text-to-image checkpoints are supported, where all are equal"
             )
+        if net.tells_sizes:
+            raise ValueError(
+                "a UNet of addition_embed_type text_time is Stable Diffusion XL's: only text-to-image checkpoints of"
+                " Stable Diffusion 1.x and 2.x have this layout"
+            )
         if net.adds_keys or (net.num_class_embeds and not upscales):
             raise ValueError(
                 f"a UNet of mid_block_type {net.mid_block_type} and num_class_embeds {net.num_class_embeds or None} is"
@@ -84,14 +90,17 @@ class Models(NamedTuple):
         return self.vae
 
     @property
+    def reader(self) -> CLIPTextModel:
+        """What `encode` takes."""
+        return self.text_encoder
+
+    def text_shape(self, tokens: int) -> tuple[int, int]:
+        """Of the embedding of a text of so many tokens."""
+        return tokens, self.unet.config.level("cross_attention_dim", 0)
+
+    @property
     def sizes(self) -> Sizes:
-        net, auto = self.unet.config, self.vae.config
-        if net.in_channels > auto.latent_channels:
-            # The small picture is as large as the latents.
-            return Sizes(auto.latent_channels, auto.factor, auto.factor, None, auto.factor)
-        height, width = net.sample_size if isinstance(net.sample_size, tuple) else (net.sample_size,) * 2
-        usual = height * auto.factor, width * auto.factor
-        return Sizes(auto.latent_channels, auto.factor, auto.factor, usual)
+        return sizes(self.unet.config, self.vae.config)
 
     @property
     def usual(self) -> Usual:
@@ -99,16 +108,25 @@ class Models(NamedTuple):
         return UPSCALING if self.sizes.enlarges else USUAL
 
 
+def sizes(net: UNetConfig, auto: AutoencoderConfig) -> Sizes:
+    """Of what a UNet and an autoencoder make."""
+    if net.in_channels > auto.latent_channels:
+        # The small picture is as large as the latents.
+        return Sizes(auto.latent_channels, auto.factor, auto.factor, None, auto.factor)
+    height, width = net.sample_size if isinstance(net.sample_size, tuple) else (net.sample_size,) * 2
+    return Sizes(auto.latent_channels, auto.factor, auto.factor, (height * auto.factor, width * auto.factor))
+
+
 def encode(text_encoder: CLIPTextModel, ids: jax.Array) -> jax.Array:
     """int32 ids [texts, tokens] -> hidden states [texts, tokens, channels]."""
     return text_encoder(ids)
 
 
-def decode(vae: AutoencoderKL, latents: jax.Array) -> tuple[jax.Array, jax.Array]:
+def decode(vae: AutoencoderKL, latents: jax.Array, *, tile: int | None = None) -> tuple[jax.Array, jax.Array]:
     """Latents [rows, ...] -> float32 pictures [rows, height, width, 3] in [0, 1], and whether each row
-    of latents and picture is finite, bool [rows]."""
+    of latents and picture is finite, bool [rows]. They are decoded in tiles of `tile` positions a side, or whole."""
     # One picture after another: a decoder's activations are far larger than its picture.
-    image = jax.lax.map(lambda one: vae.decode(one[None])[0], latents / vae.config.scaling_factor)
+    image = jax.lax.map(lambda one: vae.decode(one[None], tile)[0], latents / vae.config.scaling_factor)
     image = image.astype(at_least_float32(image.dtype))
     finite = jnp.isfinite(image).all((1, 2, 3)) & jnp.isfinite(latents).all((1, 2, 3))
     return jnp.clip(image / 2 + 0.5, 0, 1), finite

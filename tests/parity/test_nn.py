@@ -440,3 +440,16 @@ def rename(file):
         tensors = {name.replace(f".{new}.", f".{old}."): array for name, array in tensors.items()}
     assert any(".proj_attn." in name for name in tensors)
     save_file(tensors, file, {"format": "pt"})
+
+
+@pytest.mark.parametrize("size", [(9, 8), (14, 20), (23, 9), (12, 21)])
+def test_tiled_decoding(size):
+    """Tiles of 8 positions, some of which are cut off at the right and the bottom."""
+    ours, theirs = pair(
+        vae.AutoencoderKL(vae.AutoencoderConfig.from_dict(tiny.VAE)), diffusers.AutoencoderKL.from_config(tiny.VAE)
+    )
+    theirs.enable_tiling()
+    x = noise(2, *size, 4)
+    found = np.asarray(jax.jit(lambda net, x: net.decode(x, 8))(ours, x))
+    assert relative(found, last(theirs.decode(first(x)).sample)) < 1e-5
+    assert relative(found, ours.decode(x)) > 1e-4

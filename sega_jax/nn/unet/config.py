@@ -29,7 +29,7 @@ _FAMILIES = {
             "encoder_hid_dim": (None,),
             "encoder_hid_dim_type": (None,),
             "class_embed_type": (None,),
-            "addition_embed_type": (None,),
+            "addition_embed_type": (None, "text_time"),
             "resnet_time_scale_shift": ("default",),
             "resnet_skip_time_act": (False,),
             "resnet_out_scale_factor": (1, 1.0),
@@ -73,8 +73,6 @@ _FIXED = {
 _IGNORED = (
     "dropout",
     "upcast_attention",
-    "addition_time_embed_dim",
-    "projection_class_embeddings_input_dim",
     *{option for family in _FAMILIES.values() for option in family.fixed},
 )
 
@@ -109,6 +107,8 @@ class UNetConfig(NamedTuple):
     class_embed_type: str = ""
     addition_embed_type: str = ""
     addition_embed_type_num_heads: int = 64
+    addition_time_embed_dim: int = 0
+    projection_class_embeddings_input_dim: int = 0
     num_class_embeds: int = 0
     resnet_skip_time_act: bool = False
     resnet_out_scale_factor: float = 1.0
@@ -136,6 +136,12 @@ class UNetConfig(NamedTuple):
         self._check_levels()
         if simple:
             self._check_text()
+        if self.tells_sizes and self.pooled_dim <= 0:
+            raise ValueError(
+                "UNet config: projection_class_embeddings_input_dim="
+                f"{self.projection_class_embeddings_input_dim} should be the channels of the pooled text and six times"
+                f" addition_time_embed_dim, which is {self.addition_time_embed_dim}"
+            )
         return self
 
     def _check_levels(self) -> None:
@@ -178,6 +184,16 @@ class UNetConfig(NamedTuple):
     def adds_keys(self) -> bool:
         """Whether it is of DeepFloyd-IF's kind: the text's keys are added to the picture's, in one attention."""
         return self.mid_block_type == _SIMPLE
+
+    @property
+    def tells_sizes(self) -> bool:
+        """Whether it is of Stable Diffusion XL's kind, which is told a pooled text and sizes, too."""
+        return self.addition_embed_type == "text_time"
+
+    @property
+    def pooled_dim(self) -> int:
+        """The channels of the pooled text that it is told beside six sizes."""
+        return self.projection_class_embeddings_input_dim - 6 * self.addition_time_embed_dim
 
     @property
     def text_dim(self) -> int:

@@ -3,12 +3,21 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from sega_jax.nn.layers import ACTIVATIONS, Conv, Embed, GroupNorm, Linear, spread
 from sega_jax.nn.unet.blocks import DownBlock, MidBlock, UpBlock
 from sega_jax.nn.unet.config import UNetConfig
 from sega_jax.nn.unet.embedding import TextTimeEmbedding, TimestepEmbedding, sinusoid
+
+
+class Context(NamedTuple):
+    """What Stable Diffusion XL's UNet is told beside x and the timestep."""
+
+    states: jax.Array  # of the text, [batch, tokens, cross_attention_dim]
+    pooled: jax.Array  # of the text, [batch, channels]
+    sizes: jax.Array  # float [batch, 6] in pixels: original height and width, crop's top and left, target's
 
 
 class Projected(NamedTuple):
@@ -30,7 +39,8 @@ class UNet2DConditionModel(nnx.Module):
 
     Upscalers take `class_labels` [batch] as well, the noise level of the small picture that is among the channels of
     x: integers below `num_class_embeds`, or in DeepFloyd-IF any number as for the timestep. DeepFloyd-IF's context is
-    [batch, tokens, encoder_hid_dim], its height and width are multiples of 2 ** (levels - 1).
+    [batch, tokens, encoder_hid_dim], its height and width are multiples of 2 ** (levels - 1). That of Stable Diffusion
+    XL is a `Context`.
     """
 
     def __init__(self, config: UNetConfig, attention: str = "xla"):
@@ -41,8 +51,7 @@ class UNet2DConditionModel(nnx.Module):
         self.conv_in = Conv(c.in_channels, channels[0])
         self.time_embedding = TimestepEmbedding(channels[0], embedding, c.act_fn)
         self.class_embedding = _class_embedding(c, embedding)
-        heads = c.addition_embed_type_num_heads
-        self.add_embedding = TextTimeEmbedding(c.text_dim, embedding, heads) if c.addition_embed_type else None
+        self.add_embedding = _add_embedding(c, embedding)
         self.encoder_hid_proj = Linear(c.encoder_hid_dim, c.cross_attention_dim) if c.encoder_hid_dim else None
         self.down_blocks = nnx.List([DownBlock(c, i, embedding, attention) for i in levels])
         self.mid_block = MidBlock(c, embedding, attention)
@@ -54,10 +63,16 @@ class UNet2DConditionModel(nnx.Module):
     def rename(name: str) -> str:
         return name
 
-    def project(self, context: jax.Array) -> Projected:
+    def project(self, context: jax.Array | Context) -> Projected:
         """What blocks and attentions make of the text: once, for calls that share it."""
-        context = context.astype(self.conv_in.kernel[...].dtype)
-        pooled = None if self.add_embedding is None else self.add_embedding(context)
+        dtype = self.conv_in.kernel[...].dtype
+        if self.config.tells_sizes:
+            wave = self._wave(context.sizes.reshape(-1), self.config.addition_time_embed_dim)
+            told = jnp.concatenate([context.pooled.astype(dtype), wave.reshape(len(context.sizes), -1)], -1)
+            context, pooled = context.states.astype(dtype), self.add_embedding(told)
+        else:
+            context = context.astype(dtype)
+            pooled = None if self.add_embedding is None else self.add_embedding(context)
         if self.encoder_hid_proj is not None:
             context = self.encoder_hid_proj(context)
         blocks = (*self.down_blocks, self.mid_block, *self.up_blocks)
@@ -67,7 +82,7 @@ class UNet2DConditionModel(nnx.Module):
         self,
         x: jax.Array,
         timestep: jax.Array,
-        context: jax.Array | Projected,
+        context: jax.Array | Context | Projected,
         class_labels: jax.Array | None = None,
     ) -> jax.Array:
         pooled, attended = context if isinstance(context, Projected) else self.project(context)
@@ -99,10 +114,17 @@ class UNet2DConditionModel(nnx.Module):
             embedding = spread(embedding, pooled) + pooled
         return ACTIVATIONS[c.time_embedding_act_fn](embedding) if c.time_embedding_act_fn else embedding
 
-    def _wave(self, steps: jax.Array) -> jax.Array:
+    def _wave(self, steps: jax.Array, channels: int | None = None) -> jax.Array:
         c = self.config
-        wave = sinusoid(steps, c.block_out_channels[0], flip=c.flip_sin_to_cos, shift=c.freq_shift)
+        wave = sinusoid(steps, channels or c.block_out_channels[0], flip=c.flip_sin_to_cos, shift=c.freq_shift)
         return wave.astype(self.conv_in.kernel[...].dtype)
+
+
+def _add_embedding(c: UNetConfig, embedding: int) -> TextTimeEmbedding | TimestepEmbedding | None:
+    if c.tells_sizes:
+        return TimestepEmbedding(c.projection_class_embeddings_input_dim, embedding, c.act_fn)
+    heads = c.addition_embed_type_num_heads
+    return TextTimeEmbedding(c.text_dim, embedding, heads) if c.addition_embed_type else None
 
 
 def _class_embedding(c: UNetConfig, embedding: int) -> Embed | TimestepEmbedding | None:
