@@ -43,6 +43,34 @@ SD_2 = {
     },
     "vae": VAE,
 }
+# Stable Diffusion XL's base
+SDXL = {
+    "text_encoder": SD_1["text_encoder"],
+    "text_encoder_2": SD_1["text_encoder"]
+    | {
+        "architectures": ["CLIPTextModelWithProjection"],
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 20,
+        "hidden_act": "gelu",
+        "projection_dim": 1280,
+    },
+    "unet": {
+        "sample_size": 128,
+        "block_out_channels": [320, 640, 1280],
+        "down_block_types": ["DownBlock2D", *["CrossAttnDownBlock2D"] * 2],
+        "up_block_types": [*["CrossAttnUpBlock2D"] * 2, "UpBlock2D"],
+        "transformer_layers_per_block": [1, 2, 10],
+        "attention_head_dim": [5, 10, 20],
+        "cross_attention_dim": 2048,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+    "vae": VAE | {"scaling_factor": 0.13025},
+}
 # Stable Diffusion 1.5's safety checker: CLIP's ViT-L/14
 SAFETY = {
     "projection_dim": 768,
