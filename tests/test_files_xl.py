@@ -18,6 +18,7 @@ from sega_jax import CheckpointError, Edit, add_words, load, merge_lora, naming,
 from sega_jax.checkpoint import leaves
 from sega_jax.kinds import XL, kind_of
 from sega_jax.loading import describe
+from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
 
 # Two levels, whose transformers have 1 and 2 layers.
 UNET = tiny.UNET_XL | {
@@ -34,6 +35,7 @@ LAYERS = {
     ("unet", "add_embedding.linear_1"): 2,
     ("unet", "down_blocks.1.resnets.0.conv1"): 2,
     ("text_encoder", "encoder.layers.0.self_attn.q_proj"): 2,
+    ("text_encoder", "encoder.layers.1.self_attn.out_proj"): 2,
     ("text_encoder_2", "text_model.encoder.layers.2.mlp.fc1"): 3,
     ("text_encoder_2", "text_model.encoder.layers.0.self_attn.out_proj"): 2,
 }
@@ -135,24 +137,24 @@ def peft(part, name):
     return [f"{part}.{name}.{end}" for end in ("lora_B.weight", "lora_A.weight", "alpha")]
 
 
-@pytest.mark.parametrize("naming_of", [kohya, peft])
-def test_loras(tmp_path, pipe, layers, naming_of):
-    save_file(tensors(layers, naming_of), tmp_path / "a.safetensors")
+def kohya_original(part, name):
+    """With the UNet's layers as in the original repository, which is what kohya's scripts write."""
+    names = naming.original_names(UNet2DConditionModel(UNetConfig.from_dict(UNET)), "")
+    return kohya(part, names[f"{name}.weight"].removesuffix(".weight") if part == "unet" else name)
+
+
+@pytest.mark.parametrize("names", [kohya, kohya_original, peft])
+def test_loras(tmp_path, pipe, layers, names):
+    save_file(tensors(layers, names), tmp_path / "a.safetensors")
     found = merge_lora(pipe.models, {tmp_path / "a.safetensors": 0.7})
     assert close(found, wanted(pipe.models, layers, 0.7))
     assert not close(found, wanted(pipe.models, layers, 0.6))
 
 
-def test_loras_with_names_of_the_original(tmp_path, pipe, layers):
-    names = naming.original_names(pipe.models.unet, "")
-
-    def found(part, name):
-        own = names[f"{name}.weight"].removesuffix(".weight") if part == "unet" else name
-        return kohya(part, own)
-
-    save_file(tensors(layers, found), tmp_path / "a.safetensors")
-    assert "lora_unet_input_blocks_3_1_transformer_blocks_1_attn2_to_k.alpha" in tensors(layers, found)
-    assert close(merge_lora(pipe.models, tmp_path / "a.safetensors"), wanted(pipe.models, layers))
+def test_names_of_the_original():
+    place = "unet", "down_blocks.1.attentions.0.transformer_blocks.1.attn2.to_k"
+    assert kohya_original(*place)[2] == "lora_unet_input_blocks_3_1_transformer_blocks_1_attn2_to_k.alpha"
+    assert kohya_original("unet", "add_embedding.linear_1")[2] == "lora_unet_label_emb_0_0.alpha"
 
 
 # Textual inversion
