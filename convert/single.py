@@ -1,7 +1,6 @@
 """`convert_single`: Stable Diffusion in a single file to a folder."""
 
 import os
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,14 @@ from convert.conversion import Source, as_json, check_options, destination, toke
 from convert.destination import whole_or_nothing
 from sega_jax import single_file
 from sega_jax.checkpoint import CheckpointError, read_json
-from sega_jax.kinds import CHECKER, STABLE_DIFFUSION
+from sega_jax.kinds import CHECKER, XL, kind_of
 from sega_jax.loading import PREDICTIONS, describe
 from sega_jax.single_file import OriginalWeights, is_one
 from sega_jax.sources import of_file
+from sega_jax.text import Tokenizer, TokenizerPair
+
+# What is written beside the weights: a file to copy, or its content.
+Files = dict[Path, Path | bytes]
 
 
 def convert_single(
@@ -30,8 +33,8 @@ def convert_single(
     to: str = "diffusers",
     progress: bool | None = None,
 ) -> Path:
-    """Writes Stable Diffusion 1.x or 2.x from a single file with the names of the original repositories as a folder,
-    without a safety checker.
+    """Writes Stable Diffusion 1.x, 2.x or XL from a single file with the names of the original repositories as a
+    folder, without a safety checker.
 
     Args:
         source: the file: `.safetensors`, or `.ckpt`, a pickle, which is read without running what it holds.
@@ -71,14 +74,16 @@ def convert_single(
             f"{path} does not hold CLIP's vocabulary; give tokenizer, a folder with vocab.json and merges.txt such as"
             " that of any checkpoint of Stable Diffusion in diffusers layout"
         )
-    vocabulary = Path(os.path.expanduser(tokenizer or folder / "tokenizer"))
+    given = tokenizer and Path(os.path.expanduser(tokenizer))
     dest = destination(dest, folder)
     with whole_or_nothing(dest) as partly:
-        networks = describe(folder, tokenizer=vocabulary, safety_checker=False).models._asdict()
+        found = describe(folder, tokenizer=given, safety_checker=False)
         sources = {
-            part: Source(network, partial(_weights, path, part, network, ema)) for part, network in networks.items()
+            part: Source(network, partial(_weights, path, part, network, ema))
+            for part, network in found.models._asdict().items()
         }
-        write(partly, sources, _others(folder, vocabulary, prediction_type), to=to, dtype=dtype, progress=progress)
+        others = _others(folder, _tokenizers(folder, given, found.tokenizer), prediction_type)
+        write(partly, sources, others, to=to, dtype=dtype, progress=progress)
     return dest
 
 
@@ -86,16 +91,32 @@ def _weights(path: Path, part: str, network: Any, ema: bool) -> OriginalWeights:
     return OriginalWeights(path, single_file.opened(path), part, network, ema=ema)
 
 
-def _others(folder: Path, vocabulary: Path, prediction_type: str | None) -> Mapping[Path, Path | bytes]:
+def _tokenizers(folder: Path, given: Path | None, made: Tokenizer | TokenizerPair) -> Files:
+    """The files of the tokenizers, those of a pair from the same folder where one is given."""
+    if isinstance(made, Tokenizer):
+        return tokenizer_files(given or folder / "tokenizer")
+    found: Files = {}
+    for part, one in (("tokenizer", made.first), ("tokenizer_2", made.second)):
+        for name, path in tokenizer_files(given or folder / part).items():
+            pads = given and name.name in ("special_tokens_map.json", "tokenizer_config.json")
+            found[Path(part, name.name)] = as_json(read_json(path) | {"pad_token": one.pad}) if pads else path
+    return found
+
+
+def _others(
+    folder: Path, tokenizers: dict[Path, Path | bytes], prediction_type: str | None
+) -> dict[Path, Path | bytes]:
     """What is beside the weights, the index last: a folder without it is no checkpoint."""
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     if prediction_type is not None:
         scheduler |= {"prediction_type": prediction_type}
     index = read_json(folder / "model_index.json")
-    index |= {CHECKER: [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+    kind = kind_of(folder)
+    if kind is not XL:
+        index |= {CHECKER: [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
     return {
-        **{Path(part, "config.json"): folder / part / "config.json" for part in STABLE_DIFFUSION.parts},
-        **tokenizer_files(vocabulary),
+        **{Path(part, "config.json"): folder / part / "config.json" for part in kind.parts},
+        **tokenizers,
         Path("scheduler", "scheduler_config.json"): as_json(scheduler),
         Path("model_index.json"): as_json(index),
     }

@@ -19,9 +19,9 @@ from sega_jax.checkpoint import CheckpointError, Tensors
 from sega_jax.nn.clip import CLIPTextModel, CLIPTextModelWithProjection
 from sega_jax.pickled import Tensor, mapped
 from sega_jax.pickled import read as read_pickle
-from sega_jax.text import Tokenizer
+from sega_jax.text import Tokenizer, TokenizerPair
 
-M = TypeVar("M")
+M, T = TypeVar("M"), TypeVar("T", bound=Tokenizer | TokenizerPair)
 
 Files = str | Path | Mapping[str, str | Path]
 _TOWERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
@@ -38,13 +38,15 @@ class Word(NamedTuple):
     vectors: dict[str, np.ndarray]
 
 
-def add_words(models: M, tokenizer: Tokenizer, words: Files) -> tuple[M, Tokenizer]:
+def add_words(models: M, tokenizer: T, words: Files) -> tuple[M, T]:
     """Networks and a tokenizer that know new words, of textual inversion.
 
         pipe.models, pipe.tokenizer = add_words(pipe.models, pipe.tokenizer, {"<cat-toy>": "cat.safetensors"})
 
     Those given stay as they are. Tokens and vectors are as diffusers' `load_textual_inversion` has them: a word of
-    several vectors is the tokens `<cat-toy>`, `<cat-toy>_1`, ..., and stands in prompts and concepts once.
+    several vectors is the tokens `<cat-toy>`, `<cat-toy>_1`, ..., and stands in prompts and concepts once. As there, the
+    pooled text of Stable Diffusion XL is read at the new word, where the config of its second text encoder looks for
+    the token of the largest number (`eos_token_id` 2, as published).
 
     Args:
         models, tokenizer: of a pipeline of Stable Diffusion (`pipe.models`, `pipe.tokenizer`).
@@ -66,7 +68,7 @@ def read(models: Any, tokenizer: Any, words: Files) -> list[Word]:
         TypeError, ValueError, CheckpointError: as `add_words`.
     """
     networks = _encoders(models)
-    if not networks or not isinstance(tokenizer, Tokenizer):
+    if not networks or not isinstance(tokenizer, Tokenizer | TokenizerPair):
         raise TypeError(
             f"models={type(models).__name__} and tokenizer={type(tokenizer).__name__} should be of a pipeline of Stable"
             " Diffusion (pipe.models, pipe.tokenizer)"
@@ -81,7 +83,7 @@ def read(models: Any, tokenizer: Any, words: Files) -> list[Word]:
     return found
 
 
-def added(models: M, tokenizer: Tokenizer, words: list[Word]) -> tuple[M, Tokenizer]:
+def added(models: M, tokenizer: T, words: list[Word]) -> tuple[M, T]:
     """Networks with values and their tokenizer, with words from `read`."""
     if not words:
         return models, tokenizer

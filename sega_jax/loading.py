@@ -63,7 +63,7 @@ def load(
     textual_inversion: str | Path | Mapping[str, str | Path] | None = None,
 ) -> Pipeline | PaellaPipeline:
     """Loads a checkpoint of Stable Diffusion, also XL, of its x4 upscaler, or of a stage of DeepFloyd-IF, in diffusers
-    layout with safetensors weights or as `sega-jax-convert` made it of one; Stable Diffusion 1.x or 2.x in a single
+    layout with safetensors weights or as `sega-jax-convert` made it of one; Stable Diffusion 1.x, 2.x or XL in a single
     file; or Paella as `sega-jax-convert` made it.
 
     DeepFloyd-IF's safety checker, which is another than Stable Diffusion's, and its watermark are not of this library:
@@ -92,10 +92,10 @@ def load(
         text_encoder, text_encoder_2, unet, vae: of another pipeline (`pipe.models.unet`), in place of the checkpoint's,
             whose files are then not read. `text_encoder=False` does without DeepFloyd-IF's, which is larger than the
             rest: prompts are then embeddings.
-        tokenizer: another pipeline's; or its folder, such as `tokenizer` of any checkpoint of Stable Diffusion 1.x,
-            but not for XL, which has two.
+        tokenizer: another pipeline's; or its folder, such as `tokenizer` of any checkpoint of Stable Diffusion 1.x. XL
+            has two of the same vocabulary, which pad with the end and with the first token: one is enough.
         config: of a single file, a folder in diffusers layout whose configs, tokenizer and scheduler it has; weights
-            are not looked for there. None is as published: Stable Diffusion 1.5, or 2.1.
+            are not looked for there. None is as published: Stable Diffusion 1.5, 2.1, or XL's base.
         prediction_type: what the UNet predicts, "epsilon" or "v_prediction"; None is what the scheduler's config
             says. Files of Stable Diffusion 2.x do not show it: None is v there, as in diffusers, and "epsilon" is
             for 2.0-base and 2.1-base.
@@ -304,13 +304,15 @@ def describe(
 
 
 def _pair(folder: Path, given: Any, models: Models) -> TokenizerPair:
-    """The tokenizers of Stable Diffusion XL."""
+    """The tokenizers of Stable Diffusion XL: of one vocabulary, whose padding differs."""
     if isinstance(given, TokenizerPair):
         return given
+    if isinstance(given, T5Tokenizer):
+        raise TypeError("tokenizer=T5Tokenizer should be CLIP's, or another pipeline's of Stable Diffusion XL")
+    if given is not None and not isinstance(given, Tokenizer):
+        given = _tokenizer(Path(os.path.expanduser(given)), models.text_encoder)
     if given is not None:
-        raise TypeError(
-            f"tokenizer={given!r} should be another pipeline's (pipe.tokenizer) of Stable Diffusion XL, which has two"
-        )
+        return given.pair()
     first = _tokenizer(folder / "tokenizer", models.text_encoder)
     return TokenizerPair(first, _tokenizer(folder / "tokenizer_2", models.text_encoder_2))
 

@@ -221,7 +221,8 @@ def _names(network: Any) -> dict[str, str]:
     else:
         for new, old in _OLD_TEXT.items():
             found |= {path.replace(new, old): key for path, key in paths.items()}
-        found |= {f"text_model.{path}": key for path, key in found.items()}
+        bare = {path.removeprefix("text_model."): key for path, key in found.items()}
+        found |= bare | {f"text_model.{path}": key for path, key in bare.items()}
     return {path.replace(".", "_"): key for path, key in found.items()}
 
 

@@ -46,6 +46,8 @@ _STARTS = {
     "text_encoder_2": (OPENCLIP_XL,),
 }
 _EMA = "model_ema."
+_REFINER = "conditioner.embedders.0.model."  # its one text encoder is OpenCLIP's
+_EDM = {"edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min"}
 # Beside the networks' own tensors: of training, or of what nobody calls.
 _OTHERS = {
     "unet": r"$^",
@@ -71,15 +73,20 @@ def opened(path: Path) -> Tensors:
 
 
 def check(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Whether a file holds a Stable Diffusion 1.x or 2.x with these names, by the shapes of its tensors.
+    """Whether a file holds a Stable Diffusion 1.x, 2.x or XL with these names, by the shapes of its tensors.
 
     Raises:
         CheckpointError: it does not.
     """
     if not any(key.startswith(UNET) for key in shapes):
         raise CheckpointError(f"{path} has no Stable Diffusion's UNet, names that start with {UNET}: {_hint(shapes)}")
-    if any(key.startswith("conditioner.") for key in shapes):
-        raise CheckpointError(f"{path} is of Stable Diffusion XL, expected 1.x or 2.x")
+    if any(key.startswith(_REFINER) for key in shapes):
+        raise CheckpointError(
+            f"{path} is Stable Diffusion XL's refiner, which goes on with pictures of the base model: only the base is"
+            " supported"
+        )
+    if not _EDM.isdisjoint(shapes):
+        raise CheckpointError(f"{path} is of Stable Diffusion XL with EDM's preconditioning, which is not supported")
     channels = shapes.get(f"{UNET}input_blocks.0.0.weight", ())[1:2]
     if channels not in ((), (4,)):
         raise CheckpointError(
@@ -88,20 +95,29 @@ def check(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
         )
 
 
+def is_xl(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a file holds a Stable Diffusion XL: its UNet is told a pooled text and sizes."""
+    return f"{UNET}label_emb.0.0.weight" in shapes
+
+
 def published(path: Path, shapes: Mapping[str, tuple[int, ...]], prediction_type: str | None = None) -> Path:
     """The folder of configs of the published checkpoint that a file is like, by the shapes of its tensors: Stable
-    Diffusion 1.5, 2.1, or 2.1-base for "epsilon". What a model of 2.x predicts does not show; None is v, as in
-    diffusers.
+    Diffusion 1.5, 2.1, 2.1-base for "epsilon", or XL's base. What a model predicts does not show; None is v for 2.x, as
+    in diffusers.
 
     Raises:
         CheckpointError: it is like none.
     """
-    width = shapes.get(f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", (0,))[-1]
+    # XL has no attention on its first level.
+    block = 4 if is_xl(shapes) else 1
+    width = shapes.get(f"{UNET}input_blocks.{block}.1.transformer_blocks.0.attn2.to_k.weight", (0,))[-1]
     names = {768: "sd-1.5", 1024: "sd-2.1-base" if prediction_type == "epsilon" else "sd-2.1"}
+    if is_xl(shapes):
+        names = {2048: "sdxl-base-1.0"}
     if width not in names:
         raise CheckpointError(
-            f"{path} attends to text of width {width}, neither 768 as Stable Diffusion 1.x nor 1024 as 2.x; give"
-            " config=, a folder in diffusers layout with its configs"
+            f"{path} attends to text of width {width}, which is 768 for Stable Diffusion 1.x, 1024 for 2.x and 2048 for"
+            " XL; give config=, a folder in diffusers layout with its configs"
         )
     return _PUBLISHED / names[width]
 

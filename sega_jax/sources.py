@@ -160,8 +160,9 @@ def of_file(
     """
     single_file.check(path, shapes)
     found = find(single_file.published(path, shapes, prediction_type) if config is None else config)
-    if found.kind is not STABLE_DIFFUSION:
-        raise CheckpointError(f"config={str(config)!r} is {found.kind.name}, expected {STABLE_DIFFUSION.name}")
+    expected = XL if single_file.is_xl(shapes) else STABLE_DIFFUSION
+    if found.kind is not expected:
+        raise CheckpointError(f"config={str(config)!r} is {found.kind.name}, expected {expected.name}, as {path} is")
     return found._replace(name=path, file=path)
 
 

@@ -54,6 +54,28 @@ class Tokenizer:
         self.length = min(length, positions)
         self._spelt: dict[str, str] = {}  # words of several tokens
 
+    @property
+    def pad(self) -> str:
+        """The token that pads."""
+        return self._tokenizer.pad_token
+
+    def pair(self) -> "TokenizerPair":
+        """This, which pads with its end token, and one that pads with the first of the vocabulary, "!" in published
+        ones, which then means itself wherever it stands: Stable Diffusion XL's.
+
+        Raises:
+            CheckpointError: it pads with another token.
+        """
+        if self.pad != self._tokenizer.eos_token:
+            raise CheckpointError(
+                f"the tokenizer pads with {self.pad!r}, as those of Stable Diffusion 2.x and the second of XL do; give"
+                f" one that pads with {self._tokenizer.eos_token!r}, as that of 1.x and the first of XL"
+            )
+        second = copy.copy(self)
+        second._tokenizer = copy.deepcopy(self._tokenizer)
+        second._tokenizer.add_special_tokens({"pad_token": self._tokenizer.convert_ids_to_tokens(0)})
+        return TokenizerPair(self, second)
+
     def having(self, words: Mapping[str, int]) -> tuple["Tokenizer", list[int]]:
         """A tokenizer that has these words besides, each of so many tokens, and the tokens' ids, in order.
 
@@ -73,6 +95,10 @@ class Tokenizer:
             if count > 1:
                 made._spelt[word] = " ".join(own)
         made._tokenizer.add_tokens(names)
+        for name in names:
+            # Special tokens come first, such as the "!" of Stable Diffusion XL.
+            if len(made._tokenizer.tokenize(name)) != 1:
+                raise ValueError(f"{name!r} has a special token in it, such as {self.pad!r}; give another word")
         return made, made._tokenizer.convert_tokens_to_ids(names)
 
     def _written_out(self, text: str) -> str:
@@ -112,6 +138,13 @@ class TokenizerPair:
                 f"the tokenizers make {first.length} and {second.length} tokens; do they belong together?"
             )
         self.first, self.second, self.length = first, second, first.length
+
+    def having(self, words: Mapping[str, int]) -> tuple["TokenizerPair", list[int]]:
+        """As of one tokenizer; CheckpointError where the two have other numbers of tokens."""
+        (first, ids), (second, others) = self.first.having(words), self.second.having(words)
+        if ids != others:
+            raise CheckpointError("the tokenizers have other numbers of tokens; do they belong together?")
+        return TokenizerPair(first, second), ids
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """int32 ids [texts, 2, length], padded; longer texts are cut as by one."""

@@ -48,6 +48,7 @@ XL = {
     "text_encoder": SD_1["text_encoder"] | {"projection_dim": 768},
     "text_encoder_2": SD_1["text_encoder"]
     | {
+        "architectures": ["CLIPTextModelWithProjection"],
         "hidden_size": 1280,
         "intermediate_size": 5120,
         "num_hidden_layers": 32,

@@ -18,6 +18,7 @@ from sega_jax.checkpoint import leaves
 from sega_jax.cli import main
 from sega_jax.kinds import kind_of
 from sega_jax.loading import describe
+from sega_jax.systems import sdxl
 from sega_jax.systems.stable_diffusion import Models
 
 KINDS = {
@@ -144,10 +145,12 @@ def test_the_prediction(simple, write, small, small_folder):
 # Published checkpoints
 
 
-def shapes(config, openclip):
+def shapes(config, openclip=False):
     """Of every tensor of a published file, put together from those of our leaves that are in it."""
-    models, found = Models.build(**config), {}
+    xl = "text_encoder_2" in config
+    models, found = (sdxl.Models if xl else Models).build(**config), {}
     starts = (naming.OPENCLIP if openclip else naming.CLIP, naming.UNET, naming.VAE)
+    starts = (naming.CLIP_XL, naming.OPENCLIP_XL, naming.UNET, naming.VAE) if xl else starts
     for module, start in zip(models, starts, strict=True):
         names = naming.original_names(module, start)
         for key, shape in leaves(module).items():
@@ -155,16 +158,18 @@ def shapes(config, openclip):
             assert bool(part) or tensor not in found
             if part:
                 shape = (found.get(tensor, (0,))[0] + shape[0], *shape[1:])
+            shape = shape[::-1] if tensor.endswith(".text_projection") else shape
             found[tensor] = (*shape, 1, 1) if ".attn_1." in tensor and len(shape) == 2 else shape
     return found
 
 
 @pytest.mark.parametrize(
-    ("name", "count", "parameters"), [("sd_1", 1130, 1_066_235_307), ("sd_2", 1214, 1_289_952_427)]
+    ("name", "count", "parameters"),
+    [("sd_1", 1130, 1_066_235_307), ("sd_2", 1214, 1_289_952_427), ("sdxl", 2513, 3_468_837_867)],
 )
 def test_names_at_full_size(name, count, parameters):
-    """The fixtures are of the files of Stable Diffusion 1.5 and 2.1, without what no network of ours has."""
-    config = {"sd_1": published.SD_1, "sd_2": published.SD_2}[name]
+    """The fixtures are of the files of Stable Diffusion 1.5, 2.1 and XL's base, without what no network of ours has."""
+    config = {"sd_1": published.SD_1, "sd_2": published.SD_2, "sdxl": published.XL}[name]
     found = shapes(config, name == "sd_2")
     lines = (REFERENCE / f"{name}_file.txt").read_text().splitlines()
     wanted = {key: tuple(map(int, shape)) for key, *shape in map(str.split, lines)}
@@ -207,6 +212,7 @@ def misshapen(tensors):
     tensors[f"{naming.UNET}out.2.bias"] = np.zeros(3, np.float32)
 
 
+XL = f"{naming.UNET}label_emb.0.0.weight"
 UNET_IN = f"{naming.UNET}input_blocks.0.0.weight"
 BROKEN = {
     "no UNet": (without("model."), "has no Stable Diffusion's UNet, names that start with model.diffusion_model.: it"),
@@ -219,7 +225,12 @@ BROKEN = {
         "it is one network in diffusers layout, give the folder",
     ),
     "nothing": (lambda t: t.clear(), "it has nothing"),
-    "XL": (lambda t: t.update({"conditioner.embedders.1.x": np.ones(1)}), "is of Stable Diffusion XL, expected 1.x"),
+    "XL": (lambda t: t.update({XL: np.ones(1)}), "is Stable Diffusion 1.x or 2.x, expected Stable Diffusion XL, as"),
+    "the refiner": (
+        lambda t: t.update({"conditioner.embedders.0.model.x": np.ones(1)}),
+        "is Stable Diffusion XL's refi",
+    ),
+    "EDM": (lambda t: t.update({"edm_mean": np.ones(4)}), "with EDM's preconditioning, which is not supported"),
     "inpainting": (lambda t: t.update({UNET_IN: np.ones((8, 9, 3, 3))}), "takes 9 channels, as models that fill in"),
     "missing": (lambda t: t.pop(f"{naming.UNET}out.2.bias"), "missing    model.diffusion_model.out.2.bias (4,)"),
     "misshapen": (misshapen, "misshapen  model.diffusion_model.out.2.bias: (3,), expected (4,)"),
@@ -277,7 +288,7 @@ def test_arguments_that_do_not_go_together(simple, write, small, small_folder, s
     ]:
         with pytest.raises(ValueError, match=words):
             load(path, config=small_folder, devices=small.devices, **arguments)
-    with pytest.raises(CheckpointError, match="attends to text of width 16, neither 768"):
+    with pytest.raises(CheckpointError, match="attends to text of width 16, which is 768 for Stable Diffusion 1"):
         load(path, devices=small.devices)
     with pytest.raises(CheckpointError, match=r"config=.* is Stable Diffusion's x4 upscaler, expected"):
         load(path, config=stages["upscaler"])

@@ -421,15 +421,21 @@ def xl(folder: Path, *, unet=UNET_XL, vae=VAE, scheduler=EULER, text=TEXT, text_
     return folder
 
 
-def original(*, unet=UNET, vae=VAE, text=TEXT, openclip=False, ema=False) -> dict[str, np.ndarray]:
+def original(*, unet=UNET, vae=VAE, text=TEXT, text_2=None, openclip=False, ema=False) -> dict[str, np.ndarray]:
     """The tensors of a checkpoint as a single file with the original names has them: with a moving average of other
-    values where `ema`, and the text encoder as OpenCLIP has it, with one layer more, where `openclip`."""
-    models, found = networks(unet=unet, vae=vae, text=text), {}
+    values where `ema`, the text encoder as OpenCLIP has it, with one layer more, where `openclip`, and two of them,
+    Stable Diffusion XL's, where there is a `text_2`."""
+    models, found = networks(unet=unet, vae=vae, text=text) if text_2 is None else None, {}
     starts = (naming.OPENCLIP if openclip else naming.CLIP, naming.UNET, naming.VAE)
+    if text_2 is not None:
+        models = sdxl.Models.build(text, text_2, unet, vae)
+        starts = (naming.CLIP_XL, naming.OPENCLIP_XL, naming.UNET, naming.VAE)
     for module, start in zip(models, starts, strict=True):
         names, fused = naming.original_names(module, start), {}
         for key, array in tensors(module).items():
             name, _, part = names[key].rstrip("]").partition("[")
+            if name.endswith(".text_projection"):
+                array = np.ascontiguousarray(array.T)
             if part:
                 fused.setdefault(name, {})[part] = array
             else:
@@ -443,7 +449,8 @@ def original(*, unet=UNET, vae=VAE, text=TEXT, openclip=False, ema=False) -> dic
         found[f"{naming.OPENCLIP}text_projection"] = np.ones([text["hidden_size"]] * 2, np.float32)
         found[f"{naming.OPENCLIP}logit_scale"] = np.ones([], np.float32)
     else:
-        found[f"{naming.CLIP}text_model.embeddings.position_ids"] = np.arange(12)[None]
+        start = naming.CLIP if text_2 is None else naming.CLIP_XL
+        found[f"{start}text_model.embeddings.position_ids"] = np.arange(12)[None]
     if ema:
         for key in [key for key in found if key.startswith(naming.UNET)]:
             found["model_ema." + key.removeprefix("model.").replace(".", "")] = found[key] + np.float32(0.01)

@@ -25,6 +25,7 @@ class CLIPTextConfig(NamedTuple):
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
     projection_dim: int = 512
+    eos_token_id: int = 49407
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "CLIPTextConfig":
@@ -156,8 +157,9 @@ class CLIPTextModel(nnx.Module):
 
 class CLIPTextModelWithProjection(nnx.Module):
     """`__call__(ids)`: int32 [batch, tokens] -> the texts' embeddings beside those of pictures, not normalised
-    [batch, projection_dim]: the state at the first token with the largest id, which is the end in CLIP's vocabularies,
-    projected. What pads a text comes after it and is not seen."""
+    [batch, projection_dim]: the state at the first end token, projected. That is `eos_token_id`, or where the config
+    says 2, as published ones do, the token of the largest id, which is the end in CLIP's own vocabulary. What pads a
+    text comes after it and is not seen."""
 
     def __init__(self, config: CLIPTextConfig):
         self.config = config
@@ -179,8 +181,9 @@ class CLIPTextModelWithProjection(nnx.Module):
         return before, self._pooled(ids, text.final_layer_norm(last))
 
     def _pooled(self, ids: jax.Array, last: jax.Array) -> jax.Array:
-        end = ids.argmax(-1)[:, None, None]
-        return self.text_projection(jnp.take_along_axis(last, end, 1)[:, 0])
+        number = self.config.eos_token_id
+        end = ids.argmax(-1) if number == 2 else (ids == number).argmax(-1)
+        return self.text_projection(jnp.take_along_axis(last, end[:, None, None], 1)[:, 0])
 
 
 class VisionEmbeddings(nnx.Module):
