@@ -24,7 +24,7 @@ def relative(found, wanted):
 
 def test_parts_of_the_rows_are_the_rows(small):
     """Five rows in parts of two, the last of which is filled up."""
-    whole, parts = small(PROMPTS, **CALL), small(PROMPTS, rows_at_once=2, **CALL)
+    whole, parts = (small(PROMPTS, rows_at_once=most, **CALL) for most in (5, 2))
     assert relative(parts.record.cond[:, 0], whole.record.cond[:, 0]) < 1e-5
     assert relative(parts.record.edits[:, 0], whole.record.edits[:, 0]) < 1e-5
     assert relative(parts.images, whole.images) < 3e-4
@@ -32,7 +32,7 @@ def test_parts_of_the_rows_are_the_rows(small):
 
 def test_parts_take_less_memory(small):
     call = {"edits": [Edit("c", warmup=0)], "steps": 3, "output": "latent", "height": 64, "width": 64}
-    whole, parts = (small.compile(["cat"] * 8, rows_at_once=most, **call) for most in (None, 1))
+    whole, parts = (small.compile(["cat"] * 8, rows_at_once=most, **call) for most in (8, 1))
 
     def memory(compiled):
         return next(program.memory for program in compiled.programs if program.name == "advance")
