@@ -1,12 +1,14 @@
 """Words to embeddings: blocks of one size, so that one program serves, and what is known is not computed again."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from sega_jax.parallel import Devices
 from sega_jax.prompts import Reading, chunks, weighed
+from sega_jax.text import Tokenizer
 
 # Texts in one call of the program, and how many embeddings are remembered.
 _BLOCK, _REMEMBERED = 8, 256
@@ -44,18 +46,15 @@ class Embeddings:
             del self._known[next(iter(self._known))]
         return np.stack([found[row.tobytes()] for row in tokens])
 
-    def read(
-        self, text_encoder: Any, tokenizer: Any, texts: Sequence[str], reading: Reading | None
-    ) -> list[np.ndarray]:
-        """The embedding of each text [tokens, channels]: in chunks or with weights, by CLIP's tokenizer, those of its
-        chunks side by side.
+    def read(self, text_encoder: Any, tokenizer: Tokenizer, texts: Sequence[str], reading: Reading) -> list[np.ndarray]:
+        """The embedding of each text [tokens, channels], read in chunks or with weights: those of its chunks side by
+        side.
 
         Raises:
             ValueError: a weight that is no number.
         """
-        if reading is None or not texts:
-            return list(self(text_encoder, tokenizer, texts)) if texts else []
-        read = [chunks(tokenizer, text, reading) for text in texts]
+        # By `map`, which has no frame of its own for the warnings to count.
+        read = list(map(partial(chunks, tokenizer, reading=reading), texts))
         ids = np.concatenate([one.ids for one in read])
         hidden = self(text_encoder, lambda _: ids, texts)
         parts = np.split(hidden, np.cumsum([len(one.ids) for one in read])[:-1])

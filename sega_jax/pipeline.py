@@ -371,7 +371,10 @@ class Pipeline(Running):
         if not texts or not all(isinstance(text, str) for text in texts):
             raise TypeError(f"texts={texts!r} should be words or a non-empty list of them")
         self._check_reads(texts)
-        return np.stack(self._as_long(self._hidden(texts, reading)))
+        encoder = self.models.reader, self.tokenizer
+        if reading is None:
+            return self._embeddings(*encoder, texts)
+        return np.stack(self._as_long(self._embeddings.read(*encoder, texts, reading)))
 
     def _reading(self, long_prompts: Any, weighted: Any) -> Reading | None:
         for name, value in (("long_prompts", long_prompts), ("weighted", weighted)):
@@ -383,16 +386,12 @@ class Pipeline(Running):
                 )
         return Reading(bool(long_prompts), bool(weighted)) if long_prompts or weighted else None
 
-    def _hidden(self, words: Sequence[str], reading: Reading | None) -> list[np.ndarray]:
-        """The embedding of each text [tokens, channels], of several chunks where it is read so."""
-        return self._embeddings.read(self.models.reader, self.tokenizer, words, reading)
-
     def _as_long(self, texts: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Embeddings as long as the longest, by chunks of no words."""
         if len({len(text) for text in texts}) == 1:
             return list(texts)
         self._check_reads([""])
-        return as_long(texts, self._hidden([""], None)[0])
+        return as_long(texts, self._embeddings(self.models.reader, self.tokenizer, [""])[0])
 
     def _text(self, rows: Rows, n: int) -> jax.Array:
         """Embeddings [rows, 2 + n, tokens, channels]."""
@@ -404,7 +403,12 @@ class Pipeline(Running):
         for branch in branches:
             if not isinstance(branch, str) and not self._is_embedding(branch, shape):
                 raise ValueError(f"an embedding has shape {branch.shape}, expected {shape} (tokens, channels)")
-        hidden = dict(zip(words, self._hidden(words, rows.reading), strict=True))
+        encoder, hidden = (self.models.reader, self.tokenizer), []
+        if words and rows.reading is None:
+            hidden = self._embeddings(*encoder, words)
+        elif words:
+            hidden = self._embeddings.read(*encoder, words, rows.reading)
+        hidden = dict(zip(words, hidden, strict=True))
         text = [(hidden[b] if isinstance(b, str) else b).astype(self.dtype, copy=False) for b in branches]
         text = np.stack(self._as_long(text))
         return self.devices.split(text.reshape(len(rows), 2 + n, *text.shape[1:]))

@@ -43,7 +43,7 @@ def chunks(tokenizer: Tokenizer, text: str, reading: Reading) -> Chunks:
         cut = tokenizer.words(ids[room:])
         warnings.warn(
             f"the text encoder reads {tokenizer.length} tokens; cut from the end of {text[:40]!r}: {cut!r}",
-            stacklevel=7,
+            stacklevel=6,
         )
         ids, weights = ids[:room], weights[:room]
     starts = range(0, max(len(ids), 1), room)

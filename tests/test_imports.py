@@ -56,7 +56,7 @@ ALLOWED = {
     "text": {"checkpoint"},
     "vectors": {"arrays"},
     "components": {"checkpoint", "schedules"},
-    "embeddings": {"parallel", "prompts"},
+    "embeddings": {"parallel", "prompts", "text"},
     "chunks": {"schedules"},
     "sizes": {"nn", "rows", "systems"},
     "small": {"arrays", "schedules", "sizes"},

@@ -168,6 +168,12 @@ def test_a_call_with_longer_texts_is_that_with_their_embeddings(small):
     assert np.isfinite(rest).all()
 
 
+def test_what_is_cut_is_said_where_the_call_is(small):
+    with pytest.warns(UserWarning, match="cut from the end of 'a cat, black, on a mat'") as caught:
+        small(LONG, weighted=True, steps=1, output="latent")
+    assert caught[0].filename == __file__
+
+
 def test_refused(small, first):
     for options, error, words in (
         ({"long_prompts": 1}, TypeError, "long_prompts=1 should be True or False"),
