@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from sega_jax.parallel import Devices
+from sega_jax.prompts import Reading, chunks, weighed
 
 # Texts in one call of the program, and how many embeddings are remembered.
 _BLOCK, _REMEMBERED = 8, 256
@@ -43,6 +44,29 @@ class Embeddings:
             del self._known[next(iter(self._known))]
         return np.stack([found[row.tobytes()] for row in tokens])
 
+    def read(
+        self, text_encoder: Any, tokenizer: Any, texts: Sequence[str], reading: Reading | None
+    ) -> list[np.ndarray]:
+        """The embedding of each text [tokens, channels]: in chunks or with weights, by CLIP's tokenizer, those of its
+        chunks side by side.
+
+        Raises:
+            ValueError: a weight that is no number.
+        """
+        if reading is None or not texts:
+            return list(self(text_encoder, tokenizer, texts)) if texts else []
+        read = [chunks(tokenizer, text, reading) for text in texts]
+        ids = np.concatenate([one.ids for one in read])
+        hidden = self(text_encoder, lambda _: ids, texts)
+        parts = np.split(hidden, np.cumsum([len(one.ids) for one in read])[:-1])
+        return [np.concatenate(weighed(part, one.weights)) for part, one in zip(parts, read, strict=True)]
+
     def clear(self) -> None:
         """Forgets all, for another text encoder."""
         self._known.clear()
+
+
+def as_long(texts: Sequence[np.ndarray], none: np.ndarray) -> list[np.ndarray]:
+    """Embeddings [tokens, channels] as long as the longest, by that of no words after them, as often as it takes."""
+    longest = max(map(len, texts))
+    return [np.concatenate([text, *[none] * ((longest - len(text)) // len(none))]) for text in texts]

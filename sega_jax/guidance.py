@@ -219,7 +219,7 @@ def rescale(share: Any) -> optax.GradientTransformation:
     def update(estimate, state, preds):
         estimate, cond = _wide(estimate), _wide(preds.cond)
         axes = tuple(range(1, cond.ndim))
-        target, own = (jnp.std(x, axes, ddof=1, keepdims=True) for x in (cond, estimate))
+        target, own = (jnp.std(x, axes, keepdims=True) for x in (cond, estimate))
         ratio = jnp.where(own > 0, target / jnp.where(own > 0, own, 1), 1)
         phi = _lift(share, estimate)
         return estimate * (phi * ratio + (1 - phi)), state

@@ -12,14 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from sega_jax import prompts, small
+from sega_jax import small
 from sega_jax.arrays import floating, is_finite
 from sega_jax.branches import ordered
 from sega_jax.chunks import CHUNK, Chunks, enough_memory
 from sega_jax.components import as_scheduler
-from sega_jax.embeddings import Embeddings
+from sega_jax.embeddings import Embeddings, as_long
 from sega_jax.guidance import Edits
-from sega_jax.nn.tiling import SHARES
 from sega_jax.output import OUTPUTS
 from sega_jax.output import Output as Output
 from sega_jax.parallel import Devices
@@ -28,7 +27,7 @@ from sega_jax.rows import EditLike, Rows, Text, number, prepare, whole
 from sega_jax.running import Plan, Running, check_callback, check_guidance, one_of
 from sega_jax.safety import Safety
 from sega_jax.schedules import Scheduler
-from sega_jax.sizes import shape_from, state_shape, told
+from sega_jax.sizes import shape_from, state_shape, tile_of, told
 from sega_jax.small import Noising
 from sega_jax.systems import deepfloyd, sdxl, stable_diffusion
 from sega_jax.systems.common import Method, Settings, Small
@@ -252,7 +251,7 @@ class Pipeline(Running):
         one_of("output", output, OUTPUTS)
         check_guidance(semantics, support)
         check_callback(callback, callback_steps)
-        tile = self._tile(tiled)
+        tile = tile_of(getattr(self.models, "vae", None), tiled)
         images = self._images(image)
         enlarges = bool(self.models.sizes.enlarges)
         starts = images is not None and not enlarges
@@ -337,21 +336,6 @@ class Pipeline(Running):
             raise ValueError("image is what upscalers and Stable Diffusion take, and this is neither; leave it out")
         return small.read(image)
 
-    def _tile(self, tiled: Any) -> int | None:
-        """The side of a tile in positions of the state; None for none."""
-        if tiled is False:
-            return None
-        if not hasattr(self.models, "vae"):
-            raise ValueError(f"tiled={tiled!r} is of autoencoders, and this checkpoint has none; leave it out")
-        config, multiple = self.models.vae.config, SHARES * self.models.vae.config.factor
-        usual = config.sample_size if isinstance(config.sample_size, int) else config.sample_size[0]
-        pixels = usual if tiled is True else whole("tiled", tiled, 1)
-        if pixels % multiple:
-            raise ValueError(
-                f"tiled={pixels} is not a multiple of {multiple}; try {max(pixels // multiple, 1) * multiple}"
-            )
-        return pixels // config.factor
-
     def _noised(self, rows: Rows, anew: bool) -> Small:
         if not isinstance(anew, bool | np.bool_):
             raise TypeError(f"noise_anew={anew!r} should be True or False")
@@ -399,22 +383,14 @@ class Pipeline(Running):
 
     def _hidden(self, words: Sequence[str], reading: Reading | None) -> list[np.ndarray]:
         """The embedding of each text [tokens, channels], of several chunks where it is read so."""
-        if reading is None or not words:
-            return list(self._embeddings(self.models.reader, self.tokenizer, words)) if words else []
-        read = [prompts.chunks(self.tokenizer, text, reading) for text in words]
-        ids = np.concatenate([one.ids for one in read])
-        hidden = self._embeddings(self.models.reader, lambda _: ids, words)
-        parts = np.split(hidden, np.cumsum([len(one.ids) for one in read])[:-1])
-        return [np.concatenate(prompts.weighed(part, one.weights)) for part, one in zip(parts, read, strict=True)]
+        return self._embeddings.read(self.models.reader, self.tokenizer, words, reading)
 
     def _as_long(self, texts: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Embeddings as long as the longest, by chunks of no words."""
-        longest = max(map(len, texts))
-        if all(len(text) == longest for text in texts):
+        if len({len(text) for text in texts}) == 1:
             return list(texts)
         self._check_reads([""])
-        (none,) = self._hidden([""], None)
-        return [np.concatenate([text, *[none] * ((longest - len(text)) // len(none))]) for text in texts]
+        return as_long(texts, self._hidden([""], None)[0])
 
     def _text(self, rows: Rows, n: int) -> jax.Array:
         """Embeddings [rows, 2 + n, tokens, channels]."""

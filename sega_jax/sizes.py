@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from sega_jax.nn.tiling import SHARES
+from sega_jax.nn.vae import AutoencoderKL
 from sega_jax.rows import whole
 from sega_jax.systems.common import Sizes
 
@@ -90,6 +92,28 @@ def _pairs(name: str, value: Any, usual: tuple[int, int], least: int, rows: int)
     if len(pairs) != rows:
         raise ValueError(f"{name} has {len(pairs)} pairs for {rows} pictures; give one for all, or one each")
     return np.array([[whole(name, number, least) for number in pair] for pair in pairs])
+
+
+def tile_of(vae: AutoencoderKL | None, tiled: Any) -> int | None:
+    """The side of a tile, in positions of the state, that is decoded at once; None for the whole picture.
+
+    Args:
+        tiled: True for that of the autoencoder's training, a number of pixels, or False.
+
+    Raises:
+        TypeError, ValueError: another size than a multiple of what tiles share, or there is nothing that decodes.
+    """
+    if tiled is False:
+        return None
+    if vae is None:
+        raise ValueError(f"tiled={tiled!r} is of autoencoders, and this checkpoint has none; leave it out")
+    config, multiple = vae.config, SHARES * vae.config.factor
+    usual = config.sample_size if isinstance(config.sample_size, int) else config.sample_size[0]
+    pixels = usual if tiled is True else whole("tiled", tiled, 1)
+    if pixels % multiple:
+        near = max(pixels // multiple, 1) * multiple
+        raise ValueError(f"tiled={pixels} is not a multiple of {multiple}; try {near}")
+    return pixels // config.factor
 
 
 def times(size: Sequence[int]) -> str:

@@ -44,8 +44,8 @@ SD_2 = {
     "vae": VAE,
 }
 # Stable Diffusion XL's base
-SDXL = {
-    "text_encoder": SD_1["text_encoder"],
+XL = {
+    "text_encoder": SD_1["text_encoder"] | {"projection_dim": 768},
     "text_encoder_2": SD_1["text_encoder"]
     | {
         "architectures": ["CLIPTextModelWithProjection"],
@@ -69,7 +69,7 @@ SDXL = {
         "addition_time_embed_dim": 256,
         "projection_class_embeddings_input_dim": 2816,
     },
-    "vae": VAE | {"scaling_factor": 0.13025},
+    "vae": VAE | {"sample_size": 1024, "scaling_factor": 0.13025, "force_upcast": True},
 }
 # Stable Diffusion 1.5's safety checker: CLIP's ViT-L/14
 SAFETY = {

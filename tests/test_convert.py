@@ -299,8 +299,8 @@ def test_sources_that_are_no_checkpoint(refused, copy, tmp_path):
     refused("is no folder", source=copy / UNET, error=FileNotFoundError)
     refused("give the folder above", source=copy / "unet")
     refused("has no model_index.json", source=tmp_path)
-    edit_json(copy / "model_index.json", text_encoder_2=["transformers", "CLIPTextModelWithProjection"])
-    refused("two text encoders")
+    edit_json(copy / "model_index.json", text_encoder_2=["transformers", "CLIPTextModel"])
+    refused("whose text_encoder_2 is CLIPTextModel", "expected Stable Diffusion XL")
 
 
 def missing(arrays):

@@ -106,7 +106,7 @@ def test_configs_as_published(pipe):
     folder = single_file.published("x", shapes)
     assert kind_of(folder) is XL
     found = describe(folder, tokenizer=pipe.tokenizer)
-    models = found.models.build(**published.SDXL)
+    models = found.models.build(**published.XL)
     assert [leaves(network) for network in found.models] == [leaves(network) for network in models]
     assert [network.config for network in found.models[1:3]] == [network.config for network in models[1:3]]
     assert found.models.vae.config.scaling_factor == 0.13025

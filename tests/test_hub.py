@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import tiny
 from huggingface_hub import errors
+from reference import cases
 from safetensors.numpy import save_file
 from test_convert import same
 
@@ -115,9 +116,28 @@ def test_of_another_kind_only_the_index_is_fetched(client, repository, tmp_path)
     index = json.loads((other / "model_index.json").read_text())
     (other / "model_index.json").write_text(json.dumps(index | {"text_encoder_2": ["transformers", "CLIPTextModel"]}))
     client.folder = other
-    with pytest.raises(CheckpointError, match="with two text encoders"):
+    with pytest.raises(CheckpointError, match="whose text_encoder_2 is CLIPTextModel; expected"):
         sega_jax.load(NAME)
     assert fetched(client) == {"model_index.json"}
+
+
+def test_of_stable_diffusion_xl(client, tmp_path, one_device):
+    """Both text encoders and tokenizers; not what repositories have besides, nor a network that is given."""
+    client.folder = tiny.xl(tmp_path / "xl", **cases.XL)
+    needed = {str(path.relative_to(client.folder)) for path in client.folder.rglob("*") if path.is_file()}
+    more = ["sd_xl_base_1.0.safetensors", "sd_xl_offset_example-lora_1.0.safetensors", "vae_1_0/config.json"]
+    more += ["unet/diffusion_pytorch_model.fp16.safetensors", "text_encoder_2/flax_model.msgpack"]
+    more += ["text_encoder_2/model.onnx", "vae_1_0/diffusion_pytorch_model.safetensors"]
+    for name in more:
+        (client.folder / name).parent.mkdir(exist_ok=True)
+        (client.folder / name).write_bytes(b"x")
+    pipe = sega_jax.load(NAME, devices=one_device)
+    assert fetched(client) == needed
+    shutil.rmtree(client.cache)
+    parts = {part: getattr(pipe.models, part) for part in ("text_encoder_2", "unet")}
+    sega_jax.load(NAME, devices=one_device, tokenizer=pipe.tokenizer, **parts)
+    left = {"text_encoder_2/config.json", "unet/config.json"}
+    assert fetched(client) == {name for name in needed - left if not name.startswith(("tok", "text_encoder_2", "unet"))}
 
 
 def test_of_a_stage_without_its_text_encoder(client, tmp_path, one_device):

@@ -116,6 +116,19 @@ def test_the_state_before_a_call_has_the_shares_of_its_row(name):
     assert (np.diff(sigma) <= 1e-12).all() or "Runge" in name
     scaled = late.input_scale * np.hypot(late.signal, late.noise)
     np.testing.assert_allclose(scaled, 1, rtol=1e-12)
+    if name in ("DDIM", "PNDM", "PNDM, Runge-Kutta", "DDPM"):
+        np.testing.assert_allclose((late.signal, late.noise), scheduler.shares(late.timestep.astype(int)))
+
+
+@pytest.mark.parametrize("name", ["DPM", "UniPC", "PNDM"])
+def test_what_is_remembered_begins_where_the_schedule_is_entered(name):
+    """The first call that is run has no others before it, and the second one."""
+    late = from_config(tiny.SCHEDULERS[name] | {"solver_order": 3}, strict=False).table(10, 0.5).solver
+    assert not late.x_from_memory[0, 1:].any()
+    assert not late.start_from_start[0]
+    assert not late.start_from_memory[0].any()
+    assert late.x_from_memory[1, 1]
+    assert not late.x_from_memory[1, 2:].any()
 
 
 REFUSED = [

@@ -22,10 +22,9 @@ def relative(found, wanted):
     return np.linalg.norm(np.asarray(found) - wanted) / np.linalg.norm(wanted)
 
 
-@pytest.mark.parametrize("most", [2, 3])
-def test_parts_of_the_rows_are_the_rows(small, most):
-    """Five rows in parts of 2, 2 and 1, or of 3 and 2."""
-    whole, parts = small(PROMPTS, **CALL), small(PROMPTS, rows_at_once=most, **CALL)
+def test_parts_of_the_rows_are_the_rows(small):
+    """Five rows in parts of two, the last of which is filled up."""
+    whole, parts = small(PROMPTS, **CALL), small(PROMPTS, rows_at_once=2, **CALL)
     assert relative(parts.record.cond[:, 0], whole.record.cond[:, 0]) < 1e-5
     assert relative(parts.record.edits[:, 0], whole.record.edits[:, 0]) < 1e-5
     assert relative(parts.images, whole.images) < 3e-4
@@ -73,11 +72,11 @@ def test_what_fits_in_a_tile_is_not_tiled(small):
 
 def test_a_tile_in_the_middle_is_the_decoders_own():
     """Where no other tile reaches, and over the seams something of both."""
-    net = tiny.filled(AutoencoderKL(AutoencoderConfig.from_dict(tiny.VAE)))
+    net = tiny.filled(AutoencoderKL(AutoencoderConfig.from_dict(tiny.VAE_1)))
     latents = np.random.default_rng(0).standard_normal((1, 8, 20, 4)).astype(np.float32)
-    found = np.asarray(net.decode(latents, 8))[:, :12]
-    left, right = (np.asarray(net.decode(latents[:, :, at : at + 8]))[:, :12] for at in (0, 6))
-    np.testing.assert_allclose(found[:, :, :12], left[:, :, :12], atol=1e-5)
-    np.testing.assert_allclose(found[:, :, 16:24], right[:, :, 4:12], atol=1e-5)
-    share = (np.arange(4) / 4)[:, None]
-    np.testing.assert_allclose(found[:, :, 12:16], left[:, :, 12:] * (1 - share) + right[:, :, :4] * share, atol=1e-5)
+    found = np.asarray(net.decode(latents, 8))[:, :6]
+    left, right = (np.asarray(net.decode(latents[:, :, at : at + 8]))[:, :6] for at in (0, 6))
+    np.testing.assert_allclose(found[:, :, :6], left[:, :, :6], atol=1e-5)
+    np.testing.assert_allclose(found[:, :, 8:12], right[:, :, 2:6], atol=1e-5)
+    np.testing.assert_allclose(found[:, :, 6], left[:, :, 6], atol=1e-5)
+    np.testing.assert_allclose(found[:, :, 7], (left[:, :, 7] + right[:, :, 1]) / 2, atol=1e-5)

@@ -117,6 +117,26 @@ def test_pictures(name, load):
     assert np.array_equal(shown.nsfw_content_detected, wanted.get("flagged"))
 
 
+def test_stable_diffusion_xl(tmp_path, one_device):
+    """Texts and the first call's predictions to 1e-5, latents and guidance to 3e-4, and pixels to 2e-3."""
+    pipe, wanted = sega_jax.load(tiny.xl(tmp_path / "xl", **cases.XL), devices=one_device), recorded("xl")
+    text = pipe.encode(cases.XL_WORDS)
+    assert relative(text[:, :-1], wanted["states"][1:]) < 1e-5
+    assert relative(text[:, -1, : wanted["pooled"].shape[1]], wanted["pooled"][1:]) < 1e-5
+    prompt, concept = cases.XL_WORDS
+    call = {"steps": cases.XL_STEPS, "guidance_scale": cases.XL_SCALE, "latents": cases.XL_LATENTS, "record": True}
+    call |= dict(zip(("momentum_scale", "momentum_beta"), cases.XL_MOMENTUM, strict=True)) | cases.XL_SIZES
+    made = pipe(prompt, sega_jax.Edit(concept, **cases.XL_EDIT), **call, output="latent")
+    assert relative(made.images, wanted["latents"]) < 3e-4
+    for key in ("uncond", "cond", "edits", "sem_guidance"):
+        found = getattr(made.record, key)
+        assert relative(found, wanted[key]) < 3e-4, key
+        if key != "sem_guidance":
+            assert relative(found[:, 0], wanted[key][:, 0]) < 1e-5, key
+    shown = pipe(prompt, sega_jax.Edit(concept, **cases.XL_EDIT), **call, output="float")
+    assert np.abs(shown.images - wanted["image"]).max() < 2e-3
+
+
 def same_pixels(ours, theirs):
     """Normalised values within one grey level: versions of Pillow round a resized picture differently."""
     return ours.shape == theirs.shape and np.abs(ours - theirs).max() < 1.01 / 255 / 0.26

@@ -169,7 +169,7 @@ def shapes(config, openclip=False):
 )
 def test_names_at_full_size(name, count, parameters):
     """The fixtures are of the files of Stable Diffusion 1.5, 2.1 and XL's base, without what no network of ours has."""
-    config = {"sd_1": published.SD_1, "sd_2": published.SD_2, "sdxl": published.SDXL}[name]
+    config = {"sd_1": published.SD_1, "sd_2": published.SD_2, "sdxl": published.XL}[name]
     found = shapes(config, name == "sd_2")
     lines = (REFERENCE / f"{name}_file.txt").read_text().splitlines()
     wanted = {key: tuple(map(int, shape)) for key, *shape in map(str.split, lines)}

@@ -233,7 +233,8 @@ def in_parts(function: Callable[..., Any], most: int | None, x: jax.Array, *tree
     index = np.minimum(np.arange(parts * size), rows - 1)
 
     def cut(leaf):
-        leaf = leaf.reshape(rows, -1, *leaf.shape[1:])[index]
+        leaf = leaf.reshape(rows, -1, *leaf.shape[1:])
+        leaf = leaf if len(index) == rows else leaf[index]
         return leaf.reshape(parts, size * leaf.shape[1], *leaf.shape[2:])
 
     made = jax.lax.map(lambda part: function(*part), jax.tree.map(cut, (x, *trees)))

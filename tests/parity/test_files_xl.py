@@ -45,7 +45,7 @@ def difference(ours, theirs):
 
 
 def test_names_at_full_size():
-    configs = published.SDXL
+    configs = published.XL
     with torch.device("meta"):
         found = {key: torch.empty(shape) for key, shape in shapes(configs).items()}
         texts = [

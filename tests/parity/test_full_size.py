@@ -10,15 +10,17 @@ pytest.importorskip("diffusers")
 
 import functools
 import math
+import pathlib
 
 import diffusers
 import jax
+import names
 import numpy as np
 import tiny
 import torch
 import transformers
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker, cosine_distance
-from published import BYT5_XL, IF_1_XL, IF_2_L, SAFETY, SD_1, SD_2, T5_XXL, VIT_H, X4
+from published import BYT5_XL, IF_1_XL, IF_2_L, SAFETY, SD_1, SD_2, T5_XXL, VIT_H, X4, XL
 
 from parity.theirs import fill, first, last, noise, relative, same_names
 from sega_jax import Edit
@@ -30,6 +32,7 @@ from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
 from sega_jax.parallel import Devices
 from sega_jax.pipeline import Pipeline
 from sega_jax.schedules import from_config
+from sega_jax.systems import sdxl
 from sega_jax.systems.stable_diffusion import Models, encode
 from sega_jax.text import Tokenizer
 
@@ -45,8 +48,9 @@ COUNTS = (
 
 
 def theirs(configs, part):
-    if part == "text_encoder":
-        return transformers.CLIPTextModel(transformers.CLIPTextConfig(**configs[part]))
+    if part.startswith("text_encoder"):
+        kind = transformers.CLIPTextModelWithProjection if part.endswith("2") else transformers.CLIPTextModel
+        return kind(transformers.CLIPTextConfig(**configs[part]))
     return getattr(diffusers, {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}[part])(**configs[part])
 
 
@@ -58,6 +62,18 @@ def test_names(configs, counts, part):
     ours = getattr(Models.build(**configs), part)
     same_names(ours, reference)
     assert sum(math.prod(shape) for shape in leaves(ours).values()) == counts[part]
+
+
+@pytest.mark.parametrize("part", sdxl.Models._fields)
+def test_names_of_stable_diffusion_xl(part):
+    """Which are in `reference/xl_*.txt`, too."""
+    with torch.device("meta"):
+        reference = theirs(XL, part)
+    ours = getattr(sdxl.Models.build(**XL), part)
+    same_names(ours, reference)
+    listed = names.read(pathlib.Path(__file__).parents[1] / "reference" / f"xl_{part}.txt")
+    assert {ours.rename(name): shape for name, shape in listed.items()} == leaves(ours)
+    assert len(listed) == len(reference.state_dict())
 
 
 @pytest.mark.parametrize("config", [IF_1_XL, IF_2_L, X4], ids=["IF-I-XL", "IF-II-L", "x4 upscaler"])

@@ -124,8 +124,26 @@ def fresh(tag, *shape):
     return np.asarray(jax.random.normal(key, (1, *shape)))
 
 
+# Stable Diffusion XL on two levels, with a negative prompt of zeros and one edit.
+XL = {
+    "unet": tiny.UNET_XL
+    | {
+        "block_out_channels": [8, 16],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+        "attention_head_dim": [1, 2],
+        "transformer_layers_per_block": [1, 2],
+    },
+    "scheduler": tiny.DDIM,
+}
+XL_WORDS = ["a cat", "glasses"]
+XL_SIZES = {"original_size": (20, 34), "crops_top_left": (3, 5), "target_size": (24, 16)}
+XL_STEPS, XL_SCALE, XL_MOMENTUM = 6, 5.0, (0.3, 0.6)
+XL_EDIT = {"scale": 6.0, "threshold": 0.8, "warmup": 1, "cooldown": 5}
+
 PROMPTS = ["a cat", "dog, b"]
 LATENTS = _noise(8, 2, 8, 8, 4)
+XL_LATENTS = LATENTS[:1]
 _ONE = {
     "num_inference_steps": 6,
     "editing_prompt": ["glasses"],

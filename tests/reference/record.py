@@ -2,7 +2,8 @@
 
     pip install -e ".[parity]" && python tests/reference/record.py
 
-writes `tests/reference/*.npz`, float32 and channels last; made with torch 2.13.0, diffusers 0.42.1 and
+writes `tests/reference/*.npz`, float32 and channels last, and `xl_*.txt`, the names and shapes of every tensor of
+Stable Diffusion XL's base; made with torch 2.13.0, diffusers 0.42.1 and
 transformers 5.23.0 on a CPU. Weights and inputs are those of `tests/tiny.py` and of `cases.py` here.
 """
 
@@ -17,13 +18,18 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import diffusers
+import names
 import numpy as np
+import published
 import tiny
 import torch
 import transformers
 from diffusers.pipelines.stable_diffusion.safety_checker import cosine_distance
+from parity import if_loops
 from PIL import Image
 from reference import cases
+
+from sega_jax import Edit
 
 HERE = Path(__file__).parent
 diffusers.utils.logging.set_verbosity_error()
@@ -166,7 +172,66 @@ def stage(name):
         return {"x": last(pipe(**call).images)}
 
 
+def xl():
+    """The texts of no words, a prompt and a concept, what the UNet makes of them and the sizes, and a picture."""
+    with tempfile.TemporaryDirectory() as folder:
+        pipe = diffusers.StableDiffusionXLPipeline.from_pretrained(
+            tiny.xl(Path(folder) / "tiny", **cases.XL), add_watermarker=False
+        )
+    cond, uncond, pooled, unpooled = pipe.encode_prompt(cases.XL_WORDS[:1])
+    concept, _, its_pooled, _ = pipe.encode_prompt(cases.XL_WORDS[1:])
+    states, pooled = torch.cat([uncond, cond, concept]), torch.cat([unpooled, pooled, its_pooled])
+    sizes = torch.tensor([[float(side) for size in cases.XL_SIZES.values() for side in size]] * 3)
+    told = []
+    pipe.unet.add_embedding.register_forward_hook(lambda *call: told.append(call[2]))
+
+    def predict(_call, t, x):
+        added, many = {"text_embeds": pooled, "time_ids": sizes}, torch.cat([x] * 3)
+        with torch.no_grad():
+            return pipe.unet(many, t, encoder_hidden_states=states, added_cond_kwargs=added).sample.split(1)
+
+    run = if_loops.sample(
+        predict,
+        cases.XL["scheduler"],
+        cases.XL_LATENTS,
+        None,
+        steps=cases.XL_STEPS,
+        guidance_scale=cases.XL_SCALE,
+        edits=[Edit(cases.XL_WORDS[1], **cases.XL_EDIT)],
+        momentum=cases.XL_MOMENTUM,
+    )
+    return {
+        "states": states.detach().numpy(),
+        "pooled": pooled.detach().numpy(),
+        "told": told[0].numpy(),
+        "latents": run.x,
+        "image": np.clip(if_loops.decoded(pipe.vae, run.x) / 2 + 0.5, 0, 1),
+        "uncond": run.uncond,
+        "cond": run.cond,
+        "edits": run.edits,
+        "sem_guidance": run.sem_guidance,
+    }
+
+
+def xl_names():
+    """By networks, as published files have them: the first text encoder's names begin otherwise in transformers 5."""
+    kinds = {
+        "text_encoder": lambda c: transformers.CLIPTextModel(transformers.CLIPTextConfig(**c)),
+        "text_encoder_2": lambda c: transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**c)),
+        "unet": lambda c: diffusers.UNet2DConditionModel(**c),
+        "vae": lambda c: diffusers.AutoencoderKL(**c),
+    }
+    for part, build in kinds.items():
+        with torch.device("meta"):
+            tensors = build(published.XL[part]).state_dict()
+        prefix = "text_model." if part == "text_encoder" else ""
+        yield part, names.written({f"{prefix}{name}": tuple(tensor.shape) for name, tensor in tensors.items()})
+
+
 def main():
+    np.savez_compressed(HERE / "xl.npz", **xl())
+    for part, lines in xl_names():
+        (HERE / f"xl_{part}.txt").write_text(lines)
     for name in cases.CHECKPOINTS:
         np.savez_compressed(HERE / f"networks_{name}.npz", **networks(name))
     for name in cases.UNETS:

@@ -1,0 +1,102 @@
+"""How long does Stable Diffusion XL take at full size, how much memory, and how far is it from the floor?
+
+The architecture of SDXL's base at 1024x1024 with random weights (speed does not depend on their values), from words to
+pixels; one concept by default. The floor is the arithmetic of the UNet's branches at every step and of decoding, at the
+ceiling of bfloat16 matrix products. Run from the repository's root, on a machine where nothing is installed with
+PYTHONPATH=. before it:
+
+    python tests/benchmarks/sdxl.py --json FILE
+
+`--tiny` is a network that any CPU runs, and says nothing about speed.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+from weights import filled
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import tiny
+from published import XL
+
+from sega_jax import Edit, Pipeline, schedules
+from sega_jax.parallel import Devices
+from sega_jax.systems import sdxl
+from sega_jax.text import Tokenizer, TokenizerPair
+
+SMALL = {"text_encoder": tiny.TEXT, "text_encoder_2": tiny.TEXT_XL_2, "unet": tiny.UNET_XL, "vae": tiny.VAE}
+# TFLOP of the UNet for one branch at one step, and of the decoder for one picture.
+UNET, DECODER = 6.76, 10.5
+
+
+def pipeline(dtype: str, attention: str, devices: Devices, *, small: bool) -> Pipeline:
+    """SDXL with random weights, or a small network."""
+    configs = SMALL if small else XL
+    models = filled(sdxl.Models.build(**configs, attention=attention), dtype, devices)
+    folder = Path(tempfile.mkdtemp())
+    length, words = (configs["text_encoder"][name] for name in ("max_position_embeddings", "vocab_size"))
+    tiny.tokenizer(folder, length)
+    both = TokenizerPair(Tokenizer(folder, length, words), Tokenizer(folder, length, words))
+    return Pipeline(models, both, schedules.from_config(tiny.EULER), devices, zeros=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    for name, default in (("steps", 30), ("concepts", 1), ("batch", 1), ("repeat", 5)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--attention", default="cudnn", choices=["xla", "cudnn", "pallas"])
+    parser.add_argument("--ceiling", type=float, default=796.0, help="TFLOP/s of matrix products")
+    parser.add_argument("--tiny", action="store_true", help="a small network, to try this script")
+    parser.add_argument("--json", type=Path, help="where the measurements go")
+    args = parser.parse_args()
+
+    devices = Devices(jax.local_devices()[:1])
+    began = time.perf_counter()
+    pipe = pipeline(args.dtype, "xla" if args.tiny else args.attention, devices, small=args.tiny)
+    jax.block_until_ready(pipe.models)
+    placed = time.perf_counter() - began
+    edits = [Edit(chr(97 + k), threshold=0.95, warmup=args.steps // 5) for k in range(args.concepts)]
+
+    def call(seed: int) -> float:
+        began = time.perf_counter()
+        rows = {"images_per_prompt": args.batch, "steps": args.steps, "seed": seed}
+        out = pipe("b", edits, **rows, output="uint8", progress=False)
+        assert out.finite.all()
+        return time.perf_counter() - began
+
+    first = call(0)
+    seconds = [call(i) for i in range(1, 1 + args.repeat)]
+    median = statistics.median(seconds)
+    floor = args.batch * ((2 + args.concepts) * args.steps * UNET + DECODER) / args.ceiling
+    found = {
+        "device": devices.devices[0].device_kind,
+        "jax": jax.__version__,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(pipe.models)),
+        **{name: value for name, value in vars(args).items() if name != "json"},
+        "placed": placed,
+        "first": first,
+        "seconds": seconds,
+        "floor": floor,
+        "share_of_floor": floor / median,
+        "peak_gib": (devices.devices[0].memory_stats() or {}).get("peak_bytes_in_use", float("nan")) / 2**30,
+    }
+    print(f"{found['device']}, jax {found['jax']}, {found['parameters']:,} parameters, {vars(args)}")
+    print(f"weights placed     {placed:8.2f} s")
+    print(f"first call         {first:8.2f} s, of which compiling about {first - median:.2f} s")
+    print(f"later calls        {median:8.3f} s (median; {min(seconds):.3f} to {max(seconds):.3f})")
+    print(f"floor              {floor:8.3f} s, {floor / median:.1%} of the time")
+    print(f"peak memory        {found['peak_gib']:8.2f} GiB")
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
