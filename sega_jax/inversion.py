@@ -44,9 +44,9 @@ def add_words(models: M, tokenizer: T, words: Files) -> tuple[M, T]:
         pipe.models, pipe.tokenizer = add_words(pipe.models, pipe.tokenizer, {"<cat-toy>": "cat.safetensors"})
 
     Those given stay as they are. Tokens and vectors are as diffusers' `load_textual_inversion` has them: a word of
-    several vectors is the tokens `<cat-toy>`, `<cat-toy>_1`, ..., and stands in prompts and concepts once. As there, the
-    pooled text of Stable Diffusion XL is read at the new word, where the config of its second text encoder looks for
-    the token of the largest number (`eos_token_id` 2, as published).
+    several vectors is the tokens `<cat-toy>`, `<cat-toy>_1`, ..., and stands in prompts and concepts once. As there,
+    the pooled text of Stable Diffusion XL is read at the new word, where the config of its second text encoder looks
+    for the token of the largest number (`eos_token_id` 2, as published).
 
     Args:
         models, tokenizer: of a pipeline of Stable Diffusion (`pipe.models`, `pipe.tokenizer`).

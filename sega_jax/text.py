@@ -116,7 +116,7 @@ class Tokenizer:
 
     def tokens(self, text: str) -> list[int]:
         """All tokens of a text, without those that begin, end and pad."""
-        return self._tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        return self._tokenizer(self._written_out(text), add_special_tokens=False, verbose=False).input_ids
 
     def words(self, tokens: Sequence[int]) -> str:
         """What these tokens stand for."""

@@ -92,6 +92,7 @@ def test_several_words(small, tmp_path, vectors):
     ids = tokenizer(["my<cat>s, <cat>"])[0]
     np.testing.assert_array_equal(table(models)[ids[1:4]], 2 * vectors)
     np.testing.assert_array_equal(table(models)[ids[5:8]], vectors)
+    assert tokenizer.tokens("<cat> a") == [58, 59, 60, 28]
     third, again = add_words(models, tokenizer, {"<dog>": diffusers(tmp_path / "c", vectors[0])})
     assert again(["<dog> <cat>"])[0][1:5].tolist() == [64, 58, 59, 60]
     assert len(table(third)) == 65
