@@ -244,7 +244,9 @@ class Pipeline(Running):
         guidance_scale = self.models.usual.guidance_scale if guidance_scale is USUAL else guidance_scale
         table = self.scheduler.table(steps, _strength(strength, starts))
         if negative_prompt is None and self.zeros:
-            negative_prompt = np.zeros(self.models.text_shape(self.tokenizer.length), np.float32)
+            most = self.models.text_encoder.config.max_position_embeddings
+            tokens = most if self.tokenizer is None else self.tokenizer.length
+            negative_prompt = np.zeros(self.models.text_shape(tokens), np.float32)
         rows = prepare(
             prompt,
             edits,
@@ -355,11 +357,12 @@ class Pipeline(Running):
         branches = self._branches(rows, n)
         words = list(dict.fromkeys(branch for branch in branches if isinstance(branch, str)))
         given = next((branch.shape[0] for branch in branches if not isinstance(branch, str)), 0)
-        tokens = given if self.tokenizer is None else self.tokenizer.length
+        tokens = given - self.models.text_shape(0)[0] if self.tokenizer is None else self.tokenizer.length
         shape = self.models.text_shape(tokens)
         for branch in branches:
             if not isinstance(branch, str) and branch.shape != shape:
-                raise ValueError(f"an embedding has shape {branch.shape}, expected {shape} (tokens, channels)")
+                pooled = " + 1, the pooled text" if self.models.unet.config.tells_sizes else ""
+                raise ValueError(f"an embedding has shape {branch.shape}, expected {shape} (tokens{pooled}, channels)")
         encoder = self.models.reader, self.tokenizer
         hidden = dict(zip(words, self._embeddings(*encoder, words), strict=True)) if words else {}
         text = [(hidden[b] if isinstance(b, str) else b).astype(self.dtype, copy=False) for b in branches]
