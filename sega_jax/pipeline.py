@@ -259,8 +259,10 @@ class Pipeline(Running):
         steps = self.models.usual.steps if steps is USUAL else steps
         guidance_scale = self.models.usual.guidance_scale if guidance_scale is USUAL else guidance_scale
         table = self.scheduler.table(steps, _strength(strength, starts))
-        if negative_prompt is None and self.zeros and self._reads:
-            negative_prompt = np.zeros(self.models.text_shape(self.tokenizer.length), np.float32)
+        if negative_prompt is None and self.zeros:
+            most = self.models.text_encoder.config.max_position_embeddings
+            tokens = most if self.tokenizer is None else self.tokenizer.length
+            negative_prompt = np.zeros(self.models.text_shape(tokens), np.float32)
         rows = prepare(
             prompt,
             edits,
@@ -398,11 +400,12 @@ class Pipeline(Running):
         branches = self._branches(rows, n)
         words = list(dict.fromkeys(branch for branch in branches if isinstance(branch, str)))
         given = next((branch.shape[0] for branch in branches if not isinstance(branch, str)), 0)
-        shape = self.models.text_shape(0 if self.tokenizer is None else self.tokenizer.length)
-        shape = (given, shape[1]) if self.tokenizer is None else shape
+        tokens = given - self.models.text_shape(0)[0] if self.tokenizer is None else self.tokenizer.length
+        shape = self.models.text_shape(tokens)
         for branch in branches:
             if not isinstance(branch, str) and not self._is_embedding(branch, shape):
-                raise ValueError(f"an embedding has shape {branch.shape}, expected {shape} (tokens, channels)")
+                pooled = " + 1, the pooled text" if self.models.unet.config.tells_sizes else ""
+                raise ValueError(f"an embedding has shape {branch.shape}, expected {shape} (tokens{pooled}, channels)")
         encoder, hidden = (self.models.reader, self.tokenizer), []
         if words and rows.reading is None:
             hidden = self._embeddings(*encoder, words)

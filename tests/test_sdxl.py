@@ -174,6 +174,8 @@ def test_refused_parts(folder, pipe, small, small_folder):
         sega_jax.load(small_folder, text_encoder_2=pipe.models.text_encoder_2, devices=pipe.devices)
     with pytest.raises(TypeError, match="text_encoder_2=CLIPTextModel should be a CLIPTextModelWithProjection"):
         sega_jax.load(folder, text_encoder_2=pipe.models.text_encoder, devices=pipe.devices)
+    with pytest.raises(TypeError, match=r"LoRAs are for Stable Diffusion 1.x and 2.x, and these networks are of XL"):
+        sega_jax.load(folder, lora="style.safetensors", devices=pipe.devices)
 
 
 # Calls
@@ -195,19 +197,52 @@ def test_sizes(name, pipe, small):
         small("a cat", **{name: (3, 4)})
 
 
+def test_sizes_that_are_not_given(pipe):
+    """(height, width) of the picture, not cropped; each one matters, and its order."""
+    call = CALL | {"height": 24, "width": 16}
+    plain = pipe(**call).images
+    sizes = {"original_size": (24, 16), "crops_top_left": (0, 0), "target_size": (24, 16)}
+    np.testing.assert_array_equal(pipe(**call, **sizes).images, plain)
+    np.testing.assert_array_equal(pipe(**call, target_size=np.array([[24, 16]])).images, plain)
+    others = [{"original_size": (16, 24)}, {"target_size": (16, 24)}, {"crops_top_left": (2, 0)}]
+    pictures = [plain, *(pipe(**call, **other).images for other in others)]
+    assert len({picture.tobytes() for picture in pictures}) == 4
+
+
+def test_no_negative_prompt(pipe):
+    """It is zeros, or no words where the checkpoint says so."""
+    plain, zeros = (pipe(**CALL, negative_prompt=given).images for given in (None, np.zeros((13, 36), np.float32)))
+    np.testing.assert_array_equal(plain, zeros)
+    other = sega_jax.Pipeline(**pipe.components | {"zeros": False})
+    np.testing.assert_array_equal(other(**CALL).images, pipe(**CALL, negative_prompt="").images)
+    assert not np.array_equal(other(**CALL).images, plain)
+
+
+@pytest.mark.parametrize("force", [True, False, None])
+def test_the_dtype_of_the_autoencoder(force, pipe):
+    """float16 is not enough for the published one, bfloat16 is."""
+    given = {} if force is None else {"force_upcast": force}
+    vae = sdxl.Models.build(tiny.TEXT, tiny.TEXT_XL_2, cases.XL["unet"], tiny.VAE | given).vae
+    for dtype, wide in ((np.float16, force is not False), (jax.numpy.bfloat16, False), (np.float32, False)):
+        cast = jax.tree.map(lambda leaf, dtype=dtype: jax.ShapeDtypeStruct(leaf.shape, dtype), vae)
+        found = jax.eval_shape(sdxl._upcast, cast)
+        assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype(np.float32 if wide else dtype)}
+
+
 @pytest.mark.parametrize("shape", [(12, 36), (13, 20), (13, 16), (1, 36)])
 def test_shapes_of_embeddings(shape, pipe):
     wrong = np.zeros(shape, np.float32)
     for call in ({"prompt": wrong}, {"prompt": "a", "edits": [Edit(wrong)]}, {"prompt": "a", "negative_prompt": wrong}):
-        with pytest.raises(ValueError, match=r"an embedding has shape .* expected \(13, 36\)"):
+        with pytest.raises(ValueError, match=r"has shape .* expected \(13, 36\) \(tokens . 1, the pooled"):
             pipe(**call)
 
 
 def test_embeddings_stand_for_words(pipe):
     cat, hat = pipe.encode(["a cat", "hat"])
     assert cat.shape == (13, 36)
-    found = pipe(**CALL | {"prompt": cat, "edits": [Edit(hat, warmup=1)]}).images
-    np.testing.assert_array_equal(found, pipe(**CALL).images)
+    call = CALL | {"prompt": cat, "edits": [Edit(hat, warmup=1)]}
+    for words in (pipe, sega_jax.Pipeline(**pipe.components | {"tokenizer": None})):
+        np.testing.assert_array_equal(words(**call).images, pipe(**CALL).images)
 
 
 # Rows and branches
