@@ -714,7 +714,7 @@ FAULTS = {
     "the last step but one of third order": ("dpm", exponential.dpm_solver, "min(order, 2)", "order"),
     "stochastic with the same exponent": ("dpm", exponential._dpm_gains, "g = 2 * h if sde else h", "g = h"),
     "the bend left out": ("dpm", exponential.dpm_solver, "bend * h[0]", "0 * h[0]"),
-    "no corrector": ("unipc", exponential.unipc, "if i > 0 and", "if i > 99 and"),
+    "no corrector": ("unipc", exponential.unipc, "if i > begin and", "if i > 99 and"),
     "bh1 as bh2": ("unipc", exponential._unipc_step, '== "bh1"', '== "bh0"'),
     "the corrector's last weight": ("unipc", exponential._unipc_step, "0 if k == order", "1 if k == order"),
     "memory not clipped": ("ddpm", solvers._bounded, "jnp.clip(x, -c.clip, c.clip)", "x"),
