@@ -122,8 +122,6 @@ def read(models: Any, lora: str | Path | Mapping[str | Path, float]) -> list[Cha
     networks = {part: network for part, network in parts.items() if part in _STARTS.values() and network is not None}
     if "unet" not in networks:
         raise TypeError(f"models={type(models).__name__} should be of a pipeline of Stable Diffusion (pipe.models)")
-    if "text_encoder_2" in parts:
-        raise TypeError("LoRAs are for Stable Diffusion 1.x and 2.x, and these networks are of XL; leave lora out")
     given = list(lora.items()) if isinstance(lora, Mapping) else [(lora, 1.0)]
     for path, scale in given:
         if not isinstance(path, str | os.PathLike):
