@@ -11,6 +11,10 @@ from sega_jax.faces.stable_diffusion import SemanticStableDiffusionPipeline as S
 from sega_jax.faces.stable_diffusion import (
     SemanticStableDiffusionPipelineOutput as SemanticStableDiffusionPipelineOutput,
 )
+from sega_jax.faces.stable_diffusion_xl import SemanticStableDiffusionXLPipeline as SemanticStableDiffusionXLPipeline
+from sega_jax.faces.stable_diffusion_xl import (
+    SemanticStableDiffusionXLPipelineOutput as SemanticStableDiffusionXLPipelineOutput,
+)
 from sega_jax.guidance import Edit as Edit
 from sega_jax.guidance import Edits as Edits
 from sega_jax.guidance import Predictions as Predictions

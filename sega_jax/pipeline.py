@@ -6,6 +6,7 @@ The way of a call: arguments -> rows (`sega_jax.rows`) -> the compiled programs 
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -357,26 +358,40 @@ class Pipeline(Running):
             )
         return None
 
-    def encode(self, texts: str | Sequence[str], *, long_prompts: bool = False, weighted: bool = False) -> np.ndarray:
+    def encode(
+        self,
+        texts: str | Sequence[str],
+        second: str | Sequence[str] | None = None,
+        *,
+        long_prompts: bool = False,
+        weighted: bool = False,
+    ) -> np.ndarray:
         """Embeddings [texts, tokens, channels] of texts, in the networks' dtype; remembered by tokens. Those of Stable
-        Diffusion XL have one row more.
+        Diffusion XL have one row more; `second` are texts for its second text encoder where that reads others, one for
+        all or one each.
 
         Args:
             long_prompts, weighted: as of a call; tokens are then those of the longest text's chunks.
 
         Raises:
             TypeError: it is not words or a non-empty list of them.
-            ValueError: there is no text encoder; or a weight that is no number.
+            ValueError: there is no text encoder, or no second one; not as many texts for it; or a weight that is no
+                number.
         """
         reading = self._reading(long_prompts, weighted)
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        if not texts or not all(isinstance(text, str) for text in texts):
-            raise TypeError(f"texts={texts!r} should be words or a non-empty list of them")
+        texts = _listed("texts", texts)
         self._check_reads(texts)
-        encoder = self.models.reader, self.tokenizer
-        if reading is None:
-            return self._embeddings(*encoder, texts)
-        return np.stack(self._as_long(self._embeddings.read(*encoder, texts, reading)))
+        tokenizer = self.tokenizer
+        if reading is not None:
+            return np.stack(self._as_long(self._embeddings.read(self.models.reader, tokenizer, texts, reading)))
+        if second is not None:
+            if not isinstance(tokenizer, TokenizerPair):
+                raise ValueError("second is of Stable Diffusion XL, which has two text encoders; leave it out")
+            second = _listed("second", second)
+            if len(second) not in (1, len(texts)):
+                raise ValueError(f"second has {len(second)} entries, expected {len(texts)}, one a text, or one for all")
+            tokenizer = partial(tokenizer, second=second * (len(texts) // len(second)))
+        return self._embeddings(self.models.reader, tokenizer, texts)
 
     def _reading(self, long_prompts: Any, weighted: Any) -> Reading | None:
         for name, value in (("long_prompts", long_prompts), ("weighted", weighted)):
@@ -429,6 +444,13 @@ class Pipeline(Running):
         program = self.devices.map(stable_diffusion.check, (None, 0))
         with enough_memory(pixels.shape):
             return self.devices.gather(program(self.safety.checker, pixels), len(images)) & finite
+
+
+def _listed(name: str, texts: Any) -> list[str]:
+    listed = [texts] if isinstance(texts, str) or not hasattr(texts, "__iter__") else list(texts)
+    if not listed or not all(isinstance(text, str) for text in listed):
+        raise TypeError(f"{name}={listed!r} should be words or a non-empty list of them")
+    return listed
 
 
 def _strength(strength: Any, starts: bool) -> float:

@@ -146,9 +146,11 @@ class TokenizerPair:
             raise CheckpointError("the tokenizers have other numbers of tokens; do they belong together?")
         return TokenizerPair(first, second), ids
 
-    def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """int32 ids [texts, 2, length], padded; longer texts are cut as by one."""
-        return np.stack([self.first(texts), self.second(texts, warn=False)], 1)
+    def __call__(self, texts: Sequence[str], second: Sequence[str] | None = None) -> np.ndarray:
+        """int32 ids [texts, 2, length], padded; longer texts are cut as by one. `second` are for the second where it
+        reads others."""
+        others = self.second(texts, warn=False) if second is None else self.second(second)
+        return np.stack([self.first(texts), others], 1)
 
 
 class T5Tokenizer:

@@ -162,8 +162,9 @@ class SemanticIFPipeline(Face):
         words.no_generator(generator)
         negative = words.either("negative_prompt", negative_prompt, negative_prompt_embeds, needed=False)
         concepts = words.concepts(editing_prompt, editing_prompt_embeddings)
+        given = words.either("prompt", prompt, prompt_embeds)
         out = self.pipeline(
-            _cleaned(words.either("prompt", prompt, prompt_embeds), clean_caption),
+            _cleaned(given, clean_caption),
             words.edits(
                 _cleaned(concepts, clean_caption),
                 scale=edit_guidance_scale,
@@ -186,7 +187,7 @@ class SemanticIFPipeline(Face):
             width=width,
             momentum_scale=0.1 if edit_momentum_scale is None else edit_momentum_scale,
             momentum_beta=0.4 if edit_mom_beta is None else edit_mom_beta,
-            replay=words.replayed(sem_guidance, words.count(prompt, prompt_embeds), num_images_per_prompt),
+            replay=words.replayed(sem_guidance, words.count(given), num_images_per_prompt),
             output=_OUTPUTS[output_type],
             record=return_guidance,
             callback=callback,

@@ -6,12 +6,15 @@ from typing import Any, ClassVar, TypeVar
 from sega_jax import kinds, sources
 from sega_jax.checkpoint import CheckpointError
 from sega_jax.components import as_module
+from sega_jax.faces import words
 from sega_jax.nn.unet import UNet2DConditionModel
-from sega_jax.pipeline import Pipeline
-from sega_jax.running import Running
+from sega_jax.nn.vae import AutoencoderKL
+from sega_jax.pipeline import Output, Pipeline
+from sega_jax.running import Running, one_of
 from sega_jax.schedules import Scheduler
 
 F = TypeVar("F", bound="AnyFace")
+_OUTPUTS = {"pil": "pil", "np": "float", "latent": "latent"}
 
 
 class AnyFace:
@@ -84,3 +87,49 @@ class Face(AnyFace):
     @scheduler.setter
     def scheduler(self, value: Any) -> None:
         self.pipeline.scheduler = value
+
+
+class LatentFace(Face):
+    """A face of Stable Diffusion, also XL."""
+
+    @property
+    def vae(self) -> AutoencoderKL:
+        return self.pipeline.models.vae
+
+    @vae.setter
+    def vae(self, value: AutoencoderKL) -> None:
+        self._exchange("vae", value)
+
+    def _made(
+        self,
+        prompt: Any,
+        edits: list,
+        *,
+        num_images_per_prompt: int,
+        num_inference_steps: Any,
+        guidance_scale: Any,
+        edit_momentum_scale: float | None,
+        edit_mom_beta: float | None,
+        sem_guidance: Any,
+        output_type: str,
+        return_guidance: bool,
+        generator: None,
+        **ours: Any,
+    ) -> Output:
+        """What a call makes, of diffusers' arguments and of those that have the same name in ours."""
+        one_of("output_type", output_type, list(_OUTPUTS))
+        words.no_generator(generator)
+        return self.pipeline(
+            prompt,
+            edits,
+            images_per_prompt=num_images_per_prompt,
+            steps=num_inference_steps,
+            guidance_scale=words.guidance_scale(guidance_scale),
+            momentum_scale=0.1 if edit_momentum_scale is None else edit_momentum_scale,
+            momentum_beta=0.4 if edit_mom_beta is None else edit_mom_beta,
+            replay=words.replayed(sem_guidance, words.count(prompt), num_images_per_prompt),
+            output=_OUTPUTS[output_type],
+            record=return_guidance,
+            strict=False,
+            **ours,
+        )

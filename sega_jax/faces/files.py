@@ -9,7 +9,7 @@ import jax
 
 from sega_jax import hub, kinds
 from sega_jax.checkpoint import CheckpointError
-from sega_jax.faces.face import Face
+from sega_jax.faces.face import LatentFace
 from sega_jax.inversion import add_words
 from sega_jax.loading import load
 from sega_jax.lora import merge_lora
@@ -29,8 +29,8 @@ class Adapters(NamedTuple):
     files: dict[str, tuple[Path, float]]  # and their weights, by name
 
 
-class FilesFace(Face):
-    """A face of a pipeline of Stable Diffusion."""
+class FilesFace(LatentFace):
+    """A face of Stable Diffusion, also XL, whose files it takes."""
 
     _adapters: Adapters | None = None
 

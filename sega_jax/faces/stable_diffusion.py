@@ -24,8 +24,6 @@ from sega_jax.schedules import Scheduler
 from sega_jax.systems.stable_diffusion import Models
 from sega_jax.text import Tokenizer
 
-_OUTPUTS = {"pil": "pil", "np": "float", "latent": "latent"}
-
 
 @dataclasses.dataclass
 class SemanticStableDiffusionPipelineOutput:
@@ -142,14 +140,6 @@ class SemanticStableDiffusionPipeline(FilesFace):
         }
 
     @property
-    def vae(self) -> AutoencoderKL:
-        return self.pipeline.models.vae
-
-    @vae.setter
-    def vae(self, value: AutoencoderKL) -> None:
-        self._exchange("vae", value)
-
-    @property
     def safety_checker(self) -> StableDiffusionSafetyChecker | None:
         """The checkpoint's safety checker, or None; `pipe.safety_checker = None` turns it off."""
         return self.components["safety_checker"]
@@ -231,10 +221,7 @@ class SemanticStableDiffusionPipeline(FilesFace):
         Raises:
             TypeError, ValueError: as `Pipeline.__call__`; nothing ran.
         """
-        if output_type not in list(_OUTPUTS):
-            raise ValueError(f"output_type={output_type!r} should be one of {', '.join(_OUTPUTS)}")
-        words.no_generator(generator)
-        out = self.pipeline(
+        out = self._made(
             words.either("prompt", prompt, prompt_embeds),
             words.edits(
                 words.concepts(editing_prompt, editing_prompt_embeddings),
@@ -246,29 +233,29 @@ class SemanticStableDiffusionPipeline(FilesFace):
                 weight=edit_weights,
             ),
             negative_prompt=words.either("negative_prompt", negative_prompt, negative_prompt_embeds, needed=False),
-            images_per_prompt=num_images_per_prompt,
-            steps=num_inference_steps,
-            guidance_scale=words.guidance_scale(guidance_scale),
+            num_images_per_prompt=num_images_per_prompt,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
             guidance_rescale=guidance_rescale,
             long_prompts=long_prompts,
             weighted=weighted,
             eta=eta,
             seed=seed,
             key=key,
+            generator=generator,
             latents=latents,
             image=image,
             strength=strength,
             height=height,
             width=width,
-            momentum_scale=0.1 if edit_momentum_scale is None else edit_momentum_scale,
-            momentum_beta=0.4 if edit_mom_beta is None else edit_mom_beta,
-            replay=words.replayed(sem_guidance, words.count(prompt, prompt_embeds), num_images_per_prompt),
-            output=_OUTPUTS[output_type],
-            record=return_guidance,
+            edit_momentum_scale=edit_momentum_scale,
+            edit_mom_beta=edit_mom_beta,
+            sem_guidance=sem_guidance,
+            output_type=output_type,
+            return_guidance=return_guidance,
             callback=callback,
             callback_steps=callback_steps,
             progress=progress,
-            strict=False,
         )
         flags = None if out.flagged is None else out.flagged.tolist()
         if not return_dict:

@@ -41,8 +41,8 @@ def no_generator(value: None) -> None:
         raise TypeError("generator is torch's; give seed=, one number or one a picture, or a JAX key=")
 
 
-def count(words: Any, embeddings: Any) -> int:
-    given = words if embeddings is None else embeddings
+def count(given: Any) -> int:
+    """Of prompts, as words or embeddings [prompts, tokens, channels]."""
     return 1 if isinstance(given, str) or not hasattr(given, "__len__") else len(given)
 
 

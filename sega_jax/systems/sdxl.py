@@ -122,6 +122,12 @@ def encode(encoders: tuple[CLIPTextModel, CLIPTextModelWithProjection], ids: jax
     return jnp.concatenate([states, filled], 1)
 
 
+def parted(text: Any, pooled: int) -> tuple[Any, Any]:
+    """Texts [..., tokens + 1, channels] as two, as diffusers has them: states [..., tokens, channels], and the pooled
+    texts [..., pooled]."""
+    return text[..., :-1, :], text[..., -1, :pooled]
+
+
 def advance(
     unet: UNet2DConditionModel,
     text: jax.Array,
@@ -134,7 +140,7 @@ def advance(
 ) -> tuple[Carry, Record | None]:
     """As `common.advance`, with texts [rows, 2 + n, tokens + 1, channels] and the rows' sizes."""
     sizes = jnp.broadcast_to(jnp.asarray(settings.sizes)[:, None], (*text.shape[:2], 6))
-    told = Context(text[..., :-1, :], text[..., -1, : unet.config.pooled_dim], sizes)
+    told = Context(*parted(text, unet.config.pooled_dim), sizes)
     return common.advance(unet, told, carry, table, settings, method=method, concepts=concepts)
 
 

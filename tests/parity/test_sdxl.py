@@ -20,7 +20,7 @@ import transformers
 import sega_jax
 from parity import if_loops
 from parity.theirs import double, first, fresh, last, noise, pair, relative, schedule
-from sega_jax import Edit
+from sega_jax import Edit, SemanticStableDiffusionXLPipeline
 from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 from sega_jax.nn.unet import Context, UNet2DConditionModel, UNetConfig
 
@@ -149,6 +149,60 @@ def check_pictures(both, call, config, end):
     assert len(seen) == len(expected) == STEPS
     assert max(relative(x, y) for x, y in zip(seen, expected, strict=True)) < end
     np.testing.assert_allclose(a.images, b.images, atol=20 * end)
+
+
+# Asked of our face and of diffusers in the same words.
+FACES = {
+    "as by default": {"prompt": "a cat at"},
+    "other words for the second": {
+        "prompt": PROMPTS,
+        "prompt_2": ["snow", "a hat"],
+        "negative_prompt": ["bad", ""],
+        "negative_prompt_2": ["", "no"],
+    },
+    "sizes, rescaled": {
+        "prompt": PROMPTS,
+        "height": 24,
+        "width": 16,
+        "original_size": (20, 34),
+        "crops_coords_top_left": (3, 5),
+        "target_size": (24, 16),
+        "guidance_rescale": 0.6,
+    },
+    "two pictures each": {"prompt": PROMPTS, "num_images_per_prompt": 2, "negative_prompt": ["bad", ""]},
+    "no guidance": {"prompt": PROMPTS, "guidance_scale": 0.5},
+    "timesteps": {"prompt": PROMPTS, "timesteps": [900, 500, 100, 1]},
+}
+
+
+@pytest.mark.parametrize("call", FACES)
+def test_face(call, both):
+    check_face(both(), FACES[call])
+
+
+def test_face_of_embeddings(both):
+    """Those of diffusers, of words of which we read none."""
+    ours, reference = both()
+    names = "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"
+    with torch.no_grad():
+        made = reference.encode_prompt(PROMPTS, device="cpu", negative_prompt=["bad", ""])
+    check_face((ours, reference), dict(zip(names, made, strict=True)))
+
+
+def check_face(both, call):
+    ours, reference = both
+    face = SemanticStableDiffusionXLPipeline.from_pipe(ours)
+    schedule(face, reference, tiny.DDIM if "timesteps" not in call else tiny.EULER)
+    rows = 1 if isinstance(call.get("prompt"), str) else 2 * call.get("num_images_per_prompt", 1)
+    start = noise(rows, *ours.latent_shape(call.get("height"), call.get("width")))
+    call = {"num_inference_steps": STEPS} | call
+    for output_type, end in (("latent", 1e-4), ("np", None)):
+        a = face(**call, latents=start, output_type=output_type, progress=False)
+        b = reference(**call, latents=first(start), output_type=output_type)
+        if end is None:
+            np.testing.assert_allclose(a.images, b.images, atol=2e-3)
+        else:
+            assert relative(a.images, last(b.images)) < end
 
 
 class Ours:
