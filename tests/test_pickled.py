@@ -166,8 +166,11 @@ def test_odd_tensors(tmp_path, tensors, name):
 
 def test_many_names_of_the_same_entries(tmp_path):
     """A few are as they should be, of tied weights."""
-    path = save({"own": np.ones(24, np.float32), "again": view(0, (24,), (1,))}, tmp_path / "a.ckpt")
-    np.testing.assert_array_equal(opened(path)["again"], np.ones(24))
+    content = {"own": np.arange(24, dtype=np.float32), "again": view(0, (24,), (1,)), "part": view(6, (2, 3), (1, 2))}
+    found = opened(save(content, tmp_path / "a.ckpt"))
+    np.testing.assert_array_equal(found["again"], np.arange(24))
+    np.testing.assert_array_equal(found["part"], [[6, 8, 10], [7, 9, 11]])
+    path = tmp_path / "a.ckpt"
     many = {f"x{i}": call("torch._utils._rebuild_tensor_v2", storage(10**5), 0, (10**5,), (1,)) for i in range(9)}
     with pytest.raises(CheckpointError, match="its tensors are more than it has bytes for"):
         opened(save({"own": np.ones(10**5, np.float32)} | many, path))
