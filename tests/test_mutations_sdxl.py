@@ -153,12 +153,12 @@ FAULTS = {
         "text.final_layer_norm(last)",
         "text.final_layer_norm(before)",
     ),
-    "pooled at the last token": ("text", clip.CLIPTextModelWithProjection._pooled, "argmax(-1)", "argmin(-1)"),
+    "pooled at the last token": ("text", clip.CLIPTextModelWithProjection._pooled, "end[:,", "(0 * end - 1)[:,"),
     "not projected": (
         "text",
         clip.CLIPTextModelWithProjection._pooled,
-        "self.text_projection(jnp.take_along_axis(last, end, 1)[:, 0])",
-        "jnp.take_along_axis(last, end, 1)[:, 0]",
+        "self.text_projection(",
+        "(",
     ),
     "encoders in the other order": (
         "text",
@@ -189,18 +189,18 @@ FAULTS = {
     ),
     "the prompt's pooled text for its concepts": (
         "picture",
-        sdxl.advance,
-        "text[..., -1, : unet.config.pooled_dim]",
-        "jnp.broadcast_to(text[:, 1:2], text.shape)[..., -1, : unet.config.pooled_dim]",
+        sdxl.parted,
+        "text[..., -1, :pooled]",
+        "jnp.broadcast_to(text[:, 1:2], text.shape)[..., -1, :pooled]",
     ),
     "the prompt's pooled text for no prompt": (
         "picture",
-        sdxl.advance,
-        "text[..., -1, : unet.config.pooled_dim]",
-        "jnp.asarray(text).at[:, 0].set(text[:, 1])[..., -1, : unet.config.pooled_dim]",
+        sdxl.parted,
+        "text[..., -1, :pooled]",
+        "jnp.asarray(text).at[:, 0].set(text[:, 1])[..., -1, :pooled]",
     ),
     "no sizes": ("picture", sdxl.advance, "jnp.broadcast_to(jnp", "0 * jnp.broadcast_to(jnp"),
-    "the pooled text among the states": ("picture", sdxl.advance, "text[..., :-1, :]", "text"),
+    "the pooled text among the states": ("picture", sdxl.parted, "text[..., :-1, :]", "text"),
     # Calls
     "width before height": ("call", sizes.told, "one, rows) for", "one, rows)[:, ::-1] for"),
     "the target before the crop": (
