@@ -153,7 +153,13 @@ def test_missing_json(refused, copy, name):
     ("part", "option", "value", "words"),
     [
         ("unet", "class_embed_type", "timestep", ["is not supported, only None"]),
-        ("unet", "addition_embed_type", "text_time", ["is not supported, only None"]),
+        ("unet", "addition_embed_type", "text", ["is not supported, only None or 'text_time'"]),
+        (
+            "unet",
+            "addition_embed_type",
+            "text_time",
+            ["projection_class_embeddings_input_dim=0 should be the channels"],
+        ),
         ("unet", "time_embedding_type", "fourier", ["only 'positional'"]),
         ("unet", "down_block_types", ["AttnDownBlock2D", "DownBlock2D"], ["'AttnDownBlock2D'", "CrossAttnDownBlock2D"]),
         ("unet", "up_block_types", ["UpBlock2D"], ["1 entries for 3 block_out_channels"]),

@@ -10,8 +10,6 @@ pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 import functools
-import importlib
-from unittest import mock
 
 import diffusers
 import jax
@@ -69,16 +67,6 @@ def both(folder, one_device):
     return functools.cache(load)
 
 
-def drawn(latents):
-    """Has diffusers draw these initial latents, and of the posterior what our rows draw."""
-    keys = [jax.random.key(seed) for seed in range(SEED, SEED + len(latents))]
-    posterior = [jax.random.normal(jax.random.fold_in(key, POSTERIOR), SHAPE, precision()) for key in keys]
-    module = importlib.import_module(diffusers.StableDiffusionImg2ImgPipeline.__module__)
-    of_vae = importlib.import_module("diffusers.models.autoencoders.vae")
-    patched = mock.patch.object(module, "randn_tensor", return_value=first(latents))
-    return patched, mock.patch.object(of_vae, "randn_tensor", return_value=first(np.stack(posterior)))
-
-
 def check(both, config, strength, end):
     ours, reference, _ = both
     latents, seen, expected = noise(2, *SHAPE), [], []
@@ -92,8 +80,7 @@ def check(both, config, strength, end):
         expected.append((t, found["latents"]))
         return found
 
-    patches = drawn(latents)
-    with patches[0], patches[1]:
+    with theirs.start(type(reference), range(SEED, SEED + 2), latents):
         b = reference(**CALL, image=first(pictures), strength=strength, output_type="np", callback_on_step_end=keep)
     np.testing.assert_allclose([t for _, t, _ in seen], [float(t) for t, _ in expected], rtol=1e-5, atol=1e-4)
     assert max(relative(x, last(y)) for (*_, x), (_, y) in zip(seen, expected, strict=True)) < end
@@ -119,8 +106,7 @@ def test_bytes_of_one_picture_for_all(both):
     picture = Image.fromarray((PICTURES[0] * 255).astype(np.uint8))
     schedule(ours, reference, tiny.DDIM)
     a = ours(**CALL, image=picture, latents=latents, seed=SEED, output_type="np")
-    patches = drawn(latents)
-    with patches[0], patches[1]:
+    with theirs.start(type(reference), range(SEED, SEED + 2), latents):
         b = reference(**CALL, image=[picture] * 2, output_type="np")
     assert (np.abs(a.images - b.images) > 2e-3).mean() <= 1e-3
 

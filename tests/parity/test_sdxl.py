@@ -18,7 +18,7 @@ import torch
 import transformers
 
 import sega_jax
-from parity import if_loops
+from parity import if_loops, theirs
 from parity.theirs import double, first, fresh, last, noise, pair, relative, schedule
 from sega_jax import Edit, SemanticStableDiffusionXLPipeline
 from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -203,6 +203,47 @@ def check_face(both, call):
             np.testing.assert_allclose(a.images, b.images, atol=2e-3)
         else:
             assert relative(a.images, last(b.images)) < end
+
+
+@pytest.mark.parametrize("strength", [0.3, 1.0])
+def test_start_from_a_picture(strength, both):
+    """As diffusers' img2img pipeline starts, told sizes and negative words."""
+    ours, others = both()
+    reference = diffusers.StableDiffusionXLImg2ImgPipeline(**others.components, add_watermarker=False)
+    reference.set_progress_bar_config(disable=True)
+    schedule(Ours(ours), reference, tiny.EULER)
+    pictures = np.random.default_rng(3).random((2, 16, 16, 3)).astype(np.float32)
+    latents, seen, expected = noise(2, *ours.latent_shape()), [], []
+    call = CALLS["negative words"] | {"strength": strength, "original_size": (20, 34), "target_size": (24, 16)}
+    a = ours(
+        PROMPTS,
+        image=pictures,
+        steps=STEPS,
+        seed=SEEDS,
+        latents=latents,
+        output="float",
+        callback=lambda *step: seen.append(step[2]),
+        progress=False,
+        **call,
+    )
+
+    def stepped(pipe, i, t, values):
+        expected.append(last(values["latents"]))
+        return values
+
+    with theirs.start(type(reference), SEEDS, latents):
+        b = reference(
+            PROMPTS,
+            image=first(pictures),
+            num_inference_steps=STEPS,
+            output_type="np",
+            guidance_scale=5.0,
+            callback_on_step_end=stepped,
+            **call,
+        )
+    assert len(seen) == len(expected) == int(STEPS * strength)
+    assert max(relative(x, y) for x, y in zip(seen, expected, strict=True)) < 1e-4
+    np.testing.assert_allclose(a.images, b.images, atol=2e-3)
 
 
 class Ours:

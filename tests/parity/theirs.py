@@ -17,6 +17,7 @@ import transformers
 import sega_jax
 from sega_jax.checkpoint import from_torch, leaves, torch_name
 from sega_jax.schedules import from_config
+from sega_jax.systems.common import POSTERIOR
 
 for library in (diffusers, transformers):
     library.utils.logging.set_verbosity_error()
@@ -119,6 +120,18 @@ def inject(scheduler, draw) -> None:
             return step(*args, **kwargs)
 
     scheduler.step = injected
+
+
+def start(pipeline, seeds, latents):
+    """Has an img2img pipeline of diffusers begin with these latents, and draw of the posterior what our rows of these
+    seeds draw."""
+    keys = [jax.random.fold_in(jax.random.key(seed), POSTERIOR) for seed in seeds]
+    posterior = np.stack([jax.random.normal(key, latents.shape[1:], precision()) for key in keys])
+    stack = contextlib.ExitStack()
+    for name, drawn in ((pipeline.__module__, latents), ("diffusers.models.autoencoders.vae", posterior)):
+        patch = mock.patch.object(importlib.import_module(name), "randn_tensor", return_value=first(drawn))
+        stack.enter_context(patch)
+    return stack
 
 
 def stretch(scheduler, steps) -> None:
