@@ -39,7 +39,7 @@ def convert(
     variant: str | None = None,
     progress: bool | None = None,
 ) -> Path:
-    """Writes a checkpoint of Stable Diffusion, of its x4 upscaler or of a stage of DeepFloyd-IF in another form.
+    """Writes a checkpoint of Stable Diffusion, also XL, its x4 upscaler or a stage of DeepFloyd-IF in another form.
 
     Both forms are diffusers' folders. For Orbax, the weight files of a network's folder give way to `orbax`, a
     checkpoint of {dotted path of a parameter in our module: array with our axes, channels last}, which `load` and

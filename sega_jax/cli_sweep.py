@@ -200,8 +200,8 @@ def _describe(plan: sweeps.Plan) -> str:
     counts = plan.counts
     return "\n".join(
         [
-            f"{counts.pictures} pictures of {counts.points} points, in {counts.batches} batches of"
-            f" {counts.programs} programs, {plan.rows} rows at most",
+            f"pictures {counts.pictures}, of points {counts.points}; batches {counts.batches}, programs"
+            f" {counts.programs}, rows at most {plan.rows}",
             f"{counts.evaluations} UNet evaluations, where {counts.shared} are the fewest possible: {counts.compared}",
         ]
     )

@@ -382,11 +382,11 @@ class Pipeline(Running):
         texts = _listed("texts", texts)
         self._check_reads(texts)
         tokenizer = self.tokenizer
+        if second is not None and not isinstance(tokenizer, TokenizerPair):
+            raise ValueError("second is of Stable Diffusion XL, which has two text encoders; leave it out")
         if reading is not None:
             return np.stack(self._as_long(self._embeddings.read(self.models.reader, tokenizer, texts, reading)))
         if second is not None:
-            if not isinstance(tokenizer, TokenizerPair):
-                raise ValueError("second is of Stable Diffusion XL, which has two text encoders; leave it out")
             second = _listed("second", second)
             if len(second) not in (1, len(texts)):
                 raise ValueError(f"second has {len(second)} entries, expected {len(texts)}, one a text, or one for all")

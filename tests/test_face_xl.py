@@ -181,5 +181,6 @@ def test_refused_parts(folder, face):
 
 
 def test_a_second_text_needs_a_second_text_encoder(small):
-    with pytest.raises(ValueError, match="second is of Stable Diffusion XL"):
-        small.encode("a", "b")
+    for reading in ({}, {"weighted": True}, {"long_prompts": True}):
+        with pytest.raises(ValueError, match="second is of Stable Diffusion XL"):
+            small.encode("a", "b", **reading)

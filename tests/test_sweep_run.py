@@ -219,7 +219,7 @@ def shell(tmp_path, monkeypatch, least_folder):
 def test_the_shell(shell, tmp_path, least, monkeypatch):
     planned = shell("cats.toml", "--dry-run")
     assert planned.exit_code == 0, planned.output
-    assert "3 pictures of 3 points, in 1 batches of 1 programs" in planned.output
+    assert "pictures 3, of points 3; batches 1, programs 1, rows at most" in planned.output
     assert "27 UNet evaluations" in planned.output
     assert not (tmp_path / "sega-jax-out").exists()
     monkeypatch.setattr(loading, "load", lambda *_, **__: least)

@@ -4,7 +4,7 @@ import math
 import types
 import typing
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T", bound=tuple)
@@ -56,6 +56,16 @@ def build(
     if strict and unknown:
         warnings.warn(f"{what} config: ignored the unknown options {', '.join(unknown)}", stacklevel=3)
     return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+
+
+def built(value: Any, module: Callable[..., Any], config: Any, *options: Any) -> Any:
+    """A network without values from its config.json, whose fields `config.from_dict` reads; what is none, such as a
+    network that is built, stays as it is.
+
+    Raises:
+        ValueError: the config is not supported.
+    """
+    return module(config.from_dict(value), *options) if isinstance(value, Mapping) else value
 
 
 def _is(value: Any, kind: Any, least: int) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sega_jax.nn.config import built
 from sega_jax.nn.t5 import T5Config, T5EncoderModel
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
 from sega_jax.systems.common import Sizes, Usual
@@ -35,10 +36,8 @@ class Models(NamedTuple):
         Raises:
             ValueError: a config that is not supported, or networks that do not fit each other.
         """
-        if isinstance(text_encoder, Mapping):
-            text_encoder = T5EncoderModel(T5Config.from_dict(text_encoder))
-        if isinstance(unet, Mapping):
-            unet = UNet2DConditionModel(UNetConfig.from_dict(unet), attention)
+        text_encoder = built(text_encoder, T5EncoderModel, T5Config)
+        unet = built(unet, UNet2DConditionModel, UNetConfig, attention)
         net = unet.config
         if not net.adds_keys or net.in_channels != (6 if net.class_embed_type else 3) or net.out_channels not in (3, 6):
             raise ValueError(

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from sega_jax.arrays import at_least_float32
 from sega_jax.guidance import Edits, Predictions
 from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModelWithProjection
+from sega_jax.nn.config import built
 from sega_jax.nn.paella import Condition, Paella, PaellaConfig, Projected
 from sega_jax.nn.prior import PriorConfig, PriorModel
 from sega_jax.nn.t5 import T5Config, T5EncoderModel
@@ -74,12 +75,7 @@ class Models(NamedTuple):
             "vqgan": (VQModel, VQConfig),
         }
         given = dict(zip(cls._fields, (byt5, clip, prior, denoiser, vqgan), strict=True))
-        made = cls(
-            **{
-                part: kinds[part][0](kinds[part][1].from_dict(value)) if isinstance(value, Mapping) else value
-                for part, value in given.items()
-            }
-        )
+        made = cls(**{part: built(value, *kinds[part]) for part, value in given.items()})
         net = made.denoiser.config
         pairs = [("num_labels", net.num_labels, "VQGAN's codebook_size", made.vqgan.config.codebook_size)]
         if made.byt5 is not None:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from sega_jax.arrays import at_least_float32
 from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from sega_jax.nn.config import built
 from sega_jax.nn.unet import Context, UNet2DConditionModel, UNetConfig
 from sega_jax.nn.vae import AutoencoderConfig, AutoencoderKL
 from sega_jax.sample import Carry
@@ -45,14 +46,10 @@ class Models(NamedTuple):
         Raises:
             ValueError: a config that is not supported, or networks that do not fit each other.
         """
-        if isinstance(text_encoder, Mapping):
-            text_encoder = CLIPTextModel(CLIPTextConfig.from_dict(text_encoder))
-        if isinstance(text_encoder_2, Mapping):
-            text_encoder_2 = CLIPTextModelWithProjection(CLIPTextConfig.from_dict(text_encoder_2))
-        if isinstance(unet, Mapping):
-            unet = UNet2DConditionModel(UNetConfig.from_dict(unet), attention)
-        if isinstance(vae, Mapping):
-            vae = AutoencoderKL(AutoencoderConfig.from_dict(vae))
+        text_encoder = built(text_encoder, CLIPTextModel, CLIPTextConfig)
+        text_encoder_2 = built(text_encoder_2, CLIPTextModelWithProjection, CLIPTextConfig)
+        unet = built(unet, UNet2DConditionModel, UNetConfig, attention)
+        vae = built(vae, AutoencoderKL, AutoencoderConfig)
         one, two, net, auto = text_encoder.config, text_encoder_2.config, unet.config, vae.config
         if not net.tells_sizes or net.adds_keys or net.num_class_embeds:
             raise ValueError(

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from sega_jax.arrays import at_least_float32
 from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModel
+from sega_jax.nn.config import built
 from sega_jax.nn.safety import StableDiffusionSafetyChecker
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
 from sega_jax.nn.vae import AutoencoderConfig, AutoencoderKL
@@ -48,12 +49,9 @@ class Models(NamedTuple):
         Raises:
             ValueError: a config that is not supported, or networks that do not fit each other.
         """
-        if isinstance(text_encoder, Mapping):
-            text_encoder = CLIPTextModel(CLIPTextConfig.from_dict(text_encoder))
-        if isinstance(unet, Mapping):
-            unet = UNet2DConditionModel(UNetConfig.from_dict(unet), attention)
-        if isinstance(vae, Mapping):
-            vae = AutoencoderKL(AutoencoderConfig.from_dict(vae))
+        text_encoder = built(text_encoder, CLIPTextModel, CLIPTextConfig)
+        unet = built(unet, UNet2DConditionModel, UNetConfig, attention)
+        vae = built(vae, AutoencoderKL, AutoencoderConfig)
         text, net, auto = text_encoder.config, unet.config, vae.config
         for level in range(len(net.block_out_channels)):
             if (context := net.level("cross_attention_dim", level)) != text.hidden_size:
