@@ -11,7 +11,7 @@ several seeds at once.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import jax
@@ -23,6 +23,28 @@ from sega_jax.compiled import Program
 
 # How cuDNN takes kernels [height, width, in, out]: as [out, height, width, in] in memory.
 _CUDNN = Layout((3, 0, 1, 2))
+
+
+@jax.tree_util.register_pytree_node_class
+class Flat:
+    """A tree that is taken apart once, for programs of `Devices.map`, whose functions are given the tree itself. To
+    take a network's modules apart takes the host milliseconds, at every call of a program."""
+
+    def __init__(self, tree: Any):
+        self.leaves, self.structure = jax.tree.flatten(tree)
+
+    @property
+    def tree(self) -> Any:
+        return jax.tree.unflatten(self.structure, self.leaves)
+
+    def tree_flatten(self) -> tuple[list, Any]:
+        return self.leaves, self.structure
+
+    @classmethod
+    def tree_unflatten(cls, structure: Any, leaves: Sequence) -> "Flat":
+        flat = object.__new__(cls)
+        flat.leaves, flat.structure = leaves, structure
+        return flat
 
 
 class Devices:
@@ -69,7 +91,12 @@ class Devices:
         """
         name = (function, in_axes, *static.items())
         if name not in self._programs:
-            bound, alone = partial(function, **static), in_axes is None or len(self) == 1
+
+            @wraps(function)
+            def bound(*args):
+                return function(*(arg.tree if isinstance(arg, Flat) else arg for arg in args), **static)
+
+            alone = in_axes is None or len(self) == 1
             self._programs[name] = jax.jit(bound) if alone else jax.pmap(bound, in_axes=in_axes, devices=self.devices)
         program = self._programs[name]
         return program if self._watched is None else partial(self._watch, program, function, static.get("concepts"))
@@ -97,23 +124,29 @@ class Devices:
     def split(self, tree: Any) -> Any:
         """Arrays [rows, ...], padded by their last row to a multiple of the devices and spread over them."""
 
-        def one(leaf):
-            if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-                data, implementation = np.asarray(jax.random.key_data(leaf)), jax.random.key_impl(leaf)
-                return jax.random.wrap_key_data(one(data), impl=implementation)
-            if len(self) > 1:
-                share = -(-len(leaf) // len(self))
-                index = np.minimum(np.arange(len(self) * share), len(leaf) - 1)
-                leaf = leaf[index].reshape(len(self), share, *leaf.shape[1:])
-            return jax.device_put(leaf, self._spread)
+        def is_key(leaf):
+            return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
-        return jax.tree.map(one, tree)
+        def spread(leaf):
+            leaf = np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
+            if len(self) == 1:
+                return leaf
+            share = -(-len(leaf) // len(self))
+            if missing := len(self) * share - len(leaf):
+                leaf = np.concatenate([leaf, leaf[-1:].repeat(missing, 0)])
+            return leaf.reshape(len(self), share, *leaf.shape[1:])
+
+        def wrapped(leaf, placed):
+            return jax.random.wrap_key_data(placed, impl=jax.random.key_impl(leaf)) if is_key(leaf) else placed
+
+        # All at once, which is quicker than one by one.
+        return jax.tree.map(wrapped, tree, jax.device_put(jax.tree.map(spread, tree), self._spread))
 
     def gather(self, tree: Any, rows: int | None = None) -> Any:
         """Host arrays [rows, ...] of what `map` returned, without the padding where `rows` is given."""
 
         def one(leaf):
             leaf = np.asarray(leaf)
-            return (leaf if len(self) == 1 else np.concatenate(leaf))[:rows]
+            return (leaf if len(self) == 1 else leaf.reshape(-1, *leaf.shape[2:]))[:rows]
 
         return jax.tree.map(one, tree)

@@ -17,7 +17,7 @@ from sega_jax.chunks import Chunks, chunk, enough_memory
 from sega_jax.compiled import Compiled
 from sega_jax.guidance import SEMANTICS, SUPPORTS
 from sega_jax.output import Output, is_whole
-from sega_jax.parallel import Devices
+from sega_jax.parallel import Devices, Flat
 from sega_jax.progress import bar
 from sega_jax.rows import Rows, whole
 from sega_jax.sample import Carry
@@ -55,6 +55,14 @@ class _Begun(NamedTuple):
     carry: Carry
     situation: Hashable  # of what the programs are compiled for
     needed: np.ndarray  # how many concepts each model call has to predict, int [calls]
+
+
+class _Decoded(NamedTuple):
+    """What a call made, on the devices."""
+
+    images: Any  # uint8 pictures [rows, height, width, 3], or states where these are the output
+    finite: Any = None  # bool [rows], of pictures
+    floats: Any = None  # the pictures in [0, 1], where these are the output
 
 
 class Running:
@@ -122,15 +130,17 @@ class Running:
             for concepts in sorted({plan.n, *begun.needed.tolist()}, reverse=True):
                 carry, record = begun.call(begun.carry, chunk(plan.table, 0, 0), concepts)
                 self._chunks.prepare(begun.situation, concepts)
-            self._finish(carry.x, [self.devices.gather(record)], plan.rows, plan.output, plan.tile)
+            self._finish(carry.x, [self._recorded(record, 1)], plan.rows, plan.output, plan.tile)
         return Compiled(tuple(programs))
 
-    def _begin(self, plan: Plan, text: Any) -> _Begun:
+    def _begin(self, plan: Plan, text: Any, start: Callable[[Plan, Any], Carry] | None = None) -> _Begun:
+        """With the carry that `start` makes of the plan and its settings on the devices; None is the beginning."""
         method, calls = plan.method, len(plan.table.call)
         # What is recorded is recorded of all concepts.
         few = np.full(calls, plan.n) if not plan.n or method.record else needed(plan.settings.edits, calls)
         settings = self.devices.split(plan.settings)
-        carry = self._start(plan, settings)
+        carry = (start or self._start)(plan, settings)
+        predictor = Flat(self.models.predictor)
         given, structure = jax.tree.flatten((text, carry, settings))
         shapes = [leaf.shape for leaf in given]
         situation = (method, *shapes, structure, jax.tree.structure(plan.table))
@@ -139,7 +149,7 @@ class Running:
             axes = (None, 0, 0, None, 0)
             program = self.devices.map(self._system.advance, axes, method=method, concepts=concepts)
             with enough_memory(shapes[0]):
-                return program(self.models.predictor, text, carry, rows, settings)
+                return program(predictor, text, carry, rows, settings)
 
         return _Begun(call, carry, situation, few)
 
@@ -158,45 +168,51 @@ class Running:
         every so many after it, too."""
         run = self._chunks.run(begun.call, begun.carry, plan.table, begun.situation, every, begun.needed, plan.n)
         for done, live, now, record in run:
-            # Still with the rows that fill the devices up.
-            yield done, now, jax.tree.map(lambda leaf, live=live: leaf[:, :live], self.devices.gather(record))
+            yield done, now, self._recorded(record, live)
+
+    def _recorded(self, record: Record | None, live: int) -> Record | None:
+        """The chunk's live calls on the host, still with the rows that fill the devices up. A chunk's others are many
+        times as many bytes."""
+        if record is None:
+            return None
+        of = self.devices.map(common.recorded, (0, None))
+        calls = [self.devices.gather(of(record, i)) for i in range(live)]
+        return jax.tree.map(lambda *leaves: np.stack(leaves, 1), *calls)
 
     def _finish(
         self, x: Any, parts: Sequence[Record | None], rows: Rows, output: str, tile: int | None = None
     ) -> Output:
         record = jax.tree.map(lambda *leaves: np.concatenate(leaves, 1)[: len(rows)], *parts)
-        flagged = None
-        if output in ("latent", "tokens"):
-            images = self.devices.gather(x, len(rows))
-            finite = is_whole(images)
-        else:
-            decode = self.devices.map(self._system.decode, (None, 0), **({} if tile is None else {"tile": tile}))
-            with enough_memory(x.shape):
-                floats, good = decode(self.models.decoder, x)
-                # On the devices, which is quicker, and a quarter of the bytes to fetch.
-                images = self.devices.map(common.as_bytes, (0, 0))(floats, good)
-                images, finite = self.devices.gather((images, good), len(rows))
-            flagged = self._flags(images, finite)
-            if output == "float":
-                images = np.where(finite[:, None, None, None], self.devices.gather(floats, len(rows)), np.nan)
-            if flagged is not None:
-                images = np.where(flagged[:, None, None, None], 0, images)
-        if not finite.all():
-            warnings.warn(
-                f"pictures {np.flatnonzero(~finite).tolist()} came out as NaN or infinite and are not shown; smaller"
-                " scales, or dtype float32 or bfloat16, may help",
-                RuntimeWarning,
-                stacklevel=4,
-            )
-        if flagged is not None and flagged.any():
-            warnings.warn(
-                f"the safety checker flagged pictures {np.flatnonzero(flagged).tolist()}, which are returned black;"
-                " another prompt or seed may help",
-                stacklevel=4,
-            )
+        images, finite, flagged = self._fetch(self._decode(x, output, tile), len(rows), output)
+        warn(finite, flagged)
         if output == "pil":
             images = [Image.fromarray(i) if ok else None for i, ok in zip(images, finite, strict=True)]
         return Output(images, finite, rows.seeds, record, flagged)
+
+    def _decode(self, x: Any, output: str, tile: int | None = None) -> _Decoded:
+        """Does not wait for the devices."""
+        if output in ("latent", "tokens"):
+            return _Decoded(x)
+        decode = self.devices.map(self._system.decode, (None, 0), **({} if tile is None else {"tile": tile}))
+        with enough_memory(x.shape):
+            floats, finite = decode(self.models.decoder, x)
+            # On the devices, which is quicker, and a quarter of the bytes to fetch.
+            images = self.devices.map(common.as_bytes, (0, 0))(floats, finite)
+        return _Decoded(images, finite, floats if output == "float" else None)
+
+    def _fetch(self, decoded: _Decoded, count: int, output: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Of so many rows the pictures or states, whether each is finite, and whether it is flagged."""
+        with enough_memory(decoded.images.shape):
+            images = self.devices.gather(decoded.images, count)
+        if decoded.finite is None:
+            return images, is_whole(images), None
+        finite = self.devices.gather(decoded.finite, count)
+        flagged = self._flags(images, finite)
+        if output == "float":
+            images = np.where(finite[:, None, None, None], self.devices.gather(decoded.floats, count), np.nan)
+        if flagged is not None:
+            images = np.where(flagged[:, None, None, None], 0, images)
+        return images, finite, flagged
 
     def _branches(self, rows: Rows, n: int) -> list[str | np.ndarray]:
         """The texts of all rows' branches, one after another.
@@ -223,6 +239,23 @@ class Running:
                 f"{words[0][:40]!r} cannot be read: this pipeline has no text encoder. Give embeddings, as `encode` of"
                 " another stage makes them, for all words (also negative_prompt), or load it with its text encoder"
             )
+
+
+def warn(finite: np.ndarray, flagged: np.ndarray | None) -> None:
+    """Of pictures that are not shown."""
+    if not finite.all():
+        warnings.warn(
+            f"pictures {np.flatnonzero(~finite).tolist()} came out as NaN or infinite and are not shown; smaller"
+            " scales, or dtype float32 or bfloat16, may help",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+    if flagged is not None and flagged.any():
+        warnings.warn(
+            f"the safety checker flagged pictures {np.flatnonzero(flagged).tolist()}, which are returned black;"
+            " another prompt or seed may help",
+            stacklevel=5,
+        )
 
 
 def one_of(name: str, value: Any, known: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from jax.experimental.layout import Format
 
 import sega_jax
 from sega_jax import Edit, parallel
-from sega_jax.parallel import Devices
+from sega_jax.parallel import Devices, Flat
 
 WORDS = "abcdefgh"
 STEPS = 4
@@ -131,6 +131,36 @@ def test_compiled_ahead_of_time(on, compilations):
     compilations.clear()
     draw(pipe, range(2), edits=[[Edit("a", warmup=0, cooldown=3)], []])
     assert not compilations
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_tree_taken_apart_is_the_tree(on, count, compilations):
+    devices, net = on(count).devices, on(count).models.unet
+
+    def biased(net, x):
+        return x + net.conv_in.bias[...][0]
+
+    program, x = devices.map(biased, (None, 0)), devices.split(np.ones((2, 3), np.float32))
+    wanted = devices.gather(program(net, x))
+    assert np.array_equal(devices.gather(program(Flat(net), x)), wanted)
+    other = Flat(jax.tree.map(lambda leaf: 2 * leaf, net))
+    compilations.clear()
+    np.testing.assert_allclose(devices.gather(program(other, x)) - 1, 2 * (wanted - 1), rtol=1e-6)
+    assert not compilations
+
+
+def test_only_calls_that_were_made_are_fetched(on, monkeypatch):
+    """Of a record, whose arrays are of a whole chunk on the devices."""
+    gather, fetched = Devices.gather, []
+
+    def count(devices, tree, rows=None):
+        fetched.extend(leaf.nbytes for leaf in jax.tree.leaves(tree))
+        return gather(devices, tree, rows)
+
+    monkeypatch.setattr(Devices, "gather", count)
+    record = draw(on(2), range(4), record=True).record
+    states = 4 * 8 * 8 * 4 * 4
+    assert sum(fetched) <= sum(leaf.nbytes for leaf in record[:4]) + 2 * states
 
 
 def test_another_device_than_the_first(on):

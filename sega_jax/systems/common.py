@@ -276,6 +276,11 @@ def enlarge(picture: jax.Array, size: tuple[int, int]) -> jax.Array:
     return picture
 
 
+def recorded(record: Any, call: Any) -> Any:
+    """Of a record [rows, calls, ...] one call's."""
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, call, 1, keepdims=False), record)
+
+
 def as_bytes(pictures: jax.Array, finite: jax.Array) -> jax.Array:
     """Pictures [rows, height, width, 3] in [0, 1] as uint8, black in the rows that are not finite."""
     return jnp.round(jnp.where(finite[:, None, None, None], pictures, 0) * 255).astype(jnp.uint8)
