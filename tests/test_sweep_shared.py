@@ -1,6 +1,8 @@
 """Sweeps that compute once what pictures have in common: the same pictures, with as many evaluations as planned."""
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -11,7 +13,7 @@ import sega_jax
 from sega_jax import sweep
 from sega_jax.sweep import sharing
 from sega_jax.sweep.run import _Run
-from sega_jax.sweep.shared import SharedPipeline
+from sega_jax.sweep.shared import SharedPipeline, _submit
 
 EDITS = {"hat": {"threshold": 0.5}, "bow": {"concept": "apple", "warmup": 3, "threshold": 0.3}}
 GRID = {"seed": range(3), "hat.warmup": [1, 4]}
@@ -32,9 +34,13 @@ def made(plan, pipe):
     running = _Run(plan, None, SharedPipeline(**pipe.components))
     images = {}
     for batch in plan.batches:
-        outputs, _ = running._made(batch, running._points(batch))
-        assert all(out.finite.all() for out in outputs)
-        images |= zip(batch.names, np.concatenate([out.images for out in outputs]), strict=False)
+
+        def tell(i, image, finite, flagged, names=batch.names):
+            assert finite
+            assert flagged is None
+            images[names[i]] = image
+
+        running._make(batch, running._points(batch), tell)
     return images, running.pipe.evaluations
 
 
@@ -89,6 +95,80 @@ def test_resumed_after_a_crash(least, least_folder, tmp_path, monkeypatch):
         np.testing.assert_array_equal(image, usual[name])
 
 
+def test_the_next_branch_begins_and_the_last_is_fetched_meanwhile(least, least_folder, monkeypatch):
+    """Each waits here for what a way of one after another would do only later."""
+    plan = planned(least_folder, True)
+    usual, _ = made(plan, least)
+    depart, branch, place = (getattr(SharedPipeline, name) for name in ("_depart", "_branch", "_place"))
+    counts, changed, before = {"begun": 0, "placed": 0}, threading.Condition(), [0]
+
+    def count(name):
+        with changed:
+            counts[name] += 1
+            changed.notify_all()
+
+    def departing(pipe, *args):
+        out = depart(pipe, *args)
+        count("begun")
+        return out
+
+    def placing(pipe, *args):
+        place(pipe, *args)
+        count("placed")
+
+    def making(pipe, alone, one, here):
+        at, total = pipe.schedule.branches.index(one), len(pipe.schedule.branches)
+        with changed:
+            before[0] = counts["placed"] if at == 0 else before[0]
+            begun_by_now, placed_by_now = before[0] + min(at + 2, total), before[0] + at
+            assert changed.wait_for(
+                lambda: counts["begun"] >= begun_by_now and counts["placed"] >= placed_by_now, timeout=60
+            )
+        return branch(pipe, alone, one, here)
+
+    for name, patched in (("_depart", departing), ("_branch", making), ("_place", placing)):
+        monkeypatch.setattr(SharedPipeline, name, patched)
+    found, _ = made(plan, least)
+    assert all(np.array_equal(image, usual[name]) for name, image in found.items())
+
+
+def test_threads_compute_in_64_bits_where_the_sweep_does():
+    with ThreadPoolExecutor(1) as pool:
+        assert _submit(pool, lambda: jax.device_put(np.zeros(1)).dtype).result() == np.float32
+        with jax.enable_x64(True):
+            assert _submit(pool, lambda: jax.device_put(np.zeros(1)).dtype).result() == np.float64
+
+
+@pytest.mark.parametrize("where", ["_depart", "_branch", "_place"])
+def test_interrupted_or_out_of_memory(least, least_folder, tmp_path, monkeypatch, where):
+    """In a thread or between them: the sweep stops, goes on with half of the rows, and has the same pictures."""
+    plan = planned(least_folder, True)
+    usual, _ = made(plan, least)
+    real = getattr(SharedPipeline, where)
+
+    def stopped(error):
+        left = iter(range(2))
+
+        def stop(pipe, *args):
+            if next(left, None) is None:
+                monkeypatch.setattr(SharedPipeline, where, real)
+                raise error
+            return real(pipe, *args)
+
+        monkeypatch.setattr(SharedPipeline, where, stop)
+
+    stopped(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(plan, tmp_path, least)
+    stopped(MemoryError())
+    with pytest.warns(UserWarning, match="the memory does not hold 2 rows"):
+        assert sweep.run(plan, tmp_path, least).batches_done == len(plan.batches)
+    assert {row["rows"] for row in sweep.Results(tmp_path).rows} == {1}
+    for path in (tmp_path / "pictures").iterdir():
+        off = abs(np.asarray(Image.open(path)).astype(int) - usual[path.stem].astype(int))
+        assert (off > 1).mean() < 1e-3
+
+
 def test_nothing_compiles_after_the_first_batch(least_folder, one_device, compilations):
     """Of each program: with other departures, cool-downs, steps, seeds and words, and sharing or not."""
     said = sweep.Sweep(
@@ -108,7 +188,7 @@ def test_nothing_compiles_after_the_first_batch(least_folder, one_device, compil
     seen, after = set(), []
     for batch in plan.batches:
         compilations.clear()
-        running._made(batch, running._points(batch))
+        running._make(batch, running._points(batch), lambda *picture: None)
         after += [len(compilations)] if batch.compiled in seen else []
         assert (batch.compiled in seen) or compilations
         seen.add(batch.compiled)

@@ -16,7 +16,6 @@ from PIL import Image
 
 import sega_jax
 from sega_jax import loading, pictures
-from sega_jax.output import Output
 from sega_jax.pipeline import Pipeline
 from sega_jax.progress import bar
 from sega_jax.rows import whole
@@ -157,6 +156,28 @@ def _status(plan: Plan, missing: list[int]) -> Status:
     return Status(sum(pictures), sum(pictures) - left, len(pictures), len(pictures) - len(missing), to_do)
 
 
+class _Picture(NamedTuple):
+    """As it is written and recorded."""
+
+    data: bytes | None  # None of one that is not shown
+    finite: bool
+    flagged: bool | None
+    digest: str
+
+
+class _Made(NamedTuple):
+    """A batch that is made, and whose pictures are being encoded."""
+
+    points: list[Point]
+    pictures: list[Future[_Picture]]
+    rows: int  # made at once
+    seconds: float  # a picture
+
+
+# Told the number of a point of the batch, the picture [height, width, 3], and whether it is finite, and flagged.
+_Tell = Callable[[int, np.ndarray, bool, bool | None], Any]
+
+
 class _Run:
     def __init__(self, plan: Plan, folder: Folder, pipe: SharedPipeline):
         self.plan, self.folder, self.pipe = plan, folder, pipe
@@ -174,34 +195,43 @@ class _Run:
             return i in recorded or not self.folder.store.has(part(i))
 
         done = sum(pictures.values()) - sum(pictures[i] for i in missing)
-        # One batch is written while the next is made; leaving waits for it, also on Ctrl-C.
+        # Pictures are encoded as soon as they are made, and one batch is written while the next is made; leaving waits
+        # for it, also on Ctrl-C.
         with (
             bar(sum(pictures.values()), "picture", progress, initial=done) as shown,
-            ThreadPoolExecutor(thread_name_prefix="pictures") as self._encoders,
+            ThreadPoolExecutor(thread_name_prefix="pictures") as pool,
             ThreadPoolExecutor(1, "batches") as writer,
             warnings.catch_warnings(),
         ):
             # Planning has said so.
             warnings.filterwarnings("ignore", "the edit .* begins at warmup")
             writing: Future | None = None
-            self.pipe.shown = shown.update
             for i in missing:
                 if not mine():
                     break
-                batch, before = self.plan.batches[i], shown.n
+                before = shown.n
                 if wanted(i):
-                    points = self._points(batch)
-                    began = time.perf_counter()
-                    outputs, rows = self._made(batch, points)
-                    seconds = (time.perf_counter() - began) / len(points)
+                    made = self._batch(self.plan.batches[i], pool, shown.update)
                     if writing is not None:
                         writing.result()
                     # Another worker may have made it meanwhile, on a device that rounds otherwise.
                     if wanted(i):
-                        writing = writer.submit(self._write, i, points, outputs, rows, seconds)
-                shown.update(before + len(batch.points) - shown.n)
+                        writing = writer.submit(self._write, i, made, pool)
+                shown.update(before + pictures[i] - shown.n)
             if writing is not None:
                 writing.result()
+
+    def _batch(self, batch: Batch, pool: ThreadPoolExecutor, shown: Callable[[int], Any]) -> _Made:
+        points, pictures = self._points(batch), {}
+
+        def tell(i, *picture):
+            pictures[i] = pool.submit(self._encoded, batch, points[i], *picture)
+            shown(1)
+
+        began = time.perf_counter()
+        rows = self._make(batch, points, tell)
+        seconds = (time.perf_counter() - began) / len(points)
+        return _Made(points, [pictures[i] for i in range(len(points))], rows, seconds)
 
     def _points(self, batch: Batch) -> list[Point]:
         points = [self.plan.point(i) for i in batch.points]
@@ -209,30 +239,47 @@ class _Run:
             raise ValueError("the plan is of another version of sega_jax, which named pictures otherwise; begin anew")
         return points
 
-    def _made(self, batch: Batch, points: list[Point]) -> tuple[list[Output], int]:
-        """What was made of the points, so many rows at a time."""
+    def _make(self, batch: Batch, points: list[Point], tell: _Tell) -> int:
+        """Makes the points, so many rows at a time."""
         rows = self.fits.get(batch.program, batch.program.rows)
         try:
             if batch.shares:
                 # One, unless the memory holds fewer rows than planned.
-                parts = [[points[i] for i in part] for part in sharing.parts(points, rows)]
-                plans = [sharing.schedule(part, batch.calls, rows) for part in parts]
-                return [self._call(batch, *one) for one in zip(parts, plans, strict=True)], rows
-            parts = [points[i : i + rows] for i in range(0, len(points), rows)]
-            return [self._call(batch, part + part[-1:] * (rows - len(part))) for part in parts], rows
+                for part in sharing.parts(points, rows):
+                    some = [points[i] for i in part]
+                    self._call(batch, some, part, tell, sharing.schedule(some, batch.calls, rows))
+            else:
+                for first in range(0, len(points), rows):
+                    some = points[first : first + rows]
+                    numbers = range(first, first + len(some))
+                    self._call(batch, some + some[-1:] * (rows - len(some)), numbers, tell)
+            return rows
         except MemoryError:
             if rows == 1:
                 raise
             warnings.warn(f"the memory does not hold {rows} rows of {batch.program}; going on with half", stacklevel=4)
             self.fits[batch.program] = rows // 2
-            return self._made(batch, points)
+            return self._make(batch, points, tell)
 
-    def _call(self, batch: Batch, points: list[Point], schedule: Schedule | None = None) -> Output:
-        self.pipe.schedule, self.pipe.depth = schedule, self.plan.depth
+    def _call(
+        self,
+        batch: Batch,
+        points: list[Point],
+        numbers: Sequence[int],
+        tell: _Tell,
+        schedule: Schedule | None = None,
+    ) -> None:
+        """One call of the pipeline for points of these numbers in the batch, and for some that fill up."""
+
+        def made(i, *picture):
+            if i < len(numbers):
+                tell(numbers[i], *picture)
+
+        self.pipe.schedule, self.pipe.depth, self.pipe.made = schedule, self.plan.depth, made
         self.pipe.concepts = self._concepts(batch.program)
         self.pipe.scheduler = self.plan.facts.scheduler_of(batch.scheduler)
         shared = {key: getattr(points[0], key) for key in ("height", "width", "semantics", "support")}
-        return self.pipe(
+        self.pipe(
             [point.prompt for point in points],
             [list(point.edits.values()) for point in points],
             negative_prompt=[point.negative_prompt for point in points],
@@ -245,31 +292,32 @@ class _Run:
             progress=False,
         )
 
-    def _write(self, number: int, points: list[Point], outputs: list[Output], rows: int, seconds: float) -> None:
-        batch, table = self.plan.batches[number], []
-        images = np.concatenate([out.images for out in outputs])
-        finite = np.concatenate([out.finite for out in outputs])
-        flagged = None if outputs[0].flagged is None else np.concatenate([out.flagged for out in outputs])
-        common = self._common() | {"batch": number, "rows": rows, "calls": batch.calls, "seconds": seconds}
-        scheduler = self.plan.facts.scheduler_of(batch.scheduler).name
-        shown = finite if flagged is None else finite & ~flagged
-        files = [
-            f"pictures/{called}.{self.plan.sweep.format}" if some else None
-            for called, some in zip(batch.names, shown[: len(points)], strict=True)
-        ]
+    def _encoded(self, batch: Batch, point: Point, image: np.ndarray, finite: bool, flagged: bool | None) -> _Picture:
+        data = None
+        if finite and not flagged:
+            said = self._said(point, self.plan.facts.scheduler_of(batch.scheduler).name)
+            data = pictures.encoded(Image.fromarray(image), self.plan.sweep.format, said)
+        return _Picture(data, finite, flagged, hashlib.sha256(image.tobytes()).hexdigest())
 
-        def write(file: str | None, image: np.ndarray, point: Point) -> None:
-            if file is not None:
-                said = self._said(point, scheduler)
-                self.folder.store.write(file, pictures.encoded(Image.fromarray(image), self.plan.sweep.format, said))
+    def _write(self, number: int, made: _Made, pool: ThreadPoolExecutor) -> None:
+        batch, table = self.plan.batches[number], []
+        common = self._common() | {"batch": number, "rows": made.rows, "calls": batch.calls, "seconds": made.seconds}
+        scheduler = self.plan.facts.scheduler_of(batch.scheduler).name
+
+        def write(name: str, picture: Future[_Picture]) -> str | None:
+            file, data = f"pictures/{name}.{self.plan.sweep.format}", picture.result().data
+            if data is None:
+                return None
+            self.folder.store.write(file, data)
+            return file
 
         # Before the record, which says that they are there.
-        list(self._encoders.map(write, files, images, points))
-        for k, point in enumerate(points):
-            known = records.settings(point, scheduler) | common
-            own = {"name": batch.names[k], "file": files[k], "point": batch.points[k], "finite": bool(finite[k])}
-            own |= {"flagged": None if flagged is None else bool(flagged[k])}
-            table.append(known | own | {"digest": hashlib.sha256(images[k].tobytes()).hexdigest()})
+        files = list(pool.map(write, batch.names, made.pictures))
+        for k, (point, future) in enumerate(zip(made.points, made.pictures, strict=True)):
+            _, finite, flagged, digest = future.result()
+            own = {"name": batch.names[k], "file": files[k], "point": batch.points[k]}
+            own |= {"finite": finite, "flagged": flagged, "digest": digest}
+            table.append(records.settings(point, scheduler) | common | own)
         self.folder.store.write(part(number), records.part(table, self.plan.sweep))
 
     def _common(self) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """A pipeline whose call computes what its pictures have in common once, as `sega_jax.sweep.sharing` says."""
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,21 +13,34 @@ from sega_jax.guidance import Predictions
 from sega_jax.output import Output
 from sega_jax.pipeline import Pipeline
 from sega_jax.rows import Rows
-from sega_jax.running import Plan
+from sega_jax.running import Plan, warn
 from sega_jax.schedules import Row
 from sega_jax.solvers import SOLVERS
 from sega_jax.sweep.sharing import Branch, Schedule
 from sega_jax.systems import common
 
 
+class Trunk(NamedTuple):
+    """What pictures have in common, on the host."""
+
+    row_of: dict[int, int]  # of every picture
+    states: dict[int, tuple[np.ndarray, Any]]  # [rows, ...] at each departure, and the solver's, the rows first
+    past: Predictions  # all that was predicted, [rows, depth, ...], of these concepts
+    concepts: list[list[str]]  # of each row
+
+
 class SharedPipeline(Pipeline):
     """To be called with the prompts, edits and settings of all points of a schedule.
+
+    While the devices make one branch, the next is begun in one thread, and the pictures of the one before are fetched
+    in another.
 
     Attributes:
         schedule: of the next call; None for one that shares nothing.
         depth: the most calls that a trunk has: what is compiled for.
         concepts: how many are predicted at some call of some branch: what is compiled for, too.
-        shown: told how many pictures were made just now.
+        made: told a picture's number, the picture [height, width, 3], and whether it is finite, and flagged or None, as
+            soon as it is fetched; possibly in another thread.
         evaluations: rows that went through the UNet so far.
     """
 
@@ -37,72 +51,78 @@ class SharedPipeline(Pipeline):
 
     def __init__(self, **components: Any):
         super().__init__(**components)
-        self.shown: Callable[[int], Any] = lambda count: None
+        self.made: Callable[[int, np.ndarray, bool, bool | None], Any] = lambda *picture: None
         self._prepared: dict[Hashable, set[int]] = {}
 
     def _run(self, plan: Plan) -> Output:
-        schedule, method = self.schedule, plan.method
-        if schedule is None:
-            return super()._run(plan)
-        trunks = [members[0] for members in schedule.trunks]
-        trunks += trunks[-1:] * (schedule.rows - len(trunks))
-        row_of = {i: row for row, members in enumerate(schedule.trunks) for i in members}
-        images, finite, flagged = {}, {}, {}
-        left = 0
-        for start, x, solver, past, concepts in self._trunk(plan, trunks):
-            while left < len(schedule.branches) and schedule.branches[left].start == start:
-                branch = schedule.branches[left]
-                members = [*branch.members, *branch.members[-1:] * (schedule.rows - len(branch.members))]
-                at = np.array([row_of[i] for i in members])
-                order = [[concepts[row_of[i]].index(edit.concept) for edit in plan.rows.edits[i]] for i in members]
-                seen = Predictions(past.uncond[at], past.cond[at], _ordered(past.edits[at], order))
-                settings = self.devices.split(_rows(plan.settings, members))
-                depart = self.devices.map(common.depart, (0, 0, 0, None, 0), method=method)
-                split = self.devices.split((x[at], jax.tree.map(lambda leaf, at=at: leaf[at], solver), seen))
-                carry = depart(settings, split[0], split[1], start, split[2])
-                made = self._branch(plan, branch, members, carry)
-                for k, i in enumerate(branch.members):
-                    images[i], finite[i] = made.images[k], made.finite[k]
-                    flagged[i] = None if made.flagged is None else made.flagged[k]
-                left += 1
-                self.shown(len(branch.members))
-        total = range(len(plan.rows))
-        flags = None if flagged[0] is None else np.array([flagged[i] for i in total])
-        return Output(
-            np.stack([images[i] for i in total]), np.array([finite[i] for i in total]), plan.rows.seeds, None, flags
-        )
+        if self.schedule is None:
+            out = super()._run(plan)
+            self._tell(range(len(plan.rows)), out)
+            return out
+        branches, trunk = self.schedule.branches, self._trunk(plan)
+        total, height, width = len(plan.rows), *(self.models.sizes.factor * side for side in plan.shape[:2])
+        images, finite = np.zeros((total, height, width, 3), np.uint8), np.zeros(total, bool)
+        out = Output(images, finite, plan.rows.seeds, None, None if self.safety is None else np.zeros(total, bool))
+        with ThreadPoolExecutor(1, "begins") as begins, ThreadPoolExecutor(1, "fetches") as fetches:
+            begun, fetched = _submit(begins, self._depart, plan, branches[0], trunk), []
+            for branch, after in zip(branches, [*branches[1:], None], strict=True):
+                alone, here = begun.result()
+                if after is not None:
+                    begun = _submit(begins, self._depart, plan, after, trunk)
+                decoded = self._decode(self._branch(alone, branch, here), "uint8")
+                fetched.append(_submit(fetches, self._place, branch, decoded, out))
+            for future in fetched:
+                future.result()
+        warn(out.finite, out.flagged)
+        return out
 
-    def _trunk(self, plan: Plan, trunks: Sequence[int]) -> Iterator[tuple[int, np.ndarray, Any, Predictions, list]]:
-        """Yields every departure with the states [rows, ...] there, the solver's with the rows first, and all that was
-        predicted until then, [rows, depth, ...], of these concepts."""
-        rows, table, n = _rows(plan.rows, trunks), plan.table, plan.n
+    def _place(self, branch: Branch, decoded: Any, out: Output) -> None:
+        """Fetches a branch's pictures into their places."""
+        members = list(branch.members)
+        images, finite, flagged = self._fetch(decoded, len(members), "uint8")
+        out.images[members], out.finite[members] = images, finite
+        if flagged is not None:
+            out.flagged[members] = flagged
+        self._tell(members, out)
+
+    def _tell(self, numbers: Iterable[int], out: Output) -> None:
+        for i in numbers:
+            self.made(i, out.images[i], bool(out.finite[i]), None if out.flagged is None else bool(out.flagged[i]))
+
+    def _trunk(self, plan: Plan) -> Trunk:
+        schedule = self.schedule
+        first = [members[0] for members in schedule.trunks]
+        first += first[-1:] * (schedule.rows - len(first))
+        rows, table, n = _rows(plan.rows, first), plan.table, plan.n
         rows = _edited(rows, [tuple(sorted(edits, key=lambda edit: edit.concept)) for edits in rows.edits])
         words = [[edit.concept for edit in edits] for edits in rows.edits]
-        settings = _rows(plan.settings, trunks)
+        settings = _rows(plan.settings, first)
         # What is nothing adds nothing.
         idle = settings.edits._replace(scale=np.zeros_like(settings.edits.scale))
         settings, method = settings._replace(edits=idle), plan.method._replace(record=True)
         shared = plan._replace(rows=rows, settings=settings, method=method)
         begun = self._begin(shared, self._text(rows, n))
-        shape = (len(trunks), self.depth, *plan.shape)
+        shape = (len(first), self.depth, *plan.shape)
         past = Predictions(
             np.zeros(shape, self._wide), np.zeros(shape, self._wide), np.zeros((*shape[:2], n, *plan.shape), self._wide)
         )
-        done = 0
-        for departure in self.schedule.departures:
+        states, done = {}, 0
+        for departure in schedule.departures:
             way = shared._replace(table=_calls(table, done, departure))
             begun = begun._replace(needed=np.full(departure - done, n))
             before = done
             for called, carry, record in self._advance(way, begun, 0):
                 begun = begun._replace(carry=carry)
                 for kept, part in zip(past[:3], (record.uncond, record.cond, record.edits), strict=True):
-                    kept[:, done : before + called] = part[: len(trunks)]
+                    kept[:, done : before + called] = part[: len(first)]
                 done = before + called
-            x = self.devices.gather(begun.carry.x, len(trunks))
-            yield departure, x, self._solver_rows(begun.carry, plan, len(trunks)), past, words
+            x = self.devices.gather(begun.carry.x, len(first))
+            states[departure] = x, self._solver_rows(begun.carry, plan, len(first))
+        row_of = {i: row for row, members in enumerate(schedule.trunks) for i in members}
+        return Trunk(row_of, states, past, words)
 
-    def _begin(self, plan: Plan, text: Any) -> Any:
-        begun, rows = super()._begin(plan, text), math.prod(text.shape[:-3])
+    def _begin(self, plan: Plan, text: Any, start: Any = None) -> Any:
+        begun, rows = super()._begin(plan, text, start), math.prod(text.shape[:-3])
 
         def call(carry, table, concepts):
             self.evaluations += rows * (2 + concepts) * int(np.sum(table.live))
@@ -120,21 +140,51 @@ class SharedPipeline(Pipeline):
 
         return jax.tree.map(one, carry.solver, common.row_axes(SOLVERS[plan.method.solver](0.0), plan.shape))
 
-    def _branch(self, plan: Plan, branch: Branch, members: Sequence[int], carry: Any) -> Output:
-        rows, calls = _rows(plan.rows, members), slice(branch.start, None)
-        alone = plan._replace(rows=rows, settings=_rows(plan.settings, members))
-        begun = self._begin(alone, self._text(rows, plan.n))
+    def _depart(self, plan: Plan, branch: Branch, trunk: Trunk) -> tuple[Plan, Any]:
+        """The plan of a branch's rows alone, and what they are begun with: where the trunk has left them."""
+        members = [*branch.members, *branch.members[-1:] * (self.schedule.rows - len(branch.members))]
+        alone = plan._replace(rows=_rows(plan.rows, members), settings=_rows(plan.settings, members))
+        at = np.array([trunk.row_of[i] for i in members])
+        order = [
+            [trunk.concepts[row].index(edit.concept) for edit in edits]
+            for row, edits in zip(at, alone.rows.edits, strict=True)
+        ]
+        seen = Predictions(trunk.past.uncond[at], trunk.past.cond[at], _ordered(trunk.past.edits, at, order))
+        x, solver = jax.tree.map(lambda leaf: leaf[at], trunk.states[branch.start])
+        depart = self.devices.map(common.depart, (0, 0, 0, None, 0), method=plan.method)
+
+        def start(_, settings):
+            split = self.devices.split((x, solver, seen))
+            # Waiting, lest the process ends while the devices work.
+            return jax.block_until_ready(depart(settings, *split[:2], branch.start, split[2]))
+
+        return alone, self._begin(alone, self._text(alone.rows, plan.n), start)
+
+    def _branch(self, alone: Plan, branch: Branch, begun: Any) -> Any:
+        """The states at the end of the rows' way."""
+        calls = slice(branch.start, None)
         # Those of later batches, too, which are to compile nothing.
         known = self._prepared.setdefault(begun.situation, set())
         for concepts in sorted({*self.concepts, *branch.concepts} - known):
-            begun.call(begun.carry, chunk(plan.table, 0, 0), concepts)
+            begun.call(begun.carry, chunk(alone.table, 0, 0), concepts)
             self._chunks.prepare(begun.situation, concepts)
             known.add(concepts)
-        begun = begun._replace(carry=carry, needed=begun.needed[calls])
-        rest = alone._replace(table=jax.tree.map(lambda column: column[calls], plan.table))
+        carry, begun = begun.carry, begun._replace(needed=begun.needed[calls])
+        rest = alone._replace(table=jax.tree.map(lambda column: column[calls], alone.table))
         for _, now, _ in self._advance(rest, begun, 0):
             carry = now
-        return self._finish(carry.x, [None], rows, "uint8")
+        return carry.x
+
+
+def _submit(pool: ThreadPoolExecutor, function: Callable, *args: Any) -> Future:
+    """Runs it in a thread, which would not know by itself that JAX is set to 64 bits here."""
+    wide = jax.config.jax_enable_x64
+
+    def there():
+        with jax.enable_x64(wide):
+            return function(*args)
+
+    return pool.submit(there)
 
 
 def _rows(tree: Any, members: Sequence[int]) -> Any:
@@ -155,6 +205,6 @@ def _calls(table: Row, first: int, last: int) -> Row:
     return jax.tree.map(lambda column: column[first:last], table)
 
 
-def _ordered(edits: np.ndarray, order: Sequence[Sequence[int]]) -> np.ndarray:
-    """Predictions [rows, calls, n, ...] of the concepts in each row's order."""
-    return np.stack([row[:, index] for row, index in zip(edits, order, strict=True)])
+def _ordered(edits: np.ndarray, at: np.ndarray, order: Sequence[Sequence[int]]) -> np.ndarray:
+    """Of predictions [rows, calls, n, ...] these rows, the concepts of each in its order."""
+    return np.stack([edits[row][:, index] for row, index in zip(at, order, strict=True)])
