@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import test_sweep_plan
 import test_sweep_results
+import test_sweep_shared
 import test_sweep_sharing
 from test_mutations import damage
 from test_sweep_results import folder as folder
@@ -13,6 +14,7 @@ from test_sweep_results import folder as folder
 from sega_jax import Edit, sweep
 from sega_jax.sweep import metrics, plots, points, sharing, store
 from sega_jax.sweep.leases import Leases
+from sega_jax.sweep.shared import SharedPipeline, _submit
 from sega_jax.sweep.sheets import _values, sheets
 
 pytestmark = pytest.mark.fault
@@ -75,6 +77,24 @@ def leased(tmp_path):
         assert not theirs.holds()
 
 
+@pytest.fixture(scope="module")
+def both(least, least_folder):
+    """What a plan makes one by one, the plan that shares, and a pipeline."""
+    apart, together = (test_sweep_shared.planned(least_folder, share, eta=0.5) for share in (False, True))
+    return test_sweep_shared.made(apart, least)[0], together, least
+
+
+def branched(both):
+    apart, together, pipe = both
+    found, _ = test_sweep_shared.made(together, pipe)
+    for name, image in apart.items():
+        assert (abs(image.astype(int) - found[name].astype(int)) > 1).mean() < 1e-3
+
+
+def threaded(_):
+    test_sweep_shared.test_threads_compute_in_64_bits_where_the_sweep_does()
+
+
 def shown(where):
     test_sweep_results.test_a_sheet_has_each_picture_at_its_place(sweep.Results(where))
 
@@ -104,6 +124,16 @@ FAULTS = {
         "min(edit.cooldown, calls) - 1",
     ),
     "a concept left out a call too late": (planned, sharing.schedule, "calls)[start:]", "calls)[start - 1 :]"),
+    "all branches from one trunk": (branched, SharedPipeline._depart, "trunk.row_of[i]", "0"),
+    "concepts in the trunk's order": (
+        branched,
+        SharedPipeline._depart,
+        "trunk.concepts[row].index(edit.concept) for edit in edits",
+        "k for k, _ in enumerate(edits)",
+    ),
+    "momentum of a call fewer": (branched, SharedPipeline._depart, "branch.start, split", "branch.start - 1, split"),
+    "pictures in rising order": (branched, SharedPipeline._place, "list(branch.members)", "sorted(branch.members)"),
+    "threads of 32 bits": (threaded, _submit, "enable_x64(wide)", "enable_x64(False)"),
     "a file over another": (written, store._Local._link, "os.link", "os.replace"),
     "a file left beside": (written, store._Local._place, "temporary.unlink(missing_ok=True)", "pass"),
     "no sign of life": (leased, Leases._beat, "self._write()", "pass"),
@@ -122,9 +152,9 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_fault_is_seen(name, folder, tmp_path, monkeypatch):
+def test_fault_is_seen(name, folder, both, tmp_path, monkeypatch):
     promise, *fault = FAULTS[name]
-    where = folder if promise in (shown, drawn, apart) else tmp_path
+    where = both if promise is branched else folder if promise in (shown, drawn, apart) else tmp_path
     promise(where)
     damage(monkeypatch, *fault)
     (again := tmp_path / "again").mkdir()

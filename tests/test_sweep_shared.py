@@ -15,7 +15,9 @@ from sega_jax.sweep import sharing
 from sega_jax.sweep.run import _Run
 from sega_jax.sweep.shared import SharedPipeline, _submit
 
+MOMENTUM = {"momentum_scale": 1.0, "momentum_beta": 0.3}  # so much that it shows whose it is
 EDITS = {"hat": {"threshold": 0.5}, "bow": {"concept": "apple", "warmup": 3, "threshold": 0.3}}
+EDITS = {name: edit | MOMENTUM for name, edit in EDITS.items()}
 GRID = {"seed": range(3), "hat.warmup": [1, 4]}
 
 
