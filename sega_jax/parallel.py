@@ -129,8 +129,6 @@ class Devices:
 
         def spread(leaf):
             leaf = np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
-            if len(self) == 1:
-                return leaf
             share = -(-len(leaf) // len(self))
             if missing := len(self) * share - len(leaf):
                 leaf = np.concatenate([leaf, leaf[-1:].repeat(missing, 0)])
@@ -140,6 +138,8 @@ class Devices:
             return jax.random.wrap_key_data(placed, impl=jax.random.key_impl(leaf)) if is_key(leaf) else placed
 
         # All at once, which is quicker than one by one.
+        if len(self) == 1:
+            return jax.device_put(tree, self._spread)
         return jax.tree.map(wrapped, tree, jax.device_put(jax.tree.map(spread, tree), self._spread))
 
     def gather(self, tree: Any, rows: int | None = None) -> Any:
