@@ -13,7 +13,7 @@ from PIL import Image
 
 from sega_jax.arrays import at_least_float32
 from sega_jax.branches import needed
-from sega_jax.chunks import Chunks, chunk, enough_memory
+from sega_jax.chunks import CHUNK, Chunks, chunk, enough_memory
 from sega_jax.compiled import Compiled
 from sega_jax.guidance import SEMANTICS, SUPPORTS
 from sega_jax.output import Output, is_whole
@@ -171,10 +171,10 @@ class Running:
             yield done, now, self._recorded(record, live)
 
     def _recorded(self, record: Record | None, live: int) -> Record | None:
-        """The chunk's live calls on the host, still with the rows that fill the devices up. A chunk's others are many
-        times as many bytes."""
-        if record is None:
-            return None
+        """The chunk's live calls on the host, still with the rows that fill the devices up."""
+        if record is None or live > CHUNK // 2:
+            return jax.tree.map(lambda leaf: leaf[:, :live], self.devices.gather(record))
+        # One by one, since the others are more bytes than these.
         of = self.devices.map(common.recorded, (0, None))
         calls = [self.devices.gather(of(record, i)) for i in range(live)]
         return jax.tree.map(lambda *leaves: np.stack(leaves, 1), *calls)

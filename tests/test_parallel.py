@@ -9,7 +9,9 @@ from jax.experimental.layout import Format
 
 import sega_jax
 from sega_jax import Edit, parallel
+from sega_jax.chunks import CHUNK
 from sega_jax.parallel import Devices, Flat
+from sega_jax.systems.common import Record
 
 WORDS = "abcdefgh"
 STEPS = 4
@@ -149,7 +151,7 @@ def test_a_tree_taken_apart_is_the_tree(on, count, compilations):
     assert not compilations
 
 
-def test_only_calls_that_were_made_are_fetched(on, monkeypatch):
+def test_few_calls_of_a_chunk_are_fetched_without_the_others(on, monkeypatch):
     """Of a record, whose arrays are of a whole chunk on the devices."""
     gather, fetched = Devices.gather, []
 
@@ -158,9 +160,20 @@ def test_only_calls_that_were_made_are_fetched(on, monkeypatch):
         return gather(devices, tree, rows)
 
     monkeypatch.setattr(Devices, "gather", count)
-    record = draw(on(2), range(4), record=True).record
-    states = 4 * 8 * 8 * 4 * 4
-    assert sum(fetched) <= sum(leaf.nbytes for leaf in record[:4]) + 2 * states
+    few = draw(on(2), range(4), record=True).record
+    states = few.cond[:, 0].nbytes
+    assert sum(fetched) <= sum(leaf.nbytes for leaf in few) + states
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("live", [1, 3, CHUNK // 2, CHUNK // 2 + 1, CHUNK])
+def test_a_chunk_of_a_record(on, count, live):
+    chunk = np.arange(count * 2 * CHUNK * 3.0, dtype=np.float32).reshape(count * 2, CHUNK, 3)
+    found = on(count)._recorded(Record(*on(count).devices.split([chunk, chunk + 1, chunk + 2]), None), live)
+    for i, kept in enumerate(found[:3]):
+        assert np.array_equal(kept, chunk[:, :live] + i)
+    assert found.edits is None
+    assert on(count)._recorded(None, live) is None
 
 
 def test_another_device_than_the_first(on):
