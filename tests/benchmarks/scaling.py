@@ -25,22 +25,31 @@ from sega_jax.parallel import Devices
 
 
 class Stopwatch(Devices):
-    """Devices that say how long their programs ran, once `seconds` is a number; then each waits for the one before."""
+    """Devices that note from when to when their programs ran, once there is a list; then each waits for its end."""
 
-    seconds: float | None = None
+    ran: list[tuple[float, float]] | None = None
 
     def map(self, function: Callable, in_axes: tuple[int | None, ...] | None, **static: Any) -> Callable:
         program = super().map(function, in_axes, **static)
 
         def timed(*args):
-            if self.seconds is None:
+            if self.ran is None:
                 return program(*args)
             began = time.perf_counter()
             out = jax.block_until_ready(program(*args))
-            self.seconds += time.perf_counter() - began
+            self.ran.append((began, time.perf_counter()))
             return out
 
         return timed
+
+    @property
+    def busy(self) -> float:
+        """Seconds in which some program ran; those of several threads run at the same time."""
+        total, until = 0.0, 0.0
+        for began, ended in sorted(self.ran):
+            total += max(ended - max(began, until), 0)
+            until = max(until, ended)
+        return total
 
 
 def measure(count: int, args: argparse.Namespace, alone: np.ndarray | None) -> tuple[dict[str, Any], np.ndarray]:
@@ -60,7 +69,7 @@ def measure(count: int, args: argparse.Namespace, alone: np.ndarray | None) -> t
 
     first = call(0, "uint8")[1]
     seconds = [call(0, "uint8")[1] for _ in range(args.repeat)]
-    devices.seconds = 0.0
+    devices.ran = []
     watched = call(0, "uint8")[1]
     found = {
         "devices": count,
@@ -69,9 +78,9 @@ def measure(count: int, args: argparse.Namespace, alone: np.ndarray | None) -> t
         "first": first,
         "seconds": seconds,
         "pictures_per_second": args.share * count / statistics.median(seconds),
-        "outside": 1 - devices.seconds / watched,
+        "outside": 1 - devices.busy / watched,
     }
-    devices.seconds = None
+    devices.ran = None
     if alone is None:
         parts = [call(i * args.share, "latent")[0] for i in range(max(args.devices))]
         return found, np.concatenate(parts)
