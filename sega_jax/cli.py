@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 
-from sega_jax import cli_diffusion, cli_paella, cli_stages, cli_sweep, loading, pictures, sources
+from sega_jax import cli_diffusion, cli_files, cli_paella, cli_stages, cli_sweep, loading, pictures, sources
 from sega_jax.components import checked_scheduler
 from sega_jax.demo import settings
 from sega_jax.guidance import SEMANTICS, SUPPORTS, Edit
@@ -123,8 +123,9 @@ main.add_command(cli_sweep.sweep)
 @main.command(context_settings={"show_default": True})
 @click.option(
     "--model",
-    help="A checkpoint: a folder in diffusers layout, or owner/name on the hub; of DeepFloyd-IF the first stage; of"
-    " Paella a folder that sega-jax-convert wrote.  [default: the demo model that comes along, of cartoon portraits]",
+    help="A checkpoint: a folder in diffusers layout, or owner/name on the hub; of Stable Diffusion also a single file;"
+    " of DeepFloyd-IF the first stage; of Paella a folder that sega-jax-convert wrote.  [default: the demo model that"
+    " comes along, of cartoon portraits]",
 )
 @click.option("--revision", help="A branch, tag or commit on the hub.")
 @click.option("--prompt", required=True, help="What the picture shows.")
@@ -154,6 +155,7 @@ main.add_command(cli_sweep.sweep)
 @click.option("--semantics", type=click.Choice(SEMANTICS), default=SEMANTICS[0])
 @click.option("--support", type=click.Choice(SUPPORTS), default=SUPPORTS[0], help="What shares a threshold.")
 @cli_diffusion.options
+@cli_files.options
 @cli_stages.options
 @cli_paella.options
 @click.option("--dtype", help="Of the networks.  [default: float32 on a CPU, else bfloat16]")
@@ -183,6 +185,7 @@ def edit(
         chosen = {name: call.pop(name) for name in cli_stages.NAMES}
         tokens = {name: call.pop(name) for name in cli_paella.NAMES}
         diffusion = {name: call.pop(name) for name in cli_diffusion.NAMES}
+        files = {name: call.pop(name) for name in cli_files.NAMES}
         unsaid = [name for name in settings.CALL if call[name] is None]
         call |= {name: usual[name] for name in unsaid}
         _check(call)
@@ -190,17 +193,18 @@ def edit(
         checked_scheduler(scheduler)
         cli_paella.check(tokens)
         cli_diffusion.check(diffusion)
+        cli_files.check(files)
         defaults = demo(call["steps"]) if model is None else LIBRARY
         parsed = [parse_edit(text, defaults) for text in edits]
         folder = writable(Path(out))
-        found = sources.find(loading.DEMO if model is None else model, revision)
+        found = sources.find(loading.DEMO if model is None else model, revision, files["config"])
         # As the command in the picture repeats it
         if model is not None:
             model, revision = cli_stages.place(found)
         name = model or "the demo model"
         cli_stages.check_kind(found.kind, name, chosen)
         cli_paella.check_kind(found.kind, name, tokens, call["eta"])
-        cli_diffusion.check_kind(found.kind, name, diffusion)
+        cli_diffusion.check_kind(found.kind, name, diffusion | files)
         diffusion = cli_diffusion.read(diffusion)
         chosen, scheduler = cli_stages.located(chosen), cli_stages.whole_path(scheduler)
         remember_compilations()
@@ -209,6 +213,7 @@ def edit(
         if found.kind is STAGE_1:
             pipe, make = cli_stages.load(model, revision, chosen, **common)
         else:
+            common |= cli_files.read(files)
             pipe = make = load(loading.DEMO if model is None else model, revision=revision, **common)
         if found.kind in (STAGE_1, PAELLA):
             call |= {name: value for name, value in pipe.models.usual._asdict().items() if name in unsaid}
@@ -241,7 +246,11 @@ def edit(
         known |= call | {"height": height, "width": width}
         known |= {"dtype": pipe.dtype.name, "variant": variant}
         known |= cli_stages.remembered(chosen) | {name: value for name, value in tokens.items() if value is not None}
-        known |= diffusion | {"scheduler": scheduler, "solver": solver, "safety_checker": safety_checker}
+        known |= (
+            diffusion
+            | cli_files.remembered(files)
+            | {"scheduler": scheduler, "solver": solver, "safety_checker": safety_checker}
+        )
         names = "original", "edited"
         if result.flagged is not None and result.flagged.any():
             click.echo(f"Flagged by the safety checker: {', '.join(np.array(names)[result.flagged])}")

@@ -65,7 +65,7 @@ def check_kind(kind: Kind, model: str, chosen: Mapping[str, Any]) -> None:
 
 def read(chosen: Mapping[str, Any]) -> dict[str, Any]:
     """The options that were given, as a pipeline's call takes them, and a command can repeat them anywhere."""
-    found = {name: value for name, value in chosen.items() if value is not None and value is not False}
+    found = {name: value for name, value in chosen.items() if value not in (None, ()) and value is not False}
     if "image" in found:
         found["image"] = str(Path(found["image"]).expanduser().resolve())
     return found

@@ -82,9 +82,9 @@ class Source(NamedTuple):
             raise ValueError(f"variant={variant!r} is of a folder's files, and {self.file} is a single one")
         elif reads and not (self.folder / "tokenizer").is_dir():
             raise CheckpointError(
-                f"{self.file} does not hold CLIP's vocabulary; give tokenizer=, a folder with vocab.json and merges.txt"
-                " such as that of any checkpoint of Stable Diffusion in diffusers layout, or another pipeline's; or"
-                " make a folder of both with sega-jax-convert"
+                f"{self.file} does not hold CLIP's vocabulary; give tokenizer= (in the shell --tokenizer), a folder"
+                " with vocab.json and merges.txt such as that of any checkpoint of Stable Diffusion in diffusers"
+                " layout, or another pipeline's; or make a folder of both with sega-jax-convert"
             )
 
     def weights(self, part: str, module: Any, variant: str | None = None, *, ema: bool = False) -> Weights:

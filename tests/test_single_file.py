@@ -270,12 +270,11 @@ def test_no_weights_but_a_name(write, tmp_path, small, small_folder):
 
 
 def test_the_shell_says_what_is_missing(simple, write):
-    """It has no option for the vocabulary."""
     like = {f"{naming.UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": np.ones((8, 768), np.float32)}
     result = CliRunner().invoke(main, ["edit", "--model", str(write(simple | like)), "--prompt", "a", "--edit", "b"])
     assert result.exit_code == 1
     assert "does not hold CLIP's vocabulary" in result.output
-    assert "make a folder of both with sega-jax-convert" in result.output
+    assert "give tokenizer= (in the shell --tokenizer)" in result.output
 
 
 def test_arguments_that_do_not_go_together(simple, write, small, small_folder, stages):
