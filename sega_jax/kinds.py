@@ -84,6 +84,11 @@ def kind_of(folder: Path) -> Kind:
         kind = STAGE_2 if STAGE_2.noising in entries else STAGE_1
     else:
         kind = UPSCALER if UPSCALER.noising in entries else STABLE_DIFFUSION
+    if kind is XL and entry(entries, "text_encoder_2") and not entry(entries, "text_encoder"):
+        raise CheckpointError(
+            f"{folder} is Stable Diffusion XL's refiner, which goes on with pictures of the base model: only the base"
+            " is supported"
+        )
     for part, module in kind.parts.items():
         found = entry(entries, part)
         if found != module.__name__ and not (found is None and part in optional(kind)):

@@ -146,7 +146,7 @@ def no_projection(copy):
 
 
 REFUSED = {
-    refiner: "whose text_encoder is missing; expected Stable Diffusion XL, with CLIPTextModel",
+    refiner: "is Stable Diffusion XL's refiner, .* only the base is supported",
     other_projection: "10 channels of a pooled text .* projection_dim is 12: .* not the refiner's",
     inpainting: "takes 9 channels to 4, the VAE has 4: only text-to-image",
     no_sizes: "addition_embed_type None .* is not Stable Diffusion XL's, whose addition_embed_type is text_time",
