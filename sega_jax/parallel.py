@@ -97,7 +97,9 @@ class Devices:
                 return function(*(arg.tree if isinstance(arg, Flat) else arg for arg in args), **static)
 
             alone = in_axes is None or len(self) == 1
-            self._programs[name] = jax.jit(bound) if alone else jax.pmap(bound, in_axes=in_axes, devices=self.devices)
+            made = jax.jit(bound) if alone else jax.pmap(bound, in_axes=in_axes, devices=self.devices)
+            # Of several threads the first.
+            self._programs.setdefault(name, made)
         program = self._programs[name]
         return program if self._watched is None else partial(self._watch, program, function, static.get("concepts"))
 
@@ -147,6 +149,6 @@ class Devices:
 
         def one(leaf):
             leaf = np.asarray(leaf)
-            return (leaf if len(self) == 1 else leaf.reshape(-1, *leaf.shape[2:]))[:rows]
+            return (leaf if len(self) == 1 else leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:]))[:rows]
 
         return jax.tree.map(one, tree)

@@ -183,8 +183,8 @@ class Running:
         self, x: Any, parts: Sequence[Record | None], rows: Rows, output: str, tile: int | None = None
     ) -> Output:
         record = jax.tree.map(lambda *leaves: np.concatenate(leaves, 1)[: len(rows)], *parts)
-        images, finite, flagged = self._fetch(self._decode(x, output, tile), len(rows), output)
-        warn(finite, flagged)
+        images, finite, flagged = self._fetch(self._decode(x, output, tile), len(rows))
+        warn(finite, flagged, 5)
         if output == "pil":
             images = [Image.fromarray(i) if ok else None for i, ok in zip(images, finite, strict=True)]
         return Output(images, finite, rows.seeds, record, flagged)
@@ -200,7 +200,7 @@ class Running:
             images = self.devices.map(common.as_bytes, (0, 0))(floats, finite)
         return _Decoded(images, finite, floats if output == "float" else None)
 
-    def _fetch(self, decoded: _Decoded, count: int, output: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    def _fetch(self, decoded: _Decoded, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Of so many rows the pictures or states, whether each is finite, and whether it is flagged."""
         with enough_memory(decoded.images.shape):
             images = self.devices.gather(decoded.images, count)
@@ -208,7 +208,7 @@ class Running:
             return images, is_whole(images), None
         finite = self.devices.gather(decoded.finite, count)
         flagged = self._flags(images, finite)
-        if output == "float":
+        if decoded.floats is not None:
             images = np.where(finite[:, None, None, None], self.devices.gather(decoded.floats, count), np.nan)
         if flagged is not None:
             images = np.where(flagged[:, None, None, None], 0, images)
@@ -241,20 +241,20 @@ class Running:
             )
 
 
-def warn(finite: np.ndarray, flagged: np.ndarray | None) -> None:
-    """Of pictures that are not shown."""
+def warn(finite: np.ndarray, flagged: np.ndarray | None, stacklevel: int) -> None:
+    """Of pictures that are not shown; by the stack level of whom to tell, from here."""
     if not finite.all():
         warnings.warn(
             f"pictures {np.flatnonzero(~finite).tolist()} came out as NaN or infinite and are not shown; smaller"
             " scales, or dtype float32 or bfloat16, may help",
             RuntimeWarning,
-            stacklevel=5,
+            stacklevel=stacklevel,
         )
     if flagged is not None and flagged.any():
         warnings.warn(
             f"the safety checker flagged pictures {np.flatnonzero(flagged).tolist()}, which are returned black;"
             " another prompt or seed may help",
-            stacklevel=5,
+            stacklevel=stacklevel,
         )
 
 

@@ -92,7 +92,7 @@ def branched(both):
 
 
 def threaded(_):
-    test_sweep_shared.test_threads_compute_in_64_bits_where_the_sweep_does()
+    test_sweep_shared.test_threads_are_set_as_the_sweep_is()
 
 
 def shown(where):
@@ -133,7 +133,7 @@ FAULTS = {
     ),
     "momentum of a call fewer": (branched, SharedPipeline._depart, "branch.start, split", "branch.start - 1, split"),
     "pictures in rising order": (branched, SharedPipeline._place, "list(branch.members)", "sorted(branch.members)"),
-    "threads of 32 bits": (threaded, _submit, "enable_x64(wide)", "enable_x64(False)"),
+    "threads of their own mind": (threaded, _submit, "in here.items()", "in ()"),
     "a file over another": (written, store._Local._link, "os.link", "os.replace"),
     "a file left beside": (written, store._Local._place, "temporary.unlink(missing_ok=True)", "pass"),
     "no sign of life": (leased, Leases._beat, "self._write()", "pass"),

@@ -3,17 +3,21 @@
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import jax
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 
 import sega_jax
 from sega_jax import sweep
+from sega_jax.parallel import Devices
 from sega_jax.sweep import sharing
 from sega_jax.sweep.run import _Run
-from sega_jax.sweep.shared import SharedPipeline, _submit
+from sega_jax.sweep.shared import _SETTINGS, SharedPipeline, _submit
+from sega_jax.systems import common
 
 MOMENTUM = {"momentum_scale": 1.0, "momentum_beta": 0.3}  # so much that it shows whose it is
 EDITS = {"hat": {"threshold": 0.5}, "bow": {"concept": "apple", "warmup": 3, "threshold": 0.3}}
@@ -134,11 +138,66 @@ def test_the_next_branch_begins_and_the_last_is_fetched_meanwhile(least, least_f
     assert all(np.array_equal(image, usual[name]) for name, image in found.items())
 
 
-def test_threads_compute_in_64_bits_where_the_sweep_does():
-    with ThreadPoolExecutor(1) as pool:
-        assert _submit(pool, lambda: jax.device_put(np.zeros(1)).dtype).result() == np.float32
-        with jax.enable_x64(True):
-            assert _submit(pool, lambda: jax.device_put(np.zeros(1)).dtype).result() == np.float64
+def test_threads_are_set_as_the_sweep_is():
+    def found():
+        return jax.device_put(np.zeros(1)).dtype, *(getattr(jax.config, name) for name in _SETTINGS)
+
+    others = (
+        jax.enable_x64(True),
+        jax.default_matmul_precision("highest"),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("warn"),
+        jax.debug_nans(True),
+        jax.debug_infs(True),
+    )
+    assert len(others) == len(_SETTINGS)
+    with ThreadPoolExecutor(1) as pool, ExitStack() as stack:
+        before = found()
+        assert _submit(pool, found).result() == before
+        for other in others:
+            stack.enter_context(other)
+        assert all(a != b for a, b in zip(found(), before, strict=True))
+        assert _submit(pool, found).result() == found()
+        assert pool.submit(found).result() == before
+
+
+def test_a_failed_fetch_stops_the_sweep(least, least_folder, tmp_path, monkeypatch):
+    """Before the branch after the next is made."""
+    plan, branch, count = planned(least_folder, True), SharedPipeline._branch, []
+    assert len(plan.schedules[0].branches) > 3
+
+    def making(*args):
+        count.append(1)
+        return branch(*args)
+
+    def fetching(*_):
+        raise OSError("no more")
+
+    monkeypatch.setattr(SharedPipeline, "_branch", making)
+    monkeypatch.setattr(SharedPipeline, "_fetch", fetching)
+    with pytest.raises(OSError, match="no more"):
+        sweep.run(plan, tmp_path, least)
+    assert len(count) == 2
+
+
+def test_rows_that_the_memory_does_not_hold_at_their_departure(least, least_folder, tmp_path, monkeypatch):
+    """As XLA says it."""
+    real = Devices.map
+
+    def full(devices, function, *args, **static):
+        program = real(devices, function, *args, **static)
+
+        def run(*given):
+            if len(given[1]) > 1:
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+            return program(*given)
+
+        return run if function is common.depart else program
+
+    monkeypatch.setattr(Devices, "map", full)
+    with pytest.warns(UserWarning, match="the memory does not hold 2 rows"):
+        sweep.run(planned(least_folder, True), tmp_path, least)
+    assert {row["rows"] for row in sweep.Results(tmp_path).rows} == {1}
 
 
 @pytest.mark.parametrize("where", ["_depart", "_branch", "_place"])
@@ -171,10 +230,13 @@ def test_interrupted_or_out_of_memory(least, least_folder, tmp_path, monkeypatch
         assert (off > 1).mean() < 1e-3
 
 
-def test_nothing_compiles_after_the_first_batch(least_folder, one_device, compilations):
-    """Of each program: with other departures, cool-downs, steps, seeds and words, and sharing or not."""
+def test_nothing_compiles_after_the_first_batch(tmp_path, one_device, compilations):
+    """Of each program: with other departures, cool-downs, steps, seeds and words, with a safety checker and branches
+    that are not full, and sharing or not."""
+    text = tiny.TEXT | {"num_hidden_layers": 1}
+    folder = tiny.checkpoint(tmp_path / "a", unet=tiny.UNET_0, vae=tiny.VAE_1, text=text, safety=tiny.SAFETY)
     said = sweep.Sweep(
-        model={"source": str(least_folder)},
+        model={"source": str(folder)},
         call={"prompt": "a cat"},
         edits=EDITS,
         grid={"steps": [5, 7], "seed": range(3)},
@@ -186,7 +248,10 @@ def test_nothing_compiles_after_the_first_batch(least_folder, one_device, compil
         },
     )
     plan = sweep.plan(said, sweep.Facts.of(said), rows=2)
-    running = _Run(plan, None, SharedPipeline(**sega_jax.load(least_folder, devices=one_device).components))
+    assert {len(branch.members) for one in plan.schedules.values() for branch in one.branches} == {1, 2}
+    pipe = sega_jax.load(folder, devices=one_device)
+    assert pipe.safety is not None
+    running = _Run(plan, None, SharedPipeline(**pipe.components))
     seen, after = set(), []
     for batch in plan.batches:
         compilations.clear()

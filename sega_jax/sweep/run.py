@@ -225,11 +225,21 @@ class _Run:
         points, pictures = self._points(batch), {}
 
         def tell(i, *picture):
+            if i in pictures:
+                # Of an attempt that the memory did not hold.
+                pictures[i].cancel()
+            else:
+                shown(1)
             pictures[i] = pool.submit(self._encoded, batch, points[i], *picture)
-            shown(1)
 
         began = time.perf_counter()
-        rows = self._make(batch, points, tell)
+        try:
+            rows = self._make(batch, points, tell)
+        except BaseException:
+            # No record will name them, and leaving waits for all.
+            for picture in pictures.values():
+                picture.cancel()
+            raise
         seconds = (time.perf_counter() - began) / len(points)
         return _Made(points, [pictures[i] for i in range(len(points))], rows, seconds)
 
@@ -257,9 +267,10 @@ class _Run:
         except MemoryError:
             if rows == 1:
                 raise
-            warnings.warn(f"the memory does not hold {rows} rows of {batch.program}; going on with half", stacklevel=4)
-            self.fits[batch.program] = rows // 2
-            return self._make(batch, points, tell)
+        # Out here, where what was made until then is forgotten.
+        warnings.warn(f"the memory does not hold {rows} rows of {batch.program}; going on with half", stacklevel=4)
+        self.fits[batch.program] = rows // 2
+        return self._make(batch, points, tell)
 
     def _call(
         self,

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from sega_jax.chunks import chunk
+from sega_jax.chunks import chunk, enough_memory
 from sega_jax.guidance import Predictions
 from sega_jax.output import Output
 from sega_jax.pipeline import Pipeline
@@ -64,25 +65,28 @@ class SharedPipeline(Pipeline):
         images, finite = np.zeros((total, height, width, 3), np.uint8), np.zeros(total, bool)
         out = Output(images, finite, plan.rows.seeds, None, None if self.safety is None else np.zeros(total, bool))
         with ThreadPoolExecutor(1, "begins") as begins, ThreadPoolExecutor(1, "fetches") as fetches:
-            begun, fetched = _submit(begins, self._depart, plan, branches[0], trunk), []
+            begun, fetched = _submit(begins, self._depart, plan, branches[0], trunk), None
             for branch, after in zip(branches, [*branches[1:], None], strict=True):
                 alone, here = begun.result()
                 if after is not None:
                     begun = _submit(begins, self._depart, plan, after, trunk)
                 decoded = self._decode(self._branch(alone, branch, here), "uint8")
-                fetched.append(_submit(fetches, self._place, branch, decoded, out))
-            for future in fetched:
-                future.result()
-        warn(out.finite, out.flagged)
+                # Which says at once what went wrong, and keeps pictures from piling up on the devices.
+                if fetched is not None:
+                    fetched.result()
+                fetched = _submit(fetches, self._place, branch, decoded, out)
+            fetched.result()
+        warn(out.finite, out.flagged, 4)
         return out
 
     def _place(self, branch: Branch, decoded: Any, out: Output) -> None:
         """Fetches a branch's pictures into their places."""
         members = list(branch.members)
-        images, finite, flagged = self._fetch(decoded, len(members), "uint8")
-        out.images[members], out.finite[members] = images, finite
-        if flagged is not None:
-            out.flagged[members] = flagged
+        # With the rows that fill up, since the safety checker is compiled for all.
+        found = self._fetch(decoded, self.schedule.rows)
+        for into, part in zip((out.images, out.finite, out.flagged), found, strict=True):
+            if part is not None:
+                into[members] = part[: len(members)]
         self._tell(members, out)
 
     def _tell(self, numbers: Iterable[int], out: Output) -> None:
@@ -130,6 +134,10 @@ class SharedPipeline(Pipeline):
 
         return begun._replace(call=call)
 
+    def _recorded(self, record: Any, live: int) -> Any:
+        # What a trunk adds is nothing.
+        return super()._recorded(None if record is None else record._replace(sem_guidance=None), live)
+
     def _solver_rows(self, carry: Any, plan: Plan, rows: int) -> Any:
         """The solver's state on the host, with the rows first in every array."""
         devices = int(len(self.devices) > 1)
@@ -154,9 +162,10 @@ class SharedPipeline(Pipeline):
         depart = self.devices.map(common.depart, (0, 0, 0, None, 0), method=plan.method)
 
         def start(_, settings):
-            split = self.devices.split((x, solver, seen))
-            # Waiting, lest the process ends while the devices work.
-            return jax.block_until_ready(depart(settings, *split[:2], branch.start, split[2]))
+            with enough_memory(x.shape):
+                split = self.devices.split((x, solver, seen))
+                # Waiting, lest the process ends while the devices work.
+                return jax.block_until_ready(depart(settings, *split[:2], branch.start, split[2]))
 
         return alone, self._begin(alone, self._text(alone.rows, plan.n), start)
 
@@ -176,12 +185,25 @@ class SharedPipeline(Pipeline):
         return carry.x
 
 
+# What JAX knows of one thread only, and the name of what is set for all.
+_SETTINGS = {
+    "jax_enable_x64": jax.enable_x64,
+    "jax_default_matmul_precision": jax.default_matmul_precision,
+    "jax_numpy_dtype_promotion": jax.numpy_dtype_promotion,
+    "jax_numpy_rank_promotion": jax.numpy_rank_promotion,
+    "jax_debug_nans": jax.debug_nans,
+    "jax_debug_infs": jax.debug_infs,
+}
+
+
 def _submit(pool: ThreadPoolExecutor, function: Callable, *args: Any) -> Future:
-    """Runs it in a thread, which would not know by itself that JAX is set to 64 bits here."""
-    wide = jax.config.jax_enable_x64
+    """Runs it in a thread as it would run here, where JAX may be set otherwise by `with`."""
+    here = {name: getattr(jax.config, name) for name in _SETTINGS}
 
     def there():
-        with jax.enable_x64(wide):
+        with ExitStack() as stack:
+            for name, value in here.items():
+                stack.enter_context(_SETTINGS[name](value))
             return function(*args)
 
     return pool.submit(there)
