@@ -230,7 +230,7 @@ def test_interrupted_or_out_of_memory(least, least_folder, tmp_path, monkeypatch
         assert (off > 1).mean() < 1e-3
 
 
-def test_nothing_compiles_after_the_first_batch(tmp_path, one_device, compilations):
+def test_nothing_compiles_after_the_first_batch(tmp_path, one_device, compilations, monkeypatch):
     """Of each program: with other departures, cool-downs, steps, seeds and words, with a safety checker and branches
     that are not full, and sharing or not."""
     text = tiny.TEXT | {"num_hidden_layers": 1}
@@ -251,6 +251,10 @@ def test_nothing_compiles_after_the_first_batch(tmp_path, one_device, compilatio
     assert {len(branch.members) for one in plan.schedules.values() for branch in one.branches} == {1, 2}
     pipe = sega_jax.load(folder, devices=one_device)
     assert pipe.safety is not None
+    flags, looked = SharedPipeline._flags, set()
+    monkeypatch.setattr(
+        SharedPipeline, "_flags", lambda self, images, *a: looked.add(len(images)) or flags(self, images, *a)
+    )
     running = _Run(plan, None, SharedPipeline(**pipe.components))
     seen, after = set(), []
     for batch in plan.batches:
@@ -261,6 +265,7 @@ def test_nothing_compiles_after_the_first_batch(tmp_path, one_device, compilatio
         seen.add(batch.compiled)
     assert len(after) >= 4
     assert not any(after)
+    assert looked == {2}
     assert running.pipe.evaluations == plan.counts.evaluations
 
 
