@@ -113,7 +113,8 @@ def test_loras(tmp_path, folder, theirs, pipe, layers, naming, one_device):
     ours = load(folder, lora={tmp_path / "a.safetensors": 0.7}, devices=one_device)
     assert difference(ours.models, reference) < 1e-6
     assert difference(pipe.models, reference) > 0.01
-    assert same_picture(ours, reference, "a cat")
+    # Sums of other order differ in their last digit, which a picture enlarges.
+    assert same_picture(ours, reference, "a cat", 1e-4)
 
 
 def test_textual_inversion(tmp_path, folder, theirs, one_device):
