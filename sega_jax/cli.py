@@ -139,7 +139,7 @@ main.add_command(cli_sweep.sweep)
     ' "-beard:scale=6,threshold=0.95,warmup=8". Settings are scale, threshold, warmup, cooldown, weight,'
     " momentum_scale and momentum_beta. May be given several times.",
 )
-@click.option("--negative-prompt", default="", help="What the picture stays away from.")
+@click.option("--negative-prompt", help="What the picture stays away from.")
 @click.option("--seed", default=0)
 @click.option(
     "--steps",
@@ -215,7 +215,7 @@ def edit(
         else:
             common |= cli_files.read(files)
             pipe = make = load(loading.DEMO if model is None else model, revision=revision, **common)
-        if found.kind in (STAGE_1, PAELLA):
+        if model is not None:
             call |= {name: value for name, value in pipe.models.usual._asdict().items() if name in unsaid}
         if found.kind is PAELLA:
             del call["eta"]

@@ -183,7 +183,7 @@ def load(
         **common,
     )
 
-    def make(prompt: list[str], edits: list, *, seed: list[int], negative_prompt: str, **call: Any) -> Output:
+    def make(prompt: list[str], edits: list, *, seed: list[int], negative_prompt: str | None, **call: Any) -> Output:
         stages = {"stage1": call}
         for stage in later:
             own = {name: chosen[f"{stage}_{name}"] for name in _OWN}

@@ -9,10 +9,11 @@ import time
 
 import numpy as np
 import pytest
+import tiny
 from click.testing import CliRunner
 from PIL import Image
 
-from sega_jax import Edit, Pipeline, hub, pictures
+from sega_jax import Edit, Pipeline, hub, load, pictures
 from sega_jax.cli import demo, format_edit, main, parse_edit
 
 pytestmark = pytest.mark.usefixtures("one_by_default")
@@ -43,6 +44,19 @@ def test_edit_writes_both_pictures_and_a_sheet(made):
     assert original.size == edited.size == (16, 24)
     assert np.any(np.asarray(original) != np.asarray(edited))
     assert sheet.width > 2 * 256
+
+
+def test_edit_uses_the_defaults_of_the_checkpoint(tmp_path):
+    """Stable Diffusion XL has another guidance scale, and no negative prompt is not an empty one."""
+    folder = tiny.xl(tmp_path / "xl")
+    result = run(
+        "edit", "--model", folder, "--prompt", "a cat", "--edit", "hat:warmup=0", "--steps", 2, "--out", tmp_path
+    )
+    assert result.exit_code == 0, result.output
+    call = {"steps": 2, "seed": [0, 0], "output": "uint8"}
+    expected = load(folder)(["a cat"] * 2, [[], [Edit("hat", warmup=0)]], **call).images
+    for name, image in zip(("original", "edited"), expected, strict=True):
+        assert np.array_equal(Image.open(tmp_path / f"0001-{name}.png"), image)
 
 
 def test_edit_says_what_it_did(made):

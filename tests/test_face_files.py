@@ -7,7 +7,7 @@ import tiny
 from safetensors.numpy import save_file
 from test_convert import same
 
-from sega_jax import CheckpointError, SemanticStableDiffusionPipeline, add_words, merge_lora
+from sega_jax import CheckpointError, SemanticStableDiffusionPipeline, add_words, load, merge_lora
 
 LAYER = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 
@@ -54,9 +54,9 @@ def test_loras(face, lora, tmp_path):
     face.load_lora_weights(tmp_path, weight_name="one.safetensors")
     assert equal(face.pipeline.models, merge_lora(before, one))
     face.load_lora_weights(str(tmp_path / "two"), adapter_name="two")
-    assert equal(face.pipeline.models, merge_lora(merge_lora(before, one), two))
+    assert equal(face.pipeline.models, merge_lora(before, {one: 1, two: 1}))
     face.set_adapters(["default_0", "two"], [0.5, -1])
-    assert equal(face.pipeline.models, merge_lora(merge_lora(before, {one: 0.5}), {two: -1}))
+    assert equal(face.pipeline.models, merge_lora(before, {one: 0.5, two: -1}))
     face.set_adapters("two", 0.3)
     assert equal(face.pipeline.models, merge_lora(before, {two: 0.3}))
     assert face.get_active_adapters() == ["two"]
@@ -70,6 +70,16 @@ def test_loras(face, lora, tmp_path):
     assert face.pipeline.models is fused
     face.load_lora_weights(two)
     assert equal(face.pipeline.models, merge_lora(fused, two))
+
+
+def test_several_loras_are_rounded_once(small_folder, one_device, lora):
+    """In half precision the sum of two LoRAs is added to the weights before it is rounded."""
+    face = SemanticStableDiffusionPipeline.from_pipe(load(small_folder, devices=one_device, dtype="bfloat16"))
+    before, one, two = face.pipeline.models, lora("one.safetensors"), lora("two.safetensors")
+    face.load_lora_weights(one)
+    face.load_lora_weights(two)
+    assert equal(face.pipeline.models, merge_lora(before, {one: 1, two: 1}))
+    assert not equal(face.pipeline.models, merge_lora(merge_lora(before, one), two))
 
 
 def test_networks_exchanged_with_loras_in_them(face, lora, small):

@@ -12,7 +12,7 @@ from sega_jax.checkpoint import CheckpointError
 from sega_jax.faces.face import LatentFace
 from sega_jax.inversion import add_words
 from sega_jax.loading import load
-from sega_jax.lora import merge_lora
+from sega_jax.lora import merged, read
 from sega_jax.parallel import Devices
 
 F = TypeVar("F", bound="FilesFace")
@@ -121,10 +121,10 @@ class FilesFace(LatentFace):
         return self._adapters.files
 
     def _merge(self, files: dict[str, tuple[Path, float]]) -> None:
-        models = before = self._adapters.before if self._loaded() else self.pipeline.models
-        for path, weight in files.values():
-            models = merge_lora(models, {path: weight}) if weight else models
-        self.pipeline.models = models
+        before = self._adapters.before if self._loaded() else self.pipeline.models
+        # All at once: the sum is taken in float32 and rounded to the weights' dtype a single time.
+        changes = [change for path, weight in files.values() if weight for change in read(before, {path: weight})]
+        self.pipeline.models = merged(before, changes)
         self._adapters = Adapters(before, self.pipeline.models, files)
 
     def load_textual_inversion(
