@@ -8,9 +8,9 @@ from convert.conversion import DTYPES, convert
 from convert.paella import convert_paella, is_published
 from convert.single import convert_single
 from convert.writers import FORMS
-from sega_jax.loading import PREDICTIONS
-from sega_jax.shell import plainly
-from sega_jax.single_file import is_one
+from sega_jax.pipelines.loading import PREDICTIONS
+from sega_jax.pipelines.progress import plainly
+from sega_jax.weights.single_file import is_one
 
 SINGLE, PAELLA = "single files", "Paella's published files"
 # The options that only they have.

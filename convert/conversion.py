@@ -16,13 +16,13 @@ from jax.typing import DTypeLike
 
 from convert import deepfloyd, pickles, writers
 from convert.destination import whole_or_nothing
-from sega_jax.checkpoint import CheckpointError, Weights, check, fill, flax_name, read_json
-from sega_jax.kinds import CHECKER, entry, weight_stem
-from sega_jax.loading import describe
-from sega_jax.pickled import PickledTensors
-from sega_jax.progress import bar
-from sega_jax.single_file import is_one
-from sega_jax.sources import find, open_weights
+from sega_jax.pipelines.loading import describe
+from sega_jax.pipelines.progress import bar
+from sega_jax.pipelines.sources import find, open_weights
+from sega_jax.systems.registry import CHECKER, entry, weight_stem
+from sega_jax.weights.pull import CheckpointError, Weights, check, fill, flax_name, read_json
+from sega_jax.weights.single_file import is_one
+from sega_jax.weights.torch_pickle import PickledTensors
 
 DTYPES = ("float32", "float16", "bfloat16")
 # Beside the folders that model_index.json names.

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from sega_jax.checkpoint import CheckpointError, Entry, Layout, from_torch, leaves, torch_name, torch_shape
-from sega_jax.naming import RESNET, places
 from sega_jax.nn.config import build
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
-from sega_jax.pickled import PickledTensors
+from sega_jax.weights.original_names import RESNET, places
+from sega_jax.weights.pull import CheckpointError, Entry, Layout, from_torch, leaves, torch_name, torch_shape
+from sega_jax.weights.torch_pickle import PickledTensors
 
 CONFIG = "config.yml"
 

@@ -11,14 +11,14 @@ from jax.typing import DTypeLike
 
 from convert.conversion import Source, as_json, check_options, destination, opener, tokenizer_files, write
 from convert.destination import whole_or_nothing
-from sega_jax.checkpoint import CheckpointError, read_json
 from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModelWithProjection
 from sega_jax.nn.paella import Paella, PaellaConfig
 from sega_jax.nn.prior import PriorConfig, PriorModel
 from sega_jax.nn.t5 import T5Config, T5EncoderModel
 from sega_jax.nn.vqgan import VQConfig, VQModel
-from sega_jax.pickled import PickledTensors
-from sega_jax.text import Tokenizer
+from sega_jax.text.tokenizers import Tokenizer
+from sega_jax.weights.pull import CheckpointError, read_json
+from sega_jax.weights.torch_pickle import PickledTensors
 
 # Each network's published file without ending, its class and its config.
 NETWORKS = {

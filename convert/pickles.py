@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from sega_jax import orbax
-from sega_jax.checkpoint import weight_names
+from sega_jax.weights import orbax_reader
+from sega_jax.weights.pull import weight_names
 
 
 def stem(safetensors: str) -> str:
@@ -17,5 +17,5 @@ def is_only_choice(folder: Path, safetensors: str, variant: str | None) -> bool:
     def there(name: str, ending: str) -> bool:
         return any((folder / file).is_file() for file in weight_names(name, variant, ending))
 
-    better = (folder / orbax.ARRAYS).is_dir() or there(safetensors, "safetensors")
+    better = (folder / orbax_reader.ARRAYS).is_dir() or there(safetensors, "safetensors")
     return there(stem(safetensors), "bin") and not better

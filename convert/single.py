@@ -9,13 +9,13 @@ from jax.typing import DTypeLike
 
 from convert.conversion import Source, as_json, check_options, destination, tokenizer_files, write
 from convert.destination import whole_or_nothing
-from sega_jax import single_file
-from sega_jax.checkpoint import CheckpointError, read_json
-from sega_jax.kinds import CHECKER, XL, kind_of
-from sega_jax.loading import PREDICTIONS, describe
-from sega_jax.single_file import OriginalWeights, is_one
-from sega_jax.sources import of_file
-from sega_jax.text import Tokenizer, TokenizerPair
+from sega_jax.pipelines.loading import PREDICTIONS, describe
+from sega_jax.pipelines.sources import of_file
+from sega_jax.systems.registry import CHECKER, XL, kind_of
+from sega_jax.text.tokenizers import Tokenizer, TokenizerPair
+from sega_jax.weights import single_file
+from sega_jax.weights.pull import CheckpointError, read_json
+from sega_jax.weights.single_file import OriginalWeights, is_one
 
 # What is written beside the weights: a file to copy, or its content.
 Files = dict[Path, Path | bytes]

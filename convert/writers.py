@@ -13,9 +13,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from sega_jax import orbax
-from sega_jax.checkpoint import to_torch
-from sega_jax.kinds import weight_stem
+from sega_jax.systems.registry import weight_stem
+from sega_jax.weights import orbax_reader
+from sega_jax.weights.pull import to_torch
 
 
 class Network(NamedTuple):
@@ -31,7 +31,7 @@ class Network(NamedTuple):
 
 
 def write_orbax(folder: Path, network: Network) -> None:
-    """Writes a network as `sega_jax.orbax` reads it.
+    """Writes a network as `sega_jax.weights.orbax_reader` reads it.
 
     Raises:
         OSError: it cannot be written.
@@ -42,13 +42,13 @@ def write_orbax(folder: Path, network: Network) -> None:
     handler = ocp.PyTreeCheckpointHandler(use_compression=False, use_ocdbt=True, use_zarr3=False)
     try:
         with _one_error(), ocp.Checkpointer(handler) as checkpointer:
-            checkpointer.save(folder / orbax.ARRAYS, args=ocp.args.PyTreeSave(network.arrays))
+            checkpointer.save(folder / orbax_reader.ARRAYS, args=ocp.args.PyTreeSave(network.arrays))
     except Exception as error:  # the libraries raise what they like
-        raise OSError(f"{folder / orbax.ARRAYS} could not be written; is the disk full? ({error})") from error
-    notes = {"format": orbax.FORMAT, "keys": network.keys}
-    (folder / orbax.NOTES).write_text(json.dumps(notes, indent=2), encoding="utf-8")
+        raise OSError(f"{folder / orbax_reader.ARRAYS} could not be written; is the disk full? ({error})") from error
+    notes = {"format": orbax_reader.FORMAT, "keys": network.keys}
+    (folder / orbax_reader.NOTES).write_text(json.dumps(notes, indent=2), encoding="utf-8")
     if network.buffers:
-        _save(network.buffers, folder / f"{orbax.BUFFERS}.safetensors")
+        _save(network.buffers, folder / f"{orbax_reader.BUFFERS}.safetensors")
 
 
 def write_diffusers(folder: Path, network: Network) -> None:

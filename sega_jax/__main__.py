@@ -1,5 +1,5 @@
 """`python -m sega_jax` is `sega-jax`."""
 
-from sega_jax.cli import main
+from sega_jax.cli.main import main
 
 main()

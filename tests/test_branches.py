@@ -9,7 +9,7 @@ import pytest
 from test_guidance import CALLS, close, edits, expected, predictions, row, run
 
 from sega_jax import Edit, Edits, Pipeline
-from sega_jax.branches import needed, ordered
+from sega_jax.pipelines.execution.active_concepts import needed, ordered
 
 PROMPTS = ["cat", "dog"]
 # Of the second row the concept that is past is the first, and the other is a filling.

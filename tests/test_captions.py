@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from sega_jax.captions import clean, plain
+from sega_jax.text.caption_cleaning import clean, plain
 
 # What diffusers 0.42.1 (ftfy 6.3, beautifulsoup4 4.15) makes of each.
 CAPTIONS = {
@@ -158,6 +158,6 @@ def test_missing_libraries(library, monkeypatch):
 
 
 def test_the_libraries_wait_until_they_are_needed():
-    code = "import sega_jax, sega_jax.captions, sys; print({'ftfy', 'bs4'} & sys.modules.keys())"
+    code = "import sega_jax, sega_jax.text.caption_cleaning, sys; print({'ftfy', 'bs4'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -14,9 +14,10 @@ import tiny
 from click.testing import CliRunner
 from PIL import Image
 
-from sega_jax import Cascade, CheckpointError, Edit, Pipeline, SemanticIFPipeline, load_cascade, loading
-from sega_jax.cli import main
-from sega_jax.parallel import Devices
+from sega_jax import Cascade, CheckpointError, Edit, Pipeline, SemanticIFPipeline, load_cascade
+from sega_jax.cli.main import main
+from sega_jax.pipelines import loading
+from sega_jax.pipelines.execution.devices import Devices
 
 pytestmark = pytest.mark.usefixtures("one_by_default")
 
@@ -206,8 +207,8 @@ def captions(monkeypatch):
     asked = []
     module = types.ModuleType("captions")
     module.clean = lambda text: asked.append(text) or "cleaned"
-    monkeypatch.setitem(sys.modules, "sega_jax.captions", module)
-    monkeypatch.setattr(sys.modules["sega_jax"], "captions", module, raising=False)
+    monkeypatch.setitem(sys.modules, "sega_jax.text.caption_cleaning", module)
+    monkeypatch.setattr(sys.modules["sega_jax.text"], "caption_cleaning", module, raising=False)
     return asked
 
 

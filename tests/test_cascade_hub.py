@@ -17,8 +17,8 @@ from test_hub import Stub, fetched
 
 import convert
 from sega_jax import CheckpointError, SemanticIFPipeline, load, load_cascade
-from sega_jax.checkpoint import read_json
-from sega_jax.cli import main
+from sega_jax.cli.main import main
+from sega_jax.weights.pull import read_json
 
 pytestmark = pytest.mark.usefixtures("one_by_default")
 

@@ -12,7 +12,9 @@ import pytest
 import tiny
 from safetensors.numpy import load_file, save_file
 
-from sega_jax import CheckpointError, arrays, checkpoint, load
+from sega_jax import CheckpointError, load
+from sega_jax.method import numerics
+from sega_jax.weights import pull
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 TEXT = "text_encoder/model.safetensors"
@@ -469,9 +471,9 @@ def test_numbers_may_be_null(copy, read, pipe):
 @pytest.mark.parametrize("shape", [(7, 5), (7, 5, 3, 3), (1, 1, 1, 1)])
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float64])
 def test_kernels_turn_part_by_part(monkeypatch, shape, dtype):
-    monkeypatch.setattr(checkpoint, "_COLUMNS", 3)
+    monkeypatch.setattr(pull, "_COLUMNS", 3)
     turned = np.random.default_rng(0).standard_normal(shape).astype(dtype).T
-    found = checkpoint._contiguous(turned)
+    found = pull._contiguous(turned)
     assert found.flags.c_contiguous
     assert found.dtype == dtype
     assert np.array_equal(found, turned)
@@ -479,8 +481,8 @@ def test_kernels_turn_part_by_part(monkeypatch, shape, dtype):
 
 @pytest.mark.parametrize("place", range(11))
 def test_what_is_not_finite_is_found_in_every_part(monkeypatch, place):
-    monkeypatch.setattr(arrays, "_PART", 4)
+    monkeypatch.setattr(numerics, "_PART", 4)
     values = np.ones(11, np.float16)
-    assert arrays.is_finite(values)
+    assert numerics.is_finite(values)
     values[place] = -np.inf
-    assert not arrays.is_finite(values)
+    assert not numerics.is_finite(values)

@@ -13,8 +13,10 @@ import tiny
 from click.testing import CliRunner
 from PIL import Image
 
-from sega_jax import Edit, Pipeline, hub, load, pictures
-from sega_jax.cli import demo, format_edit, main, parse_edit
+from sega_jax import Edit, Pipeline, load
+from sega_jax.cli.main import demo, format_edit, main, parse_edit
+from sega_jax.pipelines import png
+from sega_jax.weights import hub
 
 pytestmark = pytest.mark.usefixtures("one_by_default")
 
@@ -202,7 +204,7 @@ def test_info_of_other_files(tmp_path):
 
 
 def test_captions_stay_inside_the_sheet():
-    page = pictures.sheet([Image.new("RGB", (8, 8), c) for c in ("red", "blue")], ["a" * 300, "few words " * 20])
+    page = png.sheet([Image.new("RGB", (8, 8), c) for c in ("red", "blue")], ["a" * 300, "few words " * 20])
     white = np.asarray(page) == 255
     assert white[:, -4:].all()
     assert white[-4:].all()
@@ -214,7 +216,7 @@ def test_interrupting_is_clean(folder, tmp_path):
     # Where tests run in the background, their children are born deaf to Ctrl-C.
     listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     process = subprocess.Popen(
-        [sys.executable, "-u", "-c", f"{listen}; from sega_jax.cli import main; main()", "edit", *words],
+        [sys.executable, "-u", "-c", f"{listen}; from sega_jax.cli.main import main; main()", "edit", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

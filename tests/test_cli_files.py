@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from sega_jax import Edit, load
-from sega_jax.cli import main
+from sega_jax.cli.main import main
 
 pytestmark = pytest.mark.usefixtures("one_by_default")
 LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sega_jax import Edit, Pipeline
-from sega_jax.parallel import Devices
+from sega_jax.pipelines.execution.devices import Devices
 
 CALL = {
     "prompt": ["cat", "dog"],

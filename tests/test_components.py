@@ -18,7 +18,7 @@ from sega_jax import (
     SemanticStableDiffusionPipeline,
     load,
 )
-from sega_jax.schedules import FAMILIES, Scheduler, from_config
+from sega_jax.method.schedules import FAMILIES, Scheduler, from_config
 from sega_jax.systems.stable_diffusion import Models
 
 CALL = {"prompt": "cat", "edits": [Edit("a", warmup=1)], "steps": 3, "output": "latent"}

@@ -27,7 +27,7 @@ import convert
 from convert import conversion, destination
 from convert.__main__ import main
 from sega_jax import CheckpointError, load
-from sega_jax.checkpoint import flax_name, leaves
+from sega_jax.weights.pull import flax_name, leaves
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"

@@ -12,11 +12,11 @@ import tiny
 from PIL import Image
 
 from sega_jax import CheckpointError, Edit, Pipeline, load
-from sega_jax.parallel import Devices
-from sega_jax.schedules import from_config
-from sega_jax.solvers import SOLVERS
-from sega_jax.systems import common, deepfloyd
-from sega_jax.text import T5Tokenizer
+from sega_jax.method.schedules import from_config
+from sega_jax.method.solvers import SOLVERS
+from sega_jax.pipelines.execution.devices import Devices
+from sega_jax.systems import base, deepfloyd
+from sega_jax.text.tokenizers import T5Tokenizer
 
 EDITS = [Edit("glasses", warmup=1, threshold=0.5), Edit("hat", scale=-4, warmup=0, cooldown=4)]
 BYTES = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
@@ -33,9 +33,9 @@ def edit_json(path, **changes):
 def test_the_variance_is_the_prompts():
     """Of a network that predicts it; guidance sees the three channels of the estimate."""
     values = np.arange(2 * 4 * 6, dtype=np.float32).reshape(8, 1, 1, 6)
-    row = common.Row(*[np.float32(1)] * 8)
+    row = base.Row(*[np.float32(1)] * 8)
     text = np.zeros((2, 4, 1, 1), np.float32)
-    preds = common.predict(lambda x, *_: jnp.asarray(values), text, jnp.zeros((2, 1, 1, 3)), row)
+    preds = base.predict(lambda x, *_: jnp.asarray(values), text, jnp.zeros((2, 1, 1, 3)), row)
     branches = values.reshape(2, 4, 1, 1, 6)
     for found, wanted in ((preds.uncond, branches[:, 0]), (preds.cond, branches[:, 1]), (preds.edits, branches[:, 2:])):
         np.testing.assert_array_equal(found, wanted[..., :3])
@@ -64,9 +64,9 @@ def test_what_an_upscaler_sees():
         seen.append((x, level))
         return jnp.repeat(x[..., :3], 3, 0)
 
-    row = common.Row(*[np.float32(2)] * 8)
+    row = base.Row(*[np.float32(2)] * 8)
     x, small = jnp.ones((2, 1, 1, 3)), jnp.arange(6.0).reshape(2, 1, 1, 3)
-    preds = common.predict(unet, np.zeros((2, 3, 1, 1), np.float32), x, row, (small, np.array([5, 9])))
+    preds = base.predict(unet, np.zeros((2, 3, 1, 1), np.float32), x, row, (small, np.array([5, 9])))
     (x, level), *_ = seen
     np.testing.assert_array_equal(x[:, 0, 0], [[2, 2, 2, 0, 1, 2], [2, 2, 2, 3, 4, 5]])
     assert level.tolist() == [5, 9]
@@ -86,12 +86,12 @@ def test_text_is_projected_once_for_all_calls():
             return jnp.zeros((len(text), *x.shape[1:]))
 
     keys = jax.vmap(jax.random.key)(jnp.arange(2, dtype=jnp.uint32))
-    settings, method = common.Settings(keys, np.ones(2), np.zeros(2), None), common.Method()
+    settings, method = base.Settings(keys, np.ones(2), np.zeros(2), None), base.Method()
     table = from_config(tiny.DDIM).table(3)
 
     def run(text):
-        carry = common.start(settings, None, 1.0, shape=(2, 2, 3), method=method, dtype=np.float32)
-        return common.advance(Network(), text, carry, table, settings, method=method)
+        carry = base.start(settings, None, 1.0, shape=(2, 2, 3), method=method, dtype=np.float32)
+        return base.advance(Network(), text, carry, table, settings, method=method)
 
     jax.eval_shape(run, jnp.zeros((2, 2, 7, 5)))
     assert seen.count((4, 7, 5)) == 1
@@ -107,15 +107,13 @@ def test_enlarged_by_lines_between_positions(size):
         at = np.linspace(0, picture.shape[axis] - 1, count)
         known = np.arange(picture.shape[axis])
         wanted = np.apply_along_axis(lambda line, at=at, known=known: np.interp(at, known, line), axis, wanted)
-    np.testing.assert_allclose(common.enlarge(jnp.asarray(picture), size), wanted, atol=1e-5)
+    np.testing.assert_allclose(base.enlarge(jnp.asarray(picture), size), wanted, atol=1e-5)
 
 
 def noised(anew, call, level=0.6):
-    small = common.Small(
-        jnp.zeros((2, 4, 4, 3)), np.int32([3, 3]), np.full(2, 0.8), np.full(2, level), np.full(2, anew)
-    )
+    small = base.Small(jnp.zeros((2, 4, 4, 3)), np.int32([3, 3]), np.full(2, 0.8), np.full(2, level), np.full(2, anew))
     keys = jax.vmap(jax.random.key)(jnp.arange(2, dtype=jnp.uint32))
-    return common.noised(keys, small, common.Row(np.int32(call), *[None] * 7))
+    return base.noised(keys, small, base.Row(np.int32(call), *[None] * 7))
 
 
 def test_noise_on_small_pictures_is_drawn_once_or_anew():
@@ -347,7 +345,7 @@ def test_a_sentencepiece_model(tmp_path, extra):
 
 def test_a_sentencepiece_model_without_its_libraries(tmp_path, monkeypatch):
     (tmp_path / "spiece.model").touch()
-    monkeypatch.setattr("sega_jax.text.find_spec", lambda name: None)
+    monkeypatch.setattr("sega_jax.text.tokenizers.find_spec", lambda name: None)
     with pytest.raises(CheckpointError, match=r"without google.protobuf and sentencepiece: pip install"):
         T5Tokenizer(tmp_path, 60)
 

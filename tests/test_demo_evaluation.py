@@ -10,9 +10,12 @@ import tiny
 from click.testing import CliRunner
 from PIL import Image
 
-from sega_jax.demo import evaluate, evaluate_paella, judge, portraits, report, settings, studio
+from sega_jax.demo import judge, settings
 from sega_jax.demo.attributes import ATTRIBUTES, COLUMN, WORDS, kind
-from sega_jax.demo.studio import NAMES, Shot, Studio, effect, having, interval, lacking, phrase
+from sega_jax.demo.evaluate import diffusion, paella, report, studio
+from sega_jax.demo.evaluate.studio import NAMES, Shot, Studio, effect, having, interval, lacking, phrase
+from sega_jax.demo.training import portraits
+from sega_jax.pipelines import loading
 
 pytestmark = pytest.mark.usefixtures("optimised")
 
@@ -106,7 +109,7 @@ def test_a_judge_is_trained_saved_and_read(tmp_path):
 @pytest.fixture
 def evaluation(examiner, tmp_path):
     def make(editor, words=("glasses", "beard", "hat", "red clothes", "dark skin", "hoodie"), seeds=8):
-        return evaluate.Evaluation(Studio(editor, examiner, 16), tmp_path, seeds, words)
+        return diffusion.Evaluation(Studio(editor, examiner, 16), tmp_path, seeds, words)
 
     return make
 
@@ -114,7 +117,7 @@ def evaluation(examiner, tmp_path):
 def test_a_faultless_editor(evaluation):
     rows = evaluation(Editor()).edits()
     assert {(row["action"], row["method"]) for row in rows} == {
-        (action, method) for action, methods in evaluate.METHODS.items() for method in methods
+        (action, method) for action, methods in diffusion.METHODS.items() for method in methods
     }
     for row in rows:
         assert row["n"]
@@ -149,15 +152,15 @@ def test_an_editor_that_is_deaf(evaluation):
 
 def test_strength_and_other_studies(evaluation, tmp_path):
     own = evaluation(Editor(), words=("glasses", "red clothes", "dark skin"))
-    results = {study: getattr(own, study)() for study in evaluate.STUDIES}
+    results = {study: getattr(own, study)() for study in diffusion.STUDIES}
     about = {"seeds": 8, "dtype": "float32", "device": "an editor", "jax": jax.__version__}
     curve = {row["value"]: row["success"] for row in results["curves"] if row["method"] == "sega"}
-    assert curve == {value: float(value >= 2) for value in evaluate.STRENGTHS["sega"]}
+    assert curve == {value: float(value >= 2) for value in diffusion.STRENGTHS["sega"]}
     assert all(row["correlation"] > 0.7 for row in results["monotonicity"])
-    assert {row["prompt"] for row in results["robustness"]} == set(evaluate.PROMPTS)
+    assert {row["prompt"] for row in results["robustness"]} == set(diffusion.PROMPTS)
     assert all(row["success"] == 1 for row in results["uniqueness"] + results["variants"] + results["prompts"])
-    assert {row["setting"] for row in results["ablations"]} == set(evaluate.ABLATIONS)
-    for setting in evaluate.ABLATIONS:
+    assert {row["setting"] for row in results["ablations"]} == set(diffusion.ABLATIONS)
+    for setting in diffusion.ABLATIONS:
         assert (tmp_path / f"{setting}.png").is_file()
 
     written = {study: {"about": about, "found": found} for study, found in results.items()}
@@ -182,10 +185,10 @@ def test_tokens(examiner, tmp_path, monkeypatch):
             asked.append(call)
             return super().__call__(prompt, edits, **call)
 
-    monkeypatch.setattr(evaluate_paella, "CHOICES", {"scale": (1.0, 3.0), "support": ("pixel",), "temperature": (1.0,)})
+    monkeypatch.setattr(paella, "CHOICES", {"scale": (1.0, 3.0), "support": ("pixel",), "temperature": (1.0,)})
     words = ("glasses", "red clothes")
-    own = evaluate_paella.TokenEvaluation(Studio(Noted(), examiner, 16, evaluate_paella.CALL), tmp_path, 8, words)
-    evaluate.run(own, evaluate_paella.STUDIES, {"model": "an editor"})
+    own = paella.TokenEvaluation(Studio(Noted(), examiner, 16, paella.CALL), tmp_path, 8, words)
+    diffusion.run(own, paella.STUDIES, {"model": "an editor"})
     found = {name: study["found"] for name, study in json.loads((tmp_path / "results.json").read_text()).items()}
     assert {(row["word"], row["method"], row["success"], row["kept"]) for row in found["edits"]} == {
         (word, method, 1, 1) for word in words for method in ("sega", "authors", "prompt")
@@ -198,22 +201,24 @@ def test_tokens(examiner, tmp_path, monkeypatch):
     assert Image.open(tmp_path / "pictures.png").width > 8 * 128
     assert not CliRunner().invoke(report.main, [str(tmp_path)]).exit_code
     text = (tmp_path / "tables.md").read_text()
-    assert "sega_jax.demo.evaluate_paella" in text
+    assert "sega_jax.demo.evaluate.paella" in text
     assert "## Choices" in text
 
 
 def test_each_kind_of_model_has_its_evaluation(tmp_path):
-    found = CliRunner().invoke(evaluate_paella.main, [str(tmp_path / "out"), "--model", str(evaluate.DEMO)])
+    found = CliRunner().invoke(paella.main, [str(tmp_path / "out"), "--model", str(diffusion.DEMO)])
     assert found.exit_code == 1
-    assert "is no Paella; sega_jax.demo.evaluate is for other models" in found.output
-    found = CliRunner().invoke(evaluate.main, [str(tmp_path / "out"), "--model", str(tiny.paella(tmp_path / "paella"))])
+    assert "is no Paella; sega_jax.demo.evaluate.diffusion is for other models" in found.output
+    found = CliRunner().invoke(
+        diffusion.main, [str(tmp_path / "out"), "--model", str(tiny.paella(tmp_path / "paella"))]
+    )
     assert found.exit_code == 1
-    assert "is a Paella; sega_jax.demo.evaluate_paella is for those" in found.output
+    assert "is a Paella; sega_jax.demo.evaluate.paella is for those" in found.output
     assert not (tmp_path / "out").exists()
 
 
 def test_words_in_prompts():
-    known = json.loads((evaluate.sega_jax.loading.DEMO / "tokenizer" / "vocab.json").read_text())
+    known = json.loads((loading.DEMO / "tokenizer" / "vocab.json").read_text())
     for word in WORDS:
         assert all(f"{part}</w>" in known for part in phrase(word).split())
     assert [phrase(word) for word in ("glasses", "smile", "open mouth", "hat", "overalls", "red clothes")] == [
@@ -267,7 +272,7 @@ def test_recommended_settings():
 
 def test_unknown_words_and_studies(tmp_path):
     for option in ("--words", "--studies"):
-        found = CliRunner().invoke(evaluate.main, [str(tmp_path / "out"), option, "monocle"])
+        found = CliRunner().invoke(diffusion.main, [str(tmp_path / "out"), option, "monocle"])
         assert found.exit_code == 2
         assert "monocle should be of" in found.output
         assert not (tmp_path / "out").exists()

@@ -9,13 +9,13 @@ from click.testing import CliRunner
 from PIL import Image
 
 import sega_jax
-from sega_jax import pictures
-from sega_jax.cli import demo, format_edit, main, parse_edit
+from sega_jax.cli.main import demo, format_edit, main, parse_edit
 from sega_jax.demo import settings
+from sega_jax.demo.evaluate.studio import NAMES, Shot, Studio, effect, having, lacking
 from sega_jax.demo.judge import load_judge, look
-from sega_jax.demo.studio import NAMES, Shot, Studio, effect, having, lacking
-from sega_jax.guidance import Edit
-from sega_jax.loading import DEMO
+from sega_jax.method.guidance import Edit
+from sega_jax.pipelines import png
+from sega_jax.pipelines.loading import DEMO
 
 pytestmark = pytest.mark.usefixtures("one_by_default")
 
@@ -75,7 +75,7 @@ def test_the_default_of_the_shell(tmp_path):
     made = [np.asarray(Image.open(tmp_path / f"0001-{name}.png")) for name in ("original", "edited")]
     assert look(load_judge(), np.stack(made), 2).words[:, NAMES.index("glasses")].tolist() == [False, True]
     # Its record is the same command.
-    known = pictures.settings(tmp_path / "0001-edited.png")
+    known = png.settings(tmp_path / "0001-edited.png")
     assert known["model"] is None
     assert known["steps"] == settings.STEPS
     told = runner.invoke(main, ["info", str(tmp_path / "0001-edited.png")]).output

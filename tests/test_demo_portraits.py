@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from transformers import CLIPTokenizer
 
-from sega_jax.demo import draw_parts, portraits, wording
-from sega_jax.demo.portraits import ATTRIBUTES, COLUMN, WORDS, captions, labels, sample, visible
-from sega_jax.text import Tokenizer
+from sega_jax.demo.training import draw_parts, portraits, wording
+from sega_jax.demo.training.portraits import ATTRIBUTES, COLUMN, WORDS, captions, labels, sample, visible
+from sega_jax.text.tokenizers import Tokenizer
 
 render = jax.jit(portraits.render)
 # Rows and columns of the picture that an attribute may change.

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 import sega_jax
-from sega_jax.demo.configs import DEMO
-from sega_jax.demo.train import Bank, Plan, Trainer, denoising
-from sega_jax.schedules.noise import cumulative
+from sega_jax.demo.training.configs import DEMO
+from sega_jax.demo.training.diffusion import Bank, Plan, Trainer, denoising
+from sega_jax.method.schedules.spacing import cumulative
 
 TEXT = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 UNET = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import sega_jax
-from sega_jax.demo.train_paella import BYTES, SMALL, VALUES, Bank, Plan, Trainer, lattice, naming
+from sega_jax.demo.training.paella import BYTES, SMALL, VALUES, Bank, Plan, Trainer, lattice, naming
 from sega_jax.nn.vqgan import VectorQuantize
 
 TINY = SMALL._replace(

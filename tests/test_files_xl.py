@@ -14,11 +14,12 @@ from test_convert import same
 from test_lora import close, tensors, wanted
 
 import convert
-from sega_jax import CheckpointError, Edit, add_words, load, merge_lora, naming, single_file
-from sega_jax.checkpoint import leaves
-from sega_jax.kinds import XL, kind_of
-from sega_jax.loading import describe
+from sega_jax import CheckpointError, Edit, add_words, load, merge_lora
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
+from sega_jax.pipelines.loading import describe
+from sega_jax.systems.registry import XL, kind_of
+from sega_jax.weights import original_names, single_file
+from sega_jax.weights.pull import leaves
 
 # Two levels, whose transformers have 1 and 2 layers.
 UNET = tiny.UNET_XL | {
@@ -89,11 +90,11 @@ def test_what_is_refused(tmp_path, pipe, folder, small_folder, single):
             load(tmp_path / "a.safetensors", config=config, devices=pipe.devices)
         return str(caught.value)
 
-    key = f"{naming.OPENCLIP_XL}text_projection"
+    key = f"{original_names.OPENCLIP_XL}text_projection"
     assert f"missing    {key} (12, 20)" in said({name: array for name, array in single.items() if name != key})
     assert f"misshapen  {key}: (20, 20), expected (12, 20)" in said(single | {key: np.ones((20, 20), np.float32)})
     assert "is Stable Diffusion 1.x or 2.x, expected Stable Diffusion XL" in said(single, small_folder)
-    wide = single | {f"{naming.UNET}input_blocks.0.0.weight": np.ones((8, 9, 3, 3), np.float32)}
+    wide = single | {f"{original_names.UNET}input_blocks.0.0.weight": np.ones((8, 9, 3, 3), np.float32)}
     assert "takes 9 channels, as models that fill in" in said(wide)
     assert "attends to text of width 0" in said(single, None)
     ours = {name: array for name, array in single.items() if not name.startswith("conditioner.embedders.1")}
@@ -101,8 +102,8 @@ def test_what_is_refused(tmp_path, pipe, folder, small_folder, single):
 
 
 def test_configs_as_published(pipe):
-    key = f"{naming.UNET}input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
-    shapes = {key: (640, 2048), f"{naming.UNET}label_emb.0.0.weight": (1280, 2816)}
+    key = f"{original_names.UNET}input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
+    shapes = {key: (640, 2048), f"{original_names.UNET}label_emb.0.0.weight": (1280, 2816)}
     folder = single_file.published("x", shapes)
     assert kind_of(folder) is XL
     found = describe(folder, tokenizer=pipe.tokenizer)
@@ -139,7 +140,7 @@ def peft(part, name):
 
 def kohya_original(part, name):
     """With the UNet's layers as in the original repository, which is what kohya's scripts write."""
-    names = naming.original_names(UNet2DConditionModel(UNetConfig.from_dict(UNET)), "")
+    names = original_names.original_names(UNet2DConditionModel(UNetConfig.from_dict(UNET)), "")
     return kohya(part, names[f"{name}.weight"].removesuffix(".weight") if part == "unet" else name)
 
 

@@ -9,12 +9,12 @@ import pytest
 import tiny
 from jax.experimental.pallas.tpu import force_tpu_interpret_mode
 
-from sega_jax import guidance
-from sega_jax.loading import pick_attention
+from sega_jax.method import guidance
 from sega_jax.nn import layers
 from sega_jax.nn.paella import Condition, Paella, PaellaConfig
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
-from sega_jax.parallel import Devices
+from sega_jax.pipelines.execution.devices import Devices
+from sega_jax.pipelines.loading import pick_attention
 
 HEADS, CALL = 2, "tpu_custom_call"
 

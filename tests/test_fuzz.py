@@ -30,12 +30,14 @@ import tiny
 from safetensors.numpy import save_file
 
 import convert
-from sega_jax import inversion, load, loading, lora, naming, single_file
-from sega_jax.checkpoint import Tensors, fill, leaves, read_json
+from sega_jax import load
 from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModel
-from sega_jax.orbax import OrbaxTensors
+from sega_jax.pipelines import loading
 from sega_jax.systems.stable_diffusion import Models
-from sega_jax.text import Tokenizer
+from sega_jax.text.tokenizers import Tokenizer
+from sega_jax.weights import lora, original_names, single_file, textual_inversion
+from sega_jax.weights.orbax_reader import OrbaxTensors
+from sega_jax.weights.pull import Tensors, fill, leaves, read_json
 
 CASES = int(os.environ.get("SEGA_JAX_FUZZ", "150"))  # 1,000 take some minutes
 SECONDS = 5
@@ -235,7 +237,7 @@ def test_headers(weights, read):
 def test_single_files(tmp_path, text):
     """The text encoder with the names of OpenCLIP, whose tensors are several of ours."""
     path, config = tmp_path / "model.safetensors", tiny.TEXT | {"num_hidden_layers": 1}
-    starts = (naming.OPENCLIP, f"{naming.UNET}input_blocks.0.0.")
+    starts = (original_names.OPENCLIP, f"{original_names.UNET}input_blocks.0.0.")
     tensors = tiny.original(unet=tiny.UNET_1, text=config, openclip=True)
     save_file({key: array for key, array in tensors.items() if key.startswith(starts)}, path)
 
@@ -253,7 +255,7 @@ def test_pickles(tmp_path, text, legacy):
     """Of all that a file says about its tensors, and now and then of their entries."""
     config, cases = tiny.TEXT | {"num_hidden_layers": 1}, CASES if legacy else 1000
     tensors = tiny.original(unet=tiny.UNET_1, text=config)
-    content = {key: array for key, array in tensors.items() if key.startswith(naming.CLIP)}
+    content = {key: array for key, array in tensors.items() if key.startswith(original_names.CLIP)}
     path = pickling.save({"state_dict": content, "epoch": 3}, tmp_path / "model.ckpt", legacy=legacy)
     original = path.read_bytes()
     entries = [original.find(array.tobytes()) for array in content.values() if array.ndim == 2]
@@ -303,7 +305,7 @@ def test_textual_inversion(tmp_path, ending):
     text = {"text_encoder": CLIPTextModel(CLIPTextConfig(hidden_size=16))}
 
     def attempt():
-        assert inversion._word(path, None, text).vectors["text_encoder"].shape[1:] == (16,)
+        assert textual_inversion._word(path, None, text).vectors["text_encoder"].shape[1:] == (16,)
 
     change = bytes_changed if ending == ".pt" else header_changed
     assert 0 < survives_in_little(attempt, path.read_bytes(), path.write_bytes, change, 1000) < 1000

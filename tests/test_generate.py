@@ -10,7 +10,7 @@ import tiny
 from published import SD_1
 
 from sega_jax import Edit, Edits
-from sega_jax.schedules import from_config
+from sega_jax.method.schedules import from_config
 from sega_jax.systems.stable_diffusion import Method, Models, Settings, generate
 
 # Without optimisation, which would take longer.

@@ -9,8 +9,9 @@ import optax
 import pytest
 from reference import oracle
 
-from sega_jax import Edit, Edits, Predictions, cfg, guidance, replay, rescale, sega
-from sega_jax.guidance import NEVER
+from sega_jax import Edit, Edits, Predictions, cfg, replay, rescale, sega
+from sega_jax.method import guidance
+from sega_jax.method.guidance import NEVER
 
 CALLS = 7
 SPACE = (5, 4, 3)

@@ -23,7 +23,8 @@ from test_convert import same
 
 import convert
 import sega_jax
-from sega_jax import CheckpointError, hub
+from sega_jax import CheckpointError
+from sega_jax.weights import hub
 
 pytestmark = pytest.mark.usefixtures("one_by_default")
 

@@ -9,8 +9,8 @@ from PIL import Image
 from reference import oracle
 
 from sega_jax import Edit, SemanticStableDiffusionPipeline
-from sega_jax.schedules import from_config
-from sega_jax.systems.common import INITIAL, POSTERIOR, embed
+from sega_jax.method.schedules import from_config
+from sega_jax.systems.base import INITIAL, POSTERIOR, embed
 
 STEPS, STRENGTH, SEED = 5, 0.6, 3
 BYTES = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)

@@ -11,6 +11,26 @@ import pytest
 import convert
 import sega_jax
 
+# What each package may import beside itself.
+ALLOWED = {
+    "method": set(),
+    "text": set(),
+    "nn": {"method"},
+    "weights": {"method", "nn", "text"},
+    "systems": {"method", "nn", "text", "weights"},
+    "pipelines": {"method", "nn", "text", "weights", "systems"},
+    "diffusers_api": {"method", "nn", "text", "weights", "systems", "pipelines"},
+    "demo": {"method", "nn", "text", "weights", "systems", "pipelines"},
+    "sweep": {"method", "nn", "text", "weights", "systems", "pipelines", "demo"},
+    "cli": {"method", "nn", "text", "weights", "systems", "pipelines", "demo", "sweep"},
+    "convert": {"method", "nn", "text", "weights", "systems", "pipelines"},
+}
+# The libraries that the theory and the tokenizers may import.
+LIBRARIES = {
+    "method": {"jax", "numpy", "optax", "scipy", "sega_jax"},
+    "nn": {"jax", "numpy", "flax", "sega_jax"},
+}
+
 
 def files(package):
     root = Path(package.__file__).parent
@@ -18,83 +38,7 @@ def files(package):
 
 
 FILES, CONVERT = files(sega_jax), files(convert)
-NETWORKS = {"arrays", "nn"}
-METHOD = {"guidance", "schedules", "solvers", "sample"}
-CALLS = NETWORKS | METHOD
-CALLS |= {
-    "branches",
-    "checkpoint",
-    "chunks",
-    "compiled",
-    "components",
-    "embeddings",
-    "output",
-    "parallel",
-    "progress",
-    "prompts",
-    "rows",
-    "safety",
-    "sizes",
-}
-CALLS |= {"small", "systems", "text"}
-# The modules and packages of ours that each may import; what is not here is at the top and may import all.
-ALLOWED = {
-    "arrays": set(),
-    "branches": {"guidance"},
-    "captions": set(),
-    "compiled": set(),
-    "guidance": {"arrays"},
-    "schedules": {"schedules"},
-    "solvers": set(),
-    "sample": METHOD,
-    "parallel": {"compiled"},
-    "progress": set(),
-    "checkpoint": {"arrays"},
-    "orbax": {"checkpoint"},
-    "nn": NETWORKS,
-    "safety": {"checkpoint", "nn"},
-    "text": {"checkpoint"},
-    "vectors": {"arrays"},
-    "components": {"checkpoint", "schedules"},
-    "embeddings": {"parallel", "prompts", "text"},
-    "chunks": {"schedules"},
-    "sizes": {"nn", "rows", "systems"},
-    "small": {"arrays", "schedules", "sizes"},
-    "hub": {"checkpoint"},
-    "prompts": {"text"},
-    "rows": {"arrays", "guidance", "prompts"},
-    "systems": NETWORKS | METHOD | {"systems"},
-    "running": CALLS,
-    "pipeline": CALLS | {"running"},
-    "paella": CALLS | {"pipeline", "running"},
-    "output": {"systems"},
-    "kinds": {"checkpoint", "nn", "systems"},
-    "pickled": {"checkpoint"},
-    "naming": {"checkpoint", "nn"},
-    "single_file": {"checkpoint", "naming", "nn", "pickled"},
-    "inversion": {"arrays", "checkpoint", "nn", "pickled", "text"},
-    "lora": {"arrays", "checkpoint", "naming", "nn"},
-    "sources": {"checkpoint", "hub", "kinds", "orbax", "single_file"},
-    "loading": CALLS | {"inversion", "kinds", "lora", "orbax", "paella", "pipeline", "sources"},
-    "cascade": CALLS | {"captions", "kinds", "loading", "pipeline", "sources"},
-    "faces": CALLS
-    | {"captions", "faces", "hub", "inversion", "lora", "kinds", "loading", "paella", "pipeline", "running", "sources"},
-    "sweep": CALLS | {"branches", "demo", "kinds", "loading", "pictures", "pipeline", "running", "sources", "sweep"},
-}
-OF_CONVERSION = {
-    "checkpoint",
-    "kinds",
-    "loading",
-    "naming",
-    "nn",
-    "orbax",
-    "pickled",
-    "progress",
-    "shell",
-    "single_file",
-}
-OF_CONVERSION |= {"sources", "text"}
-LIGHT = ["arrays", "guidance", "schedules", "solvers", "sample", "parallel"]
+PACKAGES = sorted({name.split(".")[0] for name in FILES} - {"__init__", "__main__"})
 
 
 def imports(path):
@@ -108,46 +52,82 @@ def imports(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def ours(name):
-    """The module or package of ours in an import, or None."""
-    parts = name.split(".")
-    known = len(parts) > 1 and any(file.split(".")[0] == parts[1] for file in FILES)
-    return parts[1] if parts[0] == "sega_jax" and known else None
+def of(package):
+    """The files of a package."""
+    if package == "convert":
+        return list(CONVERT.values())
+    return [path for name, path in FILES.items() if name.split(".")[0] == package]
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name.split(".")[0] in ALLOWED])
-def test_layers(name):
-    layer = name.split(".")[0]
-    assert {ours(i) for i in imports(FILES[name])} - {None} <= ALLOWED[layer]
+def imported(package):
+    """The packages of ours that a package imports."""
+    names = {name for path in of(package) for name in imports(path)}
+    parts = [name.split(".") for name in names]
+    return {part[1] for part in parts if part[0] == "sega_jax" and len(part) > 1 and part[1] in PACKAGES} - {package}
 
 
-def test_every_rule_is_of_a_file():
-    assert ALLOWED.keys() | set(LIGHT) <= {name.split(".")[0] for name in FILES}
+def test_every_package_has_a_rule():
+    assert set(PACKAGES) | {"convert"} == ALLOWED.keys()
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name.split(".")[0] in LIGHT])
-def test_the_method_needs_jax_and_optax_only(name):
-    roots = {i.split(".")[0] for i in imports(FILES[name])} - set(sys.stdlib_module_names)
-    assert roots <= {"jax", "numpy", "optax", "scipy", "sega_jax"}
+def test_the_root_has_few_entries():
+    root = Path(sega_jax.__file__).parent
+    assert len([path for path in root.iterdir() if path.name != "__pycache__"]) <= 14
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_no_torch(name):
-    assert not {i.split(".")[0] for i in imports(FILES[name])} & {"torch", "diffusers", "accelerate", "convert"}
+@pytest.mark.parametrize("package", ALLOWED)
+def test_packages_import_what_is_below_them(package):
+    assert imported(package) <= ALLOWED[package]
 
 
-@pytest.mark.parametrize("name", CONVERT)
-def test_conversion(name):
-    """It needs no pipeline and no torch."""
-    names = set(imports(CONVERT[name]))
-    assert {ours(i) for i in names} - {None} <= OF_CONVERSION
-    assert not {i.split(".")[0] for i in names} & {"torch", "diffusers"}
+def test_modules_have_no_cycles():
+    """No module imports itself through others, wherever in a file the imports are."""
+    known = {f"sega_jax.{name}".removesuffix(".__init__"): path for name, path in FILES.items()}
+
+    def targets(path):
+        """The modules that names come from: `from package import module` needs the module, not the package."""
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+                yield from (name if name in known else node.module for name in names)
+            elif isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+
+    edges = {name: {i for i in targets(path) if i in known and i != name} for name, path in known.items()}
+    done, path = set(), []
+
+    def visit(name):
+        if name in done:
+            return
+        assert name not in path, " -> ".join([*path[path.index(name) :], name])
+        path.append(name)
+        for other in sorted(edges[name]):
+            visit(other)
+        path.pop()
+        done.add(name)
+
+    for name in sorted(edges):
+        visit(name)
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_pmap_is_in_one_file(name):
-    names = [getattr(n, "attr", getattr(n, "id", None)) for n in ast.walk(ast.parse(FILES[name].read_text()))]
-    assert ("pmap" in names) == (name == "parallel")
+@pytest.mark.parametrize("package", LIBRARIES)
+def test_the_theory_needs_few_libraries(package):
+    roots = {i.split(".")[0] for path in of(package) for i in imports(path)} - set(sys.stdlib_module_names)
+    assert roots <= LIBRARIES[package]
+
+
+def test_no_torch():
+    for path in FILES.values():
+        assert not {i.split(".")[0] for i in imports(path)} & {"torch", "diffusers", "accelerate", "convert"}, path
+    for path in CONVERT.values():
+        assert not {i.split(".")[0] for i in imports(path)} & {"torch", "diffusers"}, path
+
+
+def test_pmap_is_in_one_file():
+    def names(path):
+        return [getattr(n, "attr", getattr(n, "id", None)) for n in ast.walk(ast.parse(path.read_text()))]
+
+    assert [name for name, path in FILES.items() if "pmap" in names(path)] == ["pipelines.execution.devices"]
 
 
 @pytest.mark.parametrize("package", ["sega_jax", "convert"])
@@ -179,6 +159,6 @@ def test_public_names_have_docstrings(name):
             assert function.__doc__, f"{name}.{method}"
 
 
-@pytest.mark.parametrize("path", [*FILES.values(), *CONVERT.values()], ids=lambda path: path.name)
-def test_files_have_docstrings(path):
-    assert ast.get_docstring(ast.parse(path.read_text()))
+def test_files_have_docstrings():
+    for path in [*FILES.values(), *CONVERT.values()]:
+        assert ast.get_docstring(ast.parse(path.read_text())), path

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sega_jax import Edit, SemanticStableDiffusionPipeline
-from sega_jax.parallel import Devices
+from sega_jax.pipelines.execution.devices import Devices
 
 LATENTS = np.zeros((1, 8, 8, 4), np.float32)
 EMBEDDING = np.zeros((12, 16), np.float32)

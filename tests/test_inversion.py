@@ -181,7 +181,7 @@ def test_arguments(small, first, tmp_path, vectors):
 
 
 def test_it_is_seen_before_weights_are_read(small, small_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("sega_jax.loading.filled", lambda *_: pytest.fail("weights are read"))
+    monkeypatch.setattr("sega_jax.pipelines.loading.filled", lambda *_: pytest.fail("weights are read"))
     path = save(tmp_path, {WORD: np.ones((2, 8), np.float32)})
     with pytest.raises(CheckpointError, match="of 8 channels"):
         load(small_folder, devices=small.devices, textual_inversion=path)

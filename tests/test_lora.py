@@ -10,8 +10,9 @@ import pytest
 import tiny
 from safetensors.numpy import save_file
 
-from sega_jax import CheckpointError, load, lora, merge_lora, naming
-from sega_jax.checkpoint import from_torch, leaves, torch_name
+from sega_jax import CheckpointError, load, merge_lora
+from sega_jax.weights import lora, original_names
+from sega_jax.weights.pull import from_torch, leaves, torch_name
 
 # Linear layers, convolutions of 1x1 and of 3x3, and one with a stride, by diffusers' names.
 LAYERS = {
@@ -81,7 +82,7 @@ def kohya_original(part, name):
     """As kohya's scripts name Stable Diffusion XL's."""
     if part == "text_encoder":
         return [key.replace("lora_te_", "lora_te1_") for key in kohya(part, name)]
-    original = naming.original_names(tiny.networks().unet, "")[f"{name}.weight"].removesuffix(".weight")
+    original = original_names.original_names(tiny.networks().unet, "")[f"{name}.weight"].removesuffix(".weight")
     return kohya(part, original)
 
 
@@ -278,7 +279,7 @@ def test_broken_files(models, write, name):
 
 
 def test_all_that_is_wrong_is_listed_before_weights_are_read(folder, one_device, write, monkeypatch):
-    monkeypatch.setattr("sega_jax.loading.filled", lambda *_: pytest.fail("weights are read"))
+    monkeypatch.setattr("sega_jax.pipelines.loading.filled", lambda *_: pytest.fail("weights are read"))
     path = write({f"lora_unet_x{i}.alpha": np.ones(1) for i in range(300)})
     with pytest.raises(CheckpointError) as caught:
         load(folder, devices=one_device, lora=path)

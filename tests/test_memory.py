@@ -8,7 +8,7 @@ import tiny
 
 from sega_jax import Edit
 from sega_jax.nn.vae import AutoencoderConfig, AutoencoderKL
-from sega_jax.systems import common
+from sega_jax.systems import base
 
 PROMPTS = ["cat", "dog", "hat", "a", "b"]
 CALL = {"edits": [Edit("c", warmup=0)], "steps": 3, "output": "latent", "record": True}
@@ -49,7 +49,7 @@ def test_rows_and_their_branches_stay_together(most):
         assert nothing is None
         return x + y[:, None], texts.reshape(len(x), 3, 2).sum(1), None
 
-    a, b, nothing = common.in_parts(function, most, jnp.asarray(x), jnp.asarray(y), jnp.asarray(texts), None)
+    a, b, nothing = base.in_parts(function, most, jnp.asarray(x), jnp.asarray(y), jnp.asarray(texts), None)
     np.testing.assert_array_equal(a, x + y[:, None])
     np.testing.assert_array_equal(b, texts.reshape(5, 3, 2).sum(1))
     assert nothing is None

@@ -16,14 +16,18 @@ from reference.oracle import guidance as guide
 from test_reference import recorded
 
 from convert import deepfloyd as original
-from sega_jax import Edits, branches, checkpoint, guidance, rows, schedules, solvers
-from sega_jax.nn import clip, flash, layers, t5, vae
+from sega_jax import Edits
+from sega_jax.method import guidance, schedules, solvers
+from sega_jax.method.schedules import ddim_ddpm_pndm, exponential, sigmas
+from sega_jax.method.schedules import spacing as schedule
+from sega_jax.nn import clip, flash_attention, layers, t5, vae
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig, attention, blocks, embedding, model
-from sega_jax.schedules import alphas, exponential, sigmas
-from sega_jax.schedules import noise as schedule
-from sega_jax.systems import common, deepfloyd
+from sega_jax.pipelines import batch
+from sega_jax.pipelines.execution import active_concepts
+from sega_jax.systems import base, deepfloyd
 from sega_jax.systems import stable_diffusion as system
-from sega_jax.text import T5Tokenizer, Tokenizer
+from sega_jax.text.tokenizers import T5Tokenizer, Tokenizer
+from sega_jax.weights import pull
 
 pytestmark = [pytest.mark.fault, pytest.mark.filterwarnings("ignore:the text encoder reads")]
 
@@ -126,12 +130,12 @@ def view_stage(name):
     table = family.table(steps)
     if level is not None:
         shares = schedules.from_config(betas).shares([level])
-        small = common.Small(cases.SMALL / np.float32(127.5) - 1, np.int32([level]), *shares, np.zeros(1, bool))
+        small = base.Small(cases.SMALL / np.float32(127.5) - 1, np.int32([level]), *shares, np.zeros(1, bool))
 
     def run(models):
         keys = jax.vmap(jax.random.key)(jnp.zeros(1, jnp.uint32))
-        settings = common.Settings(keys, np.full(1, scale), np.zeros(1), None, None, small)
-        text, method = stage.encode(models.text_encoder, tokens)[None], common.Method(family.solver)
+        settings = base.Settings(keys, np.full(1, scale), np.zeros(1), None, None, small)
+        text, method = stage.encode(models.text_encoder, tokens)[None], base.Method(family.solver)
         carry = stage.start(settings, None, 1.0, shape=shape, method=method, dtype=np.float32)
         return stage.advance(models.unet, text, carry, table, settings, method=method)[0].x
 
@@ -182,7 +186,7 @@ def view_unneeded(pictures):
     u, p, e, _ = PREDICTIONS
     with jax.enable_x64(True):
         settings = test_guidance.edits(pictures)
-        wrong = np.arange(3) >= branches.needed(settings, len(u))[:, None, None]
+        wrong = np.arange(3) >= active_concepts.needed(settings, len(u))[:, None, None]
         given = PREDICTIONS._replace(edits=np.where(wrong[..., None, None, None], 99 * p[:, :, None], e))
         return show(test_guidance.run.__wrapped__, given, settings)
 
@@ -234,7 +238,7 @@ class Silent:
 
 def view_loop():
     """Fresh noise of two rows over three calls."""
-    settings = system.Settings(rows._from_seeds(np.uint32([3, 4])), np.ones(2), np.ones(2), Edits.stack([[]] * 2))
+    settings = system.Settings(batch._from_seeds(np.uint32([3, 4])), np.ones(2), np.ones(2), Edits.stack([[]] * 2))
     method, text = system.Method(), np.zeros((2, 2, 12, 16), np.float32)
     table = schedules.from_config(tiny.DDIM).table(3)
 
@@ -266,7 +270,7 @@ SEEN = np.arange(7) < np.array([[4], [7]])
 def view_flash():
     """Attention of heads and to keys that the kernel for TPUs pads, some of them masked."""
     with force_tpu_interpret_mode():
-        return flash.flash(*map(jnp.asarray, ATTENDED), jnp.asarray(SEEN), False)
+        return flash_attention.flash(*map(jnp.asarray, ATTENDED), jnp.asarray(SEEN), False)
 
 
 # Letters are 0 to 25, and 28 more at the end of a word; 56 begins, 57 ends and pads.
@@ -313,7 +317,7 @@ def views(folder, tmp_path_factory):
         "without momentum": partial(view_unneeded, ALONE),
         **{name: partial(view_solver, names) for name, names in SOLVERS.items()},
         "loop": view_loop,
-        "seeds": lambda: rows._seeds(3, 3),
+        "seeds": lambda: batch._seeds(3, 3),
         "tokens": tokens,
         "T5 tokens": t5_tokens,
         "fused": view_fused,
@@ -441,7 +445,7 @@ FAULTS = {
     ),
     "square kernels not transposed": (
         "text",
-        checkpoint.from_torch,
+        pull.from_torch,
         "if _is_kernel(flax_name(path)) else array",
         "if _is_kernel(flax_name(path)) and array.shape[0] != array.shape[1] else array",
     ),
@@ -591,12 +595,17 @@ FAULTS = {
     ),
     "padding for the kernel seen": (
         "flash",
-        flash.flash,
+        flash_attention.flash,
         "(0, k.shape[2] - keys)))",
         "(0, k.shape[2] - keys)), constant_values=True)",
     ),
-    "masked keys seen by the kernel": ("flash", flash.flash, "if mask is None else mask", "if True else mask"),
-    "the padded width's scale": ("flash", flash.flash, "math.sqrt(width)", "math.sqrt(q.shape[3])"),
+    "masked keys seen by the kernel": (
+        "flash",
+        flash_attention.flash,
+        "if mask is None else mask",
+        "if True else mask",
+    ),
+    "the padded width's scale": ("flash", flash_attention.flash, "math.sqrt(width)", "math.sqrt(q.shape[3])"),
     # Guidance
     "quantile over the wrong axes": (
         "diffusers",
@@ -667,9 +676,14 @@ FAULTS = {
     ),
     "warm one call later": ("diffusers", guidance.sega, "step >= e.warmup", "step > e.warmup"),
     "cooled one call later": ("diffusers", guidance.sega, "step >= e.cooldown", "step > e.cooldown"),
-    "dropped one call before the cool-down": ("cooled", branches.needed, "call < end", "call < end - 1"),
-    "dropped before the warm-up": ("cooled", branches._window, "np.where(edits.momentum_scale > 0, 0, edits", "(edits"),
-    "dropped at the warm-up": ("without momentum", branches.needed, "first <= call", "first < call"),
+    "dropped one call before the cool-down": ("cooled", active_concepts.needed, "call < end", "call < end - 1"),
+    "dropped before the warm-up": (
+        "cooled",
+        active_concepts._window,
+        "np.where(edits.momentum_scale > 0, 0, edits",
+        "(edits",
+    ),
+    "dropped at the warm-up": ("without momentum", active_concepts.needed, "first <= call", "first < call"),
     "a tail of its own": ("per_concept", guidance.sega, "warm & ~cooled", "warm"),
     "weights normalised": (
         "per_concept",
@@ -684,10 +698,10 @@ FAULTS = {
         "warmup=np.full(shape, 5, np.int32)",
     ),
     # Solvers
-    "the step before, off by one": ("ddim", alphas.ddim, '_timesteps"] // steps', '_timesteps"] // steps + 1'),
+    "the step before, off by one": ("ddim", ddim_ddpm_pndm.ddim, '_timesteps"] // steps', '_timesteps"] // steps + 1'),
     "steps_offset ignored": ("ddim", schedule.spaced, ' + options["steps_offset"]', ""),
-    "set_alpha_to_one ignored": ("ddim", alphas._at, "else bars[0]", "else 1.0"),
-    "sign of v": ("ddim", alphas.x0_form, "return a, -b", "return a, b"),
+    "set_alpha_to_one ignored": ("ddim", ddim_ddpm_pndm._at, "else bars[0]", "else 1.0"),
+    "sign of v": ("ddim", ddim_ddpm_pndm.x0_form, "return a, -b", "return a, b"),
     "linear betas": (
         "ddim",
         schedule.cumulative,
@@ -695,15 +709,25 @@ FAULTS = {
         "np.linspace(low, high, count)",
     ),
     "noise on top": ("ddim", solvers.ddim, "c.variance - sigma**2", "c.variance"),
-    "PNDM without the second look": ("pndm", alphas._low_orders, "anew = call == 1", "anew = call < 0"),
-    "the second look left in the memory": ("pndm", alphas._low_orders, "weights, ~anew", "weights, True"),
-    "the second look from the wrong x": ("pndm", alphas.pndm, "start=(~anew, anew, 0.0)", "start=(1.0, 0.0, 0.0)"),
-    "PNDM of lower order": ("pndm", alphas._low_orders, "np.minimum(call, 4)", "np.minimum(call, 3)"),
-    "PNDM, sign of v": ("pndm", alphas.pndm, "+ slope * from_x", "- slope * from_x"),
-    "Runge-Kutta's middle counted": ("runge_kutta", alphas._runge_kutta, "k >= 12 or k % 4 == 0", "k % 4 < 2"),
-    "Runge-Kutta's middle at the end": ("runge_kutta", alphas._runge_kutta, "[half, 0, half, 0]", "[half, half, 0, 0]"),
-    "the posterior's mean": ("ddpm", alphas.ddpm, "np.sqrt(after) * beta / (1 - now)", "np.sqrt(after) * beta"),
-    "noise at timestep 0": ("ddpm", alphas.ddpm, "np.where(t > 0, deviation, 0)", "deviation + 0.01"),
+    "PNDM without the second look": ("pndm", ddim_ddpm_pndm._low_orders, "anew = call == 1", "anew = call < 0"),
+    "the second look left in the memory": ("pndm", ddim_ddpm_pndm._low_orders, "weights, ~anew", "weights, True"),
+    "the second look from the wrong x": (
+        "pndm",
+        ddim_ddpm_pndm.pndm,
+        "start=(~anew, anew, 0.0)",
+        "start=(1.0, 0.0, 0.0)",
+    ),
+    "PNDM of lower order": ("pndm", ddim_ddpm_pndm._low_orders, "np.minimum(call, 4)", "np.minimum(call, 3)"),
+    "PNDM, sign of v": ("pndm", ddim_ddpm_pndm.pndm, "+ slope * from_x", "- slope * from_x"),
+    "Runge-Kutta's middle counted": ("runge_kutta", ddim_ddpm_pndm._runge_kutta, "k >= 12 or k % 4 == 0", "k % 4 < 2"),
+    "Runge-Kutta's middle at the end": (
+        "runge_kutta",
+        ddim_ddpm_pndm._runge_kutta,
+        "[half, 0, half, 0]",
+        "[half, half, 0, 0]",
+    ),
+    "the posterior's mean": ("ddpm", ddim_ddpm_pndm.ddpm, "np.sqrt(after) * beta / (1 - now)", "np.sqrt(after) * beta"),
+    "noise at timestep 0": ("ddpm", ddim_ddpm_pndm.ddpm, "np.where(t > 0, deviation, 0)", "deviation + 0.01"),
     "signal left at the end": ("ddpm", schedule.cumulative, "(root - root[-1])", "root"),
     "x not scaled back": ("sigma", sigmas._derivative, "1 / np.sqrt(sigma**2 + 1)", "np.ones_like(sigma)"),
     "noise up, not down": ("sigma", sigmas.euler_ancestral, "down - now", "after - now"),
@@ -721,8 +745,8 @@ FAULTS = {
     "thresholded, not scaled": ("ddpm", solvers._bounded, "-s, s) / s", "-s, s)"),
     "the threshold without its bounds": ("ddpm", solvers._bounded, "jnp.clip(s, 1, c.threshold.most)", "s"),
     # Stages
-    "the negative prompt's variance": ("stage1 pictures", common.predict, "out[:, 1, ..., x", "out[:, 0, ..., x"),
-    "no predicted variance": ("stage1 pictures", common.predict, "variance if variance.size else None", "None"),
+    "the negative prompt's variance": ("stage1 pictures", base.predict, "out[:, 1, ..., x", "out[:, 0, ..., x"),
+    "no predicted variance": ("stage1 pictures", base.predict, "variance if variance.size else None", "None"),
     "variances swapped": (
         "stage1 pictures",
         solvers.multistep,
@@ -731,22 +755,22 @@ FAULTS = {
     ),
     "thresholded at a picture's own quantile of 0.9": (
         "stage1 pictures",
-        alphas.threshold,
+        ddim_ddpm_pndm.threshold,
         'for key in ("dynamic_thresholding_ratio"',
         'for options in ({**options, "dynamic_thresholding_ratio": 0.9},) for key in ("dynamic_thresholding_ratio"',
     ),
     "padding seen by the stage": ("stage1 pictures", deepfloyd.encode, "tokens[:, 1]", "0 * tokens[:, 1] + 1"),
     "the small picture first": (
         "stage2 pictures",
-        common.predict,
+        base.predict,
         "[seen, small[0].astype(x.dtype)]",
         "[small[0].astype(x.dtype), seen]",
     ),
-    "the small picture without noise": ("stage2 pictures", common.noised, "+ noise * z", "+ 0 * noise * z"),
-    "the small picture's signal kept": ("stage2 pictures", common.noised, "signal * small", "small"),
+    "the small picture without noise": ("stage2 pictures", base.noised, "+ noise * z", "+ 0 * noise * z"),
+    "the small picture's signal kept": ("stage2 pictures", base.noised, "signal * small", "small"),
     "corners that move": (
         "stage2 pictures",
-        common.enlarge,
+        base.enlarge,
         "np.linspace(0, before - 1, count)",
         "np.clip((np.arange(count) + 0.5) * before / count - 0.5, 0, before - 1)",
     ),
@@ -760,11 +784,11 @@ FAULTS = {
     "the same noise at every call": ("loop", system.advance, "row.call, shape[1:]", "0, shape[1:]"),
     "the same noise in every row": (
         "loop",
-        common._noise,
+        base._noise,
         "jax.random.fold_in(k, tag)",
         "jax.random.fold_in(key[0], tag)",
     ),
-    "the same seed in every row": ("seeds", rows._seeds, "+ 1) + i for i", "+ 1) for i"),
+    "the same seed in every row": ("seeds", batch._seeds, "+ 1) + i for i", "+ 1) for i"),
     "truncation takes the end": (
         "tokens",
         Tokenizer.__call__,

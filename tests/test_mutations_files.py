@@ -13,8 +13,9 @@ from test_inversion import vectors as vectors
 from test_mutations import damage
 from test_pickled import tensors as tensors
 
-from sega_jax import CheckpointError, inversion, load, lora, naming, pickled, single_file
-from sega_jax.text import Tokenizer
+from sega_jax import CheckpointError, load
+from sega_jax.text.tokenizers import Tokenizer
+from sega_jax.weights import lora, original_names, single_file, textual_inversion, torch_pickle
 
 pytestmark = pytest.mark.fault
 
@@ -80,35 +81,35 @@ def lora_of_two(tmp_path, _tensors, _vectors, xl, small, _):
 
 # The test that must show it, the function, a piece of its source and what takes its place.
 FAULTS = {
-    "a call that passes": (refused, pickled._Machine.call, "raise self.refused(name)", "return Name(name)"),
-    "an opcode that passes": (refused, pickled._Machine.step, "raise self.refused(name)", "pass"),
-    "views of more than there is": (refused, pickled.Tensor.fits, "self.start + self.span <=", "0 <="),
-    "entries more than once": (read, pickled.PickledTensors._open, "if left < 0:", "if False:"),
-    "no end of a pickle": (refused, pickled._Machine.run, "self.left -= 1", "self.left -= 0"),
-    "what is compressed": (refused, pickled._members, "if method:", "if False:"),
-    "storages that are not all there": (refused, pickled._read_zip, "if not 0 <= count <=", "if not 0 <= 0 <="),
-    "views from the start": (read, pickled.Tensor.read, "self.start * dtype.itemsize", "0 * dtype.itemsize"),
-    "strides of rows": (read, pickled.Tensor.read, "self.shape, strides)", "self.shape)"),
-    "storages in another order": (read, pickled._read_legacy, "at + 8, at + 8 + size", "at, at + 8 + size"),
-    "what training left": (read, pickled.CkptTensors._within, 'return found["state_dict"] if', "return found if"),
+    "a call that passes": (refused, torch_pickle._Machine.call, "raise self.refused(name)", "return Name(name)"),
+    "an opcode that passes": (refused, torch_pickle._Machine.step, "raise self.refused(name)", "pass"),
+    "views of more than there is": (refused, torch_pickle.Tensor.fits, "self.start + self.span <=", "0 <="),
+    "entries more than once": (read, torch_pickle.PickledTensors._open, "if left < 0:", "if False:"),
+    "no end of a pickle": (refused, torch_pickle._Machine.run, "self.left -= 1", "self.left -= 0"),
+    "what is compressed": (refused, torch_pickle._members, "if method:", "if False:"),
+    "storages that are not all there": (refused, torch_pickle._read_zip, "if not 0 <= count <=", "if not 0 <= 0 <="),
+    "views from the start": (read, torch_pickle.Tensor.read, "self.start * dtype.itemsize", "0 * dtype.itemsize"),
+    "strides of rows": (read, torch_pickle.Tensor.read, "self.shape, strides)", "self.shape)"),
+    "storages in another order": (read, torch_pickle._read_legacy, "at + 8, at + 8 + size", "at, at + 8 + size"),
+    "what training left": (read, torch_pickle.CkptTensors._within, 'return found["state_dict"] if', "return found if"),
     "the projection as it is": (named, single_file._pieces, 'name.endswith(".text_projection")', "False"),
     "linear layers of the sizes swapped": (
         named,
-        naming._unet_name,
+        original_names._unet_name,
         "layer, _, kind =",
         'place = {"add_embedding.linear_1": "add_embedding.linear_2"}.get(place, place); layer, _, kind =',
     ),
     "one text encoder for both": (
         named,
-        naming.original_names,
+        original_names.original_names,
         "start in (OPENCLIP, OPENCLIP_XL)",
         "start in (OPENCLIP,)",
     ),
-    "vectors backwards": (worded, inversion._with_vectors, "rows[ids] = vectors", "rows[ids] = vectors[::-1]"),
-    "no more rows": (worded, inversion._with_vectors, "max(0, max(ids) + 1 - len(rows))", "0"),
-    "the file's word for the given one": (worded, inversion._word, "own if name is None else name", "own"),
-    "other widths": (worded, inversion._word, "if array.shape[-1] != width:", "if False:"),
-    "vectors that are not finite": (worded, inversion._word, "if not is_finite(array):", "if False:"),
+    "vectors backwards": (worded, textual_inversion._with_vectors, "rows[ids] = vectors", "rows[ids] = vectors[::-1]"),
+    "no more rows": (worded, textual_inversion._with_vectors, "max(0, max(ids) + 1 - len(rows))", "0"),
+    "the file's word for the given one": (worded, textual_inversion._word, "own if name is None else name", "own"),
+    "other widths": (worded, textual_inversion._word, "if array.shape[-1] != width:", "if False:"),
+    "vectors that are not finite": (worded, textual_inversion._word, "if not is_finite(array):", "if False:"),
     "words written once": (worded, Tokenizer._written_out, "self._spelt[match[0]]", "match[0]"),
     "words that are there": (paired, Tokenizer.having, "if len(made._tokenizer.tokenize(name)) != 1:", "if False:"),
     "one padding for both": (paired, Tokenizer.pair, "TokenizerPair(self, second)", "TokenizerPair(self, self)"),

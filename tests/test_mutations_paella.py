@@ -10,11 +10,11 @@ from reference import paella as cases
 from test_mutations import damage, error
 from test_paella import at, condition, given, paella, prior, vqgan
 
-from sega_jax import checkpoint
 from sega_jax.nn import layers
 from sega_jax.nn import paella as net
 from sega_jax.nn import prior as embed
 from sega_jax.nn import vqgan as vq
+from sega_jax.weights import pull
 
 pytestmark = pytest.mark.fault
 
@@ -217,7 +217,7 @@ FAULTS = {
     ),
     "square kernels not transposed": (
         "full",
-        checkpoint.from_torch,
+        pull.from_torch,
         "if _is_kernel(flax_name(path)) else array",
         "if _is_kernel(flax_name(path)) and array.shape[0] != array.shape[1] else array",
     ),

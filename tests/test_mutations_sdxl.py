@@ -12,12 +12,14 @@ from reference import cases
 from test_mutations import damage, error, show
 from test_reference import recorded
 
-from sega_jax import Edit, Edits, Pipeline, schedules, sizes
+from sega_jax import Edit, Edits, Pipeline
+from sega_jax.method import schedules
 from sega_jax.nn import clip
 from sega_jax.nn.unet import Context, model
-from sega_jax.parallel import Devices
-from sega_jax.systems import common, sdxl
-from sega_jax.text import Tokenizer, TokenizerPair
+from sega_jax.pipelines import sizes
+from sega_jax.pipelines.execution.devices import Devices
+from sega_jax.systems import base, sdxl
+from sega_jax.text.tokenizers import Tokenizer, TokenizerPair
 
 pytestmark = pytest.mark.fault
 
@@ -61,11 +63,11 @@ def view_picture():
     scale, beta = cases.XL_MOMENTUM
     edits = Edits.stack([[Edit("", **cases.XL_EDIT)]], momentum_scale=scale, momentum_beta=beta)
     family = schedules.from_config(cases.XL["scheduler"])
-    table, method = family.table(cases.XL_STEPS), common.Method(family.solver)
+    table, method = family.table(cases.XL_STEPS), base.Method(family.solver)
 
     def run(unet):
         keys = jax.vmap(jax.random.key)(jnp.zeros(1, jnp.uint32))
-        settings = common.Settings(keys, np.full(1, cases.XL_SCALE), np.zeros(1), edits, sizes=SIZES)
+        settings = base.Settings(keys, np.full(1, cases.XL_SCALE), np.zeros(1), edits, sizes=SIZES)
         carry = sdxl.start(settings, cases.XL_LATENTS, 1.0, shape=(8, 8, 4), method=method, dtype=np.float32)
         return sdxl.advance(unet, text(), carry, table, settings, method=method)[0].x
 

@@ -13,13 +13,14 @@ import tiny
 from test_mutations import damage
 from test_prompts import tokenizer as tokenizer
 
-from sega_jax import guidance, prompts, schedules
-from sega_jax.nn import tiling
+from sega_jax.method import guidance, schedules
+from sega_jax.method.schedules import ddim_ddpm_pndm, exponential
+from sega_jax.method.schedules import sigmas as along
+from sega_jax.nn import vae_tiling
 from sega_jax.nn.vae import AutoencoderConfig
-from sega_jax.schedules import alphas, exponential
-from sega_jax.schedules import sigmas as along
-from sega_jax.systems import common
-from sega_jax.text import Tokenizer
+from sega_jax.systems import base
+from sega_jax.text import prompt_weights
+from sega_jax.text.tokenizers import Tokenizer
 
 pytestmark = pytest.mark.fault
 
@@ -35,12 +36,12 @@ class Blurred:
 
 def begun(_):
     key = jax.random.split(jax.random.key(0), 2)
-    z = np.stack([jax.random.normal(jax.random.fold_in(k, common.POSTERIOR), (2, 2, 4)) for k in key])
-    clean = common.embed(Blurred(), key, jnp.zeros((2, 4, 4, 3)))
+    z = np.stack([jax.random.normal(jax.random.fold_in(k, base.POSTERIOR), (2, 2, 4)) for k in key])
+    clean = base.embed(Blurred(), key, jnp.zeros((2, 4, 4, 3)))
     np.testing.assert_allclose(clean, (2 + 3 * z) / 2, rtol=1e-5)
-    settings = common.Settings(key, np.ones(2), np.zeros(2), None)
+    settings = base.Settings(key, np.ones(2), np.zeros(2), None)
     latents = np.ones((2, 2, 2, 4), np.float32)
-    carry = common.start(settings, latents, 0.6, clean, 0.8, shape=(2, 2, 4), method=common.Method(), dtype=np.float32)
+    carry = base.start(settings, latents, 0.6, clean, 0.8, shape=(2, 2, 4), method=base.Method(), dtype=np.float32)
     np.testing.assert_allclose(carry.x, 0.8 * clean + 0.6, rtol=1e-5)
 
 
@@ -81,12 +82,12 @@ def tiled(_):
 
 # The test that must show it, the function, a piece of its source and what takes its place.
 FAULTS = {
-    "the latents' mean": (begun, common.embed, "+ jnp.exp(logvar / 2) * z", "+ 0 * z"),
-    "variance for deviation": (begun, common.embed, "logvar / 2", "logvar"),
-    "latents not scaled": (begun, common.embed, "* vae.config.scaling_factor", "* 1"),
-    "the initial noise once more": (begun, common.embed, "POSTERIOR", "INITIAL"),
-    "nothing of the picture": (begun, common.start, "x += jnp", "x += 0 * jnp"),
-    "the whole of the picture": (begun, common.start, "* jnp.asarray(signal).astype(dtype)", "* 1"),
+    "the latents' mean": (begun, base.embed, "+ jnp.exp(logvar / 2) * z", "+ 0 * z"),
+    "variance for deviation": (begun, base.embed, "logvar / 2", "logvar"),
+    "latents not scaled": (begun, base.embed, "* vae.config.scaling_factor", "* 1"),
+    "the initial noise once more": (begun, base.embed, "POSTERIOR", "INITIAL"),
+    "nothing of the picture": (begun, base.start, "x += jnp", "x += 0 * jnp"),
+    "the whole of the picture": (begun, base.start, "* jnp.asarray(signal).astype(dtype)", "* 1"),
     "calls by their old numbers": (
         entered,
         schedules._from,
@@ -94,12 +95,12 @@ FAULTS = {
         "call + np.arange(len(table.call)",
     ),
     "sigmas scaled as signal": (entered, along._table, "shares=(1.0, sigma)", "shares=(0.5, sigma)"),
-    "PNDM's noise of the end of a step": (entered, alphas.pndm, "here = _at(options, bars, t)", "here = after"),
+    "PNDM's noise of the end of a step": (entered, ddim_ddpm_pndm.pndm, "here = _at(options, bars, t)", "here = after"),
     "an order without what it remembers": (entered, exponential.dpm_solver, "i - begin + 1", "i + 1"),
     "a corrector without a step": (entered, exponential.unipc, "if i > begin", "if i > 0"),
     "PNDM entered in its middle": (
         entered,
-        alphas._low_orders,
+        ddim_ddpm_pndm._low_orders,
         "call = np.arange(len(t))",
         "call = begin + np.arange(len(t))",
     ),
@@ -107,33 +108,38 @@ FAULTS = {
     "of the unconditional prediction": (rescaled, guidance.rescale, "_wide(preds.cond)", "_wide(preds.uncond)"),
     "branches of other rows": (
         parted,
-        common.in_parts,
+        base.in_parts,
         "leaf.reshape(rows, -1, *leaf.shape[1:])",
         "leaf.reshape(-1, rows, *leaf.shape[1:]).swapaxes(0, 1)",
     ),
-    "filled rows kept": (parted, common.in_parts, "[:rows]", "[-rows:]"),
-    "seams": (tiled, tiling._faded, "np.arange(fade) / fade", "np.ones(fade)"),
+    "filled rows kept": (parted, base.in_parts, "[:rows]", "[-rows:]"),
+    "seams": (tiled, vae_tiling._faded, "np.arange(fade) / fade", "np.ones(fade)"),
     "seams faded the other way": (
         tiled,
-        tiling._faded,
+        vae_tiling._faded,
         "end * (1 - share) + begin * share",
         "end * share + begin * (1 - share)",
     ),
-    "tiles further apart": (tiled, tiling.tiled, "tile - tile // SHARES", "tile"),
+    "tiles further apart": (tiled, vae_tiling.tiled, "tile - tile // SHARES", "tile"),
     "a bracket's own weight": (
         parsed,
-        prompts.fragments,
+        prompt_weights.fragments,
         'multiply(opened["("].pop(), _number(written, text))',
         'multiply(opened["("].pop(), _STEP)',
     ),
-    "square brackets that strengthen": (parsed, prompts.fragments, 'if here == ")" else 1 / _STEP', "if here else 1"),
-    "escapes that stay": (parsed, prompts.fragments, "text[at + 1 : at + size]", "text[at : at + size]"),
-    "open brackets that do nothing": (parsed, prompts.fragments, "multiply(start, _STEP)", "multiply(start, 1)"),
-    "weights apart": (parsed, prompts.fragments, "joined[-1][1] == weight", "False"),
-    "chunks that overlap": (read, prompts.chunks, "len(ids), 1), room)", "len(ids), 1), room - 1)"),
-    "weights one token early": (read, prompts.chunks, "row[1 : 1 + len(part)]", "row[: len(part)]"),
+    "square brackets that strengthen": (
+        parsed,
+        prompt_weights.fragments,
+        'if here == ")" else 1 / _STEP',
+        "if here else 1",
+    ),
+    "escapes that stay": (parsed, prompt_weights.fragments, "text[at + 1 : at + size]", "text[at : at + size]"),
+    "open brackets that do nothing": (parsed, prompt_weights.fragments, "multiply(start, _STEP)", "multiply(start, 1)"),
+    "weights apart": (parsed, prompt_weights.fragments, "joined[-1][1] == weight", "False"),
+    "chunks that overlap": (read, prompt_weights.chunks, "len(ids), 1), room)", "len(ids), 1), room - 1)"),
+    "weights one token early": (read, prompt_weights.chunks, "row[1 : 1 + len(part)]", "row[: len(part)]"),
     "chunks without an end": (read, Tokenizer.framed, "made.eos_token_id]", "0]"),
-    "another mean": (weighed, prompts.weighed, "state.mean() / mean if mean else 1", "1"),
+    "another mean": (weighed, prompt_weights.weighed, "state.mean() / mean if mean else 1", "1"),
 }
 
 

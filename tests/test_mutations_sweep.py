@@ -12,10 +12,13 @@ from test_mutations import damage
 from test_sweep_results import folder as folder
 
 from sega_jax import Edit, sweep
-from sega_jax.sweep import metrics, plots, points, sharing, store
-from sega_jax.sweep.leases import Leases
-from sega_jax.sweep.shared import SharedPipeline, _submit
-from sega_jax.sweep.sheets import _values, sheets
+from sega_jax.sweep.description import points
+from sega_jax.sweep.planning import sharing
+from sega_jax.sweep.reporting import metrics, plots
+from sega_jax.sweep.reporting.sheets import _values, sheets
+from sega_jax.sweep.running import store
+from sega_jax.sweep.running.leases import Leases
+from sega_jax.sweep.running.prefixes import SharedPipeline, _submit
 
 pytestmark = pytest.mark.fault
 

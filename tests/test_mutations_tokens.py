@@ -8,9 +8,9 @@ from test_mutations import damage
 from test_paella_edits import grids, imagined
 from test_paella_edits import injected as injected
 
-from sega_jax import solvers
-from sega_jax.schedules import tokens
-from sega_jax.systems import common, paella, prior
+from sega_jax.method import solvers
+from sega_jax.method.schedules import tokens
+from sega_jax.systems import base, paella, paella_prior
 
 pytestmark = pytest.mark.fault
 
@@ -22,7 +22,7 @@ FAULTS = {
     "branches of other rows": ("edited", paella.predict, "jnp.repeat(x, branches, 0)", "jnp.tile(x, (branches, 1, 1))"),
     "one noise level": ("published", paella.predict, "row.timestep.astype(jnp.float32)", "jnp.ones((), jnp.float32)"),
     "prompt for its absence": ("published", paella.predict, "logits[:, 0], logits[:, 1]", "logits[:, 1], logits[:, 0]"),
-    "no guidance by edits": ("edited", common.guiding, "settings.edits is None", "True"),
+    "no guidance by edits": ("edited", base.guiding, "settings.edits is None", "True"),
     "no temperature": ("published", solvers.renoise, "estimate / jnp.asarray(row", "estimate / jnp.ones_like(row"),
     "noise divided by the temperature": (
         "published",
@@ -43,13 +43,23 @@ FAULTS = {
     "the share before the step": ("published", tokens.renoising, "steps), times[1:]", "steps), times[:-1]"),
     "the level after the step": ("published", tokens.renoising, "table(times[:-1]", "table(times[1:]"),
     # The prior
-    "no text of zeros": ("imagined", prior.imagine, "[text, 0 * text]", "[text, text]"),
-    "another scale": ("imagined", prior.imagine, "jnp.asarray(SCALE, dtype)", "jnp.asarray(SCALE + 1, dtype)"),
-    "variance of the forward process": ("imagined", prior.imagine, "* before / (1 - signal)", "* jnp.sign(before)"),
-    "one level too many": ("imagined", prior._table, "calls + 2)[1:]", "calls + 1)"),
-    "no shift of the cosine": ("imagined", prior._table, "shift = 0.008", "shift = 0.0"),
-    "shares unbounded": ("imagined", prior._table, "np.clip(bars, 1e-4, 0.9999)", "np.clip(bars, 1e-9, 1 - 1e-9)"),
-    "noise after the last call": ("imagined", prior._table, "np.append(1 - bars[1:-1], 0)", "1 - bars[1:]"),
+    "no text of zeros": ("imagined", paella_prior.imagine, "[text, 0 * text]", "[text, text]"),
+    "another scale": ("imagined", paella_prior.imagine, "jnp.asarray(SCALE, dtype)", "jnp.asarray(SCALE + 1, dtype)"),
+    "variance of the forward process": (
+        "imagined",
+        paella_prior.imagine,
+        "* before / (1 - signal)",
+        "* jnp.sign(before)",
+    ),
+    "one level too many": ("imagined", paella_prior._table, "calls + 2)[1:]", "calls + 1)"),
+    "no shift of the cosine": ("imagined", paella_prior._table, "shift = 0.008", "shift = 0.0"),
+    "shares unbounded": (
+        "imagined",
+        paella_prior._table,
+        "np.clip(bars, 1e-4, 0.9999)",
+        "np.clip(bars, 1e-9, 1 - 1e-9)",
+    ),
+    "noise after the last call": ("imagined", paella_prior._table, "np.append(1 - bars[1:-1], 0)", "1 - bars[1:]"),
 }
 
 

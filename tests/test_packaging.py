@@ -8,12 +8,12 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from published import BYT5_XL, IF_1_XL, IF_2_L, SD_1, SD_2, T5_XXL, VIT_H, X4, X4_VAE
 
-from sega_jax.checkpoint import leaves
 from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModelWithProjection
 from sega_jax.nn.t5 import T5Config, T5EncoderModel
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
 from sega_jax.nn.vae import AutoencoderConfig, AutoencoderKL
 from sega_jax.systems.stable_diffusion import Models
+from sega_jax.weights.pull import leaves
 
 
 def test_the_package_brings_no_torch():

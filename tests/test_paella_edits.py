@@ -17,15 +17,15 @@ from reference import paella as cases
 
 from convert import convert
 from sega_jax import CheckpointError, Edit, Edits, PaellaPipeline, SemanticPaellaPipeline, load
-from sega_jax.cli import main
+from sega_jax.cli.main import main
+from sega_jax.method.schedules.tokens import renoising
+from sega_jax.method.solvers import Chances
 from sega_jax.nn.paella import Paella, PaellaConfig
 from sega_jax.nn.prior import PriorConfig, PriorModel
 from sega_jax.nn.vqgan import VQConfig, VQModel
-from sega_jax.parallel import Devices
-from sega_jax.schedules.tokens import renoising
-from sega_jax.solvers import Chances
-from sega_jax.systems import paella, prior
-from sega_jax.text import ByteTokenizer
+from sega_jax.pipelines.execution.devices import Devices
+from sega_jax.systems import paella, paella_prior
+from sega_jax.text.tokenizers import ByteTokenizer
 
 pytestmark = pytest.mark.usefixtures("one_by_default")
 
@@ -80,7 +80,7 @@ def grids(name):
 
 
 def imagined():
-    return prior.imagine(
+    return paella_prior.imagine(
         tiny.filled(PriorModel(PriorConfig.from_dict(tiny.PRIOR)), np.float64),
         *(jnp.asarray(array, np.float64) for array in cases.IMAGINED),
     )

@@ -8,10 +8,11 @@ import pytest
 from jax.experimental.layout import Format
 
 import sega_jax
-from sega_jax import Edit, parallel
-from sega_jax.chunks import CHUNK
-from sega_jax.parallel import Devices, Flat
-from sega_jax.systems.common import Record
+from sega_jax import Edit
+from sega_jax.pipelines.execution import devices
+from sega_jax.pipelines.execution.chunks import CHUNK
+from sega_jax.pipelines.execution.devices import Devices, Flat
+from sega_jax.systems.base import Record
 
 WORDS = "abcdefgh"
 STEPS = 4
@@ -50,7 +51,7 @@ def test_same_share_same_bits(on, count):
 def test_kernels_as_on_gpus(on, count, small_folder):
     """Elsewhere in memory, they are the same."""
     where = Devices(jax.local_devices()[:count])
-    where._kernels = Format(parallel._CUDNN, where._everywhere)
+    where._kernels = Format(devices._CUDNN, where._everywhere)
     pipe = sega_jax.load(small_folder, devices=where)
     kernel = pipe.models.unet.conv_in.kernel[...]
     assert kernel.format.layout.major_to_minor == (3, 0, 1, 2)

@@ -13,9 +13,10 @@ from pickling import call, save
 from safetensors.numpy import save_file
 from test_convert import same
 
-from sega_jax import CheckpointError, load, lora
-from sega_jax.checkpoint import Tensors
-from sega_jax.pickled import CkptTensors, PickledTensors, mapped, read
+from sega_jax import CheckpointError, load
+from sega_jax.weights import lora
+from sega_jax.weights.pull import Tensors
+from sega_jax.weights.torch_pickle import CkptTensors, PickledTensors, mapped, read
 
 FORMS = pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16, np.int64]

@@ -13,7 +13,7 @@ from reference import oracle
 
 import sega_jax
 from sega_jax import Edit, Pipeline, SemanticStableDiffusionPipeline
-from sega_jax.schedules import from_config
+from sega_jax.method.schedules import from_config
 
 PROMPTS = ["cat", "dog"]
 STEPS = 5

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from sega_jax import Edit
-from sega_jax.prompts import Reading, chunks, fragments, weighed
-from sega_jax.text import Tokenizer
+from sega_jax.text.prompt_weights import Reading, chunks, fragments, weighed
+from sega_jax.text.tokenizers import Tokenizer
 
 LONG = "a cat, black, on a mat"  # 17 letters and commas, which are tokens here; a chunk has room for 10
 # What the web UI documents of itself, and its edges.

@@ -10,11 +10,11 @@ import tiny
 from reference import cases
 
 import sega_jax
+from sega_jax.method.schedules import from_config
+from sega_jax.method.solvers import SOLVERS
 from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModelWithProjection
 from sega_jax.nn.t5 import T5Config, T5EncoderModel
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
-from sega_jax.schedules import from_config
-from sega_jax.solvers import SOLVERS
 from sega_jax.systems import stable_diffusion as system
 
 HERE = Path(__file__).parent / "reference"

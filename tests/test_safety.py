@@ -18,9 +18,9 @@ from test_reference import recorded, relative, same_pixels
 
 import sega_jax
 from sega_jax import CheckpointError, Output, Pipeline, SemanticStableDiffusionPipeline
-from sega_jax.cli import main
+from sega_jax.cli.main import main
 from sega_jax.nn import clip, safety
-from sega_jax.safety import FeatureExtractor
+from sega_jax.pipelines.safety import FeatureExtractor
 from sega_jax.systems import stable_diffusion as system
 
 WEIGHTS = "safety_checker/model.safetensors"

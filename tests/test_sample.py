@@ -10,9 +10,9 @@ import pytest
 import tiny
 
 from sega_jax import Edit, Edits, Predictions, cfg, sega
-from sega_jax.sample import Carry, sample
-from sega_jax.schedules import from_config
-from sega_jax.solvers import SOLVERS
+from sega_jax.method.sample import Carry, sample
+from sega_jax.method.schedules import from_config
+from sega_jax.method.solvers import SOLVERS
 
 BATCH, N, SPACE = 2, 2, (4, 3, 2)
 STEPS = 6

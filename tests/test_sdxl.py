@@ -18,9 +18,9 @@ from test_convert import edit_json, files, same
 import convert
 import sega_jax
 from sega_jax import CheckpointError, Edit
-from sega_jax.checkpoint import leaves
 from sega_jax.systems import sdxl
-from sega_jax.text import T5Tokenizer
+from sega_jax.text.tokenizers import T5Tokenizer
+from sega_jax.weights.pull import leaves
 
 REFERENCE = Path(__file__).parent / "reference"
 CALL = {"prompt": "a cat", "edits": [Edit("hat", warmup=1)], "steps": 3, "output": "float"}

@@ -13,13 +13,14 @@ from click.testing import CliRunner
 from safetensors.numpy import save_file
 from test_convert import same
 
-from sega_jax import CheckpointError, Edit, load, naming, single_file
-from sega_jax.checkpoint import leaves
-from sega_jax.cli import main
-from sega_jax.kinds import kind_of
-from sega_jax.loading import describe
+from sega_jax import CheckpointError, Edit, load
+from sega_jax.cli.main import main
+from sega_jax.pipelines.loading import describe
 from sega_jax.systems import sdxl
+from sega_jax.systems.registry import kind_of
 from sega_jax.systems.stable_diffusion import Models
+from sega_jax.weights import original_names, single_file
+from sega_jax.weights.pull import leaves
 
 KINDS = {
     "1": {"unet": tiny.UNET, "text": tiny.TEXT},
@@ -110,7 +111,7 @@ def test_what_is_not_of_the_networks_is_left(simple, write, small, small_folder)
 
 def test_networks_of_other_pipelines(simple, write, small, small_folder):
     """In place of those that a file lacks."""
-    path = write({key: array for key, array in simple.items() if key.startswith(naming.UNET)})
+    path = write({key: array for key, array in simple.items() if key.startswith(original_names.UNET)})
     with pytest.raises(CheckpointError, match=r"has no text_encoder, names that start with .*; give text_encoder="):
         load(path, config=small_folder, devices=small.devices)
     others = {"text_encoder": small.models.text_encoder, "vae": small.models.vae}
@@ -149,10 +150,12 @@ def shapes(config, openclip=False):
     """Of every tensor of a published file, put together from those of our leaves that are in it."""
     xl = "text_encoder_2" in config
     models, found = (sdxl.Models if xl else Models).build(**config), {}
-    starts = (naming.OPENCLIP if openclip else naming.CLIP, naming.UNET, naming.VAE)
-    starts = (naming.CLIP_XL, naming.OPENCLIP_XL, naming.UNET, naming.VAE) if xl else starts
+    starts = (original_names.OPENCLIP if openclip else original_names.CLIP, original_names.UNET, original_names.VAE)
+    starts = (
+        (original_names.CLIP_XL, original_names.OPENCLIP_XL, original_names.UNET, original_names.VAE) if xl else starts
+    )
     for module, start in zip(models, starts, strict=True):
-        names = naming.original_names(module, start)
+        names = original_names.original_names(module, start)
         for key, shape in leaves(module).items():
             tensor, _, part = names[key].partition("[")
             assert bool(part) or tensor not in found
@@ -189,7 +192,7 @@ def test_names_at_full_size(name, count, parameters):
 )
 @pytest.mark.filterwarnings("error")
 def test_configs_as_published(small, width, asked, name, predicts, solver):
-    key = f"{naming.UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+    key = f"{original_names.UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
     folder = single_file.published(Path("x"), {key: (320, width)}, asked)
     assert folder.name == name
     assert kind_of(folder).models is Models
@@ -209,11 +212,11 @@ def without(start):
 
 
 def misshapen(tensors):
-    tensors[f"{naming.UNET}out.2.bias"] = np.zeros(3, np.float32)
+    tensors[f"{original_names.UNET}out.2.bias"] = np.zeros(3, np.float32)
 
 
-XL = f"{naming.UNET}label_emb.0.0.weight"
-UNET_IN = f"{naming.UNET}input_blocks.0.0.weight"
+XL = f"{original_names.UNET}label_emb.0.0.weight"
+UNET_IN = f"{original_names.UNET}input_blocks.0.0.weight"
 BROKEN = {
     "no UNet": (without("model."), "has no Stable Diffusion's UNet, names that start with model.diffusion_model.: it"),
     "a LoRA": (
@@ -232,14 +235,17 @@ BROKEN = {
     ),
     "EDM": (lambda t: t.update({"edm_mean": np.ones(4)}), "with EDM's preconditioning, which is not supported"),
     "inpainting": (lambda t: t.update({UNET_IN: np.ones((8, 9, 3, 3))}), "takes 9 channels, as models that fill in"),
-    "missing": (lambda t: t.pop(f"{naming.UNET}out.2.bias"), "missing    model.diffusion_model.out.2.bias (4,)"),
+    "missing": (
+        lambda t: t.pop(f"{original_names.UNET}out.2.bias"),
+        "missing    model.diffusion_model.out.2.bias (4,)",
+    ),
     "misshapen": (misshapen, "misshapen  model.diffusion_model.out.2.bias: (3,), expected (4,)"),
     "unexpected": (
-        lambda t: t.update({f"{naming.UNET}x": np.ones(1, np.float32)}),
+        lambda t: t.update({f"{original_names.UNET}x": np.ones(1, np.float32)}),
         "unexpected model.diffusion_model.x (1,)",
     ),
     "twice": (
-        lambda t: t.update({f"{naming.VAE}encoder.mid.attn_1.to_q.bias": np.ones(16, np.float32)}),
+        lambda t: t.update({f"{original_names.VAE}encoder.mid.attn_1.to_q.bias": np.ones(16, np.float32)}),
         "are the same parameter",
     ),
 }
@@ -270,7 +276,9 @@ def test_no_weights_but_a_name(write, tmp_path, small, small_folder):
 
 
 def test_the_shell_says_what_is_missing(simple, write):
-    like = {f"{naming.UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": np.ones((8, 768), np.float32)}
+    like = {
+        f"{original_names.UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": np.ones((8, 768), np.float32)
+    }
     result = CliRunner().invoke(main, ["edit", "--model", str(write(simple | like)), "--prompt", "a", "--edit", "b"])
     assert result.exit_code == 1
     assert "does not hold CLIP's vocabulary" in result.output

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import tiny
 
-from sega_jax.schedules import from_config
-from sega_jax.schedules.noise import cumulative
-from sega_jax.solvers import SOLVERS
+from sega_jax.method.schedules import from_config
+from sega_jax.method.schedules.spacing import cumulative
+from sega_jax.method.solvers import SOLVERS
 
 ALPHAS = ["DDIM", "PNDM"]
 # Data that are normal, so that the probability flow is known: x_t is sqrt(abar) m + sqrt(v) times a constant.

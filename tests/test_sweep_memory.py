@@ -6,10 +6,11 @@ import pytest
 from click.testing import CliRunner
 
 from sega_jax import Edit, sweep
-from sega_jax.cli import main
-from sega_jax.sweep import memory, records
-from sega_jax.sweep.folder import Folder, part
-from sega_jax.sweep.memory import Memory
+from sega_jax.cli.main import main
+from sega_jax.sweep.planning import memory
+from sega_jax.sweep.planning.memory import Memory
+from sega_jax.sweep.running import records
+from sega_jax.sweep.running.folder import Folder, part
 
 pytest.importorskip("pyarrow.parquet")
 

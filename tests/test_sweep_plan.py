@@ -8,9 +8,11 @@ import pytest
 import tiny
 
 from sega_jax import Edit
-from sega_jax.sweep import Facts, Plan, Sweep, plan, settings, sharing
-from sega_jax.sweep.points import name, point
-from sega_jax.systems.common import Sizes, Usual
+from sega_jax.sweep import Facts, Plan, Sweep, plan
+from sega_jax.sweep.description import fields
+from sega_jax.sweep.description.points import name, point
+from sega_jax.sweep.planning import sharing
+from sega_jax.systems.base import Sizes, Usual
 
 DDIM = {"_class_name": "DDIMScheduler", **tiny.SD_BETAS}
 FACTS = Facts({"source": "x"}, DDIM, Usual(50, 7.5), Sizes(4, 2, 2, (16, 16)))
@@ -79,8 +81,8 @@ SETTINGS = {
 
 
 def test_names_are_of_what_decides_a_picture():
-    assert CALLS.keys() == settings.CALL.keys()
-    assert SETTINGS.keys() == settings.EDIT.keys()
+    assert CALLS.keys() == fields.CALL.keys()
+    assert SETTINGS.keys() == fields.EDIT.keys()
     names = [named(call={key: value}) for key, value in CALLS.items()]
     names += [named(edits=GLASSES | {"glasses": {key: value}}) for key, value in SETTINGS.items()]
     names += [named(call={"edits": []}), named(call={"edits": ["beard"]})]

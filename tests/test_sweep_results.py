@@ -14,14 +14,15 @@ from click.testing import CliRunner
 from PIL import Image
 from safetensors.numpy import save_file
 
-from sega_jax import pictures, sweep
-from sega_jax.cli import main
+from sega_jax import sweep
+from sega_jax.cli.main import main
 from sega_jax.demo.attributes import WORDS
 from sega_jax.demo.judge import load_judge, look
 from sega_jax.nn.clip import CLIPModel, CLIPTextConfig, CLIPVisionConfig
-from sega_jax.sweep import records
-from sega_jax.sweep.folder import Folder, part
-from sega_jax.systems.common import Sizes, Usual
+from sega_jax.pipelines import png
+from sega_jax.sweep.running import records
+from sega_jax.sweep.running.folder import Folder, part
+from sega_jax.systems.base import Sizes, Usual
 
 pytest.importorskip("pyarrow.parquet")
 
@@ -51,7 +52,7 @@ def folder(tmp_path_factory):
             file = None if i == 1 else f"pictures/{name}.png"
             image = Image.new("RGB", (24, 16), colour(plan.sweep[i]))
             if file is not None:
-                kept.store.write(file, pictures.encoded(image, "png", {}))
+                kept.store.write(file, png.encoded(image, "png", {}))
             own = {"name": name, "file": file, "point": i, "finite": i != 1}
             digest = hashlib.sha256(np.asarray(image).tobytes()).hexdigest()
             table.append(records.settings(plan.point(i), "DDIMScheduler") | MADE | own | {"digest": digest})

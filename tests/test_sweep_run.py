@@ -11,9 +11,10 @@ from click.testing import CliRunner
 from PIL import Image
 from sweeping import records, same
 
-from sega_jax import Edit, Pipeline, loading, pictures, sweep
-from sega_jax.cli import main
-from sega_jax.sweep.folder import Folder
+from sega_jax import Edit, Pipeline, sweep
+from sega_jax.cli.main import main
+from sega_jax.pipelines import loading, png
+from sega_jax.sweep.running.folder import Folder
 
 CALL = {"steps": 3, "guidance_scale": 4.0, "prompt": "a cat"}
 EDITS = {"hat": {"warmup": 1, "threshold": 0.5}, "glasses": {"warmup": 0}}
@@ -65,7 +66,7 @@ def test_records(done, plan):
 def test_pictures_know_how_they_were_made(done, plan, tmp_path):
     """The command that `info` prints makes the picture again, but for the roundings of another batch."""
     row = next(row for row in records(done) if row["point"] == 3)
-    known = pictures.settings(done / row["file"])
+    known = png.settings(done / row["file"])
     assert [Edit(**edit) for edit in known["edits"]] == list(plan.point(3).edits.values())
     said = CliRunner().invoke(main, ["info", str(done / row["file"])])
     assert said.exit_code == 0, said.output

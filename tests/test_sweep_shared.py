@@ -13,11 +13,11 @@ from PIL import Image
 
 import sega_jax
 from sega_jax import sweep
-from sega_jax.parallel import Devices
-from sega_jax.sweep import sharing
-from sega_jax.sweep.run import _Run
-from sega_jax.sweep.shared import _SETTINGS, SharedPipeline, _submit
-from sega_jax.systems import common
+from sega_jax.pipelines.execution.devices import Devices
+from sega_jax.sweep.planning import sharing
+from sega_jax.sweep.running.prefixes import _SETTINGS, SharedPipeline, _submit
+from sega_jax.sweep.running.run import _Run
+from sega_jax.systems import base
 
 MOMENTUM = {"momentum_scale": 1.0, "momentum_beta": 0.3}  # so much that it shows whose it is
 EDITS = {"hat": {"threshold": 0.5}, "bow": {"concept": "apple", "warmup": 3, "threshold": 0.3}}
@@ -192,7 +192,7 @@ def test_rows_that_the_memory_does_not_hold_at_their_departure(least, least_fold
                 raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
             return program(*given)
 
-        return run if function is common.depart else program
+        return run if function is base.depart else program
 
     monkeypatch.setattr(Devices, "map", full)
     with pytest.warns(UserWarning, match="the memory does not hold 2 rows"):

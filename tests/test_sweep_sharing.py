@@ -11,10 +11,11 @@ import pytest
 import tiny
 
 from sega_jax import Edit, Edits, Predictions, cfg, sega
-from sega_jax.guidance import SegaState
-from sega_jax.sweep import Facts, Sweep, sharing
-from sega_jax.sweep.points import point
-from sega_jax.systems.common import Sizes, Usual
+from sega_jax.method.guidance import SegaState
+from sega_jax.sweep import Facts, Sweep
+from sega_jax.sweep.description.points import point
+from sega_jax.sweep.planning import sharing
+from sega_jax.systems.base import Sizes, Usual
 
 CALLS, SHAPE = 12, (1, 3, 4, 2)
 FACTS = Facts({}, {"_class_name": "DDIMScheduler", **tiny.SD_BETAS}, Usual(CALLS, 3.0), Sizes(2, 1, 1, (3, 4)))

@@ -10,9 +10,9 @@ import sweeping
 from sweeping import same
 
 from sega_jax import sweep
-from sega_jax.sweep import leases
-from sega_jax.sweep.leases import Leases
-from sega_jax.sweep.store import store
+from sega_jax.sweep.running import leases
+from sega_jax.sweep.running.leases import Leases
+from sega_jax.sweep.running.store import store
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import tiny
 from safetensors.numpy import save_file
 
 from convert.conversion import opener
-from sega_jax.checkpoint import CheckpointError, fill
 from sega_jax.nn.t5 import T5Config, T5EncoderModel, buckets
+from sega_jax.weights.pull import CheckpointError, fill
 
 
 def encoder(dtype=np.float32):

@@ -10,10 +10,10 @@ import pytest
 from reference import oracle
 
 from sega_jax import Edit, Edits, Predictions, cfg, sega
-from sega_jax.guidance import SUPPORTS
-from sega_jax.sample import Carry, sample
-from sega_jax.schedules.tokens import renoising
-from sega_jax.solvers import Chances, renoise
+from sega_jax.method.guidance import SUPPORTS
+from sega_jax.method.sample import Carry, sample
+from sega_jax.method.schedules.tokens import renoising
+from sega_jax.method.solvers import Chances, renoise
 
 SPACE, LABELS, STEPS, SCALE = (5, 4), 12, 7, 3.0
 EDITS = [Edit("a", scale=4, threshold=0.6, warmup=1), Edit("b", scale=-3, threshold=0.3, warmup=3, cooldown=6)]

@@ -17,12 +17,12 @@ import numpy as np
 from jax.typing import DTypeLike
 from safetensors.numpy import load_file, save_file
 
-from sega_jax import naming
-from sega_jax.checkpoint import from_torch, leaves, torch_name, torch_shape
 from sega_jax.nn.safety import SafetyCheckerConfig, StableDiffusionSafetyChecker
 from sega_jax.systems import deepfloyd, sdxl
 from sega_jax.systems import paella as paella_system
 from sega_jax.systems.stable_diffusion import Models
+from sega_jax.weights import original_names
+from sega_jax.weights.pull import from_torch, leaves, torch_name, torch_shape
 
 UNET = {
     "_class_name": "UNet2DConditionModel",
@@ -426,12 +426,12 @@ def original(*, unet=UNET, vae=VAE, text=TEXT, text_2=None, openclip=False, ema=
     values where `ema`, the text encoder as OpenCLIP has it, with one layer more, where `openclip`, and two of them,
     Stable Diffusion XL's, where there is a `text_2`."""
     models, found = networks(unet=unet, vae=vae, text=text) if text_2 is None else None, {}
-    starts = (naming.OPENCLIP if openclip else naming.CLIP, naming.UNET, naming.VAE)
+    starts = (original_names.OPENCLIP if openclip else original_names.CLIP, original_names.UNET, original_names.VAE)
     if text_2 is not None:
         models = sdxl.Models.build(text, text_2, unet, vae)
-        starts = (naming.CLIP_XL, naming.OPENCLIP_XL, naming.UNET, naming.VAE)
+        starts = (original_names.CLIP_XL, original_names.OPENCLIP_XL, original_names.UNET, original_names.VAE)
     for module, start in zip(models, starts, strict=True):
-        names, fused = naming.original_names(module, start), {}
+        names, fused = original_names.original_names(module, start), {}
         for key, array in tensors(module).items():
             name, _, part = names[key].rstrip("]").partition("[")
             if name.endswith(".text_projection"):
@@ -446,13 +446,13 @@ def original(*, unet=UNET, vae=VAE, text=TEXT, text_2=None, openclip=False, ema=
     if openclip:
         unused = {key: key.replace("resblocks.0.", f"resblocks.{text['num_hidden_layers']}.") for key in found}
         found |= {new: found[key] + 1 for key, new in unused.items() if new != key}
-        found[f"{naming.OPENCLIP}text_projection"] = np.ones([text["hidden_size"]] * 2, np.float32)
-        found[f"{naming.OPENCLIP}logit_scale"] = np.ones([], np.float32)
+        found[f"{original_names.OPENCLIP}text_projection"] = np.ones([text["hidden_size"]] * 2, np.float32)
+        found[f"{original_names.OPENCLIP}logit_scale"] = np.ones([], np.float32)
     else:
-        start = naming.CLIP if text_2 is None else naming.CLIP_XL
+        start = original_names.CLIP if text_2 is None else original_names.CLIP_XL
         found[f"{start}text_model.embeddings.position_ids"] = np.arange(12)[None]
     if ema:
-        for key in [key for key in found if key.startswith(naming.UNET)]:
+        for key in [key for key in found if key.startswith(original_names.UNET)]:
             found["model_ema." + key.removeprefix("model.").replace(".", "")] = found[key] + np.float32(0.01)
         found["model_ema.decay"] = np.full((), 0.9999, np.float32)
     found["alphas_cumprod"] = np.ones(1000, np.float32)

@@ -21,13 +21,13 @@ import optax
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from sega_jax.checkpoint import flax_name
-from sega_jax.demo import portraits
 from sega_jax.demo.attributes import ATTRIBUTES, COLUMN, WORDS, visible
-from sega_jax.demo.training import initial
-from sega_jax.loading import DEMO, load
+from sega_jax.demo.training import portraits
+from sega_jax.demo.training.trainer import initial
 from sega_jax.nn.layers import Conv, GroupNorm, Linear
-from sega_jax.shell import plainly
+from sega_jax.pipelines.loading import DEMO, load
+from sega_jax.pipelines.progress import plainly
+from sega_jax.weights.pull import flax_name
 
 WEIGHTS = Path(__file__).parent / "judge.safetensors"
 _WIDTHS = (3, 24, 48, 96, 128, 128)

@@ -3,13 +3,13 @@
 pipe = sega_jax.load()
 pipe("a portrait of a woman", [add("glasses"), remove("smile")], **CALL)
 
-On 256 pictures a word (`python -m sega_jax.demo.evaluate FOLDER`, 41 words), adding succeeds in 98 % and keeps 91 % of
-the other attributes, removing in 93 % with 76 % kept. More strength adds and removes more and keeps less.
+On 256 pictures a word (`python -m sega_jax.demo.evaluate.diffusion FOLDER`, 41 words), adding succeeds in 98 % and
+keeps 91 % of the other attributes, removing in 93 % with 76 % kept. More strength adds and removes more and keeps less.
 """
 
 from typing import Any
 
-from sega_jax.guidance import Edit
+from sega_jax.method.guidance import Edit
 
 STEPS = 20
 CALL = {"steps": STEPS, "guidance_scale": 4.0, "momentum_scale": 0.4, "momentum_beta": 0.4}

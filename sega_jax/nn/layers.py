@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from sega_jax.arrays import at_least_float32
-from sega_jax.nn.flash import flash
+from sega_jax.method.numerics import at_least_float32
+from sega_jax.nn.flash_attention import flash
 
 
 def gelu(x: jax.Array) -> jax.Array:

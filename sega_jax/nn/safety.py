@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from sega_jax.arrays import at_least_float32
+from sega_jax.method.numerics import at_least_float32
 from sega_jax.nn.clip import CLIPVisionConfig, CLIPVisionModel
 from sega_jax.nn.config import build
 from sega_jax.nn.layers import Linear, parameter

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from sega_jax.arrays import at_least_float32
+from sega_jax.method.numerics import at_least_float32
 from sega_jax.nn.config import build
 from sega_jax.nn.layers import Embed, Linear, along, parameter
 

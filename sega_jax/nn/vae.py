@@ -9,7 +9,7 @@ from flax import nnx
 
 from sega_jax.nn.config import build
 from sega_jax.nn.layers import ACTIVATIONS, Attention, Conv, Downsample, GroupNorm, ResnetBlock, Upsample
-from sega_jax.nn.tiling import tiled
+from sega_jax.nn.vae_tiling import tiled
 
 _EPS = 1e-6
 _OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
@@ -192,7 +192,7 @@ class AutoencoderKL(nnx.Module):
         return mean, jnp.clip(logvar, -30, 20)
 
     def decode(self, latents: jax.Array, tile: int | None = None) -> jax.Array:
-        """Latents larger than `tile` positions a side, where that is given, in tiles (`sega_jax.nn.tiling`)."""
+        """Latents larger than `tile` positions a side, where that is given, in tiles (`sega_jax.nn.vae_tiling`)."""
         if tile is not None and max(latents.shape[1:3]) > tile:
             return tiled(self.decode, latents, tile, self.config.factor)
         x = latents.astype(self.decoder.conv_in.kernel[...].dtype)

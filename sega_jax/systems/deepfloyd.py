@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from sega_jax.nn.config import built
 from sega_jax.nn.t5 import T5Config, T5EncoderModel
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
-from sega_jax.systems.common import Sizes, Usual
-from sega_jax.systems.common import advance as advance
-from sega_jax.systems.common import start as start
+from sega_jax.systems.base import Sizes, Usual
+from sega_jax.systems.base import advance as advance
+from sega_jax.systems.base import start as start
 
 
 class Models(NamedTuple):

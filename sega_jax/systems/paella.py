@@ -16,19 +16,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sega_jax.arrays import at_least_float32
-from sega_jax.guidance import Edits, Predictions
+from sega_jax.method.guidance import Edits, Predictions
+from sega_jax.method.numerics import at_least_float32
+from sega_jax.method.sample import Carry, sample
+from sega_jax.method.schedules import Row
+from sega_jax.method.solvers import Chances, Solver, renoise
 from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModelWithProjection
 from sega_jax.nn.config import built
 from sega_jax.nn.paella import Condition, Paella, PaellaConfig, Projected
 from sega_jax.nn.prior import PriorConfig, PriorModel
 from sega_jax.nn.t5 import T5Config, T5EncoderModel
 from sega_jax.nn.vqgan import VQConfig, VQModel
-from sega_jax.sample import Carry, sample
-from sega_jax.schedules import Row
-from sega_jax.solvers import Chances, Solver, renoise
-from sega_jax.systems import prior as priors
-from sega_jax.systems.common import INITIAL, Record, Sizes, Usual, complete, guiding, recorder
+from sega_jax.systems import paella_prior as priors
+from sega_jax.systems.base import INITIAL, Record, Sizes, Usual, complete, guiding, recorder
 from sega_jax.systems.deepfloyd import encode as encode
 
 # Of the published inference scripts: after how many of 32 steps no token is noised any more, and the temperatures.
@@ -191,8 +191,8 @@ def advance(
 
     Args:
         carry: of `start`, or of the chunk before.
-        table: rows of `sega_jax.schedules.tokens.renoising`, some of which may be filling.
-        concepts: how many are predicted, as of `sega_jax.systems.common.advance`.
+        table: rows of `sega_jax.method.schedules.tokens.renoising`, some of which may be filling.
+        concepts: how many are predicted, as of `sega_jax.systems.base.advance`.
 
     Returns:
         The carry, and with `method.record` the record of the chunk's calls.

@@ -12,16 +12,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sega_jax.arrays import at_least_float32
+from sega_jax.method.numerics import at_least_float32
+from sega_jax.method.sample import Carry
+from sega_jax.method.schedules import Row
 from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 from sega_jax.nn.config import built
 from sega_jax.nn.unet import Context, UNet2DConditionModel, UNetConfig
 from sega_jax.nn.vae import AutoencoderConfig, AutoencoderKL
-from sega_jax.sample import Carry
-from sega_jax.schedules import Row
-from sega_jax.systems import common, stable_diffusion
-from sega_jax.systems.common import Method, Record, Settings, Sizes, Usual
-from sega_jax.systems.common import start as start
+from sega_jax.systems import base, stable_diffusion
+from sega_jax.systems.base import Method, Record, Settings, Sizes, Usual
+from sega_jax.systems.base import start as start
 
 
 class Models(NamedTuple):
@@ -138,7 +138,7 @@ def advance(
     """As `common.advance`, with texts [rows, 2 + n, tokens + 1, channels] and the rows' sizes."""
     sizes = jnp.broadcast_to(jnp.asarray(settings.sizes)[:, None], (*text.shape[:2], 6))
     told = Context(*parted(text, unet.config.pooled_dim), sizes)
-    return common.advance(unet, told, carry, table, settings, method=method, concepts=concepts)
+    return base.advance(unet, told, carry, table, settings, method=method, concepts=concepts)
 
 
 def decode(vae: AutoencoderKL, latents: jax.Array, *, tile: int | None = None) -> tuple[jax.Array, jax.Array]:
@@ -149,7 +149,7 @@ def decode(vae: AutoencoderKL, latents: jax.Array, *, tile: int | None = None) -
 
 def embed(vae: AutoencoderKL, key: jax.Array, pictures: jax.Array) -> jax.Array:
     """As `common.embed`, in the dtype of `decode`."""
-    return common.embed(_upcast(vae), key, pictures)
+    return base.embed(_upcast(vae), key, pictures)
 
 
 def _upcast(vae: AutoencoderKL) -> AutoencoderKL:

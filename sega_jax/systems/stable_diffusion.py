@@ -16,15 +16,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sega_jax.arrays import at_least_float32
+from sega_jax.method.numerics import at_least_float32
+from sega_jax.method.schedules import Row
 from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModel
 from sega_jax.nn.config import built
 from sega_jax.nn.safety import StableDiffusionSafetyChecker
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
 from sega_jax.nn.vae import AutoencoderConfig, AutoencoderKL
-from sega_jax.schedules import Row
-from sega_jax.systems.common import Method, Settings, Sizes, Usual, advance, start
-from sega_jax.systems.common import embed as embed
+from sega_jax.systems.base import Method, Settings, Sizes, Usual, advance, start
+from sega_jax.systems.base import embed as embed
 
 USUAL, UPSCALING = Usual(50, 7.5), Usual(75, 9.0, 20)
 

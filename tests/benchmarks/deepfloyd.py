@@ -24,9 +24,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import tiny
 from published import IF_1_XL, IF_2_L, SD_2, X4, X4_VAE
 
-from sega_jax import Edit, Pipeline, schedules
-from sega_jax.parallel import Devices
-from sega_jax.small import Noising
+from sega_jax import Edit, Pipeline
+from sega_jax.method import schedules
+from sega_jax.pipelines.execution.devices import Devices
+from sega_jax.pipelines.images import Noising
 from sega_jax.systems import deepfloyd, stable_diffusion
 
 

@@ -17,7 +17,7 @@ from end_to_end import arguments, tell_all
 
 import sega_jax
 from sega_jax import Edit
-from sega_jax.loading import DEMO
+from sega_jax.pipelines.loading import DEMO
 
 PROMPT, WORDS = "a portrait of a woman with brown hair", ("glasses", "smile", "hat", "earrings")
 

@@ -30,10 +30,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import tiny
 from published import SD_1
 
-from sega_jax import Edit, Pipeline, schedules
-from sega_jax.parallel import Devices
+from sega_jax import Edit, Pipeline
+from sega_jax.method import schedules
+from sega_jax.pipelines.execution.devices import Devices
 from sega_jax.systems.stable_diffusion import Models
-from sega_jax.text import Tokenizer
+from sega_jax.text.tokenizers import Tokenizer
 
 SMALL = {"text_encoder": tiny.TEXT, "unet": tiny.UNET, "vae": tiny.VAE}
 # TFLOP of the UNet for one branch at one step, and of the decoder for one picture.

@@ -31,8 +31,8 @@ from published import SD_1
 
 import convert
 import sega_jax
-from sega_jax import naming
 from sega_jax.systems.stable_diffusion import Models
+from sega_jax.weights import original_names
 
 FORMS = ("safetensors", "orbax", "single.safetensors", "single.ckpt")
 
@@ -64,8 +64,12 @@ def peak(small: Path, source: Path, dtype: str, config: Path | None) -> float:
 def original(folder: Path, models: Models) -> dict[str, np.ndarray]:
     """The tensors of a folder under the names of a single file."""
     found = {}
-    for part, start in (("text_encoder", naming.CLIP), ("unet", naming.UNET), ("vae", naming.VAE)):
-        names = naming.original_names(getattr(models, part), start)
+    for part, start in (
+        ("text_encoder", original_names.CLIP),
+        ("unet", original_names.UNET),
+        ("vae", original_names.VAE),
+    ):
+        names = original_names.original_names(getattr(models, part), start)
         (path,) = (folder / part).glob("*.safetensors")
         with safe_open(path, framework="numpy") as file:
             found |= {names[key]: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping

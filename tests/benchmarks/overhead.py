@@ -17,7 +17,7 @@ import numpy as np
 from end_to_end import arguments, pipeline, tell_all
 
 from sega_jax import Edit, Pipeline
-from sega_jax.parallel import Devices
+from sega_jax.pipelines.execution.devices import Devices
 
 
 @jax.jit

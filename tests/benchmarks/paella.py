@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import tiny
 
 from sega_jax import Edit, Edits, PaellaPipeline
-from sega_jax.parallel import Devices
-from sega_jax.schedules.tokens import renoising
+from sega_jax.method.schedules.tokens import renoising
+from sega_jax.pipelines.execution.devices import Devices
 from sega_jax.systems import paella
 
 TFLOP = 0.52  # a branch and step, of 64 bytes and CLIP's tokens

@@ -19,7 +19,7 @@ from end_to_end import arguments, pipeline, tell_all
 
 import sega_jax
 from sega_jax import Edit, Output, Pipeline
-from sega_jax.parallel import Devices
+from sega_jax.pipelines.execution.devices import Devices
 
 
 def ratio(ours: np.ndarray, other: np.ndarray) -> float:

@@ -21,7 +21,7 @@ import numpy as np
 from end_to_end import pipeline
 
 from sega_jax import Edit
-from sega_jax.parallel import Devices
+from sega_jax.pipelines.execution.devices import Devices
 
 
 class Stopwatch(Devices):

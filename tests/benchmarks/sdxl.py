@@ -26,10 +26,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import tiny
 from published import XL
 
-from sega_jax import Edit, Pipeline, schedules
-from sega_jax.parallel import Devices
+from sega_jax import Edit, Pipeline
+from sega_jax.method import schedules
+from sega_jax.pipelines.execution.devices import Devices
 from sega_jax.systems import sdxl
-from sega_jax.text import Tokenizer, TokenizerPair
+from sega_jax.text.tokenizers import Tokenizer, TokenizerPair
 
 SMALL = {"text_encoder": tiny.TEXT, "text_encoder_2": tiny.TEXT_XL_2, "unet": tiny.UNET_XL, "vae": tiny.VAE}
 # TFLOP of the UNet for one branch at one step, and of the decoder for one picture.

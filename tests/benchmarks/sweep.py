@@ -29,7 +29,7 @@ from end_to_end import numbers, pipeline
 from scaling import Stopwatch
 
 from sega_jax import Pipeline, load, sweep
-from sega_jax.parallel import Devices
+from sega_jax.pipelines.execution.devices import Devices
 
 Digests = dict[str, str]  # of pictures, by their names
 

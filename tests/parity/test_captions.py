@@ -13,7 +13,7 @@ import warnings
 from diffusers import IFPipeline
 from test_captions import CAPTIONS
 
-from sega_jax.captions import clean, plain
+from sega_jax.text.caption_cleaning import clean, plain
 
 pytestmark = pytest.mark.parity
 

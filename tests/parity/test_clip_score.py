@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from sega_jax.checkpoint import Tensors, fill
 from sega_jax.nn.clip import CLIPModel, CLIPTextConfig, CLIPVisionConfig
+from sega_jax.weights.pull import Tensors, fill
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -22,7 +22,7 @@ from safetensors.torch import load_file as load_torch
 
 import convert
 from sega_jax import CheckpointError
-from sega_jax.pickled import PickledTensors
+from sega_jax.weights.torch_pickle import PickledTensors
 
 pytestmark = pytest.mark.parity
 

@@ -23,9 +23,9 @@ from parity.original_if import FIRST, SECOND, UNPROJECTED
 from parity.test_convert import Hostile
 from parity.theirs import first, last, noise, relative
 from sega_jax import CheckpointError
-from sega_jax.checkpoint import fill, read_json
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
-from sega_jax.sources import open_weights
+from sega_jax.pipelines.sources import open_weights
+from sega_jax.weights.pull import fill, read_json
 
 pytestmark = pytest.mark.parity
 

@@ -21,11 +21,11 @@ from convert import convert_paella
 from convert.__main__ import main
 from convert.paella import NETWORKS
 from sega_jax import CheckpointError, load
-from sega_jax.checkpoint import fill, read_json
 from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModelWithProjection
 from sega_jax.nn.t5 import T5Config, T5EncoderModel
-from sega_jax.sources import open_weights
+from sega_jax.pipelines.sources import open_weights
 from sega_jax.systems import paella
+from sega_jax.weights.pull import fill, read_json
 
 pytestmark = pytest.mark.parity
 

@@ -21,7 +21,7 @@ import torch
 
 import sega_jax
 from parity.theirs import double, first, fresh, inject, last, precision, relative, scheduler
-from sega_jax.schedules import from_config
+from sega_jax.method.schedules import from_config
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")]
 

@@ -14,7 +14,7 @@ import numpy as np
 from parity.both import ESTIMATES, differ, run
 from parity.theirs import load, relative
 from sega_jax.demo import settings
-from sega_jax.loading import DEMO
+from sega_jax.pipelines.loading import DEMO
 
 pytestmark = pytest.mark.parity
 

@@ -24,17 +24,17 @@ from published import BYT5_XL, IF_1_XL, IF_2_L, SAFETY, SD_1, SD_2, T5_XXL, VIT_
 
 from parity.theirs import fill, first, last, noise, relative, same_names
 from sega_jax import Edit
-from sega_jax.checkpoint import leaves
+from sega_jax.method.schedules import from_config
 from sega_jax.nn import safety
 from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModelWithProjection
 from sega_jax.nn.t5 import T5Config, T5EncoderModel
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
-from sega_jax.parallel import Devices
-from sega_jax.pipeline import Pipeline
-from sega_jax.schedules import from_config
+from sega_jax.pipelines.execution.devices import Devices
+from sega_jax.pipelines.pipeline import Pipeline
 from sega_jax.systems import sdxl
 from sega_jax.systems.stable_diffusion import Models, encode
-from sega_jax.text import Tokenizer
+from sega_jax.text.tokenizers import Tokenizer
+from sega_jax.weights.pull import leaves
 
 pytestmark = pytest.mark.parity
 

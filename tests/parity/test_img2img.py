@@ -20,7 +20,7 @@ from PIL import Image
 
 from parity import theirs
 from parity.theirs import double, first, fresh, inject, last, noise, precision, relative, schedule
-from sega_jax.systems.common import POSTERIOR
+from sega_jax.systems.base import POSTERIOR
 
 pytestmark = [
     pytest.mark.parity,

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from test_lora import NAMINGS, layers, models, tensors
 
 from sega_jax import load, merge_lora
-from sega_jax.checkpoint import from_torch, torch_name
+from sega_jax.weights.pull import from_torch, torch_name
 
 pytestmark = pytest.mark.parity
 

@@ -21,10 +21,10 @@ from safetensors.numpy import load_file, save_file
 from transformers.models.t5 import modeling_t5
 
 from parity.theirs import double, first, last, noise, pair, precision, relative
-from sega_jax import loading
 from sega_jax.nn import clip, layers, t5, unet, vae
 from sega_jax.nn.unet.attention import FeedForward
 from sega_jax.nn.unet.embedding import TimestepEmbedding, sinusoid
+from sega_jax.pipelines import loading
 
 pytestmark = pytest.mark.parity
 

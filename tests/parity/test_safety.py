@@ -16,7 +16,7 @@ from PIL import Image
 from parity import theirs
 from parity.theirs import first, last, noise, pair, relative
 from sega_jax.nn import safety
-from sega_jax.safety import FeatureExtractor
+from sega_jax.pipelines.safety import FeatureExtractor
 from sega_jax.systems.stable_diffusion import check
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore:the safety checker flagged:UserWarning")]

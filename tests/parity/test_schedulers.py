@@ -19,11 +19,10 @@ import torch
 from diffusers.pipelines import deepfloyd_if
 
 from parity.theirs import double, noise, relative, scheduler
-from sega_jax.components import as_scheduler
-from sega_jax.schedules import FAMILIES, from_config
-from sega_jax.schedules.noise import cumulative
-from sega_jax.schedules.timesteps import NAMED
-from sega_jax.solvers import SOLVERS
+from sega_jax.method.schedules import FAMILIES, from_config
+from sega_jax.method.schedules.spacing import NAMED, cumulative
+from sega_jax.method.solvers import SOLVERS
+from sega_jax.pipelines.components import as_scheduler
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
 

@@ -13,7 +13,7 @@ from diffusers.loaders import single_file_utils
 from test_single_file import KINDS, shapes
 
 from parity.test_full_size import theirs
-from sega_jax import naming
+from sega_jax.weights import original_names
 
 pytestmark = pytest.mark.parity
 
@@ -24,7 +24,7 @@ def converted(tensors, configs, reference):
     """What diffusers makes of a single file's tensors, by part."""
     unet = single_file_utils.convert_ldm_unet_checkpoint(dict(tensors), {"layers_per_block": 2} | configs["unet"])
     vae = single_file_utils.convert_ldm_vae_checkpoint(dict(tensors), configs["vae"])
-    if any(key.startswith(naming.OPENCLIP) for key in tensors):
+    if any(key.startswith(original_names.OPENCLIP) for key in tensors):
         encoder = single_file_utils.convert_open_clip_checkpoint(reference, dict(tensors))
     else:
         encoder = single_file_utils.convert_ldm_clip_checkpoint(dict(tensors))

@@ -15,9 +15,9 @@ import torch
 import transformers
 
 import sega_jax
-from sega_jax.checkpoint import from_torch, leaves, torch_name
-from sega_jax.schedules import from_config
-from sega_jax.systems.common import POSTERIOR
+from sega_jax.method.schedules import from_config
+from sega_jax.systems.base import POSTERIOR
+from sega_jax.weights.pull import from_torch, leaves, torch_name
 
 for library in (diffusers, transformers):
     library.utils.logging.set_verbosity_error()

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sega_jax.arrays import at_least_float32
+from sega_jax.method.numerics import at_least_float32
 from sega_jax.nn.layers import ACTIVATIONS, LayerNorm, Linear, attend, parameter
 
 

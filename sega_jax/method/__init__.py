@@ -1,0 +1,1 @@
+"""The theory: schedules, guidance, solvers and the sampling loop, on arrays alone."""

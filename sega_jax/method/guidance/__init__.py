@@ -1,0 +1,26 @@
+"""Guidance rules on arrays, one file each; semantic guidance (SEGA) is one of them.
+
+Guidance is a link in an optax chain. Its `params` are the `Predictions` of one model call, its
+`updates` the estimate so far, and the chain starts from the unconditional one:
+
+    guidance = optax.chain(cfg(7.5), sega(Edits.stack([[Edit("glasses")]])))
+    state = guidance.init(predictions)                                          # shapes suffice
+    estimate, state = guidance.update(predictions.uncond, state, predictions)
+
+It works with any denoiser that is guided without a classifier, in any loop, under jit, vmap, scan and
+grad. Arrays are [batch, (n,) *space, channels]; n is the number of concepts. All arithmetic is in
+float32 at least, whatever the network's dtype.
+"""
+
+from sega_jax.method.guidance.cfg import cfg as cfg
+from sega_jax.method.guidance.chain import Predictions as Predictions
+from sega_jax.method.guidance.edits import NEVER as NEVER
+from sega_jax.method.guidance.edits import Edit as Edit
+from sega_jax.method.guidance.edits import Edits as Edits
+from sega_jax.method.guidance.quantile import SUPPORTS as SUPPORTS
+from sega_jax.method.guidance.replay import ReplayState as ReplayState
+from sega_jax.method.guidance.replay import replay as replay
+from sega_jax.method.guidance.rescale import rescale as rescale
+from sega_jax.method.guidance.sega import SEMANTICS as SEMANTICS
+from sega_jax.method.guidance.sega import SegaState as SegaState
+from sega_jax.method.guidance.sega import sega as sega

@@ -1,0 +1,177 @@
+"""Tables of the solvers that step along abar: DDIM, DDPM, PNDM.
+
+Their state is x = a x0 + b eps, a = sqrt(abar) and b = sqrt(1 - abar).
+"""
+
+import itertools
+import math
+
+import numpy as np
+
+from sega_jax.method.schedules.calls import DDIMRow, Row, Threshold, multistep, table
+from sega_jax.method.schedules.spacing import Options, cumulative, spaced
+
+
+def x0_form(options: Options, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(p, q) with x0 = p x + q output; v is a eps - b x0 (Salimans & Ho 2022)."""
+    if options["prediction_type"] == "v_prediction":
+        return a, -b
+    if options["prediction_type"] == "sample":
+        return np.zeros_like(a), np.ones_like(a)
+    with np.errstate(divide="ignore"):
+        return 1 / a, -b / a
+
+
+def eps_form(options: Options, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(p, q) with eps = p x + q output."""
+    if options["prediction_type"] == "v_prediction":
+        return b, a
+    if options["prediction_type"] == "sample":
+        return 1 / b, -a / b
+    return np.zeros_like(a), np.ones_like(a)
+
+
+def _clip(options: Options) -> float:
+    return options["clip_sample_range"] if options["clip_sample"] else math.inf
+
+
+def threshold(options: Options, calls: int) -> Threshold | None:
+    """Columns [calls], or None without `thresholding`; with it `clip_sample` means nothing, as in diffusers.
+
+    Options that have the solver remember eps are refused with it, where diffusers takes x0 from eps and eps
+    from the thresholded x0 (DPM-Solver), or does nothing (UniPC).
+    """
+    if not options["thresholding"]:
+        return None
+    ratio, most = (
+        np.full(calls, options[key], np.float64) for key in ("dynamic_thresholding_ratio", "sample_max_value")
+    )
+    return Threshold(ratio, most)
+
+
+def _at(options: Options, bars: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """abar at timesteps; before timestep 0 it is 1, or abar_0 without `set_alpha_to_one`."""
+    before = 1.0 if options.get("set_alpha_to_one", True) else bars[0]
+    return np.where(t < 0, before, bars[np.clip(t, 0, len(bars) - 1)])
+
+
+def ddim(options: Options, steps: int) -> Row:
+    """Song et al. 2021. The timestep after t is t - T // steps, whatever the spacing, as in diffusers; of given
+    timesteps it is the next."""
+    bars, t = cumulative(options), spaced(options, steps).astype(int)
+    following = np.append(t[1:], -1) if "timesteps" in options else t - options["num_train_timesteps"] // steps
+    now, after = _at(options, bars, t), _at(options, bars, following)
+    a, b = np.sqrt(now), np.sqrt(1 - now)
+    return table(
+        t,
+        DDIMRow(
+            *x0_form(options, a, b),
+            *eps_form(options, a, b),
+            clip=np.full_like(a, _clip(options)),
+            threshold=threshold(options, len(t)),
+            x0_scale=np.sqrt(after),
+            variance=1 - after,
+            sigma=np.sqrt((1 - after) / (1 - now) * np.maximum(1 - now / after, 0)),
+        ),
+        shares=(a, b),
+    )
+
+
+def ddpm(options: Options, steps: int) -> Row:
+    """Ho et al. 2020, eqs. 6 and 7, with the timesteps of the table; no noise is added at timestep 0.
+
+    The betas are those that lead from each timestep to the next, which is what DeepFloyd-IF's own code makes
+    of its lists. After a last timestep above 0 noise is added as in diffusers, but not in that code.
+
+    A variance that the network predicts counts with "learned_range" alone.
+    """
+    bars, t = cumulative(options), spaced(options, steps).astype(int)
+    now, after = _at(options, bars, t), _at(options, bars, np.append(t[1:], -1))
+    beta = 1 - now / after
+    least = np.maximum((1 - after) / (1 - now) * beta, 1e-20)
+    # None at timestep 0, where an outlying prediction could make 0 times infinity of no noise.
+    logs = np.where(t[:, None] > 0, np.log(np.stack([least, beta], 1)), 0)
+    deviation = {
+        "fixed_small": np.sqrt(least),
+        "fixed_small_log": np.sqrt(least),
+        "fixed_large": np.sqrt(beta),
+        "learned_range": np.ones_like(beta),
+    }[options["variance_type"]]
+    solver = multistep(
+        len(t),
+        m=x0_form(options, np.sqrt(now), np.sqrt(1 - now)),
+        clip=_clip(options),
+        threshold=threshold(options, len(t)),
+        x=(np.sqrt(now / after) * (1 - after) / (1 - now), np.sqrt(after) * beta / (1 - now)),
+        noise=np.where(t > 0, deviation, 0),
+        log_variance=logs if options["variance_type"] == "learned_range" else 0.0,
+    )
+    return table(t, solver, shares=(np.sqrt(now), np.sqrt(1 - now)))
+
+
+# Adams-Bashforth on equal steps, by order; the second formula is Heun's, with the output at the step's end.
+_ADAMS = np.array(
+    [[1, 0, 0, 0], [3 / 2, -1 / 2, 0, 0], [23 / 12, -16 / 12, 5 / 12, 0], np.array([55, -59, 37, -9]) / 24]
+)
+
+
+def pndm(options: Options, steps: int) -> Row:
+    """Liu et al. 2022: a Runge-Kutta start of twelve calls (algorithm 2), or with `skip_prk_steps` lower orders,
+    after Katherine Crowson's sampler; then the linear multi-step formula (eq. 12).
+
+    What is remembered is the output itself; with v, its mean is turned into eps where the step starts.
+
+    Begun later than at the first step, the lower orders are those of the first calls that are run, as in diffusers: the
+    second of them takes the first step anew, though its timestep comes but once, so that all later ones see x of the
+    timestep before. The Runge-Kutta start, which diffusers then mixes with the timesteps that are not run, is of the
+    steps that are.
+    """
+    if "timesteps" in options:
+        raise ValueError("its steps are of one length; give their number, not timesteps")
+    bars, stride = cumulative(options), options["num_train_timesteps"] // steps
+    plan = _low_orders if options["skip_prk_steps"] else _runge_kutta
+    t, begin, end, anew, weights, remember = plan(spaced(options, steps).astype(int), stride, options.get("begin", 0))
+    now, after = _at(options, bars, begin), _at(options, bars, end)
+    # Eq. 9 moves along eps by `slope`.
+    slope = -(after - now) / (now * np.sqrt(1 - after) + np.sqrt(now * (1 - now) * after))
+    from_x, from_output = eps_form(options, np.sqrt(now), np.sqrt(1 - now))
+    solver = multistep(
+        len(t),
+        start=(~anew, anew, 0.0),
+        x=(np.sqrt(after / now) + slope * from_x, (slope * from_output)[:, None] * weights),
+        remember=remember,
+        memory=weights.shape[1] - 1,
+    )
+    here = _at(options, bars, t)
+    return table(t, solver, shares=(np.sqrt(here), np.sqrt(1 - here)))
+
+
+def _low_orders(t: np.ndarray, stride: int, begin: int) -> tuple:
+    """The second timestep is called twice: the first step is taken anew with the mean of both its ends."""
+    t = np.concatenate([t[:2], t[1:2], t[2:]])[begin:]
+    call = np.arange(len(t))
+    anew = call == 1
+    weights = np.insert(_ADAMS, 1, [1 / 2, 1 / 2, 0, 0], 0)[np.minimum(call, 4)]
+    return t, np.where(anew, t + stride, t), np.where(anew, t, t - stride), anew, weights, ~anew
+
+
+def _runge_kutta(t: np.ndarray, stride: int, begin: int) -> tuple:
+    """Three steps of four calls each, at their beginning, twice their middle, and their end."""
+    t = t[begin:]
+    if len(t) < 4:
+        raise ValueError(f"steps={len(t)} should be at least 4: without skip_prk_steps, three are the start")
+    half = stride // 2
+    stages = np.concatenate([[a, b + half, b + half, b] for a, b in itertools.pairwise(t[:4])])
+    end = np.concatenate([stages - np.tile([half, 0, half, 0], 3), t[3:] - stride])
+    begin = np.concatenate([np.repeat(t[:3], 4), t[3:]])
+    t = np.concatenate([stages, t[3:]])
+    call = np.arange(len(t))
+    anew = (call < 12) & (call % 4 != 0)
+    weights = np.zeros((len(t), 13))
+    weights[:12, 0] = 1
+    weights[3:12:4, :4] = [1 / 6, 1 / 3, 1 / 3, 1 / 6]
+    for c in range(12, len(t)):
+        # Of the start, only the outputs at the beginning of a step count.
+        counted = [k for k in range(c, -1, -1) if k >= 12 or k % 4 == 0][:4]
+        weights[c, [c - k for k in counted]] = _ADAMS[3]
+    return t, begin, end, anew, weights, True

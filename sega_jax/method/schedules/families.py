@@ -1,0 +1,224 @@
+"""The schedulers by diffusers' names: the options of each, what they may be, and its table."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sega_jax.method.schedules import ddim_ddpm_pndm, exponential, sigmas
+from sega_jax.method.schedules.calls import Row
+from sega_jax.method.schedules.spacing import Options
+
+
+class Family(NamedTuple):
+    """A scheduler class of diffusers (0.42.1)."""
+
+    table: Callable[[Options, int], Row]
+    defaults: Mapping[str, Any]
+    fixed: Mapping[str, Any] = {}  # options with the one value that is supported
+    choices: Mapping[str, tuple[str, ...]] = {}  # besides those of `_CHOICES`
+    aliases: Mapping[str, Mapping[str, str]] = {}  # values of other classes' options of the same name
+    solver: Callable[[Options], str] = lambda options: "multistep"
+    order: int | None = 1  # calls of a step; None where the table itself leaves out the steps that are not run
+
+
+_BETAS = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "prediction_type": "epsilon",
+    "steps_offset": 0,
+}
+_CLIP = {"clip_sample": True, "clip_sample_range": 1.0}
+_RESPACED = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
+_ALPHAS = _BETAS | {"timestep_spacing": "leading"}
+_SIGMAS = _BETAS | {"timestep_spacing": "linspace"}
+_ENDS = {"sigma_min": None, "sigma_max": None}
+_MULTISTEP = {"solver_order": 2, "lower_order_final": True, "final_sigmas_type": "zero"}
+_ZERO_SNR = {"rescale_betas_zero_snr": False}
+_THRESHOLD = {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
+_FLOWS = {"use_flow_sigmas": False, "use_dynamic_shifting": False}
+
+FAMILIES = {
+    "DDIMScheduler": Family(
+        ddim_ddpm_pndm.ddim,
+        _ALPHAS | _CLIP | _THRESHOLD | _ZERO_SNR | {"set_alpha_to_one": True},
+        solver=lambda options: "ddim",
+    ),
+    "PNDMScheduler": Family(
+        ddim_ddpm_pndm.pndm,
+        _ALPHAS | {"skip_prk_steps": False, "set_alpha_to_one": False},
+        solver=lambda options: "multistep" if options["skip_prk_steps"] else "runge_kutta",
+        order=None,
+    ),
+    "DDPMScheduler": Family(
+        ddim_ddpm_pndm.ddpm,
+        _ALPHAS | _CLIP | _THRESHOLD | _ZERO_SNR | {"variance_type": "fixed_small"},
+        choices={"variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "learned_range")},
+    ),
+    "EulerDiscreteScheduler": Family(
+        sigmas.euler,
+        _SIGMAS
+        | _RESPACED
+        | _ENDS
+        | _ZERO_SNR
+        | {"interpolation_type": "linear", "timestep_type": "discrete", "final_sigmas_type": "zero"},
+    ),
+    "EulerAncestralDiscreteScheduler": Family(sigmas.euler_ancestral, _SIGMAS | _ZERO_SNR),
+    "HeunDiscreteScheduler": Family(
+        sigmas.heun,
+        _SIGMAS
+        | _RESPACED
+        | {"beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False, "clip_sample_range": 1.0},
+        order=2,
+    ),
+    "LMSDiscreteScheduler": Family(sigmas.lms, _SIGMAS | _RESPACED),
+    "DPMSolverMultistepScheduler": Family(
+        exponential.dpm_solver,
+        _SIGMAS
+        | _RESPACED
+        | _MULTISTEP
+        | _THRESHOLD
+        | _ZERO_SNR
+        | {
+            "algorithm_type": "dpmsolver++",
+            "solver_type": "midpoint",
+            "euler_at_final": False,
+            "lambda_min_clipped": -math.inf,
+        },
+        _FLOWS | {"use_lu_lambdas": False},
+        {"solver_type": ("midpoint", "heun")},
+        {
+            "solver_type": {"bh1": "midpoint", "bh2": "midpoint", "logrho": "midpoint"},
+            "algorithm_type": {"deis": "dpmsolver++"},
+        },
+    ),
+    "UniPCMultistepScheduler": Family(
+        exponential.unipc,
+        _SIGMAS
+        | _RESPACED
+        | _ENDS
+        | _MULTISTEP
+        | _THRESHOLD
+        | _ZERO_SNR
+        | {"predict_x0": True, "solver_type": "bh2", "disable_corrector": ()},
+        _FLOWS | {"solver_p": None, "shift_terminal": None},
+        {"solver_type": ("bh1", "bh2")},
+        {"solver_type": {"midpoint": "bh2", "heun": "bh2", "logrho": "bh2"}},
+    ),
+}
+
+_CHOICES = {
+    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
+    "prediction_type": ("epsilon", "v_prediction", "sample"),
+    "timestep_spacing": ("leading", "trailing", "linspace"),
+    "interpolation_type": ("linear", "log_linear"),
+    "timestep_type": ("discrete", "continuous"),
+    "final_sigmas_type": ("zero", "sigma_min"),
+    "algorithm_type": ("dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver"),
+}
+_NUMBERS = {
+    "num_train_timesteps": (int, lambda v: 1 <= v <= 100_000, "a whole number from 1 to 100000"),
+    "steps_offset": (int, lambda v: v >= 0, "a whole number, at least 0"),
+    "solver_order": (int, lambda v: 1 <= v <= 3, "1, 2 or 3"),
+    "beta_start": (int | float, lambda v: 0 < v < 1, "a number between 0 and 1"),
+    "beta_end": (int | float, lambda v: 0 < v < 1, "a number between 0 and 1"),
+    "clip_sample_range": (int | float, lambda v: 0 < v < math.inf, "a positive number"),
+    "dynamic_thresholding_ratio": (int | float, lambda v: 0 <= v <= 1, "a number in [0, 1]"),
+    "sample_max_value": (int | float, lambda v: 1 <= v < math.inf, "a number, at least 1"),
+    "sigma_min": (int | float, lambda v: 0 < v < math.inf, "a positive number"),
+    "sigma_max": (int | float, lambda v: 0 < v < math.inf, "a positive number"),
+    "lambda_min_clipped": (int | float, lambda v: v < 0, "a negative number, the least log of signal over noise"),
+}
+# Options that diffusers' schedulers, which hand their configs to each other, have besides.
+_FOREIGN = {
+    "flow_shift", "time_shift_type", "prk_timesteps",
+    *(key for family in FAMILIES.values() for key in (*family.defaults, *family.fixed)),
+}  # fmt: skip
+
+
+def resolve(config: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
+    """Every option of a config's class, given or default; null is the default. Without `strict`, options that no
+    scheduler here has mean nothing.
+
+    Raises:
+        ValueError: a scheduler, option or value that is not supported; the message lists what is.
+    """
+    name = config.get("_class_name")
+    if name not in list(FAMILIES):
+        raise ValueError(f"the scheduler {name!r} is not supported, only {', '.join(FAMILIES)}")
+    family = FAMILIES[name]
+    known = {*family.defaults, *family.fixed}
+    unknown = [k for k in config if not k.startswith("_") and k not in known | _FOREIGN]
+    if unknown and strict:
+        raise ValueError(f"{name}: unknown options {', '.join(unknown)}; supported are {', '.join(sorted(known))}")
+    for key, only in family.fixed.items():
+        if config.get(key, only) not in (only, None):
+            raise ValueError(f"{name}: {key}={config[key]!r} is not supported, only {only!r}")
+    options = dict(family.defaults)
+    options |= {key: config[key] for key in options if config.get(key) is not None}
+    for key, other in family.aliases.items():
+        if isinstance(options[key], str):
+            options[key] = other.get(options[key], options[key])
+    try:
+        for key, value in options.items():
+            _check(key, value, family)
+        _check_together(options)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    return options
+
+
+def _check(key: str, value: Any, family: Family) -> None:
+    choices = {**_CHOICES, **family.choices}
+    if key in choices:
+        if value not in choices[key]:
+            raise ValueError(f"{key}={value!r} is not supported, only {', '.join(choices[key])}")
+    elif key in _NUMBERS:
+        kind, good, words = _NUMBERS[key]
+        if value == family.defaults[key] and type(value) is type(family.defaults[key]):
+            return
+        if isinstance(value, bool) or not isinstance(value, kind) or not good(value):
+            raise ValueError(f"{key}={value!r} should be {words}")
+    elif isinstance(family.defaults[key], bool) and not isinstance(value, bool):
+        raise ValueError(f"{key}={value!r} should be true or false")
+    elif key == "disable_corrector":
+        calls = value if isinstance(value, list | tuple) else [None]
+        if not all(isinstance(call, int) and not isinstance(call, bool) and call >= 0 for call in calls):
+            raise ValueError(f"{key}={value!r} should be a list of calls, like [0, 1]")
+
+
+def _check_together(options: Options) -> None:
+    betas = options["trained_betas"]
+    if betas is not None:
+        array = np.asarray(betas) if isinstance(betas, list | tuple | np.ndarray) else np.asarray(None)
+        numbered = array.dtype.kind == "f" and array.shape == (options["num_train_timesteps"],)
+        if not numbered or not ((array > 0) & (array < 1)).all():
+            raise ValueError(
+                f"trained_betas should be {options['num_train_timesteps']} numbers between 0 and 1"
+                " (num_train_timesteps)"
+            )
+    spacings = [key for key in _RESPACED if options.get(key)]
+    if len(spacings) > 1:
+        raise ValueError(f"{' and '.join(spacings)} are two spacings of the sigmas; give one")
+    low, high = options.get("sigma_min"), options.get("sigma_max")
+    if None not in (low, high) and low >= high:
+        raise ValueError(f"sigma_min={low} should be below sigma_max={high}")
+    kind = options.get("algorithm_type", "")
+    if kind in ("dpmsolver", "sde-dpmsolver") and options["final_sigmas_type"] == "zero":
+        raise ValueError(f"algorithm_type={kind!r} cannot end at noise zero; give final_sigmas_type='sigma_min'")
+    if "predict_x0" in options and options["final_sigmas_type"] == "zero":
+        if not options["predict_x0"]:
+            raise ValueError("predict_x0=False cannot end at noise zero; give final_sigmas_type='sigma_min'")
+        if options["solver_order"] > 1 and not options["lower_order_final"]:
+            raise ValueError("only order 1 ends at noise zero; give lower_order_final=True")
+    if options.get("thresholding"):
+        if kind in ("dpmsolver", "sde-dpmsolver"):
+            raise ValueError(f"algorithm_type={kind!r} predicts noise, and thresholding is of x0; give '{kind}++'")
+        if not options.get("predict_x0", True):
+            raise ValueError("predict_x0=False predicts noise, and thresholding is of x0; give predict_x0=True")
+    if kind.startswith("sde") and options["solver_order"] == 3:
+        raise ValueError(f"algorithm_type={kind!r} has solver_order 1 and 2, not 3")

@@ -1,0 +1,164 @@
+"""Solvers of the reverse process as `init`/`update` pairs of pure functions.
+
+    init(x) -> state
+    update(x, state, estimate, aux, row, draw) -> (x, state)
+
+`estimate` is the guided network output, `aux` what a prediction carries besides, `row` a row of the table
+of `sega_jax.method.schedules`, and `draw(shape)` the standard normal noise of this call; of `renoise`, whose x is
+tokens, it is `Chances`. States and coefficients are in the dtype of x, float32 or wider.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+CHOICES = ("sample", "argmax", "nearest")
+
+Draw = Callable[[tuple[int, ...]], jax.Array]
+
+
+class Solver(NamedTuple):
+    init: Callable[[jax.Array], Any]
+    update: Callable[[jax.Array, Any, jax.Array, Any, Any, Draw], tuple[jax.Array, Any]]
+
+
+class MultistepState(NamedTuple):
+    start: jax.Array  # [batch, *space, channels], where the last call's step started
+    memory: jax.Array  # [remembered, batch, *space, channels], newest first
+
+
+def _like(x: jax.Array, coefficients: Any) -> Any:
+    """Numbers in the dtype of x, flags as they are."""
+    return jax.tree.map(lambda c: c if jnp.asarray(c).dtype == bool else jnp.asarray(c).astype(x.dtype), coefficients)
+
+
+def ddim(eta: Any = 0.0) -> Solver:
+    """DDIM (Song et al. 2021, eq. 12); eta, a number or [batch] in [0, 1], is the share of fresh noise.
+
+    x0 is clipped or thresholded where the table says so; eps is the network's own, not the clipped one's,
+    as in diffusers' default. DeepFloyd-IF's own DDIM derives it anew from the thresholded x0.
+    """
+
+    def init(x):
+        del x
+        return ()
+
+    def update(x, state, estimate, aux, row, draw):
+        del aux
+        c = _like(x, row.solver)
+        estimate = estimate.astype(x.dtype)
+        x0 = _bounded(c.x0_from_x * x + c.x0_from_output * estimate, c)
+        eps = c.eps_from_x * x + c.eps_from_output * estimate
+        sigma = jnp.asarray(eta).astype(x.dtype) * c.sigma
+        sigma = sigma.reshape(sigma.shape + (1,) * (x.ndim - sigma.ndim)) if sigma.ndim else sigma
+        towards_x = jnp.sqrt(jnp.maximum(c.variance - sigma**2, 0))
+        return c.x0_scale * x0 + towards_x * eps + sigma * draw(x.shape).astype(x.dtype), state
+
+    return Solver(init, update)
+
+
+def multistep(eta: Any = 0.0, *, memory: int = 3) -> Solver:
+    """Linear multi-step methods, all by the formula of `sega_jax.method.schedules.MultistepRow`; they have no eta.
+
+    `aux`, where the network predicts it, is the variance [batch, *space, channels] in [-1, 1], from the least
+    to the greatest (Nichol & Dhariwal 2021, eq. 15).
+    """
+    del eta
+
+    def init(x):
+        return MultistepState(jnp.zeros_like(x), jnp.zeros((memory, *x.shape), x.dtype))
+
+    def update(x, state, estimate, aux, row, draw):
+        c = _like(x, row.solver)
+        m = _bounded(c.m_from_x * x + c.m_from_output * estimate.astype(x.dtype), c)
+        outputs = jnp.concatenate([m[None], state.memory])
+        start = c.start_from_x * x + c.start_from_start * state.start + _sum(c.start_from_memory, outputs)
+        new = c.x_from_start * start + _sum(c.x_from_memory, outputs)
+        noise = c.noise * draw(x.shape).astype(x.dtype)
+        if aux is not None:
+            share = (aux.astype(x.dtype) + 1) / 2
+            noise *= jnp.exp((share * c.log_variance[1] + (1 - share) * c.log_variance[0]) / 2)
+        kept = jnp.where(c.remember, outputs[:-1], state.memory)
+        return new + noise, MultistepState(start, kept)
+
+    return Solver(init, update)
+
+
+class Chances(NamedTuple):
+    """What `renoise` draws at a call."""
+
+    gumbel: jax.Array  # [batch, *space, labels], standard Gumbel
+    uniform: jax.Array  # [batch, *space], in [0, 1)
+
+
+def renoise(eta: Any = 0.0, *, choice: str = "sample", codebook: jax.Array | None = None) -> Solver:
+    """Paella's sampler (Rampas et al. 2022), on a grid of tokens that starts at random.
+
+    Every position takes a token by softmax(logits / temperature), and then a share of them, at random, the token
+    that it started from: the grid at the start is kept, as in the published code, not drawn anew. x is int32
+    [batch, *space], the estimate are logits [batch, *space, labels], float32 or wider.
+
+    Args:
+        choice: "sample" draws a token, "argmax" takes the likeliest, "nearest" that whose entry of the codebook is
+            nearest to the expected entry.
+        codebook: [labels, channels], for "nearest".
+
+    Raises:
+        ValueError: an unknown choice, or "nearest" without a codebook.
+    """
+    del eta
+    if choice not in CHOICES:
+        raise ValueError(f"choice={choice!r} should be one of {', '.join(CHOICES)}")
+    if choice == "nearest" and codebook is None:
+        raise ValueError("choice='nearest' needs the codebook [labels, channels] of the tokens")
+
+    def init(x):
+        return x
+
+    def update(x, start, estimate, aux, row, draw):
+        del aux
+        chances = draw(estimate.shape)
+        logits = estimate / jnp.asarray(row.solver.temperature).astype(estimate.dtype)
+        if choice == "sample":
+            drawn = jnp.argmax(logits + chances.gumbel.astype(logits.dtype), -1)
+        elif choice == "argmax":
+            drawn = jnp.argmax(logits, -1)
+        else:
+            codes = codebook.astype(logits.dtype)
+            expected = jnp.tensordot(jax.nn.softmax(logits, -1), codes, 1, precision="highest")
+            drawn = jnp.argmin(_distances(expected, codes), -1)
+        noise = jnp.asarray(row.solver.noise).astype(chances.uniform.dtype)
+        back = row.solver.renoises & (chances.uniform <= noise)
+        return jnp.where(back, start, drawn.astype(x.dtype)), start
+
+    return Solver(init, update)
+
+
+def _distances(points: jax.Array, codes: jax.Array) -> jax.Array:
+    """Of points [..., channels] from codes [labels, channels], squared and less what all codes share."""
+    lengths = (codes**2).sum(-1).reshape((1,) * (points.ndim - 1) + (-1,))
+    return lengths - 2 * jnp.tensordot(points, codes.T, 1, precision="highest")
+
+
+def _bounded(x: jax.Array, coefficients: Any) -> jax.Array:
+    """x [batch, *space, channels] as a row's coefficients bound it: to `clip`, or by its own quantile.
+
+    A table without thresholds is of another structure, so that programs without them sort nothing.
+    """
+    c = coefficients
+    if c.threshold is None:
+        return jnp.clip(x, -c.clip, c.clip)
+    s = jnp.quantile(jnp.abs(x), c.threshold.ratio, axis=tuple(range(1, x.ndim)), keepdims=True)
+    s = jnp.clip(s, 1, c.threshold.most)
+    return jnp.clip(x, -s, s) / s
+
+
+def _sum(weights: jax.Array, outputs: jax.Array) -> jax.Array:
+    """Of the outputs, in full precision on every device, unlike a product of matrices."""
+    return sum(weight * output for weight, output in zip(weights, outputs, strict=True))
+
+
+SOLVERS = {"ddim": ddim, "multistep": multistep, "runge_kutta": partial(multistep, memory=12)}

@@ -1,0 +1,92 @@
+"""The host's half of the safety check: pictures as the checker takes them."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from sega_jax.nn.config import build
+from sega_jax.nn.safety import StableDiffusionSafetyChecker
+from sega_jax.weights.pull import CheckpointError, read_json
+
+
+class _Config(NamedTuple):
+    """The fields of `preprocessor_config.json`, with transformers' defaults."""
+
+    size: int | dict = 224
+    crop_size: int | dict = 224
+    rescale_factor: float = 1 / 255
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+
+_STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
+_FIXED = dict.fromkeys(_STEPS, (True, None)) | {
+    "resample": (Image.Resampling.BICUBIC.value, None),
+    "default_to_square": (False, None),
+    "use_square_size": (False, None),
+    "do_pad": (False, None),
+}
+
+
+class FeatureExtractor:
+    """CLIP's preprocessing: the shorter side resized (bicubic, by Pillow), the centre cropped, values normalised.
+
+    It equals transformers' `CLIPImageProcessorPil`, which is what diffusers uses where torchvision is not
+    installed; torchvision resizes a little differently.
+
+    Args:
+        folder: holds `preprocessor_config.json`.
+        image_size: the side of the pictures that the vision tower takes.
+
+    Raises:
+        CheckpointError: a missing or broken file, or preprocessing that is not supported.
+    """
+
+    def __init__(self, folder: Path, image_size: int):
+        config = read_json(folder / "preprocessor_config.json")
+        try:
+            config = build(_Config, config, "feature extractor", fixed=_FIXED, strict=False)
+            self.size = _side("size", config.size, "shortest_edge")
+            crop = _side("crop_size", config.crop_size, "height", "width")
+        except ValueError as error:
+            raise CheckpointError(f"{folder}: {error}") from None
+        if crop != image_size:
+            raise CheckpointError(
+                f"{folder}: crop_size={config.crop_size!r}, but the safety checker takes {image_size} x {image_size}"
+                " pixels; do the two folders belong together?"
+            )
+        self.image_size = image_size
+        self.rescale_factor = config.rescale_factor
+        self.mean, self.std = np.float32(config.image_mean), np.float32(config.image_std)
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """uint8 pictures [pictures, height, width, 3] -> float32 [pictures, image_size, image_size, 3]."""
+        centres = np.stack([self._centre(Image.fromarray(image)) for image in images])
+        return ((centres * self.rescale_factor).astype(np.float32) - self.mean) / self.std
+
+    def _centre(self, image: Image.Image) -> np.ndarray:
+        width, height = (int(self.size * side / min(image.size)) for side in image.size)
+        left, top = (width - self.image_size) // 2, (height - self.image_size) // 2
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        # Where this is beyond the picture it is black.
+        return np.asarray(image.crop((left, top, left + self.image_size, top + self.image_size)))
+
+
+def _side(name: str, value: int | dict, *keys: str) -> int:
+    """The one number that an option gives, by itself or under each of these keys."""
+    sides = value if isinstance(value, dict) else dict.fromkeys(keys, value)
+    side = sides.get(keys[0])
+    if type(side) is not int or side < 1 or sides != dict.fromkeys(keys, side):
+        raise ValueError(
+            f"feature extractor config: {name}={value!r} should be like 224 or {dict.fromkeys(keys, 224)!r}"
+        )
+    return side
+
+
+class Safety(NamedTuple):
+    """What keeps a pipeline from showing pictures of some concepts."""
+
+    feature_extractor: FeatureExtractor
+    checker: StableDiffusionSafetyChecker

@@ -1,0 +1,259 @@
+"""Planning: the points of a sweep in batches that compiled programs run, on disk before the first of them runs."""
+
+import dataclasses
+import json
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from sega_jax.pipelines.batch import whole
+from sega_jax.sweep.description.points import Facts, Point, name, point
+from sega_jax.sweep.description.sweep_file import Sweep
+from sega_jax.sweep.planning import sharing
+from sega_jax.sweep.planning.sharing import Schedule
+from sega_jax.systems.base import Sizes, Usual
+
+_VERSION = 1
+
+
+class Program(NamedTuple):
+    """What is compiled in: batches that share it compile once."""
+
+    rows: int
+    concepts: int
+    height: int
+    width: int
+    solver: str
+    semantics: str
+    support: str
+
+
+class Batch(NamedTuple):
+    """Pictures that are made and recorded together. With fewer of them than the program has rows, the last one fills it
+    up; those that share what they have in common are more, and have a schedule."""
+
+    program: Program
+    scheduler: str | None
+    steps: int | str
+    calls: int
+    points: tuple[int, ...]  # by their numbers in the sweep
+    names: tuple[str, ...]  # of the pictures
+    shares: bool = False
+
+    @property
+    def compiled(self) -> Any:
+        """What is compiled for it: batches that share take other programs than those that do not."""
+        return self.program, self.shares
+
+
+class Counts(NamedTuple):
+    """How much a plan is. Evaluations are rows through the UNet, 2 + n for a call of a picture with n concepts."""
+
+    points: int
+    pictures: int  # fewer than points where several mean the same picture
+    batches: int
+    programs: int
+    evaluations: int  # as the batches run, with what fills them up
+    alone: int  # of the pictures one by one
+    shared: int  # the fewest, if all that pictures have in common were computed once
+
+    @property
+    def compared(self) -> str:
+        """The evaluations beside those of the pictures one by one."""
+        saved = 1 - self.evaluations / self.alone
+        if saved >= 0:
+            return f"{saved:.1%} fewer UNet evaluations than of the pictures one by one"
+        return f"{-saved:.1%} more UNet evaluations than of the pictures one by one, for rows that fill batches up"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Which pictures a sweep makes, and in which batches: on one machine it makes the same ones to the bit, however
+    often it is interrupted."""
+
+    sweep: Sweep
+    facts: Facts
+    rows: int
+    batches: tuple[Batch, ...]
+
+    def point(self, i: int) -> Point:
+        """The picture of point i."""
+        return point(self.sweep[i], self.sweep, self.facts)
+
+    def evaluations(self, number: int) -> int:
+        """Rows of a batch through the UNet, with those that fill up."""
+        batch = self.batches[number]
+        if batch.shares:
+            return self.schedules[number].evaluations(batch.program.concepts)
+        return batch.program.rows * (2 + batch.program.concepts) * batch.calls
+
+    @cached_property
+    def schedules(self) -> dict[int, Schedule]:
+        """How the batches that share are made, by their numbers."""
+        return {
+            number: sharing.schedule([self.point(i) for i in batch.points], batch.calls, batch.program.rows)
+            for number, batch in enumerate(self.batches)
+            if batch.shares
+        }
+
+    @cached_property
+    def depth(self) -> int:
+        """The most calls of a trunk; 1 at least."""
+        return max((one.departures[-1] for one in self.schedules.values()), default=1) or 1
+
+    def concepts(self, program: Program) -> frozenset[int]:
+        """How many are predicted at some call of some branch of its batches."""
+        schedules = (self.schedules[i] for i in self.schedules if self.batches[i].program == program)
+        return frozenset(count for one in schedules for branch in one.branches for count in branch.concepts)
+
+    def shares(self, workers: int) -> list[range]:
+        """The numbers of the batches of each of several workers: those that follow each other, to compile few programs,
+        of about as many evaluations."""
+        total, before, ends = self.counts.evaluations, 0, [0] * workers
+        for number in range(len(self.batches)):
+            # To whom the middle of the batch falls.
+            middle = before + self.evaluations(number) / 2
+            ends[min(int(middle * workers / total), workers - 1)] = number + 1
+            before += self.evaluations(number)
+        for worker in range(1, workers):
+            ends[worker] = max(ends[worker], ends[worker - 1])
+        return [range(first, last) for first, last in zip([0, *ends], ends, strict=False)]
+
+    def pictures(self) -> Iterator[tuple[Point, int]]:
+        """All of them, each with its model calls, batch by batch."""
+        return ((self.point(i), batch.calls) for batch in self.batches for i in batch.points)
+
+    @cached_property
+    def counts(self) -> Counts:
+        return Counts(
+            points=len(self.sweep),
+            pictures=sum(len(batch.points) for batch in self.batches),
+            batches=len(self.batches),
+            programs=len({batch.compiled for batch in self.batches}),
+            evaluations=sum(map(self.evaluations, range(len(self.batches)))),
+            alone=sum(len(batch.points) * (2 + batch.program.concepts) * batch.calls for batch in self.batches),
+            shared=sharing.evaluations(self.pictures()),
+        )
+
+    def to_json(self) -> str:
+        programs = list(dict.fromkeys(batch.program for batch in self.batches))
+        return json.dumps(
+            {
+                "version": _VERSION,
+                "sweep": self.sweep.as_dict(),
+                "facts": {field.name: getattr(self.facts, field.name) for field in dataclasses.fields(Facts)},
+                "rows": self.rows,
+                "programs": [program._asdict() for program in programs],
+                "batches": [batch._replace(program=programs.index(batch.program))._asdict() for batch in self.batches],
+            },
+            ensure_ascii=False,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        """The plan that `to_json` wrote.
+
+        Raises:
+            ValueError: it is none, or of another version.
+        """
+        try:
+            said = json.loads(text)
+            if said["version"] != _VERSION:
+                raise ValueError(f"it is of version {said['version']}, not {_VERSION}")
+            programs = [Program(**program) for program in said["programs"]]
+            batches = tuple(_batch(batch, programs) for batch in said["batches"])
+            return cls(Sweep(**said["sweep"]), _facts(said["facts"]), said["rows"], batches)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"this is no plan of a sweep ({error}); begin in another folder") from None
+
+
+def plan(sweep: Sweep, facts: Facts, rows: int = 8, *, share: bool = True) -> Plan:
+    """Groups the points of a sweep into batches.
+
+    All pictures of a batch have the same size, number of concepts, semantics, support, scheduler and steps; batches of
+    the same program follow each other, points are in their order. A program has fewer rows where that takes fewer
+    evaluations, as there are then fewer to fill up.
+
+    Args:
+        facts: of the sweep's model.
+        rows: of a batch at most, at least 1; best a multiple of the devices.
+        share: whether pictures with the same prompts, seed and numbers of the call share what they have in common,
+            where that takes fewer evaluations. They may be other roundings of the pictures that they are without.
+
+    Raises:
+        TypeError, ValueError: no such number of rows, or points that do not go with the checkpoint, or not together.
+    """
+    whole("rows", rows, 1)
+    groups, seen, late = defaultdict(list), set(), 0
+    for i, settings in enumerate(sweep):
+        made = point(settings, sweep, facts)
+        called = name(made, facts)
+        if called in seen:
+            continue
+        seen.add(called)
+        calls = facts.calls(made)
+        late += any(edit.warmup >= calls for edit in made.edits.values())
+        solver = facts.scheduler_of(made.scheduler).solver
+        program = Program(rows, len(made.edits), made.height, made.width, solver, made.semantics, made.support)
+        groups[program, made.scheduler, made.steps, calls].append((i, called, made))
+    if late:
+        warnings.warn(
+            f"in {late} of {len(seen)} pictures an edit begins after the last model call, and changes nothing; lower"
+            " its warmup or take more steps",
+            stacklevel=2,
+        )
+    programs = defaultdict(list)
+    for (program, *told), members in sorted(groups.items(), key=lambda item: str(item[0][0])):
+        programs[program].append((told, members))
+    batches: list[Batch] = []
+    for program, some in programs.items():
+        made = (_batches(program._replace(rows=few), some, share) for few in _fitting(rows, some))
+        batches += min(made, key=lambda one: (one[1], -one[0][0].program.rows))[0]
+    return Plan(sweep, facts, rows, tuple(batches))
+
+
+def _fitting(rows: int, groups: list[Any]) -> set[int]:
+    """Numbers of rows, none more than there are, that leave few to fill up in the batches of the largest group, of its
+    pictures or of what they share."""
+    most = max(len(members) for _, members in groups)
+    trunks = max(len(sharing.clusters([made for *_, made in members])) for _, members in groups)
+    rows = min(rows, most)
+    # Far fewer would be slower for each.
+    return {rows, *(max(-(-count // -(-count // rows)), -(-rows // 2)) for count in (most, trunks))}
+
+
+def _batches(program: Program, groups: list[Any], share: bool) -> tuple[list[Batch], int]:
+    """The batches of groups that a program makes, and their evaluations."""
+    batches, total = [], 0
+    for (scheduler, steps, calls), members in groups:
+        parts, shares = _cut(members, program.rows), False
+        evaluations = len(parts) * program.rows * (2 + program.concepts) * calls
+        if share and program.concepts:
+            points = [made for *_, made in members]
+            together = sharing.parts(points, program.rows)
+            schedules = (sharing.schedule([points[i] for i in part], calls, program.rows) for part in together)
+            fewer = sum(one.evaluations(program.concepts) for one in schedules)
+            if fewer < evaluations:
+                parts, shares, evaluations = [[members[i] for i in part] for part in together], True, fewer
+        total += evaluations
+        for part in parts:
+            numbers, names, _ = zip(*part, strict=True)
+            batches.append(Batch(program, scheduler, steps, calls, numbers, names, shares))
+    return batches, total
+
+
+def _cut(members: list[Any], length: int) -> list[list[Any]]:
+    return [members[start : start + length] for start in range(0, len(members), length)]
+
+
+def _batch(said: dict[str, Any], programs: list[Program]) -> Batch:
+    told = {"program": programs[said["program"]], "points": tuple(said["points"]), "names": tuple(said["names"])}
+    return Batch(**said | told)
+
+
+def _facts(said: dict[str, Any]) -> Facts:
+    # JSON has tuples as lists.
+    sizes = Sizes(*(tuple(value) if isinstance(value, list) else value for value in said["sizes"]))
+    return Facts(said["model"], said["scheduler"], Usual(*said["usual"]), sizes)

@@ -1,0 +1,1 @@
+"""Looking at what a sweep has made: tables, metrics, plots, sheets and reports."""

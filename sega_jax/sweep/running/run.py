@@ -1,0 +1,356 @@
+"""Running a plan: batch after batch through a pipeline, the pictures of one written while the next is made."""
+
+import datetime
+import hashlib
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from PIL import Image
+
+import sega_jax
+from sega_jax.pipelines import loading, png
+from sega_jax.pipelines.batch import whole
+from sega_jax.pipelines.pipeline import Pipeline
+from sega_jax.pipelines.progress import bar
+from sega_jax.sweep.description.points import Point, name
+from sega_jax.sweep.planning import sharing
+from sega_jax.sweep.planning.plan import Batch, Plan, Program
+from sega_jax.sweep.planning.sharing import Schedule
+from sega_jax.sweep.running import records
+from sega_jax.sweep.running.folder import RECORDS, Folder, part
+from sega_jax.sweep.running.leases import PATIENCE, Leases
+from sega_jax.sweep.running.prefixes import SharedPipeline
+
+
+class Status(NamedTuple):
+    """How far a sweep is."""
+
+    pictures: int
+    done: int
+    batches: int
+    batches_done: int
+    evaluations_left: int
+
+
+def status(folder: str | Path) -> Status:
+    """How far the sweep in a folder is.
+
+    Raises:
+        ValueError: the folder has no sweep.
+    """
+    where = Folder(folder)
+    plan = where.plan()
+    return _status(plan, where.missing(plan))
+
+
+def pace(folder: str | Path) -> float | None:
+    """Seconds for an evaluation, of one worker, by what a sweep's folder has recorded; None for nothing.
+
+    A program's first batch has its compilation in it, and counts only where there is no other.
+    """
+    where = Folder(folder)
+    plan, first, timed = where.plan(), [], []
+    there = where.store.names(RECORDS)
+    seen = set()
+    for number, batch in enumerate(plan.batches):
+        if part(number).rpartition("/")[2] in there:
+            seconds = sum(records.read_part(where.store.read(part(number)), ["seconds"])["seconds"])
+            (timed if batch.compiled in seen else first).append((seconds, plan.evaluations(number)))
+            seen.add(batch.compiled)
+    some = timed or first
+    return sum(seconds for seconds, _ in some) / sum(count for _, count in some) if some else None
+
+
+def kept(folder: str | Path) -> Plan | None:
+    """The plan that is kept in a folder, if there is one.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    where = Folder(folder)
+    return where.plan() if where.store.has("plan.json") else None
+
+
+def keep(plan: Plan, folder: str | Path) -> None:
+    """Keeps the plan in a folder, which is then that of the sweep.
+
+    Raises:
+        OSError, ValueError: as of `run`.
+    """
+    Folder(folder).begin(plan)
+
+
+def run(
+    plan: Plan,
+    folder: str | Path,
+    pipe: Pipeline | None = None,
+    *,
+    worker: tuple[int, int] | None = None,
+    patience: float = PATIENCE,
+    progress: bool | None = None,
+) -> Status:
+    """Makes what is missing of a plan in a folder, which `sega_jax.sweep.running.folder` describes.
+
+    Interrupted at any moment, and run again, it ends in the same pictures, to the bit. A batch that the devices' memory
+    does not hold is made in halves, as are then all of its program; the records say so.
+
+    Several workers share a folder, processes that exchange nothing else. Each makes a share of the batches, then those
+    of workers that ended before they were done, and returns when all pictures are there.
+
+    Args:
+        folder: its path, or an address that fsspec knows, such as gs://bucket/sweep.
+        pipe: to run with, the plan's model, loaded; None loads it.
+        worker: (2, 16) is the second of sixteen; None is this process of JAX's, which is alone but where JAX was made
+            to know of others.
+        patience: the seconds without a sign of life after which a worker has ended; the same for all.
+        progress: whether to show a bar; None is in terminals and notebooks.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+        OSError: the folder cannot be written to.
+        TypeError, ValueError: no such worker, the folder has another plan, or the plan is another version's.
+        MemoryError: the memory does not hold a single picture.
+    """
+    records.arrow()
+    number, workers = _worker(worker)
+    where = Folder(folder)
+    where.begin(plan)
+    shares, running = plan.shares(workers), None
+
+    def unfinished() -> set[int]:
+        missing = set(where.missing(plan))
+        return {share for share, batches in enumerate(shares) if not missing.isdisjoint(batches)}
+
+    with Leases(where.store, number, workers, patience) as leases:
+        for share in leases.shares(unfinished):
+            if running is None:
+                if pipe is None:
+                    model = dict(plan.facts.model)
+                    pipe = loading.load(model.pop("source", loading.DEMO), **model)
+                # A scheduler of its own.
+                running = _Run(plan, where, SharedPipeline(**pipe.components))
+            running.all(shares[share], leases.holds, progress)
+    return _status(plan, where.missing(plan))
+
+
+def _worker(worker: Any) -> tuple[int, int]:
+    """Its number, from 0, and how many there are."""
+    if worker is None:
+        return jax.process_index(), jax.process_count()
+    if not isinstance(worker, Sequence) or isinstance(worker, str) or len(worker) != 2:
+        raise TypeError(f"worker={worker!r} should be its number and how many there are, as (2, 16)")
+    workers = whole("worker: how many", worker[1], 1)
+    return whole("worker: its number", worker[0], 1, workers) - 1, workers
+
+
+def _status(plan: Plan, missing: list[int]) -> Status:
+    pictures = [len(batch.points) for batch in plan.batches]
+    left = sum(pictures[i] for i in missing)
+    to_do = sum(map(plan.evaluations, missing))
+    return Status(sum(pictures), sum(pictures) - left, len(pictures), len(pictures) - len(missing), to_do)
+
+
+class _Picture(NamedTuple):
+    """As it is written and recorded."""
+
+    data: bytes | None  # None of one that is not shown
+    finite: bool
+    flagged: bool | None
+    digest: str
+
+
+class _Made(NamedTuple):
+    """A batch that is made, and whose pictures are being encoded."""
+
+    points: list[Point]
+    pictures: list[Future[_Picture]]
+    rows: int  # made at once
+    seconds: float  # a picture
+
+
+# Told the number of a point of the batch, the picture [height, width, 3], and whether it is finite, and flagged.
+_Tell = Callable[[int, np.ndarray, bool, bool | None], Any]
+
+
+class _Run:
+    def __init__(self, plan: Plan, folder: Folder, pipe: SharedPipeline):
+        self.plan, self.folder, self.pipe = plan, folder, pipe
+        self.fits: dict[Program, int] = {}  # rows, where the memory holds fewer than planned
+        self._concepts = cache(plan.concepts)
+
+    def all(self, batches: Sequence[int], mine: Callable[[], bool], progress: bool | None) -> None:
+        """Makes what is missing of some batches, as long as they are this worker's."""
+        pictures = {i: len(self.plan.batches[i].points) for i in batches}
+        missing = [i for i in self.folder.missing(self.plan) if i in pictures]
+        # Some of which are there without all of their pictures.
+        recorded = {i for i in missing if self.folder.store.has(part(i))}
+
+        def wanted(i):
+            return i in recorded or not self.folder.store.has(part(i))
+
+        done = sum(pictures.values()) - sum(pictures[i] for i in missing)
+        # Pictures are encoded as soon as they are made, and one batch is written while the next is made; leaving waits
+        # for it, also on Ctrl-C.
+        with (
+            bar(sum(pictures.values()), "picture", progress, initial=done) as shown,
+            ThreadPoolExecutor(thread_name_prefix="pictures") as pool,
+            ThreadPoolExecutor(1, "batches") as writer,
+            warnings.catch_warnings(),
+        ):
+            # Planning has said so.
+            warnings.filterwarnings("ignore", "the edit .* begins at warmup")
+            writing: Future | None = None
+            for i in missing:
+                if not mine():
+                    break
+                before = shown.n
+                if wanted(i):
+                    made = self._batch(self.plan.batches[i], pool, shown.update)
+                    if writing is not None:
+                        writing.result()
+                    # Another worker may have made it meanwhile, on a device that rounds otherwise.
+                    if wanted(i):
+                        writing = writer.submit(self._write, i, made, pool)
+                shown.update(before + pictures[i] - shown.n)
+            if writing is not None:
+                writing.result()
+
+    def _batch(self, batch: Batch, pool: ThreadPoolExecutor, shown: Callable[[int], Any]) -> _Made:
+        points, pictures = self._points(batch), {}
+
+        def tell(i, *picture):
+            if i in pictures:
+                # Of an attempt that the memory did not hold.
+                pictures[i].cancel()
+            else:
+                shown(1)
+            pictures[i] = pool.submit(self._encoded, batch, points[i], *picture)
+
+        began = time.perf_counter()
+        try:
+            rows = self._make(batch, points, tell)
+        except BaseException:
+            # No record will name them, and leaving waits for all.
+            for picture in pictures.values():
+                picture.cancel()
+            raise
+        seconds = (time.perf_counter() - began) / len(points)
+        return _Made(points, [pictures[i] for i in range(len(points))], rows, seconds)
+
+    def _points(self, batch: Batch) -> list[Point]:
+        points = [self.plan.point(i) for i in batch.points]
+        if tuple(name(point, self.plan.facts) for point in points) != batch.names:
+            raise ValueError("the plan is of another version of sega_jax, which named pictures otherwise; begin anew")
+        return points
+
+    def _make(self, batch: Batch, points: list[Point], tell: _Tell) -> int:
+        """Makes the points, so many rows at a time."""
+        rows = self.fits.get(batch.program, batch.program.rows)
+        try:
+            if batch.shares:
+                # One, unless the memory holds fewer rows than planned.
+                for part in sharing.parts(points, rows):
+                    some = [points[i] for i in part]
+                    self._call(batch, some, part, tell, sharing.schedule(some, batch.calls, rows))
+            else:
+                for first in range(0, len(points), rows):
+                    some = points[first : first + rows]
+                    numbers = range(first, first + len(some))
+                    self._call(batch, some + some[-1:] * (rows - len(some)), numbers, tell)
+            return rows
+        except MemoryError:
+            if rows == 1:
+                raise
+        # Out here, where what was made until then is forgotten.
+        warnings.warn(f"the memory does not hold {rows} rows of {batch.program}; going on with half", stacklevel=4)
+        self.fits[batch.program] = rows // 2
+        return self._make(batch, points, tell)
+
+    def _call(
+        self,
+        batch: Batch,
+        points: list[Point],
+        numbers: Sequence[int],
+        tell: _Tell,
+        schedule: Schedule | None = None,
+    ) -> None:
+        """One call of the pipeline for points of these numbers in the batch, and for some that fill up."""
+
+        def made(i, *picture):
+            if i < len(numbers):
+                tell(numbers[i], *picture)
+
+        self.pipe.schedule, self.pipe.depth, self.pipe.made = schedule, self.plan.depth, made
+        self.pipe.concepts = self._concepts(batch.program)
+        self.pipe.scheduler = self.plan.facts.scheduler_of(batch.scheduler)
+        shared = {key: getattr(points[0], key) for key in ("height", "width", "semantics", "support")}
+        self.pipe(
+            [point.prompt for point in points],
+            [list(point.edits.values()) for point in points],
+            negative_prompt=[point.negative_prompt for point in points],
+            seed=[point.seed for point in points],
+            guidance_scale=[point.guidance_scale for point in points],
+            eta=[point.eta for point in points],
+            steps=batch.steps,
+            **shared,
+            output="uint8",
+            progress=False,
+        )
+
+    def _encoded(self, batch: Batch, point: Point, image: np.ndarray, finite: bool, flagged: bool | None) -> _Picture:
+        data = None
+        if finite and not flagged:
+            said = self._said(point, self.plan.facts.scheduler_of(batch.scheduler).name)
+            data = png.encoded(Image.fromarray(image), self.plan.sweep.format, said)
+        return _Picture(data, finite, flagged, hashlib.sha256(image.tobytes()).hexdigest())
+
+    def _write(self, number: int, made: _Made, pool: ThreadPoolExecutor) -> None:
+        batch, table = self.plan.batches[number], []
+        common = self._common() | {"batch": number, "rows": made.rows, "calls": batch.calls, "seconds": made.seconds}
+        scheduler = self.plan.facts.scheduler_of(batch.scheduler).name
+
+        def write(name: str, picture: Future[_Picture]) -> str | None:
+            file, data = f"pictures/{name}.{self.plan.sweep.format}", picture.result().data
+            if data is None:
+                return None
+            self.folder.store.write(file, data)
+            return file
+
+        # Before the record, which says that they are there.
+        files = list(pool.map(write, batch.names, made.pictures))
+        for k, (point, future) in enumerate(zip(made.points, made.pictures, strict=True)):
+            _, finite, flagged, digest = future.result()
+            own = {"name": batch.names[k], "file": files[k], "point": batch.points[k]}
+            own |= {"finite": finite, "flagged": flagged, "digest": digest}
+            table.append(records.settings(point, scheduler) | common | own)
+        self.folder.store.write(part(number), records.part(table, self.plan.sweep))
+
+    def _common(self) -> dict[str, Any]:
+        model = self.plan.facts.model
+        return {
+            "made": datetime.datetime.now(datetime.UTC),
+            "device": self.pipe.devices.devices[0].device_kind,
+            "devices": len(self.pipe.devices),
+            "model": model.get("source"),
+            "revision": model.get("revision"),
+            "dtype": self.pipe.dtype.name,
+            "sega_jax": sega_jax.__version__,
+            "jax": jax.__version__,
+        }
+
+    def _said(self, point: Point, solver: str) -> dict[str, Any]:
+        """What `sega-jax info` reads in a picture."""
+        model = self.plan.facts.model
+        said = {"picture": "edited" if point.edits else "original", "model": model.get("source")}
+        said |= {"revision": model.get("revision")} | point._asdict()
+        said |= {"edits": [vars(edit) for edit in point.edits.values()], "dtype": self.pipe.dtype.name}
+        said |= {"variant": model.get("variant"), "solver": solver}
+        said |= {"safety_checker": model.get("safety_checker", True)}
+        return said | {key: self._common()[key] for key in ("device", "sega_jax", "jax")}

@@ -1,0 +1,57 @@
+"""Checkpoints on the Hugging Face hub: fetches files into the cache that all of the hub's clients share."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from sega_jax.weights.pull import CheckpointError
+
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def is_id(source: object) -> bool:
+    """Whether this may be the name of a repository, "owner/name"."""
+    return isinstance(source, str) and _ID.fullmatch(source) is not None
+
+
+def fetch(repository: str, files: Sequence[str], revision: str | None = None) -> Path:
+    """The local folder of a repository's snapshot, with the files that match these patterns.
+
+    What the cache has is not fetched again; without a connection, or with `HF_HUB_OFFLINE=1`, the cache alone
+    serves. The folder's name is the snapshot's commit.
+
+    Args:
+        repository: "owner/name".
+        files: patterns as of a shell, of paths in the repository.
+        revision: a branch, tag or commit; None is the main branch.
+
+    Raises:
+        CheckpointError: no such repository or revision, one that needs a login, or neither hub nor cache has it.
+    """
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        return Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=list(files)))
+    except errors.GatedRepoError:
+        why = (
+            f"is gated: accept its conditions at {huggingface_hub.constants.ENDPOINT}/{repository}, then log in with"
+            " `hf auth login` or set HF_TOKEN"
+        )
+    except errors.RepositoryNotFoundError:
+        why = (
+            "is no folder here and no repository on the hub; check the name, or log in with `hf auth login` if it is"
+            " private"
+        )
+    except errors.RevisionNotFoundError:
+        why = f"has no revision {revision!r} on the hub; give a branch, a tag or a commit"
+    except errors.HFValidationError as error:
+        why = f"is no folder here and no name of a repository ({error})"
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError, TimeoutError):
+        why = (
+            f"is no folder here, the hub cannot be reached, and its cache {huggingface_hub.constants.HF_HUB_CACHE} does"
+            " not have it; connect once (and unset HF_HUB_OFFLINE), or give a folder"
+        )
+    except Exception as error:  # the client lets through what its own client of HTTP raises
+        why = f"cannot be fetched from the hub: {error}"
+    raise CheckpointError(f"{repository} {why}")

@@ -1,0 +1,112 @@
+"""Reads the weights of one component from an Orbax checkpoint, an array at a time.
+
+Orbax itself restores a tree at once, in twice its memory. Its arrays are zarr arrays in one OCDBT database, which
+TensorStore, the library below it, opens one by one; the database knows its own checksums.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sega_jax.weights.pull import FLAX, CheckpointError, Tensors, read_json, torch_key
+
+# In a component's folder, beside its config.json.
+ARRAYS = "orbax"  # an Orbax checkpoint of {dotted path of a parameter: array with our axes}
+NOTES = "orbax.json"  # {"format": 1, "keys": {dotted path of a parameter: its key in torch's files}}
+BUFFERS = "buffers"  # .safetensors, of what no module needs; where there is any
+FILES = (f"{ARRAYS}/*", NOTES, f"{BUFFERS}.safetensors")
+FORMAT = 1
+_ENTRY = "/.zarray"
+
+
+class OrbaxTensors:
+    """The arrays of one component: their shapes at once, their values one at a time.
+
+    Args:
+        folder: holds `orbax` and `orbax.json`.
+        rename: from the keys of torch's files to the module's.
+
+    Raises:
+        CheckpointError: one of them is missing or broken.
+    """
+
+    layout = FLAX
+
+    def __init__(self, folder: Path, rename: Callable[[str], str]):
+        self.folder = folder
+        self._path = folder.absolute() / ARRAYS
+        keys = _keys(folder / NOTES, rename)
+        if not (self._path / "manifest.ocdbt").is_file():
+            raise CheckpointError(
+                f"{folder / ARRAYS} has no manifest.ocdbt, so it is no Orbax checkpoint; convert again"
+            )
+        try:
+            self._arrays = _open(self._path)
+        except Exception as error:  # the library raises what it likes
+            raise self._broken(error) from None
+        self.shapes = {name: tuple(array.shape) for name, array in self._arrays.items()}
+        self.keys = {name: keys.get(name, torch_key(name)) for name in self._arrays}
+        self.nbytes = sum(array.size * array.dtype.numpy_dtype.itemsize for array in self._arrays.values())
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        try:
+            return self._arrays[name].read().result()
+        except Exception as error:
+            raise self._broken(error) from None
+
+    def buffers(self) -> dict[str, np.ndarray]:
+        if not (self.folder / f"{BUFFERS}.safetensors").is_file():
+            return {}
+        with Tensors(self.folder, BUFFERS, None, str) as tensors:
+            return tensors.buffers()
+
+    def _broken(self, error: Exception) -> CheckpointError:
+        return CheckpointError(f"{self._path} is no readable Orbax checkpoint ({error}); convert again")
+
+    def __enter__(self) -> "OrbaxTensors":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._arrays.clear()
+
+
+def _open(path: Path) -> dict[str, Any]:
+    import tensorstore  # of no use without such a checkpoint
+
+    context = tensorstore.Context()
+    database = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{path}/"}}
+    entries = tensorstore.KvStore.open(database, context=context).result().list().result()
+    names = [entry.removesuffix(_ENTRY) for entry in map(bytes.decode, entries) if entry.endswith(_ENTRY)]
+    # Without the last option, lost data would read as zeros.
+    opening = {
+        name: tensorstore.open(
+            {"driver": "zarr", "kvstore": database | {"path": f"{name}/"}, "fill_missing_data_reads": False},
+            read=True,
+            open=True,
+            context=context,
+        )
+        for name in names
+    }
+    return {name: array.result() for name, array in opening.items()}
+
+
+def _keys(path: Path, rename: Callable[[str], str]) -> dict[str, str]:
+    """What torch's files call the parameters.
+
+    Raises:
+        CheckpointError: the file is missing, broken, of another version, or a key is of another parameter.
+    """
+    notes = read_json(path)
+    if notes.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {notes.get('format')!r}, this version reads {FORMAT}: convert again, or update sega_jax"
+        )
+    keys = notes.get("keys")
+    if not isinstance(keys, dict) or not all(isinstance(key, str) for key in keys.values()):
+        raise CheckpointError(f"{path} has no keys, an object of names to names; convert again")
+    for name, key in keys.items():
+        if rename(key) != torch_key(name):
+            raise CheckpointError(f"{path}: {key!r} is not the key of {name}; convert again")
+    return keys
