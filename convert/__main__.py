@@ -1,19 +1,18 @@
-"""`sega-jax-convert`, which is `python -m convert`."""
+"""The command `sega-jax-convert`, also available as `python -m convert`."""
 
 from typing import Any
 
 import click
 
-from convert.conversion import DTYPES, convert
+from convert.conversion import DTYPES, FORMS, convert
 from convert.paella import convert_paella, is_published
 from convert.single import convert_single
-from convert.writers import FORMS
-from sega_jax.pipelines.loading import PREDICTIONS
+from sega_jax.pipelines.load_options import PREDICTIONS
 from sega_jax.pipelines.progress import plainly
 from sega_jax.weights.single_file import is_one
 
 SINGLE, PAELLA = "single files", "Paella's published files"
-# The options that only they have.
+# Options that only these kinds of sources have.
 _OF = dict.fromkeys(("byt5", "openclip"), PAELLA)
 _OF |= dict.fromkeys(("tokenizer", "config", "prediction_type", "ema"), SINGLE)
 
@@ -23,29 +22,28 @@ _OF |= dict.fromkeys(("tokenizer", "config", "prediction_type", "ema"), SINGLE)
 @click.argument("dest")
 @click.option(
     "--to",
-    type=click.Choice(list(FORMS)),
-    help="The form to write.  [default: orbax; of Paella's files and single files, diffusers]",
+    type=click.Choice(FORMS),
+    help="The form to write.  [default: orbax, but diffusers for Paella's files and single files]",
 )
-@click.option("--dtype", type=click.Choice(DTYPES), help="Casts the weights.  [default: as they are]")
-@click.option("--variant", help='Of the weight files to read, such as "fp16".')
-@click.option("--byt5", help="Paella: the folder of google/byt5-xl, to go with it.")
-@click.option("--openclip", help="Paella: the folder of laion/CLIP-ViT-H-14-laion2B-s32B-b79K, to go with it.")
+@click.option("--dtype", type=click.Choice(DTYPES), help="Casts the weights.  [default: their own dtype]")
+@click.option("--variant", help='The variant of the weight files to read, such as "fp16".')
+@click.option("--byt5", help="Paella: the folder of google/byt5-xl, the first text encoder.")
+@click.option("--openclip", help="Paella: the folder of laion/CLIP-ViT-H-14-laion2B-s32B-b79K, the second one.")
 @click.option("--tokenizer", help="Single files: a folder with CLIP's vocabulary, vocab.json and merges.txt.")
-@click.option(
-    "--config", help="Single files: a folder in diffusers layout whose configs it has.  [default: as published]"
-)
+@click.option("--config", help="Single files: a folder in diffusers layout with the configs.  [default: as published]")
 @click.option(
     "--prediction-type",
     type=click.Choice(PREDICTIONS),
     help="Single files: what the UNet predicts.  [default: epsilon for Stable Diffusion 1.x, v_prediction for 2.x]",
 )
-@click.option("--ema", is_flag=True, help="Single files: the UNet's moving average, where there is one.")
+@click.option("--ema", is_flag=True, help="Single files: read the UNet's moving average.")
 @click.version_option(package_name="sega_jax")
 def main(source: str, dest: str, to: str | None, variant: str | None, **options: Any) -> None:
-    """Writes the checkpoint in the folder SOURCE to the folder DEST: from diffusers layout (.safetensors or .bin)
-    to Orbax, or back; or from DeepFloyd-IF's own layout (config.yml and pytorch_model.bin) to either; or from Paella's
-    published files (paella_v3.pt, vqgan_f4.pt, prior_v1.pt) to either. Or SOURCE is Stable Diffusion 1.x or 2.x in a
-    single file (.safetensors or .ckpt)."""
+    """Converts the checkpoint SOURCE to the folder DEST, in diffusers layout or in Orbax form.
+
+    SOURCE is a folder in one of these forms (.safetensors, .bin or Orbax), a stage of DeepFloyd-IF in its own layout
+    (config.yml and pytorch_model.bin), a folder with Paella's published files (paella_v3.pt, vqgan_f4.pt, prior_v1.pt),
+    or Stable Diffusion 1.x, 2.x or XL in a single file (.safetensors or .ckpt)."""
     with plainly():
         kind = SINGLE if is_one(source) else PAELLA if is_published(source) else None
         for name, of in _OF.items():

@@ -1,4 +1,4 @@
-"""`convert`: a checkpoint's folder to one with the same weights in another form."""
+"""`convert`: writes a checkpoint in another form."""
 
 import functools
 import json
@@ -14,18 +14,21 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from convert import deepfloyd, pickles, writers
+from convert import deepfloyd, pickles
 from convert.destination import whole_or_nothing
 from sega_jax.pipelines.loading import describe
 from sega_jax.pipelines.progress import bar
 from sega_jax.pipelines.sources import find, open_weights
-from sega_jax.systems.registry import CHECKER, entry, weight_stem
+from sega_jax.systems.base import listed
+from sega_jax.systems.registry import CHECKER, weight_stem
 from sega_jax.weights.pull import CheckpointError, Weights, check, fill, flax_name, read_json
 from sega_jax.weights.single_file import is_one
 from sega_jax.weights.torch_pickle import PickledTensors
+from sega_jax.weights.write import Network, write_diffusers, write_orbax
 
+FORMS = ("orbax", "diffusers")
 DTYPES = ("float32", "float16", "bfloat16")
-# Beside the folders that model_index.json names.
+# Files to copy besides the folders that model_index.json names.
 _DOCUMENTS = ("README*", "LICENSE*")
 _TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -39,37 +42,37 @@ def convert(
     variant: str | None = None,
     progress: bool | None = None,
 ) -> Path:
-    """Writes a checkpoint of Stable Diffusion, also XL, its x4 upscaler or a stage of DeepFloyd-IF in another form.
+    """Converts a checkpoint of Stable Diffusion, XL, the x4 upscaler, or a stage of DeepFloyd-IF to another form.
 
-    Both forms are diffusers' folders. For Orbax, the weight files of a network's folder give way to `orbax`, a
-    checkpoint of {dotted path of a parameter in our module: array with our axes, channels last}, which `load` and
-    any Orbax checkpointer restore, and `orbax.json`, the names that torch's files have for them. A source that
-    has the wanted form already is written again. Weights are checked as `load` checks them, so what is written
-    loads; unless cast, they keep their dtype and come back from Orbax equal to the last bit.
+    Both forms are folders in diffusers' layout. In the form of Orbax, two entries replace the weight files of each
+    network: `orbax`, a checkpoint of {dotted path of a parameter in our module: array with our axes, channels last},
+    which `load` and any Orbax checkpointer restore; and `orbax.json` with the parameters' names in torch's files. A
+    source that already has the requested form is written again. Weights are checked as in `load`, so the result loads.
+    They keep their dtype unless it is given, and come back from Orbax equal to the last bit.
 
     Args:
-        source: a folder in either form. Weights of diffusers layout are safetensors, or where there are none,
-            pickles (`.bin`), which are read without running what they hold. Or a stage of DeepFloyd-IF
-            as its own repository has it, `config.yml` and `pytorch_model.bin`: what is written is diffusers' pipeline
-            of that stage, but without the text encoder, which such a folder does not hold, and a safety checker.
-        dest: the folder to write, new or empty. It appears when it is whole: until then everything is in a hidden
-            folder beside it, and what a killed conversion leaves there is removed by the next one.
-        dtype: float32, float16 or bfloat16; None keeps every weight's own.
+        source: a folder in either form, whose weights in diffusers' layout are safetensors or, if there are none,
+            pickles (`.bin`); reading them runs no code that they contain. Or a stage of DeepFloyd-IF in the layout of
+            its own repository (`config.yml` and `pytorch_model.bin`). It becomes a pipeline of diffusers without a
+            safety checker and without the text encoder, which such a folder does not contain.
+        dest: a new or empty folder. It appears once it is complete. Until then its content is in a hidden folder beside
+            it, and the next conversion removes whatever a killed one left there.
+        dtype: float32, float16 or bfloat16; None keeps the dtype of every weight.
         to: "orbax" or "diffusers".
-        variant: "fp16" reads the files that are named so; what is written has no variant.
-        progress: whether to show a bar of bytes; None is in terminals and notebooks.
+        variant: the variant of the weight files to read, such as "fp16". The result has no variant.
+        progress: whether to show a progress bar; None shows it in terminals and notebooks.
 
     Returns:
         The written folder.
 
     Raises:
-        FileNotFoundError: no such source.
-        FileExistsError: dest is there and not empty.
-        TypeError: source or dest is no path.
-        CheckpointError: the source is no checkpoint, or a file is missing, broken, hostile or does not fit, or a
-            weight overflows `dtype`; all but values are checked before anything is written.
-        ValueError: an unknown dtype or form, or dest lies inside the source.
-        OSError: dest cannot be written to, or its disk is full.
+        FileNotFoundError: `source` does not exist.
+        FileExistsError: `dest` exists and is not empty.
+        TypeError: `source` or `dest` is no path.
+        CheckpointError: `source` is no checkpoint; a file is missing, broken or hostile, or does not fit; or a weight
+            overflows `dtype`. Everything but the values is checked before anything is written.
+        ValueError: the dtype or form is unknown, or `dest` lies inside `source`.
+        OSError: `dest` cannot be written, or its disk is full.
     """
     check_options(to, dtype)
     folder = _folder(source, variant)
@@ -81,28 +84,30 @@ def convert(
 
 
 class Source(NamedTuple):
-    """A network without values, and what opens its weights."""
+    """A network without values, and a function that opens its weights."""
 
     module: Any
     open: Callable[[], Weights]
+    stem: str = "diffusion_pytorch_model"  # the name of its weight file in diffusers layout, without ending
 
 
 def check_options(to: str, dtype: DTypeLike | None) -> None:
-    """
+    """Checks the options that all conversions have.
+
     Raises:
-        ValueError: an unknown form or dtype.
+        ValueError: the form or dtype is unknown.
     """
-    if to not in list(writers.FORMS):
-        raise ValueError(f"to={to!r} should be one of {', '.join(writers.FORMS)}")
+    if to not in FORMS:
+        raise ValueError(f"to={to!r} should be one of {', '.join(FORMS)}")
     _dtype(dtype)
 
 
 def destination(dest: str | Path, *sources: Path) -> Path:
-    """The whole path of the folder to write.
+    """Returns the absolute path of the folder to write.
 
     Raises:
-        TypeError: it is no path.
-        ValueError: it lies inside a source.
+        TypeError: `dest` is no path.
+        ValueError: `dest` lies inside a source.
     """
     if not isinstance(dest, str | os.PathLike):
         raise TypeError(f"dest={dest!r} should be the path of a folder")
@@ -121,8 +126,13 @@ def write(
     dtype: DTypeLike | None,
     progress: bool | None,
 ) -> None:
-    """Writes networks, by their folders' names, and other files, by their paths, in this order; the values are copied
-    or are what to write.
+    """Writes a checkpoint: its networks, then its other files, in their order.
+
+    Args:
+        folder: where to write.
+        sources: the networks, by the names of their folders.
+        others: the other files by their paths in the folder; each is a path to copy, or the content.
+        to, dtype, progress: as for `convert`.
 
     Raises:
         CheckpointError, OSError: as `convert` does.
@@ -138,7 +148,10 @@ def write(
             network = _read(source, dtype, shown.update)
             (folder / part).mkdir()
             written = network.nbytes
-            writers.FORMS[to](folder / part, network)
+            if to == "orbax":
+                write_orbax(folder / part, network)
+            else:
+                write_diffusers(folder / part, network, source.stem)
             shown.update(written)
         for path, what in others.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -147,6 +160,7 @@ def write(
 
 
 def _folder(source: str | Path, variant: str | None) -> Path:
+    """Returns the folder of a checkpoint, which is fetched if it is on the hub."""
     if isinstance(source, str | os.PathLike) and str(source):
         folder = Path(os.path.expanduser(source))
         if deepfloyd.is_original(folder):
@@ -157,13 +171,13 @@ def _folder(source: str | Path, variant: str | None) -> Path:
 
 
 def _describe(folder: Path, variant: str | None) -> tuple[dict[str, Source], dict[Path, Path | bytes]]:
-    """The networks of a folder, and the other files, as `write` takes them."""
+    """Returns the networks of a folder and its other files, as `write` takes them."""
     if not deepfloyd.is_original(folder):
-        networks = describe(folder).networks
-        sources = {
-            part: Source(module, opener(folder / part, weight_stem(part), variant, module.rename))
-            for part, module in networks.items()
-        }
+        description = describe(folder)
+        networks, sources = description.networks, {}
+        for part, module in networks.items():
+            stem = weight_stem(description.system, part)
+            sources[part] = Source(module, opener(folder / part, stem, variant, module.rename), stem)
         files = {path: folder / path for path in _other_files(folder, networks)}
         return sources, files | {Path(path): as_json(content) for path, content in _index(folder).items()}
     if variant is not None:
@@ -175,39 +189,45 @@ def _describe(folder: Path, variant: str | None) -> tuple[dict[str, Source], dic
 
 
 def as_json(value: Mapping[str, Any]) -> bytes:
+    """Returns the content of a JSON file."""
     return json.dumps(value, indent=2).encode()
 
 
 def tokenizer_files(folder: Path) -> dict[Path, Path]:
-    """The files of a CLIP tokenizer's folder, by where they go in a checkpoint's."""
+    """Returns the files of a CLIP tokenizer's folder, by their paths in a checkpoint."""
     return {Path("tokenizer", name): folder / name for name in _TOKENIZER if (folder / name).is_file()}
 
 
 def _dtype(dtype: DTypeLike | None) -> np.dtype | None:
+    """Returns a supported dtype, or None."""
+    if dtype is None:
+        return None
     try:
-        found = dtype if dtype is None else jax.numpy.dtype(dtype)
+        found = jax.numpy.dtype(dtype)
     except TypeError:
-        found = dtype
-    if found is not None and getattr(found, "name", None) not in DTYPES:
+        found = None
+    if found is None or found.name not in DTYPES:
         raise ValueError(f"dtype={dtype!r} should be one of {', '.join(DTYPES)}, or None to keep every weight's own")
     return found
 
 
 def opener(folder: Path, stem: str, variant: str | None, rename: Callable[[str], str | None]) -> Callable[[], Weights]:
-    """Opens a network's weights, pickles only where there is nothing else."""
+    """Returns a function that opens a network's weights. It reads pickles only if the folder has nothing else."""
     if pickles.is_only_choice(folder, stem, variant):
         return functools.partial(PickledTensors, folder, pickles.stem(stem), variant, rename)
     return functools.partial(open_weights, folder, variant, rename, stem)
 
 
 def _size(source: Source, dtype: np.dtype | None) -> int:
-    """The bytes that a network will have; all that can be wrong with its weights but their values is found here."""
+    """Returns the number of bytes that a network will have, and checks everything about its weights but the values."""
     with source.open() as weights:
         check(source.module, weights)
         return weights.nbytes if dtype is None else dtype.itemsize * sum(map(math.prod, weights.shapes.values()))
 
 
-def _read(source: Source, dtype: np.dtype | None, update: Callable[[int], Any]) -> writers.Network:
+def _read(source: Source, dtype: np.dtype | None, update: Callable[[int], Any]) -> Network:
+    """Reads a network, and reports the bytes of every array to `update`."""
+
     def place(array: np.ndarray) -> np.ndarray:
         update(array.nbytes)
         return array
@@ -215,12 +235,12 @@ def _read(source: Source, dtype: np.dtype | None, update: Callable[[int], Any]) 
     with source.open() as weights:
         filled = jax.tree_util.tree_leaves_with_path(fill(source.module, weights, dtype, place))
         keys = {flax_name(path): weights.keys[weights.layout.name(path)] for path, _ in filled}
-        return writers.Network({flax_name(path): array for path, array in filled}, keys, weights.buffers())
+        return Network({flax_name(path): array for path, array in filled}, keys, weights.buffers())
 
 
 def _other_files(folder: Path, networks: Iterable[str]) -> Iterator[Path]:
-    """What is copied as it is: configs, the folders of all other components, what a person should read. The index
-    comes last: a folder without it is no checkpoint."""
+    """Yields the files to copy: configs, the folders of other components, and documents. The index comes last, because
+    a folder without one is no checkpoint."""
     yield from (Path(part, "config.json") for part in networks)
     index = read_json(folder / "model_index.json")
     for other in sorted(folder.iterdir()):
@@ -231,10 +251,10 @@ def _other_files(folder: Path, networks: Iterable[str]) -> Iterator[Path]:
 
 
 def _index(folder: Path) -> dict[str, dict[str, Any]]:
-    """The index without the parts that are not there, such as those that are not fetched from the hub, so that
-    diffusers does not look for them; nothing where all are."""
+    """Returns an index without the parts that the folder lacks, such as those that are not fetched from the hub, so
+    that diffusers does not look for them. Returns nothing if the folder has all parts."""
     index = read_json(folder / "model_index.json")
-    absent = {part: [None, None] for part in index if entry(index, part) and not (folder / part).is_dir()}
+    absent = {part: [None, None] for part in index if listed(index, part) and not (folder / part).is_dir()}
     if not absent:
         return {}
     warnings.warn(f"{folder} has no {', '.join(absent)}, nor has what is written", stacklevel=4)

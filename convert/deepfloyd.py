@@ -1,30 +1,28 @@
-"""Reads a stage of DeepFloyd-IF as its own repository lays it out: `config.yml` and `pytorch_model.bin`.
+"""Reads a stage of DeepFloyd-IF in the layout of its own repository: `config.yml` and `pytorch_model.bin`.
 
-The network is the one that diffusers has, in other words. Where diffusers has levels of resnets and attentions, the
-original has one list of blocks down and one up, whose entries are lists themselves: a resnet, an attention where the
-level has it, and in the last block up of a level its upsampler; a downsampler is a block of its own. Layers over tokens
-are convolutions, with an axis of one entry more, and queries, keys and values come from one of them, its rows
-head by head: those of the first head's queries, keys and values, then of the second's.
+The UNet is the same as diffusers', but its layers have other names. diffusers groups resnets and attentions by level.
+The original has one list of blocks on the way down and one on the way up (`sega_jax.weights.original_names.places`).
+It implements layers over tokens as convolutions of size 1, and one such layer computes queries, keys and values. Its
+rows are ordered by head: the first head's queries, keys and values, then the second head's.
 """
 
 import os
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import yaml
 
 from sega_jax.nn.config import build
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
+from sega_jax.weights.fused import Forms, parameters
 from sega_jax.weights.original_names import RESNET, places
 from sega_jax.weights.pull import CheckpointError, Entry, Layout, from_torch, leaves, torch_name, torch_shape
 from sega_jax.weights.torch_pickle import PickledTensors
 
 CONFIG = "config.yml"
 
-# What is called the same for every network.
+# Layers outside the levels.
 _ENDS = {
     "conv_in": "input_blocks.0.0",
     "time_embedding.linear_1": "time_embed.0",
@@ -42,15 +40,18 @@ _ENDS = {
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
-# The layers of resnets and attentions.
+# Layers of resnets and attentions.
 _LAYERS = RESNET | {"group_norm": "norm", "norm_cross": "norm_encoder", "to_out.0": "proj_out"}
-# Layers that are several of ours, in the order of their rows.
+# Fused layers, and our layers in the order of their rows.
 _FUSED = {"qkv": ("to_q", "to_k", "to_v"), "encoder_kv": ("add_k_proj", "add_v_proj")}
-_OVER_TOKENS = (*_FUSED, "proj_out")
+_FORMS = Forms(
+    fused={rf"\.{layer}\.(weight|bias)$": layers for layer, layers in _FUSED.items()},
+    convolutions=rf"\.({'|'.join(_FUSED)}|proj_out)\.",
+)
 
 
 class _Params(NamedTuple):
-    """`params` of config.yml, as far as they shape the network; the values are those of IF-I-XL."""
+    """The `params` in config.yml that shape the network, with the values of IF-I-XL as defaults."""
 
     image_size: int = 64
     in_channels: int = 3
@@ -68,7 +69,7 @@ class _Params(NamedTuple):
     scale_skip_connection: bool = False
 
 
-# Options under which it is another network, and some without effect on this one.
+# Options whose other values describe an unsupported network, and options without effect on this one.
 _FIXED = {
     "use_scale_shift_norm": (True,),
     "resblock_updown": (True,),
@@ -80,18 +81,19 @@ _FIXED = {
 _IGNORED = ("precision", "dropout", "conv_resample", "num_heads", "num_heads_upsample")
 _OPTIONAL = ("efficient_activation", "scale_skip_connection")
 _SCALAR = str | int | float
-# With attention and without
+# Block types by whether a level has attention.
 _DOWN = {True: "SimpleCrossAttnDownBlock2D", False: "ResnetDownsampleBlock2D"}
 _UP = {True: "SimpleCrossAttnUpBlock2D", False: "ResnetUpsampleBlock2D"}
 
 
 def is_original(folder: Path) -> bool:
-    """Whether a folder is of this layout; the hub's have both this one and diffusers', which goes first."""
+    """Tells whether a folder has this layout alone. Repositories on the hub also have diffusers' layout, which goes
+    first."""
     return os.path.isfile(folder / CONFIG) and not os.path.exists(folder / "model_index.json")
 
 
 class Stage(NamedTuple):
-    """What a stage is but for its weights: its UNet without values, and the JSON files of diffusers' layout."""
+    """A stage without weights: its UNet without values, and the JSON files of diffusers' layout."""
 
     unet: UNet2DConditionModel
     files: dict[str, dict[str, Any]]
@@ -100,11 +102,11 @@ class Stage(NamedTuple):
 def describe(folder: Path) -> Stage:
     """Reads config.yml.
 
-    The files are those of a pipeline of diffusers without a text encoder, which all stages share and no stage's file
-    holds, and without a safety checker. Its schedulers are the repository's defaults.
+    The returned files describe a pipeline of diffusers without a safety checker and without a text encoder, which all
+    stages share and no stage's file holds. The schedulers have the repository's defaults.
 
     Raises:
-        CheckpointError: it is missing, broken, or describes what is not supported.
+        CheckpointError: config.yml is missing, broken, or describes an unsupported network.
     """
     path = folder / CONFIG
     try:
@@ -135,6 +137,7 @@ def describe(folder: Path) -> Stage:
 
 
 def _params(path: Path) -> dict[str, Any]:
+    """Reads the `params` of config.yml."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
@@ -145,14 +148,14 @@ def _params(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} has no params, expected those of a stage of DeepFloyd-IF; fetch it again")
     for name, value in params.items():
         entries = value if isinstance(value, list) else [value]
-        # Before a value is printed: by references to itself, a small file can hold one of any size.
+        # YAML's references let a small file hold a value of any size, so check values before printing any.
         if not isinstance(name, str) or not all(entry is None or isinstance(entry, _SCALAR) for entry in entries):
             raise CheckpointError(f"{path}: {str(name)[:80]} is neither a value nor a list of values; fetch it again")
     return params
 
 
 def _unet_config(params: dict[str, Any]) -> dict[str, Any]:
-    """diffusers' config of the UNet."""
+    """Translates `params` to diffusers' config of the UNet."""
     missing = [name for name in _Params._fields if params.get(name) is None and name not in _OPTIONAL]
     if missing:
         raise ValueError(f"its params lack {', '.join(missing)}")
@@ -166,10 +169,10 @@ def _unet_config(params: dict[str, Any]) -> dict[str, Any]:
         )
     widths = _numbers("channel_mult", p.channel_mult)
     rates = _numbers("attention_resolutions", p.attention_resolutions)
-    if isinstance(p.attention_resolutions, str):  # sizes of the picture; a list is of the factors between them
+    if isinstance(p.attention_resolutions, str):  # sizes in pixels; a list holds the downsampling factors
         rates = [p.image_size // size for size in rates]
     attends = [2**level in rates for level in range(len(widths))]
-    scale = 1 / 0.7071 if p.scale_skip_connection else 1.0  # the original multiplies by this rounded number
+    scale = 1 / 0.7071 if p.scale_skip_connection else 1.0  # the original multiplies by the rounded 0.7071
     projected = p.encoder_dim != p.encoder_channels
     return {
         "_class_name": "UNet2DConditionModel",
@@ -200,6 +203,7 @@ def _unet_config(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def _numbers(name: str, value: str | tuple[int, ...]) -> list[int]:
+    """Reads positive integers from a tuple, or from text with commas between them."""
     try:
         numbers = [int(entry) for entry in (value.split(",") if isinstance(value, str) else value)]
     except ValueError:
@@ -210,10 +214,10 @@ def _numbers(name: str, value: str | tuple[int, ...]) -> list[int]:
 
 
 def original_names(unet: UNet2DConditionModel) -> dict[str, str]:
-    """For every parameter's key in diffusers' layout, its name in the original; one of several in one tensor is
+    """Returns {key in diffusers' layout: name in the original}, where a parameter of a fused tensor is named like
     "middle_block.1.qkv.weight[to_q]"."""
-    found = _ENDS | dict(places(unet))
-    return {key: _original_name(key, found) for key in leaves(unet)}
+    known = _ENDS | dict(places(unet))
+    return {key: _original_name(key, known) for key in leaves(unet)}
 
 
 def _original_name(key: str, places: dict[str, str]) -> str:
@@ -226,40 +230,19 @@ def _original_name(key: str, places: dict[str, str]) -> str:
 
 
 class OriginalTensors(PickledTensors):
-    """The tensors of `pytorch_model.bin`, apart where the original has several in one, and without the axis of its
-    convolutions over tokens.
+    """The parameters in `pytorch_model.bin`, which fuses some layers and stores layers over tokens as convolutions.
 
     Raises:
-        CheckpointError: as of PickledTensors.
+        CheckpointError: as `PickledTensors`.
     """
 
     def __init__(self, folder: Path, unet: UNet2DConditionModel):
         names = original_names(unet)
-        self._width = unet.config.attention_head_dim
+        self._width = unet.config.level("attention_head_dim", 0)
         self.layout = Layout(lambda path: names[torch_name(path)], torch_shape, from_torch)
         super().__init__(folder, "pytorch_model", None, str)
         self.keys = {name: key for key, name in names.items()}
 
     def _open(self, path: Path) -> Iterator[Entry]:
         for entry in super()._open(path):
-            layer = entry.key.split(".")[-2:][0]
-            if layer in _OVER_TOKENS and entry.shape[2:] == (1,):
-                entry = entry._replace(shape=entry.shape[:2], read=partial(_reshaped, entry.read, entry.shape[:2]))
-            parts = _FUSED.get(layer, ())
-            if not parts or not entry.shape or entry.shape[0] % len(parts):  # then it fits nothing, and is named so
-                yield entry
-                continue
-            shape = (entry.shape[0] // len(parts), *entry.shape[1:])
-            heads = (-1, len(parts), self._width, *entry.shape[1:])
-            for i, part in enumerate(parts):
-                read = partial(_rows, entry.read, heads, i, shape)
-                yield Entry(f"{entry.key}[{part}]", shape, entry.nbytes // len(parts), read)
-
-
-def _reshaped(read: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    return read().reshape(shape)
-
-
-def _rows(read: Callable[[], np.ndarray], heads: tuple[int, ...], part: int, shape: tuple[int, ...]) -> np.ndarray:
-    """The rows of one part; `heads` is [heads, parts, width, ...]."""
-    return read().reshape(heads)[:, part].reshape(shape)
+            yield from (parameter for _, parameter in parameters(entry.key, entry, _FORMS, self._width))

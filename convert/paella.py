@@ -21,7 +21,7 @@ from sega_jax.weights.pull import CheckpointError, read_json
 from sega_jax.weights.torch_pickle import PickledTensors
 
 # Each network's published file without ending, its class and its config.
-NETWORKS = {
+NETWORKS: dict[str, tuple[str, type[Any], Any]] = {
     "denoiser": ("paella_v3", Paella, PaellaConfig),
     "vqgan": ("vqgan_f4", VQModel, VQConfig),
     "prior": ("prior_v1", PriorModel, PriorConfig),
@@ -94,15 +94,18 @@ def convert_paella(
     check_options(to, dtype)
     if unknown := configs.keys() - NETWORKS.keys():
         raise ValueError(f"configs has {', '.join(sorted(unknown))}, expected of {', '.join(NETWORKS)}")
-    folder, *texts = (None if path is None else _folder(path) for path in (source, byt5, openclip))
+    folder = _folder(source)
+    texts = [None if path is None else _folder(path) for path in (byt5, openclip)]
     missing = [f"{stem}.pt" for stem, _, _ in NETWORKS.values() if not (folder / f"{stem}.pt").is_file()]
     if missing:
         raise CheckpointError(f"{folder} has no {' and no '.join(missing)}; fetch all three files into one folder")
     dest = destination(dest, folder, *(text for text in texts if text))
 
     with whole_or_nothing(dest) as partly:
-        sources, others = {}, {}
-        index = {"_class_name": "PaellaPipeline"} | {part: [None, None] for part in ("byt5", "clip", "tokenizer")}
+        sources: dict[str, Source] = {}
+        others: dict[Path, Path | bytes] = {}
+        index: dict[str, Any] = {"_class_name": "PaellaPipeline"}
+        index |= {part: [None, None] for part in ("byt5", "clip", "tokenizer")}
         for part, (stem, kind, config_kind) in NETWORKS.items():
             config = config_kind.from_dict(configs.get(part, {}))
             module = kind(config)
@@ -139,7 +142,7 @@ def _byt5(folder: Path) -> tuple[Source, dict[str, Any], dict[Path, Path]]:
     config = read_json(folder / "config.json")
     module = _built(folder, lambda: T5EncoderModel(T5Config.from_dict(config)))
 
-    source = Source(module, opener(folder, "model", None, module.rename))
+    source = Source(module, opener(folder, "model", None, module.rename), "model")
     return source, config | {"architectures": ["T5EncoderModel"]}, {}
 
 
@@ -160,7 +163,7 @@ def _clip(folder: Path) -> tuple[Source, dict[str, Any], dict[Path, Path]]:
         other = key.startswith(("vision_model.", "visual_projection.")) or key == "logit_scale"
         return None if other else module.rename(key)
 
-    return Source(module, opener(folder, "model", None, rename)), config, tokenizer_files(folder)
+    return Source(module, opener(folder, "model", None, rename), "model"), config, tokenizer_files(folder)
 
 
 def _built(folder: Path, build: Callable[[], Any]) -> Any:

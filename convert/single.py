@@ -1,4 +1,4 @@
-"""`convert_single`: Stable Diffusion in a single file to a folder."""
+"""`convert_single`: converts Stable Diffusion from a single file to a folder."""
 
 import os
 from functools import partial
@@ -9,15 +9,16 @@ from jax.typing import DTypeLike
 
 from convert.conversion import Source, as_json, check_options, destination, tokenizer_files, write
 from convert.destination import whole_or_nothing
-from sega_jax.pipelines.loading import PREDICTIONS, describe
+from sega_jax.pipelines.load_options import PREDICTIONS
+from sega_jax.pipelines.loading import describe
 from sega_jax.pipelines.sources import of_file
-from sega_jax.systems.registry import CHECKER, XL, kind_of
+from sega_jax.systems import original_files
+from sega_jax.systems.registry import CHECKER, recognise, weight_stem
 from sega_jax.text.tokenizers import Tokenizer, TokenizerPair
-from sega_jax.weights import single_file
 from sega_jax.weights.pull import CheckpointError, read_json
-from sega_jax.weights.single_file import OriginalWeights, is_one
+from sega_jax.weights.single_file import ENDINGS, OriginalWeights, SingleFile, is_one, opened
 
-# What is written beside the weights: a file to copy, or its content.
+# Files to write besides the weights, each as a path to copy or as its content.
 Files = dict[Path, Path | bytes]
 
 
@@ -33,89 +34,90 @@ def convert_single(
     to: str = "diffusers",
     progress: bool | None = None,
 ) -> Path:
-    """Writes Stable Diffusion 1.x, 2.x or XL from a single file with the names of the original repositories as a
-    folder, without a safety checker.
+    """Converts Stable Diffusion 1.x, 2.x or XL from a single file, which has the names of the original repositories, to
+    a folder without a safety checker.
 
     Args:
-        source: the file: `.safetensors`, or `.ckpt`, a pickle, which is read without running what it holds.
-        dest: the folder to write, new or empty, which appears when it is whole.
-        tokenizer: a folder with CLIP's vocabulary, vocab.json and merges.txt, which the file does not hold; None takes
-            that of `config`.
-        config, prediction_type, ema: as of `sega_jax.load`.
-        dtype: float32, float16 or bfloat16; None keeps every weight's own.
-        to: "diffusers", which is safetensors, or "orbax".
-        progress: whether to show a bar of bytes; None is in terminals and notebooks.
+        source: a `.safetensors` or `.ckpt` file. A `.ckpt` is a pickle; reading it runs no code that it contains.
+        dest: a new or empty folder. It appears once it is complete.
+        tokenizer: a folder with CLIP's vocabulary (vocab.json and merges.txt), which the file does not contain; None
+            takes the one in `config`.
+        config, prediction_type, ema: as for `sega_jax.load`.
+        dtype: float32, float16 or bfloat16; None keeps the dtype of every weight.
+        to: "diffusers" for safetensors files, or "orbax".
+        progress: whether to show a progress bar; None shows it in terminals and notebooks.
 
     Returns:
         The written folder.
 
     Raises:
-        FileNotFoundError: no such file or folder.
-        FileExistsError: dest is there and not empty.
-        TypeError: a path is none.
-        CheckpointError: the file is broken, hostile, or of something else; it does not fit the configs, with every
-            missing, extra and misshapen tensor; there is no vocabulary; or a weight overflows `dtype`. All but values
-            are checked before anything is written.
-        ValueError: an unknown dtype, form or prediction, or dest lies inside the config.
-        OSError: dest cannot be written to, or its disk is full.
+        FileNotFoundError: a file or folder does not exist.
+        FileExistsError: `dest` exists and is not empty.
+        TypeError: `dest` is no path.
+        CheckpointError: the file is broken, hostile or of another kind; it does not fit the configs (the error lists
+            every missing, extra and misshapen tensor); there is no vocabulary; or a weight overflows `dtype`.
+            Everything but the values is checked before anything is written.
+        ValueError: `source` is no single file, `dest` lies inside the config, or the dtype, form or prediction is
+            unknown.
+        OSError: `dest` cannot be written, or its disk is full.
     """
     check_options(to, dtype)
     if prediction_type not in (None, *PREDICTIONS):
         raise ValueError(f"prediction_type={prediction_type!r} should be one of {', '.join(PREDICTIONS)}, or None")
     if not is_one(source):
-        raise ValueError(f"{source} is no single file ({', '.join(single_file.ENDINGS)}); convert is for folders")
+        raise ValueError(f"{source} is no single file ({', '.join(ENDINGS)}); use convert for folders")
     path = Path(os.path.expanduser(source))
     if not path.is_file():
         raise FileNotFoundError(f"{path} is no file")
-    with single_file.opened(path) as tensors:
+    with opened(path) as tensors:
+        file = original_files.find(path, tensors.shapes)
         folder = of_file(path, tensors.shapes, config, prediction_type).fetch(without=[CHECKER])
     if tokenizer is None and not (folder / "tokenizer").is_dir():
         raise CheckpointError(
-            f"{path} does not hold CLIP's vocabulary; give tokenizer, a folder with vocab.json and merges.txt such as"
-            " that of any checkpoint of Stable Diffusion in diffusers layout"
+            f"{path} does not hold CLIP's vocabulary; give tokenizer, a folder with vocab.json and merges.txt like the"
+            " one in any checkpoint of Stable Diffusion in diffusers layout"
         )
-    given = tokenizer and Path(os.path.expanduser(tokenizer))
+    given = None if tokenizer is None else Path(os.path.expanduser(tokenizer))
     dest = destination(dest, folder)
     with whole_or_nothing(dest) as partly:
-        found = describe(folder, tokenizer=given, safety_checker=False)
+        description = describe(folder, tokenizer=given, safety_checker=False)
         sources = {
-            part: Source(network, partial(_weights, path, part, network, ema))
-            for part, network in found.models._asdict().items()
+            part: Source(
+                network, partial(_weights, path, file, part, network, ema), weight_stem(description.system, part)
+            )
+            for part, network in description.models._asdict().items()
         }
-        others = _others(folder, _tokenizers(folder, given, found.tokenizer), prediction_type)
+        others = _others(folder, _tokenizers(folder, given, description.tokenizer), prediction_type)
         write(partly, sources, others, to=to, dtype=dtype, progress=progress)
     return dest
 
 
-def _weights(path: Path, part: str, network: Any, ema: bool) -> OriginalWeights:
-    return OriginalWeights(path, single_file.opened(path), part, network, ema=ema)
+def _weights(path: Path, file: SingleFile, part: str, network: Any, ema: bool) -> OriginalWeights:
+    return OriginalWeights(path, opened(path), file, part, network, ema=ema)
 
 
-def _tokenizers(folder: Path, given: Path | None, made: Tokenizer | TokenizerPair) -> Files:
-    """The files of the tokenizers, those of a pair from the same folder where one is given."""
-    if isinstance(made, Tokenizer):
-        return tokenizer_files(given or folder / "tokenizer")
-    found: Files = {}
-    for part, one in (("tokenizer", made.first), ("tokenizer_2", made.second)):
+def _tokenizers(folder: Path, given: Path | None, tokenizer: Tokenizer | TokenizerPair) -> Files:
+    """Returns the tokenizer's files; both tokenizers of a pair take theirs from the same folder if one is given."""
+    if isinstance(tokenizer, Tokenizer):
+        return {**tokenizer_files(given or folder / "tokenizer")}
+    files: Files = {}
+    for part, one in (("tokenizer", tokenizer.first), ("tokenizer_2", tokenizer.second)):
         for name, path in tokenizer_files(given or folder / part).items():
             pads = given and name.name in ("special_tokens_map.json", "tokenizer_config.json")
-            found[Path(part, name.name)] = as_json(read_json(path) | {"pad_token": one.pad}) if pads else path
-    return found
+            files[Path(part, name.name)] = as_json(read_json(path) | {"pad_token": one.pad}) if pads else path
+    return files
 
 
-def _others(
-    folder: Path, tokenizers: dict[Path, Path | bytes], prediction_type: str | None
-) -> dict[Path, Path | bytes]:
-    """What is beside the weights, the index last: a folder without it is no checkpoint."""
+def _others(folder: Path, tokenizers: Files, prediction_type: str | None) -> Files:
+    """Returns the files besides the weights. The index comes last, because a folder without one is no checkpoint."""
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     if prediction_type is not None:
         scheduler |= {"prediction_type": prediction_type}
     index = read_json(folder / "model_index.json")
-    kind = kind_of(folder)
-    if kind is not XL:
-        index |= {CHECKER: [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+    system = recognise(folder)
+    index |= system.checkpoint.unchecked
     return {
-        **{Path(part, "config.json"): folder / part / "config.json" for part in kind.parts},
+        **{Path(part, "config.json"): folder / part / "config.json" for part in system.checkpoint.networks},
         **tokenizers,
         Path("scheduler", "scheduler_config.json"): as_json(scheduler),
         Path("model_index.json"): as_json(index),

@@ -10,9 +10,13 @@ os.environ["XLA_FLAGS"] = (
     " --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
 ).strip()
 
+from functools import cache
+from pathlib import Path
+
 import jax
 import pytest
-import tiny
+from reference import cases
+from support import tiny
 
 import sega_jax
 
@@ -20,6 +24,13 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "float32")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Leaves out tests/parity, whose files import torch, unless an argument names it or `-m` asks for it."""
+    if collection_path == Path(__file__).parent / "parity" and "parity" not in config.option.markexpr:
+        return True
+    return None
 
 
 @pytest.fixture(scope="session")
@@ -114,6 +125,19 @@ def second(stages, first):
 @pytest.fixture(scope="session")
 def upscaler(stages, first):
     return sega_jax.load(stages["upscaler"], devices=first.devices)
+
+
+@pytest.fixture(scope="session")
+def recorded_pipe(tmp_path_factory, one_device):
+    """Loads the pipeline of a recorded checkpoint, by its name in `reference/cases.py`."""
+
+    @cache
+    def load(name):
+        folder = tmp_path_factory.mktemp("checkpoint") / name
+        settings = (cases.CHECKPOINTS | cases.CHECKED)[name]
+        return sega_jax.load(tiny.checkpoint(folder, **settings), devices=one_device)
+
+    return load
 
 
 @pytest.fixture

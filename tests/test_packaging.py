@@ -6,7 +6,7 @@ import math
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from published import BYT5_XL, IF_1_XL, IF_2_L, SD_1, SD_2, T5_XXL, VIT_H, X4, X4_VAE
+from support.published import BYT5_XL, IF_1_XL, IF_2_L, SD_1, SD_2, T5_XXL, VIT_H, X4, X4_VAE
 
 from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModelWithProjection
 from sega_jax.nn.t5 import T5Config, T5EncoderModel

@@ -1,201 +1,221 @@
-"""What `sega-jax edit` has for DeepFloyd-IF: the options of the cascade's stages, and how they are run."""
+"""The options of `sega-jax edit` for cascades: further stages, and how all of them are run."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from sega_jax.method.schedules.spacing import NAMED
-from sega_jax.pipelines import sources
-from sega_jax.pipelines.batch import number, whole
-from sega_jax.pipelines.cascade import STAGES, load_cascade
+from sega_jax.cli.options import command_words, option, parsed, shell_arguments
+from sega_jax.pipelines import loading, sources
+from sega_jax.pipelines.cascade import FIRST, load_cascade
 from sega_jax.pipelines.components import checked_scheduler
 from sega_jax.pipelines.pipeline import Output, Pipeline
-from sega_jax.systems.registry import STAGE_1, Kind
+from sega_jax.systems.base import System
 from sega_jax.text import caption_cleaning
 
-# The stages after the first, whose options begin with their name.
-LATER = tuple(STAGES)[1:]
-
-
-class _Steps(click.ParamType):
-    """A number of steps, or the name of one of DeepFloyd-IF's lists."""
-
-    name = "steps"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        try:
-            return value if value in NAMED else int(value)
-        except ValueError:
-            self.fail(f"{value!r} should be a whole number, or one of {', '.join(NAMED)}", param, ctx)
-
-
-STEPS = _Steps()
-
-
-def _of(stage: str, before: str, steps: int, guidance_scale: int, noise_level: int) -> list[Callable]:
-    """The options of a later stage, with their defaults."""
-    return [
-        click.option(f"--{stage}-revision", help="As --revision."),
-        click.option(f"--{stage}-scheduler", help="As --scheduler."),
-        click.option(f"--{stage}-steps", type=STEPS, help=f"[default: {steps}]"),
-        click.option(f"--{stage}-guidance-scale", type=float, help=f"[default: {guidance_scale}]"),
-        click.option(
-            f"--{stage}-noise-level", type=int, help=f"Of the {before} stage's picture.  [default: {noise_level}]"
-        ),
-        click.option(f"--{stage}-noise-anew", is_flag=True, help="Another such noise at every call."),
-    ]
-
-
-_OPTIONS = [
-    click.option("--stage2", metavar="MODEL", help="DeepFloyd-IF: its second stage, to make pictures of 256 pixels."),
-    *_of("stage2", "first", 50, 4, 250),
-    click.option("--upscaler", metavar="MODEL", help="DeepFloyd-IF: the x4 upscaler, to make 1024 of these."),
-    *_of("upscaler", "second", 75, 9, 20),
-    click.option(
-        "--edited",
-        multiple=True,
-        type=click.Choice(list(STAGES)),
-        help="DeepFloyd-IF: a stage that the edits guide; may be given several times.  [default: stage1]",
-    ),
-    click.option("--clean-captions", is_flag=True, help="DeepFloyd-IF: words as its training data were cleaned."),
-    click.option("--low-memory", is_flag=True, help="DeepFloyd-IF: one network at a time in memory."),
-]
+# What all stages share, from the command's own options.
 _SHARED = ("momentum_scale", "momentum_beta", "semantics", "support")
-_OWN = ("steps", "guidance_scale", "noise_level", "noise_anew")
+# What the cascade gives each stage itself.
+_OWN = (*_SHARED, "negative_prompt", "seed", "height", "width", "image")
+_OTHERS = ("edited", "clean_captions", "low_memory")
 
 
-def options(command: Callable) -> Callable:
-    """Adds the options of the stages to a command."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+def later_stages() -> dict[str, System]:
+    """Returns the stages after the first of all cascades, by name."""
+    found: dict[str, System] = {}
+    for system in loading.starting_systems():
+        found |= system.stages
+    return found
 
 
-NAMES = [parameter.name for parameter in reversed(options(lambda: None).__click_params__)]
+def stage_arguments(system: System) -> dict[str, Any]:
+    """Returns the arguments of a later stage that have a shell option."""
+    return {name: one for name, one in shell_arguments(system.call).items() if name not in _OWN}
 
 
-def check(chosen: Mapping[str, Any]) -> None:
+def options() -> list[click.Option]:
+    """Returns the options of cascades."""
+    titles = ", ".join(system.title for system in loading.starting_systems())
+    found = []
+    for stage, system in later_stages().items():
+        found += [
+            click.Option(
+                [f"--{stage}"],
+                metavar="MODEL",
+                help=f"The checkpoint of {system.title}, which enlarges the pictures. Only for {titles}.",
+            ),
+            click.Option([f"--{stage}-revision"], help=f"As --revision, for {system.title}."),
+            click.Option([f"--{stage}-scheduler"], help=f"As --scheduler, for {system.title}."),
+        ]
+        for one in stage_arguments(system).values():
+            default = (
+                "" if one.default is None or one.default is False else f"  [default: {one.kind.show(one.default)}]"
+            )
+            help = f"As {one.option}, for {system.title}.{default}"
+            found.append(option(one, prefix=f"{stage}-", help=help))
+    stages = click.Choice([FIRST, *later_stages()])
+    found += [
+        click.Option(
+            ["--edited"],
+            multiple=True,
+            type=stages,
+            help=f"A stage that the edits guide. May be given several times. Only for {titles}.  [default: {FIRST}]",
+        ),
+        click.Option(
+            ["--clean-captions"],
+            is_flag=True,
+            default=None,
+            help=f"Clean the texts as the captions of the training data were. Only for {titles}.",
+        ),
+        click.Option(
+            ["--low-memory"],
+            is_flag=True,
+            default=None,
+            help=f"Keep only one network in memory at a time. Only for {titles}.",
+        ),
+    ]
+    return found
+
+
+def names() -> list[str]:
+    """Returns the parameters of these options."""
+    return [one.name or "" for one in options()]
+
+
+def check(given: Mapping[str, Any]) -> None:
     """Finds mistakes that need no checkpoint to be seen.
+
+    Args:
+        given: the options that were given, by their parameters.
 
     Raises:
         TypeError, ValueError: a number out of range, an unknown scheduler, or an option of a stage that is not there.
         ImportError: captions are to be cleaned, and what cleans them is not installed.
     """
-    given = remembered(chosen)
-    for name, value in given.items():
-        if name.endswith("noise_level"):
-            whole(_option(name), value, 0)
-        elif name.endswith("steps"):
-            check_steps(_option(name), value)
-        elif name.endswith("guidance_scale"):
-            number(_option(name), value)
-        elif name.endswith("scheduler"):
-            checked_scheduler(value)
-    for stage in LATER:
-        options = [_option(name) for name in given if name.startswith(f"{stage}_")]
-        options += [f"--edited {stage}"] * (stage in chosen["edited"])
-        if options and stage not in given:
-            raise ValueError(f"{options[0]} is given without --{stage}; name its checkpoint, or leave it out")
+    for stage, system in later_stages().items():
+        values = _of_stage(given, stage)
+        parsed(system.call, {name: values[name] for name in values if name in stage_arguments(system)}, f"{stage}-")
+        if "scheduler" in values:
+            checked_scheduler(values["scheduler"])
+        listed = [f"--{stage}-{name.replace('_', '-')}" for name in values]
+        listed += [f"--edited {stage}"] * (stage in given.get("edited", ()))
+        if listed and stage not in given:
+            raise ValueError(f"{listed[0]} is given without --{stage}; name its checkpoint, or leave it out")
     if "upscaler" in given and "stage2" not in given:
         raise ValueError("--upscaler is given without --stage2, whose pictures it enlarges; give both")
-    if chosen["clean_captions"]:
+    if given.get("clean_captions"):
         caption_cleaning.check()
 
 
-def check_steps(option: str, steps: int | str) -> None:
-    """ValueError for a number of steps below 1."""
-    if steps not in NAMED:
-        whole(option, steps, 1)
+def _of_stage(given: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    """Returns the options of a stage by their names without the stage's."""
+    return {name.removeprefix(f"{stage}_"): value for name, value in given.items() if name.startswith(f"{stage}_")}
 
 
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def check_kind(kind: Kind, model: str, chosen: Mapping[str, Any]) -> None:
-    """Whether a command can begin with this model, and has these options.
+def check_family(system: System, model: str, given: Mapping[str, Any]) -> None:
+    """Checks that a command can begin with this model, and has these options.
 
     Raises:
         ValueError: it cannot.
     """
-    if kind.noising:
-        option = next(name for name, known in STAGES.items() if known is kind)
-        raise ValueError(
-            f"{model} is {kind.name}, which makes a small picture larger: give it as --{option}, and DeepFloyd-IF's"
-            " first stage as --model"
-        )
-    given = list(remembered(chosen))
-    if given and kind is not STAGE_1:
-        raise ValueError(
-            f"{_option(given[0])} is of {STAGE_1.name[:-12]} cascade, but {model} is {kind.name}; leave it out"
-        )
+    for stage, later in later_stages().items():
+        if later is system:
+            first = " or ".join(one.title for one in loading.starting_systems())
+            raise ValueError(
+                f"{model} is {system.title}, which makes a small picture larger: give it as --{stage}, and {first} as"
+                " --model"
+            )
+    if given and not system.stages:
+        name = next(iter(given)).replace("_", "-")
+        first = " and ".join(one.title.removesuffix(" first stage") for one in loading.starting_systems())
+        raise ValueError(f"--{name} is of {first} cascade, but {model} is {system.title}; leave it out")
 
 
-def located(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The options as a command can repeat them anywhere: folders by their whole path, and of what is on the hub the
-    commit.
+def check_load(system: System, model: str, given: Mapping[str, Any]) -> None:
+    """Checks that a cascade, if the model begins one, takes these options of `load`.
 
     Raises:
-        As `sega_jax.pipelines.sources.find`.
+        ValueError: it does not.
     """
-    found = dict(chosen)
-    for stage in LATER:
-        if chosen[stage] is not None:
-            source = sources.find(chosen[stage], chosen[f"{stage}_revision"])
-            found[stage], found[f"{stage}_revision"] = place(source)
-        found[f"{stage}_scheduler"] = whole_path(chosen[f"{stage}_scheduler"])
+    # It takes the others by stage.
+    known = {*inspect.signature(load_cascade).parameters, "revision", "scheduler"}
+    for name in given:
+        if system.stages and name not in known:
+            raise ValueError(
+                f"--{name.replace('_', '-')} is not of cascades, but {model} is {system.title}; leave it out"
+            )
+
+
+def located(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options as a command can repeat them anywhere: folders by their whole path, and of what is on the hub
+    the commit.
+
+    Raises:
+        FileNotFoundError, CheckpointError: a stage is no checkpoint.
+    """
+    found = dict(given)
+    for stage in later_stages():
+        if stage in given:
+            source = sources.find(given[stage], given.get(f"{stage}_revision"))
+            place, revision = sources.place(source)
+            found |= {stage: place} | ({} if revision is None else {f"{stage}_revision": revision})
+        if f"{stage}_scheduler" in given:
+            found[f"{stage}_scheduler"] = whole_path(given[f"{stage}_scheduler"])
     return found
 
 
-def place(source: sources.Source) -> tuple[str, str | None]:
-    """A checkpoint's whole path and None, or its name on the hub and its commit."""
-    here = source.file or (source.folder if source.commit is None else None)
-    return (str(source.name), source.commit) if here is None else (str(here.resolve()), None)
-
-
 def whole_path(scheduler: str | None) -> str | None:
-    """A scheduler's folder by its whole path; names of classes and None as they are."""
+    """Returns a scheduler's folder by its whole path; names of classes and None as they are."""
     if scheduler is None or not Path(scheduler).expanduser().exists():
         return scheduler
     return str(Path(scheduler).expanduser().resolve())
 
 
 def load(
-    model: str, revision: str | None, chosen: Mapping[str, Any], *, scheduler: Any, **common: Any
+    model: str, revision: str | None, given: Mapping[str, Any], *, scheduler: Any, **common: Any
 ) -> tuple[Pipeline, Callable[..., Output]]:
-    """The first stage, and what makes pictures as its call would, but of all stages.
+    """Returns the first stage, and a function that makes pictures as its call would, but with all stages.
 
     Args:
         model, revision: the first stage.
-        chosen: the options of the stages.
+        given: the options of the stages.
         scheduler: of the first stage.
         common: as of `load_cascade`.
     """
-    later = [stage for stage in LATER if chosen[stage] is not None]
+    later = {stage: system for stage, system in later_stages().items() if stage in given}
     cascade = load_cascade(
         model,
-        chosen["stage2"],
-        chosen["upscaler"],
-        low_memory=chosen["low_memory"],
-        revisions={"stage1": revision} | {stage: chosen[f"{stage}_revision"] for stage in later},
-        schedulers={"stage1": scheduler} | {stage: chosen[f"{stage}_scheduler"] for stage in later},
+        given.get("stage2"),
+        given.get("upscaler"),
+        low_memory=bool(given.get("low_memory")),
+        revisions={FIRST: revision} | {stage: given.get(f"{stage}_revision") for stage in later},
+        schedulers={FIRST: scheduler} | {stage: given.get(f"{stage}_scheduler") for stage in later},
         **common,
     )
 
-    def make(prompt: list[str], edits: list, *, seed: list[int], negative_prompt: str | None, **call: Any) -> Output:
-        stages = {"stage1": call}
-        for stage in later:
-            own = {name: chosen[f"{stage}_{name}"] for name in _OWN}
-            stages[stage] = {name: call[name] for name in _SHARED} | {k: v for k, v in own.items() if v is not None}
-        edited = chosen["edited"] or ("stage1",)
-        clean = chosen["clean_captions"]
+    def make(prompt: list[str], edits: list, *, seed: list[int], negative_prompt: Any = None, **call: Any) -> Output:
+        stages: dict[str, Any] = {FIRST: call}
+        for stage, system in later.items():
+            own, declared = _of_stage(given, stage), stage_arguments(system)
+            values = parsed(system.call, {name: own[name] for name in own if name in declared}, f"{stage}-")
+            stages[stage] = {name: call[name] for name in _SHARED if name in call} | values
+        edited = given.get("edited") or (FIRST,)
+        clean = bool(given.get("clean_captions"))
         return cascade(prompt, edits, seed=seed, negative_prompt=negative_prompt, edited=edited, clean=clean, **stages)
 
-    return cascade.stages["stage1"].outline, make
+    return cascade.stages[FIRST].outline, make
 
 
-def remembered(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that were given, which are those that a picture keeps."""
-    return {name: value for name, value in chosen.items() if value not in (None, ()) and value is not False}
+def words(known: Mapping[str, Any]) -> list[str]:
+    """Returns the words of a command that give these options."""
+    found: list[str] = []
+    for stage, system in later_stages().items():
+        for name in (stage, f"{stage}_revision", f"{stage}_scheduler"):
+            if known.get(name) is not None:
+                found += [f"--{name.replace('_', '-')}", known[name]]
+        found += command_words(system.call, known, {}, f"{stage}-")
+    for stage in known.get("edited") or ():
+        found += ["--edited", stage]
+    return found + [f"--{name.replace('_', '-')}" for name in _OTHERS[1:] if known.get(name)]

@@ -34,7 +34,8 @@ def versions(device: str) -> dict[str, str]:
 
 def remember_compilations() -> None:
     """Keeps compiled programs from run to run, unless JAX was told where to keep them."""
-    if jax.config.jax_compilation_cache_dir is None:
+    # JAX adds its options to this object at run time.
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "sega_jax" / "xla"))
 
@@ -44,9 +45,9 @@ def compilations() -> Iterator[Any]:
     """Counts the seconds in which something was traced or compiled (or read from the cache)."""
     spans: list[tuple[float, float]] = []
 
-    def listen(event: str, duration: float, **_: Any) -> None:
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
         if event.startswith("/jax/core/compile/"):
-            spans.append((time.perf_counter() - duration, time.perf_counter()))
+            spans.append((time.perf_counter() - duration_secs, time.perf_counter()))
 
     def seconds() -> float:
         total, reached = 0.0, 0.0

@@ -1,6 +1,6 @@
-"""The small model that comes along, and how it was made and judged.
+"""The packaged demo model, its training and its evaluation.
 
-`sega_jax.load()` gives it: a latent diffusion model of Stable Diffusion's architecture, of cartoon portraits of 128x128
-pixels, in `checkpoint`. `training` draws what it was trained on and holds the recipe, `judge` reads attributes off
-pictures, `evaluate` says how well edits work, and `settings` has the settings that suit it.
+`sega_jax.load()` loads the model from `checkpoint`: a latent diffusion model of Stable Diffusion's architecture that
+makes cartoon portraits of 128x128 pixels. `training` draws the portraits and trains the model, `judge` reads attributes
+of pictures, `evaluate` measures how well edits work, and `settings` has the recommended settings of calls.
 """

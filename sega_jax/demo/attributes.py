@@ -1,11 +1,15 @@
-"""The attributes of a cartoon portrait, how they are drawn at random, and the words that are judged.
+"""The attributes of a cartoon portrait, their random values, and the words that the judge knows.
 
-The attributes are independent, so that an edit may change one and leave the others.
+The attributes are independent, so that an edit can change one and leave the others.
 """
+
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+Numbers = TypeVar("Numbers", jax.Array, np.ndarray)
 
 ATTRIBUTES = {
     "glasses": ("none", "glasses", "sunglasses"),
@@ -20,9 +24,10 @@ ATTRIBUTES = {
     "background": ("blue", "green", "yellow", "pink", "grey", "purple"),
 }
 COLUMN = {name: i for i, name in enumerate(ATTRIBUTES)}
+SIDE = 128  # pixels of a portrait's width and height
 
 
-# The words that a portrait is judged by, each an edit concept as well -> the attribute and the value that it is about.
+# The words that the judge knows, which are also concepts of edits -> the attribute and its value.
 WORDS = {
     "glasses": ("glasses", "glasses"),
     "sunglasses": ("glasses", "sunglasses"),
@@ -45,27 +50,33 @@ WORDS = {
 
 
 def kind(word: str) -> tuple[str, ...]:
-    """What must go for nothing of a word's kind to stay: itself, and the others of an attribute that may be none
-    (sunglasses, or they come in place of glasses)."""
+    """Returns the words to remove so that nothing of a word's kind is left.
+
+    They are the word itself and, if its attribute may be absent, the attribute's other words: without glasses, the
+    model draws sunglasses.
+    """
     name = WORDS[word][0]
     rest = [other for other, (attribute, _) in WORDS.items() if attribute == name and other != word]
     return (word, *rest) if ATTRIBUTES[name][0] == "none" else (word,)
 
 
-# How often each value is drawn, where not all are equal.
+# Relative frequencies of the values; those of the other attributes are all equally frequent.
 _SHARES = {"glasses": (2, 1, 1), "facial hair": (2, 1, 1), "hair": (2, 3, 3, 2), "hat": (4, 1, 1)}
 
 
 def sample(key: jax.Array, n: int) -> jax.Array:
-    """int32 [n, attributes]: independent values, the rarer ones boosted (n is static)."""
+    """Draws independent values, int32 [n, attributes]; n is static."""
     logits = np.full((len(ATTRIBUTES), max(map(len, ATTRIBUTES.values()))), -np.inf, np.float32)
     for i, (name, values) in enumerate(ATTRIBUTES.items()):
         logits[i, : len(values)] = np.log(_SHARES.get(name, (1,) * len(values)))
     return jax.random.categorical(key, jnp.asarray(logits), axis=-1, shape=(n, len(ATTRIBUTES))).astype(jnp.int32)
 
 
-def visible(attributes: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
-    """bool [n, attributes]: false for the hair below a hat where it is short or none, and the colour of no hair."""
+def visible(attributes: Numbers) -> Numbers:
+    """Returns bool [n, attributes]: whether each attribute is visible.
+
+    A hat hides short hair and baldness, and hidden hair or a bald head has no visible hair colour.
+    """
     xp = jnp if isinstance(attributes, jax.Array) else np
     hair, hat = (attributes[:, COLUMN[name]] for name in ("hair", "hat"))
     hidden = (hat > 0) & (hair < ATTRIBUTES["hair"].index("long"))
@@ -74,7 +85,7 @@ def visible(attributes: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
 
 
 def labels(attributes: jax.Array | np.ndarray) -> np.ndarray:
-    """bool [n, words]: whether each of `WORDS` is seen in each portrait."""
+    """Returns bool [n, words]: whether each of `WORDS` is visible in each portrait."""
     attributes = np.asarray(attributes)
     seen = visible(attributes)
     columns = [COLUMN[name] for name, _ in WORDS.values()]

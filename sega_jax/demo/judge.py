@@ -1,10 +1,11 @@
-"""The judge: a classifier that reads a portrait's attributes off the picture. The evaluation counts by it.
+"""The judge: a classifier that reads the attributes of portraits. Evaluations and the metrics of sweeps use it.
 
     python -m sega_jax.demo.judge --out judge.safetensors    # a minute on an H200
     python -m sega_jax.demo.judge --check
 
-The first trains one. Both print how often it is right on portraits that it has not seen, as drawn and through the
-model's autoencoder.
+The first command trains a judge. Both print its accuracy on portraits that it was not trained on, as drawn and through
+the model's autoencoder. Only training and accuracy draw portraits, so that only their functions import
+`sega_jax.demo.training`.
 """
 
 import functools
@@ -21,9 +22,7 @@ import optax
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from sega_jax.demo.attributes import ATTRIBUTES, COLUMN, WORDS, visible
-from sega_jax.demo.training import portraits
-from sega_jax.demo.training.trainer import initial
+from sega_jax.demo.attributes import ATTRIBUTES, COLUMN, SIDE, WORDS, labels, sample, visible
 from sega_jax.nn.layers import Conv, GroupNorm, Linear
 from sega_jax.pipelines.loading import DEMO, load
 from sega_jax.pipelines.progress import plainly
@@ -35,11 +34,11 @@ _SIZES = [len(values) for values in ATTRIBUTES.values()]
 
 
 class Judge(nnx.Module):
-    """`__call__(pictures)`: float32 [n, 128, 128, 3] in [-1, 1] -> logits [n, values], attribute by attribute."""
+    """Classifies float32 pictures [n, 128, 128, 3] in [-1, 1] to logits [n, values], attribute by attribute."""
 
     def __init__(self):
         pairs = list(itertools.pairwise(_WIDTHS))
-        side = portraits.SIDE // 2 ** len(pairs)
+        side = SIDE // 2 ** len(pairs)
         self.convs = nnx.List([Conv(inputs, outputs, stride=2) for inputs, outputs in pairs])
         self.norms = nnx.List([GroupNorm(8, outputs, 1e-5) for _, outputs in pairs])
         self.head = Linear(side * side * _WIDTHS[-1], sum(_SIZES))
@@ -52,24 +51,24 @@ class Judge(nnx.Module):
 
 
 class Verdict(NamedTuple):
-    """What is seen in pictures."""
+    """The attributes of pictures, as the judge sees them."""
 
     attributes: np.ndarray  # int [n, attributes], the likeliest values
-    probability: np.ndarray  # float [n, words], of each of `WORDS`; 0 where its attribute does not show
+    probability: np.ndarray  # float [n, words], of each of `WORDS`; 0 where its attribute is hidden
 
     @property
     def seen(self) -> np.ndarray:
-        """bool [n, attributes]: whether an attribute shows; no hair colour on a bald head."""
+        """bool [n, attributes]: whether each attribute is visible; a bald head has no hair colour."""
         return visible(self.attributes)
 
     @property
     def words(self) -> np.ndarray:
-        """bool [n, words]: which of `WORDS` are true."""
-        return portraits.labels(self.attributes)
+        """bool [n, words]: whether each of `WORDS` is true."""
+        return labels(self.attributes)
 
 
 def load_judge(path: Path = WEIGHTS) -> Judge:
-    """The judge of a file, by default the one that is part of the package."""
+    """Loads a judge from a file, by default the packaged one."""
     values, judge = load_file(path), Judge()
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(judge)]
     leaves = [jnp.asarray(values[flax_name(path)], jnp.float32) for path in paths]
@@ -77,12 +76,13 @@ def load_judge(path: Path = WEIGHTS) -> Judge:
 
 
 def save_judge(judge: Judge, path: Path) -> None:
+    """Writes a judge to a safetensors file, in float16."""
     leaves = jax.tree_util.tree_leaves_with_path(judge)
-    save_file({flax_name(name): np.float16(leaf) for name, leaf in leaves}, path)
+    save_file({flax_name(name): np.asarray(leaf, np.float16) for name, leaf in leaves}, path)
 
 
 def look(judge: Judge, pictures: np.ndarray | jax.Array, block: int = 256) -> Verdict:
-    """Judges uint8 pictures [n, 128, 128, 3]."""
+    """Judges uint8 pictures [n, 128, 128, 3], `block` of them at once."""
     parts = []
     for i in range(0, len(pictures), block):
         part = np.asarray(pictures[i : i + block])
@@ -97,19 +97,23 @@ def look(judge: Judge, pictures: np.ndarray | jax.Array, block: int = 256) -> Ve
 
 @jax.jit
 def _probabilities(judge: Judge, pictures: jax.Array) -> jax.Array:
+    """Returns the probability of every value, float32 [n, values], for uint8 pictures."""
     logits = judge(pictures.astype(jnp.float32) / 127.5 - 1)
     return jnp.concatenate([jax.nn.softmax(part) for part in _split(logits)], -1)
 
 
 def _split(logits: jax.Array) -> list[jax.Array]:
+    """Splits logits [n, values] by attribute."""
     return jnp.split(logits, np.cumsum(_SIZES)[:-1].tolist(), -1)
 
 
 def learn(vae: Any, key: jax.Array, *, steps: int = 1500, batch: int = 256) -> Judge:
-    """A judge trained on portraits, half of them through the autoencoder with noise on their latents.
+    """Trains a judge on portraits, half of them decoded by the autoencoder from noisy latents.
 
     vae: the model's, in float32 or bfloat16.
     """
+    from sega_jax.demo.training.networks import initial
+
     schedule = optax.warmup_cosine_decay_schedule(0, 1e-3, steps // 20, steps)
     optimiser = optax.adamw(schedule, weight_decay=1e-3)
     judge = initial(Judge(), jax.random.fold_in(key, steps))
@@ -123,10 +127,12 @@ def learn(vae: Any, key: jax.Array, *, steps: int = 1500, batch: int = 256) -> J
 def _learn(
     state: Any, vae: Any, key: jax.Array, *, optimiser: optax.GradientTransformation, batch: int, steps: int
 ) -> Any:
+    """Takes steps of training; the state is the judge and its optimiser's state."""
+
     def loss(judge, key):
         attributes, pictures = _examples(vae, key, batch)
         shows = visible(attributes)
-        # Hair that a hat hides counts as none, lest a guess at it looks like long hair.
+        # Hair below a hat counts as bald, so that the judge does not guess at it and see long hair.
         column = COLUMN["hair"]
         attributes = attributes.at[:, column].multiply(shows[:, column].astype(jnp.int32))
         shows = shows.at[:, column].set(True)
@@ -145,11 +151,13 @@ def _learn(
 
 
 def _examples(vae: Any, key: jax.Array, batch: int) -> tuple[jax.Array, jax.Array]:
-    """Attributes, and pictures that were moved, tinted and made noisy a little."""
+    """Draws attributes, and their portraits, slightly moved, tinted and noisy."""
+    from sega_jax.demo.training.portraits import render
+
     keys = jax.random.split(key, 7)
-    attributes = portraits.sample(keys[0], batch)
-    pictures = portraits.render(attributes, keys[1])
-    pictures = jnp.concatenate([_again(vae, pictures[: batch // 2], keys[2]), pictures[batch // 2 :]])
+    attributes = sample(keys[0], batch)
+    pictures = render(attributes, keys[1])
+    pictures = jnp.concatenate([_decoded(vae, pictures[: batch // 2], keys[2]), pictures[batch // 2 :]])
     pictures = jax.vmap(lambda picture, by: jnp.roll(picture, by, (0, 1)))(
         pictures, jax.random.randint(keys[3], (batch, 2), -2, 3)
     )
@@ -159,8 +167,8 @@ def _examples(vae: Any, key: jax.Array, batch: int) -> tuple[jax.Array, jax.Arra
     return attributes, (pictures + tint + noise).clip(-1, 1)
 
 
-def _again(vae: Any, pictures: jax.Array, key: jax.Array) -> jax.Array:
-    """Pictures through the autoencoder, their latents disturbed by up to a fifth of their deviation."""
+def _decoded(vae: Any, pictures: jax.Array, key: jax.Array) -> jax.Array:
+    """Encodes and decodes pictures, with noise on their latents of up to a fifth of the latents' deviation."""
     mean, _ = vae.encode(pictures)
     keys = jax.random.split(key)
     share = jax.random.uniform(keys[0], (len(pictures), 1, 1, 1), maxval=0.2)
@@ -169,13 +177,17 @@ def _again(vae: Any, pictures: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def accuracy(judge: Judge, vae: Any | None, key: jax.Array, count: int, block: int = 250) -> dict[str, float]:
-    """How often each attribute that is seen is read rightly, on portraits as drawn or through an autoencoder."""
+    """Returns how often the judge is right about each attribute that is visible.
+
+    vae: an autoencoder that encodes and decodes the portraits first; None judges them as drawn.
+    """
+    from sega_jax.demo.training.portraits import render
 
     @jax.jit
     def draw(vae, key):
         keys = jax.random.split(key)
-        attributes = portraits.sample(keys[0], block)
-        pictures = portraits.render(attributes, keys[1])
+        attributes = sample(keys[0], block)
+        pictures = render(attributes, keys[1])
         if vae is not None:
             pictures = vae.decode(vae.encode(pictures)[0]).astype(jnp.float32).clip(-1, 1)
         return attributes, jnp.round(127.5 * (pictures + 1)).astype(jnp.uint8)
@@ -192,29 +204,29 @@ def accuracy(judge: Judge, vae: Any | None, key: jax.Array, count: int, block: i
 def report(
     judge: Judge, vae: Any, say: Callable[[str], Any] = click.echo, *, count: int = 20_000, block: int = 250
 ) -> None:
-    """Prints the accuracy on unseen portraits."""
+    """Prints the accuracy on portraits that the judge was not trained on."""
     key = jax.random.key(10**6)
-    drawn, again = (accuracy(judge, part, key, count, block) for part in (None, vae))
+    drawn, decoded = (accuracy(judge, part, key, count, block) for part in (None, vae))
     for name in ATTRIBUTES:
-        say(f"{name:15} {drawn[name]:8.2%} as drawn {again[name]:8.2%} through the autoencoder")
+        say(f"{name:15} {drawn[name]:8.2%} as drawn {decoded[name]:8.2%} through the autoencoder")
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--model", default=str(DEMO), show_default="the demo model", help="A checkpoint, for its autoencoder.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Trains one and writes it there.")
-@click.option("--check", is_flag=True, help="Trains none, but tries the one that comes along.")
-@click.option("--count", type=click.IntRange(1), default=20_000, help="Portraits that it is tried on.")
+@click.option("--model", default=str(DEMO), show_default="the demo model", help="A checkpoint with an autoencoder.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Trains a judge and writes it there.")
+@click.option("--check", is_flag=True, help="Measures the packaged judge, without training.")
+@click.option("--count", type=click.IntRange(1), default=20_000, help="Portraits to measure the accuracy on.")
 @click.option("--seed", default=0)
 @click.option("--steps", type=click.IntRange(1), default=1500)
 @click.option("--batch", type=click.IntRange(2), default=256)
 def main(model: str, out: Path | None, check: bool, count: int, seed: int, steps: int, batch: int) -> None:
-    """Trains the judge and says how good it is."""
+    """Trains a judge, or takes the packaged one, and prints its accuracy."""
     if check is (out is not None):
         raise click.UsageError("give either --out, to train a judge, or --check")
     with plainly():
         vae = load(model).models.vae
         if out is not None:
-            out.open("ab").close()  # that it can be written shows before the work
+            out.open("ab").close()  # fails before the training if the file cannot be written
             save_judge(learn(vae, jax.random.key(seed), steps=steps, batch=batch), out)
         report(load_judge(WEIGHTS if out is None else out), vae, count=count)
 

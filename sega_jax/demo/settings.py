@@ -1,10 +1,11 @@
-"""The settings that suit the demo model, as `sega_jax.demo.evaluate` found.
+"""The recommended settings of the demo model, chosen by `sega_jax.demo.evaluate`.
 
 pipe = sega_jax.load()
 pipe("a portrait of a woman", [add("glasses"), remove("smile")], **CALL)
 
-On 256 pictures a word (`python -m sega_jax.demo.evaluate.diffusion FOLDER`, 41 words), adding succeeds in 98 % and
-keeps 91 % of the other attributes, removing in 93 % with 76 % kept. More strength adds and removes more and keeps less.
+On 256 pictures for each of 41 words (`python -m sega_jax.demo.evaluate.diffusion FOLDER`), adding succeeds in 98 % and
+keeps 91 % of the other attributes; removing succeeds in 93 % and keeps 76 %. Larger scales succeed more often and keep
+less.
 """
 
 from typing import Any
@@ -18,15 +19,25 @@ _REMOVE = {"scale": -5.0, "threshold": 0.9, "warmup": 2}
 
 
 def add(concept: str, *, steps: int = STEPS, **settings: Any) -> Edit:
-    """An edit that adds a concept, in a call of so many steps; settings are those of `Edit` that shall be others."""
+    """Returns an edit that adds a concept.
+
+    Args:
+        steps: the steps of the call.
+        settings: arguments of `Edit` in place of the recommended ones.
+    """
     return Edit(concept, **_at(steps, _ADD) | settings)
 
 
 def remove(concept: str, *, steps: int = STEPS, **settings: Any) -> Edit:
-    """An edit that removes a concept; its scale is negative, and should be -8 to -12 for what the prompt says."""
+    """Returns an edit that removes a concept. A concept that the prompt names needs a scale of -8 to -12.
+
+    Args:
+        steps: the steps of the call.
+        settings: arguments of `Edit` in place of the recommended ones; scales that remove are negative.
+    """
     return Edit(concept, **_at(steps, _REMOVE) | settings)
 
 
 def _at(steps: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """The warm-up, found for 20 steps, takes the same share of others."""
+    """Scales the warm-up, which was chosen for 20 steps, to another number of steps."""
     return settings | {"warmup": round(settings["warmup"] * steps / STEPS)}

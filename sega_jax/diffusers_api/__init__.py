@@ -1,1 +1,1 @@
-"""diffusers' pipelines in words of ours: argument names, defaults and results, without a loop of their own."""
+"""Pipelines with diffusers' names: they translate its arguments, defaults and results, and have no sampling loop."""

@@ -1,132 +1,336 @@
-"""diffusers' words for semantic guidance, as all of its faces have them: arguments to edits."""
+"""The arguments that the pipelines share, by diffusers' names, and their translation to the native call's arguments.
+
+A pipeline extends one of these dataclasses by its own arguments.
+"""
 
 import dataclasses
-import math
-import warnings
-from typing import Any
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import numpy as np
 
+from sega_jax.diffusers_api.kinds import ConceptWords, ModelCalls, OrNone, PerConcept, TorchGenerator, Weight
+from sega_jax.method.argument_kinds import Choice, Flag, Opaque, Real
+from sega_jax.method.arguments import argument, arguments, changed, check_arguments
 from sega_jax.method.guidance import Edit
 from sega_jax.method.numerics import floating
-from sega_jax.pipelines.batch import number, whole
-from sega_jax.systems.base import Record
+from sega_jax.pipelines.messages import warn
+from sega_jax.systems.call import Call
+from sega_jax.systems.conditioning import Text
+from sega_jax.systems.diffusion_call import DiffusionCall, StartingCall
+from sega_jax.systems.images import Pictures
 
-
-def either(name: str, words: Any, embeddings: Any, needed: bool = True) -> Any:
-    """Words, or in their place embeddings [prompts, tokens, channels]."""
-    if words is not None and embeddings is not None:
-        raise ValueError(f"{name} and {name}_embeds were both given; they say the same thing, give one")
-    if embeddings is None:
-        if words is None and needed:
-            raise TypeError(f"{name}=None should be words, or give {name}_embeds")
-        return words
-    axes = "(prompts, tokens, channels)"
-    embeddings = floating(f"{name}_embeds", embeddings, axes)
-    if embeddings.ndim != 3:
-        raise ValueError(f"{name}_embeds has shape {embeddings.shape}, expected {axes}")
-    return embeddings
-
-
-def guidance_scale(value: Any) -> Any:
-    """One or several; up to 1, diffusers takes the plain conditional estimate, which is a scale of 1."""
-    several = isinstance(value, list | tuple | np.ndarray)
-    scales = [max(number("guidance_scale", scale), 1.0) for scale in (value if several else [value])]
-    return scales if several else scales[0]
-
-
-def no_generator(value: None) -> None:
-    if value is not None:
-        raise TypeError("generator is torch's; give seed=, one number or one a picture, or a JAX key=")
-
-
-def count(given: Any) -> int:
-    """Of prompts, as words or embeddings [prompts, tokens, channels]."""
-    return 1 if isinstance(given, str) or not hasattr(given, "__len__") else len(given)
-
-
-def replayed(recorded: Any, prompts: int, pictures: int) -> np.ndarray | None:
-    if recorded is None:
-        return None
-    rows = prompts * whole("num_images_per_prompt", pictures, 1)
-    axes = "(calls, rows, height, width, channels)"
-    recorded = floating("sem_guidance", recorded, axes)
-    if recorded.ndim != 5 or recorded.shape[1] not in (1, rows):
-        raise ValueError(f"sem_guidance has shape {recorded.shape}, expected {axes}, {rows} rows or one for all")
-    return np.moveaxis(recorded, 0, 1)
-
-
-def recorded(record: Record | None) -> dict[str, np.ndarray | None]:
-    """What was recorded, calls first."""
-    if record is None:
-        return {}
-    return {
-        "sem_guidance": np.moveaxis(record.sem_guidance, 0, 1),
-        "uncond_estimates": np.moveaxis(record.uncond, 0, 1),
-        "text_estimates": np.moveaxis(record.cond, 0, 1),
-        "edit_estimates": None if record.edits is None else np.moveaxis(record.edits, 0, 2),
-    }
-
-
-def concepts(words: Any, embeddings: Any) -> list:
-    """Concepts for all rows, or a list of concepts for each prompt."""
-    words = [words] if isinstance(words, str) and words else words
-    if words:
-        if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
-            raise TypeError(f"editing_prompt={words!r} should be words or a list of them")
-        return list(words)
-    if embeddings is None:
-        return []
-    axes = "(n, tokens, channels) or (prompts, n, tokens, channels)"
-    embeddings = floating("editing_prompt_embeddings", embeddings, axes)
-    if embeddings.ndim not in (3, 4):
-        raise ValueError(f"editing_prompt_embeddings have shape {embeddings.shape}, expected {axes}")
-    return [list(row) for row in embeddings] if embeddings.ndim == 4 else list(embeddings)
-
-
-_DEFAULTS = {"scale": 5.0, "reverse": False, "threshold": 0.9, "warmup": 10, "cooldown": None, "weight": 1.0}
-_NAMES = {
-    "scale": "edit_guidance_scale",
-    "reverse": "reverse_editing_direction",
-    "threshold": "edit_threshold",
-    "warmup": "edit_warmup_steps",
-    "cooldown": "edit_cooldown_steps",
-    "weight": "edit_weights",
+T = TypeVar("T")
+# The outputs of the native call by the values of `output_type`.
+OUTPUTS = {"pil": "pil", "np": "float", "latent": "latent"}
+# The settings of an `Edit` by the names of their arguments.
+_SETTINGS = {
+    "edit_guidance_scale": "scale",
+    "edit_warmup_steps": "warmup",
+    "edit_cooldown_steps": "cooldown",
+    "edit_threshold": "threshold",
+    "edit_weights": "weight",
 }
 
 
-def edits(concepts: list, **settings: Any) -> list:
-    rows = concepts if concepts and isinstance(concepts[0], list) else [concepts]
-    n = len(rows[0])
-    columns = {name: _broadcast(name, value, n) for name, value in settings.items()}
-    edits = []
-    for row in rows:
-        edits.append([])
-        for k, concept in enumerate(row):
-            one = {name: column[k] for name, column in columns.items()}
-            reverse = one.pop("reverse")
-            edit = Edit(concept, **one)
-            edits[-1].append(dataclasses.replace(edit, scale=-edit.scale) if reverse else edit)
-    return edits if rows is concepts else edits[0]
+@dataclasses.dataclass(frozen=True, eq=False)
+class FaceArguments:
+    """The arguments that all pipelines share.
+
+    Raises:
+        TypeError, ValueError: an argument is of another type or out of range.
+    """
+
+    outputs: ClassVar[Mapping[str, str]] = OUTPUTS
+    # The arguments that the native call has by the same names.
+    same: ClassVar[tuple[str, ...]] = ("height", "width", "seed", "key", "callback", "callback_steps", "progress")
+
+    prompt: str | list[str] | None = changed(
+        Call, "prompt", None, help="what the pictures show, words or a list of them", varies="call"
+    )
+    _: dataclasses.KW_ONLY
+    height: int | None = changed(Call, "height", None)
+    width: int | None = changed(Call, "width", None)
+    num_inference_steps: int | None = changed(Call, "steps", None)
+    guidance_scale: float | list[float] | None = changed(
+        Call,
+        "guidance_scale",
+        None,
+        help="the strength of the prompt, s in u + s (p - u). Up to 1, the prediction for the prompt alone is used, as"
+        " in diffusers, but edits still act",
+    )
+    negative_prompt: str | list[str] | None = changed(Call, "negative_prompt", None)
+    num_images_per_prompt: int = changed(Call, "images_per_prompt", 1)
+    seed: int | Sequence[int] | None = changed(
+        Call,
+        "seed",
+        None,
+        help="in place of a generator: s for pictures s, s + 1, ..., or a list with one for each picture; 0 where"
+        " neither seed nor key is given. JAX draws the noise, so that only given latents make the same picture as"
+        " diffusers",
+    )
+    output_type: str = argument("pil", Choice(*OUTPUTS), "the form of the pictures")
+    return_dict: bool = argument(True, Flag(), "whether to return an object instead of a tuple")
+    callback: Callable[[int, float, np.ndarray], Any] | None = changed(Call, "callback", None)
+    callback_steps: int = changed(Call, "callback_steps", 1)
+    editing_prompt: str | Sequence[str] | None = argument(None, ConceptWords(), "the concepts, for all pictures")
+    editing_prompt_embeddings: Any = argument(
+        None,
+        Opaque("an array [n, tokens, channels] for all prompts, or [prompts, n, tokens, channels]"),
+        "the embeddings of n concepts, also as `encode` of the native pipeline returns them; ignored if editing_prompt"
+        " is given",
+    )
+    reverse_editing_direction: bool | Sequence[bool] | None = argument(
+        False, PerConcept(Flag()), "whether a concept is removed instead of added"
+    )
+    edit_guidance_scale: float | Sequence[float] | None = argument(
+        5, PerConcept(Real()), "the strength of the concepts"
+    )
+    edit_warmup_steps: int | Sequence[int] | None = argument(
+        10, PerConcept(ModelCalls(0)), "the model call at which a concept begins to act"
+    )
+    edit_cooldown_steps: int | Sequence[int | None] | None = argument(
+        None, PerConcept(ModelCalls(0)), "the model call from which on a concept no longer acts; None is never"
+    )
+    edit_threshold: float | Sequence[float] | None = argument(
+        0.9, PerConcept(Real(0, 1)), "the share of each channel that stays untouched"
+    )
+    edit_momentum_scale: float | None = argument(0.1, OrNone(Real(0, 1)), "the strength of the momentum, s_m")
+    edit_mom_beta: float | None = argument(
+        0.4, OrNone(Real(0, 1)), "the share of the momentum that is kept from one model call to the next, beta"
+    )
+    edit_weights: Sequence[float] | None = argument(
+        None, PerConcept(Weight(0)), "the weights of the concepts against each other"
+    )
+    prompt_embeds: Any = argument(
+        None,
+        Opaque("an array [prompts, tokens, channels]"),
+        "the embeddings of the prompts, in place of words, also as `encode` of the native pipeline returns them",
+    )
+    negative_prompt_embeds: Any = argument(
+        None,
+        Opaque("an array [prompts, tokens, channels]; one prompt's stands for all"),
+        "the embeddings of the negative prompts, in place of words, also as `encode` of the native pipeline returns"
+        " them",
+    )
+    key: jax.Array | None = changed(Call, "key", None)
+    generator: None = argument(None, TorchGenerator(), "not supported; give seed or key")
+    return_guidance: bool = changed(
+        Call, "record", False, help="whether to return the predictions and the guidance of every model call"
+    )
+    progress: bool | None = changed(Call, "progress", None)
+
+    def __post_init__(self) -> None:
+        check_arguments(self)
+
+    @property
+    def steps(self) -> Any:
+        """The native call's `steps`; None for the default."""
+        return self.num_inference_steps
+
+    @property
+    def scale(self) -> float | list[float] | None:
+        """The native call's `guidance_scale`, at least 1; None for the default."""
+        scale = self.guidance_scale
+        if isinstance(scale, list | tuple):
+            return [max(one, 1.0) for one in scale]
+        return None if scale is None else max(scale, 1.0)
+
+    def text(self, name: str, *, required: bool = False) -> Any:
+        """Returns a prompt's words, or the embeddings that were given in their place.
+
+        Args:
+            name: "prompt" or "negative_prompt".
+            required: whether one of them has to be given.
+
+        Raises:
+            TypeError, ValueError: both or none are given, or the embeddings have another type or shape.
+        """
+        words, embeddings = getattr(self, name), getattr(self, f"{name}_embeds")
+        if words is not None and embeddings is not None:
+            raise ValueError(f"{name} and {name}_embeds were both given; they say the same thing, give one")
+        if embeddings is None:
+            if words is None and required:
+                raise TypeError(f"{name}=None should be words, or give {name}_embeds")
+            return words
+        if isinstance(embeddings, Text):
+            return embeddings
+        axes = "(prompts, tokens, channels)"
+        array = floating(f"{name}_embeds", embeddings, axes)
+        if array.ndim != 3:
+            raise ValueError(f"{name}_embeds has shape {array.shape}, expected {axes}")
+        return array
+
+    def concepts(self) -> list[Any]:
+        """Returns the concepts, words or embeddings: a list for all prompts, or a list of one list for each prompt.
+
+        Raises:
+            TypeError, ValueError: the embeddings have another type or shape.
+        """
+        return list(self.editing_prompt) if self.editing_prompt else split(self.editing_prompt_embeddings)
+
+    def edits(self, concepts: list[Any]) -> list[Any]:
+        """Returns the native call's `edits` for concepts: a list for all prompts, or one list for each prompt.
+
+        Raises:
+            ValueError: a setting has too few entries.
+        """
+        if concepts and isinstance(concepts[0], list):
+            return [self._edits(row) for row in concepts]
+        return self._edits(concepts)
+
+    def _edits(self, concepts: list[Any]) -> list[Edit]:
+        reverse = self._entries("reverse_editing_direction", len(concepts), False)
+        settings = {
+            setting: self._entries(name, len(concepts), arguments(Edit)[setting].default)
+            for name, setting in _SETTINGS.items()
+        }
+        edits = [
+            Edit(concept, **{name: one[k] for name, one in settings.items()}) for k, concept in enumerate(concepts)
+        ]
+        return [
+            dataclasses.replace(edit, scale=-edit.scale) if removes else edit
+            for edit, removes in zip(edits, reverse, strict=True)
+        ]
+
+    def _entries(self, name: str, n: int, default: Any) -> list[Any]:
+        """Returns one entry of a setting for each of n concepts."""
+        value = getattr(self, name)
+        if name == "edit_weights" and value == []:  # the default in diffusers, too
+            value = None
+        entries = value if isinstance(value, list) else [value] * n
+        if len(entries) < n:
+            raise ValueError(f"{name} has {len(entries)} entries for {n} concepts; give one for each, or one for all")
+        if len(entries) > n > 0:
+            warn(f"{name} has {len(entries)} entries for {n} concepts; the last are ignored")
+        return [default if entry is None else entry for entry in entries[:n]]
+
+    def native(self, prompt: Any, negative_prompt: Any, concepts: list[Any]) -> dict[str, Any]:
+        """Returns the arguments of the native call (`Pipeline.__call__`), which has defaults for those that are None.
+
+        Args:
+            prompt, negative_prompt, concepts: as `text` and `concepts` return them.
+
+        Raises:
+            TypeError, ValueError: arguments contradict each other.
+        """
+        native = {
+            **{name: getattr(self, name) for name in self.same},
+            "prompt": prompt,
+            "edits": self.edits(concepts),
+            "negative_prompt": negative_prompt,
+            "images_per_prompt": self.num_images_per_prompt,
+            "steps": self.steps,
+            "guidance_scale": self.scale,
+            "momentum_scale": self.edit_momentum_scale,
+            "momentum_beta": self.edit_mom_beta,
+            "output": self.outputs[self.output_type],
+            "record": self.return_guidance,
+            "strict": False,
+        }
+        return {name: value for name, value in native.items() if value is not None}
 
 
-def _broadcast(name: str, value: Any, n: int) -> list:
-    """One entry a concept, from a scalar, list, tuple or array."""
-    if isinstance(value, np.ndarray | jax.Array):
-        value = value.tolist()
-    if not isinstance(value, list | tuple):
-        value = [value] * n
-    elif name == "weight" and not value:
-        value = [None] * n
-    if len(value) < n:
-        raise ValueError(f"{_NAMES[name]} has {len(value)} entries for {n} concepts; give one each, or one for all")
-    if len(value) > n > 0:
-        warnings.warn(f"{_NAMES[name]} has {len(value)} entries for {n} concepts; the last are ignored", stacklevel=5)
-    value = [_DEFAULTS[name] if v is None else v for v in value[:n]]
-    if name == "reverse" and not all(isinstance(v, bool | np.bool_) for v in value):
-        raise TypeError(f"{_NAMES[name]}={value!r} should be True or False, or one each")
-    if name in ("warmup", "cooldown"):
-        # i >= 10.5 begins at call 11.
-        value = [math.ceil(v) if isinstance(v, float) and math.isfinite(v) else v for v in value]
-    return value
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class DiffusionArguments(FaceArguments):
+    """The arguments of pipelines that denoise latents or pixels."""
+
+    same = (*FaceArguments.same, "eta")
+
+    eta: float = changed(DiffusionCall, "eta", 0.0)
+    sem_guidance: Any = argument(
+        None,
+        Opaque("an array [calls, 1 or pictures, height / f, width / f, channels]"),
+        "guidance to add, `sem_guidance` of an earlier result",
+    )
+
+    def native(self, prompt: Any, negative_prompt: Any, concepts: list[Any]) -> dict[str, Any]:
+        replay = self._replay(1 if isinstance(prompt, str) or not hasattr(prompt, "__len__") else len(prompt))
+        return super().native(prompt, negative_prompt, concepts) | {"replay": replay}
+
+    def _replay(self, prompts: int) -> np.ndarray | None:
+        if self.sem_guidance is None:
+            return None
+        rows, axes = prompts * self.num_images_per_prompt, "(calls, rows, height, width, channels)"
+        array = floating("sem_guidance", self.sem_guidance, axes)
+        if array.ndim != 5 or array.shape[1] not in (1, rows):
+            raise ValueError(f"sem_guidance has shape {array.shape}, expected {axes}, {rows} rows or one for all")
+        return np.moveaxis(array, 0, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class LatentArguments(DiffusionArguments):
+    """The arguments of pipelines that denoise the latents of an autoencoder."""
+
+    same = (*DiffusionArguments.same, "latents", "image", "strength", "guidance_rescale")
+
+    latents: Any = changed(DiffusionCall, "latents", None)
+    image: Any = changed(StartingCall, "image", None, kind=Opaque(Pictures.noun))
+    strength: float | None = changed(StartingCall, "strength", None)
+    guidance_rescale: float = changed(DiffusionCall, "guidance_rescale", 0.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class TimestepArguments(FaceArguments):
+    """The arguments of pipelines that take timesteps."""
+
+    timesteps: Sequence[int] | str | None = argument(
+        None,
+        Opaque("falling whole numbers, or the name of one of DeepFloyd-IF's lists"),
+        "the timesteps, in place of a number of steps",
+    )
+
+    @property
+    def steps(self) -> Any:
+        return super().steps if self.timesteps is None else self.timesteps
+
+
+def split(embeddings: Any) -> list[Any]:
+    """Returns the concepts of `editing_prompt_embeddings`; see `FaceArguments.concepts`.
+
+    Raises:
+        TypeError, ValueError: the embeddings have another type or shape.
+    """
+    if embeddings is None:
+        return []
+    if isinstance(embeddings, Text):
+        return list(embeddings)
+    if isinstance(embeddings, list) and all(isinstance(row, Text) for row in embeddings):
+        return [list(row) for row in embeddings]
+    axes = "(n, tokens, channels) or (prompts, n, tokens, channels)"
+    array = floating("editing_prompt_embeddings", embeddings, axes)
+    if array.ndim not in (3, 4):
+        raise ValueError(f"editing_prompt_embeddings have shape {array.shape}, expected {axes}")
+    return [list(row) for row in array] if array.ndim == 4 else list(array)
+
+
+def positional(*names: str) -> Callable[[type[T]], type[T]]:
+    """Makes a dataclass take these fields by position, in this order, and all others by name alone.
+
+    A dataclass takes inherited fields first, but diffusers' pipelines have their arguments in different orders.
+    """
+
+    def decorate(cls: type[T]) -> type[T]:
+        init, known = cls.__init__, inspect.signature(cls).parameters
+
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+            if len(args) > len(names):
+                raise TypeError(f"{len(args)} arguments are given by position, expected at most {len(names)}")
+            by_position = dict(zip(names, args, strict=False))
+            if twice := [name for name in by_position if name in kwargs]:
+                raise TypeError(f"{twice[0]} is given twice, by position and by name")
+            init(self, **by_position, **kwargs)
+
+        parameters = [known[name].replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+        parameters += [
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for name, parameter in known.items()
+            if name not in names
+        ]
+        cls.__init__ = __init__  # type: ignore[method-assign]
+        cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return cls
+
+    return decorate

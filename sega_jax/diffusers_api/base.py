@@ -1,60 +1,82 @@
-"""What all faces have: a pipeline of ours behind them, and its parts by diffusers' names."""
+"""What all pipelines with diffusers' names share: a native pipeline, and its components by diffusers' names."""
 
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self
 
-from sega_jax.diffusers_api import arguments
+from sega_jax.method.arguments import unknown_arguments
 from sega_jax.method.schedules import Scheduler
 from sega_jax.nn.unet import UNet2DConditionModel
-from sega_jax.nn.vae import AutoencoderKL
 from sega_jax.pipelines import sources
 from sega_jax.pipelines.components import as_module
-from sega_jax.pipelines.pipeline import Output, Pipeline
-from sega_jax.pipelines.running import Running, one_of
-from sega_jax.systems import registry
+from sega_jax.pipelines.load_options import LoadOptions
+from sega_jax.pipelines.loading import load
+from sega_jax.pipelines.messages import collected
+from sega_jax.pipelines.pipeline import Pipeline
+from sega_jax.systems.base import System
 from sega_jax.weights.pull import CheckpointError
 
-F = TypeVar("F", bound="AnyFace")
-_OUTPUTS = {"pil": "pil", "np": "float", "latent": "latent"}
 
+class Face:
+    """A pipeline with diffusers' names around a native one (`pipeline`)."""
 
-class AnyFace:
-    """A face of a pipeline of ours (`pipeline`)."""
-
-    pipeline: Running
-    _kinds: ClassVar[tuple[registry.Kind, ...]]
+    pipeline: Pipeline
+    _systems: ClassVar[tuple[System, ...]]  # the families that it takes
 
     @classmethod
-    def from_pipe(cls: type[F], pipeline: Any) -> F:
-        """Another face of a pipeline of ours, or of the pipeline behind another face."""
-        pipeline = getattr(pipeline, "pipeline", pipeline)
-        if not isinstance(pipeline, Running):
-            raise TypeError(f"pipeline={pipeline!r} should be what sega_jax.load gives")
-        if (kind := registry.of(pipeline.models)) not in cls._kinds:
-            raise TypeError(f"pipeline is of {kind.name}, expected {cls._expected()}")
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *, torch_dtype: Any = None, **options: Any
+    ) -> Self:
+        """Loads a checkpoint.
+
+        Args:
+            pretrained_model_name_or_path: the `source` of `sega_jax.load`.
+            torch_dtype: another name of the option `dtype`; it may be torch's own.
+            options: the options of `sega_jax.load`.
+
+        Raises:
+            CheckpointError: the checkpoint is of another family; nothing but its index was fetched.
+            Others as `sega_jax.load`.
+        """
+        return cls._load(pretrained_model_name_or_path, torch_dtype, options)
+
+    @classmethod
+    def _load(cls, source: str | Path, torch_dtype: Any, options: dict[str, Any]) -> Self:
+        """Loads a folder, repository or single file."""
+        unknown_arguments(LoadOptions, list(options), cls.__name__)
+        if options.get("dtype") is None:
+            options = options | {"dtype": torch_dtype}
+        checked = LoadOptions(source, **options)
+        with collected():
+            found = sources.find(checked.source, checked.revision, checked.config, checked.prediction_type)
+            if found.system not in cls._systems:
+                raise CheckpointError(
+                    f"{source} is {found.system.title}, expected {cls._expected()}; sega_jax.load takes either"
+                )
+            return cls.from_pipe(load(source, **options))
+
+    @classmethod
+    def from_pipe(cls, pipeline: Any) -> Self:
+        """Wraps a native pipeline, or that of another pipeline with diffusers' names.
+
+        Raises:
+            TypeError: it is something else, or of another family.
+        """
+        native = pipeline.pipeline if isinstance(pipeline, Face) else pipeline
+        if not isinstance(native, Pipeline):
+            raise TypeError(f"pipeline={native!r} should be what sega_jax.load gives")
+        if native.system not in cls._systems:
+            raise TypeError(f"pipeline is of {native.system.title}, expected {cls._expected()}")
         self = cls.__new__(cls)
-        self.pipeline = pipeline
+        self.pipeline = native
         return self
 
     @classmethod
-    def _check(cls, source: str | Path, revision: str | None = None) -> None:
-        """Before anything but the index is fetched.
-
-        Raises:
-            CheckpointError: the checkpoint is of another kind; others as `sega_jax.load`.
-        """
-        if (kind := sources.find(source, revision).kind) not in cls._kinds:
-            raise CheckpointError(f"{source} is {kind.name}, expected {cls._expected()}; sega_jax.load takes either")
-
-    @classmethod
     def _expected(cls) -> str:
-        return f"{' or '.join(kind.name for kind in cls._kinds)} for {cls.__name__}"
+        return f"{' or '.join(system.title for system in cls._systems)} for {cls.__name__}"
 
 
-class Face(AnyFace):
-    """A face of a `sega_jax.Pipeline`."""
-
-    pipeline: Pipeline
+class UNetFace(Face):
+    """A pipeline whose network is a UNet."""
 
     @property
     def unet(self) -> UNet2DConditionModel:
@@ -73,8 +95,13 @@ class Face(AnyFace):
         self._exchange("text_encoder", value)
 
     def _exchange(self, name: str, value: Any) -> None:
-        models = self.pipeline.models
-        self.pipeline.models = models._replace(**{name: as_module(name, value, type(getattr(models, name)))})
+        """Exchanges a network.
+
+        Raises:
+            TypeError: the value is something else.
+        """
+        module = self.pipeline.system.checkpoint.networks[name].module
+        self.pipeline.models = self.pipeline.models._replace(**{name: as_module(name, value, module)})
 
     @property
     def tokenizer(self) -> Any:
@@ -82,55 +109,22 @@ class Face(AnyFace):
 
     @property
     def scheduler(self) -> Scheduler:
-        """The scheduler; assign a class name of diffusers', a config, a folder, or an object of diffusers'."""
-        return self.pipeline.scheduler
+        """The scheduler; assign the name of a class in diffusers, a config, a folder, or a scheduler of diffusers."""
+        scheduler = self.pipeline.scheduler
+        assert scheduler is not None  # families without one have no UNet
+        return scheduler
 
     @scheduler.setter
     def scheduler(self, value: Any) -> None:
         self.pipeline.scheduler = value
 
 
-class LatentFace(Face):
-    """A face of Stable Diffusion, also XL."""
+def refuse(options: dict[str, Any], *names: str) -> None:
+    """Removes options of diffusers that are not supported.
 
-    @property
-    def vae(self) -> AutoencoderKL:
-        return self.pipeline.models.vae
-
-    @vae.setter
-    def vae(self, value: AutoencoderKL) -> None:
-        self._exchange("vae", value)
-
-    def _made(
-        self,
-        prompt: Any,
-        edits: list,
-        *,
-        num_images_per_prompt: int,
-        num_inference_steps: Any,
-        guidance_scale: Any,
-        edit_momentum_scale: float | None,
-        edit_mom_beta: float | None,
-        sem_guidance: Any,
-        output_type: str,
-        return_guidance: bool,
-        generator: None,
-        **ours: Any,
-    ) -> Output:
-        """What a call makes, of diffusers' arguments and of those that have the same name in ours."""
-        one_of("output_type", output_type, list(_OUTPUTS))
-        arguments.no_generator(generator)
-        return self.pipeline(
-            prompt,
-            edits,
-            images_per_prompt=num_images_per_prompt,
-            steps=num_inference_steps,
-            guidance_scale=arguments.guidance_scale(guidance_scale),
-            momentum_scale=0.1 if edit_momentum_scale is None else edit_momentum_scale,
-            momentum_beta=0.4 if edit_mom_beta is None else edit_mom_beta,
-            replay=arguments.replayed(sem_guidance, arguments.count(prompt), num_images_per_prompt),
-            output=_OUTPUTS[output_type],
-            record=return_guidance,
-            strict=False,
-            **ours,
-        )
+    Raises:
+        TypeError: one has a value other than None and False.
+    """
+    for name in names:
+        if options.pop(name, None) not in (None, False):
+            raise TypeError(f"{name} is not supported; leave it out")

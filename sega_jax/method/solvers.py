@@ -161,4 +161,8 @@ def _sum(weights: jax.Array, outputs: jax.Array) -> jax.Array:
     return sum(weight * output for weight, output in zip(weights, outputs, strict=True))
 
 
-SOLVERS = {"ddim": ddim, "multistep": multistep, "runge_kutta": partial(multistep, memory=12)}
+SOLVERS: dict[str, Callable[[Any], Solver]] = {
+    "ddim": ddim,
+    "multistep": multistep,
+    "runge_kutta": partial(multistep, memory=12),
+}

@@ -5,9 +5,10 @@ import types
 import typing
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-T = TypeVar("T", bound=tuple)
+T = TypeVar("T", bound=NamedTuple)
+M = TypeVar("M")
 
 # Levels, and layers of one: far beyond any network, and soon built.
 _MOST = 100
@@ -55,10 +56,11 @@ def build(
     unknown = [key for key in config if not key.startswith("_") and key not in known]
     if strict and unknown:
         warnings.warn(f"{what} config: ignored the unknown options {', '.join(unknown)}", stacklevel=3)
-    return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+    fields = cls._field_defaults | {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    return cls._make(fields[key] for key in cls._fields)
 
 
-def built(value: Any, module: Callable[..., Any], config: Any, *options: Any) -> Any:
+def built(value: Mapping[str, Any] | M, module: Callable[..., M], config: Any, *options: Any) -> M:
     """A network without values from its config.json, whose fields `config.from_dict` reads; what is none, such as a
     network that is built, stays as it is.
 

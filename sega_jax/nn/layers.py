@@ -42,6 +42,8 @@ def parameter(*shape: int) -> nnx.Param:
     return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
+# The axes of a convolution's input, kernel and output.
+_AXES = ("NHWC", "HWIO", "NHWC")
 # Attention goes row by row where its logits would be more than this many (1 GiB in float32).
 _LOGITS = 2**28
 # cuDNN's kernels are slower than XLA's where there are fewer logits: of 1.6 million (3 rows, 8 heads, 256 positions of
@@ -118,7 +120,7 @@ class Conv(nnx.Module):
             kernel,
             (self.stride, self.stride),
             self.padding,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            dimension_numbers=_AXES,
             feature_group_count=self.groups,
         )
 
@@ -131,6 +133,7 @@ class Conv(nnx.Module):
         height, width = x.shape[1] - high + 1, x.shape[2] - wide + 1
         shifts = [(i, j) for i in range(high) for j in range(wide)]
         y = sum((x[:, i : i + height, j : j + width] * tap[i, j]).sum(-1) for i, j in shifts)
+        assert isinstance(y, jax.Array)  # a kernel has at least one position
         return y.astype(kernel.dtype)
 
 
@@ -146,8 +149,7 @@ class DoublingConv(nnx.Module):
         self.bias = parameter(outputs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        axes = ("NHWC", "HWIO", "NHWC")
-        y = lax.conv_transpose(x, self.kernel[...], (2, 2), "SAME", dimension_numbers=axes, transpose_kernel=True)
+        y = lax.conv_transpose(x, self.kernel[...], (2, 2), "SAME", dimension_numbers=_AXES, transpose_kernel=True)
         return y + along(self.bias[...], y)
 
 
@@ -253,11 +255,12 @@ def attend(
         return flash(q, k, v, mask, causal).reshape(query.shape)
     if logits <= _LOGITS:
         return _attend(q, k, v, mask, causal).reshape(query.shape)
-    return jax.lax.map(lambda row: _attend_one(*row, causal), (q, k, v, mask)).reshape(query.shape)
+    return jax.lax.map(lambda row: _attend_one(row, causal), (q, k, v, mask)).reshape(query.shape)
 
 
-def _attend_one(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, causal: bool) -> jax.Array:
+def _attend_one(row: tuple[jax.Array, jax.Array, jax.Array, jax.Array | None], causal: bool) -> jax.Array:
     """Attention of one picture's [positions, heads, width], some queries after the others where logits are many."""
+    q, k, v, mask = row
     block = _LOGITS // (q.shape[1] * len(k))
     k, v, mask = jax.tree.map(lambda x: x[None], (k, v, mask))
     if causal or block >= len(q):
@@ -277,7 +280,7 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, ca
     logits = jnp.einsum("bqhc,bkhc->bhqk", q, k, preferred_element_type=at_least_float32(q.dtype))
     logits = logits / math.sqrt(q.shape[-1])
     if causal:
-        past = jnp.tri(*logits.shape[-2:], dtype=bool)[None, None]
+        past = jnp.tri(logits.shape[-2], logits.shape[-1], dtype=bool)[None, None]
         logits = jnp.where(past, logits, -jnp.inf)
     if mask is not None:
         logits = jnp.where(mask[:, None, None, :], logits, -jnp.inf)
@@ -320,6 +323,7 @@ class ResnetBlock(nnx.Module):
         act = ACTIVATIONS[self.activation]
         h, shift = self.conv1(act(self.norm1(x))), None
         if self.time_emb_proj is not None:
+            assert embedding is not None
             shift = spread(self.time_emb_proj(act(embedding)), h)
             h = spread(h, shift)
         h = self.conv2(act(self.norm2(h, shift)))
@@ -343,7 +347,7 @@ class Upsample(nnx.Module):
     def __init__(self, channels: int):
         self.conv = Conv(channels, channels)
 
-    def __call__(self, x: jax.Array, size: tuple[int, int] | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, size: tuple[int, ...] | None = None) -> jax.Array:
         batch, height, width, channels = x.shape
         if size not in (None, (2 * height, 2 * width)):
             return self.conv(double(x)[:, : size[0], : size[1]])
@@ -355,16 +359,12 @@ class Upsample(nnx.Module):
         sums = (sums[:, :-1] + sums[:, 1:]).astype(kernel.dtype)
 
         def phase(i, j):
-            return lax.conv_general_dilated(
-                x,
-                sums[i::2, j::2],
-                (1, 1),
-                ((1 - i, i), (1 - j, j)),
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
+            padding = ((1 - i, i), (1 - j, j))
+            return lax.conv_general_dilated(x, sums[i::2, j::2], (1, 1), padding, dimension_numbers=_AXES)
 
         y = jnp.stack([jnp.stack([phase(i, j) for j in (0, 1)], 3) for i in (0, 1)], 2)
         y = y.reshape(batch, 2 * height, 2 * width, channels)
+        assert self.conv.bias is not None
         return y + along(self.conv.bias[...], y)
 
 

@@ -159,7 +159,7 @@ class FeedForward(nnx.Module):
     def __init__(self, channels: int):
         # torch's list has a gelu and a dropout between, which have no parameters.
         hidden = 4 * channels
-        self.channelwise = nnx.List(
+        self.channelwise: nnx.List[Any] = nnx.List(
             [Linear(channels, hidden), None, GlobalResponseNorm(hidden), None, Linear(hidden, channels)]
         )
 
@@ -185,7 +185,10 @@ class ResBlock(FeedForward):
         self.depthwise = Conv(2 * channels if skips else channels, channels, groups=channels)
 
     def __call__(self, x: jax.Array, given: _Given) -> jax.Array:
-        seen = jnp.concatenate([x, given.skip], -1) if self.skips else x
+        seen = x
+        if self.skips:
+            assert given.skip is not None
+            seen = jnp.concatenate([x, given.skip], -1)
         return x + self._mix(self.depthwise(seen))
 
 
@@ -234,22 +237,23 @@ class AttnBlock(nnx.Module):
         self.self_attn = self_attn
         self.attention = Attention2D(channels, heads, implementation)
         # torch's list has a silu before.
-        self.kv_mapper = nnx.List([None, Linear(text, channels)])
+        self.kv_mapper: nnx.List[Any] = nnx.List([None, Linear(text, channels)])
 
     def project(self, text: Condition) -> Projected:
-        _, *pair = self.attention.attn.project(self.kv_mapper[1](jax.nn.silu(text.tokens)))
-        return Projected(*pair, text.mask, text.weights)
+        _, keys, values = self.attention.attn.project(self.kv_mapper[1](jax.nn.silu(text.tokens)))
+        return Projected(keys, values, text.mask, text.weights)
 
     def __call__(self, x: jax.Array, given: _Given) -> jax.Array:
         attn, text = self.attention.attn, given.text
-        *pair, mask, weights = self.project(text) if isinstance(text, Condition) else text
+        assert text is not None
+        keys, values, mask, weights = self.project(text) if isinstance(text, Condition) else text
         places = normalise(x, _EPS).astype(x.dtype).reshape(len(x), -1, x.shape[-1])
-        query, *own = attn.project(places)
+        query, own_keys, own_values = attn.project(places)
         if self.self_attn:
-            pair = [jnp.concatenate(both, 1) for both in zip(own, pair, strict=True)]
+            keys, values = jnp.concatenate([own_keys, keys], 1), jnp.concatenate([own_values, values], 1)
             before = ((0, 0), (places.shape[1], 0))
             mask, weights = (jnp.pad(array, before, constant_values=1) for array in (mask, weights))
-        return x + attn.attend(query, *pair, mask, weights).reshape(x.shape)
+        return x + attn.attend(query, keys, values, mask, weights).reshape(x.shape)
 
 
 class Resampling(nnx.List):
@@ -283,11 +287,11 @@ class Paella(nnx.Module):
         self.clip_mapper = Linear(c.clip_embd, c.clip_seq_len * c.c_cond)
         self.clip_image_mapper = Linear(c.clip_embd, c.clip_seq_len * c.c_cond)
         self.in_mapper = nnx.List([Embed(c.num_labels, c.c_in)])
-        self.embedding = nnx.List([None, Conv(patch * c.c_in, first, 1)])
+        self.embedding: nnx.List[Any] = nnx.List([None, Conv(patch * c.c_in, first, 1)])
         self.down_blocks = nnx.List([_down(c, level, attention) for level in levels])
         self.up_blocks = nnx.List([_up(c, level, attention) for level in reversed(levels)])
-        self.clf = nnx.List([None, Conv(first, patch * c.c_out, 1)])
-        self.out_mapper = nnx.List([None, Conv(c.c_out, c.num_labels, 1, bias=False)])
+        self.clf: nnx.List[Any] = nnx.List([None, Conv(first, patch * c.c_out, 1)])
+        self.out_mapper: nnx.List[Any] = nnx.List([None, Conv(c.c_out, c.num_labels, 1, bias=False)])
 
     @staticmethod
     def rename(name: str) -> str:
@@ -378,9 +382,9 @@ def _down(c: PaellaConfig, level: int, attention: str) -> nnx.List:
 
 def _up(c: PaellaConfig, level: int, attention: str) -> nnx.List:
     above, channels = c.c_hidden[max(level - 1, 0)], c.c_hidden[level]
-    first, *others = c.blocks[level] * c.level_config[level]
-    blocks = [_block(c, level, first, attention, skips=level < len(c.c_hidden) - 1)]
-    blocks += [_block(c, level, kind, attention) for kind in others]
+    kinds = c.blocks[level] * c.level_config[level]
+    blocks = [_block(c, level, kinds[0], attention, skips=level < len(c.c_hidden) - 1)]
+    blocks += [_block(c, level, kind, attention) for kind in kinds[1:]]
     return nnx.List(blocks + ([Resampling([None, DoublingConv(channels, above, 2)])] if level else []))
 
 

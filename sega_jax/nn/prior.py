@@ -60,7 +60,7 @@ class PriorModel(nnx.Module):
         inputs = c.clip_r + c.c_hidden + c.c_r
         blocks = [Block(inputs, c.c_hidden) for _ in range(c.num_blocks)]
         self.config = c
-        self.blocks = nnx.List([Linear(c.clip_r, c.c_hidden), *blocks, Linear(c.c_hidden, c.clip_r)])
+        self.blocks: nnx.List[Any] = nnx.List([Linear(c.clip_r, c.c_hidden), *blocks, Linear(c.c_hidden, c.clip_r)])
 
     @staticmethod
     def rename(name: str) -> str:

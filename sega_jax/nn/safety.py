@@ -68,11 +68,12 @@ class StableDiffusionSafetyChecker(nnx.Module):
         are as wide as the last digit that counts.
         """
         picture = _unit(self.visual_projection(self.vision_model(pixels)))
-        return tuple(
+        special, concepts = (
             # Accelerators would round the factors by default.
             jnp.matmul(picture, _unit(embeds[...]).T, precision=lax.Precision.HIGHEST)
             for embeds in (self.special_care_embeds, self.concept_embeds)
         )
+        return special, concepts
 
 
 def too_near(

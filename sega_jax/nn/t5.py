@@ -127,7 +127,7 @@ class FeedForwardLayer(nnx.Module):
 
 class Block(nnx.Module):
     def __init__(self, c: T5Config, *, first: bool):
-        self.layer = nnx.List([AttentionLayer(c, first=first), FeedForwardLayer(c)])
+        self.layer: nnx.List[Any] = nnx.List([AttentionLayer(c, first=first), FeedForwardLayer(c)])
 
     def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
         return self.layer[1](self.layer[0](x, bias))

@@ -73,13 +73,16 @@ class AutoencoderConfig(NamedTuple):
 
 
 class SpatialAttention(Attention):
-    """One head over all positions of a picture, normalised before and added to its input."""
+    """One head over all positions of a picture, normalised before and added to its input.
+
+    Unlike its base class, it takes no keys and values.
+    """
 
     def __init__(self, channels: int, groups: int):
         super().__init__(channels, channels, 1, bias=True)
         self.group_norm = GroupNorm(groups, channels, _EPS)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
         tokens = self.group_norm(x).reshape(x.shape[0], -1, x.shape[-1])
         return x + super().__call__(tokens, *self.project(tokens)).reshape(x.shape)
 

@@ -25,7 +25,7 @@ def tiled(decode: Callable[[jax.Array], jax.Array], latents: jax.Array, tile: in
     tops, lefts = (range(0, side, step) for side in latents.shape[1:3])
     places = [(top, left) for top in tops for left in lefts]
     cut = {(top, left): latents[:, top : top + tile, left : left + tile] for top, left in places}
-    made = {}
+    made: dict[tuple[int, int], jax.Array] = {}
     for shape in dict.fromkeys(one.shape for one in cut.values()):
         alike = [place for place in places if cut[place].shape == shape]
         # One after another: the activations of one are all that is there at once.
@@ -46,8 +46,8 @@ def tiled(decode: Callable[[jax.Array], jax.Array], latents: jax.Array, tile: in
 def _faded(before: jax.Array, after: jax.Array, fade: int, axis: int) -> jax.Array:
     """A tile whose beginning along an axis comes, position by position, from the end of the tile before."""
     fade = min(before.shape[axis], after.shape[axis], fade)
-    share = (np.arange(fade) / fade).reshape((-1, 1, 1) if axis == 1 else (1, -1, 1))[None]
-    share = jnp.asarray(share, after.dtype)
+    steps = (np.arange(fade) / fade).reshape((-1, 1, 1) if axis == 1 else (1, -1, 1))[None]
+    share = jnp.asarray(steps, after.dtype)
     end = jax.lax.slice_in_dim(before, before.shape[axis] - fade, None, axis=axis)
     begin = jax.lax.slice_in_dim(after, 0, fade, axis=axis)
     rest = jax.lax.slice_in_dim(after, fade, None, axis=axis)

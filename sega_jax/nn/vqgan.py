@@ -71,8 +71,8 @@ class ResBlock(nnx.Module):
 
     def __init__(self, channels: int):
         hidden = 4 * channels
-        self.depthwise = nnx.List([None, Conv(channels, channels, padding=0, groups=channels)])
-        self.channelwise = nnx.List([Linear(channels, hidden), None, Linear(hidden, channels)])
+        self.depthwise: nnx.List[Any] = nnx.List([None, Conv(channels, channels, padding=0, groups=channels)])
+        self.channelwise: nnx.List[Any] = nnx.List([Linear(channels, hidden), None, Linear(hidden, channels)])
         self.gammas = parameter(6)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -121,7 +121,7 @@ class VQModel(nnx.Module):
         channels = [c.c_hidden // 2**i for i in reversed(range(c.levels))]
         steps = list(itertools.pairwise(channels))
         self.config = c
-        self.in_block = nnx.List([None, Conv(3 * _PATCH**2, channels[0], 1)])
+        self.in_block: nnx.List[Any] = nnx.List([None, Conv(3 * _PATCH**2, channels[0], 1)])
         self.down_blocks = Chain(
             [
                 ResBlock(channels[0]),

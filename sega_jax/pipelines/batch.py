@@ -1,185 +1,252 @@
-"""The arguments of a call, checked before anything runs and spread to one row per picture."""
+"""A call's arguments spread over the rows of a batch: one row for each picture, prompt by prompt."""
 
-import math
-import numbers
-import warnings
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from sega_jax.method.guidance import Edit
+from sega_jax.method.arguments import arguments
+from sega_jax.method.checks import brief, check_int
+from sega_jax.method.guidance import Edit, Edits
 from sega_jax.method.numerics import floating
-from sega_jax.text.prompt_weights import Reading
+from sega_jax.pipelines.execution.active_concepts import ordered
+from sega_jax.pipelines.execution.chunks import CHUNK
+from sega_jax.pipelines.loaded_checkpoint import LoadedCheckpoint
+from sega_jax.pipelines.messages import warn
+from sega_jax.systems.base import Given, Settings, Static
+from sega_jax.systems.call import Call
+from sega_jax.systems.conditioning import Text
+from sega_jax.systems.diffusion import cast
 
-Text = str | np.ndarray | jax.Array
-EditLike = Edit | Text
+Words = str | Text  # words, or their conditioning, a text of one row
 
 
-class Rows(NamedTuple):
-    """A call's pictures, prompt by prompt, the pictures of one prompt side by side."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Batch:
+    """A call that makes sense, ready to run."""
 
-    prompts: list[str | np.ndarray]  # words, or their embedding [tokens, channels]
-    negatives: list[str | np.ndarray]
+    prompts: list[Words]
+    negatives: list[Words]
     edits: list[tuple[Edit, ...]]
+    reading: Mapping[str, Any]  # arguments that say how words are read
     seeds: list[int] | None  # None where a key was given
-    keys: jax.Array  # typed keys [rows]
-    latents: np.ndarray | None  # float [rows, height, width, channels]
-    guidance_scale: np.ndarray  # float [rows]
-    eta: np.ndarray  # float [rows]
-    images: np.ndarray | None = None  # float [rows, height, width, 3] in [-1, 1], of upscalers
-    levels: np.ndarray | None = None  # int32 [rows], of the noise on them
-    guidance_rescale: np.ndarray | None = None  # float [rows]; None for none
-    reading: Reading | None = None  # how words are read; None as they stand, and cut
+    x: np.ndarray | None  # the state to start from, in the loop's dtype
+    picture: np.ndarray | None  # [rows, height, width, 3] in [-1, 1], to start from
+    shape: tuple[int, int, int]  # of a row's predictions
+    table: Any  # of the schedule
+    settings: Settings
+    static: Static
+    decode: Mapping[str, Hashable]  # static arguments of the family's `decode`
+    output: str = "pil"
+    callback: Callable[[int, float, np.ndarray], Any] | None = None
+    callback_steps: int = 1
+    progress: bool | None = None
 
-    def __len__(self) -> int:
+    @property
+    def rows(self) -> int:
         return len(self.prompts)
 
+    @property
+    def n(self) -> int:
+        """The number of concepts of a row."""
+        return self.settings.n
 
-def prepare(
-    prompt: Text | Sequence[Text],
-    edits: EditLike | Sequence[EditLike] | Sequence[Sequence[EditLike]],
-    *,
-    negative_prompt: Text | Sequence[Text] | None,
-    images_per_prompt: int,
-    seed: int | Sequence[int] | None,
-    key: jax.Array | None,
-    latents: Any,
-    guidance_scale: float | Sequence[float],
-    eta: float | Sequence[float],
-    shape: tuple[int, int, int],
-    calls: int,
-    semantics: str,
-    strict: bool,
-    image: np.ndarray | None = None,
-    noise_level: int | Sequence[int] | None = None,
-    most_noise: int | None = None,
-    guidance_rescale: float | Sequence[float] = 0.0,
-    reading: Reading | None = None,
-) -> Rows:
-    """Checks and spreads; `shape` is that of one row's latents, `calls` the number of model calls, `image`
-    [1 or entries, height, width, 3] and `most_noise` the highest `noise_level`, both None but for upscalers.
+    @property
+    def calls(self) -> int:
+        """The number of model calls."""
+        return len(self.table.call)
+
+    def select(self, rows: Sequence[int]) -> "Batch":
+        """Returns the batch of some rows, which may occur several times."""
+        index = np.array(rows)
+
+        def some(values):
+            return None if values is None else [values[i] for i in rows]
+
+        return dataclasses.replace(
+            self,
+            prompts=some(self.prompts),
+            negatives=some(self.negatives),
+            edits=some(self.edits),
+            seeds=some(self.seeds),
+            x=None if self.x is None else self.x[index],
+            picture=None if self.picture is None else self.picture[index],
+            settings=jax.tree.map(lambda leaf: leaf[index], self.settings),
+        )
+
+
+def prepare(call: Call, pipe: LoadedCheckpoint) -> Batch:
+    """Spreads a call's arguments over the rows of a batch, and checks them against the checkpoint.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type, number, shape or range; with `strict`, also
-            an edit that ends before it begins.
+        TypeError, ValueError: an argument does not fit the others or the checkpoint; nothing ran.
     """
-    prompts = _texts("prompt", prompt)
-    if not prompts:
-        raise TypeError(f"prompt={_show(prompt)} should be words or a non-empty list of them")
-    count = whole("images_per_prompt", images_per_prompt, 1)
-    total = len(prompts) * count
-
-    def spread(name: str, values: Sequence) -> list:
-        """Entries for each prompt, or for each picture."""
-        if len(values) == total:
-            return list(values)
-        if len(values) == len(prompts):
-            return [value for value in values for _ in range(count)]
-        pictures = f", or {total}, one a picture" if count > 1 else ""
-        raise ValueError(f"{name} has {len(values)} entries, expected {len(prompts)}, one a prompt{pictures}")
-
-    negatives = _texts("negative_prompt", "" if negative_prompt is None else negative_prompt)
+    system, check = pipe.system, partial(_checked, pipe)
+    prompts = _texts("prompt", call.prompt, check)
+    spread = Spread(len(prompts), call.images_per_prompt)
+    negative = call.negative_prompt
+    if negative is None:
+        negative = system.text.negative(pipe.models, pipe.tokenizer, pipe.extras)
+    negatives = _texts("negative_prompt", negative, check)
     if len(negatives) == 1:
-        negatives *= total
-    rows = _edits(edits, total, spread)
-    _check_clocks(rows, calls, semantics, strict)
-    rescaled = _numbers("guidance_rescale", guidance_rescale, total, spread, 0, 1)
-    return Rows(
-        prompts=spread("prompt", prompts),
+        negatives *= spread.total
+    edits = _edits(call.edits, spread, check)
+    rows, seeds = spread("prompt", prompts), None if call.key is not None else _seeds(call.seed, spread.total)
+    if not call.record:
+        edits = ordered(edits, call.momentum_scale)
+    stacked = Edits.stack(edits, momentum_scale=call.momentum_scale, momentum_beta=call.momentum_beta)
+    given = Given(
+        models=pipe.models,
+        scheduler=pipe.scheduler,
+        extras=pipe.extras,
+        rows=spread.total,
+        n=stacked.scale.shape[1],
+        texts=rows,
+        spread=spread,
+        dtype=pipe.wide,
+        platform=pipe.devices.devices[0].platform,
+        devices=len(pipe.devices),
+        warn=warn,
+    )
+    setup = system.sampler.setup(call, given)
+    _check_clocks(edits, len(setup.table.call), call.semantics, call.strict)
+    settings = Settings(
+        key=_keys(seeds, call.key, spread.total),
+        guidance_scale=spread.numbers("guidance_scale", call.guidance_scale),
+        edits=stacked if stacked.scale.size else None,
+        guidance_rescale=setup.guidance_rescale,
+        replay=_replay(call.replay, spread.total, setup.shape, pipe.wide),
+        own=setup.own,
+    )
+    return Batch(
+        prompts=rows,
         negatives=spread("negative_prompt", negatives),
-        edits=rows,
-        seeds=(seeds := _seeds(seed, total) if key is None else None),
-        keys=_keys(seed, seeds, key, total),
-        latents=_latents(latents, total, shape),
-        guidance_scale=_numbers("guidance_scale", guidance_scale, total, spread, -math.inf, math.inf),
-        eta=_numbers("eta", eta, total, spread, 0, 1),
-        images=None if image is None else np.stack(list(image) * total if len(image) == 1 else spread("image", image)),
-        levels=_levels(noise_level, most_noise, total, spread),
-        guidance_rescale=rescaled if rescaled.any() else None,
-        reading=reading,
+        edits=edits,
+        reading={name: getattr(call, name) for name, one in arguments(type(call)).items() if one.of_text},
+        seeds=seeds,
+        x=setup.x,
+        picture=setup.picture,
+        shape=setup.shape,
+        table=setup.table,
+        settings=settings,
+        static=Static(call.semantics, call.support, call.record, setup.static),
+        decode=setup.decode,
+        output=call.output,
+        callback=call.callback,
+        callback_steps=call.callback_steps,
+        progress=call.progress,
     )
 
 
-def whole(name: str, value: Any, low: int, high: float = math.inf) -> int:
-    """A whole number in a range.
+class Spread:
+    """Spreads entries for each prompt, or for each picture, over the rows."""
 
-    Raises:
-        TypeError, ValueError: anything else.
-    """
-    limit = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name}={_show(value)} should be a whole number, {limit}")
-    if not low <= value <= high:
-        raise ValueError(f"{name}={value} should be {limit}")
-    return int(value)
+    def __init__(self, prompts: int, images_per_prompt: int):
+        self.prompts, self.count = prompts, images_per_prompt
+        self.total = prompts * images_per_prompt
 
+    def __call__(self, name: str, values: Sequence[Any]) -> list[Any]:
+        """Returns one entry for each row.
 
-def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
-    """A finite number in a range.
+        Raises:
+            ValueError: another number of entries.
+        """
+        if len(values) == self.total:
+            return list(values)
+        if len(values) == self.prompts:
+            return [value for value in values for _ in range(self.count)]
+        pictures = f", or {self.total}, one a picture" if self.count > 1 else ""
+        raise ValueError(f"{name} has {len(values)} entries, expected {self.prompts}, one a prompt{pictures}")
 
-    Raises:
-        TypeError, ValueError: anything else.
-    """
-    limit = "a finite number" if low == -math.inf else f"a number in [{low}, {high}]"
-    if isinstance(value, bool) or not isinstance(value, numbers.Real | np.number):
-        raise TypeError(f"{name}={_show(value)} should be {limit}")
-    if not (math.isfinite(value) and low <= value <= high):
-        raise ValueError(f"{name}={_show(value)} should be {limit}")
-    return float(value)
+    def numbers(self, name: str, value: Any) -> np.ndarray:
+        """Returns one number for each row, from one for all or a list."""
+        return np.asarray(self(name, value)) if isinstance(value, list) else np.full(self.total, value)
 
 
-def _texts(name: str, value: Any) -> list[str | np.ndarray]:
-    """Words or embeddings: one, or several."""
-    several = isinstance(value, list | tuple) or getattr(value, "ndim", 2) == 3
-    texts = list(value) if several else [value]
-    for i, text in enumerate(texts):
-        if isinstance(text, str):
-            continue
-        if not hasattr(text, "ndim"):
-            raise TypeError(f"{name}={_show(value)} should be words, their embedding, or a non-empty list of them")
-        texts[i] = floating(name, text, "(tokens, channels)")
-    return texts
+def _texts(name: str, value: Any, check: Callable[[Any], Text]) -> list[Words]:
+    """Returns words and conditioning, one entry for each prompt."""
+    if isinstance(value, Text) or getattr(value, "ndim", 0) == 3:
+        entries = list(value)
+    else:
+        entries = list(value) if isinstance(value, list | tuple) else [value]
+    return [text if isinstance(text, str) else _conditioning(name, text, check) for text in entries]
 
 
-def _edits(edits: Any, total: int, spread: Callable[[str, Sequence], list]) -> list[tuple[Edit, ...]]:
+def _checked(pipe: LoadedCheckpoint, value: Any) -> Text:
+    """Returns the conditioning that a user gave, checked by its family."""
+    reader = pipe.system.text
+    if isinstance(value, Text) and not isinstance(value, reader.type):
+        raise TypeError(f"{value!r} is of another family, expected {reader.type.__name__}")
+    text = reader.check(pipe.models, pipe.tokenizer, value)
+    if not isinstance(text, reader.type):
+        raise TypeError(f"{pipe.system.title} takes {reader.type.__name__} in place of words, not an array")
+    return text
+
+
+def _conditioning(name: str, value: Any, check: Callable[[Any], Text]) -> Text:
+    if isinstance(value, Text):
+        if len(value) != 1:
+            raise ValueError(f"{name} has {value!r} in a list, expected a text of one row; give text[i], or it alone")
+        return check(value)
+    floating(name, value, "(tokens, channels)")
+    return check(value)
+
+
+def _edits(edits: Any, spread: Spread, check: Callable[[Any], Text]) -> list[tuple[Edit, ...]]:
     def one(edit: Any) -> Edit:
-        if isinstance(edit, Edit):
+        if not isinstance(edit, Edit):
+            if not isinstance(edit, str | Text) and not hasattr(edit, "ndim"):
+                raise TypeError(f"edits: {brief(edit)} should be words or an Edit")
+            edit = Edit(edit)
+        if isinstance(edit.concept, str):
             return edit
-        if isinstance(edit, str) or hasattr(edit, "ndim"):
-            return Edit(edit)
-        raise TypeError(f"edits: {_show(edit)} should be words or an Edit")
+        return dataclasses.replace(edit, concept=_conditioning("edits", edit.concept, check))
 
-    if isinstance(edits, Edit | str) or getattr(edits, "ndim", 0) == 2:
+    if isinstance(edits, Edit | str | Text) or getattr(edits, "ndim", 0) == 2:
         edits = [edits]
     if not isinstance(edits, Sequence):
-        raise TypeError(f"edits={_show(edits)} should be a list of words and Edits, or one such list a prompt")
+        raise TypeError(f"edits={brief(edits)} should be a list of words and Edits, or one such list a prompt")
     nested = [isinstance(entry, list | tuple) for entry in edits]
     if any(nested):
         if not all(nested):
             raise TypeError("edits mixes lists with single edits; give one list for all, or one a prompt")
         return [tuple(one(edit) for edit in row) for row in spread("edits", edits)]
-    return [tuple(one(edit) for edit in edits)] * total
+    return [tuple(one(edit) for edit in edits)] * spread.total
 
 
 def _check_clocks(rows: list[tuple[Edit, ...]], calls: int, semantics: str, strict: bool) -> None:
     gate = ", and the momentum of the others waits for it" if semantics == "diffusers" else ""
     for edit in {id(edit): edit for row in rows for edit in row}.values():
-        name = _show(edit.concept)
+        name = brief(edit.concept)
         if edit.cooldown is not None and edit.cooldown <= edit.warmup:
             message = f"the edit {name} ends at cooldown={edit.cooldown}, before it begins at warmup={edit.warmup}"
             if strict:
                 raise ValueError(f"{message}; give a cooldown above the warmup, or None")
             acts = "only its momentum acts" if semantics == "diffusers" else "it changes nothing"
-            warnings.warn(f"{message}: {acts}", stacklevel=4)
+            warn(f"{message}: {acts}")
         elif edit.warmup >= calls:
-            warnings.warn(
+            warn(
                 f"the edit {name} begins at warmup={edit.warmup}, after the last of {calls} model calls, and"
-                f" changes nothing{gate}; lower its warmup or take more steps",
-                stacklevel=4,
+                f" changes nothing{gate}; lower its warmup or take more steps"
             )
+
+
+def _replay(replay: Any, rows: int, shape: tuple[int, int, int], dtype: np.dtype) -> np.ndarray | None:
+    if replay is None:
+        return None
+    axes = "(pictures, calls, height, width, channels)"
+    replay = floating("replay", replay, axes)
+    if replay.ndim != 5 or replay.shape[0] not in (1, rows) or replay.shape[2:] != shape or not replay.shape[1]:
+        raise ValueError(
+            f"replay has shape {replay.shape}, expected ({rows}, calls, {', '.join(map(str, shape))}) {axes}, or one"
+            " picture's for all"
+        )
+    replay = np.broadcast_to(cast("replay", replay, dtype), (rows, *replay.shape[1:]))
+    # Zeros add nothing, and records of other lengths then share a program.
+    return np.pad(replay, ((0, 0), (0, -replay.shape[1] % CHUNK), (0, 0), (0, 0), (0, 0)))
 
 
 def _seeds(seed: Any, total: int) -> list[int]:
@@ -189,12 +256,12 @@ def _seeds(seed: Any, total: int) -> list[int]:
     if isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str):
         if len(seed) != total:
             raise ValueError(f"seed has {len(seed)} entries, expected {total}, one a picture (or one number)")
-        return [whole("seed", s, 0, top) for s in seed]
-    return [whole("seed", seed, 0, top - total + 1) + i for i in range(total)]
+        return [check_int("seed", s, 0, top) for s in seed]
+    return [check_int("seed", seed, 0, top - total + 1) + i for i in range(total)]
 
 
-# A seed means one picture whatever JAX is set to; other generators, vectorised over rows, would also make
-# a row's noise depend on its neighbours.
+# A seed means one picture whatever JAX is set to. Other generators, vectorised over rows, would also make a row's noise
+# depend on its neighbours.
 _IMPLEMENTATION = "threefry2x32"
 
 
@@ -210,54 +277,16 @@ def _fold(key: jax.Array, rows: jax.Array) -> jax.Array:
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
 
 
-def _keys(seed: Any, seeds: list[int] | None, key: Any, total: int) -> jax.Array:
+def _keys(seeds: list[int] | None, key: Any, total: int) -> jax.Array:
     if seeds is not None:
         return _from_seeds(np.asarray(seeds, np.uint32))
-    if seed is not None:
-        raise ValueError("seed and key were both given; they say the same thing, give one")
     if not isinstance(key, jax.Array):
-        raise TypeError(f"key={_show(key)} should be a JAX key, as of jax.random.key(0)")
+        raise TypeError(f"key={brief(key)} should be a JAX key, as of jax.random.key(0)")
     if not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
         try:
             key = jax.random.wrap_key_data(key)
         except (TypeError, ValueError):
-            raise TypeError(f"key={_show(key)} should be a JAX key, as of jax.random.key(0)") from None
+            raise TypeError(f"key={brief(key)} should be a JAX key, as of jax.random.key(0)") from None
     if key.shape:
         raise ValueError(f"key has shape {key.shape}, expected one key; every row folds its number in")
     return _fold(key, np.arange(total, dtype=np.uint32))
-
-
-def _latents(latents: Any, total: int, shape: tuple[int, int, int]) -> np.ndarray | None:
-    if latents is None:
-        return None
-    array = floating("latents", latents, "(pictures, height, width, channels)")
-    if array.shape != (total, *shape):
-        hint = "; latents are channels last here" if array.shape == (total, shape[2], *shape[:2]) else ""
-        raise ValueError(
-            f"latents have shape {array.shape}, expected {(total, *shape)} (pictures, height, width, channels){hint}"
-        )
-    return array
-
-
-def _numbers(
-    name: str, value: Any, total: int, spread: Callable[[str, Sequence], list], low: float, high: float
-) -> np.ndarray:
-    """A number for all rows, or one each."""
-    if (isinstance(value, Sequence) and not isinstance(value, str)) or getattr(value, "ndim", 0) == 1:
-        return np.asarray(spread(name, [number(name, v, low, high) for v in value]))
-    return np.full(total, number(name, value, low, high))
-
-
-def _levels(level: Any, most: int | None, total: int, spread: Callable[[str, Sequence], list]) -> np.ndarray | None:
-    if most is None:
-        if level is not None:
-            raise ValueError(f"noise_level={_show(level)} is of upscalers, and this checkpoint is none; leave it out")
-        return None
-    several = isinstance(level, list | tuple) or getattr(level, "ndim", 0) == 1
-    levels = [whole("noise_level", one, 0, most) for one in (level if several else [level])]
-    return np.asarray(spread("noise_level", levels) if several else levels * total, np.int32)
-
-
-def _show(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,8 +1,11 @@
-"""DeepFloyd-IF's cascade: text is encoded once, and pictures are made of 64 pixels a side, then 256, then 1024."""
+"""A cascade: pictures are made by a first stage and enlarged by others, and the text is encoded once.
+
+DeepFloyd-IF's makes pictures of 64 pixels a side, then 256, then 1024. A family that starts a cascade names the others
+in `System.stages`.
+"""
 
 import dataclasses
 import gc
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,22 +16,26 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from sega_jax.method.guidance import Edit
-from sega_jax.pipelines import loading, sources
-from sega_jax.pipelines.batch import EditLike
+from sega_jax.pipelines import loading
 from sega_jax.pipelines.components import checked_scheduler
 from sega_jax.pipelines.execution.devices import Devices
+from sega_jax.pipelines.load_options import check_checker, pick_attention, pick_dtype
+from sega_jax.pipelines.messages import collected, muted, warn
 from sega_jax.pipelines.pipeline import Output, Pipeline
+from sega_jax.pipelines.run import warn_of_pictures
 from sega_jax.pipelines.safety import Safety
-from sega_jax.systems.registry import CHECKER, STAGE_1, STAGE_2, UPSCALER, has_other_checker
-from sega_jax.weights.pull import CheckpointError
+from sega_jax.pipelines.sources import Source, find
+from sega_jax.systems.call import EditLike
+from sega_jax.systems.registry import CHECKER
+from sega_jax.text.files import CheckpointError
 
-STAGES = {"stage1": STAGE_1, "stage2": STAGE_2, "upscaler": UPSCALER}
+FIRST = "stage1"
 # What the cascade gives each stage itself.
 _OWN = {"prompt", "negative_prompt", "images_per_prompt", "seed", "key", "image", "output", "strict"}
 
 
 class Stage(NamedTuple):
-    """A stage that is there, or that is loaded each time that it runs."""
+    """A stage that is loaded, or that is loaded each time that it runs."""
 
     outline: Pipeline  # checks arguments; its networks may be without values
     load: Callable[[], Pipeline]
@@ -41,24 +48,17 @@ class CascadeOutput(Output):
     stages: dict[str, Output] = dataclasses.field(default_factory=dict)
 
 
-class _Outline(Pipeline):
-    """Checks what a call is given, and runs nothing."""
-
-    def _run(self, plan: Any) -> None:
-        return None
-
-
 class Cascade:
-    """The stages of DeepFloyd-IF, each of which enlarges what the one before made; `load_cascade` makes it.
+    """Stages each of which enlarges what the one before made; `load_cascade` makes it.
 
     Args:
-        encode: words -> embeddings [texts, tokens, channels], of the first two stages.
-        stages: by the names of `STAGES`, without a gap.
+        encode: words -> the conditioning of the first stage's family, one row a text.
+        stages: by name, the first stage first.
     """
 
-    def __init__(self, encode: Callable[[Sequence[str]], np.ndarray], stages: Mapping[str, Stage]):
+    def __init__(self, encode: Callable[[Sequence[str]], Any], stages: Mapping[str, Stage]):
         self._encode, self.stages = encode, dict(stages)
-        self._known: dict[str, np.ndarray] = {}
+        self._known: dict[str, Any] = {}
 
     def __call__(
         self,
@@ -66,37 +66,33 @@ class Cascade:
         edits: EditLike | Sequence[EditLike] | Sequence[Sequence[EditLike]] = (),
         *,
         negative_prompt: str | Sequence[str] | None = None,
-        edited: Sequence[str] = ("stage1",),
+        edited: Sequence[str] = (FIRST,),
         images_per_prompt: int = 1,
         seed: int | Sequence[int] | None = None,
         key: jax.Array | None = None,
-        stage1: Mapping[str, Any] | None = None,
-        stage2: Mapping[str, Any] | None = None,
-        upscaler: Mapping[str, Any] | None = None,
         clean: bool = False,
         output: str = "pil",
         strict: bool = True,
+        **stages: Mapping[str, Any] | None,
     ) -> CascadeOutput:
         """Makes pictures of the prompts, guided by the edits in some of the stages.
 
         Args:
-            prompt, edits, negative_prompt, images_per_prompt, seed, key, output, strict: as of `Pipeline`, but the
-                words of prompts and edits are words. All stages have the same seeds, so that each called by itself
-                with what the stage before made gives the same picture.
-            edited: the stages that the edits guide. Warm-ups and scales mean other things in each: `edits` among
-                the options of a stage are in their place.
-            stage1, stage2, upscaler: options of the stage's own `Pipeline` call, such as steps, guidance_scale, eta,
-                noise_level or record.
+            prompt, edits, negative_prompt, images_per_prompt, seed, key, output, strict: as of `Pipeline`, but prompts
+                and concepts are words. All stages have the same seeds, so that each called by itself with what the
+                stage before made gives the same picture.
+            edited: the stages that the edits guide. Warm-ups and scales mean other things in each: `edits` among the
+                arguments of a stage replace them.
             clean: whether words are cleaned as DeepFloyd-IF's training data were (`sega_jax.text.caption_cleaning`,
-                which needs the
-                extra "if"), but for the x4 upscaler.
+                which needs the extra "if"), for all stages that share the first one's text encoder.
+            stages: arguments of a stage's own `Pipeline` call by its name, such as
+                stage2={"steps": 20, "noise_level": 100}.
 
         Raises:
-            TypeError, ValueError: an argument makes no sense, to any stage; nothing ran.
+            TypeError, ValueError: an argument makes no sense to some stage; nothing ran.
         """
-        given = {"stage1": stage1, "stage2": stage2, "upscaler": upscaler}
         names = [edited] if isinstance(edited, str) else list(edited)
-        for name in [*names, *(name for name, options in given.items() if options is not None)]:
+        for name in [*names, *(name for name, options in stages.items() if options is not None)]:
             if name not in self.stages:
                 raise ValueError(f"{name!r} is no stage of this cascade, which has {', '.join(self.stages)}")
         if not _are_words(prompt) or not (negative_prompt is None or _are_words(negative_prompt)):
@@ -111,57 +107,63 @@ class Cascade:
         }
         calls = {}
         for name in self.stages:
-            options = dict(given[name] or {})
+            options = dict(stages.get(name) or {})
             if wrong := _OWN & options.keys():
                 raise TypeError(f"{name} has {', '.join(sorted(wrong))}, which is the cascade's own to give")
             own = {"output": output if name == list(self.stages)[-1] else "float"}
             calls[name] = common | {"edits": edits if name in names else ()} | options | own
-        calls = self._fit(calls)
-        texts = {name: call for name, call in calls.items() if name != "upscaler"}
-        read = _clean if clean else str
-        self._know([read(word) for call in texts.values() for word in _words(call)])
-        calls |= {name: _read(call, lambda word: self._known[read(word)]) for name, call in texts.items()}
+        with collected():
+            return self._run(self._read(self._fit(calls), clean), output)
 
-        made, finite, small = {}, True, None
+    def _fit(self, calls: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Checks the calls of all stages, and returns them with the size that each makes."""
+        size, fitted = None, {}
+        for name, call in calls.items():
+            outline = self.stages[name].outline
+            sizes = outline.system.sampler.sizes(outline.models)
+            if size is not None:
+                picture = np.zeros((*size, 3), np.uint8)
+                size = [sizes.enlarges * side for side in size]
+                call = {"height": size[0], "width": size[1]} | call | {"image": picture}
+            outline.prepare(**call)
+            if size is None:
+                size = [sizes.factor * s for s in outline.latent_shape(call.get("height"), call.get("width"))[:2]]
+            fitted[name] = call
+        return fitted
+
+    def _read(self, calls: dict[str, dict[str, Any]], clean: bool) -> dict[str, dict[str, Any]]:
+        """Replaces the words of the stages that share the first one's text by their conditioning."""
+        kind = self.stages[FIRST].outline.system.text.type
+        shared = {name: call for name, call in calls.items() if self.stages[name].outline.system.text.type is kind}
+        read = _clean if clean else str
+        words = list(dict.fromkeys(read(word) for call in shared.values() for word in _words(call)))
+        new = [word for word in words if word not in self._known]
+        found = dict(zip(new, self._encode(new), strict=True)) if new else {}
+        gc.collect()
+        self._known = {word: found[word] if word in found else self._known[word] for word in words}
+        return calls | {name: _replaced(call, lambda word: self._known[read(word)]) for name, call in shared.items()}
+
+    def _run(self, calls: dict[str, dict[str, Any]], output: str) -> CascadeOutput:
+        made: dict[str, Output] = {}
+        finite, picture = np.array(True), None
         for name, stage in self.stages.items():
             pipe = stage.load()
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "the edit ")  # said before, and with words
-                made[name] = pipe(**calls[name] | ({} if small is None else {"image": small}))
+            # Checking the calls has warned of what edits do, and with their words.
+            with muted():
+                made[name] = pipe(**calls[name] | ({} if picture is None else {"image": picture}))
+            warn_of_pictures(made[name].finite, made[name].flagged)
             del pipe
             gc.collect()
             finite = finite & made[name].finite
             if name != list(self.stages)[-1]:
+                images = made[name].images
+                assert isinstance(images, np.ndarray)
                 # What is not finite stays so to the end, and is grey on the way.
-                small = np.where(finite[:, None, None, None], made[name].images, 0.5)
+                picture = np.where(finite[:, None, None, None], images, 0.5)
         last = made[name]
         return CascadeOutput(
             _without(last.images, ~finite, output), finite, last.seeds, last.record, last.flagged, stages=made
         )
-
-    def _fit(self, calls: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """The calls with the size of what each stage makes, after all of them were checked."""
-        small, fitted = None, {}
-        for name, call in calls.items():
-            outline = self.stages[name].outline
-            sizes = outline.models.sizes
-            if small is not None:
-                small = [sizes.enlarges * side for side in small]
-                call = {"height": small[0], "width": small[1]} | call
-                picture = np.zeros((*(side // sizes.enlarges for side in small), 3), np.uint8)
-                call = call | {"image": picture}
-            _Outline(**outline.components)(**call)
-            if small is None:
-                small = [sizes.factor * s for s in outline.latent_shape(call.get("height"), call.get("width"))[:2]]
-            fitted[name] = call
-        return fitted
-
-    def _know(self, words: Sequence[str]) -> None:
-        """Encodes what was not known from the call before."""
-        new = [word for word in dict.fromkeys(words) if word not in self._known]
-        found = dict(zip(new, self._encode(new), strict=True)) if new else {}
-        gc.collect()
-        self._known = {word: found[word] if word in found else self._known[word] for word in words}
 
 
 def load_cascade(
@@ -185,83 +187,121 @@ def load_cascade(
     Args:
         stage1, stage2, upscaler: checkpoints as `load` takes them; the last is Stable Diffusion's x4 upscaler. The
             text encoder is the first stage's.
-        low_memory: whether to load what is needed when it is needed, and drop it after: the text encoder, then one
-            stage after another, anew in every call.
+        low_memory: whether each network is loaded when it is needed and dropped afterwards, in every call: the text
+            encoder, then one stage after another.
         dtype, variant, devices, attention: as of `load`, of all stages.
         revisions: branches, tags or commits on the hub, by the names stage1, stage2 and upscaler.
         schedulers: in place of the checkpoints', by the same names.
         safety_checker: as of `load`, of the x4 upscaler if it has one; DeepFloyd-IF's own is not supported.
 
     Raises:
-        As `load`; and CheckpointError: a checkpoint is of another stage (then no weights were fetched), or the stages
-            read other texts.
+        CheckpointError: a checkpoint is of another stage (then no weights were fetched), or the stages read different
+            texts; or as `load`.
     """
     if upscaler is not None and stage2 is None:
         raise ValueError(
             "upscaler is given without stage2, whose pictures it enlarges; give both, or call it by itself"
         )
-    loading.check_checker(safety_checker)
+    check_checker(safety_checker)
     where = devices if isinstance(devices, Devices) else Devices(devices)
-    dtype = loading.pick_dtype(dtype, where)
-    attention = loading.pick_attention(attention, dtype, where)
-    given = {"stage1": stage1, "stage2": stage2, "upscaler": upscaler}
-    given = {name: source for name, source in given.items() if source is not None}
+    dtype = pick_dtype(dtype, where)
+    attention = pick_attention(attention, dtype, where)
+    named_sources = {FIRST: stage1, "stage2": stage2, "upscaler": upscaler}
+    given = {name: source for name, source in named_sources.items() if source is not None}
     revisions, schedulers = dict(revisions or {}), dict(schedulers or {})
     for what, named in (("revisions", revisions), ("schedulers", schedulers)):
         if unknown := named.keys() - given.keys():
             raise ValueError(f"{what} has {', '.join(sorted(unknown))}; the stages are {', '.join(given)}")
     schedulers = {name: checked_scheduler(scheduler) for name, scheduler in schedulers.items()}
+    with collected():
+        # All indices before the first weights, which take hours to fetch.
+        found = {name: find(source, revisions.get(name)) for name, source in given.items()}
+        _check_stages(found, safety_checker)
+        options: dict[str, Any] = {"dtype": dtype, "variant": variant, "devices": where}
+        stages = _stages(found, options, attention, schedulers, safety_checker, low_memory)
+    if low_memory:
+        folder = found[FIRST].folder
+        return Cascade(lambda words: loading.load_text(folder, **options)(words), stages)
+    return Cascade(stages[FIRST].outline.encode, stages)
 
-    # All indices before the first weights, which take hours to fetch.
-    found = {name: sources.find(source, revisions.get(name)) for name, source in given.items()}
+
+def _check_stages(found: Mapping[str, Source], safety_checker: Any) -> None:
+    """Checks that checkpoints are the stages of one cascade.
+
+    Raises:
+        CheckpointError: they are not.
+    """
+    first = found[FIRST]
+    if not first.system.stages:
+        starts = " or ".join(system.title for system in loading.starting_systems())
+        raise CheckpointError(f"{FIRST}={str(first.name)!r} is {first.system.title}, expected {starts}")
     for name, source in found.items():
-        if source.kind is not STAGES[name]:
-            raise CheckpointError(f"{name}={str(source.name)!r} is {source.kind.name}, expected {STAGES[name].name}")
-    loading.check_reads(found["stage1"])
-    if safety_checker is True and any(has_other_checker(source.folder) for source in found.values()):
-        warnings.warn(
-            "DeepFloyd-IF's safety checker is not supported: pictures go unchecked and without a watermark;"
-            " safety_checker=False is loading without this warning",
-            stacklevel=2,
+        expected = first.system if name == FIRST else first.system.stages[name]
+        if source.system is not expected:
+            raise CheckpointError(f"{name}={str(source.name)!r} is {source.system.title}, expected {expected.title}")
+    loading.check_reads(first)
+    told = [(one.name, one.system.checkpoint.notice(one.model_index)) for one in found.values()]
+    notices = [f"{name} {notice}" for name, notice in told if notice]
+    if safety_checker is True and notices:
+        warn(notices[0])
+
+
+def _stages(
+    found: Mapping[str, Source],
+    options: Mapping[str, Any],
+    attention: str,
+    schedulers: Mapping[str, Any],
+    safety_checker: Any,
+    low_memory: bool,
+) -> dict[str, Stage]:
+    """Loads the stages, or what checks their arguments where they are loaded later."""
+    kind = found[FIRST].system.text.type
+    stages: dict[str, Stage] = {}
+    folders: dict[str, Path] = {}
+    for name, source in found.items():
+        shares = name != FIRST and source.system.text.type is kind
+        own = not shares and source.system.checkpoint.notice(source.model_index) is None and name != FIRST
+        without = ["text_encoder", "tokenizer"] if shares else []
+        folders[name] = source.fetch(
+            options["variant"], without=[*without, *([] if own and safety_checker is True else [CHECKER])]
         )
-    without = {
-        "stage1": [CHECKER],
-        "stage2": [CHECKER, "text_encoder", "tokenizer"],
-        "upscaler": [] if safety_checker is True else [CHECKER],
-    }
-    folders = {name: source.fetch(variant, without=without[name]) for name, source in found.items()}
-    options, stages = {"dtype": dtype, "variant": variant, "devices": where}, {}
     for name, folder in folders.items():
-        keeps_text = name == "upscaler" or (name == "stage1" and not low_memory)
+        shares = name != FIRST and found[name].system.text.type is kind
+        keeps_text = not shares and not (name == FIRST and low_memory)
+        without_text: dict[str, Any] = {} if keeps_text else {"text_encoder": False}
         load = partial(
             loading.load,
             folder,
             **options,
             attention=attention,
             scheduler=schedulers.get(name),
-            safety_checker=safety_checker if name == "upscaler" else False,
-            **({} if keeps_text else {"text_encoder": False}),
+            safety_checker=safety_checker if not shares and name != FIRST else False,
+            **without_text,
         )
         if low_memory:
-            outline = _outline(folder, schedulers.get(name), dtype, where, keeps_text)
+            outline = _outline(folder, schedulers.get(name), options["dtype"], options["devices"], keeps_text)
             stages[name] = Stage(outline, load)
         else:
-            pipe = load()
-            stages[name] = Stage(pipe, lambda pipe=pipe: pipe)
-    texts = {stages[name].outline.models.unet.config.text_dim for name in stages if name != "upscaler"}
+            stages[name] = _loaded(load())
+    texts = {
+        stages[name].outline.models.unet.config.text_dim for name in stages if found[name].system.text.type is kind
+    }
     if len(texts) > 1:
         raise CheckpointError(f"the stages read texts of {sorted(texts)} channels; do they belong together?")
-    if low_memory:
-        return Cascade(lambda words: loading.load_text(folders["stage1"], **options)(words), stages)
-    return Cascade(stages["stage1"].outline.encode, stages)
+    return stages
 
 
-def _outline(folder: Path, scheduler: Any, dtype: np.dtype, where: Devices, keeps_text: bool) -> Pipeline:
-    """A pipeline without values."""
-    given = {} if keeps_text else {"text_encoder": None}
-    found = loading.describe(folder, scheduler=scheduler, safety_checker=False, given=given)
+def _loaded(pipe: Pipeline) -> Stage:
+    """Returns a stage whose pipeline stays loaded."""
+    return Stage(pipe, lambda: pipe)
+
+
+def _outline(folder: Path, scheduler: Any, dtype: np.dtype, devices: Devices, keeps_text: bool) -> Pipeline:
+    """Returns a pipeline without values, which checks arguments."""
+    replaced = {} if keeps_text else {"text_encoder": None}
+    found = loading.describe(folder, scheduler=scheduler, safety_checker=False, replaced=replaced)
     models = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), found.models)
-    return Pipeline(models, found.tokenizer, found.scheduler, where, None, found.noising)
+    return Pipeline(found.system, models, found.tokenizer, found.scheduler, devices, None, found.extras)
 
 
 def _are_words(value: Any) -> bool:
@@ -270,8 +310,8 @@ def _are_words(value: Any) -> bool:
     )
 
 
-def _read(call: Mapping[str, Any], read: Callable[[str], Any]) -> dict[str, Any]:
-    """A call with something else in place of its words; those of a negative prompt are empty by default."""
+def _replaced(call: Mapping[str, Any], read: Callable[[str], Any]) -> dict[str, Any]:
+    """Returns a call with something else in place of its words; those of a negative prompt are empty by default."""
 
     def one(value: Any) -> Any:
         if isinstance(value, str):
@@ -286,8 +326,13 @@ def _read(call: Mapping[str, Any], read: Callable[[str], Any]) -> dict[str, Any]
 
 
 def _words(call: Mapping[str, Any]) -> list[str]:
-    found = []
-    _read(call, lambda word: found.append(word) or word)
+    found: list[str] = []
+
+    def keep(word: str) -> str:
+        found.append(word)
+        return word
+
+    _replaced(call, keep)
     return found
 
 
@@ -298,7 +343,7 @@ def _clean(words: str) -> str:
 
 
 def _without(images: Any, bad: np.ndarray, output: str) -> Any:
-    """Pictures without those that came of what was not finite."""
+    """Returns pictures without those that came of states that were not finite."""
     if output == "pil":
         return [None if wrong else image for image, wrong in zip(images, bad, strict=True)]
     return np.where(bad[:, None, None, None], np.zeros((), images.dtype) if output == "uint8" else np.nan, images)

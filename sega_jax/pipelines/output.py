@@ -7,8 +7,6 @@ from PIL import Image
 
 from sega_jax.systems.base import Record
 
-OUTPUTS = ("pil", "uint8", "float", "latent")
-
 
 def is_whole(states: np.ndarray) -> np.ndarray:
     """Whether each row of latents is finite, or of tokens has none of -1; bool [rows]."""

@@ -1,13 +1,16 @@
-"""The host's half of the safety check: pictures as the checker takes them."""
+"""The safety check: pictures prepared on the host, and the program that flags them."""
 
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from PIL import Image
 
 from sega_jax.nn.config import build
 from sega_jax.nn.safety import StableDiffusionSafetyChecker
+from sega_jax.pipelines.execution.chunks import enough_memory
+from sega_jax.pipelines.execution.devices import Devices
 from sega_jax.weights.pull import CheckpointError, read_json
 
 
@@ -45,9 +48,9 @@ class FeatureExtractor:
     """
 
     def __init__(self, folder: Path, image_size: int):
-        config = read_json(folder / "preprocessor_config.json")
+        values = read_json(folder / "preprocessor_config.json")
         try:
-            config = build(_Config, config, "feature extractor", fixed=_FIXED, strict=False)
+            config = build(_Config, values, "feature extractor", fixed=_FIXED, strict=False)
             self.size = _side("size", config.size, "shortest_edge")
             crop = _side("crop_size", config.crop_size, "height", "width")
         except ValueError as error:
@@ -59,7 +62,7 @@ class FeatureExtractor:
             )
         self.image_size = image_size
         self.rescale_factor = config.rescale_factor
-        self.mean, self.std = np.float32(config.image_mean), np.float32(config.image_std)
+        self.mean, self.std = (np.asarray(values, np.float32) for values in (config.image_mean, config.image_std))
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """uint8 pictures [pictures, height, width, 3] -> float32 [pictures, image_size, image_size, 3]."""
@@ -90,3 +93,20 @@ class Safety(NamedTuple):
 
     feature_extractor: FeatureExtractor
     checker: StableDiffusionSafetyChecker
+
+
+def check(safety_checker: StableDiffusionSafetyChecker, pixels: jax.Array) -> jax.Array:
+    """Tells whether each picture [rows, side, side, 3], resized and normalised on the host, is flagged, bool [rows]."""
+    return safety_checker(pixels)
+
+
+def check_pictures(
+    safety: Safety | None, devices: Devices, images: np.ndarray, finite: np.ndarray
+) -> np.ndarray | None:
+    """Tells whether each of uint8 pictures [rows, height, width, 3] is flagged, none of those that are not finite; None
+    without a safety checker."""
+    if safety is None:
+        return None
+    pixels = devices.split(safety.feature_extractor(images))
+    with enough_memory(pixels.shape):
+        return devices.gather(devices.map(check, (None, 0))(safety.checker, pixels), len(images)) & finite

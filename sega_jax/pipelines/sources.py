@@ -5,17 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sega_jax.systems.registry import (
-    CHECKER,
-    STABLE_DIFFUSION,
-    XL,
-    Kind,
-    entry,
-    has_other_checker,
-    kind_of,
-    optional,
-    weight_stem,
-)
+from sega_jax.systems import original_files
+from sega_jax.systems.base import System, listed
+from sega_jax.systems.registry import CHECKER, recognise, weight_stem
 from sega_jax.weights import hub, orbax_reader, single_file
 from sega_jax.weights.pull import CheckpointError, Tensors, Weights, read_json, weight_files
 
@@ -25,18 +17,24 @@ class Source(NamedTuple):
 
     name: str | Path
     folder: Path  # has model_index.json
-    kind: Kind
+    system: System  # its family
     commit: str | None  # on the hub; None for a folder
     file: Path | None = None  # of all weights, in place of the folder's
+    description: single_file.SingleFile | None = None  # of such files
+
+    @property
+    def model_index(self) -> dict[str, Any]:
+        """The contents of model_index.json."""
+        return read_json(self.folder / "model_index.json")
 
     @property
     def parts(self) -> list[str]:
         """The networks that it should have folders of."""
-        index = read_json(self.folder / "model_index.json")
-        return [part for part in self.kind.parts if part not in optional(self.kind) or entry(index, part) is not None]
+        index, networks = self.model_index, self.system.checkpoint.networks
+        return [part for part, one in networks.items() if not one.optional or listed(index, part) is not None]
 
     def fetch(self, variant: str | None = None, *, without: Sequence[str] = ()) -> Path:
-        """The checkpoint's folder.
+        """Returns the checkpoint's folder, with everything that is needed in it.
 
         Args:
             variant: as of `sega_jax.load`.
@@ -54,15 +52,15 @@ class Source(NamedTuple):
         return self.folder
 
     def _fetch(self, parts: Sequence[str], variant: str | None, without: Sequence[str]) -> None:
-        files = ["scheduler/*.json"]
-        files += [f"{self.kind.noising}/*.json"] if self.kind.noising else []
-        both = self.kind is XL
-        files += [] if "tokenizer" in without else ["tokenizer/*", *["tokenizer_2/*"] * both]
-        if CHECKER not in without and not has_other_checker(self.folder):
+        checkpoint = self.system.checkpoint
+        files = [f"{folder}/*.json" for folder in checkpoint.schedulers]
+        files += [] if "tokenizer" in without else [f"{folder}/*" for folder in checkpoint.tokenizers]
+        if CHECKER not in without and checkpoint.notice(self.model_index) is None:
             parts = [*parts, CHECKER]
             files += ["feature_extractor/*.json"]
         ours = [part for part in parts if self._has(part)]
-        weights = {part: [*weight_files(weight_stem(part), variant), *orbax_reader.FILES] for part in ours}
+        stems = {part: weight_stem(self.system, part) for part in ours}
+        weights = {part: [*weight_files(stems[part], variant), *orbax_reader.FILES] for part in ours}
         files += [f"{part}/{file}" for part in parts for file in ("config.json", *weights.get(part, ()))]
         hub.fetch(str(self.name), ["model_index.json", *files], self.commit)
         for part in ours:
@@ -76,7 +74,7 @@ class Source(NamedTuple):
 
     def _has(self, part: str) -> bool:
         """Whether the folder has a network's weights, and not the file."""
-        return self.file is None or part not in self.kind.parts
+        return self.file is None or part not in self.system.checkpoint.networks
 
     def check(self, variant: str | None, *, ema: bool, reads: bool) -> None:
         """Whether what goes with a file goes with this checkpoint, and a file has all that it needs: the vocabulary
@@ -104,8 +102,12 @@ class Source(NamedTuple):
             CheckpointError: they are missing or broken.
         """
         if self._has(part):
-            return open_weights(self.folder / part, variant, module.rename)
-        return single_file.OriginalWeights(self.file, single_file.opened(self.file), part, module, ema=ema)
+            return open_weights(self.folder / part, variant, module.rename, weight_stem(self.system, part))
+        assert self.file is not None
+        assert self.description is not None
+        return single_file.OriginalWeights(
+            self.file, single_file.opened(self.file), self.description, part, module, ema=ema
+        )
 
 
 def find(
@@ -138,7 +140,7 @@ def find(
         )
     if not folder.exists() and hub.is_id(source):
         folder = hub.fetch(source, ["model_index.json"], revision)
-        return Source(source, folder, kind_of(folder), folder.name)
+        return Source(source, folder, recognise(folder), folder.name)
     if revision is not None:
         raise ValueError(f"revision={revision!r} is of a repository on the hub, but {folder} is a folder")
     if not folder.is_dir():
@@ -146,7 +148,7 @@ def find(
             f"{folder} is no folder; give one in diffusers layout (with model_index.json, unet, vae, text_encoder,"
             " tokenizer and scheduler), or owner/name on the hub, with revision= for a branch or commit"
         )
-    return Source(source, folder, kind_of(folder), None)
+    return Source(source, folder, recognise(folder), None)
 
 
 def _find_file(path: Path, revision: str | None, config: str | Path | None, prediction_type: str | None) -> Source:
@@ -168,25 +170,30 @@ def of_file(
     Raises:
         TypeError, ValueError, FileNotFoundError, CheckpointError: the file or the config is none.
     """
-    single_file.check(path, shapes)
-    found = find(single_file.published(path, shapes, prediction_type) if config is None else config)
-    expected = XL if single_file.is_xl(shapes) else STABLE_DIFFUSION
-    if found.kind is not expected:
-        raise CheckpointError(f"config={str(config)!r} is {found.kind.name}, expected {expected.name}, as {path} is")
-    return found._replace(name=path, file=path)
+    file = original_files.find(path, shapes)
+    found = find(file.published(path, shapes, prediction_type) if config is None else config)
+    if found.system.checkpoint.single_file is not file:
+        raise CheckpointError(f"config={str(config)!r} is {found.system.title}, expected {file.name}, as {path} is")
+    return found._replace(name=path, file=path, description=file)
+
+
+def place(source: Source) -> tuple[str, str | None]:
+    """Returns a checkpoint's whole path and None, or its name on the hub and its commit."""
+    here = source.file or (source.folder if source.commit is None else None)
+    return (str(source.name), source.commit) if here is None else (str(here.resolve()), None)
 
 
 def open_weights(
-    folder: Path, variant: str | None, rename: Callable[[str], str | None], stem: str | None = None
+    folder: Path, variant: str | None, rename: Callable[[str], str | None], stem: str
 ) -> Tensors | orbax_reader.OrbaxTensors:
-    """The weights of the network whose folder this is, in diffusers layout or from Orbax. The weight file's name
-    without ending is `stem`, or that of the folder's component.
+    """Returns the weights of the network whose folder this is, in diffusers layout or from Orbax; `stem` is the weight
+    file's name without ending.
 
     Raises:
         CheckpointError: they are missing or broken.
     """
     if not (folder / orbax_reader.ARRAYS).is_dir():
-        return Tensors(folder, stem or weight_stem(folder.name), variant, rename)
+        return Tensors(folder, stem, variant, rename)
     if variant is not None:
         raise CheckpointError(f"{folder} holds an Orbax checkpoint, which has no variants; leave {variant!r} out")
     return orbax_reader.OrbaxTensors(folder, rename)

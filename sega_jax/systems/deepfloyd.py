@@ -1,25 +1,52 @@
 """DeepFloyd-IF's first and second stage: pixels, T5 text, and a UNet that predicts the noise and its variance; the
-second stage's sees the first one's picture besides (Saharia et al. 2022).
-
-The pure functions are those of `sega_jax.systems.stable_diffusion`, but for the checker, which there is none of.
+second stage's also sees the first one's picture (Saharia et al. 2022).
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from sega_jax.method.arguments import changed
+from sega_jax.method.schedules import from_config
 from sega_jax.nn.config import built
 from sega_jax.nn.t5 import T5Config, T5EncoderModel
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
-from sega_jax.systems.base import Sizes, Usual
-from sega_jax.systems.base import advance as advance
-from sega_jax.systems.base import start as start
+from sega_jax.systems import adapters, diffusion, upscaler
+from sega_jax.systems.adapters import AdapterNames
+from sega_jax.systems.base import Checkpoint, Given, Network, Sampler, Setup, Sizes, System, TextReader
+from sega_jax.systems.clip_text import checked_states, tokenizer_folder
+from sega_jax.systems.conditioning import Text, conditioning
+from sega_jax.systems.diffusion_call import ConditionedCall, DiffusionCall
+from sega_jax.systems.low_res import LowResNoise, Upscaling
+from sega_jax.text.files import read_json
+from sega_jax.text.tokenizers import T5Tokenizer
+
+NOISE = "image_noising_scheduler"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Stage1Call(DiffusionCall):
+    """A call of the first stage, with diffusers' defaults."""
+
+    steps: Any = changed(DiffusionCall, "steps", 100)
+    guidance_scale: Any = changed(DiffusionCall, "guidance_scale", 7.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Stage2Call(ConditionedCall):
+    """A call of the second stage, with diffusers' defaults."""
+
+    steps: Any = changed(DiffusionCall, "steps", 50)
+    guidance_scale: Any = changed(DiffusionCall, "guidance_scale", 4.0)
+    noise_level: Any = changed(ConditionedCall, "noise_level", 250)
 
 
 class Models(NamedTuple):
-    """The networks of a stage, without values or filled; without its text encoder, prompts are embeddings."""
+    """The networks of a stage, with or without values; without its text encoder, prompts are embeddings."""
 
     text_encoder: T5EncoderModel | None
     unet: UNet2DConditionModel
@@ -31,7 +58,7 @@ class Models(NamedTuple):
         unet: Mapping[str, Any] | UNet2DConditionModel,
         attention: str = "xla",
     ) -> "Models":
-        """Networks without values from the config.json; networks that are built stay as they are.
+        """Builds networks without values from the contents of their config.json; networks stay as they are.
 
         Raises:
             ValueError: a config that is not supported, or networks that do not fit each other.
@@ -52,44 +79,148 @@ class Models(NamedTuple):
             )
         return cls(text_encoder, unet)
 
-    @property
-    def reader(self) -> T5EncoderModel | None:
-        """What `encode` takes."""
-        return self.text_encoder
 
-    def text_shape(self, tokens: int) -> tuple[int, int]:
-        """Of the embedding of a text of so many tokens."""
-        return tokens, self.unet.config.text_dim
+def build_stage(enlarges: bool, title: str) -> Callable[..., Models]:
+    """Returns a stage's `Models.build`, which refuses the other stage's UNet."""
 
-    @property
-    def predictor(self) -> UNet2DConditionModel:
-        """What `advance` takes."""
-        return self.unet
+    def build(text_encoder: Any, unet: Any, attention: str = "xla") -> Models:
+        models = Models.build(text_encoder, unet, attention)
+        if bool(models.unet.config.class_embed_type) != enlarges:
+            takes = "takes no small picture" if enlarges else "takes a small picture"
+            raise ValueError(f"the UNet {takes}, which {title}'s does{'' if enlarges else ' not'}")
+        return models
 
-    @property
-    def decoder(self) -> None:
-        """What `decode` takes."""
-        return None
-
-    @property
-    def sizes(self) -> Sizes:
-        net = self.unet.config
-        usual = net.sample_size if isinstance(net.sample_size, tuple) else (net.sample_size,) * 2
-        multiple = 2 ** (len(net.block_out_channels) - 1)
-        return Sizes(3, 1, multiple, usual, 4 if net.class_embed_type else 0)
-
-    @property
-    def usual(self) -> Usual:
-        """diffusers' defaults."""
-        return Usual(50, 4.0, 250) if self.sizes.enlarges else Usual(100, 7.0)
+    return build
 
 
-def encode(text_encoder: T5EncoderModel, tokens: jax.Array) -> jax.Array:
-    """int32 ids and mask [texts, 2, tokens] -> hidden states [texts, tokens, channels], also of padding, which the
-    UNet attends to."""
-    return text_encoder(tokens[:, 0], tokens[:, 1])
+@conditioning
+class T5Text(Text):
+    """Texts as DeepFloyd-IF takes them."""
+
+    states: Any  # [texts, tokens, channels], also of padding, which the network attends to
+
+
+def encode(text_encoder: T5EncoderModel, tokens: jax.Array) -> T5Text:
+    """Encodes int32 ids and mask [texts, 2, tokens]."""
+    return T5Text(text_encoder(tokens[:, 0], tokens[:, 1]))
+
+
+def check(models: Models, tokenizer: T5Tokenizer | None, value: Any) -> T5Text:
+    """Returns a user's conditioning as a text of one row.
+
+    Raises:
+        TypeError, ValueError: it is of another family or shape.
+    """
+    tokens = None if tokenizer is None else tokenizer.length
+    return T5Text(checked_states(value, T5Text, tokens, models.unet.config.text_dim, several=False))
+
+
+def sizes(models: Models) -> Sizes:
+    """Returns the sizes of a stage's pictures, which are its states."""
+    net = models.unet.config
+    default = net.sample_size if isinstance(net.sample_size, tuple) else (net.sample_size,) * 2
+    multiple = 2 ** (len(net.block_out_channels) - 1)
+    return Sizes(3, 1, multiple, default, 4 if net.class_embed_type else 0)
+
+
+def setup_1(call: Stage1Call, given: Given) -> Setup:
+    """Sets up a call of the first stage; see `sega_jax.systems.diffusion.setup`."""
+    return diffusion.setup(call, given, sizes(given.models), diffusion.table(call, given.scheduler))
+
+
+def setup_2(call: Stage2Call, given: Given) -> Setup:
+    """Sets up a call of the second stage; see `sega_jax.systems.diffusion.setup`."""
+    image, low_res = diffusion.low_res_of(call, given)
+    made = sizes(given.models)
+    return diffusion.setup(call, given, made, diffusion.table(call, given.scheduler), image=image, low_res=low_res)
+
+
+def denoiser(unet: UNet2DConditionModel, text: T5Text, settings: Any, own: Any, x: Any) -> Any:
+    """Returns the function that predicts all branches; see `sega_jax.systems.diffusion.denoiser`."""
+    return diffusion.denoiser(unet, text.states, settings, own, x)
 
 
 def decode(_: None, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Pixels [rows, height, width, 3] in [-1, 1] -> in [0, 1], and whether each row is finite, bool [rows]."""
+    """Returns pixels [rows, height, width, 3] in [-1, 1] as pictures in [0, 1], and whether each row is finite."""
     return jnp.clip(x / 2 + 0.5, 0, 1), jnp.isfinite(x).all((1, 2, 3))
+
+
+def tokenizer(folder: Path, models: Models, given: Any) -> T5Tokenizer | None:
+    """Reads the tokenizer of a stage's folder, or the folder that a user gave; None without a text encoder.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    if isinstance(given, T5Tokenizer):
+        return given
+    if models.text_encoder is None:
+        return None
+    return T5Tokenizer(tokenizer_folder(folder, given, "T5's"), models.text_encoder.config.vocab_size)
+
+
+def extras_2(folder: Path, index: Mapping[str, Any], models: Models) -> Upscaling:
+    """Reads how the second stage's low-resolution pictures are noised.
+
+    Raises:
+        ValueError: the config is not supported.
+    """
+    scheduler = from_config(read_json(folder / NOISE / "scheduler_config.json"), strict=False)
+    return Upscaling(LowResNoise(scheduler, scheduler.options["num_train_timesteps"] - 1))
+
+
+def _is_stage(index: Mapping[str, Any]) -> bool:
+    return str(index.get("_class_name")).startswith("IF") and "vae" not in index
+
+
+TITLE_1, TITLE_2 = "DeepFloyd-IF's first stage", "DeepFloyd-IF's second stage"
+_CHECKPOINT = Checkpoint(
+    recognise=lambda index: _is_stage(index) and NOISE not in index,
+    models=Models,
+    networks={
+        "text_encoder": Network(T5EncoderModel, T5Config, "model", optional=True),
+        "unet": Network(UNet2DConditionModel, UNetConfig),
+    },
+    build=build_stage(False, TITLE_1),
+    tokenizer=tokenizer,
+    notice=upscaler.notice,
+    adapters=AdapterNames({"text_encoder": adapters.TEXT_WITHOUT_FORMER, "unet": adapters.UNET_WITHOUT_ORIGINAL}),
+)
+_READER = TextReader(type=T5Text, networks=lambda models: models.text_encoder, encode=encode, check=check)
+_SAMPLER = Sampler(
+    sizes=sizes,
+    networks=lambda models: models.unet,
+    table=diffusion.table,
+    static=diffusion.static,
+    setup=setup_1,
+    initial=diffusion.initial,
+    denoiser=denoiser,
+    solver=diffusion.solver,
+    draw=diffusion.draw,
+    check=diffusion.check,
+    decoder=lambda models: None,
+    decode=decode,
+)
+
+STAGE_2 = System(
+    name="deepfloyd_stage_2",
+    title=TITLE_2,
+    checkpoint=_CHECKPOINT._replace(
+        recognise=lambda index: _is_stage(index) and NOISE in index,
+        build=build_stage(True, TITLE_2),
+        schedulers=("scheduler", NOISE),
+        extras=extras_2,
+        extras_type=Upscaling,
+    ),
+    text=_READER,
+    sampler=_SAMPLER._replace(setup=setup_2),
+    call=Stage2Call,
+)
+STAGE_1 = System(
+    name="deepfloyd_stage_1",
+    title=TITLE_1,
+    checkpoint=_CHECKPOINT,
+    text=_READER,
+    sampler=_SAMPLER,
+    call=Stage1Call,
+    stages={"stage2": STAGE_2, "upscaler": upscaler.SYSTEM},
+)

@@ -1,25 +1,20 @@
-"""Paella, version 3: a grid of tokens, ByT5's and CLIP's text, and a network that predicts logits (Rampas et al.
-2022, arXiv 2211.07292).
+"""Paella, version 3: a grid of tokens, ByT5's and CLIP's text, and a network that predicts logits (Rampas et al. 2022,
+arXiv 2211.07292).
 
-Pure functions of one device's share of the rows, each compiled once: `encode` and `embed` take tokens of words to
-text, `imagine` adds the prior's picture to it, `start` keys to a grid, `advance` a carry through a chunk of the
-schedule, `decode` a grid to pictures.
-
-Axes: rows of the batch, branches (2 + n: unconditional, prompt, concepts), tokens, channels; of logits rows, height,
-width, labels. What guidance guides are the logits, before the temperature.
+Guidance changes the logits [rows, height, width, labels], before the temperature divides them.
 """
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from sega_jax.method.guidance import Edits, Predictions
+from sega_jax.method.guidance import Predictions
 from sega_jax.method.numerics import at_least_float32
-from sega_jax.method.sample import Carry, sample
 from sega_jax.method.schedules import Row
+from sega_jax.method.schedules.tokens import renoising
 from sega_jax.method.solvers import Chances, Solver, renoise
 from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModelWithProjection
 from sega_jax.nn.config import built
@@ -27,20 +22,31 @@ from sega_jax.nn.paella import Condition, Paella, PaellaConfig, Projected
 from sega_jax.nn.prior import PriorConfig, PriorModel
 from sega_jax.nn.t5 import T5Config, T5EncoderModel
 from sega_jax.nn.vqgan import VQConfig, VQModel
-from sega_jax.systems import paella_prior as priors
-from sega_jax.systems.base import INITIAL, Record, Sizes, Usual, complete, guiding, recorder
-from sega_jax.systems.deepfloyd import encode as encode
+from sega_jax.systems import paella_text
+from sega_jax.systems.base import (
+    Checkpoint,
+    Given,
+    Network,
+    Sampler,
+    Settings,
+    Setup,
+    Sizes,
+    System,
+    has_class,
+)
+from sega_jax.systems.paella_call import RENOISED, PaellaCall
+from sega_jax.systems.programs import INITIAL
+from sega_jax.systems.sizes import state_shape
 
-# Of the published inference scripts: after how many of 32 steps no token is noised any more, and the temperatures.
-RENOISED, TEMPERATURE = 26 / 32, (1.2, 0.2)
-_PICTURE = INITIAL - 2
+_RECORD = 2**32  # bytes of a record that a device is asked to hold
+_CHUNK = 64  # calls that are recorded at once
 
 
 class Models(NamedTuple):
-    """The networks of a checkpoint, without values or filled.
+    """The networks of a checkpoint, with or without values.
 
-    Without ByT5 words cannot be read; without CLIP no branch is told its embedding of the text, and without the prior
-    the prompt's is not told one of a picture.
+    Without ByT5 words cannot be read. Without CLIP the network gets no embedding of the text, and without the prior no
+    embedding of a picture for the prompt.
     """
 
     byt5: T5EncoderModel | None
@@ -59,23 +65,18 @@ class Models(NamedTuple):
         vqgan: Mapping[str, Any] | VQModel,
         attention: str = "xla",
     ) -> "Models":
-        """Networks without values from the config.json; networks that are built stay as they are.
-
-        `attention` is the implementation in the denoiser, "xla", "cudnn" (for GPUs in half precision) or "pallas" (for
-        TPUs).
+        """Builds networks without values from the contents of their config.json; networks stay as they are.
 
         Raises:
             ValueError: a config that is not supported, or networks that do not fit each other.
         """
-        kinds = {
-            "byt5": (T5EncoderModel, T5Config),
-            "clip": (CLIPTextModelWithProjection, CLIPTextConfig),
-            "prior": (PriorModel, PriorConfig),
-            "denoiser": (partial(Paella, attention=attention), PaellaConfig),
-            "vqgan": (VQModel, VQConfig),
-        }
-        given = dict(zip(cls._fields, (byt5, clip, prior, denoiser, vqgan), strict=True))
-        made = cls(**{part: built(value, *kinds[part]) for part, value in given.items()})
+        made = cls(
+            built(byt5, T5EncoderModel, T5Config),
+            built(clip, CLIPTextModelWithProjection, CLIPTextConfig),
+            built(prior, PriorModel, PriorConfig),
+            built(denoiser, Paella, PaellaConfig, attention),
+            built(vqgan, VQModel, VQConfig),
+        )
         net = made.denoiser.config
         pairs = [("num_labels", net.num_labels, "VQGAN's codebook_size", made.vqgan.config.codebook_size)]
         if made.byt5 is not None:
@@ -91,153 +92,152 @@ class Models(NamedTuple):
             raise ValueError("a prior goes from CLIP's embeddings of texts, and there is no clip; leave it out, too")
         return made
 
-    @property
-    def predictor(self) -> "Predictor":
-        """What `advance` takes."""
-        return Predictor(self.denoiser, self.vqgan.vquantizer.codebook.embedding)
-
-    @property
-    def decoder(self) -> VQModel:
-        """What `decode` takes."""
-        return self.vqgan
-
-    @property
-    def sizes(self) -> Sizes:
-        """The state is a grid of tokens; its channels are those of the logits."""
-        net, factor = self.denoiser.config, self.vqgan.config.factor
-        return Sizes(net.num_labels, factor, factor * net.factor, (factor * net.sample_size,) * 2)
-
-    @property
-    def usual(self) -> Usual:
-        """Those of the published inference scripts."""
-        return Usual(32, 8.0)
-
 
 class Predictor(NamedTuple):
+    """What the denoiser and the solver take."""
+
     net: Paella
     codebook: Any  # [labels, channels], for the choice "nearest"
 
 
-class Method(NamedTuple):
-    """What is compiled in; everything else is a number that a program takes."""
+class PaellaStatic(NamedTuple):
+    """What Paella compiles in."""
 
     choice: str = "sample"
-    semantics: str = "diffusers"
-    support: str = "channel"
     centred: bool = False
-    record: bool = False
 
 
-class Settings(NamedTuple):
-    """The numbers of every row."""
+class PaellaSettings(NamedTuple):
+    """Paella's arrays in `Settings.own`."""
 
-    key: jax.Array  # typed keys [rows]
-    guidance_scale: Any  # [rows]
-    influence: Any  # [rows, 2], of `sega_jax.nn.paella.Paella.condition`, for the prompt
-    edits: Edits | None  # [rows, n] each; None for no concepts at all
+    influence: Any  # [rows, 2], for the prompt
 
 
-class Text(NamedTuple):
-    """What the branches of every row are told. Lengths are padded: what is masked is as if it were not there."""
-
-    byt5: Any  # [rows, branches, bytes, channels]
-    mask: Any  # bool [rows, branches, bytes], False for padding
-    clip: Any  # [rows, branches, channels]; None where no branch has any
-    has_clip: Any  # bool [rows, branches]
-    image: Any = None  # [rows, channels], of the prompt's branch where that has CLIP's embedding; or None
+def table(call: PaellaCall, scheduler: None = None) -> Row:
+    """Returns the table of a call's steps."""
+    del scheduler
+    assert isinstance(call.temperature, tuple)  # a pair once the call is checked
+    renoised = int(call.steps * RENOISED) if call.renoise_steps is None else call.renoise_steps
+    return renoising(call.steps, renoise_steps=renoised, temperature=call.temperature)
 
 
-def embed(clip: CLIPTextModelWithProjection, ids: jax.Array) -> jax.Array:
-    """int32 ids [texts, tokens] -> embeddings [texts, channels]."""
-    return clip(ids)
+def static(call: PaellaCall, scheduler: None = None) -> PaellaStatic:
+    """Returns what a call compiles in."""
+    del scheduler
+    return PaellaStatic(call.choice, call.centred)
 
 
-def imagine(prior: PriorModel, text: Text, key: jax.Array) -> Text:
-    """The text with an embedding of a picture that fits the prompt, drawn from the key of each row."""
-    keys = jax.vmap(lambda k: jax.random.fold_in(k, _PICTURE))(key)
-    noise = priors.noise(keys, text.clip.shape[-1])
-    return text._replace(image=priors.imagine(prior, text.clip[:, 1], noise))
+def sizes(models: Models) -> Sizes:
+    """Returns the sizes of a checkpoint's pictures. The state is a grid of tokens; its channels are the logits'."""
+    net, factor = models.denoiser.config, models.vqgan.config.factor
+    return Sizes(net.num_labels, factor, factor * net.factor, (factor * net.sample_size,) * 2)
 
 
-def start(settings: Settings, tokens: Any, scale: Any, *, shape: tuple[int, ...], method: Method, dtype: Any) -> Carry:
-    """The carry before the first call, from tokens, given int32 [rows, height, width], or of each row's key.
+def setup(call: PaellaCall, given: Given) -> Setup:
+    """Checks the arguments against the checkpoint, and sets the call up.
 
-    Args:
-        scale: of noise, which tokens have none of.
-        shape: (height, width, labels) of the logits.
+    Raises:
+        ValueError: a size, grid of tokens or influence that does not fit, or a record that no memory holds.
     """
-    del scale
-    if tokens is None:
-        tokens = jax.vmap(
-            lambda k: jax.random.randint(jax.random.fold_in(k, INITIAL), shape[:2], 0, shape[2], jnp.int32)
-        )(settings.key)
-    n = 0 if settings.edits is None else settings.edits.scale.shape[1]
-    logits = jax.ShapeDtypeStruct((len(tokens), *shape), dtype)
-    preds = Predictions(logits, logits, jax.ShapeDtypeStruct((len(tokens), n, *shape), dtype))
-    return Carry(tokens, guiding(settings, method).init(preds), renoise(choice="argmax").init(tokens))
+    shape = state_shape(sizes(given.models), call.height, call.width)
+    if call.record:
+        size = _CHUNK * given.rows * (3 + given.n) * int(np.prod(shape)) * given.dtype.itemsize
+        if size > _RECORD * given.devices:
+            raise ValueError(
+                f"record=True would hold {size / 2**30:,.0f} GiB of logits; take smaller pictures or a smaller network,"
+                f" of {_RECORD / 2**30:.0f} GiB at most a device"
+            )
+    words = all(isinstance(text, str) for text in given.texts)
+    if call.influence != (1, 1) and (given.models.prior is None or not words):
+        raise ValueError(
+            f"influence={call.influence} is of the tokens of a picture, which a prior makes of words; it should be (1,"
+            " 1) without a prior, or where a prompt is given as states"
+        )
+    return Setup(
+        shape=shape,
+        table=table(call),
+        own=PaellaSettings(np.tile(call.influence, (given.rows, 1)).astype(np.float32)),
+        static=static(call),
+        x=None if call.tokens is None else _grid(call.tokens, given.rows, shape),
+    )
 
 
-def advance(
-    predictor: Predictor,
-    text: Text,
-    carry: Carry,
-    table: Row,
-    settings: Settings,
-    *,
-    method: Method,
-    concepts: int | None = None,
-) -> tuple[Carry, Record | None]:
-    """Takes the rows through a chunk of the schedule; the text's keys and values are computed once for all its calls.
+def _grid(grid: np.ndarray, rows: int, shape: tuple[int, int, int]) -> np.ndarray:
+    labels = shape[2]
+    if grid.dtype.kind not in "iu" or grid.shape != (rows, *shape[:2]):
+        raise ValueError(
+            f"tokens are of {grid.dtype} {grid.shape}, expected integers {(rows, *shape[:2])} (pictures, height, width)"
+        )
+    if grid.min() < 0 or grid.max() >= labels:
+        raise ValueError(f"tokens are from {grid.min()} to {grid.max()}, expected from 0 to {labels - 1}")
+    return grid.astype(np.int32)
 
-    Args:
-        carry: of `start`, or of the chunk before.
-        table: rows of `sega_jax.method.schedules.tokens.renoising`, some of which may be filling.
-        concepts: how many are predicted, as of `sega_jax.systems.base.advance`.
 
-    Returns:
-        The carry, and with `method.record` the record of the chunk's calls.
-    """
-    net = predictor.net
-    branches = text.mask.shape[1] if concepts is None else 2 + concepts
-    few = jax.tree.map(lambda array: array[:, :branches], text._replace(image=None))._replace(image=text.image)
-    texts = net.project(condition(net, few, settings.influence))
+def initial(
+    settings: Settings, x: Any, scale: Any, clean: Any, signal: Any, *, shape: tuple[int, ...], dtype: Any
+) -> jax.Array:
+    """Returns the first grid of tokens, given or drawn."""
+    del scale, clean, signal, dtype
+    if x is not None:
+        return x
+    return jax.vmap(lambda k: jax.random.randint(jax.random.fold_in(k, INITIAL), shape[:2], 0, shape[2], jnp.int32))(
+        settings.key
+    )
 
-    def denoise(x, row):
-        return complete(predict(net, texts, x, row, branches=branches, centred=method.centred), settings)
 
-    solver = _lasting(renoise(choice=method.choice, codebook=predictor.codebook[...]))
+def denoiser(
+    predictor: Predictor, text: paella_text.PaellaText, settings: Settings, own: PaellaStatic, x: jax.Array
+) -> Callable[[jax.Array, Row], Predictions]:
+    """Returns (x, call) -> logits of all branches. The network projects the text once, for all calls."""
+    net, branches = predictor.net, text.mask.shape[1]
+    texts = net.project(condition(net, text, settings.own.influence))
 
-    def draw(row, shape):
-        return chances(settings.key, row.call, shape[1:], at_least_float32(net.byt5_mapper.kernel[...].dtype))
+    def predictions(x, call):
+        return predict(net, texts, x, call, branches=branches, centred=own.centred)
 
-    guidance, keep = guiding(settings, method), recorder(settings, method)
-    carry, kept = sample(denoise, guidance, solver, carry, table, draw, keep)
-    return carry, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), kept)
+    return predictions
+
+
+def solver(predictor: Predictor | None, settings: Settings, own: PaellaStatic) -> Solver:
+    """Returns the solver of these choices; without networks, one whose `init` alone is used."""
+    del settings
+    if predictor is None:
+        return lasting(renoise(choice="argmax"))
+    return lasting(renoise(choice=own.choice, codebook=predictor.codebook[...]))
+
+
+def draw(predictor: Predictor, settings: Settings, x: jax.Array) -> Callable:
+    """Returns the function that draws the chances of a call."""
+    dtype = at_least_float32(predictor.net.byt5_mapper.kernel[...].dtype)
+
+    def noise(call, shape):
+        return chances(settings.key, call.call, shape[1:], dtype)
+
+    return noise
 
 
 def chances(key: jax.Array, call: jax.Array, shape: tuple[int, ...], dtype: Any) -> Chances:
-    """What is drawn at a call, of typed keys [rows], for logits of this shape in every row."""
+    """Draws the chances of a call with typed keys [rows], for logits of this shape in every row."""
     keys = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(k, call)))(key)
     gumbel = jax.vmap(lambda k: jax.random.gumbel(k, shape, dtype))(keys[:, 0])
     return Chances(gumbel, jax.vmap(lambda k: jax.random.uniform(k, shape[:-1], dtype))(keys[:, 1]))
 
 
-def condition(net: Paella, text: Text, influence: Any) -> Condition:
-    """Of all branches, those of a row side by side; the prompt alone has a picture and an influence of its own."""
+def condition(net: Paella, text: paella_text.PaellaText, influence: Any) -> Condition:
+    """Returns the condition of all branches, those of a row side by side; the prompt alone has a picture and an
+    influence of its own."""
     rows, branches = text.mask.shape[:2]
     prompt = (jnp.arange(branches) == 1)[None]
 
     def flat(array):
         return None if array is None else array.reshape(rows * branches, *array.shape[2:])
 
-    def spread(array):
-        return jnp.broadcast_to(array[:, None], (rows, branches, *array.shape[1:]))
-
-    factors = flat(jnp.where(prompt[..., None], spread(jnp.asarray(influence)), 1))
+    spread = jnp.broadcast_to(jnp.asarray(influence)[:, None], (rows, branches, 2))
+    factors = flat(jnp.where(prompt[..., None], spread, 1))
     return net.condition(
         flat(text.byt5),
         flat(text.clip),
-        None if text.image is None else flat(spread(text.image)),
+        flat(text.image),
         mask=flat(text.mask),
         has_clip=flat(text.has_clip),
         has_image=flat(text.has_clip & prompt),
@@ -246,14 +246,14 @@ def condition(net: Paella, text: Text, influence: Any) -> Condition:
 
 
 def predict(
-    net: Paella, texts: Sequence[Projected], x: jax.Array, row: Row, *, branches: int, centred: bool
+    net: Paella, texts: Sequence[Projected], x: jax.Array, call: Row, *, branches: int, centred: bool
 ) -> Predictions:
-    """The logits of all 2 + n branches of every row in one call of the network.
+    """Predicts the logits of all 2 + n branches of every row in one call of the network.
 
-    `centred` takes the mean over the labels off each position's. What is drawn is the same, but to magnitudes, which
-    semantic guidance compares, that mean is otherwise a number that nothing decides.
+    `centred` subtracts the mean over the labels at each position. The tokens that are drawn do not depend on it, but
+    the magnitudes that semantic guidance compares do.
     """
-    level = jnp.broadcast_to(row.timestep.astype(jnp.float32), (len(x) * branches,))
+    level = jnp.broadcast_to(call.timestep.astype(jnp.float32), (len(x) * branches,))
     logits = net(jnp.repeat(x, branches, 0), level, texts)
     if centred:
         # In half precision the difference would be rounded, and other tokens drawn.
@@ -264,19 +264,55 @@ def predict(
 
 
 def decode(vqgan: VQModel, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Tokens [rows, height, width] -> float32 pictures [rows, height, width, 3] in [0, 1], and whether each row is
-    finite, bool [rows]."""
+    """Decodes tokens [rows, height, width] to float32 pictures [rows, height, width, 3] in [0, 1], and tells whether
+    each row is finite, bool [rows]."""
     image = jax.lax.map(lambda one: vqgan.decode_indices(one[None])[0], tokens)
     image = image.astype(at_least_float32(image.dtype))
     return jnp.clip(image, 0, 1), jnp.isfinite(image).all((1, 2, 3)) & (tokens >= 0).all((1, 2))
 
 
-def _lasting(solver: Solver) -> Solver:
-    """A row whose logits are not finite is of tokens -1 from then on: tokens would not tell."""
+def lasting(solver: Solver) -> Solver:
+    """Marks rows whose logits are not finite by tokens -1 from then on, since tokens would not show it."""
 
-    def update(x, state, estimate, aux, row, draw):
-        after, state = solver.update(x, state, estimate, aux, row, draw)
+    def update(x, state, estimate, aux, call, draw):
+        after, state = solver.update(x, state, estimate, aux, call, draw)
         broken = ~jnp.isfinite(estimate).all((1, 2, 3)) | (x < 0).any((1, 2))
         return jnp.where(broken[:, None, None], -1, after), state
 
     return Solver(solver.init, update)
+
+
+SYSTEM = System(
+    name="paella",
+    title="Paella",
+    checkpoint=Checkpoint(
+        recognise=lambda index: has_class(index, "PaellaPipeline"),
+        models=Models,
+        networks={
+            "byt5": Network(T5EncoderModel, T5Config, "model", optional=True),
+            "clip": Network(CLIPTextModelWithProjection, CLIPTextConfig, "model", optional=True),
+            "prior": Network(PriorModel, PriorConfig, optional=True),
+            "denoiser": Network(Paella, PaellaConfig),
+            "vqgan": Network(VQModel, VQConfig),
+        },
+        build=Models.build,
+        tokenizer=paella_text.tokenizer,
+        scheduler=None,
+        schedulers=(),
+    ),
+    text=paella_text.READER,
+    sampler=Sampler(
+        sizes=sizes,
+        networks=lambda models: Predictor(models.denoiser, models.vqgan.vquantizer.codebook.embedding),
+        table=table,
+        static=static,
+        setup=setup,
+        initial=initial,
+        denoiser=denoiser,
+        solver=solver,
+        draw=draw,
+        decoder=lambda models: models.vqgan,
+        decode=decode,
+    ),
+    call=PaellaCall,
+)

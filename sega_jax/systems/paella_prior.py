@@ -10,7 +10,7 @@ from sega_jax.nn.prior import PriorModel
 STEPS, SCALE = 60, 3.0
 
 
-def imagine(prior: PriorModel, text: jax.Array, noise: jax.Array) -> jax.Array:
+def sample_prior(prior: PriorModel, text: jax.Array, noise: jax.Array) -> jax.Array:
     """Draws by DDPM (Ho et al. 2020), guided without a classifier against no text, which is zeros.
 
     Args:
@@ -46,6 +46,6 @@ def _table(calls: int) -> tuple[np.ndarray, ...]:
 
 
 def noise(key: jax.Array, channels: int) -> jax.Array:
-    """What `imagine` takes, float32 of typed keys [rows]."""
+    """What `sample_prior` takes, float32 of typed keys [rows]."""
     drawn = jax.vmap(lambda k: jax.random.normal(k, (1 + STEPS, channels), jnp.float32))(key)
     return jnp.moveaxis(drawn, 0, 1)

@@ -1,118 +1,141 @@
-"""What kind of checkpoint a folder in diffusers layout holds, by its model_index.json."""
+"""Which families there are, and which of them a checkpoint belongs to.
 
+Other packages add families by `register`, or by an entry point of the group `sega_jax.systems` that names a `System`:
+
+    [project.entry-points."sega_jax.systems"]
+    my_family = "my_package:SYSTEM"
+"""
+
+import dataclasses
+import importlib.metadata
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from sega_jax.nn.clip import CLIPTextModel, CLIPTextModelWithProjection
-from sega_jax.nn.paella import Paella
-from sega_jax.nn.prior import PriorModel
-from sega_jax.nn.t5 import T5EncoderModel
-from sega_jax.nn.unet import UNet2DConditionModel
-from sega_jax.nn.vae import AutoencoderKL
-from sega_jax.nn.vqgan import VQModel
-from sega_jax.systems import deepfloyd, paella, sdxl, stable_diffusion
-from sega_jax.weights.pull import CheckpointError, read_json
+from sega_jax.method.checks import brief
+from sega_jax.systems import deepfloyd, paella, sdxl, stable_diffusion, upscaler
+from sega_jax.systems.adapters import AdapterNames
+from sega_jax.systems.base import Checkpoint, Sampler, System, TextReader, listed
+from sega_jax.systems.call import Call
+from sega_jax.text.files import CheckpointError, read_json
 
-
-class Kind(NamedTuple):
-    """A kind of checkpoint."""
-
-    name: str
-    models: type[stable_diffusion.Models] | type[sdxl.Models] | type[deepfloyd.Models] | type[paella.Models]
-    parts: Mapping[str, type]  # the networks by their folders
-    noising: str | None = None  # the folder of the scheduler that noises small pictures
-
-
+GROUP = "sega_jax.systems"
 CHECKER = "safety_checker"
-_SD = {"text_encoder": CLIPTextModel, "unet": UNet2DConditionModel, "vae": AutoencoderKL}
-_XL = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection, **_SD}
-_IF = {"text_encoder": T5EncoderModel, "unet": UNet2DConditionModel}
 
-STABLE_DIFFUSION = Kind("Stable Diffusion 1.x or 2.x", stable_diffusion.Models, _SD)
-XL = Kind("Stable Diffusion XL", sdxl.Models, _XL)
-UPSCALER = Kind("Stable Diffusion's x4 upscaler", stable_diffusion.Models, _SD, "low_res_scheduler")
-STAGE_1 = Kind("DeepFloyd-IF's first stage", deepfloyd.Models, _IF)
-STAGE_2 = Kind("DeepFloyd-IF's second stage", deepfloyd.Models, _IF, "image_noising_scheduler")
-_PAELLA = {
-    "byt5": T5EncoderModel,
-    "clip": CLIPTextModelWithProjection,
-    "prior": PriorModel,
-    "denoiser": Paella,
-    "vqgan": VQModel,
-}
-PAELLA = Kind("Paella", paella.Models, _PAELLA)
+_BUILT_IN = (
+    stable_diffusion.SYSTEM,
+    upscaler.SYSTEM,
+    sdxl.SYSTEM,
+    deepfloyd.STAGE_1,
+    deepfloyd.STAGE_2,
+    paella.SYSTEM,
+)
+_registered: dict[str, System] = {}
+_installed_are_known = False
 
 
-_ALL = (STABLE_DIFFUSION, XL, UPSCALER, STAGE_1, STAGE_2, PAELLA)
-
-
-def of(models: Any) -> Kind:
-    """The kind of a pipeline's networks."""
-    return next(
-        kind for kind in _ALL if type(models) is kind.models and bool(kind.noising) == bool(models.sizes.enlarges)
-    )
-
-
-def entry(entries: Mapping[str, Any], part: str) -> str | None:
-    """The class of a part in an index; None where there is none."""
-    found = entries.get(part)
-    return found[1] if isinstance(found, list) and len(found) == 2 else None
-
-
-def kind_of(folder: Path) -> Kind:
-    """The kind of a folder's checkpoint.
+def register(system: System) -> System:
+    """Adds a family, or replaces one of the same name. `recognise` asks families that were added later first.
 
     Raises:
-        CheckpointError: it has no index, or one of another kind.
+        TypeError: it is no `System`, or a part of it is of another type.
+    """
+    if not isinstance(system, System):
+        raise TypeError(f"register({brief(system)}) should be given a sega_jax.System")
+    for name, kind in {
+        "name": str,
+        "title": str,
+        "checkpoint": Checkpoint,
+        "text": TextReader,
+        "sampler": Sampler,
+    }.items():
+        if not isinstance(part := getattr(system, name), kind) or part == "":
+            raise TypeError(f"the family's {name}={brief(part)} should be a {kind.__name__}")
+    if not (isinstance(system.call, type) and issubclass(system.call, Call) and dataclasses.is_dataclass(system.call)):
+        raise TypeError(
+            f"the family {system.name}'s call={brief(system.call)} should be a dataclass, a subclass of Call"
+        )
+    systems()  # installed families come first, so that this one replaces one of the same name
+    _registered.pop(system.name, None)
+    _registered[system.name] = system
+    return system
+
+
+def unregister(name: str) -> None:
+    """Removes a family that `register` added; one of the library's that it replaced is there again."""
+    _registered.pop(name, None)
+
+
+def systems() -> Mapping[str, System]:
+    """Returns all families by their names: the library's, installed packages', and those that were registered."""
+    global _installed_are_known
+    if not _installed_are_known:
+        _installed_are_known = True
+        for entry in importlib.metadata.entry_points(group=GROUP):
+            try:
+                register(entry.load())
+            except Exception as error:  # another package's fault should not stop those who do not use it
+                warnings.warn(f"the family {entry.name} of {entry.value} cannot be used: {error}", stacklevel=2)
+    return {system.name: system for system in _BUILT_IN} | _registered
+
+
+def named(name: str) -> System:
+    """Returns the family of this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    known = systems()
+    if name not in known:
+        raise ValueError(f"{name!r} is no family of checkpoints here; there are {', '.join(known)}")
+    return known[name]
+
+
+def recognise(folder: Path) -> System:
+    """Returns the family of a folder's checkpoint, by its model_index.json; a family that was registered later is
+    asked first.
+
+    Raises:
+        CheckpointError: the folder has no index, or one of another kind of checkpoint.
     """
     index = folder / "model_index.json"
     if not index.is_file():
-        hint = (
-            "; it looks like one part of a checkpoint, give the folder above"
-            if (folder / "config.json").is_file()
-            else ""
-        )
+        part = (folder / "config.json").is_file()
+        hint = "; it looks like one part of a checkpoint, give the folder above" if part else ""
         raise CheckpointError(f"{folder} has no model_index.json, so it is no checkpoint in diffusers layout{hint}")
     entries = read_json(index)
-    name = entries.get("_class_name")
-    if name == "PaellaPipeline":
-        kind = PAELLA
-    elif "text_encoder_2" in entries:
-        kind = XL
-    elif str(name).startswith("IF") and "vae" not in entries:
-        kind = STAGE_2 if STAGE_2.noising in entries else STAGE_1
-    else:
-        kind = UPSCALER if UPSCALER.noising in entries else STABLE_DIFFUSION
-    if kind is XL and entry(entries, "text_encoder_2") and not entry(entries, "text_encoder"):
-        raise CheckpointError(
-            f"{folder} is Stable Diffusion XL's refiner, which goes on with pictures of the base model: only the base"
-            " is supported"
-        )
-    for part, module in kind.parts.items():
-        found = entry(entries, part)
-        if found != module.__name__ and not (found is None and part in optional(kind)):
+    system = next((one for one in reversed(list(systems().values())) if _is_of(one, entries)), None)
+    if system is None:
+        raise CheckpointError(f"{folder} is of no family here; there are {', '.join(systems())}")
+    if reason := system.checkpoint.refuse(entries):
+        raise CheckpointError(f"{folder} {reason}")
+    for part, network in system.checkpoint.networks.items():
+        found, expected = listed(entries, part), network.module.__name__
+        if found != expected and not (found is None and network.optional):
             raise CheckpointError(
-                f"{folder} is a {name} whose {part} is {found or 'missing'}; expected {kind.name}, with"
-                f" {module.__name__} in the folder {part}"
+                f"{folder} is a {entries.get('_class_name')} whose {part} is {found or 'missing'}; expected"
+                f" {system.title}, with {expected} in the folder {part}"
             )
-    return kind
+    return system
 
 
-def has_other_checker(folder: Path) -> bool:
-    """Whether the checkpoint has DeepFloyd-IF's safety checker."""
-    return entry(read_json(folder / "model_index.json"), CHECKER) == "IFSafetyChecker"
+def _is_of(system: System, index: Mapping[str, Any]) -> bool:
+    try:
+        return bool(system.checkpoint.recognise(index))
+    except Exception as error:  # a family's fault should not stop those whose checkpoint is another's
+        warnings.warn(f"{system.title} cannot tell whether a checkpoint is its own: {error!r}", stacklevel=2)
+        return False
 
 
-def weight_stem(part: str) -> str:
-    """The name of a network's weight file in diffusers layout, without ending: transformers' or diffusers'."""
-    texts = ("text_encoder", "text_encoder_2", "byt5", "clip")
-    return "model" if part in (*texts, CHECKER) else "diffusion_pytorch_model"
+def adapters_of(models: Any) -> AdapterNames:
+    """Returns the names of a pipeline's networks in adapter files, which are empty for families without adapters."""
+    for system in systems().values():
+        if type(models) is system.checkpoint.models:
+            return system.checkpoint.adapters or AdapterNames()
+    return AdapterNames()
 
 
-def optional(kind: Kind) -> tuple[str, ...]:
-    """Networks that a checkpoint may do without: the stages of DeepFloyd-IF share one text encoder, and Paella is told
-    what there is."""
-    if kind is PAELLA:
-        return ("byt5", "clip", "prior")
-    return ("text_encoder",) if kind.models is deepfloyd.Models else ()
+def weight_stem(system: System, part: str) -> str:
+    """Returns the name of a network's weight file in diffusers layout, without ending, by its folder."""
+    return "model" if part == CHECKER else system.checkpoint.networks[part].stem

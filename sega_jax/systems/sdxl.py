@@ -1,31 +1,75 @@
-"""Stable Diffusion XL (Podell et al. 2023): latents, two CLIP texts, and a UNet that is told a pooled text and sizes,
-too.
+"""Stable Diffusion XL (Podell et al. 2023): latents, two CLIP texts, and a UNet that takes a pooled text and sizes."""
 
-The pure functions are those of `stable_diffusion`. A text comes as one array, so that it goes wherever an embedding
-does: [tokens + 1, channels], the states of both text encoders side by side, and in the last row the pooled text of the
-second, filled up with zeros. Every branch has its own; sizes are of a row.
-"""
-
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from sega_jax.method.numerics import at_least_float32
-from sega_jax.method.sample import Carry
-from sega_jax.method.schedules import Row
+from sega_jax.method.argument_kinds import Integer, Pair
+from sega_jax.method.arguments import argument, changed
+from sega_jax.method.numerics import floating
 from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 from sega_jax.nn.config import built
 from sega_jax.nn.unet import Context, UNet2DConditionModel, UNetConfig
 from sega_jax.nn.vae import AutoencoderConfig, AutoencoderKL
-from sega_jax.systems import base, stable_diffusion
-from sega_jax.systems.base import Method, Record, Settings, Sizes, Usual
-from sega_jax.systems.base import start as start
+from sega_jax.systems import adapters, diffusion
+from sega_jax.systems.adapters import AdapterNames
+from sega_jax.systems.base import Checkpoint, Encode, Given, Network, Setup, System, TextReader, listed
+from sega_jax.systems.clip_text import tokenizer_folder
+from sega_jax.systems.conditioning import Text, conditioning
+from sega_jax.systems.diffusion_call import DiffusionCall, StartingCall
+from sega_jax.systems.original_files import SDXL_FILE
+from sega_jax.systems.sizes import size_conditioning
+from sega_jax.systems.stable_diffusion import SAMPLER as STABLE_DIFFUSION
+from sega_jax.text.tokenizers import Tokenizer, TokenizerPair
+from sega_jax.weights.textual_inversion import TextEncoders
+
+_SIZE = Pair(Integer(1), "two whole numbers, or two for each picture")
+_CORNER = Pair(Integer(0), "two whole numbers, or two for each picture")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class SDXLCall(StartingCall):
+    """A call of Stable Diffusion XL, with diffusers' defaults. No negative prompt is not the same as "": it is zeros,
+    where the checkpoint's index says so."""
+
+    guidance_scale: Any = changed(DiffusionCall, "guidance_scale", 5.0)
+    original_size: Any = argument(
+        None,
+        _SIZE,
+        "size conditioning: height and width of the picture before resizing and cropping; by default the size of the"
+        " result",
+        unit="pixels",
+        varies="row",
+        sweep=True,
+        shell=True,
+    )
+    crops_top_left: Any = argument(
+        None,
+        _CORNER,
+        "size conditioning: top and left of the crop; by default 0,0",
+        unit="pixels",
+        varies="row",
+        sweep=True,
+        shell=True,
+    )
+    target_size: Any = argument(
+        None,
+        _SIZE,
+        "size conditioning: height and width of the cropped picture; by default the size of the result",
+        unit="pixels",
+        varies="row",
+        sweep=True,
+        shell=True,
+    )
 
 
 class Models(NamedTuple):
-    """The networks of a checkpoint, without values or filled."""
+    """The networks of a checkpoint, with or without values."""
 
     text_encoder: CLIPTextModel
     text_encoder_2: CLIPTextModelWithProjection
@@ -41,7 +85,7 @@ class Models(NamedTuple):
         vae: Mapping[str, Any] | AutoencoderKL,
         attention: str = "xla",
     ) -> "Models":
-        """Networks without values from the four config.json; networks that are built stay as they are.
+        """Builds networks without values from the contents of their config.json; networks stay as they are.
 
         Raises:
             ValueError: a config that is not supported, or networks that do not fit each other.
@@ -50,19 +94,14 @@ class Models(NamedTuple):
         text_encoder_2 = built(text_encoder_2, CLIPTextModelWithProjection, CLIPTextConfig)
         unet = built(unet, UNet2DConditionModel, UNetConfig, attention)
         vae = built(vae, AutoencoderKL, AutoencoderConfig)
-        one, two, net, auto = text_encoder.config, text_encoder_2.config, unet.config, vae.config
-        if not net.tells_sizes or net.adds_keys or net.num_class_embeds:
+        one, two, net = text_encoder.config, text_encoder_2.config, unet.config
+        if not net.has_size_conditioning or net.adds_keys or net.num_class_embeds:
             raise ValueError(
                 f"a UNet of addition_embed_type {net.addition_embed_type or None} and num_class_embeds"
                 f" {net.num_class_embeds or None} is not Stable Diffusion XL's, whose addition_embed_type is text_time"
             )
         channels = one.hidden_size + two.hidden_size
-        for level in range(len(net.block_out_channels)):
-            if (context := net.level("cross_attention_dim", level)) != channels:
-                raise ValueError(
-                    f"the UNet's cross_attention_dim {context} is not what both text encoders have, {one.hidden_size} +"
-                    f" {two.hidden_size}; do they belong together?"
-                )
+        diffusion.check_context(net, channels, f"what both text encoders have, {one.hidden_size} + {two.hidden_size}")
         if net.pooled_dim != two.projection_dim or net.pooled_dim > channels:
             raise ValueError(
                 f"the UNet takes {net.pooled_dim} channels of a pooled text (projection_class_embeddings_input_dim less"
@@ -74,82 +113,125 @@ class Models(NamedTuple):
                 f"the text encoders read {one.max_position_embeddings} and {two.max_position_embeddings} tokens; do"
                 " they belong together?"
             )
-        if not net.in_channels == net.out_channels == auto.latent_channels:
-            raise ValueError(
-                f"the UNet takes {net.in_channels} channels to {net.out_channels}, the VAE has"
-                f" {auto.latent_channels}: only text-to-image checkpoints are supported, where all are equal"
-            )
+        diffusion.check_channels(net, vae.config)
         return cls(text_encoder, text_encoder_2, unet, vae)
 
-    @property
-    def reader(self) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
-        """What `encode` takes."""
-        return self.text_encoder, self.text_encoder_2
 
-    @property
-    def predictor(self) -> UNet2DConditionModel:
-        """What `advance` takes."""
-        return self.unet
+class Extras(NamedTuple):
+    """What the index of a checkpoint says besides its networks."""
 
-    @property
-    def decoder(self) -> AutoencoderKL:
-        """What `decode` and `embed` take."""
-        return self.vae
-
-    def text_shape(self, tokens: int) -> tuple[int, int]:
-        """Of the embedding of a text of so many tokens."""
-        return tokens + 1, self.unet.config.level("cross_attention_dim", 0)
-
-    @property
-    def sizes(self) -> Sizes:
-        return stable_diffusion.sizes(self.unet.config, self.vae.config)
-
-    @property
-    def usual(self) -> Usual:
-        """diffusers' defaults."""
-        return Usual(50, 5.0)
+    zero_negative: bool = True  # whether no negative prompt is zeros, or the text of no words
 
 
-def encode(encoders: tuple[CLIPTextModel, CLIPTextModelWithProjection], ids: jax.Array) -> jax.Array:
-    """int32 ids [texts, 2, tokens], of each encoder's own tokenizer -> [texts, tokens + 1, channels]."""
+@conditioning
+class SDXLText(Text):
+    """Texts as Stable Diffusion XL takes them."""
+
+    states: Any  # [texts, tokens, channels], of both text encoders side by side
+    pooled: Any  # [texts, channels], of the second
+
+
+def encode(encoders: tuple[CLIPTextModel, CLIPTextModelWithProjection], ids: jax.Array) -> SDXLText:
+    """Encodes int32 ids [texts, 2, tokens], of each encoder's own tokenizer."""
     one, two = encoders
     states, pooled = two.states(ids[:, 1])
-    states = jnp.concatenate([one.penultimate(ids[:, 0]), states], -1)
-    filled = jnp.pad(pooled[:, None], ((0, 0), (0, 0), (0, states.shape[-1] - pooled.shape[-1])))
-    return jnp.concatenate([states, filled], 1)
+    return SDXLText(jnp.concatenate([one.penultimate(ids[:, 0]), states], -1), pooled)
 
 
-def parted(text: Any, pooled: int) -> tuple[Any, Any]:
-    """Texts [..., tokens + 1, channels] as two, as diffusers has them: states [..., tokens, channels], and the pooled
-    texts [..., pooled]."""
-    return text[..., :-1, :], text[..., -1, :pooled]
-
-
-def advance(
-    unet: UNet2DConditionModel,
-    text: jax.Array,
-    carry: Carry,
-    table: Row,
-    settings: Settings,
+def read(
+    words: Sequence[str],
+    tokenizer: TokenizerPair,
+    encode: Encode,
+    warn: Callable[[str], None],
     *,
-    method: Method,
-    concepts: int | None = None,
-) -> tuple[Carry, Record | None]:
-    """As `common.advance`, with texts [rows, 2 + n, tokens + 1, channels] and the rows' sizes."""
-    sizes = jnp.broadcast_to(jnp.asarray(settings.sizes)[:, None], (*text.shape[:2], 6))
-    told = Context(*parted(text, unet.config.pooled_dim), sizes)
-    return base.advance(unet, told, carry, table, settings, method=method, concepts=concepts)
+    second: Sequence[str] | str | None = None,
+) -> list[SDXLText]:
+    """Reads words; `second` are words for the second text encoder where it reads others, one for all or one each.
+
+    Raises:
+        TypeError, ValueError: `second` is no words, or not as many as there are texts.
+    """
+    if second is not None:
+        second = [second] if isinstance(second, str) else list(second)
+        if not second or not all(isinstance(one, str) for one in second):
+            raise TypeError(f"second={second!r} should be words or a non-empty list of them")
+        if len(second) not in (1, len(words)):
+            raise ValueError(f"second has {len(second)} entries, expected {len(words)}, one a text, or one for all")
+        second = second * (len(words) // len(second))
+    return encode(tokenizer(words, second, warn=warn))
+
+
+def check(models: Models, tokenizer: TokenizerPair | None, value: Any) -> SDXLText:
+    """Returns a user's conditioning as a text of one row.
+
+    Raises:
+        TypeError, ValueError: it is of another family or shape.
+    """
+    if not isinstance(value, SDXLText):
+        raise TypeError(
+            f"an embedding of Stable Diffusion XL is an SDXLText of states and pooled text, as encode returns it, not"
+            f" {type(value).__name__}"
+        )
+    tokens = models.text_encoder.config.max_position_embeddings if tokenizer is None else tokenizer.length
+    net = models.unet.config
+    expected = {"states": (tokens, net.level("cross_attention_dim", 0)), "pooled": (net.pooled_dim,)}
+    for name, shape in expected.items():
+        array = floating(f"an embedding's {name}", getattr(value, name), f"(1, {', '.join(map(str, shape))})")
+        if array.shape != (1, *shape):
+            raise ValueError(f"an embedding's {name} has shape {array.shape[1:]}, expected {shape}")
+    return value
+
+
+def negative(models: Models, tokenizer: TokenizerPair | None, extras: Extras) -> SDXLText | str:
+    """Returns what stands in place of no negative prompt."""
+    if not extras.zero_negative:
+        return ""
+    tokens = models.text_encoder.config.max_position_embeddings if tokenizer is None else tokenizer.length
+    net = models.unet.config
+    states = np.zeros((1, tokens, net.level("cross_attention_dim", 0)), np.float32)
+    return SDXLText(states, np.zeros((1, net.pooled_dim), np.float32))
+
+
+def setup(call: SDXLCall, given: Given) -> Setup:
+    """Sets a call up; see `sega_jax.systems.diffusion.setup`."""
+
+    def conditioning(size):
+        sizes = ("original_size", "crops_top_left", "target_size")
+        spread = (_spread(name, getattr(call, name), given) for name in sizes)
+        return size_conditioning(size, given.rows, *spread).astype(given.dtype)
+
+    return diffusion.setup(
+        call,
+        given,
+        diffusion.latent_sizes(given.models.unet.config, given.models.vae.config),
+        diffusion.table_from_picture(call, given.scheduler),
+        image=call.image,
+        size_conditioning=conditioning,
+        vae=given.models.vae,
+        tiled=call.tiled,
+    )
+
+
+def _spread(name: str, value: Any, given: Given) -> Any:
+    return given.spread(name, value) if isinstance(value, list) else value
+
+
+def denoiser(unet: UNet2DConditionModel, text: SDXLText, settings: Any, own: Any, x: Any) -> Any:
+    """Returns the function that predicts all branches, which are all told the row's sizes."""
+    sizes = jnp.asarray(settings.own.size_conditioning)[:, None]
+    sizes = jnp.broadcast_to(sizes, (*text.pooled.shape[:2], 6))
+    return diffusion.denoiser(unet, Context(text.states, text.pooled, sizes), settings, own, x)
 
 
 def decode(vae: AutoencoderKL, latents: jax.Array, *, tile: int | None = None) -> tuple[jax.Array, jax.Array]:
-    """As `stable_diffusion.decode`; in float32 where the weights are float16 and the config says that this does not
-    hold the activations, as in diffusers."""
-    return stable_diffusion.decode(_upcast(vae), latents, tile=tile)
+    """Decodes as `sega_jax.systems.diffusion.decode_latents`, but in float32 where the weights are float16 and the
+    config says that this does not hold the activations, as in diffusers."""
+    return diffusion.decode_latents(_upcast(vae), latents, tile=tile)
 
 
-def embed(vae: AutoencoderKL, key: jax.Array, pictures: jax.Array) -> jax.Array:
-    """As `common.embed`, in the dtype of `decode`."""
-    return base.embed(_upcast(vae), key, pictures)
+def encode_image(vae: AutoencoderKL, key: jax.Array, pictures: jax.Array) -> jax.Array:
+    """Encodes as `sega_jax.systems.diffusion.encode_image`, in the dtype of `decode`."""
+    return diffusion.encode_image(_upcast(vae), key, pictures)
 
 
 def _upcast(vae: AutoencoderKL) -> AutoencoderKL:
@@ -158,31 +240,75 @@ def _upcast(vae: AutoencoderKL) -> AutoencoderKL:
     return vae
 
 
-def generate(
-    models: Models,
-    ids: jax.Array,
-    table: Row,
-    settings: Settings,
-    latents: jax.Array | None = None,
-    *,
-    shape: tuple[int, ...],
-    method: Method,
-) -> jax.Array:
-    """The whole way from tokens to pictures as one pure function.
+def tokenizer(folder: Path, models: Models, given: Any) -> TokenizerPair:
+    """Reads both tokenizers, which have one vocabulary and pad with different tokens; a given one stands for both.
 
-    Args:
-        ids: int32 [rows, 2 + n, 2, tokens]: of the negative prompt, the prompt, the concepts, by each tokenizer.
-        table: of a `Scheduler` for a number of steps.
-        settings: with the rows' sizes.
-        latents: to start from, [rows, *shape] (then `settings.key` serves a solver's fresh noise only).
-        shape: (height, width, channels) of the latents.
-
-    Returns:
-        Float32 pictures [rows, height, width, 3] in [0, 1].
+    Raises:
+        TypeError, CheckpointError: it is of another kind, or cannot be read.
     """
-    text = encode(models.reader, ids.reshape(-1, *ids.shape[2:]))
-    text = text.reshape(*ids.shape[:2], *text.shape[1:])
-    wide = at_least_float32(text.dtype)
-    carry = start(settings, latents, table.initial_scale[0], shape=shape, method=method, dtype=wide)
-    carry, _ = advance(models.unet, text, carry, table, settings, method=method)
-    return decode(models.vae, carry.x)[0]
+
+    def one(where, network):
+        return Tokenizer(where, network.config.max_position_embeddings, network.config.vocab_size)
+
+    if isinstance(given, TokenizerPair):
+        return given
+    if given is not None:
+        if not isinstance(given, Tokenizer):
+            where = tokenizer_folder(folder, given, "CLIP's, or another pipeline's of Stable Diffusion XL")
+            given = one(where, models.text_encoder)
+        return given.pair()
+    return TokenizerPair(
+        one(folder / "tokenizer", models.text_encoder), one(folder / "tokenizer_2", models.text_encoder_2)
+    )
+
+
+def extras(folder: Path, index: Mapping[str, Any], models: Models) -> Extras:
+    """Reads whether no negative prompt is zeros."""
+    return Extras(index.get("force_zeros_for_empty_prompt", True) is not False)
+
+
+def refuse(index: Mapping[str, Any]) -> str | None:
+    """Refuses the refiner, which has the second text encoder alone."""
+    if listed(index, "text_encoder_2") and not listed(index, "text_encoder"):
+        return (
+            "is Stable Diffusion XL's refiner, which goes on with pictures of the base model: only the base is"
+            " supported"
+        )
+    return None
+
+
+SYSTEM = System(
+    name="sdxl",
+    title="Stable Diffusion XL",
+    checkpoint=Checkpoint(
+        recognise=lambda index: "text_encoder_2" in index,
+        models=Models,
+        networks={
+            "text_encoder": Network(CLIPTextModel, CLIPTextConfig, "model"),
+            "text_encoder_2": Network(CLIPTextModelWithProjection, CLIPTextConfig, "model"),
+            "unet": Network(UNet2DConditionModel, UNetConfig),
+            "vae": Network(AutoencoderKL, AutoencoderConfig),
+        },
+        build=Models.build,
+        tokenizer=tokenizer,
+        tokenizers=("tokenizer", "tokenizer_2"),
+        extras=extras,
+        extras_type=Extras,
+        refuse=refuse,
+        single_file=SDXL_FILE,
+        adapters=AdapterNames(
+            {"text_encoder": adapters.TEXT, "text_encoder_2": adapters.TEXT_2, "unet": adapters.UNET},
+            TextEncoders("Stable Diffusion XL", {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}, "768 and 1280"),
+        ),
+    ),
+    text=TextReader(
+        type=SDXLText,
+        networks=lambda models: (models.text_encoder, models.text_encoder_2),
+        encode=encode,
+        read=read,
+        check=check,
+        negative=negative,
+    ),
+    sampler=STABLE_DIFFUSION._replace(setup=setup, denoiser=denoiser, decode=decode, encode_image=encode_image),
+    call=SDXLCall,
+)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sega_jax.text.tokenizers import Tokenizer
+from sega_jax.text.tokenizers import Tokenizer, Warn, truncation
 
 # What a pair of brackets multiplies the weight by, or divides it.
 _STEP = 1.1
@@ -26,9 +26,9 @@ class Chunks(NamedTuple):
     weights: np.ndarray  # float32 [chunks, length], 1 for tokens of no word
 
 
-def chunks(tokenizer: Tokenizer, text: str, reading: Reading) -> Chunks:
-    """The text's tokens cut at every `tokenizer.length` - 2 of them, wherever that is. Without `reading.long` there is
-    one chunk, and a warning has the rest.
+def chunks(tokenizer: Tokenizer, text: str, reading: Reading, *, warn: Warn = warnings.warn) -> Chunks:
+    """Cuts the text's tokens at every `tokenizer.length` - 2 of them, wherever that is. Without `reading.long` there
+    is one chunk, and `warn` is told the rest.
 
     Raises:
         ValueError: a weight that is no number.
@@ -40,11 +40,7 @@ def chunks(tokenizer: Tokenizer, text: str, reading: Reading) -> Chunks:
         weights += [weight] * len(tokens)
     room = tokenizer.length - 2
     if len(ids) > room and not reading.long:
-        cut = tokenizer.words(ids[room:])
-        warnings.warn(
-            f"the text encoder reads {tokenizer.length} tokens; cut from the end of {text[:40]!r}: {cut!r}",
-            stacklevel=6,
-        )
+        warn(truncation(tokenizer.length, text, tokenizer.words(ids[room:])))
         ids, weights = ids[:room], weights[:room]
     starts = range(0, max(len(ids), 1), room)
     heavy = np.ones((len(starts), tokenizer.length), np.float32)

@@ -3,7 +3,7 @@
 import copy
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from sega_jax.text.files import CheckpointError, read_json
+
+Warn = Callable[[str], None]
 
 
 class Tokenizer:
@@ -106,12 +108,12 @@ class Tokenizer:
         words = "|".join(map(re.escape, sorted(self._spelt, key=len, reverse=True)))
         return re.sub(words, lambda match: self._spelt[match[0]], text) if words else text
 
-    def __call__(self, texts: Sequence[str], *, warn: bool = True) -> np.ndarray:
-        """int32 ids [texts, length], padded; longer texts keep their end token and a warning has the rest."""
+    def __call__(self, texts: Sequence[str], *, warn: Warn | None = warnings.warn) -> np.ndarray:
+        """Returns int32 ids [texts, length], padded; longer texts keep their end token, and `warn` is told the rest."""
         texts = [self._written_out(text) for text in texts]
         ids = self._tokenizer(list(texts), padding="max_length", max_length=self.length, truncation=True).input_ids
-        if warn:
-            _warn_of_cuts(self._tokenizer, texts, self.length)
+        if warn is not None:
+            _warn_of_truncation(self._tokenizer, texts, self.length, warn)
         return np.asarray(ids, np.int32)
 
     def tokens(self, text: str) -> list[int]:
@@ -146,11 +148,13 @@ class TokenizerPair:
             raise CheckpointError("the tokenizers have other numbers of tokens; do they belong together?")
         return TokenizerPair(first, second), ids
 
-    def __call__(self, texts: Sequence[str], second: Sequence[str] | None = None) -> np.ndarray:
-        """int32 ids [texts, 2, length], padded; longer texts are cut as by one. `second` are for the second where it
-        reads others."""
-        others = self.second(texts, warn=False) if second is None else self.second(second)
-        return np.stack([self.first(texts), others], 1)
+    def __call__(
+        self, texts: Sequence[str], second: Sequence[str] | None = None, *, warn: Warn | None = warnings.warn
+    ) -> np.ndarray:
+        """Returns int32 ids [texts, 2, length], padded; longer texts are truncated as by one tokenizer. `second` are
+        texts for the second one where it reads others."""
+        others = self.second(texts, warn=None) if second is None else self.second(second, warn=warn)
+        return np.stack([self.first(texts, warn=warn), others], 1)
 
 
 class T5Tokenizer:
@@ -193,12 +197,13 @@ class T5Tokenizer:
                 " two folders belong together?"
             )
 
-    def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """int32 ids and mask [texts, 2, length], 0 for padding; longer texts keep their end token and a warning has
-        the rest."""
+    def __call__(self, texts: Sequence[str], *, warn: Warn | None = warnings.warn) -> np.ndarray:
+        """Returns int32 ids and mask [texts, 2, length], 0 for padding; longer texts keep their end token, and `warn`
+        is told the rest."""
         texts = [text.lower().strip() for text in texts]
         made = self._tokenizer(texts, padding="max_length", max_length=self.length, truncation=True)
-        _warn_of_cuts(self._tokenizer, texts, self.length)
+        if warn is not None:
+            _warn_of_truncation(self._tokenizer, texts, self.length, warn)
         return np.stack([np.asarray(made.input_ids, np.int32), np.asarray(made.attention_mask, np.int32)], 1)
 
 
@@ -219,16 +224,13 @@ class ByteTokenizer:
         if vocabulary < 259:
             raise CheckpointError(f"ByT5 has {vocabulary} embeddings, expected at least 259, of 256 bytes and 3 more")
 
-    def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """int32 ids and mask [texts, 2, tokens], 0 for padding to a multiple of `block`; longer texts keep their end
-        token and a warning has the rest."""
+    def __call__(self, texts: Sequence[str], *, warn: Warn | None = warnings.warn) -> np.ndarray:
+        """Returns int32 ids and mask [texts, 2, tokens], 0 for padding to a multiple of `block`; longer texts keep
+        their end token, and `warn` is told the rest."""
         bytewise = [text.encode() for text in texts]
         for text, whole in zip(texts, bytewise, strict=True):
-            if cut := whole[self.most - 1 :].decode(errors="replace"):
-                warnings.warn(
-                    f"the text encoder reads {self.most} tokens; cut from the end of {text[:40]!r}: {cut!r}",
-                    stacklevel=7,
-                )
+            if (cut := whole[self.most - 1 :].decode(errors="replace")) and warn is not None:
+                warn(truncation(self.most, text, cut))
         ids = [[byte + 3 for byte in whole[: self.most - 1]] + [1] for whole in bytewise]
         length = -(-max(map(len, ids), default=1) // self.block) * self.block
         made = np.zeros((len(ids), 2, length), np.int32)
@@ -244,10 +246,12 @@ def _is_installed(library: str) -> bool:
         return False
 
 
-def _warn_of_cuts(tokenizer: Any, texts: Sequence[str], length: int) -> None:
+def truncation(length: int, text: str, cut: str) -> str:
+    """The message about a text whose end is not read."""
+    return f"the text encoder reads {length} tokens; cut from the end of {text[:40]!r}: {cut!r}"
+
+
+def _warn_of_truncation(tokenizer: Any, texts: Sequence[str], length: int, warn: Warn) -> None:
     for text, whole in zip(texts, tokenizer(list(texts), verbose=False).input_ids, strict=True):
         if len(whole) > length:
-            cut = tokenizer.decode(whole[length - 1 : -1])
-            warnings.warn(
-                f"the text encoder reads {length} tokens; cut from the end of {text[:40]!r}: {cut!r}", stacklevel=7
-            )
+            warn(truncation(length, text, tokenizer.decode(whole[length - 1 : -1])))

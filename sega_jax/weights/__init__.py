@@ -1,1 +1,1 @@
-"""Files to parameters and back. Nothing here knows which family a checkpoint belongs to."""
+"""Reads files into parameters and writes them back. Families of checkpoints pass their tables of names."""

@@ -1,32 +1,34 @@
-"""Checkpoints on the Hugging Face hub: fetches files into the cache that all of the hub's clients share."""
+"""Fetches checkpoints from the Hugging Face hub into the cache that all clients of the hub share."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeGuard
 
 from sega_jax.weights.pull import CheckpointError
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def is_id(source: object) -> bool:
-    """Whether this may be the name of a repository, "owner/name"."""
+def is_id(source: object) -> TypeGuard[str]:
+    """Tells whether `source` can be the name of a repository, "owner/name"."""
     return isinstance(source, str) and _ID.fullmatch(source) is not None
 
 
 def fetch(repository: str, files: Sequence[str], revision: str | None = None) -> Path:
-    """The local folder of a repository's snapshot, with the files that match these patterns.
+    """Returns the local folder of a repository's snapshot, with the files that match these patterns.
 
-    What the cache has is not fetched again; without a connection, or with `HF_HUB_OFFLINE=1`, the cache alone
-    serves. The folder's name is the snapshot's commit.
+    Files in the cache are not fetched again. Without a connection, or with `HF_HUB_OFFLINE=1`, only the cache is used.
+    The name of the folder is the commit of the snapshot.
 
     Args:
         repository: "owner/name".
-        files: patterns as of a shell, of paths in the repository.
+        files: shell patterns of paths in the repository.
         revision: a branch, tag or commit; None is the main branch.
 
     Raises:
-        CheckpointError: no such repository or revision, one that needs a login, or neither hub nor cache has it.
+        CheckpointError: the repository or revision does not exist, needs a login, or is neither on the hub nor in the
+            cache.
     """
     import huggingface_hub
     from huggingface_hub import errors
@@ -52,6 +54,6 @@ def fetch(repository: str, files: Sequence[str], revision: str | None = None) ->
             f"is no folder here, the hub cannot be reached, and its cache {huggingface_hub.constants.HF_HUB_CACHE} does"
             " not have it; connect once (and unset HF_HUB_OFFLINE), or give a folder"
         )
-    except Exception as error:  # the client lets through what its own client of HTTP raises
+    except Exception as error:  # the client passes on errors of its HTTP client
         why = f"cannot be fetched from the hub: {error}"
     raise CheckpointError(f"{repository} {why}")

@@ -1,7 +1,7 @@
-"""Reads the weights of one component from an Orbax checkpoint, an array at a time.
+"""Reads the weights of one network from an Orbax checkpoint, one array at a time.
 
-Orbax itself restores a tree at once, in twice its memory. Its arrays are zarr arrays in one OCDBT database, which
-TensorStore, the library below it, opens one by one; the database knows its own checksums.
+Orbax restores a whole tree at once, which takes twice its memory. An Orbax checkpoint is an OCDBT database of zarr
+arrays. TensorStore, the library below Orbax, opens single arrays, and the database has checksums.
 """
 
 from collections.abc import Callable
@@ -12,29 +12,29 @@ import numpy as np
 
 from sega_jax.weights.pull import FLAX, CheckpointError, Tensors, read_json, torch_key
 
-# In a component's folder, beside its config.json.
+# Entries of a network's folder, besides config.json.
 ARRAYS = "orbax"  # an Orbax checkpoint of {dotted path of a parameter: array with our axes}
 NOTES = "orbax.json"  # {"format": 1, "keys": {dotted path of a parameter: its key in torch's files}}
-BUFFERS = "buffers"  # .safetensors, of what no module needs; where there is any
+BUFFERS = "buffers"  # .safetensors, with arrays that no module needs, if there are any
 FILES = (f"{ARRAYS}/*", NOTES, f"{BUFFERS}.safetensors")
 FORMAT = 1
 _ENTRY = "/.zarray"
 
 
 class OrbaxTensors:
-    """The arrays of one component: their shapes at once, their values one at a time.
+    """The arrays of one network. Shapes are read at once, values one array at a time.
 
     Args:
-        folder: holds `orbax` and `orbax.json`.
-        rename: from the keys of torch's files to the module's.
+        folder: contains `orbax` and `orbax.json`.
+        rename: returns the module's key for a key in torch's files.
 
     Raises:
-        CheckpointError: one of them is missing or broken.
+        CheckpointError: one of the two is missing or broken.
     """
 
     layout = FLAX
 
-    def __init__(self, folder: Path, rename: Callable[[str], str]):
+    def __init__(self, folder: Path, rename: Callable[[str], str | None]):
         self.folder = folder
         self._path = folder.absolute() / ARRAYS
         keys = _keys(folder / NOTES, rename)
@@ -44,7 +44,7 @@ class OrbaxTensors:
             )
         try:
             self._arrays = _open(self._path)
-        except Exception as error:  # the library raises what it likes
+        except Exception as error:  # TensorStore raises errors of many types
             raise self._broken(error) from None
         self.shapes = {name: tuple(array.shape) for name, array in self._arrays.items()}
         self.keys = {name: keys.get(name, torch_key(name)) for name in self._arrays}
@@ -73,13 +73,14 @@ class OrbaxTensors:
 
 
 def _open(path: Path) -> dict[str, Any]:
-    import tensorstore  # of no use without such a checkpoint
+    """Opens all arrays of a database, by name."""
+    import tensorstore  # only needed for such a checkpoint
 
     context = tensorstore.Context()
     database = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{path}/"}}
     entries = tensorstore.KvStore.open(database, context=context).result().list().result()
     names = [entry.removesuffix(_ENTRY) for entry in map(bytes.decode, entries) if entry.endswith(_ENTRY)]
-    # Without the last option, lost data would read as zeros.
+    # Without the last option, lost data would be read as zeros.
     opening = {
         name: tensorstore.open(
             {"driver": "zarr", "kvstore": database | {"path": f"{name}/"}, "fill_missing_data_reads": False},
@@ -92,11 +93,11 @@ def _open(path: Path) -> dict[str, Any]:
     return {name: array.result() for name, array in opening.items()}
 
 
-def _keys(path: Path, rename: Callable[[str], str]) -> dict[str, str]:
-    """What torch's files call the parameters.
+def _keys(path: Path, rename: Callable[[str], str | None]) -> dict[str, str]:
+    """Reads the parameters' keys in torch's files.
 
     Raises:
-        CheckpointError: the file is missing, broken, of another version, or a key is of another parameter.
+        CheckpointError: the file is missing, broken or of another version, or a key belongs to another parameter.
     """
     notes = read_json(path)
     if notes.get("format") != FORMAT:

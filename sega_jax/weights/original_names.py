@@ -1,25 +1,24 @@
-"""Names in the repositories that Stable Diffusion was trained in.
+"""Names of parameters in the repositories that trained latent diffusion models.
 
-The networks are those that diffusers has, in other words. Where its UNet has levels of resnets and attentions, the
-original has one list of blocks down and one up, whose entries are lists themselves: a resnet, an attention where the
-level has it, and in the last block up of a level its upsampler; a downsampler is a block of its own. The autoencoder's
-levels count from the largest picture in both directions, and its attention is of 1x1 convolutions. OpenAI's text
-encoder is called the same; OpenCLIP's has its queries, keys and values in one tensor, and its projection transposed.
+Each `*_names` function returns {key in diffusers' layout: name in the original} for one network, with or without
+values. A file's names start with a prefix besides, which depends on the family. A parameter of a fused tensor is named
+like "transformer.resblocks.0.attn.in_proj_weight[q_proj]"; `OPENCLIP_FORMS` and `VAE_FORMS` describe how the files
+store such tensors.
+
+diffusers groups the UNet's resnets and attentions by level. The original has one list of blocks on the way down and one
+on the way up. Each block is a list as well: a resnet, its attention where the level has one, and the level's upsampler
+in the last block of a level. A downsampler is a block of its own. The autoencoder's levels count from the largest
+picture in both directions. OpenAI's text encoder has the same names in both layouts.
 """
 
 import re
 from collections.abc import Iterator, Mapping
-from functools import partial
-from typing import Any
 
+from sega_jax.nn.clip import CLIPTextModel, CLIPTextModelWithProjection
 from sega_jax.nn.unet import UNet2DConditionModel
 from sega_jax.nn.vae import AutoencoderKL
+from sega_jax.weights.fused import Forms
 from sega_jax.weights.pull import leaves
-
-UNET, VAE = "model.diffusion_model.", "first_stage_model."
-# The text encoders of 1.x and 2.x, and both of XL.
-CLIP, OPENCLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
-CLIP_XL, OPENCLIP_XL = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
 
 _UNET_ENDS = {
     "conv_in": "input_blocks.0.0",
@@ -34,7 +33,7 @@ _UNET_ENDS = {
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
-# The layers of a resnet, in all repositories that descend from guided-diffusion.
+# The layers of a resnet in all repositories that descend from guided-diffusion.
 RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -43,8 +42,8 @@ RESNET = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
-# The autoencoder's attention as the original has it, and under other names that are about.
-VAE_ATTENTION = {
+# The layers of the autoencoder's attention: the original's name first, then other names that files have.
+_VAE_ATTENTION = {
     "group_norm": ("norm",),
     "to_q": ("q", "query"),
     "to_k": ("k", "key"),
@@ -65,44 +64,63 @@ _OPENCLIP_LAYERS = {
     "mlp.fc1": "mlp.c_fc",
     "mlp.fc2": "mlp.c_proj",
 }
-FUSED = ("q_proj", "k_proj", "v_proj")  # in the order of their rows in `in_proj`
+_FUSED = ("q_proj", "k_proj", "v_proj")
+
+OPENCLIP_FORMS = Forms(fused={r"\.in_proj_(weight|bias)$": _FUSED}, transposed=r"\.text_projection$")
+VAE_FORMS = Forms(convolutions=r"\.mid\.attn_1\.")
 
 
 def places(unet: UNet2DConditionModel) -> Iterator[tuple[str, str]]:
-    """Of every resnet, attention and sampler on the way down and up, its path and the entry in the original's
-    blocks."""
+    """Yields the path of every resnet, attention and sampler on the way down and up, and its path in the original."""
     down, up = [], []
     for i, level in enumerate(unet.down_blocks):
         for j in range(len(level.resnets)):
             attention = [f"down_blocks.{i}.attentions.{j}"] if level.attentions else []
             down.append([f"down_blocks.{i}.resnets.{j}", *attention])
         down += [[f"down_blocks.{i}.downsamplers.0"]] if level.downsamplers else []
-    for i, level in enumerate(unet.up_blocks):
-        for j in range(len(level.resnets)):
-            attention = [f"up_blocks.{i}.attentions.{j}"] if level.attentions else []
+    for i, up_level in enumerate(unet.up_blocks):
+        for j in range(len(up_level.resnets)):
+            attention = [f"up_blocks.{i}.attentions.{j}"] if up_level.attentions else []
             up.append([f"up_blocks.{i}.resnets.{j}", *attention])
-        up[-1] += [f"up_blocks.{i}.upsamplers.0"] if level.upsamplers else []
+        up[-1] += [f"up_blocks.{i}.upsamplers.0"] if up_level.upsamplers else []
     for name, blocks, first in (("input_blocks", down, 1), ("output_blocks", up, 0)):
         for number, block in enumerate(blocks, first):
             yield from ((part, f"{name}.{number}.{k}") for k, part in enumerate(block))
 
 
-def original_names(network: Any, start: str) -> dict[str, str]:
-    """For every parameter's key in diffusers' layout, its name in the original; one of several in one tensor is
-    "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight[q_proj]".
+def unet_names(unet: UNet2DConditionModel) -> dict[str, str]:
+    """Returns the original's names of a UNet's parameters."""
+    known = _UNET_ENDS | dict(places(unet))
+    return {key: _unet_name(key, known) for key in leaves(unet)}
 
-    Args:
-        network: a UNet, an autoencoder, or a text encoder, with or without values.
-        start: of the names: `UNET`, `VAE`, `CLIP`, `OPENCLIP`, `CLIP_XL` or `OPENCLIP_XL`, or "".
-    """
-    if isinstance(network, UNet2DConditionModel):
-        found = _UNET_ENDS | dict(places(network))
-        name = partial(_unet_name, places=found)
-    elif isinstance(network, AutoencoderKL):
-        name = partial(_vae_name, levels=len(network.config.block_out_channels))
-    else:
-        name = _openclip_name if start in (OPENCLIP, OPENCLIP_XL) else _clip_name
-    return {key: start + name(key) for key in leaves(network)}
+
+def vae_names(vae: AutoencoderKL) -> dict[str, str]:
+    """Returns the original's names of an autoencoder's parameters."""
+    levels = len(vae.config.block_out_channels)
+    return {key: _vae_name(key, levels) for key in leaves(vae)}
+
+
+def clip_names(text_encoder: CLIPTextModel) -> dict[str, str]:
+    """Returns OpenAI's names of a CLIP text encoder's parameters."""
+    return {key: clip_spelling(key) for key in leaves(text_encoder)}
+
+
+def openclip_names(text_encoder: CLIPTextModel | CLIPTextModelWithProjection) -> dict[str, str]:
+    """Returns OpenCLIP's names of a text encoder's parameters."""
+    return {key: _openclip_name(key) for key in leaves(text_encoder)}
+
+
+def vae_spelling(name: str) -> str:
+    """Returns the name that `vae_names` has for a parameter which a file names otherwise."""
+    for ours, (theirs, *others) in _VAE_ATTENTION.items():
+        for other in (ours, *others):
+            name = name.replace(f"mid.attn_1.{other}.", f"mid.attn_1.{theirs}.")
+    return name
+
+
+def clip_spelling(name: str) -> str:
+    """Returns the name that `clip_names` has for a parameter which a file may name without "text_model."."""
+    return f"text_model.{name.removeprefix('text_model.')}"
 
 
 def _unet_name(key: str, places: Mapping[str, str]) -> str:
@@ -119,21 +137,17 @@ def _vae_name(key: str, levels: int) -> str:
     key = re.sub(r"mid_block\.resnets\.(\d)", lambda match: f"mid.block_{int(match[1]) + 1}", key)
     key = re.sub(r"\.resnets\.", ".block.", key).replace("conv_shortcut", "nin_shortcut")
     key = re.sub(r"\.(down|up)samplers\.0\.", r".\1sample.", key)
-    for ours, (theirs, *_) in VAE_ATTENTION.items():
-        key = key.replace(f"mid_block.attentions.0.{ours}.", f"mid.attn_1.{theirs}.")
-    return key
-
-
-def _clip_name(key: str) -> str:
-    return f"text_model.{key.removeprefix('text_model.')}"
+    return vae_spelling(key.replace("mid_block.attentions.0.", "mid.attn_1."))
 
 
 def _openclip_name(key: str) -> str:
     key = key.removeprefix("text_model.")
     if key in _OPENCLIP:
         return _OPENCLIP[key]
-    layer, part, kind = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", key).groups()
+    match = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", key)
+    assert match is not None
+    layer, part, kind = match.groups()
     block = f"transformer.resblocks.{layer}"
-    if (fused := part.removeprefix("self_attn.")) in FUSED:
+    if (fused := part.removeprefix("self_attn.")) in _FUSED:
         return f"{block}.attn.in_proj_{kind}[{fused}]"
     return f"{block}.{_OPENCLIP_LAYERS[part]}.{kind}"

@@ -1,8 +1,8 @@
-"""Fills modules from files, pulling by name: complete, or an error that names every leaf.
+"""Fills modules with the weights in files. Every parameter gets its value, or an error lists all that do not.
 
-The dotted path of a parameter is its key in torch's files, but for the last part, where Flax's names mark
-the layout: a `kernel` is torch's `weight` with its axes in another order, `scale` and `embedding` are
-its `weight` as it stands.
+The dotted path of a parameter equals its key in torch's files, except for the last part. There, Flax's names tell the
+layout: a `kernel` is torch's `weight` with its axes in another order, and a `scale` or an `embedding` is torch's
+`weight` unchanged.
 """
 
 import math
@@ -25,13 +25,13 @@ from sega_jax.text.files import read_json as read_json
 
 M = TypeVar("M")
 
-# Buffers that files carry and no module needs.
+# Buffers in files that no module needs.
 _BUFFERS = re.compile(r"(^|\.)(position_ids|num_batches_tracked)$")
 _DTYPES = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-# Of a kernel, as many entries of the last axis are copied together.
+# Entries of a kernel's last axis to copy at a time.
 _COLUMNS = 32
-# What files turn out to be, and what helps.
+# What a file may be instead of a safetensors file, and the remedy.
 _PICKLED = "name it .ckpt if it is a checkpoint that torch wrote, or fetch .safetensors"
 _REMEDIES = {
     "a zip file": _PICKLED,
@@ -43,47 +43,47 @@ _WEIGHTS = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
 
 def flax_name(path: tuple) -> str:
-    """The dotted path of a parameter in its module."""
+    """Returns the dotted path of a parameter in its module."""
     return ".".join(jax.tree_util.keystr((part,), simple=True) for part in path[:-1])
 
 
 def torch_key(name: str) -> str:
-    """The key in torch's files of the parameter of this dotted path."""
+    """Returns the key in torch's files of a parameter, given its dotted path."""
     parents, dot, last = name.rpartition(".")
     return parents + dot + _WEIGHTS.get(last, last)
 
 
 def torch_name(path: tuple) -> str:
-    """The key in torch's files of a parameter, from its path in a module."""
+    """Returns the key in torch's files of a parameter, given its path in a module."""
     return torch_key(flax_name(path))
 
 
 def _is_kernel(name: str) -> bool:
-    """Whether the axes of the parameter of this dotted path have another order in torch."""
+    """Tells whether torch orders the axes of a parameter otherwise, given its dotted path."""
     return name.rpartition(".")[2] == "kernel"
 
 
 def torch_shape(path: tuple, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in torch's files of a parameter of this shape: (out, in, height, width) for kernels."""
+    """Returns a parameter's shape in torch's files, which is (out, in, height, width) for kernels."""
     return (shape[-1], shape[-2], *shape[:-2]) if _is_kernel(flax_name(path)) else shape
 
 
 def from_torch(path: tuple, array: np.ndarray) -> np.ndarray:
-    """An array of torch's files with the axes of our parameter: (height, width, in, out) for kernels."""
+    """Orders the axes of an array from torch's files as our parameter does: (height, width, in, out) for kernels."""
     return array.transpose((*range(2, array.ndim), 1, 0)) if _is_kernel(flax_name(path)) else array
 
 
 def to_torch(name: str, array: np.ndarray) -> np.ndarray:
-    """The array of our parameter of this dotted path with the axes of torch's files."""
+    """Orders the axes of our parameter, given its dotted path, as torch's files have them."""
     return array.transpose((array.ndim - 1, array.ndim - 2, *range(array.ndim - 2))) if _is_kernel(name) else array
 
 
 class Layout(NamedTuple):
-    """What a kind of file makes of a parameter, by its path in the module."""
+    """How a kind of file names and stores a parameter, given its path in the module."""
 
     name: Callable[[tuple], str]
-    shape: Callable[[tuple, tuple[int, ...]], tuple[int, ...]]  # in the file, from our shape
-    ours: Callable[[tuple, np.ndarray], np.ndarray]  # the file's array with our axes
+    shape: Callable[[tuple, tuple[int, ...]], tuple[int, ...]]  # from our shape to the file's
+    ours: Callable[[tuple, np.ndarray], np.ndarray]  # from the file's array to ours
 
 
 TORCH = Layout(torch_name, torch_shape, from_torch)
@@ -91,22 +91,26 @@ FLAX = Layout(flax_name, lambda _path, shape: shape, lambda _path, array: array)
 
 
 class Weights(Protocol):
-    """The arrays of one component: what they are at once, their values one at a time."""
+    """The arrays of one network. Names and shapes are known; values are read one array at a time."""
 
     folder: Path
     layout: Layout
     shapes: dict[str, tuple[int, ...]]  # by the layout's name
-    keys: dict[str, str]  # in torch's files, by the layout's name
+    keys: dict[str, str]  # keys in torch's files, by the layout's name
     nbytes: int
 
     def __getitem__(self, name: str) -> np.ndarray: ...
 
     def buffers(self) -> dict[str, np.ndarray]:
-        """The arrays that no module needs, by their key in torch's files."""
+        """Reads the arrays that no module needs, by their keys in torch's files."""
+
+    def __enter__(self) -> "Weights": ...
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 class Entry(NamedTuple):
-    """A tensor of a file."""
+    """A tensor in a file."""
 
     key: str
     shape: tuple[int, ...]
@@ -115,17 +119,17 @@ class Entry(NamedTuple):
 
 
 class Tensors:
-    """The tensors of one component's folder: their shapes at once, their values one at a time.
+    """The tensors in one network's folder. Shapes are read at once, values one tensor at a time.
 
     Args:
-        folder: holds `STEM.safetensors`, or `STEM.safetensors.index.json` and the shards it names.
-        stem: the file name without ending, of diffusers or transformers.
-        variant: "fp16" takes `STEM.fp16.safetensors`.
-        rename: from the file's keys to the module's; to None for what is of another network. A parameter may be there
-            under several keys, with the same values.
+        folder: contains `STEM.safetensors`, or `STEM.safetensors.index.json` and the shards that it names.
+        stem: the name of the weight file without its ending, as diffusers or transformers have it.
+        variant: "fp16" reads `STEM.fp16.safetensors`.
+        rename: returns the module's key for a key in the file, or None for a tensor of another network. A parameter may
+            have several keys in the file if the values are equal.
 
     Raises:
-        CheckpointError: no such file, or one that is broken.
+        CheckpointError: a file is missing or broken.
     """
 
     layout = TORCH
@@ -171,8 +175,8 @@ class Tensors:
                 nbytes = math.prod(shape) * _SIZES.get(tensor.get_dtype(), 1)
                 yield Entry(key, shape, nbytes, partial(_read, file, path, key))
         except (SafetensorError, OSError) as error:
-            if (found := looks_like(path)) in _REMEDIES:
-                raise CheckpointError(f"{path} is {found}, expected a safetensors file; {_REMEDIES[found]}") from None
+            if (kind := looks_like(path)) in _REMEDIES:
+                raise CheckpointError(f"{path} is {kind}, expected a safetensors file; {_REMEDIES[kind]}") from None
             raise CheckpointError(
                 f"{path} is missing, truncated or no safetensors file ({error}); fetch it again"
             ) from None
@@ -199,7 +203,7 @@ def _read(file: Any, path: Path, key: str) -> np.ndarray:
 
 
 def looks_like(path: Path) -> str | None:
-    """What a file is by its first bytes; None for what is not known, and where there is none."""
+    """Tells by its first bytes what a file is; None if it is missing or of an unknown kind."""
     try:
         with path.open("rb") as file:
             start = file.read(64)
@@ -217,18 +221,19 @@ def looks_like(path: Path) -> str | None:
 
 
 def weight_names(stem: str, variant: str | None, ending: str) -> tuple[str, str]:
-    """The names of a weight file and of the index that stands for it where it is sharded."""
+    """Returns the names of a weight file and of the index that replaces it if the weights are sharded."""
     dot = f".{variant}" if variant else ""
     return f"{stem}{dot}.{ending}", f"{stem}.{ending}.index{dot}.json"
 
 
 def weight_files(stem: str, variant: str | None) -> list[str]:
-    """Patterns of the names that a component's safetensors files may have."""
+    """Returns patterns of the names that a network's safetensors files may have."""
     whole, index = weight_names(stem, variant, "safetensors")
     return [whole, index, whole.replace(".safetensors", "-*-of-*.safetensors")]
 
 
 def _files(folder: Path, stem: str, variant: str | None, ending: str) -> Iterable[Path]:
+    """Returns the paths of a network's weight file or of its shards."""
     whole, index = (folder / name for name in weight_names(stem, variant, ending))
     if whole.is_file():
         return [whole]
@@ -247,6 +252,7 @@ def _files(folder: Path, stem: str, variant: str | None, ending: str) -> Iterabl
 
 
 def _remedy(folder: Path, stem: str) -> str:
+    """Returns a hint for a folder without the requested weight file."""
     there = sorted(p.name for p in folder.glob(f"{stem}*")) if folder.is_dir() else []
     variants = sorted({v for n in there if (v := _variant(n, stem)) is not None})
     if variants:
@@ -258,7 +264,7 @@ def _remedy(folder: Path, stem: str) -> str:
 
 
 def _variant(name: str, stem: str) -> str | None:
-    """The variant of a weight file's name, "" for none; None where it is no weight file."""
+    """Returns the variant in a weight file's name, "" for no variant; None if it is no name of a weight file."""
     match = re.fullmatch(
         re.escape(stem)
         + r"(?:\.(?P<a>[^.]+))?\.safetensors|"
@@ -270,17 +276,17 @@ def _variant(name: str, stem: str) -> str | None:
 
 
 def leaves(module: Any) -> dict[str, tuple[int, ...]]:
-    """Every parameter's key and shape in a checkpoint, for a module with or without values."""
+    """Returns {key in torch's files: shape there} of every parameter, for a module with or without values."""
     return {
         torch_name(path): torch_shape(path, leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(module)
     }
 
 
 def check(module: Any, weights: Weights) -> None:
-    """Compares names and shapes.
+    """Compares the names and shapes of a module's parameters with those in a file.
 
     Raises:
-        CheckpointError: lists every missing, extra and misshapen leaf.
+        CheckpointError: some differ; the error lists every missing, unexpected and misshapen parameter.
     """
     wanted = {
         weights.layout.name(path): weights.layout.shape(path, leaf.shape)
@@ -306,12 +312,17 @@ def fill(
     dtype: DTypeLike | None,
     place: Callable[[np.ndarray], Any] = jax.numpy.asarray,
 ) -> M:
-    """The module with its parameters read from `weights`, one at a time, cast (None: as they are) and placed
-    on devices.
+    """Returns a module with the parameters in `weights`, which are read one at a time.
+
+    Args:
+        module: without values.
+        weights: of exactly this module.
+        dtype: casts the parameters; None keeps their dtypes.
+        place: puts an array on devices.
 
     Raises:
-        CheckpointError: lists every missing, extra and misshapen leaf; or names those that are not finite
-            in the file or in `dtype`, or not of a floating type.
+        CheckpointError: the parameters of the module and the file differ, or values are not finite in the file or in
+            `dtype`, or have no floating type. The error lists all such parameters.
     """
     check(module, weights)
     bad = []
@@ -339,12 +350,12 @@ def fill(
 
 
 def _contiguous(array: np.ndarray) -> np.ndarray:
-    """The array in the order of its axes, of which kernels of torch's files have the last as their first: some of its
-    entries at a time, as the processor's cache holds no more."""
+    """Returns a C-contiguous copy of an array, or the array itself if it is contiguous. The last axis of a kernel is
+    the first in torch's files, so the copy goes by parts of that axis, which fit the processor's cache."""
     if array.flags.c_contiguous:
         return array
-    made, integer = np.empty(array.shape, array.dtype), f"u{array.dtype.itemsize}"
+    copy, integer = np.empty(array.shape, array.dtype), f"u{array.dtype.itemsize}"
     for start in range(0, array.shape[-1], _COLUMNS):
         part = (..., slice(start, start + _COLUMNS))
-        made.view(integer)[part] = array.view(integer)[part]
-    return made
+        copy.view(integer)[part] = array.view(integer)[part]
+    return copy

@@ -1,120 +1,80 @@
-"""Stable Diffusion in one file, with the names of the repositories that it was trained in (`original`).
+"""Checkpoints in single files, whose tensors are named as in the repository that trained them.
 
-Beside the networks' tensors such files have others, of training or of what nobody calls, and some of the networks' have
-another shape: OpenCLIP's queries, keys and values are one tensor, and the last of its layers in 2.x is not used.
+A `SingleFile` describes the files of one family, and `OriginalWeights` reads a network by such a description. Files
+also hold tensors that no network of ours has, for example of the training; the description names them.
 """
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from sega_jax.weights.original_names import (
-    CLIP,
-    CLIP_XL,
-    FUSED,
-    OPENCLIP,
-    OPENCLIP_XL,
-    UNET,
-    VAE,
-    VAE_ATTENTION,
-    original_names,
-)
+from sega_jax.weights.fused import Forms, parameters
 from sega_jax.weights.pull import CheckpointError, Entry, Layout, Tensors, from_torch, torch_name, torch_shape
 from sega_jax.weights.torch_pickle import CkptTensors
 
 ENDINGS = (".safetensors", ".ckpt")
-# Folders in diffusers layout without weights and vocabulary.
-_PUBLISHED = Path(__file__).parent / "published"
+Shapes = Mapping[str, tuple[int, ...]]
 
-_STARTS = {
-    "unet": (UNET,),
-    "vae": (VAE, "vae."),
-    "text_encoder": (CLIP, OPENCLIP, CLIP_XL),
-    "text_encoder_2": (OPENCLIP_XL,),
-}
-_EMA = "model_ema."
-_REFINER = "conditioner.embedders.0.model."  # its one text encoder is OpenCLIP's
-_EDM = {"edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min"}
-# Beside the networks' own tensors: of training, or of what nobody calls.
-_OTHERS = {
-    "unet": r"$^",
-    "vae": r"(?!(encoder|decoder|quant_conv|post_quant_conv)\.)",
-    "text_encoder": r".*(position_ids|text_projection(\.weight)?|logit_scale|attn_mask)$",
-    "text_encoder_2": r".*(position_ids|logit_scale|attn_mask)$",
-}
+
+class Original(NamedTuple):
+    """How single files name and store the tensors of one network. Their names have a prefix, `start`. The other fields
+    refer to the rest of a name, except the patterns of `forms`, which are searched in the whole name."""
+
+    start: str
+    names: Callable[[Any], Mapping[str, str]]  # from the network: {key in diffusers' layout: name}
+    spelling: Callable[[str], str] = str  # from a name in any spelling to the one that `names` has
+    others: str = r"$^"  # a pattern that matches the start of names of other tensors
+    spare: Callable[[Any], str] | None = None  # from the network: the start of names of a layer that it does without
+    forms: Forms = Forms()
+    ema: str = ""  # the prefix of the moving average's names, which have no dots; "" if files have no average
+
+    def full_names(self, network: Any) -> dict[str, str]:
+        """Returns the whole names of a network's parameters, by their keys in diffusers' layout."""
+        return {key: self.start + name for key, name in self.names(network).items()}
+
+    def full_name(self, key: str, network: Any) -> str | None:
+        """Returns the whole name, as in `full_names`, of a tensor that a file names `key`; None for other tensors."""
+        if not key.startswith(self.start):
+            return None
+        name = key.removeprefix(self.start)
+        if re.match(self.others, name) or (self.spare and name.startswith(self.spare(network))):
+            return None
+        return self.start + self.spelling(name)
+
+
+class SingleFile(NamedTuple):
+    """What a family says about its checkpoints in single files."""
+
+    name: str  # of the family
+    networks: Mapping[str, tuple[Original, ...]]  # how files may have each network, by its folder in diffusers' layout
+    recognise: Callable[[Shapes], bool]  # whether a file with tensors of these shapes is of this family, or a relative
+    refuse: Callable[[Path, Shapes], None]  # raises a CheckpointError for relatives that are not supported
+    # From the file, its shapes and what the model predicts (None if unknown): a folder in diffusers' layout with the
+    # configs of the published checkpoint that the file resembles. It raises a CheckpointError if there is none.
+    published: Callable[[Path, Shapes, str | None], Path]
 
 
 def is_one(source: Any) -> bool:
-    """Whether this names a single file, by its ending."""
+    """Tells by the ending whether `source` names a single file."""
     return isinstance(source, str | os.PathLike) and Path(source).suffix in ENDINGS and not Path(source).is_dir()
 
 
 def opened(path: Path) -> Tensors:
-    """All tensors of a file, under its own names.
+    """Opens all tensors of a file, under its own names.
 
     Raises:
-        CheckpointError: it is missing, broken, or hostile.
+        CheckpointError: the file is missing, broken or hostile.
     """
     kind = CkptTensors if path.suffix == ".ckpt" else Tensors
     return kind(path.parent, path.stem, None, str)
 
 
-def check(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Whether a file holds a Stable Diffusion 1.x, 2.x or XL with these names, by the shapes of its tensors.
-
-    Raises:
-        CheckpointError: it does not.
-    """
-    if not any(key.startswith(UNET) for key in shapes):
-        raise CheckpointError(f"{path} has no Stable Diffusion's UNet, names that start with {UNET}: {_hint(shapes)}")
-    if any(key.startswith(_REFINER) for key in shapes):
-        raise CheckpointError(
-            f"{path} is Stable Diffusion XL's refiner, which goes on with pictures of the base model: only the base is"
-            " supported"
-        )
-    if not _EDM.isdisjoint(shapes):
-        raise CheckpointError(f"{path} is of Stable Diffusion XL with EDM's preconditioning, which is not supported")
-    channels = shapes.get(f"{UNET}input_blocks.0.0.weight", ())[1:2]
-    if channels not in ((), (4,)):
-        raise CheckpointError(
-            f"{path} takes {channels[0]} channels, as models that fill in, enlarge or know of depth do: only"
-            " text-to-image checkpoints are supported, which take 4"
-        )
-
-
-def is_xl(shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether a file holds a Stable Diffusion XL: its UNet is told a pooled text and sizes."""
-    return f"{UNET}label_emb.0.0.weight" in shapes
-
-
-def published(path: Path, shapes: Mapping[str, tuple[int, ...]], prediction_type: str | None = None) -> Path:
-    """The folder of configs of the published checkpoint that a file is like, by the shapes of its tensors: Stable
-    Diffusion 1.5, 2.1, 2.1-base for "epsilon", or XL's base. What a model predicts does not show; None is v for 2.x, as
-    in diffusers.
-
-    Raises:
-        CheckpointError: it is like none.
-    """
-    # XL has no attention on its first level.
-    block = 4 if is_xl(shapes) else 1
-    width = shapes.get(f"{UNET}input_blocks.{block}.1.transformer_blocks.0.attn2.to_k.weight", (0,))[-1]
-    names = {768: "sd-1.5", 1024: "sd-2.1-base" if prediction_type == "epsilon" else "sd-2.1"}
-    if is_xl(shapes):
-        names = {2048: "sdxl-base-1.0"}
-    if width not in names:
-        raise CheckpointError(
-            f"{path} attends to text of width {width}, which is 768 for Stable Diffusion 1.x, 1024 for 2.x and 2048 for"
-            " XL; give config=, a folder in diffusers layout with its configs"
-        )
-    return _PUBLISHED / names[width]
-
-
-def _hint(keys: Iterable[str]) -> str:
+def resemblance(keys: Iterable[str]) -> str:
+    """Says in an error what a file of unknown tensors seems to be."""
     if any("lora" in key for key in keys):
         return "it is a LoRA, which goes with a checkpoint as lora="
     if any(key.startswith(("down_blocks.", "encoder.", "text_model.")) for key in keys):
@@ -123,28 +83,30 @@ def _hint(keys: Iterable[str]) -> str:
 
 
 class OriginalWeights:
-    """The weights of one network of a single file, under the original's names. Queries, keys and values are apart where
-    the original has them in one tensor, and the autoencoder's attention has matrices where that is of 1x1 convolutions.
+    """The weights of one network in a single file, under the original's names. Fused tensors are split, and
+    convolutions of size 1 that stand for linear layers are matrices.
 
     Args:
-        path: the file's.
-        tensors: all of it, closed with this.
-        part: "unet", "vae" or "text_encoder".
+        path: the path of the file.
+        tensors: all tensors of the file, which this object closes.
+        file: the description of the family's files.
+        part: the network's folder in diffusers' layout, such as "unet".
         module: the network, without values.
-        ema: of a UNet, the moving average in place of the last step's weights.
+        ema: whether to read the moving average where `file` says that this network has one.
 
     Raises:
-        CheckpointError: the file has none of them.
+        CheckpointError: the file does not have the network, or its moving average.
     """
 
-    def __init__(self, path: Path, tensors: Tensors, part: str, module: Any, *, ema: bool = False):
+    def __init__(self, path: Path, tensors: Tensors, file: SingleFile, part: str, module: Any, *, ema: bool = False):
         self.folder, self._tensors = path, tensors
         try:
-            names, rename = _renaming(path, tensors.shapes, part, module, ema)
-            self._entries = _entries(path, tensors, rename)
+            original = _original(path, tensors.shapes, file, part)
+            self._entries = _entries(path, tensors, original, module, ema=ema)
         except BaseException:
             self.__exit__()
             raise
+        names = original.full_names(module)
         self.layout = Layout(lambda path: names[torch_name(path)], torch_shape, from_torch)
         self.shapes = {name: entry.shape for name, entry in self._entries.items()}
         self.keys = {name: key for key, name in names.items()}
@@ -163,84 +125,34 @@ class OriginalWeights:
         self._tensors.__exit__()
 
 
-def _renaming(
-    path: Path, keys: Iterable[str], part: str, module: Any, ema: bool
-) -> tuple[dict[str, str], Callable[[str], str | None]]:
-    """`original_names`, and from a file's keys to them; to None for what is of another network."""
-    start = next((start for start in _STARTS[part] if any(key.startswith(start) for key in keys)), None)
-    if start is None:
-        raise CheckpointError(
-            f"{path} has no {part}, names that start with {' or '.join(_STARTS[part])}; give {part}=, another"
-            f" pipeline's (pipe.models.{part})"
-        )
-    names = original_names(module, VAE if part == "vae" else start)
-    if ema and part == "unet":
-        averages = {_average_name(name): name for name in names.values()}
-        if averages.keys().isdisjoint(keys):
-            raise CheckpointError(f"{path} has no moving average, names that start with {_EMA}; leave ema out")
-        return names, averages.get
-    # OpenCLIP's last layer is not used in 2.x.
-    unused = f"{OPENCLIP}transformer.resblocks.{module.config.num_hidden_layers}." if start == OPENCLIP else None
-    return names, partial(_own_name, part=part, start=start, unused=unused)
+def _original(path: Path, keys: Iterable[str], file: SingleFile, part: str) -> Original:
+    """Returns how this file has a network."""
+    originals = file.networks[part]
+    for original in originals:
+        if any(key.startswith(original.start) for key in keys):
+            return original
+    raise CheckpointError(
+        f"{path} has no {part}, names that start with {' or '.join(original.start for original in originals)}; give"
+        f" {part}=, another pipeline's (pipe.models.{part})"
+    )
 
 
-def _entries(path: Path, tensors: Tensors, rename: Callable[[str], str | None]) -> dict[str, Entry]:
-    """The tensors of one network, by the original's names."""
-    found: dict[str, Entry] = {}
+def _entries(path: Path, tensors: Tensors, original: Original, module: Any, *, ema: bool) -> dict[str, Entry]:
+    """Returns the tensors of one network by the original's names."""
+    averages = {}
+    if ema and original.ema:
+        names = original.names(module).values()
+        averages = {original.ema + name.replace(".", ""): original.start + name for name in names}
+        if averages.keys().isdisjoint(tensors.entries):
+            raise CheckpointError(f"{path} has no moving average, names that start with {original.ema}; leave ema out")
+    entries: dict[str, Entry] = {}
     for key, entry in tensors.entries.items():
-        if (name := rename(key)) is None:
+        name = averages.get(key) if averages else original.full_name(key, module)
+        if name is None:
             continue
-        for own, piece in _pieces(name, entry):
-            if own in found:
-                both = f"{entry.key} and {found[own].key}"
+        for parameter, piece in parameters(name, entry, original.forms):
+            if parameter in entries:
+                both = f"{entry.key} and {entries[parameter].key}"
                 raise CheckpointError(f"{path}: {both} are the same parameter; fetch it again")
-            found[own] = piece
-    return found
-
-
-def _own_name(key: str, part: str, start: str, unused: str | None) -> str | None:
-    """The original's name of a tensor of this network; None for others."""
-    name = key.removeprefix(start)
-    if name == key or re.match(_OTHERS[part], name) or (unused and key.startswith(unused)):
-        return None
-    if part == "vae":
-        for ours, (theirs, *others) in VAE_ATTENTION.items():
-            for other in (ours, *others):
-                name = name.replace(f"mid.attn_1.{other}.", f"mid.attn_1.{theirs}.")
-        return VAE + name
-    if start in (CLIP, CLIP_XL):
-        name = f"text_model.{name.removeprefix('text_model.')}"
-    return start + name
-
-
-def _average_name(name: str) -> str:
-    return _EMA + name.removeprefix("model.").replace(".", "")
-
-
-def _pieces(name: str, entry: Entry) -> Iterator[tuple[str, Entry]]:
-    """The parameters in a tensor."""
-    if name.endswith(".text_projection") and len(entry.shape) == 2:
-        yield name, entry._replace(shape=entry.shape[::-1], read=partial(_turned, entry.read))
-        return
-    if ".mid.attn_1." in name and entry.shape[2:] in ((1,), (1, 1)):
-        yield name, entry._replace(shape=entry.shape[:2], read=partial(_reshaped, entry.read, entry.shape[:2]))
-    elif name.endswith((".in_proj_weight", ".in_proj_bias")) and entry.shape and entry.shape[0] % len(FUSED) == 0:
-        rows = entry.shape[0] // len(FUSED)
-        shape, nbytes = (rows, *entry.shape[1:]), entry.nbytes // len(FUSED)
-        for i, part in enumerate(FUSED):
-            read = partial(_rows, entry.read, i * rows, rows)
-            yield f"{name}[{part}]", Entry(f"{entry.key}[{part}]", shape, nbytes, read)
-    else:
-        yield name, entry
-
-
-def _reshaped(read: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    return read().reshape(shape)
-
-
-def _turned(read: Callable[[], np.ndarray]) -> np.ndarray:
-    return read().T
-
-
-def _rows(read: Callable[[], np.ndarray], start: int, count: int) -> np.ndarray:
-    return read()[start : start + count]
+            entries[parameter] = piece
+    return entries

@@ -7,8 +7,8 @@ import sys
 
 import jax
 import numpy as np
-import tiny
 from PIL import Image, ImageDraw
+from support import tiny
 
 from parity.theirs import first, fresh, load, schedule
 from sega_jax import Edit

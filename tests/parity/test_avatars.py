@@ -15,7 +15,7 @@ import json
 import os
 from pathlib import Path
 
-import tiny
+from support import tiny
 
 from parity.both import ESTIMATES, differ, run
 from parity.theirs import double, load, relative, schedule

@@ -11,7 +11,7 @@ import random
 import warnings
 
 from diffusers import IFPipeline
-from test_captions import CAPTIONS
+from support.captions import CAPTIONS
 
 from sega_jax.text.caption_cleaning import clean, plain
 

@@ -9,6 +9,8 @@ from sega_jax.weights.pull import Tensors, fill
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.parity
+
 TEXT = {"vocab_size": 60, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 TEXT |= {"max_position_embeddings": 12, "bos_token_id": 56, "eos_token_id": 57, "pad_token_id": 57}
 VISION = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3}

@@ -14,13 +14,14 @@ from collections import OrderedDict
 import diffusers
 import ml_dtypes
 import numpy as np
-import tiny
 import torch
 import transformers
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
+from support import tiny
 
 import convert
+from parity.hostile import Hostile
 from sega_jax import CheckpointError
 from sega_jax.weights.torch_pickle import PickledTensors
 
@@ -77,18 +78,6 @@ def test_safetensors_come_first(tmp_path):
     source = tiny.checkpoint(tmp_path / "source", unet=tiny.UNET_1)
     (source / "unet/diffusion_pytorch_model.bin").write_bytes(b"never read")
     convert.convert(source, tmp_path / "orbax")
-
-
-class Hostile:
-    """Runs a command where it is unpickled."""
-
-    def __init__(self, canary, call=os.system):
-        self.canary, self.call = canary, call
-
-    def __reduce__(self):
-        if self.call is os.system:
-            return os.system, (f"touch {self.canary}",)
-        return self.call, (str(self.canary), "w")
 
 
 def write(path, content, form):

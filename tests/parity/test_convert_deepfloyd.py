@@ -11,16 +11,16 @@ import diffusers
 import huggingface_hub
 import jax
 import numpy as np
-import tiny
 import torch
 from safetensors.torch import load_file
-from test_convert import run
-from test_hub import NAME, Stub
+from support import tiny
+from support.conversion import run
+from support.hub import NAME, Stub
 
 import convert
 from parity import original_if
+from parity.hostile import Hostile
 from parity.original_if import FIRST, SECOND, UNPROJECTED
-from parity.test_convert import Hostile
 from parity.theirs import first, last, noise, relative
 from sega_jax import CheckpointError
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
@@ -43,7 +43,7 @@ def stage(request, tmp_path_factory):
 def read(folder):
     """Our network of a converted stage."""
     unet = UNet2DConditionModel(UNetConfig.from_dict(read_json(folder / "unet/config.json")))
-    with open_weights(folder / "unet", None, unet.rename) as weights:
+    with open_weights(folder / "unet", None, unet.rename, "diffusion_pytorch_model") as weights:
         return fill(unet, weights, None)
 
 

@@ -4,12 +4,12 @@ import pytest
 
 pytest.importorskip("torch")
 
-import tiny
 import torch
 from safetensors.numpy import load_file
+from support import tiny
 
 import convert
-from parity.test_convert import Hostile
+from parity.hostile import Hostile
 from sega_jax import CheckpointError
 
 pytestmark = pytest.mark.parity

@@ -16,11 +16,12 @@ from unittest import mock
 import diffusers
 import jax
 import numpy as np
-import tiny
 import torch
+from support import tiny
 
 import sega_jax
 from parity.theirs import double, first, fresh, inject, last, precision, relative, scheduler
+from sega_jax.method.arguments import arguments
 from sega_jax.method.schedules import from_config
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")]
@@ -103,7 +104,8 @@ def run(name, ours, reference, config, call, mine):
     if name != "1":
         # Anew, in the precision of `double`.
         part = "image_noising_scheduler" if name == "2" else "low_res_scheduler"
-        setattr(reference, part, scheduler({**ours.noising.scheduler.config, "_class_name": "DDPMScheduler"}))
+        noising = ours.extras.low_res_noise.scheduler.config | {"_class_name": "DDPMScheduler"}
+        setattr(reference, part, scheduler(noising))
     pictures = PICTURES.astype(precision())
     if shape[1] > 32:
         pictures = pictures[:, :4].repeat(2, 2)[:, :, :12]
@@ -163,7 +165,8 @@ def test_what_goes_without_saying(name, both):
     theirs = {key: value.default for key, value in inspect.signature(reference.__call__).parameters.items()}
     usual = USUAL[name] | {"num_inference_steps": USUAL[name]["steps"]}
     assert usual.items() >= {key: theirs[key] for key in usual if key in theirs}.items()
-    assert {key: value for key, value in ours.models.usual._asdict().items() if value is not None} == USUAL[name]
+    mine = {key: one.default for key, one in arguments(ours.system.call).items()}
+    assert {key: mine[key] for key in ("steps", "guidance_scale", "noise_level") if key in mine} == USUAL[name]
 
 
 def test_tokens(both):
@@ -182,5 +185,5 @@ def test_tokens(both):
 def test_embeddings(both):
     ours, reference = both("1")
     prompt, negative = reference.encode_prompt(["a cat", "dog"], negative_prompt=["bad", ""])
-    made = ours.encode(["a cat", "dog", "bad", ""])
+    made = ours.encode(["a cat", "dog", "bad", ""]).states
     assert relative(made, torch.cat([prompt, negative]).detach().numpy()) < 1e-5

@@ -12,8 +12,8 @@ import functools
 import diffusers
 import jax
 import numpy as np
-import tiny
 import torch
+from support import tiny
 
 import sega_jax
 from parity import if_loops
@@ -103,12 +103,12 @@ def check(name, dtype, end, edits, both, anew=False):
         run = (if_loops.first_stage if name == "1" else if_loops.second_stage)(
             reference.unet,
             ours.scheduler.config,
-            Text(ours.encode(NEGATIVES), ours.encode(PROMPTS)),
+            Text(ours.encode(NEGATIVES).states, ours.encode(PROMPTS).states),
             draw(INITIAL),
             [draw(i) for i in range(STEPS)],
             edits=[
                 Edit(vector, e.scale, e.threshold, e.warmup, e.cooldown, e.weight)
-                for vector, e in zip(ours.encode(concepts), EDITS[edits], strict=True)
+                for vector, e in zip(ours.encode(concepts).states, EDITS[edits], strict=True)
             ],
             momentum=(0.3, 0.6),
             **call,

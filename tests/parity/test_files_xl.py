@@ -8,14 +8,14 @@ pytest.importorskip("diffusers")
 import diffusers
 import jax
 import numpy as np
-import published
 import torch
 import transformers
 from diffusers.loaders import single_file_utils
 from safetensors.numpy import save_file
-from test_files_xl import folder, kohya, kohya_original, layers, peft, pipe, single
-from test_lora import tensors
-from test_single_file import shapes
+from support import published
+from support.loras import tensors
+from support.sdxl_files import folder, kohya, kohya_original, layers, peft, pipe, single
+from support.single_files import shapes
 
 from parity.theirs import first, last, relative
 from sega_jax import load

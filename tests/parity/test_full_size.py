@@ -14,15 +14,14 @@ import pathlib
 
 import diffusers
 import jax
-import names
 import numpy as np
-import tiny
 import torch
 import transformers
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker, cosine_distance
-from published import BYT5_XL, IF_1_XL, IF_2_L, SAFETY, SD_1, SD_2, T5_XXL, VIT_H, X4, XL
+from support import names, tiny
+from support.published import BYT5_XL, IF_1_XL, IF_2_L, SAFETY, SD_1, SD_2, T5_XXL, VIT_H, X4, XL
 
-from parity.theirs import fill, first, last, noise, relative, same_names
+from parity.theirs import fill, first, last, noise, published, relative, same_names
 from sega_jax import Edit
 from sega_jax.method.schedules import from_config
 from sega_jax.nn import safety
@@ -32,7 +31,8 @@ from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
 from sega_jax.pipelines.execution.devices import Devices
 from sega_jax.pipelines.pipeline import Pipeline
 from sega_jax.systems import sdxl
-from sega_jax.systems.stable_diffusion import Models, encode
+from sega_jax.systems.clip_text import encode
+from sega_jax.systems.stable_diffusion import SYSTEM, Models
 from sega_jax.text.tokenizers import Tokenizer
 from sega_jax.weights.pull import leaves
 
@@ -47,18 +47,11 @@ COUNTS = (
 )
 
 
-def theirs(configs, part):
-    if part.startswith("text_encoder"):
-        kind = transformers.CLIPTextModelWithProjection if part.endswith("2") else transformers.CLIPTextModel
-        return kind(transformers.CLIPTextConfig(**configs[part]))
-    return getattr(diffusers, {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}[part])(**configs[part])
-
-
 @pytest.mark.parametrize("part", Models._fields)
 @pytest.mark.parametrize(("configs", "counts"), [(SD_1, COUNTS[0]), (SD_2, COUNTS[1])], ids=["SD 1.5", "SD 2.1"])
 def test_names(configs, counts, part):
     with torch.device("meta"):
-        reference = theirs(configs, part)
+        reference = published(configs, part)
     ours = getattr(Models.build(**configs), part)
     same_names(ours, reference)
     assert sum(math.prod(shape) for shape in leaves(ours).values()) == counts[part]
@@ -68,7 +61,7 @@ def test_names(configs, counts, part):
 def test_names_of_stable_diffusion_xl(part):
     """Which are in `reference/xl_*.txt`, too."""
     with torch.device("meta"):
-        reference = theirs(XL, part)
+        reference = published(XL, part)
     ours = getattr(sdxl.Models.build(**XL), part)
     same_names(ours, reference)
     listed = names.read(pathlib.Path(__file__).parents[1] / "reference" / f"xl_{part}.txt")
@@ -143,7 +136,7 @@ def networks():
     """SD 1.5's, filled with random tensors from torch's, and what torch's compute."""
     models, expected = Models.build(**SD_1)._asdict(), {}
     for part, compute in THEIRS.items():
-        reference = randomised(theirs(SD_1, part))
+        reference = randomised(published(SD_1, part))
         expected[part] = compute(reference)
         models[part] = fill(models[part], reference.state_dict())
     return Models(**models), expected
@@ -151,7 +144,7 @@ def networks():
 
 def test_text_encoder(networks):
     models, expected = networks
-    assert relative(jax.jit(encode)(models.text_encoder, IDS), expected["text_encoder"]) < TOLERANCE
+    assert relative(jax.jit(encode)(models.text_encoder, IDS).states, expected["text_encoder"]) < TOLERANCE
 
 
 def test_unet(networks):
@@ -175,7 +168,7 @@ def test_safety_checker():
 def test_two_steps(networks, tmp_path, one_device):
     """The whole way at 512 x 512, with one edit that is warm."""
     tiny.tokenizer(tmp_path, 77)
-    pipe = Pipeline(networks[0], Tokenizer(tmp_path, 77, 49408), from_config(tiny.DDIM), Devices(one_device))
+    pipe = Pipeline(SYSTEM, networks[0], Tokenizer(tmp_path, 77, 49408), from_config(tiny.DDIM), Devices(one_device))
     out = pipe("a cat", Edit("glasses", warmup=0), steps=2, output="float")
     assert out.images.shape == (1, 512, 512, 3)
     assert out.finite.all()

@@ -12,9 +12,9 @@ from unittest import mock
 
 import diffusers
 import numpy as np
-import tiny
 import torch
 from reference import oracle
+from support import tiny
 
 from parity import if_loops
 from parity.if_loops import Text, tensor

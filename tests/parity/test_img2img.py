@@ -14,13 +14,13 @@ import functools
 import diffusers
 import jax
 import numpy as np
-import tiny
 import torch
 from PIL import Image
+from support import tiny
 
 from parity import theirs
 from parity.theirs import double, first, fresh, inject, last, noise, precision, relative, schedule
-from sega_jax.systems.base import POSTERIOR
+from sega_jax.systems.programs import POSTERIOR
 
 pytestmark = [
     pytest.mark.parity,

@@ -7,9 +7,9 @@ pytest.importorskip("diffusers")
 
 import diffusers
 import numpy as np
-import pickling
 import torch
 from safetensors.torch import save_file
+from support import pickling
 
 from parity.theirs import first, last, relative
 from sega_jax import load

@@ -13,7 +13,7 @@ import diffusers
 import jax
 import numpy as np
 from safetensors.numpy import save_file
-from test_lora import NAMINGS, layers, models, tensors
+from support.loras import NAMINGS, layers, models, tensors
 
 from sega_jax import load, merge_lora
 from sega_jax.weights.pull import from_torch, torch_name

@@ -13,11 +13,11 @@ import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tiny
 import torch
 import transformers
 from diffusers.models import activations, attention, attention_processor, downsampling, embeddings, upsampling
 from safetensors.numpy import load_file, save_file
+from support import tiny
 from transformers.models.t5 import modeling_t5
 
 from parity.theirs import double, first, last, noise, pair, precision, relative

@@ -9,14 +9,16 @@ pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 import functools
+import inspect
 
+import diffusers
 import numpy as np
-import tiny
 import torch
+from support import tiny
 
 from parity import theirs
 from parity.theirs import double, first, fresh, inject, last, noise, relative, schedule, stretch
-from sega_jax import Edit
+from sega_jax import Edit, SemanticIFPipeline, SemanticStableDiffusionPipeline, SemanticStableDiffusionXLPipeline
 
 pytestmark = [
     pytest.mark.parity,
@@ -115,6 +117,34 @@ def both(folders, one_device):
     return functools.cache(lambda name, dtype="float32": theirs.load(folders[name], dtype, one_device))
 
 
+@pytest.mark.parametrize(
+    ("ours", "reference", "same", "others"),
+    [
+        (SemanticStableDiffusionPipeline, diffusers.SemanticStableDiffusionPipeline, 25, {"prompt"}),
+        (
+            SemanticStableDiffusionXLPipeline,
+            diffusers.StableDiffusionXLPipeline,
+            5,
+            {"callback_on_step_end_tensor_inputs"},
+        ),
+        # The defaults of steps and guidance are the stage's.
+        (SemanticIFPipeline, diffusers.IFPipeline, 17, {"num_inference_steps", "guidance_scale"}),
+    ],
+)
+def test_arguments(ours, reference, same, others):
+    """Their order, where they may be given by position, and their defaults."""
+    mine, its = (inspect.signature(pipeline.__call__).parameters for pipeline in (ours, reference))
+    positional = [name for name, one in mine.items() if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    assert positional[1:] == ["seed" if name == "generator" else name for name in its][1 : same + 1]
+    defaults = {name: one.default for name, one in its.items() if one.default is not inspect.Parameter.empty}
+    del defaults["generator"]
+    if ours is SemanticIFPipeline:
+        del defaults["cross_attention_kwargs"]
+    assert {name: mine[name].default for name in defaults.keys() - others} == {
+        name: default for name, default in defaults.items() if name not in others
+    }
+
+
 def run(ours, reference, call, mine=None, its=None, scheduler=tiny.DDIM):
     """What ours and the reference make of a call (and of arguments of their own), and the latents of every step."""
     rows = len(call["prompt"]) if isinstance(call["prompt"], list) else call["num_images_per_prompt"]
@@ -188,7 +218,7 @@ def test_embedded_concepts(both):
     ours, reference = both("1.x")
     call = THREE | {"prompt": "a cat", "num_images_per_prompt": 2}
     embeddings = ours.pipeline.encode(call.pop("editing_prompt"))
-    its = {"editing_prompt_embeddings": torch.tensor(embeddings)}
+    its = {"editing_prompt_embeddings": torch.tensor(embeddings.states)}
     a, *rest = run(ours, reference, call, {"editing_prompt_embeddings": embeddings}, its)
     check_pictures(a, *rest, end=3e-4)
     check_guidance(a, reference, one=1e-5, end=3e-4)

@@ -7,8 +7,8 @@ pytest.importorskip("diffusers")
 
 import diffusers
 import numpy as np
-import tiny
 import torch
+from support import tiny
 
 from parity import theirs
 from parity.theirs import first, last, noise, relative, schedule
@@ -53,7 +53,7 @@ def embedding(reference, words, chunks):
 
 def test_states(both):
     ours, reference = both
-    found = ours.pipeline.encode(list(TEXTS), long_prompts=True, weighted=True)
+    found = ours.pipeline.encode(list(TEXTS), long_prompts=True, weighted=True).states
     wanted = torch.cat([embedding(reference, words, 2) for words in TEXTS.values()])
     assert found.shape == (4, 24, 16)
     assert relative(found, wanted.numpy()) < 1e-5

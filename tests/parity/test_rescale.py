@@ -7,7 +7,7 @@ pytest.importorskip("diffusers")
 
 import diffusers
 import numpy as np
-import tiny
+from support import tiny
 
 from parity import theirs
 from parity.theirs import double, first, last, noise, relative, schedule

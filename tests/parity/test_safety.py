@@ -7,17 +7,16 @@ pytest.importorskip("diffusers")
 
 import jax
 import numpy as np
-import tiny
 import torch
 import transformers
 from diffusers.pipelines.stable_diffusion import safety_checker
 from PIL import Image
+from support import tiny
 
 from parity import theirs
 from parity.theirs import first, last, noise, pair, relative
 from sega_jax.nn import safety
-from sega_jax.pipelines.safety import FeatureExtractor
-from sega_jax.systems.stable_diffusion import check
+from sega_jax.pipelines.safety import FeatureExtractor, check
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore:the safety checker flagged:UserWarning")]
 

@@ -13,9 +13,9 @@ import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tiny
 import torch
 import transformers
+from support import tiny
 
 import sega_jax
 from parity import if_loops, theirs

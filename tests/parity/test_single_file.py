@@ -6,14 +6,13 @@ pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 import numpy as np
-import published
-import tiny
 import torch
 from diffusers.loaders import single_file_utils
-from test_single_file import KINDS, shapes
+from support import published, tiny
+from support.single_files import KINDS, shapes
 
-from parity.test_full_size import theirs
-from sega_jax.weights import original_names
+from parity import theirs
+from sega_jax.systems import original_files
 
 pytestmark = pytest.mark.parity
 
@@ -24,7 +23,7 @@ def converted(tensors, configs, reference):
     """What diffusers makes of a single file's tensors, by part."""
     unet = single_file_utils.convert_ldm_unet_checkpoint(dict(tensors), {"layers_per_block": 2} | configs["unet"])
     vae = single_file_utils.convert_ldm_vae_checkpoint(dict(tensors), configs["vae"])
-    if any(key.startswith(original_names.OPENCLIP) for key in tensors):
+    if any(key.startswith(original_files.OPENCLIP) for key in tensors):
         encoder = single_file_utils.convert_open_clip_checkpoint(reference, dict(tensors))
     else:
         encoder = single_file_utils.convert_ldm_clip_checkpoint(dict(tensors))
@@ -37,7 +36,7 @@ def test_names_at_full_size(kind):
     configs = FULL[kind]
     with torch.device("meta"):
         tensors = {key: torch.empty(shape) for key, shape in shapes(configs, kind == "2").items()}
-        reference = {part: theirs(configs, part) for part in ("unet", "vae", "text_encoder")}
+        reference = {part: theirs.published(configs, part) for part in ("unet", "vae", "text_encoder")}
     found = converted(tensors, configs, reference["text_encoder"])
     for part, network in reference.items():
         wanted = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
@@ -58,7 +57,7 @@ def test_values(kind):
     unused = f"resblocks.{configs['text_encoder']['num_hidden_layers']}."
     tensors = {key: torch.tensor(array) for key, array in original.items() if unused not in key}
     tensors.pop("cond_stage_model.transformer.text_model.embeddings.position_ids", None)
-    found = converted(tensors, configs, theirs(configs, "text_encoder"))
+    found = converted(tensors, configs, theirs.published(configs, "text_encoder"))
     for part, network in tiny.networks(**given)._asdict().items():
         wanted = tiny.tensors(network)
         assert found[part].keys() == wanted.keys()

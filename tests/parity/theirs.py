@@ -10,13 +10,13 @@ import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tiny
 import torch
 import transformers
+from support import tiny
 
 import sega_jax
 from sega_jax.method.schedules import from_config
-from sega_jax.systems.base import POSTERIOR
+from sega_jax.systems.programs import POSTERIOR
 from sega_jax.weights.pull import from_torch, leaves, torch_name
 
 for library in (diffusers, transformers):
@@ -164,3 +164,11 @@ def load(folder, dtype, devices):
 def schedule(ours, reference, config) -> None:
     """Gives both the scheduler of a scheduler_config.json."""
     ours.pipeline.scheduler, reference.scheduler = from_config(config), scheduler(config)
+
+
+def published(configs, part: str):
+    """A part of a checkpoint with these configs."""
+    if part.startswith("text_encoder"):
+        kind = transformers.CLIPTextModelWithProjection if part.endswith("2") else transformers.CLIPTextModel
+        return kind(transformers.CLIPTextConfig(**configs[part]))
+    return getattr(diffusers, {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}[part])(**configs[part])

@@ -2,7 +2,7 @@
 
 import jax
 import numpy as np
-import tiny
+from support import tiny
 
 
 def _noise(seed, *shape):

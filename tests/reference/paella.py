@@ -4,7 +4,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import tiny
+from support import tiny
 
 HERE = Path(__file__).parent
 # The text files of every tensor's name and shape in the published files.

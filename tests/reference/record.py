@@ -4,7 +4,7 @@
 
 writes `tests/reference/*.npz`, float32 and channels last, and `xl_*.txt`, the names and shapes of every tensor of
 Stable Diffusion XL's base; made with torch 2.13.0, diffusers 0.42.1 and
-transformers 5.23.0 on a CPU. Weights and inputs are those of `tests/tiny.py` and of `cases.py` here.
+transformers 5.23.0 on a CPU. Weights and inputs are those of `tests/support/tiny.py` and of `cases.py` here.
 """
 
 import functools
@@ -18,16 +18,14 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import diffusers
-import names
 import numpy as np
-import published
-import tiny
 import torch
 import transformers
 from diffusers.pipelines.stable_diffusion.safety_checker import cosine_distance
 from parity import if_loops
 from PIL import Image
 from reference import cases
+from support import names, published, tiny
 
 from sega_jax import Edit
 

@@ -11,9 +11,9 @@ Four public repositories of pure Python, which are no packages, each checked out
 
 writes `paella_float32.npz` and `paella_float64.npz` (channels last), and, from the classes at their published sizes,
 `paella_v3.txt`, `vqgan_f4.txt` and `prior_v1.txt`: the name and shape of every tensor. Weights and inputs are those
-of `tests/tiny.py` and of `paella.py` here; the classes' own first weights would hide most of the networks. Made with
-torch 2.13.0 on a CPU. Of the denoiser's two files, the one with re-weighted attention is run. The samplers draw what
-`paella.py` has in place of torch's noise: the token of the greatest sum of logit and Gumbel noise.
+of `tests/support/tiny.py` and of `paella.py` here; the classes' own first weights would hide most of the networks.
+Made with torch 2.13.0 on a CPU. Of the denoiser's two files, the one with re-weighted attention is run. The samplers
+draw what `paella.py` has in place of torch's noise: the token of the greatest sum of logit and Gumbel noise.
 """
 
 import contextlib
@@ -26,9 +26,9 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
-import tiny
 import torch
 from reference import paella as cases
+from support import tiny
 
 # The arguments of the classes that differ from their defaults in the published files.
 PUBLISHED = {"paella": {"byt5_embd": 2560}, "vqgan": {}, "prior": {}}

@@ -1,1 +1,1 @@
-"""Measures how well edits work on the demo models, as the judge sees them."""
+"""Measures how well edits work on the demo models. The judge counts."""

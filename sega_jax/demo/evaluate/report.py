@@ -1,8 +1,8 @@
-"""Tables and plots of what `sega_jax.demo.evaluate.diffusion` and `sega_jax.demo.evaluate.paella` measured.
+"""Tables and plots of the results of `sega_jax.demo.evaluate.diffusion` and `sega_jax.demo.evaluate.paella`.
 
     python -m sega_jax.demo.evaluate.report FOLDER
 
-reads FOLDER/results.json and writes tables.md, and with matplotlib curves.png, monotonicity.png and ablations.png.
+reads FOLDER/results.json and writes tables.md; with matplotlib also curves.png, monotonicity.png and ablations.png.
 """
 
 import json
@@ -13,19 +13,18 @@ from typing import Any
 import click
 import numpy as np
 
+from sega_jax.demo.evaluate.measures import Measurement
 from sega_jax.pipelines.progress import plainly
-
-Measurement = dict[str, Any]
 
 
 def average(rows: Iterable[Measurement], *names: str) -> list[float]:
-    """Means over words, each word counting the same; cells without pictures do not count."""
+    """Averages columns over words, without the cells that have no pictures. Each word has the same weight."""
     rows = [row for row in rows if row.get("n")]
     return [float(np.mean([row[name] for row in rows])) if rows else float("nan") for name in names]
 
 
 def tables(results: dict[str, dict[str, Any]]) -> str:
-    """All studies in markdown, each with what it measured."""
+    """Writes all studies in markdown, each with its settings."""
     modules = sorted({study["about"].get("module", "sega_jax.demo.evaluate.diffusion") for study in results.values()})
     commands = " and ".join(f"`python -m {module}`" for module in modules)
     parts = [f"Measured by {commands}, written by `python -m sega_jax.demo.evaluate.report`.", ""]
@@ -54,7 +53,7 @@ def _success(row: Measurement) -> str:
 
 
 def _summary(rows: list[Measurement]) -> list[str]:
-    """Success and isolation of every word, action and method."""
+    """Writes success and isolation of every word, action and method in one table."""
     cells = {(row["word"], row["action"], row["method"]): row for row in rows}
     columns = list(dict.fromkeys(key[1:] for key in cells))
     words = list(dict.fromkeys(word for word, _, _ in cells))
@@ -62,14 +61,15 @@ def _summary(rows: list[Measurement]) -> list[str]:
     means = ["**mean**"]
     for column in columns:
         chosen = [cells[word, *column] for word in words]
-        for row, found in zip(body, chosen, strict=True):
-            row.append(f"{_share(found['success'])} / {_share(found['kept'])}")
+        for line, row in zip(body, chosen, strict=True):
+            line.append(f"{_share(row['success'])} / {_share(row['kept'])}")
         means.append("**{} / {}**".format(*map(_share, average(chosen, "success", "kept"))))
     head = ["word", *(f"{action}: {method}" for action, method in columns)]
     return _table("Success / other attributes kept (%)", head, [*body, means])
 
 
 def _edits(rows: list[Measurement]) -> list[str]:
+    """Writes the summary, and a table with confidence intervals for each action."""
     lines = _summary(rows)
     for action in ("add", "remove"):
         cells = {(row["word"], row["method"]): row for row in rows if row["action"] == action}
@@ -81,8 +81,8 @@ def _edits(rows: list[Measurement]) -> list[str]:
         head += [f"{method}: {name}" for method in methods for name in ("success (95 %)", "kept", "distance")]
         body = []
         for word in words:
-            found = [cells[word, method] for method in methods]
-            values = [(_success(row), _share(row["kept"]), _share(row["distance"])) for row in found]
+            own = [cells[word, method] for method in methods]
+            values = [(_success(row), _share(row["kept"]), _share(row["distance"])) for row in own]
             body.append([word, *(text for row in values for text in row)])
         means = [average((cells[word, m] for word in words), "success", "kept", "distance") for m in methods]
         body.append(["**mean**", *(f"**{_share(value)}**" for row in means for value in row)])
@@ -91,7 +91,7 @@ def _edits(rows: list[Measurement]) -> list[str]:
 
 
 def _grouped(title: str, *keys: str) -> Callable[[list[Measurement]], list[str]]:
-    """A table with a row for each value of the keys, averaged over words."""
+    """Returns a function that writes a table with a row for each value of the keys, averaged over words."""
 
     def write(rows: list[Measurement]) -> list[str]:
         rows = [row for row in rows if all(key in row for key in keys)]
@@ -144,7 +144,7 @@ _TABLES: dict[str, Callable[[list[Measurement]], list[str]]] = {
 
 
 def plot_curves(rows: list[Measurement], path: Path) -> None:
-    """Isolation against success for every method, a point for each strength."""
+    """Plots isolation against success for every method, with a point for each strength."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
@@ -165,7 +165,7 @@ def plot_curves(rows: list[Measurement], path: Path) -> None:
 
 
 def plot_monotonicity(rows: list[Measurement], path: Path) -> None:
-    """The mean probability of every word against the scale."""
+    """Plots the mean probability of every word against the scale."""
     from matplotlib import pyplot
 
     figure, axis = pyplot.subplots(figsize=(6, 4), layout="constrained")
@@ -178,7 +178,7 @@ def plot_monotonicity(rows: list[Measurement], path: Path) -> None:
 
 
 def plot_ablations(rows: list[Measurement], path: Path) -> None:
-    """Success and isolation over every setting."""
+    """Plots success and isolation over every setting."""
     from matplotlib import pyplot
 
     settings = list(dict.fromkeys(row["setting"] for row in rows))
@@ -210,14 +210,14 @@ _PLOTS = {"curves": plot_curves, "monotonicity": plot_monotonicity, "ablations":
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 def main(folder: Path) -> None:
-    """Writes tables.md and plots of FOLDER/results.json."""
+    """Writes tables and plots of FOLDER/results.json into FOLDER."""
     with plainly():
         results = json.loads((folder / "results.json").read_text())
         (folder / "tables.md").write_text(tables(results))
     try:
         import matplotlib
     except ImportError:
-        click.echo('No plots: pip install "sega_jax[evaluate]" brings matplotlib', err=True)
+        click.echo('Plots need matplotlib: pip install "sega_jax[evaluate]"', err=True)
         return
     matplotlib.use("agg")
     for study, plot in _PLOTS.items():

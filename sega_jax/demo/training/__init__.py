@@ -1,1 +1,1 @@
-"""The recipes of the demo models: the drawn portraits, their captions and the training loops."""
+"""The training of the demo models: the portraits, their captions, and a recipe for each model."""

@@ -1,4 +1,4 @@
-"""The networks of the demo model, as the config.json of a checkpoint in diffusers layout."""
+"""The configs of the demo model, for the files of a checkpoint in diffusers layout."""
 
 from typing import Any, NamedTuple
 
@@ -7,7 +7,7 @@ from sega_jax.demo.training.wording import LENGTH
 
 
 class Configs(NamedTuple):
-    """What each component is; a text encoder's vocabulary follows from the words."""
+    """The config of each component; training adds the vocabulary to the text encoder's."""
 
     text_encoder: dict[str, Any]
     unet: dict[str, Any]
@@ -33,7 +33,7 @@ DEMO = Configs(
         "in_channels": 4,
         "out_channels": 4,
         "block_out_channels": [64, 128, 192],
-        # The finest level has most of the positions; words reach it from below.
+        # The finest level has most of the positions, so that attention is costly there; words reach it from below.
         "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
         "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
         "layers_per_block": 1,
@@ -51,8 +51,9 @@ DEMO = Configs(
         "layers_per_block": 1,
         "norm_num_groups": 16,
     },
-    # Linear betas end where almost nothing is seen of a picture; under Stable Diffusion's the mean of the last noise
-    # still tells the colour of large areas (Lin et al. 2024), which words shall tell. v weighs the noisy end more, too.
+    # Linear betas end where almost nothing of the picture is visible. With Stable Diffusion's betas, the mean of the
+    # last noise still shows the colour of large areas (Lin et al. 2024), which the words should decide. The prediction
+    # of v also puts more weight on the noisy end.
     scheduler={
         "_class_name": "DDIMScheduler",
         "num_train_timesteps": 1000,

@@ -2,8 +2,9 @@
 
     pip install "sega_jax[train]" && python -m sega_jax.demo.training.draw_parts
 
-A part's picture is affine in its one tint (hair, skin, cloth ...): premultiplied rgb = fixed + mask * tint. So two
-renders, with a black and a white tint, hold it for every colour: five channels, fixed rgb, alpha and mask.
+The picture of a part is affine in its tint (hair, skin, cloth ...): premultiplied rgb = fixed + mask * tint. Two
+renders, with a black and a white tint, therefore give it for every colour. It is stored in five channels: fixed rgb,
+alpha and mask.
 """
 
 import importlib.util
@@ -16,12 +17,12 @@ from PIL import Image
 
 SIDE = 128
 PARTS = Path(__file__).with_name("parts.npz")
-_VIEW = "12 10 240 240"  # the square of the design's 264 x 280 that is shown
+_VIEW = "12 10 240 240"  # the square that is cut out of the design's 264 x 280
 _TINT = "TINT"  # stands for the colour in the markup
 _HEAD = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{}">{}</svg>'
 
-# Mouths are larger than in the design and lower, so that each is clear at 128 pixels and below a moustache; skin around
-# them keeps a dark mouth apart from a dark beard.
+# Mouths are larger and lower than in the design, so that they are clear at 128 pixels and below a moustache. Skin
+# around them separates a dark mouth from a dark beard.
 _MOUTH = 'transform="translate(132 160) scale(1.35) translate(-54 -21)"'
 _SKIN = f'fill="{_TINT}" stroke="{_TINT}" stroke-width="{{}}" stroke-linecap="round" stroke-linejoin="round"'
 _NEUTRAL = (
@@ -38,7 +39,7 @@ _OPEN = (
     '<rect width="108" height="44" fill-opacity=".75"/><circle cx="54" cy="37" r="10" fill="#FF4F6D"/></g>'
 )
 _ACCESSORY = 'transform="translate(62 85)"'
-# Lenses are bright, so that dark frames are clear on dark skin.
+# Bright lenses make dark frames clear on dark skin.
 _LENS = '<ellipse cx="{}" cy="27" rx="{}" ry="{}" fill="#fff" fill-opacity=".35"/>'
 _LENSES = {
     "accessories/round": _LENS.format(40, 21, 21) + _LENS.format(102, 21, 21),
@@ -50,7 +51,7 @@ _CLOTHES = 'transform="translate(0 170)"'
 _EYES = 'transform="translate(76 90)"'
 _BROWS = 'transform="translate(76 82)"'
 
-# slot/value -> (attributes of the group around it, its variants: SVG files of the package or markup).
+# slot/value -> (attributes of the SVG group around it, its variants: SVG files of the package, or markup).
 _DRAWINGS = {
     "body": ("", ["styles/transparent"]),
     "clothes/shirt": (_CLOTHES, ["clothes/shirt_crew_neck", "clothes/shirt_v_neck"]),
@@ -74,12 +75,15 @@ _DRAWINGS = {
     "hat/hat": ("", ["top/hat/hat"]),
     "hat/beanie": ('transform="translate(0 -4)"', ["top/hat/winter_hat_3"]),
 }
-# Where hair is seen that a hat is worn on: below its brim, and no further out than it would spring from there.
+# The area in which hair is visible below each hat: under its brim, and no wider than hair that comes out there.
 _BRIMS = {"hat": "M0,280 V104 H264 V280 Z", "beanie": "M0,280 V180 A132,104 0 0 1 264,180 V280 Z"}
 
 
 def drawings() -> dict[str, str]:
-    """slot/value/variant, for hair with /hat at the end where one is worn -> SVG markup with TINT for its colour."""
+    """Returns the SVG markup of every part, with TINT for its colour, by slot/value/variant.
+
+    Hair below a hat is a part of its own: hair/value/variant/hat.
+    """
     parts = {}
     for name, (around, variants) in _DRAWINGS.items():
         for i, source in enumerate(variants):
@@ -93,7 +97,7 @@ def drawings() -> dict[str, str]:
 
 
 def draw(markup: str, side: int = SIDE) -> np.ndarray:
-    """float32 [side, side, 4], premultiplied rgb and alpha in [0, 1]; rendered at twice the size."""
+    """Renders markup as float32 [side, side, 4]: premultiplied rgb and alpha in [0, 1]. Each pixel averages four."""
     import resvg_py
 
     png = resvg_py.svg_to_bytes(svg_string=_HEAD.format(_VIEW, markup), width=2 * side, height=2 * side)
@@ -103,7 +107,7 @@ def draw(markup: str, side: int = SIDE) -> np.ndarray:
 
 
 def layer(markup: str) -> np.ndarray:
-    """uint8 [128, 128, 5]: fixed rgb (premultiplied), alpha, mask of the tint.
+    """Renders a part as uint8 [128, 128, 5]: fixed rgb (premultiplied), alpha, mask of the tint.
 
     Raises:
         ValueError: the picture is not affine in its tint, or the tint changes its alpha.
@@ -112,13 +116,16 @@ def layer(markup: str) -> np.ndarray:
     change = white - black
     mask = change[..., :3].mean(-1, keepdims=True)
     if np.abs(change[..., :3] - mask).max() > 2 / 255 or np.abs(change[..., 3]).max() > 0:
-        raise ValueError(f"no tint of one mask: {markup[:200]}")
+        raise ValueError(f"the picture is not affine in its tint; draw it in one tint: {markup[:200]}")
     return np.rint(255 * np.concatenate([black, mask], -1)).astype(np.uint8)
 
 
 def _read(name: str) -> str:
-    """What is inside an SVG file of python_avatars, with TINT for the colour of its tinted region."""
-    package = Path(importlib.util.find_spec("python_avatars").origin).parent
+    """Reads the markup inside an SVG file of python_avatars, with TINT for the colour of its tinted region."""
+    spec = importlib.util.find_spec("python_avatars")
+    assert spec is not None
+    assert spec.origin is not None
+    package = Path(spec.origin).parent
     text = (package / "avatar_parts" / f"{name}.svg").read_text()
     text = re.sub(r"<\?xml.*?\?>|<svg[^>]*>|</svg>|<title.*?</title>|<desc>.*?</desc>", "", text, flags=re.DOTALL)
     if name == "clothes/blazer_shirt":  # the jacket takes the colour; the shirt below is white
@@ -130,11 +137,12 @@ def _read(name: str) -> str:
 
 
 def _own_ids(markup: str, prefix: str) -> str:
-    """The files use the same ids; a prefix lets several be in one drawing."""
+    """Prefixes all ids, because the files use the same ones and a drawing combines several files."""
     return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", markup)
 
 
 def main() -> None:
+    """Writes `parts.npz`."""
     parts = drawings()
     layers = np.stack([layer(markup) for markup in parts.values()])
     np.savez_compressed(PARTS, names=np.array(list(parts)), layers=layers)

@@ -1,7 +1,7 @@
-"""Cartoon portraits with labelled attributes: unlimited pictures, captions and labels to train and judge on.
+"""Cartoon portraits with labelled attributes: unlimited pictures, captions and labels for training and evaluation.
 
 A portrait is a row of attribute values. `render` draws it on the device from the layers of `parts.npz` (LICENSE.md has
-their licences), `captions` puts some of its attributes into words, `labels` says which words are true of it.
+their licences), `captions` describes some of its attributes, and `labels` tells which words are true of it.
 """
 
 import functools
@@ -14,6 +14,7 @@ import numpy as np
 
 from sega_jax.demo.attributes import ATTRIBUTES as ATTRIBUTES
 from sega_jax.demo.attributes import COLUMN as COLUMN
+from sega_jax.demo.attributes import SIDE as SIDE
 from sega_jax.demo.attributes import WORDS as WORDS
 from sega_jax.demo.attributes import labels as labels
 from sega_jax.demo.attributes import sample as sample
@@ -21,7 +22,6 @@ from sega_jax.demo.attributes import visible as visible
 from sega_jax.demo.training.wording import captions as captions
 from sega_jax.demo.training.wording import tokenizer as tokenizer
 
-SIDE = 128
 _COLOURS = {
     "hair colour": ("#171312", "#874820", "#EDBE4A", "#D8400F", "#8E9099", "#3A6BE0"),
     "skin": ("#FFE6D6", "#F0B587", "#BE7F47", "#5C3B2D"),
@@ -29,7 +29,7 @@ _COLOURS = {
     "background": ("#8CC8FF", "#9FDF9F", "#FFF1A0", "#FFBFDA", "#C2C6CC", "#B89CF0"),
     "hat": ("#000000", "#3E4A61", "#3E4A61"),
 }
-# Bottom to top: the parts' name, the attribute that chooses among them, the one that tints them.
+# From bottom to top: the name of the parts, the attribute that chooses one of them, the attribute that tints it.
 _SLOTS = (
     ("body", None, "skin"),
     ("clothes", "clothes", "clothes colour"),
@@ -46,11 +46,11 @@ _SLOTS = (
 
 
 def render(attributes: jax.Array, key: jax.Array) -> jax.Array:
-    """Draws portraits; jit it, for the layers of all would fill the memory otherwise.
+    """Draws portraits. Call it inside `jax.jit`, or the layers of all portraits fill the memory.
 
     Args:
         attributes: int32 [n, attributes].
-        key: chooses among the drawings of a value; not of the labelled attributes.
+        key: chooses among the variants of each drawing, which no attribute describes.
 
     Returns:
         float32 [n, 128, 128, 3] in [-1, 1].
@@ -59,7 +59,7 @@ def render(attributes: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def layers(attributes: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Numbers of the parts, int32 [n, slots], and their colours, float32 [n, slots, 3] in [0, 1], bottom to top."""
+    """Returns the parts' numbers, int32 [n, slots], and colours, float32 [n, slots, 3] in [0, 1], bottom to top."""
     tables, counts = (jnp.asarray(table) for table in _tables())
     slots = range(len(_SLOTS))
     choices = jnp.stack([_choice(slot, attribute, attributes) for slot, attribute, _ in _SLOTS], -1)
@@ -71,7 +71,10 @@ def layers(attributes: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]
 
 
 def compose(rows: jax.Array, tints: jax.Array, background: jax.Array) -> jax.Array:
-    """float32 [n, 128, 128, 3] in [0, 1]: each part over those before it; background: float32 [n, 3]."""
+    """Draws each part over the parts before it; returns float32 [n, 128, 128, 3] in [0, 1].
+
+    background: its colour, float32 [n, 3].
+    """
     parts = jnp.asarray(_parts()[1])
     picture = jnp.broadcast_to(background[:, None, None], (len(rows), SIDE, SIDE, 3))
     for i in range(len(_SLOTS)):
@@ -83,7 +86,10 @@ def compose(rows: jax.Array, tints: jax.Array, background: jax.Array) -> jax.Arr
 
 @functools.cache
 def _parts() -> tuple[list[str], np.ndarray]:
-    """Names, and layers uint8 [parts, 128, 128, 5]: fixed rgb (premultiplied), alpha, mask of the tint; 0 is empty."""
+    """Reads the parts' names, and their layers uint8 [parts, 128, 128, 5]: fixed rgb (premultiplied), alpha, mask.
+
+    Part 0 is empty.
+    """
     file = importlib.resources.files("sega_jax.demo.training").joinpath("parts.npz")
     with file.open("rb") as opened, np.load(opened) as arrays:
         empty = np.zeros((1, SIDE, SIDE, 5), np.uint8)
@@ -92,12 +98,12 @@ def _parts() -> tuple[list[str], np.ndarray]:
 
 @functools.cache
 def _tables() -> tuple[np.ndarray, np.ndarray]:
-    """Part numbers int32 [slots, choices, variants], padded, and the number of variants int32 [slots, choices]."""
+    """Returns part numbers int32 [slots, choices, variants], padded, and counts of variants int32 [slots, choices]."""
     names = _parts()[0]
-    found = [[_variants(names, name) for name in _choices(slot, attribute)] for slot, attribute, _ in _SLOTS]
-    shape = len(found), max(map(len, found)), max(len(variants) for slot in found for variants in slot)
+    parts = [[_variants(names, name) for name in _choices(slot, attribute)] for slot, attribute, _ in _SLOTS]
+    shape = len(parts), max(map(len, parts)), max(len(variants) for slot in parts for variants in slot)
     tables, counts = np.zeros(shape, np.int32), np.ones(shape[:2], np.int32)
-    for i, slot in enumerate(found):
+    for i, slot in enumerate(parts):
         for k, variants in enumerate(slot):
             tables[i, k, : len(variants)] = variants
             counts[i, k] = len(variants)
@@ -105,17 +111,17 @@ def _tables() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _choices(slot: str, attribute: str | None) -> list[str]:
-    """Patterns of part names, in the order of `_choice`; * stands for the variant."""
+    """Returns patterns of part names, in the order of `_choice`; * stands for the variant."""
     if attribute is None:
         return [f"{slot}/*"]
     names = [f"{slot}/{value}/*" for value in ATTRIBUTES[attribute]]
-    if slot == "hair":  # cut off at the brim of each hat
+    if slot == "hair":  # with a part for each hat, cut off at its brim
         return [name + (f"/{hat}" if hat != "none" else "") for name in names for hat in ATTRIBUTES["hat"]]
     return names
 
 
 def _choice(slot: str, attribute: str | None, attributes: jax.Array) -> jax.Array:
-    """int32 [n]: which of the slot's `_choices`."""
+    """Returns the number of each portrait's choice among the slot's `_choices`, int32 [n]."""
     if attribute is None:
         return jnp.zeros(len(attributes), jnp.int32)
     value = attributes[:, COLUMN[attribute]]
@@ -123,13 +129,13 @@ def _choice(slot: str, attribute: str | None, attributes: jax.Array) -> jax.Arra
 
 
 def _variants(names: list[str], pattern: str) -> list[int]:
-    """Numbers of the parts of a pattern; of the empty part where a value shows nothing."""
+    """Returns the numbers of the parts that match a pattern; if none does, that of the empty part."""
     shape = re.compile(pattern.replace("*", r"\d"))
     return [i for i, name in enumerate(names) if shape.fullmatch(name)] or [0]
 
 
 def _tint(attribute: str | None, attributes: jax.Array) -> jax.Array:
-    """float32 [n, 3] in [0, 1]: the colour of a value; black where nothing tints."""
+    """Returns the colour of each portrait's value, float32 [n, 3] in [0, 1]; black without an attribute."""
     if attribute is None:
         return jnp.zeros((len(attributes), 3))
     table = [[int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] for colour in _COLOURS[attribute]]

@@ -1,7 +1,7 @@
-"""Attributes in words: the captions to train on, and a tokenizer that has every word of them.
+"""Attributes in words: the captions of portraits, and a tokenizer with a token for each of their words.
 
-A caption's noun follows the looks (nobody with a beard is called a woman, and only a few with long hair and no beard
-are called a man) but is no attribute: it draws nothing of its own, and "person" fits all.
+The noun of a caption follows the looks: nobody with a beard is called a woman, and only a few portraits with long hair
+and no beard are called a man. The noun is no attribute. It adds nothing to the picture, and "person" fits all.
 """
 
 import itertools
@@ -15,9 +15,9 @@ import numpy as np
 
 from sega_jax.demo.attributes import ATTRIBUTES, COLUMN, visible
 
-LENGTH = 48  # tokens that the text encoder reads, start and end among them
+LENGTH = 48  # tokens that the text encoder reads, including start and end
 
-# What follows "with", attribute by attribute, value by value; a value without words is never mentioned.
+# Phrases that follow "with", for each attribute and value. A value without phrases is never mentioned.
 _WITH = {
     "glasses": ((), ("glasses", "eyeglasses", "spectacles"), ("sunglasses", "shades")),
     "mouth": (
@@ -32,7 +32,7 @@ _WITH = {
     "hat": ((), ("a hat", "a wide hat"), ("a beanie", "a knit cap")),
     "skin": (("pale skin", "fair skin"), ("tanned skin", "tan skin"), ("brown skin",), ("dark skin",)),
 }
-# What may stand before the noun instead.
+# Adjectives that may stand before the noun instead.
 _ADJECTIVES = {
     "mouth": (("serious",), ("smiling", "happy"), ("sad", "unhappy"), ("open-mouthed", "surprised")),
     "facial hair": ((), ("bearded",), ("moustached",)),
@@ -44,32 +44,34 @@ _PLURAL = {"overalls", "dungarees"}
 _SYNONYMS = {"blond": ("blond", "blonde"), "grey": ("grey", "gray"), "purple": ("purple", "violet")}
 _RED_HAIR = {"red": ("red", "ginger")}
 _BACKGROUND = ("on a {} background", "against a {} background", "in front of a {} wall", "with a {} background")
-_OPENINGS = ("a portrait of", "a cartoon portrait of", "a drawing of", "a picture of", "a cartoon of", "an avatar of")
-_OPENINGS += ("portrait of", "a photo of", "")
-# Nouns by looks: with facial hair, with long hair and none, all others.
+_OPENINGS = (
+    *("a portrait of", "a cartoon portrait of", "a drawing of", "a picture of", "a cartoon of", "an avatar of"),
+    *("portrait of", "a photo of", ""),
+)
+# Nouns by looks: with facial hair, with long hair but no facial hair, and all others.
 _NOUNS = (
     ("person", "man"),
     ("person", "woman", "woman", "person", "woman", "man"),
     ("person", "person", "man", "woman"),
 )
 
-# Colours and mouths are learned last: captions mention them more often, short ones most of all.
+# Training learns colours and mouths last, so that captions mention them more often, most of all short captions.
 _WEIGHTS = {"mouth": 3.0, "hair colour": 2.5, "clothes colour": 2.5, "background": 2.0, "skin": 1.5}
-_SIZES = (0.05, 0.25, 0.12)  # shares of captions of no, one and two attributes; the others have 3 to all
-_NUMBERS = 32  # random numbers for a caption
+_SIZES = (0.05, 0.25, 0.12)  # shares of captions with no, one and two attributes; the others mention three or more
+_NUMBERS = 32  # random numbers for each caption
 
 
 def captions(attributes: np.ndarray, rng: np.random.Generator) -> list[str]:
-    """A caption each: some of what is seen, in words of its own; int [n, attributes] -> n texts."""
+    """Writes a caption for each of n portraits, int [n, attributes], about some of its visible attributes."""
     attributes = np.asarray(attributes)
-    told = _told(attributes, rng)
+    mentioned = _mentioned(attributes, rng)
     numbers = rng.integers(0, 5040, (len(attributes), _NUMBERS))  # 5040 is divisible by 1 to 10
-    rows = zip(attributes.tolist(), told.tolist(), numbers.tolist(), strict=True)
-    return [_caption(values, tells, iter(chance)) for values, tells, chance in rows]
+    rows = zip(attributes.tolist(), mentioned.tolist(), numbers.tolist(), strict=True)
+    return [_caption(values, mentions, iter(chance)) for values, mentions, chance in rows]
 
 
 def tokenizer(folder: Path) -> None:
-    """Writes a CLIP tokenizer with a token for each word of the grammar, and all bytes for other words."""
+    """Writes a CLIP tokenizer with a token for each word of the captions; it spells other words in bytes."""
     alphabet = list(_byte_letters())
     merges = _merges(sorted(_words()))
     tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), *map("".join, merges)]
@@ -84,8 +86,8 @@ def tokenizer(folder: Path) -> None:
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _told(attributes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """bool [n, attributes]: what each caption tells, all of it seen."""
+def _mentioned(attributes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draws the visible attributes that each caption mentions, bool [n, attributes]."""
     n = len(attributes)
     weights = np.array([_WEIGHTS.get(name, 1.0) for name in ATTRIBUTES])
     tellable = visible(attributes)
@@ -93,21 +95,21 @@ def _told(attributes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         tellable[:, COLUMN[name]] &= np.array([len(phrase) > 0 for phrase in phrases])[attributes[:, COLUMN[name]]]
     size = np.searchsorted(np.cumsum(_SIZES), rng.random(n), side="right")
     size = np.where(size == len(_SIZES), rng.integers(len(_SIZES), len(ATTRIBUTES) + 1, n), size)
-    race = np.where(tellable, rng.exponential(size=attributes.shape) / weights, np.inf)  # the first are told
+    race = np.where(tellable, rng.exponential(size=attributes.shape) / weights, np.inf)  # the first are mentioned
     return tellable & (race.argsort(1).argsort(1) < size[:, None])
 
 
-def _caption(values: list[int], tells: list[bool], chance: Iterator[int]) -> str:
-    """One caption of the attributes that it tells."""
+def _caption(values: list[int], mentions: list[bool], chance: Iterator[int]) -> str:
+    """Writes a caption of the attributes that it mentions."""
 
     def pick(options):
         return options[next(chance) % len(options)]
 
-    told = {name: value for name, value, tell in zip(ATTRIBUTES, values, tells, strict=True) if tell}
-    short = len(told) <= 2
-    worn, background = _worn(told, pick), _background(told, pick)
-    adjectives, others = _looks(told, pick)
-    if told and next(chance) % 20 < (6 if short else 2):  # bare words, as edits are written
+    mentioned = {name: value for name, value, mention in zip(ATTRIBUTES, values, mentions, strict=True) if mention}
+    short = len(mentioned) <= 2
+    worn, background = _worn(mentioned, pick), _background(mentioned, pick)
+    adjectives, others = _looks(mentioned, pick)
+    if mentioned and next(chance) % 20 < (6 if short else 2):  # words alone, as in the concepts of edits
         return _bare(adjectives + others + worn + background, pick)
     opening, noun = pick(_OPENINGS), pick(_NOUNS[_kind(values)])
     subject = _article(" ".join([*adjectives, noun]))
@@ -119,15 +121,16 @@ def _caption(values: list[int], tells: list[bool], chance: Iterator[int]) -> str
     return " ".join([*([opening] if opening else []), subject, *groups, *background])
 
 
-def _looks(told: dict[str, int], pick) -> tuple[list[str], list[str]]:
-    """Adjectives, and what follows "with"; shuffled."""
-    adjectives, others = [], []
+def _looks(mentioned: dict[str, int], pick) -> tuple[list[str], list[str]]:
+    """Returns adjectives, and phrases that follow "with", in random order."""
+    adjectives: list[str] = []
+    others: list[str] = []
     for name, phrases in _WITH.items():
-        if name not in told or (name == "hair colour" and told.get("hair")):
+        if name not in mentioned or (name == "hair colour" and mentioned.get("hair")):
             continue
-        value = told[name]
-        if name == "hair" and "hair colour" in told:
-            others.append(_hair(value, told["hair colour"], pick))
+        value = mentioned[name]
+        if name == "hair" and "hair colour" in mentioned:
+            others.append(_hair(value, mentioned["hair colour"], pick))
         elif name == "hair colour":
             others.append(f"{_colour(name, value, pick)} hair")
         elif name in _ADJECTIVES and len(adjectives) < 2 and pick((True, False)) and _ADJECTIVES[name][value]:
@@ -139,34 +142,35 @@ def _looks(told: dict[str, int], pick) -> tuple[list[str], list[str]]:
 
 
 def _hair(value: int, colour: int, pick) -> str:
-    """Form and colour of hair in one phrase."""
+    """Describes the form and the colour of hair in one phrase."""
     word, phrase = _colour("hair colour", colour, pick), pick(_WITH["hair"][value])
     return f"a {word} afro" if phrase == "an afro" else phrase.replace("hair", f"{word} hair")
 
 
-def _worn(told: dict[str, int], pick) -> list[str]:
-    """Clothes and hat, which follow "wearing"."""
+def _worn(mentioned: dict[str, int], pick) -> list[str]:
+    """Returns clothes and hat, which follow "wearing"."""
     worn = []
-    colour = _colour("clothes colour", told["clothes colour"], pick) if "clothes colour" in told else ""
-    if "clothes" in told:
-        garment = pick(_CLOTHES[told["clothes"]])
+    colour = _colour("clothes colour", mentioned["clothes colour"], pick) if "clothes colour" in mentioned else ""
+    if "clothes" in mentioned:
+        garment = pick(_CLOTHES[mentioned["clothes"]])
         phrase = f"{colour} {garment}".strip()
         worn.append(phrase if garment in _PLURAL else _article(phrase))
     elif colour:
         worn.append(f"{colour} {pick(('clothes', 'clothing'))}")
-    if "hat" in told:
-        worn.append(pick(_WITH["hat"][told["hat"]]))
+    if "hat" in mentioned:
+        worn.append(pick(_WITH["hat"][mentioned["hat"]]))
     return worn[:: pick((1, -1))]
 
 
-def _background(told: dict[str, int], pick) -> list[str]:
-    if "background" not in told:
+def _background(mentioned: dict[str, int], pick) -> list[str]:
+    """Returns the phrase of the background, or nothing."""
+    if "background" not in mentioned:
         return []
-    return [pick(_BACKGROUND).format(_colour("background", told["background"], pick))]
+    return [pick(_BACKGROUND).format(_colour("background", mentioned["background"], pick))]
 
 
 def _verbs(others: list[str], worn: list[str], pick) -> list[tuple[str, list[str]]]:
-    """with ... and wearing ...; glasses may be either."""
+    """Returns the verbs "with" and "wearing" with their phrases; glasses follow either."""
     glasses = [thing for thing in others if thing in _WITH["glasses"][1] + _WITH["glasses"][2]]
     if glasses and pick((True, False)):
         others, worn = [thing for thing in others if thing not in glasses], glasses + worn
@@ -174,7 +178,7 @@ def _verbs(others: list[str], worn: list[str], pick) -> list[tuple[str, list[str
 
 
 def _bare(phrases: list[str], pick) -> str:
-    """Words without a sentence, their articles dropped half the time."""
+    """Lists the phrases without a sentence, half the time without their articles."""
     phrases = [re.sub(r"^(on|against|in front of|with) ", "", phrase) for phrase in phrases]
     if pick((True, False)):
         phrases = [re.sub(r"^an? ", "", phrase) for phrase in phrases]
@@ -182,28 +186,31 @@ def _bare(phrases: list[str], pick) -> str:
 
 
 def _colour(attribute: str, value: int, pick) -> str:
+    """Returns a word for a colour."""
     word = ATTRIBUTES[attribute][value]
     options = (_RED_HAIR if attribute == "hair colour" else {}).get(word) or _SYNONYMS.get(word)
     return pick(options) if options else word
 
 
 def _kind(values: list[int]) -> int:
-    """Which of the nouns fit the looks."""
+    """Returns the number of the `_NOUNS` that fit the looks."""
     if values[COLUMN["facial hair"]]:
         return 0
     return 1 if ATTRIBUTES["hair"][values[COLUMN["hair"]]] == "long" else 2
 
 
 def _article(phrase: str) -> str:
+    """Puts "a" or "an" before a phrase."""
     return ("an " if phrase[0] in "aeiou" else "a ") + phrase
 
 
 def _join(things: list[str], pick) -> str:
+    """Joins phrases with commas and "and"."""
     return ", ".join(things[:-1]) + (" and " if things[:-1] else "") + things[-1]
 
 
 def _words() -> set[str]:
-    """Every word of the grammar, as CLIP's tokenizer splits them."""
+    """Returns every word of the captions, as CLIP's tokenizer splits them."""
     phrases = [
         text for table in (*_WITH.values(), *_ADJECTIVES.values(), _CLOTHES, _NOUNS) for row in table for text in row
     ]
@@ -214,7 +221,7 @@ def _words() -> set[str]:
 
 
 def _merges(words: list[str]) -> list[tuple[str, str]]:
-    """Pairs to merge, the most frequent first, until every word is one token."""
+    """Returns the pairs to merge, the most frequent first, until every word is one token."""
     spelt = [[*word[:-1], word[-1] + "</w>"] for word in words]
     merges = []
     while pairs := Counter(pair for word in spelt for pair in itertools.pairwise(word)):
@@ -225,7 +232,8 @@ def _merges(words: list[str]) -> list[tuple[str, str]]:
 
 
 def _merge(word: list[str], pair: tuple[str, str]) -> list[str]:
-    merged = []
+    """Merges a pair wherever it stands in a word."""
+    merged: list[str] = []
     for part in word:
         if merged and (merged[-1], part) == pair:
             merged[-1] += part
@@ -235,7 +243,7 @@ def _merge(word: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def _byte_letters() -> Iterator[str]:
-    """A printable letter for each byte, in the order of CLIP's vocabulary: what is printable stands for itself."""
+    """Yields a printable letter for each byte, in the order of CLIP's vocabulary; printable bytes are their own."""
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     yield from map(chr, plain)
     yield from map(chr, range(256, 256 + 256 - len(plain)))

@@ -1,17 +1,35 @@
 """Concepts and how each of them guides: `Edit` for one, `Edits` for the arrays of a batch."""
 
 import dataclasses
-import math
-import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
+from sega_jax.method.argument_kinds import Integer, Kind, Real
+from sega_jax.method.arguments import argument, arguments, required
 from sega_jax.method.numerics import floating
 
 # The step count at which "never" happens.
 NEVER = np.iinfo(np.int32).max
+
+
+class Concept(Kind):
+    """Words, or text conditioning of one row, or an array [tokens, channels]."""
+
+    noun = "words, or their conditioning"
+
+    def check(self, name: str, value: Any) -> Any:
+        if isinstance(value, str):
+            return value
+        leaves = jax.tree.leaves(value)
+        if not hasattr(value, "ndim") and leaves and all(hasattr(leaf, "ndim") for leaf in leaves):
+            return value
+        embedding = floating(name, value, "(tokens, channels), or words")
+        if embedding.ndim != 2:
+            raise ValueError(f"{name} has shape {embedding.shape}, expected (tokens, channels)")
+        return embedding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,11 +37,12 @@ class Edit:
     """One concept and how it guides.
 
     Attributes:
-        concept: the words, or their embedding as a [tokens, channels] array.
+        concept: words, or their text conditioning, of one row (`pipe.encode`); for families with one text encoder an
+            array [tokens, channels] may stand in its place.
         scale: s_k, the strength; negative removes the concept. People use 4 to 10.
         threshold: lambda_k in [0, 1], the share of each channel that stays untouched.
         warmup: delta_k >= 0, the model call at which the concept begins to act.
-        cooldown: kappa_k >= 0, the call from which on it no longer does; None is never.
+        cooldown: kappa_k >= 0, the call from which on it no longer acts; None is never.
         weight: w_k >= 0, against the other concepts.
         momentum_scale: s_m in [0, 1]; None takes the call's.
         momentum_beta: beta in [0, 1]; None takes the call's.
@@ -32,49 +51,30 @@ class Edit:
         TypeError, ValueError: a setting of another type or out of its range.
     """
 
-    concept: Any
-    scale: float = 5.0
-    threshold: float = 0.9
-    warmup: int = 10
-    cooldown: int | None = None
-    weight: float = 1.0
-    momentum_scale: float | None = None
-    momentum_beta: float | None = None
+    concept: Any = dataclasses.field(metadata=required(Concept(), "the words"))
+    scale: float = argument(
+        5.0, Real(hint="negative removes the concept"), "the strength; negative removes the concept"
+    )
+    threshold: float = argument(0.9, Real(0, 1), "the share of each channel that stays untouched")
+    warmup: int = argument(10, Integer(0, NEVER), "the model call at which it begins to act", unit="model calls")
+    cooldown: int | None = argument(
+        None, Integer(0, NEVER), "the call from which on it no longer acts; None is never", unit="model calls"
+    )
+    weight: float = argument(
+        1.0, Real(0, hint="to remove a concept give a negative scale"), "against the other concepts"
+    )
+    momentum_scale: float | None = argument(None, Real(0, 1, "None takes the call's"), "s_m; None takes the call's")
+    momentum_beta: float | None = argument(None, Real(0, 1, "None takes the call's"), "beta; None takes the call's")
 
     def __post_init__(self) -> None:
-        if not isinstance(self.concept, str):
-            embedding = floating("Edit: concept", self.concept, "(tokens, channels), or words")
-            if embedding.ndim != 2:
-                raise ValueError(f"Edit: concept has shape {embedding.shape}, expected (tokens, channels)")
-            object.__setattr__(self, "concept", embedding)
-        self._number("scale", -math.inf, math.inf, "a finite number; negative removes the concept")
-        self._number("threshold", 0, 1, "in [0, 1], the share of the picture that stays untouched")
-        self._count("warmup", 0)
-        if self.cooldown is not None:
-            self._count("cooldown", 0)
-        self._number("weight", 0, math.inf, "at least 0; to remove a concept give a negative scale")
-        if self.momentum_scale is not None:
-            self._number("momentum_scale", 0, 1, "in [0, 1], or None for the call's")
-        if self.momentum_beta is not None:
-            self._number("momentum_beta", 0, 1, "in [0, 1], or None for the call's")
+        object.__setattr__(self, "concept", Concept().check("Edit: concept", self.concept))
+        for name, one in arguments(Edit).items():
+            if name != "concept":
+                value = one.check(getattr(self, name), f"Edit {_brief(self.concept)}: {name}")
+                object.__setattr__(self, name, value)
 
-    def _number(self, name: str, low: float, high: float, expected: str) -> None:
-        value = getattr(self, name)
-        where = f"Edit {_brief(self.concept)}: {name}={value!r}"
-        if isinstance(value, bool) or not isinstance(value, numbers.Real | np.number):
-            raise TypeError(f"{where} should be a number {expected}")
-        if not (math.isfinite(value) and low <= value <= high):
-            raise ValueError(f"{where} should be {expected}")
-        object.__setattr__(self, name, float(value))
 
-    def _count(self, name: str, low: int) -> None:
-        value = getattr(self, name)
-        where = f"Edit {_brief(self.concept)}: {name}={value!r}"
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-            raise TypeError(f"{where} should be a whole number of model calls")
-        if not low <= value <= NEVER:
-            raise ValueError(f"{where} should be at least {low}")
-        object.__setattr__(self, name, int(value))
+SETTINGS = tuple(name for name in arguments(Edit) if name != "concept")
 
 
 def _brief(concept: Any) -> str:

@@ -76,16 +76,18 @@ class Scheduler:
         options, most = self.options, self.options["num_train_timesteps"]
         if isinstance(steps, bool) or not isinstance(steps, numbers.Integral):
             options = {**options, "timesteps": given_timesteps(steps, most)}
-            steps = len(options["timesteps"])
-        if not 1 <= steps <= most:
-            raise ValueError(f"steps={steps} should be from 1 to {most}, the timesteps of the training")
-        begin = steps - min(int(steps * strength), steps)
-        if begin == steps:
-            raise ValueError(f"strength={strength:g} of {steps} steps is less than one; give at least {1 / steps:.2g}")
+            count = len(options["timesteps"])
+        else:
+            count = int(steps)
+        if not 1 <= count <= most:
+            raise ValueError(f"steps={count} should be from 1 to {most}, the timesteps of the training")
+        begin = count - min(int(count * strength), count)
+        if begin == count:
+            raise ValueError(f"strength={strength:g} of {count} steps is less than one; give at least {1 / count:.2g}")
         try:
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
                 family = FAMILIES[self.name]
-                table = family.table({**options, "begin": begin}, int(steps))
+                table = family.table({**options, "begin": begin}, count)
                 table = _from(table, begin * (family.order or 0))
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from None
@@ -93,14 +95,14 @@ class Scheduler:
         if not all(np.isfinite(column).all() for column in jax.tree.leaves(table._replace(solver=solver))):
             if self.options.get("rescale_betas_zero_snr") and self.options["prediction_type"] == "epsilon":
                 raise ValueError(
-                    f"{self.name}: with rescale_betas_zero_snr the first of {steps} steps has no signal, and epsilon"
+                    f"{self.name}: with rescale_betas_zero_snr the first of {count} steps has no signal, and epsilon"
                     " says nothing; prediction_type should be 'v_prediction' or 'sample'"
                 )
             if "timesteps" in options:
                 raise ValueError(
                     f"{self.name}: final_sigmas_type='sigma_min' ends at timestep 0; leave it out of steps"
                 )
-            raise ValueError(f"{self.name}: {steps} steps are so many that two fall together; take fewer")
+            raise ValueError(f"{self.name}: {count} steps are so many that two fall together; take fewer")
         return table
 
 

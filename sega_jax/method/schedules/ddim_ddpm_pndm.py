@@ -122,7 +122,7 @@ def pndm(options: Options, steps: int) -> Row:
     What is remembered is the output itself; with v, its mean is turned into eps where the step starts.
 
     Begun later than at the first step, the lower orders are those of the first calls that are run, as in diffusers: the
-    second of them takes the first step anew, though its timestep comes but once, so that all later ones see x of the
+    second of them repeats the first step, although its timestep appears only once, so that all later ones see x of the
     timestep before. The Runge-Kutta start, which diffusers then mixes with the timesteps that are not run, is of the
     steps that are.
     """
@@ -130,14 +130,16 @@ def pndm(options: Options, steps: int) -> Row:
         raise ValueError("its steps are of one length; give their number, not timesteps")
     bars, stride = cumulative(options), options["num_train_timesteps"] // steps
     plan = _low_orders if options["skip_prk_steps"] else _runge_kutta
-    t, begin, end, anew, weights, remember = plan(spaced(options, steps).astype(int), stride, options.get("begin", 0))
+    t, begin, end, restart, weights, remember = plan(
+        spaced(options, steps).astype(int), stride, options.get("begin", 0)
+    )
     now, after = _at(options, bars, begin), _at(options, bars, end)
     # Eq. 9 moves along eps by `slope`.
     slope = -(after - now) / (now * np.sqrt(1 - after) + np.sqrt(now * (1 - now) * after))
     from_x, from_output = eps_form(options, np.sqrt(now), np.sqrt(1 - now))
     solver = multistep(
         len(t),
-        start=(~anew, anew, 0.0),
+        start=(~restart, restart, 0.0),
         x=(np.sqrt(after / now) + slope * from_x, (slope * from_output)[:, None] * weights),
         remember=remember,
         memory=weights.shape[1] - 1,
@@ -147,12 +149,12 @@ def pndm(options: Options, steps: int) -> Row:
 
 
 def _low_orders(t: np.ndarray, stride: int, begin: int) -> tuple:
-    """The second timestep is called twice: the first step is taken anew with the mean of both its ends."""
+    """The second timestep is called twice: the first step is taken restart with the mean of both its ends."""
     t = np.concatenate([t[:2], t[1:2], t[2:]])[begin:]
     call = np.arange(len(t))
-    anew = call == 1
+    restart = call == 1
     weights = np.insert(_ADAMS, 1, [1 / 2, 1 / 2, 0, 0], 0)[np.minimum(call, 4)]
-    return t, np.where(anew, t + stride, t), np.where(anew, t, t - stride), anew, weights, ~anew
+    return t, np.where(restart, t + stride, t), np.where(restart, t, t - stride), restart, weights, ~restart
 
 
 def _runge_kutta(t: np.ndarray, stride: int, begin: int) -> tuple:
@@ -163,10 +165,10 @@ def _runge_kutta(t: np.ndarray, stride: int, begin: int) -> tuple:
     half = stride // 2
     stages = np.concatenate([[a, b + half, b + half, b] for a, b in itertools.pairwise(t[:4])])
     end = np.concatenate([stages - np.tile([half, 0, half, 0], 3), t[3:] - stride])
-    begin = np.concatenate([np.repeat(t[:3], 4), t[3:]])
+    start = np.concatenate([np.repeat(t[:3], 4), t[3:]])
     t = np.concatenate([stages, t[3:]])
     call = np.arange(len(t))
-    anew = (call < 12) & (call % 4 != 0)
+    restart = (call < 12) & (call % 4 != 0)
     weights = np.zeros((len(t), 13))
     weights[:12, 0] = 1
     weights[3:12:4, :4] = [1 / 6, 1 / 3, 1 / 3, 1 / 6]
@@ -174,4 +176,4 @@ def _runge_kutta(t: np.ndarray, stride: int, begin: int) -> tuple:
         # Of the start, only the outputs at the beginning of a step count.
         counted = [k for k in range(c, -1, -1) if k >= 12 or k % 4 == 0][:4]
         weights[c, [c - k for k in counted]] = _ADAMS[3]
-    return t, begin, end, anew, weights, True
+    return t, start, end, restart, weights, True

@@ -205,7 +205,7 @@ def _check_together(options: Options) -> None:
     if len(spacings) > 1:
         raise ValueError(f"{' and '.join(spacings)} are two spacings of the sigmas; give one")
     low, high = options.get("sigma_min"), options.get("sigma_max")
-    if None not in (low, high) and low >= high:
+    if low is not None and high is not None and low >= high:
         raise ValueError(f"sigma_min={low} should be below sigma_max={high}")
     kind = options.get("algorithm_type", "")
     if kind in ("dpmsolver", "sde-dpmsolver") and options["final_sigmas_type"] == "zero":

@@ -4,6 +4,7 @@ Text comes as keys and values, which `project` makes of its states [batch, token
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,7 @@ class GEGLU(nnx.Module):
 class FeedForward(nnx.Module):
     def __init__(self, channels: int):
         # torch's list has a dropout in the middle, which has no parameters.
-        self.net = nnx.List([GEGLU(channels, 4 * channels), None, Linear(4 * channels, channels)])
+        self.net: nnx.List[Any] = nnx.List([GEGLU(channels, 4 * channels), None, Linear(4 * channels, channels)])
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.net[2](self.net[0](x))
@@ -105,8 +106,8 @@ class AddedAttention(nnx.Module):
     """
 
     def __init__(self, c: UNetConfig, level: int, implementation: str):
-        channels, text = c.block_out_channels[level], c.cross_attention_dim
-        self.heads, self.implementation = channels // c.attention_head_dim, implementation
+        channels, text = c.block_out_channels[level], c.level("cross_attention_dim", level)
+        self.heads, self.implementation = channels // c.level("attention_head_dim", level), implementation
         self.group_norm = GroupNorm(c.norm_num_groups, channels, 1e-5)
         self.norm_cross = GroupNorm(TEXT_GROUPS, text, 1e-5)
         self.to_q = Linear(channels, channels)

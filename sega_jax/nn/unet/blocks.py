@@ -35,7 +35,9 @@ class ScaledResnetBlock(ResnetBlock):
         self.time_emb_proj = Linear(embedding, 2 * outputs)
         self.activate_time, self.divisor, self.resample = not c.resnet_skip_time_act, divisor, resample
 
-    def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, embedding: jax.Array | None = None) -> jax.Array:
+        assert embedding is not None
+        assert self.time_emb_proj is not None
         act = ACTIVATIONS[self.activation]
         h = act(self.norm1(x))
         if self.resample is not None:
@@ -145,7 +147,7 @@ def _resnet(
 def _attention(c: UNetConfig, level: int, implementation: str) -> AddedAttention | Transformer:
     if c.adds_keys:
         return AddedAttention(c, level, implementation)
-    return Transformer(c, level, implementation, only_cross=c.level("only_cross_attention", level))
+    return Transformer(c, level, implementation, only_cross=bool(c.level("only_cross_attention", level)))
 
 
 def _downsampler(c: UNetConfig, channels: int, embedding: int) -> ResnetBlock | Downsample:

@@ -130,13 +130,13 @@ class UNetConfig(NamedTuple):
         if simple:
             # diffusers' defaults of these are Stable Diffusion's.
             config = {"resnet_time_scale_shift": None, "cross_attention_norm": None} | dict(config)
-        self = build(cls, config, "UNet", fixed=_FIXED | family.fixed, choices=choices, ignored=_IGNORED)
+        self = build(cls, config, "UNet", fixed={**_FIXED, **family.fixed}, choices=choices, ignored=_IGNORED)
         if config.get("encoder_hid_dim_type") and not self.encoder_hid_dim:
             raise ValueError("UNet config: encoder_hid_dim is missing, although there is an encoder_hid_dim_type")
         self._check_levels()
         if simple:
             self._check_text()
-        if self.tells_sizes and self.pooled_dim <= 0:
+        if self.has_size_conditioning and self.pooled_dim <= 0:
             raise ValueError(
                 "UNet config: projection_class_embeddings_input_dim="
                 f"{self.projection_class_embeddings_input_dim} should be the channels of the pooled text and six times"
@@ -170,7 +170,7 @@ class UNetConfig(NamedTuple):
         for name in ("attention_head_dim", "cross_attention_dim"):
             if isinstance(getattr(self, name), tuple):
                 raise ValueError(f"UNet config: {name}={getattr(self, name)} is not supported, only one number")
-        if self.cross_attention_dim % TEXT_GROUPS:
+        if self.level("cross_attention_dim", 0) % TEXT_GROUPS:
             raise ValueError(
                 f"UNet config: cross_attention_dim {self.cross_attention_dim} cannot be split into {TEXT_GROUPS} groups"
             )
@@ -186,7 +186,7 @@ class UNetConfig(NamedTuple):
         return self.mid_block_type == _SIMPLE
 
     @property
-    def tells_sizes(self) -> bool:
+    def has_size_conditioning(self) -> bool:
         """Whether it is of Stable Diffusion XL's kind, which is told a pooled text and sizes, too."""
         return self.addition_embed_type == "text_time"
 
@@ -198,7 +198,7 @@ class UNetConfig(NamedTuple):
     @property
     def text_dim(self) -> int:
         """The channels of the text's states, where they are the same for all levels."""
-        return self.encoder_hid_dim or self.cross_attention_dim
+        return self.encoder_hid_dim or self.level("cross_attention_dim", 0)
 
     def level(self, name: str, level: int) -> int:
         """The entry of a number that may be given for each level."""

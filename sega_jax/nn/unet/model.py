@@ -13,7 +13,7 @@ from sega_jax.nn.unet.embedding import TextTimeEmbedding, TimestepEmbedding, sin
 
 
 class Context(NamedTuple):
-    """What Stable Diffusion XL's UNet is told beside x and the timestep."""
+    """What Stable Diffusion XL's UNet is pooled_and_sizes beside x and the timestep."""
 
     states: jax.Array  # of the text, [batch, tokens, cross_attention_dim]
     pooled: jax.Array  # of the text, [batch, channels]
@@ -52,7 +52,8 @@ class UNet2DConditionModel(nnx.Module):
         self.time_embedding = TimestepEmbedding(channels[0], embedding, c.act_fn)
         self.class_embedding = _class_embedding(c, embedding)
         self.add_embedding = _add_embedding(c, embedding)
-        self.encoder_hid_proj = Linear(c.encoder_hid_dim, c.cross_attention_dim) if c.encoder_hid_dim else None
+        text = c.level("cross_attention_dim", 0)
+        self.encoder_hid_proj = Linear(c.encoder_hid_dim, text) if c.encoder_hid_dim else None
         self.down_blocks = nnx.List([DownBlock(c, i, embedding, attention) for i in levels])
         self.mid_block = MidBlock(c, embedding, attention)
         self.up_blocks = nnx.List([UpBlock(c, i, embedding, attention) for i in levels])
@@ -66,17 +67,22 @@ class UNet2DConditionModel(nnx.Module):
     def project(self, context: jax.Array | Context) -> Projected:
         """What blocks and attentions make of the text: once, for calls that share it."""
         dtype = self.conv_in.kernel[...].dtype
-        if self.config.tells_sizes:
+        pooled: jax.Array | None = None
+        if self.config.has_size_conditioning:
+            assert isinstance(context, Context)
+            assert self.add_embedding is not None
             wave = self._wave(context.sizes.reshape(-1), self.config.addition_time_embed_dim)
-            told = jnp.concatenate([context.pooled.astype(dtype), wave.reshape(len(context.sizes), -1)], -1)
-            context, pooled = context.states.astype(dtype), self.add_embedding(told)
+            pooled_and_sizes = jnp.concatenate([context.pooled.astype(dtype), wave.reshape(len(context.sizes), -1)], -1)
+            states, pooled = context.states.astype(dtype), self.add_embedding(pooled_and_sizes)
         else:
-            context = context.astype(dtype)
-            pooled = None if self.add_embedding is None else self.add_embedding(context)
+            assert not isinstance(context, Context)
+            states = context.astype(dtype)
+            if self.add_embedding is not None:
+                pooled = self.add_embedding(states)
         if self.encoder_hid_proj is not None:
-            context = self.encoder_hid_proj(context)
-        blocks = (*self.down_blocks, self.mid_block, *self.up_blocks)
-        return Projected(pooled, [[attention.project(context) for attention in block.attentions] for block in blocks])
+            states = self.encoder_hid_proj(states)
+        blocks: list[DownBlock | MidBlock | UpBlock] = [*self.down_blocks, self.mid_block, *self.up_blocks]
+        return Projected(pooled, [[attention.project(states) for attention in block.attentions] for block in blocks])
 
     def __call__(
         self,
@@ -93,8 +99,8 @@ class UNet2DConditionModel(nnx.Module):
             x, new = block(x, embedding, next(texts))
             skips += new
         x = self.mid_block(x, embedding, next(texts))
-        for block in self.up_blocks:
-            x = block(x, embedding, next(texts), skips)
+        for up_block in self.up_blocks:
+            x = up_block(x, embedding, next(texts), skips)
         # Guidance takes differences of predictions, which rounding would make multiples of a few values.
         return self.conv_out.widened(ACTIVATIONS[self.config.act_fn](self.conv_norm_out(x)))
 
@@ -108,6 +114,7 @@ class UNet2DConditionModel(nnx.Module):
 
         embedding = self.time_embedding(self._wave(timestep))
         if self.class_embedding is not None:
+            assert class_labels is not None
             known = class_labels if c.num_class_embeds else self._wave(class_labels.astype(timestep.dtype))
             embedding += self.class_embedding(known)
         if pooled is not None:
@@ -121,7 +128,7 @@ class UNet2DConditionModel(nnx.Module):
 
 
 def _add_embedding(c: UNetConfig, embedding: int) -> TextTimeEmbedding | TimestepEmbedding | None:
-    if c.tells_sizes:
+    if c.has_size_conditioning:
         return TimestepEmbedding(c.projection_class_embeddings_input_dim, embedding, c.act_fn)
     heads = c.addition_embed_type_num_heads
     return TextTimeEmbedding(c.text_dim, embedding, heads) if c.addition_embed_type else None

@@ -31,13 +31,14 @@ class Flat:
     take a network's modules apart takes the host milliseconds, at every call of a program."""
 
     def __init__(self, tree: Any):
+        self.leaves: Sequence[Any]
         self.leaves, self.structure = jax.tree.flatten(tree)
 
     @property
     def tree(self) -> Any:
         return jax.tree.unflatten(self.structure, self.leaves)
 
-    def tree_flatten(self) -> tuple[list, Any]:
+    def tree_flatten(self) -> tuple[Sequence[Any], Any]:
         return self.leaves, self.structure
 
     @classmethod
@@ -112,7 +113,7 @@ class Devices:
         finally:
             self._watched = None
 
-    def _watch(self, program: Callable, function: Callable, concepts: int | None, *args: Any) -> Any:
+    def _watch(self, program: Any, function: Callable, concepts: int | None, *args: Any) -> Any:
         began, memory = time.perf_counter(), None
         if len(self) == 1:
             found = program.lower(*args).compile().memory_analysis()
@@ -120,6 +121,7 @@ class Devices:
         else:
             # To ask pmap's program for its memory would be to compile it twice.
             jax.block_until_ready(program(*args))
+        assert self._watched is not None
         self._watched.append(Program(function.__name__, concepts, time.perf_counter() - began, memory))
         return program(*args)
 

@@ -1,71 +1,48 @@
-"""Words to embeddings: blocks of one size, so that one program serves, and what is known is not computed again."""
+"""Tokens to text conditioning: in blocks of one size, so that one program serves, and remembered by the tokens."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
 from sega_jax.pipelines.execution.devices import Devices
-from sega_jax.text.prompt_weights import Reading, chunks, weighed
-from sega_jax.text.tokenizers import Tokenizer
 
-# Texts in one call of the program, and how many embeddings are remembered.
-_BLOCK, _REMEMBERED = 8, 256
+_BLOCK = 8  # texts in one call of the program
+_REMEMBERED = 256  # texts
 
 
-class Embeddings:
-    """The embeddings of texts, remembered by their tokens.
+class EmbeddingCache:
+    """The conditioning of texts, remembered by their tokens until `clear`.
 
     Args:
-        encode: (text encoder, tokens [texts, ...]) -> hidden states [texts, tokens, channels].
+        encode: (networks, ids, a pytree with the texts first) -> a family's `Text`.
         devices: where `encode` is compiled.
     """
 
-    def __init__(self, encode: Callable, devices: Devices):
+    def __init__(self, encode: Callable[[Any, Any], Any], devices: Devices):
         self._encode, self._devices = encode, devices
-        self._known: dict[bytes, np.ndarray] = {}
+        self._known: dict[tuple[bytes, ...], Any] = {}
 
-    def __call__(
-        self, text_encoder: Any, tokenizer: Callable[[Sequence[str]], np.ndarray], texts: Sequence[str]
-    ) -> np.ndarray:
-        """[texts, tokens, channels], by a text encoder that is the same until `clear`, and a tokenizer that gives
-        tokens [texts, ...] on the host."""
-        tokens = tokenizer(texts)
-        new = list({row.tobytes(): row for row in tokens if row.tobytes() not in self._known}.items())
+    def __call__(self, networks: Any, ids: Any) -> list[Any]:
+        """Returns the texts of tokens, of one row each, on the host."""
+        leaves, structure = jax.tree.flatten(ids)
+        names = [tuple(leaf[i].tobytes() for leaf in leaves) for i in range(len(leaves[0]))]
+        new = {name: i for i, name in reversed(list(enumerate(names))) if name not in self._known}
+        order = list(reversed(new.items()))
         program = self._devices.map(self._encode, None)
-        found = {}
-        for i in range(0, len(new), _BLOCK):
-            block = new[i : i + _BLOCK]
-            padded = np.stack([row for _, row in block] + [block[0][1]] * (_BLOCK - len(block)))
-            hidden = np.asarray(program(text_encoder, padded))
-            found |= {name: vector for (name, _), vector in zip(block, hidden, strict=False)}
-        found |= {row.tobytes(): self._known[row.tobytes()] for row in tokens if row.tobytes() in self._known}
+        found = {name: self._known[name] for name in names if name in self._known}
+        for first in range(0, len(order), _BLOCK):
+            block = order[first : first + _BLOCK]
+            rows = np.array([i for _, i in block] + [block[0][1]] * (_BLOCK - len(block)))
+            block_ids = jax.tree.unflatten(structure, [leaf[rows] for leaf in leaves])
+            texts = jax.tree.map(np.asarray, program(networks, block_ids))
+            found |= {name: texts[k] for k, (name, _) in enumerate(block)}
         self._known |= found
         while len(self._known) > _REMEMBERED:
             del self._known[next(iter(self._known))]
-        return np.stack([found[row.tobytes()] for row in tokens])
-
-    def read(self, text_encoder: Any, tokenizer: Tokenizer, texts: Sequence[str], reading: Reading) -> list[np.ndarray]:
-        """The embedding of each text [tokens, channels], read in chunks or with weights: those of its chunks side by
-        side.
-
-        Raises:
-            ValueError: a weight that is no number.
-        """
-        # By `map`, which has no frame of its own for the warnings to count.
-        read = list(map(partial(chunks, tokenizer, reading=reading), texts))
-        ids = np.concatenate([one.ids for one in read])
-        hidden = self(text_encoder, lambda _: ids, texts)
-        parts = np.split(hidden, np.cumsum([len(one.ids) for one in read])[:-1])
-        return [np.concatenate(weighed(part, one.weights)) for part, one in zip(parts, read, strict=True)]
+        return [found[name] for name in names]
 
     def clear(self) -> None:
-        """Forgets all, for another text encoder."""
+        """Forgets all texts, for other networks."""
         self._known.clear()
-
-
-def as_long(texts: Sequence[np.ndarray], none: np.ndarray) -> list[np.ndarray]:
-    """Embeddings [tokens, channels] as long as the longest, by that of no words after them, as often as it takes."""
-    longest = max(map(len, texts))
-    return [np.concatenate([text, *[none] * ((longest - len(text)) // len(none))]) for text in texts]

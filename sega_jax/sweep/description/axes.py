@@ -7,25 +7,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sega_jax.pipelines.batch import number, whole
-from sega_jax.sweep.description.fields import brief, checked, known
+from sega_jax.method.checks import brief, check_float, check_int
+from sega_jax.sweep.description.fields import checked, known
 
 Values = Sequence[Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Progression(Sequence):
-    """start, start + step, ... to 12 digits, so that 0.1, 0.2 is followed by 0.3."""
+    """start, start + step, ... to 12 digits, so that 0.1, 0.2 is followed by 0.3. It has no slices."""
 
     start: float
     step: float
-    count: int
+    length: int
 
     def __len__(self) -> int:
-        return self.count
+        return self.length
 
-    def __getitem__(self, i: int) -> float:
-        if not 0 <= i < self.count:
+    def __getitem__(self, i: int) -> float:  # type: ignore[override]
+        if not 0 <= i < self.length:
             raise IndexError(i)
         return float(f"{self.start + i * self.step:.12g}")
 
@@ -46,8 +46,8 @@ class Uniform(NamedTuple):
 class Block(NamedTuple):
     """Axes that go together: point i of them has the i-th value of each; a sample draws them."""
 
-    axes: Mapping[str, Values | Uniform]
-    count: int
+    axes: Mapping[str, Any]  # `Values`, or of a sample `Uniform` as well
+    length: int
     key: int | None = None  # of a sample
 
     def settings(self, i: int) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def _described(name: str, value: Mapping[str, Any], folder: Path, draws: bool) -
         return _lines(name, value["file"], folder)
     if {"from", "count"} <= keys <= {"from", "count", "step"}:
         start, step = (_real(f"{name}.{end}", value.get(end, 1)) for end in ("from", "step"))
-        count = whole(f"{name}.count", value["count"], 0)
+        count = check_int(f"{name}.count", value["count"], 0)
         if step == 0:
             raise ValueError(f"{name}.step=0 gives one value many times; give another step")
         if isinstance(start, int) and isinstance(step, int):
@@ -119,7 +119,7 @@ def _described(name: str, value: Mapping[str, Any], folder: Path, draws: bool) -
 
 
 def _real(name: str, value: Any) -> float:
-    number(name, value)
+    check_float(name, value)
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 

@@ -1,4 +1,4 @@
-"""Points: what a sweep says of one picture, complete, and the picture's name, a hash of it."""
+"""Points: the complete settings of one picture of a sweep, and the picture's name, a hash of them."""
 
 import dataclasses
 import hashlib
@@ -8,18 +8,19 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sega_jax.method.arguments import REQUIRED
 from sega_jax.method.guidance import Edit
 from sega_jax.method.schedules import Scheduler
 from sega_jax.pipelines import loading, sources
 from sega_jax.pipelines.components import as_scheduler
-from sega_jax.pipelines.sizes import state_shape
-from sega_jax.sweep.description.fields import EDIT
+from sega_jax.pipelines.messages import muted
+from sega_jax.sweep.description.fields import OTHERS, call_settings, edit_settings, fixed
 from sega_jax.sweep.description.sweep_file import Sweep
-from sega_jax.systems.base import Sizes, Usual
-from sega_jax.systems.registry import CHECKER, STABLE_DIFFUSION, STAGE_1
+from sega_jax.systems.base import Sizes, System
+from sega_jax.systems.registry import CHECKER, named
+from sega_jax.systems.sizes import state_shape
 
-_EDIT, _CALL_MOMENTUM = Edit(""), {"momentum_scale": 0.1, "momentum_beta": 0.4}
-_SEMANTICS, _SUPPORT = "diffusers", "channel"
+_EDIT = Edit("")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,17 +28,18 @@ class Facts:
     """What a plan has to know of a checkpoint, none of it weights; all of it can be written as JSON."""
 
     model: Mapping[str, Any]  # what `sega_jax.load` takes, with the folder's whole path, or the commit on the hub
-    scheduler: Mapping[str, Any]  # the config
-    usual: Usual  # where a sweep says nothing
+    system: str  # the name of the family
+    scheduler: Mapping[str, Any] | None  # the config; None for a family that has its own schedule
     sizes: Sizes
+    negative: str | None = ""  # what no negative prompt means, in words; None where no words mean the same
 
     @classmethod
     def of(cls, sweep: Sweep) -> "Facts":
-        """Of a sweep's model. Of one on the hub the files are fetched, if they are not here.
+        """Returns the facts of a sweep's model. The files of one on the hub are fetched, if they are not here.
 
         Raises:
-            FileNotFoundError, CheckpointError: as of `sega_jax.load`.
-            ValueError: a checkpoint that starts from a small picture, or has no schedule.
+            FileNotFoundError, CheckpointError: as `sega_jax.load`.
+            ValueError: a checkpoint that enlarges pictures, which a sweep cannot give.
         """
         model = dict(sweep.model)
         found, folder = _located(model)
@@ -46,41 +48,68 @@ class Facts:
             model |= {"revision": found.commit}
         elif "source" in model:
             model |= {"source": str(folder.resolve())}
-        return cls(model, description.scheduler.config, description.models.usual, description.models.sizes)
+        scheduler = None if description.scheduler is None else description.scheduler.config
+        sizes = description.system.sampler.sizes(description.models)
+        if sizes.enlarges:
+            raise ValueError(
+                f"model: {found.name} is {description.system.title}, which enlarges pictures; sweeps start from words"
+            )
+        reader = description.system.text
+        negative = reader.negative(description.models, description.tokenizer, description.extras)
+        negative = negative if isinstance(negative, str) else None
+        return cls(model, description.system.name, scheduler, sizes, negative)
 
-    def scheduler_of(self, name: str | None) -> Scheduler:
-        """The checkpoint's scheduler, or another one that takes its options over.
+    @property
+    def family(self) -> System:
+        """The checkpoint's family."""
+        return named(self.system)
+
+    @property
+    def declaration(self) -> Any:
+        """The dataclass of the family's call."""
+        return self.family.call
+
+    def scheduler_of(self, name: str | None) -> Scheduler | None:
+        """Returns the checkpoint's scheduler, or another one that takes its options over.
 
         Raises:
-            ValueError: an option of it is not supported.
+            ValueError: an option of it is not supported, or the family takes no scheduler.
         """
+        if self._config is None:
+            if name is not None:
+                raise ValueError(f"scheduler={name!r}: {self.family.title} has a schedule of its own; leave it out")
+            return None
         return _scheduler(self._config, name)
 
     def calls(self, point: "Point") -> int:
-        """Of the network, for one picture."""
-        return _calls(self._config, point.scheduler, point.steps)
+        """Returns the number of model calls of one picture."""
+        return _calls(self, self.declaration, point.scheduler, point.shared)
+
+    def static(self, point: "Point") -> Any:
+        """Returns what the family compiles in for a picture."""
+        return _static(self, self.declaration, point.scheduler, point.shared)
 
     @cached_property
-    def _config(self) -> str:
-        return json.dumps(dict(self.scheduler))
+    def _config(self) -> str | None:
+        return None if self.scheduler is None else json.dumps(dict(self.scheduler))
+
+    def __hash__(self) -> int:
+        return hash((self.system, self._config))
 
 
 def described(model: Mapping[str, Any], attention: str = "xla") -> loading.Description:
-    """What a sweep's model is, without its weights.
+    """Returns what a sweep's model is, without its weights.
 
     Raises:
-        FileNotFoundError, CheckpointError, ValueError: as of `Facts.of`.
+        FileNotFoundError, CheckpointError: as `sega_jax.load`.
     """
-    return loading.describe(_located(model)[1], attention, safety_checker=model.get("safety_checker", True))
+    with muted():
+        return loading.describe(_located(model)[1], attention, safety_checker=model.get("safety_checker", True))
 
 
 def _located(model: Mapping[str, Any]) -> tuple[sources.Source, Path]:
-    """The checkpoint, and the folder that it is fetched to."""
+    """Returns the checkpoint, and the folder that it is fetched to."""
     found = sources.find(model.get("source", loading.DEMO), model.get("revision"))
-    if found.kind not in (STABLE_DIFFUSION, STAGE_1):
-        raise ValueError(
-            f"model: {found.name} is {found.kind.name}; sweeps are of {STABLE_DIFFUSION.name} and of {STAGE_1.name}"
-        )
     without = () if model.get("safety_checker", True) else (CHECKER,)
     return found, found.fetch(model.get("variant"), without=without)
 
@@ -92,79 +121,112 @@ def _scheduler(config: str, name: str | None) -> Scheduler:
 
 
 @lru_cache
-def _calls(config: str, name: str | None, steps: int | str) -> int:
-    return len(_scheduler(config, name).table(steps).call)
+def _call(call: Any, shared: tuple[tuple[str, Any], ...]) -> Any:
+    """Returns a call with the settings that are not a picture's own."""
+    return call("", **dict(shared))
+
+
+@lru_cache
+def _calls(facts: Facts, call: Any, name: str | None, shared: tuple[tuple[str, Any], ...]) -> int:
+    return len(facts.family.sampler.table(_call(call, shared), facts.scheduler_of(name)).call)
+
+
+@lru_cache
+def _static(facts: Facts, call: Any, name: str | None, shared: tuple[tuple[str, Any], ...]) -> Any:
+    return facts.family.sampler.static(_call(call, shared), facts.scheduler_of(name))
+
+
+@lru_cache
+def _check(facts: Facts, declaration: Any, name: str | None, settings: tuple[tuple[str, Any], ...]) -> None:
+    """Checks the settings of a call together, without its words and seed."""
+
+    def refuse(message: str) -> None:
+        raise ValueError(message)
+
+    call = _call(declaration, settings)
+    facts.family.sampler.check(call, facts.scheduler_of(name), refuse)
 
 
 class Point(NamedTuple):
     """One picture."""
 
-    prompt: str
-    negative_prompt: str
-    seed: int
-    steps: int | str
-    guidance_scale: float
-    eta: float
-    height: int
-    width: int
-    semantics: str
-    support: str
+    settings: tuple[tuple[str, Any], ...]  # every argument of the call that a sweep may vary, by its name
+    shared: tuple[tuple[str, Any], ...]  # those that all pictures of a batch share, with those that are None
+    plain: tuple[tuple[str, Any], ...]  # those that matter without edits, too
     scheduler: str | None  # None is the checkpoint's
     edits: Mapping[str, Edit]  # those that act, by their names, each with its momentum
 
+    @property
+    def call(self) -> dict[str, Any]:
+        """The settings by name."""
+        return dict(self.settings)
 
-def point(settings: Mapping[str, Any], sweep: Sweep, facts: Facts) -> Point:
-    """What the settings of a point mean.
+
+def point(given: Mapping[str, Any], sweep: Sweep, facts: Facts) -> Point:
+    """Returns what the settings of a point mean.
 
     Raises:
         ValueError: settings that do not go together, or not with the checkpoint.
     """
-
-    def said(key, usual):
-        return settings.get(key, usual)
-
-    momentum = {key: said(key, usual) for key, usual in _CALL_MOMENTUM.items()}
-    edits = {}
-    for name in said("edits", sweep.edits):
-        usual = {key: getattr(_EDIT, key) for key in EDIT} | {"concept": name} | momentum
-        edits[name] = Edit(**{key: said(f"{name}.{key}", value) for key, value in usual.items()})
-        if edits[name].cooldown is not None and edits[name].cooldown <= edits[name].warmup:
-            raise ValueError(
-                f"{name}.cooldown={edits[name].cooldown} is before {name}.warmup={edits[name].warmup} in one of the"
-                " points; say such axes side by side, in [zip], with each cooldown above its warmup"
-            )
-    height, width, _ = state_shape(facts.sizes, said("height", None), said("width", None))
-    made = Point(
-        prompt=settings["prompt"],
-        negative_prompt=said("negative_prompt", ""),
-        seed=said("seed", 0),
-        steps=said("steps", facts.usual.steps),
-        guidance_scale=said("guidance_scale", float(facts.usual.guidance_scale)),
-        eta=said("eta", 0.0),
-        height=height * facts.sizes.factor,
-        width=width * facts.sizes.factor,
-        # What no edit asks about does not make another picture.
-        semantics=said("semantics", _SEMANTICS) if edits else _SEMANTICS,
-        support=said("support", _SUPPORT) if edits else _SUPPORT,
-        scheduler=said("scheduler", None),
-        edits=edits,
-    )
-    scheduler = facts.scheduler_of(made.scheduler)
-    if made.eta and scheduler.solver != "ddim":
-        raise ValueError(f"eta={made.eta} is DDIM's, {scheduler.name} has none; say the two side by side, in [zip]")
+    arguments = call_settings(facts.family.call)
+    for key in given:
+        if "." not in key and key not in arguments and key not in OTHERS:
+            raise ValueError(f"{key!r} is not a setting of {facts.family.title}, which has {', '.join(arguments)}")
+    values = {
+        name: fixed(one, given[name], name) if name in given else (None if one.default is REQUIRED else one.default)
+        for name, one in arguments.items()
+    }
+    momentum = {name: values.pop(name) for name in edit_settings() if name in values}
+    edits = _edits(given, sweep, momentum)
+    height, width, _ = state_shape(facts.sizes, values["height"], values["width"])
+    values |= {"height": height * facts.sizes.factor, "width": width * facts.sizes.factor}
+    values["seed"] = values["seed"] or 0
+    if values["negative_prompt"] is None:
+        values["negative_prompt"] = facts.negative
+    if not edits:
+        # What only edits depend on does not make another picture.
+        values |= {name: one.default for name, one in arguments.items() if one.of_edits and name in values}
+    shared = {name: value for name, value in values.items() if arguments[name].varies != "row" or value is None}
+    plain = {name: value for name, value in values.items() if not arguments[name].of_edits}
+    settings, common, without_edits = (tuple(group.items()) for group in (values, shared, plain))
+    made = Point(settings, common, without_edits, given.get("scheduler"), edits)
+    own = ("prompt", "negative_prompt", "seed")
+    together = tuple((name, value) for name, value in values.items() if name not in own)
+    facts.scheduler_of(made.scheduler)
+    try:
+        _check(facts, facts.declaration, made.scheduler, together)
+    except ValueError as error:
+        raise ValueError(f"{error}; say settings that go together side by side, in [zip]") from None
     facts.calls(made)
     return made
 
 
+def _edits(given: Mapping[str, Any], sweep: Sweep, momentum: Mapping[str, Any]) -> dict[str, Edit]:
+    edits = {}
+    for name in given.get("edits", sweep.edits):
+        defaults = {**{key: getattr(_EDIT, key) for key in edit_settings()}, "concept": name, **momentum}
+        edit = Edit(**{key: given.get(f"{name}.{key}", value) for key, value in defaults.items()})
+        if edit.cooldown is not None and edit.cooldown <= edit.warmup:
+            raise ValueError(
+                f"{name}.cooldown={edit.cooldown} is before {name}.warmup={edit.warmup} in one of the points; say such"
+                " axes side by side, in [zip], with each cooldown above its warmup"
+            )
+        edits[name] = edit
+    return edits
+
+
 def name(made: Point, facts: Facts) -> str:
-    """The picture's, of 20 hexadecimal digits: a hash of all that decides it, but how many share its batch."""
+    """Returns the picture's name, of 20 hexadecimal digits: a hash of all that decides it, but how many share its
+    batch."""
     scheduler = facts.scheduler_of(made.scheduler)
-    what = made._asdict() | {
-        "model": dict(facts.model),
-        "scheduler": [scheduler.name, dict(scheduler.options)],
-        "edits": [[getattr(edit, key) for key in EDIT] for edit in made.edits.values()],
-    }
     # Of the model, what only says how it is computed or checked decides nothing.
-    what["model"] = {key: value for key, value in what["model"].items() if key not in ("attention", "safety_checker")}
+    model = {key: value for key, value in facts.model.items() if key not in ("attention", "safety_checker")}
+    what = {
+        "model": model,
+        "system": facts.system,
+        "call": dict(made.settings),
+        "scheduler": None if scheduler is None else [scheduler.name, dict(scheduler.options)],
+        "edits": [[getattr(edit, key) for key in edit_settings()] for edit in made.edits.values()],
+    }
     text = json.dumps(what, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:20]

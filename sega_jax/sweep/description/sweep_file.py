@@ -31,17 +31,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sega_jax.method.argument_kinds import Flag
+from sega_jax.method.arguments import arguments
+from sega_jax.method.checks import brief, check_int
 from sega_jax.method.guidance import Edit
-from sega_jax.pipelines.batch import whole
-from sega_jax.sweep.description import axes
+from sega_jax.pipelines.load_options import LoadOptions
+from sega_jax.sweep.description import axes, fields
 from sega_jax.sweep.description.axes import Block, Progression, Uniform
-from sega_jax.sweep.description.fields import CALL, EDIT, brief, checked
+from sega_jax.sweep.description.fields import checked
 
 # More points are a mistake in most cases, and a plan too large for one file.
 MOST = 1_000_000
 FORMATS = ("png", "webp")
-# Of `sega_jax.load`, what can be written down.
-_MODEL = {"source": str, "revision": str, "dtype": str, "variant": str, "safety_checker": bool, "attention": str}
+# The options of `load` that a file can give.
+_MODEL = {name: one for name, one in arguments(LoadOptions).items() if one.sweep}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,15 +127,17 @@ class Sweep:
         drawn = {key: value for key, value in self.sample.items() if key not in ("count", "key")}
         if "count" not in self.sample or not drawn:
             raise ValueError("sample should have a count of draws, and axes to draw from")
-        count = whole("sample: count", self.sample["count"], 0)
+        count = check_int("sample: count", self.sample["count"], 0)
         if not count:
             raise ValueError("sample: count=0, so that the sweep has no points; give 1 at least")
-        return {"count": count, "key": whole("sample: key", self.sample.get("key", 0), 0)} | read("sample", drawn, True)
+        return {"count": count, "key": check_int("sample: key", self.sample.get("key", 0), 0)} | read(
+            "sample", drawn, True
+        )
 
     def _check_once(self) -> None:
         said = dict.fromkeys(self.call, "call")
         said |= {f"{edit}.{name}": f"edits.{edit}" for edit, given in self.edits.items() for name in given}
-        places = [("grid", self.grid), *(("zip", block) for block in self.zip), ("sample", self._drawn)]
+        places = [("grid", self.grid), *(("zip", block) for block in self._zipped), ("sample", self._drawn)]
         for place, table in places:
             for key in table:
                 if key in said:
@@ -144,11 +149,17 @@ class Sweep:
     def _check_count(self) -> None:
         if len(self) > MOST:
             axes = {key: len(values) for key, values in self.grid.items()}
-            axes |= {" with ".join(block): len(next(iter(block.values()))) for block in self.zip}
+            axes |= {" with ".join(block): len(next(iter(block.values()))) for block in self._zipped}
             axes |= {"the sample": self.sample["count"]} if self.sample else {}
             largest = sorted(axes.items(), key=lambda item: -item[1])[:3]
             said = ", ".join(f"{key} has {count:,}" for key, count in largest)
             raise ValueError(f"the sweep has {len(self):,} points ({said}); the most are {MOST:,}: take several sweeps")
+
+    @property
+    def _zipped(self) -> Sequence[Mapping[str, Any]]:
+        """The blocks of `zip`, which is a list once it is checked."""
+        assert not isinstance(self.zip, Mapping)
+        return self.zip
 
     @property
     def _drawn(self) -> dict[str, Any]:
@@ -158,7 +169,7 @@ class Sweep:
     def blocks(self) -> list[Block]:
         """The axes, the last of which is the fastest."""
         blocks = [Block({key: values}, len(values)) for key, values in self.grid.items()]
-        blocks += [Block(block, len(next(iter(block.values())))) for block in self.zip]
+        blocks += [Block(block, len(next(iter(block.values())))) for block in self._zipped]
         return blocks + ([Block(self._drawn, self.sample["count"], self.sample["key"])] if self.sample else [])
 
     @property
@@ -167,7 +178,7 @@ class Sweep:
         return [key for block in self.blocks for key in block.axes]
 
     def __len__(self) -> int:
-        return math.prod(block.count for block in self.blocks)
+        return math.prod(block.length for block in self.blocks)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         """The settings that the sweep says for point i, by their keys."""
@@ -176,7 +187,7 @@ class Sweep:
         settings = dict(self.call)
         settings |= {f"{edit}.{name}": value for edit, given in self.edits.items() for name, value in given.items()}
         for block in reversed(self.blocks):
-            i, at = divmod(i, block.count)
+            i, at = divmod(i, block.length)
             for key, value in block.settings(at).items():
                 listed = isinstance(block.axes[key], tuple)
                 settings[key] = value if listed else checked(key, value, self.edits, "a point")
@@ -228,24 +239,26 @@ def _of_model(key: str, value: Any) -> Any:
     if key not in _MODEL:
         hint = "; it is said in [call], or an axis" if key == "scheduler" else ""
         raise ValueError(f"model: {key!r} is unknown{hint}; a model has {', '.join(_MODEL)}")
-    if not isinstance(value, _MODEL[key]):
-        raise TypeError(f"model: {key}={brief(value)} should be {'words' if _MODEL[key] is str else 'true or false'}")
+    kind = bool if isinstance(_MODEL[key].kind, Flag) else str
+    if not isinstance(value, kind):
+        raise TypeError(f"model: {key}={brief(value)} should be {'words' if kind is str else 'true or false'}")
     return value
 
 
 def _edit(name: str, value: Any) -> dict[str, Any]:
-    if not re.fullmatch(r"[\w-]+", name) or name in CALL:
+    if not re.fullmatch(r"[\w-]+", name) or name in fields.names():
         raise ValueError(f"edits: {name!r} should be a name of letters, digits, _ and -, and not that of a setting")
     if isinstance(value, Edit):
-        value = {key: getattr(value, key) for key in EDIT if getattr(value, key) is not None}
+        value = {key: getattr(value, key) for key in fields.edit_settings() if getattr(value, key) is not None}
     return dict(_table(f"edits.{name}", value))
 
 
 def _flat(table: Mapping[str, Any], edits: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of edits, which TOML reads as tables, under keys with a dot."""
     flat: dict[str, Any] = {}
+    known = fields.names()
     for key, value in table.items():
-        inner = isinstance(value, Mapping) and (key in edits or (key not in CALL and "." not in key))
+        inner = isinstance(value, Mapping) and (key in edits or (key not in known and "." not in key))
         for name, one in ({f"{key}.{name}": one for name, one in value.items()} if inner else {key: value}).items():
             if name in flat:
                 raise ValueError(f"{name!r} is said twice; leave one out")
@@ -261,5 +274,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, range):
         return {"from": value.start, "count": len(value), "step": value.step}
     if isinstance(value, Progression):
-        return {"from": value.start, "count": value.count, "step": value.step}
+        return {"from": value.start, "count": value.length, "step": value.step}
     return [_plain(one) for one in value] if isinstance(value, list | tuple) else value

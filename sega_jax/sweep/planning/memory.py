@@ -8,15 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sega_jax.method.guidance import Edit, Edits
-from sega_jax.pipelines import loading
+from sega_jax.pipelines.batch import Batch as BatchOfRows
 from sega_jax.pipelines.execution.chunks import chunk
 from sega_jax.pipelines.execution.devices import Devices
-from sega_jax.pipelines.pipeline import system_of
+from sega_jax.pipelines.load_options import pick_attention, pick_dtype
+from sega_jax.pipelines.messages import muted
+from sega_jax.pipelines.pipeline import Pipeline
 from sega_jax.sweep.description.points import Facts, described
 from sega_jax.sweep.description.sweep_file import Sweep
 from sega_jax.sweep.planning.plan import Batch, Plan, plan
-from sega_jax.systems.base import Method, Settings
+from sega_jax.systems import programs
 
 # Rows of a device: more are no faster, and a crash loses more; as many as usual where the memory is not known.
 MOST, USUAL = 64, 8
@@ -44,48 +45,70 @@ class Memory(NamedTuple):
 
 
 def needed(plan: Plan) -> Memory:
-    """What the largest program of a plan takes, by compiling it for a few rows; nothing is loaded and nothing runs."""
-    where, sizes = Devices(), plan.facts.sizes
-    said = plan.facts.model
-    dtype = loading.pick_dtype(said.get("dtype"), where)
-    found = described(said, loading.pick_attention(said.get("attention"), dtype, where))
+    """Returns what the largest program of a plan takes, by compiling it for a few rows; nothing is loaded and nothing
+    runs."""
+    where = Devices()
+    model = plan.facts.model
+    dtype = pick_dtype(model.get("dtype"), where)
+    found = described(model, pick_attention(model.get("attention"), dtype, where))
     networks = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), found.networks)
     models = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), found.models)
     weights = sum(leaf.size * dtype.itemsize for leaf in jax.tree.leaves(networks))
 
     def size(batch: Batch) -> int:
-        one = batch.program
-        return (2 + one.concepts) * one.height * one.width
+        height, width = batch.program.size
+        return (2 + batch.program.concepts) * height * width
 
-    batch = max(plan.batches, key=lambda batch: (size(batch), batch.shares))
-    row = _row(plan, batch, found, models, dtype)
-    state = batch.program.height * batch.program.width // sizes.factor**2 * sizes.channels
-    # The shared predictions, as they are told and as they are taken in.
+    number = max(range(len(plan.batches)), key=lambda i: (size(plan.batches[i]), plan.batches[i].shares))
+    batch, point = plan.batches[number], plan.point(plan.batches[number].points[0])
+    scheduler = plan.facts.scheduler_of(batch.scheduler)
+    outline = Pipeline(found.system, models, found.tokenizer, scheduler or found.scheduler, where, None, found.extras)
+    with muted():
+        call = {name: value for name, value in point.call.items() if value is not None}
+        prepared = outline.prepare(**call, edits=list(point.edits.values()), output="uint8")
+    row = _row(outline, prepared.select([0] * _ROWS), batch.shares)
+    # The shared predictions, as they are computed and as they are used.
+    state = int(np.prod(prepared.shape))
     past = 2 * plan.depth * (2 + batch.program.concepts) * state * 4 if batch.shares else 0
     stats = where.devices[0].memory_stats() or {}
     return Memory(weights, row + past, stats.get("bytes_limit"))
 
 
-def _row(plan: Plan, batch: Batch, found: Any, models: Any, dtype: np.dtype) -> int:
-    """Of a row, in the program that takes most."""
-    program, sizes, net = batch.program, plan.facts.sizes, models.unet.config
-    shape = program.height // sizes.factor, program.width // sizes.factor, sizes.channels
-    edits = Edits.stack([[Edit("")] * program.concepts] * _ROWS) if program.concepts else None
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), _ROWS))
-    settings = Settings(keys, np.ones(_ROWS, np.float32), np.zeros(_ROWS, np.float32), edits)
-    table = plan.facts.scheduler_of(batch.scheduler).table(batch.steps)
-    tokens = 77 if found.tokenizer is None else found.tokenizer.length
-    channels = net.encoder_hid_dim or net.level("cross_attention_dim", 0)
-    text = jax.ShapeDtypeStruct((_ROWS, 2 + program.concepts, tokens, channels), dtype)
+def _row(pipe: Pipeline, batch: BatchOfRows, records: bool) -> int:
+    """Returns the bytes of a row, in the program that takes most."""
+    system, models = pipe.system, pipe.models
+    sampler, reader = system.sampler, system.text
     # What pictures have in common is recorded.
-    method = Method(program.solver, program.semantics, program.support, batch.shares)
-    system, wide = system_of(models), jnp.promote_types(dtype, np.float32)
-    start = partial(system.start, shape=shape, method=method, dtype=wide)
-    carry = jax.eval_shape(start, settings, None, table.initial_scale[0])
-    advance = jax.jit(partial(system.advance, method=method))
-    bytes_of = [_bytes(advance.lower(models.predictor, text, carry, chunk(table, 0, 1), settings))]
-    bytes_of.append(_bytes(jax.jit(system.decode).lower(models.decoder, carry.x)))
-    return max(bytes_of) // _ROWS
+    static = batch.static._replace(record=records)
+    concepts = [edit.concept for edits in batch.edits for edit in edits]
+    words = [text for text in (*batch.prompts, *batch.negatives, *concepts) if isinstance(text, str)]
+    texts = reader.read(words, pipe.tokenizer, partial(_encoded, reader.encode, reader.networks(models)), _ignore)
+    text = jax.tree.map(lambda leaf: _struct((batch.rows, 2 + batch.n, *leaf.shape[1:]), leaf, pipe.dtype), texts[0])
+    if reader.sample_prior is not None and (prior := reader.prior(models)) is not None:
+        text = jax.eval_shape(reader.sample_prior, prior, text, batch.settings.key)
+    start = partial(programs.start, sampler=sampler, static=static, shape=batch.shape, dtype=pipe.wide)
+    carry = jax.eval_shape(start, batch.settings, None, batch.table.initial_scale[0])
+    advance = jax.jit(partial(programs.advance, sampler=sampler, static=static))
+    one = chunk(batch.table, 0, 1)
+    bytes_of = [_bytes(advance.lower(sampler.networks(models), text, carry, one, batch.settings))]
+    bytes_of.append(_bytes(jax.jit(sampler.decode).lower(sampler.decoder(models), carry.x)))
+    return max(bytes_of) // batch.rows
+
+
+def _encoded(encode: Any, networks: Any, ids: Any) -> list[Any]:
+    """Returns texts of tokens without values: zeros of their shapes."""
+    shapes = jax.eval_shape(encode, networks, ids)
+    texts = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes)
+    return [texts[i] for i in range(len(texts))]
+
+
+def _struct(shape: tuple[int, ...], leaf: Any, dtype: np.dtype) -> jax.ShapeDtypeStruct:
+    floats = jnp.issubdtype(leaf.dtype, jnp.floating)
+    return jax.ShapeDtypeStruct(shape, dtype if floats else leaf.dtype)
+
+
+def _ignore(message: str) -> None:
+    del message
 
 
 def _bytes(lowered: Any) -> int:

@@ -2,20 +2,21 @@
 
 import dataclasses
 import json
-import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from sega_jax.pipelines.batch import whole
+from sega_jax.method.checks import check_int
+from sega_jax.pipelines.messages import warn
+from sega_jax.sweep.description.fields import call_settings
 from sega_jax.sweep.description.points import Facts, Point, name, point
 from sega_jax.sweep.description.sweep_file import Sweep
 from sega_jax.sweep.planning import sharing
 from sega_jax.sweep.planning.sharing import Schedule
-from sega_jax.systems.base import Sizes, Usual
+from sega_jax.systems.base import Sizes
 
-_VERSION = 1
+_VERSION = 2
 
 
 class Program(NamedTuple):
@@ -23,11 +24,14 @@ class Program(NamedTuple):
 
     rows: int
     concepts: int
-    height: int
-    width: int
-    solver: str
-    semantics: str
-    support: str
+    settings: tuple[tuple[str, Any], ...]  # arguments another value of which is another program
+    static: str  # the family's own choices, such as the solver
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        settings = dict(self.settings)
+        return settings["height"], settings["width"]
 
 
 class Batch(NamedTuple):
@@ -36,7 +40,7 @@ class Batch(NamedTuple):
 
     program: Program
     scheduler: str | None
-    steps: int | str
+    settings: tuple[tuple[str, Any], ...]  # the other arguments that all of them share
     calls: int
     points: tuple[int, ...]  # by their numbers in the sweep
     names: tuple[str, ...]  # of the pictures
@@ -146,7 +150,7 @@ class Plan:
                 "facts": {field.name: getattr(self.facts, field.name) for field in dataclasses.fields(Facts)},
                 "rows": self.rows,
                 "programs": [program._asdict() for program in programs],
-                "batches": [batch._replace(program=programs.index(batch.program))._asdict() for batch in self.batches],
+                "batches": [batch._asdict() | {"program": programs.index(batch.program)} for batch in self.batches],
             },
             ensure_ascii=False,
         )
@@ -162,7 +166,7 @@ class Plan:
             said = json.loads(text)
             if said["version"] != _VERSION:
                 raise ValueError(f"it is of version {said['version']}, not {_VERSION}")
-            programs = [Program(**program) for program in said["programs"]]
+            programs = [Program(**one | {"settings": _pairs(one["settings"])}) for one in said["programs"]]
             batches = tuple(_batch(batch, programs) for batch in said["batches"])
             return cls(Sweep(**said["sweep"]), _facts(said["facts"]), said["rows"], batches)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -185,8 +189,9 @@ def plan(sweep: Sweep, facts: Facts, rows: int = 8, *, share: bool = True) -> Pl
     Raises:
         TypeError, ValueError: no such number of rows, or points that do not go with the checkpoint, or not together.
     """
-    whole("rows", rows, 1)
+    check_int("rows", rows, 1)
     groups, seen, late = defaultdict(list), set(), 0
+    arguments = call_settings(facts.family.call)
     for i, settings in enumerate(sweep):
         made = point(settings, sweep, facts)
         called = name(made, facts)
@@ -195,22 +200,22 @@ def plan(sweep: Sweep, facts: Facts, rows: int = 8, *, share: bool = True) -> Pl
         seen.add(called)
         calls = facts.calls(made)
         late += any(edit.warmup >= calls for edit in made.edits.values())
-        solver = facts.scheduler_of(made.scheduler).solver
-        program = Program(rows, len(made.edits), made.height, made.width, solver, made.semantics, made.support)
-        groups[program, made.scheduler, made.steps, calls].append((i, called, made))
+        compiled = tuple((name, value) for name, value in made.shared if arguments[name].varies == "program")
+        others = tuple((name, value) for name, value in made.shared if arguments[name].varies != "program")
+        program = Program(rows, len(made.edits), compiled, repr(facts.static(made)))
+        groups[program, made.scheduler, others, calls].append((i, called, made))
     if late:
-        warnings.warn(
+        warn(
             f"in {late} of {len(seen)} pictures an edit begins after the last model call, and changes nothing; lower"
-            " its warmup or take more steps",
-            stacklevel=2,
+            " its warmup or take more steps"
         )
     programs = defaultdict(list)
-    for (program, *told), members in sorted(groups.items(), key=lambda item: str(item[0][0])):
-        programs[program].append((told, members))
+    for (program, *details), members in sorted(groups.items(), key=lambda item: str(item[0][0])):
+        programs[program].append((details, members))
     batches: list[Batch] = []
     for program, some in programs.items():
-        made = (_batches(program._replace(rows=few), some, share) for few in _fitting(rows, some))
-        batches += min(made, key=lambda one: (one[1], -one[0][0].program.rows))[0]
+        options = (_batches(program._replace(rows=few), some, share) for few in _fitting(rows, some))
+        batches += min(options, key=lambda one: (one[1], -one[0][0].program.rows))[0]
     return Plan(sweep, facts, rows, tuple(batches))
 
 
@@ -227,7 +232,7 @@ def _fitting(rows: int, groups: list[Any]) -> set[int]:
 def _batches(program: Program, groups: list[Any], share: bool) -> tuple[list[Batch], int]:
     """The batches of groups that a program makes, and their evaluations."""
     batches, total = [], 0
-    for (scheduler, steps, calls), members in groups:
+    for (scheduler, settings, calls), members in groups:
         parts, shares = _cut(members, program.rows), False
         evaluations = len(parts) * program.rows * (2 + program.concepts) * calls
         if share and program.concepts:
@@ -240,7 +245,7 @@ def _batches(program: Program, groups: list[Any], share: bool) -> tuple[list[Bat
         total += evaluations
         for part in parts:
             numbers, names, _ = zip(*part, strict=True)
-            batches.append(Batch(program, scheduler, steps, calls, numbers, names, shares))
+            batches.append(Batch(program, scheduler, settings, calls, numbers, names, shares))
     return batches, total
 
 
@@ -249,11 +254,15 @@ def _cut(members: list[Any], length: int) -> list[list[Any]]:
 
 
 def _batch(said: dict[str, Any], programs: list[Program]) -> Batch:
-    told = {"program": programs[said["program"]], "points": tuple(said["points"]), "names": tuple(said["names"])}
-    return Batch(**said | told)
+    own = {"program": programs[said["program"]], "points": tuple(said["points"]), "names": tuple(said["names"])}
+    return Batch(**said | own | {"settings": _pairs(said["settings"])})
+
+
+def _pairs(said: list[list[Any]]) -> tuple[tuple[str, Any], ...]:
+    # JSON has tuples as lists.
+    return tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in said)
 
 
 def _facts(said: dict[str, Any]) -> Facts:
-    # JSON has tuples as lists.
-    sizes = Sizes(*(tuple(value) if isinstance(value, list) else value for value in said["sizes"]))
-    return Facts(said["model"], said["scheduler"], Usual(*said["usual"]), sizes)
+    sizes: list[Any] = [tuple(value) if isinstance(value, list) else value for value in said["sizes"]]
+    return Facts(**said | {"sizes": Sizes(*sizes)})

@@ -32,8 +32,8 @@ _MANY = 16
 
 
 def trunk(point: Point) -> Hashable:
-    """Pictures whose are equal share their states up to their departures."""
-    return point._replace(edits=None, semantics=None, support=None)
+    """Returns what pictures have in common that share their states up to their departures."""
+    return point.plain, point.scheduler
 
 
 def departure(point: Point, calls: int) -> int:
@@ -123,7 +123,8 @@ def clusters(points: Iterable[Point]) -> list[list[int]]:
 def parts(points: Sequence[Point], rows: int) -> list[list[int]]:
     """The numbers of points in parts, each of at most so many trunks, and of few enough pictures to be made again after
     a crash. A part by itself is one part."""
-    found, trunks = [[]], 0
+    found: list[list[int]] = [[]]
+    trunks = 0
     for cluster in clusters(points):
         for start in range(0, len(cluster), _MANY * rows):
             some = cluster[start : start + _MANY * rows]

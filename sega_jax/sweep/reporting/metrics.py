@@ -21,10 +21,6 @@ from sega_jax.weights.pull import CheckpointError, Tensors, fill, read_json
 # uint8 pictures [n, height, width, 3], with their rows -> a number each, [n]; NaN for none.
 Metric = Callable[[np.ndarray, Sequence[Row]], Any]
 _BLOCK = 64
-# What two pictures have in common that differ by edits alone.
-_SAME = (
-    "prompt", "negative_prompt", "seed", "steps", "step_list", "guidance_scale", "eta", "height", "width", "scheduler",
-)  # fmt: skip
 
 
 def measure(folder: str | Path, metrics: Mapping[str, Metric]) -> Results:
@@ -44,7 +40,7 @@ def measure(folder: str | Path, metrics: Mapping[str, Metric]) -> Results:
     for name in metrics:
         if not re.fullmatch(r"[\w .-]+", name) or name.startswith("."):
             raise ValueError(f"{name!r} should be of letters, digits, spaces, _, - and .")
-        if name in (*records.columns(found.plan.sweep), *found.axes):
+        if name in (*records.columns(found.plan.sweep, found.plan.facts), *found.axes):
             raise ValueError(f"{name!r} is a column of the records already; name the metric otherwise")
     store = found.folder.store
     store.begin((METRICS,))
@@ -89,17 +85,17 @@ def distance(results: Results) -> Metric:
     """How far a picture is from the one without edits, of the same prompts, seed and numbers of the call: the root of
     the mean square over pixels and channels in [0, 1]. None where the sweep has none: one with `edits = []`, or with
     every scale 0."""
-    names = results.plan.sweep.edits
+    names, same = results.plan.sweep.edits, records.columns_without_edits(results.plan.facts)
 
     def edited(row: Row) -> bool:
         return any(row[f"{edit}.scale"] and row[f"{edit}.weight"] for edit in names)
 
-    plain = {tuple(row[key] for key in _SAME): row for row in results.rows if row["file"] and not edited(row)}
+    plain = {tuple(row[key] for key in same): row for row in results.rows if row["file"] and not edited(row)}
 
     def metric(pictures: np.ndarray, rows: Sequence[Row]) -> list[float]:
         values = []
         for picture, row in zip(pictures, rows, strict=True):
-            other = plain.get(tuple(row[key] for key in _SAME))
+            other = plain.get(tuple(row[key] for key in same))
             if other is None:
                 values.append(np.nan)
                 continue

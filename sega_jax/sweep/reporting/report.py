@@ -84,8 +84,9 @@ def _about(results: Results) -> str:
     counts = results.plan.counts
     return (
         f"{len(made)} of {counts.pictures} pictures, {first['width']} × {first['height']}, of"
-        f" {first['model'] or 'the demo model'} in {first['dtype']}; {first['scheduler']}; {seconds:.0f} s of"
-        f" {first['devices']} × {first['device']}; sega_jax {first['sega_jax']}, JAX {first['jax']};"
+        f" {first['model'] or 'the demo model'} in {first['dtype']};"
+        f" {first['scheduler'] or 'its own schedule'}; {seconds:.0f} s of {first['devices']} ×"
+        f" {first['device']}; sega_jax {first['sega_jax']}, JAX {first['jax']};"
         f" {counts.compared}"
     )
 

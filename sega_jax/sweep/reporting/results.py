@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sega_jax.sweep.description.fields import brief
+from sega_jax.method.checks import brief
 from sega_jax.sweep.description.points import name
 from sega_jax.sweep.running import records
 from sega_jax.sweep.running.folder import METRICS, RECORDS, Folder
@@ -38,8 +38,9 @@ class Results:
         self.folder = Folder(folder)
         self.plan = self.folder.plan()
         recorded = self._recorded()
-        sweep, self.rows, self.axes = self.plan.sweep, [], {axis: [] for axis in self.plan.sweep.axes}
-        for i, said in enumerate(sweep):
+        self.rows: list[Row] = []
+        self.axes: dict[str, list[Any]] = {axis: [] for axis in self.plan.sweep.axes}
+        for i, said in enumerate(self.plan.sweep):
             for axis, values in self.axes.items():
                 if said[axis] not in values:
                     values.append(said[axis])
@@ -48,15 +49,20 @@ class Results:
                 self.rows.append(row | {axis: said[axis] for axis in self.axes})
 
     def _recorded(self) -> dict[str, dict[str, Any]]:
-        store, rows = self.folder.store, {}
-        for part in sorted(store.names(RECORDS)):
+        rows: dict[str, dict[str, Any]] = {}
+        for part in sorted(self.folder.store.names(RECORDS)):
             if part.endswith(".parquet") and not part.startswith("."):
-                rows |= {row["name"]: row for row in records.rows(store.read(f"{RECORDS}/{part}"))}
+                rows |= {row["name"]: row for row in self._table(f"{RECORDS}/{part}")}
         for metric in self.metrics:
-            for one in records.rows(store.read(f"{METRICS}/{metric}.parquet")):
+            for one in self._table(f"{METRICS}/{metric}.parquet"):
                 if one["name"] in rows:
                     rows[one["name"]][metric] = one["value"]
         return rows
+
+    def _table(self, file: str) -> list[dict[str, Any]]:
+        data = self.folder.store.read(file)
+        assert data is not None
+        return records.rows(data)
 
     @cached_property
     def metrics(self) -> list[str]:
@@ -109,7 +115,9 @@ def show(value: Any) -> str:
     if value is None:
         return "never"
     if isinstance(value, tuple | list):
-        return " + ".join(value) or "none"
+        # Names of edits, or a setting of several numbers.
+        words = all(isinstance(one, str) for one in value)
+        return (" + " if words else ", ").join(map(show, value)) or "none"
     return f"{value:g}" if isinstance(value, float) and abs(value) < 1e6 else str(value)
 
 

@@ -72,8 +72,10 @@ class Folder:
             return False
         if all({f"{name}.png", f"{name}.webp"} & there for name in names):
             return True
+        records = self.store.read(part(number))
+        assert records is not None
         # A picture that could not be made has no file.
-        files = read_part(self.store.read(part(number)), ["file"])["file"]
+        files = read_part(records, ["file"])["file"]
         return all(Path(file).name in there for file in files if file is not None)
 
 

@@ -1,24 +1,32 @@
-"""A pipeline whose call computes what its pictures have in common once, as `sega_jax.sweep.planning.sharing` says."""
+"""Runs batches whose pictures share prefixes: what they have in common is computed once, as
+`sega_jax.sweep.planning.sharing` says."""
 
-import math
+import dataclasses
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from contextvars import copy_context
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from sega_jax.method.guidance import Predictions
-from sega_jax.method.schedules import Row
-from sega_jax.method.solvers import SOLVERS
-from sega_jax.pipelines.batch import Rows
+from sega_jax.method.sample import Carry
+from sega_jax.pipelines import run
+from sega_jax.pipelines.batch import Batch
 from sega_jax.pipelines.execution.chunks import chunk, enough_memory
 from sega_jax.pipelines.output import Output
 from sega_jax.pipelines.pipeline import Pipeline
-from sega_jax.pipelines.running import Plan, warn
+from sega_jax.pipelines.texts import branch_texts
 from sega_jax.sweep.planning.sharing import Branch, Schedule
-from sega_jax.systems import base
+from sega_jax.systems import programs
+from sega_jax.systems.base import Static
+
+# Is given a picture's number, the picture [height, width, 3], whether it is finite, and whether it is flagged, or None
+# where nothing looked; possibly in another thread.
+Made = Callable[[int, np.ndarray, bool, bool | None], Any]
 
 
 class Trunk(NamedTuple):
@@ -30,159 +38,196 @@ class Trunk(NamedTuple):
     concepts: list[list[str]]  # of each row
 
 
-class SharedPipeline(Pipeline):
-    """To be called with the prompts, edits and settings of all points of a schedule.
+class SharedRun:
+    """Runs the batches of a plan with one pipeline.
 
-    While the devices make one branch, the next is begun in one thread, and the pictures of the one before are fetched
-    in another.
+    While the devices make one branch, the next begins in one thread, and the pictures of the one before are fetched in
+    another.
+
+    Args:
+        depth: the most calls that a trunk has, for which programs are compiled.
 
     Attributes:
-        schedule: of the next call; None for one that shares nothing.
-        depth: the most calls that a trunk has: what is compiled for.
-        concepts: how many are predicted at some call of some branch: what is compiled for, too.
-        made: told a picture's number, the picture [height, width, 3], and whether it is finite, and flagged or None, as
-            soon as it is fetched; possibly in another thread.
-        evaluations: rows that went through the UNet so far.
+        evaluations: rows that went through the network so far.
     """
 
-    schedule: Schedule | None = None
-    depth: int = 0
-    concepts: frozenset[int] = frozenset()
-    evaluations: int = 0
-
-    def __init__(self, **components: Any):
-        super().__init__(**components)
-        self.made: Callable[[int, np.ndarray, bool, bool | None], Any] = lambda *picture: None
+    def __init__(self, pipe: Pipeline, depth: int):
+        self.pipe, self.depth, self.evaluations = pipe, depth, 0
         self._prepared: dict[Hashable, set[int]] = {}
 
-    def _run(self, plan: Plan) -> Output:
-        if self.schedule is None:
-            out = super()._run(plan)
-            self._tell(range(len(plan.rows)), out)
+    def make(self, batch: Batch, schedule: Schedule | None, concepts: Iterable[int], made: Made) -> Output:
+        """Makes the pictures of a batch, as uint8.
+
+        Args:
+            schedule: what they share; None for nothing.
+            concepts: how many are predicted at some call of some branch of the plan, for which programs are compiled.
+            made: told each picture as soon as it is fetched.
+        """
+        if schedule is None:
+            begun = run.begin(self.pipe, batch, branch_texts(self.pipe, batch, batch.n))
+            out = run.finish(self.pipe, batch, self.last(begun, batch.rows), [None])
+            _tell(range(batch.rows), out, made)
             return out
-        branches, trunk = self.schedule.branches, self._trunk(plan)
-        total, height, width = len(plan.rows), *(self.models.sizes.factor * side for side in plan.shape[:2])
-        images, finite = np.zeros((total, height, width, 3), np.uint8), np.zeros(total, bool)
-        out = Output(images, finite, plan.rows.seeds, None, None if self.safety is None else np.zeros(total, bool))
+        return _Shared(self, batch, schedule, frozenset(concepts), made).make()
+
+    def last(self, begun: run.Begun, rows: int) -> Any:
+        """Returns the states at the end of a batch's schedule."""
+        last = begun.carry
+        for _, carry, _ in self.advance(begun, rows):
+            last = carry
+        return last.x
+
+    def advance(self, begun: run.Begun, rows: int) -> Iterable[tuple[int, Carry, Any]]:
+        """Takes a batch through its schedule as `run.advance_in_chunks`, and counts evaluations."""
+
+        def program(carry, table, concepts):
+            self.evaluations += rows * (2 + concepts) * int(np.sum(table.live))
+            return run.advance(self.pipe, begun, carry, table, concepts)
+
+        batch = begun.batch
+        chunks = self.pipe.chunks.run(program, begun.carry, batch.table, begun.situation, 0, begun.needed, batch.n)
+        for done, live, carry, record in chunks:
+            # What a trunk adds is nothing.
+            kept = None if record is None else record._replace(sem_guidance=None)
+            yield done, carry, run.fetch_record(self.pipe, kept, live)
+
+    def prepare(self, begun: run.Begun, concepts: Iterable[int]) -> None:
+        """Compiles the programs for these numbers of concepts, later batches' too, which are to compile nothing."""
+        known = self._prepared.setdefault(begun.situation, set())
+        for count in sorted(set(concepts) - known):
+            run.advance(self.pipe, begun, begun.carry, chunk(begun.batch.table, 0, 0), count)
+            self.pipe.chunks.prepare(begun.situation, count)
+            known.add(count)
+
+
+class _Shared:
+    """One batch and what its pictures share."""
+
+    def __init__(self, shared: SharedRun, batch: Batch, schedule: Schedule, concepts: frozenset[int], made: Made):
+        self.shared, self.pipe, self.batch, self.schedule = shared, shared.pipe, batch, schedule
+        self.concepts, self.made = concepts, made
+
+    def make(self) -> Output:
+        branches, trunk, batch = self.schedule.branches, self._trunk(), self.batch
+        factor = self.pipe.system.sampler.sizes(self.pipe.models).factor
+        height, width = (factor * side for side in batch.shape[:2])
+        images, finite = np.zeros((batch.rows, height, width, 3), np.uint8), np.zeros(batch.rows, bool)
+        flagged = None if self.pipe.safety is None else np.zeros(batch.rows, bool)
+        out = Output(images, finite, batch.seeds, None, flagged)
         with ThreadPoolExecutor(1, "begins") as begins, ThreadPoolExecutor(1, "fetches") as fetches:
-            begun, fetched = _submit(begins, self._depart, plan, branches[0], trunk), None
+            begun, fetched = _submit(begins, self._fork, branches[0], trunk), None
             for branch, after in zip(branches, [*branches[1:], None], strict=True):
-                alone, here = begun.result()
+                here = begun.result()
                 if after is not None:
-                    begun = _submit(begins, self._depart, plan, after, trunk)
-                decoded = self._decode(self._branch(alone, branch, here), "uint8")
+                    begun = _submit(begins, self._fork, after, trunk)
+                decoded = run.decode(self.pipe, here.batch, self._branch(here, branch))
                 # Which says at once what went wrong, and keeps pictures from piling up on the devices.
                 if fetched is not None:
                     fetched.result()
                 fetched = _submit(fetches, self._place, branch, decoded, out)
+            assert fetched is not None
             fetched.result()
-        warn(out.finite, out.flagged, 4)
+        run.warn_of_pictures(out.finite, out.flagged)
         return out
 
-    def _place(self, branch: Branch, decoded: Any, out: Output) -> None:
+    def _place(self, branch: Branch, decoded: run.Decoded, out: Output) -> None:
         """Fetches a branch's pictures into their places."""
         members = list(branch.members)
-        # With the rows that fill up, since the safety checker is compiled for all.
-        found = self._fetch(decoded, self.schedule.rows)
-        for into, part in zip((out.images, out.finite, out.flagged), found, strict=True):
+        # With the rows that pad the batch, since the safety checker is compiled for all.
+        found = run.fetch(self.pipe, decoded, self.schedule.rows)
+        arrays: tuple[Any, ...] = (out.images, out.finite, out.flagged)
+        for into, part in zip(arrays, found, strict=True):
             if part is not None:
                 into[members] = part[: len(members)]
-        self._tell(members, out)
+        _tell(members, out, self.made)
 
-    def _tell(self, numbers: Iterable[int], out: Output) -> None:
-        for i in numbers:
-            self.made(i, out.images[i], bool(out.finite[i]), None if out.flagged is None else bool(out.flagged[i]))
-
-    def _trunk(self, plan: Plan) -> Trunk:
-        schedule = self.schedule
+    def _trunk(self) -> Trunk:
+        schedule, n, wide = self.schedule, self.batch.n, self.pipe.wide
         first = [members[0] for members in schedule.trunks]
         first += first[-1:] * (schedule.rows - len(first))
-        rows, table, n = _rows(plan.rows, first), plan.table, plan.n
-        rows = _edited(rows, [tuple(sorted(edits, key=lambda edit: edit.concept)) for edits in rows.edits])
-        words = [[edit.concept for edit in edits] for edits in rows.edits]
-        settings = _rows(plan.settings, first)
-        # What is nothing adds nothing.
-        idle = settings.edits._replace(scale=np.zeros_like(settings.edits.scale))
-        settings, method = settings._replace(edits=idle), plan.method._replace(record=True)
-        shared = plan._replace(rows=rows, settings=settings, method=method)
-        begun = self._begin(shared, self._text(rows, n))
-        shape = (len(first), self.depth, *plan.shape)
-        past = Predictions(
-            np.zeros(shape, self._wide), np.zeros(shape, self._wide), np.zeros((*shape[:2], n, *plan.shape), self._wide)
+        batch = self.batch.select(first)
+        edits = [tuple(sorted(row, key=lambda edit: edit.concept)) for row in batch.edits]
+        known = batch.settings.edits
+        assert known is not None
+        # Concepts of scale 0 add nothing.
+        idle = known._replace(scale=np.zeros_like(known.scale))
+        batch = dataclasses.replace(
+            batch,
+            edits=edits,
+            settings=batch.settings._replace(edits=idle),
+            static=batch.static._replace(record=True),
         )
-        states, done = {}, 0
+        begun = run.begin(self.pipe, batch, branch_texts(self.pipe, batch, n))
+        shape = (len(first), self.shared.depth, *batch.shape)
+        # The calls are written into these arrays of the host.
+        uncond: Any = np.zeros(shape, wide)
+        cond: Any = np.zeros(shape, wide)
+        concepts: Any = np.zeros((*shape[:2], n, *batch.shape), wide)
+        past = Predictions(uncond, cond, concepts)
+        states: dict[int, tuple[np.ndarray, Any]] = {}
+        done = 0
         for departure in schedule.departures:
-            way = shared._replace(table=_calls(table, done, departure))
-            begun = begun._replace(needed=np.full(departure - done, n))
+            part = dataclasses.replace(batch, table=_calls(batch.table, done, departure))
+            begun = begun._replace(batch=part, needed=np.full(departure - done, n))
             before = done
-            for called, carry, record in self._advance(way, begun, 0):
+            for called, carry, record in self.shared.advance(begun, len(first)):
                 begun = begun._replace(carry=carry)
-                for kept, part in zip(past[:3], (record.uncond, record.cond, record.edits), strict=True):
-                    kept[:, done : before + called] = part[: len(first)]
+                for kept, new in zip(past[:3], (record.uncond, record.cond, record.edits), strict=True):
+                    kept[:, done : before + called] = new[: len(first)]
                 done = before + called
-            x = self.devices.gather(begun.carry.x, len(first))
-            states[departure] = x, self._solver_rows(begun.carry, plan, len(first))
+            x = self.pipe.devices.gather(begun.carry.x, len(first))
+            states[departure] = x, self._solver_rows(begun.carry, x, batch.static)
         row_of = {i: row for row, members in enumerate(schedule.trunks) for i in members}
-        return Trunk(row_of, states, past, words)
+        return Trunk(row_of, states, past, [[edit.concept for edit in row] for row in edits])
 
-    def _begin(self, plan: Plan, text: Any, start: Any = None) -> Any:
-        begun, rows = super()._begin(plan, text, start), math.prod(text.shape[:-3])
-
-        def call(carry, table, concepts):
-            self.evaluations += rows * (2 + concepts) * int(np.sum(table.live))
-            return begun.call(carry, table, concepts)
-
-        return begun._replace(call=call)
-
-    def _recorded(self, record: Any, live: int) -> Any:
-        # What a trunk adds is nothing.
-        return super()._recorded(None if record is None else record._replace(sem_guidance=None), live)
-
-    def _solver_rows(self, carry: Any, plan: Plan, rows: int) -> Any:
-        """The solver's state on the host, with the rows first in every array."""
-        devices = int(len(self.devices) > 1)
+    def _solver_rows(self, carry: Carry, x: np.ndarray, static: Static) -> Any:
+        """Returns the solver's state on the host, with the rows first in every array."""
+        devices = int(len(self.pipe.devices) > 1)
 
         def one(leaf, axis):
             leaf = np.moveaxis(np.asarray(leaf), devices + axis, devices)
-            return (np.concatenate(leaf) if devices else leaf)[:rows]
+            return (np.concatenate(leaf) if devices else leaf)[: len(x)]
 
-        return jax.tree.map(one, carry.solver, base.row_axes(SOLVERS[plan.method.solver](0.0), plan.shape))
+        solver = self.pipe.system.sampler.solver(None, self.batch.settings, static.own)
+        return jax.tree.map(one, carry.solver, programs.row_axes(solver, x))
 
-    def _depart(self, plan: Plan, branch: Branch, trunk: Trunk) -> tuple[Plan, Any]:
-        """The plan of a branch's rows alone, and what they are begun with: where the trunk has left them."""
+    def _fork(self, branch: Branch, trunk: Trunk) -> run.Begun:
+        """Begins a branch's rows where the trunk has left them."""
         members = [*branch.members, *branch.members[-1:] * (self.schedule.rows - len(branch.members))]
-        alone = plan._replace(rows=_rows(plan.rows, members), settings=_rows(plan.settings, members))
+        alone = self.batch.select(members)
         at = np.array([trunk.row_of[i] for i in members])
         order = [
             [trunk.concepts[row].index(edit.concept) for edit in edits]
-            for row, edits in zip(at, alone.rows.edits, strict=True)
+            for row, edits in zip(at, alone.edits, strict=True)
         ]
         seen = Predictions(trunk.past.uncond[at], trunk.past.cond[at], _ordered(trunk.past.edits, at, order))
         x, solver = jax.tree.map(lambda leaf: leaf[at], trunk.states[branch.start])
-        depart = self.devices.map(base.depart, (0, 0, 0, None, 0), method=plan.method)
+        start = partial(_forked, x=x, solver=solver, calls=branch.start, past=seen)
+        return run.begin(self.pipe, alone, branch_texts(self.pipe, alone, self.batch.n), start)
 
-        def start(_, settings):
-            with enough_memory(x.shape):
-                split = self.devices.split((x, solver, seen))
-                # Waiting, lest the process ends while the devices work.
-                return jax.block_until_ready(depart(settings, *split[:2], branch.start, split[2]))
+    def _branch(self, begun: run.Begun, branch: Branch) -> Any:
+        """Returns the states at the end of a branch."""
+        self.shared.prepare(begun, {*self.concepts, *branch.concepts})
+        rest = _calls(begun.batch.table, branch.start, None)
+        part = dataclasses.replace(begun.batch, table=rest)
+        return self.shared.last(begun._replace(batch=part, needed=begun.needed[branch.start :]), self.schedule.rows)
 
-        return alone, self._begin(alone, self._text(alone.rows, plan.n), start)
 
-    def _branch(self, alone: Plan, branch: Branch, begun: Any) -> Any:
-        """The states at the end of the rows' way."""
-        calls = slice(branch.start, None)
-        # Those of later batches, too, which are to compile nothing.
-        known = self._prepared.setdefault(begun.situation, set())
-        for concepts in sorted({*self.concepts, *branch.concepts} - known):
-            begun.call(begun.carry, chunk(alone.table, 0, 0), concepts)
-            self._chunks.prepare(begun.situation, concepts)
-            known.add(concepts)
-        carry, begun = begun.carry, begun._replace(needed=begun.needed[calls])
-        rest = alone._replace(table=jax.tree.map(lambda column: column[calls], alone.table))
-        for _, now, _ in self._advance(rest, begun, 0):
-            carry = now
-        return carry.x
+def _forked(
+    pipe: Pipeline, batch: Batch, settings: Any, *, x: np.ndarray, solver: Any, calls: int, past: Predictions
+) -> Carry:
+    """Returns the carry of rows that leave a trunk; see `sega_jax.systems.programs.fork`."""
+    fork = pipe.devices.map(programs.fork, (0, 0, 0, None, 0), sampler=pipe.system.sampler, static=batch.static)
+    with enough_memory(x.shape):
+        x, solver, past = pipe.devices.split((x, solver, past))
+        # Waiting, so that the process does not end while the devices work.
+        return jax.block_until_ready(fork(settings, x, solver, calls, past))
+
+
+def _tell(numbers: Iterable[int], out: Output, made: Made) -> None:
+    assert isinstance(out.images, np.ndarray)
+    for i in numbers:
+        made(i, out.images[i], bool(out.finite[i]), None if out.flagged is None else bool(out.flagged[i]))
 
 
 # What JAX knows of one thread only, and the name of what is set for all.
@@ -197,7 +242,8 @@ _SETTINGS = {
 
 
 def _submit(pool: ThreadPoolExecutor, function: Callable, *args: Any) -> Future:
-    """Runs it in a thread as it would run here, where JAX may be set otherwise by `with`."""
+    """Runs a function in a thread as it would run here: with JAX's settings, which `with` may have changed, and adding
+    its warnings to those that are collected here."""
     here = {name: getattr(jax.config, name) for name in _SETTINGS}
 
     def there():
@@ -206,27 +252,13 @@ def _submit(pool: ThreadPoolExecutor, function: Callable, *args: Any) -> Future:
                 stack.enter_context(_SETTINGS[name](value))
             return function(*args)
 
-    return pool.submit(there)
+    return pool.submit(copy_context().run, there)
 
 
-def _rows(tree: Any, members: Sequence[int]) -> Any:
-    """Of arrays and lists of rows, those of the members."""
-    if isinstance(tree, Rows):
-        return Rows(**{name: _rows(value, members) for name, value in tree._asdict().items()})
-    if isinstance(tree, list):
-        return [tree[i] for i in members]
-    return jax.tree.map(lambda leaf: leaf[np.array(members)], tree)
-
-
-def _edited(rows: Rows, edits: list) -> Rows:
-    # `_replace` minds that their length is that of the rows.
-    return Rows(**rows._asdict() | {"edits": edits})
-
-
-def _calls(table: Row, first: int, last: int) -> Row:
+def _calls(table: Any, first: int, last: int | None) -> Any:
     return jax.tree.map(lambda column: column[first:last], table)
 
 
-def _ordered(edits: np.ndarray, at: np.ndarray, order: Sequence[Sequence[int]]) -> np.ndarray:
-    """Of predictions [rows, calls, n, ...] these rows, the concepts of each in its order."""
+def _ordered(edits: Any, at: np.ndarray, order: Sequence[Sequence[int]]) -> Any:
+    """Returns predictions [rows, calls, n, ...] of these rows, the concepts of each in its order."""
     return np.stack([edits[row][:, index] for row, index in zip(at, order, strict=True)])

@@ -5,26 +5,10 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from sega_jax.method.schedules.spacing import NAMED
-from sega_jax.sweep.description.fields import EDIT
-from sega_jax.sweep.description.points import Point
+from sega_jax.sweep.description.fields import call_settings, edit_settings
+from sega_jax.sweep.description.points import Facts, Point
 from sega_jax.sweep.description.sweep_file import Sweep
 
-_CALL = {
-    "prompt": "string",
-    "negative_prompt": "string",
-    "seed": "int64",
-    "steps": "int64",
-    "step_list": "string",
-    "guidance_scale": "float64",
-    "eta": "float64",
-    "height": "int64",
-    "width": "int64",
-    "semantics": "string",
-    "support": "string",
-    "scheduler": "string",
-}
-_EDIT = {name: "int64" if name in ("warmup", "cooldown") else "float64" for name in EDIT} | {"concept": "string"}
 _MADE = {
     "finite": "bool",
     "flagged": "bool",
@@ -44,7 +28,7 @@ _MADE = {
 }
 
 
-def columns(sweep: Sweep) -> dict[str, str]:
+def columns(sweep: Sweep, facts: Facts) -> dict[str, str]:
     """The columns and their types: the picture's name, its file, the number of its first point, its settings, those of
     the edits that act ("glasses.scale"; others have none), and how it was made:
 
@@ -53,24 +37,42 @@ def columns(sweep: Sweep) -> dict[str, str]:
     of the program that made it, on all `devices`; another number makes other roundings. seconds: its share of the
     batch's time, with the compilation in a program's first batch. model: null for the demo model.
     """
-    edits = {f"{edit}.{name}": kind for edit in sweep.edits for name, kind in _EDIT.items()}
-    return {"name": "string", "file": "string", "point": "int64", **_CALL, **edits, **_MADE}
+    call = call_columns(facts)
+    edits = {f"{edit}.{name}": one.kind.column for edit in sweep.edits for name, one in edit_settings().items()}
+    return {"name": "string", "file": "string", "point": "int64", **call, "scheduler": "string", **edits, **_MADE}
 
 
-def settings(point: Point, scheduler: str) -> dict[str, Any]:
-    """Those columns that a point says; `scheduler` is the class."""
-    steps = {"steps": point.steps, "step_list": None}
-    if isinstance(point.steps, str):
-        steps = {"steps": sum(NAMED[point.steps]), "step_list": point.steps}
-    said = {name: getattr(point, name) for name in _CALL if name in point._fields} | steps | {"scheduler": scheduler}
-    return said | {f"{edit}.{name}": getattr(one, name) for edit, one in point.edits.items() for name in EDIT}
+def call_columns(facts: Facts) -> dict[str, str]:
+    """Returns the columns of a call's settings, and their types."""
+    found: dict[str, str] = {}
+    for name, one in call_settings(facts.family.call).items():
+        if name not in edit_settings():
+            found |= one.kind.columns(name)
+    return found
 
 
-def part(rows: Sequence[dict[str, Any]], sweep: Sweep) -> bytes:
+def columns_without_edits(facts: Facts) -> list[str]:
+    """Returns the columns that decide a picture that has no edits."""
+    settings = call_settings(facts.family.call).items()
+    found = [column for name, one in settings if not one.of_edits for column in one.kind.columns(name)]
+    return [*found, "scheduler"]
+
+
+def settings(point: Point, facts: Facts, scheduler: str | None) -> dict[str, Any]:
+    """Returns what a point's columns hold; `scheduler` is the class."""
+    arguments, found = call_settings(facts.family.call), {"scheduler": scheduler}
+    for name, value in point.settings:
+        found |= arguments[name].kind.cells(name, value)
+    return found | {
+        f"{edit}.{name}": getattr(one, name) for edit, one in point.edits.items() for name in edit_settings()
+    }
+
+
+def part(rows: Sequence[dict[str, Any]], sweep: Sweep, facts: Facts) -> bytes:
     """A Parquet file of rows, in which columns that a row lacks are null."""
     pyarrow = arrow()
     kinds = {"timestamp[us, tz=UTC]": pyarrow.timestamp("us", "UTC"), "bool": pyarrow.bool_()}
-    fields = [(name, kinds.get(kind) or getattr(pyarrow, kind)()) for name, kind in columns(sweep).items()]
+    fields = [(name, kinds.get(kind) or getattr(pyarrow, kind)()) for name, kind in columns(sweep, facts).items()]
     file = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows), pyarrow.schema(fields)), file)
     return file.getvalue()

@@ -3,7 +3,6 @@
 import datetime
 import hashlib
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
@@ -15,8 +14,9 @@ import numpy as np
 from PIL import Image
 
 import sega_jax
+from sega_jax.method.checks import check_int
 from sega_jax.pipelines import loading, png
-from sega_jax.pipelines.batch import whole
+from sega_jax.pipelines.messages import collected, warn
 from sega_jax.pipelines.pipeline import Pipeline
 from sega_jax.pipelines.progress import bar
 from sega_jax.sweep.description.points import Point, name
@@ -26,7 +26,7 @@ from sega_jax.sweep.planning.sharing import Schedule
 from sega_jax.sweep.running import records
 from sega_jax.sweep.running.folder import RECORDS, Folder, part
 from sega_jax.sweep.running.leases import PATIENCE, Leases
-from sega_jax.sweep.running.prefixes import SharedPipeline
+from sega_jax.sweep.running.prefixes import SharedRun
 
 
 class Status(NamedTuple):
@@ -56,12 +56,16 @@ def pace(folder: str | Path) -> float | None:
     A program's first batch has its compilation in it, and counts only where there is no other.
     """
     where = Folder(folder)
-    plan, first, timed = where.plan(), [], []
+    plan = where.plan()
+    first: list[tuple[float, int]] = []
+    timed: list[tuple[float, int]] = []
     there = where.store.names(RECORDS)
     seen = set()
     for number, batch in enumerate(plan.batches):
         if part(number).rpartition("/")[2] in there:
-            seconds = sum(records.read_part(where.store.read(part(number)), ["seconds"])["seconds"])
+            data = where.store.read(part(number))
+            assert data is not None
+            seconds = sum(records.read_part(data, ["seconds"])["seconds"])
             (timed if batch.compiled in seen else first).append((seconds, plan.evaluations(number)))
             seen.add(batch.compiled)
     some = timed or first
@@ -135,7 +139,7 @@ def run(
                     model = dict(plan.facts.model)
                     pipe = loading.load(model.pop("source", loading.DEMO), **model)
                 # A scheduler of its own.
-                running = _Run(plan, where, SharedPipeline(**pipe.components))
+                running = _Run(plan, where, Pipeline(**pipe.components))
             running.all(shares[share], leases.holds, progress)
     return _status(plan, where.missing(plan))
 
@@ -146,8 +150,8 @@ def _worker(worker: Any) -> tuple[int, int]:
         return jax.process_index(), jax.process_count()
     if not isinstance(worker, Sequence) or isinstance(worker, str) or len(worker) != 2:
         raise TypeError(f"worker={worker!r} should be its number and how many there are, as (2, 16)")
-    workers = whole("worker: how many", worker[1], 1)
-    return whole("worker: its number", worker[0], 1, workers) - 1, workers
+    workers = check_int("worker: how many", worker[1], 1)
+    return check_int("worker: its number", worker[0], 1, workers) - 1, workers
 
 
 def _status(plan: Plan, missing: list[int]) -> Status:
@@ -180,8 +184,9 @@ _Tell = Callable[[int, np.ndarray, bool, bool | None], Any]
 
 
 class _Run:
-    def __init__(self, plan: Plan, folder: Folder, pipe: SharedPipeline):
+    def __init__(self, plan: Plan, folder: Folder, pipe: Pipeline):
         self.plan, self.folder, self.pipe = plan, folder, pipe
+        self.shared = SharedRun(pipe, plan.depth)
         self.fits: dict[Program, int] = {}  # rows, where the memory holds fewer than planned
         self._concepts = cache(plan.concepts)
 
@@ -202,10 +207,7 @@ class _Run:
             bar(sum(pictures.values()), "picture", progress, initial=done) as shown,
             ThreadPoolExecutor(thread_name_prefix="pictures") as pool,
             ThreadPoolExecutor(1, "batches") as writer,
-            warnings.catch_warnings(),
         ):
-            # Planning has said so.
-            warnings.filterwarnings("ignore", "the edit .* begins at warmup")
             writing: Future | None = None
             for i in missing:
                 if not mine():
@@ -223,7 +225,8 @@ class _Run:
                 writing.result()
 
     def _batch(self, batch: Batch, pool: ThreadPoolExecutor, shown: Callable[[int], Any]) -> _Made:
-        points, pictures = self._points(batch), {}
+        points = self._points(batch)
+        pictures: dict[int, Future] = {}
 
         def tell(i, *picture):
             if i in pictures:
@@ -269,7 +272,7 @@ class _Run:
             if rows == 1:
                 raise
         # Out here, where what was made until then is forgotten.
-        warnings.warn(f"the memory does not hold {rows} rows of {batch.program}; going on with half", stacklevel=4)
+        warn(f"the memory does not hold {rows} rows of {batch.program}; going on with half")
         self.fits[batch.program] = rows // 2
         return self._make(batch, points, tell)
 
@@ -287,34 +290,27 @@ class _Run:
             if i < len(numbers):
                 tell(numbers[i], *picture)
 
-        self.pipe.schedule, self.pipe.depth, self.pipe.made = schedule, self.plan.depth, made
-        self.pipe.concepts = self._concepts(batch.program)
-        self.pipe.scheduler = self.plan.facts.scheduler_of(batch.scheduler)
-        shared = {key: getattr(points[0], key) for key in ("height", "width", "semantics", "support")}
-        self.pipe(
-            [point.prompt for point in points],
-            [list(point.edits.values()) for point in points],
-            negative_prompt=[point.negative_prompt for point in points],
-            seed=[point.seed for point in points],
-            guidance_scale=[point.guidance_scale for point in points],
-            eta=[point.eta for point in points],
-            steps=batch.steps,
-            **shared,
-            output="uint8",
-            progress=False,
-        )
+        scheduler = self.plan.facts.scheduler_of(batch.scheduler)
+        if scheduler is not None:
+            self.pipe.scheduler = scheduler
+        shared, calls = dict(points[0].shared), [point.call for point in points]
+        own = {name: [call[name] for call in calls] for name in calls[0] if name not in shared}
+        edits = [list(point.edits.values()) for point in points]
+        with collected():
+            prepared = self.pipe.prepare(**own, **shared, edits=edits, output="uint8", progress=False)
+            self.shared.make(prepared, schedule, self._concepts(batch.program), made)
 
     def _encoded(self, batch: Batch, point: Point, image: np.ndarray, finite: bool, flagged: bool | None) -> _Picture:
         data = None
         if finite and not flagged:
-            said = self._said(point, self.plan.facts.scheduler_of(batch.scheduler).name)
+            said = self._said(point, self._solver(batch))
             data = png.encoded(Image.fromarray(image), self.plan.sweep.format, said)
         return _Picture(data, finite, flagged, hashlib.sha256(image.tobytes()).hexdigest())
 
     def _write(self, number: int, made: _Made, pool: ThreadPoolExecutor) -> None:
         batch, table = self.plan.batches[number], []
         common = self._common() | {"batch": number, "rows": made.rows, "calls": batch.calls, "seconds": made.seconds}
-        scheduler = self.plan.facts.scheduler_of(batch.scheduler).name
+        scheduler = self._solver(batch)
 
         def write(name: str, picture: Future[_Picture]) -> str | None:
             file, data = f"pictures/{name}.{self.plan.sweep.format}", picture.result().data
@@ -329,8 +325,12 @@ class _Run:
             _, finite, flagged, digest = future.result()
             own = {"name": batch.names[k], "file": files[k], "point": batch.points[k]}
             own |= {"finite": finite, "flagged": flagged, "digest": digest}
-            table.append(records.settings(point, scheduler) | common | own)
-        self.folder.store.write(part(number), records.part(table, self.plan.sweep))
+            table.append(records.settings(point, self.plan.facts, scheduler) | common | own)
+        self.folder.store.write(part(number), records.part(table, self.plan.sweep, self.plan.facts))
+
+    def _solver(self, batch: Batch) -> str | None:
+        scheduler = self.plan.facts.scheduler_of(batch.scheduler)
+        return None if scheduler is None else scheduler.name
 
     def _common(self) -> dict[str, Any]:
         model = self.plan.facts.model
@@ -345,11 +345,12 @@ class _Run:
             "jax": jax.__version__,
         }
 
-    def _said(self, point: Point, solver: str) -> dict[str, Any]:
+    def _said(self, point: Point, solver: str | None) -> dict[str, Any]:
         """What `sega-jax info` reads in a picture."""
         model = self.plan.facts.model
         said = {"picture": "edited" if point.edits else "original", "model": model.get("source")}
-        said |= {"revision": model.get("revision")} | point._asdict()
+        said |= {"system": self.plan.facts.system}
+        said |= {"revision": model.get("revision")} | point.call | {"scheduler": point.scheduler}
         said |= {"edits": [vars(edit) for edit in point.edits.values()], "dtype": self.pipe.dtype.name}
         said |= {"variant": model.get("variant"), "solver": solver}
         said |= {"safety_checker": model.get("safety_checker", True)}

@@ -1,0 +1,139 @@
+"""Shell options, derived from the declared arguments of calls and of `load`."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import click
+
+from sega_jax.method.argument_kinds import Choice, Flag
+from sega_jax.method.arguments import REQUIRED, Argument, arguments
+from sega_jax.pipelines.load_options import LoadOptions
+from sega_jax.systems.base import System
+from sega_jax.systems.call import Call
+from sega_jax.systems.registry import systems
+
+# What a command gives a call itself.
+_OWN = ("prompt", "edits")
+# Options of `load` that are read by `sega_jax.cli.adapters`.
+_READ_ELSEWHERE = ("lora", "textual_inversion")
+
+
+def shell_arguments(declaration: type) -> dict[str, Argument]:
+    """Returns the declared arguments that have a shell option."""
+    return {name: one for name, one in arguments(declaration).items() if one.shell and name not in _OWN}
+
+
+def load_arguments() -> dict[str, Argument]:
+    """Returns the options of `load` that have a plain shell option."""
+    return {name: one for name, one in shell_arguments(LoadOptions).items() if name not in _READ_ELSEWHERE}
+
+
+def option(argument: Argument, *, prefix: str = "", help: str | None = None) -> click.Option:
+    """Returns the shell option of an argument; its value stays text until the family is known.
+
+    Args:
+        prefix: before its name, for a stage of a cascade.
+    """
+    name = f"--{prefix}{argument.option.removeprefix('--')}"
+    text = f"{argument.help[:1].upper()}{argument.help[1:]}." if help is None else help
+    if isinstance(argument.kind, Flag):
+        if argument.default is True:
+            return click.Option([f"{name}/--no-{name.removeprefix('--')}"], default=None, help=text)
+        return click.Option([name], is_flag=True, default=None, help=text)
+    kind = click.Choice(argument.kind.names) if isinstance(argument.kind, Choice) else None
+    metavar = None if kind else argument.unit.upper() or argument.kind.metavar
+    if argument.kind.flag_value is not None:
+        return click.Option([name], is_flag=False, flag_value=argument.kind.flag_value, metavar=metavar, help=text)
+    return click.Option([name], type=kind, metavar=metavar, help=text)
+
+
+def call_options() -> list[click.Option]:
+    """Returns the options of all families' calls. Help texts say which families have an option, and its defaults."""
+    found: dict[str, list[System]] = {}
+    for system in systems().values():
+        for name in shell_arguments(system.call):
+            found.setdefault(name, []).append(system)
+    return [_shared_option(name, having) for name, having in found.items()]
+
+
+def _shared_option(name: str, having: list[System]) -> click.Option:
+    declared = {system.title: arguments(system.call)[name] for system in having}
+    first = next(iter(declared.values()))
+    parts = [f"{first.help[:1].upper()}{first.help[1:]}."]
+    if len(having) < len(systems()):
+        parts.append(f"Only for {_list(list(declared))}.")
+    defaults: dict[Any, list[str]] = {}
+    for title, one in declared.items():
+        if not any(one.default is none for none in (None, False, REQUIRED)):
+            defaults.setdefault(one.kind.show(one.default), []).append(title)
+    if len(defaults) == 1:
+        parts.append(f"[default: {next(iter(defaults))}]")
+    elif defaults:
+        parts.append(f"[default: {'; '.join(f'{value} for {_list(titles)}' for value, titles in defaults.items())}]")
+    return option(first, help=" ".join(parts))
+
+
+def _list(titles: list[str]) -> str:
+    return " and ".join([", ".join(titles[:-1]), titles[-1]] if len(titles) > 1 else titles)
+
+
+def parsed(declaration: type[Call], given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the values of options that were given, as a call takes them.
+
+    Raises:
+        FileNotFoundError, TypeError, ValueError: a value is of another kind; the message names the option.
+    """
+    declared, found = arguments(declaration), {}
+    for name, value in given.items():
+        one = declared[name]
+        label = f"--{prefix}{one.option.removeprefix('--')}"
+        found[name] = value if isinstance(value, bool) else one.kind.parse(label, value)
+    return found
+
+
+def check_early(given: Mapping[str, Any]) -> None:
+    """Finds mistakes that need no checkpoint to be seen: each value fits the arguments of at least one family.
+
+    Raises:
+        FileNotFoundError, TypeError, ValueError: a value fits none.
+    """
+    for name, value in given.items():
+        errors = []
+        for system in systems().values():
+            if name in shell_arguments(system.call):
+                try:
+                    parsed(system.call, {name: value})
+                    break
+                except (OSError, TypeError, ValueError) as error:
+                    errors.append(error)
+        else:
+            raise errors[0]
+
+
+def check_family(system: System, model: str, given: Iterable[str]) -> None:
+    """Checks that a family's calls have these options.
+
+    Raises:
+        ValueError: they have not.
+    """
+    known = shell_arguments(system.call)
+    for name in given:
+        if name not in known:
+            having = [one.title for one in systems().values() if name in shell_arguments(one.call)]
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} is of {' and '.join(having)}, but {model} is {system.title}; leave it out")
+
+
+def command_words(declaration: type, known: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str = "") -> list:
+    """Returns the words of a command that give the values that are not the defaults."""
+    words: list[str] = []
+    for name, one in shell_arguments(declaration).items():
+        value = known.get(f"{prefix}{name}".replace("-", "_"))
+        label = f"--{prefix}{one.option.removeprefix('--')}"
+        if value is None or value == defaults.get(name, one.default):
+            continue
+        if isinstance(one.kind, Flag) or (value is True and one.kind.flag_value is not None):
+            words.append(label if value else f"--no-{label.removeprefix('--')}")
+        else:
+            words += [label, value if isinstance(value, str) else one.kind.show(value)]
+    return words

@@ -1,0 +1,55 @@
+"""The methods that an evaluation compares: semantic guidance and its rivals, each as a change of a request."""
+
+from collections.abc import Callable
+from typing import Any
+
+from sega_jax.demo import settings
+from sega_jax.demo.attributes import WORDS, kind
+from sega_jax.demo.evaluate.pictures import Request
+from sega_jax.method.guidance import Edit
+
+ACTIONS = ("add", "remove")
+METHODS = {"add": ("sega", "conjunction", "prompt"), "remove": ("sega", "conjunction", "negative")}
+
+Change = Callable[[Request], Request]
+# How a prompt says a word; "with" introduces all words that are not listed.
+_PHRASES = {"bald": "with a bald head", "sad": "with a sad face"}
+_ARTICLES = {"neutral face", "smile", "open mouth", "beard", "moustache"}
+_VERBS = {"hat": "wearing a", "clothes": "wearing a", "clothes colour": "wearing", "background": "on a"}
+
+
+def phrase(word: str) -> str:
+    """Returns a word as the end of a prompt: "with glasses", "wearing a hat"."""
+    verb = "wearing" if word == "overalls" else _VERBS.get(WORDS[word][0])
+    article = "with an" if word == "open mouth" else "with a" if word in _ARTICLES else "with"
+    return _PHRASES.get(word, f"{verb or article} {word}")
+
+
+def change_by(method: str, word: str, action: str, strength: float | None = None, **options: Any) -> Change:
+    """Returns how a method changes a request to add or to remove a word.
+
+    Args:
+        method: one of `METHODS[action]`.
+        strength: the scale of the edits, or for "prompt" and "negative" the guidance scale; None is the recommended
+            one.
+        options: settings of SEGA's edits in place of the recommended ones. A scale is positive for both actions.
+    """
+    sign = 1 if action == "add" else -1
+    if method == "prompt":
+        return lambda request: request._replace(prompt=f"{request.prompt} {phrase(word)}", guidance_scale=strength)
+    words = (word,) if action == "add" else kind(word)
+    if method == "negative":
+        return lambda request: request._replace(negative=", ".join(words), guidance_scale=strength)
+    if method == "conjunction":
+        scale = sign * (settings.CALL["guidance_scale"] if strength is None else strength)
+        edits = [Edit(one, scale=scale, threshold=0, warmup=0, momentum_scale=0) for one in words]
+    else:
+        scale = options.pop("scale", strength)
+        options |= {} if scale is None else {"scale": sign * scale}
+        edits = [(settings.add if action == "add" else settings.remove)(one, **options) for one in words]
+    return change_to(*edits)
+
+
+def change_to(*edits: Edit) -> Change:
+    """Returns the change of a request to these edits."""
+    return lambda request: request._replace(edits=edits)

@@ -1,0 +1,80 @@
+"""Makes pictures in batches of one size, so that the pipeline compiles once, and lets the judge read them."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sega_jax.demo import settings
+from sega_jax.demo.judge import Judge, Verdict, look
+from sega_jax.method.guidance import Edit
+from sega_jax.pipelines.pipeline import Pipeline
+
+
+class Request(NamedTuple):
+    """A picture to make."""
+
+    prompt: str
+    seed: int
+    edits: tuple[Edit, ...] = ()
+    negative: str = ""
+    guidance_scale: float | None = None  # None takes the maker's
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pictures:
+    """Judged pictures."""
+
+    pixels: np.ndarray  # uint8 [n, 128, 128, 3]
+    verdict: Verdict
+
+    def __getitem__(self, index: Any) -> "Pictures":
+        """Selects pictures by numbers, a slice or a mask."""
+        return Pictures(self.pixels[index], Verdict(*(values[index] for values in self.verdict)))
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureMaker:
+    """Makes and judges pictures.
+
+    Attributes:
+        pipe: the pipeline; it is called with uint8 output.
+        batch: pictures in one call of the pipeline. Copies fill up the last call of a series.
+        call: further arguments of the pipeline's calls. A request may replace the guidance scale.
+    """
+
+    pipe: Pipeline
+    judge: Judge
+    batch: int = 256
+    call: Mapping[str, Any] = dataclasses.field(default_factory=lambda: settings.CALL)
+
+    def __call__(self, requests: Sequence[Request], **options: Any) -> Pictures:
+        """Makes the requested pictures.
+
+        options: arguments of the pipeline for all of them, which replace those of `call` (semantics, support, replay).
+
+        Raises:
+            ValueError: there are no requests.
+        """
+        if not requests:
+            raise ValueError("no pictures were requested; give at least one request")
+        parts = []
+        for i in range(0, len(requests), self.batch):
+            block = list(requests[i : i + self.batch])
+            parts.append(self._make(block + block[-1:] * (self.batch - len(block)), options)[: len(block)])
+        pixels = np.concatenate(parts)
+        return Pictures(pixels, look(self.judge, pixels, self.batch))
+
+    def _make(self, requests: list[Request], options: dict[str, Any]) -> np.ndarray:
+        """Calls the pipeline once."""
+        default = self.call["guidance_scale"]
+        rows = {
+            "seed": [request.seed for request in requests],
+            "negative_prompt": [request.negative for request in requests],
+            "guidance_scale": [default if one.guidance_scale is None else one.guidance_scale for one in requests],
+        }
+        edits = [list(request.edits) for request in requests]
+        prompts = [request.prompt for request in requests]
+        call = {**self.call, **rows, **options}
+        return np.asarray(self.pipe(prompts, edits, **call, output="uint8", progress=False).images)

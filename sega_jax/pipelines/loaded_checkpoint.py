@@ -1,0 +1,121 @@
+"""A loaded checkpoint: networks on their devices, with a tokenizer and a scheduler. `Pipeline` adds the call."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from sega_jax.method.checks import brief
+from sega_jax.method.numerics import at_least_float32
+from sega_jax.method.schedules import Scheduler
+from sega_jax.pipelines.components import as_scheduler
+from sega_jax.pipelines.execution.chunks import Chunks
+from sega_jax.pipelines.execution.devices import Devices
+from sega_jax.pipelines.execution.embedding_cache import EmbeddingCache
+from sega_jax.pipelines.safety import Safety
+from sega_jax.systems.base import System
+
+
+class LoadedCheckpoint:
+    """The components of a pipeline, and the compiled programs and embeddings that its calls share.
+
+    Args:
+        system: the family.
+        models: the networks.
+        tokenizer: what reads words, or None.
+        scheduler: the schedule and solver; None for a family that has its own.
+        devices: where it runs.
+        safety: the checkpoint's safety checker; `pipe.safety = None` turns it off.
+        extras: what the checkpoint's folder says besides, a NamedTuple of the family, such as whether no negative
+            prompt of SDXL is zeros.
+
+    Raises:
+        TypeError, ValueError: a component is of another family, or components do not fit each other.
+    """
+
+    def __init__(
+        self,
+        system: System,
+        models: Any,
+        tokenizer: Any,
+        scheduler: Any,
+        devices: Devices | Sequence[jax.Device] | None,
+        safety: Safety | None = None,
+        extras: Any = None,
+    ):
+        if not isinstance(system, System):
+            raise TypeError(f"system={brief(system)} should be another pipeline's (pipe.system)")
+        if not (safety is None or isinstance(safety, Safety)):
+            raise TypeError(f"safety={safety!r} should be another pipeline's (pipe.safety), or None")
+        if not isinstance(extras, system.checkpoint.extras_type):
+            known = system.checkpoint.extras_type
+            expected = "None" if known is type(None) else f"another pipeline's (pipe.extras), of type {known.__name__}"
+            raise TypeError(f"extras={brief(extras)} should be {expected}, for {system.title}")
+        self.system = system
+        self.devices = devices if isinstance(devices, Devices) else Devices(devices)
+        self._keep(self._built(models))
+        self.tokenizer = tokenizer
+        if system.checkpoint.scheduler is None and scheduler is not None:
+            raise TypeError(f"{system.title} has a schedule of its own; it takes no scheduler")
+        self._scheduler = None if system.checkpoint.scheduler is None else as_scheduler(scheduler)
+        self.safety = safety
+        self.extras = extras
+        self.chunks = Chunks()
+        self.embeddings = EmbeddingCache(system.text.encode, self.devices)
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """What makes this pipeline: `Pipeline(**pipe.components)` is another one, with a scheduler of its own, that
+        shares the weights and the compiled programs."""
+        names = ("system", "models", "tokenizer", "scheduler", "devices", "safety", "extras")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def models(self) -> Any:
+        """The networks, on the devices: `pipe.models = pipe.models._replace(unet=...)` exchanges one."""
+        return self._models
+
+    @models.setter
+    def models(self, models: Any) -> None:
+        built = self._built(models)
+        self._keep(type(built)(*self.devices.place(built)))
+        self.chunks = Chunks()
+        self.embeddings.clear()
+
+    def _keep(self, models: Any) -> None:
+        self._models = models
+        # A network has hundreds of modules, which take milliseconds to traverse: too long for every call.
+        self._dtype = jax.tree.leaves(self.system.sampler.networks(models))[0].dtype
+
+    def _built(self, models: Any) -> Any:
+        if not isinstance(models, self.system.checkpoint.models):
+            names = ", ".join(self.system.checkpoint.networks)
+            raise TypeError(
+                f"models={type(models).__name__} should be the Models of another pipeline of {self.system.title}"
+                f" (pipe.models), as pipe.models._replace({names.split(', ')[-1]}=...)"
+            )
+        return self.system.checkpoint.build(**models._asdict())
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of the network that is sampled, which is usually that of all networks."""
+        return self._dtype
+
+    @property
+    def wide(self) -> np.dtype:
+        """The dtype of the sampling loop: float32, or wider where the networks are."""
+        return at_least_float32(self.dtype)
+
+    @property
+    def scheduler(self) -> Scheduler | None:
+        """The scheduler; None for a family that has its own schedule. Assign a class name of diffusers', which takes
+        over the options of the one before; a config; a folder; or another `Scheduler`. Most exchanges compile
+        nothing."""
+        return self._scheduler
+
+    @scheduler.setter
+    def scheduler(self, value: Any) -> None:
+        if self._scheduler is None:
+            raise TypeError(f"{self.system.title} has a schedule of its own; it takes no scheduler")
+        self._scheduler = as_scheduler(value, self._scheduler.config)

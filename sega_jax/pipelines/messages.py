@@ -1,0 +1,61 @@
+"""Warnings, collected during a call and emitted once, at the line that called the library."""
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+
+_PACKAGE = str(Path(__file__).parents[1]) + os.sep
+_collected: ContextVar[dict[tuple[str, type[Warning]], None] | None] = ContextVar("collected", default=None)
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warns: when the surrounding `collected` ends, or at once where there is none."""
+    messages = _collected.get()
+    if messages is None:
+        warnings.warn(message, category, stacklevel=_level())
+    else:
+        messages[message, category] = None
+
+
+@contextmanager
+def collected() -> Iterator[None]:
+    """Emits the warnings of a block once each when it ends, also by an error. Blocks inside it add theirs to it.
+
+    A thread that is to add its warnings runs in a copy of the context (`contextvars.copy_context`).
+    """
+    if _collected.get() is not None:
+        yield
+        return
+    messages: dict[tuple[str, type[Warning]], None] = {}
+    token = _collected.set(messages)
+    try:
+        yield
+    finally:
+        _collected.reset(token)
+        for message, category in messages:
+            warnings.warn(message, category, stacklevel=_level())
+
+
+@contextmanager
+def muted() -> Iterator[None]:
+    """Drops the warnings of a block, which were emitted before."""
+    token = _collected.set({})
+    try:
+        yield
+    finally:
+        _collected.reset(token)
+
+
+def _level() -> int:
+    """Returns the `stacklevel`, for the function that calls this one, of the first line outside the library."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith(_PACKAGE) and not name.endswith("contextlib.py"):
+            break
+        frame, level = frame.f_back, level + 1
+    return level

@@ -1,0 +1,219 @@
+"""How a batch runs: text, start, the schedule chunk by chunk, and pictures."""
+
+import warnings
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from PIL import Image
+
+from sega_jax.method.sample import Carry
+from sega_jax.pipelines.batch import Batch
+from sega_jax.pipelines.execution.active_concepts import needed
+from sega_jax.pipelines.execution.chunks import CHUNK, chunk, enough_memory
+from sega_jax.pipelines.execution.compile_report import Compiled
+from sega_jax.pipelines.execution.devices import Flat
+from sega_jax.pipelines.loaded_checkpoint import LoadedCheckpoint
+from sega_jax.pipelines.messages import muted, warn
+from sega_jax.pipelines.output import Output, is_whole
+from sega_jax.pipelines.progress import bar
+from sega_jax.pipelines.safety import check_pictures
+from sega_jax.pipelines.texts import branch_texts
+from sega_jax.systems import programs
+from sega_jax.systems.base import Record
+from sega_jax.systems.call import PICTURES
+
+
+class Begun(NamedTuple):
+    """A batch before its next model call."""
+
+    batch: Batch
+    networks: Flat
+    text: Any  # of all branches, on the devices
+    settings: Any  # on the devices
+    carry: Carry
+    situation: Hashable  # what the programs are compiled for
+    needed: np.ndarray  # how many concepts each model call has to predict, int [calls]
+
+
+class Decoded(NamedTuple):
+    """What a batch made, on the devices."""
+
+    images: Any  # uint8 pictures [rows, height, width, 3], or states where these are the output
+    finite: Any = None  # bool [rows], of pictures
+    floats: Any = None  # the pictures in [0, 1], where these are the output
+
+
+def run(pipe: LoadedCheckpoint, batch: Batch) -> Output:
+    """Makes the pictures of a batch."""
+    begun = begin(pipe, batch, branch_texts(pipe, batch, batch.n))
+    every, records = 0 if batch.callback is None else batch.callback_steps, []
+    carry = begun.carry
+    with bar(batch.calls, "call", batch.progress) as shown:
+        for done, carry, record in advance_in_chunks(pipe, begun, every):
+            records.append(record)
+            shown.update(done - shown.n)
+            if batch.callback is not None and (done - 1) % every == 0:
+                x = pipe.devices.gather(carry.x, batch.rows)
+                batch.callback(done - 1, float(batch.table.timestep[done - 1]), x)
+    return finish(pipe, batch, carry.x, records)
+
+
+def compile_batch(pipe: LoadedCheckpoint, batch: Batch) -> Compiled:
+    """Compiles all programs of a batch, without a model call."""
+    with pipe.devices.watch() as compiled, muted(), warnings.catch_warnings():
+        # The picture is noise.
+        warnings.simplefilter("ignore")
+        begun = begin(pipe, batch, branch_texts(pipe, batch, batch.n))
+        for concepts in sorted({batch.n, *begun.needed.tolist()}, reverse=True):
+            carry, record = advance(pipe, begun, begun.carry, chunk(batch.table, 0, 0), concepts)
+            pipe.chunks.prepare(begun.situation, concepts)
+        finish(pipe, batch, carry.x, [fetch_record(pipe, record, 1)])
+    return Compiled(tuple(compiled))
+
+
+def begin(
+    pipe: LoadedCheckpoint,
+    batch: Batch,
+    text: Any,
+    start: Callable[[LoadedCheckpoint, Batch, Any], Carry] | None = None,
+) -> Begun:
+    """Places a batch on the devices.
+
+    Args:
+        text: of all branches, on the devices.
+        start: (pipe, batch, settings on the devices) -> the carry; None starts at the beginning.
+    """
+    edits = batch.settings.edits
+    # What is recorded is recorded of all concepts.
+    if edits is None or not batch.n or batch.static.record:
+        few = np.full(batch.calls, batch.n)
+    else:
+        few = needed(edits, batch.calls)
+    settings = pipe.devices.split(batch.settings)
+    carry = (start or start_batch)(pipe, batch, settings)
+    leaves, structure = jax.tree.flatten((text, carry, settings))
+    shapes = [leaf.shape for leaf in leaves]
+    situation = (batch.static, *shapes, structure, jax.tree.structure(batch.table))
+    return Begun(batch, Flat(pipe.system.sampler.networks(pipe.models)), text, settings, carry, situation, few)
+
+
+def start_batch(pipe: LoadedCheckpoint, batch: Batch, settings: Any) -> Carry:
+    """Returns the carry before the first call: noise, or the noised picture to start from."""
+    sampler, table = pipe.system.sampler, batch.table
+    start = partial(
+        pipe.devices.map,
+        programs.start,
+        sampler=sampler,
+        static=batch.static,
+        shape=batch.shape,
+        dtype=pipe.wide,
+    )
+    x = pipe.devices.split(batch.x)
+    if batch.picture is None:
+        return start((0, 0, None))(settings, x, table.initial_scale[0])
+    assert sampler.encode_image is not None
+    encode, pictures = pipe.devices.map(sampler.encode_image, (None, 0, 0)), pipe.devices.split(batch.picture)
+    with enough_memory(batch.picture.shape):
+        clean = encode(sampler.encoder(pipe.models), settings.key, pictures)
+    return start((0, 0, None, 0, None))(settings, x, table.noise[0], clean, table.signal[0])
+
+
+def advance(
+    pipe: LoadedCheckpoint, begun: Begun, carry: Carry, table: Any, concepts: int
+) -> tuple[Carry, Record | None]:
+    """Takes a batch through a chunk of the schedule, with so many concepts predicted."""
+    program = pipe.devices.map(
+        programs.advance,
+        (None, 0, 0, None, 0),
+        sampler=pipe.system.sampler,
+        static=begun.batch.static,
+        concepts=concepts,
+    )
+    with enough_memory(jax.tree.leaves(begun.text)[0].shape):
+        return program(begun.networks, begun.text, carry, table, begun.settings)
+
+
+def advance_in_chunks(
+    pipe: LoadedCheckpoint, begun: Begun, every: int = 0
+) -> Iterator[tuple[int, Carry, Record | None]]:
+    """Takes a batch through its schedule.
+
+    Args:
+        every: 0, or where to stop as well: after call 0 and every so many calls after it.
+
+    Yields:
+        The number of calls done so far, the carry, and the record of the last ones.
+    """
+    program = partial(advance, pipe, begun)
+    chunks = pipe.chunks.run(
+        program, begun.carry, begun.batch.table, begun.situation, every, begun.needed, begun.batch.n
+    )
+    for done, live, carry, record in chunks:
+        yield done, carry, fetch_record(pipe, record, live)
+
+
+def fetch_record(pipe: LoadedCheckpoint, record: Record | None, live: int) -> Record | None:
+    """Fetches a chunk's live calls, still with the rows that pad the devices."""
+    if record is None or live > CHUNK // 2:
+        return jax.tree.map(lambda leaf: leaf[:, :live], pipe.devices.gather(record))
+    # One by one, since the others are more bytes than these.
+    one = pipe.devices.map(programs.recorded_call, (0, None))
+    calls = [pipe.devices.gather(one(record, i)) for i in range(live)]
+    return jax.tree.map(lambda *leaves: np.stack(leaves, 1), *calls)
+
+
+def finish(pipe: LoadedCheckpoint, batch: Batch, x: Any, records: Sequence[Record | None]) -> Output:
+    """Decodes and fetches what a batch made."""
+    record = jax.tree.map(lambda *leaves: np.concatenate(leaves, 1)[: batch.rows], *records)
+    arrays, finite, flagged = fetch(pipe, decode(pipe, batch, x), batch.rows)
+    warn_of_pictures(finite, flagged)
+    images: np.ndarray | list[Image.Image | None] = arrays
+    if batch.output == "pil":
+        images = [Image.fromarray(i) if ok else None for i, ok in zip(arrays, finite, strict=True)]
+    return Output(images, finite, batch.seeds, record, flagged)
+
+
+def decode(pipe: LoadedCheckpoint, batch: Batch, x: Any) -> Decoded:
+    """Decodes states, without waiting for the devices."""
+    if batch.output not in PICTURES:
+        return Decoded(x)
+    sampler = pipe.system.sampler
+    program = pipe.devices.map(sampler.decode, (None, 0), **batch.decode)
+    with enough_memory(x.shape):
+        floats, finite = program(sampler.decoder(pipe.models), x)
+        # On the devices, which is faster, and a quarter of the bytes to fetch.
+        images = pipe.devices.map(programs.as_bytes, (0, 0))(floats, finite)
+    return Decoded(images, finite, floats if batch.output == "float" else None)
+
+
+def fetch(pipe: LoadedCheckpoint, decoded: Decoded, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Fetches the pictures or states of so many rows, whether each is finite, and whether it is flagged."""
+    with enough_memory(decoded.images.shape):
+        images = pipe.devices.gather(decoded.images, rows)
+    if decoded.finite is None:
+        return images, is_whole(images), None
+    finite = pipe.devices.gather(decoded.finite, rows)
+    flagged = check_pictures(pipe.safety, pipe.devices, images, finite)
+    if decoded.floats is not None:
+        images = np.where(finite[:, None, None, None], pipe.devices.gather(decoded.floats, rows), np.nan)
+    if flagged is not None:
+        images = np.where(flagged[:, None, None, None], 0, images)
+    return images, finite, flagged
+
+
+def warn_of_pictures(finite: np.ndarray, flagged: np.ndarray | None) -> None:
+    """Warns of pictures that are not shown."""
+    if not finite.all():
+        warn(
+            f"pictures {np.flatnonzero(~finite).tolist()} came out as NaN or infinite and are not shown; smaller"
+            " scales, or dtype float32 or bfloat16, may help",
+            RuntimeWarning,
+        )
+    if flagged is not None and flagged.any():
+        warn(
+            f"the safety checker flagged pictures {np.flatnonzero(flagged).tolist()}, which are returned black;"
+            " another prompt or seed may help"
+        )

@@ -1,0 +1,93 @@
+"""Words and conditioning to what `advance` takes: the text of every branch of every row, on the devices."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sega_jax.pipelines.batch import Batch, Words
+from sega_jax.pipelines.loaded_checkpoint import LoadedCheckpoint
+from sega_jax.pipelines.messages import warn
+
+
+def reads(pipe: LoadedCheckpoint) -> bool:
+    """Tells whether a pipeline can read words."""
+    return pipe.system.text.networks(pipe.models) is not None and pipe.tokenizer is not None
+
+
+def check_reads(pipe: LoadedCheckpoint, words: Sequence[str]) -> None:
+    """Refuses words where nothing reads them.
+
+    Raises:
+        ValueError: there are words, and no text encoder.
+    """
+    if words and not reads(pipe):
+        missing = "text encoder" if pipe.system.text.networks(pipe.models) is None else "tokenizer"
+        unread = next(filter(None, words), "")
+        raise ValueError(
+            f"{unread[:40]!r} cannot be read: this pipeline has no {missing}. Give embeddings, as `encode` of another"
+            f" stage makes them, for all words (also negative_prompt), or load it with its {missing}"
+        )
+
+
+def read_words(pipe: LoadedCheckpoint, words: Sequence[str], options: Mapping[str, Any]) -> list[Any]:
+    """Returns the conditioning of words, a text of one row each, on the host.
+
+    Args:
+        options: how they are read, arguments of the family's `TextReader.read`.
+
+    Raises:
+        ValueError: there is no text encoder, or as the family's reader.
+    """
+    check_reads(pipe, words)
+    reader = pipe.system.text
+    networks = reader.networks(pipe.models)
+
+    def encode(ids):
+        return pipe.embeddings(networks, ids)
+
+    return reader.read(words, pipe.tokenizer, encode, warn, **options)
+
+
+def join(pipe: LoadedCheckpoint, texts: Sequence[Any]) -> Any:
+    """Joins texts of one row to one text, in the networks' dtype."""
+
+    def cast(leaf):
+        floats = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return np.asarray(leaf).astype(pipe.dtype, copy=False) if floats else np.asarray(leaf)
+
+    def blank():
+        return jax.tree.map(cast, read_words(pipe, [""], {})[0])
+
+    return pipe.system.text.join([jax.tree.map(cast, text) for text in texts], blank)
+
+
+def branch_texts(pipe: LoadedCheckpoint, batch: Batch, n: int) -> Any:
+    """Returns the text of all branches, [rows, 2 + n, ...] on the devices; concepts that pad a row are empty words.
+
+    Raises:
+        ValueError: there are words and nothing reads them, or texts do not go together.
+    """
+    able = reads(pipe)
+    branches: list[Words] = [
+        branch
+        for prompt, negative, edits in zip(batch.prompts, batch.negatives, batch.edits, strict=True)
+        for branch in (
+            negative,
+            prompt,
+            *(edit.concept for edit in edits),
+            *["" if able else negative] * (n - len(edits)),
+        )
+    ]
+    words = list(dict.fromkeys(branch for branch in branches if isinstance(branch, str)))
+    known = dict(zip(words, read_words(pipe, words, batch.reading), strict=True)) if words else {}
+    text = join(pipe, [known[b] if isinstance(b, str) else b for b in branches])
+    text = pipe.devices.split(jax.tree.map(lambda leaf: leaf.reshape(batch.rows, 2 + n, *leaf.shape[1:]), text))
+    reader = pipe.system.text
+    prior = reader.prior(pipe.models)
+    if reader.sample_prior is None or prior is None:
+        return text
+    keys = pipe.devices.split(batch.settings.key)
+    return pipe.devices.map(reader.sample_prior, (None, 0, 0))(prior, text, keys)

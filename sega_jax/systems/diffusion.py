@@ -1,0 +1,333 @@
+"""What the families of continuous states share, latents or pixels with a UNet: how a call is set up, and the pure
+functions of their `Sampler`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sega_jax.method.checks import check_int
+from sega_jax.method.guidance import Predictions
+from sega_jax.method.numerics import at_least_float32, is_finite
+from sega_jax.method.schedules import Row, Scheduler
+from sega_jax.method.solvers import SOLVERS, Solver
+from sega_jax.nn.unet import Projected, UNet2DConditionModel, UNetConfig
+from sega_jax.nn.vae import AutoencoderConfig, AutoencoderKL
+from sega_jax.systems.base import Given, Settings, Setup, Sizes
+from sega_jax.systems.diffusion_call import STRENGTH, ConditionedCall, DiffusionCall, StartingCall
+from sega_jax.systems.low_res import LowResCondition, noised, resized
+from sega_jax.systems.programs import INITIAL, POSTERIOR, normal
+from sega_jax.systems.sizes import shape_from, tile_side
+
+
+class DiffusionSettings(NamedTuple):
+    """The arrays of these families in `Settings.own`."""
+
+    eta: Any  # [rows]
+    low_res: LowResCondition | None = None  # of upscalers
+    size_conditioning: Any = None  # of SDXL: [rows, 6], original height and width, crop's top and left, target's
+
+
+class DiffusionStatic(NamedTuple):
+    """What these families compile in, in `Static.own`."""
+
+    solver: str = "ddim"
+    rows_at_once: int | None = None  # whose predictions a device makes at once; None is all
+
+
+def table(call: DiffusionCall, scheduler: Scheduler) -> Row:
+    """Returns the schedule's table of a call."""
+    return scheduler.table(call.steps)
+
+
+def table_from_picture(call: StartingCall, scheduler: Scheduler) -> Row:
+    """Returns the schedule's table of a call; a call that starts from a picture enters the schedule later."""
+    if call.image is None:
+        return scheduler.table(call.steps)
+    return scheduler.table(call.steps, STRENGTH if call.strength is None else call.strength)
+
+
+def static(call: DiffusionCall, scheduler: Scheduler) -> DiffusionStatic:
+    """Returns what a call compiles in."""
+    return DiffusionStatic(scheduler.solver, call.rows_at_once)
+
+
+def setup(
+    call: DiffusionCall,
+    given: Given,
+    sizes: Sizes,
+    table: Row,
+    *,
+    image: np.ndarray | None = None,
+    low_res: LowResCondition | None = None,
+    size_conditioning: Callable[[tuple[int, int]], np.ndarray] | None = None,
+    vae: AutoencoderKL | None = None,
+    tiled: bool | int = False,
+) -> Setup:
+    """Checks the arguments of these families against the checkpoint, and sets the call up.
+
+    Args:
+        table: of the schedule.
+        image: pictures [1 or entries, height, width, 3] that decide about the size.
+        low_res: their conditioning, where they are enlarged; else they are what the sampling starts from.
+        size_conditioning: (height, width) in pixels -> [rows, 6].
+        vae: what decodes, where it can do so in tiles.
+        tiled: as of the call.
+
+    Raises:
+        TypeError, ValueError: arguments that do not fit the checkpoint.
+    """
+    shape = shape_from(sizes, call.height, call.width, None if image is None else image.shape[1:3])
+    _check_variance(given, shape)
+    check(call, given.scheduler, given.warn)
+    rows = given.rows
+    rescaled = per_row("guidance_rescale", call.guidance_rescale, given)
+    own = DiffusionSettings(
+        per_row("eta", call.eta, given),
+        low_res,
+        None if size_conditioning is None else size_conditioning((sizes.factor * shape[0], sizes.factor * shape[1])),
+    )
+    picture = None
+    if image is not None and low_res is None:
+        picture = np.stack(spread_pictures(image, given)).astype(given.dtype)
+    made = static(call, given.scheduler)
+    if made.rows_at_once is None and given.platform == "cpu":
+        # On CPUs a row of a larger batch takes longer.
+        made = made._replace(rows_at_once=1)
+    tile = tile_side(vae, tiled)
+    return Setup(
+        shape=shape,
+        table=table,
+        own=own,
+        static=made,
+        x=None if call.latents is None else _initial_noise(call.latents, rows, shape, given.dtype),
+        picture=picture,
+        guidance_rescale=rescaled if rescaled.any() else None,
+        decode={} if tile is None else {"tile": tile},
+    )
+
+
+def per_row(name: str, value: Any, given: Given) -> np.ndarray:
+    """Returns a number for each row, from one for all, or one for each prompt or picture."""
+    if isinstance(value, list):
+        return np.asarray(given.spread(name, value))
+    return np.full(given.rows, value)
+
+
+def spread_pictures(image: np.ndarray, given: Given) -> list[np.ndarray]:
+    """Returns a picture for each row, from one for all, or one for each prompt or picture."""
+    return list(image) * given.rows if len(image) == 1 else given.spread("image", list(image))
+
+
+def check(call: DiffusionCall, scheduler: Scheduler, warn: Callable[[str], None]) -> None:
+    """Checks the arguments that depend on the scheduler.
+
+    Raises:
+        ValueError: eta is given and the solver has none; without `strict` that is a warning.
+    """
+    if np.any(call.eta) and scheduler.solver != "ddim":
+        message = f"eta={call.eta} is DDIM's, {scheduler.name} has none"
+        if call.strict:
+            raise ValueError(f"{message}; leave it 0")
+        warn(f"{message}; it is ignored")
+
+
+def _check_variance(given: Given, shape: tuple[int, int, int]) -> None:
+    predicts_variance = given.models.unet.config.out_channels > shape[2]
+    if given.scheduler.options.get("variance_type") == "learned_range" and not predicts_variance:
+        raise ValueError(
+            f"{given.scheduler.name}: variance_type='learned_range' is for networks that predict their variance, and"
+            " this one does not; give 'fixed_small'"
+        )
+
+
+def _initial_noise(latents: np.ndarray, rows: int, shape: tuple[int, int, int], dtype: np.dtype) -> np.ndarray:
+    if latents.shape != (rows, *shape):
+        hint = "; latents are channels last here" if latents.shape == (rows, shape[2], *shape[:2]) else ""
+        raise ValueError(
+            f"latents have shape {latents.shape}, expected {(rows, *shape)} (pictures, height, width, channels){hint}"
+        )
+    return cast("latents", latents, dtype)
+
+
+def cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Returns an array in the loop's dtype, so that arrays of other dtypes share a program.
+
+    Raises:
+        ValueError: an entry is out of its range.
+    """
+    with np.errstate(over="ignore"):
+        array = array.astype(dtype)
+    if not is_finite(array):
+        raise ValueError(f"{name} has entries beyond the range of {dtype}")
+    return array
+
+
+def initial(
+    settings: Settings, x: Any, scale: Any, clean: Any, signal: Any, *, shape: tuple[int, ...], dtype: Any
+) -> jax.Array:
+    """Returns the first state: standard normal noise, given or drawn, times the scale; with `clean`, plus that times
+    its signal."""
+    if x is None:
+        x = normal(settings.key, INITIAL, shape, dtype)
+    x = jnp.asarray(x, dtype) * jnp.asarray(scale).astype(dtype)
+    if clean is not None:
+        x += jnp.asarray(clean, dtype) * jnp.asarray(signal).astype(dtype)
+    return x
+
+
+def solver(networks: Any, settings: Settings, own: DiffusionStatic) -> Solver:
+    """Returns the solver of these choices."""
+    del networks
+    return SOLVERS[own.solver](settings.own.eta)
+
+
+def draw(networks: Any, settings: Settings, x: jax.Array) -> Callable:
+    """Returns the function that draws the noise of a call."""
+    del networks
+
+    def noise(call, shape):
+        return normal(settings.key, call.call, shape[1:], x.dtype)
+
+    return noise
+
+
+def denoiser(
+    unet: UNet2DConditionModel, context: Any, settings: Settings, own: DiffusionStatic, x: jax.Array
+) -> Callable[[jax.Array, Any], Predictions]:
+    """Returns (x, call) -> predictions of all branches. The UNet projects the context once, for all calls.
+
+    Args:
+        context: what the UNet is told of each branch, arrays [rows, branches, ...].
+    """
+    texts = unet.project(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), context))
+    low_res = settings.own.low_res
+    if low_res is not None:
+        picture = resized(jnp.asarray(low_res.picture, x.dtype), x.shape[1:3])
+        low_res = low_res._replace(picture=picture)
+
+    def predictions(x, call):
+        seen = None if low_res is None else (noised(settings.key, low_res, call), low_res.level)
+
+        def some(x, texts, seen):
+            return predict(unet, texts, x, call, seen)
+
+        return in_chunks(some, own.rows_at_once, x, texts, seen)
+
+    return predictions
+
+
+def predict(
+    unet: UNet2DConditionModel, texts: Projected, x: jax.Array, call: Row, low_res: tuple[jax.Array, Any] | None = None
+) -> Predictions:
+    """Predicts all 2 + n branches of every row in one call of the network.
+
+    `low_res` is an upscaler's noisy low-resolution picture [rows, height, width, 3], as large as x, and its noise
+    level [rows]; diffusers multiplies DeepFloyd-IF's by the solver's `input_scale`, too, which is 1 for its scheduler.
+
+    Where the network predicts the variance as well, the solver takes the prompt's, as in diffusers: guidance changes
+    the estimate alone.
+    """
+    seen = x * call.input_scale.astype(x.dtype)
+    level: tuple[Any, ...] = ()
+    if low_res is not None:
+        seen, level = jnp.concatenate([seen, low_res[0].astype(x.dtype)], -1), (low_res[1],)
+    timestep = jnp.broadcast_to(call.timestep.astype(x.dtype), x.shape[:1])
+    out = unet(seen, timestep, texts, *level)
+    out = out.reshape(len(x), -1, *out.shape[1:])
+    estimate, variance = out[..., : x.shape[-1]], out[:, 1, ..., x.shape[-1] :]
+    return Predictions(estimate[:, 0], estimate[:, 1], estimate[:, 2:], variance if variance.size else None)
+
+
+def in_chunks(function: Callable[..., Any], most: int | None, x: jax.Array, *trees: Any) -> Any:
+    """Applies `function` in equal chunks of at most `most` rows; None means all at once.
+
+    Args:
+        function: of x [rows, ...] and of arrays whose first axis is that of the rows, or of their branches.
+    """
+    rows = len(x)
+    if most is None or most >= rows:
+        return function(x, *trees)
+    parts = -(-rows // most)
+    size = -(-rows // parts)
+    # Copies of the last row pad the last chunk.
+    index = np.minimum(np.arange(parts * size), rows - 1)
+
+    def cut(leaf):
+        leaf = leaf.reshape(rows, -1, *leaf.shape[1:])
+        leaf = leaf if len(index) == rows else leaf[index]
+        return leaf.reshape(parts, size * leaf.shape[1], *leaf.shape[2:])
+
+    made = jax.lax.map(lambda part: function(*part), jax.tree.map(cut, (x, *trees)))
+    return jax.tree.map(lambda leaf: leaf.reshape(parts * size, *leaf.shape[2:])[:rows], made)
+
+
+def encode_image(vae: AutoencoderKL, key: jax.Array, pictures: jax.Array) -> jax.Array:
+    """Encodes pictures [rows, height, width, 3] in [-1, 1] to the latents that the sampler takes [rows, ...], drawn
+    with the rows' keys from the encoder's distribution, as diffusers draws them."""
+    mean, logvar = jax.lax.map(lambda one: tuple(part[0] for part in vae.encode(one[None])), pictures)
+    mean, logvar = (part.astype(at_least_float32(part.dtype)) for part in (mean, logvar))
+    z = normal(key, POSTERIOR, mean.shape[1:], mean.dtype)
+    return (mean + jnp.exp(logvar / 2) * z) * vae.config.scaling_factor
+
+
+def decode_latents(vae: AutoencoderKL, latents: jax.Array, *, tile: int | None = None) -> tuple[jax.Array, jax.Array]:
+    """Decodes latents [rows, ...] to float32 pictures [rows, height, width, 3] in [0, 1], and tells whether each row of
+    latents and picture is finite, bool [rows]. `tile` is the side of a tile in positions of the latents."""
+    # One picture after another: a decoder's activations are far larger than its picture.
+    image = jax.lax.map(lambda one: vae.decode(one[None], tile)[0], latents / vae.config.scaling_factor)
+    image = image.astype(at_least_float32(image.dtype))
+    finite = jnp.isfinite(image).all((1, 2, 3)) & jnp.isfinite(latents).all((1, 2, 3))
+    return jnp.clip(image / 2 + 0.5, 0, 1), finite
+
+
+def latent_sizes(net: UNetConfig, auto: AutoencoderConfig) -> Sizes:
+    """Returns the sizes of pictures that a UNet and an autoencoder make."""
+    height, width = net.sample_size if isinstance(net.sample_size, tuple) else (net.sample_size,) * 2
+    return Sizes(auto.latent_channels, auto.factor, auto.factor, (height * auto.factor, width * auto.factor))
+
+
+def check_context(net: UNetConfig, channels: int, what: str) -> None:
+    """Checks that a UNet attends to text of so many channels on every level.
+
+    Raises:
+        ValueError: it does not.
+    """
+    for level in range(len(net.block_out_channels)):
+        if (context := net.level("cross_attention_dim", level)) != channels:
+            raise ValueError(f"the UNet's cross_attention_dim {context} is not {what}; do they belong together?")
+
+
+def check_channels(net: UNetConfig, auto: AutoencoderConfig, more: int = 0) -> None:
+    """Checks that a UNet takes an autoencoder's latents and `more` channels.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if not net.in_channels - more == net.out_channels == auto.latent_channels:
+        raise ValueError(
+            f"the UNet takes {net.in_channels} channels to {net.out_channels}, the VAE has"
+            f" {auto.latent_channels}: only text-to-image checkpoints are supported, where all are equal"
+        )
+
+
+def low_res_of(call: ConditionedCall, given: Given) -> tuple[np.ndarray, LowResCondition]:
+    """Returns the pictures that a call enlarges, and their conditioning.
+
+    Raises:
+        TypeError, ValueError: there is none, or a noise level is out of range.
+    """
+    if call.image is None:
+        raise ValueError("image=None should be the low-resolution picture that this upscaler makes larger")
+    noise = given.extras.low_res_noise
+    levels = call.noise_level if isinstance(call.noise_level, list) else [call.noise_level]
+    for level in levels:
+        check_int("noise_level", level, 0, noise.most)
+    per_row = given.spread("noise_level", levels) if len(levels) > 1 else levels * given.rows
+    level_of_row = np.asarray(per_row, np.int32)
+    signal, share = noise.scheduler.shares(level_of_row)
+    picture = np.stack(spread_pictures(call.image, given)).astype(given.dtype)
+    return call.image, LowResCondition(picture, level_of_row, signal, share, np.full(given.rows, call.noise_anew))

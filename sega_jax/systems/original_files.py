@@ -1,0 +1,127 @@
+"""Single files of Stable Diffusion 1.x, 2.x and XL, with the names of the repositories that trained them."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sega_jax.weights.original_names import (
+    OPENCLIP_FORMS,
+    VAE_FORMS,
+    clip_names,
+    clip_spelling,
+    openclip_names,
+    unet_names,
+    vae_names,
+    vae_spelling,
+)
+from sega_jax.weights.pull import CheckpointError
+from sega_jax.weights.single_file import Original, Shapes, SingleFile, resemblance
+
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
+# OpenAI's text encoder in 1.x, OpenCLIP's in 2.x, and both in XL.
+CLIP, OPENCLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
+CLIP_XL, OPENCLIP_XL = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
+
+# Folders in diffusers' layout without weights and vocabulary.
+_PUBLISHED = Path(__file__).parent / "published"
+
+# The refiner's only text encoder is OpenCLIP's.
+_REFINER = "conditioner.embedders.0.model."
+_EDM = {"edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min"}
+_SIZES = f"{UNET}label_emb.0.0.weight"  # XL's UNet embeds picture sizes and a pooled text with it
+
+_NOT_OF_VAE = r"(?!(encoder|decoder|quant_conv|post_quant_conv)\.)"
+_NOT_OF_TEXT = r".*(position_ids|text_projection(\.weight)?|logit_scale|attn_mask)$"
+_NOT_OF_PROJECTED_TEXT = r".*(position_ids|logit_scale|attn_mask)$"
+
+
+def _last_of_openclip(text_encoder: Any) -> str:
+    """Returns the names' start of OpenCLIP's last layer. Files of 2.x have it, although 2.x takes the states before."""
+    return f"transformer.resblocks.{text_encoder.config.num_hidden_layers}."
+
+
+def _recognise(shapes: Shapes, *, xl: bool) -> bool:
+    return (_SIZES in shapes) == xl and any(key.startswith(UNET) for key in shapes)
+
+
+def _refuse(path: Path, shapes: Shapes) -> None:
+    if any(key.startswith(_REFINER) for key in shapes):
+        raise CheckpointError(
+            f"{path} is Stable Diffusion XL's refiner, which goes on with pictures of the base model: only the base is"
+            " supported"
+        )
+    if not _EDM.isdisjoint(shapes):
+        raise CheckpointError(f"{path} is of Stable Diffusion XL with EDM's preconditioning, which is not supported")
+    channels = shapes.get(f"{UNET}input_blocks.0.0.weight", ())[1:2]
+    if channels not in ((), (4,)):
+        raise CheckpointError(
+            f"{path} takes {channels[0]} channels, as models that fill in, enlarge or know of depth do: only"
+            " text-to-image checkpoints are supported, which take 4"
+        )
+
+
+def _published(path: Path, shapes: Shapes, prediction_type: str | None) -> Path:
+    """Returns the configs of Stable Diffusion 1.5, 2.1 or 2.1-base. A file does not show what its model predicts; of
+    2.x, None means v as in diffusers."""
+    second = "sd-2.1-base" if prediction_type == "epsilon" else "sd-2.1"
+    return _folder(path, shapes, 1, {768: "sd-1.5", 1024: second})
+
+
+def _published_xl(path: Path, shapes: Shapes, _prediction_type: str | None) -> Path:
+    return _folder(path, shapes, 4, {2048: "sdxl-base-1.0"})
+
+
+def _folder(path: Path, shapes: Shapes, block: int, names: Mapping[int, str]) -> Path:
+    """Chooses a folder by the width of the text that the UNet attends to, first in this block."""
+    width = shapes.get(f"{UNET}input_blocks.{block}.1.transformer_blocks.0.attn2.to_k.weight", (0,))[-1]
+    if width not in names:
+        raise CheckpointError(
+            f"{path} attends to text of width {width}, which is 768 for Stable Diffusion 1.x, 1024 for 2.x and 2048 for"
+            " XL; give config=, a folder in diffusers layout with its configs"
+        )
+    return _PUBLISHED / names[width]
+
+
+_UNET = Original(UNET, unet_names, ema="model_ema.diffusion_model")
+_VAE = Original(VAE, vae_names, spelling=vae_spelling, others=_NOT_OF_VAE, forms=VAE_FORMS)
+_CLIP = Original(CLIP, clip_names, spelling=clip_spelling, others=_NOT_OF_TEXT)
+_OPENCLIP = Original(OPENCLIP, openclip_names, others=_NOT_OF_TEXT, spare=_last_of_openclip, forms=OPENCLIP_FORMS)
+
+STABLE_DIFFUSION_FILE = SingleFile(
+    name="Stable Diffusion 1.x or 2.x",
+    networks={
+        "unet": (_UNET,),
+        "vae": (_VAE, _VAE._replace(start="vae.")),
+        "text_encoder": (_CLIP, _OPENCLIP),
+    },
+    recognise=partial(_recognise, xl=False),
+    refuse=_refuse,
+    published=_published,
+)
+SDXL_FILE = SingleFile(
+    name="Stable Diffusion XL",
+    networks={
+        "unet": (_UNET,),
+        "vae": (_VAE, _VAE._replace(start="vae.")),
+        "text_encoder": (_CLIP._replace(start=CLIP_XL),),
+        "text_encoder_2": (Original(OPENCLIP_XL, openclip_names, others=_NOT_OF_PROJECTED_TEXT, forms=OPENCLIP_FORMS),),
+    },
+    recognise=partial(_recognise, xl=True),
+    refuse=_refuse,
+    published=_published_xl,
+)
+FILES = (STABLE_DIFFUSION_FILE, SDXL_FILE)
+
+
+def find(path: Path, shapes: Shapes) -> SingleFile:
+    """Returns the description of a file by the names and shapes of its tensors.
+
+    Raises:
+        CheckpointError: no family has such files, or the file is a relative that is not supported.
+    """
+    for file in FILES:
+        if file.recognise(shapes):
+            file.refuse(path, shapes)
+            return file
+    raise CheckpointError(f"{path} has no Stable Diffusion's UNet, names that start with {UNET}: {resemblance(shapes)}")

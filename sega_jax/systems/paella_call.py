@@ -1,0 +1,103 @@
+"""The arguments of Paella's calls."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from sega_jax.method.argument_kinds import Choice, Flag, Integer, Kind, Pair, Real
+from sega_jax.method.arguments import argument, changed
+from sega_jax.method.checks import check_float
+from sega_jax.method.solvers import CHOICES
+from sega_jax.systems.call import PICTURES, Call
+
+# Of the published inference scripts: the share of the steps after which no token is renoised, and the temperatures.
+RENOISED, TEMPERATURE = 26 / 32, (1.2, 0.2)
+
+
+class Positive(Real):
+    """Numbers above 0."""
+
+    def check(self, name: str, value: Any) -> float:
+        number = check_float(name, value)
+        if number <= 0:
+            raise ValueError(f"{name}={value!r} should be above 0")
+        return number
+
+
+class NotNegative(Real):
+    """Numbers of at least 0."""
+
+    def check(self, name: str, value: Any) -> float:
+        number = check_float(name, value)
+        if number < 0:
+            raise ValueError(f"{name}={value!r} should be at least 0")
+        return number
+
+
+class TokenGrid(Kind):
+    """A grid of tokens; the setup checks its shape."""
+
+    noun = "integers [pictures, height / f, width / f]"
+
+    def check(self, name: str, value: Any) -> np.ndarray:
+        return np.asarray(value)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class PaellaCall(Call):
+    """A call of Paella, with the defaults of the published inference scripts.
+
+    The rule of the authors' own code for semantic guidance of Paella, which adds s (e - u) from the warm-up on, is
+    that of edits with threshold 0 and momentum_scale 0.
+    """
+
+    steps: Any = changed(Call, "steps", 32, kind=Integer(1))
+    guidance_scale: Any = changed(Call, "guidance_scale", 8.0)
+    renoise_steps: int | None = argument(
+        None,
+        Integer(0),
+        "the number of steps after which tokens are no longer renoised; by default 13/16 of all steps",
+        sweep=True,
+        shell=True,
+    )
+    temperature: float | tuple[float, float] = argument(
+        TEMPERATURE,
+        Pair(Positive(), "a number, or two", alone=True),
+        "the temperatures of the logits at the first and the last step, linear in between",
+        sweep=True,
+        shell=True,
+    )
+    choice: str = argument(
+        CHOICES[0],
+        Choice(*CHOICES),
+        'how to choose tokens: "sample" draws them, "argmax" takes the likeliest, "nearest" takes the token whose'
+        " codebook entry is nearest to the expected entry",
+        varies="program",
+        sweep=True,
+        shell=True,
+    )
+    influence: tuple[float, float] | float = argument(
+        (1.0, 1.0),
+        Pair(NotNegative(), "a number, or two", alone=True),
+        "factors of the prompt's tokens in attention (`sega_jax.nn.paella.Paella.condition`). The published scripts use"
+        " (1.2, 0.4), the published sampler (1, 1). The second factor needs a prior and a prompt in words",
+        sweep=True,
+        shell=True,
+    )
+    centred: bool = argument(
+        False,
+        Flag(),
+        "whether to subtract the mean over the vocabulary from the logits, which affects only the thresholds",
+        varies="program",
+        sweep=True,
+        shell=True,
+        of_edits=True,
+    )
+    tokens: Any = argument(None, TokenGrid(), "tokens to start from and to renoise with, which replace the seed's")
+    output: str = changed(Call, "output", "pil", kind=Choice(*PICTURES, "tokens"))
+
+    def check_together(self) -> None:
+        super().check_together()
+        if self.renoise_steps is not None and self.renoise_steps > self.steps:
+            raise ValueError(f"renoise_steps={self.renoise_steps} should be from 0 to {self.steps}")

@@ -1,0 +1,56 @@
+"""Tensors that a file stores otherwise than our modules do: fused, transposed, or as convolutions of size 1."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+
+from sega_jax.weights.pull import Entry
+
+
+class Forms(NamedTuple):
+    """How a file stores some of a network's tensors; every pattern is searched in the tensor's name."""
+
+    fused: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # by pattern: the layers whose rows a tensor stacks
+    convolutions: str = r"$^"  # linear layers stored as convolutions of size 1
+    transposed: str = r"$^"  # matrices stored as [in, out]
+
+
+def parameters(name: str, entry: Entry, forms: Forms, width: int | None = None) -> Iterator[tuple[str, Entry]]:
+    """Yields the parameters that a tensor holds, with their names; a fused tensor has several, "NAME[LAYER]".
+
+    Args:
+        name: the tensor's name, which `forms` refers to.
+        width: the layers of a fused tensor alternate in groups of this many rows, like the heads of an attention. With
+            None, each layer's rows stay together.
+    """
+    if len(entry.shape) == 2 and re.search(forms.transposed, name):
+        entry = entry._replace(shape=entry.shape[::-1], read=partial(_transposed, entry.read))
+    if entry.shape[2:] in ((1,), (1, 1)) and re.search(forms.convolutions, name):
+        entry = entry._replace(shape=entry.shape[:2], read=partial(_reshaped, entry.read, entry.shape[:2]))
+    layers = next((layers for pattern, layers in forms.fused.items() if re.search(pattern, name)), ())
+    if not layers or not entry.shape or entry.shape[0] % (len(layers) * (width or 1)):
+        # A tensor that cannot be split fits no parameter; the comparison of names and shapes reports it.
+        yield name, entry
+        return
+    rows, *rest = entry.shape[0] // len(layers), *entry.shape[1:]
+    groups = (-1, len(layers), width or rows, *rest)
+    for i, layer in enumerate(layers):
+        read = partial(_rows, entry.read, groups, i, (rows, *rest))
+        yield f"{name}[{layer}]", Entry(f"{entry.key}[{layer}]", (rows, *rest), entry.nbytes // len(layers), read)
+
+
+def _transposed(read: Callable[[], np.ndarray]) -> np.ndarray:
+    return read().T
+
+
+def _reshaped(read: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    return read().reshape(shape)
+
+
+def _rows(read: Callable[[], np.ndarray], groups: tuple[int, ...], layer: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Reads the rows of one layer; `groups` is [groups, layers, rows of a group, ...]."""
+    return read().reshape(groups)[:, layer].reshape(shape)

@@ -1,0 +1,251 @@
+"""Builds what a pickle describes without running code: containers, numbers, text and torch's tensors.
+
+A pickle is a program. It builds lists, dictionaries and tuples on a stack, and it may call anything that Python can
+import. `Machine` builds the containers. It knows torch's functions for tensors by name, never imports anything, and
+refuses all other calls.
+"""
+
+import dataclasses
+import math
+import mmap
+import pickletools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from sega_jax.weights.pull import CheckpointError
+
+_STORAGES = {
+    "DoubleStorage": np.float64,
+    "FloatStorage": np.float32,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+# Calls that are allowed, although their results are no dense tensors. The result is a `Name`, which is an error where a
+# tensor is expected.
+_HARMLESS = re.compile(
+    r"torch\._utils\._rebuild_\w+|torch\.(device|Size)|torch\.serialization\._get_layout|_codecs\.encode"
+    r"|numpy\.(dtype|_?core\.multiarray\.(scalar|_reconstruct))"
+)
+# The most opcodes that are read, some ten times as many as the largest checkpoints have.
+_MOST = 2**20
+_LITERALS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_CONTAINERS = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_SET": list}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+# Opcodes whose argument is a number or text to push.
+_WRITTEN = {code.name for code in pickletools.opcodes if code.arg and code.stack_after and not code.stack_before}
+_WRITTEN -= {"PERSID", "GET", "BINGET", "LONG_BINGET", "GLOBAL", "EXT1", "EXT2", "EXT4"}
+
+
+class Name(NamedTuple):
+    """An object that a pickle asks Python for. It is known by its name and never imported."""
+
+    name: str
+
+
+_KEYS = (str, int, float, bytes, type(None), Name)
+
+
+@dataclasses.dataclass
+class Storage:
+    """The entries of one or more tensors, as a range of the file."""
+
+    start: int  # bytes from the start of the file
+    dtype: np.dtype
+    size: int  # in entries
+
+
+class Tensor(NamedTuple):
+    """A view of a storage; start and strides are in entries."""
+
+    storage: Storage
+    start: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.storage.dtype.itemsize
+
+    def fits(self) -> bool:
+        """Tells whether the view lies within the storage and has no more entries than it."""
+        numbers = (self.start, *self.shape, *self.strides)
+        if not all(type(number) is int and 0 <= number < 2**48 for number in numbers) or len(self.shape) > 32:
+            return False
+        if len(self.shape) != len(self.strides) or math.prod(self.shape) > self.storage.size:
+            return False
+        return self.start + self.span <= self.storage.size
+
+    @property
+    def span(self) -> int:
+        """The number of entries from the first to the last."""
+        if not math.prod(self.shape):
+            return 0
+        return 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
+
+    def read(self, data: mmap.mmap) -> np.ndarray:
+        """Copies the values out of the file."""
+        dtype = self.storage.dtype
+        if not self.span:
+            return np.empty(self.shape, dtype)
+        flat = np.frombuffer(data, dtype, self.span, self.storage.start + self.start * dtype.itemsize)
+        strides = [stride * dtype.itemsize for stride in self.strides]
+        return np.array(np.lib.stride_tricks.as_strided(flat, self.shape, strides), order="C")
+
+
+class Machine:
+    """Runs the opcodes of pickles that build containers and tensors.
+
+    Args:
+        path: the file, for errors.
+        storage: returns a storage, given its dtype, key and number of entries.
+    """
+
+    def __init__(self, path: Path, storage: Callable[[np.dtype, str, int], Storage]):
+        self.path, self.storage = path, storage
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+        self.left = _MOST
+
+    def run(self, data: mmap.mmap, end: int) -> Any:
+        """Returns the object that a pickle builds; it starts at the position of `data` and ends before `end`.
+
+        Raises:
+            CheckpointError: the pickle calls anything but torch's functions for tensors.
+            Exception: the pickle is broken.
+        """
+        self.stack, self.marks, self.memo = [], [], {}
+        # Its declared type leaves out mmap, although it takes any object with read, readline and tell.
+        for opcode, argument, at in pickletools.genops(data):  # type: ignore[arg-type]
+            assert at is not None
+            self.left -= 1
+            if at >= end or self.left < 0:
+                raise ValueError("it does not end")
+            if opcode.name == "STOP":
+                return self.stack.pop()
+            self.step(opcode.name, argument)
+        raise ValueError("it does not end")
+
+    def step(self, name: str, argument: Any) -> None:
+        """Runs one opcode."""
+        stack = self.stack
+        if name in _CONTAINERS:
+            stack.append(_CONTAINERS[name]())
+        elif name in _LITERALS:
+            stack.append(_LITERALS[name])
+        elif name in _WRITTEN:
+            stack.append(argument)
+        elif name in ("PROTO", "FRAME"):
+            pass
+        elif name == "MARK":
+            self.marks.append(len(stack))
+        elif name == "POP":
+            stack.pop()
+        elif name == "POP_MARK":
+            self.marked()
+        elif name == "DUP":
+            stack.append(stack[-1])
+        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            self.memo[argument] = stack[-1]
+        elif name == "MEMOIZE":
+            self.memo[len(self.memo)] = stack[-1]
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(self.memo[argument])
+        elif name in _TUPLES:
+            stack[-_TUPLES[name] :] = [tuple(stack[-_TUPLES[name] :])]
+        elif name == "TUPLE":
+            stack.append(tuple(self.marked()))
+        elif name == "LIST":
+            stack.append(self.marked())
+        elif name == "DICT":
+            stack.append(self.filled({}, self.marked()))
+        elif name in ("APPEND", "SETITEM"):
+            count = 1 if name == "APPEND" else 2
+            items = stack[-count:]
+            del stack[-count:]
+            self.fill(stack[-1], items)
+        elif name in ("APPENDS", "SETITEMS", "ADDITEMS"):
+            items = self.marked()
+            self.fill(stack[-1], items)
+        elif name == "GLOBAL":
+            stack.append(Name(argument.replace(" ", ".")))
+        elif name == "STACK_GLOBAL":
+            module, own = stack.pop(-2), stack.pop()
+            stack.append(Name(f"{module[:80]}.{own[:80]}"))
+        elif name in ("REDUCE", "NEWOBJ"):
+            arguments, function = stack.pop(), stack.pop()
+            stack.append(self.call(function, arguments))
+        elif name == "BUILD":  # sets attributes of a tensor or dictionary, which are not needed
+            stack.pop()
+        elif name == "BINPERSID":
+            stack.append(self.persistent(stack.pop()))
+        else:
+            raise self.refused(name)
+
+    def marked(self) -> list[Any]:
+        """Pops the objects above the last mark."""
+        at = self.marks.pop()
+        items = self.stack[at:]
+        del self.stack[at:]
+        return items
+
+    def fill(self, container: Any, items: list[Any]) -> None:
+        """Adds items to a list or, as keys and values in turn, to a dictionary."""
+        if isinstance(container, list):
+            container.extend(items)
+        elif isinstance(container, dict):
+            self.filled(container, items)
+        elif not isinstance(container, Name):
+            raise ValueError("no container")
+
+    def filled(self, container: dict, items: list[Any]) -> dict:
+        """Adds keys and values, which alternate in `items`, to a dictionary and returns it."""
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            # Comparing nested tuples can take for ever.
+            if not isinstance(key, _KEYS):
+                raise self.refused(f"a {type(key).__name__} as a key")
+            container[key] = value
+        return container
+
+    def call(self, function: Any, arguments: Any) -> Any:
+        """Returns the result of a function that builds dictionaries or torch's tensors."""
+        name = function.name if isinstance(function, Name) else type(function).__name__
+        if name in ("collections.OrderedDict", "collections.defaultdict"):
+            pairs = arguments[0] if arguments and isinstance(arguments[0], list) else []
+            return self.filled({}, [item for pair in pairs for item in pair])
+        if name in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
+            storage, start, shape, strides, *_ = arguments
+            if isinstance(storage, Storage) and (tensor := Tensor(storage, start, shape, strides)).fits():
+                return tensor
+            return Name(name)
+        if name == "torch._utils._rebuild_parameter":
+            return arguments[0]
+        if _HARMLESS.fullmatch(name):
+            return Name(name)
+        raise self.refused(name)
+
+    def persistent(self, description: Any) -> Any:
+        """Returns a storage, which torch's pickles describe by class, key, device and size."""
+        kind, storage, key, _, count, *views = description
+        if kind != "storage" or not isinstance(key, str) or type(count) is not int or count < 0 or any(views):
+            raise ValueError("no storage")
+        dtype = _STORAGES.get(storage.name.removeprefix("torch."))
+        return Name(storage.name) if dtype is None else self.storage(np.dtype(dtype), key, count)
+
+    def refused(self, what: str) -> CheckpointError:
+        """Returns the error for a pickle that holds something else than tensors."""
+        return CheckpointError(
+            f"{self.path} is refused, nothing of it was run: it holds more than tensors ({what[:80]}); fetch"
+            " another, or .safetensors"
+        )

@@ -1,0 +1,271 @@
+"""The shell's face: what `edit` writes and says, what `info` gives back, and how mistakes and Ctrl-C end."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from support import tiny
+
+from sega_jax import Edit, Pipeline, load
+from sega_jax.cli.concepts import demo, format_edit, parse_edit
+from sega_jax.cli.main import main
+from sega_jax.pipelines import png
+from sega_jax.weights import hub
+
+pytestmark = pytest.mark.usefixtures("one_by_default")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def run(*words):
+    return CliRunner().invoke(main, list(map(str, words)))
+
+
+@pytest.fixture(scope="module")
+def made(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "new" / "folder"
+    words = ["edit", "--model", folder, "--prompt", "a cat, sitting", "--edit", "glasses:scale=4,warmup=1"]
+    words += ["--edit", "-hat:threshold=0.5", "--steps", 3, "--seed", 7, "--height", 24, "--out", out]
+    return run(*words), out
+
+
+def test_edit_writes_both_pictures_and_a_sheet(made):
+    result, out = made
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in out.iterdir()) == ["0001-edited.png", "0001-original.png", "0001-sheet.png"]
+    original, edited, sheet = (Image.open(out / f"0001-{name}.png") for name in ("original", "edited", "sheet"))
+    assert original.size == edited.size == (16, 24)
+    assert np.any(np.asarray(original) != np.asarray(edited))
+    assert sheet.width > 2 * 256
+
+
+def test_edit_uses_the_defaults_of_the_checkpoint(tmp_path):
+    """Stable Diffusion XL has another guidance scale, and no negative prompt is not an empty one."""
+    folder = tiny.xl(tmp_path / "xl")
+    result = run(
+        "edit", "--model", folder, "--prompt", "a cat", "--edit", "hat:warmup=0", "--steps", 2, "--out", tmp_path
+    )
+    assert result.exit_code == 0, result.output
+    call = {"steps": 2, "seed": [0, 0], "output": "uint8"}
+    expected = load(folder)(["a cat"] * 2, [[], [Edit("hat", warmup=0)]], **call).images
+    for name, image in zip(("original", "edited"), expected, strict=True):
+        assert np.array_equal(Image.open(tmp_path / f"0001-{name}.png"), image)
+
+
+def test_edit_says_what_it_did(made):
+    said = made[0].output
+    for part in ("DDIMScheduler, float32", "'a cat, sitting', seed 7, 3 steps", "+ glasses: scale 4", "- hat: scale 5"):
+        assert part in said
+    assert "Compiled in" in said
+    assert "Wrote" in said
+
+
+def test_info_repeats_the_picture(made, tmp_path):
+    _, out = made
+    result = run("info", out / "0001-edited.png")
+    assert result.exit_code == 0, result.output
+    for part in ("picture         edited", "seed            7", "height          24", "width           16"):
+        assert part in result.output
+    command = shlex.split(result.output.splitlines()[-1])
+    assert command[:2] == ["sega-jax", "edit"]
+    again = run(*command[1:], "--out", tmp_path)
+    assert again.exit_code == 0, again.output
+    for name in ("original", "edited"):
+        ours, theirs = (np.asarray(Image.open(d / f"0001-{name}.png")) for d in (tmp_path, out))
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_another_scheduler_is_in_the_command(folder, tmp_path):
+    words = ["--prompt", "dog", "--edit", "hat:warmup=0", "--steps", 2, "--scheduler", "EulerDiscreteScheduler"]
+    result = run("edit", "--model", folder, *words, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "EulerDiscreteScheduler, float32" in result.output
+    said = run("info", tmp_path / "0001-edited.png").output
+    assert "--scheduler EulerDiscreteScheduler" in said.splitlines()[-1]
+
+
+def test_a_name_on_the_hub_is_repeated_by_its_commit(folder, tmp_path, monkeypatch):
+    commit = tmp_path / ("c" * 40)
+    commit.symlink_to(folder)
+    monkeypatch.setattr(hub, "fetch", lambda name, files, revision=None: commit)
+    words = ["--prompt", "dog", "--edit", "hat:warmup=0", "--steps", 1, "--out", tmp_path / "out"]
+    result = run("edit", "--model", "owner/tiny", *words)
+    assert result.exit_code == 0, result.output
+    command = run("info", tmp_path / "out" / "0001-edited.png").output.splitlines()[-1]
+    assert command.startswith(f"sega-jax edit --model owner/tiny --revision {'c' * 40} ")
+
+
+def test_an_earlier_runs_pictures_are_kept(made, folder):
+    _, out = made
+    before = (out / "0001-edited.png").read_bytes()
+    result = run("edit", "--model", folder, "--prompt", "dog", "--edit", "hat:warmup=0", "--steps", 1, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert (out / "0001-edited.png").read_bytes() == before
+    assert (out / "0002-edited.png").is_file()
+
+
+def test_edits_of_the_demo_model_go_with_the_length_of_a_list_of_steps():
+    assert demo("smart50") == demo(50) != demo("smart100")
+
+
+EDITS = [
+    ("glasses", Edit("glasses")),
+    ("-beard", Edit("beard", scale=-5)),
+    ("glasses, wearing glasses:scale=6", Edit("glasses, wearing glasses", scale=6)),
+    ("-beard:scale=6,threshold=0.95,warmup=8", Edit("beard", scale=-6, threshold=0.95, warmup=8)),
+    ("16:9", Edit("16:9")),
+    ("a:b=c:weight=1", Edit("a:b=c")),
+    ("x:momentum-scale=0.3, momentum_beta=0.6, cooldown=20", Edit("x", 5, 0.9, 10, 20, 1, 0.3, 0.6)),
+    ("x:scale=-2.5", Edit("x", scale=-2.5)),
+    ("twenty-one:scale=1e1", Edit("twenty-one", scale=10)),
+]
+
+
+@pytest.mark.parametrize(("text", "edit"), EDITS)
+def test_edits_are_read_and_written(text, edit):
+    assert parse_edit(text) == edit
+    assert parse_edit(format_edit(edit)) == edit
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "names no concept"),
+        ("-", "names no concept"),
+        (":scale=3", "names no concept"),
+        ("x:scales=3", "'scales' is unknown; the settings are scale"),
+        ("x:scale=3,scale=4", "'scale' is given twice"),
+        ("x:scale=big", "should be a number"),
+        ("x:warmup=2.5", "should be a whole number"),
+        ("x:threshold=2", "in \\[0, 1\\]"),
+        ("x:weight=-1", "negative scale"),
+        ("-x:scale=-3", "already removes"),
+    ],
+)
+def test_bad_edits(text, words):
+    with pytest.raises(ValueError, match=words):
+        parse_edit(text)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"--model": "nowhere"}, "nowhere is no folder"),
+        ({"--edit": "x:threshold=2"}, "threshold=2.0 should be a number in [0, 1]"),
+        ({"--steps": 0}, "--steps=0 should be at least 1"),
+        ({"--height": 7}, "height=7 is not a multiple of 2"),
+        ({"--dtype": "int8"}, "dtype='int8' should be one of"),
+        ({"--guidance-scale": "nan"}, "--guidance-scale=nan should be a finite number"),
+        ({"--steps": 1001}, "steps=1001 should be from 1 to 1000"),
+    ],
+)
+def test_mistakes_are_messages(folder, tmp_path, changed, words):
+    options = {"--model": folder, "--prompt": "cat", "--edit": "hat", "--steps": 2, "--out": tmp_path} | changed
+    result = run("edit", *(word for option in options.items() for word in option))
+    assert result.exit_code == 1
+    assert f"Error: {words}" in result.output or words in result.output.split("Error: ")[1]
+    assert "Traceback" not in result.output
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_an_unwritable_folder_is_found_before_anything_runs(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Pipeline, "__call__", lambda *_, **__: pytest.fail("sampled"))
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        result = run("edit", "--model", folder, "--prompt", "cat", "--edit", "hat", "--out", out)
+        assert result.exit_code == 1
+        assert "cannot be written to" in result.output
+
+
+def test_pictures_that_are_not_finite_are_not_written(folder, tmp_path):
+    words = ["--steps", 2, "--edit", "hat:scale=1e38,warmup=0", "--out", tmp_path]
+    result = run("edit", "--model", folder, "--prompt", "cat", *words)
+    assert result.exit_code == 1
+    assert "not every picture is finite" in result.output
+    assert [path.name for path in tmp_path.glob("*.png")] == ["0001-original.png"]
+
+
+def test_info_of_other_files(tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    Image.new("RGB", (4, 4)).save(tmp_path / "foreign.png")
+    for name, words in (("none.png", "does not exist"), ("text.png", "no readable"), ("foreign.png", "not made by")):
+        result = run("info", tmp_path / name)
+        assert result.exit_code == 1
+        assert words in result.output
+
+
+def test_captions_stay_inside_the_sheet():
+    page = png.sheet([Image.new("RGB", (8, 8), c) for c in ("red", "blue")], ["a" * 300, "few words " * 20])
+    white = np.asarray(page) == 255
+    assert white[:, -4:].all()
+    assert white[-4:].all()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_interrupting_is_clean(folder, tmp_path):
+    words = ["--model", str(folder), "--prompt", "cat", "--edit", "hat", "--steps", "900", "--out", str(tmp_path)]
+    # Where tests run in the background, their children are born deaf to Ctrl-C.
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", f"{listen}; from sega_jax.cli.main import main; main()", "edit", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    for line in process.stdout:
+        if line.startswith("  + hat"):
+            break
+    # One that falls into a callback of Python's own is lost, so a person would press again.
+    while process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        time.sleep(1)
+    rest, _ = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Aborted!" in rest
+    assert "Traceback" not in rest
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_what_stable_diffusion_takes_besides_is_repeated(least_folder, tmp_path):
+    """A picture to start from, rescaled guidance, tiles, and words that are weighed and many."""
+    path = tmp_path / "start.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)).save(path)
+    words = ["--prompt", "a (cat:1.3), on a mat, in b", "--edit", "(hat:1.2):warmup=0", "--steps", 4]
+    words += ["--image", path, "--strength", 0.5, "--guidance-rescale", 0.5, "--tiled", "--long-prompts", "--weighted"]
+    result = run("edit", "--model", least_folder, *words, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    said = run("info", tmp_path / "out" / "0001-edited.png").output.splitlines()[-1]
+    for part in (str(path), "--strength 0.5", "--guidance-rescale 0.5", "--tiled", "--long-prompts", "--weighted"):
+        assert part in said
+    again = run(*shlex.split(said)[1:], "--out", tmp_path / "again")
+    assert again.exit_code == 0, again.output
+    ours, theirs = (np.asarray(Image.open(tmp_path / name / "0001-edited.png")) for name in ("out", "again"))
+    np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--strength", 0.5], "--strength is given without --image"),
+        (["--image", "nowhere.png"], "image='nowhere.png' does not exist"),
+        (["--image", "start.png", "--strength", 2], "--strength=2.0 should be a number in [0, 1]"),
+        (["--image", "start.png"], "image has 8x8 pixels (height x width), expected 16x16"),
+    ],
+)
+def test_a_picture_that_cannot_be_started_from(folder, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("start.png")
+    result = run("edit", "--model", folder, "--prompt", "dog", "--edit", "hat", *words, "--out", tmp_path)
+    assert result.exit_code == 1
+    assert message in result.output

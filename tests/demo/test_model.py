@@ -1,0 +1,112 @@
+"""The model that comes along: what it weighs, that it draws what it is told, and that edits do what they say."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import sega_jax
+from sega_jax.cli.concepts import demo, format_edit, parse_edit
+from sega_jax.cli.main import main
+from sega_jax.demo import settings
+from sega_jax.demo.evaluate.measures import NAMES, effect, having, lacking
+from sega_jax.demo.evaluate.pictures import PictureMaker, Request
+from sega_jax.demo.judge import load_judge, look
+from sega_jax.method.guidance import Edit
+from sega_jax.pipelines import png
+from sega_jax.pipelines.loading import DEMO
+
+pytestmark = pytest.mark.usefixtures("one_by_default")
+
+PACKAGE = Path(sega_jax.__file__).parent
+STEPS = 10  # of the 20 that are usual
+
+
+@pytest.fixture(scope="module")
+def maker(one_device):
+    return PictureMaker(sega_jax.load(devices=one_device), load_judge(), batch=4, call=settings.CALL | {"steps": STEPS})
+
+
+def size(folder):
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
+
+
+def test_sizes():
+    assert size(DEMO) < 30e6
+    assert size(PACKAGE) < 40e6
+
+
+@pytest.mark.slow
+def test_prompts_are_followed(maker):
+    told = {
+        "a portrait of a woman with long red hair": ["long hair", "red hair"],
+        "a smiling man with a beard and glasses": ["smile", "beard", "glasses"],
+        "a sad bald person with dark skin": ["sad", "bald", "dark skin"],
+        "a person wearing a blue hoodie on a yellow background": ["hoodie", "blue clothes", "yellow background"],
+    }
+    prints = maker([Request(prompt, 0) for prompt in told])
+    for i, words in enumerate(told.values()):
+        assert all(having(prints, word)[i] for word in words)
+
+
+@pytest.mark.slow
+def test_edits_add_and_remove(maker):
+    requests = [Request("a portrait of a man with a beard", seed) for seed in range(4)]
+    before = maker(requests)
+    edits = [settings.add(word, steps=STEPS) for word in ("smile", "red clothes", "blue background")]
+    edits.append(settings.remove("beard", steps=STEPS))
+    words = [edit.concept for edit in edits]
+    assert [lacking(before, word)[i].item() for i, word in enumerate(words)] == [True, True, True, False]
+    after = maker([request._replace(edits=(edit,)) for request, edit in zip(requests, edits, strict=True)])
+    assert all(having(after, word)[i] for i, word in enumerate(words[:3]))
+    assert not having(after, "beard")[3]
+    found = effect(before, after, [[word] for word in words])
+    assert found.kept[:3].mean() >= 0.85
+    assert found.distance[:3].max() < 0.2
+    assert found.distance[3] < 0.3
+
+
+@pytest.mark.slow
+def test_the_default_of_the_shell(tmp_path):
+    runner = CliRunner()
+    words = ["edit", "--prompt", "a portrait of a woman with brown hair", "--edit", "glasses", "--seed", "3"]
+    result = runner.invoke(main, [*words, "--out", str(tmp_path)])
+    assert not result.exit_code, result.output
+    assert "Loaded the demo model: DDIMScheduler" in result.output
+    assert f"+ glasses: scale {settings.add('').scale:g}" in result.output
+    made = [np.asarray(Image.open(tmp_path / f"0001-{name}.png")) for name in ("original", "edited")]
+    assert look(load_judge(), np.stack(made), 2).words[:, NAMES.index("glasses")].tolist() == [False, True]
+    # Its record is the same command.
+    known = png.settings(tmp_path / "0001-edited.png")
+    assert known["model"] is None
+    assert known["steps"] == settings.STEPS
+    told = runner.invoke(main, ["info", str(tmp_path / "0001-edited.png")]).output
+    command = told.splitlines()[-1]
+    assert "--model" not in command
+    assert "--edit glasses " in command
+
+
+@pytest.mark.parametrize("steps", [20, 50])
+def test_edits_of_the_demo_are_read_and_written(steps):
+    defaults = demo(steps)
+    for text in ("glasses", "-glasses", "glasses:scale=3", "-hat:threshold=0.85,warmup=11", "x:momentum_scale=0.1"):
+        edit = parse_edit(text, defaults)
+        assert parse_edit(format_edit(edit, defaults), defaults) == edit
+        assert format_edit(edit, defaults) == text
+    assert parse_edit("glasses", defaults) == settings.add("glasses", steps=steps)
+    assert parse_edit("-glasses", defaults) == settings.remove("glasses", steps=steps)
+    assert parse_edit("-glasses:scale=3", defaults).scale == -3
+    assert parse_edit("glasses") == Edit("glasses")
+
+
+def test_the_folder_is_a_checkpoint_of_diffusers():
+    index = json.loads((DEMO / "model_index.json").read_text())
+    assert index["_class_name"] == "StableDiffusionPipeline"
+    for part, entry in index.items():
+        if isinstance(entry, list) and entry[0]:
+            assert (DEMO / part).is_dir()
+    vocabulary = json.loads((DEMO / "tokenizer" / "vocab.json").read_text())
+    assert json.loads((DEMO / "text_encoder" / "config.json").read_text())["vocab_size"] == len(vocabulary)

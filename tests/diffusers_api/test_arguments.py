@@ -1,0 +1,104 @@
+"""The arguments of the pipelines with diffusers' names: their order, their documentation, and mistakes in them."""
+
+import inspect
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sega_jax import (
+    CheckpointError,
+    SemanticIFPipeline,
+    SemanticPaellaPipeline,
+    SemanticStableDiffusionPipeline,
+    SemanticStableDiffusionXLPipeline,
+)
+from sega_jax.diffusers_api.arguments import FaceArguments
+from sega_jax.method.arguments import arguments
+
+EDITS = ["editing_prompt", "editing_prompt_embeddings", "reverse_editing_direction", "edit_guidance_scale"]
+EDITS += ["edit_warmup_steps", "edit_cooldown_steps", "edit_threshold", "edit_momentum_scale", "edit_mom_beta"]
+EDITS += ["edit_weights"]
+OUTPUT = ["output_type", "return_dict", "callback", "callback_steps"]
+# The arguments that may be given by position, in order. diffusers has `generator` in place of `seed`.
+POSITIONAL = {
+    SemanticStableDiffusionPipeline: [
+        *("prompt", "height", "width", "num_inference_steps", "guidance_scale", "negative_prompt"),
+        *("num_images_per_prompt", "eta", "seed", "latents", *OUTPUT, *EDITS, "sem_guidance"),
+    ],
+    SemanticStableDiffusionXLPipeline: ["prompt", "prompt_2", "height", "width", "num_inference_steps"],
+    SemanticIFPipeline: [
+        *("prompt", "num_inference_steps", "timesteps", "guidance_scale", "negative_prompt", "num_images_per_prompt"),
+        *("height", "width", "eta", "seed", "prompt_embeds", "negative_prompt_embeds", *OUTPUT, "clean_caption"),
+    ],
+    SemanticPaellaPipeline: [
+        *("prompt", "height", "width", "num_inference_steps", "guidance_scale", "negative_prompt"),
+        *("num_images_per_prompt", "seed", "latents", *OUTPUT),
+    ],
+}
+CALL = {"num_inference_steps": 3, "output_type": "latent", "progress": False}
+
+
+@pytest.fixture(scope="module")
+def face(small):
+    return SemanticStableDiffusionPipeline.from_pipe(small)
+
+
+@pytest.mark.parametrize("kind", POSITIONAL, ids=lambda kind: kind.__name__)
+def test_the_order_of_arguments(kind):
+    """All are in the signature and in the documentation."""
+    _, *parameters = inspect.signature(kind.__call__).parameters.values()
+    positional = [one.name for one in parameters if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    assert positional == POSITIONAL[kind]
+    names = {one.name for one in parameters}
+    assert names >= set(arguments(FaceArguments))
+    assert all(f"\n    {name}: " in kind.__call__.__doc__ for name in names)
+
+
+def test_arguments_by_position(face):
+    named = {"guidance_scale": 5.0, "negative_prompt": "bad", "num_images_per_prompt": 2, "seed": 3, **CALL}
+    wanted = face(prompt="a cat", height=12, width=16, **named).images
+    out = face("a cat", 12, 16, 3, 5.0, "bad", 2, 0.0, 3, None, "latent", progress=False)
+    assert np.array_equal(out.images, wanted)
+
+
+def test_settings_of_an_edit_are_checked_by_diffusers_names(face):
+    for value in (np.array(1.5), jnp.float32([1.5]), (1.5,), 1.5):
+        with pytest.raises(ValueError, match=r"edit_threshold=1.5 should be a number in \[0, 1\]"):
+            face("a cat", editing_prompt="hat", edit_threshold=value)
+
+
+@pytest.mark.parametrize(
+    ("args", "options", "words"),
+    [
+        (["a cat"] * 26, {}, "26 arguments are given by position, expected at most 25"),
+        (["a cat"], {"prompt": "a dog"}, "prompt is given twice, by position and by name"),
+        (["a cat"], {"edit_warmup": 3}, "edit_warmup is not an argument of .*; did you mean edit_warmup_steps?"),
+        (["a cat"], {"editing_prompt_embeddings": 3}, "editing_prompt_embeddings=3 should be a floating array"),
+        (["a cat"], {"return_dict": 3}, "return_dict=3 should be True or False"),
+    ],
+)
+def test_mistakes(face, args, options, words):
+    with pytest.raises(TypeError, match=words):
+        face(*args, **options)
+
+
+def test_texts_of_the_native_pipeline_stand_for_words(face):
+    call = {"editing_prompt": ["hat", "bow"], "edit_warmup_steps": 0, **CALL}
+    wanted = face(["a cat", "a dog"], negative_prompt="bad", **call).images
+    prompts, negative, concepts = map(face.pipeline.encode, (["a cat", "a dog"], "bad", ["hat", "bow"]))
+    texts = {"prompt_embeds": prompts, "negative_prompt_embeds": negative}
+    assert np.array_equal(face(**call, **texts).images, wanted)
+    texts |= {"editing_prompt": None, "editing_prompt_embeddings": [concepts, concepts]}
+    assert np.array_equal(face(**call | texts).images, wanted)
+
+
+def test_options_of_loading(small_folder, tmp_path):
+    load = SemanticStableDiffusionPipeline.from_pretrained
+    with pytest.raises(TypeError, match="low_cpu_mem_usage is not an argument of SemanticStableDiffusionPipeline"):
+        load(tmp_path / "missing", low_cpu_mem_usage=True)
+    with pytest.raises(ValueError, match="attention='flash' should be one of xla, cudnn, pallas"):
+        load(tmp_path / "missing", attention="flash")
+    with pytest.raises(CheckpointError, match=r"expected DeepFloyd-IF's first stage or .* second stage for"):
+        SemanticIFPipeline.from_pretrained(small_folder, text_encoder=None)
+    assert load(small_folder, torch_dtype="torch.bfloat16", safety_checker=None).pipeline.dtype == jnp.bfloat16

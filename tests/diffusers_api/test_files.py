@@ -1,0 +1,123 @@
+"""diffusers' words for single files, LoRAs and textual inversion: what they do is what ours do."""
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from support import tiny
+from support.checkpoints import same
+
+from sega_jax import CheckpointError, SemanticStableDiffusionPipeline, add_words, load, merge_lora
+
+LAYER = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+@pytest.fixture
+def face(small):
+    return SemanticStableDiffusionPipeline(**SemanticStableDiffusionPipeline.from_pipe(small).components)
+
+
+@pytest.fixture
+def lora(tmp_path):
+    rng = np.random.default_rng(0)
+
+    def write(name, folder=tmp_path):
+        made = {f"{LAYER}.lora_A.weight": (2, 8), f"{LAYER}.lora_B.weight": (8, 2)}
+        folder.mkdir(exist_ok=True)
+        save_file({key: rng.standard_normal(shape).astype(np.float32) for key, shape in made.items()}, folder / name)
+        return folder / name
+
+    return write
+
+
+def equal(ours, wanted):
+    pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(wanted), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+def test_single_files(tmp_path, small, small_folder):
+    save_file(tiny.original(unet=tiny.UNET_1), tmp_path / "a.safetensors")
+    face = SemanticStableDiffusionPipeline.from_single_file(
+        tmp_path / "a.safetensors", config=small_folder, devices=small.devices, torch_dtype="torch.float32"
+    )
+    assert same(face.pipeline, small)
+    changed = {"scheduler": "EulerDiscreteScheduler", "tokenizer": small.tokenizer, "prediction_type": "v_prediction"}
+    face = SemanticStableDiffusionPipeline.from_single_file(
+        str(tmp_path / "a.safetensors"), config=str(small_folder), devices=small.devices, **changed
+    )
+    assert face.scheduler.name == "EulerDiscreteScheduler"
+
+
+def test_loras(face, lora, tmp_path):
+    before = face.pipeline.models
+    one, two = lora("one.safetensors"), lora("pytorch_lora_weights.safetensors", tmp_path / "two")
+    face.load_lora_weights(tmp_path, weight_name="one.safetensors")
+    assert equal(face.pipeline.models, merge_lora(before, one))
+    face.load_lora_weights(str(tmp_path / "two"), adapter_name="two")
+    assert equal(face.pipeline.models, merge_lora(before, {one: 1, two: 1}))
+    face.set_adapters(["default_0", "two"], [0.5, -1])
+    assert equal(face.pipeline.models, merge_lora(before, {one: 0.5, two: -1}))
+    face.set_adapters("two", 0.3)
+    assert equal(face.pipeline.models, merge_lora(before, {two: 0.3}))
+    assert face.get_active_adapters() == ["two"]
+    face.unload_lora_weights()
+    assert equal(face.pipeline.models, before)
+    face.load_lora_weights(one)
+    face.fuse_lora(lora_scale=0.7)
+    fused = face.pipeline.models
+    assert equal(fused, merge_lora(before, {one: 0.7}))
+    face.unload_lora_weights()
+    assert face.pipeline.models is fused
+    face.load_lora_weights(two)
+    assert equal(face.pipeline.models, merge_lora(fused, two))
+
+
+def test_several_loras_are_rounded_once(small_folder, one_device, lora):
+    """In half precision the sum of two LoRAs is added to the weights before it is rounded."""
+    face = SemanticStableDiffusionPipeline.from_pipe(load(small_folder, devices=one_device, dtype="bfloat16"))
+    before, one, two = face.pipeline.models, lora("one.safetensors"), lora("two.safetensors")
+    face.load_lora_weights(one)
+    face.load_lora_weights(two)
+    assert equal(face.pipeline.models, merge_lora(before, {one: 1, two: 1}))
+    assert not equal(face.pipeline.models, merge_lora(merge_lora(before, one), two))
+
+
+def test_networks_exchanged_with_loras_in_them(face, lora, small):
+    face.load_lora_weights(lora("one.safetensors"))
+    face.unet = small.models.unet
+    assert face.get_active_adapters() == []
+    face.unload_lora_weights()
+    assert equal(face.pipeline.models, small.models)
+
+
+def test_textual_inversion(face, small, tmp_path):
+    vectors = np.random.default_rng(0).standard_normal((2, 16)).astype(np.float32)
+    save_file({"<a>": vectors}, tmp_path / "learned_embeds.safetensors")
+    save_file({"<b>": vectors[0]}, tmp_path / "b.safetensors")
+    face.load_textual_inversion(tmp_path)
+    face.load_textual_inversion([tmp_path / "b.safetensors"], token=["<c>"])
+    models, tokenizer = add_words(small.models, small.tokenizer, tmp_path / "learned_embeds.safetensors")
+    models, tokenizer = add_words(models, tokenizer, {"<c>": tmp_path / "b.safetensors"})
+    assert equal(face.pipeline.models, models)
+    texts = ["x <a> <c>", "<b>"]
+    np.testing.assert_array_equal(face.tokenizer(texts), tokenizer(texts))
+    assert (face.tokenizer(texts) != small.tokenizer(texts)).any()
+
+
+def test_mistakes(face, lora, tmp_path):
+    path = lora("one.safetensors")
+    face.load_lora_weights(path, "a")
+    for error, words, attempt in [
+        (ValueError, "adapter_name='a' is taken", lambda: face.load_lora_weights(path, "a")),
+        (ValueError, r"adapter_weights=\[1, 2\] should be one", lambda: face.set_adapters("a", [1, 2])),
+        (ValueError, "adapter_names has 'b', loaded are a", lambda: face.set_adapters(["a", "b"])),
+        (FileNotFoundError, "has no pytorch_lora_weights.safetensors; give", lambda: face.load_lora_weights(tmp_path)),
+        (FileNotFoundError, "has no learned_embeds", lambda: face.load_textual_inversion(tmp_path)),
+        (TypeError, "dict should be the path", lambda: face.load_lora_weights({})),
+        (ValueError, "should be a word for each of 2", lambda: face.load_textual_inversion([path, path], token="<a>")),
+        (CheckpointError, "is a LoRA|a LoRA goes with", lambda: face.load_textual_inversion(path)),
+        (CheckpointError, "it is a LoRA", lambda: SemanticStableDiffusionPipeline.from_single_file(path)),
+    ]:
+        with pytest.raises(error, match=words):
+            attempt()
+    assert face.get_active_adapters() == ["a"]

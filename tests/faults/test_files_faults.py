@@ -1,0 +1,152 @@
+"""Faults in files of other kinds: torch's pickles, which are read without being run, LoRAs, and learnt words."""
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from support import pickling, tiny
+
+from faults.damage import argument, instead
+from faults.views import Fault, View, Views, outcome
+from sega_jax.pipelines import adapters
+from sega_jax.text.tokenizers import Tokenizer
+from sega_jax.weights import lora, pull, textual_inversion, torch_pickle, unpickling
+
+pytestmark = pytest.mark.fault
+
+TENSORS = {
+    "float64": np.arange(24.0).reshape(2, 3, 4),
+    "float16": np.arange(6).astype(np.float16),
+    "number": np.float32(3),
+}
+WORD, VECTORS = "<cat-toy>", np.arange(48, dtype=np.float32).reshape(3, 16)
+
+
+def tensors_in(path):
+    with torch_pickle.CkptTensors(path.parent, path.stem, None, str) as found:
+        return {name: found[name] for name in found.shapes}
+
+
+def view_of(count, *place):
+    """Writes a pickle's view of the first storage, as if that had `count` entries."""
+    storage = ("storage", b"ctorch\nFloatStorage\n", "0", "cpu", count)
+    return pickling.call("torch._utils._rebuild_tensor_v2", pickling.written(storage, []) + b"Q", *place, False, {})
+
+
+@pytest.fixture(scope="module")
+def views(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    trained = {"state_dict": TENSORS, "global_step": 3, "hyper": [None, True, ("a", 2)]}
+    shared = {"own": np.arange(24, dtype=np.float32), "part": view_of(24, 6, (2, 3), (1, 2))}
+    sound = [
+        pickling.save(trained, folder / "zip.ckpt"),
+        pickling.save(trained, folder / "legacy.ckpt", legacy=True),
+        pickling.save(shared, folder / "shared.ckpt"),
+    ]
+    own, system = {"own": np.arange(24, dtype=np.float32)}, pickling.call("posix.system", f"touch {folder / 'canary'}")
+    hostile = [
+        pickling.save({"state_dict": own, "optimizer": [system]}, folder / "call.ckpt"),
+        pickling.save(own | {"x": view_of(24, 20, (2, 3), (3, 1))}, folder / "beyond.ckpt"),
+        pickling.save(own | {"x": view_of(10**9, 0, (10**9,), (1,))}, folder / "storage.ckpt"),
+        pickling.save(own, folder / "compressed.ckpt", compressed=True),
+    ]
+
+    def refused():
+        found = [outcome(tensors_in, path) for path in hostile]
+        return [one if isinstance(one, str) else "no error" for one in found], (folder / "canary").exists()
+
+    models = tiny.Models(*map(tiny.filled, tiny.networks(unet=tiny.UNET_1)))
+    up, down = np.float32(np.random.default_rng(0).standard_normal((16, 2))), np.ones((2, 16), np.float32)
+    adapter, old = folder / "lora.safetensors", "text_encoder.encoder.layers.0.self_attn.to_v_lora"
+    save_file({f"{old}.up.weight": up, f"{old}.down.weight": down, f"{old}.alpha": np.array(3, np.float32)}, adapter)
+    (folder / "tokenizer").mkdir()
+    tiny.tokenizer(folder / "tokenizer", 12)
+    tokenizer = Tokenizer(folder / "tokenizer", 12, 60)
+    save_file({WORD: VECTORS}, folder / "word.safetensors")
+
+    def merged():
+        return outcome(adapters.merge_lora, models, {adapter: 0.5})
+
+    def merged_by_hand():
+        layer = models.text_encoder.encoder.layers[0].self_attn.v_proj
+        changed = layer.kernel[...] + (0.5 * 3 / 2 * up @ down).T
+        text = tiny.filled(tiny.networks().text_encoder)
+        text.encoder.layers[0].self_attn.v_proj.kernel[...] = changed
+        return models._replace(text_encoder=text)
+
+    def learnt():
+        """Returns the tokens and the vectors of a word that is given another name."""
+        found, knowing = adapters.add_words(models, tokenizer, {"<toy>": folder / "word.safetensors"})
+        ids = knowing(["a <toy>"])[0, 2:5]
+        return ids, np.asarray(found.text_encoder.embeddings.token_embedding.embedding[...])[ids]
+
+    return Views(
+        {
+            "pickles": View(
+                lambda: [outcome(tensors_in, path) for path in sound],
+                lambda: [TENSORS, TENSORS, {"own": own["own"], "part": np.float32([[6, 8, 10], [7, 9, 11]])}],
+            ),
+            "hostile pickles": View(refused, lambda: (["CheckpointError"] * 4, False)),
+            "lora": View(merged, merged_by_hand, 1e-6),
+            "learnt words": View(learnt, lambda: (np.array([58, 59, 60]), VECTORS)),
+        }
+    )
+
+
+def obedient(call):
+    """Lets every call of a pickle pass."""
+
+    def damaged(self, asked, given):
+        try:
+            return call(self, asked, given)
+        except pull.CheckpointError:
+            return given[0]
+
+    return damaged
+
+
+def in_c_order(read):
+    """Reads tensors as if their entries always lay in the order of their axes."""
+
+    def damaged(self, data):
+        strides = np.cumprod([1, *self.shape[:0:-1]])[::-1].tolist() if self.shape else []
+        return read(self._replace(strides=tuple(strides)), data)
+
+    return damaged
+
+
+def times_the_rank(factors):
+    """Multiplies the factor of a LoRA's layer by the rank, which leaves alpha."""
+
+    def damaged(*args):
+        factor = factors(*args)
+        return lambda part, key, alpha, rank: factor(part, key, alpha, rank) * rank
+
+    return damaged
+
+
+FAULTS = {
+    "a pickle may ask for any call": Fault("hostile pickles", unpickling.Machine, "call", obedient),
+    "tensors may lie beyond their storage": Fault(
+        "hostile pickles", unpickling.Tensor, "fits", instead(lambda self: True)
+    ),
+    "the strides of a pickle's tensors are ignored": Fault("pickles", unpickling.Tensor, "read", in_c_order),
+    "the state of the training counts as tensors": Fault(
+        "pickles", torch_pickle.CkptTensors, "_within", instead(lambda self, found: found)
+    ),
+    "alpha is not divided by the rank": Fault("lora", lora, "_factors", times_the_rank),
+    "the scale of a LoRA is ignored": Fault(
+        "lora", lora, "merged", argument(1, lambda changes: [change._replace(scale=1.0) for change in changes])
+    ),
+    "the vectors of a word are in reverse order": Fault(
+        "learnt words", textual_inversion, "_with_vectors", argument(2, lambda vectors: vectors[::-1])
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_seen(name, views, monkeypatch):
+    assert views.sees(FAULTS[name], monkeypatch)
+
+
+def test_without_a_fault_nothing_is_seen(views):
+    assert views.wrong() == set()

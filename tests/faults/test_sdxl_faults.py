@@ -1,0 +1,122 @@
+"""Faults in what Stable Diffusion XL has of its own: two text encoders, a pooled text, sizes, and two tokenizers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference import cases
+from support import tiny
+
+from faults.damage import argument, arguments, replaced, result, results, skipped
+from faults.views import Fault, View, Views, compiled, recorded
+from sega_jax import Edit, Edits
+from sega_jax.method import schedules
+from sega_jax.nn import clip
+from sega_jax.nn.unet import Context, embedding
+from sega_jax.systems import base, diffusion, programs, sdxl, sizes
+from sega_jax.text.tokenizers import Tokenizer, TokenizerPair
+
+pytestmark = pytest.mark.fault
+
+# "", "a cat" and "glasses". Letters are 0 to 25, and 28 more at the end of a word; 56 begins, 57 ends and pads. The
+# second tokenizer pads with 0, an "a", which it therefore reads wherever it stands.
+TOKENS = np.zeros((3, 2, 12), np.int32)
+TOKENS[:, 0], TOKENS[:, :, 0] = 57, 56
+TOKENS[0, 1, 1] = 57
+TOKENS[1, :, 1:6] = [28, 2, 0, 47, 57], [0, 30, 0, 47, 57]
+TOKENS[2, :, 1:9] = [6, 11, 0, 18, 18, 4, 46, 57], [6, 39, 0, 18, 18, 4, 46, 57]
+SIZES = np.float32([[*cases.XL_SIZES["original_size"], *cases.XL_SIZES["crops_top_left"], 24, 16]])
+CHANNELS = 12  # of a pooled text
+
+
+def networks():
+    config = {"text_encoder": tiny.TEXT, "text_encoder_2": tiny.TEXT_XL_2, "unet": cases.XL["unet"], "vae": tiny.VAE}
+    return sdxl.Models(*map(tiny.filled, sdxl.Models.build(**config)))
+
+
+def text():
+    """Returns the states and the pooled texts of the prompt and the concept."""
+    models = networks()
+    found = sdxl.encode((models.text_encoder, models.text_encoder_2), TOKENS)[1:]
+    return found.states, found.pooled
+
+
+def conditioning():
+    """Returns the embedding that the UNet makes of the pooled texts and the sizes."""
+    known = recorded("xl")
+    return networks().unet.project(Context(known["states"], known["pooled"], np.repeat(SIZES, 3, 0))).pooled
+
+
+def latents():
+    """Samples a row with an edit and returns its latents."""
+    scale, beta = cases.XL_MOMENTUM
+    edits = Edits.stack([[Edit("", **cases.XL_EDIT)]], momentum_scale=scale, momentum_beta=beta)
+    family, known = schedules.from_config(cases.XL["scheduler"]), recorded("xl")
+    table, static = family.table(cases.XL_STEPS), base.Static(own=diffusion.DiffusionStatic(family.solver))
+    options = {"sampler": sdxl.SYSTEM.sampler, "static": static}
+    texts = sdxl.SDXLText(known["states"][None], known["pooled"][None])
+
+    def run(unet):
+        keys = jax.vmap(jax.random.key)(jnp.zeros(1, jnp.uint32))
+        own = diffusion.DiffusionSettings(np.zeros(1), size_conditioning=SIZES)
+        settings = base.Settings(keys, np.full(1, cases.XL_SCALE), edits, own=own)
+        carry = programs.start(settings, cases.XL_LATENTS, 1.0, shape=(8, 8, 4), dtype=np.float32, **options)
+        return programs.advance(unet, texts, carry, table, settings, **options)[0].x
+
+    return compiled(run, networks().unet)
+
+
+def asked_sizes():
+    """Returns the six numbers of a call without sizes, and of a call with all sizes."""
+    return sizes.size_conditioning((48, 16), 1), sizes.size_conditioning((48, 16), 1, **cases.XL_SIZES)
+
+
+@pytest.fixture(scope="module")
+def views(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizers")
+    for name, pad in (("first", "<|endoftext|>"), ("second", "a")):
+        (folder / name).mkdir()
+        tiny.tokenizer(folder / name, 12, pad)
+    tokenizers = [Tokenizer(folder / name, 12, 60) for name in ("first", "second")]
+    return Views(
+        {
+            "text": View(text, lambda: [recorded("xl")[name][1:] for name in ("states", "pooled")], 1e-5),
+            "conditioning": View(conditioning, lambda: recorded("xl")["told"], 1e-5),
+            "latents": View(latents, lambda: recorded("xl")["latents"], 3e-4),
+            "sizes": View(asked_sizes, lambda: [np.array([[48, 16, 0, 0, 48, 16]]), SIZES]),
+            "tokens": View(lambda: TokenizerPair(*tokenizers)(["", *cases.XL_WORDS]), lambda: TOKENS),
+        }
+    )
+
+
+def of_the_prompt(context):
+    """Gives all branches of a row the pooled text of the prompt."""
+    return replaced(context, pooled=lambda pooled: jnp.broadcast_to(pooled[:, 1:2], pooled.shape))
+
+
+FAULTS = {
+    "the last states of the encoders are read": Fault(
+        "text", clip.Encoder, "last_two", results(lambda before, last: (last, last))
+    ),
+    "the pooled text skips the final layer norm": Fault(
+        "text", clip.CLIPTextModel, "__init__", skipped("final_layer_norm")
+    ),
+    "each encoder reads the tokens of the other": Fault("text", sdxl, "encode", argument(1, lambda ids: ids[:, ::-1])),
+    "both tokenizers pad alike": Fault(
+        "tokens", TokenizerPair, "__init__", arguments(lambda self, first, second: (self, first, first))
+    ),
+    "sizes come before the pooled text": Fault(
+        "conditioning", embedding.TimestepEmbedding, "__call__", argument(1, lambda told: jnp.roll(told, -CHANNELS, -1))
+    ),
+    "concepts have the pooled text of the prompt": Fault("latents", diffusion, "denoiser", argument(1, of_the_prompt)),
+    "width comes before height": Fault("sizes", sizes, "_pairs", result(lambda pairs: pairs[:, ::-1])),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_seen(name, views, monkeypatch):
+    assert views.sees(FAULTS[name], monkeypatch)
+
+
+def test_without_a_fault_nothing_is_seen(views):
+    assert views.wrong() == set()

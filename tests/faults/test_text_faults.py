@@ -1,0 +1,122 @@
+"""Faults in how words are read: tokenizers, learnt words, weights in brackets, long prompts and remembered
+embeddings."""
+
+import warnings
+
+import numpy as np
+import pytest
+from support import tiny
+
+from faults.damage import argument, instead, result
+from faults.views import Fault, View, Views, normal
+from sega_jax.pipelines.execution.devices import Devices
+from sega_jax.pipelines.execution.embedding_cache import EmbeddingCache
+from sega_jax.systems import clip_text
+from sega_jax.systems.clip_text import ClipText
+from sega_jax.text import prompt_weights
+from sega_jax.text.tokenizers import T5Tokenizer, Tokenizer
+
+pytestmark = [pytest.mark.fault, pytest.mark.filterwarnings("ignore:the text encoder reads")]
+
+# Letters are 0 to 25, and 28 more at the end of a word; 56 begins, 57 ends and pads.
+TOKENS = np.array(
+    [
+        [56] + [57] * 11,
+        [56, 28, 2, 0, 47, 54, 1, 11, 0, 2, 38, 57],
+        [56, *range(28, 38), 57],
+    ]
+)
+# Letters are 6 to 31, 33 is an "a" that begins a word and 3 another letter's beginning; 1 ends, 0 pads.
+T5_TOKENS = np.zeros((2, 2, 77), int)
+T5_TOKENS[0, :, 0] = 1
+T5_TOKENS[1, :, :5] = [33, 3, 6, 32, 1], [1] * 5
+# A text whose letters and weights fill one chunk and begin another, the letters' tokens, and their weights.
+LONG = "ab (cd:2) [e]" + " f" * 6
+CHUNKS = np.array([[56, 0, 29, 2, 31, 32, *[33] * 5, 57], [56, 33, *[57] * 10]])
+WEIGHTS = np.array([[1, 1, 1, 2, 2, 1 / 1.1, *[1] * 6], [1] * 12])
+TABLE = normal(60, 4) + 1
+
+
+def read(tokenizer, devices):
+    """Embeds a long text with weights, by a text encoder that looks its tokens up."""
+    embed = EmbeddingCache(lambda table, ids: ClipText(table[ids]), Devices(devices))
+    options = {"warn": warnings.warn, "long_prompts": True, "weighted": True}
+    (text,) = clip_text.read([LONG], tokenizer, lambda ids: embed(TABLE, ids), **options)
+    return text.states[0]
+
+
+def read_by_hand():
+    """Returns the same embedding: the weighted states of each chunk, brought back to their mean."""
+    states = TABLE[CHUNKS]
+    heavy = states * WEIGHTS[..., None]
+    return (heavy * (states.mean((1, 2)) / heavy.mean((1, 2)))[:, None, None]).reshape(-1, 4)
+
+
+def of_two_encoders(devices):
+    """Embeds a text by one text encoder, and then by another one."""
+    remembered = EmbeddingCache(lambda encoder, ids: ClipText(encoder * ids), Devices(devices))
+    first = remembered(1, np.array([[1, 2]]))
+    remembered.clear()
+    return first, remembered(2, np.array([[1, 2]]))
+
+
+@pytest.fixture(scope="module")
+def views(folder, tmp_path_factory, one_device):
+    tiny.t5_tokenizer(t5 := tmp_path_factory.mktemp("t5") / "tokenizer")
+    tokenizer = Tokenizer(folder / "tokenizer", 12, 60)
+    return Views(
+        {
+            "tokens": View(
+                lambda: Tokenizer(folder / "tokenizer", 12, 60)(["", "a cat, black", "a b c d e f g h i j k l m n"]),
+                lambda: TOKENS,
+            ),
+            "T5 tokens": View(lambda: T5Tokenizer(t5, 60)(["", "a CAT"]), lambda: T5_TOKENS),
+            "learnt words": View(
+                lambda: tokenizer.having({"<cat>": 3})[0](["<cat> a"])[0, 1:5], lambda: np.array([58, 59, 60, 28])
+            ),
+            "read": View(lambda: read(tokenizer, one_device), read_by_hand, 1e-6),
+            "remembered": View(lambda: of_two_encoders(one_device), lambda: (np.array([[1, 2]]), np.array([[2, 4]]))),
+        }
+    )
+
+
+def with_side(name):
+    """Makes a tokenizer pad or truncate at the left."""
+
+    def change(init):
+        def damaged(self, *args):
+            init(self, *args)
+            setattr(self._tokenizer, name, "left")
+
+        return damaged
+
+    return change
+
+
+FAULTS = {
+    "truncation keeps the end of a text": Fault("tokens", Tokenizer, "__init__", with_side("truncation_side")),
+    "padding comes before the text": Fault("tokens", Tokenizer, "__init__", with_side("padding_side")),
+    "T5's padding comes before the text": Fault("T5 tokens", T5Tokenizer, "__init__", with_side("padding_side")),
+    "a learnt word of several tokens is written once": Fault(
+        "learnt words", Tokenizer, "_written_out", instead(lambda self, text: text)
+    ),
+    "square brackets strengthen": Fault(
+        "read", prompt_weights, "fragments", argument(0, lambda text: text.translate(str.maketrans("[]", "()")))
+    ),
+    "chunks have no end": Fault("read", Tokenizer, "framed", result(lambda ids: np.where(ids == 57, 0, ids))),
+    "the mean of a weighted chunk is not restored": Fault(
+        "read", prompt_weights, "weighed", instead(lambda states, weights: states * weights[..., None])
+    ),
+    "embeddings of another text encoder are remembered": Fault(
+        "remembered", EmbeddingCache, "clear", instead(lambda self: None)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_seen(name, views, monkeypatch):
+    assert views.sees(FAULTS[name], monkeypatch)
+
+
+def test_without_a_fault_nothing_is_seen(views):
+    assert views.wrong() == set()

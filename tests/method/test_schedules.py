@@ -1,0 +1,328 @@
+"""Tables of every scheduler: their timesteps and columns, and the options that are refused."""
+
+import contextlib
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+from support import tiny
+from support.schedulers import dpm, scheduler, unipc
+
+from sega_jax.method.schedules import from_config
+from sega_jax.method.schedules.spacing import cumulative
+
+ALPHAS = ["DDIM", "PNDM"]
+
+NOISE = dpm(2, algorithm="dpmsolver")
+
+
+@pytest.mark.parametrize(
+    ("spacing", "timesteps"),
+    [
+        ("leading", [801, 601, 401, 201, 1]),
+        ("trailing", [999, 799, 599, 399, 199]),
+        ("linspace", [999, 749, 500, 250, 0]),
+    ],
+)
+def test_timesteps(spacing, timesteps):
+    options = {"timestep_spacing": spacing, "steps_offset": 1}
+    table = scheduler("DDIM", **options).table(5)
+    assert table.timestep.tolist() == timesteps
+    assert table.call.tolist() == list(range(5))
+    assert table.live.all()
+    assert scheduler("PNDM", **options).table(5).timestep.tolist() == [timesteps[0], timesteps[1], *timesteps[1:]]
+    again = [timesteps[0], *np.repeat(timesteps[1:], 2).tolist()]
+    np.testing.assert_allclose(scheduler("Heun", **options).table(5).timestep, again, atol=0.5)
+
+
+@pytest.mark.parametrize("steps", [4, 5, 50, 999])
+@pytest.mark.parametrize("name", tiny.SCHEDULERS)
+def test_calls(name, steps):
+    calls = {"PNDM": steps + 1, "PNDM, Runge-Kutta": steps + 9, "Heun": 2 * steps - 1}.get(name, steps)
+    assert len(scheduler(name).table(steps).call) == calls
+
+
+@pytest.mark.parametrize("kind", ["linear", "scaled_linear", "squaredcos_cap_v2", "trained"])
+@pytest.mark.parametrize("name", tiny.SCHEDULERS)
+def test_all_columns_are_of_one_length_and_finite(name, kind):
+    options = {"trained_betas": [0.01] * 1000} if kind == "trained" else {"beta_schedule": kind}
+    table = scheduler(name, **options).table(300)
+    for leaf in jax.tree.leaves(table._replace(solver=table.solver._replace(clip=table.call))):
+        assert leaf.shape[0] == len(table.call)
+        assert np.isfinite(leaf).all()
+    if name == "DDIM":
+        assert (np.diff(table.solver.variance) < 0).all()
+    else:
+        assert table.solver.x_from_memory.shape[1] == (13 if "Runge" in name else 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [("DDIM", 1.0), ("UniPC", 1.0), ("Euler", 14.6146), ("LMS", 14.6146), ("Heun", 14.6146)],
+)
+def test_the_noise_at_the_start(name, scale):
+    """The largest sigma of Stable Diffusion's betas, where the state is not scaled down by the noise."""
+    np.testing.assert_allclose(scheduler(name).table(7).initial_scale, scale, rtol=1e-5)
+
+
+def test_karras_sigmas():
+    """Karras et al. 2022, eq. 5."""
+    sigmas = 1 / scheduler("Euler", use_karras_sigmas=True, sigma_min=0.1, sigma_max=10).table(5).input_scale
+    wanted = (10 ** (1 / 7) + np.linspace(0, 1, 5) * (0.1 ** (1 / 7) - 10 ** (1 / 7))) ** 7
+    np.testing.assert_allclose(np.sqrt(sigmas**2 - 1), wanted, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("steps", "error"), [(0, ValueError), (-1, ValueError), (1001, ValueError), (2.5, TypeError)])
+@pytest.mark.parametrize("name", tiny.SCHEDULERS)
+def test_steps_out_of_range(name, steps, error):
+    with pytest.raises(error, match=rf"steps={steps} should be (from 1 to 1000|a whole number)"):
+        scheduler(name).table(steps)
+
+
+@pytest.mark.parametrize(
+    "steps", [True, None, np.nan, [], [5.0], [True], [[5]], [[5], [4, 3]], ["smart27"], {5, 4}, [2**70], b"fast27"]
+)
+def test_steps_of_another_type(steps):
+    with pytest.raises(
+        TypeError, match=r"should be a whole number, falling timesteps like .*, or one of fast27, smart"
+    ):
+        scheduler("DDIM").table(steps)
+
+
+@pytest.mark.parametrize(
+    ("steps", "why"),
+    [
+        ("5", "steps='5' should be a whole number, or one of fast27, smart27, .*super100"),
+        ([1000, 0], "steps has timestep 1000; all should be from 0 to 999"),
+        (np.arange(3, -2, -1), "steps has timestep -1; all should be from 0 to 999"),
+        ([5, 3, 3], "steps has timestep 3 after 3; give falling ones, each once"),
+        (np.array([3, 9], np.uint8), "steps has timestep 9 after 3; give falling ones"),
+    ],
+)
+def test_timesteps_that_are_refused(steps, why):
+    with pytest.raises(ValueError, match=why):
+        scheduler("DDIM").table(steps)
+
+
+def test_names_of_more_timesteps_than_there_are():
+    family = scheduler("DDPM", num_train_timesteps=100)
+    assert len(family.table("smart50").timestep) == 50
+    with pytest.raises(ValueError, match="of 100 timesteps, 10 cannot be 14; give the timesteps, or their number"):
+        family.table("super100")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "why"),
+    [
+        ("PNDM", {}, "its steps are of one length; give their number"),
+        ("PNDM, Runge-Kutta", {}, "its steps are of one length; give their number"),
+        ("DPM", {"use_karras_sigmas": True}, "use_karras_sigmas spaces the steps itself; give a number"),
+        ("LMS", {"use_beta_sigmas": True}, "use_beta_sigmas spaces the steps itself; give a number"),
+        (
+            "Euler",
+            {"interpolation_type": "log_linear"},
+            "interpolation_type='log_linear' spaces the steps itself; give a number",
+        ),
+        ("DPM", dpm(2, "heun"), "final_sigmas_type='sigma_min' ends at timestep 0; leave it out of steps"),
+    ],
+)
+def test_options_that_refuse_timesteps(name, options, why):
+    with pytest.raises(ValueError, match=f"Scheduler: {why}"):
+        scheduler(name, **options).table("smart27")
+
+
+GIVEN = [name for name in tiny.SCHEDULERS if "PNDM" not in name]
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_timesteps_by_hand(name):
+    """Those that a number of steps has give the same table."""
+    family = scheduler(name, timestep_spacing="leading")
+    by_number = family.table(8)
+    timesteps = np.unique(by_number.timestep.astype(int))[::-1]
+    assert len(timesteps) == 8
+    for steps in (timesteps, timesteps.tolist(), tuple(timesteps)):
+        jax.tree.map(np.testing.assert_array_equal, family.table(steps), by_number)
+
+
+@pytest.mark.parametrize(
+    "name", ["fast27", "smart27", "smart50", "smart100", "smart185", "super27", "super40", "super100"]
+)
+def test_timesteps_by_name(name):
+    timesteps = scheduler("DDPM").table(name).timestep
+    assert len(timesteps) == int(name.strip("fastmrupe"))
+    assert (timesteps[0], timesteps[-1]) == (999, 0)
+    assert (np.diff(timesteps) < 0).all()
+
+
+def test_timesteps_of_sections():
+    """Of seven equal sections 7, 4, 2, 1, 2, 4 and 7."""
+    first, *_, last = np.split(scheduler("DDPM").table("smart27").timestep, [7, 11, 13, 14, 16, 20])
+    assert first.tolist() == [999, 976, 952, 928, 905, 882, 858]
+    assert last.tolist() == [142, 118, 95, 71, 47, 24, 0]
+
+
+@pytest.mark.parametrize("name", ["DDPM", "DDIM"])
+def test_timesteps_are_a_process_of_their_own(name):
+    """With the betas that lead from one to the next (Nichol & Dhariwal 2021, section 4)."""
+    options = {"beta_schedule": "squaredcos_cap_v2", "set_alpha_to_one": True, "variance_type": "learned_range"}
+    respaced = scheduler(name, **options).table("smart50")
+    bars = cumulative(scheduler(name, **options).options)[respaced.timestep.astype(int)[::-1]]
+    betas = 1 - bars / np.append(1, bars[:-1])
+    whole = scheduler(
+        name, **options | {"trained_betas": betas.tolist(), "num_train_timesteps": 50, "steps_offset": 0}
+    ).table(50)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9), respaced.solver, whole.solver)
+
+
+def test_cosine_betas():
+    """Nichol & Dhariwal 2021, eq. 17, where no beta is capped."""
+    bars = cumulative(scheduler("DDPM", beta_schedule="squaredcos_cap_v2").options)
+    f = np.cos((np.arange(1001) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
+    np.testing.assert_allclose(bars[:999], f[1:1000] / f[0], rtol=1e-9)
+    np.testing.assert_allclose(bars[999], bars[998] * 0.001, rtol=1e-9)
+
+
+# Those that round more timesteps than steps, for which the training may have too few.
+TOGETHER = ("DPM", "DPM, stochastic", "UniPC")
+
+
+@pytest.mark.parametrize("name", tiny.SCHEDULERS)
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_every_number_of_steps_has_finite_rows(name, spacing):
+    """Or is refused, where it is so large (or for Runge-Kutta so small) that two points fall together."""
+    family, every = scheduler(name, timestep_spacing=spacing, steps_offset=0), 250 if name == "LMS" else 37
+    for steps in [*range(1, 999, every), 2, 3, 4, 61, 103, 999, 1000]:
+        if (steps > 500 and name in TOGETHER) or (steps < 4 and "Runge" in name):
+            with contextlib.suppress(ValueError):
+                family.table(steps)
+            continue
+        table = family.table(steps)
+        assert table.timestep.min() >= 0
+        assert len(table.call) >= steps
+        assert (np.diff(table.timestep)[13:] <= 0).all()
+
+
+@pytest.mark.parametrize("name", ALPHAS)
+def test_an_offset_beyond_the_training(name):
+    with pytest.raises(ValueError, match=r"1000 steps ask for timestep 1000 of 1000 \(steps_offset 1\); take fewer"):
+        scheduler(name).table(1000)
+    assert len(scheduler(name, steps_offset=0).table(1000).call) >= 1000
+
+
+def test_runge_kutta_takes_four_steps_at_least():
+    with pytest.raises(ValueError, match="steps=3 should be at least 4"):
+        scheduler("PNDM, Runge-Kutta").table(3)
+
+
+def test_no_signal_and_no_noise_predicted():
+    options = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    for name in ("DDIM", "DDPM"):
+        with pytest.raises(ValueError, match="has no signal, and epsilon says nothing"):
+            scheduler(name, **options).table(10)
+        assert scheduler(name, prediction_type="v_prediction", **options).table(10).timestep[0] == 999
+
+
+@pytest.mark.parametrize("name", ["KarrasVeScheduler", None, 3, ["DDIMScheduler"]])
+def test_unknown_schedulers_list_the_known(name):
+    with pytest.raises(ValueError, match=r"is not supported, only DDIMScheduler, PNDMScheduler, .*UniPC"):
+        from_config({"_class_name": name})
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "listed"),
+    [
+        ("beta_schedule", "sigmoid", "linear, scaled_linear, squaredcos_cap_v2"),
+        ("prediction_type", "flow_prediction", "epsilon, v_prediction, sample"),
+        ("timestep_spacing", "karras", "leading, trailing, linspace"),
+        ("timestep_spacing", ["leading"], "leading, trailing, linspace"),
+    ],
+)
+@pytest.mark.parametrize("name", tiny.SCHEDULERS)
+def test_unknown_choices_list_the_known(name, option, value, listed):
+    with pytest.raises(ValueError, match=f"Scheduler: {option}=.* is not supported, only {listed}"):
+        scheduler(name, **{option: value})
+
+
+def test_unknown_options_list_the_known():
+    with pytest.raises(ValueError, match=r"unknown options beta_bend; supported are beta_end, .*timestep_spacing"):
+        scheduler("DDIM", beta_bend=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "why"),
+    [
+        ("DDIM", {"dynamic_thresholding_ratio": 95}, r"dynamic_thresholding_ratio=95 should be a number in \[0, 1\]"),
+        ("DDPM", {"sample_max_value": 0.5}, "sample_max_value=0.5 should be a number, at least 1"),
+        ("DPM", NOISE | {"thresholding": True}, "'dpmsolver' predicts noise, and thresholding .*; give 'dpmsolver[+]"),
+        ("UniPC", unipc(2, "bh2", data=False) | {"thresholding": True}, "predict_x0=False predicts noise, and thresh"),
+        ("DPM", {"use_lu_lambdas": True}, "use_lu_lambdas=True is not supported, only False"),
+        ("UniPC", {"use_flow_sigmas": True}, "use_flow_sigmas=True is not supported, only False"),
+        ("UniPC", {"solver_p": {}}, "solver_p={} is not supported, only None"),
+        ("DPM", {"solver_order": 4}, "solver_order=4 should be 1, 2 or 3"),
+        ("DPM", {"solver_type": "kutta"}, "solver_type='kutta' is not supported, only midpoint, heun"),
+        ("DPM", {"algorithm_type": "dpmsolver"}, "cannot end at noise zero; give final_sigmas_type='sigma_min'"),
+        ("DPM", {"algorithm_type": "sde-dpmsolver++", "solver_order": 3}, "has solver_order 1 and 2, not 3"),
+        ("UniPC", {"predict_x0": False}, "cannot end at noise zero; give final_sigmas_type='sigma_min'"),
+        ("UniPC", {"lower_order_final": False}, "only order 1 ends at noise zero; give lower_order_final=True"),
+        ("UniPC", {"disable_corrector": [0, "1"]}, "should be a list of calls"),
+        ("UniPC", {"disable_corrector": 3}, "should be a list of calls"),
+        ("Euler", {"use_karras_sigmas": True, "use_beta_sigmas": True}, "are two spacings of the sigmas; give one"),
+        ("Euler", {"sigma_min": 3.0, "sigma_max": 2.0}, "sigma_min=3.0 should be below sigma_max=2.0"),
+        ("Euler", {"sigma_max": -1.0}, "sigma_max=-1.0 should be a positive number"),
+        ("DDPM", {"variance_type": "learned"}, "is not supported, only fixed_small, .*learned_range"),
+    ],
+)
+def test_options_that_are_refused(name, options, why):
+    with pytest.raises(ValueError, match=why):
+        scheduler(name, **options)
+
+
+def same_tables(first, second):
+    pairs = zip(jax.tree.leaves(first.table(7)), jax.tree.leaves(second.table(7)), strict=True)
+    return all(np.array_equal(*leaves) for leaves in pairs)
+
+
+def test_options_of_other_schedulers_mean_nothing():
+    options = {"lower_order_final": True, "use_karras_sigmas": True, "solver_order": 2, "variance_type": "fixed_small"}
+    assert same_tables(scheduler("DDIM"), scheduler("DDIM", **options))
+
+
+def test_values_of_other_schedulers_are_translated_as_diffusers_does():
+    assert same_tables(scheduler("DPM"), scheduler("DPM", solver_type="bh2"))
+    assert same_tables(scheduler("UniPC", solver_type="bh2"), scheduler("UniPC", solver_type="midpoint"))
+    assert not same_tables(scheduler("UniPC"), scheduler("UniPC", solver_type="bh1"))
+
+
+def test_null_is_the_default():
+    assert same_tables(scheduler("DDPM"), scheduler("DDPM", variance_type=None, trained_betas=None))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("num_train_timesteps", "1000"),
+        ("num_train_timesteps", 0),
+        ("num_train_timesteps", -5),
+        ("num_train_timesteps", 10.5),
+        ("beta_start", 0),
+        ("beta_end", 1),
+        ("beta_end", "0.02"),
+        ("beta_start", np.nan),
+        ("steps_offset", -1),
+        ("steps_offset", True),
+        ("set_alpha_to_one", 1),
+        ("trained_betas", [0.1, 0.2]),
+        ("trained_betas", [0.1] * 999 + [1.5]),
+        ("trained_betas", "none"),
+        ("trained_betas", ["a"] * 1000),
+        ("clip_sample", "yes"),
+        ("clip_sample_range", "x"),
+        ("clip_sample_range", -1),
+        ("clip_sample_range", np.nan),
+    ],
+)
+def test_values_of_another_kind(option, value):
+    with pytest.raises(ValueError, match=f"DDIMScheduler: .*{option}"):
+        scheduler("DDIM", **{"clip_sample": True} | {option: value})

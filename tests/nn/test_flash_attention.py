@@ -1,0 +1,124 @@
+"""The kernel for TPUs, interpreted on a CPU, equals XLA's attention."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas.tpu import force_tpu_interpret_mode
+from support import tiny
+
+from sega_jax.nn import layers
+from sega_jax.nn.paella import Condition, Paella, PaellaConfig
+from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
+from sega_jax.pipelines.execution.devices import Devices
+from sega_jax.pipelines.loading import pick_attention
+
+HEADS, CALL = 2, "tpu_custom_call"
+
+
+def arrays(width, queries, keys, dtype):
+    rng = np.random.default_rng(0)
+    shapes = [(3, n, HEADS * width) for n in (queries, keys, keys)]
+    return [jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
+
+
+def both(monkeypatch, arrays, **given):
+    """What XLA computes, and the kernel."""
+    monkeypatch.setattr(layers, "_FLASH", 1)
+    wanted = layers.attend(*arrays, heads=HEADS, **given)
+    with force_tpu_interpret_mode():
+        found = layers.attend(*arrays, heads=HEADS, implementation="pallas", **given)
+    assert found.dtype == wanted.dtype
+    return [np.asarray(array, np.float32) for array in (wanted, found)]
+
+
+@pytest.mark.parametrize(
+    ("width", "queries", "keys", "dtype"),
+    [(40, 130, 77, "float32"), (40, 130, 77, "bfloat16"), (160, 64, 64, "float32"), (80, 256, 641, "float32")],
+)
+def test_equals_xlas(monkeypatch, width, queries, keys, dtype):
+    """Of positions that are no multiple of the kernel's blocks, and more of them than one block, masks among that."""
+    of = arrays(width, queries, keys, dtype)
+    tolerance = {"float32": 3e-6, "bfloat16": 0.01}[dtype]
+    mask = jnp.arange(keys)[None] >= jnp.array([[0], [keys // 2], [keys - 1]])
+    given = {} if keys == queries else {"mask": mask}
+    wanted, found = both(monkeypatch, of, **given)
+    np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=tolerance)
+
+
+def test_the_past_alone(monkeypatch):
+    wanted, found = both(monkeypatch, arrays(8, 10, 10, "float32"), causal=True)
+    np.testing.assert_allclose(found, wanted, rtol=3e-6, atol=3e-6)
+
+
+def test_gradients(monkeypatch):
+    monkeypatch.setattr(layers, "_FLASH", 1)
+    of, mask = arrays(8, 10, 7, "float32"), jnp.arange(7)[None] < jnp.array([[1], [4], [7]])
+
+    def gradient(implementation):
+        def loss(*of):
+            return jnp.square(layers.attend(*of, heads=HEADS, mask=mask, implementation=implementation)).sum()
+
+        return jax.grad(loss, argnums=(0, 1, 2))(*of)
+
+    with force_tpu_interpret_mode():
+        found = gradient("pallas")
+    for one, other in zip(found, gradient("xla"), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "flash", "used"), [("bfloat16", 1, True), ("float32", 10**6, False), ("float16", 1, False)]
+)
+def test_when_it_is_used(monkeypatch, dtype, flash, used):
+    monkeypatch.setattr(layers, "_FLASH", flash)
+    of = arrays(8, 10, 7, dtype)
+    attend = jax.jit(lambda *of: layers.attend(*of, heads=HEADS, implementation="pallas"))
+    assert (CALL in attend.trace(*of).lower(lowering_platforms=("tpu",)).as_text()) == used
+
+
+def array(*shape, dtype=jnp.bfloat16):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def stable_diffusion(attention):
+    return UNet2DConditionModel(UNetConfig.from_dict(tiny.UNET), attention), array(2, 12, 16)
+
+
+def deepfloyd(attention):
+    return UNet2DConditionModel(UNetConfig.from_dict(tiny.STAGE_1), attention), array(2, 12, 24)
+
+
+def paella(attention):
+    text = Condition(array(2, 12, 14), array(2, 12, dtype=bool), array(2, 12))
+    return Paella(PaellaConfig.from_dict(tiny.PAELLA), attention), text
+
+
+@pytest.mark.parametrize("build", [stable_diffusion, deepfloyd, paella])
+def test_networks_hand_it_on(monkeypatch, build):
+    """Those with attention to the positions and to the text, and to both in one, with a mask or without."""
+    monkeypatch.setattr(layers, "_FLASH", 1)
+
+    def lowered(attention):
+        net, text = build(attention)
+        net = jax.tree.map(lambda leaf: array(*leaf.shape), net)
+        x = array(2, 8, 8, dtype=jnp.int32) if build is paella else array(2, 8, 8, net.config.in_channels)
+        program = jax.jit(lambda *of: type(net).__call__(*of)).trace(net, x, array(2, dtype=jnp.float32), text)
+        return program.lower(lowering_platforms=("tpu",)).as_text()
+
+    assert CALL in lowered("pallas")
+    assert CALL not in lowered("xla")
+
+
+@pytest.mark.parametrize(("dtype", "refused"), [("bfloat16", False), ("float32", False), ("float16", True)])
+def test_dtypes_on_tpus(monkeypatch, dtype, refused):
+    where = Devices()
+    monkeypatch.setattr(where, "devices", [SimpleNamespace(platform="tpu", device_kind="TPU v5 lite")])
+    assert pick_attention(None, jnp.dtype(dtype), where) == "xla"
+    if refused:
+        with pytest.raises(ValueError, match=f"bfloat16 or float32, got TPU v5 lite and {dtype}"):
+            pick_attention("pallas", jnp.dtype(dtype), where)
+    else:
+        assert pick_attention("pallas", jnp.dtype(dtype), where) == "pallas"

@@ -1,0 +1,303 @@
+"""Paella's networks: against what the public code makes of them, what padding hides, names, and configs."""
+
+import math
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference import paella as cases
+from support import tiny
+
+from sega_jax.nn import layers
+from sega_jax.nn.paella import Condition, Paella, PaellaConfig, _Given, join, wave
+from sega_jax.nn.prior import PriorConfig, PriorModel
+from sega_jax.nn.vqgan import VQConfig, VQModel
+from sega_jax.weights.pull import leaves
+
+# Relative L2.
+TOLERANCE = {"float32": 1e-5, "float64": 1e-9}
+
+
+DOUBLE = pytest.mark.parametrize("near", ["float64"], indirect=True)
+# Without optimisation, which takes longer than to run.
+compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@pytest.fixture(params=TOLERANCE)
+def near(request):
+    """Whether an array is the recorded one of this name, in either precision."""
+    dtype = request.param
+
+    def check(ours, name):
+        theirs = cases.recorded(dtype)[name]
+        assert ours.shape == theirs.shape
+        assert ours.dtype == dtype
+        return np.linalg.norm(ours - theirs) < TOLERANCE[dtype] * np.linalg.norm(theirs)
+
+    with jax.enable_x64(dtype == "float64"):
+        check.dtype = dtype
+        check.cast = lambda *arrays: [np.asarray(a, dtype if a.dtype.kind == "f" else None) for a in arrays]
+        yield check
+
+
+def paella(config=tiny.PAELLA, dtype="float32"):
+    return tiny.filled(Paella(PaellaConfig.from_dict(config)), dtype)
+
+
+def vqgan(dtype="float32"):
+    return tiny.filled(VQModel(VQConfig.from_dict(tiny.VQGAN)), dtype)
+
+
+def prior(dtype="float32"):
+    return tiny.filled(PriorModel(PriorConfig.from_dict(tiny.PRIOR)), dtype)
+
+
+def at(module, path):
+    for part in path.split("."):
+        module = module[int(part)] if part.isdigit() else getattr(module, part)
+    return module
+
+
+def condition(net, name, **more):
+    influence = cases.INFLUENCE if name == "influenced" else None
+    return net.condition(**cases.CONDITIONS[name], influence=influence, **more)
+
+
+def given(level, tokens, skip):
+    """What a block is given beside x."""
+    tokens = jnp.asarray(tokens)
+    text = Condition(tokens, jnp.ones(tokens.shape[:2], bool), jnp.ones(tokens.shape[:2], tokens.dtype))
+    return _Given(jnp.asarray(level), text, skip)
+
+
+# Against the public code
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("full", "float32"), *((name, "float64") for name in cases.CONDITIONS)], indirect=["near"]
+)
+def test_logits(name, near):
+    """And the sequence that the network is told."""
+    net = paella(cases.paella(name), near.dtype)
+
+    @compiled
+    def run(net, x, r):
+        text = condition(net, name)
+        return text.tokens, net(x, r, text)
+
+    sequence, logits = run(net, *near.cast(*cases.paella_inputs(name)))
+    assert near(sequence, f"sequence {name}")
+    assert near(logits, f"logits {name}")
+
+
+def test_wave(near):
+    """To the last level, where a phase is of 10000."""
+    assert near(wave(*near.cast(cases.LEVELS), 64), "wave")
+
+
+@pytest.mark.parametrize("std", cases.STDS)
+def test_blocks(std, near):
+    """A small std shows an epsilon that is not torch's."""
+
+    @compiled
+    def run(net):
+        made = {}
+        for path, channels in cases.BLOCKS.items():
+            x, skip, level, tokens = near.cast(*cases.block_inputs(channels, std))
+            made[path] = at(net, path)(jnp.asarray(x), given(level, tokens, skip))
+        return made
+
+    made = run(paella(dtype=near.dtype))
+    assert {path: near(x, f"{path} {std:g}") for path, x in made.items()} == dict.fromkeys(cases.BLOCKS, True)
+
+
+@pytest.mark.parametrize("path", cases.WIDE_BLOCKS)
+def test_blocks_at_the_published_width(path, near):
+    """A convolution with a skip, a noise level, and an attention of 16 heads."""
+    block = at(Paella(PaellaConfig.from_dict(cases.WIDE)), path)
+    x, skip, level, tokens = near.cast(*cases.wide_inputs(cases.WIDE_BLOCKS[path]))
+    made = compiled(lambda block, x: block(x, given(level, tokens, skip)))(tiny.filled(block, near.dtype, path), x)
+    assert near(made[..., ::40], f"wide {path}")
+
+
+@pytest.mark.parametrize("std", cases.STDS)
+def test_blocks_of_the_vqgan_and_of_the_prior(std, near):
+    net = vqgan(near.dtype)
+    for path, channels in cases.VQ_BLOCKS.items():
+        x = jnp.asarray(*near.cast(cases.block_inputs(channels, std)[0]))
+        assert near(compiled(at(net, path).__call__)(x), f"vqgan.{path} {std:g}")
+    block = at(prior(near.dtype), cases.PRIOR_BLOCK)
+    assert near(block(*near.cast(cases.prior_block_input(std))), f"prior.{cases.PRIOR_BLOCK} {std:g}")
+
+
+def test_vqgan(near):
+    """Both ways; the continuous path and that of the tokens, which are equal to the last one."""
+    net = vqgan(near.dtype)
+    tokens, latents = compiled(VQModel.encode)(net, *near.cast(cases.IMAGE))
+    assert tokens.dtype == np.int32
+    np.testing.assert_array_equal(tokens, cases.recorded(near.dtype)["tokens"])
+    assert near(latents, "latents")
+    assert near(net.vquantizer.codebook(tokens) / net.config.scale_factor, "quantised")
+    assert near(compiled(VQModel.decode)(net, *near.cast(cases.LATENTS)), "decoded")
+    assert near(compiled(VQModel.decode_indices)(net, cases.TOKENS), "decoded tokens")
+
+
+def test_prior(near):
+    assert near(compiled(PriorModel.__call__)(prior(near.dtype), *near.cast(*cases.PRIOR)), "prior")
+
+
+# What padding hides
+
+
+@DOUBLE
+@pytest.mark.parametrize("name", ["full", "influenced"])
+def test_padded_texts(name, near):
+    """Padding between a text's bytes and the tokens of CLIP, of another length in each row."""
+    net, given = paella(dtype=near.dtype), dict(cases.CONDITIONS[name])
+    byt5 = near.cast(given.pop("byt5"))[0]
+    mask = np.ones((2, 10), bool)
+    mask[0, 7:] = mask[1, :3] = False
+    states = np.full((2, 10, 18), 3, near.dtype)
+    states[mask] = byt5.reshape(-1, 18)
+    influence = cases.INFLUENCE if name == "influenced" else None
+
+    @compiled
+    def run(net, x, r):
+        return net(x, r, net.condition(states, **given, mask=mask, influence=influence))
+
+    assert near(run(net, *near.cast(*cases.paella_inputs(name))), f"logits {name}")
+
+
+@DOUBLE
+def test_branches_of_other_lengths(near):
+    """In one call, as each is by itself; whatever the padding is."""
+    net, names = paella(dtype=near.dtype), ["empty", "text", "pictures"]
+    x, r = (np.concatenate(arrays) for arrays in zip(*(cases.paella_inputs(name) for name in names), strict=True))
+    text = join([condition(net, name) for name in names])
+    assert text.tokens.shape == (3, 8, 14)
+    assert text.mask.sum(1).tolist() == [3, 5, 8]
+    run = compiled(Paella.__call__)
+    logits = run(net, x, *near.cast(r), text)
+    assert [near(row[None], f"logits {name}") for row, name in zip(logits, names, strict=True)] == [True] * 3
+    other = text._replace(
+        tokens=jnp.where(text.mask[..., None], text.tokens, 5), weights=jnp.where(text.mask, text.weights, 9)
+    )
+    np.testing.assert_array_equal(run(net, x, *near.cast(r), other), logits)
+
+
+def test_padding_where_attention_goes_row_by_row(monkeypatch):
+    """As it does where memory is short."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((3, n, 8), np.float32) for n in (5, 7, 7))
+    mask = np.arange(7) < np.array([[7], [1], [4]])
+    whole = layers.attend(q, k, v, heads=2, mask=mask)
+    monkeypatch.setattr(layers, "_LOGITS", 0)
+    np.testing.assert_allclose(layers.attend(q, k, v, heads=2, mask=mask), whole, rtol=1e-5)
+    alone = [layers.attend(q[i : i + 1], k[i : i + 1, :n], v[i : i + 1, :n], heads=2) for i, n in enumerate((7, 1, 4))]
+    np.testing.assert_allclose(whole, np.concatenate(alone), rtol=1e-5)
+
+
+@DOUBLE
+def test_the_order_of_the_text_does_not_matter(near):
+    net, name = paella(dtype=near.dtype), "influenced"
+    order = np.random.default_rng(0).permutation(11)
+    text = jax.tree.map(lambda array: array[:, order], condition(net, name))
+    assert near(compiled(Paella.__call__)(net, *near.cast(*cases.paella_inputs(name)), text), f"logits {name}")
+
+
+def test_gradients_where_a_channel_is_closed():
+    """As torch has them, whose norm is flat at 0."""
+    norm = at(paella(), "down_blocks.0.0").channelwise[2]
+    slopes = jax.grad(lambda x: norm(x).sum())(jnp.zeros((1, 4, 4, 32)).at[..., 1:].set(1))
+    assert np.isfinite(slopes).all()
+
+
+# Names, sizes and precision
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "parameters"),
+    [
+        ("paella", Paella(PaellaConfig()), 1_008_350_592),
+        ("vqgan", VQModel(VQConfig()), 18_406_894),
+        ("prior", PriorModel(PriorConfig()), 899_770_624),
+    ],
+)
+def test_published_names(name, module, parameters):
+    """Every tensor of the published classes is one of ours, of the same shape, but for a counter of batches."""
+    published, ours = cases.published(name), leaves(module)
+    buffers = published.keys() - ours.keys()
+    assert buffers == ({"down_blocks.3.1.num_batches_tracked"} if name == "vqgan" else set())
+    assert ours == {key: shape for key, shape in published.items() if key not in buffers}
+    statistics = {key for key in ours if ".running_" in key}
+    assert sum(math.prod(shape) for key, shape in ours.items() if key not in statistics) == parameters
+
+
+def test_sizes():
+    net = paella()
+    with pytest.raises(ValueError, match="the grid is of 8x12 tokens, expected multiples of 8"):
+        net(np.zeros((1, 8, 12), int), np.ones(1, np.float32), condition(net, "empty"))
+    with pytest.raises(ValueError, match="pictures are of 12x16 pixels, expected multiples of 8"):
+        vqgan().encode(np.zeros((1, 12, 16, 3), np.float32))
+
+
+@cache
+def networks(dtype):
+    """What the denoiser, the VQGAN and the prior make in this dtype."""
+
+    @compiled
+    def run(net, vq, embed):
+        x, r = cases.paella_inputs("full")
+        return net(x, r, condition(net, "full")), vq.decode_indices(cases.TOKENS), embed(*cases.PRIOR)
+
+    return run(paella(dtype=dtype), vqgan(dtype), prior(dtype))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision(dtype):
+    """The noise level keeps its digits."""
+    for ours, exact in zip(networks(dtype), networks("float32"), strict=True):
+        assert ours.dtype == dtype
+        assert np.linalg.norm(ours.astype(np.float32) - exact) < 0.05 * np.linalg.norm(exact)
+
+
+def test_nearest_codes_in_half_precision():
+    """Are the nearest to what was rounded; the sums are not."""
+    codes = np.asarray(vqgan("bfloat16").vquantizer.codebook.embedding[...], np.float64)
+    x = jnp.asarray(cases.LATENTS, "bfloat16")
+    distance = np.linalg.norm(np.asarray(x, np.float64)[..., None, :] - codes, axis=-1)
+    np.testing.assert_array_equal(vqgan("bfloat16").vquantizer(x), distance.argmin(-1))
+
+
+@pytest.mark.parametrize(
+    ("config", "values", "words"),
+    [
+        (PaellaConfig, {"nhead": [1, 2]}, "Paella config: nhead has 2 entries for 3 c_hidden"),
+        (PaellaConfig, {"blocks": [1, 2, 1, 1]}, "Paella config: blocks has 4 entries for 3 c_hidden"),
+        (PaellaConfig, {"blocks": [1, 2, 101]}, "more than the 100 that are supported"),
+        (PaellaConfig, {"level_config": ["CT", "CTX", "C"]}, "level_config='CTX' is not supported"),
+        (PaellaConfig, {"level_config": ["CT", "", "C"]}, "level_config='' is not supported"),
+        (PaellaConfig, {"nhead": [1, 3, 3]}, "16 channels (c_hidden) cannot be split into 3 heads"),
+        (PaellaConfig, {"kernel_size": 5}, "kernel_size=5 is not supported, only 3"),
+        (PaellaConfig, {"c_r": 3}, "c_r=3 should be at least 4"),
+        (VQConfig, {"c_hidden": 18}, "VQGAN config: c_hidden 18 cannot be halved for 3 levels"),
+        (VQConfig, {"scale_factor": 0}, "VQGAN config: scale_factor=0 should be like 0.3764"),
+        (PriorConfig, {"num_blocks": 101}, "prior config: num_blocks=101 is more than the 100"),
+        (PriorConfig, {"c_r": 3}, "prior config: c_r=3 should be at least 4"),
+    ],
+)
+def test_configs_that_are_not_supported(config, values, words):
+    base = {PaellaConfig: tiny.PAELLA, VQConfig: tiny.VQGAN, PriorConfig: tiny.PRIOR}[config]
+    with pytest.raises(ValueError, match="config: ") as error:
+        config.from_dict(base | values)
+    assert words in str(error.value)
+
+
+def test_published_configs_are_the_defaults():
+    assert [kind.from_dict({}) for kind in (PaellaConfig, VQConfig, PriorConfig)] == [
+        PaellaConfig(),
+        VQConfig(),
+        PriorConfig(),
+    ]

@@ -1,0 +1,95 @@
+"""T5's encoder without torch: configs, names of its tensors, and what its mask hides."""
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from support import pickling, tiny
+
+from convert.conversion import opener
+from sega_jax.nn.t5 import T5Config, T5EncoderModel, buckets
+from sega_jax.weights.pull import CheckpointError, fill
+
+
+def encoder(dtype=np.float32):
+    return tiny.filled(T5EncoderModel(T5Config.from_dict(tiny.T5)), dtype)
+
+
+IDS = np.random.default_rng(0).integers(0, 60, (2, 9)).astype(np.int32)
+MASK = np.arange(9)[None] < np.array([[6], [9]])
+
+
+def test_either_name_of_the_embedding():
+    tensors = tiny.tensors(T5EncoderModel(T5Config.from_dict(tiny.T5)))
+    for name in ("shared.weight", "encoder.embed_tokens.weight"):
+        assert T5EncoderModel.rename(name) in tensors
+    assert {T5EncoderModel.rename(name) for name in tensors} == set(tensors)
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+def test_both_names_of_the_embedding(tmp_path, ending):
+    """As whole published models have them, with a decoder besides."""
+    module = T5EncoderModel(T5Config.from_dict(tiny.T5))
+    tensors = tiny.tensors(module) | {"decoder.final_layer_norm.weight": np.ones(24, np.float32)}
+
+    def read():
+        if ending == "bin":
+            pickling.save(tensors, tmp_path / "pytorch_model.bin")
+        else:
+            save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+        with opener(tmp_path, "model", None, module.rename)() as weights:
+            return fill(module, weights, None)
+
+    tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"].copy()
+    np.testing.assert_array_equal(read().shared.embedding[...], tensors["shared.weight"])
+    tensors["encoder.embed_tokens.weight"] += 1
+    with pytest.raises(CheckpointError, match=r"are the same parameter shared\.weight, but differ"):
+        read()
+
+
+def test_padding_is_not_seen():
+    """What stands in place of padding changes the states of no other token."""
+    run = jax.jit(T5EncoderModel.__call__)
+    others = np.where(MASK, IDS, 59 - IDS)
+    states, other = run(encoder(), IDS, MASK), run(encoder(), others, MASK)
+    assert states.shape == (2, 9, 24)
+    np.testing.assert_allclose(states[MASK], other[MASK], rtol=1e-5, atol=1e-6)
+    assert not np.allclose(states[~MASK], other[~MASK], atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision(dtype):
+    states = jax.jit(T5EncoderModel.__call__)(encoder(dtype), IDS, MASK)
+    assert states.dtype == dtype
+    wanted = jax.jit(T5EncoderModel.__call__)(encoder(), IDS, MASK)
+    assert np.linalg.norm(states.astype(np.float32) - wanted) < 0.05 * np.linalg.norm(wanted)
+
+
+def test_buckets():
+    """By hand, of 12: three distances by themselves, then 3 to 5, 6 to 10, and all beyond; later keys in the
+    second half."""
+    ahead = [0, 1, 2, 3, 3, 3, 4, 4, 4, 4, 4, 5, 5]
+    table = buckets(13, 12, 20)
+    assert table[-1, ::-1].tolist() == ahead
+    assert table[0].tolist() == [0, *(6 + bucket for bucket in ahead[1:])]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("feed_forward_proj", "relu", "feed_forward_proj='relu' is not supported, only 'gated-gelu'"),
+        ("feed_forward_proj", None, "feed_forward_proj=None is not supported, only 'gated-gelu'"),
+        ("relative_attention_num_buckets", 3, "relative_attention_num_buckets 3 should be at least 4"),
+        ("relative_attention_max_distance", 3, "less than 4 relative_attention_max_distance 3"),
+        ("num_layers", 101, "num_layers=101 is more than the 100 that are supported"),
+        ("d_kv", 0, "d_kv=0 should be like 64"),
+    ],
+)
+def test_configs_that_are_not_supported(option, value, words):
+    with pytest.raises(ValueError, match=words):
+        T5Config.from_dict(tiny.T5 | {option: value})
+
+
+def test_the_first_t5_is_transformers_default():
+    with pytest.raises(ValueError, match="feed_forward_proj=None"):
+        T5Config.from_dict({})

@@ -1,0 +1,30 @@
+"""Pictures that are decoded in tiles: less memory, and in the middle of a tile what the decoder makes of it alone."""
+
+import jax
+import numpy as np
+from support import tiny
+
+from sega_jax.nn.vae import AutoencoderConfig, AutoencoderKL
+
+
+def temporary(program, *args):
+    return jax.jit(program).lower(*args).compile().memory_analysis().temp_size_in_bytes
+
+
+def test_tiles_take_less_memory():
+    net = tiny.filled(AutoencoderKL(AutoencoderConfig.from_dict(tiny.VAE)))
+    latents = np.random.default_rng(0).standard_normal((1, 32, 32, 4)).astype(np.float32)
+    whole, tiled = (temporary(lambda net, x, tile=tile: net.decode(x, tile), net, latents) for tile in (None, 8))
+    assert tiled < whole / 3
+
+
+def test_a_tile_in_the_middle_is_the_decoders_own():
+    """Where no other tile reaches, and over the seams something of both."""
+    net = tiny.filled(AutoencoderKL(AutoencoderConfig.from_dict(tiny.VAE_1)))
+    latents = np.random.default_rng(0).standard_normal((1, 8, 20, 4)).astype(np.float32)
+    found = np.asarray(net.decode(latents, 8))[:, :6]
+    left, right = (np.asarray(net.decode(latents[:, :, at : at + 8]))[:, :6] for at in (0, 6))
+    np.testing.assert_allclose(found[:, :, :6], left[:, :, :6], atol=1e-5)
+    np.testing.assert_allclose(found[:, :, 8:12], right[:, :, 2:6], atol=1e-5)
+    np.testing.assert_allclose(found[:, :, 6], left[:, :, 6], atol=1e-5)
+    np.testing.assert_allclose(found[:, :, 7], (left[:, :, 7] + right[:, :, 1]) / 2, atol=1e-5)

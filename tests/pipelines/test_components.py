@@ -1,0 +1,306 @@
+"""What a pipeline can be given in place of its own: schedulers by any name, networks of another, the same programs."""
+
+import json
+import types
+
+import jax
+import numpy as np
+import pytest
+from support import tiny
+
+import sega_jax
+from sega_jax import (
+    CheckpointError,
+    Edit,
+    Pipeline,
+    SemanticIFPipeline,
+    SemanticPaellaPipeline,
+    SemanticStableDiffusionPipeline,
+    load,
+)
+from sega_jax.method.schedules import FAMILIES, Scheduler, from_config
+from sega_jax.systems.stable_diffusion import Models
+
+CALL = {"prompt": "cat", "edits": [Edit("a", warmup=1)], "steps": 3, "output": "latent"}
+MULTISTEP = [name for name in FAMILIES if name not in ("DDIMScheduler", "PNDMScheduler")]
+
+
+@pytest.fixture
+def own(small):
+    """A pipeline with a scheduler of its own."""
+    return Pipeline(**small.components)
+
+
+def same(first, second):
+    assert (first.name, first.options) == (second.name, second.options)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_class_name_takes_the_options_over(own, name):
+    own.scheduler = name
+    assert own.scheduler.name == name
+    assert own.scheduler.options["beta_end"] == tiny.DDIM["beta_end"]
+    assert own.scheduler.options["steps_offset"] == 1
+
+
+def test_options_come_back_with_the_class(own):
+    before = own.scheduler
+    own.scheduler = "EulerDiscreteScheduler"
+    own.scheduler = "DDIMScheduler"
+    same(own.scheduler, before)
+
+
+def test_a_config_a_folder_a_file_and_an_object(own, tmp_path):
+    config = tiny.SCHEDULERS["DPM"] | {"use_karras_sigmas": True}
+    (tmp_path / "scheduler").mkdir()
+    file = tmp_path / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(config))
+    theirs = type("DPMSolverMultistepScheduler", (), {"config": {k: v for k, v in config.items() if k[0] != "_"}})()
+    for value in (config, tmp_path, str(tmp_path), tmp_path / "scheduler", file, theirs, from_config(config)):
+        own.scheduler = "LMSDiscreteScheduler"
+        own.scheduler = value
+        same(own.scheduler, from_config(config))
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "words"),
+    [
+        ("EulerScheduler", ValueError, "'EulerScheduler' is no folder, and no class of DDIMScheduler, PNDM"),
+        (3, TypeError, "scheduler=3 should be a class name"),
+        (types.SimpleNamespace(config=3), TypeError, "should be a class name"),
+        (types.SimpleNamespace(config={}), ValueError, "'SimpleNamespace' is not supported"),
+        ({}, ValueError, "the config {} has no _class_name, one of DDIMScheduler"),
+        ({"use_karras_sigmas": True}, ValueError, "has no _class_name"),
+        ("", ValueError, "scheduler='' is no folder"),
+        (dict, TypeError, "should be a class name"),
+        ({"_class_name": "DDIMScheduler", "beta_end": 2}, ValueError, "beta_end=2 should be a number between"),
+    ],
+)
+def test_what_is_no_scheduler(own, value, error, words):
+    before = own.scheduler
+    with pytest.raises(error, match=words):
+        own.scheduler = value
+    assert own.scheduler is before
+
+
+def test_defaults_of_another_class_are_not_taken_over(own):
+    """As diffusers' objects mark them, whose own defaults they are."""
+    config = {**tiny.SD_BETAS, "timestep_spacing": "leading", "_use_default_values": ["timestep_spacing"]}
+    own.scheduler = type("DDIMScheduler", (), {"config": config})()
+    assert own.scheduler.options["timestep_spacing"] == "leading"
+    own.scheduler = "EulerDiscreteScheduler"
+    assert own.scheduler.options["timestep_spacing"] == "linspace"
+    assert own.scheduler.options["beta_end"] == tiny.SD_BETAS["beta_end"]
+
+
+def test_a_class_name_after_a_scheduler_that_is_not_supported(small_folder, tmp_path, one_device):
+    """What only that scheduler has means nothing; a class itself is as good as its name."""
+    (tmp_path / "other").mkdir()
+    for path in small_folder.iterdir():
+        if path.name != "scheduler":
+            (tmp_path / "other" / path.name).symlink_to(path)
+    with pytest.raises(ValueError, match="has no config whose betas it could take over"):
+        load(tmp_path / "other", scheduler="EulerDiscreteScheduler")
+    (tmp_path / "other" / "scheduler").mkdir()
+    config = tiny.SD_BETAS | {"_class_name": "LCMScheduler", "original_inference_steps": 50}
+    (tmp_path / "other" / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    kind = type("EulerDiscreteScheduler", (), {})
+    for name in ("EulerDiscreteScheduler", kind):
+        pipe = load(tmp_path / "other", scheduler=name, devices=one_device)
+        assert pipe.scheduler.options["beta_end"] == tiny.SD_BETAS["beta_end"]
+
+
+def test_a_config_cannot_be_changed_from_outside(own):
+    own.scheduler.config["use_karras_sigmas"] = True
+    assert "use_karras_sigmas" not in own.scheduler.config
+    with pytest.raises(TypeError):
+        own.scheduler.options["beta_end"] = 0.1
+
+
+@pytest.mark.parametrize(
+    ("components", "error", "words"),
+    [
+        ({"models": 3}, TypeError, "models=int should be the Models of another pipeline"),
+        ({"devices": 3}, TypeError, "devices=3 should name devices"),
+        ({"safety": True}, TypeError, "safety=True should be another pipeline's"),
+        ({"scheduler": "EulerDiscreteScheduler"}, ValueError, "give a config"),
+        ({"scheduler": 3}, TypeError, "scheduler=3 should be a class name"),
+    ],
+)
+def test_what_makes_no_pipeline(small, components, error, words):
+    with pytest.raises(error, match=words):
+        Pipeline(**small.components | components)
+    with pytest.raises(TypeError, match="models=int should be the Models of another pipeline"):
+        Pipeline(**small.components).models = 3
+
+
+def test_networks_are_exchanged_in_diffusers_words(small):
+    face = SemanticStableDiffusionPipeline(**SemanticStableDiffusionPipeline.from_pipe(small).components)
+    call = {"prompt": "cat", "num_inference_steps": 2, "output_type": "latent"}
+    before = face(**call).images
+    face.unet = jax.tree.map(lambda leaf: leaf / 2, face.unet)
+    assert not np.array_equal(face(**call).images, before)
+    assert face.feature_extractor is None
+    with pytest.raises(TypeError, match="vae=int should be a AutoencoderKL"):
+        face.vae = 3
+
+
+def test_a_folder_without_a_scheduler(own, tmp_path):
+    with pytest.raises(CheckpointError, match=r"scheduler_config.json is missing"):
+        own.scheduler = tmp_path
+
+
+def test_another_scheduler_is_another_picture_and_compiles_nothing(own, compilations):
+    own.scheduler = MULTISTEP[0]
+    own(**CALL)
+    compilations.clear()
+    made = {}
+    for name in MULTISTEP:
+        own.scheduler = name
+        made[name] = own(**CALL).images
+        assert np.isfinite(made[name]).all()
+    assert not compilations
+    assert len({array.tobytes() for array in made.values()}) == len(MULTISTEP)
+
+
+def test_other_thresholds_and_timesteps_are_another_picture_and_compile_nothing(own, compilations):
+    config = own.scheduler.config | {"thresholding": True, "sample_max_value": 3.0}
+
+    def run(steps=3, **options):
+        own.scheduler = config | options
+        return own(**CALL | {"steps": steps}).images.tobytes()
+
+    made = {run()}
+    compilations.clear()
+    made |= {run(dynamic_thresholding_ratio=0.5), run(sample_max_value=2.0), run([900, 200, 100]), run("fast27")}
+    assert len(made) == 5
+    assert not compilations
+
+
+def test_a_pipeline_of_the_same_components_compiles_nothing(small, compilations):
+    expected = small(**CALL).images
+    compilations.clear()
+    again = Pipeline(**small.components)
+    again.scheduler = "DDIMScheduler"
+    assert np.array_equal(again(**CALL).images, expected)
+    assert not compilations
+
+
+def test_faces_of_the_same_components(small, compilations):
+    face = SemanticStableDiffusionPipeline.from_pipe(small)
+    expected = face("cat", num_inference_steps=3, output_type="latent").images
+    compilations.clear()
+    again = SemanticStableDiffusionPipeline(**face.components)
+    assert np.array_equal(again("cat", num_inference_steps=3, output_type="latent").images, expected)
+    assert not compilations
+    again.scheduler = "UniPCMultistepScheduler"
+    assert (face.scheduler.name, again.scheduler.name) == ("DDIMScheduler", "UniPCMultistepScheduler")
+    assert again.unet is not None
+    assert again.components.keys() == face.components.keys()
+    with pytest.raises(TypeError, match=r"should be what sega_jax\.load gives"):
+        SemanticStableDiffusionPipeline.from_pipe(3)
+
+
+@pytest.mark.parametrize("face", [SemanticIFPipeline, SemanticPaellaPipeline])
+def test_faces_of_other_kinds(small, small_folder, face):
+    """Are told so by the index alone."""
+    with pytest.raises(TypeError, match=f"is of Stable Diffusion 1.x or 2.x, expected .* for {face.__name__}"):
+        face.from_pipe(small)
+    with pytest.raises(CheckpointError, match=f"is Stable Diffusion 1.x or 2.x, expected .* for {face.__name__}"):
+        face.from_pretrained(small_folder)
+
+
+def test_another_checkpoint_of_these_shapes_compiles_nothing(small, small_folder, compilations):
+    expected = small(**CALL).images
+    compilations.clear()
+    assert np.array_equal(load(small_folder, devices=small.devices)(**CALL).images, expected)
+    assert not compilations
+
+
+def test_a_network_in_place_of_the_checkpoints(small, small_folder, tmp_path):
+    """The files that are not needed are not read."""
+    halved = jax.tree.map(lambda leaf: leaf / 2, small.models.unet)
+    for part in ("unet", "text_encoder", "tokenizer"):
+        assert (small_folder / part).is_dir()
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for path in small_folder.iterdir():
+        if path.name not in ("unet", "tokenizer"):
+            (bare / path.name).symlink_to(path)
+    devices = small.devices.devices
+    pipe = load(bare, unet=halved, tokenizer=small.tokenizer, scheduler="LMSDiscreteScheduler", devices=devices)
+    assert pipe.scheduler.name == "LMSDiscreteScheduler"
+    other = Pipeline(**small.components)
+    other.models, other.scheduler = other.models._replace(unet=halved), "LMSDiscreteScheduler"
+    assert np.array_equal(pipe(**CALL).images, other(**CALL).images)
+    assert not np.array_equal(pipe(**CALL).images, small(**CALL).images)
+    face = SemanticStableDiffusionPipeline.from_pretrained(
+        bare, unet=halved, tokenizer=small.tokenizer, scheduler=tiny.PNDM, devices=devices
+    )
+    assert face.scheduler.name == "PNDMScheduler"
+
+
+def test_another_text_encoder_forgets_the_words(own):
+    before = own.encode("cat")
+    own.models = own.models._replace(text_encoder=jax.tree.map(lambda leaf: leaf / 2, own.models.text_encoder))
+    assert not np.array_equal(own.encode("cat").states, before.states)
+
+
+@pytest.mark.parametrize(
+    ("components", "error", "words"),
+    [
+        ({"unet": 3}, TypeError, r"unet=int should be a UNet2DConditionModel of another pipeline \(pipe.models.unet\)"),
+        ({"unet": "abstract"}, TypeError, "unet has no values"),
+        ({"text_encoder": "wide"}, CheckpointError, "cross_attention_dim 16 is not the text encoder's hidden_size 24"),
+        ({"tokenizer": 3}, TypeError, "tokenizer=3 should be another pipeline's"),
+        ({"scheduler": "none"}, ValueError, "^scheduler='none' is no folder"),
+        ({"safety_checker": "yes"}, TypeError, "safety_checker='yes' should be True"),
+        ({"devices": 3}, TypeError, "devices=3 should name devices"),
+    ],
+)
+def test_what_is_no_component(small_folder, components, error, words):
+    wide = tiny.TEXT | {"hidden_size": 24}
+    if components.get("unet") == "abstract":
+        components = {"unet": tiny.networks(unet=tiny.UNET_1).unet}
+    if components.get("text_encoder") == "wide":
+        unet = tiny.UNET_1 | {"cross_attention_dim": 24}
+        module = tiny.networks(unet=unet, text=wide).text_encoder
+        components = {"text_encoder": jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), module)}
+    with pytest.raises(error, match=words):
+        load(small_folder, **components)
+
+
+def test_networks_that_do_not_fit_are_refused_by_the_pipeline(own):
+    unet = tiny.networks(unet=tiny.UNET | {"in_channels": 8, "out_channels": 8}, vae=tiny.VAE | {"latent_channels": 8})
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), unet.unet)
+    with pytest.raises(ValueError, match="the UNet takes 8 channels to 8, the VAE has 4"):
+        own.models = own.models._replace(unet=zeros)
+    assert isinstance(own.models, Models)
+
+
+def test_a_variance_that_the_network_does_not_predict(own):
+    own.scheduler = tiny.SCHEDULERS["DDPM"] | {"variance_type": "learned_range"}
+    with pytest.raises(ValueError, match="is for networks that predict their variance, and this one does not"):
+        own(**CALL)
+
+
+@pytest.mark.parametrize(("name", "calls"), [("Heun", 5), ("PNDM, Runge-Kutta", 13)])
+def test_warm_ups_count_calls(own, name, calls):
+    """Of the network, which are more than steps; diffusers crashes on both."""
+    own.scheduler = tiny.SCHEDULERS[name]
+    steps = 3 if name == "Heun" else 4
+    out = own("cat", Edit("a", warmup=calls - 1, threshold=0), steps=steps, output="latent", record=True)
+    assert out.record.sem_guidance.shape[1] == calls
+    assert out.record.sem_guidance.any((0, 2, 3, 4)).tolist() == [False] * (calls - 1) + [True]
+    with pytest.warns(UserWarning, match=f"after the last of {calls} model calls"):
+        own("cat", Edit("a", warmup=calls), steps=steps, output="latent")
+
+
+def test_the_config_of_a_scheduler_is_diffusers(own):
+    """So that diffusers' own `from_config(pipe.scheduler.config)` takes it."""
+    assert isinstance(own.scheduler, Scheduler)
+    assert own.scheduler.config == tiny.DDIM
+
+
+def test_public_names():
+    assert {"load", "save_guidance", "load_guidance", "Pipeline"} <= set(dir(sega_jax))

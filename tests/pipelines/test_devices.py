@@ -1,0 +1,186 @@
+"""Rows on one, two, four and eight devices."""
+
+from functools import cache
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.layout import Format
+
+import sega_jax
+from sega_jax import Edit
+from sega_jax.pipelines.execution import devices
+from sega_jax.pipelines.execution.chunks import CHUNK
+from sega_jax.pipelines.execution.devices import Devices, Flat
+from sega_jax.pipelines.run import fetch_record
+from sega_jax.systems.base import Record
+
+WORDS = "abcdefgh"
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def on(small_folder):
+    """A small pipeline on so many devices."""
+    return cache(lambda count: sega_jax.load(small_folder, devices=jax.local_devices()[:count]))
+
+
+def draw(pipe, rows, **options):
+    """The rows of these numbers, each with a prompt, an edit, a guidance scale and a seed of its own."""
+    settings = {
+        "edits": [[Edit(WORDS[-r], scale=r + 1, warmup=r % 2)] for r in rows],
+        "steps": STEPS,
+        "output": "latent",
+        "guidance_scale": [1.0 + r for r in rows],
+        "seed": list(rows),
+    }
+    return pipe([WORDS[r] for r in rows], **settings | options)
+
+
+def test_all_devices_are_the_default():
+    assert len(Devices()) == len(jax.local_devices()) == 8
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_same_share_same_bits(on, count):
+    together = draw(on(count), range(count)).images
+    alone = [draw(on(1), [row]).images[0] for row in range(count)]
+    assert np.array_equal(together, alone)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_kernels_as_on_gpus(on, count, small_folder):
+    """Elsewhere in memory, they are the same."""
+    where = Devices(jax.local_devices()[:count])
+    where._kernels = Format(devices._CUDNN, where._everywhere)
+    pipe = sega_jax.load(small_folder, devices=where)
+    kernel = pipe.models.unet.conv_in.kernel[...]
+    assert kernel.format.layout.major_to_minor == (3, 0, 1, 2)
+    again = where.place(kernel).addressable_shards[0].data
+    assert again.unsafe_buffer_pointer() == kernel.addressable_shards[0].data.unsafe_buffer_pointer()
+    np.testing.assert_allclose(draw(pipe, [0, 1]).images, draw(on(count), [0, 1]).images, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "count"), [(3, 2), (5, 4), (1, 2)])
+def test_uneven_batches(on, rows, count):
+    share = -(-rows // count)
+    even, uneven = draw(on(count), range(share * count)), draw(on(count), range(rows))
+    assert uneven.images.shape == (rows, 8, 8, 4)
+    assert uneven.finite.shape == (rows,)
+    assert np.array_equal(uneven.images, even.images[:rows])
+    single = draw(on(1), range(2)).images[:rows]
+    for found, wanted in zip(uneven.images, single, strict=False):
+        assert np.linalg.norm(found - wanted) <= 3e-4 * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_permuted_rows_permute_pictures(on, count):
+    order = [1, 0] if count == 1 else [2, 0, 3, 1]
+    rows = range(len(order))
+    assert np.array_equal(draw(on(count), order).images, draw(on(count), rows).images[order])
+
+
+def test_pictures_records_and_callbacks_are_without_padding(on):
+    seen = []
+    out = draw(on(2), range(3), output="float", record=True, callback=lambda *call: seen.append(call))
+    assert out.images.shape == (3, 16, 16, 3)
+    assert out.record.cond.shape == (3, STEPS, 8, 8, 4)
+    assert out.record.edits.shape == (3, STEPS, 1, 8, 8, 4)
+    assert [latents.shape for _, _, latents in seen] == [(3, 8, 8, 4)] * STEPS
+    plain = draw(on(2), range(3)).images
+    for found, wanted in zip(seen[-1][2], plain, strict=True):
+        assert np.linalg.norm(found - wanted) <= 3e-4 * np.linalg.norm(wanted)
+
+
+def test_no_edits(on):
+    plain, none = (draw(on(2), range(2), edits=edits).images for edits in ([], [[], []]))
+    assert np.array_equal(plain, none)
+    assert np.isfinite(plain).all()
+
+
+def test_weights_are_placed_once(on):
+    pipe = on(4)
+    before = jax.tree.leaves(pipe.models)
+    for leaf in before:
+        assert leaf.sharding.is_fully_replicated
+        assert leaf.sharding.device_set == set(jax.local_devices()[:4])
+    draw(pipe, range(4))
+    with jax.transfer_guard_device_to_device("disallow_explicit"):
+        draw(pipe, range(4))
+    assert all(leaf is old for leaf, old in zip(jax.tree.leaves(pipe.models), before, strict=True))
+
+
+def test_the_guard_on_transfers_guards():
+    """What the test above rests on: weights on one device are copied to the others at every call."""
+    devices = jax.local_devices()[:2]
+    add = jax.pmap(lambda w, x: w + x, in_axes=(None, 0), devices=devices)
+    here, rows = jax.device_put(np.ones((1, 3)), devices[0]), Devices(devices).split(np.ones((2, 3)))
+    with jax.transfer_guard_device_to_device("disallow_explicit"), pytest.raises(RuntimeError, match="isallowed"):
+        add(here, rows)
+
+
+def test_more_calls_compile_nothing(on, compilations):
+    draw(on(4), range(4))
+    compilations.clear()
+    draw(on(4), range(4, 8), steps=7, eta=0.5, negative_prompt="h")
+    assert not compilations
+
+
+def test_compiled_ahead_of_time(on, compilations):
+    """Also what predicts fewer concepts; the devices do not say how much memory they take."""
+    pipe = on(2)
+    report = pipe.compile(["a", "b"], [Edit("", warmup=0, cooldown=2)], steps=STEPS, output="latent")
+    assert [program.concepts for program in report.programs if program.name == "advance"] == [1, 0]
+    assert report.memory is None
+    compilations.clear()
+    draw(pipe, range(2), edits=[[Edit("a", warmup=0, cooldown=3)], []])
+    assert not compilations
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_tree_taken_apart_is_the_tree(on, count, compilations):
+    devices, net = on(count).devices, on(count).models.unet
+
+    def biased(net, x):
+        return x + net.conv_in.bias[...][0]
+
+    program, x = devices.map(biased, (None, 0)), devices.split(np.ones((2, 3), np.float32))
+    wanted = devices.gather(program(net, x))
+    assert np.array_equal(devices.gather(program(Flat(net), x)), wanted)
+    other = Flat(jax.tree.map(lambda leaf: 2 * leaf, net))
+    compilations.clear()
+    np.testing.assert_allclose(devices.gather(program(other, x)) - 1, 2 * (wanted - 1), rtol=1e-6)
+    assert not compilations
+
+
+def test_few_calls_of_a_chunk_are_fetched_without_the_others(on, monkeypatch):
+    """Of a record, whose arrays are of a whole chunk on the devices."""
+    gather, fetched = Devices.gather, []
+
+    def count(devices, tree, rows=None):
+        fetched.extend(leaf.nbytes for leaf in jax.tree.leaves(tree))
+        return gather(devices, tree, rows)
+
+    monkeypatch.setattr(Devices, "gather", count)
+    few = draw(on(2), range(4), record=True).record
+    states = few.cond[:, 0].nbytes
+    assert sum(fetched) <= sum(leaf.nbytes for leaf in few) + states
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("live", [1, 3, CHUNK // 2, CHUNK // 2 + 1, CHUNK])
+def test_a_chunk_of_a_record(on, count, live):
+    chunk = np.arange(count * 2 * CHUNK * 3.0, dtype=np.float32).reshape(count * 2, CHUNK, 3)
+    record = Record(*on(count).devices.split([chunk, chunk + 1, chunk + 2]), None)
+    found = fetch_record(on(count), record, live)
+    for i, kept in enumerate(found[:3]):
+        assert np.array_equal(kept, chunk[:, :live] + i)
+    assert found.edits is None
+    assert fetch_record(on(count), None, live) is None
+
+
+def test_another_device_than_the_first(on):
+    other = on(1)
+    models = jax.device_put(jax.device_get(other.models), jax.local_devices()[5])
+    pipe = sega_jax.Pipeline(**other.components | {"models": models, "devices": Devices(jax.local_devices()[5:6])})
+    assert np.array_equal(draw(pipe, [0]).images, draw(other, [0]).images)

@@ -1,0 +1,66 @@
+"""Calls with longer texts and weights of words."""
+
+import numpy as np
+import pytest
+
+from sega_jax import ClipText, Edit
+from sega_jax.text.prompt_weights import Reading, chunks
+
+LONG = "a cat, black, on a mat"  # 17 letters and commas, which are tokens here; a chunk has room for 10
+
+
+def test_a_weight_that_is_no_number(small):
+    with pytest.raises(ValueError, match=r"the weight '1\.2\.3' in 'a \(b:1\.2\.3\)' is no number; write"):
+        small("a (b:1.2.3)", weighted=True, steps=1)
+
+
+def test_short_texts_are_read_as_ever(small):
+    call = {"edits": [Edit("c", warmup=0)], "steps": 2, "output": "latent", "seed": 4}
+    usual = small("a (cat)", **call).images
+    assert np.array_equal(small("a (cat)", long_prompts=True, **call).images, usual)
+    weighted = small("a (cat)", weighted=True, **call).images
+    assert not np.array_equal(weighted, usual)
+    assert np.array_equal(small("a \\(cat\\)", weighted=True, **call).images, usual)
+
+
+def test_embeddings_of_longer_texts(small):
+    found = small.encode([LONG, "a (b:1.5)"], long_prompts=True, weighted=True).states
+    assert found.shape == (2, 24, 16)
+    read = chunks(small.tokenizer, LONG, Reading(long=True))
+    np.testing.assert_allclose(found[0].reshape(2, 12, 16), small.models.text_encoder(read.ids), atol=1e-5)
+    one = chunks(small.tokenizer, "a (b:1.5)", Reading(weighted=True))
+    state = np.asarray(small.models.text_encoder(one.ids))[0] * one.weights[0][:, None]
+    plain = np.asarray(small.models.text_encoder(one.ids))[0]
+    np.testing.assert_allclose(found[1, :12], state * plain.mean() / state.mean(), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found[1, 12:], small.encode("").states[0], atol=1e-6)
+
+
+def test_a_call_with_longer_texts_is_that_with_their_embeddings(small):
+    """Of prompts, negative prompts and concepts, each of its own length."""
+    call = {"steps": 2, "output": "latent", "seed": 4}
+    texts = {"prompt": ["cat", LONG], "negative_prompt": ["(bad:1.3)", ""]}
+    found = small(**texts, edits=[Edit(LONG[::-1], warmup=0)], long_prompts=True, weighted=True, **call).images
+    read = {name: list(small.encode(words, long_prompts=True, weighted=True)) for name, words in texts.items()}
+    read["negative_prompt"] = [ClipText(one.states[:, :12]) for one in read["negative_prompt"]]  # as long as they are
+    concept = small.encode(LONG[::-1], long_prompts=True)[0]
+    assert np.array_equal(small(**read, edits=[Edit(concept, warmup=0)], **call).images, found)
+    rest = small("cat", [Edit(concept, warmup=0)], **call).images
+    assert np.isfinite(rest).all()
+
+
+def test_what_is_cut_is_said_where_the_call_is(small):
+    with pytest.warns(UserWarning, match="cut from the end of 'a cat, black, on a mat'") as caught:
+        small(LONG, weighted=True, steps=1, output="latent")
+    assert caught[0].filename == __file__
+
+
+def test_refused(small, first):
+    for options, error, words in (
+        ({"long_prompts": 1}, TypeError, "long_prompts=1 should be True or False"),
+        ({"weighted": "yes"}, TypeError, "weighted='yes' should be True or False"),
+        ({"edits": np.zeros((13, 16), np.float32)}, ValueError, r"embedding has shape \(13, 16\), expected \(12, 16\)"),
+    ):
+        with pytest.raises(error, match=words):
+            small("cat", **options)
+    with pytest.raises(TypeError, match="weighted is not an argument of a call of DeepFloyd-IF's first stage"):
+        first("cat", weighted=True)

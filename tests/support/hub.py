@@ -1,0 +1,29 @@
+"""A stand-in for the hub's client."""
+
+import fnmatch
+import shutil
+
+NAME, COMMIT = "owner/tiny", "c" * 40
+
+
+class Stub:
+    """`snapshot_download` over a folder: copies what matches, or raises."""
+
+    def __init__(self, folder, cache, commit=COMMIT):
+        self.folder, self.cache, self.commit, self.calls, self.error = folder, cache, commit, [], None
+
+    def __call__(self, repo_id, *, revision=None, allow_patterns):
+        self.calls.append((repo_id, revision, allow_patterns))
+        if self.error is not None:
+            raise self.error
+        snapshot = self.cache / self.commit
+        for path in self.folder.rglob("*"):
+            name = path.relative_to(self.folder)
+            if path.is_file() and any(fnmatch.fnmatch(str(name), pattern) for pattern in allow_patterns):
+                (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, snapshot / name)
+        return str(snapshot)
+
+
+def fetched(client):
+    return {str(path.relative_to(client.cache / client.commit)) for path in client.cache.rglob("*") if path.is_file()}

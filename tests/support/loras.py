@@ -1,0 +1,119 @@
+"""LoRAs of the small networks under every name that files have for a layer, and what merging them gives."""
+
+import jax
+import numpy as np
+import pytest
+
+from sega_jax.weights.original_names import unet_names
+from sega_jax.weights.pull import from_torch, leaves, torch_name
+from support import tiny
+
+# Linear layers, convolutions of 1x1 and of 3x3, and one with a stride, by diffusers' names.
+LAYERS = {
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q": 2,
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_out.0": 4,
+    "up_blocks.1.attentions.1.transformer_blocks.0.ff.net.0.proj": 3,
+    "down_blocks.1.attentions.0.proj_in": 2,
+    "mid_block.resnets.1.conv1": 5,
+    "mid_block.resnets.0.time_emb_proj": 1,
+    "down_blocks.1.downsamplers.0.conv": 2,
+    "up_blocks.0.resnets.0.conv_shortcut": 2,
+    "conv_in": 2,
+    "time_embedding.linear_1": 3,
+}
+TEXT = {"encoder.layers.0.self_attn.v_proj": 2, "encoder.layers.1.self_attn.out_proj": 3, "encoder.layers.1.mlp.fc2": 2}
+
+
+@pytest.fixture(scope="module")
+def models():
+    return jax.tree.map(jax.numpy.asarray, tiny.Models(*map(tiny.filled, tiny.networks())))
+
+
+@pytest.fixture(scope="module")
+def layers(models):
+    """Of every layer up, down and alpha, by part and diffusers' name."""
+    rng, found = np.random.default_rng(0), {}
+    for part, names in (("unet", LAYERS), ("text_encoder", TEXT)):
+        shapes = leaves(getattr(models, part))
+        for name, rank in names.items():
+            outputs, *inputs = shapes[f"{name}.weight"]
+            down, up = (
+                rng.standard_normal((rank, *inputs)),
+                rng.standard_normal((outputs, rank, *[1] * len(inputs[1:]))),
+            )
+            found[part, name] = (up.astype(np.float32), down.astype(np.float32), np.float32(rng.uniform(0.5, 3)))
+    return found
+
+
+def peft(part, name):
+    """With alpha as nobody has it here."""
+    prefix = "text_model." if part == "text_encoder" else ""
+    return [f"{part}.{prefix}{name}.{end}" for end in ("lora_B.weight", "lora_A.weight", "alpha")]
+
+
+def diffusers(part, name):
+    end = "lora_linear_layer" if part == "text_encoder" else "lora"
+    return [f"{part}.{name}.{end}.{role}" for role in ("up.weight", "down.weight", "alpha")]
+
+
+def old_diffusers(part, name):
+    layer = name.removesuffix(".0")
+    if part == "text_encoder":
+        for new, old in (("q_proj", "to_q"), ("k_proj", "to_k"), ("v_proj", "to_v"), ("out_proj", "to_out")):
+            layer = layer.replace(new, old)
+    elif ".attn" in layer:
+        layer = layer.replace(".to_", ".processor.to_")
+    return [f"{part}.{layer}_lora.{role}" for role in ("up.weight", "down.weight", "alpha")]
+
+
+def kohya(part, name):
+    start = "lora_te_text_model_" if part == "text_encoder" else "lora_unet_"
+    layer = start + name.replace(".", "_")
+    return [f"{layer}.{role}" for role in ("lora_up.weight", "lora_down.weight", "alpha")]
+
+
+def kohya_original(part, name):
+    """As kohya's scripts name Stable Diffusion XL's."""
+    if part == "text_encoder":
+        return [key.replace("lora_te_", "lora_te1_") for key in kohya(part, name)]
+    original = unet_names(tiny.networks().unet)[f"{name}.weight"].removesuffix(".weight")
+    return kohya(part, original)
+
+
+NAMINGS = {f.__name__: f for f in (peft, diffusers, old_diffusers, kohya, kohya_original)}
+
+
+def tensors(layers, naming, alpha=True):
+    found = {}
+    for (part, name), (up, down, number) in layers.items():
+        for key, array in zip(naming(part, name), (up, down, number), strict=True):
+            if alpha or array is not number:
+                found[key] = np.asarray(array)
+    return found
+
+
+def wanted(models, layers, scale=1.0, alpha=True):
+    """By hand, in float64."""
+    changed = {}
+    for (part, name), (up, down, number) in layers.items():
+        rank = len(down)
+        product = up.reshape(-1, rank).astype(np.float64) @ down.reshape(rank, -1).astype(np.float64)
+        changed[part, f"{name}.weight"] = (
+            scale * (number / rank if alpha else 1) * product.reshape(len(up), *down.shape[1:])
+        )
+
+    def change(part, path, leaf):
+        difference = changed.get((part, torch_name(path)))
+        return np.asarray(leaf, np.float64) + (0 if difference is None else from_torch(path, difference))
+
+    parts = models._asdict()
+    trees = {
+        part: jax.tree_util.tree_map_with_path(lambda p, x, part=part: change(part, p, x), net)
+        for part, net in parts.items()
+    }
+    return type(models)(**trees)
+
+
+def close(found, wanted, tolerance=1e-6):
+    trees = ([np.asarray(x, np.float64) for x in jax.tree.leaves(tree)] for tree in (found, wanted))
+    return all(np.abs(a - b).max() <= tolerance * (1 + np.abs(b).max()) for a, b in zip(*trees, strict=True))

@@ -1,0 +1,24 @@
+"""Results of torch and diffusers that `reference/record.py` recorded, and how far ours are from them."""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+REFERENCE = Path(__file__).parents[1] / "reference"
+
+
+@cache
+def recorded(name):
+    with np.load(REFERENCE / f"{name}.npz") as file:
+        return dict(file)
+
+
+def relative(ours, theirs):
+    assert ours.shape == theirs.shape
+    return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+
+
+def same_pixels(ours, theirs):
+    """Normalised values within one grey level: versions of Pillow round a resized picture differently."""
+    return ours.shape == theirs.shape and np.abs(ours - theirs).max() < 1.01 / 255 / 0.26

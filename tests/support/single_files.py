@@ -1,0 +1,31 @@
+"""Single files of Stable Diffusion: the small ones, and the tensors of the published ones."""
+
+from sega_jax.systems import original_files, sdxl
+from sega_jax.systems.stable_diffusion import Models
+from sega_jax.weights.pull import leaves
+from support import tiny
+
+KINDS = {
+    "1": {"unet": tiny.UNET, "text": tiny.TEXT},
+    "2": {"unet": tiny.UNET_2, "text": tiny.TEXT_2},
+}
+
+
+def shapes(config, openclip=False):
+    """Of every tensor of a published file, put together from those of our leaves that are in it."""
+    xl = "text_encoder_2" in config
+    models, found = (sdxl.Models if xl else Models).build(**config), {}
+    starts = (original_files.OPENCLIP if openclip else original_files.CLIP, original_files.UNET, original_files.VAE)
+    starts = (
+        (original_files.CLIP_XL, original_files.OPENCLIP_XL, original_files.UNET, original_files.VAE) if xl else starts
+    )
+    for module, start in zip(models, starts, strict=True):
+        names = tiny.original_names(module, start)
+        for key, shape in leaves(module).items():
+            tensor, _, part = names[key].partition("[")
+            assert bool(part) or tensor not in found
+            if part:
+                shape = (found.get(tensor, (0,))[0] + shape[0], *shape[1:])
+            shape = shape[::-1] if tensor.endswith(".text_projection") else shape
+            found[tensor] = (*shape, 1, 1) if ".attn_1." in tensor and len(shape) == 2 else shape
+    return found

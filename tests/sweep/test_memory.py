@@ -1,0 +1,100 @@
+"""What a sweep takes is known before it runs: memory by the compiler's analysis, time by what is recorded."""
+
+import jax
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from sega_jax import Edit, sweep
+from sega_jax.cli.main import main
+from sega_jax.sweep.planning import memory
+from sega_jax.sweep.planning.memory import Memory
+from sega_jax.sweep.running import records
+from sega_jax.sweep.running.folder import Folder, part
+
+pytest.importorskip("pyarrow.parquet")
+
+
+@pytest.fixture(scope="module")
+def said(least_folder):
+    return sweep.Sweep(
+        model={"source": str(least_folder)},
+        call={"prompt": "a cat", "steps": 6},
+        edits={"hat": {"cooldown": 5, "threshold": 0.5}},
+        grid={"seed": range(32), "hat.scale": [0, 2, 4, 6], "hat.warmup": [2, 3]},
+    )
+
+
+@pytest.fixture(scope="module")
+def facts(said):
+    return sweep.Facts.of(said)
+
+
+def test_memory_is_the_compilers(said, facts, least, one_by_default):
+    """The temporary memory of a row is no less than what the pipeline's own program takes for it."""
+    found = sweep.needed(sweep.plan(said, facts, 2))
+    networks = [least.models, *([] if least.safety is None else [least.safety.checker])]
+    assert found.weights == sum(leaf.nbytes for leaf in jax.tree.leaves(networks))
+    taken = least.compile(["a cat"] * 2, [Edit("hat", warmup=2)], steps=6, record=True).memory
+    assert taken <= 2 * found.row < 4 * taken
+    assert found.there is None
+    assert found.rows == 8
+
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("weights", "row", "there", "rows"),
+    [(2, 1, 20 * GIB, 16), (2, 1, 3 * GIB, 1), (2, 1, GIB, 1), (0, 1e-9, GIB, 64), (0, 1, None, 8)],
+)
+def test_rows_that_fit(weights, row, there, rows):
+    """A tenth is spared, and there is a row at least."""
+    assert Memory(weights * GIB, row * GIB, there).rows == rows
+
+
+class Device:
+    platform = "cpu"
+
+    def memory_stats(self):
+        return {"bytes_limit": GIB}
+
+
+@pytest.mark.parametrize(("fit", "expected"), [(64, 32), (16, 16), (1, 1)])
+def test_a_plan_with_rows_that_fit(said, facts, monkeypatch, fit, expected):
+    """Of 32 trunks, 64 rows would be filling in the half."""
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
+    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    monkeypatch.setattr(memory, "needed", lambda plan: Memory(0, 9 * GIB // (10 * fit), GIB))
+    assert {batch.program.rows for batch in memory.fitted(said, facts).batches} == {expected}
+
+
+def test_the_pace_is_that_of_the_batches_after_the_first(said, facts, tmp_path):
+    """Whose compilation says nothing about the others."""
+    plan, folder = sweep.plan(said, facts, 8, share=False), Folder(tmp_path)
+    folder.begin(plan)
+    assert sweep.pace(tmp_path) is None
+    (program,) = {batch.program for batch in plan.batches}
+    assert program.rows == 8
+    for number, seconds in enumerate([100.0, 2.0, 4.0]):
+        rows = [{"name": name, "seconds": seconds / 8} for name in plan.batches[number].names]
+        folder.store.write(part(number), records.part(rows, said, facts))
+        expected = seconds if number == 0 else np.mean([2.0, 4.0][:number])
+        assert sweep.pace(tmp_path) == pytest.approx(expected / (8 * 3 * 6))
+    left = plan.counts.evaluations - 3 * 8 * 3 * 6
+    assert sweep.status(tmp_path).evaluations_left == left
+
+
+def test_the_shell(said, facts, least_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = f"[model]\nsource = {str(least_folder)!r}\n[call]\nprompt = 'a cat'\nsteps = 6\n[grid]\nseed = [1, 2]"
+    (tmp_path / "cats.toml").write_text(text)
+    monkeypatch.setattr(memory, "needed", lambda plan: Memory(GIB, GIB // 4, 8 * GIB))
+    monkeypatch.setattr(sweep, "needed", memory.needed)
+    result = CliRunner().invoke(main, ["sweep", "cats.toml", "--dry-run"])
+    assert result.exit_code == 0, result.output
+    shown = "1.50 GiB of memory on each device, of 8.0 GiB: 1.00 of weights and 256 MiB for each of 2 rows"
+    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    result = CliRunner().invoke(main, ["sweep", "cats.toml", "--dry-run"])
+    assert shown in result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["cats.toml"]

@@ -1,0 +1,293 @@
+"""What people look at: sheets, curves, metrics and the report, of pictures whose colours say their settings."""
+
+import base64
+import hashlib
+import io
+import re
+import xml.dom.minidom
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from safetensors.numpy import save_file
+from support import tiny
+
+from sega_jax import sweep
+from sega_jax.cli.main import main
+from sega_jax.demo.attributes import WORDS
+from sega_jax.demo.judge import load_judge, look
+from sega_jax.nn.clip import CLIPModel, CLIPTextConfig, CLIPVisionConfig
+from sega_jax.pipelines import png
+from sega_jax.sweep.running import records
+from sega_jax.sweep.running.folder import Folder, part
+from sega_jax.systems.base import Sizes
+
+pytest.importorskip("pyarrow.parquet")
+
+DDIM = {"_class_name": "DDIMScheduler", **tiny.SD_BETAS}
+FACTS = sweep.Facts({}, "stable_diffusion", DDIM, Sizes(4, 8, 8, (16, 24)))
+SCALES, SEEDS, WARMUPS = [4.0, 0.0, -2.0], [3, 1], [1, 2]
+MADE = {"finite": True, "flagged": None, "batch": 0, "rows": 4, "calls": 12, "seconds": 0.5, "device": "cpu"}
+MADE |= {"devices": 1, "model": None, "revision": None, "dtype": "float32", "sega_jax": "0", "jax": "0", "made": None}
+
+
+def colour(settings):
+    """Of a point: red its scale, green its seed, blue its warm-up."""
+    scale, seed, warmup = settings["hat.scale"], settings["seed"], settings["hat.warmup"]
+    return 40 + 60 * SCALES.index(scale), 40 * seed, 100 * warmup
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A sweep of which one picture came out as NaN, and the last batch is to be made."""
+    where = tmp_path_factory.mktemp("sweep")
+    grid = {"prompt": ["a cat", "a <dog>"], "seed": SEEDS, "hat.scale": SCALES, "hat.warmup": WARMUPS}
+    said = sweep.Sweep(call={"steps": 12, "guidance_scale": 3.0}, edits={"hat": {}}, grid=grid)
+    plan, kept = sweep.plan(said, FACTS, rows=4, share=False), Folder(where)
+    kept.begin(plan)
+    for number, batch in enumerate(plan.batches[:-1]):
+        table = []
+        for i, name in zip(batch.points, batch.names, strict=True):
+            file = None if i == 1 else f"pictures/{name}.png"
+            image = Image.new("RGB", (24, 16), colour(plan.sweep[i]))
+            if file is not None:
+                kept.store.write(file, png.encoded(image, "png", {}))
+            own = {"name": name, "file": file, "point": i, "finite": i != 1}
+            digest = hashlib.sha256(np.asarray(image).tobytes()).hexdigest()
+            table.append(records.settings(plan.point(i), FACTS, "DDIMScheduler") | MADE | own | {"digest": digest})
+        kept.store.write(part(number), records.part(table, plan.sweep, FACTS))
+    return where
+
+
+@pytest.fixture
+def results(folder):
+    return sweep.Results(folder)
+
+
+def test_results(results):
+    assert len(results.rows) == 20
+    assert results.axes["hat.scale"] == SCALES
+    assert results.axes["seed"] == SEEDS
+    (row,) = results.where({"prompt": "a cat", "seed": 1, "hat.scale": -2.0, "hat.warmup": 2})
+    assert results.picture(row).getpixel((5, 5)) == colour(row)
+    with pytest.raises(ValueError, match=r"'hut' is no column; there are prompt, seed, hat\.scale"):
+        results.where({"hut": 1})
+    with pytest.raises(ValueError, match=r"no picture has seed=2 with the rest; there are 3, 1"):
+        results.where({"seed": 2})
+
+
+def places(image, colour):
+    """The corners of a colour's one rectangle."""
+    there = np.argwhere((np.asarray(image) == colour).all(-1))
+    (top, left), (bottom, right) = there.min(0), there.max(0)
+    assert len(there) == (bottom - top + 1) * (right - left + 1)
+    return left, top, right + 1, bottom + 1
+
+
+def test_a_sheet_has_each_picture_at_its_place(results):
+    pages = sweep.sheets(results, "hat.scale", "seed", {"prompt": "a cat"}, side=32)
+    assert [page.fixed for page in pages] == [{"hat.warmup": 1}, {"hat.warmup": 2}]
+    first, second = (page.image for page in pages)
+    rows = results.where({"prompt": "a cat"})
+    at = {(row["hat.scale"], row["seed"]): places(first, colour(row)) for row in rows if row["hat.warmup"] == 1}
+    lefts, tops = sorted({place[0] for place in at.values()}), sorted({place[1] for place in at.values()})
+    # Numbers rise, whatever their order in the sweep.
+    assert {key: (lefts.index(p[0]), tops.index(p[1])) for key, p in at.items()} == {
+        (scale, seed): (i, j) for i, scale in enumerate(sorted(SCALES)) for j, seed in enumerate(sorted(SEEDS))
+    }
+    assert {(right - left, bottom - top) for left, top, right, bottom in at.values()} == {(48, 32)}
+    # The one that is not finite is left out, and has its place.
+    assert len(at) == 6
+    gone = next(row for row in rows if row["file"] is None)
+    assert not (np.asarray(second) == colour(gone)).all(-1).any()
+    assert (np.asarray(second) == (240, 240, 240)).all(-1).any()
+
+
+def test_labels_are_beside_the_pictures(results):
+    """More to say takes more room, and where nothing is said nothing is."""
+    fixed = {"hat.warmup": 1, "seed": 3}
+    both, across, alone = (
+        sweep.sheets(results, *axes, fixed | more, side=100)[0].image
+        for axes, more in (
+            (("hat.scale", "prompt"), {}),
+            (("hat.scale", None), {"prompt": "a cat"}),
+            ((None, None), {"prompt": "a cat", "hat.scale": 4.0}),
+        )
+    )
+    left, top, *_ = places(alone, colour(fixed | {"hat.scale": 4.0}))
+    assert (np.asarray(alone)[:, :left] == 255).all()
+    assert (np.asarray(alone)[:top] < 128).any()
+    assert (np.asarray(across)[top:, :left] == 255).all()
+    assert (np.asarray(both)[top:, : left + 20] < 128).any()
+    assert alone.width < across.width < both.width
+    assert alone.height < across.height
+
+
+@pytest.mark.parametrize(
+    ("axes", "fixed", "message"),
+    [
+        (
+            ("hat.size", None),
+            {},
+            "'hat.size' is no axis of this sweep; its axes are prompt, seed",
+        ),
+        (("seed", "seed"), {}, "'seed' is named twice"),
+        (("seed", None), {"seed": 1}, "'seed' is named twice"),
+    ],
+)
+def test_axes_that_are_none(results, axes, fixed, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        sweep.sheets(results, *axes, fixed)
+
+
+def brightness(images, rows):
+    return images.mean((1, 2, 3))
+
+
+def test_metrics_are_measured_and_kept(folder, results):
+    seen = []
+
+    def count(images, rows):
+        seen.append((images.shape, images.dtype, len(rows)))
+        return np.where([row["seed"] == 1 for row in rows], np.nan, 1.0)
+
+    found = sweep.measure(folder, {"bright": brightness, "some": count})
+    assert seen == [((19, 16, 24, 3), np.uint8, 19)]
+    assert found.metrics == ["bright", "some"]
+    for row in found.rows:
+        if row["file"] is not None:
+            assert row["bright"] == pytest.approx(np.mean(colour(row)))
+            assert row["some"] == (None if row["seed"] == 1 else 1.0)
+    assert next(row for row in found.rows if row["file"] is None).get("bright") is None
+    with pytest.raises(ValueError, match="'seed' is a column of the records already"):
+        sweep.measure(folder, {"seed": brightness})
+    with pytest.raises(ValueError, match="should be of letters"):
+        sweep.measure(folder, {"a/b": brightness})
+    with pytest.raises(ValueError, match=r"gave shape \(\) for 19 pictures"):
+        sweep.measure(folder, {"one": lambda images, rows: 1.0})
+
+
+def test_distance_to_the_unedited_picture(results):
+    rows = results.where({"prompt": "a cat", "seed": 1, "hat.warmup": 2})
+    images = np.stack([np.asarray(results.picture(row)) for row in rows])
+    found = dict(zip([row["hat.scale"] for row in rows], sweep.distance(results)(images, rows), strict=True))
+    # Which of the two with scale 0 is taken says nothing where they are the same; here their blue is another.
+    assert found[-2.0] == pytest.approx(found[4.0], rel=0.5)
+    assert found[-2.0] > 60 / 255 / np.sqrt(3) - 1e-9
+    other = results.where({"prompt": "a cat"})[0] | {"prompt": "a bird"}
+    assert np.isnan(sweep.distance(results)(images[:1], [other])[0])
+
+
+def test_the_judge():
+    with pytest.raises(ValueError, match="'spoon' is no word of the demo model's judge"):
+        sweep.judge("spoon")
+    metric = sweep.judge("glasses")
+    with pytest.raises(ValueError, match="128 x 128"):
+        metric(np.zeros((1, 16, 24, 3), np.uint8), [{}])
+    images = np.random.default_rng(0).integers(0, 256, (2, 128, 128, 3), np.uint8)
+    expected = look(load_judge(), images, 64).probability[:, list(WORDS).index("glasses")]
+    np.testing.assert_array_equal(metric(images, [{}, {}]), expected)
+
+
+CLIP_TEXT = tiny.TEXT | {"num_hidden_layers": 1, "hidden_act": "gelu"}
+CLIP_VISION = {"hidden_size": 12, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+CLIP_VISION |= {"image_size": 8, "patch_size": 4}
+
+
+def test_clip_score(tmp_path, small_folder):
+    config = {"text_config": CLIP_TEXT, "vision_config": CLIP_VISION, "projection_dim": 10}
+    tiny.write_json(tmp_path / "config.json", config)
+    tiny.write_json(tmp_path / "preprocessor_config.json", {"size": {"shortest_edge": 8}, "crop_size": 8})
+    for path in (small_folder / "tokenizer").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    text = CLIPTextConfig.from_dict(CLIP_TEXT | {"projection_dim": 10})
+    weights = tiny.tensors(CLIPModel(text, CLIPVisionConfig.from_dict(CLIP_VISION)))
+    # So that the cosines of these pictures and words are above 0.
+    weights["text_projection.weight"] *= -1
+    save_file(weights | {"logit_scale": np.ones((), np.float32)}, tmp_path / "model.safetensors")
+    images = np.random.default_rng(0).integers(0, 256, (8, 16, 24, 3), np.uint8)
+    rows = [{"prompt": words} for words in ("a cat", "a hat") * 4]
+    found, cats, hats = (sweep.clip_score(tmp_path, text)(images, rows) for text in (None, "a cat", "a hat"))
+    np.testing.assert_array_equal(found, np.where(np.arange(8) % 2, hats, cats))
+    assert (cats != hats).any()
+    assert ((found >= 0) & (found <= 100)).all()
+    assert found.any()
+
+
+def test_a_plot_is_of_means(folder, results):
+    measured = sweep.measure(folder, {"bright": brightness})
+    axes = sweep.plot(measured, "bright", "hat.scale", "seed", {"prompt": "a cat"}).axes[0]
+    lines = {line.get_label(): line.get_xydata() for line in axes.get_lines()}
+    assert axes.get_xlabel() == "hat.scale"
+    assert lines.keys() == {"1", "3"}
+    grey = {s: [colour({"hat.scale": s, "seed": 1, "hat.warmup": warmup}) for warmup in WARMUPS] for s in SCALES}
+    expected = [np.mean(grey[scale]) for scale in sorted(SCALES)]
+    np.testing.assert_allclose(lines["1"], np.stack([sorted(SCALES), expected], 1))
+    axes = sweep.plot(measured, "bright", "prompt").axes[0]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["a cat", "a <dog>"]
+    for y, x, message in (("digest", "seed", "holds no numbers"), ("seconds", "hut", "no column")):
+        with pytest.raises(ValueError, match=message):
+            sweep.plot(measured, y, x)
+
+
+class Page(HTMLParser):
+    """What a page has, and where from."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.sources = [], [], []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_report_is_whole_in_itself(folder):
+    text = sweep.report(sweep.measure(folder, {"bright": brightness}), title="hats & <more>")
+    page = Page(text)
+    assert "hats &amp; &lt;more>" in text or "hats &amp; &lt;more&gt;" in text
+    assert "<dog>" not in text
+    assert page.tags.count("h2") == 3
+    assert page.sources
+    for source in page.sources:
+        kind, data = re.fullmatch(r"data:(image/[\w+]+);base64,(.*)", source).groups()
+        data = base64.b64decode(data)
+        if kind == "image/webp":
+            Image.open(io.BytesIO(data)).load()
+        else:
+            xml.dom.minidom.parseString(data)
+
+
+def test_the_shell(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def shell(*words):
+        return CliRunner().invoke(main, ["sweep", *map(str, words)])
+
+    said = shell("measure", folder, "--distance")
+    assert said.exit_code == 0, said.output
+    assert "distance: 17 numbers, mean" in said.output
+    said = shell("sheet", folder, "--across", "hat.scale", "--down", "seed", "--where", "prompt=a cat")
+    assert said.output == "Wrote sheet-1.png: hat.warmup = 1\nWrote sheet-2.png: hat.warmup = 2\n"
+    said = shell("plot", folder, "--y", "distance", "--x", "hat.scale", "--out", "curve.svg")
+    assert said.output == "Wrote curve.svg\n"
+    assert shell("report", folder).output == "Wrote report.html\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"sheet-1.png", "sheet-2.png", "curve.svg", "report.html"}
+    for words, message in (
+        (["sheet", folder, "--where", "seed"], "--where seed should be AXIS=VALUE"),
+        (["sheet", folder, "--where", "seed=9"], "--where seed=9: no picture has that; there are 3, 1"),
+        (["measure", folder], "nothing to measure; give --judge, --distance or --clip"),
+        (["report", tmp_path], "has no plan.json"),
+    ):
+        result = shell(*words)
+        assert result.exit_code == 1
+        assert message in result.output

@@ -1,0 +1,271 @@
+"""Running sweeps: whatever happens, in the end every picture is there once, and the same."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from support.sweeping import records, same
+
+from sega_jax import Edit, sweep
+from sega_jax.cli.main import main
+from sega_jax.pipelines import loading, png
+from sega_jax.sweep.running.folder import Folder
+from sega_jax.sweep.running.prefixes import SharedRun
+from sega_jax.sweep.running.records import columns
+
+CALL = {"steps": 3, "guidance_scale": 4.0, "prompt": "a cat"}
+EDITS = {"hat": {"warmup": 1, "threshold": 0.5}, "glasses": {"warmup": 0}}
+GRID = {"seed": range(3), "edits": [["hat"], ["hat", "glasses"]], "hat.scale": [2, -4]}
+
+
+@pytest.fixture(scope="module")
+def plan(least_folder):
+    said = sweep.Sweep(model={"source": str(least_folder)}, call=CALL, edits=EDITS, grid=GRID)
+    return sweep.plan(said, sweep.Facts.of(said), rows=2, share=False)
+
+
+@pytest.fixture(scope="module")
+def done(plan, least, tmp_path_factory):
+    """The folder of an undisturbed run."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert sweep.run(plan, folder, least) == (12, 12, 6, 6, 0)
+    return folder
+
+
+def test_pictures_are_those_of_the_same_batches(done, plan, least):
+    """Bit by bit those of the pipeline, called with the rows of a batch."""
+    rows = {row["name"]: row for row in records(done)}
+    for batch in plan.batches:
+        points = [plan.point(i) for i in batch.points]
+        edits = [list(point.edits.values()) for point in points]
+        call = CALL | {"prompt": ["a cat"] * 2, "seed": [point.call["seed"] for point in points], "output": "uint8"}
+        images = least(edits=edits, **call).images
+        for name, image in zip(batch.names, images, strict=True):
+            np.testing.assert_array_equal(np.asarray(Image.open(done / rows[name]["file"])), image)
+
+
+def test_records(done, plan):
+    table = pyarrow.parquet.read_table(done / "records")
+    assert table.column_names == list(columns(plan.sweep, plan.facts))
+    rows = table.to_pylist()
+    assert sorted(row["point"] for row in rows) == list(range(12))
+    assert {row["name"] for row in rows} == {path.stem for path in (done / "pictures").iterdir()}
+    assert len({row["digest"] for row in rows}) == 12
+    (row,) = [row for row in rows if row["point"] == 2]
+    assert row.items() >= {"seed": 0, "steps": 3, "calls": 3, "prompt": "a cat", "guidance_scale": 4.0}.items()
+    assert row.items() >= {"hat.scale": 2.0, "hat.warmup": 1, "glasses.warmup": 0, "hat.cooldown": None}.items()
+    assert row.items() >= {"scheduler": "DDIMScheduler", "rows": 2, "finite": True, "flagged": None}.items()
+    (row,) = [row for row in rows if row["point"] == 0]
+    assert row.items() >= {"hat.concept": "hat", "glasses.concept": None, "glasses.scale": None}.items()
+    assert all(row["seconds"] > 0 for row in rows)
+
+
+def test_pictures_know_how_they_were_made(done, plan, tmp_path):
+    """The command that `info` prints makes the picture again, but for the roundings of another batch."""
+    row = next(row for row in records(done) if row["point"] == 3)
+    known = png.settings(done / row["file"])
+    assert [Edit(**edit) for edit in known["edits"]] == list(plan.point(3).edits.values())
+    said = CliRunner().invoke(main, ["info", str(done / row["file"])])
+    assert said.exit_code == 0, said.output
+    assert "--edit=-hat:scale=4" in said.output or "-hat:scale=4" in said.output
+
+
+def test_a_second_run_makes_and_compiles_nothing(done, plan, least, tmp_path, compilations, monkeypatch):
+    sweep.run(plan, tmp_path, least)
+    assert not compilations
+    same(tmp_path, done)
+    monkeypatch.setattr(SharedRun, "make", lambda *_: pytest.fail("sampled"))
+    monkeypatch.setattr(loading, "load", lambda *_, **__: pytest.fail("loaded"))
+    assert sweep.run(plan, tmp_path) == (12, 12, 6, 6, 0)
+
+
+class Crash(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(("renames", "batches"), [(0, 0), (1, 0), (2, 0), (3, 1), (4, 1), (7, 2), (8, 2), (17, 5)])
+def test_resumed_after_a_crash(done, plan, least, tmp_path, monkeypatch, renames, batches):
+    """Before any rename: of a picture, of a batch's last, of its records."""
+    count, replace = iter(range(renames)), os.replace
+
+    def crash(source, target):
+        if target.parent.name != "leases" and next(count, None) is None:
+            raise Crash
+        replace(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", crash)
+        with pytest.raises(Crash):
+            sweep.run(plan, tmp_path, least)
+    assert sweep.status(tmp_path).batches_done == batches
+    assert sweep.run(plan, tmp_path, least).done == 12
+    same(tmp_path, done)
+
+
+def test_resumed_after_ctrl_c(done, plan, least, tmp_path, monkeypatch):
+    """The batch before is written to its end."""
+    make, count = SharedRun.make, iter(range(2))
+
+    def interrupted(*args):
+        if next(count, None) is None:
+            raise KeyboardInterrupt
+        return make(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SharedRun, "make", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            sweep.run(plan, tmp_path, least)
+    assert sweep.status(tmp_path).batches_done == 2
+    sweep.run(plan, tmp_path, least)
+    same(tmp_path, done)
+
+
+def test_two_runs_into_one_folder(done, plan, least, tmp_path):
+    with ThreadPoolExecutor(2) as threads:
+        runs = [threads.submit(sweep.run, plan, tmp_path, least, patience=1) for _ in range(2)]
+    assert [run.result().done for run in runs] == [12, 12]
+    same(tmp_path, done)
+
+
+def test_a_picture_that_is_gone_is_made_again(done, plan, least, tmp_path):
+    sweep.run(plan, tmp_path, least)
+    next((tmp_path / "pictures").iterdir()).unlink()
+    assert sweep.status(tmp_path).batches_done == 5
+    sweep.run(plan, tmp_path, least)
+    same(tmp_path, done)
+
+
+def test_too_little_memory(done, plan, least, tmp_path, monkeypatch):
+    """Half the rows, and those of one program no more than once too many."""
+    make, asked = SharedRun.make, []
+
+    def narrow(run, batch, *args):
+        asked.append(batch.rows)
+        if batch.rows > 1:
+            raise MemoryError("too little")
+        # In the rows of the usual program, to the same bits.
+        return make(run, batch.select([0, 0]), *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SharedRun, "make", narrow)
+        with pytest.warns(UserWarning, match="the memory does not hold 2 rows"):
+            sweep.run(plan, tmp_path / "narrow", least)
+    assert asked == [2, 1, 1, 1, 1, 1, 1] * 2
+    rows, usual = ({row["name"]: row for row in records(folder)} for folder in (tmp_path / "narrow", done))
+    assert {row["rows"] for row in rows.values()} == {1}
+    assert {name: row["digest"] for name, row in rows.items()} == {name: row["digest"] for name, row in usual.items()}
+
+    def none(*_, **__):
+        raise MemoryError("too little")
+
+    monkeypatch.setattr(SharedRun, "make", none)
+    with pytest.warns(UserWarning, match="going on with half"), pytest.raises(MemoryError, match="too little"):
+        sweep.run(plan, tmp_path / "none", least)
+
+
+def test_pictures_that_are_not_finite_have_no_file(least, least_folder, tmp_path):
+    said = sweep.Sweep(
+        model={"source": str(least_folder)},
+        call=CALL,
+        edits={"hat": {"warmup": 0, "threshold": 0}},
+        grid={"hat.scale": [1, 3e38]},
+    )
+    made = sweep.plan(said, sweep.Facts.of(said), rows=2)
+    with pytest.warns(RuntimeWarning, match="NaN or infinite"):
+        assert sweep.run(made, tmp_path, least).done == 2
+    assert [(row["finite"], row["file"] is None) for row in records(tmp_path)] == [(True, False), (False, True)]
+    assert len(list((tmp_path / "pictures").iterdir())) == 1
+
+
+def test_webp_is_without_loss(plan, done, least, least_folder, tmp_path):
+    said = sweep.Sweep(model={"source": str(least_folder)}, call=CALL, edits=EDITS, grid=GRID, format="webp")
+    sweep.run(sweep.plan(said, plan.facts, rows=2, share=False), tmp_path, least)
+    for path in (tmp_path / "pictures").iterdir():
+        ours, theirs = (np.asarray(Image.open(p)) for p in (path, done / "pictures" / f"{path.stem}.png"))
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_folder_is_of_one_plan(done, plan, least):
+    with pytest.raises(ValueError, match="holds another sweep, or this one with another model, other rows"):
+        sweep.run(sweep.plan(plan.sweep, plan.facts, rows=3), done, least)
+    with pytest.raises(ValueError, match=r"has no plan\.json; name the folder of a sweep"):
+        sweep.status(done / "pictures")
+    assert Folder(done).plan() == plan
+
+
+TOML = """
+[call]
+prompt = "a cat"
+steps = 3
+[edits.hat]
+warmup = 1
+[grid]
+seed = { from = 0, count = 3 }
+"""
+
+
+@pytest.fixture
+def shell(tmp_path, monkeypatch, least_folder):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cats.toml").write_text(f"[model]\nsource = {str(least_folder)!r}\n{TOML}")
+    return lambda *words: CliRunner().invoke(main, ["sweep", *map(str, words)])
+
+
+def test_the_shell(shell, tmp_path, least, monkeypatch):
+    planned = shell("cats.toml", "--dry-run")
+    assert planned.exit_code == 0, planned.output
+    assert "pictures 3, of points 3; batches 1, programs 1, rows at most" in planned.output
+    assert "27 UNet evaluations" in planned.output
+    assert not (tmp_path / "sega-jax-out").exists()
+    monkeypatch.setattr(loading, "load", lambda *_, **__: least)
+    made = shell("cats.toml", "--rows", 2)
+    assert made.exit_code == 0, made.output
+    assert "Made 3 pictures" in made.output
+    said = shell("status", "sega-jax-out/cats")
+    assert said.output == "3 of 3 pictures, 2 of 2 batches\n"
+    assert "3 of them are in sega-jax-out/cats" in shell("cats.toml", "--worker", "2/2").output
+
+
+def test_a_worker_that_was_first_decides_the_rows(shell, tmp_path, least, monkeypatch):
+    """Between the planning of another and its writing the plan down."""
+    monkeypatch.setattr(loading, "load", lambda *_, **__: least)
+    fitted, said = sweep.fitted, sweep.Sweep.read(tmp_path / "cats.toml")
+
+    def late(*arguments, **options):
+        sweep.keep(sweep.plan(said, sweep.Facts.of(said), 2), "sega-jax-out/cats")
+        return fitted(*arguments, **options)
+
+    monkeypatch.setattr(sweep, "fitted", late)
+    made = shell("cats.toml")
+    assert made.exit_code == 0, made.output
+    assert sweep.kept("sega-jax-out/cats").rows == 2
+    refused = shell("cats.toml", "--rows", 3)
+    assert "holds another sweep" in refused.output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["none.toml"], "none.toml does not exist"),
+        (["cats.toml", "--rows", 0], "rows=0 should be at least 1"),
+        (["status", "."], "has no plan.json"),
+        (["cats.toml", "--worker", "3/2"], "--worker 3/2 should be its number and how many there are"),
+    ],
+)
+def test_mistakes_in_the_shell_are_messages(shell, words, message):
+    result = shell(*words)
+    assert result.exit_code == 1
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_bad_file_ends_before_a_model_is_looked_for(shell, tmp_path):
+    (tmp_path / "bad.toml").write_text("[model]\nsource = 'nowhere'\n[grid]\nprompt = ['a']\nstpes = [1]")
+    result = shell("bad.toml")
+    assert result.exit_code == 1
+    assert "Error: bad.toml: grid: 'stpes' is unknown" in result.output

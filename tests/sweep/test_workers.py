@@ -1,0 +1,215 @@
+"""Several workers at one sweep: all pictures, each recorded once, whoever ends before the others."""
+
+import json
+import os
+import threading
+import time
+
+import pytest
+from support import sweeping
+from support.sweeping import same
+
+from sega_jax import sweep
+from sega_jax.sweep.running import leases
+from sega_jax.sweep.running.leases import Leases
+from sega_jax.sweep.running.store import store
+
+
+@pytest.fixture(scope="module")
+def plan(least_folder):
+    said = sweep.Sweep(
+        model={"source": str(least_folder)},
+        call={"prompt": "a cat", "steps": 3},
+        edits={"hat": {"warmup": 1, "threshold": 0.5}},
+        grid={"seed": range(4), "hat.scale": [-4, 2, 3]},
+    )
+    return sweep.plan(said, sweep.Facts.of(said), rows=2, share=False)
+
+
+@pytest.fixture(scope="module")
+def done(plan, least, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    sweep.run(plan, folder, least)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+@pytest.mark.parametrize("workers", [2, 3])
+def test_workers_one_of_which_is_killed(plan, done, tmp_path, workers):
+    """The others make what it left, in processes that know nothing else of each other."""
+    sweep.keep(plan, tmp_path)
+    processes = [sweeping.start(tmp_path, 1, workers, 4)]
+    processes += [sweeping.start(tmp_path, worker, workers) for worker in range(2, workers + 1)]
+    said = [process.communicate()[0].decode() for process in processes]
+    assert [process.returncode for process in processes] == [-9] + [0] * (workers - 1), said
+    # What was written and not renamed is there until the next run.
+    (left,) = [path for path in (tmp_path / "pictures").iterdir() if path.name.startswith(".")]
+    assert sweep.run(plan, tmp_path).done == 12
+    assert not left.exists()
+    same(tmp_path, done)
+
+
+def test_shares_are_all_batches(plan):
+    for workers in (1, 2, 3, 6, 7, 40):
+        shares = plan.shares(workers)
+        assert len(shares) == workers
+        assert [number for share in shares for number in share] == list(range(6))
+        assert max(map(len, shares)) <= -(-6 // workers)
+
+
+def test_a_worker_that_is_never_there(plan, done, least, tmp_path):
+    """Its share is taken after the patience is at its end, but not before."""
+    began = time.monotonic()
+    assert sweep.run(plan, tmp_path, least, worker=(2, 2), patience=0.5).done == 12
+    assert time.monotonic() - began >= 0.5
+    same(tmp_path, done)
+
+
+def test_through_an_address(plan, done, least):
+    import fsspec
+
+    files = fsspec.filesystem("memory")
+    address = "memory://bucket/sweep"
+    assert sweep.run(plan, address, least).done == 12
+    assert sweep.status(address) == (12, 12, 6, 6, 0)
+    theirs = {path.name: path.read_bytes() for path in (done / "pictures").iterdir()}
+    assert {
+        path.rpartition("/")[2]: files.cat_file(path) for path in files.ls("/bucket/sweep/pictures", False)
+    } == theirs
+    gone = files.ls("/bucket/sweep/pictures", False)[0]
+    files.rm_file(gone)
+    assert sweep.status(address).done == 10
+    assert sweep.run(plan, address, least).done == 12
+    assert files.cat_file(gone) == theirs[gone.rpartition("/")[2]]
+    with pytest.raises(ValueError, match="holds another sweep"):
+        sweep.run(sweep.plan(plan.sweep, plan.facts, rows=3), address, least)
+    with pytest.raises(ValueError, match="nowhere://a cannot be reached"):
+        sweep.status("nowhere://a")
+
+
+class Alive:
+    """A lease of another worker, somewhere else."""
+
+    def __init__(self, where, share, host="elsewhere", process=1):
+        self.where, self.name, self.beat = where, f"leases/share-{share + 1}-of-3.json", 0
+        self.lease = {"host": host, "process": process, "token": "theirs"}
+        self()
+
+    def __call__(self):
+        self.beat += 1
+        self.where.write(self.name, json.dumps(self.lease | {"beat": self.beat}).encode())
+
+
+@pytest.fixture
+def where(tmp_path):
+    made = store(tmp_path)
+    made.begin(("leases",))
+    return made
+
+
+def test_the_share_of_one_who_is_alive_is_waited_for(where):
+    """And taken when there is no more sign of it."""
+    other, unfinished = Alive(where, 2), {2}
+    taken = []
+    with Leases(where, 0, 3, patience=1) as mine:
+        thread = threading.Thread(target=lambda: taken.extend(mine.shares(lambda: set(unfinished) - set(taken))))
+        thread.start()
+        for _ in range(6):
+            time.sleep(0.25)
+            other()
+        assert thread.is_alive()
+        assert not taken
+        thread.join(20)
+    assert taken == [2]
+
+
+def test_of_one_that_is_no_more(where, monkeypatch):
+    """On this machine it is seen at once."""
+    Alive(where, 1, host=leases.host(), process=2**22 + 1)
+    unfinished = {1}
+    with Leases(where, 0, 3, patience=100) as mine:
+        assert next(mine.shares(lambda: unfinished)) == 1
+
+
+def test_where_there_are_no_links(where, tmp_path, monkeypatch):
+    """As in a bucket that is mounted as a folder."""
+
+    def link(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "link", link)
+    where.create("a.json", b"1")
+    with pytest.raises(FileExistsError):
+        where.create("a.json", b"2")
+    assert where.read("a.json") == b"1"
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["a.json"]
+
+
+def test_two_that_take_the_same(where):
+    """It is the last one's."""
+    with Leases(where, 0, 3) as first, Leases(where, 0, 3) as last:
+        shares, others = (one.shares(lambda: {0}) for one in (first, last))
+        assert next(shares) == 0
+        assert first.holds()
+        assert next(others) == 0
+        assert last.holds()
+        assert not first.holds()
+        shares.close()
+        assert last.holds()
+        others.close()
+    assert not where.names("leases")
+
+
+def test_a_lease_is_kept_alive_and_left_when_it_is_lost(where):
+    with Leases(where, 1, 3, patience=0.2) as mine:
+        shares = mine.shares(lambda: {1})
+        next(shares)
+        before = where.read("leases/share-2-of-3.json")
+        end = time.monotonic() + 20
+        while where.read("leases/share-2-of-3.json") == before:
+            assert time.monotonic() < end
+        assert mine.holds()
+        other = Alive(where, 1)
+        time.sleep(0.2)
+        assert not mine.holds()
+        shares.close()
+    assert json.loads(where.read(other.name))["token"] == "theirs"
+
+
+def test_a_lost_share_is_left_after_the_batch(plan, done, least, tmp_path, monkeypatch):
+    """And what the other makes of it is not made again."""
+    answers = iter([True, True, False])
+    monkeypatch.setattr(Leases, "holds", lambda _: next(answers, True))
+    made, shares = [], Leases.shares
+
+    def other(self, unfinished):
+        yield 0
+        made.append(sweep.status(tmp_path).batches_done)
+        for path in (done / "records").iterdir():
+            (tmp_path / "records" / path.name).write_bytes(path.read_bytes())
+        for path in (done / "pictures").iterdir():
+            (tmp_path / "pictures" / path.name).write_bytes(path.read_bytes())
+        yield from shares(self, unfinished)
+
+    monkeypatch.setattr(Leases, "shares", other)
+    sweep.run(plan, tmp_path, least)
+    assert made == [2]
+    same(tmp_path, done)
+
+
+@pytest.mark.parametrize("worker", [(0, 2), (3, 2), (1, 0), (1.0, 2), "1/2", (1,)])
+def test_no_such_worker(plan, least, tmp_path, worker):
+    with pytest.raises((TypeError, ValueError), match="worker"):
+        sweep.run(plan, tmp_path, least, worker=worker)
+
+
+def test_the_processes_of_jax_are_the_workers(plan, least, tmp_path, monkeypatch):
+    import jax
+
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    asked = []
+    monkeypatch.setattr(Leases, "shares", lambda self, _: asked.append((self._worker, self._workers)) or [])
+    sweep.run(plan, tmp_path, least)
+    assert asked == [(1, 3)]

@@ -1,0 +1,216 @@
+"""A family, and an argument, that the library has never seen work everywhere without any other change."""
+
+import dataclasses
+import inspect
+import json
+import shlex
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from safetensors.numpy import save_file
+from support import toy_family
+
+from sega_jax import Edit, Integer, Pipeline, Real, argument, load, register, sweep
+from sega_jax.cli.main import main
+from sega_jax.method.arguments import REQUIRED, arguments
+from sega_jax.pipelines import png
+from sega_jax.pipelines.load_options import LoadOptions
+from sega_jax.pipelines.pipeline import pipeline_class
+from sega_jax.systems import registry
+
+
+@pytest.fixture
+def family():
+    yield register(toy_family.SYSTEM)
+    registry.unregister("toy")
+
+
+@pytest.fixture
+def folder(family, tmp_path, monkeypatch):
+    """A checkpoint of it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rng, folder = np.random.default_rng(0), tmp_path / "toy"
+    scheduler = {"_class_name": "DDIMScheduler", "clip_sample": False}
+    files = {
+        "model_index.json": {"_class_name": "Toy", "net": ["toy", "ToyNet"]},
+        "net/config.json": {"size": 8},
+        "scheduler/scheduler_config.json": scheduler,
+    }
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(content))
+    tensors = {"mix.weight": rng.standard_normal((3, 7)), "mix.bias": rng.standard_normal(3)}
+    tensors = {name: value.astype(np.float32) for name, value in tensors.items()}
+    save_file(tensors, folder / "net" / "diffusion_pytorch_model.safetensors")
+    return folder
+
+
+CALL = {"output": "float", "progress": False}
+
+
+def test_it_loads_and_edits(folder):
+    pipe = load(folder, devices=jax.local_devices()[:1])
+    assert isinstance(pipe, Pipeline)
+    assert type(pipe).__name__ == "ToyPipeline"
+    plain = pipe("a cat", **CALL)
+    edited = pipe("a cat", Edit("hat", warmup=0), **CALL)
+    assert plain.images.shape == (1, 8, 8, 3)
+    assert plain.finite.all()
+    assert np.abs(edited.images - plain.images).max() > 1e-3
+    # Its own default, and its own argument with a value for each row.
+    assert (pipe("a cat", guidance_scale=3.0, steps=6, **CALL).images == plain.images).all()
+    both = pipe("a cat", images_per_prompt=2, seed=[0, 0], wobble=[0.0, 0.5], **CALL).images
+    np.testing.assert_allclose(both[0], plain.images[0], atol=1e-6)
+    assert np.abs(both[1] - both[0]).max() > 1e-3
+    with pytest.raises(ValueError, match=r"wobble=2\.0 should be a number in \[0, 1\]"):
+        pipe("a cat", wobble=2.0)
+    with pytest.raises(TypeError, match="wobbel is not an argument of a call of the toy family; did you mean wobble"):
+        pipe("a cat", wobbel=0.5)
+
+
+def test_its_text_is_its_own(folder, tmp_path):
+    pipe = load(folder, devices=jax.local_devices()[:1])
+    text = pipe.encode(["a cat", "a dog"])
+    assert repr(text) == "Letters(letters=float32[2, 4])"
+    images = pipe(["a cat", "a dog"], **CALL).images
+    assert (pipe(text, **CALL).images == images).all()
+    mixed = pipe([text[0], "a dog"], Edit(text[1], warmup=0, scale=0.0), **CALL).images
+    np.testing.assert_allclose(mixed, images, atol=1e-5)
+    text.save(tmp_path / "text.safetensors")
+    again = toy_family.Letters.load(tmp_path / "text.safetensors")
+    np.testing.assert_array_equal(again.letters, text.letters)
+
+
+def test_it_runs_on_two_devices(folder):
+    edits, more = Edit("hat", warmup=0), {"images_per_prompt": 3, "wobble": 0.2}
+    one, two = (load(folder, devices=jax.local_devices()[:count]) for count in (1, 2))
+    np.testing.assert_allclose(two("a cat", edits, **more, **CALL).images, one("a cat", edits, **more, **CALL).images)
+
+
+def test_sweeps_share_its_prefixes(folder, tmp_path):
+    grid = {"wobble": [0.0, 0.5], "hat.scale": [2.0, 4.0, 8.0]}
+    said = sweep.Sweep(model={"source": str(folder)}, call={"prompt": "a cat"}, edits={"hat": {"warmup": 4}}, grid=grid)
+    facts = sweep.Facts.of(said)
+    made = {}
+    for share in (True, False):
+        plan = sweep.plan(said, facts, 4, share=share)
+        sweep.run(plan, tmp_path / str(share), progress=False)
+        results = sweep.Results(tmp_path / str(share))
+        made[share] = {(row["wobble"], row["hat.scale"]): np.asarray(results.picture(row), int) for row in results.rows}
+    shared, apart = (sweep.plan(said, facts, 4, share=share).counts.evaluations for share in (True, False))
+    assert shared < apart
+    assert made[True].keys() == made[False].keys() == {(w, s) for w in grid["wobble"] for s in grid["hat.scale"]}
+    for point, image in made[True].items():
+        assert np.abs(image - made[False][point]).max() <= 1
+    pipe = load(folder, devices=jax.local_devices()[:1])
+    alone = pipe("a cat", Edit("hat", scale=8.0, warmup=4), wobble=0.5, output="uint8", progress=False).images[0]
+    assert np.abs(made[True][0.5, 8.0] - alone).max() <= 1
+
+
+def repeated(folder, tmp_path, words, name):
+    """Runs the command, looks for the option in its help and for the setting in the picture, and repeats it."""
+    run = CliRunner().invoke
+    assert f"--{name}" in run(main, ["edit", "--help"]).output
+    command = ["edit", "--model", str(folder), "--prompt", "a cat", "--edit", "hat:warmup=0", *words]
+    result = run(main, [*command, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    picture = tmp_path / "out" / "0001-edited.png"
+    said = run(main, ["info", str(picture)]).output
+    again = run(main, [*shlex.split(said.splitlines()[-1])[1:], "--out", str(tmp_path / "again")])
+    assert again.exit_code == 0, again.output
+    images = [np.asarray(Image.open(tmp_path / out / "0001-edited.png")) for out in ("out", "again")]
+    np.testing.assert_array_equal(*images)
+    return png.settings(picture), said.splitlines()[-1]
+
+
+def test_its_argument_is_in_the_shell_and_in_pictures(folder, tmp_path):
+    known, command = repeated(folder, tmp_path, ["--wobble", "0.5"], "wobble")
+    assert known["wobble"] == 0.5
+    assert "--wobble 0.5" in command
+    known, command = repeated(folder, tmp_path / "default", [], "wobble")
+    assert known["wobble"] == 0.0
+    assert known["guidance_scale"] == 3.0
+    assert "--wobble" not in command
+    words = ["edit", "--prompt", "a cat", "--edit", "hat", "--wobble", "0.5", "--out", str(tmp_path)]
+    other = CliRunner().invoke(main, words)
+    assert "--wobble is of the toy family, but the demo model is Stable Diffusion" in other.output
+
+
+def test_an_argument_that_the_library_has_never_seen(family, folder, tmp_path):
+    """A new field of its call is checked, documented, and found in the shell, in sweeps and in pictures."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+    class NewCall(toy_family.ToyCall):
+        humps: Any = argument(1, Integer(1, 9), "how many humps it has", varies="row", sweep=True, shell=True)
+        sway: Any = argument(0.0, Real(0, 1), "how far it leans", sweep=True, shell=True)
+
+    register(toy_family.SYSTEM._replace(call=NewCall))
+    pipe = load(folder, devices=jax.local_devices()[:1])
+    for method in (pipe.__call__, pipe.compile):
+        assert list(inspect.signature(method).parameters) == list(arguments(NewCall))
+        assert "humps: How many humps it has. A whole number from 1 to 9" in inspect.getdoc(method)
+    with pytest.raises(ValueError, match="humps=10 should be from 1 to 9"):
+        pipe("a cat", humps=10)
+    known, command = repeated(folder, tmp_path, ["--humps", "3", "--sway", "0.25"], "humps")
+    assert (known["humps"], known["sway"]) == (3, 0.25)
+    assert "--humps 3 --sway 0.25" in command
+    said = sweep.Sweep(
+        model={"source": str(folder)}, call={"prompt": "a cat"}, grid={"humps": [1, 2], "sway": [0.0, 0.5]}
+    )
+    sweep.run(sweep.plan(said, sweep.Facts.of(said), 2), tmp_path / "sweep", progress=False)
+    rows = sweep.Results(tmp_path / "sweep").rows
+    assert {(row["humps"], row["sway"]) for row in rows} == {(1, 0.0), (1, 0.5), (2, 0.0), (2, 0.5)}
+    with pytest.raises(ValueError, match="grid: humps=10 should be from 1 to 9"):
+        sweep.Sweep(call={"prompt": "a cat"}, grid={"humps": [10]})
+
+
+def test_signatures_are_the_fields():
+    """The arguments that editors show are the declared ones, of every family and of the options of `load`."""
+    for system in registry.systems().values():
+        made = pipeline_class(Pipeline, system)
+        for name in ("__call__", "compile"):
+            method = getattr(made, name)
+            own, *shown = inspect.signature(method).parameters.values()
+            assert [one.name for one in shown] == list(arguments(system.call)), system.name
+            assert (own.name, method.__name__) == ("self", name)
+            for one in shown:
+                declared = arguments(system.call)[one.name].default
+                assert one.default is (inspect.Parameter.empty if declared is REQUIRED else declared)
+    assert list(inspect.signature(load).parameters) == list(arguments(LoadOptions))
+
+
+def test_installed_families_are_found(monkeypatch):
+    class Entry:
+        name, value = "toy", "toy_family:SYSTEM"
+
+        @staticmethod
+        def load():
+            return toy_family.SYSTEM
+
+    monkeypatch.setattr(registry.importlib.metadata, "entry_points", lambda group: [Entry] * (group == registry.GROUP))
+    monkeypatch.setattr(registry, "_installed_are_known", False)
+    try:
+        assert registry.systems()["toy"] is toy_family.SYSTEM
+    finally:
+        registry.unregister("toy")
+
+
+def test_a_replacement_is_asked_in_its_place(family):
+    """Stable Diffusion takes every checkpoint that no other family takes, whoever replaces it."""
+    register(registry.named("stable_diffusion")._replace(title="mine"))
+    try:
+        assert next(iter(registry.systems())) == "stable_diffusion"
+        assert registry.named("stable_diffusion").title == "mine"
+    finally:
+        registry.unregister("stable_diffusion")
+    assert registry.named("stable_diffusion").title != "mine"
+
+
+@pytest.mark.parametrize("change", [{"name": 5}, {"name": ""}, {"title": None}, {"text": None}, {"call": None}])
+def test_a_broken_family_is_refused_at_once(change):
+    with pytest.raises(TypeError, match=f"{next(iter(change))}="):
+        register(toy_family.SYSTEM._replace(**change))

@@ -1,0 +1,52 @@
+"""Captions, cleaned and plain, beside what diffusers makes of them."""
+
+import subprocess
+import sys
+
+import pytest
+from support.captions import CAPTIONS
+
+from sega_jax.text.caption_cleaning import clean, plain
+
+
+@pytest.fixture
+def libraries():
+    pytest.importorskip("ftfy")
+    pytest.importorskip("bs4")
+
+
+@pytest.mark.usefixtures("libraries")
+@pytest.mark.parametrize("text", CAPTIONS)
+def test_clean(text):
+    assert clean(text) == CAPTIONS[text]
+
+
+@pytest.mark.usefixtures("libraries")
+def test_no_warnings_of_captions_that_look_like_links(recwarn):
+    for text in ("cat.txt", "/etc/cat", "ftp://cats"):
+        clean(text)
+    assert not recwarn
+
+
+@pytest.mark.usefixtures("libraries")
+def test_broken_declarations_stay():
+    """diffusers raises bs4's ParserRejectedMarkup."""
+    assert clean("A cat <![x in a hat") == "a cat <! x in a hat"
+
+
+def test_plain():
+    assert plain(" A Cat; http://x.com \n") == "a cat; http://x.com"
+
+
+@pytest.mark.parametrize("library", ["ftfy", "bs4"])
+def test_missing_libraries(library, monkeypatch):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ImportError, match=rf'needs {library}: pip install "sega_jax\[if\]"'):
+        clean("a cat")
+
+
+@pytest.mark.slow
+def test_the_libraries_wait_until_they_are_needed():
+    code = "import sega_jax, sega_jax.text.caption_cleaning, sys; print({'ftfy', 'bs4'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

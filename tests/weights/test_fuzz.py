@@ -1,0 +1,394 @@
+"""Damaged files: a checkpoint loads, or is refused with a `CheckpointError` or a `ValueError`, and nothing else.
+
+Neither takes long, nor much memory. What asks for 10**10 of something would show in both: an attempt may take
+five seconds and two gigabytes of address space, and where only arrays are read, twice the damaged file's size more
+than the sound one takes.
+"""
+
+import copy
+import gc
+import json
+import os
+import pickletools
+import random
+import resource
+import shutil
+import signal
+import struct
+import sys
+import time
+import tracemalloc
+import warnings
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorstore
+from safetensors.numpy import save_file
+from support import pickling, tiny
+
+import convert
+from sega_jax import load
+from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModel
+from sega_jax.pipelines import loading
+from sega_jax.pipelines.adapters import text_encoders
+from sega_jax.systems import original_files
+from sega_jax.systems.adapters import clip_layers
+from sega_jax.systems.stable_diffusion import Models
+from sega_jax.text.tokenizers import Tokenizer
+from sega_jax.weights import lora, single_file, textual_inversion
+from sega_jax.weights.orbax_reader import OrbaxTensors
+from sega_jax.weights.pull import Tensors, fill, leaves, read_json
+
+CASES = int(os.environ.get("SEGA_JAX_FUZZ", "25"))  # 1,000 take some minutes
+SECONDS = 5
+# What Python itself takes, for the words of an error and the like; the files here are smaller.
+OVERHEAD = 2**17
+NETWORKS = [
+    "model_index.json",
+    "unet/config.json",
+    "vae/config.json",
+    "text_encoder/config.json",
+    "scheduler/scheduler_config.json",
+]
+TOKENIZER = ["vocab.json", "special_tokens_map.json", "tokenizer_config.json"]
+# Bytes that keep JSON and headers readable more often than others do.
+TELLING = b'0123456789-.eE[]{}",:tfnFBUI '
+# Those that pickles have as words.
+OPCODES = b"".join(code.code.encode("latin-1") for code in pickletools.opcodes)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """As few parts as a checkpoint can have."""
+    vae = {"block_out_channels": [4], "down_block_types": [], "up_block_types": []}
+    text = tiny.TEXT | {"num_hidden_layers": 1}
+    return tiny.checkpoint(tmp_path_factory.mktemp("fuzz") / "tiny", unet=tiny.UNET_1, vae=tiny.VAE | vae, text=text)
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def bytes_changed(rng, original, end=None):
+    """One to three bytes are others."""
+    damaged = bytearray(original)
+    while damaged == original:
+        for _ in range(rng.randint(1, 3)):
+            new = rng.choice(TELLING) if rng.random() < 0.7 else rng.randrange(256)
+            damaged[rng.randrange(end or len(damaged))] = new
+    return bytes(damaged)
+
+
+# What is read without complaint as JSON, and hard to swallow.
+EXTREMES = [10**10, -(10**10), 0, -1, 1.5, 1e308, float("nan"), None, True, "", "x" * 1000, [], {}, [[]] * 50]
+EXTREMES += [[10**10] * 4, ["../../x"], "../../../etc/passwd", list(range(1000)), {"a": {"b": 1}}, "\0", "10000000000"]
+
+
+def entries_changed(rng, original):
+    """One to three values of a JSON object, at any depth, are others."""
+    damaged = json.loads(original)
+    for _ in range(rng.randint(1, 3)):
+        parent, depth = damaged, rng.randint(1, 4)
+        for _ in range(depth):
+            if not isinstance(parent, dict | list) or not parent:
+                break
+            inside, key = parent, rng.choice(list(parent) if isinstance(parent, dict) else range(len(parent)))
+            parent = parent[key]
+        # A number may also be twice itself, which some survive.
+        twice = isinstance(parent, int | float) and rng.random() < 0.5
+        inside[key] = 2 * parent if twice else copy.deepcopy(rng.choice(EXTREMES))
+    return json.dumps(damaged).encode()
+
+
+def changed(rng, original):
+    return rng.choice((bytes_changed, entries_changed))(rng, original)
+
+
+@contextmanager
+def bounded():
+    """Little time, and on Linux two gigabytes of address space."""
+
+    def late(*_):
+        raise AssertionError("it hangs")
+
+    before, (soft, hard) = signal.signal(signal.SIGALRM, late), resource.getrlimit(resource.RLIMIT_AS)
+    if sys.platform == "linux":
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 2**31, hard))
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def survives(attempt, original, write, change=changed, cases=CASES):
+    """How often the attempt worked on what was damaged and written."""
+    rng, good = random.Random(len(original)), 0
+    for _ in range(cases):
+        damaged = change(rng, original)
+        write(damaged)
+        try:
+            with bounded():
+                attempt()
+            good += 1
+        except ValueError:
+            continue
+        except BaseException as error:
+            raise AssertionError(damaged[:1000]) from error
+    write(original)
+    return good
+
+
+def survives_in_little(attempt, original, write, change=changed, cases=CASES):
+    """The same, where the attempt takes at most twice the file's size more than on the sound one, which must work."""
+
+    def peak():
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        try:
+            attempt()
+        finally:
+            taken.append(tracemalloc.get_traced_memory()[1] - before)
+
+    def peak_of_two():
+        """Repeats an attempt that took too much: Python may have enlarged its table of interned strings within it."""
+        try:
+            peak()
+        finally:
+            if taken[-1] > limit:
+                taken.pop()
+                with suppress(ValueError):
+                    peak()
+
+    taken = []
+    gc.collect()  # or what other tests left is finalised, and warned of, within an attempt
+    tracemalloc.start()
+    try:
+        for _ in range(3):
+            peak()
+        limit, taken = max(taken) + 2 * max(len(original), OVERHEAD), []
+        good = survives(peak_of_two, original, write, change, cases)
+    finally:
+        tracemalloc.stop()
+    assert max(taken) <= limit
+    return good
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_configs(small, tmp_path, monkeypatch, one_device, name):
+    monkeypatch.setattr(loading, "fill", lambda module, *_: module)
+    folder = shutil.copytree(small, tmp_path / "copy")
+
+    def attempt():
+        pipe = load(folder, devices=one_device)
+        pipe.latent_shape()
+        pipe.scheduler.table(1)
+
+    path = folder / name
+    assert 0 < survives(attempt, path.read_bytes(), path.write_bytes) < CASES
+
+
+@pytest.mark.parametrize("name", TOKENIZER)
+def test_tokenizers(small, tmp_path, name):
+    folder = shutil.copytree(small / "tokenizer", tmp_path / "copy")
+
+    def attempt():
+        ids = Tokenizer(folder, 12, 60)(["a b", "z" * 20])
+        assert ids.shape[1] >= 2
+        assert 0 <= ids.min() <= ids.max() < 60
+
+    path = folder / name
+    assert 0 < survives(attempt, path.read_bytes(), path.write_bytes) < CASES
+
+
+@pytest.fixture
+def text(small):
+    """A network without values."""
+    return Models.build(**{part: read_json(small / part / "config.json") for part in Models._fields}).text_encoder
+
+
+@pytest.fixture
+def weights(small, tmp_path):
+    """Its weights, to be damaged."""
+    return Path(shutil.copy(small / "text_encoder/model.safetensors", tmp_path / "model.safetensors"))
+
+
+@pytest.fixture
+def read(text, weights):
+    def attempt():
+        with Tensors(weights.parent, "model", None, text.rename) as tensors:
+            fill(text, tensors, np.float32, np.copy)
+
+    return attempt
+
+
+def header_changed(rng, original):
+    """Bytes of a safetensors file's header, or entries and with them its length; now and then only what nobody
+    reads."""
+    length = struct.unpack("<Q", original[:8])[0]
+    if rng.random() < 0.5:
+        return bytes_changed(rng, original, 8 + length)
+    header = original[8 : 8 + length]
+    header = header.replace(b"pt", b"np") if rng.random() < 0.1 else entries_changed(rng, header)
+    return struct.pack("<Q", len(header)) + header + original[8 + length :]
+
+
+def test_headers(weights, read):
+    """Of few cases all are refused."""
+    original, cases = weights.read_bytes(), 4 * CASES
+    assert 0 < survives_in_little(read, original, weights.write_bytes, header_changed, cases) < cases
+
+
+def test_single_files(tmp_path, text):
+    """The text encoder with the names of OpenCLIP, whose tensors are several of ours."""
+    path, config = tmp_path / "model.safetensors", tiny.TEXT | {"num_hidden_layers": 1}
+    starts = (original_files.OPENCLIP, f"{original_files.UNET}input_blocks.0.0.")
+    tensors = tiny.original(unet=tiny.UNET_1, text=config, openclip=True)
+    save_file({key: array for key, array in tensors.items() if key.startswith(starts)}, path)
+
+    def attempt():
+        with single_file.opened(path) as opened:
+            original_files.find(path, opened.shapes)
+        opened, file = single_file.opened(path), original_files.STABLE_DIFFUSION_FILE
+        with single_file.OriginalWeights(path, opened, file, "text_encoder", text) as weights:
+            fill(text, weights, np.float32, np.copy)
+
+    assert 0 < survives_in_little(attempt, path.read_bytes(), path.write_bytes, header_changed) < CASES
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_pickles(tmp_path, text, legacy):
+    """Of all that a file says about its tensors, and now and then of their entries."""
+    config = tiny.TEXT | {"num_hidden_layers": 1}
+    tensors = tiny.original(unet=tiny.UNET_1, text=config)
+    content = {key: array for key, array in tensors.items() if key.startswith(original_files.CLIP)}
+    path = pickling.save({"state_dict": content, "epoch": 3}, tmp_path / "model.ckpt", legacy=legacy)
+    original = path.read_bytes()
+    entries = [original.find(array.tobytes()) for array in content.values() if array.ndim == 2]
+    words = range(min(entries)), range(max(entries), len(original))
+
+    def change(rng, original):
+        damaged = bytearray(original)
+        places = rng.choice((*words, *words, range(len(original))))
+        while damaged == original:
+            for _ in range(rng.randint(1, 3)):
+                new = rng.choice(OPCODES) if rng.random() < 0.5 else rng.randrange(256)
+                damaged[rng.choice(places)] = new
+        return bytes(damaged[: rng.randrange(len(damaged))] if rng.random() < 0.1 else damaged)
+
+    def attempt():
+        opened, file = single_file.opened(path), original_files.STABLE_DIFFUSION_FILE
+        with single_file.OriginalWeights(path, opened, file, "text_encoder", text) as weights:
+            fill(text, weights, np.float32, np.copy)
+
+    assert 0 < survives_in_little(attempt, original, path.write_bytes, change) < CASES
+
+
+def test_loras(tmp_path, text):
+    """Names, shapes, and the settings in the header."""
+    path, content = tmp_path / "lora.safetensors", {}
+    for layer, outputs, inputs in (("self_attn.q_proj", 16, 16), ("mlp.fc1", 32, 16)):
+        content[f"text_encoder.encoder.layers.0.{layer}.lora_A.weight"] = np.ones((2, inputs), np.float32)
+        content[f"text_encoder.encoder.layers.0.{layer}.lora_B.weight"] = np.ones((outputs, 2), np.float32)
+    content["text_encoder.encoder.layers.0.self_attn.q_proj.alpha"] = np.ones((), np.float32)
+    settings = {"text_encoder.lora_alpha": 4, "text_encoder.alpha_pattern": {"mlp.fc1": 2}}
+    save_file(content, path, {"lora_adapter_metadata": json.dumps(settings)})
+    names = {"text_encoder": lora.LoraNames(("text_encoder.",), clip_layers)}
+
+    def attempt():
+        found = lora.read({"text_encoder": text}, path, names)[0].layers["text_encoder"]
+        for key, layer in found.items():
+            assert layer.difference(leaves(text)[key]).shape == leaves(text)[key]
+
+    assert 0 < survives_in_little(attempt, path.read_bytes(), path.write_bytes, header_changed) < CASES
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pt"])
+def test_textual_inversion(tmp_path, ending):
+    path, vectors = tmp_path / f"a{ending}", np.ones((2, 16), np.float32)
+    if ending == ".pt":
+        pickling.save({"string_to_param": {"*": vectors}, "name": "<a>", "step": 3}, path)
+    else:
+        save_file({"<a>": vectors}, path)
+    text = {"text_encoder": CLIPTextModel(CLIPTextConfig(hidden_size=16))}
+
+    def attempt():
+        assert textual_inversion._word(path, None, text, text_encoders()).vectors["text_encoder"].shape[1:] == (16,)
+
+    change = bytes_changed if ending == ".pt" else header_changed
+    assert 0 < survives_in_little(attempt, path.read_bytes(), path.write_bytes, change) < CASES
+
+
+def test_indices(weights, read):
+    path, _ = tiny.shard(weights)
+    assert 0 < survives_in_little(read, path.read_bytes(), path.write_bytes) < CASES
+
+
+@pytest.fixture
+def orbax(small, tmp_path):
+    """The folder of a network in Orbax's form, to be damaged."""
+    return convert.convert(small, tmp_path / "orbax") / "text_encoder"
+
+
+@pytest.fixture
+def restore(text, orbax):
+    def attempt():
+        with OrbaxTensors(orbax, text.rename) as tensors:
+            fill(text, tensors, np.float32, np.copy)
+
+    return attempt
+
+
+def test_orbax_notes(orbax, restore):
+    path = orbax / "orbax.json"
+    assert survives_in_little(restore, path.read_bytes(), path.write_bytes) < CASES
+
+
+@pytest.mark.parametrize("name", ["manifest.ocdbt", "d/*"])
+def test_orbax_databases(orbax, restore, name):
+    """Checksums find every changed byte."""
+    (path,) = (orbax / "orbax").glob(name)
+    assert survives_in_little(restore, path.read_bytes(), path.write_bytes, bytes_changed) == 0
+
+
+@pytest.mark.parametrize("name", ["_METADATA", "_CHECKPOINT_METADATA"])
+def test_orbax_metadata_is_not_needed(orbax, restore, name):
+    path = orbax / "orbax" / name
+    assert survives_in_little(restore, path.read_bytes(), path.write_bytes, cases=30) == 30
+
+
+def test_orbax_arrays(orbax, restore):
+    """Descriptions of an array that the database's checksums confirm."""
+    database = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{orbax / 'orbax'}/"}}
+    store, key = tensorstore.KvStore.open(database).result(), "embeddings.token_embedding.embedding/.zarray"
+
+    def write(description):
+        store[key] = description
+
+    assert survives_in_little(restore, store[key], write) < CASES
+
+
+def test_excess_is_seen(weights, read):
+    def attempt():
+        read()
+        if weights.read_bytes() != original:
+            np.ones(max(len(original), OVERHEAD))
+
+    original = weights.read_bytes()
+    with pytest.raises(AssertionError, match=r"assert \d+ <="):
+        survives_in_little(attempt, original, weights.write_bytes, bytes_changed, 3)
+
+
+@pytest.mark.parametrize("excess", [lambda: np.ones(2**29), lambda: time.sleep(1)])
+def test_bounds_hold(monkeypatch, excess):
+    monkeypatch.setattr(sys.modules[__name__], "SECONDS", 0.1)
+    with pytest.raises((AssertionError, MemoryError)), bounded():
+        excess()

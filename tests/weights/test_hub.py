@@ -1,0 +1,307 @@
+"""Checkpoints from a hub: a stand-in of its server for the real client, and of its client for what goes wrong."""
+
+import hashlib
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import huggingface_hub
+import numpy as np
+import pytest
+from huggingface_hub import errors
+from reference import cases
+from safetensors.numpy import save_file
+from support import tiny
+from support.checkpoints import same
+from support.hub import COMMIT, NAME, Stub, fetched
+
+import convert
+import sega_jax
+from sega_jax import CheckpointError
+from sega_jax.weights import hub
+
+pytestmark = pytest.mark.usefixtures("one_by_default")
+
+NEEDED = {
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "text_encoder/config.json",
+    "text_encoder/model.safetensors",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+}
+
+
+@pytest.fixture(scope="module")
+def repository(small_folder, tmp_path_factory):
+    """A checkpoint among what repositories have besides."""
+    folder = shutil.copytree(small_folder, tmp_path_factory.mktemp("hub") / "tiny")
+    for name in ("README.md", "v1-5-pruned.ckpt", "unet/diffusion_pytorch_model.bin", "vae/model.onnx"):
+        (folder / name).write_bytes(b"x")
+    for name in ("unet/diffusion_pytorch_model.fp16.safetensors", "unet/diffusion_pytorch_model.non_ema.safetensors"):
+        (folder / name).write_bytes(b"x")
+    return folder
+
+
+@pytest.fixture
+def client(repository, tmp_path, monkeypatch):
+    stub = Stub(repository, tmp_path / "cache")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", stub)
+    return stub
+
+
+def test_only_what_is_needed_is_fetched(client, small, one_device):
+    pipe = sega_jax.load(NAME, devices=one_device)
+    assert {name for name in fetched(client) if not name.startswith("tokenizer/")} == NEEDED
+    assert [call[:2] for call in client.calls] == [(NAME, None), (NAME, COMMIT)]
+    assert np.array_equal(pipe("cat", steps=2, output="latent").images, small("cat", steps=2, output="latent").images)
+
+
+def test_a_revision_and_a_network_of_another(client, small, one_device):
+    sega_jax.load(NAME, revision="v1.0", unet=small.models.unet, devices=one_device)
+    assert client.calls[0][:2] == (NAME, "v1.0")
+    assert {name for name in fetched(client) if name.startswith("unet")} == set()
+
+
+def test_configs_of_a_single_file(client, small, one_device, tmp_path):
+    """Without weights."""
+    save_file(tiny.original(unet=tiny.UNET_1), tmp_path / "model.safetensors")
+    pipe = sega_jax.load(tmp_path / "model.safetensors", config=NAME, devices=one_device)
+    assert same(pipe, small)
+    convert.convert_single(tmp_path / "model.safetensors", tmp_path / "made", config=NAME)
+    wanted = {name for name in NEEDED if name.endswith(".json")}
+    assert {name for name in fetched(client) if not name.startswith("tokenizer/")} == wanted
+
+
+def test_a_variant(client):
+    with pytest.raises(CheckpointError):  # the stand-in's is no real file
+        sega_jax.load(NAME, variant="fp16")
+    assert "unet/diffusion_pytorch_model.fp16.safetensors" in fetched(client)
+    assert "unet/diffusion_pytorch_model.safetensors" not in fetched(client)
+
+
+def test_of_another_kind_only_the_index_is_fetched(client, repository, tmp_path):
+    other = shutil.copytree(repository, tmp_path / "other")
+    index = json.loads((other / "model_index.json").read_text())
+    (other / "model_index.json").write_text(json.dumps(index | {"text_encoder_2": ["transformers", "CLIPTextModel"]}))
+    client.folder = other
+    with pytest.raises(CheckpointError, match="whose text_encoder_2 is CLIPTextModel; expected"):
+        sega_jax.load(NAME)
+    assert fetched(client) == {"model_index.json"}
+
+
+def test_of_stable_diffusion_xl(client, tmp_path, one_device):
+    """Both text encoders and tokenizers; not what repositories have besides, nor a network that is given."""
+    client.folder = tiny.xl(tmp_path / "xl", **cases.XL)
+    needed = {str(path.relative_to(client.folder)) for path in client.folder.rglob("*") if path.is_file()}
+    more = ["sd_xl_base_1.0.safetensors", "sd_xl_offset_example-lora_1.0.safetensors", "vae_1_0/config.json"]
+    more += ["unet/diffusion_pytorch_model.fp16.safetensors", "text_encoder_2/flax_model.msgpack"]
+    more += ["text_encoder_2/model.onnx", "vae_1_0/diffusion_pytorch_model.safetensors"]
+    for name in more:
+        (client.folder / name).parent.mkdir(exist_ok=True)
+        (client.folder / name).write_bytes(b"x")
+    pipe = sega_jax.load(NAME, devices=one_device)
+    assert fetched(client) == needed
+    shutil.rmtree(client.cache)
+    parts = {part: getattr(pipe.models, part) for part in ("text_encoder_2", "unet")}
+    sega_jax.load(NAME, devices=one_device, tokenizer=pipe.tokenizer, **parts)
+    left = {"text_encoder_2/config.json", "unet/config.json"}
+    assert fetched(client) == {name for name in needed - left if not name.startswith(("tok", "text_encoder_2", "unet"))}
+
+
+def test_of_a_stage_without_its_text_encoder(client, tmp_path, one_device):
+    """Which is larger than the rest; and without a safety checker that would not be used."""
+    client.folder = tiny.stage(tmp_path / "stage", tiny.STAGE_2, safety=True)
+    (client.folder / "safety_checker").mkdir()
+    (client.folder / "safety_checker" / "model.safetensors").write_bytes(b"x")
+    (client.folder / "safety_checker" / "config.json").write_bytes(b"{}")
+    with pytest.warns(UserWarning, match="safety checker, which is not supported"):
+        sega_jax.load(NAME, text_encoder=False, devices=one_device)
+    face = sega_jax.SemanticIFPipeline.from_pretrained(NAME, text_encoder=None, devices=one_device)
+    assert face.text_encoder is None
+    assert fetched(client) == {
+        "image_noising_scheduler/scheduler_config.json",
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+    }
+
+
+def response(status, code=None):
+    # Of the library that the hub's client is written with: httpx, or the one after it.
+    httpx = sys.modules[errors.HTTPError.__module__.partition(".")[0]]
+    headers = {} if code is None else {"X-Error-Code": code}
+    return httpx.Response(status, headers=headers, request=httpx.Request("GET", "http://hub.invalid/owner/tiny"))
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (lambda: errors.GatedRepoError("x", response=response(403)), ["is gated", "owner/tiny", "hf auth login"]),
+        (lambda: errors.RepositoryNotFoundError("x", response=response(404)), ["no repository on the hub", "private"]),
+        (lambda: errors.RevisionNotFoundError("x", response=response(404)), ["has no revision 'v9'"]),
+        (lambda: errors.LocalEntryNotFoundError("x"), ["cannot be reached", "cache", "HF_HUB_OFFLINE"]),
+        (lambda: errors.OfflineModeIsEnabled("x"), ["cannot be reached"]),
+        (lambda: errors.HfHubHTTPError("busy", response=response(503)), ["cannot be fetched", "busy"]),
+        (lambda: errors.HFValidationError("two dashes"), ["no name of a repository", "two dashes"]),
+        (lambda: OSError(28, "No space left on device"), ["cannot be fetched", "No space left"]),
+    ],
+)
+def test_errors_say_what_to_do(client, error, words):
+    client.error = error()
+    with pytest.raises(CheckpointError) as caught:
+        sega_jax.load(NAME, revision="v9")
+    assert all(word in str(caught.value) for word in [NAME, *words]), str(caught.value)
+
+
+def test_a_repository_without_these_weights(client, repository, tmp_path):
+    other = shutil.copytree(repository, tmp_path / "other")
+    (other / "unet/diffusion_pytorch_model.safetensors").unlink()
+    client.folder = other
+    with pytest.raises(CheckpointError, match=r"has no unet/diffusion_pytorch_model.safetensors; .*sega-jax-convert"):
+        sega_jax.load(NAME)
+
+
+def test_a_converted_repository(client, small_folder, small, tmp_path, one_device):
+    client.folder = convert.convert(small_folder, tmp_path / "orbax")
+    pipe = sega_jax.load(NAME, devices=one_device)
+    assert np.array_equal(pipe("cat", steps=1, output="latent").images, small("cat", steps=1, output="latent").images)
+
+
+def test_revisions_are_words():
+    with pytest.raises(TypeError, match="revision=3 should be"):
+        sega_jax.load(NAME, revision=3)
+
+
+def test_an_interruption_comes_through(client):
+    client.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        sega_jax.load(NAME)
+
+
+@pytest.mark.parametrize("source", ["owner/name", "a/b.c_d-e", "stable-diffusion-v1-5/stable-diffusion-v1-5"])
+def test_names(source):
+    assert hub.is_id(source)
+
+
+@pytest.mark.parametrize("source", ["name", "/a/b", "./a", "../a", "a/b/c", "~/a", "a /b", "", Path("a/b"), None, 3])
+def test_what_is_no_name(source):
+    assert not hub.is_id(source)
+
+
+def test_a_folder_comes_first_and_has_no_revision(client, small_folder, monkeypatch, tmp_path):
+    (tmp_path / "owner").mkdir()
+    (tmp_path / "owner" / "tiny").symlink_to(small_folder)
+    monkeypatch.chdir(tmp_path)
+    sega_jax.load(NAME)
+    assert not client.calls
+    with pytest.raises(ValueError, match=r"revision='main' is of a repository on the hub, but .* is a folder"):
+        sega_jax.load(NAME, revision="main")
+
+
+# The real client
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """As much of a hub as its client asks for: the list of a revision's files, and the files."""
+
+    folder: Path
+    asked: list
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        path = unquote(urlsplit(self.path).path)
+        self.asked.append(path)
+        if "/gated/" in path:
+            return self.answer(403, b"{}", {"X-Error-Code": "GatedRepo"})
+        if NAME not in path:
+            return self.answer(401, b"{}", {"X-Error-Code": "RepoNotFound"})
+        if "/v9" in path:
+            return self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+        if path.startswith("/api/"):
+            return self.api(path)
+        data = (self.folder / path.partition(f"/resolve/{COMMIT}/")[2]).read_bytes()
+        etag = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": COMMIT}
+        return self.answer(200, data, etag)
+
+    def api(self, path):
+        files = sorted(str(p.relative_to(self.folder)) for p in self.folder.rglob("*") if p.is_file())
+        if "/tree/" in path:
+            sizes = [(name, (self.folder / name).stat().st_size) for name in files]
+            listed = [{"type": "file", "path": name, "size": size, "oid": "0" * 40} for name, size in sizes]
+            return self.answer(200, json.dumps(listed).encode())
+        info = {"id": NAME, "sha": COMMIT, "private": False, "siblings": [{"rfilename": name} for name in files]}
+        return self.answer(200, json.dumps(info).encode())
+
+    def answer(self, status, body, headers=()):
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **dict(headers)}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+SCRIPT = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+import sega_jax
+
+said = []
+for name, revision in json.loads(sys.argv[1]):
+    try:
+        pipe = sega_jax.load(name, revision=revision)
+        said.append(float(abs(pipe("cat", steps=1, output="latent").images).sum()))
+    except sega_jax.CheckpointError as error:
+        said.append(str(error))
+print(json.dumps(said))
+"""
+
+
+@pytest.mark.slow
+def test_the_real_client(repository, small, tmp_path):
+    """Fetched, then offline from its cache; gated, missing and of no such revision."""
+    handler = type("Handler", (Server,), {"folder": repository, "asked": []})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    env = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
+    env |= {"JAX_PLATFORMS": "cpu", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "*", "no_proxy": "*"}
+
+    def run(*asked, **extra):
+        command = [sys.executable, "-c", SCRIPT, json.dumps(asked)]
+        done = subprocess.run(command, env=env | extra, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    wanted = float(np.abs(small("cat", steps=1, output="latent").images).sum())
+    try:
+        found, *refused = run((NAME, None), ("owner/gated", None), ("owner/none", None), (NAME, "v9"))
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert abs(found - wanted) < 1e-3
+    assert f"accept its conditions at {address}/owner/gated" in refused[0]
+    assert "no repository on the hub" in refused[1]
+    assert "has no revision 'v9'" in refused[2]
+    assert not [path for path in handler.asked if path.endswith((".bin", ".ckpt", ".onnx", "ema.safetensors"))]
+    offline = run((NAME, None), ("owner/none", None), HF_HUB_OFFLINE="1")
+    assert abs(offline[0] - wanted) < 1e-3
+    assert "cannot be reached" in offline[1]
+    gone = run((NAME, None), ("owner/none", None))
+    assert abs(gone[0] - wanted) < 1e-3
+    assert "cannot be reached" in gone[1]

@@ -1,0 +1,216 @@
+"""LoRAs: every name that files have for a layer, what is merged, and what is refused before anything is."""
+
+import json
+import math
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from support.loras import LAYERS, NAMINGS, close, kohya, layers, models, old_diffusers, peft, tensors, wanted
+
+from sega_jax import CheckpointError, load, merge_lora
+from sega_jax.systems.registry import adapters_of
+
+__all__ = ["layers", "models"]  # fixtures
+
+
+def cast(models, dtype):
+    return jax.tree.map(lambda x: jax.numpy.asarray(np.asarray(x).astype(dtype)), models)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content, name="lora.safetensors", metadata=None):
+        save_file(content, tmp_path / name, metadata)
+        return tmp_path / name
+
+    return write
+
+
+@pytest.mark.parametrize("alpha", [True, False])
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_every_naming(models, layers, write, naming, alpha):
+    found = merge_lora(models, {write(tensors(layers, NAMINGS[naming], alpha)): 0.7})
+    assert close(found, wanted(models, layers, 0.7, alpha))
+    assert not close(found, wanted(models, layers, 0.69, alpha))
+    assert all(a.dtype == b.dtype for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(models), strict=True))
+
+
+def test_a_path_alone_is_of_scale_one(models, layers, write):
+    path = write(tensors(layers, kohya))
+    assert close(merge_lora(models, str(path)), wanted(models, layers))
+
+
+def test_unprefixed_names_are_of_the_unet(models, layers, write):
+    only = {place: layer for place, layer in layers.items() if place[0] == "unet"}
+    found = {key.removeprefix("unet."): array for key, array in tensors(only, old_diffusers).items()}
+    assert close(merge_lora(models, write(found)), wanted(models, only))
+
+
+def test_several_add_up(models, layers, write):
+    """Their layers overlap in part; the order is of no matter, and a scale of minus one takes one away."""
+    halves = [{place: layer for i, (place, layer) in enumerate(layers.items()) if i % 3 != k} for k in (0, 1)]
+    a, b = write(tensors(halves[0], kohya), "a.safetensors"), write(tensors(halves[1], peft), "b.safetensors")
+    found = merge_lora(models, {a: 0.5, b: -2})
+    assert close(found, wanted(wanted(models, halves[0], 0.5), halves[1], -2))
+    assert close(merge_lora(models, {b: -2, a: 0.5}), found)
+    assert close(merge_lora(found, {a: -0.5, b: 2}), models, 1e-5)
+
+
+def test_what_has_no_layer_is_the_same(models, layers, write):
+    only = {place: layer for place, layer in layers.items() if place[0] == "text_encoder"}
+    found = merge_lora(models, write(tensors(only, kohya)))
+    assert found.unet is models.unet
+    assert found.vae is models.vae
+
+
+@pytest.mark.parametrize("stored", [np.float16, ml_dtypes.bfloat16, np.float64])
+def test_stored_in_other_dtypes(models, layers, write, stored):
+    kept = {place: tuple(np.asarray(x).astype(stored) for x in layer) for place, layer in layers.items()}
+    back = {place: tuple(np.asarray(x).astype(np.float32) for x in layer) for place, layer in kept.items()}
+    assert close(merge_lora(models, write(tensors(kept, kohya))), wanted(models, back))
+
+
+def test_half_precision_is_rounded_once(models, layers, write):
+    path, half = write(tensors(layers, kohya)), cast(models, ml_dtypes.bfloat16)
+    found, sums = merge_lora(half, path), merge_lora(cast(half, np.float32), path)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(sums), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b).astype(ml_dtypes.bfloat16))
+
+
+def test_a_kernel_between(models, write):
+    """LyCORIS' convolutions: up [out, r], mid [r, r, 3, 3], down [r, in]."""
+    rng = np.random.default_rng(1)
+    up, mid, down = (rng.standard_normal(s).astype(np.float32) for s in ((24, 2, 1, 1), (2, 2, 3, 3), (2, 24, 1, 1)))
+    layer = "lora_unet_mid_block_resnets_0_conv1"
+    content = {f"{layer}.lora_up.weight": up, f"{layer}.lora_mid.weight": mid, f"{layer}.lora_down.weight": down}
+    found = merge_lora(models, write(content)).unet.mid_block.resnets[0].conv1.kernel[...]
+    difference = np.einsum("oa,abhw,bi->hwio", up[..., 0, 0], mid, down[..., 0, 0])
+    before = models.unet.mid_block.resnets[0].conv1.kernel[...]
+    np.testing.assert_allclose(found, before + difference, rtol=1e-5, atol=1e-5)
+
+
+def test_pefts_settings(models, layers, write):
+    """Of a file of diffusers': alphas by part, those of some layers, and another rule of ranks."""
+    first = next(iter(LAYERS))
+    settings = {"unet.lora_alpha": 8, "unet.alpha_pattern": {first: 3.0}, "text_encoder.lora_alpha": 2}
+    settings |= {"unet.r": 4, "text_encoder.use_rslora": True}
+    path = write(tensors(layers, peft, alpha=False), metadata={"lora_adapter_metadata": json.dumps(settings)})
+    expected = {}
+    for (part, name), (up, down, _) in layers.items():
+        alpha = 3 if name == first else 8 if part == "unet" else 2 * math.sqrt(len(down))
+        expected[part, name] = (up, down, np.float32(alpha))
+    assert close(merge_lora(models, path), wanted(models, expected))
+
+
+def test_at_load(folder, one_device, layers, write):
+    path = write(tensors(layers, kohya))
+    before = load(folder, devices=one_device)
+    after = load(folder, devices=one_device, lora={path: 0.5})
+    assert close(after.models, wanted(before.models, layers, 0.5))
+    original = before.models
+    before.models = merge_lora(before.models, {path: 0.5})
+    assert close(before.models, after.models, 0)
+    before.models = original
+    assert close(before.models, wanted(original, {}), 0)
+
+
+def test_on_several_devices(folder, layers, write):
+    pipe = load(folder, devices=jax.local_devices()[:2])
+    found = merge_lora(pipe.models, write(tensors(layers, kohya)))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(pipe.models), strict=True):
+        assert a.sharding == b.sharding
+    assert close(found, wanted(pipe.models, layers))
+
+
+CONV = "lora_unet_mid_block_resnets_0_conv1"
+BROKEN = {
+    "unknown": ({"lora_unet_x.lora_up.weight": np.ones((2, 2))}, "unexpected lora_unet_x.lora_up.weight (2, 2)"),
+    "second text": ({"lora_te2_x.lora_up.weight": np.ones(2)}, "unexpected lora_te2_x.lora_up.weight (2,)"),
+    "other kind": ({f"{CONV}.hada_w1_a": np.ones(2)}, f"unexpected {CONV}.hada_w1_a (2,)"),
+    "dora": ({f"{CONV}.dora_scale": np.ones(2)}, f"unexpected {CONV}.dora_scale (2,)"),
+    "a norm": ({"unet.conv_norm_out.lora_A.weight": np.ones((2, 2))}, "unexpected unet.conv_norm_out.lora_A.weight"),
+    "half": (
+        {f"{CONV}.lora_up.weight": np.ones((24, 2, 1, 1))},
+        "missing    down of the unet's mid_block.resnets.0.conv1",
+    ),
+    "ranks": (
+        {f"{CONV}.lora_up.weight": np.ones((24, 2, 1, 1)), f"{CONV}.lora_down.weight": np.ones((3, 24, 3, 3))},
+        "misshapen  down (3, 24, 3, 3), up (24, 2, 1, 1) of the unet's mid_block.resnets.0.conv1.weight, which is",
+    ),
+    "kernel": (
+        {f"{CONV}.lora_up.weight": np.ones((24, 2, 1, 1)), f"{CONV}.lora_down.weight": np.ones((2, 24, 1, 1))},
+        "misshapen",
+    ),
+    "vectors": ({f"{CONV}.lora_up.weight": np.ones(24), f"{CONV}.lora_down.weight": np.ones(24)}, "misshapen"),
+    "no rank": (
+        {f"{CONV}.lora_up.weight": np.ones((24, 0, 1, 1)), f"{CONV}.lora_down.weight": np.ones((0, 24, 3, 3))},
+        "misshapen",
+    ),
+    "twice": (
+        {f"{CONV}.lora_up.weight": np.ones(1), "unet.mid_block.resnets.0.conv1.lora_B.weight": np.ones(1)},
+        "twice      unet.mid_block.resnets.0.conv1.lora_B.weight, up of the unet's",
+    ),
+    "infinite": ({f"{CONV}.lora_up.weight": np.full((24, 2, 1, 1), np.inf)}, "has NaN or infinite entries"),
+    "integers": ({f"{CONV}.lora_up.weight": np.ones((24, 2), np.int8)}, "is int8, expected a floating type"),
+    "nothing": ({}, "it has no tensors"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_files(models, write, name):
+    content, words = BROKEN[name]
+    path = write(content)
+    with pytest.raises(CheckpointError) as caught:
+        merge_lora(models, path)
+    assert f"{path} is no LoRA of this checkpoint's text_encoder and unet:\n" in str(caught.value)
+    assert words in str(caught.value)
+
+
+def test_all_that_is_wrong_is_listed_before_weights_are_read(folder, one_device, write, monkeypatch):
+    monkeypatch.setattr("sega_jax.pipelines.loading.filled", lambda *_: pytest.fail("weights are read"))
+    path = write({f"lora_unet_x{i}.alpha": np.ones(1) for i in range(300)})
+    with pytest.raises(CheckpointError) as caught:
+        load(folder, devices=one_device, lora=path)
+    assert str(caught.value).count("unexpected") == 300
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", '{"unet.lora_alpha": "x"}', '{"unet.alpha_pattern": [1]}', '{"unet.alpha_pattern": {"a": null}}'],
+)
+def test_broken_settings(models, layers, write, text):
+    with pytest.raises(CheckpointError, match="lora_adapter_metadata in its header is not readable"):
+        merge_lora(models, write(tensors(layers, peft), metadata={"lora_adapter_metadata": text}))
+
+
+def test_overflow(models, write):
+    half = cast(models, np.float16)
+    content = {
+        f"{CONV}.lora_up.weight": np.full((24, 2, 1, 1), 1e4),
+        f"{CONV}.lora_down.weight": np.ones((2, 24, 3, 3)),
+    }
+    with pytest.raises(CheckpointError, match=r"mid_block\.resnets\.0\.conv1\.weight overflows float16 once merged"):
+        merge_lora(half, {write(content): 10})
+
+
+def test_arguments(models, layers, write, tmp_path):
+    path = write(tensors(layers, kohya))
+    for error, words, arguments in [
+        (TypeError, "models=int should be of a pipeline of Stable Diffusion", (3, path)),
+        (TypeError, "lora=3 should be the path of a safetensors file, or", (models, 3)),
+        (TypeError, r"lora=\[.* should be the path", (models, [path])),
+        (ValueError, "the scale '1' of .* should be a finite number", (models, {path: "1"})),
+        (ValueError, "the scale nan of", (models, {path: float("nan")})),
+        (CheckpointError, r"none\.safetensors is missing", (models, tmp_path / "none.safetensors")),
+        (CheckpointError, r"lora\.bin is no \.safetensors file", (models, tmp_path / "lora.bin")),
+    ]:
+        with pytest.raises(error, match=words):
+            merge_lora(*arguments)
+
+
+def test_deepfloyds_unet_has_diffusers_names_alone(first):
+    names = adapters_of(first.models).lora["unet"].layers(first.models.unet)
+    assert names["mid_block.attentions.0.to_q"] == "mid_block.attentions.0.to_q.weight"

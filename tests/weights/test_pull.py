@@ -1,0 +1,488 @@
+"""Checkpoints that are broken, of another kind, or saved in another way."""
+
+import json
+import shutil
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from support import tiny
+
+from sega_jax import CheckpointError, load
+from sega_jax.method import numerics
+from sega_jax.weights import pull
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+TEXT = "text_encoder/model.safetensors"
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    """A small checkpoint, to be broken."""
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+@pytest.fixture(scope="module")
+def read(one_device):
+    return partial(load, devices=one_device)
+
+
+@pytest.fixture
+def refused(copy, read):
+    """Loads the broken checkpoint and checks that the message has these words."""
+
+    def check(*words, error=CheckpointError, source=copy, **options):
+        with pytest.raises(error) as caught:
+            read(source, **options)
+        missing = [word for word in words if str(word) not in str(caught.value)]
+        assert not missing, str(caught.value)
+
+    return check
+
+
+def edit_json(path, **entries):
+    tiny.write_json(path, json.loads(path.read_text()) | entries)
+
+
+def edit_tensors(path, change):
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, {"format": "pt"})
+
+
+def same(first, second):
+    return all(map(np.array_equal, jax.tree.leaves(first.models), jax.tree.leaves(second.models)))
+
+
+# Folders
+
+
+@pytest.mark.parametrize("source", ["nowhere", "CompVis/stable-diffusion-v1-4", ""])
+def test_no_such_folder(refused, tmp_path, source):
+    refused("is no folder", "model_index.json", error=FileNotFoundError, source=tmp_path / "x" / source)
+
+
+@pytest.mark.parametrize("source", [None, 3, ["a"]])
+def test_sources_of_another_type(read, source):
+    with pytest.raises(TypeError, match=r"source|folder"):
+        read(source)
+
+
+def test_a_file_is_no_folder(refused, copy):
+    refused("is no folder", error=FileNotFoundError, source=copy / "model_index.json")
+
+
+def test_an_unknown_home_is_no_folder(refused):
+    refused("is no folder", error=FileNotFoundError, source="~nobody-of-this-name/sd")
+
+
+def test_an_empty_folder(refused, tmp_path):
+    (tmp_path / "empty").mkdir()
+    refused("has no model_index.json", source=tmp_path / "empty")
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_part_of_a_checkpoint(refused, copy, part):
+    refused("no model_index.json", "one part of a checkpoint, give the folder above", source=copy / part)
+
+
+def test_sdxl(refused, copy):
+    """By its index, which does not fit the rest."""
+    extra = {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]}
+    edit_json(copy / "model_index.json", _class_name="StableDiffusionXLPipeline", **extra)
+    refused("no folder text_encoder_2", "is it a whole checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ({"text_encoder": ["transformers", "T5EncoderModel"]}, ["text_encoder is T5EncoderModel", "CLIPTextModel"]),
+        ({"vae": [None, None]}, ["vae is missing", "AutoencoderKL"]),
+        ({"unet": None}, ["unet is missing", "UNet2DConditionModel"]),
+        ({"unet": "UNet2DConditionModel"}, ["unet is missing"]),
+    ],
+)
+def test_pipelines_of_another_kind(refused, copy, entries, words):
+    edit_json(copy / "model_index.json", _class_name="IFPipeline", **entries)
+    refused("is a IFPipeline", "expected Stable Diffusion 1.x or 2.x", *words)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "scheduler", "tokenizer"])
+def test_a_missing_folder_is_named(refused, copy, part):
+    shutil.rmtree(copy / part)
+    refused(part)
+
+
+# JSON
+
+
+JSON = ["model_index.json", "unet/config.json", "vae/config.json", "text_encoder/config.json"]
+JSON += ["scheduler/scheduler_config.json", "tokenizer/vocab.json", "tokenizer/tokenizer_config.json"]
+
+
+@pytest.mark.parametrize("name", JSON)
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"a": ', ["is not readable JSON"]),
+        (b"", ["is not readable JSON"]),
+        (b'{"a": "\xff"}', ["is not readable JSON"]),
+        (b"[" * 100_000, ["is not readable JSON"]),
+        (b"[1, 2]", ["holds a list, expected a JSON object"]),
+        (b"null", ["holds a NoneType, expected a JSON object"]),
+    ],
+    ids=["broken", "empty", "no text", "deep", "list", "null"],
+)
+def test_broken_json(refused, copy, name, content, words):
+    (copy / name).write_bytes(content)
+    refused(name, *words)
+
+
+@pytest.mark.parametrize("name", JSON[:5])
+def test_missing_json(refused, copy, name):
+    (copy / name).unlink()
+    refused(name if name != "model_index.json" else "no model_index.json")
+
+
+# Configs
+
+
+@pytest.mark.parametrize(
+    ("part", "option", "value", "words"),
+    [
+        ("unet", "class_embed_type", "timestep", ["is not supported, only None"]),
+        ("unet", "addition_embed_type", "text", ["is not supported, only None or 'text_time'"]),
+        (
+            "unet",
+            "addition_embed_type",
+            "text_time",
+            ["projection_class_embeddings_input_dim=0 should be the channels"],
+        ),
+        ("unet", "time_embedding_type", "fourier", ["only 'positional'"]),
+        ("unet", "down_block_types", ["AttnDownBlock2D", "DownBlock2D"], ["'AttnDownBlock2D'", "CrossAttnDownBlock2D"]),
+        ("unet", "up_block_types", ["UpBlock2D"], ["1 entries for 3 block_out_channels"]),
+        ("unet", "act_fn", "selu", ["only silu"]),
+        ("unet", "block_out_channels", "x", ["'x' should be like"]),
+        ("unet", "block_out_channels", ["x", 16, 24], ["block_out_channels", "should be like"]),
+        ("unet", "block_out_channels", [None, 16, 24], ["block_out_channels", "should be like"]),
+        ("unet", "block_out_channels", [8.5, 16, 24], ["8.5"]),
+        ("unet", "block_out_channels", [], []),
+        ("unet", "layers_per_block", -1, ["-1 should be like"]),
+        ("unet", "layers_per_block", 10**10, ["10000000000 is more than the 100 that are supported"]),
+        ("unet", "block_out_channels", [8] * 101, ["is more than the 100 that are supported"]),
+        ("text_encoder", "num_hidden_layers", 10**10, ["10000000000 is more than the 100 that are supported"]),
+        ("unet", "layers_per_block", [1, 2], ["2 entries for 3 block_out_channels"]),
+        ("unet", "norm_num_groups", 5, ["8 channels cannot be split"]),
+        ("unet", "norm_num_groups", 0, []),
+        ("unet", "attention_head_dim", 3, ["8 channels cannot be split into 3 heads"]),
+        ("unet", "attention_head_dim", 0, []),
+        ("unet", "cross_attention_dim", 24, ["text encoder's hidden_size 16"]),
+        ("unet", "in_channels", 9, ["only text-to-image checkpoints are supported"]),
+        ("unet", "num_class_embeds", 20, ["num_class_embeds 20", "only text-to-image checkpoints"]),
+        ("unet", "mid_block_type", "UNetMidBlock2D", ["only 'UNetMidBlock2DCrossAttn'"]),
+        ("unet", "mid_block_type", ["UNetMidBlock2DCrossAttn"], ["only 'UNetMidBlock2DCrossAttn'"]),
+        ("unet", "mid_block_type", "UNetMidBlock2DSimpleCrossAttn", ["only 'scale_shift'"]),
+        ("unet", "only_cross_attention", [True, False], ["2 entries for 3 block_out_channels"]),
+        ("unet", "only_cross_attention", "all", ["'all' should be like False"]),
+        ("unet", "sample_size", [8], []),
+        ("unet", "sample_size", 0, []),
+        ("unet", "flip_sin_to_cos", "yes", ["'yes' should be like True"]),
+        ("vae", "down_block_types", ["AttnDownEncoderBlock2D"] * 2, ["only DownEncoderBlock2D"]),
+        ("vae", "norm_num_groups", 3, ["8 channels cannot be split"]),
+        ("vae", "norm_num_groups", 0, []),
+        ("vae", "scaling_factor", 0, ["0 should be like"]),
+        ("vae", "scaling_factor", -1, ["-1 should be like"]),
+        ("vae", "scaling_factor", float("nan"), ["nan should be like"]),
+        ("vae", "latents_mean", [0.1] * 4, ["is not supported, only None"]),
+        ("vae", "latent_channels", 16, ["only text-to-image checkpoints are supported"]),
+        ("vae", "layers_per_block", [1, 1], ["layers_per_block", "should be like"]),
+        ("vae", "block_out_channels", [8, "x"], ["block_out_channels", "should be like"]),
+        ("text_encoder", "hidden_act", "tanh", ["only silu"]),
+        ("text_encoder", "num_attention_heads", 3, ["hidden_size 16 is not a multiple of"]),
+        ("text_encoder", "num_attention_heads", 0, []),
+        ("text_encoder", "hidden_size", "16", ["'16' should be like"]),
+    ],
+)
+def test_configs_that_are_not_supported(refused, copy, part, option, value, words):
+    edit_json(copy / part / "config.json", **{option: value})
+    refused(str(copy), *words or [option])
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_all_levels_missing(refused, copy, part):
+    edit_json(copy / part / "config.json", block_out_channels=[], down_block_types=[], up_block_types=[])
+    refused("block_")
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_unknown_options_are_warned_about(copy, read, part):
+    edit_json(copy / part / "config.json", time_travel=True, _private=1)
+    with pytest.warns(UserWarning, match="ignored the unknown options time_travel$"):
+        read(copy)
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ({"_class_name": "LCMScheduler"}, ["'LCMScheduler' is not supported", "DDIMScheduler, PNDMScheduler"]),
+        ({"_class_name": ["DDIMScheduler"]}, ["is not supported", "DDIMScheduler, PNDMScheduler"]),
+        ({"beta_schedule": "sigmoid"}, ["only linear, scaled_linear"]),
+        ({"num_train_timesteps": "1000"}, ["num_train_timesteps='1000' should be a whole number"]),
+        ({"num_train_timesteps": 10**10}, ["num_train_timesteps=10000000000 should be", "from 1 to 100000"]),
+    ],
+)
+def test_schedulers_that_are_not_supported(refused, copy, entries, words):
+    edit_json(copy / "scheduler/scheduler_config.json", **entries)
+    refused(*words)
+
+
+# Weights
+
+
+def test_every_wrong_leaf_is_named(refused, copy):
+    def change(tensors):
+        del tensors["conv_in.weight"]
+        del tensors["mid_block.resnets.1.norm2.bias"]
+        tensors["extra.weight"] = np.zeros(3, np.float32)
+        tensors["conv_out.bias"] = np.zeros(5, np.float32)
+
+    edit_tensors(copy / WEIGHTS, change)
+    refused(
+        "unet",
+        "missing    conv_in.weight (8, 4, 3, 3)",
+        "missing    mid_block.resnets.1.norm2.bias (24,)",
+        "unexpected extra.weight (3,)",
+        "misshapen  conv_out.bias: (5,), expected (4,)",
+    )
+
+
+def test_a_kernel_in_our_own_layout_is_misshapen(refused, copy):
+    def change(tensors):
+        tensors["conv_in.weight"] = np.ascontiguousarray(tensors["conv_in.weight"].transpose(2, 3, 1, 0))
+
+    edit_tensors(copy / WEIGHTS, change)
+    refused("misshapen  conv_in.weight: (3, 3, 4, 8), expected (8, 4, 3, 3)")
+
+
+@pytest.mark.parametrize("length", [0, 4, 1000, 100_000])
+def test_truncated_files(refused, copy, length):
+    (copy / WEIGHTS).write_bytes((copy / WEIGHTS).read_bytes()[:length])
+    refused(WEIGHTS, "truncated", "fetch it again")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite(refused, copy, value):
+    def change(tensors):
+        tensors["conv_in.bias"][0] = value
+
+    edit_tensors(copy / WEIGHTS, change)
+    refused("conv_in.bias has NaN or infinite entries")
+
+
+def test_weights_that_overflow_in_half_precision(refused, read, copy):
+    def change(tensors):
+        tensors["conv_in.bias"][0] = 1e5
+
+    edit_tensors(copy / WEIGHTS, change)
+    refused("conv_in.bias overflows float16; use another dtype", dtype="float16")
+    assert read(copy, dtype="bfloat16").models.unet.conv_in.bias[0] == jnp.bfloat16(1e5)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.bool_, ml_dtypes.float8_e4m3fn])
+def test_weights_of_another_type(refused, copy, dtype):
+    def change(tensors):
+        tensors["conv_in.bias"] = tensors["conv_in.bias"].astype(dtype)
+
+    edit_tensors(copy / WEIGHTS, change)
+    refused("conv_in.bias", np.dtype(dtype).name)
+
+
+def test_a_leaf_twice(refused, read, copy):
+    """Under two names, with the same values or with others."""
+    edit_tensors(copy / TEXT, lambda tensors: tensors.update(**{f"text_model.{k}": v for k, v in tensors.items()}))
+    read(copy)
+    name = "text_model.final_layer_norm.bias"
+    edit_tensors(copy / TEXT, lambda tensors: tensors.update({name: tensors[name] + 1}))
+    refused("final_layer_norm.bias are the same parameter final_layer_norm.bias, but differ; fetch it again")
+
+
+def test_variants(refused, copy, read, pipe):
+    refused("model.fp16.safetensors is missing", "weights for no variant", variant="fp16")
+    for name in (WEIGHTS, TEXT, "vae/diffusion_pytorch_model.safetensors"):
+        (copy / name).rename(copy / name.replace(".safetensors", ".fp16.safetensors"))
+    assert same(read(copy, variant="fp16"), pipe)
+    refused("model.safetensors is missing", 'weights for variant="fp16"')
+    shutil.copy(copy / TEXT.replace(".safe", ".fp16.safe"), copy / TEXT)
+    refused("model.ema.safetensors is missing", 'weights for no variant or variant="fp16"', variant="ema")
+
+
+def test_other_formats(refused, copy):
+    (copy / WEIGHTS).rename(copy / WEIGHTS.replace(".safetensors", ".bin"))
+    refused("Only .safetensors files are read", "diffusion_pytorch_model.bin", "use sega-jax-convert")
+
+
+def test_no_weights(refused, copy):
+    (copy / WEIGHTS).unlink()
+    refused(WEIGHTS, "Is", "a whole checkpoint")
+
+
+@pytest.mark.parametrize("part", [WEIGHTS, TEXT])
+def test_shards(read, copy, pipe, part):
+    tiny.shard(copy / part)
+    assert same(read(copy), pipe)
+
+
+def test_shards_of_a_variant(read, copy, pipe):
+    index, _ = tiny.shard(copy / WEIGHTS)
+    index.rename(index.with_name("diffusion_pytorch_model.safetensors.index.fp16.json"))
+    for name in (TEXT, "vae/diffusion_pytorch_model.safetensors"):
+        (copy / name).rename(copy / name.replace(".safetensors", ".fp16.safetensors"))
+    assert same(read(copy, variant="fp16"), pipe)
+
+
+def test_a_missing_shard(refused, copy):
+    tiny.shard(copy / WEIGHTS)
+    (copy / "unet/diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
+    refused("diffusion_pytorch_model-00002-of-00002.safetensors is missing", "names it", "fetch it again")
+
+
+@pytest.mark.parametrize("name", ["../vae/x.safetensors", "/etc/passwd", "..", "", "a\0b"])
+def test_shards_elsewhere(refused, copy, name):
+    index, content = tiny.shard(copy / WEIGHTS)
+    content["weight_map"]["conv_in.weight"] = name
+    tiny.write_json(index, content)
+    refused("diffusion_pytorch_model.safetensors.index.json")
+
+
+@pytest.mark.parametrize("content", [{}, {"weight_map": []}, {"weight_map": {"conv_in.weight": 3}}])
+def test_an_index_without_a_map(refused, copy, content):
+    index, _ = tiny.shard(copy / WEIGHTS)
+    tiny.write_json(index, content)
+    refused(index.name, "has no weight_map of names to files")
+
+
+def test_prefixes_and_buffers_of_old_files(read, copy, pipe):
+    """Old text encoders carry a prefix and `position_ids`, old autoencoders other names for their attention."""
+
+    def change(tensors):
+        renamed = {f"text_model.{key}": value for key, value in tensors.items()}
+        tensors.clear()
+        tensors.update(renamed, **{"text_model.embeddings.position_ids": np.arange(12)[None]})
+
+    def rename(tensors):
+        for new, old in {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}.items():
+            for key in [key for key in tensors if f".{new}." in key]:
+                tensors[key.replace(new, old)] = tensors.pop(key)
+
+    edit_tensors(copy / TEXT, change)
+    edit_tensors(copy / "vae/diffusion_pytorch_model.safetensors", rename)
+    assert same(read(copy), pipe)
+
+
+# Tokenizers
+
+
+def test_a_missing_tokenizer_file(refused, copy):
+    (copy / "tokenizer/merges.txt").unlink()
+    refused("tokenizer/merges.txt missing", "needs tokenizer.json, or vocab.json and merges.txt")
+
+
+def test_more_tokens_than_embeddings(refused, copy):
+    vocabulary = json.loads((copy / "tokenizer/vocab.json").read_text())
+    tiny.write_json(copy / "tokenizer/vocab.json", vocabulary | {f"x{i}": 58 + i for i in range(5)})
+    refused("tokenizer has 63 tokens", "the text encoder 60", "belong together")
+
+
+def test_tokens_beyond_the_embeddings(refused, copy):
+    edit_json(copy / "tokenizer/vocab.json", b=1000)
+    refused("tokenizer", "1000", "60")
+
+
+@pytest.mark.parametrize("value", ["x", [], {}, 10.5, -1, 0])
+def test_lengths_of_another_kind(refused, copy, value):
+    edit_json(copy / "tokenizer/tokenizer_config.json", model_max_length=value)
+    refused("tokenizer", "model_max_length")
+
+
+def test_no_padding(refused, copy):
+    for name in ("special_tokens_map", "tokenizer_config"):
+        edit_json(copy / f"tokenizer/{name}.json", pad_token=None)
+    refused("names no pad_token")
+
+
+# Options
+
+
+@pytest.mark.parametrize("dtype", ["int32", "nonsense", 3, "complex64", "float8_e4m3fn", [], True])
+def test_unknown_dtypes(refused, dtype):
+    refused(f"dtype={dtype!r} should be one of float32, bfloat16, float16", error=ValueError, dtype=dtype)
+
+
+def test_float64_needs_x64(refused, read, copy):
+    refused("jax_enable_x64", error=ValueError, dtype="float64")
+    with jax.enable_x64(True):
+        assert read(copy, dtype="float64").models.unet.conv_in.bias[...].dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    ("attention", "words"),
+    [
+        ("flash", "should be one of xla, cudnn, pallas, or None"),
+        ("cudnn", "needs GPUs"),
+        ("pallas", "needs TPUs and dtype bfloat16 or float32, got cpu and float32"),
+        (3, "xla, cudnn"),
+    ],
+)
+def test_unknown_attention(refused, attention, words):
+    refused(f"attention={attention!r}", words, error=ValueError, attention=attention)
+
+
+@pytest.mark.parametrize("devices", [[], 0, ["cpu:0"], [None]])
+def test_devices_of_another_kind(folder, devices):
+    with pytest.raises((TypeError, ValueError), match=r"devices=.* should name"):
+        load(folder, devices=devices)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", jnp.bfloat16, "float16", np.float16, "float32"])
+def test_weights_are_cast(copy, read, pipe, dtype):
+    cast = read(copy, dtype=dtype)
+    wanted = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(dtype)), pipe.models)
+    assert same(cast, pipe) == (jnp.dtype(dtype) == np.float32)
+    assert all(map(np.array_equal, jax.tree.leaves(cast.models), jax.tree.leaves(wanted)))
+    assert cast.dtype == jnp.dtype(dtype)
+
+
+@pytest.mark.parametrize("stored", [np.float16, ml_dtypes.bfloat16, np.float64])
+def test_files_of_any_floating_type(tmp_path, read, stored):
+    pipe = read(tiny.checkpoint(tmp_path / "stored", dtype=stored))
+    name = "conv_in.bias"
+    assert np.array_equal(pipe.models.unet.conv_in.bias[...], tiny.values(name, (8,)).astype(stored).astype(np.float32))
+
+
+def test_numbers_may_be_null(copy, read, pipe):
+    edit_json(copy / "unet/config.json", class_embed_type=None, freq_shift=None, dropout=0.1, upcast_attention=True)
+    assert same(read(copy), pipe)
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (7, 5, 3, 3), (1, 1, 1, 1)])
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float64])
+def test_kernels_turn_part_by_part(monkeypatch, shape, dtype):
+    monkeypatch.setattr(pull, "_COLUMNS", 3)
+    turned = np.random.default_rng(0).standard_normal(shape).astype(dtype).T
+    found = pull._contiguous(turned)
+    assert found.flags.c_contiguous
+    assert found.dtype == dtype
+    assert np.array_equal(found, turned)
+
+
+@pytest.mark.parametrize("place", range(11))
+def test_what_is_not_finite_is_found_in_every_part(monkeypatch, place):
+    monkeypatch.setattr(numerics, "_PART", 4)
+    values = np.ones(11, np.float16)
+    assert numerics.is_finite(values)
+    values[place] = -np.inf
+    assert not numerics.is_finite(values)

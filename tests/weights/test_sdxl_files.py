@@ -1,0 +1,142 @@
+"""Stable Diffusion XL in other files than its folder: single files, LoRAs, textual inversion, Orbax."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from support import pickling, published
+from support.checkpoints import same
+from support.loras import close, tensors, wanted
+from support.sdxl_files import folder, kohya, kohya_original, layers, peft, pipe, single
+
+import convert
+from sega_jax import CheckpointError, Edit, add_words, load, merge_lora
+from sega_jax.pipelines.loading import describe
+from sega_jax.systems import original_files, sdxl
+from sega_jax.systems.registry import recognise
+from sega_jax.weights.pull import leaves
+
+__all__ = ["folder", "layers", "pipe", "single"]  # fixtures
+
+CALL = {"prompt": "a cat at", "edits": [Edit("hat", warmup=1)], "steps": 2, "output": "float", "negative_prompt": "b"}
+
+
+def test_every_form_is_the_same_to_the_bit(tmp_path, pipe, folder, single):
+    save_file(single, tmp_path / "a.safetensors")
+    pickling.save({"state_dict": single}, tmp_path / "a.ckpt")
+    convert.convert(folder, tmp_path / "orbax")
+    convert.convert_single(tmp_path / "a.ckpt", tmp_path / "made", config=folder, tokenizer=folder / "tokenizer")
+    picture = pipe(**CALL).images
+    for name in ("a.safetensors", "a.ckpt", "orbax", "made"):
+        config = folder if name.startswith("a.") else None
+        found = load(tmp_path / name, config=config, devices=pipe.devices)
+        assert same(found, pipe)
+        np.testing.assert_array_equal(found.tokenizer(["a b,"]), pipe.tokenizer(["a b,"]))
+        np.testing.assert_array_equal(found(**CALL).images, picture)
+
+
+def test_one_vocabulary_is_enough(tmp_path, pipe, folder, single):
+    save_file(single, tmp_path / "a.safetensors")
+    bare = shutil.copytree(folder, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors", "tokenizer*"))
+    with pytest.raises(CheckpointError, match="does not hold CLIP's vocabulary; give tokenizer="):
+        load(tmp_path / "a.safetensors", config=bare, devices=pipe.devices)
+    for tokenizer in (folder / "tokenizer", str(folder / "tokenizer"), pipe.tokenizer, pipe.tokenizer.first):
+        found = load(tmp_path / "a.safetensors", config=bare, tokenizer=tokenizer, devices=pipe.devices)
+        np.testing.assert_array_equal(found.tokenizer(["a b,", "c"]), pipe.tokenizer(["a b,", "c"]))
+    with pytest.raises(CheckpointError, match=r"the tokenizer pads with 'a', as those of Stable Diffusion 2\.x"):
+        load(tmp_path / "a.safetensors", config=bare, tokenizer=folder / "tokenizer_2", devices=pipe.devices)
+
+
+def test_what_is_refused(tmp_path, pipe, folder, small_folder, single):
+    def said(content, config=folder):
+        save_file(content, tmp_path / "a.safetensors")
+        with pytest.raises(CheckpointError) as caught:
+            load(tmp_path / "a.safetensors", config=config, devices=pipe.devices)
+        return str(caught.value)
+
+    key = f"{original_files.OPENCLIP_XL}text_projection"
+    assert f"missing    {key} (12, 20)" in said({name: array for name, array in single.items() if name != key})
+    assert f"misshapen  {key}: (20, 20), expected (12, 20)" in said(single | {key: np.ones((20, 20), np.float32)})
+    assert "is Stable Diffusion 1.x or 2.x, expected Stable Diffusion XL" in said(single, small_folder)
+    wide = single | {f"{original_files.UNET}input_blocks.0.0.weight": np.ones((8, 9, 3, 3), np.float32)}
+    assert "takes 9 channels, as models that fill in" in said(wide)
+    assert "attends to text of width 0" in said(single, None)
+    ours = {name: array for name, array in single.items() if not name.startswith("conditioner.embedders.1")}
+    assert "has no text_encoder_2, names that start with conditioner.embedders.1.model." in said(ours)
+
+
+def test_configs_as_published(pipe):
+    key = f"{original_files.UNET}input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
+    shapes = {key: (640, 2048), f"{original_files.UNET}label_emb.0.0.weight": (1280, 2816)}
+    folder = original_files.SDXL_FILE.published("x", shapes, None)
+    assert recognise(folder) is sdxl.SYSTEM
+    found = describe(folder, tokenizer=pipe.tokenizer)
+    models = found.models.build(**published.XL)
+    assert [leaves(network) for network in found.models] == [leaves(network) for network in models]
+    assert [network.config for network in found.models[1:3]] == [network.config for network in models[1:3]]
+    assert found.models.vae.config.scaling_factor == 0.13025
+    assert found.extras.zero_negative
+    assert found.scheduler.name == "EulerDiscreteScheduler"
+
+
+# LoRAs
+
+
+@pytest.mark.parametrize("names", [kohya, kohya_original, peft])
+def test_loras(tmp_path, pipe, layers, names):
+    save_file(tensors(layers, names), tmp_path / "a.safetensors")
+    found = merge_lora(pipe.models, {tmp_path / "a.safetensors": 0.7})
+    assert close(found, wanted(pipe.models, layers, 0.7))
+    assert not close(found, wanted(pipe.models, layers, 0.6))
+
+
+def test_names_of_the_original():
+    place = "unet", "down_blocks.1.attentions.0.transformer_blocks.1.attn2.to_k"
+    assert kohya_original(*place)[2] == "lora_unet_input_blocks_3_1_transformer_blocks_1_attn2_to_k.alpha"
+    assert kohya_original("unet", "add_embedding.linear_1")[2] == "lora_unet_label_emb_0_0.alpha"
+
+
+# Textual inversion
+
+
+def test_textual_inversion(tmp_path, pipe, folder):
+    rng = np.random.default_rng(0)
+    vectors = {"clip_l": rng.standard_normal((2, 16)), "clip_g": rng.standard_normal((2, 20))}
+    vectors = {name: array.astype(np.float32) for name, array in vectors.items()}
+    save_file(vectors, tmp_path / "a.safetensors")
+    pickling.save(vectors, tmp_path / "a.pt")
+    for name in ("a.safetensors", "a.pt"):
+        found = load(folder, devices=pipe.devices, textual_inversion={"<toy>": tmp_path / name})
+        ids = found.tokenizer(["x <toy>"])[0]
+        tables = found.models.text_encoder, found.models.text_encoder_2.text_model
+        for tower, row, own in zip(tables, ids, vectors.values(), strict=True):
+            table = np.asarray(tower.embeddings.token_embedding.embedding[...])
+            assert row[2:4].tolist() == [58, 59]
+            np.testing.assert_array_equal(table[row[2:4]], own)
+    with pytest.raises(CheckpointError, match="does not name its word"):
+        add_words(pipe.models, pipe.tokenizer, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="'<cat>' has a special token in it, such as 'a'; give another word"):
+        add_words(pipe.models, pipe.tokenizer, {"<cat>": tmp_path / "a.pt"})
+
+
+def test_textual_inversion_of_one_tower(tmp_path, pipe):
+    save_file({"<toy>": np.ones((2, 16), np.float32)}, tmp_path / "a.safetensors")
+    with pytest.raises(
+        CheckpointError, match="for text_encoder, expected for text_encoder and text_encoder_2: it is of"
+    ):
+        add_words(pipe.models, pipe.tokenizer, tmp_path / "a.safetensors")
+    content = {"clip_l": np.ones((2, 16), np.float32), "clip_g": np.ones((3, 20), np.float32)}
+    save_file(content, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match="other numbers of vectors for each text encoder"):
+        add_words(pipe.models, pipe.tokenizer, {"<toy>": tmp_path / "a.safetensors"})
+
+
+def test_the_index_of_a_conversion(tmp_path, folder, single):
+    save_file(single, tmp_path / "a.safetensors")
+    made = convert.convert_single(tmp_path / "a.safetensors", tmp_path / "made", config=folder)
+    index = json.loads((made / "model_index.json").read_text())
+    assert index["_class_name"] == "StableDiffusionXLPipeline"
+    assert jax.tree.leaves(index) == jax.tree.leaves(json.loads((folder / "model_index.json").read_text()))

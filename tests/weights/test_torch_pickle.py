@@ -1,0 +1,232 @@
+"""Files that torch wrote: read to the bit, refused where they ask for more, and never run."""
+
+import pickle
+import tracemalloc
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from support import pickling, tiny
+from support.checkpoints import same
+from support.pickling import call, save
+
+from sega_jax import CheckpointError, load, merge_lora
+from sega_jax.weights.pull import Tensors
+from sega_jax.weights.torch_pickle import CkptTensors, PickledTensors, mapped, read
+
+FORMS = pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16, np.int64]
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    rng = np.random.default_rng(0)
+    made = {np.dtype(dtype).name: rng.standard_normal((2, 3, 4)).astype(dtype) for dtype in DTYPES}
+    return made | {"number": np.float32(3), "nothing": np.ones((0, 3), np.float32), "turned": np.ones((2, 3)).T}
+
+
+def opened(path):
+    with CkptTensors(path.parent, path.stem, None, str) as found:
+        return {name: found[name] for name in found.shapes}
+
+
+def content(path):
+    with mapped(path) as data:
+        return read(path, data)
+
+
+@FORMS
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_tensors_to_the_bit(tmp_path, tensors, legacy, wrapped):
+    beside = {"state_dict": tensors, "global_step": 3, "epoch": 1.5, "callbacks": {}, "hyper": [None, True, ("a", 2)]}
+    found = opened(save(beside if wrapped else tensors, tmp_path / "a.ckpt", legacy=legacy))
+    assert found.keys() == tensors.keys()
+    for name, array in tensors.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_containers_of_every_protocol(tmp_path, protocol):
+    wanted = {
+        "a": [1, -2.5, None, True, "\u00e9" * 300, 2**70],
+        "b": ((), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)),
+        3: {},
+    }
+    twice = wanted | {"again": [wanted["a"], wanted["a"], 7, 2**20, []]}
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(b"".join(pickle.dumps(part, protocol) for part in (pickling.MAGIC, 1001, {}, twice, [])))
+    if protocol >= 2:
+        assert content(path) == twice
+    else:
+        with pytest.raises(CheckpointError, match="truncated or no weight file of torch, expected a pickle"):
+            content(path)
+
+
+@FORMS
+def test_a_ckpt_loads_as_the_folder_to_the_bit(tmp_path, small, small_folder, legacy):
+    found = {key: array.astype(np.float32) for key, array in tiny.original(unet=tiny.UNET_1).items()}
+    path = save({"state_dict": found, "global_step": 7}, tmp_path / "model.ckpt", legacy=legacy)
+    assert same(load(path, config=small_folder, devices=small.devices), small)
+
+
+# What would run, were it unpickled as usual
+
+CALLS = {
+    "os.system": lambda canary: call("posix.system", f"touch {canary}"),
+    "eval": lambda canary: call("builtins.eval", f"open({str(canary)!r}, 'w')"),
+    "a class": lambda canary: (
+        b"csubprocess\nPopen\n" + pickling.written((["touch", str(canary)],), []) + b"\x81"
+    ),
+    "a method": lambda canary: call("pathlib.Path.touch", call("pathlib.Path", str(canary))),
+    "what it names": lambda canary: (
+        b"\x8c\x05posix\x8c\x06system\x93" + pickling.written((f"touch {canary}",), []) + b"R"
+    ),
+    "what is called": lambda canary: call("torch._utils._rebuild_parameter", call("posix.system", f"touch {canary}")),
+    "an extension": lambda canary: b"\x82\x01",
+    "an old class": lambda canary: b"(X\x01\x00\x00\x00aiposix\nsystem\n",
+}  # fmt: skip
+
+
+@FORMS
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("place", ["value", "key", "beside", "everything"])
+def test_nothing_is_run(tmp_path, tensors, legacy, name, place):
+    canary = tmp_path / "canary"
+    hostile = CALLS[name](canary)
+    whole = {
+        "value": tensors | {"x": hostile},
+        "key": tensors | {hostile: 3},
+        "beside": {"state_dict": tensors, "optimizer": [hostile]},
+        "everything": hostile,
+    }[place]
+    path = save(whole, tmp_path / "a.ckpt", legacy=legacy)
+    with pytest.raises(CheckpointError, match=r"a\.ckpt is refused, nothing of it was run: it holds more than tensors"):
+        opened(path)
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["a.ckpt"]
+
+
+def test_that_would_run(tmp_path):
+    """Were it not for the reader."""
+    path = tmp_path / "a"
+    path.write_bytes(b"\x80\x02" + CALLS["os.system"](tmp_path / "canary") + b".")
+    pickle.loads(path.read_bytes())
+    assert (tmp_path / "canary").exists()
+
+
+def test_names_alone_are_nothing(tmp_path, tensors):
+    """As Lightning's callbacks, whose classes are keys."""
+    callbacks = {b"cpytorch_lightning.callbacks\nModelCheckpoint\n": {"best": call("numpy.core.multiarray.scalar", 3)}}
+    found = opened(save({"state_dict": tensors, "callbacks": callbacks}, tmp_path / "a.ckpt"))
+    assert found.keys() == tensors.keys()
+
+
+# What would take all memory, or all time
+
+
+def storage(count, key="0"):
+    return pickling.written(("storage", b"ctorch\nFloatStorage\n", key, "cpu", count), []) + b"Q"
+
+
+def view(*given):
+    return call("torch._utils._rebuild_tensor_v2", storage(24), *given, False, {})
+
+
+ODD = {
+    "repeated": (view(0, (10**12,), (0,)), "is no name of a dense tensor"),
+    "beyond the end": (view(20, (2, 3), (3, 1)), "is no name of a dense tensor"),
+    "before the start": (view(-1, (2, 3), (3, 1)), "is no name of a dense tensor"),
+    "backwards": (view(5, (2, 3), (3, -1)), "is no name of a dense tensor"),
+    "of many axes": (view(0, (1,) * 100, (1,) * 100), "is no name of a dense tensor"),
+    "of huge numbers": (view(0, (0, 2**800), (1, 1)), "is no name of a dense tensor"),
+    "no numbers": (view(0, ("a",), (1,)), "is no name of a dense tensor"),
+    "sparse": (call("torch._utils._rebuild_sparse_tensor", 1), "is no name of a dense tensor"),
+    "a list": ([1], "is no name of a dense tensor"),
+    "a storage too small": (
+        call("torch._utils._rebuild_tensor_v2", storage(10**9), 0, (10**9,), (1,), False, {}),
+        "truncated or no weight file",
+    ),
+    "no such storage": (call("torch._utils._rebuild_tensor_v2", storage(1, "x"), 0, (1,), (1,)), "truncated or no"),
+    "a key of tuples": ({b")" + b"2\x86" * 64: 1}, "a tuple as a key"),
+    "no end": (b"]" * 2**21, "truncated or no weight file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_tensors(tmp_path, tensors, name):
+    value, words = ODD[name]
+    path = save({"float64": tensors["float64"], "x": value}, tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match=words):
+        opened(path)
+
+
+def test_many_names_of_the_same_entries(tmp_path):
+    """A few are as they should be, of tied weights."""
+    content = {"own": np.arange(24, dtype=np.float32), "again": view(0, (24,), (1,)), "part": view(6, (2, 3), (1, 2))}
+    found = opened(save(content, tmp_path / "a.ckpt"))
+    np.testing.assert_array_equal(found["again"], np.arange(24))
+    np.testing.assert_array_equal(found["part"], [[6, 8, 10], [7, 9, 11]])
+    path = tmp_path / "a.ckpt"
+    many = {f"x{i}": call("torch._utils._rebuild_tensor_v2", storage(10**5), 0, (10**5,), (1,)) for i in range(9)}
+    with pytest.raises(CheckpointError, match="its tensors are more than it has bytes for"):
+        opened(save({"own": np.ones(10**5, np.float32)} | many, path))
+
+
+def test_what_is_compressed_is_not_unpacked(tmp_path):
+    path = save({"x": np.zeros(10**6, np.float32)}, tmp_path / "bomb.ckpt", compressed=True)
+    assert path.stat().st_size < 10**4
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match="is compressed, as torch writes none, and is not unpacked"):
+        opened(path)
+    assert tracemalloc.get_traced_memory()[1] < 10**6
+    tracemalloc.stop()
+
+
+# Files that are not what they are called
+
+
+def test_mislabelled_files(tmp_path, tensors, small, small_folder):
+    floats = {"float32": tensors["float32"]}
+    save_file(floats, tmp_path / "real.safetensors")
+    save(floats, tmp_path / "zip")
+    save(floats, tmp_path / "pickle", legacy=True)
+    files = {
+        "a zip file": (tmp_path / "zip").read_bytes(),
+        "a pickle": (tmp_path / "pickle").read_bytes(),
+        "the pointer to a file of Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n",
+        "a web page": b"\n<!DOCTYPE html><html></html>",
+    }
+    for what, data in files.items():
+        (tmp_path / "a.safetensors").write_bytes(data)
+        with pytest.raises(CheckpointError, match=rf"a\.safetensors is {what}, expected a safetensors file; \w+"):
+            load(tmp_path / "a.safetensors", config=small_folder, devices=small.devices)
+        if what not in ("a zip file", "a pickle"):
+            (tmp_path / "a.ckpt").write_bytes(data)
+            with pytest.raises(CheckpointError, match=rf"a\.ckpt is {what}, expected a pickle, as \.ckpt files are"):
+                load(tmp_path / "a.ckpt", config=small_folder, devices=small.devices)
+    (tmp_path / "a.ckpt").write_bytes((tmp_path / "real.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match=r"a\.ckpt is a safetensors file, expected a pickle"):
+        opened(tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match="a list, expected a dictionary of tensors"):
+        opened(save([1], tmp_path / "a.ckpt"))
+    (tmp_path / "a.ckpt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="is missing or empty"):
+        opened(tmp_path / "a.ckpt")
+
+
+def test_shards(tmp_path, tensors):
+    names = [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
+    places = {key: names[i % 2] for i, key in enumerate(tensors)}
+    for name in names:
+        save({key: array for key, array in tensors.items() if places[key] == name}, tmp_path / name)
+    tiny.write_json(tmp_path / "pytorch_model.bin.index.json", {"weight_map": places})
+    with PickledTensors(tmp_path, "pytorch_model", None, str) as found:
+        assert {name: found[name].tobytes() for name in found.shapes} == {k: a.tobytes() for k, a in tensors.items()}
+
+
+def test_checkpoints_and_loras_are_told_apart(tmp_path, small, small_folder):
+    save_file(tiny.original(unet=tiny.UNET_1), tmp_path / "whole.safetensors")
+    with pytest.raises(CheckpointError, match=r"whole\.safetensors is no LoRA, but a whole checkpoint: .*load"):
+        merge_lora(small.models, tmp_path / "whole.safetensors")
+    assert Tensors(tmp_path, "whole", None, str).nbytes
