@@ -5,6 +5,8 @@ embeddings in place of the text encoder; one concept by default. The floor is th
 step, and of decoding, at the ceiling of bfloat16 matrix products. Run from the repository's root:
 
     python tests/benchmarks/deepfloyd.py --stage stage1 --steps 50 --concepts 1 --batch 1 --repeat 5
+
+`--tiny` is a network that any CPU runs, and says nothing about speed.
 """
 
 import argparse
@@ -21,17 +23,19 @@ from weights import filled
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import tiny
-from published import IF_1_XL, IF_2_L, SD_2, X4, X4_VAE
+from support import tiny
+from support.published import IF_1_XL, IF_2_L, SD_2, X4, X4_VAE
 
 from sega_jax import Edit, Pipeline
 from sega_jax.method import schedules
 from sega_jax.pipelines.execution.devices import Devices
-from sega_jax.pipelines.images import Noising
-from sega_jax.systems import deepfloyd, stable_diffusion
+from sega_jax.systems import deepfloyd, upscaler
+from sega_jax.systems.base import System
+from sega_jax.systems.low_res import LowResNoise, Upscaling
 
 
 class Stage(NamedTuple):
+    system: System
     models: Any  # without values
     scheduler: dict[str, Any]
     noising: dict[str, Any] | None
@@ -40,13 +44,16 @@ class Stage(NamedTuple):
     decoding: float = 0  # TFLOP a picture
 
 
-def described(name: str, attention: str) -> Stage:
+def described(name: str, attention: str, *, small: bool) -> Stage:
     if name == "stage1":
-        return Stage(deepfloyd.Models.build(None, IF_1_XL, attention), tiny.IF_SCHEDULER, None, None, 2.879)
+        models = deepfloyd.Models.build(None, tiny.STAGE_1 if small else IF_1_XL, attention)
+        return Stage(deepfloyd.STAGE_1, models, tiny.IF_SCHEDULER, None, None, 2.879)
     if name == "stage2":
-        return Stage(deepfloyd.Models.build(None, IF_2_L, attention), tiny.IF_SCHEDULER, tiny.COSINE, 64, 3.09)
-    models = stable_diffusion.Models.build(SD_2["text_encoder"], X4, X4_VAE, attention)
-    return Stage(models, tiny.X4_SCHEDULER, tiny.COSINE | {"beta_schedule": "scaled_linear"}, 256, 4.53, 19)
+        models = deepfloyd.Models.build(None, tiny.STAGE_2 if small else IF_2_L, attention)
+        return Stage(deepfloyd.STAGE_2, models, tiny.IF_SCHEDULER, tiny.COSINE, 8 if small else 64, 3.09)
+    configs = (tiny.X4["text"], tiny.X4["unet"], tiny.X4["vae"]) if small else (SD_2["text_encoder"], X4, X4_VAE)
+    models, noising = upscaler.Models.build(*configs, attention), tiny.COSINE | {"beta_schedule": "scaled_linear"}
+    return Stage(upscaler.SYSTEM, models, tiny.X4_SCHEDULER, noising, 8 if small else 256, 4.53, 19)
 
 
 def main() -> None:
@@ -57,18 +64,23 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--attention", default="cudnn", choices=["xla", "cudnn", "pallas"])
     parser.add_argument("--ceiling", type=float, default=796.0, help="TFLOP/s of matrix products")
+    parser.add_argument("--tiny", action="store_true", help="a small network, to try this script")
     parser.add_argument("--json", type=Path, help="where the measurements go")
     args = parser.parse_args()
 
     devices = Devices(jax.local_devices()[:1])
     began = time.perf_counter()
-    stage = described(args.stage, args.attention)
+    stage = described(args.stage, "xla" if args.tiny else args.attention, small=args.tiny)
     models = filled(stage.models, args.dtype, devices)
     jax.block_until_ready(models)
     placed = time.perf_counter() - began
     parameters = sum(leaf.size for leaf in jax.tree.leaves(models))
-    noising = stage.noising and Noising(schedules.from_config({"_class_name": "DDPMScheduler", **stage.noising}), 350)
-    pipe = Pipeline(models, None, schedules.from_config(stage.scheduler), devices, None, noising)
+    extras = None
+    if stage.noising is not None:
+        noising = schedules.from_config({"_class_name": "DDPMScheduler", **stage.noising})
+        extras = Upscaling(LowResNoise(noising, 350))
+    scheduler = schedules.from_config(stage.scheduler)
+    pipe = Pipeline(stage.system, models, None, scheduler, devices, extras=extras)
 
     rng = np.random.default_rng(0)
     width = models.unet.config.encoder_hid_dim or models.unet.config.cross_attention_dim

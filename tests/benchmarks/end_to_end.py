@@ -27,13 +27,13 @@ from weights import filled
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import tiny
-from published import SD_1
+from support import tiny
+from support.published import SD_1
 
 from sega_jax import Edit, Pipeline
 from sega_jax.method import schedules
 from sega_jax.pipelines.execution.devices import Devices
-from sega_jax.systems.stable_diffusion import Models
+from sega_jax.systems.stable_diffusion import SYSTEM, Models
 from sega_jax.text.tokenizers import Tokenizer
 
 SMALL = {"text_encoder": tiny.TEXT, "unet": tiny.UNET, "vae": tiny.VAE}
@@ -49,7 +49,7 @@ def pipeline(dtype: str, attention: str, devices: Devices | None = None, *, smal
     folder = Path(tempfile.mkdtemp())
     length, words = (configs["text_encoder"][name] for name in ("max_position_embeddings", "vocab_size"))
     tiny.tokenizer(folder, length)
-    return Pipeline(models, Tokenizer(folder, length, words), schedules.from_config(tiny.DDIM), devices)
+    return Pipeline(SYSTEM, models, Tokenizer(folder, length, words), schedules.from_config(tiny.DDIM), devices)
 
 
 def floor(concepts: int, batch: int, steps: int, ceiling: float) -> float:

@@ -24,15 +24,14 @@ from startup import apart
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import pickling
-import tiny
 from end_to_end import SMALL
-from published import SD_1
+from support import pickling, tiny
+from support.published import SD_1
 
 import convert
 import sega_jax
+from sega_jax.systems import original_files
 from sega_jax.systems.stable_diffusion import Models
-from sega_jax.weights import original_names
 
 FORMS = ("safetensors", "orbax", "single.safetensors", "single.ckpt")
 
@@ -65,11 +64,11 @@ def original(folder: Path, models: Models) -> dict[str, np.ndarray]:
     """The tensors of a folder under the names of a single file."""
     found = {}
     for part, start in (
-        ("text_encoder", original_names.CLIP),
-        ("unet", original_names.UNET),
-        ("vae", original_names.VAE),
+        ("text_encoder", original_files.CLIP),
+        ("unet", original_files.UNET),
+        ("vae", original_files.VAE),
     ):
-        names = original_names.original_names(getattr(models, part), start)
+        names = tiny.original_names(getattr(models, part), start)
         (path,) = (folder / part).glob("*.safetensors")
         with safe_open(path, framework="numpy") as file:
             found |= {names[key]: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping

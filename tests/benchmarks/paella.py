@@ -25,12 +25,13 @@ from weights import filled
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import tiny
+from support import tiny
 
-from sega_jax import Edit, Edits, PaellaPipeline
+from sega_jax import Edit, Edits, PaellaText, Pipeline
 from sega_jax.method.schedules.tokens import renoising
 from sega_jax.pipelines.execution.devices import Devices
-from sega_jax.systems import paella
+from sega_jax.systems import paella, programs
+from sega_jax.systems.base import Settings, Static
 
 TFLOP = 0.52  # a branch and step, of 64 bytes and CLIP's tokens
 SMALL = {"denoiser": tiny.PAELLA_PARTS["denoiser"] | {"num_labels": 8192, "sample_size": 64}}
@@ -40,16 +41,17 @@ SMALL["vqgan"] = tiny.PAELLA_PARTS["vqgan"] | {"codebook_size": 8192}
 def temporary(models: paella.Models, rows: int, n: int) -> float:
     """GiB that the guided loop takes beside its arguments."""
     net, shape = models.denoiser, (64, 64, models.denoiser.config.num_labels)
-    wide, method, one = np.float32, paella.Method(), jax.ShapeDtypeStruct
+    wide, one, sampler = np.float32, jax.ShapeDtypeStruct, paella.SYSTEM.sampler
     edits = Edits.stack([[Edit("a")] * n] * rows)
-    ones = np.ones(rows, wide)
-    settings = paella.Settings(jax.random.split(jax.random.key(0), rows), ones, np.ones((rows, 2), wide), edits)
+    influence = paella.PaellaSettings(np.ones((rows, 2), wide))
+    settings = Settings(jax.random.split(jax.random.key(0), rows), np.ones(rows, wide), edits, own=influence)
     states = one((rows, 2 + n, 64, net.config.byt5_embd), net.byt5_mapper.kernel.dtype)
-    text = paella.Text(states, one(states.shape[:3], bool), None, one(states.shape[:2], bool))
-    first = partial(paella.start, tokens=None, scale=1, shape=shape, method=method, dtype=wide)
+    text = PaellaText(states, one(states.shape[:3], bool), None, one(states.shape[:2], bool))
+    static = {"sampler": sampler, "static": Static(own=paella.PaellaStatic())}
+    first = partial(programs.start, x=None, scale=1, shape=shape, dtype=wide, **static)
     table = jax.tree.map(lambda column: np.float32(column) if column.dtype == float else column, renoising(64))
-    program = jax.jit(partial(paella.advance, method=method))
-    lowered = program.lower(models.predictor, text, jax.eval_shape(first, settings), table, settings)
+    program = jax.jit(partial(programs.advance, **static))
+    lowered = program.lower(sampler.networks(models), text, jax.eval_shape(first, settings), table, settings)
     return lowered.compile().memory_analysis().temp_size_in_bytes / 2**30
 
 
@@ -71,7 +73,7 @@ def main() -> None:
     jax.block_until_ready(models)
     placed = time.perf_counter() - began
     parameters = sum(leaf.size for leaf in jax.tree.leaves(models.denoiser))
-    pipe = PaellaPipeline(models, None, devices)
+    pipe = Pipeline(paella.SYSTEM, models, None, None, devices)
 
     rng = np.random.default_rng(0)
     width = models.denoiser.config.byt5_embd

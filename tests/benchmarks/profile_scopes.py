@@ -21,7 +21,7 @@ from sega_jax import Edit
 from sega_jax.nn import layers
 from sega_jax.nn.unet import attention
 from sega_jax.pipelines.execution.devices import Devices
-from sega_jax.systems import base
+from sega_jax.systems import programs
 
 SCOPES = {
     "convolution": (layers.Conv, "__call__"),
@@ -52,13 +52,13 @@ def mark() -> None:
     """Gives the layers and the guidance their scopes."""
     for name, (where, what) in SCOPES.items():
         setattr(where, what, scoped(name, getattr(where, what)))
-    attention.attend, plain = layers.attend, base.sega
+    attention.attend, plain = layers.attend, programs.sega
 
     def sega(*args, **options):
         made = plain(*args, **options)
         return made._replace(update=scoped(GUIDANCE, made.update))
 
-    base.sega = sega
+    programs.sega = sega
 
 
 def kernels(call: Callable[[], Any]) -> list[tuple[str, str, float]]:

@@ -23,8 +23,8 @@ from weights import filled
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import tiny
-from published import XL
+from support import tiny
+from support.published import XL
 
 from sega_jax import Edit, Pipeline
 from sega_jax.method import schedules
@@ -45,7 +45,7 @@ def pipeline(dtype: str, attention: str, devices: Devices, *, small: bool) -> Pi
     length, words = (configs["text_encoder"][name] for name in ("max_position_embeddings", "vocab_size"))
     tiny.tokenizer(folder, length)
     both = TokenizerPair(Tokenizer(folder, length, words), Tokenizer(folder, length, words))
-    return Pipeline(models, both, schedules.from_config(tiny.EULER), devices, zeros=True)
+    return Pipeline(sdxl.SYSTEM, models, both, schedules.from_config(tiny.EULER), devices, extras=sdxl.Extras())
 
 
 def main() -> None:

@@ -35,8 +35,8 @@ from end_to_end import SMALL
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import tiny
-from published import SD_1
+from support import tiny
+from support.published import SD_1
 
 import convert
 import sega_jax

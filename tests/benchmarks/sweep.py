@@ -50,7 +50,7 @@ def described(concepts: int, seeds: int, steps: int, scales: Sequence[float] = (
 
 
 def facts(pipe: Pipeline) -> sweep.Facts:
-    return sweep.Facts({}, pipe.scheduler.config, pipe.models.usual, pipe.models.sizes)
+    return sweep.Facts({}, pipe.system.name, pipe.scheduler.config, pipe.system.sampler.sizes(pipe.models))
 
 
 def timed(pipe: Pipeline, concepts: int, share: bool, args: argparse.Namespace) -> tuple[dict[str, Any], Digests]:
@@ -121,8 +121,8 @@ def alone(pipe: Pipeline, concepts: int, args: argparse.Namespace) -> dict[str, 
     for i in range(1 + args.part):
         began = time.perf_counter() if i == 1 else began
         point = plan.point(i)
-        edits = list(point.edits.values())
-        pipe(point.prompt, edits, seed=point.seed, steps=args.steps, output="uint8", progress=False)
+        words = {name: point.call[name] for name in ("prompt", "seed")}
+        pipe(edits=list(point.edits.values()), **words, steps=args.steps, output="uint8", progress=False)
     seconds = time.perf_counter() - began
     evaluations = args.part * args.steps * (2 + concepts)
     return {"concepts": concepts, "pictures": args.part, "seconds": seconds, "evaluations": evaluations}

@@ -22,7 +22,7 @@ import pyarrow.parquet
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import tiny
+from support import tiny
 
 from sega_jax import sweep
 

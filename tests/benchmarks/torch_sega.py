@@ -20,8 +20,8 @@ from end_to_end import SMALL, arguments, measure, tell
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import tiny
-from published import SD_1
+from support import tiny
+from support.published import SD_1
 
 MODES = ("eager", "default", "reduce-overhead", "max-autotune")
 
