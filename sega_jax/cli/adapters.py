@@ -1,4 +1,4 @@
-"""The options of `sega-jax edit` for files beside a checkpoint: its vocabulary and configs, LoRAs and learnt words."""
+"""The options of `sega-jax edit` for files that come with a checkpoint: LoRAs and textual inversion."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The kinds of values that diffusers' arguments take besides those of native ones."""
+"""Kinds of values that only the arguments of diffusers' pipelines take."""
 
 import dataclasses
 import math

@@ -49,7 +49,7 @@ class CascadeOutput(Output):
 
 
 class Cascade:
-    """Stages each of which enlarges what the one before made; `load_cascade` makes it.
+    """A chain of stages, each of which enlarges the pictures of the stage before. `load_cascade` makes it.
 
     Args:
         encode: words -> the conditioning of the first stage's family, one row a text.
