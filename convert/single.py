@@ -12,8 +12,7 @@ from convert.destination import whole_or_nothing
 from sega_jax.pipelines.load_options import PREDICTIONS
 from sega_jax.pipelines.loading import describe
 from sega_jax.pipelines.sources import of_file
-from sega_jax.systems import original_files
-from sega_jax.systems.registry import CHECKER, recognise, weight_stem
+from sega_jax.systems.registry import CHECKER, recognise, recognise_file, weight_stem
 from sega_jax.text.tokenizers import Tokenizer, TokenizerPair
 from sega_jax.weights.pull import CheckpointError, read_json
 from sega_jax.weights.single_file import ENDINGS, OriginalWeights, SingleFile, is_one, opened
@@ -70,7 +69,7 @@ def convert_single(
     if not path.is_file():
         raise FileNotFoundError(f"{path} is no file")
     with opened(path) as tensors:
-        file = original_files.find(path, tensors.shapes)
+        file = recognise_file(path, tensors.shapes)
         folder = of_file(path, tensors.shapes, config, prediction_type).fetch(without=[CHECKER])
     if tokenizer is None and not (folder / "tokenizer").is_dir():
         raise CheckpointError(

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from sega_jax.systems.original_files import FILES
-from sega_jax.systems.registry import adapters_of, systems
+from sega_jax.systems.registry import adapters_of, single_files, systems
 from sega_jax.text.tokenizers import Tokenizer, TokenizerPair
 from sega_jax.weights import lora as loras
 from sega_jax.weights import textual_inversion
@@ -51,7 +50,7 @@ def lora_changes(models: Any, lora: str | Path | Mapping[str | Path, float]) -> 
     if not names:
         raise TypeError(f"models={type(models).__name__} should be of a pipeline of Stable Diffusion (pipe.models)")
     networks = {part: network for part, network in models._asdict().items() if part in names and network is not None}
-    return loras.read(networks, lora, names, FILES)
+    return loras.read(networks, lora, names, single_files())
 
 
 def add_words(models: M, tokenizer: T, words: str | Path | Mapping[str, str | Path]) -> tuple[M, T]:

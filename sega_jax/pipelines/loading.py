@@ -86,7 +86,8 @@ def resolve(options: LoadOptions) -> Resolved:
         for name in ("scheduler", "prediction_type"):
             if getattr(options, name) is not None:
                 raise ValueError(f"{name} is given, of which {source.system.title} has no choice; leave it out")
-    reads = options.tokenizer is None and options.text_encoder is not False
+    readers = [part for part in source.system.text.parts if part in source.parts]
+    reads = options.tokenizer is None and not (readers and all(replaced.get(part, "") is None for part in readers))
     without = [*replaced, *([] if options.safety_checker is True else [CHECKER]), *([] if reads else ["tokenizer"])]
     folder = source.fetch(options.variant, without=without)
     source.check(options.variant, ema=options.ema, reads=options.tokenizer is None)
@@ -231,7 +232,7 @@ def load_text(
     variant: str | None = None,
     devices: Sequence[jax.Device] | Devices | None = None,
 ) -> Callable[[Sequence[str]], Any]:
-    """Loads the text encoder of a checkpoint alone: a function of words to the family's text conditioning.
+    """Loads the networks of a checkpoint that read text, alone: a function of words to the family's text conditioning.
 
     Args:
         source, dtype, variant, devices: as of `load`.
@@ -243,15 +244,20 @@ def load_text(
     dtype = pick_dtype(dtype, where)
     found = find(source)
     check_reads(found)
-    others = [part for part in found.system.checkpoint.networks if part != "text_encoder"]
-    folder = found.fetch(variant, without=[*others, CHECKER])
+    reader = found.system.text
+    others = [part for part in found.system.checkpoint.networks if part not in reader.parts]
+    # Networks are checked against each other by their configs, also those that are not filled.
+    folder = found.fetch(variant, without=[CHECKER], configs_of=others)
     description = describe(folder, safety_checker=False)
-    encoder = description.models.text_encoder
-    network = filled(found.weights("text_encoder", encoder, variant), encoder, dtype, where)
-    cache, reader = EmbeddingCache(found.system.text.encode, where), found.system.text
+    readers = {part: module for part, module in description.networks.items() if part in reader.parts}
+    filled_in = {
+        part: filled(found.weights(part, module, variant), module, dtype, where) for part, module in readers.items()
+    }
+    networks = reader.networks(description.models._replace(**filled_in))
+    cache = EmbeddingCache(reader.encode, where)
 
     def encode(words: Sequence[str]) -> Any:
-        texts = reader.read(list(words), description.tokenizer, lambda ids: cache(network, ids), warn)
+        texts = reader.read(list(words), description.tokenizer, lambda ids: cache(networks, ids), warn)
         return reader.join(texts, lambda: texts[0])
 
     return encode
@@ -263,12 +269,14 @@ def starting_systems() -> list[System]:
 
 
 def check_reads(source: Source) -> None:
-    """Checks that a checkpoint has one text encoder, which can be loaded by itself.
+    """Checks that a checkpoint has the networks that read text.
 
     Raises:
-        CheckpointError: it has not.
+        CheckpointError: one of them is missing.
     """
-    if "text_encoder" not in source.parts or not source.system.checkpoint.networks["text_encoder"].optional:
+    missing = [part for part in source.system.text.parts if part not in source.parts]
+    if missing:
         raise CheckpointError(
-            f"{source.name} has no text encoder of DeepFloyd-IF; name a checkpoint with one, as the first stage's are"
+            f"{source.name} is {source.system.title} without {' and '.join(missing)}, which reads words; name a"
+            " checkpoint that has it"
         )

@@ -5,9 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sega_jax.systems import original_files
 from sega_jax.systems.base import System, listed
-from sega_jax.systems.registry import CHECKER, recognise, weight_stem
+from sega_jax.systems.registry import CHECKER, recognise, recognise_file, weight_stem
 from sega_jax.weights import hub, orbax_reader, single_file
 from sega_jax.weights.pull import CheckpointError, Tensors, Weights, read_json, weight_files
 
@@ -33,32 +32,35 @@ class Source(NamedTuple):
         index, networks = self.model_index, self.system.checkpoint.networks
         return [part for part, one in networks.items() if not one.optional or listed(index, part) is not None]
 
-    def fetch(self, variant: str | None = None, *, without: Sequence[str] = ()) -> Path:
+    def fetch(self, variant: str | None = None, *, without: Sequence[str] = (), configs_of: Sequence[str] = ()) -> Path:
         """Returns the checkpoint's folder, with everything that is needed in it.
 
         Args:
             variant: as of `sega_jax.load`.
             without: networks that are not needed; or "tokenizer".
+            configs_of: networks of which only the config is needed.
 
         Raises:
             CheckpointError: a part is missing or cannot be fetched; nothing large was read.
         """
         parts = [part for part in self.parts if part not in without]
         if self.commit is not None:
-            self._fetch(parts, variant, without)
+            self._fetch(parts, configs_of, variant, without)
         for part in parts:
             if not (self.folder / part).is_dir():
                 raise CheckpointError(f"{self.folder} has no folder {part}; is it a whole checkpoint?")
         return self.folder
 
-    def _fetch(self, parts: Sequence[str], variant: str | None, without: Sequence[str]) -> None:
+    def _fetch(
+        self, parts: Sequence[str], configs_of: Sequence[str], variant: str | None, without: Sequence[str]
+    ) -> None:
         checkpoint = self.system.checkpoint
         files = [f"{folder}/*.json" for folder in checkpoint.schedulers]
         files += [] if "tokenizer" in without else [f"{folder}/*" for folder in checkpoint.tokenizers]
         if CHECKER not in without and checkpoint.notice(self.model_index) is None:
             parts = [*parts, CHECKER]
             files += ["feature_extractor/*.json"]
-        ours = [part for part in parts if self._has(part)]
+        ours = [part for part in parts if part not in configs_of and self._has(part)]
         stems = {part: weight_stem(self.system, part) for part in ours}
         weights = {part: [*weight_files(stems[part], variant), *orbax_reader.FILES] for part in ours}
         files += [f"{part}/{file}" for part in parts for file in ("config.json", *weights.get(part, ()))]
@@ -170,7 +172,7 @@ def of_file(
     Raises:
         TypeError, ValueError, FileNotFoundError, CheckpointError: the file or the config is none.
     """
-    file = original_files.find(path, shapes)
+    file = recognise_file(path, shapes)
     found = find(file.published(path, shapes, prediction_type) if config is None else config)
     if found.system.checkpoint.single_file is not file:
         raise CheckpointError(f"config={str(config)!r} is {found.system.title}, expected {file.name}, as {path} is")

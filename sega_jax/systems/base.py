@@ -160,6 +160,7 @@ class TextReader(NamedTuple):
     """How words become the family's text conditioning."""
 
     type: type[Text]
+    parts: tuple[str, ...]  # the folders of the networks that `networks` takes from the models
     networks: Callable[[Any], Any]  # models -> what `encode` takes; None where they cannot read
     encode: Callable[[Any, Any], Any]  # (networks, ids) -> texts; compiled
     # (words, tokenizer, encode: Encode, warn, **options) -> texts of one row each

@@ -151,6 +151,7 @@ def tokenizer(folder: Path, models: Any, given: Any) -> Tokenizer:
 
 READER = TextReader(
     type=ClipText,
+    parts=("text_encoder",),
     networks=lambda models: models.text_encoder,
     encode=encode,
     read=read,

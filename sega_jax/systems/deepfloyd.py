@@ -185,7 +185,9 @@ _CHECKPOINT = Checkpoint(
     notice=upscaler.notice,
     adapters=AdapterNames({"text_encoder": adapters.TEXT_WITHOUT_FORMER, "unet": adapters.UNET_WITHOUT_ORIGINAL}),
 )
-_READER = TextReader(type=T5Text, networks=lambda models: models.text_encoder, encode=encode, check=check)
+_READER = TextReader(
+    type=T5Text, parts=("text_encoder",), networks=lambda models: models.text_encoder, encode=encode, check=check
+)
 _SAMPLER = Sampler(
     sizes=sizes,
     networks=lambda models: models.unet,

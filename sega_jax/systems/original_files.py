@@ -16,7 +16,7 @@ from sega_jax.weights.original_names import (
     vae_spelling,
 )
 from sega_jax.weights.pull import CheckpointError
-from sega_jax.weights.single_file import Original, Shapes, SingleFile, resemblance
+from sega_jax.weights.single_file import Original, Shapes, SingleFile
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 # OpenAI's text encoder in 1.x, OpenCLIP's in 2.x, and both in XL.
@@ -111,17 +111,3 @@ SDXL_FILE = SingleFile(
     refuse=_refuse,
     published=_published_xl,
 )
-FILES = (STABLE_DIFFUSION_FILE, SDXL_FILE)
-
-
-def find(path: Path, shapes: Shapes) -> SingleFile:
-    """Returns the description of a file by the names and shapes of its tensors.
-
-    Raises:
-        CheckpointError: no family has such files, or the file is a relative that is not supported.
-    """
-    for file in FILES:
-        if file.recognise(shapes):
-            file.refuse(path, shapes)
-            return file
-    raise CheckpointError(f"{path} has no Stable Diffusion's UNet, names that start with {UNET}: {resemblance(shapes)}")

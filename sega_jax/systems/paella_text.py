@@ -133,6 +133,7 @@ def tokenizer(folder: Path, models: Any, given: Any) -> tuple[ByteTokenizer | No
 
 READER = TextReader(
     type=PaellaText,
+    parts=("byt5", "clip"),
     networks=lambda models: None if models.byt5 is None else (models.byt5, models.clip),
     encode=encode,
     read=read,

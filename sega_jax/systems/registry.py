@@ -19,6 +19,7 @@ from sega_jax.systems.adapters import AdapterNames
 from sega_jax.systems.base import Checkpoint, Sampler, System, TextReader, listed
 from sega_jax.systems.call import Call
 from sega_jax.text.files import CheckpointError, read_json
+from sega_jax.weights.single_file import Shapes, SingleFile, resemblance
 
 GROUP = "sega_jax.systems"
 CHECKER = "safety_checker"
@@ -128,9 +129,31 @@ def _is_of(system: System, index: Mapping[str, Any]) -> bool:
         return False
 
 
+def single_files() -> list[SingleFile]:
+    """Returns the descriptions of all families' single files; one of a family that was registered later comes first."""
+    found = [system.checkpoint.single_file for system in reversed(list(systems().values()))]
+    return [file for file in found if file is not None]
+
+
+def recognise_file(path: Path, shapes: Shapes) -> SingleFile:
+    """Returns the description of a single file by the names and shapes of its tensors.
+
+    Raises:
+        CheckpointError: no family has such files, or the file is a relative that is not supported.
+    """
+    known = single_files()
+    for file in known:
+        if file.recognise(shapes):
+            file.refuse(path, shapes)
+            return file
+    names = " or ".join(file.name for file in reversed(known))
+    raise CheckpointError(f"{path} is no single file of {names}: {resemblance(shapes)}")
+
+
 def adapters_of(models: Any) -> AdapterNames:
-    """Returns the names of a pipeline's networks in adapter files, which are empty for families without adapters."""
-    for system in systems().values():
+    """Returns the names of networks in adapter files, which are empty for families without adapters. Of families whose
+    networks are of one type, the one that was registered last decides."""
+    for system in reversed(list(systems().values())):
         if type(models) is system.checkpoint.models:
             return system.checkpoint.adapters or AdapterNames()
     return AdapterNames()

@@ -303,6 +303,7 @@ SYSTEM = System(
     ),
     text=TextReader(
         type=SDXLText,
+        parts=("text_encoder", "text_encoder_2"),
         networks=lambda models: (models.text_encoder, models.text_encoder_2),
         encode=encode,
         read=read,

@@ -178,7 +178,7 @@ def test_of_the_wrong_stage_only_indices_are_fetched(hub, names, words):
 
 def test_a_first_stage_without_words_is_found_by_its_index(hub, tmp_path):
     hub[ONE].folder = tiny.stage(tmp_path / "bare", text=None)
-    with pytest.raises(CheckpointError, match=rf"{ONE} has no text encoder of DeepFloyd-IF"):
+    with pytest.raises(CheckpointError, match=rf"{ONE} is DeepFloyd-IF's first stage without text_encoder"):
         load_cascade(**NAMES)
     assert hub.fetched == {ONE: INDEX, TWO: INDEX, X4: INDEX}
 

@@ -21,6 +21,7 @@ from sega_jax.nn.safety import SafetyCheckerConfig, StableDiffusionSafetyChecker
 from sega_jax.systems import deepfloyd, original_files, sdxl
 from sega_jax.systems import paella as paella_system
 from sega_jax.systems import upscaler as upscaler_system
+from sega_jax.systems.registry import single_files
 from sega_jax.systems.stable_diffusion import Models
 from sega_jax.weights.pull import from_torch, leaves, torch_name, torch_shape
 
@@ -424,7 +425,7 @@ def xl(folder: Path, *, unet=UNET_XL, vae=VAE, scheduler=EULER, text=TEXT, text_
 def original_names(module, start):
     """The whole names of a network's parameters in single files where they start so, by their keys in diffusers'
     layout."""
-    networks = [table for file in original_files.FILES for tables in file.networks.values() for table in tables]
+    networks = [table for file in single_files() for tables in file.networks.values() for table in tables]
     return next(table for table in networks if table.start == start).full_names(module)
 
 

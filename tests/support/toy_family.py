@@ -95,5 +95,5 @@ SAMPLER = Sampler(
     decoder=lambda models: None,
     decode=lambda _, x: (jnp.clip(x / 2 + 0.5, 0, 1), jnp.isfinite(x).all((1, 2, 3))),
 )
-TEXT = sega_jax.TextReader(Letters, networks=lambda models: models.net, encode=lambda net, ids: Letters(ids))
+TEXT = sega_jax.TextReader(Letters, ("net",), lambda models: models.net, lambda net, ids: Letters(ids))
 SYSTEM = sega_jax.System("toy", "the toy family", CHECKPOINT, TEXT, SAMPLER, ToyCall)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from support import toy_family
 
 from sega_jax import Edit, Integer, Pipeline, Real, argument, load, register, sweep
@@ -19,8 +19,10 @@ from sega_jax.cli.main import main
 from sega_jax.method.arguments import REQUIRED, arguments
 from sega_jax.pipelines import png
 from sega_jax.pipelines.load_options import LoadOptions
+from sega_jax.pipelines.loading import load_text
 from sega_jax.pipelines.pipeline import pipeline_class
 from sega_jax.systems import registry
+from sega_jax.weights.single_file import Original, SingleFile
 
 
 @pytest.fixture
@@ -50,6 +52,30 @@ def folder(family, tmp_path, monkeypatch):
 
 
 CALL = {"output": "float", "progress": False}
+
+
+def test_it_loads_from_a_single_file(folder, tmp_path):
+    original = Original("toy.", lambda net: {"mix.weight": "w", "mix.bias": "b"})
+    file = SingleFile(
+        name="the toy family",
+        networks={"net": (original,)},
+        recognise=lambda shapes: "toy.w" in shapes,
+        refuse=lambda path, shapes: None,
+        published=lambda path, shapes, prediction_type: folder,
+    )
+    checkpoint = toy_family.CHECKPOINT._replace(single_file=file)
+    register(toy_family.SYSTEM._replace(checkpoint=checkpoint))
+    weights = load_file(folder / "net" / "diffusion_pytorch_model.safetensors")
+    save_file({"toy.w": weights["mix.weight"], "toy.b": weights["mix.bias"]}, tmp_path / "toy.safetensors")
+    (folder / "tokenizer").mkdir()
+    expected = load(folder)("a cat", **CALL).images
+    np.testing.assert_array_equal(load(tmp_path / "toy.safetensors")("a cat", **CALL).images, expected)
+
+
+def test_its_text_is_read_alone(folder):
+    pipe = load(folder)
+    text = load_text(folder)(["a cat", "a dog"])
+    np.testing.assert_array_equal(text.letters, pipe.encode(["a cat", "a dog"]).letters)
 
 
 def test_it_loads_and_edits(folder):

@@ -35,6 +35,7 @@ from sega_jax.pipelines import loading
 from sega_jax.pipelines.adapters import text_encoders
 from sega_jax.systems import original_files
 from sega_jax.systems.adapters import clip_layers
+from sega_jax.systems.registry import recognise_file
 from sega_jax.systems.stable_diffusion import Models
 from sega_jax.text.tokenizers import Tokenizer
 from sega_jax.weights import lora, single_file, textual_inversion
@@ -256,7 +257,7 @@ def test_single_files(tmp_path, text):
 
     def attempt():
         with single_file.opened(path) as opened:
-            original_files.find(path, opened.shapes)
+            recognise_file(path, opened.shapes)
         opened, file = single_file.opened(path), original_files.STABLE_DIFFUSION_FILE
         with single_file.OriginalWeights(path, opened, file, "text_encoder", text) as weights:
             fill(text, weights, np.float32, np.copy)

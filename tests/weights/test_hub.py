@@ -24,6 +24,7 @@ from support.hub import COMMIT, NAME, Stub, fetched
 import convert
 import sega_jax
 from sega_jax import CheckpointError
+from sega_jax.pipelines.loading import load_text
 from sega_jax.weights import hub
 
 pytestmark = pytest.mark.usefixtures("one_by_default")
@@ -134,6 +135,14 @@ def test_of_a_stage_without_its_text_encoder(client, tmp_path, one_device):
         "unet/config.json",
         "unet/diffusion_pytorch_model.safetensors",
     }
+
+
+def test_the_networks_that_read_text_alone(client):
+    weights = {"unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"}
+    text = load_text(NAME)(["a cat"])
+    assert NEEDED - weights <= fetched(client)
+    assert not weights & fetched(client)
+    np.testing.assert_array_equal(text.states, sega_jax.load(NAME).encode(["a cat"]).states)
 
 
 def response(status, code=None):
