@@ -16,7 +16,7 @@ from sega_jax.pipelines.execution.active_concepts import ordered
 from sega_jax.pipelines.execution.chunks import CHUNK
 from sega_jax.pipelines.loaded_checkpoint import LoadedCheckpoint
 from sega_jax.pipelines.messages import warn
-from sega_jax.systems.base import Given, Settings, Static
+from sega_jax.systems.base import Given, Settings, Setup, Static
 from sega_jax.systems.call import Call
 from sega_jax.systems.conditioning import Text
 from sega_jax.systems.diffusion import cast
@@ -35,6 +35,7 @@ class Batch:
     seeds: list[int] | None  # None where a key was given
     x: np.ndarray | None  # the state to start from, in the loop's dtype
     picture: np.ndarray | None  # [rows, height, width, 3] in [-1, 1], to start from
+    picture_noise: np.ndarray | None  # [rows, *shape], with which its latents are drawn; None draws it
     shape: tuple[int, int, int]  # of a row's predictions
     table: Any  # of the schedule
     settings: Settings
@@ -74,6 +75,7 @@ class Batch:
             seeds=some(self.seeds),
             x=None if self.x is None else self.x[index],
             picture=None if self.picture is None else self.picture[index],
+            picture_noise=None if self.picture_noise is None else self.picture_noise[index],
             settings=jax.tree.map(lambda leaf: leaf[index], self.settings),
         )
 
@@ -121,6 +123,8 @@ def prepare(call: Call, pipe: LoadedCheckpoint) -> Batch:
         replay=_replay(call.replay, spread.total, setup.shape, pipe.wide),
         own=setup.own,
     )
+    if call.noise is not None or call.record_noise:
+        settings = _with_noise(settings, call, pipe, setup)
     return Batch(
         prompts=rows,
         negatives=spread("negative_prompt", negatives),
@@ -129,10 +133,11 @@ def prepare(call: Call, pipe: LoadedCheckpoint) -> Batch:
         seeds=seeds,
         x=setup.x,
         picture=setup.picture,
+        picture_noise=setup.picture_noise,
         shape=setup.shape,
         table=setup.table,
         settings=settings,
-        static=Static(call.semantics, call.support, call.record, setup.static),
+        static=Static(call.semantics, call.support, call.record, call.record_noise and setup.draws, setup.static),
         decode=setup.decode,
         output=call.output,
         callback=call.callback,
@@ -247,6 +252,50 @@ def _replay(replay: Any, rows: int, shape: tuple[int, int, int], dtype: np.dtype
     replay = np.broadcast_to(cast("replay", replay, dtype), (rows, *replay.shape[1:]))
     # Zeros add nothing, and records of other lengths then share a program.
     return np.pad(replay, ((0, 0), (0, -replay.shape[1] % CHUNK), (0, 0), (0, 0), (0, 0)))
+
+
+def _with_noise(settings: Settings, call: Call, pipe: LoadedCheckpoint, setup: Setup) -> Settings:
+    """Returns the settings with the noise that a user gave.
+
+    Raises:
+        TypeError, ValueError: it is of another shape, or the solver uses none; without `strict` that is a warning.
+    """
+    if not setup.draws:
+        what = "record_noise=True" if call.noise is None else "noise"
+        message = f"{what} is for solvers that add noise at model calls, and this call's adds none"
+        if call.strict:
+            raise ValueError(f"{message}; leave it out, or take another scheduler or eta")
+        warn(f"{message}; it is ignored")
+    elif call.noise is not None:
+        return settings._replace(noise=_noise(call.noise, pipe, settings, setup))
+    return settings
+
+
+def _noise(noise: Any, pipe: LoadedCheckpoint, settings: Settings, setup: Setup) -> Any:
+    """Returns the noise that a user gave, in the form that the family draws it, arrays [rows, calls, ...]."""
+    sampler, rows, calls = pipe.system.sampler, len(settings.key), len(setup.table.call)
+
+    def draw(networks, x, call):
+        return sampler.draw(networks, settings, x)(call, (rows, *setup.shape))
+
+    x = jax.ShapeDtypeStruct((rows, *setup.shape), pipe.wide)
+    first = jax.tree.map(lambda column: column[0], setup.table)
+    drawn = jax.eval_shape(draw, sampler.networks(pipe.models), x, first)
+    expected, structure = jax.tree.flatten(drawn)
+    alone = len(expected) == 1
+    given = [noise] if alone else noise
+    if not isinstance(given, list | tuple) or len(given) != len(expected):
+        raise TypeError(f"noise={brief(noise)} should be {len(expected)} arrays, {type(drawn).__name__}")
+    arrays = []
+    for i, (array, one) in enumerate(zip(given, expected, strict=True)):
+        name = "noise" if alone else f"noise[{i}]"
+        array, shape = floating(name, array, "(calls, pictures, ...)"), (calls, *one.shape)
+        if array.shape != shape:
+            raise ValueError(f"{name} has shape {array.shape}, expected {shape} (calls, pictures, height, width, ...)")
+        array = np.swapaxes(cast(name, array, one.dtype), 0, 1)
+        # Zeros that no call reads, so that other numbers of calls share a program.
+        arrays.append(np.pad(array, ((0, 0), (0, -calls % CHUNK), *[(0, 0)] * (array.ndim - 2))))
+    return jax.tree.unflatten(structure, arrays)
 
 
 def _seeds(seed: Any, total: int) -> list[int]:

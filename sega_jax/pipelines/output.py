@@ -26,7 +26,8 @@ class Output:
         finite: bool [pictures], False where NaN or infinity came up; a warning said so, too.
         seeds: the integer seed of each picture; None where a key was given.
         record: with `record=True` every call's predictions and semantic guidance, arrays
-            [pictures, calls, ...]; else None.
+            [pictures, calls, ...]; else None. With `record_noise=True` its `noise` is what the solver drew, [calls,
+            pictures, ...], as `noise=` takes it.
         flagged: bool [pictures], True where the safety checker found what it looks for; a warning said so, too.
             None where the pipeline has no safety checker, and for latents, which are not checked.
     """

@@ -115,9 +115,10 @@ def start_batch(pipe: LoadedCheckpoint, batch: Batch, settings: Any) -> Carry:
     if batch.picture is None:
         return start((0, 0, None))(settings, x, table.initial_scale[0])
     assert sampler.encode_image is not None
-    encode, pictures = pipe.devices.map(sampler.encode_image, (None, 0, 0)), pipe.devices.split(batch.picture)
+    encode = pipe.devices.map(sampler.encode_image, (None, 0, 0, 0))
+    pictures, noise = pipe.devices.split((batch.picture, batch.picture_noise))
     with enough_memory(batch.picture.shape):
-        clean = encode(sampler.encoder(pipe.models), settings.key, pictures)
+        clean = encode(sampler.encoder(pipe.models), settings.key, pictures, noise)
     return start((0, 0, None, 0, None))(settings, x, table.noise[0], clean, table.signal[0])
 
 
@@ -168,6 +169,8 @@ def fetch_record(pipe: LoadedCheckpoint, record: Record | None, live: int) -> Re
 def finish(pipe: LoadedCheckpoint, batch: Batch, x: Any, records: Sequence[Record | None]) -> Output:
     """Decodes and fetches what a batch made."""
     record = jax.tree.map(lambda *leaves: np.concatenate(leaves, 1)[: batch.rows], *records)
+    if record is not None:
+        record = record._replace(noise=jax.tree.map(lambda leaf: np.swapaxes(leaf, 0, 1), record.noise))
     arrays, finite, flagged = fetch(pipe, decode(pipe, batch, x), batch.rows)
     warn_of_pictures(finite, flagged)
     images: np.ndarray | list[Image.Image | None] = arrays

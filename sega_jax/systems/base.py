@@ -38,6 +38,7 @@ class Static(NamedTuple):
     semantics: str = "diffusers"
     support: str = "channel"
     record: bool = False
+    record_noise: bool = False
     own: Hashable = None  # the family's own choices, such as its solver
 
 
@@ -49,6 +50,7 @@ class Settings(NamedTuple):
     edits: Edits | None = None  # [rows, n] each; None for no concepts at all
     guidance_rescale: Any = None  # [rows] in [0, 1]; None for none at all
     replay: Any = None  # [rows, calls, height, width, channels] to be added, or None
+    noise: Any = None  # of every call in place of what `Sampler.draw` draws, [rows, calls, ...] each; or None
     own: Any = None  # the family's own arrays, rows first; the pipeline passes them on unread
 
     @property
@@ -64,6 +66,9 @@ class Record(NamedTuple):
     uncond: Any  # [rows, calls, height, width, channels]
     cond: Any  # [rows, calls, height, width, channels]
     edits: Any  # [rows, calls, n, height, width, channels]; None without concepts
+    # With `Static.record_noise` what was drawn for every call, [rows, calls, ...] each. An `Output` has it as [calls,
+    # pictures, ...], as a call takes it.
+    noise: Any = None
 
 
 class Given(NamedTuple):
@@ -91,6 +96,8 @@ class Setup(NamedTuple):
     static: Hashable = None  # choices for `Static.own`
     x: np.ndarray | None = None  # the state to start from, rows first; None draws it
     picture: np.ndarray | None = None  # [rows, height, width, 3] in [-1, 1], to start from
+    picture_noise: np.ndarray | None = None  # [rows, *shape], with which its latents are drawn; None draws it
+    draws: bool = True  # whether the solver uses the noise of its calls
     guidance_rescale: np.ndarray | None = None  # [rows]
     decode: Mapping[str, Hashable] = {}  # static arguments of `Sampler.decode`
 
@@ -193,7 +200,7 @@ class Sampler(NamedTuple):
     decode: Callable[..., tuple[Any, Any]]  # (decoder, x) -> pictures in [0, 1], and whether each row is finite
     check: Callable[[Any, Any, Callable[[str], None]], None] = lambda call, scheduler, warn: None
     encoder: Callable[[Any], Any] = lambda models: None  # models -> what `encode_image` takes
-    encode_image: Callable[[Any, jax.Array, Any], Any] | None = None  # (encoder, keys, pictures) -> clean states
+    encode_image: Callable[[Any, jax.Array, Any, Any], Any] | None = None  # (encoder, keys, pictures, noise) -> states
 
 
 class System(NamedTuple):

@@ -215,7 +215,15 @@ class Call:
     output: str = argument(
         "pil", Choice(*PICTURES, "latent"), "the form of the returned pictures, or the final state instead"
     )
+    noise: Any = argument(
+        None,
+        Opaque("an array [calls, pictures, height / f, width / f, channels]"),
+        "the standard normal noise that a stochastic solver adds at every model call, which replaces the seed's",
+    )
     record: bool = argument(False, Flag(), "whether to return the predictions of every model call")
+    record_noise: bool = argument(
+        False, Flag(), "whether the record also has the noise that the solver drew, in the form that `noise` takes"
+    )
     callback: Callable[[int, float, np.ndarray], Any] | None = argument(
         None,
         Callback(),
@@ -243,6 +251,8 @@ class Call:
         """
         if self.seed is not None and self.key is not None:
             raise ValueError("seed and key were both given; they say the same thing, give one")
+        if self.record_noise and not self.record:
+            raise ValueError("record_noise=True is for the record that record=True returns; give both")
 
 
 __all__ = ["PICTURES", "Argument", "Call", "EditLike", "Prompt", "Prompts", "Steps", "Words"]

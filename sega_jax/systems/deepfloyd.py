@@ -132,7 +132,15 @@ def setup_2(call: Stage2Call, given: Given) -> Setup:
     """Sets up a call of the second stage; see `sega_jax.systems.diffusion.setup`."""
     image, low_res = diffusion.low_res_of(call, given)
     made = sizes(given.models)
-    return diffusion.setup(call, given, made, diffusion.table(call, given.scheduler), image=image, low_res=low_res)
+    return diffusion.setup(
+        call,
+        given,
+        made,
+        diffusion.table(call, given.scheduler),
+        image=image,
+        low_res=low_res,
+        image_noise=call.image_noise,
+    )
 
 
 def denoiser(unet: UNet2DConditionModel, text: T5Text, settings: Any, own: Any, x: Any) -> Any:

@@ -63,6 +63,7 @@ def setup(
     *,
     image: np.ndarray | None = None,
     low_res: LowResCondition | None = None,
+    image_noise: np.ndarray | None = None,
     size_conditioning: Callable[[tuple[int, int]], np.ndarray] | None = None,
     vae: AutoencoderKL | None = None,
     tiled: bool | int = False,
@@ -73,6 +74,7 @@ def setup(
         table: of the schedule.
         image: pictures [1 or entries, height, width, 3] that decide about the size.
         low_res: their conditioning, where they are enlarged; else they are what the sampling starts from.
+        image_noise: as of the call.
         size_conditioning: (height, width) in pixels -> [rows, 6].
         vae: what decodes, where it can do so in tiles.
         tiled: as of the call.
@@ -85,14 +87,17 @@ def setup(
     check(call, given.scheduler, given.warn)
     rows = given.rows
     rescaled = per_row("guidance_rescale", call.guidance_rescale, given)
+    if low_res is not None:
+        low_res = low_res._replace(z=_low_res_noise(image_noise, low_res, (len(table.call), rows, *shape), given.dtype))
     own = DiffusionSettings(
         per_row("eta", call.eta, given),
         low_res,
         None if size_conditioning is None else size_conditioning((sizes.factor * shape[0], sizes.factor * shape[1])),
     )
-    picture = None
+    picture = picture_noise = None
     if image is not None and low_res is None:
         picture = np.stack(spread_pictures(image, given)).astype(given.dtype)
+        picture_noise = _noise("image_noise", image_noise, (rows, *shape), given.dtype)
     made = static(call, given.scheduler)
     if made.rows_at_once is None and given.platform == "cpu":
         # On CPUs a row of a larger batch takes longer.
@@ -103,8 +108,10 @@ def setup(
         table=table,
         own=own,
         static=made,
-        x=None if call.latents is None else _initial_noise(call.latents, rows, shape, given.dtype),
+        x=_noise("latents", call.latents, (rows, *shape), given.dtype),
         picture=picture,
+        picture_noise=picture_noise,
+        draws=draws_noise(call, given.scheduler, table),
         guidance_rescale=rescaled if rescaled.any() else None,
         decode={} if tile is None else {"tile": tile},
     )
@@ -144,13 +151,42 @@ def _check_variance(given: Given, shape: tuple[int, int, int]) -> None:
         )
 
 
-def _initial_noise(latents: np.ndarray, rows: int, shape: tuple[int, int, int], dtype: np.dtype) -> np.ndarray:
-    if latents.shape != (rows, *shape):
-        hint = "; latents are channels last here" if latents.shape == (rows, shape[2], *shape[:2]) else ""
+def draws_noise(call: DiffusionCall, scheduler: Scheduler, table: Row) -> bool:
+    """Tells whether the solver adds noise at some model call."""
+    return bool(np.any(call.eta) if scheduler.solver == "ddim" else np.any(table.solver.noise))
+
+
+def _noise(name: str, noise: np.ndarray | None, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | None:
+    """Returns noise that a user gave, checked and in the loop's dtype; None stays None.
+
+    Raises:
+        ValueError: it has another shape, or an entry is out of range.
+    """
+    if noise is None:
+        return None
+    if noise.shape != shape:
+        calls = "calls, " if len(shape) == 5 else ""
+        channels_first = (*shape[:-3], shape[-1], *shape[-3:-1])
+        hint = f"; {name} are channels last here" if noise.shape == channels_first else ""
         raise ValueError(
-            f"latents have shape {latents.shape}, expected {(rows, *shape)} (pictures, height, width, channels){hint}"
+            f"{name} have shape {noise.shape}, expected {shape} ({calls}pictures, height, width, channels){hint}"
         )
-    return cast("latents", latents, dtype)
+    return cast(name, noise, dtype)
+
+
+def _low_res_noise(
+    noise: np.ndarray | None, low_res: LowResCondition, shape: tuple[int, ...], dtype: np.dtype
+) -> np.ndarray | None:
+    """Returns the noise that a user gave for low-resolution pictures, [rows, 1 or calls, height, width, 3].
+
+    Args:
+        shape: calls, rows, height, width and channels of the states.
+    """
+    anew, shape = low_res.anew.all(), (*shape[:-1], low_res.picture.shape[-1])
+    noise = _noise("image_noise", noise, shape if anew else shape[1:], dtype)
+    if noise is None:
+        return None
+    return np.swapaxes(noise, 0, 1) if anew else noise[:, None]
 
 
 def cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -265,12 +301,13 @@ def in_chunks(function: Callable[..., Any], most: int | None, x: jax.Array, *tre
     return jax.tree.map(lambda leaf: leaf.reshape(parts * size, *leaf.shape[2:])[:rows], made)
 
 
-def encode_image(vae: AutoencoderKL, key: jax.Array, pictures: jax.Array) -> jax.Array:
+def encode_image(vae: AutoencoderKL, key: jax.Array, pictures: jax.Array, noise: Any = None) -> jax.Array:
     """Encodes pictures [rows, height, width, 3] in [-1, 1] to the latents that the sampler takes [rows, ...], drawn
-    with the rows' keys from the encoder's distribution, as diffusers draws them."""
+    from the encoder's distribution, as diffusers draws them: with standard normal `noise` of the latents' shape, or
+    with the rows' keys."""
     mean, logvar = jax.lax.map(lambda one: tuple(part[0] for part in vae.encode(one[None])), pictures)
     mean, logvar = (part.astype(at_least_float32(part.dtype)) for part in (mean, logvar))
-    z = normal(key, POSTERIOR, mean.shape[1:], mean.dtype)
+    z = normal(key, POSTERIOR, mean.shape[1:], mean.dtype) if noise is None else jnp.asarray(noise, mean.dtype)
     return (mean + jnp.exp(logvar / 2) * z) * vae.config.scaling_factor
 
 

@@ -15,10 +15,11 @@ from sega_jax.systems.images import Pictures
 STRENGTH = 0.8  # diffusers' default
 
 
+@dataclasses.dataclass(frozen=True)
 class Latents(Kind):
-    """Initial noise, an array of floats; the setup checks its shape."""
+    """Noise, an array of floats; the setup checks its shape."""
 
-    noun = "an array [pictures, height / f, width / f, channels]"
+    noun: str = "an array [pictures, height / f, width / f, channels]"
 
     def check(self, name: str, value: Any) -> np.ndarray:
         return floating(name, value, "(pictures, height, width, channels)")
@@ -101,12 +102,23 @@ class StartingCall(AutoencodedCall):
         shell=True,
     )
 
+    image_noise: Any = argument(
+        None,
+        Latents(),
+        "the standard normal noise with which the latents of the picture to start from are drawn, in place of the"
+        " seed's",
+    )
+
     def check_together(self) -> None:
         super().check_together()
-        if self.strength is not None and self.image is None:
+        if self.image is not None:
+            return
+        if self.strength is not None:
             raise ValueError(
                 f"strength={self.strength!r} needs a picture to start from; give it as image, or leave both out"
             )
+        if self.image_noise is not None:
+            raise ValueError("image_noise needs a picture to start from; give it as image, or leave both out")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -129,4 +141,10 @@ class ConditionedCall(DiffusionCall):
         "whether to draw that noise again at every model call, as DeepFloyd-IF's own code does; diffusers draws it"
         " once",
         shell=True,
+    )
+    image_noise: Any = argument(
+        None,
+        Latents("an array [pictures, height / f, width / f, 3], or [calls, pictures, ...] with noise_anew"),
+        "the standard normal noise that is added to the low-resolution picture, resized to the state's height and"
+        " width, in place of the seed's",
     )

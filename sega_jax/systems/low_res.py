@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sega_jax.method.schedules import Row, Scheduler
-from sega_jax.systems.programs import LOW_RES
+from sega_jax.systems.programs import LOW_RES, recorded_call
 
 
 class LowResNoise(NamedTuple):
@@ -31,6 +31,7 @@ class LowResCondition(NamedTuple):
     signal: Any  # [rows]
     noise: Any  # [rows]
     anew: Any  # bool [rows], whether z is drawn at every call, or once
+    z: Any = None  # [rows, 1 or calls, height, width, 3] of the state, in place of what is drawn; or None
 
 
 def noised(key: jax.Array, low_res: LowResCondition, call: Row) -> jax.Array:
@@ -40,12 +41,20 @@ def noised(key: jax.Array, low_res: LowResCondition, call: Row) -> jax.Array:
     draws it again for the prompt and for its absence, at every call.
     """
     dtype = low_res.picture.dtype
+    z = _drawn(key, low_res, call) if low_res.z is None else _given(low_res.z, call)
+    signal, noise = (share.astype(dtype)[:, None, None, None] for share in (low_res.signal, low_res.noise))
+    return signal * low_res.picture + noise * z
+
+
+def _drawn(key: jax.Array, low_res: LowResCondition, call: Row) -> jax.Array:
     keys = jax.vmap(
         lambda k, fresh: jax.random.fold_in(jax.random.fold_in(k, LOW_RES), jnp.where(fresh, call.call, 0))
     )(key, low_res.anew)
-    z = jax.vmap(lambda k: jax.random.normal(k, low_res.picture.shape[1:], dtype))(keys)
-    signal, noise = (share.astype(dtype)[:, None, None, None] for share in (low_res.signal, low_res.noise))
-    return signal * low_res.picture + noise * z
+    return jax.vmap(lambda k: jax.random.normal(k, low_res.picture.shape[1:], low_res.picture.dtype))(keys)
+
+
+def _given(z: Any, call: Row) -> jax.Array:
+    return recorded_call(z, jnp.minimum(call.call, z.shape[1] - 1))
 
 
 def resized(picture: jax.Array, size: tuple[int, ...]) -> jax.Array:

@@ -141,7 +141,8 @@ def setup(call: PaellaCall, given: Given) -> Setup:
     """
     shape = state_shape(sizes(given.models), call.height, call.width)
     if call.record:
-        size = _CHUNK * given.rows * (3 + given.n) * int(np.prod(shape)) * given.dtype.itemsize
+        kept = 3 + given.n + call.record_noise
+        size = _CHUNK * given.rows * kept * int(np.prod(shape)) * given.dtype.itemsize
         if size > _RECORD * given.devices:
             raise ValueError(
                 f"record=True would hold {size / 2**30:,.0f} GiB of logits; take smaller pictures or a smaller network,"

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from sega_jax.method.argument_kinds import Choice, Flag, Integer, Kind, Pair, Real
+from sega_jax.method.argument_kinds import Choice, Flag, Integer, Kind, Opaque, Pair, Real
 from sega_jax.method.arguments import argument, changed
 from sega_jax.method.checks import check_float
 from sega_jax.method.solvers import CHOICES
@@ -93,6 +93,16 @@ class PaellaCall(Call):
         sweep=True,
         shell=True,
         of_edits=True,
+    )
+    noise: Any = changed(
+        Call,
+        "noise",
+        None,
+        kind=Opaque(
+            "a pair of arrays, standard Gumbel noise [calls, pictures, height / f, width / f, labels] and uniform"
+            " numbers in [0, 1) [calls, pictures, height / f, width / f]"
+        ),
+        help="what is drawn at every model call, by which tokens are chosen and renoised; it replaces the seed's",
     )
     tokens: Any = argument(None, TokenGrid(), "tokens to start from and to renoise with, which replace the seed's")
     output: str = changed(Call, "output", "pil", kind=Choice(*PICTURES, "tokens"))

@@ -82,16 +82,30 @@ def advance(
     def denoise(x, call):
         return complete(predict(x, call), settings)
 
+    draw = sampler.draw(networks, settings, carry.x) if settings.noise is None else given_noise(settings.noise)
     carry, kept = sample(
         denoise,
         guidance(settings, static),
         sampler.solver(networks, settings, static.own),
         carry,
         table,
-        sampler.draw(networks, settings, carry.x),
+        draw,
         recorder(settings, static),
     )
+    if kept is not None and static.record_noise:
+        shape = kept.uncond.shape[1:]
+        kept = kept._replace(noise=jax.lax.map(lambda call: draw(call, shape), table))
     return carry, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), kept)
+
+
+def given_noise(noise: Any) -> Callable:
+    """Returns the function that takes a call's noise out of arrays [rows, calls, ...]."""
+
+    def draw(call, shape):
+        del shape
+        return recorded_call(noise, call.call)
+
+    return draw
 
 
 def fork(

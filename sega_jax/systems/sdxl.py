@@ -206,6 +206,7 @@ def setup(call: SDXLCall, given: Given) -> Setup:
         diffusion.latent_sizes(given.models.unet.config, given.models.vae.config),
         diffusion.table_from_picture(call, given.scheduler),
         image=call.image,
+        image_noise=call.image_noise,
         size_conditioning=conditioning,
         vae=given.models.vae,
         tiled=call.tiled,
@@ -229,9 +230,9 @@ def decode(vae: AutoencoderKL, latents: jax.Array, *, tile: int | None = None) -
     return diffusion.decode_latents(_upcast(vae), latents, tile=tile)
 
 
-def encode_image(vae: AutoencoderKL, key: jax.Array, pictures: jax.Array) -> jax.Array:
+def encode_image(vae: AutoencoderKL, key: jax.Array, pictures: jax.Array, noise: Any = None) -> jax.Array:
     """Encodes as `sega_jax.systems.diffusion.encode_image`, in the dtype of `decode`."""
-    return diffusion.encode_image(_upcast(vae), key, pictures)
+    return diffusion.encode_image(_upcast(vae), key, pictures, noise)
 
 
 def _upcast(vae: AutoencoderKL) -> AutoencoderKL:

@@ -80,6 +80,7 @@ def setup(call: StableDiffusionCall, given: Given) -> Setup:
         sizes(given.models),
         diffusion.table_from_picture(call, given.scheduler),
         image=call.image,
+        image_noise=call.image_noise,
         vae=given.models.vae,
         tiled=call.tiled,
     )

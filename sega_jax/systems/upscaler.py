@@ -89,6 +89,7 @@ def setup(call: UpscalerCall, given: Given) -> Setup:
         diffusion.table(call, given.scheduler),
         image=image,
         low_res=low_res,
+        image_noise=call.image_noise,
         vae=given.models.vae,
         tiled=call.tiled,
     )

@@ -169,6 +169,65 @@ def test_what_goes_without_saying(name, both):
     assert {key: mine[key] for key in ("steps", "guidance_scale", "noise_level") if key in mine} == USUAL[name]
 
 
+def kept(module, kept):
+    """Has a module of diffusers keep what it draws by torch's own generator."""
+    drawing = module.randn_tensor
+
+    def draw(*args, **kwargs):
+        made = drawing(*args, **kwargs)
+        kept.append(last(made))
+        return made
+
+    return mock.patch.object(module, "randn_tensor", draw)
+
+
+def a_run_of_theirs(name, ours, reference, steps=8):
+    """Our call with the noise that a run of diffusers' drew, and the pictures of both: nothing of theirs is changed."""
+    config = DDPM | ({"sample_max_value": 1.0} if name == "2" else {})
+    ours.scheduler, reference.scheduler = from_config(config), scheduler(config)
+    started: list[np.ndarray] = []
+    stepped: list[np.ndarray] = []
+    call, mine, its = TWO, {}, {}
+    if name == "2":
+        pictures = PICTURES.astype(precision())
+        noising = ours.extras.low_res_noise.scheduler.config | {"_class_name": "DDPMScheduler"}
+        reference.image_noising_scheduler = scheduler(noising)
+        call, mine, its = TWO | {"noise_level": 250}, {"image": pictures}, {"image": first(2 * pictures - 1)}
+    modules = [sys.modules[type(one).__module__] for one in (reference, reference.scheduler)]
+    with kept(modules[0], started), kept(modules[1], stepped):
+        theirs = reference(
+            **call,
+            **its,
+            num_inference_steps=steps,
+            output_type="np",
+            clean_caption=False,
+            generator=torch.Generator().manual_seed(7),
+        ).images
+    # diffusers draws none for its last call, which adds none.
+    noise = np.stack([*stepped, np.zeros_like(stepped[0])])
+    mine |= {"latents": started[0], "noise": noise} | ({"image_noise": started[1]} if name == "2" else {})
+    assert len(noise) == steps
+    assert len(started) == (2 if name == "2" else 1)
+    return ours(**call, **mine, steps=steps, output="float").images, theirs
+
+
+@pytest.mark.parametrize("name", ["1", "2"])
+def test_the_noise_of_their_run(name, both):
+    """DDPM with learned variance, in full, from the noise of torch's generator."""
+    a, b = a_run_of_theirs(name, *both(name))
+    assert relative(a, b) < 3e-4
+    assert (np.abs(a - b) > 2e-3).mean() <= 1e-3
+    assert a.std() > 0.05
+
+
+@pytest.mark.parametrize("name", ["1", "2"])
+def test_the_noise_of_their_run_in_float64(name, both):
+    made = both(name, "float64")
+    with double():
+        a, b = a_run_of_theirs(name, *made)
+        assert relative(a, b) < 1e-9
+
+
 def test_tokens(both):
     """With padding, and text that is too long."""
     ours, reference = both("1")

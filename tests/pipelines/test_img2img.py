@@ -47,7 +47,7 @@ def test_a_plain_loop_makes_the_same(small, out):
         x = np.sqrt(BARS[at[0]]) * clean[row] + np.sqrt(1 - BARS[at[0]]) * z[1][row]
         settings = {name: [getattr(edit, name) for edit in EDITS] for name in vars(EDITS[0]) if name != "concept"}
         settings |= {"momentum_scale": [0.1] * 2, "momentum_beta": [0.4] * 2}
-        uncond, cond, edits = (part[row].astype(float) for part in out.record[1:])
+        uncond, cond, edits = (part[row].astype(float) for part in out.record[1:4])
         sem = oracle.guidance(uncond, edits, **settings, reverse=[False] * 2, semantics="diffusers")
         for t, guided in zip(at, uncond + 7.5 * (cond - uncond) + sem, strict=True):
             now, after = BARS[t], BARS[max(t - 200, 0)]
