@@ -22,7 +22,7 @@ from sega_jax.pipelines.messages import collected, warn
 from sega_jax.pipelines.pipeline import Pipeline
 from sega_jax.pipelines.safety import FeatureExtractor, Safety
 from sega_jax.pipelines.sources import Source, find
-from sega_jax.systems.base import System, listed
+from sega_jax.systems.base import Encode, System, listed
 from sega_jax.systems.registry import CHECKER, recognise, systems
 from sega_jax.text.files import CheckpointError, read_json
 from sega_jax.weights.lora import merged
@@ -251,7 +251,7 @@ def load_text(
     cache, reader = EmbeddingCache(found.system.text.encode, where), found.system.text
 
     def encode(words: Sequence[str]) -> Any:
-        texts = reader.read(list(words), description.tokenizer, lambda ids: cache(network, ids), warn)
+        texts = reader.read(list(words), description.tokenizer, Encode(network, cache), warn)
         return reader.join(texts, lambda: texts[0])
 
     return encode
