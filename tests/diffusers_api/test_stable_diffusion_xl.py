@@ -99,7 +99,7 @@ def test_the_second_text_encoder_may_read_others(pipe, face, two):
 
 def test_long_and_weighted_prompts(pipe, face):
     """Also in words of their own for the second text encoder, and as embeddings of several chunks."""
-    long, reading = "dog, (black:1.4), on [the] mud", {"long_prompts": True, "weighted": True}
+    long, reading = "cow, (black:1.4), on [my] mud", {"long_prompts": True, "weighted": True}
     wanted = pipe(long, **OURS, **reading).images
     assert np.array_equal(face(long, **CALL, **reading).images, wanted)
     made = pipe.encode(long, **reading)

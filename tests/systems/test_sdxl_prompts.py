@@ -10,8 +10,8 @@ import sega_jax
 from sega_jax import Edit, SDXLText
 from sega_jax.text.prompt_weights import Reading, chunks
 
-LONG = "dog, black, on the mud"  # 18 letters and commas, which are tokens here; a chunk has room for 10
-HEAVY = "dog, (black:1.4), on [the] mud"  # the same words
+LONG = "cow, black, on my mud"  # 17 letters and commas, which are tokens here; a chunk has room for 10
+HEAVY = "cow, (black:1.4), on [my] mud"  # the same words
 CALL = {"edits": [Edit("hat", warmup=0)], "steps": 2, "output": "latent", "seed": 4}
 BOTH = {"long_prompts": True, "weighted": True}
 
