@@ -18,7 +18,7 @@ from sega_jax.method.guidance import Edit
 from sega_jax.method.numerics import floating
 from sega_jax.pipelines.messages import warn
 from sega_jax.systems.call import Call
-from sega_jax.systems.conditioning import Text
+from sega_jax.systems.conditioning import Text, check_rows
 from sega_jax.systems.diffusion_call import DiffusionCall, StartingCall
 from sega_jax.systems.images import Pictures
 
@@ -296,6 +296,7 @@ def split(embeddings: Any) -> list[Any]:
     if embeddings is None:
         return []
     if isinstance(embeddings, Text):
+        check_rows("editing_prompt_embeddings", embeddings)
         return list(embeddings)
     if isinstance(embeddings, list) and all(isinstance(row, Text) for row in embeddings):
         return [list(row) for row in embeddings]

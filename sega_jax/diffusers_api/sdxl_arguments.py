@@ -22,7 +22,7 @@ _SIZES = "all branches of a picture have the same sizes"
 class XLArguments(TimestepArguments, LatentArguments):
     """The arguments of `SemanticStableDiffusionXLPipeline`."""
 
-    same = (*LatentArguments.same, "original_size", "target_size")
+    same = (*LatentArguments.same, "original_size", "target_size", "long_prompts", "weighted")
 
     num_inference_steps: int = changed(FaceArguments, "num_inference_steps", 50)
     guidance_scale: float | list[float] = changed(FaceArguments, "guidance_scale", 5.0)
@@ -61,6 +61,8 @@ class XLArguments(TimestepArguments, LatentArguments):
         SDXLCall, "crops_top_left", (0, 0), kind=OrNone(arguments(SDXLCall)["crops_top_left"].kind)
     )
     target_size: Sequence | None = changed(SDXLCall, "target_size", None)
+    long_prompts: bool = changed(SDXLCall, "long_prompts", False)
+    weighted: bool = changed(SDXLCall, "weighted", False)
     # The other arguments of diffusers.
     sigmas: Any = argument(None, Unsupported("give timesteps, or another scheduler"), "not supported")
     denoising_start: Any = argument(

@@ -134,8 +134,9 @@ class SemanticStableDiffusionXLPipeline(FilesFace):
     def __call__(self, call: XLArguments) -> SemanticStableDiffusionXLPipelineOutput | tuple:
         """Makes pictures with diffusers' arguments, defaults and results.
 
-        A picture to start from is an argument of `StableDiffusionXLImg2ImgPipeline` in diffusers. Arguments that are
-        not supported accept the values that change nothing in diffusers.
+        A picture to start from is an argument of `StableDiffusionXLImg2ImgPipeline` in diffusers, and long and weighted
+        prompts are left to other libraries there. Arguments that are not supported accept the values that change
+        nothing in diffusers.
 
         Raises:
             TypeError, ValueError: as `Pipeline.__call__`; nothing ran except, with `prompt_2`, the text encoders.
@@ -185,7 +186,8 @@ class SemanticStableDiffusionXLPipeline(FilesFace):
                 raise ValueError(
                     f"{name}_2 has {len(seconds)} entries, expected {len(firsts)}, one each, or one for all"
                 )
-            return self.pipeline.encode(firsts, second=seconds)
+            reading = {"long_prompts": call.long_prompts, "weighted": call.weighted}
+            return self.pipeline.encode(firsts, second=seconds, **reading)
         if first is not None or second:
             raise ValueError(f"{name} or {name}_2 and {' or '.join(names)} were both given; give words or embeddings")
         return self._joined(names, states, pooled)
@@ -204,8 +206,12 @@ class SemanticStableDiffusionXLPipeline(FilesFace):
         states, pooled = (floating(*one) for one in zip(names, (states, pooled), axes, strict=True))
         net = self.unet.config
         shape = self.pipeline.tokenizer.length, net.level("cross_attention_dim", 0)
-        if states.shape[-2:] != shape:
-            raise ValueError(f"{names[0]} has shape {states.shape}, expected (..., {shape[0]}, {shape[1]}) {axes[0]}")
+        fits = states.ndim >= 2 and states.shape[-2] and states.shape[-1] == shape[1]
+        if not fits or states.shape[-2] % shape[0]:
+            raise ValueError(
+                f"{names[0]} has shape {states.shape}, expected (..., {shape[0]}, {shape[1]}) {axes[0]}, or a multiple"
+                f" of {shape[0]} tokens"
+            )
         if states.ndim not in (3, 4):
             raise ValueError(f"{names[0]} has shape {states.shape}, expected three axes, or four for concepts")
         expected = (*states.shape[:-2], net.pooled_dim)

@@ -18,7 +18,7 @@ from sega_jax.pipelines.loaded_checkpoint import LoadedCheckpoint
 from sega_jax.pipelines.messages import warn
 from sega_jax.systems.base import Given, Settings, Setup, Static
 from sega_jax.systems.call import Call
-from sega_jax.systems.conditioning import Text
+from sega_jax.systems.conditioning import Text, check_rows
 from sega_jax.systems.diffusion import cast
 
 Words = str | Text  # words, or their conditioning, a text of one row
@@ -173,10 +173,14 @@ class Spread:
 
 def _texts(name: str, value: Any, check: Callable[[Any], Text]) -> list[Words]:
     """Returns words and conditioning, one entry for each prompt."""
+    if isinstance(value, Text):
+        check_rows(name, value)
     if isinstance(value, Text) or getattr(value, "ndim", 0) == 3:
         entries = list(value)
     else:
         entries = list(value) if isinstance(value, list | tuple) else [value]
+    if not entries:
+        raise ValueError(f"{name} has shape {value.shape} and holds no texts; give at least one")
     return [text if isinstance(text, str) else _conditioning(name, text, check) for text in entries]
 
 
@@ -193,6 +197,7 @@ def _checked(pipe: LoadedCheckpoint, value: Any) -> Text:
 
 def _conditioning(name: str, value: Any, check: Callable[[Any], Text]) -> Text:
     if isinstance(value, Text):
+        check_rows(name, value)
         if len(value) != 1:
             raise ValueError(f"{name} has {value!r} in a list, expected a text of one row; give text[i], or it alone")
         return check(value)

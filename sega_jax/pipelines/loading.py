@@ -22,7 +22,7 @@ from sega_jax.pipelines.messages import collected, warn
 from sega_jax.pipelines.pipeline import Pipeline
 from sega_jax.pipelines.safety import FeatureExtractor, Safety
 from sega_jax.pipelines.sources import Source, find
-from sega_jax.systems.base import System, listed
+from sega_jax.systems.base import Encode, System, listed
 from sega_jax.systems.registry import CHECKER, recognise, systems
 from sega_jax.text.files import CheckpointError, read_json
 from sega_jax.weights.lora import merged
@@ -257,7 +257,7 @@ def load_text(
     cache = EmbeddingCache(reader.encode, where)
 
     def encode(words: Sequence[str]) -> Any:
-        texts = reader.read(list(words), description.tokenizer, lambda ids: cache(networks, ids), warn)
+        texts = reader.read(list(words), description.tokenizer, Encode(networks, cache), warn)
         return reader.join(texts, lambda: texts[0])
 
     return encode

@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from sega_jax.method.arguments import takes, unknown_arguments
+from sega_jax.method.arguments import arguments, takes, unknown_arguments
 from sega_jax.pipelines.batch import Batch, prepare
 from sega_jax.pipelines.execution.compile_report import Compiled
 from sega_jax.pipelines.loaded_checkpoint import LoadedCheckpoint
@@ -94,11 +94,11 @@ class Pipeline(LoadedCheckpoint):
         Args:
             texts: words, or a list.
             options: how they are read: arguments of a call that say so, such as long_prompts and weighted for
-                Stable Diffusion; and for SDXL `second`, texts for its second text encoder where that reads others, one
-                for all or one each.
+                Stable Diffusion and SDXL; and for SDXL `second`, texts for its second text encoder where that reads
+                others, one for all or one each.
 
         Raises:
-            TypeError: it is not words or a non-empty list of them, or an option is unknown.
+            TypeError: it is not words or a non-empty list of them, or an option is unknown or of another type.
             ValueError: there is no text encoder, or an option has a wrong value.
         """
         words: list[Any] = [texts] if isinstance(texts, str) or not hasattr(texts, "__iter__") else list(texts)
@@ -110,8 +110,10 @@ class Pipeline(LoadedCheckpoint):
             if name not in known:
                 takes_them = f"takes {', '.join(known)}" if known else "takes none"
                 raise TypeError(f"encode: {name} is no option of {self.system.title}, which {takes_them}")
+        declared = arguments(self.system.call)
+        checked = {name: declared[name].check(value) if name in declared else value for name, value in options.items()}
         with collected():
-            return join(self, read_words(self, words, options))
+            return join(self, read_words(self, words, checked))
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
         """Returns (height, width, channels) of the state of a picture of this size in pixels.

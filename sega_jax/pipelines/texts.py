@@ -10,6 +10,7 @@ import numpy as np
 from sega_jax.pipelines.batch import Batch, Words
 from sega_jax.pipelines.loaded_checkpoint import LoadedCheckpoint
 from sega_jax.pipelines.messages import warn
+from sega_jax.systems.base import Encode
 
 
 def reads(pipe: LoadedCheckpoint) -> bool:
@@ -43,22 +44,28 @@ def read_words(pipe: LoadedCheckpoint, words: Sequence[str], options: Mapping[st
     """
     check_reads(pipe, words)
     reader = pipe.system.text
-    networks = reader.networks(pipe.models)
-
-    def encode(ids):
-        return pipe.embeddings(networks, ids)
-
+    encode = Encode(reader.networks(pipe.models), pipe.embeddings)
     return reader.read(words, pipe.tokenizer, encode, warn, **options)
 
 
 def join(pipe: LoadedCheckpoint, texts: Sequence[Any]) -> Any:
-    """Joins texts of one row to one text, in the networks' dtype."""
+    """Joins texts of one row to one text, in the networks' dtype.
+
+    Raises:
+        ValueError: texts do not go together, or have to be padded and nothing reads the words for that.
+    """
 
     def cast(leaf):
         floats = jnp.issubdtype(leaf.dtype, jnp.floating)
         return np.asarray(leaf).astype(pipe.dtype, copy=False) if floats else np.asarray(leaf)
 
     def blank():
+        if not reads(pipe):
+            shapes = " and ".join(dict.fromkeys(map(repr, texts)))
+            raise ValueError(
+                f"texts have different lengths: {shapes}, and this pipeline cannot pad them, because it reads no words;"
+                " encode them in one call, or load the pipeline with its tokenizer"
+            )
         return jax.tree.map(cast, read_words(pipe, [""], {})[0])
 
     return pipe.system.text.join([jax.tree.map(cast, text) for text in texts], blank)

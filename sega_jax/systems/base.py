@@ -147,7 +147,14 @@ class Checkpoint(NamedTuple):
     adapters: Any = None  # which networks LoRAs and textual inversion may change; None for none
 
 
-Encode = Callable[[Any], list[Any]]  # ids, a pytree with the texts first -> texts of one row each
+class Encode(NamedTuple):
+    """Encodes tokens: `encode(ids)` returns a text of one row for each entry of ids, a pytree with the texts first."""
+
+    networks: Any  # as `TextReader.networks` returns them
+    run: Callable[[Any, Any], list[Any]]  # (networks, ids) -> texts of one row each
+
+    def __call__(self, ids: Any) -> list[Any]:
+        return self.run(self.networks, ids)
 
 
 def read_tokens(words: Sequence[str], tokenizer: Any, encode: Encode, warn: Callable[[str], None]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Text of one CLIP encoder: longer prompts in chunks, weights of words, and the arguments that ask for them."""
+"""Text of CLIP encoders: longer prompts in chunks, weights of words, and the arguments that ask for them."""
 
 import dataclasses
 import os
@@ -22,7 +22,7 @@ from sega_jax.text.tokenizers import Tokenizer
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ClipCall(Call):
-    """A call whose words one CLIP encoder reads."""
+    """A call whose words CLIP's text encoders read."""
 
     long_prompts: bool = argument(
         False,
@@ -82,17 +82,19 @@ def read(
     return texts
 
 
-def join(texts: Sequence[ClipText], blank: Callable[[], ClipText]) -> ClipText:
-    """Joins texts; shorter ones are padded by chunks of no words."""
+def join(texts: Sequence[Any], blank: Callable[[], Any]) -> Any:
+    """Joins texts with `states` [1, tokens, channels]; shorter states are padded by chunks of no words."""
     longest = max(text.states.shape[1] for text in texts)
     if all(text.states.shape[1] == longest for text in texts):
         return stacked(texts)
     none = blank().states
-    padded = [
-        ClipText(np.concatenate([text.states, *[none] * ((longest - text.states.shape[1]) // none.shape[1])], 1))
-        for text in texts
-    ]
-    return stacked(padded)
+    chunks_missing = [(longest - text.states.shape[1]) // none.shape[1] for text in texts]
+    return stacked(
+        [
+            dataclasses.replace(text, states=np.concatenate([text.states, *[none] * count], 1))
+            for text, count in zip(texts, chunks_missing, strict=True)
+        ]
+    )
 
 
 def checked_states(value: Any, kind: type[Any], tokens: int | None, channels: int, several: bool) -> Any:

@@ -92,6 +92,29 @@ def conditioning(cls: type[T]) -> type[T]:
     return jax.tree_util.register_dataclass(made)
 
 
+def check_rows(name: str, text: Text) -> None:
+    """Checks that a text has at least one row, and as many in each of its arrays.
+
+    Args:
+        name: of the argument, for errors.
+
+    Raises:
+        TypeError: a field is no array, or there is none.
+        ValueError: there are no rows, or arrays have different numbers of them.
+    """
+    arrays = {field.name: getattr(text, field.name) for field in dataclasses.fields(text)}
+    arrays = {field: value for field, value in arrays.items() if value is not None}
+    wrong = [field for field, value in arrays.items() if not getattr(value, "shape", ())]
+    if wrong or not arrays:
+        raise TypeError(f"{name} has {text!r}, expected arrays with one row for each text, as encode returns them")
+    rows = {field: value.shape[0] for field, value in arrays.items()}
+    if len(set(rows.values())) > 1:
+        counts = " and ".join(f"{count} of {field}" for field, count in rows.items())
+        raise ValueError(f"{name} has {counts}, expected one of each for every text")
+    if 0 in rows.values():
+        raise ValueError(f"{name} has {text!r}, which holds no texts; give at least one")
+
+
 def stacked(texts: Sequence[T]) -> T:
     """Joins texts of equal shapes to one, on the host.
 

@@ -11,20 +11,22 @@ import numpy as np
 
 from sega_jax.method.argument_kinds import Integer, Pair
 from sega_jax.method.arguments import argument, changed
+from sega_jax.method.checks import brief
 from sega_jax.method.numerics import floating
 from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 from sega_jax.nn.config import built
 from sega_jax.nn.unet import Context, UNet2DConditionModel, UNetConfig
 from sega_jax.nn.vae import AutoencoderConfig, AutoencoderKL
-from sega_jax.systems import adapters, diffusion
+from sega_jax.systems import adapters, clip_text, diffusion
 from sega_jax.systems.adapters import AdapterNames
 from sega_jax.systems.base import Checkpoint, Encode, Given, Network, Setup, System, TextReader, listed
-from sega_jax.systems.clip_text import tokenizer_folder
+from sega_jax.systems.clip_text import ClipCall, tokenizer_folder
 from sega_jax.systems.conditioning import Text, conditioning
 from sega_jax.systems.diffusion_call import DiffusionCall, StartingCall
 from sega_jax.systems.original_files import SDXL_FILE
 from sega_jax.systems.sizes import size_conditioning
 from sega_jax.systems.stable_diffusion import SAMPLER as STABLE_DIFFUSION
+from sega_jax.text.prompt_weights import Reading, pair_chunks, weighed
 from sega_jax.text.tokenizers import Tokenizer, TokenizerPair
 from sega_jax.weights.textual_inversion import TextEncoders
 
@@ -33,7 +35,7 @@ _CORNER = Pair(Integer(0), "two whole numbers, or two for each picture")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class SDXLCall(StartingCall):
+class SDXLCall(ClipCall, StartingCall):
     """A call of Stable Diffusion XL, with diffusers' defaults. No negative prompt is not the same as "": it is zeros,
     where the checkpoint's index says so."""
 
@@ -127,8 +129,8 @@ class Extras(NamedTuple):
 class SDXLText(Text):
     """Texts as Stable Diffusion XL takes them."""
 
-    states: Any  # [texts, tokens, channels], of both text encoders side by side
-    pooled: Any  # [texts, channels], of the second
+    states: Any  # [texts, tokens, channels], of both text encoders side by side and of one or more chunks of tokens
+    pooled: Any  # [texts, channels], of the second text encoder and of the first chunk
 
 
 def encode(encoders: tuple[CLIPTextModel, CLIPTextModelWithProjection], ids: jax.Array) -> SDXLText:
@@ -145,20 +147,66 @@ def read(
     warn: Callable[[str], None],
     *,
     second: Sequence[str] | str | None = None,
+    long_prompts: bool = False,
+    weighted: bool = False,
 ) -> list[SDXLText]:
     """Reads words; `second` are words for the second text encoder where it reads others, one for all or one each.
 
     Raises:
-        TypeError, ValueError: `second` is no words, or not as many as there are texts.
+        TypeError, ValueError: `second` is no words, or not as many as there are texts; or a weight is no number.
     """
-    if second is not None:
-        second = [second] if isinstance(second, str) else list(second)
-        if not second or not all(isinstance(one, str) for one in second):
-            raise TypeError(f"second={second!r} should be words or a non-empty list of them")
-        if len(second) not in (1, len(words)):
-            raise ValueError(f"second has {len(second)} entries, expected {len(words)}, one a text, or one for all")
-        second = second * (len(words) // len(second))
-    return encode(tokenizer(words, second, warn=warn))
+    others = None if second is None else _words_of_second(second, len(words))
+    if not (long_prompts or weighted):
+        return encode(tokenizer(words, others, warn=warn))
+    reading = Reading(long_prompts, weighted)
+    parts = [
+        pair_chunks(tokenizer, text, others[i] if others else None, reading, warn=warn) for i, text in enumerate(words)
+    ]
+    rows = iter(encode(np.concatenate([part.ids for part in parts])))
+    width = encode.networks[0].config.hidden_size
+    return [joined_chunks([next(rows) for _ in part.ids], part.weights, width) for part in parts]
+
+
+def _words_of_second(second: Any, texts: int) -> list[str]:
+    words = [second] if isinstance(second, str) else list(second) if hasattr(second, "__iter__") else []
+    if not words or not all(isinstance(one, str) for one in words):
+        raise TypeError(f"second={brief(second)} should be words or a non-empty list of them")
+    if len(words) not in (1, texts):
+        raise ValueError(f"second has {len(words)} entries, expected {texts}, one a text, or one for all")
+    return words * (texts // len(words))
+
+
+def joined_chunks(rows: Sequence[SDXLText], weights: np.ndarray, width: int) -> SDXLText:
+    """Joins the chunks of one text, and weighs the states of each text encoder by themselves (`weighed`).
+
+    The pooled text is the first chunk's, without weights, as in the widely used web UI (AUTOMATIC1111's
+    stable-diffusion-webui). diffusers' community pipeline lpw_stable_diffusion_xl takes the last chunk's, also without
+    weights. The first chunk's does not depend on how much follows it or on the padding of shorter texts, and it is the
+    pooled text of the truncated prompt, so `long_prompts` only adds to what the UNet is told.
+
+    Args:
+        rows: what `encode` makes of each chunk.
+        weights: float32 [chunks, 2, length], of the tokens of each text encoder.
+        width: the number of channels of the first text encoder.
+    """
+    sides = np.split(np.concatenate([np.asarray(row.states) for row in rows]), [width], -1)
+    states = np.concatenate([weighed(side, weights[:, i]) for i, side in enumerate(sides)], -1)
+    return SDXLText(states.reshape(1, -1, states.shape[-1]), rows[0].pooled)
+
+
+def join(texts: Sequence[SDXLText], blank: Callable[[], SDXLText]) -> SDXLText:
+    """Joins texts; shorter ones are padded by chunks of no words, which leave the pooled text as it is.
+
+    Zeros are padded by zeros, because they mean the absence of a text. The UNet's keys and values of them are zero, so
+    their number changes nothing, while a chunk of no words would be a text.
+    """
+    longest = max(text.states.shape[1] for text in texts)
+    return clip_text.join([text if text.states.any() else _zeros(text, longest) for text in texts], blank)
+
+
+def _zeros(text: SDXLText, tokens: int) -> SDXLText:
+    rows, _, channels = text.states.shape
+    return dataclasses.replace(text, states=np.zeros((rows, tokens, channels), text.states.dtype))
 
 
 def check(models: Models, tokenizer: TokenizerPair | None, value: Any) -> SDXLText:
@@ -172,24 +220,33 @@ def check(models: Models, tokenizer: TokenizerPair | None, value: Any) -> SDXLTe
             f"an embedding of Stable Diffusion XL is an SDXLText of states and pooled text, as encode returns it, not"
             f" {type(value).__name__}"
         )
+    tokens, channels, pooled_channels = _text_shape(models, tokenizer)
+    states = floating("an embedding's states", value.states, f"(1, {tokens}, {channels})")
+    fits = states.ndim == 3 and states.shape[1] and states.shape[2] == channels
+    if not fits or states.shape[1] % tokens:
+        raise ValueError(
+            f"an embedding's states has shape {states.shape[1:]}, expected {(tokens, channels)} (tokens, channels), or"
+            f" a multiple of {tokens} tokens"
+        )
+    pooled = floating("an embedding's pooled", value.pooled, f"(1, {pooled_channels})")
+    if pooled.shape != (1, pooled_channels):
+        raise ValueError(f"an embedding's pooled has shape {pooled.shape[1:]}, expected {(pooled_channels,)}")
+    return value
+
+
+def _text_shape(models: Models, tokenizer: TokenizerPair | None) -> tuple[int, int, int]:
+    """Returns the tokens of a chunk, and the channels of states and pooled text."""
     tokens = models.text_encoder.config.max_position_embeddings if tokenizer is None else tokenizer.length
     net = models.unet.config
-    expected = {"states": (tokens, net.level("cross_attention_dim", 0)), "pooled": (net.pooled_dim,)}
-    for name, shape in expected.items():
-        array = floating(f"an embedding's {name}", getattr(value, name), f"(1, {', '.join(map(str, shape))})")
-        if array.shape != (1, *shape):
-            raise ValueError(f"an embedding's {name} has shape {array.shape[1:]}, expected {shape}")
-    return value
+    return tokens, net.level("cross_attention_dim", 0), net.pooled_dim
 
 
 def negative(models: Models, tokenizer: TokenizerPair | None, extras: Extras) -> SDXLText | str:
     """Returns what stands in place of no negative prompt."""
     if not extras.zero_negative:
         return ""
-    tokens = models.text_encoder.config.max_position_embeddings if tokenizer is None else tokenizer.length
-    net = models.unet.config
-    states = np.zeros((1, tokens, net.level("cross_attention_dim", 0)), np.float32)
-    return SDXLText(states, np.zeros((1, net.pooled_dim), np.float32))
+    tokens, channels, pooled_channels = _text_shape(models, tokenizer)
+    return SDXLText(np.zeros((1, tokens, channels), np.float32), np.zeros((1, pooled_channels), np.float32))
 
 
 def setup(call: SDXLCall, given: Given) -> Setup:
@@ -309,6 +366,7 @@ SYSTEM = System(
         encode=encode,
         read=read,
         check=check,
+        join=join,
         negative=negative,
     ),
     sampler=STABLE_DIFFUSION._replace(setup=setup, denoiser=denoiser, decode=decode, encode_image=encode_image),

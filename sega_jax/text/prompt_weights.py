@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sega_jax.text.tokenizers import Tokenizer, Warn, truncation
+from sega_jax.text.tokenizers import Tokenizer, TokenizerPair, Warn, truncation
 
 # What a pair of brackets multiplies the weight by, or divides it.
 _STEP = 1.1
@@ -20,10 +20,13 @@ class Reading(NamedTuple):
 
 
 class Chunks(NamedTuple):
-    """A text, each chunk of which is between a start and an end token."""
+    """A text, each chunk of which is between a start and an end token.
 
-    ids: np.ndarray  # int32 [chunks, length]
-    weights: np.ndarray  # float32 [chunks, length], 1 for tokens of no word
+    Arrays are [chunks, length] for one tokenizer, [chunks, 2, length] for a pair.
+    """
+
+    ids: np.ndarray  # int32
+    weights: np.ndarray  # float32, 1 for tokens of no word
 
 
 def chunks(tokenizer: Tokenizer, text: str, reading: Reading, *, warn: Warn = warnings.warn) -> Chunks:
@@ -48,6 +51,31 @@ def chunks(tokenizer: Tokenizer, text: str, reading: Reading, *, warn: Warn = wa
         part = weights[start : start + room]
         row[1 : 1 + len(part)] = part
     return Chunks(np.stack([tokenizer.framed(ids[start : start + room]) for start in starts]), heavy)
+
+
+def pair_chunks(
+    tokenizers: TokenizerPair, text: str, second: str | None, reading: Reading, *, warn: Warn = warnings.warn
+) -> Chunks:
+    """Cuts a text for both tokenizers of a pair as `chunks` does for one; `second` is the text of the second tokenizer
+    where that differs. The side with fewer chunks is padded with chunks of no words.
+
+    Raises:
+        ValueError: a weight that is no number.
+    """
+    sides = [(tokenizers.first, chunks(tokenizers.first, text, reading, warn=warn))]
+    if second is None:  # the first tokenizer has already warned about the same text
+        sides.append((tokenizers.second, chunks(tokenizers.second, text, reading, warn=lambda message: None)))
+    else:
+        sides.append((tokenizers.second, chunks(tokenizers.second, second, reading, warn=warn)))
+    count = max(len(part.ids) for _, part in sides)
+    padded = [_padded(tokenizer, part, count) for tokenizer, part in sides]
+    return Chunks(*(np.stack(arrays, 1) for arrays in zip(*padded, strict=True)))
+
+
+def _padded(tokenizer: Tokenizer, part: Chunks, count: int) -> Chunks:
+    rest = count - len(part.ids)
+    ids = np.concatenate([part.ids, np.tile(tokenizer.framed([]), (rest, 1))])
+    return Chunks(ids, np.concatenate([part.weights, np.ones((rest, tokenizer.length), np.float32)]))
 
 
 def weighed(hidden: np.ndarray, weights: np.ndarray) -> np.ndarray:

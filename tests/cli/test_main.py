@@ -254,6 +254,23 @@ def test_what_stable_diffusion_takes_besides_is_repeated(least_folder, tmp_path)
     np.testing.assert_array_equal(ours, theirs)
 
 
+def test_long_and_weighted_prompts_of_stable_diffusion_xl(tmp_path):
+    """They are read, and repeated by the command in the picture."""
+    folder = tiny.xl(tmp_path / "xl")
+    words = ["--prompt", "dog, (black:1.4), on the mud", "--edit", "(hat:1.2):warmup=0", "--steps", 2]
+    result = run("edit", "--model", folder, *words, "--long-prompts", "--weighted", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "cut from the end" not in result.output
+    call = {"steps": 2, "seed": [0, 0], "output": "uint8", "long_prompts": True, "weighted": True}
+    edits = [[], [Edit("(hat:1.2)", warmup=0)]]
+    expected = load(folder)([words[1]] * 2, edits, **call).images
+    for name, image in zip(("original", "edited"), expected, strict=True):
+        assert np.array_equal(Image.open(tmp_path / f"0001-{name}.png"), image)
+    command = run("info", tmp_path / "0001-edited.png").output.splitlines()[-1]
+    assert "--long-prompts" in command
+    assert "--weighted" in command
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -97,6 +97,21 @@ def test_the_second_text_encoder_may_read_others(pipe, face, two):
         assert np.array_equal(face("a cat", same, **CALL).images, plain)
 
 
+def test_long_and_weighted_prompts(pipe, face):
+    """Also in words of their own for the second text encoder, and as embeddings of several chunks."""
+    long, reading = "cow, (black:1.4), on [my] mud", {"long_prompts": True, "weighted": True}
+    wanted = pipe(long, **OURS, **reading).images
+    assert np.array_equal(face(long, **CALL, **reading).images, wanted)
+    made = pipe.encode(long, **reading)
+    assert made.states.shape == (1, 24, 36)
+    given = {"prompt_embeds": made.states, "pooled_prompt_embeds": made.pooled}
+    assert np.array_equal(face(**CALL, **given).images, wanted)
+    mixed = pipe.encode("cat", second=long, **reading)
+    wanted = pipe(mixed, **OURS, negative_prompt=pipe.encode("bad", second=long, **reading)).images
+    words = {"negative_prompt": "bad", "negative_prompt_2": long}
+    assert np.array_equal(face("cat", long, **CALL, **words, **reading).images, wanted)
+
+
 def test_a_picture_to_start_from_has_diffusers_strength(pipe, face):
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     call = {"num_inference_steps": 8}
@@ -155,7 +170,9 @@ REFUSED = [
     (NO_WORDS | {"prompt_2": "a"}, ValueError, "prompt_2 and prompt_embeds or pooled_.* were both given"),
     (NO_WORDS | {"pooled_prompt_embeds": None}, ValueError, "prompt_embeds and pooled_.* belong together"),
     (NO_WORDS | {"pooled_prompt_embeds": POOLED[:, 1:]}, ValueError, r"shape \(1, 11\), expected \(1, 12\)"),
-    (NO_WORDS | {"prompt_embeds": STATES[:, 1:]}, ValueError, r"shape \(1, 11, 36\), expected \(..., 12, 36\)"),
+    (NO_WORDS | {"prompt_embeds": STATES[:, 1:]}, ValueError, r"\(1, 11, 36\), expected \(..., 12, 36\) .* multiple"),
+    (NO_WORDS | {"prompt_embeds": STATES[:, :0]}, ValueError, r"shape \(1, 0, 36\), expected \(..., 12, 36\)"),
+    ({"long_prompts": 1}, TypeError, "long_prompts=1 should be True or False"),
     ({"negative_prompt_embeds": STATES}, ValueError, "negative_pooled_prompt_embeds belong together"),
     ({"editing_prompt_embeddings": STATES}, ValueError, "editing_pooled_prompt_embeddings belong together"),
     ({"strength": 0.5}, ValueError, "strength=0.5 needs a picture to start from"),

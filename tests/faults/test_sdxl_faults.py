@@ -1,5 +1,8 @@
 """Faults in what Stable Diffusion XL has of its own: two text encoders, a pooled text, sizes, and two tokenizers."""
 
+import dataclasses
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,13 +10,14 @@ import pytest
 from reference import cases
 from support import tiny
 
-from faults.damage import argument, arguments, replaced, result, results, skipped
-from faults.views import Fault, View, Views, compiled, recorded
+from faults.damage import argument, arguments, instead, replaced, result, results, skipped
+from faults.views import Fault, View, Views, compiled, normal, recorded
 from sega_jax import Edit, Edits
 from sega_jax.method import schedules
 from sega_jax.nn import clip
 from sega_jax.nn.unet import Context, embedding
 from sega_jax.systems import base, diffusion, programs, sdxl, sizes
+from sega_jax.text import prompt_weights
 from sega_jax.text.tokenizers import Tokenizer, TokenizerPair
 
 pytestmark = pytest.mark.fault
@@ -25,6 +29,15 @@ TOKENS[:, 0], TOKENS[:, :, 0] = 57, 56
 TOKENS[0, 1, 1] = 57
 TOKENS[1, :, 1:6] = [28, 2, 0, 47, 57], [0, 30, 0, 47, 57]
 TOKENS[2, :, 1:9] = [6, 11, 0, 18, 18, 4, 46, 57], [6, 39, 0, 18, 18, 4, 46, 57]
+# A text whose letters and weights fill one chunk and begin another, the letters' tokens for each tokenizer, and their
+# weights.
+LONG = "ab (cd:2) [e]" + " f" * 6
+CHUNKS = np.zeros((2, 2, 12), np.int32)
+CHUNKS[:, 0], CHUNKS[:, :, 0] = 57, 56
+CHUNKS[0, :, 1:] = [0, 29, 2, 31, 32, *[33] * 5, 57]
+CHUNKS[1, :, 1:3] = 33, 57
+WEIGHTS = np.array([[1, 1, 1, 2, 2, 1 / 1.1, *[1] * 6], [1] * 12])
+TABLES = normal(60, 16) + 1, normal(60, 20, seed=1) + 1  # in place of the encoders, of as many channels
 SIZES = np.float32([[*cases.XL_SIZES["original_size"], *cases.XL_SIZES["crops_top_left"], 24, 16]])
 CHANNELS = 12  # of a pooled text
 
@@ -39,6 +52,45 @@ def text():
     models = networks()
     found = sdxl.encode((models.text_encoder, models.text_encoder_2), TOKENS)[1:]
     return found.states, found.pooled
+
+
+def looked_up(ids):
+    """Returns states and pooled texts of tokens: what the tables have, and sums of it."""
+    first, second = (table[ids[:, side]] for side, table in enumerate(TABLES))
+    return np.concatenate([first, second], -1), second.sum(1)
+
+
+def read(tokenizers):
+    """Embeds a long text with weights, by text encoders that look its tokens up."""
+    encode = base.Encode(sdxl.SYSTEM.text.networks(networks()), lambda _, ids: list(sdxl.SDXLText(*looked_up(ids))))
+    (found,) = sdxl.read([LONG], tokenizers, encode, warnings.warn, long_prompts=True, weighted=True)
+    return found.states[0], found.pooled[0]
+
+
+def read_by_hand():
+    """Returns the same embedding: the weighted states of each chunk and encoder, brought back to their mean, and the
+    pooled text of the first chunk."""
+    states, pooled = looked_up(CHUNKS)
+    parts = []
+    for part in np.split(states, [16], -1):
+        heavy = part * WEIGHTS[..., None]
+        parts.append(heavy * (part.mean((1, 2)) / heavy.mean((1, 2)))[:, None, None])
+    return np.concatenate(parts, -1).reshape(-1, 36), pooled[0]
+
+
+def joined():
+    """Joins the zeros of no negative prompt, a text and a longer text."""
+    short, long = (sdxl.SDXLText(normal(1, tokens, 36), normal(1, 12)) for tokens in (12, 24))
+    none = sdxl.SDXLText(np.zeros((1, 12, 36)), np.zeros((1, 12)))
+    found = sdxl.join([none, short, long], lambda: sdxl.SDXLText(np.ones((1, 12, 36)), np.ones((1, 12))))
+    return found.states, found.pooled
+
+
+def joined_by_hand():
+    states, pooled = np.zeros((3, 24, 36)), np.zeros((3, 12))
+    states[1, :12], states[1, 12:], states[2] = normal(1, 12, 36)[0], 1, normal(1, 24, 36)[0]
+    pooled[1:] = normal(1, 12)
+    return states, pooled
 
 
 def conditioning():
@@ -85,8 +137,20 @@ def views(tmp_path_factory):
             "latents": View(latents, lambda: recorded("xl")["latents"], 3e-4),
             "sizes": View(asked_sizes, lambda: [np.array([[48, 16, 0, 0, 48, 16]]), SIZES]),
             "tokens": View(lambda: TokenizerPair(*tokenizers)(["", *cases.XL_WORDS]), lambda: TOKENS),
+            "read": View(lambda: read(TokenizerPair(*tokenizers)), read_by_hand, 1e-5),
+            "joined": View(joined, joined_by_hand, 1e-6),
         }
     )
+
+
+def of_the_last_chunk(rows):
+    """Gives all chunks of a text the pooled text of the last one."""
+    return [dataclasses.replace(row, pooled=rows[-1].pooled) for row in rows]
+
+
+def of_the_first_encoder(weights):
+    """Takes the weights of the second text encoder's tokens away."""
+    return np.stack([weights[:, 0], np.ones_like(weights[:, 1])], 1)
 
 
 def of_the_prompt(context):
@@ -104,6 +168,15 @@ FAULTS = {
     "each encoder reads the tokens of the other": Fault("text", sdxl, "encode", argument(1, lambda ids: ids[:, ::-1])),
     "both tokenizers pad alike": Fault(
         "tokens", TokenizerPair, "__init__", arguments(lambda self, first, second: (self, first, first))
+    ),
+    "the pooled text is the last chunk's": Fault("read", sdxl, "joined_chunks", argument(0, of_the_last_chunk)),
+    "only the first text encoder is weighed": Fault("read", sdxl, "joined_chunks", argument(1, of_the_first_encoder)),
+    "both text encoders have one mean": Fault("read", sdxl, "joined_chunks", argument(2, lambda width: width + 19)),
+    "the second text encoder reads the first one's padding": Fault(
+        "read", prompt_weights, "pair_chunks", argument(0, lambda pair: TokenizerPair(pair.first, pair.first))
+    ),
+    "no negative prompt is padded by chunks of no words": Fault(
+        "joined", sdxl, "_zeros", instead(lambda text, tokens: text)
     ),
     "sizes come before the pooled text": Fault(
         "conditioning", embedding.TimestepEmbedding, "__call__", argument(1, lambda told: jnp.roll(told, -CHANNELS, -1))

@@ -64,3 +64,36 @@ def test_refused(small, first):
             small("cat", **options)
     with pytest.raises(TypeError, match="weighted is not an argument of a call of DeepFloyd-IF's first stage"):
         first("cat", weighted=True)
+    for options, words in (
+        ({"long_prompts": 1}, "long_prompts=1 should be True or False"),
+        ({"weighted": "false"}, "weighted='false' should be True or False"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            small.encode("cat", **options)
+
+
+STATES = np.zeros((1, 12, 16), np.float32)
+NO_TEXTS = [
+    (ClipText(None), TypeError, r"has ClipText\(states=None\), expected arrays with one row for each text"),
+    (ClipText([1.0]), TypeError, r"has ClipText\(states=list\), expected arrays with one row for each text"),
+    (ClipText(np.float32(1)), TypeError, r"has ClipText\(states=float32\[\]\), expected arrays with one row"),
+    (ClipText(STATES[:0]), ValueError, r"has ClipText\(states=float32\[0, 12, 16\]\), which holds no texts"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "error", "words"), NO_TEXTS)
+def test_texts_without_rows(wrong, error, words, small):
+    for name, call in (
+        ("prompt", {"prompt": wrong}),
+        ("prompt", {"prompt": [wrong]}),
+        ("negative_prompt", {"prompt": "cat", "negative_prompt": wrong}),
+    ):
+        with pytest.raises(error, match=f"{name} {words}"):
+            small(**call, steps=1)
+    with pytest.raises(error, match=rf"edits {words}|Edit: concept=ClipText\(.*\) should be a floating array"):
+        small("cat", [wrong], steps=1)
+
+
+def test_an_array_without_texts(small):
+    with pytest.raises(ValueError, match=r"prompt has shape \(0, 12, 16\) and holds no texts; give at least one"):
+        small(STATES[:0], steps=1)

@@ -18,6 +18,7 @@ from sega_jax.sweep.description.points import Facts, described
 from sega_jax.sweep.description.sweep_file import Sweep
 from sega_jax.sweep.planning.plan import Batch, Plan, plan
 from sega_jax.systems import programs
+from sega_jax.systems.base import Encode
 
 # Rows of a device: more are no faster, and a crash loses more; as many as usual where the memory is not known.
 MOST, USUAL = 64, 8
@@ -82,7 +83,8 @@ def _row(pipe: Pipeline, batch: BatchOfRows, records: bool) -> int:
     static = batch.static._replace(record=records)
     concepts = [edit.concept for edits in batch.edits for edit in edits]
     words = [text for text in (*batch.prompts, *batch.negatives, *concepts) if isinstance(text, str)]
-    texts = reader.read(words, pipe.tokenizer, partial(_encoded, reader.encode, reader.networks(models)), _ignore)
+    encode = Encode(reader.networks(models), partial(_encoded, reader.encode))
+    texts = reader.read(words, pipe.tokenizer, encode, _ignore)
     text = jax.tree.map(lambda leaf: _struct((batch.rows, 2 + batch.n, *leaf.shape[1:]), leaf, pipe.dtype), texts[0])
     if reader.sample_prior is not None and (prior := reader.prior(models)) is not None:
         text = jax.eval_shape(reader.sample_prior, prior, text, batch.settings.key)

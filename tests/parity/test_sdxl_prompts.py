@@ -1,0 +1,129 @@
+"""Longer texts and weights of words of Stable Diffusion XL against torch: transformers' encoders over chunks, diffusers
+over their states.
+
+The rule is that of the widely used web UI (AUTOMATIC1111's stable-diffusion-webui, the emphasis "Original"): both
+encoders read the same chunks of 75 tokens, the states of each are multiplied by the weights and brought back to their
+mean, and the pooled text is the first chunk's, without weights. diffusers' community pipeline lpw_stable_diffusion_xl
+differs: it takes the pooled text of the last chunk, moves a state away from the chunk's last state by its weight, does
+not pad the last chunk, and appends the second prompt to the first instead of giving it to the second encoder.
+"""
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+import diffusers
+import numpy as np
+import torch
+from support import tiny
+
+import sega_jax
+from parity.theirs import first, last, noise, relative
+
+pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")]
+
+ROOM = 10  # tokens of words in a chunk
+# Words with their weights, as they are written and one by one. Means of random states are near zero, so restoring them
+# magnifies rounding in most texts; in these it does not.
+TEXTS = {
+    "cow, (black:1.4), on [my] mud (in)": [
+        ("cow,", 1.0), ("black", 1.4), (", on", 1.0), ("my", 1 / 1.1), ("mud", 1.0), ("in", 1.1)
+    ],
+    "dog": [("dog", 1.0)],
+    "(bad)": [("bad", 1.1)],
+    "": [],
+}  # fmt: skip
+LONG, SHORT, BAD, EMPTY = TEXTS
+READ = {"long_prompts": True, "weighted": True}
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory, one_device):
+    folder = tiny.xl(tmp_path_factory.mktemp("xl") / "xl", scheduler=tiny.EULER)
+    reference = diffusers.StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
+    reference.set_progress_bar_config(disable=True)
+    return sega_jax.load(folder, dtype="float32", devices=one_device), reference
+
+
+def weighted_chunks(tokenizer, words, count):
+    """Returns ids and weights [count, 12]: start, words, end, and padding."""
+    pairs = [(i, weight) for text, weight in words for i in tokenizer(text, add_special_tokens=False).input_ids]
+    ids = torch.full((count, ROOM + 2), tokenizer.pad_token_id)
+    weights = torch.ones(count, ROOM + 2)
+    for c in range(count):
+        part = pairs[ROOM * c : ROOM * (c + 1)]
+        ids[c, 0], ids[c, len(part) + 1] = tokenizer.bos_token_id, tokenizer.eos_token_id
+        for k, (i, weight) in enumerate(part, 1):
+            ids[c, k], weights[c, k] = i, weight
+    return ids, weights
+
+
+@torch.no_grad()
+def web_ui(reference, words, count, second=None):
+    """Returns the states [1, 12 count, channels] and the pooled text [1, channels]."""
+    sides = []
+    for tokenizer, encoder, text in (
+        (reference.tokenizer, reference.text_encoder, words),
+        (reference.tokenizer_2, reference.text_encoder_2, words if second is None else second),
+    ):
+        ids, weights = weighted_chunks(tokenizer, text, count)
+        states = []
+        for c in range(count):
+            found = encoder(ids[c : c + 1], output_hidden_states=True)
+            state = found.hidden_states[-2] * weights[c, None, :, None]
+            states.append(state * (found.hidden_states[-2].mean() / state.mean()))
+            if c == 0:
+                pooled = found[0]  # of the second encoder at the end: the projected text of the first chunk
+        sides.append(torch.cat(states, 1))
+    return torch.cat(sides, -1), pooled
+
+
+def test_states_and_pooled_texts(both):
+    ours, reference = both
+    found = ours.encode(list(TEXTS), **READ)
+    wanted = [web_ui(reference, words, 2) for words in TEXTS.values()]
+    assert found.states.shape == (4, 24, 36)
+    assert relative(found.states, torch.cat([states for states, _ in wanted]).numpy()) < 1e-5
+    assert relative(found.pooled, torch.cat([pooled for _, pooled in wanted]).numpy()) < 1e-5
+
+
+@torch.no_grad()
+def test_the_pooled_text_is_not_the_last_chunks(both):
+    """The community pipeline's is: of one chunk they are the same."""
+    ours, reference = both
+    for text, count in ((LONG, 2), (BAD, 1)):
+        ids, _ = weighted_chunks(reference.tokenizer_2, TEXTS[text], count)
+        last_chunk = reference.text_encoder_2(ids[-1:])[0].numpy()
+        error = relative(ours.encode(text, **READ).pooled, last_chunk)
+        assert error > 0.1 if count > 1 else error < 1e-5
+
+
+@pytest.mark.parametrize(("text", "second"), [(LONG, SHORT), (SHORT, LONG)])
+def test_other_words_for_the_second_encoder(text, second, both):
+    ours, reference = both
+    found = ours.encode(text, second=second, **READ)
+    states, pooled = web_ui(reference, TEXTS[text], 2, TEXTS[second])
+    assert relative(found.states, states.numpy()) < 1e-5
+    assert relative(found.pooled, pooled.numpy()) < 1e-5
+
+
+@pytest.mark.parametrize("negative", [BAD, None])
+def test_pictures(negative, both):
+    """The negative prompt has a chunk of no words more, or is as many zeros."""
+    ours, reference = both
+    latents = noise(2, 8, 8, 4)
+    a = ours([LONG, SHORT], negative_prompt=negative, steps=6, latents=latents, output="latent", **READ).images
+    told = [web_ui(reference, TEXTS[text], 2) for text in (LONG, SHORT)]
+    away = [web_ui(reference, TEXTS[BAD], 2)] * 2
+    if negative is None:
+        away = [tuple(map(torch.zeros_like, text)) for text in away]
+    names = ("prompt_embeds", "pooled_prompt_embeds"), ("negative_prompt_embeds", "negative_pooled_prompt_embeds")
+    embeds = {
+        name: torch.cat([text[k] for text in texts])
+        for pair, texts in zip(names, (told, away), strict=True)
+        for k, name in enumerate(pair)
+    }
+    b = reference(**embeds, num_inference_steps=6, latents=first(latents), output_type="latent").images
+    assert relative(a, last(b)) < 3e-4
+    assert np.isfinite(a).all()

@@ -1,0 +1,164 @@
+"""Stable Diffusion XL with longer texts and weights of words: both text encoders, the pooled text, and padding."""
+
+import warnings
+
+import numpy as np
+import pytest
+from support import tiny
+
+import sega_jax
+from sega_jax import Edit, SDXLText
+from sega_jax.text.prompt_weights import Reading, chunks
+
+LONG = "cow, black, on my mud"  # 17 letters and commas, which are tokens here; a chunk has room for 10
+HEAVY = "cow, (black:1.4), on [my] mud"  # the same words
+CALL = {"edits": [Edit("hat", warmup=0)], "steps": 2, "output": "latent", "seed": 4}
+BOTH = {"long_prompts": True, "weighted": True}
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory, one_device):
+    return sega_jax.load(tiny.xl(tmp_path_factory.mktemp("xl") / "xl"), devices=one_device)
+
+
+def by_hand(pipe, text, side, reading=BOTH):
+    """Returns the states [chunks, 12, channels] of one text encoder and the pooled texts of the second, without the
+    library's joining; `side` is 0 or 1."""
+    tokenizer = (pipe.tokenizer.first, pipe.tokenizer.second)[side]
+    part = chunks(tokenizer, text, Reading(*reading.values()))
+    if side:
+        plain, pooled = map(np.asarray, pipe.models.text_encoder_2.states(part.ids))
+    else:
+        plain, pooled = np.asarray(pipe.models.text_encoder.penultimate(part.ids)), None
+    heavy = plain * part.weights[..., None]
+    return heavy * (plain.mean((1, 2)) / heavy.mean((1, 2)))[:, None, None], pooled
+
+
+def test_short_texts_are_read_as_ever(pipe):
+    plain = pipe("a (cat", **CALL).images
+    for options in ({"long_prompts": True}, {"weighted": True}, BOTH):
+        text = "a (cat" if "weighted" not in options else "a \\(cat"
+        assert np.array_equal(pipe(text, **options, **CALL).images, plain)
+        found, wanted = pipe.encode(["", text], **options), pipe.encode(["", "a (cat"])
+        assert np.array_equal(found.states, wanted.states)
+        assert np.array_equal(found.pooled, wanted.pooled)
+    assert not np.array_equal(pipe("a (cat", weighted=True, **CALL).images, plain)
+
+
+def test_both_encoders_read_every_chunk(pipe):
+    """The mean of a weighted chunk is restored for each text encoder by itself."""
+    found = pipe.encode(HEAVY, **BOTH)
+    assert (found.states.shape, found.pooled.shape) == ((1, 24, 36), (1, 12))
+    states = found.states[0].reshape(2, 12, 36)
+    first, _ = by_hand(pipe, HEAVY, 0)
+    second, pooled = by_hand(pipe, HEAVY, 1)
+    np.testing.assert_allclose(states[..., :16], first, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(states[..., 16:], second, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found.pooled[0], pooled[0], atol=1e-5)
+    assert not np.allclose(pooled[0], pooled[1], atol=1e-2)
+
+
+def test_the_pooled_text_is_that_of_the_first_words_without_weights(pipe):
+    with pytest.warns(UserWarning, match="cut from the end of"):
+        cut = pipe.encode(LONG)
+    for text in (LONG, f"{LONG} and more of it", HEAVY):
+        assert np.array_equal(pipe.encode(text, **BOTH).pooled, cut.pooled)
+
+
+def test_shorter_texts_are_padded_by_chunks_without_words(pipe):
+    found, short, blank = pipe.encode(["cat", LONG], long_prompts=True), pipe.encode("cat"), pipe.encode("")
+    assert np.array_equal(found.states[0], np.concatenate([short.states[0], blank.states[0]]))
+    assert np.array_equal(found.pooled[0], short.pooled[0])
+    assert np.array_equal(found.states[1], pipe.encode(LONG, long_prompts=True).states[0])
+
+
+@pytest.mark.parametrize(("text", "second"), [(HEAVY, "cat"), ("cat", HEAVY)])
+def test_the_second_text_encoder_may_read_longer_or_shorter_texts(text, second, pipe):
+    found = pipe.encode(["x", text], second=["x", second], **BOTH)[1]
+    for side, words, part in ((0, text, np.s_[..., :16]), (1, second, np.s_[..., 16:])):
+        states, pooled = by_hand(pipe, words, side)
+        if len(states) == 1:
+            states = np.concatenate([states, by_hand(pipe, "", side)[0]])
+        np.testing.assert_allclose(found.states[0].reshape(2, 12, 36)[part], states, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found.pooled[0], pooled[0], atol=1e-5)
+
+
+def test_a_call_with_longer_texts_is_that_with_their_embeddings(pipe):
+    """Of prompts, negative prompts and concepts, each of its own length."""
+    texts = {"prompt": ["cat", HEAVY], "negative_prompt": ["(bad:1.3)", ""]}
+    call = CALL | {"edits": [Edit(LONG[::-1], warmup=0)]}
+    found = pipe(**texts, **BOTH, **call).images
+    read = {name: [pipe.encode(one, **BOTH) for one in words] for name, words in texts.items()}
+    call["edits"] = [Edit(pipe.encode(LONG[::-1], long_prompts=True), warmup=0)]
+    assert np.array_equal(pipe(**read, **call).images, found)
+
+
+def test_no_negative_prompt_stays_zeros(pipe):
+    """The zeros of a longer text are as many and mean the same: the UNet predicts what it predicts of fewer."""
+    call = CALL | {"edits": [], "record": True}
+    long, short = pipe(LONG, long_prompts=True, **call), pipe("cat", **call)
+    pooled = np.zeros((1, 12), np.float32)
+    for tokens in (12, 24):
+        zeros = SDXLText(np.zeros((1, tokens, 36), np.float32), pooled)
+        assert np.array_equal(pipe(LONG, negative_prompt=zeros, long_prompts=True, **call).images, long.images)
+    np.testing.assert_allclose(long.record.uncond[:, 0], short.record.uncond[:, 0], rtol=1e-4, atol=1e-5)
+    words = pipe(LONG, negative_prompt="", long_prompts=True, **call)
+    assert not np.allclose(words.record.uncond[:, 0], short.record.uncond[:, 0], atol=1e-3)
+
+
+def test_embeddings_of_longer_texts_need_no_tokenizer(pipe):
+    """But padding needs one where it is not of zeros."""
+    unread = sega_jax.Pipeline(**pipe.components | {"tokenizer": None})
+    long, short = pipe.encode(LONG, long_prompts=True), pipe.encode("cat")
+    call = CALL | {"edits": []}
+    assert np.array_equal(unread(long, **call).images, pipe(LONG, long_prompts=True, **call).images)
+    with pytest.raises(ValueError, match=r"texts have different lengths: .* encode them in one call, or load"):
+        unread(long, negative_prompt=short, **call)
+
+
+@pytest.mark.parametrize("options", [{}, {"weighted": True}])
+def test_what_is_cut_is_said_once(options, pipe):
+    with pytest.warns(UserWarning, match=f"cut from the end of '{LONG}'") as caught:
+        pipe.encode(LONG, **options)
+    assert len(caught) == 1
+    with pytest.warns(UserWarning, match="cut from the end of 'the second, which is long'"):
+        pipe.encode("cat", second="the second, which is long", **options)
+    with warnings.catch_warnings(action="error"):
+        pipe.encode(LONG, second="the second, which is long", long_prompts=True)
+
+
+def text(tokens, rows=1, pooled=1):
+    return SDXLText(np.ones((rows, tokens, 36), np.float32), np.ones((pooled, 12), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "words"),
+    [
+        (text(18), ValueError, r"states has shape \(18, 36\), expected \(12, 36\) .*, or a multiple of 12 tokens"),
+        (text(0), ValueError, r"states has shape \(0, 36\), expected \(12, 36\)"),
+        (text(12, 2), ValueError, "prompt has 2 of states and 1 of pooled, expected one of each for every text"),
+        (text(12, 1, 2), ValueError, "prompt has 1 of states and 2 of pooled"),
+        (text(12, 0, 0), ValueError, r"prompt has SDXLText\(states=float32\[0, .* holds no texts; give at least one"),
+        (SDXLText(text(12).states, None), TypeError, "pooled=None should be a floating array"),
+        (SDXLText(None, text(12).pooled), TypeError, "states=None should be a floating array"),
+        (SDXLText(None, None), TypeError, r"prompt has SDXLText\(states=None, pooled=None\), expected arrays with one"),
+    ],
+)
+def test_refused_texts(wrong, error, words, pipe):
+    with pytest.raises(error, match=words):
+        pipe(wrong, **CALL)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"weighted": "false"}, "weighted='false' should be True or False"),
+        ({"long_prompts": 1}, "long_prompts=1 should be True or False"),
+        ({"second": 5}, "second=5 should be words or a non-empty list"),
+        ({"second": ["cat", 5]}, r"second=\['cat', 5\] should be words or a non-empty list"),
+        ({"second": []}, r"second=\[\] should be words or a non-empty list"),
+    ],
+)
+def test_refused_options(options, words, pipe):
+    with pytest.raises(TypeError, match=words):
+        pipe.encode(["a", "b"], **options)
