@@ -45,6 +45,7 @@ def run(file: Path, out: str | None, rows: int | None, share: bool, worker: str 
         remember_compilations()
         planned = partial(_plan, said, sweeps.Facts.of(said), folder, rows, share)
         plan = planned()
+        sweeps.check(plan)
         click.echo(_describe(plan))
         if dry_run:
             click.echo(_memory(plan, sweeps.needed(plan)))

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,14 @@ class Kind:
             TypeError, ValueError: as `check`.
         """
         return self.check(name, value)
+
+    def located(self, name: str, value: Any, folder: Path) -> Any:
+        """Returns a value that a file in a folder gives, in which relative paths start from that folder.
+
+        Raises:
+            TypeError, ValueError: as `check`.
+        """
+        return value
 
     def several(self, value: Any) -> bool:
         """Tells whether a value is a sequence with one entry for each prompt or picture."""

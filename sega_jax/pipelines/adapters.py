@@ -78,6 +78,27 @@ def add_words(models: M, tokenizer: T, words: str | Path | Mapping[str, str | Pa
     return textual_inversion.added(models, tokenizer, new_words(models, tokenizer, words))
 
 
+def with_adapters(models: M, tokenizer: Any, lora: Any = None, words: Any = None) -> tuple[M, Any]:
+    """Returns a pipeline's networks and tokenizer with LoRAs and new words, as `sega_jax.load` adds them; None for
+    none.
+
+    Raises:
+        TypeError, ValueError, CheckpointError: as `merge_lora` and `add_words`.
+    """
+    changes = [] if lora is None else lora_changes(models, lora)
+    new = [] if words is None else new_words(models, tokenizer, words)
+    return textual_inversion.added(loras.merged(models, changes), tokenizer, new)
+
+
+def extended_tokenizer(models: Any, tokenizer: Any, words: str | Path | Mapping[str, str | Path]) -> Any:
+    """Returns a tokenizer with the words that `add_words` adds, for networks with or without values.
+
+    Raises:
+        TypeError, ValueError, CheckpointError: as `add_words`.
+    """
+    return textual_inversion.extended_tokenizer(tokenizer, new_words(models, tokenizer, words))[0]
+
+
 def new_words(models: Any, tokenizer: Any, words: str | Path | Mapping[str, str | Path]) -> list[Word]:
     """Reads the words that `add_words` adds, for networks with or without values.
 

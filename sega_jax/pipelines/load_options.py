@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from sega_jax.method.argument_kinds import Choice, Flag, Kind, Opaque, Words
 from sega_jax.method.arguments import argument, check_arguments
 from sega_jax.method.checks import brief
+from sega_jax.pipelines.adapter_options import Loras, NewWords
 from sega_jax.pipelines.components import checked_scheduler
 from sega_jax.pipelines.execution.devices import Devices
 from sega_jax.pipelines.safety import Safety
@@ -182,13 +183,13 @@ class LoadOptions:
     ema: bool = argument(False, Flag(), "whether to use the UNet's moving average, if a single file has it", shell=True)
     lora: str | Path | Mapping[str | Path, float] | None = argument(
         None,
-        Opaque("a safetensors file, or {file: scale}"),
+        Loras(),
         "LoRAs to merge into the weights (`sega_jax.merge_lora`)",
         shell=True,
     )
     textual_inversion: str | Path | Mapping[str, str | Path] | None = argument(
         None,
-        Opaque("{word: file}, or a file that names its word"),
+        NewWords(),
         "words to add (`sega_jax.add_words`)",
         shell=True,
     )

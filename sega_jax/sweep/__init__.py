@@ -5,6 +5,7 @@ from sega_jax.sweep.description.sweep_file import Sweep as Sweep
 from sega_jax.sweep.planning.memory import Memory as Memory
 from sega_jax.sweep.planning.memory import fitted as fitted
 from sega_jax.sweep.planning.memory import needed as needed
+from sega_jax.sweep.planning.outline import check as check
 from sega_jax.sweep.planning.plan import Plan as Plan
 from sega_jax.sweep.planning.plan import plan as plan
 from sega_jax.sweep.reporting.metrics import clip_score as clip_score

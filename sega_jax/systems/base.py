@@ -166,6 +166,10 @@ def _as_given(models: Any, tokenizer: Any, text: Any) -> Any:
     return text
 
 
+def _no_length(tokenizer: Any, words: Sequence[str], **options: Any) -> None:
+    return None
+
+
 def _empty(models: Any, tokenizer: Any, extras: Any) -> str:
     return ""
 
@@ -182,6 +186,8 @@ class TextReader(NamedTuple):
     # (models, tokenizer, a user's text of `type` and one row, or an array without that axis) -> it, checked
     check: Callable[[Any, Any, Any], Any] = _as_given
     join: Callable[[Sequence[Any], Callable[[], Any]], Any] = lambda texts, blank: stacked(texts)
+    # (tokenizer, words, **options) -> the length that `join` pads their texts to, where a text depends on it; else None
+    length: Callable[..., Hashable] = _no_length
     negative: Callable[[Any, Any, Any], Any] = _empty  # (models, tokenizer, extras) -> in place of no negative prompt
     prior: Callable[[Any], Any] = lambda models: None  # models -> what `sample_prior` takes; None where nothing is
     sample_prior: Callable[[Any, Any, jax.Array], Any] | None = None  # (prior, text, keys [rows]) -> text; compiled

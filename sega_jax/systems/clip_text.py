@@ -30,6 +30,7 @@ class ClipCall(Call):
         "whether to read texts of more than 75 tokens, CLIP's limit, in chunks of 75 instead of truncating them."
         " Shorter texts of the same call are padded with empty chunks, and each number of chunks compiles its own"
         " program",
+        sweep=True,
         shell=True,
         of_text=True,
     )
@@ -38,6 +39,7 @@ class ClipCall(Call):
         Flag(),
         'whether to read brackets as weights: "(word:1.2)", "(word)" for 1.1 and "[word]" for 1 / 1.1. Each weight'
         " multiplies the hidden states of its tokens",
+        sweep=True,
         shell=True,
         of_text=True,
     )
@@ -80,6 +82,16 @@ def read(
         texts.append(ClipText(np.concatenate(weighed(states, part.weights))[None]))
         first += len(part.ids)
     return texts
+
+
+def length(tokenizer: Tokenizer, words: Sequence[str], *, long_prompts: bool = False, weighted: bool = False) -> int:
+    """Returns the number of chunks that the longest of some words takes.
+
+    Raises:
+        ValueError: a weight that is no number.
+    """
+    reading = Reading(long_prompts, weighted)
+    return max(len(chunks(tokenizer, text, reading, warn=lambda message: None).ids) for text in words)
 
 
 def join(texts: Sequence[Any], blank: Callable[[], Any]) -> Any:
@@ -159,4 +171,5 @@ READER = TextReader(
     read=read,
     check=check,
     join=join,
+    length=length,
 )

@@ -38,6 +38,9 @@ class Tiles(Kind):
     def parse(self, name: str, text: str) -> bool | int:
         return True if text == self.flag_value else Integer(1).parse(name, text)
 
+    def cells(self, name: str, value: Any) -> dict[str, Any]:
+        return {name: str(value).lower()}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class DiffusionCall(Call):
@@ -80,6 +83,8 @@ class AutoencodedCall(DiffusionCall):
         Tiles(),
         "whether to decode large pictures in overlapping tiles, as diffusers does. It saves memory, but seams may show."
         " A number sets the side of a tile, a multiple of 4 times the checkpoint's factor",
+        varies="program",
+        sweep=True,
         shell=True,
     )
 
@@ -92,6 +97,8 @@ class StartingCall(AutoencodedCall):
         None,
         Pictures(),
         "the picture to start from, of the same size as the result",
+        varies="row",
+        sweep=True,
         shell=True,
     )
     strength: float | None = argument(
@@ -99,6 +106,7 @@ class StartingCall(AutoencodedCall):
         Real(0, 1),
         "how far the result may leave the picture to start from: only the last int(steps * strength) steps run, as in"
         f" diffusers; {STRENGTH} by default. Warm-ups and cool-downs count the model calls that run",
+        sweep=True,
         shell=True,
     )
 
@@ -125,14 +133,13 @@ class StartingCall(AutoencodedCall):
 class ConditionedCall(DiffusionCall):
     """A call that enlarges a picture."""
 
-    image: Any = argument(
-        None, Pictures(), "the low-resolution picture to enlarge, one for all or one for each prompt or picture"
-    )
+    image: Any = argument(None, Pictures(), "the low-resolution picture to enlarge", varies="row", sweep=True)
     noise_level: int | Any = argument(
         0,
         Integer(0),
         "the timestep whose noise is added to the low-resolution picture; higher values invent more detail",
         varies="row",
+        sweep=True,
         shell=True,
     )
     noise_anew: bool = argument(
@@ -140,6 +147,7 @@ class ConditionedCall(DiffusionCall):
         Flag(),
         "whether to draw that noise again at every model call, as DeepFloyd-IF's own code does; diffusers draws it"
         " once",
+        sweep=True,
         shell=True,
     )
     image_noise: Any = argument(

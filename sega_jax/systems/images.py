@@ -1,13 +1,16 @@
 """Pictures that come in, to start from or to be enlarged."""
 
+import hashlib
 import os
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from sega_jax.method.argument_kinds import Kind
+from sega_jax.method.checks import brief
 from sega_jax.method.numerics import at_least_float32, is_finite, is_floating
 from sega_jax.systems.sizes import times
 
@@ -31,6 +34,20 @@ class Pictures(Kind):
         """
         return read(value)
 
+    def check_one(self, name: str, value: Any) -> str:
+        """Returns the whole path of a picture, which was read once.
+
+        Raises:
+            FileNotFoundError, TypeError, ValueError: it is none.
+        """
+        if not isinstance(value, str):
+            raise TypeError(f"{name}={brief(value)} should be the path of a picture")
+        known(value)
+        return value
+
+    def located(self, name: str, value: Any, folder: Path) -> Any:
+        return str((folder / Path(value).expanduser()).resolve()) if isinstance(value, str) else value
+
     def several(self, value: Any) -> bool:
         return False
 
@@ -38,6 +55,24 @@ class Pictures(Kind):
         """Returns the whole path of a file, which was read once to see that it is a picture."""
         read(text)
         return str(Path(text).expanduser().resolve())
+
+
+class Known(NamedTuple):
+    """What is known of a file with a picture."""
+
+    size: tuple[int, int]  # height and width in pixels
+    digest: str  # SHA-256 of the file
+
+
+@cache
+def known(path: str) -> Known:
+    """Returns what is known of a file with a picture, which is read once.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, or it is no picture.
+    """
+    height, width = read(path).shape[1:3]
+    return Known((height, width), hashlib.sha256(Path(path).read_bytes()).hexdigest())
 
 
 def read(image: Any) -> np.ndarray:

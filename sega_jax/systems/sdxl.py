@@ -194,6 +194,18 @@ def joined_chunks(rows: Sequence[SDXLText], weights: np.ndarray, width: int) -> 
     return SDXLText(states.reshape(1, -1, states.shape[-1]), rows[0].pooled)
 
 
+def length(
+    tokenizer: TokenizerPair, words: Sequence[str], *, long_prompts: bool = False, weighted: bool = False
+) -> int:
+    """Returns the number of chunks that the longest of some words takes.
+
+    Raises:
+        ValueError: a weight that is no number.
+    """
+    reading = Reading(long_prompts, weighted)
+    return max(len(pair_chunks(tokenizer, text, None, reading, warn=lambda message: None).ids) for text in words)
+
+
 def join(texts: Sequence[SDXLText], blank: Callable[[], SDXLText]) -> SDXLText:
     """Joins texts; shorter ones are padded by chunks of no words, which leave the pooled text as it is.
 
@@ -367,6 +379,7 @@ SYSTEM = System(
         read=read,
         check=check,
         join=join,
+        length=length,
         negative=negative,
     ),
     sampler=STABLE_DIFFUSION._replace(setup=setup, denoiser=denoiser, decode=decode, encode_image=encode_image),

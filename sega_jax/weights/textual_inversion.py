@@ -76,12 +76,17 @@ def added(models: M, tokenizer: T, words: Sequence[Word]) -> tuple[M, T]:
     """Returns a NamedTuple of networks with values, and their tokenizer, to which the words are added."""
     if not words:
         return models, tokenizer
-    extended, ids = tokenizer.having({word.name: _count(word) for word in words})
+    extended, ids = extended_tokenizer(tokenizer, words)
     networks, extended_networks = models._asdict(), {}
     for part in words[0].vectors:
         vectors = np.concatenate([word.vectors[part] for word in words])
         extended_networks[part] = _with_vectors(networks[part], ids, vectors)
     return models._replace(**extended_networks), extended
+
+
+def extended_tokenizer(tokenizer: T, words: Sequence[Word]) -> tuple[T, list[int]]:
+    """Returns a tokenizer that has the words, and the ids of their tokens."""
+    return tokenizer.having({word.name: _count(word) for word in words})
 
 
 def _count(word: Word) -> int:

@@ -136,10 +136,10 @@ def test_settings_that_paella_does_not_have(paella_folder, call, message):
 
 
 @pytest.mark.parametrize("stage", ["stage2", "upscaler"])
-def test_families_that_enlarge_pictures_are_refused(stages, stage):
+def test_families_that_enlarge_pictures_need_one(stages, stage):
     said = sweep.Sweep(model={"source": str(stages[stage])}, call={"prompt": "a cat"})
-    with pytest.raises(ValueError, match="which enlarges pictures; sweeps start from words"):
-        sweep.Facts.of(said)
+    with pytest.raises(ValueError, match="enlarges pictures; say image in"):
+        sweep.plan(said, sweep.Facts.of(said))
 
 
 @pytest.mark.slow

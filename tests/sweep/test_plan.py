@@ -5,14 +5,15 @@ import json
 import warnings
 
 import pytest
+from PIL import Image
 from support import tiny
 
 from sega_jax import Edit
 from sega_jax.sweep import Facts, Plan, Sweep, plan
 from sega_jax.sweep.description import fields
-from sega_jax.sweep.description.points import name, point
+from sega_jax.sweep.description.points import digest, name, point
 from sega_jax.sweep.planning import sharing
-from sega_jax.systems import stable_diffusion
+from sega_jax.systems import images, stable_diffusion
 from sega_jax.systems.base import Sizes
 
 DDIM = {"_class_name": "DDIMScheduler", **tiny.SD_BETAS}
@@ -52,7 +53,13 @@ def test_a_point_is_complete():
         "width": 16,
         "semantics": "diffusers",
         "support": "channel",
+        "tiled": False,
+        "image": None,
+        "strength": None,
+        "long_prompts": False,
+        "weighted": False,
     }
+    assert made.adapters == ()
 
 
 def test_names_do_not_depend_on_how_a_picture_is_said():
@@ -79,6 +86,9 @@ CALLS = {
     "support": "pixel",
     "scheduler": "PNDMScheduler",
     "edits": ["glasses"],
+    "tiled": True,
+    "long_prompts": True,
+    "weighted": True,
 }
 SETTINGS = {
     "concept": "hat",
@@ -92,10 +102,22 @@ SETTINGS = {
 }
 
 
-def test_names_are_of_what_decides_a_picture():
-    assert CALLS.keys() == {*fields.call_settings(stable_diffusion.SYSTEM.call), *fields.OTHERS}
+def files_of(folder):
+    """Settings that are files."""
+    paths = [folder / file for file in ("picture.png", "style.safetensors", "cat.bin")]
+    Image.new("RGB", (16, 16)).save(paths[0])
+    for path in paths[1:]:
+        path.write_bytes(b"x")
+    picture, style, cat = map(str, paths)
+    return {"image": picture, "lora": {style: 0.5}, "textual_inversion": {"<cat>": cat}}
+
+
+def test_names_are_of_what_decides_a_picture(tmp_path):
+    files = files_of(tmp_path)
+    assert {*CALLS, *files, "strength"} == {*fields.call_settings(stable_diffusion.SYSTEM.call), *fields.OTHERS}
     assert SETTINGS.keys() == fields.edit_settings().keys()
-    names = [named(call={key: value}) for key, value in CALLS.items()]
+    names = [named(call={key: value}) for key, value in (CALLS | files).items()]
+    names += [named(call={"image": files["image"], "strength": 0.5})]
     names += [named(edits=GLASSES | {"glasses": {key: value}}) for key, value in SETTINGS.items()]
     names += [named(call={"edits": []}), named(call={"edits": ["beard"]})]
     names += [named(facts=dataclasses.replace(FACTS, model={"source": "y"}))]
@@ -103,9 +125,21 @@ def test_names_are_of_what_decides_a_picture():
     assert len({named(), *names}) == 1 + len(names)
 
 
+def test_names_are_of_the_contents_of_files(tmp_path):
+    files = files_of(tmp_path)
+    before = [named(call={key: value}) for key, value in files.items()]
+    images.known.cache_clear()
+    digest.cache_clear()
+    Image.new("RGB", (16, 16), "red").save(files["image"])
+    for key in ("style.safetensors", "cat.bin"):
+        (tmp_path / key).write_bytes(b"y")
+    after = [named(call={key: value}) for key, value in files.items()]
+    assert not set(before) & set(after)
+
+
 def test_names_stay_the_same():
     """Those of pictures that are on disk, of plans of this version."""
-    assert named() == "5c178477dc3af1ee19e8"
+    assert named() == "805f0ab4a4b99d60ec31"
 
 
 def test_without_edits_their_settings_make_no_other_picture():

@@ -82,19 +82,19 @@ def read(key: str, value: Any, edits: Mapping[str, Any], folder: Path, where: st
     elif isinstance(value, list | tuple | range | Progression | Uniform):
         values = value
     else:
-        checked(key, value, edits, where)
+        checked(key, value, edits, where, folder)
         raise TypeError(f"{name}={brief(value)} should be a list of values; one value for all is said in [call]")
     if isinstance(values, Uniform):
         for end in values:
-            checked(key, end, edits, where)
+            checked(key, end, edits, where, folder)
         return values
     if not len(values):
         raise ValueError(f"{name} has no values, so that the sweep has no points; give one at least")
     if isinstance(values, range | Progression):
         for end in (values[0], values[len(values) - 1]):
-            checked(key, end, edits, where)
+            checked(key, end, edits, where, folder)
         return values
-    return tuple(checked(key, one, edits, where) for one in values)
+    return tuple(checked(key, one, edits, where, folder) for one in values)
 
 
 def _described(name: str, value: Mapping[str, Any], folder: Path, draws: bool) -> Values | Uniform:

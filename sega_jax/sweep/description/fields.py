@@ -1,17 +1,22 @@
 """The settings that a sweep may give, derived from the declared arguments of calls and of `Edit`."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from sega_jax.method.arguments import Argument, arguments
 from sega_jax.method.checks import brief
 from sega_jax.method.guidance import Edit
+from sega_jax.pipelines.adapter_options import Files
 from sega_jax.pipelines.components import checked_scheduler
+from sega_jax.pipelines.load_options import LoadOptions
 from sega_jax.systems.call import Call
 from sega_jax.systems.registry import systems
 
-# Settings of a call that are not arguments of it: its scheduler, and which of the edits act.
-OTHERS = ("scheduler", "edits")
+# What is added to a checkpoint's networks, as settings of pictures.
+ADAPTERS = ("lora", "textual_inversion")
+# Settings of a picture that are not arguments of its call: besides these, its scheduler, and which of the edits act.
+OTHERS = ("scheduler", "edits", *ADAPTERS)
 
 
 def call_settings(call: type[Call]) -> dict[str, Argument]:
@@ -22,6 +27,12 @@ def call_settings(call: type[Call]) -> dict[str, Argument]:
 def edit_settings() -> Mapping[str, Argument]:
     """Returns the settings of an edit."""
     return arguments(Edit)
+
+
+def adapter_kinds() -> dict[str, Files]:
+    """Returns the kinds of files that are added to a checkpoint's networks, by the names of the settings."""
+    declared = arguments(LoadOptions)
+    return {name: kind for name in ADAPTERS if isinstance(kind := declared[name].kind, Files)}
 
 
 def names() -> list[str]:
@@ -52,11 +63,14 @@ def known(key: str, edits: Mapping[str, Any], where: str) -> None:
         raise ValueError(f"{where}: {key!r} is unknown{hint}; the settings are {listed}")
 
 
-def checked(key: str, value: Any, edits: Mapping[str, Any], where: str) -> Any:
+def checked(key: str, value: Any, edits: Mapping[str, Any], where: str, folder: Path = Path()) -> Any:
     """Returns the value of a setting as the library uses it; of a call's it fits at least one family.
 
+    Args:
+        folder: where relative paths start from.
+
     Raises:
-        TypeError, ValueError: as `known`, or a value of another type or range.
+        FileNotFoundError, TypeError, ValueError: as `known`, or a value of another type or range.
     """
     known(key, edits, where)
     edit, _, name = key.rpartition(".")
@@ -67,11 +81,14 @@ def checked(key: str, value: Any, edits: Mapping[str, Any], where: str) -> Any:
         return _scheduler(said, value)
     if name == "edits":
         return _acting(said, value, edits, where)
+    if name in ADAPTERS:
+        kind = adapter_kinds()[name]
+        return kind.check_one(said, kind.located(said, () if value is None else value, folder))
     error = None
     for system in systems().values():
         if name in (settings := call_settings(system.call)):
             try:
-                return fixed(settings[name], value, said)
+                return fixed(settings[name], settings[name].kind.located(said, value, folder), said)
             except (TypeError, ValueError) as wrong:
                 error = error or wrong
     raise error or ValueError(f"{said} is unknown")

@@ -4,21 +4,32 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from sega_jax.method.arguments import REQUIRED
 from sega_jax.method.guidance import Edit
 from sega_jax.method.schedules import Scheduler
 from sega_jax.pipelines import loading, sources
+from sega_jax.pipelines.adapter_options import Pairs
 from sega_jax.pipelines.components import as_scheduler
 from sega_jax.pipelines.messages import muted
-from sega_jax.sweep.description.fields import OTHERS, call_settings, edit_settings, fixed
+from sega_jax.sweep.description.fields import (
+    ADAPTERS,
+    OTHERS,
+    adapter_kinds,
+    call_settings,
+    edit_settings,
+    fixed,
+)
 from sega_jax.sweep.description.sweep_file import Sweep
 from sega_jax.systems.base import Sizes, System
+from sega_jax.systems.images import Pictures, known
 from sega_jax.systems.registry import CHECKER, named
-from sega_jax.systems.sizes import state_shape
+from sega_jax.systems.sizes import shape_from
 
 _EDIT = Edit("")
 
@@ -39,7 +50,6 @@ class Facts:
 
         Raises:
             FileNotFoundError, CheckpointError: as `sega_jax.load`.
-            ValueError: a checkpoint that enlarges pictures, which a sweep cannot give.
         """
         model = dict(sweep.model)
         found, folder = _located(model)
@@ -50,10 +60,6 @@ class Facts:
             model |= {"source": str(folder.resolve())}
         scheduler = None if description.scheduler is None else description.scheduler.config
         sizes = description.system.sampler.sizes(description.models)
-        if sizes.enlarges:
-            raise ValueError(
-                f"model: {found.name} is {description.system.title}, which enlarges pictures; sweeps start from words"
-            )
         reader = description.system.text
         negative = reader.negative(description.models, description.tokenizer, description.extras)
         negative = negative if isinstance(negative, str) else None
@@ -83,11 +89,11 @@ class Facts:
 
     def calls(self, point: "Point") -> int:
         """Returns the number of model calls of one picture."""
-        return _calls(self, self.declaration, point.scheduler, point.shared)
+        return _calls(self, self.declaration, point.scheduler, point.outline)
 
     def static(self, point: "Point") -> Any:
         """Returns what the family compiles in for a picture."""
-        return _static(self, self.declaration, point.scheduler, point.shared)
+        return _static(self, self.declaration, point.scheduler, point.outline)
 
     @cached_property
     def _config(self) -> str | None:
@@ -120,10 +126,21 @@ def _scheduler(config: str, name: str | None) -> Scheduler:
     return scheduler if name is None else as_scheduler(name, scheduler.config)
 
 
+# In place of pictures, where it only matters that there is one.
+_PICTURE = np.zeros((1, 1, 3), np.uint8)
+
+
 @lru_cache
-def _call(call: Any, shared: tuple[tuple[str, Any], ...]) -> Any:
-    """Returns a call with the settings that are not a picture's own."""
-    return call("", **dict(shared))
+def _call(call: Any, settings: tuple[tuple[str, Any], ...]) -> Any:
+    """Returns a call of no words with these settings, and with another picture in place of one that is given."""
+    pictures = _pictures(call)
+    return call("", **{name: _PICTURE if name in pictures and value else value for name, value in settings})
+
+
+@lru_cache
+def _pictures(call: Any) -> tuple[str, ...]:
+    """Returns the arguments of a family's calls that are pictures."""
+    return tuple(name for name, one in call_settings(call).items() if isinstance(one.kind, Pictures))
 
 
 @lru_cache
@@ -152,9 +169,11 @@ class Point(NamedTuple):
 
     settings: tuple[tuple[str, Any], ...]  # every argument of the call that a sweep may vary, by its name
     shared: tuple[tuple[str, Any], ...]  # those that all pictures of a batch share, with those that are None
+    outline: tuple[tuple[str, Any], ...]  # those that decide its schedule: `shared`, and True for each picture given
     plain: tuple[tuple[str, Any], ...]  # those that matter without edits, too
     scheduler: str | None  # None is the checkpoint's
     edits: Mapping[str, Edit]  # those that act, by their names, each with its momentum
+    adapters: tuple[tuple[str, Pairs], ...]  # the LoRAs and new words, where there are any
 
     @property
     def call(self) -> dict[str, Any]:
@@ -178,7 +197,11 @@ def point(given: Mapping[str, Any], sweep: Sweep, facts: Facts) -> Point:
     }
     momentum = {name: values.pop(name) for name in edit_settings() if name in values}
     edits = _edits(given, sweep, momentum)
-    height, width, _ = state_shape(facts.sizes, values["height"], values["width"])
+    pictures = {name: values[name] for name in _pictures(facts.declaration) if values[name] is not None}
+    if facts.sizes.enlarges and not pictures:
+        raise ValueError(f"{facts.family.title} enlarges pictures; say image in [call], or as an axis in [grid]")
+    size = next((known(path).size for path in pictures.values()), None)
+    height, width, _ = shape_from(facts.sizes, values["height"], values["width"], size)
     values |= {"height": height * facts.sizes.factor, "width": width * facts.sizes.factor}
     values["seed"] = values["seed"] or 0
     if values["negative_prompt"] is None:
@@ -188,10 +211,12 @@ def point(given: Mapping[str, Any], sweep: Sweep, facts: Facts) -> Point:
         values |= {name: one.default for name, one in arguments.items() if one.of_edits and name in values}
     shared = {name: value for name, value in values.items() if arguments[name].varies != "row" or value is None}
     plain = {name: value for name, value in values.items() if not arguments[name].of_edits}
-    settings, common, without_edits = (tuple(group.items()) for group in (values, shared, plain))
-    made = Point(settings, common, without_edits, given.get("scheduler"), edits)
+    outline = shared | dict.fromkeys(pictures, True)
+    groups = [tuple(group.items()) for group in (values, shared, outline, plain)]
+    adapters = tuple((name, given[name]) for name in ADAPTERS if given.get(name))
+    made = Point(groups[0], groups[1], groups[2], groups[3], given.get("scheduler"), edits, adapters)
     own = ("prompt", "negative_prompt", "seed")
-    together = tuple((name, value) for name, value in values.items() if name not in own)
+    together = tuple((name, True if name in pictures else value) for name, value in values.items() if name not in own)
     facts.scheduler_of(made.scheduler)
     try:
         _check(facts, facts.declaration, made.scheduler, together)
@@ -215,18 +240,34 @@ def _edits(given: Mapping[str, Any], sweep: Sweep, momentum: Mapping[str, Any]) 
     return edits
 
 
+def _digests(made: Point, facts: Facts) -> list[str]:
+    """Returns a hash of every file that a picture is made from, so that a file that changes gives another picture."""
+    pictures = [known(made.call[name]).digest for name in _pictures(facts.declaration) if made.call[name] is not None]
+    kinds = adapter_kinds()
+    return pictures + [digest(kinds[name].path(pair)) for name, pairs in made.adapters for pair in pairs]
+
+
+@cache
+def digest(path: str) -> str:
+    """Returns the SHA-256 of a file, which is read once."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def name(made: Point, facts: Facts) -> str:
     """Returns the picture's name, of 20 hexadecimal digits: a hash of all that decides it, but how many share its
     batch."""
     scheduler = facts.scheduler_of(made.scheduler)
     # Of the model, what only says how it is computed or checked decides nothing.
     model = {key: value for key, value in facts.model.items() if key not in ("attention", "safety_checker")}
-    what = {
+    what: dict[str, Any] = {
         "model": model,
         "system": facts.system,
         "call": dict(made.settings),
         "scheduler": None if scheduler is None else [scheduler.name, dict(scheduler.options)],
         "edits": [[getattr(edit, key) for key in edit_settings()] for edit in made.edits.values()],
     }
+    if files := _digests(made, facts):
+        what |= {"adapters": made.adapters, "files": files}
     text = json.dumps(what, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:20]

@@ -95,7 +95,7 @@ class Sweep:
             for name, value in given.items():
                 given[name] = checked(f"{edit}.{name}", value, self.edits, "edits")
         call = _flat(self.call, self.edits)
-        self._set("call", {key: checked(key, value, self.edits, "call") for key, value in call.items()})
+        self._set("call", {key: checked(key, value, self.edits, "call", folder) for key, value in call.items()})
         if astray := [key for key in self.call if "." in key]:
             raise ValueError(f"call: {astray[0]!r} is of an edit; say it in [edits.{astray[0].rpartition('.')[0]}]")
 
@@ -237,7 +237,7 @@ def _table(name: str, value: Any) -> Mapping[str, Any]:
 
 def _of_model(key: str, value: Any) -> Any:
     if key not in _MODEL:
-        hint = "; it is said in [call], or an axis" if key == "scheduler" else ""
+        hint = "; it is said in [call], or an axis" if key in fields.OTHERS else ""
         raise ValueError(f"model: {key!r} is unknown{hint}; a model has {', '.join(_MODEL)}")
     kind = bool if isinstance(_MODEL[key].kind, Flag) else str
     if not isinstance(value, kind):

@@ -10,12 +10,10 @@ import numpy as np
 
 from sega_jax.pipelines.batch import Batch as BatchOfRows
 from sega_jax.pipelines.execution.chunks import chunk
-from sega_jax.pipelines.execution.devices import Devices
-from sega_jax.pipelines.load_options import pick_attention, pick_dtype
-from sega_jax.pipelines.messages import muted
 from sega_jax.pipelines.pipeline import Pipeline
-from sega_jax.sweep.description.points import Facts, described
+from sega_jax.sweep.description.points import Facts
 from sega_jax.sweep.description.sweep_file import Sweep
+from sega_jax.sweep.planning.outline import outline, prepared
 from sega_jax.sweep.planning.plan import Batch, Plan, plan
 from sega_jax.systems import programs
 from sega_jax.systems.base import Encode
@@ -48,13 +46,12 @@ class Memory(NamedTuple):
 def needed(plan: Plan) -> Memory:
     """Returns what the largest program of a plan takes, by compiling it for a few rows; nothing is loaded and nothing
     runs."""
-    where = Devices()
-    model = plan.facts.model
-    dtype = pick_dtype(model.get("dtype"), where)
-    found = described(model, pick_attention(model.get("attention"), dtype, where))
-    networks = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), found.networks)
-    models = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), found.models)
-    weights = sum(leaf.size * dtype.itemsize for leaf in jax.tree.leaves(networks))
+    pipe, weights = outline(plan.facts)
+    if any(batch.adapters for batch in plan.batches):
+        # The networks that adapters change are there twice, with and without them.
+        names = pipe.system.checkpoint.adapters.lora
+        changed = [module for part, module in pipe.models._asdict().items() if part in names]
+        weights += sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(changed))
 
     def size(batch: Batch) -> int:
         height, width = batch.program.size
@@ -62,16 +59,12 @@ def needed(plan: Plan) -> Memory:
 
     number = max(range(len(plan.batches)), key=lambda i: (size(plan.batches[i]), plan.batches[i].shares))
     batch, point = plan.batches[number], plan.point(plan.batches[number].points[0])
-    scheduler = plan.facts.scheduler_of(batch.scheduler)
-    outline = Pipeline(found.system, models, found.tokenizer, scheduler or found.scheduler, where, None, found.extras)
-    with muted():
-        call = {name: value for name, value in point.call.items() if value is not None}
-        prepared = outline.prepare(**call, edits=list(point.edits.values()), output="uint8")
-    row = _row(outline, prepared.select([0] * _ROWS), batch.shares)
+    whole = prepared(pipe, plan.facts, point)
+    row = _row(pipe, whole.select([0] * _ROWS), batch.shares)
     # The shared predictions, as they are computed and as they are used.
-    state = int(np.prod(prepared.shape))
+    state = int(np.prod(whole.shape))
     past = 2 * plan.depth * (2 + batch.program.concepts) * state * 4 if batch.shares else 0
-    stats = where.devices[0].memory_stats() or {}
+    stats = pipe.devices.devices[0].memory_stats() or {}
     return Memory(weights, row + past, stats.get("bytes_limit"))
 
 
@@ -84,8 +77,9 @@ def _row(pipe: Pipeline, batch: BatchOfRows, records: bool) -> int:
     concepts = [edit.concept for edits in batch.edits for edit in edits]
     words = [text for text in (*batch.prompts, *batch.negatives, *concepts) if isinstance(text, str)]
     encode = Encode(reader.networks(models), partial(_encoded, reader.encode))
-    texts = reader.read(words, pipe.tokenizer, encode, _ignore)
-    text = jax.tree.map(lambda leaf: _struct((batch.rows, 2 + batch.n, *leaf.shape[1:]), leaf, pipe.dtype), texts[0])
+    texts = reader.read(words, pipe.tokenizer, encode, _ignore, **batch.reading)
+    longest = max(texts, key=lambda text: sum(leaf.size for leaf in jax.tree.leaves(text)))
+    text = jax.tree.map(lambda leaf: _struct((batch.rows, 2 + batch.n, *leaf.shape[1:]), leaf, pipe.dtype), longest)
     if reader.sample_prior is not None and (prior := reader.prior(models)) is not None:
         text = jax.eval_shape(reader.sample_prior, prior, text, batch.settings.key)
     start = partial(programs.start, sampler=sampler, static=static, shape=batch.shape, dtype=pipe.wide)
@@ -93,7 +87,8 @@ def _row(pipe: Pipeline, batch: BatchOfRows, records: bool) -> int:
     advance = jax.jit(partial(programs.advance, sampler=sampler, static=static))
     one = chunk(batch.table, 0, 1)
     bytes_of = [_bytes(advance.lower(sampler.networks(models), text, carry, one, batch.settings))]
-    bytes_of.append(_bytes(jax.jit(sampler.decode).lower(sampler.decoder(models), carry.x)))
+    decode = jax.jit(partial(sampler.decode, **batch.decode))
+    bytes_of.append(_bytes(decode.lower(sampler.decoder(models), carry.x)))
     return max(bytes_of) // batch.rows
 
 

@@ -8,15 +8,17 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from sega_jax.method.checks import check_int
+from sega_jax.pipelines.adapter_options import Pairs
 from sega_jax.pipelines.messages import warn
 from sega_jax.sweep.description.fields import call_settings
 from sega_jax.sweep.description.points import Facts, Point, name, point
 from sega_jax.sweep.description.sweep_file import Sweep
 from sega_jax.sweep.planning import sharing
+from sega_jax.sweep.planning.lengths import Lengths
 from sega_jax.sweep.planning.sharing import Schedule
 from sega_jax.systems.base import Sizes
 
-_VERSION = 2
+_VERSION = 3
 
 
 class Program(NamedTuple):
@@ -45,6 +47,7 @@ class Batch(NamedTuple):
     points: tuple[int, ...]  # by their numbers in the sweep
     names: tuple[str, ...]  # of the pictures
     shares: bool = False
+    adapters: tuple[tuple[str, Pairs], ...] = ()  # LoRAs and new words that all of them share
 
     @property
     def compiled(self) -> Any:
@@ -176,8 +179,9 @@ class Plan:
 def plan(sweep: Sweep, facts: Facts, rows: int = 8, *, share: bool = True) -> Plan:
     """Groups the points of a sweep into batches.
 
-    All pictures of a batch have the same size, number of concepts, semantics, support, scheduler and steps; batches of
-    the same program follow each other, points are in their order. A program has fewer rows where that takes fewer
+    All pictures of a batch have the same adapters, size, number of concepts, semantics, support, scheduler and steps.
+    Batches of the same adapters follow each other, so that each is merged once, and among these batches of the same
+    program; points are in their order. A program has fewer rows where that takes fewer
     evaluations, as there are then fewer to fill up.
 
     Args:
@@ -191,6 +195,7 @@ def plan(sweep: Sweep, facts: Facts, rows: int = 8, *, share: bool = True) -> Pl
     """
     check_int("rows", rows, 1)
     groups, seen, late = defaultdict(list), set(), 0
+    lengths = Lengths(facts)
     arguments = call_settings(facts.family.call)
     for i, settings in enumerate(sweep):
         made = point(settings, sweep, facts)
@@ -203,19 +208,21 @@ def plan(sweep: Sweep, facts: Facts, rows: int = 8, *, share: bool = True) -> Pl
         compiled = tuple((name, value) for name, value in made.shared if arguments[name].varies == "program")
         others = tuple((name, value) for name, value in made.shared if arguments[name].varies != "program")
         program = Program(rows, len(made.edits), compiled, repr(facts.static(made)))
-        groups[program, made.scheduler, others, calls].append((i, called, made))
+        details = made.scheduler, others, calls, lengths(made)
+        groups[made.adapters, program, details].append((i, called, made))
     if late:
         warn(
             f"in {late} of {len(seen)} pictures an edit begins after the last model call, and changes nothing; lower"
             " its warmup or take more steps"
         )
     programs = defaultdict(list)
-    for (program, *details), members in sorted(groups.items(), key=lambda item: str(item[0][0])):
-        programs[program].append((details, members))
+    for (adapters, program, details), members in sorted(groups.items(), key=lambda item: str(item[0][:2])):
+        programs[adapters, program].append((details, members))
     batches: list[Batch] = []
-    for program, some in programs.items():
+    for (adapters, program), some in programs.items():
         options = (_batches(program._replace(rows=few), some, share) for few in _fitting(rows, some))
-        batches += min(options, key=lambda one: (one[1], -one[0][0].program.rows))[0]
+        best = min(options, key=lambda one: (one[1], -one[0][0].program.rows))[0]
+        batches += [batch._replace(adapters=adapters) for batch in best]
     return Plan(sweep, facts, rows, tuple(batches))
 
 
@@ -232,7 +239,7 @@ def _fitting(rows: int, groups: list[Any]) -> set[int]:
 def _batches(program: Program, groups: list[Any], share: bool) -> tuple[list[Batch], int]:
     """The batches of groups that a program makes, and their evaluations."""
     batches, total = [], 0
-    for (scheduler, settings, calls), members in groups:
+    for (scheduler, settings, calls, _), members in groups:
         parts, shares = _cut(members, program.rows), False
         evaluations = len(parts) * program.rows * (2 + program.concepts) * calls
         if share and program.concepts:
@@ -255,12 +262,16 @@ def _cut(members: list[Any], length: int) -> list[list[Any]]:
 
 def _batch(said: dict[str, Any], programs: list[Program]) -> Batch:
     own = {"program": programs[said["program"]], "points": tuple(said["points"]), "names": tuple(said["names"])}
-    return Batch(**said | own | {"settings": _pairs(said["settings"])})
+    return Batch(**said | own | {name: _pairs(said[name]) for name in ("settings", "adapters")})
 
 
 def _pairs(said: list[list[Any]]) -> tuple[tuple[str, Any], ...]:
+    return tuple((name, _tuples(value)) for name, value in said)
+
+
+def _tuples(value: Any) -> Any:
     # JSON has tuples as lists.
-    return tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in said)
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _facts(said: dict[str, Any]) -> Facts:

@@ -33,7 +33,7 @@ _MANY = 16
 
 def trunk(point: Point) -> Hashable:
     """Returns what pictures have in common that share their states up to their departures."""
-    return point.plain, point.scheduler
+    return point.plain, point.scheduler, point.adapters
 
 
 def departure(point: Point, calls: int) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from sega_jax.sweep.description.fields import call_settings, edit_settings
+from sega_jax.sweep.description.fields import ADAPTERS, adapter_kinds, call_settings, edit_settings
 from sega_jax.sweep.description.points import Facts, Point
 from sega_jax.sweep.description.sweep_file import Sweep
 
@@ -39,7 +39,8 @@ def columns(sweep: Sweep, facts: Facts) -> dict[str, str]:
     """
     call = call_columns(facts)
     edits = {f"{edit}.{name}": one.kind.column for edit in sweep.edits for name, one in edit_settings().items()}
-    return {"name": "string", "file": "string", "point": "int64", **call, "scheduler": "string", **edits, **_MADE}
+    own = dict.fromkeys(("scheduler", *ADAPTERS), "string")
+    return {"name": "string", "file": "string", "point": "int64", **call, **own, **edits, **_MADE}
 
 
 def call_columns(facts: Facts) -> dict[str, str]:
@@ -55,14 +56,16 @@ def columns_without_edits(facts: Facts) -> list[str]:
     """Returns the columns that decide a picture that has no edits."""
     settings = call_settings(facts.family.call).items()
     found = [column for name, one in settings if not one.of_edits for column in one.kind.columns(name)]
-    return [*found, "scheduler"]
+    return [*found, "scheduler", *ADAPTERS]
 
 
 def settings(point: Point, facts: Facts, scheduler: str | None) -> dict[str, Any]:
     """Returns what a point's columns hold; `scheduler` is the class."""
-    arguments, found = call_settings(facts.family.call), {"scheduler": scheduler}
+    arguments, found = call_settings(facts.family.call), {"scheduler": scheduler, **dict.fromkeys(ADAPTERS)}
     for name, value in point.settings:
         found |= arguments[name].kind.cells(name, value)
+    for name, pairs in point.adapters:
+        found |= adapter_kinds()[name].cells(name, pairs)
     return found | {
         f"{edit}.{name}": getattr(one, name) for edit, one in point.edits.items() for name in edit_settings()
     }

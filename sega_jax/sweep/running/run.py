@@ -16,11 +16,15 @@ from PIL import Image
 import sega_jax
 from sega_jax.method.checks import check_int
 from sega_jax.pipelines import loading, png
+from sega_jax.pipelines.adapter_options import Pairs
+from sega_jax.pipelines.adapters import with_adapters
 from sega_jax.pipelines.messages import collected, warn
 from sega_jax.pipelines.pipeline import Pipeline
 from sega_jax.pipelines.progress import bar
+from sega_jax.sweep.description.fields import adapter_kinds
 from sega_jax.sweep.description.points import Point, name
 from sega_jax.sweep.planning import sharing
+from sega_jax.sweep.planning.outline import check
 from sega_jax.sweep.planning.plan import Batch, Plan, Program
 from sega_jax.sweep.planning.sharing import Schedule
 from sega_jax.sweep.running import records
@@ -119,11 +123,13 @@ def run(
     Raises:
         ImportError: pyarrow is not installed.
         OSError: the folder cannot be written to.
-        TypeError, ValueError: no such worker, the folder has another plan, or the plan is another version's.
+        TypeError, ValueError: no such worker, a call would be refused, the folder has another plan, or the plan is
+            another version's.
         MemoryError: the memory does not hold a single picture.
     """
     records.arrow()
     number, workers = _worker(worker)
+    check(plan)
     where = Folder(folder)
     where.begin(plan)
     shares, running = plan.shares(workers), None
@@ -187,6 +193,8 @@ class _Run:
     def __init__(self, plan: Plan, folder: Folder, pipe: Pipeline):
         self.plan, self.folder, self.pipe = plan, folder, pipe
         self.shared = SharedRun(pipe, plan.depth)
+        self._plain = pipe.models, pipe.tokenizer
+        self._adapters: tuple[tuple[str, Pairs], ...] = ()
         self.fits: dict[Program, int] = {}  # rows, where the memory holds fewer than planned
         self._concepts = cache(plan.concepts)
 
@@ -226,6 +234,7 @@ class _Run:
 
     def _batch(self, batch: Batch, pool: ThreadPoolExecutor, shown: Callable[[int], Any]) -> _Made:
         points = self._points(batch)
+        self._adapt(batch)
         pictures: dict[int, Future] = {}
 
         def tell(i, *picture):
@@ -247,10 +256,21 @@ class _Run:
         seconds = (time.perf_counter() - began) / len(points)
         return _Made(points, [pictures[i] for i in range(len(points))], rows, seconds)
 
+    def _adapt(self, batch: Batch) -> None:
+        """Adds a batch's LoRAs and new words to the pipeline, in place of those of the batch before."""
+        if batch.adapters != self._adapters:
+            given = {name: adapter_kinds()[name].given(pairs) for name, pairs in batch.adapters}
+            added = given.get("lora"), given.get("textual_inversion")
+            self.pipe.models, self.pipe.tokenizer = with_adapters(*self._plain, *added) if given else self._plain
+            self._adapters = batch.adapters
+
     def _points(self, batch: Batch) -> list[Point]:
         points = [self.plan.point(i) for i in batch.points]
         if tuple(name(point, self.plan.facts) for point in points) != batch.names:
-            raise ValueError("the plan is of another version of sega_jax, which named pictures otherwise; begin anew")
+            raise ValueError(
+                "a file that the sweep's pictures are made from has changed, or the plan is of another version of"
+                " sega_jax, which named pictures otherwise; begin in another folder"
+            )
         return points
 
     def _make(self, batch: Batch, points: list[Point], tell: _Tell) -> int:
@@ -353,5 +373,6 @@ class _Run:
         said |= {"revision": model.get("revision")} | point.call | {"scheduler": point.scheduler}
         said |= {"edits": [vars(edit) for edit in point.edits.values()], "dtype": self.pipe.dtype.name}
         said |= {"variant": model.get("variant"), "solver": solver}
+        said |= {name: adapter_kinds()[name].words(pairs) for name, pairs in point.adapters}
         said |= {"safety_checker": model.get("safety_checker", True)}
         return said | {key: self._common()[key] for key in ("device", "sega_jax", "jax")}

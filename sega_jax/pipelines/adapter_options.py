@@ -1,0 +1,118 @@
+"""LoRAs and new words as values of options: how they are checked, kept in plans and tables, and given to `load`."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sega_jax.method.argument_kinds import Kind
+from sega_jax.method.checks import brief, check_float
+
+Pairs = tuple[tuple[Any, Any], ...]
+
+
+class Files(Kind):
+    """Files by name, each with something that belongs to it. In plans and tables a value is a tuple of pairs, which is
+    empty where there are no files."""
+
+    def check_one(self, name: str, value: Any) -> Pairs:
+        """Returns the pairs of a value, whose files exist.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            TypeError, ValueError: it is something else.
+        """
+        pairs = self.pairs(name, value)
+        for path in map(self.path, pairs):
+            if not Path(path).is_file():
+                raise FileNotFoundError(f"{name}: {path} is no file; correct the path")
+        return pairs
+
+    def pairs(self, name: str, value: Any) -> Pairs:
+        """Returns the pairs that a value of any form stands for.
+
+        Raises:
+            TypeError, ValueError: it is something else.
+        """
+        raise NotImplementedError
+
+    def path(self, pair: tuple[Any, Any]) -> str:
+        """Returns the path in a pair."""
+        raise NotImplementedError
+
+    def given(self, pairs: Pairs) -> Any:
+        """Returns pairs in the form that `sega_jax.load` takes."""
+        return dict(pairs)
+
+    def words(self, pairs: Pairs) -> list[str]:
+        """Returns pairs as the shell writes them."""
+        raise NotImplementedError
+
+    def cells(self, name: str, value: Any) -> dict[str, Any]:
+        return {name: ", ".join(self.words(value)) or None}
+
+
+def whole(path: Any, folder: Path) -> str:
+    """Returns the whole path of a file that is named relative to a folder."""
+    return str((folder / Path(os.path.expanduser(path))).resolve())
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str | os.PathLike) and bool(str(value))
+
+
+class Loras(Files):
+    """LoRAs: pairs of a path and a scale."""
+
+    noun = "a safetensors file, or {file: scale}"
+
+    def pairs(self, name: str, value: Any) -> Pairs:
+        if _is_path(value):
+            value = {value: 1.0}
+        pairs = list(value.items()) if isinstance(value, Mapping) else value
+        if not isinstance(pairs, list | tuple) or not all(isinstance(one, list | tuple) for one in pairs):
+            raise TypeError(f"{name}={brief(value)} should be {self.noun}; {{}} is none")
+        if not all(len(one) == 2 and _is_path(one[0]) for one in pairs):
+            raise TypeError(f"{name}={brief(value)} should be {self.noun}; {{}} is none")
+        return tuple((os.fspath(path), check_float(f"{name}: the scale of {path}", scale)) for path, scale in pairs)
+
+    def path(self, pair: tuple[Any, Any]) -> str:
+        return pair[0]
+
+    def located(self, name: str, value: Any, folder: Path) -> Pairs:
+        return tuple((whole(path, folder), scale) for path, scale in self.pairs(name, value))
+
+    def words(self, pairs: Pairs) -> list[str]:
+        return [f"{path}:{scale!r}" for path, scale in pairs]
+
+
+class NewWords(Files):
+    """New words of textual inversion: pairs of a word, or None where the file names it, and a path."""
+
+    noun = "{word: file}, or a file that names its word"
+
+    def pairs(self, name: str, value: Any) -> Pairs:
+        if _is_path(value):
+            value = [(None, value)]
+        pairs = list(value.items()) if isinstance(value, Mapping) else value
+        if not isinstance(pairs, list | tuple) or not all(isinstance(one, list | tuple) for one in pairs):
+            raise TypeError(f"{name}={brief(value)} should be {self.noun}; {{}} is none")
+        words = [one[0] for one in pairs]
+        alone = len(pairs) == 1 and words == [None]
+        if not all(len(one) == 2 and _is_path(one[1]) for one in pairs) or not (
+            alone or all(isinstance(word, str) for word in words)
+        ):
+            raise TypeError(f"{name}={brief(value)} should be {self.noun}; {{}} is none")
+        return tuple((word, os.fspath(path)) for word, path in pairs)
+
+    def path(self, pair: tuple[Any, Any]) -> str:
+        return pair[1]
+
+    def located(self, name: str, value: Any, folder: Path) -> Pairs:
+        return tuple((word, whole(path, folder)) for word, path in self.pairs(name, value))
+
+    def given(self, pairs: Pairs) -> Any:
+        return pairs[0][1] if pairs and pairs[0][0] is None else dict(pairs)
+
+    def words(self, pairs: Pairs) -> list[str]:
+        return [path if word is None else f"{word}={path}" for word, path in pairs]

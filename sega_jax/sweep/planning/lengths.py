@@ -1,0 +1,53 @@
+"""How long the texts of pictures are, where a picture depends on what the longest text of its batch is padded to."""
+
+from typing import Any
+
+from sega_jax.method.arguments import arguments
+from sega_jax.pipelines.adapter_options import Pairs
+from sega_jax.pipelines.adapters import extended_tokenizer, lora_changes
+from sega_jax.sweep.description.fields import adapter_kinds
+from sega_jax.sweep.description.points import Facts, Point, described
+
+
+class Lengths:
+    """Tells to what length the texts of points are padded. Points of one batch should agree, so that each picture is
+    that of a call of its own."""
+
+    def __init__(self, facts: Facts):
+        self._facts, self._tokenizers = facts, dict[Any, Any]()
+        self._reading = [name for name, one in arguments(facts.declaration).items() if one.of_text]
+
+    def __call__(self, point: Point) -> Any:
+        """Returns the length, in the family's own measure; None where no picture depends on it.
+
+        Raises:
+            CheckpointError, TypeError, ValueError: LoRAs or new words do not fit the checkpoint.
+        """
+        options = {name: point.call[name] for name in self._reading if name in point.call}
+        read = any(options.values())
+        if (read or point.adapters) and point.adapters not in self._tokenizers:
+            self._tokenizers[point.adapters] = fitting(self._facts, point.adapters)
+        if not read:
+            return None
+        words = [point.call["prompt"], point.call["negative_prompt"], *(edit.concept for edit in point.edits.values())]
+        words = [word for word in words if word is not None]
+        return self._facts.family.text.length(self._tokenizers[point.adapters], words, **options)
+
+
+def fitting(facts: Facts, adapters: tuple[tuple[str, Pairs], ...]) -> Any:
+    """Checks LoRAs and new words against a sweep's checkpoint, and returns its tokenizer with the new words.
+
+    Raises:
+        CheckpointError, TypeError, ValueError: they do not fit, or the family has no such adapters.
+    """
+    found, kinds = described(facts.model), adapter_kinds()
+    given = {name: kinds[name].given(pairs) for name, pairs in adapters}
+    takes = found.system.checkpoint.adapters
+    for name, known in {"lora": takes and takes.lora, "textual_inversion": takes and takes.words}.items():
+        if name in given and not known:
+            raise ValueError(f"{name}: {found.system.title} takes none; leave it out")
+    if "lora" in given:
+        lora_changes(found.models, given["lora"])
+    if "textual_inversion" in given:
+        return extended_tokenizer(found.models, found.tokenizer, given["textual_inversion"])
+    return found.tokenizer

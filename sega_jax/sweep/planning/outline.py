@@ -1,0 +1,70 @@
+"""A sweep's checkpoint without its weights: it checks the calls of a plan before anything is loaded or runs."""
+
+from typing import Any
+
+import jax
+
+from sega_jax.method.argument_kinds import Real
+from sega_jax.pipelines.batch import Batch
+from sega_jax.pipelines.execution.devices import Devices
+from sega_jax.pipelines.load_options import pick_attention, pick_dtype
+from sega_jax.pipelines.messages import muted
+from sega_jax.pipelines.pipeline import Pipeline
+from sega_jax.sweep.description.fields import call_settings
+from sega_jax.sweep.description.points import Facts, Point, described
+from sega_jax.sweep.planning.plan import Plan
+
+
+def outline(facts: Facts) -> tuple[Pipeline, int]:
+    """Returns a pipeline without values, and the bytes that the weights of all networks take on a device.
+
+    Raises:
+        FileNotFoundError, CheckpointError: as `sega_jax.load`.
+    """
+    where = Devices()
+    dtype = pick_dtype(facts.model.get("dtype"), where)
+    found = described(facts.model, pick_attention(facts.model.get("attention"), dtype, where))
+    models = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), found.models)
+    weights = sum(leaf.size * dtype.itemsize for leaf in jax.tree.leaves(found.networks))
+    return Pipeline(found.system, models, found.tokenizer, found.scheduler, where, None, found.extras), weights
+
+
+def prepared(pipe: Pipeline, facts: Facts, point: Point) -> Batch:
+    """Prepares the call of one point.
+
+    Raises:
+        TypeError, ValueError: as `Pipeline.prepare`.
+    """
+    scheduler = facts.scheduler_of(point.scheduler)
+    if scheduler is not None:
+        pipe.scheduler = scheduler
+    call = {name: value for name, value in point.call.items() if value is not None}
+    with muted():
+        return pipe.prepare(**call, edits=list(point.edits.values()), output="uint8")
+
+
+def check(plan: Plan) -> None:
+    """Checks the calls of a plan against the checkpoint, one for each combination of settings that the checkpoint may
+    refuse. Words, seeds and pictures are no part of it, and numbers of a fixed range were checked before.
+
+    Raises:
+        FileNotFoundError, CheckpointError, TypeError, ValueError: a call would be refused; nothing ran.
+    """
+    pipe, _ = outline(plan.facts)
+    arguments = call_settings(plan.facts.declaration)
+    free = {name for name, one in arguments.items() if one.varies == "row" and isinstance(one.kind, Real)}
+    free |= {"prompt", "negative_prompt", "seed"}
+    seen: set[Any] = set()
+    for point, _ in plan.pictures():
+        outlined = dict(point.outline)
+        key = (
+            point.scheduler,
+            len(point.edits),
+            *((name, outlined.get(name, value)) for name, value in point.settings if name not in free),
+        )
+        if key not in seen:
+            seen.add(key)
+            try:
+                prepared(pipe, plan.facts, point)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"a point of the sweep is refused: {error}") from None

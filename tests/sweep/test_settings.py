@@ -1,0 +1,208 @@
+"""Settings of sweeps beyond numbers and words: pictures to start from or to enlarge, LoRAs, new words, how texts are
+read and pictures decoded. Every picture is that of a single call."""
+
+import shlex
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from safetensors.numpy import save_file
+from support import tiny
+from support.sweeping import records
+
+from sega_jax import CheckpointError, Pipeline, load, sweep
+from sega_jax.cli.main import main
+from sega_jax.pipelines.adapters import with_adapters
+from sega_jax.sweep.description.fields import adapter_kinds
+from sega_jax.sweep.running import run as running
+
+pytestmark = pytest.mark.usefixtures("one_by_default")
+
+HAT = {"hat": {"threshold": 0.5, "scale": 8, "momentum_scale": 1.0, "momentum_beta": 0.3}}
+LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.checkpoint(tmp_path_factory.mktemp("checkpoints") / "sd", unet=tiny.UNET_1)
+
+
+@pytest.fixture(scope="module")
+def pipe(folder, one_device):
+    return load(folder, devices=one_device)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Two LoRAs, a new word, and two pictures of 16 pixels and two of 8."""
+    where, rng = tmp_path_factory.mktemp("files"), np.random.default_rng(0)
+    for name in "ab":
+        down, up = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 8), (8, 2)))
+        save_file({f"{LAYER}.lora_down.weight": down, f"{LAYER}.lora_up.weight": up}, where / f"{name}.safetensors")
+    save_file({"<toy>": rng.standard_normal((2, 16)).astype(np.float32)}, where / "toy.safetensors")
+    for side in (8, 16):
+        for i in range(2):
+            Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)).save(where / f"{side}-{i}.png")
+    return where
+
+
+def planned(folder, files, rows=2, share=True, call=None, grid=None, **blocks):
+    call = {"prompt": "a cat", "steps": 6} | (call or {})
+    said = sweep.Sweep(
+        model={"source": str(folder)},
+        call={name: value for name, value in call.items() if value is not None},
+        edits=HAT,
+        grid={"hat.warmup": [2, 4]} | (grid or {}),
+        zip={"seed": [0, 1], **blocks},
+        folder=files,
+    )
+    plan = sweep.plan(said, sweep.Facts.of(said), rows=rows, share=share)
+    assert sweep.Plan.from_json(plan.to_json()) == plan
+    return plan
+
+
+def alone(pipe, point):
+    """Makes the picture of a point by a call of its own."""
+    own, kinds = Pipeline(**pipe.components), adapter_kinds()
+    given = {name: kinds[name].given(pairs) for name, pairs in point.adapters}
+    added = with_adapters(pipe.models, pipe.tokenizer, given.get("lora"), given.get("textual_inversion"))
+    own.models, own.tokenizer = added
+    call = {name: value for name, value in point.call.items() if value is not None}
+    return own(**call, edits=list(point.edits.values()), output="uint8", progress=False).images[0]
+
+
+def check(plan, out, pipe, different=4):
+    """Runs a plan, and compares its pictures with those of single calls and of a run that was resumed."""
+    sweep.run(plan, out / "whole", pipe, progress=False)
+    rows = records(out / "whole")
+    assert len({row["digest"] for row in rows}) == different
+    for row in rows:
+        made = np.asarray(Image.open(out / "whole" / row["file"])).astype(int)
+        assert (abs(made - alone(pipe, plan.point(row["point"]))) > 1).mean() < 1e-3
+    return rows
+
+
+def repeated(picture):
+    """Returns the words of the command that `info` prints for a picture."""
+    said = CliRunner().invoke(main, ["info", str(picture)])
+    assert said.exit_code == 0, said.output
+    return shlex.split(said.output.splitlines()[-1])
+
+
+def test_pictures_to_start_from(folder, pipe, files, tmp_path):
+    """Each row of a batch has its own, named relative to the sweep's folder."""
+    plan = planned(folder, files, image=["16-0.png", "16-1.png"], call={"strength": 0.7})
+    assert all(batch.calls == 4 and batch.shares for batch in plan.batches)
+    assert max(len(batch.points) for batch in plan.batches) == 4
+    rows = check(plan, tmp_path, pipe)
+    assert {row["image"] for row in rows} == {str((files / f"16-{i}.png").resolve()) for i in range(2)}
+    command = repeated(tmp_path / "whole" / rows[0]["file"])
+    assert command[command.index("--image") + 1] == rows[0]["image"]
+    assert command[command.index("--strength") + 1] == "0.7"
+
+
+def test_loras_are_merged_once_each(folder, pipe, files, tmp_path, monkeypatch):
+    merged = []
+    monkeypatch.setattr(running, "with_adapters", lambda *given: merged.append(given[2]) or with_adapters(*given))
+    loras = [{}, "a.safetensors", {"a.safetensors": 0.5, "b.safetensors": -1}]
+    rows = check(planned(folder, files, grid={"lora": loras}), tmp_path, pipe, different=12)
+    a, b = ((files / f"{name}.safetensors").resolve() for name in "ab")
+    assert {row["lora"] for row in rows} == {None, f"{a}:1.0", f"{a}:0.5, {b}:-1.0"}
+    assert len(merged) == 2
+    row = next(row for row in rows if row["lora"] == f"{a}:1.0")
+    command = repeated(tmp_path / "whole" / row["file"])
+    assert command[command.index("--lora") + 1] == f"{a}:1.0"
+
+
+def test_new_words(folder, pipe, files, tmp_path):
+    call = {"prompt": "a <toy> cat"}
+    rows = check(
+        planned(folder, files, call=call, textual_inversion=[{}, {"<toy>": "toy.safetensors"}]), tmp_path, pipe
+    )
+    named = f"<toy>={(files / 'toy.safetensors').resolve()}"
+    assert {row["textual_inversion"] for row in rows} == {None, named}
+    command = repeated(tmp_path / "whole" / next(row["file"] for row in rows if row["textual_inversion"]))
+    assert command[command.index("--textual-inversion") + 1] == named
+
+
+def test_texts_of_other_lengths_are_apart(folder, pipe, files, tmp_path):
+    """A short text is padded to the longest of its batch, which would change it."""
+    call = {"prompt": None, "long_prompts": True, "weighted": True}
+    plan = planned(folder, files, call=call, prompt=["a (cat:1.5)", "a cat " * 20])
+    assert all(len({plan.point(i).call["prompt"] for i in batch.points}) == 1 for batch in plan.batches)
+    check(plan, tmp_path, pipe)
+
+
+def test_tiles(folder, pipe, files, tmp_path):
+    plan = planned(folder, files, call={"height": 32, "width": 32}, tiled=[False, 8])
+    assert len({batch.program for batch in plan.batches}) == 2
+    check(plan, tmp_path, pipe)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("anew", [False, True])
+def test_pictures_that_are_enlarged(stages, second, files, tmp_path, anew):
+    call = {"steps": 6, "noise_anew": anew}
+    words = {"text_encoder": second.models.text_encoder, "tokenizer": second.tokenizer}
+    plan = planned(
+        stages["stage1"].parent / "2", files, call=call, image=["8-0.png", "8-1.png"], noise_level=[100, 300]
+    )
+    del words
+    rows = check(plan, tmp_path, second)
+    assert {row["noise_level"] for row in rows} == {100, 300}
+
+
+@pytest.mark.slow
+def test_pictures_of_the_upscaler(stages, upscaler, files, tmp_path):
+    plan = planned(stages["upscaler"], files, image=["8-0.png", "8-1.png"], tiled=[False, False])
+    check(plan, tmp_path, upscaler)
+
+
+@pytest.mark.slow
+def test_a_resumed_sweep_of_adapters_is_the_same(folder, pipe, files, tmp_path):
+    plan = planned(folder, files, grid={"lora": [{}, "a.safetensors"]}, image=["16-0.png", "16-1.png"])
+    check(plan, tmp_path, pipe, different=8)
+    sweep.run(plan, tmp_path / "again", pipe, progress=False)
+    parts = sorted((tmp_path / "again" / "records").iterdir())
+    for part in parts[1:]:
+        part.unlink()
+    sweep.run(sweep.Folder(tmp_path / "again").plan(), tmp_path / "again", progress=False)
+    digests = [{row["name"]: row["digest"] for row in records(tmp_path / name)} for name in ("whole", "again")]
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        ({"image": "missing.png"}, FileNotFoundError, "missing.png' does not exist"),
+        ({"image": "a.safetensors"}, ValueError, "is no readable picture"),
+        ({"image": 5}, TypeError, "call: image=5 should be the path of a picture"),
+        ({"image": "8-0.png"}, ValueError, r"image has 8x8 pixels .* expected 16x16"),
+        ({"strength": 0.5}, ValueError, "needs a picture to start from"),
+        ({"lora": "missing.safetensors"}, FileNotFoundError, "call: lora: .*missing.safetensors is no file"),
+        ({"lora": {"a.safetensors": "much"}}, TypeError, "the scale of a.safetensors='much' should be a finite number"),
+        ({"lora": 5}, TypeError, "call: lora=5 should be a safetensors file, or {file: scale}; {} is none"),
+        ({"lora": "toy.safetensors"}, CheckpointError, "toy.safetensors"),
+        ({"textual_inversion": "a.safetensors"}, CheckpointError, "a.safetensors"),
+        ({"textual_inversion": {"cat": 5}}, TypeError, "should be {word: file}"),
+        ({"tiled": 6}, ValueError, "tiled=6 is not a multiple of 8"),
+        ({"prompt": "(a:1.2.3)", "weighted": True, "long_prompts": True}, ValueError, "1.2.3"),
+    ],
+)
+def test_what_is_refused(folder, files, call, error, message):
+    with pytest.raises(error, match=message):
+        sweep.check(planned(folder, files, call=call))
+
+
+def test_the_model_has_no_adapters(folder):
+    with pytest.raises(ValueError, match=r"model: 'lora' is unknown; it is said in \[call\], or an axis"):
+        sweep.Sweep(model={"source": str(folder), "lora": "a.safetensors"}, call={"prompt": "a"})
+
+
+def test_families_without_adapters(tmp_path, files):
+    folder = tiny.paella(tmp_path / "paella")
+    for name, value in {"lora": "a.safetensors", "textual_inversion": "toy.safetensors"}.items():
+        said = sweep.Sweep(model={"source": str(folder)}, call={"prompt": "a", "steps": 2, name: value}, folder=files)
+        with pytest.raises(ValueError, match=f"{name}: Paella takes none; leave it out"):
+            sweep.plan(said, sweep.Facts.of(said))
