@@ -100,6 +100,22 @@ def least(least_folder, one_device):
 
 
 @pytest.fixture(scope="session")
+def least_xl(tmp_path_factory, one_device):
+    """Stable Diffusion XL's pipeline with the smallest networks."""
+    levels = ("block_out_channels", "down_block_types", "up_block_types")
+    unet = tiny.UNET_XL | {name: tiny.UNET_0[name] for name in levels}
+    unet |= {"attention_head_dim": 2, "transformer_layers_per_block": 1}
+    folder = tiny.xl(tmp_path_factory.mktemp("checkpoints") / "xl", unet=unet, vae=tiny.VAE_1)
+    return sega_jax.load(folder, devices=one_device)
+
+
+@pytest.fixture(scope="session")
+def paella(tmp_path_factory, one_device):
+    """Paella's pipeline."""
+    return sega_jax.load(tiny.paella(tmp_path_factory.mktemp("checkpoints") / "paella"), devices=one_device)
+
+
+@pytest.fixture(scope="session")
 def stages(tmp_path_factory):
     """The folders of DeepFloyd-IF's two stages, the second without a text encoder, and of the x4 upscaler."""
     folder = tmp_path_factory.mktemp("stages")

@@ -3,9 +3,8 @@
 import jax
 import numpy as np
 import pytest
-from support import tiny
 
-from sega_jax import Edit, load
+from sega_jax import Edit
 from sega_jax.systems.registry import systems
 
 EDITS = [[Edit("glasses", warmup=0, threshold=0.5)], [Edit("hat", scale=-4, warmup=1, cooldown=2)]]
@@ -22,27 +21,13 @@ CALLS = {
         "least",
         {"prompt": ["a (cat:1.3)", "dog"], "weighted": True, "latents": NOISE},
     ),
-    "sdxl": ("xl", {"original_size": (32, 16)}),
-    "sdxl from a picture": ("xl", {"image": SMALL, "negative_prompt": "bad", "strength": 0.8}),
+    "sdxl": ("least_xl", {"original_size": (32, 16)}),
+    "sdxl from a picture": ("least_xl", {"image": SMALL, "negative_prompt": "bad", "strength": 0.8}),
     "deepfloyd_stage_1": ("first", {}),
     "deepfloyd_stage_2": ("second", {"image": SMALL, "noise_level": 100}),
     "x4_upscaler": ("upscaler", {"image": LARGE}),
     "paella": ("paella", {"influence": (1.2, 0.4)}),
 }
-
-
-@pytest.fixture(scope="module")
-def xl(tmp_path_factory, one_device):
-    one = ("block_out_channels", "down_block_types", "up_block_types")
-    unet = tiny.UNET_XL | {name: tiny.UNET_0[name] for name in one}
-    unet |= {"attention_head_dim": 2, "transformer_layers_per_block": 1}
-    folder = tiny.xl(tmp_path_factory.mktemp("checkpoints") / "xl", unet=unet, vae=tiny.VAE_1)
-    return load(folder, devices=one_device)
-
-
-@pytest.fixture(scope="module")
-def paella(tmp_path_factory, one_device):
-    return load(tiny.paella(tmp_path_factory.mktemp("checkpoints") / "paella"), devices=one_device)
 
 
 def call(name, request):
