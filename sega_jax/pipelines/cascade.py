@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
+from sega_jax.method.checks import brief
 from sega_jax.method.guidance import Edit
 from sega_jax.pipelines import loading
 from sega_jax.pipelines.components import checked_scheduler
@@ -213,14 +214,10 @@ def load_cascade(
     attention = pick_attention(attention, dtype, where)
     named_sources = {FIRST: stage1, "stage2": stage2, "upscaler": upscaler}
     given = {name: source for name, source in named_sources.items() if source is not None}
-    revisions, schedulers = dict(revisions or {}), dict(schedulers or {})
-    adapters = {"lora": dict(loras or {}), "textual_inversion": dict(textual_inversions or {})}
-    for what, named in (
-        *(("revisions", revisions), ("schedulers", schedulers)),
-        *((f"{option}s", by_stage) for option, by_stage in adapters.items()),
-    ):
-        if unknown := named.keys() - given.keys():
-            raise ValueError(f"{what} has {', '.join(sorted(unknown))}; the stages are {', '.join(given)}")
+    revisions, schedulers = revisions or {}, schedulers or {}
+    adapters = {"lora": loras or {}, "textual_inversion": textual_inversions or {}}
+    _check_names({"revisions": revisions, "schedulers": schedulers}, given)
+    _check_names({f"{option}s": of for option, of in adapters.items()}, given)
     schedulers = {name: checked_scheduler(scheduler) for name, scheduler in schedulers.items()}
     with collected():
         # All indices before the first weights, which take hours to fetch.
@@ -235,6 +232,19 @@ def load_cascade(
         folder, lora = found[FIRST].folder, by_stage[FIRST]["lora"]
         return Cascade(lambda words: loading.load_text(folder, lora=lora, **options)(words), stages)
     return Cascade(stages[FIRST].outline.encode, stages)
+
+
+def _check_names(options: Mapping[str, Mapping[str, Any]], stages: Mapping[str, Any]) -> None:
+    """Checks that options are by the names of stages.
+
+    Raises:
+        TypeError, ValueError: they are not.
+    """
+    for what, by_stage in options.items():
+        if not isinstance(by_stage, Mapping):
+            raise TypeError(f"{what}={brief(by_stage)} should be by stage, such as {{{FIRST!r}: ...}}")
+        if unknown := by_stage.keys() - stages.keys():
+            raise ValueError(f"{what} has {', '.join(sorted(unknown))}; the stages are {', '.join(stages)}")
 
 
 def _check_stages(found: Mapping[str, Source], safety_checker: Any) -> None:

@@ -96,7 +96,8 @@ class Pipeline(LoadedCheckpoint):
             pictures = jax.jit(function)(**arguments)  # float32 [pictures, height, width, 3] in [0, 1]
 
         The function is `sega_jax.systems.programs.generate`, which jit, grad and export take for every family. The
-        pictures are those of the call, up to rounding. No safety checker sees them.
+        pictures are those of the call, up to rounding. No safety checker sees them. A CPU predicts one row at a time,
+        so to lower it there for an accelerator, give `rows_at_once`.
 
         Raises:
             TypeError, ValueError: as a call; or the call asks for something besides pictures.

@@ -94,6 +94,7 @@ def test_weights_are_those_of_each_stage(stages, first, files):
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
+        ({"loras": "a.safetensors"}, TypeError, "loras='a.safetensors' should be by stage, such as {'stage1': ...}"),
         ({"loras": {"stage3": "a"}}, ValueError, "loras has stage3; the stages are stage1, stage2, upscaler"),
         ({"textual_inversions": {"stage2": "a"}}, ValueError, "stage2's textual_inversion is given, but textual inver"),
         ({"textual_inversions": {"stage1": "a"}}, ValueError, "It is for Stable Diffusion 1.x or 2.x and Stable Diff"),
@@ -107,7 +108,10 @@ def test_weights_are_those_of_each_stage(stages, first, files):
 @pytest.mark.parametrize("low_memory", [False, True])
 def test_mistakes_are_found_before_weights_are_read(stages, files, monkeypatch, low_memory, options, error, words):
     monkeypatch.setattr(loading, "fill", lambda *_, **__: pytest.fail("weights were read"))
-    named = {what: {stage: path.format(**files) for stage, path in by.items()} for what, by in options.items()}
+    named = {
+        what: {stage: path.format(**files) for stage, path in by.items()} if isinstance(by, dict) else by
+        for what, by in options.items()
+    }
     with pytest.raises(error, match=words):
         load_cascade(**stages, **named, low_memory=low_memory)
 

@@ -19,7 +19,7 @@ CALLS = {
     "stable_diffusion from a picture": ("least", {"image": SMALL, "strength": 0.8}),
     "stable_diffusion with weighted words": (
         "least",
-        {"prompt": ["a (cat:1.3)", "dog"], "weighted": True, "latents": NOISE},
+        {"prompt": ["a (cat:1.3)", "dog"], "weighted": True, "tiled": 4, "latents": NOISE},
     ),
     "sdxl": ("least_xl", {"original_size": (32, 16)}),
     "sdxl from a picture": ("least_xl", {"image": SMALL, "negative_prompt": "bad", "strength": 0.8}),
