@@ -25,8 +25,8 @@ class PureCall(NamedTuple):
 def pure_call(pipe: LoadedCheckpoint, batch: Batch) -> PureCall:
     """Returns a batch as a pure function and its arguments.
 
-    The function reads tokens by the text encoders where the call has words that are read one by one, as they are by
-    default. Otherwise the text conditioning is an argument.
+    The function reads tokens by the text encoders where the prompts and concepts are words that are read one by one, as
+    they are by default. Otherwise the text conditioning of all branches is an argument.
 
     Raises:
         ValueError: the call asks for something besides pictures, which the function cannot give.
@@ -59,11 +59,23 @@ def _read(pipe: LoadedCheckpoint, batch: Batch) -> tuple[Any, Any]:
     words: list[Any] = [branch for row in rows for branch in row[given:]]
     if any(batch.reading.values()) or not all(isinstance(word, str) for word in words):
         return None, joined_branches(pipe, batch, batch.n)
-    ids = jax.tree.map(lambda leaf: leaf.reshape(batch.rows, -1, *leaf.shape[1:]), _tokens(pipe, words))
+    flat = _tokens(pipe, words)
+    ids = jax.tree.map(lambda leaf: leaf.reshape(batch.rows, -1, *leaf.shape[1:]), flat)
     if not given:
         return ids, None
     negatives = join(pipe, [row[0] for row in rows])
+    if not _alike(negatives, jax.eval_shape(pipe.system.text.encode, pipe.system.text.networks(pipe.models), flat)):
+        return None, joined_branches(pipe, batch, batch.n)
     return ids, jax.tree.map(lambda leaf: np.asarray(leaf)[:, None], negatives)
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Tells whether two texts can be joined as they are."""
+
+    def shapes(text):
+        return [(path, leaf.shape[1:]) for path, leaf in jax.tree_util.tree_leaves_with_path(text)]
+
+    return shapes(one) == shapes(other)
 
 
 def _tokens(pipe: LoadedCheckpoint, words: list[str]) -> Any:

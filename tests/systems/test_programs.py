@@ -27,6 +27,7 @@ CALLS = {
     "deepfloyd_stage_2": ("second", {"image": SMALL, "noise_level": 100}),
     "x4_upscaler": ("upscaler", {"image": LARGE}),
     "paella": ("paella", {"influence": (1.2, 0.4)}),
+    "paella with states": ("paella", {"negative_prompt": RNG.standard_normal((3, 18)).astype(np.float32)}),
 }
 
 
