@@ -100,6 +100,31 @@ def least(least_folder, one_device):
 
 
 @pytest.fixture(scope="session")
+def least_xl_folder(tmp_path_factory):
+    """A checkpoint of Stable Diffusion XL with the smallest networks."""
+    levels = ("block_out_channels", "down_block_types", "up_block_types")
+    unet = tiny.UNET_XL | {name: tiny.UNET_0[name] for name in levels}
+    unet |= {"attention_head_dim": 2, "transformer_layers_per_block": 1}
+    return tiny.xl(tmp_path_factory.mktemp("checkpoints") / "xl", unet=unet, vae=tiny.VAE_1)
+
+
+@pytest.fixture(scope="session")
+def least_xl(least_xl_folder, one_device):
+    return sega_jax.load(least_xl_folder, devices=one_device)
+
+
+@pytest.fixture(scope="session")
+def paella_folder(tmp_path_factory):
+    """A checkpoint of Paella."""
+    return tiny.paella(tmp_path_factory.mktemp("checkpoints") / "paella")
+
+
+@pytest.fixture(scope="session")
+def paella(paella_folder, one_device):
+    return sega_jax.load(paella_folder, devices=one_device)
+
+
+@pytest.fixture(scope="session")
 def stages(tmp_path_factory):
     """The folders of DeepFloyd-IF's two stages, the second without a text encoder, and of the x4 upscaler."""
     folder = tmp_path_factory.mktemp("stages")

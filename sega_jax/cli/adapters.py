@@ -1,4 +1,5 @@
-"""The options of `sega-jax edit` for files that come with a checkpoint: LoRAs and textual inversion."""
+"""The options of `sega-jax edit` for files that come with a checkpoint: LoRAs and textual inversion, also of the later
+stages of a cascade."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,66 +9,113 @@ import click
 
 from sega_jax.cli.stages import later_stages
 from sega_jax.method.checks import check_float
+from sega_jax.pipelines.cascade import FIRST
+from sega_jax.pipelines.load_options import ADAPTERS
 from sega_jax.systems.base import System
-from sega_jax.systems.registry import systems
+from sega_jax.systems.registry import adapter_refusal, check_adapters, systems
 
-OPTIONS = [
-    click.Option(
-        ["--lora"],
-        multiple=True,
-        metavar="FILE[:SCALE]",
-        help="A LoRA to merge into the weights. May be given several times.",
-    ),
-    click.Option(
-        ["--textual-inversion"],
-        multiple=True,
-        metavar="[WORD=]FILE",
-        help='A word to add, as in "<cat-toy>=cat.safetensors". May be given several times.',
-    ),
-]
+_METAVARS = {"lora": "FILE[:SCALE]", "textual_inversion": "[WORD=]FILE"}
+_HELP = {
+    "lora": "A LoRA to merge into the weights.",
+    "textual_inversion": 'A word to add, as in "<cat-toy>=cat.safetensors".',
+}
 
 
-def families(option: str) -> list[System]:
-    """Returns the families that a command may give a LoRA ("lora") or a word ("textual_inversion"); a cascade takes
-    none."""
-    later = [system.name for system in later_stages().values()]
-    alone = [system for system in systems().values() if not system.stages and system.name not in later]
-    field = {"lora": "lora", "textual_inversion": "words"}[option]
-    return [system for system in alone if getattr(system.checkpoint.adapters, field, None)]
+def options() -> list[click.Option]:
+    """Returns the options of all checkpoints, and of the later stages that take such files."""
+    found = []
+    later = later_stages().values()
+    for name in ADAPTERS:
+        takers = [one.title for one in systems().values() if one not in later and adapter_refusal(one, name) is None]
+        help = f"{_HELP[name]} May be given several times. Only for {', '.join(takers)}."
+        found.append(_option(name, "", help))
+    for stage, system in later_stages().items():
+        for name in ADAPTERS:
+            if adapter_refusal(system, name) is None:
+                found.append(_option(name, f"{stage}-", f"As {_shown(name)}, for {system.title}."))
+    return found
 
 
-def check(chosen: Mapping[str, Any]) -> None:
-    """Finds mistakes that need no checkpoint to be seen.
+def _option(name: str, prefix: str, help: str) -> click.Option:
+    return click.Option([f"--{prefix}{name.replace('_', '-')}"], multiple=True, metavar=_METAVARS[name], help=help)
+
+
+def _shown(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def names() -> list[str]:
+    """Returns the parameters of these options."""
+    return [one.name or "" for one in options()]
+
+
+def check_family(system: System, given: Mapping[str, Any]) -> None:
+    """Checks that the family of `--model` takes the files that are given for it.
 
     Raises:
-        FileNotFoundError, ValueError: no such file or folder, one that is given twice, or a word that is missing.
+        ValueError: it does not.
+    """
+    check_adapters(system, {name: given[name] for name in ADAPTERS if name in given}, _shown)
+
+
+def check(chosen: Mapping[str, Any], stages: Mapping[str, Any]) -> None:
+    """Finds mistakes that need no checkpoint to be seen.
+
+    Args:
+        chosen: the options that were given, by their parameters.
+        stages: the options of later stages that were given.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file or folder, one that is given twice, a word that is missing, or an
+            option of a stage that is not there.
     """
     tokenizer = chosen.get("tokenizer")
     if tokenizer is not None and not Path(tokenizer).expanduser().is_dir():
         raise FileNotFoundError(f"--tokenizer {tokenizer} is no folder; correct the path")
-    for option, pairs in (("lora", _loras(chosen)), ("textual-inversion", _words(chosen))):
-        for path, beside in pairs:
-            if not _is_file(path):
-                raise FileNotFoundError(f"--{option} {path} is no file; correct the path")
-            if [other for other, _ in pairs].count(path) > 1:
-                raise ValueError(f"--{option} {path} is given twice; leave one out")
-            if beside is None and len(pairs) > 1:
-                raise ValueError(f"--{option} {path} should name its word, as in <word>={Path(path).name}")
-    words = [word for _, word in _words(chosen)]
-    for word in words:
-        if words.count(word) > 1:
-            raise ValueError(f"--textual-inversion {word} is given twice; leave one out")
+    for name in (name for name in names() if name in chosen):
+        option = _shown(name)
+        stage = _stage(name)
+        if stage != FIRST and stage not in stages:
+            raise ValueError(f"{option} is given without --{stage}; name its checkpoint, or leave it out")
+        _check_files(option, _pairs(chosen, name))
 
 
-def read(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the options that were given, as `load` takes them."""
-    found = remembered(chosen)
-    if "lora" in found:
-        found["lora"] = dict(_loras(chosen))
-    if "textual_inversion" in found:
-        words = {word: path for path, word in _words(chosen)}
-        found["textual_inversion"] = words.get(None, words)
+def _check_files(option: str, pairs: list[tuple[str, Any]]) -> None:
+    words = [word for _, word in pairs if isinstance(word, str)]
+    for path, beside in pairs:
+        if not _is_file(path):
+            raise FileNotFoundError(f"{option} {path} is no file; correct the path")
+        if [other for other, _ in pairs].count(path) > 1:
+            raise ValueError(f"{option} {path} is given twice; leave one out")
+        if beside is None and len(pairs) > 1:
+            raise ValueError(f"{option} {path} should name its word, as in <word>={Path(path).name}")
+        if words.count(beside) > 1:
+            raise ValueError(f"{option} {beside} is given twice; leave one out")
+
+
+def read(chosen: Mapping[str, Any], stage: str = FIRST) -> dict[str, Any]:
+    """Returns the files that were given for a stage, as `load` takes them; an only checkpoint is the first stage."""
+    found: dict[str, Any] = {}
+    for option in ADAPTERS:
+        name = option if stage == FIRST else f"{stage}_{option}"
+        if name not in chosen:
+            continue
+        by_path = dict(_pairs(chosen, name))
+        if option == "lora":
+            found[option] = by_path
+        else:
+            words = {word: path for path, word in by_path.items()}
+            found[option] = words.get(None, words)
     return found
+
+
+def by_stage(chosen: Mapping[str, Any], stages: list[str]) -> dict[str, dict[str, Any]]:
+    """Returns the files that were given for the stages of a cascade, as `load_cascade` takes them."""
+    of_stages = {stage: read(chosen, stage) for stage in stages}
+    return {
+        f"{option}s": {stage: files[option] for stage, files in of_stages.items() if option in files}
+        for option in ADAPTERS
+    }
 
 
 def remembered(chosen: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,35 +124,45 @@ def remembered(chosen: Mapping[str, Any]) -> dict[str, Any]:
     folders = {name: found[name] for name in ("tokenizer", "config") if name in found}
     # Anything else is a name on the hub.
     found |= {name: _whole(path) for name, path in folders.items() if Path(path).expanduser().is_dir()}
-    if "lora" in found:
-        found["lora"] = [f"{path}:{scale!r}" for path, scale in _loras(chosen)]
-    if "textual_inversion" in found:
-        found["textual_inversion"] = [path if word is None else f"{word}={path}" for path, word in _words(chosen)]
+    for name in (name for name in names() if name in found):
+        pairs = _pairs(chosen, name)
+        if name.endswith("lora"):
+            found[name] = [f"{path}:{scale!r}" for path, scale in pairs]
+        else:
+            found[name] = [path if word is None else f"{word}={path}" for path, word in pairs]
     return found
 
 
-def _loras(chosen: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """Returns the file and scale of each LoRA."""
-    found = []
-    for text in chosen.get("lora", ()):
-        path, colon, scale = text.rpartition(":")
-        if not colon or _is_file(text):
-            found.append((_whole(text), 1.0))
-            continue
-        try:
-            found.append((_whole(path), check_float(f"--lora {path}: the scale", float(scale))))
-        except ValueError:
-            raise ValueError(f"--lora {text}: {scale!r} should be a finite number like 0.8") from None
-    return found
+def command_words(known: Mapping[str, Any]) -> list[str]:
+    """Returns the words of a command that give these options, as `remembered` returned them."""
+    return [word for name in names() for one in known.get(name) or () for word in (_shown(name), one)]
 
 
-def _words(chosen: Mapping[str, Any]) -> list[tuple[str, str | None]]:
-    """Returns the file of each word, and the word where it is given."""
-    found = []
-    for text in chosen.get("textual_inversion", ()):
-        word, equals, path = text.partition("=")
-        found.append((_whole(path), word) if equals and not _is_file(text) else (_whole(text), None))
-    return found
+def _stage(name: str) -> str:
+    """Returns the stage that a parameter is of."""
+    return next((stage for stage in later_stages() if name.startswith(f"{stage}_")), FIRST)
+
+
+def _pairs(chosen: Mapping[str, Any], name: str) -> list[tuple[str, Any]]:
+    """Returns the files of an option, each with its scale, or with its word, which is None where it is not given."""
+    read = _lora if name.endswith("lora") else _word
+    return [read(_shown(name), text) for text in chosen[name]]
+
+
+def _lora(option: str, text: str) -> tuple[str, float]:
+    path, colon, scale = text.rpartition(":")
+    if not colon or _is_file(text):
+        return _whole(text), 1.0
+    try:
+        return _whole(path), check_float(f"{option} {path}: the scale", float(scale))
+    except ValueError:
+        raise ValueError(f"{option} {text}: {scale!r} should be a finite number like 0.8") from None
+
+
+def _word(option: str, text: str) -> tuple[str, str | None]:
+    del option
+    word, equals, path = text.partition("=")
+    return (_whole(path), word) if equals and not _is_file(text) else (_whole(text), None)
 
 
 def _is_file(path: str) -> bool:

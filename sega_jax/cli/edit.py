@@ -13,6 +13,7 @@ import numpy as np
 from sega_jax.cli import adapters, stages
 from sega_jax.cli.concepts import LIBRARY, demo, describe, format_edit, parse_edit
 from sega_jax.cli.options import (
+    OF_THIS_MACHINE,
     call_options,
     check_early,
     check_family,
@@ -26,6 +27,7 @@ from sega_jax.cli.terminal import compilations, remember_compilations, versions,
 from sega_jax.demo import settings
 from sega_jax.method.guidance import Edit
 from sega_jax.pipelines import loading, png, sources
+from sega_jax.pipelines.cascade import FIRST
 from sega_jax.pipelines.load_options import LoadOptions
 from sega_jax.pipelines.output import Output
 from sega_jax.pipelines.pipeline import Pipeline
@@ -56,7 +58,7 @@ class EditCommand(click.Command):
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         loads = [option(one) for one in load_arguments().values()]
-        own = [_MODEL, _PROMPT, _EDITS, *call_options(), *stages.options(), *loads, *adapters.OPTIONS, _OUT]
+        own = [_MODEL, _PROMPT, _EDITS, *call_options(), *stages.options(), *loads, *adapters.options(), _OUT]
         return [*own, *super().get_params(ctx)]
 
 
@@ -75,7 +77,7 @@ class Command(NamedTuple):
         given |= {
             name: False for name, one in load_arguments().items() if one.default is True and options[name] is False
         }
-        loads, files, of_stages = load_arguments(), [one.name for one in adapters.OPTIONS], stages.names()
+        loads, files, of_stages = load_arguments(), adapters.names(), stages.names()
 
         def some(names):
             return {name: value for name, value in given.items() if name in names}
@@ -119,9 +121,10 @@ def _check_early(given: Command, model: str | None) -> None:
     check_early(given.call)
     if "strength" in given.call and "image" not in given.call:
         raise ValueError("--strength is given without --image; name the picture to start from, or leave it out")
-    LoadOptions(**{name: value for name, value in given.load.items() if name not in ("dtype", "tokenizer")})
+    load = {name: value for name, value in given.load.items() if name not in ("dtype", "tokenizer")}
+    LoadOptions(**parsed(LoadOptions, load))
     stages.check(given.stages)
-    adapters.check(given.load | given.adapters)
+    adapters.check(given.load | given.adapters, given.stages)
 
 
 def _located(given: Command, found: sources.Source, model: str | None) -> Command:
@@ -141,13 +144,7 @@ def _located(given: Command, found: sources.Source, model: str | None) -> Comman
 def _check_family(system: System, name: str, given: Command) -> None:
     stages.check_family(system, name, given.stages)
     stages.check_load(system, name, given.load)
-    for adapter in given.adapters:
-        having = adapters.families(adapter)
-        if system not in having:
-            titles = " and ".join(one.title for one in having)
-            raise ValueError(
-                f"--{adapter.replace('_', '-')} is of {titles}, but {name} is {system.title}; leave it out"
-            )
+    adapters.check_family(system, given.adapters)
     check_family(system, name, given.call)
 
 
@@ -155,14 +152,15 @@ def _load(
     found: sources.Source, model: str | None, given: Command, name: str
 ) -> tuple[Pipeline, Callable[..., Output]]:
     began = time.perf_counter()
-    options = dict(given.load)
+    options = parsed(LoadOptions, given.load)
     place, revision = sources.place(found)
     options["revision"] = revision
     low_memory = bool(given.stages.get("low_memory"))
     if found.system.stages:
         scheduler = options.pop("scheduler", None)
         options.pop("revision")
-        pipe, make = stages.load(place, revision, given.stages, scheduler=scheduler, **options)
+        files = adapters.by_stage(given.adapters, [FIRST, *stages.later_stages()])
+        pipe, make = stages.load(place, revision, given.stages, scheduler=scheduler, **files, **options)
     else:
         options |= adapters.read(given.adapters)
         pipe = make = loading.load(loading.DEMO if model is None else place, **options)
@@ -207,7 +205,7 @@ def _make(
         "edits": [dataclasses.asdict(one) for one in concepts],
         **{name: value for name, value in values.items() if value is not None},
         **given.stages,
-        **{name: value for name, value in given.load.items() if name != "revision"},
+        **{name: value for name, value in given.load.items() if name not in ("revision", *OF_THIS_MACHINE)},
         **given.adapters,
         "dtype": pipe.dtype.name,
         "solver": _solver(pipe),
@@ -275,10 +273,7 @@ def _words(known: Mapping[str, Any]) -> list[str]:
     words += stages.words(known)
     load = {name: value for name, value in known.items() if name != "revision"}
     words += command_words(LoadOptions, {name: value for name, value in load.items() if name in load_arguments()}, {})
-    for adapter in adapters.OPTIONS:
-        for one in known.get(adapter.name or "") or ():
-            words += [adapter.opts[0], one]
-    return words
+    return words + adapters.command_words(known)
 
 
 def _tuples(value: Any) -> Any:

@@ -7,15 +7,16 @@ import click
 
 from sega_jax.method.argument_kinds import Choice, Flag
 from sega_jax.method.arguments import REQUIRED, Argument, arguments
-from sega_jax.pipelines.load_options import LoadOptions
+from sega_jax.pipelines.load_options import ADAPTERS, LoadOptions
 from sega_jax.systems.base import System
-from sega_jax.systems.call import Call
 from sega_jax.systems.registry import systems
 
 # What a command gives a call itself.
 _OWN = ("prompt", "edits")
 # Options of `load` that are read by `sega_jax.cli.adapters`.
-_READ_ELSEWHERE = ("lora", "textual_inversion")
+_READ_ELSEWHERE = ADAPTERS
+# Options of `load` that a command on another machine does not repeat.
+OF_THIS_MACHINE = ("devices",)
 
 
 def shell_arguments(declaration: type) -> dict[str, Argument]:
@@ -77,8 +78,8 @@ def _list(titles: list[str]) -> str:
     return " and ".join([", ".join(titles[:-1]), titles[-1]] if len(titles) > 1 else titles)
 
 
-def parsed(declaration: type[Call], given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns the values of options that were given, as a call takes them.
+def parsed(declaration: type, given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the values of options that were given, as a call or `load` takes them.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: a value is of another kind; the message names the option.

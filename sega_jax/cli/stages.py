@@ -182,7 +182,7 @@ def load(
         model, revision: the first stage.
         given: the options of the stages.
         scheduler: of the first stage.
-        common: as of `load_cascade`.
+        common: as of `load_cascade`, also LoRAs and words by stage.
     """
     later = {stage: system for stage, system in later_stages().items() if stage in given}
     cascade = load_cascade(

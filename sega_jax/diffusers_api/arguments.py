@@ -120,6 +120,11 @@ class FaceArguments:
     return_guidance: bool = changed(
         Call, "record", False, help="whether to return the predictions and the guidance of every model call"
     )
+    sem_guidance: Any = argument(
+        None,
+        Opaque("an array [calls, 1 or pictures, height / f, width / f, channels]"),
+        "guidance to add, `sem_guidance` of an earlier result",
+    )
     progress: bool | None = changed(Call, "progress", None)
 
     def __post_init__(self) -> None:
@@ -228,27 +233,10 @@ class FaceArguments:
             "momentum_beta": self.edit_mom_beta,
             "output": self.outputs[self.output_type],
             "record": self.return_guidance,
+            "replay": self._replay(1 if isinstance(prompt, str) or not hasattr(prompt, "__len__") else len(prompt)),
             "strict": False,
         }
         return {name: value for name, value in native.items() if value is not None}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class DiffusionArguments(FaceArguments):
-    """The arguments of pipelines that denoise latents or pixels."""
-
-    same = (*FaceArguments.same, "eta")
-
-    eta: float = changed(DiffusionCall, "eta", 0.0)
-    sem_guidance: Any = argument(
-        None,
-        Opaque("an array [calls, 1 or pictures, height / f, width / f, channels]"),
-        "guidance to add, `sem_guidance` of an earlier result",
-    )
-
-    def native(self, prompt: Any, negative_prompt: Any, concepts: list[Any]) -> dict[str, Any]:
-        replay = self._replay(1 if isinstance(prompt, str) or not hasattr(prompt, "__len__") else len(prompt))
-        return super().native(prompt, negative_prompt, concepts) | {"replay": replay}
 
     def _replay(self, prompts: int) -> np.ndarray | None:
         if self.sem_guidance is None:
@@ -258,6 +246,15 @@ class DiffusionArguments(FaceArguments):
         if array.ndim != 5 or array.shape[1] not in (1, rows):
             raise ValueError(f"sem_guidance has shape {array.shape}, expected {axes}, {rows} rows or one for all")
         return np.moveaxis(array, 0, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class DiffusionArguments(FaceArguments):
+    """The arguments of pipelines that denoise latents or pixels."""
+
+    same = (*FaceArguments.same, "eta")
+
+    eta: float = changed(DiffusionCall, "eta", 0.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

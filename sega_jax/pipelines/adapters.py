@@ -25,7 +25,7 @@ def merge_lora(models: M, lora: str | Path | Mapping[str | Path, float]) -> M:
     `fuse_lora`, except for alphas that differ from layer to layer, some of which diffusers 0.42.1 loses.
 
     Args:
-        models: the networks of a pipeline of Stable Diffusion (`pipe.models`).
+        models: the networks of a pipeline of Stable Diffusion or another family that LoRAs change (`pipe.models`).
         lora: a safetensors file, whose scale is 1, or {file: scale} for several. A layer without an alpha in the file
             has alpha r.
 
@@ -48,7 +48,10 @@ def lora_changes(models: Any, lora: str | Path | Mapping[str | Path, float]) -> 
     """
     names = adapters_of(models).lora
     if not names:
-        raise TypeError(f"models={type(models).__name__} should be of a pipeline of Stable Diffusion (pipe.models)")
+        raise TypeError(
+            f"models={type(models).__name__} should be of a pipeline of Stable Diffusion or another family that LoRAs"
+            " change (pipe.models)"
+        )
     networks = {part: network for part, network in models._asdict().items() if part in names and network is not None}
     return loras.read(networks, lora, names, single_files())
 

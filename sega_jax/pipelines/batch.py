@@ -244,11 +244,10 @@ def _check_clocks(rows: list[tuple[Edit, ...]], calls: int, semantics: str, stri
             )
 
 
-def _replay(replay: Any, rows: int, shape: tuple[int, int, int], dtype: np.dtype) -> np.ndarray | None:
+def _replay(replay: np.ndarray | None, rows: int, shape: tuple[int, int, int], dtype: np.dtype) -> np.ndarray | None:
     if replay is None:
         return None
     axes = "(pictures, calls, height, width, channels)"
-    replay = floating("replay", replay, axes)
     if replay.ndim != 5 or replay.shape[0] not in (1, rows) or replay.shape[2:] != shape or not replay.shape[1]:
         raise ValueError(
             f"replay has shape {replay.shape}, expected ({rows}, calls, {', '.join(map(str, shape))}) {axes}, or one"

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
+from sega_jax.method.checks import brief
 from sega_jax.method.guidance import Edit
 from sega_jax.pipelines import loading
 from sega_jax.pipelines.components import checked_scheduler
@@ -26,7 +27,7 @@ from sega_jax.pipelines.run import warn_of_pictures
 from sega_jax.pipelines.safety import Safety
 from sega_jax.pipelines.sources import Source, find
 from sega_jax.systems.call import EditLike
-from sega_jax.systems.registry import CHECKER
+from sega_jax.systems.registry import CHECKER, check_adapters
 from sega_jax.text.files import CheckpointError
 
 FIRST = "stage1"
@@ -178,6 +179,8 @@ def load_cascade(
     attention: str | None = None,
     revisions: Mapping[str, str | None] | None = None,
     schedulers: Mapping[str, Any] | None = None,
+    loras: Mapping[str, Any] | None = None,
+    textual_inversions: Mapping[str, Any] | None = None,
     safety_checker: bool | Safety | None = True,
 ) -> Cascade:
     """Loads DeepFloyd-IF's cascade, or as much of it as is named.
@@ -192,11 +195,14 @@ def load_cascade(
         dtype, variant, devices, attention: as of `load`, of all stages.
         revisions: branches, tags or commits on the hub, by the names stage1, stage2 and upscaler.
         schedulers: in place of the checkpoints', by the same names.
+        loras, textual_inversions: as `lora` and `textual_inversion` of `load`, by the same names. A LoRA of the first
+            stage may change its text encoder, whose texts the second stage takes, too.
         safety_checker: as of `load`, of the x4 upscaler if it has one; DeepFloyd-IF's own is not supported.
 
     Raises:
         CheckpointError: a checkpoint is of another stage (then no weights were fetched), or the stages read different
             texts; or as `load`.
+        ValueError: a stage is named that is not there, or that takes no such adapters; or as `load`.
     """
     if upscaler is not None and stage2 is None:
         raise ValueError(
@@ -208,21 +214,37 @@ def load_cascade(
     attention = pick_attention(attention, dtype, where)
     named_sources = {FIRST: stage1, "stage2": stage2, "upscaler": upscaler}
     given = {name: source for name, source in named_sources.items() if source is not None}
-    revisions, schedulers = dict(revisions or {}), dict(schedulers or {})
-    for what, named in (("revisions", revisions), ("schedulers", schedulers)):
-        if unknown := named.keys() - given.keys():
-            raise ValueError(f"{what} has {', '.join(sorted(unknown))}; the stages are {', '.join(given)}")
+    revisions, schedulers = revisions or {}, schedulers or {}
+    adapters = {"lora": loras or {}, "textual_inversion": textual_inversions or {}}
+    _check_names({"revisions": revisions, "schedulers": schedulers}, given)
+    _check_names({f"{option}s": of for option, of in adapters.items()}, given)
     schedulers = {name: checked_scheduler(scheduler) for name, scheduler in schedulers.items()}
     with collected():
         # All indices before the first weights, which take hours to fetch.
         found = {name: find(source, revisions.get(name)) for name, source in given.items()}
         _check_stages(found, safety_checker)
+        by_stage = {name: {option: of.get(name) for option, of in adapters.items()} for name in found}
+        for name, source in found.items():
+            check_adapters(source.system, by_stage[name], f"{name}'s {{}}".format)
         options: dict[str, Any] = {"dtype": dtype, "variant": variant, "devices": where}
-        stages = _stages(found, options, attention, schedulers, safety_checker, low_memory)
+        stages = _stages(found, options, attention, schedulers, by_stage, safety_checker, low_memory)
     if low_memory:
-        folder = found[FIRST].folder
-        return Cascade(lambda words: loading.load_text(folder, **options)(words), stages)
+        folder, lora = found[FIRST].folder, by_stage[FIRST]["lora"]
+        return Cascade(lambda words: loading.load_text(folder, lora=lora, **options)(words), stages)
     return Cascade(stages[FIRST].outline.encode, stages)
+
+
+def _check_names(options: Mapping[str, Mapping[str, Any]], stages: Mapping[str, Any]) -> None:
+    """Checks that options are by the names of stages.
+
+    Raises:
+        TypeError, ValueError: they are not.
+    """
+    for what, by_stage in options.items():
+        if not isinstance(by_stage, Mapping):
+            raise TypeError(f"{what}={brief(by_stage)} should be by stage, such as {{{FIRST!r}: ...}}")
+        if unknown := by_stage.keys() - stages.keys():
+            raise ValueError(f"{what} has {', '.join(sorted(unknown))}; the stages are {', '.join(stages)}")
 
 
 def _check_stages(found: Mapping[str, Source], safety_checker: Any) -> None:
@@ -251,6 +273,7 @@ def _stages(
     options: Mapping[str, Any],
     attention: str,
     schedulers: Mapping[str, Any],
+    adapters: Mapping[str, Mapping[str, Any]],
     safety_checker: Any,
     low_memory: bool,
 ) -> dict[str, Stage]:
@@ -265,18 +288,20 @@ def _stages(
         folders[name] = source.fetch(
             options["variant"], without=[*without, *([] if own and safety_checker is True else [CHECKER])]
         )
+        loading.check_adapter_files(folders[name], not shares, **adapters[name])
     for name, folder in folders.items():
         shares = name != FIRST and found[name].system.text.type is kind
         keeps_text = not shares and not (name == FIRST and low_memory)
-        without_text: dict[str, Any] = {} if keeps_text else {"text_encoder": False}
+        # The second stage takes the first one's texts; the first one's text encoder may be loaded by itself.
+        without_text = partial(loading.load, text_encoder=False) if shares else loading.load_without_text
         load = partial(
-            loading.load,
+            loading.load if keeps_text else without_text,
             folder,
             **options,
             attention=attention,
             scheduler=schedulers.get(name),
             safety_checker=safety_checker if not shares and name != FIRST else False,
-            **without_text,
+            **adapters[name],
         )
         if low_memory:
             outline = _outline(folder, schedulers.get(name), options["dtype"], options["devices"], keeps_text)

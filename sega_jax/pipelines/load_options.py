@@ -22,6 +22,8 @@ from sega_jax.pipelines.safety import Safety
 PREDICTIONS = ("epsilon", "v_prediction")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 ATTENTIONS = ("xla", "cudnn", "pallas")
+# The options for files that change a checkpoint's networks.
+ADAPTERS = ("lora", "textual_inversion")
 # The model that comes along.
 DEMO = Path(__file__).parents[1] / "demo" / "checkpoint"
 
@@ -69,6 +71,34 @@ class SchedulerChoice(Kind):
     def parse(self, name: str, text: str) -> str:
         checked_scheduler(text)
         return text
+
+
+class DevicesChoice(Kind):
+    """Devices of JAX; in the shell how many of this host's, or their numbers."""
+
+    noun = (
+        "devices of JAX, or `pipe.devices` of another pipeline, which bring its compiled programs along if the networks"
+        " have the same shapes"
+    )
+    metavar = "COUNT|NUMBERS"
+
+    def parse(self, name: str, text: str) -> list[jax.Device]:
+        known = jax.local_devices()
+        try:
+            numbers = [int(part) for part in text.removesuffix(",").split(",")]
+        except ValueError:
+            raise ValueError(
+                f"{name}={text!r} should be how many devices, such as 2, or their numbers, such as 0,2"
+            ) from None
+        if "," not in text:
+            if not 1 <= numbers[0] <= len(known):
+                raise ValueError(f"{name}={text} should be from 1 to {len(known)}, as many as this host has")
+            return known[: numbers[0]]
+        if not all(0 <= number < len(known) for number in numbers):
+            raise ValueError(f"{name}={text} should be numbers from 0 to {len(known) - 1}, of this host's {len(known)}")
+        if len(set(numbers)) < len(numbers):
+            raise ValueError(f"{name}={text} names a device twice; leave one out")
+        return [known[number] for number in numbers]
 
 
 class TokenizerChoice(Kind):
@@ -128,9 +158,10 @@ class LoadOptions:
     )
     devices: Sequence[jax.Device] | Devices | None = argument(
         None,
-        Opaque("devices of JAX, or `pipe.devices` of another pipeline"),
-        "the devices that share the pictures; by default all of this host. The devices of another pipeline bring its"
-        " compiled programs along, if the networks have the same shapes",
+        DevicesChoice(),
+        "the devices that share the pictures; by default all of this host. The shell takes how many, such as 2, or"
+        " their numbers, such as 0,2",
+        shell=True,
     )
     attention: str | None = argument(
         None,

@@ -16,14 +16,14 @@ from sega_jax.pipelines.adapters import lora_changes, new_words
 from sega_jax.pipelines.components import as_module, as_scheduler
 from sega_jax.pipelines.execution.devices import Devices
 from sega_jax.pipelines.execution.embedding_cache import EmbeddingCache
+from sega_jax.pipelines.load_options import ADAPTERS, LoadOptions, pick_attention, pick_dtype
 from sega_jax.pipelines.load_options import DEMO as DEMO
-from sega_jax.pipelines.load_options import LoadOptions, pick_attention, pick_dtype
 from sega_jax.pipelines.messages import collected, warn
 from sega_jax.pipelines.pipeline import Pipeline
 from sega_jax.pipelines.safety import FeatureExtractor, Safety
 from sega_jax.pipelines.sources import Source, find
 from sega_jax.systems.base import Encode, System, listed
-from sega_jax.systems.registry import CHECKER, recognise, systems
+from sega_jax.systems.registry import CHECKER, check_adapters, recognise, systems
 from sega_jax.text.files import CheckpointError, read_json
 from sega_jax.weights.lora import merged
 from sega_jax.weights.pull import Weights, fill
@@ -81,6 +81,7 @@ def resolve(options: LoadOptions) -> Resolved:
     dtype = pick_dtype(options.dtype, devices)
     attention = pick_attention(options.attention, dtype, devices)
     source = find(options.source, options.revision, options.config, options.prediction_type)
+    check_adapters(source.system, {name: getattr(options, name) for name in ADAPTERS})
     replaced = _replaced(options.replaced, source.system)
     if source.system.checkpoint.scheduler is None:
         for name in ("scheduler", "prediction_type"):
@@ -231,11 +232,13 @@ def load_text(
     dtype: DTypeLike | None = None,
     variant: str | None = None,
     devices: Sequence[jax.Device] | Devices | None = None,
+    lora: str | Path | Mapping[str | Path, float] | None = None,
 ) -> Callable[[Sequence[str]], Any]:
     """Loads the networks of a checkpoint that read text, alone: a function of words to the family's text conditioning.
 
     Args:
         source, dtype, variant, devices: as of `load`.
+        lora: as of `load`; the text encoder takes its share.
 
     Raises:
         CheckpointError: the checkpoint has no text encoder; or as `load`.
@@ -250,10 +253,12 @@ def load_text(
     folder = found.fetch(variant, without=[CHECKER], configs_of=others)
     description = describe(folder, safety_checker=False)
     readers = {part: module for part, module in description.networks.items() if part in reader.parts}
+    changes = [] if lora is None else lora_changes(description.models, lora)
     filled_in = {
         part: filled(found.weights(part, module, variant), module, dtype, where) for part, module in readers.items()
     }
-    networks = reader.networks(description.models._replace(**filled_in))
+    alone = type(description.models)(**dict.fromkeys(description.models._fields) | filled_in)
+    networks = reader.networks(merged(alone, changes))
     cache = EmbeddingCache(reader.encode, where)
 
     def encode(words: Sequence[str]) -> Any:
@@ -261,6 +266,45 @@ def load_text(
         return reader.join(texts, lambda: texts[0])
 
     return encode
+
+
+def load_without_text(
+    source: str | Path, *, lora: str | Path | Mapping[str | Path, float] | None = None, **options: Any
+) -> Pipeline:
+    """Loads a checkpoint without its text encoder, which takes its share of a LoRA in `load_text`.
+
+    Args:
+        source, lora, options: as of `load`.
+
+    Raises:
+        TypeError, ValueError, CheckpointError: as `load`.
+    """
+    pipe = load(source, text_encoder=False, **options)
+    if lora is not None:
+        pipe.models = merged(
+            pipe.models, lora_changes(describe(find(source).folder, safety_checker=False).models, lora)
+        )
+    return pipe
+
+
+def check_adapter_files(folder: Path, reads: bool, lora: Any, textual_inversion: Any) -> None:
+    """Reads LoRAs and new words, so that mistakes in them are found before any weights are read.
+
+    Args:
+        folder: a checkpoint.
+        reads: whether its text encoder is there.
+        lora, textual_inversion: as of `load`.
+
+    Raises:
+        TypeError, ValueError, CheckpointError: as `load`.
+    """
+    if lora is None and textual_inversion is None:
+        return
+    found = describe(folder, safety_checker=False, replaced={} if reads else {"text_encoder": None})
+    if lora is not None:
+        lora_changes(found.models, lora)
+    if textual_inversion is not None:
+        new_words(found.models, found.tokenizer, textual_inversion)
 
 
 def starting_systems() -> list[System]:

@@ -14,6 +14,7 @@ from sega_jax.pipelines.execution.compile_report import Compiled
 from sega_jax.pipelines.loaded_checkpoint import LoadedCheckpoint
 from sega_jax.pipelines.messages import collected
 from sega_jax.pipelines.output import Output as Output
+from sega_jax.pipelines.pure import PureCall, pure_call
 from sega_jax.pipelines.run import compile_batch, run
 from sega_jax.pipelines.texts import join, read_words
 from sega_jax.systems.base import System
@@ -87,6 +88,23 @@ class Pipeline(LoadedCheckpoint):
         unknown_arguments(self.system.call, list(arguments), f"a call of {self.system.title}")
         with collected():
             return prepare(self.system.call(*args, **arguments), self)
+
+    def as_function(self, *args: Any, **arguments: Any) -> PureCall:
+        """Returns a call as one pure function of arrays and the function's arguments, for research and export.
+
+            function, arguments = pipe.as_function("a cat", Edit("glasses"), steps=20)
+            pictures = jax.jit(function)(**arguments)  # float32 [pictures, height, width, 3] in [0, 1]
+
+        The function is `sega_jax.systems.programs.generate`, which jit, grad and export take for every family. The
+        pictures are those of the call, up to rounding. No safety checker sees them. A CPU predicts one row at a time,
+        so to lower it there for an accelerator, give `rows_at_once`.
+
+        Raises:
+            TypeError, ValueError: as a call; or the call asks for something besides pictures.
+        """
+        batch = self.prepare(*args, **arguments)
+        with collected():
+            return pure_call(self, batch)
 
     def encode(self, texts: str | Sequence[str], **options: Any) -> Any:
         """Returns the conditioning of texts, a `Text` of the family's own type with one row for each.

@@ -77,24 +77,32 @@ def branch_texts(pipe: LoadedCheckpoint, batch: Batch, n: int) -> Any:
     Raises:
         ValueError: there are words and nothing reads them, or texts do not go together.
     """
-    able = reads(pipe)
-    branches: list[Words] = [
-        branch
-        for prompt, negative, edits in zip(batch.prompts, batch.negatives, batch.edits, strict=True)
-        for branch in (
-            negative,
-            prompt,
-            *(edit.concept for edit in edits),
-            *["" if able else negative] * (n - len(edits)),
-        )
-    ]
-    words = list(dict.fromkeys(branch for branch in branches if isinstance(branch, str)))
-    known = dict(zip(words, read_words(pipe, words, batch.reading), strict=True)) if words else {}
-    text = join(pipe, [known[b] if isinstance(b, str) else b for b in branches])
-    text = pipe.devices.split(jax.tree.map(lambda leaf: leaf.reshape(batch.rows, 2 + n, *leaf.shape[1:]), text))
+    text = pipe.devices.split(joined_branches(pipe, batch, n))
     reader = pipe.system.text
     prior = reader.prior(pipe.models)
     if reader.sample_prior is None or prior is None:
         return text
     keys = pipe.devices.split(batch.settings.key)
     return pipe.devices.map(reader.sample_prior, (None, 0, 0))(prior, text, keys)
+
+
+def joined_branches(pipe: LoadedCheckpoint, batch: Batch, n: int) -> Any:
+    """Returns the text of all branches, [rows, 2 + n, ...] on the host, before a prior.
+
+    Raises:
+        ValueError: as `branch_texts`.
+    """
+    branches = [branch for row in branches_of(pipe, batch, n) for branch in row]
+    words = list(dict.fromkeys(branch for branch in branches if isinstance(branch, str)))
+    known = dict(zip(words, read_words(pipe, words, batch.reading), strict=True)) if words else {}
+    text = join(pipe, [known[b] if isinstance(b, str) else b for b in branches])
+    return jax.tree.map(lambda leaf: leaf.reshape(batch.rows, 2 + n, *leaf.shape[1:]), text)
+
+
+def branches_of(pipe: LoadedCheckpoint, batch: Batch, n: int) -> list[list[Words]]:
+    """Returns the branches of every row: the negative prompt, the prompt and n concepts, filled up by empty words."""
+    able = reads(pipe)
+    return [
+        [negative, prompt, *(edit.concept for edit in edits), *["" if able else negative] * (n - len(edits))]
+        for negative, prompt, edits in zip(batch.negatives, batch.prompts, batch.edits, strict=True)
+    ]

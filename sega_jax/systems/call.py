@@ -11,6 +11,7 @@ from sega_jax.method.argument_kinds import Choice, Flag, Integer, Kind, Opaque, 
 from sega_jax.method.arguments import Argument, argument, check_arguments, required
 from sega_jax.method.checks import brief, check_int
 from sega_jax.method.guidance import SEMANTICS, SUPPORTS, Edit
+from sega_jax.method.numerics import floating
 from sega_jax.method.schedules.spacing import NAMED
 from sega_jax.systems.conditioning import Text
 
@@ -96,6 +97,15 @@ class Steps(Kind):
         if isinstance(value, str):
             return {name: sum(NAMED[value]), "step_list": value}
         return {name: value, "step_list": None}
+
+
+class Guidance(Kind):
+    """Recorded guidance, an array of floats; the batch checks its shape."""
+
+    noun = "an array [1 or pictures, calls, height / f, width / f, channels]"
+
+    def check(self, name: str, value: Any) -> np.ndarray:
+        return floating(name, value, "(pictures, calls, height, width, channels)")
 
 
 class Callback(Kind):
@@ -209,7 +219,7 @@ class Call:
     )
     replay: Any = argument(
         None,
-        Opaque("an array [1 or pictures, calls, height / f, width / f, channels]"),
+        Guidance(),
         "recorded guidance to add again; model calls after its last one get nothing",
     )
     output: str = argument(

@@ -38,8 +38,8 @@ from sega_jax.systems.paella_call import RENOISED, PaellaCall
 from sega_jax.systems.programs import INITIAL
 from sega_jax.systems.sizes import state_shape
 
-_RECORD = 2**32  # bytes of a record that a device is asked to hold
-_CHUNK = 64  # calls that are recorded at once
+_RECORD = 2**32  # bytes of recorded logits that a device is asked to hold
+_CHUNK = 64  # calls that are recorded at once, and of which replayed records have a multiple
 
 
 class Models(NamedTuple):
@@ -141,13 +141,9 @@ def setup(call: PaellaCall, given: Given) -> Setup:
     """
     shape = state_shape(sizes(given.models), call.height, call.width)
     if call.record:
-        kept = 3 + given.n + call.record_noise
-        size = _CHUNK * given.rows * kept * int(np.prod(shape)) * given.dtype.itemsize
-        if size > _RECORD * given.devices:
-            raise ValueError(
-                f"record=True would hold {size / 2**30:,.0f} GiB of logits; take smaller pictures or a smaller network,"
-                f" of {_RECORD / 2**30:.0f} GiB at most a device"
-            )
+        _check_memory("record=True", _CHUNK * (3 + given.n + call.record_noise), shape, given)
+    if call.replay is not None and call.replay.ndim == 5:  # other shapes are refused with the number of pictures
+        _check_memory("replay", -(-call.replay.shape[1] // _CHUNK) * _CHUNK, shape, given)
     words = all(isinstance(text, str) for text in given.texts)
     if call.influence != (1, 1) and (given.models.prior is None or not words):
         raise ValueError(
@@ -161,6 +157,16 @@ def setup(call: PaellaCall, given: Given) -> Setup:
         static=static(call),
         x=None if call.tokens is None else _grid(call.tokens, given.rows, shape),
     )
+
+
+def _check_memory(what: str, grids: int, shape: tuple[int, int, int], given: Given) -> None:
+    """Refuses a call that would hold more logits of so many grids a row than devices are asked to."""
+    size = grids * given.rows * int(np.prod(shape)) * given.dtype.itemsize
+    if size > _RECORD * given.devices:
+        raise ValueError(
+            f"{what} would hold {size / 2**30:,.0f} GiB of logits; take smaller pictures or a smaller network,"
+            f" of {_RECORD / 2**30:.0f} GiB at most a device"
+        )
 
 
 def _grid(grid: np.ndarray, rows: int, shape: tuple[int, int, int]) -> np.ndarray:

@@ -4,7 +4,9 @@ Each is a pure function of one device's share of the rows. A family's `Sampler` 
 is the composition of all programs, for research and export.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -211,31 +213,58 @@ def generate(
     table: Any,
     settings: Settings,
     x: jax.Array | None = None,
+    picture: jax.Array | None = None,
+    picture_noise: jax.Array | None = None,
+    text: Any = None,
     *,
     shape: tuple[int, ...],
     static: Static,
+    decode: Mapping[str, Hashable] = MappingProxyType({}),
 ) -> jax.Array:
-    """Makes pictures from tokens as one pure function, for research, gradients and export.
+    """Makes pictures from tokens as one pure function of any family, for research, gradients and export.
+
+    `Pipeline.as_function` returns it with the arguments of a call. The low-resolution picture of an upscaler is one of
+    the family's own settings.
 
     Args:
         ids: the family's tokens, a pytree of arrays [rows, 2 + n, ...]: of the negative prompt, the prompt and the
             concepts.
         table: of the family's schedule.
-        x: the state to start from; None draws it.
+        x: the state or noise to start from; None draws it.
+        picture: pictures to start from, [rows, height, width, 3] in [-1, 1], for families that can; None for none.
+        picture_noise: the standard normal noise with which their states are drawn, [rows, *shape]; None draws it.
+        text: the family's text conditioning of the first branches, [rows, branches, ...]; `ids` are then of the other
+            branches, or None where there are none.
         shape: height, width and channels of a row's predictions.
+        decode: static arguments of the family's `decode`.
 
     Returns:
         Float32 pictures [rows, height, width, 3] in [0, 1], which no safety checker has seen.
     """
-    sampler, reader = system.sampler, system.text
-    rows = len(jax.tree.leaves(ids)[0])
-    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), ids)
-    text = reader.encode(reader.networks(models), flat)
-    text = jax.tree.map(lambda leaf: leaf.reshape(rows, -1, *leaf.shape[1:]), text)
-    if reader.sample_prior is not None and (prior := reader.prior(models)) is not None:
-        text = reader.sample_prior(prior, text, settings.key)
+    sampler = system.sampler
+    text = _branches(system, models, ids, text, settings.key)
     networks = sampler.networks(models)
     wide = at_least_float32(jax.tree.leaves(networks)[0].dtype)
-    carry = start(settings, x, table.initial_scale[0], sampler=sampler, static=static, shape=shape, dtype=wide)
+    begin = partial(start, settings, x, sampler=sampler, static=static, shape=shape, dtype=wide)
+    if picture is None:
+        carry = begin(table.initial_scale[0])
+    else:
+        assert sampler.encode_image is not None
+        clean = sampler.encode_image(sampler.encoder(models), settings.key, picture, picture_noise)
+        carry = begin(table.noise[0], clean, table.signal[0])
     carry, _ = advance(networks, text, carry, table, settings, sampler=sampler, static=static)
-    return sampler.decode(sampler.decoder(models), carry.x)[0]
+    return sampler.decode(sampler.decoder(models), carry.x, **decode)[0]
+
+
+def _branches(system: System, models: Any, ids: Any, text: Any, key: jax.Array) -> Any:
+    """Returns the text conditioning of all branches, of which `text` has the first and `ids` are the others' tokens."""
+    reader = system.text
+    if ids is not None:
+        rows = len(jax.tree.leaves(ids)[0])
+        flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), ids)
+        read = reader.encode(reader.networks(models), flat)
+        read = jax.tree.map(lambda leaf: leaf.reshape(rows, -1, *leaf.shape[1:]), read)
+        text = read if text is None else jax.tree.map(lambda *leaves: jnp.concatenate(leaves, 1), text, read)
+    if reader.sample_prior is not None and (prior := reader.prior(models)) is not None:
+        text = reader.sample_prior(prior, text, key)
+    return text

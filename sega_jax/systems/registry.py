@@ -9,7 +9,7 @@ Other packages add families by `register`, or by an entry point of the group `se
 import dataclasses
 import importlib.metadata
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +157,31 @@ def adapters_of(models: Any) -> AdapterNames:
         if type(models) is system.checkpoint.models:
             return system.checkpoint.adapters or AdapterNames()
     return AdapterNames()
+
+
+def adapter_refusal(system: System, option: str) -> str | None:
+    """Returns why a family takes no LoRA ("lora") or no new word ("textual_inversion"); None where it takes them."""
+    names = system.checkpoint.adapters or AdapterNames()
+    if option == "lora" and not names.lora:
+        return f"LoRAs have no names for the layers of {system.title}"
+    if option == "textual_inversion" and names.words is None:
+        return f"textual inversion has no vectors for the text encoder of {system.title}"
+    return None
+
+
+def check_adapters(system: System, given: Mapping[str, Any], what: Callable[[str], str] = str) -> None:
+    """Checks that a family takes the adapters that are given, by "lora" and "textual_inversion"; None is none.
+
+    Args:
+        what: the name of the option -> its name for people.
+
+    Raises:
+        ValueError: it does not take them.
+    """
+    for option, value in given.items():
+        if value is not None and (reason := adapter_refusal(system, option)):
+            takers = " and ".join(one.title for one in systems().values() if adapter_refusal(one, option) is None)
+            raise ValueError(f"{what(option)} is given, but {reason}; leave it out. It is for {takers}")
 
 
 def weight_stem(system: System, part: str) -> str:

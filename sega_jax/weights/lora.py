@@ -127,13 +127,16 @@ def read(
 def merged(models: M, changes: Sequence[Change]) -> M:
     """Returns a NamedTuple of networks with values, to whose weights the changes are added.
 
-    Each weight and its differences are summed in float32 and rounded to the weight's dtype once.
+    Each weight and its differences are summed in float32 and rounded to the weight's dtype once. Networks that are
+    None stay so.
 
     Raises:
         CheckpointError: a sum overflows the dtype of the weights.
     """
     networks = models._asdict()
-    parts = {part for change in changes for part, layers in change.layers.items() if layers}
+    parts = {
+        part for change in changes for part, layers in change.layers.items() if layers and networks[part] is not None
+    }
     return models._replace(**{part: _merged(networks[part], part, changes) for part in parts})
 
 

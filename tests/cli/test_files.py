@@ -137,9 +137,11 @@ def test_mistakes(files, tmp_path, monkeypatch, given, words):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (["--lora", "a.safetensors"], "--lora is of Stable Diffusion"),
-        (["--textual-inversion", "toy.safetensors"], "--textual-inversion is of Stable Diffusion"),
+        (["--lora", "a.safetensors"], "a.safetensors is no LoRA of this checkpoint's text_encoder and unet"),
+        (["--textual-inversion", "toy.safetensors"], "has no vectors for the text encoder of DeepFloyd-IF's first"),
         (["--tokenizer", "folder/tokenizer"], "--tokenizer is not of cascades"),
+        (["--config", "folder"], "config='folder' is for single files"),
+        (["--ema"], "--ema is not of cascades"),
     ],
 )
 def test_of_other_kinds(stages, files, tmp_path, monkeypatch, given, words):
@@ -148,4 +150,3 @@ def test_of_other_kinds(stages, files, tmp_path, monkeypatch, given, words):
     result = edit("--model", stages["stage1"], *settings, *given)
     assert result.exit_code == 1
     assert words in result.output
-    assert "DeepFloyd-IF" in result.output

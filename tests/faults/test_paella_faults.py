@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from reference import paella as cases
 from support import tiny
@@ -22,6 +23,7 @@ from sega_jax.systems import base, paella, paella_prior, programs
 from sega_jax.systems.paella_text import PaellaText
 
 pytestmark = pytest.mark.fault
+EDIT = Edit("", scale=-7, warmup=2, threshold=0, momentum_scale=0)
 
 
 def denoiser(config=tiny.PAELLA, dtype=np.float32):
@@ -91,16 +93,26 @@ def recorded_chances(key, call, shape, dtype):
 
 def grids(name):
     """Returns every grid but the first, with the noise of the recorded run."""
-    edits = [Edit("", scale=-7, warmup=2, threshold=0, momentum_scale=0)] if name == "edited" else []
+    return run(name, [EDIT] if name == "edited" else [])[0]
+
+
+def replayed():
+    """Returns the grids of the edited run, whose guidance is recorded and added again without the edit."""
+    _, guidance = run("edited", [EDIT], record=True)
+    return run("edited", [], replay=guidance)[0]
+
+
+def run(name, edits, replay=None, record=False):
+    """Returns every grid but the first, and the recorded guidance, with the noise of the recorded run."""
     influence = (1.0, 1.0) if name == "published" else cases.INFLUENCE
     stacked = Edits.stack([edits] * 2) if edits else None
     keys = jax.random.split(jax.random.key(0))
     own = paella.PaellaSettings(np.tile(influence, (2, 1)))
-    settings = base.Settings(keys, np.full(2, cases.CFG), stacked, own=own)
-    static = base.Static(own=paella.PaellaStatic("nearest" if name == "quantised" else "sample"))
+    settings = base.Settings(keys, np.full(2, cases.CFG), stacked, own=own, replay=replay)
+    static = base.Static(record=record, own=paella.PaellaStatic("nearest" if name == "quantised" else "sample"))
     options = {"sampler": paella.SYSTEM.sampler, "static": static}
-    run, parts = cases.SAMPLERS[name], tiny.PAELLA_PARTS
-    table = tokens.renoising(run["steps"], renoise_steps=run["renoise_steps"], temperature=cases.TEMPERATURE)
+    sampler, parts = cases.SAMPLERS[name], tiny.PAELLA_PARTS
+    table = tokens.renoising(sampler["steps"], renoise_steps=sampler["renoise_steps"], temperature=cases.TEMPERATURE)
     with pytest.MonkeyPatch.context() as patch, jax.enable_x64(True):
         patch.setattr(paella, "chances", recorded_chances)
         codebook = vqgan(parts["vqgan"], np.float64).vquantizer.codebook.embedding
@@ -108,11 +120,12 @@ def grids(name):
         text, start = texts(["uncond", "cond", "edit"][: 2 + len(edits)]), cases.START.astype(np.int32)
         carry = programs.start(settings, start, 1, shape=(4, 8, 20), dtype=np.float64, **options)
         advance, found = jax.jit(partial(programs.advance, **options), compiler_options=QUICK), []
-        for i in range(run["steps"]):
+        for i in range(sampler["steps"]):
             row = jax.tree.map(lambda column, i=i: column[i : i + 1], table)
-            carry = advance(predictor, text, carry, row, settings)[0]
-            found.append(carry.x)
-        return np.stack(found)
+            carry, kept = advance(predictor, text, carry, row, settings)
+            found.append((carry.x, kept.sem_guidance if record else np.zeros((2, 0))))
+        grids, guidance = zip(*found, strict=True)
+        return np.stack(grids), np.concatenate(guidance, 1)
 
 
 def imagined():
@@ -129,6 +142,7 @@ VIEWS = Views(
         "blocks": View(denoiser_blocks, known(*(f"{path} 0.01" for path in cases.BLOCKS)), 1e-5),
         "autoencoder": View(autoencoder, known("tokens", "latents", "decoded", "decoded tokens"), 1e-5),
         "imagined": View(imagined, lambda: cases.recorded("float64")["imagined"], 1e-9),
+        "replayed": View(replayed, lambda: cases.recorded("float64")["grids edited"][1:]),
     }
     | {
         name: View(partial(grids, name), lambda name=name: cases.recorded("float64")[f"grids {name}"][1:])
@@ -191,6 +205,7 @@ FAULTS = {
     ),
     "positions are renoised to the end": Fault("edited", tokens, "renoising", columns(renoises=np.ones_like)),
     "the expected code becomes the farthest token": Fault("quantised", solvers, "_distances", result(jnp.negative)),
+    "replayed guidance is ignored": Fault("replayed", programs, "replay", instead(lambda recorded: optax.identity())),
     # The prior
     "the prior is guided by another scale": Fault("imagined", paella_prior, "SCALE", instead(4.0)),
 }

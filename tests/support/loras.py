@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from sega_jax.weights.original_names import unet_names
 from sega_jax.weights.pull import from_torch, leaves, torch_name
@@ -78,6 +79,23 @@ def kohya_original(part, name):
         return [key.replace("lora_te_", "lora_te1_") for key in kohya(part, name)]
     original = unet_names(tiny.networks().unet)[f"{name}.weight"].removesuffix(".weight")
     return kohya(part, original)
+
+
+def write(path, models, layers, seed=0):
+    """Writes a LoRA of rank 2 for linear layers of a pipeline's networks, {network: [layers by diffusers' names]}."""
+    rng, found = np.random.default_rng(seed), {}
+    for part, names in layers.items():
+        shapes = leaves(getattr(models, part))
+        for name in names:
+            outputs, inputs = shapes[f"{name}.weight"]
+            up, down = (rng.standard_normal(shape).astype(np.float32) for shape in ((outputs, 2), (2, inputs)))
+            found |= dict(zip(peft_keys(part, name), (up, down), strict=True))
+    save_file(found, path)
+    return path
+
+
+def peft_keys(part, name):
+    return [f"{part}.{name}.{end}" for end in ("lora_B.weight", "lora_A.weight")]
 
 
 NAMINGS = {f.__name__: f for f in (peft, diffusers, old_diffusers, kohya, kohya_original)}

@@ -111,6 +111,24 @@ def test_its_text_is_its_own(folder, tmp_path):
     np.testing.assert_array_equal(again.letters, text.letters)
 
 
+def test_its_call_is_a_pure_function(folder):
+    pipe = load(folder, devices=jax.local_devices()[:1])
+    call = {"prompt": "a cat", "edits": Edit("hat", warmup=0), "wobble": 0.5}
+    function, arguments = pipe.as_function(**call)
+    np.testing.assert_allclose(jax.jit(function)(**arguments), pipe(**call, **CALL).images, atol=1e-5)
+
+
+def test_it_takes_no_adapters(folder, tmp_path):
+    """Which it says by itself: it declares none."""
+    with pytest.raises(ValueError, match="lora is given, but LoRAs have no names for the layers of the toy family"):
+        load(folder, lora="a.safetensors")
+    (tmp_path / "a.bin").touch()
+    words = ["--prompt", "a", "--edit", "b", "--textual-inversion", str(tmp_path / "a.bin"), "--out", str(tmp_path)]
+    result = CliRunner().invoke(main, ["edit", "--model", str(folder), *words])
+    assert result.exit_code == 1
+    assert "--textual-inversion is given, but textual inversion has no vectors for the text encoder of" in result.output
+
+
 def test_it_runs_on_two_devices(folder):
     edits, more = Edit("hat", warmup=0), {"images_per_prompt": 3, "wobble": 0.2}
     one, two = (load(folder, devices=jax.local_devices()[:count]) for count in (1, 2))

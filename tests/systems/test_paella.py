@@ -327,6 +327,9 @@ def test_memory_of_guided_logits():
 
 # Refused
 
+# Recorded guidance of 1024x1024 tokens.
+LARGE = np.broadcast_to(np.float32(0), (1, 1, 1024, 1024, 20))
+
 
 @pytest.mark.parametrize(
     ("options", "error", "words"),
@@ -349,6 +352,12 @@ def test_memory_of_guided_logits():
         ({"tokens": np.full((1, 4, 4), 20)}, ValueError, "tokens are from 20 to 20, expected from 0 to 19"),
         ({"tokens": np.zeros((2, 4, 4), int)}, ValueError, r"expected integers \(1, 4, 4\)"),
         ({"height": 8192, "width": 8192, "record": True}, ValueError, "record=True would hold 60 GiB of logits"),
+        (
+            {"height": 4096, "width": 4096, "replay": LARGE},
+            ValueError,
+            "replay would hold 5 GiB of logits; take smaller",
+        ),
+        ({"replay": LARGE[:, :, :3]}, ValueError, r"replay has shape \(1, 1, 3, .*\), expected \(1, calls, 4, 4, 20\)"),
         ({"callback": 1}, TypeError, "callback=1 should be a function"),
         ({"negative_prompt": np.zeros((0, 18), np.float32)}, ValueError, r"shape \(0, 18\), expected \(bytes, 18\)"),
         ({"temperature": np.array(0.0)}, TypeError, "should be a finite number"),

@@ -9,12 +9,10 @@ from sega_jax.method.checks import brief
 from sega_jax.method.guidance import Edit
 from sega_jax.pipelines.adapter_options import Files
 from sega_jax.pipelines.components import checked_scheduler
-from sega_jax.pipelines.load_options import LoadOptions
+from sega_jax.pipelines.load_options import ADAPTERS, LoadOptions
 from sega_jax.systems.call import Call
 from sega_jax.systems.registry import systems
 
-# What is added to a checkpoint's networks, as settings of pictures.
-ADAPTERS = ("lora", "textual_inversion")
 # Settings of a picture that are not arguments of its call: besides these, its scheduler, and which of the edits act.
 OTHERS = ("scheduler", "edits", *ADAPTERS)
 

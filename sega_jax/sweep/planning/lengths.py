@@ -7,6 +7,7 @@ from sega_jax.pipelines.adapter_options import Pairs
 from sega_jax.pipelines.adapters import extended_tokenizer, lora_changes
 from sega_jax.sweep.description.fields import adapter_kinds
 from sega_jax.sweep.description.points import Facts, Point, described
+from sega_jax.systems.registry import check_adapters
 
 
 class Lengths:
@@ -42,10 +43,7 @@ def fitting(facts: Facts, adapters: tuple[tuple[str, Pairs], ...]) -> Any:
     """
     found, kinds = described(facts.model), adapter_kinds()
     given = {name: kinds[name].given(pairs) for name, pairs in adapters}
-    takes = found.system.checkpoint.adapters
-    for name, known in {"lora": takes and takes.lora, "textual_inversion": takes and takes.words}.items():
-        if name in given and not known:
-            raise ValueError(f"{name}: {found.system.title} takes none; leave it out")
+    check_adapters(found.system, given)
     if "lora" in given:
         lora_changes(found.models, given["lora"])
     if "textual_inversion" in given:

@@ -1,0 +1,242 @@
+"""The shell's options for every family: LoRAs, words, sizes and devices give what the library's calls give."""
+
+import functools
+import shlex
+
+import jax
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from safetensors.numpy import save_file
+from support import loras, sdxl_files, tiny
+
+from sega_jax import Edit, load, load_cascade
+from sega_jax.cli.main import main
+
+T5_LAYER, UNET_LAYER = "encoder.block.0.layer.0.SelfAttention.q", "time_embedding.linear_1"
+EDIT = Edit("hat", warmup=0)
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def _three_devices(monkeypatch, tmp_path):
+    """In place of the host's, and a cache of the test's own."""
+    three = jax.devices()[:3]
+    monkeypatch.setattr(jax, "local_devices", lambda *_, **__: three)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def files(first, second, upscaler, least_xl, tmp_path_factory):
+    """LoRAs of all networks, and words."""
+    where = tmp_path_factory.mktemp("files")
+    both = {"unet": [UNET_LAYER], "text_encoder": [T5_LAYER]}
+    loras.write(where / "1.safetensors", first.models, both)
+    loras.write(where / "2.safetensors", second.models, {"unet": [UNET_LAYER]}, 1)
+    loras.write(where / "x4.safetensors", upscaler.models, {"unet": [UNET_LAYER]}, 2)
+    loras.write(where / "xl.safetensors", least_xl.models, {"unet": [UNET_LAYER]}, 3)
+    save_file({"<toy>": RNG.standard_normal((2, 16)).astype(np.float32)}, where / "toy.safetensors")
+    vectors = {"clip_l": (2, 16), "clip_g": (2, 20)}
+    both_encoders = {name: RNG.standard_normal(shape).astype(np.float32) for name, shape in vectors.items()}
+    save_file(both_encoders, where / "toy_xl.safetensors")
+    return where
+
+
+def run(*words):
+    return CliRunner().invoke(main, list(map(str, words)))
+
+
+def edit(out, model, *words, prompt="a <toy>"):
+    settings = ["--prompt", prompt, "--edit", "hat:warmup=0", "--seed", 7, "--out", out]
+    result = run("edit", "--model", model, *settings, *words)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def pictures(out):
+    return [np.asarray(Image.open(out / f"0001-{name}.png")) for name in ("original", "edited")]
+
+
+def command(out):
+    """The words of the command that repeats the picture."""
+    said = run("info", out / "0001-edited.png")
+    assert said.exit_code == 0, said.output
+    return shlex.split(said.output.splitlines()[-1])[1:]
+
+
+def pairs(*prompt, **options):
+    return {"prompt": list(prompt) * 2, "edits": [[], [EDIT]], "seed": [7, 7], "output": "uint8"} | options
+
+
+def has(words, *part):
+    """Tells whether these words are among others, one after another."""
+    return any(tuple(words[i : i + len(part)]) == tuple(map(str, part)) for i in range(len(words)))
+
+
+SIZES = {"height": 16, "width": 8, "original_size": (32, 16), "crops_top_left": (2, 4), "target_size": (24, 8)}
+
+
+def test_stable_diffusion_xl(files, least_xl_folder, tmp_path):
+    """On two of three devices, which `info` does not repeat: another machine has others."""
+    words = [word for name, value in SIZES.items() for word in (f"--{name.replace('_', '-')}", shown(value))]
+    given = [
+        "--lora",
+        f"{files / 'xl.safetensors'}:0.5",
+        "--textual-inversion",
+        f"<toy>={files / 'toy_xl.safetensors'}",
+    ]
+    result = edit(tmp_path / "out", least_xl_folder, *words, *given, "--steps", 2, "--devices", "0,2")
+    assert "float32 on 2 x cpu" in result.output
+    made = load(
+        least_xl_folder,
+        lora={files / "xl.safetensors": 0.5},
+        textual_inversion={"<toy>": files / "toy_xl.safetensors"},
+        devices=[jax.devices()[0], jax.devices()[2]],
+    )
+    np.testing.assert_array_equal(pictures(tmp_path / "out"), made(**pairs("a <toy>", steps=2, **SIZES)).images)
+    again = command(tmp_path / "out")
+    for given_word, option in zip(words[1::2], words[::2], strict=True):
+        assert has(again, option, given_word)
+    assert has(again, *given[:2])
+    assert has(again, *given[2:])
+    assert "--devices" not in again
+
+
+def shown(value):
+    return ",".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+@pytest.mark.slow
+def test_a_single_file_of_stable_diffusion_xl(tmp_path):
+    """With the configs and tokenizers of a folder; the command of `info` makes it again."""
+    config = tiny.xl(tmp_path / "xl", unet=sdxl_files.UNET, vae=tiny.VAE_1)
+    source = tmp_path / "xl.safetensors"
+    save_file(tiny.original(unet=sdxl_files.UNET, vae=tiny.VAE_1, text_2=tiny.TEXT_XL_2), source)
+    words = ["--config", config, "--steps", 2, "--devices", 1, "--original-size", "32,16"]
+    edit(tmp_path / "out", source, *words, prompt="cat")
+    made = load(source, config=config, devices=jax.devices()[:1])
+    expected = made(**pairs("cat", steps=2, original_size=(32, 16))).images
+    np.testing.assert_array_equal(pictures(tmp_path / "out"), expected)
+    again = command(tmp_path / "out")
+    assert run(*again, "--out", tmp_path / "again", "--devices", 1).exit_code == 0
+    np.testing.assert_array_equal(pictures(tmp_path / "again"), expected)
+
+
+def cascade_words(stages, files):
+    words = ["--stage2", stages["stage2"], "--upscaler", stages["upscaler"], "--low-memory", "--devices", 2]
+    words += ["--steps", 2, "--stage2-steps", 2, "--upscaler-steps", 2, "--height", 4, "--width", 6]
+    words += ["--lora", f"{files / '1.safetensors'}:0.5", "--stage2-lora", f"{files / '2.safetensors'}:-0.5"]
+    return [
+        *words,
+        "--upscaler-lora",
+        files / "x4.safetensors",
+        "--upscaler-textual-inversion",
+        files / "toy.safetensors",
+    ]
+
+
+@pytest.mark.slow
+def test_the_cascade(stages, files, tmp_path):
+    """Sizes of later stages follow from the first's."""
+    words = cascade_words(stages, files)
+    edit(tmp_path / "out", stages["stage1"], *words)
+    cascade = load_cascade(
+        **stages,
+        loras={
+            "stage1": {files / "1.safetensors": 0.5},
+            "stage2": {files / "2.safetensors": -0.5},
+            "upscaler": files / "x4.safetensors",
+        },
+        textual_inversions={"upscaler": files / "toy.safetensors"},
+        devices=jax.devices()[:2],
+    )
+    steps = {"stage1": {"steps": 2, "height": 4, "width": 6}, "stage2": {"steps": 2}, "upscaler": {"steps": 2}}
+    made = cascade(**pairs("a <toy>", **steps)).images
+    assert made.shape == (2, 64, 96, 3)
+    np.testing.assert_array_equal(pictures(tmp_path / "out"), made)
+    again = run(*command(tmp_path / "out"), "--devices", 2, "--out", tmp_path / "again")
+    assert again.exit_code == 0, again.output
+    np.testing.assert_array_equal(pictures(tmp_path / "again"), made)
+
+
+@pytest.mark.slow
+def test_the_first_stage(stages, files, tmp_path):
+    """Alone, with a LoRA and a size of its own."""
+    words = ["--lora", files / "1.safetensors", "--steps", 2, "--height", 4, "--width", 6, "--devices", 1]
+    edit(tmp_path / "out", stages["stage1"], *words, prompt="a cat")
+    devices = jax.devices()[:1]
+    made = load(stages["stage1"], lora=files / "1.safetensors", devices=devices)
+    expected = made(**pairs("a cat", steps=2, height=4, width=6)).images
+    np.testing.assert_array_equal(pictures(tmp_path / "out"), expected)
+    assert has(command(tmp_path / "out"), "--lora", f"{files / '1.safetensors'}:1.0")
+
+
+@pytest.mark.slow
+def test_paella(tmp_path, paella_folder):
+    edit(tmp_path / "out", paella_folder, "--height", 32, "--width", 16, "--steps", 2, "--devices", "1,", prompt="cat")
+    made = load(paella_folder, devices=jax.devices()[1:2])
+    expected = made(**pairs("cat", steps=2, height=32, width=16)).images
+    np.testing.assert_array_equal(pictures(tmp_path / "out"), expected)
+
+
+@pytest.mark.parametrize(
+    ("model", "words", "said"),
+    [
+        ("paella", ["--lora", "x4.safetensors"], "--lora is given, but LoRAs have no names for the layers of Paella"),
+        ("paella", ["--textual-inversion", "toy.safetensors"], "has no vectors for the text encoder of Paella; leave"),
+        ("paella", ["--config", "."], "is for single files"),
+        ("paella", ["--original-size", "8,8"], "--original-size is of Stable Diffusion XL, but"),
+        ("stage1", ["--textual-inversion", "toy.safetensors"], "It is for Stable Diffusion 1.x or 2.x and"),
+        ("stage1", ["--stage2-lora", "2.safetensors"], "--stage2-lora is given without --stage2"),
+        ("stage1", ["--upscaler-textual-inversion", "toy.safetensors"], "is given without --upscaler"),
+        (
+            "stage1",
+            ["--stage2", "{stage2}", "--stage2-lora", "no.safetensors"],
+            "no.safetensors is no file; correct the path",
+        ),
+        ("stage1", ["--stage2", "{stage2}", "--stage2-lora", "2.safetensors:x"], "'x' should be a finite number like"),
+        ("stage1", ["--stage2-textual-inversion", "toy.safetensors"], "No such option '--stage2-textual-inversion'"),
+        ("least", ["--stage2", "{stage2}", "--stage2-lora", "2.safetensors"], "--stage2 is of DeepFloyd-IF's cascade"),
+        ("least", ["--devices", "4"], "--devices=4 should be from 1 to 3, as many as this host has"),
+        ("least", ["--devices", "0"], "--devices=0 should be from 1 to 3"),
+        ("least", ["--devices", "0,3"], "--devices=0,3 should be numbers from 0 to 2, of this host's 3"),
+        ("least", ["--devices", "1,1"], "--devices=1,1 names a device twice"),
+        ("least", ["--devices", "all"], "--devices='all' should be how many devices, such as 2, or their numbers"),
+    ],
+)
+def test_mistakes(stages, files, paella_folder, least_folder, tmp_path, monkeypatch, model, words, said):
+    monkeypatch.chdir(files)
+    folders = {**stages, "paella": paella_folder, "least": least_folder}
+    words = [word.format(**stages) for word in words]
+    result = run(
+        "edit", "--model", folders[model], "--prompt", "cat", "--edit", "hat", "--out", tmp_path / "out", *words
+    )
+    assert isinstance(result.exception, SystemExit)  # and no traceback
+    assert result.exit_code in (1, 2)
+    assert said in " ".join(result.output.split())
+
+
+def test_adapters_of_all_stages_reach_the_cascade(stages, files, tmp_path, monkeypatch):
+    """By stage, as they are when a picture is made, which is not made here."""
+    called = []
+
+    @functools.wraps(load_cascade)
+    def load_nothing(*sources, **options):
+        called.append((sources, options))
+        raise ValueError("enough")
+
+    monkeypatch.setattr("sega_jax.cli.stages.load_cascade", load_nothing)
+    words = cascade_words(stages, files)
+    result = run("edit", "--model", stages["stage1"], "--prompt", "a", "--edit", "b", "--out", tmp_path, *words)
+    assert "enough" in result.output
+    ((sources, options),) = called
+    assert [str(one) for one in sources] == [str(stages[name]) for name in ("stage1", "stage2", "upscaler")]
+    paths = {name: str(files / f"{name}.safetensors") for name in ("1", "2", "x4", "toy")}
+    assert options["loras"] == {
+        "stage1": {paths["1"]: 0.5},
+        "stage2": {paths["2"]: -0.5},
+        "upscaler": {paths["x4"]: 1.0},
+    }
+    assert options["textual_inversions"] == {"upscaler": paths["toy"]}
+    assert options["devices"] == jax.devices()[:2]
