@@ -12,7 +12,7 @@ from support.sweeping import same
 from sega_jax import sweep
 from sega_jax.sweep.running import leases
 from sega_jax.sweep.running.leases import Leases
-from sega_jax.sweep.running.store import store
+from sega_jax.sweep.running.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ class Alive:
 
 @pytest.fixture
 def where(tmp_path):
-    made = store(tmp_path)
+    made = Store(tmp_path)
     made.begin(("leases",))
     return made
 
@@ -130,20 +130,6 @@ def test_of_one_that_is_no_more(where, monkeypatch):
     unfinished = {1}
     with Leases(where, 0, 3, patience=100) as mine:
         assert next(mine.shares(lambda: unfinished)) == 1
-
-
-def test_where_there_are_no_links(where, tmp_path, monkeypatch):
-    """As in a bucket that is mounted as a folder."""
-
-    def link(*_):
-        raise PermissionError
-
-    monkeypatch.setattr(os, "link", link)
-    where.create("a.json", b"1")
-    with pytest.raises(FileExistsError):
-        where.create("a.json", b"2")
-    assert where.read("a.json") == b"1"
-    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["a.json"]
 
 
 def test_two_that_take_the_same(where):
