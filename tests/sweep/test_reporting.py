@@ -1,4 +1,4 @@
-"""What people look at: sheets, curves, metrics and the report, of pictures whose colours say their settings."""
+"""Tests of contact sheets, curves, metrics and the report, with pictures whose colours tell their settings."""
 
 import base64
 import hashlib
@@ -43,14 +43,14 @@ MADE |= {
 
 
 def colour(settings):
-    """Of a point: red its scale, green its seed, blue its warm-up."""
+    """Returns a point's colour: red tells its scale, green its seed, blue its warm-up."""
     scale, seed, warmup = settings["hat.scale"], settings["seed"], settings["hat.warmup"]
     return 40 + 60 * SCALES.index(scale), 40 * seed, 100 * warmup
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A sweep of which one picture came out as NaN, and the last batch is to be made."""
+    """A sweep with one picture of NaN, whose last batch is not done yet."""
     where = tmp_path_factory.mktemp("sweep")
     grid = {"prompt": ["a cat", "a <script>"], "seed": SEEDS, "hat.scale": SCALES, "hat.warmup": WARMUPS}
     said = sweep.Sweep(call={"steps": 12, "guidance_scale": 3.0}, edits={"hat": {}}, grid=grid)
@@ -88,7 +88,7 @@ def test_results(results):
 
 
 def places(image, colour):
-    """The corners of a colour's one rectangle."""
+    """Returns the corners of the only rectangle with this colour."""
     there = np.argwhere((np.asarray(image) == colour).all(-1))
     (top, left), (bottom, right) = there.min(0), there.max(0)
     assert len(there) == (bottom - top + 1) * (right - left + 1)
@@ -115,7 +115,7 @@ def test_a_sheet_has_each_picture_at_its_place(results):
 
 
 def test_labels_are_beside_the_pictures(results):
-    """More to say takes more room, and where nothing is said nothing is."""
+    """More labels take more room, and the place of missing labels is empty."""
     fixed = {"hat.warmup": 1, "seed": 3}
     both, across, alone = (
         sweep.sheets(results, *axes, fixed | more, side=100)[0].image
@@ -242,7 +242,7 @@ def test_a_plot_is_of_means(folder, results):
 
 
 class Page(HTMLParser):
-    """What a page has, and where from."""
+    """Collects the tags of a page and the sources of its pictures."""
 
     def __init__(self, text):
         super().__init__()
