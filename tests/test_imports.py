@@ -135,7 +135,7 @@ def test_pmap_is_in_one_file():
 def test_the_package_is_light(package):
     """No library that is for a checkpoint alone, no torch and no device, until one is loaded."""
     code = f"import jax, sys, {package}; jax.config.update('jax_num_cpu_devices', 3); print(len(jax.devices('cpu')))"
-    heavy = {"torch", "transformers", "diffusers", "orbax", "tensorstore", "matplotlib", "pandas", "scipy"}
+    heavy = {"torch", "transformers", "diffusers", "orbax", "tensorstore", "matplotlib", "pandas", "scipy", "fsspec"}
     heavy |= {"huggingface_hub", "jax.experimental.pallas.tpu"}
     code += f"; print({heavy} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

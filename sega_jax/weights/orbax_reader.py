@@ -1,7 +1,9 @@
 """Reads the weights of one network from an Orbax checkpoint, one array at a time.
 
-Orbax restores a whole tree at once, which takes twice its memory. An Orbax checkpoint is an OCDBT database of zarr
-arrays. TensorStore, the library below Orbax, opens single arrays, and the database has checksums.
+Orbax restores a whole tree at once, which takes twice its memory. It can also restore a part of it, but reads the
+descriptions of all arrays again for each part, so going array by array takes three times as long as here. An Orbax
+checkpoint is an OCDBT database of zarr arrays. TensorStore, the library below Orbax, opens single arrays, and the
+database has checksums.
 """
 
 from collections.abc import Callable

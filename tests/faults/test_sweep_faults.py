@@ -76,7 +76,7 @@ def views(least, least_folder, tmp_path_factory):
 
     def files():
         """Creates a file twice and returns the second outcome, the file's content, and all names."""
-        where = store.store(tmp_path_factory.mktemp("store"))
+        where = store.Store(tmp_path_factory.mktemp("store"))
         where.create("a", b"1")
         try:
             where.create("a", b"2")
@@ -88,7 +88,7 @@ def views(least, least_folder, tmp_path_factory):
     def leased():
         """Tells whether a lease looks stale to another worker when it is new, renewed and old, and counts the leases
         after a successor has taken the share and the first worker has left."""
-        where, now = store.store(tmp_path_factory.mktemp("leases")), [0.0]
+        where, now = store.Store(tmp_path_factory.mktemp("leases")), [0.0]
         where.begin(("leases",))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(leases, "time", SimpleNamespace(monotonic=lambda: now[0]))
@@ -107,7 +107,7 @@ def views(least, least_folder, tmp_path_factory):
 
     def beats():
         """Tells whether a busy worker renews its lease."""
-        where = store.store(tmp_path_factory.mktemp("beats"))
+        where = store.Store(tmp_path_factory.mktemp("beats"))
         where.begin(("leases",))
         with Leases(where, 0, 1, patience=0.04) as mine:
             shares = mine.shares(lambda: {0})

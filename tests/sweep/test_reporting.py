@@ -1,9 +1,10 @@
-"""What people look at: sheets, curves, metrics and the report, of pictures whose colours say their settings."""
+"""Tests of contact sheets, curves, metrics and the report, with pictures whose colours tell their settings."""
 
 import base64
 import hashlib
 import io
 import re
+import sys
 import xml.dom.minidom
 from html.parser import HTMLParser
 
@@ -30,20 +31,28 @@ DDIM = {"_class_name": "DDIMScheduler", **tiny.SD_BETAS}
 FACTS = sweep.Facts({}, "stable_diffusion", DDIM, Sizes(4, 8, 8, (16, 24)))
 SCALES, SEEDS, WARMUPS = [4.0, 0.0, -2.0], [3, 1], [1, 2]
 MADE = {"finite": True, "flagged": None, "batch": 0, "rows": 4, "calls": 12, "seconds": 0.5, "device": "cpu"}
-MADE |= {"devices": 1, "model": None, "revision": None, "dtype": "float32", "sega_jax": "0", "jax": "0", "made": None}
+MADE |= {
+    "devices": 1,
+    "model": "<b>ours</b>",
+    "revision": None,
+    "dtype": "float32",
+    "sega_jax": "0",
+    "jax": "0",
+    "made": None,
+}
 
 
 def colour(settings):
-    """Of a point: red its scale, green its seed, blue its warm-up."""
+    """Returns a point's colour: red tells its scale, green its seed, blue its warm-up."""
     scale, seed, warmup = settings["hat.scale"], settings["seed"], settings["hat.warmup"]
     return 40 + 60 * SCALES.index(scale), 40 * seed, 100 * warmup
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A sweep of which one picture came out as NaN, and the last batch is to be made."""
+    """A sweep with one picture of NaN, whose last batch is not done yet."""
     where = tmp_path_factory.mktemp("sweep")
-    grid = {"prompt": ["a cat", "a <dog>"], "seed": SEEDS, "hat.scale": SCALES, "hat.warmup": WARMUPS}
+    grid = {"prompt": ["a cat", "a <script>"], "seed": SEEDS, "hat.scale": SCALES, "hat.warmup": WARMUPS}
     said = sweep.Sweep(call={"steps": 12, "guidance_scale": 3.0}, edits={"hat": {}}, grid=grid)
     plan, kept = sweep.plan(said, FACTS, rows=4, share=False), Folder(where)
     kept.begin(plan)
@@ -79,7 +88,7 @@ def test_results(results):
 
 
 def places(image, colour):
-    """The corners of a colour's one rectangle."""
+    """Returns the corners of the only rectangle with this colour."""
     there = np.argwhere((np.asarray(image) == colour).all(-1))
     (top, left), (bottom, right) = there.min(0), there.max(0)
     assert len(there) == (bottom - top + 1) * (right - left + 1)
@@ -106,7 +115,7 @@ def test_a_sheet_has_each_picture_at_its_place(results):
 
 
 def test_labels_are_beside_the_pictures(results):
-    """More to say takes more room, and where nothing is said nothing is."""
+    """More labels take more room, and the place of missing labels is empty."""
     fixed = {"hat.warmup": 1, "seed": 3}
     both, across, alone = (
         sweep.sheets(results, *axes, fixed | more, side=100)[0].image
@@ -226,14 +235,14 @@ def test_a_plot_is_of_means(folder, results):
     expected = [np.mean(grey[scale]) for scale in sorted(SCALES)]
     np.testing.assert_allclose(lines["1"], np.stack([sorted(SCALES), expected], 1))
     axes = sweep.plot(measured, "bright", "prompt").axes[0]
-    assert [text.get_text() for text in axes.get_xticklabels()] == ["a cat", "a <dog>"]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["a cat", "a <script>"]
     for y, x, message in (("digest", "seed", "holds no numbers"), ("seconds", "hut", "no column")):
         with pytest.raises(ValueError, match=message):
             sweep.plot(measured, y, x)
 
 
 class Page(HTMLParser):
-    """What a page has, and where from."""
+    """Collects the tags of a page and the sources of its pictures."""
 
     def __init__(self, text):
         super().__init__()
@@ -254,8 +263,10 @@ class Page(HTMLParser):
 def test_the_report_is_whole_in_itself(folder):
     text = sweep.report(sweep.measure(folder, {"bright": brightness}), title="hats & <more>")
     page = Page(text)
-    assert "hats &amp; &lt;more>" in text or "hats &amp; &lt;more&gt;" in text
-    assert "<dog>" not in text
+    assert text.count("hats &amp; &lt;more&gt;") == 2
+    assert "a &lt;script&gt;" in text
+    assert "of &lt;b&gt;ours&lt;/b&gt; in float32" in text
+    assert not {"more", "script", "b"} & set(page.tags)
     assert page.tags.count("h2") == 3
     assert page.sources
     for source in page.sources:
@@ -265,6 +276,14 @@ def test_the_report_is_whole_in_itself(folder):
             Image.open(io.BytesIO(data)).load()
         else:
             xml.dom.minidom.parseString(data)
+
+
+def test_a_report_without_jinja2(results, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(
+        ImportError, match=re.escape('reports need jinja2, which is not installed; pip install ".[sweep]"')
+    ):
+        sweep.report(results)
 
 
 def test_the_shell(folder, tmp_path, monkeypatch):

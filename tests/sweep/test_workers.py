@@ -1,4 +1,4 @@
-"""Several workers at one sweep: all pictures, each recorded once, whoever ends before the others."""
+"""Several workers share a sweep: they make all pictures and record each once, even if some of them end early."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from support.sweeping import same
 from sega_jax import sweep
 from sega_jax.sweep.running import leases
 from sega_jax.sweep.running.leases import Leases
-from sega_jax.sweep.running.store import store
+from sega_jax.sweep.running.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def done(plan, least, tmp_path_factory):
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 @pytest.mark.parametrize("workers", [2, 3])
 def test_workers_one_of_which_is_killed(plan, done, tmp_path, workers):
-    """The others make what it left, in processes that know nothing else of each other."""
+    """The other processes finish its share. They know of each other by the folder alone."""
     sweep.keep(plan, tmp_path)
     processes = [sweeping.start(tmp_path, 1, workers, 4)]
     processes += [sweeping.start(tmp_path, worker, workers) for worker in range(2, workers + 1)]
@@ -59,7 +59,7 @@ def test_shares_are_all_batches(plan):
 
 
 def test_a_worker_that_is_never_there(plan, done, least, tmp_path):
-    """Its share is taken after the patience is at its end, but not before."""
+    """Its share is taken after `patience` seconds, and not earlier."""
     began = time.monotonic()
     assert sweep.run(plan, tmp_path, least, worker=(2, 2), patience=0.5).done == 12
     assert time.monotonic() - began >= 0.5
@@ -89,7 +89,7 @@ def test_through_an_address(plan, done, least):
 
 
 class Alive:
-    """A lease of another worker, somewhere else."""
+    """The lease of a worker on another machine."""
 
     def __init__(self, where, share, host="elsewhere", process=1):
         self.where, self.name, self.beat = where, f"leases/share-{share + 1}-of-3.json", 0
@@ -103,13 +103,13 @@ class Alive:
 
 @pytest.fixture
 def where(tmp_path):
-    made = store(tmp_path)
+    made = Store(tmp_path)
     made.begin(("leases",))
     return made
 
 
 def test_the_share_of_one_who_is_alive_is_waited_for(where):
-    """And taken when there is no more sign of it."""
+    """It is taken when the other worker no longer renews its lease."""
     other, unfinished = Alive(where, 2), {2}
     taken = []
     with Leases(where, 0, 3, patience=1) as mine:
@@ -125,29 +125,15 @@ def test_the_share_of_one_who_is_alive_is_waited_for(where):
 
 
 def test_of_one_that_is_no_more(where, monkeypatch):
-    """On this machine it is seen at once."""
+    """If its process ran on this machine, nobody waits for it."""
     Alive(where, 1, host=leases.host(), process=2**22 + 1)
     unfinished = {1}
     with Leases(where, 0, 3, patience=100) as mine:
         assert next(mine.shares(lambda: unfinished)) == 1
 
 
-def test_where_there_are_no_links(where, tmp_path, monkeypatch):
-    """As in a bucket that is mounted as a folder."""
-
-    def link(*_):
-        raise PermissionError
-
-    monkeypatch.setattr(os, "link", link)
-    where.create("a.json", b"1")
-    with pytest.raises(FileExistsError):
-        where.create("a.json", b"2")
-    assert where.read("a.json") == b"1"
-    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["a.json"]
-
-
 def test_two_that_take_the_same(where):
-    """It is the last one's."""
+    """The share belongs to the worker that took it last."""
     with Leases(where, 0, 3) as first, Leases(where, 0, 3) as last:
         shares, others = (one.shares(lambda: {0}) for one in (first, last))
         assert next(shares) == 0
@@ -178,7 +164,7 @@ def test_a_lease_is_kept_alive_and_left_when_it_is_lost(where):
 
 
 def test_a_lost_share_is_left_after_the_batch(plan, done, least, tmp_path, monkeypatch):
-    """And what the other makes of it is not made again."""
+    """Batches that the other worker finishes are not made again."""
     answers = iter([True, True, False])
     monkeypatch.setattr(Leases, "holds", lambda _: next(answers, True))
     made, shares = [], Leases.shares

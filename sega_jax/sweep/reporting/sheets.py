@@ -1,18 +1,22 @@
-"""Contact sheets: pictures over two axes, with their names and values beside them."""
+"""Makes contact sheets: pictures over two axes, with the axes' names and values beside them."""
 
+import itertools
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from sega_jax.sweep.reporting.results import Results, Row, show
 
 _GAP, _PAD, _GREY, _EMPTY = 4, 16, "#666666", "#f0f0f0"
 
+Axis = tuple[str | None, Sequence[Any]]  # the name and its values, or None and one value
+
 
 class Page(NamedTuple):
-    """A sheet, of the pictures with these values of the axes that it does not show."""
+    """A contact sheet of the pictures that have these values of all other axes."""
 
     fixed: dict[str, Any]
     image: Image.Image
@@ -21,15 +25,15 @@ class Page(NamedTuple):
 def sheets(
     results: Results, across: str | None, down: str | None, fixed: Mapping[str, Any] | None = None, *, side: int = 160
 ) -> list[Page]:
-    """Pictures over two axes, a page for each combination of the others' values.
+    """Lays pictures out over two axes, on a page for each combination of the other axes' values.
 
     Args:
-        across, down: axes of the sweep, as "glasses.scale"; None is none.
-        fixed: the values of other axes, or of any column, that are shown alone.
-        side: of a picture on the page in pixels, the shorter one.
+        across, down: axes of the sweep, such as "glasses.scale"; None shows one column, or one line.
+        fixed: shows only pictures with these values of other axes or of any column.
+        side: the shorter side of a picture on the page, in pixels.
 
     Raises:
-        ValueError: no such axis or value, an axis that is named twice, or no picture yet.
+        ValueError: an axis or value is unknown, an axis is named twice, or the sweep has no picture yet.
     """
     fixed, chosen = dict(fixed or {}), [axis for axis in (across, down) if axis is not None]
     for axis in chosen:
@@ -47,7 +51,7 @@ def sheets(
 
 
 def _values(results: Results, axis: str | None, fixed: Mapping[str, Any]) -> list[Any]:
-    """Of an axis, those that some picture has."""
+    """Returns an axis' values of which there are pictures, numbers in rising order."""
     if axis is None:
         return [None]
     there = [row[axis] for row in results.where(fixed)]
@@ -55,70 +59,60 @@ def _values(results: Results, axis: str | None, fixed: Mapping[str, Any]) -> lis
     return sorted(values) if all(type(value) in (int, float) for value in values) else values
 
 
-Axis = tuple[str | None, Sequence[Any]]
-
-
 def _page(
-    results: Results, rows: Sequence[Row], across: Axis, down: Axis, said: Mapping[str, Any], side: int
+    results: Results, rows: Sequence[Row], across: Axis, down: Axis, fixed: Mapping[str, Any], side: int
 ) -> Image.Image:
+    """Draws one page: a line with the fixed values, then the pictures, with the axes' names and values beside them."""
     size = rows[0]["width"], rows[0]["height"]
     width, height = (round(length * side / min(size)) for length in size)
-    small, usual, large = (ImageFont.load_default(max(round(side * share), 11)) for share in (0.085, 0.1, 0.11))
-    left = _Labels(down, usual, max(width, 120))
-    top = [_wrapped(usual, show(value), width) if across[0] else [] for value in across[1]]
-    caption = [", ".join(f"{key} = {show(value)}" for key, value in said.items())]
-    line, title = _height(usual), _height(large) + 6
-    x0 = _PAD + (title if down[0] else 0) + left.width
-    y0 = _PAD + (_height(small) + 8 if said else 0) + (title if across[0] else 0) + max(map(len, top)) * line + 4
-    total = x0 + len(across[1]) * (width + _GAP) - _GAP + _PAD
-    if said:
-        caption = _wrapped(small, caption[0], total - 2 * _PAD)
-        y0 += (len(caption) - 1) * _height(small)
-    page = Image.new("RGB", (total, y0 + len(down[1]) * (height + _GAP) - _GAP + _PAD), "white")
-    draw = ImageDraw.Draw(page)
-    for k, text in enumerate(caption if said else []):
-        draw.text((_PAD, _PAD + k * _height(small)), text, _GREY, small)
+    small, normal, large = (ImageFont.load_default(max(round(side * share), 11)) for share in (0.085, 0.1, 0.11))
+    top = [_text(show(value), normal, width, 0.5) for value in across[1] if across[0]]
+    left = [_text(show(value), normal, max(width, 120), 1) for value in down[1] if down[0]]
+    x0 = max((label.width + 8 for label in left), default=0)
+    y0 = max((label.height + 4 for label in top), default=0)
+    xs = range(x0, x0 + len(across[1]) * (width + _GAP), width + _GAP)
+    ys = range(y0, y0 + len(down[1]) * (height + _GAP), height + _GAP)
+    table = Image.new("RGB", (xs.stop - _GAP, ys.stop - _GAP), "white")
+    for x, label in zip(xs, top, strict=False):
+        table.paste(label, (x + (width - label.width) // 2, y0 - 4 - label.height))
+    for y, label in zip(ys, left, strict=False):
+        table.paste(label, (x0 - 8 - label.width, y + (height - label.height) // 2))
+    for (x, column), (y, line) in itertools.product(zip(xs, across[1], strict=True), zip(ys, down[1], strict=True)):
+        values = {axis: value for axis, value in ((across[0], column), (down[0], line)) if axis}
+        row = next((row for row in rows if all(row[axis] == value for axis, value in values.items())), None)
+        table.paste(_picture(results, row, (width, height)), (x, y))
     if across[0]:
-        middle = (x0 + total - _PAD) / 2
-        draw.text((middle, y0 - max(map(len, top)) * line - title - 2), across[0], "black", large, anchor="ma")
-    for i, texts in enumerate(top):
-        for k, text in enumerate(texts):
-            at = x0 + i * (width + _GAP) + width / 2, y0 - 4 - (len(texts) - 1 - k) * line
-            draw.text(at, text, "black", usual, anchor="md")
+        name = _text(across[0], large)
+        y0 += name.height + 6
+        table = ImageOps.expand(table, (0, name.height + 6, 0, 0), "white")
+        table.paste(name, ((x0 + table.width - name.width) // 2, 0))
     if down[0]:
-        name = Image.new("RGB", (round(large.getlength(down[0])) + 4, title), "white")
-        ImageDraw.Draw(name).text((2, 0), down[0], "black", large)
-        name = name.rotate(90, expand=True)
-        page.paste(name, (_PAD, max(y0, (y0 + page.height - _PAD - name.height) // 2)))
-    for j, texts in enumerate(left.texts):
-        y = y0 + j * (height + _GAP)
-        for k, text in enumerate(texts):
-            middle = y + height / 2 + (k - (len(texts) - 1) / 2) * line
-            draw.text((x0 - 8, middle), text, "black", usual, anchor="rm")
-        for i, value in enumerate(across[1]):
-            at, here = x0 + i * (width + _GAP), {across[0]: value, down[0]: down[1][j]}
-            row = next((row for row in rows if all(row[key] == one for key, one in here.items() if key)), None)
-            image = None if row is None else results.picture(row)
-            if image is None:
-                draw.rectangle((at, y, at + width - 1, y + height - 1), _EMPTY)
-            elif image.size != (width, height):
-                # Small pictures keep their pixels.
-                how = Image.Resampling.NEAREST if width % image.width == 0 else Image.Resampling.LANCZOS
-                image = image.resize((width, height), how)
-            if image is not None:
-                page.paste(image, (at, y))
-    return page
+        name = _text(down[0], large).rotate(90, expand=True)
+        below = max(y0 + name.height - table.height, 0)
+        table = ImageOps.expand(table, (name.width + 6, 0, 0, below), "white")
+        table.paste(name, (0, (y0 + table.height - name.height) // 2))
+    if fixed:
+        text = ", ".join(f"{key} = {show(value)}" for key, value in fixed.items())
+        caption = _text(text, small, table.width, colour=_GREY)
+        table = ImageOps.expand(table, (0, caption.height + 8, 0, 0), "white")
+        table.paste(caption, (0, 0))
+    return ImageOps.expand(table, _PAD, "white")
 
 
-class _Labels:
-    def __init__(self, axis: Axis, font: Any, most: int):
-        self.texts = [_wrapped(font, show(value), most) if axis[0] else [] for value in axis[1]]
-        self.width = 8 + round(max((font.getlength(text) for texts in self.texts for text in texts), default=-8))
+def _picture(results: Results, row: Row | None, size: tuple[int, int]) -> Image.Image:
+    """Returns a row's picture in this size, or a grey one if there is none."""
+    image = None if row is None else results.picture(row)
+    if image is None:
+        return Image.new("RGB", size, _EMPTY)
+    # Enlarged pictures show their pixels.
+    return image.resize(size, Image.Resampling.NEAREST if size[0] % image.width == 0 else Image.Resampling.LANCZOS)
 
 
-def _wrapped(font: Any, text: str, width: int) -> list[str]:
-    return textwrap.wrap(text, max(int(width / font.getlength("n")), 6)) if width else [text]
-
-
-def _height(font: Any) -> int:
-    return sum(font.getmetrics()) + 2
+def _text(text: str, font: Any, width: int = 10**6, align: float = 0, colour: str = "black") -> Image.Image:
+    """Draws text, wrapped at about `width` pixels, on an image of its size; `align` is 0 for left, 1 for right."""
+    lines = textwrap.wrap(text, max(int(width / font.getlength("n")), 6)) or [""]
+    height, lengths = sum(font.getmetrics()) + 2, [math.ceil(font.getlength(line)) for line in lines]
+    image = Image.new("RGB", (max(lengths), height * len(lines)), "white")
+    for k, line in enumerate(lines):
+        ImageDraw.Draw(image).text((align * (image.width - lengths[k]), k * height), line, colour, font)
+    return image

@@ -1,14 +1,15 @@
-"""A sweep's folder, in which nothing is ever half there:
+"""The files in a sweep's folder:
 
-    plan.json               the plan, with the sweep in it
-    pictures/NAME.png       a picture each, which knows how it was made
-    records/part-00012.parquet   the records of a batch, a row for each picture
-    leases/share-2-of-16.json    of a share that a worker is at
-    metrics/NAME.parquet    a number for each picture, once it was measured
+    plan.json                    the plan, which contains the sweep
+    pictures/NAME.png            one picture, which stores its settings
+    records/part-00012.parquet   the records of one batch, a row for each picture
+    leases/share-2-of-16.json    says which worker is busy with a share
+    metrics/NAME.parquet         a number for each picture that was measured
 
-Every file is written under another name and renamed when it is whole, the records of a batch after its pictures. So a
-batch is done when its records are there; whatever happens before, it is made again, to the same pictures. Several runs
-may share the folder: they may make a picture twice, and record it once, because a batch has one file of records.
+Every file is there whole or not at all, and the records of a batch are written after its pictures. So a batch is done
+when its records are there. A batch that was interrupted before that is made again, with the same pictures. Several
+workers may share the folder. They may make a picture twice, but record it once, because a batch has one file of
+records.
 """
 
 from collections.abc import Iterable
@@ -16,22 +17,29 @@ from pathlib import Path
 
 from sega_jax.sweep.planning.plan import Plan
 from sega_jax.sweep.running.records import read_part
-from sega_jax.sweep.running.store import store
+from sega_jax.sweep.running.store import Store
 
 PICTURES, RECORDS, LEASES, METRICS = "pictures", "records", "leases", "metrics"
 
 
 class Folder:
-    """The folder of one plan, by its path, or an address that fsspec knows."""
+    """The folder of one plan.
+
+    Args:
+        path: the folder, or an address that fsspec knows.
+
+    Raises:
+        ValueError: the address cannot be reached.
+    """
 
     def __init__(self, path: str | Path):
-        self.store = store(path)
+        self.store = Store(path)
 
     def __str__(self) -> str:
         return str(self.store)
 
     def begin(self, plan: Plan) -> None:
-        """Keeps the plan, or finds it kept.
+        """Writes the plan, unless the folder has it already.
 
         Raises:
             OSError: the folder cannot be written to.
@@ -49,10 +57,10 @@ class Folder:
                 ) from None
 
     def plan(self) -> Plan:
-        """The plan that is kept.
+        """Reads the folder's plan.
 
         Raises:
-            ValueError: there is none, or it cannot be read.
+            ValueError: the folder has no plan, or a broken one.
         """
         text = self.store.read("plan.json")
         if text is None:
@@ -63,7 +71,7 @@ class Folder:
             raise ValueError(f"{self}/plan.json: {error}") from None
 
     def missing(self, plan: Plan) -> list[int]:
-        """The numbers of the batches that are to be made."""
+        """Returns the numbers of the batches that are not done."""
         parts, there = self.store.names(RECORDS), self.store.names(PICTURES)
         return [i for i, batch in enumerate(plan.batches) if not self._has(i, batch.names, parts, there)]
 
@@ -74,11 +82,11 @@ class Folder:
             return True
         records = self.store.read(part(number))
         assert records is not None
-        # A picture that could not be made has no file.
+        # Pictures with NaN and flagged pictures have no files.
         files = read_part(records, ["file"])["file"]
         return all(Path(file).name in there for file in files if file is not None)
 
 
 def part(number: int) -> str:
-    """The file of a batch's records."""
+    """Returns the name of the file with a batch's records."""
     return f"{RECORDS}/part-{number:05}.parquet"

@@ -1,164 +1,133 @@
-"""Where a sweep's files are: a folder, or what fsspec reaches by an address, such as gs://bucket/sweep. Whatever ends
-while it writes, a file is there whole or not at all."""
+"""Reads and writes a sweep's files, in a folder or at an address that fsspec knows, such as gs://bucket/sweep.
+
+A file is there whole or not at all, whenever the process ends, and is created by one process only. In folders, this
+module takes care of both. At an address, the file system must; Google's, Amazon's and Azure's object stores do.
+"""
 
 import contextlib
 import os
+import re
 import socket
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 
-class Store(Protocol):
-    """Files by their names, "records/part-00012.parquet"."""
+class Store:
+    """The files below a folder or an address. A file's name is its path there, such as "records/part-00012.parquet".
 
-    def begin(self, folders: tuple[str, ...]) -> None:
-        """Makes the folders, and removes what processes of this machine left that are no more."""
-
-    def read(self, name: str) -> bytes | None:
-        """A file, or None for none."""
-
-    def has(self, name: str) -> bool:
-        """Whether there is such a file."""
-
-    def write(self, name: str, data: bytes) -> None:
-        """A file, over one that is there."""
-
-    def create(self, name: str, data: bytes) -> None:
-        """Likewise, but FileExistsError where one is there."""
-
-    def remove(self, name: str) -> None:
-        """A file, if it is there."""
-
-    def names(self, folder: str) -> set[str]:
-        """Of the files in a folder, without the folder's; those that are being written begin with a dot."""
-
-
-def store(path: str | Path) -> Store:
-    """Of a folder's path, or an address.
+    Args:
+        path: a folder, or an address with "://".
 
     Raises:
-        ValueError: fsspec knows no such address, or lacks what it needs for it.
+        ValueError: fsspec does not know the address, or the address needs a package that is not installed.
     """
-    return _Remote(str(path)) if "://" in str(path) else _Local(Path(path).expanduser())
 
+    def __init__(self, path: str | Path):
+        from fsspec.core import url_to_fs  # only sweeps need it
+        from fsspec.implementations.local import LocalFileSystem
 
-class _Local:
-    def __init__(self, path: Path):
-        self.path = path
+        if "://" in str(path):
+            self._address = str(path).rstrip("/")
+            try:
+                self._files, self._root = url_to_fs(self._address)
+            except (ImportError, ValueError) as error:
+                raise ValueError(f"{path} cannot be reached ({error})") from None
+        else:
+            # A folder's name may contain "::", with which url_to_fs would chain file systems.
+            self._address = str(Path(path).expanduser())
+            self._files, self._root = LocalFileSystem(), os.path.abspath(self._address)
+        self._local = isinstance(self._files, LocalFileSystem)
 
     def __str__(self) -> str:
-        return str(self.path)
+        return self._address
 
     def begin(self, folders: tuple[str, ...]) -> None:
+        """Makes the folders, and removes unfinished files of processes of this machine that have ended."""
         for folder in folders:
-            (self.path / folder).mkdir(parents=True, exist_ok=True)
-        for folder in ("", *folders):
-            for path in (self.path / folder).glob(f".*.{host()}-*"):
-                process = path.name.split("-")[-2]
-                if process.isdigit() and not runs(int(process)):
-                    path.unlink(missing_ok=True)
+            self._files.makedirs(self._path(folder), exist_ok=True)
+        if self._local:
+            for folder in ("", *folders):
+                for name in self.names(folder):
+                    unfinished = re.fullmatch(rf"\..*\.{re.escape(host())}-(\d{{1,9}})-[0-9a-f]+", name)
+                    if unfinished and not runs(int(unfinished[1])):
+                        self.remove(f"{folder}/{name}")
 
     def read(self, name: str) -> bytes | None:
+        """Returns a file's content, or None if there is no such file."""
         try:
-            return (self.path / name).read_bytes()
+            return self._files.cat_file(self._path(name))
         except FileNotFoundError:
             return None
 
     def has(self, name: str) -> bool:
-        return (self.path / name).exists()
+        """Tells whether there is such a file."""
+        self._files.invalidate_cache()
+        return self._files.exists(self._path(name))
 
     def write(self, name: str, data: bytes) -> None:
-        self._place(name, data, os.replace)
+        """Writes a file, and replaces the one that may be there."""
+        if self._local:
+            with self._unfinished(name, data) as (unfinished, path):
+                os.replace(unfinished, path)
+        else:
+            self._files.pipe_file(self._path(name), data)  # object stores show a file once it is whole
 
     def create(self, name: str, data: bytes) -> None:
-        self._place(name, data, self._link)
+        """Writes a new file. If several processes create the same file at once, one of them succeeds.
 
-    @staticmethod
-    def _link(temporary: Path, path: Path) -> None:
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            raise
-        except OSError:
-            # Buckets that are mounted have no links.
-            if path.exists():
-                raise FileExistsError(path) from None
-            os.replace(temporary, path)
-
-    def _place(self, name: str, data: bytes, place: Callable[[Path, Path], None]) -> None:
-        path = self.path / name
-        temporary = path.with_name(f".{path.name}.{host()}-{os.getpid()}-{os.urandom(4).hex()}")
-        try:
-            temporary.write_bytes(data)
-            place(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        Raises:
+            FileExistsError: the file is there already.
+        """
+        if not self._local:
+            self._files.pipe_file(self._path(name), data, mode="create")
+            return
+        with self._unfinished(name, data) as (unfinished, path):
+            try:
+                os.link(unfinished, path)  # unlike a renaming, a link never replaces a file
+            except FileExistsError:
+                raise
+            except OSError:
+                # Buckets that are mounted as folders have no links. Two processes there may both succeed.
+                if path.exists():
+                    raise FileExistsError(path) from None
+                os.replace(unfinished, path)
 
     def remove(self, name: str) -> None:
-        (self.path / name).unlink(missing_ok=True)
-
-    def names(self, folder: str) -> set[str]:
-        path = self.path / folder
-        return {entry.name for entry in path.iterdir()} if path.is_dir() else set()
-
-
-class _Remote:
-    """Object stores, whose writes are whole in themselves."""
-
-    def __init__(self, address: str):
-        from fsspec.core import url_to_fs
-
-        self.address = address.rstrip("/")
-        try:
-            self._fs, self._root = url_to_fs(self.address)
-        except (ImportError, ValueError) as error:
-            raise ValueError(f"{address} cannot be reached ({error})") from None
-
-    def __str__(self) -> str:
-        return self.address
-
-    def begin(self, folders: tuple[str, ...]) -> None:
-        for folder in folders:
-            self._fs.makedirs(f"{self._root}/{folder}", exist_ok=True)
-
-    def read(self, name: str) -> bytes | None:
-        try:
-            return self._fs.cat_file(f"{self._root}/{name}")
-        except FileNotFoundError:
-            return None
-
-    def has(self, name: str) -> bool:
-        self._fs.invalidate_cache()
-        return self._fs.exists(f"{self._root}/{name}")
-
-    def write(self, name: str, data: bytes) -> None:
-        self._fs.pipe_file(f"{self._root}/{name}", data)
-
-    def create(self, name: str, data: bytes) -> None:
-        if self.has(name):
-            raise FileExistsError(name)
-        self.write(name, data)
-
-    def remove(self, name: str) -> None:
+        """Removes a file if it is there."""
         with contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file(f"{self._root}/{name}")
+            self._files.rm_file(self._path(name))
 
     def names(self, folder: str) -> set[str]:
-        self._fs.invalidate_cache()
+        """Returns the names in a folder, without the folder's own; those of unfinished files begin with a dot."""
+        self._files.invalidate_cache()
         try:
-            found = self._fs.ls(f"{self._root}/{folder}", detail=False)
-        except FileNotFoundError:
+            paths = self._files.ls(self._path(folder), detail=False)
+        except (FileNotFoundError, NotADirectoryError):
             return set()
-        return {path.rstrip("/").rpartition("/")[2] for path in found}
+        return {path.rstrip("/").rpartition("/")[2] for path in paths}
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    @contextlib.contextmanager
+    def _unfinished(self, name: str, data: bytes) -> Iterator[tuple[Path, Path]]:
+        """Writes the data to a hidden file beside the named one, and removes it in the end. Gives both paths."""
+        path = Path(self._path(name))
+        unfinished = path.with_name(f".{path.name}.{host()}-{os.getpid()}-{os.urandom(4).hex()}")
+        try:
+            unfinished.write_bytes(data)
+            yield unfinished, path
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 def host() -> str:
+    """Returns this machine's name, without dots."""
     return socket.gethostname().replace(".", "_")
 
 
 def runs(process: int) -> bool:
-    """Whether a process of this machine does."""
+    """Tells whether a process of this machine is running, given its number."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

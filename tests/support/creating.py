@@ -1,0 +1,48 @@
+"""Creates the same files as other threads and processes do at the same time: `python creating.py FOLDER WHO` prints
+"ready", waits for the file FOLDER/go, and prints {name of each file that it created: name of the thread}."""
+
+import json
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from sega_jax.sweep.running.store import Store
+
+NAMES = [f"{i}.json" for i in range(200)]
+THREADS = 6
+
+
+def content(thread):
+    return thread.encode() * 1000
+
+
+def create(folder, who):
+    """Returns {name: thread} of the files that this process created, each by one of its threads."""
+    store, created, together = Store(folder), [], threading.Barrier(THREADS)
+
+    def attempt(thread):
+        while not store.has("go"):
+            time.sleep(0.001)
+        for name in NAMES:
+            together.wait()
+            try:
+                store.create(name, content(thread))
+            except FileExistsError:
+                continue
+            created.append((name, thread))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # makes threads collide
+    try:
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(attempt, [f"{who}{i}" for i in range(THREADS)]))
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(dict(created)) == len(created), "two threads created the same file"
+    return dict(created)
+
+
+if __name__ == "__main__":
+    print("ready", flush=True)
+    print(json.dumps(create(*sys.argv[1:])))
