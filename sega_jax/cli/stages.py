@@ -9,16 +9,14 @@ import click
 
 from sega_jax.cli.options import command_words, option, parsed, shell_arguments
 from sega_jax.pipelines import loading, sources
-from sega_jax.pipelines.cascade import FIRST, load_cascade
+from sega_jax.pipelines.cascade import FIRST, SHARED, load_cascade
 from sega_jax.pipelines.components import checked_scheduler
 from sega_jax.pipelines.pipeline import Output, Pipeline
 from sega_jax.systems.base import System
 from sega_jax.text import caption_cleaning
 
-# What all stages share, from the command's own options.
-_SHARED = ("momentum_scale", "momentum_beta", "semantics", "support")
 # What the cascade gives each stage itself.
-_OWN = (*_SHARED, "negative_prompt", "seed", "height", "width", "image")
+_OWN = (*SHARED, "negative_prompt", "seed", "height", "width", "image")
 _OTHERS = ("edited", "clean_captions", "low_memory")
 
 
@@ -200,7 +198,7 @@ def load(
         for stage, system in later.items():
             own, declared = _of_stage(given, stage), stage_arguments(system)
             values = parsed(system.call, {name: own[name] for name in own if name in declared}, f"{stage}-")
-            stages[stage] = {name: call[name] for name in _SHARED if name in call} | values
+            stages[stage] = {name: call[name] for name in SHARED if name in call} | values
         edited = given.get("edited") or (FIRST,)
         clean = bool(given.get("clean_captions"))
         return cascade(prompt, edits, seed=seed, negative_prompt=negative_prompt, edited=edited, clean=clean, **stages)

@@ -46,9 +46,11 @@ def run(file: Path, out: str | None, rows: int | None, share: bool, worker: str 
         planned = partial(_plan, said, sweeps.Facts.of(said), folder, rows, share)
         plan = planned()
         sweeps.check(plan)
-        click.echo(_describe(plan))
+        for stage in plan.chain:
+            click.echo(_of(stage, plan, _describe(stage)))
         if dry_run:
-            click.echo(_memory(plan, sweeps.needed(plan)))
+            for stage in plan.chain:
+                click.echo(_of(stage, plan, _memory(stage, sweeps.needed(stage))))
             if sweeps.kept(folder) is not None:
                 click.echo(_left(folder) or "no batch is timed yet")
             return
@@ -80,10 +82,24 @@ def _plan(said: sweeps.Sweep, facts: sweeps.Facts, folder: str, rows: int | None
     """The plan, with the rows of the one that is kept, if that is of the same sweep; else with those that fit."""
     kept = sweeps.kept(folder)
     if rows is None and kept is not None and kept.sweep == said:
-        rows = kept.rows
+        return _with_rows_of(kept, said, facts, share)
     if rows is None:
         return sweeps.fitted(said, facts, share=share)
     return sweeps.plan(said, facts, rows, share=share)
+
+
+def _with_rows_of(kept: sweeps.Plan, said: sweeps.Sweep, facts: sweeps.Facts, share: bool) -> sweeps.Plan:
+    """The plan with as many rows as one that is kept, in every stage."""
+    earlier = None
+    for facts_of_stage, stage in zip(facts.chain, kept.chain, strict=True):
+        earlier = sweeps.plan(said, facts_of_stage, stage.rows, share=share, earlier=earlier)
+    assert earlier is not None
+    return earlier
+
+
+def _of(stage: sweeps.Plan, plan: sweeps.Plan, text: str) -> str:
+    """A text about a stage, which names it where there are several."""
+    return text if plan.earlier is None else f"{stage.facts.stage}: {text}"
 
 
 def _worker(said: str | None) -> tuple[int, int] | None:
@@ -101,7 +117,9 @@ def status(folder: str) -> None:
     """Says how far a sweep is."""
     with plainly():
         found = sweeps.status(folder)
-        click.echo(f"{found.done} of {found.pictures} pictures, {found.batches_done} of {found.batches} batches")
+        for stage, one in (sweeps.stages(folder) or {"": found}).items():
+            label = f"{stage}: " if stage else ""
+            click.echo(f"{label}{one.done} of {one.pictures} pictures, {one.batches_done} of {one.batches} batches")
         if found.done < found.pictures and (left := _left(folder)):
             click.echo(left)
 
@@ -220,10 +238,9 @@ def _memory(plan: sweeps.Plan, memory: sweeps.Memory) -> str:
 
 
 def _left(folder: str) -> str | None:
-    """The time that is left, where a batch was timed."""
-    pace = sweeps.pace(folder)
-    if pace is None:
+    """The time that is left, where batches were timed."""
+    seconds = sweeps.seconds_left(folder)
+    if seconds is None:
         return None
-    seconds = pace * sweeps.status(folder).evaluations_left
     size, unit = (1, "s") if seconds < 120 else (60, "min") if seconds < 7200 else (3600, "h")
     return f"about {seconds / size:.3g} {unit} left for one worker"

@@ -31,6 +31,8 @@ from sega_jax.systems.registry import CHECKER, check_adapters
 from sega_jax.text.files import CheckpointError
 
 FIRST = "stage1"
+# How edits act together, which the shell and sweeps say once for all stages.
+SHARED = ("momentum_scale", "momentum_beta", "semantics", "support")
 # What the cascade gives each stage itself.
 _OWN = {"prompt", "negative_prompt", "images_per_prompt", "seed", "key", "image", "output", "strict"}
 

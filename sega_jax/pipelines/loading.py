@@ -244,8 +244,41 @@ def load_text(
         CheckpointError: the checkpoint has no text encoder; or as `load`.
     """
     where = devices if isinstance(devices, Devices) else Devices(devices)
-    dtype = pick_dtype(dtype, where)
     found = find(source)
+    reader = found.system.text
+    parts, tokenizer = load_readers(source, dtype=dtype, variant=variant, devices=where, lora=lora)
+    networks = reader.networks(
+        found.system.checkpoint.models(**dict.fromkeys(found.system.checkpoint.networks) | parts)
+    )
+    cache = EmbeddingCache(reader.encode, where)
+
+    def encode(words: Sequence[str]) -> Any:
+        texts = reader.read(list(words), tokenizer, Encode(networks, cache), warn)
+        return reader.join(texts, lambda: texts[0])
+
+    return encode
+
+
+def load_readers(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: DTypeLike | None = None,
+    variant: str | None = None,
+    devices: Sequence[jax.Device] | Devices | None = None,
+    lora: str | Path | Mapping[str | Path, float] | None = None,
+) -> tuple[dict[str, Any], Any]:
+    """Loads the networks of a checkpoint that read text, by the names of their folders, and its tokenizer.
+
+    Args:
+        source, revision, dtype, variant, devices, lora: as of `load`.
+
+    Raises:
+        CheckpointError: the checkpoint has no text encoder; or as `load`.
+    """
+    where = devices if isinstance(devices, Devices) else Devices(devices)
+    dtype = pick_dtype(dtype, where)
+    found = find(source, revision)
     check_reads(found)
     reader = found.system.text
     others = [part for part in found.system.checkpoint.networks if part not in reader.parts]
@@ -258,14 +291,8 @@ def load_text(
         part: filled(found.weights(part, module, variant), module, dtype, where) for part, module in readers.items()
     }
     alone = type(description.models)(**dict.fromkeys(description.models._fields) | filled_in)
-    networks = reader.networks(merged(alone, changes))
-    cache = EmbeddingCache(reader.encode, where)
-
-    def encode(words: Sequence[str]) -> Any:
-        texts = reader.read(list(words), description.tokenizer, Encode(networks, cache), warn)
-        return reader.join(texts, lambda: texts[0])
-
-    return encode
+    networks = merged(alone, changes)._asdict()
+    return {part: networks[part] for part in readers}, description.tokenizer
 
 
 def load_without_text(

@@ -1,6 +1,6 @@
 """Ablation sweeps: many pictures of one checkpoint, planned, run, recorded and looked at."""
 
-from sega_jax.sweep.description.points import Facts as Facts
+from sega_jax.sweep.description.facts import Facts as Facts
 from sega_jax.sweep.description.sweep_file import Sweep as Sweep
 from sega_jax.sweep.planning.memory import Memory as Memory
 from sega_jax.sweep.planning.memory import fitted as fitted
@@ -18,9 +18,11 @@ from sega_jax.sweep.reporting.results import Results as Results
 from sega_jax.sweep.reporting.results import show as show
 from sega_jax.sweep.reporting.sheets import sheets as sheets
 from sega_jax.sweep.running.folder import Folder as Folder
-from sega_jax.sweep.running.run import Status as Status
 from sega_jax.sweep.running.run import keep as keep
 from sega_jax.sweep.running.run import kept as kept
-from sega_jax.sweep.running.run import pace as pace
 from sega_jax.sweep.running.run import run as run
-from sega_jax.sweep.running.run import status as status
+from sega_jax.sweep.running.status import Status as Status
+from sega_jax.sweep.running.status import pace as pace
+from sega_jax.sweep.running.status import seconds_left as seconds_left
+from sega_jax.sweep.running.status import stages as stages
+from sega_jax.sweep.running.status import status as status

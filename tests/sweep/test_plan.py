@@ -114,7 +114,10 @@ def files_of(folder):
 
 def test_names_are_of_what_decides_a_picture(tmp_path):
     files = files_of(tmp_path)
-    assert {*CALLS, *files, "strength"} == {*fields.call_settings(stable_diffusion.SYSTEM.call), *fields.OTHERS}
+    assert {*CALLS, *files, "strength", "edited"} == {
+        *fields.call_settings(stable_diffusion.SYSTEM.call),
+        *fields.OTHERS,
+    }
     assert SETTINGS.keys() == fields.edit_settings().keys()
     names = [named(call={key: value}) for key, value in (CALLS | files).items()]
     names += [named(call={"image": files["image"], "strength": 0.5})]

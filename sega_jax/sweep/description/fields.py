@@ -1,6 +1,6 @@
 """The settings that a sweep may give, derived from the declared arguments of calls and of `Edit`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +8,17 @@ from sega_jax.method.arguments import Argument, arguments
 from sega_jax.method.checks import brief
 from sega_jax.method.guidance import Edit
 from sega_jax.pipelines.adapter_options import Files
+from sega_jax.pipelines.cascade import FIRST
 from sega_jax.pipelines.components import checked_scheduler
 from sega_jax.pipelines.load_options import ADAPTERS, LoadOptions
+from sega_jax.sweep.description import stages
+from sega_jax.systems.base import System
 from sega_jax.systems.call import Call
 from sega_jax.systems.registry import systems
 
 # Settings of a picture that are not arguments of its call: besides these, its scheduler, and which of the edits act.
-OTHERS = ("scheduler", "edits", *ADAPTERS)
+# In a cascade also which of the stages the edits guide.
+OTHERS = ("scheduler", "edits", "edited", *ADAPTERS)
 
 
 def call_settings(call: type[Call]) -> dict[str, Argument]:
@@ -35,8 +39,11 @@ def adapter_kinds() -> dict[str, Files]:
 
 def names() -> list[str]:
     """Returns the settings of a call of any family."""
-    found = dict.fromkeys(name for system in systems().values() for name in call_settings(system.call))
-    return [*found, *OTHERS]
+    return [*_names(systems().values()), *OTHERS]
+
+
+def _names(families: Iterable[System]) -> list[str]:
+    return list(dict.fromkeys(name for system in families for name in call_settings(system.call)))
 
 
 def known(key: str, edits: Mapping[str, Any], where: str) -> None:
@@ -49,6 +56,12 @@ def known(key: str, edits: Mapping[str, Any], where: str) -> None:
     Raises:
         ValueError: there is no such setting or edit.
     """
+    stage, name = stages.split(key)
+    if stage:
+        own = [name for name in [*_names(stages.later_stages()[stage]), "scheduler", *ADAPTERS] if stages.is_own(name)]
+        if name not in own:
+            raise ValueError(f"{where}: {key!r} is unknown; the settings of {stage} are {', '.join(own)}")
+        return
     edit, _, name = key.rpartition(".")
     if edit and edit not in edits:
         listed = ", ".join(edits) or "none; describe it in a table [edits.NAME]"
@@ -71,7 +84,8 @@ def checked(key: str, value: Any, edits: Mapping[str, Any], where: str, folder: 
         FileNotFoundError, TypeError, ValueError: as `known`, or a value of another type or range.
     """
     known(key, edits, where)
-    edit, _, name = key.rpartition(".")
+    stage, name = stages.split(key)
+    edit, _, name = ("", "", name) if stage else key.rpartition(".")
     said = f"{where}: {key}"
     if edit:
         return _of_edit(name, value, said)
@@ -79,11 +93,13 @@ def checked(key: str, value: Any, edits: Mapping[str, Any], where: str, folder: 
         return _scheduler(said, value)
     if name == "edits":
         return _acting(said, value, edits, where)
+    if name == "edited":
+        return _guided(said, value)
     if name in ADAPTERS:
         kind = adapter_kinds()[name]
         return kind.check_one(said, kind.located(said, () if value is None else value, folder))
     error = None
-    for system in systems().values():
+    for system in stages.later_stages()[stage] if stage else systems().values():
         if name in (settings := call_settings(system.call)):
             try:
                 return fixed(settings[name], settings[name].kind.located(said, value, folder), said)
@@ -99,6 +115,13 @@ def fixed(argument: Argument, value: Any, name: str) -> Any:
         TypeError, ValueError: it is of another type or range, or several.
     """
     return None if value is None and argument.default is None else argument.kind.check_one(name, value)
+
+
+def _guided(said: str, value: Any) -> tuple[str, ...]:
+    known = [FIRST, *stages.later_stages()]
+    if not isinstance(value, list | tuple) or not all(one in known for one in value):
+        raise ValueError(f"{said}={brief(value)} should be a list of stages that the edits guide: {', '.join(known)}")
+    return tuple(one for one in known if one in value)
 
 
 def _of_edit(name: str, value: Any, said: str) -> Any:

@@ -5,6 +5,7 @@ source = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 [call]                                    # what all pictures share, as Pipeline takes it
 steps = 50
+lora = { "style.safetensors" = 0.8 }      # files are relative to this one; as axes also image and textual_inversion
 
 [edits.glasses]                           # an edit and its settings; its words are its name, or `concept`
 threshold = 0.95
@@ -21,6 +22,16 @@ glasses.cooldown = [25, "never"]
 [sample]                                  # so many draws of these, and every combination with the others
 count = 10
 glasses.momentum_scale = { low = 0.0, high = 0.6 }
+
+A cascade names its later stages by their checkpoints, and their settings begin with the stage's name:
+
+[model]
+source = "DeepFloyd/IF-I-XL-v1.0"
+stage2 = "DeepFloyd/IF-II-L-v1.0"
+
+[grid]
+stage2.noise_level = [100, 250]
+edited = [["stage1"], ["stage1", "stage2"]]   # the stages that the edits guide
 """
 
 import dataclasses
@@ -36,7 +47,7 @@ from sega_jax.method.arguments import arguments
 from sega_jax.method.checks import brief, check_int
 from sega_jax.method.guidance import Edit
 from sega_jax.pipelines.load_options import LoadOptions
-from sega_jax.sweep.description import axes, fields
+from sega_jax.sweep.description import axes, fields, stages
 from sega_jax.sweep.description.axes import Block, Progression, Uniform
 from sega_jax.sweep.description.fields import checked
 
@@ -58,7 +69,8 @@ class Sweep:
 
     Attributes:
         model: what `sega_jax.load` takes: source, revision, dtype, variant, safety_checker, attention; none of it is
-            the demo model.
+            the demo model. Of a cascade it is the first stage, and the checkpoints of the others are named by their
+            stages, such as stage2.
         call: settings that all points share.
         edits: of each edit by its name: its settings as `Edit` has them; its words, `concept`, are its name unless
             said.
@@ -96,7 +108,7 @@ class Sweep:
                 given[name] = checked(f"{edit}.{name}", value, self.edits, "edits")
         call = _flat(self.call, self.edits)
         self._set("call", {key: checked(key, value, self.edits, "call", folder) for key, value in call.items()})
-        if astray := [key for key in self.call if "." in key]:
+        if astray := [key for key in self.call if "." in key and not stages.split(key)[0]]:
             raise ValueError(f"call: {astray[0]!r} is of an edit; say it in [edits.{astray[0].rpartition('.')[0]}]")
 
         def read(where, table, draws=False):
@@ -236,6 +248,13 @@ def _table(name: str, value: Any) -> Mapping[str, Any]:
 
 
 def _of_model(key: str, value: Any) -> Any:
+    if key in stages.later_stages():
+        own = {"source": value} if isinstance(value, str) else value
+        if not isinstance(own, Mapping) or "source" not in own or not own.keys() <= {"source", "revision"}:
+            raise TypeError(
+                f"model: {key}={brief(value)} should be the checkpoint of this stage, or a table of source and revision"
+            )
+        return {name: _of_model(name, one) for name, one in own.items()}
     if key not in _MODEL:
         hint = "; it is said in [call], or an axis" if key in fields.OTHERS else ""
         raise ValueError(f"model: {key!r} is unknown{hint}; a model has {', '.join(_MODEL)}")
@@ -246,7 +265,7 @@ def _of_model(key: str, value: Any) -> Any:
 
 
 def _edit(name: str, value: Any) -> dict[str, Any]:
-    if not re.fullmatch(r"[\w-]+", name) or name in fields.names():
+    if not re.fullmatch(r"[\w-]+", name) or name in (*fields.names(), *stages.later_stages()):
         raise ValueError(f"edits: {name!r} should be a name of letters, digits, _ and -, and not that of a setting")
     if isinstance(value, Edit):
         value = {key: getattr(value, key) for key in fields.edit_settings() if getattr(value, key) is not None}
@@ -258,7 +277,8 @@ def _flat(table: Mapping[str, Any], edits: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     known = fields.names()
     for key, value in table.items():
-        inner = isinstance(value, Mapping) and (key in edits or (key not in known and "." not in key))
+        tabled = key in edits or key in stages.later_stages() or (key not in known and "." not in key)
+        inner = isinstance(value, Mapping) and tabled
         for name, one in ({f"{key}.{name}": one for name, one in value.items()} if inner else {key: value}).items():
             if name in flat:
                 raise ValueError(f"{name!r} is said twice; leave one out")

@@ -5,8 +5,9 @@ from typing import Any
 from sega_jax.method.arguments import arguments
 from sega_jax.pipelines.adapter_options import Pairs
 from sega_jax.pipelines.adapters import extended_tokenizer, lora_changes
+from sega_jax.sweep.description.facts import Facts, described
 from sega_jax.sweep.description.fields import adapter_kinds
-from sega_jax.sweep.description.points import Facts, Point, described
+from sega_jax.sweep.description.points import Point
 from sega_jax.systems.registry import check_adapters
 
 
@@ -41,7 +42,7 @@ def fitting(facts: Facts, adapters: tuple[tuple[str, Pairs], ...]) -> Any:
     Raises:
         CheckpointError, TypeError, ValueError: they do not fit, or the family has no such adapters.
     """
-    found, kinds = described(facts.model), adapter_kinds()
+    found, kinds = described(facts), adapter_kinds()
     given = {name: kinds[name].given(pairs) for name, pairs in adapters}
     check_adapters(found.system, given)
     if "lora" in given:

@@ -11,7 +11,7 @@ import numpy as np
 from sega_jax.pipelines.batch import Batch as BatchOfRows
 from sega_jax.pipelines.execution.chunks import chunk
 from sega_jax.pipelines.pipeline import Pipeline
-from sega_jax.sweep.description.points import Facts
+from sega_jax.sweep.description.facts import Facts
 from sega_jax.sweep.description.sweep_file import Sweep
 from sega_jax.sweep.planning.outline import outline, prepared
 from sega_jax.sweep.planning.plan import Batch, Plan, plan
@@ -121,13 +121,16 @@ def fitted(sweep: Sweep, facts: Facts, *, share: bool = True) -> Plan:
         TypeError, ValueError: as of `plan`.
     """
     devices = jax.local_device_count()
-    first = plan(sweep, facts, USUAL * devices, share=share)
+    # Stages are loaded one after another, and each has the rows that suit it.
+    earlier = None if facts.earlier is None else fitted(sweep, facts.earlier, share=share)
+    planned = partial(plan, sweep, facts, share=share, earlier=earlier)
+    first = planned(USUAL * devices)
     stats = jax.local_devices()[0].memory_stats() or {}
     # Without a limit there is nothing to find out.
     most = needed(first).rows if "bytes_limit" in stats else USUAL
     counts = [most]
     while counts[-1] > USUAL:
         counts.append(-(-counts[-1] // 2))
-    plans = [first if count == USUAL else plan(sweep, facts, count * devices, share=share) for count in counts]
+    plans = [first if count == USUAL else planned(count * devices) for count in counts]
     least = min(one.counts.evaluations for one in plans)
     return next(one for one in plans if one.counts.evaluations <= (1 + _WORTH) * least)

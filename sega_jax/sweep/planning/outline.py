@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import numpy as np
 
 from sega_jax.method.argument_kinds import Real
 from sega_jax.pipelines.batch import Batch
@@ -10,8 +11,10 @@ from sega_jax.pipelines.execution.devices import Devices
 from sega_jax.pipelines.load_options import pick_attention, pick_dtype
 from sega_jax.pipelines.messages import muted
 from sega_jax.pipelines.pipeline import Pipeline
+from sega_jax.sweep.description.facts import Facts, described, pictures_of, size_of
 from sega_jax.sweep.description.fields import call_settings
-from sega_jax.sweep.description.points import Facts, Point, described
+from sega_jax.sweep.description.points import Point
+from sega_jax.sweep.description.stages import earlier
 from sega_jax.sweep.planning.plan import Plan
 
 
@@ -23,7 +26,7 @@ def outline(facts: Facts) -> tuple[Pipeline, int]:
     """
     where = Devices()
     dtype = pick_dtype(facts.model.get("dtype"), where)
-    found = described(facts.model, pick_attention(facts.model.get("attention"), dtype, where))
+    found = described(facts, pick_attention(facts.model.get("attention"), dtype, where))
     models = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), found.models)
     weights = sum(leaf.size * dtype.itemsize for leaf in jax.tree.leaves(found.networks))
     return Pipeline(found.system, models, found.tokenizer, found.scheduler, where, None, found.extras), weights
@@ -39,17 +42,24 @@ def prepared(pipe: Pipeline, facts: Facts, point: Point) -> Batch:
     if scheduler is not None:
         pipe.scheduler = scheduler
     call = {name: value for name, value in point.call.items() if value is not None}
+    # A picture that is not made yet only has a size.
+    for name in pictures_of(facts.declaration):
+        if earlier(call.get(name)) is not None:
+            call[name] = np.zeros((*size_of(call[name]), 3), np.uint8)
     with muted():
         return pipe.prepare(**call, edits=list(point.edits.values()), output="uint8")
 
 
 def check(plan: Plan) -> None:
     """Checks the calls of a plan against the checkpoint, one for each combination of settings that the checkpoint may
-    refuse. Words, seeds and pictures are no part of it, and numbers of a fixed range were checked before.
+    refuse. Words, seeds and pictures are no part of it, and numbers of a fixed range were checked before. Of a cascade
+    all stages are checked.
 
     Raises:
         FileNotFoundError, CheckpointError, TypeError, ValueError: a call would be refused; nothing ran.
     """
+    if plan.earlier is not None:
+        check(plan.earlier)
     pipe, _ = outline(plan.facts)
     arguments = call_settings(plan.facts.declaration)
     free = {name for name, one in arguments.items() if one.varies == "row" and isinstance(one.kind, Real)}

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 from sega_jax.method.checks import check_int
 from sega_jax.pipelines.adapter_options import Pairs
 from sega_jax.pipelines.messages import warn
+from sega_jax.sweep.description.facts import Facts
 from sega_jax.sweep.description.fields import call_settings
-from sega_jax.sweep.description.points import Facts, Point, name, point
+from sega_jax.sweep.description.points import Point, name, point
 from sega_jax.sweep.description.sweep_file import Sweep
 from sega_jax.sweep.planning import sharing
 from sega_jax.sweep.planning.lengths import Lengths
@@ -84,6 +85,18 @@ class Plan:
     facts: Facts
     rows: int
     batches: tuple[Batch, ...]
+    earlier: "Plan | None" = None  # of the stage before in a cascade
+    made_larger: bool = False  # whether a later stage enlarges these pictures
+
+    @property
+    def chain(self) -> "list[Plan]":
+        """The plans of all stages up to this one, the first stage first; of a model by itself, its plan alone."""
+        return [*(self.earlier.chain if self.earlier is not None else []), self]
+
+    @property
+    def format(self) -> str:
+        """The format of the pictures; those that are made larger are kept as arrays of floats."""
+        return "npy" if self.made_larger else self.sweep.format
 
     def point(self, i: int) -> Point:
         """The picture of point i."""
@@ -150,10 +163,12 @@ class Plan:
             {
                 "version": _VERSION,
                 "sweep": self.sweep.as_dict(),
-                "facts": {field.name: getattr(self.facts, field.name) for field in dataclasses.fields(Facts)},
+                "facts": _said_of(self.facts),
                 "rows": self.rows,
                 "programs": [program._asdict() for program in programs],
                 "batches": [batch._asdict() | {"program": programs.index(batch.program)} for batch in self.batches],
+                "earlier": None if self.earlier is None else self.earlier.to_json(),
+                "made_larger": self.made_larger,
             },
             ensure_ascii=False,
         )
@@ -171,12 +186,14 @@ class Plan:
                 raise ValueError(f"it is of version {said['version']}, not {_VERSION}")
             programs = [Program(**one | {"settings": _pairs(one["settings"])}) for one in said["programs"]]
             batches = tuple(_batch(batch, programs) for batch in said["batches"])
-            return cls(Sweep(**said["sweep"]), _facts(said["facts"]), said["rows"], batches)
+            earlier = None if said["earlier"] is None else cls.from_json(said["earlier"])
+            facts = _facts(said["facts"])
+            return cls(Sweep(**said["sweep"]), facts, said["rows"], batches, earlier, said["made_larger"])
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"this is no plan of a sweep ({error}); begin in another folder") from None
 
 
-def plan(sweep: Sweep, facts: Facts, rows: int = 8, *, share: bool = True) -> Plan:
+def plan(sweep: Sweep, facts: Facts, rows: int = 8, *, share: bool = True, earlier: Plan | None = None) -> Plan:
     """Groups the points of a sweep into batches.
 
     All pictures of a batch have the same adapters, size, number of concepts, semantics, support, scheduler and steps.
@@ -189,11 +206,15 @@ def plan(sweep: Sweep, facts: Facts, rows: int = 8, *, share: bool = True) -> Pl
         rows: of a batch at most, at least 1; best a multiple of the devices.
         share: whether pictures with the same prompts, seed and numbers of the call share what they have in common,
             where that takes fewer evaluations. They may be other roundings of the pictures that they are without.
+        earlier: the plan of the stage before in a cascade; None plans it with the same rows.
 
     Raises:
         TypeError, ValueError: no such number of rows, or points that do not go with the checkpoint, or not together.
     """
     check_int("rows", rows, 1)
+    if facts.earlier is not None:
+        earlier = plan(sweep, facts.earlier, rows, share=share) if earlier is None else earlier
+        earlier = dataclasses.replace(earlier, made_larger=True)
     groups, seen, late = defaultdict(list), set(), 0
     lengths = Lengths(facts)
     arguments = call_settings(facts.family.call)
@@ -223,7 +244,7 @@ def plan(sweep: Sweep, facts: Facts, rows: int = 8, *, share: bool = True) -> Pl
         options = (_batches(program._replace(rows=few), some, share) for few in _fitting(rows, some))
         best = min(options, key=lambda one: (one[1], -one[0][0].program.rows))[0]
         batches += [batch._replace(adapters=adapters) for batch in best]
-    return Plan(sweep, facts, rows, tuple(batches))
+    return Plan(sweep, facts, rows, tuple(batches), earlier)
 
 
 def _fitting(rows: int, groups: list[Any]) -> set[int]:
@@ -274,6 +295,12 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
+def _said_of(facts: Facts) -> dict[str, Any]:
+    said = {field.name: getattr(facts, field.name) for field in dataclasses.fields(Facts)}
+    return said | {"earlier": None if facts.earlier is None else _said_of(facts.earlier)}
+
+
 def _facts(said: dict[str, Any]) -> Facts:
     sizes: list[Any] = [tuple(value) if isinstance(value, list) else value for value in said["sizes"]]
-    return Facts(**said | {"sizes": Sizes(*sizes)})
+    earlier = None if said["earlier"] is None else _facts(said["earlier"])
+    return Facts(**said | {"sizes": Sizes(*sizes), "earlier": earlier})

@@ -64,9 +64,9 @@ def _about(results: Results) -> str:
     """Sums up what was made, and how."""
     made = list({row["name"]: row for row in results.rows}.values())
     first, seconds = made[0], sum(row["seconds"] for row in made)
-    counts = results.plan.counts
+    counts, last = results.plan.counts, results.plan.facts.prefix
     return (
-        f"{len(made)} of {counts.pictures} pictures, {first['width']} × {first['height']}, of"
+        f"{len(made)} of {counts.pictures} pictures, {first[f'{last}width']} × {first[f'{last}height']}, of"
         f" {first['model'] or 'the demo model'} in {first['dtype']};"
         f" {first['scheduler'] or 'its own schedule'}; {seconds:.0f} s of {first['devices']} ×"
         f" {first['device']}; sega_jax {first['sega_jax']}, JAX {first['jax']};"

@@ -5,6 +5,7 @@
     records/part-00012.parquet   the records of one batch, a row for each picture
     leases/share-2-of-16.json    says which worker is busy with a share
     metrics/NAME.parquet         a number for each picture that was measured
+    stages/stage1/               of a cascade: the folder of an earlier stage, whose pictures are arrays of floats
 
 Every file is there whole or not at all, and the records of a batch are written after its pictures. So a batch is done
 when its records are there. A batch that was interrupted before that is made again, with the same pictures. Several
@@ -20,6 +21,7 @@ from sega_jax.sweep.running.records import read_part
 from sega_jax.sweep.running.store import Store
 
 PICTURES, RECORDS, LEASES, METRICS = "pictures", "records", "leases", "metrics"
+KINDS = ("png", "webp", "npy")
 
 
 class Folder:
@@ -37,6 +39,10 @@ class Folder:
 
     def __str__(self) -> str:
         return str(self.store)
+
+    def of(self, stage: Plan, plan: Plan) -> "Folder":
+        """Returns the folder of a stage of this folder's plan: for the last one it is this folder."""
+        return self if stage is plan.chain[-1] else Folder(f"{self}/stages/{stage.facts.stage}")
 
     def begin(self, plan: Plan) -> None:
         """Writes the plan, unless the folder has it already.
@@ -78,7 +84,7 @@ class Folder:
     def _has(self, number: int, names: Iterable[str], parts: set[str], there: set[str]) -> bool:
         if part(number).rpartition("/")[2] not in parts:
             return False
-        if all({f"{name}.png", f"{name}.webp"} & there for name in names):
+        if all({f"{name}.{kind}" for kind in KINDS} & there for name in names):
             return True
         records = self.store.read(part(number))
         assert records is not None

@@ -56,7 +56,7 @@ class SharedRun:
         self._prepared: dict[Hashable, set[int]] = {}
 
     def make(self, batch: Batch, schedule: Schedule | None, concepts: Iterable[int], made: Made) -> Output:
-        """Makes the pictures of a batch, as uint8.
+        """Makes the pictures of a batch, as uint8, or as floats in [0, 1] where these are its output.
 
         Args:
             schedule: what they share; None for nothing.
@@ -111,7 +111,8 @@ class _Shared:
         branches, trunk, batch = self.schedule.branches, self._trunk(), self.batch
         factor = self.pipe.system.sampler.sizes(self.pipe.models).factor
         height, width = (factor * side for side in batch.shape[:2])
-        images, finite = np.zeros((batch.rows, height, width, 3), np.uint8), np.zeros(batch.rows, bool)
+        dtype = np.uint8 if batch.output == "uint8" else np.float32
+        images, finite = np.zeros((batch.rows, height, width, 3), dtype), np.zeros(batch.rows, bool)
         flagged = None if self.pipe.safety is None else np.zeros(batch.rows, bool)
         out = Output(images, finite, batch.seeds, None, flagged)
         with ThreadPoolExecutor(1, "begins") as begins, ThreadPoolExecutor(1, "fetches") as fetches:

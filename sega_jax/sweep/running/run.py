@@ -1,11 +1,11 @@
 """Running a plan: batch after batch through a pipeline, the pictures of one written while the next is made."""
 
-import datetime
 import hashlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
+from contextlib import ExitStack
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,67 +13,25 @@ import jax
 import numpy as np
 from PIL import Image
 
-import sega_jax
 from sega_jax.method.checks import check_int
-from sega_jax.pipelines import loading, png
+from sega_jax.pipelines import png
 from sega_jax.pipelines.adapter_options import Pairs
 from sega_jax.pipelines.adapters import with_adapters
 from sega_jax.pipelines.messages import collected, warn
 from sega_jax.pipelines.pipeline import Pipeline
 from sega_jax.pipelines.progress import bar
+from sega_jax.sweep.description.facts import pictures_of
 from sega_jax.sweep.description.fields import adapter_kinds
 from sega_jax.sweep.description.points import Point, name
 from sega_jax.sweep.planning import sharing
 from sega_jax.sweep.planning.outline import check
 from sega_jax.sweep.planning.plan import Batch, Plan, Program
 from sega_jax.sweep.planning.sharing import Schedule
-from sega_jax.sweep.running import records
-from sega_jax.sweep.running.folder import RECORDS, Folder, part
+from sega_jax.sweep.running import metadata, records, stages
+from sega_jax.sweep.running.folder import Folder, part
 from sega_jax.sweep.running.leases import PATIENCE, Leases
 from sega_jax.sweep.running.prefixes import SharedRun
-
-
-class Status(NamedTuple):
-    """How far a sweep is."""
-
-    pictures: int
-    done: int
-    batches: int
-    batches_done: int
-    evaluations_left: int
-
-
-def status(folder: str | Path) -> Status:
-    """How far the sweep in a folder is.
-
-    Raises:
-        ValueError: the folder has no sweep.
-    """
-    where = Folder(folder)
-    plan = where.plan()
-    return _status(plan, where.missing(plan))
-
-
-def pace(folder: str | Path) -> float | None:
-    """Seconds for an evaluation, of one worker, by what a sweep's folder has recorded; None for nothing.
-
-    A program's first batch has its compilation in it, and counts only where there is no other.
-    """
-    where = Folder(folder)
-    plan = where.plan()
-    first: list[tuple[float, int]] = []
-    timed: list[tuple[float, int]] = []
-    there = where.store.names(RECORDS)
-    seen = set()
-    for number, batch in enumerate(plan.batches):
-        if part(number).rpartition("/")[2] in there:
-            data = where.store.read(part(number))
-            assert data is not None
-            seconds = sum(records.read_part(data, ["seconds"])["seconds"])
-            (timed if batch.compiled in seen else first).append((seconds, plan.evaluations(number)))
-            seen.add(batch.compiled)
-    some = timed or first
-    return sum(seconds for seconds, _ in some) / sum(count for _, count in some) if some else None
+from sega_jax.sweep.running.status import Status, of_plan
 
 
 def kept(folder: str | Path) -> Plan | None:
@@ -114,7 +72,7 @@ def run(
 
     Args:
         folder: its path, or an address that fsspec knows, such as gs://bucket/sweep.
-        pipe: to run with, the plan's model, loaded; None loads it.
+        pipe: to run with, the plan's model, loaded; None loads it. A cascade loads its stages one after another.
         worker: (2, 16) is the second of sixteen; None is this process of JAX's, which is alone but where JAX was made
             to know of others.
         patience: the seconds without a sign of life after which a worker has ended; the same for all.
@@ -129,25 +87,45 @@ def run(
     """
     records.arrow()
     number, workers = _worker(worker)
+    if pipe is not None and plan.earlier is not None:
+        raise TypeError("pipe is given, but a cascade loads its stages one after another; leave it out")
     check(plan)
-    where = Folder(folder)
+    where, loader = Folder(folder), stages.Loader(pipe)
     where.begin(plan)
-    shares, running = plan.shares(workers), None
+    earlier = None
+    for stage in plan.chain:
+        own = where.of(stage, plan)
+        if stage is not plan:
+            own.begin(stage)
+        leases = Leases(own.store, number, workers, patience)
+        with leases:
+            _run_stage(stage, own, leases, workers, partial(_Run, earlier=earlier), loader, progress)
+        earlier = own
+    return of_plan(plan, where)
+
+
+def _run_stage(
+    plan: Plan,
+    where: Folder,
+    leases: Leases,
+    workers: int,
+    begin: Callable[[Plan, Folder, Pipeline], "_Run"],
+    loader: stages.Loader,
+    progress: bool | None,
+) -> None:
+    """Makes this worker's share of one plan, and then what others have left, until all of it is done."""
+    shares = plan.shares(workers)
 
     def unfinished() -> set[int]:
         missing = set(where.missing(plan))
         return {share for share, batches in enumerate(shares) if not missing.isdisjoint(batches)}
 
-    with Leases(where.store, number, workers, patience) as leases:
+    with ExitStack() as stack:
+        running = None
         for share in leases.shares(unfinished):
             if running is None:
-                if pipe is None:
-                    model = dict(plan.facts.model)
-                    pipe = loading.load(model.pop("source", loading.DEMO), **model)
-                # A scheduler of its own.
-                running = _Run(plan, where, Pipeline(**pipe.components))
+                running = begin(plan, where, stack.enter_context(loader.loaded(plan.facts)))
             running.all(shares[share], leases.holds, progress)
-    return _status(plan, where.missing(plan))
 
 
 def _worker(worker: Any) -> tuple[int, int]:
@@ -158,13 +136,6 @@ def _worker(worker: Any) -> tuple[int, int]:
         raise TypeError(f"worker={worker!r} should be its number and how many there are, as (2, 16)")
     workers = check_int("worker: how many", worker[1], 1)
     return check_int("worker: its number", worker[0], 1, workers) - 1, workers
-
-
-def _status(plan: Plan, missing: list[int]) -> Status:
-    pictures = [len(batch.points) for batch in plan.batches]
-    left = sum(pictures[i] for i in missing)
-    to_do = sum(map(plan.evaluations, missing))
-    return Status(sum(pictures), sum(pictures) - left, len(pictures), len(pictures) - len(missing), to_do)
 
 
 class _Picture(NamedTuple):
@@ -190,8 +161,9 @@ _Tell = Callable[[int, np.ndarray, bool, bool | None], Any]
 
 
 class _Run:
-    def __init__(self, plan: Plan, folder: Folder, pipe: Pipeline):
+    def __init__(self, plan: Plan, folder: Folder, pipe: Pipeline, earlier: Folder | None = None):
         self.plan, self.folder, self.pipe = plan, folder, pipe
+        self.earlier = stages.EarlierPictures(earlier, pictures_of(plan.facts.declaration))
         self.shared = SharedRun(pipe, plan.depth)
         self._plain = pipe.models, pipe.tokenizer
         self._adapters: tuple[tuple[str, Pairs], ...] = ()
@@ -243,7 +215,7 @@ class _Run:
                 pictures[i].cancel()
             else:
                 shown(1)
-            pictures[i] = pool.submit(self._encoded, batch, points[i], *picture)
+            pictures[i] = pool.submit(self._encoded, batch.points[i], points[i], *picture)
 
         began = time.perf_counter()
         try:
@@ -317,23 +289,25 @@ class _Run:
         own = {name: [call[name] for call in calls] for name in calls[0] if name not in shared}
         edits = [list(point.edits.values()) for point in points]
         with collected():
-            prepared = self.pipe.prepare(**own, **shared, edits=edits, output="uint8", progress=False)
+            own, output = self.earlier.given(own), "float" if self.plan.format == "npy" else "uint8"
+            prepared = self.pipe.prepare(**own, **shared, edits=edits, output=output, progress=False)
             self.shared.make(prepared, schedule, self._concepts(batch.program), made)
 
-    def _encoded(self, batch: Batch, point: Point, image: np.ndarray, finite: bool, flagged: bool | None) -> _Picture:
-        data = None
-        if finite and not flagged:
-            said = self._said(point, self._solver(batch))
-            data = png.encoded(Image.fromarray(image), self.plan.sweep.format, said)
+    def _encoded(self, i: int, point: Point, image: np.ndarray, finite: bool, flagged: bool | None) -> _Picture:
+        """Returns the picture of point i as it is written."""
+        finite, data = finite and self.earlier.finite(point), None
+        if self.plan.format == "npy":
+            data = stages.encoded(image if finite else np.full_like(image, np.nan))
+        elif finite and not flagged:
+            data = png.encoded(Image.fromarray(image), self.plan.format, metadata.said(self.plan, i, self.pipe))
         return _Picture(data, finite, flagged, hashlib.sha256(image.tobytes()).hexdigest())
 
     def _write(self, number: int, made: _Made, pool: ThreadPoolExecutor) -> None:
         batch, table = self.plan.batches[number], []
-        common = self._common() | {"batch": number, "rows": made.rows, "calls": batch.calls, "seconds": made.seconds}
-        scheduler = self._solver(batch)
+        common = {"batch": number, "rows": made.rows, "calls": batch.calls, "seconds": made.seconds}
 
         def write(name: str, picture: Future[_Picture]) -> str | None:
-            file, data = f"pictures/{name}.{self.plan.sweep.format}", picture.result().data
+            file, data = f"pictures/{name}.{self.plan.format}", picture.result().data
             if data is None:
                 return None
             self.folder.store.write(file, data)
@@ -341,38 +315,9 @@ class _Run:
 
         # Before the record, which says that they are there.
         files = list(pool.map(write, batch.names, made.pictures))
-        for k, (point, future) in enumerate(zip(made.points, made.pictures, strict=True)):
+        for k, future in enumerate(made.pictures):
             _, finite, flagged, digest = future.result()
             own = {"name": batch.names[k], "file": files[k], "point": batch.points[k]}
             own |= {"finite": finite, "flagged": flagged, "digest": digest}
-            table.append(records.settings(point, self.plan.facts, scheduler) | common | own)
+            table.append(metadata.record(self.plan, batch.points[k], self.pipe) | common | own)
         self.folder.store.write(part(number), records.part(table, self.plan.sweep, self.plan.facts))
-
-    def _solver(self, batch: Batch) -> str | None:
-        scheduler = self.plan.facts.scheduler_of(batch.scheduler)
-        return None if scheduler is None else scheduler.name
-
-    def _common(self) -> dict[str, Any]:
-        model = self.plan.facts.model
-        return {
-            "made": datetime.datetime.now(datetime.UTC),
-            "device": self.pipe.devices.devices[0].device_kind,
-            "devices": len(self.pipe.devices),
-            "model": model.get("source"),
-            "revision": model.get("revision"),
-            "dtype": self.pipe.dtype.name,
-            "sega_jax": sega_jax.__version__,
-            "jax": jax.__version__,
-        }
-
-    def _said(self, point: Point, solver: str | None) -> dict[str, Any]:
-        """What `sega-jax info` reads in a picture."""
-        model = self.plan.facts.model
-        said = {"picture": "edited" if point.edits else "original", "model": model.get("source")}
-        said |= {"system": self.plan.facts.system}
-        said |= {"revision": model.get("revision")} | point.call | {"scheduler": point.scheduler}
-        said |= {"edits": [vars(edit) for edit in point.edits.values()], "dtype": self.pipe.dtype.name}
-        said |= {"variant": model.get("variant"), "solver": solver}
-        said |= {name: adapter_kinds()[name].words(pairs) for name, pairs in point.adapters}
-        said |= {"safety_checker": model.get("safety_checker", True)}
-        return said | {key: self._common()[key] for key in ("device", "sega_jax", "jax")}

@@ -1,0 +1,74 @@
+"""What a picture of a sweep, and its record, say about how it was made."""
+
+import datetime
+from typing import Any
+
+import jax
+
+import sega_jax
+from sega_jax.pipelines.pipeline import Pipeline
+from sega_jax.sweep.description.fields import adapter_kinds
+from sega_jax.sweep.description.points import Point
+from sega_jax.sweep.description.stages import is_own
+from sega_jax.sweep.planning.plan import Plan
+from sega_jax.sweep.running import records
+
+
+def record(plan: Plan, i: int, pipe: Pipeline) -> dict[str, Any]:
+    """Returns the columns of point i that do not depend on the run."""
+    found: dict[str, Any] = {}
+    for stage in plan.chain:
+        point = stage.point(i)
+        found |= records.settings(point, stage.facts, solver(stage, point))
+    return found | common(plan, pipe)
+
+
+def common(plan: Plan, pipe: Pipeline) -> dict[str, Any]:
+    """Returns what the records of a run have in common."""
+    model = plan.facts.first.model
+    return {
+        "made": datetime.datetime.now(datetime.UTC),
+        "device": pipe.devices.devices[0].device_kind,
+        "devices": len(pipe.devices),
+        "model": model.get("source"),
+        "revision": model.get("revision"),
+        "dtype": pipe.dtype.name,
+        "sega_jax": sega_jax.__version__,
+        "jax": jax.__version__,
+    }
+
+
+def solver(plan: Plan, point: Point) -> str | None:
+    """Returns the class of a point's scheduler; None where the family has its own schedule."""
+    scheduler = plan.facts.scheduler_of(point.scheduler)
+    return None if scheduler is None else scheduler.name
+
+
+def said(plan: Plan, i: int, pipe: Pipeline) -> dict[str, Any]:
+    """Returns what `sega-jax info` reads in the picture of point i."""
+    first, *later = ((stage.facts, stage.point(i)) for stage in plan.chain)
+    facts, point = first
+    edits = next((vars_of(one) for _, one in (first, *later) if one.edits), [])
+    found: dict[str, Any] = {"picture": "edited" if edits else "original", "model": facts.model.get("source")}
+    found |= {"system": facts.system, "revision": facts.model.get("revision")}
+    found |= point.call | {"scheduler": point.scheduler, "edits": edits, "dtype": pipe.dtype.name}
+    found |= {"variant": facts.model.get("variant"), "solver": solver(plan.chain[0], point)}
+    found |= _adapters(point, "")
+    for facts, point in later:
+        stage = str(facts.stage)
+        found |= {stage: facts.model.get("source"), f"{stage}_revision": facts.model.get("revision")}
+        found |= {f"{stage}_{name}": value for name, value in point.call.items() if is_own(name)}
+        found |= {f"{stage}_scheduler": point.scheduler} | _adapters(point, f"{stage}_")
+    if later and edits:
+        found |= {"edited": [facts.stage for facts, point in (first, *later) if point.edits]}
+    found |= {"safety_checker": plan.facts.model.get("safety_checker", True)}
+    return found | {key: common(plan, pipe)[key] for key in ("device", "sega_jax", "jax")}
+
+
+def vars_of(point: Point) -> list[dict[str, Any]]:
+    """Returns the settings of the edits that act."""
+    return [vars(edit) for edit in point.edits.values()]
+
+
+def _adapters(point: Point, prefix: str) -> dict[str, Any]:
+    return {f"{prefix}{name}": adapter_kinds()[name].words(pairs) for name, pairs in point.adapters}

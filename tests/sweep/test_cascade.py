@@ -1,0 +1,228 @@
+"""Sweeps of a cascade: each stage has its own plan and is loaded once, and the pictures are a cascade's."""
+
+import shlex
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from support.sweeping import records
+
+from sega_jax import CheckpointError, load_cascade, sweep
+from sega_jax.cli.main import main
+from sega_jax.pipelines import loading
+from sega_jax.sweep.running.folder import Folder
+
+pytestmark = pytest.mark.usefixtures("one_by_default")
+
+HAT = {"threshold": 0.5, "scale": 8, "warmup": 1}
+LATER = ["stage2", "upscaler"]
+
+
+def said(stages, names=("stage1", "stage2"), call=None, **grid):
+    source, *later = (str(stages[name]) for name in names)
+    return sweep.Sweep(
+        model={"source": source} | dict(zip(names[1:], later, strict=True)),
+        call={"prompt": "a cat", "steps": 3, "stage2": {"steps": 2}} | (call or {}),
+        edits={"hat": {key: value for key, value in HAT.items() if f"hat.{key}" not in grid}},
+        grid={"seed": [0, 1]} | grid,
+    )
+
+
+def planned(described, rows=2):
+    plan = sweep.plan(described, sweep.Facts.of(described), rows)
+    assert sweep.Plan.from_json(plan.to_json()) == plan
+    return plan
+
+
+def check(plan, folder, cascade):
+    """Compares pictures with those of a cascade's calls."""
+    rows = records(folder)
+    assert len(rows) == plan.counts.pictures
+    for row in rows:
+        calls = {stage.facts.stage: dict(stage.point(row["point"]).call) for stage in plan.chain}
+        first = calls.pop("stage1")
+        common = {name: first.pop(name) for name in ("prompt", "negative_prompt", "seed")}
+        own = ("steps", "guidance_scale", "noise_level", "noise_anew", "eta", "guidance_rescale", "tiled")
+        later = {name: {key: call[key] for key in own if key in call} for name, call in calls.items()}
+        points = {stage.facts.stage: stage.point(row["point"]) for stage in plan.chain}
+        edits = next((list(point.edits.values()) for point in points.values() if point.edits), [])
+        edited = [name for name, point in points.items() if point.edits] or ["stage1"]
+        out = cascade(**common, edits=edits, edited=edited, output="uint8", stage1=first, **later)
+        made = np.asarray(Image.open(folder / row["file"])).astype(int)
+        assert (abs(made - out.images[0]) > 1).mean() < 2e-3
+    assert len({row["digest"] for row in rows}) == len(rows)
+    return rows
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """The names of the folders that were loaded."""
+    names, load = [], loading.load
+
+    def one(source, **options):
+        names.append(str(source))
+        return load(source, **options)
+
+    monkeypatch.setattr(loading, "load", one)
+    return names
+
+
+@pytest.fixture(scope="module")
+def cascade(stages, one_device):
+    return load_cascade(stages["stage1"], stages["stage2"], devices=one_device)
+
+
+@pytest.mark.slow
+def test_settings_of_stages(stages, cascade, loaded, tmp_path):
+    """The second stage's settings do not make more pictures of the first."""
+    described = said(stages, **{"stage2.noise_level": [50, 250], "stage2.steps": [2, 3]}, call={"stage2": {}})
+    plan = planned(described)
+    assert [stage.counts.pictures for stage in plan.chain] == [2, 8]
+    done = sweep.run(plan, tmp_path, progress=False)
+    assert done == sweep.status(tmp_path)
+    assert {name: one.done for name, one in sweep.stages(tmp_path).items()} == {"stage1": 2, "stage2": 8}
+    assert loaded == [str(stages["stage1"]), str(stages["stage2"])]
+    rows = check(plan, tmp_path, cascade)
+    assert {(row["steps"], row["stage2.steps"], row["stage2.noise_level"]) for row in rows} == {
+        (3, steps, level) for steps in (2, 3) for level in (50, 250)
+    }
+    assert {(row["height"], row["stage2.height"]) for row in rows} == {(8, 32)}
+    results = sweep.Results(tmp_path)
+    assert results.axes["stage2.steps"] == [2, 3]
+    assert len(sweep.sheets(results, "stage2.steps", "stage2.noise_level", {"seed": 0})) == 1
+    assert "32 × 32" in sweep.report(results)
+
+
+@pytest.mark.slow
+def test_edits_guide_the_stages_that_are_named(stages, cascade, tmp_path):
+    """And prefixes are shared in each."""
+    edited = [["stage1"], ["stage2"], ["stage1", "stage2"]]
+    plan = planned(said(stages, seed=[0], edited=edited, **{"hat.scale": [4, 8]}))
+    # Without edits in the first stage there is one picture of it.
+    assert [stage.counts.pictures for stage in plan.chain] == [3, 6]
+    assert any(batch.shares for batch in plan.earlier.batches)
+    sweep.run(plan, tmp_path, progress=False)
+    rows = check(plan, tmp_path, cascade)
+    row = next(row for row in rows if len(plan.point(row["point"]).edits) and row["hat.scale"] == 4)
+    info = CliRunner().invoke(main, ["info", str(tmp_path / row["file"])])
+    words = shlex.split(info.output.splitlines()[-1])
+    assert words[words.index("--stage2") + 1] == str(stages["stage2"])
+    assert words[words.index("--stage2-steps") + 1] == "2"
+    assert "stage2" in [words[i + 1] for i, word in enumerate(words) if word == "--edited"]
+    measured = sweep.measure(tmp_path, {"distance": sweep.distance(sweep.Results(tmp_path))})
+    assert measured.metrics == ["distance"]
+
+
+def test_resumed_at_the_second_stage(stages, loaded, tmp_path):
+    """Its pictures are the same to the bit, and the first stage is loaded no more."""
+    plan = planned(said(stages, **{"stage2.noise_level": [50, 250]}))
+    sweep.run(plan, tmp_path, progress=False)
+    before = {row["name"]: row["digest"] for row in records(tmp_path)}
+    parts = sorted((tmp_path / "records").iterdir())
+    parts[-1].unlink()
+    del loaded[:]
+    kept = Folder(tmp_path).plan()
+    assert kept == plan
+    sweep.run(kept, tmp_path, progress=False)
+    assert {row["name"]: row["digest"] for row in records(tmp_path)} == before
+    assert loaded == [str(stages["stage2"])]
+
+
+@pytest.mark.slow
+def test_three_stages(stages, one_device, tmp_path):
+    plan = planned(said(stages, ("stage1", *LATER), call={"upscaler": {"steps": 2}, "guidance_scale": 3.0}))
+    assert [stage.facts.stage for stage in plan.chain] == ["stage1", *LATER]
+    sweep.run(plan, tmp_path, progress=False)
+    names = {"stage1": stages["stage1"], **{name: stages[name] for name in LATER}}
+    check(plan, tmp_path, load_cascade(*names.values(), devices=one_device))
+    for name in ("stage1", "stage2"):
+        assert sweep.status(tmp_path / "stages" / name).done == 2
+
+
+@pytest.mark.slow
+def test_the_command(stages, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = tmp_path / "cascade.toml"
+    file.write_text(
+        f"""
+        [model]
+        source = "{stages["stage1"]}"
+        stage2 = {{ source = "{stages["stage2"]}" }}
+        [call]
+        prompt = "a cat"
+        steps = 2
+        stage2.steps = 2
+        [edits.hat]
+        [grid]
+        stage2.noise_level = [50, 250]
+        """
+    )
+    out = tmp_path / "out"
+    dry = CliRunner().invoke(main, ["sweep", str(file), "--out", str(out), "--dry-run"])
+    assert dry.exit_code == 0, dry.output
+    assert "stage1: pictures 1, of points 2" in dry.output
+    assert "stage2: pictures 2, of points 2" in dry.output
+    assert dry.output.count("MiB for each") == 2
+    made = CliRunner().invoke(main, ["sweep", str(file), "--out", str(out)])
+    assert made.exit_code == 0, made.output
+    again = CliRunner().invoke(main, ["sweep", str(file), "--out", str(out)])
+    assert "Made 0 pictures" in again.output
+    status = CliRunner().invoke(main, ["sweep", "status", str(out)])
+    lines = ["stage1: 1 of 1 pictures, 1 of 1 batches", "stage2: 2 of 2 pictures, 1 of 1 batches"]
+    assert status.output.splitlines() == lines
+
+
+def test_what_is_not_finite_stays_so(stages, tmp_path):
+    plan = planned(said(stages))
+    (batch,) = plan.earlier.batches
+    name = batch.names[batch.points.index(1)]
+    sweep.run(plan.earlier, tmp_path / "stages" / "stage1", progress=False)
+    path = tmp_path / "stages" / "stage1" / "pictures" / f"{name}.npy"
+    np.save(path, np.full_like(np.load(path), np.nan))
+    sweep.run(plan, tmp_path, progress=False)
+    rows = {row["point"]: row for row in records(tmp_path)}
+    assert [rows[i]["finite"] for i in range(2)] == [True, False]
+    assert rows[1]["file"] is None
+
+
+@pytest.mark.parametrize(
+    ("model", "call", "error", "message"),
+    [
+        ({"stage2": "upscaler"}, {}, CheckpointError, "stage2=.* is Stable Diffusion's x4 upscaler, not DeepFloyd-IF"),
+        ({"upscaler": "upscaler"}, {}, CheckpointError, "upscaler is given without stage2, whose pictures it enlarges"),
+        ({"stage2": 5}, {}, TypeError, "stage2=5 should be the checkpoint of this stage, or a table"),
+        ({"stage2": {"dtype": "float32"}}, {}, TypeError, "should be the checkpoint of this stage, or a table"),
+        ({}, {"stage2": {"steps": 2}}, ValueError, r"'stage2.steps' is of stage2, which is not there; name its"),
+        ({}, {"edited": ["stage1"]}, ValueError, "'edited' says which stages of a cascade edits guide"),
+        ({"stage2": "stage2"}, {"edited": ["upscaler"]}, ValueError, "'edited' is of upscaler, which is not there"),
+        ({"stage2": "stage2"}, {"edited": ["stage3"]}, ValueError, "should be a list of stages that the edits guide"),
+        ({"stage2": "stage2"}, {"stage2": {"wobble": 2}}, ValueError, "'stage2.wobble' is unknown; the settings of"),
+        ({"stage2": "stage2"}, {"stage2": {"prompt": "x"}}, ValueError, "'stage2.prompt' is unknown; the settings of"),
+        ({"stage2": "stage2"}, {"stage2": {"noise_level": -1}}, ValueError, "call: stage2.noise_level=-1 should be"),
+        ({"stage2": "stage2"}, {"stage2": {"noise_level": 10**6}}, ValueError, "refused: noise_level=1000000 should"),
+    ],
+)
+def test_what_is_refused(stages, model, call, error, message):
+    known = {name: str(stages[value]) if isinstance(value, str) else value for name, value in model.items()}
+
+    def planned():
+        model = {"source": str(stages["stage1"])} | known
+        described = sweep.Sweep(model=model, call={"prompt": "a cat", "steps": 2} | call)
+        sweep.check(sweep.plan(described, sweep.Facts.of(described)))
+
+    with pytest.raises(error, match=message):
+        planned()
+
+
+def test_other_models_start_no_cascade(least_folder, stages):
+    described = sweep.Sweep(
+        model={"source": str(least_folder), "stage2": str(stages["stage2"])}, call={"prompt": "a cat"}
+    )
+    with pytest.raises(CheckpointError, match="stage2 is given, which no cascade has that Stable"):
+        sweep.Facts.of(described)
+
+
+def test_a_cascade_takes_no_pipeline(stages, first, tmp_path):
+    with pytest.raises(TypeError, match="a cascade loads its stages one after another; leave it out"):
+        sweep.run(planned(said(stages)), tmp_path, first)
