@@ -225,6 +225,14 @@ def test_clip_score(tmp_path, small_folder):
     assert found.any()
 
 
+def test_dollar_signs_are_no_formulas(results, tmp_path):
+    texts = {"a cat": r"$\foo$ at 5", "a <script>": r"$\frac$"}
+    results.rows[:] = [{**row, "prompt": texts[row["prompt"]]} for row in results.rows]
+    results.axes["prompt"] = list(texts.values())
+    for x, by in (("hat.scale", "prompt"), ("prompt", None)):
+        sweep.plot(results, "seconds", x, by).savefig(tmp_path / "plot.svg")
+
+
 def test_a_plot_is_of_means(folder, results):
     measured = sweep.measure(folder, {"bright": brightness})
     axes = sweep.plot(measured, "bright", "hat.scale", "seed", {"prompt": "a cat"}).axes[0]

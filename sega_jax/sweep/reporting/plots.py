@@ -73,6 +73,9 @@ def plot(
             text.set_text(_short(text.get_text()))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
+    # Prompts and names of files are no formulas, although they may contain dollar signs.
+    for text in (*axes.findobj(lambda one: hasattr(one, "set_parse_math")), *axes.get_xticklabels()):
+        text.set_parse_math(False)
     return axes.figure
 
 
