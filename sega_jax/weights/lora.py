@@ -6,8 +6,6 @@ has it, mid [r, r, height, width]. Files name layers by dotted paths, as diffuse
 underscores, as kohya's scripts do. A family says what these names are (`LoraNames`).
 """
 
-import json
-import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,9 +14,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
-from safetensors import safe_open
 
 from sega_jax.method.numerics import at_least_float32, is_finite, is_floating
+from sega_jax.weights.lora_settings import factors, is_number
 from sega_jax.weights.pull import CheckpointError, Tensors, flax_name, from_torch, leaves, torch_name, torch_shape
 from sega_jax.weights.single_file import SingleFile
 
@@ -32,7 +30,6 @@ _ENDS = {
     "mid": r"\.lora_mid\.weight",
     "alpha": r"(?:[._]lora|\.lora_linear_layer)?\.alpha",
 }
-_METADATA = "lora_adapter_metadata"
 
 
 class LoraNames(NamedTuple):
@@ -118,7 +115,7 @@ def read(
     for path, scale in scales:
         if not isinstance(path, str | os.PathLike):
             raise TypeError(f"lora={lora!r} should be the path of a safetensors file, or {{path: scale}} of several")
-        if not _is_number(scale):
+        if not is_number(scale):
             raise ValueError(f"lora: the scale {scale!r} of {path} should be a finite number like 0.8")
     files = [(Path(os.path.expanduser(path)), float(scale)) for path, scale in scales]
     return [Change(path, scale, _layers(path, networks, names, checkpoints)) for path, scale in files]
@@ -173,7 +170,7 @@ def _layers(
                 raise CheckpointError(
                     f"{path} is no LoRA, but a whole checkpoint: give it to load as its source ({file.name})"
                 )
-        factor = _factors(path, networks)
+        factor = factors(path, networks, tensors.shapes)
         roles = _roles(tensors, networks, names, problems)
     shapes = {part: leaves(network) for part, network in networks.items()}
     layers: dict[str, dict[str, Layer]] = {part: {} for part in networks}
@@ -236,42 +233,9 @@ def _places(
                 layer = name[: match.start()]
                 start, part = next((pair for pair in starts if layer.startswith(pair[0])), ("", ""))
                 layer = layer.removeprefix(start).replace(".processor", "").replace(".", "_")
-                key = layers.get(part, {}).get(layer)
-                return None if key is None else (part, key, role)
+                # A file of one network may name its layers without the network.
+                own = [part, *layers] if not start else [part]
+                return next(((one, layers[one][layer], role) for one in own if layer in layers.get(one, {})), None)
         return None
 
     return place
-
-
-def _factors(path: Path, parts: Iterable[str]) -> Callable[[str, str, float | None, int], float]:
-    """Returns a function from a layer's network, key, alpha and rank to its factor, alpha / rank.
-
-    Where a file has no alpha for a layer, peft's settings in the file's header do, or else it equals the rank.
-
-    Raises:
-        CheckpointError: the settings in the header are not readable.
-    """
-    with safe_open(path, framework="numpy") as file:
-        text = (file.metadata() or {}).get(_METADATA, "{}")
-    try:
-        settings = json.loads(text)
-        patterns = {part: settings.get(f"{part}.alpha_pattern") or {} for part in parts}
-        numbers = [value for name, value in settings.items() if name.endswith("lora_alpha")]
-        for pattern in patterns.values():
-            numbers += pattern.values()
-        if not all(map(_is_number, numbers)):
-            raise ValueError("an alpha is no number")
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: {_METADATA} in its header is not readable ({error}); fetch it again") from None
-
-    def factor(part: str, key: str, alpha: float | None, rank: int) -> float:
-        if alpha is None:
-            own = [value for end, value in patterns[part].items() if f".{key}".endswith(f".{end}.weight")]
-            alpha = own[0] if own else settings.get(f"{part}.lora_alpha", rank)
-        return alpha / (math.sqrt(rank) if settings.get(f"{part}.use_rslora") else rank)
-
-    return factor
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -12,6 +12,8 @@ import json
 import diffusers
 import jax
 import numpy as np
+import peft
+import torch
 from safetensors.numpy import save_file
 from support.loras import NAMINGS, layers, models, tensors
 
@@ -74,6 +76,53 @@ def test_settings_of_peft(theirs, models, layers, tmp_path):
     theirs.fuse_lora()
     theirs.unload_lora_weights()
     assert difference(merge_lora(models, tmp_path / "a.safetensors"), theirs) < 1e-6
+
+
+def random_lora(**settings):
+    """The settings of a LoRA of peft whose matrices are random."""
+    settings = {"r": 3, "lora_alpha": 11, "init_lora_weights": False} | settings
+    torch.manual_seed(0)
+    return peft.LoraConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"use_rslora": True},
+        {"rank_pattern": {"to_q": 5}, "alpha_pattern": {"to_q": 2, r"to_out\.0": 17}},
+        {"alpha_pattern": {"mid_block.attentions.0.transformer_blocks.0.attn1.to_k": 1.5}},
+    ],
+)
+def test_files_of_peft(theirs, models, tmp_path, settings):
+    targets = ["to_q", "to_k", "to_out.0", "proj_in"]
+    config = random_lora(target_modules=targets, **settings)
+    wrapped = peft.get_peft_model(theirs.unet, config)
+    wrapped.save_pretrained(tmp_path / "peft")
+    theirs.unet = wrapped.merge_and_unload()
+    ours = merge_lora(models, tmp_path / "peft" / "adapter_model.safetensors")
+    assert difference(ours, theirs) < 1e-6
+    assert difference(models, theirs) > 0.01
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_rslora": True, "alpha_pattern": {"to_q": 2}}])
+def test_files_of_diffusers_save_lora_adapter(theirs, models, tmp_path, settings):
+    config = random_lora(target_modules=["to_q", "to_v"], **settings)
+    theirs.unet.add_adapter(config)
+    theirs.unet.save_lora_adapter(tmp_path, weight_name="a.safetensors")
+    theirs.unet.fuse_lora()
+    theirs.unet.unload_lora()
+    assert difference(merge_lora(models, tmp_path / "a.safetensors"), theirs) < 1e-6
+    assert difference(models, theirs) > 0.01
+
+
+def test_a_text_encoder_of_peft(theirs, models, tmp_path):
+    config = random_lora(target_modules=["q_proj", "fc1"])
+    wrapped = peft.get_peft_model(theirs.text_encoder, config)
+    wrapped.save_pretrained(tmp_path)
+    theirs.text_encoder = wrapped.merge_and_unload()
+    assert difference(merge_lora(models, tmp_path / "adapter_model.safetensors"), theirs) < 1e-6
+    assert difference(models, theirs) > 0.01
 
 
 def test_several(theirs, models, layers, tmp_path):

@@ -105,6 +105,56 @@ def test_pefts_settings(models, layers, write):
     assert close(merge_lora(models, path), wanted(models, expected))
 
 
+def scaled(layers, alpha):
+    """The layers with an alpha each, by part, name and rank."""
+    return {
+        (part, name): (up, down, np.float32(alpha(part, name, len(down))))
+        for (part, name), (up, down, _) in layers.items()
+    }
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_settings_beside_the_file_of_peft(models, layers, write, tmp_path, rslora):
+    """Also of a file that was renamed, and of one network, whose layers then have no prefix."""
+    unet = {place: layer for place, layer in layers.items() if place[0] == "unet"}
+    first, second, *_ = (name for _, name in unet)
+    patterns = {first: 3, rf"{second.rpartition('.')[0]}\.\w+": 7}
+    settings = {"r": 4, "lora_alpha": 16, "alpha_pattern": patterns, "use_rslora": rslora, "rank_pattern": {}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+
+    def alpha(part, name, rank):
+        siblings = name.rpartition(".")[0] == second.rpartition(".")[0]
+        return (3 if name == first else 7 if siblings else 16) * (math.sqrt(rank) if rslora else 1)
+
+    content = {
+        f"base_model.model.{name.removeprefix('unet.')}": array
+        for name, array in tensors(unet, peft, alpha=False).items()
+    }
+    expected = wanted(models, scaled(unet, alpha))
+    for name in ("adapter_model.safetensors", "renamed.safetensors"):
+        assert close(merge_lora(models, write(content, name)), expected)
+    bare = {name.removeprefix("base_model.model."): array for name, array in content.items()}
+    unet_alone = wanted(models, scaled(unet, lambda part, name, rank: rank))
+    # A file of others that lies beside the settings has its own alphas, or none.
+    assert close(merge_lora(models, write(bare, "other.safetensors")), unet_alone)
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_settings_of_one_network_in_the_header(models, layers, write, part):
+    """As diffusers' save_lora_adapter writes them, without the network's name in front."""
+    own = {place: layer for place, layer in layers.items() if place[0] == part}
+    content = {name.removeprefix(f"{part}."): array for name, array in tensors(own, peft, alpha=False).items()}
+    metadata = {"lora_adapter_metadata": json.dumps({"lora_alpha": 4, "r": 1, "peft_type": "LORA"})}
+    found = merge_lora(models, write(content, metadata=metadata))
+    assert close(found, wanted(models, scaled(own, lambda part, name, rank: 4)))
+
+
+def test_settings_without_an_alpha_have_that_of_peft(models, layers, write):
+    metadata = {"lora_adapter_metadata": json.dumps({"unet.r": 4, "text_encoder.r": 4})}
+    found = merge_lora(models, write(tensors(layers, peft, alpha=False), metadata=metadata))
+    assert close(found, wanted(models, scaled(layers, lambda part, name, rank: 8)))
+
+
 def test_at_load(folder, one_device, layers, write):
     path = write(tensors(layers, kohya))
     before = load(folder, devices=one_device)
@@ -179,11 +229,26 @@ def test_all_that_is_wrong_is_listed_before_weights_are_read(folder, one_device,
 
 @pytest.mark.parametrize(
     "text",
-    ["{", "[]", '{"unet.lora_alpha": "x"}', '{"unet.alpha_pattern": [1]}', '{"unet.alpha_pattern": {"a": null}}'],
+    [
+        "{",
+        "[]",
+        '{"unet.lora_alpha": "x"}',
+        '{"unet.alpha_pattern": [1]}',
+        '{"unet.alpha_pattern": {"a": null}}',
+        '{"unet.alpha_pattern": {"(": 1}}',
+        '{"unet.alpha_pattern": {"(a+)+b": 1}}',
+    ],
 )
 def test_broken_settings(models, layers, write, text):
     with pytest.raises(CheckpointError, match="lora_adapter_metadata in its header is not readable"):
         merge_lora(models, write(tensors(layers, peft), metadata={"lora_adapter_metadata": text}))
+
+
+@pytest.mark.parametrize("text", ["{", "\\xff", '{"lora_alpha": null}'])
+def test_broken_settings_beside_a_file(models, layers, write, tmp_path, text):
+    (tmp_path / "adapter_config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json is not readable"):
+        merge_lora(models, write(tensors(layers, peft), "adapter_model.safetensors"))
 
 
 def test_overflow(models, write):

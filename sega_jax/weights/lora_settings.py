@@ -1,0 +1,106 @@
+"""The strength of LoRAs as peft and diffusers store it, apart from the matrices.
+
+peft's `save_pretrained` writes a file adapter_config.json next to the weights. diffusers writes the same settings as
+JSON into the header of the safetensors file: with the network's name in front of each setting (`save_lora_weights`), or
+without it where the file is of one network (`save_lora_adapter`).
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import safe_open
+
+from sega_jax.weights.pull import CheckpointError
+
+_HEADER, _CONFIG = "lora_adapter_metadata", "adapter_config.json"
+# What peft puts in front of a layer's name, and what it calls its file.
+_PEFT, _PEFT_FILE = "base_model.model.", "adapter_model"
+# peft's own default, which holds where its settings name no alpha.
+_ALPHA = 8
+
+
+class Settings(NamedTuple):
+    """The settings of the LoRA of one network."""
+
+    alpha: float | None = None  # None where it equals the rank
+    patterns: Mapping[str, float] = {}  # alphas of layers by regular expressions of their names
+    rslora: bool = False  # whether the difference is divided by the rank's square root
+
+    def factor(self, key: str, alpha: float | None, rank: int) -> float:
+        """Returns what a layer's difference is multiplied by, alpha / rank or alpha / sqrt(rank).
+
+        Args:
+            key: of the layer's weight.
+            alpha: as the file has it for this layer; None leaves it to the settings.
+        """
+        if alpha is None:
+            name = key.removesuffix(".weight")
+            own = [value for pattern, value in self.patterns.items() if re.match(rf"(.*\.)?({pattern})$", name)]
+            alpha = own[0] if own else rank if self.alpha is None else self.alpha
+        return alpha / (math.sqrt(rank) if self.rslora else rank)
+
+
+def factors(path: Path, parts: Iterable[str], keys: Iterable[str]) -> Callable[[str, str, float | None, int], float]:
+    """Returns a function from a layer's network, key, alpha and rank to its factor; see `Settings.factor`.
+
+    Args:
+        path: the file of the LoRA.
+        parts: the networks that it may be of.
+        keys: the names of its tensors.
+
+    Raises:
+        CheckpointError: the settings in the header, or in the file next to it, cannot be read.
+    """
+    with safe_open(path, framework="numpy") as file:
+        header = (file.metadata() or {}).get(_HEADER)
+    beside = path.parent / _CONFIG
+    if header is not None:
+        where, said = f"{path}: {_HEADER} in its header", header
+    elif (path.stem == _PEFT_FILE or any(key.startswith(_PEFT) for key in keys)) and beside.is_file():
+        where, said = str(beside), _text(beside)
+    else:
+        return lambda part, key, alpha, rank: Settings().factor(key, alpha, rank)
+    try:
+        entries = json.loads(said)
+        found = {part: _settings(entries, part) for part in parts}
+    except (AttributeError, RecursionError, TypeError, ValueError, re.error) as error:
+        raise CheckpointError(f"{where} is not readable ({error}); fetch it again") from None
+    return lambda part, key, alpha, rank: found[part].factor(key, alpha, rank)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not readable ({error}); fetch it again") from None
+
+
+def _settings(entries: Mapping[str, Any], part: str) -> Settings:
+    """Returns the settings of a network: those with its name in front, or those without a name.
+
+    Raises:
+        AttributeError, TypeError, ValueError, re.error: they are no settings.
+    """
+    own = {name.removeprefix(f"{part}."): value for name, value in entries.items() if name.startswith(f"{part}.")}
+    own = own or {name: value for name, value in entries.items() if "." not in name}
+    if not own:
+        return Settings()
+    patterns = own.get("alpha_pattern") or {}
+    alpha = own.get("lora_alpha", _ALPHA)
+    if not all(map(is_number, (alpha, *patterns.values()))):
+        raise ValueError("an alpha is no number")
+    for pattern in patterns:
+        re.compile(pattern)
+        # Names have some hundred characters, and with two repetitions a hostile pattern would take minutes.
+        if len(re.findall(r"[*+{]", pattern)) > 1:
+            raise ValueError(f"the pattern {pattern[:80]!r} has more than one repetition, which is not supported")
+    return Settings(alpha, patterns, own.get("use_rslora") is True)
+
+
+def is_number(value: Any) -> bool:
+    """Tells whether a value is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
