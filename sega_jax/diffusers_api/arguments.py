@@ -58,6 +58,7 @@ class FaceArguments:
         Call,
         "guidance_scale",
         None,
+        kind=Real(),
         help="the strength of the prompt, s in u + s (p - u). Up to 1, the prediction for the prompt alone is used, as"
         " in diffusers, but edits still act",
     )

@@ -108,6 +108,24 @@ class Guidance(Kind):
         return floating(name, value, "(pictures, calls, height, width, channels)")
 
 
+class GuidanceScale(Real):
+    """Numbers below 0 or from 1 on. From 0 to 1 the formula u + s (p - u) weakens the prompt, or ignores it."""
+
+    @property
+    def noun(self) -> str:
+        return "a number of at least 1"
+
+    def check(self, name: str, value: Any) -> float:
+        number = super().check(name, value)
+        if 0 <= number < 1:
+            effect = "ignores" if number == 0 else "weakens"
+            raise ValueError(
+                f"{name}={value!r} {effect} the prompt; give 1 to turn classifier-free guidance off, which is what"
+                " model cards of distilled checkpoints mean by 0"
+            )
+        return number
+
+
 class Callback(Kind):
     """A function of call, timestep and state."""
 
@@ -164,7 +182,7 @@ class Call:
     )
     guidance_scale: float | Sequence[float] = argument(
         7.5,
-        Real(),
+        GuidanceScale(),
         "the strength of the prompt, s in u + s (p - u); 1 turns classifier-free guidance off",
         varies="row",
         sweep=True,

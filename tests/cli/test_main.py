@@ -166,6 +166,7 @@ def test_bad_edits(text, words):
         ({"--height": 7}, "height=7 is not a multiple of 2"),
         ({"--dtype": "int8"}, "dtype='int8' should be one of"),
         ({"--guidance-scale": "nan"}, "--guidance-scale=nan should be a finite number"),
+        ({"--guidance-scale": "0"}, "--guidance-scale=0.0 ignores the prompt; give 1 to turn"),
         ({"--steps": 1001}, "steps=1001 should be from 1 to 1000"),
     ],
 )

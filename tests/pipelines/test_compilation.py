@@ -27,7 +27,7 @@ CHANGES = {
     "seed": {"seed": 7},
     "seeds": {"seed": [8, 3]},
     "guidance scale": {"guidance_scale": 1},
-    "guidance scales": {"guidance_scale": [0.5, 12]},
+    "guidance scales": {"guidance_scale": [1, 12]},
     "eta": {"eta": 1.0},
     "etas": {"eta": [0, 0.5]},
     "one step": {"steps": 1, "edits": [Edit("a", warmup=0), Edit("b", warmup=0)]},

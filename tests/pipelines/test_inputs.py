@@ -197,6 +197,15 @@ def test_face_of_diffusers(idle, case):
 
 
 @pytest.mark.parametrize(
+    ("scale", "effect"), [(0, "=0 ignores"), (0.5, "=0.5 weakens"), ([7.0, 0.99], "=0.99 weakens")]
+)
+def test_guidance_scales_that_lose_the_prompt(idle, scale, effect):
+    """The faces of diffusers take them for the prompt's prediction, as diffusers does."""
+    with pytest.raises(ValueError, match=f"guidance_scale{effect} the prompt; give 1 to turn classifier-free"):
+        idle(["cat", "dog"], guidance_scale=scale)
+
+
+@pytest.mark.parametrize(
     ("name", "entry"), [("negative_prompt", "a"), ("guidance_scale", 1.0), ("eta", 0.5), ("edits", ["a"])]
 )
 def test_one_entry_a_prompt_or_a_picture_and_nothing_between(idle, name, entry):

@@ -78,9 +78,9 @@ def close(found, wanted, tolerance=1e-5):
 
 def test_guidance_and_steps_are_the_formulas(run):
     """Row 8 of the differences: each row has concepts and settings of its own."""
-    out = run(guidance_scale=[7.5, 0.5])
+    out = run(guidance_scale=[7.5, 1.5])
     assert out.record.edits.shape == (2, STEPS, 2, 8, 8, 4)
-    for row, scale in enumerate((7.5, 0.5)):
+    for row, scale in enumerate((7.5, 1.5)):
         sem = added(out.record, row, EDITS[row])
         close(out.record.sem_guidance[row], sem)
         uncond, cond = out.record.uncond[row], out.record.cond[row]

@@ -28,7 +28,7 @@ scale = -8
 prompt = { file = "prompts.txt" }
 seed = { from = 3, count = 2 }
 edits = [[], ["glasses"], ["beard", "glasses"]]
-guidance_scale = { from = 0.1, step = 0.1, count = 3 }
+guidance_scale = { from = 1.1, step = 0.1, count = 3 }
 
 [zip]
 glasses.warmup = [1, 2]
@@ -61,7 +61,7 @@ def test_the_points_of_a_file(sweep):
     points = list(sweep)
     assert points[0].items() >= {"prompt": "a cat", "seed": 3, "steps": 6, "edits": ()}.items()
     assert points[-1].items() >= {"prompt": "a dog in the rain", "seed": 4, "glasses.cooldown": None}.items()
-    assert {point["guidance_scale"] for point in points} == {0.1, 0.2, 0.3}
+    assert {point["guidance_scale"] for point in points} == {1.1, 1.2, 1.3}
     assert {(point["glasses.warmup"], point["glasses.cooldown"]) for point in points} == {(1, 4), (2, None)}
     # In the sweep's order of edits.
     assert {point["edits"] for point in points} == {(), ("glasses",), ("glasses", "beard")}
@@ -89,7 +89,7 @@ def test_an_object_says_the_same(sweep):
             "prompt": ["a cat", "a dog in the rain"],
             "seed": range(3, 5),
             "edits": [[], ["glasses"], ["beard", "glasses"]],
-            "guidance_scale": {"from": 0.1, "step": 0.1, "count": 3},
+            "guidance_scale": {"from": 1.1, "step": 0.1, "count": 3},
         },
         zip=[{"glasses.warmup": [1, 2], "glasses.cooldown": [4, None]}],
         sample={
@@ -183,6 +183,10 @@ BAD = {
     ),
     "a number in words": ({"grid": PROMPT | {"steps": ["twenty"]}}, "grid: steps='twenty' should be a whole number"),
     "words in a number": ({"grid": PROMPT | {"guidance_scale": ["7"]}}, "grid: guidance_scale='7' should be a finite"),
+    "a scale that ignores the prompt": (
+        {"grid": PROMPT | {"guidance_scale": [7, 0]}},
+        "grid: guidance_scale=0 ignores the prompt; give 1",
+    ),
     "true for a number": ({"grid": PROMPT | {"seed": [True]}}, "grid: seed=True should be a whole number"),
     "one value for a list": ({"grid": PROMPT | {"seed": 3}}, "grid: seed=3 should be a list of values"),
     "a list for one value": ({"call": {"seed": [3]}, "grid": PROMPT}, r"call: seed=\[3\] should be a whole number"),
