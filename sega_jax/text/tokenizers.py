@@ -2,6 +2,7 @@
 
 import copy
 import re
+import unicodedata
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
@@ -54,7 +55,7 @@ class Tokenizer:
                 f" encoder {vocabulary}; do the two folders belong together?"
             )
         self.length = min(length, positions)
-        self._spelt: dict[str, str] = {}  # words of several tokens
+        self._spelt: dict[str, str] = {}  # words of several tokens, in the form of `_normal`
 
     @property
     def pad(self) -> str:
@@ -84,18 +85,20 @@ class Tokenizer:
         Raises:
             ValueError: a word is there already, is none, or has spaces.
         """
-        made, names = copy.copy(self), []
+        names: list[str] = []
+        made = copy.copy(self)
         made._tokenizer, made._spelt = copy.deepcopy(self._tokenizer), dict(self._spelt)
-        known = self._tokenizer.get_vocab()
+        known = {*self._tokenizer.get_vocab(), *map(_normal, self._tokenizer.get_added_vocab())}
         for word, count in words.items():
             if not word or word != "".join(word.split()):
                 raise ValueError(f"{word!r} should be a word without spaces, such as <{''.join(word.split())}>")
             own = [word, *(f"{word}_{i}" for i in range(1, count))]
-            if taken := [name for name in (*own, f"{word}_1") if name in known or name in names]:
+            before = {*known, *map(_normal, names)}
+            if taken := [name for name in (*own, f"{word}_1") if name in known or _normal(name) in before]:
                 raise ValueError(f"the tokenizer has {taken[0]!r} already; give another word, such as <{word}>")
             names += own
             if count > 1:
-                made._spelt[word] = " ".join(own)
+                made._spelt[_normal(word)] = " ".join(own)
         made._tokenizer.add_tokens(names)
         for name in names:
             # Special tokens come first, such as the "!" of Stable Diffusion XL.
@@ -104,9 +107,13 @@ class Tokenizer:
         return made, made._tokenizer.convert_tokens_to_ids(names)
 
     def _written_out(self, text: str) -> str:
-        """With all tokens of words that have several."""
+        """Returns a text with all tokens of words that have several. CLIP's tokenizer takes these words in any case,
+        and so does this."""
+        if not self._spelt:
+            return text
         words = "|".join(map(re.escape, sorted(self._spelt, key=len, reverse=True)))
-        return re.sub(words, lambda match: self._spelt[match[0]], text) if words else text
+        text = unicodedata.normalize("NFC", text)
+        return re.sub(words, lambda match: self._spelt.get(_normal(match[0]), match[0]), text, flags=re.IGNORECASE)
 
     def __call__(self, texts: Sequence[str], *, warn: Warn | None = warnings.warn) -> np.ndarray:
         """Returns int32 ids [texts, length], padded; longer texts keep their end token, and `warn` is told the rest."""
@@ -129,6 +136,11 @@ class Tokenizer:
         made = self._tokenizer
         ids = [made.bos_token_id, *tokens, made.eos_token_id]
         return np.asarray(ids + [made.pad_token_id] * (self.length - len(ids)), np.int32)
+
+
+def _normal(text: str) -> str:
+    """Returns a text as CLIP's tokenizer compares it: composed, and in lower case."""
+    return unicodedata.normalize("NFC", text).lower()
 
 
 class TokenizerPair:

@@ -83,6 +83,26 @@ def test_a_word_of_one_token(small, tmp_path, vectors, shape):
     assert small.tokenizer(["toy."]).tolist() != tokenizer(["toy."]).tolist()
 
 
+@pytest.mark.parametrize(
+    ("word", "spellings"),
+    [
+        ("<cat-toy>", ["<cat-toy>", "<Cat-Toy>", "<CAT-TOY>"]),
+        ("<Cat-Toy>", ["<cat-toy>", "<Cat-Toy>", "<cAT-TOY>"]),
+        ("<caf\u00e9>", ["<caf\u00e9>", "<CAF\u00c9>", "<cafe\u0301>"]),
+    ],
+)
+def test_words_in_any_case(small, tmp_path, vectors, word, spellings):
+    """CLIP's tokenizer finds them in any case, and then takes all of their tokens, as in lower case."""
+    path = diffusers(tmp_path / "a", vectors)
+    models, tokenizer = add_words(small.models, small.tokenizer, {word: path})
+    for spelling in spellings:
+        ids = tokenizer([f"a {spelling} a"])[0]
+        np.testing.assert_array_equal(table(models)[ids[2 : 2 + len(vectors)]], vectors)
+        assert tokenizer.tokens(spelling) == tokenizer.tokens(word)
+    with pytest.raises(ValueError, match=r"has '.*' already; give another word"):
+        add_words(models, tokenizer, {word.swapcase(): path})
+
+
 def test_several_words(small, tmp_path, vectors):
     """One whose name is in another's, and more tokens than the table had places for."""
     paths = [diffusers(tmp_path / name, vectors * scale) for name, scale in (("a", 1), ("b", 2))]
