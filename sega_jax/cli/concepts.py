@@ -1,6 +1,11 @@
-"""Edits as the shell writes them: "glasses", "-beard:scale=6,threshold=0.95"."""
+"""Edits as the shell writes them: "glasses", "-beard:scale=6,threshold=0.95".
+
+Words that would mean something else there, such as a leading minus, stand in quotation marks, as a string of JSON:
+'"-glasses":scale=6'.
+"""
 
 import dataclasses
+import json
 import re
 from typing import Any, NamedTuple
 
@@ -35,18 +40,8 @@ def parse_edit(text: str, defaults: Defaults = LIBRARY) -> Edit:
     Raises:
         ValueError: no words, an unknown setting, or a value that is no number or out of range.
     """
-    words, colon, rest = text.rpartition(":")
-    if not colon or "=" not in rest:
-        words, rest = text, ""
-    removes = words.startswith("-")
-    words = words.removeprefix("-").strip()
-    if not words:
-        raise ValueError(f"--edit {text!r} names no concept")
-    if astray := re.search(rf"[:,]\s*({'|'.join(_SETTINGS)})\s*[:=]", words.replace("-", "_")):
-        raise ValueError(
-            f"--edit {text!r}: {astray[1]!r} looks like a setting; settings follow one colon, as in"
-            f' "{words[: astray.start()]}:{astray[1]}=5"'
-        )
+    removes = text.startswith("-")
+    words, rest = _quoted(text.removeprefix("-")) or _plain_words(text)
     values: dict[str, Any] = {}
     for entry in filter(None, (part.strip() for part in rest.split(","))):
         name, _, value = (part.strip() for part in entry.partition("="))
@@ -69,6 +64,38 @@ def parse_edit(text: str, defaults: Defaults = LIBRARY) -> Edit:
     return dataclasses.replace(defaults.remove if removes else defaults.add, concept=words, **values)
 
 
+def _quoted(text: str) -> tuple[str, str] | None:
+    """Returns the words in quotation marks and the settings after them; None for words without quotation marks."""
+    if not text.startswith('"'):
+        return None
+    try:
+        words, end = json.JSONDecoder(strict=False).raw_decode(text)
+    except ValueError:
+        return None
+    rest = text[end:]
+    return (words, rest.removeprefix(":")) if not rest or rest.startswith(":") else None
+
+
+def _plain_words(text: str) -> tuple[str, str]:
+    """Returns the words and the settings.
+
+    Raises:
+        ValueError: there are no words, or they look like settings.
+    """
+    words, colon, rest = text.rpartition(":")
+    if not colon or "=" not in rest:
+        words, rest = text, ""
+    words = words.removeprefix("-").strip()
+    if not words:
+        raise ValueError(f"--edit {text!r} names no concept")
+    if astray := re.search(rf"[:,]\s*({'|'.join(_SETTINGS)})\s*[:=]", words.replace("-", "_")):
+        raise ValueError(
+            f"--edit {text!r}: {astray[1]!r} looks like a setting; settings follow one colon, as in"
+            f' "{words[: astray.start()]}:{astray[1]}=5"'
+        )
+    return words, rest
+
+
 def format_edit(edit: Edit, defaults: Defaults = LIBRARY) -> str:
     """Writes an edit as `parse_edit` reads it, with every setting that is not the default."""
     minus = "-" if edit.scale < 0 else ""
@@ -78,10 +105,14 @@ def format_edit(edit: Edit, defaults: Defaults = LIBRARY) -> str:
     if minus and "scale" in values:
         values["scale"] *= -1
     listed = ",".join(f"{name}={_plain(value)}" for name, value in values.items())
-    # A concept that itself ends like a list of settings needs one of its own behind it.
-    if not listed and ":" in edit.concept and "=" in edit.concept.rpartition(":")[2]:
-        listed = f"weight={_plain(edit.weight)}"
-    return f"{minus}{edit.concept}" + (f":{listed}" if listed else "")
+    listed = f":{listed}" if listed else ""
+    plain = f"{minus}{edit.concept}{listed}"
+    try:
+        if parse_edit(plain, defaults) == edit:
+            return plain
+    except ValueError:
+        pass
+    return f"{minus}{json.dumps(edit.concept, ensure_ascii=False)}{listed}"
 
 
 def describe(edit: Edit) -> str:

@@ -1,6 +1,7 @@
 """The shell's face: what `edit` writes and says, what `info` gives back, and how mistakes and Ctrl-C end."""
 
 import os
+import random
 import shlex
 import signal
 import subprocess
@@ -105,6 +106,20 @@ def test_a_name_on_the_hub_is_repeated_by_its_commit(folder, tmp_path, monkeypat
     assert command.startswith(f"sega-jax edit --model owner/tiny --revision {'c' * 40} ")
 
 
+def test_info_repeats_words_that_look_like_something_else(folder, tmp_path):
+    words = ["--model", folder, "--prompt", "-a cat: b=1", "--negative-prompt", "--x", "--steps", 1]
+    words += ["--edit", '"-hat":warmup=0', "--edit", '-"--dog:scale=3":warmup=0']
+    result = run("edit", *words, "--out", tmp_path / "first")
+    assert result.exit_code == 0, result.output
+    said = run("info", tmp_path / "first" / "0001-edited.png").output.splitlines()[-1]
+    again = run(*shlex.split(said)[1:], "--out", tmp_path / "again")
+    assert again.exit_code == 0, again.output
+    pictures = [np.asarray(Image.open(tmp_path / name / "0001-edited.png")) for name in ("first", "again")]
+    np.testing.assert_array_equal(*pictures)
+    plain = np.asarray(Image.open(tmp_path / "first" / "0001-original.png"))
+    assert (plain != pictures[0]).any()
+
+
 def test_an_earlier_runs_pictures_are_kept(made, folder):
     _, out = made
     before = (out / "0001-edited.png").read_bytes()
@@ -128,6 +143,11 @@ EDITS = [
     ("x:momentum-scale=0.3, momentum_beta=0.6, cooldown=20", Edit("x", 5, 0.9, 10, 20, 1, 0.3, 0.6)),
     ("x:scale=-2.5", Edit("x", scale=-2.5)),
     ("twenty-one:scale=1e1", Edit("twenty-one", scale=10)),
+    ('"-glasses"', Edit("-glasses")),
+    ('-"-glasses":scale=6', Edit("-glasses", scale=-6)),
+    ('"a:scale=3":scale=4', Edit("a:scale=3", scale=4)),
+    ('"quoted" words', Edit('"quoted" words')),
+    ('" spaces "', Edit(" spaces ")),
 ]
 
 
@@ -135,6 +155,18 @@ EDITS = [
 def test_edits_are_read_and_written(text, edit):
     assert parse_edit(text) == edit
     assert parse_edit(format_edit(edit)) == edit
+
+
+def test_any_words_are_written_so_that_they_are_read():
+    rng = random.Random(0)
+    pieces = [*"-:=,\"\\' \n\t", "scale", "weight=1", ":scale=5", "glasses", "é", "猫", "🎩", "\x00", "{", "$(x)"]
+    for _ in range(3000):
+        words = "".join(rng.choices(pieces, k=rng.randint(1, 6)))
+        edit = Edit(words, scale=rng.choice([5, -5, 2.5, -0.25]), warmup=rng.choice([10, 0]))
+        (again,) = shlex.split(shlex.quote(format_edit(edit)))
+        assert parse_edit(again) == edit
+    # The plain form stays where it is enough.
+    assert format_edit(Edit("16:9 glasses", scale=-5)) == "-16:9 glasses"
 
 
 @pytest.mark.parametrize(
