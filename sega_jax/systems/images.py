@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from sega_jax.method.argument_kinds import Kind
 from sega_jax.method.checks import brief
@@ -100,17 +100,60 @@ def _opened(path: Path) -> Image.Image:
         raise FileNotFoundError(f"image={str(path)!r} does not exist, or is no file")
     try:
         with Image.open(path) as image:
-            # Upright, as it is shown.
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return as_rgb(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"image={str(path)!r} is no readable picture ({error})") from None
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Returns a picture of any mode of Pillow as viewers show it: upright, the first frame of an animation, and what is
+    transparent over white.
+
+    Grey of 16 bits is scaled to 8. Modes without a fixed range, "I" and "F", are taken to range to the least of 1
+    (floats only), 255 and 65535 that holds their values.
+
+    Raises:
+        ValueError: the values of such a mode are out of range, or no numbers.
+    """
+    if getattr(image, "n_frames", 1) > 1:
+        position = image.tell()
+        image.seek(0)
+        image, animation = image.copy(), image
+        animation.seek(position)  # where the user has it
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        image = Image.fromarray(_grey(np.asarray(image).astype(np.float64), image.mode))
+    if image.mode == "LAB":
+        to_rgb = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
+        image = ImageCms.applyTransform(image, to_rgb) or image
+    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+        # Pillow has no way from "La" to "RGBA" but over "LA".
+        image = image.convert("LA") if image.mode == "La" else image
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _grey(values: np.ndarray, mode: str) -> np.ndarray:
+    """Returns values of a grey picture as uint8."""
+    if not np.isfinite(values).all():
+        raise ValueError(f"a picture of mode {mode} has NaN or infinite values")
+    ranges = [65535] if ";16" in mode else [1, 255, 65535] if mode == "F" else [255, 65535]
+    most = next((one for one in ranges if values.max(initial=0) <= one), None)
+    if most is None or values.min(initial=0) < 0:
+        raise ValueError(
+            f"a picture of mode {mode} has values from {values.min():g} to {values.max():g}, expected from 0 to"
+            f" {ranges[-1]}; scale it to 8 bits"
+        )
+    return np.round(values * (255 / most)).astype(np.uint8)
 
 
 def _one(picture: Any) -> np.ndarray:
     if isinstance(picture, str | os.PathLike):
         picture = _opened(Path(picture).expanduser())
     if isinstance(picture, Image.Image):
-        picture = np.asarray(picture.convert("RGB"))
+        picture = np.asarray(as_rgb(picture))
     try:
         array = np.asarray(picture)
     except (TypeError, ValueError, RuntimeError):  # the last is torch's, of tensors with gradients
