@@ -44,7 +44,6 @@ _PROMPT = click.Option(["--prompt"], required=True, help="What the picture shows
 _EDITS = click.Option(
     ["--edit", "edits"],
     multiple=True,
-    required=True,
     metavar="CONCEPT",
     help='A concept to add, or with a leading minus to remove; settings follow a colon: "glasses",'
     ' "-beard:scale=6,threshold=0.95,warmup=8". Settings are scale, threshold, warmup, cooldown, weight,'
@@ -183,7 +182,8 @@ def _make(
     call: dict[str, Any],
     given: Command,
 ) -> tuple[Output, dict[str, Any]]:
-    """Returns the pictures without and with the edits, and the settings that they were made with."""
+    """Returns the pictures without and, where there are any, with the edits, and the settings that they were made
+    with."""
     declared = shell_arguments(pipe.system.call)
     values = {name: call.get(name, one.default) for name, one in declared.items()} | {"seed": call.get("seed", 0)}
     click.echo(f"{prompt!r}, seed {values['seed']}, {values['steps']} steps")
@@ -191,7 +191,8 @@ def _make(
         click.echo(f"  {describe(one)}")
     began = time.perf_counter()
     with compilations() as compiling:
-        result = make([prompt] * 2, [[], concepts], **call | {"seed": [values["seed"]] * 2})
+        rows = [[], concepts] if concepts else [[]]
+        result = make([prompt] * len(rows), rows, **call | {"seed": [values["seed"]] * len(rows)})
     seconds = time.perf_counter() - began
     ran = "loaded and ran" if given.stages.get("low_memory") else "ran"
     click.echo(f"Compiled in {compiling():.1f} s, {ran} in {seconds - compiling():.1f} s")
@@ -216,7 +217,7 @@ def _make(
 
 def _write(folder: Path, result: Output, known: dict[str, Any], prompt: str, concepts: list[Edit]) -> None:
     """Writes the pictures and a sheet of both."""
-    names = "original", "edited"
+    names = ("original", "edited")[: 2 if concepts else 1]
     if result.flagged is not None and result.flagged.any():
         click.echo(f"Flagged by the safety checker: {', '.join(np.array(names)[result.flagged])}")
     made = {name: image for name, image in zip(names, result.images, strict=True) if image}
@@ -225,7 +226,7 @@ def _write(folder: Path, result: Output, known: dict[str, Any], prompt: str, con
         made["sheet"] = png.sheet(list(made.values()), captions)
     for path in _save(folder, made, known):
         click.echo(f"Wrote {path}")
-    if len(made) < 3:
+    if len(made) < (3 if concepts else 1):
         raise ValueError("not every picture is finite; lower the scales, or try --dtype float32")
 
 

@@ -18,6 +18,7 @@ class Kind:
     column = "string"  # the type in a table of records
     metavar = "TEXT"  # of the shell option
     flag_value: str | None = None  # what the shell option means without a value; None where it needs one
+    of_files = False  # whether values name files
 
     @property
     def noun(self) -> str:
@@ -47,6 +48,22 @@ class Kind:
             TypeError, ValueError: as `check`.
         """
         return value
+
+    def files(self, value: Any) -> list[str]:
+        """Returns the paths in a value that `check_one` returned."""
+        return []
+
+    def label(self, value: Any) -> Any:
+        """Returns a value that `check_one` returned as people see it beside pictures, files without their folders."""
+        return value
+
+    def known(self, path: str) -> dict[str, Any]:
+        """Returns what plans keep of a file, which is read: its SHA-256, and of a picture its height and width.
+
+        Raises:
+            FileNotFoundError, ValueError: there is no such file, or it cannot be read.
+        """
+        raise NotImplementedError
 
     def several(self, value: Any) -> bool:
         """Tells whether a value is a sequence with one entry for each prompt or picture."""

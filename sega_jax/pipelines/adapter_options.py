@@ -7,6 +7,7 @@ from typing import Any
 
 from sega_jax.method.argument_kinds import Kind
 from sega_jax.method.checks import brief, check_float
+from sega_jax.text.files import sha256, whole_path
 
 Pairs = tuple[tuple[Any, Any], ...]
 
@@ -15,18 +16,28 @@ class Files(Kind):
     """Files by name, each with something that belongs to it. In plans and tables a value is a tuple of pairs, which is
     empty where there are no files."""
 
+    of_files = True
+
     def check_one(self, name: str, value: Any) -> Pairs:
-        """Returns the pairs of a value, whose files exist.
+        """Returns the pairs of a value, whose files are not read.
 
         Raises:
-            FileNotFoundError: there is no such file.
             TypeError, ValueError: it is something else.
         """
-        pairs = self.pairs(name, value)
-        for path in map(self.path, pairs):
-            if not Path(path).is_file():
-                raise FileNotFoundError(f"{name}: {path} is no file; correct the path")
-        return pairs
+        return self.pairs(name, value)
+
+    def label(self, value: Any) -> str:
+        return ", ".join(self.words(self.shortened(value))) or "none"
+
+    def shortened(self, pairs: Pairs) -> Pairs:
+        """Returns pairs whose files are named without their folders."""
+        raise NotImplementedError
+
+    def files(self, value: Any) -> list[str]:
+        return [self.path(pair) for pair in value]
+
+    def known(self, path: str) -> dict[str, Any]:
+        return {"digest": sha256(path)}
 
     def pairs(self, name: str, value: Any) -> Pairs:
         """Returns the pairs that a value of any form stands for.
@@ -52,11 +63,6 @@ class Files(Kind):
         return {name: ", ".join(self.words(value)) or None}
 
 
-def whole(path: Any, folder: Path) -> str:
-    """Returns the whole path of a file that is named relative to a folder."""
-    return str((folder / Path(os.path.expanduser(path))).resolve())
-
-
 def _is_path(value: Any) -> bool:
     return isinstance(value, str | os.PathLike) and bool(str(value))
 
@@ -80,10 +86,13 @@ class Loras(Files):
         return pair[0]
 
     def located(self, name: str, value: Any, folder: Path) -> Pairs:
-        return tuple((whole(path, folder), scale) for path, scale in self.pairs(name, value))
+        return tuple((whole_path(path, folder), scale) for path, scale in self.pairs(name, value))
 
     def words(self, pairs: Pairs) -> list[str]:
         return [f"{path}:{scale!r}" for path, scale in pairs]
+
+    def shortened(self, pairs: Pairs) -> Pairs:
+        return tuple((Path(path).name, scale) for path, scale in pairs)
 
 
 class NewWords(Files):
@@ -109,10 +118,13 @@ class NewWords(Files):
         return pair[1]
 
     def located(self, name: str, value: Any, folder: Path) -> Pairs:
-        return tuple((word, whole(path, folder)) for word, path in self.pairs(name, value))
+        return tuple((word, whole_path(path, folder)) for word, path in self.pairs(name, value))
 
     def given(self, pairs: Pairs) -> Any:
         return pairs[0][1] if pairs and pairs[0][0] is None else dict(pairs)
 
     def words(self, pairs: Pairs) -> list[str]:
         return [path if word is None else f"{word}={path}" for word, path in pairs]
+
+    def shortened(self, pairs: Pairs) -> Pairs:
+        return tuple((word, Path(path).name) for word, path in pairs)

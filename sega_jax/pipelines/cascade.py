@@ -97,7 +97,10 @@ class Cascade:
         names = [edited] if isinstance(edited, str) else list(edited)
         for name in [*names, *(name for name, options in stages.items() if options is not None)]:
             if name not in self.stages:
-                raise ValueError(f"{name!r} is no stage of this cascade, which has {', '.join(self.stages)}")
+                raise ValueError(
+                    f"{name!r} is no stage of this cascade, which has {', '.join(self.stages)}; arguments of a stage's"
+                    f" call go by the stage's name, as {FIRST}={{'steps': 50}}"
+                )
         if not _are_words(prompt) or not (negative_prompt is None or _are_words(negative_prompt)):
             raise TypeError("prompt and negative_prompt should be words, which every stage reads by its own encoder")
         common = {

@@ -27,8 +27,9 @@ def check_reads(pipe: LoadedCheckpoint, words: Sequence[str]) -> None:
     if words and not reads(pipe):
         missing = "text encoder" if pipe.system.text.networks(pipe.models) is None else "tokenizer"
         unread = next(filter(None, words), "")
+        what = repr(unread[:40]) if unread else "'', which no negative prompt means,"
         raise ValueError(
-            f"{unread[:40]!r} cannot be read: this pipeline has no {missing}. Give embeddings, as `encode` of another"
+            f"{what} cannot be read: this pipeline has no {missing}. Give embeddings, as `encode` of another"
             f" stage makes them, for all words (also negative_prompt), or load it with its {missing}"
         )
 

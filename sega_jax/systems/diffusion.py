@@ -22,6 +22,8 @@ from sega_jax.systems.low_res import LowResCondition, noised, resized
 from sega_jax.systems.programs import INITIAL, POSTERIOR, normal
 from sega_jax.systems.sizes import shape_from, tile_side
 
+_CALLS = 64
+
 
 class DiffusionSettings(NamedTuple):
     """The arrays of these families in `Settings.own`."""
@@ -165,11 +167,11 @@ def _noise(name: str, noise: np.ndarray | None, shape: tuple[int, ...], dtype: n
     if noise is None:
         return None
     if noise.shape != shape:
-        calls = "calls, " if len(shape) == 5 else ""
+        calls, verb = "calls, " if len(shape) == 5 else "", "have" if name.endswith("s") else "has"
         channels_first = (*shape[:-3], shape[-1], *shape[-3:-1])
         hint = f"; {name} are channels last here" if noise.shape == channels_first else ""
         raise ValueError(
-            f"{name} have shape {noise.shape}, expected {shape} ({calls}pictures, height, width, channels){hint}"
+            f"{name} {verb} shape {noise.shape}, expected {shape} ({calls}pictures, height, width, channels){hint}"
         )
     return cast(name, noise, dtype)
 
@@ -186,7 +188,10 @@ def _low_res_noise(
     noise = _noise("image_noise", noise, shape if anew else shape[1:], dtype)
     if noise is None:
         return None
-    return np.swapaxes(noise, 0, 1) if anew else noise[:, None]
+    if not anew:
+        return noise[:, None]
+    # Zeros that no call reads, so that other numbers of calls share a program.
+    return np.pad(np.swapaxes(noise, 0, 1), ((0, 0), (0, -len(noise) % _CALLS), *[(0, 0)] * 3))
 
 
 def cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -153,6 +153,6 @@ class ConditionedCall(DiffusionCall):
     image_noise: Any = argument(
         None,
         Latents("an array [pictures, height / f, width / f, 3], or [calls, pictures, ...] with noise_anew"),
-        "the standard normal noise that is added to the low-resolution picture, resized to the state's height and"
-        " width, in place of the seed's",
+        "the standard normal noise that is added to the low-resolution picture once that is as large as the state, in"
+        " place of the seed's; f is the checkpoint's factor",
     )

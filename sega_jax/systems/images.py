@@ -1,10 +1,8 @@
 """Pictures that come in, to start from or to be enlarged."""
 
-import hashlib
 import os
-from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
@@ -13,6 +11,7 @@ from sega_jax.method.argument_kinds import Kind
 from sega_jax.method.checks import brief
 from sega_jax.method.numerics import at_least_float32, is_finite, is_floating
 from sega_jax.systems.sizes import times
+from sega_jax.text.files import sha256, whole_path
 
 
 class Pictures(Kind):
@@ -24,6 +23,7 @@ class Pictures(Kind):
     )
 
     metavar = "FILE"
+    of_files = True
 
     def check(self, name: str, value: Any) -> np.ndarray:
         """Returns pictures [pictures, height, width, 3] in [-1, 1], in float32, or wider where they are.
@@ -35,18 +35,26 @@ class Pictures(Kind):
         return read(value)
 
     def check_one(self, name: str, value: Any) -> str:
-        """Returns the whole path of a picture, which was read once.
+        """Returns the path of a picture, which is not read.
 
         Raises:
-            FileNotFoundError, TypeError, ValueError: it is none.
+            TypeError: it is no path.
         """
         if not isinstance(value, str):
             raise TypeError(f"{name}={brief(value)} should be the path of a picture")
-        known(value)
         return value
 
+    def files(self, value: Any) -> list[str]:
+        return [value]
+
+    def label(self, value: Any) -> Any:
+        return None if value is None else Path(value).name
+
+    def known(self, path: str) -> dict[str, Any]:
+        return {"digest": sha256(path), "size": list(read(path).shape[1:3])}
+
     def located(self, name: str, value: Any, folder: Path) -> Any:
-        return str((folder / Path(value).expanduser()).resolve()) if isinstance(value, str) else value
+        return whole_path(value, folder) if isinstance(value, str) else value
 
     def several(self, value: Any) -> bool:
         return False
@@ -55,24 +63,6 @@ class Pictures(Kind):
         """Returns the whole path of a file, which was read once to see that it is a picture."""
         read(text)
         return str(Path(text).expanduser().resolve())
-
-
-class Known(NamedTuple):
-    """What is known of a file with a picture."""
-
-    size: tuple[int, int]  # height and width in pixels
-    digest: str  # SHA-256 of the file
-
-
-@cache
-def known(path: str) -> Known:
-    """Returns what is known of a file with a picture, which is read once.
-
-    Raises:
-        FileNotFoundError, ValueError: there is no such file, or it is no picture.
-    """
-    height, width = read(path).shape[1:3]
-    return Known((height, width), hashlib.sha256(Path(path).read_bytes()).hexdigest())
 
 
 def read(image: Any) -> np.ndarray:

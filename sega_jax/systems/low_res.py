@@ -31,7 +31,7 @@ class LowResCondition(NamedTuple):
     signal: Any  # [rows]
     noise: Any  # [rows]
     anew: Any  # bool [rows], whether z is drawn at every call, or once
-    z: Any = None  # [rows, 1 or calls, height, width, 3] of the state, in place of what is drawn; or None
+    z: Any = None  # in place of what is drawn, [rows, 1 or calls, height, width, 3] with the state's sides; or None
 
 
 def noised(key: jax.Array, low_res: LowResCondition, call: Row) -> jax.Array:

@@ -151,11 +151,11 @@ def recognise_file(path: Path, shapes: Shapes) -> SingleFile:
 
 
 def adapters_of(models: Any) -> AdapterNames:
-    """Returns the names of networks in adapter files, which are empty for families without adapters. Of families whose
-    networks are of one type, the one that was registered last decides."""
+    """Returns the names of networks in adapter files, which are empty for families without adapters. Of families with
+    adapters whose networks are of one type, the one that was registered last decides."""
     for system in reversed(list(systems().values())):
-        if type(models) is system.checkpoint.models:
-            return system.checkpoint.adapters or AdapterNames()
+        if type(models) is system.checkpoint.models and system.checkpoint.adapters is not None:
+            return system.checkpoint.adapters
     return AdapterNames()
 
 

@@ -3,7 +3,9 @@
 It lives in the lowest package that reads files, so that every other package can raise the same error.
 """
 
+import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,3 +29,23 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a {type(value).__name__}, expected a JSON object")
     return value
+
+
+def sha256(path: str | Path) -> str:
+    """Returns the SHA-256 of a file, in hexadecimal digits.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, or it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is no file; correct the path") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
+
+
+def whole_path(path: str | os.PathLike[str], folder: Path) -> str:
+    """Returns the whole path of a file that is named relative to a folder, or to a user's home by "~"."""
+    return os.path.abspath(os.path.join(folder, os.path.expanduser(path)))

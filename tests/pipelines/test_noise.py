@@ -123,7 +123,7 @@ def test_what_makes_no_sense(least, first, second):
         least("cat", steps=STEPS, eta=1.0, noise=noise * np.nan)
     with pytest.raises(ValueError, match="image_noise needs a picture to start from"):
         least("cat", image_noise=noise[0])
-    with pytest.raises(ValueError, match=r"image_noise have shape .*expected \(1, 32, 32, 3\)"):
+    with pytest.raises(ValueError, match=r"image_noise has shape .*expected \(1, 32, 32, 3\)"):
         second("cat", image=np.zeros((8, 8, 3)), image_noise=np.zeros((1, 8, 8, 3)))
     with pytest.raises(TypeError, match="image_noise is not an argument of a call of DeepFloyd-IF's first stage"):
         first("cat", image_noise=noise[0])

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from safetensors.numpy import save_file
+from support import tiny
 from support.sweeping import records
 
-from sega_jax import CheckpointError, load_cascade, sweep
+from sega_jax import CheckpointError, Edit, load_cascade, sweep
 from sega_jax.cli.main import main
 from sega_jax.pipelines import loading
+from sega_jax.pipelines.sources import Source
 from sega_jax.sweep.running.folder import Folder
 
 pytestmark = pytest.mark.usefixtures("one_by_default")
@@ -219,10 +222,79 @@ def test_other_models_start_no_cascade(least_folder, stages):
     described = sweep.Sweep(
         model={"source": str(least_folder), "stage2": str(stages["stage2"])}, call={"prompt": "a cat"}
     )
-    with pytest.raises(CheckpointError, match="stage2 is given, which no cascade has that Stable"):
+    with pytest.raises(CheckpointError, match="starts no cascade with a stage stage2"):
         sweep.Facts.of(described)
 
 
 def test_a_cascade_takes_no_pipeline(stages, first, tmp_path):
     with pytest.raises(TypeError, match="a cascade loads its stages one after another; leave it out"):
         sweep.run(planned(said(stages)), tmp_path, first)
+
+
+@pytest.mark.slow
+def test_a_lora_of_the_first_stage_changes_the_texts_of_the_second(stages, tmp_path, one_device):
+    """As in a cascade, whose stages share their texts."""
+    rng = np.random.default_rng(0)
+    shapes = {"lora_A": (2, tiny.T5["d_model"]), "lora_B": (tiny.T5["num_heads"] * tiny.T5["d_kv"], 2)}
+    layer = "text_encoder.encoder.block.0.layer.0.SelfAttention.q"
+    tensors = {
+        f"{layer}.{name}.weight": rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()
+    }
+    save_file(tensors, tmp_path / "t5.safetensors")
+    plan = planned(said(stages, lora=[{}, {str(tmp_path / "t5.safetensors"): 3.0}]))
+    assert len({batch.text_adapters for batch in plan.batches}) == 2
+    sweep.run(plan, tmp_path / "out", progress=False)
+    rows = records(tmp_path / "out")
+    for row in rows:
+        lora = {str(tmp_path / "t5.safetensors"): 3.0} if row["lora"] else None
+        cascade = load_cascade(stages["stage1"], stages["stage2"], loras={"stage1": lora}, devices=one_device)
+        call = {"stage1": {"steps": 3}, "stage2": {"steps": 2}, "output": "uint8", "seed": row["seed"]}
+        out = cascade("a cat", Edit("hat", **HAT), **call)
+        made = np.asarray(Image.open(tmp_path / "out" / row["file"])).astype(int)
+        assert (abs(made - out.images[0]) > 1).mean() < 2e-3
+    assert len({row["digest"] for row in rows}) == 4
+
+
+def test_records_say_which_stages_are_guided(stages, tmp_path):
+    plan = planned(said(stages, seed=[0], edited=[["stage1"], ["stage2"]]))
+    sweep.run(plan, tmp_path, progress=False)
+    rows = {row["point"]: row for row in records(tmp_path)}
+    assert [rows[i]["edited"] for i in range(2)] == ["stage1", "stage2"]
+    assert {row["stage2.model"] for row in rows.values()} == {str(stages["stage2"])}
+
+
+def test_a_finished_cascade_needs_its_first_stage_no_more(stages, loaded, tmp_path):
+    plan = planned(said(stages))
+    sweep.run(plan, tmp_path, progress=False)
+    for path in (tmp_path / "stages" / "stage1" / "pictures").iterdir():
+        path.unlink()
+    del loaded[:]
+    assert sweep.seconds_left(tmp_path) == 0
+    assert sweep.run(plan, tmp_path, progress=False).done == 2
+    assert loaded == []
+
+
+def test_stages_are_checked_before_weights_are_fetched(stages, monkeypatch):
+    model = {"source": str(stages["stage1"]), "stage2": {"source": str(stages["upscaler"])}}
+    described = sweep.Sweep(model=model, call={"prompt": "a cat"})
+
+    def fetch(*_, **__):
+        raise AssertionError("fetched")
+
+    monkeypatch.setattr(Source, "fetch", fetch)
+    with pytest.raises(CheckpointError, match=r"stage2=.* is Stable Diffusion's x4 upscaler"):
+        sweep.Facts.of(described)
+
+
+def test_the_first_stage_has_no_prefix(stages):
+    with pytest.raises(ValueError, match=r"'stage1.steps' is of the first stage, whose settings have no prefix; say"):
+        said(stages, call={"stage1.steps": 3})
+
+
+@pytest.mark.slow
+def test_another_size(stages, cascade, tmp_path):
+    """The later stages' sizes follow from the first one's."""
+    plan = planned(said(stages, seed=[0], call={"height": 12, "width": 20}))
+    sweep.run(plan, tmp_path, progress=False)
+    (row,) = check(plan, tmp_path, cascade)
+    assert (row["stage2.height"], row["stage2.width"]) == (48, 80)

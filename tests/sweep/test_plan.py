@@ -11,9 +11,9 @@ from support import tiny
 from sega_jax import Edit
 from sega_jax.sweep import Facts, Plan, Sweep, plan
 from sega_jax.sweep.description import fields
-from sega_jax.sweep.description.points import digest, name, point
+from sega_jax.sweep.description.points import name, point
 from sega_jax.sweep.planning import sharing
-from sega_jax.systems import images, stable_diffusion
+from sega_jax.systems import stable_diffusion
 from sega_jax.systems.base import Sizes
 
 DDIM = {"_class_name": "DDIMScheduler", **tiny.SD_BETAS}
@@ -131,8 +131,6 @@ def test_names_are_of_what_decides_a_picture(tmp_path):
 def test_names_are_of_the_contents_of_files(tmp_path):
     files = files_of(tmp_path)
     before = [named(call={key: value}) for key, value in files.items()]
-    images.known.cache_clear()
-    digest.cache_clear()
     Image.new("RGB", (16, 16), "red").save(files["image"])
     for key in ("style.safetensors", "cat.bin"):
         (tmp_path / key).write_bytes(b"y")

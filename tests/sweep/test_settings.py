@@ -175,7 +175,7 @@ def test_a_resumed_sweep_of_adapters_is_the_same(folder, pipe, files, tmp_path):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        ({"image": "missing.png"}, FileNotFoundError, "missing.png' does not exist"),
+        ({"image": "missing.png"}, FileNotFoundError, "call: image: .*missing.png is no file"),
         ({"image": "a.safetensors"}, ValueError, "is no readable picture"),
         ({"image": 5}, TypeError, "call: image=5 should be the path of a picture"),
         ({"image": "8-0.png"}, ValueError, r"image has 8x8 pixels .* expected 16x16"),
@@ -206,3 +206,104 @@ def test_families_without_adapters(tmp_path, files):
         said = sweep.Sweep(model={"source": str(folder)}, call={"prompt": "a", "steps": 2, name: value}, folder=files)
         with pytest.raises(ValueError, match=f"{name} is given, but .* of Paella; leave it out"):
             sweep.plan(said, sweep.Facts.of(said))
+
+
+def test_a_file_that_changes_is_noticed(folder, pipe, files, tmp_path):
+    """Also in one process, and by a resumed sweep, which makes nothing of the new one."""
+    image = tmp_path / "a.png"
+    Image.open(files / "16-0.png").save(image)
+    plan = planned(folder, tmp_path, call={"image": "a.png"})
+    Image.open(files / "16-1.png").save(image)
+    other = planned(folder, tmp_path, call={"image": "a.png"})
+    assert not {name for batch in plan.batches for name in batch.names} & {*other.batches[0].names}
+    with pytest.raises(ValueError, match=r"a.png has changed since the sweep was planned; restore it"):
+        sweep.run(plan, tmp_path / "out", pipe, progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_finished_sweep_is_looked_at_where_its_files_are_gone(folder, pipe, files, tmp_path):
+    for name in ("16-0.png", "a.safetensors"):
+        (tmp_path / name).write_bytes((files / name).read_bytes())
+    plan = planned(folder, tmp_path, call={"image": "16-0.png", "lora": "a.safetensors"})
+    sweep.run(plan, tmp_path / "out", pipe, progress=False)
+    for name in ("16-0.png", "a.safetensors"):
+        (tmp_path / name).unlink()
+    assert sweep.status(tmp_path / "out").done == 4
+    results = sweep.Results(tmp_path / "out")
+    assert len(results.rows) == 4
+    assert "16 × 16" in sweep.report(results)
+    assert sweep.run(results.plan, tmp_path / "out", pipe, progress=False).done == 4
+
+
+def test_names_do_not_depend_on_where_files_are(folder, files, tmp_path):
+    for name in ("16-0.png", "a.safetensors"):
+        (tmp_path / name).write_bytes((files / name).read_bytes())
+    call = {"image": "16-0.png", "lora": "a.safetensors"}
+    names = [planned(folder, where, call=call).batches[0].names for where in (files, tmp_path)]
+    assert names[0] == names[1]
+
+
+def test_adapters_that_change_keep_to_the_planned_evaluations(folder, pipe, files, tmp_path):
+    """Also where concepts cool down, for which programs are prepared anew."""
+    plan = planned(folder, files, grid={"lora": ["a.safetensors", "b.safetensors"], "hat.cooldown": [5]})
+    sweeping = running._Run(plan, sweep.Folder(tmp_path), Pipeline(**pipe.components))
+    sweeping.folder.begin(plan)
+    taken = []
+    for number in range(len(plan.batches)):
+        before = sweeping.shared.evaluations
+        sweeping.all([number], lambda: True, False)
+        taken.append(sweeping.shared.evaluations - before)
+        assert taken[-1] == plan.evaluations(number)
+    assert len({batch.adapters for batch in plan.batches}) == 2
+
+
+def test_pictures_that_match_a_pattern(folder, files):
+    said = sweep.Sweep(
+        model={"source": str(folder)},
+        call={"prompt": "a cat", "steps": 4, "strength": 0.5},
+        grid={"image": {"glob": "16-*.png"}},
+        folder=files,
+    )
+    assert said.grid["image"] == tuple(str(files / f"16-{i}.png") for i in range(2))
+    assert sweep.Sweep(**said.as_dict()) == said
+    with pytest.raises(ValueError, match="grid: image has no values"):
+        sweep.Sweep(call={"prompt": "a cat"}, grid={"image": {"glob": "none-*.png"}}, folder=files)
+
+
+def test_files_are_shown_without_their_folders(folder, pipe, files, tmp_path):
+    plan = planned(folder, files, grid={"lora": [{}, "a.safetensors"]}, image=["16-0.png", "16-1.png"])
+    sweep.run(plan, tmp_path, pipe, progress=False)
+    results = sweep.Results(tmp_path)
+    assert results.axes["lora"] == ["none", "a.safetensors:1.0"]
+    assert results.axes["image"] == ["16-0.png", "16-1.png"]
+    assert len(results.where({"lora": "a.safetensors:1.0", "image": "16-1.png"})) == 2
+    assert "none, a.safetensors:1.0" in sweep.report(results)
+
+
+def test_pictures_without_edits_are_repeated_too(folder, pipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    said = sweep.Sweep(model={"source": str(folder)}, call={"prompt": "a cat", "steps": 2}, grid={"seed": [3, 4]})
+    sweep.run(sweep.plan(said, sweep.Facts.of(said), 1), tmp_path / "out", pipe, progress=False)
+    # And a report of axes that are none of an edit's.
+    assert "<figure" in sweep.report(sweep.Results(tmp_path / "out"))
+    row = records(tmp_path / "out")[0]
+    command = repeated(tmp_path / "out" / row["file"])
+    result = CliRunner().invoke(main, [*command[1:], "--out", str(tmp_path / "again")])
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in (tmp_path / "again").iterdir()) == ["0001-original.png"]
+    pictures = [Image.open(path) for path in (tmp_path / "out" / row["file"], tmp_path / "again" / "0001-original.png")]
+    np.testing.assert_array_equal(*pictures)
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ({"seed": {"from": 0, "count": 10**30}}, "grid: seed.count=1000.* should be from 0 to"),
+        ({"image": ["~nobody-here/x.png"]}, "grid: image: .*x.png is no file"),
+        ({"image": ["x" * 5000]}, "grid: image: .* cannot be read"),
+        ({"image": ["a\0b"]}, "grid: image: embedded null byte"),
+    ],
+)
+def test_paths_and_counts_that_nothing_has(grid, message):
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        sweep.Sweep(call={"prompt": "a cat"}, grid=grid)

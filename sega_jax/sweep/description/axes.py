@@ -1,6 +1,7 @@
 """Axes: the values that a setting takes from point to point, none of which is made before it is asked for."""
 
 import dataclasses
+import glob
 import hashlib
 import numbers
 from collections.abc import Mapping, Sequence
@@ -9,8 +10,11 @@ from typing import Any, NamedTuple
 
 from sega_jax.method.checks import brief, check_float, check_int
 from sega_jax.sweep.description.fields import checked, known
+from sega_jax.text.files import whole_path
 
 Values = Sequence[Any]
+# No sweep has as many points.
+_MOST = 2**31
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +71,8 @@ def read(key: str, value: Any, edits: Mapping[str, Any], folder: Path, where: st
     """The values of an axis, checked.
 
     Args:
-        value: a list; {"from", "count", "step"}, numbers at equal distances; {"file"}, the lines of a text; or of a
-            sample {"low", "high"}.
+        value: a list; {"from", "count", "step"}, numbers at equal distances; {"file"}, the lines of a text; {"glob"},
+            the files that match a pattern; or of a sample {"low", "high"}.
         folder: that files are relative to.
 
     Raises:
@@ -106,21 +110,29 @@ def _described(name: str, value: Mapping[str, Any], folder: Path, draws: bool) -
         return Uniform(low, high)
     if keys == {"file"}:
         return _lines(name, value["file"], folder)
+    if keys == {"glob"}:
+        return _matching(name, value["glob"], folder)
     if {"from", "count"} <= keys <= {"from", "count", "step"}:
         start, step = (_real(f"{name}.{end}", value.get(end, 1)) for end in ("from", "step"))
-        count = check_int(f"{name}.count", value["count"], 0)
+        count = check_int(f"{name}.count", value["count"], 0, _MOST)
         if step == 0:
             raise ValueError(f"{name}.step=0 gives one value many times; give another step")
         if isinstance(start, int) and isinstance(step, int):
             return range(start, start + step * count, step)
         return Progression(start, step, count)
-    forms = "{from, count, step}, {file}" + (", {low, high}" if draws else "")
+    forms = "{from, count, step}, {file}, {glob}" + (", {low, high}" if draws else "")
     raise ValueError(f"{name} has {', '.join(map(repr, value)) or 'nothing'}; an axis is a list or {forms}")
 
 
 def _real(name: str, value: Any) -> float:
     check_float(name, value)
     return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
+def _matching(name: str, pattern: Any, folder: Path) -> tuple[str, ...]:
+    if not isinstance(pattern, str):
+        raise TypeError(f"{name}.glob={brief(pattern)} should be a pattern of paths, such as photos/*.png")
+    return tuple(sorted(glob.glob(whole_path(pattern, folder), recursive=True)))
 
 
 def _lines(name: str, file: Any, folder: Path) -> tuple[str, ...]:

@@ -10,6 +10,8 @@ import numpy as np
 
 from sega_jax.method.schedules import Scheduler
 from sega_jax.pipelines import loading, sources
+from sega_jax.pipelines.adapter_options import Pairs
+from sega_jax.pipelines.adapters import lora_changes
 from sega_jax.pipelines.cascade import FIRST
 from sega_jax.pipelines.components import as_scheduler
 from sega_jax.pipelines.messages import muted
@@ -17,7 +19,7 @@ from sega_jax.sweep.description import stages
 from sega_jax.sweep.description.fields import call_settings
 from sega_jax.sweep.description.sweep_file import Sweep
 from sega_jax.systems.base import Sizes, System
-from sega_jax.systems.images import Pictures, known
+from sega_jax.systems.images import Pictures
 from sega_jax.systems.registry import CHECKER, named
 from sega_jax.text.files import CheckpointError
 
@@ -42,41 +44,28 @@ class Facts:
         Raises:
             FileNotFoundError, CheckpointError: as `sega_jax.load`; or a stage is not of this cascade.
         """
-        known = stages.later_stages()
-        later = {name: model for name, model in sweep.model.items() if name in known}
-        model = {name: value for name, value in sweep.model.items() if name not in known}
+        names = stages.later_stages()
+        later = {name: model for name, model in sweep.model.items() if name in names}
+        model = {name: value for name, value in sweep.model.items() if name not in names}
         if not later:
             _check_stages(sweep, [])
             return cls._of(model)
+        # All families by their indices, before weights are fetched, which takes hours.
+        first = _source(model).system
+        follow = _following(first, later)
+        _check_stages(sweep, [FIRST, *follow])
         facts = cls._of({**model, "safety_checker": False}, FIRST)
-        follows = list(facts.family.stages.items())
-        for name in later:
-            if name not in facts.family.stages:
-                raise CheckpointError(f"model: {name} is given, which no cascade has that {facts.family.title} starts")
         common = {name: value for name, value in model.items() if name not in ("source", "revision")}
-        for i, (name, system) in enumerate(follows):
-            if name not in later:
-                if after := [other for other, _ in follows[i:] if other in later]:
-                    raise CheckpointError(f"model: {after[0]} is given without {name}, whose pictures it enlarges")
-                break
-            shares = system.text.type is facts.first.family.text.type
+        for name, system in follow.items():
+            shares = system.text.type is first.text.type
             options = {**common, **later[name], **({"safety_checker": False} if shares else {})}
-            facts = cls._of(options, name, facts, system)
-        _check_stages(sweep, [one.stage for one in facts.chain])
+            facts = cls._of(options, name, facts)
         return facts
 
     @classmethod
-    def _of(
-        cls,
-        model: dict[str, Any],
-        stage: str | None = None,
-        earlier: "Facts | None" = None,
-        expected: System | None = None,
-    ) -> "Facts":
+    def _of(cls, model: dict[str, Any], stage: str | None = None, earlier: "Facts | None" = None) -> "Facts":
         readers = None if earlier is None else _readers(earlier.first)
-        found = _found(model)
-        if expected is not None and found.system is not expected:
-            raise CheckpointError(f"model: {stage}={str(found.name)!r} is {found.system.title}, not {expected.title}")
+        found = _source(model)
         description = _described(model, "xla", readers)
         if found.commit is not None:
             model |= {"revision": found.commit}
@@ -163,6 +152,42 @@ def _check_stages(sweep: Sweep, there: list[str | None]) -> None:
             raise ValueError(f"{key!r} is of {stage}, which is not there; name its checkpoint in [model] as {stage}")
 
 
+def _following(first: System, later: Mapping[str, Mapping[str, Any]]) -> dict[str, System]:
+    """Returns the families of a cascade's later stages, in their order.
+
+    Raises:
+        CheckpointError: a stage is not of this cascade, or comes after one that is missing.
+    """
+    for name in later:
+        if name not in first.stages:
+            raise CheckpointError(f"model: {first.title} starts no cascade with a stage {name}; leave {name} out")
+    order = list(first.stages)
+    for i, name in enumerate(order[: max(map(order.index, later)) + 1]):
+        if name not in later:
+            after = next(other for other in order[i:] if other in later)
+            raise CheckpointError(f"model: {after} is given without {name}, whose pictures it enlarges")
+        source, expected = _source(later[name]), first.stages[name]
+        if source.system is not expected:
+            given = str(source.name)
+            raise CheckpointError(f"model: {name}={given!r} is {source.system.title}, not {expected.title}")
+    return {name: system for name, system in first.stages.items() if name in later}
+
+
+@lru_cache
+def changes_text(facts: Facts, adapters: tuple[tuple[str, Pairs], ...]) -> bool:
+    """Tells whether LoRAs or new words change what a checkpoint reads.
+
+    Raises:
+        CheckpointError: a file does not fit the checkpoint.
+    """
+    given = dict(adapters)
+    if not given.get("lora"):
+        return bool(given)
+    found = described(facts)
+    changes = lora_changes(found.models, dict(given["lora"]))
+    return len(given) > 1 or any(change.layers.get(part) for change in changes for part in found.system.text.parts)
+
+
 def described(facts: Facts, attention: str = "xla") -> loading.Description:
     """Returns what a sweep's model is, without its weights. A later stage of a cascade has the first one's networks
     that read text, where they suit it.
@@ -189,7 +214,7 @@ def _readers(facts: Facts, attention: str = "xla") -> Readers:
 
 
 def _described(model: Mapping[str, Any], attention: str, readers: Readers | None) -> loading.Description:
-    found, checker = _found(model), model.get("safety_checker", True)
+    found, checker = _source(model), model.get("safety_checker", True)
     without = [] if checker else [CHECKER]
     with muted():
         if readers is None or found.system.text.type is not readers.type:
@@ -200,7 +225,7 @@ def _described(model: Mapping[str, Any], attention: str, readers: Readers | None
         return loading.describe(folder, attention, tokenizer=tokenizer, safety_checker=checker, replaced=replaced)
 
 
-def _found(model: Mapping[str, Any]) -> sources.Source:
+def _source(model: Mapping[str, Any]) -> sources.Source:
     return sources.find(model.get("source", loading.DEMO), model.get("revision"))
 
 
@@ -219,12 +244,6 @@ def _call(call: Any, settings: tuple[tuple[str, Any], ...]) -> Any:
     """Returns a call of no words with these settings, and with another picture in place of one that is given."""
     pictures = pictures_of(call)
     return call("", **{name: _PICTURE if name in pictures and value else value for name, value in settings})
-
-
-def size_of(picture: Any) -> tuple[int, int]:
-    """Returns the height and width in pixels of a picture by its path, or of one that the stage before makes."""
-    made = stages.earlier(picture)
-    return known(picture).size if made is None else made.size
 
 
 @lru_cache

@@ -1,9 +1,11 @@
 """The settings that a sweep may give, derived from the declared arguments of calls and of `Edit`."""
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sega_jax.method.argument_kinds import Kind
 from sega_jax.method.arguments import Argument, arguments
 from sega_jax.method.checks import brief
 from sega_jax.method.guidance import Edit
@@ -15,6 +17,7 @@ from sega_jax.sweep.description import stages
 from sega_jax.systems.base import System
 from sega_jax.systems.call import Call
 from sega_jax.systems.registry import systems
+from sega_jax.text.files import whole_path
 
 # Settings of a picture that are not arguments of its call: besides these, its scheduler, and which of the edits act.
 # In a cascade also which of the stages the edits guide.
@@ -63,6 +66,8 @@ def known(key: str, edits: Mapping[str, Any], where: str) -> None:
             raise ValueError(f"{where}: {key!r} is unknown; the settings of {stage} are {', '.join(own)}")
         return
     edit, _, name = key.rpartition(".")
+    if edit == FIRST:
+        raise ValueError(f"{where}: {key!r} is of the first stage, whose settings have no prefix; say {name!r}")
     if edit and edit not in edits:
         listed = ", ".join(edits) or "none; describe it in a table [edits.NAME]"
         raise ValueError(
@@ -72,6 +77,15 @@ def known(key: str, edits: Mapping[str, Any], where: str) -> None:
         listed = ", ".join(f"{edit}.{setting}" for setting in edit_settings()) if edit else ", ".join(names())
         hint = "" if edit or name not in edit_settings() else f" (of an edit it is NAME.{name})"
         raise ValueError(f"{where}: {key!r} is unknown{hint}; the settings are {listed}")
+
+
+def kind_of(key: str) -> Kind | None:
+    """Returns the kind of the values of a setting of calls or of adapters; None for other settings."""
+    stage, name = stages.split(key)
+    if name in ADAPTERS:
+        return adapter_kinds()[name]
+    families = stages.later_stages()[stage] if stage else systems().values()
+    return next((call_settings(one.call)[name].kind for one in families if name in call_settings(one.call)), None)
 
 
 def checked(key: str, value: Any, edits: Mapping[str, Any], where: str, folder: Path = Path()) -> Any:
@@ -90,7 +104,7 @@ def checked(key: str, value: Any, edits: Mapping[str, Any], where: str, folder: 
     if edit:
         return _of_edit(name, value, said)
     if name == "scheduler":
-        return _scheduler(said, value)
+        return _scheduler(said, value, folder)
     if name == "edits":
         return _acting(said, value, edits, where)
     if name == "edited":
@@ -133,9 +147,11 @@ def _of_edit(name: str, value: Any, said: str) -> Any:
     return edit_settings()[name].check(value, said)
 
 
-def _scheduler(said: str, value: Any) -> str:
+def _scheduler(said: str, value: Any, folder: Path) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{said}={brief(value)} should be words")
+    if os.path.isdir(path := whole_path(value, folder)):
+        value = path
     try:
         checked_scheduler(value)
     except ValueError as error:

@@ -3,17 +3,15 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from functools import cache
 from typing import Any, NamedTuple
 
 from sega_jax.method.arguments import REQUIRED, Argument
 from sega_jax.method.guidance import Edit
 from sega_jax.pipelines.adapter_options import Pairs
 from sega_jax.sweep.description import stages
-from sega_jax.sweep.description.facts import Facts, check_together, pictures_of, size_of
+from sega_jax.sweep.description.facts import Facts, changes_text, check_together, pictures_of
 from sega_jax.sweep.description.fields import ADAPTERS, OTHERS, adapter_kinds, call_settings, edit_settings, fixed
 from sega_jax.sweep.description.sweep_file import Sweep
-from sega_jax.systems.images import known
 from sega_jax.systems.sizes import shape_from
 
 _EDIT = Edit("")
@@ -29,6 +27,8 @@ class Point(NamedTuple):
     scheduler: str | None  # None is the checkpoint's
     edits: Mapping[str, Edit]  # those that act, by their names, each with its momentum
     adapters: tuple[tuple[str, Pairs], ...]  # the LoRAs and new words, where there are any
+    files: tuple[tuple[str, str], ...]  # the SHA-256 of all files that it is made from, by their paths
+    text_adapters: tuple[tuple[str, Pairs], ...] = ()  # those of the first stage, where its text is this one's
 
     @property
     def call(self) -> dict[str, Any]:
@@ -49,7 +49,12 @@ def point(given: Mapping[str, Any], sweep: Sweep, facts: Facts) -> Point:
         before = point(given, sweep, facts.earlier)
         size = before.call["height"], before.call["width"]
         own["image"] = str(stages.Earlier(name(before, facts.earlier), size))
-    return _point(own, sweep, facts)
+        own |= {"height": facts.sizes.enlarges * size[0], "width": facts.sizes.enlarges * size[1]}
+    made = _point(own, sweep, facts)
+    if not facts.shares_text:
+        return made
+    first = point(given, sweep, facts.first)
+    return made._replace(text_adapters=first.adapters) if changes_text(facts.first, first.adapters) else made
 
 
 def _point(given: Mapping[str, Any], sweep: Sweep, facts: Facts) -> Point:
@@ -63,7 +68,7 @@ def _point(given: Mapping[str, Any], sweep: Sweep, facts: Facts) -> Point:
     pictures = {name: values[name] for name in pictures_of(facts.declaration) if values[name] is not None}
     if facts.sizes.enlarges and not pictures:
         raise ValueError(f"{facts.family.title} enlarges pictures; say image in [call], or as an axis in [grid]")
-    size = next(map(size_of, pictures.values()), None)
+    size = next((_size(path, sweep) for path in pictures.values()), None)
     height, width, _ = shape_from(facts.sizes, values["height"], values["width"], size)
     values |= {"height": height * facts.sizes.factor, "width": width * facts.sizes.factor}
     values["seed"] = values["seed"] or 0
@@ -77,7 +82,11 @@ def _point(given: Mapping[str, Any], sweep: Sweep, facts: Facts) -> Point:
     outline = shared | dict.fromkeys(pictures, True)
     groups = [tuple(group.items()) for group in (values, shared, outline, plain)]
     adapters = tuple((name, given[name]) for name in ADAPTERS if given.get(name))
-    made = Point(groups[0], groups[1], groups[2], groups[3], given.get("scheduler"), edits, adapters)
+    kinds = adapter_kinds()
+    paths = [path for path in pictures.values() if path in sweep.files]
+    paths += [path for name, pairs in adapters for path in kinds[name].files(pairs)]
+    files = tuple((path, sweep.files[path]["digest"]) for path in paths)
+    made = Point(groups[0], groups[1], groups[2], groups[3], given.get("scheduler"), edits, adapters, files)
     own = ("prompt", "negative_prompt", "seed")
     together = tuple((name, True if name in pictures else value) for name, value in values.items() if name not in own)
     facts.scheduler_of(made.scheduler)
@@ -110,36 +119,32 @@ def _edits(given: Mapping[str, Any], sweep: Sweep, momentum: Mapping[str, Any]) 
     return edits
 
 
-def _digests(made: Point, facts: Facts) -> list[str]:
-    """Returns a hash of every file that a picture is made from, so that a file that changes gives another picture."""
-    paths = [made.call[name] for name in pictures_of(facts.declaration)]
-    # The name of a picture of the stage before is a hash of all that it is made from.
-    pictures = [known(path).digest for path in paths if path is not None and stages.earlier(path) is None]
-    kinds = adapter_kinds()
-    return pictures + [digest(kinds[name].path(pair)) for name, pairs in made.adapters for pair in pairs]
-
-
-@cache
-def digest(path: str) -> str:
-    """Returns the SHA-256 of a file, which is read once."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _size(picture: str, sweep: Sweep) -> tuple[int, int]:
+    """Returns the height and width in pixels of a picture by its path, or of one that the stage before makes."""
+    made = stages.earlier(picture)
+    if made is not None:
+        return made.size
+    height, width = sweep.files[picture]["size"]
+    return height, width
 
 
 def name(made: Point, facts: Facts) -> str:
-    """Returns the picture's name, of 20 hexadecimal digits: a hash of all that decides it, but how many share its
-    batch."""
+    """Returns the picture's name, of 20 hexadecimal digits: a hash of everything that determines the picture, except
+    the batch that it is made in. Files are hashed by their contents, wherever they are."""
     scheduler = facts.scheduler_of(made.scheduler)
+    contents, pictures = dict(made.files), pictures_of(facts.declaration)
     # Of the model, what only says how it is computed or checked decides nothing.
     model = {key: value for key, value in facts.model.items() if key not in ("attention", "safety_checker")}
     what: dict[str, Any] = {
         "model": model,
         "system": facts.system,
-        "call": dict(made.settings),
+        "call": {name: contents.get(value, value) if name in pictures else value for name, value in made.settings},
         "scheduler": None if scheduler is None else [scheduler.name, dict(scheduler.options)],
         "edits": [[getattr(edit, key) for key in edit_settings()] for edit in made.edits.values()],
     }
-    if files := _digests(made, facts):
-        what |= {"adapters": made.adapters, "files": files}
+    if made.adapters:
+        what["adapters"] = [
+            (name, [[contents.get(one, one) for one in pair] for pair in pairs]) for name, pairs in made.adapters
+        ]
     text = json.dumps(what, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:20]

@@ -5,13 +5,14 @@ source = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 [call]                                    # what all pictures share, as Pipeline takes it
 steps = 50
-lora = { "style.safetensors" = 0.8 }      # files are relative to this one; as axes also image and textual_inversion
 
 [edits.glasses]                           # an edit and its settings; its words are its name, or `concept`
 threshold = 0.95
 
 [grid]                                    # every combination of these
 prompt = ["a photo of a woman", "a photo of a man"]
+image = { glob = "photos/*.png" }         # or { file = "photos.txt" }, a path in each line
+lora = [{}, { "style.safetensors" = 0.5 }, { "style.safetensors" = 1.0 }]
 seed = { from = 0, count = 8 }
 glasses.scale = [0, 2, 4, 6]
 
@@ -46,6 +47,7 @@ from sega_jax.method.argument_kinds import Flag
 from sega_jax.method.arguments import arguments
 from sega_jax.method.checks import brief, check_int
 from sega_jax.method.guidance import Edit
+from sega_jax.pipelines.cascade import FIRST
 from sega_jax.pipelines.load_options import LoadOptions
 from sega_jax.sweep.description import axes, fields, stages
 from sega_jax.sweep.description.axes import Block, Progression, Uniform
@@ -64,7 +66,8 @@ class Sweep:
 
     Settings are named as in `Pipeline` ("prompt", "seed", "steps", "guidance_scale", ..., "scheduler"), those of an
     edit after its name ("glasses.scale"); "edits" lists which of the edits act. An axis is a list of values,
-    {"from", "count", "step"}, {"file"}, the lines of a text, or in a sample {"low", "high"}. The points are the
+    {"from", "count", "step"}, {"file"}, the lines of a text, {"glob"}, the files that match a pattern, or in a sample
+    {"low", "high"}. Paths are relative to the sweep's file. The points are the
     combinations of the axes in `grid`, each block of `zip`, and the draws of `sample`, the last axis fastest.
 
     Attributes:
@@ -79,6 +82,9 @@ class Sweep:
         sample: axes of which `count` points are drawn, a list's values with equal chance; `key` (0) is a number that
             other draws have another of.
         format: of the pictures, "png" or "webp" (without loss).
+        files: what is known of the files that settings name, by their paths: their SHA-256, and the height and width of
+            pictures. Files that it does not have are read. A plan keeps it, so that its pictures can be looked at where
+            the files are gone.
         folder: that files of values are relative to; it is no part of what the sweep says.
 
     Raises:
@@ -93,6 +99,7 @@ class Sweep:
     zip: Mapping[str, Any] | Sequence[Mapping[str, Any]] = ()
     sample: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     format: str = "png"
+    files: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     folder: dataclasses.InitVar[str | Path] = "."
 
     def __post_init__(self, folder: str | Path) -> None:
@@ -129,6 +136,23 @@ class Sweep:
         self._set("sample", self._sample(read))
         self._check_once()
         self._check_count()
+        self._set("files", self._read_files(self.files))
+
+    def _read_files(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        listed: list[tuple[str, str, Sequence[Any]]] = [("call", key, [value]) for key, value in self.call.items()]
+        for place, table in self._tables:
+            listed += [(place, key, values) for key, values in table.items() if isinstance(values, tuple)]
+        found: dict[str, Any] = {}
+        for place, key, values in listed:
+            kind = fields.kind_of(key)
+            if kind is None or not kind.of_files:
+                continue
+            for path in (path for value in values if value is not None for path in kind.files(value)):
+                try:
+                    found[path] = given[path] if path in given else kind.known(path)
+                except (FileNotFoundError, ValueError) as error:
+                    raise type(error)(f"{place}: {key}: {error}") from None
+        return found
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -149,8 +173,7 @@ class Sweep:
     def _check_once(self) -> None:
         said = dict.fromkeys(self.call, "call")
         said |= {f"{edit}.{name}": f"edits.{edit}" for edit, given in self.edits.items() for name in given}
-        places = [("grid", self.grid), *(("zip", block) for block in self._zipped), ("sample", self._drawn)]
-        for place, table in places:
+        for place, table in self._tables:
             for key in table:
                 if key in said:
                     raise ValueError(f"{key!r} is said twice, in [{said[key]}] and in [{place}]; leave one out")
@@ -176,6 +199,10 @@ class Sweep:
     @property
     def _drawn(self) -> dict[str, Any]:
         return {key: values for key, values in self.sample.items() if key not in ("count", "key")}
+
+    @property
+    def _tables(self) -> list[tuple[str, Mapping[str, Any]]]:
+        return [("grid", self.grid), *(("zip", block) for block in self._zipped), ("sample", self._drawn)]
 
     @property
     def blocks(self) -> list[Block]:
@@ -232,7 +259,7 @@ class Sweep:
             raise ValueError(f"{path} is no text in UTF-8") from None
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"{path} is no TOML: {error}") from None
-        known = [field.name for field in dataclasses.fields(cls)]
+        known = [field.name for field in dataclasses.fields(cls) if field.name != "files"]
         if astray := [key for key in said if key not in known]:
             raise ValueError(f"{path}: {astray[0]!r} is unknown; a sweep has {', '.join(known)}")
         try:
@@ -265,8 +292,10 @@ def _of_model(key: str, value: Any) -> Any:
 
 
 def _edit(name: str, value: Any) -> dict[str, Any]:
-    if not re.fullmatch(r"[\w-]+", name) or name in (*fields.names(), *stages.later_stages()):
-        raise ValueError(f"edits: {name!r} should be a name of letters, digits, _ and -, and not that of a setting")
+    if not re.fullmatch(r"\w[\w-]*", name) or name in (*fields.names(), FIRST, *stages.later_stages()):
+        raise ValueError(
+            f"edits: {name!r} should be a name of letters, digits, _ and -, and not that of a setting or stage"
+        )
     if isinstance(value, Edit):
         value = {key: getattr(value, key) for key in fields.edit_settings() if getattr(value, key) is not None}
     return dict(_table(f"edits.{name}", value))

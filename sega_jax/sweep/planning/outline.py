@@ -11,11 +11,12 @@ from sega_jax.pipelines.execution.devices import Devices
 from sega_jax.pipelines.load_options import pick_attention, pick_dtype
 from sega_jax.pipelines.messages import muted
 from sega_jax.pipelines.pipeline import Pipeline
-from sega_jax.sweep.description.facts import Facts, described, pictures_of, size_of
+from sega_jax.sweep.description.facts import Facts, described, pictures_of
 from sega_jax.sweep.description.fields import call_settings
 from sega_jax.sweep.description.points import Point
 from sega_jax.sweep.description.stages import earlier
 from sega_jax.sweep.planning.plan import Plan
+from sega_jax.text.files import sha256
 
 
 def outline(facts: Facts) -> tuple[Pipeline, int]:
@@ -44,10 +45,21 @@ def prepared(pipe: Pipeline, facts: Facts, point: Point) -> Batch:
     call = {name: value for name, value in point.call.items() if value is not None}
     # A picture that is not made yet only has a size.
     for name in pictures_of(facts.declaration):
-        if earlier(call.get(name)) is not None:
-            call[name] = np.zeros((*size_of(call[name]), 3), np.uint8)
+        if (made := earlier(call.get(name))) is not None:
+            call[name] = np.zeros((*made.size, 3), np.uint8)
     with muted():
         return pipe.prepare(**call, edits=list(point.edits.values()), output="uint8")
+
+
+def check_files(plan: Plan) -> None:
+    """Checks that the files that pictures are made from are what they were when the sweep was planned.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is gone, or has changed.
+    """
+    for path, known in plan.sweep.files.items():
+        if sha256(path) != known["digest"]:
+            raise ValueError(f"{path} has changed since the sweep was planned; restore it, or begin in another folder")
 
 
 def check(plan: Plan) -> None:

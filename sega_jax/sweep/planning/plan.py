@@ -49,6 +49,7 @@ class Batch(NamedTuple):
     names: tuple[str, ...]  # of the pictures
     shares: bool = False
     adapters: tuple[tuple[str, Pairs], ...] = ()  # LoRAs and new words that all of them share
+    text_adapters: tuple[tuple[str, Pairs], ...] = ()  # those of the first stage, where its text is theirs
 
     @property
     def compiled(self) -> Any:
@@ -158,20 +159,18 @@ class Plan:
         )
 
     def to_json(self) -> str:
+        return json.dumps({"version": _VERSION, "sweep": self.sweep.as_dict(), **self._entries()}, ensure_ascii=False)
+
+    def _entries(self) -> dict[str, Any]:
         programs = list(dict.fromkeys(batch.program for batch in self.batches))
-        return json.dumps(
-            {
-                "version": _VERSION,
-                "sweep": self.sweep.as_dict(),
-                "facts": _said_of(self.facts),
-                "rows": self.rows,
-                "programs": [program._asdict() for program in programs],
-                "batches": [batch._asdict() | {"program": programs.index(batch.program)} for batch in self.batches],
-                "earlier": None if self.earlier is None else self.earlier.to_json(),
-                "made_larger": self.made_larger,
-            },
-            ensure_ascii=False,
-        )
+        return {
+            "facts": _entries_of(self.facts),
+            "rows": self.rows,
+            "programs": [program._asdict() for program in programs],
+            "batches": [batch._asdict() | {"program": programs.index(batch.program)} for batch in self.batches],
+            "earlier": None if self.earlier is None else self.earlier._entries(),
+            "made_larger": self.made_larger,
+        }
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
@@ -184,13 +183,16 @@ class Plan:
             said = json.loads(text)
             if said["version"] != _VERSION:
                 raise ValueError(f"it is of version {said['version']}, not {_VERSION}")
-            programs = [Program(**one | {"settings": _pairs(one["settings"])}) for one in said["programs"]]
-            batches = tuple(_batch(batch, programs) for batch in said["batches"])
-            earlier = None if said["earlier"] is None else cls.from_json(said["earlier"])
-            facts = _facts(said["facts"])
-            return cls(Sweep(**said["sweep"]), facts, said["rows"], batches, earlier, said["made_larger"])
+            return cls._from(Sweep(**said["sweep"]), said)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"this is no plan of a sweep ({error}); begin in another folder") from None
+
+    @classmethod
+    def _from(cls, sweep: Sweep, entries: dict[str, Any]) -> "Plan":
+        programs = [Program(**one | {"settings": _pairs(one["settings"])}) for one in entries["programs"]]
+        batches = tuple(_batch(batch, programs) for batch in entries["batches"])
+        earlier = None if entries["earlier"] is None else cls._from(sweep, entries["earlier"])
+        return cls(sweep, _facts(entries["facts"]), entries["rows"], batches, earlier, entries["made_larger"])
 
 
 def plan(sweep: Sweep, facts: Facts, rows: int = 8, *, share: bool = True, earlier: Plan | None = None) -> Plan:
@@ -230,11 +232,12 @@ def plan(sweep: Sweep, facts: Facts, rows: int = 8, *, share: bool = True, earli
         others = tuple((name, value) for name, value in made.shared if arguments[name].varies != "program")
         program = Program(rows, len(made.edits), compiled, repr(facts.static(made)))
         details = made.scheduler, others, calls, lengths(made)
-        groups[made.adapters, program, details].append((i, called, made))
+        groups[(made.adapters, made.text_adapters), program, details].append((i, called, made))
     if late:
+        stage = f" of {facts.stage}" if facts.stage else ""
         warn(
-            f"in {late} of {len(seen)} pictures an edit begins after the last model call, and changes nothing; lower"
-            " its warmup or take more steps"
+            f"in {late} of {len(seen)} pictures{stage} an edit begins after the last model call, and changes nothing;"
+            " lower its warmup or take more steps"
         )
     programs = defaultdict(list)
     for (adapters, program, details), members in sorted(groups.items(), key=lambda item: str(item[0][:2])):
@@ -243,7 +246,7 @@ def plan(sweep: Sweep, facts: Facts, rows: int = 8, *, share: bool = True, earli
     for (adapters, program), some in programs.items():
         options = (_batches(program._replace(rows=few), some, share) for few in _fitting(rows, some))
         best = min(options, key=lambda one: (one[1], -one[0][0].program.rows))[0]
-        batches += [batch._replace(adapters=adapters) for batch in best]
+        batches += [batch._replace(adapters=adapters[0], text_adapters=adapters[1]) for batch in best]
     return Plan(sweep, facts, rows, tuple(batches), earlier)
 
 
@@ -283,7 +286,7 @@ def _cut(members: list[Any], length: int) -> list[list[Any]]:
 
 def _batch(said: dict[str, Any], programs: list[Program]) -> Batch:
     own = {"program": programs[said["program"]], "points": tuple(said["points"]), "names": tuple(said["names"])}
-    return Batch(**said | own | {name: _pairs(said[name]) for name in ("settings", "adapters")})
+    return Batch(**said | own | {name: _pairs(said[name]) for name in ("settings", "adapters", "text_adapters")})
 
 
 def _pairs(said: list[list[Any]]) -> tuple[tuple[str, Any], ...]:
@@ -295,9 +298,9 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def _said_of(facts: Facts) -> dict[str, Any]:
-    said = {field.name: getattr(facts, field.name) for field in dataclasses.fields(Facts)}
-    return said | {"earlier": None if facts.earlier is None else _said_of(facts.earlier)}
+def _entries_of(facts: Facts) -> dict[str, Any]:
+    entries = {field.name: getattr(facts, field.name) for field in dataclasses.fields(Facts)}
+    return entries | {"earlier": None if facts.earlier is None else _entries_of(facts.earlier)}
 
 
 def _facts(said: dict[str, Any]) -> Facts:

@@ -53,8 +53,9 @@ def _chosen(results: Results) -> tuple[str | None, str | None]:
     """Chooses the sheets' axes: across a setting of an edit, its scale if possible, and down the seed, the prompt or
     another argument of the call."""
     axes = [axis for axis, values in results.axes.items() if len(values) > 1]
-    of_edits = sorted((axis for axis in axes if "." in axis), key=lambda axis: not axis.endswith(".scale"))
-    others = [axis for axis in ("seed", "prompt", *axes) if axis in axes and axis not in of_edits]
+    settings = [axis for axis in axes if axis.partition(".")[0] in results.plan.sweep.edits]
+    of_edits = sorted(settings, key=lambda axis: not axis.endswith(".scale"))
+    others = [axis for axis in dict.fromkeys(("seed", "prompt", *axes)) if axis in axes and axis not in of_edits]
     order = [*of_edits[:1], *others, *of_edits[1:]]
     across, down = [*order, None, None][:2]
     return across, down

@@ -11,7 +11,9 @@ import numpy as np
 from PIL import Image
 
 from sega_jax.method.checks import brief
+from sega_jax.sweep.description.fields import kind_of
 from sega_jax.sweep.description.points import name
+from sega_jax.sweep.description.sweep_file import Sweep
 from sega_jax.sweep.running import records
 from sega_jax.sweep.running.folder import METRICS, RECORDS, Folder
 
@@ -40,7 +42,9 @@ class Results:
         recorded = self._recorded()
         self.rows: list[Row] = []
         self.axes: dict[str, list[Any]] = {axis: [] for axis in self.plan.sweep.axes}
-        for i, said in enumerate(self.plan.sweep):
+        labels = {axis: _labels(self.plan.sweep, axis) for axis in self.axes}
+        for i, settings in enumerate(self.plan.sweep):
+            said = settings | {axis: labels[axis].get(settings[axis], settings[axis]) for axis in self.axes}
             for axis, values in self.axes.items():
                 if said[axis] not in values:
                     values.append(said[axis])
@@ -108,6 +112,17 @@ class Results:
             page = dict(zip(others, values, strict=True))
             if some := [row for row in rows if all(row[axis] == value for axis, value in page.items())]:
                 yield page, some
+
+
+def _labels(sweep: Sweep, axis: str) -> dict[Any, Any]:
+    """Returns what stands for the values of an axis that name files: without their folders, where these can be told
+    apart."""
+    kind = kind_of(axis)
+    if kind is None or not kind.of_files:
+        return {}
+    values = list(dict.fromkeys(value for block in sweep.blocks for value in block.axes.get(axis, ())))
+    labels = {value: kind.label(value) for value in values}
+    return labels if len(set(labels.values())) == len(labels) else {}
 
 
 def show(value: Any) -> str:

@@ -20,7 +20,14 @@ def record(plan: Plan, i: int, pipe: Pipeline) -> dict[str, Any]:
     for stage in plan.chain:
         point = stage.point(i)
         found |= records.settings(point, stage.facts, solver(stage, point))
-    return found | common(plan, pipe)
+    return found | _guided(plan, i) | common(plan, pipe)
+
+
+def _guided(plan: Plan, i: int) -> dict[str, Any]:
+    """Returns the column of a cascade that says which stages the edits guide."""
+    if plan.earlier is None:
+        return {}
+    return {"edited": ", ".join(str(stage.facts.stage) for stage in plan.chain if stage.point(i).edits) or None}
 
 
 def common(plan: Plan, pipe: Pipeline) -> dict[str, Any]:
@@ -48,7 +55,7 @@ def said(plan: Plan, i: int, pipe: Pipeline) -> dict[str, Any]:
     """Returns what `sega-jax info` reads in the picture of point i."""
     first, *later = ((stage.facts, stage.point(i)) for stage in plan.chain)
     facts, point = first
-    edits = next((vars_of(one) for _, one in (first, *later) if one.edits), [])
+    edits = next((acting_edits(one) for _, one in (first, *later) if one.edits), [])
     found: dict[str, Any] = {"picture": "edited" if edits else "original", "model": facts.model.get("source")}
     found |= {"system": facts.system, "revision": facts.model.get("revision")}
     found |= point.call | {"scheduler": point.scheduler, "edits": edits, "dtype": pipe.dtype.name}
@@ -61,11 +68,11 @@ def said(plan: Plan, i: int, pipe: Pipeline) -> dict[str, Any]:
         found |= {f"{stage}_scheduler": point.scheduler} | _adapters(point, f"{stage}_")
     if later and edits:
         found |= {"edited": [facts.stage for facts, point in (first, *later) if point.edits]}
-    found |= {"safety_checker": plan.facts.model.get("safety_checker", True)}
+    found |= {"safety_checker": plan.sweep.model.get("safety_checker", True)}
     return found | {key: common(plan, pipe)[key] for key in ("device", "sega_jax", "jax")}
 
 
-def vars_of(point: Point) -> list[dict[str, Any]]:
+def acting_edits(point: Point) -> list[dict[str, Any]]:
     """Returns the settings of the edits that act."""
     return [vars(edit) for edit in point.edits.values()]
 

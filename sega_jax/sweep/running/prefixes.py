@@ -54,6 +54,7 @@ class SharedRun:
     def __init__(self, pipe: Pipeline, depth: int):
         self.pipe, self.depth, self.evaluations = pipe, depth, 0
         self._prepared: dict[Hashable, set[int]] = {}
+        self._chunks = pipe.chunks  # for which programs are prepared
 
     def make(self, batch: Batch, schedule: Schedule | None, concepts: Iterable[int], made: Made) -> Output:
         """Makes the pictures of a batch, as uint8, or as floats in [0, 1] where these are its output.
@@ -93,6 +94,9 @@ class SharedRun:
 
     def prepare(self, begun: run.Begun, concepts: Iterable[int]) -> None:
         """Compiles the programs for these numbers of concepts, later batches' too, which are to compile nothing."""
+        if self.pipe.chunks is not self._chunks:
+            # Other networks, as with another LoRA, have prepared nothing yet.
+            self._chunks, self._prepared = self.pipe.chunks, {}
         known = self._prepared.setdefault(begun.situation, set())
         for count in sorted(set(concepts) - known):
             run.advance(self.pipe, begun, begun.carry, chunk(begun.batch.table, 0, 0), count)

@@ -43,6 +43,9 @@ def columns(sweep: Sweep, facts: Facts) -> dict[str, str]:
     call = {name: kind for one in facts.chain for name, kind in call_columns(one).items()}
     edits = {f"{edit}.{name}": one.kind.column for edit in sweep.edits for name, one in edit_settings().items()}
     own = {f"{one.prefix}{name}": "string" for one in facts.chain for name in ("scheduler", *ADAPTERS)}
+    if facts.earlier is not None:
+        own |= {f"{one.prefix}{name}": "string" for one in facts.chain[1:] for name in ("model", "revision")}
+        own["edited"] = "string"
     return {"name": "string", "file": "string", "point": "int64", **call, **own, **edits, **_MADE}
 
 
@@ -75,6 +78,8 @@ def settings(point: Point, facts: Facts, scheduler: str | None) -> dict[str, Any
     """Returns what the columns of one stage hold for a point; `scheduler` is the class."""
     arguments, prefix = call_settings(facts.family.call), facts.prefix
     found: dict[str, Any] = {f"{prefix}scheduler": scheduler, **{f"{prefix}{name}": None for name in ADAPTERS}}
+    if prefix:
+        found |= {f"{prefix}model": facts.model["source"], f"{prefix}revision": facts.model.get("revision")}
     for name, value in point.settings:
         if is_recorded(name) or not prefix:
             found |= arguments[name].kind.cells(f"{prefix}{name}", value)

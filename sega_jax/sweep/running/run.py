@@ -24,7 +24,7 @@ from sega_jax.sweep.description.facts import pictures_of
 from sega_jax.sweep.description.fields import adapter_kinds
 from sega_jax.sweep.description.points import Point, name
 from sega_jax.sweep.planning import sharing
-from sega_jax.sweep.planning.outline import check
+from sega_jax.sweep.planning.outline import check, check_files
 from sega_jax.sweep.planning.plan import Batch, Plan, Program
 from sega_jax.sweep.planning.sharing import Schedule
 from sega_jax.sweep.running import metadata, records, stages
@@ -89,19 +89,30 @@ def run(
     number, workers = _worker(worker)
     if pipe is not None and plan.earlier is not None:
         raise TypeError("pipe is given, but a cascade loads its stages one after another; leave it out")
-    check(plan)
     where, loader = Folder(folder), stages.Loader(pipe)
+    unfinished = _unfinished(plan, where)
+    if unfinished:
+        check_files(plan)
+        check(plan)
     where.begin(plan)
-    earlier = None
-    for stage in plan.chain:
+    for stage in unfinished:
         own = where.of(stage, plan)
         if stage is not plan:
             own.begin(stage)
-        leases = Leases(own.store, number, workers, patience)
-        with leases:
+        earlier = None if stage.earlier is None else where.of(stage.earlier, plan)
+        with Leases(own.store, number, workers, patience) as leases:
             _run_stage(stage, own, leases, workers, partial(_Run, earlier=earlier), loader, progress)
-        earlier = own
     return of_plan(plan, where)
+
+
+def _unfinished(plan: Plan, where: Folder) -> list[Plan]:
+    """Returns the plans of the stages that are to run. Stages before one that is done are needed no more."""
+    found: list[Plan] = []
+    for stage in reversed(plan.chain):
+        if not where.of(stage, plan).missing(stage):
+            break
+        found.insert(0, stage)
+    return found
 
 
 def _run_stage(
@@ -166,7 +177,7 @@ class _Run:
         self.earlier = stages.EarlierPictures(earlier, pictures_of(plan.facts.declaration))
         self.shared = SharedRun(pipe, plan.depth)
         self._plain = pipe.models, pipe.tokenizer
-        self._adapters: tuple[tuple[str, Pairs], ...] = ()
+        self._adapters: tuple[tuple[tuple[str, Pairs], ...], ...] = (), ()
         self.fits: dict[Program, int] = {}  # rows, where the memory holds fewer than planned
         self._concepts = cache(plan.concepts)
 
@@ -230,18 +241,24 @@ class _Run:
 
     def _adapt(self, batch: Batch) -> None:
         """Adds a batch's LoRAs and new words to the pipeline, in place of those of the batch before."""
-        if batch.adapters != self._adapters:
+        if (batch.adapters, batch.text_adapters) == self._adapters:
+            return
+        # First the networks of the batch before are dropped.
+        self.pipe.models, self.pipe.tokenizer = self._plain
+        if batch.adapters:
             given = {name: adapter_kinds()[name].given(pairs) for name, pairs in batch.adapters}
-            added = given.get("lora"), given.get("textual_inversion")
-            self.pipe.models, self.pipe.tokenizer = with_adapters(*self._plain, *added) if given else self._plain
-            self._adapters = batch.adapters
+            added = with_adapters(*self._plain, given.get("lora"), given.get("textual_inversion"))
+            self.pipe.models, self.pipe.tokenizer = added
+        if batch.text_adapters:
+            models = stages.with_text_adapters(self.pipe.models, self.plan.facts, batch.text_adapters)
+            self.pipe.models = models
+        self._adapters = batch.adapters, batch.text_adapters
 
     def _points(self, batch: Batch) -> list[Point]:
         points = [self.plan.point(i) for i in batch.points]
         if tuple(name(point, self.plan.facts) for point in points) != batch.names:
             raise ValueError(
-                "a file that the sweep's pictures are made from has changed, or the plan is of another version of"
-                " sega_jax, which named pictures otherwise; begin in another folder"
+                "the plan is of another version of sega_jax, which named pictures otherwise; begin in another folder"
             )
         return points
 

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 
 from sega_jax.pipelines import loading
+from sega_jax.pipelines.adapter_options import Pairs
+from sega_jax.pipelines.adapters import lora_changes
 from sega_jax.pipelines.pipeline import Pipeline
-from sega_jax.sweep.description.facts import Facts, Readers
+from sega_jax.sweep.description.facts import Facts, Readers, described
 from sega_jax.sweep.description.points import Point
 from sega_jax.sweep.description.stages import Earlier, earlier
 from sega_jax.sweep.running.folder import PICTURES, Folder
+from sega_jax.weights.lora import merged
 
 
 class Loader:
@@ -25,7 +28,8 @@ class Loader:
     """
 
     def __init__(self, pipe: Pipeline | None = None):
-        self._given, self._readers = pipe, dict[str, Readers]()
+        self._given = pipe
+        self._readers: Readers | None = None
 
     @contextmanager
     def loaded(self, facts: Facts) -> Iterator[Pipeline]:
@@ -38,8 +42,8 @@ class Loader:
         if facts.stage is not None and facts.earlier is None:
             reader = pipe.system.text
             networks = {part: module for part, module in pipe.models._asdict().items() if part in reader.parts}
-            self._readers["first"] = Readers(reader.type, networks, pipe.tokenizer)
-        # Which has a scheduler and adapters of its own.
+            self._readers = Readers(reader.type, networks, pipe.tokenizer)
+        # A copy, so that schedulers and adapters that the run sets do not change the caller's pipeline.
         yield Pipeline(**pipe.components)
         del pipe
         gc.collect()
@@ -48,11 +52,27 @@ class Loader:
         model = dict(facts.model)
         source = model.pop("source", loading.DEMO)
         if not facts.shares_text:
+            self._readers = None
+            gc.collect()
             return loading.load(source, **model)
-        if "first" not in self._readers:
-            self._readers["first"] = _readers(facts.first)
-        readers = self._readers["first"]
-        return loading.load(source, **model, tokenizer=readers.tokenizer, networks=readers.networks)
+        if self._readers is None:
+            self._readers = _readers(facts.first)
+        return loading.load(source, **model, tokenizer=self._readers.tokenizer, networks=self._readers.networks)
+
+
+def with_text_adapters(models: Any, facts: Facts, adapters: tuple[tuple[str, Pairs], ...]) -> Any:
+    """Returns the networks of a later stage whose networks that read text have the first stage's LoRAs, as the texts of
+    a `Cascade` do.
+
+    Raises:
+        CheckpointError: a file does not fit the first stage's checkpoint.
+    """
+    first = described(facts.first)
+    networks = {part: network for part, network in models._asdict().items() if part in first.system.text.parts}
+    changes = lora_changes(first.models, dict(dict(adapters)["lora"]))
+    alone = first.system.checkpoint.models(**dict.fromkeys(first.models._fields) | networks)
+    changed = merged(alone, changes)._asdict()
+    return models._replace(**{part: changed[part] for part in networks})
 
 
 def _readers(facts: Facts) -> Readers:
@@ -78,6 +98,7 @@ class EarlierPictures:
 
     def __init__(self, folder: Folder | None, names: Sequence[str]):
         self._folder, self._names = folder, names
+        self._finite: dict[str, bool] = {}  # of the pictures that were read
 
     def given(self, call: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the lists of a call's arguments with pictures in place of their names. What is not finite is grey, as
@@ -87,7 +108,7 @@ class EarlierPictures:
     def finite(self, point: Point) -> bool:
         """Tells whether the picture that a point's is made from is finite."""
         made = [found for name in self._names if (found := earlier(point.call[name])) is not None]
-        return all(np.isfinite(self._read(one)).all() for one in made)
+        return all(self._finite[one.name] if one.name in self._finite else self._is_finite(one) for one in made)
 
     def _pictures(self, values: Sequence[Any]) -> list[Any]:
         found = [earlier(value) for value in values]
@@ -96,10 +117,15 @@ class EarlierPictures:
             for value, one in zip(values, found, strict=True)
         ]
 
-    def _read(self, picture: Earlier) -> np.ndarray:
+    def _is_finite(self, made: Earlier) -> bool:
+        return bool(np.isfinite(self._read(made)).all())
+
+    def _read(self, made: Earlier) -> np.ndarray:
         assert self._folder is not None
-        file = f"{PICTURES}/{picture.name}.npy"
+        file = f"{PICTURES}/{made.name}.npy"
         data = self._folder.store.read(file)
         if data is None:
             raise ValueError(f"{self._folder}/{file} is missing, from which a later stage goes on; run the sweep again")
-        return np.load(io.BytesIO(data), allow_pickle=False)
+        picture = np.load(io.BytesIO(data), allow_pickle=False)
+        self._finite[made.name] = bool(np.isfinite(picture).all())
+        return picture

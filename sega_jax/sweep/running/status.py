@@ -60,13 +60,15 @@ def seconds_left(folder: str | Path) -> float | None:
     where = Folder(folder)
     plan = where.plan()
     total = 0.0
-    for stage in plan.chain:
+    for stage in reversed(plan.chain):
         own = where.of(stage, plan)
-        if to_do := of_plan(stage, own).evaluations_left:
-            seconds = _pace(stage, own)
-            if seconds is None:
-                return None
-            total += seconds * to_do
+        to_do = of_plan(stage, own).evaluations_left
+        if not to_do:
+            break  # what comes before is needed no more
+        seconds = _pace(stage, own)
+        if seconds is None:
+            return None
+        total += seconds * to_do
     return total
 
 
