@@ -101,8 +101,11 @@ def check(given: Mapping[str, Any]) -> None:
         listed += [f"--edited {stage}"] * (stage in given.get("edited", ()))
         if listed and stage not in given:
             raise ValueError(f"{listed[0]} is given without --{stage}; name its checkpoint, or leave it out")
-    if "upscaler" in given and "stage2" not in given:
-        raise ValueError("--upscaler is given without --stage2, whose pictures it enlarges; give both")
+    cascades = [list(system.stages) for system in loading.starting_systems()]
+    for stage in later_stages():
+        before = [names[names.index(stage) - 1] for names in cascades if stage in names[1:]]
+        if stage in given and before and not any(name in given for name in before):
+            raise ValueError(f"--{stage} is given without --{before[0]}, whose pictures it enlarges; give both")
     if given.get("clean_captions"):
         caption_cleaning.check()
 
@@ -185,8 +188,7 @@ def load(
     later = {stage: system for stage, system in later_stages().items() if stage in given}
     cascade = load_cascade(
         model,
-        given.get("stage2"),
-        given.get("upscaler"),
+        further={stage: given[stage] for stage in later},
         low_memory=bool(given.get("low_memory")),
         revisions={FIRST: revision} | {stage: given.get(f"{stage}_revision") for stage in later},
         schedulers={FIRST: scheduler} | {stage: given.get(f"{stage}_scheduler") for stage in later},

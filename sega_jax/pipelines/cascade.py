@@ -177,6 +177,7 @@ def load_cascade(
     stage2: str | Path | None = None,
     upscaler: str | Path | None = None,
     *,
+    further: Mapping[str, str | Path] | None = None,
     low_memory: bool = False,
     dtype: DTypeLike | None = None,
     variant: str | None = None,
@@ -195,6 +196,7 @@ def load_cascade(
     Args:
         stage1, stage2, upscaler: checkpoints as `load` takes them; the last is Stable Diffusion's x4 upscaler. The
             text encoder is the first stage's.
+        further: checkpoints of stages by their names, for cascades of other families, whose `System.stages` name them.
         low_memory: whether each network is loaded when it is needed and dropped afterwards, in every call: the text
             encoder, then one stage after another.
         dtype, variant, devices, attention: as of `load`, of all stages.
@@ -217,7 +219,7 @@ def load_cascade(
     where = devices if isinstance(devices, Devices) else Devices(devices)
     dtype = pick_dtype(dtype, where)
     attention = pick_attention(attention, dtype, where)
-    named_sources = {FIRST: stage1, "stage2": stage2, "upscaler": upscaler}
+    named_sources = {FIRST: stage1, "stage2": stage2, "upscaler": upscaler} | dict(further or {})
     given = {name: source for name, source in named_sources.items() if source is not None}
     revisions, schedulers = revisions or {}, schedulers or {}
     adapters = {"lora": loras or {}, "textual_inversion": textual_inversions or {}}
@@ -228,6 +230,7 @@ def load_cascade(
         # All indices before the first weights, which take hours to fetch.
         found = {name: find(source, revisions.get(name)) for name, source in given.items()}
         _check_stages(found, safety_checker)
+        found = {name: found[name] for name in (FIRST, *found[FIRST].system.stages) if name in found}
         by_stage = {name: {option: of.get(name) for option, of in adapters.items()} for name in found}
         for name, source in found.items():
             check_adapters(source.system, by_stage[name], f"{name}'s {{}}".format)
@@ -262,6 +265,14 @@ def _check_stages(found: Mapping[str, Source], safety_checker: Any) -> None:
     if not first.system.stages:
         starts = " or ".join(system.title for system in loading.starting_systems())
         raise CheckpointError(f"{FIRST}={str(first.name)!r} is {first.system.title}, expected {starts}")
+    order = list(first.system.stages)
+    for name in found.keys() - {FIRST}:
+        if name not in order:
+            raise CheckpointError(f"{name} is given, which is no stage after {first.system.title}; leave it out")
+        if missing := [one for one in order[: order.index(name)] if one not in found]:
+            raise CheckpointError(
+                f"{name} is given without {missing[-1]}, whose pictures it enlarges; give both, or call it by itself"
+            )
     for name, source in found.items():
         expected = first.system if name == FIRST else first.system.stages[name]
         if source.system is not expected:

@@ -160,7 +160,7 @@ class LoadOptions:
         None,
         DevicesChoice(),
         "the devices that share the pictures; by default all of this host. The shell takes how many, such as 2, or"
-        " their numbers, such as 0,2",
+        " their numbers, such as 0,2, or 1, for number 1 alone",
         shell=True,
     )
     attention: str | None = argument(

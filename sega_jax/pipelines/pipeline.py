@@ -95,9 +95,12 @@ class Pipeline(LoadedCheckpoint):
             function, arguments = pipe.as_function("a cat", Edit("glasses"), steps=20)
             pictures = jax.jit(function)(**arguments)  # float32 [pictures, height, width, 3] in [0, 1]
 
-        The function is `sega_jax.systems.programs.generate`, which jit, grad and export take for every family. The
-        pictures are those of the call, up to rounding. No safety checker sees them. A CPU predicts one row at a time,
-        so to lower it there for an accelerator, give `rows_at_once`.
+        The function is `sega_jax.systems.programs.generate`, which jit and export take for every family. The pictures
+        are those of the call, up to rounding. No safety checker sees them. A CPU predicts one row at a time, so to
+        lower it there for an accelerator, give `rows_at_once`.
+
+        The numbers of the edits are arrays in `arguments["settings"].edits`, such as `scale` [pictures, concepts], so
+        the function can be differentiated by them. Paella chooses tokens, so its pictures have gradients of zero.
 
         Raises:
             TypeError, ValueError: as a call; or the call asks for something besides pictures.

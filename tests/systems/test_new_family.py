@@ -14,14 +14,14 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 from support import toy_family
 
-from sega_jax import Edit, Integer, Pipeline, Real, argument, load, register, sweep
+from sega_jax import Edit, Integer, Pipeline, Real, argument, load, load_cascade, register, sweep
 from sega_jax.cli.main import main
 from sega_jax.method.arguments import REQUIRED, arguments
 from sega_jax.pipelines import png
 from sega_jax.pipelines.load_options import LoadOptions
 from sega_jax.pipelines.loading import load_text
 from sega_jax.pipelines.pipeline import pipeline_class
-from sega_jax.systems import registry
+from sega_jax.systems import deepfloyd, registry
 from sega_jax.weights.single_file import Original, SingleFile
 
 
@@ -258,3 +258,22 @@ def test_a_replacement_is_asked_in_its_place(family):
 def test_a_broken_family_is_refused_at_once(change):
     with pytest.raises(TypeError, match=f"{next(iter(change))}="):
         register(toy_family.SYSTEM._replace(**change))
+
+
+@pytest.mark.slow
+def test_a_cascade_of_its_own(stages, tmp_path, monkeypatch):
+    """Whose stages have other names than DeepFloyd-IF's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    own = deepfloyd.STAGE_1._replace(name="mine", title="my first stage", stages={"refine": deepfloyd.STAGE_2})
+    register(own)
+    try:
+        words = ["--model", stages["stage1"], "--refine", stages["stage2"], "--refine-steps", 2, "--steps", 2]
+        words += ["--prompt", "a cat", "--edit", "hat:warmup=0", "--out", tmp_path / "out"]
+        made = CliRunner().invoke(main, ["edit", *map(str, words)])
+        assert made.exit_code == 0, made.output
+        cascade = load_cascade(stages["stage1"], further={"refine": stages["stage2"]})
+        expected = cascade("a cat", stage1={"steps": 2}, refine={"steps": 2}, output="uint8").images[0]
+        picture = np.asarray(Image.open(tmp_path / "out" / "0001-original.png")).astype(int)
+        assert (abs(picture - expected) > 1).mean() < 1e-3
+    finally:
+        registry.unregister("mine")
