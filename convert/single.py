@@ -1,6 +1,7 @@
 """`convert_single`: converts Stable Diffusion from a single file to a folder."""
 
 import os
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,8 @@ def convert_single(
         raise FileNotFoundError(f"{path} is no file")
     with opened(path) as tensors:
         file = recognise_file(path, tensors.shapes)
-        folder = of_file(path, tensors.shapes, config, prediction_type).fetch(without=[CHECKER])
+        found = of_file(path, tensors.shapes, config, prediction_type)
+        folder = found.fetch(without=[CHECKER])
     if tokenizer is None and not (folder / "tokenizer").is_dir():
         raise CheckpointError(
             f"{path} does not hold CLIP's vocabulary; give tokenizer, a folder with vocab.json and merges.txt like the"
@@ -86,7 +88,8 @@ def convert_single(
             )
             for part, network in description.models._asdict().items()
         }
-        others = _others(folder, _tokenizers(folder, given, description.tokenizer), prediction_type)
+        declared = dict(found.declared) | ({} if prediction_type is None else {"prediction_type": prediction_type})
+        others = _others(folder, _tokenizers(folder, given, description.tokenizer), declared)
         write(partly, sources, others, to=to, dtype=dtype, progress=progress)
     return dest
 
@@ -107,11 +110,9 @@ def _tokenizers(folder: Path, given: Path | None, tokenizer: Tokenizer | Tokeniz
     return files
 
 
-def _others(folder: Path, tokenizers: Files, prediction_type: str | None) -> Files:
+def _others(folder: Path, tokenizers: Files, declared: Mapping[str, Any]) -> Files:
     """Returns the files besides the weights. The index comes last, because a folder without one is no checkpoint."""
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-    if prediction_type is not None:
-        scheduler |= {"prediction_type": prediction_type}
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json") | dict(declared)
     index = read_json(folder / "model_index.json")
     system = recognise(folder)
     index |= system.checkpoint.unchecked

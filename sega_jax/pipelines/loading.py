@@ -195,11 +195,7 @@ def fill_pipeline(options: LoadOptions, resolved: Resolved, found: Description) 
     Raises:
         TypeError, ValueError, CheckpointError: as `load`.
     """
-    scheduler = found.scheduler
-    if options.prediction_type is not None:
-        assert scheduler is not None
-        config = scheduler.config | {"prediction_type": options.prediction_type}
-        scheduler = schedules.from_config(config, strict=False)
+    scheduler = found.scheduler if found.scheduler is None else _scheduler(options, resolved.source, found.scheduler)
     # Both are read before the weights, which take longer.
     changes = [] if options.lora is None else lora_changes(found.models, options.lora)
     files = options.textual_inversion
@@ -214,6 +210,29 @@ def fill_pipeline(options: LoadOptions, resolved: Resolved, found: Description) 
     safety = found.safety and found.safety._replace(checker=networks.pop(CHECKER))
     models, tokenizer = added(merged(type(found.models)(**networks), changes), found.tokenizer, words)
     return Pipeline(found.system, models, tokenizer, scheduler, resolved.devices, safety, found.extras)
+
+
+def _scheduler(options: LoadOptions, source: Source, scheduler: schedules.Scheduler) -> schedules.Scheduler:
+    """Returns the scheduler with what the user says of it, or else the file. Warns where the two contradict."""
+    declared, contradicted = dict(source.declared), {}
+    if isinstance(options.scheduler, schedules.Scheduler):
+        # A whole config, not a class that takes the options of another over.
+        contradicted = {name: value for name, value in declared.items() if scheduler.options.get(name) != value}
+        declared = {}
+    if options.prediction_type is not None:
+        if declared.get("prediction_type", options.prediction_type) != options.prediction_type:
+            contradicted["prediction_type"] = declared["prediction_type"]
+        declared["prediction_type"] = options.prediction_type
+    if contradicted:
+        listed = " and ".join(f"{name}={value!r}" for name, value in contradicted.items())
+        warn(f"{source.file} declares {listed}, which the arguments of load contradict; they are followed")
+    if not declared:
+        return scheduler
+    config = scheduler.config | declared
+    if defaults := config.get("_use_default_values"):
+        # What is declared is no default, so that another class takes it over.
+        config["_use_default_values"] = [name for name in defaults if name not in declared]
+    return schedules.from_config(config, strict=False)
 
 
 def filled(weights: Weights, module: Any, dtype: DTypeLike, devices: Devices) -> Any:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from sega_jax.systems.base import System, listed
@@ -20,6 +21,7 @@ class Source(NamedTuple):
     commit: str | None  # on the hub; None for a folder
     file: Path | None = None  # of all weights, in place of the folder's
     description: single_file.SingleFile | None = None  # of such files
+    declared: Mapping[str, Any] = MappingProxyType({})  # what the file says of its schedule
 
     @property
     def model_index(self) -> dict[str, Any]:
@@ -172,11 +174,12 @@ def of_file(
     Raises:
         TypeError, ValueError, FileNotFoundError, CheckpointError: the file or the config is none.
     """
-    file = recognise_file(path, shapes)
-    found = find(file.published(path, shapes, prediction_type) if config is None else config)
+    file, declared = recognise_file(path, shapes), single_file.declared(path, shapes)
+    predicts = prediction_type or declared.get("prediction_type")
+    found = find(file.published(path, shapes, predicts) if config is None else config)
     if found.system.checkpoint.single_file is not file:
         raise CheckpointError(f"config={str(config)!r} is {found.system.title}, expected {file.name}, as {path} is")
-    return found._replace(name=path, file=path, description=file)
+    return found._replace(name=path, file=path, description=file, declared=declared)
 
 
 def place(source: Source) -> tuple[str, str | None]:

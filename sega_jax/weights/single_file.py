@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from safetensors import safe_open
 
 from sega_jax.weights.fused import Forms, parameters
 from sega_jax.weights.pull import CheckpointError, Entry, Layout, Tensors, from_torch, torch_name, torch_shape
@@ -71,6 +72,26 @@ def opened(path: Path) -> Tensors:
     """
     kind = CkptTensors if path.suffix == ".ckpt" else Tensors
     return kind(path.parent, path.stem, None, str)
+
+
+def declared(path: Path, keys: Iterable[str]) -> dict[str, Any]:
+    """Returns what a file says of its schedule, as entries of a scheduler's config.
+
+    Fine-tuned files of Stable Diffusion XL have empty tensors named `v_pred`, for a network that predicts v, and
+    `ztsnr`, for a training that ended without signal. The header of a safetensors file may hold
+    `modelspec.prediction_type`, "v" or "epsilon"; the tensors are believed first.
+    """
+    found: dict[str, Any] = {}
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="numpy") as file:
+            said = (file.metadata() or {}).get("modelspec.prediction_type")
+        names = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon"}
+        found |= {"prediction_type": names[said]} if said in names else {}
+    if "v_pred" in keys:
+        found["prediction_type"] = "v_prediction"
+    if "ztsnr" in keys:
+        found["rescale_betas_zero_snr"] = True
+    return found
 
 
 def resemblance(keys: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 
 import jax
 import numpy as np
@@ -140,3 +141,57 @@ def test_the_index_of_a_conversion(tmp_path, folder, single):
     index = json.loads((made / "model_index.json").read_text())
     assert index["_class_name"] == "StableDiffusionXLPipeline"
     assert jax.tree.leaves(index) == jax.tree.leaves(json.loads((folder / "model_index.json").read_text()))
+
+
+V_PREDICTION = {"prediction_type": "v_prediction"}
+DECLARED = {
+    "empty tensors": (["v_pred", "ztsnr"], None, V_PREDICTION | {"rescale_betas_zero_snr": True}),
+    "v alone": (["v_pred"], None, V_PREDICTION),
+    "the header": ([], "v", V_PREDICTION),
+    "the header says epsilon": ([], "epsilon", {"prediction_type": "epsilon"}),
+    "tensors before the header": (["v_pred"], "epsilon", V_PREDICTION),
+    "a header of something else": ([], "flow", {"prediction_type": "epsilon"}),
+}
+
+
+def declaring(single, path, keys, said):
+    """A file that declares what its network predicts."""
+    tensors = single | {key: np.zeros(0, np.float32) for key in keys}
+    save_file(tensors, path, None if said is None else {"modelspec.prediction_type": said})
+    return path
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_files_that_declare_what_they_predict(single, folder, pipe, tmp_path, name):
+    keys, said, expected = DECLARED[name]
+    path = declaring(single, tmp_path / "a.safetensors", keys, said)
+    found = load(path, config=folder, devices=pipe.devices)
+    own = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False} | expected
+    assert {key: found.scheduler.options[key] for key in own} == own
+    # Another class takes it over.
+    found.scheduler = "DDIMScheduler"
+    assert {key: found.scheduler.options[key] for key in own} == own
+    converted = convert.convert_single(path, tmp_path / "converted", config=folder, to="diffusers")
+    assert load(converted, devices=pipe.devices).scheduler.options.items() >= own.items()
+
+
+def test_pickled_files_declare_it_too(single, folder, pipe, tmp_path):
+    pickling.save({"state_dict": single | {"v_pred": np.zeros(0, np.float32)}}, tmp_path / "a.ckpt")
+    assert (
+        load(tmp_path / "a.ckpt", config=folder, devices=pipe.devices).scheduler.options.items() >= V_PREDICTION.items()
+    )
+
+
+def test_callers_are_followed_and_told(single, folder, pipe, tmp_path):
+    path = declaring(single, tmp_path / "a.safetensors", ["v_pred", "ztsnr"], None)
+    options = {"config": folder, "devices": pipe.devices}
+    with pytest.warns(UserWarning, match="declares prediction_type='v_prediction', which the arguments"):
+        found = load(path, **options, prediction_type="epsilon", scheduler="DDIMScheduler")
+    assert found.scheduler.options["prediction_type"] == "epsilon"
+    assert found.scheduler.options["rescale_betas_zero_snr"]
+    with pytest.warns(UserWarning, match="declares prediction_type='v_prediction' and rescale_betas_zero_snr=True"):
+        found = load(path, **options, scheduler=pipe.scheduler)
+    assert found.scheduler.config == pipe.scheduler.config
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(path, **options, prediction_type="v_prediction")
