@@ -24,7 +24,7 @@ class Files(Kind):
         """
         pairs = self.pairs(name, value)
         for path in map(self.path, pairs):
-            if not Path(path).is_file():
+            if not os.path.isfile(path):
                 raise FileNotFoundError(f"{name}: {path} is no file; correct the path")
         return pairs
 

@@ -187,7 +187,7 @@ def test_paella(tmp_path, paella_folder):
         ("paella", ["--textual-inversion", "toy.safetensors"], "has no vectors for the text encoder of Paella; leave"),
         ("paella", ["--config", "."], "is for single files"),
         ("paella", ["--original-size", "8,8"], "--original-size is of Stable Diffusion XL, but"),
-        ("stage1", ["--textual-inversion", "toy.safetensors"], "It is for Stable Diffusion 1.x or 2.x and"),
+        ("stage1", ["--textual-inversion", "toy.safetensors"], "It is for Stable Diffusion 1.x or 2.x, Stable"),
         ("stage1", ["--stage2-lora", "2.safetensors"], "--stage2-lora is given without --stage2"),
         ("stage1", ["--upscaler-textual-inversion", "toy.safetensors"], "is given without --upscaler"),
         (

@@ -97,7 +97,7 @@ def test_weights_are_those_of_each_stage(stages, first, files):
         ({"loras": "a.safetensors"}, TypeError, "loras='a.safetensors' should be by stage, such as {'stage1': ...}"),
         ({"loras": {"stage3": "a"}}, ValueError, "loras has stage3; the stages are stage1, stage2, upscaler"),
         ({"textual_inversions": {"stage2": "a"}}, ValueError, "stage2's textual_inversion is given, but textual inver"),
-        ({"textual_inversions": {"stage1": "a"}}, ValueError, "It is for Stable Diffusion 1.x or 2.x and Stable Diff"),
+        ({"textual_inversions": {"stage1": "a"}}, ValueError, "It is for Stable Diffusion 1.x or 2.x, Stable Diff"),
         ({"loras": {"stage2": "{stage1}"}}, CheckpointError, "is no LoRA of this checkpoint's unet:"),
         ({"loras": {"upscaler": "{stage1}"}}, CheckpointError, "is no LoRA of this checkpoint's text_encoder and unet"),
         ({"loras": {"stage1": "{toy}"}}, CheckpointError, "unexpected <toy>"),

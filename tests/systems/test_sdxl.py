@@ -183,9 +183,9 @@ def test_sizes(name, pipe, small):
         with pytest.raises(TypeError, match=f"{name}=.* should be two whole numbers, or two for each picture"):
             pipe("a cat", **{name: value})
     for value in ((3.5, 4), (True, 4), [(3, "4")]):
-        with pytest.raises(TypeError, match=f"{name}=.* should be a whole number, at least"):
+        with pytest.raises(TypeError, match=f"{name}=.* should be a whole number, from"):
             pipe("a cat", **{name: value})
-    with pytest.raises(ValueError, match=f"{name}=-1 should be at least"):
+    with pytest.raises(ValueError, match=f"{name}=-1 should be from"):
         pipe("a cat", **{name: (3, -1)})
     with pytest.raises(ValueError, match=f"{name} has 2 entries, expected 3, one a prompt"):
         pipe(["a", "b", "c"], **{name: [(3, 4), (5, 6)]})
