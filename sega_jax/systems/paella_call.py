@@ -60,7 +60,7 @@ class PaellaCall(Call):
     guidance_scale: Any = changed(Call, "guidance_scale", 8.0)
     renoise_steps: int | None = argument(
         None,
-        Integer(0, MOST_STEPS),
+        Integer(0),
         "the number of steps after which tokens are no longer renoised; by default 13/16 of all steps",
         sweep=True,
         shell=True,
@@ -114,4 +114,4 @@ class PaellaCall(Call):
     def check_together(self) -> None:
         super().check_together()
         if self.renoise_steps is not None and self.renoise_steps > self.steps:
-            raise ValueError(f"renoise_steps={self.renoise_steps} should be from 0 to {self.steps}")
+            raise ValueError(f"renoise_steps={brief(self.renoise_steps)} should be from 0 to {self.steps}")

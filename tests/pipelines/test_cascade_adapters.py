@@ -116,11 +116,10 @@ def test_mistakes_are_found_before_weights_are_read(stages, files, monkeypatch, 
         load_cascade(**stages, **named, low_memory=low_memory)
 
 
-def test_families_without_adapters_refuse_them(stages, tmp_path, monkeypatch):
+def test_families_without_adapters_refuse_them(stages, paella_folder, monkeypatch):
     monkeypatch.setattr(loading, "fill", lambda *_, **__: pytest.fail("weights were read"))
-    folder = tiny.paella(tmp_path / "paella")
     with pytest.raises(ValueError, match=r"lora is given, but LoRAs have no names for the layers of Paella; leave it"):
-        load(folder, lora="a.safetensors")
-    for source in (folder, stages["stage1"]):
+        load(paella_folder, lora="a.safetensors")
+    for source in (paella_folder, stages["stage1"]):
         with pytest.raises(ValueError, match="textual_inversion is given, but textual inversion has no vectors for"):
             load(source, textual_inversion="a.bin")
