@@ -477,25 +477,18 @@ def check_sweep(bench, name):
 
 
 def check_shell(bench, name):
-    """The text of a value is read as the value; a stage of a cascade has the option with its name before it."""
+    """There is an option, of which the text of a value is read as the value."""
     system = bench.pipe.system
     if name in ADAPTERS:
         return check_adapters(system, {name: "a file"})
-    texts = {"seed": "4", "negative_prompt": "bad", "image": str(bench.files / "a.png"), "tiled": "16"}
-    flags = {"long_prompts", "weighted", "noise_anew", "centred"}
+    stages.check_family(system, "MODEL", {}, image=system.name in ENLARGING)
+    shell.check_family(system, "MODEL", [name])
+    (option,) = (option for option in shell.call_options() if option.name == name)
     one = arguments(system.call)[name]
-    later = {stage for stage, other in stages.later_stages().items() if other is system}
-    if later:
-        names = {f"{stage}_{name}" for stage in later}
-        assert names <= set(stages.names())
-    else:
-        stages.check_family(system, "MODEL", {})
-        shell.check_family(system, "MODEL", [name])
-        assert name in {option.name for option in shell.call_options()}
-    if name in flags:
-        return None
+    texts = {"seed": "4", "negative_prompt": "bad", "image": str(bench.files / "a.png"), "tiled": "16"}
     text = texts.get(name) or one.kind.show(_another(one))
-    found = shell.parsed(system.call, {name: text})[name]
+    value = option.is_flag or text  # click reads flags
+    found = shell.parsed(system.call, {name: value})[name]
     assert one.kind.show(found) == text
     assert found != one.default
     return None
@@ -509,12 +502,17 @@ def _another(one):
 
 
 def refused_in_shell(bench, name):
-    system = bench.pipe.system
-    stages.check_family(system, "MODEL", {})
     if name in ADAPTERS:
-        check_adapters(system, {name: "a file"})
+        check_adapters(bench.pipe.system, {name: "a file"})
     else:
-        shell.check_family(system, "MODEL", [name])
+        shell.check_family(bench.pipe.system, "MODEL", [name])
+
+
+@pytest.mark.parametrize("family", ENLARGING)
+def test_the_shell_needs_a_picture_to_enlarge(bench):
+    message = r"makes a small picture larger: give it as --(upscaler|stage2), .*; or name a small picture with --image"
+    with pytest.raises(ValueError, match=message):
+        stages.check_family(bench.pipe.system, "MODEL", {})
 
 
 # Arguments that make no sense, alone or together

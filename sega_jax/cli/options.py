@@ -60,7 +60,8 @@ def call_options() -> list[click.Option]:
 def _shared_option(name: str, having: list[System]) -> click.Option:
     declared = {system.title: arguments(system.call)[name] for system in having}
     first = next(iter(declared.values()))
-    parts = [f"{first.help[:1].upper()}{first.help[1:]}."]
+    text = "; or ".join(dict.fromkeys(one.help for one in declared.values()))
+    parts = [f"{text[:1].upper()}{text[1:]}."]
     if len(having) < len(systems()):
         parts.append(f"Only for {in_words(list(declared))}.")
     defaults: dict[Any, list[str]] = {}

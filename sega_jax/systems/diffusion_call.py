@@ -133,7 +133,9 @@ class StartingCall(AutoencodedCall):
 class ConditionedCall(DiffusionCall):
     """A call that enlarges a picture."""
 
-    image: Any = argument(None, Pictures(), "the low-resolution picture to enlarge", varies="row", sweep=True)
+    image: Any = argument(
+        None, Pictures(), "the low-resolution picture to enlarge", varies="row", sweep=True, shell=True
+    )
     noise_level: int | Any = argument(
         0,
         Integer(0),

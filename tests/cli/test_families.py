@@ -180,6 +180,24 @@ def test_paella(tmp_path, paella_folder):
     np.testing.assert_array_equal(pictures(tmp_path / "out"), expected)
 
 
+@pytest.mark.slow
+def test_a_picture_is_enlarged(stages, files, tmp_path):
+    """Without a cascade; the size follows from the picture's, and the command of `info` enlarges it again."""
+    image = tmp_path / "small.png"
+    Image.fromarray(RNG.integers(0, 256, (8, 4, 3), np.uint8)).save(image)
+    words = ["--image", image, "--steps", 2, "--noise-level", 30, "--lora", files / "x4.safetensors", "--devices", 1]
+    edit(tmp_path / "out", stages["upscaler"], *words, prompt="cat")
+    made = load(stages["upscaler"], lora=files / "x4.safetensors", devices=jax.devices()[:1])
+    expected = made(**pairs("cat", steps=2, image=image, noise_level=30)).images
+    assert expected.shape == (2, 32, 16, 3)
+    np.testing.assert_array_equal(pictures(tmp_path / "out"), expected)
+    again = command(tmp_path / "out")
+    assert has(again, "--image", image)
+    assert has(again, "--height", 32, "--width", 16)
+    assert run(*again, "--out", tmp_path / "again", "--devices", 1).exit_code == 0
+    np.testing.assert_array_equal(pictures(tmp_path / "again"), expected)
+
+
 @pytest.mark.parametrize(
     ("model", "words", "said"),
     [

@@ -17,7 +17,6 @@ SCHEDULE = "scheduler=.* {title} has a schedule of its own; leave it out"
 FILE = "is no single file of Stable Diffusion 1.x or 2.x or Stable Diffusion XL: "
 SWEEP = "'{name}' is not a setting of {title}, which has prompt, negative_prompt, seed, "
 SHELL = "--{option} is of .*, but MODEL is {title}; leave it out"
-STAGE = "MODEL is {title}, which makes a small picture larger: give it as --(upscaler|stage2), and DeepFloyd-IF's first"
 
 
 def row(refusal, *families):
@@ -28,13 +27,6 @@ def row(refusal, *families):
 def rows(names, *cells):
     """Returns equal cells for several features."""
     return dict.fromkeys(names.split(), row(*cells))
-
-
-def options(names, refusal, *families):
-    """Returns equal cells for several options of the shell."""
-    cells = row(refusal, *families)
-    stages = {family: STAGE for family in ENLARGING if cells[family] != WORKS}
-    return dict.fromkeys(names.split(), cells | stages)
 
 
 CALLS = {
@@ -70,18 +62,17 @@ SWEEPS = {
     **rows("lora", LORA, *DIFFUSION),
     **rows("textual_inversion", WORDS, *CLIP),
 }
-# In the shell a family that enlarges is a later stage of a cascade, whose options begin with the name of the stage.
-FIRST = tuple(family for family in FAMILIES if family not in ENLARGING)
 SHELLS = {
-    **options("negative_prompt seed height width momentum_scale momentum_beta semantics support", SHELL, *FIRST),
-    **options("steps guidance_scale", SHELL),
-    **options("guidance_rescale eta", SHELL, *DIFFUSION),
-    **options("long_prompts weighted tiled", SHELL, *CLIP),
-    **options("image strength", SHELL, *STARTING),
-    **options("noise_level noise_anew", SHELL, *ENLARGING),
-    **options("original_size crops_top_left target_size", SHELL, "sdxl"),
-    **options("renoise_steps temperature choice influence centred", SHELL, "paella"),
-    **options("lora", LORA, *DIFFUSION),
-    **options("textual_inversion", WORDS, *CLIP),
+    **rows("negative_prompt seed steps guidance_scale height width", SHELL),
+    **rows("momentum_scale momentum_beta semantics support", SHELL),
+    **rows("guidance_rescale eta", SHELL, *DIFFUSION),
+    **rows("long_prompts weighted tiled", SHELL, *CLIP),
+    **rows("image", SHELL, *STARTING, *ENLARGING),
+    **rows("strength", SHELL, *STARTING),
+    **rows("noise_level noise_anew", SHELL, *ENLARGING),
+    **rows("original_size crops_top_left target_size", SHELL, "sdxl"),
+    **rows("renoise_steps temperature choice influence centred", SHELL, "paella"),
+    **rows("lora", LORA, *DIFFUSION),
+    **rows("textual_inversion", WORDS, *CLIP),
 }
 TABLE = {"call": CALLS, "besides": BESIDES, "sweep": SWEEPS, "shell": SHELLS}
