@@ -609,18 +609,20 @@ def test_each_row_has_its_own_value_or_all_have_one(bench):
 
 # The test of every cell
 
-# What another program than the plain picture's has; with the smallest networks it compiles fast.
+# What has another program than the plain picture; each has a test in its own room that is not slow.
 COMPILES = {"images_per_prompt", "height", "width", "semantics", "support", "replay", "output", "noise", "record"}
 COMPILES |= {"record_noise", "guidance_rescale", "eta", "rows_at_once", "long_prompts", "tiled", "strength", "choice"}
-COMPILES |= {"image_noise", "centred", "devices"}
+COMPILES |= {"image_noise", "centred", "devices", "as_function"}
+# Those that are tried by default, with the smallest networks.
+QUICK = {(name, "stable_diffusion") for name in ("output", "record", "guidance_rescale", "strength", "as_function")}
 
 
 def cells():
     for part, features in TABLE.items():
         for name, families in features.items():
             for family, cell in families.items():
-                slow = part in ("call", "besides") and cell == WORKS and name in COMPILES
-                marks = [pytest.mark.slow] if slow and family != "stable_diffusion" else []
+                compiles = part in ("call", "besides") and cell == WORKS and name in COMPILES
+                marks = [pytest.mark.slow] if compiles and (name, family) not in QUICK else []
                 yield pytest.param(part, name, family, id=f"{part}-{name}-{family}", marks=marks)
 
 

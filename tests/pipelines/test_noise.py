@@ -56,11 +56,12 @@ def test_of_a_stochastic_solver(least, config, call):
     check(pipe, {"latents": normal(INITIAL, pipe.latent_shape())}, output="latent", **call)
 
 
+@pytest.mark.slow
 def test_of_learned_variance(first):
     check(first, {"latents": normal(INITIAL, first.latent_shape())}, output="float")
 
 
-@pytest.mark.parametrize("anew", [False, True])
+@pytest.mark.parametrize("anew", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_of_a_stage_that_enlarges(second, anew):
     size = second.latent_shape()[:2]
     small = [normal(LOW_RES, (*size, 3), call if anew else 0) for call in range(STEPS)]
