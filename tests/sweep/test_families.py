@@ -134,6 +134,7 @@ def test_paella_with_its_own_settings(paella_folder, paella, tmp_path, call):
     check(plan_of(paella_folder, **{name: [value] * 2}), tmp_path, paella)
 
 
+@pytest.mark.slow
 def test_an_axis_of_rescaled_guidance(least_folder, least, tmp_path):
     rows = check(plan_of(least_folder, guidance_rescale=[0.0, 0.7]), tmp_path, least)
     assert {row["guidance_rescale"] for row in rows} == {0.0, 0.7}

@@ -51,6 +51,7 @@ def test_pictures_are_the_same(least, least_folder):
     check([planned(least_folder, share, eta=0.5) for share in (False, True)], least)
 
 
+@pytest.mark.slow
 def test_with_a_solver_that_remembers_and_clocks_of_their_own_on_two_devices(least_folder):
     pipe = sega_jax.load(least_folder, devices=jax.local_devices()[:2])
     call = {"semantics": "per_concept", "scheduler": "DPMSolverMultistepScheduler", "scales": (3, -5), "cooldown": None}
@@ -157,6 +158,7 @@ def test_a_failed_fetch_stops_the_sweep(least, least_folder, tmp_path, monkeypat
     assert len(count) == 2
 
 
+@pytest.mark.slow
 def test_rows_that_the_memory_does_not_hold_at_their_departure(least, least_folder, tmp_path, monkeypatch):
     """As XLA says it."""
     real = Devices.map

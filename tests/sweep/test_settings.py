@@ -133,6 +133,7 @@ def test_texts_of_other_lengths_are_apart(folder, pipe, files, tmp_path):
     check(plan, tmp_path, pipe)
 
 
+@pytest.mark.slow
 def test_tiles(folder, pipe, files, tmp_path):
     plan = planned(folder, files, call={"height": 32, "width": 32}, tiled=[False, 8])
     assert len({batch.program for batch in plan.batches}) == 2

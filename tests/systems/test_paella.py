@@ -122,7 +122,14 @@ def pipe(paella):
     return paella
 
 
-@pytest.mark.parametrize("options", [{}, {"support": "latent", "centred": True}, {"semantics": "per_concept"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        pytest.param({"support": "latent", "centred": True}, marks=pytest.mark.slow),
+        pytest.param({"semantics": "per_concept"}, marks=pytest.mark.slow),
+    ],
+)
 def test_edits_against_a_plain_loop(pipe, options):
     """What is added to the logits, and which tokens follow from it."""
     seen = []

@@ -76,6 +76,7 @@ def test_lists_of_names_are_read_as_written(tmp_path):
 # Loading
 
 
+@pytest.mark.slow
 def test_both_forms_make_the_same_picture(folder, pipe, tmp_path):
     orbax = convert.convert(folder, tmp_path / "orbax")
     back = convert.convert(orbax, tmp_path / "back", to="diffusers")
