@@ -131,7 +131,7 @@ def stages(tmp_path_factory):
     return {
         "stage1": tiny.stage(folder / "1"),
         "stage2": tiny.stage(folder / "2", tiny.STAGE_2, text=None),
-        "upscaler": tiny.upscaler(folder / "x4"),
+        "upscaler": tiny.upscaler(folder / "x4", tiny.X4_UNET_2),
     }
 
 

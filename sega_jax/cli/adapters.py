@@ -12,7 +12,7 @@ from sega_jax.method.checks import check_float
 from sega_jax.pipelines.cascade import FIRST
 from sega_jax.pipelines.load_options import ADAPTERS
 from sega_jax.systems.base import System
-from sega_jax.systems.registry import adapter_refusal, check_adapters, systems
+from sega_jax.systems.registry import adapter_refusal, check_adapters, in_words, systems
 
 _METAVARS = {"lora": "FILE[:SCALE]", "textual_inversion": "[WORD=]FILE"}
 _HELP = {
@@ -24,10 +24,9 @@ _HELP = {
 def options() -> list[click.Option]:
     """Returns the options of all checkpoints, and of the later stages that take such files."""
     found = []
-    later = later_stages().values()
     for name in ADAPTERS:
-        takers = [one.title for one in systems().values() if one not in later and adapter_refusal(one, name) is None]
-        help = f"{_HELP[name]} May be given several times. Only for {', '.join(takers)}."
+        takers = [one.title for one in systems().values() if adapter_refusal(one, name) is None]
+        help = f"{_HELP[name]} May be given several times. Only for {in_words(takers)}."
         found.append(_option(name, "", help))
     for stage, system in later_stages().items():
         for name in ADAPTERS:

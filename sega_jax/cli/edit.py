@@ -141,7 +141,7 @@ def _located(given: Command, found: sources.Source, model: str | None) -> Comman
 
 
 def _check_family(system: System, name: str, given: Command) -> None:
-    stages.check_family(system, name, given.stages)
+    stages.check_family(system, name, given.stages, image="image" in given.call)
     stages.check_load(system, name, given.load)
     adapters.check_family(system, given.adapters)
     check_family(system, name, given.call)
@@ -196,9 +196,8 @@ def _make(
     seconds = time.perf_counter() - began
     ran = "loaded and ran" if given.stages.get("low_memory") else "ran"
     click.echo(f"Compiled in {compiling():.1f} s, {ran} in {seconds - compiling():.1f} s")
-    sides = pipe.latent_shape(call.get("height"), call.get("width"))[:2]
-    factor = pipe.system.sampler.sizes(pipe.models).factor
-    values |= dict(zip(("height", "width"), (side * factor for side in sides), strict=True))
+    if sizes := [picture.size for picture in result.images if picture]:
+        values |= dict(zip(("width", "height"), sizes[0], strict=True))
     known = {
         "revision": given.load.get("revision"),
         "system": pipe.system.name,

@@ -9,7 +9,7 @@ from sega_jax.method.argument_kinds import Choice, Flag
 from sega_jax.method.arguments import REQUIRED, Argument, arguments
 from sega_jax.pipelines.load_options import ADAPTERS, LoadOptions
 from sega_jax.systems.base import System
-from sega_jax.systems.registry import systems
+from sega_jax.systems.registry import in_words, systems
 
 # What a command gives a call itself.
 _OWN = ("prompt", "edits")
@@ -60,9 +60,10 @@ def call_options() -> list[click.Option]:
 def _shared_option(name: str, having: list[System]) -> click.Option:
     declared = {system.title: arguments(system.call)[name] for system in having}
     first = next(iter(declared.values()))
-    parts = [f"{first.help[:1].upper()}{first.help[1:]}."]
+    text = "; or ".join(dict.fromkeys(one.help for one in declared.values()))
+    parts = [f"{text[:1].upper()}{text[1:]}."]
     if len(having) < len(systems()):
-        parts.append(f"Only for {_list(list(declared))}.")
+        parts.append(f"Only for {in_words(list(declared))}.")
     defaults: dict[Any, list[str]] = {}
     for title, one in declared.items():
         if not any(one.default is none for none in (None, False, REQUIRED)):
@@ -70,12 +71,8 @@ def _shared_option(name: str, having: list[System]) -> click.Option:
     if len(defaults) == 1:
         parts.append(f"[default: {next(iter(defaults))}]")
     elif defaults:
-        parts.append(f"[default: {'; '.join(f'{value} for {_list(titles)}' for value, titles in defaults.items())}]")
+        parts.append(f"[default: {'; '.join(f'{value} for {in_words(titles)}' for value, titles in defaults.items())}]")
     return option(first, help=" ".join(parts))
-
-
-def _list(titles: list[str]) -> str:
-    return " and ".join([", ".join(titles[:-1]), titles[-1]] if len(titles) > 1 else titles)
 
 
 def parsed(declaration: type, given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -122,7 +119,7 @@ def check_family(system: System, model: str, given: Iterable[str]) -> None:
         if name not in known:
             having = [one.title for one in systems().values() if name in shell_arguments(one.call)]
             option = name.replace("_", "-")
-            raise ValueError(f"--{option} is of {' and '.join(having)}, but {model} is {system.title}; leave it out")
+            raise ValueError(f"--{option} is of {in_words(having)}, but {model} is {system.title}; leave it out")
 
 
 def command_words(declaration: type, known: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str = "") -> list:

@@ -115,18 +115,21 @@ def _of_stage(given: Mapping[str, Any], stage: str) -> dict[str, Any]:
     return {name.removeprefix(f"{stage}_"): value for name, value in given.items() if name.startswith(f"{stage}_")}
 
 
-def check_family(system: System, model: str, given: Mapping[str, Any]) -> None:
+def check_family(system: System, model: str, given: Mapping[str, Any], *, image: bool = False) -> None:
     """Checks that a command can begin with this model, and has these options.
+
+    Args:
+        image: whether the command names a picture, which a later stage can enlarge alone.
 
     Raises:
         ValueError: it cannot.
     """
     for stage, later in later_stages().items():
-        if later is system:
+        if later is system and not image:
             first = " or ".join(one.title for one in loading.starting_systems())
             raise ValueError(
                 f"{model} is {system.title}, which makes a small picture larger: give it as --{stage}, and {first} as"
-                " --model"
+                " --model; or name a small picture with --image"
             )
     if given and not system.stages:
         name = next(iter(given)).replace("_", "-")

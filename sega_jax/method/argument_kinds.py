@@ -2,13 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sega_jax.method.checks import brief, check_bool, check_choice, check_float, check_int
+from sega_jax.method.checks import brief, check_bool, check_choice, check_float, check_int, is_sequence
 
 
 class Kind:
@@ -67,7 +66,7 @@ class Kind:
 
     def several(self, value: Any) -> bool:
         """Tells whether a value is a sequence with one entry for each prompt or picture."""
-        return (isinstance(value, Sequence) and not isinstance(value, str)) or getattr(value, "ndim", 0) == 1
+        return is_sequence(value) or getattr(value, "ndim", 0) == 1
 
     def parse(self, name: str, text: str) -> Any:
         """Reads a value from the shell's text and checks it.

@@ -136,8 +136,14 @@ def check_arguments(declared: Any) -> None:
             object.__setattr__(declared, name, one.check(value))
 
 
-def unknown_arguments(cls: type, names: Sequence[str], what: str) -> None:
+def unknown_arguments(
+    cls: type, names: Sequence[str], what: str, elsewhere: Callable[[str], str | None] = lambda name: None
+) -> None:
     """Refuses names that are no arguments of a dataclass.
+
+    Args:
+        what: what takes its arguments, for errors.
+        elsewhere: returns what takes an argument of this name, for errors; None where nothing does.
 
     Raises:
         TypeError: a name is unknown; the message has similar ones.
@@ -147,17 +153,20 @@ def unknown_arguments(cls: type, names: Sequence[str], what: str) -> None:
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(known)}"
+            hint = elsewhere(name) or hint
             raise TypeError(f"{name} is not an argument of {what}; {hint}")
 
 
-def takes(declaration: Callable[P, D], what: str) -> Callable[[Callable[[S, D], R]], Callable[Concatenate[S, P], R]]:
+def takes(
+    declaration: Callable[P, D], what: str, elsewhere: Callable[[str], str | None] = lambda name: None
+) -> Callable[[Callable[[S, D], R]], Callable[Concatenate[S, P], R]]:
     """Makes a method of an object and a declaration take the declaration's arguments.
 
     Editors and `help` show all arguments: the signature and the documentation come from the dataclass.
 
     Args:
         declaration: a dataclass whose fields are declared by `argument`.
-        what: what takes these arguments, for errors.
+        what, elsewhere: as of `unknown_arguments`.
     """
 
     shown = inspect.signature(declaration)
@@ -165,7 +174,7 @@ def takes(declaration: Callable[P, D], what: str) -> Callable[[Callable[[S, D], 
     def decorate(method: Callable[[S, D], R]) -> Callable[Concatenate[S, P], R]:
         @wraps(method)
         def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
-            unknown_arguments(declaration, list(kwargs), what)  # type: ignore[arg-type]
+            unknown_arguments(declaration, list(kwargs), what, elsewhere)  # type: ignore[arg-type]
             return method(self, declaration(*args, **kwargs))
 
         own, *_ = inspect.signature(method).parameters.values()

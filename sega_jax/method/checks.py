@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+LARGEST = float(np.finfo(np.float32).max)  # programs compute in float32
+
 
 def check_int(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> int:
     """Returns a whole number in [low, high] as an int.
@@ -20,7 +22,7 @@ def check_int(name: str, value: Any, low: float = -math.inf, high: float = math.
         raise TypeError(f"{name}={brief(value)} should be a whole number{limit and f', {limit}'}")
     number = int(value)
     if not low <= number <= high:
-        raise ValueError(f"{name}={number} should be {limit}")
+        raise ValueError(f"{name}={brief(number)} should be {limit}")
     return number
 
 
@@ -29,17 +31,20 @@ def check_float(name: str, value: Any, low: float = -math.inf, high: float = mat
 
     Raises:
         TypeError: `value` is not a number.
-        ValueError: it is not finite or out of range.
+        ValueError: it is not finite, out of range, or beyond the range of float32.
     """
     limit = "a finite number"
     if low != -math.inf:
         limit = f"a number of at least {low}" if high == math.inf else f"a number in [{low}, {high}]"
-    if isinstance(value, bool) or not isinstance(value, numbers.Real | np.number):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}={brief(value)} should be {limit}")
-    # The abstract class numbers.Real has no type of comparisons with a float.
-    if not (math.isfinite(value) and low <= value <= high):  # type: ignore[operator]
+    # Python compares whole numbers of any size, while float16 would round what it is compared with.
+    number: Any = value.item() if isinstance(value, np.generic) else value
+    if not low <= number <= high or abs(number) == math.inf:
         raise ValueError(f"{name}={brief(value)} should be {limit}")
-    return float(value)
+    if abs(number) > LARGEST:
+        raise ValueError(f"{name}={brief(value)} is beyond the range of float32; give at most {LARGEST:.2g} in size")
+    return float(number)
 
 
 def check_bool(name: str, value: Any) -> bool:
@@ -64,7 +69,15 @@ def check_choice(name: str, value: Any, known: Sequence[Any]) -> Any:
     return value
 
 
+def is_sequence(value: Any) -> bool:
+    """Tells whether a value is a sequence of entries; words and bytes are single values."""
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview)
+
+
 def brief(value: Any) -> str:
     """Returns the value's repr in at most 80 characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole numbers of more than 4300 digits
+        text = f"<{type(value).__name__}>"
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from sega_jax.method.checks import brief
+
 # The exponent bits of each floating type: all set means infinite or NaN.
 _EXPONENTS = {
     np.dtype(np.float64): (np.uint64, 0x7FF0000000000000),
@@ -52,7 +54,7 @@ def floating(name: str, value: Any, axes: str) -> np.ndarray:
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     if not is_floating(array.dtype):
-        raise TypeError(f"{name}={repr(value)[:80]} should be a floating array {axes}")
+        raise TypeError(f"{name}={brief(value)} should be a floating array {axes}")
     if not is_finite(array):
         raise ValueError(f"{name} {'have' if name.endswith('s') else 'has'} NaN or infinite entries")
     return array

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from sega_jax.method.arguments import arguments
-from sega_jax.method.checks import brief, check_int
+from sega_jax.method.checks import brief, check_int, is_sequence
 from sega_jax.method.guidance import Edit, Edits
 from sega_jax.method.numerics import floating
 from sega_jax.pipelines.execution.active_concepts import ordered
@@ -217,7 +217,7 @@ def _edits(edits: Any, spread: Spread, check: Callable[[Any], Text]) -> list[tup
 
     if isinstance(edits, Edit | str | Text) or getattr(edits, "ndim", 0) == 2:
         edits = [edits]
-    if not isinstance(edits, Sequence):
+    if not is_sequence(edits):
         raise TypeError(f"edits={brief(edits)} should be a list of words and Edits, or one such list a prompt")
     nested = [isinstance(entry, list | tuple) for entry in edits]
     if any(nested):
@@ -306,7 +306,7 @@ def _seeds(seed: Any, total: int) -> list[int]:
     top = 2**32 - 1
     if seed is None:
         seed = 0
-    if isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str):
+    if is_sequence(seed) or isinstance(seed, np.ndarray):
         if len(seed) != total:
             raise ValueError(f"seed has {len(seed)} entries, expected {total}, one a picture (or one number)")
         return [check_int("seed", s, 0, top) for s in seed]

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from sega_jax.method import schedules
 from sega_jax.method.arguments import declared_by
+from sega_jax.method.checks import brief
 from sega_jax.nn.safety import SafetyCheckerConfig, StableDiffusionSafetyChecker
 from sega_jax.pipelines.adapters import lora_changes, new_words
 from sega_jax.pipelines.components import as_module, as_scheduler
@@ -85,8 +86,10 @@ def resolve(options: LoadOptions) -> Resolved:
     replaced = _replaced(options.replaced, source.system)
     if source.system.checkpoint.scheduler is None:
         for name in ("scheduler", "prediction_type"):
-            if getattr(options, name) is not None:
-                raise ValueError(f"{name} is given, of which {source.system.title} has no choice; leave it out")
+            if (value := getattr(options, name)) is not None:
+                raise ValueError(
+                    f"{name}={brief(value)}: {source.system.title} has a schedule of its own; leave it out"
+                )
     readers = [part for part in source.system.text.parts if part in source.parts]
     reads = options.tokenizer is None and not (readers and all(replaced.get(part, "") is None for part in readers))
     without = [*replaced, *([] if options.safety_checker is True else [CHECKER]), *([] if reads else ["tokenizer"])]

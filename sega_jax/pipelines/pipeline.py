@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from sega_jax.method.arguments import arguments, takes, unknown_arguments
 from sega_jax.pipelines.batch import Batch, prepare
 from sega_jax.pipelines.execution.compile_report import Compiled
+from sega_jax.pipelines.load_options import LoadOptions
 from sega_jax.pipelines.loaded_checkpoint import LoadedCheckpoint
 from sega_jax.pipelines.messages import collected
 from sega_jax.pipelines.output import Output as Output
@@ -19,6 +20,7 @@ from sega_jax.pipelines.run import compile_batch, run
 from sega_jax.pipelines.texts import join, read_words
 from sega_jax.systems.base import System
 from sega_jax.systems.call import Call
+from sega_jax.systems.registry import families_with, in_words
 from sega_jax.systems.sizes import state_shape
 
 
@@ -85,7 +87,7 @@ class Pipeline(LoadedCheckpoint):
         Raises:
             TypeError, ValueError: as a call.
         """
-        unknown_arguments(self.system.call, list(arguments), f"a call of {self.system.title}")
+        unknown_arguments(self.system.call, list(arguments), f"a call of {self.system.title}", _elsewhere)
         with collected():
             return prepare(self.system.call(*args, **arguments), self)
 
@@ -146,6 +148,15 @@ class Pipeline(LoadedCheckpoint):
         return state_shape(self.system.sampler.sizes(self.models), height, width)
 
 
+def _elsewhere(argument: str) -> str | None:
+    """Returns what takes an argument that the calls of a family do not have; None where nothing does."""
+    if titles := families_with(argument):
+        return f"leave it out, as it is for {in_words(titles)}"
+    if argument in arguments(LoadOptions):
+        return "give it to sega_jax.load"
+    return None
+
+
 _classes: dict[tuple[type, int], type[Pipeline]] = {}
 
 
@@ -158,7 +169,7 @@ def pipeline_class(base: type[Pipeline], system: System) -> type[Pipeline]:
     methods = {}
     for public, method in (("__call__", base._call), ("compile", base._compile)):
         if getattr(base, public) is getattr(Pipeline, public):  # else a subclass has its own
-            methods[public] = takes(system.call, what)(method)
+            methods[public] = takes(system.call, what, _elsewhere)(method)
             methods[public].__name__ = public
             methods[public].__qualname__ = f"{base.__name__}.{public}"
     members = {

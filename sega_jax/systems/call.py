@@ -9,7 +9,7 @@ import numpy as np
 
 from sega_jax.method.argument_kinds import Choice, Flag, Integer, Kind, Opaque, Real, Words
 from sega_jax.method.arguments import Argument, argument, check_arguments, required
-from sega_jax.method.checks import brief, check_int
+from sega_jax.method.checks import brief, check_int, is_sequence
 from sega_jax.method.guidance import SEMANTICS, SUPPORTS, Edit
 from sega_jax.method.numerics import floating
 from sega_jax.method.schedules.spacing import NAMED
@@ -18,7 +18,8 @@ from sega_jax.systems.conditioning import Text
 Prompt = str | Text | np.ndarray | jax.Array
 EditLike = Edit | Prompt
 PICTURES = ("pil", "uint8", "float")  # outputs that are pictures; any other is the state that sampling ends with
-_LARGEST_SIDE = 2**20
+MOST_PIXELS = 2**20  # of a side
+_MOST_PICTURES = 2**16  # of a prompt, far more than one call can make
 
 
 class Prompts(Kind):
@@ -49,7 +50,7 @@ class Seeds(Integer):
     """Whole numbers from 0 to 2^32 - 1; a sequence is left to the batch, which knows how many pictures there are."""
 
     def check(self, name: str, value: Any) -> Any:
-        if (isinstance(value, Sequence) and not isinstance(value, str)) or bool(getattr(value, "ndim", 0)):
+        if is_sequence(value) or bool(getattr(value, "ndim", 0)):
             return value
         return super().check(name, value)
 
@@ -133,7 +134,7 @@ class Callback(Kind):
 
     def check(self, name: str, value: Any) -> Any:
         if value is not None and not callable(value):
-            raise TypeError(f"{name}={value!r} should be a function of call, timestep and latents")
+            raise TypeError(f"{name}={brief(value)} should be a function of call, timestep and latents")
         return value
 
 
@@ -162,7 +163,9 @@ class Call:
     negative_prompt: Prompt | Sequence[Prompt] | None = argument(
         None, Prompts(), "what the pictures should not show", varies="row", sweep=True, shell=True
     )
-    images_per_prompt: int = argument(1, Integer(1), "the number of pictures of each prompt, from different seeds")
+    images_per_prompt: int = argument(
+        1, Integer(1, _MOST_PICTURES), "the number of pictures of each prompt, from different seeds"
+    )
     seed: int | Sequence[int] | None = argument(
         None,
         Seeds(0, 2**32 - 1),
@@ -190,7 +193,7 @@ class Call:
     )
     height: int | None = argument(
         None,
-        Integer(1, _LARGEST_SIDE),
+        Integer(1, MOST_PIXELS),
         "the height of the pictures; by default the checkpoint's own",
         unit="pixels",
         varies="program",
@@ -199,7 +202,7 @@ class Call:
     )
     width: int | None = argument(
         None,
-        Integer(1, _LARGEST_SIDE),
+        Integer(1, MOST_PIXELS),
         "the width of the pictures; by default the checkpoint's own",
         unit="pixels",
         varies="program",

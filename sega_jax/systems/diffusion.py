@@ -365,11 +365,10 @@ def low_res_of(call: ConditionedCall, given: Given) -> tuple[np.ndarray, LowResC
     if call.image is None:
         raise ValueError("image=None should be the low-resolution picture that this upscaler makes larger")
     noise = given.extras.low_res_noise
-    levels = call.noise_level if isinstance(call.noise_level, list) else [call.noise_level]
+    levels = per_row("noise_level", call.noise_level, given)
     for level in levels:
         check_int("noise_level", level, 0, noise.most)
-    per_row = given.spread("noise_level", levels) if len(levels) > 1 else levels * given.rows
-    level_of_row = np.asarray(per_row, np.int32)
+    level_of_row = levels.astype(np.int32)
     signal, share = noise.scheduler.shares(level_of_row)
     picture = np.stack(spread_pictures(call.image, given)).astype(given.dtype)
     return call.image, LowResCondition(picture, level_of_row, signal, share, np.full(given.rows, call.noise_anew))

@@ -86,8 +86,8 @@ def read(image: Any) -> np.ndarray:
 
 
 def _opened(path: Path) -> Image.Image:
-    if not path.is_file():
-        raise FileNotFoundError(f"image={str(path)!r} does not exist, or is no file")
+    if not os.path.isfile(path):  # also for names that no file can have
+        raise FileNotFoundError(f"image={brief(str(path))} does not exist, or is no file")
     try:
         with Image.open(path) as image:
             return as_rgb(image)
@@ -150,7 +150,7 @@ def _one(picture: Any) -> np.ndarray:
         array = np.asarray(None)
     if array.dtype != np.uint8 and not is_floating(array.dtype):
         raise TypeError(
-            f"image={repr(picture)[:80]} should be a PIL picture, the path of one, or an array (height, width, 3) of"
+            f"image={brief(picture)} should be a PIL picture, the path of one, or an array (height, width, 3) of"
             " uint8 or of floats in [0, 1]"
         )
     if array.ndim != 3 or array.shape[2] != 3 or not array.size:

@@ -7,12 +7,13 @@ import numpy as np
 
 from sega_jax.method.argument_kinds import Choice, Flag, Integer, Kind, Opaque, Pair, Real
 from sega_jax.method.arguments import argument, changed
-from sega_jax.method.checks import check_float
+from sega_jax.method.checks import brief, check_float
 from sega_jax.method.solvers import CHOICES
 from sega_jax.systems.call import PICTURES, Call
 
 # Of the published inference scripts: the share of the steps after which no token is renoised, and the temperatures.
 RENOISED, TEMPERATURE = 26 / 32, (1.2, 0.2)
+MOST_STEPS = 2**20
 
 
 class Positive(Real):
@@ -41,7 +42,10 @@ class TokenGrid(Kind):
     noun = "integers [pictures, height / f, width / f]"
 
     def check(self, name: str, value: Any) -> np.ndarray:
-        return np.asarray(value)
+        try:
+            return np.asarray(value)
+        except (TypeError, ValueError, RuntimeError):  # the last is torch's, of tensors with gradients
+            raise TypeError(f"{name}={brief(value)} should be {self.noun}") from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,7 +56,7 @@ class PaellaCall(Call):
     that of edits with threshold 0 and momentum_scale 0.
     """
 
-    steps: Any = changed(Call, "steps", 32, kind=Integer(1))
+    steps: Any = changed(Call, "steps", 32, kind=Integer(1, MOST_STEPS))
     guidance_scale: Any = changed(Call, "guidance_scale", 8.0)
     renoise_steps: int | None = argument(
         None,
@@ -110,4 +114,4 @@ class PaellaCall(Call):
     def check_together(self) -> None:
         super().check_together()
         if self.renoise_steps is not None and self.renoise_steps > self.steps:
-            raise ValueError(f"renoise_steps={self.renoise_steps} should be from 0 to {self.steps}")
+            raise ValueError(f"renoise_steps={brief(self.renoise_steps)} should be from 0 to {self.steps}")

@@ -9,10 +9,11 @@ Other packages add families by `register`, or by an entry point of the group `se
 import dataclasses
 import importlib.metadata
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sega_jax.method.arguments import arguments
 from sega_jax.method.checks import brief
 from sega_jax.systems import deepfloyd, paella, sdxl, stable_diffusion, upscaler
 from sega_jax.systems.adapters import AdapterNames
@@ -159,6 +160,16 @@ def adapters_of(models: Any) -> AdapterNames:
     return AdapterNames()
 
 
+def families_with(argument: str) -> list[str]:
+    """Returns the titles of the families whose calls have an argument of this name."""
+    return [system.title for system in systems().values() if argument in arguments(system.call)]
+
+
+def in_words(titles: Sequence[str]) -> str:
+    """Lists titles in words: "A, B and C"."""
+    return " and ".join([", ".join(titles[:-1]), titles[-1]] if len(titles) > 1 else titles)
+
+
 def adapter_refusal(system: System, option: str) -> str | None:
     """Returns why a family takes no LoRA ("lora") or no new word ("textual_inversion"); None where it takes them."""
     names = system.checkpoint.adapters or AdapterNames()
@@ -180,7 +191,7 @@ def check_adapters(system: System, given: Mapping[str, Any], what: Callable[[str
     """
     for option, value in given.items():
         if value is not None and (reason := adapter_refusal(system, option)):
-            takers = " and ".join(one.title for one in systems().values() if adapter_refusal(one, option) is None)
+            takers = in_words([one.title for one in systems().values() if adapter_refusal(one, option) is None])
             raise ValueError(f"{what(option)} is given, but {reason}; leave it out. It is for {takers}")
 
 

@@ -20,6 +20,7 @@ from sega_jax.nn.vae import AutoencoderConfig, AutoencoderKL
 from sega_jax.systems import adapters, clip_text, diffusion
 from sega_jax.systems.adapters import AdapterNames
 from sega_jax.systems.base import Checkpoint, Encode, Given, Network, Setup, System, TextReader, listed
+from sega_jax.systems.call import MOST_PIXELS
 from sega_jax.systems.clip_text import ClipCall, tokenizer_folder
 from sega_jax.systems.conditioning import Text, conditioning
 from sega_jax.systems.diffusion_call import DiffusionCall, StartingCall
@@ -30,8 +31,8 @@ from sega_jax.text.prompt_weights import Reading, pair_chunks, weighed
 from sega_jax.text.tokenizers import Tokenizer, TokenizerPair
 from sega_jax.weights.textual_inversion import TextEncoders
 
-_SIZE = Pair(Integer(1), "two whole numbers, or two for each picture")
-_CORNER = Pair(Integer(0), "two whole numbers, or two for each picture")
+_SIZE = Pair(Integer(1, MOST_PIXELS), "two whole numbers, or two for each picture")
+_CORNER = Pair(Integer(0, MOST_PIXELS), "two whole numbers, or two for each picture")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

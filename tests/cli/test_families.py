@@ -180,6 +180,24 @@ def test_paella(tmp_path, paella_folder):
     np.testing.assert_array_equal(pictures(tmp_path / "out"), expected)
 
 
+@pytest.mark.slow
+def test_a_picture_is_enlarged(stages, files, tmp_path):
+    """Without a cascade; the size follows from the picture's, and the command of `info` enlarges it again."""
+    image = tmp_path / "small.png"
+    Image.fromarray(RNG.integers(0, 256, (8, 4, 3), np.uint8)).save(image)
+    words = ["--image", image, "--steps", 2, "--noise-level", 30, "--lora", files / "x4.safetensors", "--devices", 1]
+    edit(tmp_path / "out", stages["upscaler"], *words, prompt="cat")
+    made = load(stages["upscaler"], lora=files / "x4.safetensors", devices=jax.devices()[:1])
+    expected = made(**pairs("cat", steps=2, image=image, noise_level=30)).images
+    assert expected.shape == (2, 32, 16, 3)
+    np.testing.assert_array_equal(pictures(tmp_path / "out"), expected)
+    again = command(tmp_path / "out")
+    assert has(again, "--image", image)
+    assert has(again, "--height", 32, "--width", 16)
+    assert run(*again, "--out", tmp_path / "again", "--devices", 1).exit_code == 0
+    np.testing.assert_array_equal(pictures(tmp_path / "again"), expected)
+
+
 @pytest.mark.parametrize(
     ("model", "words", "said"),
     [
@@ -187,7 +205,7 @@ def test_paella(tmp_path, paella_folder):
         ("paella", ["--textual-inversion", "toy.safetensors"], "has no vectors for the text encoder of Paella; leave"),
         ("paella", ["--config", "."], "is for single files"),
         ("paella", ["--original-size", "8,8"], "--original-size is of Stable Diffusion XL, but"),
-        ("stage1", ["--textual-inversion", "toy.safetensors"], "It is for Stable Diffusion 1.x or 2.x and"),
+        ("stage1", ["--textual-inversion", "toy.safetensors"], "It is for Stable Diffusion 1.x or 2.x, Stable"),
         ("stage1", ["--stage2-lora", "2.safetensors"], "--stage2-lora is given without --stage2"),
         ("stage1", ["--upscaler-textual-inversion", "toy.safetensors"], "is given without --upscaler"),
         (

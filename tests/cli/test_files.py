@@ -67,6 +67,7 @@ def test_a_single_file(files, tmp_path, monkeypatch):
     check(["--model", "model.safetensors", "--config", "folder"], tmp_path, monkeypatch, source=source, config="folder")
 
 
+@pytest.mark.slow
 def test_a_single_file_and_a_vocabulary(files, tmp_path, monkeypatch):
     vocabulary = {"config": files / "bare", "tokenizer": files / "folder" / "tokenizer", "prediction_type": "epsilon"}
     words = [part for name, value in vocabulary.items() for part in (f"--{name.replace('_', '-')}", value)]
@@ -80,7 +81,8 @@ def test_loras(files, tmp_path, monkeypatch):
     words = ["--model", files / "folder", "--lora", "a.safetensors:-0.5", "--lora", files / "b.safetensors"]
     loras = {files / "a.safetensors": -0.5, files / "b.safetensors": 1.0}
     found = check(words, tmp_path, monkeypatch, source=files / "folder", lora=loras)
-    plain = check(words[:2], tmp_path / "plain", monkeypatch, source=files / "folder")
+    call = {"steps": 2, "seed": [0, 0], "output": "uint8"}
+    plain = load(files / "folder")(["a cat"] * 2, [[], [Edit("hat", warmup=0)]], **call).images
     assert not np.array_equal(found, plain)
 
 
@@ -88,7 +90,12 @@ def test_loras(files, tmp_path, monkeypatch):
     ("given", "prompt", "named"),
     [
         (["toy.safetensors"], "<toy>", "toy.safetensors"),
-        (["<cat>=toy.safetensors", "<dog>=a=b.safetensors"], "<cat> <dog>", ["<cat>", "<dog>"]),
+        pytest.param(
+            ["<cat>=toy.safetensors", "<dog>=a=b.safetensors"],
+            "<cat> <dog>",
+            ["<cat>", "<dog>"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_words(files, tmp_path, monkeypatch, given, prompt, named):

@@ -188,8 +188,15 @@ def test_cosine_betas():
 TOGETHER = ("DPM", "DPM, stochastic", "UniPC")
 
 
-@pytest.mark.parametrize("name", tiny.SCHEDULERS)
-@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize(
+    ("name", "spacing"),
+    [
+        # Rows of LMS are integrals, which take long.
+        pytest.param(name, spacing, marks=[pytest.mark.slow] if name == "LMS" and spacing != "leading" else [])
+        for name in tiny.SCHEDULERS
+        for spacing in ("leading", "trailing", "linspace")
+    ],
+)
 def test_every_number_of_steps_has_finite_rows(name, spacing):
     """Or is refused, where it is so large (or for Runge-Kutta so small) that two points fall together."""
     family, every = scheduler(name, timestep_spacing=spacing, steps_offset=0), 250 if name == "LMS" else 37

@@ -255,7 +255,7 @@ def networks(dtype):
     return run(paella(dtype=dtype), vqgan(dtype), prior(dtype))
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", [pytest.param("bfloat16", marks=pytest.mark.slow), "float16"])
 def test_half_precision(dtype):
     """The noise level keeps its digits."""
     for ours, exact in zip(networks(dtype), networks("float32"), strict=True):

@@ -71,6 +71,7 @@ def test_edits_are_of_the_stages_that_are_named(whole):
     assert np.all(own.stages["stage2"].images == two["stage2"].images)
 
 
+@pytest.mark.slow
 def test_sizes_follow_from_the_first_stage(whole):
     options = STEPS | {"stage1": {"steps": 2, "height": 4, "width": 6}}
     made = whole("a cat", images_per_prompt=2, **options).images

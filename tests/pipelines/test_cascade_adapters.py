@@ -97,7 +97,7 @@ def test_weights_are_those_of_each_stage(stages, first, files):
         ({"loras": "a.safetensors"}, TypeError, "loras='a.safetensors' should be by stage, such as {'stage1': ...}"),
         ({"loras": {"stage3": "a"}}, ValueError, "loras has stage3; the stages are stage1, stage2, upscaler"),
         ({"textual_inversions": {"stage2": "a"}}, ValueError, "stage2's textual_inversion is given, but textual inver"),
-        ({"textual_inversions": {"stage1": "a"}}, ValueError, "It is for Stable Diffusion 1.x or 2.x and Stable Diff"),
+        ({"textual_inversions": {"stage1": "a"}}, ValueError, "It is for Stable Diffusion 1.x or 2.x, Stable Diff"),
         ({"loras": {"stage2": "{stage1}"}}, CheckpointError, "is no LoRA of this checkpoint's unet:"),
         ({"loras": {"upscaler": "{stage1}"}}, CheckpointError, "is no LoRA of this checkpoint's text_encoder and unet"),
         ({"loras": {"stage1": "{toy}"}}, CheckpointError, "unexpected <toy>"),
@@ -116,11 +116,10 @@ def test_mistakes_are_found_before_weights_are_read(stages, files, monkeypatch, 
         load_cascade(**stages, **named, low_memory=low_memory)
 
 
-def test_families_without_adapters_refuse_them(stages, tmp_path, monkeypatch):
+def test_families_without_adapters_refuse_them(stages, paella_folder, monkeypatch):
     monkeypatch.setattr(loading, "fill", lambda *_, **__: pytest.fail("weights were read"))
-    folder = tiny.paella(tmp_path / "paella")
     with pytest.raises(ValueError, match=r"lora is given, but LoRAs have no names for the layers of Paella; leave it"):
-        load(folder, lora="a.safetensors")
-    for source in (folder, stages["stage1"]):
+        load(paella_folder, lora="a.safetensors")
+    for source in (paella_folder, stages["stage1"]):
         with pytest.raises(ValueError, match="textual_inversion is given, but textual inversion has no vectors for"):
             load(source, textual_inversion="a.bin")

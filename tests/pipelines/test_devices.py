@@ -41,7 +41,7 @@ def test_all_devices_are_the_default():
     assert len(Devices()) == len(jax.local_devices()) == 8
 
 
-@pytest.mark.parametrize("count", [2, 4, 8])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow), 8])
 def test_same_share_same_bits(on, count):
     together = draw(on(count), range(count)).images
     alone = [draw(on(1), [row]).images[0] for row in range(count)]

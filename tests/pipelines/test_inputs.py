@@ -95,7 +95,7 @@ SETTINGS = [
     ({"callback_steps": None}, TypeError, "callback_steps=None should be a whole number"),
 ]
 NATIVE = [
-    ({"images_per_prompt": 0}, ValueError, "images_per_prompt=0 should be at least 1"),
+    ({"images_per_prompt": 0}, ValueError, "images_per_prompt=0 should be from 1 to 65536"),
     ({"images_per_prompt": 1.0}, TypeError, "images_per_prompt=1.0 should be a whole number"),
     ({"images_per_prompt": 2, "negative_prompt": ["a"] * 3}, ValueError, "expected 1, one a prompt, or 2, one a pic"),
     ({"images_per_prompt": 2, "seed": [1, 2, 3]}, ValueError, "seed has 3 entries, expected 2"),
@@ -136,7 +136,7 @@ NATIVE = [
     ({"replay": [[1.0], [1.0, 2.0]]}, (TypeError, ValueError), "replay"),
 ]
 FACE = [
-    ({"num_images_per_prompt": 0}, ValueError, "num_images_per_prompt=0 should be at least 1"),
+    ({"num_images_per_prompt": 0}, ValueError, "num_images_per_prompt=0 should be from 1 to 65536"),
     ({"num_inference_steps": 0}, ValueError, "num_inference_steps=0 should be at least 1"),
     ({"num_inference_steps": 50.0}, TypeError, "steps=50.0 should be a whole number"),
     ({"output_type": "pt"}, ValueError, "output_type='pt' should be one of pil, np, latent"),

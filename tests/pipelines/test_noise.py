@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from support import tiny
 
-from sega_jax import Edit, Pipeline, load
+from sega_jax import Edit, Pipeline
 from sega_jax.method.schedules import from_config
 from sega_jax.systems.programs import INITIAL, LOW_RES, POSTERIOR
 
@@ -56,11 +56,12 @@ def test_of_a_stochastic_solver(least, config, call):
     check(pipe, {"latents": normal(INITIAL, pipe.latent_shape())}, output="latent", **call)
 
 
+@pytest.mark.slow
 def test_of_learned_variance(first):
     check(first, {"latents": normal(INITIAL, first.latent_shape())}, output="float")
 
 
-@pytest.mark.parametrize("anew", [False, True])
+@pytest.mark.parametrize("anew", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_of_a_stage_that_enlarges(second, anew):
     size = second.latent_shape()[:2]
     small = [normal(LOW_RES, (*size, 3), call if anew else 0) for call in range(STEPS)]
@@ -79,8 +80,8 @@ def test_of_a_picture_to_start_from(small):
     assert relative(small(words, EDIT, seed=OTHERS, **latents, **call).images, expected) > 1e-3
 
 
-def test_of_tokens(tmp_path, one_device):
-    pipe = load(tiny.paella(tmp_path / "paella"), devices=one_device)
+def test_of_tokens(paella):
+    pipe = paella
     grid = np.random.default_rng(0).integers(0, 20, (2, *pipe.latent_shape()[:2]))
     call = {"tokens": grid, "output": "tokens"}
     out = pipe(["cat", "dog"], EDIT, seed=SEEDS, **call, **DRAWN)

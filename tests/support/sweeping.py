@@ -8,8 +8,10 @@ import sys
 
 import jax
 import pyarrow.parquet
+import pytest
 
-from sega_jax import load, sweep
+from sega_jax import Pipeline, load, sweep
+from sega_jax.sweep.running.run import _Run
 
 SETTINGS = {
     "jax_num_cpu_devices": "8",
@@ -30,6 +32,36 @@ def start(*words):
 
 def records(folder):
     return pyarrow.parquet.read_table(folder / "records").to_pylist()
+
+
+def made(plan, pipe):
+    """Returns the pictures of a plan by their names, and the rows that went through the network."""
+    sweeping = _Run(plan, None, Pipeline(**pipe.components))
+    images = {}
+    for batch in plan.batches:
+
+        def tell(i, image, finite, flagged, names=batch.names):
+            assert finite
+            assert flagged is None
+            images[names[i]] = image
+
+        sweeping._make(batch, sweeping._points(batch), tell)
+    return images, sweeping.shared.evaluations
+
+
+def run_and_crash(plan, folder, pipe, renames):
+    """Runs a plan and stops, as the end of a process does, before a picture or record more than these is renamed."""
+    replace, left = os.replace, iter(range(renames))
+
+    def crash(source, target):
+        if target.parent.name != "leases" and next(left, None) is None:
+            raise SystemExit
+        replace(source, target)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "replace", crash)
+        with pytest.raises(SystemExit):
+            sweep.run(plan, folder, pipe)
 
 
 def same(folder, done):

@@ -239,6 +239,13 @@ X4 = {
     | {"block_out_channels": [8, 8, 16], "scaling_factor": 0.08333}
     | {"down_block_types": ["DownEncoderBlock2D"] * 3, "up_block_types": ["UpDecoderBlock2D"] * 3},
 }
+# Two levels of it, which compile in half the time.
+X4_UNET_2 = X4["unet"] | {
+    "block_out_channels": [8, 16],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+    "only_cross_attention": [True, False],
+}
 # Every scheduler with the betas of Stable Diffusion; PNDM also as it is by default, with a Runge-Kutta start.
 SCHEDULERS = {
     "DDIM": DDIM,
@@ -381,9 +388,9 @@ def stage(folder: Path, unet=STAGE_1, *, text=T5, scheduler=IF_SCHEDULER, safety
     return folder
 
 
-def upscaler(folder: Path) -> Path:
+def upscaler(folder: Path, unet=X4["unet"]) -> Path:
     """Writes a checkpoint of Stable Diffusion's x4 upscaler."""
-    checkpoint(folder, **X4, scheduler=X4_SCHEDULER)
+    checkpoint(folder, **X4 | {"unet": unet}, scheduler=X4_SCHEDULER)
     _write_scheduler(folder / "low_res_scheduler", {"_class_name": "DDPMScheduler", **UPSCALER_BETAS})
     index = json.loads((folder / "model_index.json").read_text())
     for name in ("feature_extractor", "requires_safety_checker", "safety_checker"):

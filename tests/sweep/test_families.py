@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from support import tiny
-from support.sweeping import records
+from support.sweeping import made, records, run_and_crash
 
 from sega_jax import load, sweep
 from sega_jax.cli.main import main
@@ -17,14 +16,14 @@ MOMENTUM = {"momentum_scale": 1.0, "momentum_beta": 0.3}  # so much that it show
 HAT = {"hat": {"threshold": 0.5, "scale": 8, **MOMENTUM}}
 
 
-def plan_of(folder, rows=2, **axes):
+def plan_of(folder, rows=2, seeds=2, **axes):
     """Plans pictures that share prefixes: with every other setting, an edit begins at call 2 or 4 of 6."""
     said = sweep.Sweep(
         model={"source": str(folder)},
         call={"prompt": "a cat", "steps": 6},
         edits=HAT,
         grid={"hat.warmup": [2, 4]},
-        zip={"seed": [0, 1], **axes},
+        zip={"seed": range(seeds), **axes},
     )
     plan = sweep.plan(said, sweep.Facts.of(said), rows=rows)
     assert all(batch.shares for batch in plan.batches)
@@ -41,7 +40,7 @@ def check(plan, folder, pipe):
     """Runs a plan and compares its pictures with those of single calls."""
     sweep.run(plan, folder, pipe)
     rows = records(folder)
-    assert len({row["digest"] for row in rows}) == len(rows) == 4
+    assert len({row["digest"] for row in rows}) == len(rows) == plan.counts.pictures
     for row in rows:
         made = np.asarray(Image.open(folder / row["file"])).astype(int)
         assert (abs(made - alone(pipe, plan.point(row["point"]))) > 1).mean() < 1e-3
@@ -55,25 +54,10 @@ def repeated(picture):
     return shlex.split(said.output.splitlines()[-1])
 
 
-@pytest.fixture(scope="module")
-def xl_folder(tmp_path_factory):
-    """A checkpoint whose UNet has two levels, one with attention."""
-    unet = tiny.UNET_XL | {"block_out_channels": [8, 16], "attention_head_dim": [1, 2]}
-    unet |= {"transformer_layers_per_block": 1, "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"]}
-    unet |= {"up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"]}
-    return tiny.xl(tmp_path_factory.mktemp("checkpoints") / "xl", unet=unet, vae=tiny.VAE_1)
-
-
-@pytest.fixture(scope="module")
-def paella_folder(tmp_path_factory):
-    return tiny.paella(tmp_path_factory.mktemp("checkpoints") / "paella")
-
-
-def test_sdxl(xl_folder, one_device, tmp_path):
+def test_sdxl(least_xl_folder, least_xl, tmp_path):
     """With sizes that condition each picture, and without a negative prompt, which is not an empty one."""
-    pipe = load(xl_folder, devices=one_device)
-    plan = plan_of(xl_folder, original_size=[[16, 16], [64, 32]])
-    rows = check(plan, tmp_path / "sweep", pipe)
+    plan = plan_of(least_xl_folder, original_size=[[16, 16], [64, 32]])
+    rows = check(plan, tmp_path / "sweep", least_xl)
     assert {row["original_size"] for row in rows} == {"16,16", "64,32"}
     assert {row["negative_prompt"] for row in rows} == {None}
     (page,) = sweep.sheets(sweep.Results(tmp_path / "sweep"), "hat.warmup", "original_size", {"seed": 0})
@@ -83,8 +67,10 @@ def test_sdxl(xl_folder, one_device, tmp_path):
     assert "--negative-prompt" not in command
 
 
-def test_an_empty_negative_prompt_of_sdxl_is_another_picture(xl_folder):
-    said = sweep.Sweep(model={"source": str(xl_folder)}, call={"prompt": "a cat"}, grid={"negative_prompt": [None, ""]})
+def test_an_empty_negative_prompt_of_sdxl_is_another_picture(least_xl_folder):
+    said = sweep.Sweep(
+        model={"source": str(least_xl_folder)}, call={"prompt": "a cat"}, grid={"negative_prompt": [None, ""]}
+    )
     plan = sweep.plan(said, sweep.Facts.of(said), rows=2)
     assert sweep.Plan.from_json(plan.to_json()) == plan
     # And of another batch, since no call takes both.
@@ -92,14 +78,13 @@ def test_an_empty_negative_prompt_of_sdxl_is_another_picture(xl_folder):
 
 
 @pytest.mark.slow
-def test_sdxl_on_two_devices(xl_folder, tmp_path):
-    pipe = load(xl_folder, devices=jax.local_devices()[:2])
-    check(plan_of(xl_folder, crops_top_left=[[0, 0], [8, 4]]), tmp_path, pipe)
+def test_sdxl_on_two_devices(least_xl_folder, tmp_path):
+    pipe = load(least_xl_folder, devices=jax.local_devices()[:2])
+    check(plan_of(least_xl_folder, crops_top_left=[[0, 0], [8, 4]]), tmp_path, pipe)
 
 
-def test_paella(paella_folder, one_device, tmp_path):
-    pipe = load(paella_folder, devices=one_device)
-    rows = check(plan_of(paella_folder, temperature=[[1.0, 0.5]] * 2), tmp_path, pipe)
+def test_paella(paella_folder, paella, tmp_path):
+    rows = check(plan_of(paella_folder, temperature=[[1.0, 0.5]] * 2), tmp_path, paella)
     assert {row["scheduler"] for row in rows} == {None}
     assert {row["temperature"] for row in rows} == {"1.0,0.5"}
     command = repeated(tmp_path / rows[0]["file"])
@@ -108,7 +93,7 @@ def test_paella(paella_folder, one_device, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["xl_folder", "paella_folder"])
+@pytest.mark.parametrize("name", ["least_xl_folder", "paella_folder"])
 def test_memory(name, one_device, one_by_default, request):
     folder = request.getfixturevalue(name)
     found = sweep.needed(plan_of(folder))
@@ -144,12 +129,59 @@ def test_families_that_enlarge_pictures_need_one(stages, stage):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("call", [{"choice": "nearest"}, {"influence": [1.2, 0.4]}, {"centred": True}])
-def test_paella_with_its_own_settings(paella_folder, one_device, tmp_path, call):
-    pipe = load(paella_folder, devices=one_device)
+def test_paella_with_its_own_settings(paella_folder, paella, tmp_path, call):
     (name, value), *_ = call.items()
-    check(plan_of(paella_folder, **{name: [value] * 2}), tmp_path, pipe)
+    check(plan_of(paella_folder, **{name: [value] * 2}), tmp_path, paella)
 
 
+@pytest.mark.slow
 def test_an_axis_of_rescaled_guidance(least_folder, least, tmp_path):
     rows = check(plan_of(least_folder, guidance_rescale=[0.0, 0.7]), tmp_path, least)
     assert {row["guidance_rescale"] for row in rows} == {0.0, 0.7}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Four pictures of 8 pixels, by their paths."""
+    rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("pictures")
+    paths = [folder / f"{i}.png" for i in range(4)]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(path)
+    return [str(path) for path in paths]
+
+
+def family(name, request):
+    """Returns a checkpoint's folder and pipeline, and an axis of four values."""
+    pipe = request.getfixturevalue(name)
+    if name in ("first", "second"):
+        folder = request.getfixturevalue("stages")["stage1" if name == "first" else "stage2"]
+    else:
+        folder = request.getfixturevalue(f"{name}_folder")
+    axes = {
+        "least_xl": lambda: {"original_size": [[8, 8], [16, 16], [32, 16], [64, 32]]},
+        "first": lambda: {"guidance_scale": [3, 4, 5, 6]},
+        "second": lambda: {"image": request.getfixturevalue("pictures")},
+        "paella": lambda: {"guidance_scale": [3, 4, 5, 6]},
+    }
+    return folder, pipe, axes[name]()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["least_xl", "first", "second", "paella"])
+def test_a_sweep_of_every_family_is_as_planned(name, request, tmp_path):
+    """It takes the planned evaluations, its pictures are those of single calls, and interrupted in the second of two
+    batches it ends with the same bits."""
+    folder, pipe, axes = family(name, request)
+    plan = plan_of(folder, seeds=4, **axes)
+    assert len(plan.batches) == 2
+    images, evaluations = made(plan, pipe)
+    assert plan.counts.shared <= evaluations == plan.counts.evaluations < 0.9 * plan.counts.alone
+    check(plan, tmp_path / "whole", pipe)
+    run_and_crash(plan, tmp_path / "stopped", pipe, 7)
+    assert sweep.status(tmp_path / "stopped").batches_done == 1
+    sweep.run(plan, tmp_path / "stopped", pipe)
+    assert len(images) == 8
+    for part in ("whole", "stopped"):
+        found = {path.stem: np.asarray(Image.open(path)) for path in (tmp_path / part / "pictures").iterdir()}
+        assert found.keys() == images.keys()
+        assert all(np.array_equal(found[name], image) for name, image in images.items())

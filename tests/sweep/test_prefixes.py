@@ -1,6 +1,5 @@
 """Sweeps that compute once what pictures have in common: the same pictures, with as many evaluations as planned."""
 
-import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support import tiny
+from support.sweeping import made, run_and_crash
 
 import sega_jax
 from sega_jax import sweep
@@ -36,21 +36,6 @@ def planned(folder, share, scales=(0, 3, -5), cooldown=5, **call):
     return sweep.plan(said, sweep.Facts.of(said), rows=2, share=share)
 
 
-def made(plan, pipe):
-    """Pictures by their names, and the rows that went through the UNet."""
-    sweeping = _Run(plan, None, sega_jax.Pipeline(**pipe.components))
-    images = {}
-    for batch in plan.batches:
-
-        def tell(i, image, finite, flagged, names=batch.names):
-            assert finite
-            assert flagged is None
-            images[names[i]] = image
-
-        sweeping._make(batch, sweeping._points(batch), tell)
-    return images, sweeping.shared.evaluations
-
-
 def check(plans, pipe, share=0.8):
     (apart, all_of_them), (together, some) = (made(plan, pipe) for plan in plans)
     assert apart.keys() == together.keys()
@@ -66,6 +51,7 @@ def test_pictures_are_the_same(least, least_folder):
     check([planned(least_folder, share, eta=0.5) for share in (False, True)], least)
 
 
+@pytest.mark.slow
 def test_with_a_solver_that_remembers_and_clocks_of_their_own_on_two_devices(least_folder):
     pipe = sega_jax.load(least_folder, devices=jax.local_devices()[:2])
     call = {"semantics": "per_concept", "scheduler": "DPMSolverMultistepScheduler", "scales": (3, -5), "cooldown": None}
@@ -80,20 +66,11 @@ def test_a_late_departure_is_seen(least, least_folder, monkeypatch):
     assert sum(not np.array_equal(usual[name], late[name]) for name in usual) > 6
 
 
-def test_resumed_after_a_crash(least, least_folder, tmp_path, monkeypatch):
+def test_resumed_after_a_crash(least, least_folder, tmp_path):
     """In the second of two batches, to the same bits."""
-    plan, replace, renames = planned(least_folder, True), os.replace, iter(range(15))
+    plan = planned(least_folder, True)
     usual, _ = made(plan, least)
-
-    def crash(source, target):
-        if target.parent.name != "leases" and next(renames, None) is None:
-            raise SystemExit
-        replace(source, target)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "replace", crash)
-        with pytest.raises(SystemExit):
-            sweep.run(plan, tmp_path, least)
+    run_and_crash(plan, tmp_path, least, 15)
     assert sweep.status(tmp_path).batches_done == 1
     sweep.run(plan, tmp_path, least)
     found = {path.stem: np.asarray(Image.open(path)) for path in (tmp_path / "pictures").iterdir()}
@@ -181,6 +158,7 @@ def test_a_failed_fetch_stops_the_sweep(least, least_folder, tmp_path, monkeypat
     assert len(count) == 2
 
 
+@pytest.mark.slow
 def test_rows_that_the_memory_does_not_hold_at_their_departure(least, least_folder, tmp_path, monkeypatch):
     """As XLA says it."""
     real = Devices.map

@@ -8,10 +8,9 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 from safetensors.numpy import save_file
-from support import tiny
 from support.sweeping import records
 
-from sega_jax import CheckpointError, Pipeline, load, sweep
+from sega_jax import CheckpointError, Pipeline, sweep
 from sega_jax.cli.main import main
 from sega_jax.pipelines.adapters import with_adapters
 from sega_jax.sweep.description.fields import adapter_kinds
@@ -24,13 +23,13 @@ LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny.checkpoint(tmp_path_factory.mktemp("checkpoints") / "sd", unet=tiny.UNET_1)
+def folder(small_folder):
+    return small_folder
 
 
 @pytest.fixture(scope="module")
-def pipe(folder, one_device):
-    return load(folder, devices=one_device)
+def pipe(small):
+    return small
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +133,7 @@ def test_texts_of_other_lengths_are_apart(folder, pipe, files, tmp_path):
     check(plan, tmp_path, pipe)
 
 
+@pytest.mark.slow
 def test_tiles(folder, pipe, files, tmp_path):
     plan = planned(folder, files, call={"height": 32, "width": 32}, tiled=[False, 8])
     assert len({batch.program for batch in plan.batches}) == 2
@@ -200,10 +200,11 @@ def test_the_model_has_no_adapters(folder):
         sweep.Sweep(model={"source": str(folder), "lora": "a.safetensors"}, call={"prompt": "a"})
 
 
-def test_families_without_adapters(tmp_path, files):
-    folder = tiny.paella(tmp_path / "paella")
+def test_families_without_adapters(paella_folder, files):
     for name, value in {"lora": "a.safetensors", "textual_inversion": "toy.safetensors"}.items():
-        said = sweep.Sweep(model={"source": str(folder)}, call={"prompt": "a", "steps": 2, name: value}, folder=files)
+        said = sweep.Sweep(
+            model={"source": str(paella_folder)}, call={"prompt": "a", "steps": 2, name: value}, folder=files
+        )
         with pytest.raises(ValueError, match=f"{name} is given, but .* of Paella; leave it out"):
             sweep.plan(said, sweep.Facts.of(said))
 

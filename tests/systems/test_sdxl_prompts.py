@@ -4,7 +4,6 @@ import warnings
 
 import numpy as np
 import pytest
-from support import tiny
 
 import sega_jax
 from sega_jax import Edit, SDXLText
@@ -17,8 +16,8 @@ BOTH = {"long_prompts": True, "weighted": True}
 
 
 @pytest.fixture(scope="module")
-def pipe(tmp_path_factory, one_device):
-    return sega_jax.load(tiny.xl(tmp_path_factory.mktemp("xl") / "xl"), devices=one_device)
+def pipe(least_xl):
+    return least_xl
 
 
 def by_hand(pipe, text, side, reading=BOTH):

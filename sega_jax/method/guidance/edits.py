@@ -9,6 +9,7 @@ import numpy as np
 
 from sega_jax.method.argument_kinds import Integer, Kind, Real
 from sega_jax.method.arguments import argument, arguments, required
+from sega_jax.method.checks import brief, is_sequence
 from sega_jax.method.numerics import floating
 
 # The step count at which "never" happens.
@@ -78,7 +79,7 @@ SETTINGS = tuple(name for name in arguments(Edit) if name != "concept")
 
 
 def _brief(concept: Any) -> str:
-    return repr(concept) if isinstance(concept, str) else f"<{type(concept).__name__}>"
+    return brief(concept) if isinstance(concept, str) else f"<{type(concept).__name__}>"
 
 
 class Edits(NamedTuple):
@@ -106,7 +107,7 @@ class Edits(NamedTuple):
         A row with fewer is padded by concepts of weight 0 *and warm-up 0*: with another warm-up the
         gate that waits for all concepts would wait for one that does not exist.
         """
-        if isinstance(rows, Edit) or not all(isinstance(row, Sequence) and not isinstance(row, str) for row in rows):
+        if isinstance(rows, Edit) or not all(map(is_sequence, rows)):
             raise TypeError("Edits.stack takes a list of edits for each row, as in [[Edit('glasses')], []]")
         if not all(isinstance(edit, Edit) for row in rows for edit in row):
             raise TypeError("Edits.stack takes Edits, with words inside: Edit('glasses')")

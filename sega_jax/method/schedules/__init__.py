@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sega_jax.method.checks import brief
 from sega_jax.method.schedules.calls import DDIMRow as DDIMRow
 from sega_jax.method.schedules.calls import MultistepRow as MultistepRow
 from sega_jax.method.schedules.calls import Row as Row
@@ -80,7 +81,7 @@ class Scheduler:
         else:
             count = int(steps)
         if not 1 <= count <= most:
-            raise ValueError(f"steps={count} should be from 1 to {most}, the timesteps of the training")
+            raise ValueError(f"steps={brief(count)} should be from 1 to {most}, the timesteps of the training")
         begin = count - min(int(count * strength), count)
         if begin == count:
             raise ValueError(f"strength={strength:g} of {count} steps is less than one; give at least {1 / count:.2g}")

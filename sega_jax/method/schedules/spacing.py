@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from sega_jax.method.checks import brief
+
 # Of a scheduler's config; and "timesteps" [calls], falling, where they are given in place of a number of steps, and
 # "begin", the first step that is run, where it is not the first of all.
 Options = Mapping[str, Any]
@@ -144,7 +146,7 @@ def given_timesteps(steps: Any, total: int) -> np.ndarray:
     """
     if isinstance(steps, str):
         if steps not in NAMED:
-            raise ValueError(f"steps={steps!r} should be a whole number, or one of {', '.join(NAMED)}")
+            raise ValueError(f"steps={brief(steps)} should be a whole number, or one of {', '.join(NAMED)}")
         array = _sections(NAMED[steps], total)
     else:
         try:
@@ -153,7 +155,7 @@ def given_timesteps(steps: Any, total: int) -> np.ndarray:
             array = np.asarray(None)
     if array.ndim != 1 or not array.size or array.dtype.kind not in "iu":
         raise TypeError(
-            f"steps={repr(steps)[:80]} should be a whole number, falling timesteps like [999, 500, 0],"
+            f"steps={brief(steps)} should be a whole number, falling timesteps like [999, 500, 0],"
             f" or one of {', '.join(NAMED)}"
         )
     if not 0 <= array.min() <= array.max() < total:

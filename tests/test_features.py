@@ -1,0 +1,650 @@
+"""Every cell of the table of features has a small test: the feature changes something, or it is refused before anything
+runs. The tests of a feature's own room say more about it.
+"""
+
+import re
+from functools import cached_property
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+from support import loras, sdxl_files, tiny
+from support.checkpoints import same
+from support.features import CALLS, ENLARGING, FAMILIES, SHELLS, SWEEPS, TABLE, WORKS
+
+from sega_jax import CheckpointError, Edit, Pipeline, load, sweep
+from sega_jax.cli import options as shell
+from sega_jax.cli import stages
+from sega_jax.method.arguments import arguments
+from sega_jax.pipelines.components import as_scheduler
+from sega_jax.pipelines.load_options import ADAPTERS
+from sega_jax.sweep.description import fields
+from sega_jax.systems.registry import check_adapters, systems
+from sega_jax.weights.pull import leaves
+
+pytestmark = pytest.mark.usefixtures("one_by_default")
+
+
+def test_no_cell_is_missing():
+    """A new argument, setting, option or family needs a cell."""
+    calls = {family: arguments(systems()[family].call) for family in FAMILIES}
+    assert set(FAMILIES) == set(systems())
+    assert set(CALLS) == {name for declared in calls.values() for name in declared}
+    # Which stages the edits guide is a question of cascades alone (`tests/sweep/test_cascade.py`).
+    assert {*SWEEPS, "edited"} == set(fields.names())
+    options = {name for system in systems().values() for name in shell.shell_arguments(system.call)}
+    assert set(SHELLS) == options | set(ADAPTERS)
+    for features in TABLE.values():
+        assert all(set(cells) == set(FAMILIES) for cells in features.values())
+    for family, declared in calls.items():
+        assert {name for name, cells in CALLS.items() if cells[family] == WORKS} == set(declared)
+
+
+# What a cell is tried on
+
+
+RNG = np.random.default_rng(0)
+SMALL, OTHER = RNG.random((2, 8, 8, 3))
+HAT, STRONG = Edit("hat", warmup=0, threshold=0.5), Edit("hat", scale=90, warmup=0)
+# In diffusers' semantics the momentum of the first waits for the second.
+CLOCKS = {"edits": [HAT, Edit("bow", warmup=2)], "momentum_scale": 1.0, "steps": 3}
+BASE = {"prompt": "cat", "edits": HAT, "steps": 2, "seed": 3, "progress": False}
+# By family: the fixture of its pipeline, and arguments of every call.
+PIPES = {
+    "stable_diffusion": ("least", {"output": "latent"}),
+    "x4_upscaler": ("upscaler", {"output": "latent", "image": SMALL}),
+    "sdxl": ("least_xl", {"output": "latent"}),
+    "deepfloyd_stage_1": ("first", {"output": "latent"}),
+    "deepfloyd_stage_2": ("second", {"output": "latent", "image": SMALL}),
+    "paella": ("paella", {"output": "tokens"}),
+}
+
+
+class Bench:
+    """A family's pipeline, and the picture that a feature should change."""
+
+    def __init__(self, family, pipe, folder, files):
+        self.family, self.pipe, self.folder, self.files = family, pipe, folder, files
+        self.call = BASE | PIPES[family][1]
+        size = (32, 32) if family == "x4_upscaler" else ()
+        self.shape = pipe.latent_shape(*size)
+
+    def make(self, pipe=None, **call):
+        out = (pipe or self.pipe)(**self.call | call)
+        assert out.finite.all()
+        return out
+
+    @cached_property
+    def plain(self):
+        return self.make().images
+
+    def noise(self, *axes):
+        return np.random.default_rng(1).standard_normal((*axes, *self.shape), np.float32)
+
+    def load(self, **options):
+        """Loads the checkpoint again, on the same devices, whose programs come along."""
+        if self.family == "deepfloyd_stage_2":
+            options |= {"text_encoder": self.pipe.models.text_encoder, "tokenizer": self.pipe.tokenizer}
+        return load(self.folder, **{"devices": self.pipe.devices} | options)
+
+    @cached_property
+    def random(self):
+        """A pipeline and arguments with which the solver draws noise at every call."""
+        if self.family in ("deepfloyd_stage_1", "deepfloyd_stage_2", "paella"):
+            return self.pipe, {}
+        return self.ddim, {"eta": 1.0}
+
+    @cached_property
+    def ddim(self):
+        pipe = Pipeline(**self.pipe.components)
+        pipe.scheduler = as_scheduler("DDIMScheduler", pipe.scheduler.config)
+        return pipe
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Pictures of 8 pixels, and one of 16 x 8; words of textual inversion."""
+    where, rng = tmp_path_factory.mktemp("files"), np.random.default_rng(0)
+    for name, shape in {"a": (8, 8, 3), "b": (8, 8, 3), "tall": (16, 8, 3), "wide": (8, 16, 3)}.items():
+        Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(where / f"{name}.png")
+    vectors = {"<toy>": (2, 16)}, {"clip_l": (2, 16), "clip_g": (2, 20)}
+    for name, shapes in zip(("toy", "toy_xl"), vectors, strict=True):
+        arrays = {key: rng.standard_normal(shape).astype(np.float32) for key, shape in shapes.items()}
+        save_file(arrays, where / f"{name}.safetensors")
+    return where
+
+
+@pytest.fixture(scope="module")
+def benches():
+    return {}
+
+
+@pytest.fixture
+def bench(family, request, benches, files):
+    if family not in benches:
+        fixture = PIPES[family][0]
+        folders = {"first": "stage1", "second": "stage2", "upscaler": "upscaler"}
+        if fixture in folders:
+            folder = request.getfixturevalue("stages")[folders[fixture]]
+        else:
+            folder = request.getfixturevalue(f"{fixture}_folder")
+        benches[family] = Bench(family, request.getfixturevalue(fixture), folder, files)
+    return benches[family]
+
+
+def lora(bench):
+    if bench.family == "paella":
+        return bench.files / "toy.safetensors"  # LoRAs are refused before the file is read
+    path = bench.files / f"{bench.family}.safetensors"
+    return path if path.exists() else loras.write(path, bench.pipe.models, {"unet": ["time_embedding.linear_1"]})
+
+
+def word(bench):
+    return {"<toy>": bench.files / ("toy_xl.safetensors" if bench.family == "sdxl" else "toy.safetensors")}
+
+
+# The arguments of calls
+
+
+def sized(bench, height, width):
+    """Arguments for a picture of so many times the usual height and width."""
+    sizes = bench.pipe.system.sampler.sizes(bench.pipe.models)
+    side = sizes.factor * bench.shape[0]
+    image = {"image": np.resize(SMALL, (8 * height, 8 * width, 3))} if sizes.enlarges else {}
+    return {"height": side * height, "width": side * width} | image
+
+
+# By argument: a call that it changes, and the one without it where that is not the plain one; or functions of a bench.
+CHANGES = {
+    "prompt": [{"prompt": "dog"}],
+    "edits": [{"edits": Edit("bow", warmup=0)}],
+    "negative_prompt": [{"negative_prompt": "bad dog"}],
+    "seed": [{"seed": 4}],
+    "key": [lambda b: {"seed": None, "key": jax.random.key(4)}],
+    "steps": [{"steps": 3}],
+    "guidance_scale": [{"guidance_scale": -8.0}],
+    "momentum_scale": [{"momentum_scale": 1.0}],
+    "momentum_beta": [{"momentum_scale": 1.0, "momentum_beta": 0.9}, {"momentum_scale": 1.0, "momentum_beta": 0.0}],
+    "semantics": [CLOCKS | {"semantics": "per_concept"}, CLOCKS],
+    "support": [{"edits": STRONG, "support": "latent"}, {"edits": STRONG}],
+    "guidance_rescale": [{"guidance_rescale": 0.7}],
+    "latents": [lambda b: {"latents": b.noise(1)}],
+    "long_prompts": [{"prompt": "a cat " * 6, "long_prompts": True}, {"prompt": "a cat " * 6}],
+    "weighted": [{"prompt": "a (cat:1.5)", "weighted": True}, {"prompt": "a (cat:1.5)"}],
+    "noise_level": [{"noise_level": 300}],
+    "noise_anew": [{"noise_anew": True}],
+    "original_size": [{"original_size": (64, 32)}],
+    "crops_top_left": [{"crops_top_left": (4, 8)}],
+    "target_size": [{"target_size": (64, 32)}],
+    "renoise_steps": [{"renoise_steps": 0}],
+    "temperature": [{"temperature": 20.0}],
+    "choice": [{"choice": "argmax"}],
+    "influence": [{"influence": (9.0, 0.0)}],
+    "centred": [{"edits": STRONG, "centred": True}, {"edits": STRONG}],
+    "tokens": [lambda b: {"tokens": RNG.integers(0, b.shape[2], (1, *b.shape[:2]))}],
+    "strength": [{"image": SMALL, "strength": 0.5}, {"image": SMALL, "strength": 1.0}],
+    "image": [{"image": OTHER}],
+    "image_noise": [
+        lambda b: {"image": SMALL, "image_noise": b.noise(1)[..., : 3 if b.family in ENLARGING else 4]},
+        {"image": SMALL},
+    ],
+}
+
+
+def check_rows(bench):
+    pictures = bench.make(images_per_prompt=2).images
+    assert len(pictures) == 2
+    assert (pictures[0] != pictures[1]).any()
+
+
+def check_size(bench, height, width):
+    h, w = bench.shape[:2]
+    pictures = bench.make(**sized(bench, height, width)).images
+    assert pictures.shape[1:3] == (height * h, width * w)
+
+
+def check_output(bench):
+    pictures = bench.make(output="uint8").images
+    assert pictures.dtype == np.uint8
+    assert pictures.shape[3] == 3
+
+
+def check_noise(bench):
+    """Noise that the seed does not draw; see tests/pipelines/test_noise.py."""
+    pipe, call = bench.random
+    drawn = bench.make(pipe, record=True, record_noise=True, **call)
+    given = bench.make(pipe, noise=jax.tree.map(lambda noise: noise[::-1], drawn.record.noise), **call)
+    assert (given.images != drawn.images).any()
+
+
+def check_record(bench):
+    record = bench.make(record=True).record
+    assert record.cond.shape == (1, 2, *bench.shape)
+    assert record.noise is None
+    assert np.abs(record.sem_guidance).max() > 0
+
+
+def check_recorded_noise(bench):
+    pipe, call = bench.random
+    noise = jax.tree.leaves(bench.make(pipe, record=True, record_noise=True, **call).record.noise)
+    assert noise
+    assert all(one.shape[:2] == (2, 1) and np.std(one[0]) > 0.2 for one in noise)
+
+
+def check_replay(bench):
+    """Without edits; see tests/pipelines/test_replay.py."""
+    guidance = np.abs(bench.noise(1, 2)) * 30
+    plain, replayed = (bench.make(edits=(), replay=share * guidance).images for share in (0, 1))
+    assert (plain != replayed).any()
+
+
+def check_callback(bench):
+    seen = []
+    bench.make(callback=lambda *call: seen.append(call))
+    assert [call for call, _, _ in seen] == [0, 1]
+    assert seen[0][2].shape[1:3] == bench.shape[:2]
+
+
+def check_callback_steps(bench):
+    seen = []
+    bench.make(callback=lambda *call: seen.append(call), callback_steps=2, steps=3)
+    assert [call for call, _, _ in seen] == [0, 2]
+
+
+def check_progress(bench, capsys):
+    bench.make(progress=True)
+    assert "2/2" in capsys.readouterr().err
+
+
+def check_strict(bench):
+    call = bench.call | {"edits": Edit("hat", warmup=1, cooldown=1)}
+    with pytest.raises(ValueError, match="ends at cooldown=1, before it begins at warmup=1; give"):
+        bench.pipe.prepare(**call)
+    with pytest.warns(UserWarning, match="before it begins at warmup=1"):
+        bench.pipe.prepare(**call, strict=False)
+
+
+def check_eta(bench):
+    with_noise, without = (bench.make(bench.ddim, eta=eta).images for eta in (1.0, 0.0))
+    assert (with_noise != without).any()
+
+
+def check_rows_at_once(bench):
+    """Another program, with equal pictures up to rounding."""
+    made = [bench.make(images_per_prompt=2, rows_at_once=rows) for rows in (1, 2)]
+    np.testing.assert_allclose(made[0].images, made[1].images, rtol=1e-3, atol=1e-3)
+    chosen = [bench.pipe.prepare(**bench.call, rows_at_once=rows).static.own.rows_at_once for rows in (1, 2)]
+    assert chosen == [1, 2]
+
+
+def check_tiled(bench):
+    side = bench.pipe.models.vae.config.factor * 4
+    whole, tiles = (bench.make(output="float", tiled=tiled).images for tiled in (False, side))
+    assert (whole != tiles).any()
+
+
+CHECKS = {
+    "images_per_prompt": check_rows,
+    "height": lambda bench: check_size(bench, 2, 1),
+    "width": lambda bench: check_size(bench, 1, 2),
+    "output": check_output,
+    "noise": check_noise,
+    "record": check_record,
+    "record_noise": check_recorded_noise,
+    "replay": check_replay,
+    "callback": check_callback,
+    "callback_steps": check_callback_steps,
+    "progress": check_progress,
+    "strict": check_strict,
+    "eta": check_eta,
+    "rows_at_once": check_rows_at_once,
+    "tiled": check_tiled,
+}
+
+
+def check_call(bench, name, capsys):
+    if name in CHECKS:
+        return CHECKS[name](bench, capsys) if name == "progress" else CHECKS[name](bench)
+    calls = [call(bench) if callable(call) else call for call in CHANGES[name]]
+    made = bench.make(**calls[0]).images
+    plain = bench.make(**calls[1]).images if len(calls) > 1 else bench.plain
+    assert made.shape == plain.shape
+    assert (made != plain).any()
+    return None
+
+
+# What there is besides the arguments of calls
+
+
+def check_lora(bench):
+    assert (bench.make(bench.load(lora=lora(bench))).images != bench.plain).any()
+
+
+def check_words(bench):
+    """The new word is read as letters without its vectors."""
+    call = {"prompt": "a <toy>"}
+    made = bench.make(bench.load(textual_inversion=word(bench)), **call).images
+    assert (made != bench.make(**call).images).any()
+
+
+def check_scheduler(bench):
+    """With the same solver, which is the same program; other solvers are in tests/method/test_solvers.py."""
+    scheduler = bench.pipe.scheduler.config | {"timestep_spacing": "trailing"}
+    assert (bench.make(bench.load(scheduler=scheduler)).images != bench.plain).any()
+
+
+def single_files(family, where):
+    """Writes a checkpoint as a folder and as a single file with the original names."""
+    path = where / f"{family}.safetensors"
+    if family == "sdxl":
+        save_file(tiny.original(unet=sdxl_files.UNET, vae=tiny.VAE_1, text_2=tiny.TEXT_XL_2), path)
+        return path, tiny.xl(where / family, unet=sdxl_files.UNET, vae=tiny.VAE_1)
+    save_file(tiny.original(unet=tiny.UNET_1), path)
+    return path, tiny.checkpoint(where / family, unet=tiny.UNET_1)
+
+
+def check_single_file(bench, where):
+    """It has the weights of the folder, to the bit."""
+    path, folder = single_files(bench.family, where)
+    assert same(load(path, config=folder, devices=bench.pipe.devices), load(folder, devices=bench.pipe.devices))
+
+
+def check_devices(bench):
+    """Each of two devices makes the picture that one of them makes alone."""
+    pipe = bench.load(devices=jax.devices()[:2])
+    made = bench.make(pipe, images_per_prompt=2).images
+    alone = np.concatenate([bench.make(seed=seed).images for seed in (3, 4)])
+    np.testing.assert_allclose(made, alone, rtol=1e-3, atol=1e-3)
+
+
+def check_encode(bench):
+    """Words and their conditioning are the same prompt, and the same concept."""
+    cat, hat = bench.pipe.encode("cat"), bench.pipe.encode("hat")
+    made = bench.make(prompt=cat, edits=Edit(hat, warmup=0, threshold=0.5)).images
+    np.testing.assert_array_equal(made, bench.plain)
+
+
+def check_function(bench):
+    """Traced only; tests/systems/test_programs.py compares the pictures with those of calls."""
+    function, given = bench.pipe.as_function(**{**bench.call, "output": "float"})
+    made = jax.eval_shape(function, **given)
+    factor = bench.pipe.system.sampler.sizes(bench.pipe.models).factor
+    assert made.shape == (1, *(factor * side for side in bench.shape[:2]), 3)
+    assert made.dtype == np.float32
+
+
+def check_beside(bench, name, where):
+    checks = {
+        "lora": check_lora,
+        "textual_inversion": check_words,
+        "scheduler": check_scheduler,
+        "single_file": lambda bench: check_single_file(bench, where),
+        "devices": check_devices,
+        "encode": check_encode,
+        "as_function": check_function,
+    }
+    checks[name](bench)
+
+
+def refused_beside(bench, name, where):
+    if name == "single_file":
+        arrays = {key: np.zeros(shape, np.float32) for key, shape in leaves(bench.pipe.models[-1]).items()}
+        save_file(arrays, where / "file.safetensors")
+        load(where / "file.safetensors")
+    given = {"lora": bench.files / "toy.safetensors", "textual_inversion": word(bench), "scheduler": "DDIMScheduler"}
+    bench.load(**{name: given[name]})
+
+
+# Sweeps
+
+# By setting: two values, and what else the call has.
+AXES = {
+    "prompt": (["cat", "dog"], {}),
+    "negative_prompt": (["bad", "worse"], {}),
+    "seed": ([1, 2], {}),
+    "steps": ([2, 3], {}),
+    "guidance_scale": ([3, 4.5], {}),
+    "edits": ([[], ["hat"]], {}),
+    "momentum_scale": ([0.1, 0.5], {}),
+    "momentum_beta": ([0.1, 0.5], {}),
+    "semantics": (["diffusers", "per_concept"], {}),
+    "support": (["channel", "latent"], {}),
+    "guidance_rescale": ([0, 0.7], {}),
+    "eta": ([0, 1], {"scheduler": "DDIMScheduler"}),
+    "long_prompts": ([False, True], {}),
+    "weighted": ([False, True], {}),
+    "tiled": ([False, True], {}),
+    "image": (["a.png", "b.png"], {}),
+    "strength": ([0.5, 1], {"image": "a.png"}),
+    "noise_level": ([20, 30], {}),
+    "noise_anew": ([False, True], {}),
+    "original_size": ([[8, 8], [16, 8]], {}),
+    "crops_top_left": ([[0, 0], [16, 8]], {}),
+    "target_size": ([[8, 8], [16, 8]], {}),
+    "renoise_steps": ([0, 1], {}),
+    "temperature": ([1, [1, 0.5]], {}),
+    "choice": (["sample", "argmax"], {}),
+    "influence": ([[1, 1], [1.2, 0.4]], {}),
+    "centred": ([False, True], {}),
+    "scheduler": (["DDIMScheduler", "PNDMScheduler"], {}),
+    "lora": ([{}, "{lora}"], {}),
+    "textual_inversion": ([{}, "{word}"], {}),
+}
+
+
+def planned(bench, name):
+    """Plans two pictures, which differ in one setting alone."""
+    blocks = {}
+    call = {"prompt": "a cat", "steps": 4}
+    if bench.family in ENLARGING:
+        call["image"] = "a.png"
+    if name in ("height", "width"):
+        side = bench.pipe.system.sampler.sizes(bench.pipe.models)
+        usual = (side.default or (32, 32))[["height", "width"].index(name)]
+        blocks[name] = [usual, 2 * usual]
+        if bench.family in ENLARGING:
+            blocks["image"] = ["a.png", "tall.png" if name == "height" else "wide.png"]
+    else:
+        values, others = AXES[name]
+        named = {"{lora}": lambda: str(lora(bench)), "{word}": lambda: {k: str(v) for k, v in word(bench).items()}}
+        blocks[name] = [named[value]() if isinstance(value, str) and value in named else value for value in values]
+        call |= {key: value for key, value in others.items() if key == "scheduler" or CALLS[key][bench.family] == WORKS}
+    call = {key: value for key, value in call.items() if key not in blocks}
+    model = {"source": str(bench.folder)}
+    said = sweep.Sweep(model=model, call=call, edits={"hat": {"warmup": 1}}, zip=blocks, folder=bench.files)
+    return sweep.plan(said, sweep.Facts.of(said))
+
+
+def check_sweep(bench, name):
+    """Two pictures of their own names, whose points differ in this setting."""
+    plan = planned(bench, name)
+    assert plan.counts.pictures == 2
+    points = [plan.point(i) for i in range(2)]
+    if name == "edits":
+        assert [list(point.edits) for point in points] == [[], ["hat"]]
+    elif name in ADAPTERS:
+        assert [bool(dict(point.adapters).get(name)) for point in points] == [False, True]
+    elif name == "scheduler":
+        assert [point.scheduler for point in points] == AXES[name][0]
+    else:
+        edited = [getattr(point.edits["hat"], name, None) for point in points]
+        values = edited if any(edited) else [point.call[name] for point in points]
+        assert values[0] != values[1]
+
+
+# The shell
+
+
+def check_shell(bench, name):
+    """There is an option, of which the text of a value is read as the value."""
+    system = bench.pipe.system
+    if name in ADAPTERS:
+        return check_adapters(system, {name: "a file"})
+    stages.check_family(system, "MODEL", {}, image=system.name in ENLARGING)
+    shell.check_family(system, "MODEL", [name])
+    (option,) = (option for option in shell.call_options() if option.name == name)
+    one = arguments(system.call)[name]
+    texts = {"seed": "4", "negative_prompt": "bad", "image": str(bench.files / "a.png"), "tiled": "16"}
+    text = texts.get(name) or one.kind.show(_another(one))
+    value = option.is_flag or text  # click reads flags
+    found = shell.parsed(system.call, {name: value})[name]
+    assert one.kind.show(found) == text
+    assert found != one.default
+    return None
+
+
+def _another(one):
+    """Returns a value that is not the default."""
+    values, _ = AXES.get(one.name, ([16, 32], {}))
+    checked = [one.check(tuple(value) if isinstance(value, list) else value) for value in values]
+    return next(value for value in checked if value != one.default)
+
+
+def refused_in_shell(bench, name):
+    if name in ADAPTERS:
+        check_adapters(bench.pipe.system, {name: "a file"})
+    else:
+        shell.check_family(bench.pipe.system, "MODEL", [name])
+
+
+@pytest.mark.parametrize("family", ENLARGING)
+def test_the_shell_needs_a_picture_to_enlarge(bench):
+    message = r"makes a small picture larger: give it as --(upscaler|stage2), .*; or name a small picture with --image"
+    with pytest.raises(ValueError, match=message):
+        stages.check_family(bench.pipe.system, "MODEL", {})
+
+
+# Arguments that make no sense, alone or together
+
+ENDLESS = 10**400  # too large for a float
+BLACK = np.zeros((8, 8, 3))
+NONSENSE = [
+    ({"steps": ENDLESS}, "steps=10{50,}... should be from 1 to"),
+    ({"images_per_prompt": 10**30}, "images_per_prompt=10{30} should be from 1 to 65536"),
+    ({"guidance_scale": 1e39}, r"guidance_scale=1e\+39 is beyond the range of float32; give at most 3.4e\+38 in size"),
+    ({"guidance_scale": ENDLESS}, "guidance_scale=10+... is beyond the range of float32"),
+    ({"guidance_scale": float("nan")}, "guidance_scale=nan should be a finite number"),
+    ({"guidance_scale": [float("inf")]}, "guidance_scale=inf should be a finite number"),
+    ({"momentum_scale": ENDLESS}, r"momentum_scale=10+... should be a number in \[0, 1\]"),
+    ({"height": ENDLESS}, "height=10+... should be from 1 to 1048576"),
+    ({"guidance_rescale": ENDLESS}, r"guidance_rescale=10+... should be a number in \[0, 1\]"),
+    ({"tiled": 2**70}, "tiled=1180591620717411303424 should be from 1 to 1048576"),
+    ({"strength": float("nan")}, r"strength=nan should be a number in \[0, 1\]"),
+    ({"original_size": (ENDLESS, 1)}, "original_size=10+... should be from 1 to 1048576"),
+    ({"crops_top_left": (0, 2**70)}, "crops_top_left=1180591620717411303424 should be from 0 to 1048576"),
+    ({"temperature": (1e39, 1.0)}, r"temperature=1e\+39 is beyond the range of float32"),
+    ({"influence": ENDLESS}, "influence=10+... is beyond the range of float32"),
+    ({"tokens": [[1], [1, 2]]}, r"tokens=\[\[1\], \[1, 2\]\] should be integers \[pictures, height / f, width / f\]"),
+    ({"tokens": [[[1.5]]]}, r"tokens are of float64 \(1, 1, 1\), expected integers"),
+    # Bytes are no sequence of numbers.
+    ({"prompt": ["a", "b"], "guidance_scale": b"ab"}, "guidance_scale=b'ab' should be a finite number"),
+    ({"prompt": ["a", "b"], "seed": b"ab"}, "seed=b'ab' should be a whole number, from 0 to 4294967295"),
+    ({"edits": b"ab"}, "edits=b'ab' should be a list of words and Edits, or one such list a prompt"),
+    ({"prompt": b"ab"}, "prompt=b'ab' should be words"),
+    ({"steps": b"ab"}, "steps=b'ab' should be a whole number"),
+    ({"edits": [b"a"] * 200}, "edits: b'a' should be words or an Edit"),
+    ({"edits": [["a"], "b"]}, "edits mixes lists with single edits; give one list for all, or one a prompt"),
+    ({"edits": [HAT, None]}, "edits: None should be words or an Edit"),
+    # Arguments that contradict each other.
+    ({"seed": 1, "key": jax.random.key(0)}, "seed and key were both given; they say the same thing, give one"),
+    ({"seed": [1, 2]}, "seed has 2 entries, expected 1, one a picture"),
+    ({"strength": 0.5}, "strength=0.5 needs a picture to start from; give it as image, or leave both out"),
+    ({"image": BLACK, "strength": 0.0}, "strength=0 of 2 steps is less than one; give at least 0.5"),
+    ({"renoise_steps": 3}, "renoise_steps=3 should be from 0 to 2"),
+    ({"record_noise": True}, "record_noise=True is for the record that record=True returns; give both"),
+    ({"image": "x" * 300}, "image='x+... does not exist, or is no file"),
+    ({"image": "a\0b"}, "does not exist, or is no file"),
+]
+DETERMINISTIC = (
+    "noise is for solvers that add noise at model calls, and this call's adds none; leave it out, or take an"
+)
+
+
+def takes(bench, call):
+    return call.keys() <= arguments(bench.pipe.system.call).keys()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nonsense_is_refused(bench):
+    """Before anything runs, with a message about the argument."""
+    for call, message in NONSENSE:
+        if takes(bench, call) and not (bench.family in ENLARGING and call.get("strength") == 0.0):
+            with pytest.raises((OSError, TypeError, ValueError), match=message):
+                bench.pipe.prepare(**bench.call | {"seed": None} | call)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_its_solver_has_no_use_for_is_refused(bench):
+    """Noise where none is added, and eta where the scheduler is not DDIM."""
+    pipe = bench.pipe
+    if bench.random[1]:
+        with pytest.raises(ValueError, match=DETERMINISTIC):
+            pipe.prepare(**bench.call, noise=bench.noise(2, 1))
+    if bench.family in ("sdxl", "deepfloyd_stage_1", "deepfloyd_stage_2"):
+        with pytest.raises(ValueError, match=r"eta=0.5 is DDIM's, \w+ has none; leave it 0"):
+            pipe.prepare(**bench.call, eta=0.5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_row_has_its_own_value_or_all_have_one(bench):
+    """A list has an entry for each prompt or for each picture, of every argument that a row may have its own of."""
+    two = {"prompt": ["cat", "dog"], "images_per_prompt": 2, "edits": (), "seed": None}
+    values = {"negative_prompt": "bad", "guidance_scale": 3.0, "guidance_rescale": 0.5, "eta": 0.0, "noise_level": 3}
+    values |= {"original_size": (8, 8), "crops_top_left": (0, 0), "target_size": (8, 8), "image": SMALL}
+    declared = arguments(bench.pipe.system.call)
+    own = {name for name, one in declared.items() if one.varies == "row"} - {"prompt", "seed"}
+    assert own <= values.keys()
+    for name in [*own, "edits"]:
+        value = values.get(name, ["hat"])
+        for count in (2, 4):
+            bench.pipe.prepare(**bench.call | two | {name: [value] * count})
+        for count in (3, 5):
+            message = f"{name} has {count} entries, expected 2, one a prompt, or 4, one a picture"
+            with pytest.raises(ValueError, match=message):
+                bench.pipe.prepare(**bench.call | two | {name: [value] * count})
+    with pytest.raises(ValueError, match=r"seed has 2 entries, expected 4, one a picture \(or one number\)"):
+        bench.pipe.prepare(**bench.call | two | {"seed": [1, 2]})
+
+
+# The test of every cell
+
+# What has another program than the plain picture; each has a test in its own room that is not slow.
+COMPILES = {"images_per_prompt", "height", "width", "semantics", "support", "replay", "output", "noise", "record"}
+COMPILES |= {"record_noise", "guidance_rescale", "eta", "rows_at_once", "long_prompts", "tiled", "strength", "choice"}
+COMPILES |= {"image_noise", "centred", "devices", "as_function"}
+# Those that are tried by default, with the smallest networks.
+QUICK = {(name, "stable_diffusion") for name in ("output", "record", "guidance_rescale", "strength", "as_function")}
+
+
+def cells():
+    for part, features in TABLE.items():
+        for name, families in features.items():
+            for family, cell in families.items():
+                compiles = part in ("call", "besides") and cell == WORKS and name in COMPILES
+                marks = [pytest.mark.slow] if compiles and (name, family) not in QUICK else []
+                yield pytest.param(part, name, family, id=f"{part}-{name}-{family}", marks=marks)
+
+
+@pytest.mark.parametrize(("part", "name", "family"), list(cells()))
+def test_a_cell(part, name, family, bench, tmp_path, capsys):
+    cell = TABLE[part][name][family]
+    if cell == WORKS:
+        check = {
+            "call": lambda: check_call(bench, name, capsys),
+            "besides": lambda: check_beside(bench, name, tmp_path),
+            "sweep": lambda: check_sweep(bench, name),
+            "shell": lambda: check_shell(bench, name),
+        }
+        check[part]()
+        return
+    refused = {
+        "call": lambda: bench.pipe(**bench.call | {name: None}),
+        "besides": lambda: refused_beside(bench, name, tmp_path),
+        "sweep": lambda: planned(bench, name),
+        "shell": lambda: refused_in_shell(bench, name),
+    }
+    message = cell.format(name=name, title=re.escape(bench.pipe.system.title), option=name.replace("_", "-"))
+    with pytest.raises((CheckpointError, TypeError, ValueError), match=message):
+        refused[part]()
