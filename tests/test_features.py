@@ -24,7 +24,10 @@ from sega_jax.sweep.description import fields
 from sega_jax.systems.registry import check_adapters, systems
 from sega_jax.weights.pull import leaves
 
-pytestmark = pytest.mark.usefixtures("one_by_default")
+pytestmark = [
+    pytest.mark.usefixtures("one_by_default"),
+    pytest.mark.filterwarnings("ignore:the text encoder reads 12 tokens"),
+]
 
 
 def test_no_cell_is_missing():
@@ -597,7 +600,7 @@ def test_each_row_has_its_own_value_or_all_have_one(bench):
     own = {name for name, one in declared.items() if one.varies == "row"} - {"prompt", "seed"}
     assert own <= values.keys()
     for name in [*own, "edits"]:
-        value = values.get(name, ["hat"])
+        value = values.get(name, [HAT])
         for count in (2, 4):
             bench.pipe.prepare(**bench.call | two | {name: [value] * count})
         for count in (3, 5):

@@ -33,7 +33,9 @@ from sega_jax.pipelines.output import Output
 from sega_jax.pipelines.pipeline import Pipeline
 from sega_jax.pipelines.progress import plainly
 from sega_jax.systems.base import System
+from sega_jax.systems.images import known as known_picture
 from sega_jax.systems.registry import named
+from sega_jax.systems.sizes import shape_from
 
 _MODEL = click.Option(
     ["--model"],
@@ -196,8 +198,10 @@ def _make(
     seconds = time.perf_counter() - began
     ran = "loaded and ran" if given.stages.get("low_memory") else "ran"
     click.echo(f"Compiled in {compiling():.1f} s, {ran} in {seconds - compiling():.1f} s")
-    if sizes := [picture.size for picture in result.images if picture]:
-        values |= dict(zip(("width", "height"), sizes[0], strict=True))
+    sizes = pipe.system.sampler.sizes(pipe.models)
+    picture = known_picture(call["image"]).size if "image" in call else None
+    height, width, _ = shape_from(sizes, call.get("height"), call.get("width"), picture)
+    values |= {"height": height * sizes.factor, "width": width * sizes.factor}
     known = {
         "revision": given.load.get("revision"),
         "system": pipe.system.name,
