@@ -33,7 +33,7 @@ from sega_jax.pipelines.output import Output
 from sega_jax.pipelines.pipeline import Pipeline
 from sega_jax.pipelines.progress import plainly
 from sega_jax.systems.base import System
-from sega_jax.systems.images import known as known_picture
+from sega_jax.systems.images import read as read_picture
 from sega_jax.systems.registry import named
 from sega_jax.systems.sizes import shape_from
 
@@ -199,7 +199,7 @@ def _make(
     ran = "loaded and ran" if given.stages.get("low_memory") else "ran"
     click.echo(f"Compiled in {compiling():.1f} s, {ran} in {seconds - compiling():.1f} s")
     sizes = pipe.system.sampler.sizes(pipe.models)
-    picture = known_picture(call["image"]).size if "image" in call else None
+    picture = read_picture(call["image"]).shape[1:3] if "image" in call else None
     height, width, _ = shape_from(sizes, call.get("height"), call.get("width"), picture)
     values |= {"height": height * sizes.factor, "width": width * sizes.factor}
     known = {

@@ -249,7 +249,8 @@ def test_adapters_of_all_stages_reach_the_cascade(stages, files, tmp_path, monke
     result = run("edit", "--model", stages["stage1"], "--prompt", "a", "--edit", "b", "--out", tmp_path, *words)
     assert "enough" in result.output
     ((sources, options),) = called
-    assert [str(one) for one in sources] == [str(stages[name]) for name in ("stage1", "stage2", "upscaler")]
+    assert [str(one) for one in sources] == [str(stages["stage1"])]
+    assert options["further"] == {name: str(stages[name]) for name in ("stage2", "upscaler")}
     paths = {name: str(files / f"{name}.safetensors") for name in ("1", "2", "x4", "toy")}
     assert options["loras"] == {
         "stage1": {paths["1"]: 0.5},
