@@ -185,9 +185,9 @@ def test_an_unwritable_folder_is_found_before_anything_runs(folder, tmp_path, mo
         assert "cannot be written to" in result.output
 
 
-def test_pictures_that_are_not_finite_are_not_written(least_folder, tmp_path):
+def test_pictures_that_are_not_finite_are_not_written(folder, tmp_path):
     words = ["--steps", 2, "--edit", "hat:scale=1e38,warmup=0", "--out", tmp_path]
-    result = run("edit", "--model", least_folder, "--prompt", "cat", *words)
+    result = run("edit", "--model", folder, "--prompt", "cat", *words)
     assert result.exit_code == 1
     assert "not every picture is finite" in result.output
     assert [path.name for path in tmp_path.glob("*.png")] == ["0001-original.png"]
