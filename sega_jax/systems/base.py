@@ -50,8 +50,8 @@ class Settings(NamedTuple):
     edits: Edits | None = None  # [rows, n] each; None for no concepts at all
     guidance_rescale: Any = None  # [rows] in [0, 1]; None for none at all
     replay: Any = None  # [rows, calls, height, width, channels] to be added, or None
-    noise: Any = None  # of every call in place of what `Sampler.draw` draws, [rows, calls, ...] each; or None
     own: Any = None  # the family's own arrays, rows first; the pipeline passes them on unread
+    noise: Any = None  # of every call in place of what `Sampler.draw` draws, [rows, calls, ...] each; or None
 
     @property
     def n(self) -> int:

@@ -133,7 +133,7 @@ FAULTS = {
     "the state of the training counts as tensors": Fault(
         "pickles", torch_pickle.CkptTensors, "_within", instead(lambda self, found: found)
     ),
-    "alpha is not divided by the rank": Fault("lora", lora, "_factors", times_the_rank),
+    "alpha is not divided by the rank": Fault("lora", lora, "factors", times_the_rank),
     "the scale of a LoRA is ignored": Fault(
         "lora", lora, "merged", argument(1, lambda changes: [change._replace(scale=1.0) for change in changes])
     ),
