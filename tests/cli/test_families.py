@@ -77,6 +77,7 @@ def has(words, *part):
 SIZES = {"height": 16, "width": 8, "original_size": (32, 16), "crops_top_left": (2, 4), "target_size": (24, 8)}
 
 
+@pytest.mark.slow
 def test_stable_diffusion_xl(files, least_xl_folder, tmp_path):
     """On two of three devices, which `info` does not repeat: another machine has others."""
     words = [word for name, value in SIZES.items() for word in (f"--{name.replace('_', '-')}", shown(value))]

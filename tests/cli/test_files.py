@@ -75,6 +75,7 @@ def test_a_single_file_and_a_vocabulary(files, tmp_path, monkeypatch):
     check(["--model", source, "--ema", *words], tmp_path, monkeypatch, source=source, ema=True, **vocabulary)
 
 
+@pytest.mark.slow
 def test_loras(files, tmp_path, monkeypatch):
     """By a path from here, with and without a scale."""
     monkeypatch.chdir(files)

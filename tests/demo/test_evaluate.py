@@ -128,6 +128,7 @@ def evaluation(examiner, tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_a_faultless_editor(evaluation):
     rows = evaluation(Editor()).edits()
     assert {(row["action"], row["method"]) for row in rows} == {

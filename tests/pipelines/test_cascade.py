@@ -57,6 +57,7 @@ def test_the_stages_one_after_another(whole, first, second, upscaler):
     assert made.seeds == [5, 9]
 
 
+@pytest.mark.slow
 def test_edits_are_of_the_stages_that_are_named(whole):
     call = partial(whole, TWO, output="uint8", **STEPS)
     plain, one, two, upper = (
@@ -307,6 +308,7 @@ def command(stages, tmp_path, monkeypatch):
     return partial(run, *words, "--out", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_the_command(stages, command, tmp_path):
     words = ["--stage2", stages["stage2"], "--upscaler", stages["upscaler"], "--low-memory", "--edited", "stage1"]
     words += ["--edited", "stage2", "--stage2-steps", 3, "--upscaler-steps", 2, "--stage2-noise-level", 99]

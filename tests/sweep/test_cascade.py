@@ -117,6 +117,7 @@ def test_edits_guide_the_stages_that_are_named(stages, cascade, tmp_path):
     assert measured.metrics == ["distance"]
 
 
+@pytest.mark.slow
 def test_resumed_at_the_second_stage(stages, loaded, tmp_path):
     """Its pictures are the same to the bit, and the first stage is loaded no more."""
     plan = planned(said(stages, **{"stage2.noise_level": [50, 250]}))
@@ -255,6 +256,7 @@ def test_a_lora_of_the_first_stage_changes_the_texts_of_the_second(stages, tmp_p
     assert len({row["digest"] for row in rows}) == 4
 
 
+@pytest.mark.slow
 def test_records_say_which_stages_are_guided(stages, tmp_path):
     plan = planned(said(stages, seed=[0], edited=[["stage1"], ["stage2"]]))
     sweep.run(plan, tmp_path, progress=False)
@@ -263,6 +265,7 @@ def test_records_say_which_stages_are_guided(stages, tmp_path):
     assert {row["stage2.model"] for row in rows.values()} == {str(stages["stage2"])}
 
 
+@pytest.mark.slow
 def test_a_finished_cascade_needs_its_first_stage_no_more(stages, loaded, tmp_path):
     plan = planned(said(stages))
     sweep.run(plan, tmp_path, progress=False)

@@ -54,6 +54,7 @@ def repeated(picture):
     return shlex.split(said.output.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_sdxl(least_xl_folder, least_xl, tmp_path):
     """With sizes that condition each picture, and without a negative prompt, which is not an empty one."""
     plan = plan_of(least_xl_folder, original_size=[[16, 16], [64, 32]])
@@ -83,6 +84,7 @@ def test_sdxl_on_two_devices(least_xl_folder, tmp_path):
     check(plan_of(least_xl_folder, crops_top_left=[[0, 0], [8, 4]]), tmp_path, pipe)
 
 
+@pytest.mark.slow
 def test_paella(paella_folder, paella, tmp_path):
     rows = check(plan_of(paella_folder, temperature=[[1.0, 0.5]] * 2), tmp_path, paella)
     assert {row["scheduler"] for row in rows} == {None}

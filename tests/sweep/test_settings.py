@@ -125,6 +125,7 @@ def test_new_words(folder, pipe, files, tmp_path):
     assert command[command.index("--textual-inversion") + 1] == named
 
 
+@pytest.mark.slow
 def test_texts_of_other_lengths_are_apart(folder, pipe, files, tmp_path):
     """A short text is padded to the longest of its batch, which would change it."""
     call = {"prompt": None, "long_prompts": True, "weighted": True}
@@ -244,6 +245,7 @@ def test_names_do_not_depend_on_where_files_are(folder, files, tmp_path):
     assert names[0] == names[1]
 
 
+@pytest.mark.slow
 def test_adapters_that_change_keep_to_the_planned_evaluations(folder, pipe, files, tmp_path):
     """Also where concepts cool down, for which programs are prepared anew."""
     plan = planned(folder, files, grid={"lora": ["a.safetensors", "b.safetensors"], "hat.cooldown": [5]})
@@ -271,6 +273,7 @@ def test_pictures_that_match_a_pattern(folder, files):
         sweep.Sweep(call={"prompt": "a cat"}, grid={"image": {"glob": "none-*.png"}}, folder=files)
 
 
+@pytest.mark.slow
 def test_files_are_shown_without_their_folders(folder, pipe, files, tmp_path):
     plan = planned(folder, files, grid={"lora": [{}, "a.safetensors"]}, image=["16-0.png", "16-1.png"])
     sweep.run(plan, tmp_path, pipe, progress=False)

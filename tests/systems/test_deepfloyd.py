@@ -150,6 +150,7 @@ def test_rows_are_their_own(first):
     np.testing.assert_array_equal(a, b[::-1])
 
 
+@pytest.mark.slow
 def test_small_pictures_come_in_many_ways(second):
     """A picture of PIL, bytes, and floats; one for all rows or one each."""
     call = partial(second, ["cat", "dog"], seed=[1, 2], **LATENT)
@@ -180,6 +181,7 @@ def test_noise_levels_are_numbers(second, compilations):
     assert not compilations
 
 
+@pytest.mark.slow
 def test_sizes(first, second, upscaler):
     assert first.latent_shape() == (8, 8, 3)
     assert first("cat", height=12, width=6, **LATENT).images.shape == (1, 12, 6, 3)
@@ -189,6 +191,7 @@ def test_sizes(first, second, upscaler):
     assert upscaler("cat", image=wide, steps=1).images[0].size == (24, 16)
 
 
+@pytest.mark.slow
 def test_devices_change_nothing(stages, first):
     text = {"text_encoder": first.models.text_encoder, "tokenizer": first.tokenizer}
     several = load(stages["stage2"], devices=jax.local_devices()[:2], **text)

@@ -260,6 +260,7 @@ def test_embeddings_stand_for_words(pipe):
 # Rows and branches
 
 
+@pytest.mark.slow
 def test_several_devices(folder, pipe):
     """The pictures of two devices, each with words, sizes and an edit of its own, are those of one, to the bit."""
     both = sega_jax.load(folder, devices=jax.local_devices()[:2])

@@ -38,6 +38,7 @@ def picture(models, ids, edits, table, shape):
     return loss
 
 
+@pytest.mark.slow
 def test_gradient_by_an_edits_scale(least):
     """Of a loss on the picture, through decoder, loop and networks, against central differences in float64."""
     ids = least.tokenizer(["", "cat", "glasses", "hat"]).reshape(1, 4, -1)

@@ -25,6 +25,7 @@ __all__ = ["folder", "layers", "pipe", "single"]  # fixtures
 CALL = {"prompt": "a cat at", "edits": [Edit("hat", warmup=1)], "steps": 2, "output": "float", "negative_prompt": "b"}
 
 
+@pytest.mark.slow
 def test_every_form_is_the_same_to_the_bit(tmp_path, pipe, folder, single):
     save_file(single, tmp_path / "a.safetensors")
     pickling.save({"state_dict": single}, tmp_path / "a.ckpt")
