@@ -61,6 +61,7 @@ def check(words, tmp_path, monkeypatch, prompt="a cat", **loading):
     return made
 
 
+@pytest.mark.slow
 def test_a_single_file(files, tmp_path, monkeypatch):
     monkeypatch.chdir(files)
     source = files / "model.safetensors"

@@ -49,6 +49,7 @@ def test_edit_writes_both_pictures_and_a_sheet(made):
     assert sheet.width > 2 * 256
 
 
+@pytest.mark.slow
 def test_edit_uses_the_defaults_of_the_checkpoint(least_xl_folder, tmp_path):
     """Stable Diffusion XL has another guidance scale, and no negative prompt is not an empty one."""
     words = ["--prompt", "a cat", "--edit", "hat:warmup=0", "--steps", 2, "--out", tmp_path]
@@ -268,6 +269,7 @@ def test_interrupting_is_clean(folder, tmp_path):
     assert not list(tmp_path.glob("*.png"))
 
 
+@pytest.mark.slow
 def test_what_stable_diffusion_takes_besides_is_repeated(least_folder, tmp_path):
     """A picture to start from, rescaled guidance, tiles, and words that are weighed and many."""
     path = tmp_path / "start.png"

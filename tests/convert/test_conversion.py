@@ -146,6 +146,7 @@ def test_both_forms_load_alike(folder, converted, read, dtype):
     assert same(read(converted, dtype=dtype), read(folder, dtype=dtype))
 
 
+@pytest.mark.slow
 def test_both_forms_make_the_same_picture(small, converted, read):
     one, other = (pipe(**CALL).images for pipe in (small, read(converted)))
     np.testing.assert_array_equal(one, other)

@@ -98,6 +98,7 @@ def test_the_judge_is_light():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_the_judge_reads_portraits(examiner):
     attributes = np.asarray(portraits.sample(jax.random.key(77), 200))
     verdict = judge.look(examiner, draw(attributes), block=64)
@@ -141,6 +142,7 @@ def test_a_faultless_editor(evaluation):
         assert 0 < row["distance"] < 0.5
 
 
+@pytest.mark.slow
 def test_an_editor_that_spoils_the_background(evaluation):
     rows = evaluation(Editor(spoils="background"), words=("glasses", "red clothes")).edits()
     # One of the nine others, or of fewer where hair is hidden.
@@ -273,6 +275,7 @@ def test_confidence():
     assert interval(0, 0) == (0, 1)
 
 
+@pytest.mark.slow
 def test_batches_do_not_change_what_is_made(examiner):
     requests = [Request("a portrait", seed) for seed in range(5)]
     one, other = (PictureMaker(Editor(), examiner, batch)(requests) for batch in (5, 2))

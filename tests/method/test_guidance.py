@@ -200,6 +200,7 @@ def test_order_in_a_chain_is_irrelevant():
     close(*results)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_jit_vmap_and_plain_agree():
     rng = np.random.default_rng(11)

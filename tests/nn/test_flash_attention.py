@@ -53,6 +53,7 @@ def test_the_past_alone(monkeypatch):
     np.testing.assert_allclose(found, wanted, rtol=3e-6, atol=3e-6)
 
 
+@pytest.mark.slow
 def test_gradients(monkeypatch):
     monkeypatch.setattr(layers, "_FLASH", 1)
     of, mask = arrays(8, 10, 7, "float32"), jnp.arange(7)[None] < jnp.array([[1], [4], [7]])

@@ -76,7 +76,9 @@ def given(level, tokens, skip):
 
 
 @pytest.mark.parametrize(
-    ("name", "near"), [("full", "float32"), *((name, "float64") for name in cases.CONDITIONS)], indirect=["near"]
+    ("name", "near"),
+    [("full", "float32"), *(pytest.param(name, "float64", marks=pytest.mark.slow) for name in cases.CONDITIONS)],
+    indirect=["near"],
 )
 def test_logits(name, near):
     """And the sequence that the network is told."""
@@ -170,6 +172,7 @@ def test_padded_texts(name, near):
     assert near(run(net, *near.cast(*cases.paella_inputs(name))), f"logits {name}")
 
 
+@pytest.mark.slow
 @DOUBLE
 def test_branches_of_other_lengths(near):
     """In one call, as each is by itself; whatever the padding is."""
@@ -255,7 +258,8 @@ def networks(dtype):
     return run(paella(dtype=dtype), vqgan(dtype), prior(dtype))
 
 
-@pytest.mark.parametrize("dtype", [pytest.param("bfloat16", marks=pytest.mark.slow), "float16"])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision(dtype):
     """The noise level keeps its digits."""
     for ours, exact in zip(networks(dtype), networks("float32"), strict=True):

@@ -62,6 +62,7 @@ SHARING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHARING)
 def test_branches_share_what_comes_before_the_text(name):
     """Relative L2 1e-12 in float64 of three texts for each of two pictures, projected before, against a picture for

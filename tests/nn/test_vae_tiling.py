@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from support import tiny
 
 from sega_jax.nn.vae import AutoencoderConfig, AutoencoderKL
@@ -11,6 +12,7 @@ def temporary(program, *args):
     return jax.jit(program).lower(*args).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_tiles_take_less_memory():
     net = tiny.filled(AutoencoderKL(AutoencoderConfig.from_dict(tiny.VAE)))
     latents = np.random.default_rng(0).standard_normal((1, 32, 32, 4)).astype(np.float32)
@@ -18,6 +20,7 @@ def test_tiles_take_less_memory():
     assert tiled < whole / 3
 
 
+@pytest.mark.slow
 def test_a_tile_in_the_middle_is_the_decoders_own():
     """Where no other tile reaches, and over the seams something of both."""
     net = tiny.filled(AutoencoderKL(AutoencoderConfig.from_dict(tiny.VAE_1)))

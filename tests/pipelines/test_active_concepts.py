@@ -98,6 +98,7 @@ def test_pictures_stay(prepared, options, concepts):
     assert np.linalg.norm(found - wanted) < 1e-5 * np.linalg.norm(wanted)
 
 
+@pytest.mark.slow
 def test_records_are_of_all_concepts(prepared):
     _, call, _ = prepared
     with call.func.devices.watch() as programs:

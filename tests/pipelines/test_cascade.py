@@ -240,6 +240,7 @@ WORDS = {
 }
 
 
+@pytest.mark.slow
 def test_the_face_of_the_first_stage(first, captions):
     face = SemanticIFPipeline.from_pipe(first)
     call = {"num_inference_steps": 3, "seed": 5, "output_type": "np"}

@@ -284,6 +284,7 @@ def test_a_variance_that_the_network_does_not_predict(own):
         own(**CALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "calls"), [("Heun", 5), ("PNDM, Runge-Kutta", 13)])
 def test_warm_ups_count_calls(own, name, calls):
     """Of the network, which are more than steps; diffusers crashes on both."""

@@ -41,13 +41,14 @@ def test_all_devices_are_the_default():
     assert len(Devices()) == len(jax.local_devices()) == 8
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow), 8])
+@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow), 8])
 def test_same_share_same_bits(on, count):
     together = draw(on(count), range(count)).images
     alone = [draw(on(1), [row]).images[0] for row in range(count)]
     assert np.array_equal(together, alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 def test_kernels_as_on_gpus(on, count, small_folder):
     """Elsewhere in memory, they are the same."""
@@ -61,6 +62,7 @@ def test_kernels_as_on_gpus(on, count, small_folder):
     np.testing.assert_allclose(draw(pipe, [0, 1]).images, draw(on(count), [0, 1]).images, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "count"), [(3, 2), (5, 4), (1, 2)])
 def test_uneven_batches(on, rows, count):
     share = -(-rows // count)

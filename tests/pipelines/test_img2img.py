@@ -86,6 +86,7 @@ def test_compile_leaves_nothing_to_compile(small, compilations):
     assert not compilations
 
 
+@pytest.mark.slow
 def test_the_distribution_is_the_encoders(small):
     """Over many keys, the mean and the deviation of the latents of one picture."""
     picture = jnp.asarray(BYTES[:1] / np.float32(127.5) - 1)

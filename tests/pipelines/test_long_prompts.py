@@ -23,6 +23,7 @@ def test_short_texts_are_read_as_ever(small):
     assert np.array_equal(small("a \\(cat\\)", weighted=True, **call).images, usual)
 
 
+@pytest.mark.slow
 def test_embeddings_of_longer_texts(small):
     found = small.encode([LONG, "a (b:1.5)"], long_prompts=True, weighted=True).states
     assert found.shape == (2, 24, 16)
@@ -35,6 +36,7 @@ def test_embeddings_of_longer_texts(small):
     np.testing.assert_allclose(found[1, 12:], small.encode("").states[0], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_call_with_longer_texts_is_that_with_their_embeddings(small):
     """Of prompts, negative prompts and concepts, each of its own length."""
     call = {"steps": 2, "output": "latent", "seed": 4}

@@ -15,6 +15,7 @@ def relative(found, wanted):
     return np.linalg.norm(np.asarray(found) - wanted) / np.linalg.norm(wanted)
 
 
+@pytest.mark.slow
 def test_parts_of_the_rows_are_the_rows(small):
     """Five rows in parts of two, the last of which is filled up."""
     whole, parts = (small(PROMPTS, rows_at_once=most, **CALL) for most in (5, 2))
@@ -23,6 +24,7 @@ def test_parts_of_the_rows_are_the_rows(small):
     assert relative(parts.images, whole.images) < 3e-4
 
 
+@pytest.mark.slow
 def test_parts_take_less_memory(small):
     call = {"edits": [Edit("c", warmup=0)], "steps": 3, "output": "latent", "height": 64, "width": 64}
     whole, parts = (small.compile(["cat"] * 8, rows_at_once=most, **call) for most in (8, 1))
@@ -48,6 +50,7 @@ def test_rows_and_their_branches_stay_together(most):
     assert nothing is None
 
 
+@pytest.mark.slow
 def test_what_fits_in_a_tile_is_not_tiled(small):
     call = {"steps": 1, "output": "float"}
     usual = small("cat", **call).images

@@ -37,6 +37,7 @@ def test_to_disk_and_back(vectors, tmp_path, dtype):
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_replayed_in_any_dtype(small, vectors, dtype):
     """On the picture that it was recorded on it is the edit itself; half precision rounds it."""

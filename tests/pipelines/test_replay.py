@@ -37,6 +37,7 @@ def test_a_record_makes_the_edited_picture_again(name, request):
         assert np.linalg.norm(plain - edited.images) > 1e-2 * np.linalg.norm(edited.images)
 
 
+@pytest.mark.slow
 def test_the_face_of_paella_replays_its_own_record(paella):
     """Its record has calls first, and a tail of zeros is as good."""
     face = SemanticPaellaPipeline.from_pipe(paella)

@@ -177,6 +177,7 @@ def test_the_command(stages, tmp_path, monkeypatch):
     assert status.output.splitlines() == lines
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_stays_so(stages, tmp_path):
     plan = planned(said(stages))
     (batch,) = plan.earlier.batches

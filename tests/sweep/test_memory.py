@@ -30,6 +30,7 @@ def facts(said):
     return sweep.Facts.of(said)
 
 
+@pytest.mark.slow
 def test_memory_is_the_compilers(said, facts, least, one_by_default):
     """The temporary memory of a row is no less than what the pipeline's own program takes for it."""
     found = sweep.needed(sweep.plan(said, facts, 2))

@@ -179,6 +179,7 @@ def test_rows_that_the_memory_does_not_hold_at_their_departure(least, least_fold
     assert {row["rows"] for row in sweep.Results(tmp_path).rows} == {1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["_fork", "_branch", "_place"])
 def test_interrupted_or_out_of_memory(least, least_folder, tmp_path, monkeypatch, where):
     """In a thread or between them: the sweep stops, goes on with half of the rows, and has the same pictures."""
@@ -209,6 +210,7 @@ def test_interrupted_or_out_of_memory(least, least_folder, tmp_path, monkeypatch
         assert (off > 1).mean() < 1e-3
 
 
+@pytest.mark.slow
 def test_nothing_compiles_after_the_first_batch(tmp_path, one_device, compilations, monkeypatch):
     """Of each program: with other departures, cool-downs, steps, seeds and words, with a safety checker and branches
     that are not full, and sharing or not."""

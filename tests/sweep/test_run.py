@@ -87,7 +87,16 @@ class Crash(BaseException):
     pass
 
 
-@pytest.mark.parametrize(("renames", "batches"), [(0, 0), (1, 0), (2, 0), (3, 1), (4, 1), (7, 2), (8, 2), (17, 5)])
+@pytest.mark.parametrize(
+    ("renames", "batches"),
+    [
+        (3, 1),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [(0, 0), (1, 0), (2, 0), (4, 1), (7, 2), (8, 2), (17, 5)]
+        ),
+    ],
+)
 def test_resumed_after_a_crash(done, plan, least, tmp_path, monkeypatch, renames, batches):
     """Before any rename: of a picture, of a batch's last, of its records."""
     count, replace = iter(range(renames)), os.replace
@@ -124,6 +133,7 @@ def test_resumed_after_ctrl_c(done, plan, least, tmp_path, monkeypatch):
     same(tmp_path, done)
 
 
+@pytest.mark.slow
 def test_two_runs_into_one_folder(done, plan, least, tmp_path):
     with ThreadPoolExecutor(2) as threads:
         runs = [threads.submit(sweep.run, plan, tmp_path, least, patience=1) for _ in range(2)]
@@ -131,6 +141,7 @@ def test_two_runs_into_one_folder(done, plan, least, tmp_path):
     same(tmp_path, done)
 
 
+@pytest.mark.slow
 def test_a_picture_that_is_gone_is_made_again(done, plan, least, tmp_path):
     sweep.run(plan, tmp_path, least)
     next((tmp_path / "pictures").iterdir()).unlink()
@@ -139,6 +150,7 @@ def test_a_picture_that_is_gone_is_made_again(done, plan, least, tmp_path):
     same(tmp_path, done)
 
 
+@pytest.mark.slow
 def test_too_little_memory(done, plan, least, tmp_path, monkeypatch):
     """Half the rows, and those of one program no more than once too many."""
     make, asked = SharedRun.make, []
@@ -231,6 +243,7 @@ def test_the_shell(shell, tmp_path, least, monkeypatch):
     assert "3 of them are in sega-jax-out/cats" in shell("cats.toml", "--worker", "2/2").output
 
 
+@pytest.mark.slow
 def test_a_worker_that_was_first_decides_the_rows(shell, tmp_path, least, monkeypatch):
     """Between the planning of another and its writing the plan down."""
     monkeypatch.setattr(loading, "load", lambda *_, **__: least)

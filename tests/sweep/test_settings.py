@@ -284,6 +284,7 @@ def test_files_are_shown_without_their_folders(folder, pipe, files, tmp_path):
     assert "none, a.safetensors:1.0" in sweep.report(results)
 
 
+@pytest.mark.slow
 def test_pictures_without_edits_are_repeated_too(folder, pipe, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     said = sweep.Sweep(model={"source": str(folder)}, call={"prompt": "a cat", "steps": 2}, grid={"seed": [3, 4]})

@@ -58,6 +58,7 @@ def test_shares_are_all_batches(plan):
         assert max(map(len, shares)) <= -(-6 // workers)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_never_there(plan, done, least, tmp_path):
     """Its share is taken after `patience` seconds, and not earlier."""
     began = time.monotonic()
@@ -108,6 +109,7 @@ def where(tmp_path):
     return made
 
 
+@pytest.mark.slow
 def test_the_share_of_one_who_is_alive_is_waited_for(where):
     """It is taken when the other worker no longer renews its lease."""
     other, unfinished = Alive(where, 2), {2}

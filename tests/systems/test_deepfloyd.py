@@ -168,6 +168,7 @@ def test_small_pictures_come_in_many_ways(second):
     )
 
 
+@pytest.mark.slow
 def test_noise_levels_are_numbers(second, compilations):
     """One each row; others compile nothing."""
     call = partial(second, ["cat", "cat"], seed=[1, 1], image=BYTES[0], **LATENT)
@@ -212,6 +213,7 @@ def test_other_schedulers(first):
     assert first("cat", steps="super27", output="float", record=True).record.cond.shape[1] == 27
 
 
+@pytest.mark.slow
 def test_a_pipeline_without_a_text_encoder(stages, first, second, one_device):
     bare = load(stages["stage2"], devices=first.devices)
     assert bare.models.text_encoder is bare.tokenizer is None

@@ -170,6 +170,7 @@ def test_centring_rounds_nothing():
         np.testing.assert_allclose(branch[0], wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 @GATE
 def test_edits_change_the_picture(pipe):
     plain, edited, neutral = (
@@ -184,6 +185,7 @@ def test_edits_change_the_picture(pipe):
     assert isinstance(pipe("a cat", steps=2).images[0], Image.Image)
 
 
+@pytest.mark.slow
 def test_rows_are_their_own(pipe):
     """The same program and batch: only the order differs."""
     edits = [EDITS, EDITS[:1]]
@@ -206,6 +208,7 @@ def test_past_concepts_are_predicted_no_more(pipe, compilations):
     assert not compilations
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the text encoder reads 12 tokens")  # CLIP's
 def test_texts_of_other_lengths(pipe):
     """In one batch as each by itself, over a length that is padded to."""

@@ -194,6 +194,7 @@ def test_sizes(name, pipe, small):
         small("a cat", **{name: (3, 4)})
 
 
+@pytest.mark.slow
 def test_sizes_that_are_not_given(pipe):
     """(height, width) of the picture, not cropped; each one matters, and its order."""
     call = CALL | {"height": 24, "width": 16}
@@ -276,6 +277,7 @@ def test_several_devices(folder, pipe):
     assert not np.array_equal(*together)
 
 
+@pytest.mark.slow
 def test_branches_that_have_cooled_down(pipe, compilations):
     """Compiled ahead of time, calls predict fewer concepts, and the pictures are the same but for rounding."""
     call = CALL | {"edits": [Edit("hat", warmup=0, cooldown=1)], "steps": 12}

@@ -73,6 +73,7 @@ def test_stored_in_other_dtypes(models, layers, write, stored):
     assert close(merge_lora(models, write(tensors(kept, kohya))), wanted(models, back))
 
 
+@pytest.mark.slow
 def test_half_precision_is_rounded_once(models, layers, write):
     path, half = write(tensors(layers, kohya)), cast(models, ml_dtypes.bfloat16)
     found, sums = merge_lora(half, path), merge_lora(cast(half, np.float32), path)
