@@ -53,7 +53,7 @@ class Kind:
         return []
 
     def label(self, value: Any) -> Any:
-        """Returns a value that `check_one` returned as people see it beside pictures, files without their folders."""
+        """Returns the label of a value in sheets and plots. Files are named without their folders."""
         return value
 
     def known(self, path: str) -> dict[str, Any]:

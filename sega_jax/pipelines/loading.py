@@ -233,7 +233,7 @@ def _scheduler(options: LoadOptions, source: Source, scheduler: schedules.Schedu
         return scheduler
     config = scheduler.config | declared
     if defaults := config.get("_use_default_values"):
-        # What is declared is no default, so that another class takes it over.
+        # The user or the file chose these values, so another class of scheduler should take them over.
         config["_use_default_values"] = [name for name in defaults if name not in declared]
     return schedules.from_config(config, strict=False)
 

@@ -1,4 +1,4 @@
-"""Facts: what a plan has to know of a sweep's checkpoint, or of each stage of a cascade, none of it weights."""
+"""Facts: what a plan has to know about a sweep's checkpoint, or about each stage of a cascade, apart from weights."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ from sega_jax.text.files import CheckpointError
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What a plan has to know of a checkpoint, none of it weights; all of it can be written as JSON."""
+    """What a plan has to know about a checkpoint, apart from its weights. All of it can be written as JSON."""
 
     model: Mapping[str, Any]  # what `sega_jax.load` takes, with the folder's whole path, or the commit on the hub
     system: str  # the name of the family
@@ -174,18 +174,22 @@ def _following(first: System, later: Mapping[str, Mapping[str, Any]]) -> dict[st
 
 
 @lru_cache
-def changes_text(facts: Facts, adapters: tuple[tuple[str, Pairs], ...]) -> bool:
-    """Tells whether LoRAs or new words change what a checkpoint reads.
+def changes_text(facts: Facts, adapters: tuple[tuple[str, Pairs], ...], files: tuple[tuple[str, str], ...]) -> bool:
+    """Tells whether LoRAs change the networks of a checkpoint that read text.
+
+    Args:
+        files: the SHA-256 of the files by their paths, so that a file that changes is read again.
 
     Raises:
         CheckpointError: a file does not fit the checkpoint.
     """
-    given = dict(adapters)
-    if not given.get("lora"):
-        return bool(given)
+    del files
+    loras = dict(adapters).get("lora")
+    if not loras:
+        return False
     found = described(facts)
-    changes = lora_changes(found.models, dict(given["lora"]))
-    return len(given) > 1 or any(change.layers.get(part) for change in changes for part in found.system.text.parts)
+    changes = lora_changes(found.models, dict(loras))
+    return any(change.layers.get(part) for change in changes for part in found.system.text.parts)
 
 
 def described(facts: Facts, attention: str = "xla") -> loading.Description:

@@ -28,7 +28,7 @@ class Point(NamedTuple):
     edits: Mapping[str, Edit]  # those that act, by their names, each with its momentum
     adapters: tuple[tuple[str, Pairs], ...]  # the LoRAs and new words, where there are any
     files: tuple[tuple[str, str], ...]  # the SHA-256 of all files that it is made from, by their paths
-    text_adapters: tuple[tuple[str, Pairs], ...] = ()  # those of the first stage, where its text is this one's
+    text_adapters: tuple[tuple[str, Pairs], ...] = ()  # the first stage's LoRAs, where they change this stage's text
 
     @property
     def call(self) -> dict[str, Any]:
@@ -54,7 +54,9 @@ def point(given: Mapping[str, Any], sweep: Sweep, facts: Facts) -> Point:
     if not facts.shares_text:
         return made
     first = point(given, sweep, facts.first)
-    return made._replace(text_adapters=first.adapters) if changes_text(facts.first, first.adapters) else made
+    if not changes_text(facts.first, first.adapters, first.files):
+        return made
+    return made._replace(text_adapters=tuple((name, pairs) for name, pairs in first.adapters if name == "lora"))
 
 
 def _point(given: Mapping[str, Any], sweep: Sweep, facts: Facts) -> Point:

@@ -1,7 +1,7 @@
-"""Cascades in sweeps: which settings are of which stage, and what each stage is given of a point.
+"""Cascades in sweeps: which stage a setting belongs to, and which settings of a point each stage gets.
 
-The settings of the first stage have their own names. Those of a later stage begin with its name, as `stage2.steps`.
-Prompts, the seed and what says how edits act together are of all stages.
+Settings of the first stage have no prefix. Settings of a later stage begin with its name, such as `stage2.steps`. All
+stages share the prompts, the seed, and the settings of how edits act together.
 """
 
 import re

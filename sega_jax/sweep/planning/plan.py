@@ -49,7 +49,7 @@ class Batch(NamedTuple):
     names: tuple[str, ...]  # of the pictures
     shares: bool = False
     adapters: tuple[tuple[str, Pairs], ...] = ()  # LoRAs and new words that all of them share
-    text_adapters: tuple[tuple[str, Pairs], ...] = ()  # those of the first stage, where its text is theirs
+    text_adapters: tuple[tuple[str, Pairs], ...] = ()  # the first stage's LoRAs that change their text
 
     @property
     def compiled(self) -> Any:

@@ -1,4 +1,4 @@
-"""The stages of a cascade while a sweep runs: each is loaded once, and is given what the stage before has made."""
+"""Loads the stages of a cascade one after another, and gives each the pictures of the stage before."""
 
 import gc
 import io
@@ -61,8 +61,8 @@ class Loader:
 
 
 def with_text_adapters(models: Any, facts: Facts, adapters: tuple[tuple[str, Pairs], ...]) -> Any:
-    """Returns the networks of a later stage whose networks that read text have the first stage's LoRAs, as the texts of
-    a `Cascade` do.
+    """Returns the networks of a later stage, in which the first stage's LoRAs are merged into the text encoder. The
+    texts of a `Cascade` are read by such a text encoder, too.
 
     Raises:
         CheckpointError: a file does not fit the first stage's checkpoint.
