@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from convert import deepfloyd, pickles
 from convert.destination import whole_or_nothing
 from sega_jax.pipelines.loading import describe
+from sega_jax.pipelines.messages import warn
 from sega_jax.pipelines.progress import bar
 from sega_jax.pipelines.sources import find, open_weights
 from sega_jax.systems.base import listed
@@ -221,8 +222,8 @@ def opener(folder: Path, stem: str, variant: str | None, rename: Callable[[str],
 def _size(source: Source, dtype: np.dtype | None) -> int:
     """Returns the number of bytes that a network will have, and checks everything about its weights but the values."""
     with source.open() as weights:
-        check(source.module, weights)
-        return weights.nbytes if dtype is None else dtype.itemsize * sum(map(math.prod, weights.shapes.values()))
+        sizes = check(source.module, weights, warn)
+        return sum(dtype.itemsize * math.prod(weights.shapes[name]) if dtype else sizes[name] for name in sizes)
 
 
 def _read(source: Source, dtype: np.dtype | None, update: Callable[[int], Any]) -> Network:

@@ -1,5 +1,6 @@
 """CLIP's towers (OpenAI's and OpenCLIP's), in the layout of transformers' `CLIPTextModel` and `CLIPVisionModel`."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -11,6 +12,9 @@ from sega_jax.nn.config import build
 from sega_jax.nn.layers import ACTIVATIONS, Conv, Embed, LayerNorm, Linear, attend, parameter
 
 _CHOICES = {"hidden_act": tuple(ACTIVATIONS)}
+# Tensors of a whole CLIP that the text encoders do without.
+_OF_PICTURES = re.compile(r"vision_model\.|visual_projection\.|logit_(scale|bias)$")
+_OTHERS = re.compile(rf"{_OF_PICTURES.pattern}|text_projection(\.weight)?$")
 
 
 class CLIPTextConfig(NamedTuple):
@@ -142,9 +146,10 @@ class CLIPTextModel(nnx.Module):
         self.final_layer_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
 
     @staticmethod
-    def rename(name: str) -> str:
-        """Published files put every key under `text_model.`; transformers 5 writes none."""
-        return name.removeprefix("text_model.")
+    def rename(name: str) -> str | None:
+        """Removes `text_model.`, under which published files put every key and transformers 5 none. Files of a whole
+        CLIP also have tensors that this network does without."""
+        return None if _OTHERS.match(name) else name.removeprefix("text_model.")
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         return self.final_layer_norm(self.encoder(self.embeddings(ids)))
@@ -167,8 +172,9 @@ class CLIPTextModelWithProjection(nnx.Module):
         self.text_projection = Linear(config.hidden_size, config.projection_dim, bias=False)
 
     @staticmethod
-    def rename(name: str) -> str:
-        return name
+    def rename(name: str) -> str | None:
+        """Files of a whole CLIP also have the tensors of pictures."""
+        return None if _OF_PICTURES.match(name) else name
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         return self._pooled(ids, self.text_model(ids))

@@ -245,7 +245,7 @@ def filled(weights: Weights, module: Any, dtype: DTypeLike, devices: Devices) ->
         CheckpointError: they are broken or do not fit.
     """
     with weights:
-        return fill(module, weights, dtype, devices.place)
+        return fill(module, weights, dtype, devices.place, warn)
 
 
 def load_text(

@@ -50,7 +50,7 @@ class OrbaxTensors:
             raise self._broken(error) from None
         self.shapes = {name: tuple(array.shape) for name, array in self._arrays.items()}
         self.keys = {name: keys.get(name, torch_key(name)) for name in self._arrays}
-        self.nbytes = sum(array.size * array.dtype.numpy_dtype.itemsize for array in self._arrays.values())
+        self.sizes = {name: array.size * array.dtype.numpy_dtype.itemsize for name, array in self._arrays.items()}
 
     def __getitem__(self, name: str) -> np.ndarray:
         try:

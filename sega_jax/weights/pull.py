@@ -29,6 +29,8 @@ M = TypeVar("M")
 _BUFFERS = re.compile(r"(^|\.)(position_ids|num_batches_tracked)$")
 _DTYPES = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+# Tensors that a warning names; it counts the others.
+_NAMED = 3
 # Entries of a kernel's last axis to copy at a time.
 _COLUMNS = 32
 # What a file may be instead of a safetensors file, and the remedy.
@@ -97,7 +99,7 @@ class Weights(Protocol):
     layout: Layout
     shapes: dict[str, tuple[int, ...]]  # by the layout's name
     keys: dict[str, str]  # keys in torch's files, by the layout's name
-    nbytes: int
+    sizes: dict[str, int]  # bytes, by the layout's name
 
     def __getitem__(self, name: str) -> np.ndarray: ...
 
@@ -139,7 +141,7 @@ class Tensors:
         self.folder = folder
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.keys: dict[str, str] = {}
-        self.nbytes = 0
+        self.sizes: dict[str, int] = {}
         self._stack = ExitStack()
         self.entries: dict[str, Entry] = {}  # by the module's name
         self._buffers: dict[str, Callable[[], np.ndarray]] = {}
@@ -163,7 +165,7 @@ class Tensors:
             return
         self.keys[name] = entry.key
         self.shapes[name] = entry.shape
-        self.nbytes += entry.nbytes
+        self.sizes[name] = entry.nbytes
         self.entries[name] = entry
 
     def _open(self, path: Path) -> Iterator[Entry]:
@@ -282,28 +284,43 @@ def leaves(module: Any) -> dict[str, tuple[int, ...]]:
     }
 
 
-def check(module: Any, weights: Weights) -> None:
+def check(module: Any, weights: Weights, warn: Callable[[str], None] = lambda message: None) -> dict[str, int]:
     """Compares the names and shapes of a module's parameters with those in a file.
 
+    Args:
+        warn: gets a message that names the first few tensors which the module does not need.
+
+    Returns:
+        The bytes of each parameter in the file, by the layout's name.
+
     Raises:
-        CheckpointError: some differ; the error lists every missing, unexpected and misshapen parameter.
+        CheckpointError: parameters are missing or misshapen; the error lists all of them, and the tensors that the
+            module does not need, because a parameter may have another name.
     """
     wanted = {
         weights.layout.name(path): weights.layout.shape(path, leaf.shape)
         for path, leaf in jax.tree_util.tree_leaves_with_path(module)
     }
     problems = [f"  missing    {name} {shape}" for name, shape in wanted.items() if name not in weights.shapes]
-    problems += [f"  unexpected {name} {shape}" for name, shape in weights.shapes.items() if name not in wanted]
     problems += [
         f"  misshapen  {name}: {weights.shapes[name]}, expected {shape}"
         for name, shape in wanted.items()
         if name in weights.shapes and weights.shapes[name] != shape
     ]
+    extra = [f"{name} {shape}" for name, shape in weights.shapes.items() if name not in wanted]
     if problems:
         raise CheckpointError(
             f"{weights.folder}: the weights do not fit {type(module).__name__} as its config describes it:\n"
-            + "\n".join(sorted(problems))
+            + "\n".join(sorted([*problems, *(f"  unexpected {one}" for one in extra)]))
         )
+    if extra:
+        named = ", ".join(sorted(extra)[:_NAMED]) + (f" and {len(extra) - _NAMED} more" * (len(extra) > _NAMED))
+        tensors = "tensors that are" if len(extra) > 1 else "a tensor that is"
+        warn(
+            f"{weights.folder} has {tensors} not used, because {type(module).__name__} as its config describes it does"
+            f" not need them: {named}"
+        )
+    return {name: weights.sizes[name] for name in wanted}
 
 
 def fill(
@@ -311,20 +328,22 @@ def fill(
     weights: Weights,
     dtype: DTypeLike | None,
     place: Callable[[np.ndarray], Any] = jax.numpy.asarray,
+    warn: Callable[[str], None] = lambda message: None,
 ) -> M:
     """Returns a module with the parameters in `weights`, which are read one at a time.
 
     Args:
         module: without values.
-        weights: of exactly this module.
+        weights: of this module.
         dtype: casts the parameters; None keeps their dtypes.
         place: puts an array on devices.
+        warn: as of `check`.
 
     Raises:
-        CheckpointError: the parameters of the module and the file differ, or values are not finite in the file or in
-            `dtype`, or have no floating type. The error lists all such parameters.
+        CheckpointError: parameters of the module are missing in the file or have other shapes there, or values are not
+            finite in the file or in `dtype`, or have no floating type. The error lists all such parameters.
     """
-    check(module, weights)
+    check(module, weights, warn)
     bad = []
 
     def read(path, leaf):

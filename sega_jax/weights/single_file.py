@@ -131,7 +131,7 @@ class OriginalWeights:
         self.layout = Layout(lambda path: names[torch_name(path)], torch_shape, from_torch)
         self.shapes = {name: entry.shape for name, entry in self._entries.items()}
         self.keys = {name: key for key, name in names.items()}
-        self.nbytes = sum(entry.nbytes for entry in self._entries.values())
+        self.sizes = {name: entry.nbytes for name, entry in self._entries.items()}
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._entries[name].read()

@@ -287,10 +287,6 @@ def missing(arrays):
     del arrays["conv_in.weight"]
 
 
-def extra(arrays):
-    arrays["extra.weight"] = np.zeros(3, np.float32)
-
-
 def misshapen(arrays):
     arrays["conv_out.bias"] = np.zeros(5, np.float32)
 
@@ -299,13 +295,20 @@ def misshapen(arrays):
     ("change", "words"),
     [
         (missing, "missing    conv_in.weight (8, 4, 3, 3)"),
-        (extra, "unexpected extra.weight (3,)"),
         (misshapen, "misshapen  conv_out.bias: (5,), expected (4,)"),
     ],
 )
 def test_weights_that_do_not_fit(refused, copy, change, words):
     edit_tensors(copy / UNET, change)
     refused(words)
+
+
+def test_tensors_that_are_not_needed_are_left_out(copy, tmp_path):
+    edit_tensors(copy / UNET, lambda arrays: arrays.update({"extra.weight": np.zeros(3, np.float32)}))
+    with pytest.warns(UserWarning, match=r"has a tensor that is not used.*: extra\.weight \(3,\)$") as caught:
+        convert.convert(copy, tmp_path / "dest", to="diffusers")
+    assert len(caught) == 1
+    assert "extra.weight" not in load_file(tmp_path / "dest" / UNET)
 
 
 @pytest.mark.parametrize("name", [TEXT, UNET, VAE])

@@ -260,6 +260,45 @@ def test_every_wrong_leaf_is_named(refused, copy):
     )
 
 
+def test_tensors_that_the_config_does_not_need_are_named_and_counted(copy, folder, read, one_device):
+    def change(tensors):
+        tensors |= {f"{name}.weight": np.full(3, np.nan, np.float32) for name in "edcba"}
+
+    edit_tensors(copy / WEIGHTS, change)
+    with pytest.warns(UserWarning, match=r"tensors that are not used") as caught:
+        pipe = read(copy)
+    (warning,) = (str(one.message) for one in caught)
+    assert f"{copy / 'unet'} has tensors" in warning
+    assert "UNet2DConditionModel" in warning
+    assert warning.endswith("a.weight (3,), b.weight (3,), c.weight (3,) and 2 more")
+    assert same(pipe, load(folder, devices=one_device))
+
+
+def test_a_text_encoder_of_a_deeper_network(copy, read):
+    """A config that cuts the last layer off, as Stable Diffusion 2.x's does."""
+    layers = tiny.TEXT["num_hidden_layers"]
+    edit_json(copy / "text_encoder/config.json", num_hidden_layers=layers - 1)
+    with pytest.warns(UserWarning, match=rf"{copy / 'text_encoder'} has tensors.*layers\.{layers - 1}\..* and 13 more"):
+        pipe = read(copy)
+    assert len(pipe.models.text_encoder.encoder.layers) == layers - 1
+
+
+def test_tensors_that_are_known_to_be_spare_go_without_a_word(copy, folder, one_device, read, recwarn):
+    def change(tensors):
+        spare = {
+            "text_projection.weight": (8, 16),
+            "text_projection": (8, 16),
+            "logit_scale": (),
+            "vision_model.x": (2,),
+        }
+        spare |= {"visual_projection.weight": (8, 16), "text_model.embeddings.position_ids": (1, 77)}
+        tensors |= {name: np.ones(shape, np.float32) for name, shape in spare.items()}
+
+    edit_tensors(copy / TEXT, change)
+    assert same(read(copy), load(folder, devices=one_device))
+    assert not recwarn.list
+
+
 def test_a_kernel_in_our_own_layout_is_misshapen(refused, copy):
     def change(tensors):
         tensors["conv_in.weight"] = np.ascontiguousarray(tensors["conv_in.weight"].transpose(2, 3, 1, 0))

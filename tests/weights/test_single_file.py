@@ -215,10 +215,6 @@ BROKEN = {
         "missing    model.diffusion_model.out.2.bias (4,)",
     ),
     "misshapen": (misshapen, "misshapen  model.diffusion_model.out.2.bias: (3,), expected (4,)"),
-    "unexpected": (
-        lambda t: t.update({f"{original_files.UNET}x": np.ones(1, np.float32)}),
-        "unexpected model.diffusion_model.x (1,)",
-    ),
     "twice": (
         lambda t: t.update({f"{original_files.VAE}encoder.mid.attn_1.to_q.bias": np.ones(16, np.float32)}),
         "are the same parameter",
@@ -235,6 +231,12 @@ def test_broken_files(simple, write, small, small_folder, name):
         load(path, config=small_folder, devices=small.devices)
     assert str(path) in str(caught.value)
     assert words in str(caught.value)
+
+
+def test_a_tensor_that_is_not_needed(simple, write, small, small_folder):
+    path = write(simple | {f"{original_files.UNET}x": np.ones(1, np.float32)})
+    with pytest.warns(UserWarning, match=rf"{path} has a tensor that is not used.*: model\.diffusion_model\.x \(1,\)$"):
+        assert same(load(path, config=small_folder, devices=small.devices), small)
 
 
 def test_no_weights_but_a_name(write, tmp_path, small, small_folder):
