@@ -22,8 +22,11 @@ from sega_jax.pipelines.progress import bar
 from sega_jax.pipelines.sources import find, open_weights
 from sega_jax.systems.base import listed
 from sega_jax.systems.registry import CHECKER, weight_stem
-from sega_jax.weights.pull import CheckpointError, Weights, check, fill, flax_name, read_json
+from sega_jax.text.files import CheckpointError, read_json
+from sega_jax.weights.layout import flax_name
+from sega_jax.weights.pull import check, fill
 from sega_jax.weights.single_file import is_one
+from sega_jax.weights.tensors import Weights
 from sega_jax.weights.torch_pickle import PickledTensors
 from sega_jax.weights.write import Network, write_diffusers, write_orbax
 

@@ -15,9 +15,10 @@ import yaml
 
 from sega_jax.nn.config import build
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
+from sega_jax.text.files import CheckpointError
 from sega_jax.weights.fused import Forms, parameters
+from sega_jax.weights.layout import Entry, Layout, from_torch, leaves, torch_name, torch_shape
 from sega_jax.weights.original_names import RESNET, places
-from sega_jax.weights.pull import CheckpointError, Entry, Layout, from_torch, leaves, torch_name, torch_shape
 from sega_jax.weights.torch_pickle import PickledTensors
 
 CONFIG = "config.yml"

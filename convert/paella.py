@@ -16,8 +16,8 @@ from sega_jax.nn.paella import Paella, PaellaConfig
 from sega_jax.nn.prior import PriorConfig, PriorModel
 from sega_jax.nn.t5 import T5Config, T5EncoderModel
 from sega_jax.nn.vqgan import VQConfig, VQModel
+from sega_jax.text.files import CheckpointError, read_json
 from sega_jax.text.tokenizers import Tokenizer
-from sega_jax.weights.pull import CheckpointError, read_json
 from sega_jax.weights.torch_pickle import PickledTensors
 
 # Each network's published file without ending, its class and its config.

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from sega_jax.weights import orbax_reader
-from sega_jax.weights.pull import weight_names
+from sega_jax.weights.tensors import weight_names
 
 
 def stem(safetensors: str) -> str:

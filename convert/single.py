@@ -14,9 +14,10 @@ from sega_jax.pipelines.load_options import PREDICTIONS
 from sega_jax.pipelines.loading import describe
 from sega_jax.pipelines.sources import of_file
 from sega_jax.systems.registry import CHECKER, recognise, recognise_file, weight_stem
+from sega_jax.text.files import CheckpointError, read_json
 from sega_jax.text.tokenizers import Tokenizer, TokenizerPair
-from sega_jax.weights.pull import CheckpointError, read_json
-from sega_jax.weights.single_file import ENDINGS, OriginalWeights, SingleFile, is_one, opened
+from sega_jax.weights.single_file import ENDINGS, OriginalWeights, SingleFile, is_one
+from sega_jax.weights.torch_pickle import opened
 
 # Files to write besides the weights, each as a path to copy or as its content.
 Files = dict[Path, Path | bytes]
@@ -71,7 +72,7 @@ def convert_single(
         raise FileNotFoundError(f"{path} is no file")
     with opened(path) as tensors:
         file = recognise_file(path, tensors.shapes)
-        found = of_file(path, tensors.shapes, config, prediction_type)
+        found = of_file(path, tensors, config, prediction_type)
         folder = found.fetch(without=[CHECKER])
     if tokenizer is None and not (folder / "tokenizer").is_dir():
         raise CheckpointError(

@@ -48,7 +48,7 @@ from sega_jax.systems.deepfloyd import T5Text as T5Text
 from sega_jax.systems.paella_text import PaellaText as PaellaText
 from sega_jax.systems.registry import register as register
 from sega_jax.systems.sdxl import SDXLText as SDXLText
-from sega_jax.weights.pull import CheckpointError as CheckpointError
+from sega_jax.text.files import CheckpointError as CheckpointError
 
 if TYPE_CHECKING:
     from sega_jax.diffusers_api.deepfloyd import SemanticIFPipeline as SemanticIFPipeline

@@ -22,7 +22,7 @@ from sega_jax.pipelines.components import as_scheduler
 from sega_jax.pipelines.load_options import ADAPTERS
 from sega_jax.sweep.description import fields
 from sega_jax.systems.registry import check_adapters, systems
-from sega_jax.weights.pull import leaves
+from sega_jax.weights.layout import leaves
 
 pytestmark = [
     pytest.mark.usefixtures("one_by_default"),

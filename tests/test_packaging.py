@@ -13,7 +13,7 @@ from sega_jax.nn.t5 import T5Config, T5EncoderModel
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
 from sega_jax.nn.vae import AutoencoderConfig, AutoencoderKL
 from sega_jax.systems.stable_diffusion import Models
-from sega_jax.weights.pull import leaves
+from sega_jax.weights.layout import leaves
 
 
 def test_the_package_brings_no_torch():

@@ -26,7 +26,7 @@ from sega_jax.demo.attributes import ATTRIBUTES, COLUMN, SIDE, WORDS, labels, sa
 from sega_jax.nn.layers import Conv, GroupNorm, Linear
 from sega_jax.pipelines.loading import DEMO, load
 from sega_jax.pipelines.progress import plainly
-from sega_jax.weights.pull import flax_name
+from sega_jax.weights.layout import flax_name
 
 WEIGHTS = Path(__file__).parent / "judge.safetensors"
 _WIDTHS = (3, 24, 48, 96, 128, 128)

@@ -13,7 +13,7 @@ from sega_jax.pipelines.loading import load
 from sega_jax.pipelines.messages import collected
 from sega_jax.pipelines.pipeline import Pipeline
 from sega_jax.systems.base import System
-from sega_jax.weights.pull import CheckpointError
+from sega_jax.text.files import CheckpointError
 
 
 class Face:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import jax
 
 from sega_jax.method.schedules import FAMILIES, Scheduler, from_config
-from sega_jax.weights.pull import read_json
+from sega_jax.text.files import read_json
 
 M = TypeVar("M")
 

@@ -27,7 +27,8 @@ from sega_jax.systems.base import Encode, System, listed
 from sega_jax.systems.registry import CHECKER, check_adapters, recognise, systems
 from sega_jax.text.files import CheckpointError, read_json
 from sega_jax.weights.lora import merged
-from sega_jax.weights.pull import Weights, fill
+from sega_jax.weights.pull import fill
+from sega_jax.weights.tensors import Weights, declared
 from sega_jax.weights.textual_inversion import added
 
 
@@ -198,26 +199,32 @@ def fill_pipeline(options: LoadOptions, resolved: Resolved, found: Description) 
     Raises:
         TypeError, ValueError, CheckpointError: as `load`.
     """
-    scheduler = found.scheduler if found.scheduler is None else _scheduler(options, resolved.source, found.scheduler)
     # Both are read before the weights, which take longer.
     changes = [] if options.lora is None else lora_changes(found.models, options.lora)
     files = options.textual_inversion
     words = [] if files is None else new_words(found.models, found.tokenizer, files)
     networks: dict[str, Any] = dict.fromkeys(found.models._fields)
+    declarations = dict(resolved.source.declared)
     for part, module in found.networks.items():
         if part in resolved.replaced or (part == CHECKER and found.safety is options.safety_checker):
             networks[part] = resolved.devices.place(module)
         else:
             weights = resolved.source.weights(part, module, options.variant, ema=options.ema)
+            declarations |= declared(weights.spare)
             networks[part] = filled(weights, module, resolved.dtype, resolved.devices)
     safety = found.safety and found.safety._replace(checker=networks.pop(CHECKER))
     models, tokenizer = added(merged(type(found.models)(**networks), changes), found.tokenizer, words)
+    scheduler = found.scheduler
+    if scheduler is not None:
+        scheduler = _scheduler(options, resolved.source.name, scheduler, declarations)
     return Pipeline(found.system, models, tokenizer, scheduler, resolved.devices, safety, found.extras)
 
 
-def _scheduler(options: LoadOptions, source: Source, scheduler: schedules.Scheduler) -> schedules.Scheduler:
-    """Returns the scheduler with what the user says of it, or else the file. Warns where the two contradict."""
-    declared, contradicted = dict(source.declared), {}
+def _scheduler(
+    options: LoadOptions, source: str | Path, scheduler: schedules.Scheduler, declared: dict[str, Any]
+) -> schedules.Scheduler:
+    """Returns the scheduler with what the user says of it, or else the weight files. Warns where the two contradict."""
+    contradicted = {}
     if isinstance(options.scheduler, schedules.Scheduler):
         # A whole config, not a class that takes the options of another over.
         contradicted = {name: value for name, value in declared.items() if scheduler.options.get(name) != value}
@@ -228,7 +235,7 @@ def _scheduler(options: LoadOptions, source: Source, scheduler: schedules.Schedu
         declared["prediction_type"] = options.prediction_type
     if contradicted:
         listed = " and ".join(f"{name}={value!r}" for name, value in contradicted.items())
-        warn(f"{source.file} declares {listed}, which the arguments of load contradict; they are followed")
+        warn(f"{source} declares {listed}, which the arguments of load contradict; they are followed")
     if not declared:
         return scheduler
     config = scheduler.config | declared

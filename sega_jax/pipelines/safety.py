@@ -11,7 +11,7 @@ from sega_jax.nn.config import build
 from sega_jax.nn.safety import StableDiffusionSafetyChecker
 from sega_jax.pipelines.execution.chunks import enough_memory
 from sega_jax.pipelines.execution.devices import Devices
-from sega_jax.weights.pull import CheckpointError, read_json
+from sega_jax.text.files import CheckpointError, read_json
 
 
 class _Config(NamedTuple):

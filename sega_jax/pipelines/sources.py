@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from sega_jax.systems.base import System, listed
 from sega_jax.systems.registry import CHECKER, recognise, recognise_file, weight_stem
-from sega_jax.weights import hub, orbax_reader, single_file
-from sega_jax.weights.pull import CheckpointError, Tensors, Weights, read_json, weight_files
+from sega_jax.text.files import CheckpointError, read_json
+from sega_jax.weights import hub, orbax_reader, single_file, torch_pickle
+from sega_jax.weights.tensors import Tensors, Weights, weight_files
 
 
 class Source(NamedTuple):
@@ -110,7 +111,7 @@ class Source(NamedTuple):
         assert self.file is not None
         assert self.description is not None
         return single_file.OriginalWeights(
-            self.file, single_file.opened(self.file), self.description, part, module, ema=ema
+            self.file, torch_pickle.opened(self.file), self.description, part, module, ema=ema
         )
 
 
@@ -162,21 +163,19 @@ def _find_file(path: Path, revision: str | None, config: str | Path | None, pred
         raise FileNotFoundError(
             f"{path} is no file; give one, or a folder in diffusers layout, or owner/name on the hub"
         )
-    with single_file.opened(path) as tensors:
-        return of_file(path, tensors.shapes, config, prediction_type)
+    with torch_pickle.opened(path) as tensors:
+        return of_file(path, tensors, config, prediction_type)
 
 
-def of_file(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], config: str | Path | None, prediction_type: str | None
-) -> Source:
+def of_file(path: Path, tensors: Tensors, config: str | Path | None, prediction_type: str | None) -> Source:
     """The checkpoint in a single file, by the shapes of its tensors.
 
     Raises:
         TypeError, ValueError, FileNotFoundError, CheckpointError: the file or the config is none.
     """
-    file, declared = recognise_file(path, shapes), single_file.declared(path, shapes)
+    file, declared = recognise_file(path, tensors.shapes), single_file.declared(path, tensors.spare)
     predicts = prediction_type or declared.get("prediction_type")
-    found = find(file.published(path, shapes, predicts) if config is None else config)
+    found = find(file.published(path, tensors.shapes, predicts) if config is None else config)
     if found.system.checkpoint.single_file is not file:
         raise CheckpointError(f"config={str(config)!r} is {found.system.title}, expected {file.name}, as {path} is")
     return found._replace(name=path, file=path, description=file, declared=declared)

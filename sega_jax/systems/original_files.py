@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sega_jax.text.files import CheckpointError
 from sega_jax.weights.original_names import (
     OPENCLIP_FORMS,
     VAE_FORMS,
@@ -15,7 +16,6 @@ from sega_jax.weights.original_names import (
     vae_names,
     vae_spelling,
 )
-from sega_jax.weights.pull import CheckpointError
 from sega_jax.weights.single_file import Original, Shapes, SingleFile
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sega_jax.weights.pull import Entry
+from sega_jax.weights.layout import Entry
 
 
 class Forms(NamedTuple):

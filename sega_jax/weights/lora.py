@@ -16,9 +16,11 @@ import jax
 import numpy as np
 
 from sega_jax.method.numerics import at_least_float32, is_finite, is_floating
+from sega_jax.text.files import CheckpointError
+from sega_jax.weights.layout import flax_name, from_torch, leaves, torch_name, torch_shape
 from sega_jax.weights.lora_settings import factors, is_number
-from sega_jax.weights.pull import CheckpointError, Tensors, flax_name, from_torch, leaves, torch_name, torch_shape
 from sega_jax.weights.single_file import SingleFile
+from sega_jax.weights.tensors import Tensors
 
 M = TypeVar("M", bound=NamedTuple)
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from safetensors import safe_open
 
-from sega_jax.weights.pull import CheckpointError
+from sega_jax.text.files import CheckpointError
 
 _HEADER, _CONFIG = "lora_adapter_metadata", "adapter_config.json"
 # What peft puts in front of a layer's name, and what it calls its file.

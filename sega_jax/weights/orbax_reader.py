@@ -6,13 +6,15 @@ checkpoint is an OCDBT database of zarr arrays. TensorStore, the library below O
 database has checksums.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sega_jax.weights.pull import FLAX, CheckpointError, Tensors, read_json, torch_key
+from sega_jax.text.files import CheckpointError, read_json
+from sega_jax.weights.layout import FLAX, torch_key
+from sega_jax.weights.tensors import Tensors
 
 # Entries of a network's folder, besides config.json.
 ARRAYS = "orbax"  # an Orbax checkpoint of {dotted path of a parameter: array with our axes}
@@ -57,6 +59,10 @@ class OrbaxTensors:
             return self._arrays[name].read().result()
         except Exception as error:
             raise self._broken(error) from None
+
+    @property
+    def spare(self) -> Collection[str]:
+        return self.buffers().keys()
 
     def buffers(self) -> dict[str, np.ndarray]:
         if not (self.folder / f"{BUFFERS}.safetensors").is_file():

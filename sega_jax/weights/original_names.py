@@ -18,7 +18,7 @@ from sega_jax.nn.clip import CLIPTextModel, CLIPTextModelWithProjection
 from sega_jax.nn.unet import UNet2DConditionModel
 from sega_jax.nn.vae import AutoencoderKL
 from sega_jax.weights.fused import Forms
-from sega_jax.weights.pull import leaves
+from sega_jax.weights.layout import leaves
 
 _UNET_ENDS = {
     "conv_in": "input_blocks.0.0",

@@ -6,18 +6,20 @@ also hold tensors that no network of ours has, for example of the training; the 
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import safe_open
 
+from sega_jax.text.files import CheckpointError
+from sega_jax.weights import tensors
 from sega_jax.weights.fused import Forms, parameters
-from sega_jax.weights.pull import CheckpointError, Entry, Layout, Tensors, from_torch, torch_name, torch_shape
-from sega_jax.weights.torch_pickle import CkptTensors
+from sega_jax.weights.layout import Entry, Layout, from_torch, torch_name, torch_shape
+from sega_jax.weights.tensors import Tensors, looks_like
 
-ENDINGS = (".safetensors", ".ckpt")
+ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -60,38 +62,29 @@ class SingleFile(NamedTuple):
 
 
 def is_one(source: Any) -> bool:
-    """Tells by the ending whether `source` names a single file."""
-    return isinstance(source, str | os.PathLike) and Path(source).suffix in ENDINGS and not Path(source).is_dir()
+    """Tells by its ending, or else by its content, whether `source` names a single file."""
+    if not isinstance(source, str | os.PathLike) or os.path.isdir(source):
+        return False
+    path = Path(source)
+    return path.suffix in ENDINGS or looks_like(path) in ("a zip file", "a pickle", "a safetensors file")
 
 
-def opened(path: Path) -> Tensors:
-    """Opens all tensors of a file, under its own names.
-
-    Raises:
-        CheckpointError: the file is missing, broken or hostile.
-    """
-    kind = CkptTensors if path.suffix == ".ckpt" else Tensors
-    return kind(path.parent, path.stem, None, str)
-
-
-def declared(path: Path, keys: Iterable[str]) -> dict[str, Any]:
+def declared(path: Path, spare: Collection[str]) -> dict[str, Any]:
     """Returns what a file says of its schedule, as entries of a scheduler's config.
 
-    Fine-tuned files of Stable Diffusion XL have empty tensors named `v_pred`, for a network that predicts v, and
-    `ztsnr`, for a training that ended without signal. The header of a safetensors file may hold
-    `modelspec.prediction_type`, "v" or "epsilon"; the tensors are believed first.
+    The header of a safetensors file may hold `modelspec.prediction_type`, "v" or "epsilon". Tensors that declare
+    something (`sega_jax.weights.tensors.declared`) are believed first.
+
+    Args:
+        spare: the names of tensors in the file that no module needs.
     """
     found: dict[str, Any] = {}
-    if path.suffix == ".safetensors":
+    if looks_like(path) == "a safetensors file":
         with safe_open(path, framework="numpy") as file:
             said = (file.metadata() or {}).get("modelspec.prediction_type")
         names = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon"}
         found |= {"prediction_type": names[said]} if said in names else {}
-    if "v_pred" in keys:
-        found["prediction_type"] = "v_prediction"
-    if "ztsnr" in keys:
-        found["rescale_betas_zero_snr"] = True
-    return found
+    return found | tensors.declared(spare)
 
 
 def resemblance(keys: Iterable[str]) -> str:
@@ -131,6 +124,7 @@ class OriginalWeights:
         self.layout = Layout(lambda path: names[torch_name(path)], torch_shape, from_torch)
         self.shapes = {name: entry.shape for name, entry in self._entries.items()}
         self.keys = {name: key for key, name in names.items()}
+        self.spare: Collection[str] = ()
         self.sizes = {name: entry.nbytes for name, entry in self._entries.items()}
 
     def __getitem__(self, name: str) -> np.ndarray:

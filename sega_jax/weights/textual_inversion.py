@@ -15,8 +15,9 @@ import numpy as np
 from flax import nnx
 
 from sega_jax.method.numerics import is_finite, is_floating
+from sega_jax.text.files import CheckpointError
 from sega_jax.text.tokenizers import Tokenizer, TokenizerPair
-from sega_jax.weights.pull import CheckpointError, Tensors
+from sega_jax.weights.tensors import Tensors
 from sega_jax.weights.torch_pickle import mapped
 from sega_jax.weights.torch_pickle import read as read_pickle
 from sega_jax.weights.unpickling import Tensor

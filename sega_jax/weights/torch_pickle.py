@@ -4,21 +4,29 @@
 wrote several pickles and the storages behind them. `sega_jax.weights.unpickling` reads the pickles.
 """
 
+import math
 import mmap
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sega_jax.weights.pull import CheckpointError, Entry, Tensors, looks_like
+from sega_jax.text.files import CheckpointError
+from sega_jax.weights import float8
+from sega_jax.weights.layout import Entry
+from sega_jax.weights.tensors import Tensors, looks_like
 from sega_jax.weights.unpickling import Machine, Storage, Tensor
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle in files from before torch 1.6
 # The most entries of a zip file, some ten times as many as the largest checkpoints have.
 _MOST = 2**20
+_PICKLES = ("a zip file", "a pickle")  # as `looks_like` says
+# Where training programs put the weights of the model, the most wanted first, and how deep.
+_INNER = ("state_dict", "model", "model_state_dict", "module", "params_ema", "params")
+_DEEPEST = 3
 
 
 class PickledTensors(Tensors):
@@ -49,22 +57,47 @@ class PickledTensors(Tensors):
             left -= tensor.nbytes
             if left < 0:
                 raise CheckpointError(f"{path}: its tensors are more than it has bytes for, {len(data)}; fetch another")
-            yield Entry(key, tensor.shape, tensor.nbytes, partial(tensor.read, data))
+            size = float8.width(tensor.dtype) * math.prod(tensor.shape)
+            yield Entry(key, tensor.shape, size, partial(_read, tensor, data))
 
 
-class CkptTensors(PickledTensors):
-    """All tensors of a `.ckpt`, which may have them as its `state_dict` besides other results of the training.
+class NestedTensors(PickledTensors):
+    """The tensors of a file that may have them in a dictionary within others, besides other results of the training:
+    as "state_dict" or "model", or as its only dictionary of tensors.
 
     Raises:
         CheckpointError: as `PickledTensors`.
     """
 
-    ending = "ckpt"
-
     def _within(self, content: Any) -> Any:
-        if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-            return content["state_dict"]
+        for _ in range(_DEEPEST):
+            if not isinstance(content, dict) or any(isinstance(value, Tensor) for value in content.values()):
+                break
+            inner = {key: value for key, value in content.items() if isinstance(value, dict) and value}
+            names = [name for name in _INNER if name in inner] or list(inner)
+            if not names or (len(names) > 1 and names[0] not in _INNER):
+                break
+            content = inner[names[0]]
         return content
+
+
+def opened(path: Path, rename: Callable[[str], str | None] = str) -> Tensors:
+    """Opens one file of tensors, a pickle or a safetensors file by its content.
+
+    Args:
+        rename: as of `Tensors`.
+
+    Raises:
+        CheckpointError: the file is missing, broken or hostile.
+    """
+    kind = looks_like(path)
+    if kind not in (*_PICKLES, "a safetensors file"):  # the error should expect what the ending promises
+        kind = "a safetensors file" if path.suffix == ".safetensors" else "a pickle"
+    return (NestedTensors if kind in _PICKLES else Tensors).of_file(path, rename)
+
+
+def _read(tensor: Tensor, data: mmap.mmap) -> np.ndarray:
+    return float8.widened(tensor.read(data))
 
 
 def mapped(path: Path) -> mmap.mmap:

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from sega_jax.weights.pull import CheckpointError
+from sega_jax.text.files import CheckpointError
+from sega_jax.weights import float8
 
 _STORAGES = {
     "DoubleStorage": np.float64,
@@ -30,7 +31,11 @@ _STORAGES = {
     "CharStorage": np.int8,
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
+    "UntypedStorage": np.uint8,  # bytes, whose views have a dtype of their own
 }
+# The dtypes of views that have one of their own.
+_DTYPES = {np.dtype(dtype).name: dtype for dtype in float8.DTYPES.values()}
+_DTYPES |= {np.dtype(dtype).name: dtype for dtype in (np.uint16, np.uint32, np.uint64)}
 # Calls that are allowed, although their results are no dense tensors. The result is a `Name`, which is an error where a
 # tensor is expected.
 _HARMLESS = re.compile(
@@ -69,22 +74,28 @@ class Tensor(NamedTuple):
     """A view of a storage; start and strides are in entries."""
 
     storage: Storage
+    dtype: np.dtype
     start: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * self.storage.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def room(self) -> int:
+        """The number of entries that the storage has room for."""
+        return self.storage.size * self.storage.dtype.itemsize // self.dtype.itemsize
 
     def fits(self) -> bool:
         """Tells whether the view lies within the storage and has no more entries than it."""
         numbers = (self.start, *self.shape, *self.strides)
         if not all(type(number) is int and 0 <= number < 2**48 for number in numbers) or len(self.shape) > 32:
             return False
-        if len(self.shape) != len(self.strides) or math.prod(self.shape) > self.storage.size:
+        if len(self.shape) != len(self.strides) or math.prod(self.shape) > self.room:
             return False
-        return self.start + self.span <= self.storage.size
+        return self.start + self.span <= self.room
 
     @property
     def span(self) -> int:
@@ -95,12 +106,13 @@ class Tensor(NamedTuple):
 
     def read(self, data: mmap.mmap) -> np.ndarray:
         """Copies the values out of the file."""
-        dtype = self.storage.dtype
+        dtype = self.dtype
         if not self.span:
             return np.empty(self.shape, dtype)
-        flat = np.frombuffer(data, dtype, self.span, self.storage.start + self.start * dtype.itemsize)
+        integer = np.dtype(f"u{dtype.itemsize}")  # NumPy's strides do not know every dtype of ml_dtypes
+        flat = np.frombuffer(data, integer, self.span, self.storage.start + self.start * dtype.itemsize)
         strides = [stride * dtype.itemsize for stride in self.strides]
-        return np.array(np.lib.stride_tricks.as_strided(flat, self.shape, strides), order="C")
+        return np.array(np.lib.stride_tricks.as_strided(flat, self.shape, strides), order="C").view(dtype)
 
 
 class Machine:
@@ -225,9 +237,13 @@ class Machine:
             pairs = arguments[0] if arguments and isinstance(arguments[0], list) else []
             return self.filled({}, [item for pair in pairs for item in pair])
         if name in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
-            storage, start, shape, strides, *_ = arguments
-            if isinstance(storage, Storage) and (tensor := Tensor(storage, start, shape, strides)).fits():
-                return tensor
+            storage, *view = arguments[:4]
+            return self.tensor(storage, storage.dtype, *view) if isinstance(storage, Storage) else Name(name)
+        if name == "torch._utils._rebuild_tensor_v3":
+            storage, *view = arguments[:4]
+            dtype = _DTYPES.get(arguments[6].name.removeprefix("torch."))
+            if isinstance(storage, Storage) and dtype is not None:
+                return self.tensor(storage, np.dtype(dtype), *view)
             return Name(name)
         if name == "torch._utils._rebuild_parameter":
             return arguments[0]
@@ -235,12 +251,17 @@ class Machine:
             return Name(name)
         raise self.refused(name)
 
+    def tensor(self, storage: Storage, dtype: np.dtype, start: Any, shape: Any, strides: Any) -> Tensor | Name:
+        """Returns a view of a storage, or its name where it is not dense."""
+        tensor = Tensor(storage, dtype, start, shape, strides)
+        return tensor if tensor.fits() else Name("a view that is not dense")
+
     def persistent(self, description: Any) -> Any:
         """Returns a storage, which torch's pickles describe by class, key, device and size."""
         kind, storage, key, _, count, *views = description
         if kind != "storage" or not isinstance(key, str) or type(count) is not int or count < 0 or any(views):
             raise ValueError("no storage")
-        dtype = _STORAGES.get(storage.name.removeprefix("torch."))
+        dtype = _STORAGES.get(storage.name.removeprefix("torch.").removeprefix("storage."))
         return Name(storage.name) if dtype is None else self.storage(np.dtype(dtype), key, count)
 
     def refused(self, what: str) -> CheckpointError:

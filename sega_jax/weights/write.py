@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from sega_jax.weights import orbax_reader
-from sega_jax.weights.pull import flax_name, to_torch, torch_key
+from sega_jax.weights.layout import flax_name, to_torch, torch_key
 
 
 class Network(NamedTuple):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from sega_jax.pipelines.execution.devices import Devices
-from sega_jax.weights.pull import flax_name
+from sega_jax.weights.layout import flax_name
 
 # Drawn once: every parameter takes of these from another place on, over and over.
 _POOL = 2**19 + 1

@@ -26,7 +26,7 @@ from support.conversion import apart, run
 import convert
 from convert import conversion, destination
 from sega_jax import CheckpointError, load
-from sega_jax.weights.pull import flax_name, leaves
+from sega_jax.weights.layout import flax_name, leaves
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"

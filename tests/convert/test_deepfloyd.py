@@ -13,7 +13,7 @@ from convert import deepfloyd
 from sega_jax import CheckpointError
 from sega_jax.method import schedules
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
-from sega_jax.weights.pull import leaves
+from sega_jax.weights.layout import leaves
 
 # `params` of the config.yml of IF-I-XL, and what is otherwise in those of other stages.
 I_XL = {

@@ -8,8 +8,9 @@ from support import pickling, tiny
 from faults.damage import argument, instead
 from faults.views import Fault, View, Views, outcome
 from sega_jax.pipelines import adapters
+from sega_jax.text.files import CheckpointError
 from sega_jax.text.tokenizers import Tokenizer
-from sega_jax.weights import lora, pull, textual_inversion, torch_pickle, unpickling
+from sega_jax.weights import lora, textual_inversion, torch_pickle, unpickling
 
 pytestmark = pytest.mark.fault
 
@@ -22,7 +23,7 @@ WORD, VECTORS = "<cat-toy>", np.arange(48, dtype=np.float32).reshape(3, 16)
 
 
 def tensors_in(path):
-    with torch_pickle.CkptTensors(path.parent, path.stem, None, str) as found:
+    with torch_pickle.NestedTensors.of_file(path) as found:
         return {name: found[name] for name in found.shapes}
 
 
@@ -98,7 +99,7 @@ def obedient(call):
     def damaged(self, asked, given):
         try:
             return call(self, asked, given)
-        except pull.CheckpointError:
+        except CheckpointError:
             return given[0]
 
     return damaged
@@ -131,7 +132,7 @@ FAULTS = {
     ),
     "the strides of a pickle's tensors are ignored": Fault("pickles", unpickling.Tensor, "read", in_c_order),
     "the state of the training counts as tensors": Fault(
-        "pickles", torch_pickle.CkptTensors, "_within", instead(lambda self, found: found)
+        "pickles", torch_pickle.NestedTensors, "_within", instead(lambda self, found: found)
     ),
     "alpha is not divided by the rank": Fault("lora", lora, "factors", times_the_rank),
     "the scale of a LoRA is ignored": Fault(

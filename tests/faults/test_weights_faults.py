@@ -13,7 +13,8 @@ from faults.views import Fault, View, Views, outcome, recorded
 from sega_jax.method import numerics
 from sega_jax.nn.clip import CLIPTextModel
 from sega_jax.systems import original_files, sdxl
-from sega_jax.weights import fused, pull, single_file
+from sega_jax.weights import fused, layout, pull, single_file, torch_pickle
+from sega_jax.weights.tensors import Tensors
 
 pytestmark = pytest.mark.fault
 
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.fault
 def pulled(folder, dtype=np.float32):
     """Fills a text encoder with the tensors of a folder."""
     module = tiny.networks().text_encoder
-    with pull.Tensors(folder, "model", None, CLIPTextModel.rename) as tensors:
+    with Tensors(folder, "model", None, CLIPTextModel.rename) as tensors:
         return pull.fill(module, tensors, dtype)
 
 
@@ -44,12 +45,12 @@ def written():
     """Returns the tensors of a small UNet with torch's axes."""
     net = tiny.networks(unet=tiny.UNET_1).unet
     paths = jax.tree_util.tree_leaves_with_path(tiny.filled(net))
-    return {pull.torch_name(path): pull.to_torch(pull.flax_name(path), np.asarray(leaf)) for path, leaf in paths}
+    return {layout.torch_name(path): layout.to_torch(layout.flax_name(path), np.asarray(leaf)) for path, leaf in paths}
 
 
 def read(path, file, module, part):
     """Fills a network from a single file."""
-    weights = single_file.OriginalWeights(path, single_file.opened(path), file, part, module)
+    weights = single_file.OriginalWeights(path, torch_pickle.opened(path), file, part, module)
     with weights:
         return pull.fill(module, weights, np.float32)
 
@@ -118,11 +119,13 @@ def exchanged(forms):
 
 FAULTS = {
     "square matrices are not transposed": Fault(
-        "pulled", pull.Tensors, "layout", lambda layout: layout._replace(ours=of_unequal_sides(layout.ours))
+        "pulled", Tensors, "layout", lambda layout: layout._replace(ours=of_unequal_sides(layout.ours))
     ),
-    "tensors are not compared with the network": Fault("refused", pull, "check", instead(lambda module, weights: None)),
+    "tensors are not compared with the network": Fault(
+        "refused", pull, "check", instead(lambda module, weights, warn: None)
+    ),
     "entries that are not finite pass": Fault("refused", numerics, "is_finite", instead(lambda array: True)),
-    "kernels are written with their own axes": Fault("written", pull, "to_torch", instead(lambda name, array: array)),
+    "kernels are written with their own axes": Fault("written", layout, "to_torch", instead(lambda name, array: array)),
     "fused queries and keys are exchanged": Fault("single file", fused, "parameters", argument(2, exchanged)),
     "the moving average is taken for the last weights": Fault(
         "single file", single_file.OriginalWeights, "__init__", given(ema=True)

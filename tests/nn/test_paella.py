@@ -14,7 +14,7 @@ from sega_jax.nn import layers
 from sega_jax.nn.paella import Condition, Paella, PaellaConfig, _Given, join, wave
 from sega_jax.nn.prior import PriorConfig, PriorModel
 from sega_jax.nn.vqgan import VQConfig, VQModel
-from sega_jax.weights.pull import leaves
+from sega_jax.weights.layout import leaves
 
 # Relative L2.
 TOLERANCE = {"float32": 1e-5, "float64": 1e-9}

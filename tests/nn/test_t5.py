@@ -8,7 +8,8 @@ from support import pickling, tiny
 
 from convert.conversion import opener
 from sega_jax.nn.t5 import T5Config, T5EncoderModel, buckets
-from sega_jax.weights.pull import CheckpointError, fill
+from sega_jax.text.files import CheckpointError
+from sega_jax.weights.pull import fill
 
 
 def encoder(dtype=np.float32):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from sega_jax.nn.clip import CLIPModel, CLIPTextConfig, CLIPVisionConfig
-from sega_jax.weights.pull import Tensors, fill
+from sega_jax.weights.pull import fill
+from sega_jax.weights.tensors import Tensors
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -18,12 +18,13 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
+from safetensors.torch import save_file as save_torch
 from support import tiny
 
 import convert
 from parity.hostile import Hostile
 from sega_jax import CheckpointError
-from sega_jax.weights.torch_pickle import PickledTensors
+from sega_jax.weights.torch_pickle import PickledTensors, opened
 
 pytestmark = pytest.mark.parity
 
@@ -178,3 +179,23 @@ def test_torch_loads_what_is_written(tmp_path, dtype):
             name = key if key in found else f"text_model.{key}"
             assert found[name].dtype == dtype
             assert torch.equal(found[name], tensor.to(dtype))
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_pickles_of_8_bit_floats(tmp_path, dtype, legacy):
+    every = torch.arange(256, dtype=torch.uint8).view(dtype)
+    turned = every.reshape(4, 64).T
+    torch.save({"x": every, "y": turned}, tmp_path / "a.pt", _use_new_zipfile_serialization=not legacy)
+    with opened(tmp_path / "a.pt") as tensors:
+        np.testing.assert_array_equal(tensors["x"].astype(np.float32), every.float().numpy())
+        np.testing.assert_array_equal(tensors["y"].astype(np.float32), turned.float().numpy())
+
+
+def test_safetensors_of_8_bit_floats(tmp_path):
+    every = torch.arange(256, dtype=torch.uint8)
+    written = {"x": every.view(torch.float8_e4m3fn), "y": every.view(torch.float8_e5m2).reshape(16, 16)}
+    save_torch({name: tensor.clone() for name, tensor in written.items()}, tmp_path / "a.safetensors")
+    with opened(tmp_path / "a.safetensors") as tensors:
+        for name, tensor in written.items():
+            np.testing.assert_array_equal(tensors[name].astype(np.float32), tensor.float().numpy())

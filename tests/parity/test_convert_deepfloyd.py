@@ -25,7 +25,8 @@ from parity.theirs import first, last, noise, relative
 from sega_jax import CheckpointError
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
 from sega_jax.pipelines.sources import open_weights
-from sega_jax.weights.pull import fill, read_json
+from sega_jax.text.files import read_json
+from sega_jax.weights.pull import fill
 
 pytestmark = pytest.mark.parity
 

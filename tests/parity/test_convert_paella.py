@@ -26,7 +26,8 @@ from sega_jax.nn.t5 import T5Config, T5EncoderModel
 from sega_jax.pipelines.sources import open_weights
 from sega_jax.systems import paella
 from sega_jax.systems.registry import weight_stem
-from sega_jax.weights.pull import fill, read_json
+from sega_jax.text.files import read_json
+from sega_jax.weights.pull import fill
 
 pytestmark = pytest.mark.parity
 

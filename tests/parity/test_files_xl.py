@@ -19,7 +19,7 @@ from support.single_files import shapes
 
 from parity.theirs import first, last, relative
 from sega_jax import load
-from sega_jax.weights.pull import from_torch, torch_name
+from sega_jax.weights.layout import from_torch, torch_name
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")]
 __all__ = ["folder", "layers", "pipe", "single"]  # fixtures

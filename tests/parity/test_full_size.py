@@ -34,7 +34,7 @@ from sega_jax.systems import sdxl
 from sega_jax.systems.clip_text import encode
 from sega_jax.systems.stable_diffusion import SYSTEM, Models
 from sega_jax.text.tokenizers import Tokenizer
-from sega_jax.weights.pull import leaves
+from sega_jax.weights.layout import leaves
 
 pytestmark = pytest.mark.parity
 

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from support.loras import NAMINGS, layers, models, tensors
 
 from sega_jax import load, merge_lora
-from sega_jax.weights.pull import from_torch, torch_name
+from sega_jax.weights.layout import from_torch, torch_name
 
 pytestmark = pytest.mark.parity
 

@@ -17,7 +17,7 @@ from support import tiny
 import sega_jax
 from sega_jax.method.schedules import from_config
 from sega_jax.systems.programs import POSTERIOR
-from sega_jax.weights.pull import from_torch, leaves, torch_name
+from sega_jax.weights.layout import from_torch, leaves, torch_name
 
 for library in (diffusers, transformers):
     library.utils.logging.set_verbosity_error()

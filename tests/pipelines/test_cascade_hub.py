@@ -18,7 +18,7 @@ from support.hub import Stub, fetched
 import convert
 from sega_jax import CheckpointError, SemanticIFPipeline, load, load_cascade
 from sega_jax.cli.main import main
-from sega_jax.weights.pull import read_json
+from sega_jax.text.files import read_json
 
 pytestmark = pytest.mark.usefixtures("one_by_default")
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from sega_jax.weights.layout import from_torch, leaves, torch_name
 from sega_jax.weights.original_names import unet_names
-from sega_jax.weights.pull import from_torch, leaves, torch_name
 from support import tiny
 
 # Linear layers, convolutions of 1x1 and of 3x3, and one with a stride, by diffusers' names.

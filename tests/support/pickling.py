@@ -51,12 +51,16 @@ def written(value: Any, storages: list[np.ndarray]) -> bytes:
         return b"G" + struct.pack(">d", value)
     array = np.ascontiguousarray(value).reshape(np.shape(value))
     storages.append(array)
-    kind = b"ctorch\n%s\n" % CLASSES[array.dtype].encode()
-    own = ("storage", kind, str(len(storages) - 1), "cpu", array.size, *getattr(storages, "views", ()))
+    untyped = array.dtype not in CLASSES
+    kind = b"ctorch.storage\nUntypedStorage\n" if untyped else b"ctorch\n%s\n" % CLASSES[array.dtype].encode()
+    size = array.nbytes if untyped else array.size
+    own = ("storage", kind, str(len(storages) - 1), "cpu", size, *getattr(storages, "views", ()))
     storage = written(own, storages) + b"Q"
     strides = tuple(step // array.itemsize for step in array.strides)
-    hooks = b"ccollections\nOrderedDict\n)R"
-    return call("torch._utils._rebuild_tensor_v2", storage, 0, array.shape, strides, False, hooks)
+    view = (storage, 0, array.shape, strides, False, b"ccollections\nOrderedDict\n)R")
+    if untyped:
+        return call("torch._utils._rebuild_tensor_v3", *view, b"ctorch\n%s\n" % array.dtype.name.encode())
+    return call("torch._utils._rebuild_tensor_v2", *view)
 
 
 def pickled(value: Any, storages: list[np.ndarray]) -> bytes:

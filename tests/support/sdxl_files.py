@@ -5,8 +5,8 @@ import pytest
 
 from sega_jax import load
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
+from sega_jax.weights.layout import leaves
 from sega_jax.weights.original_names import unet_names
-from sega_jax.weights.pull import leaves
 from support import tiny
 
 # Two levels, whose transformers have 1 and 2 layers.

@@ -2,7 +2,7 @@
 
 from sega_jax.systems import original_files, sdxl
 from sega_jax.systems.stable_diffusion import Models
-from sega_jax.weights.pull import leaves
+from sega_jax.weights.layout import leaves
 from support import tiny
 
 KINDS = {

@@ -23,7 +23,7 @@ from sega_jax.systems import paella as paella_system
 from sega_jax.systems import upscaler as upscaler_system
 from sega_jax.systems.registry import single_files
 from sega_jax.systems.stable_diffusion import Models
-from sega_jax.weights.pull import from_torch, leaves, torch_name, torch_shape
+from sega_jax.weights.layout import from_torch, leaves, torch_name, torch_shape
 
 UNET = {
     "_class_name": "UNet2DConditionModel",

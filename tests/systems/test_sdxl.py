@@ -18,7 +18,7 @@ import sega_jax
 from sega_jax import CheckpointError, ClipText, Edit, SDXLText
 from sega_jax.systems import sdxl
 from sega_jax.text.tokenizers import T5Tokenizer
-from sega_jax.weights.pull import leaves
+from sega_jax.weights.layout import leaves
 
 CALL = {"prompt": "a cat", "edits": [Edit("hat", warmup=1)], "steps": 3, "output": "float"}
 COUNTS = {

@@ -37,10 +37,13 @@ from sega_jax.systems import original_files
 from sega_jax.systems.adapters import clip_layers
 from sega_jax.systems.registry import recognise_file
 from sega_jax.systems.stable_diffusion import Models
+from sega_jax.text.files import read_json
 from sega_jax.text.tokenizers import Tokenizer
-from sega_jax.weights import lora, single_file, textual_inversion
+from sega_jax.weights import lora, single_file, textual_inversion, torch_pickle
+from sega_jax.weights.layout import leaves
 from sega_jax.weights.orbax_reader import OrbaxTensors
-from sega_jax.weights.pull import Tensors, fill, leaves, read_json
+from sega_jax.weights.pull import fill
+from sega_jax.weights.tensors import Tensors
 
 CASES = int(os.environ.get("SEGA_JAX_FUZZ", "25"))  # 1,000 take some minutes
 SECONDS = 5
@@ -256,9 +259,9 @@ def test_single_files(tmp_path, text):
     save_file({key: array for key, array in tensors.items() if key.startswith(starts)}, path)
 
     def attempt():
-        with single_file.opened(path) as opened:
+        with torch_pickle.opened(path) as opened:
             recognise_file(path, opened.shapes)
-        opened, file = single_file.opened(path), original_files.STABLE_DIFFUSION_FILE
+        opened, file = torch_pickle.opened(path), original_files.STABLE_DIFFUSION_FILE
         with single_file.OriginalWeights(path, opened, file, "text_encoder", text) as weights:
             fill(text, weights, np.float32, np.copy)
 
@@ -286,7 +289,7 @@ def test_pickles(tmp_path, text, legacy):
         return bytes(damaged[: rng.randrange(len(damaged))] if rng.random() < 0.1 else damaged)
 
     def attempt():
-        opened, file = single_file.opened(path), original_files.STABLE_DIFFUSION_FILE
+        opened, file = torch_pickle.opened(path), original_files.STABLE_DIFFUSION_FILE
         with single_file.OriginalWeights(path, opened, file, "text_encoder", text) as weights:
             fill(text, weights, np.float32, np.copy)
 

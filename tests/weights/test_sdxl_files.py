@@ -18,7 +18,7 @@ from sega_jax import CheckpointError, Edit, add_words, load, merge_lora
 from sega_jax.pipelines.loading import describe
 from sega_jax.systems import original_files, sdxl
 from sega_jax.systems.registry import recognise
-from sega_jax.weights.pull import leaves
+from sega_jax.weights.layout import leaves
 
 __all__ = ["folder", "layers", "pipe", "single"]  # fixtures
 

@@ -20,7 +20,7 @@ from sega_jax.pipelines.loading import describe
 from sega_jax.systems import original_files
 from sega_jax.systems.registry import recognise
 from sega_jax.systems.stable_diffusion import SYSTEM, Models
-from sega_jax.weights.pull import leaves
+from sega_jax.weights.layout import leaves
 
 
 @pytest.fixture(scope="module")

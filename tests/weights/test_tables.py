@@ -10,11 +10,13 @@ from safetensors.numpy import save_file
 
 from sega_jax import CheckpointError
 from sega_jax.nn.layers import Linear
-from sega_jax.weights import lora, single_file, textual_inversion, write
+from sega_jax.weights import lora, textual_inversion, torch_pickle, write
 from sega_jax.weights.fused import Forms, parameters
+from sega_jax.weights.layout import Entry
 from sega_jax.weights.lora import LoraNames
-from sega_jax.weights.pull import Entry, Tensors, fill
+from sega_jax.weights.pull import fill
 from sega_jax.weights.single_file import Original, OriginalWeights, SingleFile
+from sega_jax.weights.tensors import Tensors
 from sega_jax.weights.textual_inversion import TextEncoders
 
 
@@ -63,7 +65,7 @@ def tensors():
 
 
 def read(path, **options):
-    with OriginalWeights(path, single_file.opened(path), FILE, "net", Toy(), **options) as weights:
+    with OriginalWeights(path, torch_pickle.opened(path), FILE, "net", Toy(), **options) as weights:
         return fill(Toy(), weights, np.float32, np.copy)
 
 

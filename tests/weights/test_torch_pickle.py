@@ -12,8 +12,9 @@ from support.checkpoints import same
 from support.pickling import call, save
 
 from sega_jax import CheckpointError, load, merge_lora
-from sega_jax.weights.pull import Tensors
-from sega_jax.weights.torch_pickle import CkptTensors, PickledTensors, mapped, read
+from sega_jax.weights import torch_pickle
+from sega_jax.weights.tensors import Tensors
+from sega_jax.weights.torch_pickle import PickledTensors, mapped, read
 
 FORMS = pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16, np.int64]
@@ -27,7 +28,7 @@ def tensors():
 
 
 def opened(path):
-    with CkptTensors(path.parent, path.stem, None, str) as found:
+    with torch_pickle.opened(path) as found:
         return {name: found[name] for name in found.shapes}
 
 
@@ -45,6 +46,26 @@ def test_tensors_to_the_bit(tmp_path, tensors, legacy, wrapped):
     for name, array in tensors.items():
         assert found[name].dtype == array.dtype
         np.testing.assert_array_equal(found[name], array)
+
+
+NESTED = {
+    "model": lambda one, other: {"model": one, "optimizer": {"state": other}, "step": 3},
+    "state_dict of model": lambda one, other: {"model": {"state_dict": one, "args": {"lr": 0.1}}, "ema": other},
+    "its only dictionary": lambda one, other: {"weights": one, "epoch": 3},
+    "state_dict before others": lambda one, other: {"other": other, "state_dict": one, "model": other},
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+@pytest.mark.parametrize("ending", ["pt", "pth", "bin", "weights"])
+def test_tensors_within_other_results(tmp_path, tensors, name, ending):
+    content = NESTED[name](tensors, {"x": np.ones(3, np.float32)})
+    assert opened(save(content, tmp_path / f"a.{ending}")).keys() == tensors.keys()
+
+
+def test_several_dictionaries_of_unknown_names(tmp_path, tensors):
+    with pytest.raises(CheckpointError, match="'generator' is no name of a dense tensor"):
+        opened(save({"generator": tensors, "critic": tensors}, tmp_path / "a.pt"))
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -200,14 +221,17 @@ def test_mislabelled_files(tmp_path, tensors, small, small_folder):
     for what, data in files.items():
         (tmp_path / "a.safetensors").write_bytes(data)
         with pytest.raises(CheckpointError, match=rf"a\.safetensors is {what}, expected a safetensors file; \w+"):
-            load(tmp_path / "a.safetensors", config=small_folder, devices=small.devices)
-        if what not in ("a zip file", "a pickle"):
+            Tensors(tmp_path, "a", None, str)
+        if what in ("a zip file", "a pickle"):
+            assert opened(tmp_path / "a.safetensors").keys() == floats.keys()
+        else:
+            with pytest.raises(CheckpointError, match=rf"a\.safetensors is {what}, expected a safetensors file; \w+"):
+                load(tmp_path / "a.safetensors", config=small_folder, devices=small.devices)
             (tmp_path / "a.ckpt").write_bytes(data)
             with pytest.raises(CheckpointError, match=rf"a\.ckpt is {what}, expected a pickle, as \.ckpt files are"):
                 load(tmp_path / "a.ckpt", config=small_folder, devices=small.devices)
     (tmp_path / "a.ckpt").write_bytes((tmp_path / "real.safetensors").read_bytes())
-    with pytest.raises(CheckpointError, match=r"a\.ckpt is a safetensors file, expected a pickle"):
-        opened(tmp_path / "a.ckpt")
+    assert opened(tmp_path / "a.ckpt").keys() == floats.keys()
     with pytest.raises(CheckpointError, match="a list, expected a dictionary of tensors"):
         opened(save([1], tmp_path / "a.ckpt"))
     (tmp_path / "a.ckpt").write_bytes(b"")
@@ -229,4 +253,4 @@ def test_checkpoints_and_loras_are_told_apart(tmp_path, small, small_folder):
     save_file(tiny.original(unet=tiny.UNET_1), tmp_path / "whole.safetensors")
     with pytest.raises(CheckpointError, match=r"whole\.safetensors is no LoRA, but a whole checkpoint: .*load"):
         merge_lora(small.models, tmp_path / "whole.safetensors")
-    assert Tensors(tmp_path, "whole", None, str).nbytes
+    assert Tensors(tmp_path, "whole", None, str).sizes

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from sega_jax.nn.layers import Embed
 from sega_jax.pipelines.execution.devices import Devices
 from sega_jax.pipelines.loading import pick_attention
-from sega_jax.weights.pull import flax_name
+from sega_jax.weights.layout import flax_name
 
 # The convolutions and projections that end a residual branch start at zero, so that the branch starts as the identity.
 _ENDS = ("conv2.kernel", "proj_out.kernel", "to_out.0.kernel", "ff.net.2.kernel", "fc2.kernel", "out_proj.kernel")

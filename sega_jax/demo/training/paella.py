@@ -30,7 +30,7 @@ from sega_jax.nn.paella import Paella, PaellaConfig
 from sega_jax.nn.t5 import T5Config, T5EncoderModel
 from sega_jax.nn.vqgan import VQConfig, VQModel
 from sega_jax.text.tokenizers import ByteTokenizer
-from sega_jax.weights.pull import flax_name
+from sega_jax.weights.layout import flax_name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

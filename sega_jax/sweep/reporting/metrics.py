@@ -15,8 +15,10 @@ from sega_jax.pipelines.safety import FeatureExtractor
 from sega_jax.sweep.reporting.results import Results, Row
 from sega_jax.sweep.running import records
 from sega_jax.sweep.running.folder import METRICS
+from sega_jax.text.files import CheckpointError, read_json
 from sega_jax.text.tokenizers import Tokenizer
-from sega_jax.weights.pull import CheckpointError, Tensors, fill, read_json
+from sega_jax.weights.pull import fill
+from sega_jax.weights.tensors import Tensors
 
 # uint8 pictures [n, height, width, 3], with their rows -> a number each, [n]; NaN for none.
 Metric = Callable[[np.ndarray, Sequence[Row]], Any]

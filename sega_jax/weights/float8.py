@@ -1,0 +1,110 @@
+"""8-bit floats in files, which are widened while they are read.
+
+float16 holds every value of the usual 8-bit types exactly. Files may store a weight divided by a scale, so that it
+fills the small range of these types. The scale is a tensor beside the weight: one number, one for each row (the outputs
+of a layer), or one for each block of a matrix.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from sega_jax.text.files import CheckpointError
+from sega_jax.weights.layout import Entry
+
+# By the names in headers of safetensors files. The last one holds scales, powers of two from 2^-127 to 2^127.
+DTYPES = {
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "F8_E4M3FNUZ": ml_dtypes.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": ml_dtypes.float8_e5m2fnuz,
+    "F8_E8M0": ml_dtypes.float8_e8m0fnu,
+}
+_WIDE: dict[np.dtype, np.dtype] = {np.dtype(dtype): np.dtype(np.float16) for dtype in DTYPES.values()}
+_WIDE[np.dtype(ml_dtypes.float8_e8m0fnu)] = np.dtype(np.float32)
+# What files call the scale of "layer.weight": "layer.scale_weight" and so on. The last one is of blocks, and is to be
+# multiplied, whatever its name says.
+_SCALES = ("scale_weight", "weight_scale", "weight_scale_inv")
+# Scales of a layer's input, which quantised computation needs, and notes about the format.
+_NOTES = ("scale_input", "input_scale", "comfy_quant", "scaled_fp8")
+# The usual side of a block.
+_BLOCK = 128
+
+
+def in_safetensors(path: Path, key: str, shape: tuple[int, ...], dtype: str) -> Entry:
+    """Returns a tensor of a safetensors file that `safe_open` has checked.
+
+    Args:
+        dtype: a key of `DTYPES`.
+    """
+    kind = np.dtype(DTYPES[dtype])
+    count = math.prod(shape)
+    return Entry(key, shape, count * _WIDE[kind].itemsize, partial(_read, path, key, shape, kind))
+
+
+def widened(array: np.ndarray) -> np.ndarray:
+    """Returns an array of 8-bit floats in a wider type, without rounding, and any other array as it is."""
+    if array.dtype not in _WIDE:
+        return array
+    with np.errstate(invalid="ignore"):  # NaN is found where the network is filled
+        return array.astype(_WIDE[array.dtype])
+
+
+def width(dtype: np.dtype) -> int:
+    """Returns the bytes of an entry once it is `widened`."""
+    return _WIDE.get(dtype, dtype).itemsize
+
+
+def scaled(path: Path, entries: Iterable[Entry]) -> dict[str, Entry]:
+    """Returns tensors by their keys, with every weight multiplied by its scale in float32, and without the scales.
+
+    Args:
+        path: the file or folder of the tensors, for errors.
+    """
+    found = {entry.key: entry for entry in entries}
+    for key in list(found):
+        parent, dot, last = key.rpartition(".")
+        if last in _NOTES:
+            del found[key]
+        elif last in _SCALES and (weight := found.get(f"{parent}{dot}weight")) is not None:
+            read = partial(_scaled, path, weight, found.pop(key))
+            found[weight.key] = weight._replace(nbytes=4 * math.prod(weight.shape), read=read)
+    return found
+
+
+def _read(path: Path, key: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        start, _ = json.loads(file.read(length))[key]["data_offsets"]
+    count = math.prod(shape)
+    return widened(np.fromfile(path, np.uint8, count, offset=8 + length + start).view(dtype).reshape(shape))
+
+
+def _scaled(path: Path, weight: Entry, scale: Entry) -> np.ndarray:
+    array, factors = (entry.read().astype(np.float32) for entry in (weight, scale))
+    if factors.size == 1:
+        return array * factors.reshape(())
+    if array.ndim and factors.shape[:1] == array.shape[:1] and factors.size == len(array):
+        return array * factors.reshape(-1, *[1] * (array.ndim - 1))
+    if array.ndim == factors.ndim == 2:
+        sizes = [_block(side, count) for side, count in zip(array.shape, factors.shape, strict=True)]
+        if all(sizes):
+            # The last block of an axis may be incomplete.
+            blocks = factors.repeat(sizes[0], 0)[: len(array)].repeat(sizes[1], 1)[:, : array.shape[1]]
+            return array * blocks
+    raise CheckpointError(
+        f"{path}: {scale.key} {scale.shape} does not scale {weight.key} {weight.shape}; fetch another file"
+    )
+
+
+def _block(side: int, count: int) -> int:
+    """Returns the size of the blocks that divide an axis; 0 where the number of blocks does not tell it."""
+    if -(-side // _BLOCK) == count:
+        return _BLOCK
+    return side // count if count and side % count == 0 else 0

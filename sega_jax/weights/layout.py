@@ -1,0 +1,78 @@
+"""Tensors in files: the names and axes of parameters.
+
+The dotted path of a parameter equals its key in torch's files, except for the last part. There, Flax's names tell the
+layout: a `kernel` is torch's `weight` with its axes in another order, and a `scale` or an `embedding` is torch's
+`weight` unchanged.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+_WEIGHTS = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+
+
+def flax_name(path: tuple) -> str:
+    """Returns the dotted path of a parameter in its module."""
+    return ".".join(jax.tree_util.keystr((part,), simple=True) for part in path[:-1])
+
+
+def torch_key(name: str) -> str:
+    """Returns the key in torch's files of a parameter, given its dotted path."""
+    parents, dot, last = name.rpartition(".")
+    return parents + dot + _WEIGHTS.get(last, last)
+
+
+def torch_name(path: tuple) -> str:
+    """Returns the key in torch's files of a parameter, given its path in a module."""
+    return torch_key(flax_name(path))
+
+
+def _is_kernel(name: str) -> bool:
+    """Tells whether torch orders the axes of a parameter otherwise, given its dotted path."""
+    return name.rpartition(".")[2] == "kernel"
+
+
+def torch_shape(path: tuple, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns a parameter's shape in torch's files, which is (out, in, height, width) for kernels."""
+    return (shape[-1], shape[-2], *shape[:-2]) if _is_kernel(flax_name(path)) else shape
+
+
+def from_torch(path: tuple, array: np.ndarray) -> np.ndarray:
+    """Orders the axes of an array from torch's files as our parameter does: (height, width, in, out) for kernels."""
+    return array.transpose((*range(2, array.ndim), 1, 0)) if _is_kernel(flax_name(path)) else array
+
+
+def to_torch(name: str, array: np.ndarray) -> np.ndarray:
+    """Orders the axes of our parameter, given its dotted path, as torch's files have them."""
+    return array.transpose((array.ndim - 1, array.ndim - 2, *range(array.ndim - 2))) if _is_kernel(name) else array
+
+
+class Entry(NamedTuple):
+    """A tensor in a file."""
+
+    key: str
+    shape: tuple[int, ...]
+    nbytes: int  # in the dtype that it is read in
+    read: Callable[[], np.ndarray]
+
+
+class Layout(NamedTuple):
+    """How a kind of file names and stores a parameter, given its path in the module."""
+
+    name: Callable[[tuple], str]
+    shape: Callable[[tuple, tuple[int, ...]], tuple[int, ...]]  # from our shape to the file's
+    ours: Callable[[tuple, np.ndarray], np.ndarray]  # from the file's array to ours
+
+
+TORCH = Layout(torch_name, torch_shape, from_torch)
+FLAX = Layout(flax_name, lambda _path, shape: shape, lambda _path, array: array)
+
+
+def leaves(module: Any) -> dict[str, tuple[int, ...]]:
+    """Returns {key in torch's files: shape there} of every parameter, for a module with or without values."""
+    return {
+        torch_name(path): torch_shape(path, leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(module)
+    }

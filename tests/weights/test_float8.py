@@ -1,0 +1,134 @@
+"""Weights in 8-bit floats: they are read in wider types without rounding, and multiplied by their scales."""
+
+import json
+import shutil
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from support import pickling
+
+from sega_jax import CheckpointError, load
+from sega_jax.weights.torch_pickle import opened
+
+DTYPES = [ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.float8_e4m3fnuz, ml_dtypes.float8_e5m2fnuz]
+NAMES = dict(zip(map(np.dtype, DTYPES), ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), strict=True))
+NAMES |= {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16", np.dtype(np.uint8): "U8"}
+NAMES |= {np.dtype(ml_dtypes.float8_e8m0fnu): "F8_E8M0"}
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+def save(tensors, path):
+    """Writes a safetensors file, also with dtypes that `safetensors.numpy` does not know."""
+    header, data = {}, b""
+    for key, array in tensors.items():
+        offsets = [len(data), len(data) + array.nbytes]
+        header[key] = {"dtype": NAMES[array.dtype], "shape": array.shape, "data_offsets": offsets}
+        data += array.tobytes()
+    words = json.dumps(header).encode()
+    path.write_bytes(len(words).to_bytes(8, "little") + words + data)
+    return path
+
+
+def same(first, second):
+    return all(map(np.array_equal, jax.tree.leaves(first), jax.tree.leaves(second)))
+
+
+def read(path):
+    with opened(path) as tensors:
+        return {name: tensors[name] for name in tensors.shapes}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("pickled", [False, True])
+def test_every_value_is_read_without_rounding(tmp_path, dtype, pickled):
+    every = np.arange(256, dtype=np.uint8).view(dtype).reshape(4, 64)
+    rest = {"y": np.ones((2, 3), np.float32)}
+    if pickled:
+        path = pickling.save({"x": every, **rest}, tmp_path / "a.pt")
+    else:
+        path = save({"x": every, **rest}, tmp_path / "a.safetensors")
+    with opened(path) as tensors:
+        found, size = tensors["x"], tensors.sizes["x"]
+    assert (found.dtype, size) == (np.float16, 512)
+    np.testing.assert_array_equal(found.astype(np.float32), every.astype(np.float32))
+
+
+SCALES = {
+    "one number": (),
+    "one number in an array": (1,),
+    "rows": (256,),
+    "rows as a column": (256, 1),
+    "blocks of 128": (2, 3),
+    "blocks of 64 and 100": (4, 5),
+}
+
+
+@pytest.mark.parametrize("kind", SCALES)
+@pytest.mark.parametrize("name", ["scale_weight", "weight_scale", "weight_scale_inv"])
+def test_scales_are_multiplied(tmp_path, kind, name):
+    rng = np.random.default_rng(0)
+    inputs = 500 if kind == "blocks of 64 and 100" else 320
+    weight = rng.standard_normal((256, inputs)).astype(ml_dtypes.float8_e4m3fn)
+    scale = rng.uniform(0.5, 2, SCALES[kind]).astype(np.float32)
+    notes = {"layer.scale_input": scale, "layer.input_scale": scale, "layer.comfy_quant": np.ones(9, np.uint8)}
+    tensors = {"layer.weight": weight, f"layer.{name}": scale, "scaled_fp8": weight[:0, 0], **notes}
+    found = read(save(tensors, tmp_path / "a.safetensors"))
+    assert found.keys() == {"layer.weight"}
+    if kind.startswith("blocks"):
+        block = (128, 128) if kind == "blocks of 128" else (64, 100)
+        factors = np.array([[scale[i // block[0], j // block[1]] for j in range(inputs)] for i in range(256)])
+    else:
+        factors = scale.reshape(-1, 1)
+    assert found["layer.weight"].dtype == np.float32
+    np.testing.assert_array_equal(found["layer.weight"], weight.astype(np.float32) * factors)
+
+
+def test_scales_that_are_powers_of_two(tmp_path):
+    weight = np.ones((2, 3), ml_dtypes.float8_e5m2)
+    scale = np.array([2.0**-100], ml_dtypes.float8_e8m0fnu)
+    found = read(save({"weight": weight, "weight_scale": scale}, tmp_path / "a.safetensors"))
+    np.testing.assert_array_equal(found["weight"], np.full((2, 3), 2.0**-100, np.float32))
+
+
+@pytest.mark.parametrize("shape", [(3,), (255, 1), (3, 7), (0,), (1, 1, 256)])
+def test_scales_that_do_not_fit(tmp_path, shape):
+    tensors = {"x.weight": np.ones((256, 320), ml_dtypes.float8_e4m3fn), "x.scale_weight": np.ones(shape, np.float32)}
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: x\.scale_weight .* does not scale x\.weight"):
+        read(save(tensors, tmp_path / "a.safetensors"))
+
+
+def test_a_folder_in_float8(tmp_path, small_folder, small):
+    """Some of its tensors have scales, as those for ComfyUI have; biases stay in float32."""
+    folder = shutil.copytree(small_folder, tmp_path / "copy")
+    tensors, wanted, eighths = load_file(folder / UNET), {}, {}
+    for i, (name, array) in enumerate(tensors.items()):
+        wanted[name] = eighths[name] = array
+        if array.ndim > 1:
+            scale = np.float32(np.abs(array).max() / 448) if i % 2 else np.float32(1)
+            eighths[name] = (array / scale).astype(ml_dtypes.float8_e4m3fn)
+            wanted[name] = eighths[name].astype(np.float32) * scale
+            eighths |= {f"{name.removesuffix('weight')}scale_weight": np.array(scale)} if i % 2 else {}
+    save(eighths, folder / UNET)
+    found = load(folder, devices=small.devices).models.unet
+    save_file(wanted, folder / UNET)
+    assert same(found, load(folder, devices=small.devices).models.unet)
+    assert not same(found, small.models.unet)
+
+
+def test_values_that_are_not_finite(tmp_path, small_folder, small):
+    folder = shutil.copytree(small_folder, tmp_path / "copy")
+    tensors = load_file(folder / UNET)
+    tensors["conv_in.weight"] = np.full(tensors["conv_in.weight"].shape, np.nan, ml_dtypes.float8_e4m3fn)
+    save(tensors, folder / UNET)
+    with pytest.raises(CheckpointError, match=r"conv_in\.weight has NaN or infinite entries"):
+        load(folder, devices=small.devices)
+
+
+def test_a_truncated_file(tmp_path):
+    path = save({"x": np.ones((8, 8), ml_dtypes.float8_e5m2)}, tmp_path / "a.safetensors")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"a\.safetensors is missing, truncated"):
+        read(path)
