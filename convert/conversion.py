@@ -14,12 +14,13 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from convert import deepfloyd, pickles
+from convert import deepfloyd
 from convert.destination import whole_or_nothing
 from sega_jax.pipelines.loading import describe
 from sega_jax.pipelines.messages import warn
 from sega_jax.pipelines.progress import bar
-from sega_jax.pipelines.sources import find, open_weights
+from sega_jax.pipelines.sources import find
+from sega_jax.pipelines.weight_files import open_weights
 from sega_jax.systems.base import listed
 from sega_jax.systems.registry import CHECKER, weight_stem
 from sega_jax.text.files import CheckpointError, read_json
@@ -27,7 +28,6 @@ from sega_jax.weights.layout import flax_name
 from sega_jax.weights.pull import check, fill
 from sega_jax.weights.single_file import is_one
 from sega_jax.weights.tensors import Weights
-from sega_jax.weights.torch_pickle import PickledTensors
 from sega_jax.weights.write import Network, write_diffusers, write_orbax
 
 FORMS = ("orbax", "diffusers")
@@ -181,7 +181,8 @@ def _describe(folder: Path, variant: str | None) -> tuple[dict[str, Source], dic
         networks, sources = description.networks, {}
         for part, module in networks.items():
             stem = weight_stem(description.system, part)
-            sources[part] = Source(module, opener(folder / part, stem, variant, module.rename), stem)
+            weights = functools.partial(open_weights, folder / part, stem, variant, module.rename)
+            sources[part] = Source(module, weights, stem)
         files = {path: folder / path for path in _other_files(folder, networks)}
         return sources, files | {Path(path): as_json(content) for path, content in _index(folder).items()}
     if variant is not None:
@@ -213,13 +214,6 @@ def _dtype(dtype: DTypeLike | None) -> np.dtype | None:
     if found is None or found.name not in DTYPES:
         raise ValueError(f"dtype={dtype!r} should be one of {', '.join(DTYPES)}, or None to keep every weight's own")
     return found
-
-
-def opener(folder: Path, stem: str, variant: str | None, rename: Callable[[str], str | None]) -> Callable[[], Weights]:
-    """Returns a function that opens a network's weights. It reads pickles only if the folder has nothing else."""
-    if pickles.is_only_choice(folder, stem, variant):
-        return functools.partial(PickledTensors, folder, pickles.stem(stem), variant, rename)
-    return functools.partial(open_weights, folder, variant, rename, stem)
 
 
 def _size(source: Source, dtype: np.dtype | None) -> int:

@@ -9,13 +9,14 @@ from typing import Any
 
 from jax.typing import DTypeLike
 
-from convert.conversion import Source, as_json, check_options, destination, opener, tokenizer_files, write
+from convert.conversion import Source, as_json, check_options, destination, tokenizer_files, write
 from convert.destination import whole_or_nothing
 from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModelWithProjection
 from sega_jax.nn.paella import Paella, PaellaConfig
 from sega_jax.nn.prior import PriorConfig, PriorModel
 from sega_jax.nn.t5 import T5Config, T5EncoderModel
 from sega_jax.nn.vqgan import VQConfig, VQModel
+from sega_jax.pipelines.weight_files import open_weights
 from sega_jax.text.files import CheckpointError, read_json
 from sega_jax.text.tokenizers import Tokenizer
 from sega_jax.weights.torch_pickle import PickledTensors
@@ -142,7 +143,7 @@ def _byt5(folder: Path) -> tuple[Source, dict[str, Any], dict[Path, Path]]:
     config = read_json(folder / "config.json")
     module = _built(folder, lambda: T5EncoderModel(T5Config.from_dict(config)))
 
-    source = Source(module, opener(folder, "model", None, module.rename), "model")
+    source = Source(module, partial(open_weights, folder, "model", None, module.rename), "model")
     return source, config | {"architectures": ["T5EncoderModel"]}, {}
 
 
@@ -163,7 +164,8 @@ def _clip(folder: Path) -> tuple[Source, dict[str, Any], dict[Path, Path]]:
         other = key.startswith(("vision_model.", "visual_projection.")) or key == "logit_scale"
         return None if other else module.rename(key)
 
-    return Source(module, opener(folder, "model", None, rename), "model"), config, tokenizer_files(folder)
+    source = Source(module, partial(open_weights, folder, "model", None, rename), "model")
+    return source, config, tokenizer_files(folder)
 
 
 def _built(folder: Path, build: Callable[[], Any]) -> Any:

@@ -13,10 +13,10 @@ from convert.destination import whole_or_nothing
 from sega_jax.pipelines.load_options import PREDICTIONS
 from sega_jax.pipelines.loading import describe
 from sega_jax.pipelines.sources import of_file
-from sega_jax.systems.registry import CHECKER, recognise, recognise_file, weight_stem
-from sega_jax.text.files import CheckpointError, read_json
+from sega_jax.systems.registry import CHECKER, recognise, weight_stem
+from sega_jax.text.files import read_json
 from sega_jax.text.tokenizers import Tokenizer, TokenizerPair
-from sega_jax.weights.single_file import ENDINGS, OriginalWeights, SingleFile, is_one
+from sega_jax.weights.single_file import ENDINGS, is_one
 from sega_jax.weights.torch_pickle import opened
 
 # Files to write besides the weights, each as a path to copy or as its content.
@@ -71,32 +71,20 @@ def convert_single(
     if not path.is_file():
         raise FileNotFoundError(f"{path} is no file")
     with opened(path) as tensors:
-        file = recognise_file(path, tensors.shapes)
         found = of_file(path, tensors, config, prediction_type)
         folder = found.fetch(without=[CHECKER])
-    if tokenizer is None and not (folder / "tokenizer").is_dir():
-        raise CheckpointError(
-            f"{path} does not hold CLIP's vocabulary; give tokenizer, a folder with vocab.json and merges.txt like the"
-            " one in any checkpoint of Stable Diffusion in diffusers layout"
-        )
-    given = None if tokenizer is None else Path(os.path.expanduser(tokenizer))
+    given = found.vocabulary() if tokenizer is None else Path(os.path.expanduser(tokenizer))
     dest = destination(dest, folder)
     with whole_or_nothing(dest) as partly:
         description = describe(folder, tokenizer=given, safety_checker=False)
         sources = {
-            part: Source(
-                network, partial(_weights, path, file, part, network, ema), weight_stem(description.system, part)
-            )
+            part: Source(network, partial(found.weights, part, network, ema=ema), weight_stem(description.system, part))
             for part, network in description.models._asdict().items()
         }
         declared = dict(found.declared) | ({} if prediction_type is None else {"prediction_type": prediction_type})
         others = _others(folder, _tokenizers(folder, given, description.tokenizer), declared)
         write(partly, sources, others, to=to, dtype=dtype, progress=progress)
     return dest
-
-
-def _weights(path: Path, file: SingleFile, part: str, network: Any, ema: bool) -> OriginalWeights:
-    return OriginalWeights(path, opened(path), file, part, network, ema=ema)
 
 
 def _tokenizers(folder: Path, given: Path | None, tokenizer: Tokenizer | TokenizerPair) -> Files:

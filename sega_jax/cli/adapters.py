@@ -120,9 +120,9 @@ def by_stage(chosen: Mapping[str, Any], stages: list[str]) -> dict[str, dict[str
 def remembered(chosen: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the options that were given, as a command can repeat them anywhere."""
     found = {name: value for name, value in chosen.items() if value not in (None, ()) and value is not False}
-    folders = {name: found[name] for name in ("tokenizer", "config") if name in found}
+    paths = {name: found[name] for name in ("tokenizer", "config", "unet", "vae") if name in found}
     # Anything else is a name on the hub.
-    found |= {name: _whole(path) for name, path in folders.items() if Path(path).expanduser().is_dir()}
+    found |= {name: _whole(path) for name, path in paths.items() if Path(path).expanduser().exists()}
     for name in (name for name in names() if name in found):
         pairs = _pairs(chosen, name)
         if name.endswith("lora"):

@@ -100,7 +100,7 @@ def edit(model: str | None, prompt: str, edits: tuple[str, ...], out: str, **opt
         concepts = [parse_edit(text, defaults) for text in edits]
         folder = writable(Path(out))
         config = given.load.get("config")
-        found = sources.find(model or loading.DEMO, given.load.get("revision"), config)
+        found = sources.find(model or loading.DEMO, given.load.get("revision"), config, given=given.load)
         given = _located(given, found, model)
         name = model or "the demo model"
         _check_family(found.system, name, given)

@@ -8,11 +8,12 @@ from typing import Any
 import click
 
 from sega_jax.cli.options import command_words, option, parsed, shell_arguments
-from sega_jax.pipelines import loading, sources
+from sega_jax.pipelines import sources
 from sega_jax.pipelines.cascade import FIRST, SHARED, load_cascade
 from sega_jax.pipelines.components import checked_scheduler
 from sega_jax.pipelines.pipeline import Output, Pipeline
 from sega_jax.systems.base import System
+from sega_jax.systems.registry import starting_systems
 from sega_jax.text import caption_cleaning
 
 # What the cascade gives each stage itself.
@@ -23,7 +24,7 @@ _OTHERS = ("edited", "clean_captions", "low_memory")
 def later_stages() -> dict[str, System]:
     """Returns the stages after the first of all cascades, by name."""
     found: dict[str, System] = {}
-    for system in loading.starting_systems():
+    for system in starting_systems():
         found |= system.stages
     return found
 
@@ -35,7 +36,7 @@ def stage_arguments(system: System) -> dict[str, Any]:
 
 def options() -> list[click.Option]:
     """Returns the options of cascades."""
-    titles = ", ".join(system.title for system in loading.starting_systems())
+    titles = ", ".join(system.title for system in starting_systems())
     found = []
     for stage, system in later_stages().items():
         found += [
@@ -101,7 +102,7 @@ def check(given: Mapping[str, Any]) -> None:
         listed += [f"--edited {stage}"] * (stage in given.get("edited", ()))
         if listed and stage not in given:
             raise ValueError(f"{listed[0]} is given without --{stage}; name its checkpoint, or leave it out")
-    cascades = [list(system.stages) for system in loading.starting_systems()]
+    cascades = [list(system.stages) for system in starting_systems()]
     for stage in later_stages():
         before = [names[names.index(stage) - 1] for names in cascades if stage in names[1:]]
         if stage in given and before and not any(name in given for name in before):
@@ -126,14 +127,14 @@ def check_family(system: System, model: str, given: Mapping[str, Any], *, image:
     """
     for stage, later in later_stages().items():
         if later is system and not image:
-            first = " or ".join(one.title for one in loading.starting_systems())
+            first = " or ".join(one.title for one in starting_systems())
             raise ValueError(
                 f"{model} is {system.title}, which makes a small picture larger: give it as --{stage}, and {first} as"
                 " --model; or name a small picture with --image"
             )
     if given and not system.stages:
         name = next(iter(given)).replace("_", "-")
-        first = " and ".join(one.title.removesuffix(" first stage") for one in loading.starting_systems())
+        first = " and ".join(one.title.removesuffix(" first stage") for one in starting_systems())
         raise ValueError(f"--{name} is of {first} cascade, but {model} is {system.title}; leave it out")
 
 

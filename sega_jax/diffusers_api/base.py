@@ -47,7 +47,9 @@ class Face:
             options = options | {"dtype": torch_dtype}
         checked = LoadOptions(source, **options)
         with collected():
-            found = sources.find(checked.source, checked.revision, checked.config, checked.prediction_type)
+            found = sources.find(
+                checked.source, checked.revision, checked.config, checked.prediction_type, checked.replaced
+            )
             if found.system not in cls._systems:
                 raise CheckpointError(
                     f"{source} is {found.system.title}, expected {cls._expected()}; sega_jax.load takes either"

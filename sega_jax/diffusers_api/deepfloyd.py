@@ -107,7 +107,7 @@ class SemanticIFPipeline(UNetFace):
         if "text_encoder" in options and options["text_encoder"] is None:
             options["text_encoder"] = False
         if "unet" in options and options["unet"] is None:
-            raise TypeError("unet=None is not supported; sega_jax.pipelines.loading.load_text loads the text encoder")
+            raise TypeError("unet=None is not supported; sega_jax.pipelines.part_loading.load_text loads the texts")
         try:
             caption_cleaning.check()
         except ImportError as error:

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 
 from sega_jax.method.checks import brief
 from sega_jax.method.guidance import Edit
-from sega_jax.pipelines import loading
+from sega_jax.pipelines import loading, part_loading
 from sega_jax.pipelines.components import checked_scheduler
 from sega_jax.pipelines.execution.devices import Devices
 from sega_jax.pipelines.load_options import check_checker, pick_attention, pick_dtype
@@ -27,7 +27,7 @@ from sega_jax.pipelines.run import warn_of_pictures
 from sega_jax.pipelines.safety import Safety
 from sega_jax.pipelines.sources import Source, find
 from sega_jax.systems.call import EditLike
-from sega_jax.systems.registry import CHECKER, check_adapters
+from sega_jax.systems.registry import CHECKER, check_adapters, starting_systems
 from sega_jax.text.files import CheckpointError
 
 FIRST = "stage1"
@@ -238,7 +238,7 @@ def load_cascade(
         stages = _stages(found, options, attention, schedulers, by_stage, safety_checker, low_memory)
     if low_memory:
         folder, lora = found[FIRST].folder, by_stage[FIRST]["lora"]
-        return Cascade(lambda words: loading.load_text(folder, lora=lora, **options)(words), stages)
+        return Cascade(lambda words: part_loading.load_text(folder, lora=lora, **options)(words), stages)
     return Cascade(stages[FIRST].outline.encode, stages)
 
 
@@ -263,7 +263,7 @@ def _check_stages(found: Mapping[str, Source], safety_checker: Any) -> None:
     """
     first = found[FIRST]
     if not first.system.stages:
-        starts = " or ".join(system.title for system in loading.starting_systems())
+        starts = " or ".join(system.title for system in starting_systems())
         raise CheckpointError(f"{FIRST}={str(first.name)!r} is {first.system.title}, expected {starts}")
     order = list(first.system.stages)
     for name in found.keys() - {FIRST}:
@@ -277,7 +277,7 @@ def _check_stages(found: Mapping[str, Source], safety_checker: Any) -> None:
         expected = first.system if name == FIRST else first.system.stages[name]
         if source.system is not expected:
             raise CheckpointError(f"{name}={str(source.name)!r} is {source.system.title}, expected {expected.title}")
-    loading.check_reads(first)
+    part_loading.check_reads(first)
     told = [(one.name, one.system.checkpoint.notice(one.model_index)) for one in found.values()]
     notices = [f"{name} {notice}" for name, notice in told if notice]
     if safety_checker is True and notices:
@@ -304,12 +304,12 @@ def _stages(
         folders[name] = source.fetch(
             options["variant"], without=[*without, *([] if own and safety_checker is True else [CHECKER])]
         )
-        loading.check_adapter_files(folders[name], not shares, **adapters[name])
+        part_loading.check_adapter_files(folders[name], not shares, **adapters[name])
     for name, folder in folders.items():
         shares = name != FIRST and found[name].system.text.type is kind
         keeps_text = not shares and not (name == FIRST and low_memory)
         # The second stage takes the first one's texts; the first one's text encoder may be loaded by itself.
-        without_text = partial(loading.load, text_encoder=False) if shares else loading.load_without_text
+        without_text = partial(loading.load, text_encoder=False) if shares else part_loading.load_without_text
         load = partial(
             loading.load if keeps_text else without_text,
             folder,

@@ -112,6 +112,21 @@ class TokenizerChoice(Kind):
         return value
 
 
+class NetworkChoice(Kind):
+    """A network of another pipeline, or where one is published alone; the family checks which."""
+
+    noun = (
+        "a folder with config.json and weights, a single file with diffusers' or the original names, owner/name on the"
+        " hub, or a network of another pipeline (`pipe.models.unet`)"
+    )
+    metavar = "PATH|NAME"
+
+    def check(self, name: str, value: Any) -> Any:
+        if value == "":
+            raise ValueError(f"{name}='' should be {self.noun}")
+        return value
+
+
 class CheckerChoice(Flag):
     """True, False, None, or another pipeline's safety checker."""
 
@@ -181,15 +196,17 @@ class LoadOptions:
     )
     text_encoder: Any = argument(
         None,
-        Opaque("a network of another pipeline (`pipe.models.text_encoder`), or False"),
+        NetworkChoice(),
         "replaces the checkpoint's text encoder, whose files are not read. False loads none, if the family allows it;"
         " prompts must then be embeddings",
     )
-    text_encoder_2: Any = argument(None, Opaque("a network of another pipeline"), "replaces the checkpoint's network")
-    unet: Any = argument(None, Opaque("a network of another pipeline"), "replaces the checkpoint's network")
-    vae: Any = argument(None, Opaque("a network of another pipeline"), "replaces the checkpoint's network")
+    text_encoder_2: Any = argument(None, NetworkChoice(), "replaces the checkpoint's second text encoder")
+    unet: Any = argument(None, NetworkChoice(), "replaces the checkpoint's UNet", shell=True)
+    vae: Any = argument(None, NetworkChoice(), "replaces the checkpoint's autoencoder", shell=True)
     networks: Mapping[str, Any] | None = argument(
-        None, Opaque("networks by the names of their folders"), "replaces networks of the checkpoint, for any family"
+        None,
+        Opaque("networks, or their files, by the names of their folders"),
+        "replaces networks of the checkpoint, for any family",
     )
     tokenizer: Any = argument(
         None,

@@ -1,11 +1,11 @@
 """`load`: a checkpoint to a `Pipeline`, in three steps: resolve its source, describe it, fill it with weights."""
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax.typing import DTypeLike
 
@@ -16,15 +16,15 @@ from sega_jax.nn.safety import SafetyCheckerConfig, StableDiffusionSafetyChecker
 from sega_jax.pipelines.adapters import lora_changes, new_words
 from sega_jax.pipelines.components import as_module, as_scheduler
 from sega_jax.pipelines.execution.devices import Devices
-from sega_jax.pipelines.execution.embedding_cache import EmbeddingCache
 from sega_jax.pipelines.load_options import ADAPTERS, LoadOptions, pick_attention, pick_dtype
 from sega_jax.pipelines.load_options import DEMO as DEMO
 from sega_jax.pipelines.messages import collected, warn
+from sega_jax.pipelines.network_sources import NetworkSource, find_network
 from sega_jax.pipelines.pipeline import Pipeline
 from sega_jax.pipelines.safety import FeatureExtractor, Safety
 from sega_jax.pipelines.sources import Source, find
-from sega_jax.systems.base import Encode, System, listed
-from sega_jax.systems.registry import CHECKER, check_adapters, recognise, systems
+from sega_jax.systems.base import System, listed
+from sega_jax.systems.registry import CHECKER, check_adapters, recognise
 from sega_jax.text.files import CheckpointError, read_json
 from sega_jax.weights.lora import merged
 from sega_jax.weights.pull import fill
@@ -52,9 +52,9 @@ def load(options: LoadOptions) -> Pipeline:
             resolved.folder,
             resolved.attention,
             options.scheduler,
-            options.tokenizer,
+            resolved.tokenizer,
             options.safety_checker,
-            resolved.replaced,
+            {part: one.config for part, one in resolved.alone.items() if one.config} | dict(resolved.replaced),
         )
         notice = resolved.source.system.checkpoint.notice(resolved.source.model_index)
         if options.safety_checker is True and notice is not None:
@@ -71,6 +71,8 @@ class Resolved(NamedTuple):
     dtype: np.dtype
     attention: str
     replaced: Mapping[str, Any]  # networks in place of the checkpoint's, None for none
+    alone: Mapping[str, NetworkSource]  # networks that are read from files of their own
+    tokenizer: Any  # in place of the checkpoint's; None for its own
 
 
 def resolve(options: LoadOptions) -> Resolved:
@@ -82,9 +84,10 @@ def resolve(options: LoadOptions) -> Resolved:
     devices = options.devices if isinstance(options.devices, Devices) else Devices(options.devices)
     dtype = pick_dtype(options.dtype, devices)
     attention = pick_attention(options.attention, dtype, devices)
-    source = find(options.source, options.revision, options.config, options.prediction_type)
+    given = options.replaced
+    source = find(options.source, options.revision, options.config, options.prediction_type, given)
     check_adapters(source.system, {name: getattr(options, name) for name in ADAPTERS})
-    replaced = _replaced(options.replaced, source.system)
+    replaced, alone = _replaced(given, source.system, options.variant)
     if source.system.checkpoint.scheduler is None:
         for name in ("scheduler", "prediction_type"):
             if (value := getattr(options, name)) is not None:
@@ -93,26 +96,43 @@ def resolve(options: LoadOptions) -> Resolved:
                 )
     readers = [part for part in source.system.text.parts if part in source.parts]
     reads = options.tokenizer is None and not (readers and all(replaced.get(part, "") is None for part in readers))
-    without = [*replaced, *([] if options.safety_checker is True else [CHECKER]), *([] if reads else ["tokenizer"])]
-    folder = source.fetch(options.variant, without=without)
-    source.check(options.variant, ema=options.ema, reads=options.tokenizer is None)
-    return Resolved(source, folder, devices, dtype, attention, replaced)
+    source.check(options.variant, ema=options.ema)
+    without = [*replaced, *alone, *([] if options.safety_checker is True else [CHECKER])]
+    # A network alone may leave its config to the checkpoint.
+    configs_of = [part for part, network in alone.items() if network.config is None]
+    if missing := [part for part in configs_of if part not in source.parts or not source.has_config(part)]:
+        raise CheckpointError(
+            f"{missing[0]}={str(given[missing[0]])!r} is a file without a config, and {source.name} has none of its"
+            f" {missing[0]}; give a folder with config.json and the weights"
+        )
+    without = [part for part in without if part not in configs_of]
+    folder = source.fetch(options.variant, without=without if reads else [*without, "tokenizer"], configs_of=configs_of)
+    tokenizer = options.tokenizer if options.tokenizer is not None or not reads else source.vocabulary()
+    return Resolved(source, folder, devices, dtype, attention, replaced, alone, tokenizer)
 
 
-def _replaced(given: Mapping[str, Any], system: System) -> dict[str, Any]:
-    """Returns the networks in place of the checkpoint's, None for none.
+def _replaced(
+    given: Mapping[str, Any], system: System, variant: str | None
+) -> tuple[dict[str, Any], dict[str, NetworkSource]]:
+    """Returns the networks in place of the checkpoint's, None for none, and those that are to be read from files.
 
     Raises:
-        TypeError, ValueError: something else, or a network that the family does not have.
+        TypeError, ValueError, FileNotFoundError: something else, or a network that the family does not have.
     """
-    networks = system.checkpoint.networks
-    found: dict[str, Any] = {}
+    networks, file = system.checkpoint.networks, system.checkpoint.single_file
+    replaced: dict[str, Any] = {}
+    alone: dict[str, NetworkSource] = {}
     for part, value in given.items():
         if part not in networks:
             raise ValueError(f"{part} is given, which {system.title} does not have")
-        none = value is False and networks[part].optional
-        found[part] = None if none else as_module(part, value, networks[part].module)
-    return found
+        if isinstance(value, str | os.PathLike):
+            originals = () if file is None else file.networks.get(part, ())
+            alone[part] = find_network(part, value, networks[part], originals, variant)
+        elif value is False and networks[part].optional:
+            replaced[part] = None
+        else:
+            replaced[part] = as_module(part, value, networks[part].module)
+    return replaced, alone
 
 
 class Description(NamedTuple):
@@ -142,11 +162,16 @@ def describe(
 ) -> Description:
     """Reads the configs of a checkpoint; what is given in place of a part of it, as to `load`, is taken as it is.
 
+    Args:
+        folder: of the checkpoint.
+        attention, scheduler, tokenizer, safety_checker: as of `load`.
+        replaced: networks, or their configs, in place of the checkpoint's; None for none.
+
     Raises:
         CheckpointError: a file is missing, broken, or describes what is not supported.
         TypeError, ValueError: a scheduler is given and is none.
     """
-    system, index = recognise(folder), read_json(folder / "model_index.json")
+    system, index = recognise(folder, replaced), read_json(folder / "model_index.json")
     checkpoint = system.checkpoint
     absent = {part: None for part, one in checkpoint.networks.items() if one.optional and listed(index, part) is None}
     replaced = absent | dict(replaced)
@@ -209,7 +234,10 @@ def fill_pipeline(options: LoadOptions, resolved: Resolved, found: Description) 
         if part in resolved.replaced or (part == CHECKER and found.safety is options.safety_checker):
             networks[part] = resolved.devices.place(module)
         else:
-            weights = resolved.source.weights(part, module, options.variant, ema=options.ema)
+            if part in resolved.alone:
+                weights = resolved.alone[part].open(module)
+            else:
+                weights = resolved.source.weights(part, module, options.variant, ema=options.ema)
             declarations |= declared(weights.spare)
             networks[part] = filled(weights, module, resolved.dtype, resolved.devices)
     safety = found.safety and found.safety._replace(checker=networks.pop(CHECKER))
@@ -253,130 +281,3 @@ def filled(weights: Weights, module: Any, dtype: DTypeLike, devices: Devices) ->
     """
     with weights:
         return fill(module, weights, dtype, devices.place, warn)
-
-
-def load_text(
-    source: str | Path,
-    *,
-    dtype: DTypeLike | None = None,
-    variant: str | None = None,
-    devices: Sequence[jax.Device] | Devices | None = None,
-    lora: str | Path | Mapping[str | Path, float] | None = None,
-) -> Callable[[Sequence[str]], Any]:
-    """Loads the networks of a checkpoint that read text, alone: a function of words to the family's text conditioning.
-
-    Args:
-        source, dtype, variant, devices: as of `load`.
-        lora: as of `load`; the text encoder takes its share.
-
-    Raises:
-        CheckpointError: the checkpoint has no text encoder; or as `load`.
-    """
-    where = devices if isinstance(devices, Devices) else Devices(devices)
-    found = find(source)
-    reader = found.system.text
-    parts, tokenizer = load_readers(source, dtype=dtype, variant=variant, devices=where, lora=lora)
-    networks = reader.networks(
-        found.system.checkpoint.models(**dict.fromkeys(found.system.checkpoint.networks) | parts)
-    )
-    cache = EmbeddingCache(reader.encode, where)
-
-    def encode(words: Sequence[str]) -> Any:
-        texts = reader.read(list(words), tokenizer, Encode(networks, cache), warn)
-        return reader.join(texts, lambda: texts[0])
-
-    return encode
-
-
-def load_readers(
-    source: str | Path,
-    *,
-    revision: str | None = None,
-    dtype: DTypeLike | None = None,
-    variant: str | None = None,
-    devices: Sequence[jax.Device] | Devices | None = None,
-    lora: str | Path | Mapping[str | Path, float] | None = None,
-) -> tuple[dict[str, Any], Any]:
-    """Loads the networks of a checkpoint that read text, by the names of their folders, and its tokenizer.
-
-    Args:
-        source, revision, dtype, variant, devices, lora: as of `load`.
-
-    Raises:
-        CheckpointError: the checkpoint has no text encoder; or as `load`.
-    """
-    where = devices if isinstance(devices, Devices) else Devices(devices)
-    dtype = pick_dtype(dtype, where)
-    found = find(source, revision)
-    check_reads(found)
-    reader = found.system.text
-    others = [part for part in found.system.checkpoint.networks if part not in reader.parts]
-    # Networks are checked against each other by their configs, also those that are not filled.
-    folder = found.fetch(variant, without=[CHECKER], configs_of=others)
-    description = describe(folder, safety_checker=False)
-    readers = {part: module for part, module in description.networks.items() if part in reader.parts}
-    changes = [] if lora is None else lora_changes(description.models, lora)
-    filled_in = {
-        part: filled(found.weights(part, module, variant), module, dtype, where) for part, module in readers.items()
-    }
-    alone = type(description.models)(**dict.fromkeys(description.models._fields) | filled_in)
-    networks = merged(alone, changes)._asdict()
-    return {part: networks[part] for part in readers}, description.tokenizer
-
-
-def load_without_text(
-    source: str | Path, *, lora: str | Path | Mapping[str | Path, float] | None = None, **options: Any
-) -> Pipeline:
-    """Loads a checkpoint without its text encoder, which takes its share of a LoRA in `load_text`.
-
-    Args:
-        source, lora, options: as of `load`.
-
-    Raises:
-        TypeError, ValueError, CheckpointError: as `load`.
-    """
-    pipe = load(source, text_encoder=False, **options)
-    if lora is not None:
-        pipe.models = merged(
-            pipe.models, lora_changes(describe(find(source).folder, safety_checker=False).models, lora)
-        )
-    return pipe
-
-
-def check_adapter_files(folder: Path, reads: bool, lora: Any, textual_inversion: Any) -> None:
-    """Reads LoRAs and new words, so that mistakes in them are found before any weights are read.
-
-    Args:
-        folder: a checkpoint.
-        reads: whether its text encoder is there.
-        lora, textual_inversion: as of `load`.
-
-    Raises:
-        TypeError, ValueError, CheckpointError: as `load`.
-    """
-    if lora is None and textual_inversion is None:
-        return
-    found = describe(folder, safety_checker=False, replaced={} if reads else {"text_encoder": None})
-    if lora is not None:
-        lora_changes(found.models, lora)
-    if textual_inversion is not None:
-        new_words(found.models, found.tokenizer, textual_inversion)
-
-
-def starting_systems() -> list[System]:
-    """Returns the families that start a cascade."""
-    return [system for system in systems().values() if system.stages]
-
-
-def check_reads(source: Source) -> None:
-    """Checks that a checkpoint has the networks that read text.
-
-    Raises:
-        CheckpointError: one of them is missing.
-    """
-    missing = [part for part in source.system.text.parts if part not in source.parts]
-    if missing:
-        raise CheckpointError(
-            f"{source.name} is {source.system.title} without {' and '.join(missing)}, which reads words; name a"
-            " checkpoint that has it"
-        )

@@ -1,16 +1,20 @@
-"""Where checkpoints are: a folder, a single file, or a repository on the hub, from which what is needed is fetched."""
+"""Where checkpoints are: a folder, a single file, or a repository on the hub, from which only the needed files are
+fetched."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from sega_jax.pipelines.messages import warn
+from sega_jax.pipelines.weight_files import check_variant, fetch_weights, open_weights
 from sega_jax.systems.base import System, listed
 from sega_jax.systems.registry import CHECKER, recognise, recognise_file, weight_stem
 from sega_jax.text.files import CheckpointError, read_json
-from sega_jax.weights import hub, orbax_reader, single_file, torch_pickle
-from sega_jax.weights.tensors import Tensors, Weights, weight_files
+from sega_jax.weights import hub, single_file
+from sega_jax.weights.tensors import Tensors, Weights
+from sega_jax.weights.torch_pickle import opened
 
 
 class Source(NamedTuple):
@@ -19,7 +23,8 @@ class Source(NamedTuple):
     name: str | Path
     folder: Path  # has model_index.json
     system: System  # its family
-    commit: str | None  # on the hub; None for a folder
+    repository: str | None = None  # on the hub, of the folder; None for a folder of this machine
+    commit: str | None = None  # of the repository, or of the file's
     file: Path | None = None  # of all weights, in place of the folder's
     description: single_file.SingleFile | None = None  # of such files
     declared: Mapping[str, Any] = MappingProxyType({})  # what the file says of its schedule
@@ -47,72 +52,88 @@ class Source(NamedTuple):
             CheckpointError: a part is missing or cannot be fetched; nothing large was read.
         """
         parts = [part for part in self.parts if part not in without]
-        if self.commit is not None:
-            self._fetch(parts, configs_of, variant, without)
+        weights = [part for part in parts if part not in configs_of and self._has(part)]
+        if self.repository is not None:
+            self._fetch(parts, weights, variant, without)
         for part in parts:
             if not (self.folder / part).is_dir():
                 raise CheckpointError(f"{self.folder} has no folder {part}; is it a whole checkpoint?")
+        if variant is not None and weights:
+            stems = {part: weight_stem(self.system, part) for part in weights}
+            if message := check_variant(self.name, {part: self.folder / part for part in weights}, stems, variant):
+                warn(message)
         return self.folder
 
-    def _fetch(
-        self, parts: Sequence[str], configs_of: Sequence[str], variant: str | None, without: Sequence[str]
-    ) -> None:
+    def _fetch(self, parts: Sequence[str], weights: Sequence[str], variant: str | None, without: Sequence[str]) -> None:
         checkpoint = self.system.checkpoint
         files = [f"{folder}/*.json" for folder in checkpoint.schedulers]
         files += [] if "tokenizer" in without else [f"{folder}/*" for folder in checkpoint.tokenizers]
         if CHECKER not in without and checkpoint.notice(self.model_index) is None:
-            parts = [*parts, CHECKER]
+            parts, weights = [*parts, CHECKER], [*weights, CHECKER]
             files += ["feature_extractor/*.json"]
-        ours = [part for part in parts if part not in configs_of and self._has(part)]
-        stems = {part: weight_stem(self.system, part) for part in ours}
-        weights = {part: [*weight_files(stems[part], variant), *orbax_reader.FILES] for part in ours}
-        files += [f"{part}/{file}" for part in parts for file in ("config.json", *weights.get(part, ()))]
-        hub.fetch(str(self.name), ["model_index.json", *files], self.commit)
-        for part in ours:
-            if (self.folder / part).is_dir() and not any(
-                path for file in weights[part] for path in self.folder.glob(f"{part}/{file}")
-            ):
-                raise CheckpointError(
-                    f'{self.name} has no {part}/{weights[part][0]}; give another variant ("fp16", or none), or fetch'
-                    " the repository and convert its folder with sega-jax-convert, if its weights are .bin"
-                )
+        files += [f"{part}/config.json" for part in parts]
+        stems = {part: weight_stem(self.system, part) for part in weights}
+        assert self.repository is not None
+        commit = self.commit if self.file is None else self.folder.name
+        fetch_weights(self.repository, commit, stems, variant, ["model_index.json", *files])
+
+    def has_config(self, part: str) -> bool:
+        """Tells whether the folder has a network's config; of a repository, as far as its index tells."""
+        on_hub = self.repository is not None and self.file is None
+        return on_hub or (self.folder / part / "config.json").is_file()
 
     def _has(self, part: str) -> bool:
-        """Whether the folder has a network's weights, and not the file."""
+        """Tells whether the folder has a network's weights, and not the file."""
         return self.file is None or part not in self.system.checkpoint.networks
 
-    def check(self, variant: str | None, *, ema: bool, reads: bool) -> None:
-        """Whether what goes with a file goes with this checkpoint, and a file has all that it needs: the vocabulary
-        where `reads`.
+    def check(self, variant: str | None, *, ema: bool) -> None:
+        """Checks that the options for files suit this checkpoint.
 
         Raises:
-            CheckpointError, ValueError: it does not.
+            ValueError: they do not.
         """
         if self.file is None:
             if ema:
                 raise ValueError(f"ema=True is of single files, and {self.name} is none")
         elif variant is not None:
             raise ValueError(f"variant={variant!r} is of a folder's files, and {self.file} is a single one")
-        elif reads and not (self.folder / "tokenizer").is_dir():
-            raise CheckpointError(
-                f"{self.file} does not hold CLIP's vocabulary; give tokenizer= (in the shell --tokenizer), a folder"
-                " with vocab.json and merges.txt such as that of any checkpoint of Stable Diffusion in diffusers"
-                " layout, or another pipeline's; or make a folder of both with sega-jax-convert"
-            )
+
+    def vocabulary(self) -> Path | None:
+        """Returns the folder of the tokenizer that goes with a single file; None where the checkpoint's folder has it.
+
+        A file holds no vocabulary. It is fetched from the repository of the published checkpoint that the file
+        resembles.
+
+        Raises:
+            CheckpointError: it is neither on this machine nor can it be fetched.
+        """
+        if self.description is None or (self.folder / "tokenizer").is_dir():
+            return None
+        repository = self.description.vocabularies.get(self.folder.name)
+        why = f"{self.folder} has none"
+        if repository is not None:
+            try:
+                return hub.fetch(repository, ["tokenizer/*"]) / "tokenizer"
+            except CheckpointError as error:
+                why = f"it would be fetched, but {error}"
+        raise CheckpointError(
+            f"{self.file} does not hold CLIP's vocabulary: {why}. Give tokenizer= (in the shell --tokenizer), a folder"
+            " with vocab.json and merges.txt such as that of any checkpoint of Stable Diffusion in diffusers layout, or"
+            " config= (--config), the folder or name of such a checkpoint"
+        )
 
     def weights(self, part: str, module: Any, variant: str | None = None, *, ema: bool = False) -> Weights:
-        """The weights of a network.
+        """Opens the weights of a network.
 
         Raises:
             CheckpointError: they are missing or broken.
         """
         if self._has(part):
-            return open_weights(self.folder / part, variant, module.rename, weight_stem(self.system, part))
+            return open_weights(self.folder / part, weight_stem(self.system, part), variant, module.rename)
         assert self.file is not None
         assert self.description is not None
-        return single_file.OriginalWeights(
-            self.file, torch_pickle.opened(self.file), self.description, part, module, ema=ema
-        )
+        originals = self.description.networks[part]
+        return single_file.OriginalWeights(self.file, opened(self.file), originals, part, module, ema=ema)
 
 
 def find(
@@ -120,15 +141,17 @@ def find(
     revision: str | None = None,
     config: str | Path | None = None,
     prediction_type: str | None = None,
+    given: Collection[str] = (),
 ) -> Source:
-    """A checkpoint in a folder, in a single file, or on the hub, from which its index alone is fetched: it says the
-    commit, and whether the rest is worth fetching.
+    """Finds a checkpoint in a folder, in a single file, or on the hub. From the hub, only its index or the single file
+    is fetched: the index says the commit, and whether the rest is worth fetching.
 
     Args:
         source, revision, config, prediction_type: as of `sega_jax.load`.
+        given: networks that come from elsewhere, which the checkpoint may lack.
 
     Raises:
-        TypeError, ValueError, FileNotFoundError, CheckpointError: it is none.
+        TypeError, ValueError, FileNotFoundError, CheckpointError: there is none.
     """
     if not isinstance(source, str | os.PathLike):
         raise TypeError(f"source={source!r} should be the path of a folder, or owner/name on the hub")
@@ -137,67 +160,86 @@ def find(
     if not str(source):
         raise FileNotFoundError("source='' is no folder; give one in diffusers layout, or owner/name on the hub")
     folder = Path(os.path.expanduser(source))
+    there = os.path.exists(folder)
+    address = None if there else hub.address(source)
+    if address is not None:
+        revision = _revision(revision, address)
+        if not address.path and config is None:
+            folder = hub.fetch(address.repository, ["model_index.json"], revision)
+            return Source(address.repository, folder, recognise(folder, given), address.repository, folder.name)
+        if single_file.is_one(address.path):
+            try:
+                file = hub.fetch_file(address.repository, address.path, revision)
+            except CheckpointError as error:
+                raise CheckpointError(f"{source} is no file here, and on the hub {error}") from None
+            commit = file.parents[address.path.count("/")].name
+            return _find_file(file, config, prediction_type, given)._replace(name=address.name, commit=commit)
+        if address.path:
+            raise FileNotFoundError(
+                f"{source} is no folder here; on the hub, give a repository, owner/name, or a file in it,"
+                f" owner/name/file with the ending {' or '.join(single_file.ENDINGS)}"
+            )
     if single_file.is_one(folder):
-        return _find_file(folder, revision, config, prediction_type)
+        if revision is not None:
+            raise ValueError(f"revision={revision!r} is of a repository on the hub, but {folder} is a file")
+        if not folder.is_file():
+            raise FileNotFoundError(
+                f"{folder} is no file; give one, or a folder in diffusers layout, or owner/name on the hub"
+            )
+        return _find_file(folder, config, prediction_type, given)
     if config is not None:
         raise ValueError(
             f"config={str(config)!r} is for single files ({', '.join(single_file.ENDINGS)}), not for {source}"
         )
-    if not folder.exists() and hub.is_id(source):
-        folder = hub.fetch(source, ["model_index.json"], revision)
-        return Source(source, folder, recognise(folder), folder.name)
     if revision is not None:
         raise ValueError(f"revision={revision!r} is of a repository on the hub, but {folder} is a folder")
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise FileNotFoundError(
             f"{folder} is no folder; give one in diffusers layout (with model_index.json, unet, vae, text_encoder,"
             " tokenizer and scheduler), or owner/name on the hub, with revision= for a branch or commit"
         )
-    return Source(source, folder, recognise(folder), None)
+    return Source(source, folder, recognise(folder, given))
 
 
-def _find_file(path: Path, revision: str | None, config: str | Path | None, prediction_type: str | None) -> Source:
-    if revision is not None:
-        raise ValueError(f"revision={revision!r} is of a repository on the hub, but {path} is a file")
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is no file; give one, or a folder in diffusers layout, or owner/name on the hub"
-        )
-    with torch_pickle.opened(path) as tensors:
-        return of_file(path, tensors, config, prediction_type)
+def _revision(revision: str | None, address: hub.Address) -> str | None:
+    """Returns the revision of an address on the hub.
+
+    Raises:
+        ValueError: the address names another than the one that is given.
+    """
+    if revision is not None and address.revision not in (None, revision):
+        raise ValueError(f"revision={revision!r} is given, and the address names {address.revision!r}; give one")
+    return revision or address.revision
 
 
-def of_file(path: Path, tensors: Tensors, config: str | Path | None, prediction_type: str | None) -> Source:
-    """The checkpoint in a single file, by the shapes of its tensors.
+def _find_file(path: Path, config: str | Path | None, prediction_type: str | None, given: Collection[str]) -> Source:
+    with opened(path) as tensors:
+        return of_file(path, tensors, config, prediction_type, given)
+
+
+def of_file(
+    path: Path,
+    tensors: Tensors,
+    config: str | Path | None,
+    prediction_type: str | None,
+    given: Collection[str] = (),
+) -> Source:
+    """Returns the checkpoint in a single file, by the shapes of its tensors.
 
     Raises:
         TypeError, ValueError, FileNotFoundError, CheckpointError: the file or the config is none.
     """
     file, declared = recognise_file(path, tensors.shapes), single_file.declared(path, tensors.spare)
     predicts = prediction_type or declared.get("prediction_type")
-    found = find(file.published(path, tensors.shapes, predicts) if config is None else config)
+    published = file.published(path, tensors.shapes, predicts) if config is None else config
+    found = find(published, given=given)
     if found.system.checkpoint.single_file is not file:
         raise CheckpointError(f"config={str(config)!r} is {found.system.title}, expected {file.name}, as {path} is")
-    return found._replace(name=path, file=path, description=file, declared=declared)
+    return found._replace(name=path, commit=None, file=path, description=file, declared=declared)
 
 
 def place(source: Source) -> tuple[str, str | None]:
     """Returns a checkpoint's whole path and None, or its name on the hub and its commit."""
-    here = source.file or (source.folder if source.commit is None else None)
-    return (str(source.name), source.commit) if here is None else (str(here.resolve()), None)
-
-
-def open_weights(
-    folder: Path, variant: str | None, rename: Callable[[str], str | None], stem: str
-) -> Tensors | orbax_reader.OrbaxTensors:
-    """Returns the weights of the network whose folder this is, in diffusers layout or from Orbax; `stem` is the weight
-    file's name without ending.
-
-    Raises:
-        CheckpointError: they are missing or broken.
-    """
-    if not (folder / orbax_reader.ARRAYS).is_dir():
-        return Tensors(folder, stem, variant, rename)
-    if variant is not None:
-        raise CheckpointError(f"{folder} holds an Orbax checkpoint, which has no variants; leave {variant!r} out")
-    return orbax_reader.OrbaxTensors(folder, rename)
+    if source.commit is not None:
+        return str(source.name), source.commit
+    return str((source.file or source.folder).resolve()), None

@@ -109,6 +109,7 @@ class Network(NamedTuple):
     config: Any  # its `from_dict` reads config.json
     stem: str = "diffusion_pytorch_model"  # the name of its weight file without ending
     optional: bool = False  # whether a checkpoint may do without it
+    also: tuple[str, ...] = ()  # names of other classes whose files hold this network
 
 
 def has_class(index: Mapping[str, Any], name: str) -> bool:

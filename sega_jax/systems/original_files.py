@@ -25,6 +25,13 @@ CLIP_XL, OPENCLIP_XL = "conditioner.embedders.0.transformer.", "conditioner.embe
 
 # Folders in diffusers' layout without weights and vocabulary.
 _PUBLISHED = Path(__file__).parent / "published"
+# Repositories of these checkpoints, which have the vocabulary, by the folders.
+_VOCABULARIES = {
+    "sd-1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sd-2.1": "stabilityai/stable-diffusion-2-1",
+    "sd-2.1-base": "stabilityai/stable-diffusion-2-1",
+    "sdxl-base-1.0": "stabilityai/stable-diffusion-xl-base-1.0",
+}
 
 # The refiner's only text encoder is OpenCLIP's.
 _REFINER = "conditioner.embedders.0.model."
@@ -98,6 +105,7 @@ STABLE_DIFFUSION_FILE = SingleFile(
     recognise=partial(_recognise, xl=False),
     refuse=_refuse,
     published=_published,
+    vocabularies=_VOCABULARIES,
 )
 SDXL_FILE = SingleFile(
     name="Stable Diffusion XL",
@@ -110,4 +118,5 @@ SDXL_FILE = SingleFile(
     recognise=partial(_recognise, xl=True),
     refuse=_refuse,
     published=_published_xl,
+    vocabularies=_VOCABULARIES,
 )

@@ -9,7 +9,7 @@ Other packages add families by `register`, or by an entry point of the group `se
 import dataclasses
 import importlib.metadata
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +94,17 @@ def named(name: str) -> System:
     return known[name]
 
 
-def recognise(folder: Path) -> System:
+def starting_systems() -> list[System]:
+    """Returns the families that start a cascade."""
+    return [system for system in systems().values() if system.stages]
+
+
+def recognise(folder: Path, given: Collection[str] = ()) -> System:
     """Returns the family of a folder's checkpoint, by its model_index.json; a family that was registered later is
     asked first.
+
+    Args:
+        given: networks that come from elsewhere, which the checkpoint may lack.
 
     Raises:
         CheckpointError: the folder has no index, or one of another kind of checkpoint.
@@ -114,7 +122,7 @@ def recognise(folder: Path) -> System:
         raise CheckpointError(f"{folder} {reason}")
     for part, network in system.checkpoint.networks.items():
         found, expected = listed(entries, part), network.module.__name__
-        if found != expected and not (found is None and network.optional):
+        if found != expected and part not in given and not (found is None and network.optional):
             raise CheckpointError(
                 f"{folder} is a {entries.get('_class_name')} whose {part} is {found or 'missing'}; expected"
                 f" {system.title}, with {expected} in the folder {part}"

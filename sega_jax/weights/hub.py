@@ -1,13 +1,63 @@
 """Fetches checkpoints from the Hugging Face hub into the cache that all clients of the hub share."""
 
+import glob
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeGuard
+from typing import NamedTuple, TypeGuard
+from urllib.parse import unquote, urlsplit
 
 from sega_jax.text.files import CheckpointError
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# The second part of a page's address, after the repository, where a revision follows.
+_PAGES = ("tree", "blob", "resolve", "raw")
+
+
+class Address(NamedTuple):
+    """A repository on the hub, or a file or folder in it."""
+
+    repository: str  # "owner/name"
+    path: str = ""  # in the repository; "" is all of it
+    revision: str | None = None  # None where the address names none
+
+    @property
+    def name(self) -> str:
+        """The address in one line, "owner/name/path"."""
+        return f"{self.repository}/{self.path}".rstrip("/")
+
+
+def address(source: object) -> Address | None:
+    """Returns what a name means on the hub: "owner/name", "owner/name/path", or the address of a page.
+
+    None is no name on the hub, such as an absolute path.
+
+    Raises:
+        ValueError: a web address of something else.
+    """
+    if not isinstance(source, str):
+        return None
+    if "://" in source:
+        return _page(source)
+    owner, _, rest = source.partition("/")
+    name, _, path = rest.partition("/")
+    if not is_id(f"{owner}/{name}") or ".." in path.split("/"):
+        return None
+    return Address(f"{owner}/{name}", path.strip("/"))
+
+
+def _page(source: str) -> Address:
+    from huggingface_hub import constants
+
+    hosts = [urlsplit(endpoint).netloc for endpoint in (constants.ENDPOINT, constants._HF_DEFAULT_ENDPOINT)]
+    parts = urlsplit(source)
+    words = [unquote(word) for word in parts.path.split("/") if word]
+    repository = "/".join(words[:2])
+    if parts.scheme not in ("http", "https") or parts.netloc not in (*hosts, "hf.co"):
+        raise ValueError(f"{source} is no address on {hosts[0]}; download the file, and give its path")
+    if not is_id(repository) or (len(words) > 2 and (words[2] not in _PAGES or len(words) < 4)) or ".." in words:
+        raise ValueError(f"{source} is no page of a model on {hosts[0]}; give owner/name, or owner/name/file")
+    return Address(repository, "/".join(words[4:]), words[3] if len(words) > 2 else None)
 
 
 def is_id(source: object) -> TypeGuard[str]:
@@ -57,3 +107,15 @@ def fetch(repository: str, files: Sequence[str], revision: str | None = None) ->
     except Exception as error:  # the client passes on errors of its HTTP client
         why = f"cannot be fetched from the hub: {error}"
     raise CheckpointError(f"{repository} {why}")
+
+
+def fetch_file(repository: str, path: str, revision: str | None = None) -> Path:
+    """Returns the local path of one file of a repository; its parents end with the commit and `path`.
+
+    Raises:
+        CheckpointError: the repository has no such file; or as `fetch`.
+    """
+    folder = fetch(repository, [glob.escape(path)], revision)
+    if not (folder / path).is_file():
+        raise CheckpointError(f"{repository} has no file {path} at revision {revision or 'main'}; correct its name")
+    return folder / path

@@ -6,8 +6,9 @@ also hold tensors that no network of ours has, for example of the training; the 
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,6 +60,7 @@ class SingleFile(NamedTuple):
     # From the file, its shapes and what the model predicts (None if unknown): a folder in diffusers' layout with the
     # configs of the published checkpoint that the file resembles. It raises a CheckpointError if there is none.
     published: Callable[[Path, Shapes, str | None], Path]
+    vocabularies: Mapping[str, str] = MappingProxyType({})  # repositories with the tokenizer, by that folder's name
 
 
 def is_one(source: Any) -> bool:
@@ -103,19 +105,21 @@ class OriginalWeights:
     Args:
         path: the path of the file.
         tensors: all tensors of the file, which this object closes.
-        file: the description of the family's files.
+        originals: how the family's files may have the network.
         part: the network's folder in diffusers' layout, such as "unet".
         module: the network, without values.
-        ema: whether to read the moving average where `file` says that this network has one.
+        ema: whether to read the moving average where files of the family have one of this network.
 
     Raises:
         CheckpointError: the file does not have the network, or its moving average.
     """
 
-    def __init__(self, path: Path, tensors: Tensors, file: SingleFile, part: str, module: Any, *, ema: bool = False):
+    def __init__(
+        self, path: Path, tensors: Tensors, originals: Sequence[Original], part: str, module: Any, *, ema: bool = False
+    ):
         self.folder, self._tensors = path, tensors
         try:
-            original = _original(path, tensors.shapes, file, part)
+            original = _original(path, tensors.shapes, originals, part)
             self._entries = _entries(path, tensors, original, module, ema=ema)
         except BaseException:
             self.__exit__()
@@ -140,15 +144,14 @@ class OriginalWeights:
         self._tensors.__exit__()
 
 
-def _original(path: Path, keys: Iterable[str], file: SingleFile, part: str) -> Original:
+def _original(path: Path, keys: Iterable[str], originals: Sequence[Original], part: str) -> Original:
     """Returns how this file has a network."""
-    originals = file.networks[part]
     for original in originals:
         if any(key.startswith(original.start) for key in keys):
             return original
     raise CheckpointError(
         f"{path} has no {part}, names that start with {' or '.join(original.start for original in originals)}; give"
-        f" {part}=, another pipeline's (pipe.models.{part})"
+        f" {part}=, its own file, folder or repository, or another pipeline's (pipe.models.{part})"
     )
 
 

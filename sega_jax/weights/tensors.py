@@ -229,15 +229,20 @@ def _files(folder: Path, stem: str, variant: str | None, ending: str) -> Iterabl
     raise CheckpointError(f"{whole} is missing. {_remedy(folder, stem)}")
 
 
+def variants(folder: Path, stem: str) -> str:
+    """Lists the variants of the weights in a folder, as they are to be given; "" where there are none."""
+    names = [path.name for path in folder.glob(f"{stem}*")] if folder.is_dir() else []
+    found = sorted({v for name in names if (v := _variant(name, stem)) is not None})
+    return " or ".join("no variant" if v == "" else f'variant="{v}"' for v in found)
+
+
 def _remedy(folder: Path, stem: str) -> str:
     """Returns a hint for a folder without the requested weight file."""
-    there = sorted(p.name for p in folder.glob(f"{stem}*")) if folder.is_dir() else []
-    variants = sorted({v for n in there if (v := _variant(n, stem)) is not None})
-    if variants:
-        choices = " or ".join("no variant" if v == "" else f'variant="{v}"' for v in variants)
+    if choices := variants(folder, stem):
         return f"The folder has weights for {choices}"
-    if any(n.endswith((".bin", ".ckpt", ".msgpack")) for n in there):
-        return f"Only .safetensors files are read, the folder has {', '.join(there)}: use sega-jax-convert"
+    there = sorted(path.name for path in folder.glob(f"{stem}.*")) if folder.is_dir() else []
+    if there:
+        return f"The folder has {', '.join(there)}, which is not read; fetch .safetensors"
     return f"Is {folder.parent} a whole checkpoint in diffusers layout?"
 
 

@@ -29,6 +29,11 @@ _INNER = ("state_dict", "model", "model_state_dict", "module", "params_ema", "pa
 _DEEPEST = 3
 
 
+def stem(safetensors: str) -> str:
+    """Returns the name without ending of a pickled weight file, given that of the safetensors file in its place."""
+    return "pytorch_model" if safetensors == "model" else safetensors
+
+
 class PickledTensors(Tensors):
     """The tensors of `STEM.bin`, or of the shards that `STEM.bin.index.json` names.
 

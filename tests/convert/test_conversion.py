@@ -232,7 +232,7 @@ def test_variants(copy, tmp_path, read, folder):
     assert same(read(convert.convert(copy, tmp_path / "orbax", variant="fp16")), read(folder))
     with pytest.raises(CheckpointError, match='weights for variant="fp16"'):
         convert.convert(copy, tmp_path / "other")
-    with pytest.raises(CheckpointError, match="has no variants; leave 'fp16' out"):
+    with pytest.raises(CheckpointError, match="has no weights of the variant 'fp16'; leave it out"):
         convert.convert(tmp_path / "orbax", tmp_path / "other", variant="fp16")
 
 

@@ -55,7 +55,7 @@ def test_what_is_refused(single, tmp_path, small_folder):
     dest = tmp_path / "made"
     for error, words, arguments in [
         (CheckpointError, "attends to text of width 16", {}),
-        (CheckpointError, "does not hold CLIP's vocabulary; give tokenizer", {"config": bare}),
+        (CheckpointError, r"does not hold CLIP's vocabulary: .*Give tokenizer", {"config": bare}),
         (CheckpointError, r"vocab\.json and", {"config": bare, "tokenizer": tmp_path}),
         (FileNotFoundError, "is no folder", {"config": tmp_path / "none"}),
         (ValueError, "prediction_type='x' should be one of", {"config": small_folder, "prediction_type": "x"}),

@@ -50,7 +50,7 @@ def written():
 
 def read(path, file, module, part):
     """Fills a network from a single file."""
-    weights = single_file.OriginalWeights(path, torch_pickle.opened(path), file, part, module)
+    weights = single_file.OriginalWeights(path, torch_pickle.opened(path), file.networks[part], part, module)
     with weights:
         return pull.fill(module, weights, np.float32)
 

@@ -6,8 +6,8 @@ import pytest
 from safetensors.numpy import save_file
 from support import pickling, tiny
 
-from convert.conversion import opener
 from sega_jax.nn.t5 import T5Config, T5EncoderModel, buckets
+from sega_jax.pipelines.weight_files import open_weights
 from sega_jax.text.files import CheckpointError
 from sega_jax.weights.pull import fill
 
@@ -38,7 +38,7 @@ def test_both_names_of_the_embedding(tmp_path, ending):
             pickling.save(tensors, tmp_path / "pytorch_model.bin")
         else:
             save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-        with opener(tmp_path, "model", None, module.rename)() as weights:
+        with open_weights(tmp_path, "model", None, module.rename) as weights:
             return fill(module, weights, None)
 
     tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"].copy()

@@ -19,7 +19,7 @@ from sega_jax.cli.main import main
 from sega_jax.method.arguments import REQUIRED, arguments
 from sega_jax.pipelines import png
 from sega_jax.pipelines.load_options import LoadOptions
-from sega_jax.pipelines.loading import load_text
+from sega_jax.pipelines.part_loading import load_text
 from sega_jax.pipelines.pipeline import pipeline_class
 from sega_jax.systems import deepfloyd, registry
 from sega_jax.weights.single_file import Original, SingleFile

@@ -262,7 +262,7 @@ def test_single_files(tmp_path, text):
         with torch_pickle.opened(path) as opened:
             recognise_file(path, opened.shapes)
         opened, file = torch_pickle.opened(path), original_files.STABLE_DIFFUSION_FILE
-        with single_file.OriginalWeights(path, opened, file, "text_encoder", text) as weights:
+        with single_file.OriginalWeights(path, opened, file.networks["text_encoder"], "text_encoder", text) as weights:
             fill(text, weights, np.float32, np.copy)
 
     assert 0 < survives_in_little(attempt, path.read_bytes(), path.write_bytes, header_changed) < CASES
@@ -290,7 +290,7 @@ def test_pickles(tmp_path, text, legacy):
 
     def attempt():
         opened, file = torch_pickle.opened(path), original_files.STABLE_DIFFUSION_FILE
-        with single_file.OriginalWeights(path, opened, file, "text_encoder", text) as weights:
+        with single_file.OriginalWeights(path, opened, file.networks["text_encoder"], "text_encoder", text) as weights:
             fill(text, weights, np.float32, np.copy)
 
     assert 0 < survives_in_little(attempt, original, path.write_bytes, change) < CASES

@@ -16,15 +16,17 @@ import numpy as np
 import pytest
 from huggingface_hub import errors
 from reference import cases
-from safetensors.numpy import save_file
-from support import tiny
+from safetensors.numpy import load_file, save_file
+from support import pickling, tiny
 from support.checkpoints import same
 from support.hub import COMMIT, NAME, Stub, fetched
 
 import convert
 import sega_jax
 from sega_jax import CheckpointError
-from sega_jax.pipelines.loading import load_text
+from sega_jax.pipelines import sources
+from sega_jax.pipelines.part_loading import load_text
+from sega_jax.systems import original_files, registry, stable_diffusion
 from sega_jax.weights import hub
 
 pytestmark = pytest.mark.usefixtures("one_by_default")
@@ -83,10 +85,14 @@ def test_configs_of_a_single_file(client, small, one_device, tmp_path):
 
 
 def test_a_variant(client):
-    with pytest.raises(CheckpointError):  # the stand-in's is no real file
+    """Which only the UNet has; the stand-in's is no real file."""
+    said = r"owner/tiny has no weights of the variant 'fp16' for text_encoder, vae: those without a variant are read"
+    with pytest.warns(UserWarning, match=said), pytest.raises(CheckpointError):
         sega_jax.load(NAME, variant="fp16")
     assert "unet/diffusion_pytorch_model.fp16.safetensors" in fetched(client)
     assert "unet/diffusion_pytorch_model.safetensors" not in fetched(client)
+    with pytest.raises(CheckpointError, match="owner/tiny has no weights of the variant 'fp61'"):
+        sega_jax.load(NAME, variant="fp61")
 
 
 def test_of_another_kind_only_the_index_is_fetched(client, repository, tmp_path):
@@ -172,12 +178,17 @@ def test_errors_say_what_to_do(client, error, words):
     assert all(word in str(caught.value) for word in [NAME, *words]), str(caught.value)
 
 
-def test_a_repository_without_these_weights(client, repository, tmp_path):
+def test_a_repository_without_these_weights(client, repository, tmp_path, small, one_device):
     other = shutil.copytree(repository, tmp_path / "other")
     (other / "unet/diffusion_pytorch_model.safetensors").unlink()
+    weights = (other / "unet/diffusion_pytorch_model.bin").rename(other / "unet/other.bin")
     client.folder = other
-    with pytest.raises(CheckpointError, match=r"has no unet/diffusion_pytorch_model.safetensors; .*sega-jax-convert"):
+    with pytest.raises(CheckpointError, match=r"has no unet/diffusion_pytorch_model.safetensors, nor .* as \.bin"):
         sega_jax.load(NAME)
+    pickling.save(load_file(repository / "unet/diffusion_pytorch_model.safetensors"), weights)
+    weights.rename(other / "unet/diffusion_pytorch_model.bin")
+    assert same(sega_jax.load(NAME, devices=one_device), small)
+    assert "vae/diffusion_pytorch_model.bin" not in fetched(client)
 
 
 def test_a_converted_repository(client, small_folder, small, tmp_path, one_device):
@@ -195,6 +206,91 @@ def test_an_interruption_comes_through(client):
     client.error = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         sega_jax.load(NAME)
+
+
+PAGE = "https://huggingface.co/owner/tiny"
+ADDRESSES = {
+    "owner/tiny": ("owner/tiny", "", None),
+    "owner/tiny/a.safetensors": ("owner/tiny", "a.safetensors", None),
+    "owner/tiny/vae/a b.safetensors": ("owner/tiny", "vae/a b.safetensors", None),
+    PAGE: ("owner/tiny", "", None),
+    f"{PAGE}/": ("owner/tiny", "", None),
+    f"{PAGE}/tree/v1.0": ("owner/tiny", "", "v1.0"),
+    f"{PAGE}/tree/main/vae": ("owner/tiny", "vae", "main"),
+    f"{PAGE}/blob/main/v1-5.ckpt": ("owner/tiny", "v1-5.ckpt", "main"),
+    f"{PAGE}/resolve/refs%2Fpr%2F3/a%20b.safetensors?download=true": ("owner/tiny", "a b.safetensors", "refs/pr/3"),
+    "https://hf.co/owner/tiny": ("owner/tiny", "", None),
+}
+
+
+@pytest.mark.parametrize("source", ADDRESSES)
+def test_addresses(source):
+    assert tuple(hub.address(source)) == ADDRESSES[source]
+
+
+@pytest.mark.parametrize("source", ["name", "/a/b", "../a/b", "a/b/../c", "~/a/b.ckpt", "", None, 3, Path("a/b")])
+def test_what_is_no_address(source):
+    assert hub.address(source) is None
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("https://example.org/a/b.safetensors", "download the file, and give its path"),
+        ("ftp://huggingface.co/owner/tiny", "download the file"),
+        (f"{PAGE}/discussions/3", "is no page of a model"),
+        (f"{PAGE}/blob", "is no page of a model"),
+        ("https://huggingface.co/datasets/owner/tiny", "is no page of a model"),
+        ("https://huggingface.co/", "is no page of a model"),
+    ],
+)
+def test_addresses_of_something_else(source, words):
+    with pytest.raises(ValueError, match=words):
+        sega_jax.load(source)
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "ckpt", "pth"])
+def test_a_single_file_by_its_name(client, small, one_device, tmp_path, ending):
+    client.folder = tmp_path / "repository"
+    (client.folder / "all").mkdir(parents=True)
+    path = client.folder / "all" / f"a [1].{ending}"
+    tensors = tiny.original(unet=tiny.UNET_1)
+    save_file(tensors, path) if ending == "safetensors" else pickling.save({"model": tensors}, path)
+    config = tmp_path / "config"
+    tiny.checkpoint(config, unet=tiny.UNET_1)
+    for source in (f"owner/tiny/all/a [1].{ending}", f"{PAGE}/blob/main/all/a%20%5B1%5D.{ending}"):
+        assert same(sega_jax.load(source, config=config, devices=one_device), small)
+        found = sources.find(source, config=config)
+        assert sources.place(found) == (f"owner/tiny/all/a [1].{ending}", COMMIT)
+    assert fetched(client) == {f"all/a [1].{ending}"}
+    with pytest.raises(CheckpointError, match=r"on the hub owner/tiny has no file all/b\.ckpt at revision main"):
+        sega_jax.load("owner/tiny/all/b.ckpt", config=config)
+    with pytest.raises(ValueError, match=r"revision='v1' is given, and the address names 'main'; give one"):
+        sega_jax.load(f"{PAGE}/blob/main/all/b.ckpt", revision="v1")
+    with pytest.raises(FileNotFoundError, match=r"on the hub, give a repository, owner/name, or a file in it"):
+        sega_jax.load("owner/tiny/all")
+
+
+def test_the_vocabulary_of_a_single_file_is_fetched(client, small_folder, monkeypatch, tmp_path, small, one_device):
+    published = tmp_path / "sd-1.5"
+    shutil.copytree(small_folder, published, ignore=shutil.ignore_patterns("*.safetensors", "tokenizer"))
+    file = original_files.STABLE_DIFFUSION_FILE
+    pretended = file._replace(published=lambda *_: published)
+    checkpoint = stable_diffusion.SYSTEM.checkpoint._replace(single_file=pretended)
+    sega_jax.register(stable_diffusion.SYSTEM._replace(checkpoint=checkpoint))
+    try:
+        save_file(tiny.original(unet=tiny.UNET_1), tmp_path / "model.safetensors")
+        pipe = sega_jax.load(tmp_path / "model.safetensors", devices=one_device)
+        assert client.calls == [("stable-diffusion-v1-5/stable-diffusion-v1-5", None, ["tokenizer/*"])]
+        assert np.array_equal(pipe.tokenizer(["a cat"]), small.tokenizer(["a cat"]))
+        convert.convert_single(tmp_path / "model.safetensors", tmp_path / "made")
+        assert (tmp_path / "made/tokenizer/merges.txt").is_file()
+        client.error = errors.OfflineModeIsEnabled("x")
+        said = r"would be fetched, but .*cannot be reached.* Give tokenizer= .*config="
+        with pytest.raises(CheckpointError, match=said):
+            sega_jax.load(tmp_path / "model.safetensors")
+    finally:
+        registry.unregister("stable_diffusion")
 
 
 @pytest.mark.parametrize("source", ["owner/name", "a/b.c_d-e", "stable-diffusion-v1-5/stable-diffusion-v1-5"])

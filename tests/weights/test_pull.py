@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from support import tiny
+from support import pickling, tiny
 
 from sega_jax import CheckpointError, load
 from sega_jax.method import numerics
@@ -359,18 +359,31 @@ def test_a_leaf_twice(refused, read, copy):
 
 
 def test_variants(refused, copy, read, pipe):
-    refused("model.fp16.safetensors is missing", "weights for no variant", variant="fp16")
+    refused("has no weights of the variant 'fp16'; it has weights for no variant", variant="fp16")
     for name in (WEIGHTS, TEXT, "vae/diffusion_pytorch_model.safetensors"):
         (copy / name).rename(copy / name.replace(".safetensors", ".fp16.safetensors"))
     assert same(read(copy, variant="fp16"), pipe)
     refused("model.safetensors is missing", 'weights for variant="fp16"')
     shutil.copy(copy / TEXT.replace(".safe", ".fp16.safe"), copy / TEXT)
-    refused("model.ema.safetensors is missing", 'weights for no variant or variant="fp16"', variant="ema")
+    refused("has no weights of the variant 'ema'; it has weights for", variant="ema")
+    (copy / "vae/diffusion_pytorch_model.fp16.safetensors").rename(copy / "vae/diffusion_pytorch_model.safetensors")
+    with pytest.warns(UserWarning, match=r"has no weights of the variant 'fp16' for vae: those without a variant"):
+        found = read(copy, variant="fp16")
+    assert same(found, pipe)
+
+
+def test_pickles(copy, read, pipe):
+    """Where a network has no safetensors file; a text encoder's has another name."""
+    for name, pickled in ((WEIGHTS, WEIGHTS), (TEXT, TEXT.replace("/model", "/pytorch_model"))):
+        pickling.save(load_file(copy / name), (copy / pickled).with_suffix(".bin"))
+        (copy / name).unlink()
+    (copy / "vae/diffusion_pytorch_model.bin").write_bytes(b"never read")
+    assert same(read(copy), pipe)
 
 
 def test_other_formats(refused, copy):
-    (copy / WEIGHTS).rename(copy / WEIGHTS.replace(".safetensors", ".bin"))
-    refused("Only .safetensors files are read", "diffusion_pytorch_model.bin", "use sega-jax-convert")
+    (copy / WEIGHTS).rename(copy / WEIGHTS.replace(".safetensors", ".onnx"))
+    refused("The folder has diffusion_pytorch_model.onnx, which is not read; fetch .safetensors")
 
 
 def test_no_weights(refused, copy):

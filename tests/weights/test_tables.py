@@ -65,7 +65,7 @@ def tensors():
 
 
 def read(path, **options):
-    with OriginalWeights(path, torch_pickle.opened(path), FILE, "net", Toy(), **options) as weights:
+    with OriginalWeights(path, torch_pickle.opened(path), FILE.networks["net"], "net", Toy(), **options) as weights:
         return fill(Toy(), weights, np.float32, np.copy)
 
 
@@ -79,7 +79,7 @@ def test_a_single_file(tmp_path, tensors):
     with pytest.raises(CheckpointError, match="has no moving average, names that start with ema_; leave ema out"):
         read(path, ema=True)
     save_file({"x": np.ones(1)}, path)
-    with pytest.raises(CheckpointError, match=r"has no net, names that start with old\. or net\.; give net=, another"):
+    with pytest.raises(CheckpointError, match=r"has no net, names that start with old\. or net\.; give net=, its own"):
         read(path)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sega_jax.pipelines import loading
+from sega_jax.pipelines import loading, part_loading
 from sega_jax.pipelines.adapter_options import Pairs
 from sega_jax.pipelines.adapters import lora_changes
 from sega_jax.pipelines.pipeline import Pipeline
@@ -78,7 +78,7 @@ def with_text_adapters(models: Any, facts: Facts, adapters: tuple[tuple[str, Pai
 def _readers(facts: Facts) -> Readers:
     """Loads the networks that read text, where the stage that they are of is done."""
     model = {name: value for name, value in facts.model.items() if name in ("revision", "dtype", "variant")}
-    return Readers(facts.family.text.type, *loading.load_readers(facts.model["source"], **model))
+    return Readers(facts.family.text.type, *part_loading.load_readers(facts.model["source"], **model))
 
 
 def encoded(picture: np.ndarray) -> bytes:

@@ -1,0 +1,133 @@
+"""Which files hold a network's weights: the forms that are read, the best first, in a folder and on the hub."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from sega_jax.text.files import CheckpointError
+from sega_jax.weights import hub, orbax_reader, torch_pickle
+from sega_jax.weights.orbax_reader import OrbaxTensors
+from sega_jax.weights.tensors import Tensors, Weights, has_weights, variants, weight_files
+from sega_jax.weights.torch_pickle import PickledTensors
+
+Rename = Callable[[str], str | None]
+
+
+class Form(NamedTuple):
+    """A form of weight files. `stem` is the name of the safetensors file without its ending."""
+
+    files: Callable[[str, str | None], Sequence[str]]  # (stem, variant) -> patterns of the files' names
+    has: Callable[[Path, str, str | None], bool]  # (folder, stem, variant)
+    open: Callable[[Path, str, str | None, Rename], Weights]  # (folder, stem, variant, rename)
+
+
+SAFETENSORS = Form(weight_files, has_weights, Tensors)
+ORBAX = Form(
+    lambda stem, variant: orbax_reader.FILES,
+    lambda folder, stem, variant: (folder / orbax_reader.ARRAYS).is_dir(),
+    lambda folder, stem, variant, rename: OrbaxTensors(folder, rename),
+)
+PICKLES = Form(
+    lambda stem, variant: weight_files(torch_pickle.stem(stem), variant, "bin"),
+    lambda folder, stem, variant: has_weights(folder, torch_pickle.stem(stem), variant, "bin"),
+    lambda folder, stem, variant, rename: PickledTensors(folder, torch_pickle.stem(stem), variant, rename),
+)
+
+
+class Choice(NamedTuple):
+    """A form of weight files, of a variant or without one."""
+
+    form: Form
+    variant: str | None = None
+
+
+def _choices(variant: str | None) -> list[list[Choice]]:
+    """Returns all choices, the best first. What is fetched together is in one list."""
+    plain = [[Choice(ORBAX), Choice(SAFETENSORS)], [Choice(PICKLES)]]
+    return ([] if variant is None else [[Choice(SAFETENSORS, variant)], [Choice(PICKLES, variant)]]) + plain
+
+
+def find_weights(folder: Path, stem: str, variant: str | None = None) -> Choice | None:
+    """Returns the best choice among a folder's weight files; None where it has none."""
+    every = [choice for together in _choices(variant) for choice in together]
+    return next((choice for choice in every if choice.form.has(folder, stem, choice.variant)), None)
+
+
+def open_weights(folder: Path, stem: str, variant: str | None, rename: Rename) -> Weights:
+    """Opens the best choice among a folder's weight files.
+
+    Args:
+        stem: the name of the safetensors file without its ending.
+        variant: is preferred to files without one.
+        rename: as of `sega_jax.weights.tensors.Tensors`.
+
+    Raises:
+        CheckpointError: the weights are missing or broken.
+    """
+    choice = find_weights(folder, stem, variant) or Choice(SAFETENSORS, variant)
+    return choice.form.open(folder, stem, choice.variant, rename)
+
+
+def fetch_weights(
+    repository: str, commit: str | None, stems: Mapping[str, str], variant: str | None, others: Sequence[str] = ()
+) -> Path:
+    """Fetches the weights of networks, each in the best form that the repository has.
+
+    Args:
+        stems: of the weight files, by their folders in the repository; "" is the repository itself.
+        variant: is preferred to files without one.
+        others: patterns of further files.
+
+    Returns:
+        The local folder of the repository's snapshot.
+
+    Raises:
+        CheckpointError: a network has no weights, or they cannot be fetched.
+    """
+    lacking = dict(stems)
+    for number, together in enumerate(_choices(variant)):
+        patterns = [
+            f"{part}/{name}".removeprefix("/")
+            for part, stem in lacking.items()
+            for choice in together
+            for name in choice.form.files(stem, choice.variant)
+        ]
+        folder = hub.fetch(repository, [*(others if number == 0 else ()), *patterns], commit)
+        # A folder that is not there at all is reported where the checkpoint's parts are checked.
+        lacking = {
+            part: stem
+            for part, stem in lacking.items()
+            if (folder / part).is_dir() and not find_weights(folder / part, stem, variant)
+        }
+        if not lacking:
+            return folder
+    part, stem = next(iter(lacking.items()))
+    name = f"{part}/{stem}.safetensors".removeprefix("/")
+    raise CheckpointError(
+        f"{repository} has no {name}, nor these weights as .bin or from sega-jax-convert; give a variant, if it has"
+        ' only one such as "fp16", or fetch the repository and convert its folder'
+    )
+
+
+def check_variant(name: str | Path, folders: Mapping[str, Path], stems: Mapping[str, str], variant: str) -> str | None:
+    """Returns a message if only some networks have weights of a variant.
+
+    Args:
+        name: of the checkpoint, for messages.
+        folders, stems: by network.
+
+    Raises:
+        CheckpointError: no network has them.
+    """
+    chosen = {part: find_weights(folder, stems[part], variant) for part, folder in folders.items()}
+    if not any(choice is not None and choice.variant == variant for choice in chosen.values()):
+        known = [variants(folder, stems[part]) for part, folder in folders.items()]
+        choices = next(filter(None, known), "")
+        raise CheckpointError(
+            f"{name} has no weights of the variant {variant!r}; "
+            + (f"it has weights for {choices}" if choices else "leave it out")
+        )
+    plain = [part for part, choice in chosen.items() if choice is not None and choice.variant is None]
+    if not plain:
+        return None
+    return f"{name} has no weights of the variant {variant!r} for {', '.join(plain)}: those without a variant are read"

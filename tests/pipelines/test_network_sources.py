@@ -1,0 +1,202 @@
+"""Networks that are published alone, in place of a checkpoint's: folders, single files, repositories."""
+
+import json
+import shutil
+
+import huggingface_hub
+import jax
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from safetensors.numpy import load_file, save_file
+from support import pickling, tiny
+from support.hub import NAME, Stub, fetched
+
+from sega_jax import CheckpointError, SemanticStableDiffusionPipeline, load
+from sega_jax.cli.main import main
+from sega_jax.pipelines import loading
+from sega_jax.systems import original_files
+
+pytestmark = pytest.mark.usefixtures("one_by_default")
+
+VAE = "vae/diffusion_pytorch_model.safetensors"
+PARTS = ("text_encoder", "unet", "vae")
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """A checkpoint with other weights."""
+    folder = tiny.checkpoint(tmp_path_factory.mktemp("other") / "tiny", unet=tiny.UNET_1)
+    for path in folder.rglob("*.safetensors"):
+        save_file({name: (array * 0.9).astype(array.dtype) for name, array in load_file(path).items()}, path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wanted(other, one_device):
+    return load(other, devices=one_device).models
+
+
+def equal(first, second):
+    return all(map(np.array_equal, jax.tree.leaves(first), jax.tree.leaves(second)))
+
+
+def originals(folder):
+    """The tensors of a folder's networks as a single file has them, by network and without what names begin with."""
+    found = {}
+    for part, start in zip(PARTS, (original_files.CLIP, original_files.UNET, original_files.VAE), strict=True):
+        module = tiny.networks(unet=tiny.UNET_1)._asdict()[part]
+        names = tiny.original_names(module, start)
+        (path,) = (folder / part).glob("*.safetensors")
+        tensors = {names[module.rename(key)]: array for key, array in load_file(path).items()}
+        convolutions = {key: a[:, :, None, None] for key, a in tensors.items() if ".attn_1." in key and a.ndim == 2}
+        found[part] = {key.removeprefix(start): array for key, array in (tensors | convolutions).items()}
+    return found
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_folder(small_folder, small, other, wanted, part, tmp_path):
+    for source in (other / part, str(other / part), other):
+        models = load(small_folder, devices=small.devices, **{part: source}).models._asdict()
+        assert equal(models[part], wanted._asdict()[part])
+        assert all(equal(models[rest], small.models._asdict()[rest]) for rest in PARTS if rest != part)
+    (weights,) = (shutil.copytree(other / part, tmp_path / "bin")).glob("*.safetensors")
+    stem = "pytorch_model" if part == "text_encoder" else weights.stem
+    pickling.save(load_file(weights), weights.with_name(f"{stem}.bin"))
+    weights.unlink()
+    pickled = load(small_folder, devices=small.devices, **{part: tmp_path / "bin"})
+    assert equal(pickled.models._asdict()[part], models[part])
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("form", ["diffusers", "diffusers with a prefix", "original", "original with a prefix", "ckpt"])
+def test_a_single_file(small_folder, small, other, wanted, part, form, tmp_path):
+    path = tmp_path / "a.safetensors"
+    if form.startswith("diffusers"):
+        (weights,) = (other / part).glob("*.safetensors")
+        prefix = "" if form == "diffusers" else "network."
+        save_file({f"{prefix}{key}": array for key, array in load_file(weights).items()}, path)
+    elif form == "ckpt":
+        loss = {"loss.logvar": np.ones(3, np.float32)} if part == "vae" else {}
+        path = pickling.save({"state_dict": originals(other)[part] | loss, "epoch": 3}, tmp_path / "a.ckpt")
+    else:
+        prefix = "" if form == "original" else "model.diffusion_model."
+        save_file({f"{prefix}{key}": array for key, array in originals(other)[part].items()}, path)
+    models = load(small_folder, devices=small.devices, **{part: path}).models._asdict()
+    assert equal(models[part], wanted._asdict()[part])
+
+
+def test_the_network_of_a_whole_file(small_folder, small, other, wanted, tmp_path):
+    """Which has its names among others."""
+    starts = dict(zip(PARTS, (original_files.CLIP, original_files.UNET, original_files.VAE), strict=True))
+    tensors = {f"{starts[part]}{key}": a for part, of in originals(other).items() for key, a in of.items()}
+    save_file(tensors, tmp_path / "a.safetensors")
+    assert equal(load(small_folder, devices=small.devices, vae=tmp_path / "a.safetensors").models.vae, wanted.vae)
+
+
+def test_where_the_checkpoint_lacks_the_network(small_folder, small, other, wanted, tmp_path):
+    folder = shutil.copytree(small_folder, tmp_path / "copy")
+    shutil.rmtree(folder / "vae")
+    index = json.loads((folder / "model_index.json").read_text())
+    without = {name: value for name, value in index.items() if name != "vae"}
+    for entries in (index, without, index | {"vae": [None, None]}):
+        tiny.write_json(folder / "model_index.json", entries)
+        assert equal(load(folder, devices=small.devices, vae=other / "vae").models.vae, wanted.vae)
+    save_file(load_file(other / VAE), tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match=r"a\.safetensors' is a file without a config, and .* has none of its"):
+        load(folder, devices=small.devices, vae=tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match="vae is missing; expected"):
+        load(folder, devices=small.devices)
+
+
+def test_a_single_file_that_lacks_the_network(small_folder, small, other, wanted, tmp_path):
+    tensors = tiny.original(unet=tiny.UNET_1)
+    save_file({k: v for k, v in tensors.items() if not k.startswith(original_files.VAE)}, tmp_path / "a.safetensors")
+    found = load(tmp_path / "a.safetensors", config=small_folder, devices=small.devices, vae=other / VAE)
+    assert equal(found.models.vae, wanted.vae)
+    assert equal(found.models.unet, small.models.unet)
+    with pytest.raises(CheckpointError, match=r"has no vae, .* give vae=, its own file, folder or repository"):
+        load(tmp_path / "a.safetensors", config=small_folder, devices=small.devices)
+
+
+def test_a_config_of_its_own(small_folder, small, other, tmp_path):
+    """Another scale of the latents, as autoencoders of other families have, and another number of layers."""
+    folder = shutil.copytree(other / "vae", tmp_path / "vae")
+    config = json.loads((folder / "config.json").read_text())
+    tiny.write_json(folder / "config.json", config | {"scaling_factor": 0.5})
+    for source in (folder, folder / "diffusion_pytorch_model.safetensors"):
+        assert load(small_folder, devices=small.devices, vae=source).models.vae.config.scaling_factor == 0.5
+    deeper = tiny.checkpoint(tmp_path / "deeper", unet=tiny.UNET)
+    found = load(small_folder, devices=small.devices, unet=deeper / "unet").models.unet
+    assert len(found.down_blocks) == len(tiny.UNET["block_out_channels"])
+
+
+def test_a_repository(small_folder, small, other, wanted, tmp_path, monkeypatch):
+    """The network's own, a checkpoint's, a folder in one, and a file in one."""
+    client = Stub(other / "vae", tmp_path / "cache")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", client)
+    (other / "vae" / "diffusion_pytorch_model.bin").write_bytes(b"x")
+    weights = {"config.json", "diffusion_pytorch_model.safetensors"}
+    assert equal(load(small_folder, devices=small.devices, vae=NAME).models.vae, wanted.vae)
+    assert fetched(client) == weights
+    client.folder = other
+    for source in (NAME, f"{NAME}/vae", f"https://huggingface.co/{NAME}/tree/main/vae", f"{NAME}/{VAE}"):
+        shutil.rmtree(client.cache)
+        assert equal(load(small_folder, devices=small.devices, vae=source).models.vae, wanted.vae)
+        assert fetched(client) == {f"vae/{name}" for name in weights}
+    face = SemanticStableDiffusionPipeline.from_pretrained(small_folder, vae=NAME, devices=small.devices)
+    assert equal(face.vae, wanted.vae)
+
+
+def test_a_variant(small_folder, small, other, wanted, tmp_path):
+    folder = shutil.copytree(small_folder, tmp_path / "copy")
+    for path in folder.rglob("*.safetensors"):
+        path.rename(path.with_suffix(".fp16.safetensors"))
+    found = load(folder, variant="fp16", vae=other / "vae", devices=small.devices)
+    assert equal(found.models.vae, wanted.vae)
+
+
+REFUSED = {
+    "no such file": ("nowhere.safetensors", FileNotFoundError, "vae='.*' is no file and no folder"),
+    "a folder of something else": ("empty", CheckpointError, "has no config.json, nor a folder vae"),
+    "no weights": ("bare", CheckpointError, r"has no weights, diffusion_pytorch_model\.safetensors"),
+    "another class": ("tiny-vae", CheckpointError, "is AutoencoderTiny, expected AutoencoderKL"),
+    "another network": ("unet", CheckpointError, "is UNet2DConditionModel, expected AutoencoderKL"),
+    "a file of another network": ("unet.safetensors", CheckpointError, r"has no vae with diffusers' or the original"),
+    "a broken file": ("broken.safetensors", CheckpointError, "truncated or no safetensors file"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused(small_folder, small, other, tmp_path, name):
+    source, error, words = REFUSED[name]
+    (tmp_path / "empty").mkdir()
+    for folder, kind in (("bare", "AutoencoderKL"), ("tiny-vae", "AutoencoderTiny")):
+        (tmp_path / folder).mkdir()
+        tiny.write_json(tmp_path / folder / "config.json", {"_class_name": kind})
+    shutil.copytree(other / "unet", tmp_path / "unet")
+    shutil.copy(other / "unet/diffusion_pytorch_model.safetensors", tmp_path / "unet.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"\x08")
+    with pytest.raises(error, match=words):
+        load(small_folder, devices=small.devices, vae=tmp_path / source)
+
+
+def test_values_of_another_type(small_folder, small):
+    for value in (3, True, b"vae"):
+        with pytest.raises(TypeError, match=r"vae=.* should be"):
+            load(small_folder, devices=small.devices, vae=value)
+    with pytest.raises(ValueError, match="vae='' should be"):
+        load(small_folder, devices=small.devices, vae="")
+
+
+def test_the_shell(small_folder, small, other, wanted, tmp_path, monkeypatch):
+    """A relative path becomes a whole one in the command that repeats the picture."""
+    monkeypatch.chdir(other)
+    monkeypatch.setattr(loading, "fill_pipeline", lambda *_: small)
+    words = ["edit", "--model", small_folder, "--vae", "vae", "--unet", other, "--prompt", "a", "--steps", "1"]
+    result = CliRunner().invoke(main, [*map(str, words), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    (picture,) = (tmp_path / "out").glob("*original.png")
+    told = CliRunner().invoke(main, ["info", str(picture)]).output
+    assert f"--vae {other / 'vae'}" in told
+    assert f"--unet {other}" in told
