@@ -1,6 +1,9 @@
 """Single files of Stable Diffusion: the small ones, and the tensors of the published ones."""
 
-from sega_jax.systems import original_files, sdxl
+import shutil
+from contextlib import contextmanager
+
+from sega_jax.systems import original_files, registry, sdxl, stable_diffusion
 from sega_jax.systems.stable_diffusion import Models
 from sega_jax.weights.layout import leaves
 from support import tiny
@@ -9,6 +12,20 @@ KINDS = {
     "1": {"unet": tiny.UNET, "text": tiny.TEXT},
     "2": {"unet": tiny.UNET_2, "text": tiny.TEXT_2},
 }
+
+
+@contextmanager
+def resembling(checkpoint, folder):
+    """Takes single files of Stable Diffusion for a checkpoint, whose configs are copied to a folder. The name of the
+    folder, such as "sd-1.5", decides where the vocabulary is fetched."""
+    shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.safetensors", "tokenizer"))
+    file = original_files.STABLE_DIFFUSION_FILE._replace(published=lambda *_: folder)
+    system = stable_diffusion.SYSTEM
+    registry.register(system._replace(checkpoint=system.checkpoint._replace(single_file=file)))
+    try:
+        yield
+    finally:
+        registry.unregister(system.name)
 
 
 def shapes(config, openclip=False):

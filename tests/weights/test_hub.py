@@ -17,16 +17,15 @@ import pytest
 from huggingface_hub import errors
 from reference import cases
 from safetensors.numpy import load_file, save_file
-from support import pickling, tiny
+from support import pickling, single_files, tiny
 from support.checkpoints import same
 from support.hub import COMMIT, NAME, Stub, fetched
 
 import convert
 import sega_jax
-from sega_jax import CheckpointError
+from sega_jax import CheckpointError, sweep
 from sega_jax.pipelines import sources
 from sega_jax.pipelines.part_loading import load_text
-from sega_jax.systems import original_files, registry, stable_diffusion
 from sega_jax.weights import hub
 
 pytestmark = pytest.mark.usefixtures("one_by_default")
@@ -271,14 +270,8 @@ def test_a_single_file_by_its_name(client, small, one_device, tmp_path, ending):
         sega_jax.load("owner/tiny/all")
 
 
-def test_the_vocabulary_of_a_single_file_is_fetched(client, small_folder, monkeypatch, tmp_path, small, one_device):
-    published = tmp_path / "sd-1.5"
-    shutil.copytree(small_folder, published, ignore=shutil.ignore_patterns("*.safetensors", "tokenizer"))
-    file = original_files.STABLE_DIFFUSION_FILE
-    pretended = file._replace(published=lambda *_: published)
-    checkpoint = stable_diffusion.SYSTEM.checkpoint._replace(single_file=pretended)
-    sega_jax.register(stable_diffusion.SYSTEM._replace(checkpoint=checkpoint))
-    try:
+def test_the_vocabulary_of_a_single_file_is_fetched(client, small_folder, tmp_path, small, one_device):
+    with single_files.resembling(small_folder, tmp_path / "sd-1.5"):
         save_file(tiny.original(unet=tiny.UNET_1), tmp_path / "model.safetensors")
         pipe = sega_jax.load(tmp_path / "model.safetensors", devices=one_device)
         assert client.calls == [("stable-diffusion-v1-5/stable-diffusion-v1-5", None, ["tokenizer/*"])]
@@ -289,8 +282,18 @@ def test_the_vocabulary_of_a_single_file_is_fetched(client, small_folder, monkey
         said = r"would be fetched, but .*cannot be reached.* Give tokenizer= .*config="
         with pytest.raises(CheckpointError, match=said):
             sega_jax.load(tmp_path / "model.safetensors")
-    finally:
-        registry.unregister("stable_diffusion")
+
+
+def test_a_sweep_of_a_single_file(client, small_folder, tmp_path):
+    """The plan and every run read its vocabulary from the hub's cache."""
+    save_file(tiny.original(unet=tiny.UNET_1), tmp_path / "model.safetensors")
+    file = str(tmp_path / "model.safetensors")
+    said = sweep.Sweep(model={"source": file}, call={"prompt": "a cat", "steps": 1}, grid={"seed": [3, 4]})
+    with single_files.resembling(small_folder, tmp_path / "sd-1.5"):
+        facts = sweep.Facts.of(said)
+        assert facts.model["source"] == file
+        sweep.run(sweep.plan(said, facts), tmp_path / "out", progress=False)
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 2
 
 
 @pytest.mark.parametrize("source", ["owner/name", "a/b.c_d-e", "stable-diffusion-v1-5/stable-diffusion-v1-5"])

@@ -67,10 +67,9 @@ class Facts:
         readers = None if earlier is None else _readers(earlier.first)
         found = _source(model)
         description = _described(model, "xla", readers)
-        if found.commit is not None:
-            model |= {"revision": found.commit}
-        elif "source" in model:
-            model |= {"source": str(found.folder.resolve())}
+        if "source" in model:
+            place, commit = sources.place(found)
+            model |= {"source": place} | ({} if commit is None else {"revision": commit})
         scheduler = None if description.scheduler is None else description.scheduler.config
         sizes = description.system.sampler.sizes(description.models)
         reader = description.system.text
@@ -223,7 +222,7 @@ def _described(model: Mapping[str, Any], attention: str, readers: Readers | None
     with muted():
         if readers is None or found.system.text.type is not readers.type:
             folder = found.fetch(model.get("variant"), without=without)
-            return loading.describe(folder, attention, safety_checker=checker)
+            return loading.describe(folder, attention, tokenizer=found.vocabulary(), safety_checker=checker)
         folder = found.fetch(model.get("variant"), without=[*without, *readers.networks, "tokenizer"])
         tokenizer, replaced = readers.tokenizer, readers.networks
         return loading.describe(folder, attention, tokenizer=tokenizer, safety_checker=checker, replaced=replaced)
