@@ -9,7 +9,7 @@ from convert.paella import convert_paella, is_published
 from convert.single import convert_single
 from sega_jax.pipelines.load_options import PREDICTIONS
 from sega_jax.pipelines.progress import plainly
-from sega_jax.weights.single_file import is_one
+from sega_jax.pipelines.sources import names_file
 
 SINGLE, PAELLA = "single files", "Paella's published files"
 # Options that only these kinds of sources have.
@@ -43,9 +43,9 @@ def main(source: str, dest: str, to: str | None, variant: str | None, **options:
 
     SOURCE is a folder in one of these forms (.safetensors, .bin or Orbax), a stage of DeepFloyd-IF in its own layout
     (config.yml and pytorch_model.bin), a folder with Paella's published files (paella_v3.pt, vqgan_f4.pt, prior_v1.pt),
-    or Stable Diffusion 1.x, 2.x or XL in a single file (.safetensors or .ckpt)."""
+    or Stable Diffusion 1.x, 2.x or XL in a single file (.safetensors, .ckpt or another pickle)."""
     with plainly():
-        kind = SINGLE if is_one(source) else PAELLA if is_published(source) else None
+        kind = SINGLE if names_file(source) else PAELLA if is_published(source) else None
         for name, of in _OF.items():
             if options[name] and of != kind:
                 raise ValueError(f"--{name.replace('_', '-')} goes with {of}, and {source} is none")

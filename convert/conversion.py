@@ -19,14 +19,13 @@ from convert.destination import whole_or_nothing
 from sega_jax.pipelines.loading import describe
 from sega_jax.pipelines.messages import warn
 from sega_jax.pipelines.progress import bar
-from sega_jax.pipelines.sources import find
+from sega_jax.pipelines.sources import find, names_file
 from sega_jax.pipelines.weight_files import open_weights
 from sega_jax.systems.base import listed
 from sega_jax.systems.registry import CHECKER, weight_stem
 from sega_jax.text.files import CheckpointError, read_json
 from sega_jax.weights.layout import flax_name
 from sega_jax.weights.pull import check, fill
-from sega_jax.weights.single_file import is_one
 from sega_jax.weights.tensors import Weights
 from sega_jax.weights.write import Network, write_diffusers, write_orbax
 
@@ -169,7 +168,7 @@ def _folder(source: str | Path, variant: str | None) -> Path:
         folder = Path(os.path.expanduser(source))
         if deepfloyd.is_original(folder):
             return folder
-    if is_one(source):
+    if names_file(source):
         raise FileNotFoundError(f"{source} is no folder, but a single file, which is for convert_single")
     return find(source).fetch(variant)
 

@@ -12,12 +12,11 @@ from convert.conversion import Source, as_json, check_options, destination, toke
 from convert.destination import whole_or_nothing
 from sega_jax.pipelines.load_options import PREDICTIONS
 from sega_jax.pipelines.loading import describe
-from sega_jax.pipelines.sources import of_file
+from sega_jax.pipelines.sources import find, names_file
 from sega_jax.systems.registry import CHECKER, recognise, weight_stem
 from sega_jax.text.files import read_json
 from sega_jax.text.tokenizers import Tokenizer, TokenizerPair
-from sega_jax.weights.single_file import ENDINGS, is_one
-from sega_jax.weights.torch_pickle import opened
+from sega_jax.weights.single_file import ENDINGS
 
 # Files to write besides the weights, each as a path to copy or as its content.
 Files = dict[Path, Path | bytes]
@@ -39,7 +38,8 @@ def convert_single(
     a folder without a safety checker.
 
     Args:
-        source: a `.safetensors` or `.ckpt` file. A `.ckpt` is a pickle; reading it runs no code that it contains.
+        source: a `.safetensors` file or a pickle such as `.ckpt`, of which no code runs; also on the hub,
+            "owner/name/file".
         dest: a new or empty folder. It appears once it is complete.
         tokenizer: a folder with CLIP's vocabulary (vocab.json and merges.txt), which the file does not contain; None
             takes the one in `config`.
@@ -65,14 +65,10 @@ def convert_single(
     check_options(to, dtype)
     if prediction_type not in (None, *PREDICTIONS):
         raise ValueError(f"prediction_type={prediction_type!r} should be one of {', '.join(PREDICTIONS)}, or None")
-    if not is_one(source):
+    if not names_file(source):
         raise ValueError(f"{source} is no single file ({', '.join(ENDINGS)}); use convert for folders")
-    path = Path(os.path.expanduser(source))
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is no file")
-    with opened(path) as tensors:
-        found = of_file(path, tensors, config, prediction_type)
-        folder = found.fetch(without=[CHECKER])
+    found = find(source, None, config, prediction_type)
+    folder = found.fetch(without=[CHECKER])
     given = found.vocabulary() if tokenizer is None else Path(os.path.expanduser(tokenizer))
     dest = destination(dest, folder)
     with whole_or_nothing(dest) as partly:

@@ -136,6 +136,14 @@ class Source(NamedTuple):
         return single_file.OriginalWeights(self.file, opened(self.file), originals, part, module, ema=ema)
 
 
+def names_file(source: object) -> bool:
+    """Tells whether a source names a single file, here or on the hub."""
+    if single_file.is_one(source):
+        return True
+    address = hub.address(source) if isinstance(source, str) and "://" in source else None
+    return address is not None and single_file.is_one(address.path)
+
+
 def find(
     source: str | Path,
     revision: str | None = None,

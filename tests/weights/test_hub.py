@@ -259,6 +259,9 @@ def test_a_single_file_by_its_name(client, small, one_device, tmp_path, ending):
     tiny.checkpoint(config, unet=tiny.UNET_1)
     for source in (f"owner/tiny/all/a [1].{ending}", f"{PAGE}/blob/main/all/a%20%5B1%5D.{ending}"):
         assert same(sega_jax.load(source, config=config, devices=one_device), small)
+        shutil.rmtree(tmp_path / "made", ignore_errors=True)
+        convert.convert_single(source, tmp_path / "made", config=config)
+        assert same(sega_jax.load(tmp_path / "made", devices=one_device), small)
         found = sources.find(source, config=config)
         assert sources.place(found) == (f"owner/tiny/all/a [1].{ending}", COMMIT)
     assert fetched(client) == {f"all/a [1].{ending}"}
