@@ -1,6 +1,5 @@
 """Weights in 8-bit floats: they are read in wider types without rounding, and multiplied by their scales."""
 
-import json
 import shutil
 
 import jax
@@ -9,27 +8,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from support import pickling
+from support.float8 import DTYPES, save
 
 from sega_jax import CheckpointError, load
 from sega_jax.weights.torch_pickle import opened
 
-DTYPES = [ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.float8_e4m3fnuz, ml_dtypes.float8_e5m2fnuz]
-NAMES = dict(zip(map(np.dtype, DTYPES), ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), strict=True))
-NAMES |= {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16", np.dtype(np.uint8): "U8"}
-NAMES |= {np.dtype(ml_dtypes.float8_e8m0fnu): "F8_E8M0"}
 UNET = "unet/diffusion_pytorch_model.safetensors"
-
-
-def save(tensors, path):
-    """Writes a safetensors file, also with dtypes that `safetensors.numpy` does not know."""
-    header, data = {}, b""
-    for key, array in tensors.items():
-        offsets = [len(data), len(data) + array.nbytes]
-        header[key] = {"dtype": NAMES[array.dtype], "shape": array.shape, "data_offsets": offsets}
-        data += array.tobytes()
-    words = json.dumps(header).encode()
-    path.write_bytes(len(words).to_bytes(8, "little") + words + data)
-    return path
 
 
 def same(first, second):

@@ -22,11 +22,12 @@ import warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 import tensorstore
 from safetensors.numpy import save_file
-from support import pickling, tiny
+from support import float8, pickling, tiny
 
 import convert
 from sega_jax import load
@@ -294,6 +295,33 @@ def test_pickles(tmp_path, text, legacy):
             fill(text, weights, np.float32, np.copy)
 
     assert 0 < survives_in_little(attempt, original, path.write_bytes, change) < CASES
+
+
+def eighths(text):
+    """The tensors of a text encoder in 8-bit floats, of which some have scales: numbers, rows and blocks."""
+    found = {}
+    for i, (key, array) in enumerate(tiny.tensors(text).items()):
+        found[key] = array.astype((ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)[i % 2])
+        if key.endswith("weight") and array.ndim == 2:
+            shape = [(), (len(array), 1), (2, 4), None][i % 4]
+            found |= {} if shape is None else {key.replace("weight", "scale_weight"): np.full(shape, 0.5, np.float32)}
+    return found | {"scaled_fp8": np.zeros(0, ml_dtypes.float8_e4m3fn)}
+
+
+@pytest.mark.parametrize("pickled", [False, True], ids=["safetensors", "pickle"])
+def test_8_bit_floats(tmp_path, text, pickled):
+    path = tmp_path / "model"
+    if pickled:
+        pickling.save({"model": eighths(text)}, path)
+    else:
+        float8.save(eighths(text), path)
+
+    def attempt():
+        with torch_pickle.opened(path, CLIPTextModel.rename) as weights:
+            fill(text, weights, np.float16, np.copy)
+
+    change = bytes_changed if pickled else header_changed
+    assert 0 < survives_in_little(attempt, path.read_bytes(), path.write_bytes, change, 2 * CASES) < 2 * CASES
 
 
 def test_loras(tmp_path, text):
