@@ -33,11 +33,13 @@ class CLIPTextConfig(NamedTuple):
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "CLIPTextConfig":
-        """Reads a config.json.
+        """Reads a config.json, of a text encoder or of a whole CLIP, whose text encoder is `text_config` there.
 
         Raises:
             ValueError: the config describes a network that this module does not compute.
         """
+        if isinstance(text := config.get("text_config"), Mapping):
+            config = {**text, "projection_dim": config.get("projection_dim", 512)}
         self = build(cls, config, "text encoder", choices=_CHOICES, strict=False)
         _check_heads(self, "text encoder")
         return self

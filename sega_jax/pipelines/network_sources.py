@@ -105,7 +105,7 @@ def _config(folder: Path, network: Network) -> dict[str, Any]:
     architectures = config.get("architectures")
     named = architectures[:1] if isinstance(architectures, list) else []
     name = config.get("_class_name", named[0] if named else None)
-    expected = (network.module.__name__, *network.also)
+    expected = dict.fromkeys((network.module.__name__, *network.also))
     if name is not None and name not in expected:
         raise CheckpointError(f"{folder} is {name}, expected {' or '.join(expected)}")
     return config

@@ -163,6 +163,9 @@ def tokenizer(folder: Path, models: Any, given: Any) -> Tokenizer:
     return Tokenizer(tokenizer_folder(folder, given), text.max_position_embeddings, text.vocab_size)
 
 
+# Classes of transformers whose files hold a text encoder.
+OF_CLIP = ("CLIPModel", "CLIPTextModel", "CLIPTextModelWithProjection")
+
 READER = TextReader(
     type=ClipText,
     parts=("text_encoder",),

@@ -355,8 +355,8 @@ SYSTEM = System(
         recognise=lambda index: "text_encoder_2" in index,
         models=Models,
         networks={
-            "text_encoder": Network(CLIPTextModel, CLIPTextConfig, "model"),
-            "text_encoder_2": Network(CLIPTextModelWithProjection, CLIPTextConfig, "model"),
+            "text_encoder": Network(CLIPTextModel, CLIPTextConfig, "model", also=clip_text.OF_CLIP),
+            "text_encoder_2": Network(CLIPTextModelWithProjection, CLIPTextConfig, "model", also=clip_text.OF_CLIP),
             "unet": Network(UNet2DConditionModel, UNetConfig),
             "vae": Network(AutoencoderKL, AutoencoderConfig),
         },

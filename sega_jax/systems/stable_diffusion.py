@@ -17,7 +17,7 @@ from sega_jax.systems.original_files import STABLE_DIFFUSION_FILE
 from sega_jax.weights.textual_inversion import TextEncoders
 
 NETWORKS = {
-    "text_encoder": Network(CLIPTextModel, CLIPTextConfig, "model"),
+    "text_encoder": Network(CLIPTextModel, CLIPTextConfig, "model", also=clip_text.OF_CLIP),
     "unet": Network(UNet2DConditionModel, UNetConfig),
     "vae": Network(AutoencoderKL, AutoencoderConfig),
 }

@@ -131,6 +131,24 @@ def test_a_config_of_its_own(small_folder, small, other, tmp_path):
     assert len(found.down_blocks) == len(tiny.UNET["block_out_channels"])
 
 
+def test_the_text_encoder_of_a_whole_clip(small_folder, small, other, wanted, tmp_path):
+    """Whose config has the text encoder's within, and whose weights have pictures' as well."""
+    text = json.loads((other / "text_encoder/config.json").read_text())
+    whole = {"architectures": ["CLIPModel"], "text_config": text, "vision_config": {"hidden_size": 4}}
+    (tmp_path / "clip").mkdir()
+    tiny.write_json(tmp_path / "clip/config.json", whole | {"projection_dim": 8, "hidden_size": 3})
+    tensors = load_file(other / "text_encoder/model.safetensors")
+    tensors = {f"text_model.{key.removeprefix('text_model.')}": array for key, array in tensors.items()}
+    spare = {"vision_model.x": (2,), "text_projection.weight": (8, 16), "logit_scale": (), "visual_projection.x": (2,)}
+    tensors |= {key: np.ones(shape, np.float32) for key, shape in spare.items()}
+    save_file(tensors, tmp_path / "clip/model.safetensors")
+    found = load(small_folder, devices=small.devices, text_encoder=tmp_path / "clip").models.text_encoder
+    assert equal(found, wanted.text_encoder)
+    tiny.write_json(tmp_path / "clip/config.json", {"architectures": ["T5EncoderModel"]})
+    with pytest.raises(CheckpointError, match="is T5EncoderModel, expected CLIPTextModel or CLIPModel"):
+        load(small_folder, devices=small.devices, text_encoder=tmp_path / "clip")
+
+
 def test_a_repository(small_folder, small, other, wanted, tmp_path, monkeypatch):
     """The network's own, a checkpoint's, a folder in one, and a file in one."""
     client = Stub(other / "vae", tmp_path / "cache")
