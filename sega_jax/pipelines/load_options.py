@@ -148,8 +148,9 @@ class LoadOptions:
         Location(),
         "a folder in diffusers layout (with model_index.json) or from sega-jax-convert; owner/name on the Hugging Face"
         " hub, of which the files that are needed are fetched into the hub's cache; or a single file (.safetensors, or"
-        " .ckpt, of which nothing is run) of Stable Diffusion 1.x, 2.x or XL with the names of the original"
-        " repositories, which needs `tokenizer` or `config` for its vocabulary. The demo model draws cartoon portraits",
+        " a pickle such as .ckpt, of which nothing is run) of Stable Diffusion 1.x, 2.x or XL with the names of the"
+        " original repositories, also on the hub (owner/name/file). Its vocabulary is fetched from the hub, unless"
+        " `tokenizer` or `config` gives it. The demo model draws cartoon portraits",
         sweep=True,
     )
     _: dataclasses.KW_ONLY

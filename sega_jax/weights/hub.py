@@ -10,6 +10,8 @@ from urllib.parse import unquote, urlsplit
 from sega_jax.text.files import CheckpointError
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# The hub's pages, besides those of the endpoint that the environment may name.
+_HOSTS = ("huggingface.co", "hf.co")
 # The second part of a page's address, after the repository, where a revision follows.
 _PAGES = ("tree", "blob", "resolve", "raw")
 
@@ -49,11 +51,11 @@ def address(source: object) -> Address | None:
 def _page(source: str) -> Address:
     from huggingface_hub import constants
 
-    hosts = [urlsplit(endpoint).netloc for endpoint in (constants.ENDPOINT, constants._HF_DEFAULT_ENDPOINT)]
+    hosts = (urlsplit(constants.ENDPOINT).netloc, *_HOSTS)
     parts = urlsplit(source)
     words = [unquote(word) for word in parts.path.split("/") if word]
     repository = "/".join(words[:2])
-    if parts.scheme not in ("http", "https") or parts.netloc not in (*hosts, "hf.co"):
+    if parts.scheme not in ("http", "https") or parts.netloc not in hosts:
         raise ValueError(f"{source} is no address on {hosts[0]}; download the file, and give its path")
     if not is_id(repository) or (len(words) > 2 and (words[2] not in _PAGES or len(words) < 4)) or ".." in words:
         raise ValueError(f"{source} is no page of a model on {hosts[0]}; give owner/name, or owner/name/file")
