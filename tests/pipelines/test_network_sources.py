@@ -207,6 +207,7 @@ def test_values_of_another_type(small_folder, small):
         load(small_folder, devices=small.devices, vae="")
 
 
+@pytest.mark.slow
 def test_the_shell(small_folder, small, other, wanted, tmp_path, monkeypatch):
     """A relative path becomes a whole one in the command that repeats the picture."""
     monkeypatch.chdir(other)

@@ -287,6 +287,7 @@ def test_the_vocabulary_of_a_single_file_is_fetched(client, small_folder, tmp_pa
             sega_jax.load(tmp_path / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_a_sweep_of_a_single_file(client, small_folder, tmp_path):
     """The plan and every run read its vocabulary from the hub's cache."""
     save_file(tiny.original(unet=tiny.UNET_1), tmp_path / "model.safetensors")
