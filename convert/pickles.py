@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sega_jax.weights import orbax_reader
+from sega_jax.weights import flax_msgpack, orbax_reader
 from sega_jax.weights.pull import weight_names
 
 
@@ -12,10 +12,11 @@ def stem(safetensors: str) -> str:
 
 
 def is_only_choice(folder: Path, safetensors: str, variant: str | None) -> bool:
-    """Whether a network's weights are there as pickles, and neither as safetensors nor from Orbax."""
+    """Whether a network's weights are there as pickles, and neither as safetensors nor from Flax or Orbax."""
 
     def there(name: str, ending: str) -> bool:
         return any((folder / file).is_file() for file in weight_names(name, variant, ending))
 
     better = (folder / orbax_reader.ARRAYS).is_dir() or there(safetensors, "safetensors")
+    better = better or flax_msgpack.is_only_choice(folder, safetensors, variant)
     return there(stem(safetensors), "bin") and not better

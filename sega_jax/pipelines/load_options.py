@@ -131,10 +131,11 @@ class LoadOptions:
     source: str | Path = argument(
         DEMO,
         Location(),
-        "a folder in diffusers layout (with model_index.json) or from sega-jax-convert; owner/name on the Hugging Face"
-        " hub, of which the files that are needed are fetched into the hub's cache; or a single file (.safetensors, or"
-        " .ckpt, of which nothing is run) of Stable Diffusion 1.x, 2.x or XL with the names of the original"
-        " repositories, which needs `tokenizer` or `config` for its vocabulary. The demo model draws cartoon portraits",
+        "a folder in diffusers layout (with model_index.json; weights are .safetensors, or .msgpack that diffusers"
+        " wrote for Flax) or from sega-jax-convert; owner/name on the Hugging Face hub, of which the files that are"
+        " needed are fetched into the hub's cache; or a single file (.safetensors, or .ckpt, of which nothing is run)"
+        " of Stable Diffusion 1.x, 2.x or XL with the names of the original repositories, which needs `tokenizer` or"
+        " `config` for its vocabulary. The demo model draws cartoon portraits",
         sweep=True,
     )
     _: dataclasses.KW_ONLY

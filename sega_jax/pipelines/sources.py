@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from sega_jax.systems.base import System, listed
 from sega_jax.systems.registry import CHECKER, recognise, recognise_file, weight_stem
-from sega_jax.weights import hub, orbax_reader, single_file
+from sega_jax.weights import flax_msgpack, hub, orbax_reader, single_file
 from sega_jax.weights.pull import CheckpointError, Tensors, Weights, read_json, weight_files
 
 
@@ -67,14 +67,19 @@ class Source(NamedTuple):
         weights = {part: [*weight_files(stems[part], variant), *orbax_reader.FILES] for part in ours}
         files += [f"{part}/{file}" for part in parts for file in ("config.json", *weights.get(part, ()))]
         hub.fetch(str(self.name), ["model_index.json", *files], self.commit)
-        for part in ours:
-            if (self.folder / part).is_dir() and not any(
-                path for file in weights[part] for path in self.folder.glob(f"{part}/{file}")
-            ):
-                raise CheckpointError(
-                    f'{self.name} has no {part}/{weights[part][0]}; give another variant ("fp16", or none), or fetch'
-                    " the repository and convert its folder with sega-jax-convert, if its weights are .bin"
-                )
+        if lacking := self._lacking(weights):
+            weights = {part: weights[part] + flax_msgpack.files(stems[part], variant) for part in lacking}
+            hub.fetch(str(self.name), [f"{part}/{file}" for part in weights for file in weights[part]], self.commit)
+        for part in self._lacking(weights):
+            raise CheckpointError(
+                f'{self.name} has no {part}/{weights[part][0]}; give another variant ("fp16", or none), or fetch'
+                " the repository and convert its folder with sega-jax-convert, if its weights are .bin"
+            )
+
+    def _lacking(self, weights: Mapping[str, Sequence[str]]) -> list[str]:
+        """The networks' folders that have none of their weight files, which are given as patterns."""
+        folders = [part for part in weights if (self.folder / part).is_dir()]
+        return [p for p in folders if not any(path for file in weights[p] for path in (self.folder / p).glob(file))]
 
     def _has(self, part: str) -> bool:
         """Whether the folder has a network's weights, and not the file."""
@@ -191,14 +196,15 @@ def place(source: Source) -> tuple[str, str | None]:
 def open_weights(
     folder: Path, variant: str | None, rename: Callable[[str], str | None], stem: str
 ) -> Tensors | orbax_reader.OrbaxTensors:
-    """Returns the weights of the network whose folder this is, in diffusers layout or from Orbax; `stem` is the weight
-    file's name without ending.
+    """Returns the weights of the network whose folder this is, in diffusers layout (safetensors, or else Flax's
+    msgpack) or from Orbax; `stem` is the name of the safetensors file without ending.
 
     Raises:
         CheckpointError: they are missing or broken.
     """
     if not (folder / orbax_reader.ARRAYS).is_dir():
-        return Tensors(folder, stem, variant, rename)
+        kind = flax_msgpack.FlaxTensors if flax_msgpack.is_only_choice(folder, stem, variant) else Tensors
+        return kind(folder, stem, variant, rename)
     if variant is not None:
         raise CheckpointError(f"{folder} holds an Orbax checkpoint, which has no variants; leave {variant!r} out")
     return orbax_reader.OrbaxTensors(folder, rename)

@@ -226,10 +226,10 @@ def weight_names(stem: str, variant: str | None, ending: str) -> tuple[str, str]
     return f"{stem}{dot}.{ending}", f"{stem}.{ending}.index{dot}.json"
 
 
-def weight_files(stem: str, variant: str | None) -> list[str]:
-    """Returns patterns of the names that a network's safetensors files may have."""
-    whole, index = weight_names(stem, variant, "safetensors")
-    return [whole, index, whole.replace(".safetensors", "-*-of-*.safetensors")]
+def weight_files(stem: str, variant: str | None, ending: str = "safetensors") -> list[str]:
+    """Returns patterns of the names that a network's weight files may have."""
+    whole, index = weight_names(stem, variant, ending)
+    return [whole, index, whole.replace(f".{ending}", f"-*-of-*.{ending}")]
 
 
 def _files(folder: Path, stem: str, variant: str | None, ending: str) -> Iterable[Path]:
@@ -248,30 +248,25 @@ def _files(folder: Path, stem: str, variant: str | None, ending: str) -> Iterabl
             if not os.path.isfile(folder / name):  # Path.is_file raises on names that are too long
                 raise CheckpointError(f"{folder / name} is missing, although {index.name} names it; fetch it again")
         return [folder / name for name in names]
-    raise CheckpointError(f"{whole} is missing. {_remedy(folder, stem)}")
+    raise CheckpointError(f"{whole} is missing. {_remedy(folder, stem, ending)}")
 
 
-def _remedy(folder: Path, stem: str) -> str:
+def _remedy(folder: Path, stem: str, ending: str) -> str:
     """Returns a hint for a folder without the requested weight file."""
     there = sorted(p.name for p in folder.glob(f"{stem}*")) if folder.is_dir() else []
-    variants = sorted({v for n in there if (v := _variant(n, stem)) is not None})
+    variants = sorted({v for n in there if (v := _variant(n, stem, ending)) is not None})
     if variants:
         choices = " or ".join("no variant" if v == "" else f'variant="{v}"' for v in variants)
         return f"The folder has weights for {choices}"
-    if any(n.endswith((".bin", ".ckpt", ".msgpack")) for n in there):
+    if any(n.endswith((".bin", ".ckpt")) for n in there):
         return f"Only .safetensors files are read, the folder has {', '.join(there)}: use sega-jax-convert"
     return f"Is {folder.parent} a whole checkpoint in diffusers layout?"
 
 
-def _variant(name: str, stem: str) -> str | None:
+def _variant(name: str, stem: str, ending: str) -> str | None:
     """Returns the variant in a weight file's name, "" for no variant; None if it is no name of a weight file."""
-    match = re.fullmatch(
-        re.escape(stem)
-        + r"(?:\.(?P<a>[^.]+))?\.safetensors|"
-        + re.escape(stem)
-        + r"\.safetensors\.index(?:\.(?P<b>[^.]+))?\.json",
-        name,
-    )
+    stem, ending = re.escape(stem), re.escape(ending)
+    match = re.fullmatch(rf"{stem}(?:\.(?P<a>[^.]+))?\.{ending}|{stem}\.{ending}\.index(?:\.(?P<b>[^.]+))?\.json", name)
     return None if match is None else match["a"] or match["b"] or ""
 
 
