@@ -81,7 +81,10 @@ def test_weights_equal_those_of_safetensors(folder, wanted):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"unet": tiny.UNET_2, "text": tiny.TEXT_2}, {"unet": tiny.UNET, "dtype": ml_dtypes.bfloat16}],
+    [
+        pytest.param({"unet": tiny.UNET_2, "text": tiny.TEXT_2}, marks=pytest.mark.slow),
+        {"unet": tiny.UNET_1, "dtype": ml_dtypes.bfloat16},
+    ],
     ids=["linear projections and lists", "bfloat16"],
 )
 def test_other_networks_and_dtypes(tmp_path, settings):
