@@ -51,8 +51,8 @@ _OPTIONS = [
 def verify(ctx: click.Context, model: str, tolerance: float, noise: Path | None, **options: Any) -> None:
     """Compares the pictures of MODEL, a checkpoint of Stable Diffusion 1.5, with three that diffusers published.
 
-    MODEL is a folder in diffusers layout, owner/name on the hub, or a single file. The report is to be pasted into an
-    issue. The exit status is 0 if all three pictures are equal within the tolerance, or else 1."""
+    MODEL is a folder in diffusers layout, owner/name on the hub, or a single file. It prints a report to paste into an
+    issue. The exit status is 0 if all three pictures are equal within the tolerance, and 1 otherwise."""
     with plainly():
         given = parsed(LoadOptions, {name: value for name, value in options.items() if value})
         LoadOptions(model, **given)
@@ -60,9 +60,9 @@ def verify(ctx: click.Context, model: str, tolerance: float, noise: Path | None,
         noises = [published_pictures.noise(picture.seed, noise) for picture in pictures]
         remember_compilations()
         source = sources.find(model, given.get("revision"), given.get("config"))
-        pipe = SemanticStableDiffusionPipeline.from_pretrained(
-            model, safety_checker=None, **{"dtype": "float32", **given}
-        )
+        where, commit = sources.place(source)
+        given = {"dtype": "float32", **given, "revision": commit}
+        pipe = SemanticStableDiffusionPipeline.from_pretrained(where, safety_checker=None, **given)
         for line in _report(pipe, source, given.get("variant")):
             click.echo(line)
         click.echo(f"noise       {'computed' if noise is None else 'recorded'}")

@@ -87,18 +87,19 @@ def files(stem: str, variant: str | None) -> list[str]:
 
 
 def is_only_choice(folder: Path, stem: str, variant: str | None) -> bool:
-    """Tells whether a network's weights are there in Flax's form, and not as safetensors. Where neither is there of
-    this variant, it is their other variants that count, so that an error names them."""
+    """Tells whether a network's weights are there in Flax's form, and not as safetensors. If there is neither of this
+    variant, other variants count, so that an error names them."""
+    flax, safetensors = (flax_stem(stem), FlaxTensors.ending), (stem, Tensors.ending)
 
-    def there(name: str, ending: str, variant: str | None) -> bool:
-        return any(path.is_file() for file in weight_names(name, variant, ending) for path in folder.glob(file))
+    def there(name: str, ending: str) -> bool:
+        return any((folder / file).is_file() for file in weight_names(name, variant, ending))
 
-    for one in (variant, None, "*"):
-        if there(stem, Tensors.ending, one):
-            return False
-        if there(flax_stem(stem), FlaxTensors.ending, one):
-            return True
-    return False
+    def in_some_variant(name: str, ending: str) -> bool:
+        return any(folder.glob(f"{name}*.{ending}*"))
+
+    if there(*flax) or there(*safetensors):
+        return not there(*safetensors)
+    return in_some_variant(*flax) and not in_some_variant(*safetensors)
 
 
 def _unpacked(data: Any) -> Any:
