@@ -41,9 +41,10 @@ _OF |= dict.fromkeys(("tokenizer", "config", "prediction_type", "ema"), SINGLE)
 def main(source: str, dest: str, to: str | None, variant: str | None, **options: Any) -> None:
     """Converts the checkpoint SOURCE to the folder DEST, in diffusers layout or in Orbax form.
 
-    SOURCE is a folder in one of these forms (.safetensors, .bin or Orbax), a stage of DeepFloyd-IF in its own layout
-    (config.yml and pytorch_model.bin), a folder with Paella's published files (paella_v3.pt, vqgan_f4.pt, prior_v1.pt),
-    or Stable Diffusion 1.x, 2.x or XL in a single file (.safetensors, .ckpt or another pickle)."""
+    SOURCE is a folder in one of these forms (.safetensors, Flax's .msgpack, .bin or Orbax), a stage of DeepFloyd-IF in
+    its own layout (config.yml and pytorch_model.bin), a folder with Paella's published files (paella_v3.pt,
+    vqgan_f4.pt, prior_v1.pt), or Stable Diffusion 1.x, 2.x or XL in a single file (.safetensors, .ckpt or another
+    pickle)."""
     with plainly():
         kind = SINGLE if names_file(source) else PAELLA if is_published(source) else None
         for name, of in _OF.items():

@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 
 from convert import deepfloyd
 from convert.destination import whole_or_nothing
+from convert.flax_configs import of_torch_classes
 from sega_jax.pipelines.loading import describe
 from sega_jax.pipelines.messages import warn
 from sega_jax.pipelines.progress import bar
@@ -55,6 +56,7 @@ def convert(
 
     Args:
         source: a folder in either form, whose weights in diffusers' layout are safetensors or, if there are none,
+            those that diffusers wrote for Flax (`.msgpack`; the result names torch's classes in their place) or
             pickles (`.bin`); reading them runs no code that they contain. Or a stage of DeepFloyd-IF in the layout of
             its own repository (`config.yml` and `pytorch_model.bin`). It becomes a pipeline of diffusers without a
             safety checker and without the text encoder, which such a folder does not contain.
@@ -183,7 +185,9 @@ def _describe(folder: Path, variant: str | None) -> tuple[dict[str, Source], dic
             weights = functools.partial(open_weights, folder / part, stem, variant, module.rename)
             sources[part] = Source(module, weights, stem)
         files = {path: folder / path for path in _other_files(folder, networks)}
-        return sources, files | {Path(path): as_json(content) for path, content in _index(folder).items()}
+        configs = of_torch_classes(folder, files)
+        configs |= _index(folder, configs.get("model_index.json") or read_json(folder / "model_index.json"))
+        return sources, files | {Path(path): as_json(content) for path, content in configs.items()}
     if variant is not None:
         raise CheckpointError(f"{folder} is a stage of DeepFloyd-IF, which has no variants; leave {variant!r} out")
     stage = deepfloyd.describe(folder)
@@ -247,16 +251,15 @@ def _other_files(folder: Path, networks: Iterable[str]) -> Iterator[Path]:
     yield Path("model_index.json")
 
 
-def _index(folder: Path) -> dict[str, dict[str, Any]]:
-    """Returns an index without the parts that the folder lacks, such as those that are not fetched from the hub, so
-    that diffusers does not look for them. Returns nothing if the folder has all parts."""
-    index = read_json(folder / "model_index.json")
+def _index(folder: Path, index: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns a folder's index without the parts that the folder lacks, such as those that are not fetched from the
+    hub, so that diffusers does not look for them. Returns nothing if the folder has all parts."""
     absent = {part: [None, None] for part in index if listed(index, part) and not (folder / part).is_dir()}
     if not absent:
         return {}
     warnings.warn(f"{folder} has no {', '.join(absent)}, nor has what is written", stacklevel=4)
     unchecked = {"requires_safety_checker": False} if CHECKER in absent else {}
-    return {"model_index.json": index | absent | unchecked}
+    return {"model_index.json": {**index, **absent, **unchecked}}
 
 
 def _documents(folder: Path) -> Iterator[Path]:

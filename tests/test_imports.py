@@ -22,7 +22,7 @@ ALLOWED = {
     "diffusers_api": {"method", "nn", "text", "weights", "systems", "pipelines"},
     "demo": {"method", "nn", "text", "weights", "systems", "pipelines"},
     "sweep": {"method", "nn", "text", "weights", "systems", "pipelines", "demo"},
-    "cli": {"method", "nn", "text", "weights", "systems", "pipelines", "demo", "sweep"},
+    "cli": {"method", "nn", "text", "weights", "systems", "pipelines", "diffusers_api", "demo", "sweep"},
     "convert": {"method", "nn", "text", "weights", "systems", "pipelines"},
 }
 # The libraries that the theory and the tokenizers may import.

@@ -4,6 +4,7 @@ import click
 
 from sega_jax.cli.edit import edit, info
 from sega_jax.cli.sweep import sweep
+from sega_jax.cli.verify import verify
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -15,3 +16,4 @@ def main() -> None:
 main.add_command(edit)
 main.add_command(info)
 main.add_command(sweep)
+main.add_command(verify)

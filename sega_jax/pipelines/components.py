@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from sega_jax.method.schedules import FAMILIES, Scheduler, from_config
+from sega_jax.method.schedules import FAMILIES, Scheduler, from_config, of_torch
 from sega_jax.text.files import read_json
 
 M = TypeVar("M")
@@ -34,6 +34,7 @@ def as_scheduler(value: Any, config: Mapping[str, Any] | None = None) -> Schedul
         if config is None:
             raise ValueError(f"scheduler={value!r} has no config whose betas it could take over; give a config")
         # What was a default of another class was not chosen; what is another's own means nothing here.
+        config = of_torch(config)
         defaults = config.get("_use_default_values") or []
         taken = {key: option for key, option in config.items() if key not in (*defaults, "_use_default_values")}
         return from_config({**taken, "_class_name": value}, strict=False)

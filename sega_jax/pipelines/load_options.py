@@ -146,11 +146,12 @@ class LoadOptions:
     source: str | Path = argument(
         DEMO,
         Location(),
-        "a folder in diffusers layout (with model_index.json) or from sega-jax-convert; owner/name on the Hugging Face"
-        " hub, of which the files that are needed are fetched into the hub's cache; or a single file (.safetensors, or"
-        " a pickle such as .ckpt, of which nothing is run) of Stable Diffusion 1.x, 2.x or XL with the names of the"
-        " original repositories, also on the hub (owner/name/file). Its vocabulary is fetched from the hub, unless"
-        " `tokenizer` or `config` gives it. The demo model draws cartoon portraits",
+        "a folder in diffusers layout (with model_index.json; weights are .safetensors, .bin, or .msgpack as diffusers"
+        " wrote it for Flax) or from sega-jax-convert; owner/name on the Hugging Face hub, of which the files that are"
+        " needed are fetched into the hub's cache; or a single file (.safetensors, or a pickle such as .ckpt, of which"
+        " nothing is run) of Stable Diffusion 1.x, 2.x or XL with the names of the original repositories, also on the"
+        " hub (owner/name/file). Its vocabulary is fetched from the hub, unless `tokenizer` or `config` gives it. The"
+        " demo model draws cartoon portraits",
         sweep=True,
     )
     _: dataclasses.KW_ONLY

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sega_jax.text.files import CheckpointError
-from sega_jax.weights import hub, orbax_reader, torch_pickle
+from sega_jax.weights import flax_msgpack, hub, orbax_reader, torch_pickle
+from sega_jax.weights.flax_msgpack import FlaxTensors
 from sega_jax.weights.orbax_reader import OrbaxTensors
 from sega_jax.weights.tensors import Tensors, Weights, has_weights, variants, weight_files
 from sega_jax.weights.torch_pickle import PickledTensors
@@ -27,6 +28,11 @@ ORBAX = Form(
     lambda folder, stem, variant: (folder / orbax_reader.ARRAYS).is_dir(),
     lambda folder, stem, variant, rename: OrbaxTensors(folder, rename),
 )
+FLAX = Form(
+    flax_msgpack.files,
+    lambda folder, stem, variant: has_weights(folder, flax_msgpack.flax_stem(stem), variant, FlaxTensors.ending),
+    FlaxTensors,
+)
 PICKLES = Form(
     lambda stem, variant: weight_files(torch_pickle.stem(stem), variant, "bin"),
     lambda folder, stem, variant: has_weights(folder, torch_pickle.stem(stem), variant, "bin"),
@@ -43,8 +49,8 @@ class Choice(NamedTuple):
 
 def _choices(variant: str | None) -> list[list[Choice]]:
     """Returns all choices, the best first. What is fetched together is in one list."""
-    plain = [[Choice(ORBAX), Choice(SAFETENSORS)], [Choice(PICKLES)]]
-    return ([] if variant is None else [[Choice(SAFETENSORS, variant)], [Choice(PICKLES, variant)]]) + plain
+    plain = [[Choice(ORBAX), Choice(SAFETENSORS)], [Choice(FLAX)], [Choice(PICKLES)]]
+    return plain if variant is None else [[Choice(form, variant)] for form in (SAFETENSORS, FLAX, PICKLES)] + plain
 
 
 def find_weights(folder: Path, stem: str, variant: str | None = None) -> Choice | None:
@@ -64,7 +70,11 @@ def open_weights(folder: Path, stem: str, variant: str | None, rename: Rename) -
     Raises:
         CheckpointError: the weights are missing or broken.
     """
-    choice = find_weights(folder, stem, variant) or Choice(SAFETENSORS, variant)
+    choice = find_weights(folder, stem, variant)
+    if choice is None:
+        # The form whose variants the error should list.
+        of_flax = variants(folder, flax_msgpack.flax_stem(stem), FlaxTensors.ending) and not variants(folder, stem)
+        choice = Choice(FLAX if of_flax else SAFETENSORS, variant)
     return choice.form.open(folder, stem, choice.variant, rename)
 
 
@@ -104,8 +114,8 @@ def fetch_weights(
     part, stem = next(iter(lacking.items()))
     name = f"{part}/{stem}.safetensors".removeprefix("/")
     raise CheckpointError(
-        f"{repository} has no {name}, nor these weights as .bin or from sega-jax-convert; give a variant, if it has"
-        ' only one such as "fp16", or fetch the repository and convert its folder'
+        f"{repository} has no {name}, nor these weights as .bin, .msgpack or from sega-jax-convert; give a variant such"
+        ' as variant="fp16", if it has one'
     )
 
 
@@ -121,7 +131,9 @@ def check_variant(name: str | Path, folders: Mapping[str, Path], stems: Mapping[
     """
     chosen = {part: find_weights(folder, stems[part], variant) for part, folder in folders.items()}
     if not any(choice is not None and choice.variant == variant for choice in chosen.values()):
+        flax = flax_msgpack.flax_stem
         known = [variants(folder, stems[part]) for part, folder in folders.items()]
+        known += [variants(folder, flax(stems[part]), FlaxTensors.ending) for part, folder in folders.items()]
         choices = next(filter(None, known), "")
         raise CheckpointError(
             f"{name} has no weights of the variant {variant!r}; "

@@ -118,9 +118,11 @@ def has_class(index: Mapping[str, Any], name: str) -> bool:
 
 
 def listed(index: Mapping[str, Any], part: str) -> str | None:
-    """Returns the class of a part in a model_index.json; None where it has none."""
+    """Returns the class of a part in a model_index.json; None where it has none. Flax's class of a network counts as
+    torch's, since both have the same parameters."""
     entry = index.get(part)
-    return entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+    name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+    return name.removeprefix("Flax") if isinstance(name, str) else name
 
 
 def scheduler_of(folder: Path) -> Scheduler:

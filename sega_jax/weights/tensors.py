@@ -226,19 +226,19 @@ def _files(folder: Path, stem: str, variant: str | None, ending: str) -> Iterabl
             if not os.path.isfile(folder / name):  # Path.is_file raises on names that are too long
                 raise CheckpointError(f"{folder / name} is missing, although {index.name} names it; fetch it again")
         return [folder / name for name in names]
-    raise CheckpointError(f"{whole} is missing. {_remedy(folder, stem)}")
+    raise CheckpointError(f"{whole} is missing. {_remedy(folder, stem, ending)}")
 
 
-def variants(folder: Path, stem: str) -> str:
+def variants(folder: Path, stem: str, ending: str = "safetensors") -> str:
     """Lists the variants of the weights in a folder, as they are to be given; "" where there are none."""
     names = [path.name for path in folder.glob(f"{stem}*")] if folder.is_dir() else []
-    found = sorted({v for name in names if (v := _variant(name, stem)) is not None})
+    found = sorted({v for name in names if (v := _variant(name, stem, ending)) is not None})
     return " or ".join("no variant" if v == "" else f'variant="{v}"' for v in found)
 
 
-def _remedy(folder: Path, stem: str) -> str:
+def _remedy(folder: Path, stem: str, ending: str) -> str:
     """Returns a hint for a folder without the requested weight file."""
-    if choices := variants(folder, stem):
+    if choices := variants(folder, stem, ending):
         return f"The folder has weights for {choices}"
     there = sorted(path.name for path in folder.glob(f"{stem}.*")) if folder.is_dir() else []
     if there:
@@ -246,13 +246,8 @@ def _remedy(folder: Path, stem: str) -> str:
     return f"Is {folder.parent} a whole checkpoint in diffusers layout?"
 
 
-def _variant(name: str, stem: str) -> str | None:
+def _variant(name: str, stem: str, ending: str) -> str | None:
     """Returns the variant in a weight file's name, "" for no variant; None if it is no name of a weight file."""
-    match = re.fullmatch(
-        re.escape(stem)
-        + r"(?:\.(?P<a>[^.]+))?\.safetensors|"
-        + re.escape(stem)
-        + r"\.safetensors\.index(?:\.(?P<b>[^.]+))?\.json",
-        name,
-    )
+    stem, ending = re.escape(stem), re.escape(ending)
+    match = re.fullmatch(rf"{stem}(?:\.(?P<a>[^.]+))?\.{ending}|{stem}\.{ending}\.index(?:\.(?P<b>[^.]+))?\.json", name)
     return None if match is None else match["a"] or match["b"] or ""

@@ -27,7 +27,7 @@ import numpy as np
 import pytest
 import tensorstore
 from safetensors.numpy import save_file
-from support import float8, pickling, tiny
+from support import flax_files, float8, pickling, tiny
 
 import convert
 from sega_jax import load
@@ -41,6 +41,7 @@ from sega_jax.systems.stable_diffusion import Models
 from sega_jax.text.files import read_json
 from sega_jax.text.tokenizers import Tokenizer
 from sega_jax.weights import lora, single_file, textual_inversion, torch_pickle
+from sega_jax.weights.flax_msgpack import FlaxTensors
 from sega_jax.weights.layout import leaves
 from sega_jax.weights.orbax_reader import OrbaxTensors
 from sega_jax.weights.pull import fill
@@ -322,6 +323,30 @@ def test_8_bit_floats(tmp_path, text, pickled):
 
     change = bytes_changed if pickled else header_changed
     assert 0 < survives_in_little(attempt, path.read_bytes(), path.write_bytes, change, 2 * CASES) < 2 * CASES
+
+
+def test_flax(small, tmp_path, text):
+    """Of all that a file says about its arrays, and now and then of their entries."""
+    path = tmp_path / "flax_model.msgpack"
+    flax_files.write(path, flax_files.tree_of(small / "text_encoder/model.safetensors"))
+    original = path.read_bytes()
+    dtype = b"float32"
+    places = [at for at in range(len(original)) if dtype in original[max(at - 40, 0) : at + 16]]
+
+    def change(rng, original):
+        damaged = bytearray(original)
+        near = rng.random() < 0.8
+        while damaged == original:
+            for _ in range(rng.randint(1, 3)):
+                new = rng.randrange(0x80, 0x100) if rng.random() < 0.7 else rng.randrange(256)
+                damaged[rng.choice(places) if near else rng.randrange(len(damaged))] = new
+        return bytes(damaged[: rng.randrange(len(damaged))] if rng.random() < 0.1 else damaged)
+
+    def attempt():
+        with FlaxTensors(path.parent, "model", None, text.rename) as tensors:
+            fill(text, tensors, np.float32, np.copy)
+
+    assert 0 < survives_in_little(attempt, original, path.write_bytes, change) < CASES
 
 
 def test_loras(tmp_path, text):

@@ -21,6 +21,7 @@ from sega_jax.method.schedules.calls import DDIMRow as DDIMRow
 from sega_jax.method.schedules.calls import MultistepRow as MultistepRow
 from sega_jax.method.schedules.calls import Row as Row
 from sega_jax.method.schedules.families import FAMILIES as FAMILIES
+from sega_jax.method.schedules.families import of_torch as of_torch
 from sega_jax.method.schedules.families import resolve
 from sega_jax.method.schedules.spacing import cumulative, given_timesteps
 
@@ -114,7 +115,8 @@ def _from(table: Row, call: int) -> Row:
 
 
 def from_config(config: Mapping[str, Any], *, strict: bool = True) -> Scheduler:
-    """The scheduler of a diffusers `scheduler_config.json`.
+    """The scheduler of a diffusers `scheduler_config.json`, which may be of a class for Flax, such as
+    `FlaxPNDMScheduler`.
 
     Args:
         strict: whether an option that no scheduler here has is an error, or means nothing.
@@ -122,4 +124,5 @@ def from_config(config: Mapping[str, Any], *, strict: bool = True) -> Scheduler:
     Raises:
         ValueError: a scheduler, option or value that is not supported; the message lists what is.
     """
-    return Scheduler(dict(config), MappingProxyType(resolve(config, strict)))
+    config = of_torch(config)
+    return Scheduler(config, MappingProxyType(resolve(config, strict)))

@@ -138,6 +138,23 @@ _FOREIGN = {
     "flow_shift", "time_shift_type", "prk_timesteps",
     *(key for family in FAMILIES.values() for key in (*family.defaults, *family.fixed)),
 }  # fmt: skip
+# What the schedulers that diffusers had for Flax did where torch's of the same name have another default: the first
+# versions of DDIM never clipped, DPM-Solver ended at timestep 0, and Euler counted "leading" timesteps from 1.
+_FLAX_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "DDIMScheduler": {"clip_sample": False},
+    "DPMSolverMultistepScheduler": {"final_sigmas_type": "sigma_min"},
+    "EulerDiscreteScheduler": {"steps_offset": 1},
+}
+
+
+def of_torch(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the config of the scheduler for torch with the same steps as that of a config, which may be for Flax."""
+    flax = config.get("_class_name")
+    if not isinstance(flax, str) or not flax.startswith("Flax"):
+        return dict(config)
+    name = flax.removeprefix("Flax")
+    given = {key: value for key, value in config.items() if value is not None}
+    return {**config, **_FLAX_DEFAULTS.get(name, {}), **given, "_class_name": name}
 
 
 def resolve(config: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What shapes a UNet: the fields of `unet/config.json`."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -68,13 +69,23 @@ _FIXED = {
     "class_embeddings_concat": (False,),
     "mid_block_only_cross_attention": (None, False),
 }
-# Without effect here: dropout is for training, attention is in float32 anyway, the others belong to
-# options that are ruled out.
+# Without effect here: dropout is for training, attention is in float32 anyway, Flax's two say how attention is
+# computed, and the others belong to options that are ruled out.
 _IGNORED = (
     "dropout",
     "upcast_attention",
+    "use_memory_efficient_attention",
+    "split_head_dim",
     *{option for family in _FAMILIES.values() for option in family.fixed},
 )
+
+
+def _is_of_old_default(config: Mapping[str, Any]) -> bool:
+    """Tells whether a config has a sample_size below 64 from before diffusers 0.9, where 32 was a default that nobody
+    chose; Stable Diffusion 1's pictures have 512 pixels a side. diffusers' pipelines take it as 64, too."""
+    version, size = config.get("_diffusers_version"), config.get("sample_size")
+    old = isinstance(version, str) and re.match(r"0\.[0-8]\.", version)
+    return bool(old) and type(size) is int and 0 < size < 64
 
 
 class UNetConfig(NamedTuple):
@@ -130,6 +141,8 @@ class UNetConfig(NamedTuple):
         if simple:
             # diffusers' defaults of these are Stable Diffusion's.
             config = {"resnet_time_scale_shift": None, "cross_attention_norm": None} | dict(config)
+        if _is_of_old_default(config):
+            config = dict(config) | {"sample_size": 64}
         self = build(cls, config, "UNet", fixed={**_FIXED, **family.fixed}, choices=choices, ignored=_IGNORED)
         if config.get("encoder_hid_dim_type") and not self.encoder_hid_dim:
             raise ValueError("UNet config: encoder_hid_dim is missing, although there is an encoder_hid_dim_type")

@@ -1,0 +1,40 @@
+"""The configs of a checkpoint that diffusers wrote for Flax, as torch's diffusers reads them."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from sega_jax.method.schedules import of_torch
+from sega_jax.text.files import read_json
+
+_PREFIX = "Flax"
+
+
+def of_torch_classes(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """Returns the configs among a checkpoint's files that name classes for Flax, with torch's classes in their place.
+
+    Args:
+        folder: the checkpoint.
+        files: paths in it.
+    """
+    found = {}
+    for path in files:
+        if path.name in ("model_index.json", "config.json", "scheduler_config.json"):
+            config = read_json(folder / path)
+            if (changed := _changed(path.name, config)) != config:
+                found[str(path)] = changed
+    return found
+
+
+def _changed(name: str, config: dict[str, Any]) -> dict[str, Any]:
+    if name == "scheduler_config.json":
+        return of_torch(config)
+    # An index lists library and class of every part, and has its own class besides, as other configs do.
+    return {
+        key: [_torch(entry) for entry in value] if name == "model_index.json" and isinstance(value, list) else value
+        for key, value in config.items()
+    } | ({"_class_name": _torch(config["_class_name"])} if "_class_name" in config else {})
+
+
+def _torch(name: Any) -> Any:
+    return name.removeprefix(_PREFIX) if isinstance(name, str) else name

@@ -1,0 +1,115 @@
+"""`sega-jax verify`: compares a checkpoint of Stable Diffusion 1.5 with the pictures that diffusers published."""
+
+import importlib.metadata
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sega_jax.cli.options import load_arguments, option, parsed
+from sega_jax.cli.terminal import remember_compilations, versions
+from sega_jax.diffusers_api import published_pictures
+from sega_jax.diffusers_api.stable_diffusion import SemanticStableDiffusionPipeline
+from sega_jax.pipelines import sources
+from sega_jax.pipelines.load_options import LoadOptions
+from sega_jax.pipelines.progress import plainly
+from sega_jax.systems.registry import weight_stem
+from sega_jax.text.files import sha256
+from sega_jax.weights import flax_msgpack, orbax_reader
+from sega_jax.weights.tensors import weight_files
+
+# Options of `load` that would make other pictures than the published ones.
+_OTHERWISE = ("scheduler", "prediction_type", "safety_checker")
+_DTYPE = "The dtype of the networks; the published pictures are of float32.  [default: float32]"
+_OPTIONS = [
+    click.Argument(["model"]),
+    *(
+        option(one, help=_DTYPE if name == "dtype" else None)
+        for name, one in load_arguments().items()
+        if name not in _OTHERWISE
+    ),
+    click.Option(
+        ["--tolerance"],
+        type=click.FloatRange(0, 1, min_open=True),
+        default=published_pictures.TOLERANCE,
+        show_default=True,
+        help="The largest difference of a value in [0, 1] that counts as equal; the default is diffusers' own.",
+    ),
+    click.Option(
+        ["--noise"],
+        type=click.Path(path_type=Path, file_okay=False, exists=True),
+        metavar="FOLDER",
+        default=published_pictures.NOISE,
+        help="Noise that another GPU drew, from tests/reference/record_cuda_noise.py.",
+    ),
+]
+
+
+@click.command("verify", params=_OPTIONS)
+@click.pass_context
+def verify(ctx: click.Context, model: str, tolerance: float, noise: Path, **options: Any) -> None:
+    """Compares the pictures of MODEL, a checkpoint of Stable Diffusion 1.5, with three that diffusers published.
+
+    MODEL is a folder in diffusers layout, owner/name on the hub, or a single file. It prints a report to paste into an
+    issue. The exit status is 0 if all three pictures are equal within the tolerance, and 1 otherwise."""
+    with plainly():
+        given = parsed(LoadOptions, {name: value for name, value in options.items() if value})
+        LoadOptions(model, **given)
+        pictures = published_pictures.PICTURES
+        noises = [published_pictures.noise(picture.seed, noise) for picture in pictures]
+        remember_compilations()
+        source = sources.find(model, given.get("revision"), given.get("config"))
+        where, commit = sources.place(source)
+        given = {"dtype": "float32", **given, "revision": commit}
+        pipe = SemanticStableDiffusionPipeline.from_pretrained(where, safety_checker=None, **given)
+        for line in _report(pipe, source, given.get("variant")):
+            click.echo(line)
+        different = []
+        click.echo(f"\nlargest difference of each picture, at most {tolerance:g}")
+        for picture, latents in zip(pictures, noises, strict=True):
+            found = published_pictures.difference(pipe, picture, latents)
+            equal = found <= tolerance  # NaN is not
+            click.echo(f"  {picture.name:16} {found:.4f}  {'equal' if equal else 'different'}")
+            different += [] if equal else [picture.name]
+    if different:
+        click.echo(f"\nFAILED: {', '.join(different)}: other pictures than diffusers published")
+        if pipe.pipeline.dtype.name not in ("float32", "float64"):
+            click.echo("Half precision may differ by more than the tolerance; run it with --dtype float32")
+        ctx.exit(1)
+    click.echo(f"\nPASSED: the {len(pictures)} pictures that diffusers published")
+
+
+def _report(pipe: SemanticStableDiffusionPipeline, source: sources.Source, variant: str | None) -> Iterator[str]:
+    """Yields lines about the versions, devices and checkpoint."""
+    native = pipe.pipeline
+    device = native.devices.devices[0]
+    software = {name: version for name, version in versions("").items() if name != "device"}
+    software |= {"jaxlib": importlib.metadata.version("jaxlib"), "Python": platform.python_version()}
+    yield "sega-jax verify"
+    yield f"versions    {', '.join(f'{name} {version}' for name, version in software.items())}"
+    yield f"devices     {len(native.devices)} x {device.device_kind} ({device.platform})"
+    yield f"dtype       {native.dtype.name}, products of float32 matrices in float32"
+    yield f"scheduler   {pipe.scheduler.name}"
+    name, commit = sources.place(source)
+    if commit is not None:
+        yield f"checkpoint  {name}, commit {commit}"
+        return
+    yield f"checkpoint  {Path(name).name}"  # without the folders above it, which may name a person
+    yield from (f"  {name}: sha256 {sha256(path)}" for name, path in _weights(source, variant))
+
+
+def _weights(source: sources.Source, variant: str | None) -> Iterator[tuple[str, Path]]:
+    """Yields the weight files of a checkpoint on this machine, and their paths in it."""
+    if source.file is not None:
+        yield source.file.name, source.file
+        return
+    for part in source.parts:
+        folder, stem = source.folder / part, weight_stem(source.system, part)
+        orbax = [f"{orbax_reader.ARRAYS}/**/*"]
+        for patterns in (orbax, weight_files(stem, variant), flax_msgpack.files(stem, variant)):
+            paths = sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
+            if paths:
+                yield from ((str(path.relative_to(source.folder)), path) for path in paths)
+                break

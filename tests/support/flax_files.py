@@ -1,0 +1,88 @@
+"""Checkpoints in the form that diffusers and transformers wrote for Flax, from small ones with safetensors.
+
+The names are those of Linen's modules in diffusers 0.30 and transformers 4.46, written here by hand: what these modules
+and the functions that filled them from torch's weights made of the same networks was compared with this file once.
+"""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+from flax import serialization
+from safetensors.numpy import load_file
+
+from support import tiny
+
+CLASSES = ("UNet2DConditionModel", "AutoencoderKL", "CLIPTextModel", "CLIPTextModelWithProjection")
+CLASSES += ("StableDiffusionSafetyChecker", "StableDiffusionPipeline", "StableDiffusionXLPipeline")
+CLASSES += ("DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler")
+
+
+def linen_path(key: str, array: np.ndarray, transformers: bool) -> tuple[str, ...]:
+    """The path of a parameter in Linen's module, by its key in torch's file, which for transformers starts with the
+    name of the tower."""
+    if not transformers:
+        key = re.sub(r"\.(\d+)", r"_\1", key)
+        for ours, linen in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out_0", "proj_attn")):
+            if key.startswith(("encoder.", "decoder.")):
+                key = key.replace(f"mid_block.attentions_0.{ours}.", f"mid_block.attentions_0.{linen}.")
+    *parents, last = key.split(".")
+    if last == "weight":
+        last = "embedding" if parents[-1].endswith("_embedding") and array.ndim == 2 else "kernel"
+        if array.ndim == 1:
+            last = "scale"
+    return (*parents, last)
+
+
+def tree(tensors: dict[str, np.ndarray], transformers: bool) -> dict:
+    """The parameters of Linen's module from torch's tensors."""
+    whole: dict = {}
+    for key, array in tensors.items():
+        *parents, last = linen_path(key, array, transformers)
+        inside = whole
+        for parent in parents:
+            inside = inside.setdefault(parent, {})
+        turn = {2: (1, 0), 4: (2, 3, 1, 0)}.get(array.ndim) if last == "kernel" else None
+        inside[last] = array if turn is None else np.ascontiguousarray(array.transpose(turn))
+    return whole
+
+
+def tree_of(path: Path) -> dict:
+    """The parameters of Linen's module from a safetensors file of a checkpoint of `tiny`."""
+    tensors, part = load_file(path), path.parent.name
+    if part == "text_encoder":
+        tensors = {re.sub(r"^(?!text_model\.)", "text_model.", key): array for key, array in tensors.items()}
+    if part == "safety_checker":
+        tensors = {re.sub(r"^(?=vision_model\.)", "vision_model.", key): array for key, array in tensors.items()}
+    return tree(tensors, path.name == "model.safetensors")
+
+
+def write(path: Path, content: dict) -> Path:
+    path.write_bytes(serialization.msgpack_serialize(content))
+    return path
+
+
+def flax_path(path: Path) -> Path:
+    """Where the msgpack file in place of a safetensors file is."""
+    name = {"model.safetensors": "flax_model", "diffusion_pytorch_model.safetensors": "diffusion_flax_model"}
+    return path.with_name(f"{name[path.name]}.msgpack")
+
+
+def checkpoint(source: Path, folder: Path) -> Path:
+    """Copies a checkpoint of `tiny` and puts msgpack in the place of its safetensors, and Flax's classes in that of
+    torch's."""
+    shutil.copytree(source, folder)
+    for path in folder.rglob("*.safetensors"):
+        write(flax_path(path), tree_of(path))
+        path.unlink()
+    for path in [folder / "model_index.json", *folder.glob("*/config.json"), *folder.glob("scheduler/*.json")]:
+        text = path.read_text()
+        for name in CLASSES if "architectures" not in json.loads(text) else ():
+            text = text.replace(f'"{name}"', f'"Flax{name}"')
+        path.write_text(text)
+    unet = json.loads((folder / "unet" / "config.json").read_text())
+    only_flax = {"use_memory_efficient_attention": False, "split_head_dim": False, "dropout": 0.0}
+    tiny.write_json(folder / "unet" / "config.json", unet | only_flax)
+    return folder
