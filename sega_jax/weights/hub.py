@@ -57,3 +57,17 @@ def fetch(repository: str, files: Sequence[str], revision: str | None = None) ->
     except Exception as error:  # the client passes on errors of its HTTP client
         why = f"cannot be fetched from the hub: {error}"
     raise CheckpointError(f"{repository} {why}")
+
+
+def files(repository: str, revision: str | None = None) -> list[str] | None:
+    """Returns the paths of all files of a repository; None where the hub does not answer.
+
+    Args:
+        repository, revision: as of `fetch`, which explains why the hub does not answer.
+    """
+    import huggingface_hub
+
+    try:
+        return [one.rfilename for one in huggingface_hub.model_info(repository, revision=revision).siblings or ()]
+    except Exception:  # the client passes on errors of its HTTP client
+        return None

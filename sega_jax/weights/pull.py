@@ -29,6 +29,8 @@ M = TypeVar("M")
 _BUFFERS = re.compile(r"(^|\.)(position_ids|num_batches_tracked)$")
 _DTYPES = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+# Bytes of a safetensors header, of which the library that reads them takes 100 million.
+_LONGEST_HEADER = 2**30
 # Entries of a kernel's last axis to copy at a time.
 _COLUMNS = 32
 # What a file may be instead of a safetensors file, and the remedy.
@@ -209,6 +211,9 @@ def looks_like(path: Path) -> str | None:
             start = file.read(64)
     except OSError:
         return None
+    # The length of a safetensors header may begin like a pickle.
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < _LONGEST_HEADER:
+        return "a safetensors file"
     if start[:4] == b"PK\3\4":
         return "a zip file"
     if start[:1] == b"\x80" and start[1:2] in (b"\2", b"\3", b"\4", b"\5"):
@@ -217,7 +222,7 @@ def looks_like(path: Path) -> str | None:
         return "the pointer to a file of Git LFS"
     if start.lstrip()[:1] == b"<":
         return "a web page"
-    return "a safetensors file" if start[8:9] == b"{" else None
+    return None
 
 
 def weight_names(stem: str, variant: str | None, ending: str) -> tuple[str, str]:

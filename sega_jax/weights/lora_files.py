@@ -1,0 +1,163 @@
+"""Where LoRAs are: a file, a folder with one, or a repository on the hub.
+
+A name on the hub is "owner/name", "owner/name/path/to/file.safetensors", or with a revision "owner/name@revision" and
+"owner/name@revision/path/to/file.safetensors". What exists on this machine comes first.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from sega_jax.weights import hub
+from sega_jax.weights.pull import CheckpointError, Tensors, looks_like
+from sega_jax.weights.torch_pickle import CkptTensors
+
+ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+# The names that diffusers and peft give their files; the first that is there is read.
+_DIFFUSERS = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
+_PEFT, _CONFIG = ("adapter_model.safetensors", "adapter_model.bin"), "adapter_config.json"
+_NAME = re.compile(
+    r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w.-]+))?"
+    r"(?:/(?P<file>[^/*?\[\]\\:][^*?\[\]\\:]*))?"
+)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+# Names that an error lists; it counts the others.
+_LISTED = 20
+
+
+class HubName(NamedTuple):
+    """A repository on the hub, and a file in it."""
+
+    repository: str
+    revision: str | None = None
+    file: str | None = None
+
+    def __str__(self) -> str:
+        revision = "" if self.revision is None else f"@{self.revision}"
+        return self.repository + revision + ("" if self.file is None else f"/{self.file}")
+
+
+def find(lora: str | os.PathLike[str]) -> Path:
+    """Returns the file of a LoRA on this machine, which is fetched if it is on the hub.
+
+    Raises:
+        CheckpointError: there is no such file, or a folder or repository has none or several; the error lists them.
+    """
+    path = Path(os.path.expanduser(lora))
+    name = on_hub(lora)
+    if name is not None:
+        return _fetched(name)[0]
+    if path.is_dir():
+        return path / _chosen(str(path), [one.name for one in path.iterdir() if one.is_file()])
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; give a file, a folder, or owner/name on the hub")
+    if path.suffix not in ENDINGS:
+        raise CheckpointError(f"{path} should have one of the endings {', '.join(ENDINGS)}; rename it if it is a LoRA")
+    return path
+
+
+def on_hub(lora: str | os.PathLike[str]) -> HubName | None:
+    """Returns the repository and file that a name on the hub stands for; None for paths."""
+    text = os.fspath(lora)
+    match = _NAME.fullmatch(text)
+    if match is None or Path(text).exists() or ".." in text.split("/"):
+        return None
+    name = HubName(**match.groupdict())
+    # "folder/style.safetensors" is a path, since repositories are not named so.
+    return None if name.file is None and name.repository.endswith(ENDINGS) else name
+
+
+def pinned(lora: str | os.PathLike[str], folder: Path = Path()) -> str:
+    """Returns the whole path of a LoRA's file, or its name on the hub with commit and file, which stays the same LoRA
+    wherever it is used later. A path at which there is nothing stays a path.
+
+    Args:
+        folder: relative paths start from it.
+
+    Raises:
+        CheckpointError: a folder or repository has no file, or several, or cannot be fetched.
+    """
+    path = Path(os.path.abspath(os.path.join(folder, os.path.expanduser(lora))))
+    if path.is_dir():
+        return str(find(path))
+    name = None if path.exists() else on_hub(lora)
+    if name is None:
+        return str(path)
+    if name.file is not None and _COMMIT.fullmatch(name.revision or ""):
+        return str(name)
+    return str(_fetched(name)[1])
+
+
+def opened(path: Path) -> Tensors:
+    """Opens all tensors of a file, under its own names. Its content says whether torch wrote it.
+
+    Raises:
+        CheckpointError: the file is broken or hostile.
+    """
+    base = CkptTensors if looks_like(path) in ("a zip file", "a pickle") else Tensors
+    kind = type(base.__name__, (base,), {"ending": path.suffix.removeprefix(".")})
+    return kind(path.parent, path.stem, None, str)
+
+
+def _fetched(name: HubName) -> tuple[Path, HubName]:
+    """Returns the file that a name on the hub stands for, and its name with commit and file."""
+    if name.file is not None:
+        return _fetched_file(name)
+    known = [*_DIFFUSERS, *_PEFT, _CONFIG]
+    snapshot = hub.fetch(name.repository, known, name.revision)
+    file = _named([one for one in known if (snapshot / one).is_file()])
+    if file is None:
+        there = hub.files(name.repository, snapshot.name)
+        if there is None:
+            there = [one.name for one in snapshot.iterdir()] if snapshot.is_dir() else []
+            if not any(one.endswith(ENDINGS) for one in there):
+                raise CheckpointError(
+                    f"{name}: the hub cannot be reached, and its cache has no LoRA of this repository; connect once"
+                    " (and unset HF_HUB_OFFLINE), or give a file"
+                )
+        file = _chosen(str(name), [one for one in there if "/" not in one])
+    return _fetched_file(HubName(name.repository, snapshot.name, file))
+
+
+def _fetched_file(name: HubName) -> tuple[Path, HubName]:
+    """Returns a file of a repository with the settings next to it, and its name with the commit."""
+    assert name.file is not None
+    if not name.file.endswith(ENDINGS):
+        raise CheckpointError(f"{name} should have one of the endings {', '.join(ENDINGS)}")
+    snapshot = hub.fetch(name.repository, [name.file, str(Path(name.file).parent / _CONFIG)], name.revision)
+    if not (snapshot / name.file).is_file():
+        there = [one for one in hub.files(name.repository, name.revision) or () if one.endswith(ENDINGS)]
+        listed = f"; it has {_list(there)}" if there else ", or it is not in the cache"
+        raise CheckpointError(f"{name.repository} has no {name.file}{listed}; correct the name")
+    return snapshot / name.file, name._replace(revision=snapshot.name)
+
+
+def _named(files: Sequence[str]) -> str | None:
+    """Returns the file that diffusers or peft wrote, or None."""
+    known = [*_DIFFUSERS, *(_PEFT if _CONFIG in files else ())]
+    return next((one for one in known if one in files), None)
+
+
+def _chosen(where: str, files: Sequence[str]) -> str:
+    """Returns the file with a LoRA in a folder or repository.
+
+    Raises:
+        CheckpointError: there is none, or there are several.
+    """
+    weights = sorted(one for one in files if one.endswith(ENDINGS))
+    chosen = _named(files) or (weights[0] if len(weights) == 1 else None)
+    if chosen is not None:
+        return chosen
+    if weights:
+        what = f"has several files that may be the LoRA, {_list(weights)}"
+    else:
+        what = f"has no file with a LoRA; it has {_list(files) or 'nothing'}"
+    raise CheckpointError(f"{where} {what}; name the file, as in {where}/style.safetensors")
+
+
+def _list(names: Sequence[str]) -> str:
+    """Returns the first names in words, and how many others there are."""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(sorted(names)[:_LISTED]) + more
