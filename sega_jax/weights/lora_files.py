@@ -4,20 +4,23 @@ A name on the hub is "owner/name", "owner/name/path/to/file.safetensors", or wit
 "owner/name@revision/path/to/file.safetensors". What exists on this machine comes first.
 """
 
+import hashlib
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from sega_jax.text.files import sha256
 from sega_jax.weights import hub
+from sega_jax.weights.lora_settings import CONFIG, settings_file
 from sega_jax.weights.pull import CheckpointError, Tensors, looks_like
 from sega_jax.weights.torch_pickle import CkptTensors
 
 ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 # The names that diffusers and peft give their files; the first that is there is read.
 _DIFFUSERS = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
-_PEFT, _CONFIG = ("adapter_model.safetensors", "adapter_model.bin"), "adapter_config.json"
+_PEFT = ("adapter_model.safetensors", "adapter_model.bin")
 _NAME = re.compile(
     r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w.-]+))?"
     r"(?:/(?P<file>[^/*?\[\]\\:][^*?\[\]\\:]*))?"
@@ -101,11 +104,29 @@ def opened(path: Path) -> Tensors:
     return kind(path.parent, path.stem, None, str)
 
 
+def digest(path: str) -> str:
+    """Returns the SHA-256 of a file that is here or on the hub, in hexadecimal digits. If peft's settings are next to a
+    LoRA, it is of both.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, or it cannot be read.
+    """
+    file = Path(path) if on_hub(path) is None else find(path)
+    own = sha256(file)
+    if not (file.parent / CONFIG).is_file() or file.suffix not in ENDINGS:
+        return own
+    try:
+        settings = settings_file(file, opened(file).shapes)
+    except CheckpointError:  # it is no LoRA
+        return own
+    return own if settings is None else hashlib.sha256(f"{own} {sha256(settings)}".encode()).hexdigest()
+
+
 def _fetched(name: HubName) -> tuple[Path, HubName]:
     """Returns the file that a name on the hub stands for, and its name with commit and file."""
     if name.file is not None:
         return _fetched_file(name)
-    known = [*_DIFFUSERS, *_PEFT, _CONFIG]
+    known = [*_DIFFUSERS, *_PEFT, CONFIG]
     snapshot = hub.fetch(name.repository, known, name.revision)
     file = _named([one for one in known if (snapshot / one).is_file()])
     if file is None:
@@ -126,7 +147,7 @@ def _fetched_file(name: HubName) -> tuple[Path, HubName]:
     assert name.file is not None
     if not name.file.endswith(ENDINGS):
         raise CheckpointError(f"{name} should have one of the endings {', '.join(ENDINGS)}")
-    snapshot = hub.fetch(name.repository, [name.file, str(Path(name.file).parent / _CONFIG)], name.revision)
+    snapshot = hub.fetch(name.repository, [name.file, str(Path(name.file).parent / CONFIG)], name.revision)
     if not (snapshot / name.file).is_file():
         there = [one for one in hub.files(name.repository, name.revision) or () if one.endswith(ENDINGS)]
         listed = f"; it has {_list(there)}" if there else ", or it is not in the cache"
@@ -136,7 +157,7 @@ def _fetched_file(name: HubName) -> tuple[Path, HubName]:
 
 def _named(files: Sequence[str]) -> str | None:
     """Returns the file that diffusers or peft wrote, or None."""
-    known = [*_DIFFUSERS, *(_PEFT if _CONFIG in files else ())]
+    known = [*_DIFFUSERS, *(_PEFT if CONFIG in files else ())]
     return next((one for one in known if one in files), None)
 
 

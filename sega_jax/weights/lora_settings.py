@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from sega_jax.weights.pull import CheckpointError, looks_like
 
-_HEADER, _CONFIG = "lora_adapter_metadata", "adapter_config.json"
+_HEADER, CONFIG = "lora_adapter_metadata", "adapter_config.json"
 # What peft puts in front of a layer's name, and what it calls its file.
 _PEFT, _PEFT_FILE = "base_model.model.", "adapter_model"
 # peft's own defaults, which hold where its settings name no alpha or no rank.
@@ -68,10 +68,9 @@ def factors(
         CheckpointError: the settings in the header, or in the file next to it, cannot be read.
     """
     header = _header(path)
-    beside = path.parent / _CONFIG
     if header is not None:
         where, said = f"{path}: {_HEADER} in its header", header
-    elif (path.stem == _PEFT_FILE or any(key.startswith(_PEFT) for key in keys)) and beside.is_file():
+    elif (beside := settings_file(path, keys)) is not None:
         where, said = str(beside), _text(beside)
     else:
         return lambda part, key, alpha, rank: Settings().factor(key, alpha, rank)
@@ -81,6 +80,13 @@ def factors(
     except (AttributeError, RecursionError, TypeError, ValueError, re.error) as error:
         raise CheckpointError(f"{where} is not readable ({error}); fetch it again") from None
     return lambda part, key, alpha, rank: found[part].factor(key, alpha, rank)
+
+
+def settings_file(path: Path, keys: Iterable[str]) -> Path | None:
+    """Returns the file next to a LoRA with peft's settings for it; None for files of others and where there is none."""
+    beside = path.parent / CONFIG
+    own = path.stem == _PEFT_FILE or any(key.startswith(_PEFT) for key in keys)
+    return beside if own and beside.is_file() else None
 
 
 def _header(path: Path) -> str | None:
