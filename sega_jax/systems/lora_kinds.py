@@ -49,5 +49,7 @@ FOREIGN = (
     LoraKind("Wan", has(r"(?<!transformer_)(?<!single_)blocks_\d+_(self_attn|cross_attn)_[qkvo]")),
     LoraKind("PixArt", has(rf"{_ROOT}transformer_blocks_\d+_attn[12]_to_[qkv]$", 1152)),
     LoraKind("LTX-Video", has(rf"{_ROOT}transformer_blocks_\d+_attn[12]_to_[qkv]$", 2048)),
-    LoraKind("Z-Image", has(r"(noise|context)_refiner_\d+|(^|_)layers_\d+_attention_to_[qkv]")),
+    LoraKind("Sana", has(rf"{_ROOT}transformer_blocks_\d+_attn[12]_to_[qkv]$", 2240)),
+    LoraKind("Lumina", has(r"(noise|context)_refiner_\d+_attn_")),
+    LoraKind("Z-Image", has(r"(noise|context)_refiner_\d+_attention_|(^|_)layers_\d+_attention_(to_[qkv]|qkv)")),
 )

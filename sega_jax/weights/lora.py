@@ -314,8 +314,7 @@ def _misfit(
     theirs, ours = families.of_file(_sizes_in(tensors.shapes)), families.of_checkpoint(_sizes_of(networks))
     if theirs and ours and theirs != ours:
         return CheckpointError(
-            f"{path} is a LoRA of {theirs}, and this checkpoint is {ours}; use a LoRA that was made for {ours}, or a"
-            f" checkpoint of {theirs}"
+            f"{path} is a LoRA of {theirs}, and this checkpoint is {ours}; use a LoRA that was made for {ours}"
         )
     listed = sorted(problems)[:_LISTED] or ["  it has no tensors"]
     more = [f"  and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []
