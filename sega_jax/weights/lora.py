@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from sega_jax.method.numerics import at_least_float32, is_finite, is_floating
+from sega_jax.text.files import CheckpointError
 from sega_jax.weights import lora_files
 from sega_jax.weights.lora_forms import Form
 from sega_jax.weights.lora_names import LoraNames as LoraNames
@@ -22,7 +23,7 @@ from sega_jax.weights.lora_names import layer_keys as layer_keys
 from sega_jax.weights.lora_names import parsed, places, unsupported
 from sega_jax.weights.lora_products import FORMS, decomposed, magnitude_fits
 from sega_jax.weights.lora_settings import factors, is_number
-from sega_jax.weights.pull import CheckpointError, Tensors, flax_name, from_torch, leaves, to_torch, torch_name
+from sega_jax.weights.pull import Tensors, flax_name, from_torch, leaves, to_torch, torch_name
 from sega_jax.weights.single_file import SingleFile
 
 M = TypeVar("M", bound=NamedTuple)

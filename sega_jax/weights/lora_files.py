@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sega_jax.text.files import sha256
+from sega_jax.text.files import CheckpointError, sha256
 from sega_jax.weights import hub
 from sega_jax.weights.lora_settings import CONFIG, settings_file
-from sega_jax.weights.pull import CheckpointError, Tensors, looks_like
+from sega_jax.weights.pull import Tensors, looks_like
 from sega_jax.weights.torch_pickle import CkptTensors
 
 ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 from safetensors import safe_open
 
-from sega_jax.weights.pull import CheckpointError, looks_like
+from sega_jax.text.files import CheckpointError
+from sega_jax.weights.pull import looks_like
 
 _HEADER, CONFIG = "lora_adapter_metadata", "adapter_config.json"
 # What peft puts in front of a layer's name, and what it calls its file.

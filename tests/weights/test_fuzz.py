@@ -351,7 +351,7 @@ def test_relatives_of_loras(tmp_path, form):
     assert survives_in_little(merging(path), path.read_bytes(), path.write_bytes, anything_changed) < CASES
 
 
-@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("legacy", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["zip", "legacy"])
 def test_loras_of_torch(tmp_path, legacy):
     content = {"state_dict": lora_forms.tensors(SHAPES, "LoKr with both as products")[0]}
     path = pickling.save(content, tmp_path / "lora.pt", legacy=legacy)

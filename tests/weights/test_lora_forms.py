@@ -162,13 +162,15 @@ def test_several_relatives_start_from_the_same_weight(models, write):
 
 def test_scale_zero_changes_nothing(models, write):
     layers = {kohya(LINEAR): weight(models, LINEAR).shape}
-    for form in ("DoRA of outputs", "OFT", "GLoRA"):
+    for form in ("DoRA of outputs", "OFT"):
         found = merge_lora(models, {write(lora_forms.tensors(layers, form)[0]): 0})
         assert close(weight(found, LINEAR), weight(models, LINEAR), 0)
 
 
-@pytest.mark.parametrize("stored", [np.float16, ml_dtypes.bfloat16])
-@pytest.mark.parametrize("ending", [".bin", ".pt", ".pth", ".ckpt"])
+@pytest.mark.parametrize(
+    ("ending", "stored"),
+    [(".bin", np.float16), (".pt", ml_dtypes.bfloat16), (".pth", np.float32), (".ckpt", np.float16)],
+)
 def test_files_of_torch(models, tmp_path, ending, stored):
     """Also of one whose tensors are in its `state_dict`, and of a file from before torch 1.6."""
     layers = {kohya(LINEAR): weight(models, LINEAR).shape}

@@ -202,30 +202,34 @@ def tensors(layer, outputs, inputs, form="LoRA"):
     return {f"{layer}.{end}": np.ones(shape, np.float16) for end, shape in made.items()}
 
 
-def family_of(models, content):
+def family_of(content):
     """The family of a file, as the families here and those without checkpoints here have it."""
-    return registry.lora_families(models).of_file(lora._sizes_in({key: x.shape for key, x in content.items()}))
+    sizes = lora._sizes_in({key: array.shape for key, array in content.items()})
+    return registry.lora_families(None).of_file(sizes)
 
 
-@pytest.mark.parametrize("ours", UNETS)
-def test_families(checkpoints, ours):
-    """Of checkpoints, by their layers, and of LoRAs in every form."""
-    models = checkpoints[ours]
-    networks = {part: getattr(models, part) for part in registry.adapters_of(models).lora}
-    assert registry.lora_families(models).of_checkpoint(lora._sizes_of(networks)) == ours
+@pytest.mark.parametrize("family", UNETS)
+def test_families_of_loras(family):
     for form in FORMS:
-        assert family_of(models, tensors(*UNETS[ours], form)) == ours
+        assert family_of(tensors(*UNETS[family], form)) == family
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", UNETS)
+def test_families_of_checkpoints(checkpoints, family):
+    models = checkpoints[family]
+    networks = {part: getattr(models, part) for part in registry.adapters_of(models).lora}
+    assert registry.lora_families(models).of_checkpoint(lora._sizes_of(networks)) == family
 
 
 @pytest.mark.parametrize(("theirs", "layer", "outputs", "inputs"), FOREIGN)
-def test_other_families(checkpoints, theirs, layer, outputs, inputs):
-    for models in checkpoints.values():
-        assert family_of(models, tensors(layer, outputs, inputs)) == theirs
+def test_families_of_other_loras(theirs, layer, outputs, inputs):
+    assert family_of(tensors(layer, outputs, inputs)) == theirs
 
 
-def test_families_that_do_not_show(checkpoints):
+def test_families_that_do_not_show():
     for layer in ("lora_te_text_model_encoder_layers_0_mlp_fc1", "unet.mid_block.resnets.0.conv1", "x.y"):
-        assert family_of(checkpoints["Stable Diffusion 1.x"], tensors(layer, 768, 768)) is None
+        assert family_of(tensors(layer, 768, 768)) is None
 
 
 def refused(tmp_path, models, content):
@@ -235,10 +239,10 @@ def refused(tmp_path, models, content):
     return str(caught.value).removeprefix(str(tmp_path))
 
 
-def test_a_lora_of_another_family_is_refused_in_one_line(checkpoints, tmp_path):
-    ours = "Stable Diffusion 1.x"
+def test_a_lora_of_another_family_is_refused_in_one_line(tmp_path):
+    ours, models = "Stable Diffusion 1.x", published("sd-1.5", stable_diffusion.Models)
     content = tensors(*UNETS["Stable Diffusion XL"]) | tensors("lora_unet_x", 4, 4)
-    said = refused(tmp_path, checkpoints[ours], content)
+    said = refused(tmp_path, models, content)
     families = f"is a LoRA of Stable Diffusion XL, and this checkpoint is {ours}"
     assert said == f"/lora.safetensors {families}; use a LoRA that was made for {ours}"
 
@@ -252,12 +256,12 @@ def test_a_lora_of_the_same_family_that_does_not_fit(checkpoints, tmp_path):
         assert ("unexpected" if name != layer else "misshapen") in said
 
 
-def test_families_that_were_registered(checkpoints):
+def test_families_that_were_registered():
     """Their LoRAs are known by their own signs."""
     own = stable_diffusion.SYSTEM
     kinds = own.checkpoint.adapters._replace(kinds=(LoraKind("Toy", has("^toy_")),))
     toy = registry.register(own._replace(name="toy", checkpoint=own.checkpoint._replace(adapters=kinds)))
     try:
-        assert family_of(checkpoints["Stable Diffusion XL"], tensors("toy.layer", 4, 4)) == "Toy"
+        assert family_of(tensors("toy.layer", 4, 4)) == "Toy"
     finally:
         registry.unregister(toy.name)
