@@ -1,6 +1,7 @@
 """The options of `sega-jax edit` for files that come with a checkpoint: LoRAs and textual inversion, also of the later
 stages of a cascade."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,7 @@ def _pairs(chosen: Mapping[str, Any], name: str) -> list[tuple[str, Any]]:
 
 def _lora(option: str, text: str) -> tuple[str, float]:
     path, colon, scale = text.rpartition(":")
-    if not colon or Path(text).expanduser().exists():
+    if not colon or os.path.exists(os.path.expanduser(text)):
         return _located(text), 1.0
     try:
         return _located(path), check_float(f"{option} {path}: the scale", float(scale))

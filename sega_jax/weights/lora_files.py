@@ -52,10 +52,11 @@ def find(lora: str | os.PathLike[str]) -> Path:
     name = on_hub(lora)
     if name is not None:
         return _fetched(name)[0]
-    if path.is_dir():
-        return path / _chosen(str(path), [one.name for one in path.iterdir() if one.is_file()])
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing; give a file, a folder, or owner/name on the hub")
+    if os.fspath(lora) and os.path.isdir(path):
+        return path / _chosen(str(path), _files(path))
+    if not os.path.isfile(path):  # `Path.is_file` raises an error for names that are too long
+        what = path if os.fspath(lora) else "lora=''"
+        raise CheckpointError(f"{what} is missing; give a file, a folder, or owner/name on the hub")
     if path.suffix not in ENDINGS:
         raise CheckpointError(f"{path} should have one of the endings {', '.join(ENDINGS)}; rename it if it is a LoRA")
     return path
@@ -65,7 +66,7 @@ def on_hub(lora: str | os.PathLike[str]) -> HubName | None:
     """Returns the repository and file that a name on the hub stands for; None for paths."""
     text = os.fspath(lora)
     match = _NAME.fullmatch(text)
-    if match is None or Path(text).exists() or ".." in text.split("/"):
+    if match is None or os.path.exists(text) or ".." in text.split("/"):
         return None
     name = HubName(**match.groupdict())
     # "folder/style.safetensors" is a path, since repositories are not named so.
@@ -83,9 +84,9 @@ def pinned(lora: str | os.PathLike[str], folder: Path = Path()) -> str:
         CheckpointError: a folder or repository has no file, or several, or cannot be fetched.
     """
     path = Path(os.path.abspath(os.path.join(folder, os.path.expanduser(lora))))
-    if path.is_dir():
+    if os.path.isdir(path):
         return str(find(path))
-    name = None if path.exists() else on_hub(lora)
+    name = None if os.path.exists(path) else on_hub(lora)
     if name is None:
         return str(path)
     if name.file is not None and _COMMIT.fullmatch(name.revision or ""):
@@ -132,7 +133,7 @@ def _fetched(name: HubName) -> tuple[Path, HubName]:
     if file is None:
         there = hub.files(name.repository, snapshot.name)
         if there is None:
-            there = [one.name for one in snapshot.iterdir()] if snapshot.is_dir() else []
+            there = _files(snapshot)
             if not any(one.endswith(ENDINGS) for one in there):
                 raise CheckpointError(
                     f"{name}: the hub cannot be reached, and its cache has no LoRA of this repository; connect once"
@@ -153,6 +154,18 @@ def _fetched_file(name: HubName) -> tuple[Path, HubName]:
         listed = f"; it has {_list(there)}" if there else ", or it is not in the cache"
         raise CheckpointError(f"{name.repository} has no {name.file}{listed}; correct the name")
     return snapshot / name.file, name._replace(revision=snapshot.name)
+
+
+def _files(folder: Path) -> list[str]:
+    """Returns the names of a folder's files.
+
+    Raises:
+        CheckpointError: the folder cannot be read.
+    """
+    try:
+        return [one.name for one in folder.iterdir() if one.is_file()] if folder.is_dir() else []
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read ({error.strerror})") from None
 
 
 def _named(files: Sequence[str]) -> str | None:

@@ -81,6 +81,13 @@ def test_a_folder_without_a_choice(tmp_path, names, words):
         Loras().located("call: lora", ".", tmp_path)
 
 
+def test_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.chdir(fill(tmp_path, "a.pt"))
+    for name in ("", "b.pt", "x" * 5000, f"{'x' * 300}/a.pt", "a\0.pt"):
+        with pytest.raises(CheckpointError, match="is missing; give a file, a folder, or owner/name on the hub"):
+            find(name)
+
+
 def test_an_empty_folder(tmp_path):
     with pytest.raises(CheckpointError, match="has no file with a LoRA; it has nothing"):
         find(tmp_path)
