@@ -115,14 +115,16 @@ def places(networks: Mapping[str, Any], names: Mapping[str, LoraNames]) -> Calla
     starts.sort(key=lambda pair: -len(pair[0]))  # the empty one is last
 
     def place(name: str) -> Place | None:
-        found = parsed(name)
-        if found is None:
+        if (parts := parsed(name)) is None:
             return None
-        start, part = next((pair for pair in starts if found.layer.startswith(pair[0])), ("", ""))
-        layer = found.layer.removeprefix(start)
-        # A file of one network may name its layers without the network.
-        own = [part, *layers] if not start else [part]
-        key = next(((one, layers[one][layer]) for one in own if layer in layers.get(one, {})), None)
-        return None if key is None else Place(*key, found.role, found.adapter)
+        for start, part in starts:
+            if not parts.layer.startswith(start):
+                continue
+            layer = parts.layer.removeprefix(start)
+            # A file of one network may name its layers without the network.
+            for own in [part] if start else [part, *layers]:
+                if layer in layers[own]:
+                    return Place(own, layers[own][layer], parts.role, parts.adapter)
+        return None
 
     return place

@@ -186,7 +186,8 @@ def test_peft(folder, models, tmp_path, form, adapter):
     before = {key: value.clone() for key, value in unet.state_dict().items()}
     wrapped = peft.get_peft_model(unet, PEFT[form], adapter_name=adapter)
     randomised_adapter(wrapped)
-    wrapped.save_pretrained(tmp_path, safe_serialization=True)
+    # One of the two is a file of torch's.
+    wrapped.save_pretrained(tmp_path, safe_serialization=adapter == "default")
     where = tmp_path if adapter == "default" else tmp_path / adapter
     theirs = wrapped.merge_and_unload().state_dict()
     ours = parameters(merge_lora(models, where))

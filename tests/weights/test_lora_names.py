@@ -150,6 +150,8 @@ def test_other_layers_of_text_encoders():
     _, of = place()
     for start in ("clip_g.", "text_encoder_2.", "lora_te2_"):
         assert of(f"{start}text_projection.alpha") == Place("text_encoder_2", "text_projection.weight", "alpha", None)
+    found = of("clip_g.transformer.resblocks.0.mlp.c_fc.lora_up.weight")
+    assert found == Place("text_encoder_2", "text_model.encoder.layers.0.mlp.fc1.weight", "up", None)
     for start in ("clip_l.", "lora_te1_"):
         found = of(f"{start}text_model.embeddings.token_embedding.diff")
         assert found == Place("text_encoder", "embeddings.token_embedding.weight", "diff", None)
