@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from sega_jax.pipelines.messages import warn
 from sega_jax.systems.registry import adapters_of, lora_families, single_files, systems
 from sega_jax.text.tokenizers import Tokenizer, TokenizerPair
 from sega_jax.weights import lora as loras
@@ -61,7 +62,7 @@ def lora_changes(models: Any, lora: str | Path | Mapping[str | Path, float]) -> 
             " change (pipe.models)"
         )
     networks = {part: network for part, network in models._asdict().items() if part in names and network is not None}
-    return loras.read(networks, lora, names, single_files(), lora_families(models))
+    return loras.read(networks, lora, names, single_files(), lora_families(models), warn)
 
 
 def add_words(models: M, tokenizer: T, words: str | Path | Mapping[str, str | Path]) -> tuple[M, T]:

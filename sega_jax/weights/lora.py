@@ -17,9 +17,9 @@ from sega_jax.method.numerics import at_least_float32, is_finite
 from sega_jax.text.files import CheckpointError
 from sega_jax.weights import lora_files
 from sega_jax.weights.lora_layers import Layer, layers_of
+from sega_jax.weights.lora_names import WORDS, parsed, unsupported
 from sega_jax.weights.lora_names import LoraNames as LoraNames
 from sega_jax.weights.lora_names import layer_keys as layer_keys
-from sega_jax.weights.lora_names import parsed, unsupported
 from sega_jax.weights.lora_products import FORMS
 from sega_jax.weights.lora_settings import factors, is_number
 from sega_jax.weights.pull import Tensors, flax_name, from_torch, leaves, to_torch, torch_name
@@ -56,6 +56,7 @@ def read(
     names: Mapping[str, LoraNames],
     checkpoints: Iterable[SingleFile] = (),
     families: Families | None = None,
+    warn: Callable[[str], None] = lambda message: None,
 ) -> list[Change]:
     """Reads LoRAs and their relatives for networks, with or without values.
 
@@ -65,6 +66,7 @@ def read(
         names: how files name the layers of each network.
         checkpoints: descriptions of checkpoints in single files, which people mistake for LoRAs.
         families: recognises LoRAs of other checkpoints; None does not.
+        warn: gets a message about parts of a file that are not used.
 
     Raises:
         TypeError: `lora` is neither a path nor {path: scale}.
@@ -80,7 +82,7 @@ def read(
             raise ValueError(f"lora: the scale {scale!r} of {path} should be a finite number like 0.8")
     files = [(lora_files.find(path), float(scale)) for path, scale in scales]
     families = families or Families()
-    return [Change(path, scale, _layers(path, networks, names, checkpoints, families)) for path, scale in files]
+    return [Change(path, scale, _layers(path, networks, names, checkpoints, families, warn)) for path, scale in files]
 
 
 def merged(models: M, changes: Sequence[Change]) -> M:
@@ -125,6 +127,7 @@ def _layers(
     names: Mapping[str, LoraNames],
     checkpoints: Iterable[SingleFile],
     families: Families,
+    warn: Callable[[str], None],
 ) -> dict[str, dict[str, Layer]]:
     """Reads the layers of a file, by network and by the key of the weight or bias."""
     # The file stays open as long as a layer can be read.
@@ -136,6 +139,8 @@ def _layers(
             )
     if method := unsupported(tensors.shapes):
         raise CheckpointError(f"{path} has {method}, which is not supported; use a LoRA of another kind")
+    if any(name.startswith(WORDS) for name in tensors.shapes):
+        warn(f"{path} also has words of textual inversion, which are not added")
     factor = factors(path, networks, tensors.shapes)
     layers, problems = layers_of(path, tensors, networks, names, factor)
     if problems or not any(layers.values()):

@@ -10,7 +10,7 @@ import numpy as np
 from sega_jax.method.numerics import is_finite, is_floating
 from sega_jax.text.files import CheckpointError
 from sega_jax.weights.lora_forms import Form
-from sega_jax.weights.lora_names import LoraNames, places
+from sega_jax.weights.lora_names import WORDS, LoraNames, places
 from sega_jax.weights.lora_products import FORMS, decomposed, magnitude_fits
 from sega_jax.weights.pull import Tensors, leaves
 
@@ -90,6 +90,8 @@ def _grouped(
     groups: dict[tuple[str, str], Group] = {}
     adapters: set[str | None] = set()
     for name, shape in tensors.shapes.items():
+        if name.startswith(WORDS):
+            continue
         if (layer := place(name)) is None:
             problems.append(f"  unexpected {name} {shape}")
             continue

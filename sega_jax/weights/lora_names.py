@@ -37,6 +37,8 @@ _ENDS = {
     "vector": r"\.weight",  # of (IA)^3 by LyCORIS; every other role that ends so comes first
 }
 _COMPILED = {role: re.compile(rf"(?:{end})$") for role, end in _ENDS.items()}
+# Modules that peft and torch put around a network or a layer.
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:base_model\.model|module|_orig_mod|_fsdp_wrapped_module)\.")
 # Tensors of methods that are not supported, which an error calls by their names.
 _UNSUPPORTED = {
     r"\.oft_[rR]\b": "peft's OFT",
@@ -53,9 +55,11 @@ _UNSUPPORTED = {
     r"\.bias_(indices|values|size)$": "a sparse remainder",
     r"_custom_diffusion\.": "Custom Diffusion",
     r"^lllite_": "ControlNet-LLLite",
-    r"^bundle_emb\.": "a bundle with words of textual inversion",
     r"\.to_[kv]_ip\.|^ip_adapter\.": "an IP-Adapter",
 }
+
+# Words of textual inversion that OneTrainer puts into the file of a LoRA.
+WORDS = "bundle_emb."
 
 
 class LoraNames(NamedTuple):
@@ -92,7 +96,7 @@ def parsed(name: str) -> Parsed | None:
     """Splits a tensor's name; None for names that are not of LoRAs."""
     for role, end in _COMPILED.items():
         if match := end.search(name):
-            layer = name[: match.start()].removeprefix("base_model.model.").replace(".processor", "")
+            layer = _WRAPPERS.sub("", name[: match.start()]).replace(".processor", "")
             return Parsed(layer.replace(".", "_"), role, match.groupdict().get("adapter"))
     return None
 

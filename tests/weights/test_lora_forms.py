@@ -1,6 +1,7 @@
 """Relatives of LoRAs: what every form makes of a weight, by hand in float64, and what is refused of them."""
 
 import json
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
@@ -10,7 +11,7 @@ from support import lora_forms, pickling
 from support.loras import models
 
 from sega_jax import CheckpointError, merge_lora
-from sega_jax.weights import lora_names
+from sega_jax.weights import lora, lora_names
 from sega_jax.weights.lora_products import FORMS, magnitude_fits
 from sega_jax.weights.pull import leaves
 
@@ -245,6 +246,29 @@ def test_other_methods_are_refused_by_name(models, write, end, words):
     assert str(
         caught.value
     ) == f"{path} has {words}, which is not supported; use a LoRA of another kind" or words in str(caught.value)
+
+
+def test_words_in_the_file_are_mentioned(models, write):
+    content, changed = lora_forms.tensors({kohya(LINEAR): weight(models, LINEAR).shape}, "LoRA")
+    with pytest.warns(UserWarning, match=r"lora\.safetensors also has words of textual inversion, which are not added"):
+        found = merge_lora(models, write(content | {"bundle_emb.cat.clip_l": np.ones((2, 16), np.float32)}))
+    assert close(weight(found, LINEAR), weight(models, LINEAR) + changed[kohya(LINEAR)](None))
+
+
+def test_values_are_read_one_layer_at_a_time(tmp_path):
+    """The peak of memory is that of a few layers, not of the file."""
+    network = {f"layer{i}": {"kernel": {"value": np.zeros((64, 128), np.float32)}} for i in range(32)}
+    content, _ = lora_forms.tensors(dict.fromkeys(network, (128, 64)), "a difference", dtype=np.float16)
+    save_file(content, path := tmp_path / "lora.safetensors")
+    names = {"net": lora_names.LoraNames(("",), lora_names.layer_keys)}
+    for _ in range(2):  # the first time, modules and tables are loaded
+        tracemalloc.start()
+        (change,) = lora.read({"net": network}, path, names)
+        sizes = [change.layers["net"][f"{name}.weight"].difference(np.zeros((128, 64))).nbytes for name in network]
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert sizes == [128 * 64 * 4] * 32
+    assert peak < path.stat().st_size / 2
 
 
 def test_several_adapters(models, write):

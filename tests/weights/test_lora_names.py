@@ -57,6 +57,8 @@ UNET_SPELLINGS = {
     "diffusers": lambda name, original: f"unet.{name}",
     "peft": lambda name, original: f"base_model.model.{name}",
     "peft in a pipeline": lambda name, original: f"base_model.model.unet.{name}",
+    "peft in diffusers": lambda name, original: f"unet.base_model.model.{name}",
+    "torch on several devices": lambda name, original: f"module._orig_mod.{name}",
     "kohya": lambda name, original: f"lora_unet_{name.replace('.', '_')}",
     "kohya's XL": lambda name, original: f"lora_unet_{original.replace('.', '_')}",
     "ComfyUI": lambda name, original: f"diffusion_model.{original}",
