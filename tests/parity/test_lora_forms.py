@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import peft
 import torch
-from lycoris import modules
+from lycoris import LycorisNetwork, create_lycoris, modules
 from lycoris.functional.general import apply_dora_scale
 from safetensors.torch import save_file
 from support.loras import models
@@ -156,6 +156,33 @@ def test_other_scales_of_dora(models, tmp_path, scale):
     with torch.no_grad():
         theirs = apply_dora_scale(own.weight, module.get_diff_weight(1)[0], module.dora_scale, scale)
     assert far(ours, theirs) < 1e-6
+
+
+NETWORKS = {
+    "LoRA and norms": {"algo": "locon", "train_norm": True, "use_tucker": True},
+    "LoHa": {"algo": "loha", "use_tucker": True},
+    "LoKr": {"algo": "lokr", "factor": 4, "dora_wd": True},
+    "(IA)^3": {"algo": "ia3"},
+    "OFT": {"algo": "diag-oft", "constraint": 0.01, "rescaled": True},
+}
+
+
+@pytest.mark.parametrize("form", NETWORKS)
+def test_networks_of_lycoris(folder, models, tmp_path, form):
+    """Of all layers in the blocks of a UNet, by the names that LyCORIS gives them."""
+    unet = diffusers.UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+    blocks = ["Transformer2DModel", "ResnetBlock2D", "Downsample2D", "Upsample2D"]
+    LycorisNetwork.apply_preset({"target_module": blocks, "enable_conv": True})
+    sizes = {f"{layer}_{size}": 4 for layer in ("linear", "conv") for size in ("dim", "alpha")}
+    network = create_lycoris(unet, 1.0, **sizes, **NETWORKS[form])
+    for number, one in enumerate(network.loras):
+        network.add_module(one.lora_name, randomised(one, number))
+    saved = {name: tensor.detach().clone().contiguous() for name, tensor in network.state_dict().items()}
+    save_file(saved, tmp_path / "a.safetensors")
+    network.merge_to(1.0)
+    theirs, before, ours = unet.state_dict(), parameters(models), parameters(merge_lora(models, tmp_path))
+    assert max(far(ours[key], theirs[key]) for key in ours) < 1e-6
+    assert sum(far(ours[key], before[key]) > 0.01 for key in ours) >= len(network.loras) > 100
 
 
 TARGETS = ["to_q", "ff.net.2", "conv1", "proj_in"]
