@@ -139,7 +139,7 @@ def _fetched(name: HubName) -> tuple[Path, HubName]:
                     f"{name}: the hub cannot be reached, and its cache has no LoRA of this repository; connect once"
                     " (and unset HF_HUB_OFFLINE), or give a file"
                 )
-        file = _chosen(str(name), [one for one in there if "/" not in one])
+        file = _chosen(str(name), there)
     return _fetched_file(HubName(name.repository, snapshot.name, file))
 
 
@@ -157,13 +157,14 @@ def _fetched_file(name: HubName) -> tuple[Path, HubName]:
 
 
 def _files(folder: Path) -> list[str]:
-    """Returns the names of a folder's files.
+    """Returns the names of the files in a folder and in its folders.
 
     Raises:
         CheckpointError: the folder cannot be read.
     """
     try:
-        return [one.name for one in folder.iterdir() if one.is_file()] if folder.is_dir() else []
+        own = [one.name for one in folder.iterdir() if one.is_file()] if folder.is_dir() else []
+        return own + [str(one.relative_to(folder)) for one in folder.glob("*/*") if one.is_file()]
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be read ({error.strerror})") from None
 
@@ -175,20 +176,23 @@ def _named(files: Sequence[str]) -> str | None:
 
 
 def _chosen(where: str, files: Sequence[str]) -> str:
-    """Returns the file with a LoRA in a folder or repository.
+    """Returns the file with a LoRA in a folder or repository. Those in folders inside it are only listed in errors.
 
     Raises:
         CheckpointError: there is none, or there are several.
     """
     weights = sorted(one for one in files if one.endswith(ENDINGS))
-    chosen = _named(files) or (weights[0] if len(weights) == 1 else None)
+    outermost = [one for one in weights if "/" not in one]
+    chosen = _named(files) or (outermost[0] if len(outermost) == 1 else None)
     if chosen is not None:
         return chosen
-    if weights:
-        what = f"has several files that may be the LoRA, {_list(weights)}"
+    if outermost:
+        what = f"has several files that may be the LoRA, {_list(outermost)}"
+    elif weights:
+        what = f"has such files in its folders only, {_list(weights)}"
     else:
         what = f"has no file with a LoRA; it has {_list(files) or 'nothing'}"
-    raise CheckpointError(f"{where} {what}; name the file, as in {where}/style.safetensors")
+    raise CheckpointError(f"{where} {what}; name the file, as in {where}/{(weights or ['style.safetensors'])[0]}")
 
 
 def _list(names: Sequence[str]) -> str:

@@ -56,7 +56,8 @@ CHOICES = [
 NO_CHOICES = [
     (["a.safetensors", "b.pt"], "has several files that may be the LoRA, a.safetensors, b.pt; name the file"),
     (["adapter_model.safetensors", "b.pt"], "has several files that may be the LoRA, adapter_model.safetensors, b.pt"),
-    (["README.md", "x/a.safetensors"], "has no file with a LoRA; it has README.md; name the file"),
+    (["README.md", "x/a.safetensors", "y/b.pt"], "has such files in its folders only, x/a.safetensors, y/b.pt; name"),
+    (["README.md"], "has no file with a LoRA; it has README.md; name the file, as in "),
     ([f"{i:02}.pt" for i in range(30)], "19.pt and 10 more; name the file"),
 ]
 
@@ -89,7 +90,7 @@ def test_what_is_missing(tmp_path, monkeypatch):
 
 
 def test_an_empty_folder(tmp_path):
-    with pytest.raises(CheckpointError, match="has no file with a LoRA; it has nothing"):
+    with pytest.raises(CheckpointError, match="has no file with a LoRA; it has nothing; name"):
         find(tmp_path)
 
 
