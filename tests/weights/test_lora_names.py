@@ -179,6 +179,8 @@ FOREIGN = [
     ("Stable Diffusion XL", "lora_te2_text_model_encoder_layers_0_mlp_fc1", 5120, 1280),
     ("Stable Diffusion XL", "clip_g.text_model.encoder.layers.0.mlp.fc1", 5120, 1280),
     ("Stable Diffusion XL", "unet.down_blocks.1.attentions.0.transformer_blocks.1.attn1.to_q", 640, 640),
+    ("Stable Diffusion 1.x", "lora_te_text_model_encoder_layers_0_self_attn_q_proj", 768, 768),
+    ("Stable Diffusion 2.x", "lora_te_text_model_encoder_layers_0_mlp_fc1", 4096, 1024),
     ("FLUX", "transformer.single_transformer_blocks.0.attn.to_q", 3072, 3072),
     ("FLUX", "transformer.transformer_blocks.0.attn.to_q", 3072, 3072),
     ("FLUX", "lora_unet_double_blocks_0_img_attn_qkv", 9216, 3072),
@@ -232,7 +234,7 @@ def test_families_of_other_loras(theirs, layer, outputs, inputs):
 
 
 def test_families_that_do_not_show():
-    for layer in ("lora_te_text_model_encoder_layers_0_mlp_fc1", "unet.mid_block.resnets.0.conv1", "x.y"):
+    for layer in ("text_encoder.text_model.encoder.layers.0.mlp.fc1", "unet.mid_block.resnets.0.conv1", "x.y"):
         assert family_of(tensors(layer, 768, 768)) is None
 
 
