@@ -1,6 +1,7 @@
 """The options of `sega-jax edit` for files that come with a checkpoint: LoRAs and textual inversion, also of the later
 stages of a cascade."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from sega_jax.pipelines.cascade import FIRST
 from sega_jax.pipelines.load_options import ADAPTERS
 from sega_jax.systems.base import System
 from sega_jax.systems.registry import adapter_refusal, check_adapters, in_words, systems
+from sega_jax.weights.lora_files import on_hub, pinned
 
 _METAVARS = {"lora": "FILE[:SCALE]", "textual_inversion": "[WORD=]FILE"}
 _HELP = {
-    "lora": "A LoRA to merge into the weights.",
+    "lora": "A LoRA to merge into the weights: a file, a folder with one, or owner/name on the hub.",
     "textual_inversion": 'A word to add, as in "<cat-toy>=cat.safetensors".',
 }
 
@@ -65,8 +67,8 @@ def check(chosen: Mapping[str, Any], stages: Mapping[str, Any]) -> None:
         stages: the options of later stages that were given.
 
     Raises:
-        FileNotFoundError, ValueError: no such file or folder, one that is given twice, a word that is missing, or an
-            option of a stage that is not there.
+        FileNotFoundError, ValueError: no such file or folder, one that is given twice, a word that is missing, a
+            folder without a LoRA or with several, or an option of a stage that is not there.
     """
     tokenizer = chosen.get("tokenizer")
     if tokenizer is not None and not Path(tokenizer).expanduser().is_dir():
@@ -82,7 +84,7 @@ def check(chosen: Mapping[str, Any], stages: Mapping[str, Any]) -> None:
 def _check_files(option: str, pairs: list[tuple[str, Any]]) -> None:
     words = [word for _, word in pairs if isinstance(word, str)]
     for path, beside in pairs:
-        if not _is_file(path):
+        if not _is_file(path) and (isinstance(beside, str | None) or on_hub(path) is None):
             raise FileNotFoundError(f"{option} {path} is no file; correct the path")
         if [other for other, _ in pairs].count(path) > 1:
             raise ValueError(f"{option} {path} is given twice; leave one out")
@@ -126,7 +128,8 @@ def remembered(chosen: Mapping[str, Any]) -> dict[str, Any]:
     for name in (name for name in names() if name in found):
         pairs = _pairs(chosen, name)
         if name.endswith("lora"):
-            found[name] = [f"{path}:{scale!r}" for path, scale in pairs]
+            # Of what is on the hub, the commit.
+            found[name] = [f"{pinned(path)}:{scale!r}" for path, scale in pairs]
         else:
             found[name] = [path if word is None else f"{word}={path}" for path, word in pairs]
     return found
@@ -150,10 +153,10 @@ def _pairs(chosen: Mapping[str, Any], name: str) -> list[tuple[str, Any]]:
 
 def _lora(option: str, text: str) -> tuple[str, float]:
     path, colon, scale = text.rpartition(":")
-    if not colon or _is_file(text):
-        return _whole(text), 1.0
+    if not colon or os.path.exists(os.path.expanduser(text)):
+        return _located(text), 1.0
     try:
-        return _whole(path), check_float(f"{option} {path}: the scale", float(scale))
+        return _located(path), check_float(f"{option} {path}: the scale", float(scale))
     except ValueError:
         raise ValueError(f"{option} {text}: {scale!r} should be a finite number like 0.8") from None
 
@@ -166,6 +169,11 @@ def _word(option: str, text: str) -> tuple[str, str | None]:
 
 def _is_file(path: str) -> bool:
     return Path(path).expanduser().is_file()
+
+
+def _located(path: str) -> str:
+    """Returns the whole path of a LoRA's file, which may be in a folder; a name on the hub as it is."""
+    return path if on_hub(path) is not None else pinned(_whole(path))
 
 
 def _whole(path: str) -> str:

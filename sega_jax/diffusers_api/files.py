@@ -8,10 +8,9 @@ from typing import Any, NamedTuple, Self
 from sega_jax.diffusers_api.base import UNetFace
 from sega_jax.nn.vae import AutoencoderKL
 from sega_jax.pipelines.adapters import add_words, lora_changes
-from sega_jax.weights import hub
+from sega_jax.weights import hub, lora_files
 from sega_jax.weights.lora import merged
 
-_LORA = ("pytorch_lora_weights.safetensors",)
 _INVERSION = ("learned_embeds.safetensors", "learned_embeds.bin")
 
 
@@ -64,9 +63,10 @@ class FilesFace(UNetFace):
         """Merges a LoRA into the networks, with weight 1 until `set_adapters` changes it; see `sega_jax.merge_lora`.
 
         Args:
-            pretrained_model_name_or_path_or_dict: a safetensors file, or a folder or hub repository that has one.
+            pretrained_model_name_or_path_or_dict: a file, or a folder or hub repository that has one.
             adapter_name: its name for `set_adapters`; None is "default_0", "default_1", ...
-            weight_name: the name of the file in the folder or repository.
+            weight_name: the name of the file in the folder or repository; None is the name that diffusers or peft give
+                it, or the only file with weights.
             revision: the repository's branch, tag or commit.
 
         Raises:
@@ -77,7 +77,7 @@ class FilesFace(UNetFace):
         name = f"default_{len(files)}" if adapter_name is None else adapter_name
         if name in files:
             raise ValueError(f"adapter_name={name!r} is taken; give another, or unload_lora_weights() first")
-        path = _file(pretrained_model_name_or_path_or_dict, weight_name, _LORA, revision)
+        path = _lora_file(pretrained_model_name_or_path_or_dict, weight_name, revision)
         self._merge({**files, name: (path, 1.0)})
 
     def set_adapters(self, adapter_names: str | Sequence[str], adapter_weights: Any = None) -> None:
@@ -168,6 +168,21 @@ class FilesFace(UNetFace):
             path = _file(source, weight_name, _INVERSION, revision)
             models, tokenizer = add_words(models, tokenizer, path if word is None else {word: path})
         self.pipeline.models, self.pipeline.tokenizer = models, tokenizer
+
+
+def _lora_file(source: Any, name: str | None, revision: str | None) -> Path:
+    """Returns the file of a LoRA, which may be in a folder or hub repository and have this name there.
+
+    Raises:
+        TypeError, CheckpointError: there is no such file.
+    """
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(f"{type(source).__name__} should be the path of a file or a folder, or owner/name on the hub")
+    if (asked := lora_files.on_hub(source)) is not None:
+        asked = asked._replace(revision=revision or asked.revision, path=name or asked.path)
+        return lora_files.find(str(asked))
+    path = Path(os.path.expanduser(source))
+    return lora_files.find(path if name is None or path.is_file() else path / name)
 
 
 def _file(source: Any, name: str | None, defaults: Sequence[str], revision: str | None) -> Path:

@@ -7,7 +7,8 @@ from typing import Any
 
 from sega_jax.method.argument_kinds import Kind
 from sega_jax.method.checks import brief, check_float
-from sega_jax.text.files import sha256, whole_path
+from sega_jax.text.files import CheckpointError, whole_path
+from sega_jax.weights.lora_files import digest, pinned
 
 Pairs = tuple[tuple[Any, Any], ...]
 
@@ -37,7 +38,7 @@ class Files(Kind):
         return [self.path(pair) for pair in value]
 
     def known(self, path: str) -> dict[str, Any]:
-        return {"digest": sha256(path)}
+        return {"digest": digest(path)}
 
     def pairs(self, name: str, value: Any) -> Pairs:
         """Returns the pairs that a value of any form stands for.
@@ -68,9 +69,9 @@ def _is_path(value: Any) -> bool:
 
 
 class Loras(Files):
-    """LoRAs: pairs of a path and a scale."""
+    """LoRAs: pairs of a path, or a name on the hub, and a scale."""
 
-    noun = "a safetensors file, or {file: scale}"
+    noun = "the file of a LoRA, a folder with one, or owner/name on the hub, or {file: scale}"
 
     def pairs(self, name: str, value: Any) -> Pairs:
         if _is_path(value):
@@ -86,7 +87,12 @@ class Loras(Files):
         return pair[0]
 
     def located(self, name: str, value: Any, folder: Path) -> Pairs:
-        return tuple((whole_path(path, folder), scale) for path, scale in self.pairs(name, value))
+        """Returns the files in folders and repositories, which are looked for here, and fetched."""
+        pairs = self.pairs(name, value)
+        try:
+            return tuple((pinned(path, folder), scale) for path, scale in pairs)
+        except CheckpointError as error:
+            raise CheckpointError(f"{name}: {error}") from None
 
     def words(self, pairs: Pairs) -> list[str]:
         return [f"{path}:{scale!r}" for path, scale in pairs]

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from sega_jax.systems.registry import adapters_of, single_files, systems
+from sega_jax.pipelines.messages import warn
+from sega_jax.systems.registry import adapters_of, lora_families, single_files, systems
 from sega_jax.text.tokenizers import Tokenizer, TokenizerPair
 from sega_jax.weights import lora as loras
 from sega_jax.weights import textual_inversion
@@ -16,24 +17,32 @@ T = TypeVar("T", Tokenizer, TokenizerPair)
 
 
 def merge_lora(models: M, lora: str | Path | Mapping[str | Path, float]) -> M:
-    """Returns a pipeline's networks with LoRAs merged into their weights.
+    """Returns a pipeline's networks with LoRAs and their relatives merged into their weights.
 
         pipe.models = merge_lora(pipe.models, {"style.safetensors": 0.8})
 
-    Each weight becomes weight + scale alpha / r up down, summed over the LoRAs in float32 and rounded once. The given
-    networks do not change, so `pipe.models = before` undoes the merge. The result equals that of diffusers'
-    `fuse_lora`, except for alphas that differ from layer to layer, some of which diffusers 0.42.1 loses.
+    Each weight W becomes W + sum of scale (W' - W), where W' is the weight that one LoRA alone makes: W + alpha / r up
+    down, or what LoHa, LoKr, DoRA, (IA)^3, GLoRA, OFT and whole differences make of it (`sega_jax.weights.lora_forms`,
+    `lora_products`). Sums are in float32 and are rounded once. The given networks do not change, so `pipe.models =
+    before` undoes the merge.
+
+    At scale 1, the result equals that of LyCORIS, peft and diffusers' `fuse_lora`, with three exceptions. diffusers
+    0.42.1 loses some alphas that differ from layer to layer. LyCORIS 4.1.3 merges LoHa and LoKr with (alpha / r)^2,
+    although it trains them with alpha / r, as here. At other scales, DoRA and BOFT differ: peft scales DoRA's product
+    before it sets the norms, and LyCORIS scales the norms or each rotation, but here scale 0 changes nothing.
 
     Args:
         models: the networks of a pipeline of Stable Diffusion or another family that LoRAs change (`pipe.models`).
-        lora: a safetensors file, whose scale is 1, or {file: scale} for several. A layer without an alpha in the file
-            has alpha r.
+        lora: a file of any of these kinds (.safetensors, or .bin, .pt, .pth or .ckpt, of which nothing is run), a
+            folder with one, or a name on the hub, "owner/name" or "owner/name@revision/path/to/file.safetensors", whose
+            scale is 1; or {file: scale} for several. A layer without an alpha in the file has alpha r.
 
     Raises:
         TypeError: `models` is no such value, or `lora` is neither a path nor {path: scale}.
         ValueError: a scale is no finite number.
-        CheckpointError: a file is missing or broken, has tensors of no LoRA or of no layer of these networks, or does
-            not fit (the error lists all such tensors); or a sum overflows the dtype of the weights.
+        CheckpointError: a file is missing or broken, has tensors of no LoRA or of no layer of these networks, does not
+            fit (the error lists the first such tensors), or is of another family, which the error names; or a sum
+            overflows the dtype of the weights.
     """
     return loras.merged(models, lora_changes(models, lora))
 
@@ -53,7 +62,7 @@ def lora_changes(models: Any, lora: str | Path | Mapping[str | Path, float]) -> 
             " change (pipe.models)"
         )
     networks = {part: network for part, network in models._asdict().items() if part in names and network is not None}
-    return loras.read(networks, lora, names, single_files())
+    return loras.read(networks, lora, names, single_files(), lora_families(models), warn)
 
 
 def add_words(models: M, tokenizer: T, words: str | Path | Mapping[str, str | Path]) -> tuple[M, T]:

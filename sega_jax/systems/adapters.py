@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 from sega_jax.nn.clip import CLIPTextModel, CLIPTextModelWithProjection
 from sega_jax.nn.unet import UNet2DConditionModel
-from sega_jax.weights.lora import LoraNames, layer_keys
-from sega_jax.weights.original_names import unet_names
+from sega_jax.systems.lora_kinds import LoraKind
+from sega_jax.weights.lora_names import LoraNames, layer_keys
+from sega_jax.weights.original_names import openclip_names, unet_names
 from sega_jax.weights.textual_inversion import TextEncoders
 
 # diffusers' former names of the projections in text encoders.
@@ -19,6 +20,7 @@ class AdapterNames(NamedTuple):
 
     lora: Mapping[str, LoraNames] = MappingProxyType({})  # by network; {} if LoRAs are not supported
     words: TextEncoders | None = None  # None if textual inversion is not supported
+    kinds: tuple[LoraKind, ...] = ()  # the checkpoints of the family that have LoRAs of their own, as they show it
 
 
 def diffusers_layers(unet: UNet2DConditionModel) -> dict[str, str]:
@@ -36,17 +38,43 @@ def unet_layers(unet: UNet2DConditionModel) -> dict[str, str]:
 
 def clip_layers(text_encoder: CLIPTextModel | CLIPTextModelWithProjection) -> dict[str, str]:
     """Returns the keys of a text encoder's weights by present and former names of their layers, with and without
-    "text_model."."""
-    names = keys = layer_keys(text_encoder)
+    "text_model.", and by OpenCLIP's names of the layers that are the same there."""
+    keys = layer_keys(text_encoder)
+    names = dict(keys)
     for present, former in _FORMER.items():
-        names = names | {path.replace(present, former): key for path, key in keys.items()}
+        names |= {path.replace(present, former): key for path, key in keys.items()}
     bare = {path.removeprefix("text_model."): key for path, key in names.items()}
-    return names | bare | {f"text_model.{path}": key for path, key in bare.items()}
+    originals = openclip_names(text_encoder)
+    openclip = {
+        originals[key].removesuffix(".weight"): key for key in keys.values() if originals[key].endswith(".weight")
+    }
+    return openclip | names | bare | {f"text_model.{path}": key for path, key in bare.items()}
 
 
-# The LoRA names of each kind of network. Tensors without a prefix are the UNet's.
-UNET = LoraNames(("lora_unet_", "unet.", ""), unet_layers)
+# The LoRA names of each kind of network, with the prefixes of kohya's scripts, diffusers, ComfyUI, OneTrainer and
+# SimpleTuner. Tensors without a prefix are the UNet's.
+UNET = LoraNames(("lora_unet_", "unet.", "diffusion_model.", "model.diffusion_model.", "lycoris_", ""), unet_layers)
 UNET_WITHOUT_ORIGINAL = LoraNames(UNET.starts, diffusers_layers)
-TEXT = LoraNames(("lora_te_", "lora_te1_", "text_encoder."), clip_layers)
+TEXT = LoraNames(
+    (
+        "lora_te_",
+        "lora_te1_",
+        "text_encoder.",
+        *(
+            f"{start}clip_{name}.{end}"
+            for start in ("", "text_encoders.")
+            for name in "lh"
+            for end in ("", "transformer.")
+        ),
+    ),
+    clip_layers,
+)
 TEXT_WITHOUT_FORMER = LoraNames(TEXT.starts, layer_keys)
-TEXT_2 = LoraNames(("lora_te2_", "text_encoder_2."), clip_layers)
+TEXT_2 = LoraNames(
+    (
+        "lora_te2_",
+        "text_encoder_2.",
+        *(f"{start}clip_g.{end}" for start in ("", "text_encoders.") for end in ("", "transformer.")),
+    ),
+    clip_layers,
+)

@@ -21,6 +21,7 @@ from sega_jax.systems.base import Checkpoint, Given, Network, Sampler, Setup, Si
 from sega_jax.systems.clip_text import checked_states, tokenizer_folder
 from sega_jax.systems.conditioning import Text, conditioning
 from sega_jax.systems.diffusion_call import ConditionedCall, DiffusionCall
+from sega_jax.systems.lora_kinds import LoraKind, has
 from sega_jax.systems.low_res import LowResNoise, Upscaling
 from sega_jax.text.files import read_json
 from sega_jax.text.tokenizers import T5Tokenizer
@@ -191,7 +192,10 @@ _CHECKPOINT = Checkpoint(
     build=build_stage(False, TITLE_1),
     tokenizer=tokenizer,
     notice=upscaler.notice,
-    adapters=AdapterNames({"text_encoder": adapters.TEXT_WITHOUT_FORMER, "unet": adapters.UNET_WITHOUT_ORIGINAL}),
+    adapters=AdapterNames(
+        {"text_encoder": adapters.TEXT_WITHOUT_FORMER, "unet": adapters.UNET_WITHOUT_ORIGINAL},
+        kinds=(LoraKind("DeepFloyd-IF", has(r"attentions_\d+_add_[kv]_proj")),),
+    ),
 )
 _READER = TextReader(
     type=T5Text, parts=("text_encoder",), networks=lambda models: models.text_encoder, encode=encode, check=check

@@ -9,7 +9,7 @@ Other packages add families by `register`, or by an entry point of the group `se
 import dataclasses
 import importlib.metadata
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from sega_jax.systems import deepfloyd, paella, sdxl, stable_diffusion, upscaler
 from sega_jax.systems.adapters import AdapterNames
 from sega_jax.systems.base import Checkpoint, Sampler, System, TextReader, listed
 from sega_jax.systems.call import Call
+from sega_jax.systems.lora_kinds import FOREIGN, LoraKind
 from sega_jax.text.files import CheckpointError, read_json
+from sega_jax.weights.lora import Families, LayerSizes
 from sega_jax.weights.single_file import Shapes, SingleFile, resemblance
 
 GROUP = "sega_jax.systems"
@@ -162,10 +164,29 @@ def recognise_file(path: Path, shapes: Shapes) -> SingleFile:
 def adapters_of(models: Any) -> AdapterNames:
     """Returns the names of networks in adapter files, which are empty for families without adapters. Of families with
     adapters whose networks are of one type, the one that was registered last decides."""
+    system = _adapted(models)
+    return AdapterNames() if system is None else system.checkpoint.adapters
+
+
+def _adapted(models: Any) -> System | None:
     for system in reversed(list(systems().values())):
         if type(models) is system.checkpoint.models and system.checkpoint.adapters is not None:
-            return system.checkpoint.adapters
-    return AdapterNames()
+            return system
+    return None
+
+
+def lora_families(models: Any) -> Families:
+    """Returns how to tell which family a LoRA is of, and which the networks of a checkpoint are of."""
+    system = _adapted(models)
+    known = [one.checkpoint.adapters for one in systems().values() if one.checkpoint.adapters is not None]
+    kinds = [*FOREIGN, *(kind for names in known for kind in names.kinds)]
+    own = () if system is None else system.checkpoint.adapters.kinds
+    title = "of another family" if system is None else system.title
+
+    def first(kinds: Iterable[LoraKind], sizes: LayerSizes) -> str | None:
+        return next((kind.title for kind in kinds if kind.recognise(sizes)), None)
+
+    return Families(lambda sizes: first(kinds, sizes), lambda sizes: first(own, sizes) or title)
 
 
 def families_with(argument: str) -> list[str]:

@@ -24,6 +24,7 @@ from sega_jax.systems.call import MOST_PIXELS
 from sega_jax.systems.clip_text import ClipCall, tokenizer_folder
 from sega_jax.systems.conditioning import Text, conditioning
 from sega_jax.systems.diffusion_call import DiffusionCall, StartingCall
+from sega_jax.systems.lora_kinds import LoraKind, any_of, attends_to, has
 from sega_jax.systems.original_files import SDXL_FILE
 from sega_jax.systems.sizes import size_conditioning
 from sega_jax.systems.stable_diffusion import SAMPLER as STABLE_DIFFUSION
@@ -33,6 +34,8 @@ from sega_jax.weights.textual_inversion import TextEncoders
 
 _SIZE = Pair(Integer(1, MOST_PIXELS), "two whole numbers, or two for each picture")
 _CORNER = Pair(Integer(0, MOST_PIXELS), "two whole numbers, or two for each picture")
+# Layers that LoRAs of no other family with such a UNet have.
+_OWN_LAYERS = r"^(lora_te2|text_encoder_2|(text_encoders_)?clip_g)_|blocks?_.*_transformer_blocks_[1-9]_|add_embedding"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -370,6 +373,7 @@ SYSTEM = System(
         adapters=AdapterNames(
             {"text_encoder": adapters.TEXT, "text_encoder_2": adapters.TEXT_2, "unet": adapters.UNET},
             TextEncoders("Stable Diffusion XL", {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}, "768 and 1280"),
+            (LoraKind("Stable Diffusion XL", any_of(attends_to(2048), has(_OWN_LAYERS))),),
         ),
     ),
     text=TextReader(

@@ -13,6 +13,7 @@ from sega_jax.systems.adapters import AdapterNames
 from sega_jax.systems.base import Checkpoint, Given, Network, Sampler, Setup, Sizes, System
 from sega_jax.systems.clip_text import ClipCall
 from sega_jax.systems.diffusion_call import StartingCall
+from sega_jax.systems.lora_kinds import LoraKind, any_of, attends_to, has
 from sega_jax.systems.original_files import STABLE_DIFFUSION_FILE
 from sega_jax.weights.textual_inversion import TextEncoders
 
@@ -96,9 +97,15 @@ def recognise(index: Mapping[str, Any]) -> bool:
     return True
 
 
+# A text encoder's layers as LoRAs of families with one text encoder name them.
+_ONLY_TEXT = r"^lora_te_.*(self_attn_[qkv]_proj|mlp_fc1)$"
 ADAPTERS = AdapterNames(
     {"text_encoder": adapters.TEXT, "unet": adapters.UNET},
     TextEncoders("Stable Diffusion 1.x or 2.x", {"clip_l": "text_encoder"}, "768 or 1024"),
+    (
+        LoraKind("Stable Diffusion 1.x", any_of(attends_to(768), has(_ONLY_TEXT, 768))),
+        LoraKind("Stable Diffusion 2.x", any_of(attends_to(1024), has(_ONLY_TEXT, 1024))),
+    ),
 )
 
 SAMPLER = Sampler(

@@ -131,7 +131,7 @@ SYSTEM = System(
         extras=extras,
         extras_type=Upscaling,
         notice=notice,
-        adapters=ADAPTERS,
+        adapters=ADAPTERS._replace(kinds=()),
     ),
     text=clip_text.READER,
     sampler=SAMPLER._replace(

@@ -8,8 +8,12 @@ from typing import NamedTuple, TypeGuard
 from urllib.parse import unquote, urlsplit
 
 from sega_jax.text.files import CheckpointError
+from sega_jax.weights.tensors import ENDINGS
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_ADDRESS = re.compile(
+    rf"(?P<repository>{_ID.pattern})(?:@(?P<revision>[\w.-]+))?(?:/(?P<path>[^/*?\\](?:[^*?\\]*[^/*?\\])?))?"
+)
 # The hub's pages, besides those of the endpoint that the environment may name.
 _HOSTS = ("huggingface.co", "hf.co")
 # The second part of a page's address, after the repository, where a revision follows.
@@ -25,14 +29,20 @@ class Address(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The address in one line, "owner/name/path"."""
-        return f"{self.repository}/{self.path}".rstrip("/")
+        """The address without its revision."""
+        return str(self._replace(revision=None))
+
+    def __str__(self) -> str:
+        revision = "" if self.revision is None else f"@{self.revision}"
+        return f"{self.repository}{revision}/{self.path}".rstrip("/")
 
 
 def address(source: object) -> Address | None:
-    """Returns what a name means on the hub: "owner/name", "owner/name/path", or the address of a page.
+    """Returns what a name means on the hub: "owner/name", "owner/name/path", the same as "owner/name@revision", or the
+    address of a page.
 
-    None is no name on the hub, such as an absolute path.
+    None is no name on the hub, such as an absolute path, or "folder/model.safetensors", since no repository is named
+    so.
 
     Raises:
         ValueError: a web address of something else.
@@ -41,11 +51,10 @@ def address(source: object) -> Address | None:
         return None
     if "://" in source:
         return _page(source)
-    owner, _, rest = source.partition("/")
-    name, _, path = rest.partition("/")
-    if not is_id(f"{owner}/{name}") or ".." in path.split("/"):
+    match = _ADDRESS.fullmatch(source)
+    if match is None or ".." in source.split("/") or (not match["path"] and match["repository"].endswith(ENDINGS)):
         return None
-    return Address(f"{owner}/{name}", path.strip("/"))
+    return Address(match["repository"], match["path"] or "", match["revision"])
 
 
 def _page(source: str) -> Address:
@@ -121,3 +130,17 @@ def fetch_file(repository: str, path: str, revision: str | None = None) -> Path:
     if not (folder / path).is_file():
         raise CheckpointError(f"{repository} has no file {path} at revision {revision or 'main'}; correct its name")
     return folder / path
+
+
+def files(repository: str, revision: str | None = None) -> list[str] | None:
+    """Returns the paths of all files of a repository; None where the hub does not answer.
+
+    Args:
+        repository, revision: as of `fetch`, which explains why the hub does not answer.
+    """
+    import huggingface_hub
+
+    try:
+        return [one.rfilename for one in huggingface_hub.model_info(repository, revision=revision).siblings or ()]
+    except Exception:  # the client passes on errors of its HTTP client
+        return None

@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 from safetensors import safe_open
 
 from sega_jax.text.files import CheckpointError
+from sega_jax.weights.tensors import looks_like
 
-_HEADER, _CONFIG = "lora_adapter_metadata", "adapter_config.json"
+_HEADER, CONFIG = "lora_adapter_metadata", "adapter_config.json"
 # What peft puts in front of a layer's name, and what it calls its file.
 _PEFT, _PEFT_FILE = "base_model.model.", "adapter_model"
-# peft's own default, which holds where its settings name no alpha.
-_ALPHA = 8
+# peft's own defaults, which hold where its settings name no alpha or no rank.
+_ALPHA = _RANK = 8
 
 
 class Settings(NamedTuple):
@@ -29,22 +30,34 @@ class Settings(NamedTuple):
     alpha: float | None = None  # None where it equals the rank
     patterns: Mapping[str, float] = {}  # alphas of layers by regular expressions of their names
     rslora: bool = False  # whether the difference is divided by the rank's square root
+    rank: float | None = None  # of layers whose matrices do not have it; None makes their factor 1
+    ranks: Mapping[str, float] = {}  # such ranks by regular expressions of the layers' names
 
-    def factor(self, key: str, alpha: float | None, rank: int) -> float:
+    def factor(self, key: str, alpha: float | None, rank: int | None) -> float:
         """Returns what a layer's difference is multiplied by, alpha / rank or alpha / sqrt(rank).
 
         Args:
             key: of the layer's weight.
             alpha: as the file has it for this layer; None leaves it to the settings.
+            rank: of the layer's matrices; None where they have none, as those of some LoKr.
         """
+        divisor = _own(self.ranks, key, self.rank) if rank is None else rank
+        if divisor is None:
+            return 1.0
         if alpha is None:
-            name = key.removesuffix(".weight")
-            own = [value for pattern, value in self.patterns.items() if re.match(rf"(.*\.)?({pattern})$", name)]
-            alpha = own[0] if own else rank if self.alpha is None else self.alpha
-        return alpha / (math.sqrt(rank) if self.rslora else rank)
+            alpha = _own(self.patterns, key, self.alpha)
+        return (divisor if alpha is None else alpha) / (math.sqrt(divisor) if self.rslora else divisor)
 
 
-def factors(path: Path, parts: Iterable[str], keys: Iterable[str]) -> Callable[[str, str, float | None, int], float]:
+def _own(patterns: Mapping[str, float], key: str, otherwise: float | None) -> float | None:
+    """Returns the value of the first pattern that matches a layer's name, as peft matches them."""
+    name = key.removesuffix(".weight")
+    return next((value for own, value in patterns.items() if re.match(rf"(.*\.)?({own})$", name)), otherwise)
+
+
+def factors(
+    path: Path, parts: Iterable[str], keys: Iterable[str]
+) -> Callable[[str, str, float | None, int | None], float]:
     """Returns a function from a layer's network, key, alpha and rank to its factor; see `Settings.factor`.
 
     Args:
@@ -55,12 +68,10 @@ def factors(path: Path, parts: Iterable[str], keys: Iterable[str]) -> Callable[[
     Raises:
         CheckpointError: the settings in the header, or in the file next to it, cannot be read.
     """
-    with safe_open(path, framework="numpy") as file:
-        header = (file.metadata() or {}).get(_HEADER)
-    beside = path.parent / _CONFIG
+    header = _header(path)
     if header is not None:
         where, said = f"{path}: {_HEADER} in its header", header
-    elif (path.stem == _PEFT_FILE or any(key.startswith(_PEFT) for key in keys)) and beside.is_file():
+    elif (beside := settings_file(path, keys)) is not None:
         where, said = str(beside), _text(beside)
     else:
         return lambda part, key, alpha, rank: Settings().factor(key, alpha, rank)
@@ -70,6 +81,21 @@ def factors(path: Path, parts: Iterable[str], keys: Iterable[str]) -> Callable[[
     except (AttributeError, RecursionError, TypeError, ValueError, re.error) as error:
         raise CheckpointError(f"{where} is not readable ({error}); fetch it again") from None
     return lambda part, key, alpha, rank: found[part].factor(key, alpha, rank)
+
+
+def settings_file(path: Path, keys: Iterable[str]) -> Path | None:
+    """Returns the file next to a LoRA with peft's settings for it; None for files of others and where there is none."""
+    beside = path.parent / CONFIG
+    own = path.stem == _PEFT_FILE or any(key.startswith(_PEFT) for key in keys)
+    return beside if own and beside.is_file() else None
+
+
+def _header(path: Path) -> str | None:
+    """Returns the settings in the header of a safetensors file; None if it has none, or is of torch."""
+    if looks_like(path) in ("a zip file", "a pickle"):
+        return None
+    with safe_open(path, framework="numpy") as file:
+        return (file.metadata() or {}).get(_HEADER)
 
 
 def _text(path: Path) -> str:
@@ -89,16 +115,19 @@ def _settings(entries: Mapping[str, Any], part: str) -> Settings:
     own = own or {name: value for name, value in entries.items() if "." not in name}
     if not own:
         return Settings()
-    patterns = own.get("alpha_pattern") or {}
-    alpha = own.get("lora_alpha", _ALPHA)
+    patterns, ranks = own.get("alpha_pattern") or {}, own.get("rank_pattern") or {}
+    # LoHa and LoKr of peft call theirs "alpha".
+    alpha, rank = own.get("lora_alpha", own.get("alpha", _ALPHA)), own.get("r", _RANK)
     if not all(map(is_number, (alpha, *patterns.values()))):
         raise ValueError("an alpha is no number")
-    for pattern in patterns:
+    if not all(is_number(one) and one > 0 for one in (rank, *ranks.values())):
+        raise ValueError("a rank is no positive number")
+    for pattern in (*patterns, *ranks):
         re.compile(pattern)
         # Names have some hundred characters, and with two repetitions a hostile pattern would take minutes.
         if len(re.findall(r"[*+{]", pattern)) > 1:
             raise ValueError(f"the pattern {pattern[:80]!r} has more than one repetition, which is not supported")
-    return Settings(alpha, patterns, own.get("use_rslora") is True)
+    return Settings(alpha, patterns, own.get("use_rslora") is True, rank, ranks)
 
 
 def is_number(value: Any) -> bool:

@@ -18,9 +18,8 @@ from sega_jax.text.files import CheckpointError
 from sega_jax.weights import tensors
 from sega_jax.weights.fused import Forms, parameters
 from sega_jax.weights.layout import Entry, Layout, from_torch, torch_name, torch_shape
-from sega_jax.weights.tensors import Tensors, looks_like
+from sega_jax.weights.tensors import ENDINGS, Tensors, looks_like
 
-ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 Shapes = Mapping[str, tuple[int, ...]]
 
 

@@ -19,6 +19,10 @@ from sega_jax.weights.layout import TORCH, Entry, Layout
 # Arrays in files that no module needs: torch's buffers, and what `declared` knows.
 _BUFFERS = re.compile(r"(^|\.)(position_ids|num_batches_tracked)$|^(v_pred|ztsnr)$")
 _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+# The usual endings of files of tensors.
+ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+# Bytes of a safetensors header, of which the library that reads them takes 100 million.
+_LONGEST_HEADER = 2**30
 # What a file may be instead of a safetensors file, and the remedy.
 _PICKLED = "give its ending .bin, which torch writes, or fetch .safetensors"
 _REMEDIES = {
@@ -180,6 +184,9 @@ def looks_like(path: Path) -> str | None:
             start = file.read(64)
     except OSError:
         return None
+    # The length of a safetensors header may begin like a pickle.
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < _LONGEST_HEADER:
+        return "a safetensors file"
     if start[:4] == b"PK\3\4":
         return "a zip file"
     if start[:1] == b"\x80" and start[1:2] in (b"\2", b"\3", b"\4", b"\5"):
@@ -188,7 +195,7 @@ def looks_like(path: Path) -> str | None:
         return "the pointer to a file of Git LFS"
     if start.lstrip()[:1] == b"<":
         return "a web page"
-    return "a safetensors file" if start[8:9] == b"{" else None
+    return None
 
 
 def weight_names(stem: str, variant: str | None, ending: str) -> tuple[str, str]:

@@ -78,10 +78,13 @@ def test_a_single_file_and_a_vocabulary(files, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_loras(files, tmp_path, monkeypatch):
-    """By a path from here, with and without a scale."""
+    """By a path from here, with a scale, and by a folder."""
     monkeypatch.chdir(files)
-    words = ["--model", files / "folder", "--lora", "a.safetensors:-0.5", "--lora", files / "b.safetensors"]
-    loras = {files / "a.safetensors": -0.5, files / "b.safetensors": 1.0}
+    style = files / "style"
+    style.mkdir()
+    shutil.copy(files / "b.safetensors", style)
+    words = ["--model", files / "folder", "--lora", "a.safetensors:-0.5", "--lora", style]
+    loras = {files / "a.safetensors": -0.5, style / "b.safetensors": 1.0}
     found = check(words, tmp_path, monkeypatch, source=files / "folder", lora=loras)
     call = {"steps": 2, "seed": [0, 0], "output": "uint8"}
     plain = load(files / "folder")(["a cat"] * 2, [[], [Edit("hat", warmup=0)]], **call).images

@@ -1,11 +1,13 @@
 """diffusers' words for single files, LoRAs and textual inversion: what they do is what ours do."""
 
+import huggingface_hub
 import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 from support import tiny
 from support.checkpoints import same
+from support.hub import Stub
 
 from sega_jax import CheckpointError, SemanticStableDiffusionPipeline, add_words, load, merge_lora
 
@@ -72,6 +74,19 @@ def test_loras(face, lora, tmp_path):
     assert equal(face.pipeline.models, merge_lora(fused, two))
 
 
+def test_loras_of_repositories(face, lora, tmp_path, monkeypatch):
+    client = Stub(tmp_path / "repository", tmp_path / "cache")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", client)
+    before, one = face.pipeline.models, lora("one.safetensors", client.folder)
+    face.load_lora_weights("owner/style", weight_name="one.safetensors", revision="v1")
+    assert client.calls[0][:2] == ("owner/style", "v1")
+    assert equal(face.pipeline.models, merge_lora(before, one))
+    one.rename(client.folder / "pytorch_lora_weights.safetensors")
+    face.unload_lora_weights()
+    face.load_lora_weights("owner/style")
+    assert equal(face.pipeline.models, merge_lora(before, client.folder))
+
+
 def test_several_loras_are_rounded_once(small_folder, one_device, lora):
     """In half precision the sum of two LoRAs is added to the weights before it is rounded."""
     face = SemanticStableDiffusionPipeline.from_pipe(load(small_folder, devices=one_device, dtype="bfloat16"))
@@ -107,11 +122,14 @@ def test_textual_inversion(face, small, tmp_path):
 def test_mistakes(face, lora, tmp_path):
     path = lora("one.safetensors")
     face.load_lora_weights(path, "a")
+    empty, two = tmp_path / "empty", "two.safetensors"
+    empty.mkdir()
     for error, words, attempt in [
         (ValueError, "adapter_name='a' is taken", lambda: face.load_lora_weights(path, "a")),
         (ValueError, r"adapter_weights=\[1, 2\] should be one", lambda: face.set_adapters("a", [1, 2])),
         (ValueError, "adapter_names has 'b', loaded are a", lambda: face.set_adapters(["a", "b"])),
-        (FileNotFoundError, "has no pytorch_lora_weights.safetensors; give", lambda: face.load_lora_weights(tmp_path)),
+        (CheckpointError, "has no file with a LoRA; it has nothing", lambda: face.load_lora_weights(empty)),
+        (CheckpointError, r"two\.safetensors is missing", lambda: face.load_lora_weights(tmp_path, weight_name=two)),
         (FileNotFoundError, "has no learned_embeds", lambda: face.load_textual_inversion(tmp_path)),
         (TypeError, "dict should be the path", lambda: face.load_lora_weights({})),
         (ValueError, "should be a word for each of 2", lambda: face.load_textual_inversion([path, path], token="<a>")),

@@ -1,19 +1,24 @@
 """Settings of sweeps beyond numbers and words: pictures to start from or to enlarge, LoRAs, new words, how texts are
 read and pictures decoded. Every picture is that of a single call."""
 
+import re
 import shlex
+import shutil
 
+import huggingface_hub
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 from safetensors.numpy import save_file
+from support.hub import COMMIT, Stub
 from support.sweeping import records
 
 from sega_jax import CheckpointError, Pipeline, sweep
 from sega_jax.cli.main import main
 from sega_jax.pipelines.adapters import with_adapters
 from sega_jax.sweep.description.fields import adapter_kinds
+from sega_jax.sweep.planning import outline
 from sega_jax.sweep.running import run as running
 
 pytestmark = pytest.mark.usefixtures("one_by_default")
@@ -114,6 +119,27 @@ def test_loras_are_merged_once_each(folder, pipe, files, tmp_path, monkeypatch):
     assert command[command.index("--lora") + 1] == f"{a}:1.0"
 
 
+def test_loras_in_a_folder_and_on_the_hub(folder, files, tmp_path, monkeypatch):
+    """Both are resolved to files before they are hashed; a plan of the hub's is the same anywhere."""
+    client = Stub(tmp_path / "style", tmp_path / "cache")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", client)
+    client.folder.mkdir()
+    shutil.copy(files / "a.safetensors", client.folder / "pytorch_lora_weights.safetensors")
+    plans = [
+        planned(folder, where, call={"lora": name}) for where, name in ((tmp_path, "style"), (files, "owner/style"))
+    ]
+    here, there = (next(iter(plan.sweep.files)) for plan in plans)
+    assert here == str(tmp_path / "style" / "pytorch_lora_weights.safetensors")
+    assert there == f"owner/style@{COMMIT}/pytorch_lora_weights.safetensors"
+    assert plans[0].batches[0].names == plans[1].batches[0].names
+    assert plans[0].batches[0].names == planned(folder, files, call={"lora": "a.safetensors"}).batches[0].names
+    outline.check_files(plans[1])
+    shutil.copy(files / "b.safetensors", client.folder / "pytorch_lora_weights.safetensors")
+    for plan, path in zip(plans, (here, there), strict=True):
+        with pytest.raises(ValueError, match=f"{re.escape(path)} has changed since the sweep was planned"):
+            outline.check_files(plan)
+
+
 def test_new_words(folder, pipe, files, tmp_path):
     call = {"prompt": "a <toy> cat"}
     rows = check(
@@ -183,7 +209,7 @@ def test_a_resumed_sweep_of_adapters_is_the_same(folder, pipe, files, tmp_path):
         ({"strength": 0.5}, ValueError, "needs a picture to start from"),
         ({"lora": "missing.safetensors"}, FileNotFoundError, "call: lora: .*missing.safetensors is no file"),
         ({"lora": {"a.safetensors": "much"}}, TypeError, "the scale of a.safetensors='much' should be a finite number"),
-        ({"lora": 5}, TypeError, "call: lora=5 should be a safetensors file, or {file: scale}; {} is none"),
+        ({"lora": 5}, TypeError, "call: lora=5 should be the file of a LoRA, .* or {file: scale}; {} is none"),
         ({"lora": "toy.safetensors"}, CheckpointError, "toy.safetensors"),
         ({"textual_inversion": "a.safetensors"}, CheckpointError, "a.safetensors"),
         ({"textual_inversion": {"cat": 5}}, TypeError, "should be {word: file}"),

@@ -27,22 +27,20 @@ import numpy as np
 import pytest
 import tensorstore
 from safetensors.numpy import save_file
-from support import flax_files, float8, pickling, tiny
+from support import flax_files, float8, lora_forms, pickling, tiny
 
 import convert
-from sega_jax import load
+from sega_jax import CheckpointError, load
 from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModel
 from sega_jax.pipelines import loading
 from sega_jax.pipelines.adapters import text_encoders
 from sega_jax.systems import original_files
-from sega_jax.systems.adapters import clip_layers
 from sega_jax.systems.registry import recognise_file
 from sega_jax.systems.stable_diffusion import Models
 from sega_jax.text.files import read_json
 from sega_jax.text.tokenizers import Tokenizer
-from sega_jax.weights import lora, single_file, textual_inversion, torch_pickle
+from sega_jax.weights import lora, lora_names, single_file, textual_inversion, torch_pickle
 from sega_jax.weights.flax_msgpack import FlaxTensors
-from sega_jax.weights.layout import leaves
 from sega_jax.weights.orbax_reader import OrbaxTensors
 from sega_jax.weights.pull import fill
 from sega_jax.weights.tensors import Tensors
@@ -349,23 +347,70 @@ def test_flax(small, tmp_path, text):
     assert 0 < survives_in_little(attempt, original, path.write_bytes, change) < CASES
 
 
-def test_loras(tmp_path, text):
-    """Names, shapes, and the settings in the header."""
-    path, content = tmp_path / "lora.safetensors", {}
-    for layer, outputs, inputs in (("self_attn.q_proj", 16, 16), ("mlp.fc1", 32, 16)):
-        content[f"text_encoder.encoder.layers.0.{layer}.lora_A.weight"] = np.ones((2, inputs), np.float32)
-        content[f"text_encoder.encoder.layers.0.{layer}.lora_B.weight"] = np.ones((outputs, 2), np.float32)
-    content["text_encoder.encoder.layers.0.self_attn.q_proj.alpha"] = np.ones((), np.float32)
-    settings = {"text_encoder.lora_alpha": 4, "text_encoder.alpha_pattern": {"mlp.fc1": 2}}
-    save_file(content, path, {"lora_adapter_metadata": json.dumps(settings)})
-    names = {"text_encoder": lora.LoraNames(("text_encoder.",), clip_layers)}
+# A linear layer and a convolution, in torch's and in our layout.
+SHAPES = {"linear": (8, 12), "conv": (8, 6, 3, 3)}
+NET = {
+    "linear": {"kernel": {"value": np.ones((12, 8), np.float32)}, "bias": {"value": np.ones(8, np.float32)}},
+    "conv": {"kernel": {"value": np.ones((3, 3, 6, 8), np.float32)}},
+}
+NET_NAMES = {"net": lora_names.LoraNames(("unet.", ""), lora_names.layer_keys)}
+
+
+def merging(path):
+    """Returns an attempt to read a file and to make its differences; an error names the file."""
 
     def attempt():
-        found = lora.read({"text_encoder": text}, path, names)[0].layers["text_encoder"]
-        for key, layer in found.items():
-            assert layer.difference(leaves(text)[key]).shape == leaves(text)[key]
+        try:
+            layers = lora.read({"net": NET}, path, NET_NAMES)[0].layers["net"]
+        except CheckpointError as error:
+            named = str(path) in str(error)
+        else:
+            named = None
+            for key, layer in layers.items():
+                weight = np.ones(8 if key.endswith("bias") else SHAPES[key.removesuffix(".weight")], np.float32)
+                with np.errstate(all="ignore"):
+                    assert layer.difference(weight).shape == weight.shape
+        assert named is not False
+        if named:
+            raise CheckpointError
 
-    assert 0 < survives_in_little(attempt, path.read_bytes(), path.write_bytes, header_changed) < CASES
+    return attempt
+
+
+def anything_changed(rng, original):
+    """Bytes of a safetensors file's header or anywhere, or entries of the header."""
+    return rng.choice((header_changed, bytes_changed))(rng, original)
+
+
+def test_loras(tmp_path):
+    """Names, shapes, and the settings in the header."""
+    path, content = tmp_path / "lora.safetensors", {}
+    for layer, kernel in (("linear", ()), ("conv", (3, 3))):
+        inputs = 6 if kernel else 12
+        content[f"unet.{layer}.lora_A.weight"] = np.ones((2, inputs, *kernel), np.float32)
+        content[f"unet.{layer}.lora_B.weight"] = np.ones((8, 2, *[1] * len(kernel)), np.float32)
+    content["unet.linear.alpha"] = np.ones((), np.float32)
+    settings = {"net.lora_alpha": 4, "net.alpha_pattern": {"conv": 2}, "net.rank_pattern": {"conv": 2}}
+    save_file(content, path, {"lora_adapter_metadata": json.dumps(settings)})
+    assert 0 < survives_in_little(merging(path), path.read_bytes(), path.write_bytes, header_changed) < CASES
+
+
+OTHERS = [form for form in lora_forms.FORMS if form not in lora_forms.SIMPLEST]
+
+
+@pytest.mark.parametrize("form", [*lora_forms.SIMPLEST, *(pytest.param(one, marks=pytest.mark.slow) for one in OTHERS)])
+def test_relatives_of_loras(tmp_path, form):
+    """Names, shapes and entries."""
+    path = tmp_path / "lora.safetensors"
+    save_file(lora_forms.tensors(SHAPES, form)[0], path)
+    assert survives_in_little(merging(path), path.read_bytes(), path.write_bytes, anything_changed) < CASES
+
+
+@pytest.mark.parametrize("legacy", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["zip", "legacy"])
+def test_loras_of_torch(tmp_path, legacy):
+    content = {"state_dict": lora_forms.tensors(SHAPES, "LoKr with both as products")[0]}
+    path = pickling.save(content, tmp_path / "lora.pt", legacy=legacy)
+    assert 0 < survives_in_little(merging(path), path.read_bytes(), path.write_bytes, bytes_changed) < CASES
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pt"])

@@ -16,7 +16,7 @@ from sega_jax.sweep.description.fields import call_settings
 from sega_jax.sweep.description.points import Point
 from sega_jax.sweep.description.stages import earlier
 from sega_jax.sweep.planning.plan import Plan
-from sega_jax.text.files import sha256
+from sega_jax.weights.lora_files import digest
 
 
 def outline(facts: Facts) -> tuple[Pipeline, int]:
@@ -58,7 +58,7 @@ def check_files(plan: Plan) -> None:
         FileNotFoundError, ValueError: a file is gone, or has changed.
     """
     for path, known in plan.sweep.files.items():
-        if sha256(path) != known["digest"]:
+        if digest(path) != known["digest"]:
             raise ValueError(f"{path} has changed since the sweep was planned; restore it, or begin in another folder")
 
 

@@ -1,0 +1,279 @@
+"""LoRAs and their relatives that add to a weight: how the matrices in a file become the difference.
+
+Every form is one class; `sega_jax.weights.lora_products` has those that multiply a weight. The arrays are float32, by
+their roles in the file (`sega_jax.weights.lora_names`). Weights are [out, in] or [out, in, height, width], as in
+torch's files. `factor` is alpha / r, where r is the form's rank.
+
+Sizes are checked by `fits` before any array is read, so that no product is larger than the weight, or than a matrix
+that the file itself holds.
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+Shapes = Mapping[str, tuple[int, ...]]  # of a layer's tensors, by role
+Arrays = Mapping[str, np.ndarray]
+Sizes = tuple[int, ...]
+
+
+class Form:
+    """How a kind of file describes the difference of a layer's weight or bias."""
+
+    name: str
+    needs: tuple[frozenset[str], ...]  # the roles that it is made of; one of these sets
+    may_have: frozenset[str] = frozenset()  # roles besides
+    of_bias: bool = False  # whether it changes the layer's bias instead of its weight
+    scaled: bool = False  # whether alpha / r multiplies it
+
+    def rank(self, shapes: Shapes) -> int | None:
+        """Returns what alpha is divided by; None for a form without alpha, or without rank."""
+        return None
+
+    def sizes(self, shapes: Shapes) -> Sizes | None:
+        """Returns (out, in) of the weight that the matrices make, where in may include the kernel; None if they do not
+        say."""
+        return None
+
+    def fits(self, shapes: Shapes, shape: Sizes) -> bool:
+        """Tells whether the tensors fit a weight or bias of this shape."""
+        raise NotImplementedError
+
+    def difference(self, arrays: Arrays, weight: np.ndarray, factor: float) -> np.ndarray:
+        """Returns the difference, in float32 or wider, of a weight or bias with these values."""
+        raise NotImplementedError
+
+
+ALPHA, MAGNITUDE = frozenset({"alpha", "scale"}), frozenset({"dora_scale", "magnitude"})
+
+
+def flat(array: np.ndarray) -> np.ndarray:
+    return array.reshape(len(array), -1)
+
+
+def _matrices(shapes: Shapes, *roles: str) -> bool:
+    """Tells whether these tensors are matrices without empty axes."""
+    return all(len(shapes[role]) == 2 and min(shapes[role]) > 0 for role in roles)
+
+
+def without_ones(kernel: Sizes) -> Sizes:
+    """Returns a kernel's sizes, none for one of size 1: files may store such a convolution as a linear layer, or the
+    reverse."""
+    return () if all(size == 1 for size in kernel) else kernel
+
+
+def _with_kernel(mid: np.ndarray, up: np.ndarray, down: np.ndarray) -> np.ndarray:
+    """Returns a convolution's weight [out, in, entries] of mid [r, r, height, width], up [out, r] and down [r, in].
+
+    The smaller product comes first, so that it is no larger than the weight unless r is larger than in and out.
+    """
+    mid = mid.reshape(*mid.shape[:2], -1)
+    if down.shape[1] >= len(up):
+        return np.einsum("obk,bi->oik", np.einsum("oa,abk->obk", up, mid, optimize=True), down, optimize=True)
+    return np.einsum("oa,aik->oik", up, np.einsum("abk,bi->aik", mid, down, optimize=True), optimize=True)
+
+
+class Lora(Form):
+    """up down, with up [out, r] and down [r, in] (Hu et al. 2022, section 4.1).
+
+    For a convolution, down has its kernel, [r, in, height, width], or a third matrix between the two has it, mid [r, r,
+    height, width].
+    """
+
+    name = "LoRA"
+    scaled = True
+    needs = (frozenset({"up", "down"}),)
+    may_have = frozenset({"mid"}) | ALPHA | MAGNITUDE
+
+    def rank(self, shapes: Shapes) -> int | None:
+        return shapes["down"][0] if shapes["down"] else None
+
+    def sizes(self, shapes: Shapes) -> Sizes | None:
+        up, down = shapes["up"], shapes["down"]
+        return (up[0], down[1]) if len(up) > 1 and len(down) > 1 else None
+
+    def fits(self, shapes: Shapes, shape: Sizes) -> bool:
+        up, down = shapes["up"], shapes["down"]
+        if len(down) < 2 or len(up) < 2 or len(shape) < 2:
+            return False
+        rank, inputs, *kernel = down
+        if (mid := shapes.get("mid")) is not None:
+            if without_ones(tuple(kernel)) or mid[:2] != (rank, rank):
+                return False
+            kernel = list(mid[2:])
+        ours, theirs = without_ones(shape[2:]), without_ones(tuple(kernel))
+        return (
+            rank > 0 and up[:2] == (shape[0], rank) and up[2:] in ((), (1, 1)) and (inputs, theirs) == (shape[1], ours)
+        )
+
+    def difference(self, arrays: Arrays, weight: np.ndarray, factor: float) -> np.ndarray:
+        up, down = flat(arrays["up"]), flat(arrays["down"])
+        product = up @ down if "mid" not in arrays else _with_kernel(arrays["mid"], up, down)
+        return np.float32(factor) * product.reshape(weight.shape)
+
+
+class LoHa(Form):
+    """The entry-wise product of two products of rank r, (w1_a w1_b) * (w2_a w2_b) (Hyeon-Woo et al. 2022, proposition
+    1).
+
+    w1_a and w2_a are [out, r]; w1_b and w2_b are [r, in height width]. For a convolution, t1 and t2 [r, r, height,
+    width] may have the kernel (proposition 3); w1_a and w2_a are then [r, out], and w1_b and w2_b [r, in].
+    """
+
+    name = "LoHa"
+    scaled = True
+    needs = (frozenset(f"hada_w{n}_{side}" for n in (1, 2) for side in "ab"),)
+    may_have = frozenset({"hada_t1", "hada_t2"}) | ALPHA | MAGNITUDE
+
+    def rank(self, shapes: Shapes) -> int | None:
+        return shapes["hada_w1_b"][0] if shapes["hada_w1_b"] else None
+
+    def sizes(self, shapes: Shapes) -> Sizes | None:
+        first, second = shapes["hada_w1_a"], shapes["hada_w1_b"]
+        if len(first) != 2 or len(second) != 2:
+            return None
+        return (first[1] if "hada_t1" in shapes else first[0], second[1])
+
+    def fits(self, shapes: Shapes, shape: Sizes) -> bool:
+        if len(shape) < 2 or not _matrices(shapes, *self.needs[0]) or ("hada_t1" in shapes) != ("hada_t2" in shapes):
+            return False
+        rank = shapes["hada_w1_b"][0]
+        if "hada_t1" in shapes:
+            kernels = {shapes["hada_t1"], shapes["hada_t2"]}
+            first, second, allowed = (rank, shape[0]), (rank, shape[1]), kernels == {(rank, rank, *shape[2:])}
+        else:
+            first, second, allowed = (shape[0], rank), (rank, math.prod(shape[1:])), True
+        firsts = {shapes["hada_w1_a"], shapes["hada_w2_a"]}
+        return allowed and firsts == {first} and {shapes["hada_w1_b"], shapes["hada_w2_b"]} == {second}
+
+    def difference(self, arrays: Arrays, weight: np.ndarray, factor: float) -> np.ndarray:
+        def product(n: int) -> np.ndarray:
+            first, second = arrays[f"hada_w{n}_a"], arrays[f"hada_w{n}_b"]
+            if "hada_t1" in arrays:
+                # The kernel's first axis meets w_a and its second axis w_b.
+                return _with_kernel(arrays[f"hada_t{n}"], first.T, second).reshape(weight.shape)
+            return (first @ second).reshape(weight.shape)
+
+        total = product(1)
+        total *= product(2)
+        return np.float32(factor) * total
+
+
+class LoKr(Form):
+    """The Kronecker product of w1 [a, b] and w2 [c, d], or [c, d, height, width], where out = a c and in = b d (Yeh et
+    al. 2024).
+
+    Each of the two may be a product of rank r, w1_a w1_b or w2_a w2_b. For a convolution, w2_b is [r, d height width],
+    or t2 [r, r, height, width] has the kernel, and w2_a is [r, c]. If both are whole matrices, there is no rank and
+    alpha is ignored, as in LyCORIS; settings of peft still say alpha and r.
+    """
+
+    name = "LoKr"
+    scaled = True
+    needs = tuple(
+        frozenset(first | second)
+        for first in ({"lokr_w1"}, {"lokr_w1_a", "lokr_w1_b"})
+        for second in ({"lokr_w2"}, {"lokr_w2_a", "lokr_w2_b"})
+    )
+    may_have = frozenset({"lokr_t2"}) | ALPHA | MAGNITUDE
+
+    def rank(self, shapes: Shapes) -> int | None:
+        role = next((role for role in ("lokr_w1_b", "lokr_w2_b") if shapes.get(role)), None)
+        return None if role is None else shapes[role][0]
+
+    def sizes(self, shapes: Shapes) -> Sizes | None:
+        first, second = self._first(shapes), self._second(shapes)
+        return None if first is None or second is None else (first[0] * second[0], first[1] * second[1])
+
+    def _first(self, shapes: Shapes) -> Sizes | None:
+        """Returns the shape of w1; None if its matrices do not fit each other."""
+        if "lokr_w1" in shapes:
+            return shapes["lokr_w1"] if _matrices(shapes, "lokr_w1") else None
+        left, right = shapes["lokr_w1_a"], shapes["lokr_w1_b"]
+        whole = _matrices(shapes, "lokr_w1_a", "lokr_w1_b") and left[1] == right[0] == self.rank(shapes)
+        return (left[0], right[1]) if whole else None
+
+    def _second(self, shapes: Shapes) -> Sizes | None:
+        """Returns the shape of w2, whose second axis may include the kernel; None if its matrices do not fit each
+        other."""
+        if "lokr_w2" in shapes:
+            second = shapes["lokr_w2"]
+            return second if len(second) in (2, 4) and min(second) > 0 and "lokr_t2" not in shapes else None
+        left, right, rank = shapes["lokr_w2_a"], shapes["lokr_w2_b"], self.rank(shapes)
+        if min(len(left), len(right)) < 2 or min(*left, *right) < 1 or len(left) > 2 or right[0] != rank:
+            return None
+        if (mid := shapes.get("lokr_t2")) is not None:
+            whole = mid[:2] == (rank, rank) and len(mid) == 4 and left[0] == rank and len(right) == 2
+            return (left[1], right[1], *mid[2:]) if whole else None
+        return (left[0], math.prod(right[1:])) if left[1] == rank else None
+
+    def fits(self, shapes: Shapes, shape: Sizes) -> bool:
+        first, second = self._first(shapes), self._second(shapes)
+        if len(shape) < 2 or first is None or second is None:
+            return False
+        inputs = math.prod(shape[1:])
+        kernel = without_ones(shape[2:])
+        explicit = len(second) == 2 or without_ones(second[2:]) == kernel
+        # Without its own kernel, w2's second axis is d height width, which a kernel of b d inputs must divide.
+        flat = len(second) == 4 or second[1] % math.prod(kernel) == 0
+        return explicit and flat and first[0] * second[0] == shape[0] and first[1] * math.prod(second[1:]) == inputs
+
+    def difference(self, arrays: Arrays, weight: np.ndarray, factor: float) -> np.ndarray:
+        first = arrays["lokr_w1"] if "lokr_w1" in arrays else arrays["lokr_w1_a"] @ arrays["lokr_w1_b"]
+        if "lokr_w2" in arrays:
+            second = arrays["lokr_w2"]
+        elif "lokr_t2" in arrays:
+            second = _with_kernel(arrays["lokr_t2"], arrays["lokr_w2_a"].T, arrays["lokr_w2_b"])
+        else:
+            second = arrays["lokr_w2_a"] @ flat(arrays["lokr_w2_b"])
+        product = np.einsum("ab,cd->acbd", first * np.float32(factor), flat(second))
+        return product.reshape(weight.shape)
+
+
+class Difference(Form):
+    """The whole difference of a weight, `diff`, or of a norm's scale, `w_norm`. Alpha does not matter."""
+
+    name = "a difference"
+    needs = (frozenset({"diff"}), frozenset({"w_norm"}))
+    may_have = ALPHA
+
+    def _role(self, names: Shapes | Arrays) -> str:
+        return next(role for needed in self.needs for role in needed if role in names)
+
+    def sizes(self, shapes: Shapes) -> Sizes | None:
+        shape = shapes[self._role(shapes)]
+        return shape[:2] if len(shape) > 1 else None
+
+    def fits(self, shapes: Shapes, shape: Sizes) -> bool:
+        theirs = shapes[self._role(shapes)]
+        return theirs[:2] == shape[:2] and without_ones(theirs[2:]) == without_ones(shape[2:])
+
+    def difference(self, arrays: Arrays, weight: np.ndarray, factor: float) -> np.ndarray:
+        return np.float32(factor) * arrays[self._role(arrays)].reshape(weight.shape)
+
+
+class BiasDifference(Difference):
+    """The whole difference of a layer's bias, `diff_b`, or of a norm's, `b_norm`."""
+
+    name = "a bias's difference"
+    of_bias = True
+    needs = (frozenset({"diff_b"}), frozenset({"b_norm"}))
+
+
+class UpBias(Form):
+    """The bias of up in peft's LoRAs, which is a difference of the layer's bias."""
+
+    name = "the bias of a LoRA"
+    of_bias = scaled = True
+    needs = (frozenset({"up", "down", "up_bias"}),)
+    may_have = ALPHA
+
+    def rank(self, shapes: Shapes) -> int | None:
+        return shapes["down"][0] if shapes["down"] else None
+
+    def fits(self, shapes: Shapes, shape: Sizes) -> bool:
+        return shapes["up_bias"] == shape
+
+    def difference(self, arrays: Arrays, weight: np.ndarray, factor: float) -> np.ndarray:
+        return np.float32(factor) * arrays["up_bias"]

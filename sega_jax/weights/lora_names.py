@@ -1,0 +1,134 @@
+"""The names of tensors in files of LoRAs and their relatives: a layer, the role of the tensor, and often an adapter.
+
+Files name layers by dotted paths, as diffusers and peft do, or by paths with underscores, as kohya's scripts do; here
+dots equal underscores. A prefix says which network a layer is in. A family says what these names are (`LoraNames`).
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from sega_jax.weights.layout import torch_name
+
+# The name that its user gave an adapter, which peft puts behind the tensor's own.
+_ADAPTER = r"(?:\.(?!weight$|bias$)(?P<adapter>[^.]+))?"
+# The ends of tensors' names, after the layer's name, by the tensor's role.
+_ENDS = {
+    "down": rf"[._]lora[._](?:A|down){_ADAPTER}\.weight|\.lora_linear_layer\.down\.weight",
+    "up": rf"[._]lora[._](?:B|up){_ADAPTER}\.weight|\.lora_linear_layer\.up\.weight",
+    "up_bias": rf"[._]lora[._](?:B|up){_ADAPTER}\.bias",
+    "mid": r"\.lora_mid\.weight",
+    "alpha": r"(?:[._]lora|\.lora_linear_layer)?\.alpha",
+    "scale": r"\.scale",
+    "dora_scale": r"\.dora_scale",
+    "magnitude": rf"[._]lora_magnitude_vector{_ADAPTER}(?:\.weight)?",
+    **{f"hada_w{n}_{side}": rf"\.hada_w{n}_{side}{_ADAPTER}" for n in (1, 2) for side in "ab"},
+    **{f"hada_t{n}": rf"\.hada_t{n}{_ADAPTER}" for n in (1, 2)},
+    **{f"lokr_w{n}": rf"\.lokr_w{n}{_ADAPTER}" for n in (1, 2)},
+    **{f"lokr_w{n}_{side}": rf"\.lokr_w{n}_{side}{_ADAPTER}" for n in (1, 2) for side in "ab"},
+    "lokr_t2": rf"\.lokr_t2{_ADAPTER}",
+    **{f"glora_{name}": rf"\.{name}\.weight" for name in ("a1", "a2", "b1", "b2")},
+    "oft_blocks": r"\.oft_blocks",
+    "rescale": r"\.rescale",
+    **{name: rf"\.{name}" for name in ("diff", "diff_b", "w_norm", "b_norm", "on_input")},
+    "ia3_l": rf"\.ia3_l{_ADAPTER}",
+    "vector": r"\.weight",  # of (IA)^3 by LyCORIS; every other role that ends so comes first
+}
+_COMPILED = {role: re.compile(rf"(?:{end})$") for role, end in _ENDS.items()}
+# Modules that peft and torch put around a network or a layer.
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:base_model\.model|module|_orig_mod|_fsdp_wrapped_module)\.")
+# Tensors of methods that are not supported, which an error calls by their names.
+_UNSUPPORTED = {
+    r"\.oft_[rR]\b": "peft's OFT",
+    r"\.boft_[RsPm]\b": "peft's BOFT",
+    r"\.lora_E\b|\.ranknum\b": "AdaLoRA",
+    r"\.vera_lambda_": "VeRA",
+    r"\.randlora_": "RandLoRA",
+    r"\.fourierft_": "FourierFT",
+    r"\.hra_u\b": "HRA",
+    r"\.lora_embedding_[AB]\b": "a LoRA of word vectors",
+    r"\.bm\.weight$": "GLoRA with a kernel in the middle",
+    r"\.lokr_t1\b": "LoKr with a kernel in the first factor",
+    r"\.set_weight$|\.reshape_weight$": "a replaced weight",
+    r"\.bias_(indices|values|size)$": "a sparse remainder",
+    r"_custom_diffusion\.": "Custom Diffusion",
+    r"^lllite_": "ControlNet-LLLite",
+    r"\.to_[kv]_ip\.|^ip_adapter\.": "an IP-Adapter",
+}
+
+# Words of textual inversion that OneTrainer puts into the file of a LoRA.
+WORDS = "bundle_emb."
+
+
+class LoraNames(NamedTuple):
+    """How LoRA files name the layers of one network."""
+
+    starts: tuple[str, ...]  # prefixes of its tensors' names; "" claims names without a known prefix
+    layers: Callable[[Any], Mapping[str, str]]  # from the network: {name, where dots equal underscores: weight's key}
+
+
+class Parsed(NamedTuple):
+    """The parts of a tensor's name."""
+
+    layer: str  # with the network's prefix; its dots are underscores
+    role: str
+    adapter: str | None
+
+
+class Place(NamedTuple):
+    """The layer that a tensor changes."""
+
+    part: str  # the network
+    key: str  # of the layer's weight in diffusers' layout
+    role: str
+    adapter: str | None
+
+
+def layer_keys(network: Any) -> dict[str, str]:
+    """Returns {dotted path of a layer: key of its weight in diffusers' layout}."""
+    keys = [torch_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(network)]
+    return {key.removesuffix(".weight"): key for key in keys if key.endswith(".weight")}
+
+
+def parsed(name: str) -> Parsed | None:
+    """Splits a tensor's name; None for names that are not of LoRAs."""
+    for role, end in _COMPILED.items():
+        if match := end.search(name):
+            layer = _WRAPPERS.sub("", name[: match.start()]).replace(".processor", "")
+            return Parsed(layer.replace(".", "_"), role, match.groupdict().get("adapter"))
+    return None
+
+
+def unsupported(names: Any) -> str | None:
+    """Returns the name of a method that is not supported and that one of these tensors belongs to, or None."""
+    for pattern, method in _UNSUPPORTED.items():
+        if any(re.search(pattern, name) for name in names):
+            return method
+    return None
+
+
+def places(networks: Mapping[str, Any], names: Mapping[str, LoraNames]) -> Callable[[str], Place | None]:
+    """Returns a function from a tensor's name to its layer; to None for names that belong to no layer."""
+    layers = {
+        part: {name.replace(".", "_"): key for name, key in names[part].layers(network).items()}
+        for part, network in networks.items()
+    }
+    starts = [(start.replace(".", "_"), part) for part in networks for start in names[part].starts]
+    starts.sort(key=lambda pair: -len(pair[0]))  # the empty one is last
+
+    def place(name: str) -> Place | None:
+        if (parts := parsed(name)) is None:
+            return None
+        for start, part in starts:
+            if not parts.layer.startswith(start):
+                continue
+            layer = parts.layer.removeprefix(start)
+            # A file of one network may name its layers without the network.
+            for own in [part] if start else [part, *layers]:
+                if layer in layers[own]:
+                    return Place(own, layers[own][layer], parts.role, parts.adapter)
+        return None
+
+    return place

@@ -1,0 +1,244 @@
+"""Relatives of LoRAs that multiply a weight, and DoRA, which sets the norms of a weight to which another form adds.
+
+Their difference depends on the weight. Classes, roles and shapes are as in `sega_jax.weights.lora_forms`.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import TypeVar
+
+import numpy as np
+
+from sega_jax.weights.lora_forms import (
+    ALPHA,
+    MAGNITUDE,
+    Arrays,
+    BiasDifference,
+    Difference,
+    Form,
+    LoHa,
+    LoKr,
+    Lora,
+    Shapes,
+    Sizes,
+    UpBias,
+    flat,
+    without_ones,
+)
+
+T = TypeVar("T")
+
+# More stages of butterflies than any weight has room for.
+_STAGES = 32
+
+
+class Ia3(Form):
+    """(IA)^3 as LyCORIS stores it: each output, or each input, is multiplied by 1 + vector (Liu et al. 2022, section
+    3.3). The bias stays. A tensor `on_input` says which, so that the vector's role is `vector_0` or `vector_1`."""
+
+    name = "(IA)^3"
+    needs = (frozenset({"vector_0"}), frozenset({"vector_1"}))
+
+    def _axis(self, names: Shapes | Arrays) -> int:
+        return 0 if "vector_0" in names else 1
+
+    def fits(self, shapes: Shapes, shape: Sizes) -> bool:
+        axis = self._axis(shapes)
+        vector = shapes[f"vector_{axis}"]
+        return len(shape) > 1 and max(vector, default=0) == math.prod(vector) == shape[axis]
+
+    def difference(self, arrays: Arrays, weight: np.ndarray, factor: float) -> np.ndarray:
+        axis = self._axis(arrays)
+        return weight * arrays[f"vector_{axis}"].reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
+
+
+class PeftIa3(Form):
+    """(IA)^3 as peft stores it: each output, ia3_l [out, 1], or each input, [1, in], is multiplied by the vector. A
+    convolution's vector is [1, out, 1, 1] or [1, in, 1, 1]; where out equals in the file does not say which, so that
+    such a layer does not fit."""
+
+    name = "(IA)^3"
+    needs = (frozenset({"ia3_l"}),)
+
+    def fits(self, shapes: Shapes, shape: Sizes) -> bool:
+        vector = shapes["ia3_l"]
+        if len(shape) == 2:
+            return vector in ((shape[0], 1), (1, shape[1]))
+        return len(shape) == 4 and shape[0] != shape[1] and vector in ((1, shape[0], 1, 1), (1, shape[1], 1, 1))
+
+    def difference(self, arrays: Arrays, weight: np.ndarray, factor: float) -> np.ndarray:
+        vector = arrays["ia3_l"]
+        if weight.ndim == 4 and vector.shape[1] == len(weight):
+            vector = vector.transpose(1, 0, 2, 3)
+        return weight * (vector - 1)
+
+
+class PeftIa3Bias(PeftIa3):
+    """The bias of a layer whose outputs peft's (IA)^3 multiplies. It stays where the vector is of the inputs."""
+
+    of_bias = True
+
+    def fits(self, shapes: Shapes, shape: Sizes) -> bool:
+        return len(shape) == 1
+
+    def difference(self, arrays: Arrays, weight: np.ndarray, factor: float) -> np.ndarray:
+        vector = arrays["ia3_l"]
+        outputs = vector.shape[0] if vector.ndim == 2 else vector.shape[1]
+        if outputs != weight.size:
+            return np.zeros_like(weight)
+        return weight * (vector.reshape(-1) - 1)
+
+
+class GLora(Form):
+    """W a1 a2 + b1 b2, of the weight W (Chavan et al. 2023, without their vectors), with a1 [in, r], a2 [r,
+    in], b1 [out, r] and b2 [r, in].
+
+    For a convolution, b2 has the kernel, [r, in, height, width]. Files of LyCORIS' first version have the two of each
+    pair exchanged.
+    """
+
+    name = "GLoRA"
+    scaled = True
+    needs = (frozenset(f"glora_{name}" for name in ("a1", "a2", "b1", "b2")),)
+    may_have = ALPHA
+
+    def rank(self, shapes: Shapes) -> int | None:
+        first = shapes["glora_a1"]
+        return min(first[:2]) if len(first) > 1 else None
+
+    def sizes(self, shapes: Shapes) -> Sizes | None:
+        first, second = shapes["glora_b1"], shapes["glora_b2"]
+        return (first[0], second[1]) if min(len(first), len(second)) > 1 else None
+
+    def fits(self, shapes: Shapes, shape: Sizes) -> bool:
+        return len(shape) > 1 and (self._fits(shapes, shape) or self._fits(_exchanged(shapes), shape))
+
+    def _fits(self, shapes: Shapes, shape: Sizes) -> bool:
+        a1, a2, b1, b2 = (shapes[f"glora_{name}"] for name in ("a1", "a2", "b1", "b2"))
+        if min(map(len, (a1, a2, b1, b2))) < 2 or not 0 < a1[1] <= shape[1]:
+            return False
+        rank, ones = a1[1], all(without_ones(one[2:]) == () for one in (a1, a2, b1))
+        inner = (a1[:2], a2[:2], b1[:2]) == ((shape[1], rank), (rank, shape[1]), (shape[0], rank))
+        return ones and inner and b2[:2] == (rank, shape[1]) and without_ones(b2[2:]) == without_ones(shape[2:])
+
+    def difference(self, arrays: Arrays, weight: np.ndarray, factor: float) -> np.ndarray:
+        if not self._fits({role: array.shape for role, array in arrays.items()}, weight.shape):
+            arrays = _exchanged(arrays)
+        a1, a2, b1, b2 = (flat(arrays[f"glora_{name}"]) for name in ("a1", "a2", "b1", "b2"))
+        inputs = np.einsum("oi...,ir->or...", weight, a1, optimize=True)
+        inputs = np.einsum("or...,ri->oi...", inputs, a2, optimize=True)
+        return np.float32(factor) * (inputs + (b1 @ b2).reshape(weight.shape))
+
+
+def _exchanged(values: Mapping[str, T]) -> dict[str, T]:
+    """Returns GLoRA's matrices in the other order of each pair."""
+    pairs = (("a1", "a2"), ("a2", "a1"), ("b1", "b2"), ("b2", "b1"))
+    return {f"glora_{ours}": values[f"glora_{theirs}"] for ours, theirs in pairs}
+
+
+class Oft(Form):
+    """Rotations of the outputs, by blocks: R W with R = (1 + Q) (1 - Q)^-1 and Q = B - B^T (Qiu et al. 2023).
+
+    `oft_blocks` is [blocks, size, size], or for butterflies [stages, blocks, size, size] (Liu et al. 2024).
+    `rescale` [out, 1, ...] multiplies the outputs afterwards. Here alpha is the constraint: the norm of all Q is at
+    most alpha out, and 0 means any.
+    """
+
+    name = "OFT"
+    needs = (frozenset({"oft_blocks"}),)
+    may_have = frozenset({"alpha", "rescale"})
+
+    def fits(self, shapes: Shapes, shape: Sizes) -> bool:
+        blocks = shapes["oft_blocks"]
+        if len(shape) < 2 or len(blocks) not in (3, 4) or min(blocks) < 1:
+            return False
+        *stages, count, size, width = blocks
+        butterflies = not stages or (
+            stages[0] < _STAGES and size % 2 == 0 and shape[0] % (2 ** (stages[0] - 1) * size) == 0
+        )
+        rescale = shapes.get("rescale", (shape[0],))
+        return size == width and count * size == shape[0] == math.prod(rescale) == rescale[0] and butterflies
+
+    def difference(self, arrays: Arrays, weight: np.ndarray, factor: float) -> np.ndarray:
+        blocks = arrays["oft_blocks"]
+        skew = blocks - blocks.swapaxes(-1, -2)
+        constraint = len(weight) * float(arrays["alpha"].reshape(-1)[0]) if "alpha" in arrays else 0.0
+        norm = float(np.linalg.norm(skew)) + 1e-8
+        if 0 < constraint < norm:
+            skew *= np.float32(constraint / norm)
+        identity = np.eye(blocks.shape[-1], dtype=skew.dtype)
+        try:
+            rotations = (identity + skew) @ np.linalg.inv(identity - skew)
+        except np.linalg.LinAlgError:  # entries of such sizes that 1 is lost
+            return np.full_like(weight, np.nan)
+        rows = flat(weight)
+        if blocks.ndim == 3:
+            # LyCORIS and kohya's scripts multiply by the transposed block.
+            rows = rotations.swapaxes(1, 2) @ rows.reshape(*blocks.shape[:2], -1)
+        for stage, rotation in enumerate(rotations if blocks.ndim == 4 else ()):
+            rows = _butterfly(rotation, rows, 2**stage * (blocks.shape[-1] // 2))
+        rotated = rows.reshape(weight.shape)
+        if "rescale" in arrays:
+            rotated = rotated * arrays["rescale"].reshape(-1, *[1] * (weight.ndim - 1))
+        return rotated - weight
+
+
+def _butterfly(blocks: np.ndarray, rows: np.ndarray, stride: int) -> np.ndarray:
+    """Rotates blocks of rows [out, n] that are `stride` apart."""
+    out, size = len(rows), blocks.shape[-1]
+    apart = rows.reshape(-1, 2, stride, rows.shape[-1]).swapaxes(1, 2).reshape(-1, size, rows.shape[-1])
+    mixed = (blocks @ apart).reshape(-1, stride, 2, rows.shape[-1]).swapaxes(1, 2)
+    return mixed.reshape(out, -1)
+
+
+def magnitude_fits(shapes: Shapes, shape: Sizes) -> bool:
+    """Tells whether the norms of DoRA, where the layer has any, fit a weight of this shape."""
+    own = [role for role in MAGNITUDE if role in shapes]
+    return len(own) < 2 and all(_axis(role, shapes[role], shape) is not None for role in own)
+
+
+def _axis(role: str, norms: Sizes, shape: Sizes) -> int | None:
+    """Returns the axis of a weight along which DoRA's norms lie, 0 for outputs and 1 for inputs; None if they do not
+    fit.
+
+    LyCORIS and OneTrainer store `dora_scale` as [out, 1, ...] or [1, in, ...]. peft's vector is of the outputs, [out]
+    for linear layers and [1, out, 1, 1] for convolutions.
+    """
+    size = math.prod(norms)
+    if len(shape) < 2 or max(norms, default=0) != size:
+        return None
+    if size == shape[0] and (role == "magnitude" or norms[0] == size):
+        return 0
+    return 1 if role == "dora_scale" and len(norms) > 1 and size == shape[1] == norms[1] else None
+
+
+def decomposed(arrays: Arrays, weight: np.ndarray, difference: np.ndarray) -> np.ndarray:
+    """Returns the difference of a weight whose norms DoRA sets: m (W + D) / |W + D| - W (Liu et al. 2024, equation 5).
+
+    The norm is over all axes except that of m. A norm of 0 gives zeros; LyCORIS adds 1.2e-7 to every norm instead.
+    """
+    role = next((role for role in MAGNITUDE if role in arrays), None)
+    if role is None:
+        return difference
+    axis = _axis(role, arrays[role].shape, weight.shape)
+    assert axis is not None
+    total = weight + difference
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    norms = np.sqrt(np.sum(np.square(total), axis=others, keepdims=True, dtype=np.float64)).astype(total.dtype)
+    wanted = arrays[role].reshape(norms.shape)
+    return total * np.divide(wanted, norms, out=np.zeros_like(norms), where=norms > 0) - weight
+
+
+FORMS: tuple[Form, ...] = (
+    Lora(),
+    LoHa(),
+    LoKr(),
+    Difference(),
+    Ia3(),
+    PeftIa3(),
+    GLora(),
+    Oft(),
+    BiasDifference(),
+    UpBias(),
+    PeftIa3Bias(),
+)
