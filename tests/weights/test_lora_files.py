@@ -104,7 +104,7 @@ def test_files_by_their_contents(tmp_path):
     for ending in ENDINGS:
         with torch_pickle.opened(find(tmp_path / f"a{ending}")) as tensors:
             assert tensors.shapes == {"unet.conv_in.lora_A.weight": (1, 2)}
-    with pytest.raises(CheckpointError, match=r"a\.txt should have one of the endings \.safetensors, \.bin"):
+    with pytest.raises(CheckpointError, match=r"a\.txt should have one of the endings \.safetensors, \.ckpt"):
         find(fill(tmp_path, "a.txt") / "a.txt")
 
 
