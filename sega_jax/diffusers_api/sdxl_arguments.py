@@ -22,7 +22,7 @@ _SIZES = "all branches of a picture have the same sizes"
 class XLArguments(TimestepArguments, LatentArguments):
     """The arguments of `SemanticStableDiffusionXLPipeline`."""
 
-    same = (*LatentArguments.same, "original_size", "target_size", "long_prompts", "weighted")
+    same = (*LatentArguments.same, "original_size", "target_size", "long_prompts", "weighted", "clip_skip")
 
     num_inference_steps: int = changed(FaceArguments, "num_inference_steps", 50)
     guidance_scale: float | list[float] = changed(FaceArguments, "guidance_scale", 5.0)
@@ -63,6 +63,7 @@ class XLArguments(TimestepArguments, LatentArguments):
     target_size: Sequence | None = changed(SDXLCall, "target_size", None)
     long_prompts: bool = changed(SDXLCall, "long_prompts", False)
     weighted: bool = changed(SDXLCall, "weighted", False)
+    clip_skip: int | None = changed(SDXLCall, "clip_skip", None)
     # The other arguments of diffusers.
     sigmas: Any = argument(None, Unsupported("give timesteps, or another scheduler"), "not supported")
     denoising_start: Any = argument(
@@ -79,9 +80,6 @@ class XLArguments(TimestepArguments, LatentArguments):
     negative_target_size: Any = argument(None, Unsupported(_SIZES), "not supported")
     aesthetic_score: Any = argument(None, Unsupported(_REFINER, (6.0,)), "not supported")
     negative_aesthetic_score: Any = argument(None, Unsupported(_REFINER, (2.5,)), "not supported")
-    clip_skip: Any = argument(
-        None, Unsupported("the last layer but one is taken, on which the UNet was trained", (0,)), "not supported"
-    )
     callback_on_step_end: Any = argument(
         None, Unsupported("give callback, a function of call, timestep and latents"), "not supported"
     )

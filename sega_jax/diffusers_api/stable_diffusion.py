@@ -55,12 +55,13 @@ class SemanticStableDiffusionPipelineOutput(Estimates, CheckedImages):
 class StableDiffusionArguments(LatentArguments):
     """The arguments of `SemanticStableDiffusionPipeline`."""
 
-    same = (*LatentArguments.same, "long_prompts", "weighted")
+    same = (*LatentArguments.same, "long_prompts", "weighted", "clip_skip")
 
     num_inference_steps: int = changed(FaceArguments, "num_inference_steps", 50)
     guidance_scale: float | list[float] = changed(FaceArguments, "guidance_scale", 7.5)
     long_prompts: bool = changed(ClipCall, "long_prompts", False)
     weighted: bool = changed(ClipCall, "weighted", False)
+    clip_skip: int | None = changed(ClipCall, "clip_skip", None)
 
 
 class SemanticStableDiffusionPipeline(FilesFace):

@@ -186,7 +186,9 @@ class SemanticStableDiffusionXLPipeline(FilesFace):
                 raise ValueError(
                     f"{name}_2 has {len(seconds)} entries, expected {len(firsts)}, one each, or one for all"
                 )
-            reading = {"long_prompts": call.long_prompts, "weighted": call.weighted}
+            reading: dict[str, Any] = {"long_prompts": call.long_prompts, "weighted": call.weighted}
+            if name == "prompt":
+                reading["clip_skip"] = call.clip_skip or 0
             return self.pipeline.encode(firsts, second=seconds, **reading)
         if first is not None or second:
             raise ValueError(f"{name} or {name}_2 and {' or '.join(names)} were both given; give words or embeddings")

@@ -116,9 +116,9 @@ class Pipeline(LoadedCheckpoint):
 
         Args:
             texts: words, or a list.
-            options: how they are read: arguments of a call that say so, such as long_prompts and weighted for
-                Stable Diffusion and SDXL; and for SDXL `second`, texts for its second text encoder where that reads
-                others, one for all or one each.
+            options: how they are read: arguments of a call that say so, such as long_prompts, weighted and
+                clip_skip for Stable Diffusion and SDXL; and for SDXL `second`, texts for its second text encoder
+                where that reads others, one for all or one each.
 
         Raises:
             TypeError: it is not words or a non-empty list of them, or an option is unknown or of another type.
@@ -134,9 +134,12 @@ class Pipeline(LoadedCheckpoint):
                 takes_them = f"takes {', '.join(known)}" if known else "takes none"
                 raise TypeError(f"encode: {name} is no option of {self.system.title}, which {takes_them}")
         declared = arguments(self.system.call)
-        checked = {name: declared[name].check(value) if name in declared else value for name, value in options.items()}
+        reading = {name: declared[name].check(value) for name, value in options.items() if name in declared}
+        networks = self.system.text.networks(self.models)
+        if networks is not None:
+            self.system.text.check_options(networks, reading)
         with collected():
-            return join(self, read_words(self, words, checked))
+            return join(self, read_words(self, words, {**options, **reading}), reading)
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
         """Returns (height, width, channels) of the state of a picture of this size in pixels.

@@ -183,6 +183,8 @@ class TextReader(NamedTuple):
     encode: Callable[[Any, Any], Any]  # (networks, ids) -> texts; compiled
     # (words, tokenizer, encode: Encode, warn, **options) -> texts of one row each
     read: Callable[..., list[Any]] = read_tokens
+    # (networks, options of `read`) -> nothing; raises ValueError where these networks cannot read texts so
+    check_options: Callable[[Any, Mapping[str, Any]], None] = lambda networks, options: None
     # (models, tokenizer, a user's text of `type` and one row, or an array without that axis) -> it, checked
     check: Callable[[Any, Any, Any], Any] = _as_given
     join: Callable[[Sequence[Any], Callable[[], Any]], Any] = lambda texts, blank: stacked(texts)
