@@ -618,7 +618,7 @@ def test_each_row_has_its_own_value_or_all_have_one(bench):
 # What has another program than the plain picture; each has a test in its own room that is not slow.
 COMPILES = {"images_per_prompt", "height", "width", "semantics", "support", "replay", "output", "noise", "record"}
 COMPILES |= {"record_noise", "guidance_rescale", "eta", "rows_at_once", "long_prompts", "tiled", "strength", "choice"}
-COMPILES |= {"image_noise", "centred", "devices", "as_function"}
+COMPILES |= {"image_noise", "centred", "devices", "as_function", "clip_skip"}
 # Those that are tried by default, with the smallest networks.
 QUICK = {(name, "stable_diffusion") for name in ("output", "record", "guidance_rescale", "strength", "as_function")}
 

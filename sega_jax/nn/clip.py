@@ -155,6 +155,11 @@ class CLIPTextModel(nnx.Module):
         """Published files put every key under `text_model.`; transformers 5 writes none."""
         return name.removeprefix("text_model.")
 
+    @staticmethod
+    def published(name: str) -> str:
+        """The name in published files."""
+        return f"text_model.{name}"
+
     def __call__(self, ids: jax.Array, skip: jax.Array | None = None) -> jax.Array:
         x = self.embeddings(ids)
         return self.final_layer_norm(self.encoder(x) if skip is None else self.encoder.earlier(x, skip)[0])

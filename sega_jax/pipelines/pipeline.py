@@ -6,6 +6,7 @@ chunks, pictures) -> `programs.advance` (compiled) -> `method.sample.sample` (th
 
 import inspect
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from sega_jax.method.arguments import arguments, takes, unknown_arguments
@@ -17,6 +18,7 @@ from sega_jax.pipelines.messages import collected
 from sega_jax.pipelines.output import Output as Output
 from sega_jax.pipelines.pure import PureCall, pure_call
 from sega_jax.pipelines.run import compile_batch, run
+from sega_jax.pipelines.saving import save
 from sega_jax.pipelines.texts import join, read_words
 from sega_jax.systems.base import System
 from sega_jax.systems.call import Call
@@ -140,6 +142,11 @@ class Pipeline(LoadedCheckpoint):
             self.system.text.check_options(networks, reading)
         with collected():
             return join(self, read_words(self, words, {**options, **reading}), reading)
+
+    def save(self, folder: str | Path, *, progress: bool | None = None) -> Path:
+        """Writes a checkpoint in diffusers layout, from which `load` makes an equal pipeline; see
+        `sega_jax.pipelines.saving.save`."""
+        return save(self, folder, progress)
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
         """Returns (height, width, channels) of the state of a picture of this size in pixels.

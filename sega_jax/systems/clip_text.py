@@ -13,7 +13,7 @@ import numpy as np
 from sega_jax.method.argument_kinds import Flag, Integer
 from sega_jax.method.arguments import argument
 from sega_jax.method.numerics import floating
-from sega_jax.nn.clip import CLIPTextModel
+from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModel
 from sega_jax.systems.base import Encode, TextReader
 from sega_jax.systems.call import Call
 from sega_jax.systems.conditioning import Text, conditioning, stacked
@@ -169,6 +169,11 @@ def checked_states(value: Any, kind: type[Any], tokens: int | None, channels: in
     if not fits or len(states) != expected[0] * (len(states) // expected[0] if several else 1):
         raise ValueError(f"an embedding has shape {states.shape}, expected {expected} (tokens, channels)")
     return states[None]
+
+
+def options(config: CLIPTextConfig) -> dict[str, Any]:
+    """Returns what the config.json of a text encoder says besides its sizes."""
+    return {"model_type": "clip_text_model"}
 
 
 def check(models: Any, tokenizer: Tokenizer | None, value: Any) -> ClipText:

@@ -19,13 +19,14 @@ from sega_jax.nn.unet import Context, UNet2DConditionModel, UNetConfig
 from sega_jax.nn.vae import AutoencoderConfig, AutoencoderKL
 from sega_jax.systems import adapters, clip_text, diffusion
 from sega_jax.systems.adapters import AdapterNames
-from sega_jax.systems.base import Checkpoint, Encode, Given, Network, Setup, System, TextReader, listed
+from sega_jax.systems.base import Checkpoint, Encode, Given, Network, Saved, Setup, System, TextReader, listed
 from sega_jax.systems.call import MOST_PIXELS
 from sega_jax.systems.clip_text import ClipCall, Skipping, skipping, tokenizer_folder
 from sega_jax.systems.conditioning import Text, conditioning
 from sega_jax.systems.diffusion_call import DiffusionCall, StartingCall
 from sega_jax.systems.original_files import SDXL_FILE
 from sega_jax.systems.sizes import size_conditioning
+from sega_jax.systems.stable_diffusion import NETWORKS
 from sega_jax.systems.stable_diffusion import SAMPLER as STABLE_DIFFUSION
 from sega_jax.text.prompt_weights import Reading, pair_chunks, weighed
 from sega_jax.text.tokenizers import Tokenizer, TokenizerPair
@@ -358,10 +359,8 @@ SYSTEM = System(
         recognise=lambda index: "text_encoder_2" in index,
         models=Models,
         networks={
-            "text_encoder": Network(CLIPTextModel, CLIPTextConfig, "model"),
-            "text_encoder_2": Network(CLIPTextModelWithProjection, CLIPTextConfig, "model"),
-            "unet": Network(UNet2DConditionModel, UNetConfig),
-            "vae": Network(AutoencoderKL, AutoencoderConfig),
+            **NETWORKS,
+            "text_encoder_2": Network(CLIPTextModelWithProjection, CLIPTextConfig, "model", options=clip_text.options),
         },
         build=Models.build,
         tokenizer=tokenizer,
@@ -370,6 +369,11 @@ SYSTEM = System(
         extras_type=Extras,
         refuse=refuse,
         single_file=SDXL_FILE,
+        saved=Saved(
+            "StableDiffusionXLPipeline",
+            entries=lambda extras: {"force_zeros_for_empty_prompt": extras.zero_negative},
+            tokenizers=lambda pair: {"tokenizer": pair.first, "tokenizer_2": pair.second},
+        ),
         adapters=AdapterNames(
             {"text_encoder": adapters.TEXT, "text_encoder_2": adapters.TEXT_2, "unet": adapters.UNET},
             TextEncoders("Stable Diffusion XL", {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}, "768 and 1280"),

@@ -40,18 +40,20 @@ class Part(NamedTuple):
     stem: str  # the name of its weight file in diffusers layout, without ending
 
 
-def network_of(module: Any, dtype: DTypeLike | None = None, prefix: str = "") -> Network:
-    """Copies a module's parameters to the host, cast to `dtype` unless it is None. In torch's files, `prefix` comes
-    before their keys."""
+def network_of(
+    module: Any, dtype: DTypeLike | None = None, published: Callable[[str], str] = lambda key: key
+) -> Network:
+    """Copies a module's parameters to the host, cast to `dtype` unless it is None. `published` returns the key in
+    torch's files for a key of the module."""
     arrays = {flax_name(path): np.asarray(leaf, dtype) for path, leaf in jax.tree_util.tree_leaves_with_path(module)}
-    return Network(arrays, {name: prefix + torch_key(name) for name in arrays}, {})
+    return Network(arrays, {name: published(torch_key(name)) for name in arrays}, {})
 
 
-def module_part(module: Any, stem: str, prefix: str = "") -> Part:
+def module_part(module: Any, stem: str, published: Callable[[str], str]) -> Part:
     """Returns a module with values as a part of a checkpoint, in its own dtypes; see `network_of`."""
 
     def read(update: Callable[[int], Any]) -> Network:
-        network = network_of(module, prefix=prefix)
+        network = network_of(module, published=published)
         update(network.nbytes)
         return network
 
