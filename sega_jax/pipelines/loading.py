@@ -212,7 +212,9 @@ def fill_pipeline(options: LoadOptions, resolved: Resolved, found: Description) 
             networks[part] = filled(weights, module, resolved.dtype, resolved.devices)
     safety = found.safety and found.safety._replace(checker=networks.pop(CHECKER))
     models, tokenizer = added(merged(type(found.models)(**networks), changes), found.tokenizer, words)
-    return Pipeline(found.system, models, tokenizer, scheduler, resolved.devices, safety, found.extras)
+    pipe = Pipeline(found.system, models, tokenizer, scheduler, resolved.devices, safety, found.extras)
+    pipe.source = str(resolved.source.name)
+    return pipe
 
 
 def _scheduler(options: LoadOptions, source: Source, scheduler: schedules.Scheduler) -> schedules.Scheduler:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from sega_jax.method.arguments import arguments, takes, unknown_arguments
+from sega_jax.pipelines import diffusers_names
 from sega_jax.pipelines.batch import Batch, prepare
 from sega_jax.pipelines.execution.compile_report import Compiled
 from sega_jax.pipelines.load_options import LoadOptions
@@ -148,6 +149,26 @@ class Pipeline(LoadedCheckpoint):
         `sega_jax.pipelines.saving.save`."""
         return save(self, folder, progress)
 
+    def __getattr__(self, name: str) -> Any:
+        hint = diffusers_names.attribute(name)
+        why = "" if hint is None else f", which is diffusers' name; {hint}"
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{why}", name=name, obj=self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in diffusers_names.ATTRIBUTES:
+            raise AttributeError(f"{name} is diffusers' name; {diffusers_names.ATTRIBUTES[name]}")
+        super().__setattr__(name, value)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **options: Any) -> "Pipeline":
+        """Says what to write in place of diffusers' method."""
+        raise TypeError(f"from_pretrained is diffusers' name; {diffusers_names.LOADERS['from_pretrained']}")
+
+    @classmethod
+    def from_single_file(cls, *args: Any, **options: Any) -> "Pipeline":
+        """Says what to write in place of diffusers' method."""
+        raise TypeError(f"from_single_file is diffusers' name; {diffusers_names.LOADERS['from_single_file']}")
+
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
         """Returns (height, width, channels) of the state of a picture of this size in pixels.
 
@@ -164,7 +185,7 @@ def _elsewhere(argument: str) -> str | None:
         return f"leave it out, as it is for {in_words(titles)}"
     if argument in arguments(LoadOptions):
         return "give it to sega_jax.load"
-    return None
+    return diffusers_names.ARGUMENTS.get(argument)
 
 
 _classes: dict[tuple[type, int], type[Pipeline]] = {}
