@@ -11,8 +11,21 @@ from typing import Any, ClassVar, TypeVar
 import jax
 import numpy as np
 
-from sega_jax.diffusers_api.kinds import ConceptWords, ModelCalls, OrNone, PerConcept, TorchGenerator, Weight
-from sega_jax.method.argument_kinds import Choice, Flag, Opaque, Real
+from sega_jax.diffusers_api.kinds import (
+    ConceptWords,
+    Generators,
+    LoraScale,
+    ModelCalls,
+    OrNone,
+    OutputForm,
+    PerConcept,
+    SeedsOrGenerators,
+    StepCallback,
+    Unsupported,
+    Weight,
+)
+from sega_jax.diffusers_api.torch_values import is_generator
+from sega_jax.method.argument_kinds import Flag, Opaque, Real
 from sega_jax.method.arguments import argument, arguments, changed, check_arguments
 from sega_jax.method.guidance import Edit
 from sega_jax.method.numerics import floating
@@ -68,11 +81,12 @@ class FaceArguments:
         Call,
         "seed",
         None,
+        kind=SeedsOrGenerators(0, 2**32 - 1),
         help="in place of a generator: s for pictures s, s + 1, ..., or a list with one for each picture; 0 where"
         " neither seed nor key is given. JAX draws the noise, so that only given latents make the same picture as"
         " diffusers",
     )
-    output_type: str = argument("pil", Choice(*OUTPUTS), "the form of the pictures")
+    output_type: str = argument("pil", OutputForm(*OUTPUTS), "the form of the pictures")
     return_dict: bool = argument(True, Flag(), "whether to return an object instead of a tuple")
     callback: Callable[[int, float, np.ndarray], Any] | None = changed(Call, "callback", None)
     callback_steps: int = changed(Call, "callback_steps", 1)
@@ -117,7 +131,12 @@ class FaceArguments:
         " them",
     )
     key: jax.Array | None = changed(Call, "key", None)
-    generator: None = argument(None, TorchGenerator(), "not supported; give seed or key")
+    generator: Any = argument(
+        None,
+        Generators(),
+        "in place of a seed. The pictures are not torch's, whose noise is drawn in another way; a generator that is"
+        " used again makes other pictures",
+    )
     return_guidance: bool = changed(
         Call, "record", False, help="whether to return the predictions and the guidance of every model call"
     )
@@ -130,6 +149,25 @@ class FaceArguments:
 
     def __post_init__(self) -> None:
         check_arguments(self)
+        given = [name for name in ("seed", "generator", "key") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} were all given; they say the same thing, give one")
+
+    @property
+    def random(self) -> Any:
+        """Generators or a key in place of the native call's `seed`; None where there are none."""
+        seeds = self.seed if isinstance(self.seed, list | tuple) else [self.seed]
+        return self.seed if self.generator is None and any(map(is_generator, seeds)) else self.generator
+
+    @property
+    def step_end(self) -> Callable[..., Any] | None:
+        """The function that is called at the end of every step."""
+        return None
+
+    @property
+    def lora_scale(self) -> float:
+        """What the weights of LoRAs are multiplied by."""
+        return 1.0
 
     @property
     def steps(self) -> Any:
@@ -256,6 +294,11 @@ class DiffusionArguments(FaceArguments):
     same = (*FaceArguments.same, "eta")
 
     eta: float = changed(DiffusionCall, "eta", 0.0)
+    cross_attention_kwargs: Any = argument(None, LoraScale(), "the scale of loaded LoRAs in this call")
+
+    @property
+    def lora_scale(self) -> float:
+        return 1.0 if self.cross_attention_kwargs is None else self.cross_attention_kwargs["scale"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -268,6 +311,27 @@ class LatentArguments(DiffusionArguments):
     image: Any = changed(StartingCall, "image", None, kind=Opaque(Pictures.noun))
     strength: float | None = changed(StartingCall, "strength", None)
     guidance_rescale: float = changed(DiffusionCall, "guidance_rescale", 0.0)
+    callback_on_step_end: Any = argument(
+        None,
+        StepCallback(),
+        "a function called after every step as (pipe, step, timestep, {'latents': array}); it cannot change the"
+        " latents, and ends the call with pipe._interrupt = True",
+    )
+    callback_on_step_end_tensor_inputs: Any = argument(
+        None, Unsupported("callbacks see the latents alone", (["latents"],)), "ignored"
+    )
+    sigmas: Any = argument(None, Unsupported("give timesteps, or another scheduler"), "not supported")
+    ip_adapter_image: Any = argument(None, Unsupported("IP-Adapters are not supported"), "not supported")
+    ip_adapter_image_embeds: Any = argument(None, Unsupported("IP-Adapters are not supported"), "not supported")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.callback_on_step_end is not None and self.callback is not None:
+            raise ValueError("callback and callback_on_step_end were both given; give one")
+
+    @property
+    def step_end(self) -> Callable[..., Any] | None:
+        return self.callback_on_step_end
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -3,16 +3,18 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from sega_jax.diffusers_api.arguments import OUTPUTS, DiffusionArguments, TimestepArguments, positional
-from sega_jax.diffusers_api.base import UNetFace, refuse
+from sega_jax.diffusers_api.files import LoraFace
+from sega_jax.diffusers_api.kinds import OutputForm
 from sega_jax.diffusers_api.outputs import Estimates, Images, estimates
-from sega_jax.method.argument_kinds import Choice, Flag, Opaque
+from sega_jax.method.argument_kinds import Flag, Opaque
 from sega_jax.method.arguments import argument, changed, takes
 from sega_jax.pipelines.messages import collected, warn
+from sega_jax.systems.base import System
 from sega_jax.systems.deepfloyd import STAGE_1, STAGE_2, Stage2Call
 from sega_jax.systems.images import Pictures
 
@@ -51,7 +53,7 @@ class IFArguments(TimestepArguments, DiffusionArguments):
     outputs = _OUTPUTS
     same = (*DiffusionArguments.same, "image", "noise_level")
 
-    output_type: str = changed(DiffusionArguments, "output_type", "pil", kind=Choice(*_OUTPUTS))
+    output_type: str = changed(DiffusionArguments, "output_type", "pil", kind=OutputForm(*_OUTPUTS))
     clean_caption: bool = argument(
         True,
         Flag(),
@@ -68,7 +70,7 @@ class IFArguments(TimestepArguments, DiffusionArguments):
     )
 
 
-class SemanticIFPipeline(UNetFace):
+class SemanticIFPipeline(LoraFace):
     """diffusers' pipelines of either stage of DeepFloyd-IF around a native one (`pipeline`), with semantic guidance.
 
     The cascade of diffusers is one pipeline for each stage, and `encode_prompt` of the first:
@@ -81,7 +83,7 @@ class SemanticIFPipeline(UNetFace):
     last; randomness is a seed or a key.
     """
 
-    _systems = (STAGE_1, STAGE_2)
+    _systems: ClassVar[tuple[System, ...]] = (STAGE_1, STAGE_2)
 
     @classmethod
     def from_pretrained(
@@ -103,7 +105,8 @@ class SemanticIFPipeline(UNetFace):
         """
         from sega_jax.text import caption_cleaning
 
-        refuse(options, "safety_checker", "watermarker", "feature_extractor")
+        if options.pop("safety_checker", None) not in (None, False):
+            raise TypeError("safety_checker is not supported: pictures go unchecked; leave it out")
         if "text_encoder" in options and options["text_encoder"] is None:
             options["text_encoder"] = False
         if "unet" in options and options["unet"] is None:
@@ -150,7 +153,7 @@ class SemanticIFPipeline(UNetFace):
         """
         with collected():
             texts = call.text("prompt", required=True), call.text("negative_prompt"), call.concepts()
-            out = self.pipeline(**call.native(*(_cleaned(text, call.clean_caption) for text in texts)))
+            out = self._make(call, *(_cleaned(text, call.clean_caption) for text in texts))
         if not call.return_dict:
             return out.images, None, None
         return SemanticIFPipelineOutput(out.images, **estimates(out.record))

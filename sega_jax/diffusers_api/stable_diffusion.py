@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import jax
 
-from sega_jax.diffusers_api.arguments import FaceArguments, LatentArguments, positional
+from sega_jax.diffusers_api.arguments import FaceArguments, LatentArguments, TimestepArguments, positional
 from sega_jax.diffusers_api.files import FilesFace
 from sega_jax.diffusers_api.outputs import Estimates, Images, estimates
 from sega_jax.method.arguments import changed, takes
@@ -52,7 +52,7 @@ class SemanticStableDiffusionPipelineOutput(Estimates, CheckedImages):
     *("edit_weights", "sem_guidance"),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class StableDiffusionArguments(LatentArguments):
+class StableDiffusionArguments(TimestepArguments, LatentArguments):
     """The arguments of `SemanticStableDiffusionPipeline`."""
 
     same = (*LatentArguments.same, "long_prompts", "weighted", "clip_skip")
@@ -176,7 +176,7 @@ class SemanticStableDiffusionPipeline(FilesFace):
         """
         with collected():
             texts = call.text("prompt", required=True), call.text("negative_prompt"), call.concepts()
-            out = self.pipeline(**call.native(*texts))
+            out = self._make(call, *texts)
         flags = None if out.flagged is None else out.flagged.tolist()
         if not call.return_dict:
             return out.images, flags

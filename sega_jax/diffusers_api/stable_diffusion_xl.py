@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import jax
+import numpy as np
 
 from sega_jax.diffusers_api.arguments import split
-from sega_jax.diffusers_api.base import refuse
 from sega_jax.diffusers_api.files import FilesFace
 from sega_jax.diffusers_api.outputs import Estimates, Images, estimates
 from sega_jax.diffusers_api.sdxl_arguments import XLArguments
+from sega_jax.diffusers_api.switches import cast_to
 from sega_jax.method.arguments import takes
 from sega_jax.method.checks import brief
 from sega_jax.method.numerics import floating
@@ -92,7 +93,6 @@ class SemanticStableDiffusionXLPipeline(FilesFace):
             CheckpointError: the checkpoint is of another family; nothing but its index was fetched.
             Others as `sega_jax.load`.
         """
-        refuse(options, "image_encoder", "feature_extractor", "add_watermarker")
         if tokenizer is not None and tokenizer_2 is not None:
             options["tokenizer"] = TokenizerPair(tokenizer, tokenizer_2)
         elif tokenizer is not tokenizer_2:
@@ -113,6 +113,12 @@ class SemanticStableDiffusionXLPipeline(FilesFace):
             "force_zeros_for_empty_prompt": self.pipeline.extras.zero_negative,
             "devices": self.pipeline.devices,
         }
+
+    def upcast_vae(self) -> None:
+        """Casts the autoencoder to float32."""
+        added = self._additions()
+        vae = cast_to(added.models.vae, np.dtype("float32"))
+        self._add(dataclasses.replace(added, models=added.models._replace(vae=vae)))
 
     @property
     def text_encoder_2(self) -> CLIPTextModelWithProjection:
@@ -148,7 +154,7 @@ class SemanticStableDiffusionXLPipeline(FilesFace):
             )
         with collected():
             texts = self._text(call, "prompt", required=True), self._text(call, "negative_prompt")
-            out = self.pipeline(**call.native(*texts, self._concepts(call)))
+            out = self._make(call, *texts, self._concepts(call))
         if not call.return_dict:
             return (out.images,)
         return SemanticStableDiffusionXLPipelineOutput(out.images, **estimates(out.record))
