@@ -22,6 +22,7 @@ class Source(NamedTuple):
     file: Path | None = None  # of all weights, in place of the folder's
     description: single_file.SingleFile | None = None  # of such files
     declared: Mapping[str, Any] = MappingProxyType({})  # what the file says of its schedule
+    repository: str = ""  # of the folder, where that is on the hub
 
     @property
     def model_index(self) -> dict[str, Any]:
@@ -66,7 +67,7 @@ class Source(NamedTuple):
         stems = {part: weight_stem(self.system, part) for part in ours}
         weights = {part: [*weight_files(stems[part], variant), *orbax_reader.FILES] for part in ours}
         files += [f"{part}/{file}" for part in parts for file in ("config.json", *weights.get(part, ()))]
-        hub.fetch(str(self.name), ["model_index.json", *files], self.commit)
+        hub.fetch(self.repository, ["model_index.json", *files], self.commit)
         for part in ours:
             if (self.folder / part).is_dir() and not any(
                 path for file in weights[part] for path in self.folder.glob(f"{part}/{file}")
@@ -144,7 +145,7 @@ def find(
         )
     if not folder.exists() and hub.is_id(source):
         folder = hub.fetch(source, ["model_index.json"], revision)
-        return Source(source, folder, recognise(folder), folder.name)
+        return Source(source, folder, recognise(folder), folder.name, repository=source)
     if revision is not None:
         raise ValueError(f"revision={revision!r} is of a repository on the hub, but {folder} is a folder")
     if not folder.is_dir():
