@@ -39,7 +39,10 @@ class Lora:
             return lora_changes(models, {self.path: self.weight}) if self.weight else []
         (whole,) = lora_changes(models, {self.path: 1.0})
         return [
-            whole._replace(scale=float(self.weight.get(part, 1.0)), layers={part: layers})
+            whole._replace(
+                scale=float(self.weight.get(part, 1.0)),
+                layers={other: layers if other == part else {} for other in whole.layers},
+            )
             for part, layers in whole.layers.items()
             if self.weight.get(part, 1.0)
         ]
