@@ -151,7 +151,8 @@ class FaceArguments:
         check_arguments(self)
         given = [name for name in ("seed", "generator", "key") if getattr(self, name) is not None]
         if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} were all given; they say the same thing, give one")
+            count = "both" if len(given) == 2 else "all"
+            raise ValueError(f"{' and '.join(given)} were {count} given; they say the same thing, give one")
 
     @property
     def random(self) -> Any:

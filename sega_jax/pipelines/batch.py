@@ -134,7 +134,9 @@ def prepare(call: Call, pipe: LoadedCheckpoint) -> Batch:
         negatives=spread("negative_prompt", negatives),
         edits=edits,
         reading={name: getattr(call, name) for name in reading},
-        negative_reading={name: getattr(call, name) for name, one in reading.items() if one.of_negative},
+        negative_reading={
+            name: getattr(call, name) if one.of_negative else one.default for name, one in reading.items()
+        },
         seeds=seeds,
         x=setup.x,
         picture=setup.picture,

@@ -194,7 +194,7 @@ def test_generators(face, calls):
     assert made(face, calls, generator=key)["key"] is key
     for options, error, words in [
         ({"generator": np.random.default_rng(0)}, TypeError, "generator=.* should be a seeded generator of torch"),
-        ({"generator": first, "seed": 3}, ValueError, "seed and generator were all given; they say the same thing"),
+        ({"generator": first, "seed": 3}, ValueError, "seed and generator were both given; they say the same thing"),
     ]:
         with pytest.raises(error, match=words):
             face("a cat", **options)
