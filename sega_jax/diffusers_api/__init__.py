@@ -17,6 +17,7 @@ _MODULES = {
         *("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionXLPipeline"),
         *("StableDiffusionXLImg2ImgPipeline", "IFPipeline", "IFSuperResolutionPipeline"),
     ),
+    "upscaler": ("StableDiffusionUpscalePipeline",),
     "stable_diffusion": ("SemanticStableDiffusionPipeline",),
     "stable_diffusion_xl": ("SemanticStableDiffusionXLPipeline",),
 }

@@ -24,6 +24,7 @@ from sega_jax.diffusers_api.kinds import (
     Unsupported,
     Weight,
 )
+from sega_jax.diffusers_api.texts import split
 from sega_jax.diffusers_api.torch_values import is_generator
 from sega_jax.method.argument_kinds import Flag, Opaque, Real
 from sega_jax.method.arguments import argument, arguments, changed, check_arguments
@@ -31,7 +32,7 @@ from sega_jax.method.guidance import Edit
 from sega_jax.method.numerics import floating
 from sega_jax.pipelines.messages import warn
 from sega_jax.systems.call import Call
-from sega_jax.systems.conditioning import Text, check_rows
+from sega_jax.systems.conditioning import Text
 from sega_jax.systems.diffusion_call import DiffusionCall, StartingCall
 from sega_jax.systems.images import Pictures
 
@@ -348,26 +349,6 @@ class TimestepArguments(FaceArguments):
     @property
     def steps(self) -> Any:
         return super().steps if self.timesteps is None else self.timesteps
-
-
-def split(embeddings: Any) -> list[Any]:
-    """Returns the concepts of `editing_prompt_embeddings`; see `FaceArguments.concepts`.
-
-    Raises:
-        TypeError, ValueError: the embeddings have another type or shape.
-    """
-    if embeddings is None:
-        return []
-    if isinstance(embeddings, Text):
-        check_rows("editing_prompt_embeddings", embeddings)
-        return list(embeddings)
-    if isinstance(embeddings, list) and all(isinstance(row, Text) for row in embeddings):
-        return [list(row) for row in embeddings]
-    axes = "(n, tokens, channels) or (prompts, n, tokens, channels)"
-    array = floating("editing_prompt_embeddings", embeddings, axes)
-    if array.ndim not in (3, 4):
-        raise ValueError(f"editing_prompt_embeddings have shape {array.shape}, expected {axes}")
-    return [list(row) for row in array] if array.ndim == 4 else list(array)
 
 
 def positional(*names: str) -> Callable[[type[T]], type[T]]:

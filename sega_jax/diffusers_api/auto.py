@@ -8,9 +8,10 @@ from sega_jax.diffusers_api import plain
 from sega_jax.diffusers_api.base import Face, located
 from sega_jax.diffusers_api.options import hub_choices
 from sega_jax.diffusers_api.paella import SemanticPaellaPipeline
+from sega_jax.diffusers_api.upscaler import StableDiffusionUpscalePipeline
 from sega_jax.pipelines import sources
 from sega_jax.pipelines.pipeline import Pipeline
-from sega_jax.systems import deepfloyd, paella, sdxl, stable_diffusion
+from sega_jax.systems import deepfloyd, paella, sdxl, stable_diffusion, upscaler
 from sega_jax.systems.base import System
 from sega_jax.weights import hub
 from sega_jax.weights.pull import CheckpointError
@@ -20,6 +21,7 @@ _FROM_WORDS = {
     sdxl.SYSTEM.name: plain.StableDiffusionXLPipeline,
     deepfloyd.STAGE_1.name: plain.IFPipeline,
     deepfloyd.STAGE_2.name: plain.IFSuperResolutionPipeline,
+    upscaler.SYSTEM.name: StableDiffusionUpscalePipeline,
     paella.SYSTEM.name: SemanticPaellaPipeline,
 }
 _FROM_PICTURES = {

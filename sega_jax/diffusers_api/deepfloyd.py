@@ -11,6 +11,7 @@ from sega_jax.diffusers_api.arguments import OUTPUTS, DiffusionArguments, Timest
 from sega_jax.diffusers_api.files import LoraFace
 from sega_jax.diffusers_api.kinds import OutputForm
 from sega_jax.diffusers_api.outputs import Estimates, Images, estimates
+from sega_jax.diffusers_api.texts import prompt_pairs
 from sega_jax.method.argument_kinds import Flag, Opaque
 from sega_jax.method.arguments import argument, changed, takes
 from sega_jax.pipelines.messages import collected, warn
@@ -85,6 +86,9 @@ class SemanticIFPipeline(LoraFace):
 
     _systems: ClassVar[tuple[System, ...]] = (STAGE_1, STAGE_2)
 
+    # Neither is supported; code passes them on to the upscaler.
+    safety_checker = feature_extractor = watermarker = None
+
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, *, torch_dtype: Any = None, **options: Any
@@ -124,20 +128,20 @@ class SemanticIFPipeline(LoraFace):
         num_images_per_prompt: int = 1,
         negative_prompt: str | list[str] | None = None,
         clean_caption: bool = False,
+        *,
+        device: Any = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns the embeddings of the prompts and of their negative prompts, [prompts * pictures, tokens, channels]
         each.
 
+        Args:
+            device: ignored.
+
         Raises:
             TypeError, ValueError: a prompt is not words, or their numbers differ.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        negatives = negative_prompt or ""
-        negatives = [negatives] * len(prompts) if isinstance(negatives, str) else list(negatives)
-        if len(negatives) != len(prompts):
-            raise ValueError(
-                f"negative_prompt has {len(negatives)} entries, expected {len(prompts)}, one for each prompt"
-            )
+        del device
+        prompts, negatives = prompt_pairs(prompt, negative_prompt or "")
         with collected():
             states = self.pipeline.encode(_cleaned(prompts + negatives, clean_caption)).states
         states = states.repeat(num_images_per_prompt, 0)

@@ -295,7 +295,10 @@ def pictures_of_words(p):
 
 
 def an_upscaler(p):
-    p.StableDiffusionUpscalePipeline.from_pretrained(UPSCALER)
+    pipeline = p.StableDiffusionUpscalePipeline.from_pretrained(UPSCALER, dtype=float32).to("cuda")
+    pipeline.enable_xformers_memory_efficient_attention()
+    image = shown(pipeline(prompt="cat", image=PICTURE, **FEW))[0]
+    assert image.size[0] == 4 * PICTURE.size[0]
 
 
 # using-diffusers/other-formats.md
@@ -474,6 +477,9 @@ def cascade(p):
     small = stage_1(**embeds, generator=generator, **call).images
     large = shown(stage_2(image=small, **embeds, generator=generator, **call))
     assert large.shape[1] > small.shape[1]
+    names = ("feature_extractor", "safety_checker", "watermarker")
+    stage_3 = p.DiffusionPipeline.from_pretrained(UPSCALER, **{name: getattr(stage_1, name) for name in names})
+    assert shown(stage_3(prompt="cat", image=large, noise_level=20, generator=generator, **call)).shape[1] > 4
 
 
 def tensors(p):
@@ -535,7 +541,7 @@ BLOCKS = {
         (3, 6, 7, 8, 17, 21): pictures,
         (9,): pictures_of_words,
         (11, 12, 13, 14): (pictures_as_latents, "image"),
-        (16,): (an_upscaler, "StableDiffusionUpscalePipeline has no counterpart here"),
+        (16,): an_upscaler,
         (22,): (compiled, "leave torch.compile out"),
     },
     "using-diffusers/other-formats.md": {
@@ -565,7 +571,7 @@ BLOCKS = {
     },
     "api/pipelines/stable_diffusion/stable_diffusion_2.md": {
         (0,): second_version,
-        (2,): (an_upscaler, "StableDiffusionUpscalePipeline has no counterpart here; .*, and sega_jax.load"),
+        (2,): an_upscaler,
     },
     "api/pipelines/stable_diffusion/stable_diffusion_xl.md": {
         (1,): without_watermark,
