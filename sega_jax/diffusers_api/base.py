@@ -49,6 +49,16 @@ class Face(Switches):
     _calls: int = 0  # calls that are running
     _interrupt: bool = False  # set by callbacks to end a call
 
+    def __init__(self, *args: Any, **components: Any) -> None:
+        name = type(self).__name__
+        raise TypeError(f"{name} is not built from components; write {name}.from_pretrained(folder) or from_pipe(pipe)")
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """The networks, the tokenizer and the scheduler by their names."""
+        native = self.pipeline
+        return {**native.models._asdict(), "tokenizer": native.tokenizer, "scheduler": native.scheduler}
+
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, *, torch_dtype: Any = None, **options: Any

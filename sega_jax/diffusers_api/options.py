@@ -22,8 +22,8 @@ _WITHOUT_EFFECT = (
 )
 # Options that would make another pipeline, each with the remedy; None and False are accepted.
 _REFUSED = {
-    "custom_pipeline": "pipelines of other authors are not supported",
-    "custom_revision": "pipelines of other authors are not supported",
+    "custom_pipeline": "give long_prompts=True or weighted=True to calls for what lpw pipelines do; leave it out",
+    "custom_revision": "it is of custom pipelines; leave it out",
     "quantization_config": "quantised weights are not supported; give torch_dtype='bfloat16' to save memory",
     "load_in_8bit": "quantised weights are not supported; give torch_dtype='bfloat16' to save memory",
     "load_in_4bit": "quantised weights are not supported; give torch_dtype='bfloat16' to save memory",
@@ -111,6 +111,6 @@ def _check_components(options: dict[str, Any]) -> None:
         library = type(value).__module__.partition(".")[0]
         if library in ("torch", "diffusers", "transformers", "peft") and name not in ("scheduler", "dtype"):
             raise TypeError(
-                f"{name} is {library}'s {type(value).__name__}, whose weights are not read; write it to a checkpoint"
-                " with save_pretrained and load that, or give another pipeline's"
+                f"{name} is a {type(value).__name__} of {library}, which is not read; write it to a checkpoint with"
+                " save_pretrained and load that, or give another pipeline's"
             )

@@ -504,6 +504,29 @@ def text_encoder_alone(p):
     p.DiffusionPipeline.from_pretrained(STAGE_1, unet=None, device_map="auto")
 
 
+# Examples in docstrings
+
+
+def semantic(p):
+    pipe = p.SemanticStableDiffusionPipeline.from_pretrained(SD, torch_dtype=float32).to("cuda")
+    concepts = ["smiling, smile", "glasses", "curls", "beard"]
+    out = pipe(
+        prompt="a cat",
+        num_images_per_prompt=1,
+        guidance_scale=7,
+        editing_prompt=concepts,
+        reverse_editing_direction=[False] * 4,
+        edit_warmup_steps=[1] * 4,
+        edit_guidance_scale=[4, 5, 5, 5.4],
+        edit_threshold=[0.99, 0.975, 0.925, 0.96],
+        edit_momentum_scale=0.3,
+        edit_mom_beta=0.6,
+        edit_weights=[1, 1, 1, 1, 1],
+        num_inference_steps=3,
+    )
+    shown(out)
+
+
 # By page: the blocks that a function stands for, with the refusal of those that are refused.
 BLOCKS = {
     "stable_diffusion.md": {(0, 3): offloaded, (1, 2, 4): another_scheduler},
@@ -583,6 +606,7 @@ BLOCKS = {
         (1, 2, 3, 4, 6): turbo,
         (5,): (compiled, "leave torch.compile out"),
     },
+    "SemanticStableDiffusionPipeline.__call__": {(0,): semantic},
     "api/pipelines/deepfloyd_if.md": {
         (5, 10, 11): cascade,
         (1, 13): (tensors, "output_type='pt' is for tensors of torch; give 'np'"),

@@ -17,6 +17,7 @@ from sega_jax.diffusers_api import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    IFPipeline,
     SemanticPaellaPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
@@ -232,6 +233,10 @@ def test_schedulers(face):
     chosen = DDIMScheduler.from_config(face.scheduler, timestep_spacing="trailing")
     assert EulerDiscreteScheduler.from_config(chosen.config).options["timestep_spacing"] == "trailing"
     assert DDIMScheduler(beta_start=0.001).options["beta_start"] == 0.001
+    assert chosen.config.timestep_spacing == "trailing"
+    assert "DDIMScheduler" in chosen.compatibles
+    with pytest.raises(AttributeError, match="the config has no option timestep_space; it has"):
+        _ = chosen.config.timestep_space
     face.scheduler = DDIMScheduler
     assert isinstance(face.scheduler, DDIMScheduler)
     for error, words, attempt in [
@@ -316,6 +321,14 @@ def test_copies(face, small, lora):
     assert repr(face).startswith("StableDiffusionPipeline of <StableDiffusionPipeline: Stable Diffusion 1.x")
 
 
+def test_components(first):
+    face = IFPipeline.from_pipe(first)
+    assert face.components["unet"] is face.unet
+    assert face.components["scheduler"] is face.scheduler
+    with pytest.raises(TypeError, match=r"IFPipeline is not built from components; write IFPipeline.from_pretrained"):
+        IFPipeline(**face.components)
+
+
 def test_from_another_pipeline(face, small):
     other = StableDiffusionImg2ImgPipeline.from_pipe(face, torch_dtype=bfloat16, scheduler="DDPMScheduler")
     assert other.dtype == jnp.bfloat16
@@ -346,12 +359,16 @@ def test_options_of_loading(small_folder, monkeypatch):
     assert repr(face.pipeline).count("'owner/name'") == 1
     load(small_folder)
     for options, error, words in [
-        ({"custom_pipeline": "lpw"}, TypeError, "custom_pipeline='lpw' is not supported: pipelines of other authors"),
+        (
+            {"custom_pipeline": "lpw"},
+            TypeError,
+            "custom_pipeline='lpw' is not supported: give long_prompts=True or weighted=True",
+        ),
         ({"quantization_config": {"a": 1}}, TypeError, "quantization_config=.* quantised weights are not supported"),
         ({"torch_dtyp": float16}, TypeError, "torch_dtyp is not an argument of .*; did you mean torch_dtype?"),
         ({"torch_dtype": float16, "dtype": float32}, ValueError, "were both given; they say the same, give one"),
         ({"torch_dtype": {"a": float16, "b": float32}}, ValueError, "has several dtypes; give one"),
-        ({"vae": _foreign("diffusers")}, TypeError, "vae is diffusers's Module, whose weights are not read"),
+        ({"vae": _foreign("diffusers")}, TypeError, "vae is a Module of diffusers, which is not read; write it to"),
         ({"proxies": {"https": "x"}}, TypeError, "set the environment variable HTTPS_PROXY"),
     ]:
         with pytest.raises(error, match=words):
