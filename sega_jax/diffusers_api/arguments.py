@@ -25,7 +25,7 @@ from sega_jax.diffusers_api.kinds import (
     Weight,
 )
 from sega_jax.diffusers_api.texts import split
-from sega_jax.diffusers_api.torch_values import is_generator
+from sega_jax.diffusers_api.torch_values import array, is_generator
 from sega_jax.method.argument_kinds import Flag, Opaque, Real
 from sega_jax.method.arguments import argument, arguments, changed, check_arguments
 from sega_jax.method.guidance import Edit
@@ -77,7 +77,9 @@ class FaceArguments:
         " in diffusers, but edits still act",
     )
     negative_prompt: str | list[str] | None = changed(Call, "negative_prompt", None)
-    num_images_per_prompt: int = changed(Call, "images_per_prompt", 1)
+    num_images_per_prompt: int | None = changed(
+        Call, "images_per_prompt", 1, kind=OrNone(arguments(Call)["images_per_prompt"].kind)
+    )
     seed: int | Sequence[int] | None = changed(
         Call,
         "seed",
@@ -149,6 +151,10 @@ class FaceArguments:
     progress: bool | None = changed(Call, "progress", None)
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if "embed" in field.name or field.name in ("latents", "image"):
+                value = array(getattr(self, field.name), pictures="embed" not in field.name)
+                object.__setattr__(self, field.name, value)
         check_arguments(self)
         given = [name for name in ("seed", "generator", "key") if getattr(self, name) is not None]
         if len(given) > 1:
@@ -204,10 +210,10 @@ class FaceArguments:
         if isinstance(embeddings, Text):
             return embeddings
         axes = "(prompts, tokens, channels)"
-        array = floating(f"{name}_embeds", embeddings, axes)
-        if array.ndim != 3:
-            raise ValueError(f"{name}_embeds has shape {array.shape}, expected {axes}")
-        return array
+        states = floating(f"{name}_embeds", embeddings, axes)
+        if states.ndim != 3:
+            raise ValueError(f"{name}_embeds has shape {states.shape}, expected {axes}")
+        return states
 
     def concepts(self) -> list[Any]:
         """Returns the concepts, words or embeddings: a list for all prompts, or a list of one list for each prompt.
@@ -267,7 +273,7 @@ class FaceArguments:
             "prompt": prompt,
             "edits": self.edits(concepts),
             "negative_prompt": negative_prompt,
-            "images_per_prompt": self.num_images_per_prompt,
+            "images_per_prompt": self.num_images_per_prompt or 1,
             "steps": self.steps,
             "guidance_scale": self.scale,
             "momentum_scale": self.edit_momentum_scale,
@@ -282,11 +288,11 @@ class FaceArguments:
     def _replay(self, prompts: int) -> np.ndarray | None:
         if self.sem_guidance is None:
             return None
-        rows, axes = prompts * self.num_images_per_prompt, "(calls, rows, height, width, channels)"
-        array = floating("sem_guidance", self.sem_guidance, axes)
-        if array.ndim != 5 or array.shape[1] not in (1, rows):
-            raise ValueError(f"sem_guidance has shape {array.shape}, expected {axes}, {rows} rows or one for all")
-        return np.moveaxis(array, 0, 1)
+        rows, axes = prompts * (self.num_images_per_prompt or 1), "(calls, rows, height, width, channels)"
+        guidance = floating("sem_guidance", self.sem_guidance, axes)
+        if guidance.ndim != 5 or guidance.shape[1] not in (1, rows):
+            raise ValueError(f"sem_guidance has shape {guidance.shape}, expected {axes}, {rows} rows or one for all")
+        return np.moveaxis(guidance, 0, 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -197,6 +197,7 @@ class Face(Switches):
         options.setdefault("progress", self._progress)
         if self._tiled:
             options["tiled"] = True
+        options = self._sized(options)
         seeds = None
         if call.random is not None and not is_key(call.random):
             seeds = Seeds(call.random)
@@ -215,6 +216,10 @@ class Face(Switches):
         if seeds is not None:
             seeds.advance()
         return out
+
+    def _sized(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Returns the arguments of a native call with the size of its pictures, where another picture decides it."""
+        return options
 
     # What is added to the networks
 

@@ -1,14 +1,19 @@
 """diffusers' pipelines without semantic guidance: those with it, whose arguments by position are in another order."""
 
 import dataclasses
+from typing import Any
+
+from PIL import Image
 
 from sega_jax.diffusers_api.arguments import positional
+from sega_jax.diffusers_api.base import Face
 from sega_jax.diffusers_api.deepfloyd import IFArguments, SemanticIFPipeline
 from sega_jax.diffusers_api.sdxl_arguments import XLArguments
 from sega_jax.diffusers_api.stable_diffusion import SemanticStableDiffusionPipeline, StableDiffusionArguments
 from sega_jax.diffusers_api.stable_diffusion_xl import SemanticStableDiffusionXLPipeline
 from sega_jax.method.arguments import takes
 from sega_jax.systems.deepfloyd import STAGE_1, STAGE_2
+from sega_jax.systems.images import read
 
 _EMBEDS = ("prompt_embeds", "negative_prompt_embeds")
 _ADAPTER = ("ip_adapter_image", "ip_adapter_image_embeds", "output_type", "return_dict", "cross_attention_kwargs")
@@ -84,6 +89,33 @@ def _check_image(image: object) -> None:
         raise TypeError("image is missing; give the picture to start from, or take a pipeline that makes one of words")
 
 
+class FromPicture(Face):
+    """A pipeline that starts from pictures, which decide about the size of the result."""
+
+    def _sized(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Takes the size of the pictures. As in diffusers, pictures of PIL are resized to the next smaller multiple of
+        the checkpoint's factor.
+
+        Raises:
+            FileNotFoundError, TypeError, ValueError: they are no pictures, or of different sizes.
+        """
+        multiple = self.pipeline.system.sampler.sizes(self.pipeline.models).multiple
+        given = options["image"]
+        several = isinstance(given, list | tuple)
+        image: Any = [_fitted(one, multiple) for one in (given if several else [given])]
+        image = image if several else image[0]
+        height, width = read(image).shape[1:3]
+        return options | {"image": image, "height": height, "width": width}
+
+
+def _fitted(picture: Any, multiple: int) -> Any:
+    if not isinstance(picture, Image.Image):
+        return picture
+    width, height = (max(side - side % multiple, multiple) for side in picture.size)
+    size = width, height
+    return picture if size == picture.size else picture.resize(size, Image.Resampling.LANCZOS)
+
+
 class StableDiffusionPipeline(SemanticStableDiffusionPipeline):
     """diffusers' `StableDiffusionPipeline`; see `SemanticStableDiffusionPipeline`."""
 
@@ -92,7 +124,7 @@ class StableDiffusionPipeline(SemanticStableDiffusionPipeline):
     )
 
 
-class StableDiffusionImg2ImgPipeline(SemanticStableDiffusionPipeline):
+class StableDiffusionImg2ImgPipeline(FromPicture, SemanticStableDiffusionPipeline):
     """diffusers' `StableDiffusionImg2ImgPipeline`; see `SemanticStableDiffusionPipeline`."""
 
     __call__ = takes(ImageToImageArguments, "StableDiffusionImg2ImgPipeline")(
@@ -108,7 +140,7 @@ class StableDiffusionXLPipeline(SemanticStableDiffusionXLPipeline):
     )
 
 
-class StableDiffusionXLImg2ImgPipeline(SemanticStableDiffusionXLPipeline):
+class StableDiffusionXLImg2ImgPipeline(FromPicture, SemanticStableDiffusionXLPipeline):
     """diffusers' `StableDiffusionXLImg2ImgPipeline`; see `SemanticStableDiffusionXLPipeline`."""
 
     __call__ = takes(XLImageToImageArguments, "StableDiffusionXLImg2ImgPipeline")(

@@ -75,6 +75,21 @@ def devices_of(value: Any, current: Devices) -> Devices:
     return current if chosen == current.devices else Devices(chosen)
 
 
+def array(value: Any, *, pictures: bool = False) -> Any:
+    """Returns tensors of torch as arrays on the host, in at least float32, and everything else as it is.
+
+    Args:
+        pictures: whether the third axis from the end, torch's channels, goes last.
+    """
+    if isinstance(value, list | tuple):
+        return [array(one, pictures=pictures) for one in value]
+    if not (type(value).__module__.startswith("torch") and callable(getattr(value, "detach", None))):
+        return value
+    value = value.detach().cpu()
+    value = np.asarray(value if str(value.dtype) == "torch.float64" else value.float())
+    return np.moveaxis(value, -3, -1) if pictures and value.ndim >= 3 else value
+
+
 def is_generator(value: Any) -> bool:
     """Tells whether a value is a random generator of torch."""
     return callable(getattr(value, "initial_seed", None)) and callable(getattr(value, "manual_seed", None))
