@@ -1,10 +1,8 @@
 """`convert`: writes a checkpoint in another form."""
 
 import functools
-import json
 import math
 import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,7 +13,6 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from convert import deepfloyd
-from convert.destination import whole_or_nothing
 from convert.flax_configs import of_torch_classes
 from sega_jax.pipelines.loading import describe
 from sega_jax.pipelines.messages import warn
@@ -25,10 +22,11 @@ from sega_jax.pipelines.weight_files import open_weights
 from sega_jax.systems.base import listed
 from sega_jax.systems.registry import CHECKER, weight_stem
 from sega_jax.text.files import CheckpointError, read_json
+from sega_jax.weights.destination import whole_or_nothing
 from sega_jax.weights.layout import flax_name
 from sega_jax.weights.pull import check, fill
 from sega_jax.weights.tensors import Weights
-from sega_jax.weights.write import Network, write_diffusers, write_orbax
+from sega_jax.weights.write import Network, Part, as_json, checkpoint_bytes, write_checkpoint
 
 FORMS = ("orbax", "diffusers")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -143,25 +141,12 @@ def write(
         CheckpointError, OSError: as `convert` does.
     """
     dtype = _dtype(dtype)
-    size = sum(_size(source, dtype) for source in sources.values())
-    sizes = {path: len(what) if isinstance(what, bytes) else what.stat().st_size for path, what in others.items()}
-    needed = size + sum(sizes.values())
-    if (free := shutil.disk_usage(folder).free) < needed:
-        raise OSError(f"{folder.parent} needs {needed:,} bytes and its disk has {free:,} free; name another folder")
-    with bar(size + needed, "B", progress, unit_scale=True, unit_divisor=1024) as shown:
-        for part, source in sources.items():
-            network = _read(source, dtype, shown.update)
-            (folder / part).mkdir()
-            written = network.nbytes
-            if to == "orbax":
-                write_orbax(folder / part, network)
-            else:
-                write_diffusers(folder / part, network, source.stem)
-            shown.update(written)
-        for path, what in others.items():
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_bytes(what) if isinstance(what, bytes) else shutil.copyfile(what, folder / path)
-            shown.update(sizes[path])
+    parts = {
+        part: Part(_size(source, dtype), functools.partial(_read, source, dtype), source.stem)
+        for part, source in sources.items()
+    }
+    with bar(checkpoint_bytes(parts, others), "B", progress, unit_scale=True, unit_divisor=1024) as shown:
+        write_checkpoint(folder, parts, others, shown.update, orbax=to == "orbax")
 
 
 def _folder(source: str | Path, variant: str | None) -> Path:
@@ -194,11 +179,6 @@ def _describe(folder: Path, variant: str | None) -> tuple[dict[str, Source], dic
     opened = functools.partial(deepfloyd.OriginalTensors, folder, stage.unet)
     documents = {path: folder / path for path in _documents(folder)}
     return {"unet": Source(stage.unet, opened)}, documents | {Path(p): as_json(c) for p, c in stage.files.items()}
-
-
-def as_json(value: Mapping[str, Any]) -> bytes:
-    """Returns the content of a JSON file."""
-    return json.dumps(value, indent=2).encode()
 
 
 def tokenizer_files(folder: Path) -> dict[Path, Path]:

@@ -9,8 +9,7 @@ from typing import Any
 
 from jax.typing import DTypeLike
 
-from convert.conversion import Source, as_json, check_options, destination, tokenizer_files, write
-from convert.destination import whole_or_nothing
+from convert.conversion import Source, check_options, destination, tokenizer_files, write
 from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModelWithProjection
 from sega_jax.nn.paella import Paella, PaellaConfig
 from sega_jax.nn.prior import PriorConfig, PriorModel
@@ -19,7 +18,9 @@ from sega_jax.nn.vqgan import VQConfig, VQModel
 from sega_jax.pipelines.weight_files import open_weights
 from sega_jax.text.files import CheckpointError, read_json
 from sega_jax.text.tokenizers import Tokenizer
+from sega_jax.weights.destination import whole_or_nothing
 from sega_jax.weights.torch_pickle import PickledTensors
+from sega_jax.weights.write import as_json
 
 # Each network's published file without ending, its class and its config.
 NETWORKS: dict[str, tuple[str, type[Any], Any]] = {

@@ -8,15 +8,16 @@ from typing import Any
 
 from jax.typing import DTypeLike
 
-from convert.conversion import Source, as_json, check_options, destination, tokenizer_files, write
-from convert.destination import whole_or_nothing
+from convert.conversion import Source, check_options, destination, tokenizer_files, write
 from sega_jax.pipelines.load_options import PREDICTIONS
 from sega_jax.pipelines.loading import describe
 from sega_jax.pipelines.sources import find, names_file
 from sega_jax.systems.registry import CHECKER, recognise, weight_stem
 from sega_jax.text.files import read_json
 from sega_jax.text.tokenizers import Tokenizer, TokenizerPair
+from sega_jax.weights.destination import whole_or_nothing
 from sega_jax.weights.single_file import ENDINGS
+from sega_jax.weights.write import as_json
 
 # Files to write besides the weights, each as a path to copy or as its content.
 Files = dict[Path, Path | bytes]

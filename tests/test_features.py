@@ -176,6 +176,7 @@ CHANGES = {
     "latents": [lambda b: {"latents": b.noise(1)}],
     "long_prompts": [{"prompt": "a cat " * 6, "long_prompts": True}, {"prompt": "a cat " * 6}],
     "weighted": [{"prompt": "a (cat:1.5)", "weighted": True}, {"prompt": "a (cat:1.5)"}],
+    "clip_skip": [{"clip_skip": 1}],
     "noise_level": [{"noise_level": 300}],
     "noise_anew": [{"noise_anew": True}],
     "original_size": [{"original_size": (64, 32)}],
@@ -418,6 +419,7 @@ AXES = {
     "eta": ([0, 1], {"scheduler": "DDIMScheduler"}),
     "long_prompts": ([False, True], {}),
     "weighted": ([False, True], {}),
+    "clip_skip": ([0, 1], {}),
     "tiled": ([False, True], {}),
     "image": (["a.png", "b.png"], {}),
     "strength": ([0.5, 1], {"image": "a.png"}),
@@ -616,7 +618,7 @@ def test_each_row_has_its_own_value_or_all_have_one(bench):
 # What has another program than the plain picture; each has a test in its own room that is not slow.
 COMPILES = {"images_per_prompt", "height", "width", "semantics", "support", "replay", "output", "noise", "record"}
 COMPILES |= {"record_noise", "guidance_rescale", "eta", "rows_at_once", "long_prompts", "tiled", "strength", "choice"}
-COMPILES |= {"image_noise", "centred", "devices", "as_function"}
+COMPILES |= {"image_noise", "centred", "devices", "as_function", "clip_skip"}
 # Those that are tried by default, with the smallest networks.
 QUICK = {(name, "stable_diffusion") for name in ("output", "record", "guidance_rescale", "strength", "as_function")}
 

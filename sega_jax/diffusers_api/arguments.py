@@ -11,14 +11,28 @@ from typing import Any, ClassVar, TypeVar
 import jax
 import numpy as np
 
-from sega_jax.diffusers_api.kinds import ConceptWords, ModelCalls, OrNone, PerConcept, TorchGenerator, Weight
-from sega_jax.method.argument_kinds import Choice, Flag, Opaque, Real
+from sega_jax.diffusers_api.kinds import (
+    ConceptWords,
+    Generators,
+    LoraScale,
+    ModelCalls,
+    OrNone,
+    OutputForm,
+    PerConcept,
+    SeedsOrGenerators,
+    StepCallback,
+    Unsupported,
+    Weight,
+)
+from sega_jax.diffusers_api.texts import split
+from sega_jax.diffusers_api.torch_values import array, is_generator
+from sega_jax.method.argument_kinds import Flag, Opaque, Real
 from sega_jax.method.arguments import argument, arguments, changed, check_arguments
 from sega_jax.method.guidance import Edit
 from sega_jax.method.numerics import floating
 from sega_jax.pipelines.messages import warn
 from sega_jax.systems.call import Call
-from sega_jax.systems.conditioning import Text, check_rows
+from sega_jax.systems.conditioning import Text
 from sega_jax.systems.diffusion_call import DiffusionCall, StartingCall
 from sega_jax.systems.images import Pictures
 
@@ -63,16 +77,19 @@ class FaceArguments:
         " in diffusers, but edits still act",
     )
     negative_prompt: str | list[str] | None = changed(Call, "negative_prompt", None)
-    num_images_per_prompt: int = changed(Call, "images_per_prompt", 1)
+    num_images_per_prompt: int | None = changed(
+        Call, "images_per_prompt", 1, kind=OrNone(arguments(Call)["images_per_prompt"].kind)
+    )
     seed: int | Sequence[int] | None = changed(
         Call,
         "seed",
         None,
+        kind=SeedsOrGenerators(0, 2**32 - 1),
         help="in place of a generator: s for pictures s, s + 1, ..., or a list with one for each picture; 0 where"
         " neither seed nor key is given. JAX draws the noise, so that only given latents make the same picture as"
         " diffusers",
     )
-    output_type: str = argument("pil", Choice(*OUTPUTS), "the form of the pictures")
+    output_type: str = argument("pil", OutputForm(*OUTPUTS), "the form of the pictures")
     return_dict: bool = argument(True, Flag(), "whether to return an object instead of a tuple")
     callback: Callable[[int, float, np.ndarray], Any] | None = changed(Call, "callback", None)
     callback_steps: int = changed(Call, "callback_steps", 1)
@@ -117,7 +134,12 @@ class FaceArguments:
         " them",
     )
     key: jax.Array | None = changed(Call, "key", None)
-    generator: None = argument(None, TorchGenerator(), "not supported; give seed or key")
+    generator: Any = argument(
+        None,
+        Generators(),
+        "in place of a seed. The pictures are not torch's, whose noise is drawn in another way; a generator that is"
+        " used again makes other pictures",
+    )
     return_guidance: bool = changed(
         Call, "record", False, help="whether to return the predictions and the guidance of every model call"
     )
@@ -129,7 +151,31 @@ class FaceArguments:
     progress: bool | None = changed(Call, "progress", None)
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if "embed" in field.name or field.name in ("latents", "image"):
+                value = array(getattr(self, field.name), pictures="embed" not in field.name)
+                object.__setattr__(self, field.name, value)
         check_arguments(self)
+        given = [name for name in ("seed", "generator", "key") if getattr(self, name) is not None]
+        if len(given) > 1:
+            count = "both" if len(given) == 2 else "all"
+            raise ValueError(f"{' and '.join(given)} were {count} given; they say the same thing, give one")
+
+    @property
+    def random(self) -> Any:
+        """Generators or a key in place of the native call's `seed`; None where there are none."""
+        seeds = self.seed if isinstance(self.seed, list | tuple) else [self.seed]
+        return self.seed if self.generator is None and any(map(is_generator, seeds)) else self.generator
+
+    @property
+    def step_end(self) -> Callable[..., Any] | None:
+        """The function that is called at the end of every step."""
+        return None
+
+    @property
+    def lora_scale(self) -> float:
+        """What the weights of LoRAs are multiplied by."""
+        return 1.0
 
     @property
     def steps(self) -> Any:
@@ -164,10 +210,10 @@ class FaceArguments:
         if isinstance(embeddings, Text):
             return embeddings
         axes = "(prompts, tokens, channels)"
-        array = floating(f"{name}_embeds", embeddings, axes)
-        if array.ndim != 3:
-            raise ValueError(f"{name}_embeds has shape {array.shape}, expected {axes}")
-        return array
+        states = floating(f"{name}_embeds", embeddings, axes)
+        if states.ndim != 3:
+            raise ValueError(f"{name}_embeds has shape {states.shape}, expected {axes}")
+        return states
 
     def concepts(self) -> list[Any]:
         """Returns the concepts, words or embeddings: a list for all prompts, or a list of one list for each prompt.
@@ -227,7 +273,7 @@ class FaceArguments:
             "prompt": prompt,
             "edits": self.edits(concepts),
             "negative_prompt": negative_prompt,
-            "images_per_prompt": self.num_images_per_prompt,
+            "images_per_prompt": self.num_images_per_prompt or 1,
             "steps": self.steps,
             "guidance_scale": self.scale,
             "momentum_scale": self.edit_momentum_scale,
@@ -242,11 +288,11 @@ class FaceArguments:
     def _replay(self, prompts: int) -> np.ndarray | None:
         if self.sem_guidance is None:
             return None
-        rows, axes = prompts * self.num_images_per_prompt, "(calls, rows, height, width, channels)"
-        array = floating("sem_guidance", self.sem_guidance, axes)
-        if array.ndim != 5 or array.shape[1] not in (1, rows):
-            raise ValueError(f"sem_guidance has shape {array.shape}, expected {axes}, {rows} rows or one for all")
-        return np.moveaxis(array, 0, 1)
+        rows, axes = prompts * (self.num_images_per_prompt or 1), "(calls, rows, height, width, channels)"
+        guidance = floating("sem_guidance", self.sem_guidance, axes)
+        if guidance.ndim != 5 or guidance.shape[1] not in (1, rows):
+            raise ValueError(f"sem_guidance has shape {guidance.shape}, expected {axes}, {rows} rows or one for all")
+        return np.moveaxis(guidance, 0, 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -256,6 +302,11 @@ class DiffusionArguments(FaceArguments):
     same = (*FaceArguments.same, "eta")
 
     eta: float = changed(DiffusionCall, "eta", 0.0)
+    cross_attention_kwargs: Any = argument(None, LoraScale(), "the scale of loaded LoRAs in this call")
+
+    @property
+    def lora_scale(self) -> float:
+        return 1.0 if self.cross_attention_kwargs is None else self.cross_attention_kwargs["scale"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -268,6 +319,27 @@ class LatentArguments(DiffusionArguments):
     image: Any = changed(StartingCall, "image", None, kind=Opaque(Pictures.noun))
     strength: float | None = changed(StartingCall, "strength", None)
     guidance_rescale: float = changed(DiffusionCall, "guidance_rescale", 0.0)
+    callback_on_step_end: Any = argument(
+        None,
+        StepCallback(),
+        "a function called after every step as (pipe, step, timestep, {'latents': array}); it cannot change the"
+        " latents, and ends the call with pipe._interrupt = True",
+    )
+    callback_on_step_end_tensor_inputs: Any = argument(
+        None, Unsupported("callbacks see the latents alone", (["latents"],)), "ignored"
+    )
+    sigmas: Any = argument(None, Unsupported("give timesteps, or another scheduler"), "not supported")
+    ip_adapter_image: Any = argument(None, Unsupported("IP-Adapters are not supported"), "not supported")
+    ip_adapter_image_embeds: Any = argument(None, Unsupported("IP-Adapters are not supported"), "not supported")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.callback_on_step_end is not None and self.callback is not None:
+            raise ValueError("callback and callback_on_step_end were both given; give one")
+
+    @property
+    def step_end(self) -> Callable[..., Any] | None:
+        return self.callback_on_step_end
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -283,26 +355,6 @@ class TimestepArguments(FaceArguments):
     @property
     def steps(self) -> Any:
         return super().steps if self.timesteps is None else self.timesteps
-
-
-def split(embeddings: Any) -> list[Any]:
-    """Returns the concepts of `editing_prompt_embeddings`; see `FaceArguments.concepts`.
-
-    Raises:
-        TypeError, ValueError: the embeddings have another type or shape.
-    """
-    if embeddings is None:
-        return []
-    if isinstance(embeddings, Text):
-        check_rows("editing_prompt_embeddings", embeddings)
-        return list(embeddings)
-    if isinstance(embeddings, list) and all(isinstance(row, Text) for row in embeddings):
-        return [list(row) for row in embeddings]
-    axes = "(n, tokens, channels) or (prompts, n, tokens, channels)"
-    array = floating("editing_prompt_embeddings", embeddings, axes)
-    if array.ndim not in (3, 4):
-        raise ValueError(f"editing_prompt_embeddings have shape {array.shape}, expected {axes}")
-    return [list(row) for row in array] if array.ndim == 4 else list(array)
 
 
 def positional(*names: str) -> Callable[[type[T]], type[T]]:

@@ -3,16 +3,19 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from sega_jax.diffusers_api.arguments import OUTPUTS, DiffusionArguments, TimestepArguments, positional
-from sega_jax.diffusers_api.base import UNetFace, refuse
+from sega_jax.diffusers_api.files import LoraFace
+from sega_jax.diffusers_api.kinds import OutputForm
 from sega_jax.diffusers_api.outputs import Estimates, Images, estimates
-from sega_jax.method.argument_kinds import Choice, Flag, Opaque
+from sega_jax.diffusers_api.texts import prompt_pairs
+from sega_jax.method.argument_kinds import Flag, Opaque
 from sega_jax.method.arguments import argument, changed, takes
 from sega_jax.pipelines.messages import collected, warn
+from sega_jax.systems.base import System
 from sega_jax.systems.deepfloyd import STAGE_1, STAGE_2, Stage2Call
 from sega_jax.systems.images import Pictures
 
@@ -51,7 +54,7 @@ class IFArguments(TimestepArguments, DiffusionArguments):
     outputs = _OUTPUTS
     same = (*DiffusionArguments.same, "image", "noise_level")
 
-    output_type: str = changed(DiffusionArguments, "output_type", "pil", kind=Choice(*_OUTPUTS))
+    output_type: str = changed(DiffusionArguments, "output_type", "pil", kind=OutputForm(*_OUTPUTS))
     clean_caption: bool = argument(
         True,
         Flag(),
@@ -68,7 +71,7 @@ class IFArguments(TimestepArguments, DiffusionArguments):
     )
 
 
-class SemanticIFPipeline(UNetFace):
+class SemanticIFPipeline(LoraFace):
     """diffusers' pipelines of either stage of DeepFloyd-IF around a native one (`pipeline`), with semantic guidance.
 
     The cascade of diffusers is one pipeline for each stage, and `encode_prompt` of the first:
@@ -81,7 +84,10 @@ class SemanticIFPipeline(UNetFace):
     last; randomness is a seed or a key.
     """
 
-    _systems = (STAGE_1, STAGE_2)
+    _systems: ClassVar[tuple[System, ...]] = (STAGE_1, STAGE_2)
+
+    # Neither is supported; code passes them on to the upscaler.
+    safety_checker = feature_extractor = watermarker = None
 
     @classmethod
     def from_pretrained(
@@ -103,7 +109,8 @@ class SemanticIFPipeline(UNetFace):
         """
         from sega_jax.text import caption_cleaning
 
-        refuse(options, "safety_checker", "watermarker", "feature_extractor")
+        if options.pop("safety_checker", None) not in (None, False):
+            raise TypeError("safety_checker is not supported: pictures go unchecked; leave it out")
         if "text_encoder" in options and options["text_encoder"] is None:
             options["text_encoder"] = False
         if "unet" in options and options["unet"] is None:
@@ -121,20 +128,20 @@ class SemanticIFPipeline(UNetFace):
         num_images_per_prompt: int = 1,
         negative_prompt: str | list[str] | None = None,
         clean_caption: bool = False,
+        *,
+        device: Any = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns the embeddings of the prompts and of their negative prompts, [prompts * pictures, tokens, channels]
         each.
 
+        Args:
+            device: ignored.
+
         Raises:
             TypeError, ValueError: a prompt is not words, or their numbers differ.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        negatives = negative_prompt or ""
-        negatives = [negatives] * len(prompts) if isinstance(negatives, str) else list(negatives)
-        if len(negatives) != len(prompts):
-            raise ValueError(
-                f"negative_prompt has {len(negatives)} entries, expected {len(prompts)}, one for each prompt"
-            )
+        del device
+        prompts, negatives = prompt_pairs(prompt, negative_prompt or "")
         with collected():
             states = self.pipeline.encode(_cleaned(prompts + negatives, clean_caption)).states
         states = states.repeat(num_images_per_prompt, 0)
@@ -150,7 +157,7 @@ class SemanticIFPipeline(UNetFace):
         """
         with collected():
             texts = call.text("prompt", required=True), call.text("negative_prompt"), call.concepts()
-            out = self.pipeline(**call.native(*(_cleaned(text, call.clean_caption) for text in texts)))
+            out = self._make(call, *(_cleaned(text, call.clean_caption) for text in texts))
         if not call.return_dict:
             return out.images, None, None
         return SemanticIFPipelineOutput(out.images, **estimates(out.record))

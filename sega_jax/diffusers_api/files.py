@@ -1,56 +1,25 @@
-"""Files besides a checkpoint's folder, by diffusers' names: single files, LoRAs and textual inversion."""
+"""LoRAs and textual inversion by diffusers' names."""
 
+import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any
 
+from sega_jax.diffusers_api.additions import Additions, Lora
 from sega_jax.diffusers_api.base import UNetFace
-from sega_jax.nn.vae import AutoencoderKL
-from sega_jax.pipelines.adapters import add_words, lora_changes
+from sega_jax.diffusers_api.options import hub_options
+from sega_jax.method.checks import brief, check_float
 from sega_jax.weights import hub, lora_files
-from sega_jax.weights.lora import merged
 
+# The name that diffusers gives a LoRA.
+_LORA = "pytorch_lora_weights.safetensors"
 _INVERSION = ("learned_embeds.safetensors", "learned_embeds.bin")
 
 
-class Adapters(NamedTuple):
-    """The LoRAs that are merged into a pipeline's networks."""
-
-    before: Any  # the networks without them
-    after: Any  # the networks with them
-    files: dict[str, tuple[Path, float]]  # their files and weights, by name
-
-
-class FilesFace(UNetFace):
-    """A pipeline of Stable Diffusion or SDXL, with an autoencoder, single files, LoRAs and textual inversion."""
-
-    _adapters: Adapters | None = None
-
-    @property
-    def vae(self) -> AutoencoderKL:
-        return self.pipeline.models.vae
-
-    @vae.setter
-    def vae(self, value: AutoencoderKL) -> None:
-        self._exchange("vae", value)
-
-    @classmethod
-    def from_single_file(
-        cls, pretrained_model_link_or_path: str | Path, *, torch_dtype: Any = None, **options: Any
-    ) -> Self:
-        """Loads a single file on this machine.
-
-        Args:
-            pretrained_model_link_or_path: a .safetensors or .ckpt file.
-            torch_dtype: another name of the option `dtype`; it may be torch's own.
-            options: the options of `sega_jax.load`, such as `config` and `tokenizer`.
-
-        Raises:
-            CheckpointError: the checkpoint is of another family; no weights were read.
-            Others as `sega_jax.load`.
-        """
-        return cls._load(pretrained_model_link_or_path, torch_dtype, options)
+class LoraFace(UNetFace):
+    """A pipeline whose networks LoRAs change. They are merged into the weights, and the networks without them are
+    kept until they are fused."""
 
     def load_lora_weights(
         self,
@@ -59,6 +28,9 @@ class FilesFace(UNetFace):
         *,
         weight_name: str | None = None,
         revision: str | None = None,
+        subfolder: str | None = None,
+        hotswap: bool = False,
+        **options: Any,
     ) -> None:
         """Merges a LoRA into the networks, with weight 1 until `set_adapters` changes it; see `sega_jax.merge_lora`.
 
@@ -68,79 +40,157 @@ class FilesFace(UNetFace):
             weight_name: the name of the file in the folder or repository; None is the name that diffusers or peft give
                 it, or the only file with weights.
             revision: the repository's branch, tag or commit.
+            subfolder: the folder of the file in the folder or repository.
+            hotswap: whether it replaces the LoRA of this name.
+            options: options of diffusers for the hub, such as `cache_dir`, and others without an effect here.
 
         Raises:
-            ValueError: the name is taken.
+            ValueError: the name is taken, or with `hotswap` not loaded.
             Others as `sega_jax.merge_lora`.
         """
-        files = self._files()
-        name = f"default_{len(files)}" if adapter_name is None else adapter_name
-        if name in files:
+        with hub_options("load_lora_weights", options):
+            path = _lora_file(pretrained_model_name_or_path_or_dict, weight_name, revision, subfolder)
+        now = self._additions()
+        name = f"default_{len(now.known)}" if adapter_name is None else adapter_name
+        if hotswap and name not in now.loras:
+            raise ValueError(
+                f"adapter_name={name!r} is not loaded, so hotswap=True has nothing to replace; leave it out"
+            )
+        if name in now.known and not hotswap:
             raise ValueError(f"adapter_name={name!r} is taken; give another, or unload_lora_weights() first")
-        path = _lora_file(pretrained_model_name_or_path_or_dict, weight_name, revision)
-        self._merge({**files, name: (path, 1.0)})
+        weight = now.loras[name].weight if hotswap else 1.0
+        self._add(dataclasses.replace(now, loras={**now.loras, name: Lora(path, weight)}))
 
     def set_adapters(self, adapter_names: str | Sequence[str], adapter_weights: Any = None) -> None:
         """Merges these of the loaded LoRAs, and no others.
 
         Args:
             adapter_names: the name of a LoRA, or several names.
-            adapter_weights: a weight for all of them, or one for each; None is 1.
+            adapter_weights: a weight for all of them, or one for each; None is 1. A weight is a number, or numbers by
+                the names of the networks, such as {"unet": 0.8}, with 1 for the others.
 
         Raises:
-            ValueError: a name is not loaded, or the number of weights is wrong.
+            TypeError, ValueError: a name is not loaded, the number of weights is wrong, or one is no number.
         """
-        files = self._files()
-        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        weights = list(adapter_weights) if isinstance(adapter_weights, Sequence) else [adapter_weights] * len(names)
+        now = self._additions()
+        names = self._names(now, adapter_names)
+        several = isinstance(adapter_weights, Sequence) and not isinstance(adapter_weights, str)
+        weights = list(adapter_weights) if several else [adapter_weights] * len(names)
         if len(weights) != len(names):
             raise ValueError(f"adapter_weights={adapter_weights!r} should be one for all of {names}, or one for each")
-        if unknown := [name for name in names if name not in files]:
-            raise ValueError(f"adapter_names has {unknown[0]!r}, loaded are {', '.join(files) or 'none'}")
-        active = {name: 1.0 if weight is None else weight for name, weight in zip(names, weights, strict=True)}
-        self._merge({name: (path, active.get(name, 0.0)) for name, (path, _) in files.items()})
+        if fused := [name for name in names if name in now.fused]:
+            raise ValueError(f"adapter_names has {fused[0]!r}, which is fused; call unfuse_lora() first")
+        active = {name: _weight(weight) for name, weight in zip(names, weights, strict=True)}
+        loras = {name: Lora(lora.path, active.get(name, 0.0)) for name, lora in now.loras.items()}
+        self._add(dataclasses.replace(now, loras=loras, enabled=True))
+
+    def _names(self, now: Additions, names: str | Sequence[str]) -> list[str]:
+        names = [names] if isinstance(names, str) else list(names)
+        if unknown := [name for name in names if name not in now.known]:
+            raise ValueError(f"adapter_names has {unknown[0]!r}, loaded are {', '.join(now.known) or 'none'}")
+        return names
 
     def get_active_adapters(self) -> list[str]:
         """Returns the names of the LoRAs that are merged with a weight other than 0."""
-        return [name for name, (_, weight) in self._files().items() if weight]
+        now = self._additions()
+        loras = {**{name: fused for name, (_, fused) in now.fused.items()}, **(now.loras if now.enabled else {})}
+        return [name for name, lora in loras.items() if lora.is_active]
 
-    def fuse_lora(self, lora_scale: float = 1.0) -> None:
-        """Merges the LoRAs permanently, with their weights multiplied by `lora_scale`."""
-        self._merge({name: (path, weight * lora_scale) for name, (path, weight) in self._files().items()})
-        self._adapters = None
+    def get_list_adapters(self) -> dict[str, list[str]]:
+        """Returns the names of the loaded LoRAs by the networks that they change."""
+        now, found = self._additions(), dict[str, list[str]]()
+        for name, lora in now.known.items():
+            for part in lora.networks(now.models):
+                found.setdefault(part, []).append(name)
+        return found
 
-    def unload_lora_weights(self) -> None:
-        """Restores the weights from before the first `load_lora_weights`."""
-        if adapters := self._active():
-            self.pipeline.models = adapters.before
-        self._adapters = None
+    def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
+        """Takes these LoRAs away.
 
-    def _active(self) -> Adapters | None:
-        """Returns the LoRAs in the current networks; None if there are none, or if the networks were exchanged."""
-        adapters = self._adapters
-        return adapters if adapters is not None and adapters.after is self.pipeline.models else None
+        Raises:
+            ValueError: a name is not loaded.
+        """
+        now = self._additions()
+        gone = self._names(now, adapter_names)
+        loras = {name: lora for name, lora in now.loras.items() if name not in gone}
+        fused = {name: both for name, both in now.fused.items() if name not in gone}
+        self._add(dataclasses.replace(now, loras=loras, fused=fused))
 
-    def _files(self) -> dict[str, tuple[Path, float]]:
-        adapters = self._active()
-        return {} if adapters is None else adapters.files
+    def enable_lora(self) -> None:
+        """Merges the loaded LoRAs again after `disable_lora`."""
+        self._add(dataclasses.replace(self._additions(), enabled=True))
 
-    def _merge(self, files: dict[str, tuple[Path, float]]) -> None:
-        adapters = self._active()
-        before = self.pipeline.models if adapters is None else adapters.before
-        # All LoRAs are added in float32 and rounded to the dtype of the weights only once.
-        changes = [
-            change for path, weight in files.values() if weight for change in lora_changes(before, {path: weight})
-        ]
-        self.pipeline.models = merged(before, changes)
-        self._adapters = Adapters(before, self.pipeline.models, files)
+    def disable_lora(self) -> None:
+        """Takes the loaded LoRAs out of the weights until `enable_lora`; fused ones stay."""
+        self._add(dataclasses.replace(self._additions(), enabled=False))
+
+    def fuse_lora(
+        self,
+        components: Sequence[str] | None = None,
+        lora_scale: float = 1.0,
+        safe_fusing: bool = False,
+        adapter_names: Sequence[str] | None = None,
+        **options: Any,
+    ) -> None:
+        """Merges LoRAs permanently, with their weights multiplied by `lora_scale`, so that `unload_lora_weights` leaves
+        them in. Until then, `unfuse_lora` takes them out again.
+
+        Args:
+            components: ignored; all networks of a LoRA are fused.
+            safe_fusing: ignored; weights that are not finite are always an error.
+            adapter_names: the LoRAs; None is all that are active.
+            options: ignored.
+
+        Raises:
+            TypeError, ValueError: the scale is no number, or a name is not loaded.
+        """
+        del components, safe_fusing, options
+        now = self._additions()
+        names = self._names(now, self.get_active_adapters() if adapter_names is None else adapter_names)
+        self._add(now.fuse(names, check_float("lora_scale", lora_scale)))
+
+    def unfuse_lora(self, *args: Any, **options: Any) -> None:
+        """Takes fused LoRAs out of the weights again; they stay loaded, and are merged as `set_adapters` says. After
+        `unload_lora_weights` it has no effect, as in diffusers."""
+        del args, options
+        now = self._additions()
+        if now.fused:
+            self._add(now.unfuse())
+
+    def unload_lora_weights(self, *args: Any, **options: Any) -> None:
+        """Takes all LoRAs away, so that the weights are those from before the first `load_lora_weights`; fused ones
+        stay for good."""
+        del args, options
+        now = self._additions()
+        if not now.loras and now.fused and not now.words:
+            # The networks are what is left.
+            self._set_additions(Additions(self.pipeline.models, now.tokenizer))
+        elif now.known:
+            self._add(now.unload())
+
+
+class FilesFace(LoraFace):
+    """A pipeline of Stable Diffusion or SDXL, with an autoencoder and textual inversion."""
+
+    @property
+    def vae(self) -> Any:
+        return self.pipeline.models.vae
+
+    @vae.setter
+    def vae(self, value: Any) -> None:
+        self._exchange("vae", value)
 
     def load_textual_inversion(
         self,
         pretrained_model_name_or_path: str | Path | Sequence[str | Path],
         token: str | Sequence[str] | None = None,
+        tokenizer: Any = None,
+        text_encoder: Any = None,
         *,
         weight_name: str | None = None,
         revision: str | None = None,
+        subfolder: str | None = None,
+        **options: Any,
     ) -> None:
         """Adds words to the tokenizer and the text encoders; see `sega_jax.add_words`.
 
@@ -148,52 +198,100 @@ class FilesFace(UNetFace):
             pretrained_model_name_or_path: a .safetensors, .bin or .pt file, or a folder or hub repository that has
                 learned_embeds.safetensors or learned_embeds.bin; or several of them.
             token: the word, or one for each file; None is the file's own.
+            tokenizer, text_encoder: the pipeline's own, or None.
             weight_name: the name of the file in the folder or repository.
             revision: the repository's branch, tag or commit.
+            subfolder: the folder of the file in the folder or repository.
+            options: options of diffusers for the hub, such as `cache_dir`, and others without an effect here.
 
         Raises:
-            ValueError: the numbers of words and files differ.
+            TypeError, ValueError: the numbers of words and files differ, or vectors are given in place of a file.
             Others as `sega_jax.add_words`.
         """
-        sources: list[str | Path]
-        if isinstance(pretrained_model_name_or_path, str | os.PathLike):
-            sources = [pretrained_model_name_or_path]
-        else:
-            sources = list(pretrained_model_name_or_path)
+        del tokenizer, text_encoder
+        given = pretrained_model_name_or_path
+        sources = [given] if isinstance(given, str | os.PathLike | Mapping) else list(given)
         words = [token] * len(sources) if token is None or isinstance(token, str) else list(token)
         if len(words) != len(sources) or (len(sources) > 1 and isinstance(token, str)):
             raise ValueError(f"token={token!r} should be a word for each of {len(sources)} files, or None")
-        models, tokenizer = self.pipeline.models, self.pipeline.tokenizer
-        for source, word in zip(sources, words, strict=True):
-            path = _file(source, weight_name, _INVERSION, revision)
-            models, tokenizer = add_words(models, tokenizer, path if word is None else {word: path})
-        self.pipeline.models, self.pipeline.tokenizer = models, tokenizer
+        now = self._additions()
+        with hub_options("load_textual_inversion", options):
+            files = [_file(source, weight_name, _INVERSION, revision, subfolder) for source in sources]
+        self._add(dataclasses.replace(now, words=(*now.words, *zip(words, files, strict=True))))
+
+    def unload_textual_inversion(
+        self, tokens: str | Sequence[str] | None = None, tokenizer: Any = None, text_encoder: Any = None
+    ) -> None:
+        """Takes words away that `load_textual_inversion` added.
+
+        Args:
+            tokens: the words; None is all of them.
+            tokenizer, text_encoder: the pipeline's own, or None.
+
+        Raises:
+            ValueError: a word was not added, or was added under the name in its file.
+        """
+        del tokenizer, text_encoder
+        now = self._additions()
+        names = [tokens] if isinstance(tokens, str) else tokens
+        known = [word for word, _ in now.words]
+        if names is not None and (unknown := [name for name in names if name not in known]):
+            loaded = ", ".join(word or "a file's own word" for word in known) or "none"
+            raise ValueError(
+                f"tokens has {unknown[0]!r}, loaded are {loaded}; give the token that load_textual_inversion was given,"
+                " or None for all words"
+            )
+        kept = () if names is None else tuple(pair for pair in now.words if pair[0] not in names)
+        if kept != now.words:
+            self._add(dataclasses.replace(now, words=kept))
 
 
-def _lora_file(source: Any, name: str | None, revision: str | None) -> Path:
+def _weight(value: Any) -> float | dict[str, float]:
+    if not isinstance(value, Mapping):
+        return 1.0 if value is None else check_float("adapter_weights", value)
+    if nested := [part for part, weight in value.items() if isinstance(weight, Mapping)]:
+        raise ValueError(
+            f"adapter_weights: {nested[0]!r} has weights for blocks, which are not supported; give one number for each"
+            " network"
+        )
+    return {part: check_float(f"adapter_weights: {part}", weight) for part, weight in value.items()}
+
+
+def _lora_file(source: Any, name: str | None, revision: str | None, subfolder: str | None) -> Path:
     """Returns the file of a LoRA, which may be in a folder or hub repository and have this name there.
 
     Raises:
         TypeError, CheckpointError: there is no such file.
     """
-    if not isinstance(source, str | os.PathLike):
-        raise TypeError(f"{type(source).__name__} should be the path of a file or a folder, or owner/name on the hub")
+    _check_path(source)
     if (asked := lora_files.on_hub(source)) is not None:
+        if subfolder:
+            name = f"{subfolder}/{name or _LORA}"
         asked = asked._replace(revision=revision or asked.revision, path=name or asked.path)
         return lora_files.find(str(asked))
-    path = Path(os.path.expanduser(source))
+    path = Path(os.path.expanduser(source)) / (subfolder or "")
     return lora_files.find(path if name is None or path.is_file() else path / name)
 
 
-def _file(source: Any, name: str | None, defaults: Sequence[str], revision: str | None) -> Path:
+def _check_path(source: Any) -> None:
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(
+            f"{type(source).__name__} should be the path of a file or a folder, or owner/name on the hub, not"
+            f" {brief(source)[:40]}; tensors are read from files alone"
+        )
+
+
+def _file(
+    source: Any, name: str | None, defaults: Sequence[str], revision: str | None, subfolder: str | None = None
+) -> Path:
     """Returns a file, or the file of this name in a folder or hub repository; None is the first of the defaults.
 
     Raises:
         TypeError, FileNotFoundError, CheckpointError: there is no such file.
     """
-    if not isinstance(source, str | os.PathLike):
-        raise TypeError(f"{type(source).__name__} should be the path of a file or a folder, or owner/name on the hub")
+    _check_path(source)
     path, names = Path(os.path.expanduser(source)), list(defaults) if name is None else [name]
+    names = [f"{subfolder}/{one}" for one in names] if subfolder else names
     if not path.exists() and hub.is_id(source):
         path = hub.fetch(str(source), names, revision)
     if path.is_file():

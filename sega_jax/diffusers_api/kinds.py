@@ -2,13 +2,16 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from sega_jax.method.argument_kinds import Integer, Kind, Real
-from sega_jax.method.checks import brief
+from sega_jax.diffusers_api.torch_values import is_generator, is_key
+from sega_jax.method.argument_kinds import Choice, Integer, Kind, Real
+from sega_jax.method.checks import brief, check_float
+from sega_jax.systems.call import Seeds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,12 +82,64 @@ class ConceptWords(Kind):
         return list(words)
 
 
-class TorchGenerator(Kind):
-    """The random generator of torch, which these pipelines cannot use."""
+class Generators(Kind):
+    """Random generators of torch, of which only the seeds are read; or seeds, or a key of JAX."""
 
-    def check(self, name: str, value: Any) -> None:
-        if value is not None:
-            raise TypeError(f"{name} is torch's; give seed=, one number or one for each picture, or a JAX key=")
+    noun = "a seeded generator of torch, a seed, or a list with one for each picture; or a key of JAX"
+
+    def check(self, name: str, value: Any) -> Any:
+        if value is None or is_key(value):
+            return value
+        for one in value if isinstance(value, list | tuple) else [value]:
+            seed = isinstance(one, int | np.integer) and not isinstance(one, bool)
+            if not (seed or is_generator(one)):
+                raise TypeError(f"{name}={brief(value)} should be {self.noun}")
+        return value
+
+
+class SeedsOrGenerators(Seeds):
+    """Seeds, or generators in the place that diffusers has for them."""
+
+    def check(self, name: str, value: Any) -> Any:
+        several = isinstance(value, list | tuple)
+        return value if any(map(is_generator, value if several else [value])) else super().check(name, value)
+
+
+class OutputForm(Choice):
+    """Forms of pictures, without torch's tensors."""
+
+    def check(self, name: str, value: Any) -> str:
+        if value == "pt":
+            raise ValueError(f"{name}='pt' is for tensors of torch; give 'np' for arrays, which are channels last here")
+        return super().check(name, value)
+
+
+class LoraScale(Kind):
+    """The scale of LoRAs among diffusers' arguments for attention, which has no others here."""
+
+    noun = "{'scale': number}, which multiplies the weights of loaded LoRAs, or None"
+
+    def check(self, name: str, value: Any) -> dict[str, float] | None:
+        if value is None or value == {}:
+            return None
+        if not isinstance(value, Mapping) or set(value) != {"scale"}:
+            raise ValueError(f"{name}={brief(value)} is not supported; it should be {self.noun}")
+        return {"scale": check_float(f"{name}['scale']", value["scale"])}
+
+
+class StepCallback(Kind):
+    """A function of pipeline, step, timestep and a mapping with the latents."""
+
+    noun = "a function of pipeline, step, timestep and {'latents': array}, which returns the mapping as it is"
+
+    def check(self, name: str, value: Any) -> Any:
+        if value is None:
+            return None
+        if not callable(value):
+            raise TypeError(f"{name}={brief(value)} should be {self.noun}")
+        if inputs := [one for one in getattr(value, "tensor_inputs", ()) if one != "latents"]:
+            raise ValueError(f"{name}={brief(value)} needs {', '.join(inputs)}, which cannot change during a call")
+        return value
 
 
 @dataclasses.dataclass(frozen=True)

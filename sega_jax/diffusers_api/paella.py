@@ -71,7 +71,7 @@ class SemanticPaellaPipeline(Face):
         """
         with collected():
             texts = call.text("prompt", required=True), call.text("negative_prompt"), call.concepts()
-            out = self.pipeline(**call.native(*texts))
+            out = self._make(call, *texts)
         if not call.return_dict:
             return (out.images,)
         return SemanticPaellaPipelineOutput(out.images, **estimates(out.record))

@@ -13,7 +13,6 @@ from sega_jax.systems.sdxl import SDXLCall
 _STRENGTH = 0.3  # the default of diffusers' `StableDiffusionXLImg2ImgPipeline`
 # Why arguments are not supported.
 _REFINER = "it belongs to the refiner, which is not supported"
-_ADAPTERS = "adapters are not supported"
 _SIZES = "all branches of a picture have the same sizes"
 
 
@@ -22,7 +21,7 @@ _SIZES = "all branches of a picture have the same sizes"
 class XLArguments(TimestepArguments, LatentArguments):
     """The arguments of `SemanticStableDiffusionXLPipeline`."""
 
-    same = (*LatentArguments.same, "original_size", "target_size", "long_prompts", "weighted")
+    same = (*LatentArguments.same, "original_size", "target_size", "long_prompts", "weighted", "clip_skip")
 
     num_inference_steps: int = changed(FaceArguments, "num_inference_steps", 50)
     guidance_scale: float | list[float] = changed(FaceArguments, "guidance_scale", 5.0)
@@ -63,31 +62,17 @@ class XLArguments(TimestepArguments, LatentArguments):
     target_size: Sequence | None = changed(SDXLCall, "target_size", None)
     long_prompts: bool = changed(SDXLCall, "long_prompts", False)
     weighted: bool = changed(SDXLCall, "weighted", False)
+    clip_skip: int | None = changed(SDXLCall, "clip_skip", None)
     # The other arguments of diffusers.
-    sigmas: Any = argument(None, Unsupported("give timesteps, or another scheduler"), "not supported")
     denoising_start: Any = argument(
         None, Unsupported(f"{_REFINER}; to start from a picture, give image and strength"), "not supported"
     )
     denoising_end: Any = argument(None, Unsupported(_REFINER, (1.0,)), "not supported")
-    ip_adapter_image: Any = argument(None, Unsupported(_ADAPTERS), "not supported")
-    ip_adapter_image_embeds: Any = argument(None, Unsupported(_ADAPTERS), "not supported")
-    cross_attention_kwargs: Any = argument(
-        None, Unsupported("sega_jax.merge_lora merges LoRAs into the weights", ({},)), "not supported"
-    )
     negative_original_size: Any = argument(None, Unsupported(_SIZES), "not supported")
     negative_crops_coords_top_left: Any = argument((0, 0), Unsupported(_SIZES, ((0, 0),)), "not supported")
     negative_target_size: Any = argument(None, Unsupported(_SIZES), "not supported")
     aesthetic_score: Any = argument(None, Unsupported(_REFINER, (6.0,)), "not supported")
     negative_aesthetic_score: Any = argument(None, Unsupported(_REFINER, (2.5,)), "not supported")
-    clip_skip: Any = argument(
-        None, Unsupported("the last layer but one is taken, on which the UNet was trained", (0,)), "not supported"
-    )
-    callback_on_step_end: Any = argument(
-        None, Unsupported("give callback, a function of call, timestep and latents"), "not supported"
-    )
-    callback_on_step_end_tensor_inputs: Any = argument(
-        None, Unsupported("callback takes the latents", (["latents"],)), "not supported"
-    )
 
     def native(self, prompt: Any, negative_prompt: Any, concepts: list[Any]) -> dict[str, Any]:
         own: dict[str, Any] = {"crops_top_left": self.crops_coords_top_left}

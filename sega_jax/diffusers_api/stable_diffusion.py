@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import jax
+import numpy as np
 
-from sega_jax.diffusers_api.arguments import FaceArguments, LatentArguments, positional
+from sega_jax.diffusers_api.arguments import FaceArguments, LatentArguments, TimestepArguments, positional
 from sega_jax.diffusers_api.files import FilesFace
 from sega_jax.diffusers_api.outputs import Estimates, Images, estimates
+from sega_jax.diffusers_api.texts import prompt_pairs
 from sega_jax.method.arguments import changed, takes
+from sega_jax.method.checks import check_float
 from sega_jax.method.schedules import Scheduler
 from sega_jax.nn.clip import CLIPTextModel
 from sega_jax.nn.safety import StableDiffusionSafetyChecker
@@ -52,15 +55,16 @@ class SemanticStableDiffusionPipelineOutput(Estimates, CheckedImages):
     *("edit_weights", "sem_guidance"),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class StableDiffusionArguments(LatentArguments):
+class StableDiffusionArguments(TimestepArguments, LatentArguments):
     """The arguments of `SemanticStableDiffusionPipeline`."""
 
-    same = (*LatentArguments.same, "long_prompts", "weighted")
+    same = (*LatentArguments.same, "long_prompts", "weighted", "clip_skip")
 
     num_inference_steps: int = changed(FaceArguments, "num_inference_steps", 50)
     guidance_scale: float | list[float] = changed(FaceArguments, "guidance_scale", 7.5)
     long_prompts: bool = changed(ClipCall, "long_prompts", False)
     weighted: bool = changed(ClipCall, "weighted", False)
+    clip_skip: int | None = changed(ClipCall, "clip_skip", None)
 
 
 class SemanticStableDiffusionPipeline(FilesFace):
@@ -162,6 +166,36 @@ class SemanticStableDiffusionPipeline(FilesFace):
         """The preprocessing of pictures for the safety checker, or None."""
         return self.components["feature_extractor"]
 
+    def encode_prompt(
+        self,
+        prompt: str | list[str],
+        device: Any = None,
+        num_images_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = True,
+        negative_prompt: str | list[str] | None = None,
+        *,
+        lora_scale: float | None = None,
+        clip_skip: int | None = None,
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Returns the embeddings of the prompts and of their negative prompts, [prompts * pictures, tokens, channels]
+        each; the latter are None without `do_classifier_free_guidance`.
+
+        Args:
+            device: ignored.
+            lora_scale: multiplies the weights of loaded LoRAs.
+            clip_skip: as of the call.
+
+        Raises:
+            TypeError, ValueError: a prompt is not words, or their numbers differ.
+        """
+        del device
+        prompts, negatives = prompt_pairs(prompt, negative_prompt or "")
+        with collected(), self._scaled(1.0 if lora_scale is None else check_float("lora_scale", lora_scale)):
+            states = self.pipeline.encode(prompts, clip_skip=clip_skip or 0).states
+            others = self.pipeline.encode(negatives).states if do_classifier_free_guidance else None
+        count = num_images_per_prompt
+        return states.repeat(count, 0), None if others is None else others.repeat(count, 0)
+
     @takes(StableDiffusionArguments, "SemanticStableDiffusionPipeline")
     def __call__(self, call: StableDiffusionArguments) -> SemanticStableDiffusionPipelineOutput | tuple:
         """Makes pictures with diffusers' arguments, defaults and results.
@@ -175,7 +209,7 @@ class SemanticStableDiffusionPipeline(FilesFace):
         """
         with collected():
             texts = call.text("prompt", required=True), call.text("negative_prompt"), call.concepts()
-            out = self.pipeline(**call.native(*texts))
+            out = self._make(call, *texts)
         flags = None if out.flagged is None else out.flagged.tolist()
         if not call.return_dict:
             return out.images, flags

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any, Self
 
 import jax
+import numpy as np
 
-from sega_jax.diffusers_api.arguments import split
-from sega_jax.diffusers_api.base import refuse
 from sega_jax.diffusers_api.files import FilesFace
 from sega_jax.diffusers_api.outputs import Estimates, Images, estimates
 from sega_jax.diffusers_api.sdxl_arguments import XLArguments
+from sega_jax.diffusers_api.switches import cast_to
+from sega_jax.diffusers_api.texts import prompt_pairs, split
 from sega_jax.method.arguments import takes
-from sega_jax.method.checks import brief
+from sega_jax.method.checks import brief, check_float
 from sega_jax.method.numerics import floating
 from sega_jax.method.schedules import Scheduler
 from sega_jax.nn.clip import CLIPTextModel, CLIPTextModelWithProjection
@@ -92,7 +93,6 @@ class SemanticStableDiffusionXLPipeline(FilesFace):
             CheckpointError: the checkpoint is of another family; nothing but its index was fetched.
             Others as `sega_jax.load`.
         """
-        refuse(options, "image_encoder", "feature_extractor", "add_watermarker")
         if tokenizer is not None and tokenizer_2 is not None:
             options["tokenizer"] = TokenizerPair(tokenizer, tokenizer_2)
         elif tokenizer is not tokenizer_2:
@@ -114,6 +114,12 @@ class SemanticStableDiffusionXLPipeline(FilesFace):
             "devices": self.pipeline.devices,
         }
 
+    def upcast_vae(self) -> None:
+        """Casts the autoencoder to float32."""
+        added = self._additions()
+        vae = cast_to(added.models.vae, np.dtype("float32"))
+        self._add(dataclasses.replace(added, models=added.models._replace(vae=vae)))
+
     @property
     def text_encoder_2(self) -> CLIPTextModelWithProjection:
         return self.pipeline.models.text_encoder_2
@@ -129,6 +135,47 @@ class SemanticStableDiffusionXLPipeline(FilesFace):
     @property
     def tokenizer_2(self) -> Tokenizer:
         return self.pipeline.tokenizer.second
+
+    def encode_prompt(
+        self,
+        prompt: str | list[str],
+        prompt_2: str | list[str] | None = None,
+        device: Any = None,
+        num_images_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = True,
+        negative_prompt: str | list[str] | None = None,
+        negative_prompt_2: str | list[str] | None = None,
+        *,
+        lora_scale: float | None = None,
+        clip_skip: int | None = None,
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray | None]:
+        """Returns the embeddings of the prompts and of their negative prompts [prompts * pictures, tokens, channels],
+        and both pooled [prompts * pictures, channels]; those of negative prompts are None without
+        `do_classifier_free_guidance`. No negative prompt is zeros, where the checkpoint says so.
+
+        Args:
+            prompt_2, negative_prompt_2: words of the second text encoder, where it reads others.
+            device: ignored.
+            lora_scale: multiplies the weights of loaded LoRAs.
+            clip_skip: as of the call.
+
+        Raises:
+            TypeError, ValueError: a prompt is not words, or their numbers differ.
+        """
+        del device
+        prompts, negatives = prompt_pairs(prompt, negative_prompt or "")
+        second = None if prompt_2 is None else prompt_pairs(prompts, prompt_2)[1]
+        away = None if negative_prompt_2 is None else prompt_pairs(prompts, negative_prompt_2)[1]
+        with collected(), self._scaled(1.0 if lora_scale is None else check_float("lora_scale", lora_scale)):
+            text = self.pipeline.encode(prompts, second=second, clip_skip=clip_skip or 0)
+            other = self.pipeline.encode(negatives, second=away) if do_classifier_free_guidance else None
+        if other is not None and negative_prompt is None and self.pipeline.extras.zero_negative:
+            other = SDXLText(np.zeros_like(text.states), np.zeros_like(text.pooled))
+        text = _repeated(text, num_images_per_prompt)
+        if other is None:
+            return text.states, None, text.pooled, None
+        other = _repeated(other, num_images_per_prompt)
+        return text.states, other.states, text.pooled, other.pooled
 
     @takes(XLArguments, "SemanticStableDiffusionXLPipeline")
     def __call__(self, call: XLArguments) -> SemanticStableDiffusionXLPipelineOutput | tuple:
@@ -148,7 +195,7 @@ class SemanticStableDiffusionXLPipeline(FilesFace):
             )
         with collected():
             texts = self._text(call, "prompt", required=True), self._text(call, "negative_prompt")
-            out = self.pipeline(**call.native(*texts, self._concepts(call)))
+            out = self._make(call, *texts, self._concepts(call))
         if not call.return_dict:
             return (out.images,)
         return SemanticStableDiffusionXLPipelineOutput(out.images, **estimates(out.record))
@@ -186,7 +233,9 @@ class SemanticStableDiffusionXLPipeline(FilesFace):
                 raise ValueError(
                     f"{name}_2 has {len(seconds)} entries, expected {len(firsts)}, one each, or one for all"
                 )
-            reading = {"long_prompts": call.long_prompts, "weighted": call.weighted}
+            reading: dict[str, Any] = {"long_prompts": call.long_prompts, "weighted": call.weighted}
+            if name == "prompt":
+                reading["clip_skip"] = call.clip_skip or 0
             return self.pipeline.encode(firsts, second=seconds, **reading)
         if first is not None or second:
             raise ValueError(f"{name} or {name}_2 and {' or '.join(names)} were both given; give words or embeddings")
@@ -220,3 +269,7 @@ class SemanticStableDiffusionXLPipeline(FilesFace):
         if states.ndim == 4:
             return [SDXLText(*one) for one in zip(states, pooled, strict=True)]
         return SDXLText(states, pooled)
+
+
+def _repeated(text: SDXLText, count: int) -> SDXLText:
+    return SDXLText(text.states.repeat(count, 0), text.pooled.repeat(count, 0))

@@ -46,6 +46,9 @@ class Argument:
         shell: whether the shell has an option for it.
         of_edits: whether pictures without edits do not depend on it.
         of_text: whether it says how texts are read.
+        of_negative: whether such an argument also says how negative prompts are read.
+        later: whether it came after pictures of sweeps had been named by the other arguments; names leave it out at its
+            default, so that pictures on disk keep theirs.
         name, default: as the dataclass says; REQUIRED for no default.
     """
 
@@ -57,6 +60,8 @@ class Argument:
     shell: bool = False
     of_edits: bool = False
     of_text: bool = False
+    of_negative: bool = True
+    later: bool = False
     name: str = ""
     default: Any = REQUIRED
 

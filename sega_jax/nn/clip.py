@@ -127,6 +127,14 @@ class Encoder(nnx.Module):
             before, x = x, layer(x)
         return before, x
 
+    def earlier(self, x: jax.Array, skip: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The states `skip` layers before the last, int32 [batch], from 0 to the number of layers, and the last."""
+        kept = x
+        for number, layer in enumerate(self.layers, 1):
+            x = layer(x)
+            kept = jnp.where((number <= len(self.layers) - skip)[:, None, None], x, kept)
+        return kept, x
+
 
 class Embeddings(nnx.Module):
     def __init__(self, c: CLIPTextConfig):
@@ -139,7 +147,8 @@ class Embeddings(nnx.Module):
 
 class CLIPTextModel(nnx.Module):
     """`__call__(ids)`: int32 [batch, tokens] -> the last hidden state after the final LayerNorm
-    [batch, tokens, hidden_size]. The mask is causal; padding is attended, as in Stable Diffusion."""
+    [batch, tokens, hidden_size]. The mask is causal; padding is attended, as in Stable Diffusion. `skip`, int32
+    [batch], takes the hidden state of so many layers earlier in place of the last."""
 
     def __init__(self, config: CLIPTextConfig):
         self.config = config
@@ -153,13 +162,24 @@ class CLIPTextModel(nnx.Module):
         CLIP also have tensors that this network does without."""
         return None if _OTHERS.match(name) else name.removeprefix("text_model.")
 
-    def __call__(self, ids: jax.Array) -> jax.Array:
-        return self.final_layer_norm(self.encoder(self.embeddings(ids)))
+    @staticmethod
+    def published(name: str) -> str:
+        """The name in published files."""
+        return f"text_model.{name}"
 
-    def penultimate(self, ids: jax.Array) -> jax.Array:
+    def __call__(self, ids: jax.Array, skip: jax.Array | None = None) -> jax.Array:
+        x = self.embeddings(ids)
+        return self.final_layer_norm(self.encoder(x) if skip is None else self.encoder.earlier(x, skip)[0])
+
+    def penultimate(self, ids: jax.Array, skip: jax.Array | None = None) -> jax.Array:
         """The states before the last layer, without the final LayerNorm [batch, tokens, hidden_size]: what Stable
-        Diffusion XL reads."""
-        return self.encoder.last_two(self.embeddings(ids))[0]
+        Diffusion XL reads. `skip`, int32 [batch], takes the states of so many layers earlier."""
+        return self.two_states(ids, skip)[0]
+
+    def two_states(self, ids: jax.Array, skip: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """What `penultimate` gives, and the states after the last layer, without the final LayerNorm."""
+        x = self.embeddings(ids)
+        return self.encoder.last_two(x) if skip is None else self.encoder.earlier(x, skip + 1)
 
 
 class CLIPTextModelWithProjection(nnx.Module):
@@ -181,12 +201,11 @@ class CLIPTextModelWithProjection(nnx.Module):
     def __call__(self, ids: jax.Array) -> jax.Array:
         return self._pooled(ids, self.text_model(ids))
 
-    def states(self, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def states(self, ids: jax.Array, skip: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """The states before the last layer, without the final LayerNorm [batch, tokens, hidden_size], and what
-        `__call__` gives."""
-        text = self.text_model
-        before, last = text.encoder.last_two(text.embeddings(ids))
-        return before, self._pooled(ids, text.final_layer_norm(last))
+        `__call__` gives, which `skip` leaves as it is; see `CLIPTextModel.penultimate`."""
+        before, last = self.text_model.two_states(ids, skip)
+        return before, self._pooled(ids, self.text_model.final_layer_norm(last))
 
     def _pooled(self, ids: jax.Array, last: jax.Array) -> jax.Array:
         number = self.config.eos_token_id

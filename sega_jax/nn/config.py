@@ -70,6 +70,16 @@ def built(value: Mapping[str, Any] | M, module: Callable[..., M], config: Any, *
     return module(config.from_dict(value), *options) if isinstance(value, Mapping) else value
 
 
+def written(config: Any) -> dict[str, Any]:
+    """Returns the fields of a config's NamedTuple as config.json has them. 0, "" and () stand for null, or for the
+    default, and are left out."""
+    fields = {
+        name: written(value) if isinstance(value, tuple) and hasattr(value, "_fields") else value
+        for name, value in config._asdict().items()
+    }
+    return {name: value for name, value in fields.items() if isinstance(value, bool) or value not in (0, "", ())}
+
+
 def _is(value: Any, kind: Any, least: int) -> bool:
     """Whether a JSON value is of the annotated type, its numbers at least `least`."""
     if isinstance(kind, types.UnionType):

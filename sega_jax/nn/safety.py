@@ -44,6 +44,7 @@ class StableDiffusionSafetyChecker(nnx.Module):
     is too near one of 17 concepts."""
 
     def __init__(self, config: SafetyCheckerConfig):
+        self.config = config
         channels = config.projection_dim
         self.vision_model = CLIPVisionModel(config.vision_config)
         self.visual_projection = Linear(config.vision_config.hidden_size, channels, bias=False)
@@ -56,6 +57,11 @@ class StableDiffusionSafetyChecker(nnx.Module):
     def rename(name: str) -> str:
         """Published files say `vision_model.` twice; transformers 5 writes it once."""
         return name.replace("vision_model.vision_model.", "vision_model.", 1)
+
+    @staticmethod
+    def published(name: str) -> str:
+        """The name in published files."""
+        return f"vision_model.{name}" if name.startswith("vision_model.") else name
 
     def __call__(self, pixels: jax.Array) -> jax.Array:
         special, concepts = self.cosines(pixels)

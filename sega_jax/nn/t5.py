@@ -47,6 +47,10 @@ class T5Config(NamedTuple):
             )
         return self
 
+    def fixed(self) -> dict[str, Any]:
+        """Returns the options of transformers' config.json that have one value here, and no field."""
+        return {"model_type": "t5", "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+
 
 def buckets(tokens: int, count: int, farthest: int) -> np.ndarray:
     """The bucket in [0, count) of the position of every key relative to every query, int [queries, keys].

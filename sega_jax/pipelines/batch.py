@@ -32,6 +32,7 @@ class Batch:
     negatives: list[Words]
     edits: list[tuple[Edit, ...]]
     reading: Mapping[str, Any]  # arguments that say how words are read
+    negative_reading: Mapping[str, Any]  # the same for negative prompts
     seeds: list[int] | None  # None where a key was given
     x: np.ndarray | None  # the state to start from, in the loop's dtype
     picture: np.ndarray | None  # [rows, height, width, 3] in [-1, 1], to start from
@@ -87,6 +88,9 @@ def prepare(call: Call, pipe: LoadedCheckpoint) -> Batch:
         TypeError, ValueError: an argument does not fit the others or the checkpoint; nothing ran.
     """
     system, check = pipe.system, partial(_checked, pipe)
+    reading = {name: one for name, one in arguments(type(call)).items() if one.of_text}
+    if (networks := system.text.networks(pipe.models)) is not None:
+        system.text.check_options(networks, {name: getattr(call, name) for name in reading})
     prompts = _texts("prompt", call.prompt, check)
     spread = Spread(len(prompts), call.images_per_prompt)
     negative = call.negative_prompt
@@ -129,7 +133,10 @@ def prepare(call: Call, pipe: LoadedCheckpoint) -> Batch:
         prompts=rows,
         negatives=spread("negative_prompt", negatives),
         edits=edits,
-        reading={name: getattr(call, name) for name, one in arguments(type(call)).items() if one.of_text},
+        reading={name: getattr(call, name) for name in reading},
+        negative_reading={
+            name: getattr(call, name) if one.of_negative else one.default for name, one in reading.items()
+        },
         seeds=seeds,
         x=setup.x,
         picture=setup.picture,

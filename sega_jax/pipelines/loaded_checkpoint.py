@@ -1,7 +1,8 @@
 """A loaded checkpoint: networks on their devices, with a tokenizer and a scheduler. `Pipeline` adds the call."""
 
+import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn, Self
 
 import jax
 import numpy as np
@@ -33,6 +34,8 @@ class LoadedCheckpoint:
     Raises:
         TypeError, ValueError: a component is of another family, or components do not fit each other.
     """
+
+    source: str | None = None  # the checkpoint's name, where it was loaded from one
 
     def __init__(
         self,
@@ -70,6 +73,39 @@ class LoadedCheckpoint:
         shares the weights and the compiled programs."""
         names = ("system", "models", "tokenizer", "scheduler", "devices", "safety", "extras")
         return {name: getattr(self, name) for name in names}
+
+    def __repr__(self) -> str:
+        kinds = [device.platform for device in self.devices.devices]
+        sizes = self.system.sampler.sizes(self.models).default
+        parts = [
+            self.system.title,
+            *([] if self.source is None else [repr(self.source)]),
+            self.dtype.name,
+            kinds[0] if len(kinds) == 1 else f"{len(kinds)} x {kinds[0]}",
+            *([] if self._scheduler is None else [self._scheduler.name]),
+            *([] if sizes is None else [f"{sizes[0]} x {sizes[1]} pixels"]),
+        ]
+        return f"<{type(self).__name__}: {', '.join(parts)}>"
+
+    def __copy__(self) -> Self:
+        """Another pipeline that shares the weights and the compiled programs, with a scheduler of its own."""
+        made = type(self)(**self.components)
+        made.source = self.source
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Another pipeline with networks of its own, which share the arrays, since these never change."""
+        made = self.__copy__()
+        memo[id(self)] = made
+        made.models = jax.tree.map(lambda leaf: leaf, self.models)
+        made.tokenizer = copy.deepcopy(self.tokenizer, memo)
+        return made
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a pipeline cannot be pickled, since it has compiled programs and arrays on devices; write"
+            " pipe.save(folder), and sega_jax.load(folder) where it is needed"
+        )
 
     @property
     def models(self) -> Any:

@@ -245,7 +245,9 @@ def fill_pipeline(options: LoadOptions, resolved: Resolved, found: Description) 
     scheduler = found.scheduler
     if scheduler is not None:
         scheduler = _scheduler(options, resolved.source.name, scheduler, declarations)
-    return Pipeline(found.system, models, tokenizer, scheduler, resolved.devices, safety, found.extras)
+    pipe = Pipeline(found.system, models, tokenizer, scheduler, resolved.devices, safety, found.extras)
+    pipe.source = str(resolved.source.name)
+    return pipe
 
 
 def _scheduler(

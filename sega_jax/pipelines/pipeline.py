@@ -6,9 +6,11 @@ chunks, pictures) -> `programs.advance` (compiled) -> `method.sample.sample` (th
 
 import inspect
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from sega_jax.method.arguments import arguments, takes, unknown_arguments
+from sega_jax.pipelines import diffusers_names
 from sega_jax.pipelines.batch import Batch, prepare
 from sega_jax.pipelines.execution.compile_report import Compiled
 from sega_jax.pipelines.load_options import LoadOptions
@@ -17,6 +19,7 @@ from sega_jax.pipelines.messages import collected
 from sega_jax.pipelines.output import Output as Output
 from sega_jax.pipelines.pure import PureCall, pure_call
 from sega_jax.pipelines.run import compile_batch, run
+from sega_jax.pipelines.saving import save
 from sega_jax.pipelines.texts import join, read_words
 from sega_jax.systems.base import System
 from sega_jax.systems.call import Call
@@ -116,9 +119,9 @@ class Pipeline(LoadedCheckpoint):
 
         Args:
             texts: words, or a list.
-            options: how they are read: arguments of a call that say so, such as long_prompts and weighted for
-                Stable Diffusion and SDXL; and for SDXL `second`, texts for its second text encoder where that reads
-                others, one for all or one each.
+            options: how they are read: arguments of a call that say so, such as long_prompts, weighted and
+                clip_skip for Stable Diffusion and SDXL; and for SDXL `second`, texts for its second text encoder
+                where that reads others, one for all or one each.
 
         Raises:
             TypeError: it is not words or a non-empty list of them, or an option is unknown or of another type.
@@ -134,9 +137,37 @@ class Pipeline(LoadedCheckpoint):
                 takes_them = f"takes {', '.join(known)}" if known else "takes none"
                 raise TypeError(f"encode: {name} is no option of {self.system.title}, which {takes_them}")
         declared = arguments(self.system.call)
-        checked = {name: declared[name].check(value) if name in declared else value for name, value in options.items()}
+        reading = {name: declared[name].check(value) for name, value in options.items() if name in declared}
+        networks = self.system.text.networks(self.models)
+        if networks is not None:
+            self.system.text.check_options(networks, reading)
         with collected():
-            return join(self, read_words(self, words, checked))
+            return join(self, read_words(self, words, {**options, **reading}), reading)
+
+    def save(self, folder: str | Path, *, progress: bool | None = None) -> Path:
+        """Writes a checkpoint in diffusers layout, from which `load` makes an equal pipeline; see
+        `sega_jax.pipelines.saving.save`."""
+        return save(self, folder, progress)
+
+    def __getattr__(self, name: str) -> Any:
+        hint = diffusers_names.attribute(name)
+        why = "" if hint is None else f", which is diffusers' name; {hint}"
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{why}", name=name, obj=self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in diffusers_names.ATTRIBUTES:
+            raise AttributeError(f"{name} is diffusers' name; {diffusers_names.ATTRIBUTES[name]}")
+        super().__setattr__(name, value)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **options: Any) -> "Pipeline":
+        """Says what to write in place of diffusers' method."""
+        raise TypeError(f"from_pretrained is diffusers' name; {diffusers_names.LOADERS['from_pretrained']}")
+
+    @classmethod
+    def from_single_file(cls, *args: Any, **options: Any) -> "Pipeline":
+        """Says what to write in place of diffusers' method."""
+        raise TypeError(f"from_single_file is diffusers' name; {diffusers_names.LOADERS['from_single_file']}")
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
         """Returns (height, width, channels) of the state of a picture of this size in pixels.
@@ -154,7 +185,7 @@ def _elsewhere(argument: str) -> str | None:
         return f"leave it out, as it is for {in_words(titles)}"
     if argument in arguments(LoadOptions):
         return "give it to sega_jax.load"
-    return None
+    return diffusers_names.ARGUMENTS.get(argument)
 
 
 _classes: dict[tuple[type, int], type[Pipeline]] = {}

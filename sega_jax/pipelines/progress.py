@@ -5,7 +5,11 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any
+
+_style: ContextVar[Any] = ContextVar("style", default=MappingProxyType({}))
 
 
 def bar(total: int, unit: str, progress: bool | None, **options: Any) -> Any:
@@ -14,7 +18,17 @@ def bar(total: int, unit: str, progress: bool | None, **options: Any) -> Any:
         warnings.simplefilter("ignore")  # a notebook without widgets gets the plain bar
         from tqdm.auto import tqdm
     shown = ("ipykernel" in sys.modules or sys.stderr.isatty()) if progress is None else progress
-    return tqdm(total=total, unit=unit, disable=not shown, **options)
+    return tqdm(**{"total": total, "unit": unit, **options, **_style.get()}, disable=not shown)
+
+
+@contextmanager
+def styled(**options: Any) -> Iterator[None]:
+    """Gives the bars of a block these options of tqdm, such as `desc` and `leave`."""
+    token = _style.set(options)
+    try:
+        yield
+    finally:
+        _style.reset(token)
 
 
 @contextmanager

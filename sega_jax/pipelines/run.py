@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,6 +25,10 @@ from sega_jax.pipelines.texts import branch_texts
 from sega_jax.systems import programs
 from sega_jax.systems.base import Record
 from sega_jax.systems.call import PICTURES
+
+
+class Interruption(Exception):  # noqa: N818 - it is no error
+    """Raised by a callback to end the sampling: the state so far is decoded."""
 
 
 class Begun(NamedTuple):
@@ -51,7 +56,7 @@ def run(pipe: LoadedCheckpoint, batch: Batch) -> Output:
     begun = begin(pipe, batch, branch_texts(pipe, batch, batch.n))
     every, records = 0 if batch.callback is None else batch.callback_steps, []
     carry = begun.carry
-    with bar(batch.calls, "call", batch.progress) as shown:
+    with suppress(Interruption), bar(batch.calls, "call", batch.progress) as shown:
         for done, carry, record in advance_in_chunks(pipe, begun, every):
             records.append(record)
             shown.update(done - shown.n)

@@ -1,7 +1,7 @@
 """The safety check: pictures prepared on the host, and the program that flags them."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -63,6 +63,21 @@ class FeatureExtractor:
         self.image_size = image_size
         self.rescale_factor = config.rescale_factor
         self.mean, self.std = (np.asarray(values, np.float32) for values in (config.image_mean, config.image_std))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The contents of `preprocessor_config.json`."""
+        mean, std = ([float(str(value)) for value in values] for values in (self.mean, self.std))
+        return {
+            **dict.fromkeys(_STEPS, True),
+            "image_processor_type": "CLIPImageProcessor",
+            "resample": Image.Resampling.BICUBIC.value,
+            "size": {"shortest_edge": self.size},
+            "crop_size": {"height": self.image_size, "width": self.image_size},
+            "rescale_factor": self.rescale_factor,
+            "image_mean": mean,
+            "image_std": std,
+        }
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """uint8 pictures [pictures, height, width, 3] -> float32 [pictures, image_size, image_size, 3]."""

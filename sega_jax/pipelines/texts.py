@@ -1,6 +1,7 @@
 """Words and conditioning to what `advance` takes: the text of every branch of every row, on the devices."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -49,8 +50,11 @@ def read_words(pipe: LoadedCheckpoint, words: Sequence[str], options: Mapping[st
     return reader.read(words, pipe.tokenizer, encode, warn, **options)
 
 
-def join(pipe: LoadedCheckpoint, texts: Sequence[Any]) -> Any:
+def join(pipe: LoadedCheckpoint, texts: Sequence[Any], options: Mapping[str, Any] = MappingProxyType({})) -> Any:
     """Joins texts of one row to one text, in the networks' dtype.
+
+    Args:
+        options: how the empty words that pad them are read, as of `read_words`.
 
     Raises:
         ValueError: texts do not go together, or have to be padded and nothing reads the words for that.
@@ -67,7 +71,7 @@ def join(pipe: LoadedCheckpoint, texts: Sequence[Any]) -> Any:
                 f"texts have different lengths: {shapes}, and this pipeline cannot pad them, because it reads no words;"
                 " encode them in one call, or load the pipeline with its tokenizer"
             )
-        return jax.tree.map(cast, read_words(pipe, [""], {})[0])
+        return jax.tree.map(cast, read_words(pipe, [""], options)[0])
 
     return pipe.system.text.join([jax.tree.map(cast, text) for text in texts], blank)
 
@@ -93,11 +97,25 @@ def joined_branches(pipe: LoadedCheckpoint, batch: Batch, n: int) -> Any:
     Raises:
         ValueError: as `branch_texts`.
     """
-    branches = [branch for row in branches_of(pipe, batch, n) for branch in row]
-    words = list(dict.fromkeys(branch for branch in branches if isinstance(branch, str)))
-    known = dict(zip(words, read_words(pipe, words, batch.reading), strict=True)) if words else {}
-    text = join(pipe, [known[b] if isinstance(b, str) else b for b in branches])
+    rows = branches_of(pipe, batch, n)
+    negatives, others = [row[0] for row in rows], [branch for row in rows for branch in row[1:]]
+    if batch.negative_reading == batch.reading:
+        known = known_negatives = _read_once(pipe, negatives + others, batch.reading)
+    else:
+        known = _read_once(pipe, others, batch.reading)
+        known_negatives = _read_once(pipe, negatives, batch.negative_reading)
+    branches = []
+    for negative, *rest in rows:
+        branches.append(known_negatives[negative] if isinstance(negative, str) else negative)
+        branches += [known[branch] if isinstance(branch, str) else branch for branch in rest]
+    text = join(pipe, branches, batch.reading)
     return jax.tree.map(lambda leaf: leaf.reshape(batch.rows, 2 + n, *leaf.shape[1:]), text)
+
+
+def _read_once(pipe: LoadedCheckpoint, branches: Sequence[Words], reading: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the conditioning of all words among branches, by the words."""
+    words = list(dict.fromkeys(branch for branch in branches if isinstance(branch, str)))
+    return dict(zip(words, read_words(pipe, words, reading), strict=True)) if words else {}
 
 
 def branches_of(pipe: LoadedCheckpoint, batch: Batch, n: int) -> list[list[Words]]:

@@ -110,6 +110,20 @@ class Network(NamedTuple):
     stem: str = "diffusion_pytorch_model"  # the name of its weight file without ending
     optional: bool = False  # whether a checkpoint may do without it
     also: tuple[str, ...] = ()  # names of other classes whose files hold this network
+    # config -> options of config.json that are no fields of it, without which other libraries build another network
+    options: Callable[[Any], Mapping[str, Any]] = lambda config: {}
+    published: Callable[[str], str] = str  # a key of the module -> the key in published files, which `rename` reads
+    library: str = ""  # in model_index.json; "" for diffusers, and transformers where the stem is "model"
+
+
+class Saved(NamedTuple):
+    """How a pipeline of a family is written as a checkpoint in diffusers layout."""
+
+    class_name: str  # of the pipeline, in model_index.json
+    entries: Callable[[Any], Mapping[str, Any]] = lambda extras: {}  # extras -> further entries of model_index.json
+    schedulers: Callable[[Any], Mapping[str, Scheduler]] = lambda extras: {}  # extras -> further ones, by their folders
+    # tokenizer -> those that have files, by their folders
+    tokenizers: Callable[[Any], Mapping[str, Any]] = lambda tokenizer: {"tokenizer": tokenizer}
 
 
 def has_class(index: Mapping[str, Any], name: str) -> bool:
@@ -147,6 +161,7 @@ class Checkpoint(NamedTuple):
     notice: Callable[[Mapping[str, Any]], str | None] = lambda index: None  # what a user should be warned of
     unchecked: Mapping[str, Any] = {}  # entries of an index whose checkpoint has no safety checker
     single_file: Any = None  # `sega_jax.weights.single_file.SingleFile`; None where the family has none
+    saved: Saved | None = None  # None for a family whose pipelines cannot be saved
     adapters: Any = None  # which networks LoRAs and textual inversion may change; None for none
 
 
@@ -186,6 +201,8 @@ class TextReader(NamedTuple):
     encode: Callable[[Any, Any], Any]  # (networks, ids) -> texts; compiled
     # (words, tokenizer, encode: Encode, warn, **options) -> texts of one row each
     read: Callable[..., list[Any]] = read_tokens
+    # (networks, options of `read`) -> nothing; raises ValueError where these networks cannot read texts so
+    check_options: Callable[[Any, Mapping[str, Any]], None] = lambda networks, options: None
     # (models, tokenizer, a user's text of `type` and one row, or an array without that axis) -> it, checked
     check: Callable[[Any, Any, Any], Any] = _as_given
     join: Callable[[Sequence[Any], Callable[[], Any]], Any] = lambda texts, blank: stacked(texts)

@@ -1,18 +1,19 @@
-"""Text of CLIP encoders: longer prompts in chunks, weights of words, and the arguments that ask for them."""
+"""Text of CLIP encoders: longer prompts in chunks, weights of words, skipped layers, and the arguments that ask for
+them."""
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from sega_jax.method.argument_kinds import Flag
+from sega_jax.method.argument_kinds import Flag, Integer
 from sega_jax.method.arguments import argument
 from sega_jax.method.numerics import floating
-from sega_jax.nn.clip import CLIPTextModel
+from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModel
 from sega_jax.systems.base import Encode, TextReader
 from sega_jax.systems.call import Call
 from sega_jax.systems.conditioning import Text, conditioning, stacked
@@ -43,6 +44,18 @@ class ClipCall(Call):
         shell=True,
         of_text=True,
     )
+    clip_skip: int = argument(
+        0,
+        Integer(0),
+        "the number of layers before the text encoder's usual one from which prompts and concepts are read. As in"
+        " diffusers, negative prompts and the pooled text do not change",
+        unit="layers",
+        sweep=True,
+        shell=True,
+        of_text=True,
+        of_negative=False,
+        later=True,
+    )
 
 
 @conditioning
@@ -52,9 +65,33 @@ class ClipText(Text):
     states: Any  # [texts, tokens, channels], of one or more chunks of tokens
 
 
-def encode(text_encoder: CLIPTextModel, ids: jax.Array) -> ClipText:
-    """Encodes int32 ids [texts, tokens]."""
-    return ClipText(text_encoder(ids))
+class Skipping(NamedTuple):
+    """Tokens of texts that are read from an earlier layer. The layers are traced, so all numbers share a program, and
+    they are part of what embeddings are remembered by."""
+
+    ids: Any  # int32 [texts, ...]
+    skip: Any  # int32 [texts], layers
+
+
+def skipping(encode: Encode, clip_skip: int) -> Callable[[Any], list[Any]]:
+    """Returns a function that encodes ids and skips so many layers."""
+    return lambda ids: encode(Skipping(ids, np.full(len(ids), clip_skip, np.int32)) if clip_skip else ids)
+
+
+def encode(text_encoder: CLIPTextModel, ids: jax.Array | Skipping) -> ClipText:
+    """Encodes int32 ids [texts, tokens]. With skipped layers, the final layer norm follows the earlier layer."""
+    return ClipText(text_encoder(*ids) if isinstance(ids, Skipping) else text_encoder(ids))
+
+
+def check_skip(encoders: Sequence[Any], options: Mapping[str, Any], unread: int = 0) -> None:
+    """Checks that text encoders have the layers that are skipped before `unread` last ones.
+
+    Raises:
+        ValueError: one has fewer.
+    """
+    most = min(encoder.config.num_hidden_layers for encoder in encoders) - unread
+    if (skip := options.get("clip_skip", 0)) > most:
+        raise ValueError(f"clip_skip={skip} should be from 0 to {most}, by the number of the text encoder's layers")
 
 
 def read(
@@ -65,17 +102,19 @@ def read(
     *,
     long_prompts: bool = False,
     weighted: bool = False,
+    clip_skip: int = 0,
 ) -> list[ClipText]:
     """Reads words; see `sega_jax.systems.base.TextReader`.
 
     Raises:
         ValueError: a weight that is no number.
     """
+    encode_ids = skipping(encode, clip_skip)
     if not (long_prompts or weighted):
-        return encode(tokenizer(words, warn=warn))
+        return encode_ids(tokenizer(words, warn=warn))
     reading = Reading(long_prompts, weighted)
     parts = [chunks(tokenizer, text, reading, warn=warn) for text in words]
-    hidden = [np.asarray(one.states[0]) for one in encode(np.concatenate([part.ids for part in parts]))]
+    hidden = [np.asarray(one.states[0]) for one in encode_ids(np.concatenate([part.ids for part in parts]))]
     texts, first = [], 0
     for part in parts:
         states = np.stack(hidden[first : first + len(part.ids)])
@@ -84,12 +123,15 @@ def read(
     return texts
 
 
-def length(tokenizer: Tokenizer, words: Sequence[str], *, long_prompts: bool = False, weighted: bool = False) -> int:
+def length(
+    tokenizer: Tokenizer, words: Sequence[str], *, long_prompts: bool = False, weighted: bool = False, **rest: Any
+) -> int:
     """Returns the number of chunks that the longest of some words takes.
 
     Raises:
         ValueError: a weight that is no number.
     """
+    del rest
     reading = Reading(long_prompts, weighted)
     return max(len(chunks(tokenizer, text, reading, warn=lambda message: None).ids) for text in words)
 
@@ -127,6 +169,11 @@ def checked_states(value: Any, kind: type[Any], tokens: int | None, channels: in
     if not fits or len(states) != expected[0] * (len(states) // expected[0] if several else 1):
         raise ValueError(f"an embedding has shape {states.shape}, expected {expected} (tokens, channels)")
     return states[None]
+
+
+def options(config: CLIPTextConfig) -> dict[str, Any]:
+    """Returns what the config.json of a text encoder says besides its sizes."""
+    return {"model_type": "clip_text_model"}
 
 
 def check(models: Any, tokenizer: Tokenizer | None, value: Any) -> ClipText:
@@ -172,6 +219,7 @@ READER = TextReader(
     networks=lambda models: models.text_encoder,
     encode=encode,
     read=read,
+    check_options=lambda text_encoder, options: check_skip([text_encoder], options),
     check=check,
     join=join,
     length=length,

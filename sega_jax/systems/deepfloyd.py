@@ -17,7 +17,7 @@ from sega_jax.nn.t5 import T5Config, T5EncoderModel
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
 from sega_jax.systems import adapters, diffusion, upscaler
 from sega_jax.systems.adapters import AdapterNames
-from sega_jax.systems.base import Checkpoint, Given, Network, Sampler, Setup, Sizes, System, TextReader
+from sega_jax.systems.base import Checkpoint, Given, Network, Sampler, Saved, Setup, Sizes, System, TextReader
 from sega_jax.systems.clip_text import checked_states, tokenizer_folder
 from sega_jax.systems.conditioning import Text, conditioning
 from sega_jax.systems.diffusion_call import ConditionedCall, DiffusionCall
@@ -181,17 +181,23 @@ def _is_stage(index: Mapping[str, Any]) -> bool:
     return str(index.get("_class_name")).startswith("IF") and "vae" not in index
 
 
+# The index of a stage without DeepFloyd-IF's safety checker and watermark.
+UNCHECKED: dict[str, Any] = {
+    **{part: [None, None] for part in ("safety_checker", "feature_extractor", "watermarker")},
+    "requires_safety_checker": False,
+}
 TITLE_1, TITLE_2 = "DeepFloyd-IF's first stage", "DeepFloyd-IF's second stage"
 _CHECKPOINT = Checkpoint(
     recognise=lambda index: _is_stage(index) and NOISE not in index,
     models=Models,
     networks={
-        "text_encoder": Network(T5EncoderModel, T5Config, "model", optional=True),
-        "unet": Network(UNet2DConditionModel, UNetConfig),
+        "text_encoder": Network(T5EncoderModel, T5Config, "model", optional=True, options=T5Config.fixed),
+        "unet": Network(UNet2DConditionModel, UNetConfig, options=UNetConfig.fixed),
     },
     build=build_stage(False, TITLE_1),
     tokenizer=tokenizer,
     notice=upscaler.notice,
+    saved=Saved("IFPipeline", entries=lambda extras: UNCHECKED),
     adapters=AdapterNames(
         {"text_encoder": adapters.TEXT_WITHOUT_FORMER, "unet": adapters.UNET_WITHOUT_ORIGINAL},
         kinds=(LoraKind("DeepFloyd-IF", has(r"attentions_\d+_add_[kv]_proj")),),
@@ -224,6 +230,11 @@ STAGE_2 = System(
         schedulers=("scheduler", NOISE),
         extras=extras_2,
         extras_type=Upscaling,
+        saved=Saved(
+            "IFSuperResolutionPipeline",
+            entries=lambda extras: UNCHECKED,
+            schedulers=lambda extras: {NOISE: extras.low_res_noise.scheduler},
+        ),
     ),
     text=_READER,
     sampler=_SAMPLER._replace(setup=setup_2),

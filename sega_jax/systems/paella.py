@@ -22,12 +22,13 @@ from sega_jax.nn.paella import Condition, Paella, PaellaConfig, Projected
 from sega_jax.nn.prior import PriorConfig, PriorModel
 from sega_jax.nn.t5 import T5Config, T5EncoderModel
 from sega_jax.nn.vqgan import VQConfig, VQModel
-from sega_jax.systems import paella_text
+from sega_jax.systems import clip_text, paella_text
 from sega_jax.systems.base import (
     Checkpoint,
     Given,
     Network,
     Sampler,
+    Saved,
     Settings,
     Setup,
     Sizes,
@@ -296,16 +297,19 @@ SYSTEM = System(
         recognise=lambda index: has_class(index, "PaellaPipeline"),
         models=Models,
         networks={
-            "byt5": Network(T5EncoderModel, T5Config, "model", optional=True),
-            "clip": Network(CLIPTextModelWithProjection, CLIPTextConfig, "model", optional=True),
-            "prior": Network(PriorModel, PriorConfig, optional=True),
-            "denoiser": Network(Paella, PaellaConfig),
-            "vqgan": Network(VQModel, VQConfig),
+            "byt5": Network(T5EncoderModel, T5Config, "model", optional=True, options=T5Config.fixed),
+            "clip": Network(
+                CLIPTextModelWithProjection, CLIPTextConfig, "model", optional=True, options=clip_text.options
+            ),
+            "prior": Network(PriorModel, PriorConfig, optional=True, library="sega_jax"),
+            "denoiser": Network(Paella, PaellaConfig, library="sega_jax"),
+            "vqgan": Network(VQModel, VQConfig, library="sega_jax"),
         },
         build=Models.build,
         tokenizer=paella_text.tokenizer,
         scheduler=None,
         schedulers=(),
+        saved=Saved("PaellaPipeline", tokenizers=lambda tokenizers: {"tokenizer": (tokenizers or (None, None))[1]}),
     ),
     text=paella_text.READER,
     sampler=Sampler(

@@ -19,14 +19,15 @@ from sega_jax.nn.unet import Context, UNet2DConditionModel, UNetConfig
 from sega_jax.nn.vae import AutoencoderConfig, AutoencoderKL
 from sega_jax.systems import adapters, clip_text, diffusion
 from sega_jax.systems.adapters import AdapterNames
-from sega_jax.systems.base import Checkpoint, Encode, Given, Network, Setup, System, TextReader, listed
+from sega_jax.systems.base import Checkpoint, Encode, Given, Network, Saved, Setup, System, TextReader, listed
 from sega_jax.systems.call import MOST_PIXELS
-from sega_jax.systems.clip_text import ClipCall, tokenizer_folder
+from sega_jax.systems.clip_text import ClipCall, Skipping, skipping, tokenizer_folder
 from sega_jax.systems.conditioning import Text, conditioning
 from sega_jax.systems.diffusion_call import DiffusionCall, StartingCall
 from sega_jax.systems.lora_kinds import LoraKind, any_of, attends_to, has
 from sega_jax.systems.original_files import SDXL_FILE
 from sega_jax.systems.sizes import size_conditioning
+from sega_jax.systems.stable_diffusion import NETWORKS
 from sega_jax.systems.stable_diffusion import SAMPLER as STABLE_DIFFUSION
 from sega_jax.text.prompt_weights import Reading, pair_chunks, weighed
 from sega_jax.text.tokenizers import Tokenizer, TokenizerPair
@@ -137,11 +138,12 @@ class SDXLText(Text):
     pooled: Any  # [texts, channels], of the second text encoder and of the first chunk
 
 
-def encode(encoders: tuple[CLIPTextModel, CLIPTextModelWithProjection], ids: jax.Array) -> SDXLText:
+def encode(encoders: tuple[CLIPTextModel, CLIPTextModelWithProjection], ids: jax.Array | Skipping) -> SDXLText:
     """Encodes int32 ids [texts, 2, tokens], of each encoder's own tokenizer."""
     one, two = encoders
-    states, pooled = two.states(ids[:, 1])
-    return SDXLText(jnp.concatenate([one.penultimate(ids[:, 0]), states], -1), pooled)
+    ids, skip = ids if isinstance(ids, Skipping) else (ids, None)
+    states, pooled = two.states(ids[:, 1], skip)
+    return SDXLText(jnp.concatenate([one.penultimate(ids[:, 0], skip), states], -1), pooled)
 
 
 def read(
@@ -153,6 +155,7 @@ def read(
     second: Sequence[str] | str | None = None,
     long_prompts: bool = False,
     weighted: bool = False,
+    clip_skip: int = 0,
 ) -> list[SDXLText]:
     """Reads words; `second` are words for the second text encoder where it reads others, one for all or one each.
 
@@ -160,13 +163,14 @@ def read(
         TypeError, ValueError: `second` is no words, or not as many as there are texts; or a weight is no number.
     """
     others = None if second is None else _words_of_second(second, len(words))
+    encode_ids = skipping(encode, clip_skip)
     if not (long_prompts or weighted):
-        return encode(tokenizer(words, others, warn=warn))
+        return encode_ids(tokenizer(words, others, warn=warn))
     reading = Reading(long_prompts, weighted)
     parts = [
         pair_chunks(tokenizer, text, others[i] if others else None, reading, warn=warn) for i, text in enumerate(words)
     ]
-    rows = iter(encode(np.concatenate([part.ids for part in parts])))
+    rows = iter(encode_ids(np.concatenate([part.ids for part in parts])))
     width = encode.networks[0].config.hidden_size
     return [joined_chunks([next(rows) for _ in part.ids], part.weights, width) for part in parts]
 
@@ -199,7 +203,7 @@ def joined_chunks(rows: Sequence[SDXLText], weights: np.ndarray, width: int) -> 
 
 
 def length(
-    tokenizer: TokenizerPair, words: Sequence[str], *, long_prompts: bool = False, weighted: bool = False
+    tokenizer: TokenizerPair, words: Sequence[str], *, long_prompts: bool = False, weighted: bool = False, **rest: Any
 ) -> int:
     """Returns the number of chunks that the longest of some words takes.
 
@@ -358,10 +362,14 @@ SYSTEM = System(
         recognise=lambda index: "text_encoder_2" in index,
         models=Models,
         networks={
-            "text_encoder": Network(CLIPTextModel, CLIPTextConfig, "model", also=clip_text.OF_CLIP),
-            "text_encoder_2": Network(CLIPTextModelWithProjection, CLIPTextConfig, "model", also=clip_text.OF_CLIP),
-            "unet": Network(UNet2DConditionModel, UNetConfig),
-            "vae": Network(AutoencoderKL, AutoencoderConfig),
+            **NETWORKS,
+            "text_encoder_2": Network(
+                CLIPTextModelWithProjection,
+                CLIPTextConfig,
+                "model",
+                also=clip_text.OF_CLIP,
+                options=clip_text.options,
+            ),
         },
         build=Models.build,
         tokenizer=tokenizer,
@@ -370,6 +378,11 @@ SYSTEM = System(
         extras_type=Extras,
         refuse=refuse,
         single_file=SDXL_FILE,
+        saved=Saved(
+            "StableDiffusionXLPipeline",
+            entries=lambda extras: {"force_zeros_for_empty_prompt": extras.zero_negative},
+            tokenizers=lambda pair: {"tokenizer": pair.first, "tokenizer_2": pair.second},
+        ),
         adapters=AdapterNames(
             {"text_encoder": adapters.TEXT, "text_encoder_2": adapters.TEXT_2, "unet": adapters.UNET},
             TextEncoders("Stable Diffusion XL", {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}, "768 and 1280"),
@@ -382,6 +395,7 @@ SYSTEM = System(
         networks=lambda models: (models.text_encoder, models.text_encoder_2),
         encode=encode,
         read=read,
+        check_options=lambda encoders, options: clip_text.check_skip(encoders, options, 1),
         check=check,
         join=join,
         length=length,

@@ -10,7 +10,7 @@ from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
 from sega_jax.nn.vae import AutoencoderConfig, AutoencoderKL
 from sega_jax.systems import adapters, clip_text, diffusion
 from sega_jax.systems.adapters import AdapterNames
-from sega_jax.systems.base import Checkpoint, Given, Network, Sampler, Setup, Sizes, System
+from sega_jax.systems.base import Checkpoint, Given, Network, Sampler, Saved, Setup, Sizes, System
 from sega_jax.systems.clip_text import ClipCall
 from sega_jax.systems.diffusion_call import StartingCall
 from sega_jax.systems.lora_kinds import LoraKind, any_of, attends_to, has
@@ -18,8 +18,15 @@ from sega_jax.systems.original_files import STABLE_DIFFUSION_FILE
 from sega_jax.weights.textual_inversion import TextEncoders
 
 NETWORKS = {
-    "text_encoder": Network(CLIPTextModel, CLIPTextConfig, "model", also=clip_text.OF_CLIP),
-    "unet": Network(UNet2DConditionModel, UNetConfig),
+    "text_encoder": Network(
+        CLIPTextModel,
+        CLIPTextConfig,
+        "model",
+        also=clip_text.OF_CLIP,
+        options=clip_text.options,
+        published=CLIPTextModel.published,
+    ),
+    "unet": Network(UNet2DConditionModel, UNetConfig, options=UNetConfig.fixed),
     "vae": Network(AutoencoderKL, AutoencoderConfig),
 }
 
@@ -136,6 +143,7 @@ SYSTEM = System(
         clip_text.tokenizer,
         single_file=STABLE_DIFFUSION_FILE,
         adapters=ADAPTERS,
+        saved=Saved("StableDiffusionPipeline", entries=lambda extras: {"image_encoder": [None, None]}),
         unchecked={
             "safety_checker": [None, None],
             "feature_extractor": [None, None],

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sega_jax.method.arguments import changed
-from sega_jax.method.schedules import from_config
+from sega_jax.method.schedules import Scheduler, from_config
 from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModel
 from sega_jax.nn.config import built
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
 from sega_jax.nn.vae import AutoencoderConfig, AutoencoderKL
 from sega_jax.systems import clip_text, diffusion
-from sega_jax.systems.base import Checkpoint, Given, Setup, Sizes, System, listed
+from sega_jax.systems.base import Checkpoint, Given, Saved, Setup, Sizes, System, listed
 from sega_jax.systems.clip_text import ClipCall
 from sega_jax.systems.diffusion_call import AutoencodedCall, ConditionedCall, DiffusionCall
 from sega_jax.systems.low_res import LowResNoise, Upscaling
@@ -107,6 +107,11 @@ def extras(folder: Path, index: Mapping[str, Any], models: Models) -> Upscaling:
     return Upscaling(LowResNoise(scheduler, most))
 
 
+def schedulers(extras: Upscaling) -> dict[str, Scheduler]:
+    """Returns the scheduler that noises low-resolution pictures, by its folder."""
+    return {NOISE: extras.low_res_noise.scheduler}
+
+
 def notice(index: Mapping[str, Any]) -> str | None:
     """Warns where a checkpoint has DeepFloyd-IF's safety checker, which is not Stable Diffusion's. The upscaler has it
     as well if diffusers saved it as the last stage of that cascade."""
@@ -131,6 +136,11 @@ SYSTEM = System(
         extras=extras,
         extras_type=Upscaling,
         notice=notice,
+        saved=Saved(
+            "StableDiffusionUpscalePipeline",
+            entries=lambda extras: {"max_noise_level": extras.low_res_noise.most},
+            schedulers=schedulers,
+        ),
         adapters=ADAPTERS._replace(kinds=()),
     ),
     text=clip_text.READER,

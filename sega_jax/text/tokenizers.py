@@ -6,6 +6,8 @@ import unicodedata
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
+from itertools import count as counted
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ Warn = Callable[[str], None]
 class Tokenizer:
     """CLIP's tokenizer from a folder.
 
+    A word that was added as the tokens `<word>`, `<word>_1`, ... is read as all of them, as in diffusers.
+
     Args:
         folder: holds tokenizer.json, or vocab.json and merges.txt, and the tokenizer's settings.
         positions: that the text encoder has; `length` is at most these.
@@ -27,6 +31,8 @@ class Tokenizer:
     Raises:
         CheckpointError: missing or broken files, or tokens that the text encoder does not have.
     """
+
+    library_class = "CLIPTokenizer"
 
     def __init__(self, folder: Path, positions: int, vocabulary: int):
         from transformers import CLIPTokenizer  # seconds to import, and of no use without a checkpoint
@@ -55,7 +61,17 @@ class Tokenizer:
                 f" encoder {vocabulary}; do the two folders belong together?"
             )
         self.length = min(length, positions)
-        self._spelt: dict[str, str] = {}  # words of several tokens, in the form of `_normal`
+        # Words of several tokens, in the form of `_normal`. As in diffusers, names say which tokens belong together.
+        self._spelt: dict[str, str] = {}
+        added = self._tokenizer.get_added_vocab()
+        for word in added:
+            names = [word, *takewhile(added.__contains__, (f"{word}_{i}" for i in counted(1)))]
+            if len(names) > 1:
+                self._spelt[_normal(word)] = " ".join(names)
+
+    def save(self, folder: Path) -> None:
+        """Writes the files to a folder, from which this is read again, with its new words."""
+        _save(self._tokenizer, folder, self.length)
 
     @property
     def pad(self) -> str:
@@ -143,6 +159,13 @@ def _normal(text: str) -> str:
     return unicodedata.normalize("NFC", text).lower()
 
 
+def _save(tokenizer: Any, folder: Path, length: int) -> None:
+    """Writes the files of a tokenizer of transformers that makes so many tokens."""
+    made = copy.deepcopy(tokenizer)
+    made.model_max_length = length
+    made.save_pretrained(folder)
+
+
 class TokenizerPair:
     """Stable Diffusion XL's two tokenizers, of one vocabulary and length, which pad with different tokens."""
 
@@ -180,7 +203,7 @@ class T5Tokenizer:
         CheckpointError: missing or broken files, or tokens that the text encoder does not have.
     """
 
-    length = 77
+    length, library_class = 77, "T5Tokenizer"
 
     def __init__(self, folder: Path, vocabulary: int):
         from transformers import T5Tokenizer
@@ -208,6 +231,10 @@ class T5Tokenizer:
                 f"{folder}: the tokenizer's last token is of number {last}, the text encoder has {vocabulary}; do the"
                 " two folders belong together?"
             )
+
+    def save(self, folder: Path) -> None:
+        """Writes the files to a folder, from which this is read again."""
+        _save(self._tokenizer, folder, self.length)
 
     def __call__(self, texts: Sequence[str], *, warn: Warn | None = warnings.warn) -> np.ndarray:
         """Returns int32 ids and mask [texts, 2, length], 0 for padding; longer texts keep their end token, and `warn`

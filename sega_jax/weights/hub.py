@@ -2,14 +2,19 @@
 
 import glob
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import NamedTuple, TypeGuard
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeGuard
 from urllib.parse import unquote, urlsplit
 
 from sega_jax.text.files import CheckpointError
 from sega_jax.weights.tensors import ENDINGS
 
+# The options with which the hub's client is called; see `using`.
+_options: ContextVar[Mapping[str, Any]] = ContextVar("options", default=MappingProxyType({}))
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _ADDRESS = re.compile(
     rf"(?P<repository>{_ID.pattern})(?:@(?P<revision>[\w.-]+))?(?:/(?P<path>[^/*?\\](?:[^*?\\]*[^/*?\\])?))?"
@@ -76,6 +81,17 @@ def is_id(source: object) -> TypeGuard[str]:
     return isinstance(source, str) and _ID.fullmatch(source) is not None
 
 
+@contextmanager
+def using(**options: Any) -> Iterator[None]:
+    """Fetches with these options of the hub's client in a block: `cache_dir`, `token`, `local_files_only` and
+    `force_download`; None is the client's default."""
+    token = _options.set({name: value for name, value in options.items() if value is not None})
+    try:
+        yield
+    finally:
+        _options.reset(token)
+
+
 def fetch(repository: str, files: Sequence[str], revision: str | None = None) -> Path:
     """Returns the local folder of a repository's snapshot, with the files that match these patterns.
 
@@ -95,7 +111,8 @@ def fetch(repository: str, files: Sequence[str], revision: str | None = None) ->
     from huggingface_hub import errors
 
     try:
-        return Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=list(files)))
+        options: Any = {"revision": revision, "allow_patterns": list(files), **_options.get()}
+        return Path(huggingface_hub.snapshot_download(repository, **options))
     except errors.GatedRepoError:
         why = (
             f"is gated: accept its conditions at {huggingface_hub.constants.ENDPOINT}/{repository}, then log in with"

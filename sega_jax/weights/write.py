@@ -1,10 +1,11 @@
-"""Writes the weights of one network: to safetensors in diffusers' layout, or to Orbax."""
+"""Writes checkpoints: networks to safetensors in diffusers' layout, or to Orbax, and the files beside them."""
 
 import json
 import logging
+import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,10 +32,88 @@ class Network(NamedTuple):
         return sum(array.nbytes for array in self.arrays.values())
 
 
-def network_of(module: Any, dtype: DTypeLike | None = None) -> Network:
-    """Copies a module's parameters to the host, cast to `dtype` unless it is None."""
+class Part(NamedTuple):
+    """A network that is to be written."""
+
+    nbytes: int  # of its arrays
+    read: Callable[[Callable[[int], Any]], Network]  # is given what counts the bytes of arrays as they are read
+    stem: str  # the name of its weight file in diffusers layout, without ending
+
+
+def network_of(
+    module: Any, dtype: DTypeLike | None = None, published: Callable[[str], str] = lambda key: key
+) -> Network:
+    """Copies a module's parameters to the host, cast to `dtype` unless it is None. `published` returns the key in
+    torch's files for a key of the module."""
     arrays = {flax_name(path): np.asarray(leaf, dtype) for path, leaf in jax.tree_util.tree_leaves_with_path(module)}
-    return Network(arrays, {name: torch_key(name) for name in arrays}, {})
+    return Network(arrays, {name: published(torch_key(name)) for name in arrays}, {})
+
+
+def module_part(module: Any, stem: str, published: Callable[[str], str]) -> Part:
+    """Returns a module with values as a part of a checkpoint, in its own dtypes; see `network_of`."""
+
+    def read(update: Callable[[int], Any]) -> Network:
+        network = network_of(module, published=published)
+        update(network.nbytes)
+        return network
+
+    return Part(sum(leaf.nbytes for leaf in jax.tree.leaves(module)), read, stem)
+
+
+def checkpoint_bytes(parts: Mapping[str, Part], files: Mapping[Path, Path | bytes]) -> int:
+    """Returns what `write_checkpoint` counts: the bytes that it reads of networks, and those that it writes."""
+    return 2 * sum(part.nbytes for part in parts.values()) + sum(map(_file_size, files.values()))
+
+
+def write_checkpoint(
+    folder: Path,
+    parts: Mapping[str, Part],
+    files: Mapping[Path, Path | bytes],
+    update: Callable[[int], Any],
+    *,
+    orbax: bool = False,
+) -> None:
+    """Writes a checkpoint: its networks, then its other files, in their order.
+
+    Args:
+        folder: where to write.
+        parts: the networks, by the names of their folders.
+        files: the other files by their paths in the folder; each is a path to copy, or the content.
+        update: counts bytes, up to `checkpoint_bytes`.
+        orbax: whether networks are written to Orbax instead of safetensors.
+
+    Raises:
+        CheckpointError: a network cannot be read.
+        OSError: the disk is too small, or a file cannot be written.
+    """
+    needed = sum(part.nbytes for part in parts.values()) + sum(map(_file_size, files.values()))
+    if (free := shutil.disk_usage(folder).free) < needed:
+        raise OSError(f"{folder.parent} needs {needed:,} bytes and its disk has {free:,} free; name another folder")
+    for name, part in parts.items():
+        network = part.read(update)
+        (folder / name).mkdir()
+        written = network.nbytes
+        if orbax:
+            write_orbax(folder / name, network)
+        else:
+            write_diffusers(folder / name, network, part.stem)
+        update(written)
+    for path, content in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes):
+            (folder / path).write_bytes(content)
+        else:
+            shutil.copyfile(content, folder / path)
+        update(_file_size(content))
+
+
+def _file_size(content: Path | bytes) -> int:
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+
+def as_json(value: Mapping[str, Any]) -> bytes:
+    """Returns the content of a JSON file."""
+    return json.dumps(value, indent=2).encode()
 
 
 def write_diffusers(folder: Path, network: Network, stem: str) -> None:

@@ -24,8 +24,9 @@ from support.checkpoints import edit_json, edit_tensors, files, same
 from support.conversion import apart, run
 
 import convert
-from convert import conversion, destination
+from convert import conversion
 from sega_jax import CheckpointError, load
+from sega_jax.weights import destination
 from sega_jax.weights.layout import flax_name, leaves
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -501,7 +502,7 @@ def test_nothing_is_left_when_the_end_fails(folder, tmp_path, monkeypatch, error
 
 
 def test_leftovers_are_removed(folder, tmp_path):
-    stale = tmp_path / ".dest.sega-jax-convert"
+    stale = tmp_path / ".dest.sega-jax-partial"
     (stale / "unet").mkdir(parents=True)
     (stale / "half").touch()
     convert.convert(folder, tmp_path / "dest")
@@ -510,12 +511,12 @@ def test_leftovers_are_removed(folder, tmp_path):
 
 
 def test_another_conversion_is_left_alone(folder, tmp_path):
-    other = tmp_path / ".dest.sega-jax-convert"
+    other = tmp_path / ".dest.sega-jax-partial"
     other.mkdir()
     (other / "half").touch()
     held = os.open(other, os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_EX)
-    with pytest.raises(FileExistsError, match="another conversion is writing"):
+    with pytest.raises(FileExistsError, match="another process is writing"):
         convert.convert(folder, tmp_path / "dest")
     assert (other / "half").exists()
     os.close(held)
@@ -524,7 +525,7 @@ def test_another_conversion_is_left_alone(folder, tmp_path):
 def test_a_link_in_place_of_the_hidden_folder(folder, tmp_path):
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious/file").touch()
-    (tmp_path / ".dest.sega-jax-convert").symlink_to(tmp_path / "precious")
+    (tmp_path / ".dest.sega-jax-partial").symlink_to(tmp_path / "precious")
     with pytest.raises(OSError, match="cannot be written to"):
         convert.convert(folder, tmp_path / "dest")
     assert (tmp_path / "precious/file").exists()
@@ -541,7 +542,7 @@ def test_stopped_conversions(folder, tmp_path):
     assert result["undisturbed"] == [0, ["undisturbed"]]
     killed = [result[f"killed{number}"] for number in range(5)]
     assert {status for status, _ in killed} == {-signal.SIGKILL}
-    assert killed[0] == [-signal.SIGKILL, [".killed0.sega-jax-convert"]]
+    assert killed[0] == [-signal.SIGKILL, [".killed0.sega-jax-partial"]]
     assert result["again"] == [0, ["killed0"]]
     assert result["interrupted"] == [130, []]
     for path in tmp_path.glob("[!.]*"):

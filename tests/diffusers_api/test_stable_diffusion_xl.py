@@ -153,15 +153,16 @@ STATES, POOLED = np.zeros((1, 12, 36), np.float32), np.zeros((1, 12), np.float32
 NO_WORDS = {"prompt": None, "prompt_embeds": STATES, "pooled_prompt_embeds": POOLED}
 REFUSED = [
     ({"denoising_end": 0.8}, ValueError, "denoising_end=0.8 is not supported; it belongs to the refiner"),
-    ({"clip_skip": 1}, ValueError, "clip_skip=1 is not supported; the last layer but one"),
-    ({"ip_adapter_image": STATES}, ValueError, "ip_adapter_image=.* is not supported; adapters"),
+    ({"clip_skip": 9}, ValueError, "clip_skip=9 should be from 0 to 1, by the number of the text encoder's layers"),
+    ({"ip_adapter_image": STATES}, ValueError, "ip_adapter_image=.* is not supported; IP-Adapters"),
     ({"negative_original_size": (1, 2)}, ValueError, r"negative_original_size=\(1, 2\) is not supported; all branches"),
     ({"negative_crops_coords_top_left": (0, 1)}, ValueError, "negative_crops_coords_top_left=.* is not supported"),
-    ({"callback_on_step_end": print}, ValueError, "callback_on_step_end=.* is not supported; give callback"),
+    ({"callback_on_step_end": 3}, TypeError, "callback_on_step_end=3 should be a function of pipeline, step"),
+    ({"cross_attention_kwargs": {"gain": 1}}, ValueError, "cross_attention_kwargs=.* is not supported; it should be"),
     ({"colour": 1}, TypeError, "colour is not an argument of SemanticStableDiffusionXLPipeline"),
     ({"prompt": None}, TypeError, "prompt=None should be words, or give prompt_embeds"),
-    ({"generator": 3}, TypeError, "generator is torch's"),
-    ({"output_type": "pt"}, ValueError, "output_type='pt' should be one of pil, np, latent"),
+    ({"generator": "3"}, TypeError, "generator='3' should be a seeded generator of torch, a seed"),
+    ({"output_type": "pt"}, ValueError, "output_type='pt' is for tensors of torch; give 'np'"),
     ({"prompt_2": ["a", "b"]}, ValueError, "prompt_2 has 2 entries, expected 1, one each"),
     ({"prompt_2": 3}, TypeError, r"prompt_2=\[3\] should be words or a list"),
     ({"negative_prompt_2": "a"}, ValueError, "negative_prompt_2='a' without negative_prompt .* give both"),
@@ -195,7 +196,7 @@ def test_what_changes_nothing_in_diffusers_is_taken(face):
 def test_refused_parts(folder, face):
     with pytest.raises(TypeError, match="tokenizer and tokenizer_2 belong together"):
         SemanticStableDiffusionXLPipeline.from_pretrained(folder, tokenizer=face.tokenizer)
-    with pytest.raises(TypeError, match="add_watermarker is not supported"):
+    with pytest.raises(TypeError, match="add_watermarker=True is not supported: there is no watermark"):
         SemanticStableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=True)
     with pytest.raises(TypeError, match="text_encoder_2=int should be a CLIPTextModelWithProjection"):
         face.text_encoder_2 = 3

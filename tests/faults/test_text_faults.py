@@ -1,14 +1,17 @@
 """Faults in how words are read: tokenizers, learnt words, weights in brackets, long prompts and remembered
 embeddings."""
 
+import dataclasses
 import warnings
 
 import numpy as np
 import pytest
 from support import tiny
 
-from faults.damage import argument, instead, result
-from faults.views import Fault, View, Views, normal
+from faults.damage import argument, instead, result, skipped
+from faults.views import Fault, View, Views, compiled, network, normal
+from sega_jax.nn import clip
+from sega_jax.pipelines import texts
 from sega_jax.pipelines.execution.devices import Devices
 from sega_jax.pipelines.execution.embedding_cache import EmbeddingCache
 from sega_jax.systems import clip_text
@@ -60,8 +63,30 @@ def of_two_encoders(devices):
     return first, remembered(2, np.array([[1, 2]]))
 
 
+def earlier_layer():
+    """Reads texts from the layer before the last."""
+    return compiled(clip_text.encode, network("text_encoder"), clip_text.Skipping(TOKENS, np.ones(3, np.int32))).states
+
+
+def earlier_layer_by_hand():
+    """Runs the first of the two layers, and the final layer norm."""
+    encoder = network("text_encoder")
+    first, _ = encoder.encoder.layers
+    return encoder.final_layer_norm(first(encoder.embeddings(TOKENS)))
+
+
+def branches(pipe):
+    """Returns the states of a negative prompt, a prompt and a concept, which skip a layer where they should."""
+    batch = pipe.prepare("cat", "hat", negative_prompt="bad", clip_skip=1)
+    return texts.joined_branches(pipe, batch, 1).states[0]
+
+
+def branches_by_hand(pipe):
+    return np.concatenate([pipe.encode("bad").states, pipe.encode(["cat", "hat"], clip_skip=1).states])
+
+
 @pytest.fixture(scope="module")
-def views(folder, tmp_path_factory, one_device):
+def views(folder, tmp_path_factory, one_device, small):
     tiny.t5_tokenizer(t5 := tmp_path_factory.mktemp("t5") / "tokenizer")
     tokenizer = Tokenizer(folder / "tokenizer", 12, 60)
     return Views(
@@ -74,6 +99,8 @@ def views(folder, tmp_path_factory, one_device):
             "learnt words": View(
                 lambda: tokenizer.having({"<cat>": 3})[0](["<cat> a"])[0, 1:5], lambda: np.array([58, 59, 60, 28])
             ),
+            "earlier layer": View(earlier_layer, earlier_layer_by_hand, 1e-5),
+            "branches": View(lambda: branches(small), lambda: branches_by_hand(small), 1e-5),
             "read": View(lambda: read(tokenizer, one_device), read_by_hand, 1e-6),
             "remembered": View(lambda: of_two_encoders(one_device), lambda: (np.array([[1, 2]]), np.array([[2, 4]]))),
         }
@@ -93,6 +120,14 @@ def with_side(name):
     return change
 
 
+def skipping_everywhere(batch):
+    return dataclasses.replace(batch, negative_reading=batch.reading)
+
+
+def skipping_nowhere(batch):
+    return dataclasses.replace(batch, reading=batch.negative_reading)
+
+
 FAULTS = {
     "truncation keeps the end of a text": Fault("tokens", Tokenizer, "__init__", with_side("truncation_side")),
     "padding comes before the text": Fault("tokens", Tokenizer, "__init__", with_side("padding_side")),
@@ -106,6 +141,14 @@ FAULTS = {
     "chunks have no end": Fault("read", Tokenizer, "framed", result(lambda ids: np.where(ids == 57, 0, ids))),
     "the mean of a weighted chunk is not restored": Fault(
         "read", prompt_weights, "weighed", instead(lambda states, weights: states * weights[..., None])
+    ),
+    "one layer fewer is skipped": Fault("earlier layer", clip.Encoder, "earlier", argument(2, lambda skip: skip - 1)),
+    "earlier layers go without the final layer norm": Fault(
+        "earlier layer", clip.CLIPTextModel, "__init__", skipped("final_layer_norm")
+    ),
+    "negative prompts skip layers, too": Fault("branches", texts, "joined_branches", argument(1, skipping_everywhere)),
+    "concepts keep the layer of negative prompts": Fault(
+        "branches", texts, "joined_branches", argument(1, skipping_nowhere)
     ),
     "embeddings of another text encoder are remembered": Fault(
         "remembered", EmbeddingCache, "clear", instead(lambda self: None)

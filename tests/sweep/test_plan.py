@@ -58,6 +58,7 @@ def test_a_point_is_complete():
         "strength": None,
         "long_prompts": False,
         "weighted": False,
+        "clip_skip": 0,
     }
     assert made.adapters == ()
 
@@ -89,6 +90,7 @@ CALLS = {
     "tiled": True,
     "long_prompts": True,
     "weighted": True,
+    "clip_skip": 1,
 }
 SETTINGS = {
     "concept": "hat",

@@ -33,9 +33,9 @@ class Concept(Kind):
         return embedding
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Edit:
-    """One concept and how it guides.
+    """One concept and how it guides. Edits of equal settings and words, or of equal arrays, are equal.
 
     Attributes:
         concept: words, or their text conditioning, of one row (`pipe.encode`); for families with one text encoder an
@@ -73,6 +73,25 @@ class Edit:
             if name != "concept":
                 value = one.check(getattr(self, name), f"Edit {_brief(self.concept)}: {name}")
                 object.__setattr__(self, name, value)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Edit):
+            return NotImplemented
+        settings = all(getattr(self, name) == getattr(other, name) for name in SETTINGS)
+        return settings and _same(self.concept, other.concept)
+
+    def __hash__(self) -> int:
+        leaves, structure = jax.tree.flatten(self.concept)
+        concept = self.concept if isinstance(self.concept, str) else (structure, *map(np.shape, leaves))
+        return hash((concept, *(getattr(self, name) for name in SETTINGS)))
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Tells whether two concepts are the same words or equal arrays."""
+    if jax.tree.structure(one) != jax.tree.structure(other):  # type: ignore[operator]
+        return False
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(a is b or np.array_equal(a, b) for a, b in pairs)
 
 
 SETTINGS = tuple(name for name in arguments(Edit) if name != "concept")

@@ -26,6 +26,15 @@ from sega_jax.method.schedules.families import resolve
 from sega_jax.method.schedules.spacing import cumulative, given_timesteps
 
 
+class Config(dict[str, Any]):
+    """The contents of a `scheduler_config.json`, whose options are attributes as well."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self:
+            raise AttributeError(f"the config has no option {name}; it has {', '.join(self)}", name=name, obj=self)
+        return self[name]
+
+
 @dataclasses.dataclass(frozen=True)
 class Scheduler:
     """A checkpoint's scheduler: a table for a number of steps.
@@ -38,9 +47,14 @@ class Scheduler:
     options: Mapping[str, Any]
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Config:
         """A copy of the `scheduler_config.json` that it was made from."""
-        return dict(self._config)
+        return Config(self._config)
+
+    @property
+    def compatibles(self) -> list[str]:
+        """The names of the classes that its config goes with."""
+        return list(FAMILIES)
 
     @property
     def name(self) -> str:

@@ -157,6 +157,14 @@ class UNetConfig(NamedTuple):
             )
         return self
 
+    def fixed(self) -> dict[str, Any]:
+        """Returns the options of diffusers' config.json that its kind of UNet has at one value, and no field."""
+        family = _FAMILIES[self.mid_block_type]
+        fixed = {name: values[0] for name, values in family.fixed.items() if len(values) == 1}
+        if self.adds_keys and self.encoder_hid_dim:
+            fixed["encoder_hid_dim_type"] = "text_proj"
+        return {name: value for name, value in fixed.items() if name not in self._fields}
+
     def _check_levels(self) -> None:
         count = len(self.block_out_channels)
         for name in ("down_block_types", "up_block_types"):

@@ -135,12 +135,16 @@ def name(made: Point, facts: Facts) -> str:
     the batch that it is made in. Files are hashed by their contents, wherever they are."""
     scheduler = facts.scheduler_of(made.scheduler)
     contents, pictures = dict(made.files), pictures_of(facts.declaration)
+    declared = call_settings(facts.declaration)
+    settings = [
+        (name, value) for name, value in made.settings if not (declared[name].later and value == declared[name].default)
+    ]
     # Of the model, what only says how it is computed or checked decides nothing.
     model = {key: value for key, value in facts.model.items() if key not in ("attention", "safety_checker")}
     what: dict[str, Any] = {
         "model": model,
         "system": facts.system,
-        "call": {name: contents.get(value, value) if name in pictures else value for name, value in made.settings},
+        "call": {name: contents.get(value, value) if name in pictures else value for name, value in settings},
         "scheduler": None if scheduler is None else [scheduler.name, dict(scheduler.options)],
         "edits": [[getattr(edit, key) for key in edit_settings()] for edit in made.edits.values()],
     }

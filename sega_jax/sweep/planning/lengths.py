@@ -17,16 +17,22 @@ class Lengths:
 
     def __init__(self, facts: Facts):
         self._facts, self._tokenizers = facts, dict[Any, Any]()
+        self._checked = set[Any]()
         self._reading = [name for name, one in arguments(facts.declaration).items() if one.of_text]
 
     def __call__(self, point: Point) -> Any:
         """Returns the length, in the family's own measure; None where no picture depends on it.
 
         Raises:
-            CheckpointError, TypeError, ValueError: LoRAs or new words do not fit the checkpoint.
+            CheckpointError, TypeError, ValueError: LoRAs or new words do not fit the checkpoint, or its text encoder
+                cannot read texts so.
         """
         options = {name: point.call[name] for name in self._reading if name in point.call}
         read = any(options.values())
+        if read and tuple(options.items()) not in self._checked:
+            reader = self._facts.family.text
+            reader.check_options(reader.networks(described(self._facts).models), options)
+            self._checked.add(tuple(options.items()))
         if (read or point.adapters) and point.adapters not in self._tokenizers:
             self._tokenizers[point.adapters] = fitting(self._facts, point.adapters)
         if not read:

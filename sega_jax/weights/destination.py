@@ -23,7 +23,7 @@ def whole_or_nothing(dest: Path) -> Iterator[Path]:
         raise FileExistsError(f"{dest} exists and is no empty folder; name a new one")
     if os.path.ismount(dest):
         raise FileExistsError(f"{dest} is where a disk is mounted and cannot be replaced; name a folder inside it")
-    partial = dest.with_name(f".{dest.name}.sega-jax-convert")
+    partial = dest.with_name(f".{dest.name}.sega-jax-partial")
     try:
         dest.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir(exist_ok=True)
@@ -32,7 +32,7 @@ def whole_or_nothing(dest: Path) -> Iterator[Path]:
         raise OSError(f"{dest} cannot be written to ({error.strerror}); name another folder") from None
     try:
         if not _lock(held) or not os.path.samestat(os.fstat(held), os.stat(partial)):
-            raise FileExistsError(f"another conversion is writing {dest}; wait for it, or name another folder")
+            raise FileExistsError(f"another process is writing {dest}; wait for it, or name another folder")
         try:
             _empty(partial)
             yield partial
@@ -51,7 +51,7 @@ def _lock(folder: int) -> bool:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a file system without locks; two conversions to one folder are rare
+    except OSError:  # a file system without locks; two writers of one folder are rare
         return True
     return True
 

@@ -1,0 +1,115 @@
+"""diffusers' classes of networks, which load one network to take the place of a checkpoint's."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from sega_jax.diffusers_api.options import hub_options
+from sega_jax.diffusers_api.torch_values import devices_of, one_dtype
+from sega_jax.nn.unet import UNet2DConditionModel as UNet
+from sega_jax.nn.unet import UNetConfig
+from sega_jax.nn.vae import AutoencoderConfig
+from sega_jax.nn.vae import AutoencoderKL as Autoencoder
+from sega_jax.pipelines.execution.devices import Devices
+from sega_jax.pipelines.load_options import pick_attention, pick_dtype
+from sega_jax.pipelines.loading import filled
+from sega_jax.pipelines.network_sources import find_network
+from sega_jax.systems.base import Network
+from sega_jax.text.files import CheckpointError
+from sega_jax.weights import hub
+
+# By the folders in a checkpoint.
+_NETWORKS = {
+    "vae": Network(Autoencoder, AutoencoderConfig),
+    "unet": Network(UNet, UNetConfig),
+}
+
+
+class AutoModel:
+    """Loads a network of a class that its config.json names."""
+
+    _parts: tuple[str, ...] = tuple(_NETWORKS)  # which it takes
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        subfolder: str | None = None,
+        torch_dtype: Any = None,
+        dtype: Any = None,
+        variant: str | None = None,
+        revision: str | None = None,
+        device_map: Any = None,
+        **options: Any,
+    ) -> Any:
+        """Loads a network, for `vae=` or `unet=` of a pipeline.
+
+        Args:
+            pretrained_model_name_or_path: its folder, or "owner/name" on the hub.
+            subfolder: the folder in it, such as "vae".
+            torch_dtype, dtype, variant, revision: as of `sega_jax.load`.
+            device_map: as the device of a pipeline's `to`.
+            options: options of the hub, and others without an effect here.
+
+        Raises:
+            TypeError, ValueError: an option is unknown, or has a value that is not supported.
+            FileNotFoundError, CheckpointError: the network is of another class, or its files are missing or broken.
+        """
+        source = _located(pretrained_model_name_or_path, subfolder, revision)
+        devices = devices_of(device_map if isinstance(device_map, str) else None, Devices())
+        chosen = pick_dtype(one_dtype(dtype if torch_dtype is None else torch_dtype), devices)
+        with hub_options(f"{cls.__name__}.from_pretrained", options):
+            *others, last = cls._parts
+            for part in others:
+                try:
+                    return _loaded(part, source, variant, chosen, devices)
+                except CheckpointError:  # it may be of the next class
+                    continue
+            return _loaded(last, source, variant, chosen, devices)
+
+    @classmethod
+    def from_single_file(cls, pretrained_model_link_or_path_or_dict: str | Path, **options: Any) -> str | Path:
+        """Returns the file as it is: `vae=` or `unet=` of a pipeline reads it, with the config of the checkpoint."""
+        with hub_options(f"{cls.__name__}.from_single_file", options):
+            return pretrained_model_link_or_path_or_dict
+
+
+def _located(source: Any, subfolder: str | None, revision: str | None) -> str | Path:
+    """Returns a folder, or the name of one on the hub with its revision.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(f"{type(source).__name__} should be the path of a folder, or owner/name on the hub")
+    folder = Path(os.path.expanduser(source))
+    address = None if os.path.exists(folder) else hub.address(source)
+    if address is None:
+        return folder / (subfolder or "")
+    return str(address._replace(path=subfolder or address.path, revision=revision or address.revision))
+
+
+def _loaded(part: str, source: str | Path, variant: str | None, dtype: Any, devices: Devices) -> Any:
+    network = _NETWORKS[part]
+    found = find_network(part, source, network, (), variant)
+    if found.config is None:
+        raise CheckpointError(f"{source} is a file without a config.json; give it to a pipeline as {part}=")
+    extra = [pick_attention(None, dtype, devices)] if network.module is UNet else []
+    try:
+        module = network.module(network.config.from_dict(found.config), *extra)
+    except ValueError as error:
+        raise CheckpointError(f"{source}: {error}") from None
+    return filled(found.open(module), module, dtype, devices)
+
+
+class AutoencoderKL(AutoModel):
+    """Loads an autoencoder."""
+
+    _parts = ("vae",)
+
+
+class UNet2DConditionModel(AutoModel):
+    """Loads a UNet."""
+
+    _parts = ("unet",)

@@ -1,0 +1,174 @@
+"""diffusers' methods for where and how a pipeline runs: those that mean something here, and those without an effect."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sega_jax.diffusers_api.torch_values import devices_of, is_dtype
+from sega_jax.method.checks import check_float
+from sega_jax.pipelines.execution.devices import Devices
+from sega_jax.pipelines.load_options import pick_dtype
+from sega_jax.pipelines.messages import collected
+from sega_jax.pipelines.pipeline import Pipeline
+
+# Methods that say how torch computes or where it keeps weights; the pictures do not depend on them.
+WITHOUT_EFFECT = (
+    *("enable_attention_slicing", "disable_attention_slicing", "set_attention_slice"),
+    *("enable_xformers_memory_efficient_attention", "disable_xformers_memory_efficient_attention"),
+    *("set_use_memory_efficient_attention_xformers", "enable_vae_slicing", "disable_vae_slicing"),
+    *("enable_model_cpu_offload", "enable_sequential_cpu_offload", "enable_group_offload"),
+    *("maybe_free_model_hooks", "remove_all_hooks", "reset_device_map", "disable_freeu"),
+    *("fuse_qkv_projections", "unfuse_qkv_projections", "enable_lora_hotswap", "set_lora_device"),
+)
+# Methods that would make other pictures, or do something that is not supported, each with the remedy.
+REFUSED = {
+    "load_ip_adapter": "IP-Adapters are not supported; give the picture as image= to start from it",
+    "set_ip_adapter_scale": "IP-Adapters are not supported; leave it out",
+    "unload_ip_adapter": "IP-Adapters are not supported; leave it out",
+    "push_to_hub": "write a folder with save_pretrained and upload it with huggingface_hub.upload_folder",
+    "save_lora_weights": "LoRAs are merged into the weights; save_pretrained writes them all",
+    "save_lora_adapter": "LoRAs are merged into the weights; save_pretrained writes them all",
+    "register_modules": "build a pipeline of other components: type(pipe)(**pipe.components | {...})",
+    "enable_layerwise_casting": "give torch_dtype when loading",
+    "progress_bar": "give progress= to the call, or set_progress_bar_config",
+}
+
+
+_FACTORS = ("s1", "s2", "b1", "b2")
+
+
+class Switches:
+    """Where and how a pipeline with diffusers' names runs."""
+
+    pipeline: Pipeline
+    _tiled: bool = False
+    _progress: bool | None = None  # whether bars are shown; None shows them in terminals and notebooks
+    _bar: Mapping[str, Any] = MappingProxyType({})  # tqdm's options of bars
+
+    def to(self, *args: Any, device: Any = None, dtype: Any = None, **options: Any) -> Self:
+        """Moves the networks to devices, and casts them.
+
+        Args:
+            args: a device, a dtype, or a device and a dtype. A device is "cuda" for all accelerators, "cuda:0" for
+                one, "cpu", a device of torch, or devices of JAX; without an accelerator, "cuda" warns and has no
+                effect. A dtype is torch's, NumPy's or JAX's.
+            device, dtype: the same by name.
+            options: `memory_format` and others without an effect here.
+
+        Returns:
+            The pipeline.
+
+        Raises:
+            TypeError, ValueError: a device or dtype is none, or is not there.
+        """
+        harmless = {"torch_dtype", "silence_dtype_warnings", "non_blocking", "memory_format"}
+        if unknown := [name for name in options if name not in harmless]:
+            raise TypeError(f"{unknown[0]} is not an argument of to; it takes a device and a dtype")
+        dtype = options.get("torch_dtype") if dtype is None else dtype
+        for one in args:
+            if is_dtype(one):
+                dtype = one
+            elif isinstance(one, bool):  # torch's `non_blocking`
+                continue
+            elif one is not None:
+                device = one
+        with collected():
+            devices = devices_of(device, self.pipeline.devices)
+            cast = None if dtype is None else pick_dtype(dtype, devices)
+            if devices is not self.pipeline.devices or cast not in (None, self.pipeline.dtype):
+                self._move(devices, cast)
+        return self
+
+    def _move(self, devices: Devices, dtype: np.dtype | None) -> None:
+        raise NotImplementedError
+
+    @property
+    def device(self) -> jax.Device:
+        """The first of the devices."""
+        return self.pipeline.devices.devices[0]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of the network that is sampled."""
+        return self.pipeline.dtype
+
+    def enable_vae_tiling(self, *args: Any, **options: Any) -> None:
+        """Decodes large pictures in overlapping tiles from now on; see the argument `tiled` of `sega_jax.Pipeline`.
+
+        Raises:
+            TypeError: the family has no autoencoder that does so.
+        """
+        del args, options
+        if "tiled" not in inspect.signature(self.pipeline.system.call).parameters:
+            raise TypeError(f"{self.pipeline.system.title} decodes nothing in tiles; leave enable_vae_tiling out")
+        self._tiled = True
+
+    def disable_vae_tiling(self) -> None:
+        """Decodes pictures as a whole again."""
+        self._tiled = False
+
+    def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
+        """Accepts factors of 1, which change nothing: FreeU is not supported.
+
+        Raises:
+            NotImplementedError: another factor.
+        """
+        factors = [check_float(name, value) for name, value in zip(_FACTORS, (s1, s2, b1, b2), strict=True)]
+        if any(factor != 1 for factor in factors):
+            raise NotImplementedError("enable_freeu: FreeU is not supported and would change the picture; leave it out")
+
+    def set_progress_bar_config(self, **options: Any) -> None:
+        """Sets options of tqdm for the progress bars of calls, such as `desc` and `leave`; `disable` hides them.
+
+        Raises:
+            TypeError: tqdm has no such option.
+        """
+        from tqdm import tqdm
+
+        known = [name for name in inspect.signature(tqdm.__init__).parameters if name not in ("self", "iterable")]
+        for name in options:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, 1)
+                hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(known)}"
+                raise TypeError(f"{name} is not an argument of set_progress_bar_config; {hint}")
+        disable = options.pop("disable", None)
+        self._progress = None if disable is None else not disable
+        self._bar = options
+
+
+def cast_to(tree: Any, dtype: np.dtype) -> Any:
+    """Casts the floating arrays of a tree."""
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)
+
+
+def _without_effect(name: str) -> Callable[..., None]:
+    def method(self: Switches, *args: Any, **options: Any) -> None:
+        del self, args, options
+
+    method.__name__ = method.__qualname__ = name
+    method.__doc__ = "Has no effect: it says how torch computes, and the pictures do not depend on it."
+    return method
+
+
+def _refused(name: str, remedy: str) -> Callable[..., None]:
+    def method(self: Switches, *args: Any, **options: Any) -> None:
+        raise NotImplementedError(f"{name} is not supported: {remedy}")
+
+    method.__name__ = method.__qualname__ = name
+    method.__doc__ = f"Is not supported: {remedy}."
+    return method
+
+
+def _add(names: Sequence[str], make: Callable[[str], Callable[..., None]]) -> None:
+    for name in names:
+        setattr(Switches, name, make(name))
+
+
+_add(WITHOUT_EFFECT, _without_effect)
+_add(list(REFUSED), lambda name: _refused(name, REFUSED[name]))

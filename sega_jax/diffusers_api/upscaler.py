@@ -1,0 +1,62 @@
+"""diffusers' `StableDiffusionUpscalePipeline` (0.42.1), with the arguments of semantic guidance of its
+`SemanticStableDiffusionPipeline`."""
+
+import dataclasses
+from typing import Any
+
+from sega_jax.diffusers_api.arguments import DiffusionArguments, FaceArguments, positional
+from sega_jax.diffusers_api.files import FilesFace
+from sega_jax.diffusers_api.outputs import estimates
+from sega_jax.diffusers_api.stable_diffusion import SemanticStableDiffusionPipelineOutput
+from sega_jax.method.argument_kinds import Opaque
+from sega_jax.method.arguments import argument, changed, takes
+from sega_jax.pipelines.messages import collected
+from sega_jax.systems.clip_text import ClipCall
+from sega_jax.systems.diffusion_call import DiffusionCall
+from sega_jax.systems.images import Pictures
+from sega_jax.systems.upscaler import SYSTEM, UpscalerCall
+
+
+@positional(
+    *("prompt", "image", "num_inference_steps", "guidance_scale", "noise_level", "negative_prompt"),
+    *("num_images_per_prompt", "eta", "generator", "latents", "prompt_embeds", "negative_prompt_embeds"),
+    *("output_type", "return_dict", "callback", "callback_steps", "cross_attention_kwargs", "clip_skip"),
+)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class UpscaleArguments(DiffusionArguments):
+    """The arguments of `StableDiffusionUpscalePipeline`."""
+
+    same = (*DiffusionArguments.same, "latents", "image", "noise_level", "long_prompts", "weighted", "clip_skip")
+
+    image: Any = argument(None, Opaque(Pictures.noun), "the low-resolution picture")
+    num_inference_steps: int = changed(FaceArguments, "num_inference_steps", 75)
+    guidance_scale: float | list[float] = changed(FaceArguments, "guidance_scale", 9.0)
+    noise_level: int = changed(UpscalerCall, "noise_level", 20)
+    latents: Any = changed(DiffusionCall, "latents", None)
+    long_prompts: bool = changed(ClipCall, "long_prompts", False)
+    weighted: bool = changed(ClipCall, "weighted", False)
+    clip_skip: int | None = changed(ClipCall, "clip_skip", None)
+
+
+class StableDiffusionUpscalePipeline(FilesFace):
+    """diffusers' pipeline of the x4 upscaler around a native one (`pipeline`), with semantic guidance.
+
+    Arrays are channels last; randomness is a seed or a key.
+    """
+
+    _systems = (SYSTEM,)
+
+    @takes(UpscaleArguments, "StableDiffusionUpscalePipeline")
+    def __call__(self, call: UpscaleArguments) -> SemanticStableDiffusionPipelineOutput | tuple:
+        """Enlarges pictures with diffusers' arguments, defaults and results.
+
+        Raises:
+            TypeError, ValueError: as `Pipeline.__call__`; nothing ran.
+        """
+        with collected():
+            texts = call.text("prompt", required=True), call.text("negative_prompt"), call.concepts()
+            out = self._make(call, *texts)
+        flags = None if out.flagged is None else out.flagged.tolist()
+        if not call.return_dict:
+            return out.images, flags
+        return SemanticStableDiffusionPipelineOutput(out.images, flags, **estimates(out.record))
