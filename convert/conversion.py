@@ -16,6 +16,8 @@ from jax.typing import DTypeLike
 
 from convert import deepfloyd, pickles
 from convert.destination import whole_or_nothing
+from sega_jax.method.checks import did_you_mean
+from sega_jax.pipelines.load_options import whole_dtype
 from sega_jax.pipelines.loading import describe
 from sega_jax.pipelines.progress import bar
 from sega_jax.pipelines.sources import find, open_weights
@@ -207,7 +209,10 @@ def _dtype(dtype: DTypeLike | None) -> np.dtype | None:
     except TypeError:
         found = None
     if found is None or found.name not in DTYPES:
-        raise ValueError(f"dtype={dtype!r} should be one of {', '.join(DTYPES)}, or None to keep every weight's own")
+        hint = did_you_mean(dtype, DTYPES, whole_dtype)
+        raise ValueError(
+            f"dtype={dtype!r} should be one of {', '.join(DTYPES)}, or None to keep every weight's own{hint}"
+        )
     return found
 
 

@@ -212,6 +212,8 @@ class Sampler(NamedTuple):
     decoder: Callable[[Any], Any]  # models -> what `decode` takes
     decode: Callable[..., tuple[Any, Any]]  # (decoder, x) -> pictures in [0, 1], and whether each row is finite
     check: Callable[[Any, Any, Callable[[str], None]], None] = lambda call, scheduler, warn: None
+    # scheduler or None -> arguments of a call that depend on it where they are None
+    defaults: Callable[[Any], Mapping[str, Any]] = lambda scheduler: {}
     encoder: Callable[[Any], Any] = lambda models: None  # models -> what `encode_image` takes
     encode_image: Callable[[Any, jax.Array, Any, Any], Any] | None = None  # (encoder, keys, pictures, noise) -> states
 

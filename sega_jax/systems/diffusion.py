@@ -91,8 +91,9 @@ def setup(
     rescaled = per_row("guidance_rescale", call.guidance_rescale, given)
     if low_res is not None:
         low_res = low_res._replace(z=_low_res_noise(image_noise, low_res, (len(table.call), rows, *shape), given.dtype))
+    eta = per_row("eta", defaults(given.scheduler)["eta"] if call.eta is None else call.eta, given)
     own = DiffusionSettings(
-        per_row("eta", call.eta, given),
+        eta,
         low_res,
         None if size_conditioning is None else size_conditioning((sizes.factor * shape[0], sizes.factor * shape[1])),
     )
@@ -113,7 +114,7 @@ def setup(
         x=_noise("latents", call.latents, (rows, *shape), given.dtype),
         picture=picture,
         picture_noise=picture_noise,
-        draws=draws_noise(call, given.scheduler, table),
+        draws=draws_noise(eta, given.scheduler, table),
         guidance_rescale=rescaled if rescaled.any() else None,
         decode={} if tile is None else {"tile": tile},
     )
@@ -137,11 +138,16 @@ def check(call: DiffusionCall, scheduler: Scheduler, warn: Callable[[str], None]
     Raises:
         ValueError: eta is given and the solver has none; without `strict` that is a warning.
     """
-    if np.any(call.eta) and scheduler.solver != "ddim":
-        message = f"eta={call.eta} is DDIM's, {scheduler.name} has none"
+    if np.any(call.eta) and scheduler.eta is None:
+        message = f"eta={call.eta} is for DDIM and TCD, {scheduler.name} has none"
         if call.strict:
-            raise ValueError(f"{message}; leave it 0")
+            raise ValueError(f"{message}; leave it out")
         warn(f"{message}; it is ignored")
+
+
+def defaults(scheduler: Scheduler) -> dict[str, float]:
+    """Returns the arguments of a call that depend on the scheduler where they are None."""
+    return {"eta": scheduler.eta or 0.0}
 
 
 def _check_variance(given: Given, shape: tuple[int, int, int]) -> None:
@@ -153,9 +159,11 @@ def _check_variance(given: Given, shape: tuple[int, int, int]) -> None:
         )
 
 
-def draws_noise(call: DiffusionCall, scheduler: Scheduler, table: Row) -> bool:
-    """Tells whether the solver adds noise at some model call."""
-    return bool(np.any(call.eta) if scheduler.solver == "ddim" else np.any(table.solver.noise))
+def draws_noise(eta: np.ndarray, scheduler: Scheduler, table: Row) -> bool:
+    """Tells whether the solver adds noise at some model call; `eta` are the rows' shares of it."""
+    if scheduler.eta is None:
+        return bool(np.any(table.solver.noise))
+    return bool(np.any(eta) and np.any(table.solver.sigma))
 
 
 def _noise(name: str, noise: np.ndarray | None, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | None:

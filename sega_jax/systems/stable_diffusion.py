@@ -112,6 +112,7 @@ SAMPLER = Sampler(
     solver=diffusion.solver,
     draw=diffusion.draw,
     check=diffusion.check,
+    defaults=diffusion.defaults,
     decoder=lambda models: models.vae,
     decode=diffusion.decode_latents,
     encoder=lambda models: models.vae,

@@ -19,6 +19,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 
+from sega_jax.method.checks import did_you_mean
 from sega_jax.method.numerics import is_finite, is_floating
 from sega_jax.text.files import CheckpointError as CheckpointError
 from sega_jax.text.files import read_json as read_json
@@ -248,16 +249,16 @@ def _files(folder: Path, stem: str, variant: str | None, ending: str) -> Iterabl
             if not os.path.isfile(folder / name):  # Path.is_file raises on names that are too long
                 raise CheckpointError(f"{folder / name} is missing, although {index.name} names it; fetch it again")
         return [folder / name for name in names]
-    raise CheckpointError(f"{whole} is missing. {_remedy(folder, stem)}")
+    raise CheckpointError(f"{whole} is missing. {_remedy(folder, stem, variant)}")
 
 
-def _remedy(folder: Path, stem: str) -> str:
+def _remedy(folder: Path, stem: str, variant: str | None) -> str:
     """Returns a hint for a folder without the requested weight file."""
     there = sorted(p.name for p in folder.glob(f"{stem}*")) if folder.is_dir() else []
     variants = sorted({v for n in there if (v := _variant(n, stem)) is not None})
     if variants:
         choices = " or ".join("no variant" if v == "" else f'variant="{v}"' for v in variants)
-        return f"The folder has weights for {choices}"
+        return f"The folder has weights for {choices}{did_you_mean(variant, filter(None, variants))}"
     if any(n.endswith((".bin", ".ckpt", ".msgpack")) for n in there):
         return f"Only .safetensors files are read, the folder has {', '.join(there)}: use sega-jax-convert"
     return f"Is {folder.parent} a whole checkpoint in diffusers layout?"

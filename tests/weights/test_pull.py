@@ -318,6 +318,7 @@ def test_variants(refused, copy, read, pipe):
     refused("model.safetensors is missing", 'weights for variant="fp16"')
     shutil.copy(copy / TEXT.replace(".safe", ".fp16.safe"), copy / TEXT)
     refused("model.ema.safetensors is missing", 'weights for no variant or variant="fp16"', variant="ema")
+    refused('variant="fp16"; did you mean fp16?', variant="fp61")
 
 
 def test_other_formats(refused, copy):
@@ -420,6 +421,14 @@ def test_no_padding(refused, copy):
 @pytest.mark.parametrize("dtype", ["int32", "nonsense", 3, "complex64", "float8_e4m3fn", [], True])
 def test_unknown_dtypes(refused, dtype):
     refused(f"dtype={dtype!r} should be one of float32, bfloat16, float16", error=ValueError, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "meant"),
+    [("bfloat", "bfloat16"), ("fp16", "float16"), ("bf16", "bfloat16"), ("Float32", "float32"), ("flaot16", "float16")],
+)
+def test_misspelt_dtypes(refused, dtype, meant):
+    refused(f"; did you mean {meant}?", error=ValueError, dtype=dtype)
 
 
 def test_float64_needs_x64(refused, read, copy):
