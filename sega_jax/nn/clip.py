@@ -10,6 +10,7 @@ from flax import nnx
 from sega_jax.nn.config import build
 from sega_jax.nn.layers import ACTIVATIONS, Conv, Embed, LayerNorm, Linear, attend, parameter
 
+_TEXT_MODELS = (None, "clip_text_model", "clip")
 _CHOICES = {"hidden_act": tuple(ACTIVATIONS)}
 
 
@@ -34,6 +35,14 @@ class CLIPTextConfig(NamedTuple):
         Raises:
             ValueError: the config describes a network that this module does not compute.
         """
+        if isinstance(config.get("text_config"), Mapping):
+            config = config["text_config"]  # both towers' config, as some fine-tunes have it
+        kind = config.get("model_type")
+        if kind not in _TEXT_MODELS:
+            raise ValueError(
+                f"text encoder config: model_type={kind!r} is not supported, only CLIP's text encoders (OpenAI's and"
+                " OpenCLIP's), clip_text_model"
+            )
         self = build(cls, config, "text encoder", choices=_CHOICES, strict=False)
         _check_heads(self, "text encoder")
         return self

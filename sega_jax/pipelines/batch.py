@@ -117,7 +117,9 @@ def prepare(call: Call, pipe: LoadedCheckpoint) -> Batch:
     _check_clocks(edits, len(setup.table.call), call.semantics, call.strict)
     settings = Settings(
         key=_keys(seeds, call.key, spread.total),
-        guidance_scale=spread.numbers("guidance_scale", call.guidance_scale),
+        guidance_scale=spread.numbers("guidance_scale", call.guidance_scale)
+        if setup.guidance_scale is None
+        else setup.guidance_scale,
         edits=stacked if stacked.scale.size else None,
         guidance_rescale=setup.guidance_rescale,
         replay=_replay(call.replay, spread.total, setup.shape, pipe.wide),

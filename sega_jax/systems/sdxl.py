@@ -17,7 +17,7 @@ from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithPro
 from sega_jax.nn.config import built
 from sega_jax.nn.unet import Context, UNet2DConditionModel, UNetConfig
 from sega_jax.nn.vae import AutoencoderConfig, AutoencoderKL
-from sega_jax.systems import adapters, clip_text, diffusion
+from sega_jax.systems import adapters, clip_text, diffusion, latent_space
 from sega_jax.systems.adapters import AdapterNames
 from sega_jax.systems.base import Checkpoint, Encode, Given, Network, Setup, System, TextReader, listed
 from sega_jax.systems.call import MOST_PIXELS
@@ -116,7 +116,7 @@ class Models(NamedTuple):
                 f"the text encoders read {one.max_position_embeddings} and {two.max_position_embeddings} tokens; do"
                 " they belong together?"
             )
-        diffusion.check_channels(net, vae.config)
+        latent_space.check_channels(net, vae.config)
         return cls(text_encoder, text_encoder_2, unet, vae)
 
 
@@ -273,7 +273,7 @@ def setup(call: SDXLCall, given: Given) -> Setup:
     return diffusion.setup(
         call,
         given,
-        diffusion.latent_sizes(given.models.unet.config, given.models.vae.config),
+        latent_space.latent_sizes(given.models.unet.config, given.models.vae.config),
         diffusion.table_from_picture(call, given.scheduler),
         image=call.image,
         image_noise=call.image_noise,
@@ -295,14 +295,14 @@ def denoiser(unet: UNet2DConditionModel, text: SDXLText, settings: Any, own: Any
 
 
 def decode(vae: AutoencoderKL, latents: jax.Array, *, tile: int | None = None) -> tuple[jax.Array, jax.Array]:
-    """Decodes as `sega_jax.systems.diffusion.decode_latents`, but in float32 where the weights are float16 and the
+    """Decodes as `sega_jax.systems.latent_space.decode_latents`, but in float32 where the weights are float16 and the
     config says that this does not hold the activations, as in diffusers."""
-    return diffusion.decode_latents(_upcast(vae), latents, tile=tile)
+    return latent_space.decode_latents(_upcast(vae), latents, tile=tile)
 
 
 def encode_image(vae: AutoencoderKL, key: jax.Array, pictures: jax.Array, noise: Any = None) -> jax.Array:
-    """Encodes as `sega_jax.systems.diffusion.encode_image`, in the dtype of `decode`."""
-    return diffusion.encode_image(_upcast(vae), key, pictures, noise)
+    """Encodes as `sega_jax.systems.latent_space.encode_image`, in the dtype of `decode`."""
+    return latent_space.encode_image(_upcast(vae), key, pictures, noise)
 
 
 def _upcast(vae: AutoencoderKL) -> AutoencoderKL:
