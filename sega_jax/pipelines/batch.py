@@ -114,6 +114,10 @@ def prepare(call: Call, pipe: LoadedCheckpoint) -> Batch:
         warn=warn,
     )
     setup = system.sampler.setup(call, given)
+    if setup.guidance_scale is not None:
+        # Edits start from the empty text, whatever the negative prompt.
+        negatives = _texts("negative_prompt", system.text.negative(pipe.models, pipe.tokenizer, pipe.extras), check)
+        negatives *= spread.total
     _check_clocks(edits, len(setup.table.call), call.semantics, call.strict)
     settings = Settings(
         key=_keys(seeds, call.key, spread.total),

@@ -98,7 +98,9 @@ class Setup(NamedTuple):
     picture: np.ndarray | None = None  # [rows, height, width, 3] in [-1, 1], to start from
     picture_noise: np.ndarray | None = None  # [rows, *shape], with which its latents are drawn; None draws it
     draws: bool = True  # whether the solver uses the noise of its calls
-    guidance_scale: np.ndarray | None = None  # [rows], of classifier-free guidance in place of the call's
+    # [rows], of classifier-free guidance in place of the call's, where the network takes that as an input; the negative
+    # prompt is then the empty text
+    guidance_scale: np.ndarray | None = None
     guidance_rescale: np.ndarray | None = None  # [rows]
     decode: Mapping[str, Hashable] = {}  # static arguments of `Sampler.decode`
 

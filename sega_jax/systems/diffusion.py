@@ -128,7 +128,8 @@ def _guidance_input(call: DiffusionCall, given: Given, rescaled: np.ndarray) -> 
     guidance and takes them as an input; None for other networks.
 
     Raises:
-        ValueError: arguments of classifier-free guidance, which there is none of then.
+        ValueError: arguments of classifier-free guidance, which there is none of then; without `strict` those without
+            an effect are warned about.
     """
     channels = given.models.unet.config.time_cond_proj_dim
     if not channels:
@@ -137,10 +138,16 @@ def _guidance_input(call: DiffusionCall, given: Given, rescaled: np.ndarray) -> 
     distilled = "this network was distilled from classifier-free guidance and takes guidance_scale as its input"
     if scale.min() < 1:
         raise ValueError(f"guidance_scale={scale.min():g}: {distilled}; give at least 1")
-    if call.negative_prompt is not None and not (isinstance(call.negative_prompt, str) and not call.negative_prompt):
-        raise ValueError(f"negative_prompt has no effect: {distilled}; leave it out")
-    if rescaled.any():
-        raise ValueError(f"guidance_rescale has no effect: {distilled}; leave it out")
+    negative = call.negative_prompt
+    words = negative if isinstance(negative, list | tuple) else [negative]
+    for name, is_given in (
+        ("negative_prompt", not all(text is None or (isinstance(text, str) and not text) for text in words)),
+        ("guidance_rescale", rescaled.any()),
+    ):
+        if is_given and call.strict:
+            raise ValueError(f"{name} does not change the pictures: {distilled}; leave it out")
+        if is_given:
+            given.warn(f"{name} does not change the pictures: {distilled}")
     return guidance_embedding(scale.astype(given.dtype), channels)
 
 

@@ -62,6 +62,14 @@ def test_networks_trained_with_edm_take_only_its_schedulers(small):
         edm.scheduler = "DDIMScheduler"
 
 
+def test_the_share_of_fresh_noise_is_the_schedulers_own_by_default(own):
+    shares = {}
+    for name in ("DDIMScheduler", "TCDScheduler"):
+        own.scheduler = name
+        shares[name] = own.prepare("cat").settings.own.eta.tolist(), own.prepare("cat", eta=0.0).settings.own.eta[0]
+    assert shares == {"DDIMScheduler": ([0.0], 0.0), "TCDScheduler": ([0.3], 0.0)}
+
+
 @pytest.mark.parametrize(
     ("value", "meant"),
     [

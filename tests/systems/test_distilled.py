@@ -42,8 +42,8 @@ def test_edits_start_from_the_empty_text_at_the_same_input(lcm):
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        ({"negative_prompt": "bad"}, "negative_prompt has no effect: this network was distilled from classifier-free"),
-        ({"guidance_rescale": 0.7}, "guidance_rescale has no effect: this network was distilled"),
+        ({"negative_prompt": "bad"}, "negative_prompt does not change the pictures: this network was distilled from"),
+        ({"guidance_rescale": 0.7}, "guidance_rescale does not change the pictures: this network was distilled"),
         ({"guidance_scale": -2.0}, "guidance_scale=-2: this network was distilled .* give at least 1"),
     ],
 )
@@ -52,8 +52,13 @@ def test_arguments_of_classifier_free_guidance(lcm, arguments, why):
         lcm.prepare("a cat", **arguments)
 
 
+def test_arguments_without_an_effect_where_they_may_be_given(lcm):
+    with pytest.warns(UserWarning, match="negative_prompt does not change the pictures"):
+        assert lcm.prepare("a cat", negative_prompt="bad", strict=False).negatives == [""]
+
+
 def test_the_scale_is_an_array_of_the_call(lcm):
-    batch = lcm.prepare(["a cat", "dog"], guidance_scale=[1.0, 8.0], negative_prompt="")
+    batch = lcm.prepare(["a cat", "dog"], guidance_scale=[1.0, 8.0], negative_prompt=["", ""])
     np.testing.assert_array_equal(batch.settings.guidance_scale, 1)
     assert batch.settings.own.guidance.shape == (2, 18)
     np.testing.assert_array_equal(batch.settings.own.guidance[0], np.repeat([0, 1], 9))
