@@ -50,7 +50,7 @@ STATISTICS = {"latents_mean": [-1.6574, 1.886, -1.383, 2.5155], "latents_std": [
 # The UNet, the scheduler, and the call of both: steps, our guidance_scale and diffusers', and eta.
 STABLE_DIFFUSION = {
     "LCM": (TWO_LEVELS | {"time_cond_proj_dim": 18}, tiny.FURTHER["LCM"], (4, 6.5, 6.5, None)),
-    "Turbo": (TWO_LEVELS, tiny.SCHEDULERS["Euler ancestral"] | TRAILING, (2, 1.0, 0.0, None)),
+    "Turbo": (TWO_LEVELS, tiny.SCHEDULERS["Euler ancestral"] | TRAILING, (1, 1.0, 0.0, None)),
     "Hyper": (TWO_LEVELS, tiny.FURTHER["TCD"], (4, 1.0, 0.0, 0.6)),
 }
 # The UNets of calls with edits.
@@ -84,10 +84,8 @@ XL = {
         tiny.EULER,
         (4, 5.0, 5.0, None),
     ),
-    "Lightning, a single step": (XL_TWO_LEVELS, tiny.SCHEDULERS["Euler"] | TRAILING, (1, 1.0, 0.0, None)),
     "LCM": (XL_TWO_LEVELS | {"time_cond_proj_dim": 16}, tiny.FURTHER["LCM"], (4, 8.0, 8.0, None)),
     "Playground": (XL_TWO_LEVELS, tiny.OTHERWISE_TRAINED["EDM DPM"], (6, 3.0, 3.0, None)),
-    "Playground, Euler": (XL_TWO_LEVELS, tiny.OTHERWISE_TRAINED["EDM Euler"], (4, 3.0, 3.0, None)),
 }
 
 

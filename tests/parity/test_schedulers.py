@@ -112,19 +112,19 @@ VARIANTS = {
         *THRESHOLDS,
         {"rescale_betas_zero_snr": True},
     ],
-    "KDPM2DiscreteScheduler": respaced(),
-    "KDPM2AncestralDiscreteScheduler": respaced(),
+    "KDPM2DiscreteScheduler": respaced("use_karras_sigmas"),
+    "KDPM2AncestralDiscreteScheduler": respaced("use_karras_sigmas"),
     "DPMSolverSinglestepScheduler": [
         *product(
             solver_order=[1, 2, 3],
             solver_type=["midpoint", "heun"],
             algorithm_type=["dpmsolver++", "dpmsolver", "sde-dpmsolver++"],
-            final_sigmas_type=["zero", "sigma_min"],
-            lower_order_final=[True, False],
+            final_sigmas_type=["sigma_min"],
         ),
+        *product(solver_order=[2, 3], final_sigmas_type=["zero", "sigma_min"], lower_order_final=[True, False]),
         *product(use_karras_sigmas=[True], final_sigmas_type=["zero", "sigma_min"]),
         *respaced("use_exponential_sigmas", "use_beta_sigmas"),
-        *THRESHOLDS,
+        THRESHOLDS[1],
         {"lambda_min_clipped": -5.1, "beta_schedule": "squaredcos_cap_v2"},
     ],
     "DEISMultistepScheduler": [
@@ -134,30 +134,25 @@ VARIANTS = {
     "LCMScheduler": [
         *product(clip_sample=[True, False], rescale_betas_zero_snr=[True, False], original_inference_steps=[50, 30]),
         {"timestep_scaling": 0.01},
-        *THRESHOLDS,
+        THRESHOLDS[1],
     ],
     "TCDScheduler": product(
         clip_sample=[True, False], rescale_betas_zero_snr=[True, False], original_inference_steps=[50, 30]
     ),
-    "EDMEulerScheduler": product(
-        sigma_schedule=["karras", "exponential"],
-        final_sigmas_type=["zero", "sigma_min"],
-        sigma_data=[0.5, 1.0],
-        sigma_max=[80.0, 9.0],
-        rho=[7.0, 3.0],
-    ),
+    "EDMEulerScheduler": [
+        *product(sigma_schedule=["karras", "exponential"], final_sigmas_type=["zero", "sigma_min"]),
+        {"sigma_max": 9.0, "sigma_min": 0.1, "rho": 3.0, "sigma_data": 1.0},
+    ],
     "EDMDPMSolverMultistepScheduler": [
         *product(
             solver_order=[1, 2, 3],
             solver_type=["midpoint", "heun"],
             algorithm_type=["dpmsolver++", "sde-dpmsolver++"],
-            sigma_schedule=["karras", "exponential"],
-            euler_at_final=[True, False],
-            lower_order_final=[True, False],
         ),
+        *product(solver_order=[3], sigma_schedule=["karras", "exponential"], lower_order_final=[True, False]),
         # Where the last step is of higher order, diffusers divides 0 by 0.
         {"final_sigmas_type": "sigma_min", "sigma_min": 0.1, "sigma_max": 9.0, "rho": 3.0, "euler_at_final": True},
-        *THRESHOLDS,
+        THRESHOLDS[1],
     ],
     "IPNDMScheduler": [{}],
 }
