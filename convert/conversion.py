@@ -14,6 +14,8 @@ from jax.typing import DTypeLike
 
 from convert import deepfloyd
 from convert.flax_configs import of_torch_classes
+from sega_jax.method.checks import did_you_mean
+from sega_jax.pipelines.load_options import whole_dtype
 from sega_jax.pipelines.loading import describe
 from sega_jax.pipelines.messages import warn
 from sega_jax.pipelines.progress import bar
@@ -195,7 +197,10 @@ def _dtype(dtype: DTypeLike | None) -> np.dtype | None:
     except TypeError:
         found = None
     if found is None or found.name not in DTYPES:
-        raise ValueError(f"dtype={dtype!r} should be one of {', '.join(DTYPES)}, or None to keep every weight's own")
+        hint = did_you_mean(dtype, DTYPES, whole_dtype)
+        raise ValueError(
+            f"dtype={dtype!r} should be one of {', '.join(DTYPES)}, or None to keep every weight's own{hint}"
+        )
     return found
 
 

@@ -588,7 +588,7 @@ def test_what_its_solver_has_no_use_for_is_refused(bench):
         with pytest.raises(ValueError, match=DETERMINISTIC):
             pipe.prepare(**bench.call, noise=bench.noise(2, 1))
     if bench.family in ("sdxl", "deepfloyd_stage_1", "deepfloyd_stage_2"):
-        with pytest.raises(ValueError, match=r"eta=0.5 is DDIM's, \w+ has none; leave it 0"):
+        with pytest.raises(ValueError, match=r"eta=0.5 is for DDIM and TCD, \w+ has none; leave it out"):
             pipe.prepare(**bench.call, eta=0.5)
 
 

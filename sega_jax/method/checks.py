@@ -1,8 +1,9 @@
 """Checks of numbers that people give. Every error says what was given and what was expected."""
 
+import difflib
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,15 +59,40 @@ def check_bool(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def check_choice(name: str, value: Any, known: Sequence[Any]) -> Any:
+def check_choice(name: str, value: Any, known: Sequence[Any], also: str = "") -> Any:
     """Returns a value that is one of `known`.
 
+    Args:
+        also: what else may be given, for the error.
+
     Raises:
-        ValueError: it is not.
+        ValueError: it is not; the message has a similar one, if there is any.
     """
     if not isinstance(value, str) or value not in known:
-        raise ValueError(f"{name}={brief(value)} should be one of {', '.join(map(str, known))}")
+        names = [str(one) for one in known]
+        hint = did_you_mean(value, names)
+        raise ValueError(f"{name}={brief(value)} should be one of {', '.join(names)}{also}{hint}")
     return value
+
+
+def did_you_mean(name: Any, known: Iterable[str], plain: Callable[[str], str] = str.lower) -> str:
+    """Returns "; did you mean NAME?" for the known name that a misspelt one resembles, and "" where none does.
+
+    Args:
+        plain: returns a name without what people leave out or spell in several ways.
+    """
+    if not isinstance(name, str) or not plain(name):
+        return ""
+    known = list(known)
+    whole, names = {one.lower(): one for one in known}, {plain(one): one for one in known}
+    begins = [one for one in names if one.startswith(plain(name)) and len(plain(name)) > 1]
+    nearest = [
+        *(names[one] for one in names if one == plain(name)),
+        *(names[one] for one in sorted(begins, key=len)),
+        *(whole[one] for one in difflib.get_close_matches(name.lower(), whole, 1, 0.8)),
+        *(names[one] for one in difflib.get_close_matches(plain(name), names, 1)),
+    ]
+    return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
 def is_sequence(value: Any) -> bool:

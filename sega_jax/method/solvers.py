@@ -51,13 +51,42 @@ def ddim(eta: Any = 0.0) -> Solver:
         c = _like(x, row.solver)
         estimate = estimate.astype(x.dtype)
         x0 = _bounded(c.x0_from_x * x + c.x0_from_output * estimate, c)
-        eps = c.eps_from_x * x + c.eps_from_output * estimate
         sigma = jnp.asarray(eta).astype(x.dtype) * c.sigma
-        sigma = sigma.reshape(sigma.shape + (1,) * (x.ndim - sigma.ndim)) if sigma.ndim else sigma
-        towards_x = jnp.sqrt(jnp.maximum(c.variance - sigma**2, 0))
-        return c.x0_scale * x0 + towards_x * eps + sigma * draw(x.shape).astype(x.dtype), state
+        return _towards(x, estimate, x0, sigma, c, draw), state
 
     return Solver(init, update)
+
+
+def tcd(eta: Any = 0.3) -> Solver:
+    """Trajectory consistency sampling (Zheng et al. 2024, algorithm 4); eta, a number or [batch] in [0, 1], is the
+    paper's gamma: 0 adds no noise, and 1 takes every call to timestep 0 and back up.
+
+    x0 is neither clipped nor thresholded, as in diffusers, and the last call ends at timestep 0, whose noise stays.
+    """
+
+    def init(x):
+        del x
+        return ()
+
+    def update(x, state, estimate, aux, row, draw):
+        del aux
+        c = _like(x, row.solver)
+        estimate = estimate.astype(x.dtype)
+        x0 = c.x0_from_x * x + c.x0_from_output * estimate
+        s = jnp.floor((1 - jnp.asarray(eta).astype(x.dtype)) * c.following).astype(jnp.int32)
+        return _towards(x, estimate, x0, c.sigma[s], c, draw), state
+
+    return Solver(init, update)
+
+
+def _towards(x: jax.Array, estimate: jax.Array, x0: jax.Array, sigma: jax.Array, coefficients: Any, draw: Draw) -> Any:
+    """The next x from x0 and eps, of whose variance fresh noise of standard deviation `sigma`, one or [batch], takes a
+    share."""
+    c = coefficients
+    eps = c.eps_from_x * x + c.eps_from_output * estimate
+    sigma = sigma.reshape(sigma.shape + (1,) * (x.ndim - sigma.ndim)) if sigma.ndim else sigma
+    towards_x = jnp.sqrt(jnp.maximum(c.variance - sigma**2, 0))
+    return c.x0_scale * x0 + towards_x * eps + sigma * draw(x.shape).astype(x.dtype)
 
 
 def multistep(eta: Any = 0.0, *, memory: int = 3) -> Solver:
@@ -163,6 +192,7 @@ def _sum(weights: jax.Array, outputs: jax.Array) -> jax.Array:
 
 SOLVERS: dict[str, Callable[[Any], Solver]] = {
     "ddim": ddim,
+    "tcd": tcd,
     "multistep": multistep,
     "runge_kutta": partial(multistep, memory=12),
 }

@@ -11,6 +11,7 @@ from flax import nnx
 from sega_jax.nn.config import build
 from sega_jax.nn.layers import ACTIVATIONS, Conv, Embed, LayerNorm, Linear, attend, parameter
 
+_TEXT_MODELS = (None, "clip_text_model", "clip")
 _CHOICES = {"hidden_act": tuple(ACTIVATIONS)}
 # Tensors of a whole CLIP that the text encoders do without.
 _OF_PICTURES = re.compile(r"vision_model\.|visual_projection\.|logit_(scale|bias)$")
@@ -40,6 +41,12 @@ class CLIPTextConfig(NamedTuple):
         """
         if isinstance(text := config.get("text_config"), Mapping):
             config = {**text, "projection_dim": config.get("projection_dim", 512)}
+        kind = config.get("model_type")
+        if kind not in _TEXT_MODELS:
+            raise ValueError(
+                f"text encoder config: model_type={kind!r} is not supported, only CLIP's text encoders (OpenAI's and"
+                " OpenCLIP's), clip_text_model"
+            )
         self = build(cls, config, "text encoder", choices=_CHOICES, strict=False)
         _check_heads(self, "text encoder")
         return self

@@ -22,13 +22,15 @@ def build(
     fixed: Mapping[str, tuple] = types.MappingProxyType({}),
     choices: Mapping[str, tuple] = types.MappingProxyType({}),
     ignored: tuple[str, ...] = (),
+    may_be_zero: tuple[str, ...] = (),
     strict: bool = True,
 ) -> T:
     """The fields of the NamedTuple `cls` from `config`; null and absent mean the default.
 
     `fixed` lists options that exist elsewhere, with the values under which they change nothing here;
-    `choices` the values that a field may take; `ignored` options without an effect on inference. With
-    `strict`, an option that is none of these is warned about, since it may name a part we do not have.
+    `choices` the values that a field may take; `ignored` options without an effect on inference; `may_be_zero` fields
+    whose numbers may be 0 although the default is not. With `strict`, an option that is none of these is warned about,
+    since it may name a part we do not have.
 
     Raises:
         ValueError: an option has a value that is not supported, or a field is of the wrong type.
@@ -42,11 +44,11 @@ def build(
     for key, value in values.items():
         default = cls._field_defaults[key]
         # Numbers are positive and lists not empty, but for those that are so by default.
-        least = 1 if default else 0
+        least = 1 if default and key not in may_be_zero else 0
         if not _is(value, cls.__annotations__[key], least):
             raise ValueError(f"{what} config: {key}={value!r} should be like {default!r}")
-        entries = value if isinstance(value, list | tuple) else [value]
-        many = ("layers" in key or "blocks" in key) and max(entries) > _MOST
+        entries = _flat(value)
+        many = ("layers" in key or "blocks" in key) and max(entries, default=0) > _MOST
         if len(entries) > _MOST or many:
             raise ValueError(f"{what} config: {key}={str(value)[:40]} is more than the {_MOST} that are supported")
         for entry in entries:
@@ -56,7 +58,7 @@ def build(
     unknown = [key for key in config if not key.startswith("_") and key not in known]
     if strict and unknown:
         warnings.warn(f"{what} config: ignored the unknown options {', '.join(unknown)}", stacklevel=3)
-    fields = cls._field_defaults | {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    fields = cls._field_defaults | {key: _tuples(value) for key, value in values.items()}
     return cls._make(fields[key] for key in cls._fields)
 
 
@@ -78,6 +80,15 @@ def written(config: Any) -> dict[str, Any]:
         for name, value in config._asdict().items()
     }
     return {name: value for name, value in fields.items() if isinstance(value, bool) or value not in (0, "", ())}
+
+
+def _flat(value: Any) -> list[Any]:
+    """The entries of a value, which may be a list of lists."""
+    return [one for entry in value for one in _flat(entry)] if type(value) in (list, tuple) else [value]
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if type(value) in (list, tuple) else value
 
 
 def _is(value: Any, kind: Any, least: int) -> bool:

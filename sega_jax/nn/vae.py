@@ -1,5 +1,6 @@
 """The KL-autoencoder of Stable Diffusion (diffusers' `AutoencoderKL`)."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -20,7 +21,8 @@ class AutoencoderConfig(NamedTuple):
 
     `scaling_factor` brings latents to unit variance: the sampler's latents are the encoder's times it. `force_upcast`
     says that float16 does not hold its activations; Stable Diffusion XL minds it. `sample_size`, pixels a side of the
-    training's pictures, is that of tiles where no other is said.
+    training's pictures, is that of tiles where no other is said. With `latents_mean` and `latents_std`, one number a
+    channel, the sampler's latents are (z - mean) scaling_factor / std of the encoder's z.
     """
 
     in_channels: int = 3
@@ -38,6 +40,8 @@ class AutoencoderConfig(NamedTuple):
     down_block_types: tuple[str, ...] = ()
     up_block_types: tuple[str, ...] = ()
     sample_size: int | tuple[int, int] = 32
+    latents_mean: tuple[float, ...] = ()
+    latents_std: tuple[float, ...] = ()
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "AutoencoderConfig":
@@ -46,13 +50,21 @@ class AutoencoderConfig(NamedTuple):
         Raises:
             ValueError: the config describes a network that this module does not compute.
         """
-        fixed = {"shift_factor": (None, 0, 0.0), "latents_mean": (None,), "latents_std": (None,)}
+        fixed = {"shift_factor": (None, 0, 0.0)}
         choices = {
             "down_block_types": ("DownEncoderBlock2D",),
             "up_block_types": ("UpDecoderBlock2D",),
             "act_fn": tuple(ACTIVATIONS),
         }
-        self = build(cls, config, "VAE", fixed=fixed, choices=choices)
+        own = {"latents_mean": None, "latents_std": None}
+        self = build(cls, {**config, **own}, "VAE", fixed=fixed, choices=choices)
+        mean, std = _statistics(config)
+        self = self._replace(latents_mean=mean, latents_std=std)
+        if any(numbers and len(numbers) != self.latent_channels for numbers in (mean, std)):
+            raise ValueError(
+                f"VAE config: latents_mean and latents_std should have {self.latent_channels} numbers, one for each of"
+                " latent_channels"
+            )
         for channels in self.block_out_channels:
             if channels % self.norm_num_groups:
                 raise ValueError(
@@ -70,6 +82,24 @@ class AutoencoderConfig(NamedTuple):
     def factor(self) -> int:
         """Pixels a latent position is wide."""
         return 2 ** (len(self.block_out_channels) - 1)
+
+
+def _statistics(config: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean and the standard deviation of the latents by channel, where the config has them.
+
+    Raises:
+        ValueError: they are no numbers, there is one without the other, or a deviation is not positive.
+    """
+    given = {name: config[name] for name in ("latents_mean", "latents_std") if config.get(name) is not None}
+    for name, value in given.items():
+        numbers = value if isinstance(value, list | tuple) else [None]
+        right = all(isinstance(one, int | float) and math.isfinite(one) for one in numbers)
+        if not right or (name == "latents_std" and min(numbers) <= 0):
+            kind = "positive numbers" if name == "latents_std" else "numbers"
+            raise ValueError(f"VAE config: {name}={str(value)[:40]} should be a list of {kind}")
+    if len(given) == 1:
+        raise ValueError(f"VAE config: {next(iter(given))} is given alone; latents_mean and latents_std go together")
+    return tuple(map(float, given.get("latents_mean", ()))), tuple(map(float, given.get("latents_std", ())))
 
 
 class SpatialAttention(Attention):

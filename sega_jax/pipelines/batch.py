@@ -118,10 +118,16 @@ def prepare(call: Call, pipe: LoadedCheckpoint) -> Batch:
         warn=warn,
     )
     setup = system.sampler.setup(call, given)
+    if setup.guidance_scale is not None:
+        # Edits start from the empty text, whatever the negative prompt.
+        negatives = _texts("negative_prompt", system.text.negative(pipe.models, pipe.tokenizer, pipe.extras), check)
+        negatives *= spread.total
     _check_clocks(edits, len(setup.table.call), call.semantics, call.strict)
     settings = Settings(
         key=_keys(seeds, call.key, spread.total),
-        guidance_scale=spread.numbers("guidance_scale", call.guidance_scale),
+        guidance_scale=spread.numbers("guidance_scale", call.guidance_scale)
+        if setup.guidance_scale is None
+        else setup.guidance_scale,
         edits=stacked if stacked.scale.size else None,
         guidance_rescale=setup.guidance_rescale,
         replay=_replay(call.replay, spread.total, setup.shape, pipe.wide),

@@ -7,7 +7,9 @@ from typing import Any, TypeVar
 
 import jax
 
+from sega_jax.method.checks import did_you_mean
 from sega_jax.method.schedules import FAMILIES, Scheduler, from_config, of_torch
+from sega_jax.method.schedules.families import TRAININGS, plain
 from sega_jax.text.files import read_json
 
 M = TypeVar("M")
@@ -37,6 +39,7 @@ def as_scheduler(value: Any, config: Mapping[str, Any] | None = None) -> Schedul
         config = of_torch(config)
         defaults = config.get("_use_default_values") or []
         taken = {key: option for key, option in config.items() if key not in (*defaults, "_use_default_values")}
+        check_training(value, config)
         return from_config({**taken, "_class_name": value}, strict=False)
     if isinstance(value, Mapping):
         if "_class_name" not in value:
@@ -45,7 +48,8 @@ def as_scheduler(value: Any, config: Mapping[str, Any] | None = None) -> Schedul
     if isinstance(value, str | os.PathLike):
         folder = Path(os.path.expanduser(value))
         if not str(value) or not folder.exists():
-            raise ValueError(f"scheduler={str(value)!r} is no folder, and no class of {', '.join(FAMILIES)}")
+            hint = did_you_mean(value, FAMILIES, plain)
+            raise ValueError(f"scheduler={str(value)!r} is no folder, and no class of {', '.join(FAMILIES)}{hint}")
         inner = folder / "scheduler"
         path = inner if inner.is_dir() else folder
         return from_config(read_json(path / "scheduler_config.json" if path.is_dir() else path))
@@ -53,6 +57,26 @@ def as_scheduler(value: Any, config: Mapping[str, Any] | None = None) -> Schedul
         return from_config({**config, "_class_name": type(value).__name__})
     raise TypeError(
         f"scheduler={str(value)[:80]} should be a class name ({', '.join(FAMILIES)}), a config, or a folder with one"
+    )
+
+
+def check_training(name: str, own: Mapping[str, Any] | None) -> None:
+    """Checks that a scheduler samples networks that were trained as a checkpoint's own scheduler says.
+
+    Args:
+        name: of the scheduler's class.
+        own: the config of the checkpoint's scheduler; None where it has none.
+
+    Raises:
+        ValueError: it does not.
+    """
+    before = None if own is None else own.get("_class_name")
+    if before not in FAMILIES or (training := FAMILIES[before].training) == FAMILIES[name].training:
+        return
+    fitting = ", ".join(other for other, family in FAMILIES.items() if family.training == training)
+    raise ValueError(
+        f"{name} samples {TRAININGS[FAMILIES[name].training]}, and this checkpoint's scheduler, {before}, is for"
+        f" {TRAININGS[training]}; take one of {fitting}"
     )
 
 

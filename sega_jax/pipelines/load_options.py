@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from jax.typing import DTypeLike
 
 from sega_jax.method.argument_kinds import Choice, Flag, Kind, Opaque, Words
 from sega_jax.method.arguments import argument, check_arguments
-from sega_jax.method.checks import brief
+from sega_jax.method.checks import brief, check_choice, did_you_mean
 from sega_jax.pipelines.adapter_options import Loras, NewWords
 from sega_jax.pipelines.components import checked_scheduler
 from sega_jax.pipelines.execution.devices import Devices
@@ -54,10 +55,7 @@ class OptionalChoice(Choice):
     """One of several names, or None."""
 
     def check(self, name: str, value: Any) -> str:
-        try:
-            return super().check(name, value)
-        except ValueError as error:
-            raise ValueError(f"{error}, or None") from None
+        return check_choice(name, value, self.names, ", or None")
 
 
 class SchedulerChoice(Kind):
@@ -283,11 +281,17 @@ def pick_dtype(dtype: DTypeLike | None, devices: Devices) -> np.dtype:
     except TypeError:
         name = None
     if name not in DTYPES:
-        raise ValueError(f"dtype={dtype!r} should be one of {', '.join(DTYPES[:3])}, or None for the device's")
+        hint = did_you_mean(dtype, DTYPES[:3], whole_dtype)
+        raise ValueError(f"dtype={dtype!r} should be one of {', '.join(DTYPES[:3])}, or None for the device's{hint}")
     # JAX adds its options to this object at run time.
     if name == "float64" and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise ValueError("dtype float64 needs jax.config.update('jax_enable_x64', True) first")
     return jnp.dtype(dtype)
+
+
+def whole_dtype(name: str) -> str:
+    """Returns the whole name of a dtype that is shortened, such as "fp16" or "bf16"."""
+    return re.sub(r"^(bf|f)p?(?=\d)", lambda match: f"{match[1]}loat", name.lower())
 
 
 def _is_ampere(device: jax.Device) -> bool:

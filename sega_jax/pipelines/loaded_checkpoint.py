@@ -10,7 +10,7 @@ import numpy as np
 from sega_jax.method.checks import brief
 from sega_jax.method.numerics import at_least_float32
 from sega_jax.method.schedules import Scheduler
-from sega_jax.pipelines.components import as_scheduler
+from sega_jax.pipelines.components import as_scheduler, check_training
 from sega_jax.pipelines.execution.chunks import Chunks
 from sega_jax.pipelines.execution.devices import Devices
 from sega_jax.pipelines.execution.embedding_cache import EmbeddingCache
@@ -154,4 +154,6 @@ class LoadedCheckpoint:
     def scheduler(self, value: Any) -> None:
         if self._scheduler is None:
             raise TypeError(f"{self.system.title} has a schedule of its own; it takes no scheduler")
-        self._scheduler = as_scheduler(value, self._scheduler.config)
+        scheduler = as_scheduler(value, self._scheduler.config)
+        check_training(scheduler.name, self._scheduler.config)
+        self._scheduler = scheduler

@@ -14,7 +14,7 @@ from sega_jax.method.arguments import declared_by
 from sega_jax.method.checks import brief
 from sega_jax.nn.safety import SafetyCheckerConfig, StableDiffusionSafetyChecker
 from sega_jax.pipelines.adapters import lora_changes, new_words
-from sega_jax.pipelines.components import as_module, as_scheduler
+from sega_jax.pipelines.components import as_module, as_scheduler, check_training
 from sega_jax.pipelines.execution.devices import Devices
 from sega_jax.pipelines.load_options import ADAPTERS, LoadOptions, pick_attention, pick_dtype
 from sega_jax.pipelines.load_options import DEMO as DEMO
@@ -185,6 +185,7 @@ def describe(
         own_files = [folder / name / "scheduler_config.json" for name in checkpoint.schedulers]
         own = next((read_json(path) for path in own_files if path.is_file()), None)
         scheduler = as_scheduler(scheduler, own)
+        check_training(scheduler.name, own)
     try:
         if checkpoint.scheduler is not None:
             scheduler = scheduler or checkpoint.scheduler(folder)

@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from sega_jax.method.checks import did_you_mean
 from sega_jax.text.files import CheckpointError
 from sega_jax.weights import flax_msgpack, hub, orbax_reader, torch_pickle
 from sega_jax.weights.flax_msgpack import FlaxTensors
 from sega_jax.weights.orbax_reader import OrbaxTensors
-from sega_jax.weights.tensors import Tensors, Weights, has_weights, variants, weight_files
+from sega_jax.weights.tensors import Tensors, Weights, has_weights, in_words, variants, weight_files
 from sega_jax.weights.torch_pickle import PickledTensors
 
 Rename = Callable[[str], str | None]
@@ -131,14 +132,12 @@ def check_variant(name: str | Path, folders: Mapping[str, Path], stems: Mapping[
     """
     chosen = {part: find_weights(folder, stems[part], variant) for part, folder in folders.items()}
     if not any(choice is not None and choice.variant == variant for choice in chosen.values()):
-        flax = flax_msgpack.flax_stem
-        known = [variants(folder, stems[part]) for part, folder in folders.items()]
-        known += [variants(folder, flax(stems[part]), FlaxTensors.ending) for part, folder in folders.items()]
-        choices = next(filter(None, known), "")
-        raise CheckpointError(
-            f"{name} has no weights of the variant {variant!r}; "
-            + (f"it has weights for {choices}" if choices else "leave it out")
-        )
+        flax, known = flax_msgpack.flax_stem, set[str]()
+        for part, folder in folders.items():
+            known |= {*variants(folder, stems[part]), *variants(folder, flax(stems[part]), FlaxTensors.ending)}
+        there = f"it has weights for {in_words(sorted(known))}" if known else "leave it out"
+        guess = did_you_mean(variant, filter(None, known))
+        raise CheckpointError(f"{name} has no weights of the variant {variant!r}; {there}{guess}")
     plain = [part for part, choice in chosen.items() if choice is not None and choice.variant is None]
     if not plain:
         return None

@@ -98,6 +98,9 @@ class Setup(NamedTuple):
     picture: np.ndarray | None = None  # [rows, height, width, 3] in [-1, 1], to start from
     picture_noise: np.ndarray | None = None  # [rows, *shape], with which its latents are drawn; None draws it
     draws: bool = True  # whether the solver uses the noise of its calls
+    # [rows], of classifier-free guidance in place of the call's, where the network takes that as an input; the negative
+    # prompt is then the empty text
+    guidance_scale: np.ndarray | None = None
     guidance_rescale: np.ndarray | None = None  # [rows]
     decode: Mapping[str, Hashable] = {}  # static arguments of `Sampler.decode`
 
@@ -232,6 +235,8 @@ class Sampler(NamedTuple):
     decoder: Callable[[Any], Any]  # models -> what `decode` takes
     decode: Callable[..., tuple[Any, Any]]  # (decoder, x) -> pictures in [0, 1], and whether each row is finite
     check: Callable[[Any, Any, Callable[[str], None]], None] = lambda call, scheduler, warn: None
+    # scheduler or None -> arguments of a call that depend on it where they are None
+    defaults: Callable[[Any], Mapping[str, Any]] = lambda scheduler: {}
     encoder: Callable[[Any], Any] = lambda models: None  # models -> what `encode_image` takes
     encode_image: Callable[[Any, jax.Array, Any, Any], Any] | None = None  # (encoder, keys, pictures, noise) -> states
 

@@ -217,6 +217,7 @@ _SAMPLER = Sampler(
     solver=diffusion.solver,
     draw=diffusion.draw,
     check=diffusion.check,
+    defaults=diffusion.defaults,
     decoder=lambda models: None,
     decode=decode,
 )

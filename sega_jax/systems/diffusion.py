@@ -11,15 +11,15 @@ import numpy as np
 
 from sega_jax.method.checks import check_int
 from sega_jax.method.guidance import Predictions
-from sega_jax.method.numerics import at_least_float32, is_finite
+from sega_jax.method.numerics import is_finite
 from sega_jax.method.schedules import Row, Scheduler
 from sega_jax.method.solvers import SOLVERS, Solver
-from sega_jax.nn.unet import Projected, UNet2DConditionModel, UNetConfig
-from sega_jax.nn.vae import AutoencoderConfig, AutoencoderKL
+from sega_jax.nn.unet import Projected, UNet2DConditionModel, UNetConfig, guidance_embedding
+from sega_jax.nn.vae import AutoencoderKL
 from sega_jax.systems.base import Given, Settings, Setup, Sizes
 from sega_jax.systems.diffusion_call import STRENGTH, ConditionedCall, DiffusionCall, StartingCall
 from sega_jax.systems.low_res import LowResCondition, noised, resized
-from sega_jax.systems.programs import INITIAL, POSTERIOR, normal
+from sega_jax.systems.programs import INITIAL, normal
 from sega_jax.systems.sizes import shape_from, tile_side
 
 _CALLS = 64
@@ -30,6 +30,7 @@ class DiffusionSettings(NamedTuple):
 
     eta: Any  # [rows]
     low_res: LowResCondition | None = None  # of upscalers
+    guidance: Any = None  # [rows, channels], embedded for networks that take the guidance scale as an input
     size_conditioning: Any = None  # of SDXL: [rows, 6], original height and width, crop's top and left, target's
 
 
@@ -91,9 +92,11 @@ def setup(
     rescaled = per_row("guidance_rescale", call.guidance_rescale, given)
     if low_res is not None:
         low_res = low_res._replace(z=_low_res_noise(image_noise, low_res, (len(table.call), rows, *shape), given.dtype))
+    eta = per_row("eta", defaults(given.scheduler)["eta"] if call.eta is None else call.eta, given)
     own = DiffusionSettings(
-        per_row("eta", call.eta, given),
+        eta,
         low_res,
+        _guidance_input(call, given, rescaled),
         None if size_conditioning is None else size_conditioning((sizes.factor * shape[0], sizes.factor * shape[1])),
     )
     picture = picture_noise = None
@@ -113,10 +116,39 @@ def setup(
         x=_noise("latents", call.latents, (rows, *shape), given.dtype),
         picture=picture,
         picture_noise=picture_noise,
-        draws=draws_noise(call, given.scheduler, table),
+        draws=draws_noise(eta, given.scheduler, table),
+        guidance_scale=None if own.guidance is None else np.ones(rows),
         guidance_rescale=rescaled if rescaled.any() else None,
         decode={} if tile is None else {"tile": tile},
     )
+
+
+def _guidance_input(call: DiffusionCall, given: Given, rescaled: np.ndarray) -> np.ndarray | None:
+    """Returns the embedded guidance scales [rows, channels] of a network that was distilled from classifier-free
+    guidance and takes them as an input; None for other networks.
+
+    Raises:
+        ValueError: arguments of classifier-free guidance, which there is none of then; without `strict` those without
+            an effect are warned about.
+    """
+    channels = given.models.unet.config.time_cond_proj_dim
+    if not channels:
+        return None
+    scale = per_row("guidance_scale", call.guidance_scale, given)
+    distilled = "this network was distilled from classifier-free guidance and takes guidance_scale as its input"
+    if scale.min() < 1:
+        raise ValueError(f"guidance_scale={scale.min():g}: {distilled}; give at least 1")
+    negative = call.negative_prompt
+    words = negative if isinstance(negative, list | tuple) else [negative]
+    for name, is_given in (
+        ("negative_prompt", not all(text is None or (isinstance(text, str) and not text) for text in words)),
+        ("guidance_rescale", rescaled.any()),
+    ):
+        if is_given and call.strict:
+            raise ValueError(f"{name} does not change the pictures: {distilled}; leave it out")
+        if is_given:
+            given.warn(f"{name} does not change the pictures: {distilled}")
+    return guidance_embedding(scale.astype(given.dtype), channels)
 
 
 def per_row(name: str, value: Any, given: Given) -> np.ndarray:
@@ -137,11 +169,16 @@ def check(call: DiffusionCall, scheduler: Scheduler, warn: Callable[[str], None]
     Raises:
         ValueError: eta is given and the solver has none; without `strict` that is a warning.
     """
-    if np.any(call.eta) and scheduler.solver != "ddim":
-        message = f"eta={call.eta} is DDIM's, {scheduler.name} has none"
+    if np.any(call.eta) and scheduler.eta is None:
+        message = f"eta={call.eta} is for DDIM and TCD, {scheduler.name} has none"
         if call.strict:
-            raise ValueError(f"{message}; leave it 0")
+            raise ValueError(f"{message}; leave it out")
         warn(f"{message}; it is ignored")
+
+
+def defaults(scheduler: Scheduler) -> dict[str, float]:
+    """Returns the arguments of a call that depend on the scheduler where they are None."""
+    return {"eta": scheduler.eta or 0.0}
 
 
 def _check_variance(given: Given, shape: tuple[int, int, int]) -> None:
@@ -153,9 +190,11 @@ def _check_variance(given: Given, shape: tuple[int, int, int]) -> None:
         )
 
 
-def draws_noise(call: DiffusionCall, scheduler: Scheduler, table: Row) -> bool:
-    """Tells whether the solver adds noise at some model call."""
-    return bool(np.any(call.eta) if scheduler.solver == "ddim" else np.any(table.solver.noise))
+def draws_noise(eta: np.ndarray, scheduler: Scheduler, table: Row) -> bool:
+    """Tells whether the solver adds noise at some model call; `eta` are the rows' shares of it."""
+    if scheduler.eta is None:
+        return bool(np.any(table.solver.noise))
+    return bool(np.any(eta) and np.any(table.solver.sigma))
 
 
 def _noise(name: str, noise: np.ndarray | None, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | None:
@@ -253,21 +292,29 @@ def denoiser(
     def predictions(x, call):
         seen = None if low_res is None else (noised(settings.key, low_res, call), low_res.level)
 
-        def some(x, texts, seen):
-            return predict(unet, texts, x, call, seen)
+        def some(x, texts, seen, guidance):
+            return predict(unet, texts, x, call, seen, guidance)
 
-        return in_chunks(some, own.rows_at_once, x, texts, seen)
+        return in_chunks(some, own.rows_at_once, x, texts, seen, settings.own.guidance)
 
     return predictions
 
 
 def predict(
-    unet: UNet2DConditionModel, texts: Projected, x: jax.Array, call: Row, low_res: tuple[jax.Array, Any] | None = None
+    unet: UNet2DConditionModel,
+    texts: Projected,
+    x: jax.Array,
+    call: Row,
+    low_res: tuple[jax.Array, Any] | None = None,
+    guidance: jax.Array | None = None,
 ) -> Predictions:
     """Predicts all 2 + n branches of every row in one call of the network.
 
     `low_res` is an upscaler's noisy low-resolution picture [rows, height, width, 3], as large as x, and its noise
     level [rows]; diffusers multiplies DeepFloyd-IF's by the solver's `input_scale`, too, which is 1 for its scheduler.
+
+    `guidance` [rows, channels] is the embedded guidance scale of networks that take it as an input; the unconditional
+    branch is then the empty text at the same input, from which edits take their directions.
 
     Where the network predicts the variance as well, the solver takes the prompt's, as in diffusers: guidance changes
     the estimate alone.
@@ -277,7 +324,8 @@ def predict(
     if low_res is not None:
         seen, level = jnp.concatenate([seen, low_res[0].astype(x.dtype)], -1), (low_res[1],)
     timestep = jnp.broadcast_to(call.timestep.astype(x.dtype), x.shape[:1])
-    out = unet(seen, timestep, texts, *level)
+    known = {} if guidance is None else {"guidance": guidance.reshape(len(x), -1)}
+    out = unet(seen, timestep, texts, *level, **known)
     out = out.reshape(len(x), -1, *out.shape[1:])
     estimate, variance = out[..., : x.shape[-1]], out[:, 1, ..., x.shape[-1] :]
     return Predictions(estimate[:, 0], estimate[:, 1], estimate[:, 2:], variance if variance.size else None)
@@ -306,32 +354,6 @@ def in_chunks(function: Callable[..., Any], most: int | None, x: jax.Array, *tre
     return jax.tree.map(lambda leaf: leaf.reshape(parts * size, *leaf.shape[2:])[:rows], made)
 
 
-def encode_image(vae: AutoencoderKL, key: jax.Array, pictures: jax.Array, noise: Any = None) -> jax.Array:
-    """Encodes pictures [rows, height, width, 3] in [-1, 1] to the latents that the sampler takes [rows, ...], drawn
-    from the encoder's distribution, as diffusers draws them: with standard normal `noise` of the latents' shape, or
-    with the rows' keys."""
-    mean, logvar = jax.lax.map(lambda one: tuple(part[0] for part in vae.encode(one[None])), pictures)
-    mean, logvar = (part.astype(at_least_float32(part.dtype)) for part in (mean, logvar))
-    z = normal(key, POSTERIOR, mean.shape[1:], mean.dtype) if noise is None else jnp.asarray(noise, mean.dtype)
-    return (mean + jnp.exp(logvar / 2) * z) * vae.config.scaling_factor
-
-
-def decode_latents(vae: AutoencoderKL, latents: jax.Array, *, tile: int | None = None) -> tuple[jax.Array, jax.Array]:
-    """Decodes latents [rows, ...] to float32 pictures [rows, height, width, 3] in [0, 1], and tells whether each row of
-    latents and picture is finite, bool [rows]. `tile` is the side of a tile in positions of the latents."""
-    # One picture after another: a decoder's activations are far larger than its picture.
-    image = jax.lax.map(lambda one: vae.decode(one[None], tile)[0], latents / vae.config.scaling_factor)
-    image = image.astype(at_least_float32(image.dtype))
-    finite = jnp.isfinite(image).all((1, 2, 3)) & jnp.isfinite(latents).all((1, 2, 3))
-    return jnp.clip(image / 2 + 0.5, 0, 1), finite
-
-
-def latent_sizes(net: UNetConfig, auto: AutoencoderConfig) -> Sizes:
-    """Returns the sizes of pictures that a UNet and an autoencoder make."""
-    height, width = net.sample_size if isinstance(net.sample_size, tuple) else (net.sample_size,) * 2
-    return Sizes(auto.latent_channels, auto.factor, auto.factor, (height * auto.factor, width * auto.factor))
-
-
 def check_context(net: UNetConfig, channels: int, what: str) -> None:
     """Checks that a UNet attends to text of so many channels on every level.
 
@@ -341,19 +363,6 @@ def check_context(net: UNetConfig, channels: int, what: str) -> None:
     for level in range(len(net.block_out_channels)):
         if (context := net.level("cross_attention_dim", level)) != channels:
             raise ValueError(f"the UNet's cross_attention_dim {context} is not {what}; do they belong together?")
-
-
-def check_channels(net: UNetConfig, auto: AutoencoderConfig, more: int = 0) -> None:
-    """Checks that a UNet takes an autoencoder's latents and `more` channels.
-
-    Raises:
-        ValueError: it does not.
-    """
-    if not net.in_channels - more == net.out_channels == auto.latent_channels:
-        raise ValueError(
-            f"the UNet takes {net.in_channels} channels to {net.out_channels}, the VAE has"
-            f" {auto.latent_channels}: only text-to-image checkpoints are supported, where all are equal"
-        )
 
 
 def low_res_of(call: ConditionedCall, given: Given) -> tuple[np.ndarray, LowResCondition]:

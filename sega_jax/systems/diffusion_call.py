@@ -56,9 +56,10 @@ class DiffusionCall(Call):
         shell=True,
     )
     eta: float | Any = argument(
-        0.0,
+        None,
         Real(0, 1),
-        "the share of fresh noise in DDIM; with another scheduler it is an error, or ignored if `strict` is false",
+        "the share of fresh noise in DDIM (by default 0) and TCD (by default 0.3); with another scheduler it is an"
+        " error, or ignored if `strict` is false",
         varies="row",
         sweep=True,
         shell=True,

@@ -1,35 +1,31 @@
 """Stable Diffusion XL (Podell et al. 2023): latents, two CLIP texts, and a UNet that takes a pooled text and sizes."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sega_jax.method.argument_kinds import Integer, Pair
 from sega_jax.method.arguments import argument, changed
-from sega_jax.method.checks import brief
-from sega_jax.method.numerics import floating
 from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 from sega_jax.nn.config import built
 from sega_jax.nn.unet import Context, UNet2DConditionModel, UNetConfig
 from sega_jax.nn.vae import AutoencoderConfig, AutoencoderKL
-from sega_jax.systems import adapters, clip_text, diffusion
+from sega_jax.systems import adapters, clip_text, diffusion, latent_space, sdxl_text
 from sega_jax.systems.adapters import AdapterNames
-from sega_jax.systems.base import Checkpoint, Encode, Given, Network, Saved, Setup, System, TextReader, listed
+from sega_jax.systems.base import Checkpoint, Given, Network, Saved, Setup, System, listed
 from sega_jax.systems.call import MOST_PIXELS
-from sega_jax.systems.clip_text import ClipCall, Skipping, skipping, tokenizer_folder
-from sega_jax.systems.conditioning import Text, conditioning
+from sega_jax.systems.clip_text import ClipCall, tokenizer_folder
 from sega_jax.systems.diffusion_call import DiffusionCall, StartingCall
 from sega_jax.systems.lora_kinds import LoraKind, any_of, attends_to, has
 from sega_jax.systems.original_files import SDXL_FILE
+from sega_jax.systems.sdxl_text import SDXLText
 from sega_jax.systems.sizes import size_conditioning
 from sega_jax.systems.stable_diffusion import NETWORKS
 from sega_jax.systems.stable_diffusion import SAMPLER as STABLE_DIFFUSION
-from sega_jax.text.prompt_weights import Reading, pair_chunks, weighed
 from sega_jax.text.tokenizers import Tokenizer, TokenizerPair
 from sega_jax.weights.textual_inversion import TextEncoders
 
@@ -120,7 +116,7 @@ class Models(NamedTuple):
                 f"the text encoders read {one.max_position_embeddings} and {two.max_position_embeddings} tokens; do"
                 " they belong together?"
             )
-        diffusion.check_channels(net, vae.config)
+        latent_space.check_channels(net, vae.config)
         return cls(text_encoder, text_encoder_2, unet, vae)
 
 
@@ -128,145 +124,6 @@ class Extras(NamedTuple):
     """What the index of a checkpoint says besides its networks."""
 
     zero_negative: bool = True  # whether no negative prompt is zeros, or the text of no words
-
-
-@conditioning
-class SDXLText(Text):
-    """Texts as Stable Diffusion XL takes them."""
-
-    states: Any  # [texts, tokens, channels], of both text encoders side by side and of one or more chunks of tokens
-    pooled: Any  # [texts, channels], of the second text encoder and of the first chunk
-
-
-def encode(encoders: tuple[CLIPTextModel, CLIPTextModelWithProjection], ids: jax.Array | Skipping) -> SDXLText:
-    """Encodes int32 ids [texts, 2, tokens], of each encoder's own tokenizer."""
-    one, two = encoders
-    ids, skip = ids if isinstance(ids, Skipping) else (ids, None)
-    states, pooled = two.states(ids[:, 1], skip)
-    return SDXLText(jnp.concatenate([one.penultimate(ids[:, 0], skip), states], -1), pooled)
-
-
-def read(
-    words: Sequence[str],
-    tokenizer: TokenizerPair,
-    encode: Encode,
-    warn: Callable[[str], None],
-    *,
-    second: Sequence[str] | str | None = None,
-    long_prompts: bool = False,
-    weighted: bool = False,
-    clip_skip: int = 0,
-) -> list[SDXLText]:
-    """Reads words; `second` are words for the second text encoder where it reads others, one for all or one each.
-
-    Raises:
-        TypeError, ValueError: `second` is no words, or not as many as there are texts; or a weight is no number.
-    """
-    others = None if second is None else _words_of_second(second, len(words))
-    encode_ids = skipping(encode, clip_skip)
-    if not (long_prompts or weighted):
-        return encode_ids(tokenizer(words, others, warn=warn))
-    reading = Reading(long_prompts, weighted)
-    parts = [
-        pair_chunks(tokenizer, text, others[i] if others else None, reading, warn=warn) for i, text in enumerate(words)
-    ]
-    rows = iter(encode_ids(np.concatenate([part.ids for part in parts])))
-    width = encode.networks[0].config.hidden_size
-    return [joined_chunks([next(rows) for _ in part.ids], part.weights, width) for part in parts]
-
-
-def _words_of_second(second: Any, texts: int) -> list[str]:
-    words = [second] if isinstance(second, str) else list(second) if hasattr(second, "__iter__") else []
-    if not words or not all(isinstance(one, str) for one in words):
-        raise TypeError(f"second={brief(second)} should be words or a non-empty list of them")
-    if len(words) not in (1, texts):
-        raise ValueError(f"second has {len(words)} entries, expected {texts}, one a text, or one for all")
-    return words * (texts // len(words))
-
-
-def joined_chunks(rows: Sequence[SDXLText], weights: np.ndarray, width: int) -> SDXLText:
-    """Joins the chunks of one text, and weighs the states of each text encoder by themselves (`weighed`).
-
-    The pooled text is the first chunk's, without weights, as in the widely used web UI (AUTOMATIC1111's
-    stable-diffusion-webui). diffusers' community pipeline lpw_stable_diffusion_xl takes the last chunk's, also without
-    weights. The first chunk's does not depend on how much follows it or on the padding of shorter texts, and it is the
-    pooled text of the truncated prompt, so `long_prompts` only adds to what the UNet is told.
-
-    Args:
-        rows: what `encode` makes of each chunk.
-        weights: float32 [chunks, 2, length], of the tokens of each text encoder.
-        width: the number of channels of the first text encoder.
-    """
-    sides = np.split(np.concatenate([np.asarray(row.states) for row in rows]), [width], -1)
-    states = np.concatenate([weighed(side, weights[:, i]) for i, side in enumerate(sides)], -1)
-    return SDXLText(states.reshape(1, -1, states.shape[-1]), rows[0].pooled)
-
-
-def length(
-    tokenizer: TokenizerPair, words: Sequence[str], *, long_prompts: bool = False, weighted: bool = False, **rest: Any
-) -> int:
-    """Returns the number of chunks that the longest of some words takes.
-
-    Raises:
-        ValueError: a weight that is no number.
-    """
-    reading = Reading(long_prompts, weighted)
-    return max(len(pair_chunks(tokenizer, text, None, reading, warn=lambda message: None).ids) for text in words)
-
-
-def join(texts: Sequence[SDXLText], blank: Callable[[], SDXLText]) -> SDXLText:
-    """Joins texts; shorter ones are padded by chunks of no words, which leave the pooled text as it is.
-
-    Zeros are padded by zeros, because they mean the absence of a text. The UNet's keys and values of them are zero, so
-    their number changes nothing, while a chunk of no words would be a text.
-    """
-    longest = max(text.states.shape[1] for text in texts)
-    return clip_text.join([text if text.states.any() else _zeros(text, longest) for text in texts], blank)
-
-
-def _zeros(text: SDXLText, tokens: int) -> SDXLText:
-    rows, _, channels = text.states.shape
-    return dataclasses.replace(text, states=np.zeros((rows, tokens, channels), text.states.dtype))
-
-
-def check(models: Models, tokenizer: TokenizerPair | None, value: Any) -> SDXLText:
-    """Returns a user's conditioning as a text of one row.
-
-    Raises:
-        TypeError, ValueError: it is of another family or shape.
-    """
-    if not isinstance(value, SDXLText):
-        raise TypeError(
-            f"an embedding of Stable Diffusion XL is an SDXLText of states and pooled text, as encode returns it, not"
-            f" {type(value).__name__}"
-        )
-    tokens, channels, pooled_channels = _text_shape(models, tokenizer)
-    states = floating("an embedding's states", value.states, f"(1, {tokens}, {channels})")
-    fits = states.ndim == 3 and states.shape[1] and states.shape[2] == channels
-    if not fits or states.shape[1] % tokens:
-        raise ValueError(
-            f"an embedding's states has shape {states.shape[1:]}, expected {(tokens, channels)} (tokens, channels), or"
-            f" a multiple of {tokens} tokens"
-        )
-    pooled = floating("an embedding's pooled", value.pooled, f"(1, {pooled_channels})")
-    if pooled.shape != (1, pooled_channels):
-        raise ValueError(f"an embedding's pooled has shape {pooled.shape[1:]}, expected {(pooled_channels,)}")
-    return value
-
-
-def _text_shape(models: Models, tokenizer: TokenizerPair | None) -> tuple[int, int, int]:
-    """Returns the tokens of a chunk, and the channels of states and pooled text."""
-    tokens = models.text_encoder.config.max_position_embeddings if tokenizer is None else tokenizer.length
-    net = models.unet.config
-    return tokens, net.level("cross_attention_dim", 0), net.pooled_dim
-
-
-def negative(models: Models, tokenizer: TokenizerPair | None, extras: Extras) -> SDXLText | str:
-    """Returns what stands in place of no negative prompt."""
-    if not extras.zero_negative:
-        return ""
-    tokens, channels, pooled_channels = _text_shape(models, tokenizer)
-    return SDXLText(np.zeros((1, tokens, channels), np.float32), np.zeros((1, pooled_channels), np.float32))
 
 
 def setup(call: SDXLCall, given: Given) -> Setup:
@@ -280,7 +137,7 @@ def setup(call: SDXLCall, given: Given) -> Setup:
     return diffusion.setup(
         call,
         given,
-        diffusion.latent_sizes(given.models.unet.config, given.models.vae.config),
+        latent_space.latent_sizes(given.models.unet.config, given.models.vae.config),
         diffusion.table_from_picture(call, given.scheduler),
         image=call.image,
         image_noise=call.image_noise,
@@ -302,14 +159,14 @@ def denoiser(unet: UNet2DConditionModel, text: SDXLText, settings: Any, own: Any
 
 
 def decode(vae: AutoencoderKL, latents: jax.Array, *, tile: int | None = None) -> tuple[jax.Array, jax.Array]:
-    """Decodes as `sega_jax.systems.diffusion.decode_latents`, but in float32 where the weights are float16 and the
+    """Decodes as `sega_jax.systems.latent_space.decode_latents`, but in float32 where the weights are float16 and the
     config says that this does not hold the activations, as in diffusers."""
-    return diffusion.decode_latents(_upcast(vae), latents, tile=tile)
+    return latent_space.decode_latents(_upcast(vae), latents, tile=tile)
 
 
 def encode_image(vae: AutoencoderKL, key: jax.Array, pictures: jax.Array, noise: Any = None) -> jax.Array:
-    """Encodes as `sega_jax.systems.diffusion.encode_image`, in the dtype of `decode`."""
-    return diffusion.encode_image(_upcast(vae), key, pictures, noise)
+    """Encodes as `sega_jax.systems.latent_space.encode_image`, in the dtype of `decode`."""
+    return latent_space.encode_image(_upcast(vae), key, pictures, noise)
 
 
 def _upcast(vae: AutoencoderKL) -> AutoencoderKL:
@@ -389,18 +246,7 @@ SYSTEM = System(
             (LoraKind("Stable Diffusion XL", any_of(attends_to(2048), has(_OWN_LAYERS))),),
         ),
     ),
-    text=TextReader(
-        type=SDXLText,
-        parts=("text_encoder", "text_encoder_2"),
-        networks=lambda models: (models.text_encoder, models.text_encoder_2),
-        encode=encode,
-        read=read,
-        check_options=lambda encoders, options: clip_text.check_skip(encoders, options, 1),
-        check=check,
-        join=join,
-        length=length,
-        negative=negative,
-    ),
+    text=sdxl_text.READER,
     sampler=STABLE_DIFFUSION._replace(setup=setup, denoiser=denoiser, decode=decode, encode_image=encode_image),
     call=SDXLCall,
 )

@@ -8,7 +8,7 @@ from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModel
 from sega_jax.nn.config import built
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
 from sega_jax.nn.vae import AutoencoderConfig, AutoencoderKL
-from sega_jax.systems import adapters, clip_text, diffusion
+from sega_jax.systems import adapters, clip_text, diffusion, latent_space
 from sega_jax.systems.adapters import AdapterNames
 from sega_jax.systems.base import Checkpoint, Given, Network, Sampler, Saved, Setup, Sizes, System
 from sega_jax.systems.clip_text import ClipCall
@@ -61,7 +61,7 @@ class Models(NamedTuple):
         vae = built(vae, AutoencoderKL, AutoencoderConfig)
         width, net = text_encoder.config.hidden_size, unet.config
         diffusion.check_context(net, width, f"the text encoder's hidden_size {width}")
-        diffusion.check_channels(net, vae.config)
+        latent_space.check_channels(net, vae.config)
         if net.has_size_conditioning:
             raise ValueError(
                 "a UNet of addition_embed_type text_time is Stable Diffusion XL's: only text-to-image checkpoints of"
@@ -77,7 +77,7 @@ class Models(NamedTuple):
 
 def sizes(models: Models) -> Sizes:
     """Returns the sizes of a checkpoint's pictures."""
-    return diffusion.latent_sizes(models.unet.config, models.vae.config)
+    return latent_space.latent_sizes(models.unet.config, models.vae.config)
 
 
 def setup(call: StableDiffusionCall, given: Given) -> Setup:
@@ -126,10 +126,11 @@ SAMPLER = Sampler(
     solver=diffusion.solver,
     draw=diffusion.draw,
     check=diffusion.check,
+    defaults=diffusion.defaults,
     decoder=lambda models: models.vae,
-    decode=diffusion.decode_latents,
+    decode=latent_space.decode_latents,
     encoder=lambda models: models.vae,
-    encode_image=diffusion.encode_image,
+    encode_image=latent_space.encode_image,
 )
 
 SYSTEM = System(

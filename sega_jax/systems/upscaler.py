@@ -11,7 +11,7 @@ from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModel
 from sega_jax.nn.config import built
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
 from sega_jax.nn.vae import AutoencoderConfig, AutoencoderKL
-from sega_jax.systems import clip_text, diffusion
+from sega_jax.systems import clip_text, diffusion, latent_space
 from sega_jax.systems.base import Checkpoint, Given, Saved, Setup, Sizes, System, listed
 from sega_jax.systems.clip_text import ClipCall
 from sega_jax.systems.diffusion_call import AutoencodedCall, ConditionedCall, DiffusionCall
@@ -65,7 +65,7 @@ class Models(NamedTuple):
                 f"the UNet takes no small picture, which {TITLE}'s does: num_class_embeds is"
                 f" {net.num_class_embeds or None}"
             )
-        diffusion.check_channels(net, vae.config, more=3)
+        latent_space.check_channels(net, vae.config, more=3)
         return cls(text_encoder, unet, vae)
 
 

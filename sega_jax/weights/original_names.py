@@ -24,6 +24,7 @@ _UNET_ENDS = {
     "conv_in": "input_blocks.0.0",
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "time_embedding.cond_proj": "time_embed.cond_proj",
     "class_embedding": "label_emb",
     "add_embedding.linear_1": "label_emb.0.0",
     "add_embedding.linear_2": "label_emb.0.2",

@@ -236,17 +236,21 @@ def _files(folder: Path, stem: str, variant: str | None, ending: str) -> Iterabl
     raise CheckpointError(f"{whole} is missing. {_remedy(folder, stem, ending)}")
 
 
-def variants(folder: Path, stem: str, ending: str = "safetensors") -> str:
-    """Lists the variants of the weights in a folder, as they are to be given; "" where there are none."""
+def variants(folder: Path, stem: str, ending: str = "safetensors") -> list[str]:
+    """Returns the variants of the weights in a folder, "" for no variant."""
     names = [path.name for path in folder.glob(f"{stem}*")] if folder.is_dir() else []
-    found = sorted({v for name in names if (v := _variant(name, stem, ending)) is not None})
-    return " or ".join("no variant" if v == "" else f'variant="{v}"' for v in found)
+    return sorted({v for name in names if (v := _variant(name, stem, ending)) is not None})
+
+
+def in_words(variants: Iterable[str]) -> str:
+    """Lists variants as they are to be given."""
+    return " or ".join("no variant" if one == "" else f'variant="{one}"' for one in variants)
 
 
 def _remedy(folder: Path, stem: str, ending: str) -> str:
     """Returns a hint for a folder without the requested weight file."""
     if choices := variants(folder, stem, ending):
-        return f"The folder has weights for {choices}"
+        return f"The folder has weights for {in_words(choices)}"
     there = sorted(path.name for path in folder.glob(f"{stem}.*")) if folder.is_dir() else []
     if there:
         return f"The folder has {', '.join(there)}, which is not read; fetch .safetensors"

@@ -80,7 +80,7 @@ VIEWS = Views(
 def others_variance(predict):
     """Gives the solver the variance that the network predicts for the negative prompt."""
 
-    def damaged(unet, texts, x, call, low_res=None):
+    def damaged(unet, texts, x, call, *others):
         channels = x.shape[-1]
 
         def exchanged(*args):
@@ -89,7 +89,7 @@ def others_variance(predict):
             variance = pairs[:, ::-1, ..., channels:]
             return jnp.concatenate([pairs[..., :channels], variance], -1).reshape(out.shape)
 
-        return predict(exchanged, texts, x, call, low_res)
+        return predict(exchanged, texts, x, call, *others)
 
     return damaged
 

@@ -12,7 +12,7 @@ from faults.damage import argument, given, halves, instead, layer, scaled
 from faults.views import Fault, View, Views, network, normal, recorded
 from sega_jax.nn import clip, flash_attention, layers, vae
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
-from sega_jax.systems import diffusion
+from sega_jax.systems import latent_space
 
 pytestmark = pytest.mark.fault
 
@@ -31,7 +31,7 @@ def autoencoder():
 
 
 def pictures():
-    return diffusion.decode_latents(network("vae"), recorded("pictures_none")["latents"])[0]
+    return latent_space.decode_latents(network("vae"), recorded("pictures_none")["latents"])[0]
 
 
 def faint_blocks():

@@ -16,7 +16,7 @@ from sega_jax.nn import vae_tiling
 from sega_jax.nn.vae import AutoencoderConfig, AutoencoderKL
 from sega_jax.pipelines import batch
 from sega_jax.pipelines.execution import chunks
-from sega_jax.systems import base, diffusion, programs
+from sega_jax.systems import base, diffusion, latent_space, programs
 from sega_jax.systems.clip_text import ClipText
 from sega_jax.systems.stable_diffusion import SAMPLER
 
@@ -102,7 +102,7 @@ class Encoder:
 def started():
     """Returns the latents of pictures, and the state in which the sampling starts from them."""
     keys = jax.random.split(jax.random.key(0), 2)
-    clean = diffusion.encode_image(Encoder(), keys, jnp.zeros((2, 4, 4, 3)))
+    clean = latent_space.encode_image(Encoder(), keys, jnp.zeros((2, 4, 4, 3)))
     settings = base.Settings(keys, np.ones(2), own=diffusion.DiffusionSettings(np.zeros(2)))
     static, latents = base.Static(own=diffusion.DiffusionStatic()), np.ones((2, 2, 2, 4), np.float32)
     options = {"sampler": SAMPLER, "static": static, "shape": (2, 2, 4), "dtype": np.float32}
@@ -196,10 +196,10 @@ FAULTS = {
     ),
     # Starts
     "the latents of a picture take the initial noise": Fault(
-        "start", diffusion, "POSTERIOR", instead(programs.INITIAL)
+        "start", latent_space, "POSTERIOR", instead(programs.INITIAL)
     ),
     "the latents of a picture are not scaled": Fault(
-        "start", diffusion, "encode_image", result(lambda latents: latents / 0.5)
+        "start", latent_space, "encode_image", result(lambda latents: latents / 0.5)
     ),
     # Tiles
     "tiles are not faded into each other": Fault("tiles", vae_tiling, "_faded", argument(2, lambda fade: 0)),

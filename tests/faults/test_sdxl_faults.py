@@ -16,7 +16,7 @@ from sega_jax import Edit, Edits
 from sega_jax.method import schedules
 from sega_jax.nn import clip
 from sega_jax.nn.unet import Context, embedding
-from sega_jax.systems import base, diffusion, programs, sdxl, sizes
+from sega_jax.systems import base, diffusion, programs, sdxl, sdxl_text, sizes
 from sega_jax.text import prompt_weights
 from sega_jax.text.tokenizers import Tokenizer, TokenizerPair
 
@@ -50,7 +50,7 @@ def networks():
 def text():
     """Returns the states and the pooled texts of the prompt and the concept."""
     models = networks()
-    found = sdxl.encode((models.text_encoder, models.text_encoder_2), TOKENS)[1:]
+    found = sdxl_text.encode((models.text_encoder, models.text_encoder_2), TOKENS)[1:]
     return found.states, found.pooled
 
 
@@ -63,7 +63,7 @@ def looked_up(ids):
 def read(tokenizers):
     """Embeds a long text with weights, by text encoders that look its tokens up."""
     encode = base.Encode(sdxl.SYSTEM.text.networks(networks()), lambda _, ids: list(sdxl.SDXLText(*looked_up(ids))))
-    (found,) = sdxl.read([LONG], tokenizers, encode, warnings.warn, long_prompts=True, weighted=True)
+    (found,) = sdxl_text.read([LONG], tokenizers, encode, warnings.warn, long_prompts=True, weighted=True)
     return found.states[0], found.pooled[0]
 
 
@@ -82,7 +82,7 @@ def joined():
     """Joins the zeros of no negative prompt, a text and a longer text."""
     short, long = (sdxl.SDXLText(normal(1, tokens, 36), normal(1, 12)) for tokens in (12, 24))
     none = sdxl.SDXLText(np.zeros((1, 12, 36)), np.zeros((1, 12)))
-    found = sdxl.join([none, short, long], lambda: sdxl.SDXLText(np.ones((1, 12, 36)), np.ones((1, 12))))
+    found = sdxl_text.join([none, short, long], lambda: sdxl.SDXLText(np.ones((1, 12, 36)), np.ones((1, 12))))
     return found.states, found.pooled
 
 
@@ -165,18 +165,24 @@ FAULTS = {
     "the pooled text skips the final layer norm": Fault(
         "text", clip.CLIPTextModel, "__init__", skipped("final_layer_norm")
     ),
-    "each encoder reads the tokens of the other": Fault("text", sdxl, "encode", argument(1, lambda ids: ids[:, ::-1])),
+    "each encoder reads the tokens of the other": Fault(
+        "text", sdxl_text, "encode", argument(1, lambda ids: ids[:, ::-1])
+    ),
     "both tokenizers pad alike": Fault(
         "tokens", TokenizerPair, "__init__", arguments(lambda self, first, second: (self, first, first))
     ),
-    "the pooled text is the last chunk's": Fault("read", sdxl, "joined_chunks", argument(0, of_the_last_chunk)),
-    "only the first text encoder is weighed": Fault("read", sdxl, "joined_chunks", argument(1, of_the_first_encoder)),
-    "both text encoders have one mean": Fault("read", sdxl, "joined_chunks", argument(2, lambda width: width + 19)),
+    "the pooled text is the last chunk's": Fault("read", sdxl_text, "joined_chunks", argument(0, of_the_last_chunk)),
+    "only the first text encoder is weighed": Fault(
+        "read", sdxl_text, "joined_chunks", argument(1, of_the_first_encoder)
+    ),
+    "both text encoders have one mean": Fault(
+        "read", sdxl_text, "joined_chunks", argument(2, lambda width: width + 19)
+    ),
     "the second text encoder reads the first one's padding": Fault(
         "read", prompt_weights, "pair_chunks", argument(0, lambda pair: TokenizerPair(pair.first, pair.first))
     ),
     "no negative prompt is padded by chunks of no words": Fault(
-        "joined", sdxl, "_zeros", instead(lambda text, tokens: text)
+        "joined", sdxl_text, "_zeros", instead(lambda text, tokens: text)
     ),
     "sizes come before the pooled text": Fault(
         "conditioning", embedding.TimestepEmbedding, "__call__", argument(1, lambda told: jnp.roll(told, -CHANNELS, -1))

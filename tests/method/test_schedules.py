@@ -124,12 +124,19 @@ def test_names_of_more_timesteps_than_there_are():
             {"interpolation_type": "log_linear"},
             "interpolation_type='log_linear' spaces the steps itself; give a number",
         ),
-        ("DPM", dpm(2, "heun"), "final_sigmas_type='sigma_min' ends at timestep 0; leave it out of steps"),
     ],
 )
 def test_options_that_refuse_timesteps(name, options, why):
     with pytest.raises(ValueError, match=f"Scheduler: {why}"):
         scheduler(name, **options).table("smart27")
+
+
+@pytest.mark.parametrize("options", [dpm(2, "heun"), dpm(3), dpm(2, algorithm="dpmsolver")])
+def test_a_step_to_where_it_is_changes_nothing(options):
+    """The training's least noise is that of timestep 0."""
+    solver = scheduler("DPM", **options).table("smart27").solver
+    assert solver.x_from_start[-1] == 1
+    assert not solver.x_from_memory[-1].any()
 
 
 GIVEN = [name for name in tiny.SCHEDULERS if "PNDM" not in name]
@@ -313,7 +320,7 @@ def test_null_is_the_default():
         ("num_train_timesteps", 0),
         ("num_train_timesteps", -5),
         ("num_train_timesteps", 10.5),
-        ("beta_start", 0),
+        ("beta_start", -0.1),
         ("beta_end", 1),
         ("beta_end", "0.02"),
         ("beta_start", np.nan),

@@ -90,6 +90,8 @@ def solve(scheduler, steps, x, predict, draw=jnp.zeros, eta=0.0):
         ("UniPC", unipc(2, "bh1"), "epsilon", 3),
         ("UniPC", unipc(2, "bh2", data=False), "v_prediction", 3),
         ("UniPC", unipc(3, "bh2"), "sample", 4),
+        pytest.param("DEIS", {"solver_order": 1}, "epsilon", 1, marks=pytest.mark.slow),
+        pytest.param("DEIS", {}, "v_prediction", 2, marks=pytest.mark.slow),
     ],
 )
 def test_order_of_convergence(name, options, prediction, order):

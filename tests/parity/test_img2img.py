@@ -35,6 +35,8 @@ V = {"prediction_type": "v_prediction"}
 # A scheduler, and strengths.
 CASES = {
     **{name: (config, (0.8, 0.55)) for name, config in tiny.SCHEDULERS.items() if name != "PNDM, Runge-Kutta"},
+    **{name: (tiny.FURTHER[name], (0.55,)) for name in ("KDPM2 ancestral", "LCM")},
+    "DPM, single-step of order 3": (tiny.FURTHER["DPM, single-step"] | {"solver_order": 3}, (0.4,)),
     "DDIM, at the ends": (tiny.DDIM, (1.0, 0.1)),
     "DDIM, v, trailing": (tiny.DDIM | V | {"timestep_spacing": "trailing"}, (0.6,)),
     "PNDM, at the ends": (tiny.PNDM, (1.0, 0.9, 0.3, 0.1)),

@@ -89,6 +89,7 @@ CASES = {
         for name, config in tiny.SCHEDULERS.items()
         if name not in ("DDIM", "PNDM")
     },
+    "three, TCD with noise": ("1.x", tiny.FURTHER["TCD"], THREE | {"eta": 0.4}),
     "three, Karras sigmas": ("1.x", tiny.SCHEDULERS["DPM"] | {"use_karras_sigmas": True, "solver_type": "heun"}, THREE),
     "three, of the picture": ("1.x", tiny.SCHEDULERS["UniPC"] | {"prediction_type": "sample"}, THREE),
     "three, without signal": ("1.x", tiny.SCHEDULERS["Euler"] | V | ZERO_SNR, THREE | {"num_inference_steps": 8}),

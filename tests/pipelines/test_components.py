@@ -22,7 +22,9 @@ from sega_jax.method.schedules import FAMILIES, Scheduler, from_config
 from sega_jax.systems.stable_diffusion import Models
 
 CALL = {"prompt": "cat", "edits": [Edit("a", warmup=1)], "steps": 3, "output": "latent"}
-MULTISTEP = [name for name in FAMILIES if name not in ("DDIMScheduler", "PNDMScheduler")]
+WITH_BETAS = [name for name, family in FAMILIES.items() if family.training == "betas"]
+MULTISTEP = [name for name in WITH_BETAS if name not in ("DDIMScheduler", "PNDMScheduler", "TCDScheduler")]
+EDM = {"_class_name": "EDMEulerScheduler"}
 
 
 @pytest.fixture
@@ -35,12 +37,53 @@ def same(first, second):
     assert (first.name, first.options) == (second.name, second.options)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", WITH_BETAS)
 def test_a_class_name_takes_the_options_over(own, name):
     own.scheduler = name
     assert own.scheduler.name == name
     assert own.scheduler.options["beta_end"] == tiny.DDIM["beta_end"]
-    assert own.scheduler.options["steps_offset"] == 1
+    assert own.scheduler.options.get("steps_offset", 1) == 1
+
+
+@pytest.mark.parametrize("value", ["EDMDPMSolverMultistepScheduler", "IPNDMScheduler", EDM, from_config(EDM)])
+def test_schedulers_for_networks_of_another_training(own, small_folder, value):
+    words = "Scheduler samples networks trained with .* DDIMScheduler, is for networks trained with the noise of betas"
+    with pytest.raises(ValueError, match=words):
+        own.scheduler = value
+    with pytest.raises(ValueError, match=words):
+        load(small_folder, scheduler=value)
+
+
+def test_networks_trained_with_edm_take_only_its_schedulers(small):
+    edm = Pipeline(**small.components | {"scheduler": EDM | {"sigma_max": 9.0}})
+    edm.scheduler = "EDMDPMSolverMultistepScheduler"
+    assert edm.scheduler.options["sigma_max"] == 9.0
+    with pytest.raises(ValueError, match="take one of EDMEulerScheduler, EDMDPMSolverMultistepScheduler"):
+        edm.scheduler = "DDIMScheduler"
+
+
+def test_the_share_of_fresh_noise_is_the_schedulers_own_by_default(own):
+    shares = {}
+    for name in ("DDIMScheduler", "TCDScheduler"):
+        own.scheduler = name
+        shares[name] = own.prepare("cat").settings.own.eta.tolist(), own.prepare("cat", eta=0.0).settings.own.eta[0]
+    assert shares == {"DDIMScheduler": ([0.0], 0.0), "TCDScheduler": ([0.3], 0.0)}
+
+
+@pytest.mark.parametrize(
+    ("value", "meant"),
+    [
+        ("EulerDiscrete", "EulerDiscreteScheduler"),
+        ("euler_a", "EulerAncestralDiscreteScheduler"),
+        ("DPM++ 2M Karras", "DPMSolverMultistepScheduler"),
+        ("ddim", "DDIMScheduler"),
+        ("PNDMSheduler", "PNDMScheduler"),
+        ({"_class_name": "DDIMSchedulr"}, "DDIMScheduler"),
+    ],
+)
+def test_misspelt_schedulers(small_folder, value, meant):
+    with pytest.raises(ValueError, match=rf"; did you mean {meant}\?"):
+        load(small_folder, scheduler=value)
 
 
 def test_options_come_back_with_the_class(own):

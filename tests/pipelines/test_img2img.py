@@ -10,7 +10,7 @@ from support import tiny
 
 from sega_jax import Edit, SemanticStableDiffusionPipeline
 from sega_jax.method.schedules import from_config
-from sega_jax.systems.diffusion import encode_image
+from sega_jax.systems.latent_space import encode_image
 from sega_jax.systems.programs import INITIAL, POSTERIOR
 
 STEPS, STRENGTH, SEED = 5, 0.6, 3

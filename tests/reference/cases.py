@@ -102,6 +102,29 @@ SCHEDULES = {
     "unipc": (tiny.SCHEDULERS["UniPC"], 8, 0.0),
     "unipc_3": (tiny.SCHEDULERS["UniPC"] | {"solver_order": 3, "solver_type": "bh1"} | _SIGMA_MIN, 16, 0.0),
     "unipc_noise": (tiny.SCHEDULERS["UniPC"] | {"predict_x0": False, "disable_corrector": [1]} | _SIGMA_MIN, 8, 0.0),
+    "kdpm2": (tiny.FURTHER["KDPM2"] | _V | {"use_karras_sigmas": True}, 8, 0.0),
+    "kdpm2_ancestral": (tiny.FURTHER["KDPM2 ancestral"] | {"timestep_spacing": "leading"}, 8, 0.0),
+    "dpm_single": (tiny.FURTHER["DPM, single-step"], 9, 0.0),
+    "dpm_single_3": (
+        tiny.FURTHER["DPM, single-step"] | _SIGMA_MIN | {"solver_order": 3, "solver_type": "heun"},
+        9,
+        0.0,
+    ),
+    "dpm_single_stochastic": (
+        tiny.FURTHER["DPM, single-step"] | {"algorithm_type": "sde-dpmsolver++", "lower_order_final": True},
+        8,
+        0.0,
+    ),
+    "deis": (tiny.FURTHER["DEIS"] | {"timestep_spacing": "trailing"}, 8, 0.0),
+    "deis_3": (tiny.FURTHER["DEIS"] | {"solver_order": 3, "lower_order_final": False}, 8, 0.0),
+    "lcm": (tiny.FURTHER["LCM"], 4, 0.0),
+    "lcm_clip": (tiny.FURTHER["LCM"] | {"clip_sample": True, "original_inference_steps": 30}, 7, 0.0),
+    "tcd": (tiny.FURTHER["TCD"], 5, 0.3),
+    "tcd_v": (tiny.FURTHER["TCD"] | _V, 8, 1.0),
+    "edm_euler": (tiny.OTHERWISE_TRAINED["EDM Euler"] | {"sigma_schedule": "exponential", "sigma_max": 9.0}, 8, 0.0),
+    "edm_dpm": (tiny.OTHERWISE_TRAINED["EDM DPM"], 16, 0.0),
+    "edm_dpm_stochastic": (tiny.OTHERWISE_TRAINED["EDM DPM"] | {"algorithm_type": "sde-dpmsolver++"}, 8, 0.0),
+    "ipndm": (tiny.OTHERWISE_TRAINED["IPNDM"], 8, 0.0),
 }
 
 # Stages of DeepFloyd-IF and the x4 upscaler: steps, the scale of guidance, the noise level and its scheduler. The first

@@ -104,9 +104,10 @@ def trajectory(config, steps, eta):
     scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
     scheduler.set_timesteps(steps)
     module = importlib.import_module(type(scheduler).__module__)
-    extra = {"eta": eta} if config["_class_name"] == "DDIMScheduler" else {}
+    extra = {"eta": eta} if config["_class_name"] in ("DDIMScheduler", "TCDScheduler") else {}
     x, path = torch.tensor(cases.START), []
     for call, t in enumerate(scheduler.timesteps):
+        scheduler.scale_model_input(x, t)
         output, noise = (torch.tensor(a[call]) for a in (cases.OUTPUTS, cases.NOISE))
         with mock.patch.object(module, "randn_tensor", lambda *_, noise=noise, **__: noise, create=True):
             x = scheduler.step(output, t, x, **extra).prev_sample

@@ -7,7 +7,7 @@ from support import tiny
 
 
 def scheduler(name, **options):
-    return from_config(tiny.SCHEDULERS[name] | options)
+    return from_config((tiny.SCHEDULERS | tiny.FURTHER)[name] | options)
 
 
 def abar(config):

@@ -262,6 +262,21 @@ SCHEDULERS = {
     },
     "UniPC": {"_class_name": "UniPCMultistepScheduler", **SD_BETAS},
 }  # fmt: skip
+# The rest of the catalogue, for tests that cost little: the others cover what all have in common.
+FURTHER = {
+    "KDPM2": {"_class_name": "KDPM2DiscreteScheduler", **SD_BETAS},
+    "KDPM2 ancestral": {"_class_name": "KDPM2AncestralDiscreteScheduler", **SD_BETAS},
+    "DPM, single-step": {"_class_name": "DPMSolverSinglestepScheduler", **SD_BETAS},
+    "DEIS": {"_class_name": "DEISMultistepScheduler", **SD_BETAS},
+    "LCM": {"_class_name": "LCMScheduler", **SD_BETAS},
+    "TCD": {"_class_name": "TCDScheduler", **SD_BETAS},
+}
+# For networks that were trained in another way than with betas.
+OTHERWISE_TRAINED = {
+    "EDM Euler": {"_class_name": "EDMEulerScheduler"},
+    "EDM DPM": {"_class_name": "EDMDPMSolverMultistepScheduler"},
+    "IPNDM": {"_class_name": "IPNDMScheduler"},
+}
 
 
 def values(name: str, shape: tuple[int, ...]) -> np.ndarray:

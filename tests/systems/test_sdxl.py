@@ -16,7 +16,7 @@ from support.recorded import REFERENCE
 import convert
 import sega_jax
 from sega_jax import CheckpointError, ClipText, Edit, SDXLText
-from sega_jax.systems import sdxl
+from sega_jax.systems import sdxl, sdxl_text
 from sega_jax.text.tokenizers import T5Tokenizer
 from sega_jax.weights.layout import leaves
 
@@ -60,7 +60,7 @@ def test_names_at_full_size(part):
 def test_the_published_configs_are_the_published_pipeline():
     models = sdxl.Models.build(**published.XL)
     assert sdxl.SYSTEM.sampler.sizes(models).default == (1024, 1024)
-    negative = sdxl.negative(models, None, sdxl.Extras(zero_negative=True))
+    negative = sdxl_text.negative(models, None, sdxl.Extras(zero_negative=True))
     assert (negative.states.shape, negative.pooled.shape) == ((1, 77, 2048), (1, 1280))
     assert models.unet.config.pooled_dim == 1280
     assert models.vae.config.force_upcast

@@ -8,10 +8,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from support import tiny
 from support.loras import LAYERS, NAMINGS, close, kohya, layers, models, old_diffusers, peft, tensors, wanted
 
 from sega_jax import CheckpointError, load, merge_lora
 from sega_jax.systems.registry import adapters_of
+from sega_jax.weights.layout import leaves
+from sega_jax.weights.original_names import unet_names
 
 __all__ = ["layers", "models"]  # fixtures
 
@@ -302,3 +305,22 @@ def test_arguments(models, layers, write, tmp_path):
 def test_deepfloyds_unet_has_diffusers_names_alone(first):
     names = adapters_of(first.models).lora["unet"].layers(first.models.unet)
     assert names["mid_block.attentions.0.to_q"] == "mid_block.attentions.0.to_q.weight"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"time_cond_proj_dim": 18},
+        {"mid_block_type": None},
+        {"mid_block_type": "UNetMidBlock2D"},
+        {
+            "transformer_layers_per_block": [[1], [0], 1],
+            "reverse_transformer_layers_per_block": [1, [1, 2], [2, 1]],
+        },
+    ],
+)
+def test_relatives_have_a_name_for_every_layer(config):
+    """In the original's naming, which some LoRAs have."""
+    unet = tiny.networks(unet=tiny.UNET | config).unet
+    names = unet_names(unet)
+    assert len(set(names.values())) == len(names) == len(leaves(unet))

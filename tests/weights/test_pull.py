@@ -183,7 +183,23 @@ def test_missing_json(refused, copy, name):
         ("unet", "cross_attention_dim", 24, ["text encoder's hidden_size 16"]),
         ("unet", "in_channels", 9, ["only text-to-image checkpoints are supported"]),
         ("unet", "num_class_embeds", 20, ["num_class_embeds 20", "only text-to-image checkpoints"]),
-        ("unet", "mid_block_type", "UNetMidBlock2D", ["only 'UNetMidBlock2DCrossAttn'"]),
+        ("unet", "mid_block_type", "UNetMidBlock3D", ["only 'UNetMidBlock2DCrossAttn'", "'UNetMidBlock2D' or None"]),
+        ("unet", "time_cond_proj_dim", -1, ["-1 should be like 0"]),
+        (
+            "unet",
+            "transformer_layers_per_block",
+            [1, [2, 1], 1],
+            ["reverse_transformer_layers_per_block", "is missing"],
+        ),
+        ("unet", "transformer_layers_per_block", [1, "x", 1], ["should be like 1"]),
+        ("unet", "transformer_layers_per_block", [[1, 10**10], 1, 1], ["is more than the 100 that are supported"]),
+        ("unet", "reverse_transformer_layers_per_block", [1, 1], ["has 2 entries for 3 block_out_channels"]),
+        (
+            "unet",
+            "reverse_transformer_layers_per_block",
+            [1, 1, [1, 1, 1]],
+            ["has 3 entries for 2 transformers of one level"],
+        ),
         ("unet", "mid_block_type", ["UNetMidBlock2DCrossAttn"], ["only 'UNetMidBlock2DCrossAttn'"]),
         ("unet", "mid_block_type", "UNetMidBlock2DSimpleCrossAttn", ["only 'scale_shift'"]),
         ("unet", "only_cross_attention", [True, False], ["2 entries for 3 block_out_channels"]),
@@ -197,7 +213,9 @@ def test_missing_json(refused, copy, name):
         ("vae", "scaling_factor", 0, ["0 should be like"]),
         ("vae", "scaling_factor", -1, ["-1 should be like"]),
         ("vae", "scaling_factor", float("nan"), ["nan should be like"]),
-        ("vae", "latents_mean", [0.1] * 4, ["is not supported, only None"]),
+        ("vae", "latents_mean", [0.1] * 4, ["latents_mean is given alone; latents_mean and latents_std go together"]),
+        ("vae", "latents_std", [0.1, 0.1, 0.1, -1], ["should be a list of positive numbers"]),
+        ("vae", "latents_mean", "x", ["latents_mean=x should be a list of numbers"]),
         ("vae", "latent_channels", 16, ["only text-to-image checkpoints are supported"]),
         ("vae", "layers_per_block", [1, 1], ["layers_per_block", "should be like"]),
         ("vae", "block_out_channels", [8, "x"], ["block_out_channels", "should be like"]),
@@ -205,6 +223,8 @@ def test_missing_json(refused, copy, name):
         ("text_encoder", "num_attention_heads", 3, ["hidden_size 16 is not a multiple of"]),
         ("text_encoder", "num_attention_heads", 0, []),
         ("text_encoder", "hidden_size", "16", ["'16' should be like"]),
+        ("text_encoder", "model_type", "t5", ["model_type='t5' is not supported, only CLIP's text encoders"]),
+        ("text_encoder", "model_type", "chatglm", ["model_type='chatglm' is not supported, only CLIP's"]),
     ],
 )
 def test_configs_that_are_not_supported(refused, copy, part, option, value, words):
@@ -228,7 +248,7 @@ def test_unknown_options_are_warned_about(copy, read, part):
 @pytest.mark.parametrize(
     ("entries", "words"),
     [
-        ({"_class_name": "LCMScheduler"}, ["'LCMScheduler' is not supported", "DDIMScheduler, PNDMScheduler"]),
+        ({"_class_name": "RePaintScheduler"}, ["'RePaintScheduler' is not supported", "DDIMScheduler, PNDMScheduler"]),
         ({"_class_name": ["DDIMScheduler"]}, ["is not supported", "DDIMScheduler, PNDMScheduler"]),
         ({"beta_schedule": "sigmoid"}, ["only linear, scaled_linear"]),
         ({"num_train_timesteps": "1000"}, ["num_train_timesteps='1000' should be a whole number"]),
@@ -366,6 +386,7 @@ def test_variants(refused, copy, read, pipe):
     refused("model.safetensors is missing", 'weights for variant="fp16"')
     shutil.copy(copy / TEXT.replace(".safe", ".fp16.safe"), copy / TEXT)
     refused("has no weights of the variant 'ema'; it has weights for", variant="ema")
+    refused('variant="fp16"; did you mean fp16?', variant="fp61")
     (copy / "vae/diffusion_pytorch_model.fp16.safetensors").rename(copy / "vae/diffusion_pytorch_model.safetensors")
     with pytest.warns(UserWarning, match=r"has no weights of the variant 'fp16' for vae: those without a variant"):
         found = read(copy, variant="fp16")
@@ -481,6 +502,14 @@ def test_no_padding(refused, copy):
 @pytest.mark.parametrize("dtype", ["int32", "nonsense", 3, "complex64", "float8_e4m3fn", [], True])
 def test_unknown_dtypes(refused, dtype):
     refused(f"dtype={dtype!r} should be one of float32, bfloat16, float16", error=ValueError, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "meant"),
+    [("bfloat", "bfloat16"), ("fp16", "float16"), ("bf16", "bfloat16"), ("Float32", "float32"), ("flaot16", "float16")],
+)
+def test_misspelt_dtypes(refused, dtype, meant):
+    refused(f"; did you mean {meant}?", error=ValueError, dtype=dtype)
 
 
 def test_float64_needs_x64(refused, read, copy):

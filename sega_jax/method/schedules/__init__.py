@@ -20,6 +20,7 @@ from sega_jax.method.checks import brief
 from sega_jax.method.schedules.calls import DDIMRow as DDIMRow
 from sega_jax.method.schedules.calls import MultistepRow as MultistepRow
 from sega_jax.method.schedules.calls import Row as Row
+from sega_jax.method.schedules.calls import TCDRow as TCDRow
 from sega_jax.method.schedules.families import FAMILIES as FAMILIES
 from sega_jax.method.schedules.families import of_torch as of_torch
 from sega_jax.method.schedules.families import resolve
@@ -66,14 +67,30 @@ class Scheduler:
         """The update that the rows are for, a key of `sega_jax.method.solvers.SOLVERS`."""
         return FAMILIES[self.name].solver(self.options)
 
+    @property
+    def eta(self) -> float | None:
+        """The default share of fresh noise; None where the solver has no eta."""
+        return FAMILIES[self.name].eta
+
+    @property
+    def training(self) -> str:
+        """How the networks were trained that it samples, a key of `sega_jax.method.schedules.families.TRAININGS`."""
+        return FAMILIES[self.name].training
+
     def shares(self, timesteps: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Of signal and of noise at timesteps of the training [...]: x = signal x0 + noise z; float64, one for each."""
+        """Of signal and of noise at timesteps of the training [...]: x = signal x0 + noise z; float64, one for each.
+
+        Raises:
+            ValueError: it has no betas.
+        """
+        if self.training != "betas":
+            raise ValueError(f"{self.name} has no betas that say how much noise a timestep has")
         bars = cumulative(self.options)[timesteps]
         return np.sqrt(bars), np.sqrt(1 - bars)
 
     def table(self, steps: int | str | Sequence[int], strength: float = 1.0) -> Row:
         """A row per model call: one a step, but steps + 1 for PNDM (+ 9 without `skip_prk_steps`) and
-        2 steps - 1 for Heun.
+        2 steps - 1 for Heun and KDPM2.
 
         Args:
             steps: how many, spaced by `timestep_spacing`; or in its place their timesteps in falling order; or
@@ -107,18 +124,16 @@ class Scheduler:
                 table = _from(table, begin * (family.order or 0))
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from None
-        solver = table.solver._replace(clip=0)
-        if not all(np.isfinite(column).all() for column in jax.tree.leaves(table._replace(solver=solver))):
+        columns = {**table._asdict(), **table.solver._asdict(), "solver": 0, "clip": 0}
+        if not all(np.isfinite(column).all() for column in jax.tree.leaves(columns)):
             if self.options.get("rescale_betas_zero_snr") and self.options["prediction_type"] == "epsilon":
                 raise ValueError(
                     f"{self.name}: with rescale_betas_zero_snr the first of {count} steps has no signal, and epsilon"
                     " says nothing; prediction_type should be 'v_prediction' or 'sample'"
                 )
-            if "timesteps" in options:
-                raise ValueError(
-                    f"{self.name}: final_sigmas_type='sigma_min' ends at timestep 0; leave it out of steps"
-                )
             raise ValueError(f"{self.name}: {count} steps are so many that two fall together; take fewer")
+        if table.noise[0] == 0:
+            raise ValueError(f"{self.name}: the first of {count} steps has no noise to remove; take more steps")
         return table
 
 

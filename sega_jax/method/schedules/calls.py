@@ -33,8 +33,25 @@ class DDIMRow(NamedTuple):
     sigma: Any  # the fresh noise's standard deviation at eta = 1 (eq. 16)
 
 
+class TCDRow(NamedTuple):
+    """Coefficients of one update of trajectory consistency sampling (Zheng et al. 2024, algorithm 4), as of `DDIMRow`.
+
+    The network takes x to timestep s = floor((1 - eta) following), and fresh noise takes it back up to `following`.
+    Both together are DDIM's update with a share of fresh noise that depends on s.
+    """
+
+    x0_from_x: Any
+    x0_from_output: Any
+    eps_from_x: Any
+    eps_from_output: Any
+    x0_scale: Any  # sqrt(abar_following)
+    variance: Any  # 1 - abar_following, shared by eps and the fresh noise
+    following: Any  # the timestep of the next call; 0 after the last
+    sigma: Any  # [timesteps], the fresh noise's standard deviation by s: sqrt(1 - abar_following / abar_s)
+
+
 class MultistepRow(NamedTuple):
-    """Coefficients of one update of a linear multi-step method, as every solver but DDIM is.
+    """Coefficients of one update of a linear multi-step method, as every solver but DDIM and TCD is.
 
     With x the state, o the guided output, s the state that the step starts from, z standard normal, and
     m_0 what the solver remembers of this call's output (x0, eps, a derivative, or the output itself), m_1,
@@ -81,12 +98,12 @@ class Row(NamedTuple):
     initial_scale: Any  # float, the standard deviation of the noise that sampling starts from; one for all
     signal: Any  # float, of which x is made before the call: x = signal x0 + noise eps
     noise: Any  # float
-    solver: Any  # DDIMRow, MultistepRow or TokenRow
+    solver: Any  # DDIMRow, TCDRow, MultistepRow or TokenRow
 
 
 def table(
     timesteps: np.ndarray,
-    solver: DDIMRow | MultistepRow | TokenRow,
+    solver: DDIMRow | TCDRow | MultistepRow | TokenRow,
     *,
     input_scale: Any = 1.0,
     initial_scale: float = 1.0,

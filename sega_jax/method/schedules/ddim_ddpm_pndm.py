@@ -1,10 +1,12 @@
-"""Tables of the solvers that step along abar: DDIM, DDPM, PNDM.
+"""Tables of the solvers that step along abar: DDIM, DDPM, PNDM; and IPNDM, which has no betas.
 
-Their state is x = a x0 + b eps, a = sqrt(abar) and b = sqrt(1 - abar).
+Their state is x = a x0 + b eps, a = sqrt(abar) and b = sqrt(1 - abar). Where betas are zero there is no noise, b = 0: x
+is x0 already, and a call there leaves it, or takes its last step to x0, as in the limit of small noise.
 """
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 
@@ -23,15 +25,22 @@ def x0_form(options: Options, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray,
 
 
 def eps_form(options: Options, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(p, q) with eps = p x + q output."""
+    """(p, q) with eps = p x + q output; x and x0 say nothing about it where there is no noise, and it counts as 0."""
     if options["prediction_type"] == "v_prediction":
         return b, a
     if options["prediction_type"] == "sample":
-        return 1 / b, -a / b
+        return _over(1.0, b), -_over(a, b)
     return np.zeros_like(a), np.ones_like(a)
 
 
-def _clip(options: Options) -> float:
+def _over(numerator: Any, denominator: np.ndarray) -> np.ndarray:
+    """The quotient, and 0 where the denominator is."""
+    numerator = np.broadcast_to(np.asarray(numerator, np.float64), denominator.shape)
+    return np.divide(numerator, denominator, out=np.zeros(denominator.shape), where=denominator != 0)
+
+
+def clip_of(options: Options) -> float:
+    """The bound of |x0|; infinite for none."""
     return options["clip_sample_range"] if options["clip_sample"] else math.inf
 
 
@@ -67,11 +76,11 @@ def ddim(options: Options, steps: int) -> Row:
         DDIMRow(
             *x0_form(options, a, b),
             *eps_form(options, a, b),
-            clip=np.full_like(a, _clip(options)),
+            clip=np.full_like(a, clip_of(options)),
             threshold=threshold(options, len(t)),
             x0_scale=np.sqrt(after),
             variance=1 - after,
-            sigma=np.sqrt((1 - after) / (1 - now) * np.maximum(1 - now / after, 0)),
+            sigma=np.sqrt(_over(1 - after, 1 - now) * np.maximum(1 - now / after, 0)),
         ),
         shares=(a, b),
     )
@@ -88,9 +97,10 @@ def ddpm(options: Options, steps: int) -> Row:
     bars, t = cumulative(options), spaced(options, steps).astype(int)
     now, after = _at(options, bars, t), _at(options, bars, np.append(t[1:], -1))
     beta = 1 - now / after
-    least = np.maximum((1 - after) / (1 - now) * beta, 1e-20)
+    kept = _over(1 - after, 1 - now)
+    least = np.maximum(kept * beta, 1e-20)
     # None at timestep 0, where an outlying prediction could make 0 times infinity of no noise.
-    logs = np.where(t[:, None] > 0, np.log(np.stack([least, beta], 1)), 0)
+    logs = np.where(t[:, None] > 0, np.log(np.stack([least, np.maximum(beta, 1e-20)], 1)), 0)
     deviation = {
         "fixed_small": np.sqrt(least),
         "fixed_small_log": np.sqrt(least),
@@ -100,9 +110,10 @@ def ddpm(options: Options, steps: int) -> Row:
     solver = multistep(
         len(t),
         m=x0_form(options, np.sqrt(now), np.sqrt(1 - now)),
-        clip=_clip(options),
+        clip=clip_of(options),
         threshold=threshold(options, len(t)),
-        x=(np.sqrt(now / after) * (1 - after) / (1 - now), np.sqrt(after) * beta / (1 - now)),
+        # beta / (1 - now) would be 0/0 where there is no noise.
+        x=(np.sqrt(now / after) * kept, np.sqrt(after) * (1 - now / after * kept)),
         noise=np.where(t > 0, deviation, 0),
         log_variance=logs if options["variance_type"] == "learned_range" else 0.0,
     )
@@ -135,7 +146,7 @@ def pndm(options: Options, steps: int) -> Row:
     )
     now, after = _at(options, bars, begin), _at(options, bars, end)
     # Eq. 9 moves along eps by `slope`.
-    slope = -(after - now) / (now * np.sqrt(1 - after) + np.sqrt(now * (1 - now) * after))
+    slope = -_over(after - now, now * np.sqrt(1 - after) + np.sqrt(now * (1 - now) * after))
     from_x, from_output = eps_form(options, np.sqrt(now), np.sqrt(1 - now))
     solver = multistep(
         len(t),
@@ -177,3 +188,23 @@ def _runge_kutta(t: np.ndarray, stride: int, begin: int) -> tuple:
         counted = [k for k in range(c, -1, -1) if k >= 12 or k % 4 == 0][:4]
         weights[c, [c - k for k in counted]] = _ADAMS[3]
     return t, start, end, restart, weights, True
+
+
+def ipndm(options: Options, steps: int) -> Row:
+    """PNDM's linear multi-step formula (Liu et al. 2022, eq. 12) with lower orders at first, for networks that predict
+    v = a eps - b x0 at times from 1 to 0; here b = sin²(pi t / 2) before each of equal steps of t.
+
+    At the first step there is no signal, a = 0, and diffusers takes the next x to be its noise alone.
+    """
+    if "timesteps" in options:
+        raise ValueError("it has its own times from 1 to 0; give a number of steps, not timesteps")
+    if steps == 1:
+        raise ValueError("steps=1 would end without the output of the network; take two at least")
+    noise = np.sin(np.linspace(1, 0, steps + 1) * math.pi / 2) ** 2
+    signal = np.sqrt(1 - noise**2)
+    ratio = _over(signal[1:], signal[:-1])
+    call = np.maximum(np.arange(steps) - options.get("begin", 0), 0)
+    weights = (noise[1:] - noise[:-1] * ratio)[:, None] * _ADAMS[np.minimum(call, 3)]
+    solver = multistep(steps, m=(noise[:-1], signal[:-1]), x=(ratio, weights))
+    times = np.arctan2(noise, signal)[:-1] / math.pi * 2
+    return table(times, solver, shares=(signal[:-1], noise[:-1]))

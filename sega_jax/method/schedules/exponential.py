@@ -1,59 +1,88 @@
-"""Tables of the exponential integrators: DPM-Solver and DPM-Solver++ (Lu et al. 2022), UniPC (Zhao et al. 2023).
+"""Tables of the exponential integrators: DPM-Solver and DPM-Solver++ (Lu et al. 2022), DEIS (Zhang & Chen 2023), UniPC
+(Zhao et al. 2023).
 
 Along lambda = log(alpha / sigma), where x = alpha x0 + sigma eps and alpha² + sigma² = 1, they integrate
-the linear part exactly and what is left by the last x0 (or eps), which is what they remember.
+the linear part exactly and what is left by the last x0 (or eps), which is what they remember. Where betas are zero,
+sigma is 0 before the end of the schedule: x is x0 already, and calls there leave it as it is.
 """
 
 import math
 from typing import NamedTuple
 
 import numpy as np
+from numpy.polynomial import Polynomial
 
-from sega_jax.method.schedules.calls import Row, multistep, table
+from sega_jax.method.schedules.calls import MultistepRow, Row, multistep, table
 from sega_jax.method.schedules.ddim_ddpm_pndm import eps_form, threshold, x0_form
 from sega_jax.method.schedules.spacing import Options, cumulative, respaced, sigmas_of, spaced_before_end, timesteps_of
 
 
-class _Path(NamedTuple):
+class Path(NamedTuple):
     timesteps: np.ndarray  # [calls]
     alpha: np.ndarray  # [calls + 1]
     sigma: np.ndarray  # [calls + 1]
     log_snr: np.ndarray  # [calls + 1], lambda; infinite where sigma is 0
 
 
-def _path(options: Options, steps: int, *, unipc: bool = False) -> _Path:
+def path_of(timesteps: np.ndarray, alpha: np.ndarray, sigma: np.ndarray) -> Path:
+    with np.errstate(divide="ignore"):
+        return Path(timesteps, alpha, sigma, np.log(alpha) - np.log(sigma))
+
+
+def _path(options: Options, steps: int, *, rounded: bool = True, own_end: bool = False) -> Path:
+    """The points of a schedule.
+
+    Args:
+        rounded: whether the timesteps of Karras sigmas are.
+        own_end: whether "sigma_min" is the last of respaced sigmas, not the training's.
+    """
     schedule = sigmas_of(cumulative(options))
     # Up to the least lambda: the cosine schedule's last ones are beyond float32.
-    total = int((-np.log(schedule) >= options.get("lambda_min_clipped", -math.inf)).sum())
+    with np.errstate(divide="ignore"):
+        total = int((-np.log(schedule) >= options.get("lambda_min_clipped", -math.inf)).sum())
     t = spaced_before_end(options, steps, total)
     sigmas, last = np.interp(t, np.arange(len(schedule)), schedule), schedule[0]
     other = respaced(options, schedule[::-1], steps)
     if other is not None:
         sigmas, t = other, timesteps_of(other, schedule)
-        if options["use_karras_sigmas"] and (unipc or options["beta_schedule"] != "squaredcos_cap_v2"):
-            t = t.round()
-        last = other[-1] if unipc else last
+        t = t.round() if options["use_karras_sigmas"] and rounded else t
+        last = other[-1] if own_end else last
     sigmas = np.append(sigmas, last if options["final_sigmas_type"] == "sigma_min" else 0.0)
     alpha = 1 / np.sqrt(sigmas**2 + 1)
-    with np.errstate(divide="ignore"):
-        return _Path(np.floor(t), alpha, sigmas * alpha, -np.log(sigmas))
+    return path_of(np.floor(t), alpha, sigmas * alpha)
+
+
+def _table(options: Options, path: Path, solver: MultistepRow) -> Row:
+    return table(path.timesteps, solver, shares=(path.alpha[:-1], path.sigma[:-1]))
+
+
+def _form(options: Options, path: Path, *, data: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(p, q) with x0 (or eps) = p x + q output."""
+    return (x0_form if data else eps_form)(options, path.alpha[:-1], path.sigma[:-1])
 
 
 def dpm_solver(options: Options, steps: int) -> Row:
     """Multi-step of order 1 to 3, the slope by "midpoint" or "heun"; "sde" adds the reverse diffusion's noise."""
-    path = _path(options, steps)
+    path = _path(options, steps, rounded=options["beta_schedule"] != "squaredcos_cap_v2")
+    form = _form(options, path, data=options["algorithm_type"].endswith("++"))
+    return _table(options, path, dpm_multistep(options, path, form))
+
+
+def dpm_multistep(options: Options, path: Path, form: tuple[np.ndarray, np.ndarray]) -> MultistepRow:
+    """The rows of multi-step DPM-Solver along any path."""
     count, kind = len(path.timesteps), options["algorithm_type"]
     from_x, noise, weights = np.zeros(count), np.zeros(count), np.zeros((count, 3))
     few = options["lower_order_final"] and count < 15
     begin = options.get("begin", 0)
     for i in range(begin, count):
         order = min(options["solver_order"], i - begin + 1)
-        if i == count - 1 and (options["euler_at_final"] or few or options["final_sigmas_type"] == "zero"):
+        if path.sigma[i + 1] == 0 or (i == count - 1 and (options["euler_at_final"] or few)):
             order = 1
         elif i == count - 2 and few:
             order = min(order, 2)
-        from_x[i], noise[i], value, slope, bend = _dpm_gains(kind, path, i)
-        h = np.diff(path.log_snr[max(i + 1 - order, 0) : i + 2])[::-1]
+        from_x[i], noise[i], value, slope, bend = _dpm_gains(kind, path, i, i + 1)
+        with np.errstate(invalid="ignore"):
+            h = np.diff(path.log_snr[max(i + 1 - order, 0) : i + 2])[::-1]
         weights[i, 0] = value
         if order > 1:
             # In units of this step: m' by the last two outputs, m'' by the last three.
@@ -63,22 +92,62 @@ def dpm_solver(options: Options, steps: int) -> Row:
             else:
                 second = (first - h[0] / h[2] * np.array([0, 1, -1])) / (h[1] + h[2])
                 weights[i] += slope * (first + h[1] * second) + bend * h[0] * second
-    form = x0_form if kind.endswith("++") else eps_form
+    return multistep(count, m=form, threshold=threshold(options, count), x=(from_x, weights), noise=noise)
+
+
+def dpm_singlestep(options: Options, steps: int) -> Row:
+    """Single-step DPM-Solver: steps of `solver_order` calls each, every call of which starts anew where the step does
+    and takes the outputs of the step so far. What is left over at the end is of lower order.
+
+    Entered later than at the first step, the first step is of lower order, too. The bend of a stochastic step of
+    order 3 by "heun" has diffusers' sign, with which it is of first order.
+    """
+    path = _path({**options, "timestep_spacing": "linspace"}, steps)
+    kind, begin = options["algorithm_type"], options.get("begin", 0)
+    from_x, noise, weights, orders = np.zeros(steps), np.zeros(steps), np.zeros((steps, 3)), np.ones(steps, int)
+    for i in range(begin, steps):
+        lower = i == steps - 1 and options["lower_order_final"] and steps % options["solver_order"] == 0
+        listed = 1 if lower or path.sigma[i + 1] == 0 else i % options["solver_order"] + 1
+        orders[i] = order = min(listed, i - begin + 1)
+        start = i - order + 1
+        from_x[i], noise[i], value, slope, bend = _dpm_gains(kind, path, start, i + 1)
+        if order == 1:
+            weights[i, 0] = value
+            continue
+        # Where the outputs lie on the way, as shares of it; the slope by the last of them and by the one before.
+        way = path.log_snr[start : i + 2] - path.log_snr[start]
+        if order == 2:
+            r = way[1] / way[2]
+            weights[i] = (value if options["solver_type"] == "midpoint" else 2 * slope) / 2 / r * np.array([1, -1, 0])
+            weights[i, 1] += value
+        else:
+            before, last = way[1] / way[3], way[2] / way[3]
+            by_last, by_before = np.array([1, 0, -1]) / last, np.array([0, 1, -1]) / before
+            weights[i] = slope * by_last
+            if options["solver_type"] == "heun":
+                bend -= path.alpha[i + 1] if kind.startswith("sde") else 0
+                weights[i] = slope * (last * by_before - before * by_last) / (last - before)
+                weights[i] += bend * 2 * (by_last - by_before) / (last - before)
+            weights[i, 2] += value
+    first = orders == 1
     solver = multistep(
-        count,
-        m=form(options, path.alpha[:-1], path.sigma[:-1]),
-        threshold=threshold(options, count),
+        steps,
+        m=_form(options, path, data=kind.endswith("++")),
+        threshold=threshold(options, steps),
+        start=(first, ~first, 0.0),
         x=(from_x, weights),
         noise=noise,
     )
-    return table(path.timesteps, solver, shares=(path.alpha[:-1], path.sigma[:-1]))
+    return _table(options, path, solver)
 
 
-def _dpm_gains(kind: str, path: _Path, i: int) -> tuple[float, float, float, float, float]:
-    """From point i to i + 1: the coefficients of x, of fresh noise, and of the remembered quantity, its slope and
+def _dpm_gains(kind: str, path: Path, i: int, j: int) -> tuple[float, float, float, float, float]:
+    """From point i to j: the coefficients of x, of fresh noise, and of the remembered quantity, its slope and
     its bend over the step. The last two mean nothing where the step is infinite."""
-    (alpha, alpha_to), (sigma, sigma_to) = path.alpha[i : i + 2], path.sigma[i : i + 2]
-    h = path.log_snr[i + 1] - path.log_snr[i]
+    (alpha, alpha_to), (sigma, sigma_to) = path.alpha[[i, j]], path.sigma[[i, j]]
+    if sigma == sigma_to:
+        return alpha_to / alpha, 0.0, 0.0, 0.0, 0.0  # also where there is no noise from the start
+    h = path.log_snr[j] - path.log_snr[i]
     sde = kind.startswith("sde")
     with np.errstate(invalid="ignore"):
         if kind.endswith("++"):
@@ -88,10 +157,42 @@ def _dpm_gains(kind: str, path: _Path, i: int) -> tuple[float, float, float, flo
             from_x = sigma_to / sigma * (np.exp(-h) if sde else 1)
             noise = sigma_to * math.sqrt(-decay) if sde else 0.0
             return from_x, noise, *(-alpha_to * np.array([decay, -decay / g - 1, (decay + g) / g**2 - 1 / 2]))
+        if sigma_to == 0:
+            return alpha_to / alpha, 0.0, -alpha_to * sigma / alpha, 0.0, 0.0
         growth = np.expm1(h)
         noise = sigma_to * math.sqrt(np.expm1(2 * h)) if sde else 0.0
         scale = -sigma_to * (2 if sde else 1)
         return alpha_to / alpha, noise, *(scale * np.array([growth, growth / h - 1, (growth - h) / h**2 - 1 / 2]))
+
+
+def deis(options: Options, steps: int) -> Row:
+    """DEIS (Zhang & Chen 2023) of order 1 to 3 in log rho, rho = sigma / alpha: eps is the polynomial in log rho
+    through its last values, and its integral over rho is exact. It ends at the least sigma of the training, or stays at
+    the last one of `use_karras_sigmas` and the like."""
+    path = _path({**options, "final_sigmas_type": "sigma_min"}, steps, own_end=True)
+    weights, begin = np.zeros((steps, 3)), options.get("begin", 0)
+    few = options["lower_order_final"] and steps < 15
+    for i in range(begin, steps):
+        order = min(options["solver_order"], i - begin + 1, steps - i if few else 3)
+        if path.sigma[i] == path.sigma[i + 1]:
+            continue
+        h = path.log_snr[i] - path.log_snr[i + 1]
+        # The integrals of s^k e^s from 0 to h, s being log rho from where the step starts.
+        grown = np.exp(h)
+        edge = h * grown if grown else 0.0
+        moments = np.array([np.expm1(h), edge - np.expm1(h), (h * edge if grown else 0.0) - 2 * (edge - np.expm1(h))])
+        nodes = path.log_snr[i] - path.log_snr[i - np.arange(order)]
+        for k, node in enumerate(nodes):
+            others = np.delete(nodes, k)
+            basis = math.prod((Polynomial([-other, 1]) / (node - other) for other in others), start=Polynomial([1]))
+            weights[i, k] = path.alpha[i + 1] * path.sigma[i] / path.alpha[i] * (basis.coef @ moments[:order])
+    solver = multistep(
+        steps,
+        m=_form(options, path, data=False),
+        threshold=threshold(options, steps),
+        x=(path.alpha[1:] / path.alpha[:-1], weights),
+    )
+    return _table(options, path, solver)
 
 
 def unipc(options: Options, steps: int) -> Row:
@@ -99,39 +200,41 @@ def unipc(options: Options, steps: int) -> Row:
 
     The corrector takes the last step anew with the output at its end; the predictor goes on from there.
     """
-    path = _path(options, steps, unipc=True)
+    path = _path(options, steps, own_end=True)
     count, most = len(path.timesteps), options["solver_order"]
     start, corrected = np.zeros((count, 2)), np.zeros((count, 1 + most))
     from_start, weights = np.zeros(count), np.zeros((count, 1 + most))
     order, begin = 0, options.get("begin", 0)
     for i in range(begin, count):
-        if i > begin and i - 1 not in options["disable_corrector"]:
+        if i > begin and i - 1 not in options["disable_corrector"] and path.sigma[i] > 0:
             start[i, 1], corrected[i] = _unipc_step(options, path, i - 1, order, corrects=True)
         else:
             start[i, 0] = 1
         order = min(most, count - i if options["lower_order_final"] else most, i - begin + 1)
+        order = order if path.sigma[i + 1] > 0 else 1
         from_start[i], (*weights[i, :most], _) = _unipc_step(options, path, i, order, corrects=False)
-    form = x0_form if options["predict_x0"] else eps_form
     solver = multistep(
         count,
-        m=form(options, path.alpha[:-1], path.sigma[:-1]),
+        m=_form(options, path, data=options["predict_x0"]),
         threshold=threshold(options, count),
         start=(start[:, 0], start[:, 1], corrected),
         x=(from_start, weights),
     )
-    return table(path.timesteps, solver, shares=(path.alpha[:-1], path.sigma[:-1]))
+    return _table(options, path, solver)
 
 
-def _unipc_step(options: Options, path: _Path, i: int, order: int, *, corrects: bool) -> tuple[float, np.ndarray]:
+def _unipc_step(options: Options, path: Path, i: int, order: int, *, corrects: bool) -> tuple[float, np.ndarray]:
     """From point i to i + 1: the coefficient of x at i, and those of what is remembered [1 + most], newest first:
     from point i + 1 on if it corrects, else from i on."""
     (alpha, alpha_to), (sigma, sigma_to) = path.alpha[i : i + 2], path.sigma[i : i + 2]
+    data, weights = options["predict_x0"], np.zeros(2 + options["solver_order"])  # from point i + 1 on
+    if sigma == sigma_to or (sigma_to == 0 and not data):
+        weights[1] = sigma_to - alpha_to * sigma / alpha
+        return alpha_to / alpha, weights[:-1] if corrects else weights[1:]
     h = path.log_snr[i + 1] - path.log_snr[i]
-    data = options["predict_x0"]
     hh, scale, from_x = (-h, alpha_to, sigma_to / sigma) if data else (h, sigma_to, alpha_to / alpha)
     growth = np.expm1(hh)
     bound = hh if options["solver_type"] == "bh1" else growth
-    weights = np.zeros(2 + options["solver_order"])  # from point i + 1 on
     weights[1] = -scale * growth
     ratios = np.array([*((path.log_snr[i - k] - path.log_snr[i]) / h for k in range(1, order)), 1.0])
     unknown = order if corrects else order - 1

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sega_jax.method.schedules import ddim_ddpm_pndm, exponential, sigmas
+from sega_jax.method.checks import did_you_mean
+from sega_jax.method.schedules import consistency, ddim_ddpm_pndm, edm, exponential, sigmas
 from sega_jax.method.schedules.calls import Row
 from sega_jax.method.schedules.spacing import Options
 
@@ -21,7 +22,16 @@ class Family(NamedTuple):
     aliases: Mapping[str, Mapping[str, str]] = {}  # values of other classes' options of the same name
     solver: Callable[[Options], str] = lambda options: "multistep"
     order: int | None = 1  # calls of a step; None where the table itself leaves out the steps that are not run
+    eta: float | None = None  # the default share of fresh noise; None where the solver has no eta
+    training: str = "betas"  # a key of `TRAININGS`: the networks that it samples
 
+
+# How the networks were trained that a scheduler samples; those of another training make noise of them.
+TRAININGS = {
+    "betas": "networks trained with the noise of betas by timestep",
+    "edm": "networks trained with EDM's preconditioning (sigma_data)",
+    "ipndm": "networks trained with times from 0 to 1",
+}
 
 _BETAS = {
     "num_train_timesteps": 1000,
@@ -41,12 +51,36 @@ _MULTISTEP = {"solver_order": 2, "lower_order_final": True, "final_sigmas_type":
 _ZERO_SNR = {"rescale_betas_zero_snr": False}
 _THRESHOLD = {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
 _FLOWS = {"use_flow_sigmas": False, "use_dynamic_shifting": False}
+_SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
+_DISTILLED = {
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": True,
+    "original_inference_steps": 50,
+    "timestep_scaling": 10.0,
+}
+_DPM_ALIASES = {
+    "solver_type": {"bh1": "midpoint", "bh2": "midpoint", "logrho": "midpoint"},
+    "algorithm_type": {"deis": "dpmsolver++"},
+}
+_EDM = {
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "sigma_min": 0.002,
+    "sigma_max": 80.0,
+    "sigma_data": 0.5,
+    "sigma_schedule": "karras",
+    "rho": 7.0,
+    "final_sigmas_type": "zero",
+}
+_EDM_PREDICTIONS = {"prediction_type": ("epsilon", "v_prediction")}
 
 FAMILIES = {
     "DDIMScheduler": Family(
         ddim_ddpm_pndm.ddim,
         _ALPHAS | _CLIP | _THRESHOLD | _ZERO_SNR | {"set_alpha_to_one": True},
         solver=lambda options: "ddim",
+        eta=0.0,
     ),
     "PNDMScheduler": Family(
         ddim_ddpm_pndm.pndm,
@@ -70,11 +104,11 @@ FAMILIES = {
     "EulerAncestralDiscreteScheduler": Family(sigmas.euler_ancestral, _SIGMAS | _ZERO_SNR),
     "HeunDiscreteScheduler": Family(
         sigmas.heun,
-        _SIGMAS
-        | _RESPACED
-        | {"beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False, "clip_sample_range": 1.0},
+        _SIGMAS | _RESPACED | _SD_BETAS | {"clip_sample": False, "clip_sample_range": 1.0},
         order=2,
     ),
+    "KDPM2DiscreteScheduler": Family(sigmas.kdpm2, _SIGMAS | _RESPACED | _SD_BETAS, order=2),
+    "KDPM2AncestralDiscreteScheduler": Family(sigmas.kdpm2_ancestral, _SIGMAS | _RESPACED | _SD_BETAS, order=2),
     "LMSDiscreteScheduler": Family(sigmas.lms, _SIGMAS | _RESPACED),
     "DPMSolverMultistepScheduler": Family(
         exponential.dpm_solver,
@@ -91,9 +125,35 @@ FAMILIES = {
         },
         _FLOWS | {"use_lu_lambdas": False},
         {"solver_type": ("midpoint", "heun")},
+        _DPM_ALIASES,
+    ),
+    "DPMSolverSinglestepScheduler": Family(
+        exponential.dpm_singlestep,
+        {key: value for key, value in _BETAS.items() if key != "steps_offset"}
+        | _RESPACED
+        | _MULTISTEP
+        | _THRESHOLD
+        | {
+            "lower_order_final": False,
+            "algorithm_type": "dpmsolver++",
+            "solver_type": "midpoint",
+            "lambda_min_clipped": -math.inf,
+        },
+        _FLOWS,
+        {"solver_type": ("midpoint", "heun"), "algorithm_type": ("dpmsolver++", "sde-dpmsolver++", "dpmsolver")},
+        _DPM_ALIASES,
+    ),
+    "DEISMultistepScheduler": Family(
+        exponential.deis,
+        _SIGMAS
+        | _RESPACED
+        | _THRESHOLD
+        | {"solver_order": 2, "lower_order_final": True, "algorithm_type": "deis", "solver_type": "logrho"},
+        _FLOWS,
+        {"solver_type": ("logrho",), "algorithm_type": ("deis",)},
         {
-            "solver_type": {"bh1": "midpoint", "bh2": "midpoint", "logrho": "midpoint"},
-            "algorithm_type": {"deis": "dpmsolver++"},
+            "solver_type": dict.fromkeys(("midpoint", "heun", "bh1", "bh2"), "logrho"),
+            "algorithm_type": dict.fromkeys(("dpmsolver", "dpmsolver++"), "deis"),
         },
     ),
     "UniPCMultistepScheduler": Family(
@@ -109,6 +169,28 @@ FAMILIES = {
         {"solver_type": ("bh1", "bh2")},
         {"solver_type": {"midpoint": "bh2", "heun": "bh2", "logrho": "bh2"}},
     ),
+    "LCMScheduler": Family(consistency.lcm, _ALPHAS | _CLIP | _THRESHOLD | _ZERO_SNR | _SD_BETAS | _DISTILLED),
+    "TCDScheduler": Family(
+        consistency.tcd,
+        _ALPHAS | _CLIP | _THRESHOLD | _ZERO_SNR | _SD_BETAS | _DISTILLED,
+        solver=lambda options: "tcd",
+        eta=0.3,
+    ),
+    "EDMEulerScheduler": Family(edm.euler, _EDM, choices=_EDM_PREDICTIONS, training="edm"),
+    "EDMDPMSolverMultistepScheduler": Family(
+        edm.dpm_solver,
+        _EDM
+        | _MULTISTEP
+        | _THRESHOLD
+        | {"algorithm_type": "dpmsolver++", "solver_type": "midpoint", "euler_at_final": False},
+        choices=_EDM_PREDICTIONS
+        | {"solver_type": ("midpoint", "heun"), "algorithm_type": ("dpmsolver++", "sde-dpmsolver++")},
+        aliases=_DPM_ALIASES,
+        training="edm",
+    ),
+    "IPNDMScheduler": Family(
+        ddim_ddpm_pndm.ipndm, {"num_train_timesteps": 1000}, {"trained_betas": None}, training="ipndm"
+    ),
 }
 
 _CHOICES = {
@@ -118,19 +200,24 @@ _CHOICES = {
     "interpolation_type": ("linear", "log_linear"),
     "timestep_type": ("discrete", "continuous"),
     "final_sigmas_type": ("zero", "sigma_min"),
+    "sigma_schedule": ("karras", "exponential"),
     "algorithm_type": ("dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver"),
 }
 _NUMBERS = {
     "num_train_timesteps": (int, lambda v: 1 <= v <= 100_000, "a whole number from 1 to 100000"),
     "steps_offset": (int, lambda v: v >= 0, "a whole number, at least 0"),
     "solver_order": (int, lambda v: 1 <= v <= 3, "1, 2 or 3"),
-    "beta_start": (int | float, lambda v: 0 < v < 1, "a number between 0 and 1"),
+    "original_inference_steps": (int, lambda v: v >= 1, "a whole number, at least 1"),
+    "beta_start": (int | float, lambda v: 0 <= v < 1, "a number of at least 0 and below 1"),
     "beta_end": (int | float, lambda v: 0 < v < 1, "a number between 0 and 1"),
     "clip_sample_range": (int | float, lambda v: 0 < v < math.inf, "a positive number"),
     "dynamic_thresholding_ratio": (int | float, lambda v: 0 <= v <= 1, "a number in [0, 1]"),
     "sample_max_value": (int | float, lambda v: 1 <= v < math.inf, "a number, at least 1"),
     "sigma_min": (int | float, lambda v: 0 < v < math.inf, "a positive number"),
     "sigma_max": (int | float, lambda v: 0 < v < math.inf, "a positive number"),
+    "sigma_data": (int | float, lambda v: 0 < v < math.inf, "a positive number"),
+    "rho": (int | float, lambda v: 0 < v < math.inf, "a positive number"),
+    "timestep_scaling": (int | float, lambda v: 0 < v < math.inf, "a positive number"),
     "lambda_min_clipped": (int | float, lambda v: v < 0, "a negative number, the least log of signal over noise"),
 }
 # Options that diffusers' schedulers, which hand their configs to each other, have besides.
@@ -157,6 +244,13 @@ def of_torch(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, **_FLAX_DEFAULTS.get(name, {}), **given, "_class_name": name}
 
 
+def plain(name: str) -> str:
+    """A scheduler's name as people shorten it: "DPM++" for DPMSolverMultistepScheduler."""
+    name = name.lower().replace("dpmpp", "dpm++").replace("dpm++", "dpmsolver")
+    name = name.replace("scheduler", "").replace("discrete", "")
+    return "".join(letter for letter in name if letter.isalnum())
+
+
 def resolve(config: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
     """Every option of a config's class, given or default; null is the default. Without `strict`, options that no
     scheduler here has mean nothing.
@@ -166,7 +260,8 @@ def resolve(config: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
     """
     name = config.get("_class_name")
     if name not in list(FAMILIES):
-        raise ValueError(f"the scheduler {name!r} is not supported, only {', '.join(FAMILIES)}")
+        hint = did_you_mean(name, FAMILIES, plain)
+        raise ValueError(f"the scheduler {name!r} is not supported, only {', '.join(FAMILIES)}{hint}")
     family = FAMILIES[name]
     known = {*family.defaults, *family.fixed}
     unknown = [k for k in config if not k.startswith("_") and k not in known | _FOREIGN]
@@ -209,15 +304,18 @@ def _check(key: str, value: Any, family: Family) -> None:
 
 
 def _check_together(options: Options) -> None:
-    betas = options["trained_betas"]
+    betas = options.get("trained_betas")
     if betas is not None:
         array = np.asarray(betas) if isinstance(betas, list | tuple | np.ndarray) else np.asarray(None)
         numbered = array.dtype.kind == "f" and array.shape == (options["num_train_timesteps"],)
-        if not numbered or not ((array > 0) & (array < 1)).all():
+        if not numbered or not ((array >= 0) & (array < 1)).all() or not array.any():
             raise ValueError(
-                f"trained_betas should be {options['num_train_timesteps']} numbers between 0 and 1"
-                " (num_train_timesteps)"
+                f"trained_betas should be {options['num_train_timesteps']} numbers of at least 0 and below 1, not all"
+                " of them 0 (num_train_timesteps)"
             )
+    count, total = options.get("original_inference_steps", 1), options["num_train_timesteps"]
+    if count > total:
+        raise ValueError(f"original_inference_steps={count} should be at most num_train_timesteps={total}")
     spacings = [key for key in _RESPACED if options.get(key)]
     if len(spacings) > 1:
         raise ValueError(f"{' and '.join(spacings)} are two spacings of the sigmas; give one")
@@ -235,7 +333,9 @@ def _check_together(options: Options) -> None:
     if options.get("thresholding"):
         if kind in ("dpmsolver", "sde-dpmsolver"):
             raise ValueError(f"algorithm_type={kind!r} predicts noise, and thresholding is of x0; give '{kind}++'")
+        if kind == "deis":
+            raise ValueError("it remembers noise, and thresholding is of x0; take DPMSolverMultistepScheduler")
         if not options.get("predict_x0", True):
             raise ValueError("predict_x0=False predicts noise, and thresholding is of x0; give predict_x0=True")
-    if kind.startswith("sde") and options["solver_order"] == 3:
+    if kind.startswith("sde") and options["solver_order"] == 3 and "euler_at_final" in options:
         raise ValueError(f"algorithm_type={kind!r} has solver_order 1 and 2, not 3")

@@ -40,7 +40,8 @@ def cumulative(options: Options) -> np.ndarray:
 
 
 def sigmas_of(bars: np.ndarray) -> np.ndarray:
-    """Noise over signal by training timestep; a vanished signal counts as 2^-24, so that sigma is finite."""
+    """Noise over signal by training timestep: 0 up to the first beta that is not; a vanished signal counts as 2^-24,
+    so that sigma is finite."""
     bars = np.where(bars > 0, bars, 2.0**-24)
     return np.sqrt((1 - bars) / bars)
 
@@ -103,12 +104,15 @@ def respaced(options: Options, ends: np.ndarray, steps: int) -> np.ndarray | Non
     if asked and "timesteps" in options:
         raise ValueError(f"{asked[0]} spaces the steps itself; give a number of steps, not timesteps")
     low, high = options.get("sigma_min"), options.get("sigma_max")
-    low, high = ends[-1] if low is None else low, ends[0] if high is None else high
+    if low is None:
+        # Where betas are zero, the least sigma that is not: 0 has no logarithm, and would be reached twice.
+        low = ends[ends > 0][-1] if ends.any() else 0.0
+    high = ends[0] if high is None else high
     ramp = np.linspace(0, 1, steps)
     if options.get("use_karras_sigmas"):
         return (high ** (1 / 7) + ramp * (low ** (1 / 7) - high ** (1 / 7))) ** 7
     if options.get("use_exponential_sigmas"):
-        return np.exp(np.linspace(math.log(high), math.log(low), steps))
+        return np.exp(np.linspace(np.log(high), np.log(low), steps))
     if options.get("use_beta_sigmas"):
         from scipy.stats import beta  # as long to import as all of JAX
 
@@ -118,7 +122,7 @@ def respaced(options: Options, ends: np.ndarray, steps: int) -> np.ndarray | Non
 
 def timesteps_of(sigmas: np.ndarray, schedule: np.ndarray) -> np.ndarray:
     """Where sigmas lie among the training's, by linear interpolation of their logarithms."""
-    logs = np.log(schedule)
+    logs = np.log(np.maximum(schedule, 1e-10))
     return np.interp(np.log(np.maximum(sigmas, 1e-10)), logs, np.arange(len(logs)))
 
 

@@ -67,7 +67,7 @@ class TransformerBlock(nnx.Module):
 class Transformer(nnx.Module):
     """Transformer blocks over the positions of a picture [batch, height, width, channels]."""
 
-    def __init__(self, c: UNetConfig, level: int, implementation: str, *, only_cross: bool = False):
+    def __init__(self, c: UNetConfig, level: int, layers: int, implementation: str, *, only_cross: bool = False):
         channels = c.block_out_channels[level]
         # SD 1.x projects by 1x1 convolutions, 2.x by linear layers: the same sums, other shapes in the file.
         project = Linear if c.use_linear_projection else lambda i, o: Conv(i, o, 1)
@@ -82,7 +82,7 @@ class Transformer(nnx.Module):
                     implementation,
                     only_cross=only_cross,
                 )
-                for _ in range(c.level("transformer_layers_per_block", level))
+                for _ in range(layers)
             ]
         )
         self.proj_out = project(channels, channels)

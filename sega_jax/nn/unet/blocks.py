@@ -56,7 +56,8 @@ class DownBlock(nnx.Module):
         layers = c.level("layers_per_block", level)
         self.resnets = nnx.List([_resnet(c, inputs if i == 0 else outputs, outputs, embedding) for i in range(layers)])
         cross = "CrossAttn" in c.down_block_types[level]
-        self.attentions = nnx.List([_attention(c, level, implementation) for _ in range(layers)] if cross else [])
+        transformers = c.transformer_layers(level) if cross else ()
+        self.attentions = nnx.List([_attention(c, level, count, implementation) for count in transformers])
         last = level == len(c.block_out_channels) - 1
         self.downsamplers = nnx.List([] if last else [_downsampler(c, outputs, embedding)])
 
@@ -76,14 +77,18 @@ class DownBlock(nnx.Module):
 class MidBlock(nnx.Module):
     def __init__(self, c: UNetConfig, embedding: int, implementation: str):
         channels, level = c.block_out_channels[-1], len(c.block_out_channels) - 1
-        divisor = c.mid_block_scale_factor
-        self.resnets = nnx.List([_resnet(c, channels, channels, embedding, divisor=divisor) for _ in range(2)])
-        attention = AddedAttention if c.adds_keys else Transformer
-        self.attentions = nnx.List([attention(c, level, implementation)])
+        divisor, count = c.mid_block_scale_factor, c.middle_resnets
+        self.resnets = nnx.List([_resnet(c, channels, channels, embedding, divisor=divisor) for _ in range(count)])
+        attends = count > 1
+        self.attentions = nnx.List(
+            [_attention(c, level, c.middle_layers, implementation, only_cross=False)] if attends else []
+        )
 
     def __call__(self, x: jax.Array, embedding: jax.Array, text: Sequence[Any]) -> jax.Array:
-        x = self.attentions[0](self.resnets[0](x, embedding), text[0])
-        return self.resnets[1](x, embedding)
+        x = self.resnets[0](x, embedding)
+        for attention, keys, resnet in zip(self.attentions, text, list(self.resnets)[1:], strict=True):
+            x = resnet(attention(x, keys), embedding)
+        return x
 
 
 class UpBlock(nnx.Module):
@@ -108,7 +113,8 @@ class UpBlock(nnx.Module):
             ]
         )
         cross = "CrossAttn" in c.up_block_types[step]
-        self.attentions = nnx.List([_attention(c, level, implementation) for _ in range(layers)] if cross else [])
+        transformers = c.transformer_layers(level, up=True) if cross else ()
+        self.attentions = nnx.List([_attention(c, level, count, implementation) for count in transformers])
         self.upsamplers = nnx.List([_upsampler(c, outputs, embedding)] if level else [])
 
     def __call__(self, x: jax.Array, embedding: jax.Array, text: Sequence[Any], skips: list[jax.Array]) -> jax.Array:
@@ -144,10 +150,13 @@ def _resnet(
     )
 
 
-def _attention(c: UNetConfig, level: int, implementation: str) -> AddedAttention | Transformer:
+def _attention(
+    c: UNetConfig, level: int, layers: int, implementation: str, *, only_cross: bool | None = None
+) -> AddedAttention | Transformer:
     if c.adds_keys:
         return AddedAttention(c, level, implementation)
-    return Transformer(c, level, implementation, only_cross=bool(c.level("only_cross_attention", level)))
+    only_cross = bool(c.level("only_cross_attention", level)) if only_cross is None else only_cross
+    return Transformer(c, level, layers, implementation, only_cross=only_cross)
 
 
 def _downsampler(c: UNetConfig, channels: int, embedding: int) -> ResnetBlock | Downsample:

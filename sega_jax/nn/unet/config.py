@@ -20,6 +20,8 @@ class _Family(NamedTuple):
 
 
 _CROSS, _SIMPLE = "UNetMidBlock2DCrossAttn", "UNetMidBlock2DSimpleCrossAttn"
+# The blocks in the middle of Stable Diffusion's kind; some smaller relatives have one resnet there, or nothing ("").
+_RESNET, _NOTHING = "UNetMidBlock2D", ""
 # By the block in the middle: Stable Diffusion's and DeepFloyd-IF's.
 _FAMILIES = {
     _CROSS: _Family(
@@ -49,20 +51,20 @@ _FAMILIES = {
             "addition_embed_type": (None, "text"),
             "resnet_time_scale_shift": ("scale_shift",),
             "cross_attention_norm": ("group_norm",),
+            "time_cond_proj_dim": (None,),
+            "reverse_transformer_layers_per_block": (None,),
         },
     ),
 }
 # Options of diffusers' UNet under which it is another network than these.
 _FIXED = {
     "center_input_sample": (False,),
-    "mid_block_type": tuple(_FAMILIES),
+    "mid_block_type": (_CROSS, _SIMPLE, _RESNET, None),
     "downsample_padding": (1,),
-    "reverse_transformer_layers_per_block": (None,),
     "num_attention_heads": (None,),
     "dual_cross_attention": (False,),
     "time_embedding_type": ("positional",),
     "timestep_post_act": (None,),
-    "time_cond_proj_dim": (None,),
     "conv_in_kernel": (3,),
     "conv_out_kernel": (3,),
     "attention_type": ("default",),
@@ -93,6 +95,8 @@ class UNetConfig(NamedTuple):
 
     A number may also be a tuple with one entry a level where diffusers allows it. 0 and "" stand for None.
     `attention_head_dim` is, against its name, the number of heads; in DeepFloyd-IF it is a head's width.
+    `transformer_layers_per_block` of a level may be a tuple with one entry a transformer on the way down; then
+    `reverse_transformer_layers_per_block` has the entries of the way up, from the deepest level on.
     """
 
     sample_size: int | tuple[int, int] = 64
@@ -111,7 +115,8 @@ class UNetConfig(NamedTuple):
     norm_num_groups: int = 32
     norm_eps: float = 1e-5
     cross_attention_dim: int | tuple[int, ...] = 1280
-    transformer_layers_per_block: int | tuple[int, ...] = 1
+    transformer_layers_per_block: int | tuple[int | tuple[int, ...], ...] = 1
+    reverse_transformer_layers_per_block: tuple[int | tuple[int, ...], ...] = ()
     encoder_hid_dim: int = 0
     attention_head_dim: int | tuple[int, ...] = 8
     use_linear_projection: bool = False
@@ -125,6 +130,7 @@ class UNetConfig(NamedTuple):
     resnet_out_scale_factor: float = 1.0
     time_embedding_dim: int = 0
     time_embedding_act_fn: str = ""
+    time_cond_proj_dim: int = 0
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "UNetConfig":
@@ -143,10 +149,14 @@ class UNetConfig(NamedTuple):
             config = {"resnet_time_scale_shift": None, "cross_attention_norm": None} | dict(config)
         if _is_of_old_default(config):
             config = dict(config) | {"sample_size": 64}
-        self = build(cls, config, "UNet", fixed={**_FIXED, **family.fixed}, choices=choices, ignored=_IGNORED)
+        fixed, zero = {**_FIXED, **family.fixed}, ("transformer_layers_per_block",)
+        self = build(cls, config, "UNet", fixed=fixed, choices=choices, ignored=_IGNORED, may_be_zero=zero)
+        if "mid_block_type" in config and config["mid_block_type"] is None:
+            self = self._replace(mid_block_type=_NOTHING)
         if config.get("encoder_hid_dim_type") and not self.encoder_hid_dim:
             raise ValueError("UNet config: encoder_hid_dim is missing, although there is an encoder_hid_dim_type")
         self._check_levels()
+        self._check_transformers()
         if simple:
             self._check_text()
         if self.has_size_conditioning and self.pooled_dim <= 0:
@@ -182,6 +192,52 @@ class UNetConfig(NamedTuple):
                 into = f"heads of {heads} channels" if self.adds_keys else f"{heads} heads"
                 raise ValueError(f"UNet config: {channels} channels cannot be split into {into} (attention_head_dim)")
 
+    def _check_transformers(self) -> None:
+        nested = self.transformer_layers_per_block
+        lists = isinstance(nested, tuple) and any(isinstance(one, tuple) for one in nested)
+        if lists and not self.reverse_transformer_layers_per_block:
+            raise ValueError(
+                "UNet config: transformer_layers_per_block has lists of its own, and"
+                " reverse_transformer_layers_per_block, the way up, is missing"
+            )
+        count = len(self.block_out_channels)
+        for level in range(count):
+            layers = self.level("layers_per_block", level)
+            for up, kinds in ((False, self.down_block_types[level]), (True, self.up_block_types[count - 1 - level])):
+                found = self.transformer_layers(level, up=up)
+                if "CrossAttn" in kinds and len(found) != layers + up:
+                    name = "reverse_transformer_layers_per_block" if up else "transformer_layers_per_block"
+                    raise ValueError(
+                        f"UNet config: {name} has {len(found)} entries for {layers + up} transformers of one level"
+                    )
+        if self.mid_block_type in (_RESNET, _NOTHING) and not any(
+            "CrossAttn" in kind for kind in (*self.down_block_types, *self.up_block_types)
+        ):
+            raise ValueError(
+                "UNet config: no block attends to the text; down_block_types should have CrossAttnDownBlock2D"
+            )
+
+    def transformer_layers(self, level: int, *, up: bool = False) -> tuple[int, ...]:
+        """The layers of each of a level's transformers, on the way down or up."""
+        reverse = self.reverse_transformer_layers_per_block
+        count = self.level("layers_per_block", level) + up
+        if up and reverse:
+            if len(reverse) != len(self.block_out_channels):
+                raise ValueError(
+                    f"UNet config: reverse_transformer_layers_per_block has {len(reverse)} entries for"
+                    f" {len(self.block_out_channels)} block_out_channels"
+                )
+            layers: Any = reverse[~level]
+        else:
+            layers = self.level("transformer_layers_per_block", level)
+        return layers if isinstance(layers, tuple) else (layers,) * count
+
+    @property
+    def middle_layers(self) -> int:
+        """The layers of the transformer in the middle."""
+        layers: Any = self.level("transformer_layers_per_block", len(self.block_out_channels) - 1)
+        return layers[0] if isinstance(layers, tuple) else layers
+
     def _attends(self, level: int) -> bool:
         """Whether heads are taken of a level's channels; Stable Diffusion's are checked on all levels."""
         last = level == len(self.block_out_channels) - 1
@@ -205,6 +261,11 @@ class UNetConfig(NamedTuple):
     def adds_keys(self) -> bool:
         """Whether it is of DeepFloyd-IF's kind: the text's keys are added to the picture's, in one attention."""
         return self.mid_block_type == _SIMPLE
+
+    @property
+    def middle_resnets(self) -> int:
+        """The number of resnets in the middle."""
+        return {_NOTHING: 0, _RESNET: 1}.get(self.mid_block_type, 2)
 
     @property
     def has_size_conditioning(self) -> bool:

@@ -26,13 +26,33 @@ def sinusoid(timestep: jax.Array, channels: int, *, flip: bool, shift: int) -> j
     return jnp.pad(jnp.concatenate(parts[::-1] if flip else parts, -1), ((0, 0), (0, channels % 2)))
 
 
+def guidance_embedding(scale: np.ndarray, channels: int) -> np.ndarray:
+    """The embedding of guidance scales s [batch] as float32 or wider [batch, channels], which networks take that were
+    distilled from classifier-free guidance (Meng et al. 2023; Luo et al. 2023): of w = s - 1, in thousands.
+
+    [sin, cos]; frequencies are rounded where torch rounds them, as in `sinusoid`.
+    """
+    dtype, half = scale.dtype, channels // 2
+    exponent = np.arange(half, dtype=dtype) * -(np.log(np.array(10000, dtype)) / np.array(half - 1, dtype))
+    frequency = np.exp(exponent.astype(np.float64)).astype(dtype)
+    phase = (1000 * (scale - 1))[:, None] * frequency[None]
+    return np.pad(np.concatenate([np.sin(phase), np.cos(phase)], -1), ((0, 0), (0, channels % 2)))
+
+
 class TimestepEmbedding(nnx.Module):
-    def __init__(self, inputs: int, outputs: int, activation: str):
+    """[batch, inputs] -> [batch, outputs]; with `condition`, so many channels of another embedding are projected and
+    added to its input."""
+
+    def __init__(self, inputs: int, outputs: int, activation: str, condition: int = 0):
         self.activation = activation
         self.linear_1 = Linear(inputs, outputs)
+        self.cond_proj = Linear(condition, inputs, bias=False) if condition else None
         self.linear_2 = Linear(outputs, outputs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, condition: jax.Array | None = None) -> jax.Array:
+        if self.cond_proj is not None:
+            assert condition is not None
+            x = x + self.cond_proj(condition.astype(x.dtype))
         return self.linear_2(ACTIVATIONS[self.activation](self.linear_1(x)))
 
 

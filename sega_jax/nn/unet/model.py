@@ -41,6 +41,9 @@ class UNet2DConditionModel(nnx.Module):
     x: integers below `num_class_embeds`, or in DeepFloyd-IF any number as for the timestep. DeepFloyd-IF's context is
     [batch, tokens, encoder_hid_dim], its height and width are multiples of 2 ** (levels - 1). That of Stable Diffusion
     XL is a `Context`.
+
+    UNets with `time_cond_proj_dim` take `guidance` [batch, time_cond_proj_dim], too: `guidance_embedding` of the
+    guidance scale.
     """
 
     def __init__(self, config: UNetConfig, attention: str = "xla"):
@@ -49,13 +52,13 @@ class UNet2DConditionModel(nnx.Module):
         levels = range(len(channels))
         self.config = c
         self.conv_in = Conv(c.in_channels, channels[0])
-        self.time_embedding = TimestepEmbedding(channels[0], embedding, c.act_fn)
+        self.time_embedding = TimestepEmbedding(channels[0], embedding, c.act_fn, c.time_cond_proj_dim)
         self.class_embedding = _class_embedding(c, embedding)
         self.add_embedding = _add_embedding(c, embedding)
         text = c.level("cross_attention_dim", 0)
         self.encoder_hid_proj = Linear(c.encoder_hid_dim, text) if c.encoder_hid_dim else None
         self.down_blocks = nnx.List([DownBlock(c, i, embedding, attention) for i in levels])
-        self.mid_block = MidBlock(c, embedding, attention)
+        self.mid_block = MidBlock(c, embedding, attention) if c.middle_resnets else None
         self.up_blocks = nnx.List([UpBlock(c, i, embedding, attention) for i in levels])
         self.conv_norm_out = GroupNorm(c.norm_num_groups, channels[0], c.norm_eps)
         self.conv_out = Conv(channels[0], c.out_channels)
@@ -81,7 +84,8 @@ class UNet2DConditionModel(nnx.Module):
                 pooled = self.add_embedding(states)
         if self.encoder_hid_proj is not None:
             states = self.encoder_hid_proj(states)
-        blocks: list[DownBlock | MidBlock | UpBlock] = [*self.down_blocks, self.mid_block, *self.up_blocks]
+        middle = [] if self.mid_block is None else [self.mid_block]
+        blocks: list[DownBlock | MidBlock | UpBlock] = [*self.down_blocks, *middle, *self.up_blocks]
         return Projected(pooled, [[attention.project(states) for attention in block.attentions] for block in blocks])
 
     def __call__(
@@ -90,29 +94,39 @@ class UNet2DConditionModel(nnx.Module):
         timestep: jax.Array,
         context: jax.Array | Context | Projected,
         class_labels: jax.Array | None = None,
+        guidance: jax.Array | None = None,
     ) -> jax.Array:
         pooled, attended = context if isinstance(context, Projected) else self.project(context)
-        embedding, texts = self._embed(timestep, pooled, class_labels), iter(attended)
+        embedding, texts = self._embed(timestep, pooled, class_labels, guidance), iter(attended)
         x = self.conv_in(x.astype(self.conv_in.kernel[...].dtype))
         skips = [x]
         for block in self.down_blocks:
             x, new = block(x, embedding, next(texts))
             skips += new
-        x = self.mid_block(x, embedding, next(texts))
+        if self.mid_block is not None:
+            x = self.mid_block(x, embedding, next(texts))
         for up_block in self.up_blocks:
             x = up_block(x, embedding, next(texts), skips)
         # Guidance takes differences of predictions, which rounding would make multiples of a few values.
         return self.conv_out.widened(ACTIVATIONS[self.config.act_fn](self.conv_norm_out(x)))
 
-    def _embed(self, timestep: jax.Array, pooled: jax.Array | None, class_labels: jax.Array | None) -> jax.Array:
+    def _embed(
+        self,
+        timestep: jax.Array,
+        pooled: jax.Array | None,
+        class_labels: jax.Array | None,
+        guidance: jax.Array | None,
+    ) -> jax.Array:
         """The vector that every resnet takes, [batch, embedding]."""
         c = self.config
         if class_labels is None and self.class_embedding is not None:
             raise ValueError("class_labels, the noise level of the small picture, are missing")
         if class_labels is not None and self.class_embedding is None:
             raise ValueError("class_labels are given to a UNet that has none")
+        if (guidance is None) != (not c.time_cond_proj_dim):
+            raise ValueError("the embedding of the guidance scale is for UNets with time_cond_proj_dim, which need it")
 
-        embedding = self.time_embedding(self._wave(timestep))
+        embedding = self.time_embedding(self._wave(timestep), guidance)
         if self.class_embedding is not None:
             assert class_labels is not None
             known = class_labels if c.num_class_embeds else self._wave(class_labels.astype(timestep.dtype))

@@ -74,6 +74,8 @@ def _point(given: Mapping[str, Any], sweep: Sweep, facts: Facts) -> Point:
     height, width, _ = shape_from(facts.sizes, values["height"], values["width"], size)
     values |= {"height": height * facts.sizes.factor, "width": width * facts.sizes.factor}
     values["seed"] = values["seed"] or 0
+    defaults = facts.family.sampler.defaults(facts.scheduler_of(given.get("scheduler")))
+    values |= {name: value for name, value in defaults.items() if values[name] is None}
     if values["negative_prompt"] is None:
         values["negative_prompt"] = facts.negative
     if not edits:
@@ -91,7 +93,6 @@ def _point(given: Mapping[str, Any], sweep: Sweep, facts: Facts) -> Point:
     made = Point(groups[0], groups[1], groups[2], groups[3], given.get("scheduler"), edits, adapters, files)
     own = ("prompt", "negative_prompt", "seed")
     together = tuple((name, True if name in pictures else value) for name, value in values.items() if name not in own)
-    facts.scheduler_of(made.scheduler)
     try:
         check_together(facts, facts.declaration, made.scheduler, together)
     except ValueError as error:

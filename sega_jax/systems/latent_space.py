@@ -1,0 +1,62 @@
+"""States in the latent space of an autoencoder: to pictures and back, and their sizes."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sega_jax.method.numerics import at_least_float32
+from sega_jax.nn.unet import UNetConfig
+from sega_jax.nn.vae import AutoencoderConfig, AutoencoderKL
+from sega_jax.systems.base import Sizes
+from sega_jax.systems.programs import POSTERIOR, normal
+
+
+def encode_image(vae: AutoencoderKL, key: jax.Array, pictures: jax.Array, noise: Any = None) -> jax.Array:
+    """Encodes pictures [rows, height, width, 3] in [-1, 1] to the latents that the sampler takes [rows, ...], drawn
+    from the encoder's distribution, as diffusers draws them: with standard normal `noise` of the latents' shape, or
+    with the rows' keys."""
+    mean, logvar = jax.lax.map(lambda one: tuple(part[0] for part in vae.encode(one[None])), pictures)
+    mean, logvar = (part.astype(at_least_float32(part.dtype)) for part in (mean, logvar))
+    z = normal(key, POSTERIOR, mean.shape[1:], mean.dtype) if noise is None else jnp.asarray(noise, mean.dtype)
+    mean_of_all, std = _statistics(vae, mean.dtype)
+    return (mean + jnp.exp(logvar / 2) * z - mean_of_all) * (vae.config.scaling_factor / std)
+
+
+def decode_latents(vae: AutoencoderKL, latents: jax.Array, *, tile: int | None = None) -> tuple[jax.Array, jax.Array]:
+    """Decodes latents [rows, ...] to float32 pictures [rows, height, width, 3] in [0, 1], and tells whether each row of
+    latents and picture is finite, bool [rows]. `tile` is the side of a tile in positions of the latents."""
+    # One picture after another: a decoder's activations are far larger than its picture.
+    mean, std = _statistics(vae, latents.dtype)
+    image = jax.lax.map(lambda one: vae.decode(one[None], tile)[0], latents * std / vae.config.scaling_factor + mean)
+    image = image.astype(at_least_float32(image.dtype))
+    finite = jnp.isfinite(image).all((1, 2, 3)) & jnp.isfinite(latents).all((1, 2, 3))
+    return jnp.clip(image / 2 + 0.5, 0, 1), finite
+
+
+def _statistics(vae: AutoencoderKL, dtype: Any) -> tuple[Any, Any]:
+    """Returns the mean and the standard deviation of an autoencoder's latents, by channel or for all."""
+    c = vae.config
+    if not c.latents_mean:
+        return 0.0, 1.0
+    shape = (1, 1, 1, c.latent_channels)
+    return jnp.asarray(c.latents_mean, dtype).reshape(shape), jnp.asarray(c.latents_std, dtype).reshape(shape)
+
+
+def latent_sizes(net: UNetConfig, auto: AutoencoderConfig) -> Sizes:
+    """Returns the sizes of pictures that a UNet and an autoencoder make."""
+    height, width = net.sample_size if isinstance(net.sample_size, tuple) else (net.sample_size,) * 2
+    return Sizes(auto.latent_channels, auto.factor, auto.factor, (height * auto.factor, width * auto.factor))
+
+
+def check_channels(net: UNetConfig, auto: AutoencoderConfig, more: int = 0) -> None:
+    """Checks that a UNet takes an autoencoder's latents and `more` channels.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if not net.in_channels - more == net.out_channels == auto.latent_channels:
+        raise ValueError(
+            f"the UNet takes {net.in_channels} channels to {net.out_channels}, the VAE has"
+            f" {auto.latent_channels}: only text-to-image checkpoints are supported, where all are equal"
+        )

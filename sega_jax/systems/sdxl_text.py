@@ -1,0 +1,172 @@
+"""Texts of Stable Diffusion XL: the states of two CLIP encoders side by side, and a pooled text."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sega_jax.method.checks import brief
+from sega_jax.method.numerics import floating
+from sega_jax.nn.clip import CLIPTextModel, CLIPTextModelWithProjection
+from sega_jax.systems import clip_text
+from sega_jax.systems.base import Encode, TextReader
+from sega_jax.systems.clip_text import Skipping, skipping
+from sega_jax.systems.conditioning import Text, conditioning
+from sega_jax.text.prompt_weights import Reading, pair_chunks, weighed
+from sega_jax.text.tokenizers import TokenizerPair
+
+
+@conditioning
+class SDXLText(Text):
+    """Texts as Stable Diffusion XL takes them."""
+
+    states: Any  # [texts, tokens, channels], of both text encoders side by side and of one or more chunks of tokens
+    pooled: Any  # [texts, channels], of the second text encoder and of the first chunk
+
+
+def encode(encoders: tuple[CLIPTextModel, CLIPTextModelWithProjection], ids: jax.Array | Skipping) -> SDXLText:
+    """Encodes int32 ids [texts, 2, tokens], of each encoder's own tokenizer."""
+    one, two = encoders
+    ids, skip = ids if isinstance(ids, Skipping) else (ids, None)
+    states, pooled = two.states(ids[:, 1], skip)
+    return SDXLText(jnp.concatenate([one.penultimate(ids[:, 0], skip), states], -1), pooled)
+
+
+def read(
+    words: Sequence[str],
+    tokenizer: TokenizerPair,
+    encode: Encode,
+    warn: Callable[[str], None],
+    *,
+    second: Sequence[str] | str | None = None,
+    long_prompts: bool = False,
+    weighted: bool = False,
+    clip_skip: int = 0,
+) -> list[SDXLText]:
+    """Reads words; `second` are words for the second text encoder where it reads others, one for all or one each.
+
+    Raises:
+        TypeError, ValueError: `second` is no words, or not as many as there are texts; or a weight is no number.
+    """
+    others = None if second is None else _words_of_second(second, len(words))
+    encode_ids = skipping(encode, clip_skip)
+    if not (long_prompts or weighted):
+        return encode_ids(tokenizer(words, others, warn=warn))
+    reading = Reading(long_prompts, weighted)
+    parts = [
+        pair_chunks(tokenizer, text, others[i] if others else None, reading, warn=warn) for i, text in enumerate(words)
+    ]
+    rows = iter(encode_ids(np.concatenate([part.ids for part in parts])))
+    width = encode.networks[0].config.hidden_size
+    return [joined_chunks([next(rows) for _ in part.ids], part.weights, width) for part in parts]
+
+
+def _words_of_second(second: Any, texts: int) -> list[str]:
+    words = [second] if isinstance(second, str) else list(second) if hasattr(second, "__iter__") else []
+    if not words or not all(isinstance(one, str) for one in words):
+        raise TypeError(f"second={brief(second)} should be words or a non-empty list of them")
+    if len(words) not in (1, texts):
+        raise ValueError(f"second has {len(words)} entries, expected {texts}, one a text, or one for all")
+    return words * (texts // len(words))
+
+
+def joined_chunks(rows: Sequence[SDXLText], weights: np.ndarray, width: int) -> SDXLText:
+    """Joins the chunks of one text, and weighs the states of each text encoder by themselves (`weighed`).
+
+    The pooled text is the first chunk's, without weights, as in the widely used web UI (AUTOMATIC1111's
+    stable-diffusion-webui). diffusers' community pipeline lpw_stable_diffusion_xl takes the last chunk's, also without
+    weights. The first chunk's does not depend on how much follows it or on the padding of shorter texts, and it is the
+    pooled text of the truncated prompt, so `long_prompts` only adds to what the UNet is told.
+
+    Args:
+        rows: what `encode` makes of each chunk.
+        weights: float32 [chunks, 2, length], of the tokens of each text encoder.
+        width: the number of channels of the first text encoder.
+    """
+    sides = np.split(np.concatenate([np.asarray(row.states) for row in rows]), [width], -1)
+    states = np.concatenate([weighed(side, weights[:, i]) for i, side in enumerate(sides)], -1)
+    return SDXLText(states.reshape(1, -1, states.shape[-1]), rows[0].pooled)
+
+
+def length(
+    tokenizer: TokenizerPair, words: Sequence[str], *, long_prompts: bool = False, weighted: bool = False, **rest: Any
+) -> int:
+    """Returns the number of chunks that the longest of some words takes.
+
+    Raises:
+        ValueError: a weight that is no number.
+    """
+    reading = Reading(long_prompts, weighted)
+    return max(len(pair_chunks(tokenizer, text, None, reading, warn=lambda message: None).ids) for text in words)
+
+
+def join(texts: Sequence[SDXLText], blank: Callable[[], SDXLText]) -> SDXLText:
+    """Joins texts; shorter ones are padded by chunks of no words, which leave the pooled text as it is.
+
+    Zeros are padded by zeros, because they mean the absence of a text. The UNet's keys and values of them are zero, so
+    their number changes nothing, while a chunk of no words would be a text.
+    """
+    longest = max(text.states.shape[1] for text in texts)
+    return clip_text.join([text if text.states.any() else _zeros(text, longest) for text in texts], blank)
+
+
+def _zeros(text: SDXLText, tokens: int) -> SDXLText:
+    rows, _, channels = text.states.shape
+    return dataclasses.replace(text, states=np.zeros((rows, tokens, channels), text.states.dtype))
+
+
+def check(models: Any, tokenizer: TokenizerPair | None, value: Any) -> SDXLText:
+    """Returns a user's conditioning as a text of one row.
+
+    Raises:
+        TypeError, ValueError: it is of another family or shape.
+    """
+    if not isinstance(value, SDXLText):
+        raise TypeError(
+            f"an embedding of Stable Diffusion XL is an SDXLText of states and pooled text, as encode returns it, not"
+            f" {type(value).__name__}"
+        )
+    tokens, channels, pooled_channels = _text_shape(models, tokenizer)
+    states = floating("an embedding's states", value.states, f"(1, {tokens}, {channels})")
+    fits = states.ndim == 3 and states.shape[1] and states.shape[2] == channels
+    if not fits or states.shape[1] % tokens:
+        raise ValueError(
+            f"an embedding's states has shape {states.shape[1:]}, expected {(tokens, channels)} (tokens, channels), or"
+            f" a multiple of {tokens} tokens"
+        )
+    pooled = floating("an embedding's pooled", value.pooled, f"(1, {pooled_channels})")
+    if pooled.shape != (1, pooled_channels):
+        raise ValueError(f"an embedding's pooled has shape {pooled.shape[1:]}, expected {(pooled_channels,)}")
+    return value
+
+
+def _text_shape(models: Any, tokenizer: TokenizerPair | None) -> tuple[int, int, int]:
+    """Returns the tokens of a chunk, and the channels of states and pooled text."""
+    tokens = models.text_encoder.config.max_position_embeddings if tokenizer is None else tokenizer.length
+    net = models.unet.config
+    return tokens, net.level("cross_attention_dim", 0), net.pooled_dim
+
+
+def negative(models: Any, tokenizer: TokenizerPair | None, extras: Any) -> SDXLText | str:
+    """Returns what stands in place of no negative prompt."""
+    if not extras.zero_negative:
+        return ""
+    tokens, channels, pooled_channels = _text_shape(models, tokenizer)
+    return SDXLText(np.zeros((1, tokens, channels), np.float32), np.zeros((1, pooled_channels), np.float32))
+
+
+READER = TextReader(
+    type=SDXLText,
+    parts=("text_encoder", "text_encoder_2"),
+    networks=lambda models: (models.text_encoder, models.text_encoder_2),
+    encode=encode,
+    read=read,
+    check_options=lambda encoders, options: clip_text.check_skip(encoders, options, 1),
+    check=check,
+    join=join,
+    length=length,
+    negative=negative,
+)

@@ -1,0 +1,64 @@
+"""Networks that were distilled from classifier-free guidance and take the guidance scale as an input, as LCM's do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support import tiny
+
+from sega_jax import Edit, load
+from sega_jax.nn.unet import guidance_embedding
+
+STEP = {"steps": 1, "output": "latent", "progress": False}
+
+
+@pytest.fixture(scope="module")
+def lcm(tmp_path_factory, one_device):
+    unet = tiny.UNET_1 | {"time_cond_proj_dim": 18}
+    folder = tiny.checkpoint(tmp_path_factory.mktemp("lcm") / "tiny", unet=unet, scheduler=tiny.FURTHER["LCM"])
+    return load(folder, devices=one_device)
+
+
+@pytest.mark.slow
+def test_edits_start_from_the_empty_text_at_the_same_input(lcm):
+    """The base is the prompt's prediction, whatever the scale; that is what the network is told."""
+    x = np.random.default_rng(0).standard_normal((2, *lcm.latent_shape())).astype(np.float32)
+    scales, edit = [2.0, 8.0], Edit("glasses", scale=5.0, threshold=0.8, warmup=0)
+    out = lcm("a cat", edit, images_per_prompt=2, guidance_scale=scales, latents=x, record=True, **STEP)
+    (row,) = (jax.tree.map(lambda column: column[0], lcm.scheduler.table(1)),)
+    guidance = jnp.asarray(guidance_embedding(np.array(scales, np.float32), 18))
+    states = jnp.asarray(lcm.encode(["", "a cat", "glasses"]).states)
+    wanted = lcm.models.unet(
+        jnp.asarray(x), jnp.full(2, row.timestep, jnp.float32), jnp.concatenate([states] * 2), guidance=guidance
+    ).reshape(2, 3, *x.shape[1:])
+    for i, array in enumerate((out.record.uncond[:, 0], out.record.cond[:, 0], out.record.edits[:, 0, 0])):
+        np.testing.assert_allclose(array, wanted[:, i], atol=1e-5)
+    assert out.record.sem_guidance.any()
+    estimate = out.record.cond[:, 0] + out.record.sem_guidance[:, 0]
+    x0 = row.solver.m_from_x * x + row.solver.m_from_output * estimate
+    np.testing.assert_allclose(out.images, row.solver.x_from_memory[0] * x0 + row.solver.x_from_start * x, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ({"negative_prompt": "bad"}, "negative_prompt does not change the pictures: this network was distilled from"),
+        ({"guidance_rescale": 0.7}, "guidance_rescale does not change the pictures: this network was distilled"),
+        ({"guidance_scale": -2.0}, "guidance_scale=-2: this network was distilled .* give at least 1"),
+    ],
+)
+def test_arguments_of_classifier_free_guidance(lcm, arguments, why):
+    with pytest.raises(ValueError, match=why):
+        lcm.prepare("a cat", **arguments)
+
+
+def test_arguments_without_an_effect_where_they_may_be_given(lcm):
+    with pytest.warns(UserWarning, match="negative_prompt does not change the pictures"):
+        assert lcm.prepare("a cat", negative_prompt="bad", strict=False).negatives == [""]
+
+
+def test_the_scale_is_an_array_of_the_call(lcm):
+    batch = lcm.prepare(["a cat", "dog"], guidance_scale=[1.0, 8.0], negative_prompt=["", ""])
+    np.testing.assert_array_equal(batch.settings.guidance_scale, 1)
+    assert batch.settings.own.guidance.shape == (2, 18)
+    np.testing.assert_array_equal(batch.settings.own.guidance[0], np.repeat([0, 1], 9))
