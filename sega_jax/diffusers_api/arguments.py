@@ -255,7 +255,13 @@ class DiffusionArguments(FaceArguments):
 
     same = (*FaceArguments.same, "eta")
 
-    eta: float = changed(DiffusionCall, "eta", 0.0)
+    eta: float = changed(
+        DiffusionCall,
+        "eta",
+        0.0,
+        help="the share of fresh noise in DDIM and TCD, none by default, as in diffusers' pipelines; other schedulers"
+        " ignore it",
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
