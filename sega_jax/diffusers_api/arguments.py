@@ -301,7 +301,13 @@ class DiffusionArguments(FaceArguments):
 
     same = (*FaceArguments.same, "eta")
 
-    eta: float = changed(DiffusionCall, "eta", 0.0)
+    eta: float = changed(
+        DiffusionCall,
+        "eta",
+        0.0,
+        help="the share of fresh noise in DDIM and TCD, none by default, as in diffusers' pipelines; other schedulers"
+        " ignore it",
+    )
     cross_attention_kwargs: Any = argument(None, LoraScale(), "the scale of loaded LoRAs in this call")
 
     @property

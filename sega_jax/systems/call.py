@@ -186,7 +186,8 @@ class Call:
     guidance_scale: float | Sequence[float] = argument(
         7.5,
         GuidanceScale(),
-        "the strength of the prompt, s in u + s (p - u); 1 turns classifier-free guidance off",
+        "the strength of the prompt, s in u + s (p - u); 1 turns classifier-free guidance off. Networks that were"
+        " distilled from it, as LCM's, take the scale as an input",
         varies="row",
         sweep=True,
         shell=True,

@@ -382,8 +382,8 @@ def _foreign(library):
 def test_names_that_are_not_here():
     import sega_jax.diffusers_api as api
 
-    with pytest.raises(ImportError, match="LCMScheduler is not supported; there are DDIMScheduler, PNDMScheduler"):
-        _ = api.LCMScheduler
+    with pytest.raises(ImportError, match="SASolverScheduler is not supported; there are DDIMScheduler, PNDMScheduler"):
+        _ = api.SASolverScheduler
     with pytest.raises(ImportError, match="StableDiffusion3Pipeline has no counterpart here; there are Diffusion"):
         _ = api.StableDiffusion3Pipeline
     with pytest.raises(AttributeError, match="has no attribute 'magic'"):

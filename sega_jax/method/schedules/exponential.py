@@ -52,6 +52,14 @@ def _path(options: Options, steps: int, *, rounded: bool = True, own_end: bool =
     return path_of(np.floor(t), alpha, sigmas * alpha)
 
 
+def _distinct(path: Path, i: int, order: int) -> int:
+    """The order that a step from point i may have: of the points before it, up to the first two with the same noise,
+    between which betas are zero or the same timestep is called twice."""
+    while order > 1 and not np.diff(path.log_snr[i + 1 - order : i + 1]).all():
+        order -= 1
+    return order
+
+
 def _table(options: Options, path: Path, solver: MultistepRow) -> Row:
     return table(path.timesteps, solver, shares=(path.alpha[:-1], path.sigma[:-1]))
 
@@ -80,6 +88,7 @@ def dpm_multistep(options: Options, path: Path, form: tuple[np.ndarray, np.ndarr
             order = 1
         elif i == count - 2 and few:
             order = min(order, 2)
+        order = _distinct(path, i, order)
         from_x[i], noise[i], value, slope, bend = _dpm_gains(kind, path, i, i + 1)
         with np.errstate(invalid="ignore"):
             h = np.diff(path.log_snr[max(i + 1 - order, 0) : i + 2])[::-1]
@@ -108,7 +117,7 @@ def dpm_singlestep(options: Options, steps: int) -> Row:
     for i in range(begin, steps):
         lower = i == steps - 1 and options["lower_order_final"] and steps % options["solver_order"] == 0
         listed = 1 if lower or path.sigma[i + 1] == 0 else i % options["solver_order"] + 1
-        orders[i] = order = min(listed, i - begin + 1)
+        orders[i] = order = _distinct(path, i, min(listed, i - begin + 1))
         start = i - order + 1
         from_x[i], noise[i], value, slope, bend = _dpm_gains(kind, path, start, i + 1)
         if order == 1:
@@ -173,7 +182,7 @@ def deis(options: Options, steps: int) -> Row:
     weights, begin = np.zeros((steps, 3)), options.get("begin", 0)
     few = options["lower_order_final"] and steps < 15
     for i in range(begin, steps):
-        order = min(options["solver_order"], i - begin + 1, steps - i if few else 3)
+        order = _distinct(path, i, min(options["solver_order"], i - begin + 1, steps - i if few else 3))
         if path.sigma[i] == path.sigma[i + 1]:
             continue
         h = path.log_snr[i] - path.log_snr[i + 1]
@@ -211,7 +220,7 @@ def unipc(options: Options, steps: int) -> Row:
         else:
             start[i, 0] = 1
         order = min(most, count - i if options["lower_order_final"] else most, i - begin + 1)
-        order = order if path.sigma[i + 1] > 0 else 1
+        order = _distinct(path, i, order) if path.sigma[i + 1] > 0 else 1
         from_start[i], (*weights[i, :most], _) = _unipc_step(options, path, i, order, corrects=False)
     solver = multistep(
         count,

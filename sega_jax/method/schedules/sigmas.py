@@ -140,12 +140,14 @@ def lms(options: Options, steps: int, order: int = 4) -> Row:
     t, sigmas = _path(options, steps)
     weights = np.zeros((steps, order))
     for i, step in enumerate(np.diff(sigmas)):
-        if sigmas[i] == 0:
+        if not step:
             continue
         # In units of this step from its beginning, where nothing cancels.
         nodes = (sigmas[max(i - order + 1, 0) : i + 1][::-1] - sigmas[i]) / step
-        for k, node in enumerate(nodes):
-            others = np.delete(nodes, k)
+        # Of calls with the same noise, the newest counts.
+        kept = [k for k, node in enumerate(nodes) if node not in nodes[:k]]
+        for k in kept:
+            node, others = nodes[k], nodes[[other for other in kept if other != k]]
             basis = math.prod((Polynomial([-other, 1]) / (node - other) for other in others), start=Polynomial([1]))
             weights[i, k] = step * basis.integ()(1)
     return _table(options, t, sigmas[:-1], multistep(steps, m=_derivative(options, sigmas[:-1]), x=(1.0, weights)))
