@@ -34,6 +34,7 @@ from sega_jax.systems.base import Given as Given
 from sega_jax.systems.base import Network as Network
 from sega_jax.systems.base import Record as Record
 from sega_jax.systems.base import Sampler as Sampler
+from sega_jax.systems.base import Saved as Saved
 from sega_jax.systems.base import Settings as Settings
 from sega_jax.systems.base import Setup as Setup
 from sega_jax.systems.base import Sizes as Sizes

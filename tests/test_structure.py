@@ -12,7 +12,8 @@ from sega_jax.systems import registry
 
 ROOT = Path(sega_jax.__file__).parent
 FILES = sorted([*ROOT.rglob("*.py"), *Path(convert.__file__).parent.rglob("*.py")])
-FAMILIES = ("stable_diffusion", "sdxl", "deepfloyd", "upscaler", "paella", "paella_text", "paella_call", "paella_prior")
+FAMILIES = ("stable_diffusion", "sdxl", "sdxl_text", "deepfloyd", "upscaler", "paella", "paella_text", "paella_call")
+FAMILIES += ("paella_prior",)
 # A family's own files: its system, its pipeline in diffusers' words, and its converter.
 OWN = {ROOT / "systems" / f"{name}.py" for name in FAMILIES} | {
     ROOT / "systems" / "registry.py",  # lists the families that the library has

@@ -9,6 +9,7 @@ import numpy as np
 
 from sega_jax.method.checks import brief
 from sega_jax.pipelines.execution.devices import Devices
+from sega_jax.pipelines.load_options import DTYPES
 from sega_jax.pipelines.messages import warn
 
 # What diffusers' code calls an accelerator, and the words for all of them.
@@ -19,7 +20,7 @@ _MOST_SEED, _FEW = 2**32 - 1, 2**17  # seeds of pictures, and more pictures than
 
 def is_dtype(value: Any) -> bool:
     """Tells whether a value is a dtype of torch, JAX or NumPy."""
-    if str(value).startswith("torch."):
+    if str(value).startswith("torch.") or (isinstance(value, str) and value in DTYPES):
         return True
     return isinstance(value, np.dtype) or (isinstance(value, type) and hasattr(value, "dtype"))
 

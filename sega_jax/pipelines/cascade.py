@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 
 from sega_jax.method.checks import brief
 from sega_jax.method.guidance import Edit
-from sega_jax.pipelines import loading, part_loading
+from sega_jax.pipelines import diffusers_names, loading, part_loading
 from sega_jax.pipelines.components import checked_scheduler
 from sega_jax.pipelines.execution.devices import Devices
 from sega_jax.pipelines.load_options import check_checker, pick_attention, pick_dtype
@@ -63,6 +63,9 @@ class Cascade:
         self._encode, self.stages = encode, dict(stages)
         self._known: dict[str, Any] = {}
 
+    def __repr__(self) -> str:
+        return f"<Cascade: {', '.join(stage.outline.system.title for stage in self.stages.values())}>"
+
     def __call__(
         self,
         prompt: str | Sequence[str],
@@ -96,6 +99,8 @@ class Cascade:
         """
         names = [edited] if isinstance(edited, str) else list(edited)
         for name in [*names, *(name for name, options in stages.items() if options is not None)]:
+            if name in diffusers_names.ARGUMENTS:
+                raise TypeError(f"{name} is diffusers' name; {diffusers_names.ARGUMENTS[name]}")
             if name not in self.stages:
                 raise ValueError(
                     f"{name!r} is no stage of this cascade, which has {', '.join(self.stages)}; arguments of a stage's"

@@ -82,7 +82,7 @@ def test_dtypes(face, lora):
     assert (other.dtype, face.dtype) == (jnp.bfloat16, jnp.float16)
     assert face.to("cpu", np.float32, memory_format="channels_last").dtype == jnp.float32
     assert face.to(dtype=jnp.bfloat16, silence_dtype_warnings=True).dtype == jnp.bfloat16
-    for value in (float16, np.dtype("float32"), np.float32, jnp.bfloat16):
+    for value in (float16, np.dtype("float32"), np.float32, jnp.bfloat16, "bfloat16"):
         assert is_dtype(value)
     for value in ("cuda", Named("cuda:0"), None, 3):
         assert not is_dtype(value)

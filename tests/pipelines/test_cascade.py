@@ -289,6 +289,12 @@ def test_the_face_refuses(first, monkeypatch, options, error, words):
         SemanticIFPipeline.from_pipe(first)(**{"prompt": "cat", "clean_caption": False} | WORDS | options)
 
 
+def test_diffusers_names_are_answered(whole):
+    with pytest.raises(TypeError, match="num_inference_steps is diffusers' name; write steps"):
+        whole("a cat", num_inference_steps=3)
+    assert repr(whole).startswith("<Cascade: DeepFloyd-IF's first stage, DeepFloyd-IF's second stage, Stable")
+
+
 def test_the_face_has_no_safety_checker(stages):
     with pytest.raises(TypeError, match="safety_checker is not supported"):
         SemanticIFPipeline.from_pretrained(stages["stage1"], safety_checker=True)
