@@ -26,9 +26,10 @@ from sega_jax.pipelines.sources import Source, find
 from sega_jax.systems.base import System, listed
 from sega_jax.systems.registry import CHECKER, check_adapters, recognise
 from sega_jax.text.files import CheckpointError, read_json
+from sega_jax.weights import single_file, tensors
 from sega_jax.weights.lora import merged
 from sega_jax.weights.pull import fill
-from sega_jax.weights.tensors import Weights, declared
+from sega_jax.weights.tensors import Weights
 from sega_jax.weights.textual_inversion import added
 
 
@@ -96,7 +97,7 @@ def resolve(options: LoadOptions) -> Resolved:
                 )
     readers = [part for part in source.system.text.parts if part in source.parts]
     reads = options.tokenizer is None and not (readers and all(replaced.get(part, "") is None for part in readers))
-    source.check(options.variant, ema=options.ema)
+    source.check(options.variant, ema=options.ema, given=given)
     without = [*replaced, *alone, *([] if options.safety_checker is True else [CHECKER])]
     # A network alone may leave its config to the checkpoint.
     configs_of = [part for part, network in alone.items() if network.config is None]
@@ -106,7 +107,12 @@ def resolve(options: LoadOptions) -> Resolved:
             f" {missing[0]}; give a folder with config.json and the weights"
         )
     without = [part for part in without if part not in configs_of]
-    folder = source.fetch(options.variant, without=without if reads else [*without, "tokenizer"], configs_of=configs_of)
+    folder = source.fetch(
+        options.variant,
+        without=without if reads else [*without, "tokenizer"],
+        configs_of=configs_of,
+        strict=all(network.variant is None for network in alone.values()),
+    )
     tokenizer = options.tokenizer if options.tokenizer is not None or not reads else source.vocabulary()
     return Resolved(source, folder, devices, dtype, attention, replaced, alone, tokenizer)
 
@@ -230,16 +236,19 @@ def fill_pipeline(options: LoadOptions, resolved: Resolved, found: Description) 
     files = options.textual_inversion
     words = [] if files is None else new_words(found.models, found.tokenizer, files)
     networks: dict[str, Any] = dict.fromkeys(found.models._fields)
-    declarations = dict(resolved.source.declared)
+    sampled, declarations = found.system.sampler.networks(found.models), dict[str, Any]()
     for part, module in found.networks.items():
         if part in resolved.replaced or (part == CHECKER and found.safety is options.safety_checker):
             networks[part] = resolved.devices.place(module)
         else:
             if part in resolved.alone:
-                weights = resolved.alone[part].open(module)
+                weights, file = resolved.alone[part].open(module), resolved.alone[part].file
             else:
-                weights = resolved.source.weights(part, module, options.variant, ema=options.ema)
-            declarations |= declared(weights.spare)
+                weights, file = resolved.source.weights(part, module, options.variant, ema=options.ema), None
+            if module is sampled:  # files of other networks may say something of their own UNet
+                known = {} if part in resolved.alone else dict(resolved.source.declared)
+                own = tensors.declared(weights.spare) if file is None else single_file.declared(file, weights.spare)
+                declarations = known | own
             networks[part] = filled(weights, module, resolved.dtype, resolved.devices)
     safety = found.safety and found.safety._replace(checker=networks.pop(CHECKER))
     models, tokenizer = added(merged(type(found.models)(**networks), changes), found.tokenizer, words)

@@ -1,7 +1,7 @@
 """Networks that are published alone, such as a better autoencoder or a distilled UNet."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,8 @@ class NetworkSource(NamedTuple):
 
     config: Mapping[str, Any] | None  # None where only the checkpoint knows it
     open: Callable[[Any], Weights]  # from the network, without values
+    variant: str | None = None  # of the weights
+    file: Path | None = None  # that has the weights; None for a folder
 
 
 def find_network(
@@ -64,16 +66,17 @@ def find_network(
     # A file without a folder of its own may lie beside another network's config.
     own = where.name.startswith(network.stem) and (where.parent / _CONFIG).is_file()
     config = _config(where.parent, network) if own else None
-    return NetworkSource(config, partial(open_network, where, part, originals))
+    return NetworkSource(config, partial(open_network, where, part, originals), file=where)
 
 
 def _in_folder(part: str, folder: Path, network: Network, variant: str | None) -> NetworkSource:
     for where in (folder, folder / part):
         if (where / _CONFIG).is_file():
             config = _config(where, network)
-            if find_weights(where, network.stem, variant) is None:
+            choice = find_weights(where, network.stem, variant)
+            if choice is None:
                 raise CheckpointError(f"{where} has no weights, {network.stem}.safetensors; fetch the whole folder")
-            return NetworkSource(config, partial(_opened, where, network.stem, variant))
+            return NetworkSource(config, partial(_opened, where, network.stem, variant), choice.variant)
     raise CheckpointError(f"{folder} has no {_CONFIG}, nor a folder {part} with one; give the folder of a {part}")
 
 
@@ -123,39 +126,69 @@ def open_network(path: Path, part: str, originals: Sequence[Original], module: A
         CheckpointError: the file is broken, or has none of the network's names.
     """
     tensors = opened(path)
-    ways = [way for original in originals for way in _original_ways(original, tensors, module)]
-    prefix, count = max(((p, _count(tensors, module, p)) for p in _prefixes(tensors, leaves(module))), key=_second)
-    original, others = max(((way, _overlap(way, tensors, module)) for way in ways), key=_second, default=(None, 0))
-    if max(count, others) == 0:
-        first = ", ".join(list(tensors.shapes)[:3]) or "nothing"
+    ways = [_Way(prefix, None, *_count(tensors, module, prefix)) for prefix in _prefixes(tensors, leaves(module))]
+    own = {original.start for original in originals}
+    for original in {one.names: one for one in originals}.values():  # of which some differ in their prefix alone
+        for start in _prefixes(tensors, original.names(module).values()) | own:
+            moved = original._replace(start=start)
+            ways.append(_Way(start, moved, 0, _overlap(moved, tensors, module), start in own))
+    best = max(way.rank for way in ways)
+    chosen = [way for way in ways if way.rank == best]
+    if all(one.original is None for one in chosen):
+        # Modules that know a prefix themselves read the same tensors with and without it.
+        same = {_keys(tensors, module, one.prefix): one for one in chosen}
+        chosen = list(same.values())
+    if not best[0] or len(chosen) > 1:
         tensors.__exit__()
-        raise CheckpointError(f"{path} has no {part} with diffusers' or the original names; it has {first[:200]}")
-    if original is not None and others > count:
-        return OriginalWeights(path, tensors, [original], part, module)
+        if not best[0]:
+            first = ", ".join(list(tensors.shapes)[:3]) or "nothing"
+            raise CheckpointError(f"{path} has no {part} with diffusers' or the original names; it has {first[:200]}")
+        names = " and ".join(sorted(repr(way.prefix) for way in chosen))
+        raise CheckpointError(f"{path} has several networks that may be the {part}, behind {names}; save one alone")
+    (way,) = chosen
+    if way.original is not None:
+        return OriginalWeights(path, tensors, [way.original], part, module)
     tensors.__exit__()
+    prefix = way.prefix
     return opened(path, lambda key: module.rename(key.removeprefix(prefix)) if key.startswith(prefix) else None)
 
 
-def _second(pair: tuple[Any, int]) -> int:
-    return pair[1]
+class _Way(NamedTuple):
+    """A way to read a network's names in a file."""
+
+    prefix: str
+    original: Original | None  # with this prefix; None for diffusers' names
+    fitting: int  # parameters whose shapes fit, which is only known of diffusers' names
+    named: int  # parameters whose names are there
+    own: bool = False  # whether the family's own files have this prefix
+
+    @property
+    def rank(self) -> tuple[bool, bool, int, bool, bool, bool]:
+        """The higher, the better: names and shapes, then the family's own prefix, then no moving average."""
+        ours, average = self.original is None, "ema" in self.prefix
+        fits = self.fitting > 0 or (self.named > 0 and not ours)
+        return (self.named > 0, fits, self.fitting or self.named, self.own, not average, ours)
 
 
-def _prefixes(tensors: Tensors, names: Mapping[str, Any] | Sequence[str]) -> set[str]:
+def _prefixes(tensors: Tensors, names: Iterable[str]) -> set[str]:
     """Returns what stands before one of the names in a file, and nothing."""
     some = next((name for name in names if "[" not in name), "")
     return {key.removesuffix(some) for key in tensors.shapes if some and key.endswith(some)} | {""}
 
 
-def _count(tensors: Tensors, module: Any, prefix: str) -> int:
-    """Returns how many of a network's parameters a file has under diffusers' names behind a prefix."""
-    keys = (key.removeprefix(prefix) for key in tensors.shapes if key.startswith(prefix))
-    return len({module.rename(key) for key in keys} & leaves(module).keys())
+def _keys(tensors: Tensors, module: Any, prefix: str) -> frozenset[str]:
+    """Returns the tensors in a file that are parameters of a network, under diffusers' names behind a prefix."""
+    names = leaves(module)
+    keys = (key for key in tensors.shapes if key.startswith(prefix))
+    return frozenset(key for key in keys if module.rename(key.removeprefix(prefix)) in names)
 
 
-def _original_ways(original: Original, tensors: Tensors, module: Any) -> list[Original]:
-    """Returns the original's names with every prefix that a file may have for them."""
-    starts = _prefixes(tensors, list(original.names(module).values())) | {original.start}
-    return [original._replace(start=start) for start in sorted(starts)]
+def _count(tensors: Tensors, module: Any, prefix: str) -> tuple[int, int]:
+    """Returns how many of a network's parameters a file has under diffusers' names behind a prefix: with their shapes,
+    and in all."""
+    shapes = leaves(module)
+    known = {module.rename(key.removeprefix(prefix)): tensors.shapes[key] for key in _keys(tensors, module, prefix)}
+    return sum(known[name] == shapes[name] for name in known), len(known)
 
 
 def _overlap(original: Original, tensors: Tensors, module: Any) -> int:

@@ -40,13 +40,21 @@ class Source(NamedTuple):
         index, networks = self.model_index, self.system.checkpoint.networks
         return [part for part, one in networks.items() if not one.optional or listed(index, part) is not None]
 
-    def fetch(self, variant: str | None = None, *, without: Sequence[str] = (), configs_of: Sequence[str] = ()) -> Path:
+    def fetch(
+        self,
+        variant: str | None = None,
+        *,
+        without: Sequence[str] = (),
+        configs_of: Sequence[str] = (),
+        strict: bool = True,
+    ) -> Path:
         """Returns the checkpoint's folder, with everything that is needed in it.
 
         Args:
             variant: as of `sega_jax.load`.
             without: networks that are not needed; or "tokenizer".
             configs_of: networks of which only the config is needed.
+            strict: whether a variant that no network has is an error.
 
         Raises:
             CheckpointError: a part is missing or cannot be fetched; nothing large was read.
@@ -58,7 +66,7 @@ class Source(NamedTuple):
         for part in parts:
             if not (self.folder / part).is_dir():
                 raise CheckpointError(f"{self.folder} has no folder {part}; is it a whole checkpoint?")
-        if variant is not None and weights:
+        if variant is not None and weights and strict:
             stems = {part: weight_stem(self.system, part) for part in weights}
             if message := check_variant(self.name, {part: self.folder / part for part in weights}, stems, variant):
                 warn(message)
@@ -86,12 +94,22 @@ class Source(NamedTuple):
         """Tells whether the folder has a network's weights, and not the file."""
         return self.file is None or part not in self.system.checkpoint.networks
 
-    def check(self, variant: str | None, *, ema: bool) -> None:
+    def check(self, variant: str | None, *, ema: bool, given: Collection[str] = ()) -> None:
         """Checks that the options for files suit this checkpoint.
+
+        Args:
+            given: networks that come from elsewhere.
 
         Raises:
             ValueError: they do not.
         """
+        if ema and self.description is not None:
+            averaged = [part for part, ways in self.description.networks.items() if any(way.ema for way in ways)]
+            if averaged and all(part in given for part in averaged):
+                raise ValueError(
+                    f"ema=True is of the {' and '.join(averaged)} in {self.file}, which another one replaces; leave one"
+                    " of the two out"
+                )
         if self.file is None:
             if ema:
                 raise ValueError(f"ema=True is of single files, and {self.name} is none")

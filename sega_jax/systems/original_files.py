@@ -12,6 +12,7 @@ from sega_jax.weights.original_names import (
     clip_names,
     clip_spelling,
     openclip_names,
+    openclip_spelling,
     unet_names,
     vae_names,
     vae_spelling,
@@ -95,6 +96,14 @@ _VAE = Original(VAE, vae_names, spelling=vae_spelling, others=_NOT_OF_VAE, forms
 _CLIP = Original(CLIP, clip_names, spelling=clip_spelling, others=_NOT_OF_TEXT)
 _OPENCLIP = Original(OPENCLIP, openclip_names, others=_NOT_OF_TEXT, spare=_last_of_openclip, forms=OPENCLIP_FORMS)
 
+_OPENCLIP_XL = Original(
+    OPENCLIP_XL,
+    openclip_names,
+    spelling=openclip_spelling,
+    others=_NOT_OF_PROJECTED_TEXT,
+    forms=OPENCLIP_FORMS,
+)
+
 STABLE_DIFFUSION_FILE = SingleFile(
     name="Stable Diffusion 1.x or 2.x",
     networks={
@@ -113,7 +122,7 @@ SDXL_FILE = SingleFile(
         "unet": (_UNET,),
         "vae": (_VAE, _VAE._replace(start="vae.")),
         "text_encoder": (_CLIP._replace(start=CLIP_XL),),
-        "text_encoder_2": (Original(OPENCLIP_XL, openclip_names, others=_NOT_OF_PROJECTED_TEXT, forms=OPENCLIP_FORMS),),
+        "text_encoder_2": (_OPENCLIP_XL,),
     },
     recognise=partial(_recognise, xl=True),
     refuse=_refuse,

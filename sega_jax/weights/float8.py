@@ -7,6 +7,7 @@ of a layer), or one for each block of a matrix.
 
 import json
 import math
+import re
 import struct
 from collections.abc import Iterable
 from functools import partial
@@ -15,6 +16,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from sega_jax.method.numerics import is_floating
 from sega_jax.text.files import CheckpointError
 from sega_jax.weights.layout import Entry
 
@@ -33,6 +35,8 @@ _WIDE[np.dtype(ml_dtypes.float8_e8m0fnu)] = np.dtype(np.float32)
 _SCALES = ("scale_weight", "weight_scale", "weight_scale_inv")
 # Scales of a layer's input, which quantised computation needs, and notes about the format.
 _NOTES = ("scale_input", "input_scale", "comfy_quant", "scaled_fp8")
+# Bytes of a note.
+_LONGEST = 2**12
 # The usual side of a block.
 _BLOCK = 128
 
@@ -45,7 +49,8 @@ def in_safetensors(path: Path, key: str, shape: tuple[int, ...], dtype: str) -> 
     """
     kind = np.dtype(DTYPES[dtype])
     count = math.prod(shape)
-    return Entry(key, shape, count * _WIDE[kind].itemsize, partial(_read, path, key, shape, kind))
+    size, read = count * _WIDE[kind].itemsize, partial(_read, path, key, shape, kind)
+    return Entry(key, shape, size, read, eight_bit=True)
 
 
 def widened(array: np.ndarray) -> np.ndarray:
@@ -54,6 +59,11 @@ def widened(array: np.ndarray) -> np.ndarray:
         return array
     with np.errstate(invalid="ignore"):  # NaN is found where the network is filled
         return array.astype(_WIDE[array.dtype])
+
+
+def is_eight_bit(dtype: np.dtype) -> bool:
+    """Tells whether a dtype is one of the 8-bit floats."""
+    return dtype in _WIDE
 
 
 def width(dtype: np.dtype) -> int:
@@ -66,16 +76,42 @@ def scaled(path: Path, entries: Iterable[Entry]) -> dict[str, Entry]:
 
     Args:
         path: the file or folder of the tensors, for errors.
+
+    Raises:
+        CheckpointError: weights are quantised in a way that is not known.
     """
     found = {entry.key: entry for entry in entries}
-    for key in list(found):
+    for key, entry in list(found.items()):
         parent, dot, last = key.rpartition(".")
+        if last == "comfy_quant":
+            _check_format(path, entry, has_scale=f"{parent}{dot}weight_scale" in found)
+        if last == "SCB" or re.search(r"\.(quant_map|absmax|nested_absmax|quant_state\..*)$", key):
+            raise CheckpointError(f"{path}: {key} is of bitsandbytes, which is not supported; fetch the plain weights")
         if last in _NOTES:
             del found[key]
         elif last in _SCALES and (weight := found.get(f"{parent}{dot}weight")) is not None:
-            read = partial(_scaled, path, weight, found.pop(key))
+            del found[key]
+            read = partial(_scaled, path, weight, entry)
             found[weight.key] = weight._replace(nbytes=4 * math.prod(weight.shape), read=read)
+    weights = [key for key, entry in found.items() if entry.eight_bit]
+    parents = {key.removesuffix("weight") for key in weights if key.endswith("weight")}
+    for key in found:
+        parent = key[: key.rfind(".") + 1]
+        # "layer.weight.scale" is of "layer.weight".
+        if "scal" in key[len(parent) :] and not {parent, parent.removesuffix("weight.")}.isdisjoint(parents):
+            raise CheckpointError(f"{path}: {key} scales weights in a way that is not known; fetch another file")
     return found
+
+
+def _check_format(path: Path, entry: Entry, *, has_scale: bool) -> None:
+    """Checks ComfyUI's note about the format of a layer, the bytes of a JSON object."""
+    try:
+        name = json.loads(bytes(entry.read().astype(np.uint8)) if entry.nbytes < _LONGEST else b"")["format"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise CheckpointError(f"{path}: {entry.key} is not readable; fetch the file again") from None
+    if name not in ("float8_e4m3fn", "float8_e5m2") or not has_scale:
+        what = f"the format {str(name)[:40]!r}" + ("" if has_scale else " without its scale")
+        raise CheckpointError(f"{path}: {entry.key} has {what}, which is not supported; fetch the plain weights")
 
 
 def _read(path: Path, key: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -87,7 +123,11 @@ def _read(path: Path, key: str, shape: tuple[int, ...], dtype: np.dtype) -> np.n
 
 
 def _scaled(path: Path, weight: Entry, scale: Entry) -> np.ndarray:
-    array, factors = (entry.read().astype(np.float32) for entry in (weight, scale))
+    read = [weight.read(), scale.read()]
+    if not all(is_floating(array.dtype) for array in read):
+        types = " and ".join(array.dtype.name for array in read)
+        raise CheckpointError(f"{path}: {weight.key} and {scale.key} are {types}, expected floats; fetch another file")
+    array, factors = (array.astype(np.float32) for array in read)
     if factors.size == 1:
         return array * factors.reshape(())
     if array.ndim and factors.shape[:1] == array.shape[:1] and factors.size == len(array):

@@ -16,7 +16,7 @@ class Forms(NamedTuple):
 
     fused: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # by pattern: the layers whose rows a tensor stacks
     convolutions: str = r"$^"  # linear layers stored as convolutions of size 1
-    transposed: str = r"$^"  # matrices stored as [in, out]
+    transposed: str = r"$^"  # matrices stored as [in, out], by the file's own name
 
 
 def parameters(name: str, entry: Entry, forms: Forms, width: int | None = None) -> Iterator[tuple[str, Entry]]:
@@ -27,7 +27,7 @@ def parameters(name: str, entry: Entry, forms: Forms, width: int | None = None) 
         width: the layers of a fused tensor alternate in groups of this many rows, like the heads of an attention. With
             None, each layer's rows stay together.
     """
-    if len(entry.shape) == 2 and re.search(forms.transposed, name):
+    if len(entry.shape) == 2 and re.search(forms.transposed, entry.key):
         entry = entry._replace(shape=entry.shape[::-1], read=partial(_transposed, entry.read))
     if entry.shape[2:] in ((1,), (1, 1)) and re.search(forms.convolutions, name):
         entry = entry._replace(shape=entry.shape[:2], read=partial(_reshaped, entry.read, entry.shape[:2]))

@@ -57,6 +57,7 @@ class Entry(NamedTuple):
     shape: tuple[int, ...]
     nbytes: int  # in the dtype that it is read in
     read: Callable[[], np.ndarray]
+    eight_bit: bool = False  # whether the file has it in 8-bit floats
 
 
 class Layout(NamedTuple):

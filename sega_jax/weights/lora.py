@@ -22,7 +22,7 @@ from sega_jax.weights.lora_names import WORDS, parsed, unsupported
 from sega_jax.weights.lora_names import LoraNames as LoraNames
 from sega_jax.weights.lora_names import layer_keys as layer_keys
 from sega_jax.weights.lora_products import FORMS
-from sega_jax.weights.lora_settings import factors, is_number
+from sega_jax.weights.lora_settings import factors, is_number, lacks_settings
 from sega_jax.weights.single_file import SingleFile
 from sega_jax.weights.tensors import Tensors
 
@@ -142,6 +142,11 @@ def _layers(
         raise CheckpointError(f"{path} has {method}, which is not supported; use a LoRA of another kind")
     if any(name.startswith(WORDS) for name in tensors.shapes):
         warn(f"{path} also has words of textual inversion, which are not added")
+    if lacks_settings(path, tensors.shapes):
+        warn(
+            f"{path} is peft's and has no adapter_config.json next to it, which says how strong it is: alpha is taken"
+            " to equal the rank"
+        )
     factor = factors(path, networks, tensors.shapes)
     layers, problems = layers_of(path, tensors, networks, names, factor)
     if problems or not any(layers.values()):

@@ -20,6 +20,8 @@ from sega_jax.weights.tensors import looks_like
 _HEADER, CONFIG = "lora_adapter_metadata", "adapter_config.json"
 # What peft puts in front of a layer's name, and what it calls its file.
 _PEFT, _PEFT_FILE = "base_model.model.", "adapter_model"
+# Ways of peft to begin a training, which change the weights of the checkpoint.
+_OF_CHANGED_WEIGHTS = ("pissa", "olora", "corda", "loftq")
 # peft's own defaults, which hold where its settings name no alpha or no rank.
 _ALPHA = _RANK = 8
 
@@ -79,7 +81,7 @@ def factors(
         entries = json.loads(said)
         found = {part: _settings(entries, part) for part in parts}
     except (AttributeError, RecursionError, TypeError, ValueError, re.error) as error:
-        raise CheckpointError(f"{where} is not readable ({error}); fetch it again") from None
+        raise CheckpointError(f"{where} cannot be used ({error}); fetch it again") from None
     return lambda part, key, alpha, rank: found[part].factor(key, alpha, rank)
 
 
@@ -88,6 +90,13 @@ def settings_file(path: Path, keys: Iterable[str]) -> Path | None:
     beside = path.parent / CONFIG
     own = path.stem == _PEFT_FILE or any(key.startswith(_PEFT) for key in keys)
     return beside if own and beside.is_file() else None
+
+
+def lacks_settings(path: Path, keys: Iterable[str]) -> bool:
+    """Tells whether peft wrote a file, and neither it nor a file next to it says how strong the LoRA is."""
+    keys = list(keys)
+    own = any(key.startswith(_PEFT) for key in keys) and not any(key.endswith("alpha") for key in keys)
+    return own and _header(path) is None and settings_file(path, keys) is None
 
 
 def _header(path: Path) -> str | None:
@@ -115,6 +124,12 @@ def _settings(entries: Mapping[str, Any], part: str) -> Settings:
     own = own or {name: value for name, value in entries.items() if "." not in name}
     if not own:
         return Settings()
+    start = own.get("init_lora_weights")
+    if isinstance(start, str) and start.startswith(_OF_CHANGED_WEIGHTS):
+        raise ValueError(
+            f"init_lora_weights={start[:40]!r} changes the weights that a LoRA is added to, so it does not suit the"
+            " checkpoint's; save it with peft's path_initial_model_for_weight_conversion"
+        )
     patterns, ranks = own.get("alpha_pattern") or {}, own.get("rank_pattern") or {}
     # LoHa and LoKr of peft call theirs "alpha".
     alpha, rank = own.get("lora_alpha", own.get("alpha", _ALPHA)), own.get("r", _RANK)

@@ -67,7 +67,7 @@ _OPENCLIP_LAYERS = {
 }
 _FUSED = ("q_proj", "k_proj", "v_proj")
 
-OPENCLIP_FORMS = Forms(fused={r"\.in_proj_(weight|bias)$": _FUSED}, transposed=r"\.text_projection$")
+OPENCLIP_FORMS = Forms(fused={r"\.in_proj_(weight|bias)$": _FUSED}, transposed=r"(^|\.)text_projection$")
 VAE_FORMS = Forms(convolutions=r"\.mid\.attn_1\.")
 
 
@@ -109,6 +109,11 @@ def clip_names(text_encoder: CLIPTextModel) -> dict[str, str]:
 def openclip_names(text_encoder: CLIPTextModel | CLIPTextModelWithProjection) -> dict[str, str]:
     """Returns OpenCLIP's names of a text encoder's parameters."""
     return {key: _openclip_name(key) for key in leaves(text_encoder)}
+
+
+def openclip_spelling(name: str) -> str:
+    """Returns the name that `openclip_names` has for a parameter which a file may store as a linear layer."""
+    return "text_projection" if name == "text_projection.weight" else name
 
 
 def vae_spelling(name: str) -> str:

@@ -20,6 +20,9 @@ from sega_jax.weights.fused import Forms, parameters
 from sega_jax.weights.layout import Entry, Layout, from_torch, torch_name, torch_shape
 from sega_jax.weights.tensors import ENDINGS, Tensors, looks_like
 
+# What headers call predictions, in lower case, with underscores.
+_PREDICTIONS = dict.fromkeys(("v", "v_prediction", "v_pred"), "v_prediction")
+_PREDICTIONS |= dict.fromkeys(("epsilon", "eps", "epsilon_prediction", "noise"), "epsilon")
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -73,8 +76,9 @@ def is_one(source: Any) -> bool:
 def declared(path: Path, spare: Collection[str]) -> dict[str, Any]:
     """Returns what a file says of its schedule, as entries of a scheduler's config.
 
-    The header of a safetensors file may hold `modelspec.prediction_type`, "v" or "epsilon". Tensors that declare
-    something (`sega_jax.weights.tensors.declared`) are believed first.
+    The header of a safetensors file may hold `modelspec.prediction_type`, or `modelspec.predict_key` as ComfyUI writes
+    it: "v" or "epsilon", in several spellings. Tensors that declare something (`sega_jax.weights.tensors.declared`) are
+    believed first.
 
     Args:
         spare: the names of tensors in the file that no module needs.
@@ -82,9 +86,10 @@ def declared(path: Path, spare: Collection[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if looks_like(path) == "a safetensors file":
         with safe_open(path, framework="numpy") as file:
-            said = (file.metadata() or {}).get("modelspec.prediction_type")
-        names = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon"}
-        found |= {"prediction_type": names[said]} if said in names else {}
+            header = file.metadata() or {}
+        said = header.get("modelspec.prediction_type", header.get("modelspec.predict_key", ""))
+        said = _PREDICTIONS.get(said.lower().replace("-", "_"))
+        found |= {"prediction_type": said} if said else {}
     return found | tensors.declared(spare)
 
 
@@ -92,6 +97,8 @@ def resemblance(keys: Iterable[str]) -> str:
     """Says in an error what a file of unknown tensors seems to be."""
     if any("lora" in key for key in keys):
         return "it is a LoRA, which goes with a checkpoint as lora="
+    if any(key.startswith("model_ema.") for key in keys):
+        return "it has the moving average of a UNet (model_ema.) without its last weights; fetch the whole checkpoint"
     if any(key.startswith(("down_blocks.", "encoder.", "text_model.")) for key in keys):
         return "it is one network in diffusers layout, give the folder of the whole checkpoint"
     return f"it has {', '.join(key[:80] for key in list(keys)[:3]) or 'nothing'}"
@@ -127,7 +134,7 @@ class OriginalWeights:
         self.layout = Layout(lambda path: names[torch_name(path)], torch_shape, from_torch)
         self.shapes = {name: entry.shape for name, entry in self._entries.items()}
         self.keys = {name: key for key, name in names.items()}
-        self.spare: Collection[str] = ()
+        self.spare: Collection[str] = [*tensors.spare]
         self.sizes = {name: entry.nbytes for name, entry in self._entries.items()}
 
     def __getitem__(self, name: str) -> np.ndarray:

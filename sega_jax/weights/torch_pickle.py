@@ -63,7 +63,7 @@ class PickledTensors(Tensors):
             if left < 0:
                 raise CheckpointError(f"{path}: its tensors are more than it has bytes for, {len(data)}; fetch another")
             size = float8.width(tensor.dtype) * math.prod(tensor.shape)
-            yield Entry(key, tensor.shape, size, partial(_read, tensor, data))
+            yield Entry(key, tensor.shape, size, partial(_read, tensor, data), float8.is_eight_bit(tensor.dtype))
 
 
 class NestedTensors(PickledTensors):
@@ -76,14 +76,23 @@ class NestedTensors(PickledTensors):
 
     def _within(self, content: Any) -> Any:
         for _ in range(_DEEPEST):
-            if not isinstance(content, dict) or any(isinstance(value, Tensor) for value in content.values()):
+            inner = _dictionaries(content)
+            known = [name for name in _INNER if name in inner]
+            if not inner or (not known and any(isinstance(value, Tensor) for value in content.values())):
                 break
-            inner = {key: value for key, value in content.items() if isinstance(value, dict) and value}
-            names = [name for name in _INNER if name in inner] or list(inner)
-            if not names or (len(names) > 1 and names[0] not in _INNER):
-                break
-            content = inner[names[0]]
+            if not known and len(inner) > 1:
+                raise CheckpointError(
+                    f"{self.folder} has several dictionaries, {', '.join(map(str, inner))[:200]}, and none of them is"
+                    f" called {' or '.join(_INNER)}; save the one with the weights alone"
+                )
+            content = inner[(known or list(inner))[0]]
         return content
+
+
+def _dictionaries(content: Any) -> dict[Any, dict]:
+    """Returns the dictionaries in a dictionary that are not empty."""
+    items = content.items() if isinstance(content, dict) else ()
+    return {key: value for key, value in items if isinstance(value, dict) and value}
 
 
 def opened(path: Path, rename: Callable[[str], str | None] = str) -> Tensors:

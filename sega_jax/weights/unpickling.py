@@ -41,6 +41,7 @@ _DTYPES |= {np.dtype(dtype).name: dtype for dtype in (np.uint16, np.uint32, np.u
 _HARMLESS = re.compile(
     r"torch\._utils\._rebuild_\w+|torch\.(device|Size)|torch\.serialization\._get_layout|_codecs\.encode"
     r"|numpy\.(dtype|_?core\.multiarray\.(scalar|_reconstruct))"
+    r"|(__builtin__|builtins)\.(set|frozenset|bytearray|complex)|collections\.(Counter|deque)"
 )
 # The most opcodes that are read, some ten times as many as the largest checkpoints have.
 _MOST = 2**20
@@ -89,13 +90,11 @@ class Tensor(NamedTuple):
         return self.storage.size * self.storage.dtype.itemsize // self.dtype.itemsize
 
     def fits(self) -> bool:
-        """Tells whether the view lies within the storage and has no more entries than it."""
+        """Tells whether the view lies within the storage. It may repeat entries: whoever reads it looks at `nbytes`."""
         numbers = (self.start, *self.shape, *self.strides)
         if not all(type(number) is int and 0 <= number < 2**48 for number in numbers) or len(self.shape) > 32:
             return False
-        if len(self.shape) != len(self.strides) or math.prod(self.shape) > self.room:
-            return False
-        return self.start + self.span <= self.room
+        return len(self.shape) == len(self.strides) and self.start + self.span <= self.room
 
     @property
     def span(self) -> int:
@@ -238,15 +237,20 @@ class Machine:
             return self.filled({}, [item for pair in pairs for item in pair])
         if name in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
             storage, *view = arguments[:4]
-            return self.tensor(storage, storage.dtype, *view) if isinstance(storage, Storage) else Name(name)
+            # The last argument says whether the values are to be negated or conjugated.
+            plain = isinstance(storage, Storage) and not any(arguments[6:])
+            return self.tensor(storage, storage.dtype, *view) if plain else Name(name)
         if name == "torch._utils._rebuild_tensor_v3":
             storage, *view = arguments[:4]
             dtype = _DTYPES.get(arguments[6].name.removeprefix("torch."))
             if isinstance(storage, Storage) and dtype is not None:
                 return self.tensor(storage, np.dtype(dtype), *view)
             return Name(name)
-        if name == "torch._utils._rebuild_parameter":
+        if name in ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"):
             return arguments[0]
+        if name == "torch._tensor._rebuild_from_type_v2":  # a tensor of another class, or with attributes
+            function, _, inner, *_ = arguments
+            return self.call(function, inner)
         if _HARMLESS.fullmatch(name):
             return Name(name)
         raise self.refused(name)

@@ -5,6 +5,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
+import collections
 import os
 import pickle
 import random
@@ -122,7 +123,8 @@ def test_the_hostile_pickle_is_hostile(unet, tmp_path):
         ([1, 2], "holds a list, expected a dictionary of tensors"),
         ({"state_dict": {"x": torch.zeros(1)}}, "'state_dict' is no name of a dense tensor"),
         ({3: torch.zeros(1)}, "3 is no name of a dense tensor"),
-        ({"x": torch.zeros(1).expand(10**12)}, "'x' is no name of a dense tensor"),
+        ({"x": torch.zeros(1).expand(10**12)}, "its tensors are more than it has bytes for"),
+        ({"x": torch._neg_view(torch.ones(2))}, "'x' is no name of a dense tensor"),
         ({"x": torch.zeros(2, 2).to_sparse()}, "'x' is no name of a dense tensor"),
         ({"x": torch.zeros(2, device="meta")}, "'x' is no name of a dense tensor"),
         ({"x": torch.zeros(2)}, "unexpected x (2,)"),
@@ -199,3 +201,16 @@ def test_safetensors_of_8_bit_floats(tmp_path):
     with opened(tmp_path / "a.safetensors") as tensors:
         for name, tensor in written.items():
             np.testing.assert_array_equal(tensors[name].astype(np.float32), tensor.float().numpy())
+
+
+def test_pickles_of_odd_tensors_and_training_states(tmp_path):
+    """Buffers, tensors with attributes, repeated entries, and what schedulers of learning rates keep."""
+    named = torch.ones(3)
+    named.note = "a"
+    content = {"buffer": torch.nn.Buffer(torch.arange(4.0)), "named": named, "repeated": torch.ones(1).expand(8)}
+    state = {"milestones": collections.Counter([3, 3, 5]), "seen": {1, 2}, "bytes": bytearray(b"x")}
+    torch.save({"step": torch.tensor(5), "state_dict": content, "state": state}, tmp_path / "a.pt")
+    with opened(tmp_path / "a.pt") as tensors:
+        assert tensors.shapes.keys() == content.keys()
+        for name, tensor in content.items():
+            np.testing.assert_array_equal(tensors[name], tensor.numpy())

@@ -219,3 +219,75 @@ def test_the_shell(small_folder, small, other, wanted, tmp_path, monkeypatch):
     told = CliRunner().invoke(main, ["info", str(picture)]).output
     assert f"--vae {other / 'vae'}" in told
     assert f"--unet {other}" in told
+
+
+def ways(other, prefixes):
+    """The tensors of an autoencoder behind several prefixes, each with values of its own."""
+    own = originals(other)["vae"]
+    return {f"{prefix}{key}": array + np.float32(i) for i, prefix in enumerate(prefixes) for key, array in own.items()}
+
+
+@pytest.mark.parametrize("others", [("ema.",), ("first_stage_model_ema.",), ("aux.", "vae_ema.")])
+def test_several_networks_in_a_file(small_folder, small, other, wanted, tmp_path, others):
+    """The family's own prefix comes first, and the moving average last."""
+    save_file(ways(other, ("first_stage_model.", *others)), tmp_path / "a.safetensors")
+    assert equal(load(small_folder, devices=small.devices, vae=tmp_path / "a.safetensors").models.vae, wanted.vae)
+
+
+def test_networks_that_nothing_tells_apart(small_folder, small, other, wanted, tmp_path):
+    save_file(ways(other, ("model.", "model_ema.")), tmp_path / "a.safetensors")
+    assert equal(load(small_folder, devices=small.devices, vae=tmp_path / "a.safetensors").models.vae, wanted.vae)
+    save_file(ways(other, ("one.", "two.")), tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match=r"several networks that may be the vae, behind 'one\.' and 'two\.'"):
+        load(small_folder, devices=small.devices, vae=tmp_path / "a.safetensors")
+
+
+def test_shapes_tell_networks_apart(small_folder, small, other, wanted, tmp_path):
+    """Two text encoders in one file, of which one fits."""
+    tensors = load_file(other / "text_encoder/model.safetensors")
+    wide = {f"clip_g.{key}": np.concatenate([array, array]) for key, array in tensors.items()}
+    save_file({f"clip_l.{key}": array for key, array in tensors.items()} | wide, tmp_path / "a.safetensors")
+    found = load(small_folder, devices=small.devices, text_encoder=tmp_path / "a.safetensors")
+    assert equal(found.models.text_encoder, wanted.text_encoder)
+
+
+PREDICTS_V = {"v_pred": np.zeros(0, np.float32), "ztsnr": np.zeros(0, np.float32)}
+
+
+def predicts(small_folder, devices, **options):
+    options = load(options.pop("source", small_folder), devices=devices, **options).scheduler.options
+    return options["prediction_type"], options["rescale_betas_zero_snr"]
+
+
+@pytest.mark.parametrize("form", ["diffusers", "original", "header"])
+def test_a_unet_that_declares_what_it_predicts(small_folder, small, other, tmp_path, form):
+    path, header = tmp_path / "a.safetensors", None
+    tensors = originals(other)["unet"] if form == "original" else load_file(other / "unet" / path_name(other, "unet"))
+    if form == "header":
+        header = {"modelspec.predict_key": "v-prediction"}
+    save_file(tensors | ({} if header else PREDICTS_V), path, header)
+    assert predicts(small_folder, small.devices, unet=path) == ("v_prediction", form != "header")
+
+
+def path_name(folder, part):
+    (path,) = (folder / part).glob("*.safetensors")
+    return path.name
+
+
+def test_what_other_files_say_of_their_own_unet(small_folder, small, other, tmp_path):
+    """A whole file as the source of an autoencoder, or one whose UNet another replaces."""
+    whole = tiny.original(unet=tiny.UNET_1) | PREDICTS_V
+    save_file(whole, tmp_path / "a.safetensors")
+    assert predicts(small_folder, small.devices, vae=tmp_path / "a.safetensors") == ("epsilon", False)
+    options = {"source": tmp_path / "a.safetensors", "config": small_folder}
+    assert predicts(small_folder, small.devices, **options) == ("v_prediction", True)
+    assert predicts(small_folder, small.devices, **options, unet=other / "unet") == ("epsilon", False)
+    assert predicts(small_folder, small.devices, **options, unet=small.models.unet) == ("epsilon", False)
+    with pytest.raises(ValueError, match=r"ema=True is of the unet in .*a\.safetensors, which another one replaces"):
+        predicts(small_folder, small.devices, **options, unet=other / "unet", ema=True)
+
+
+def test_a_variant_that_only_the_replacement_has(small_folder, small, other, wanted, tmp_path):
+    folder = shutil.copytree(other / "unet", tmp_path / "unet")
+    (folder / "diffusion_pytorch_model.safetensors").rename(folder / "diffusion_pytorch_model.fp16.safetensors")
+    assert equal(load(small_folder, devices=small.devices, unet=folder, variant="fp16").models.unet, wanted.unet)

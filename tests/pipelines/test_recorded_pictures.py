@@ -13,7 +13,7 @@ import sega_jax
 @pytest.mark.parametrize(
     "name",
     [
-        name if name in ("three", "one_checked") else pytest.param(name, marks=pytest.mark.slow)
+        name if name == "three" else pytest.param(name, marks=pytest.mark.slow)
         for name in cases.PICTURES
     ],
 )

@@ -135,6 +135,7 @@ def test_it_runs_on_two_devices(folder):
     np.testing.assert_allclose(two("a cat", edits, **more, **CALL).images, one("a cat", edits, **more, **CALL).images)
 
 
+@pytest.mark.slow
 def test_sweeps_share_its_prefixes(folder, tmp_path):
     grid = {"wobble": [0.0, 0.5], "hat.scale": [2.0, 4.0, 8.0]}
     said = sweep.Sweep(model={"source": str(folder)}, call={"prompt": "a cat"}, edits={"hat": {"warmup": 4}}, grid=grid)
@@ -184,6 +185,7 @@ def test_its_argument_is_in_the_shell_and_in_pictures(folder, tmp_path):
     assert "--wobble is of the toy family, but the demo model is Stable Diffusion" in other.output
 
 
+@pytest.mark.slow
 def test_an_argument_that_the_library_has_never_seen(family, folder, tmp_path):
     """A new field of its call is checked, documented, and found in the shell, in sweeps and in pictures."""
 

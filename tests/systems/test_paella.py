@@ -195,6 +195,7 @@ def test_rows_are_their_own(pipe):
     assert (a[0] != a[1]).any()
 
 
+@pytest.mark.slow
 def test_past_concepts_are_predicted_no_more(pipe, compilations):
     """Where the programs are prepared; the tokens stay."""
     prepared, call = Pipeline(**pipe.components), {"edits": EDITS[1:] * 2, "seed": 3} | TOKENS

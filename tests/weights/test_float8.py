@@ -57,7 +57,9 @@ def test_scales_are_multiplied(tmp_path, kind, name):
     inputs = 500 if kind == "blocks of 64 and 100" else 320
     weight = rng.standard_normal((256, inputs)).astype(ml_dtypes.float8_e4m3fn)
     scale = rng.uniform(0.5, 2, SCALES[kind]).astype(np.float32)
-    notes = {"layer.scale_input": scale, "layer.input_scale": scale, "layer.comfy_quant": np.ones(9, np.uint8)}
+    notes = {"layer.scale_input": scale, "layer.input_scale": scale}
+    if name == "weight_scale":
+        notes["layer.comfy_quant"] = np.frombuffer(b'{"format": "float8_e4m3fn"}', np.uint8)
     tensors = {"layer.weight": weight, f"layer.{name}": scale, "scaled_fp8": weight[:0, 0], **notes}
     found = read(save(tensors, tmp_path / "a.safetensors"))
     assert found.keys() == {"layer.weight"}
@@ -116,3 +118,32 @@ def test_a_truncated_file(tmp_path):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=r"a\.safetensors is missing, truncated"):
         read(path)
+
+
+EIGHTHS = np.ones((8, 8), ml_dtypes.float8_e4m3fn)
+SCALE = {"x.weight_scale": np.ones((), np.float32)}
+UNKNOWN = {
+    "another format": (SCALE | {"x.comfy_quant": b'{"format": "mxfp8"}'}, "has the format 'mxfp8', which is not"),
+    "a format without its scale": ({"x.comfy_quant": b'{"format": "float8_e5m2"}'}, "'float8_e5m2' without its scale"),
+    "a broken note": (SCALE | {"x.comfy_quant": b"{"}, r"x\.comfy_quant is not readable"),
+    "a note of something else": (SCALE | {"x.comfy_quant": b"[]"}, r"x\.comfy_quant is not readable"),
+    "a second scale": (SCALE | {"x.weight_scale_2": b"1"}, r"x\.weight_scale_2 scales weights in a way"),
+    "a scale of another name": ({"x.scale": b"1"}, r"x\.scale scales weights in a way that is not known"),
+    "a scale of the weight": ({"x.weight.scale_weight": b"1"}, r"x\.weight\.scale_weight scales weights"),
+    "scales in bytes": ({"x.weight_scale": b"12345678"}, r"x\.weight and x\.weight_scale are float16 and uint8"),
+    "bitsandbytes": ({"x.SCB": b"1"}, r"x\.SCB is of bitsandbytes"),
+}
+
+
+@pytest.mark.parametrize("kind", UNKNOWN)
+def test_weights_that_are_quantised_otherwise(tmp_path, kind):
+    more, words = UNKNOWN[kind]
+    more = {key: np.frombuffer(value, np.uint8) if isinstance(value, bytes) else value for key, value in more.items()}
+    with pytest.raises(CheckpointError, match=words):
+        read(save({"x.weight": EIGHTHS} | more, tmp_path / "a.safetensors"))
+
+
+def test_integers_with_a_scale(tmp_path):
+    tensors = {"x.weight": np.ones((8, 8), np.uint8), "x.weight_scale": np.ones((), np.float32)}
+    with pytest.raises(CheckpointError, match=r"x\.weight and x\.weight_scale are uint8 and float32, expected floats"):
+        read(save(tensors, tmp_path / "a.safetensors"))

@@ -266,15 +266,35 @@ def test_what_is_wrong_is_found_before_weights_are_read(folder, one_device, writ
     ],
 )
 def test_broken_settings(models, layers, write, text):
-    with pytest.raises(CheckpointError, match="lora_adapter_metadata in its header is not readable"):
+    with pytest.raises(CheckpointError, match="lora_adapter_metadata in its header cannot be used"):
         merge_lora(models, write(tensors(layers, peft), metadata={"lora_adapter_metadata": text}))
 
 
 @pytest.mark.parametrize("text", ["{", "\\xff", '{"lora_alpha": null}'])
 def test_broken_settings_beside_a_file(models, layers, write, tmp_path, text):
     (tmp_path / "adapter_config.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(CheckpointError, match=r"adapter_config\.json is not readable"):
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json cannot be used"):
         merge_lora(models, write(tensors(layers, peft), "adapter_model.safetensors"))
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_16", "olora", "corda", "loftq"])
+def test_loras_that_change_the_checkpoint_are_refused(models, layers, write, tmp_path, start):
+    """Their matrices are added to weights that peft changed."""
+    settings = {"r": 4, "lora_alpha": 4, "init_lora_weights": start}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match=rf"init_lora_weights='{start}' changes the weights that a LoRA is added"):
+        merge_lora(models, write(tensors(layers, peft), "adapter_model.safetensors"))
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings | {"init_lora_weights": "gaussian"}))
+    merge_lora(models, write(tensors(layers, peft), "adapter_model.safetensors"))
+
+
+def test_pefts_file_without_its_settings(models, layers, write):
+    own = {f"base_model.model.{key}": array for key, array in tensors(layers, peft, False).items()}
+    path = write(own, "adapter_model.safetensors")
+    with pytest.warns(
+        UserWarning, match=r"has no adapter_config\.json next to it, .* alpha is taken to equal the rank"
+    ):
+        merge_lora(models, path)
 
 
 def test_overflow(models, write):

@@ -196,3 +196,15 @@ def test_callers_are_followed_and_told(single, folder, pipe, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load(path, **options, prediction_type="v_prediction")
+
+
+@pytest.mark.parametrize("form", ["parameter", "linear layer"])
+def test_a_text_encoder_of_openclip_alone(tmp_path, pipe, folder, single, form):
+    """Its projection is stored as [in, out], or as a linear layer's weight."""
+    start = original_files.OPENCLIP_XL
+    tensors = {key.removeprefix(start): array for key, array in single.items() if key.startswith(start)}
+    if form == "linear layer":
+        tensors["text_projection.weight"] = np.ascontiguousarray(tensors.pop("text_projection").T)
+    save_file(tensors, tmp_path / "clip_g.safetensors")
+    found = load(folder, text_encoder_2=tmp_path / "clip_g.safetensors", devices=pipe.devices).models.text_encoder_2
+    assert all(map(np.array_equal, jax.tree.leaves(found), jax.tree.leaves(pipe.models.text_encoder_2)))
