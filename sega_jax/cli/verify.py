@@ -15,10 +15,9 @@ from sega_jax.diffusers_api.stable_diffusion import SemanticStableDiffusionPipel
 from sega_jax.pipelines import sources
 from sega_jax.pipelines.load_options import LoadOptions
 from sega_jax.pipelines.progress import plainly
+from sega_jax.pipelines.weight_files import weight_paths
 from sega_jax.systems.registry import weight_stem
 from sega_jax.text.files import sha256
-from sega_jax.weights import flax_msgpack, orbax_reader
-from sega_jax.weights.tensors import weight_files
 
 # Options of `load` that would make other pictures than the published ones.
 _OTHERWISE = ("scheduler", "prediction_type", "safety_checker")
@@ -107,9 +106,5 @@ def _weights(source: sources.Source, variant: str | None) -> Iterator[tuple[str,
         return
     for part in source.parts:
         folder, stem = source.folder / part, weight_stem(source.system, part)
-        orbax = [f"{orbax_reader.ARRAYS}/**/*"]
-        for patterns in (orbax, weight_files(stem, variant), flax_msgpack.files(stem, variant)):
-            paths = sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
-            if paths:
-                yield from ((str(path.relative_to(source.folder)), path) for path in paths)
-                break
+        for path in weight_paths(folder, stem, variant):
+            yield str(path.relative_to(source.folder)), path

@@ -49,9 +49,9 @@ class DiffusionPipeline:
         with hub.using(**hub_choices(options)):
             known = of_source(pretrained_model_name_or_path, options)
             names = ("revision", "config", "prediction_type")
-            found = sources.find(
-                pretrained_model_name_or_path, **{name: known[name] for name in names if name in known}, given=known
-            )
+            checked = {name: known[name] for name in names if name in known}
+            given = {**known, **(known.get("networks") or {})}
+            found = sources.find(pretrained_model_name_or_path, **checked, given=given)
         return cls._kind(found.system).from_pretrained(pretrained_model_name_or_path, **options)
 
     @classmethod

@@ -13,7 +13,7 @@ from sega_jax.nn.vae import AutoencoderKL as Autoencoder
 from sega_jax.pipelines.execution.devices import Devices
 from sega_jax.pipelines.load_options import pick_attention, pick_dtype
 from sega_jax.pipelines.loading import filled
-from sega_jax.pipelines.network_sources import find_network
+from sega_jax.pipelines.network_sources import NetworkSource, find_network
 from sega_jax.systems.base import Network
 from sega_jax.text.files import CheckpointError
 from sega_jax.weights import hub
@@ -63,10 +63,11 @@ class AutoModel:
             *others, last = cls._parts
             for part in others:
                 try:
-                    return _loaded(part, source, variant, chosen, devices)
+                    found = find_network(part, source, _NETWORKS[part], (), variant)
                 except CheckpointError:  # it may be of the next class
                     continue
-            return _loaded(last, source, variant, chosen, devices)
+                return _loaded(part, source, found, chosen, devices)
+            return _loaded(last, source, find_network(last, source, _NETWORKS[last], (), variant), chosen, devices)
 
     @classmethod
     def from_single_file(cls, pretrained_model_link_or_path_or_dict: str | Path, **options: Any) -> str | Path:
@@ -90,9 +91,8 @@ def _located(source: Any, subfolder: str | None, revision: str | None) -> str | 
     return str(address._replace(path=subfolder or address.path, revision=revision or address.revision))
 
 
-def _loaded(part: str, source: str | Path, variant: str | None, dtype: Any, devices: Devices) -> Any:
+def _loaded(part: str, source: str | Path, found: NetworkSource, dtype: Any, devices: Devices) -> Any:
     network = _NETWORKS[part]
-    found = find_network(part, source, network, (), variant)
     if found.config is None:
         raise CheckpointError(f"{source} is a file without a config.json; give it to a pipeline as {part}=")
     extra = [pick_attention(None, dtype, devices)] if network.module is UNet else []

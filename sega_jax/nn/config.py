@@ -73,13 +73,17 @@ def built(value: Mapping[str, Any] | M, module: Callable[..., M], config: Any, *
 
 
 def written(config: Any) -> dict[str, Any]:
-    """Returns the fields of a config's NamedTuple as config.json has them. 0, "" and () stand for null, or for the
-    default, and are left out."""
+    """Returns the fields of a config's NamedTuple as config.json has them. 0, "" and () are left out where they are the
+    default, and "" and () are null elsewhere."""
     fields = {
         name: written(value) if isinstance(value, tuple) and hasattr(value, "_fields") else value
         for name, value in config._asdict().items()
     }
-    return {name: value for name, value in fields.items() if isinstance(value, bool) or value not in (0, "", ())}
+    return {
+        name: None if value in ("", ()) else value
+        for name, value in fields.items()
+        if isinstance(value, bool) or value not in (0, "", ()) or value != config._field_defaults[name]
+    }
 
 
 def _flat(value: Any) -> list[Any]:

@@ -55,7 +55,7 @@ def load(options: LoadOptions) -> Pipeline:
             options.scheduler,
             resolved.tokenizer,
             options.safety_checker,
-            {part: one.config for part, one in resolved.alone.items() if one.config} | dict(resolved.replaced),
+            resolved.configs | dict(resolved.replaced),
         )
         notice = resolved.source.system.checkpoint.notice(resolved.source.model_index)
         if options.safety_checker is True and notice is not None:
@@ -75,6 +75,11 @@ class Resolved(NamedTuple):
     alone: Mapping[str, NetworkSource]  # networks that are read from files of their own
     tokenizer: Any  # in place of the checkpoint's; None for its own
 
+    @property
+    def configs(self) -> dict[str, Any]:
+        """The configs of networks that come with their own."""
+        return {part: one.config for part, one in self.alone.items() if one.config is not None}
+
 
 def resolve(options: LoadOptions) -> Resolved:
     """Finds a checkpoint, checks the options against its family, and fetches the files that are needed.
@@ -88,6 +93,7 @@ def resolve(options: LoadOptions) -> Resolved:
     given = options.replaced
     source = find(options.source, options.revision, options.config, options.prediction_type, given)
     check_adapters(source.system, {name: getattr(options, name) for name in ADAPTERS})
+    source.check(options.variant, ema=options.ema, given=given)
     replaced, alone = _replaced(given, source.system, options.variant)
     if source.system.checkpoint.scheduler is None:
         for name in ("scheduler", "prediction_type"):
@@ -96,8 +102,8 @@ def resolve(options: LoadOptions) -> Resolved:
                     f"{name}={brief(value)}: {source.system.title} has a schedule of its own; leave it out"
                 )
     readers = [part for part in source.system.text.parts if part in source.parts]
-    reads = options.tokenizer is None and not (readers and all(replaced.get(part, "") is None for part in readers))
-    source.check(options.variant, ema=options.ema, given=given)
+    without_readers = bool(readers) and all(part in replaced and replaced[part] is None for part in readers)
+    reads = options.tokenizer is None and not without_readers
     without = [*replaced, *alone, *([] if options.safety_checker is True else [CHECKER])]
     # A network alone may leave its config to the checkpoint.
     configs_of = [part for part, network in alone.items() if network.config is None]

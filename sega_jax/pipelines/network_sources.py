@@ -1,5 +1,6 @@
 """Networks that are published alone, such as a better autoencoder or a distilled UNet."""
 
+import glob
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -11,7 +12,7 @@ from sega_jax.systems.base import Network
 from sega_jax.text.files import CheckpointError, read_json
 from sega_jax.weights import hub
 from sega_jax.weights.layout import leaves
-from sega_jax.weights.single_file import Original, OriginalWeights, is_one
+from sega_jax.weights.single_file import Original, OriginalWeights, has_ending
 from sega_jax.weights.tensors import Tensors, Weights
 from sega_jax.weights.torch_pickle import opened
 
@@ -51,9 +52,9 @@ def find_network(
     """
     where = Path(os.path.expanduser(source))
     address = None if os.path.exists(where) else hub.address(str(source))
-    if address is not None and is_one(address.path):
+    if address is not None and has_ending(address.path):
         beside = str(Path(address.path).parent / _CONFIG)
-        snapshot = hub.fetch(address.repository, [address.path, beside], address.revision)
+        snapshot = hub.fetch(address.repository, list(map(glob.escape, (address.path, beside))), address.revision)
         where = snapshot / address.path
     elif address is not None:
         where = _fetched(part, address, network, variant)
@@ -139,7 +140,7 @@ def open_network(path: Path, part: str, originals: Sequence[Original], module: A
         same = {_keys(tensors, module, one.prefix): one for one in chosen}
         chosen = list(same.values())
     if not best[0] or len(chosen) > 1:
-        tensors.__exit__()
+        tensors.close()
         if not best[0]:
             first = ", ".join(list(tensors.shapes)[:3]) or "nothing"
             raise CheckpointError(f"{path} has no {part} with diffusers' or the original names; it has {first[:200]}")
@@ -148,7 +149,7 @@ def open_network(path: Path, part: str, originals: Sequence[Original], module: A
     (way,) = chosen
     if way.original is not None:
         return OriginalWeights(path, tensors, [way.original], part, module)
-    tensors.__exit__()
+    tensors.close()
     prefix = way.prefix
     return opened(path, lambda key: module.rename(key.removeprefix(prefix)) if key.startswith(prefix) else None)
 

@@ -79,7 +79,7 @@ def load_readers(
     others = [part for part in found.system.checkpoint.networks if part not in reader.parts]
     # Networks are checked against each other by their configs, also those that are not filled.
     folder = found.fetch(variant, without=[CHECKER], configs_of=others)
-    description = describe(folder, safety_checker=False)
+    description = describe(folder, tokenizer=found.vocabulary(), safety_checker=False)
     readers = {part: module for part, module in description.networks.items() if part in reader.parts}
     changes = [] if lora is None else lora_changes(description.models, lora)
     filled_in = {
@@ -103,9 +103,10 @@ def load_without_text(
     """
     pipe = load(source, text_encoder=False, **options)
     if lora is not None:
-        pipe.models = merged(
-            pipe.models, lora_changes(describe(find(source).folder, safety_checker=False).models, lora)
-        )
+        found = find(source, options.get("revision"), options.get("config"))
+        folder = found.fetch(without=[CHECKER], configs_of=found.parts)
+        whole = describe(folder, tokenizer=found.vocabulary(), safety_checker=False).models
+        pipe.models = merged(pipe.models, lora_changes(whole, lora))
     return pipe
 
 

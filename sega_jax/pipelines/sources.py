@@ -159,7 +159,7 @@ def names_file(source: object) -> bool:
     if single_file.is_one(source):
         return True
     address = hub.address(source) if isinstance(source, str) and "://" in source else None
-    return address is not None and single_file.is_one(address.path)
+    return address is not None and single_file.has_ending(address.path)
 
 
 def find(
@@ -193,7 +193,7 @@ def find(
         if not address.path and config is None:
             folder = hub.fetch(address.repository, ["model_index.json"], revision)
             return Source(address.repository, folder, recognise(folder, given), address.repository, folder.name)
-        if single_file.is_one(address.path):
+        if single_file.has_ending(address.path):
             try:
                 file = hub.fetch_file(address.repository, address.path, revision)
             except CheckpointError as error:

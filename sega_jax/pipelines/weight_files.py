@@ -18,27 +18,34 @@ Rename = Callable[[str], str | None]
 class Form(NamedTuple):
     """A form of weight files. `stem` is the name of the safetensors file without its ending."""
 
+    variants: Callable[[Path, str], list[str]]  # (folder, stem) -> those that are there, "" for none
     files: Callable[[str, str | None], Sequence[str]]  # (stem, variant) -> patterns of the files' names
     has: Callable[[Path, str, str | None], bool]  # (folder, stem, variant)
     open: Callable[[Path, str, str | None, Rename], Weights]  # (folder, stem, variant, rename)
 
 
-SAFETENSORS = Form(weight_files, has_weights, Tensors)
+SAFETENSORS = Form(variants, weight_files, has_weights, Tensors)
 ORBAX = Form(
+    lambda folder, stem: [],
     lambda stem, variant: orbax_reader.FILES,
     lambda folder, stem, variant: (folder / orbax_reader.ARRAYS).is_dir(),
     lambda folder, stem, variant, rename: OrbaxTensors(folder, rename),
 )
 FLAX = Form(
+    lambda folder, stem: variants(folder, flax_msgpack.flax_stem(stem), FlaxTensors.ending),
     flax_msgpack.files,
     lambda folder, stem, variant: has_weights(folder, flax_msgpack.flax_stem(stem), variant, FlaxTensors.ending),
     FlaxTensors,
 )
 PICKLES = Form(
+    lambda folder, stem: variants(folder, torch_pickle.stem(stem), "bin"),
     lambda stem, variant: weight_files(torch_pickle.stem(stem), variant, "bin"),
     lambda folder, stem, variant: has_weights(folder, torch_pickle.stem(stem), variant, "bin"),
     lambda folder, stem, variant, rename: PickledTensors(folder, torch_pickle.stem(stem), variant, rename),
 )
+
+
+_FORMS = (SAFETENSORS, FLAX, PICKLES)  # that have variants
 
 
 class Choice(NamedTuple):
@@ -51,13 +58,22 @@ class Choice(NamedTuple):
 def _choices(variant: str | None) -> list[list[Choice]]:
     """Returns all choices, the best first. What is fetched together is in one list."""
     plain = [[Choice(ORBAX), Choice(SAFETENSORS)], [Choice(FLAX)], [Choice(PICKLES)]]
-    return plain if variant is None else [[Choice(form, variant)] for form in (SAFETENSORS, FLAX, PICKLES)] + plain
+    return plain if variant is None else [[Choice(form, variant)] for form in _FORMS] + plain
 
 
 def find_weights(folder: Path, stem: str, variant: str | None = None) -> Choice | None:
     """Returns the best choice among a folder's weight files; None where it has none."""
     every = [choice for together in _choices(variant) for choice in together]
     return next((choice for choice in every if choice.form.has(folder, stem, choice.variant)), None)
+
+
+def weight_paths(folder: Path, stem: str, variant: str | None = None) -> list[Path]:
+    """Returns the files that `open_weights` reads."""
+    choice = find_weights(folder, stem, variant)
+    if choice is None:
+        return []
+    patterns = [f"{orbax_reader.ARRAYS}/**/*"] if choice.form is ORBAX else choice.form.files(stem, choice.variant)
+    return sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
 
 
 def open_weights(folder: Path, stem: str, variant: str | None, rename: Rename) -> Weights:
@@ -74,8 +90,8 @@ def open_weights(folder: Path, stem: str, variant: str | None, rename: Rename) -
     choice = find_weights(folder, stem, variant)
     if choice is None:
         # The form whose variants the error should list.
-        of_flax = variants(folder, flax_msgpack.flax_stem(stem), FlaxTensors.ending) and not variants(folder, stem)
-        choice = Choice(FLAX if of_flax else SAFETENSORS, variant)
+        forms = [form for form in _FORMS if form.variants(folder, stem)]
+        choice = Choice(forms[0] if forms else SAFETENSORS, variant)
     return choice.form.open(folder, stem, choice.variant, rename)
 
 
@@ -132,9 +148,8 @@ def check_variant(name: str | Path, folders: Mapping[str, Path], stems: Mapping[
     """
     chosen = {part: find_weights(folder, stems[part], variant) for part, folder in folders.items()}
     if not any(choice is not None and choice.variant == variant for choice in chosen.values()):
-        flax, known = flax_msgpack.flax_stem, set[str]()
-        for part, folder in folders.items():
-            known |= {*variants(folder, stems[part]), *variants(folder, flax(stems[part]), FlaxTensors.ending)}
+        places = [(folder, stems[part]) for part, folder in folders.items()]
+        known = {one for folder, stem in places for form in _FORMS for one in form.variants(folder, stem)}
         there = f"it has weights for {in_words(sorted(known))}" if known else "leave it out"
         guess = did_you_mean(variant, filter(None, known))
         raise CheckpointError(f"{name} has no weights of the variant {variant!r}; {there}{guess}")

@@ -57,6 +57,7 @@ def check_channels(net: UNetConfig, auto: AutoencoderConfig, more: int = 0) -> N
     """
     if not net.in_channels - more == net.out_channels == auto.latent_channels:
         raise ValueError(
-            f"the UNet takes {net.in_channels} channels to {net.out_channels}, the VAE has"
-            f" {auto.latent_channels}: only text-to-image checkpoints are supported, where all are equal"
+            f"the UNet takes {net.in_channels} channels to {net.out_channels}, and the VAE has {auto.latent_channels}:"
+            f" expected {auto.latent_channels + more} to {auto.latent_channels}; models that fill in or know of depth"
+            " are not supported"
         )

@@ -67,7 +67,8 @@ class FlaxTensors(Tensors):
             raise CheckpointError(f"{path} is {kind}, expected Flax's msgpack ({reason}); fetch it again") from None
         for name, array in arrays:
             size = float8.width(array.dtype) * array.size
-            yield Entry(torch_key(_torch_path(name)), array.shape, size, partial(float8.widened, array))
+            read, eight_bit = partial(float8.widened, array), float8.is_eight_bit(array.dtype)
+            yield Entry(torch_key(_torch_path(name)), array.shape, size, read, eight_bit)
 
 
 def flax_stem(stem: str) -> str:

@@ -41,16 +41,18 @@ _LONGEST = 2**12
 _BLOCK = 128
 
 
-def in_safetensors(path: Path, key: str, shape: tuple[int, ...], dtype: str) -> Entry:
-    """Returns a tensor of a safetensors file that `safe_open` has checked.
-
-    Args:
-        dtype: a key of `DTYPES`.
-    """
-    kind = np.dtype(DTYPES[dtype])
-    count = math.prod(shape)
-    size, read = count * _WIDE[kind].itemsize, partial(_read, path, key, shape, kind)
-    return Entry(key, shape, size, read, eight_bit=True)
+def in_safetensors(path: Path) -> dict[str, Entry]:
+    """Returns the 8-bit tensors of a safetensors file that `safe_open` has checked, by their keys."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    found = {}
+    for key, one in header.items():
+        if key != "__metadata__" and one["dtype"] in DTYPES:
+            kind, shape = np.dtype(DTYPES[one["dtype"]]), tuple(one["shape"])
+            read = partial(_read, path, 8 + length + one["data_offsets"][0], shape, kind)
+            found[key] = Entry(key, shape, math.prod(shape) * _WIDE[kind].itemsize, read, eight_bit=True)
+    return found
 
 
 def widened(array: np.ndarray) -> np.ndarray:
@@ -114,12 +116,9 @@ def _check_format(path: Path, entry: Entry, *, has_scale: bool) -> None:
         raise CheckpointError(f"{path}: {entry.key} has {what}, which is not supported; fetch the plain weights")
 
 
-def _read(path: Path, key: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        start, _ = json.loads(file.read(length))[key]["data_offsets"]
-    count = math.prod(shape)
-    return widened(np.fromfile(path, np.uint8, count, offset=8 + length + start).view(dtype).reshape(shape))
+def _read(path: Path, start: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Reads an array that begins at a byte of a file, and widens it."""
+    return widened(np.fromfile(path, np.uint8, math.prod(shape), offset=start).view(dtype).reshape(shape))
 
 
 def _scaled(path: Path, weight: Entry, scale: Entry) -> np.ndarray:

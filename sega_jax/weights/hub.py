@@ -17,7 +17,7 @@ from sega_jax.weights.tensors import ENDINGS
 _options: ContextVar[Mapping[str, Any]] = ContextVar("options", default=MappingProxyType({}))
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _ADDRESS = re.compile(
-    rf"(?P<repository>{_ID.pattern})(?:@(?P<revision>[\w.-]+))?(?:/(?P<path>[^/*?\\](?:[^*?\\]*[^/*?\\])?))?"
+    rf"(?P<repository>{_ID.pattern})(?:@(?P<revision>[\w.%-]+))?(?:/(?P<path>[^/*?\\](?:[^*?\\]*[^/*?\\])?))?"
 )
 # The hub's pages, besides those of the endpoint that the environment may name.
 _HOSTS = ("huggingface.co", "hf.co")
@@ -38,16 +38,15 @@ class Address(NamedTuple):
         return str(self._replace(revision=None))
 
     def __str__(self) -> str:
-        revision = "" if self.revision is None else f"@{self.revision}"
+        revision = "" if self.revision is None else f"@{self.revision.replace('/', '%2F')}"
         return f"{self.repository}{revision}/{self.path}".rstrip("/")
 
 
 def address(source: object) -> Address | None:
-    """Returns what a name means on the hub: "owner/name", "owner/name/path", the same as "owner/name@revision", or the
-    address of a page.
+    """Returns what a name means on the hub: "owner/name" or "owner/name/path", either with "@revision" after the
+    repository, or the address of a page.
 
-    None is no name on the hub, such as an absolute path, or "folder/model.safetensors", since no repository is named
-    so.
+    Returns None for other names, such as absolute paths and "folder/model.safetensors".
 
     Raises:
         ValueError: a web address of something else.
@@ -59,7 +58,8 @@ def address(source: object) -> Address | None:
     match = _ADDRESS.fullmatch(source)
     if match is None or ".." in source.split("/") or (not match["path"] and match["repository"].endswith(ENDINGS)):
         return None
-    return Address(match["repository"], match["path"] or "", match["revision"])
+    revision = match["revision"]
+    return Address(match["repository"], match["path"] or "", None if revision is None else unquote(revision))
 
 
 def _page(source: str) -> Address:
@@ -68,10 +68,10 @@ def _page(source: str) -> Address:
     hosts = (urlsplit(constants.ENDPOINT).netloc, *_HOSTS)
     parts = urlsplit(source)
     words = [unquote(word) for word in parts.path.split("/") if word]
-    repository = "/".join(words[:2])
+    repository, inner = "/".join(words[:2]), "/".join(words).split("/")
     if parts.scheme not in ("http", "https") or parts.netloc not in hosts:
         raise ValueError(f"{source} is no address on {hosts[0]}; download the file, and give its path")
-    if not is_id(repository) or (len(words) > 2 and (words[2] not in _PAGES or len(words) < 4)) or ".." in words:
+    if not is_id(repository) or (len(words) > 2 and (words[2] not in _PAGES or len(words) < 4)) or ".." in inner:
         raise ValueError(f"{source} is no page of a model on {hosts[0]}; give owner/name, or owner/name/file")
     return Address(repository, "/".join(words[4:]), words[3] if len(words) > 2 else None)
 
@@ -158,6 +158,10 @@ def files(repository: str, revision: str | None = None) -> list[str] | None:
     import huggingface_hub
 
     try:
-        return [one.rfilename for one in huggingface_hub.model_info(repository, revision=revision).siblings or ()]
+        if _options.get().get("local_files_only"):
+            return None
+        token = _options.get().get("token")
+        info = huggingface_hub.model_info(repository, revision=revision, token=token)
+        return [one.rfilename for one in info.siblings or ()]
     except Exception:  # the client passes on errors of its HTTP client
         return None

@@ -23,7 +23,6 @@ Factor = Callable[[str, str, float | None, int | None], float]
 _NUMBERS = ("alpha", "scale", "on_input")
 # What a layer can have whose weight is no matrix.
 _OF_NORMS = {"diff", "diff_b", "w_norm", "b_norm", "alpha", "scale"}
-_FLOAT8 = ("float8_e4m3fn", "float8_e5m2")
 
 
 class Layer(NamedTuple):
@@ -187,8 +186,7 @@ def _unusable(groups: Mapping[tuple[str, str], Group]) -> list[str]:
     for group in groups.values():
         for role, read in group.reads.items():
             array = read()
-            is_float = is_floating(array.dtype) or array.dtype.name in _FLOAT8
-            if not is_float and not (role in _NUMBERS and array.dtype.kind in "iub"):
+            if not is_floating(array.dtype) and not (role in _NUMBERS and array.dtype.kind in "iub"):
                 problems.append(f"  {group.names[role]} is {array.dtype}, expected a floating type")
                 continue
             with np.errstate(over="ignore"):

@@ -147,4 +147,9 @@ def _settings(entries: Mapping[str, Any], part: str) -> Settings:
 
 def is_number(value: Any) -> bool:
     """Tells whether a value is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False

@@ -50,10 +50,10 @@ def check(module: Any, weights: Weights, warn: Callable[[str], None] = lambda me
         )
     if extra:
         named = ", ".join(sorted(extra)[:_NAMED]) + (f" and {len(extra) - _NAMED} more" * (len(extra) > _NAMED))
-        tensors = "tensors that are" if len(extra) > 1 else "a tensor that is"
+        tensors, them = ("tensors that are", "them") if len(extra) > 1 else ("a tensor that is", "it")
         warn(
             f"{weights.folder} has {tensors} not used, because {type(module).__name__} as its config describes it does"
-            f" not need them: {named}"
+            f" not need {them}: {named}"
         )
     return {name: weights.sizes[name] for name in wanted}
 

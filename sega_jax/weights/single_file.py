@@ -65,12 +65,17 @@ class SingleFile(NamedTuple):
     vocabularies: Mapping[str, str] = MappingProxyType({})  # repositories with the tokenizer, by that folder's name
 
 
+def has_ending(path: str) -> bool:
+    """Tells whether a path ends as files of tensors do."""
+    return path.endswith(ENDINGS)
+
+
 def is_one(source: Any) -> bool:
     """Tells by its ending, or else by its content, whether `source` names a single file."""
     if not isinstance(source, str | os.PathLike) or os.path.isdir(source):
         return False
     path = Path(source)
-    return path.suffix in ENDINGS or looks_like(path) in ("a zip file", "a pickle", "a safetensors file")
+    return has_ending(path.name) or looks_like(path) in ("a zip file", "a pickle", "a safetensors file")
 
 
 def declared(path: Path, spare: Collection[str]) -> dict[str, Any]:

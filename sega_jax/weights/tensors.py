@@ -17,7 +17,8 @@ from sega_jax.weights import float8
 from sega_jax.weights.layout import TORCH, Entry, Layout
 
 # Arrays in files that no module needs: torch's buffers, and what `declared` knows.
-_BUFFERS = re.compile(r"(^|\.)(position_ids|num_batches_tracked)$|^(v_pred|ztsnr)$")
+_DECLARES = re.compile(r"^(v_pred|ztsnr)$")
+_BUFFERS = re.compile(rf"(^|\.)(position_ids|num_batches_tracked)$|{_DECLARES.pattern}")
 _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 # The usual endings of files of tensors.
 ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
@@ -112,11 +113,16 @@ class Tensors:
         self.entries: dict[str, Entry] = {}  # by the module's name
         self._buffers: dict[str, Callable[[], np.ndarray]] = {}
         try:
-            entries = [(path, entry) for path in paths for entry in self._open(path)]
-            scaled = float8.scaled(folder, [entry for _, entry in entries])
-            for path, entry in entries:
-                if entry.key in scaled and (name := rename(entry.key)) is not None:
-                    self._add(path, scaled[entry.key], name)
+            entries: dict[str, tuple[Path, Entry]] = {}
+            for path in paths:
+                for entry in self._open(path):
+                    _, other = entries.setdefault(entry.key, (path, entry))
+                    if other is not entry and not _are_equal(entry, other):
+                        raise CheckpointError(f"{path}: {entry.key} differs from another file's; fetch both again")
+            scaled = float8.scaled(folder, [entry for _, entry in entries.values()])
+            for key, (path, _) in entries.items():
+                if key in scaled and (name := key if _DECLARES.search(key) else rename(key)) is not None:
+                    self._add(path, scaled[key], name)
         except BaseException:
             self._stack.close()
             raise
@@ -126,7 +132,7 @@ class Tensors:
             self._buffers[entry.key] = entry.read
             return
         if name in self.keys:
-            if entry.shape != self.shapes[name] or not np.array_equal(entry.read(), self[name]):
+            if not _are_equal(entry, self.entries[name]):
                 both = f"{entry.key} and {self.keys[name]}"
                 raise CheckpointError(f"{path}: {both} are the same parameter {name}, but differ; fetch it again")
             return
@@ -138,11 +144,13 @@ class Tensors:
     def _open(self, path: Path) -> Iterator[Entry]:
         try:
             file = self._stack.enter_context(safe_open(path, framework="numpy"))
+            eighths: dict[str, Entry] = {}
             for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
                 tensor = file.get_slice(key)
                 shape, dtype = tuple(tensor.get_shape()), tensor.get_dtype()
                 if dtype in float8.DTYPES:
-                    yield float8.in_safetensors(path, key, shape, dtype)
+                    eighths = eighths or float8.in_safetensors(path)
+                    yield eighths[key]
                 else:
                     nbytes = math.prod(shape) * _SIZES.get(dtype, 1)
                     yield Entry(key, shape, nbytes, partial(_read_tensor, file, path, key))
@@ -163,11 +171,19 @@ class Tensors:
     def buffers(self) -> dict[str, np.ndarray]:
         return {key: read() for key, read in self._buffers.items()}
 
+    def close(self) -> None:
+        """Closes the files, of which nothing can be read any more."""
+        self._stack.close()
+
     def __enter__(self) -> "Tensors":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        self.close()
+
+
+def _are_equal(one: Entry, other: Entry) -> bool:
+    return one.shape == other.shape and np.array_equal(one.read(), other.read())
 
 
 def _read_tensor(file: Any, path: Path, key: str) -> np.ndarray:
@@ -261,4 +277,4 @@ def _variant(name: str, stem: str, ending: str) -> str | None:
     """Returns the variant in a weight file's name, "" for no variant; None if it is no name of a weight file."""
     stem, ending = re.escape(stem), re.escape(ending)
     match = re.fullmatch(rf"{stem}(?:\.(?P<a>[^.]+))?\.{ending}|{stem}\.{ending}\.index(?:\.(?P<b>[^.]+))?\.json", name)
-    return None if match is None else match["a"] or match["b"] or ""
+    return None if match is None else re.sub(r"-\d+-of-\d+$", "", match["a"] or match["b"] or "")

@@ -24,7 +24,7 @@ from parity.original_if import FIRST, SECOND, UNPROJECTED
 from parity.theirs import first, last, noise, relative
 from sega_jax import CheckpointError
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
-from sega_jax.pipelines.sources import open_weights
+from sega_jax.pipelines.weight_files import open_weights
 from sega_jax.text.files import read_json
 from sega_jax.weights.pull import fill
 
@@ -44,7 +44,7 @@ def stage(request, tmp_path_factory):
 def read(folder):
     """Our network of a converted stage."""
     unet = UNet2DConditionModel(UNetConfig.from_dict(read_json(folder / "unet/config.json")))
-    with open_weights(folder / "unet", None, unet.rename, "diffusion_pytorch_model") as weights:
+    with open_weights(folder / "unet", "diffusion_pytorch_model", None, unet.rename) as weights:
         return fill(unet, weights, None)
 
 

@@ -23,7 +23,7 @@ from convert.paella import NETWORKS
 from sega_jax import CheckpointError, load
 from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModelWithProjection
 from sega_jax.nn.t5 import T5Config, T5EncoderModel
-from sega_jax.pipelines.sources import open_weights
+from sega_jax.pipelines.weight_files import open_weights
 from sega_jax.systems import paella
 from sega_jax.systems.registry import weight_stem
 from sega_jax.text.files import read_json
@@ -90,7 +90,7 @@ def same(folder, parts=tuple(MODULES), dtype=np.float32):
     """Whether the networks of a written folder have the tensors of `tiny`, to the last bit."""
     for part in parts:
         module = (MODULES | TEXTS)[part]
-        with open_weights(folder / part, None, module.rename, weight_stem(paella.SYSTEM, part)) as weights:
+        with open_weights(folder / part, weight_stem(paella.SYSTEM, part), None, module.rename) as weights:
             arrays = fill(module, weights, None, lambda array: array)
         for ours, wanted in zip(leaves(arrays), leaves(tiny.filled(module)), strict=True):
             assert ours.dtype == dtype
@@ -106,7 +106,7 @@ def leaves(module):
 def test_the_three_files(source, tmp_path, to):
     folder = run(source, tmp_path / "dest", to=to)
     assert same(folder)
-    with open_weights(folder / "vqgan", None, str, "diffusion_pytorch_model") as weights:
+    with open_weights(folder / "vqgan", "diffusion_pytorch_model", None, str) as weights:
         assert {key: int(array) for key, array in weights.buffers().items()} == {COUNTER: 7}
     for part, (_, _, kind) in NETWORKS.items():
         assert kind.from_dict(read_json(folder / part / "config.json")) == kind.from_dict(CONFIGS[part])

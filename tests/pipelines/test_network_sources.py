@@ -259,10 +259,12 @@ def predicts(small_folder, devices, **options):
     return options["prediction_type"], options["rescale_betas_zero_snr"]
 
 
-@pytest.mark.parametrize("form", ["diffusers", "original", "header"])
+@pytest.mark.parametrize("form", ["diffusers", "with a prefix", "original", "header"])
 def test_a_unet_that_declares_what_it_predicts(small_folder, small, other, tmp_path, form):
     path, header = tmp_path / "a.safetensors", None
     tensors = originals(other)["unet"] if form == "original" else load_file(other / "unet" / path_name(other, "unet"))
+    if form == "with a prefix":
+        tensors = {f"unet.{key}": array for key, array in tensors.items()}
     if form == "header":
         header = {"modelspec.predict_key": "v-prediction"}
     save_file(tensors | ({} if header else PREDICTS_V), path, header)

@@ -12,10 +12,7 @@ import sega_jax
 @pytest.mark.filterwarnings("ignore:the safety checker flagged")
 @pytest.mark.parametrize(
     "name",
-    [
-        name if name == "three" else pytest.param(name, marks=pytest.mark.slow)
-        for name in cases.PICTURES
-    ],
+    [name if name == "three" else pytest.param(name, marks=pytest.mark.slow) for name in cases.PICTURES],
 )
 def test_pictures(name, recorded_pipe):
     """Latents and guidance to 3e-4, the first call's predictions to 1e-5, and 99.9 % of pixels to 2e-3."""

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from support import tiny
 from support.checkpoints import same
 
 from sega_jax import Pipeline, add_words, load
@@ -84,3 +85,16 @@ def test_mistakes(small, tmp_path):
     with pytest.raises(TypeError, match="does not say how it is saved"):
         save(unsaved, tmp_path / "dest")
     assert not (tmp_path / "dest").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"mid_block_type": None}, {"mid_block_type": "UNetMidBlock2D"}, {"transformer_layers_per_block": [0, 1, 2]}],
+)
+def test_small_relatives_are_saved(options, tmp_path, one_device):
+    """What a config leaves out is its default, and not nothing."""
+    source = tiny.checkpoint(tmp_path / "source", unet=tiny.UNET | options)
+    pipe = load(source, devices=one_device)
+    found = load(pipe.save(tmp_path / "saved", progress=False), devices=one_device)
+    assert found.models.unet.config == pipe.models.unet.config
+    assert same(found, pipe)

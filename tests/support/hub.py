@@ -28,7 +28,7 @@ class Stub:
                 shutil.copy(path, snapshot / name)
         return str(snapshot)
 
-    def model_info(self, repo_id, *, revision=None):
+    def model_info(self, repo_id, *, revision=None, token=None):
         """The list of a repository's files, or an error."""
         if self.error is not None:
             raise self.error

@@ -11,6 +11,7 @@ from support import pickling
 from support.float8 import DTYPES, save
 
 from sega_jax import CheckpointError, load
+from sega_jax.weights import float8
 from sega_jax.weights.torch_pickle import opened
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -147,3 +148,11 @@ def test_integers_with_a_scale(tmp_path):
     tensors = {"x.weight": np.ones((8, 8), np.uint8), "x.weight_scale": np.ones((), np.float32)}
     with pytest.raises(CheckpointError, match=r"x\.weight and x\.weight_scale are uint8 and float32, expected floats"):
         read(save(tensors, tmp_path / "a.safetensors"))
+
+
+def test_the_header_is_read_once_for_all_tensors(tmp_path, monkeypatch):
+    tensors = {f"{i}.weight": np.ones((2, 2), ml_dtypes.float8_e5m2) for i in range(50)}
+    path, read_header, calls = save(tensors, tmp_path / "a.safetensors"), float8.in_safetensors, []
+    monkeypatch.setattr(float8, "in_safetensors", lambda path: calls.append(path) or read_header(path))
+    assert len(read(path)) == 50
+    assert calls == [path]

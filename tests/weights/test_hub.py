@@ -219,12 +219,15 @@ ADDRESSES = {
     f"{PAGE}/blob/main/v1-5.ckpt": ("owner/tiny", "v1-5.ckpt", "main"),
     f"{PAGE}/resolve/refs%2Fpr%2F3/a%20b.safetensors?download=true": ("owner/tiny", "a b.safetensors", "refs/pr/3"),
     "https://hf.co/owner/tiny": ("owner/tiny", "", None),
+    "owner/tiny@refs%2Fpr%2F3/a.bin": ("owner/tiny", "a.bin", "refs/pr/3"),
 }
 
 
 @pytest.mark.parametrize("source", ADDRESSES)
 def test_addresses(source):
-    assert tuple(hub.address(source)) == ADDRESSES[source]
+    found = hub.address(source)
+    assert tuple(found) == ADDRESSES[source]
+    assert hub.address(str(found)) == found
 
 
 @pytest.mark.parametrize("source", ["name", "/a/b", "../a/b", "a/b/../c", "~/a/b.ckpt", "", None, 3, Path("a/b")])
@@ -239,6 +242,7 @@ def test_what_is_no_address(source):
         ("ftp://huggingface.co/owner/tiny", "download the file"),
         (f"{PAGE}/discussions/3", "is no page of a model"),
         (f"{PAGE}/blob", "is no page of a model"),
+        (f"{PAGE}/blob/main/..%2F..%2Fx.safetensors", "is no page of a model"),
         ("https://huggingface.co/datasets/owner/tiny", "is no page of a model"),
         ("https://huggingface.co/", "is no page of a model"),
     ],
@@ -417,3 +421,20 @@ def test_the_real_client(repository, small, tmp_path):
     gone = run((NAME, None), ("owner/none", None))
     assert abs(gone[0] - wanted) < 1e-3
     assert "cannot be reached" in gone[1]
+
+
+def test_a_file_of_the_same_name_here_changes_nothing(client, monkeypatch, tmp_path, small, one_device):
+    """A folder of a repository is none of its files."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "unet").write_bytes(b"PK\3\4")
+    pipe = sega_jax.load(NAME, unet=f"{NAME}/unet", devices=one_device)
+    assert same(pipe, small)
+    with pytest.raises(ValueError, match="ema=True is of single files"):
+        sega_jax.load(NAME, unet=f"{NAME}/nowhere", ema=True)
+
+
+def test_the_text_of_a_single_file(client, small_folder, tmp_path, small):
+    with single_files.resembling(small_folder, tmp_path / "sd-1.5"):
+        save_file(tiny.original(unet=tiny.UNET_1), tmp_path / "model.safetensors")
+        text = load_text(tmp_path / "model.safetensors")(["a cat"])
+    np.testing.assert_array_equal(text.states, small.encode(["a cat"]).states)

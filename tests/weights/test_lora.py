@@ -270,7 +270,7 @@ def test_broken_settings(models, layers, write, text):
         merge_lora(models, write(tensors(layers, peft), metadata={"lora_adapter_metadata": text}))
 
 
-@pytest.mark.parametrize("text", ["{", "\\xff", '{"lora_alpha": null}'])
+@pytest.mark.parametrize("text", ["{", "\\xff", '{"lora_alpha": null}', f'{{"lora_alpha": {10**400}}}'])
 def test_broken_settings_beside_a_file(models, layers, write, tmp_path, text):
     (tmp_path / "adapter_config.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(CheckpointError, match=r"adapter_config\.json cannot be used"):

@@ -181,7 +181,7 @@ def test_missing_json(refused, copy, name):
         ("unet", "attention_head_dim", 3, ["8 channels cannot be split into 3 heads"]),
         ("unet", "attention_head_dim", 0, []),
         ("unet", "cross_attention_dim", 24, ["text encoder's hidden_size 16"]),
-        ("unet", "in_channels", 9, ["only text-to-image checkpoints are supported"]),
+        ("unet", "in_channels", 9, ["expected 4 to 4; models that fill in"]),
         ("unet", "num_class_embeds", 20, ["num_class_embeds 20", "only text-to-image checkpoints"]),
         ("unet", "mid_block_type", "UNetMidBlock3D", ["only 'UNetMidBlock2DCrossAttn'", "'UNetMidBlock2D' or None"]),
         ("unet", "time_cond_proj_dim", -1, ["-1 should be like 0"]),
@@ -216,7 +216,7 @@ def test_missing_json(refused, copy, name):
         ("vae", "latents_mean", [0.1] * 4, ["latents_mean is given alone; latents_mean and latents_std go together"]),
         ("vae", "latents_std", [0.1, 0.1, 0.1, -1], ["should be a list of positive numbers"]),
         ("vae", "latents_mean", "x", ["latents_mean=x should be a list of numbers"]),
-        ("vae", "latent_channels", 16, ["only text-to-image checkpoints are supported"]),
+        ("vae", "latent_channels", 16, ["expected 16 to 16; models that fill in"]),
         ("vae", "layers_per_block", [1, 1], ["layers_per_block", "should be like"]),
         ("vae", "block_out_channels", [8, "x"], ["block_out_channels", "should be like"]),
         ("text_encoder", "hidden_act", "tanh", ["only silu"]),
@@ -576,3 +576,27 @@ def test_what_is_not_finite_is_found_in_every_part(monkeypatch, place):
     assert numerics.is_finite(values)
     values[place] = -np.inf
     assert not numerics.is_finite(values)
+
+
+def test_shards_that_differ_in_one_tensor(refused, copy, read, pipe):
+    """As two downloads of different versions do; equal ones do no harm."""
+    tiny.shard(copy / WEIGHTS)
+    paths = sorted((copy / "unet").glob("*-of-00002.safetensors"))
+    first, second = map(load_file, paths)
+    name = next(iter(first))
+    save_file(second | {name: first[name]}, paths[1], {"format": "pt"})
+    assert same(read(copy), pipe)
+    save_file(second | {name: first[name] + 1}, paths[1], {"format": "pt"})
+    refused(f"{paths[1]}: {name} differs from another file's; fetch both again")
+
+
+def test_variants_of_pickles_and_shards_are_listed(refused, copy):
+    for path in (copy / "unet").glob("*.safetensors"):
+        pickling.save(load_file(path), path.with_suffix(".fp16.bin"))
+        path.unlink()
+    refused('The folder has weights for variant="fp16"')
+    refused('it has weights for no variant or variant="fp16"; did you mean fp16?', variant="fp61")
+    (copy / "unet/diffusion_pytorch_model.fp16.bin").unlink()
+    for i in (1, 2):
+        (copy / f"unet/diffusion_pytorch_model.bf16-0000{i}-of-00002.safetensors").write_bytes(b"x")
+    refused('The folder has weights for variant="bf16"')

@@ -153,5 +153,6 @@ def from_config(config: Mapping[str, Any], *, strict: bool = True) -> Scheduler:
     Raises:
         ValueError: a scheduler, option or value that is not supported; the message lists what is.
     """
-    config = of_torch(config)
+    given = of_torch(config).items()
+    config = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in given}
     return Scheduler(config, MappingProxyType(resolve(config, strict)))

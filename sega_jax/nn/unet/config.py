@@ -169,7 +169,7 @@ class UNetConfig(NamedTuple):
 
     def fixed(self) -> dict[str, Any]:
         """Returns the options of diffusers' config.json that its kind of UNet has at one value, and no field."""
-        family = _FAMILIES[self.mid_block_type]
+        family = _FAMILIES[_SIMPLE if self.mid_block_type == _SIMPLE else _CROSS]
         fixed = {name: values[0] for name, values in family.fixed.items() if len(values) == 1}
         if self.adds_keys and self.encoder_hid_dim:
             fixed["encoder_hid_dim_type"] = "text_proj"
