@@ -74,7 +74,7 @@ class Additions:
 
     def build(self, scale: float = 1.0) -> tuple[Any, Any]:
         """Returns networks and tokenizer with the additions; `scale` multiplies the weights of LoRAs that are not
-        fused. All of these are added in float32 and rounded to the dtype of the weights only once.
+        fused. Those that are not fused are added in float32 and rounded to the dtype of the weights only once.
 
         Raises:
             TypeError, ValueError, CheckpointError: as `sega_jax.merge_lora` and `sega_jax.add_words`.

@@ -13,8 +13,8 @@ from sega_jax.weights import hub
 
 # Options that the hub's client takes by the same names.
 _HUB = ("cache_dir", "token", "local_files_only", "force_download")
-# Options that say how torch loads, for which there is nothing to choose here: weights are always read from safetensors
-# files, one tensor after another, to the devices.
+# Options that say how torch loads. There is nothing to choose here: the best form of weight files that is there is read,
+# one tensor after another, to the devices.
 _WITHOUT_EFFECT = (
     *("use_safetensors", "low_cpu_mem_usage", "max_memory", "offload_folder", "offload_state_dict", "offload_buffers"),
     *("disable_mmap", "trust_remote_code", "mirror", "use_onnx", "use_flashpack", "resume_download"),
@@ -74,6 +74,7 @@ def load_options(options: dict[str, Any], what: str) -> tuple[dict[str, Any], di
 
 
 def hub_choices(options: dict[str, Any]) -> dict[str, Any]:
+    """Returns those of diffusers' options that the hub's client takes."""
     found = {name: options[name] for name in _HUB if name in options}
     if options.get("use_auth_token") is not None:
         found.setdefault("token", options["use_auth_token"])

@@ -80,8 +80,8 @@ def tcd(eta: Any = 0.3) -> Solver:
 
 
 def _towards(x: jax.Array, estimate: jax.Array, x0: jax.Array, sigma: jax.Array, coefficients: Any, draw: Draw) -> Any:
-    """The next x from x0 and eps, of whose variance fresh noise of standard deviation `sigma`, one or [batch], takes a
-    share."""
+    """Returns the next x: x0 and eps, with fresh noise of standard deviation `sigma`, one or [batch], in place of a
+    part of eps."""
     c = coefficients
     eps = c.eps_from_x * x + c.eps_from_output * estimate
     sigma = sigma.reshape(sigma.shape + (1,) * (x.ndim - sigma.ndim)) if sigma.ndim else sigma
@@ -186,7 +186,7 @@ def _bounded(x: jax.Array, coefficients: Any) -> jax.Array:
 
 
 def _sum(weights: jax.Array, outputs: jax.Array) -> jax.Array:
-    """Of the outputs, in full precision on every device, unlike a product of matrices."""
+    """Sums the outputs by their weights, in full precision on every device, unlike a product of matrices."""
     return sum(weight * output for weight, output in zip(weights, outputs, strict=True))
 
 

@@ -37,8 +37,10 @@ _OWN_LAYERS = r"^(lora_te2|text_encoder_2|(text_encoders_)?clip_g)_|blocks?_.*_t
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class SDXLCall(ClipCall, StartingCall):
-    """A call of Stable Diffusion XL, with diffusers' defaults. No negative prompt is not the same as "": it is zeros,
-    where the checkpoint's index says so."""
+    """A call of Stable Diffusion XL, with diffusers' defaults.
+
+    Without a negative prompt, the unconditional text is zeros, not the text of "", if the checkpoint's index says so.
+    """
 
     guidance_scale: Any = changed(DiffusionCall, "guidance_scale", 5.0)
     original_size: Any = argument(

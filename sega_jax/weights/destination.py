@@ -13,7 +13,7 @@ def whole_or_nothing(dest: Path) -> Iterator[Path]:
     """A hidden folder beside `dest` to write into; it takes that name when the block ends, and goes when it fails.
 
     What a killed process left in the hidden folder is removed. A lock, which the system drops with its process,
-    tells that from what another process is writing.
+    tells leftovers of a dead process from a folder that is being written.
 
     Raises:
         FileExistsError: `dest` is there and no empty folder, or another process is writing it.

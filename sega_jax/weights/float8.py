@@ -122,6 +122,11 @@ def _read(path: Path, start: int, shape: tuple[int, ...], dtype: np.dtype) -> np
 
 
 def _scaled(path: Path, weight: Entry, scale: Entry) -> np.ndarray:
+    """Returns a weight times its scale, float32: a number, one for each entry of the first axis, or one for each block.
+
+    Raises:
+        CheckpointError: one of them is no array of floats, or the scale is of another shape.
+    """
     read = [weight.read(), scale.read()]
     if not all(is_floating(array.dtype) for array in read):
         types = " and ".join(array.dtype.name for array in read)

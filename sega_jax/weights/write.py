@@ -151,6 +151,11 @@ def write_orbax(folder: Path, network: Network) -> None:
 
 
 def _save(tensors: Mapping[str, np.ndarray], path: Path) -> None:
+    """Writes a safetensors file.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     try:
         save_file(dict(tensors), path, {"format": "pt"})  # torch's loaders need the format
     except SafetensorError as error:

@@ -59,7 +59,7 @@ class Scheduler:
 
     @property
     def name(self) -> str:
-        """Of diffusers' class."""
+        """The name of diffusers' class."""
         return self._config["_class_name"]
 
     @property
@@ -78,7 +78,8 @@ class Scheduler:
         return FAMILIES[self.name].training
 
     def shares(self, timesteps: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Of signal and of noise at timesteps of the training [...]: x = signal x0 + noise z; float64, one for each.
+        """Returns the shares of signal and of noise at timesteps of the training [...], where x = signal x0 + noise z, both
+        float64 [...].
 
         Raises:
             ValueError: it has no betas.

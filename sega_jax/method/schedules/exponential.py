@@ -17,19 +17,20 @@ from sega_jax.method.schedules.ddim_ddpm_pndm import eps_form, threshold, x0_for
 from sega_jax.method.schedules.spacing import Options, cumulative, respaced, sigmas_of, spaced_before_end, timesteps_of
 
 
-class Path(NamedTuple):
+class NoisePath(NamedTuple):
     timesteps: np.ndarray  # [calls]
     alpha: np.ndarray  # [calls + 1]
     sigma: np.ndarray  # [calls + 1]
     log_snr: np.ndarray  # [calls + 1], lambda; infinite where sigma is 0
 
 
-def path_of(timesteps: np.ndarray, alpha: np.ndarray, sigma: np.ndarray) -> Path:
+def path_of(timesteps: np.ndarray, alpha: np.ndarray, sigma: np.ndarray) -> NoisePath:
+    """Returns the path through timesteps [calls], with shares of signal and noise [calls + 1], all float64."""
     with np.errstate(divide="ignore"):
-        return Path(timesteps, alpha, sigma, np.log(alpha) - np.log(sigma))
+        return NoisePath(timesteps, alpha, sigma, np.log(alpha) - np.log(sigma))
 
 
-def _path(options: Options, steps: int, *, rounded: bool = True, own_end: bool = False) -> Path:
+def _path(options: Options, steps: int, *, rounded: bool = True, own_end: bool = False) -> NoisePath:
     """The points of a schedule.
 
     Args:
@@ -52,7 +53,7 @@ def _path(options: Options, steps: int, *, rounded: bool = True, own_end: bool =
     return path_of(np.floor(t), alpha, sigmas * alpha)
 
 
-def _distinct(path: Path, i: int, order: int) -> int:
+def _distinct(path: NoisePath, i: int, order: int) -> int:
     """The order that a step from point i may have: of the points before it, up to the first two with the same noise,
     between which betas are zero or the same timestep is called twice."""
     while order > 1 and not np.diff(path.log_snr[i + 1 - order : i + 1]).all():
@@ -60,11 +61,11 @@ def _distinct(path: Path, i: int, order: int) -> int:
     return order
 
 
-def _table(options: Options, path: Path, solver: MultistepRow) -> Row:
+def _table(options: Options, path: NoisePath, solver: MultistepRow) -> Row:
     return table(path.timesteps, solver, shares=(path.alpha[:-1], path.sigma[:-1]))
 
 
-def _form(options: Options, path: Path, *, data: bool) -> tuple[np.ndarray, np.ndarray]:
+def _form(options: Options, path: NoisePath, *, data: bool) -> tuple[np.ndarray, np.ndarray]:
     """(p, q) with x0 (or eps) = p x + q output."""
     return (x0_form if data else eps_form)(options, path.alpha[:-1], path.sigma[:-1])
 
@@ -76,7 +77,7 @@ def dpm_solver(options: Options, steps: int) -> Row:
     return _table(options, path, dpm_multistep(options, path, form))
 
 
-def dpm_multistep(options: Options, path: Path, form: tuple[np.ndarray, np.ndarray]) -> MultistepRow:
+def dpm_multistep(options: Options, path: NoisePath, form: tuple[np.ndarray, np.ndarray]) -> MultistepRow:
     """The rows of multi-step DPM-Solver along any path."""
     count, kind = len(path.timesteps), options["algorithm_type"]
     from_x, noise, weights = np.zeros(count), np.zeros(count), np.zeros((count, 3))
@@ -150,7 +151,7 @@ def dpm_singlestep(options: Options, steps: int) -> Row:
     return _table(options, path, solver)
 
 
-def _dpm_gains(kind: str, path: Path, i: int, j: int) -> tuple[float, float, float, float, float]:
+def _dpm_gains(kind: str, path: NoisePath, i: int, j: int) -> tuple[float, float, float, float, float]:
     """From point i to j: the coefficients of x, of fresh noise, and of the remembered quantity, its slope and
     its bend over the step. The last two mean nothing where the step is infinite."""
     (alpha, alpha_to), (sigma, sigma_to) = path.alpha[[i, j]], path.sigma[[i, j]]
@@ -232,7 +233,7 @@ def unipc(options: Options, steps: int) -> Row:
     return _table(options, path, solver)
 
 
-def _unipc_step(options: Options, path: Path, i: int, order: int, *, corrects: bool) -> tuple[float, np.ndarray]:
+def _unipc_step(options: Options, path: NoisePath, i: int, order: int, *, corrects: bool) -> tuple[float, np.ndarray]:
     """From point i to i + 1: the coefficient of x at i, and those of what is remembered [1 + most], newest first:
     from point i + 1 on if it corrects, else from i on."""
     (alpha, alpha_to), (sigma, sigma_to) = path.alpha[i : i + 2], path.sigma[i : i + 2]

@@ -111,7 +111,7 @@ def kdpm2(options: Options, steps: int) -> Row:
 
 
 def kdpm2_ancestral(options: Options, steps: int) -> Row:
-    """Likewise to a lower sigma, and fresh noise back up to the next one."""
+    """The ancestral form of `kdpm2`: steps to a lower sigma, then adds noise up to the next one."""
     return _in_the_middle(options, steps, ancestral=True)
 
 

@@ -66,8 +66,9 @@ def spaced(options: Options, steps: int, *, whole: bool = True) -> np.ndarray:
 
 
 def spaced_before_end(options: Options, steps: int, total: int) -> np.ndarray:
-    """Likewise for solvers that count the end among the points: one more of them, the last left out; only
-    the first `total` timesteps are taken. Given ones are taken as they are."""
+    """Spaces timesteps for solvers that count the end among the points: makes one more of them and leaves the last out.
+
+    Only the first `total` timesteps are used. Given timesteps are used as they are."""
     if "timesteps" in options:
         return options["timesteps"]
     spacing = options["timestep_spacing"]
