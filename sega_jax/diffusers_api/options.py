@@ -13,7 +13,7 @@ from sega_jax.weights import hub
 
 # Options that the hub's client takes by the same names.
 _HUB = ("cache_dir", "token", "local_files_only", "force_download")
-# Options that say how torch loads. There is nothing to choose here: the best form of weight files that is there is read,
+# Options that say how torch loads. There is nothing to choose here: the best form of weight files in a folder is read,
 # one tensor after another, to the devices.
 _WITHOUT_EFFECT = (
     *("use_safetensors", "low_cpu_mem_usage", "max_memory", "offload_folder", "offload_state_dict", "offload_buffers"),

@@ -78,8 +78,8 @@ class Scheduler:
         return FAMILIES[self.name].training
 
     def shares(self, timesteps: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the shares of signal and of noise at timesteps of the training [...], where x = signal x0 + noise z, both
-        float64 [...].
+        """Returns the shares of signal and of noise, float64 [...], at timesteps of the training [...], where
+        x = signal x0 + noise z.
 
         Raises:
             ValueError: it has no betas.
