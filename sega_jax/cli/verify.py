@@ -63,6 +63,12 @@ def verify(ctx: click.Context, model: str, tolerance: float, noise: Path, **opti
         where, commit = sources.place(source)
         given = {"dtype": "float32", **given, "revision": commit}
         pipe = SemanticStableDiffusionPipeline.from_pretrained(where, safety_checker=None, **given)
+        size, wanted = pipe.pipeline.latent_shape(), noises[0].shape[1:]
+        if size != wanted:
+            raise ValueError(
+                f"{model} makes latents of shape {size}, expected {wanted}: the published pictures are of Stable"
+                " Diffusion 1.5; name a checkpoint of it"
+            )
         for line in _report(pipe, source, given.get("variant")):
             click.echo(line)
         different = []

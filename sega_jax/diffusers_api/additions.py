@@ -1,7 +1,7 @@
 """What pasted code adds to a checkpoint's networks: LoRAs and new words, all of which can be taken away again."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ class Lora:
 
     Attributes:
         weight: what its differences are multiplied by, a number for all networks or numbers by the networks' names.
+        rest: the number for networks that `weight` does not name.
     """
 
     path: Path
     weight: float | Mapping[str, float] = 1.0
+    rest: float = 1.0
 
     @property
     def is_active(self) -> bool:
@@ -26,8 +28,16 @@ class Lora:
 
     def times(self, scale: float) -> "Lora":
         if isinstance(self.weight, Mapping):
-            return Lora(self.path, {part: weight * scale for part, weight in self.weight.items()})
+            return Lora(self.path, {part: one * scale for part, one in self.weight.items()}, self.rest * scale)
         return Lora(self.path, self.weight * scale)
+
+    def without(self, models: Any, parts: Collection[str]) -> "Lora":
+        """Returns it with weight 0 in some networks."""
+        if not isinstance(self.weight, Mapping):
+            weights = dict.fromkeys(self.networks(models), self.weight)
+        else:
+            weights = {part: self.weight.get(part, self.rest) for part in self.networks(models)}
+        return Lora(self.path, {part: 0.0 if part in parts else one for part, one in weights.items()})
 
     def changes(self, models: Any) -> list[Change]:
         """Returns what it adds to networks.
@@ -40,11 +50,11 @@ class Lora:
         (whole,) = lora_changes(models, {self.path: 1.0})
         return [
             whole._replace(
-                scale=float(self.weight.get(part, 1.0)),
+                scale=float(self.weight.get(part, self.rest)),
                 layers={other: layers if other == part else {} for other in whole.layers},
             )
             for part, layers in whole.layers.items()
-            if self.weight.get(part, 1.0)
+            if self.weight.get(part, self.rest)
         ]
 
     def networks(self, models: Any) -> list[str]:

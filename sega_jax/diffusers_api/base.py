@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import inspect
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from sega_jax.pipelines.components import as_module
 from sega_jax.pipelines.execution.devices import Devices
 from sega_jax.pipelines.load_options import LoadOptions
 from sega_jax.pipelines.loading import load
-from sega_jax.pipelines.messages import collected
+from sega_jax.pipelines.messages import collected, warn
 from sega_jax.pipelines.output import Output
 from sega_jax.pipelines.pipeline import Pipeline
 from sega_jax.pipelines.progress import styled
@@ -41,6 +42,7 @@ class Face(Switches):
     _systems: ClassVar[tuple[System, ...]]  # the families that it takes
     _added: Additions | None = None  # what was added to the networks
     _current: Any = None  # the networks with it
+    _sharing: "weakref.WeakSet[Face] | None" = None  # pipelines with which it shares its networks, itself among them
     _calls: int = 0  # calls that are running
     _interrupt: bool = False  # set by callbacks to end a call
 
@@ -116,7 +118,9 @@ class Face(Switches):
         """Wraps a native pipeline, or that of another pipeline with diffusers' names.
 
         Args:
-            pipeline: the pipeline, which shares its weights and compiled programs.
+            pipeline: the pipeline, which shares its weights and compiled programs, but not its scheduler. LoRAs and
+                new words that are added to a pipeline with diffusers' names are added to both from then on, until a
+                network is exchanged or cast.
             torch_dtype: casts the networks of the new pipeline alone.
             options: `scheduler`, or networks in place of the pipeline's.
 
@@ -132,9 +136,11 @@ class Face(Switches):
         if unknown := [name for name in ours if name not in ("dtype", "safety_checker", *_PARTS)]:
             raise TypeError(f"{unknown[0]} is not an argument of from_pipe; it takes torch_dtype, {', '.join(_PARTS)}")
         self, known = cls.__new__(cls), pipeline._known() if isinstance(pipeline, Face) else None
-        self.pipeline = Pipeline(**native.components) if ours else native
+        self.pipeline = copy.copy(native)
         if known is not None:
             self._added, self._current = known, self.pipeline.models
+        if isinstance(pipeline, Face) and not ours.keys() - {"scheduler", "safety_checker"}:
+            self._join(pipeline)
         if not ours.pop("safety_checker", True):
             self.pipeline.safety = None
         dtype = ours.pop("dtype", None)
@@ -180,7 +186,7 @@ class Face(Switches):
 
     def _with(self, native: Pipeline) -> Self:
         known, made = self._known(), type(self).__new__(type(self))
-        made.__dict__.update(vars(self), pipeline=native, _added=known, _current=native.models)
+        made.__dict__.update(vars(self), pipeline=native, _added=known, _current=native.models, _sharing=None)
         return made
 
     def _make(self, call: Any, *texts: Any) -> Output:
@@ -195,6 +201,7 @@ class Face(Switches):
         if self._tiled:
             options["tiled"] = True
         options = self._sized(options)
+        self._check_guidance(getattr(call, "guidance_scale", None))
         seeds = None
         if call.random is not None and not is_key(call.random):
             seeds = Seeds(call.random)
@@ -218,7 +225,23 @@ class Face(Switches):
         """Returns the arguments of a native call with the size of its pictures, where another picture decides it."""
         return options
 
+    def _check_guidance(self, scale: Any) -> None:
+        """Warns of a guidance scale that is not taken as diffusers takes it."""
+
     # What is added to the networks
+
+    def _join(self, other: "Face") -> None:
+        """Shares the networks of another pipeline, with what is added to them."""
+        if other._sharing is None:
+            other._sharing = weakref.WeakSet([other])
+        self._sharing = other._sharing
+        self._sharing.add(self)
+
+    def _leave(self) -> None:
+        """Shares the networks with no other pipeline any more."""
+        if self._sharing is not None:
+            self._sharing.discard(self)
+            self._sharing = None
 
     def _known(self) -> Additions | None:
         """Returns what was added to the current networks; None if nothing was, or the networks were exchanged."""
@@ -234,10 +257,13 @@ class Face(Switches):
             RuntimeError: a call is running, whose networks cannot change.
             Others as `Additions.build`.
         """
-        if self._calls:
+        sharing = [self, *(face for face in self._sharing or () if face is not self)]
+        if any(face._calls for face in sharing):
             raise RuntimeError("LoRAs and new words cannot change during a call; make one call for each weight")
-        self.pipeline.models, self.pipeline.tokenizer = added.build()
-        self._set_additions(added)
+        models, tokenizer = added.build()
+        for face in sharing:
+            face.pipeline.models, face.pipeline.tokenizer = models, tokenizer
+            face._set_additions(added)
 
     def _set_additions(self, added: Additions) -> None:
         self._added, self._current = added, self.pipeline.models
@@ -258,6 +284,7 @@ class Face(Switches):
     def _move(self, devices: Devices, dtype: np.dtype | None) -> None:
         if self._calls:
             raise RuntimeError("the networks cannot move during a call")
+        self._leave()
         added, native = self._additions(), self.pipeline
 
         def moved(tree: Any) -> Any:
@@ -282,6 +309,11 @@ def of_source(source: Any, options: dict[str, Any]) -> dict[str, Any]:
 
 class UNetFace(Face):
     """A pipeline whose network is a UNet."""
+
+    def _check_guidance(self, scale: Any) -> None:
+        scales = scale if isinstance(scale, list | tuple) else [1 if scale is None else scale]
+        if self.unet.config.time_cond_proj_dim and min(scales) < 1:
+            warn(f"guidance_scale={scale!r} is taken as 1 by this network, which was trained with 1 and more")
 
     @property
     def unet(self) -> UNet2DConditionModel:
@@ -309,6 +341,7 @@ class UNetFace(Face):
             raise TypeError(f"{name}: JAX compiles the networks at the first call; leave torch.compile out")
         module = self.pipeline.system.checkpoint.networks[name].module
         value, added = as_module(name, value, module), self._additions()
+        self._leave()
         models = added.models._replace(**{name: value})
         if added.words and name.startswith("text_encoder"):
             # New words are in the text encoder that goes.

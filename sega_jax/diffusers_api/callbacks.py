@@ -22,7 +22,14 @@ class StepEnd:
         latents = np.asarray(state)
         latents.flags.writeable = False
         given = {"latents": latents}
+        before = dict(vars(self._face))
         returned = self._function(self._face, call, int(timestep), given)
+        for name, value in vars(self._face).items():
+            if name != "_interrupt" and (name not in before or before[name] is not value):
+                raise ValueError(
+                    f"callback_on_step_end set pipe.{name}, which changes nothing during a call; set it before, or make"
+                    " one call for each value"
+                )
         if isinstance(returned, Mapping):
             for name, value in returned.items():
                 if value is not given.get(name):

@@ -34,6 +34,8 @@ class LoraFace(UNetFace):
     ) -> None:
         """Merges a LoRA into the networks, with weight 1 until `set_adapters` changes it; see `sega_jax.merge_lora`.
 
+        As in diffusers, the LoRAs that were loaded before get weight 0 in the networks that it changes.
+
         Args:
             pretrained_model_name_or_path_or_dict: a file, or a folder or hub repository that has one.
             adapter_name: its name for `set_adapters`; None is "default_0", "default_1", ...
@@ -58,8 +60,13 @@ class LoraFace(UNetFace):
             )
         if name in now.known and not hotswap:
             raise ValueError(f"adapter_name={name!r} is taken; give another, or unload_lora_weights() first")
-        weight = now.loras[name].weight if hotswap else 1.0
-        self._add(dataclasses.replace(now, loras={**now.loras, name: Lora(path, weight)}))
+        new, loras = Lora(path), dict(now.loras)
+        if hotswap:
+            new = dataclasses.replace(now.loras[name], path=path)
+        else:
+            parts = new.networks(now.models)
+            loras = {other: lora.without(now.models, parts) for other, lora in now.loras.items()}
+        self._add(dataclasses.replace(now, loras={**loras, name: new}))
 
     def set_adapters(self, adapter_names: str | Sequence[str], adapter_weights: Any = None) -> None:
         """Merges these of the loaded LoRAs, and no others.
@@ -136,7 +143,7 @@ class LoraFace(UNetFace):
         them in. Until then, `unfuse_lora` takes them out again.
 
         Args:
-            components: ignored; all networks of a LoRA are fused.
+            components: the networks; all that the LoRAs change have to be among them.
             safe_fusing: ignored; weights that are not finite are always an error.
             adapter_names: the LoRAs; None is all that are active.
             options: ignored.
@@ -144,9 +151,13 @@ class LoraFace(UNetFace):
         Raises:
             TypeError, ValueError: the scale is no number, or a name is not loaded.
         """
-        del components, safe_fusing, options
+        del safe_fusing, options
         now = self._additions()
         names = self._names(now, self.get_active_adapters() if adapter_names is None else adapter_names)
+        if components is not None:
+            left = [part for name in names for part in now.known[name].networks(now.models) if part not in components]
+            if left:
+                raise ValueError(f"components={components!r} leaves {left[0]} out, which is fused too; leave it out")
         self._add(now.fuse(names, check_float("lora_scale", lora_scale)))
 
     def unfuse_lora(self, *args: Any, **options: Any) -> None:

@@ -49,7 +49,10 @@ def as_scheduler(value: Any, config: Mapping[str, Any] | None = None) -> Schedul
         folder = Path(os.path.expanduser(value))
         if not str(value) or not folder.exists():
             hint = did_you_mean(value, FAMILIES, plain)
-            raise ValueError(f"scheduler={str(value)!r} is no folder, and no class of {', '.join(FAMILIES)}{hint}")
+            raise ValueError(
+                f"scheduler={str(value)!r} is no folder and no class of a scheduler{hint or '.'} There are"
+                f" {', '.join(FAMILIES)}"
+            )
         inner = folder / "scheduler"
         path = inner if inner.is_dir() else folder
         return from_config(read_json(path / "scheduler_config.json" if path.is_dir() else path))

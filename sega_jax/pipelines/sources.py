@@ -199,6 +199,7 @@ def find(
             except CheckpointError as error:
                 raise CheckpointError(f"{source} is no file here, and on the hub {error}") from None
             commit = file.parents[address.path.count("/")].name
+            config = config or _config_beside(address.repository, commit)
             return _find_file(file, config, prediction_type, given)._replace(name=address.name, commit=commit)
         if address.path:
             raise FileNotFoundError(
@@ -225,6 +226,12 @@ def find(
             " tokenizer and scheduler), or owner/name on the hub, with revision= for a branch or commit"
         )
     return Source(source, folder, recognise(folder, given))
+
+
+def _config_beside(repository: str, commit: str) -> str | None:
+    """Returns the name of a repository if it has a checkpoint in diffusers layout beside its single files."""
+    snapshot = hub.fetch(repository, ["model_index.json"], commit)
+    return f"{repository}@{commit}" if (snapshot / "model_index.json").is_file() else None
 
 
 def _revision(revision: str | None, address: hub.Address) -> str | None:

@@ -109,6 +109,17 @@ def joined_branches(pipe: LoadedCheckpoint, batch: Batch, n: int) -> Any:
         branches.append(known_negatives[negative] if isinstance(negative, str) else negative)
         branches += [known[branch] if isinstance(branch, str) else branch for branch in rest]
     text = join(pipe, branches, batch.reading)
+    if batch.negative_reading != batch.reading:
+        # Negative prompts are padded by empty words that are read as they are.
+        padded = join(pipe, branches, batch.negative_reading)
+        negative = np.arange(len(branches)) % (2 + n) == 0
+        text = jax.tree.map(
+            lambda of_negatives, of_others: np.where(
+                negative.reshape(-1, *[1] * (of_others.ndim - 1)), of_negatives, of_others
+            ),
+            padded,
+            text,
+        )
     return jax.tree.map(lambda leaf: leaf.reshape(batch.rows, 2 + n, *leaf.shape[1:]), text)
 
 

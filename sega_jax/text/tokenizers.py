@@ -133,7 +133,7 @@ class Tokenizer:
 
     def __call__(self, texts: Sequence[str], *, warn: Warn | None = warnings.warn) -> np.ndarray:
         """Returns int32 ids [texts, length], padded; longer texts keep their end token, and `warn` is told the rest."""
-        texts = [self._written_out(text) for text in texts]
+        texts = [self._written_out(text) for text in _several(texts)]
         ids = self._tokenizer(list(texts), padding="max_length", max_length=self.length, truncation=True).input_ids
         if warn is not None:
             _warn_of_truncation(self._tokenizer, texts, self.length, warn)
@@ -192,6 +192,11 @@ class TokenizerPair:
         return np.stack([self.first(texts, warn=warn), others], 1)
 
 
+def _several(texts: Sequence[str]) -> Sequence[str]:
+    """Returns a list of texts; a single text is a list of one."""
+    return [texts] if isinstance(texts, str) else texts
+
+
 class T5Tokenizer:
     """T5's tokenizer from a folder, as DeepFloyd-IF uses it: lower case, 77 tokens, padding that is masked.
 
@@ -239,7 +244,7 @@ class T5Tokenizer:
     def __call__(self, texts: Sequence[str], *, warn: Warn | None = warnings.warn) -> np.ndarray:
         """Returns int32 ids and mask [texts, 2, length], 0 for padding; longer texts keep their end token, and `warn`
         is told the rest."""
-        texts = [text.lower().strip() for text in texts]
+        texts = [text.lower().strip() for text in _several(texts)]
         made = self._tokenizer(texts, padding="max_length", max_length=self.length, truncation=True)
         if warn is not None:
             _warn_of_truncation(self._tokenizer, texts, self.length, warn)
@@ -266,6 +271,7 @@ class ByteTokenizer:
     def __call__(self, texts: Sequence[str], *, warn: Warn | None = warnings.warn) -> np.ndarray:
         """Returns int32 ids and mask [texts, 2, tokens], 0 for padding to a multiple of `block`; longer texts keep
         their end token, and `warn` is told the rest."""
+        texts = _several(texts)
         bytewise = [text.encode() for text in texts]
         for text, whole in zip(texts, bytewise, strict=True):
             if (cut := whole[self.most - 1 :].decode(errors="replace")) and warn is not None:

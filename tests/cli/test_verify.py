@@ -14,7 +14,7 @@ from support.checkpoints import edit_tensors
 from support.cuda_noise import normal
 from support.hub import COMMIT, NAME, Stub
 
-from sega_jax import SemanticStableDiffusionPipeline
+from sega_jax import Pipeline, SemanticStableDiffusionPipeline
 from sega_jax.cli.main import main
 from sega_jax.diffusers_api import published_pictures
 from sega_jax.diffusers_api.published_pictures import SUMS, Picture
@@ -159,11 +159,22 @@ def test_a_difference_is_of_the_last_blue_values():
     assert published_pictures.difference(pipe.call, picture, None) == 0
 
 
+def test_a_checkpoint_of_another_size(least_folder, noise, tmp_path):
+    folder = shutil.copytree(noise, tmp_path / "copy")
+    np.save(folder / "5.npy", np.zeros((1, 64, 64, 4), np.float32))
+    (folder / SUMS).write_text(f"{sha256(folder / '5.npy')}  5.npy\n")
+    result = run(least_folder, "--noise", folder)
+    assert result.exit_code == 1
+    assert "makes latents of shape (8, 8, 4), expected (64, 64, 4): the published pictures are of" in result.output
+    assert "sha256" not in result.output
+
+
 def test_the_recorded_noise_is_the_default(least_folder, monkeypatch):
     """It equals what NumPy computes, but for the digits of a GPU's sines."""
     seen = []
     monkeypatch.setattr(published_pictures, "PICTURES", PUBLISHED)
     monkeypatch.setattr(published_pictures, "difference", lambda pipe, picture, latents: seen.append(latents) or 0.0)
+    monkeypatch.setattr(Pipeline, "latent_shape", lambda *_: (64, 64, 4))
     result = run(least_folder)
     assert result.exit_code == 0, result.output
     assert [picture.seed for picture in PUBLISHED] == [3, 9, 48]

@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 PICTURE = Image.new("RGB", (8, 8), "red")
 # Blocks load in half precision and run 50 steps; these share their programs.
 FEW = {"num_inference_steps": 2}
-XL_URL = f"https://hub.example/{XL}/blob/main/xl_base.safetensors"
+XL_URL = f"https://huggingface.co/{XL}/blob/main/xl_base.safetensors"
 
 
 class Pasted:

@@ -4,12 +4,13 @@ import huggingface_hub
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from support import tiny
 from support.checkpoints import same
 from support.hub import Stub
 
 from sega_jax import CheckpointError, SemanticStableDiffusionPipeline, add_words, load, merge_lora
+from sega_jax.diffusers_api import StableDiffusionPipeline
 
 LAYER = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 
@@ -56,6 +57,9 @@ def test_loras(face, lora, tmp_path):
     face.load_lora_weights(tmp_path, weight_name="one.safetensors")
     assert equal(face.pipeline.models, merge_lora(before, one))
     face.load_lora_weights(str(tmp_path / "two"), adapter_name="two")
+    assert equal(face.pipeline.models, merge_lora(before, two))  # the newest alone, as in diffusers
+    assert face.get_active_adapters() == ["two"]
+    face.set_adapters(["default_0", "two"])
     assert equal(face.pipeline.models, merge_lora(before, {one: 1, two: 1}))
     face.set_adapters(["default_0", "two"], [0.5, -1])
     assert equal(face.pipeline.models, merge_lora(before, {one: 0.5, two: -1}))
@@ -91,10 +95,44 @@ def test_several_loras_are_rounded_once(small_folder, one_device, lora):
     """In half precision the sum of two LoRAs is added to the weights before it is rounded."""
     face = SemanticStableDiffusionPipeline.from_pipe(load(small_folder, devices=one_device, dtype="bfloat16"))
     before, one, two = face.pipeline.models, lora("one.safetensors"), lora("two.safetensors")
-    face.load_lora_weights(one)
-    face.load_lora_weights(two)
+    face.load_lora_weights(one, "one")
+    face.load_lora_weights(two, "two")
+    face.set_adapters(["one", "two"])
     assert equal(face.pipeline.models, merge_lora(before, {one: 1, two: 1}))
     assert not equal(face.pipeline.models, merge_lora(merge_lora(before, one), two))
+
+
+def test_pipelines_that_share_their_networks(face, lora, small):
+    """Each has a scheduler of its own, and a LoRA of one is one of both until a network is exchanged."""
+    other = StableDiffusionPipeline.from_pipe(face)
+    before, path = face.pipeline.models, lora("one.safetensors")
+    other.scheduler = "EulerDiscreteScheduler"
+    assert (face.scheduler.name, small.scheduler.name) == ("DDIMScheduler", "DDIMScheduler")
+    other.load_lora_weights(path, "a")
+    assert face.get_active_adapters() == ["a"]
+    assert equal(face.pipeline.models, merge_lora(before, path))
+    face.set_adapters("a", 0.5)
+    assert equal(other.pipeline.models, merge_lora(before, {path: 0.5}))
+    other.unet = small.models.unet
+    face.unload_lora_weights()
+    assert equal(face.pipeline.models, before)
+    assert equal(small.models, before)
+
+
+def test_weights_by_network_are_scaled_whole(face, lora):
+    """Networks that are not named have weight 1, times the scale."""
+    before, path = face.pipeline.models, lora("one.safetensors")
+    layer = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+    text = {f"{layer}.lora_A.weight": np.ones((2, 16)), f"{layer}.lora_B.weight": np.ones((16, 2))}
+    save_file(load_file(path) | {key: array.astype(np.float32) for key, array in text.items()}, path)
+    face.load_lora_weights(path, "a")
+    face.set_adapters("a", {"unet": 0.5})
+    with face._scaled(0.5):
+        assert equal(face.text_encoder, merge_lora(before, {path: 0.5}).text_encoder)
+        assert equal(face.unet, merge_lora(before, {path: 0.25}).unet)
+    assert not equal(face.text_encoder, before.text_encoder)
+    with pytest.raises(ValueError, match=r"components=\['unet'\] leaves text_encoder out"):
+        face.fuse_lora(components=["unet"])
 
 
 def test_networks_exchanged_with_loras_in_them(face, lora, small):

@@ -215,7 +215,11 @@ def test_callbacks_see_the_latents_alone(face, lora):
     def weigh(pipe, step, timestep, given):
         pipe.load_lora_weights(lora)
 
+    def guide(pipe, step, timestep, given):
+        pipe._guidance_scale = 2.0
+
     for function, error, words in [
+        (guide, ValueError, r"callback_on_step_end set pipe\._guidance_scale, which changes nothing during a call"),
         (change, ValueError, "read-only"),
         (exchange, ValueError, "callback_on_step_end returned another latents, which cannot be changed during a call"),
         (weigh, RuntimeError, "LoRAs and new words cannot change during a call"),

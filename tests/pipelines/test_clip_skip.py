@@ -53,3 +53,15 @@ def test_too_many_layers_are_refused(small, least_xl):
         small.prepare("cat", clip_skip=-1)
     with pytest.raises(TypeError, match=r"clip_skip=1\.5 should be a whole number"):
         small.encode("cat", clip_skip=1.5)
+
+
+@pytest.mark.parametrize("name", ["small", pytest.param("least_xl", marks=pytest.mark.slow)])
+def test_negative_prompts_are_padded_by_words_that_skip_nothing(name, request):
+    """A long prompt makes a short negative prompt longer."""
+    pipe, long = request.getfixturevalue(name), " ".join("abcdefgh" * 3)
+    seen = {}
+    for skip in (0, 1):
+        batch = pipe.prepare(long, long_prompts=True, clip_skip=skip, negative_prompt="a", steps=1)
+        seen[skip] = np.asarray(joined_branches(pipe, batch, 0).states)
+    np.testing.assert_allclose(seen[0][:, 0], seen[1][:, 0], atol=1e-5)
+    assert np.abs(seen[0][:, 1] - seen[1][:, 1]).max() > 0.01

@@ -108,7 +108,11 @@ def test_a_config_a_folder_a_file_and_an_object(own, tmp_path):
 @pytest.mark.parametrize(
     ("value", "error", "words"),
     [
-        ("EulerScheduler", ValueError, "'EulerScheduler' is no folder, and no class of DDIMScheduler, PNDM"),
+        (
+            "EulerScheduler",
+            ValueError,
+            "'EulerScheduler' is no folder and no class of a scheduler; did you mean EulerDiscreteScheduler",
+        ),
         (3, TypeError, "scheduler=3 should be a class name"),
         (types.SimpleNamespace(config=3), TypeError, "should be a class name"),
         (types.SimpleNamespace(config={}), ValueError, "'SimpleNamespace' is not supported"),
@@ -316,7 +320,7 @@ def test_what_is_no_component(small_folder, components, error, words):
 def test_networks_that_do_not_fit_are_refused_by_the_pipeline(own):
     unet = tiny.networks(unet=tiny.UNET | {"in_channels": 8, "out_channels": 8}, vae=tiny.VAE | {"latent_channels": 8})
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), unet.unet)
-    with pytest.raises(ValueError, match="the UNet takes 8 channels to 8, the VAE has 4"):
+    with pytest.raises(ValueError, match="the UNet takes 8 channels to 8, and the VAE has 4: expected 4 to 4"):
         own.models = own.models._replace(unet=zeros)
     assert isinstance(own.models, Models)
 

@@ -147,7 +147,7 @@ def no_projection(copy):
 REFUSED = {
     refiner: "is Stable Diffusion XL's refiner, .* only the base is supported",
     other_projection: "10 channels of a pooled text .* projection_dim is 12: .* not the refiner's",
-    inpainting: "takes 9 channels to 4, the VAE has 4: only text-to-image",
+    inpainting: "takes 9 channels to 4, and the VAE has 4: expected 4 to 4",
     no_sizes: "addition_embed_type None .* is not Stable Diffusion XL's, whose addition_embed_type is text_time",
     no_wave: "projection_class_embeddings_input_dim=60 should be the channels of the pooled text and six times",
     other_lengths: "the tokenizers make 12 and 10 tokens; do they belong together",
