@@ -10,6 +10,7 @@ from sega_jax.diffusers_api.additions import Additions, Lora
 from sega_jax.diffusers_api.base import UNetFace
 from sega_jax.diffusers_api.options import hub_options
 from sega_jax.method.checks import brief, check_float
+from sega_jax.pipelines.adapters import new_words
 from sega_jax.weights import hub, lora_files
 
 # The name that diffusers gives a LoRA.
@@ -228,7 +229,13 @@ class FilesFace(LoraFace):
         now = self._additions()
         with hub_options("load_textual_inversion", options):
             files = [_file(source, weight_name, _INVERSION, revision, subfolder) for source in sources]
-        self._add(dataclasses.replace(now, words=(*now.words, *zip(words, files, strict=True))))
+        named = [(word or self._own_word(file), file) for word, file in zip(words, files, strict=True)]
+        self._add(dataclasses.replace(now, words=(*now.words, *named)))
+
+    def _own_word(self, file: Path) -> str | None:
+        """Returns the word that a file names; None where it has several."""
+        names = [word.name for word in new_words(self.pipeline.models, self.pipeline.tokenizer, file)]
+        return names[0] if len(names) == 1 else None
 
     def unload_textual_inversion(
         self, tokens: str | Sequence[str] | None = None, tokenizer: Any = None, text_encoder: Any = None
@@ -240,7 +247,7 @@ class FilesFace(LoraFace):
             tokenizer, text_encoder: the pipeline's own, or None.
 
         Raises:
-            ValueError: a word was not added, or was added under the name in its file.
+            ValueError: a word was not added.
         """
         del tokenizer, text_encoder
         now = self._additions()

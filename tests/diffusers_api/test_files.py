@@ -143,6 +143,15 @@ def test_networks_exchanged_with_loras_in_them(face, lora, small):
     assert equal(face.pipeline.models, small.models)
 
 
+def test_a_files_own_word_is_taken_away_by_its_name(face, tmp_path):
+    save_file({"<own>": np.ones((2, 16), np.float32)}, tmp_path / "learned_embeds.safetensors")
+    before = face.pipeline.models
+    face.load_textual_inversion(tmp_path)
+    assert "<own>" in face.tokenizer.words(face.tokenizer.tokens("<own>"))
+    face.unload_textual_inversion("<own>")
+    assert equal(face.pipeline.models, before)
+
+
 def test_textual_inversion(face, small, tmp_path):
     vectors = np.random.default_rng(0).standard_normal((2, 16)).astype(np.float32)
     save_file({"<a>": vectors}, tmp_path / "learned_embeds.safetensors")

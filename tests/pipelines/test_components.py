@@ -158,8 +158,17 @@ def test_a_class_name_after_a_scheduler_that_is_not_supported(small_folder, tmp_
 
 
 def test_a_config_cannot_be_changed_from_outside(own):
-    own.scheduler.config["use_karras_sigmas"] = True
-    assert "use_karras_sigmas" not in own.scheduler.config
+    config = own.scheduler.config
+    for change in (
+        lambda: config.update(use_karras_sigmas=True),
+        lambda: config.__setitem__("use_karras_sigmas", True),
+        lambda: setattr(config, "use_karras_sigmas", True),
+    ):
+        with pytest.raises(
+            TypeError, match=r"cannot be changed; give the pipeline another one, as in\s+pipe\.scheduler ="
+        ):
+            change()
+    assert {**config, "use_karras_sigmas": True} == config | {"use_karras_sigmas": True}
     with pytest.raises(TypeError):
         own.scheduler.options["beta_end"] = 0.1
 

@@ -11,7 +11,7 @@ import dataclasses
 import numbers
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -28,12 +28,21 @@ from sega_jax.method.schedules.spacing import cumulative, given_timesteps
 
 
 class Config(dict[str, Any]):
-    """The contents of a `scheduler_config.json`, whose options are attributes as well."""
+    """The contents of a `scheduler_config.json`, whose options are attributes as well. It cannot be changed."""
 
     def __getattr__(self, name: str) -> Any:
         if name not in self:
             raise AttributeError(f"the config has no option {name}; it has {', '.join(self)}", name=name, obj=self)
         return self[name]
+
+    def _refuse(self, *args: Any, **options: Any) -> NoReturn:
+        raise TypeError(
+            "a scheduler's config cannot be changed; give the pipeline another one, as in"
+            ' pipe.scheduler = {**pipe.scheduler.config, "timestep_spacing": "trailing"}'
+        )
+
+    __setitem__ = __delitem__ = __setattr__ = __delattr__ = __ior__ = _refuse
+    update = pop = popitem = setdefault = clear = _refuse
 
 
 @dataclasses.dataclass(frozen=True)
