@@ -405,3 +405,27 @@ def test_exchange(source, target, saved):
         # Null, which a saved config of another class may have, acts as the default.
         wanted = FAMILIES[target].defaults[key] if expected.config[key] is None else expected.config[key]
         assert value == (tuple(wanted) if isinstance(value, tuple) else wanted), key
+
+
+RESPACING = [name for name, family in FAMILIES.items() if "use_karras_sigmas" in family.defaults]
+
+
+@pytest.mark.parametrize("target", [name for name in RESPACING if "KDPM2" not in name])
+def test_ends_that_another_class_has_as_options(target):
+    """diffusers' classes read them from the config that they take over."""
+    ends = {"sigma_min": 0.01, "sigma_max": 9.0, "use_karras_sigmas": True}
+    source = diffusers.EulerDiscreteScheduler(beta_schedule="scaled_linear", **ends)
+    expected = getattr(diffusers, target).from_config(source.config)
+    expected.set_timesteps(5)
+    found = as_scheduler(target, as_scheduler(source).config)
+    np.testing.assert_allclose(found.table(5).timestep, expected.timesteps.numpy(), atol=0.01)  # theirs are float32
+    assert expected.timesteps[0] < 950 or target == "LMSDiscreteScheduler"  # whose Karras spacing ignores them
+
+
+def test_a_name_that_stands_for_another_is_written_back():
+    source = diffusers.UniPCMultistepScheduler(solver_type="heun")
+    expected = diffusers.DPMSolverMultistepScheduler.from_config(source.config)
+    ours = as_scheduler({"_class_name": "UniPCMultistepScheduler", "solver_type": "heun"})
+    assert ours.config.solver_type == source.config.solver_type == "bh2"
+    found = as_scheduler("DPMSolverMultistepScheduler", ours.config)
+    assert found.options["solver_type"] == expected.config.solver_type

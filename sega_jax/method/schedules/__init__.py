@@ -165,4 +165,8 @@ def from_config(config: Mapping[str, Any], *, strict: bool = True) -> Scheduler:
     """
     given = of_torch(config).items()
     config = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in given}
-    return Scheduler(config, MappingProxyType(resolve(config, strict)))
+    options = resolve(config, strict)
+    # As in diffusers, a value that stands for another one is written back, where other classes take the config over.
+    aliases = FAMILIES[config["_class_name"]].aliases
+    config |= {key: options[key] for key in aliases if key in config and config[key] is not None}
+    return Scheduler(config, MappingProxyType(options))

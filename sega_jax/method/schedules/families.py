@@ -271,7 +271,9 @@ def resolve(config: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
         if config.get(key, only) not in (only, None):
             raise ValueError(f"{name}: {key}={config[key]!r} is not supported, only {only!r}")
     options = dict(family.defaults)
-    options |= {key: config[key] for key in options if config.get(key) is not None}
+    taken = [*options, *(_ENDS if _RESPACED.keys() & family.defaults.keys() else ())]
+    # As in diffusers, classes that respace sigmas take the ends over from the config of another class.
+    options |= {key: config[key] for key in taken if config.get(key) is not None}
     for key, other in family.aliases.items():
         if isinstance(options[key], str):
             options[key] = other.get(options[key], options[key])
@@ -291,7 +293,8 @@ def _check(key: str, value: Any, family: Family) -> None:
             raise ValueError(f"{key}={value!r} is not supported, only {', '.join(choices[key])}")
     elif key in _NUMBERS:
         kind, good, words = _NUMBERS[key]
-        if value == family.defaults[key] and type(value) is type(family.defaults[key]):
+        default = family.defaults.get(key)
+        if value == default and type(value) is type(default):
             return
         if isinstance(value, bool) or not isinstance(value, kind) or not good(value):
             raise ValueError(f"{key}={value!r} should be {words}")

@@ -137,6 +137,9 @@ def _in_the_middle(options: Options, steps: int, *, ancestral: bool) -> Row:
 def lms(options: Options, steps: int, order: int = 4) -> Row:
     """Adams-Bashforth on uneven steps: the polynomial through the last derivatives, integrated exactly;
     diffusers integrates by quadrature, to about 1e-8."""
+    if options["use_karras_sigmas"]:
+        # As in diffusers, only the other spacings read the ends that a config of another class may have.
+        options = {key: value for key, value in options.items() if key not in ("sigma_min", "sigma_max")}
     t, sigmas = _path(options, steps)
     weights = np.zeros((steps, order))
     for i, step in enumerate(np.diff(sigmas)):
