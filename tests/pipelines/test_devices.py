@@ -128,6 +128,7 @@ def test_more_calls_compile_nothing(on, compilations):
     assert not compilations
 
 
+@pytest.mark.slow
 def test_compiled_ahead_of_time(on, compilations):
     """Also what predicts fewer concepts; the devices do not say how much memory they take."""
     pipe = on(2)

@@ -80,6 +80,7 @@ def test_of_a_picture_to_start_from(small):
     assert relative(small(words, EDIT, seed=OTHERS, **latents, **call).images, expected) > 1e-3
 
 
+@pytest.mark.slow
 def test_of_tokens(paella):
     pipe = paella
     grid = np.random.default_rng(0).integers(0, 20, (2, *pipe.latent_shape()[:2]))

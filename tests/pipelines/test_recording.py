@@ -47,6 +47,7 @@ def test_replayed_in_any_dtype(small, vectors, dtype):
     assert np.linalg.norm(again - edited) / np.linalg.norm(edited) < 10 * max(precision, 1e-6)
 
 
+@pytest.mark.slow
 def test_arithmetic(small, vectors):
     """Sums and multiples act as sums and multiples: at the first call, where both saw the same picture, exactly."""
 

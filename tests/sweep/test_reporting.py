@@ -294,6 +294,7 @@ def test_a_report_without_jinja2(results, monkeypatch):
         sweep.report(results)
 
 
+@pytest.mark.slow
 def test_the_shell(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 

@@ -252,7 +252,7 @@ def test_addresses_of_something_else(source, words):
         sega_jax.load(source)
 
 
-@pytest.mark.parametrize("ending", ["safetensors", "ckpt", "pth"])
+@pytest.mark.parametrize("ending", ["safetensors", *(pytest.param(e, marks=pytest.mark.slow) for e in ("ckpt", "pth"))])
 def test_a_single_file_by_its_name(client, small, one_device, tmp_path, ending):
     client.folder = tmp_path / "repository"
     (client.folder / "all").mkdir(parents=True)

@@ -175,7 +175,9 @@ ODD = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "no end" else name for name in ODD]
+)
 def test_odd_tensors(tmp_path, tensors, name):
     value, words = ODD[name]
     path = save({"float64": tensors["float64"], "x": value}, tmp_path / "a.ckpt")
