@@ -81,10 +81,10 @@ def tensors(folder):
     [
         (np.float32, False, ""),
         (np.float32, True, "text_model."),
-        (np.float16, False, "text_model."),
         (np.float16, True, ""),
-        (ml_dtypes.bfloat16, False, "text_model."),
-        (ml_dtypes.bfloat16, True, ""),
+        pytest.param(np.float16, False, "text_model.", marks=pytest.mark.slow),
+        pytest.param(ml_dtypes.bfloat16, False, "text_model.", marks=pytest.mark.slow),
+        pytest.param(ml_dtypes.bfloat16, True, "", marks=pytest.mark.slow),
     ],
 )
 def test_there_and_back(tmp_path, stored, sharded, prefix):

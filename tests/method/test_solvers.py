@@ -111,7 +111,9 @@ def test_order_of_convergence(name, options, prediction, order):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize(
+    "spacing", ["leading", *(pytest.param(s, marks=pytest.mark.slow) for s in ("trailing", "linspace"))]
+)
 @pytest.mark.parametrize("name", [name for name in tiny.SCHEDULERS if "PNDM" not in name])
 def test_predictions_are_one_trajectory(name, spacing):
     """Of noise, v or the picture itself, from timesteps that are whole; PNDM's means are other ones."""

@@ -11,7 +11,7 @@ from sega_jax.nn.t5 import T5Config, T5EncoderModel
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
 
 
-@pytest.mark.parametrize("name", ["sd1_ddim", "sd2_ddim"])
+@pytest.mark.parametrize("name", ["sd1_ddim", pytest.param("sd2_ddim", marks=pytest.mark.slow)])
 def test_networks(name, recorded_pipe):
     """Relative L2 1e-5; measured 2e-7 to 6e-7."""
     inputs = cases.INPUTS

@@ -95,7 +95,8 @@ def predicted(dtype):
     return jax.jit(UNet2DConditionModel.__call__, compiler_options=QUICK)(tiny.filled(module, dtype), *args)
 
 
-@pytest.mark.parametrize("dtype", [pytest.param("bfloat16", marks=pytest.mark.slow), "float16"])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision(dtype):
     """Noise levels and timesteps keep their digits, and so do the sums of the last convolution."""
     found, wanted = predicted(dtype), predicted("float32")

@@ -61,7 +61,8 @@ def test_of_learned_variance(first):
     check(first, {"latents": normal(INITIAL, first.latent_shape())}, output="float")
 
 
-@pytest.mark.parametrize("anew", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("anew", [False, True])
 def test_of_a_stage_that_enlarges(second, anew):
     size = second.latent_shape()[:2]
     small = [normal(LOW_RES, (*size, 3), call if anew else 0) for call in range(STEPS)]

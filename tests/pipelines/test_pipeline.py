@@ -396,7 +396,8 @@ def test_replayed_guidance_makes_the_same_picture(face):
 # Precision
 
 
-@pytest.mark.parametrize("dtype", [pytest.param("bfloat16", marks=pytest.mark.slow), "float16"])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_keeps_guidance_and_latents_in_single(small_folder, one_device, dtype):
     half = sega_jax.load(small_folder, devices=one_device, dtype=dtype)
     out = half("cat", EDITS[:1], steps=STEPS, output="latent", record=True)

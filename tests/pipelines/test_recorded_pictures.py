@@ -36,6 +36,7 @@ def test_pictures(name, recorded_pipe):
     assert np.array_equal(shown.nsfw_content_detected, wanted.get("flagged"))
 
 
+@pytest.mark.slow
 def test_stable_diffusion_xl(tmp_path, one_device):
     """Texts and the first call's predictions to 1e-5, latents and guidance to 3e-4, and pixels to 2e-3."""
     pipe, wanted = sega_jax.load(tiny.xl(tmp_path / "xl", **cases.XL), devices=one_device), recorded("xl")

@@ -106,6 +106,7 @@ def test_pictures_to_start_from(folder, pipe, files, tmp_path):
     assert command[command.index("--strength") + 1] == "0.7"
 
 
+@pytest.mark.slow
 def test_loras_are_merged_once_each(folder, pipe, files, tmp_path, monkeypatch):
     merged = []
     monkeypatch.setattr(running, "with_adapters", lambda *given: merged.append(given[2]) or with_adapters(*given))

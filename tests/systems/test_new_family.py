@@ -172,6 +172,7 @@ def repeated(folder, tmp_path, words, name):
     return png.settings(picture), said.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_its_argument_is_in_the_shell_and_in_pictures(folder, tmp_path):
     known, command = repeated(folder, tmp_path, ["--wobble", "0.5"], "wobble")
     assert known["wobble"] == 0.5

@@ -70,9 +70,8 @@ def test_gradients_keep_no_call_of_the_network(least):
     assert memory(64) - memory(4) < 60 * 2 * 6 * 1024
 
 
-@pytest.mark.parametrize(
-    ("platform", "attention"), [pytest.param("tpu", "pallas", marks=pytest.mark.slow), ("cuda", "xla")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("platform", "attention"), [("tpu", "pallas"), ("cuda", "xla")])
 def test_stable_diffusion_lowers_for_other_platforms(platform, attention):
     half = partial(jax.tree.map, lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16))
     rows, edits = 2, Edits.stack([[Edit("a"), Edit("b")]] * 2)

@@ -55,6 +55,7 @@ def test_a_file_is_the_folder_to_the_bit(both, write, one_device):
     assert same(load(write(tensors), config=folder, devices=one_device), wanted)
 
 
+@pytest.mark.slow
 def test_the_picture_is_the_same_to_the_bit(simple, write, small, small_folder):
     call = {"prompt": "a cat", "edits": [Edit("hat", warmup=1)], "steps": 3, "output": "float"}
     found = load(write(simple), config=small_folder, devices=small.devices)(**call)
