@@ -37,7 +37,7 @@ def stop(source, folder):
             gc.disable()  # JAX has a callback for collections, and Python ignores an interrupt within one
             main([str(source), str(dest)], standalone_mode=False)
             os._exit(0)
-        while not dest.with_name(f".{dest.name}.sega-jax-convert").exists() and not dest.exists():
+        while not dest.with_name(f".{dest.name}.sega-jax-partial").exists() and not dest.exists():
             time.sleep(1e-4)
         return child
 
