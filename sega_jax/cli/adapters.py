@@ -128,7 +128,7 @@ def remembered(chosen: Mapping[str, Any]) -> dict[str, Any]:
     for name in (name for name in names() if name in found):
         pairs = _pairs(chosen, name)
         if name.endswith("lora"):
-            # Of what is on the hub, the commit.
+            # A name on the hub gets the commit, so that the command always means the same file.
             found[name] = [f"{pinned(path)}:{scale!r}" for path, scale in pairs]
         else:
             found[name] = [path if word is None else f"{word}={path}" for path, word in pairs]

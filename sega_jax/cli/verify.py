@@ -20,7 +20,7 @@ from sega_jax.systems.registry import weight_stem
 from sega_jax.text.files import sha256
 
 # Options of `load` that would make other pictures than the published ones.
-_OTHERWISE = ("scheduler", "prediction_type", "safety_checker")
+_OTHERWISE = ("scheduler", "prediction_type", "safety_checker", "unet", "vae")
 _DTYPE = "The dtype of the networks; the published pictures are of float32.  [default: float32]"
 _OPTIONS = [
     click.Argument(["model"]),

@@ -1,4 +1,4 @@
-"""What pasted code adds to a checkpoint's networks: LoRAs and new words, all of which can be taken away again."""
+"""LoRAs and new words that pasted code adds to a checkpoint's networks. Each can be removed again."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -65,7 +65,7 @@ class Lora:
 
 @dataclasses.dataclass(frozen=True)
 class Additions:
-    """A checkpoint's networks and tokenizer, and what is added to them.
+    """A checkpoint's networks and tokenizer, with the LoRAs and new words that are added to them.
 
     Attributes:
         models, tokenizer: without the additions.

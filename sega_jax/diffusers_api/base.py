@@ -231,7 +231,7 @@ class Face(Switches):
     # What is added to the networks
 
     def _join(self, other: "Face") -> None:
-        """Shares the networks of another pipeline, with what is added to them."""
+        """Shares the networks of another pipeline, and the LoRAs and new words in them."""
         if other._sharing is None:
             other._sharing = weakref.WeakSet([other])
         self._sharing = other._sharing
@@ -251,7 +251,7 @@ class Face(Switches):
         return self._known() or Additions(self.pipeline.models, self.pipeline.tokenizer)
 
     def _add(self, added: Additions) -> None:
-        """Exchanges what is added to the networks.
+        """Replaces the LoRAs and new words in the networks.
 
         Raises:
             RuntimeError: a call is running, whose networks cannot change.

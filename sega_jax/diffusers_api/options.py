@@ -74,7 +74,7 @@ def load_options(options: dict[str, Any], what: str) -> tuple[dict[str, Any], di
 
 
 def hub_choices(options: dict[str, Any]) -> dict[str, Any]:
-    """Returns those of diffusers' options that the hub's client takes."""
+    """Selects diffusers' options that the hub's client takes."""
     found = {name: options[name] for name in _HUB if name in options}
     if options.get("use_auth_token") is not None:
         found.setdefault("token", options["use_auth_token"])

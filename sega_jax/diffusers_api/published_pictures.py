@@ -1,8 +1,8 @@
 """The pictures that diffusers published for its semantic guidance, and how near a checkpoint's pictures come to them.
 
 The nightly tests of diffusers (tests/pipelines/semantic_stable_diffusion/test_semantic_diffusion.py, 2023 to 2025) made
-three pictures with Stable Diffusion 1.5 in float32 on a GPU and compared nine values of each. The pictures begin with
-noise of torch's generator on a GPU, which was recorded (tests/reference/record_cuda_noise.py).
+three pictures with Stable Diffusion 1.5 in float32 on a GPU and compared nine values of each. The pictures start from
+noise that torch drew on a GPU; tests/reference/record_cuda_noise.py recorded it.
 """
 
 from collections.abc import Mapping
@@ -84,8 +84,9 @@ PICTURES = (
 
 
 def difference(pipe: SemanticStableDiffusionPipeline, picture: Picture, latents: np.ndarray) -> float:
-    """Returns the largest absolute difference between the values of a published picture and those of the same picture
-    by a checkpoint; it is NaN if one of the values is.
+    """Makes a published picture with a checkpoint and returns the largest absolute difference of its nine values.
+
+    The result is NaN if one of the values is.
 
     Matrices of float32 are multiplied in float32, as in the tests of diffusers; GPUs and TPUs would round them first.
 
@@ -114,9 +115,9 @@ def noise(seed: int, folder: Path = NOISE) -> np.ndarray:
     path = folder / f"{seed}.npy"
     if not path.is_file() or not (folder / SUMS).is_file():
         raise FileNotFoundError(
-            f"{path} or {folder / SUMS} is missing; record the noise anew on a machine with an NVIDIA GPU and torch, by"
+            f"{path} or {folder / SUMS} is missing; record the noise on a machine with an NVIDIA GPU and torch, by"
             " python tests/reference/record_cuda_noise.py FOLDER, or leave the folder out"
         )
     if f"{sha256(path)}  {path.name}" not in (folder / SUMS).read_text(encoding="utf-8").splitlines():
-        raise ValueError(f"{path} is not the file whose digest is in {SUMS}; record it anew, or leave the folder out")
+        raise ValueError(f"{path} is not the file whose digest is in {SUMS}; record it again, or leave the folder out")
     return np.load(path, allow_pickle=False)

@@ -104,8 +104,8 @@ def is_key(value: Any) -> bool:
 class Seeds:
     """The seeds that generators of torch stand for: the number that each was seeded with.
 
-    As in torch, a generator that makes another picture makes a different one: `advance` seeds it anew, with a number
-    that follows from the last one. The pictures are not those of torch, whose noise is drawn in another way.
+    As in torch, a generator that is used again gives another picture: `advance` reseeds it with a number that follows
+    from the last one. The pictures differ from torch's, which draws its noise in another way.
     """
 
     def __init__(self, generators: Any):

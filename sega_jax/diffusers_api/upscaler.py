@@ -6,11 +6,9 @@ from typing import Any
 
 from sega_jax.diffusers_api.arguments import DiffusionArguments, FaceArguments, positional
 from sega_jax.diffusers_api.files import FilesFace
-from sega_jax.diffusers_api.outputs import estimates
-from sega_jax.diffusers_api.stable_diffusion import SemanticStableDiffusionPipelineOutput
+from sega_jax.diffusers_api.stable_diffusion import SemanticStableDiffusionPipeline
 from sega_jax.method.argument_kinds import Opaque
 from sega_jax.method.arguments import argument, changed, takes
-from sega_jax.pipelines.messages import collected
 from sega_jax.systems.clip_text import ClipCall
 from sega_jax.systems.diffusion_call import DiffusionCall
 from sega_jax.systems.images import Pictures
@@ -46,17 +44,6 @@ class StableDiffusionUpscalePipeline(FilesFace):
 
     _systems = (SYSTEM,)
 
-    @takes(UpscaleArguments, "StableDiffusionUpscalePipeline")
-    def __call__(self, call: UpscaleArguments) -> SemanticStableDiffusionPipelineOutput | tuple:
-        """Enlarges pictures with diffusers' arguments, defaults and results.
-
-        Raises:
-            TypeError, ValueError: as `Pipeline.__call__`; nothing ran.
-        """
-        with collected():
-            texts = call.text("prompt", required=True), call.text("negative_prompt"), call.concepts()
-            out = self._make(call, *texts)
-        flags = None if out.flagged is None else out.flagged.tolist()
-        if not call.return_dict:
-            return out.images, flags
-        return SemanticStableDiffusionPipelineOutput(out.images, flags, **estimates(out.record))
+    __call__ = takes(UpscaleArguments, "StableDiffusionUpscalePipeline")(
+        SemanticStableDiffusionPipeline.__call__.__wrapped__  # type: ignore[attr-defined]
+    )

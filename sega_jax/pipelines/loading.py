@@ -247,14 +247,9 @@ def fill_pipeline(options: LoadOptions, resolved: Resolved, found: Description) 
         if part in resolved.replaced or (part == CHECKER and found.safety is options.safety_checker):
             networks[part] = resolved.devices.place(module)
         else:
-            if part in resolved.alone:
-                weights, file = resolved.alone[part].open(module), resolved.alone[part].file
-            else:
-                weights, file = resolved.source.weights(part, module, options.variant, ema=options.ema), None
-            if module is sampled:  # files of other networks may say something of their own UNet
-                known = {} if part in resolved.alone else dict(resolved.source.declared)
-                own = tensors.declared(weights.spare) if file is None else single_file.declared(file, weights.spare)
-                declarations = known | own
+            weights, declared = _opened(options, resolved, part, module)
+            if module is sampled:  # the files of other networks may declare something about a UNet of their own
+                declarations = declared
             networks[part] = filled(weights, module, resolved.dtype, resolved.devices)
     safety = found.safety and found.safety._replace(checker=networks.pop(CHECKER))
     models, tokenizer = added(merged(type(found.models)(**networks), changes), found.tokenizer, words)
@@ -264,6 +259,18 @@ def fill_pipeline(options: LoadOptions, resolved: Resolved, found: Description) 
     pipe = Pipeline(found.system, models, tokenizer, scheduler, resolved.devices, safety, found.extras)
     pipe.source = str(resolved.source.name)
     return pipe
+
+
+def _opened(options: LoadOptions, resolved: Resolved, part: str, module: Any) -> tuple[Weights, dict[str, Any]]:
+    """Opens the weights of a network. Returns them, and what their file declares about the schedule."""
+    network, source = resolved.alone.get(part), resolved.source
+    if network is None:
+        weights = source.weights(part, module, options.variant, ema=options.ema)
+        return weights, {**source.declared, **tensors.declared(weights.spare)}
+    weights = network.open(module)
+    if network.file is None:
+        return weights, tensors.declared(weights.spare)
+    return weights, single_file.declared(network.file, weights.spare)
 
 
 def _scheduler(

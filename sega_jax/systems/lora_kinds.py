@@ -17,8 +17,8 @@ class LoraKind(NamedTuple):
 
 
 def attends_to(width: int) -> Callable[[Sizes], bool]:
-    """Returns a function that tells whether a UNet attends to text of this width, and has as many channels as those of
-    Stable Diffusion, 320 or a multiple."""
+    """Returns a function that tells whether a UNet attends to text of this width and has a multiple of 320 channels, as
+    Stable Diffusion's UNets have."""
     return lambda sizes: any(
         size[1:2] == (width,) and size[0] % 320 == 0 for name, size in sizes.items() if re.search(_ATTENTION, name)
     )

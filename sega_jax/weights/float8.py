@@ -46,13 +46,13 @@ def in_safetensors(path: Path) -> dict[str, Entry]:
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
-    found = {}
+    tensors = {}
     for key, one in header.items():
         if key != "__metadata__" and one["dtype"] in DTYPES:
             kind, shape = np.dtype(DTYPES[one["dtype"]]), tuple(one["shape"])
             read = partial(_read, path, 8 + length + one["data_offsets"][0], shape, kind)
-            found[key] = Entry(key, shape, math.prod(shape) * _WIDE[kind].itemsize, read, eight_bit=True)
-    return found
+            tensors[key] = Entry(key, shape, math.prod(shape) * _WIDE[kind].itemsize, read, eight_bit=True)
+    return tensors
 
 
 def widened(array: np.ndarray) -> np.ndarray:
@@ -82,27 +82,27 @@ def scaled(path: Path, entries: Iterable[Entry]) -> dict[str, Entry]:
     Raises:
         CheckpointError: weights are quantised in a way that is not known.
     """
-    found = {entry.key: entry for entry in entries}
-    for key, entry in list(found.items()):
+    kept = {entry.key: entry for entry in entries}
+    for key, entry in list(kept.items()):
         parent, dot, last = key.rpartition(".")
         if last == "comfy_quant":
-            _check_format(path, entry, has_scale=f"{parent}{dot}weight_scale" in found)
+            _check_format(path, entry, has_scale=f"{parent}{dot}weight_scale" in kept)
         if last == "SCB" or re.search(r"\.(quant_map|absmax|nested_absmax|quant_state\..*)$", key):
             raise CheckpointError(f"{path}: {key} is of bitsandbytes, which is not supported; fetch the plain weights")
         if last in _NOTES:
-            del found[key]
-        elif last in _SCALES and (weight := found.get(f"{parent}{dot}weight")) is not None:
-            del found[key]
+            del kept[key]
+        elif last in _SCALES and (weight := kept.get(f"{parent}{dot}weight")) is not None:
+            del kept[key]
             read = partial(_scaled, path, weight, entry)
-            found[weight.key] = weight._replace(nbytes=4 * math.prod(weight.shape), read=read)
-    weights = [key for key, entry in found.items() if entry.eight_bit]
+            kept[weight.key] = weight._replace(nbytes=4 * math.prod(weight.shape), read=read)
+    weights = [key for key, entry in kept.items() if entry.eight_bit]
     parents = {key.removesuffix("weight") for key in weights if key.endswith("weight")}
-    for key in found:
+    for key in kept:
         parent = key[: key.rfind(".") + 1]
         # "layer.weight.scale" is of "layer.weight".
         if "scal" in key[len(parent) :] and not {parent, parent.removesuffix("weight.")}.isdisjoint(parents):
             raise CheckpointError(f"{path}: {key} scales weights in a way that is not known; fetch another file")
-    return found
+    return kept
 
 
 def _check_format(path: Path, entry: Entry, *, has_scale: bool) -> None:

@@ -55,7 +55,7 @@ class Entry(NamedTuple):
 
     key: str
     shape: tuple[int, ...]
-    nbytes: int  # of its values, in the dtype that it is read in; integers count as bytes
+    nbytes: int  # in the dtype that it is read in
     read: Callable[[], np.ndarray]
     eight_bit: bool = False  # whether the file has it in 8-bit floats
 

@@ -19,7 +19,7 @@ from sega_jax.weights.layout import TORCH, Entry, Layout
 # Arrays in files that no module needs: torch's buffers, and what `declared` knows.
 _DECLARES = re.compile(r"^(v_pred|ztsnr)$")
 _BUFFERS = re.compile(rf"(^|\.)(position_ids|num_batches_tracked)$|{_DECLARES.pattern}")
-_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_SIZES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 # The usual endings of files of tensors.
 ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 # Bytes of a safetensors header, of which the library that reads them takes 100 million.

@@ -26,7 +26,7 @@ class Family(NamedTuple):
     training: str = "betas"  # a key of `TRAININGS`: the networks that it samples
 
 
-# How the networks were trained that a scheduler samples; those of another training make noise of them.
+# The trainings that schedulers assume. A network of another training would produce noise.
 TRAININGS = {
     "betas": "networks trained with the noise of betas by timestep",
     "edm": "networks trained with EDM's preconditioning (sigma_data)",

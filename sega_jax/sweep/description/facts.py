@@ -26,7 +26,7 @@ from sega_jax.text.files import CheckpointError
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What a plan has to know about a checkpoint, apart from its weights. All of it can be written as JSON."""
+    """The facts about a checkpoint that planning needs, without its weights. All of them can be written as JSON."""
 
     model: Mapping[str, Any]  # what `sega_jax.load` takes, with the folder's whole path, or the commit on the hub
     system: str  # the name of the family
