@@ -312,7 +312,7 @@ class UNetFace(Face):
 
     def _check_guidance(self, scale: Any) -> None:
         scales = scale if isinstance(scale, list | tuple) else [1 if scale is None else scale]
-        if self.unet.config.time_cond_proj_dim and min(scales) < 1:
+        if self.unet.config.time_cond_proj_dim and any(each < 1 for each in scales):
             warn(f"guidance_scale={scale!r} is taken as 1 by this network, which was trained with 1 and more")
 
     @property

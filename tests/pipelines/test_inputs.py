@@ -211,3 +211,8 @@ def test_guidance_scales_that_lose_the_prompt(idle, scale, effect):
 def test_one_entry_a_prompt_or_a_picture_and_nothing_between(idle, name, entry):
     with pytest.raises(ValueError, match=f"{name} has 3 entries, expected 2, one a prompt, or 4, one a picture"):
         idle(["cat", "dog"], images_per_prompt=2, **{name: [entry] * 3})
+
+
+def test_one_text_is_no_list_of_letters(small, least_xl):
+    for pipe in (small, least_xl):
+        assert np.array_equal(pipe.tokenizer("a cat"), pipe.tokenizer(["a cat"]))

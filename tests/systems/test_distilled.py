@@ -7,6 +7,7 @@ import pytest
 from support import tiny
 
 from sega_jax import Edit, load
+from sega_jax.diffusers_api import StableDiffusionPipeline
 from sega_jax.nn.unet import guidance_embedding
 
 STEP = {"steps": 1, "output": "latent", "progress": False}
@@ -55,6 +56,20 @@ def test_arguments_of_classifier_free_guidance(lcm, arguments, why):
 def test_arguments_without_an_effect_where_they_may_be_given(lcm):
     with pytest.warns(UserWarning, match="negative_prompt does not change the pictures"):
         assert lcm.prepare("a cat", negative_prompt="bad", strict=False).negatives == [""]
+
+
+def test_the_diffusers_api_takes_low_guidance_scales_as_1_and_says_so(lcm):
+    pipe = StableDiffusionPipeline.from_pipe(lcm)
+    settings = {"num_inference_steps": 1, "output_type": "latent"}
+    with pytest.warns(UserWarning, match="guidance_scale=0.0 is taken as 1 by this network"):
+        low = pipe("a cat", guidance_scale=0.0, generator=0, **settings)
+    one = pipe("a cat", guidance_scale=1.0, generator=0, **settings)
+    np.testing.assert_array_equal(low.images, one.images)
+
+
+def test_an_empty_list_of_guidance_scales(lcm):
+    with pytest.raises(ValueError, match="guidance_scale has 0 entries"):
+        StableDiffusionPipeline.from_pipe(lcm)("a cat", guidance_scale=[], num_inference_steps=1)
 
 
 def test_the_scale_is_an_array_of_the_call(lcm):
