@@ -24,7 +24,7 @@ from sega_jax.pipelines.weight_files import open_weights
 from sega_jax.systems.base import listed
 from sega_jax.systems.registry import CHECKER, weight_stem
 from sega_jax.text.files import CheckpointError, read_json
-from sega_jax.weights.destination import whole_or_nothing
+from sega_jax.weights.destination import atomic_folder
 from sega_jax.weights.layout import flax_name
 from sega_jax.weights.pull import check, fill
 from sega_jax.weights.tensors import Weights
@@ -82,7 +82,7 @@ def convert(
     check_options(to, dtype)
     folder = _folder(source, variant)
     dest = destination(dest, folder)
-    with whole_or_nothing(dest) as partial:
+    with atomic_folder(dest) as partial:
         sources, others = _describe(folder, variant)
         write(partial, sources, others, to=to, dtype=dtype, progress=progress)
     return dest

@@ -18,7 +18,7 @@ from sega_jax.nn.vqgan import VQConfig, VQModel
 from sega_jax.pipelines.weight_files import open_weights
 from sega_jax.text.files import CheckpointError, read_json
 from sega_jax.text.tokenizers import Tokenizer
-from sega_jax.weights.destination import whole_or_nothing
+from sega_jax.weights.destination import atomic_folder
 from sega_jax.weights.torch_pickle import PickledTensors
 from sega_jax.weights.write import as_json
 
@@ -103,7 +103,7 @@ def convert_paella(
         raise CheckpointError(f"{folder} has no {' and no '.join(missing)}; fetch all three files into one folder")
     dest = destination(dest, folder, *(text for text in texts if text))
 
-    with whole_or_nothing(dest) as partly:
+    with atomic_folder(dest) as partly:
         sources: dict[str, Source] = {}
         others: dict[Path, Path | bytes] = {}
         index: dict[str, Any] = {"_class_name": "PaellaPipeline"}

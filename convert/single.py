@@ -15,7 +15,7 @@ from sega_jax.pipelines.sources import find, names_file
 from sega_jax.systems.registry import CHECKER, recognise, weight_stem
 from sega_jax.text.files import read_json
 from sega_jax.text.tokenizers import Tokenizer, TokenizerPair
-from sega_jax.weights.destination import whole_or_nothing
+from sega_jax.weights.destination import atomic_folder
 from sega_jax.weights.single_file import ENDINGS
 from sega_jax.weights.write import as_json
 
@@ -72,7 +72,7 @@ def convert_single(
     folder = found.fetch(without=[CHECKER])
     given = found.vocabulary() if tokenizer is None else Path(os.path.expanduser(tokenizer))
     dest = destination(dest, folder)
-    with whole_or_nothing(dest) as partly:
+    with atomic_folder(dest) as partly:
         description = describe(folder, tokenizer=given, safety_checker=False)
         sources = {
             part: Source(network, partial(found.weights, part, network, ema=ema), weight_stem(description.system, part))
