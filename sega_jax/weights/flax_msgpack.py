@@ -166,8 +166,8 @@ def _flat(content: Any, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
 def _torch_path(name: str) -> str:
     """Translates a dotted path in Linen's modules to the path in torch's.
 
-    Linen has no lists of modules: its `resnets_0` is torch's `resnets.0`. The layers `linear_1` and `linear_2` of a time
-    embedding keep their names.
+    Linen has no lists of modules: its `resnets_0` is torch's `resnets.0`. A time embedding's layers `linear_1` and
+    `linear_2` keep their names.
     """
     *parents, last = re.sub(r"(?<!\blinear)_(\d+)(?=\.)", r".\1", name).split(".")
     if parents:

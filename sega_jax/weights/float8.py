@@ -30,8 +30,8 @@ DTYPES = {
 }
 _WIDE: dict[np.dtype, np.dtype] = {np.dtype(dtype): np.dtype(np.float16) for dtype in DTYPES.values()}
 _WIDE[np.dtype(ml_dtypes.float8_e8m0fnu)] = np.dtype(np.float32)
-# Names of the scale of "layer.weight": "layer.scale_weight" and so on. The last name is for blocks. In spite of its name,
-# such a scale multiplies the weight, too.
+# Names of the scale of "layer.weight": "layer.scale_weight" and so on. The last name is for blocks, and such a scale
+# multiplies the weight like the others, in spite of its name.
 _SCALES = ("scale_weight", "weight_scale", "weight_scale_inv")
 # Scales of a layer's input, which only quantised computation needs, and notes about the format.
 _NOTES = ("scale_input", "input_scale", "comfy_quant", "scaled_fp8")
@@ -91,7 +91,9 @@ def scaled(path: Path, entries: Iterable[Entry]) -> dict[str, Entry]:
         if last == "comfy_quant":
             _check_format(path, entry, has_scale=f"{parent}{dot}weight_scale" in kept)
         if last == "SCB" or re.search(r"\.(quant_map|absmax|nested_absmax|quant_state\..*)$", key):
-            raise CheckpointError(f"{path}: {key} comes from bitsandbytes, which is not supported; fetch unquantised weights")
+            raise CheckpointError(
+                f"{path}: {key} comes from bitsandbytes, which is not supported; fetch unquantised weights"
+            )
         if last in _NOTES:
             del kept[key]
         elif last in _SCALES and (weight := kept.get(f"{parent}{dot}weight")) is not None:

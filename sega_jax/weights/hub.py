@@ -70,13 +70,17 @@ def _page(source: str) -> Address:
 
     hosts = (urlsplit(constants.ENDPOINT).netloc, *_HOSTS)
     parts = urlsplit(source)
-    parts_of_path = [unquote(word) for word in parts.path.split("/") if word]
-    repository, inner = "/".join(parts_of_path[:2]), "/".join(parts_of_path).split("/")
+    segments = [unquote(word) for word in parts.path.split("/") if word]
+    repository, inner = "/".join(segments[:2]), "/".join(segments).split("/")
     if parts.scheme not in ("http", "https") or parts.netloc not in hosts:
         raise ValueError(f"{source} is not on {hosts[0]}; download the file and give its path")
-    if not is_id(repository) or (len(parts_of_path) > 2 and (parts_of_path[2] not in _PAGES or len(parts_of_path) < 4)) or ".." in inner:
+    if (
+        not is_id(repository)
+        or (len(segments) > 2 and (segments[2] not in _PAGES or len(segments) < 4))
+        or ".." in inner
+    ):
         raise ValueError(f"{source} is not the page of a model on {hosts[0]}; give owner/name or owner/name/file")
-    return Address(repository, "/".join(parts_of_path[4:]), parts_of_path[3] if len(parts_of_path) > 2 else None)
+    return Address(repository, "/".join(segments[4:]), segments[3] if len(segments) > 2 else None)
 
 
 def is_id(source: object) -> TypeGuard[str]:
@@ -159,7 +163,7 @@ def files(repository: str, revision: str | None = None) -> list[str] | None:
     """Returns the paths of all files in a repository; None if the hub does not answer.
 
     Args:
-        repository, revision: as for `fetch`, whose error explains problem the hub does not answer.
+        repository, revision: as for `fetch`, whose error explains why the hub does not answer.
     """
     import huggingface_hub
 
