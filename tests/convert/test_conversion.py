@@ -368,23 +368,23 @@ def unreadable(orbax, read, refused):
 
 def test_a_missing_manifest(orbax, unreadable):
     (orbax / "unet/orbax/manifest.ocdbt").unlink()
-    unreadable("unet/orbax has no manifest.ocdbt", "convert again")
+    unreadable("unet/orbax has no manifest.ocdbt", "convert it again")
 
 
 @pytest.mark.parametrize("name", ["manifest.ocdbt", "d/*"])
 def test_a_broken_database(orbax, unreadable, name):
     (path,) = (orbax / "unet/orbax").glob(name)
     path.write_bytes(path.read_bytes()[:-9])
-    unreadable("unet/orbax is no readable Orbax checkpoint", "convert again")
+    unreadable("unet/orbax is not a readable Orbax checkpoint", "convert it again")
 
 
 def test_truncated_and_lost_data(orbax, unreadable):
     for path in orbax.glob("unet/orbax/*/d/*"):
         path.write_bytes(path.read_bytes()[:1000])
-    unreadable("unet/orbax is no readable Orbax checkpoint", "convert again")
+    unreadable("unet/orbax is not a readable Orbax checkpoint", "convert it again")
     for path in orbax.glob("unet/orbax/*/d/*"):
         path.unlink()
-    unreadable("unet/orbax is no readable Orbax checkpoint", "convert again")
+    unreadable("unet/orbax is not a readable Orbax checkpoint", "convert it again")
 
 
 def database(orbax):
@@ -395,7 +395,7 @@ def database(orbax):
 
 def test_lost_entries_are_no_zeros(orbax, unreadable):
     del database(orbax)["conv_in.bias/0"]
-    unreadable("unet/orbax is no readable Orbax checkpoint", "convert again")
+    unreadable("unet/orbax is not a readable Orbax checkpoint", "convert it again")
 
 
 def test_arrays_that_do_not_fit(orbax, unreadable):
@@ -415,10 +415,10 @@ def test_arrays_that_do_not_fit(orbax, unreadable):
 @pytest.mark.parametrize(
     ("notes", "words"),
     [
-        ({"format": 2}, "has format 2, this version reads 1"),
+        ({"format": 2}, "has format 2, but this version reads 1"),
         ({"format": None}, "has format None"),
-        ({"keys": []}, "has no keys"),
-        ({"keys": {"conv_in.bias": 3}}, "has no keys"),
+        ({"keys": []}, "has no valid keys"),
+        ({"keys": {"conv_in.bias": 3}}, "has no valid keys"),
         ({"keys": {"conv_in.bias": "conv_out.bias"}}, "'conv_out.bias' is not the key of conv_in.bias"),
         ({"keys": {"conv_in.bias": "../x"}}, "'../x' is not the key of conv_in.bias"),
     ],
@@ -446,7 +446,7 @@ def test_what_is_there_is_kept(folder, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").touch()
     for name in ("full", "full/file"):
-        with pytest.raises(FileExistsError, match="exists and is no empty folder; name a new one"):
+        with pytest.raises(FileExistsError, match="exists and is not an empty folder; name a new one"):
             convert.convert(folder, tmp_path / name)
     assert [path.name for path in tmp_path.rglob("*")] == ["full", "file"]
 
@@ -454,7 +454,7 @@ def test_what_is_there_is_kept(folder, tmp_path):
 def test_the_source_is_left_alone(refused, copy):
     before = files(copy)
     refused("lies inside the source", dest=copy / "unet/orbax", error=ValueError)
-    refused("exists and is no empty folder", dest=copy.parent, error=FileExistsError)
+    refused("exists and is not an empty folder", dest=copy.parent, error=FileExistsError)
     assert files(copy) == before
 
 
@@ -462,7 +462,7 @@ def test_folders_that_cannot_be_written(refused, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     refused("file/below cannot be written to", "name another folder", dest=tmp_path / "file/below", error=OSError)
     monkeypatch.setattr(os.path, "ismount", lambda path: True)
-    refused("where a disk is mounted", error=OSError)
+    refused("is a mount point", error=OSError)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="everything is open to root")

@@ -121,9 +121,9 @@ def test_the_files(write, params):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model_channels": None, "activation": None}, "its params lack model_channels, activation"),
-        ({"in_channels": 4}, "in_channels=4 and out_channels=6 are of no stage"),
-        ({"out_channels": 3}, "in_channels=3 and out_channels=3 are of no stage"),
+        ({"model_channels": None, "activation": None}, "params lacks model_channels, activation"),
+        ({"in_channels": 4}, "in_channels=4 and out_channels=6 fit no supported stage"),
+        ({"out_channels": 3}, "in_channels=3 and out_channels=3 fit no supported stage"),
         ({"model_channels": "704"}, "model_channels='704' should be like 704"),
         ({"model_channels": 100}, "100 channels cannot be split into norm_num_groups 32"),
         ({"num_head_channels": -1}, "num_head_channels=-1 should be like 64"),
@@ -192,7 +192,7 @@ def test_missing_weights_and_variants(write, tmp_path):
     folder = write({"params": I_XL})
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin is missing"):
         convert.convert(folder, tmp_path / "dest")
-    with pytest.raises(CheckpointError, match="has no variants; leave 'fp16' out"):
+    with pytest.raises(CheckpointError, match="has no variants; omit variant='fp16'"):
         convert.convert(folder, tmp_path / "dest", variant="fp16")
     result = run(folder, tmp_path / "dest")
     assert result.exit_code == 1

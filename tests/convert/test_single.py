@@ -65,18 +65,18 @@ def test_what_is_refused(single, tmp_path, small_folder):
         with pytest.raises(error, match=words):
             convert.convert_single(single, dest, **arguments)
         assert not dest.exists()
-    with pytest.raises(ValueError, match="is no single file"):
+    with pytest.raises(ValueError, match="is not a single file"):
         convert.convert_single(small_folder, dest)
-    with pytest.raises(FileNotFoundError, match="is no folder, but a single file, which is for convert_single"):
+    with pytest.raises(FileNotFoundError, match="is a single file, not a folder; use convert_single"):
         convert.convert(single, dest)
     with pytest.raises(FileNotFoundError, match=r"none\.ckpt is no file"):
         convert.convert_single(tmp_path / "none.ckpt", dest)
     for options, words in [
-        (["--tokenizer", "x"], "--tokenizer goes with single files"),
-        (["--prediction-type", "epsilon"], "--prediction-type goes with single files"),
+        (["--tokenizer", "x"], "--tokenizer is only for single files"),
+        (["--prediction-type", "epsilon"], "--prediction-type is only for single files"),
     ]:
         result = run(small_folder, dest, *options)
         assert result.exit_code == 1
         assert words in result.output
-    assert "--byt5 goes with Paella's published files" in run(single, dest, "--byt5", "x").output
+    assert "--byt5 is only for Paella's published files" in run(single, dest, "--byt5", "x").output
     assert "'fp16' is not for single files" in run(single, dest, "--variant", "fp16").output

@@ -128,7 +128,7 @@ def test_shards(folder, wanted):
     assert len(parts) == 3
     assert same(sega_jax.load(folder), wanted)
     path.with_name(names[2]).unlink()
-    with pytest.raises(CheckpointError, match=f"{names[2]} is missing, although flax_model.msgpack.index.json names"):
+    with pytest.raises(CheckpointError, match=f"{names[2]} is missing, although flax_model.msgpack.index.json lists"):
         sega_jax.load(folder)
 
 
@@ -217,10 +217,10 @@ def test_all_that_flax_writes_is_read(tmp_path, monkeypatch):
     ("content", "message"),
     [
         (b"", r"is missing or empty"),
-        (b"\x00", r"its content is a int, expected an array"),
-        (b"\x81\xa1a", r"is truncated or no weight file of Flax, expected Flax's msgpack \(.*incomplete"),
+        (b"\x00", r"its content has type int, expected an array"),
+        (b"\x81\xa1a", r"is truncated or not a Flax weight file, expected Flax's msgpack \(.*incomplete"),
         (b"\x81\xa1a" * 3000 + b"\x00", r"expected Flax's msgpack \(StackError\)"),
-        (b"\x81\xa1a" * 300 + b"\x00", r"a path of more than 512 letters"),
+        (b"\x81\xa1a" * 300 + b"\x00", r"a path of more than 512 characters"),
         (b"\x81\xa1a\x80\x00", r"extra data"),
         (b"\x81\x01\x80", r"int is not allowed"),
         (b"\x81\xa1\xff\x80", r"can't decode"),
@@ -229,21 +229,21 @@ def test_all_that_flax_writes_is_read(tmp_path, monkeypatch):
         (msgpack.packb({"a": b"b"}), r"exceeds max_bin_len\(0\)"),
         (msgpack.packb({"a" * 513: {}}), r"exceeds max_str_len\(512\)"),
         (b"\x81\xa1a\xc9\xff\xff\xff\xff\x01", r"exceeds max_ext_len"),
-        (msgpack.packb({"a": {"b": 1}}), r"a.b is a int, expected an array"),
-        (msgpack.packb({"a": "words"}), r"a is a str, expected an array"),
+        (msgpack.packb({"a": {"b": 1}}), r"a.b has type int, expected an array"),
+        (msgpack.packb({"a": "words"}), r"a has type str, expected an array"),
         (msgpack.packb({str(i): {str(j): {} for j in range(999)} for i in range(99)}), r"more than 65536 names"),
-        (entry((2,), "float32", b"1234"), r"1 entries of an array of shape \[2\]"),
-        (entry((-1,), "float32", b"1234"), r"1 entries of an array of shape \[-1\]"),
-        (entry((2**40, 2**40), "float32", b"1234"), r"1 entries of an array of shape \[1099511627776, "),
-        (entry((1.0,), "float32", b"1234"), r"1 entries of an array of shape"),
-        (entry(((1,),), "float32", b"1234"), r"1 entries of an array of shape"),
+        (entry((2,), "float32", b"1234"), r"1 entries for an array of shape \[2\]"),
+        (entry((-1,), "float32", b"1234"), r"1 entries for an array of shape \[-1\]"),
+        (entry((2**40, 2**40), "float32", b"1234"), r"1 entries for an array of shape \[1099511627776, "),
+        (entry((1.0,), "float32", b"1234"), r"1 entries for an array of shape"),
+        (entry(((1,),), "float32", b"1234"), r"1 entries for an array of shape"),
         (entry((1,), "float32", b"123"), r"buffer size must be a multiple"),
         (entry((1,), "O", b"12345678"), r"entries of type O, expected one of float64, "),
         (entry((1,), "V2000000000", b"12345678"), r"entries of type V2000000000"),
-        (entry((1,), "float32", b"1234", code=2), r"an extension of kind 2, expected an array"),
+        (entry((1,), "float32", b"1234", code=2), r"an extension of type 2, expected an array"),
         (msgpack.packb({"a": msgpack.ExtType(1, b"\x91\x00")}), r"not enough values to unpack"),
         (msgpack.packb({"a": {"__msgpack_chunked_array__": True}}), r"'shape'"),
-        (b"version https://git-lfs.github.com/spec/v1\n", r"is the pointer to a file of Git LFS"),
+        (b"version https://git-lfs.github.com/spec/v1\n", r"is a Git LFS pointer"),
         (b"<html>", r"is a web page, expected Flax's msgpack"),
         (struct.pack("<Q", 2) + b"{}", r"is a safetensors file, expected"),
     ],
@@ -262,10 +262,10 @@ def test_chunks_that_do_not_fit(tmp_path):
     halves = np.ones(2, np.float32), np.ones(2, np.float32)
     assert read(saved(tmp_path, {"a": {"kernel": chunked((2, 2), *halves)}}))["a.weight"].shape == (2, 2)
     for content, message in (
-        (chunked((2, 3), *halves), "4 entries of an array of shape"),
-        (chunked((2, 2), halves[0], np.ones(2)), "of several types"),
+        (chunked((2, 3), *halves), "4 entries for an array of shape"),
+        (chunked((2, 2), halves[0], np.ones(2)), "have different dtypes"),
         (chunked((2, 2), *halves) | {"chunks": {"0": halves[0], "2": halves[1]}}, "'1'"),
-        (chunked((2, 2)), "of several types"),
+        (chunked((2, 2)), "have different dtypes"),
     ):
         with pytest.raises(CheckpointError, match=message):
             read(saved(tmp_path, {"a": {"kernel": content}}))

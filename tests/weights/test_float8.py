@@ -83,7 +83,7 @@ def test_scales_that_are_powers_of_two(tmp_path):
 @pytest.mark.parametrize("shape", [(3,), (255, 1), (3, 7), (0,), (1, 1, 256)])
 def test_scales_that_do_not_fit(tmp_path, shape):
     tensors = {"x.weight": np.ones((256, 320), ml_dtypes.float8_e4m3fn), "x.scale_weight": np.ones(shape, np.float32)}
-    with pytest.raises(CheckpointError, match=r"a\.safetensors: x\.scale_weight .* does not scale x\.weight"):
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: x\.scale_weight .* does not fit x\.weight"):
         read(save(tensors, tmp_path / "a.safetensors"))
 
 
@@ -128,11 +128,11 @@ UNKNOWN = {
     "a format without its scale": ({"x.comfy_quant": b'{"format": "float8_e5m2"}'}, "'float8_e5m2' without its scale"),
     "a broken note": (SCALE | {"x.comfy_quant": b"{"}, r"x\.comfy_quant is not readable"),
     "a note of something else": (SCALE | {"x.comfy_quant": b"[]"}, r"x\.comfy_quant is not readable"),
-    "a second scale": (SCALE | {"x.weight_scale_2": b"1"}, r"x\.weight_scale_2 scales weights in a way"),
-    "a scale of another name": ({"x.scale": b"1"}, r"x\.scale scales weights in a way that is not known"),
+    "a second scale": (SCALE | {"x.weight_scale_2": b"1"}, r"x\.weight_scale_2 scales weights in an unsupported way"),
+    "a scale of another name": ({"x.scale": b"1"}, r"x\.scale scales weights in an unsupported way"),
     "a scale of the weight": ({"x.weight.scale_weight": b"1"}, r"x\.weight\.scale_weight scales weights"),
     "scales in bytes": ({"x.weight_scale": b"12345678"}, r"x\.weight and x\.weight_scale are float16 and uint8"),
-    "bitsandbytes": ({"x.SCB": b"1"}, r"x\.SCB is of bitsandbytes"),
+    "bitsandbytes": ({"x.SCB": b"1"}, r"x\.SCB comes from bitsandbytes"),
 }
 
 

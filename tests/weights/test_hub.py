@@ -161,12 +161,12 @@ def response(status, code=None):
     ("error", "words"),
     [
         (lambda: errors.GatedRepoError("x", response=response(403)), ["is gated", "owner/tiny", "hf auth login"]),
-        (lambda: errors.RepositoryNotFoundError("x", response=response(404)), ["no repository on the hub", "private"]),
+        (lambda: errors.RepositoryNotFoundError("x", response=response(404)), ["nor a repository on the hub", "private"]),
         (lambda: errors.RevisionNotFoundError("x", response=response(404)), ["has no revision 'v9'"]),
         (lambda: errors.LocalEntryNotFoundError("x"), ["cannot be reached", "cache", "HF_HUB_OFFLINE"]),
         (lambda: errors.OfflineModeIsEnabled("x"), ["cannot be reached"]),
         (lambda: errors.HfHubHTTPError("busy", response=response(503)), ["cannot be fetched", "busy"]),
-        (lambda: errors.HFValidationError("two dashes"), ["no name of a repository", "two dashes"]),
+        (lambda: errors.HFValidationError("two dashes"), ["nor a valid repository name", "two dashes"]),
         (lambda: OSError(28, "No space left on device"), ["cannot be fetched", "No space left"]),
     ],
 )
@@ -238,13 +238,13 @@ def test_what_is_no_address(source):
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("https://example.org/a/b.safetensors", "download the file, and give its path"),
+        ("https://example.org/a/b.safetensors", "download the file and give its path"),
         ("ftp://huggingface.co/owner/tiny", "download the file"),
-        (f"{PAGE}/discussions/3", "is no page of a model"),
-        (f"{PAGE}/blob", "is no page of a model"),
-        (f"{PAGE}/blob/main/..%2F..%2Fx.safetensors", "is no page of a model"),
-        ("https://huggingface.co/datasets/owner/tiny", "is no page of a model"),
-        ("https://huggingface.co/", "is no page of a model"),
+        (f"{PAGE}/discussions/3", "is not the page of a model"),
+        (f"{PAGE}/blob", "is not the page of a model"),
+        (f"{PAGE}/blob/main/..%2F..%2Fx.safetensors", "is not the page of a model"),
+        ("https://huggingface.co/datasets/owner/tiny", "is not the page of a model"),
+        ("https://huggingface.co/", "is not the page of a model"),
     ],
 )
 def test_addresses_of_something_else(source, words):
@@ -412,7 +412,7 @@ def test_the_real_client(repository, small, tmp_path):
         server.server_close()
     assert abs(found - wanted) < 1e-3
     assert f"accept its conditions at {address}/owner/gated" in refused[0]
-    assert "no repository on the hub" in refused[1]
+    assert "nor a repository on the hub" in refused[1]
     assert "has no revision 'v9'" in refused[2]
     assert not [path for path in handler.asked if path.endswith((".bin", ".ckpt", ".onnx", "ema.safetensors"))]
     offline = run((NAME, None), ("owner/none", None), HF_HUB_OFFLINE="1")

@@ -240,7 +240,7 @@ def test_broken_files(models, write, name):
     path = write(content)
     with pytest.raises(CheckpointError) as caught:
         merge_lora(models, path)
-    assert f"{path} is no LoRA of this checkpoint's text_encoder and unet:\n" in str(caught.value)
+    assert f"{path} does not fit this checkpoint's text_encoder and unet:\n" in str(caught.value)
     assert words in str(caught.value)
 
 
@@ -282,7 +282,7 @@ def test_loras_that_change_the_checkpoint_are_refused(models, layers, write, tmp
     """Their matrices are added to weights that peft changed."""
     settings = {"r": 4, "lora_alpha": 4, "init_lora_weights": start}
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
-    with pytest.raises(CheckpointError, match=rf"init_lora_weights='{start}' changes the weights that a LoRA is added"):
+    with pytest.raises(CheckpointError, match=rf"init_lora_weights='{start}' also changed the weights of the network"):
         merge_lora(models, write(tensors(layers, peft), "adapter_model.safetensors"))
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings | {"init_lora_weights": "gaussian"}))
     merge_lora(models, write(tensors(layers, peft), "adapter_model.safetensors"))
@@ -292,7 +292,7 @@ def test_pefts_file_without_its_settings(models, layers, write):
     own = {f"base_model.model.{key}": array for key, array in tensors(layers, peft, False).items()}
     path = write(own, "adapter_model.safetensors")
     with pytest.warns(
-        UserWarning, match=r"has no adapter_config\.json next to it, .* alpha is taken to equal the rank"
+        UserWarning, match=r"has no adapter_config\.json next to it, .* assuming that alpha equals the rank"
     ):
         merge_lora(models, path)
 

@@ -56,10 +56,10 @@ CHOICES = [
     (["style.ckpt", "x/other.ckpt"], 0),
 ]
 NO_CHOICES = [
-    (["a.safetensors", "b.pt"], "has several files that may be the LoRA, a.safetensors, b.pt; name the file"),
-    (["adapter_model.safetensors", "b.pt"], "has several files that may be the LoRA, adapter_model.safetensors, b.pt"),
-    (["README.md", "x/a.safetensors", "y/b.pt"], "has such files in its folders only, x/a.safetensors, y/b.pt; name"),
-    (["README.md"], "has no file with a LoRA; it has README.md; name the file, as in "),
+    (["a.safetensors", "b.pt"], "has several files that may be the LoRA: a.safetensors, b.pt; name the file"),
+    (["adapter_model.safetensors", "b.pt"], "has several files that may be the LoRA: adapter_model.safetensors, b.pt"),
+    (["README.md", "x/a.safetensors", "y/b.pt"], "has weight files only in its subfolders: x/a.safetensors, y/b.pt; name"),
+    (["README.md"], "contains no LoRA; it contains README.md; name the file, for example "),
     ([f"{i:02}.pt" for i in range(30)], "19.pt and 10 more; name the file"),
 ]
 
@@ -92,7 +92,7 @@ def test_what_is_missing(tmp_path, monkeypatch):
 
 
 def test_an_empty_folder(tmp_path):
-    with pytest.raises(CheckpointError, match="has no file with a LoRA; it has nothing; name"):
+    with pytest.raises(CheckpointError, match="contains no LoRA; it contains nothing; name"):
         find(tmp_path)
 
 
@@ -155,7 +155,7 @@ def test_without_a_connection(client):
     with pytest.raises(CheckpointError, match=r"has no other\.pt, or it is not in the cache"):
         find(f"{NAME}/other.pt")
     wanted.unlink()
-    with pytest.raises(CheckpointError, match=r"the hub cannot be reached, and its cache has no LoRA.*HF_HUB_OFFLINE"):
+    with pytest.raises(CheckpointError, match=r"the hub cannot be reached, and the cache has no LoRA.*HF_HUB_OFFLINE"):
         find(NAME)
     shutil.rmtree(client.cache)
     with pytest.raises(CheckpointError, match=r"the hub cannot be reached.*connect once"):

@@ -245,12 +245,12 @@ def test_other_methods_are_refused_by_name(models, write, end, words):
         merge_lora(models, path)
     assert str(
         caught.value
-    ) == f"{path} has {words}, which is not supported; use a LoRA of another kind" or words in str(caught.value)
+    ) == f"{path} contains {words}, which is not supported; use another kind of LoRA" or words in str(caught.value)
 
 
 def test_words_in_the_file_are_mentioned(models, write):
     content, changed = lora_forms.tensors({kohya(LINEAR): weight(models, LINEAR).shape}, "LoRA")
-    with pytest.warns(UserWarning, match=r"lora\.safetensors also has words of textual inversion, which are not added"):
+    with pytest.warns(UserWarning, match=r"lora\.safetensors also contains words of textual inversion, which are ignored"):
         found = merge_lora(models, write(content | {"bundle_emb.cat.clip_l": np.ones((2, 16), np.float32)}))
     assert close(weight(found, LINEAR), weight(models, LINEAR) + changed[kohya(LINEAR)](None))
 
@@ -275,7 +275,7 @@ def test_several_adapters(models, write):
     content = {
         f"unet.{LINEAR}.lora_{side}.{name}.weight": np.ones((2, 2), np.float32) for side in "AB" for name in ("x", "y")
     }
-    with pytest.raises(CheckpointError, match=r"lora\.safetensors has several adapters, x and y; save them"):
+    with pytest.raises(CheckpointError, match=r"lora\.safetensors contains several adapters, x and y; save each"):
         merge_lora(models, write(content))
 
 

@@ -249,8 +249,8 @@ def test_a_lora_of_another_family_is_refused_in_one_line(tmp_path):
     ours, models = "Stable Diffusion 1.x", published("sd-1.5", stable_diffusion.Models)
     content = tensors(*UNETS["Stable Diffusion XL"]) | tensors("lora_unet_x", 4, 4)
     said = refused(tmp_path, models, content)
-    families = f"is a LoRA of Stable Diffusion XL, and this checkpoint is {ours}"
-    assert said == f"/lora.safetensors {families}; use a LoRA that was made for {ours}"
+    families = f"is a LoRA for Stable Diffusion XL, but this checkpoint is {ours}"
+    assert said == f"/lora.safetensors {families}; use a LoRA for {ours}"
 
 
 @pytest.mark.slow
@@ -258,7 +258,7 @@ def test_a_lora_of_the_same_family_that_does_not_fit(checkpoints, tmp_path):
     layer, outputs, inputs = UNETS["Stable Diffusion XL"]
     for name, size in ((layer.replace("4_1", "40_1"), outputs), (layer, outputs + 320)):
         said = refused(tmp_path, checkpoints["Stable Diffusion XL"], tensors(name, size, inputs))
-        assert "is no LoRA of this checkpoint's text_encoder and text_encoder_2 and unet:\n" in said
+        assert "does not fit this checkpoint's text_encoder and text_encoder_2 and unet:\n" in said
         assert ("unexpected" if name != layer else "misshapen") in said
 
 

@@ -107,7 +107,7 @@ def test_what_is_not_of_the_networks_is_left(simple, write, small, small_folder)
 def test_networks_of_other_pipelines(simple, write, small, small_folder):
     """In place of those that a file lacks."""
     path = write({key: array for key, array in simple.items() if key.startswith(original_files.UNET)})
-    with pytest.raises(CheckpointError, match=r"has no text_encoder, names that start with .*; give text_encoder="):
+    with pytest.raises(CheckpointError, match=r"has no text_encoder \(no names that start with .*; give text_encoder="):
         load(path, config=small_folder, devices=small.devices)
     others = {"text_encoder": small.models.text_encoder, "vae": small.models.vae}
     assert same(load(path, config=small_folder, devices=small.devices, **others), small)
@@ -197,13 +197,13 @@ BROKEN = {
     "no UNet": (without("model."), "is no single file of Stable Diffusion 1.x or 2.x or Stable Diffusion XL: it"),
     "a LoRA": (
         lambda t: (t.clear(), t.update({"lora_unet_x.alpha": np.ones(1)})),
-        "it is a LoRA, which goes with a checkpoint as lora=",
+        "it is a LoRA; load a checkpoint and pass the LoRA as lora=",
     ),
     "one network": (
         lambda t: (t.clear(), t.update({"down_blocks.x": np.ones(1)})),
-        "it is one network in diffusers layout, give the folder",
+        "it is one network in diffusers' layout; give the folder",
     ),
-    "nothing": (lambda t: t.clear(), "it has nothing"),
+    "nothing": (lambda t: t.clear(), "it contains nothing"),
     "XL": (lambda t: t.update({XL: np.ones(1)}), "is Stable Diffusion 1.x or 2.x, expected Stable Diffusion XL, as"),
     "the refiner": (
         lambda t: t.update({"conditioner.embedders.0.model.x": np.ones(1)}),
@@ -242,8 +242,8 @@ def test_a_tensor_that_is_not_needed(simple, write, small, small_folder):
 
 def test_no_weights_but_a_name(write, tmp_path, small, small_folder):
     load_broken = {
-        "truncated.safetensors": (b"\x08\0\0\0\0\0\0\0{", CheckpointError, "truncated or no safetensors file"),
-        "model.ckpt": (b"PK\3\4", CheckpointError, r"model\.ckpt is truncated or no weight file"),
+        "truncated.safetensors": (b"\x08\0\0\0\0\0\0\0{", CheckpointError, "truncated or not a safetensors file"),
+        "model.ckpt": (b"PK\3\4", CheckpointError, r"model\.ckpt is truncated or not a torch weight file"),
     }
     for name, (content, error, words) in load_broken.items():
         (tmp_path / name).write_bytes(content)
@@ -261,7 +261,7 @@ def test_the_shell_says_what_is_missing(simple, write):
     assert result.exit_code == 1
     assert "does not hold CLIP's vocabulary" in result.output
     assert "Give tokenizer= (in the shell --tokenizer)" in result.output
-    assert "it would be fetched, but stable-diffusion-v1-5/stable-diffusion-v1-5 is no folder here" in result.output
+    assert "it would be fetched, but stable-diffusion-v1-5/stable-diffusion-v1-5 is neither a local folder" in result.output
 
 
 def test_arguments_that_do_not_go_together(simple, write, small, small_folder, stages):

@@ -146,20 +146,20 @@ def save(tmp_path, content, name="a.safetensors"):
 
 
 BROKEN = {
-    "width": ({WORD: np.ones((2, 8), np.float32)}, "vectors of 8 channels for the text_encoder of 16"),
+    "width": ({WORD: np.ones((2, 8), np.float32)}, "vectors of 8 channels, but the text_encoder has 16"),
     "two towers": (
         {"clip_l": np.ones((2, 16), np.float32), "clip_g": np.ones((2, 12), np.float32)},
-        "has vectors for text_encoder and text_encoder_2, expected for text_encoder: it is of Stable Diffusion XL",
+        "has vectors for text_encoder and text_encoder_2, expected vectors for text_encoder; it was learned for Stable Diffusion XL",
     ),
-    "integers": ({WORD: np.ones((2, 16), np.int64)}, r"has int64\(2, 16\), expected vectors \[tokens, 16\]"),
-    "none": ({WORD: np.ones((0, 16), np.float32)}, "expected vectors"),
-    "axes": ({WORD: np.ones((1, 2, 16), np.float32)}, "expected vectors"),
+    "integers": ({WORD: np.ones((2, 16), np.int64)}, r"contains int64\(2, 16\), expected floats \[tokens, 16\]"),
+    "none": ({WORD: np.ones((0, 16), np.float32)}, "expected floats"),
+    "axes": ({WORD: np.ones((1, 2, 16), np.float32)}, "expected floats"),
     "infinite": ({WORD: np.full((2, 16), np.inf, np.float32)}, "has NaN or infinite entries"),
     "a LoRA": (
         {"lora_unet_x.lora_up.weight": np.ones(2, np.float32), "lora_unet_x.alpha": np.ones(2, np.float32)},
-        "has lora_unet_x.*, expected the vectors of one word, .*; a LoRA goes with lora=",
+        "contains lora_unet_x.*, expected the vectors of one word .*; pass a LoRA as lora=",
     ),
-    "nothing": ({}, "has no tensors"),
+    "nothing": ({}, "contains no tensors"),
 }
 
 
@@ -175,7 +175,7 @@ def test_broken_files(small, tmp_path, name):
 
 def test_hostile_files(small, tmp_path):
     path = save(tmp_path, {WORD: pickling.call("posix.system", f"touch {tmp_path / 'canary'}")}, "a.pt")
-    with pytest.raises(CheckpointError, match=r"is refused, nothing of it was run: .*posix\.system"):
+    with pytest.raises(CheckpointError, match=r"was rejected, and none of its code was run: .*posix\.system"):
         add_words(small.models, small.tokenizer, path)
     assert not (tmp_path / "canary").exists()
 
@@ -194,7 +194,7 @@ def test_arguments(small, first, tmp_path, vectors):
         (TypeError, "models=Models and tokenizer=T5Tokenizer should be of", (first.models, first.tokenizer, path)),
         (TypeError, "models=int and", (3, small.tokenizer, path)),
         (CheckpointError, "none.pt is missing", (small.models, small.tokenizer, tmp_path / "none.pt")),
-        (CheckpointError, r"a\.png is no \.safetensors, \.bin or \.pt file", (small.models, small.tokenizer, "a.png")),
+        (CheckpointError, r"a\.png should have one of the endings \.safetensors, \.bin and \.pt", (small.models, small.tokenizer, "a.png")),
     ]:  # fmt: skip
         with pytest.raises(error, match=words):
             add_words(*arguments)
