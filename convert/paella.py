@@ -1,4 +1,4 @@
-"""`convert_paella`: combines Paella's published files, each with one network, to one folder."""
+"""`convert_paella`: combines Paella's published files, each with one network, into one checkpoint."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -65,7 +65,7 @@ def convert_paella(
     configs: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     progress: bool | None = None,
 ) -> Path:
-    """Combines Paella's published files, and optionally its text encoders, to one checkpoint.
+    """Combines Paella's published files, and optionally its text encoders, into one checkpoint.
 
     The checkpoint has one folder for each network, with weights and config.json: `denoiser`, `vqgan` and `prior`. The
     text encoders, if given, are `byt5` (ByT5's encoder) and `clip` (OpenCLIP's text encoder with its projection), the

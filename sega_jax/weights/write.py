@@ -137,7 +137,7 @@ def write_diffusers(folder: Path, network: Network, stem: str) -> None:
 
 
 def write_orbax(folder: Path, network: Network) -> None:
-    """Writes the files that `sega_jax.weights.orbax_reader` reads to a folder.
+    """Writes a network to a folder in the format that `sega_jax.weights.orbax_reader` reads.
 
     Raises:
         OSError: the files cannot be written.

@@ -207,7 +207,10 @@ def test_values_that_cannot_be_used(broken):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(lambda tensors: {"state_dict": tensors}, "'state_dict' is not the name of a dense tensor"), (list, "contains a list")],
+    [
+        (lambda tensors: {"state_dict": tensors}, "'state_dict' is not the name of a dense tensor"),
+        (list, "contains a list"),
+    ],
     ids=["nested", "list"],
 )
 def test_files_of_other_things(broken, content, words):

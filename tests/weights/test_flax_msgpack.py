@@ -132,7 +132,7 @@ def test_shards(folder, expected):
         sega_jax.load(folder)
 
 
-def test_a_missing_variant(folder):
+def test_a_missing_variant_is_reported(folder):
     with pytest.raises(CheckpointError, match="has no weights of the variant 'fp16'; it has weights for no variant"):
         sega_jax.load(folder, variant="fp16")
     path = folder / "text_encoder" / "flax_model.msgpack"
@@ -183,7 +183,7 @@ def test_conversion(folder, source, expected, tmp_path, form):
         assert {"vision_model.vision_model.pre_layrnorm.weight", "concept_embeds"} <= keys
 
 
-def test_pickles_come_last(folder):
+def test_pickles_are_the_last_choice(folder):
     path = folder / "unet" / "diffusion_pytorch_model.bin"
     path.write_bytes(b"x")
     assert find_weights(path.parent, path.stem).form is FLAX

@@ -52,7 +52,7 @@ def test_unprefixed_names_belong_to_the_unet(models, layers, write):
     assert close(merge_lora(models, write(result)), wanted(models, only))
 
 
-def test_several_add_up(models, layers, write):
+def test_several_loras_add_up(models, layers, write):
     """The LoRAs change partly the same layers. Their order does not matter, and negative scales subtract them."""
     halves = [{place: layer for i, (place, layer) in enumerate(layers.items()) if i % 3 != k} for k in (0, 1)]
     a, b = write(tensors(halves[0], kohya), "a.safetensors"), write(tensors(halves[1], peft), "b.safetensors")
@@ -183,16 +183,16 @@ CONV = "lora_unet_mid_block_resnets_0_conv1"
 UP, DOWN = np.ones((24, 2, 1, 1)), np.ones((2, 24, 3, 3))
 BROKEN = {
     "unknown": ({"lora_unet_x.lora_up.weight": np.ones((2, 2))}, "unexpected lora_unet_x.lora_up.weight (2, 2)"),
-    "part of another kind": (
+    "an incomplete LoHa": (
         {f"{CONV}.hada_w1_a": np.ones((24, 2))},
         "missing    hada_w1_b and hada_w2_a and hada_w2_b of the unet's mid_block.resnets.0.conv1.weight",
     ),
-    "norms alone": ({f"{CONV}.dora_scale": np.ones(2)}, "missing    the matrices of the unet's mid_block.resnets.0"),
+    "only norms": ({f"{CONV}.dora_scale": np.ones(2)}, "missing    the matrices of the unet's mid_block.resnets.0"),
     "two kinds": (
         {f"{CONV}.lora_up.weight": UP, f"{CONV}.lora_down.weight": DOWN, f"{CONV}.diff": np.ones((24, 24, 3, 3))},
         "ambiguous  LoRA and a difference of the unet's mid_block.resnets.0.conv1.weight",
     ),
-    "a stranger": (
+    "an unrelated tensor": (
         {f"{CONV}.lora_up.weight": UP, f"{CONV}.lora_down.weight": DOWN, f"{CONV}.hada_t1": np.ones((2, 2, 3, 3))},
         "missing    the matrices of hada_t1 of the unet's mid_block.resnets.0.conv1.weight",
     ),
@@ -201,7 +201,7 @@ BROKEN = {
         "misshapen  ",
     ),
     "a norm": ({"unet.conv_norm_out.lora_A.weight": np.ones((2, 2))}, "unexpected unet.conv_norm_out.lora_A.weight"),
-    "half": (
+    "only the up matrix": (
         {f"{CONV}.lora_up.weight": np.ones((24, 2, 1, 1))},
         "missing    down of the unet's mid_block.resnets.0.conv1",
     ),

@@ -130,7 +130,7 @@ def test_other_names_are_not_parsed(name):
 
 @pytest.mark.parametrize("spelling", UNET_SPELLINGS)
 def test_layers_of_the_unet(spelling):
-    """Every layer is result, including norms, for which files store full differences."""
+    """Every layer is found, including norms, for which files store full differences."""
     models, find_place = place()
     for key, original in unet_names(models.unet).items():
         if key.endswith(".weight"):

@@ -148,11 +148,11 @@ def test_the_index_of_a_conversion(tmp_path, folder, single):
 V_PREDICTION = {"prediction_type": "v_prediction"}
 DECLARED = {
     "empty tensors": (["v_pred", "ztsnr"], None, V_PREDICTION | {"rescale_betas_zero_snr": True}),
-    "v alone": (["v_pred"], None, V_PREDICTION),
+    "only v": (["v_pred"], None, V_PREDICTION),
     "the header": ([], "v", V_PREDICTION),
     "the header says epsilon": ([], "epsilon", {"prediction_type": "epsilon"}),
     "tensors before the header": (["v_pred"], "epsilon", V_PREDICTION),
-    "a header of something else": ([], "flow", {"prediction_type": "epsilon"}),
+    "an unknown value in the header": ([], "flow", {"prediction_type": "epsilon"}),
 }
 
 

@@ -147,7 +147,7 @@ def save(tmp_path, content, name="a.safetensors"):
 
 BROKEN = {
     "width": ({WORD: np.ones((2, 8), np.float32)}, "vectors of 8 channels, but the text_encoder has 16"),
-    "two towers": (
+    "two text encoders": (
         {"clip_l": np.ones((2, 16), np.float32), "clip_g": np.ones((2, 12), np.float32)},
         "has vectors for .*, expected vectors for text_encoder; it was learned for Stable Diffusion XL",
     ),

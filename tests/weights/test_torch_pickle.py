@@ -110,10 +110,10 @@ CALLS = {
         b"csubprocess\nPopen\n" + pickling.written((["touch", str(canary)],), []) + b"\x81"
     ),
     "a method": lambda canary: call("pathlib.Path.touch", call("pathlib.Path", str(canary))),
-    "what it names": lambda canary: (
+    "a function on the stack": lambda canary: (
         b"\x8c\x05posix\x8c\x06system\x93" + pickling.written((f"touch {canary}",), []) + b"R"
     ),
-    "what is called": lambda canary: call("torch._utils._rebuild_parameter", call("posix.system", f"touch {canary}")),
+    "a nested call": lambda canary: call("torch._utils._rebuild_parameter", call("posix.system", f"touch {canary}")),
     "an extension": lambda canary: b"\x82\x01",
     "an old class": lambda canary: b"(X\x01\x00\x00\x00aiposix\nsystem\n",
 }  # fmt: skip
