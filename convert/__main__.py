@@ -32,7 +32,9 @@ _SOURCE_KINDS |= dict.fromkeys(("tokenizer", "config", "prediction_type", "ema")
     "--openclip", help="Paella: a folder with the second text encoder, laion/CLIP-ViT-H-14-laion2B-s32B-b79K."
 )
 @click.option("--tokenizer", help="Single files: a folder with CLIP's vocabulary, vocab.json and merges.txt.")
-@click.option("--config", help="Single files: a folder in diffusers layout with the configs.  [default: the published ones]")
+@click.option(
+    "--config", help="Single files: a folder with configs in diffusers layout.  [default: the published ones]"
+)
 @click.option(
     "--prediction-type",
     type=click.Choice(PREDICTIONS),

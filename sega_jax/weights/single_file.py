@@ -73,7 +73,7 @@ def has_ending(path: str) -> bool:
     return path.endswith(ENDINGS)
 
 
-def is_one(source: Any) -> bool:
+def is_weight_file(source: Any) -> bool:
     """Tells by its ending, or else by its content, whether `source` is a single file of weights."""
     if not isinstance(source, str | os.PathLike) or os.path.isdir(source):
         return False
@@ -127,7 +127,7 @@ class OriginalWeights:
         ema: whether to read the moving average, if the family's files may have one for this network.
 
     Raises:
-        CheckpointError: the file does not contain the network, or not its moving average.
+        CheckpointError: the file lacks the network or its moving average.
     """
 
     def __init__(

@@ -36,9 +36,7 @@ class Part(NamedTuple):
     """A network to write."""
 
     nbytes: int  # the size of its arrays
-    read: Callable[
-        [Callable[[int], Any]], Network
-    ]  # calls its argument with the number of bytes of each array it reads
+    read: Callable[[Callable[[int], Any]], Network]  # calls its argument with the bytes of each array
     stem: str  # the name of the weight file in diffusers' layout, without its ending
 
 
