@@ -78,7 +78,7 @@ class Tensors:
         stem: the name of the weight file in diffusers or transformers, without its ending.
         variant: the variant of the weight file; "fp16" reads `STEM.fp16.safetensors`.
         rename: returns the module's key for a key in the file, or None for a tensor of another network. Several keys
-            may have the same module's key if their values are equal.
+            in the file may map to one key if their values are equal.
 
     Raises:
         CheckpointError: a file is missing or broken.
