@@ -130,13 +130,13 @@ def fetch(repository: str, files: Sequence[str], revision: str | None = None) ->
         )
     except errors.RepositoryNotFoundError:
         problem = (
-            "is neither a local folder nor a repository on the hub; check the name, or log in with `hf auth login` if"
+            "is not a local folder and not a repository on the hub; check the name, or log in with `hf auth login` if"
             " it is private"
         )
     except errors.RevisionNotFoundError:
         problem = f"has no revision {revision!r} on the hub; give a branch, a tag or a commit"
     except errors.HFValidationError as error:
-        problem = f"is neither a local folder nor a valid repository name ({error})"
+        problem = f"is not a local folder and not a valid repository name ({error})"
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError, TimeoutError):
         problem = (
             f"is not a local folder, the hub cannot be reached, and the cache {huggingface_hub.constants.HF_HUB_CACHE}"

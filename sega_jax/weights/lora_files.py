@@ -167,7 +167,7 @@ def _chosen(where: str, files: Sequence[str]) -> str:
     elif weights:
         problem = f"has weight files only in its subfolders: {_list(weights)}"
     else:
-        problem = f"contains no LoRA; it contains {_list(files) or 'nothing'}"
+        problem = f"has no LoRA; it has {_list(files) or 'nothing'}"
     raise CheckpointError(
         f"{where} {problem}; name the file, for example {where}/{(weights or ['style.safetensors'])[0]}"
     )

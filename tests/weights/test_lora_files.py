@@ -62,7 +62,7 @@ NO_CHOICES = [
         ["README.md", "x/a.safetensors", "y/b.pt"],
         "has weight files only in its subfolders: x/a.safetensors, y/b.pt; name",
     ),
-    (["README.md"], "contains no LoRA; it contains README.md; name the file, for example "),
+    (["README.md"], "has no LoRA; it has README.md; name the file, for example "),
     ([f"{i:02}.pt" for i in range(30)], "19.pt and 10 more; name the file"),
 ]
 
@@ -95,7 +95,7 @@ def test_missing_files_are_rejected(tmp_path, monkeypatch):
 
 
 def test_an_empty_folder_is_rejected(tmp_path):
-    with pytest.raises(CheckpointError, match="contains no LoRA; it contains nothing; name"):
+    with pytest.raises(CheckpointError, match="has no LoRA; it has nothing; name"):
         find(tmp_path)
 
 
