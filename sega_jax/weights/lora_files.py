@@ -58,8 +58,7 @@ def on_hub(lora: str | os.PathLike[str]) -> hub.Address | None:
 def pinned(lora: str | os.PathLike[str], folder: Path = Path()) -> str:
     """Returns a name that identifies the same LoRA in every later use.
 
-    This is the absolute path of its file, or its name on the hub with commit and file. A path does not have to exist,
-    unless it is a folder's.
+    This is the absolute path of its file, or its name on the hub with commit and file. A path need not exist.
 
     Args:
         lora: a file, a folder or a name on the hub.

@@ -264,7 +264,7 @@ def refused(copy, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("options", "phrases"),
+    ("options", "phrase"),
     [
         ({"to": "torch"}, "to='torch' should be one of orbax, diffusers"),
         ({"dtype": "float64"}, "dtype='float64' should be one of float32, float16, bfloat16, or None"),
@@ -273,8 +273,8 @@ def refused(copy, tmp_path, monkeypatch):
         ({"dtype": []}, "dtype=[]"),
     ],
 )
-def test_unknown_options_are_rejected(refused, options, phrases):
-    refused(phrases, error=ValueError, **options)
+def test_unknown_options_are_rejected(refused, options, phrase):
+    refused(phrase, error=ValueError, **options)
 
 
 def test_sources_and_destinations_of_another_type_are_rejected(refused):
@@ -300,15 +300,15 @@ def misshapen(arrays):
 
 
 @pytest.mark.parametrize(
-    ("change", "phrases"),
+    ("change", "phrase"),
     [
         (missing, "missing    conv_in.weight (8, 4, 3, 3)"),
         (misshapen, "misshapen  conv_out.bias: (5,), expected (4,)"),
     ],
 )
-def test_weights_that_do_not_fit_are_rejected(refused, copy, change, phrases):
+def test_weights_that_do_not_fit_are_rejected(refused, copy, change, phrase):
     edit_tensors(copy / UNET, change)
-    refused(phrases)
+    refused(phrase)
 
 
 def test_unused_tensors_are_omitted_with_a_warning(copy, tmp_path):
@@ -326,7 +326,7 @@ def test_truncated_weights_are_rejected(refused, copy, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "phrases"),
+    ("name", "phrase"),
     [
         (TEXT, "model.safetensors is missing"),
         ("tokenizer", "tokenizer needs tokenizer.json"),
@@ -336,9 +336,9 @@ def test_truncated_weights_are_rejected(refused, copy, name):
         ("vae", "has no folder vae"),
     ],
 )
-def test_missing_files_are_named(refused, copy, name, phrases):
+def test_missing_files_are_named(refused, copy, name, phrase):
     shutil.rmtree(copy / name) if (copy / name).is_dir() else (copy / name).unlink()
-    refused(phrases)
+    refused(phrase)
 
 
 @pytest.mark.parametrize("name", ["model_index.json", "unet/config.json", "tokenizer/vocab.json"])
@@ -420,7 +420,7 @@ def test_arrays_that_do_not_fit_are_listed(orbax, unreadable):
 
 
 @pytest.mark.parametrize(
-    ("notes", "phrases"),
+    ("notes", "phrase"),
     [
         ({"format": 2}, "has format 2, but this version reads 1"),
         ({"format": None}, "has format None"),
@@ -430,9 +430,9 @@ def test_arrays_that_do_not_fit_are_listed(orbax, unreadable):
         ({"keys": {"conv_in.bias": "../x"}}, "'../x' is not the key of conv_in.bias"),
     ],
 )
-def test_wrong_notes_are_reported(orbax, unreadable, notes, phrases):
+def test_wrong_notes_are_reported(orbax, unreadable, notes, phrase):
     edit_json(orbax / "unet/orbax.json", **notes)
-    unreadable("unet/orbax.json", phrases)
+    unreadable("unet/orbax.json", phrase)
 
 
 def test_missing_notes_are_reported(orbax, unreadable):
