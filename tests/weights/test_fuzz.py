@@ -1,8 +1,8 @@
 """Tests of damaged files: a checkpoint either loads, or is rejected with a `CheckpointError` or a `ValueError`.
 
 Every attempt must need little time and memory, so that a file cannot ask for 10**10 of something. It may take five
-seconds and two gigabytes of address space. If only arrays are read, it may need more memory than the undamaged file by
-twice the size of the file.
+seconds and two gigabytes of address space. If only arrays are read, it may exceed the memory for the undamaged file by
+at most twice the size of the file.
 """
 
 import copy
@@ -155,7 +155,7 @@ def survives(attempt, original, write, change=changed, cases=CASES):
 def survives_in_little_memory(attempt, original, write, change=changed, cases=CASES):
     """Like `survives`, and limits the memory of attempts.
 
-    An attempt may need more memory than with the undamaged file, which must load, by twice the size of the file.
+    An attempt may exceed the memory for the undamaged file, which must load, by at most twice the size of the file.
     """
 
     def peak():
