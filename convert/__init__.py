@@ -1,4 +1,4 @@
-"""Other checkpoints in, an Orbax checkpoint or diffusers layout out."""
+"""Converts checkpoints of other formats to diffusers' layout or to Orbax."""
 
 from convert.conversion import convert as convert
 from convert.paella import convert_paella as convert_paella

@@ -12,9 +12,9 @@ from sega_jax.pipelines.progress import plainly
 from sega_jax.pipelines.sources import names_file
 
 SINGLE, PAELLA = "single files", "Paella's published files"
-# Options that only these kinds of sources have.
-_OF = dict.fromkeys(("byt5", "openclip"), PAELLA)
-_OF |= dict.fromkeys(("tokenizer", "config", "prediction_type", "ema"), SINGLE)
+# Options that apply to only one kind of source.
+_SOURCE_KINDS = dict.fromkeys(("byt5", "openclip"), PAELLA)
+_SOURCE_KINDS |= dict.fromkeys(("tokenizer", "config", "prediction_type", "ema"), SINGLE)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -23,14 +23,18 @@ _OF |= dict.fromkeys(("tokenizer", "config", "prediction_type", "ema"), SINGLE)
 @click.option(
     "--to",
     type=click.Choice(FORMS),
-    help="The form to write.  [default: orbax, but diffusers for Paella's files and single files]",
+    help="The format to write.  [default: diffusers for single files and Paella's files, otherwise orbax]",
 )
-@click.option("--dtype", type=click.Choice(DTYPES), help="Casts the weights.  [default: their own dtype]")
+@click.option("--dtype", type=click.Choice(DTYPES), help="The dtype of the written weights.  [default: unchanged]")
 @click.option("--variant", help='The variant of the weight files to read, such as "fp16".')
-@click.option("--byt5", help="Paella: the folder of google/byt5-xl, the first text encoder.")
-@click.option("--openclip", help="Paella: the folder of laion/CLIP-ViT-H-14-laion2B-s32B-b79K, the second one.")
+@click.option("--byt5", help="Paella: a folder with the first text encoder, google/byt5-xl.")
+@click.option(
+    "--openclip", help="Paella: a folder with the second text encoder, laion/CLIP-ViT-H-14-laion2B-s32B-b79K."
+)
 @click.option("--tokenizer", help="Single files: a folder with CLIP's vocabulary, vocab.json and merges.txt.")
-@click.option("--config", help="Single files: a folder in diffusers layout with the configs.  [default: as published]")
+@click.option(
+    "--config", help="Single files: a folder with configs in diffusers layout.  [default: the published ones]"
+)
 @click.option(
     "--prediction-type",
     type=click.Choice(PREDICTIONS),
@@ -39,27 +43,27 @@ _OF |= dict.fromkeys(("tokenizer", "config", "prediction_type", "ema"), SINGLE)
 @click.option("--ema", is_flag=True, help="Single files: read the UNet's moving average.")
 @click.version_option(package_name="sega_jax")
 def main(source: str, dest: str, to: str | None, variant: str | None, **options: Any) -> None:
-    """Converts the checkpoint SOURCE to the folder DEST, in diffusers layout or in Orbax form.
+    """Converts the checkpoint SOURCE to the folder DEST, in diffusers layout or in Orbax format.
 
-    SOURCE is a folder in one of these forms (.safetensors, Flax's .msgpack, .bin or Orbax), a stage of DeepFloyd-IF in
-    its own layout (config.yml and pytorch_model.bin), a folder with Paella's published files (paella_v3.pt,
-    vqgan_f4.pt, prior_v1.pt), or Stable Diffusion 1.x, 2.x or XL in a single file (.safetensors, .ckpt or another
-    pickle)."""
+    SOURCE is a folder in diffusers layout (with .safetensors, Flax's .msgpack, .bin or Orbax checkpoints), a stage of
+    DeepFloyd-IF in its original layout (config.yml and pytorch_model.bin), a folder with Paella's published files
+    (paella_v3.pt, vqgan_f4.pt, prior_v1.pt), or a single file with Stable Diffusion 1.x, 2.x or XL (.safetensors, .ckpt
+    or another pickle)."""
     with plainly():
         kind = SINGLE if names_file(source) else PAELLA if is_published(source) else None
-        for name, of in _OF.items():
-            if options[name] and of != kind:
-                raise ValueError(f"--{name.replace('_', '-')} goes with {of}, and {source} is none")
-        options = {name: value for name, value in options.items() if _OF.get(name, kind) == kind}
+        for name, required in _SOURCE_KINDS.items():
+            if options[name] and required != kind:
+                raise ValueError(f"--{name.replace('_', '-')} is only for {required}, not for {source}; omit it")
+        options = {name: value for name, value in options.items() if _SOURCE_KINDS.get(name, kind) == kind}
         if variant and kind:
-            raise ValueError(f"variant={variant!r} is not for {kind}, which have none")
+            raise ValueError(f"variant={variant!r} is not for {kind}, which have no variants; omit it")
         if kind == SINGLE:
-            made = convert_single(source, dest, to=to or "diffusers", **options)
+            folder = convert_single(source, dest, to=to or "diffusers", **options)
         elif kind == PAELLA:
-            made = convert_paella(source, dest, to=to or "diffusers", **options)
+            folder = convert_paella(source, dest, to=to or "diffusers", **options)
         else:
-            made = convert(source, dest, to=to or "orbax", variant=variant, **options)
-        click.echo(f"Wrote {made}")
+            folder = convert(source, dest, to=to or "orbax", variant=variant, **options)
+        click.echo(f"Wrote {folder}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`convert`: writes a checkpoint in another form."""
+"""`convert`: writes a checkpoint in another format."""
 
 import functools
 import math
@@ -24,7 +24,7 @@ from sega_jax.pipelines.weight_files import open_weights
 from sega_jax.systems.base import listed
 from sega_jax.systems.registry import CHECKER, weight_stem
 from sega_jax.text.files import CheckpointError, read_json
-from sega_jax.weights.destination import whole_or_nothing
+from sega_jax.weights.destination import atomic_folder
 from sega_jax.weights.layout import flax_name
 from sega_jax.weights.pull import check, fill
 from sega_jax.weights.tensors import Weights
@@ -32,7 +32,7 @@ from sega_jax.weights.write import Network, Part, as_json, checkpoint_bytes, wri
 
 FORMS = ("orbax", "diffusers")
 DTYPES = ("float32", "float16", "bfloat16")
-# Files to copy besides the folders that model_index.json names.
+# Files to copy in addition to the folders that model_index.json lists.
 _DOCUMENTS = ("README*", "LICENSE*")
 _TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -46,43 +46,43 @@ def convert(
     variant: str | None = None,
     progress: bool | None = None,
 ) -> Path:
-    """Converts a checkpoint of Stable Diffusion, XL, the x4 upscaler, or a stage of DeepFloyd-IF to another form.
+    """Converts a checkpoint of Stable Diffusion, SDXL, the x4 upscaler, or a stage of DeepFloyd-IF to another format.
 
-    Both forms are folders in diffusers' layout. In the form of Orbax, two entries replace the weight files of each
+    Both formats are folders in diffusers' layout. In Orbax format, two entries replace the weight files of each
     network: `orbax`, a checkpoint of {dotted path of a parameter in our module: array with our axes, channels last},
     which `load` and any Orbax checkpointer restore; and `orbax.json` with the parameters' names in torch's files. A
-    source that already has the requested form is written again. Weights are checked as in `load`, so the result loads.
-    They keep their dtype unless it is given, and come back from Orbax equal to the last bit.
+    source that already has the requested format is written again. Weights are checked as in `load`, so the result
+    loads. Without a cast, weights restored from Orbax are bit-identical to the source.
 
     Args:
-        source: a folder in either form, whose weights in diffusers' layout are safetensors or, if there are none,
-            those that diffusers wrote for Flax (`.msgpack`; the result names torch's classes in their place) or
-            pickles (`.bin`); reading them runs no code that they contain. Or a stage of DeepFloyd-IF in the layout of
-            its own repository (`config.yml` and `pytorch_model.bin`). It becomes a pipeline of diffusers without a
-            safety checker and without the text encoder, which such a folder does not contain.
-        dest: a new or empty folder. It appears once it is complete. Until then its content is in a hidden folder beside
-            it, and the next conversion removes whatever a killed one left there.
+        source: a folder in either format, or a stage of DeepFloyd-IF in its original layout (`config.yml` and
+            `pytorch_model.bin`). In diffusers' layout, weights are safetensors or, if there are none, diffusers' files
+            for Flax (`.msgpack`; the result names torch's classes instead) or pickles (`.bin`, whose code is not run).
+            A stage of DeepFloyd-IF becomes a diffusers pipeline without a safety checker and without the text encoder,
+            which such a folder does not contain.
+        dest: a new or empty folder. It appears once it is complete. Until then, its content is in a hidden folder next
+            to it. If a conversion is killed, the next one removes this folder.
         dtype: float32, float16 or bfloat16; None keeps the dtype of every weight.
         to: "orbax" or "diffusers".
         variant: the variant of the weight files to read, such as "fp16". The result has no variant.
         progress: whether to show a progress bar; None shows it in terminals and notebooks.
 
     Returns:
-        The written folder.
+        The absolute path of the written folder.
 
     Raises:
         FileNotFoundError: `source` does not exist.
         FileExistsError: `dest` exists and is not empty.
-        TypeError: `source` or `dest` is no path.
-        CheckpointError: `source` is no checkpoint; a file is missing, broken or hostile, or does not fit; or a weight
-            overflows `dtype`. Everything but the values is checked before anything is written.
-        ValueError: the dtype or form is unknown, or `dest` lies inside `source`.
+        TypeError: `source` or `dest` is not a path.
+        CheckpointError: `source` is not a checkpoint; a file is missing, broken or hostile, or does not fit; or a
+            weight overflows `dtype`. Everything but the values is checked before anything is written.
+        ValueError: `dtype` or `to` is unknown, or `dest` lies inside `source`.
         OSError: `dest` cannot be written, or its disk is full.
     """
     check_options(to, dtype)
     folder = _folder(source, variant)
     dest = destination(dest, folder)
-    with whole_or_nothing(dest) as partial:
+    with atomic_folder(dest) as partial:
         sources, others = _describe(folder, variant)
         write(partial, sources, others, to=to, dtype=dtype, progress=progress)
     return dest
@@ -93,14 +93,14 @@ class Source(NamedTuple):
 
     module: Any
     open: Callable[[], Weights]
-    stem: str = "diffusion_pytorch_model"  # the name of its weight file in diffusers layout, without ending
+    stem: str = "diffusion_pytorch_model"  # the name of the weight file in diffusers' layout, without its ending
 
 
 def check_options(to: str, dtype: DTypeLike | None) -> None:
-    """Checks the options that all conversions have.
+    """Checks the options that all conversions share.
 
     Raises:
-        ValueError: the form or dtype is unknown.
+        ValueError: the format or dtype is unknown.
     """
     if to not in FORMS:
         raise ValueError(f"to={to!r} should be one of {', '.join(FORMS)}")
@@ -111,7 +111,7 @@ def destination(dest: str | Path, *sources: Path) -> Path:
     """Returns the absolute path of the folder to write.
 
     Raises:
-        TypeError: `dest` is no path.
+        TypeError: `dest` is not a path.
         ValueError: `dest` lies inside a source.
     """
     if not isinstance(dest, str | os.PathLike):
@@ -131,39 +131,39 @@ def write(
     dtype: DTypeLike | None,
     progress: bool | None,
 ) -> None:
-    """Writes a checkpoint: its networks, then its other files, in their order.
+    """Writes a checkpoint: first its networks, then its other files, in the given order.
 
     Args:
-        folder: where to write.
-        sources: the networks, by the names of their folders.
-        others: the other files by their paths in the folder; each is a path to copy, or the content.
+        folder: the folder to write to.
+        sources: {name of a folder: network}.
+        others: {path in the folder: path of the file to copy, or content} of the other files.
         to, dtype, progress: as for `convert`.
 
     Raises:
-        CheckpointError, OSError: as `convert` does.
+        CheckpointError, OSError: as for `convert`.
     """
     dtype = _dtype(dtype)
     parts = {
         part: Part(_size(source, dtype), functools.partial(_read, source, dtype), source.stem)
         for part, source in sources.items()
     }
-    with bar(checkpoint_bytes(parts, others), "B", progress, unit_scale=True, unit_divisor=1024) as shown:
-        write_checkpoint(folder, parts, others, shown.update, orbax=to == "orbax")
+    with bar(checkpoint_bytes(parts, others), "B", progress, unit_scale=True, unit_divisor=1024) as progress_bar:
+        write_checkpoint(folder, parts, others, progress_bar.update, orbax=to == "orbax")
 
 
 def _folder(source: str | Path, variant: str | None) -> Path:
-    """Returns the folder of a checkpoint, which is fetched if it is on the hub."""
+    """Returns the folder of a checkpoint, which is downloaded if it is on the hub."""
     if isinstance(source, str | os.PathLike) and str(source):
         folder = Path(os.path.expanduser(source))
         if deepfloyd.is_original(folder):
             return folder
     if names_file(source):
-        raise FileNotFoundError(f"{source} is no folder, but a single file, which is for convert_single")
+        raise FileNotFoundError(f"{source} is a single file, not a folder; use convert_single")
     return find(source).fetch(variant)
 
 
 def _describe(folder: Path, variant: str | None) -> tuple[dict[str, Source], dict[Path, Path | bytes]]:
-    """Returns the networks of a folder and its other files, as `write` takes them."""
+    """Returns the networks of a folder and its other files, as arguments for `write`."""
     if not deepfloyd.is_original(folder):
         description = describe(folder)
         networks, sources = description.networks, {}
@@ -176,7 +176,7 @@ def _describe(folder: Path, variant: str | None) -> tuple[dict[str, Source], dic
         configs |= _index(folder, configs.get("model_index.json") or read_json(folder / "model_index.json"))
         return sources, files | {Path(path): as_json(content) for path, content in configs.items()}
     if variant is not None:
-        raise CheckpointError(f"{folder} is a stage of DeepFloyd-IF, which has no variants; leave {variant!r} out")
+        raise CheckpointError(f"{folder} is a stage of DeepFloyd-IF, which has no variants; omit variant={variant!r}")
     stage = deepfloyd.describe(folder)
     opened = functools.partial(deepfloyd.OriginalTensors, folder, stage.unet)
     documents = {path: folder / path for path in _documents(folder)}
@@ -184,35 +184,35 @@ def _describe(folder: Path, variant: str | None) -> tuple[dict[str, Source], dic
 
 
 def tokenizer_files(folder: Path) -> dict[Path, Path]:
-    """Returns the files of a CLIP tokenizer's folder, by their paths in a checkpoint."""
+    """Returns {path in a checkpoint: file} of a CLIP tokenizer's folder."""
     return {Path("tokenizer", name): folder / name for name in _TOKENIZER if (folder / name).is_file()}
 
 
 def _dtype(dtype: DTypeLike | None) -> np.dtype | None:
-    """Returns a supported dtype, or None."""
+    """Converts `dtype` to one of the supported dtypes; None stays None."""
     if dtype is None:
         return None
     try:
-        found = jax.numpy.dtype(dtype)
+        parsed = jax.numpy.dtype(dtype)
     except TypeError:
-        found = None
-    if found is None or found.name not in DTYPES:
+        parsed = None
+    if parsed is None or parsed.name not in DTYPES:
         hint = did_you_mean(dtype, DTYPES, whole_dtype)
         raise ValueError(
-            f"dtype={dtype!r} should be one of {', '.join(DTYPES)}, or None to keep every weight's own{hint}"
+            f"dtype={dtype!r} should be one of {', '.join(DTYPES)}, or None to keep the dtype of every weight{hint}"
         )
-    return found
+    return parsed
 
 
 def _size(source: Source, dtype: np.dtype | None) -> int:
-    """Returns the number of bytes that a network will have, and checks everything about its weights but the values."""
+    """Checks everything about a network's weights but the values; returns the number of bytes to write."""
     with source.open() as weights:
         sizes = check(source.module, weights, warn)
         return sum(dtype.itemsize * math.prod(weights.shapes[name]) if dtype else sizes[name] for name in sizes)
 
 
 def _read(source: Source, dtype: np.dtype | None, update: Callable[[int], Any]) -> Network:
-    """Reads a network, and reports the bytes of every array to `update`."""
+    """Reads a network and reports the bytes of every array to `update`."""
 
     def place(array: np.ndarray) -> np.ndarray:
         update(array.nbytes)
@@ -225,8 +225,10 @@ def _read(source: Source, dtype: np.dtype | None, update: Callable[[int], Any]) 
 
 
 def _other_files(folder: Path, networks: Iterable[str]) -> Iterator[Path]:
-    """Yields the files to copy: configs, the folders of other components, and documents. The index comes last, because
-    a folder without one is no checkpoint."""
+    """Yields the paths of the files to copy: configs, the folders of other components, and documents.
+
+    The index comes last, because a folder without an index is not taken for a checkpoint.
+    """
     yield from (Path(part, "config.json") for part in networks)
     index = read_json(folder / "model_index.json")
     for other in sorted(folder.iterdir()):
@@ -237,17 +239,20 @@ def _other_files(folder: Path, networks: Iterable[str]) -> Iterator[Path]:
 
 
 def _index(folder: Path, index: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns a folder's index without the parts that the folder lacks, such as those that are not fetched from the
-    hub, so that diffusers does not look for them. Returns nothing if the folder has all parts."""
+    """Returns {name: content} of a folder's index, in which absent components are marked as absent for diffusers.
+
+    A component may be absent because it was not downloaded from the hub. The result is empty if none is absent.
+    """
     absent = {part: [None, None] for part in index if listed(index, part) and not (folder / part).is_dir()}
     if not absent:
         return {}
-    warnings.warn(f"{folder} has no {', '.join(absent)}, nor has what is written", stacklevel=4)
+    warnings.warn(f"{folder} has no {', '.join(absent)}, so the converted checkpoint has none either", stacklevel=4)
     unchecked = {"requires_safety_checker": False} if CHECKER in absent else {}
     return {"model_index.json": {**index, **absent, **unchecked}}
 
 
 def _documents(folder: Path) -> Iterator[Path]:
+    """Yields the paths of readmes and licenses, relative to the folder."""
     for path in sorted(folder.iterdir()):
         if path.is_file() and any(path.match(name) for name in _DOCUMENTS):
             yield Path(path.name)

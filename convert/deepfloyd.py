@@ -1,9 +1,10 @@
-"""Reads a stage of DeepFloyd-IF in the layout of its own repository: `config.yml` and `pytorch_model.bin`.
+"""Reads a stage of DeepFloyd-IF in its original layout: `config.yml` and `pytorch_model.bin`.
 
-The UNet is the same as diffusers', but its layers have other names. diffusers groups resnets and attentions by level.
-The original has one list of blocks on the way down and one on the way up (`sega_jax.weights.original_names.places`).
-It implements layers over tokens as convolutions of size 1, and one such layer computes queries, keys and values. Its
-rows are ordered by head: the first head's queries, keys and values, then the second head's.
+The UNet is the same as diffusers', but its layers have different names. diffusers groups resnets and attentions by
+level. The original has one list of blocks on the way down and one on the way up (see
+`sega_jax.weights.original_names.places`). It implements layers over tokens as convolutions of size 1. One such layer
+computes queries, keys and values. Its rows are ordered by head: the first head's queries, keys and values, then the
+second head's.
 """
 
 import os
@@ -43,7 +44,7 @@ _ENDS = {
 }
 # Layers of resnets and attentions.
 _LAYERS = RESNET | {"group_norm": "norm", "norm_cross": "norm_encoder", "to_out.0": "proj_out"}
-# Fused layers, and our layers in the order of their rows.
+# {fused layer: our layers, in the order of its rows}.
 _FUSED = {"qkv": ("to_q", "to_k", "to_v"), "encoder_kv": ("add_k_proj", "add_v_proj")}
 _FORMS = Forms(
     fused={rf"\.{layer}\.(weight|bias)$": layers for layer, layers in _FUSED.items()},
@@ -70,7 +71,7 @@ class _Params(NamedTuple):
     scale_skip_connection: bool = False
 
 
-# Options whose other values describe an unsupported network, and options without effect on this one.
+# Options with their only supported values, and options that do not affect the network.
 _FIXED = {
     "use_scale_shift_norm": (True,),
     "resblock_updown": (True,),
@@ -82,19 +83,21 @@ _FIXED = {
 _IGNORED = ("precision", "dropout", "conv_resample", "num_heads", "num_heads_upsample")
 _OPTIONAL = ("efficient_activation", "scale_skip_connection")
 _SCALAR = str | int | float
-# Block types by whether a level has attention.
+# Block types, by whether the level has attention.
 _DOWN = {True: "SimpleCrossAttnDownBlock2D", False: "ResnetDownsampleBlock2D"}
 _UP = {True: "SimpleCrossAttnUpBlock2D", False: "ResnetUpsampleBlock2D"}
 
 
 def is_original(folder: Path) -> bool:
-    """Tells whether a folder has this layout alone. Repositories on the hub also have diffusers' layout, which goes
-    first."""
+    """Tells whether a folder has only the original layout.
+
+    Repositories on the hub also have diffusers' layout, which takes precedence.
+    """
     return os.path.isfile(folder / CONFIG) and not os.path.exists(folder / "model_index.json")
 
 
 class Stage(NamedTuple):
-    """A stage without weights: its UNet without values, and the JSON files of diffusers' layout."""
+    """A stage without weights: its UNet without values, and {path: content} of the JSON files in diffusers' layout."""
 
     unet: UNet2DConditionModel
     files: dict[str, dict[str, Any]]
@@ -103,8 +106,8 @@ class Stage(NamedTuple):
 def describe(folder: Path) -> Stage:
     """Reads config.yml.
 
-    The returned files describe a pipeline of diffusers without a safety checker and without a text encoder, which all
-    stages share and no stage's file holds. The schedulers have the repository's defaults.
+    The returned files describe a diffusers pipeline without a safety checker and without a text encoder, which all
+    stages share and which is in no stage's file. The schedulers have the original repository's defaults.
 
     Raises:
         CheckpointError: config.yml is missing, broken, or describes an unsupported network.
@@ -146,10 +149,12 @@ def _params(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not readable YAML ({reason}); fetch it again") from None
     params = content.get("params") if isinstance(content, dict) else None
     if not isinstance(params, dict):
-        raise CheckpointError(f"{path} has no params, expected those of a stage of DeepFloyd-IF; fetch it again")
+        raise CheckpointError(
+            f"{path} has no params, expected the parameters of a stage of DeepFloyd-IF; fetch it again"
+        )
     for name, value in params.items():
         entries = value if isinstance(value, list) else [value]
-        # YAML's references let a small file hold a value of any size, so check values before printing any.
+        # YAML's references let a small file contain huge values, so all values are checked before any is printed.
         if not isinstance(name, str) or not all(entry is None or isinstance(entry, _SCALAR) for entry in entries):
             raise CheckpointError(f"{path}: {str(name)[:80]} is neither a value nor a list of values; fetch it again")
     return params
@@ -159,21 +164,23 @@ def _unet_config(params: dict[str, Any]) -> dict[str, Any]:
     """Translates `params` to diffusers' config of the UNet."""
     missing = [name for name in _Params._fields if params.get(name) is None and name not in _OPTIONAL]
     if missing:
-        raise ValueError(f"its params lack {', '.join(missing)}")
+        raise ValueError(f"params lacks {', '.join(missing)}; fetch the file again")
     params = {"use_scale_shift_norm": False, "resblock_updown": False} | params
     choices = {"activation": ("gelu", "silu")}
     p = build(_Params, params, "DeepFloyd-IF", fixed=_FIXED, choices=choices, ignored=_IGNORED)
     if (p.in_channels, p.out_channels) not in ((3, 6), (6, 6)):
         raise ValueError(
-            f"in_channels={p.in_channels} and out_channels={p.out_channels} are of no stage: the first has 3 and 6,"
-            " the second 6 and 6"
+            f"in_channels={p.in_channels} and out_channels={p.out_channels} fit no supported stage: the first has 3 and"
+            " 6, the second 6 and 6"
         )
     widths = _numbers("channel_mult", p.channel_mult)
     rates = _numbers("attention_resolutions", p.attention_resolutions)
-    if isinstance(p.attention_resolutions, str):  # sizes in pixels; a list holds the downsampling factors
+    if isinstance(p.attention_resolutions, str):  # text contains sizes in pixels, a list contains downsampling factors
         rates = [p.image_size // size for size in rates]
     attends = [2**level in rates for level in range(len(widths))]
-    scale = 1 / 0.7071 if p.scale_skip_connection else 1.0  # the original multiplies by the rounded 0.7071
+    scale = (
+        1 / 0.7071 if p.scale_skip_connection else 1.0
+    )  # the original multiplies by 0.7071, not by the square root of 1/2
     projected = p.encoder_dim != p.encoder_channels
     return {
         "_class_name": "UNet2DConditionModel",
@@ -204,7 +211,7 @@ def _unet_config(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def _numbers(name: str, value: str | tuple[int, ...]) -> list[int]:
-    """Reads positive integers from a tuple, or from text with commas between them."""
+    """Reads positive integers from a tuple, or from comma-separated text."""
     try:
         numbers = [int(entry) for entry in (value.split(",") if isinstance(value, str) else value)]
     except ValueError:
@@ -215,8 +222,10 @@ def _numbers(name: str, value: str | tuple[int, ...]) -> list[int]:
 
 
 def original_names(unet: UNet2DConditionModel) -> dict[str, str]:
-    """Returns {key in diffusers' layout: name in the original}, where a parameter of a fused tensor is named like
-    "middle_block.1.qkv.weight[to_q]"."""
+    """Returns {key in diffusers' layout: original name}.
+
+    A parameter that is part of a fused tensor has a name like "middle_block.1.qkv.weight[to_q]".
+    """
     known = _ENDS | dict(places(unet))
     return {key: _original_name(key, known) for key in leaves(unet)}
 
@@ -231,10 +240,10 @@ def _original_name(key: str, places: dict[str, str]) -> str:
 
 
 class OriginalTensors(PickledTensors):
-    """The parameters in `pytorch_model.bin`, which fuses some layers and stores layers over tokens as convolutions.
+    """Reads the parameters in `pytorch_model.bin`, where some layers are fused and layers over tokens are convolutions.
 
     Raises:
-        CheckpointError: as `PickledTensors`.
+        CheckpointError: as for `PickledTensors`.
     """
 
     def __init__(self, folder: Path, unet: UNet2DConditionModel):

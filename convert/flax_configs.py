@@ -1,4 +1,4 @@
-"""The configs of a checkpoint that diffusers wrote for Flax, as torch's diffusers reads them."""
+"""Translates the configs of a checkpoint that diffusers wrote for Flax to torch's classes."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,25 +11,28 @@ _PREFIX = "Flax"
 
 
 def of_torch_classes(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """Returns the configs among a checkpoint's files that name classes for Flax, with torch's classes in their place.
+    """Returns the configs that name classes for Flax, with torch's classes in their place.
 
     Args:
-        folder: the checkpoint.
-        files: paths in it.
+        folder: the folder of the checkpoint.
+        files: the paths of its files, relative to the folder.
+
+    Returns:
+        {path: content} of the configs that change.
     """
-    found = {}
+    configs = {}
     for path in files:
         if path.name in ("model_index.json", "config.json", "scheduler_config.json"):
             config = read_json(folder / path)
             if (changed := _changed(path.name, config)) != config:
-                found[str(path)] = changed
-    return found
+                configs[str(path)] = changed
+    return configs
 
 
 def _changed(name: str, config: dict[str, Any]) -> dict[str, Any]:
     if name == "scheduler_config.json":
         return of_torch(config)
-    # An index lists library and class of every part, and has its own class besides, as other configs do.
+    # An index lists the library and class of every component. Like other configs, it also has a class.
     return {
         key: [_torch(entry) for entry in value] if name == "model_index.json" and isinstance(value, list) else value
         for key, value in config.items()

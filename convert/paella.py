@@ -1,4 +1,4 @@
-"""Paella's published files, each one network's, to one folder in the layout of the others."""
+"""`convert_paella`: combines Paella's published files, each with one network, into one checkpoint."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -18,11 +18,11 @@ from sega_jax.nn.vqgan import VQConfig, VQModel
 from sega_jax.pipelines.weight_files import open_weights
 from sega_jax.text.files import CheckpointError, read_json
 from sega_jax.text.tokenizers import Tokenizer
-from sega_jax.weights.destination import whole_or_nothing
+from sega_jax.weights.destination import atomic_folder
 from sega_jax.weights.torch_pickle import PickledTensors
 from sega_jax.weights.write import as_json
 
-# Each network's published file without ending, its class and its config.
+# {network: (stem of the published file, class of the network, class of its config)}.
 NETWORKS: dict[str, tuple[str, type[Any], Any]] = {
     "denoiser": ("paella_v3", Paella, PaellaConfig),
     "vqgan": ("vqgan_f4", VQModel, VQConfig),
@@ -31,24 +31,26 @@ NETWORKS: dict[str, tuple[str, type[Any], Any]] = {
 
 
 class PublishedTensors(PickledTensors):
-    """The tensors of a published file `STEM.pt`, or of one that the training script left, which has them as its
-    `state_dict` and, smoothed, `ema_state_dict`.
+    """Reads the tensors of a published file `STEM.pt`, or of a checkpoint of the training script.
+
+    The training script stores the weights as `state_dict` and their moving average as `ema_state_dict`. The moving
+    average is preferred.
 
     Raises:
-        CheckpointError: as of `PickledTensors`.
+        CheckpointError: as for `PickledTensors`.
     """
 
     ending = "pt"
 
-    def _within(self, found: Any) -> Any:
+    def _within(self, content: Any) -> Any:
         for key in ("ema_state_dict", "state_dict"):
-            if isinstance(found, dict) and isinstance(found.get(key), dict):
-                return found[key]
-        return found
+            if isinstance(content, dict) and isinstance(content.get(key), dict):
+                return content[key]
+        return content
 
 
 def is_published(source: str | Path) -> bool:
-    """Whether a folder has one of the published files."""
+    """Tells whether a folder contains one of the published files."""
     return any(Path(os.path.expanduser(source), f"{stem}.pt").is_file() for stem, _, _ in NETWORKS.values())
 
 
@@ -63,39 +65,41 @@ def convert_paella(
     configs: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     progress: bool | None = None,
 ) -> Path:
-    """Writes Paella's published files, and the text encoders it was trained with, as one checkpoint.
+    """Combines Paella's published files, and optionally its text encoders, into one checkpoint.
 
-    It has a folder a network, each with weights in the form `to` and config.json: `denoiser`, `vqgan` and `prior`;
-    where they are given also `byt5`, ByT5's encoder, and `clip`, OpenCLIP's text encoder with its projection, beside
-    `tokenizer`. Without `clip` the prior is not loaded, since it goes from its embeddings. `model_index.json` names
-    the class of each, of a `PaellaPipeline`.
+    The checkpoint has one folder for each network, with weights and config.json: `denoiser`, `vqgan` and `prior`. The
+    text encoders, if given, are `byt5` (ByT5's encoder) and `clip` (OpenCLIP's text encoder with its projection), the
+    latter with a folder `tokenizer`. `model_index.json` describes a `PaellaPipeline` and names the class of each
+    network. Without `clip`, it marks the prior as absent, because the prior needs the embeddings of `clip`.
 
     Args:
-        source: a folder with `paella_v3.pt`, `vqgan_f4.pt` and `prior_v1.pt`, pickles, which are read without running
-            what they hold.
-        dest: the folder to write, new or empty, which appears when it is whole.
-        byt5: the folder of google/byt5-xl, or of its encoder alone.
-        openclip: the folder of laion/CLIP-ViT-H-14-laion2B-s32B-b79K in transformers' layout, or of its text encoder.
-        dtype: float32, float16 or bfloat16; None keeps every weight's own.
-        to: "orbax" or "diffusers", which is safetensors.
-        configs: what of the first three networks is not as published, by name.
-        progress: whether to show a bar of bytes; None is in terminals and notebooks.
+        source: a folder with `paella_v3.pt`, `vqgan_f4.pt` and `prior_v1.pt`. These are pickles, whose code is not run.
+        dest: a new or empty folder. It appears once it is complete.
+        byt5: a folder with google/byt5-xl, or only its encoder; None leaves it out.
+        openclip: a folder with laion/CLIP-ViT-H-14-laion2B-s32B-b79K in transformers' layout, or only its text encoder;
+            None leaves it out.
+        dtype: float32, float16 or bfloat16; None keeps the dtype of every weight.
+        to: "diffusers" for safetensors files, or "orbax".
+        configs: {network: config options that differ from the published ones}, for `denoiser`, `vqgan` and `prior`.
+        progress: whether to show a progress bar; None shows it in terminals and notebooks.
 
     Returns:
-        The written folder.
+        The absolute path of the written folder.
 
     Raises:
-        FileNotFoundError: a folder that is none.
-        FileExistsError: dest is there and not empty.
-        TypeError: dest is no path.
-        CheckpointError: a file is missing, broken, hostile or does not fit, with every missing, extra and misshapen
-            tensor, or a weight overflows `dtype`; all but values are checked before anything is written.
-        ValueError: an unknown dtype, form or network, a config that is not supported, or dest lies inside a source.
-        OSError: dest cannot be written to, or its disk is full.
+        FileNotFoundError: a folder does not exist.
+        FileExistsError: `dest` exists and is not empty.
+        TypeError: `source`, `dest`, `byt5` or `openclip` is not a path.
+        CheckpointError: a file is missing, broken or hostile; it does not fit its network (the error lists every
+            missing, extra and misshapen tensor); or a weight overflows `dtype`. Everything but the values is checked
+            before anything is written.
+        ValueError: the dtype, format or a network's name is unknown, a config is not supported, or `dest` lies inside a
+            source.
+        OSError: `dest` cannot be written, or its disk is full.
     """
     check_options(to, dtype)
     if unknown := configs.keys() - NETWORKS.keys():
-        raise ValueError(f"configs has {', '.join(sorted(unknown))}, expected of {', '.join(NETWORKS)}")
+        raise ValueError(f"configs has unknown networks {', '.join(sorted(unknown))}, expected {', '.join(NETWORKS)}")
     folder = _folder(source)
     texts = [None if path is None else _folder(path) for path in (byt5, openclip)]
     missing = [f"{stem}.pt" for stem, _, _ in NETWORKS.values() if not (folder / f"{stem}.pt").is_file()]
@@ -103,7 +107,7 @@ def convert_paella(
         raise CheckpointError(f"{folder} has no {' and no '.join(missing)}; fetch all three files into one folder")
     dest = destination(dest, folder, *(text for text in texts if text))
 
-    with whole_or_nothing(dest) as partly:
+    with atomic_folder(dest) as partial_folder:
         sources: dict[str, Source] = {}
         others: dict[Path, Path | bytes] = {}
         index: dict[str, Any] = {"_class_name": "PaellaPipeline"}
@@ -121,12 +125,12 @@ def convert_paella(
                 others |= files
                 index[part] = ["transformers", type(sources[part].module).__name__]
         if texts[1] is None:
-            # It goes from CLIP's embeddings, and waits for them.
+            # The prior needs CLIP's embeddings. Its weights are written, but not loaded until there is a text encoder.
             index["prior"] = [None, None]
         else:
             index["tokenizer"] = ["transformers", "CLIPTokenizer"]
         others[Path("model_index.json")] = as_json(index)
-        write(partly, sources, others, to=to, dtype=dtype, progress=progress)
+        write(partial_folder, sources, others, to=to, dtype=dtype, progress=progress)
     return dest
 
 
@@ -135,12 +139,12 @@ def _folder(path: str | Path) -> Path:
         raise TypeError(f"{path!r} should be the path of a folder")
     folder = Path(os.path.expanduser(path))
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder")
+        raise FileNotFoundError(f"{folder} is not a folder; give an existing one")
     return folder
 
 
 def _byt5(folder: Path) -> tuple[Source, dict[str, Any], dict[Path, Path]]:
-    """ByT5's encoder, its config, and no files."""
+    """Returns ByT5's encoder, its config, and no further files, because its tokenizer needs none."""
     config = read_json(folder / "config.json")
     module = _built(folder, lambda: T5EncoderModel(T5Config.from_dict(config)))
 
@@ -149,11 +153,11 @@ def _byt5(folder: Path) -> tuple[Source, dict[str, Any], dict[Path, Path]]:
 
 
 def _clip(folder: Path) -> tuple[Source, dict[str, Any], dict[Path, Path]]:
-    """OpenCLIP's text encoder, its config, and the files of its tokenizer."""
+    """Returns OpenCLIP's text encoder, its config, and the files of its tokenizer."""
     whole = read_json(folder / "config.json")
     config = whole.get("text_config") or whole
     if not isinstance(config, dict):
-        raise CheckpointError(f"{folder / 'config.json'}: text_config={config!r} should be an object of settings")
+        raise CheckpointError(f"{folder / 'config.json'}: text_config={config!r} should be a JSON object of options")
     config = config | {
         "architectures": ["CLIPTextModelWithProjection"],
         "projection_dim": whole.get("projection_dim", config.get("projection_dim")),
@@ -170,6 +174,7 @@ def _clip(folder: Path) -> tuple[Source, dict[str, Any], dict[Path, Path]]:
 
 
 def _built(folder: Path, build: Callable[[], Any]) -> Any:
+    """Calls `build`, and names the config's file in its errors."""
     try:
         return build()
     except ValueError as error:

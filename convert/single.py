@@ -1,4 +1,4 @@
-"""`convert_single`: converts Stable Diffusion from a single file to a folder."""
+"""`convert_single`: converts a single-file Stable Diffusion checkpoint to a folder."""
 
 import os
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ from sega_jax.pipelines.sources import find, names_file
 from sega_jax.systems.registry import CHECKER, recognise, weight_stem
 from sega_jax.text.files import read_json
 from sega_jax.text.tokenizers import Tokenizer, TokenizerPair
-from sega_jax.weights.destination import whole_or_nothing
+from sega_jax.weights.destination import atomic_folder
 from sega_jax.weights.single_file import ENDINGS
 from sega_jax.weights.write import as_json
 
-# Files to write besides the weights, each as a path to copy or as its content.
+# {path in the checkpoint: path of a file to copy, or content} of the files other than weights.
 Files = dict[Path, Path | bytes]
 
 
@@ -35,69 +35,75 @@ def convert_single(
     to: str = "diffusers",
     progress: bool | None = None,
 ) -> Path:
-    """Converts Stable Diffusion 1.x, 2.x or XL from a single file, which has the names of the original repositories, to
-    a folder without a safety checker.
+    """Converts a single file with Stable Diffusion 1.x, 2.x or XL to a folder without a safety checker.
+
+    The tensors in the file have the names of the original repositories.
 
     Args:
-        source: a `.safetensors` file or a pickle such as `.ckpt`, of which no code runs; also on the hub,
+        source: a `.safetensors` file, or a pickle such as `.ckpt`, whose code is not run; or a file on the hub,
             "owner/name/file".
         dest: a new or empty folder. It appears once it is complete.
         tokenizer: a folder with CLIP's vocabulary (vocab.json and merges.txt), which the file does not contain; None
-            takes the one in `config`.
+            uses the vocabulary in `config` or, without `config`, the published one from the hub.
         config, prediction_type, ema: as for `sega_jax.load`.
         dtype: float32, float16 or bfloat16; None keeps the dtype of every weight.
         to: "diffusers" for safetensors files, or "orbax".
         progress: whether to show a progress bar; None shows it in terminals and notebooks.
 
     Returns:
-        The written folder.
+        The absolute path of the written folder.
 
     Raises:
         FileNotFoundError: a file or folder does not exist.
         FileExistsError: `dest` exists and is not empty.
-        TypeError: `dest` is no path.
+        TypeError: `dest` is not a path.
         CheckpointError: the file is broken, hostile or of another kind; it does not fit the configs (the error lists
             every missing, extra and misshapen tensor); there is no vocabulary; or a weight overflows `dtype`.
             Everything but the values is checked before anything is written.
-        ValueError: `source` is no single file, `dest` lies inside the config, or the dtype, form or prediction is
-            unknown.
+        ValueError: `source` is not a single file, `dest` lies inside the config's folder, or the dtype, format or
+            prediction type is unknown.
         OSError: `dest` cannot be written, or its disk is full.
     """
     check_options(to, dtype)
     if prediction_type not in (None, *PREDICTIONS):
         raise ValueError(f"prediction_type={prediction_type!r} should be one of {', '.join(PREDICTIONS)}, or None")
     if not names_file(source):
-        raise ValueError(f"{source} is no single file ({', '.join(ENDINGS)}); use convert for folders")
-    found = find(source, None, config, prediction_type)
-    folder = found.fetch(without=[CHECKER])
-    given = found.vocabulary() if tokenizer is None else Path(os.path.expanduser(tokenizer))
+        raise ValueError(f"{source} is not a single file ({', '.join(ENDINGS)}); use convert for folders")
+    checkpoint = find(source, None, config, prediction_type)
+    folder = checkpoint.fetch(without=[CHECKER])
+    vocabulary_folder = checkpoint.vocabulary() if tokenizer is None else Path(os.path.expanduser(tokenizer))
     dest = destination(dest, folder)
-    with whole_or_nothing(dest) as partly:
-        description = describe(folder, tokenizer=given, safety_checker=False)
+    with atomic_folder(dest) as partial_folder:
+        description = describe(folder, tokenizer=vocabulary_folder, safety_checker=False)
         sources = {
-            part: Source(network, partial(found.weights, part, network, ema=ema), weight_stem(description.system, part))
+            part: Source(
+                network, partial(checkpoint.weights, part, network, ema=ema), weight_stem(description.system, part)
+            )
             for part, network in description.models._asdict().items()
         }
-        declared = dict(found.declared) | ({} if prediction_type is None else {"prediction_type": prediction_type})
-        others = _others(folder, _tokenizers(folder, given, description.tokenizer), declared)
-        write(partly, sources, others, to=to, dtype=dtype, progress=progress)
+        declared = dict(checkpoint.declared) | ({} if prediction_type is None else {"prediction_type": prediction_type})
+        others = _others(folder, _tokenizers(folder, vocabulary_folder, description.tokenizer), declared)
+        write(partial_folder, sources, others, to=to, dtype=dtype, progress=progress)
     return dest
 
 
-def _tokenizers(folder: Path, given: Path | None, tokenizer: Tokenizer | TokenizerPair) -> Files:
-    """Returns the tokenizer's files; both tokenizers of a pair take theirs from the same folder if one is given."""
+def _tokenizers(folder: Path, vocabulary_folder: Path | None, tokenizer: Tokenizer | TokenizerPair) -> Files:
+    """Returns the tokenizer's files. With a vocabulary folder, both tokenizers of a pair get its files."""
     if isinstance(tokenizer, Tokenizer):
-        return {**tokenizer_files(given or folder / "tokenizer")}
+        return {**tokenizer_files(vocabulary_folder or folder / "tokenizer")}
     files: Files = {}
-    for part, one in (("tokenizer", tokenizer.first), ("tokenizer_2", tokenizer.second)):
-        for name, path in tokenizer_files(given or folder / part).items():
-            pads = given and name.name in ("special_tokens_map.json", "tokenizer_config.json")
-            files[Path(part, name.name)] = as_json(read_json(path) | {"pad_token": one.pad}) if pads else path
+    for part, member in (("tokenizer", tokenizer.first), ("tokenizer_2", tokenizer.second)):
+        for name, path in tokenizer_files(vocabulary_folder or folder / part).items():
+            names_pad = vocabulary_folder and name.name in ("special_tokens_map.json", "tokenizer_config.json")
+            files[Path(part, name.name)] = as_json(read_json(path) | {"pad_token": member.pad}) if names_pad else path
     return files
 
 
 def _others(folder: Path, tokenizers: Files, declared: Mapping[str, Any]) -> Files:
-    """Returns the files besides the weights. The index comes last, because a folder without one is no checkpoint."""
+    """Returns the files other than weights.
+
+    The index comes last, because a folder without an index is not taken for a checkpoint.
+    """
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json") | dict(declared)
     index = read_json(folder / "model_index.json")
     system = recognise(folder)

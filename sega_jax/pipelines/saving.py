@@ -11,7 +11,7 @@ from sega_jax.pipelines.loaded_checkpoint import LoadedCheckpoint
 from sega_jax.pipelines.progress import bar
 from sega_jax.systems.base import Network, Saved
 from sega_jax.systems.registry import CHECKER
-from sega_jax.weights.destination import whole_or_nothing
+from sega_jax.weights.destination import atomic_folder
 from sega_jax.weights.write import Part, as_json, checkpoint_bytes, module_part, write_checkpoint
 
 _CHECKER = Network(
@@ -48,7 +48,7 @@ def save(pipe: LoadedCheckpoint, folder: str | Path, progress: bool | None = Non
     dest = Path(os.path.expanduser(folder)).resolve()
     networks = _networks(pipe)
     parts = {name: _part(network, module) for name, (network, module) in networks.items()}
-    with tempfile.TemporaryDirectory() as scratch, whole_or_nothing(dest) as partial:
+    with tempfile.TemporaryDirectory() as scratch, atomic_folder(dest) as partial:
         files = _files(pipe, saved, networks, Path(scratch))
         total = checkpoint_bytes(parts, files)
         with bar(total, "B", progress, unit_scale=True, unit_divisor=1024) as shown:

@@ -156,7 +156,7 @@ class Source(NamedTuple):
 
 def names_file(source: object) -> bool:
     """Tells whether a source names a single file, here or on the hub."""
-    if single_file.is_one(source):
+    if single_file.is_weight_file(source):
         return True
     address = hub.address(source) if isinstance(source, str) and "://" in source else None
     return address is not None and single_file.has_ending(address.path)
@@ -206,7 +206,7 @@ def find(
                 f"{source} is no folder here; on the hub, give a repository, owner/name, or a file in it,"
                 f" owner/name/file with the ending {' or '.join(single_file.ENDINGS)}"
             )
-    if single_file.is_one(folder):
+    if single_file.is_weight_file(folder):
         if revision is not None:
             raise ValueError(f"revision={revision!r} is of a repository on the hub, but {folder} is a file")
         if not folder.is_file():

@@ -1,1 +1,1 @@
-"""Reads files into parameters and writes them back. Families of checkpoints pass their tables of names."""
+"""Reads parameters from files and writes them back. Each family of checkpoints passes its own tables of names."""

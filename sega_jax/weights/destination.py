@@ -1,4 +1,4 @@
-"""A folder that is there as a whole or not at all."""
+"""Writes folders atomically: a folder appears once it is complete, or not at all."""
 
 import fcntl
 import os
@@ -9,29 +9,29 @@ from pathlib import Path
 
 
 @contextmanager
-def whole_or_nothing(dest: Path) -> Iterator[Path]:
-    """A hidden folder beside `dest` to write into; it takes that name when the block ends, and goes when it fails.
+def atomic_folder(dest: Path) -> Iterator[Path]:
+    """Yields a hidden folder to write into, which becomes `dest` if the block succeeds and is removed if it fails.
 
-    What a killed process left in the hidden folder is removed. A lock, which the system drops with its process,
-    tells leftovers of a dead process from a folder that is being written.
+    The hidden folder is next to `dest`. Files that a killed process left in it are removed. A lock, which the operating
+    system releases when its process ends, distinguishes such leftovers from a folder that is still being written.
 
     Raises:
-        FileExistsError: `dest` is there and no empty folder, or another process is writing it.
-        OSError: it cannot be written to.
+        FileExistsError: `dest` exists and is not an empty folder, or another process is writing it.
+        OSError: `dest` cannot be written to.
     """
     if os.path.lexists(dest) and not (dest.is_dir() and not any(dest.iterdir())):
-        raise FileExistsError(f"{dest} exists and is no empty folder; name a new one")
+        raise FileExistsError(f"{dest} exists and is not an empty folder; name a new one")
     if os.path.ismount(dest):
-        raise FileExistsError(f"{dest} is where a disk is mounted and cannot be replaced; name a folder inside it")
+        raise FileExistsError(f"{dest} is a mount point and cannot be replaced; name a folder inside it")
     partial = dest.with_name(f".{dest.name}.sega-jax-partial")
     try:
         dest.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir(exist_ok=True)
-        held = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:
         raise OSError(f"{dest} cannot be written to ({error.strerror}); name another folder") from None
     try:
-        if not _lock(held) or not os.path.samestat(os.fstat(held), os.stat(partial)):
+        if not _lock(descriptor) or not os.path.samestat(os.fstat(descriptor), os.stat(partial)):
             raise FileExistsError(f"another process is writing {dest}; wait for it, or name another folder")
         try:
             _empty(partial)
@@ -43,7 +43,7 @@ def whole_or_nothing(dest: Path) -> Iterator[Path]:
             raise
         _sync_entry(dest.parent)
     finally:
-        os.close(held)
+        os.close(descriptor)
 
 
 def _lock(folder: int) -> bool:
@@ -51,7 +51,7 @@ def _lock(folder: int) -> bool:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a file system without locks; two writers of one folder are rare
+    except OSError:  # the file system has no locks, and two writers of one folder are rare
         return True
     return True
 
@@ -62,7 +62,7 @@ def _empty(folder: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Has the disk hold everything before the folder gets its name, in case the power fails."""
+    """Flushes all files to the disk, so that a power failure cannot leave an incomplete folder with the final name."""
     for path, _, names in os.walk(folder):
         for name in names:
             _sync_entry(Path(path, name))

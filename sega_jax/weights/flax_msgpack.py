@@ -1,8 +1,8 @@
 """Reads the weights of one network from the msgpack files that diffusers and transformers wrote for Flax.
 
-`flax.serialization.to_bytes` writes a map of maps, one for each Linen module, whose leaves are arrays. Flax reads it
-with `msgpack`, and so does this file, with limits in place of trust: such files have no lists and few names. An array
-is an extension of msgpack, which holds its shape, dtype and entries. Nothing in such a file is code.
+`flax.serialization.to_bytes` writes nested maps, one for each Linen module, whose leaves are arrays. An array is a
+msgpack extension that holds its shape, dtype and entries. Like Flax, this module reads files with `msgpack`, but it
+limits their size and structure. Reading a file runs no code.
 """
 
 import math
@@ -22,30 +22,32 @@ from sega_jax.weights.layout import Entry, Layout, torch_key, torch_name
 from sega_jax.weights.tensors import Tensors, looks_like, weight_files
 from sega_jax.weights.torch_pickle import mapped
 
-# Linen stores parameters in the order of our axes. Names are torch's, so that a module's `rename` applies.
+# Linen orders the axes of parameters as we do. Names are converted to torch's, so that a module's `rename` applies.
 LINEN = Layout(torch_name, lambda _path, shape: shape, lambda _path, array: array)
-# Limits far beyond any network: names in a file, names in one map, and letters of a dotted path.
-_MOST_NAMES, _MOST_IN_ONE, _LONGEST = 2**16, 2**10, 512
-# Flax's extensions of msgpack that are arrays, and the mark of a map that is an array of more than 2^30 bytes.
+# Limits far beyond any network: names in a file, names in one map, and characters in a dotted path.
+_MAX_NAMES, _MAX_NAMES_IN_MAP, _MAX_PATH_LENGTH = 2**16, 2**10, 512
+# Codes of Flax's msgpack extensions for arrays, and the key that marks a map as an array of more than 2^30 bytes.
 _ARRAY, _SCALAR, _CHUNKED = 1, 3, "__msgpack_chunked_array__"
 _FLOATS = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)
-_OTHERS = (np.int64, np.int32, np.int16, np.int8, np.uint64, np.uint32, np.uint16, np.uint8, np.bool_)
-_DTYPES = {np.dtype(dtype).name: np.dtype(dtype) for dtype in (*_FLOATS, *_OTHERS)}
-# torch's names of layers that have other names in Linen's autoencoder.
+_INTEGERS = (np.int64, np.int32, np.int16, np.int8, np.uint64, np.uint32, np.uint16, np.uint8, np.bool_)
+_DTYPES = {np.dtype(dtype).name: np.dtype(dtype) for dtype in (*_FLOATS, *_INTEGERS)}
+# Layers whose names differ between the autoencoders in Linen and in torch.
 _LAYERS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 class FlaxTensors(Tensors):
-    """The arrays of `diffusion_flax_model.msgpack` (diffusers) or `flax_model.msgpack` (transformers), or of the shards
-    that `flax_model.msgpack.index.json` names. They are in memory until the file is closed, because msgpack is read as
-    a whole.
+    """Reads the arrays of one network in Flax's msgpack format.
+
+    The file is `diffusion_flax_model.msgpack` (diffusers) or `flax_model.msgpack` (transformers), or the shards that
+    `flax_model.msgpack.index.json` lists. All arrays stay in memory until the file is closed, because msgpack cannot be
+    read in parts.
 
     Args:
         folder, variant, rename: as for `Tensors`.
-        stem: the name of the safetensors file in its place, without ending.
+        stem: the name of the corresponding safetensors file, without its ending.
 
     Raises:
-        CheckpointError: a file is missing or broken, or holds anything but arrays.
+        CheckpointError: a file is missing or broken, or contains anything but arrays.
     """
 
     layout = LINEN
@@ -61,8 +63,8 @@ class FlaxTensors(Tensors):
                 arrays = list(_flat(_unpacked(data)))
         except CheckpointError:
             raise
-        except Exception as error:  # a broken file can fail anywhere
-            kind = looks_like(path) or "truncated or no weight file of Flax"
+        except Exception as error:  # a broken file can raise errors of many types
+            kind = looks_like(path) or "truncated or not a Flax weight file"
             reason = str(error)[:100] or type(error).__name__
             raise CheckpointError(f"{path} is {kind}, expected Flax's msgpack ({reason}); fetch it again") from None
         for name, array in arrays:
@@ -72,97 +74,101 @@ class FlaxTensors(Tensors):
 
 
 def flax_stem(stem: str) -> str:
-    """Returns the name of Flax's weight file without ending, given that of the safetensors file in its place."""
+    """Returns the stem of Flax's weight file, given the stem of the corresponding safetensors file."""
     return "flax_model" if stem == "model" else stem.replace("_pytorch_", "_flax_")
 
 
 def files(stem: str, variant: str | None) -> list[str]:
-    """Returns patterns of the names that a network's files may have, given the safetensors file's without ending."""
+    """Returns shell patterns for a network's msgpack files, given the stem of the corresponding safetensors file."""
     return weight_files(flax_stem(stem), variant, FlaxTensors.ending)
 
 
 def _unpacked(data: Any) -> Any:
-    """Returns the content of a file: a map of maps of arrays.
+    """Returns the content of a msgpack file: nested maps of arrays.
 
     Args:
-        data: a buffer.
+        data: the bytes of the file, in a buffer.
 
     Raises:
-        ValueError: it is no msgpack, or exceeds the limits.
+        ValueError: the bytes are not msgpack, or exceed the limits.
     """
     names = 0
 
     def map_or_array(content: dict[str, Any]) -> Any:
         nonlocal names
         names += len(content)
-        if names > _MOST_NAMES:
-            raise ValueError(f"more than {_MOST_NAMES} names")
+        if names > _MAX_NAMES:
+            raise ValueError(f"more than {_MAX_NAMES} names")
         return _joined(content) if _CHUNKED in content else content
 
     return msgpack.unpackb(
         data,
         ext_hook=_array,
         object_hook=map_or_array,
-        max_map_len=_MOST_IN_ONE,
-        max_str_len=_LONGEST,
+        max_map_len=_MAX_NAMES_IN_MAP,
+        max_str_len=_MAX_PATH_LENGTH,
         max_array_len=0,
         max_bin_len=0,
     )
 
 
 def _array(code: int, data: bytes) -> np.ndarray:
-    """Returns the array in an extension of msgpack, whose content is a list of its shape, dtype and entries.
+    """Returns the array in a msgpack extension, whose content is a list of its shape, dtype and entries.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: the extension is not a valid array.
     """
     if code not in (_ARRAY, _SCALAR):
-        raise ValueError(f"an extension of kind {code}, expected an array")
-    shape, name, entries = msgpack.unpackb(data, max_array_len=32, max_map_len=0, max_str_len=_LONGEST)
+        raise ValueError(f"an extension of type {code}, expected an array")
+    shape, name, entries = msgpack.unpackb(data, max_array_len=32, max_map_len=0, max_str_len=_MAX_PATH_LENGTH)
     if name not in _DTYPES:
         raise ValueError(f"entries of type {str(name)[:20]}, expected one of {', '.join(_DTYPES)}")
     return _shaped(np.frombuffer(entries, _DTYPES[name]), shape)
 
 
 def _joined(content: Mapping[str, Any]) -> np.ndarray:
-    """Returns the array that a map stands for by its shape and the chunks of its entries, which are maps of places to
-    values.
+    """Returns the large array that a map describes by its shape and the chunks of its entries.
+
+    Shape and chunks are maps from positions ("0", "1", ...) to values.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: the map is not a valid array.
     """
     shape, chunks = ([content[name][str(i)] for i in range(len(content[name]))] for name in ("shape", "chunks"))
     if len({chunk.dtype for chunk in chunks}) != 1:
-        raise ValueError("chunks of an array that are of several types")
+        raise ValueError("the chunks of an array have different dtypes")
     return _shaped(np.concatenate(chunks), shape)
 
 
 def _shaped(entries: np.ndarray, shape: Any) -> np.ndarray:
     if not all(type(size) is int and size >= 0 for size in shape) or math.prod(shape) != entries.size:
-        raise ValueError(f"{entries.size} entries of an array of shape {str(shape)[:80]}")
+        raise ValueError(f"{entries.size} entries for an array of shape {str(shape)[:80]}")
     return entries.reshape(shape)
 
 
 def _flat(content: Any, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the arrays in maps with their dotted paths.
+    """Yields the arrays in nested maps with their dotted paths.
 
     Raises:
-        ValueError: there is something else in the maps, or a path is too long.
+        ValueError: a leaf is not an array, or a path is too long.
     """
     if isinstance(content, np.ndarray) and path:
         yield path, content
         return
     if not isinstance(content, dict):
-        raise ValueError(f"{path[:80] or 'its content'} is a {type(content).__name__}, expected an array")
+        raise ValueError(f"{path[:80] or 'its content'} has type {type(content).__name__}, expected an array")
     for name, value in content.items():
-        if len(path) + len(name) > _LONGEST:
-            raise ValueError(f"a path of more than {_LONGEST} letters")
+        if len(path) + len(name) > _MAX_PATH_LENGTH:
+            raise ValueError(f"a path of more than {_MAX_PATH_LENGTH} characters")
         yield from _flat(value, f"{path}.{name}" if path else name)
 
 
 def _torch_path(name: str) -> str:
-    """Returns the dotted path in torch's modules of a dotted path in Linen's, which have no lists: `resnets_0` is
-    `resnets.0`. The layers of a time embedding, `linear_1` and `linear_2`, have these names in torch, too."""
+    """Translates a dotted path in Linen's modules to the path in torch's.
+
+    Linen has no lists of modules: its `resnets_0` is torch's `resnets.0`. A time embedding's layers `linear_1` and
+    `linear_2` keep their names.
+    """
     *parents, last = re.sub(r"(?<!\blinear)_(\d+)(?=\.)", r".\1", name).split(".")
     if parents:
         parents[-1] = _LAYERS.get(parents[-1], parents[-1])

@@ -1,8 +1,8 @@
-"""8-bit floats in files, which are widened while they are read.
+"""Reads 8-bit floats and converts them to wider types.
 
-float16 holds every value of the usual 8-bit types exactly. Files may store a weight divided by a scale, so that it
-fills the small range of these types. The scale is a tensor beside the weight: one number, one for each row (the outputs
-of a layer), or one for each block of a matrix.
+float16 represents every value of the common 8-bit types exactly. Files may store a weight divided by a scale, so that
+its values use the full range of these types. A separate tensor holds the scale: one number, one for each row (output of
+the layer), or one for each block of a matrix.
 """
 
 import json
@@ -20,7 +20,7 @@ from sega_jax.method.numerics import is_floating
 from sega_jax.text.files import CheckpointError
 from sega_jax.weights.layout import Entry
 
-# By the names in headers of safetensors files. The last one holds scales, powers of two from 2^-127 to 2^127.
+# Keys are the names in safetensors headers. The last type is for scales, powers of two from 2^-127 to 2^127.
 DTYPES = {
     "F8_E4M3": ml_dtypes.float8_e4m3fn,
     "F8_E5M2": ml_dtypes.float8_e5m2,
@@ -30,57 +30,60 @@ DTYPES = {
 }
 _WIDE: dict[np.dtype, np.dtype] = {np.dtype(dtype): np.dtype(np.float16) for dtype in DTYPES.values()}
 _WIDE[np.dtype(ml_dtypes.float8_e8m0fnu)] = np.dtype(np.float32)
-# What files call the scale of "layer.weight": "layer.scale_weight" and so on. The last one is of blocks, and is to be
-# multiplied, whatever its name says.
+# Names of the scale of "layer.weight": "layer.scale_weight" and so on. The last name is for blocks, and such a scale
+# multiplies the weight like the others, in spite of its name.
 _SCALES = ("scale_weight", "weight_scale", "weight_scale_inv")
-# Scales of a layer's input, which quantised computation needs, and notes about the format.
+# Scales of a layer's input, which only quantised computation needs, and notes about the format.
 _NOTES = ("scale_input", "input_scale", "comfy_quant", "scaled_fp8")
-# Bytes of a note.
-_LONGEST = 2**12
-# The usual side of a block.
+# The most bytes in a note.
+_MAX_NOTE_SIZE = 2**12
+# The most common size of a block, in entries along each axis.
 _BLOCK = 128
 
 
 def in_safetensors(path: Path) -> dict[str, Entry]:
-    """Returns the 8-bit tensors of a safetensors file that `safe_open` has checked, by their keys."""
+    """Returns {key: tensor} of the 8-bit tensors in a safetensors file, whose header `safe_open` has validated."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
     tensors = {}
-    for key, one in header.items():
-        if key != "__metadata__" and one["dtype"] in DTYPES:
-            kind, shape = np.dtype(DTYPES[one["dtype"]]), tuple(one["shape"])
-            read = partial(_read, path, 8 + length + one["data_offsets"][0], shape, kind)
+    for key, tensor in header.items():
+        if key != "__metadata__" and tensor["dtype"] in DTYPES:
+            kind, shape = np.dtype(DTYPES[tensor["dtype"]]), tuple(tensor["shape"])
+            read = partial(_read, path, 8 + length + tensor["data_offsets"][0], shape, kind)
             tensors[key] = Entry(key, shape, math.prod(shape) * _WIDE[kind].itemsize, read, eight_bit=True)
     return tensors
 
 
 def widened(array: np.ndarray) -> np.ndarray:
-    """Returns an array of 8-bit floats in a wider type, without rounding, and any other array as it is."""
+    """Converts an array of 8-bit floats to a wider type without rounding. Other arrays are returned unchanged."""
     if array.dtype not in _WIDE:
         return array
-    with np.errstate(invalid="ignore"):  # NaN is found where the network is filled
+    with np.errstate(invalid="ignore"):  # `pull.fill` reports NaN
         return array.astype(_WIDE[array.dtype])
 
 
 def is_eight_bit(dtype: np.dtype) -> bool:
-    """Tells whether a dtype is one of the 8-bit floats."""
+    """Tells whether a dtype is an 8-bit float."""
     return dtype in _WIDE
 
 
 def width(dtype: np.dtype) -> int:
-    """Returns the bytes of an entry once it is `widened`."""
+    """Returns the number of bytes per entry after `widened`."""
     return _WIDE.get(dtype, dtype).itemsize
 
 
 def scaled(path: Path, entries: Iterable[Entry]) -> dict[str, Entry]:
-    """Returns tensors by their keys, with every weight multiplied by its scale in float32, and without the scales.
+    """Returns tensors by their keys, in which every weight is multiplied by its scale in float32.
+
+    Scales and notes about the format are left out.
 
     Args:
-        path: the file or folder of the tensors, for errors.
+        path: the file or folder of the tensors, for error messages.
+        entries: all tensors of the file.
 
     Raises:
-        CheckpointError: weights are quantised in a way that is not known.
+        CheckpointError: the weights are quantised in an unsupported way.
     """
     kept = {entry.key: entry for entry in entries}
     for key, entry in list(kept.items()):
@@ -88,7 +91,9 @@ def scaled(path: Path, entries: Iterable[Entry]) -> dict[str, Entry]:
         if last == "comfy_quant":
             _check_format(path, entry, has_scale=f"{parent}{dot}weight_scale" in kept)
         if last == "SCB" or re.search(r"\.(quant_map|absmax|nested_absmax|quant_state\..*)$", key):
-            raise CheckpointError(f"{path}: {key} is of bitsandbytes, which is not supported; fetch the plain weights")
+            raise CheckpointError(
+                f"{path}: {key} comes from bitsandbytes, which is not supported; fetch unquantised weights"
+            )
         if last in _NOTES:
             del kept[key]
         elif last in _SCALES and (weight := kept.get(f"{parent}{dot}weight")) is not None:
@@ -99,33 +104,35 @@ def scaled(path: Path, entries: Iterable[Entry]) -> dict[str, Entry]:
     parents = {key.removesuffix("weight") for key in weights if key.endswith("weight")}
     for key in kept:
         parent = key[: key.rfind(".") + 1]
-        # "layer.weight.scale" is of "layer.weight".
+        # "layer.weight.scale" scales "layer.weight".
         if "scal" in key[len(parent) :] and not {parent, parent.removesuffix("weight.")}.isdisjoint(parents):
-            raise CheckpointError(f"{path}: {key} scales weights in a way that is not known; fetch another file")
+            raise CheckpointError(f"{path}: {key} scales weights in an unsupported way; fetch unquantised weights")
     return kept
 
 
 def _check_format(path: Path, entry: Entry, *, has_scale: bool) -> None:
-    """Checks ComfyUI's note about the format of a layer, the bytes of a JSON object."""
+    """Checks ComfyUI's note about the format of a layer, whose entries are the bytes of a JSON object."""
     try:
-        name = json.loads(bytes(entry.read().astype(np.uint8)) if entry.nbytes < _LONGEST else b"")["format"]
+        name = json.loads(bytes(entry.read().astype(np.uint8)) if entry.nbytes < _MAX_NOTE_SIZE else b"")["format"]
     except (ValueError, TypeError, KeyError, RecursionError):
         raise CheckpointError(f"{path}: {entry.key} is not readable; fetch the file again") from None
     if name not in ("float8_e4m3fn", "float8_e5m2") or not has_scale:
         what = f"the format {str(name)[:40]!r}" + ("" if has_scale else " without its scale")
-        raise CheckpointError(f"{path}: {entry.key} has {what}, which is not supported; fetch the plain weights")
+        raise CheckpointError(f"{path}: {entry.key} has {what}, which is not supported; fetch unquantised weights")
 
 
 def _read(path: Path, start: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Reads an array that begins at a byte of a file, and widens it."""
+    """Reads an array that starts at byte `start` of a file, and widens it."""
     return widened(np.fromfile(path, np.uint8, math.prod(shape), offset=start).view(dtype).reshape(shape))
 
 
 def _scaled(path: Path, weight: Entry, scale: Entry) -> np.ndarray:
-    """Returns a weight times its scale, float32: a number, one for each entry of the first axis, or one for each block.
+    """Multiplies a weight by its scale, in float32.
+
+    The scale is one number, one number for each entry of the first axis, or one for each block of a matrix.
 
     Raises:
-        CheckpointError: one of them is no array of floats, or the scale is of another shape.
+        CheckpointError: one of the two does not contain floats, or the shape of the scale does not fit.
     """
     read = [weight.read(), scale.read()]
     if not all(is_floating(array.dtype) for array in read):
@@ -143,12 +150,12 @@ def _scaled(path: Path, weight: Entry, scale: Entry) -> np.ndarray:
             blocks = factors.repeat(sizes[0], 0)[: len(array)].repeat(sizes[1], 1)[:, : array.shape[1]]
             return array * blocks
     raise CheckpointError(
-        f"{path}: {scale.key} {scale.shape} does not scale {weight.key} {weight.shape}; fetch another file"
+        f"{path}: {scale.key} {scale.shape} does not fit {weight.key} {weight.shape}; fetch another file"
     )
 
 
 def _block(side: int, count: int) -> int:
-    """Returns the size of the blocks that divide an axis; 0 where the number of blocks does not tell it."""
+    """Returns the block size along an axis of `side` entries; 0 if the number of blocks does not determine it."""
     if -(-side // _BLOCK) == count:
         return _BLOCK
     return side // count if count and side % count == 0 else 0

@@ -1,4 +1,4 @@
-"""Tensors that a file stores otherwise than our modules do: fused, transposed, or as convolutions of size 1."""
+"""Splits or reshapes tensors that a file stores differently: fused, transposed, or as convolutions of size 1."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -12,20 +12,21 @@ from sega_jax.weights.layout import Entry
 
 
 class Forms(NamedTuple):
-    """How a file stores some of a network's tensors; every pattern is searched in the tensor's name."""
+    """Describes how a file stores unusual tensors of a network. Every pattern is searched in the tensor's name."""
 
-    fused: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # by pattern: the layers whose rows a tensor stacks
-    convolutions: str = r"$^"  # linear layers stored as convolutions of size 1
-    transposed: str = r"$^"  # matrices stored as [in, out], by the file's own name
+    fused: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # {pattern: layers whose rows the tensor stacks}
+    convolutions: str = r"$^"  # linear layers that are stored as convolutions of size 1
+    transposed: str = r"$^"  # matrices that are stored as [in, out]; searched in the file's original name
 
 
 def parameters(name: str, entry: Entry, forms: Forms, width: int | None = None) -> Iterator[tuple[str, Entry]]:
-    """Yields the parameters that a tensor holds, with their names; a fused tensor has several, "NAME[LAYER]".
+    """Yields the names and values of the parameters in a tensor. A fused tensor has several, named "NAME[LAYER]".
 
     Args:
-        name: the tensor's name, which `forms` refers to.
-        width: the layers of a fused tensor alternate in groups of this many rows, like the heads of an attention. With
-            None, each layer's rows stay together.
+        name: the tensor's name, in which the patterns of `forms` are searched.
+        entry: the tensor in the file.
+        width: the number of rows after which a fused tensor switches to the next layer, such as the size of an
+            attention head. With None, all rows of a layer are adjacent.
     """
     if len(entry.shape) == 2 and re.search(forms.transposed, entry.key):
         entry = entry._replace(shape=entry.shape[::-1], read=partial(_transposed, entry.read))
@@ -33,7 +34,7 @@ def parameters(name: str, entry: Entry, forms: Forms, width: int | None = None) 
         entry = entry._replace(shape=entry.shape[:2], read=partial(_reshaped, entry.read, entry.shape[:2]))
     layers = next((layers for pattern, layers in forms.fused.items() if re.search(pattern, name)), ())
     if not layers or not entry.shape or entry.shape[0] % (len(layers) * (width or 1)):
-        # A tensor that cannot be split fits no parameter; the comparison of names and shapes reports it.
+        # A tensor that cannot be split fits no parameter, which the comparison of names and shapes reports.
         yield name, entry
         return
     rows, *rest = entry.shape[0] // len(layers), *entry.shape[1:]
@@ -52,5 +53,5 @@ def _reshaped(read: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np.ndar
 
 
 def _rows(read: Callable[[], np.ndarray], groups: tuple[int, ...], layer: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Reads the rows of one layer; `groups` is [groups, layers, rows of a group, ...]."""
+    """Reads the rows of one layer. The shape `groups` is [groups, layers, rows of a group, ...]."""
     return read().reshape(groups)[:, layer].reshape(shape)

@@ -1,4 +1,4 @@
-"""Fetches checkpoints from the Hugging Face hub into the cache that all clients of the hub share."""
+"""Downloads checkpoints from the Hugging Face hub into the hub's shared cache."""
 
 import glob
 import re
@@ -13,15 +13,15 @@ from urllib.parse import unquote, urlsplit
 from sega_jax.text.files import CheckpointError
 from sega_jax.weights.tensors import ENDINGS
 
-# The options with which the hub's client is called; see `using`.
+# Options of the hub's client; see `using`.
 _options: ContextVar[Mapping[str, Any]] = ContextVar("options", default=MappingProxyType({}))
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _ADDRESS = re.compile(
     rf"(?P<repository>{_ID.pattern})(?:@(?P<revision>[\w.%-]+))?(?:/(?P<path>[^/*?\\](?:[^*?\\]*[^/*?\\])?))?"
 )
-# The hub's pages, besides those of the endpoint that the environment may name.
+# Hosts of the hub's pages, in addition to the endpoint that HF_ENDPOINT may set.
 _HOSTS = ("huggingface.co", "hf.co")
-# The second part of a page's address, after the repository, where a revision follows.
+# The parts of a page's address that stand between the repository and the revision.
 _PAGES = ("tree", "blob", "resolve", "raw")
 
 
@@ -29,12 +29,12 @@ class Address(NamedTuple):
     """A repository on the hub, or a file or folder in it."""
 
     repository: str  # "owner/name"
-    path: str = ""  # in the repository; "" is all of it
-    revision: str | None = None  # None where the address names none
+    path: str = ""  # in the repository; "" is the entire repository
+    revision: str | None = None  # None if the address names no revision
 
     @property
     def name(self) -> str:
-        """The address without its revision."""
+        """Returns the address without its revision."""
         return str(self._replace(revision=None))
 
     def __str__(self) -> str:
@@ -43,13 +43,16 @@ class Address(NamedTuple):
 
 
 def address(source: object) -> Address | None:
-    """Returns what a name means on the hub: "owner/name" or "owner/name/path", either with "@revision" after the
-    repository, or the address of a page.
+    """Parses the name of a repository, or of a file or folder in it.
 
-    Returns None for other names, such as absolute paths and "folder/model.safetensors".
+    Names are "owner/name" or "owner/name/path", optionally with "@revision" after the repository, and the web addresses
+    of the hub's pages.
+
+    Returns:
+        The address; None for other names, such as absolute paths and "folder/model.safetensors".
 
     Raises:
-        ValueError: a web address of something else.
+        ValueError: `source` is a web address outside the hub, or not the page of a model.
     """
     if not isinstance(source, str):
         return None
@@ -67,24 +70,31 @@ def _page(source: str) -> Address:
 
     hosts = (urlsplit(constants.ENDPOINT).netloc, *_HOSTS)
     parts = urlsplit(source)
-    words = [unquote(word) for word in parts.path.split("/") if word]
-    repository, inner = "/".join(words[:2]), "/".join(words).split("/")
+    segments = [unquote(word) for word in parts.path.split("/") if word]
+    repository, inner = "/".join(segments[:2]), "/".join(segments).split("/")
     if parts.scheme not in ("http", "https") or parts.netloc not in hosts:
-        raise ValueError(f"{source} is no address on {hosts[0]}; download the file, and give its path")
-    if not is_id(repository) or (len(words) > 2 and (words[2] not in _PAGES or len(words) < 4)) or ".." in inner:
-        raise ValueError(f"{source} is no page of a model on {hosts[0]}; give owner/name, or owner/name/file")
-    return Address(repository, "/".join(words[4:]), words[3] if len(words) > 2 else None)
+        raise ValueError(f"{source} is not on {hosts[0]}; download the file and give its path")
+    if (
+        not is_id(repository)
+        or (len(segments) > 2 and (segments[2] not in _PAGES or len(segments) < 4))
+        or ".." in inner
+    ):
+        raise ValueError(f"{source} is not the page of a model on {hosts[0]}; give owner/name or owner/name/file")
+    return Address(repository, "/".join(segments[4:]), segments[3] if len(segments) > 2 else None)
 
 
 def is_id(source: object) -> TypeGuard[str]:
-    """Tells whether `source` can be the name of a repository, "owner/name"."""
+    """Tells whether `source` has the form of a repository's name, "owner/name"."""
     return isinstance(source, str) and _ID.fullmatch(source) is not None
 
 
 @contextmanager
 def using(**options: Any) -> Iterator[None]:
-    """Fetches with these options of the hub's client in a block: `cache_dir`, `token`, `local_files_only` and
-    `force_download`; None is the client's default."""
+    """Sets options of the hub's client for the calls in a block.
+
+    Args:
+        options: `cache_dir`, `token`, `local_files_only` and `force_download`; None is the client's default.
+    """
     token = _options.set({name: value for name, value in options.items() if value is not None})
     try:
         yield
@@ -93,10 +103,10 @@ def using(**options: Any) -> Iterator[None]:
 
 
 def fetch(repository: str, files: Sequence[str], revision: str | None = None) -> Path:
-    """Returns the local folder of a repository's snapshot, with the files that match these patterns.
+    """Downloads files of a repository and returns the local folder of the snapshot.
 
-    Files in the cache are not fetched again. Without a connection, or with `HF_HUB_OFFLINE=1`, only the cache is used.
-    The name of the folder is the commit of the snapshot.
+    Cached files are not downloaded again. Without a connection, or with `HF_HUB_OFFLINE=1`, only the cache is used. The
+    name of the folder is the commit of the snapshot.
 
     Args:
         repository: "owner/name".
@@ -104,8 +114,8 @@ def fetch(repository: str, files: Sequence[str], revision: str | None = None) ->
         revision: a branch, tag or commit; None is the main branch.
 
     Raises:
-        CheckpointError: the repository or revision does not exist, needs a login, or is neither on the hub nor in the
-            cache.
+        CheckpointError: the repository or revision does not exist, the repository needs a login, or the hub cannot be
+            reached and the cache lacks the repository.
     """
     import huggingface_hub
     from huggingface_hub import errors
@@ -114,46 +124,46 @@ def fetch(repository: str, files: Sequence[str], revision: str | None = None) ->
         options: Any = {"revision": revision, "allow_patterns": list(files), **_options.get()}
         return Path(huggingface_hub.snapshot_download(repository, **options))
     except errors.GatedRepoError:
-        why = (
+        problem = (
             f"is gated: accept its conditions at {huggingface_hub.constants.ENDPOINT}/{repository}, then log in with"
             " `hf auth login` or set HF_TOKEN"
         )
     except errors.RepositoryNotFoundError:
-        why = (
-            "is no folder here and no repository on the hub; check the name, or log in with `hf auth login` if it is"
-            " private"
+        problem = (
+            "is not a local folder and not a repository on the hub; check the name, or log in with `hf auth login` if"
+            " it is private"
         )
     except errors.RevisionNotFoundError:
-        why = f"has no revision {revision!r} on the hub; give a branch, a tag or a commit"
+        problem = f"has no revision {revision!r} on the hub; give a branch, a tag or a commit"
     except errors.HFValidationError as error:
-        why = f"is no folder here and no name of a repository ({error})"
+        problem = f"is not a local folder and not a valid repository name ({error})"
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError, TimeoutError):
-        why = (
-            f"is no folder here, the hub cannot be reached, and its cache {huggingface_hub.constants.HF_HUB_CACHE} does"
-            " not have it; connect once (and unset HF_HUB_OFFLINE), or give a folder"
+        problem = (
+            f"is not a local folder, the hub cannot be reached, and the cache {huggingface_hub.constants.HF_HUB_CACHE}"
+            " does not contain it; connect once (and unset HF_HUB_OFFLINE), or give a folder"
         )
-    except Exception as error:  # the client passes on errors of its HTTP client
-        why = f"cannot be fetched from the hub: {error}"
-    raise CheckpointError(f"{repository} {why}")
+    except Exception as error:  # the client passes on errors of its HTTP library
+        problem = f"cannot be fetched from the hub: {error}"
+    raise CheckpointError(f"{repository} {problem}")
 
 
 def fetch_file(repository: str, path: str, revision: str | None = None) -> Path:
-    """Returns the local path of one file of a repository; its parents end with the commit and `path`.
+    """Downloads one file of a repository and returns its local path, which ends with the commit and `path`.
 
     Raises:
-        CheckpointError: the repository has no such file; or as `fetch`.
+        CheckpointError: the repository has no such file, or `fetch` fails.
     """
     folder = fetch(repository, [glob.escape(path)], revision)
     if not (folder / path).is_file():
-        raise CheckpointError(f"{repository} has no file {path} at revision {revision or 'main'}; correct its name")
+        raise CheckpointError(f"{repository} has no file {path} at revision {revision or 'main'}; correct the path")
     return folder / path
 
 
 def files(repository: str, revision: str | None = None) -> list[str] | None:
-    """Returns the paths of all files of a repository; None where the hub does not answer.
+    """Returns the paths of all files in a repository; None if the hub does not answer.
 
     Args:
-        repository, revision: as of `fetch`, which explains why the hub does not answer.
+        repository, revision: as for `fetch`, whose error explains why the hub does not answer.
     """
     import huggingface_hub
 
@@ -162,6 +172,6 @@ def files(repository: str, revision: str | None = None) -> list[str] | None:
             return None
         token = _options.get().get("token")
         info = huggingface_hub.model_info(repository, revision=revision, token=token)
-        return [one.rfilename for one in info.siblings or ()]
-    except Exception:  # the client passes on errors of its HTTP client
+        return [file.rfilename for file in info.siblings or ()]
+    except Exception:  # the client passes on errors of its HTTP library
         return None

@@ -1,7 +1,7 @@
-"""Tensors in files: the names and axes of parameters.
+"""Translates the names and axes of parameters between our modules and files.
 
-The dotted path of a parameter equals its key in torch's files, except for the last part. There, Flax's names tell the
-layout: a `kernel` is torch's `weight` with its axes in another order, and a `scale` or an `embedding` is torch's
+The dotted path of a parameter equals its key in torch's files, except for the last part. There, Flax's name determines
+the layout: a `kernel` is torch's `weight` with its axes in another order, and a `scale` or an `embedding` is torch's
 `weight` unchanged.
 """
 
@@ -20,18 +20,18 @@ def flax_name(path: tuple) -> str:
 
 
 def torch_key(name: str) -> str:
-    """Returns the key in torch's files of a parameter, given its dotted path."""
+    """Returns the key of a parameter in torch's files, given its dotted path."""
     parents, dot, last = name.rpartition(".")
     return parents + dot + _WEIGHTS.get(last, last)
 
 
 def torch_name(path: tuple) -> str:
-    """Returns the key in torch's files of a parameter, given its path in a module."""
+    """Returns the key of a parameter in torch's files, given its path in a module."""
     return torch_key(flax_name(path))
 
 
 def _is_kernel(name: str) -> bool:
-    """Tells whether torch orders the axes of a parameter otherwise, given its dotted path."""
+    """Tells whether torch orders the axes of a parameter differently, given its dotted path."""
     return name.rpartition(".")[2] == "kernel"
 
 
@@ -41,12 +41,12 @@ def torch_shape(path: tuple, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def from_torch(path: tuple, array: np.ndarray) -> np.ndarray:
-    """Orders the axes of an array from torch's files as our parameter does: (height, width, in, out) for kernels."""
+    """Transposes an array from torch's files to the axes of our parameter: (height, width, in, out) for kernels."""
     return array.transpose((*range(2, array.ndim), 1, 0)) if _is_kernel(flax_name(path)) else array
 
 
 def to_torch(name: str, array: np.ndarray) -> np.ndarray:
-    """Orders the axes of our parameter, given its dotted path, as torch's files have them."""
+    """Transposes our parameter, given its dotted path, to the axes of torch's files: (out, in, height, width)."""
     return array.transpose((array.ndim - 1, array.ndim - 2, *range(array.ndim - 2))) if _is_kernel(name) else array
 
 
@@ -55,13 +55,13 @@ class Entry(NamedTuple):
 
     key: str
     shape: tuple[int, ...]
-    nbytes: int  # in the dtype that it is read in
+    nbytes: int  # in the dtype of the array that `read` returns
     read: Callable[[], np.ndarray]
-    eight_bit: bool = False  # whether the file has it in 8-bit floats
+    eight_bit: bool = False  # whether the file stores 8-bit floats
 
 
 class Layout(NamedTuple):
-    """How a kind of file names and stores a parameter, given its path in the module."""
+    """Describes how a file format names and stores a parameter, given its path in the module."""
 
     name: Callable[[tuple], str]
     shape: Callable[[tuple, tuple[int, ...]], tuple[int, ...]]  # from our shape to the file's
@@ -73,7 +73,7 @@ FLAX = Layout(flax_name, lambda _path, shape: shape, lambda _path, array: array)
 
 
 def leaves(module: Any) -> dict[str, tuple[int, ...]]:
-    """Returns {key in torch's files: shape there} of every parameter, for a module with or without values."""
+    """Returns {key in torch's files: shape in torch's files} of all parameters of a module, with or without values."""
     return {
         torch_name(path): torch_shape(path, leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(module)
     }

@@ -1,8 +1,8 @@
-"""LoRAs and their relatives: differences of weights, which are read from files and added to a checkpoint's.
+"""Reads LoRAs and related adapters from files, and merges their weight differences into networks.
 
-A file's tensors are grouped by the layers that they change (`sega_jax.weights.lora_layers`, `lora_names`). Each layer
-has a form, which says how its tensors become a difference (`lora_forms`, `lora_products`). Names and shapes are checked
-first. Values are read one layer at a time, once to check them and once to merge them.
+The tensors of a file are grouped by the layers that they change (`sega_jax.weights.lora_layers`, `lora_names`). The
+form of a layer determines how its tensors become a weight difference (`lora_forms`, `lora_products`). Names and shapes
+are checked first. Values are read one layer at a time, once to check them and once to merge them.
 """
 
 import os
@@ -29,25 +29,28 @@ from sega_jax.weights.tensors import Tensors
 M = TypeVar("M", bound=NamedTuple)
 
 Files = str | Path | Mapping[str | Path, float]
-# {layer, with the network's prefix and underscores: (out, in) of its weight, or () where the tensors do not say}.
+# {name of a layer, with the network's prefix and underscores: (out, in) of its weight, or () if it is unknown}.
 LayerSizes = Mapping[str, tuple[int, ...]]
 
-# Problems that an error lists; it counts the others.
+# The number of problems that an error lists. Further problems are counted.
 _LISTED = 10
 
 
 class Change(NamedTuple):
-    """The differences in one file and their scale."""
+    """The weight differences in one file, and their scale."""
 
     path: Path
     scale: float
-    layers: dict[str, dict[str, Layer]]  # by network, then by the key of the weight or bias in diffusers' layout
+    layers: dict[str, dict[str, Layer]]  # {network: {key of the weight or bias in diffusers' layout: difference}}
 
 
 class Families(NamedTuple):
-    """Which checkpoints LoRAs are made for, as far as it shows in them; for errors."""
+    """Recognises the families of LoRAs and checkpoints by their layers, for error messages.
 
-    of_file: Callable[[LayerSizes], str | None] = lambda sizes: None  # returns the family's name for people
+    Both functions return a family's display name, or None if they do not recognise it.
+    """
+
+    of_file: Callable[[LayerSizes], str | None] = lambda sizes: None
     of_checkpoint: Callable[[LayerSizes], str | None] = lambda sizes: None
 
 
@@ -59,21 +62,24 @@ def read(
     families: Families | None = None,
     warn: Callable[[str], None] = lambda message: None,
 ) -> list[Change]:
-    """Reads LoRAs and their relatives for networks, with or without values.
+    """Reads LoRAs and related adapters for networks, with or without values.
 
     Args:
-        networks: by the names that diffusers' layout has for them, such as "unet".
-        lora: a file, folder or name on the hub (`lora_files.find`), whose scale is 1, or {file: scale}.
+        networks: {folder in diffusers' layout, such as "unet": network}.
+        lora: a file, a folder or a name on the hub (`lora_files.find`), which gets scale 1; or {file: scale}.
         names: how files name the layers of each network.
-        checkpoints: descriptions of checkpoints in single files, which people mistake for LoRAs.
-        families: recognises LoRAs of other checkpoints; None does not.
-        warn: gets a message about parts of a file that are not used.
+        checkpoints: descriptions of single-file checkpoints, to recognise one that is given as a LoRA by mistake.
+        families: recognises LoRAs for other families of checkpoints; None recognises none.
+        warn: called with a message about parts of a file that are not used, and about missing settings.
+
+    Returns:
+        One change for each file, in the order of `lora`.
 
     Raises:
         TypeError: `lora` is neither a path nor {path: scale}.
-        ValueError: a scale is no finite number.
-        CheckpointError: a file is missing or broken, has tensors of no LoRA or of no layer of these networks, does not
-            fit, or is of a method that is not supported; the error lists the first such tensors.
+        ValueError: a scale is not a finite number.
+        CheckpointError: a file is missing or broken, contains other tensors than a LoRA's, changes layers that these
+            networks lack or whose shapes differ, or uses an unsupported method. The error lists the first problems.
     """
     scales = list(lora.items()) if isinstance(lora, Mapping) else [(lora, 1.0)]
     for path, scale in scales:
@@ -87,10 +93,11 @@ def read(
 
 
 def merged(models: M, changes: Sequence[Change]) -> M:
-    """Returns a NamedTuple of networks with values, to whose weights the changes are added.
+    """Adds changes to the weights of networks with values, and returns the new NamedTuple of networks.
 
-    Each weight and its differences are summed in float32 and rounded to the weight's dtype once. Every difference
-    starts from the given weight, so that the order of the changes does not matter. Networks that are None stay so.
+    Each weight and its differences are summed in float32 or wider and rounded once to the weight's dtype. Every
+    difference is computed from the original weight, so the order of the changes does not matter. Networks that are None
+    stay None.
 
     Raises:
         CheckpointError: a sum overflows the dtype of the weights.
@@ -105,17 +112,17 @@ def merged(models: M, changes: Sequence[Change]) -> M:
 def _merged(network: Any, part: str, changes: Sequence[Change]) -> Any:
     def add(path: tuple, leaf: jax.Array) -> jax.Array:
         key = torch_name(path)
-        own = [change for change in changes if key in change.layers[part]]
-        if not own:
+        relevant = [change for change in changes if key in change.layers[part]]
+        if not relevant:
             return leaf
         weight = np.asarray(leaf)
         wide = to_torch(flax_name(path), weight).astype(at_least_float32(weight.dtype))
-        # A result that is not finite is an error below.
+        # A sum that is not finite raises an error below.
         with np.errstate(over="ignore", invalid="ignore"):
-            differences = [np.float32(change.scale) * change.layers[part][key].difference(wide) for change in own]
+            differences = [np.float32(change.scale) * change.layers[part][key].difference(wide) for change in relevant]
             total = from_torch(path, sum(differences, wide)).astype(weight.dtype)
         if not is_finite(total):
-            files = " and ".join(str(change.path) for change in own)
+            files = " and ".join(str(change.path) for change in relevant)
             raise CheckpointError(f"{files}: {key} overflows {total.dtype} once merged; use another dtype or scale")
         return jax.device_put(np.ascontiguousarray(total), leaf.sharding)
 
@@ -130,22 +137,20 @@ def _layers(
     families: Families,
     warn: Callable[[str], None],
 ) -> dict[str, dict[str, Layer]]:
-    """Reads the layers of a file, by network and by the key of the weight or bias."""
-    # The file stays open as long as a layer can be read.
+    """Reads the layers of a file, by network and then by the key of the weight or bias."""
+    # The file stays open, because layers read their values later.
     tensors = lora_files.opened(path)
     for file in checkpoints:
         if file.recognise(tensors.shapes):
-            raise CheckpointError(
-                f"{path} is no LoRA, but a whole checkpoint: give it to load as its source ({file.name})"
-            )
+            raise CheckpointError(f"{path} is not a LoRA but a checkpoint ({file.name}); pass it to load as its source")
     if method := unsupported(tensors.shapes):
-        raise CheckpointError(f"{path} has {method}, which is not supported; use a LoRA of another kind")
+        raise CheckpointError(f"{path} contains {method}, which is not supported; use another kind of LoRA")
     if any(name.startswith(WORDS) for name in tensors.shapes):
-        warn(f"{path} also has words of textual inversion, which are not added")
+        warn(f"{path} also contains words of textual inversion, which are ignored")
     if lacks_settings(path, tensors.shapes):
         warn(
-            f"{path} is peft's and has no adapter_config.json next to it, which says how strong it is: alpha is taken"
-            " to equal the rank"
+            f"{path} was written by peft but has no adapter_config.json next to it, which stores alpha; assuming that"
+            " alpha equals the rank"
         )
     factor = factors(path, networks, tensors.shapes)
     layers, problems = layers_of(path, tensors, networks, names, factor)
@@ -157,21 +162,21 @@ def _layers(
 def _misfit(
     path: Path, networks: Mapping[str, Any], tensors: Tensors, families: Families, problems: Sequence[str]
 ) -> CheckpointError:
-    """Returns the error for a file that does not fit: which family it is of, or else its first problems."""
-    theirs, ours = families.of_file(_sizes_in(tensors.shapes)), families.of_checkpoint(_sizes_of(networks))
-    if theirs and ours and theirs != ours:
+    """Returns the error for a file that does not fit, with the family of the LoRA if known, or else the problems."""
+    lora_family, family = families.of_file(_sizes_in(tensors.shapes)), families.of_checkpoint(_sizes_of(networks))
+    if lora_family and family and lora_family != family:
         return CheckpointError(
-            f"{path} is a LoRA of {theirs}, and this checkpoint is {ours}; use a LoRA that was made for {ours}"
+            f"{path} is a LoRA for {lora_family}, but this checkpoint is {family}; use a LoRA for {family}"
         )
     listed = sorted(problems)[:_LISTED] or ["  it has no tensors"]
     more = [f"  and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []
     return CheckpointError(
-        f"{path} is no LoRA of this checkpoint's {' and '.join(networks)}:\n" + "\n".join([*listed, *more])
+        f"{path} does not fit this checkpoint's {' and '.join(networks)}:\n" + "\n".join([*listed, *more])
     )
 
 
 def _sizes_in(tensors: Mapping[str, tuple[int, ...]]) -> LayerSizes:
-    """Returns the sizes of the weights that a file's tensors are made for."""
+    """Returns the sizes of the weights that the tensors of a file fit."""
     layers: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, shape in tensors.items():
         if parts := parsed(name):
@@ -180,7 +185,7 @@ def _sizes_in(tensors: Mapping[str, tuple[int, ...]]) -> LayerSizes:
 
 
 def _size(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """Returns the size of the weight that a layer's tensors are made for, or () where they do not say."""
+    """Returns (out, in) of the weight that a layer's tensors fit, or () if they do not determine it."""
     for form in FORMS:
         if not form.of_bias and any(needed <= shapes.keys() for needed in form.needs):
             return form.sizes(shapes) or ()
@@ -188,7 +193,7 @@ def _size(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
 
 
 def _sizes_of(networks: Mapping[str, Any]) -> LayerSizes:
-    """Returns the sizes of networks' weights, under such names as files have."""
+    """Returns the sizes of the networks' weights, by names like those in files."""
     return {
         f"{part}_{key.removesuffix('.weight').replace('.', '_')}": shape[:2]
         for part, network in networks.items()

@@ -1,7 +1,7 @@
-"""Where LoRAs are: a file, a folder with one, or a repository on the hub.
+"""Finds the files of LoRAs: a file, a folder that contains one, or a repository on the hub.
 
-A name on the hub is "owner/name", "owner/name/path/to/file.safetensors", or with a revision "owner/name@revision" and
-"owner/name@revision/path/to/file.safetensors". What exists on this machine comes first.
+A name on the hub is "owner/name" or "owner/name/path/to/file.safetensors", optionally with a revision, as in
+"owner/name@revision" and "owner/name@revision/path/to/file.safetensors". Local paths take precedence.
 """
 
 import glob
@@ -17,19 +17,20 @@ from sega_jax.weights.lora_settings import CONFIG, settings_file
 from sega_jax.weights.tensors import ENDINGS
 from sega_jax.weights.torch_pickle import opened
 
-# The names that diffusers and peft give their files; the first that is there is read.
+# File names of diffusers and peft. The first one that exists is read.
 _DIFFUSERS = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 _PEFT = ("adapter_model.safetensors", "adapter_model.bin")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# Names that an error lists; it counts the others.
+# The number of names that an error lists. Further names are counted.
 _LISTED = 20
 
 
 def find(lora: str | os.PathLike[str]) -> Path:
-    """Returns the file of a LoRA on this machine, which is fetched if it is on the hub.
+    """Returns the local file of a LoRA, which is downloaded if it is on the hub.
 
     Raises:
-        CheckpointError: there is no such file, or a folder or repository has none or several; the error lists them.
+        CheckpointError: the file does not exist, or a folder or repository contains no LoRA or several. The error lists
+            its files.
     """
     path = Path(os.path.expanduser(lora))
     name = on_hub(lora)
@@ -37,32 +38,34 @@ def find(lora: str | os.PathLike[str]) -> Path:
         return _fetched(name)[0]
     if os.fspath(lora) and os.path.isdir(path):
         return path / _chosen(str(path), _files(path))
-    if not os.path.isfile(path):  # `Path.is_file` raises an error for names that are too long
-        what = path if os.fspath(lora) else "lora=''"
-        raise CheckpointError(f"{what} is missing; give a file, a folder, or owner/name on the hub")
+    if not os.path.isfile(path):  # `Path.is_file` raises an error if a name is too long
+        source = path if os.fspath(lora) else "lora=''"
+        raise CheckpointError(f"{source} is missing; give a file, a folder, or owner/name on the hub")
     if path.suffix not in ENDINGS:
         raise CheckpointError(f"{path} should have one of the endings {', '.join(ENDINGS)}; rename it if it is a LoRA")
     return path
 
 
 def on_hub(lora: str | os.PathLike[str]) -> hub.Address | None:
-    """Returns the repository and file that a name on the hub stands for; None for paths.
+    """Parses a name on the hub; returns None for paths that exist locally and for other names.
 
     Raises:
-        ValueError: a web address of something else.
+        ValueError: `lora` is a web address outside the hub, or not the page of a model.
     """
     return None if os.path.exists(lora) else hub.address(os.fspath(lora))
 
 
 def pinned(lora: str | os.PathLike[str], folder: Path = Path()) -> str:
-    """Returns the whole path of a LoRA's file, or its name on the hub with commit and file, which stays the same LoRA
-    wherever it is used later. A path at which there is nothing stays a path.
+    """Returns a name that identifies the same LoRA in every later use.
+
+    This is the absolute path of its file, or its name on the hub with commit and file. A path need not exist.
 
     Args:
-        folder: relative paths start from it.
+        lora: a file, a folder or a name on the hub.
+        folder: the folder from which relative paths start.
 
     Raises:
-        CheckpointError: a folder or repository has no file, or several, or cannot be fetched.
+        CheckpointError: a folder or repository contains no LoRA or several, or cannot be downloaded.
     """
     path = Path(os.path.abspath(os.path.join(folder, os.path.expanduser(lora))))
     if os.path.isdir(path):
@@ -76,95 +79,100 @@ def pinned(lora: str | os.PathLike[str], folder: Path = Path()) -> str:
 
 
 def digest(path: str) -> str:
-    """Returns the SHA-256 of a file that is here or on the hub, in hexadecimal digits. If peft's settings are next to a
-    LoRA, it is of both.
+    """Returns the SHA-256 of a local file or a file on the hub, in hexadecimal digits.
+
+    If peft's settings are next to a LoRA, the digest covers both files.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such file, or it cannot be read.
+        FileNotFoundError, ValueError: the file does not exist or cannot be read.
     """
     file = Path(path) if on_hub(path) is None else find(path)
-    own = sha256(file)
+    checksum = sha256(file)
     if not (file.parent / CONFIG).is_file() or file.suffix not in ENDINGS:
-        return own
+        return checksum
     try:
         settings = settings_file(file, opened(file).shapes)
-    except CheckpointError:  # it is no LoRA
-        return own
-    return own if settings is None else hashlib.sha256(f"{own} {sha256(settings)}".encode()).hexdigest()
+    except CheckpointError:  # the file is not a LoRA
+        return checksum
+    return checksum if settings is None else hashlib.sha256(f"{checksum} {sha256(settings)}".encode()).hexdigest()
 
 
 def _fetched(name: hub.Address) -> tuple[Path, hub.Address]:
-    """Returns the file that a name on the hub stands for, and its name with commit and file."""
+    """Downloads the file that a name refers to; returns its local path, and its name with commit and file."""
     if name.path:
         return _fetched_file(name)
     known = [*_DIFFUSERS, *_PEFT, CONFIG]
     snapshot = hub.fetch(name.repository, known, name.revision)
-    file = _named([one for one in known if (snapshot / one).is_file()])
+    file = _named([candidate for candidate in known if (snapshot / candidate).is_file()])
     if file is None:
-        there = hub.files(name.repository, snapshot.name)
-        if there is None:
-            there = _files(snapshot)
-            if not any(one.endswith(ENDINGS) for one in there):
+        available = hub.files(name.repository, snapshot.name)
+        if available is None:
+            available = _files(snapshot)
+            if not any(file.endswith(ENDINGS) for file in available):
                 raise CheckpointError(
-                    f"{name}: the hub cannot be reached, and its cache has no LoRA of this repository; connect once"
+                    f"{name}: the hub cannot be reached, and the cache has no LoRA of this repository; connect once"
                     " (and unset HF_HUB_OFFLINE), or give a file"
                 )
-        file = _chosen(str(name), there)
+        file = _chosen(str(name), available)
     return _fetched_file(hub.Address(name.repository, file, snapshot.name))
 
 
 def _fetched_file(name: hub.Address) -> tuple[Path, hub.Address]:
-    """Returns a file of a repository with the settings next to it, and its name with the commit."""
+    """Downloads a file of a repository and the settings next to it; returns its path, and its name with commit."""
     if not name.path.endswith(ENDINGS):
-        raise CheckpointError(f"{name} should have one of the endings {', '.join(ENDINGS)}")
+        raise CheckpointError(f"{name} should have one of the endings {', '.join(ENDINGS)}; name another file")
     snapshot = hub.fetch(name.repository, [glob.escape(name.path), str(Path(name.path).parent / CONFIG)], name.revision)
     if not (snapshot / name.path).is_file():
-        there = [one for one in hub.files(name.repository, name.revision) or () if one.endswith(ENDINGS)]
-        listed = f"; it has {_list(there)}" if there else ", or it is not in the cache"
+        available = [file for file in hub.files(name.repository, name.revision) or () if file.endswith(ENDINGS)]
+        listed = f"; it has {_list(available)}" if available else ", or it is not in the cache"
         raise CheckpointError(f"{name.repository} has no {name.path}{listed}; correct the name")
     return snapshot / name.path, name._replace(revision=snapshot.name)
 
 
 def _files(folder: Path) -> list[str]:
-    """Returns the names of the files in a folder and in its folders.
+    """Returns the relative paths of the files in a folder and in its direct subfolders.
 
     Raises:
         CheckpointError: the folder cannot be read.
     """
     try:
-        own = [one.name for one in folder.iterdir() if one.is_file()] if folder.is_dir() else []
-        return own + [str(one.relative_to(folder)) for one in folder.glob("*/*") if one.is_file()]
+        names = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+        return names + [str(path.relative_to(folder)) for path in folder.glob("*/*") if path.is_file()]
     except OSError as error:
-        raise CheckpointError(f"{folder} cannot be read ({error.strerror})") from None
+        raise CheckpointError(
+            f"{folder} cannot be read ({error.strerror}); correct its permissions, or give another folder"
+        ) from None
 
 
 def _named(files: Sequence[str]) -> str | None:
-    """Returns the file that diffusers or peft wrote, or None."""
+    """Returns the file with a name that diffusers or peft uses, or None."""
     known = [*_DIFFUSERS, *(_PEFT if CONFIG in files else ())]
-    return next((one for one in known if one in files), None)
+    return next((name for name in known if name in files), None)
 
 
 def _chosen(where: str, files: Sequence[str]) -> str:
-    """Returns the file with a LoRA in a folder or repository. Those in folders inside it are only listed in errors.
+    """Returns the file that contains the LoRA of a folder or repository. Files in subfolders only appear in errors.
 
     Raises:
-        CheckpointError: there is none, or there are several.
+        CheckpointError: there is no such file, or there are several.
     """
-    weights = sorted(one for one in files if one.endswith(ENDINGS))
-    outermost = [one for one in weights if "/" not in one]
+    weights = sorted(file for file in files if file.endswith(ENDINGS))
+    outermost = [file for file in weights if "/" not in file]
     chosen = _named(files) or (outermost[0] if len(outermost) == 1 else None)
     if chosen is not None:
         return chosen
     if outermost:
-        what = f"has several files that may be the LoRA, {_list(outermost)}"
+        problem = f"has several files that may be the LoRA: {_list(outermost)}"
     elif weights:
-        what = f"has such files in its folders only, {_list(weights)}"
+        problem = f"has weight files only in its subfolders: {_list(weights)}"
     else:
-        what = f"has no file with a LoRA; it has {_list(files) or 'nothing'}"
-    raise CheckpointError(f"{where} {what}; name the file, as in {where}/{(weights or ['style.safetensors'])[0]}")
+        problem = f"has no LoRA; it has {_list(files) or 'nothing'}"
+    raise CheckpointError(
+        f"{where} {problem}; name the file, for example {where}/{(weights or ['style.safetensors'])[0]}"
+    )
 
 
 def _list(names: Sequence[str]) -> str:
-    """Returns the first names in words, and how many others there are."""
+    """Returns the first names as text, followed by the number of further names."""
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(sorted(names)[:_LISTED]) + more

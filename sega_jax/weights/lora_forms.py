@@ -1,11 +1,11 @@
-"""LoRAs and their relatives that add to a weight: how the matrices in a file become the difference.
+"""Computes the weight differences of LoRAs and of other adapters that add to a weight.
 
-Every form is one class; `sega_jax.weights.lora_products` has those that multiply a weight. The arrays are float32, by
-their roles in the file (`sega_jax.weights.lora_names`). Weights are [out, in] or [out, in, height, width], as in
-torch's files. `factor` is alpha / r, where r is the form's rank.
+Each form of adapter is one class. `sega_jax.weights.lora_products` has the forms that multiply a weight. Arrays are
+float32 and keyed by their roles in the file (`sega_jax.weights.lora_names`). Weights are [out, in] or [out, in, height,
+width], as in torch's files. `factor` is alpha / r, where r is the rank.
 
-Sizes are checked by `fits` before any array is read, so that no product is larger than the weight, or than a matrix
-that the file itself holds.
+`fits` checks the shapes before any array is read. No product is then larger than the weight, or than a matrix in the
+file.
 """
 
 import math
@@ -13,27 +13,29 @@ from collections.abc import Mapping
 
 import numpy as np
 
-Shapes = Mapping[str, tuple[int, ...]]  # of a layer's tensors, by role
+Shapes = Mapping[str, tuple[int, ...]]  # {role: shape} of a layer's tensors
 Arrays = Mapping[str, np.ndarray]
 Sizes = tuple[int, ...]
 
 
 class Form:
-    """How a kind of file describes the difference of a layer's weight or bias."""
+    """One form of adapter: how its tensors describe the difference of a layer's weight or bias."""
 
     name: str
-    needs: tuple[frozenset[str], ...]  # the roles that it is made of; one of these sets
-    may_have: frozenset[str] = frozenset()  # roles besides
-    of_bias: bool = False  # whether it changes the layer's bias instead of its weight
-    scaled: bool = False  # whether alpha / r multiplies it
+    needs: tuple[frozenset[str], ...]  # sets of required roles; a layer has all roles of one set
+    may_have: frozenset[str] = frozenset()  # optional roles
+    of_bias: bool = False  # whether the form changes the layer's bias instead of its weight
+    scaled: bool = False  # whether the difference is multiplied by alpha / r
 
     def rank(self, shapes: Shapes) -> int | None:
-        """Returns what alpha is divided by; None for a form without alpha, or without rank."""
+        """Returns the rank, which divides alpha; None for a form without alpha or without rank."""
         return None
 
     def sizes(self, shapes: Shapes) -> Sizes | None:
-        """Returns (out, in) of the weight that the matrices make, where in may include the kernel; None if they do not
-        say."""
+        """Returns (out, in) of the weight that the tensors fit; None if they do not determine it.
+
+        `in` may include the entries of the kernel.
+        """
         return None
 
     def fits(self, shapes: Shapes, shape: Sizes) -> bool:
@@ -41,7 +43,7 @@ class Form:
         raise NotImplementedError
 
     def difference(self, arrays: Arrays, weight: np.ndarray, factor: float) -> np.ndarray:
-        """Returns the difference, in float32 or wider, of a weight or bias with these values."""
+        """Returns the difference, in float32 or wider, for a weight or bias with these values."""
         raise NotImplementedError
 
 
@@ -49,24 +51,28 @@ ALPHA, MAGNITUDE = frozenset({"alpha", "scale"}), frozenset({"dora_scale", "magn
 
 
 def flat(array: np.ndarray) -> np.ndarray:
+    """Reshapes an array to a matrix, keeping the first axis."""
     return array.reshape(len(array), -1)
 
 
 def _matrices(shapes: Shapes, *roles: str) -> bool:
-    """Tells whether these tensors are matrices without empty axes."""
+    """Tells whether the tensors with these roles are matrices without empty axes."""
     return all(len(shapes[role]) == 2 and min(shapes[role]) > 0 for role in roles)
 
 
 def without_ones(kernel: Sizes) -> Sizes:
-    """Returns a kernel's sizes, none for one of size 1: files may store such a convolution as a linear layer, or the
-    reverse."""
+    """Returns a kernel's sizes, or () for a kernel of size 1.
+
+    Files may store a convolution of size 1 as a linear layer, or the reverse.
+    """
     return () if all(size == 1 for size in kernel) else kernel
 
 
 def _with_kernel(mid: np.ndarray, up: np.ndarray, down: np.ndarray) -> np.ndarray:
-    """Returns a convolution's weight [out, in, entries] of mid [r, r, height, width], up [out, r] and down [r, in].
+    """Returns a convolution's weight [out, in, height * width] from mid [r, r, height, width], up [out, r] and down [r,
+    in].
 
-    The smaller product comes first, so that it is no larger than the weight unless r is larger than in and out.
+    The smaller product comes first. It is then no larger than the weight, unless r is larger than both `in` and `out`.
     """
     mid = mid.reshape(*mid.shape[:2], -1)
     if down.shape[1] >= len(up):
@@ -75,10 +81,10 @@ def _with_kernel(mid: np.ndarray, up: np.ndarray, down: np.ndarray) -> np.ndarra
 
 
 class Lora(Form):
-    """up down, with up [out, r] and down [r, in] (Hu et al. 2022, section 4.1).
+    """LoRA: the product of up [out, r] and down [r, in] (Hu et al. 2022, section 4.1).
 
-    For a convolution, down has its kernel, [r, in, height, width], or a third matrix between the two has it, mid [r, r,
-    height, width].
+    For a convolution, the kernel is part of down, [r, in, height, width], or of a third tensor between the two, mid [r,
+    r, height, width].
     """
 
     name = "LoRA"
@@ -102,9 +108,12 @@ class Lora(Form):
             if without_ones(tuple(kernel)) or mid[:2] != (rank, rank):
                 return False
             kernel = list(mid[2:])
-        ours, theirs = without_ones(shape[2:]), without_ones(tuple(kernel))
+        wanted, stored = without_ones(shape[2:]), without_ones(tuple(kernel))
         return (
-            rank > 0 and up[:2] == (shape[0], rank) and up[2:] in ((), (1, 1)) and (inputs, theirs) == (shape[1], ours)
+            rank > 0
+            and up[:2] == (shape[0], rank)
+            and up[2:] in ((), (1, 1))
+            and (inputs, stored) == (shape[1], wanted)
         )
 
     def difference(self, arrays: Arrays, weight: np.ndarray, factor: float) -> np.ndarray:
@@ -114,11 +123,11 @@ class Lora(Form):
 
 
 class LoHa(Form):
-    """The entry-wise product of two products of rank r, (w1_a w1_b) * (w2_a w2_b) (Hyeon-Woo et al. 2022, proposition
-    1).
+    """LoHa: the entry-wise product of two products of rank r (Hyeon-Woo et al. 2022, proposition 1).
 
-    w1_a and w2_a are [out, r]; w1_b and w2_b are [r, in height width]. For a convolution, t1 and t2 [r, r, height,
-    width] may have the kernel (proposition 3); w1_a and w2_a are then [r, out], and w1_b and w2_b [r, in].
+    The difference is (w1_a w1_b) * (w2_a w2_b), where w1_a and w2_a are [out, r], and w1_b and w2_b are [r, in height
+    width]. For a convolution, t1 and t2 [r, r, height, width] may store the kernel (proposition 3). In that case w1_a
+    and w2_a are [r, out], and w1_b and w2_b are [r, in].
     """
 
     name = "LoHa"
@@ -151,7 +160,7 @@ class LoHa(Form):
         def product(n: int) -> np.ndarray:
             first, second = arrays[f"hada_w{n}_a"], arrays[f"hada_w{n}_b"]
             if "hada_t1" in arrays:
-                # The kernel's first axis meets w_a and its second axis w_b.
+                # The first axis of t is contracted with w_a, the second with w_b.
                 return _with_kernel(arrays[f"hada_t{n}"], first.T, second).reshape(weight.shape)
             return (first @ second).reshape(weight.shape)
 
@@ -161,12 +170,12 @@ class LoHa(Form):
 
 
 class LoKr(Form):
-    """The Kronecker product of w1 [a, b] and w2 [c, d], or [c, d, height, width], where out = a c and in = b d (Yeh et
-    al. 2024).
+    """LoKr: the Kronecker product of w1 and w2 (Yeh et al. 2024).
 
-    Each of the two may be a product of rank r, w1_a w1_b or w2_a w2_b. For a convolution, w2_b is [r, d height width],
-    or t2 [r, r, height, width] has the kernel, and w2_a is [r, c]. If both are whole matrices, there is no rank and
-    alpha is ignored, as in LyCORIS; settings of peft still say alpha and r.
+    w1 is [a, b] and w2 is [c, d] or [c, d, height, width], where out = a c and in = b d. Each may be stored as a
+    product of rank r, w1_a w1_b or w2_a w2_b. For a convolution, w2_b is then [r, d height width]; or t2 [r, r, height,
+    width] stores the kernel, and w2_a is [r, c]. If neither is a product, there is no rank, and a file's alpha is
+    ignored as in LyCORIS. Alpha and r in peft's settings still apply.
     """
 
     name = "LoKr"
@@ -187,15 +196,15 @@ class LoKr(Form):
         return None if first is None or second is None else (first[0] * second[0], first[1] * second[1])
 
     def _first(self, shapes: Shapes) -> Sizes | None:
-        """Returns the shape of w1; None if its matrices do not fit each other."""
+        """Returns the shape of w1; None if its tensors do not fit each other."""
         if "lokr_w1" in shapes:
             return shapes["lokr_w1"] if _matrices(shapes, "lokr_w1") else None
         left, right = shapes["lokr_w1_a"], shapes["lokr_w1_b"]
-        whole = _matrices(shapes, "lokr_w1_a", "lokr_w1_b") and left[1] == right[0] == self.rank(shapes)
-        return (left[0], right[1]) if whole else None
+        valid = _matrices(shapes, "lokr_w1_a", "lokr_w1_b") and left[1] == right[0] == self.rank(shapes)
+        return (left[0], right[1]) if valid else None
 
     def _second(self, shapes: Shapes) -> Sizes | None:
-        """Returns the shape of w2, whose second axis may include the kernel; None if its matrices do not fit each
+        """Returns the shape of w2, whose second axis may include the kernel; None if its tensors do not fit each
         other."""
         if "lokr_w2" in shapes:
             second = shapes["lokr_w2"]
@@ -204,8 +213,8 @@ class LoKr(Form):
         if min(len(left), len(right)) < 2 or min(*left, *right) < 1 or len(left) > 2 or right[0] != rank:
             return None
         if (mid := shapes.get("lokr_t2")) is not None:
-            whole = mid[:2] == (rank, rank) and len(mid) == 4 and left[0] == rank and len(right) == 2
-            return (left[1], right[1], *mid[2:]) if whole else None
+            valid = mid[:2] == (rank, rank) and len(mid) == 4 and left[0] == rank and len(right) == 2
+            return (left[1], right[1], *mid[2:]) if valid else None
         return (left[0], math.prod(right[1:])) if left[1] == rank else None
 
     def fits(self, shapes: Shapes, shape: Sizes) -> bool:
@@ -215,7 +224,7 @@ class LoKr(Form):
         inputs = math.prod(shape[1:])
         kernel = without_ones(shape[2:])
         explicit = len(second) == 2 or without_ones(second[2:]) == kernel
-        # Without its own kernel, w2's second axis is d height width, which a kernel of b d inputs must divide.
+        # If w2 is a matrix, its second axis has d height width entries, so the kernel's size must divide it.
         flat = len(second) == 4 or second[1] % math.prod(kernel) == 0
         return explicit and flat and first[0] * second[0] == shape[0] and first[1] * math.prod(second[1:]) == inputs
 
@@ -232,7 +241,7 @@ class LoKr(Form):
 
 
 class Difference(Form):
-    """The whole difference of a weight, `diff`, or of a norm's scale, `w_norm`. Alpha does not matter."""
+    """The full difference of a weight, `diff`, or of a norm's scale, `w_norm`. Alpha is ignored."""
 
     name = "a difference"
     needs = (frozenset({"diff"}), frozenset({"w_norm"}))
@@ -246,15 +255,15 @@ class Difference(Form):
         return shape[:2] if len(shape) > 1 else None
 
     def fits(self, shapes: Shapes, shape: Sizes) -> bool:
-        theirs = shapes[self._role(shapes)]
-        return theirs[:2] == shape[:2] and without_ones(theirs[2:]) == without_ones(shape[2:])
+        stored = shapes[self._role(shapes)]
+        return stored[:2] == shape[:2] and without_ones(stored[2:]) == without_ones(shape[2:])
 
     def difference(self, arrays: Arrays, weight: np.ndarray, factor: float) -> np.ndarray:
         return np.float32(factor) * arrays[self._role(arrays)].reshape(weight.shape)
 
 
 class BiasDifference(Difference):
-    """The whole difference of a layer's bias, `diff_b`, or of a norm's, `b_norm`."""
+    """The full difference of a layer's bias, `diff_b`, or of a norm's bias, `b_norm`."""
 
     name = "a bias's difference"
     of_bias = True
@@ -262,7 +271,7 @@ class BiasDifference(Difference):
 
 
 class UpBias(Form):
-    """The bias of up in peft's LoRAs, which is a difference of the layer's bias."""
+    """The bias of the up projection in peft's LoRAs, which is a difference of the layer's bias."""
 
     name = "the bias of a LoRA"
     of_bias = scaled = True

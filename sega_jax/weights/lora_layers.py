@@ -1,4 +1,4 @@
-"""The layers that a file with a LoRA changes: its tensors by layer, and the form and factor of each."""
+"""Groups the tensors of a LoRA file by the layers that they change, and finds each layer's form and factor."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -16,25 +16,28 @@ from sega_jax.weights.lora_products import FORMS, decomposed, magnitude_fits
 from sega_jax.weights.tensors import Tensors
 
 Reads = dict[str, Callable[[], np.ndarray]]
-# From a network, the key of a layer's weight, its alpha and its rank to what its difference is multiplied by.
+# Returns the factor of a layer's difference, given the network, the key of the layer's weight, its alpha and its rank.
 Factor = Callable[[str, str, float | None, int | None], float]
 
-# The roles whose single number may be an integer.
+# The roles of tensors with a single number, which may be an integer.
 _NUMBERS = ("alpha", "scale", "on_input")
-# What a layer can have whose weight is no matrix.
-_OF_NORMS = {"diff", "diff_b", "w_norm", "b_norm", "alpha", "scale"}
+# The roles that a layer may have if its weight is not a matrix.
+_NORM_ROLES = {"diff", "diff_b", "w_norm", "b_norm", "alpha", "scale"}
 
 
 class Layer(NamedTuple):
     """The difference of one weight or bias."""
 
     form: Form
-    reads: Reads  # by role; they read arrays from the file, in its dtype
-    factor: float  # of the form
+    reads: Reads  # {role: function that reads the array from the file, in the file's dtype}
+    factor: float  # multiplies the difference
 
     def difference(self, weight: np.ndarray) -> np.ndarray:
-        """Returns the difference, in float32 or wider, of a weight in torch's layout: [out, in], or [out, in, height,
-        width]."""
+        """Returns the difference for a weight in torch's layout, in float32 or wider.
+
+        Args:
+            weight: [out, in] or [out, in, height, width]; or a bias or a norm's scale, [out].
+        """
         arrays = {role: read().astype(np.float32) for role, read in self.reads.items()}
         return decomposed(arrays, weight, self.form.difference(arrays, weight, self.factor))
 
@@ -50,17 +53,22 @@ class Group(NamedTuple):
 def layers_of(
     path: Path, tensors: Tensors, networks: Mapping[str, Any], names: Mapping[str, LoraNames], factor: Factor
 ) -> tuple[dict[str, dict[str, Layer]], list[str]]:
-    """Returns the layers of a file by network and by the key of the weight or bias, and the problems of its tensors.
+    """Returns the layers of a file and the problems of its tensors.
 
-    Names and shapes are checked before any values are read. If they have no problem, all values are read once, one
+    Names and shapes are checked before any values are read. If there are no problems, all values are read once, one
     tensor at a time, and checked.
 
     Args:
-        path: the file, for errors.
-        networks, names: as of `sega_jax.weights.lora.read`.
+        path: the file, for error messages.
+        tensors: the tensors of the file.
+        networks, names: as for `sega_jax.weights.lora.read`.
+        factor: returns the factor of a layer's difference.
+
+    Returns:
+        {network: {key of the weight or bias: layer}}, and a line of text for each problem.
 
     Raises:
-        CheckpointError: the file has several adapters.
+        CheckpointError: the file contains several adapters.
     """
     problems: list[str] = []
     groups = _grouped(path, tensors, networks, names, problems)
@@ -69,7 +77,7 @@ def layers_of(
     for (part, key), group in groups.items():
         for form, target in _forms(part, key, group, shapes[part], problems):
             roles = (*form.needs, form.may_have)
-            reads = {role: one for role, one in group.reads.items() if any(role in some for some in roles)}
+            reads = {role: read for role, read in group.reads.items() if any(role in allowed for allowed in roles)}
             layers[part][target] = Layer(form, reads, _factor(factor, part, key, form, group))
     return layers, problems or _unusable(groups)
 
@@ -81,10 +89,10 @@ def _grouped(
     names: Mapping[str, LoraNames],
     problems: list[str],
 ) -> dict[tuple[str, str], Group]:
-    """Returns a file's tensors by network and the key of the layer's weight. Unusable ones become problems.
+    """Returns a file's tensors by network and key of the layer's weight. Adds unusable tensors to `problems`.
 
     Raises:
-        CheckpointError: the file has several adapters.
+        CheckpointError: the file contains several adapters.
     """
     place = places(networks, names)
     groups: dict[tuple[str, str], Group] = {}
@@ -104,15 +112,15 @@ def _grouped(
             continue
         group.names[role], group.shapes[role], group.reads[role] = name, shape, tensors.entries[name].read
     if len(adapters) > 1 and any(adapters):
-        listed = " and ".join(sorted("one without a name" if one is None else one for one in adapters))
-        raise CheckpointError(f"{path} has several adapters, {listed}; save them in files of their own")
+        listed = " and ".join(sorted("one without a name" if name is None else name for name in adapters))
+        raise CheckpointError(f"{path} contains several adapters, {listed}; save each of them in its own file")
     for group in groups.values():
         _resolve_vector(group, problems)
     return {place: group for place, group in groups.items() if group.names}
 
 
 def _resolve_vector(group: Group, problems: list[str]) -> None:
-    """Names the vector of (IA)^3 by the axis of the weight that it multiplies, as `on_input` says."""
+    """Renames the role of an (IA)^3 vector by the axis of the weight that it multiplies, which `on_input` tells."""
     if "vector" not in group.names:
         return
     name, shape = group.names.pop("vector"), group.shapes.pop("vector")
@@ -129,9 +137,9 @@ def _resolve_vector(group: Group, problems: list[str]) -> None:
 def _forms(
     part: str, key: str, group: Group, shapes: Mapping[str, tuple[int, ...]], problems: list[str]
 ) -> list[tuple[Form, str]]:
-    """Returns the forms of a layer's tensors, each with the key of what it changes. Misfits become problems."""
+    """Returns the forms of a layer's tensors and the keys that they change. Adds misfits to `problems`."""
     roles = group.names.keys()
-    if len(shapes[key]) < 2 and not roles <= _OF_NORMS:
+    if len(shapes[key]) < 2 and not roles <= _NORM_ROLES:
         problems += [f"  unexpected {name} {group.shapes[role]}" for role, name in group.names.items()]
         return []
     forms = [form for form in FORMS if any(needed <= roles for needed in form.needs)]
@@ -139,8 +147,8 @@ def _forms(
     if len(weights) > 1:
         problems.append(f"  ambiguous  {' and '.join(form.name for form in weights)} of the {part}'s {key}")
         return []
-    claimed = {role for form in forms for some in (*form.needs, form.may_have) for role in some}
-    if not roles <= claimed:
+    allowed = {role for form in forms for roles_of_form in (*form.needs, form.may_have) for role in roles_of_form}
+    if not roles <= allowed:
         problems.append(f"  missing    {_missing(roles)} of the {part}'s {key}")
         return []
     sizes = ", ".join(f"{role} {shape}" for role, shape in group.shapes.items())
@@ -148,30 +156,30 @@ def _forms(
     for form in forms:
         target = key.removesuffix("weight") + "bias" if form.of_bias else key
         shape = shapes.get(target)
-        if shape is None and form.needs == ({"ia3_l"},):  # a layer without a bias
+        if shape is None and form.needs == ({"ia3_l"},):  # the vector also changes the bias, but this layer has none
             continue
         numbers = all(math.prod(group.shapes[role]) == 1 for role in _NUMBERS if role in roles)
         norms = form.of_bias or magnitude_fits(group.shapes, shape or ())
         if shape is None or not (numbers and norms and form.fits(group.shapes, shape)):
-            own = "which has none" if shape is None else f"which is {shape}"
-            problems.append(f"  misshapen  {sizes} of the {part}'s {target}, {own}")
+            expected = "which does not exist" if shape is None else f"which is {shape}"
+            problems.append(f"  misshapen  {sizes} of the {part}'s {target}, {expected}")
             continue
         fitting.append((form, target))
     return fitting
 
 
 def _missing(roles: Iterable[str]) -> str:
-    """Returns the roles that tensors lack of the form that they resemble most, in words."""
-    own = set(roles)
-    near = [needed for form in FORMS for needed in form.needs if needed & own]
-    if not near:
+    """Returns, as text, the roles that a layer lacks for the form that it resembles most."""
+    present = set(roles)
+    similar = [needed for form in FORMS for needed in form.needs if needed & present]
+    if not similar:
         return "the matrices"
-    nearest = max(near, key=lambda needed: (len(needed & own), -len(needed - own)))
-    return " and ".join(sorted(nearest - own)) or f"the matrices of {' and '.join(sorted(own - nearest))}"
+    nearest = max(similar, key=lambda needed: (len(needed & present), -len(needed - present)))
+    return " and ".join(sorted(nearest - present)) or f"the matrices of {' and '.join(sorted(present - nearest))}"
 
 
 def _factor(factor: Factor, part: str, key: str, form: Form, group: Group) -> float:
-    """Returns what a form's difference is multiplied by: the layer's own scale, or alpha over the rank."""
+    """Returns the factor of a form's difference: the scale in the file, or alpha divided by the rank."""
     if "scale" in group.reads and "scale" in form.may_have:
         return float(group.reads["scale"]().reshape(-1)[0])
     if not form.scaled:
@@ -181,7 +189,7 @@ def _factor(factor: Factor, part: str, key: str, form: Form, group: Group) -> fl
 
 
 def _unusable(groups: Mapping[tuple[str, str], Group]) -> list[str]:
-    """Reads all tensors, one at a time, and returns problems of their values."""
+    """Reads all tensors, one at a time, and returns the problems of their values."""
     problems = []
     for group in groups.values():
         for role, read in group.reads.items():

@@ -1,7 +1,7 @@
-"""The names of tensors in files of LoRAs and their relatives: a layer, the role of the tensor, and often an adapter.
+"""Parses the names of tensors in the files of LoRAs and related adapters: layer, role and adapter.
 
-Files name layers by dotted paths, as diffusers and peft do, or by paths with underscores, as kohya's scripts do; here
-dots equal underscores. A prefix says which network a layer is in. A family says what these names are (`LoraNames`).
+diffusers and peft name layers by dotted paths, kohya's scripts by paths with underscores. Dots and underscores are
+treated as equal. A prefix names the network of a layer. Each family defines its prefixes and layers (`LoraNames`).
 """
 
 import re
@@ -12,9 +12,9 @@ import jax
 
 from sega_jax.weights.layout import torch_name
 
-# The name that its user gave an adapter, which peft puts behind the tensor's own.
+# The user's name of an adapter, which peft puts after the name of the tensor.
 _ADAPTER = r"(?:\.(?!weight$|bias$)(?P<adapter>[^.]+))?"
-# The ends of tensors' names, after the layer's name, by the tensor's role.
+# Patterns of the ends of tensor names, after the name of the layer, by role.
 _ENDS = {
     "down": rf"[._]lora[._](?:A|down){_ADAPTER}\.weight|\.lora_linear_layer\.down\.weight",
     "up": rf"[._]lora[._](?:B|up){_ADAPTER}\.weight|\.lora_linear_layer\.up\.weight",
@@ -34,12 +34,12 @@ _ENDS = {
     "rescale": r"\.rescale",
     **{name: rf"\.{name}" for name in ("diff", "diff_b", "w_norm", "b_norm", "on_input")},
     "ia3_l": rf"\.ia3_l{_ADAPTER}",
-    "vector": r"\.weight",  # of (IA)^3 by LyCORIS; every other role that ends so comes first
+    "vector": r"\.weight",  # (IA)^3 of LyCORIS; comes last, because other roles also end in .weight
 }
 _COMPILED = {role: re.compile(rf"(?:{end})$") for role, end in _ENDS.items()}
-# Modules that peft and torch put around a network or a layer.
+# Wrapper modules that peft and torch put around a network or a layer.
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:base_model\.model|module|_orig_mod|_fsdp_wrapped_module)\.")
-# Tensors of methods that are not supported, which an error calls by their names.
+# Names of unsupported methods, for errors, by patterns of their tensor names.
 _UNSUPPORTED = {
     r"\.oft_[rR]\b": "peft's OFT",
     r"\.boft_[RsPm]\b": "peft's BOFT",
@@ -58,21 +58,21 @@ _UNSUPPORTED = {
     r"\.to_[kv]_ip\.|^ip_adapter\.": "an IP-Adapter",
 }
 
-# Words of textual inversion that OneTrainer puts into the file of a LoRA.
+# The prefix of words of textual inversion, which OneTrainer may store in the file of a LoRA.
 WORDS = "bundle_emb."
 
 
 class LoraNames(NamedTuple):
-    """How LoRA files name the layers of one network."""
+    """Describes how LoRA files name the layers of one network."""
 
-    starts: tuple[str, ...]  # prefixes of its tensors' names; "" claims names without a known prefix
-    layers: Callable[[Any], Mapping[str, str]]  # from the network: {name, where dots equal underscores: weight's key}
+    starts: tuple[str, ...]  # prefixes of its tensors' names; "" matches names without a known prefix
+    layers: Callable[[Any], Mapping[str, str]]  # returns a network's {layer name in files: key of the layer's weight}
 
 
 class Parsed(NamedTuple):
     """The parts of a tensor's name."""
 
-    layer: str  # with the network's prefix; its dots are underscores
+    layer: str  # with the network's prefix, and with underscores instead of dots
     role: str
     adapter: str | None
 
@@ -93,7 +93,7 @@ def layer_keys(network: Any) -> dict[str, str]:
 
 
 def parsed(name: str) -> Parsed | None:
-    """Splits a tensor's name; None for names that are not of LoRAs."""
+    """Splits a tensor's name into its parts; returns None for names that LoRAs do not have."""
     for role, end in _COMPILED.items():
         if match := end.search(name):
             layer = _WRAPPERS.sub("", name[: match.start()]).replace(".processor", "")
@@ -102,7 +102,7 @@ def parsed(name: str) -> Parsed | None:
 
 
 def unsupported(names: Any) -> str | None:
-    """Returns the name of a method that is not supported and that one of these tensors belongs to, or None."""
+    """Returns the unsupported method that one of these tensor names belongs to, or None."""
     for pattern, method in _UNSUPPORTED.items():
         if any(re.search(pattern, name) for name in names):
             return method
@@ -110,7 +110,7 @@ def unsupported(names: Any) -> str | None:
 
 
 def places(networks: Mapping[str, Any], names: Mapping[str, LoraNames]) -> Callable[[str], Place | None]:
-    """Returns a function from a tensor's name to its layer; to None for names that belong to no layer."""
+    """Returns a function that finds the layer of a tensor by its name, or None if it belongs to no layer."""
     layers = {
         part: {name.replace(".", "_"): key for name, key in names[part].layers(network).items()}
         for part, network in networks.items()
@@ -125,10 +125,10 @@ def places(networks: Mapping[str, Any], names: Mapping[str, LoraNames]) -> Calla
             if not parts.layer.startswith(start):
                 continue
             layer = parts.layer.removeprefix(start)
-            # A file of one network may name its layers without the network.
-            for own in [part] if start else [part, *layers]:
-                if layer in layers[own]:
-                    return Place(own, layers[own][layer], parts.role, parts.adapter)
+            # Files for one network may omit the network's prefix.
+            for candidate in [part] if start else [part, *layers]:
+                if layer in layers[candidate]:
+                    return Place(candidate, layers[candidate][layer], parts.role, parts.adapter)
         return None
 
     return place

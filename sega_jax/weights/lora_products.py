@@ -1,6 +1,6 @@
-"""Relatives of LoRAs that multiply a weight, and DoRA, which sets the norms of a weight to which another form adds.
+"""Computes the weight differences of adapters that multiply a weight, and of DoRA, which sets the norms of a weight.
 
-Their difference depends on the weight. Classes, roles and shapes are as in `sega_jax.weights.lora_forms`.
+These differences depend on the weight. Classes, roles and shapes are as in `sega_jax.weights.lora_forms`.
 """
 
 import math
@@ -28,13 +28,16 @@ from sega_jax.weights.lora_forms import (
 
 T = TypeVar("T")
 
-# More stages of butterflies than any weight has room for.
-_STAGES = 32
+# More butterfly stages than any weight can have.
+_MAX_STAGES = 32
 
 
 class Ia3(Form):
-    """(IA)^3 as LyCORIS stores it: each output, or each input, is multiplied by 1 + vector (Liu et al. 2022, section
-    3.3). The bias stays. A tensor `on_input` says which, so that the vector's role is `vector_0` or `vector_1`."""
+    """(IA)^3 as LyCORIS stores it (Liu et al. 2022, section 3.3).
+
+    The outputs (role `vector_0`) or the inputs (role `vector_1`) are multiplied by 1 + vector. The tensor `on_input`
+    selects one of the two. The bias does not change.
+    """
 
     name = "(IA)^3"
     needs = (frozenset({"vector_0"}), frozenset({"vector_1"}))
@@ -53,9 +56,11 @@ class Ia3(Form):
 
 
 class PeftIa3(Form):
-    """(IA)^3 as peft stores it: each output, ia3_l [out, 1], or each input, [1, in], is multiplied by the vector. A
-    convolution's vector is [1, out, 1, 1] or [1, in, 1, 1]; where out equals in the file does not say which, so that
-    such a layer does not fit."""
+    """(IA)^3 as peft stores it (Liu et al. 2022, section 3.3).
+
+    The outputs, ia3_l [out, 1], or the inputs, ia3_l [1, in], are multiplied by the vector. For a convolution, the
+    vector is [1, out, 1, 1] or [1, in, 1, 1]. If `out` equals `in`, this is ambiguous, and the layer does not fit.
+    """
 
     name = "(IA)^3"
     needs = (frozenset({"ia3_l"}),)
@@ -74,7 +79,7 @@ class PeftIa3(Form):
 
 
 class PeftIa3Bias(PeftIa3):
-    """The bias of a layer whose outputs peft's (IA)^3 multiplies. It stays where the vector is of the inputs."""
+    """The bias of a layer with peft's (IA)^3. A vector for outputs multiplies it; a vector for inputs does not."""
 
     of_bias = True
 
@@ -90,11 +95,10 @@ class PeftIa3Bias(PeftIa3):
 
 
 class GLora(Form):
-    """W a1 a2 + b1 b2, of the weight W (Chavan et al. 2023, without their vectors), with a1 [in, r], a2 [r,
-    in], b1 [out, r] and b2 [r, in].
+    """GLoRA: the difference W a1 a2 + b1 b2 of a weight W (Chavan et al. 2023, without their vectors).
 
-    For a convolution, b2 has the kernel, [r, in, height, width]. Files of LyCORIS' first version have the two of each
-    pair exchanged.
+    a1 is [in, r], a2 [r, in], b1 [out, r] and b2 [r, in]. For a convolution, b2 includes the kernel, [r, in, height,
+    width]. Files from the first version of LyCORIS have the two matrices of each pair swapped.
     """
 
     name = "GLoRA"
@@ -111,37 +115,37 @@ class GLora(Form):
         return (first[0], second[1]) if min(len(first), len(second)) > 1 else None
 
     def fits(self, shapes: Shapes, shape: Sizes) -> bool:
-        return len(shape) > 1 and (self._fits(shapes, shape) or self._fits(_exchanged(shapes), shape))
+        return len(shape) > 1 and (self._fits(shapes, shape) or self._fits(_swapped(shapes), shape))
 
     def _fits(self, shapes: Shapes, shape: Sizes) -> bool:
         a1, a2, b1, b2 = (shapes[f"glora_{name}"] for name in ("a1", "a2", "b1", "b2"))
         if min(map(len, (a1, a2, b1, b2))) < 2 or not 0 < a1[1] <= shape[1]:
             return False
-        rank, ones = a1[1], all(without_ones(one[2:]) == () for one in (a1, a2, b1))
+        rank, ones = a1[1], all(without_ones(matrix[2:]) == () for matrix in (a1, a2, b1))
         inner = (a1[:2], a2[:2], b1[:2]) == ((shape[1], rank), (rank, shape[1]), (shape[0], rank))
         return ones and inner and b2[:2] == (rank, shape[1]) and without_ones(b2[2:]) == without_ones(shape[2:])
 
     def difference(self, arrays: Arrays, weight: np.ndarray, factor: float) -> np.ndarray:
         if not self._fits({role: array.shape for role, array in arrays.items()}, weight.shape):
-            arrays = _exchanged(arrays)
+            arrays = _swapped(arrays)
         a1, a2, b1, b2 = (flat(arrays[f"glora_{name}"]) for name in ("a1", "a2", "b1", "b2"))
         inputs = np.einsum("oi...,ir->or...", weight, a1, optimize=True)
         inputs = np.einsum("or...,ri->oi...", inputs, a2, optimize=True)
         return np.float32(factor) * (inputs + (b1 @ b2).reshape(weight.shape))
 
 
-def _exchanged(values: Mapping[str, T]) -> dict[str, T]:
-    """Returns GLoRA's matrices in the other order of each pair."""
+def _swapped(values: Mapping[str, T]) -> dict[str, T]:
+    """Swaps the two matrices of each of GLoRA's pairs."""
     pairs = (("a1", "a2"), ("a2", "a1"), ("b1", "b2"), ("b2", "b1"))
-    return {f"glora_{ours}": values[f"glora_{theirs}"] for ours, theirs in pairs}
+    return {f"glora_{name}": values[f"glora_{other}"] for name, other in pairs}
 
 
 class Oft(Form):
-    """Rotations of the outputs, by blocks: R W with R = (1 + Q) (1 - Q)^-1 and Q = B - B^T (Qiu et al. 2023).
+    """OFT: rotates blocks of outputs, R W with R = (1 + Q) (1 - Q)^-1 and Q = B - B^T (Qiu et al. 2023).
 
-    `oft_blocks` is [blocks, size, size], or for butterflies [stages, blocks, size, size] (Liu et al. 2024).
-    `rescale` [out, 1, ...] multiplies the outputs afterwards. Here alpha is the constraint: the norm of all Q is at
-    most alpha out, and 0 means any.
+    `oft_blocks` is [blocks, size, size], or [stages, blocks, size, size] for butterfly OFT (Liu et al. 2024). `rescale`
+    [out, 1, ...] multiplies the outputs afterwards. Here alpha is a constraint: the norm of all Q together is at most
+    alpha times `out`, and 0 means no constraint.
     """
 
     name = "OFT"
@@ -154,7 +158,7 @@ class Oft(Form):
             return False
         *stages, count, size, width = blocks
         butterflies = not stages or (
-            stages[0] < _STAGES and size % 2 == 0 and shape[0] % (2 ** (stages[0] - 1) * size) == 0
+            stages[0] < _MAX_STAGES and size % 2 == 0 and shape[0] % (2 ** (stages[0] - 1) * size) == 0
         )
         rescale = shapes.get("rescale", (shape[0],))
         return size == width and count * size == shape[0] == math.prod(rescale) == rescale[0] and butterflies
@@ -169,7 +173,7 @@ class Oft(Form):
         identity = np.eye(blocks.shape[-1], dtype=skew.dtype)
         try:
             rotations = (identity + skew) @ np.linalg.inv(identity - skew)
-        except np.linalg.LinAlgError:  # entries of such sizes that 1 is lost
+        except np.linalg.LinAlgError:  # the entries are so large that adding 1 has no effect
             return np.full_like(weight, np.nan)
         rows = flat(weight)
         if blocks.ndim == 3:
@@ -184,25 +188,24 @@ class Oft(Form):
 
 
 def _butterfly(blocks: np.ndarray, rows: np.ndarray, stride: int) -> np.ndarray:
-    """Rotates blocks of rows [out, n] that are `stride` apart."""
+    """Rotates blocks of rows [out, n], each of which combines rows that are `stride` apart."""
     out, size = len(rows), blocks.shape[-1]
-    apart = rows.reshape(-1, 2, stride, rows.shape[-1]).swapaxes(1, 2).reshape(-1, size, rows.shape[-1])
-    mixed = (blocks @ apart).reshape(-1, stride, 2, rows.shape[-1]).swapaxes(1, 2)
+    gathered = rows.reshape(-1, 2, stride, rows.shape[-1]).swapaxes(1, 2).reshape(-1, size, rows.shape[-1])
+    mixed = (blocks @ gathered).reshape(-1, stride, 2, rows.shape[-1]).swapaxes(1, 2)
     return mixed.reshape(out, -1)
 
 
 def magnitude_fits(shapes: Shapes, shape: Sizes) -> bool:
-    """Tells whether the norms of DoRA, where the layer has any, fit a weight of this shape."""
-    own = [role for role in MAGNITUDE if role in shapes]
-    return len(own) < 2 and all(_axis(role, shapes[role], shape) is not None for role in own)
+    """Tells whether DoRA's norms fit a weight of this shape; true if the layer has none."""
+    present = [role for role in MAGNITUDE if role in shapes]
+    return len(present) < 2 and all(_axis(role, shapes[role], shape) is not None for role in present)
 
 
 def _axis(role: str, norms: Sizes, shape: Sizes) -> int | None:
-    """Returns the axis of a weight along which DoRA's norms lie, 0 for outputs and 1 for inputs; None if they do not
-    fit.
+    """Returns the axis of DoRA's norms, 0 for outputs and 1 for inputs; None if they do not fit the weight.
 
-    LyCORIS and OneTrainer store `dora_scale` as [out, 1, ...] or [1, in, ...]. peft's vector is of the outputs, [out]
-    for linear layers and [1, out, 1, 1] for convolutions.
+    LyCORIS and OneTrainer store `dora_scale` as [out, 1, ...] or [1, in, ...]. peft's vector is for outputs: [out] for
+    linear layers and [1, out, 1, 1] for convolutions.
     """
     size = math.prod(norms)
     if len(shape) < 2 or max(norms, default=0) != size:
@@ -213,9 +216,10 @@ def _axis(role: str, norms: Sizes, shape: Sizes) -> int | None:
 
 
 def decomposed(arrays: Arrays, weight: np.ndarray, difference: np.ndarray) -> np.ndarray:
-    """Returns the difference of a weight whose norms DoRA sets: m (W + D) / |W + D| - W (Liu et al. 2024, equation 5).
+    """Applies DoRA's norms to a difference D of a weight W: m (W + D) / |W + D| - W (Liu et al. 2024, equation 5).
 
-    The norm is over all axes except that of m. A norm of 0 gives zeros; LyCORIS adds 1.2e-7 to every norm instead.
+    Without norms, D is returned unchanged. The norm is over all axes except the axis of m. Where the norm is 0, the new
+    weight is 0; LyCORIS adds 1.2e-7 to every norm instead.
     """
     role = next((role for role in MAGNITUDE if role in arrays), None)
     if role is None:

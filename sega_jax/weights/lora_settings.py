@@ -1,8 +1,8 @@
-"""The strength of LoRAs as peft and diffusers store it, apart from the matrices.
+"""Reads the settings that peft and diffusers store for a LoRA: alphas, ranks and the scaling rule.
 
-peft's `save_pretrained` writes a file adapter_config.json next to the weights. diffusers writes the same settings as
-JSON into the header of the safetensors file: with the network's name in front of each setting (`save_lora_weights`), or
-without it where the file is of one network (`save_lora_adapter`).
+peft's `save_pretrained` writes them to adapter_config.json next to the weights. diffusers writes the same settings as
+JSON to the header of the safetensors file. `save_lora_weights` puts the network's name in front of each setting, and
+`save_lora_adapter`, which saves one network, does not.
 """
 
 import json
@@ -18,53 +18,53 @@ from sega_jax.text.files import CheckpointError
 from sega_jax.weights.tensors import looks_like
 
 _HEADER, CONFIG = "lora_adapter_metadata", "adapter_config.json"
-# What peft puts in front of a layer's name, and what it calls its file.
+# peft's prefix of layer names, and the stem of its weight file.
 _PEFT, _PEFT_FILE = "base_model.model.", "adapter_model"
-# Ways of peft to begin a training, which change the weights of the checkpoint.
-_OF_CHANGED_WEIGHTS = ("pissa", "olora", "corda", "loftq")
-# peft's own defaults, which hold where its settings name no alpha or no rank.
+# peft's methods of initialisation that change the weights of the checkpoint.
+_CHANGE_WEIGHTS = ("pissa", "olora", "corda", "loftq")
+# peft's defaults, which apply if its settings contain no alpha or no rank.
 _ALPHA = _RANK = 8
 
 
 class Settings(NamedTuple):
     """The settings of the LoRA of one network."""
 
-    alpha: float | None = None  # None where it equals the rank
-    patterns: Mapping[str, float] = {}  # alphas of layers by regular expressions of their names
-    rslora: bool = False  # whether the difference is divided by the rank's square root
-    rank: float | None = None  # of layers whose matrices do not have it; None makes their factor 1
-    ranks: Mapping[str, float] = {}  # such ranks by regular expressions of the layers' names
+    alpha: float | None = None  # None means that alpha equals the rank
+    patterns: Mapping[str, float] = {}  # {regular expression for layer names: alpha}
+    rslora: bool = False  # whether to divide by the square root of the rank instead of the rank
+    rank: float | None = None  # for layers whose matrices do not determine it; None makes their factor 1
+    ranks: Mapping[str, float] = {}  # {regular expression for layer names: rank of such layers}
 
     def factor(self, key: str, alpha: float | None, rank: int | None) -> float:
-        """Returns what a layer's difference is multiplied by, alpha / rank or alpha / sqrt(rank).
+        """Returns the factor of a layer's difference, alpha / rank or alpha / sqrt(rank).
 
         Args:
-            key: of the layer's weight.
-            alpha: as the file has it for this layer; None leaves it to the settings.
-            rank: of the layer's matrices; None where they have none, as those of some LoKr.
+            key: the key of the layer's weight.
+            alpha: the alpha that the file stores for this layer; None uses the settings.
+            rank: the rank of the layer's matrices; None if they have none, as in some LoKr files.
         """
-        divisor = _own(self.ranks, key, self.rank) if rank is None else rank
+        divisor = _matching(self.ranks, key, self.rank) if rank is None else rank
         if divisor is None:
             return 1.0
         if alpha is None:
-            alpha = _own(self.patterns, key, self.alpha)
+            alpha = _matching(self.patterns, key, self.alpha)
         return (divisor if alpha is None else alpha) / (math.sqrt(divisor) if self.rslora else divisor)
 
 
-def _own(patterns: Mapping[str, float], key: str, otherwise: float | None) -> float | None:
-    """Returns the value of the first pattern that matches a layer's name, as peft matches them."""
+def _matching(patterns: Mapping[str, float], key: str, otherwise: float | None) -> float | None:
+    """Returns the value of the first pattern that matches a layer's name by peft's rule, or `otherwise`."""
     name = key.removesuffix(".weight")
-    return next((value for own, value in patterns.items() if re.match(rf"(.*\.)?({own})$", name)), otherwise)
+    return next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", name)), otherwise)
 
 
 def factors(
     path: Path, parts: Iterable[str], keys: Iterable[str]
 ) -> Callable[[str, str, float | None, int | None], float]:
-    """Returns a function from a layer's network, key, alpha and rank to its factor; see `Settings.factor`.
+    """Returns a function that computes a layer's factor from its network, key, alpha and rank; see `Settings.factor`.
 
     Args:
         path: the file of the LoRA.
-        parts: the networks that it may be of.
+        parts: the networks that it may change.
         keys: the names of its tensors.
 
     Raises:
@@ -72,35 +72,35 @@ def factors(
     """
     header = _header(path)
     if header is not None:
-        where, said = f"{path}: {_HEADER} in its header", header
-    elif (beside := settings_file(path, keys)) is not None:
-        where, said = str(beside), _text(beside)
+        source, text = f"{path}: {_HEADER} in its header", header
+    elif (config := settings_file(path, keys)) is not None:
+        source, text = str(config), _text(config)
     else:
         return lambda part, key, alpha, rank: Settings().factor(key, alpha, rank)
     try:
-        entries = json.loads(said)
-        found = {part: _settings(entries, part) for part in parts}
+        entries = json.loads(text)
+        settings = {part: _settings(entries, part) for part in parts}
     except (AttributeError, RecursionError, TypeError, ValueError, re.error) as error:
-        raise CheckpointError(f"{where} cannot be used ({error}); fetch it again") from None
-    return lambda part, key, alpha, rank: found[part].factor(key, alpha, rank)
+        raise CheckpointError(f"{source} cannot be used ({error}); fetch it again") from None
+    return lambda part, key, alpha, rank: settings[part].factor(key, alpha, rank)
 
 
 def settings_file(path: Path, keys: Iterable[str]) -> Path | None:
-    """Returns the file next to a LoRA with peft's settings for it; None for files of others and where there is none."""
-    beside = path.parent / CONFIG
-    own = path.stem == _PEFT_FILE or any(key.startswith(_PEFT) for key in keys)
-    return beside if own and beside.is_file() else None
+    """Returns the file with peft's settings next to a LoRA; None if there is none, or the LoRA is not peft's."""
+    config = path.parent / CONFIG
+    by_peft = path.stem == _PEFT_FILE or any(key.startswith(_PEFT) for key in keys)
+    return config if by_peft and config.is_file() else None
 
 
 def lacks_settings(path: Path, keys: Iterable[str]) -> bool:
-    """Tells whether peft wrote a file, and neither it nor a file next to it says how strong the LoRA is."""
+    """Tells whether peft wrote a LoRA, but neither its file nor a file next to it stores alpha."""
     keys = list(keys)
-    own = any(key.startswith(_PEFT) for key in keys) and not any(key.endswith("alpha") for key in keys)
-    return own and _header(path) is None and settings_file(path, keys) is None
+    lacks_alpha = any(key.startswith(_PEFT) for key in keys) and not any(key.endswith("alpha") for key in keys)
+    return lacks_alpha and _header(path) is None and settings_file(path, keys) is None
 
 
 def _header(path: Path) -> str | None:
-    """Returns the settings in the header of a safetensors file; None if it has none, or is of torch."""
+    """Returns the settings in the header of a safetensors file; None if there are none, or the file is a pickle."""
     if looks_like(path) in ("a zip file", "a pickle"):
         return None
     with safe_open(path, framework="numpy") as file:
@@ -115,34 +115,34 @@ def _text(path: Path) -> str:
 
 
 def _settings(entries: Mapping[str, Any], part: str) -> Settings:
-    """Returns the settings of a network: those with its name in front, or those without a name.
+    """Returns the settings of a network: the entries with its name in front, or else the entries without a name.
 
     Raises:
-        AttributeError, TypeError, ValueError, re.error: they are no settings.
+        AttributeError, TypeError, ValueError, re.error: the entries are not valid settings.
     """
-    own = {name.removeprefix(f"{part}."): value for name, value in entries.items() if name.startswith(f"{part}.")}
-    own = own or {name: value for name, value in entries.items() if "." not in name}
-    if not own:
+    options = {name.removeprefix(f"{part}."): value for name, value in entries.items() if name.startswith(f"{part}.")}
+    options = options or {name: value for name, value in entries.items() if "." not in name}
+    if not options:
         return Settings()
-    start = own.get("init_lora_weights")
-    if isinstance(start, str) and start.startswith(_OF_CHANGED_WEIGHTS):
+    method = options.get("init_lora_weights")
+    if isinstance(method, str) and method.startswith(_CHANGE_WEIGHTS):
         raise ValueError(
-            f"init_lora_weights={start[:40]!r} changes the weights that a LoRA is added to, so it does not suit the"
-            " checkpoint's; save it with peft's path_initial_model_for_weight_conversion"
+            f"init_lora_weights={method[:40]!r} also changed the weights of the network, so the LoRA does not fit the"
+            " original checkpoint; save it with peft's path_initial_model_for_weight_conversion"
         )
-    patterns, ranks = own.get("alpha_pattern") or {}, own.get("rank_pattern") or {}
-    # LoHa and LoKr of peft call theirs "alpha".
-    alpha, rank = own.get("lora_alpha", own.get("alpha", _ALPHA)), own.get("r", _RANK)
+    patterns, ranks = options.get("alpha_pattern") or {}, options.get("rank_pattern") or {}
+    # The settings of peft's LoHa and LoKr call it "alpha".
+    alpha, rank = options.get("lora_alpha", options.get("alpha", _ALPHA)), options.get("r", _RANK)
     if not all(map(is_number, (alpha, *patterns.values()))):
-        raise ValueError("an alpha is no number")
-    if not all(is_number(one) and one > 0 for one in (rank, *ranks.values())):
-        raise ValueError("a rank is no positive number")
+        raise ValueError("an alpha is not a finite number")
+    if not all(is_number(value) and value > 0 for value in (rank, *ranks.values())):
+        raise ValueError("a rank is not a positive number")
     for pattern in (*patterns, *ranks):
         re.compile(pattern)
-        # Names have some hundred characters, and with two repetitions a hostile pattern would take minutes.
+        # On names of about a hundred characters, a hostile pattern with two repetitions could take minutes.
         if len(re.findall(r"[*+{]", pattern)) > 1:
             raise ValueError(f"the pattern {pattern[:80]!r} has more than one repetition, which is not supported")
-    return Settings(alpha, patterns, own.get("use_rslora") is True, rank, ranks)
+    return Settings(alpha, patterns, options.get("use_rslora") is True, rank, ranks)
 
 
 def is_number(value: Any) -> bool:
@@ -151,5 +151,5 @@ def is_number(value: Any) -> bool:
         return False
     try:
         return math.isfinite(value)
-    except OverflowError:  # a whole number that no float holds
+    except OverflowError:  # an integer beyond the range of floats
         return False

@@ -1,9 +1,9 @@
 """Reads the weights of one network from an Orbax checkpoint, one array at a time.
 
-Orbax restores a whole tree at once, which takes twice its memory. It can also restore a part of it, but reads the
-descriptions of all arrays again for each part, so going array by array takes three times as long as here. An Orbax
-checkpoint is an OCDBT database of zarr arrays. TensorStore, the library below Orbax, opens single arrays, and the
-database has checksums.
+Orbax restores a complete tree at once, which takes twice the memory of its arrays. It can also restore single arrays,
+but reads the descriptions of all arrays again each time, which takes three times as long as this module. An Orbax
+checkpoint is an OCDBT database of zarr arrays, with checksums. This module opens single arrays of it with TensorStore,
+the library on which Orbax is built.
 """
 
 from collections.abc import Callable, Collection
@@ -16,24 +16,24 @@ from sega_jax.text.files import CheckpointError, read_json
 from sega_jax.weights.layout import FLAX, torch_key
 from sega_jax.weights.tensors import Tensors
 
-# Entries of a network's folder, besides config.json.
+# Entries of a network's folder, in addition to config.json.
 ARRAYS = "orbax"  # an Orbax checkpoint of {dotted path of a parameter: array with our axes}
 NOTES = "orbax.json"  # {"format": 1, "keys": {dotted path of a parameter: its key in torch's files}}
-BUFFERS = "buffers"  # .safetensors, with arrays that no module needs, if there are any
+BUFFERS = "buffers"  # the stem of an optional .safetensors file with arrays that no module needs
 FILES = (f"{ARRAYS}/*", NOTES, f"{BUFFERS}.safetensors")
 FORMAT = 1
 _ENTRY = "/.zarray"
 
 
 class OrbaxTensors:
-    """The arrays of one network. Shapes are read at once, values one array at a time.
+    """Reads the arrays of one network. Shapes are read when it is opened, values one array at a time.
 
     Args:
-        folder: contains `orbax` and `orbax.json`.
+        folder: the folder that contains `orbax` and `orbax.json`.
         rename: returns the module's key for a key in torch's files.
 
     Raises:
-        CheckpointError: one of the two is missing or broken.
+        CheckpointError: `orbax` or `orbax.json` is missing or broken.
     """
 
     layout = FLAX
@@ -44,7 +44,7 @@ class OrbaxTensors:
         keys = _keys(folder / NOTES, rename)
         if not (self._path / "manifest.ocdbt").is_file():
             raise CheckpointError(
-                f"{folder / ARRAYS} has no manifest.ocdbt, so it is no Orbax checkpoint; convert again"
+                f"{folder / ARRAYS} has no manifest.ocdbt, so it is not an Orbax checkpoint; convert it again"
             )
         try:
             self._arrays = _open(self._path)
@@ -71,7 +71,7 @@ class OrbaxTensors:
             return tensors.buffers()
 
     def _broken(self, error: Exception) -> CheckpointError:
-        return CheckpointError(f"{self._path} is no readable Orbax checkpoint ({error}); convert again")
+        return CheckpointError(f"{self._path} is not a readable Orbax checkpoint ({error}); convert it again")
 
     def __enter__(self) -> "OrbaxTensors":
         return self
@@ -81,15 +81,15 @@ class OrbaxTensors:
 
 
 def _open(path: Path) -> dict[str, Any]:
-    """Opens all arrays of a database, by name."""
-    import tensorstore  # only needed for such a checkpoint
+    """Opens all arrays of a database; returns {name: TensorStore array}."""
+    import tensorstore  # only Orbax checkpoints need it
 
     context = tensorstore.Context()
     database = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{path}/"}}
     entries = tensorstore.KvStore.open(database, context=context).result().list().result()
     names = [entry.removesuffix(_ENTRY) for entry in map(bytes.decode, entries) if entry.endswith(_ENTRY)]
-    # Without the last option, lost data would be read as zeros.
-    opening = {
+    # Without the last option, missing data would be read as zeros.
+    futures = {
         name: tensorstore.open(
             {"driver": "zarr", "kvstore": database | {"path": f"{name}/"}, "fill_missing_data_reads": False},
             read=True,
@@ -98,24 +98,25 @@ def _open(path: Path) -> dict[str, Any]:
         )
         for name in names
     }
-    return {name: array.result() for name, array in opening.items()}
+    return {name: array.result() for name, array in futures.items()}
 
 
 def _keys(path: Path, rename: Callable[[str], str | None]) -> dict[str, str]:
-    """Reads the parameters' keys in torch's files.
+    """Reads the keys that the parameters have in torch's files.
 
     Raises:
-        CheckpointError: the file is missing, broken or of another version, or a key belongs to another parameter.
+        CheckpointError: the file is missing, broken or of another version, or a key belongs to a different parameter.
     """
     notes = read_json(path)
     if notes.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path} has format {notes.get('format')!r}, this version reads {FORMAT}: convert again, or update sega_jax"
+            f"{path} has format {notes.get('format')!r}, but this version reads {FORMAT}; convert it again, or update"
+            " sega_jax"
         )
     keys = notes.get("keys")
     if not isinstance(keys, dict) or not all(isinstance(key, str) for key in keys.values()):
-        raise CheckpointError(f"{path} has no keys, an object of names to names; convert again")
+        raise CheckpointError(f"{path} has no valid keys, an object that maps names to names; convert it again")
     for name, key in keys.items():
         if rename(key) != torch_key(name):
-            raise CheckpointError(f"{path}: {key!r} is not the key of {name}; convert again")
+            raise CheckpointError(f"{path}: {key!r} is not the key of {name}; convert it again")
     return keys

@@ -1,4 +1,4 @@
-"""Fills modules with the weights in files. Every parameter gets its value, or an error lists all that do not."""
+"""Fills modules with weights from files. Every parameter gets its value, or an error lists all that do not."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -13,49 +13,51 @@ from sega_jax.weights.tensors import Weights
 
 M = TypeVar("M")
 
-# Tensors that a warning names; it counts the others.
+# The number of tensors that a warning names. Further tensors are counted.
 _NAMED = 3
-# Entries of a kernel's last axis to copy at a time.
+# The number of entries along a kernel's last axis that are copied at a time.
 _COLUMNS = 32
 
 
 def check(module: Any, weights: Weights, warn: Callable[[str], None] = lambda message: None) -> dict[str, int]:
-    """Compares the names and shapes of a module's parameters with those in a file.
+    """Checks that a file contains all parameters of a module, with the right shapes.
 
     Args:
-        warn: gets a message that names the first few tensors which the module does not need.
+        module: the module, with or without values.
+        weights: the tensors of the file.
+        warn: called with a message that names the first few tensors which the module does not need.
 
     Returns:
-        The bytes of each parameter in the file, by the layout's name.
+        {name in the file's layout: bytes in the file} of each parameter.
 
     Raises:
-        CheckpointError: parameters are missing or misshapen; the error lists all of them, and the tensors that the
-            module does not need, because a parameter may have another name.
+        CheckpointError: parameters are missing or misshapen. The error lists them and the tensors that the module does
+            not need, because a missing parameter may be among these under another name.
     """
-    wanted = {
+    expected = {
         weights.layout.name(path): weights.layout.shape(path, leaf.shape)
         for path, leaf in jax.tree_util.tree_leaves_with_path(module)
     }
-    problems = [f"  missing    {name} {shape}" for name, shape in wanted.items() if name not in weights.shapes]
+    problems = [f"  missing    {name} {shape}" for name, shape in expected.items() if name not in weights.shapes]
     problems += [
         f"  misshapen  {name}: {weights.shapes[name]}, expected {shape}"
-        for name, shape in wanted.items()
+        for name, shape in expected.items()
         if name in weights.shapes and weights.shapes[name] != shape
     ]
-    extra = [f"{name} {shape}" for name, shape in weights.shapes.items() if name not in wanted]
+    extra = [f"{name} {shape}" for name, shape in weights.shapes.items() if name not in expected]
     if problems:
         raise CheckpointError(
-            f"{weights.folder}: the weights do not fit {type(module).__name__} as its config describes it:\n"
-            + "\n".join(sorted([*problems, *(f"  unexpected {one}" for one in extra)]))
+            f"{weights.folder}: the weights do not fit the {type(module).__name__} that its config describes:\n"
+            + "\n".join(sorted([*problems, *(f"  unexpected {tensor}" for tensor in extra)]))
         )
     if extra:
         named = ", ".join(sorted(extra)[:_NAMED]) + (f" and {len(extra) - _NAMED} more" * (len(extra) > _NAMED))
         tensors, them = ("tensors that are", "them") if len(extra) > 1 else ("a tensor that is", "it")
         warn(
-            f"{weights.folder} has {tensors} not used, because {type(module).__name__} as its config describes it does"
-            f" not need {them}: {named}"
+            f"{weights.folder} has {tensors} not used, because the {type(module).__name__} that its config describes"
+            f" does not need {them}: {named}"
         )
-    return {name: weights.sizes[name] for name in wanted}
+    return {name: weights.sizes[name] for name in expected}
 
 
 def fill(
@@ -65,47 +67,53 @@ def fill(
     place: Callable[[np.ndarray], Any] = jax.numpy.asarray,
     warn: Callable[[str], None] = lambda message: None,
 ) -> M:
-    """Returns a module with the parameters in `weights`, which are read one at a time.
+    """Fills a module with the parameters of a file, which are read one at a time.
 
     Args:
-        module: without values.
-        weights: of this module.
-        dtype: casts the parameters; None keeps their dtypes.
+        module: the module, without values.
+        weights: the tensors of the file.
+        dtype: the dtype to which parameters are cast; None keeps their dtypes.
         place: puts an array on devices.
-        warn: as of `check`.
+        warn: as for `check`.
+
+    Returns:
+        The module with values.
 
     Raises:
-        CheckpointError: parameters of the module are missing in the file or have other shapes there, or values are not
-            finite in the file or in `dtype`, or have no floating type. The error lists all such parameters.
+        CheckpointError: the file lacks parameters or has them in other shapes, or values are not finite in the file or
+            after the cast, or are not floats. The error lists all such parameters.
     """
     check(module, weights, warn)
-    bad = []
+    problems = []
 
     def read(path, leaf):
         name = weights.layout.name(path)
         array = weights[name]
         if not is_floating(array.dtype):
-            bad.append(f"  {name} is {array.dtype}, expected a floating type")
+            problems.append(f"  {name} is {array.dtype}, expected a floating type")
         elif not is_finite(array):
-            bad.append(f"  {name} has NaN or infinite entries")
-        if bad:
+            problems.append(f"  {name} has NaN or infinite entries")
+        if problems:
             return leaf
         with np.errstate(over="ignore"):
-            ours = _contiguous(weights.layout.ours(path, array))
-            cast = ours if dtype is None else ours.astype(dtype, copy=False)
+            parameter = _contiguous(weights.layout.ours(path, array))
+            cast = parameter if dtype is None else parameter.astype(dtype, copy=False)
         if cast.dtype != array.dtype and not is_finite(cast):
-            bad.append(f"  {name} overflows {cast.dtype}; use another dtype")
-        return leaf if bad else place(cast)
+            problems.append(f"  {name} overflows {cast.dtype}; use another dtype")
+        return leaf if problems else place(cast)
 
     filled = jax.tree_util.tree_map_with_path(read, module)
-    if bad:
-        raise CheckpointError(f"{weights.folder}: unusable weights:\n" + "\n".join(bad))
+    if problems:
+        raise CheckpointError(f"{weights.folder}: unusable weights:\n" + "\n".join(problems))
     return filled
 
 
 def _contiguous(array: np.ndarray) -> np.ndarray:
-    """Returns a C-contiguous copy of an array, or the array itself if it is contiguous. The last axis of a kernel is
-    the first in torch's files, so the copy goes by parts of that axis, which fit the processor's cache."""
+    """Returns a C-contiguous copy of an array, or the array itself if it is contiguous.
+
+    The last axis of a kernel is the first axis in torch's files, so the array is copied in parts of the last axis that
+    fit the processor's cache.
+    """
     if array.flags.c_contiguous:
         return array
     copy, integer = np.empty(array.shape, array.dtype), f"u{array.dtype.itemsize}"

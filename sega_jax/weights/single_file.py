@@ -1,7 +1,7 @@
-"""Checkpoints in single files, whose tensors are named as in the repository that trained them.
+"""Reads single-file checkpoints, whose tensors are named as in the repository that trained them.
 
-A `SingleFile` describes the files of one family, and `OriginalWeights` reads a network by such a description. Files
-also hold tensors that no network of ours has, for example of the training; the description names them.
+A `SingleFile` describes the files of one family. `OriginalWeights` reads one network with the help of this description.
+Files also contain tensors that our networks do not have, for example from training; the description names them.
 """
 
 import os
@@ -20,30 +20,33 @@ from sega_jax.weights.fused import Forms, parameters
 from sega_jax.weights.layout import Entry, Layout, from_torch, torch_name, torch_shape
 from sega_jax.weights.tensors import ENDINGS, Tensors, looks_like
 
-# What headers call predictions, in lower case, with underscores.
+# Names of predictions in headers, in lower case and with underscores.
 _PREDICTIONS = dict.fromkeys(("v", "v_prediction", "v_pred"), "v_prediction")
 _PREDICTIONS |= dict.fromkeys(("epsilon", "eps", "epsilon_prediction", "noise"), "epsilon")
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Original(NamedTuple):
-    """How single files name and store the tensors of one network. Their names have a prefix, `start`. The other fields
-    refer to the rest of a name, except the patterns of `forms`, which are searched in the whole name."""
+    """Describes how single files name and store the tensors of one network.
+
+    All names start with the prefix `start`. The other fields refer to the rest of a name, except for the patterns of
+    `forms`, which are searched in the full name.
+    """
 
     start: str
-    names: Callable[[Any], Mapping[str, str]]  # from the network: {key in diffusers' layout: name}
-    spelling: Callable[[str], str] = str  # from a name in any spelling to the one that `names` has
-    others: str = r"$^"  # a pattern that matches the start of names of other tensors
-    spare: Callable[[Any], str] | None = None  # from the network: the start of names of a layer that it does without
+    names: Callable[[Any], Mapping[str, str]]  # returns a network's {key in diffusers' layout: name}
+    spelling: Callable[[str], str] = str  # translates alternative names to the names in `names`
+    others: str = r"$^"  # a pattern that matches the start of the names of tensors that do not belong to the network
+    spare: Callable[[Any], str] | None = None  # returns the start of the names of a layer that the network does not use
     forms: Forms = Forms()
-    ema: str = ""  # the prefix of the moving average's names, which have no dots; "" if files have no average
+    ema: str = ""  # the prefix of the moving average's names, which have no dots; "" if files have no moving average
 
     def full_names(self, network: Any) -> dict[str, str]:
-        """Returns the whole names of a network's parameters, by their keys in diffusers' layout."""
+        """Returns {key in diffusers' layout: full name} of a network's parameters."""
         return {key: self.start + name for key, name in self.names(network).items()}
 
     def full_name(self, key: str, network: Any) -> str | None:
-        """Returns the whole name, as in `full_names`, of a tensor that a file names `key`; None for other tensors."""
+        """Returns the full name, as in `full_names`, of a tensor that a file names `key`; None for other tensors."""
         if not key.startswith(self.start):
             return None
         name = key.removeprefix(self.start)
@@ -53,25 +56,25 @@ class Original(NamedTuple):
 
 
 class SingleFile(NamedTuple):
-    """What a family says about its checkpoints in single files."""
+    """Describes the single-file checkpoints of one family."""
 
-    name: str  # of the family
-    networks: Mapping[str, tuple[Original, ...]]  # how files may have each network, by its folder in diffusers' layout
-    recognise: Callable[[Shapes], bool]  # whether a file with tensors of these shapes is of this family, or a relative
-    refuse: Callable[[Path, Shapes], None]  # raises a CheckpointError for relatives that are not supported
-    # From the file, its shapes and what the model predicts (None if unknown): a folder in diffusers' layout with the
-    # configs of the published checkpoint that the file resembles. It raises a CheckpointError if there is none.
+    name: str  # the display name of the family
+    networks: Mapping[str, tuple[Original, ...]]  # {folder in diffusers' layout: alternative descriptions of a network}
+    recognise: Callable[[Shapes], bool]  # tells by a file's shapes whether it is of this family or of a variant of it
+    refuse: Callable[[Path, Shapes], None]  # raises a CheckpointError for unsupported variants
+    # Given the file, its shapes and its prediction type (None if unknown), returns a folder in diffusers' layout with
+    # the configs of the published checkpoint that the file resembles. Raises a CheckpointError if there is none.
     published: Callable[[Path, Shapes, str | None], Path]
-    vocabularies: Mapping[str, str] = MappingProxyType({})  # repositories with the tokenizer, by that folder's name
+    vocabularies: Mapping[str, str] = MappingProxyType({})  # {name of that folder: repository with the tokenizer}
 
 
 def has_ending(path: str) -> bool:
-    """Tells whether a path ends as files of tensors do."""
+    """Tells whether a path has the ending of a weight file."""
     return path.endswith(ENDINGS)
 
 
-def is_one(source: Any) -> bool:
-    """Tells by its ending, or else by its content, whether `source` names a single file."""
+def is_weight_file(source: Any) -> bool:
+    """Tells by its ending, or else by its content, whether `source` is a single file of weights."""
     if not isinstance(source, str | os.PathLike) or os.path.isdir(source):
         return False
     path = Path(source)
@@ -79,50 +82,52 @@ def is_one(source: Any) -> bool:
 
 
 def declared(path: Path, spare: Collection[str]) -> dict[str, Any]:
-    """Returns what a file says of its schedule, as entries of a scheduler's config.
+    """Returns the scheduler settings that a file declares, as entries of a scheduler's config.
 
-    The header of a safetensors file may hold `modelspec.prediction_type`, or `modelspec.predict_key` as ComfyUI writes
-    it: "v" or "epsilon", in several spellings. Tensors that declare something (`sega_jax.weights.tensors.declared`) are
-    believed first.
+    The header of a safetensors file may contain `modelspec.prediction_type`, or ComfyUI's `modelspec.predict_key`. Its
+    value is "v" or "epsilon", in several spellings. Tensors that declare settings (`sega_jax.weights.tensors.declared`)
+    take precedence.
 
     Args:
+        path: the file.
         spare: the names of tensors in the file that no module needs.
     """
-    found: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     if looks_like(path) == "a safetensors file":
         with safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
-        said = header.get("modelspec.prediction_type", header.get("modelspec.predict_key", ""))
-        said = _PREDICTIONS.get(said.lower().replace("-", "_"))
-        found |= {"prediction_type": said} if said else {}
-    return found | tensors.declared(spare)
+        prediction = header.get("modelspec.prediction_type", header.get("modelspec.predict_key", ""))
+        prediction = _PREDICTIONS.get(prediction.lower().replace("-", "_"))
+        entries |= {"prediction_type": prediction} if prediction else {}
+    return entries | tensors.declared(spare)
 
 
 def resemblance(keys: Iterable[str]) -> str:
-    """Says in an error what a file of unknown tensors seems to be."""
+    """Describes, for an error, what a file with unknown tensors seems to be."""
     if any("lora" in key for key in keys):
-        return "it is a LoRA, which goes with a checkpoint as lora="
+        return "it is a LoRA; load a checkpoint and pass the LoRA as lora="
     if any(key.startswith("model_ema.") for key in keys):
-        return "it has the moving average of a UNet (model_ema.) without its last weights; fetch the whole checkpoint"
+        return "it has only the moving average of a UNet (model_ema.) and not its weights; fetch the full checkpoint"
     if any(key.startswith(("down_blocks.", "encoder.", "text_model.")) for key in keys):
-        return "it is one network in diffusers layout, give the folder of the whole checkpoint"
-    return f"it has {', '.join(key[:80] for key in list(keys)[:3]) or 'nothing'}"
+        return "it is one network in diffusers' layout; give the folder of the entire checkpoint"
+    return f"it contains {', '.join(key[:80] for key in list(keys)[:3]) or 'nothing'}"
 
 
 class OriginalWeights:
-    """The weights of one network in a single file, under the original's names. Fused tensors are split, and
-    convolutions of size 1 that stand for linear layers are matrices.
+    """Reads the weights of one network from a single file, under their original names.
+
+    Fused tensors are split. Convolutions of size 1 become matrices if our layer is linear.
 
     Args:
         path: the path of the file.
         tensors: all tensors of the file, which this object closes.
-        originals: how the family's files may have the network.
+        originals: alternative descriptions of the network in the family's files.
         part: the network's folder in diffusers' layout, such as "unet".
         module: the network, without values.
-        ema: whether to read the moving average where files of the family have one of this network.
+        ema: whether to read the moving average, if the family's files may have one for this network.
 
     Raises:
-        CheckpointError: the file does not have the network, or its moving average.
+        CheckpointError: the file lacks the network or its moving average.
     """
 
     def __init__(
@@ -156,24 +161,24 @@ class OriginalWeights:
 
 
 def _original(path: Path, keys: Iterable[str], originals: Sequence[Original], part: str) -> Original:
-    """Returns how this file has a network."""
+    """Returns the description that fits this file."""
     for original in originals:
         if any(key.startswith(original.start) for key in keys):
             return original
     raise CheckpointError(
-        f"{path} has no {part}, names that start with {' or '.join(original.start for original in originals)}; give"
-        f" {part}=, its own file, folder or repository, or another pipeline's (pipe.models.{part})"
+        f"{path} has no {part} (no names that start with {' or '.join(original.start for original in originals)}); give"
+        f" {part}=, a file, folder or repository with this network, or another pipeline's (pipe.models.{part})"
     )
 
 
 def _entries(path: Path, tensors: Tensors, original: Original, module: Any, *, ema: bool) -> dict[str, Entry]:
-    """Returns the tensors of one network by the original's names."""
+    """Returns {original name: tensor} of one network."""
     averages = {}
     if ema and original.ema:
         names = original.names(module).values()
         averages = {original.ema + name.replace(".", ""): original.start + name for name in names}
         if averages.keys().isdisjoint(tensors.entries):
-            raise CheckpointError(f"{path} has no moving average, names that start with {original.ema}; leave ema out")
+            raise CheckpointError(f"{path} has no moving average (no names that start with {original.ema}); omit ema")
     entries: dict[str, Entry] = {}
     for key, entry in tensors.entries.items():
         name = averages.get(key) if averages else original.full_name(key, module)
@@ -181,7 +186,7 @@ def _entries(path: Path, tensors: Tensors, original: Original, module: Any, *, e
             continue
         for parameter, piece in parameters(name, entry, original.forms):
             if parameter in entries:
-                both = f"{entry.key} and {entries[parameter].key}"
-                raise CheckpointError(f"{path}: {both} are the same parameter; fetch it again")
+                keys = f"{entry.key} and {entries[parameter].key}"
+                raise CheckpointError(f"{path}: {keys} are the same parameter; fetch it again")
             entries[parameter] = piece
     return entries

@@ -1,8 +1,8 @@
-"""Builds what a pickle describes without running code: containers, numbers, text and torch's tensors.
+"""Builds the containers, numbers, text and torch tensors that a pickle describes, without running code.
 
 A pickle is a program. It builds lists, dictionaries and tuples on a stack, and it may call anything that Python can
-import. `Machine` builds the containers. It knows torch's functions for tensors by name, never imports anything, and
-refuses all other calls.
+import. `Machine` builds the containers and recognises torch's functions for tensors by name. It never imports anything
+and refuses all other calls.
 """
 
 import dataclasses
@@ -31,30 +31,32 @@ _STORAGES = {
     "CharStorage": np.int8,
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
-    "UntypedStorage": np.uint8,  # bytes, whose views have a dtype of their own
+    "UntypedStorage": np.uint8,  # bytes; the dtype belongs to the views
 }
-# The dtypes of views that have one of their own.
+# The dtypes of views of untyped storages.
 _DTYPES = {np.dtype(dtype).name: dtype for dtype in float8.DTYPES.values()}
 _DTYPES |= {np.dtype(dtype).name: dtype for dtype in (np.uint16, np.uint32, np.uint64)}
-# Calls that are allowed, although their results are no dense tensors. The result is a `Name`, which is an error where a
-# tensor is expected.
+# Functions that a pickle may call although they do not return dense tensors. The result is a `Name`, which is an error
+# if a tensor is expected.
 _HARMLESS = re.compile(
     r"torch\._utils\._rebuild_\w+|torch\.(device|Size)|torch\.serialization\._get_layout|_codecs\.encode"
     r"|numpy\.(dtype|_?core\.multiarray\.(scalar|_reconstruct))"
     r"|(__builtin__|builtins)\.(set|frozenset|bytearray|complex)|collections\.(Counter|deque)"
 )
-# The most opcodes that are read, some ten times as many as the largest checkpoints have.
-_MOST = 2**20
+# The most opcodes to run, about ten times as many as in the largest checkpoints.
+_MAX_OPCODES = 2**20
 _LITERALS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _CONTAINERS = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_SET": list}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-# Opcodes whose argument is a number or text to push.
-_WRITTEN = {code.name for code in pickletools.opcodes if code.arg and code.stack_after and not code.stack_before}
-_WRITTEN -= {"PERSID", "GET", "BINGET", "LONG_BINGET", "GLOBAL", "EXT1", "EXT2", "EXT4"}
+# Opcodes that push their argument, a number or text.
+_PUSHES_ARGUMENT = {
+    code.name for code in pickletools.opcodes if code.arg and code.stack_after and not code.stack_before
+}
+_PUSHES_ARGUMENT -= {"PERSID", "GET", "BINGET", "LONG_BINGET", "GLOBAL", "EXT1", "EXT2", "EXT4"}
 
 
 class Name(NamedTuple):
-    """An object that a pickle asks Python for. It is known by its name and never imported."""
+    """An object that a pickle refers to by name. It is never imported."""
 
     name: str
 
@@ -64,7 +66,7 @@ _KEYS = (str, int, float, bytes, type(None), Name)
 
 @dataclasses.dataclass
 class Storage:
-    """The entries of one or more tensors, as a range of the file."""
+    """A range of bytes in the file, with the entries of one or more tensors."""
 
     start: int  # bytes from the start of the file
     dtype: np.dtype
@@ -72,7 +74,7 @@ class Storage:
 
 
 class Tensor(NamedTuple):
-    """A view of a storage; start and strides are in entries."""
+    """A view of a storage. `start` and `strides` are in entries."""
 
     storage: Storage
     dtype: np.dtype
@@ -85,30 +87,30 @@ class Tensor(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
-    def room(self) -> int:
-        """The number of entries that the storage has room for."""
+    def capacity(self) -> int:
+        """Returns the number of entries of this dtype that fit in the storage."""
         return self.storage.size * self.storage.dtype.itemsize // self.dtype.itemsize
 
     def fits(self) -> bool:
-        """Tells whether the view lies within the storage. It may repeat entries: whoever reads it looks at `nbytes`."""
+        """Tells whether the view lies within the storage. It may repeat entries, so limit `nbytes`, too."""
         numbers = (self.start, *self.shape, *self.strides)
         if not all(type(number) is int and 0 <= number < 2**48 for number in numbers) or len(self.shape) > 32:
             return False
-        return len(self.shape) == len(self.strides) and self.start + self.span <= self.room
+        return len(self.shape) == len(self.strides) and self.start + self.span <= self.capacity
 
     @property
     def span(self) -> int:
-        """The number of entries from the first to the last."""
+        """Returns the number of entries from the first to the last, including gaps."""
         if not math.prod(self.shape):
             return 0
         return 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
 
     def read(self, data: mmap.mmap) -> np.ndarray:
-        """Copies the values out of the file."""
+        """Copies the values from the file into an array."""
         dtype = self.dtype
         if not self.span:
             return np.empty(self.shape, dtype)
-        integer = np.dtype(f"u{dtype.itemsize}")  # NumPy's strides do not know every dtype of ml_dtypes
+        integer = np.dtype(f"u{dtype.itemsize}")  # `as_strided` does not support every dtype of ml_dtypes
         flat = np.frombuffer(data, integer, self.span, self.storage.start + self.start * dtype.itemsize)
         strides = [stride * dtype.itemsize for stride in self.strides]
         return np.array(np.lib.stride_tricks.as_strided(flat, self.shape, strides), order="C").view(dtype)
@@ -118,7 +120,7 @@ class Machine:
     """Runs the opcodes of pickles that build containers and tensors.
 
     Args:
-        path: the file, for errors.
+        path: the file, for error messages.
         storage: returns a storage, given its dtype, key and number of entries.
     """
 
@@ -127,26 +129,30 @@ class Machine:
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
-        self.left = _MOST
+        self.left = _MAX_OPCODES
 
     def run(self, data: mmap.mmap, end: int) -> Any:
-        """Returns the object that a pickle builds; it starts at the position of `data` and ends before `end`.
+        """Returns the object that a pickle builds.
+
+        Args:
+            data: the file, at the position where the pickle starts.
+            end: the position, in bytes, before which it must end.
 
         Raises:
             CheckpointError: the pickle calls anything but torch's functions for tensors.
-            Exception: the pickle is broken.
+            Exception: the pickle is broken; the type depends on the damage.
         """
         self.stack, self.marks, self.memo = [], [], {}
-        # Its declared type leaves out mmap, although it takes any object with read, readline and tell.
+        # The declared type of genops excludes mmap, but any object with read, readline and tell works.
         for opcode, argument, at in pickletools.genops(data):  # type: ignore[arg-type]
             assert at is not None
             self.left -= 1
             if at >= end or self.left < 0:
-                raise ValueError("it does not end")
+                raise ValueError("the pickle does not end")
             if opcode.name == "STOP":
                 return self.stack.pop()
             self.step(opcode.name, argument)
-        raise ValueError("it does not end")
+        raise ValueError("the pickle does not end")
 
     def step(self, name: str, argument: Any) -> None:
         """Runs one opcode."""
@@ -155,7 +161,7 @@ class Machine:
             stack.append(_CONTAINERS[name]())
         elif name in _LITERALS:
             stack.append(_LITERALS[name])
-        elif name in _WRITTEN:
+        elif name in _PUSHES_ARGUMENT:
             stack.append(argument)
         elif name in ("PROTO", "FRAME"):
             pass
@@ -164,7 +170,7 @@ class Machine:
         elif name == "POP":
             stack.pop()
         elif name == "POP_MARK":
-            self.marked()
+            self.pop_mark()
         elif name == "DUP":
             stack.append(stack[-1])
         elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
@@ -176,68 +182,68 @@ class Machine:
         elif name in _TUPLES:
             stack[-_TUPLES[name] :] = [tuple(stack[-_TUPLES[name] :])]
         elif name == "TUPLE":
-            stack.append(tuple(self.marked()))
+            stack.append(tuple(self.pop_mark()))
         elif name == "LIST":
-            stack.append(self.marked())
+            stack.append(self.pop_mark())
         elif name == "DICT":
-            stack.append(self.filled({}, self.marked()))
+            stack.append(self.with_items({}, self.pop_mark()))
         elif name in ("APPEND", "SETITEM"):
             count = 1 if name == "APPEND" else 2
             items = stack[-count:]
             del stack[-count:]
             self.fill(stack[-1], items)
         elif name in ("APPENDS", "SETITEMS", "ADDITEMS"):
-            items = self.marked()
+            items = self.pop_mark()
             self.fill(stack[-1], items)
         elif name == "GLOBAL":
             stack.append(Name(argument.replace(" ", ".")))
         elif name == "STACK_GLOBAL":
-            module, own = stack.pop(-2), stack.pop()
-            stack.append(Name(f"{module[:80]}.{own[:80]}"))
+            module, attribute = stack.pop(-2), stack.pop()
+            stack.append(Name(f"{module[:80]}.{attribute[:80]}"))
         elif name in ("REDUCE", "NEWOBJ"):
             arguments, function = stack.pop(), stack.pop()
             stack.append(self.call(function, arguments))
-        elif name == "BUILD":  # sets attributes of a tensor or dictionary, which are not needed
+        elif name == "BUILD":  # would set attributes of a tensor or dictionary, which are not needed
             stack.pop()
         elif name == "BINPERSID":
             stack.append(self.persistent(stack.pop()))
         else:
             raise self.refused(name)
 
-    def marked(self) -> list[Any]:
-        """Pops the objects above the last mark."""
+    def pop_mark(self) -> list[Any]:
+        """Pops and returns the objects above the last mark."""
         at = self.marks.pop()
         items = self.stack[at:]
         del self.stack[at:]
         return items
 
     def fill(self, container: Any, items: list[Any]) -> None:
-        """Adds items to a list or, as keys and values in turn, to a dictionary."""
+        """Adds items to a list, or keys and values, which alternate in `items`, to a dictionary."""
         if isinstance(container, list):
             container.extend(items)
         elif isinstance(container, dict):
-            self.filled(container, items)
+            self.with_items(container, items)
         elif not isinstance(container, Name):
-            raise ValueError("no container")
+            raise ValueError("not a container")
 
-    def filled(self, container: dict, items: list[Any]) -> dict:
+    def with_items(self, container: dict, items: list[Any]) -> dict:
         """Adds keys and values, which alternate in `items`, to a dictionary and returns it."""
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # Comparing nested tuples can take for ever.
+            # Comparing nested tuples can take exponential time.
             if not isinstance(key, _KEYS):
                 raise self.refused(f"a {type(key).__name__} as a key")
             container[key] = value
         return container
 
     def call(self, function: Any, arguments: Any) -> Any:
-        """Returns the result of a function that builds dictionaries or torch's tensors."""
+        """Returns the result of a call, which must build a dictionary or a torch tensor, or be harmless."""
         name = function.name if isinstance(function, Name) else type(function).__name__
         if name in ("collections.OrderedDict", "collections.defaultdict"):
             pairs = arguments[0] if arguments and isinstance(arguments[0], list) else []
-            return self.filled({}, [item for pair in pairs for item in pair])
+            return self.with_items({}, [item for pair in pairs for item in pair])
         if name in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
             storage, *view = arguments[:4]
-            # The last argument says whether the values are to be negated or conjugated.
+            # The last argument tells whether the values must be negated or conjugated.
             plain = isinstance(storage, Storage) and not any(arguments[6:])
             return self.tensor(storage, storage.dtype, *view) if plain else Name(name)
         if name == "torch._utils._rebuild_tensor_v3":
@@ -248,7 +254,7 @@ class Machine:
             return Name(name)
         if name in ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"):
             return arguments[0]
-        if name == "torch._tensor._rebuild_from_type_v2":  # a tensor of another class, or with attributes
+        if name == "torch._tensor._rebuild_from_type_v2":  # a tensor of a subclass, or with attributes
             function, _, inner, *_ = arguments
             return self.call(function, inner)
         if _HARMLESS.fullmatch(name):
@@ -256,21 +262,21 @@ class Machine:
         raise self.refused(name)
 
     def tensor(self, storage: Storage, dtype: np.dtype, start: Any, shape: Any, strides: Any) -> Tensor | Name:
-        """Returns a view of a storage, or its name where it is not dense."""
+        """Returns a view of a storage, or a `Name` if it is not a valid view."""
         tensor = Tensor(storage, dtype, start, shape, strides)
-        return tensor if tensor.fits() else Name("a view that is not dense")
+        return tensor if tensor.fits() else Name("an invalid view")
 
     def persistent(self, description: Any) -> Any:
-        """Returns a storage, which torch's pickles describe by class, key, device and size."""
+        """Returns the storage for a description by class, key, device and number of entries."""
         kind, storage, key, _, count, *views = description
         if kind != "storage" or not isinstance(key, str) or type(count) is not int or count < 0 or any(views):
-            raise ValueError("no storage")
+            raise ValueError("not a storage")
         dtype = _STORAGES.get(storage.name.removeprefix("torch.").removeprefix("storage."))
         return Name(storage.name) if dtype is None else self.storage(np.dtype(dtype), key, count)
 
-    def refused(self, what: str) -> CheckpointError:
-        """Returns the error for a pickle that holds something else than tensors."""
+    def refused(self, content: str) -> CheckpointError:
+        """Returns the error for a pickle that contains anything but tensors."""
         return CheckpointError(
-            f"{self.path} is refused, nothing of it was run: it holds more than tensors ({what[:80]}); fetch"
-            " another, or .safetensors"
+            f"{self.path} was rejected, and none of its code was run: it contains more than tensors ({content[:80]});"
+            " fetch another file, or .safetensors"
         )

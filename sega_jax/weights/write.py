@@ -1,4 +1,4 @@
-"""Writes checkpoints: networks to safetensors in diffusers' layout, or to Orbax, and the files beside them."""
+"""Writes checkpoints: networks as safetensors in diffusers' layout or as Orbax checkpoints, and other files."""
 
 import json
 import logging
@@ -21,11 +21,11 @@ from sega_jax.weights.layout import flax_name, to_torch, torch_key
 
 
 class Network(NamedTuple):
-    """Weights on the host. A writer may empty `arrays` to save memory."""
+    """The weights of a network, on the host. Writers may remove entries of `arrays` to save memory."""
 
-    arrays: dict[str, np.ndarray]  # by dotted path in our module, with our axes
-    keys: dict[str, str]  # keys in torch's files, by dotted path
-    buffers: dict[str, np.ndarray]  # arrays that no module needs, by key in torch's files
+    arrays: dict[str, np.ndarray]  # {dotted path in our module: array with our axes}
+    keys: dict[str, str]  # {dotted path in our module: key in torch's files}
+    buffers: dict[str, np.ndarray]  # {key in torch's files: array that no module needs}
 
     @property
     def nbytes(self) -> int:
@@ -33,24 +33,29 @@ class Network(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A network that is to be written."""
+    """A network to write."""
 
-    nbytes: int  # of its arrays
-    read: Callable[[Callable[[int], Any]], Network]  # is given what counts the bytes of arrays as they are read
-    stem: str  # the name of its weight file in diffusers layout, without ending
+    nbytes: int  # the size of its arrays
+    read: Callable[[Callable[[int], Any]], Network]  # calls its argument with the bytes of each array
+    stem: str  # the name of the weight file in diffusers' layout, without its ending
 
 
 def network_of(
     module: Any, dtype: DTypeLike | None = None, published: Callable[[str], str] = lambda key: key
 ) -> Network:
-    """Copies a module's parameters to the host, cast to `dtype` unless it is None. `published` returns the key in
-    torch's files for a key of the module."""
+    """Copies a module's parameters to the host.
+
+    Args:
+        module: a module with values.
+        dtype: the dtype to which the parameters are cast; None keeps their dtypes.
+        published: returns the key in torch's files for a key of the module.
+    """
     arrays = {flax_name(path): np.asarray(leaf, dtype) for path, leaf in jax.tree_util.tree_leaves_with_path(module)}
     return Network(arrays, {name: published(torch_key(name)) for name in arrays}, {})
 
 
 def module_part(module: Any, stem: str, published: Callable[[str], str]) -> Part:
-    """Returns a module with values as a part of a checkpoint, in its own dtypes; see `network_of`."""
+    """Describes a module with values as a part of a checkpoint, which keeps its dtypes; see `network_of`."""
 
     def read(update: Callable[[int], Any]) -> Network:
         network = network_of(module, published=published)
@@ -61,7 +66,7 @@ def module_part(module: Any, stem: str, published: Callable[[str], str]) -> Part
 
 
 def checkpoint_bytes(parts: Mapping[str, Part], files: Mapping[Path, Path | bytes]) -> int:
-    """Returns what `write_checkpoint` counts: the bytes that it reads of networks, and those that it writes."""
+    """Returns the total that `write_checkpoint` reports: bytes read of networks, and all bytes written."""
     return 2 * sum(part.nbytes for part in parts.values()) + sum(map(_file_size, files.values()))
 
 
@@ -73,14 +78,14 @@ def write_checkpoint(
     *,
     orbax: bool = False,
 ) -> None:
-    """Writes a checkpoint: its networks, then its other files, in their order.
+    """Writes a checkpoint: first its networks, then its other files, in the given order.
 
     Args:
-        folder: where to write.
-        parts: the networks, by the names of their folders.
-        files: the other files by their paths in the folder; each is a path to copy, or the content.
-        update: counts bytes, up to `checkpoint_bytes`.
-        orbax: whether networks are written to Orbax instead of safetensors.
+        folder: the folder to write to.
+        parts: {name of a folder: network}.
+        files: {path in the folder: path of the file to copy, or content} of the other files.
+        update: called with numbers of bytes, which add up to `checkpoint_bytes`.
+        orbax: whether to write networks as Orbax checkpoints instead of safetensors.
 
     Raises:
         CheckpointError: a network cannot be read.
@@ -117,25 +122,25 @@ def as_json(value: Mapping[str, Any]) -> bytes:
 
 
 def write_diffusers(folder: Path, network: Network, stem: str) -> None:
-    """Writes `STEM.safetensors` to a folder, with the keys and axes of torch.
+    """Writes `STEM.safetensors` to a folder, with torch's keys and axes.
 
     Raises:
         OSError: the file cannot be written.
     """
     tensors = dict(network.buffers)
     for name, key in network.keys.items():
-        # Removing each array keeps at most one of them in memory twice.
+        # Removing each array from the network keeps at most one array in memory twice.
         tensors[key] = np.ascontiguousarray(to_torch(name, network.arrays.pop(name)))
     _save(tensors, folder / f"{stem}.safetensors")
 
 
 def write_orbax(folder: Path, network: Network) -> None:
-    """Writes the files to a folder that `sega_jax.weights.orbax_reader` reads.
+    """Writes a network to a folder in the format that `sega_jax.weights.orbax_reader` reads.
 
     Raises:
         OSError: the files cannot be written.
     """
-    import orbax.checkpoint as ocp  # takes seconds
+    import orbax.checkpoint as ocp  # the import takes seconds
 
     # Compression would cost time and memory, and weights hardly compress. OrbaxTensors needs the other two options.
     handler = ocp.PyTreeCheckpointHandler(use_compression=False, use_ocdbt=True, use_zarr3=False)
@@ -157,14 +162,14 @@ def _save(tensors: Mapping[str, np.ndarray], path: Path) -> None:
         OSError: the file cannot be written.
     """
     try:
-        save_file(dict(tensors), path, {"format": "pt"})  # torch's loaders need the format
+        save_file(dict(tensors), path, {"format": "pt"})  # torch's loaders require the format
     except SafetensorError as error:
         raise OSError(f"{path} could not be written; is the disk full? ({error})") from error
 
 
 @contextmanager
 def _one_error() -> Iterator[None]:
-    """Silences the hundreds of lines that Orbax's threads print about an error, which is raised as well."""
+    """Silences the hundreds of lines that Orbax's threads print about an error that is also raised."""
     hook, logger = sys.unraisablehook, logging.getLogger("absl")
     disabled = logger.disabled
     sys.unraisablehook, logger.disabled = lambda _: None, True

@@ -149,7 +149,7 @@ def test_mistakes(files, tmp_path, monkeypatch, given, words):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (["--lora", "a.safetensors"], "a.safetensors is no LoRA of this checkpoint's text_encoder and unet"),
+        (["--lora", "a.safetensors"], "a.safetensors does not fit this checkpoint's text_encoder and unet"),
         (["--textual-inversion", "toy.safetensors"], "has no vectors for the text encoder of DeepFloyd-IF's first"),
         (["--tokenizer", "folder/tokenizer"], "--tokenizer is not of cascades"),
         (["--config", "folder"], "config='folder' is for single files"),

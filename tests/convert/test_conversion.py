@@ -1,4 +1,4 @@
-"""Conversions: there and back, what they write, what they refuse, and how they end when they are stopped."""
+"""Tests of conversions: round trips, written files, rejected sources, and interruptions."""
 
 import errno
 import fcntl
@@ -42,19 +42,19 @@ def folder(small_folder):
 
 @pytest.fixture
 def copy(folder, tmp_path):
-    """A small checkpoint, to be broken."""
+    """Returns a copy of a small checkpoint, to be damaged."""
     return shutil.copytree(folder, tmp_path / "copy")
 
 
 @pytest.fixture(scope="module")
 def converted(folder, tmp_path_factory):
-    """A small checkpoint in Orbax's form."""
+    """Returns a small checkpoint in Orbax format."""
     return convert.convert(folder, tmp_path_factory.mktemp("converted") / "orbax")
 
 
 @pytest.fixture
 def orbax(converted, tmp_path):
-    """The same, to be broken."""
+    """Returns a copy of the Orbax checkpoint, to be damaged."""
     return shutil.copytree(converted, tmp_path / "orbax")
 
 
@@ -64,7 +64,7 @@ def read(one_device):
 
 
 def tensors(folder):
-    """Every tensor of a checkpoint in diffusers layout: dtype, shape and bytes, by file and key."""
+    """Returns {(network, key): (dtype, shape, bytes)} of a checkpoint in diffusers layout."""
     files = sorted(path for part in PARTS for path in (folder / part).glob("*.safetensors"))
     return {
         (file.parent.name, key): (array.dtype, array.shape, array.tobytes())
@@ -73,7 +73,7 @@ def tensors(folder):
     }
 
 
-# There and back
+# Round trips
 
 
 @pytest.mark.parametrize(
@@ -87,23 +87,23 @@ def tensors(folder):
         pytest.param(ml_dtypes.bfloat16, True, "", marks=pytest.mark.slow),
     ],
 )
-def test_there_and_back(tmp_path, stored, sharded, prefix):
+def test_round_trip(tmp_path, stored, sharded, prefix):
     source = tiny.checkpoint(tmp_path / "source", dtype=stored, prefix=prefix, unet=tiny.UNET_1)
     if prefix:
         positions = {"text_model.embeddings.position_ids": np.arange(12)[None]}
         edit_tensors(source / TEXT, lambda arrays: arrays.update(positions))
-    whole = files(source)
+    unsharded = files(source)
     if sharded:
         for name in (UNET, VAE, TEXT):
             tiny.shard(source / name)
     convert.convert(source, tmp_path / "orbax")
     back = convert.convert(tmp_path / "orbax", tmp_path / "back", to="diffusers")
     assert tensors(back) == tensors(source)
-    # The same library writes both, so that not only the tensors are equal.
-    assert files(back) == whole
+    # The same library writes both, so the files are equal, too.
+    assert files(back) == unsharded
 
 
-def test_old_names_come_back(copy, tmp_path):
+def test_old_names_survive_a_round_trip(copy, tmp_path):
     def rename(arrays):
         for new, old in {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}.items():
             for key in [key for key in arrays if f".{new}." in key]:
@@ -116,7 +116,7 @@ def test_old_names_come_back(copy, tmp_path):
     assert tensors(back) == tensors(copy)
 
 
-def test_a_changed_bit_is_seen(folder, copy):
+def test_a_changed_bit_is_detected(folder, copy):
     assert tensors(copy) == tensors(folder)
     content = bytearray((copy / UNET).read_bytes())
     content[-1] ^= 1
@@ -124,7 +124,7 @@ def test_a_changed_bit_is_seen(folder, copy):
     assert tensors(copy) != tensors(folder)
 
 
-def test_what_is_not_a_network_is_copied(copy, tmp_path):
+def test_other_files_are_copied(copy, tmp_path):
     (copy / "feature_extractor").mkdir()
     (copy / "feature_extractor/preprocessor_config.json").write_text("{}")
     edit_json(copy / "model_index.json", feature_extractor=["transformers", "CLIPImageProcessor"])
@@ -134,27 +134,29 @@ def test_what_is_not_a_network_is_copied(copy, tmp_path):
         (copy / extra).parent.mkdir(exist_ok=True)
         (copy / extra).touch()
     written = files(convert.convert(copy, tmp_path / "diffusers", to="diffusers"))
-    left = set(files(copy)) - set(written)
-    assert left == set(map(Path, ["v1-5-pruned.ckpt", "unet/diffusion_pytorch_model.fp16.safetensors", "notes/x.json"]))
-    assert written == {name: content for name, content in files(copy).items() if name not in left}
+    omitted = set(files(copy)) - set(written)
+    assert omitted == set(
+        map(Path, ["v1-5-pruned.ckpt", "unet/diffusion_pytorch_model.fp16.safetensors", "notes/x.json"])
+    )
+    assert written == {name: content for name, content in files(copy).items() if name not in omitted}
 
 
 # From Orbax
 
 
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
-def test_both_forms_load_alike(folder, converted, read, dtype):
+def test_both_formats_load_equal_weights(folder, converted, read, dtype):
     assert same(read(converted, dtype=dtype), read(folder, dtype=dtype))
 
 
 @pytest.mark.slow
-def test_both_forms_make_the_same_picture(small, converted, read):
+def test_both_formats_make_the_same_picture(small, converted, read):
     one, other = (pipe(**CALL).images for pipe in (small, read(converted)))
     np.testing.assert_array_equal(one, other)
     assert not np.array_equal(*one)
 
 
-def test_the_safety_checker_comes_along(tmp_path, read):
+def test_the_safety_checker_is_converted(tmp_path, read):
     source = tiny.checkpoint(tmp_path / "source", unet=tiny.UNET_1, safety=tiny.SAFETY)
     folder = convert.convert(source, tmp_path / "orbax")
     one, other = read(source), read(folder)
@@ -169,8 +171,8 @@ def test_the_safety_checker_comes_along(tmp_path, read):
 
 
 @pytest.mark.parametrize("name", ["stage1", "stage2", "upscaler"])
-def test_stages_there_and_back(stages, tmp_path, read, name):
-    """Of DeepFloyd-IF, the second without a text encoder, and the x4 upscaler, with what noises small pictures."""
+def test_round_trip_of_stages_and_the_upscaler(stages, tmp_path, read, name):
+    """The second stage has no text encoder. It and the upscaler have a scheduler that adds noise to small pictures."""
     source = shutil.copytree(stages[name], tmp_path / "source")
     (source / "safety_checker").mkdir()
     (source / "safety_checker" / "model.safetensors").write_bytes(b"of another library")
@@ -180,24 +182,24 @@ def test_stages_there_and_back(stages, tmp_path, read, name):
     middle = convert.convert(source, tmp_path / "orbax")
     back = convert.convert(middle, tmp_path / "back", to="diffusers")
     assert tensors(back) == tensors(source)
-    kept = {path: content for path, content in files(source).items() if path.suffix in (".json", ".txt")}
-    assert kept.items() <= files(back).items()
+    copied = {path: content for path, content in files(source).items() if path.suffix in (".json", ".txt")}
+    assert copied.items() <= files(back).items()
     assert (back / "safety_checker" / "model.safetensors").read_bytes() == b"of another library"
     a, b = (read(folder, safety_checker=False) for folder in (source, middle))
     assert same(a, b)
 
 
 @pytest.mark.parametrize("stored", [np.float32, np.float16, ml_dtypes.bfloat16])
-def test_any_orbax_checkpointer_restores_our_names_and_axes(tmp_path, read, stored):
+def test_orbax_itself_restores_our_names_and_axes(tmp_path, read, stored):
     import orbax.checkpoint as ocp
 
     source = tiny.checkpoint(tmp_path / "source", dtype=stored, unet=tiny.UNET_1)
     folder = convert.convert(source, tmp_path / "orbax")
     for part, module in read(source, dtype=stored).models._asdict().items():
         restored = ocp.StandardCheckpointer().restore(folder / part / "orbax")
-        wanted = {flax_name(path): array for path, array in jax.tree_util.tree_leaves_with_path(module)}
-        assert restored.keys() == wanted.keys()
-        for name, array in wanted.items():
+        expected = {flax_name(path): array for path, array in jax.tree_util.tree_leaves_with_path(module)}
+        assert restored.keys() == expected.keys()
+        for name, array in expected.items():
             assert restored[name].dtype == stored
             assert restored[name].tobytes() == np.asarray(array).tobytes()
 
@@ -207,11 +209,11 @@ def test_any_orbax_checkpointer_restores_our_names_and_axes(tmp_path, read, stor
 
 @pytest.mark.parametrize("dtype", ["bfloat16", jnp.float16])
 def test_casts(folder, converted, tmp_path, read, dtype):
-    wanted = read(folder, dtype=dtype)
-    assert same(read(convert.convert(folder, tmp_path / "orbax", dtype=dtype), dtype=dtype), wanted)
+    expected = read(folder, dtype=dtype)
+    assert same(read(convert.convert(folder, tmp_path / "orbax", dtype=dtype), dtype=dtype), expected)
     cast = convert.convert(converted, tmp_path / "diffusers", dtype=dtype, to="diffusers")
-    assert same(read(cast, dtype=dtype), wanted)
-    assert {dtype for dtype, _, _ in tensors(cast).values()} == {wanted.dtype}
+    assert same(read(cast, dtype=dtype), expected)
+    assert {dtype for dtype, _, _ in tensors(cast).values()} == {expected.dtype}
 
 
 def test_buffers_are_not_cast(copy, tmp_path):
@@ -222,7 +224,7 @@ def test_buffers_are_not_cast(copy, tmp_path):
 
 
 @pytest.mark.parametrize("to", ["orbax", "diffusers"])
-def test_the_form_may_stay(folder, converted, tmp_path, read, to):
+def test_the_format_may_stay_the_same(folder, converted, tmp_path, read, to):
     source = {"orbax": converted, "diffusers": folder}[to]
     assert same(read(convert.convert(source, tmp_path / "again", to=to)), read(source))
 
@@ -237,19 +239,24 @@ def test_variants(copy, tmp_path, read, folder):
         convert.convert(tmp_path / "orbax", tmp_path / "other", variant="fp16")
 
 
-# Mistakes
+# Rejected sources and options
 
 
 @pytest.fixture
 def refused(copy, tmp_path, monkeypatch):
-    """Converts and checks that the message has these words, that nothing was written before, and nothing is left."""
+    """Returns a function that converts, and checks the phrases of the error and that no files are left.
 
-    def check(*words, source=copy, dest=tmp_path / "out" / "dest", error=CheckpointError, begun=False, **options):
-        if not begun:
-            monkeypatch.setattr(conversion, "_read", lambda *_: pytest.fail("began the work"))
+    The function also checks that no weights were read, unless `reads_weights` is true.
+    """
+
+    def check(
+        *phrases, source=copy, dest=tmp_path / "out" / "dest", error=CheckpointError, reads_weights=False, **options
+    ):
+        if not reads_weights:
+            monkeypatch.setattr(conversion, "_read", lambda *_: pytest.fail("weights were read"))
         with pytest.raises(error) as caught:
             convert.convert(source, dest, **options)
-        missing = [word for word in words if str(word) not in str(caught.value)]
+        missing = [phrase for phrase in phrases if str(phrase) not in str(caught.value)]
         assert not missing, str(caught.value)
         assert not list((tmp_path / "out").glob("*"))
 
@@ -257,7 +264,7 @@ def refused(copy, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "phrase"),
     [
         ({"to": "torch"}, "to='torch' should be one of orbax, diffusers"),
         ({"dtype": "float64"}, "dtype='float64' should be one of float32, float16, bfloat16, or None"),
@@ -266,18 +273,18 @@ def refused(copy, tmp_path, monkeypatch):
         ({"dtype": []}, "dtype=[]"),
     ],
 )
-def test_unknown_options(refused, options, words):
-    refused(words, error=ValueError, **options)
+def test_unknown_options_are_rejected(refused, options, phrase):
+    refused(phrase, error=ValueError, **options)
 
 
-def test_sources_and_destinations_of_another_type(refused):
+def test_sources_and_destinations_of_another_type_are_rejected(refused):
     refused("source=3", source=3, error=TypeError)
     refused("dest=None should be the path of a folder", dest=None, error=TypeError)
 
 
-def test_sources_that_are_no_checkpoint(refused, copy, tmp_path):
+def test_sources_that_are_not_checkpoints_are_rejected(refused, copy, tmp_path):
     refused("is no folder", source=tmp_path / "nowhere", error=FileNotFoundError)
-    refused("is no folder", source=copy / UNET, error=FileNotFoundError)
+    refused("is a single file, not a folder", source=copy / UNET, error=FileNotFoundError)
     refused("give the folder above", source=copy / "unet")
     refused("has no model_index.json", source=tmp_path)
     edit_json(copy / "model_index.json", text_encoder_2=["transformers", "CLIPTextModel"])
@@ -293,18 +300,18 @@ def misshapen(arrays):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "phrase"),
     [
         (missing, "missing    conv_in.weight (8, 4, 3, 3)"),
         (misshapen, "misshapen  conv_out.bias: (5,), expected (4,)"),
     ],
 )
-def test_weights_that_do_not_fit(refused, copy, change, words):
+def test_weights_that_do_not_fit_are_rejected(refused, copy, change, phrase):
     edit_tensors(copy / UNET, change)
-    refused(words)
+    refused(phrase)
 
 
-def test_tensors_that_are_not_needed_are_left_out(copy, tmp_path):
+def test_unused_tensors_are_omitted_with_a_warning(copy, tmp_path):
     edit_tensors(copy / UNET, lambda arrays: arrays.update({"extra.weight": np.zeros(3, np.float32)}))
     with pytest.warns(UserWarning, match=r"has a tensor that is not used.*: extra\.weight \(3,\)$") as caught:
         convert.convert(copy, tmp_path / "dest", to="diffusers")
@@ -313,13 +320,13 @@ def test_tensors_that_are_not_needed_are_left_out(copy, tmp_path):
 
 
 @pytest.mark.parametrize("name", [TEXT, UNET, VAE])
-def test_truncated_weights(refused, copy, name):
+def test_truncated_weights_are_rejected(refused, copy, name):
     (copy / name).write_bytes((copy / name).read_bytes()[:-4])
     refused(name, "truncated", "fetch it again")
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "phrase"),
     [
         (TEXT, "model.safetensors is missing"),
         ("tokenizer", "tokenizer needs tokenizer.json"),
@@ -329,76 +336,76 @@ def test_truncated_weights(refused, copy, name):
         ("vae", "has no folder vae"),
     ],
 )
-def test_missing_files(refused, copy, name, words):
+def test_missing_files_are_named(refused, copy, name, phrase):
     shutil.rmtree(copy / name) if (copy / name).is_dir() else (copy / name).unlink()
-    refused(words)
+    refused(phrase)
 
 
 @pytest.mark.parametrize("name", ["model_index.json", "unet/config.json", "tokenizer/vocab.json"])
-def test_broken_json(refused, copy, name):
+def test_broken_json_is_rejected(refused, copy, name):
     (copy / name).write_text('{"a": ')
     refused(name, "is not readable JSON")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_weights_that_are_not_finite(refused, copy, value):
+def test_weights_that_are_not_finite_are_rejected(refused, copy, value):
     edit_tensors(copy / UNET, lambda arrays: arrays["conv_in.bias"].fill(value))
-    refused("conv_in.bias has NaN or infinite entries", begun=True)
+    refused("conv_in.bias has NaN or infinite entries", reads_weights=True)
 
 
 @pytest.mark.parametrize("to", ["orbax", "diffusers"])
-def test_weights_that_overflow(refused, copy, to):
+def test_weights_that_overflow_are_rejected(refused, copy, to):
     edit_tensors(copy / UNET, lambda arrays: arrays["conv_in.bias"].fill(1e5))
-    refused("conv_in.bias overflows float16; use another dtype", dtype="float16", to=to, begun=True)
+    refused("conv_in.bias overflows float16; use another dtype", dtype="float16", to=to, reads_weights=True)
 
 
-# Orbax checkpoints that are broken, for `load` and for `convert`
+# Damaged Orbax checkpoints, which both `load` and `convert` must reject
 
 
 @pytest.fixture
 def unreadable(orbax, read, refused):
-    def check(*words):
+    def check(*phrases):
         with pytest.raises(CheckpointError) as caught:
             read(orbax)
-        assert all(str(word) in str(caught.value) for word in words), str(caught.value)
-        refused(*words, source=orbax, to="diffusers", begun=True)
+        assert all(str(phrase) in str(caught.value) for phrase in phrases), str(caught.value)
+        refused(*phrases, source=orbax, to="diffusers", reads_weights=True)
 
     return check
 
 
-def test_a_missing_manifest(orbax, unreadable):
+def test_a_missing_manifest_is_reported(orbax, unreadable):
     (orbax / "unet/orbax/manifest.ocdbt").unlink()
-    unreadable("unet/orbax has no manifest.ocdbt", "convert again")
+    unreadable("unet/orbax has no manifest.ocdbt", "convert it again")
 
 
 @pytest.mark.parametrize("name", ["manifest.ocdbt", "d/*"])
-def test_a_broken_database(orbax, unreadable, name):
+def test_a_truncated_database_is_reported(orbax, unreadable, name):
     (path,) = (orbax / "unet/orbax").glob(name)
     path.write_bytes(path.read_bytes()[:-9])
-    unreadable("unet/orbax is no readable Orbax checkpoint", "convert again")
+    unreadable("unet/orbax is not a readable Orbax checkpoint", "convert it again")
 
 
-def test_truncated_and_lost_data(orbax, unreadable):
+def test_truncated_and_missing_data_are_reported(orbax, unreadable):
     for path in orbax.glob("unet/orbax/*/d/*"):
         path.write_bytes(path.read_bytes()[:1000])
-    unreadable("unet/orbax is no readable Orbax checkpoint", "convert again")
+    unreadable("unet/orbax is not a readable Orbax checkpoint", "convert it again")
     for path in orbax.glob("unet/orbax/*/d/*"):
         path.unlink()
-    unreadable("unet/orbax is no readable Orbax checkpoint", "convert again")
+    unreadable("unet/orbax is not a readable Orbax checkpoint", "convert it again")
 
 
 def database(orbax):
-    """The UNet's, to be written to."""
+    """Opens the database of the UNet, to be damaged."""
     base = {"driver": "file", "path": f"{orbax / 'unet/orbax'}/"}
     return tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
 
 
-def test_lost_entries_are_no_zeros(orbax, unreadable):
+def test_missing_entries_are_not_read_as_zeros(orbax, unreadable):
     del database(orbax)["conv_in.bias/0"]
-    unreadable("unet/orbax is no readable Orbax checkpoint", "convert again")
+    unreadable("unet/orbax is not a readable Orbax checkpoint", "convert it again")
 
 
-def test_arrays_that_do_not_fit(orbax, unreadable):
+def test_arrays_that_do_not_fit_are_listed(orbax, unreadable):
     store = database(orbax)
     entry = "conv_out.bias/.zarray"
     shape = json.loads(store[entry]) | {"shape": [10**12], "chunks": [10**12]}
@@ -413,22 +420,22 @@ def test_arrays_that_do_not_fit(orbax, unreadable):
 
 
 @pytest.mark.parametrize(
-    ("notes", "words"),
+    ("notes", "phrase"),
     [
-        ({"format": 2}, "has format 2, this version reads 1"),
+        ({"format": 2}, "has format 2, but this version reads 1"),
         ({"format": None}, "has format None"),
-        ({"keys": []}, "has no keys"),
-        ({"keys": {"conv_in.bias": 3}}, "has no keys"),
+        ({"keys": []}, "has no valid keys"),
+        ({"keys": {"conv_in.bias": 3}}, "has no valid keys"),
         ({"keys": {"conv_in.bias": "conv_out.bias"}}, "'conv_out.bias' is not the key of conv_in.bias"),
         ({"keys": {"conv_in.bias": "../x"}}, "'../x' is not the key of conv_in.bias"),
     ],
 )
-def test_notes_that_are_wrong(orbax, unreadable, notes, words):
+def test_wrong_notes_are_reported(orbax, unreadable, notes, phrase):
     edit_json(orbax / "unet/orbax.json", **notes)
-    unreadable("unet/orbax.json", words)
+    unreadable("unet/orbax.json", phrase)
 
 
-def test_missing_notes(orbax, unreadable):
+def test_missing_notes_are_reported(orbax, unreadable):
     (orbax / "unet/orbax.json").unlink()
     unreadable("unet/orbax.json is missing")
 
@@ -436,62 +443,62 @@ def test_missing_notes(orbax, unreadable):
 # The destination
 
 
-def test_an_empty_folder_is_taken(folder, tmp_path):
+def test_an_empty_folder_may_be_the_destination(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     assert convert.convert(str(folder), str(tmp_path / "empty")) == tmp_path / "empty"
     assert (tmp_path / "empty/model_index.json").is_file()
 
 
-def test_what_is_there_is_kept(folder, tmp_path):
+def test_existing_files_are_not_overwritten(folder, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").touch()
     for name in ("full", "full/file"):
-        with pytest.raises(FileExistsError, match="exists and is no empty folder; name a new one"):
+        with pytest.raises(FileExistsError, match="exists and is not an empty folder; name a new one"):
             convert.convert(folder, tmp_path / name)
     assert [path.name for path in tmp_path.rglob("*")] == ["full", "file"]
 
 
-def test_the_source_is_left_alone(refused, copy):
+def test_the_source_is_not_changed(refused, copy):
     before = files(copy)
     refused("lies inside the source", dest=copy / "unet/orbax", error=ValueError)
-    refused("exists and is no empty folder", dest=copy.parent, error=FileExistsError)
+    refused("exists and is not an empty folder", dest=copy.parent, error=FileExistsError)
     assert files(copy) == before
 
 
-def test_folders_that_cannot_be_written(refused, tmp_path, monkeypatch):
+def test_folders_that_cannot_be_written_are_rejected(refused, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     refused("file/below cannot be written to", "name another folder", dest=tmp_path / "file/below", error=OSError)
     monkeypatch.setattr(os.path, "ismount", lambda path: True)
-    refused("where a disk is mounted", error=OSError)
+    refused("is a mount point", error=OSError)
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="everything is open to root")
-def test_folders_without_permission(refused, tmp_path):
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_folders_without_permission_are_rejected(refused, tmp_path):
     (tmp_path / "closed").mkdir(mode=0o500)
     refused("cannot be written to (Permission denied)", dest=tmp_path / "closed/dest", error=OSError)
 
 
-def test_a_disk_too_small(refused, monkeypatch):
+def test_a_disk_that_is_too_small_is_rejected(refused, monkeypatch):
     usage = namedtuple("usage", "free")(1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     refused("its disk has 1,000 free", "name another folder", error=OSError)
 
 
 @pytest.mark.parametrize("to", ["orbax", "diffusers"])
-def test_a_disk_that_fills(refused, monkeypatch, to):
-    """Limits the size of files, which fails as a full disk does."""
+def test_a_disk_that_becomes_full_is_reported(refused, monkeypatch, to):
+    """A limit of the size of files causes the same kind of error as a full disk."""
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-        refused("could not be written; is the disk full?", "File too large", error=OSError, to=to, begun=True)
+        refused("could not be written; is the disk full?", "File too large", error=OSError, to=to, reads_weights=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError(errno.ENOSPC, "No space left on device")])
-def test_nothing_is_left_when_the_end_fails(folder, tmp_path, monkeypatch, error):
+def test_no_files_are_left_if_the_last_step_fails(folder, tmp_path, monkeypatch, error):
     def fail(*_):
         raise error
 
@@ -501,7 +508,7 @@ def test_nothing_is_left_when_the_end_fails(folder, tmp_path, monkeypatch, error
     assert not list(tmp_path.iterdir())
 
 
-def test_leftovers_are_removed(folder, tmp_path):
+def test_leftovers_of_a_killed_conversion_are_removed(folder, tmp_path):
     stale = tmp_path / ".dest.sega-jax-partial"
     (stale / "unet").mkdir(parents=True)
     (stale / "half").touch()
@@ -510,19 +517,19 @@ def test_leftovers_are_removed(folder, tmp_path):
     assert not (tmp_path / "dest/half").exists()
 
 
-def test_another_conversion_is_left_alone(folder, tmp_path):
+def test_a_running_conversion_is_not_disturbed(folder, tmp_path):
     other = tmp_path / ".dest.sega-jax-partial"
     other.mkdir()
     (other / "half").touch()
-    held = os.open(other, os.O_RDONLY)
-    fcntl.flock(held, fcntl.LOCK_EX)
+    descriptor = os.open(other, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
     with pytest.raises(FileExistsError, match="another process is writing"):
         convert.convert(folder, tmp_path / "dest")
     assert (other / "half").exists()
-    os.close(held)
+    os.close(descriptor)
 
 
-def test_a_link_in_place_of_the_hidden_folder(folder, tmp_path):
+def test_a_link_in_place_of_the_hidden_folder_is_not_followed(folder, tmp_path):
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious/file").touch()
     (tmp_path / ".dest.sega-jax-partial").symlink_to(tmp_path / "precious")
@@ -531,13 +538,13 @@ def test_a_link_in_place_of_the_hidden_folder(folder, tmp_path):
     assert (tmp_path / "precious/file").exists()
 
 
-# Processes of their own
+# Tests that run conversions in separate processes
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_stopped_conversions(folder, tmp_path):
-    """Five are killed at random moments, and one is interrupted from the keyboard."""
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the test forks")
+def test_stopped_conversions_leave_no_incomplete_folder(folder, tmp_path):
+    """Five conversions are killed at random moments, and one is interrupted from the keyboard."""
     result = apart("stop", folder, tmp_path)
     assert result["undisturbed"] == [0, ["undisturbed"]]
     killed = [result[f"killed{number}"] for number in range(5)]
@@ -546,10 +553,10 @@ def test_stopped_conversions(folder, tmp_path):
     assert result["again"] == [0, ["killed0"]]
     assert result["interrupted"] == [130, []]
     for path in tmp_path.glob("[!.]*"):
-        assert is_whole(path, folder)
+        assert is_complete(path, folder)
 
 
-def is_whole(path, source):
+def is_complete(path, source):
     try:
         back = convert.convert(path, path.with_name(f"{path.name}-back"), to="diffusers")
     except ValueError:
@@ -557,16 +564,16 @@ def is_whole(path, source):
     return files(back) == files(source)
 
 
-def test_half_a_conversion_is_seen(orbax, folder):
-    assert is_whole(orbax, folder)
+def test_an_incomplete_conversion_is_detected(orbax, folder):
+    assert is_complete(orbax, folder)
     (orbax / "vae/orbax/manifest.ocdbt").unlink()
     shutil.rmtree(orbax.with_name("orbax-back"))
-    assert not is_whole(orbax, folder)
+    assert not is_complete(orbax, folder)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="measures as Linux does")
-def test_memory(tmp_path):
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is only measured on Linux")
+def test_conversions_need_little_memory(tmp_path):
     text = tiny.TEXT | {"hidden_size": 512, "num_hidden_layers": 1}
     folder = tiny.checkpoint(tmp_path / "big", unet=tiny.UNET_1 | {"cross_attention_dim": 512}, text=text)
     text |= {"intermediate_size": 2**14, "num_hidden_layers": 6}
@@ -584,7 +591,7 @@ def test_memory(tmp_path):
 # The shell
 
 
-def test_the_shell(folder, tmp_path, read):
+def test_the_command(folder, tmp_path, read):
     result = run(folder, tmp_path / "orbax", "--dtype", "bfloat16")
     assert result.exit_code == 0, result.output
     assert f"Wrote {tmp_path / 'orbax'}" in result.output
@@ -594,7 +601,7 @@ def test_the_shell(folder, tmp_path, read):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [
         (["nowhere", "dest"], "Error: nowhere is no folder"),
         (["nowhere"], "Missing argument 'DEST'"),
@@ -602,14 +609,14 @@ def test_the_shell(folder, tmp_path, read):
         (["nowhere", "dest", "--to", "torch"], "'torch' is not one of"),
     ],
 )
-def test_mistakes_are_messages(words, said):
-    result = run(*words)
+def test_the_command_reports_errors_without_a_traceback(arguments, message):
+    result = run(*arguments)
     assert result.exit_code in (1, 2)
-    assert said in result.output
+    assert message in result.output
     assert "Traceback" not in result.output
 
 
-def test_progress(folder, tmp_path, capsys):
+def test_the_progress_bar_counts_bytes(folder, tmp_path, capsys):
     convert.convert(folder, tmp_path / "a")
     assert "%" not in capsys.readouterr().err
     convert.convert(folder, tmp_path / "b", progress=True)

@@ -1,4 +1,4 @@
-"""DeepFloyd-IF's own layout as far as no weights are read: names at full size, configs, and what they refuse."""
+"""Tests of DeepFloyd-IF's original layout without weights: names at full size, configs, and rejected files."""
 
 import hashlib
 import math
@@ -15,7 +15,7 @@ from sega_jax.method import schedules
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
 from sega_jax.weights.layout import leaves
 
-# `params` of the config.yml of IF-I-XL, and what is otherwise in those of other stages.
+# `params` in the config.yml of IF-I-XL and of other stages.
 I_XL = {
     "image_size": 64,
     "in_channels": 3,
@@ -63,15 +63,17 @@ def write(tmp_path):
 
 @pytest.mark.parametrize(("params", "published"), [(I_XL, IF_1_XL), (II_L, IF_2_L)], ids=["I-XL", "II-L"])
 def test_the_network_is_the_published_one(write, params, published):
-    found, wanted = deepfloyd.describe(write({"params": params})).unet.config, UNetConfig.from_dict(published)
-    if not wanted.time_embedding_dim:
-        wanted = wanted._replace(time_embedding_dim=4 * wanted.block_out_channels[0])
-    layers = (wanted.layers_per_block,) * 4 if isinstance(wanted.layers_per_block, int) else wanted.layers_per_block
-    assert found in (wanted, wanted._replace(layers_per_block=layers))
+    result, expected = deepfloyd.describe(write({"params": params})).unet.config, UNetConfig.from_dict(published)
+    if not expected.time_embedding_dim:
+        expected = expected._replace(time_embedding_dim=4 * expected.block_out_channels[0])
+    layers = (
+        (expected.layers_per_block,) * 4 if isinstance(expected.layers_per_block, int) else expected.layers_per_block
+    )
+    assert result in (expected, expected._replace(layers_per_block=layers))
 
 
 def original_tensors(unet):
-    """The shape of every tensor of the original, put together from those of our leaves that are in it."""
+    """Returns the shapes of the original tensors, computed from the shapes of our parameters in them."""
     names, shapes = deepfloyd.original_names(unet), {}
     for key, shape in leaves(unet).items():
         tensor, _, part = names[key].partition("[")
@@ -96,15 +98,15 @@ def original_tensors(unet):
     ids=["I-XL", "I-L", "II-L"],
 )
 def test_names_at_full_size(write, params, count, parameters, digest):
-    """The digest is of the names and shapes of the repository's own network of these params, sorted."""
-    found = original_tensors(deepfloyd.describe(write({"params": params})).unet)
-    assert (len(found), sum(map(math.prod, found.values()))) == (count, parameters)
-    lines = "\n".join(f"{name} {','.join(map(str, shape))}" for name, shape in sorted(found.items()))
+    """The digest covers the sorted names and shapes of the original repository's network with these params."""
+    result = original_tensors(deepfloyd.describe(write({"params": params})).unet)
+    assert (len(result), sum(map(math.prod, result.values()))) == (count, parameters)
+    lines = "\n".join(f"{name} {','.join(map(str, shape))}" for name, shape in sorted(result.items()))
     assert hashlib.sha256(lines.encode()).hexdigest() == digest
 
 
 @pytest.mark.parametrize("params", [I_XL, II_L], ids=["I-XL", "II-L"])
-def test_the_files(write, params):
+def test_the_files_in_diffusers_layout(write, params):
     files = deepfloyd.describe(write({"params": params})).files
     second = params is II_L
     assert list(files)[-1] == "model_index.json"
@@ -119,11 +121,11 @@ def test_the_files(write, params):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
-        ({"model_channels": None, "activation": None}, "its params lack model_channels, activation"),
-        ({"in_channels": 4}, "in_channels=4 and out_channels=6 are of no stage"),
-        ({"out_channels": 3}, "in_channels=3 and out_channels=3 are of no stage"),
+        ({"model_channels": None, "activation": None}, "params lacks model_channels, activation"),
+        ({"in_channels": 4}, "in_channels=4 and out_channels=6 fit no supported stage"),
+        ({"out_channels": 3}, "in_channels=3 and out_channels=3 fit no supported stage"),
         ({"model_channels": "704"}, "model_channels='704' should be like 704"),
         ({"model_channels": 100}, "100 channels cannot be split into norm_num_groups 32"),
         ({"num_head_channels": -1}, "num_head_channels=-1 should be like 64"),
@@ -146,17 +148,17 @@ def test_the_files(write, params):
     ],
     ids=str,
 )
-def test_configs_that_are_refused(write, tmp_path, change, words):
+def test_unsupported_configs_are_rejected(write, tmp_path, change, message):
     folder = write({"params": I_XL | change})
     with pytest.raises(CheckpointError) as caught:
         convert.convert(folder, tmp_path / "dest")
     assert f"{folder}/config.yml: " in str(caught.value)
-    assert words in str(caught.value)
+    assert message in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["stage"]
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "message"),
     [
         ("params: [", "is not readable YAML"),
         ("\0", "is not readable YAML"),
@@ -168,14 +170,14 @@ def test_configs_that_are_refused(write, tmp_path, change, words):
     ],
     ids=["half", "zero", "object", "deep", "empty", "other", "list"],
 )
-def test_broken_configs(write, tmp_path, content, words):
+def test_broken_configs_are_rejected(write, tmp_path, content, message):
     folder = write(content)
     with pytest.raises(CheckpointError) as caught:
         convert.convert(folder, tmp_path / "dest")
-    assert words in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_references_that_would_print_without_end(write, tmp_path):
+def test_references_to_huge_values_are_rejected(write, tmp_path):
     lines = ["a0: &a0 [1, 1]"]
     lines += [f"a{i + 1}: &a{i + 1} [*a{i}, *a{i}]" for i in range(60)]
     lines += ["params: {channel_mult: *a60}"]
@@ -183,16 +185,16 @@ def test_references_that_would_print_without_end(write, tmp_path):
         convert.convert(write("\n".join(lines)), tmp_path / "dest")
 
 
-def test_unknown_options_are_warned_of(write):
+def test_unknown_options_raise_a_warning(write):
     with pytest.warns(UserWarning, match="ignored the unknown options new_option"):
         deepfloyd.describe(write({"params": I_XL | {"new_option": 1}}))
 
 
-def test_missing_weights_and_variants(write, tmp_path):
+def test_missing_weights_and_variants_are_rejected(write, tmp_path):
     folder = write({"params": I_XL})
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin is missing"):
         convert.convert(folder, tmp_path / "dest")
-    with pytest.raises(CheckpointError, match="has no variants; leave 'fp16' out"):
+    with pytest.raises(CheckpointError, match="has no variants; omit variant='fp16'"):
         convert.convert(folder, tmp_path / "dest", variant="fp16")
     result = run(folder, tmp_path / "dest")
     assert result.exit_code == 1
@@ -200,7 +202,7 @@ def test_missing_weights_and_variants(write, tmp_path):
     assert not (tmp_path / "dest").exists()
 
 
-def test_diffusers_layout_goes_first(write, tmp_path):
+def test_diffusers_layout_takes_precedence(write, tmp_path):
     folder = write({"params": I_XL})
     (folder / "model_index.json").write_text("{}")
     assert not deepfloyd.is_original(folder)

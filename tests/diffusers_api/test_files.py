@@ -175,12 +175,12 @@ def test_mistakes(face, lora, tmp_path):
         (ValueError, "adapter_name='a' is taken", lambda: face.load_lora_weights(path, "a")),
         (ValueError, r"adapter_weights=\[1, 2\] should be one", lambda: face.set_adapters("a", [1, 2])),
         (ValueError, "adapter_names has 'b', loaded are a", lambda: face.set_adapters(["a", "b"])),
-        (CheckpointError, "has no file with a LoRA; it has nothing", lambda: face.load_lora_weights(empty)),
+        (CheckpointError, "has no LoRA; it has nothing", lambda: face.load_lora_weights(empty)),
         (CheckpointError, r"two\.safetensors is missing", lambda: face.load_lora_weights(tmp_path, weight_name=two)),
         (FileNotFoundError, "has no learned_embeds", lambda: face.load_textual_inversion(tmp_path)),
         (TypeError, "dict should be the path", lambda: face.load_lora_weights({})),
         (ValueError, "should be a word for each of 2", lambda: face.load_textual_inversion([path, path], token="<a>")),
-        (CheckpointError, "is a LoRA|a LoRA goes with", lambda: face.load_textual_inversion(path)),
+        (CheckpointError, "is a LoRA|pass a LoRA as", lambda: face.load_textual_inversion(path)),
         (CheckpointError, "it is a LoRA", lambda: SemanticStableDiffusionPipeline.from_single_file(path)),
     ]:
         with pytest.raises(error, match=words):

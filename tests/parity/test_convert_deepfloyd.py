@@ -124,7 +124,7 @@ def test_diffusers_loads_a_stage_from_the_hub(tmp_path, monkeypatch, unet, pipel
         (source / part).mkdir()
         (source / part / "config.json").write_text("{}")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", Stub(source, tmp_path / "cache"))
-    with pytest.warns(UserWarning, match="has no feature_extractor, safety_checker, watermarker, nor has what is writ"):
+    with pytest.warns(UserWarning, match="has no feature_extractor, safety_checker, watermarker, so the converted"):
         made = convert.convert(NAME, tmp_path / "made", to="diffusers")
     pipe = getattr(diffusers, pipeline).from_pretrained(made)
     assert pipe.safety_checker is pipe.watermarker is pipe.feature_extractor is None
@@ -207,7 +207,10 @@ def test_values_that_cannot_be_used(broken):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(lambda tensors: {"state_dict": tensors}, "'state_dict' is no name of a dense tensor"), (list, "holds a list")],
+    [
+        (lambda tensors: {"state_dict": tensors}, "'state_dict' is not the name of a dense tensor"),
+        (list, "contains a list"),
+    ],
     ids=["nested", "list"],
 )
 def test_files_of_other_things(broken, content, words):
@@ -217,7 +220,7 @@ def test_files_of_other_things(broken, content, words):
 def test_hostile_pickles_are_refused(tmp_path):
     original_if.write(tmp_path / "stage", FIRST)
     torch.save({"out.0.weight": Hostile(tmp_path / "canary")}, tmp_path / "stage/pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="is refused, nothing of it was run"):
+    with pytest.raises(CheckpointError, match="was rejected, and none of its code was run"):
         convert.convert(tmp_path / "stage", tmp_path / "dest")
     assert not (tmp_path / "canary").exists()
     assert not (tmp_path / "dest").exists()

@@ -263,7 +263,7 @@ def test_hostile_files_are_refused(source, refused, tmp_path, place):
     hostile = Hostile(tmp_path / "canary")
     content = {"value": {"x": hostile}, "beside": {"state_dict": tensors("prior"), "optimizer": hostile}}[place]
     torch.save(content, source / "prior_v1.pt")
-    refused("prior_v1.pt is refused, nothing of it was run")
+    refused("prior_v1.pt was rejected, and none of its code was run")
     assert not (tmp_path / "canary").exists()
 
 
@@ -290,7 +290,7 @@ def test_mistaken_arguments(source, refused, tmp_path):
     refused("lies inside the source", dest=source / "dest", error=ValueError)
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").touch()
-    refused("is no empty folder", dest=tmp_path / "full", error=FileExistsError)
+    refused("is not an empty folder", dest=tmp_path / "full", error=FileExistsError)
     with pytest.raises(ValueError, match="configs has unet, expected of denoiser, vqgan, prior"):
         convert_paella(source, tmp_path / "out/dest", configs={"unet": {}})
 
@@ -320,5 +320,5 @@ def test_mistakes_in_the_shell(source, byt5, tmp_path):
     result = shell(source, tmp_path / "dest", "--variant", "fp16")
     assert "variant='fp16' is not for Paella's published files" in result.output
     result = shell(byt5, tmp_path / "dest", "--byt5", byt5)
-    assert "--byt5 goes with Paella's published files, and" in result.output
+    assert "--byt5 is only for Paella's published files, and" in result.output
     assert "Traceback" not in result.output

@@ -35,7 +35,7 @@ def test_a_pickle_is_its_tensors(tmp_path, tensors, small_folder, wrapped, zippe
 def test_a_hostile_pickle_is_not_run(tmp_path, tensors, small_folder, wrapped):
     hostile = tensors | {"model.x": Hostile(tmp_path / "canary")}
     torch.save({"state_dict": hostile} if wrapped else hostile, tmp_path / "model.ckpt")
-    with pytest.raises(CheckpointError, match=r"is refused, nothing of it was run: .*system"):
+    with pytest.raises(CheckpointError, match=r"was rejected, and none of its code was run: .*system"):
         convert.convert_single(tmp_path / "model.ckpt", tmp_path / "made", config=small_folder)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.ckpt"]
 

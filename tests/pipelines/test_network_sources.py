@@ -115,7 +115,7 @@ def test_a_single_file_that_lacks_the_network(small_folder, small, other, wanted
     found = load(tmp_path / "a.safetensors", config=small_folder, devices=small.devices, vae=other / VAE)
     assert equal(found.models.vae, wanted.vae)
     assert equal(found.models.unet, small.models.unet)
-    with pytest.raises(CheckpointError, match=r"has no vae, .* give vae=, its own file, folder or repository"):
+    with pytest.raises(CheckpointError, match=r"has no vae \(.* give vae=, a file, folder or repository"):
         load(tmp_path / "a.safetensors", config=small_folder, devices=small.devices)
 
 
@@ -181,7 +181,7 @@ REFUSED = {
     "another class": ("tiny-vae", CheckpointError, "is AutoencoderTiny, expected AutoencoderKL"),
     "another network": ("unet", CheckpointError, "is UNet2DConditionModel, expected AutoencoderKL"),
     "a file of another network": ("unet.safetensors", CheckpointError, r"has no vae with diffusers' or the original"),
-    "a broken file": ("broken.safetensors", CheckpointError, "truncated or no safetensors file"),
+    "a broken file": ("broken.safetensors", CheckpointError, "truncated or not a safetensors file"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints that diffusers and transformers wrote for Flax."""
+"""Tests of checkpoints that diffusers and transformers wrote for Flax."""
 
 import json
 import shutil
@@ -31,29 +31,29 @@ pytestmark = pytest.mark.usefixtures("one_by_default")
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A checkpoint with a safety checker, in safetensors."""
+    """Returns a checkpoint with a safety checker, in safetensors."""
     return tiny.checkpoint(tmp_path_factory.mktemp("flax") / "tiny", unet=tiny.UNET_1, safety=tiny.SAFETY)
 
 
 @pytest.fixture(scope="module")
 def sound(source, tmp_path_factory):
-    """The same as diffusers wrote it for Flax."""
+    """Returns the same checkpoint in diffusers' format for Flax."""
     return flax_files.checkpoint(source, tmp_path_factory.mktemp("flax") / "flax")
 
 
 @pytest.fixture
 def folder(sound, tmp_path):
-    """A copy to be changed."""
+    """Returns a copy of the Flax checkpoint that a test may change."""
     return shutil.copytree(sound, tmp_path / "copy")
 
 
 @pytest.fixture(scope="module")
-def wanted(source, one_device):
+def expected(source, one_device):
     return sega_jax.load(source, devices=one_device)
 
 
 def read(path):
-    """The arrays of a file by torch's keys."""
+    """Returns {torch's key: array} of a file."""
     with FlaxTensors(path.parent, "model", None, str) as tensors:
         return {key: tensors[key] for key in tensors.shapes}
 
@@ -63,20 +63,20 @@ def saved(path, content):
 
 
 def raw(path, content):
-    """Writes what Flax does not write."""
+    """Writes bytes that Flax would not write."""
     (path / "flax_model.msgpack").write_bytes(content)
     return path / "flax_model.msgpack"
 
 
-def entry(shape, name, held, code=1):
-    """An array as it stands in a file, whatever its parts say."""
-    return msgpack.packb({"a": msgpack.ExtType(code, msgpack.packb((shape, name, held)))})
+def entry(shape, name, entries, code=1):
+    """Returns the bytes of a file with one array, whose shape, dtype and entries may contradict each other."""
+    return msgpack.packb({"a": msgpack.ExtType(code, msgpack.packb((shape, name, entries)))})
 
 
-def test_weights_equal_those_of_safetensors(folder, wanted):
+def test_weights_equal_the_safetensors_weights(folder, expected):
     pipe = sega_jax.load(folder)
-    assert same(pipe, wanted)
-    checkers = (jax.tree.leaves(one.safety.checker) for one in (pipe, wanted))
+    assert same(pipe, expected)
+    checkers = (jax.tree.leaves(pipeline.safety.checker) for pipeline in (pipe, expected))
     assert all(np.array_equal(a, b) for a, b in zip(*checkers, strict=True))
 
 
@@ -91,7 +91,7 @@ def test_weights_equal_those_of_safetensors(folder, wanted):
 def test_other_networks_and_dtypes(tmp_path, settings):
     source = tiny.checkpoint(tmp_path / "tiny", **settings)
     folder = flax_files.checkpoint(source, tmp_path / "flax")
-    flax, torch = (sega_jax.load(one, dtype="bfloat16") for one in (folder, source))
+    flax, torch = (sega_jax.load(path, dtype="bfloat16") for path in (folder, source))
     assert same(flax, torch)
 
 
@@ -102,21 +102,21 @@ def test_stable_diffusion_xl(least_xl_folder, least_xl, tmp_path):
     assert same(sega_jax.load(folder), least_xl)
 
 
-def test_safetensors_come_first(folder, source, wanted):
-    """Also where they are sharded; but not those of another variant."""
+def test_safetensors_take_precedence(folder, source, expected):
+    """Sharded safetensors take precedence, too, but another variant does not."""
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    whole = source / "unet" / path.name
-    arrays = {key: 2 * array for key, array in load_file(whole).items()}
+    original = source / "unet" / path.name
+    arrays = {key: 2 * array for key, array in load_file(original).items()}
     save_file(arrays, path.with_name("diffusion_pytorch_model.fp16.safetensors"))
-    assert same(sega_jax.load(folder), wanted)
+    assert same(sega_jax.load(folder), expected)
     save_file(arrays, path)
-    assert not same(sega_jax.load(folder), wanted)
+    assert not same(sega_jax.load(folder), expected)
     tiny.shard(path)
-    assert not same(sega_jax.load(folder), wanted)
+    assert not same(sega_jax.load(folder), expected)
 
 
-def test_shards(folder, wanted):
-    """transformers split large networks."""
+def test_shards(folder, expected):
+    """transformers splits large networks into shards."""
     path = folder / "text_encoder" / "flax_model.msgpack"
     parts = dict(enumerate(serialization.msgpack_restore(path.read_bytes())["text_model"].items(), 1))
     names = {i: f"flax_model-0000{i}-of-0000{len(parts)}.msgpack" for i in parts}
@@ -126,13 +126,13 @@ def test_shards(folder, wanted):
     tiny.write_json(path.with_name("flax_model.msgpack.index.json"), {"weight_map": places})
     path.unlink()
     assert len(parts) == 3
-    assert same(sega_jax.load(folder), wanted)
+    assert same(sega_jax.load(folder), expected)
     path.with_name(names[2]).unlink()
-    with pytest.raises(CheckpointError, match=f"{names[2]} is missing, although flax_model.msgpack.index.json names"):
+    with pytest.raises(CheckpointError, match=f"{names[2]} is missing, although flax_model.msgpack.index.json lists"):
         sega_jax.load(folder)
 
 
-def test_a_missing_variant(folder):
+def test_a_missing_variant_is_reported(folder):
     with pytest.raises(CheckpointError, match="has no weights of the variant 'fp16'; it has weights for no variant"):
         sega_jax.load(folder, variant="fp16")
     path = folder / "text_encoder" / "flax_model.msgpack"
@@ -141,14 +141,14 @@ def test_a_missing_variant(folder):
         sega_jax.load(folder)
 
 
-def test_from_the_hub(sound, wanted, tmp_path, monkeypatch, one_device):
-    """Only msgpack is fetched where there is no other form, and none where there is one."""
+def test_from_the_hub(sound, expected, tmp_path, monkeypatch, one_device):
+    """Msgpack files are downloaded only if the repository has no other format."""
     client = Stub(shutil.copytree(sound, tmp_path / "hub"), tmp_path / "cache")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", client)
     for name in ("unet/diffusion_pytorch_model.bin", "text_encoder/tf_model.h5", "README.md"):
         (client.folder / name).write_bytes(b"x")
     pipe = sega_jax.load(NAME, revision="flax", devices=one_device)
-    assert same(pipe, wanted)
+    assert same(pipe, expected)
     assert [call[1] for call in client.calls] == ["flax", COMMIT, COMMIT]
     weights = {name for name in fetched(client) if "model." in name and not name.endswith(".json")}
     assert weights == {
@@ -165,25 +165,25 @@ def test_from_the_hub(sound, wanted, tmp_path, monkeypatch, one_device):
 
 
 @pytest.mark.parametrize("form", ["diffusers", pytest.param("orbax", marks=pytest.mark.slow)])
-def test_conversion(folder, source, wanted, tmp_path, form):
-    """The result is of torch's classes and names, as if the source had been."""
-    made = convert.convert(folder, tmp_path / "made", to=form)
-    assert same(sega_jax.load(made), wanted)
+def test_conversion(folder, source, expected, tmp_path, form):
+    """The result has torch's classes and names."""
+    converted = convert.convert(folder, tmp_path / "converted", to=form)
+    assert same(sega_jax.load(converted), expected)
     for name in ("model_index.json", "unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"):
-        assert "Flax" not in (made / name).read_text()
+        assert "Flax" not in (converted / name).read_text()
         assert "Flax" in (folder / name).read_text()
     if form == "diffusers":
         for part, name in (("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model")):
-            arrays, original = (load_file(one / part / f"{name}.safetensors") for one in (made, source))
+            arrays, original = (load_file(path / part / f"{name}.safetensors") for path in (converted, source))
             assert arrays.keys() == original.keys()
             assert all(np.array_equal(arrays[key], original[key]) for key in original)
-        keys = load_file(made / "text_encoder" / "model.safetensors").keys()
+        keys = load_file(converted / "text_encoder" / "model.safetensors").keys()
         assert "text_model.encoder.layers.0.self_attn.q_proj.weight" in keys
-        keys = load_file(made / "safety_checker" / "model.safetensors").keys()
+        keys = load_file(converted / "safety_checker" / "model.safetensors").keys()
         assert {"vision_model.vision_model.pre_layrnorm.weight", "concept_embeds"} <= keys
 
 
-def test_pickles_come_last(folder):
+def test_pickles_are_the_last_choice(folder):
     path = folder / "unet" / "diffusion_pytorch_model.bin"
     path.write_bytes(b"x")
     assert find_weights(path.parent, path.stem).form is FLAX
@@ -191,8 +191,8 @@ def test_pickles_come_last(folder):
     assert find_weights(path.parent, path.stem).form is PICKLES
 
 
-def test_all_that_flax_writes_is_read(tmp_path, monkeypatch):
-    """Arrays of every dtype, scalars, empty ones, and large ones in chunks: as Flax's own reader gives them."""
+def test_every_kind_of_array_is_read_as_flax_reads_it(tmp_path, monkeypatch):
+    """The file contains arrays of every dtype, scalars, empty arrays, and large arrays in chunks."""
     dtypes = flax_msgpack._DTYPES.values()
     content = {dtype.name: (8 * np.random.default_rng(0).random((2, 3))).astype(dtype) for dtype in dtypes}
     content |= {"scalar": np.float32(3), "zero": np.ones((), np.float16), "none": np.ones((0, 2), np.float32)}
@@ -203,24 +203,24 @@ def test_all_that_flax_writes_is_read(tmp_path, monkeypatch):
     assert path.read_bytes().count(b"__msgpack_chunked_array__") == 2
     flax = serialization.msgpack_restore(path.read_bytes())
     flat = {**flax.pop("below")["deep"], "table": None, **flax}
-    found = read(path)
+    result = read(path)
     for name in flat:
-        array = found[{"chunked": "below.deep.chunked", "table": "below.table"}.get(name, name)]
-        wanted = content["below"]["table"] if name == "table" else np.asarray(flat[name])
-        wanted = widened(wanted)
-        assert (array.dtype, array.shape) == (wanted.dtype, wanted.shape)
-        assert array.tobytes() == wanted.tobytes()
-    assert len(found) == len(flat)
+        array = result[{"chunked": "below.deep.chunked", "table": "below.table"}.get(name, name)]
+        expected = content["below"]["table"] if name == "table" else np.asarray(flat[name])
+        expected = widened(expected)
+        assert (array.dtype, array.shape) == (expected.dtype, expected.shape)
+        assert array.tobytes() == expected.tobytes()
+    assert len(result) == len(flat)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"", r"is missing or empty"),
-        (b"\x00", r"its content is a int, expected an array"),
-        (b"\x81\xa1a", r"is truncated or no weight file of Flax, expected Flax's msgpack \(.*incomplete"),
+        (b"\x00", r"its content has type int, expected an array"),
+        (b"\x81\xa1a", r"is truncated or not a Flax weight file, expected Flax's msgpack \(.*incomplete"),
         (b"\x81\xa1a" * 3000 + b"\x00", r"expected Flax's msgpack \(StackError\)"),
-        (b"\x81\xa1a" * 300 + b"\x00", r"a path of more than 512 letters"),
+        (b"\x81\xa1a" * 300 + b"\x00", r"a path of more than 512 characters"),
         (b"\x81\xa1a\x80\x00", r"extra data"),
         (b"\x81\x01\x80", r"int is not allowed"),
         (b"\x81\xa1\xff\x80", r"can't decode"),
@@ -229,32 +229,32 @@ def test_all_that_flax_writes_is_read(tmp_path, monkeypatch):
         (msgpack.packb({"a": b"b"}), r"exceeds max_bin_len\(0\)"),
         (msgpack.packb({"a" * 513: {}}), r"exceeds max_str_len\(512\)"),
         (b"\x81\xa1a\xc9\xff\xff\xff\xff\x01", r"exceeds max_ext_len"),
-        (msgpack.packb({"a": {"b": 1}}), r"a.b is a int, expected an array"),
-        (msgpack.packb({"a": "words"}), r"a is a str, expected an array"),
+        (msgpack.packb({"a": {"b": 1}}), r"a.b has type int, expected an array"),
+        (msgpack.packb({"a": "words"}), r"a has type str, expected an array"),
         (msgpack.packb({str(i): {str(j): {} for j in range(999)} for i in range(99)}), r"more than 65536 names"),
-        (entry((2,), "float32", b"1234"), r"1 entries of an array of shape \[2\]"),
-        (entry((-1,), "float32", b"1234"), r"1 entries of an array of shape \[-1\]"),
-        (entry((2**40, 2**40), "float32", b"1234"), r"1 entries of an array of shape \[1099511627776, "),
-        (entry((1.0,), "float32", b"1234"), r"1 entries of an array of shape"),
-        (entry(((1,),), "float32", b"1234"), r"1 entries of an array of shape"),
+        (entry((2,), "float32", b"1234"), r"1 entries for an array of shape \[2\]"),
+        (entry((-1,), "float32", b"1234"), r"1 entries for an array of shape \[-1\]"),
+        (entry((2**40, 2**40), "float32", b"1234"), r"1 entries for an array of shape \[1099511627776, "),
+        (entry((1.0,), "float32", b"1234"), r"1 entries for an array of shape"),
+        (entry(((1,),), "float32", b"1234"), r"1 entries for an array of shape"),
         (entry((1,), "float32", b"123"), r"buffer size must be a multiple"),
         (entry((1,), "O", b"12345678"), r"entries of type O, expected one of float64, "),
         (entry((1,), "V2000000000", b"12345678"), r"entries of type V2000000000"),
-        (entry((1,), "float32", b"1234", code=2), r"an extension of kind 2, expected an array"),
+        (entry((1,), "float32", b"1234", code=2), r"an extension of type 2, expected an array"),
         (msgpack.packb({"a": msgpack.ExtType(1, b"\x91\x00")}), r"not enough values to unpack"),
         (msgpack.packb({"a": {"__msgpack_chunked_array__": True}}), r"'shape'"),
-        (b"version https://git-lfs.github.com/spec/v1\n", r"is the pointer to a file of Git LFS"),
+        (b"version https://git-lfs.github.com/spec/v1\n", r"is a Git LFS pointer"),
         (b"<html>", r"is a web page, expected Flax's msgpack"),
         (struct.pack("<Q", 2) + b"{}", r"is a safetensors file, expected"),
     ],
 )
-def test_broken_and_hostile_files(tmp_path, content, message):
+def test_broken_and_hostile_files_are_rejected(tmp_path, content, message):
     path = raw(tmp_path, content)
     with pytest.raises(CheckpointError, match=rf"^{path} .*{message}"):
         read(path)
 
 
-def test_chunks_that_do_not_fit(tmp_path):
+def test_chunks_that_do_not_fit_the_shape_are_rejected(tmp_path):
     def chunked(shape, *chunks):
         places = {str(i): size for i, size in enumerate(shape)}
         return {"__msgpack_chunked_array__": True, "shape": places, "chunks": dict(zip("012", chunks, strict=False))}
@@ -262,17 +262,17 @@ def test_chunks_that_do_not_fit(tmp_path):
     halves = np.ones(2, np.float32), np.ones(2, np.float32)
     assert read(saved(tmp_path, {"a": {"kernel": chunked((2, 2), *halves)}}))["a.weight"].shape == (2, 2)
     for content, message in (
-        (chunked((2, 3), *halves), "4 entries of an array of shape"),
-        (chunked((2, 2), halves[0], np.ones(2)), "of several types"),
+        (chunked((2, 3), *halves), "4 entries for an array of shape"),
+        (chunked((2, 2), halves[0], np.ones(2)), "have different dtypes"),
         (chunked((2, 2), *halves) | {"chunks": {"0": halves[0], "2": halves[1]}}, "'1'"),
-        (chunked((2, 2)), "of several types"),
+        (chunked((2, 2)), "have different dtypes"),
     ):
         with pytest.raises(CheckpointError, match=message):
             read(saved(tmp_path, {"a": {"kernel": content}}))
 
 
-def test_weights_that_do_not_fit(folder):
-    """Names are torch's, shapes ours."""
+def test_weights_that_do_not_fit_are_listed(folder):
+    """The error uses torch's names and our axes."""
     path = folder / "unet" / "diffusion_flax_model.msgpack"
     tree = serialization.msgpack_restore(path.read_bytes())
     tree["conv_in"]["kernel"] = tree["conv_in"]["kernel"].transpose(3, 2, 0, 1)
@@ -288,7 +288,7 @@ def test_weights_that_do_not_fit(folder):
         assert line in str(caught.value)
 
 
-# What Flax's schedulers did where a config says nothing.
+# Defaults of Flax's schedulers that differ from torch's.
 DEFAULTS = {
     "DDIMScheduler": {"clip_sample": False},
     "DPMSolverMultistepScheduler": {"final_sigmas_type": "sigma_min"},
@@ -296,8 +296,8 @@ DEFAULTS = {
 }
 
 
-def test_old_schedulers():
-    """Flax's classes count as torch's, with what they did where torch has another default."""
+def test_schedulers_for_flax():
+    """A scheduler class for Flax becomes torch's class, with Flax's defaults."""
     config = {**tiny.SD_BETAS, "_diffusers_version": "0.4.0.dev0", "trained_betas": None}
     for name, options in {
         "PNDMScheduler": {"skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1},
@@ -318,20 +318,20 @@ def test_old_schedulers():
 
 
 @pytest.mark.parametrize(
-    ("version", "given", "found"),
+    ("version", "stored", "result"),
     [("0.4.0.dev0", 32, 64), ("0.8.1", 8, 64), ("0.6.0", 96, 96), ("0.9.0", 32, 32), ("0.30.3", 32, 32), (None, 8, 8)],
 )
-def test_old_sizes(version, given, found):
-    config = {"sample_size": given} | ({} if version is None else {"_diffusers_version": version})
-    assert UNetConfig.from_dict(config).sample_size == found
+def test_default_sample_size_of_old_versions(version, stored, result):
+    config = {"sample_size": stored} | ({} if version is None else {"_diffusers_version": version})
+    assert UNetConfig.from_dict(config).sample_size == result
 
 
-def test_an_old_config_with_few_keys(folder, wanted):
-    """diffusers 0.4 wrote fewer of them; what Flax alone has is no reason for a warning."""
+def test_an_old_config_with_few_keys(folder, expected):
+    """diffusers 0.4 wrote fewer keys than today. Keys that only Flax uses raise no warning."""
     unet = {key: value for key, value in tiny.UNET_1.items() if key not in ("out_channels", "in_channels")}
     unet |= {"_class_name": "FlaxUNet2DConditionModel", "_diffusers_version": "0.4.0", "freq_shift": 0, "dropout": 0.0}
     tiny.write_json(folder / "unet" / "config.json", unet)
     edit_json(folder / "vae" / "config.json", _diffusers_version="0.4.0")
     pipe = sega_jax.load(folder)
-    assert same(pipe, wanted)
+    assert same(pipe, expected)
     assert pipe.models.unet.config.sample_size == 64

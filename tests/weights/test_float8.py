@@ -1,4 +1,4 @@
-"""Weights in 8-bit floats: they are read in wider types without rounding, and multiplied by their scales."""
+"""Tests of 8-bit floats: they are widened without rounding and multiplied by their scales."""
 
 import shutil
 
@@ -36,9 +36,9 @@ def test_every_value_is_read_without_rounding(tmp_path, dtype, pickled):
     else:
         path = save({"x": every, **rest}, tmp_path / "a.safetensors")
     with opened(path) as tensors:
-        found, size = tensors["x"], tensors.sizes["x"]
-    assert (found.dtype, size) == (np.float16, 512)
-    np.testing.assert_array_equal(found.astype(np.float32), every.astype(np.float32))
+        result, size = tensors["x"], tensors.sizes["x"]
+    assert (result.dtype, size) == (np.float16, 512)
+    np.testing.assert_array_equal(result.astype(np.float32), every.astype(np.float32))
 
 
 SCALES = {
@@ -53,7 +53,7 @@ SCALES = {
 
 @pytest.mark.parametrize("kind", SCALES)
 @pytest.mark.parametrize("name", ["scale_weight", "weight_scale", "weight_scale_inv"])
-def test_scales_are_multiplied(tmp_path, kind, name):
+def test_weights_are_multiplied_by_their_scales(tmp_path, kind, name):
     rng = np.random.default_rng(0)
     inputs = 500 if kind == "blocks of 64 and 100" else 320
     weight = rng.standard_normal((256, inputs)).astype(ml_dtypes.float8_e4m3fn)
@@ -62,50 +62,50 @@ def test_scales_are_multiplied(tmp_path, kind, name):
     if name == "weight_scale":
         notes["layer.comfy_quant"] = np.frombuffer(b'{"format": "float8_e4m3fn"}', np.uint8)
     tensors = {"layer.weight": weight, f"layer.{name}": scale, "scaled_fp8": weight[:0, 0], **notes}
-    found = read(save(tensors, tmp_path / "a.safetensors"))
-    assert found.keys() == {"layer.weight"}
+    result = read(save(tensors, tmp_path / "a.safetensors"))
+    assert result.keys() == {"layer.weight"}
     if kind.startswith("blocks"):
         block = (128, 128) if kind == "blocks of 128" else (64, 100)
         factors = np.array([[scale[i // block[0], j // block[1]] for j in range(inputs)] for i in range(256)])
     else:
         factors = scale.reshape(-1, 1)
-    assert found["layer.weight"].dtype == np.float32
-    np.testing.assert_array_equal(found["layer.weight"], weight.astype(np.float32) * factors)
+    assert result["layer.weight"].dtype == np.float32
+    np.testing.assert_array_equal(result["layer.weight"], weight.astype(np.float32) * factors)
 
 
-def test_scales_that_are_powers_of_two(tmp_path):
+def test_scales_may_be_stored_as_powers_of_two(tmp_path):
     weight = np.ones((2, 3), ml_dtypes.float8_e5m2)
     scale = np.array([2.0**-100], ml_dtypes.float8_e8m0fnu)
-    found = read(save({"weight": weight, "weight_scale": scale}, tmp_path / "a.safetensors"))
-    np.testing.assert_array_equal(found["weight"], np.full((2, 3), 2.0**-100, np.float32))
+    result = read(save({"weight": weight, "weight_scale": scale}, tmp_path / "a.safetensors"))
+    np.testing.assert_array_equal(result["weight"], np.full((2, 3), 2.0**-100, np.float32))
 
 
 @pytest.mark.parametrize("shape", [(3,), (255, 1), (3, 7), (0,), (1, 1, 256)])
-def test_scales_that_do_not_fit(tmp_path, shape):
+def test_scales_that_do_not_fit_are_rejected(tmp_path, shape):
     tensors = {"x.weight": np.ones((256, 320), ml_dtypes.float8_e4m3fn), "x.scale_weight": np.ones(shape, np.float32)}
-    with pytest.raises(CheckpointError, match=r"a\.safetensors: x\.scale_weight .* does not scale x\.weight"):
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: x\.scale_weight .* does not fit x\.weight"):
         read(save(tensors, tmp_path / "a.safetensors"))
 
 
-def test_a_folder_in_float8(tmp_path, small_folder, small):
-    """Some of its tensors have scales, as those for ComfyUI have; biases stay in float32."""
+def test_a_folder_with_8_bit_weights(tmp_path, small_folder, small):
+    """Some weights have scales, as in ComfyUI's files. Biases stay in float32."""
     folder = shutil.copytree(small_folder, tmp_path / "copy")
-    tensors, wanted, eighths = load_file(folder / UNET), {}, {}
+    tensors, expected, eight_bit = load_file(folder / UNET), {}, {}
     for i, (name, array) in enumerate(tensors.items()):
-        wanted[name] = eighths[name] = array
+        expected[name] = eight_bit[name] = array
         if array.ndim > 1:
             scale = np.float32(np.abs(array).max() / 448) if i % 2 else np.float32(1)
-            eighths[name] = (array / scale).astype(ml_dtypes.float8_e4m3fn)
-            wanted[name] = eighths[name].astype(np.float32) * scale
-            eighths |= {f"{name.removesuffix('weight')}scale_weight": np.array(scale)} if i % 2 else {}
-    save(eighths, folder / UNET)
-    found = load(folder, devices=small.devices).models.unet
-    save_file(wanted, folder / UNET)
-    assert same(found, load(folder, devices=small.devices).models.unet)
-    assert not same(found, small.models.unet)
+            eight_bit[name] = (array / scale).astype(ml_dtypes.float8_e4m3fn)
+            expected[name] = eight_bit[name].astype(np.float32) * scale
+            eight_bit |= {f"{name.removesuffix('weight')}scale_weight": np.array(scale)} if i % 2 else {}
+    save(eight_bit, folder / UNET)
+    result = load(folder, devices=small.devices).models.unet
+    save_file(expected, folder / UNET)
+    assert same(result, load(folder, devices=small.devices).models.unet)
+    assert not same(result, small.models.unet)
 
 
-def test_values_that_are_not_finite(tmp_path, small_folder, small):
+def test_values_that_are_not_finite_are_rejected(tmp_path, small_folder, small):
     folder = shutil.copytree(small_folder, tmp_path / "copy")
     tensors = load_file(folder / UNET)
     tensors["conv_in.weight"] = np.full(tensors["conv_in.weight"].shape, np.nan, ml_dtypes.float8_e4m3fn)
@@ -114,37 +114,37 @@ def test_values_that_are_not_finite(tmp_path, small_folder, small):
         load(folder, devices=small.devices)
 
 
-def test_a_truncated_file(tmp_path):
+def test_a_truncated_file_is_rejected(tmp_path):
     path = save({"x": np.ones((8, 8), ml_dtypes.float8_e5m2)}, tmp_path / "a.safetensors")
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=r"a\.safetensors is missing, truncated"):
         read(path)
 
 
-EIGHTHS = np.ones((8, 8), ml_dtypes.float8_e4m3fn)
+EIGHT_BIT = np.ones((8, 8), ml_dtypes.float8_e4m3fn)
 SCALE = {"x.weight_scale": np.ones((), np.float32)}
-UNKNOWN = {
+UNSUPPORTED = {
     "another format": (SCALE | {"x.comfy_quant": b'{"format": "mxfp8"}'}, "has the format 'mxfp8', which is not"),
     "a format without its scale": ({"x.comfy_quant": b'{"format": "float8_e5m2"}'}, "'float8_e5m2' without its scale"),
     "a broken note": (SCALE | {"x.comfy_quant": b"{"}, r"x\.comfy_quant is not readable"),
     "a note of something else": (SCALE | {"x.comfy_quant": b"[]"}, r"x\.comfy_quant is not readable"),
-    "a second scale": (SCALE | {"x.weight_scale_2": b"1"}, r"x\.weight_scale_2 scales weights in a way"),
-    "a scale of another name": ({"x.scale": b"1"}, r"x\.scale scales weights in a way that is not known"),
+    "a second scale": (SCALE | {"x.weight_scale_2": b"1"}, r"x\.weight_scale_2 scales weights in an unsupported way"),
+    "a scale of another name": ({"x.scale": b"1"}, r"x\.scale scales weights in an unsupported way"),
     "a scale of the weight": ({"x.weight.scale_weight": b"1"}, r"x\.weight\.scale_weight scales weights"),
     "scales in bytes": ({"x.weight_scale": b"12345678"}, r"x\.weight and x\.weight_scale are float16 and uint8"),
-    "bitsandbytes": ({"x.SCB": b"1"}, r"x\.SCB is of bitsandbytes"),
+    "bitsandbytes": ({"x.SCB": b"1"}, r"x\.SCB comes from bitsandbytes"),
 }
 
 
-@pytest.mark.parametrize("kind", UNKNOWN)
-def test_weights_that_are_quantised_otherwise(tmp_path, kind):
-    more, words = UNKNOWN[kind]
+@pytest.mark.parametrize("kind", UNSUPPORTED)
+def test_other_kinds_of_quantisation_are_rejected(tmp_path, kind):
+    more, message = UNSUPPORTED[kind]
     more = {key: np.frombuffer(value, np.uint8) if isinstance(value, bytes) else value for key, value in more.items()}
-    with pytest.raises(CheckpointError, match=words):
-        read(save({"x.weight": EIGHTHS} | more, tmp_path / "a.safetensors"))
+    with pytest.raises(CheckpointError, match=message):
+        read(save({"x.weight": EIGHT_BIT} | more, tmp_path / "a.safetensors"))
 
 
-def test_integers_with_a_scale(tmp_path):
+def test_integers_with_a_scale_are_rejected(tmp_path):
     tensors = {"x.weight": np.ones((8, 8), np.uint8), "x.weight_scale": np.ones((), np.float32)}
     with pytest.raises(CheckpointError, match=r"x\.weight and x\.weight_scale are uint8 and float32, expected floats"):
         read(save(tensors, tmp_path / "a.safetensors"))

@@ -1,8 +1,8 @@
-"""Damaged files: a checkpoint loads, or is refused with a `CheckpointError` or a `ValueError`, and nothing else.
+"""Tests of damaged files: a checkpoint either loads, or is rejected with a `CheckpointError` or a `ValueError`.
 
-Neither takes long, nor much memory. What asks for 10**10 of something would show in both: an attempt may take
-five seconds and two gigabytes of address space, and where only arrays are read, twice the damaged file's size more
-than the sound one takes.
+Every attempt must need little time and memory, so that a file cannot ask for 10**10 of something. It may take five
+seconds and two gigabytes of address space. If only arrays are read, it may exceed the memory for the undamaged file by
+at most twice the size of the file.
 """
 
 import copy
@@ -47,7 +47,7 @@ from sega_jax.weights.tensors import Tensors
 
 CASES = int(os.environ.get("SEGA_JAX_FUZZ", "25"))  # 1,000 take some minutes
 SECONDS = 5
-# What Python itself takes, for the words of an error and the like; the files here are smaller.
+# Bytes that Python itself needs, for example for the text of an error. The files here may be smaller.
 OVERHEAD = 2**17
 NETWORKS = [
     "model_index.json",
@@ -57,15 +57,15 @@ NETWORKS = [
     "scheduler/scheduler_config.json",
 ]
 TOKENIZER = ["vocab.json", "special_tokens_map.json", "tokenizer_config.json"]
-# Bytes that keep JSON and headers readable more often than others do.
-TELLING = b'0123456789-.eE[]{}",:tfnFBUI '
-# Those that pickles have as words.
+# Bytes that are more likely than others to keep JSON and headers readable.
+JSON_BYTES = b'0123456789-.eE[]{}",:tfnFBUI '
+# The opcodes of pickles.
 OPCODES = b"".join(code.code.encode("latin-1") for code in pickletools.opcodes)
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """As few parts as a checkpoint can have."""
+    """Returns a checkpoint with as few layers as possible."""
     vae = {"block_out_channels": [4], "down_block_types": [], "up_block_types": []}
     text = tiny.TEXT | {"num_hidden_layers": 1}
     return tiny.checkpoint(tmp_path_factory.mktemp("fuzz") / "tiny", unet=tiny.UNET_1, vae=tiny.VAE | vae, text=text)
@@ -79,22 +79,22 @@ def _quiet():
 
 
 def bytes_changed(rng, original, end=None):
-    """One to three bytes are others."""
+    """Changes one to three bytes."""
     damaged = bytearray(original)
     while damaged == original:
         for _ in range(rng.randint(1, 3)):
-            new = rng.choice(TELLING) if rng.random() < 0.7 else rng.randrange(256)
+            new = rng.choice(JSON_BYTES) if rng.random() < 0.7 else rng.randrange(256)
             damaged[rng.randrange(end or len(damaged))] = new
     return bytes(damaged)
 
 
-# What is read without complaint as JSON, and hard to swallow.
+# Values that are valid JSON, but extreme or of an unexpected type.
 EXTREMES = [10**10, -(10**10), 0, -1, 1.5, 1e308, float("nan"), None, True, "", "x" * 1000, [], {}, [[]] * 50]
 EXTREMES += [[10**10] * 4, ["../../x"], "../../../etc/passwd", list(range(1000)), {"a": {"b": 1}}, "\0", "10000000000"]
 
 
 def entries_changed(rng, original):
-    """One to three values of a JSON object, at any depth, are others."""
+    """Changes one to three values of a JSON object, at any depth."""
     damaged = json.loads(original)
     for _ in range(rng.randint(1, 3)):
         parent, depth = damaged, rng.randint(1, 4)
@@ -103,22 +103,23 @@ def entries_changed(rng, original):
                 break
             inside, key = parent, rng.choice(list(parent) if isinstance(parent, dict) else range(len(parent)))
             parent = parent[key]
-        # A number may also be twice itself, which some survive.
-        twice = isinstance(parent, int | float) and rng.random() < 0.5
-        inside[key] = 2 * parent if twice else copy.deepcopy(rng.choice(EXTREMES))
+        # A number may also be doubled, which some configs survive.
+        double = isinstance(parent, int | float) and rng.random() < 0.5
+        inside[key] = 2 * parent if double else copy.deepcopy(rng.choice(EXTREMES))
     return json.dumps(damaged).encode()
 
 
 def changed(rng, original):
+    """Changes bytes, or values of a JSON object."""
     return rng.choice((bytes_changed, entries_changed))(rng, original)
 
 
 @contextmanager
 def bounded():
-    """Little time, and on Linux two gigabytes of address space."""
+    """Limits the time of a block and, on Linux, its additional address space to two gigabytes."""
 
     def late(*_):
-        raise AssertionError("it hangs")
+        raise AssertionError("the attempt took too long")
 
     before, (soft, hard) = signal.signal(signal.SIGALRM, late), resource.getrlimit(resource.RLIMIT_AS)
     if sys.platform == "linux":
@@ -134,7 +135,7 @@ def bounded():
 
 
 def survives(attempt, original, write, change=changed, cases=CASES):
-    """How often the attempt worked on what was damaged and written."""
+    """Returns how often an attempt succeeded on damaged content that was written to a file."""
     rng, good = random.Random(len(original)), 0
     for _ in range(cases):
         damaged = change(rng, original)
@@ -151,8 +152,11 @@ def survives(attempt, original, write, change=changed, cases=CASES):
     return good
 
 
-def survives_in_little(attempt, original, write, change=changed, cases=CASES):
-    """The same, where the attempt takes at most twice the file's size more than on the sound one, which must work."""
+def survives_in_little_memory(attempt, original, write, change=changed, cases=CASES):
+    """Like `survives`, and limits the memory of attempts.
+
+    An attempt may exceed the memory for the undamaged file, which must load, by at most twice the size of the file.
+    """
 
     def peak():
         tracemalloc.reset_peak()
@@ -162,8 +166,8 @@ def survives_in_little(attempt, original, write, change=changed, cases=CASES):
         finally:
             taken.append(tracemalloc.get_traced_memory()[1] - before)
 
-    def peak_of_two():
-        """Repeats an attempt that took too much: Python may have enlarged its table of interned strings within it."""
+    def lower_peak_of_two():
+        """Repeats an attempt that needed too much, because Python may have enlarged its table of interned strings."""
         try:
             peak()
         finally:
@@ -173,13 +177,13 @@ def survives_in_little(attempt, original, write, change=changed, cases=CASES):
                     peak()
 
     taken = []
-    gc.collect()  # or what other tests left is finalised, and warned of, within an attempt
+    gc.collect()  # so that objects of other tests are not finalised, with warnings, during an attempt
     tracemalloc.start()
     try:
         for _ in range(3):
             peak()
         limit, taken = max(taken) + 2 * max(len(original), OVERHEAD), []
-        good = survives(peak_of_two, original, write, change, cases)
+        good = survives(lower_peak_of_two, original, write, change, cases)
     finally:
         tracemalloc.stop()
     assert max(taken) <= limit
@@ -215,13 +219,13 @@ def test_tokenizers(small, tmp_path, name):
 
 @pytest.fixture
 def text(small):
-    """A network without values."""
+    """Returns a text encoder without values."""
     return Models.build(**{part: read_json(small / part / "config.json") for part in Models._fields}).text_encoder
 
 
 @pytest.fixture
 def weights(small, tmp_path):
-    """Its weights, to be damaged."""
+    """Returns a copy of the text encoder's weight file, to be damaged."""
     return Path(shutil.copy(small / "text_encoder/model.safetensors", tmp_path / "model.safetensors"))
 
 
@@ -235,8 +239,10 @@ def read(text, weights):
 
 
 def header_changed(rng, original):
-    """Bytes of a safetensors file's header, or entries and with them its length; now and then only what nobody
-    reads."""
+    """Changes bytes of a safetensors file's header, or entries of the header and its length.
+
+    Sometimes it only changes metadata that nothing reads, so that some files still load.
+    """
     length = struct.unpack("<Q", original[:8])[0]
     if rng.random() < 0.5:
         return bytes_changed(rng, original, 8 + length)
@@ -246,13 +252,13 @@ def header_changed(rng, original):
 
 
 def test_headers(weights, read):
-    """Of few cases all are refused."""
+    """There are four times as many cases, because few of them load."""
     original, cases = weights.read_bytes(), 4 * CASES
-    assert 0 < survives_in_little(read, original, weights.write_bytes, header_changed, cases) < cases
+    assert 0 < survives_in_little_memory(read, original, weights.write_bytes, header_changed, cases) < cases
 
 
 def test_single_files(tmp_path, text):
-    """The text encoder with the names of OpenCLIP, whose tensors are several of ours."""
+    """The file has a text encoder with OpenCLIP's names, whose fused tensors contain several of our parameters."""
     path, config = tmp_path / "model.safetensors", tiny.TEXT | {"num_hidden_layers": 1}
     starts = (original_files.OPENCLIP, f"{original_files.UNET}input_blocks.0.0.")
     tensors = tiny.original(unet=tiny.UNET_1, text=config, openclip=True)
@@ -265,23 +271,23 @@ def test_single_files(tmp_path, text):
         with single_file.OriginalWeights(path, opened, file.networks["text_encoder"], "text_encoder", text) as weights:
             fill(text, weights, np.float32, np.copy)
 
-    assert 0 < survives_in_little(attempt, path.read_bytes(), path.write_bytes, header_changed) < CASES
+    assert 0 < survives_in_little_memory(attempt, path.read_bytes(), path.write_bytes, header_changed) < CASES
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 def test_pickles(tmp_path, text, legacy):
-    """Of all that a file says about its tensors, and now and then of their entries."""
+    """Most changes affect the description of the tensors, some affect their entries."""
     config = tiny.TEXT | {"num_hidden_layers": 1}
     tensors = tiny.original(unet=tiny.UNET_1, text=config)
     content = {key: array for key, array in tensors.items() if key.startswith(original_files.CLIP)}
     path = pickling.save({"state_dict": content, "epoch": 3}, tmp_path / "model.ckpt", legacy=legacy)
     original = path.read_bytes()
     entries = [original.find(array.tobytes()) for array in content.values() if array.ndim == 2]
-    words = range(min(entries)), range(max(entries), len(original))
+    descriptions = range(min(entries)), range(max(entries), len(original))
 
     def change(rng, original):
         damaged = bytearray(original)
-        places = rng.choice((*words, *words, range(len(original))))
+        places = rng.choice((*descriptions, *descriptions, range(len(original))))
         while damaged == original:
             for _ in range(rng.randint(1, 3)):
                 new = rng.choice(OPCODES) if rng.random() < 0.5 else rng.randrange(256)
@@ -293,38 +299,38 @@ def test_pickles(tmp_path, text, legacy):
         with single_file.OriginalWeights(path, opened, file.networks["text_encoder"], "text_encoder", text) as weights:
             fill(text, weights, np.float32, np.copy)
 
-    assert 0 < survives_in_little(attempt, original, path.write_bytes, change) < CASES
+    assert 0 < survives_in_little_memory(attempt, original, path.write_bytes, change) < CASES
 
 
-def eighths(text):
-    """The tensors of a text encoder in 8-bit floats, of which some have scales: numbers, rows and blocks."""
-    found = {}
+def eight_bit(text):
+    """Returns the tensors of a text encoder in 8-bit floats, some with scales: numbers, rows and blocks."""
+    tensors = {}
     for i, (key, array) in enumerate(tiny.tensors(text).items()):
-        found[key] = array.astype((ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)[i % 2])
+        tensors[key] = array.astype((ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)[i % 2])
         if key.endswith("weight") and array.ndim == 2:
             shape = [(), (len(array), 1), (2, 4), None][i % 4]
-            found |= {} if shape is None else {key.replace("weight", "scale_weight"): np.full(shape, 0.5, np.float32)}
-    return found | {"scaled_fp8": np.zeros(0, ml_dtypes.float8_e4m3fn)}
+            tensors |= {} if shape is None else {key.replace("weight", "scale_weight"): np.full(shape, 0.5, np.float32)}
+    return tensors | {"scaled_fp8": np.zeros(0, ml_dtypes.float8_e4m3fn)}
 
 
 @pytest.mark.parametrize("pickled", [False, True], ids=["safetensors", "pickle"])
 def test_8_bit_floats(tmp_path, text, pickled):
     path = tmp_path / "model"
     if pickled:
-        pickling.save({"model": eighths(text)}, path)
+        pickling.save({"model": eight_bit(text)}, path)
     else:
-        float8.save(eighths(text), path)
+        float8.save(eight_bit(text), path)
 
     def attempt():
         with torch_pickle.opened(path, CLIPTextModel.rename) as weights:
             fill(text, weights, np.float16, np.copy)
 
     change = bytes_changed if pickled else header_changed
-    assert 0 < survives_in_little(attempt, path.read_bytes(), path.write_bytes, change) < CASES
+    assert 0 < survives_in_little_memory(attempt, path.read_bytes(), path.write_bytes, change) < CASES
 
 
 def test_flax(small, tmp_path, text):
-    """Of all that a file says about its arrays, and now and then of their entries."""
+    """Most changes affect the description of the arrays, some affect their entries."""
     path = tmp_path / "flax_model.msgpack"
     flax_files.write(path, flax_files.tree_of(small / "text_encoder/model.safetensors"))
     original = path.read_bytes()
@@ -344,7 +350,7 @@ def test_flax(small, tmp_path, text):
         with FlaxTensors(path.parent, "model", None, text.rename) as tensors:
             fill(text, tensors, np.float32, np.copy)
 
-    assert 0 < survives_in_little(attempt, original, path.write_bytes, change) < CASES
+    assert 0 < survives_in_little_memory(attempt, original, path.write_bytes, change) < CASES
 
 
 # A linear layer and a convolution, in torch's and in our layout.
@@ -357,33 +363,33 @@ NET_NAMES = {"net": lora_names.LoraNames(("unet.", ""), lora_names.layer_keys)}
 
 
 def merging(path):
-    """Returns an attempt to read a file and to make its differences; an error names the file."""
+    """Returns an attempt to read a LoRA and compute its differences, whose errors must name the file."""
 
     def attempt():
         try:
             layers = lora.read({"net": NET}, path, NET_NAMES)[0].layers["net"]
         except CheckpointError as error:
-            named = str(path) in str(error)
+            error_names_file = str(path) in str(error)
         else:
-            named = None
+            error_names_file = None
             for key, layer in layers.items():
                 weight = np.ones(8 if key.endswith("bias") else SHAPES[key.removesuffix(".weight")], np.float32)
                 with np.errstate(all="ignore"):
                     assert layer.difference(weight).shape == weight.shape
-        assert named is not False
-        if named:
+        assert error_names_file is not False
+        if error_names_file:
             raise CheckpointError
 
     return attempt
 
 
 def anything_changed(rng, original):
-    """Bytes of a safetensors file's header or anywhere, or entries of the header."""
+    """Changes bytes anywhere in a safetensors file or only in its header, or entries of the header."""
     return rng.choice((header_changed, bytes_changed))(rng, original)
 
 
 def test_loras(tmp_path):
-    """Names, shapes, and the settings in the header."""
+    """The changes affect names, shapes, and the settings in the header."""
     path, content = tmp_path / "lora.safetensors", {}
     for layer, kernel in (("linear", ()), ("conv", (3, 3))):
         inputs = 6 if kernel else 12
@@ -392,25 +398,27 @@ def test_loras(tmp_path):
     content["unet.linear.alpha"] = np.ones((), np.float32)
     settings = {"net.lora_alpha": 4, "net.alpha_pattern": {"conv": 2}, "net.rank_pattern": {"conv": 2}}
     save_file(content, path, {"lora_adapter_metadata": json.dumps(settings)})
-    assert 0 < survives_in_little(merging(path), path.read_bytes(), path.write_bytes, header_changed) < CASES
+    assert 0 < survives_in_little_memory(merging(path), path.read_bytes(), path.write_bytes, header_changed) < CASES
 
 
 OTHERS = [form for form in lora_forms.FORMS if form not in lora_forms.SIMPLEST]
 
 
-@pytest.mark.parametrize("form", [*lora_forms.SIMPLEST, *(pytest.param(one, marks=pytest.mark.slow) for one in OTHERS)])
-def test_relatives_of_loras(tmp_path, form):
-    """Names, shapes and entries."""
+@pytest.mark.parametrize(
+    "form", [*lora_forms.SIMPLEST, *(pytest.param(form, marks=pytest.mark.slow) for form in OTHERS)]
+)
+def test_other_adapters(tmp_path, form):
+    """The changes affect names, shapes and entries."""
     path = tmp_path / "lora.safetensors"
     save_file(lora_forms.tensors(SHAPES, form)[0], path)
-    assert survives_in_little(merging(path), path.read_bytes(), path.write_bytes, anything_changed) < CASES
+    assert survives_in_little_memory(merging(path), path.read_bytes(), path.write_bytes, anything_changed) < CASES
 
 
 @pytest.mark.parametrize("legacy", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["zip", "legacy"])
-def test_loras_of_torch(tmp_path, legacy):
+def test_pickled_loras(tmp_path, legacy):
     content = {"state_dict": lora_forms.tensors(SHAPES, "LoKr with both as products")[0]}
     path = pickling.save(content, tmp_path / "lora.pt", legacy=legacy)
-    assert 0 < survives_in_little(merging(path), path.read_bytes(), path.write_bytes, bytes_changed) < CASES
+    assert 0 < survives_in_little_memory(merging(path), path.read_bytes(), path.write_bytes, bytes_changed) < CASES
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pt"])
@@ -426,17 +434,17 @@ def test_textual_inversion(tmp_path, ending):
         assert textual_inversion._word(path, None, text, text_encoders()).vectors["text_encoder"].shape[1:] == (16,)
 
     change = bytes_changed if ending == ".pt" else header_changed
-    assert 0 < survives_in_little(attempt, path.read_bytes(), path.write_bytes, change) < CASES
+    assert 0 < survives_in_little_memory(attempt, path.read_bytes(), path.write_bytes, change) < CASES
 
 
 def test_indices(weights, read):
     path, _ = tiny.shard(weights)
-    assert 0 < survives_in_little(read, path.read_bytes(), path.write_bytes) < CASES
+    assert 0 < survives_in_little_memory(read, path.read_bytes(), path.write_bytes) < CASES
 
 
 @pytest.fixture
 def orbax(small, tmp_path):
-    """The folder of a network in Orbax's form, to be damaged."""
+    """Returns the folder of a network in Orbax format, to be damaged."""
     return convert.convert(small, tmp_path / "orbax") / "text_encoder"
 
 
@@ -451,34 +459,34 @@ def restore(text, orbax):
 
 def test_orbax_notes(orbax, restore):
     path = orbax / "orbax.json"
-    assert survives_in_little(restore, path.read_bytes(), path.write_bytes) < CASES
+    assert survives_in_little_memory(restore, path.read_bytes(), path.write_bytes) < CASES
 
 
 @pytest.mark.parametrize("name", ["manifest.ocdbt", "d/*"])
 def test_orbax_databases(orbax, restore, name):
-    """Checksums find every changed byte."""
+    """The database's checksums detect every changed byte."""
     (path,) = (orbax / "orbax").glob(name)
-    assert survives_in_little(restore, path.read_bytes(), path.write_bytes, bytes_changed) == 0
+    assert survives_in_little_memory(restore, path.read_bytes(), path.write_bytes, bytes_changed) == 0
 
 
 @pytest.mark.parametrize("name", ["_METADATA", "_CHECKPOINT_METADATA"])
 def test_orbax_metadata_is_not_needed(orbax, restore, name):
     path = orbax / "orbax" / name
-    assert survives_in_little(restore, path.read_bytes(), path.write_bytes, cases=30) == 30
+    assert survives_in_little_memory(restore, path.read_bytes(), path.write_bytes, cases=30) == 30
 
 
 def test_orbax_arrays(orbax, restore):
-    """Descriptions of an array that the database's checksums confirm."""
+    """The changed description of an array has a valid checksum."""
     database = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{orbax / 'orbax'}/"}}
     store, key = tensorstore.KvStore.open(database).result(), "embeddings.token_embedding.embedding/.zarray"
 
     def write(description):
         store[key] = description
 
-    assert survives_in_little(restore, store[key], write) < CASES
+    assert survives_in_little_memory(restore, store[key], write) < CASES
 
 
-def test_excess_is_seen(weights, read):
+def test_excessive_memory_is_detected(weights, read):
     def attempt():
         read()
         if weights.read_bytes() != original:
@@ -486,11 +494,11 @@ def test_excess_is_seen(weights, read):
 
     original = weights.read_bytes()
     with pytest.raises(AssertionError, match=r"assert \d+ <="):
-        survives_in_little(attempt, original, weights.write_bytes, bytes_changed, 3)
+        survives_in_little_memory(attempt, original, weights.write_bytes, bytes_changed, 3)
 
 
 @pytest.mark.parametrize("excess", [lambda: np.ones(2**29), lambda: time.sleep(1)])
-def test_bounds_hold(monkeypatch, excess):
+def test_limits_of_time_and_memory_are_enforced(monkeypatch, excess):
     monkeypatch.setattr(sys.modules[__name__], "SECONDS", 0.1)
     with pytest.raises((AssertionError, MemoryError)), bounded():
         excess()

@@ -1,4 +1,4 @@
-"""Checkpoints from a hub: a stand-in of its server for the real client, and of its client for what goes wrong."""
+"""Tests of downloads from the hub, with a stub of its client, and with the real client and a local server."""
 
 import hashlib
 import http.server
@@ -44,7 +44,7 @@ NEEDED = {
 
 @pytest.fixture(scope="module")
 def repository(small_folder, tmp_path_factory):
-    """A checkpoint among what repositories have besides."""
+    """Returns a checkpoint with other files that repositories often contain."""
     folder = shutil.copytree(small_folder, tmp_path_factory.mktemp("hub") / "tiny")
     for name in ("README.md", "v1-5-pruned.ckpt", "unet/diffusion_pytorch_model.bin", "vae/model.onnx"):
         (folder / name).write_bytes(b"x")
@@ -60,33 +60,32 @@ def client(repository, tmp_path, monkeypatch):
     return stub
 
 
-def test_only_what_is_needed_is_fetched(client, small, one_device):
+def test_only_needed_files_are_downloaded(client, small, one_device):
     pipe = sega_jax.load(NAME, devices=one_device)
     assert {name for name in fetched(client) if not name.startswith("tokenizer/")} == NEEDED
     assert [call[:2] for call in client.calls] == [(NAME, None), (NAME, COMMIT)]
     assert np.array_equal(pipe("cat", steps=2, output="latent").images, small("cat", steps=2, output="latent").images)
 
 
-def test_a_revision_and_a_network_of_another(client, small, one_device):
+def test_a_revision_and_a_network_from_another_pipeline(client, small, one_device):
     sega_jax.load(NAME, revision="v1.0", unet=small.models.unet, devices=one_device)
     assert client.calls[0][:2] == (NAME, "v1.0")
     assert {name for name in fetched(client) if name.startswith("unet")} == set()
 
 
-def test_configs_of_a_single_file(client, small, one_device, tmp_path):
-    """Without weights."""
+def test_configs_for_a_single_file_are_downloaded_without_weights(client, small, one_device, tmp_path):
     save_file(tiny.original(unet=tiny.UNET_1), tmp_path / "model.safetensors")
     pipe = sega_jax.load(tmp_path / "model.safetensors", config=NAME, devices=one_device)
     assert same(pipe, small)
     convert.convert_single(tmp_path / "model.safetensors", tmp_path / "made", config=NAME)
-    wanted = {name for name in NEEDED if name.endswith(".json")}
-    assert {name for name in fetched(client) if not name.startswith("tokenizer/")} == wanted
+    expected = {name for name in NEEDED if name.endswith(".json")}
+    assert {name for name in fetched(client) if not name.startswith("tokenizer/")} == expected
 
 
 def test_a_variant(client):
-    """Which only the UNet has; the stand-in's is no real file."""
-    said = r"owner/tiny has no weights of the variant 'fp16' for text_encoder, vae: those without a variant are read"
-    with pytest.warns(UserWarning, match=said), pytest.raises(CheckpointError):
+    """Only the UNet has the variant. Its file is not a valid checkpoint, so loading fails after the download."""
+    message = r"owner/tiny has no weights of the variant 'fp16' for text_encoder, vae: those without a variant are"
+    with pytest.warns(UserWarning, match=message), pytest.raises(CheckpointError):
         sega_jax.load(NAME, variant="fp16")
     assert "unet/diffusion_pytorch_model.fp16.safetensors" in fetched(client)
     assert "unet/diffusion_pytorch_model.safetensors" not in fetched(client)
@@ -94,7 +93,7 @@ def test_a_variant(client):
         sega_jax.load(NAME, variant="fp61")
 
 
-def test_of_another_kind_only_the_index_is_fetched(client, repository, tmp_path):
+def test_only_the_index_of_an_unsupported_pipeline_is_downloaded(client, repository, tmp_path):
     other = shutil.copytree(repository, tmp_path / "other")
     index = json.loads((other / "model_index.json").read_text())
     (other / "model_index.json").write_text(json.dumps(index | {"text_encoder_2": ["transformers", "CLIPTextModel"]}))
@@ -104,8 +103,8 @@ def test_of_another_kind_only_the_index_is_fetched(client, repository, tmp_path)
     assert fetched(client) == {"model_index.json"}
 
 
-def test_of_stable_diffusion_xl(client, tmp_path, one_device):
-    """Both text encoders and tokenizers; not what repositories have besides, nor a network that is given."""
+def test_needed_files_of_stable_diffusion_xl(client, tmp_path, one_device):
+    """Both text encoders and tokenizers are downloaded, but no unrelated files, and no network that is passed."""
     client.folder = tiny.xl(tmp_path / "xl", **cases.XL)
     needed = {str(path.relative_to(client.folder)) for path in client.folder.rglob("*") if path.is_file()}
     more = ["sd_xl_base_1.0.safetensors", "sd_xl_offset_example-lora_1.0.safetensors", "vae_1_0/config.json"]
@@ -123,8 +122,8 @@ def test_of_stable_diffusion_xl(client, tmp_path, one_device):
     assert fetched(client) == {name for name in needed - left if not name.startswith(("tok", "text_encoder_2", "unet"))}
 
 
-def test_of_a_stage_without_its_text_encoder(client, tmp_path, one_device):
-    """Which is larger than the rest; and without a safety checker that would not be used."""
+def test_a_stage_without_its_text_encoder(client, tmp_path, one_device):
+    """Neither the text encoder, which is larger than the rest, nor the unsupported safety checker is downloaded."""
     client.folder = tiny.stage(tmp_path / "stage", tiny.STAGE_2, safety=True)
     (client.folder / "safety_checker").mkdir()
     (client.folder / "safety_checker" / "model.safetensors").write_bytes(b"x")
@@ -142,7 +141,7 @@ def test_of_a_stage_without_its_text_encoder(client, tmp_path, one_device):
     }
 
 
-def test_the_networks_that_read_text_alone(client):
+def test_encoding_text_downloads_only_the_text_networks(client):
     weights = {"unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"}
     text = load_text(NAME)(["a cat"])
     assert NEEDED - weights <= fetched(client)
@@ -151,33 +150,36 @@ def test_the_networks_that_read_text_alone(client):
 
 
 def response(status, code=None):
-    # Of the library that the hub's client is written with: httpx, or the one after it.
+    # The hub's client uses httpx or its successor; both have the same class.
     httpx = sys.modules[errors.HTTPError.__module__.partition(".")[0]]
     headers = {} if code is None else {"X-Error-Code": code}
     return httpx.Response(status, headers=headers, request=httpx.Request("GET", "http://hub.invalid/owner/tiny"))
 
 
 @pytest.mark.parametrize(
-    ("error", "words"),
+    ("error", "phrases"),
     [
         (lambda: errors.GatedRepoError("x", response=response(403)), ["is gated", "owner/tiny", "hf auth login"]),
-        (lambda: errors.RepositoryNotFoundError("x", response=response(404)), ["no repository on the hub", "private"]),
+        (
+            lambda: errors.RepositoryNotFoundError("x", response=response(404)),
+            ["not a repository on the hub", "private"],
+        ),
         (lambda: errors.RevisionNotFoundError("x", response=response(404)), ["has no revision 'v9'"]),
         (lambda: errors.LocalEntryNotFoundError("x"), ["cannot be reached", "cache", "HF_HUB_OFFLINE"]),
         (lambda: errors.OfflineModeIsEnabled("x"), ["cannot be reached"]),
         (lambda: errors.HfHubHTTPError("busy", response=response(503)), ["cannot be fetched", "busy"]),
-        (lambda: errors.HFValidationError("two dashes"), ["no name of a repository", "two dashes"]),
+        (lambda: errors.HFValidationError("two dashes"), ["not a valid repository name", "two dashes"]),
         (lambda: OSError(28, "No space left on device"), ["cannot be fetched", "No space left"]),
     ],
 )
-def test_errors_say_what_to_do(client, error, words):
+def test_errors_name_the_remedy(client, error, phrases):
     client.error = error()
     with pytest.raises(CheckpointError) as caught:
         sega_jax.load(NAME, revision="v9")
-    assert all(word in str(caught.value) for word in [NAME, *words]), str(caught.value)
+    assert all(phrase in str(caught.value) for phrase in [NAME, *phrases]), str(caught.value)
 
 
-def test_a_repository_without_these_weights(client, repository, tmp_path, small, one_device):
+def test_a_repository_without_weights_of_a_network(client, repository, tmp_path, small, one_device):
     other = shutil.copytree(repository, tmp_path / "other")
     (other / "unet/diffusion_pytorch_model.safetensors").unlink()
     weights = (other / "unet/diffusion_pytorch_model.bin").rename(other / "unet/other.bin")
@@ -196,12 +198,12 @@ def test_a_converted_repository(client, small_folder, small, tmp_path, one_devic
     assert np.array_equal(pipe("cat", steps=1, output="latent").images, small("cat", steps=1, output="latent").images)
 
 
-def test_revisions_are_words():
+def test_revisions_must_be_text():
     with pytest.raises(TypeError, match="revision=3 should be"):
         sega_jax.load(NAME, revision=3)
 
 
-def test_an_interruption_comes_through(client):
+def test_keyboard_interrupts_are_not_caught(client):
     client.error = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         sega_jax.load(NAME)
@@ -225,34 +227,36 @@ ADDRESSES = {
 
 @pytest.mark.parametrize("source", ADDRESSES)
 def test_addresses(source):
-    found = hub.address(source)
-    assert tuple(found) == ADDRESSES[source]
-    assert hub.address(str(found)) == found
+    result = hub.address(source)
+    assert tuple(result) == ADDRESSES[source]
+    assert hub.address(str(result)) == result
 
 
 @pytest.mark.parametrize("source", ["name", "/a/b", "../a/b", "a/b/../c", "~/a/b.ckpt", "", None, 3, Path("a/b")])
-def test_what_is_no_address(source):
+def test_other_names_are_not_addresses(source):
     assert hub.address(source) is None
 
 
 @pytest.mark.parametrize(
-    ("source", "words"),
+    ("source", "message"),
     [
-        ("https://example.org/a/b.safetensors", "download the file, and give its path"),
+        ("https://example.org/a/b.safetensors", "download the file and give its path"),
         ("ftp://huggingface.co/owner/tiny", "download the file"),
-        (f"{PAGE}/discussions/3", "is no page of a model"),
-        (f"{PAGE}/blob", "is no page of a model"),
-        (f"{PAGE}/blob/main/..%2F..%2Fx.safetensors", "is no page of a model"),
-        ("https://huggingface.co/datasets/owner/tiny", "is no page of a model"),
-        ("https://huggingface.co/", "is no page of a model"),
+        (f"{PAGE}/discussions/3", "is not the page of a model"),
+        (f"{PAGE}/blob", "is not the page of a model"),
+        (f"{PAGE}/blob/main/..%2F..%2Fx.safetensors", "is not the page of a model"),
+        ("https://huggingface.co/datasets/owner/tiny", "is not the page of a model"),
+        ("https://huggingface.co/", "is not the page of a model"),
     ],
 )
-def test_addresses_of_something_else(source, words):
-    with pytest.raises(ValueError, match=words):
+def test_other_web_addresses_are_rejected(source, message):
+    with pytest.raises(ValueError, match=message):
         sega_jax.load(source)
 
 
-@pytest.mark.parametrize("ending", ["safetensors", *(pytest.param(e, marks=pytest.mark.slow) for e in ("ckpt", "pth"))])
+@pytest.mark.parametrize(
+    "ending", ["safetensors", *(pytest.param(ending, marks=pytest.mark.slow) for ending in ("ckpt", "pth"))]
+)
 def test_a_single_file_by_its_name(client, small, one_device, tmp_path, ending):
     client.folder = tmp_path / "repository"
     (client.folder / "all").mkdir(parents=True)
@@ -266,8 +270,8 @@ def test_a_single_file_by_its_name(client, small, one_device, tmp_path, ending):
         shutil.rmtree(tmp_path / "made", ignore_errors=True)
         convert.convert_single(source, tmp_path / "made", config=config)
         assert same(sega_jax.load(tmp_path / "made", devices=one_device), small)
-        found = sources.find(source, config=config)
-        assert sources.place(found) == (f"owner/tiny/all/a [1].{ending}", COMMIT)
+        result = sources.find(source, config=config)
+        assert sources.place(result) == (f"owner/tiny/all/a [1].{ending}", COMMIT)
     assert fetched(client) == {f"all/a [1].{ending}"}
     with pytest.raises(CheckpointError, match=r"on the hub owner/tiny has no file all/b\.ckpt at revision main"):
         sega_jax.load("owner/tiny/all/b.ckpt", config=config)
@@ -277,7 +281,7 @@ def test_a_single_file_by_its_name(client, small, one_device, tmp_path, ending):
         sega_jax.load("owner/tiny/all")
 
 
-def test_the_vocabulary_of_a_single_file_is_fetched(client, small_folder, tmp_path, small, one_device):
+def test_the_vocabulary_of_a_single_file_is_downloaded(client, small_folder, tmp_path, small, one_device):
     with single_files.resembling(small_folder, tmp_path / "sd-1.5"):
         save_file(tiny.original(unet=tiny.UNET_1), tmp_path / "model.safetensors")
         pipe = sega_jax.load(tmp_path / "model.safetensors", devices=one_device)
@@ -286,35 +290,35 @@ def test_the_vocabulary_of_a_single_file_is_fetched(client, small_folder, tmp_pa
         convert.convert_single(tmp_path / "model.safetensors", tmp_path / "made")
         assert (tmp_path / "made/tokenizer/merges.txt").is_file()
         client.error = errors.OfflineModeIsEnabled("x")
-        said = r"would be fetched, but .*cannot be reached.* Give tokenizer= .*config="
-        with pytest.raises(CheckpointError, match=said):
+        message = r"would be fetched, but .*cannot be reached.* Give tokenizer= .*config="
+        with pytest.raises(CheckpointError, match=message):
             sega_jax.load(tmp_path / "model.safetensors")
 
 
 @pytest.mark.slow
 def test_a_sweep_of_a_single_file(client, small_folder, tmp_path):
-    """The plan and every run read its vocabulary from the hub's cache."""
+    """The plan and every run read the vocabulary from the hub's cache."""
     save_file(tiny.original(unet=tiny.UNET_1), tmp_path / "model.safetensors")
     file = str(tmp_path / "model.safetensors")
-    said = sweep.Sweep(model={"source": file}, call={"prompt": "a cat", "steps": 1}, grid={"seed": [3, 4]})
+    description = sweep.Sweep(model={"source": file}, call={"prompt": "a cat", "steps": 1}, grid={"seed": [3, 4]})
     with single_files.resembling(small_folder, tmp_path / "sd-1.5"):
-        facts = sweep.Facts.of(said)
+        facts = sweep.Facts.of(description)
         assert facts.model["source"] == file
-        sweep.run(sweep.plan(said, facts), tmp_path / "out", progress=False)
+        sweep.run(sweep.plan(description, facts), tmp_path / "out", progress=False)
     assert len(list((tmp_path / "out").rglob("*.png"))) == 2
 
 
 @pytest.mark.parametrize("source", ["owner/name", "a/b.c_d-e", "stable-diffusion-v1-5/stable-diffusion-v1-5"])
-def test_names(source):
+def test_names_of_repositories(source):
     assert hub.is_id(source)
 
 
 @pytest.mark.parametrize("source", ["name", "/a/b", "./a", "../a", "a/b/c", "~/a", "a /b", "", Path("a/b"), None, 3])
-def test_what_is_no_name(source):
+def test_other_names_are_not_repositories(source):
     assert not hub.is_id(source)
 
 
-def test_a_folder_comes_first_and_has_no_revision(client, small_folder, monkeypatch, tmp_path):
+def test_a_local_folder_takes_precedence_and_has_no_revision(client, small_folder, monkeypatch, tmp_path):
     (tmp_path / "owner").mkdir()
     (tmp_path / "owner" / "tiny").symlink_to(small_folder)
     monkeypatch.chdir(tmp_path)
@@ -324,11 +328,11 @@ def test_a_folder_comes_first_and_has_no_revision(client, small_folder, monkeypa
         sega_jax.load(NAME, revision="main")
 
 
-# The real client
+# With the real client
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """As much of a hub as its client asks for: the list of a revision's files, and the files."""
+    """The requests of a hub that its client needs: the list of a revision's files, and the files."""
 
     folder: Path
     asked: list
@@ -377,20 +381,20 @@ import json, sys, warnings
 warnings.simplefilter("ignore")
 import sega_jax
 
-said = []
+results = []
 for name, revision in json.loads(sys.argv[1]):
     try:
         pipe = sega_jax.load(name, revision=revision)
-        said.append(float(abs(pipe("cat", steps=1, output="latent").images).sum()))
+        results.append(float(abs(pipe("cat", steps=1, output="latent").images).sum()))
     except sega_jax.CheckpointError as error:
-        said.append(str(error))
-print(json.dumps(said))
+        results.append(str(error))
+print(json.dumps(results))
 """
 
 
 @pytest.mark.slow
 def test_the_real_client(repository, small, tmp_path):
-    """Fetched, then offline from its cache; gated, missing and of no such revision."""
+    """Downloads a repository, loads it offline from the cache, and gets errors for gated and missing ones."""
     handler = type("Handler", (Server,), {"folder": repository, "asked": []})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -398,33 +402,35 @@ def test_the_real_client(repository, small, tmp_path):
     env = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
     env |= {"JAX_PLATFORMS": "cpu", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "*", "no_proxy": "*"}
 
-    def run(*asked, **extra):
-        command = [sys.executable, "-c", SCRIPT, json.dumps(asked)]
-        done = subprocess.run(command, env=env | extra, capture_output=True, text=True, check=False, timeout=300)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.splitlines()[-1])
+    def run(*sources, **extra):
+        command = [sys.executable, "-c", SCRIPT, json.dumps(sources)]
+        process = subprocess.run(command, env=env | extra, capture_output=True, text=True, check=False, timeout=300)
+        assert process.returncode == 0, process.stderr
+        return json.loads(process.stdout.splitlines()[-1])
 
-    wanted = float(np.abs(small("cat", steps=1, output="latent").images).sum())
+    expected = float(np.abs(small("cat", steps=1, output="latent").images).sum())
     try:
-        found, *refused = run((NAME, None), ("owner/gated", None), ("owner/none", None), (NAME, "v9"))
+        result, *refused = run((NAME, None), ("owner/gated", None), ("owner/none", None), (NAME, "v9"))
     finally:
         server.shutdown()
         server.server_close()
-    assert abs(found - wanted) < 1e-3
+    assert abs(result - expected) < 1e-3
     assert f"accept its conditions at {address}/owner/gated" in refused[0]
-    assert "no repository on the hub" in refused[1]
+    assert "not a repository on the hub" in refused[1]
     assert "has no revision 'v9'" in refused[2]
     assert not [path for path in handler.asked if path.endswith((".bin", ".ckpt", ".onnx", "ema.safetensors"))]
     offline = run((NAME, None), ("owner/none", None), HF_HUB_OFFLINE="1")
-    assert abs(offline[0] - wanted) < 1e-3
+    assert abs(offline[0] - expected) < 1e-3
     assert "cannot be reached" in offline[1]
-    gone = run((NAME, None), ("owner/none", None))
-    assert abs(gone[0] - wanted) < 1e-3
-    assert "cannot be reached" in gone[1]
+    unreachable = run((NAME, None), ("owner/none", None))
+    assert abs(unreachable[0] - expected) < 1e-3
+    assert "cannot be reached" in unreachable[1]
 
 
-def test_a_file_of_the_same_name_here_changes_nothing(client, monkeypatch, tmp_path, small, one_device):
-    """A folder of a repository is none of its files."""
+def test_a_local_file_with_the_name_of_a_folder_in_a_repository_is_ignored(
+    client, monkeypatch, tmp_path, small, one_device
+):
+    """The name of a folder in a repository stays a folder, even if a local file has its last part as its name."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "unet").write_bytes(b"PK\3\4")
     pipe = sega_jax.load(NAME, unet=f"{NAME}/unet", devices=one_device)
@@ -433,7 +439,7 @@ def test_a_file_of_the_same_name_here_changes_nothing(client, monkeypatch, tmp_p
         sega_jax.load(NAME, unet=f"{NAME}/nowhere", ema=True)
 
 
-def test_the_text_of_a_single_file(client, small_folder, tmp_path, small):
+def test_encoding_text_with_a_single_file(client, small_folder, tmp_path, small):
     with single_files.resembling(small_folder, tmp_path / "sd-1.5"):
         save_file(tiny.original(unet=tiny.UNET_1), tmp_path / "model.safetensors")
         text = load_text(tmp_path / "model.safetensors")(["a cat"])

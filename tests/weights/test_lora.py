@@ -1,4 +1,4 @@
-"""LoRAs: every name that files have for a layer, what is merged, and what is refused before anything is."""
+"""Tests of LoRAs: naming schemes, merging, settings, and files that are rejected before weights are read."""
 
 import json
 import math
@@ -35,69 +35,69 @@ def write(tmp_path):
 @pytest.mark.parametrize("alpha", [True, False])
 @pytest.mark.parametrize("naming", NAMINGS)
 def test_every_naming(models, layers, write, naming, alpha):
-    found = merge_lora(models, {write(tensors(layers, NAMINGS[naming], alpha)): 0.7})
-    assert close(found, wanted(models, layers, 0.7, alpha))
-    assert not close(found, wanted(models, layers, 0.69, alpha))
-    assert all(a.dtype == b.dtype for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(models), strict=True))
+    result = merge_lora(models, {write(tensors(layers, NAMINGS[naming], alpha)): 0.7})
+    assert close(result, wanted(models, layers, 0.7, alpha))
+    assert not close(result, wanted(models, layers, 0.69, alpha))
+    assert all(a.dtype == b.dtype for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(models), strict=True))
 
 
-def test_a_path_alone_is_of_scale_one(models, layers, write):
+def test_a_path_has_scale_one(models, layers, write):
     path = write(tensors(layers, kohya))
     assert close(merge_lora(models, str(path)), wanted(models, layers))
 
 
-def test_unprefixed_names_are_of_the_unet(models, layers, write):
+def test_unprefixed_names_belong_to_the_unet(models, layers, write):
     only = {place: layer for place, layer in layers.items() if place[0] == "unet"}
-    found = {key.removeprefix("unet."): array for key, array in tensors(only, old_diffusers).items()}
-    assert close(merge_lora(models, write(found)), wanted(models, only))
+    result = {key.removeprefix("unet."): array for key, array in tensors(only, old_diffusers).items()}
+    assert close(merge_lora(models, write(result)), wanted(models, only))
 
 
-def test_several_add_up(models, layers, write):
-    """Their layers overlap in part; the order is of no matter, and a scale of minus one takes one away."""
+def test_several_loras_add_up(models, layers, write):
+    """The LoRAs change partly the same layers. Their order does not matter, and negative scales subtract them."""
     halves = [{place: layer for i, (place, layer) in enumerate(layers.items()) if i % 3 != k} for k in (0, 1)]
     a, b = write(tensors(halves[0], kohya), "a.safetensors"), write(tensors(halves[1], peft), "b.safetensors")
-    found = merge_lora(models, {a: 0.5, b: -2})
-    assert close(found, wanted(wanted(models, halves[0], 0.5), halves[1], -2))
-    assert close(merge_lora(models, {b: -2, a: 0.5}), found)
-    assert close(merge_lora(found, {a: -0.5, b: 2}), models, 1e-5)
+    result = merge_lora(models, {a: 0.5, b: -2})
+    assert close(result, wanted(wanted(models, halves[0], 0.5), halves[1], -2))
+    assert close(merge_lora(models, {b: -2, a: 0.5}), result)
+    assert close(merge_lora(result, {a: -0.5, b: 2}), models, 1e-5)
 
 
-def test_what_has_no_layer_is_the_same(models, layers, write):
+def test_networks_without_changes_stay_the_same_objects(models, layers, write):
     only = {place: layer for place, layer in layers.items() if place[0] == "text_encoder"}
-    found = merge_lora(models, write(tensors(only, kohya)))
-    assert found.unet is models.unet
-    assert found.vae is models.vae
+    result = merge_lora(models, write(tensors(only, kohya)))
+    assert result.unet is models.unet
+    assert result.vae is models.vae
 
 
 @pytest.mark.parametrize("stored", [np.float16, ml_dtypes.bfloat16, np.float64])
-def test_stored_in_other_dtypes(models, layers, write, stored):
-    kept = {place: tuple(np.asarray(x).astype(stored) for x in layer) for place, layer in layers.items()}
-    back = {place: tuple(np.asarray(x).astype(np.float32) for x in layer) for place, layer in kept.items()}
-    assert close(merge_lora(models, write(tensors(kept, kohya))), wanted(models, back))
+def test_files_of_other_dtypes(models, layers, write, stored):
+    in_file = {place: tuple(np.asarray(x).astype(stored) for x in layer) for place, layer in layers.items()}
+    rounded = {place: tuple(np.asarray(x).astype(np.float32) for x in layer) for place, layer in in_file.items()}
+    assert close(merge_lora(models, write(tensors(in_file, kohya))), wanted(models, rounded))
 
 
 @pytest.mark.slow
 def test_half_precision_is_rounded_once(models, layers, write):
     path, half = write(tensors(layers, kohya)), cast(models, ml_dtypes.bfloat16)
-    found, sums = merge_lora(half, path), merge_lora(cast(half, np.float32), path)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(sums), strict=True):
+    result, sums = merge_lora(half, path), merge_lora(cast(half, np.float32), path)
+    for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(sums), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b).astype(ml_dtypes.bfloat16))
 
 
-def test_a_kernel_between(models, write):
-    """LyCORIS' convolutions: up [out, r], mid [r, r, 3, 3], down [r, in]."""
+def test_a_convolution_with_three_tensors(models, write):
+    """LyCORIS stores convolutions as up [out, r], mid [r, r, 3, 3] and down [r, in]."""
     rng = np.random.default_rng(1)
     up, mid, down = (rng.standard_normal(s).astype(np.float32) for s in ((24, 2, 1, 1), (2, 2, 3, 3), (2, 24, 1, 1)))
     layer = "lora_unet_mid_block_resnets_0_conv1"
     content = {f"{layer}.lora_up.weight": up, f"{layer}.lora_mid.weight": mid, f"{layer}.lora_down.weight": down}
-    found = merge_lora(models, write(content)).unet.mid_block.resnets[0].conv1.kernel[...]
+    result = merge_lora(models, write(content)).unet.mid_block.resnets[0].conv1.kernel[...]
     difference = np.einsum("oa,abhw,bi->hwio", up[..., 0, 0], mid, down[..., 0, 0])
     before = models.unet.mid_block.resnets[0].conv1.kernel[...]
-    np.testing.assert_allclose(found, before + difference, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(result, before + difference, rtol=1e-5, atol=1e-5)
 
 
-def test_pefts_settings(models, layers, write):
-    """Of a file of diffusers': alphas by part, those of some layers, and another rule of ranks."""
+def test_settings_in_the_header(models, layers, write):
+    """diffusers' header has alphas for networks and for single layers, and rank-stabilised scaling."""
     first = next(iter(LAYERS))
     settings = {"unet.lora_alpha": 8, "unet.alpha_pattern": {first: 3.0}, "text_encoder.lora_alpha": 2}
     settings |= {"unet.r": 4, "text_encoder.use_rslora": True}
@@ -110,7 +110,7 @@ def test_pefts_settings(models, layers, write):
 
 
 def scaled(layers, alpha):
-    """The layers with an alpha each, by part, name and rank."""
+    """Returns the layers with the alphas that a function of network, name and rank returns."""
     return {
         (part, name): (up, down, np.float32(alpha(part, name, len(down))))
         for (part, name), (up, down, _) in layers.items()
@@ -118,8 +118,8 @@ def scaled(layers, alpha):
 
 
 @pytest.mark.parametrize("rslora", [False, True])
-def test_settings_beside_the_file_of_peft(models, layers, write, tmp_path, rslora):
-    """Also of a file that was renamed, and of one network, whose layers then have no prefix."""
+def test_settings_next_to_the_file(models, layers, write, tmp_path, rslora):
+    """peft's settings also apply to a renamed file. The file is for one network, so its layers have no prefix."""
     unet = {place: layer for place, layer in layers.items() if place[0] == "unet"}
     first, second, *_ = (name for _, name in unet)
     patterns = {first: 3, rf"{second.rpartition('.')[0]}\.\w+": 7}
@@ -139,27 +139,27 @@ def test_settings_beside_the_file_of_peft(models, layers, write, tmp_path, rslor
         assert close(merge_lora(models, write(content, name)), expected)
     bare = {name.removeprefix("base_model.model."): array for name, array in content.items()}
     unet_alone = wanted(models, scaled(unet, lambda part, name, rank: rank))
-    # A file of others that lies beside the settings has its own alphas, or none.
+    # The settings do not apply to a file in the same folder that peft did not write.
     assert close(merge_lora(models, write(bare, "other.safetensors")), unet_alone)
 
 
 @pytest.mark.parametrize("part", ["unet", "text_encoder"])
 def test_settings_of_one_network_in_the_header(models, layers, write, part):
-    """As diffusers' save_lora_adapter writes them, without the network's name in front."""
-    own = {place: layer for place, layer in layers.items() if place[0] == part}
-    content = {name.removeprefix(f"{part}."): array for name, array in tensors(own, peft, alpha=False).items()}
+    """diffusers' save_lora_adapter writes them without the name of the network."""
+    selected = {place: layer for place, layer in layers.items() if place[0] == part}
+    content = {name.removeprefix(f"{part}."): array for name, array in tensors(selected, peft, alpha=False).items()}
     metadata = {"lora_adapter_metadata": json.dumps({"lora_alpha": 4, "r": 1, "peft_type": "LORA"})}
-    found = merge_lora(models, write(content, metadata=metadata))
-    assert close(found, wanted(models, scaled(own, lambda part, name, rank: 4)))
+    result = merge_lora(models, write(content, metadata=metadata))
+    assert close(result, wanted(models, scaled(selected, lambda part, name, rank: 4)))
 
 
-def test_settings_without_an_alpha_have_that_of_peft(models, layers, write):
+def test_the_default_alpha_is_pefts(models, layers, write):
     metadata = {"lora_adapter_metadata": json.dumps({"unet.r": 4, "text_encoder.r": 4})}
-    found = merge_lora(models, write(tensors(layers, peft, alpha=False), metadata=metadata))
-    assert close(found, wanted(models, scaled(layers, lambda part, name, rank: 8)))
+    result = merge_lora(models, write(tensors(layers, peft, alpha=False), metadata=metadata))
+    assert close(result, wanted(models, scaled(layers, lambda part, name, rank: 8)))
 
 
-def test_at_load(folder, one_device, layers, write):
+def test_load_merges_a_lora(folder, one_device, layers, write):
     path = write(tensors(layers, kohya))
     before = load(folder, devices=one_device)
     after = load(folder, devices=one_device, lora={path: 0.5})
@@ -171,28 +171,28 @@ def test_at_load(folder, one_device, layers, write):
     assert close(before.models, wanted(original, {}), 0)
 
 
-def test_on_several_devices(folder, layers, write):
+def test_merged_weights_keep_their_devices(folder, layers, write):
     pipe = load(folder, devices=jax.local_devices()[:2])
-    found = merge_lora(pipe.models, write(tensors(layers, kohya)))
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(pipe.models), strict=True):
+    result = merge_lora(pipe.models, write(tensors(layers, kohya)))
+    for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(pipe.models), strict=True):
         assert a.sharding == b.sharding
-    assert close(found, wanted(pipe.models, layers))
+    assert close(result, wanted(pipe.models, layers))
 
 
 CONV = "lora_unet_mid_block_resnets_0_conv1"
 UP, DOWN = np.ones((24, 2, 1, 1)), np.ones((2, 24, 3, 3))
 BROKEN = {
     "unknown": ({"lora_unet_x.lora_up.weight": np.ones((2, 2))}, "unexpected lora_unet_x.lora_up.weight (2, 2)"),
-    "part of another kind": (
+    "an incomplete LoHa": (
         {f"{CONV}.hada_w1_a": np.ones((24, 2))},
         "missing    hada_w1_b and hada_w2_a and hada_w2_b of the unet's mid_block.resnets.0.conv1.weight",
     ),
-    "norms alone": ({f"{CONV}.dora_scale": np.ones(2)}, "missing    the matrices of the unet's mid_block.resnets.0"),
+    "only norms": ({f"{CONV}.dora_scale": np.ones(2)}, "missing    the matrices of the unet's mid_block.resnets.0"),
     "two kinds": (
         {f"{CONV}.lora_up.weight": UP, f"{CONV}.lora_down.weight": DOWN, f"{CONV}.diff": np.ones((24, 24, 3, 3))},
         "ambiguous  LoRA and a difference of the unet's mid_block.resnets.0.conv1.weight",
     ),
-    "a stranger": (
+    "an unrelated tensor": (
         {f"{CONV}.lora_up.weight": UP, f"{CONV}.lora_down.weight": DOWN, f"{CONV}.hada_t1": np.ones((2, 2, 3, 3))},
         "missing    the matrices of hada_t1 of the unet's mid_block.resnets.0.conv1.weight",
     ),
@@ -201,7 +201,7 @@ BROKEN = {
         "misshapen  ",
     ),
     "a norm": ({"unet.conv_norm_out.lora_A.weight": np.ones((2, 2))}, "unexpected unet.conv_norm_out.lora_A.weight"),
-    "half": (
+    "only the up matrix": (
         {f"{CONV}.lora_up.weight": np.ones((24, 2, 1, 1))},
         "missing    down of the unet's mid_block.resnets.0.conv1",
     ),
@@ -235,16 +235,16 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_files(models, write, name):
-    content, words = BROKEN[name]
+def test_files_that_do_not_fit_are_rejected(models, write, name):
+    content, message = BROKEN[name]
     path = write(content)
     with pytest.raises(CheckpointError) as caught:
         merge_lora(models, path)
-    assert f"{path} is no LoRA of this checkpoint's text_encoder and unet:\n" in str(caught.value)
-    assert words in str(caught.value)
+    assert f"{path} does not fit this checkpoint's text_encoder and unet:\n" in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_what_is_wrong_is_found_before_weights_are_read(folder, one_device, write, monkeypatch):
+def test_problems_are_reported_before_the_checkpoint_is_read(folder, one_device, write, monkeypatch):
     monkeypatch.setattr("sega_jax.pipelines.loading.filled", lambda *_: pytest.fail("weights are read"))
     path = write({f"lora_unet_x{i}.alpha": np.ones(1) for i in range(300)})
     with pytest.raises(CheckpointError) as caught:
@@ -265,39 +265,39 @@ def test_what_is_wrong_is_found_before_weights_are_read(folder, one_device, writ
         '{"unet.alpha_pattern": {"(a+)+b": 1}}',
     ],
 )
-def test_broken_settings(models, layers, write, text):
+def test_broken_settings_in_the_header_are_rejected(models, layers, write, text):
     with pytest.raises(CheckpointError, match="lora_adapter_metadata in its header cannot be used"):
         merge_lora(models, write(tensors(layers, peft), metadata={"lora_adapter_metadata": text}))
 
 
 @pytest.mark.parametrize("text", ["{", "\\xff", '{"lora_alpha": null}', f'{{"lora_alpha": {10**400}}}'])
-def test_broken_settings_beside_a_file(models, layers, write, tmp_path, text):
+def test_broken_settings_next_to_a_file_are_rejected(models, layers, write, tmp_path, text):
     (tmp_path / "adapter_config.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(CheckpointError, match=r"adapter_config\.json cannot be used"):
         merge_lora(models, write(tensors(layers, peft), "adapter_model.safetensors"))
 
 
-@pytest.mark.parametrize("start", ["pissa", "pissa_niter_16", "olora", "corda", "loftq"])
-def test_loras_that_change_the_checkpoint_are_refused(models, layers, write, tmp_path, start):
-    """Their matrices are added to weights that peft changed."""
-    settings = {"r": 4, "lora_alpha": 4, "init_lora_weights": start}
+@pytest.mark.parametrize("method", ["pissa", "pissa_niter_16", "olora", "corda", "loftq"])
+def test_initialisations_that_change_the_checkpoint_are_rejected(models, layers, write, tmp_path, method):
+    """Such matrices must be added to weights that peft has changed."""
+    settings = {"r": 4, "lora_alpha": 4, "init_lora_weights": method}
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
-    with pytest.raises(CheckpointError, match=rf"init_lora_weights='{start}' changes the weights that a LoRA is added"):
+    with pytest.raises(CheckpointError, match=rf"init_lora_weights='{method}' also changed the weights of the network"):
         merge_lora(models, write(tensors(layers, peft), "adapter_model.safetensors"))
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings | {"init_lora_weights": "gaussian"}))
     merge_lora(models, write(tensors(layers, peft), "adapter_model.safetensors"))
 
 
-def test_pefts_file_without_its_settings(models, layers, write):
-    own = {f"base_model.model.{key}": array for key, array in tensors(layers, peft, False).items()}
-    path = write(own, "adapter_model.safetensors")
+def test_a_file_of_peft_without_settings_raises_a_warning(models, layers, write):
+    content = {f"base_model.model.{key}": array for key, array in tensors(layers, peft, False).items()}
+    path = write(content, "adapter_model.safetensors")
     with pytest.warns(
-        UserWarning, match=r"has no adapter_config\.json next to it, .* alpha is taken to equal the rank"
+        UserWarning, match=r"has no adapter_config\.json next to it, .* assuming that alpha equals the rank"
     ):
         merge_lora(models, path)
 
 
-def test_overflow(models, write):
+def test_overflow_is_rejected(models, write):
     half = cast(models, np.float16)
     content = {
         f"{CONV}.lora_up.weight": np.full((24, 2, 1, 1), 1e4),
@@ -307,9 +307,9 @@ def test_overflow(models, write):
         merge_lora(half, {write(content): 10})
 
 
-def test_arguments(models, layers, write, tmp_path):
+def test_wrong_arguments_are_rejected(models, layers, write, tmp_path):
     path = write(tensors(layers, kohya))
-    for error, words, arguments in [
+    for error, message, arguments in [
         (TypeError, "models=int should be of a pipeline of Stable Diffusion", (3, path)),
         (TypeError, "lora=3 should be the path of a LoRA, or", (models, 3)),
         (TypeError, r"lora=\[.* should be the path", (models, [path])),
@@ -318,11 +318,11 @@ def test_arguments(models, layers, write, tmp_path):
         (CheckpointError, r"none\.safetensors is missing", (models, tmp_path / "none.safetensors")),
         (CheckpointError, r"lora\.bin is missing", (models, tmp_path / "lora.bin")),
     ]:
-        with pytest.raises(error, match=words):
+        with pytest.raises(error, match=message):
             merge_lora(*arguments)
 
 
-def test_deepfloyds_unet_has_diffusers_names_alone(first):
+def test_deepfloyds_unet_has_only_diffusers_names(first):
     names = adapters_of(first.models).lora["unet"].layers(first.models.unet)
     assert names["mid_block.attentions.0.to_q"] == "mid_block.attentions.0.to_q.weight"
 
@@ -339,8 +339,7 @@ def test_deepfloyds_unet_has_diffusers_names_alone(first):
         },
     ],
 )
-def test_relatives_have_a_name_for_every_layer(config):
-    """In the original's naming, which some LoRAs have."""
+def test_original_names_exist_for_every_layer_of_unet_variants(config):
     unet = tiny.networks(unet=tiny.UNET | config).unet
     names = unet_names(unet)
     assert len(set(names.values())) == len(names) == len(leaves(unet))

@@ -1,4 +1,4 @@
-"""Where LoRAs are: files, folders and repositories on the hub, in Python, in the shell and in sweeps."""
+"""Tests of finding LoRAs: files, folders and repositories on the hub, in Python, in the shell and in sweeps."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ CONTENT = {"unet.conv_in.lora_A.weight": np.ones((1, 2), np.float32)}
 
 
 def fill(folder, *names):
-    """Writes small files, those with weights in the form that their endings say, or `config` for peft's settings."""
+    """Writes small files in the format of their endings: weights, or empty JSON objects."""
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,48 +56,51 @@ CHOICES = [
     (["style.ckpt", "x/other.ckpt"], 0),
 ]
 NO_CHOICES = [
-    (["a.safetensors", "b.pt"], "has several files that may be the LoRA, a.safetensors, b.pt; name the file"),
-    (["adapter_model.safetensors", "b.pt"], "has several files that may be the LoRA, adapter_model.safetensors, b.pt"),
-    (["README.md", "x/a.safetensors", "y/b.pt"], "has such files in its folders only, x/a.safetensors, y/b.pt; name"),
-    (["README.md"], "has no file with a LoRA; it has README.md; name the file, as in "),
+    (["a.safetensors", "b.pt"], "has several files that may be the LoRA: a.safetensors, b.pt; name the file"),
+    (["adapter_model.safetensors", "b.pt"], "has several files that may be the LoRA: adapter_model.safetensors, b.pt"),
+    (
+        ["README.md", "x/a.safetensors", "y/b.pt"],
+        "has weight files only in its subfolders: x/a.safetensors, y/b.pt; name",
+    ),
+    (["README.md"], "has no LoRA; it has README.md; name the file, for example "),
     ([f"{i:02}.pt" for i in range(30)], "19.pt and 10 more; name the file"),
 ]
 
 
-@pytest.mark.parametrize(("names", "wanted"), CHOICES)
-def test_a_folder(tmp_path, names, wanted):
+@pytest.mark.parametrize(("names", "index"), CHOICES)
+def test_the_lora_in_a_folder(tmp_path, names, index):
     fill(tmp_path, *names)
-    assert find(tmp_path) == tmp_path / names[wanted]
-    assert pinned(str(tmp_path)) == str(tmp_path / names[wanted])
-    assert Loras().located("lora", {".": 0.5}, tmp_path) == ((str(tmp_path / names[wanted]), 0.5),)
+    assert find(tmp_path) == tmp_path / names[index]
+    assert pinned(str(tmp_path)) == str(tmp_path / names[index])
+    assert Loras().located("lora", {".": 0.5}, tmp_path) == ((str(tmp_path / names[index]), 0.5),)
 
 
-@pytest.mark.parametrize(("names", "words"), NO_CHOICES)
-def test_a_folder_without_a_choice(tmp_path, names, words):
+@pytest.mark.parametrize(("names", "message"), NO_CHOICES)
+def test_a_folder_without_a_clear_choice_is_rejected(tmp_path, names, message):
     fill(tmp_path, *names)
     for attempt in (find, pinned):
         with pytest.raises(CheckpointError) as caught:
             attempt(tmp_path)
         assert f"{tmp_path} has" in str(caught.value)
-        assert words in str(caught.value)
+        assert message in str(caught.value)
     with pytest.raises(CheckpointError, match=r"^call: lora: .* has "):
         Loras().located("call: lora", ".", tmp_path)
 
 
-def test_what_is_missing(tmp_path, monkeypatch):
+def test_missing_files_are_rejected(tmp_path, monkeypatch):
     monkeypatch.chdir(fill(tmp_path, "a.pt"))
     for name in ("", "b.pt", "x" * 5000, f"{'x' * 300}/a.pt", "a\0.pt"):
         with pytest.raises(CheckpointError, match="is missing; give a file, a folder, or owner/name on the hub"):
             find(name)
 
 
-def test_an_empty_folder(tmp_path):
-    with pytest.raises(CheckpointError, match="has no file with a LoRA; it has nothing; name"):
+def test_an_empty_folder_is_rejected(tmp_path):
+    with pytest.raises(CheckpointError, match="has no LoRA; it has nothing; name"):
         find(tmp_path)
 
 
-def test_files_by_their_contents(tmp_path):
-    """Whatever their endings, if these are of weights."""
+def test_the_content_of_a_file_determines_its_format(tmp_path):
+    """Files with any ending of weight files are read, but no others."""
     for ending in (".bin", ".pt", ".pth", ".ckpt"):
         save_file(CONTENT, tmp_path / f"a{ending}")
     pickling.save(CONTENT, tmp_path / "a.safetensors")
@@ -108,31 +111,31 @@ def test_files_by_their_contents(tmp_path):
         find(fill(tmp_path, "a.txt") / "a.txt")
 
 
-@pytest.mark.parametrize(("names", "wanted"), CHOICES)
-def test_a_repository(client, names, wanted):
+@pytest.mark.parametrize(("names", "index"), CHOICES)
+def test_the_lora_in_a_repository(client, names, index):
     fill(client.folder, *names)
-    assert find(NAME) == client.cache / COMMIT / names[wanted]
-    assert pinned(NAME) == f"{NAME}@{COMMIT}/{names[wanted]}"
+    assert find(NAME) == client.cache / COMMIT / names[index]
+    assert pinned(NAME) == f"{NAME}@{COMMIT}/{names[index]}"
     settings = {"adapter_config.json"} & set(names)
-    known = {one for one in names if one.startswith(("pytorch_lora", "adapter_model"))}
-    assert fetched(client) == settings | (known or {names[wanted]})
+    known = {name for name in names if name.startswith(("pytorch_lora", "adapter_model"))}
+    assert fetched(client) == settings | (known or {names[index]})
 
 
-@pytest.mark.parametrize(("names", "words"), NO_CHOICES)
-def test_a_repository_without_a_choice(client, names, words):
+@pytest.mark.parametrize(("names", "message"), NO_CHOICES)
+def test_a_repository_without_a_clear_choice_is_rejected(client, names, message):
     fill(client.folder, *names)
     with pytest.raises(CheckpointError) as caught:
         find(NAME)
-    assert words in str(caught.value)
+    assert message in str(caught.value)
     assert not {name for name in fetched(client) if name in names and not name.startswith("adapter")}
 
 
 def test_a_file_in_a_repository_and_a_revision(client):
     fill(client.folder, "styles/a b.safetensors", "styles/adapter_config.json", "styles/c.pt", "d.pt")
-    wanted = client.cache / COMMIT / "styles" / "a b.safetensors"
-    assert find(f"{NAME}/styles/a b.safetensors") == wanted
+    expected = client.cache / COMMIT / "styles" / "a b.safetensors"
+    assert find(f"{NAME}/styles/a b.safetensors") == expected
     assert fetched(client) == {"styles/a b.safetensors", "styles/adapter_config.json"}
-    assert find(f"{NAME}@v1.0/styles/a b.safetensors") == wanted
+    assert find(f"{NAME}@v1.0/styles/a b.safetensors") == expected
     assert client.calls[-1][:2] == (NAME, "v1.0")
     assert pinned(f"{NAME}@v1.0/styles/a b.safetensors") == f"{NAME}@{COMMIT}/styles/a b.safetensors"
     assert find(f"{NAME}@v1.0") == client.cache / COMMIT / "d.pt"
@@ -148,14 +151,14 @@ def test_a_file_in_a_repository_and_a_revision(client):
 
 def test_without_a_connection(client):
     fill(client.folder, "style.safetensors")
-    wanted = find(NAME)
+    expected = find(NAME)
     client.error, client.offline = errors.OfflineModeIsEnabled("x"), True
-    assert find(NAME) == find(f"{NAME}/style.safetensors") == wanted
+    assert find(NAME) == find(f"{NAME}/style.safetensors") == expected
     assert pinned(NAME) == f"{NAME}@{COMMIT}/style.safetensors"
     with pytest.raises(CheckpointError, match=r"has no other\.pt, or it is not in the cache"):
         find(f"{NAME}/other.pt")
-    wanted.unlink()
-    with pytest.raises(CheckpointError, match=r"the hub cannot be reached, and its cache has no LoRA.*HF_HUB_OFFLINE"):
+    expected.unlink()
+    with pytest.raises(CheckpointError, match=r"the hub cannot be reached, and the cache has no LoRA.*HF_HUB_OFFLINE"):
         find(NAME)
     shutil.rmtree(client.cache)
     with pytest.raises(CheckpointError, match=r"the hub cannot be reached.*connect once"):
@@ -179,7 +182,7 @@ def test_names_on_the_hub(text, name):
     assert name is None or str(name) == text
 
 
-def test_what_is_here_comes_first(client, tmp_path):
+def test_local_paths_take_precedence(client, tmp_path):
     fill(tmp_path / "owner", "style/a.pt", "style2/b.pt")
     assert find(NAME).resolve() == tmp_path / "owner/style/a.pt"
     assert find(f"{NAME}/a.pt").resolve() == tmp_path / "owner/style/a.pt"
@@ -187,8 +190,8 @@ def test_what_is_here_comes_first(client, tmp_path):
     assert client.calls == []
 
 
-def test_sweeps_know_the_contents(client, tmp_path):
-    """Also peft's settings, which change the pictures; nothing is needed for a file whose contents are known."""
+def test_sweeps_identify_loras_by_their_content(client, tmp_path):
+    """peft's settings are part of the content. A file with a known digest is not downloaded or read again."""
     fill(client.folder, "adapter_model.safetensors", "adapter_config.json")
     kind = Loras()
     value = kind.located("lora", NAME, tmp_path)
@@ -212,18 +215,18 @@ def test_sweeps_know_the_contents(client, tmp_path):
 
 
 def test_the_shell(client, tmp_path):
-    """A command is repeated with the commit, and with the file in a folder."""
+    """The command that repeats a call contains the commit of a repository and the file in a folder."""
     fill(client.folder, "style.safetensors")
     fill(tmp_path, "here/a.pt", "several/a.pt", "several/b.pt")
     chosen = {"lora": (f"{NAME}:0.5", "here:-1", f"{NAME}@v2/style.safetensors")}
     adapters.check(chosen, {})
     assert client.calls == []
     file = f"{NAME}@{COMMIT}/style.safetensors"
-    words = [f"{file}:0.5", f"{tmp_path / 'here/a.pt'}:-1.0", f"{file}:1.0"]
+    options = [f"{file}:0.5", f"{tmp_path / 'here/a.pt'}:-1.0", f"{file}:1.0"]
     kept = adapters.remembered(chosen)
-    assert kept == {"lora": words}
-    assert adapters.read({"lora": words[:2]}) == {"lora": {file: 0.5, str(tmp_path / "here/a.pt"): -1.0}}
-    assert adapters.command_words(kept) == [part for word in words for part in ("--lora", word)]
+    assert kept == {"lora": options}
+    assert adapters.read({"lora": options[:2]}) == {"lora": {file: 0.5, str(tmp_path / "here/a.pt"): -1.0}}
+    assert adapters.command_words(kept) == [part for word in options for part in ("--lora", word)]
     with pytest.raises(CheckpointError, match="several has several files"):
         adapters.check({"lora": ("several",)}, {})
     for text in ("nowhere.pt", "./a/b", "a/b.pt:2"):

@@ -1,4 +1,4 @@
-"""The names of LoRAs' tensors: spellings of layers, prefixes and adapters, and the families that they tell apart."""
+"""Tests of names in LoRA files: spellings of layers, prefixes and adapters, and the recognition of families."""
 
 import functools
 import json
@@ -21,14 +21,14 @@ PUBLISHED = Path(registry.__file__).parent / "published"
 
 
 def published(name, models):
-    """The networks of a published checkpoint, without values."""
+    """Returns the networks of a published checkpoint, without values."""
     configs = {part: json.loads((PUBLISHED / name / part / "config.json").read_text()) for part in models._fields}
     return models.build(**configs)
 
 
 @pytest.fixture(scope="module")
 def checkpoints():
-    """Of every family with LoRAs of its own, at full size unless its names are enough."""
+    """Returns networks of every family that has its own LoRAs, at full size unless the names suffice."""
     return {
         "Stable Diffusion 1.x": published("sd-1.5", stable_diffusion.Models),
         "Stable Diffusion 2.x": published("sd-2.1", stable_diffusion.Models),
@@ -39,20 +39,20 @@ def checkpoints():
 
 @functools.cache
 def place():
-    """The layers of small networks of Stable Diffusion XL."""
+    """Returns small networks of Stable Diffusion XL, and the function that finds their layers."""
     models = sdxl.Models.build(tiny.TEXT, tiny.TEXT_XL_2, tiny.UNET_XL, tiny.VAE)
     names = registry.adapters_of(models).lora
     return models, lora_names.places({part: getattr(models, part) for part in names}, names)
 
 
 def resblocks(name):
-    """OpenCLIP's name of a layer in a text encoder."""
-    for ours, theirs in (("encoder.layers", "transformer.resblocks"), ("self_attn.out", "attn.out")):
-        name = name.replace(ours, theirs)
+    """Returns OpenCLIP's name of a layer in a text encoder."""
+    for diffusers, openclip in (("encoder.layers", "transformer.resblocks"), ("self_attn.out", "attn.out")):
+        name = name.replace(diffusers, openclip)
     return name.replace("mlp.fc1", "mlp.c_fc").replace("mlp.fc2", "mlp.c_proj")
 
 
-# From a layer's name and the original repository's to the name in a file. Of the UNet:
+# Names of the UNet's layers in files, given the layer's name and its name in the original repository.
 UNET_SPELLINGS = {
     "diffusers": lambda name, original: f"unet.{name}",
     "peft": lambda name, original: f"base_model.model.{name}",
@@ -67,7 +67,7 @@ UNET_SPELLINGS = {
     "OneTrainer's exchange format": lambda name, original: f"unet.{original}",
     "SimpleTuner": lambda name, original: f"lycoris_{name.replace('.', '_')}",
 }
-# Of a text encoder, by its number:
+# Names of the layers of the first and the second text encoder in files.
 TEXT_SPELLINGS = {
     "diffusers": (lambda name: f"text_encoder.text_model.{name}", lambda name: f"text_encoder_2.text_model.{name}"),
     "kohya": (
@@ -124,49 +124,51 @@ def test_roles_and_adapters(end):
 
 
 @pytest.mark.parametrize("name", ["", "a", "lora_A.weight.x", "unet.x.lora_C", "unet.x.bias", "unet.x.hada_w3_a"])
-def test_what_is_no_name(name):
+def test_other_names_are_not_parsed(name):
     assert parsed(name) is None
 
 
 @pytest.mark.parametrize("spelling", UNET_SPELLINGS)
 def test_layers_of_the_unet(spelling):
-    """Also norms, which have whole differences."""
-    models, of = place()
+    """Every layer is found, including norms, for which files store full differences."""
+    models, find_place = place()
     for key, original in unet_names(models.unet).items():
         if key.endswith(".weight"):
             written = UNET_SPELLINGS[spelling](key.removesuffix(".weight"), original.removesuffix(".weight"))
-            assert of(f"{written}.diff") == Place("unet", key, "diff", None)
+            assert find_place(f"{written}.diff") == Place("unet", key, "diff", None)
 
 
 @pytest.mark.parametrize("spelling", TEXT_SPELLINGS)
 def test_layers_of_text_encoders(spelling):
-    _, of = place()
+    _, find_place = place()
     layers = [name for name in TEXT if "v_proj" not in name] if spelling == "OpenCLIP" else [*TEXT]
     for part, spelt in zip(("text_encoder", "text_encoder_2"), TEXT_SPELLINGS[spelling], strict=True):
         start = "text_model." if part == "text_encoder_2" else ""
         for name in layers:
-            assert of(f"{spelt(name)}.lora_up.weight") == Place(part, f"{start}{name}.weight", "up", None)
+            assert find_place(f"{spelt(name)}.lora_up.weight") == Place(part, f"{start}{name}.weight", "up", None)
 
 
 def test_other_layers_of_text_encoders():
-    _, of = place()
+    _, find_place = place()
     for start in ("clip_g.", "text_encoder_2.", "lora_te2_"):
-        assert of(f"{start}text_projection.alpha") == Place("text_encoder_2", "text_projection.weight", "alpha", None)
-    found = of("clip_g.transformer.resblocks.0.mlp.c_fc.lora_up.weight")
-    assert found == Place("text_encoder_2", "text_model.encoder.layers.0.mlp.fc1.weight", "up", None)
+        assert find_place(f"{start}text_projection.alpha") == Place(
+            "text_encoder_2", "text_projection.weight", "alpha", None
+        )
+    result = find_place("clip_g.transformer.resblocks.0.mlp.c_fc.lora_up.weight")
+    assert result == Place("text_encoder_2", "text_model.encoder.layers.0.mlp.fc1.weight", "up", None)
     for start in ("clip_l.", "lora_te1_"):
-        found = of(f"{start}text_model.embeddings.token_embedding.diff")
-        assert found == Place("text_encoder", "embeddings.token_embedding.weight", "diff", None)
+        result = find_place(f"{start}text_model.embeddings.token_embedding.diff")
+        assert result == Place("text_encoder", "embeddings.token_embedding.weight", "diff", None)
 
 
-def test_former_attention_processors():
-    _, of = place()
+def test_names_of_former_attention_processors():
+    _, find_place = place()
     layer = "down_blocks.1.attentions.0.transformer_blocks.0.attn1"
     for end, key in (("to_q", "to_q"), ("to_out", "to_out.0")):
-        found = of(f"unet.{layer}.processor.{end}_lora.down.weight")
-        assert found == Place("unet", f"{layer}.{key}.weight", "down", None)
-    found = of("text_encoder.text_model.encoder.layers.0.self_attn.to_out_lora.up.weight")
-    assert found == Place("text_encoder", "encoder.layers.0.self_attn.out_proj.weight", "up", None)
+        result = find_place(f"unet.{layer}.processor.{end}_lora.down.weight")
+        assert result == Place("unet", f"{layer}.{key}.weight", "down", None)
+    result = find_place("text_encoder.text_model.encoder.layers.0.self_attn.to_out_lora.up.weight")
+    assert result == Place("text_encoder", "encoder.layers.0.self_attn.out_proj.weight", "up", None)
 
 
 UNETS = {
@@ -204,12 +206,12 @@ FORMS = {
 
 
 def tensors(layer, outputs, inputs, form="LoRA"):
-    made = FORMS[form](outputs, inputs)
-    return {f"{layer}.{end}": np.ones(shape, np.float16) for end, shape in made.items()}
+    shapes = FORMS[form](outputs, inputs)
+    return {f"{layer}.{end}": np.ones(shape, np.float16) for end, shape in shapes.items()}
 
 
 def family_of(content):
-    """The family of a file, as the families here and those without checkpoints here have it."""
+    """Returns the family of a file, which may be a family that this library does not support."""
     sizes = lora._sizes_in({key: array.shape for key, array in content.items()})
     return registry.lora_families(None).of_file(sizes)
 
@@ -228,45 +230,45 @@ def test_families_of_checkpoints(checkpoints, family):
     assert registry.lora_families(models).of_checkpoint(lora._sizes_of(networks)) == family
 
 
-@pytest.mark.parametrize(("theirs", "layer", "outputs", "inputs"), FOREIGN)
-def test_families_of_other_loras(theirs, layer, outputs, inputs):
-    assert family_of(tensors(layer, outputs, inputs)) == theirs
+@pytest.mark.parametrize(("family", "layer", "outputs", "inputs"), FOREIGN)
+def test_unsupported_families_of_loras(family, layer, outputs, inputs):
+    assert family_of(tensors(layer, outputs, inputs)) == family
 
 
-def test_families_that_do_not_show():
+def test_names_that_do_not_determine_a_family():
     for layer in ("text_encoder.text_model.encoder.layers.0.mlp.fc1", "unet.mid_block.resnets.0.conv1", "x.y"):
         assert family_of(tensors(layer, 768, 768)) is None
 
 
 def refused(tmp_path, models, content):
+    """Returns the message with which a file is rejected, without the folder in front."""
     save_file(content, tmp_path / "lora.safetensors")
     with pytest.raises(CheckpointError) as caught:
         merge_lora(models, tmp_path / "lora.safetensors")
     return str(caught.value).removeprefix(str(tmp_path))
 
 
-def test_a_lora_of_another_family_is_refused_in_one_line(tmp_path):
+def test_the_error_for_a_lora_of_another_family_is_one_line(tmp_path):
     ours, models = "Stable Diffusion 1.x", published("sd-1.5", stable_diffusion.Models)
     content = tensors(*UNETS["Stable Diffusion XL"]) | tensors("lora_unet_x", 4, 4)
-    said = refused(tmp_path, models, content)
-    families = f"is a LoRA of Stable Diffusion XL, and this checkpoint is {ours}"
-    assert said == f"/lora.safetensors {families}; use a LoRA that was made for {ours}"
+    message = refused(tmp_path, models, content)
+    families = f"is a LoRA for Stable Diffusion XL, but this checkpoint is {ours}"
+    assert message == f"/lora.safetensors {families}; use a LoRA for {ours}"
 
 
 @pytest.mark.slow
-def test_a_lora_of_the_same_family_that_does_not_fit(checkpoints, tmp_path):
+def test_the_error_for_a_lora_of_the_same_family_lists_problems(checkpoints, tmp_path):
     layer, outputs, inputs = UNETS["Stable Diffusion XL"]
     for name, size in ((layer.replace("4_1", "40_1"), outputs), (layer, outputs + 320)):
-        said = refused(tmp_path, checkpoints["Stable Diffusion XL"], tensors(name, size, inputs))
-        assert "is no LoRA of this checkpoint's text_encoder and text_encoder_2 and unet:\n" in said
-        assert ("unexpected" if name != layer else "misshapen") in said
+        message = refused(tmp_path, checkpoints["Stable Diffusion XL"], tensors(name, size, inputs))
+        assert "does not fit this checkpoint's text_encoder and text_encoder_2 and unet:\n" in message
+        assert ("unexpected" if name != layer else "misshapen") in message
 
 
-def test_families_that_were_registered():
-    """Their LoRAs are known by their own signs."""
-    own = stable_diffusion.SYSTEM
-    kinds = own.checkpoint.adapters._replace(kinds=(LoraKind("Toy", has("^toy_")),))
-    toy = registry.register(own._replace(name="toy", checkpoint=own.checkpoint._replace(adapters=kinds)))
+def test_loras_of_a_registered_family_are_recognised():
+    system = stable_diffusion.SYSTEM
+    kinds = system.checkpoint.adapters._replace(kinds=(LoraKind("Toy", has("^toy_")),))
+    toy = registry.register(system._replace(name="toy", checkpoint=system.checkpoint._replace(adapters=kinds)))
     try:
         assert family_of(tensors("toy.layer", 4, 4)) == "Toy"
     finally:

@@ -1,4 +1,4 @@
-"""Checkpoints that are broken, of another kind, or saved in another way."""
+"""Tests of checkpoints that are broken, of another kind, or in another format."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ TEXT = "text_encoder/model.safetensors"
 
 @pytest.fixture
 def copy(folder, tmp_path):
-    """A small checkpoint, to be broken."""
+    """Returns a copy of a small checkpoint, to be damaged."""
     return shutil.copytree(folder, tmp_path / "copy")
 
 
@@ -33,12 +33,12 @@ def read(one_device):
 
 @pytest.fixture
 def refused(copy, read):
-    """Loads the broken checkpoint and checks that the message has these words."""
+    """Returns a function that loads the damaged checkpoint and checks that the error contains these phrases."""
 
-    def check(*words, error=CheckpointError, source=copy, **options):
+    def check(*phrases, error=CheckpointError, source=copy, **options):
         with pytest.raises(error) as caught:
             read(source, **options)
-        missing = [word for word in words if str(word) not in str(caught.value)]
+        missing = [phrase for phrase in phrases if str(phrase) not in str(caught.value)]
         assert not missing, str(caught.value)
 
     return check
@@ -62,43 +62,43 @@ def same(first, second):
 
 
 @pytest.mark.parametrize("source", ["nowhere", "CompVis/stable-diffusion-v1-4", ""])
-def test_no_such_folder(refused, tmp_path, source):
+def test_missing_folders_are_rejected(refused, tmp_path, source):
     refused("is no folder", "model_index.json", error=FileNotFoundError, source=tmp_path / "x" / source)
 
 
 @pytest.mark.parametrize("source", [None, 3, ["a"]])
-def test_sources_of_another_type(read, source):
+def test_sources_of_another_type_are_rejected(read, source):
     with pytest.raises(TypeError, match=r"source|folder"):
         read(source)
 
 
-def test_a_file_is_no_folder(refused, copy):
+def test_another_kind_of_file_is_rejected(refused, copy):
     refused("is no folder", error=FileNotFoundError, source=copy / "model_index.json")
 
 
-def test_an_unknown_home_is_no_folder(refused):
+def test_the_home_of_an_unknown_user_is_rejected(refused):
     refused("is no folder", error=FileNotFoundError, source="~nobody-of-this-name/sd")
 
 
-def test_an_empty_folder(refused, tmp_path):
+def test_an_empty_folder_is_rejected(refused, tmp_path):
     (tmp_path / "empty").mkdir()
     refused("has no model_index.json", source=tmp_path / "empty")
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
-def test_a_part_of_a_checkpoint(refused, copy, part):
+def test_the_folder_of_one_network_is_rejected(refused, copy, part):
     refused("no model_index.json", "one part of a checkpoint, give the folder above", source=copy / part)
 
 
-def test_sdxl(refused, copy):
-    """By its index, which does not fit the rest."""
+def test_an_incomplete_checkpoint_of_sdxl_is_rejected(refused, copy):
+    """The index describes SDXL, but the second text encoder is missing."""
     extra = {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]}
     edit_json(copy / "model_index.json", _class_name="StableDiffusionXLPipeline", **extra)
     refused("no folder text_encoder_2", "is it a whole checkpoint")
 
 
 @pytest.mark.parametrize(
-    ("entries", "words"),
+    ("entries", "phrases"),
     [
         ({"text_encoder": ["transformers", "T5EncoderModel"]}, ["text_encoder is T5EncoderModel", "CLIPTextModel"]),
         ({"vae": [None, None]}, ["vae is missing", "AutoencoderKL"]),
@@ -106,9 +106,9 @@ def test_sdxl(refused, copy):
         ({"unet": "UNet2DConditionModel"}, ["unet is missing"]),
     ],
 )
-def test_pipelines_of_another_kind(refused, copy, entries, words):
+def test_unsupported_pipelines_are_rejected(refused, copy, entries, phrases):
     edit_json(copy / "model_index.json", _class_name="IFPipeline", **entries)
-    refused("is a IFPipeline", "expected Stable Diffusion 1.x or 2.x", *words)
+    refused("is a IFPipeline", "expected Stable Diffusion 1.x or 2.x", *phrases)
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "scheduler", "tokenizer"])
@@ -126,7 +126,7 @@ JSON += ["scheduler/scheduler_config.json", "tokenizer/vocab.json", "tokenizer/t
 
 @pytest.mark.parametrize("name", JSON)
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "phrases"),
     [
         (b'{"a": ', ["is not readable JSON"]),
         (b"", ["is not readable JSON"]),
@@ -137,13 +137,13 @@ JSON += ["scheduler/scheduler_config.json", "tokenizer/vocab.json", "tokenizer/t
     ],
     ids=["broken", "empty", "no text", "deep", "list", "null"],
 )
-def test_broken_json(refused, copy, name, content, words):
+def test_broken_json_is_rejected(refused, copy, name, content, phrases):
     (copy / name).write_bytes(content)
-    refused(name, *words)
+    refused(name, *phrases)
 
 
 @pytest.mark.parametrize("name", JSON[:5])
-def test_missing_json(refused, copy, name):
+def test_missing_json_files_are_named(refused, copy, name):
     (copy / name).unlink()
     refused(name if name != "model_index.json" else "no model_index.json")
 
@@ -152,7 +152,7 @@ def test_missing_json(refused, copy, name):
 
 
 @pytest.mark.parametrize(
-    ("part", "option", "value", "words"),
+    ("part", "option", "value", "phrases"),
     [
         ("unet", "class_embed_type", "timestep", ["is not supported, only None"]),
         ("unet", "addition_embed_type", "text", ["is not supported, only None or 'text_time'"]),
@@ -227,26 +227,26 @@ def test_missing_json(refused, copy, name):
         ("text_encoder", "model_type", "chatglm", ["model_type='chatglm' is not supported, only CLIP's"]),
     ],
 )
-def test_configs_that_are_not_supported(refused, copy, part, option, value, words):
+def test_unsupported_configs_are_rejected(refused, copy, part, option, value, phrases):
     edit_json(copy / part / "config.json", **{option: value})
-    refused(str(copy), *words or [option])
+    refused(str(copy), *phrases or [option])
 
 
 @pytest.mark.parametrize("part", ["unet", "vae"])
-def test_all_levels_missing(refused, copy, part):
+def test_networks_without_levels_are_rejected(refused, copy, part):
     edit_json(copy / part / "config.json", block_out_channels=[], down_block_types=[], up_block_types=[])
     refused("block_")
 
 
 @pytest.mark.parametrize("part", ["unet", "vae"])
-def test_unknown_options_are_warned_about(copy, read, part):
+def test_unknown_options_raise_a_warning(copy, read, part):
     edit_json(copy / part / "config.json", time_travel=True, _private=1)
     with pytest.warns(UserWarning, match="ignored the unknown options time_travel$"):
         read(copy)
 
 
 @pytest.mark.parametrize(
-    ("entries", "words"),
+    ("entries", "phrases"),
     [
         ({"_class_name": "RePaintScheduler"}, ["'RePaintScheduler' is not supported", "DDIMScheduler, PNDMScheduler"]),
         ({"_class_name": ["DDIMScheduler"]}, ["is not supported", "DDIMScheduler, PNDMScheduler"]),
@@ -255,15 +255,15 @@ def test_unknown_options_are_warned_about(copy, read, part):
         ({"num_train_timesteps": 10**10}, ["num_train_timesteps=10000000000 should be", "from 1 to 100000"]),
     ],
 )
-def test_schedulers_that_are_not_supported(refused, copy, entries, words):
+def test_unsupported_schedulers_are_rejected(refused, copy, entries, phrases):
     edit_json(copy / "scheduler/scheduler_config.json", **entries)
-    refused(*words)
+    refused(*phrases)
 
 
 # Weights
 
 
-def test_every_wrong_leaf_is_named(refused, copy):
+def test_every_wrong_tensor_is_listed(refused, copy):
     def change(tensors):
         del tensors["conv_in.weight"]
         del tensors["mid_block.resnets.1.norm2.bias"]
@@ -280,7 +280,7 @@ def test_every_wrong_leaf_is_named(refused, copy):
     )
 
 
-def test_tensors_that_the_config_does_not_need_are_named_and_counted(copy, folder, read, one_device):
+def test_unused_tensors_are_named_and_counted_in_a_warning(copy, folder, read, one_device):
     def change(tensors):
         tensors |= {f"{name}.weight": np.full(3, np.nan, np.float32) for name in "edcba"}
 
@@ -294,8 +294,8 @@ def test_tensors_that_the_config_does_not_need_are_named_and_counted(copy, folde
     assert same(pipe, load(folder, devices=one_device))
 
 
-def test_a_text_encoder_of_a_deeper_network(copy, read):
-    """A config that cuts the last layer off, as Stable Diffusion 2.x's does."""
+def test_a_text_encoder_with_unused_layers(copy, read):
+    """The config omits the last layer, as in Stable Diffusion 2.x."""
     layers = tiny.TEXT["num_hidden_layers"]
     edit_json(copy / "text_encoder/config.json", num_hidden_layers=layers - 1)
     with pytest.warns(UserWarning, match=rf"{copy / 'text_encoder'} has tensors.*layers\.{layers - 1}\..* and 13 more"):
@@ -303,7 +303,7 @@ def test_a_text_encoder_of_a_deeper_network(copy, read):
     assert len(pipe.models.text_encoder.encoder.layers) == layers - 1
 
 
-def test_a_folder_whose_unet_declares_what_it_predicts(copy, read):
+def test_a_folder_whose_unet_declares_its_prediction_type(copy, read):
     edit_tensors(copy / WEIGHTS, lambda tensors: tensors.update({"v_pred": np.zeros(0), "ztsnr": np.zeros(0)}))
     assert read(copy).scheduler.options["prediction_type"] == "v_prediction"
     with pytest.warns(UserWarning, match=r"declares prediction_type='v_prediction', which the arguments"):
@@ -312,7 +312,7 @@ def test_a_folder_whose_unet_declares_what_it_predicts(copy, read):
     assert scheduler.options["rescale_betas_zero_snr"]
 
 
-def test_tensors_that_are_known_to_be_spare_go_without_a_word(copy, folder, one_device, read, recwarn):
+def test_unused_tensors_that_are_known_raise_no_warning(copy, folder, one_device, read, recwarn):
     def change(tensors):
         spare = {
             "text_projection.weight": (8, 16),
@@ -328,7 +328,7 @@ def test_tensors_that_are_known_to_be_spare_go_without_a_word(copy, folder, one_
     assert not recwarn.list
 
 
-def test_a_kernel_in_our_own_layout_is_misshapen(refused, copy):
+def test_a_kernel_in_our_layout_is_rejected(refused, copy):
     def change(tensors):
         tensors["conv_in.weight"] = np.ascontiguousarray(tensors["conv_in.weight"].transpose(2, 3, 1, 0))
 
@@ -337,13 +337,13 @@ def test_a_kernel_in_our_own_layout_is_misshapen(refused, copy):
 
 
 @pytest.mark.parametrize("length", [0, 4, 1000, 100_000])
-def test_truncated_files(refused, copy, length):
+def test_truncated_files_are_rejected(refused, copy, length):
     (copy / WEIGHTS).write_bytes((copy / WEIGHTS).read_bytes()[:length])
     refused(WEIGHTS, "truncated", "fetch it again")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_weights_that_are_not_finite(refused, copy, value):
+def test_weights_that_are_not_finite_are_rejected(refused, copy, value):
     def change(tensors):
         tensors["conv_in.bias"][0] = value
 
@@ -351,7 +351,7 @@ def test_weights_that_are_not_finite(refused, copy, value):
     refused("conv_in.bias has NaN or infinite entries")
 
 
-def test_weights_that_overflow_in_half_precision(refused, read, copy):
+def test_weights_that_overflow_in_half_precision_are_rejected(refused, read, copy):
     def change(tensors):
         tensors["conv_in.bias"][0] = 1e5
 
@@ -361,7 +361,7 @@ def test_weights_that_overflow_in_half_precision(refused, read, copy):
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.bool_])
-def test_weights_of_another_type(refused, copy, dtype):
+def test_weights_that_are_not_floats_are_rejected(refused, copy, dtype):
     def change(tensors):
         tensors["conv_in.bias"] = tensors["conv_in.bias"].astype(dtype)
 
@@ -369,8 +369,8 @@ def test_weights_of_another_type(refused, copy, dtype):
     refused("conv_in.bias", np.dtype(dtype).name)
 
 
-def test_a_leaf_twice(refused, read, copy):
-    """Under two names, with the same values or with others."""
+def test_a_parameter_under_two_names(refused, read, copy):
+    """Equal values are accepted, different values are rejected."""
     edit_tensors(copy / TEXT, lambda tensors: tensors.update(**{f"text_model.{k}": v for k, v in tensors.items()}))
     read(copy)
     name = "text_model.final_layer_norm.bias"
@@ -389,12 +389,12 @@ def test_variants(refused, copy, read, pipe):
     refused('variant="fp16"; did you mean fp16?', variant="fp61")
     (copy / "vae/diffusion_pytorch_model.fp16.safetensors").rename(copy / "vae/diffusion_pytorch_model.safetensors")
     with pytest.warns(UserWarning, match=r"has no weights of the variant 'fp16' for vae: those without a variant"):
-        found = read(copy, variant="fp16")
-    assert same(found, pipe)
+        result = read(copy, variant="fp16")
+    assert same(result, pipe)
 
 
 def test_pickles(copy, read, pipe):
-    """Where a network has no safetensors file; a text encoder's has another name."""
+    """Pickles are only read if there are no safetensors. A text encoder's pickle has another name."""
     for name, pickled in ((WEIGHTS, WEIGHTS), (TEXT, TEXT.replace("/model", "/pytorch_model"))):
         pickling.save(load_file(copy / name), (copy / pickled).with_suffix(".bin"))
         (copy / name).unlink()
@@ -402,14 +402,14 @@ def test_pickles(copy, read, pipe):
     assert same(read(copy), pipe)
 
 
-def test_other_formats(refused, copy):
+def test_unsupported_formats_are_rejected(refused, copy):
     (copy / WEIGHTS).rename(copy / WEIGHTS.replace(".safetensors", ".onnx"))
-    refused("The folder has diffusion_pytorch_model.onnx, which is not read; fetch .safetensors")
+    refused("The folder has diffusion_pytorch_model.onnx, which is not supported; fetch .safetensors")
 
 
-def test_no_weights(refused, copy):
+def test_missing_weights_are_rejected(refused, copy):
     (copy / WEIGHTS).unlink()
-    refused(WEIGHTS, "Is", "a whole checkpoint")
+    refused(WEIGHTS, "Is", "a complete checkpoint")
 
 
 @pytest.mark.parametrize("part", [WEIGHTS, TEXT])
@@ -426,14 +426,14 @@ def test_shards_of_a_variant(read, copy, pipe):
     assert same(read(copy, variant="fp16"), pipe)
 
 
-def test_a_missing_shard(refused, copy):
+def test_a_missing_shard_is_named(refused, copy):
     tiny.shard(copy / WEIGHTS)
     (copy / "unet/diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
-    refused("diffusion_pytorch_model-00002-of-00002.safetensors is missing", "names it", "fetch it again")
+    refused("diffusion_pytorch_model-00002-of-00002.safetensors is missing", "lists it", "fetch it again")
 
 
 @pytest.mark.parametrize("name", ["../vae/x.safetensors", "/etc/passwd", "..", "", "a\0b"])
-def test_shards_elsewhere(refused, copy, name):
+def test_shards_outside_the_folder_are_rejected(refused, copy, name):
     index, content = tiny.shard(copy / WEIGHTS)
     content["weight_map"]["conv_in.weight"] = name
     tiny.write_json(index, content)
@@ -441,14 +441,14 @@ def test_shards_elsewhere(refused, copy, name):
 
 
 @pytest.mark.parametrize("content", [{}, {"weight_map": []}, {"weight_map": {"conv_in.weight": 3}}])
-def test_an_index_without_a_map(refused, copy, content):
+def test_an_index_without_a_weight_map_is_rejected(refused, copy, content):
     index, _ = tiny.shard(copy / WEIGHTS)
     tiny.write_json(index, content)
-    refused(index.name, "has no weight_map of names to files")
+    refused(index.name, "has no valid weight_map")
 
 
 def test_prefixes_and_buffers_of_old_files(read, copy, pipe):
-    """Old text encoders carry a prefix and `position_ids`, old autoencoders other names for their attention."""
+    """Old text encoders have a prefix and `position_ids`; old autoencoders name their attention layers differently."""
 
     def change(tensors):
         renamed = {f"text_model.{key}": value for key, value in tensors.items()}
@@ -468,29 +468,29 @@ def test_prefixes_and_buffers_of_old_files(read, copy, pipe):
 # Tokenizers
 
 
-def test_a_missing_tokenizer_file(refused, copy):
+def test_a_missing_tokenizer_file_is_named(refused, copy):
     (copy / "tokenizer/merges.txt").unlink()
     refused("tokenizer/merges.txt missing", "needs tokenizer.json, or vocab.json and merges.txt")
 
 
-def test_more_tokens_than_embeddings(refused, copy):
+def test_more_tokens_than_embeddings_are_rejected(refused, copy):
     vocabulary = json.loads((copy / "tokenizer/vocab.json").read_text())
     tiny.write_json(copy / "tokenizer/vocab.json", vocabulary | {f"x{i}": 58 + i for i in range(5)})
     refused("tokenizer has 63 tokens", "the text encoder 60", "belong together")
 
 
-def test_tokens_beyond_the_embeddings(refused, copy):
+def test_tokens_beyond_the_embeddings_are_rejected(refused, copy):
     edit_json(copy / "tokenizer/vocab.json", b=1000)
     refused("tokenizer", "1000", "60")
 
 
 @pytest.mark.parametrize("value", ["x", [], {}, 10.5, -1, 0])
-def test_lengths_of_another_kind(refused, copy, value):
+def test_invalid_lengths_are_rejected(refused, copy, value):
     edit_json(copy / "tokenizer/tokenizer_config.json", model_max_length=value)
     refused("tokenizer", "model_max_length")
 
 
-def test_no_padding(refused, copy):
+def test_a_tokenizer_without_padding_is_rejected(refused, copy):
     for name in ("special_tokens_map", "tokenizer_config"):
         edit_json(copy / f"tokenizer/{name}.json", pad_token=None)
     refused("names no pad_token")
@@ -500,7 +500,7 @@ def test_no_padding(refused, copy):
 
 
 @pytest.mark.parametrize("dtype", ["int32", "nonsense", 3, "complex64", "float8_e4m3fn", [], True])
-def test_unknown_dtypes(refused, dtype):
+def test_unknown_dtypes_are_rejected(refused, dtype):
     refused(f"dtype={dtype!r} should be one of float32, bfloat16, float16", error=ValueError, dtype=dtype)
 
 
@@ -508,7 +508,7 @@ def test_unknown_dtypes(refused, dtype):
     ("dtype", "meant"),
     [("bfloat", "bfloat16"), ("fp16", "float16"), ("bf16", "bfloat16"), ("Float32", "float32"), ("flaot16", "float16")],
 )
-def test_misspelt_dtypes(refused, dtype, meant):
+def test_the_error_for_a_misspelt_dtype_suggests_one(refused, dtype, meant):
     refused(f"; did you mean {meant}?", error=ValueError, dtype=dtype)
 
 
@@ -519,7 +519,7 @@ def test_float64_needs_x64(refused, read, copy):
 
 
 @pytest.mark.parametrize(
-    ("attention", "words"),
+    ("attention", "phrases"),
     [
         ("flash", "should be one of xla, cudnn, pallas, or None"),
         ("cudnn", "needs GPUs"),
@@ -527,22 +527,22 @@ def test_float64_needs_x64(refused, read, copy):
         (3, "xla, cudnn"),
     ],
 )
-def test_unknown_attention(refused, attention, words):
-    refused(f"attention={attention!r}", words, error=ValueError, attention=attention)
+def test_unknown_attention_is_rejected(refused, attention, phrases):
+    refused(f"attention={attention!r}", phrases, error=ValueError, attention=attention)
 
 
 @pytest.mark.parametrize("devices", [[], 0, ["cpu:0"], [None]])
-def test_devices_of_another_kind(folder, devices):
+def test_invalid_devices_are_rejected(folder, devices):
     with pytest.raises((TypeError, ValueError), match=r"devices=.* should name"):
         load(folder, devices=devices)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", jnp.bfloat16, "float16", np.float16, "float32"])
-def test_weights_are_cast(copy, read, pipe, dtype):
+def test_weights_are_cast_to_a_dtype(copy, read, pipe, dtype):
     cast = read(copy, dtype=dtype)
-    wanted = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(dtype)), pipe.models)
+    expected = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(dtype)), pipe.models)
     assert same(cast, pipe) == (jnp.dtype(dtype) == np.float32)
-    assert all(map(np.array_equal, jax.tree.leaves(cast.models), jax.tree.leaves(wanted)))
+    assert all(map(np.array_equal, jax.tree.leaves(cast.models), jax.tree.leaves(expected)))
     assert cast.dtype == jnp.dtype(dtype)
 
 
@@ -553,33 +553,33 @@ def test_files_of_any_floating_type(tmp_path, read, stored):
     assert np.array_equal(pipe.models.unet.conv_in.bias[...], tiny.values(name, (8,)).astype(stored).astype(np.float32))
 
 
-def test_numbers_may_be_null(copy, read, pipe):
+def test_options_may_be_null(copy, read, pipe):
     edit_json(copy / "unet/config.json", class_embed_type=None, freq_shift=None, dropout=0.1, upcast_attention=True)
     assert same(read(copy), pipe)
 
 
 @pytest.mark.parametrize("shape", [(7, 5), (7, 5, 3, 3), (1, 1, 1, 1)])
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float64])
-def test_kernels_turn_part_by_part(monkeypatch, shape, dtype):
+def test_kernels_are_transposed_in_parts(monkeypatch, shape, dtype):
     monkeypatch.setattr(pull, "_COLUMNS", 3)
-    turned = np.random.default_rng(0).standard_normal(shape).astype(dtype).T
-    found = pull._contiguous(turned)
-    assert found.flags.c_contiguous
-    assert found.dtype == dtype
-    assert np.array_equal(found, turned)
+    transposed = np.random.default_rng(0).standard_normal(shape).astype(dtype).T
+    result = pull._contiguous(transposed)
+    assert result.flags.c_contiguous
+    assert result.dtype == dtype
+    assert np.array_equal(result, transposed)
 
 
-@pytest.mark.parametrize("place", range(11))
-def test_what_is_not_finite_is_found_in_every_part(monkeypatch, place):
+@pytest.mark.parametrize("position", range(11))
+def test_values_that_are_not_finite_are_detected_in_every_part(monkeypatch, position):
     monkeypatch.setattr(numerics, "_PART", 4)
     values = np.ones(11, np.float16)
     assert numerics.is_finite(values)
-    values[place] = -np.inf
+    values[position] = -np.inf
     assert not numerics.is_finite(values)
 
 
-def test_shards_that_differ_in_one_tensor(refused, copy, read, pipe):
-    """As two downloads of different versions do; equal ones do no harm."""
+def test_a_tensor_in_two_shards(refused, copy, read, pipe):
+    """Equal copies are accepted. Different copies are rejected, because the shards may be of different versions."""
     tiny.shard(copy / WEIGHTS)
     paths = sorted((copy / "unet").glob("*-of-00002.safetensors"))
     first, second = map(load_file, paths)
@@ -587,7 +587,7 @@ def test_shards_that_differ_in_one_tensor(refused, copy, read, pipe):
     save_file(second | {name: first[name]}, paths[1], {"format": "pt"})
     assert same(read(copy), pipe)
     save_file(second | {name: first[name] + 1}, paths[1], {"format": "pt"})
-    refused(f"{paths[1]}: {name} differs from another file's; fetch both again")
+    refused(f"{paths[1]}: {name} differs from another file's; fetch both files again")
 
 
 def test_variants_of_pickles_and_shards_are_listed(refused, copy):

@@ -1,4 +1,4 @@
-"""Stable Diffusion in single files: names at full size, what they load as, and what they are refused for."""
+"""Tests of single-file Stable Diffusion: names at full size, loading, and files that are rejected."""
 
 import math
 import shutil
@@ -35,34 +35,34 @@ def write(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=KINDS)
 def both(request, tmp_path_factory, write):
-    """A folder in diffusers layout, and the tensors of a single file with the same weights."""
+    """Returns a folder in diffusers layout, and the tensors of a single file with the same weights."""
     folder = tiny.checkpoint(tmp_path_factory.mktemp("folder") / "tiny", **KINDS[request.param])
     return folder, tiny.original(**KINDS[request.param], openclip=request.param == "2", ema=True)
 
 
 @pytest.fixture(scope="module")
 def simple():
-    """The tensors of a single file whose UNet has one level."""
+    """Returns the tensors of a single file whose UNet has one level."""
     return tiny.original(unet=tiny.UNET_1)
 
 
-# What is loaded
+# Loading
 
 
-def test_a_file_is_the_folder_to_the_bit(both, write, one_device):
+def test_a_file_loads_bit_identically_to_a_folder(both, write, one_device):
     folder, tensors = both
-    wanted = load(folder, devices=one_device)
-    assert same(load(write(tensors), config=folder, devices=one_device), wanted)
+    expected = load(folder, devices=one_device)
+    assert same(load(write(tensors), config=folder, devices=one_device), expected)
 
 
 @pytest.mark.slow
-def test_the_picture_is_the_same_to_the_bit(simple, write, small, small_folder):
+def test_a_file_makes_the_same_picture_as_a_folder(simple, write, small, small_folder):
     call = {"prompt": "a cat", "edits": [Edit("hat", warmup=1)], "steps": 3, "output": "float"}
-    found = load(write(simple), config=small_folder, devices=small.devices)(**call)
-    np.testing.assert_array_equal(found.images, small(**call).images)
+    result = load(write(simple), config=small_folder, devices=small.devices)(**call)
+    np.testing.assert_array_equal(result.images, small(**call).images)
 
 
-def test_averages(both, write, one_device):
+def test_the_moving_average(both, write, one_device):
     folder, tensors = both
     last = load(write(tensors), config=folder, devices=one_device).models
     averages = load(write(tensors), config=folder, devices=one_device, ema=True).models
@@ -81,58 +81,58 @@ NAMES = {
 
 
 @pytest.mark.parametrize("names", NAMES)
-def test_other_names_of_the_autoencoder(simple, write, small, small_folder, names):
-    """Linear layers in place of convolutions, under names of other times."""
-    found = {}
+def test_other_names_in_the_autoencoder(simple, write, small, small_folder, names):
+    """The attention is stored as linear layers instead of convolutions, under names of several versions."""
+    result = {}
     for key, array in simple.items():
         if ".attn_1." in key:
             array = array.reshape(array.shape[:2])
             for old, new in NAMES[names].items():
                 key = key.replace(f".attn_1.{old}.", f".attn_1.{new}.")
-        found[key.replace("first_stage_model.", "vae.") if names == "query" else key] = array
-    assert same(load(write(found), config=small_folder, devices=small.devices), small)
+        result[key.replace("first_stage_model.", "vae.") if names == "query" else key] = array
+    assert same(load(write(result), config=small_folder, devices=small.devices), small)
 
 
-def test_text_without_its_prefix(simple, write, small, small_folder):
-    found = {key.replace("transformer.text_model.", "transformer."): array for key, array in simple.items()}
-    assert same(load(write(found), config=small_folder, devices=small.devices), small)
+def test_a_text_encoder_without_its_prefix(simple, write, small, small_folder):
+    result = {key.replace("transformer.text_model.", "transformer."): array for key, array in simple.items()}
+    assert same(load(write(result), config=small_folder, devices=small.devices), small)
 
 
-def test_what_is_not_of_the_networks_is_left(simple, write, small, small_folder):
+def test_tensors_of_other_networks_are_ignored(simple, write, small, small_folder):
     others = ["first_stage_model.loss.logvar", "control_model.x", "cond_stage_model.logit_scale", "global_step"]
-    found = simple | {key: np.zeros(2, np.float32) for key in others}
-    assert same(load(write(found), config=small_folder, devices=small.devices), small)
+    result = simple | {key: np.zeros(2, np.float32) for key in others}
+    assert same(load(write(result), config=small_folder, devices=small.devices), small)
 
 
 def test_networks_of_other_pipelines(simple, write, small, small_folder):
-    """In place of those that a file lacks."""
+    """They can replace networks that the file lacks."""
     path = write({key: array for key, array in simple.items() if key.startswith(original_files.UNET)})
-    with pytest.raises(CheckpointError, match=r"has no text_encoder, names that start with .*; give text_encoder="):
+    with pytest.raises(CheckpointError, match=r"has no text_encoder \(no names that start with .*; give text_encoder="):
         load(path, config=small_folder, devices=small.devices)
     others = {"text_encoder": small.models.text_encoder, "vae": small.models.vae}
     assert same(load(path, config=small_folder, devices=small.devices, **others), small)
 
 
-def test_a_tokenizer_by_its_folder(simple, write, small, small_folder, tmp_path):
-    """Where there is none in the config's."""
+def test_the_folder_of_a_tokenizer(simple, write, small, small_folder, tmp_path):
+    """It is needed if the config's folder has no tokenizer."""
     bare = shutil.copytree(small_folder, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors", "tokenizer"))
     with pytest.raises(CheckpointError, match=r"does not hold CLIP's vocabulary: .*Give tokenizer="):
         load(write(simple), config=bare, devices=small.devices)
-    found = load(write(simple), config=bare, tokenizer=str(small_folder / "tokenizer"), devices=small.devices)
-    np.testing.assert_array_equal(found.tokenizer(["a b"]), small.tokenizer(["a b"]))
+    result = load(write(simple), config=bare, tokenizer=str(small_folder / "tokenizer"), devices=small.devices)
+    np.testing.assert_array_equal(result.tokenizer(["a b"]), small.tokenizer(["a b"]))
     assert same(load(write(simple), config=bare, tokenizer=small.tokenizer, devices=small.devices), small)
     with pytest.raises(CheckpointError, match=r"vocab\.json and .*merges\.txt missing"):
         load(write(simple), config=bare, tokenizer=tmp_path, devices=small.devices)
 
 
-def test_the_prediction(simple, write, small, small_folder):
-    found = load(write(simple), config=small_folder, prediction_type="v_prediction", devices=small.devices)
-    assert found.scheduler.options["prediction_type"] == "v_prediction"
-    assert found.scheduler.config == small.scheduler.config | {"prediction_type": "v_prediction"}
-    found = load(
+def test_the_prediction_type(simple, write, small, small_folder):
+    result = load(write(simple), config=small_folder, prediction_type="v_prediction", devices=small.devices)
+    assert result.scheduler.options["prediction_type"] == "v_prediction"
+    assert result.scheduler.config == small.scheduler.config | {"prediction_type": "v_prediction"}
+    result = load(
         small_folder, prediction_type="v_prediction", scheduler="EulerDiscreteScheduler", devices=small.devices
     )
-    assert (found.scheduler.name, found.scheduler.options["prediction_type"]) == (
+    assert (result.scheduler.name, result.scheduler.options["prediction_type"]) == (
         "EulerDiscreteScheduler",
         "v_prediction",
     )
@@ -146,13 +146,13 @@ def test_the_prediction(simple, write, small, small_folder):
     [("sd_1", 1130, 1_066_235_307), ("sd_2", 1214, 1_289_952_427), ("sdxl", 2513, 3_468_837_867)],
 )
 def test_names_at_full_size(name, count, parameters):
-    """The fixtures are of the files of Stable Diffusion 1.5, 2.1 and XL's base, without what no network of ours has."""
+    """The recorded names are those of Stable Diffusion 1.5, 2.1 and XL base, without tensors that our networks lack."""
     config = {"sd_1": published.SD_1, "sd_2": published.SD_2, "sdxl": published.XL}[name]
-    found = shapes(config, name == "sd_2")
+    result = shapes(config, name == "sd_2")
     lines = (REFERENCE / f"{name}_file.txt").read_text().splitlines()
-    wanted = {key: tuple(map(int, shape)) for key, *shape in map(str.split, lines)}
-    assert found == wanted
-    assert (len(found), sum(map(math.prod, found.values()))) == (count, parameters)
+    expected = {key: tuple(map(int, shape)) for key, *shape in map(str.split, lines)}
+    assert result == expected
+    assert (len(result), sum(map(math.prod, result.values()))) == (count, parameters)
 
 
 @pytest.mark.parametrize(
@@ -171,16 +171,16 @@ def test_configs_as_published(small, width, asked, name, predicts, solver):
     folder = original_files.STABLE_DIFFUSION_FILE.published(Path("x"), {key: (320, width)}, asked)
     assert folder.name == name
     assert recognise(folder) is SYSTEM
-    found = describe(folder, tokenizer=small.tokenizer)
-    assert type(found.models) is Models
-    assert (found.scheduler.name, found.scheduler.options["prediction_type"]) == (solver, predicts)
-    wanted = Models.build(**(published.SD_1 if width == 768 else published.SD_2))
-    assert [leaves(network) for network in found.models] == [leaves(net) for net in wanted]
-    size = 64 if name == "sd-2.1-base" else wanted.unet.config.sample_size
-    assert found.models.unet.config == wanted.unet.config._replace(sample_size=size)
+    result = describe(folder, tokenizer=small.tokenizer)
+    assert type(result.models) is Models
+    assert (result.scheduler.name, result.scheduler.options["prediction_type"]) == (solver, predicts)
+    expected = Models.build(**(published.SD_1 if width == 768 else published.SD_2))
+    assert [leaves(network) for network in result.models] == [leaves(net) for net in expected]
+    size = 64 if name == "sd-2.1-base" else expected.unet.config.sample_size
+    assert result.models.unet.config == expected.unet.config._replace(sample_size=size)
 
 
-# What is refused
+# Rejected files
 
 
 def without(start):
@@ -197,13 +197,13 @@ BROKEN = {
     "no UNet": (without("model."), "is no single file of Stable Diffusion 1.x or 2.x or Stable Diffusion XL: it"),
     "a LoRA": (
         lambda t: (t.clear(), t.update({"lora_unet_x.alpha": np.ones(1)})),
-        "it is a LoRA, which goes with a checkpoint as lora=",
+        "it is a LoRA; load a checkpoint and pass the LoRA as lora=",
     ),
     "one network": (
         lambda t: (t.clear(), t.update({"down_blocks.x": np.ones(1)})),
-        "it is one network in diffusers layout, give the folder",
+        "it is one network in diffusers' layout; give the folder",
     ),
-    "nothing": (lambda t: t.clear(), "it has nothing"),
+    "nothing": (lambda t: t.clear(), "it contains nothing"),
     "XL": (lambda t: t.update({XL: np.ones(1)}), "is Stable Diffusion 1.x or 2.x, expected Stable Diffusion XL, as"),
     "the refiner": (
         lambda t: t.update({"conditioner.embedders.0.model.x": np.ones(1)}),
@@ -224,55 +224,57 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_files(simple, write, small, small_folder, name):
-    change, words = BROKEN[name]
+def test_broken_and_unsupported_files_are_rejected(simple, write, small, small_folder, name):
+    change, message = BROKEN[name]
     change(tensors := dict(simple))
     path = write(tensors)
     with pytest.raises(CheckpointError) as caught:
         load(path, config=small_folder, devices=small.devices)
     assert str(path) in str(caught.value)
-    assert words in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_a_tensor_that_is_not_needed(simple, write, small, small_folder):
+def test_an_unused_tensor_raises_a_warning(simple, write, small, small_folder):
     path = write(simple | {f"{original_files.UNET}x": np.ones(1, np.float32)})
     with pytest.warns(UserWarning, match=rf"{path} has a tensor that is not used.*: model\.diffusion_model\.x \(1,\)$"):
         assert same(load(path, config=small_folder, devices=small.devices), small)
 
 
-def test_no_weights_but_a_name(write, tmp_path, small, small_folder):
-    load_broken = {
-        "truncated.safetensors": (b"\x08\0\0\0\0\0\0\0{", CheckpointError, "truncated or no safetensors file"),
-        "model.ckpt": (b"PK\3\4", CheckpointError, r"model\.ckpt is truncated or no weight file"),
+def test_truncated_and_missing_files_are_rejected(write, tmp_path, small, small_folder):
+    truncated = {
+        "truncated.safetensors": (b"\x08\0\0\0\0\0\0\0{", CheckpointError, "truncated or not a safetensors file"),
+        "model.ckpt": (b"PK\3\4", CheckpointError, r"model\.ckpt is truncated or not a torch weight file"),
     }
-    for name, (content, error, words) in load_broken.items():
+    for name, (content, error, message) in truncated.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(error, match=words):
+        with pytest.raises(error, match=message):
             load(tmp_path / name, config=small_folder, devices=small.devices)
     with pytest.raises(FileNotFoundError, match=r"none\.safetensors is no file"):
         load(tmp_path / "none.safetensors", devices=small.devices)
 
 
-def test_the_shell_says_what_is_missing(simple, write):
-    like = {
+def test_the_shell_explains_a_missing_vocabulary(simple, write):
+    attention = {
         f"{original_files.UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": np.ones((8, 768), np.float32)
     }
-    result = CliRunner().invoke(main, ["edit", "--model", str(write(simple | like)), "--prompt", "a", "--edit", "b"])
+    result = CliRunner().invoke(
+        main, ["edit", "--model", str(write(simple | attention)), "--prompt", "a", "--edit", "b"]
+    )
     assert result.exit_code == 1
     assert "does not hold CLIP's vocabulary" in result.output
     assert "Give tokenizer= (in the shell --tokenizer)" in result.output
-    assert "it would be fetched, but stable-diffusion-v1-5/stable-diffusion-v1-5 is no folder here" in result.output
+    assert "it would be fetched, but stable-diffusion-v1-5/stable-diffusion-v1-5 is not a local folder" in result.output
 
 
-def test_arguments_that_do_not_go_together(simple, write, small, small_folder, stages):
+def test_arguments_that_do_not_fit_the_source_are_rejected(simple, write, small, small_folder, stages):
     path = write(simple)
-    for arguments, words in [
+    for arguments, message in [
         ({"variant": "fp16"}, "variant='fp16' is of a folder's files"),
         ({"revision": "main"}, "revision='main' is of a repository"),
         ({"ema": True}, "has no moving average"),
         ({"prediction_type": "v"}, "prediction_type='v' should be one of epsilon, v_prediction, or None"),
     ]:
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match=message):
             load(path, config=small_folder, devices=small.devices, **arguments)
     with pytest.raises(CheckpointError, match="attends to text of width 16, which is 768 for Stable Diffusion 1"):
         load(path, devices=small.devices)

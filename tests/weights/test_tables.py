@@ -1,4 +1,4 @@
-"""Readers of single files, LoRAs and learnt words with the tables of a family that the library does not know."""
+"""Tests of the readers of single files, LoRAs and textual inversion with the tables of a new family."""
 
 from typing import NamedTuple
 
@@ -76,21 +76,23 @@ def test_a_single_file(tmp_path, tensors):
     np.testing.assert_array_equal(toy.to_q.kernel[...], tensors["net.qk_weight"][:6, :, 0].T)
     np.testing.assert_array_equal(toy.to_k.bias[...], tensors["net.qk_bias"][6:])
     np.testing.assert_array_equal(toy.out.kernel[...], tensors["net.proj"])
-    with pytest.raises(CheckpointError, match="has no moving average, names that start with ema_; leave ema out"):
+    with pytest.raises(CheckpointError, match=r"has no moving average \(no names that start with ema_\); omit ema"):
         read(path, ema=True)
     save_file({"x": np.ones(1)}, path)
-    with pytest.raises(CheckpointError, match=r"has no net, names that start with old\. or net\.; give net=, its own"):
+    with pytest.raises(
+        CheckpointError, match=r"has no net \(no names that start with old\. or net\.\); give net=, a file"
+    ):
         read(path)
 
 
-def test_a_tensor_that_cannot_be_split_fits_nothing(tmp_path, tensors):
+def test_a_tensor_that_cannot_be_split_is_listed_as_unexpected(tmp_path, tensors):
     save_file(tensors | {"net.qk_bias": np.ones(11, np.float32)}, tmp_path / "a.safetensors")
     with pytest.raises(CheckpointError, match=r"missing    net\.qk\.bias\[to_k\] \(6,\)\n.*\n  unexpected net.qk.bias"):
         read(tmp_path / "a.safetensors")
 
 
-def test_rows_in_groups():
-    """Of two layers in three groups of two rows."""
+def test_fused_rows_in_groups():
+    """The tensor has two layers in three groups of two rows."""
     entry = Entry("x.qk.bias", (12,), 48, lambda: np.arange(12))
     parts = dict(parameters(entry.key, entry, Forms({"qk": ("q", "k")}), 2))
     assert parts["x.qk.bias[q]"].read().tolist() == [0, 1, 4, 5, 8, 9]
@@ -114,35 +116,39 @@ def test_a_lora(tmp_path, tensors):
         merged = lora.merged(models, changes).net
         np.testing.assert_allclose(merged.out.kernel[...], tensors["net.proj"] + 1, rtol=1e-6)
         assert merged.to_q.kernel[...] is models.net.to_q.kernel[...]
-    with pytest.raises(CheckpointError, match=r"is no LoRA of this checkpoint's net:\n(.*\n)*  unexpected net\.proj"):
+    with pytest.raises(CheckpointError, match=r"does not fit this checkpoint's net:\n(.*\n)*  unexpected net\.proj"):
         lora.read(models._asdict(), tmp_path / "a.safetensors", table)
-    with pytest.raises(CheckpointError, match=r"is no LoRA, but a whole checkpoint: .* load .*\(Toy\)"):
+    with pytest.raises(CheckpointError, match=r"is not a LoRA but a checkpoint \(Toy\); pass it to load"):
         lora.read(models._asdict(), tmp_path / "a.safetensors", table, [FILE])
 
 
-def test_families_in_errors_of_learnt_words(tmp_path, small):
-    toys = TextEncoders("Toy", {"a": "one", "b": "two"}, "3 and 5")
+def test_errors_of_textual_inversion_name_the_family(tmp_path, small):
+    family = TextEncoders("Toy", {"a": "one", "b": "two"}, "3 and 5")
     network = {"one": small.models.text_encoder, "two": small.models.text_encoder}
     path = tmp_path / "a.safetensors"
 
     def read(content, networks):
         save_file(content, path)
-        return textual_inversion.read(networks, small.tokenizer, {"<x>": path}, [toys])
+        return textual_inversion.read(networks, small.tokenizer, {"<x>": path}, [family])
 
     (word,) = read({"a": np.ones((2, 16), np.float32), "b": np.ones((2, 16), np.float32)}, network)
     assert [vectors.shape for vectors in word.vectors.values()] == [(2, 16)] * 2
-    with pytest.raises(CheckpointError, match="has vectors for one and two, expected for one: it is of Toy, take"):
+    with pytest.raises(
+        CheckpointError, match="has vectors for one and two, expected vectors for one; it was learned for Toy, use"
+    ):
         read({"a": np.ones(16), "b": np.ones(16)}, {"one": network["one"]})
-    with pytest.raises(CheckpointError, match=r"of 3 channels for the one of 16: .* another model \(Toy has 3 and 5\)"):
+    with pytest.raises(
+        CheckpointError, match=r"of 3 channels, but the one has 16; .* for this model \(Toy has 3 and 5\)"
+    ):
         read({"a": np.ones(3), "b": np.ones(3)}, network)
 
 
-def test_what_is_written_is_read(tmp_path, tensors):
+def test_written_weights_can_be_read(tmp_path, tensors):
     save_file(tensors, tmp_path / "a.safetensors")
     toy = read(tmp_path / "a.safetensors")
     write.write_diffusers(tmp_path, write.network_of(toy, np.float16), "stem")
     with Tensors(tmp_path, "stem", None, str) as weights:
-        again = fill(Toy(), weights, None, np.copy)
-    for a, b in zip(jax.tree.leaves(toy), jax.tree.leaves(again), strict=True):
+        restored = fill(Toy(), weights, None, np.copy)
+    for a, b in zip(jax.tree.leaves(toy), jax.tree.leaves(restored), strict=True):
         np.testing.assert_array_equal(a.astype(np.float16), b)
         assert b.dtype == np.float16

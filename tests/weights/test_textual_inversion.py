@@ -1,4 +1,4 @@
-"""Textual inversion: every form that files have, what their words do, and what is refused before weights are read."""
+"""Tests of textual inversion: formats of files, words in prompts, and files that are rejected."""
 
 import jax
 import numpy as np
@@ -49,13 +49,13 @@ def table(models):
 
 
 def rows(pipe, text):
-    """The embeddings of a text's tokens, without start and end."""
+    """Returns the embeddings of a text's tokens, without the start and end tokens."""
     ids = pipe.tokenizer([text])[0]
     return table(pipe.models)[ids[1 : list(ids).index(57)]]
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form(small, small_folder, tmp_path, vectors, form):
+def test_every_format(small, small_folder, tmp_path, vectors, form):
     path = FORMS[form](tmp_path / "a", vectors)
     pipe = load(small_folder, devices=small.devices, textual_inversion={WORD: path})
     np.testing.assert_array_equal(rows(pipe, WORD), vectors)
@@ -65,8 +65,8 @@ def test_every_form(small, small_folder, tmp_path, vectors, form):
     )
     np.testing.assert_array_equal(table(pipe.models)[:58], before[:58])
     if form in NAMED:
-        again = load(small_folder, devices=small.devices, textual_inversion=str(path))
-        np.testing.assert_array_equal(rows(again, WORD), vectors)
+        unnamed = load(small_folder, devices=small.devices, textual_inversion=str(path))
+        np.testing.assert_array_equal(rows(unnamed, WORD), vectors)
     else:
         with pytest.raises(CheckpointError, match="does not name its word; give"):
             load(small_folder, devices=small.devices, textual_inversion=path)
@@ -91,8 +91,8 @@ def test_a_word_of_one_token(small, tmp_path, vectors, shape):
         ("<caf\u00e9>", ["<caf\u00e9>", "<CAF\u00c9>", "<cafe\u0301>"]),
     ],
 )
-def test_words_in_any_case(small, tmp_path, vectors, word, spellings):
-    """CLIP's tokenizer finds them in any case, and then takes all of their tokens, as in lower case."""
+def test_words_match_in_any_case(small, tmp_path, vectors, word, spellings):
+    """CLIP's tokenizer lowers text, so every spelling gives all tokens of the word."""
     path = diffusers(tmp_path / "a", vectors)
     models, tokenizer = add_words(small.models, small.tokenizer, {word: path})
     for spelling in spellings:
@@ -104,7 +104,7 @@ def test_words_in_any_case(small, tmp_path, vectors, word, spellings):
 
 
 def test_several_words(small, tmp_path, vectors):
-    """One whose name is in another's, and more tokens than the table had places for."""
+    """One word is part of another, and the embedding table must grow."""
     paths = [diffusers(tmp_path / name, vectors * scale) for name, scale in (("a", 1), ("b", 2))]
     models, tokenizer = add_words(small.models, small.tokenizer, dict(zip(["<cat>", "my<cat>s"], paths, strict=True)))
     assert len(table(models)) == models.text_encoder.config.vocab_size == 64
@@ -113,12 +113,12 @@ def test_several_words(small, tmp_path, vectors):
     np.testing.assert_array_equal(table(models)[ids[1:4]], 2 * vectors)
     np.testing.assert_array_equal(table(models)[ids[5:8]], vectors)
     assert tokenizer.tokens("<cat> a") == [58, 59, 60, 28]
-    third, again = add_words(models, tokenizer, {"<dog>": diffusers(tmp_path / "c", vectors[0])})
-    assert again(["<dog> <cat>"])[0][1:5].tolist() == [64, 58, 59, 60]
+    third, extended = add_words(models, tokenizer, {"<dog>": diffusers(tmp_path / "c", vectors[0])})
+    assert extended(["<dog> <cat>"])[0][1:5].tolist() == [64, 58, 59, 60]
     assert len(table(third)) == 65
 
 
-def test_dtype_and_devices(small_folder, tmp_path, vectors):
+def test_added_embeddings_have_the_models_dtype_and_devices(small_folder, tmp_path, vectors):
     path = diffusers(tmp_path / "a", vectors)
     pipe = load(small_folder, devices=jax.local_devices()[:2], dtype="bfloat16", textual_inversion=path)
     for leaf in jax.tree.leaves(pipe.models.text_encoder):
@@ -128,15 +128,15 @@ def test_dtype_and_devices(small_folder, tmp_path, vectors):
 
 
 def test_pictures(small, small_folder, tmp_path, vectors):
-    """A word in the prompt and in an edit; and one whose vectors are another word's is that word."""
+    """A word with another word's vectors makes the same picture, in the prompt and in an edit."""
     letters = small.tokenizer(["a b"])[0][1:3]
     path = diffusers(tmp_path / "a", table(small.models)[letters])
     pipe = load(small_folder, devices=small.devices, textual_inversion={WORD: path})
     call = {"steps": 2, "output": "latent"}
-    wanted = small("c a b", Edit("a b", warmup=0), **call).images
-    np.testing.assert_array_equal(pipe(f"c {WORD}", Edit(WORD, warmup=0), **call).images, wanted)
-    assert np.abs(pipe("c", Edit(WORD, warmup=0), **call).images - wanted).max() > 1e-3
-    assert np.abs(pipe(f"c {WORD}", Edit("c", warmup=0), **call).images - wanted).max() > 1e-3
+    expected = small("c a b", Edit("a b", warmup=0), **call).images
+    np.testing.assert_array_equal(pipe(f"c {WORD}", Edit(WORD, warmup=0), **call).images, expected)
+    assert np.abs(pipe("c", Edit(WORD, warmup=0), **call).images - expected).max() > 1e-3
+    assert np.abs(pipe(f"c {WORD}", Edit("c", warmup=0), **call).images - expected).max() > 1e-3
 
 
 def save(tmp_path, content, name="a.safetensors"):
@@ -146,44 +146,44 @@ def save(tmp_path, content, name="a.safetensors"):
 
 
 BROKEN = {
-    "width": ({WORD: np.ones((2, 8), np.float32)}, "vectors of 8 channels for the text_encoder of 16"),
-    "two towers": (
+    "width": ({WORD: np.ones((2, 8), np.float32)}, "vectors of 8 channels, but the text_encoder has 16"),
+    "two text encoders": (
         {"clip_l": np.ones((2, 16), np.float32), "clip_g": np.ones((2, 12), np.float32)},
-        "has vectors for text_encoder and text_encoder_2, expected for text_encoder: it is of Stable Diffusion XL",
+        "has vectors for .*, expected vectors for text_encoder; it was learned for Stable Diffusion XL",
     ),
-    "integers": ({WORD: np.ones((2, 16), np.int64)}, r"has int64\(2, 16\), expected vectors \[tokens, 16\]"),
-    "none": ({WORD: np.ones((0, 16), np.float32)}, "expected vectors"),
-    "axes": ({WORD: np.ones((1, 2, 16), np.float32)}, "expected vectors"),
+    "integers": ({WORD: np.ones((2, 16), np.int64)}, r"contains int64\(2, 16\), expected floats \[tokens, 16\]"),
+    "none": ({WORD: np.ones((0, 16), np.float32)}, "expected floats"),
+    "axes": ({WORD: np.ones((1, 2, 16), np.float32)}, "expected floats"),
     "infinite": ({WORD: np.full((2, 16), np.inf, np.float32)}, "has NaN or infinite entries"),
     "a LoRA": (
         {"lora_unet_x.lora_up.weight": np.ones(2, np.float32), "lora_unet_x.alpha": np.ones(2, np.float32)},
-        "has lora_unet_x.*, expected the vectors of one word, .*; a LoRA goes with lora=",
+        "contains lora_unet_x.*, expected the vectors of one word .*; pass a LoRA as lora=",
     ),
-    "nothing": ({}, "has no tensors"),
+    "nothing": ({}, "contains no tensors"),
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_files(small, tmp_path, name):
-    content, words = BROKEN[name]
+def test_broken_files_are_rejected(small, tmp_path, name):
+    content, message = BROKEN[name]
     for ending in (".safetensors", ".pt"):
         path = save(tmp_path, content, f"a{ending}")
-        with pytest.raises(CheckpointError, match=words) as caught:
+        with pytest.raises(CheckpointError, match=message) as caught:
             add_words(small.models, small.tokenizer, {WORD: path})
         assert str(path) in str(caught.value)
 
 
-def test_hostile_files(small, tmp_path):
+def test_hostile_files_are_rejected(small, tmp_path):
     path = save(tmp_path, {WORD: pickling.call("posix.system", f"touch {tmp_path / 'canary'}")}, "a.pt")
-    with pytest.raises(CheckpointError, match=r"is refused, nothing of it was run: .*posix\.system"):
+    with pytest.raises(CheckpointError, match=r"was rejected, and none of its code was run: .*posix\.system"):
         add_words(small.models, small.tokenizer, path)
     assert not (tmp_path / "canary").exists()
 
 
-def test_arguments(small, first, tmp_path, vectors):
+def test_wrong_arguments_are_rejected(small, first, tmp_path, vectors):
     path = diffusers(tmp_path / "a", vectors)
     models, tokenizer = add_words(small.models, small.tokenizer, path)
-    for error, words, arguments in [
+    for error, message, arguments in [
         (ValueError, "the tokenizer has 'a</w>' already", (small.models, small.tokenizer, {"a</w>": path})),
         (ValueError, "the tokenizer has '<cat-toy>' already; give another", (models, tokenizer, path)),
         (ValueError, "the tokenizer has '<cat-toy>_1' already", (models, tokenizer, {"<cat-toy>_1": path})),
@@ -194,13 +194,13 @@ def test_arguments(small, first, tmp_path, vectors):
         (TypeError, "models=Models and tokenizer=T5Tokenizer should be of", (first.models, first.tokenizer, path)),
         (TypeError, "models=int and", (3, small.tokenizer, path)),
         (CheckpointError, "none.pt is missing", (small.models, small.tokenizer, tmp_path / "none.pt")),
-        (CheckpointError, r"a\.png is no \.safetensors, \.bin or \.pt file", (small.models, small.tokenizer, "a.png")),
+        (CheckpointError, r"a\.png should have one of the endings", (small.models, small.tokenizer, "a.png")),
     ]:  # fmt: skip
-        with pytest.raises(error, match=words):
+        with pytest.raises(error, match=message):
             add_words(*arguments)
 
 
-def test_it_is_seen_before_weights_are_read(small, small_folder, tmp_path, monkeypatch):
+def test_problems_are_reported_before_the_checkpoint_is_read(small, small_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("sega_jax.pipelines.loading.filled", lambda *_: pytest.fail("weights are read"))
     path = save(tmp_path, {WORD: np.ones((2, 8), np.float32)})
     with pytest.raises(CheckpointError, match="of 8 channels"):

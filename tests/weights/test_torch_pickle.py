@@ -1,4 +1,4 @@
-"""Files that torch wrote: read to the bit, refused where they ask for more, and never run."""
+"""Tests of torch's pickles: exact values, no code is run, and files with other calls are rejected."""
 
 import pickle
 import tracemalloc
@@ -23,13 +23,13 @@ DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16, np.int64]
 @pytest.fixture(scope="module")
 def tensors():
     rng = np.random.default_rng(0)
-    made = {np.dtype(dtype).name: rng.standard_normal((2, 3, 4)).astype(dtype) for dtype in DTYPES}
-    return made | {"number": np.float32(3), "nothing": np.ones((0, 3), np.float32), "turned": np.ones((2, 3)).T}
+    arrays = {np.dtype(dtype).name: rng.standard_normal((2, 3, 4)).astype(dtype) for dtype in DTYPES}
+    return arrays | {"number": np.float32(3), "empty": np.ones((0, 3), np.float32), "transposed": np.ones((2, 3)).T}
 
 
 def opened(path):
-    with torch_pickle.opened(path) as found:
-        return {name: found[name] for name in found.shapes}
+    with torch_pickle.opened(path) as tensors:
+        return {name: tensors[name] for name in tensors.shapes}
 
 
 def content(path):
@@ -39,61 +39,69 @@ def content(path):
 
 @FORMS
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_tensors_to_the_bit(tmp_path, tensors, legacy, wrapped):
-    beside = {"state_dict": tensors, "global_step": 3, "epoch": 1.5, "callbacks": {}, "hyper": [None, True, ("a", 2)]}
-    found = opened(save(beside if wrapped else tensors, tmp_path / "a.ckpt", legacy=legacy))
-    assert found.keys() == tensors.keys()
+def test_tensors_are_bit_identical(tmp_path, tensors, legacy, wrapped):
+    checkpoint = {
+        "state_dict": tensors,
+        "global_step": 3,
+        "epoch": 1.5,
+        "callbacks": {},
+        "hyper": [None, True, ("a", 2)],
+    }
+    result = opened(save(checkpoint if wrapped else tensors, tmp_path / "a.ckpt", legacy=legacy))
+    assert result.keys() == tensors.keys()
     for name, array in tensors.items():
-        assert found[name].dtype == array.dtype
-        np.testing.assert_array_equal(found[name], array)
+        assert result[name].dtype == array.dtype
+        np.testing.assert_array_equal(result[name], array)
 
 
 NESTED = {
-    "model": lambda one, other: {"model": one, "optimizer": {"state": other}, "step": 3},
-    "state_dict of model": lambda one, other: {"model": {"state_dict": one, "args": {"lr": 0.1}}, "ema": other},
-    "its only dictionary": lambda one, other: {"weights": one, "epoch": 3},
-    "beside a tensor": lambda one, other: {"global_step": np.ones((), np.int64), "state_dict": one},
-    "state_dict before others": lambda one, other: {"other": other, "state_dict": one, "model": other},
+    "model": lambda weights, other: {"model": weights, "optimizer": {"state": other}, "step": 3},
+    "state_dict in model": lambda weights, other: {"model": {"state_dict": weights, "args": {"lr": 0.1}}, "ema": other},
+    "its only dictionary": lambda weights, other: {"weights": weights, "epoch": 3},
+    "next to a tensor": lambda weights, other: {"global_step": np.ones((), np.int64), "state_dict": weights},
+    "state_dict before others": lambda weights, other: {"other": other, "state_dict": weights, "model": other},
 }
 
 
 @pytest.mark.parametrize("name", NESTED)
 @pytest.mark.parametrize("ending", ["pt", "pth", "bin", "weights"])
-def test_tensors_within_other_results(tmp_path, tensors, name, ending):
+def test_weights_in_nested_dictionaries(tmp_path, tensors, name, ending):
     content = NESTED[name](tensors, {"x": np.ones(3, np.float32)})
     assert opened(save(content, tmp_path / f"a.{ending}")).keys() == tensors.keys()
 
 
-def test_several_dictionaries_of_unknown_names(tmp_path, tensors):
+def test_several_dictionaries_with_unknown_names_are_rejected(tmp_path, tensors):
     with pytest.raises(CheckpointError, match=r"several dictionaries, generator, critic, and none of them"):
         opened(save({"generator": tensors, "critic": tensors}, tmp_path / "a.pt"))
 
 
 @pytest.mark.parametrize("protocol", range(6))
 def test_containers_of_every_protocol(tmp_path, protocol):
-    wanted = {
+    expected = {
         "a": [1, -2.5, None, True, "\u00e9" * 300, 2**70],
         "b": ((), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)),
         3: {},
     }
-    twice = wanted | {"again": [wanted["a"], wanted["a"], 7, 2**20, []]}
+    content_with_references = expected | {"again": [expected["a"], expected["a"], 7, 2**20, []]}
     path = tmp_path / "a.ckpt"
-    path.write_bytes(b"".join(pickle.dumps(part, protocol) for part in (pickling.MAGIC, 1001, {}, twice, [])))
+    path.write_bytes(
+        b"".join(pickle.dumps(part, protocol) for part in (pickling.MAGIC, 1001, {}, content_with_references, []))
+    )
     if protocol >= 2:
-        assert content(path) == twice
+        assert content(path) == content_with_references
     else:
-        with pytest.raises(CheckpointError, match="truncated or no weight file of torch, expected a pickle"):
+        with pytest.raises(CheckpointError, match="truncated or not a torch weight file, expected a pickle"):
             content(path)
 
 
 @FORMS
-def test_a_ckpt_loads_as_the_folder_to_the_bit(tmp_path, small, small_folder, legacy):
-    found = {key: array.astype(np.float32) for key, array in tiny.original(unet=tiny.UNET_1).items()}
-    path = save({"state_dict": found, "global_step": 7}, tmp_path / "model.ckpt", legacy=legacy)
+def test_a_ckpt_loads_bit_identically_to_a_folder(tmp_path, small, small_folder, legacy):
+    result = {key: array.astype(np.float32) for key, array in tiny.original(unet=tiny.UNET_1).items()}
+    path = save({"state_dict": result, "global_step": 7}, tmp_path / "model.ckpt", legacy=legacy)
     assert same(load(path, config=small_folder, devices=small.devices), small)
 
 
-# What would run, were it unpickled as usual
+# Calls that Python's pickle module would run
 
 CALLS = {
     "os.system": lambda canary: call("posix.system", f"touch {canary}"),
@@ -102,10 +110,10 @@ CALLS = {
         b"csubprocess\nPopen\n" + pickling.written((["touch", str(canary)],), []) + b"\x81"
     ),
     "a method": lambda canary: call("pathlib.Path.touch", call("pathlib.Path", str(canary))),
-    "what it names": lambda canary: (
+    "a function on the stack": lambda canary: (
         b"\x8c\x05posix\x8c\x06system\x93" + pickling.written((f"touch {canary}",), []) + b"R"
     ),
-    "what is called": lambda canary: call("torch._utils._rebuild_parameter", call("posix.system", f"touch {canary}")),
+    "a nested call": lambda canary: call("torch._utils._rebuild_parameter", call("posix.system", f"touch {canary}")),
     "an extension": lambda canary: b"\x82\x01",
     "an old class": lambda canary: b"(X\x01\x00\x00\x00aiposix\nsystem\n",
 }  # fmt: skip
@@ -113,101 +121,103 @@ CALLS = {
 
 @FORMS
 @pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize("place", ["value", "key", "beside", "everything"])
-def test_nothing_is_run(tmp_path, tensors, legacy, name, place):
+@pytest.mark.parametrize("position", ["value", "key", "another entry", "everything"])
+def test_no_call_is_run(tmp_path, tensors, legacy, name, position):
     canary = tmp_path / "canary"
     hostile = CALLS[name](canary)
-    whole = {
+    value = {
         "value": tensors | {"x": hostile},
         "key": tensors | {hostile: 3},
-        "beside": {"state_dict": tensors, "optimizer": [hostile]},
+        "another entry": {"state_dict": tensors, "optimizer": [hostile]},
         "everything": hostile,
-    }[place]
-    path = save(whole, tmp_path / "a.ckpt", legacy=legacy)
-    with pytest.raises(CheckpointError, match=r"a\.ckpt is refused, nothing of it was run: it holds more than tensors"):
+    }[position]
+    path = save(value, tmp_path / "a.ckpt", legacy=legacy)
+    with pytest.raises(
+        CheckpointError, match=r"a\.ckpt was rejected, and none of its code was run: it contains more than tensors"
+    ):
         opened(path)
-    assert sorted(found.name for found in tmp_path.iterdir()) == ["a.ckpt"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.ckpt"]
 
 
-def test_that_would_run(tmp_path):
-    """Were it not for the reader."""
+def test_pythons_pickle_module_runs_such_calls(tmp_path):
+    """This checks that the hostile files above would do harm."""
     path = tmp_path / "a"
     path.write_bytes(b"\x80\x02" + CALLS["os.system"](tmp_path / "canary") + b".")
     pickle.loads(path.read_bytes())
     assert (tmp_path / "canary").exists()
 
 
-def test_names_alone_are_nothing(tmp_path, tensors):
-    """As Lightning's callbacks, whose classes are keys."""
+def test_references_to_classes_are_harmless(tmp_path, tensors):
+    """Checkpoints of Lightning use the classes of callbacks as keys."""
     callbacks = {b"cpytorch_lightning.callbacks\nModelCheckpoint\n": {"best": call("numpy.core.multiarray.scalar", 3)}}
-    found = opened(save({"state_dict": tensors, "callbacks": callbacks}, tmp_path / "a.ckpt"))
-    assert found.keys() == tensors.keys()
+    result = opened(save({"state_dict": tensors, "callbacks": callbacks}, tmp_path / "a.ckpt"))
+    assert result.keys() == tensors.keys()
 
 
-# What would take all memory, or all time
+# Files that ask for too much memory or time
 
 
 def storage(count, key="0"):
     return pickling.written(("storage", b"ctorch\nFloatStorage\n", key, "cpu", count), []) + b"Q"
 
 
-def view(*given):
-    return call("torch._utils._rebuild_tensor_v2", storage(24), *given, False, {})
+def view(*arguments):
+    return call("torch._utils._rebuild_tensor_v2", storage(24), *arguments, False, {})
 
 
-ODD = {
-    "repeated": (view(0, (10**12,), (0,)), "its tensors are more than it has bytes for"),
-    "beyond the end": (view(20, (2, 3), (3, 1)), "is no name of a dense tensor"),
-    "before the start": (view(-1, (2, 3), (3, 1)), "is no name of a dense tensor"),
-    "backwards": (view(5, (2, 3), (3, -1)), "is no name of a dense tensor"),
-    "of many axes": (view(0, (1,) * 100, (1,) * 100), "is no name of a dense tensor"),
-    "of huge numbers": (view(0, (0, 2**800), (1, 1)), "is no name of a dense tensor"),
-    "no numbers": (view(0, ("a",), (1,)), "is no name of a dense tensor"),
-    "sparse": (call("torch._utils._rebuild_sparse_tensor", 1), "is no name of a dense tensor"),
-    "a list": ([1], "is no name of a dense tensor"),
+INVALID = {
+    "repeated": (view(0, (10**12,), (0,)), "its tensors need more than its"),
+    "beyond the end": (view(20, (2, 3), (3, 1)), "is not the name of a dense tensor"),
+    "before the start": (view(-1, (2, 3), (3, 1)), "is not the name of a dense tensor"),
+    "backwards": (view(5, (2, 3), (3, -1)), "is not the name of a dense tensor"),
+    "of many axes": (view(0, (1,) * 100, (1,) * 100), "is not the name of a dense tensor"),
+    "of huge numbers": (view(0, (0, 2**800), (1, 1)), "is not the name of a dense tensor"),
+    "no numbers": (view(0, ("a",), (1,)), "is not the name of a dense tensor"),
+    "sparse": (call("torch._utils._rebuild_sparse_tensor", 1), "is not the name of a dense tensor"),
+    "a list": ([1], "is not the name of a dense tensor"),
     "a storage too small": (
         call("torch._utils._rebuild_tensor_v2", storage(10**9), 0, (10**9,), (1,), False, {}),
-        "truncated or no weight file",
+        "truncated or not a torch weight file",
     ),
-    "no such storage": (call("torch._utils._rebuild_tensor_v2", storage(1, "x"), 0, (1,), (1,)), "truncated or no"),
+    "no such storage": (call("torch._utils._rebuild_tensor_v2", storage(1, "x"), 0, (1,), (1,)), "truncated or not a"),
     "a key of tuples": ({b")" + b"2\x86" * 64: 1}, "a tuple as a key"),
-    "no end": (b"]" * (2**20 + 2), "truncated or no weight file"),
+    "no end": (b"]" * (2**20 + 2), "truncated or not a torch weight file"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "no end" else name for name in ODD]
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "no end" else name for name in INVALID]
 )
-def test_odd_tensors(tmp_path, tensors, name):
-    value, words = ODD[name]
+def test_invalid_tensors_are_rejected(tmp_path, tensors, name):
+    value, message = INVALID[name]
     path = save({"float64": tensors["float64"], "x": value}, tmp_path / "a.ckpt")
-    with pytest.raises(CheckpointError, match=words):
+    with pytest.raises(CheckpointError, match=message):
         opened(path)
 
 
-def test_many_names_of_the_same_entries(tmp_path):
-    """A few are as they should be, of tied weights."""
+def test_tensors_that_share_entries(tmp_path):
+    """A few are accepted, because weights may be tied. Many of them are rejected."""
     content = {"own": np.arange(24, dtype=np.float32), "again": view(0, (24,), (1,)), "part": view(6, (2, 3), (1, 2))}
-    found = opened(save(content, tmp_path / "a.ckpt"))
-    np.testing.assert_array_equal(found["again"], np.arange(24))
-    np.testing.assert_array_equal(found["part"], [[6, 8, 10], [7, 9, 11]])
+    result = opened(save(content, tmp_path / "a.ckpt"))
+    np.testing.assert_array_equal(result["again"], np.arange(24))
+    np.testing.assert_array_equal(result["part"], [[6, 8, 10], [7, 9, 11]])
     path = tmp_path / "a.ckpt"
     many = {f"x{i}": call("torch._utils._rebuild_tensor_v2", storage(10**5), 0, (10**5,), (1,)) for i in range(9)}
-    with pytest.raises(CheckpointError, match="its tensors are more than it has bytes for"):
+    with pytest.raises(CheckpointError, match="its tensors need more than its"):
         opened(save({"own": np.ones(10**5, np.float32)} | many, path))
 
 
-def test_what_is_compressed_is_not_unpacked(tmp_path):
+def test_compressed_files_are_not_unpacked(tmp_path):
     path = save({"x": np.zeros(10**6, np.float32)}, tmp_path / "bomb.ckpt", compressed=True)
     assert path.stat().st_size < 10**4
     tracemalloc.start()
-    with pytest.raises(CheckpointError, match="is compressed, as torch writes none, and is not unpacked"):
+    with pytest.raises(CheckpointError, match="is compressed, which torch's files are not, so it is not read"):
         opened(path)
     assert tracemalloc.get_traced_memory()[1] < 10**6
     tracemalloc.stop()
 
 
-# Files that are not what they are called
+# Files with wrong endings
 
 
 def test_mislabelled_files(tmp_path, tensors, small, small_folder):
@@ -218,24 +228,26 @@ def test_mislabelled_files(tmp_path, tensors, small, small_folder):
     files = {
         "a zip file": (tmp_path / "zip").read_bytes(),
         "a pickle": (tmp_path / "pickle").read_bytes(),
-        "the pointer to a file of Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n",
+        "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n",
         "a web page": b"\n<!DOCTYPE html><html></html>",
     }
-    for what, data in files.items():
+    for kind, data in files.items():
         (tmp_path / "a.safetensors").write_bytes(data)
-        with pytest.raises(CheckpointError, match=rf"a\.safetensors is {what}, expected a safetensors file; \w+"):
+        with pytest.raises(CheckpointError, match=rf"a\.safetensors is {kind}, expected a safetensors file; \w+"):
             Tensors(tmp_path, "a", None, str)
-        if what in ("a zip file", "a pickle"):
+        if kind in ("a zip file", "a pickle"):
             assert opened(tmp_path / "a.safetensors").keys() == floats.keys()
         else:
-            with pytest.raises(CheckpointError, match=rf"a\.safetensors is {what}, expected a safetensors file; \w+"):
+            with pytest.raises(CheckpointError, match=rf"a\.safetensors is {kind}, expected a safetensors file; \w+"):
                 load(tmp_path / "a.safetensors", config=small_folder, devices=small.devices)
             (tmp_path / "a.ckpt").write_bytes(data)
-            with pytest.raises(CheckpointError, match=rf"a\.ckpt is {what}, expected a pickle, as \.ckpt files are"):
+            with pytest.raises(
+                CheckpointError, match=rf"a\.ckpt is {kind}, expected a pickle, because its ending is \.ckpt"
+            ):
                 load(tmp_path / "a.ckpt", config=small_folder, devices=small.devices)
     (tmp_path / "a.ckpt").write_bytes((tmp_path / "real.safetensors").read_bytes())
     assert opened(tmp_path / "a.ckpt").keys() == floats.keys()
-    with pytest.raises(CheckpointError, match="a list, expected a dictionary of tensors"):
+    with pytest.raises(CheckpointError, match="contains a list, expected a dictionary of tensors"):
         opened(save([1], tmp_path / "a.ckpt"))
     (tmp_path / "a.ckpt").write_bytes(b"")
     with pytest.raises(CheckpointError, match="is missing or empty"):
@@ -248,12 +260,12 @@ def test_shards(tmp_path, tensors):
     for name in names:
         save({key: array for key, array in tensors.items() if places[key] == name}, tmp_path / name)
     tiny.write_json(tmp_path / "pytorch_model.bin.index.json", {"weight_map": places})
-    with PickledTensors(tmp_path, "pytorch_model", None, str) as found:
-        assert {name: found[name].tobytes() for name in found.shapes} == {k: a.tobytes() for k, a in tensors.items()}
+    with PickledTensors(tmp_path, "pytorch_model", None, str) as result:
+        assert {name: result[name].tobytes() for name in result.shapes} == {k: a.tobytes() for k, a in tensors.items()}
 
 
-def test_checkpoints_and_loras_are_told_apart(tmp_path, small, small_folder):
+def test_a_checkpoint_is_not_accepted_as_a_lora(tmp_path, small, small_folder):
     save_file(tiny.original(unet=tiny.UNET_1), tmp_path / "whole.safetensors")
-    with pytest.raises(CheckpointError, match=r"whole\.safetensors is no LoRA, but a whole checkpoint: .*load"):
+    with pytest.raises(CheckpointError, match=r"whole\.safetensors is not a LoRA but a checkpoint .*load"):
         merge_lora(small.models, tmp_path / "whole.safetensors")
     assert Tensors(tmp_path, "whole", None, str).sizes
