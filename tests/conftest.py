@@ -17,6 +17,7 @@ import jax
 import pytest
 from reference import cases
 from support import tiny
+from support.hub_cache import fill
 
 import sega_jax
 
@@ -150,6 +151,22 @@ def second(stages, first):
 @pytest.fixture(scope="session")
 def upscaler(stages, first):
     return sega_jax.load(stages["upscaler"], devices=first.devices)
+
+
+@pytest.fixture(scope="session")
+def hub_folder(tmp_path_factory):
+    """A Hugging Face home whose cache has tiny checkpoints under the names of published ones."""
+    return fill(tmp_path_factory.mktemp("hub"))
+
+
+@pytest.fixture
+def hub_cache(hub_folder, monkeypatch):
+    """Lets the processes that a test starts load these checkpoints, without a connection."""
+    monkeypatch.setenv("HF_HOME", str(hub_folder))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):  # they would come before HF_HOME
+        monkeypatch.delenv(name, raising=False)
+    return hub_folder
 
 
 @pytest.fixture(scope="session")

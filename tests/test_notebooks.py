@@ -11,6 +11,7 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 
 @pytest.mark.notebook
+@pytest.mark.usefixtures("hub_cache")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 def test_notebook_runs(path, small_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("SEGA_JAX_MODEL", os.environ.get("SEGA_JAX_NOTEBOOK_MODEL", str(small_folder)))

@@ -403,9 +403,10 @@ def stage(folder: Path, unet=STAGE_1, *, text=T5, scheduler=IF_SCHEDULER, safety
     return folder
 
 
-def upscaler(folder: Path, unet=X4["unet"]) -> Path:
-    """Writes a checkpoint of Stable Diffusion's x4 upscaler."""
-    checkpoint(folder, **X4 | {"unet": unet}, scheduler=X4_SCHEDULER)
+def upscaler(folder: Path, unet=X4["unet"], *, text=X4["text"]) -> Path:
+    """Writes a checkpoint of Stable Diffusion's x4 upscaler, whose tokenizer has the length of its text encoder."""
+    networks = X4 | {"unet": unet, "text": text}
+    checkpoint(folder, **networks, scheduler=X4_SCHEDULER, length=text["max_position_embeddings"])
     _write_scheduler(folder / "low_res_scheduler", {"_class_name": "DDPMScheduler", **UPSCALER_BETAS})
     index = json.loads((folder / "model_index.json").read_text())
     for name in ("feature_extractor", "requires_safety_checker", "safety_checker"):
@@ -416,7 +417,7 @@ def upscaler(folder: Path, unet=X4["unet"]) -> Path:
 
 
 def xl(folder: Path, *, unet=UNET_XL, vae=VAE, scheduler=EULER, text=TEXT, text_2=TEXT_XL_2, index=None) -> Path:
-    """Writes a checkpoint of Stable Diffusion XL."""
+    """Writes a checkpoint of Stable Diffusion XL, whose tokenizers have the length of its text encoders."""
     models = sdxl.Models.build(text, text_2, unet, vae)
     parts = {
         "text_encoder": (text, models.text_encoder, "model", "text_model."),
@@ -425,9 +426,9 @@ def xl(folder: Path, *, unet=UNET_XL, vae=VAE, scheduler=EULER, text=TEXT, text_
         "vae": (vae, models.vae, "diffusion_pytorch_model", ""),
     }
     _write(folder, parts, scheduler)
-    for part, pad in (("tokenizer", "<|endoftext|>"), ("tokenizer_2", "a")):
+    for part, config, pad in (("tokenizer", text, "<|endoftext|>"), ("tokenizer_2", text_2, "a")):
         (folder / part).mkdir()
-        tokenizer(folder / part, 12, pad)
+        tokenizer(folder / part, config["max_position_embeddings"], pad)
     names = {
         "_class_name": "StableDiffusionXLPipeline",
         "_diffusers_version": "0.42.1",
