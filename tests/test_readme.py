@@ -74,7 +74,7 @@ def environment(checkout, hub_cache, tmp_path_factory):
 def test_a_section_runs(section, checkout, environment):
     command = [checkout / ".venv" / "bin" / "python", "-P", readme.__file__, section]
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    done = subprocess.run(command, cwd=checkout, env=environment, check=False, **output)
+    done = subprocess.run(command, cwd=checkout, env=environment, check=False, timeout=600, **output)
     print(done.stdout)
     assert done.returncode == 0
 

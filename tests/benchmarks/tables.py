@@ -1,49 +1,306 @@
-"""A table in markdown of what `end_to_end.py` and `torch_sega.py` have measured.
+"""Prints the tables of measurements in markdown, from the JSON files that the benchmarks wrote.
 
-    python tests/benchmarks/tables.py tests/benchmarks/results/sd15_*.json
+    python tests/benchmarks/tables.py NAME        # prints one table; without NAME, their names
+    python tests/benchmarks/tables.py --write     # refreshes the tables in all markdown files
 
-Milliseconds a picture (medians), for each other file how many times as long as the first takes, then of the first the
-share of the arithmetic floor, the first call, and the peak memory.
+A table stands in a markdown file between two comments, and a test compares it with what this file prints:
+
+    <!-- NAME: python tests/benchmarks/tables.py NAME -->
+    <!-- end -->
+
+Times are medians. The floor is the time that the networks' arithmetic alone takes at the ceiling of bfloat16 matrix
+products, 796 TFLOP/s on an H200. Below each table stand the device, the versions and the commands that measured it.
 """
 
 import json
-import statistics
+import re
+import shlex
 import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-Cells = dict[tuple[int, int], dict[str, Any]]
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "tests" / "benchmarks" / "results"
+EVALUATION = ROOT / "sega_jax" / "demo" / "evaluation"
+MARKER = re.compile(r"<!-- (?P<name>[\w-]+): (?P<command>.*?) -->\n(?P<body>.*?)<!-- end -->", re.DOTALL)
+# The script of a result file, by the start of its name; a longer start comes before a shorter one.
+SCRIPTS = {"sd15_h200_torch": "torch_sega", "sd15": "end_to_end", "compile": "end_to_end", "profile": "profile_scopes"}
+# The options that result files record.
+OPTIONS = (
+    "parts", "stage", "mode", "concepts", "batch", "devices", "share", "rows", "seeds", "part", "steps", "repeat",
+    "bytes", "dtype", "support", "attention", "demo",
+)  # fmt: skip
+# Cells of the short table: (concepts, batch).
+CELLS = ((0, 1), (1, 1), (2, 1), (4, 1), (1, 4), (4, 4))
+# Words of the short table of edits.
+WORDS = ("glasses", "smile", "beard", "long hair", "red hair", "hat", "dark skin", "hoodie", "red clothes")
+WORDS += ("blue background",)
+CASES = {
+    "sdxl_h200": ("Stable Diffusion XL", 1024),
+    "deepfloyd_h200_batch1": ("DeepFloyd-IF, stage I", 64),
+    "deepfloyd_h200_batch4": ("DeepFloyd-IF, stage I", 64),
+    "deepfloyd_h200_stage2": ("DeepFloyd-IF, stage II", 256),
+    "deepfloyd_h200_upscaler": ("x4 upscaler", 1024),
+    "paella_h200_batch1": ("Paella", 256),
+    "paella_h200_batch4": ("Paella", 256),
+}
 
 
-def read(path: str) -> tuple[dict[str, Any], Cells]:
-    written = json.loads(Path(path).read_text())
-    return written["about"], {(row["concepts"], row["batch"]): row for row in written["found"]}
+def read(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text())
 
 
-def table(measured: list[tuple[dict[str, Any], Cells]]) -> str:
-    """Of the files' contents, the one to compare with first."""
-    (first, ours), *others = measured
+def about(name: str) -> dict[str, Any]:
+    """Returns the arguments, device and versions of a result file."""
+    result = read(name)
+    known = dict(result.get("about", result))
+    if name.startswith("scaling"):
+        known["devices"] = [row["devices"] for row in result["rows"]]
+    if name.startswith("deepfloyd"):
+        known["repeat"] = len(result["seconds"])
+    return known
 
-    def milliseconds(row: dict[str, Any] | None) -> float:
-        return 1e3 * statistics.median(row["seconds"]) / row["batch"] if row else float("nan")
 
-    names = [f"{about['backend']}, {about['dtype']}{', flags' * bool(about.get('flags'))}" for about, _ in measured]
-    head = ["n", "B", *names, "floor", "first call", "peak memory"]
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    for (n, batch), row in sorted(ours.items(), key=lambda item: item[0][::-1]):
-        own = milliseconds(row)
-        times = [milliseconds(cells.get((n, batch))) for _, cells in others]
-        compared = ["–" if other != other else f"{other:.0f} ms ({other / own:.1f}x)" for other in times]
-        share = row["floor"] / statistics.median(row["seconds"])
-        lines.append(
-            f"| {n} | {batch} | {own:.0f} ms | "
-            + "".join(f"{text} | " for text in compared)
-            + f"{share:.0%} | {row['first']:.1f} s | {row['peak_gib']:.2f} GiB |"
-        )
-    devices = {about["device"] for about, _ in measured}
-    versions = {about["versions"] for about, _ in measured}
-    return "\n".join([*lines, "", f"{first['steps']} steps, {'; '.join(sorted(devices | versions))}"])
+def command(name: str, before: str = "") -> str:
+    """Returns the command that wrote a result file, from the arguments that the file records."""
+    known = about(name)
+    script = next((script for start, script in SCRIPTS.items() if name.startswith(start)), name.split("_")[0])
+    words = [f"XLA_FLAGS={shlex.quote(known['flags'])}"] if known.get("flags") else []
+    words += [before] if before else []
+    words += ["python", f"tests/benchmarks/{script}.py"]
+    for option in OPTIONS:
+        value = known.get(option)
+        if isinstance(value, list):
+            value = ",".join(map(str, value))
+        if value is True:
+            words.append(f"--{option}")
+        elif value not in (None, False, ""):
+            words.append(f"--{option} {value}")
+    return " ".join([*words, "--json FILE"])
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], caption: str) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join([*(f"| {' | '.join(map(str, line))} |" for line in lines), "", caption])
+
+
+def measured(*names: str, before: str = "") -> str:
+    """Returns the caption of a table of these result files."""
+    devices = dict.fromkeys(about(name).get("device", "cpu") for name in names)
+    versions = dict.fromkeys(about(name).get("versions") or f"jax {about(name)['jax']}" for name in names)
+    commands = dict.fromkeys(f"`{command(name, before)}`" for name in names)
+    return f"{', '.join(devices)}; {'; '.join(versions)}. Measured by {', '.join(commands)}."
+
+
+def cells(name: str) -> dict[tuple[int, int], dict[str, Any]]:
+    return {(row["concepts"], row["batch"]): row for row in read(name)["found"]}
+
+
+def per_picture(row: dict[str, Any]) -> float:
+    return median(row["seconds"]) / row["batch"]
+
+
+def share(row: dict[str, Any]) -> str:
+    return f"{row['floor'] / median(row['seconds']):.0%}"
+
+
+def compared(row: dict[str, Any] | None, reference: dict[str, Any]) -> str:
+    """Returns milliseconds per picture, and how many times as long as the reference that is."""
+    if row is None:
+        return "–"
+    return f"{1e3 * per_picture(row):.0f} ms ({per_picture(row) / per_picture(reference):.1f}x)"
+
+
+def speed() -> str:
+    names = ("sd15_h200", "sd15_h200_torch_eager", "sd15_h200_torch_reduce-overhead")
+    ours, *others = map(cells, names)
+    rows = [
+        [*cell, f"{1e3 * per_picture(ours[cell]):.0f} ms"]
+        + [compared(other.get(cell), ours[cell]) for other in others]
+        + [share(ours[cell])]
+        for cell in CELLS
+    ]
+    head = ["concepts", "batch", "sega_jax", "diffusers", "diffusers, torch.compile", "share of the floor"]
+    return table(head, rows, measured(*names))
+
+
+def stable_diffusion() -> str:
+    columns = {
+        "sd15_h200_flags": "with flags",
+        "sd15_h200_float16": "float16",
+        "sd15_h200_torch_eager": "diffusers, float16",
+        "sd15_h200_torch_eager_bfloat16": "diffusers, bfloat16",
+        "sd15_h200_torch_reduce-overhead": "diffusers, float16, torch.compile",
+    }
+    ours, others = cells("sd15_h200"), [cells(name) for name in columns]
+    rows = []
+    for cell, row in sorted(ours.items(), key=lambda item: item[0][::-1]):
+        line = [*cell, f"{1e3 * per_picture(row):.0f} ms", *(compared(other.get(cell), row) for other in others)]
+        rows.append([*line, share(row), f"{row['first']:.1f} s", f"{row['peak_gib']:.1f} GiB"])
+    head = ["concepts", "batch", "bfloat16", *columns.values(), "share of the floor", "first call", "peak memory"]
+    return table(head, rows, measured("sd15_h200", *columns))
+
+
+def systems(*names: str) -> str:
+    rows = []
+    for name in names:
+        row, (title, pixels) = read(name), CASES[name]
+        line = [title, pixels, row["steps"], row["batch"], f"{per_picture(row):.2f} s", share(row)]
+        rows.append([*line, f"{row['peak_gib']:.1f} GiB", f"{row['first']:.0f} s"])
+    head = ["", "pixels", "steps", "batch", "per picture", "share of the floor", "peak memory", "first call"]
+    return table(head, rows, measured(*names))
+
+
+def compilation() -> str:
+    cold, cached = cells("compile_h200_cold"), cells("compile_h200_cached")
+    rows = [[n, batch, *(f"{c[n, batch]['first']:.1f} s" for c in (cold, cached))] for n, batch in cold]
+    cache = "JAX_COMPILATION_CACHE_DIR=FOLDER JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0"
+    caption = measured("compile_h200_cold", "compile_h200_cached", before=cache)
+    return table(["concepts", "batch", "first call, nothing cached", "in the next process"], rows, caption)
+
+
+def startup() -> str:
+    load, compiled = read("startup_cpu_load")["found"], read("startup_cpu_compile")["found"]
+    beyond = median(load["import"]["both"]) - median(load["import"]["jax"])
+    times = {(row["form"], row["what"], row["cold"]): f"{median(row['seconds']):.1f} s" for row in load["load"]}
+    rows = [["`import sega_jax`, CPU seconds beyond `import jax`", f"{beyond:.2f} s", ""]]
+    for form in ("safetensors", "orbax"):
+        for what, words in (("read", "reading the files alone"), ("load", "`load`")):
+            rows.append([f"{words}, {form}", times[form, what, True], times[form, what, False]])
+    seconds = [f"{compiled[state]['compiling']:.1f} s" for state in ("cold", "cached")]
+    rows.append(["`pipe.compile`, the programs alone", *seconds])
+    head = ["", "files on the disk, nothing cached", "files in memory, programs cached"]
+    return table(head, rows, measured("startup_cpu_load", "startup_cpu_compile"))
+
+
+def demo() -> str:
+    rows = [
+        [n, batch, *(f"{median(row[name]):.2f} s" for name in ("seconds", "torch"))]
+        for (n, batch), row in sorted(cells("demo_cpu").items(), key=lambda item: item[0][::-1])
+    ]
+    return table(["concepts", "batch", "sega_jax", "diffusers"], rows, measured("demo_cpu"))
+
+
+def scaling(name: str) -> str:
+    rows = []
+    for row in read(name)["rows"]:
+        shares = [f"{row[name]:.1%}" for name in ("efficiency", "outside")]
+        line = [row["devices"], f"{row['pictures_per_second']:.2f}", *shares]
+        rows.append([*line, f"{row['difference']:g}" if "difference" in row else "–"])
+    head = ["GPUs", "pictures per second", "efficiency", "time outside the programs", "difference of the latents"]
+    return table(head, rows, measured(name))
+
+
+def sweep() -> str:
+    rows = []
+    for row in read("sweep_h200")["found"]:
+        title = {True: "sweep", False: "sweep without sharing", None: "single calls"}[row.get("shared")]
+        rows.append([title, f"{row['pictures'] / row['seconds']:.2f}", f"{row['evaluations'] / row['pictures']:.1f}"])
+    return table(["", "pictures per second", "UNet evaluations per picture"], rows, measured("sweep_h200"))
+
+
+def sweep_scaling() -> str:
+    rows = [
+        [row["devices"], f"{row['pictures'] / row['seconds']:.2f}", f"{row['efficiency']:.1%}", row["different"]]
+        for row in read("sweep_scaling_h200")["found"]
+    ]
+    head = ["GPUs", "pictures per second", "efficiency", "pictures unlike those of one GPU"]
+    return table(head, rows, measured("sweep_scaling_h200"))
+
+
+def precision() -> str:
+    found = read("precision_h200")["found"]
+    middle = {name: median(row[name] for row in found) for name in found[0]}
+    rows = [
+        [row["seed"], f"{row['decibels']:.1f} dB", f"{row['flipped_first']:.0%}", f"{row['flipped']:.0%}"]
+        for row in [*found, middle | {"seed": "median"}]
+    ]
+    head = ["seed", "PSNR", "positions edited in one dtype alone, first call", "the same, all calls"]
+    return table(head, rows, measured("precision_h200"))
+
+
+def overhead() -> str:
+    rows = [
+        [n, batch, *(f"{1e3 * median(row[name]):.0f} ms" for name in ("seconds", "bare")), f"{row['over']:.1%}"]
+        for (n, batch), row in cells("overhead_h200").items()
+    ]
+    head = ["concepts", "batch", "pipeline", "scan of the UNet alone", "overhead"]
+    return table(head, rows, measured("overhead_h200"))
+
+
+def profile(kind: str) -> str:
+    """Returns the time by "kernel" or "layer"."""
+    found = read("profile_h200")["found"]
+    columns = [row[kind] for row in found]
+    totals = [sum(part["ms"] for part in column.values()) for column in columns]
+    rows = [
+        [
+            name,
+            *(
+                f"{c[name]['ms']:.1f} ms ({c[name]['ms'] / total:.1%})"
+                for c, total in zip(columns, totals, strict=True)
+            ),
+        ]
+        for name in columns[0]
+    ]
+    return table([kind, *(f"concepts: {row['concepts']}" for row in found)], rows, measured("profile_h200"))
+
+
+def edits(name: str) -> str:
+    """Returns the rows of `WORDS` and the mean from the first table that `sega_jax.demo.evaluate.report` wrote."""
+    text = (EVALUATION / f"{name}.md").read_text()
+    head, _, *rows = [line for line in text.split("\n## ")[1].splitlines() if line.startswith("|")]
+    lines = [line.strip("| ").split(" | ") for line in (head, *rows)]
+    lines[-1][0] = f"**mean of all {len(rows) - 1} words**"
+    (settings,) = re.findall(r"^\(edits: (.*)\)$", text, re.MULTILINE)
+    caption = f"{settings}. {text.splitlines()[0]}"
+    return table(lines[0], [line for line in lines[1:-1] if line[0] in WORDS] + lines[-1:], caption)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "speed": speed,
+    "systems": partial(systems, *CASES),
+    "stable-diffusion": stable_diffusion,
+    **{kind: partial(systems, *[n for n in CASES if n.startswith(kind)]) for kind in ("sdxl", "deepfloyd", "paella")},
+    "compilation": compilation,
+    "startup": startup,
+    "demo": demo,
+    "scaling": partial(scaling, "scaling_h200"),
+    "scaling-four": partial(scaling, "scaling_h200_x4"),
+    "sweep": sweep,
+    "sweep-scaling": sweep_scaling,
+    "precision": precision,
+    "overhead": overhead,
+    "profile-kernels": partial(profile, "kernel"),
+    "profile-layers": partial(profile, "layer"),
+    "edits": partial(edits, "tables"),
+    "edits-paella": partial(edits, "paella"),
+}
+
+
+def markdown_files() -> list[Path]:
+    paths = sorted(ROOT.rglob("*.md"))
+    return [path for path in paths if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)]
+
+
+def refreshed(text: str) -> str:
+    """Returns a markdown text with its tables as they are printed now."""
+
+    def one(match: re.Match[str]) -> str:
+        name = match["name"]
+        return f"<!-- {name}: python tests/benchmarks/tables.py {name} -->\n\n{TABLES[name]()}\n\n<!-- end -->"
+
+    return MARKER.sub(one, text)
 
 
 if __name__ == "__main__":
-    print(table([read(path) for path in sys.argv[1:]]))
+    if sys.argv[1:] == ["--write"]:
+        for path in markdown_files():
+            path.write_text(refreshed(path.read_text()))
+    elif sys.argv[1:]:
+        print(TABLES[sys.argv[1]]())
+    else:
+        print("\n".join(TABLES))

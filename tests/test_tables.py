@@ -1,0 +1,43 @@
+"""The tables in markdown files are those that their generators print from the results of the benchmarks."""
+
+import json
+import re
+
+import pytest
+from benchmarks import tables
+
+from sega_jax.demo.evaluate import report
+
+FILES = {
+    str(path.relative_to(tables.ROOT)): path for path in tables.markdown_files() if "<!-- end -->" in path.read_text()
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_tables_are_what_is_printed(name):
+    text = FILES[name].read_text()
+    assert text == tables.refreshed(text), "run python tests/benchmarks/tables.py --write"
+    assert len(tables.MARKER.findall(text)) == text.count("<!-- end -->")
+
+
+@pytest.mark.parametrize("name", tables.TABLES)
+def test_every_table_names_its_command_and_versions(name):
+    head, rule, *rows, blank, caption = tables.TABLES[name]().splitlines()
+    assert rows
+    assert not blank
+    assert {line.count("|") for line in (head, rule, *rows)} == {head.count("|")}
+    assert re.search(r"`.*python (tests/benchmarks/\w+\.py|-m [\w.]+)", caption)
+    assert "jax " in caption
+
+
+def test_a_changed_number_is_seen():
+    text = tables.refreshed("Before\n\n<!-- speed: command -->\n<!-- end -->\n\nAfter\n")
+    assert "432 ms" in text
+    assert text.startswith("Before\n\n<!-- speed: python tests/benchmarks/tables.py speed -->\n\n|")
+    assert tables.refreshed(text) == text
+    assert tables.refreshed(text.replace("432 ms", "423 ms")) == text
+
+
+@pytest.mark.parametrize("path", sorted(tables.EVALUATION.glob("*.json")), ids=lambda path: path.name)
+def test_evaluations_are_those_of_their_results(path):
+    assert path.with_suffix(".md").read_text() == report.tables(json.loads(path.read_text()))
