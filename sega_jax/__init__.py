@@ -72,7 +72,7 @@ if TYPE_CHECKING:
 # One `Pipeline` class serves all families; this is its name where Paella had a class of its own.
 PaellaPipeline = Pipeline
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # These modules are imported at the first use of a name, because most programs do without them.
 _DIFFUSERS_API = {

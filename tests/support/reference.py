@@ -30,8 +30,9 @@ from sega_jax.systems.registry import systems
 
 ROOT = Path(sega_jax.__file__).parent
 PACKAGES = (sega_jax, sega_jax.sweep, sega_jax.diffusers_api)  # all their names are public
-# Types of what the public functions return, apart from the modules that the architecture page names.
-RETURNED = ["pipelines.loaded_checkpoint", "pipelines.pure", "pipelines.execution.compile_report"]
+# Modules with bases of public classes and with returned types, apart from those that the architecture page names.
+FURTHER = ["pipelines.loaded_checkpoint", "pipelines.pure", "pipelines.execution.compile_report"]
+FURTHER += ["diffusers_api.base", "diffusers_api.switches"]
 # The order of public names on a page, by the modules that define them.
 ORDER = ["pipelines.loading", "pipelines.pipeline", "method.guidance.edits", "pipelines", "method.guidance"]
 ORDER += ["diffusers_api", "text", "systems", "method"]
@@ -47,7 +48,7 @@ def page_modules() -> list[str]:
 
 def module_names() -> list[str]:
     """Returns the names of all modules that have a page."""
-    inner = [f"sega_jax.{name}" for name in dict.fromkeys([*page_modules(), *RETURNED])]
+    inner = [f"sega_jax.{name}" for name in dict.fromkeys([*page_modules(), *FURTHER])]
     return [*(package.__name__ for package in PACKAGES), *inner]
 
 
