@@ -31,17 +31,18 @@ JUNK = re.compile(rf"{CACHES}|(^|/)(build|dist|sega-jax-out)/|~$|\.log$")
 
 
 def test_the_package_depends_on_no_torch():
-    found, waiting = set(), ["sega_jax"]
+    dependencies, waiting = set(), ["sega_jax"]
     while waiting:
         name = waiting.pop()
         for line in importlib.metadata.requires(name) or []:
             requirement = Requirement(line)
             needed = canonicalize_name(requirement.name)
-            if needed not in found and (requirement.marker is None or requirement.marker.evaluate({"extra": ""})):
-                found.add(needed)
+            applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+            if applies and needed not in dependencies:
+                dependencies.add(needed)
                 waiting.append(needed)
-    assert {"jax", "flax", "optax", "safetensors", "numpy"} <= found
-    assert not {"torch", "diffusers", "accelerate"} & found
+    assert {"jax", "flax", "optax", "safetensors", "numpy"} <= dependencies
+    assert not {"torch", "diffusers", "accelerate"} & dependencies
 
 
 def parameters(module):
