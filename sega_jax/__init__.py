@@ -69,12 +69,12 @@ if TYPE_CHECKING:
         SemanticStableDiffusionXLPipelineOutput as SemanticStableDiffusionXLPipelineOutput,
     )
 
-# One `Pipeline` class serves all families; this is its name where Paella had a class of its own.
+# Paella once had its own class. One `Pipeline` class now serves all families.
 PaellaPipeline = Pipeline
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
-# These modules are imported at the first use of a name, because most programs do without them.
+# These names import their modules at the first use, because most programs do not need them.
 _DIFFUSERS_API = {
     "SemanticIFPipeline": "deepfloyd",
     "SemanticIFPipelineOutput": "deepfloyd",

@@ -1,9 +1,9 @@
-"""Settings for every test, made before any device is touched: strictness, and eight devices of one CPU."""
+"""Fixtures, and settings for all tests: strict JAX, and eight virtual devices on the CPU."""
 
 import os
 
-# A program of a test runs a few times: to optimise it, or to split it among threads, would take longer than it saves,
-# and so do the newer emitters of fused loops. Before JAX reads it.
+# Tests run each program only a few times, so optimising it, splitting its compilation among threads, or using the newer
+# emitters of fused loops would take longer than it saves. JAX reads these variables when it is imported.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1 --xla_cpu_parallel_codegen_split_count=1"
@@ -28,7 +28,7 @@ jax.config.update("jax_default_matmul_precision", "float32")
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Leaves out tests/parity, whose files import torch, unless an argument names it or `-m` asks for it."""
+    """Ignores tests/parity, whose files import torch, unless an argument names it or `-m` selects it."""
     if collection_path == Path(__file__).parent / "parity" and "parity" not in config.option.markexpr:
         return True
     return None
@@ -36,12 +36,13 @@ def pytest_ignore_collect(collection_path, config):
 
 @pytest.fixture(scope="session")
 def one_device():
+    """The first of the eight devices, in a list."""
     return jax.local_devices()[:1]
 
 
 @pytest.fixture(scope="module")
 def one_by_default(one_device):
-    """What names no devices runs on one, as on most machines, by programs that other tests have compiled."""
+    """Makes pipelines use one device by default, as on most machines, so that they share compiled programs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "local_devices", lambda *_, **__: one_device)
         yield
@@ -49,7 +50,7 @@ def one_by_default(one_device):
 
 @pytest.fixture(scope="module")
 def optimised():
-    """Programs that run often, or draw many pictures, are worth some optimisation."""
+    """Turns XLA's optimisations on, for programs that run often or make many pictures."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
@@ -57,7 +58,7 @@ def optimised():
 
 @pytest.fixture(scope="session", autouse=True)
 def _compile_once(tmp_path_factory):
-    """Tests that build the same small program share its compilation, in other processes of the same run, too."""
+    """Caches compiled programs on disk, so that all tests and processes of a run compile each program once."""
     run = tmp_path_factory.getbasetemp()
     run = run.parent if "PYTEST_XDIST_WORKER" in os.environ else run
     jax.config.update("jax_compilation_cache_dir", str(run / "xla"))
@@ -66,30 +67,31 @@ def _compile_once(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """A small checkpoint with DDIM."""
+    """The folder of a small Stable Diffusion checkpoint with DDIM."""
     return tiny.checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny")
 
 
 @pytest.fixture(scope="session")
 def pipe(folder, one_device):
-    """Its pipeline, in float32 on one device."""
+    """The pipeline of `folder`, in float32 on one device."""
     return sega_jax.load(folder, devices=one_device)
 
 
 @pytest.fixture(scope="session")
 def small_folder(tmp_path_factory):
-    """A checkpoint whose UNet has one level."""
+    """The folder of a checkpoint whose UNet has one level."""
     return tiny.checkpoint(tmp_path_factory.mktemp("checkpoints") / "small", unet=tiny.UNET_1)
 
 
 @pytest.fixture(scope="session")
 def small(small_folder, one_device):
+    """The pipeline of `small_folder`."""
     return sega_jax.load(small_folder, devices=one_device)
 
 
 @pytest.fixture(scope="session")
 def least_folder(tmp_path_factory):
-    """A checkpoint of the smallest networks, for what runs many programs."""
+    """The folder of a checkpoint with the smallest networks, for tests that compile many programs."""
     text = tiny.TEXT | {"num_hidden_layers": 1}
     folder = tmp_path_factory.mktemp("checkpoints") / "least"
     return tiny.checkpoint(folder, unet=tiny.UNET_0, vae=tiny.VAE_1, text=text)
@@ -97,12 +99,13 @@ def least_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def least(least_folder, one_device):
+    """The pipeline of `least_folder`."""
     return sega_jax.load(least_folder, devices=one_device)
 
 
 @pytest.fixture(scope="session")
 def least_xl_folder(tmp_path_factory):
-    """A checkpoint of Stable Diffusion XL with the smallest networks."""
+    """The folder of an SDXL checkpoint with the smallest networks."""
     levels = ("block_out_channels", "down_block_types", "up_block_types")
     unet = tiny.UNET_XL | {name: tiny.UNET_0[name] for name in levels}
     unet |= {"attention_head_dim": 2, "transformer_layers_per_block": 1}
@@ -111,23 +114,25 @@ def least_xl_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def least_xl(least_xl_folder, one_device):
+    """The pipeline of `least_xl_folder`."""
     return sega_jax.load(least_xl_folder, devices=one_device)
 
 
 @pytest.fixture(scope="session")
 def paella_folder(tmp_path_factory):
-    """A checkpoint of Paella."""
+    """The folder of a small Paella checkpoint."""
     return tiny.paella(tmp_path_factory.mktemp("checkpoints") / "paella")
 
 
 @pytest.fixture(scope="session")
 def paella(paella_folder, one_device):
+    """The pipeline of `paella_folder`."""
     return sega_jax.load(paella_folder, devices=one_device)
 
 
 @pytest.fixture(scope="session")
 def stages(tmp_path_factory):
-    """The folders of DeepFloyd-IF's two stages, the second without a text encoder, and of the x4 upscaler."""
+    """The folders of both DeepFloyd-IF stages (the second has no text encoder) and of the x4 upscaler, by name."""
     folder = tmp_path_factory.mktemp("stages")
     return {
         "stage1": tiny.stage(folder / "1"),
@@ -138,18 +143,20 @@ def stages(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def first(stages, one_device):
+    """The pipeline of DeepFloyd-IF's first stage."""
     return sega_jax.load(stages["stage1"], devices=one_device)
 
 
 @pytest.fixture(scope="session")
 def second(stages, first):
-    """The second stage with the text encoder of the first."""
+    """The pipeline of the second stage, with the text encoder of the first."""
     text = {"text_encoder": first.models.text_encoder, "tokenizer": first.tokenizer}
     return sega_jax.load(stages["stage2"], devices=first.devices, **text)
 
 
 @pytest.fixture(scope="session")
 def upscaler(stages, first):
+    """The pipeline of the x4 upscaler."""
     return sega_jax.load(stages["upscaler"], devices=first.devices)
 
 
@@ -171,7 +178,7 @@ def hub_cache(hub_folder, monkeypatch):
 
 @pytest.fixture(scope="session")
 def recorded_pipe(tmp_path_factory, one_device):
-    """Loads the pipeline of a recorded checkpoint, by its name in `reference/cases.py`."""
+    """A function that loads the pipeline of a recorded checkpoint by its name in `reference/cases.py`."""
 
     @cache
     def load(name):
@@ -184,7 +191,7 @@ def recorded_pipe(tmp_path_factory, one_device):
 
 @pytest.fixture
 def compilations():
-    """A list that grows by an entry whenever XLA builds a program, or takes one from the cache on disk."""
+    """A list that gets an entry whenever XLA compiles a program or reads one from the cache on disk."""
     built = []
 
     def listen(event, duration, **_):

@@ -1,5 +1,5 @@
-"""Every cell of the table of features has a small test: the feature changes something, or it is refused before anything
-runs. The tests of a feature's own room say more about it.
+"""Checks every cell of the table of features: a supported feature changes the result, and an unsupported one is refused
+before anything runs. Detailed tests of a feature are in the folder of its code.
 """
 
 import re
@@ -30,12 +30,12 @@ pytestmark = [
 ]
 
 
-def test_no_cell_is_missing():
-    """A new argument, setting, option or family needs a cell."""
+def test_the_table_is_complete():
+    """The table has a cell for every argument, setting, option and family."""
     calls = {family: arguments(systems()[family].call) for family in FAMILIES}
     assert set(FAMILIES) == set(systems())
     assert set(CALLS) == {name for declared in calls.values() for name in declared}
-    # Which stages the edits guide is a question of cascades alone (`tests/sweep/test_cascade.py`).
+    # Only cascades have "edited", the stages that the edits guide (`tests/sweep/test_cascade.py`).
     assert {*SWEEPS, "edited"} == set(fields.names())
     options = {name for system in systems().values() for name in shell.shell_arguments(system.call)}
     assert set(SHELLS) == options | set(ADAPTERS)
@@ -45,16 +45,16 @@ def test_no_cell_is_missing():
         assert {name for name, cells in CALLS.items() if cells[family] == WORKS} == set(declared)
 
 
-# What a cell is tried on
+# Pipelines and arguments to check a cell with
 
 
 RNG = np.random.default_rng(0)
 SMALL, OTHER = RNG.random((2, 8, 8, 3))
 HAT, STRONG = Edit("hat", warmup=0, threshold=0.5), Edit("hat", scale=90, warmup=0)
-# In diffusers' semantics the momentum of the first waits for the second.
+# In diffusers' semantics the first concept's momentum waits for the second concept's warm-up.
 CLOCKS = {"edits": [HAT, Edit("bow", warmup=2)], "momentum_scale": 1.0, "steps": 3}
 BASE = {"prompt": "cat", "edits": HAT, "steps": 2, "seed": 3, "progress": False}
-# By family: the fixture of its pipeline, and arguments of every call.
+# The fixture of each family's pipeline, and the arguments of all its calls.
 PIPES = {
     "stable_diffusion": ("least", {"output": "latent"}),
     "x4_upscaler": ("upscaler", {"output": "latent", "image": SMALL}),
@@ -66,7 +66,7 @@ PIPES = {
 
 
 class Bench:
-    """A family's pipeline, and the picture that a feature should change."""
+    """A family's pipeline, and the picture that a feature has to change."""
 
     def __init__(self, family, pipe, folder, files):
         self.family, self.pipe, self.folder, self.files = family, pipe, folder, files
@@ -87,14 +87,14 @@ class Bench:
         return np.random.default_rng(1).standard_normal((*axes, *self.shape), np.float32)
 
     def load(self, **options):
-        """Loads the checkpoint again, on the same devices, whose programs come along."""
+        """Loads the checkpoint again on the same devices, which share their compiled programs."""
         if self.family == "deepfloyd_stage_2":
             options |= {"text_encoder": self.pipe.models.text_encoder, "tokenizer": self.pipe.tokenizer}
         return load(self.folder, **{"devices": self.pipe.devices} | options)
 
     @cached_property
     def random(self):
-        """A pipeline and arguments with which the solver draws noise at every call."""
+        """A pipeline whose solver draws noise at every call, and the arguments for that."""
         if self.family in ("deepfloyd_stage_1", "deepfloyd_stage_2", "paella"):
             return self.pipe, {}
         return self.ddim, {"eta": 1.0}
@@ -108,7 +108,7 @@ class Bench:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Pictures of 8 pixels, and one of 16 x 8; words of textual inversion."""
+    """Pictures of 8 x 8, 16 x 8 and 8 x 16 pixels, and files of textual inversion."""
     where, rng = tmp_path_factory.mktemp("files"), np.random.default_rng(0)
     for name, shape in {"a": (8, 8, 3), "b": (8, 8, 3), "tall": (16, 8, 3), "wide": (8, 16, 3)}.items():
         Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(where / f"{name}.png")
@@ -139,7 +139,7 @@ def bench(family, request, benches, files):
 
 def lora(bench):
     if bench.family == "paella":
-        return bench.files / "toy.safetensors"  # LoRAs are refused before the file is read
+        return bench.files / "toy.safetensors"  # the family refuses LoRAs before it reads the file
     path = bench.files / f"{bench.family}.safetensors"
     return path if path.exists() else loras.write(path, bench.pipe.models, {"unet": ["time_embedding.linear_1"]})
 
@@ -152,14 +152,15 @@ def word(bench):
 
 
 def sized(bench, height, width):
-    """Arguments for a picture of so many times the usual height and width."""
+    """Returns arguments for a picture of so many times the default height and width."""
     sizes = bench.pipe.system.sampler.sizes(bench.pipe.models)
     side = sizes.factor * bench.shape[0]
     image = {"image": np.resize(SMALL, (8 * height, 8 * width, 3))} if sizes.enlarges else {}
     return {"height": side * height, "width": side * width} | image
 
 
-# By argument: a call that it changes, and the one without it where that is not the plain one; or functions of a bench.
+# For each argument a call that uses it, and a call to compare it with if that is not `Bench.plain`. A call may be a
+# function of a bench.
 CHANGES = {
     "prompt": [{"prompt": "dog"}],
     "edits": [{"edits": Edit("bow", warmup=0)}],
@@ -216,7 +217,7 @@ def check_output(bench):
 
 
 def check_noise(bench):
-    """Noise that the seed does not draw; see tests/pipelines/test_noise.py."""
+    """Other noise makes other pictures; tests/pipelines/test_noise.py has the details."""
     pipe, call = bench.random
     drawn = bench.make(pipe, record=True, record_noise=True, **call)
     given = bench.make(pipe, noise=jax.tree.map(lambda noise: noise[::-1], drawn.record.noise), **call)
@@ -238,7 +239,7 @@ def check_recorded_noise(bench):
 
 
 def check_replay(bench):
-    """Without edits; see tests/pipelines/test_replay.py."""
+    """Replayed guidance changes a picture without edits; tests/pipelines/test_replay.py has the details."""
     guidance = np.abs(bench.noise(1, 2)) * 30
     plain, replayed = (bench.make(edits=(), replay=share * guidance).images for share in (0, 1))
     assert (plain != replayed).any()
@@ -276,7 +277,7 @@ def check_eta(bench):
 
 
 def check_rows_at_once(bench):
-    """Another program, with equal pictures up to rounding."""
+    """Predictions in parts give the same pictures up to rounding."""
     made = [bench.make(images_per_prompt=2, rows_at_once=rows) for rows in (1, 2)]
     np.testing.assert_allclose(made[0].images, made[1].images, rtol=1e-3, atol=1e-3)
     chosen = [bench.pipe.prepare(**bench.call, rows_at_once=rows).static.own.rows_at_once for rows in (1, 2)]
@@ -319,7 +320,7 @@ def check_call(bench, name, capsys):
     return None
 
 
-# What there is besides the arguments of calls
+# Features other than arguments of calls
 
 
 def check_lora(bench):
@@ -327,14 +328,14 @@ def check_lora(bench):
 
 
 def check_words(bench):
-    """The new word is read as letters without its vectors."""
+    """Vectors of a new word change the picture; without them its letters are read."""
     call = {"prompt": "a <toy>"}
     made = bench.make(bench.load(textual_inversion=word(bench)), **call).images
     assert (made != bench.make(**call).images).any()
 
 
 def check_scheduler(bench):
-    """With the same solver, which is the same program; other solvers are in tests/method/test_solvers.py."""
+    """Another spacing of the timesteps, with the same program; tests/method/test_solvers.py has other solvers."""
     scheduler = bench.pipe.scheduler.config | {"timestep_spacing": "trailing"}
     assert (bench.make(bench.load(scheduler=scheduler)).images != bench.plain).any()
 
@@ -350,13 +351,13 @@ def single_files(family, where):
 
 
 def check_single_file(bench, where):
-    """It has the weights of the folder, to the bit."""
+    """A single file gives exactly the weights of the folder."""
     path, folder = single_files(bench.family, where)
     assert same(load(path, config=folder, devices=bench.pipe.devices), load(folder, devices=bench.pipe.devices))
 
 
 def check_devices(bench):
-    """Each of two devices makes the picture that one of them makes alone."""
+    """Two devices make the pictures that each makes alone."""
     pipe = bench.load(devices=jax.devices()[:2])
     made = bench.make(pipe, images_per_prompt=2).images
     alone = np.concatenate([bench.make(seed=seed).images for seed in (3, 4)])
@@ -364,14 +365,14 @@ def check_devices(bench):
 
 
 def check_encode(bench):
-    """Words and their conditioning are the same prompt, and the same concept."""
+    """Encoded words can replace words as prompts and as concepts."""
     cat, hat = bench.pipe.encode("cat"), bench.pipe.encode("hat")
     made = bench.make(prompt=cat, edits=Edit(hat, warmup=0, threshold=0.5)).images
     np.testing.assert_array_equal(made, bench.plain)
 
 
 def check_function(bench):
-    """Traced only; tests/systems/test_programs.py compares the pictures with those of calls."""
+    """Traces the pure function only; tests/systems/test_programs.py compares its pictures with a call's."""
     function, given = bench.pipe.as_function(**{**bench.call, "output": "float"})
     made = jax.eval_shape(function, **given)
     factor = bench.pipe.system.sampler.sizes(bench.pipe.models).factor
@@ -403,7 +404,7 @@ def refused_beside(bench, name, where):
 
 # Sweeps
 
-# By setting: two values, and what else the call has.
+# For each setting two values, and further arguments of the call.
 AXES = {
     "prompt": (["cat", "dog"], {}),
     "negative_prompt": (["bad", "worse"], {}),
@@ -440,15 +441,15 @@ AXES = {
 
 
 def planned(bench, name):
-    """Plans two pictures, which differ in one setting alone."""
+    """Plans two pictures that differ only in one setting."""
     blocks = {}
     call = {"prompt": "a cat", "steps": 4}
     if bench.family in ENLARGING:
         call["image"] = "a.png"
     if name in ("height", "width"):
         side = bench.pipe.system.sampler.sizes(bench.pipe.models)
-        usual = (side.default or (32, 32))[["height", "width"].index(name)]
-        blocks[name] = [usual, 2 * usual]
+        default = (side.default or (32, 32))[["height", "width"].index(name)]
+        blocks[name] = [default, 2 * default]
         if bench.family in ENLARGING:
             blocks["image"] = ["a.png", "tall.png" if name == "height" else "wide.png"]
     else:
@@ -458,12 +459,12 @@ def planned(bench, name):
         call |= {key: value for key, value in others.items() if key == "scheduler" or CALLS[key][bench.family] == WORKS}
     call = {key: value for key, value in call.items() if key not in blocks}
     model = {"source": str(bench.folder)}
-    said = sweep.Sweep(model=model, call=call, edits={"hat": {"warmup": 1}}, zip=blocks, folder=bench.files)
-    return sweep.plan(said, sweep.Facts.of(said))
+    two = sweep.Sweep(model=model, call=call, edits={"hat": {"warmup": 1}}, zip=blocks, folder=bench.files)
+    return sweep.plan(two, sweep.Facts.of(two))
 
 
 def check_sweep(bench, name):
-    """Two pictures of their own names, whose points differ in this setting."""
+    """The plan has two pictures, whose points differ in this setting."""
     plan = planned(bench, name)
     assert plan.counts.pictures == 2
     points = [plan.point(i) for i in range(2)]
@@ -483,7 +484,7 @@ def check_sweep(bench, name):
 
 
 def check_shell(bench, name):
-    """There is an option, of which the text of a value is read as the value."""
+    """The option exists, and reads the text of a value as that value."""
     system = bench.pipe.system
     if name in ADAPTERS:
         return check_adapters(system, {name: "a file"})
@@ -521,29 +522,29 @@ def test_the_shell_needs_a_picture_to_enlarge(bench):
         stages.check_family(bench.pipe.system, "MODEL", {})
 
 
-# Arguments that make no sense, alone or together
+# Arguments that are invalid, alone or together
 
-ENDLESS = 10**400  # too large for a float
+HUGE = 10**400  # too large for a float
 BLACK = np.zeros((8, 8, 3))
-NONSENSE = [
-    ({"steps": ENDLESS}, "steps=10{50,}... should be from 1 to"),
+INVALID = [
+    ({"steps": HUGE}, "steps=10{50,}... should be from 1 to"),
     ({"images_per_prompt": 10**30}, "images_per_prompt=10{30} should be from 1 to 65536"),
     ({"guidance_scale": 1e39}, r"guidance_scale=1e\+39 is beyond the range of float32; give at most 3.4e\+38 in size"),
-    ({"guidance_scale": ENDLESS}, "guidance_scale=10+... is beyond the range of float32"),
+    ({"guidance_scale": HUGE}, "guidance_scale=10+... is beyond the range of float32"),
     ({"guidance_scale": float("nan")}, "guidance_scale=nan should be a finite number"),
     ({"guidance_scale": [float("inf")]}, "guidance_scale=inf should be a finite number"),
-    ({"momentum_scale": ENDLESS}, r"momentum_scale=10+... should be a number in \[0, 1\]"),
-    ({"height": ENDLESS}, "height=10+... should be from 1 to 1048576"),
-    ({"guidance_rescale": ENDLESS}, r"guidance_rescale=10+... should be a number in \[0, 1\]"),
+    ({"momentum_scale": HUGE}, r"momentum_scale=10+... should be a number in \[0, 1\]"),
+    ({"height": HUGE}, "height=10+... should be from 1 to 1048576"),
+    ({"guidance_rescale": HUGE}, r"guidance_rescale=10+... should be a number in \[0, 1\]"),
     ({"tiled": 2**70}, "tiled=1180591620717411303424 should be from 1 to 1048576"),
     ({"strength": float("nan")}, r"strength=nan should be a number in \[0, 1\]"),
-    ({"original_size": (ENDLESS, 1)}, "original_size=10+... should be from 1 to 1048576"),
+    ({"original_size": (HUGE, 1)}, "original_size=10+... should be from 1 to 1048576"),
     ({"crops_top_left": (0, 2**70)}, "crops_top_left=1180591620717411303424 should be from 0 to 1048576"),
     ({"temperature": (1e39, 1.0)}, r"temperature=1e\+39 is beyond the range of float32"),
-    ({"influence": ENDLESS}, "influence=10+... is beyond the range of float32"),
+    ({"influence": HUGE}, "influence=10+... is beyond the range of float32"),
     ({"tokens": [[1], [1, 2]]}, r"tokens=\[\[1\], \[1, 2\]\] should be integers \[pictures, height / f, width / f\]"),
     ({"tokens": [[[1.5]]]}, r"tokens are of float64 \(1, 1, 1\), expected integers"),
-    # Bytes are no sequence of numbers.
+    # Bytes are not a sequence of numbers.
     ({"prompt": ["a", "b"], "guidance_scale": b"ab"}, "guidance_scale=b'ab' should be a finite number"),
     ({"prompt": ["a", "b"], "seed": b"ab"}, "seed=b'ab' should be a whole number, from 0 to 4294967295"),
     ({"edits": b"ab"}, "edits=b'ab' should be a list of words and Edits, or one such list a prompt"),
@@ -572,17 +573,17 @@ def takes(bench, call):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_nonsense_is_refused(bench):
-    """Before anything runs, with a message about the argument."""
-    for call, message in NONSENSE:
+def test_invalid_arguments_are_refused(bench):
+    """Invalid arguments are errors before anything runs, and the message names the argument."""
+    for call, message in INVALID:
         if takes(bench, call) and not (bench.family in ENLARGING and call.get("strength") == 0.0):
             with pytest.raises((OSError, TypeError, ValueError), match=message):
                 bench.pipe.prepare(**bench.call | {"seed": None} | call)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_its_solver_has_no_use_for_is_refused(bench):
-    """Noise where none is added, and eta where the scheduler is not DDIM."""
+def test_arguments_that_its_solver_ignores_are_refused(bench):
+    """These are noise for a solver that adds none, and eta for a scheduler that has none."""
     pipe = bench.pipe
     if bench.random[1]:
         with pytest.raises(ValueError, match=DETERMINISTIC):
@@ -593,8 +594,8 @@ def test_what_its_solver_has_no_use_for_is_refused(bench):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_each_row_has_its_own_value_or_all_have_one(bench):
-    """A list has an entry for each prompt or for each picture, of every argument that a row may have its own of."""
+def test_lists_have_an_entry_for_each_prompt_or_picture(bench):
+    """This holds for every argument that may differ between the rows of a batch."""
     two = {"prompt": ["cat", "dog"], "images_per_prompt": 2, "edits": (), "seed": None}
     values = {"negative_prompt": "bad", "guidance_scale": 3.0, "guidance_rescale": 0.5, "eta": 0.0, "noise_level": 3}
     values |= {"original_size": (8, 8), "crops_top_left": (0, 0), "target_size": (8, 8), "image": SMALL}
@@ -615,11 +616,11 @@ def test_each_row_has_its_own_value_or_all_have_one(bench):
 
 # The test of every cell
 
-# What has another program than the plain picture; each has a test in its own room that is not slow.
+# Features that compile another program than the plain call. Each also has a test in the default tier, elsewhere.
 COMPILES = {"images_per_prompt", "height", "width", "semantics", "support", "replay", "output", "noise", "record"}
 COMPILES |= {"record_noise", "guidance_rescale", "eta", "rows_at_once", "long_prompts", "tiled", "strength", "choice"}
 COMPILES |= {"image_noise", "centred", "devices", "as_function", "clip_skip"}
-# Those that are tried by default, with the smallest networks.
+# Cells of such features that the default tier checks, with the smallest networks.
 QUICK = {(name, "stable_diffusion") for name in ("output", "record", "guidance_rescale", "strength", "as_function")}
 
 

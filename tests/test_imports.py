@@ -1,4 +1,4 @@
-"""Who may import whom, and what `import sega_jax` brings."""
+"""Which packages may import which, and which libraries `import sega_jax` loads."""
 
 import ast
 import inspect
@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.architecture import CONVERT, FILES, PACKAGES, files_of, imported, imports
 
 import convert
 import sega_jax
 
-# What each package may import beside itself.
+# The packages that each package may import.
 ALLOWED = {
     "method": set(),
     "text": set(),
@@ -25,45 +26,11 @@ ALLOWED = {
     "cli": {"method", "nn", "text", "weights", "systems", "pipelines", "diffusers_api", "demo", "sweep"},
     "convert": {"method", "nn", "text", "weights", "systems", "pipelines"},
 }
-# The libraries that the theory and the tokenizers may import.
+# The only libraries that these packages may import.
 LIBRARIES = {
     "method": {"jax", "numpy", "optax", "scipy", "sega_jax"},
     "nn": {"jax", "numpy", "flax", "sega_jax"},
 }
-
-
-def files(package):
-    root = Path(package.__file__).parent
-    return {".".join(path.relative_to(root).with_suffix("").parts): path for path in sorted(root.rglob("*.py"))}
-
-
-FILES, CONVERT = files(sega_jax), files(convert)
-PACKAGES = sorted({name.split(".")[0] for name in FILES} - {"__init__", "__main__"})
-
-
-def imports(path):
-    """The dotted names that a file imports, wherever in the file."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{path} has a relative import"
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def of(package):
-    """The files of a package."""
-    if package == "convert":
-        return list(CONVERT.values())
-    return [path for name, path in FILES.items() if name.split(".")[0] == package]
-
-
-def imported(package):
-    """The packages of ours that a package imports."""
-    names = {name for path in of(package) for name in imports(path)}
-    parts = [name.split(".") for name in names]
-    return {part[1] for part in parts if part[0] == "sega_jax" and len(part) > 1 and part[1] in PACKAGES} - {package}
 
 
 def test_every_package_has_a_rule():
@@ -81,11 +48,11 @@ def test_packages_import_what_is_below_them(package):
 
 
 def test_modules_have_no_cycles():
-    """No module imports itself through others, wherever in a file the imports are."""
+    """No module imports itself through others. Imports inside functions count."""
     known = {f"sega_jax.{name}".removesuffix(".__init__"): path for name, path in FILES.items()}
 
     def targets(path):
-        """The modules that names come from: `from package import module` needs the module, not the package."""
+        """Yields the imported modules. `from package import module` counts as the module, not as the package."""
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom):
                 names = [f"{node.module}.{alias.name}" for alias in node.names]
@@ -112,7 +79,7 @@ def test_modules_have_no_cycles():
 
 @pytest.mark.parametrize("package", LIBRARIES)
 def test_the_theory_needs_few_libraries(package):
-    roots = {i.split(".")[0] for path in of(package) for i in imports(path)} - set(sys.stdlib_module_names)
+    roots = {i.split(".")[0] for path in files_of(package) for i in imports(path)} - set(sys.stdlib_module_names)
     assert roots <= LIBRARIES[package]
 
 
@@ -133,7 +100,7 @@ def test_pmap_is_in_one_file():
 @pytest.mark.slow
 @pytest.mark.parametrize("package", ["sega_jax", "convert"])
 def test_the_package_is_light(package):
-    """No library that is for a checkpoint alone, no torch and no device, until one is loaded."""
+    """Importing the package starts no device and loads none of the libraries that only checkpoints need."""
     code = f"import jax, sys, {package}; jax.config.update('jax_num_cpu_devices', 3); print(len(jax.devices('cpu')))"
     heavy = {"torch", "transformers", "diffusers", "orbax", "tensorstore", "matplotlib", "pandas", "scipy", "fsspec"}
     heavy |= {"huggingface_hub", "jax.experimental.pallas.tpu"}

@@ -1,5 +1,5 @@
-"""The structure of the code: nothing outside a family's own files asks which family a checkpoint belongs to, and files
-and functions stay short."""
+"""The structure of the code: only a family's own files may ask which family a checkpoint belongs to, and files and
+functions are short."""
 
 import ast
 from pathlib import Path
@@ -14,7 +14,7 @@ ROOT = Path(sega_jax.__file__).parent
 FILES = sorted([*ROOT.rglob("*.py"), *Path(convert.__file__).parent.rglob("*.py")])
 FAMILIES = ("stable_diffusion", "sdxl", "sdxl_text", "deepfloyd", "upscaler", "paella", "paella_text", "paella_call")
 FAMILIES += ("paella_prior",)
-# A family's own files: its system, its pipeline in diffusers' words, and its converter.
+# A family's own files: its system, its pipeline with diffusers' arguments, and its converter.
 OWN = {ROOT / "systems" / f"{name}.py" for name in FAMILIES} | {
     ROOT / "systems" / "registry.py",  # lists the families that the library has
     ROOT / "__init__.py",  # exports their text types
@@ -27,7 +27,7 @@ CLASSES |= {system.call.__name__ for system in registry.systems().values()}
 
 
 def imported_families(node):
-    """The modules and classes of families that an import names."""
+    """Returns the modules and classes of families that an import names."""
     if isinstance(node, ast.Import):
         names = [alias.name for alias in node.names]
     elif isinstance(node, ast.ImportFrom):
@@ -43,8 +43,11 @@ def mentions(node, words):
 
 
 def questions(tree):
-    """Questions about a family: an import of a family's class, an isinstance against one, a comparison with a
-    registered system or its name, and `getattr` or `hasattr` on models."""
+    """Yields the places where a file asks for the family.
+
+    These are imports of a family's class, `isinstance` with one, comparisons with a registered system or its name, and
+    `getattr` or `hasattr` on models.
+    """
     for node in ast.walk(tree):
         yield from (f"line {node.lineno}: imports {name}" for name in imported_families(node))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -62,11 +65,11 @@ def questions(tree):
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path not in OWN], ids=lambda path: path.name)
-def test_nobody_asks_which_family_it_is(path):
+def test_only_a_familys_own_files_ask_for_it(path):
     assert list(questions(ast.parse(path.read_text()))) == []
 
 
-def test_a_question_is_found():
+def test_the_check_finds_questions():
     asked = """
 from sega_jax.systems.sdxl import Models
 if isinstance(call, PaellaCall) or system is stable_diffusion.SYSTEM or pipe.system.name == "sdxl":

@@ -12,7 +12,20 @@ from sega_jax.method.checks import brief, check_bool, check_choice, check_float,
 
 class Kind:
     """What values an argument takes. A subclass states the checks, and how values are read from the shell and kept in
-    tables."""
+    tables.
+
+    Example:
+        >>> from sega_jax import Kind
+        >>> class Even(Kind):
+        ...     noun = "an even number"
+        ...
+        ...     def check(self, name, value):
+        ...         if value % 2:
+        ...             raise ValueError(f"{name}={value} should be even")
+        ...         return value
+        >>> Even().check("legs", 4)
+        4
+    """
 
     column = "string"  # the type in a table of records
     metavar = "TEXT"  # of the shell option
@@ -91,7 +104,14 @@ class Kind:
 
 @dataclasses.dataclass(frozen=True)
 class Integer(Kind):
-    """Whole numbers in [low, high]."""
+    """Whole numbers in [low, high].
+
+    Example:
+        >>> from sega_jax import Integer
+        >>> Integer(1, 9).check("steps", 10)
+        Traceback (most recent call last):
+        ValueError: steps=10 should be from 1 to 9
+    """
 
     low: float = -math.inf
     high: float = math.inf
@@ -117,7 +137,15 @@ class Integer(Kind):
 
 @dataclasses.dataclass(frozen=True)
 class Real(Kind):
-    """Finite numbers in [low, high]."""
+    """Finite numbers in [low, high].
+
+    Example:
+        >>> from sega_jax import Real
+        >>> Real(0, 1).check("strength", 0.5)
+        0.5
+        >>> Real(0, 1).noun
+        'a number in [0, 1]'
+    """
 
     low: float = -math.inf
     high: float = math.inf
@@ -146,7 +174,13 @@ class Real(Kind):
 
 
 class Flag(Kind):
-    """True or False."""
+    """True or False.
+
+    Example:
+        >>> from sega_jax import Flag
+        >>> Flag().parse("tiled", "true")
+        True
+    """
 
     noun = "True or False"
     column = "bool"
@@ -162,7 +196,13 @@ class Flag(Kind):
 
 
 class Choice(Kind):
-    """One of several names."""
+    """One of several names.
+
+    Example:
+        >>> from sega_jax import Choice
+        >>> Choice("pil", "latent").check("output", "pil")
+        'pil'
+    """
 
     def __init__(self, *names: str):
         self.names = names
@@ -177,7 +217,13 @@ class Choice(Kind):
 
 
 class Words(Kind):
-    """Text in words."""
+    """Text in words.
+
+    Example:
+        >>> from sega_jax import Words
+        >>> Words().check("variant", "fp16")
+        'fp16'
+    """
 
     noun = "words"
 
@@ -189,7 +235,15 @@ class Words(Kind):
 
 @dataclasses.dataclass(frozen=True)
 class Pair(Kind):
-    """Two numbers of one kind; with `alone`, one number stands for both."""
+    """Two numbers of one kind; with `alone`, one number stands for both.
+
+    Example:
+        >>> from sega_jax import Integer, Pair
+        >>> Pair(Integer(1)).parse("size", "64,32")
+        (64, 32)
+        >>> Pair(Integer(1), alone=True).check("size", 64)
+        (64, 64)
+    """
 
     of: Kind
     noun: str = "two numbers"

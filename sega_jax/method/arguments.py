@@ -50,6 +50,14 @@ class Argument:
         later: whether it came after pictures of sweeps had been named by the other arguments; names leave it out at its
             default, so that pictures on disk keep theirs.
         name, default: as the dataclass says; REQUIRED for no default.
+
+    Example:
+        >>> from sega_jax import Argument, Real
+        >>> strength = Argument(Real(0, 1), "how far the picture changes", name="strength", default=0.8, shell=True)
+        >>> strength.option
+        '--strength'
+        >>> strength.documentation
+        'How far the picture changes. A number in [0, 1]. Default: 0.8.'
     """
 
     kind: Kind
@@ -96,7 +104,17 @@ class Argument:
 
 
 def argument(default: Any, kind: Kind, help: str, **declared: Any) -> Any:
-    """Declares a field of a dataclass as an argument; `declared` are the further attributes of `Argument`."""
+    """Declares a field of a dataclass as an argument; `declared` are the further attributes of `Argument`.
+
+    Example:
+        >>> import dataclasses
+        >>> from sega_jax import Call, Integer, argument
+        >>> @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+        ... class MyCall(Call):
+        ...     humps: int = argument(1, Integer(1, 9), "how many humps it has", varies="row", sweep=True)
+        >>> MyCall(prompt="a camel", humps=[1, 2]).humps
+        [1, 2]
+    """
     return dataclasses.field(default=default, metadata={"argument": Argument(kind, help, **declared)})
 
 
@@ -106,13 +124,30 @@ def required(kind: Kind, help: str, **declared: Any) -> dict[str, Argument]:
 
 
 def changed(cls: type, name: str, default: Any, **declared: Any) -> Any:
-    """Declares an inherited argument again with another default, and other attributes of `Argument` where given."""
+    """Declares an inherited argument again with another default, and other attributes of `Argument` where given.
+
+    Example:
+        >>> import dataclasses
+        >>> from sega_jax import Call, changed
+        >>> @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+        ... class QuickCall(Call):
+        ...     steps: int = changed(Call, "steps", 4)
+        >>> QuickCall(prompt="a cat").steps
+        4
+    """
     again = dataclasses.replace(arguments(cls)[name], name="", default=default, **declared)
     return dataclasses.field(default=default, metadata={"argument": again})
 
 
 def arguments(cls: type) -> Mapping[str, Argument]:
-    """Returns the declared arguments of a dataclass by their names, in their order."""
+    """Returns the declared arguments of a dataclass by their names, in their order.
+
+    Example:
+        >>> from sega_jax import Call
+        >>> from sega_jax.method.arguments import arguments
+        >>> arguments(Call)["steps"].default
+        50
+    """
     return _arguments(cls)
 
 
@@ -215,7 +250,7 @@ def declared_by(declaration: Callable[P, D], what: str) -> Callable[[Callable[[D
 def documented(text: str, cls: type) -> str:
     """Returns a docstring with the arguments of a dataclass in it, before what it returns and raises."""
     text = inspect.cleandoc(text)
-    sections = [text.find(f"\n{name}:") for name in ("Returns", "Yields", "Raises")]
+    sections = [text.find(f"\n{name}:") for name in ("Returns", "Yields", "Raises", "Example")]
     end = min((start for start in sections if start >= 0), default=len(text))
     lines = [
         textwrap.fill(f"{name}: {one.documentation}", 116, initial_indent="    ", subsequent_indent="        ")

@@ -11,7 +11,16 @@ from typing import Any
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used, with the file, what is wrong and the remedy."""
+    """A checkpoint that cannot be used, with the file, what is wrong and the remedy.
+
+    Example:
+        >>> import sega_jax
+        >>> try:
+        ...     sega_jax.load(".")
+        ... except sega_jax.CheckpointError as error:
+        ...     print("this folder has no checkpoint")
+        this folder has no checkpoint
+    """
 
 
 def read_json(path: Path) -> dict[str, Any]:

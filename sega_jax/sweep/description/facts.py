@@ -26,7 +26,14 @@ from sega_jax.text.files import CheckpointError
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """The facts about a checkpoint that planning needs, without its weights. All of them can be written as JSON."""
+    """The facts about a checkpoint that planning needs, without its weights. All of them can be written as JSON.
+
+    Example:
+        >>> from sega_jax import sweep
+        >>> facts = sweep.Facts.of(sweep.Sweep(call={"prompt": "a portrait"}))
+        >>> facts.system, facts.sizes.default
+        ('stable_diffusion', (128, 128))
+    """
 
     model: Mapping[str, Any]  # what `sega_jax.load` takes, with the folder's whole path, or the commit on the hub
     system: str  # the name of the family

@@ -90,6 +90,16 @@ class Sweep:
     Raises:
         TypeError, ValueError: an unknown setting, a value of another type or range, a setting that is said twice or a
             text that cannot be read; no points, or more than 1,000,000. Nothing but texts was read.
+
+    Example:
+        >>> from sega_jax import sweep
+        >>> ablation = sweep.Sweep(
+        ...     call={"prompt": "a portrait of a woman", "steps": 2},
+        ...     edits={"glasses": {"warmup": 0}},
+        ...     grid={"glasses.scale": [0, 8]},
+        ... )
+        >>> [point["glasses.scale"] for point in ablation]
+        [0.0, 8.0]
     """
 
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -29,7 +29,13 @@ _ROWS = 2
 
 
 class Memory(NamedTuple):
-    """Of each device, in bytes."""
+    """Of each device, in bytes.
+
+    Example:
+        >>> from sega_jax import sweep
+        >>> sweep.Memory(weights=2_000_000_000, row=200_000_000, there=16_000_000_000).rows
+        62
+    """
 
     weights: int
     row: int  # that every row takes, at most
@@ -45,7 +51,15 @@ class Memory(NamedTuple):
 
 def needed(plan: Plan) -> Memory:
     """Returns what the largest program of a plan takes, by compiling it for a few rows; nothing is loaded and nothing
-    runs."""
+    runs.
+
+    Example:
+        >>> from sega_jax import sweep
+        >>> small = sweep.Sweep(call={"prompt": "a portrait", "height": 16, "width": 16})
+        >>> memory = sweep.needed(sweep.plan(small, sweep.Facts.of(small)))
+        >>> memory.weights > memory.row > 0
+        True
+    """
     pipe, weights = outline(plan.facts)
     if any(batch.adapters for batch in plan.batches):
         # The networks that adapters change are there twice, with and without them.
@@ -119,6 +133,12 @@ def fitted(sweep: Sweep, facts: Facts, *, share: bool = True) -> Plan:
 
     Raises:
         TypeError, ValueError: as of `plan`.
+
+    Example:
+        >>> from sega_jax import sweep
+        >>> seeds = sweep.Sweep(call={"prompt": "a portrait"}, grid={"seed": {"from": 0, "count": 100}})
+        >>> sweep.fitted(seeds, sweep.Facts.of(seeds)).counts.pictures
+        100
     """
     devices = jax.local_device_count()
     # Stages are loaded one after another, and each has the rows that suit it.

@@ -69,6 +69,13 @@ def check(plan: Plan) -> None:
 
     Raises:
         FileNotFoundError, CheckpointError, TypeError, ValueError: a call would be refused; nothing ran.
+
+    Example:
+        >>> from sega_jax import sweep
+        >>> large = sweep.Sweep(call={"prompt": "a portrait", "height": 130})
+        >>> sweep.check(sweep.plan(large, sweep.Facts.of(large)))
+        Traceback (most recent call last):
+        ValueError: ...height=130 ...
     """
     if plan.earlier is not None:
         check(plan.earlier)

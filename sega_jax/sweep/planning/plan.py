@@ -80,7 +80,15 @@ class Counts(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """Which pictures a sweep makes, and in which batches: on one machine it makes the same ones to the bit, however
-    often it is interrupted."""
+    often it is interrupted.
+
+    Example:
+        >>> from sega_jax import sweep
+        >>> seeds = sweep.Sweep(call={"prompt": "a portrait"}, grid={"seed": [0, 1, 2]})
+        >>> plan = sweep.plan(seeds, sweep.Facts.of(seeds), rows=2)
+        >>> [len(batch.points) for batch in plan.batches]
+        [2, 1]
+    """
 
     sweep: Sweep
     facts: Facts
@@ -212,6 +220,14 @@ def plan(sweep: Sweep, facts: Facts, rows: int = 8, *, share: bool = True, earli
 
     Raises:
         TypeError, ValueError: no such number of rows, or points that do not go with the checkpoint, or not together.
+
+    Example:
+        >>> from sega_jax import sweep
+        >>> scales = {"hat.scale": [2, 4, 6, 8]}
+        >>> hats = sweep.Sweep(call={"prompt": "a portrait", "steps": 50}, edits={"hat": {"warmup": 30}}, grid=scales)
+        >>> counts = sweep.plan(hats, sweep.Facts.of(hats), rows=2).counts
+        >>> counts.evaluations, counts.alone
+        (330, 600)
     """
     check_int("rows", rows, 1)
     if facts.earlier is not None:

@@ -37,6 +37,14 @@ def measure(folder: str | Path, metrics: Mapping[str, Metric]) -> Results:
     Raises:
         ValueError: a name that no file can have, or that is a setting's or a record's; or a metric that gives another
             count of numbers than it got pictures.
+
+    Example:
+        >>> from sega_jax import sweep
+        >>> def brightness(pictures, rows):
+        ...     return pictures.mean((1, 2, 3)) / 255
+        >>> results = sweep.measure("sega-jax-out/glasses", {"brightness": brightness})
+        >>> 0 < results.rows[0]["brightness"] < 1
+        True
     """
     found = Results(folder)
     for name in metrics:
@@ -70,6 +78,12 @@ def judge(word: str) -> Metric:
 
     Raises:
         ValueError: a word that it does not know.
+
+    Example:
+        >>> from sega_jax import sweep
+        >>> results = sweep.measure("sega-jax-out/glasses", {"judge glasses": sweep.judge("glasses")})
+        >>> results.rows[1]["judge glasses"] > results.rows[0]["judge glasses"]
+        True
     """
     if word not in WORDS:
         raise ValueError(f"{word!r} is no word of the demo model's judge, which knows {', '.join(WORDS)}")
@@ -86,7 +100,15 @@ def judge(word: str) -> Metric:
 def distance(results: Results) -> Metric:
     """How far a picture is from the one without edits, of the same prompts, seed and numbers of the call: the root of
     the mean square over pixels and channels in [0, 1]. None where the sweep has none: one with `edits = []`, or with
-    every scale 0."""
+    every scale 0.
+
+    Example:
+        >>> from sega_jax import sweep
+        >>> results = sweep.Results("sega-jax-out/glasses")  # made by the example of sweep.run
+        >>> results = sweep.measure("sega-jax-out/glasses", {"distance": sweep.distance(results)})
+        >>> results.rows[0]["distance"]  # its scale is 0
+        0.0
+    """
     names, same = results.plan.sweep.edits, records.columns_without_edits(results.plan.facts)
 
     def edited(row: Row) -> bool:
@@ -118,6 +140,11 @@ def clip_score(folder: str | Path, text: str | None = None) -> Metric:
 
     Raises:
         CheckpointError: missing or broken files.
+
+    Example:
+        >>> from sega_jax import sweep
+        >>> score = sweep.clip_score("path/to/clip-vit-base-patch32")  # doctest: +SKIP
+        >>> results = sweep.measure("sega-jax-out/glasses", {"CLIP score": score})  # doctest: +SKIP
     """
     folder = Path(folder).expanduser()
     config = read_json(folder / "config.json")

@@ -42,6 +42,11 @@ def plot(
     Raises:
         ImportError: matplotlib is not installed.
         ValueError: no such column or value, a column that holds no numbers, or no picture yet.
+
+    Example:
+        >>> from sega_jax import sweep
+        >>> results = sweep.Results("sega-jax-out/glasses")  # made by the example of sweep.run
+        >>> sweep.plot(results, "seconds", "glasses.scale").savefig("seconds.svg")
     """
     if axes is None:
         axes = _figure().subplots()

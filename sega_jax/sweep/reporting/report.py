@@ -24,6 +24,13 @@ def report(results: Results, across: str | None = None, down: str | None = None,
     Raises:
         ImportError: jinja2 is not installed, or there are metrics and matplotlib is not installed.
         ValueError: an axis is unknown, or the sweep has no picture yet.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from sega_jax import sweep
+        >>> results = sweep.Results("sega-jax-out/glasses")  # made by the example of sweep.run
+        >>> Path("report.html").write_text(sweep.report(results)) > 10_000
+        True
     """
     template = _template()
     if across is None and down is None:

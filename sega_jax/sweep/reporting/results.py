@@ -28,6 +28,14 @@ class Results:
             were
             measured, and with what the sweep says of the axes. Points that mean the same picture have its row each.
         axes: what differs from point to point, and its values in the sweep's order.
+
+    Example:
+        >>> from sega_jax import sweep
+        >>> results = sweep.Results("sega-jax-out/glasses")  # made by the example of sweep.run
+        >>> results.axes
+        {'glasses.scale': [0.0, 8.0]}
+        >>> results.picture(results.rows[1]).size
+        (128, 128)
     """
 
     def __init__(self, folder: str | Path):
@@ -126,7 +134,13 @@ def _labels(sweep: Sweep, axis: str) -> dict[Any, Any]:
 
 
 def show(value: Any) -> str:
-    """A setting's value for people."""
+    """A setting's value for people.
+
+    Example:
+        >>> from sega_jax import sweep
+        >>> sweep.show(4.0), sweep.show(None), sweep.show(["hat", "glasses"])
+        ('4', 'never', 'hat + glasses')
+    """
     if value is None:
         return "never"
     if isinstance(value, tuple | list):

@@ -34,6 +34,12 @@ def sheets(
 
     Raises:
         ValueError: an axis or value is unknown, an axis is named twice, or the sweep has no picture yet.
+
+    Example:
+        >>> from sega_jax import sweep
+        >>> results = sweep.Results("sega-jax-out/glasses")  # made by the example of sweep.run
+        >>> [page] = sweep.sheets(results, across="glasses.scale", down=None)
+        >>> page.image.save("sheet.png")
     """
     fixed, chosen = dict(fixed or {}), [axis for axis in (across, down) if axis is not None]
     for axis in chosen:

@@ -32,6 +32,11 @@ class Folder:
 
     Raises:
         ValueError: the address cannot be reached.
+
+    Example:
+        >>> from sega_jax import sweep
+        >>> sweep.Folder("sega-jax-out/glasses").plan().counts.pictures  # made by the example of sweep.run
+        2
     """
 
     def __init__(self, path: str | Path):

@@ -39,6 +39,11 @@ def kept(folder: str | Path) -> Plan | None:
 
     Raises:
         ValueError: it cannot be read.
+
+    Example:
+        >>> from sega_jax import sweep
+        >>> sweep.kept("no-folder") is None
+        True
     """
     where = Folder(folder)
     return where.plan() if where.store.has("plan.json") else None
@@ -49,6 +54,13 @@ def keep(plan: Plan, folder: str | Path) -> None:
 
     Raises:
         OSError, ValueError: as of `run`.
+
+    Example:
+        >>> from sega_jax import sweep
+        >>> seeds = sweep.Sweep(call={"prompt": "a portrait"}, grid={"seed": [0, 1, 2]})
+        >>> sweep.keep(sweep.plan(seeds, sweep.Facts.of(seeds)), "sega-jax-out/seeds")
+        >>> sweep.status("sega-jax-out/seeds").done
+        0
     """
     Folder(folder).begin(plan)
 
@@ -84,6 +96,17 @@ def run(
         TypeError, ValueError: no such worker, a call would be refused, the folder has another plan, or the plan is
             another version's.
         MemoryError: the memory does not hold a single picture.
+
+    Example:
+        >>> from sega_jax import sweep
+        >>> ablation = sweep.Sweep(
+        ...     call={"prompt": "a portrait of a woman", "steps": 2},
+        ...     edits={"glasses": {"warmup": 0}},
+        ...     grid={"glasses.scale": [0, 8]},
+        ... )
+        >>> plan = sweep.plan(ablation, sweep.Facts.of(ablation))
+        >>> sweep.run(plan, "sega-jax-out/glasses", progress=False).done
+        2
     """
     records.arrow()
     number, workers = _worker(worker)

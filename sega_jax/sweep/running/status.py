@@ -9,7 +9,14 @@ from sega_jax.sweep.running.folder import RECORDS, Folder, part
 
 
 class Status(NamedTuple):
-    """How far a sweep is, or a stage of it."""
+    """How far a sweep is, or a stage of it.
+
+    Example:
+        >>> from sega_jax import sweep
+        >>> done = sweep.Status(pictures=8, done=6, batches=4, batches_done=3, evaluations_left=300)
+        >>> f"{done.done} of {done.pictures}"
+        '6 of 8'
+    """
 
     pictures: int
     done: int
@@ -23,6 +30,11 @@ def status(folder: str | Path) -> Status:
 
     Raises:
         ValueError: the folder has no sweep.
+
+    Example:
+        >>> from sega_jax import sweep
+        >>> sweep.status("sega-jax-out/glasses").done  # made by the example of sweep.run
+        2
     """
     where = Folder(folder)
     return of_plan(where.plan(), where)
@@ -33,6 +45,11 @@ def stages(folder: str | Path) -> dict[str, Status]:
 
     Raises:
         ValueError: the folder has no sweep.
+
+    Example:
+        >>> from sega_jax import sweep
+        >>> sweep.stages("sega-jax-out/glasses")  # made by the example of sweep.run; no cascade
+        {}
     """
     where = Folder(folder)
     plan = where.plan()
@@ -56,6 +73,11 @@ def seconds_left(folder: str | Path) -> float | None:
 
     Raises:
         ValueError: the folder has no sweep.
+
+    Example:
+        >>> from sega_jax import sweep
+        >>> sweep.seconds_left("sega-jax-out/glasses")  # made by the example of sweep.run
+        0.0
     """
     where = Folder(folder)
     plan = where.plan()
@@ -78,6 +100,11 @@ def pace(folder: str | Path) -> float | None:
 
     Raises:
         ValueError: the folder has no sweep.
+
+    Example:
+        >>> from sega_jax import sweep
+        >>> sweep.pace("sega-jax-out/glasses") > 0  # made by the example of sweep.run
+        True
     """
     where = Folder(folder)
     return _pace(where.plan(), where)
