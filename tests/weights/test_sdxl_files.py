@@ -64,7 +64,7 @@ def test_what_is_refused(tmp_path, pipe, folder, small_folder, single):
     assert f"misshapen  {key}: (20, 20), expected (12, 20)" in said(single | {key: np.ones((20, 20), np.float32)})
     assert "is Stable Diffusion 1.x or 2.x, expected Stable Diffusion XL" in said(single, small_folder)
     wide = single | {f"{original_files.UNET}input_blocks.0.0.weight": np.ones((8, 9, 3, 3), np.float32)}
-    assert "takes 9 channels, as models that fill in" in said(wide)
+    assert "has 9 input channels, expected 4: inpainting" in said(wide)
     assert "attends to text of width 0" in said(single, None)
     ours = {name: array for name, array in single.items() if not name.startswith("conditioner.embedders.1")}
     assert "has no text_encoder_2, names that start with conditioner.embedders.1.model." in said(ours)

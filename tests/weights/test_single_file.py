@@ -209,8 +209,8 @@ BROKEN = {
         lambda t: t.update({"conditioner.embedders.0.model.x": np.ones(1)}),
         "is Stable Diffusion XL's refi",
     ),
-    "EDM": (lambda t: t.update({"edm_mean": np.ones(4)}), "with EDM's preconditioning, which is not supported"),
-    "inpainting": (lambda t: t.update({UNET_IN: np.ones((8, 9, 3, 3))}), "takes 9 channels, as models that fill in"),
+    "EDM": (lambda t: t.update({"edm_mean": np.ones(4)}), "with EDM preconditioning, which is not supported"),
+    "inpainting": (lambda t: t.update({UNET_IN: np.ones((8, 9, 3, 3))}), "has 9 input channels, expected 4: inpainting"),
     "missing": (
         lambda t: t.pop(f"{original_files.UNET}out.2.bias"),
         "missing    model.diffusion_model.out.2.bias (4,)",
@@ -274,7 +274,7 @@ def test_arguments_that_do_not_go_together(simple, write, small, small_folder, s
     ]:
         with pytest.raises(ValueError, match=words):
             load(path, config=small_folder, devices=small.devices, **arguments)
-    with pytest.raises(CheckpointError, match="attends to text of width 16, which is 768 for Stable Diffusion 1"):
+    with pytest.raises(CheckpointError, match=r"attends to text of width 16, expected 768 \(Stable Diffusion 1"):
         load(path, devices=small.devices)
     with pytest.raises(CheckpointError, match=r"config=.* is Stable Diffusion's x4 upscaler, expected"):
         load(path, config=stages["upscaler"])
