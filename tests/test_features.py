@@ -553,12 +553,12 @@ NONSENSE = [
     ({"edits": [["a"], "b"]}, "edits mixes lists with single edits; give one list for all, or one a prompt"),
     ({"edits": [HAT, None]}, "edits: None should be words or an Edit"),
     # Arguments that contradict each other.
-    ({"seed": 1, "key": jax.random.key(0)}, "seed and key were both given; they say the same thing, give one"),
+    ({"seed": 1, "key": jax.random.key(0)}, "seed and key were both given, but key replaces seed; give only one"),
     ({"seed": [1, 2]}, "seed has 2 entries, expected 1, one a picture"),
     ({"strength": 0.5}, "strength=0.5 needs a picture to start from; give it as image, or leave both out"),
     ({"image": BLACK, "strength": 0.0}, "strength=0 of 2 steps is less than one; give at least 0.5"),
     ({"renoise_steps": 3}, "renoise_steps=3 should be from 0 to 2"),
-    ({"record_noise": True}, "record_noise=True is for the record that record=True returns; give both"),
+    ({"record_noise": True}, "record_noise=True needs a record; give record=True as well"),
     ({"image": "x" * 300}, "image='x+... does not exist, or is no file"),
     ({"image": "a\0b"}, "does not exist, or is no file"),
 ]

@@ -9,7 +9,7 @@ from sega_jax.method.argument_kinds import Flag, Integer, Kind, Real
 from sega_jax.method.arguments import argument
 from sega_jax.method.checks import check_int
 from sega_jax.method.numerics import floating
-from sega_jax.systems.call import MOST_PIXELS, Call
+from sega_jax.systems.call import MAX_PIXELS, Call
 from sega_jax.systems.images import Pictures
 
 STRENGTH = 0.8  # diffusers' default
@@ -33,10 +33,10 @@ class Tiles(Kind):
     flag_value = "true"
 
     def check(self, name: str, value: Any) -> bool | int:
-        return value if isinstance(value, bool) else check_int(name, value, 1, MOST_PIXELS)
+        return value if isinstance(value, bool) else check_int(name, value, 1, MAX_PIXELS)
 
     def parse(self, name: str, text: str) -> bool | int:
-        return True if text == self.flag_value else Integer(1, MOST_PIXELS).parse(name, text)
+        return True if text == self.flag_value else Integer(1, MAX_PIXELS).parse(name, text)
 
     def cells(self, name: str, value: Any) -> dict[str, Any]:
         return {name: str(value).lower()}

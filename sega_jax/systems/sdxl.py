@@ -17,7 +17,7 @@ from sega_jax.nn.vae import AutoencoderConfig, AutoencoderKL
 from sega_jax.systems import adapters, clip_text, diffusion, latent_space, sdxl_text
 from sega_jax.systems.adapters import AdapterNames
 from sega_jax.systems.base import Checkpoint, Given, Network, Saved, Setup, System, listed
-from sega_jax.systems.call import MOST_PIXELS
+from sega_jax.systems.call import MAX_PIXELS
 from sega_jax.systems.clip_text import ClipCall, tokenizer_folder
 from sega_jax.systems.diffusion_call import DiffusionCall, StartingCall
 from sega_jax.systems.lora_kinds import LoraKind, any_of, attends_to, has
@@ -29,8 +29,8 @@ from sega_jax.systems.stable_diffusion import SAMPLER as STABLE_DIFFUSION
 from sega_jax.text.tokenizers import Tokenizer, TokenizerPair
 from sega_jax.weights.textual_inversion import TextEncoders
 
-_SIZE = Pair(Integer(1, MOST_PIXELS), "two whole numbers, or two for each picture")
-_CORNER = Pair(Integer(0, MOST_PIXELS), "two whole numbers, or two for each picture")
+_SIZE = Pair(Integer(1, MAX_PIXELS), "two whole numbers, or two for each picture")
+_CORNER = Pair(Integer(0, MAX_PIXELS), "two whole numbers, or two for each picture")
 # Layers that LoRAs of no other family with such a UNet have.
 _OWN_LAYERS = r"^(lora_te2|text_encoder_2|(text_encoders_)?clip_g)_|blocks?_.*_transformer_blocks_[1-9]_|add_embedding"
 
@@ -226,7 +226,7 @@ SYSTEM = System(
                 CLIPTextModelWithProjection,
                 CLIPTextConfig,
                 "model",
-                also=clip_text.OF_CLIP,
+                also=clip_text.CLIP_CLASSES,
                 options=clip_text.options,
             ),
         },

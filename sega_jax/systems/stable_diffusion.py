@@ -22,7 +22,7 @@ NETWORKS = {
         CLIPTextModel,
         CLIPTextConfig,
         "model",
-        also=clip_text.OF_CLIP,
+        also=clip_text.CLIP_CLASSES,
         options=clip_text.options,
         published=CLIPTextModel.published,
     ),

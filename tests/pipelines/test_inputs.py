@@ -33,11 +33,11 @@ def with_nan(array):
 PROMPTS = [
     ({"prompt": 3}, TypeError, "prompt=3 should be words"),
     ({"prompt": None}, TypeError, "prompt=None should be words"),
-    ({"prompt": []}, TypeError, r"prompt=\[\] should be words, their conditioning, or a non-empty list"),
+    ({"prompt": []}, TypeError, r"prompt=\[\] should be words, their text conditioning, or a non-empty list"),
     ({"prompt": ["a", 1]}, TypeError, r"prompt=\['a', 1\] should be words"),
     ({"prompt": b"cat"}, TypeError, "prompt=b'cat' should be words"),
     ({"negative_prompt": ["a", "b"]}, ValueError, "negative_prompt has 2 entries, expected 1"),
-    ({"negative_prompt": []}, TypeError, r"negative_prompt=\[\] should be words, their conditioning, or a non-empty"),
+    ({"negative_prompt": []}, TypeError, r"negative_prompt=\[\] should be words, their text conditioning, or a non"),
     ({"negative_prompt": 3}, TypeError, "negative_prompt=3 should be words"),
     ({"negative_prompt": [None]}, TypeError, "negative_prompt=.* should be words"),
 ]

@@ -79,7 +79,7 @@ NO_TEXTS = [
     (ClipText(None), TypeError, r"has ClipText\(states=None\), expected arrays with one row for each text"),
     (ClipText([1.0]), TypeError, r"has ClipText\(states=list\), expected arrays with one row for each text"),
     (ClipText(np.float32(1)), TypeError, r"has ClipText\(states=float32\[\]\), expected arrays with one row"),
-    (ClipText(STATES[:0]), ValueError, r"has ClipText\(states=float32\[0, 12, 16\]\), which holds no texts"),
+    (ClipText(STATES[:0]), ValueError, r"=ClipText\(states=float32\[0, 12, 16\]\) holds no texts"),
 ]
 
 

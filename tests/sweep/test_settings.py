@@ -216,7 +216,7 @@ def test_a_resumed_sweep_of_adapters_is_the_same(folder, pipe, files, tmp_path):
         ({"textual_inversion": {"cat": 5}}, TypeError, "should be {word: file}"),
         ({"tiled": 6}, ValueError, "tiled=6 is not a multiple of 8"),
         ({"prompt": "(a:1.2.3)", "weighted": True, "long_prompts": True}, ValueError, "1.2.3"),
-        ({"clip_skip": 9}, ValueError, "clip_skip=9 should be from 0 to 2, by the number of the text encoder's layers"),
+        ({"clip_skip": 9}, ValueError, "clip_skip=9 should be from 0 to 2 for this text encoder"),
     ],
 )
 def test_what_is_refused(folder, files, call, error, message):

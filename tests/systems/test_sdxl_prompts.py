@@ -135,12 +135,12 @@ def text(tokens, rows=1, pooled=1):
     [
         (text(18), ValueError, r"states has shape \(18, 36\), expected \(12, 36\) .*, or a multiple of 12 tokens"),
         (text(0), ValueError, r"states has shape \(0, 36\), expected \(12, 36\)"),
-        (text(12, 2), ValueError, "prompt has 2 of states and 1 of pooled, expected one of each for every text"),
+        (text(12, 2), ValueError, "prompt has 2 of states and 1 of pooled; give the same number of rows of each"),
         (text(12, 1, 2), ValueError, "prompt has 1 of states and 2 of pooled"),
-        (text(12, 0, 0), ValueError, r"prompt has SDXLText\(states=float32\[0, .* holds no texts; give at least one"),
+        (text(12, 0, 0), ValueError, r"prompt=SDXLText\(states=float32\[0, .* holds no texts; give at least one"),
         (SDXLText(text(12).states, None), TypeError, "pooled=None should be a floating array"),
         (SDXLText(None, text(12).pooled), TypeError, "states=None should be a floating array"),
-        (SDXLText(None, None), TypeError, r"prompt has SDXLText\(states=None, pooled=None\), expected arrays with one"),
+        (SDXLText(None, None), TypeError, r"prompt=SDXLText\(states=None, pooled=None\) should hold arrays with one"),
     ],
 )
 def test_refused_texts(wrong, error, words, pipe):

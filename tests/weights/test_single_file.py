@@ -210,7 +210,10 @@ BROKEN = {
         "is Stable Diffusion XL's refi",
     ),
     "EDM": (lambda t: t.update({"edm_mean": np.ones(4)}), "with EDM preconditioning, which is not supported"),
-    "inpainting": (lambda t: t.update({UNET_IN: np.ones((8, 9, 3, 3))}), "has 9 input channels, expected 4: inpainting"),
+    "inpainting": (
+        lambda t: t.update({UNET_IN: np.ones((8, 9, 3, 3))}),
+        "has 9 input channels, expected 4: inpainting",
+    ),
     "missing": (
         lambda t: t.pop(f"{original_files.UNET}out.2.bias"),
         "missing    model.diffusion_model.out.2.bias (4,)",
