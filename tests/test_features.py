@@ -555,12 +555,12 @@ NONSENSE = [
     # Arguments that contradict each other.
     ({"seed": 1, "key": jax.random.key(0)}, "seed and key were both given, but key replaces seed; give only one"),
     ({"seed": [1, 2]}, "seed has 2 entries, expected 1, one a picture"),
-    ({"strength": 0.5}, "strength=0.5 needs a picture to start from; give it as image, or leave both out"),
+    ({"strength": 0.5}, "strength=0.5 needs a picture to start from; give one as image, or leave out strength"),
     ({"image": BLACK, "strength": 0.0}, "strength=0 of 2 steps is less than one; give at least 0.5"),
     ({"renoise_steps": 3}, "renoise_steps=3 should be from 0 to 2"),
     ({"record_noise": True}, "record_noise=True needs a record; give record=True as well"),
-    ({"image": "x" * 300}, "image='x+... does not exist, or is no file"),
-    ({"image": "a\0b"}, "does not exist, or is no file"),
+    ({"image": "x" * 300}, "image='x+... does not exist or is not a file"),
+    ({"image": "a\0b"}, "does not exist or is not a file"),
 ]
 DETERMINISTIC = (
     "noise is for solvers that add noise at model calls, and this call's adds none; leave it out, or take an"
@@ -588,7 +588,7 @@ def test_what_its_solver_has_no_use_for_is_refused(bench):
         with pytest.raises(ValueError, match=DETERMINISTIC):
             pipe.prepare(**bench.call, noise=bench.noise(2, 1))
     if bench.family in ("sdxl", "deepfloyd_stage_1", "deepfloyd_stage_2"):
-        with pytest.raises(ValueError, match=r"eta=0.5 is for DDIM and TCD, \w+ has none; leave it out"):
+        with pytest.raises(ValueError, match=r"eta=0.5 applies to DDIM and TCD only, not to \w+; leave it out"):
             pipe.prepare(**bench.call, eta=0.5)
 
 

@@ -138,7 +138,7 @@ SYSTEM = System(
         notice=notice,
         saved=Saved(
             "StableDiffusionUpscalePipeline",
-            entries=lambda extras: {"max_noise_level": extras.low_res_noise.most},
+            entries=lambda extras: {"max_noise_level": extras.low_res_noise.max_level},
             schedulers=schedulers,
         ),
         adapters=ADAPTERS._replace(kinds=()),

@@ -59,7 +59,7 @@ NOISE = [
     ({"key": jax.random.key(0), "seed": 1}, ValueError, "seed and key were both given"),
     ({"latents": LATENTS[0]}, ValueError, r"latents have shape \(8, 8, 4\), expected \(1, 8, 8, 4\)"),
     ({"latents": np.repeat(LATENTS, 2, 0)}, ValueError, r"expected \(1, 8, 8, 4\) \(pictures, height, width"),
-    ({"latents": LATENTS.transpose(0, 3, 1, 2)}, ValueError, "latents are channels last here"),
+    ({"latents": LATENTS.transpose(0, 3, 1, 2)}, ValueError, "move the channels of latents to the last axis"),
     ({"latents": with_nan(LATENTS)}, ValueError, "latents have NaN or infinite entries"),
     ({"latents": with_nan(LATENTS).astype(jnp.bfloat16)}, ValueError, "latents have NaN or infinite entries"),
     ({"latents": np.full(LATENTS.shape, np.inf)}, ValueError, "latents have NaN or infinite entries"),
