@@ -278,12 +278,12 @@ def copy(stages, tmp_path):
 @pytest.mark.parametrize(
     ("name", "part", "changes", "words"),
     [
-        ("stage1", "unet", {"in_channels": 6, "class_embed_type": "timestep"}, "takes a small picture, which .* not"),
-        ("stage1", "unet", {"in_channels": 6}, "6 channels to 6 is of no stage of DeepFloyd-IF"),
+        ("stage1", "unet", {"in_channels": 6, "class_embed_type": "timestep"}, "but .* first stage takes none"),
+        ("stage1", "unet", {"in_channels": 6}, "6 input and 6 output channels does not belong to DeepFloyd-IF"),
         ("stage1", "unet", {"encoder_hid_dim": 30}, "encoder_hid_dim 30 is not the text encoder's d_model 24"),
-        ("stage2", "unet", {"class_embed_type": None, "in_channels": 3}, "takes no small picture, which .* does"),
+        ("stage2", "unet", {"class_embed_type": None, "in_channels": 3}, "but .* second stage takes one"),
         ("stage1", "text_encoder", {"vocab_size": 30}, "last token is of number 33, the text encoder has 30"),
-        ("upscaler", "unet", {"in_channels": 4, "num_class_embeds": None}, "takes no small picture"),
+        ("upscaler", "unet", {"in_channels": 4, "num_class_embeds": None}, "takes no low-resolution picture"),
         ("stage1", "scheduler", {"beta_schedule": "sigmoid"}, "beta_schedule"),
         ("stage2", "image_noising_scheduler", {"beta_schedule": "sigmoid"}, "beta_schedule"),
     ],
@@ -322,7 +322,7 @@ def test_parts_of_another_kind(stages, first, pipe):
 def test_another_stages_components_are_refused(first, second):
     """Also what the folder of an upscaler says about its low-resolution pictures."""
     other = first.models._replace(unet=second.models.unet)
-    with pytest.raises(ValueError, match="takes a small picture, which DeepFloyd-IF's first stage's does not"):
+    with pytest.raises(ValueError, match="takes a low-resolution picture, but DeepFloyd-IF's first stage takes none"):
         Pipeline(**first.components | {"models": other})
     with pytest.raises(TypeError, match="extras=None should be another pipeline's"):
         Pipeline(**second.components | {"extras": None})
@@ -332,7 +332,7 @@ def test_another_stages_components_are_refused(first, second):
 
 def test_another_stages_network_is_refused(first, second):
     pipe = Pipeline(**first.components)
-    with pytest.raises(ValueError, match="takes a small picture, which DeepFloyd-IF's first stage's does not"):
+    with pytest.raises(ValueError, match="takes a low-resolution picture, but DeepFloyd-IF's first stage takes none"):
         pipe.models = pipe.models._replace(unet=second.models.unet)
     assert pipe.models.unet is first.models.unet
 

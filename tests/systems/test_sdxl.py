@@ -145,13 +145,13 @@ def no_projection(copy):
 
 
 REFUSED = {
-    refiner: "is Stable Diffusion XL's refiner, .* only the base is supported",
-    other_projection: "10 channels of a pooled text .* projection_dim is 12: .* not the refiner's",
+    refiner: "is the Stable Diffusion XL refiner, which is not supported",
+    other_projection: "pooled text of 10 channels .* projection_dim is 12: .* not the refiner's",
     inpainting: "has 9 input and 4 output channels, and the VAE has 4 .* expected 4 input and 4 output",
     no_sizes: "addition_embed_type None .* is not Stable Diffusion XL's, whose addition_embed_type is text_time",
     no_wave: "projection_class_embeddings_input_dim=60 should be the channels of the pooled text and six times",
     other_lengths: "the tokenizers make 12 and 10 tokens; do they belong together",
-    other_positions: "read 11 and 12 tokens; do they belong together",
+    other_positions: "read 11 and 12 tokens; take both from one checkpoint",
     other_width: "cross_attention_dim 36 is not the sum of the text encoders' hidden sizes, 24 . 20",
     no_second_tokenizer: "tokenizer_2/merges.txt missing",
     no_second_encoder: "no folder text_encoder_2; is it a whole checkpoint",
@@ -236,12 +236,16 @@ def test_the_dtype_of_the_autoencoder(force, pipe):
 @pytest.mark.parametrize(
     ("wrong", "error", "words"),
     [
-        (text((11, 36), (12,)), ValueError, r"an embedding's states has shape \(11, 36\), expected \(12, 36\)"),
-        (text((12, 20), (12,)), ValueError, r"an embedding's states has shape \(12, 20\), expected \(12, 36\)"),
-        (text((1, 36), (12,)), ValueError, r"an embedding's states has shape \(1, 36\), expected \(12, 36\)"),
-        (text((12, 36), (16,)), ValueError, r"an embedding's pooled has shape \(16,\), expected \(12,\)"),
+        (text((11, 36), (12,)), ValueError, r"an embedding's states have shape \(11, 36\), expected \(12, 36\)"),
+        (text((12, 20), (12,)), ValueError, r"an embedding's states have shape \(12, 20\), expected \(12, 36\)"),
+        (text((1, 36), (12,)), ValueError, r"an embedding's states have shape \(1, 36\), expected \(12, 36\)"),
+        (text((12, 36), (16,)), ValueError, r"an embedding's pooled text has shape \(16,\), expected \(12,\)"),
         (ClipText(np.zeros((1, 12, 36), np.float32)), TypeError, "is of another family, expected SDXLText"),
-        (np.zeros((12, 36), np.float32), TypeError, "is an SDXLText of states and pooled text, .* not ndarray"),
+        (
+            np.zeros((12, 36), np.float32),
+            TypeError,
+            "should be an SDXLText with states and pooled .* not ndarray",
+        ),
     ],
 )
 def test_texts_of_other_shapes_and_families(wrong, error, words, pipe):

@@ -133,8 +133,8 @@ def text(tokens, rows=1, pooled=1):
 @pytest.mark.parametrize(
     ("wrong", "error", "words"),
     [
-        (text(18), ValueError, r"states has shape \(18, 36\), expected \(12, 36\) .*, or a multiple of 12 tokens"),
-        (text(0), ValueError, r"states has shape \(0, 36\), expected \(12, 36\)"),
+        (text(18), ValueError, r"states have shape \(18, 36\), expected \(12, 36\) .*, or a multiple of 12 tokens"),
+        (text(0), ValueError, r"states have shape \(0, 36\), expected \(12, 36\)"),
         (text(12, 2), ValueError, "prompt has 2 of states and 1 of pooled; give the same number of rows of each"),
         (text(12, 1, 2), ValueError, "prompt has 1 of states and 2 of pooled"),
         (text(12, 0, 0), ValueError, r"prompt=SDXLText\(states=float32\[0, .* holds no texts; give at least one"),

@@ -207,7 +207,7 @@ BROKEN = {
     "XL": (lambda t: t.update({XL: np.ones(1)}), "is Stable Diffusion 1.x or 2.x, expected Stable Diffusion XL, as"),
     "the refiner": (
         lambda t: t.update({"conditioner.embedders.0.model.x": np.ones(1)}),
-        "is Stable Diffusion XL's refi",
+        "is the Stable Diffusion XL refiner",
     ),
     "EDM": (lambda t: t.update({"edm_mean": np.ones(4)}), "with EDM preconditioning, which is not supported"),
     "inpainting": (
