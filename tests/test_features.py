@@ -542,7 +542,7 @@ NONSENSE = [
     ({"temperature": (1e39, 1.0)}, r"temperature=1e\+39 is beyond the range of float32"),
     ({"influence": ENDLESS}, "influence=10+... is beyond the range of float32"),
     ({"tokens": [[1], [1, 2]]}, r"tokens=\[\[1\], \[1, 2\]\] should be integers \[pictures, height / f, width / f\]"),
-    ({"tokens": [[[1.5]]]}, r"tokens are of float64 \(1, 1, 1\), expected integers"),
+    ({"tokens": [[[1.5]]]}, r"tokens have dtype float64 and shape \(1, 1, 1\), expected integers"),
     # Bytes are no sequence of numbers.
     ({"prompt": ["a", "b"], "guidance_scale": b"ab"}, "guidance_scale=b'ab' should be a finite number"),
     ({"prompt": ["a", "b"], "seed": b"ab"}, "seed=b'ab' should be a whole number, from 0 to 4294967295"),
