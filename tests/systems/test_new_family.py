@@ -120,13 +120,13 @@ def test_its_call_is_a_pure_function(folder):
 
 def test_it_takes_no_adapters(folder, tmp_path):
     """Which it says by itself: it declares none."""
-    with pytest.raises(ValueError, match="lora is given, but LoRAs have no names for the layers of the toy family"):
+    with pytest.raises(ValueError, match="lora is given, but the toy family does not support LoRA"):
         load(folder, lora="a.safetensors")
     (tmp_path / "a.bin").touch()
     words = ["--prompt", "a", "--edit", "b", "--textual-inversion", str(tmp_path / "a.bin"), "--out", str(tmp_path)]
     result = CliRunner().invoke(main, ["edit", "--model", str(folder), *words])
     assert result.exit_code == 1
-    assert "--textual-inversion is given, but textual inversion has no vectors for the text encoder of" in result.output
+    assert "--textual-inversion is given, but the toy family does not support textual inversion" in result.output
 
 
 def test_it_runs_on_two_devices(folder):

@@ -87,7 +87,7 @@ def test_an_empty_folder(refused, tmp_path):
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
 def test_a_part_of_a_checkpoint(refused, copy, part):
-    refused("no model_index.json", "one part of a checkpoint, give the folder above", source=copy / part)
+    refused("no model_index.json", "one part of a checkpoint, give its parent folder", source=copy / part)
 
 
 def test_sdxl(refused, copy):
