@@ -206,7 +206,7 @@ def test_a_picture_is_enlarged(stages, files, tmp_path):
         ("paella", ["--textual-inversion", "toy.safetensors"], "Paella does not support textual inversion; leave"),
         ("paella", ["--config", "."], "is for single files"),
         ("paella", ["--original-size", "8,8"], "--original-size is of Stable Diffusion XL, but"),
-        ("stage1", ["--textual-inversion", "toy.safetensors"], "It is for Stable Diffusion 1.x or 2.x, Stable"),
+        ("stage1", ["--textual-inversion", "toy.safetensors"], "It is supported by Stable Diffusion 1.x or 2.x"),
         ("stage1", ["--stage2-lora", "2.safetensors"], "--stage2-lora is given without --stage2"),
         ("stage1", ["--upscaler-textual-inversion", "toy.safetensors"], "is given without --upscaler"),
         (

@@ -201,7 +201,7 @@ def test_face_of_diffusers(idle, case):
 )
 def test_guidance_scales_that_lose_the_prompt(idle, scale, effect):
     """The faces of diffusers take them for the prompt's prediction, as diffusers does."""
-    with pytest.raises(ValueError, match=f"guidance_scale{effect} the prompt; give 1 to turn classifier-free"):
+    with pytest.raises(ValueError, match=f"guidance_scale{effect} the prompt; give 1 to turn off classifier-free"):
         idle(["cat", "dog"], guidance_scale=scale)
 
 
