@@ -47,15 +47,15 @@ class Static(NamedTuple):
         'per_concept'
     """
 
-    semantics: str = "diffusers"
-    support: str = "channel"
-    record: bool = False
-    record_noise: bool = False
+    semantics: str = "diffusers"  # of `sega_jax.sega`
+    support: str = "channel"  # of `sega_jax.sega`
+    record: bool = False  # whether to record predictions
+    record_noise: bool = False  # whether to record the solver's noise
     own: Hashable = None  # the family's own options, such as its solver
 
 
 class Settings(NamedTuple):
-    """The arrays that describe every row of a call; other values run the same compiled programs.
+    """The arrays of a call, rows first. Changing their values never recompiles.
 
     Example:
         >>> import jax, numpy as np
@@ -130,7 +130,7 @@ class Given(NamedTuple):
 
 
 class Setup(NamedTuple):
-    """A family's decisions about a call: shapes, schedule, options and initial state.
+    """The shapes, schedule, options and initial state that a family chooses for a call.
 
     Example:
         >>> import numpy as np
@@ -292,6 +292,7 @@ class TextReader(NamedTuple):
     check_options: Callable[[Any, Mapping[str, Any]], None] = lambda networks, options: None
     # (models, tokenizer, a user's text of `type` with one row, or an array without that axis) -> the checked text
     check: Callable[[Any, Any, Any], Any] = _unchanged
+    # (texts, a function that returns the encoded empty text) -> all texts in one, padded to equal lengths
     join: Callable[[Sequence[Any], Callable[[], Any]], Any] = lambda texts, blank: stacked(texts)
     # (tokenizer, words, **options) -> the length to which `join` pads the texts; None if no text depends on it
     length: Callable[..., Hashable] = _no_length
@@ -303,9 +304,9 @@ class TextReader(NamedTuple):
 class Sampler(NamedTuple):
     """How a family draws its initial state, predicts, steps and decodes.
 
-    The functions from `initial` to `decode` and `encode_image` are pure functions of one device's share of the rows,
-    except `decoder`, which selects networks. `check` takes a call, the scheduler and a function that warns; it checks
-    the arguments that depend on the scheduler alone.
+    `initial`, `denoiser`, `solver`, `draw`, `decode` and `encode_image` are pure functions of one device's share of the
+    rows. `check` takes a call, the scheduler and a function that warns; it checks the arguments that depend only on the
+    scheduler.
 
     Example:
         >>> import sega_jax

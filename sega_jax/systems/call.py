@@ -267,9 +267,9 @@ class Call:
         Opaque("an array [calls, pictures, height / f, width / f, channels]"),
         "the standard normal noise that a stochastic solver adds at every model call; it replaces the seed's noise",
     )
-    record: bool = argument(False, Flag(), "whether to return the predictions of every model call")
+    record: bool = argument(False, Flag(), "return the predictions of every model call")
     record_noise: bool = argument(
-        False, Flag(), "whether to include the solver's noise in the record, in the form that `noise` takes"
+        False, Flag(), "include the solver's noise in the record, in the form that `noise` takes"
     )
     callback: Callable[[int, float, np.ndarray], Any] | None = argument(
         None,
@@ -278,14 +278,12 @@ class Call:
         " calls, where `call` counts from 0",
     )
     callback_steps: int = argument(1, Integer(1), "the number of model calls between callbacks")
-    progress: bool | None = argument(
-        None, Flag(), "whether to show a progress bar; None shows one in terminals and notebooks"
-    )
+    progress: bool | None = argument(None, Flag(), "show a progress bar; None shows one in terminals and notebooks")
     strict: bool = argument(
         True,
         Flag(),
-        "whether arguments without effect, such as an edit that ends before it begins or an `eta` that the scheduler"
-        " ignores, raise an error instead of a warning",
+        "raise an error instead of a warning for arguments without effect, such as an edit that ends before it begins"
+        " or an `eta` that the scheduler ignores",
     )
 
     def __post_init__(self) -> None:

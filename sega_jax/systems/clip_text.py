@@ -27,7 +27,7 @@ class ClipCall(Call):
     long_prompts: bool = argument(
         False,
         Flag(),
-        "whether to read texts beyond CLIP's limit of 75 tokens in chunks of 75 instead of truncating them. Shorter"
+        "read texts beyond CLIP's limit of 75 tokens in chunks of 75 instead of truncating them. Shorter"
         " texts in the same call are padded with empty chunks. Each number of chunks compiles its own program",
         sweep=True,
         shell=True,
@@ -36,7 +36,7 @@ class ClipCall(Call):
     weighted: bool = argument(
         False,
         Flag(),
-        'whether to read brackets as word weights: "(word:1.2)" for 1.2, "(word)" for 1.1 and "[word]" for 1 / 1.1.'
+        'read brackets as word weights: "(word:1.2)" for 1.2, "(word)" for 1.1 and "[word]" for 1 / 1.1.'
         " A weight multiplies the hidden states of its tokens",
         sweep=True,
         shell=True,

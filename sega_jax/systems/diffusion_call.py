@@ -82,8 +82,8 @@ class AutoencodedCall(DiffusionCall):
     tiled: bool | int = argument(
         False,
         Tiles(),
-        "whether to decode large pictures in overlapping tiles, as diffusers does. This saves memory, but seams may"
-        " show. A number sets the side of a tile and must be a multiple of 4 times the checkpoint's factor",
+        "decode large pictures in overlapping tiles, as diffusers does. This saves memory, but seams may show. A number"
+        " sets the side of a tile and must be a multiple of 4 times the checkpoint's factor",
         varies="program",
         sweep=True,
         shell=True,
@@ -97,7 +97,7 @@ class StartingCall(AutoencodedCall):
     image: Any = argument(
         None,
         Pictures(),
-        "the picture to start from, which has the same size as the result",
+        "the picture to start from; it must have the size of the result",
         varies="row",
         sweep=True,
         shell=True,
@@ -148,8 +148,8 @@ class ConditionedCall(DiffusionCall):
     noise_anew: bool = argument(
         False,
         Flag(),
-        "whether to draw the low-resolution picture's noise again at every model call, as the original DeepFloyd-IF"
-        " code does; diffusers draws it once",
+        "draw the low-resolution picture's noise again at every model call, as the original DeepFloyd-IF code does;"
+        " diffusers draws it once",
         sweep=True,
         shell=True,
     )

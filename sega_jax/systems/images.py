@@ -99,9 +99,9 @@ def _open(path: Path) -> Image.Image:
 def as_rgb(image: Image.Image) -> Image.Image:
     """Converts a Pillow picture of any mode to RGB as viewers show it.
 
-    The result is upright, is the first frame of an animation, and has white in place of transparency. 16-bit grey is
-    scaled to 8 bits. The modes "I" and "F" have no fixed range: their maximum is taken to be the smallest of 1 ("F"
-    only), 255 and 65535 that is not below any value.
+    The picture is turned upright, white replaces transparency, and only the first frame of an animation is used. 16-bit
+    grey is scaled to 8 bits. The modes "I" and "F" have no fixed range: white is the smallest of 1 ("F" only), 255 and
+    65535 that is not below any value.
 
     Raises:
         ValueError: The values of such a mode are out of range, or are not finite.

@@ -61,7 +61,7 @@ class PaellaCall(Call):
     renoise_steps: int | None = argument(
         None,
         Integer(0),
-        "the number of first steps that renoise tokens; by default 13/16 of all steps",
+        "how many of the first steps renoise tokens; by default 13/16 of all steps",
         sweep=True,
         shell=True,
     )
@@ -84,7 +84,7 @@ class PaellaCall(Call):
     influence: tuple[float, float] | float = argument(
         (1.0, 1.0),
         Pair(NotNegative(), "a number, or two", alone=True),
-        "two factors on the attention to the prompt, meant for its text and for its picture embedding (see"
+        "two factors that scale the attention to the prompt, meant for its text and for its picture embedding (see"
         " `sega_jax.nn.paella.Paella.condition`). The published scripts use (1.2, 0.4), the published sampler (1, 1)."
         " Values other than (1, 1) need a prior and a prompt in words",
         sweep=True,
@@ -93,7 +93,7 @@ class PaellaCall(Call):
     centred: bool = argument(
         False,
         Flag(),
-        "whether to subtract the mean over the vocabulary from the logits, which affects only the thresholds of edits",
+        "subtract the mean over the vocabulary from the logits, which affects only the thresholds of edits",
         varies="program",
         sweep=True,
         shell=True,

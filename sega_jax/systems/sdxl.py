@@ -199,7 +199,7 @@ def tokenizer(folder: Path, models: Models, override: Any) -> TokenizerPair:
         return override
     if override is not None:
         if not isinstance(override, Tokenizer):
-            path = tokenizer_folder(folder, override, "a CLIP tokenizer, that of another Stable Diffusion XL pipeline,")
+            path = tokenizer_folder(folder, override, "a CLIP tokenizer, another SDXL pipeline's tokenizer,")
             override = read_one(path, models.text_encoder)
         return override.pair()
     return TokenizerPair(

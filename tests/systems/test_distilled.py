@@ -58,7 +58,7 @@ def test_arguments_without_effect_warn_if_not_strict(lcm):
         assert lcm.prepare("a cat", negative_prompt="bad", strict=False).negatives == [""]
 
 
-def test_the_diffusers_api_replaces_low_guidance_scales_by_1_with_a_warning(lcm):
+def test_the_diffusers_api_raises_low_guidance_scales_to_1_with_a_warning(lcm):
     pipe = StableDiffusionPipeline.from_pipe(lcm)
     settings = {"num_inference_steps": 1, "output_type": "latent"}
     with pytest.warns(UserWarning, match="guidance_scale=0.0 is taken as 1 by this network"):
