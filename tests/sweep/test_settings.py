@@ -234,7 +234,7 @@ def test_families_without_adapters(paella_folder, files):
         said = sweep.Sweep(
             model={"source": str(paella_folder)}, call={"prompt": "a", "steps": 2, name: value}, folder=files
         )
-        with pytest.raises(ValueError, match=f"{name} is given, but .* of Paella; leave it out"):
+        with pytest.raises(ValueError, match=f"{name} is given, but Paella does not support .*; leave it out"):
             sweep.plan(said, sweep.Facts.of(said))
 
 

@@ -194,7 +194,7 @@ def misshapen(tensors):
 XL = f"{original_files.UNET}label_emb.0.0.weight"
 UNET_IN = f"{original_files.UNET}input_blocks.0.0.weight"
 BROKEN = {
-    "no UNet": (without("model."), "is not a single-file checkpoint of Stable Diffusion 1.x or 2.x or .* XL: it"),
+    "no UNet": (without("model."), "is not a single-file checkpoint of Stable Diffusion 1.x or 2.x"),
     "a LoRA": (
         lambda t: (t.clear(), t.update({"lora_unet_x.alpha": np.ones(1)})),
         "it is a LoRA, which goes with a checkpoint as lora=",
