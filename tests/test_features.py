@@ -543,7 +543,7 @@ INVALID = [
     ({"temperature": (1e39, 1.0)}, r"temperature=1e\+39 is beyond the range of float32"),
     ({"influence": HUGE}, "influence=10+... is beyond the range of float32"),
     ({"tokens": [[1], [1, 2]]}, r"tokens=\[\[1\], \[1, 2\]\] should be integers \[pictures, height / f, width / f\]"),
-    ({"tokens": [[[1.5]]]}, r"tokens are of float64 \(1, 1, 1\), expected integers"),
+    ({"tokens": [[[1.5]]]}, r"tokens have dtype float64 and shape \(1, 1, 1\), expected integers"),
     # Bytes are not a sequence of numbers.
     ({"prompt": ["a", "b"], "guidance_scale": b"ab"}, "guidance_scale=b'ab' should be a finite number"),
     ({"prompt": ["a", "b"], "seed": b"ab"}, "seed=b'ab' should be a whole number, from 0 to 4294967295"),
@@ -554,14 +554,14 @@ INVALID = [
     ({"edits": [["a"], "b"]}, "edits mixes lists with single edits; give one list for all, or one a prompt"),
     ({"edits": [HAT, None]}, "edits: None should be words or an Edit"),
     # Arguments that contradict each other.
-    ({"seed": 1, "key": jax.random.key(0)}, "seed and key were both given; they say the same thing, give one"),
+    ({"seed": 1, "key": jax.random.key(0)}, "seed and key were both given, but key replaces seed; give only one"),
     ({"seed": [1, 2]}, "seed has 2 entries, expected 1, one a picture"),
-    ({"strength": 0.5}, "strength=0.5 needs a picture to start from; give it as image, or leave both out"),
+    ({"strength": 0.5}, "strength=0.5 needs a picture to start from; give one as image, or leave out strength"),
     ({"image": BLACK, "strength": 0.0}, "strength=0 of 2 steps is less than one; give at least 0.5"),
     ({"renoise_steps": 3}, "renoise_steps=3 should be from 0 to 2"),
-    ({"record_noise": True}, "record_noise=True is for the record that record=True returns; give both"),
-    ({"image": "x" * 300}, "image='x+... does not exist, or is no file"),
-    ({"image": "a\0b"}, "does not exist, or is no file"),
+    ({"record_noise": True}, "record_noise=True needs a record; give record=True as well"),
+    ({"image": "x" * 300}, "image='x+... does not exist or is not a file"),
+    ({"image": "a\0b"}, "does not exist or is not a file"),
 ]
 DETERMINISTIC = (
     "noise is for solvers that add noise at model calls, and this call's adds none; leave it out, or take an"
@@ -589,7 +589,7 @@ def test_arguments_that_its_solver_ignores_are_refused(bench):
         with pytest.raises(ValueError, match=DETERMINISTIC):
             pipe.prepare(**bench.call, noise=bench.noise(2, 1))
     if bench.family in ("sdxl", "deepfloyd_stage_1", "deepfloyd_stage_2"):
-        with pytest.raises(ValueError, match=r"eta=0.5 is for DDIM and TCD, \w+ has none; leave it out"):
+        with pytest.raises(ValueError, match=r"eta=0.5 applies to DDIM and TCD only, not to \w+; leave it out"):
             pipe.prepare(**bench.call, eta=0.5)
 
 

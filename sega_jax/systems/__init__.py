@@ -1,1 +1,1 @@
-"""Systems: what the denoiser of a family of checkpoints is, one file each."""
+"""The families of checkpoints, with one file for each family."""

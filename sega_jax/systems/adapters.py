@@ -1,4 +1,4 @@
-"""What files of LoRAs and textual inversion call the layers of networks; each family says which it has."""
+"""The names that LoRA and textual inversion files use for networks and their layers; each family declares its own."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -11,38 +11,41 @@ from sega_jax.weights.lora_names import LoraNames, layer_keys
 from sega_jax.weights.original_names import openclip_names, unet_names
 from sega_jax.weights.textual_inversion import TextEncoders
 
-# diffusers' former names of the projections in text encoders.
+# The names that older versions of diffusers used for the projections in text encoders.
 _FORMER = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
 
 
 class AdapterNames(NamedTuple):
-    """The names that a family's networks have in adapter files."""
+    """The names of a family's networks in LoRA and textual inversion files."""
 
     lora: Mapping[str, LoraNames] = MappingProxyType({})  # by network; {} if LoRAs are not supported
     words: TextEncoders | None = None  # None if textual inversion is not supported
-    kinds: tuple[LoraKind, ...] = ()  # the checkpoints of the family that have LoRAs of their own, as they show it
+    kinds: tuple[LoraKind, ...] = ()  # how to recognise LoRAs of the family's checkpoints
 
 
 def diffusers_layers(unet: UNet2DConditionModel) -> dict[str, str]:
-    """Returns the keys of a UNet's weights by diffusers' present and former names of their layers."""
+    """Returns the keys of a UNet's weights by the current and former diffusers names of their layers."""
     keys = layer_keys(unet)
     return keys | {path.removesuffix(".0"): key for path, key in keys.items() if path.endswith("to_out.0")}
 
 
 def unet_layers(unet: UNet2DConditionModel) -> dict[str, str]:
-    """Returns the keys of a UNet's weights by diffusers' and by the original repository's names of their layers."""
+    """Returns the keys of a UNet's weights by the names of their layers in diffusers and in the original repository."""
     originals = unet_names(unet)
     names = {originals[key].removesuffix(".weight"): key for key in layer_keys(unet).values()}
     return diffusers_layers(unet) | names
 
 
 def clip_layers(text_encoder: CLIPTextModel | CLIPTextModelWithProjection) -> dict[str, str]:
-    """Returns the keys of a text encoder's weights by present and former names of their layers, with and without
-    "text_model.", and by OpenCLIP's names of the layers that are the same there."""
+    """Returns the keys of a text encoder's weights by the names of their layers.
+
+    The names are the current and former diffusers names, with and without "text_model.", and OpenCLIP's names of the
+    layers that have the same weights there.
+    """
     keys = layer_keys(text_encoder)
     names = dict(keys)
-    for present, former in _FORMER.items():
-        names |= {path.replace(present, former): key for path, key in keys.items()}
+    for current, former in _FORMER.items():
+        names |= {path.replace(current, former): key for path, key in keys.items()}
     bare = {path.removeprefix("text_model."): key for path, key in names.items()}
     originals = openclip_names(text_encoder)
     openclip = {
@@ -51,8 +54,8 @@ def clip_layers(text_encoder: CLIPTextModel | CLIPTextModelWithProjection) -> di
     return openclip | names | bare | {f"text_model.{path}": key for path, key in bare.items()}
 
 
-# The LoRA names of each kind of network, with the prefixes of kohya's scripts, diffusers, ComfyUI, OneTrainer and
-# SimpleTuner. Tensors without a prefix are the UNet's.
+# The LoRA names of each network, with the prefixes that kohya's scripts, diffusers, ComfyUI, OneTrainer and SimpleTuner
+# write. Tensors without a prefix belong to the UNet.
 UNET = LoraNames(("lora_unet_", "unet.", "diffusion_model.", "model.diffusion_model.", "lycoris_", ""), unet_layers)
 UNET_WITHOUT_ORIGINAL = LoraNames(UNET.starts, diffusers_layers)
 TEXT = LoraNames(

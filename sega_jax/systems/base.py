@@ -1,8 +1,8 @@
-"""What a family of checkpoints is: a `System`, a value of four small parts, each of which has one reader.
+"""The description of a family of checkpoints: a `System` with one part for each of its readers.
 
-`Checkpoint` is for loading, `TextReader` for words, `Sampler` for the compiled programs, and a class of arguments for
-calls. A new family is a file that builds such a value and registers it (`sega_jax.register`); nothing else asks which
-family a checkpoint belongs to.
+`Checkpoint` serves loading, `TextReader` serves text, `Sampler` serves the compiled programs, and a dataclass of
+arguments serves calls. To add a family, build such a value and register it (`sega_jax.register`); no other code asks
+which family a checkpoint belongs to.
 
 Axes: rows of the batch, branches (2 + n: unconditional, prompt, concepts), height, width, channels.
 """
@@ -23,35 +23,55 @@ from sega_jax.text.files import read_json
 
 
 class Sizes(NamedTuple):
-    """How large the pictures of a checkpoint are."""
+    """The picture sizes that a checkpoint supports.
+
+    Example:
+        >>> from sega_jax import Sizes
+        >>> Sizes(channels=4, factor=8, multiple=8, default=(512, 512)).default
+        (512, 512)
+    """
 
     channels: int  # of the state
-    factor: int  # pixels along a side for one position of the state
-    multiple: int  # height and width in pixels are multiples of it
-    default: tuple[int, int] | None  # height and width in pixels; None where a smaller picture decides
-    enlarges: int = 0  # how many times larger than the picture that conditions it; 0 where there is none
+    factor: int  # pixels for each position of the state, along a side
+    multiple: int  # height and width in pixels must be multiples of it
+    default: tuple[int, int] | None  # height and width in pixels; None where the low-resolution picture determines them
+    enlarges: int = 0  # the upscaling factor from the low-resolution picture; 0 where there is none
 
 
 class Static(NamedTuple):
-    """What is compiled in; everything else is an array that a program takes."""
+    """The compile-time options of a call; all its other inputs are arrays.
 
-    semantics: str = "diffusers"
-    support: str = "channel"
-    record: bool = False
-    record_noise: bool = False
-    own: Hashable = None  # the family's own choices, such as its solver
+    Example:
+        >>> import sega_jax
+        >>> sega_jax.load().prepare("a cat", semantics="per_concept").static.semantics
+        'per_concept'
+    """
+
+    semantics: str = "diffusers"  # of `sega_jax.sega`
+    support: str = "channel"  # of `sega_jax.sega`
+    record: bool = False  # whether to record predictions
+    record_noise: bool = False  # whether to record the solver's noise
+    own: Hashable = None  # the family's own options, such as its solver
 
 
 class Settings(NamedTuple):
-    """The numbers of every row."""
+    """The arrays of a call, rows first. Changing their values never recompiles.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> from sega_jax import Edit, Edits, Settings
+        >>> edits = Edits.stack([[Edit("hat")], [Edit("glasses")]])
+        >>> Settings(jax.random.split(jax.random.key(0), 2), np.full(2, 7.5), edits).n
+        1
+    """
 
     key: jax.Array  # typed keys [rows]
     guidance_scale: Any  # [rows]
-    edits: Edits | None = None  # [rows, n] each; None for no concepts at all
-    guidance_rescale: Any = None  # [rows] in [0, 1]; None for none at all
-    replay: Any = None  # [rows, calls, height, width, channels] to be added, or None
-    own: Any = None  # the family's own arrays, rows first; the pipeline passes them on unread
-    noise: Any = None  # of every call in place of what `Sampler.draw` draws, [rows, calls, ...] each; or None
+    edits: Edits | None = None  # [rows, n] each; None without concepts
+    guidance_rescale: Any = None  # [rows] in [0, 1]; None disables rescaling
+    replay: Any = None  # recorded guidance to add, [rows, calls, height, width, channels]; or None
+    own: Any = None  # the family's own arrays, rows first; the pipeline passes them on without reading them
+    noise: Any = None  # [rows, calls, ...] each, replaces the noise that `Sampler.draw` would draw; or None
 
     @property
     def n(self) -> int:
@@ -60,130 +80,187 @@ class Settings(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What every model call predicted and what semantic guidance added; arrays [rows, calls, ...] in float32."""
+    """The predictions of every model call and the semantic guidance added to them; float32 arrays [rows, calls, ...].
 
-    sem_guidance: Any  # [rows, calls, height, width, channels], without cfg and without replay
+    Example:
+        >>> import sega_jax
+        >>> edit = sega_jax.Edit("glasses", warmup=0)
+        >>> out = sega_jax.load()("a cat", edit, steps=2, record=True, output="latent", progress=False)
+        >>> out.record.edits.shape  # picture, call, concept, height, width, channel
+        (1, 2, 1, 32, 32, 4)
+    """
+
+    sem_guidance: Any  # [rows, calls, height, width, channels], excludes classifier-free and replayed guidance
     uncond: Any  # [rows, calls, height, width, channels]
     cond: Any  # [rows, calls, height, width, channels]
     edits: Any  # [rows, calls, n, height, width, channels]; None without concepts
-    # With `Static.record_noise` what was drawn for every call, [rows, calls, ...] each. An `Output` has it as [calls,
-    # pictures, ...], as a call takes it.
+    # With `Static.record_noise`, the noise of every call, [rows, calls, ...] each. In an `Output` the axes are [calls,
+    # pictures, ...], as the argument `noise` takes them.
     noise: Any = None
 
 
 class Given(NamedTuple):
-    """What a family knows of a call, beside its arguments, when it sets the call up."""
+    """The context in which a family sets up a call: the checkpoint, the batch and the devices.
+
+    Example:
+        >>> import numpy as np, sega_jax
+        >>> pipe = sega_jax.load()
+        >>> context = sega_jax.Given(
+        ...     models=pipe.models, scheduler=pipe.scheduler, extras=pipe.extras, rows=2, n=0, texts=["a cat", "a dog"],
+        ...     spread=lambda name, entries: list(entries), dtype=np.dtype("float32"), platform="cpu", devices=1,
+        ...     warn=print,
+        ... )
+        >>> setup = pipe.system.sampler.setup(pipe.system.call(["a cat", "a dog"], eta=[0.0, 0.5]), context)
+        >>> setup.own.eta.shape
+        (2,)
+    """
 
     models: Any
-    scheduler: Any  # a `Scheduler`; None for a family that has its own schedule
-    extras: Any  # of `Checkpoint.extras`
+    scheduler: Any  # a `Scheduler`; None for a family with its own schedule
+    extras: Any  # as `Checkpoint.extras` returns them
     rows: int
     n: int  # concepts
     texts: Sequence[Any]  # the prompt of every row, words or a `Text` of one row
-    spread: Callable[[str, Sequence[Any]], list[Any]]  # entries for each prompt, or each picture -> one for each row
-    dtype: np.dtype  # of the loop: float32 or wider
-    platform: str  # of the devices: cpu, gpu, tpu
-    devices: int  # how many there are
+    # (an argument's name, its entries, one for each prompt or picture) -> one entry for each row
+    spread: Callable[[str, Sequence[Any]], list[Any]]
+    dtype: np.dtype  # of the sampling loop: float32 or wider
+    platform: str  # of the devices: cpu, gpu or tpu
+    devices: int  # their number
     warn: Callable[[str], None]
 
 
 class Setup(NamedTuple):
-    """How a call begins, as its family decides."""
+    """The shapes, schedule, options and initial state that a family chooses for a call.
+
+    Example:
+        >>> import numpy as np
+        >>> from sega_jax import Setup
+        >>> setup = Setup(shape=(64, 64, 4), table=None, x=np.zeros((2, 64, 64, 4), np.float32))
+        >>> setup.draws  # the solver draws noise unless the family says otherwise
+        True
+    """
 
     shape: tuple[int, int, int]  # height, width and channels of a row's predictions
-    table: Any  # of the schedule
+    table: Any  # the schedule's table
     own: Any = None  # arrays for `Settings.own`, rows first
-    static: Hashable = None  # choices for `Static.own`
-    x: np.ndarray | None = None  # the state to start from, rows first; None draws it
+    static: Hashable = None  # options for `Static.own`
+    x: np.ndarray | None = None  # the initial state, rows first; None draws it
     picture: np.ndarray | None = None  # [rows, height, width, 3] in [-1, 1], to start from
-    picture_noise: np.ndarray | None = None  # [rows, *shape], with which its latents are drawn; None draws it
+    picture_noise: np.ndarray | None = None  # [rows, *shape], for sampling the picture's latents; None draws it
     draws: bool = True  # whether the solver uses the noise of its calls
-    # [rows], of classifier-free guidance in place of the call's, where the network takes that as an input; the negative
-    # prompt is then the empty text
+    # [rows]; replaces the call's scale in classifier-free guidance where the network takes the scale as an input. The
+    # negative prompt is then the empty text.
     guidance_scale: np.ndarray | None = None
     guidance_rescale: np.ndarray | None = None  # [rows]
     decode: Mapping[str, Hashable] = {}  # static arguments of `Sampler.decode`
 
 
 class Network(NamedTuple):
-    """One network of a checkpoint."""
+    """One network of a checkpoint and its names in files.
 
-    module: type  # built from its config; has `rename`
-    config: Any  # its `from_dict` reads config.json
-    stem: str = "diffusion_pytorch_model"  # the name of its weight file without ending
-    optional: bool = False  # whether a checkpoint may do without it
-    also: tuple[str, ...] = ()  # names of other classes whose files hold this network
-    # config -> options of config.json that are no fields of it, without which other libraries build another network
+    Example:
+        >>> import sega_jax
+        >>> network = sega_jax.load().system.checkpoint.networks["text_encoder"]
+        >>> network.module.__name__, network.stem
+        ('CLIPTextModel', 'model')
+    """
+
+    module: type  # its class, which is built from its config and has `rename`
+    config: Any  # the class of its config; `from_dict` reads config.json
+    stem: str = "diffusion_pytorch_model"  # the name of its weight file without extension
+    optional: bool = False  # whether a checkpoint may lack it
+    also: tuple[str, ...] = ()  # names of other classes whose files also hold this network
+    # config -> further entries of config.json; without them other libraries would build a different network
     options: Callable[[Any], Mapping[str, Any]] = lambda config: {}
-    published: Callable[[str], str] = str  # a key of the module -> the key in published files, which `rename` reads
-    library: str = ""  # in model_index.json; "" for diffusers, and transformers where the stem is "model"
+    published: Callable[[str], str] = str  # a key of the module -> its key in published files, which `rename` reads
+    library: str = ""  # in model_index.json; "" means transformers if the stem is "model", otherwise diffusers
 
 
 class Saved(NamedTuple):
-    """How a pipeline of a family is written as a checkpoint in diffusers layout."""
+    """How to save a pipeline of a family as a checkpoint in diffusers layout.
+
+    Example:
+        >>> from sega_jax import Saved
+        >>> saved = Saved("MyPipeline", entries=lambda extras: {"zero_negative": True})
+        >>> saved.entries(None)
+        {'zero_negative': True}
+    """
 
     class_name: str  # of the pipeline, in model_index.json
     entries: Callable[[Any], Mapping[str, Any]] = lambda extras: {}  # extras -> further entries of model_index.json
-    schedulers: Callable[[Any], Mapping[str, Scheduler]] = lambda extras: {}  # extras -> further ones, by their folders
-    # tokenizer -> those that have files, by their folders
+    schedulers: Callable[[Any], Mapping[str, Scheduler]] = lambda extras: {}  # extras -> further schedulers by folder
+    # tokenizer -> the tokenizers that have files, by folder
     tokenizers: Callable[[Any], Mapping[str, Any]] = lambda tokenizer: {"tokenizer": tokenizer}
 
 
 def has_class(index: Mapping[str, Any], name: str) -> bool:
-    """Tells whether a model_index.json names this class of pipeline."""
+    """Returns whether a model_index.json names this pipeline class."""
     return index.get("_class_name") == name
 
 
 def listed(index: Mapping[str, Any], part: str) -> str | None:
-    """Returns the class of a part in a model_index.json; None where it has none. Flax's class of a network counts as
-    torch's, since both have the same parameters."""
+    """Returns the class name of a part in model_index.json, or None if the part is absent.
+
+    The prefix "Flax" is dropped: diffusers' Flax classes have the same parameters as its torch classes.
+    """
     entry = index.get(part)
     name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
     return name.removeprefix("Flax") if isinstance(name, str) else name
 
 
 def scheduler_of(folder: Path) -> Scheduler:
-    """Reads the scheduler of a checkpoint's folder."""
+    """Reads the scheduler from a checkpoint's folder."""
     return from_config(read_json(folder / "scheduler" / "scheduler_config.json"))
 
 
 class Checkpoint(NamedTuple):
-    """How the files of a family become its networks."""
+    """How to recognise a family's checkpoints, and how to read and save them.
 
-    recognise: Callable[[Mapping[str, Any]], bool]  # from model_index.json
+    Example:
+        >>> import sega_jax
+        >>> checkpoint = sega_jax.load().system.checkpoint
+        >>> list(checkpoint.networks)
+        ['text_encoder', 'unet', 'vae']
+        >>> stricter = checkpoint._replace(refuse=lambda index: "is too old" if "version" not in index else None)
+        >>> stricter.refuse({"_class_name": "StableDiffusionPipeline"})
+        'is too old'
+    """
+
+    recognise: Callable[[Mapping[str, Any]], bool]  # model_index.json -> whether the checkpoint is of this family
     models: type[Any]  # the family's NamedTuple of networks
-    networks: Mapping[str, Network]  # by their folders, which are the fields of `models`
-    build: Callable[..., Any]  # (config, network or None by folder, attention=) -> the family's NamedTuple of networks
-    tokenizer: Callable[[Path, Any, Any], Any]  # (folder, models, given by the user or None) -> tokenizer or None
-    tokenizers: tuple[str, ...] = ("tokenizer",)  # folders that are fetched for it
+    networks: Mapping[str, Network]  # by folder; the folders are the fields of `models`
+    build: Callable[..., Any]  # (a config, network or None as keyword for each folder, attention=) -> models
+    tokenizer: Callable[[Path, Any, Any], Any]  # (folder, models, the user's tokenizer or None) -> tokenizer or None
+    tokenizers: tuple[str, ...] = ("tokenizer",)  # folders to download for the tokenizer
     scheduler: Callable[[Path], Scheduler] | None = scheduler_of  # None where the family has none
-    schedulers: tuple[str, ...] = ("scheduler",)  # folders that are fetched for schedules
+    schedulers: tuple[str, ...] = ("scheduler",)  # folders to download for schedulers
+    # (folder, model_index.json, models) -> the checkpoint's settings that are not in its networks
     extras: Callable[[Path, Mapping[str, Any], Any], Any] = lambda folder, index, models: None
-    extras_type: type[Any] = type(None)  # of what `extras` returns
-    refuse: Callable[[Mapping[str, Any]], str | None] = lambda index: None  # why a relative is not supported
-    notice: Callable[[Mapping[str, Any]], str | None] = lambda index: None  # what a user should be warned of
-    unchecked: Mapping[str, Any] = {}  # entries of an index whose checkpoint has no safety checker
+    extras_type: type[Any] = type(None)  # the type that `extras` returns
+    refuse: Callable[[Mapping[str, Any]], str | None] = lambda index: None  # why a variant is unsupported, or None
+    notice: Callable[[Mapping[str, Any]], str | None] = lambda index: None  # a warning for the user, or None
+    unchecked: Mapping[str, Any] = {}  # entries of model_index.json for a checkpoint without a safety checker
     single_file: Any = None  # `sega_jax.weights.single_file.SingleFile`; None where the family has none
     saved: Saved | None = None  # None for a family whose pipelines cannot be saved
-    adapters: Any = None  # which networks LoRAs and textual inversion may change; None for none
+    adapters: Any = None  # the `AdapterNames` for LoRAs and textual inversion; None where they are not supported
 
 
 class Encode(NamedTuple):
-    """Encodes tokens: `encode(ids)` returns a text of one row for each entry of ids, a pytree with the texts first."""
+    """Encodes tokens: `encode(ids)` takes a pytree with the texts first and returns a text of one row for each."""
 
     networks: Any  # as `TextReader.networks` returns them
-    run: Callable[[Any, Any], list[Any]]  # (networks, ids) -> texts of one row each
+    run: Callable[[Any, Any], list[Any]]  # (networks, ids) -> a text of one row for each entry
 
     def __call__(self, ids: Any) -> list[Any]:
         return self.run(self.networks, ids)
 
 
 def read_tokens(words: Sequence[str], tokenizer: Any, encode: Encode, warn: Callable[[str], None]) -> list[Any]:
-    """Reads words, one row of tokens each."""
+    """Tokenizes and encodes texts, each as one row of tokens."""
     return encode(tokenizer(words, warn=warn))
 
 
-def _as_given(models: Any, tokenizer: Any, text: Any) -> Any:
+def _unchanged(models: Any, tokenizer: Any, text: Any) -> Any:
     return text
 
 
@@ -191,58 +268,80 @@ def _no_length(tokenizer: Any, words: Sequence[str], **options: Any) -> None:
     return None
 
 
-def _empty(models: Any, tokenizer: Any, extras: Any) -> str:
+def _empty_text(models: Any, tokenizer: Any, extras: Any) -> str:
     return ""
 
 
 class TextReader(NamedTuple):
-    """How words become the family's text conditioning."""
+    """How a family turns words into its text conditioning.
+
+    Example:
+        >>> import sega_jax
+        >>> reader = sega_jax.load().system.text
+        >>> reader.type.__name__, reader.parts
+        ('ClipText', ('text_encoder',))
+    """
 
     type: type[Text]
-    parts: tuple[str, ...]  # the folders of the networks that `networks` takes from the models
-    networks: Callable[[Any], Any]  # models -> what `encode` takes; None where they cannot read
+    parts: tuple[str, ...]  # the folders of the networks that `networks` returns
+    networks: Callable[[Any], Any]  # models -> the networks for `encode`; None where there is no text encoder
     encode: Callable[[Any, Any], Any]  # (networks, ids) -> texts; compiled
-    # (words, tokenizer, encode: Encode, warn, **options) -> texts of one row each
+    # (words, tokenizer, encode: Encode, warn, **options) -> a text of one row for each entry of words
     read: Callable[..., list[Any]] = read_tokens
-    # (networks, options of `read`) -> nothing; raises ValueError where these networks cannot read texts so
+    # (networks, options of `read`) -> None; raises ValueError where these networks do not support the options
     check_options: Callable[[Any, Mapping[str, Any]], None] = lambda networks, options: None
-    # (models, tokenizer, a user's text of `type` and one row, or an array without that axis) -> it, checked
-    check: Callable[[Any, Any, Any], Any] = _as_given
+    # (models, tokenizer, a user's text of `type` with one row, or an array without that axis) -> the checked text
+    check: Callable[[Any, Any, Any], Any] = _unchanged
+    # (texts, a function that returns the encoded empty text) -> all texts in one, padded to equal lengths
     join: Callable[[Sequence[Any], Callable[[], Any]], Any] = lambda texts, blank: stacked(texts)
-    # (tokenizer, words, **options) -> the length that `join` pads their texts to, where a text depends on it; else None
+    # (tokenizer, words, **options) -> the length to which `join` pads the texts; None if no text depends on it
     length: Callable[..., Hashable] = _no_length
-    negative: Callable[[Any, Any, Any], Any] = _empty  # (models, tokenizer, extras) -> in place of no negative prompt
-    prior: Callable[[Any], Any] = lambda models: None  # models -> what `sample_prior` takes; None where nothing is
+    negative: Callable[[Any, Any, Any], Any] = _empty_text  # (models, tokenizer, extras) -> the default negative prompt
+    prior: Callable[[Any], Any] = lambda models: None  # models -> the network for `sample_prior`; None without one
     sample_prior: Callable[[Any, Any, jax.Array], Any] | None = None  # (prior, text, keys [rows]) -> text; compiled
 
 
 class Sampler(NamedTuple):
-    """How the states of a family are drawn, predicted, stepped and decoded.
+    """How a family draws its initial state, predicts, steps and decodes.
 
-    From `initial` to `decode`, and `encode_image`, these are pure functions of one device's share of the rows. `check`
-    takes a call, the scheduler and what warns: it checks arguments that depend on the scheduler alone.
+    `initial`, `denoiser`, `solver`, `draw`, `decode` and `encode_image` are pure functions of one device's share of the
+    rows. `check` takes a call, the scheduler and a function that warns; it checks the arguments that depend only on the
+    scheduler.
+
+    Example:
+        >>> import sega_jax
+        >>> pipe = sega_jax.load()
+        >>> pipe.system.sampler.sizes(pipe.models).default
+        (128, 128)
     """
 
-    sizes: Callable[[Any], Sizes]  # of models
-    networks: Callable[[Any], Any]  # models -> what `denoiser` takes
+    sizes: Callable[[Any], Sizes]  # models -> the supported picture sizes
+    networks: Callable[[Any], Any]  # models -> the networks for `denoiser`
     table: Callable[[Any, Any], Any]  # (call, scheduler or None) -> the schedule's table
-    static: Callable[[Any, Any], Hashable]  # (call, scheduler or None) -> choices for `Static.own`
-    setup: Callable[[Any, Given], Setup]  # checks the family's own arguments
-    initial: Callable[..., Any]  # (settings, x or None, scale, clean, signal, shape=, dtype=) -> the first state
+    static: Callable[[Any, Any], Hashable]  # (call, scheduler or None) -> options for `Static.own`
+    setup: Callable[[Any, Given], Setup]  # (call, context) -> setup; checks the family's own arguments
+    initial: Callable[..., Any]  # (settings, x or None, scale, clean, signal, shape=, dtype=) -> the initial state
     denoiser: Callable[..., Callable[[Any, Any], Predictions]]  # (networks, text, settings, own, x) -> (x, call) -> ...
     solver: Callable[[Any, Settings, Any], Solver]  # (networks or None, settings, own)
     draw: Callable[[Any, Settings, Any], Callable]  # (networks, settings, x) -> (call, shape) -> the noise of a call
-    decoder: Callable[[Any], Any]  # models -> what `decode` takes
-    decode: Callable[..., tuple[Any, Any]]  # (decoder, x) -> pictures in [0, 1], and whether each row is finite
+    decoder: Callable[[Any], Any]  # models -> the network for `decode`
+    decode: Callable[..., tuple[Any, Any]]  # (decoder, x) -> pictures in [0, 1] and whether each row is finite
     check: Callable[[Any, Any, Callable[[str], None]], None] = lambda call, scheduler, warn: None
-    # scheduler or None -> arguments of a call that depend on it where they are None
+    # scheduler or None -> the scheduler's values for arguments of a call that are None
     defaults: Callable[[Any], Mapping[str, Any]] = lambda scheduler: {}
-    encoder: Callable[[Any], Any] = lambda models: None  # models -> what `encode_image` takes
+    encoder: Callable[[Any], Any] = lambda models: None  # models -> the network for `encode_image`
     encode_image: Callable[[Any, jax.Array, Any, Any], Any] | None = None  # (encoder, keys, pictures, noise) -> states
 
 
 class System(NamedTuple):
-    """A family of checkpoints."""
+    """A family of checkpoints.
+
+    Example:
+        >>> import sega_jax
+        >>> system = sega_jax.load().system
+        >>> system.name, system.title
+        ('stable_diffusion', 'Stable Diffusion 1.x or 2.x')
+    """
 
     name: str  # an identifier: "stable_diffusion"
     title: str  # for people: "Stable Diffusion 1.x or 2.x"
@@ -250,4 +349,4 @@ class System(NamedTuple):
     text: TextReader
     sampler: Sampler
     call: type[Call]
-    stages: Mapping[str, "System"] = {}  # what may enlarge its pictures in a cascade, by name, in order
+    stages: Mapping[str, "System"] = {}  # the stages that may enlarge its pictures in a cascade, in order, by name

@@ -1,4 +1,4 @@
-"""The arguments of a call that all families share. A family extends `Call` by its own."""
+"""The arguments of a call that all families share. A family extends `Call` with its own arguments."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -17,24 +17,28 @@ from sega_jax.systems.conditioning import Text
 
 Prompt = str | Text | np.ndarray | jax.Array
 EditLike = Edit | Prompt
-PICTURES = ("pil", "uint8", "float")  # outputs that are pictures; any other is the state that sampling ends with
-MOST_PIXELS = 2**20  # of a side
-_MOST_PICTURES = 2**16  # of a prompt, far more than one call can make
+PICTURES = ("pil", "uint8", "float")  # the outputs that are pictures; any other returns the final state
+MAX_PIXELS = 2**20  # along a side
+_MAX_PICTURES = 2**16  # for each prompt, far more than one call can make
 
 
 class Prompts(Kind):
-    """Words, or the text conditioning of the family in their place."""
+    """Words, or the family's text conditioning."""
 
-    noun = "words"
+    noun = "words, or their text conditioning"
 
     def check(self, name: str, value: Any) -> Any:
         if isinstance(value, str | Text) or hasattr(value, "ndim"):
             return value
         if not isinstance(value, list | tuple) or not value:
-            raise TypeError(f"{name}={brief(value)} should be words, their conditioning, or a non-empty list of them")
+            raise TypeError(
+                f"{name}={brief(value)} should be words, their text conditioning, or a non-empty list of them"
+            )
         for one in value:
             if not isinstance(one, str | Text) and not hasattr(one, "ndim"):
-                raise TypeError(f"{name}={brief(value)} should be words, their conditioning, or a non-empty list")
+                raise TypeError(
+                    f"{name}={brief(value)} should be words, their text conditioning, or a non-empty list of them"
+                )
         return value
 
     def check_one(self, name: str, value: Any) -> str:
@@ -47,7 +51,7 @@ class Prompts(Kind):
 
 
 class Seeds(Integer):
-    """Whole numbers from 0 to 2^32 - 1; a sequence is left to the batch, which knows how many pictures there are."""
+    """Whole numbers from 0 to 2^32 - 1. The batch checks sequences, because it knows the number of pictures."""
 
     def check(self, name: str, value: Any) -> Any:
         if is_sequence(value) or bool(getattr(value, "ndim", 0)):
@@ -62,9 +66,9 @@ class Seeds(Integer):
 
 
 class Steps(Kind):
-    """A number of steps, the name of a list of timesteps, or falling timesteps; the scheduler checks the latter."""
+    """A number of steps, descending timesteps, or the name of a list of them; the scheduler checks timesteps."""
 
-    noun = "a whole number of at least 1, falling timesteps, or the name of a list of them"
+    noun = "a whole number of at least 1, a list of descending timesteps, or the name of such a list"
     metavar = "STEPS"
 
     def check(self, name: str, value: Any) -> Any:
@@ -101,7 +105,7 @@ class Steps(Kind):
 
 
 class Guidance(Kind):
-    """Recorded guidance, an array of floats; the batch checks its shape."""
+    """Recorded guidance as a floating-point array; the batch checks its shape."""
 
     noun = "an array [1 or pictures, calls, height / f, width / f, channels]"
 
@@ -110,7 +114,7 @@ class Guidance(Kind):
 
 
 class GuidanceScale(Real):
-    """Numbers below 0 or from 1 on. From 0 to 1 the formula u + s (p - u) weakens the prompt, or ignores it."""
+    """Numbers below 0 or of at least 1. In [0, 1) the formula u + s (p - u) ignores or weakens the prompt."""
 
     @property
     def noun(self) -> str:
@@ -121,56 +125,66 @@ class GuidanceScale(Real):
         if 0 <= number < 1:
             effect = "ignores" if number == 0 else "weakens"
             raise ValueError(
-                f"{name}={value!r} {effect} the prompt; give 1 to turn classifier-free guidance off, which is what"
-                " model cards of distilled checkpoints mean by 0"
+                f"{name}={value!r} {effect} the prompt; give 1 to turn off classifier-free guidance (model cards of"
+                " distilled checkpoints say 0 but mean 1)"
             )
         return number
 
 
 class Callback(Kind):
-    """A function of call, timestep and state."""
+    """A function of the call index, the timestep and the state."""
 
-    noun = "a function of call, timestep and state"
+    noun = "a function of call index, timestep and state"
 
     def check(self, name: str, value: Any) -> Any:
         if value is not None and not callable(value):
-            raise TypeError(f"{name}={brief(value)} should be a function of call, timestep and latents")
+            raise TypeError(f"{name}={brief(value)} should be a function of call index, timestep and state")
         return value
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Call:
-    """The arguments of a call of a pipeline, checked.
+    """The checked arguments of a pipeline call.
 
     Raises:
-        TypeError, ValueError: an argument is of another type or out of range.
+        TypeError, ValueError: An argument has the wrong type, is out of range, or contradicts another.
+
+    Example:
+        >>> from sega_jax import Call
+        >>> Call("a cat", steps=20).guidance_scale
+        7.5
+        >>> Call("a cat", guidance_scale=0)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: guidance_scale=0 ignores the prompt; give 1 to turn off classifier-free guidance ...
     """
 
     prompt: Prompt | Sequence[Prompt] = dataclasses.field(
         metadata=required(
             Prompts(),
-            "what the pictures show, words or a list of them. The family's text conditioning, as `encode` returns it,"
-            " may stand in place of words, here and in edits",
+            "what the pictures should show: one prompt or a list of prompts. Text conditioning that `encode` returned"
+            " may replace words, here and in edits",
             sweep=True,
             shell=True,
             varies="row",
         )
     )
     edits: EditLike | Sequence[EditLike] | Sequence[Sequence[EditLike]] = argument(
-        (), Opaque("words and `Edit`s for all pictures, or one list of them for each prompt or picture"), "concepts"
+        (),
+        Opaque("words and `Edit`s for all pictures, or one list of them for each prompt or picture"),
+        "the concepts to add to the pictures or remove from them",
     )
     _: dataclasses.KW_ONLY
     negative_prompt: Prompt | Sequence[Prompt] | None = argument(
         None, Prompts(), "what the pictures should not show", varies="row", sweep=True, shell=True
     )
     images_per_prompt: int = argument(
-        1, Integer(1, _MOST_PICTURES), "the number of pictures of each prompt, from different seeds"
+        1, Integer(1, _MAX_PICTURES), "the number of pictures for each prompt, made from different seeds"
     )
     seed: int | Sequence[int] | None = argument(
         None,
         Seeds(0, 2**32 - 1),
-        "the seed of the noise. A number s gives the pictures the seeds s, s + 1, ...; a list gives one for each"
-        " picture. The default is 0, unless a key is given",
+        "the seed of the random noise. A number s gives the pictures the seeds s, s + 1, ...; a list gives one seed for"
+        " each picture. Without a seed or key, the seed is 0",
         varies="row",
         sweep=True,
         shell=True,
@@ -179,23 +193,24 @@ class Call:
     steps: int | str | Sequence[int] = argument(
         50,
         Steps(),
-        "the number of solver steps; warm-ups and cool-downs count model calls instead",
+        "the number of solver steps. The warm-up and cool-down of edits count model calls instead",
         sweep=True,
         shell=True,
     )
     guidance_scale: float | Sequence[float] = argument(
         7.5,
         GuidanceScale(),
-        "the strength of the prompt, s in u + s (p - u); 1 turns classifier-free guidance off. Networks that were"
-        " distilled from it, as LCM's, take the scale as an input",
+        "how strongly the pictures follow the prompt: s in u + s (p - u), where u and p are the unconditional and"
+        " conditional predictions. 1 turns off classifier-free guidance. Guidance-distilled networks, such as LCM's,"
+        " take the scale as an input",
         varies="row",
         sweep=True,
         shell=True,
     )
     height: int | None = argument(
         None,
-        Integer(1, MOST_PIXELS),
-        "the height of the pictures; by default the checkpoint's own",
+        Integer(1, MAX_PIXELS),
+        "the height of the pictures; by default the checkpoint's height",
         unit="pixels",
         varies="program",
         sweep=True,
@@ -203,20 +218,20 @@ class Call:
     )
     width: int | None = argument(
         None,
-        Integer(1, MOST_PIXELS),
-        "the width of the pictures; by default the checkpoint's own",
+        Integer(1, MAX_PIXELS),
+        "the width of the pictures; by default the checkpoint's width",
         unit="pixels",
         varies="program",
         sweep=True,
         shell=True,
     )
     momentum_scale: float = argument(
-        0.1, Real(0, 1), "the momentum scale of edits that do not set their own", sweep=True, shell=True, of_edits=True
+        0.1, Real(0, 1), "the momentum scale of edits that do not set one", sweep=True, shell=True, of_edits=True
     )
     momentum_beta: float = argument(
         0.4,
         Real(0, 1),
-        "the decay of the momentum of edits that do not set their own",
+        "the momentum decay of edits that do not set one",
         sweep=True,
         shell=True,
         of_edits=True,
@@ -224,7 +239,7 @@ class Call:
     semantics: str = argument(
         SEMANTICS[0],
         Choice(*SEMANTICS),
-        "how several concepts act together; see `sega_jax.sega`",
+        "how several concepts are combined; see `sega_jax.sega`",
         varies="program",
         sweep=True,
         shell=True,
@@ -233,7 +248,7 @@ class Call:
     support: str = argument(
         SUPPORTS[0],
         Choice(*SUPPORTS),
-        "which entries share a threshold; see `sega_jax.sega`",
+        "which entries of a prediction share a threshold; see `sega_jax.sega`",
         varies="program",
         sweep=True,
         shell=True,
@@ -242,33 +257,33 @@ class Call:
     replay: Any = argument(
         None,
         Guidance(),
-        "recorded guidance to add again; model calls after its last one get nothing",
+        "recorded guidance to add to the predictions; model calls beyond the recording get none",
     )
     output: str = argument(
-        "pil", Choice(*PICTURES, "latent"), "the form of the returned pictures, or the final state instead"
+        "pil", Choice(*PICTURES, "latent"), "the format of the returned pictures; the last one returns the final state"
     )
     noise: Any = argument(
         None,
         Opaque("an array [calls, pictures, height / f, width / f, channels]"),
-        "the standard normal noise that a stochastic solver adds at every model call, which replaces the seed's",
+        "the standard normal noise that a stochastic solver adds at every model call; it replaces the seed's noise",
     )
-    record: bool = argument(False, Flag(), "whether to return the predictions of every model call")
+    record: bool = argument(False, Flag(), "return the predictions of every model call")
     record_noise: bool = argument(
-        False, Flag(), "whether the record also has the noise that the solver drew, in the form that `noise` takes"
+        False, Flag(), "include the solver's noise in the record, in the form that `noise` takes"
     )
     callback: Callable[[int, float, np.ndarray], Any] | None = argument(
         None,
         Callback(),
-        "a function called as (call, timestep, state) after model call 0 and then after every `callback_steps` calls",
+        "called as callback(call, timestep, state) after the first model call and then after every `callback_steps`"
+        " calls, where `call` counts from 0",
     )
     callback_steps: int = argument(1, Integer(1), "the number of model calls between callbacks")
-    progress: bool | None = argument(
-        None, Flag(), "whether to show a progress bar; None shows it in terminals and notebooks"
-    )
+    progress: bool | None = argument(None, Flag(), "show a progress bar; None shows one in terminals and notebooks")
     strict: bool = argument(
         True,
         Flag(),
-        "whether an edit that ends before it begins, or an `eta` that the scheduler ignores, is an error or a warning",
+        "raise an error instead of a warning for arguments without effect, such as an edit that ends before it begins"
+        " or an `eta` that the scheduler ignores",
     )
 
     def __post_init__(self) -> None:
@@ -276,15 +291,15 @@ class Call:
         self.check_together()
 
     def check_together(self) -> None:
-        """Checks that depend on several arguments; a family extends it.
+        """Checks arguments that depend on each other; a family extends this method with its own checks.
 
         Raises:
-            TypeError, ValueError: arguments that contradict each other.
+            TypeError, ValueError: Arguments contradict each other.
         """
         if self.seed is not None and self.key is not None:
-            raise ValueError("seed and key were both given; they say the same thing, give one")
+            raise ValueError("seed and key were both given, but key replaces seed; give only one of them")
         if self.record_noise and not self.record:
-            raise ValueError("record_noise=True is for the record that record=True returns; give both")
+            raise ValueError("record_noise=True needs a record; give record=True as well")
 
 
 __all__ = ["PICTURES", "Argument", "Call", "EditLike", "Prompt", "Prompts", "Steps", "Words"]

@@ -1,5 +1,4 @@
-"""Text of CLIP encoders: longer prompts in chunks, weights of words, skipped layers, and the arguments that ask for
-them."""
+"""Text of CLIP encoders: long prompts in chunks, word weights, skipped layers, and the arguments for them."""
 
 import dataclasses
 import os
@@ -23,14 +22,13 @@ from sega_jax.text.tokenizers import Tokenizer
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ClipCall(Call):
-    """A call whose words CLIP's text encoders read."""
+    """The arguments of a call whose words are read by CLIP text encoders."""
 
     long_prompts: bool = argument(
         False,
         Flag(),
-        "whether to read texts of more than 75 tokens, CLIP's limit, in chunks of 75 instead of truncating them."
-        " Shorter texts of the same call are padded with empty chunks, and each number of chunks compiles its own"
-        " program",
+        "read texts beyond CLIP's limit of 75 tokens in chunks of 75 instead of truncating them. Shorter"
+        " texts in the same call are padded with empty chunks. Each number of chunks compiles its own program",
         sweep=True,
         shell=True,
         of_text=True,
@@ -38,8 +36,8 @@ class ClipCall(Call):
     weighted: bool = argument(
         False,
         Flag(),
-        'whether to read brackets as weights: "(word:1.2)", "(word)" for 1.1 and "[word]" for 1 / 1.1. Each weight'
-        " multiplies the hidden states of its tokens",
+        'read brackets as word weights: "(word:1.2)" for 1.2, "(word)" for 1.1 and "[word]" for 1 / 1.1.'
+        " A weight multiplies the hidden states of its tokens",
         sweep=True,
         shell=True,
         of_text=True,
@@ -47,8 +45,8 @@ class ClipCall(Call):
     clip_skip: int = argument(
         0,
         Integer(0),
-        "the number of layers before the text encoder's usual one from which prompts and concepts are read. As in"
-        " diffusers, negative prompts and the pooled text do not change",
+        "how many layers to skip before the text encoder's usual output layer when it reads prompts and concepts. As in"
+        " diffusers, negative prompts and the pooled text skip none",
         unit="layers",
         sweep=True,
         shell=True,
@@ -60,38 +58,52 @@ class ClipCall(Call):
 
 @conditioning
 class ClipText(Text):
-    """Texts as Stable Diffusion 1.x and 2.x take them."""
+    """Text conditioning of Stable Diffusion 1.x and 2.x.
 
-    states: Any  # [texts, tokens, channels], of one or more chunks of tokens
+    Example:
+        >>> import sega_jax
+        >>> pipe = sega_jax.load()
+        >>> text = pipe.encode(["a cat", "a dog"])  # pipe(text) takes it instead of the words
+        >>> type(text).__name__, len(text)
+        ('ClipText', 2)
+    """
+
+    states: Any  # [texts, tokens, channels]; the tokens of one or more chunks
 
 
 class Skipping(NamedTuple):
-    """Tokens of texts that are read from an earlier layer. The layers are traced, so all numbers share a program, and
-    they are part of what embeddings are remembered by."""
+    """Tokens of texts that are read from an earlier layer.
+
+    The number of skipped layers is traced, so all values share one program. It is also part of the embedding cache's
+    key.
+    """
 
     ids: Any  # int32 [texts, ...]
-    skip: Any  # int32 [texts], layers
+    skip: Any  # int32 [texts], the number of layers
 
 
 def skipping(encode: Encode, clip_skip: int) -> Callable[[Any], list[Any]]:
-    """Returns a function that encodes ids and skips so many layers."""
+    """Returns a function that encodes ids and skips this number of layers."""
     return lambda ids: encode(Skipping(ids, np.full(len(ids), clip_skip, np.int32)) if clip_skip else ids)
 
 
 def encode(text_encoder: CLIPTextModel, ids: jax.Array | Skipping) -> ClipText:
-    """Encodes int32 ids [texts, tokens]. With skipped layers, the final layer norm follows the earlier layer."""
+    """Encodes int32 ids [texts, tokens]. If layers are skipped, the final layer norm follows the earlier layer."""
     return ClipText(text_encoder(*ids) if isinstance(ids, Skipping) else text_encoder(ids))
 
 
 def check_skip(encoders: Sequence[Any], options: Mapping[str, Any], unread: int = 0) -> None:
-    """Checks that text encoders have the layers that are skipped before `unread` last ones.
+    """Checks that the text encoders have enough layers for `clip_skip`.
+
+    Args:
+        unread: The number of last layers that are never read.
 
     Raises:
-        ValueError: one has fewer.
+        ValueError: A text encoder has fewer layers.
     """
-    most = min(encoder.config.num_hidden_layers for encoder in encoders) - unread
-    if (skip := options.get("clip_skip", 0)) > most:
-        raise ValueError(f"clip_skip={skip} should be from 0 to {most}, by the number of the text encoder's layers")
+    limit = min(encoder.config.num_hidden_layers for encoder in encoders) - unread
+    if (skip := options.get("clip_skip", 0)) > limit:
+        raise ValueError(f"clip_skip={skip} should be from 0 to {limit} for this text encoder")
 
 
 def read(
@@ -104,10 +116,10 @@ def read(
     weighted: bool = False,
     clip_skip: int = 0,
 ) -> list[ClipText]:
-    """Reads words; see `sega_jax.systems.base.TextReader`.
+    """Reads words, as `read` of a `sega_jax.systems.base.TextReader`.
 
     Raises:
-        ValueError: a weight that is no number.
+        ValueError: A weight is not a number.
     """
     encode_ids = skipping(encode, clip_skip)
     if not (long_prompts or weighted):
@@ -126,10 +138,10 @@ def read(
 def length(
     tokenizer: Tokenizer, words: Sequence[str], *, long_prompts: bool = False, weighted: bool = False, **rest: Any
 ) -> int:
-    """Returns the number of chunks that the longest of some words takes.
+    """Returns the number of chunks that the longest text takes.
 
     Raises:
-        ValueError: a weight that is no number.
+        ValueError: A weight is not a number.
     """
     del rest
     reading = Reading(long_prompts, weighted)
@@ -137,33 +149,34 @@ def length(
 
 
 def join(texts: Sequence[Any], blank: Callable[[], Any]) -> Any:
-    """Joins texts with `states` [1, tokens, channels]; shorter states are padded by chunks of no words."""
+    """Joins texts with `states` [1, tokens, channels]; shorter states are padded with chunks of the empty text."""
     longest = max(text.states.shape[1] for text in texts)
     if all(text.states.shape[1] == longest for text in texts):
         return stacked(texts)
-    none = blank().states
-    chunks_missing = [(longest - text.states.shape[1]) // none.shape[1] for text in texts]
+    empty = blank().states
+    chunks_missing = [(longest - text.states.shape[1]) // empty.shape[1] for text in texts]
     return stacked(
         [
-            dataclasses.replace(text, states=np.concatenate([text.states, *[none] * count], 1))
+            dataclasses.replace(text, states=np.concatenate([text.states, *[empty] * count], 1))
             for text, count in zip(texts, chunks_missing, strict=True)
         ]
     )
 
 
 def checked_states(value: Any, kind: type[Any], tokens: int | None, channels: int, several: bool) -> Any:
-    """Returns the states [1, tokens, channels] that a user gave, as an array [tokens, channels] or a text of `kind`.
+    """Returns a user's states as an array [1, tokens, channels].
 
     Args:
-        kind: a `Text` with `states`.
-        tokens: how many there are; None for any number.
-        several: whether a multiple of them may be given.
+        value: An array [tokens, channels], or a text of `kind`.
+        kind: A subclass of `Text` with the field `states`.
+        tokens: The expected number of tokens; None allows any number.
+        several: Whether a multiple of `tokens` is allowed.
 
     Raises:
-        TypeError, ValueError: it is something else.
+        TypeError, ValueError: The value is not floating-point or has another shape.
     """
-    given = value.states[0] if isinstance(value, kind) else value
-    states = floating("an embedding", given, "(tokens, channels)")
+    array = value.states[0] if isinstance(value, kind) else value
+    states = floating("an embedding", array, "(tokens, channels)")
     expected = (len(states) if tokens is None else tokens, channels)
     fits = states.ndim == 2 and len(states) and states.shape[1] == channels
     if not fits or len(states) != expected[0] * (len(states) // expected[0] if several else 1):
@@ -172,46 +185,46 @@ def checked_states(value: Any, kind: type[Any], tokens: int | None, channels: in
 
 
 def options(config: CLIPTextConfig) -> dict[str, Any]:
-    """Returns what the config.json of a text encoder says besides its sizes."""
+    """Returns the entries of a text encoder's config.json that are not sizes."""
     return {"model_type": "clip_text_model"}
 
 
 def check(models: Any, tokenizer: Tokenizer | None, value: Any) -> ClipText:
-    """Returns a user's conditioning as a text of one row.
+    """Returns a user's text conditioning as a text of one row.
 
     Raises:
-        TypeError, ValueError: it is of another family or shape.
+        TypeError, ValueError: It belongs to another family or has another shape.
     """
     channels = models.unet.config.level("cross_attention_dim", 0)
     tokens = None if tokenizer is None else tokenizer.length
     return ClipText(checked_states(value, ClipText, tokens, channels, several=tokenizer is not None))
 
 
-def tokenizer_folder(folder: Path, given: Any, kind: str = "CLIP's") -> Path:
-    """Returns the folder of a tokenizer: the checkpoint's, or the one that a user gave.
+def tokenizer_folder(folder: Path, path: Any, kind: str = "a CLIP tokenizer") -> Path:
+    """Returns the folder of a tokenizer: the user's path, or the checkpoint's folder if the path is None.
 
     Raises:
-        TypeError: something else is given.
+        TypeError: The path is of another type; the error names the expected `kind` of tokenizer.
     """
-    if not (given is None or isinstance(given, str | os.PathLike)):
-        raise TypeError(f"tokenizer={type(given).__name__} should be {kind}, or its folder")
-    return folder / "tokenizer" if given is None else Path(given).expanduser()
+    if not (path is None or isinstance(path, str | os.PathLike)):
+        raise TypeError(f"tokenizer={type(path).__name__} should be {kind} or its folder")
+    return folder / "tokenizer" if path is None else Path(path).expanduser()
 
 
-def tokenizer(folder: Path, models: Any, given: Any) -> Tokenizer:
-    """Reads the tokenizer of a checkpoint's folder, or the folder that a user gave.
+def tokenizer(folder: Path, models: Any, override: Any) -> Tokenizer:
+    """Returns the user's tokenizer or reads one, from the folder that the user gave or from the checkpoint's folder.
 
     Raises:
-        TypeError, CheckpointError: it is of another kind, or cannot be read.
+        TypeError, CheckpointError: The tokenizer is of another type, or cannot be read.
     """
-    if isinstance(given, Tokenizer):
-        return given
+    if isinstance(override, Tokenizer):
+        return override
     text = models.text_encoder.config
-    return Tokenizer(tokenizer_folder(folder, given), text.max_position_embeddings, text.vocab_size)
+    return Tokenizer(tokenizer_folder(folder, override), text.max_position_embeddings, text.vocab_size)
 
 
-# Classes of transformers whose files hold a text encoder.
-OF_CLIP = ("CLIPModel", "CLIPTextModel", "CLIPTextModelWithProjection")
+# The classes of transformers whose files hold a text encoder.
+CLIP_CLASSES = ("CLIPModel", "CLIPTextModel", "CLIPTextModelWithProjection")
 
 READER = TextReader(
     type=ClipText,

@@ -1,7 +1,7 @@
-"""Text conditioning: what the branches of a call are told, a pytree of each family's own type.
+"""Text conditioning: the encoded texts of a call's branches, as a pytree of the family's own type.
 
 text = pipe.encode(["a castle", "a house"])     # ClipText(states=float32[2, 77, 768])
-pipe(text)                                      # in place of the words
+pipe(text)                                      # instead of the words
 text[0].save("castle.safetensors")
 """
 
@@ -22,9 +22,22 @@ _TYPE = "sega_jax_text"
 
 
 class Text:
-    """Texts as a family's network takes them: fields are arrays whose first axis is that of the texts, or None.
+    """The base class of text conditioning: texts in the form that a family's network takes.
 
-    A subclass is declared by `@conditioning`. `text[i]` is one text, with an axis of length 1 for it.
+    Each field is None or an array whose first axis runs over the texts. Declare subclasses with `@conditioning`.
+    `text[i]` is one text and keeps a first axis of length 1; slices and iteration work, too.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from sega_jax import ClipText
+        >>> text = ClipText(np.zeros((2, 77, 768), np.float32))
+        >>> text[0]
+        ClipText(states=float32[1, 77, 768])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     text.save(f"{folder}/texts.safetensors")
+        ...     ClipText.load(f"{folder}/texts.safetensors")
+        ClipText(states=float32[2, 77, 768])
     """
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
@@ -36,7 +49,7 @@ class Text:
         if not isinstance(i, slice):
             i = operator.index(i)
             if not -len(self) <= i < len(self):
-                raise IndexError(f"text {i} of {len(self)}")
+                raise IndexError(f"text index {i} is out of range for {len(self)} texts")
             i = slice(i, i + 1 or None)
         return jax.tree.map(lambda leaf: leaf[i], self)
 
@@ -45,14 +58,14 @@ class Text:
 
     def __repr__(self) -> str:
         fields = dataclasses.fields(self)
-        shown = [f"{field.name}={_shown(getattr(self, field.name))}" for field in fields]
-        return f"{type(self).__name__}({', '.join(shown)})"
+        summaries = [f"{field.name}={_summary(getattr(self, field.name))}" for field in fields]
+        return f"{type(self).__name__}({', '.join(summaries)})"
 
     def save(self, path: str | Path) -> None:
-        """Writes the texts as a safetensors file, in their own dtype; a file that is there is replaced.
+        """Writes the texts to a safetensors file in their own dtypes, and replaces an existing file.
 
         Raises:
-            OSError: the file cannot be written.
+            OSError: The file cannot be written.
         """
         arrays = {name: np.ascontiguousarray(value) for name, value in vars(self).items() if value is not None}
         try:
@@ -65,61 +78,74 @@ class Text:
         """Reads texts that `save` wrote.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is broken, or holds something else.
+            FileNotFoundError: The file does not exist.
+            ValueError: The file is damaged, or holds something else.
         """
         names = [field.name for field in dataclasses.fields(cls)]
         try:
             with safe_open(os.path.expanduser(path), framework="numpy") as file:
                 kind = (file.metadata() or {}).get(_TYPE)
-                found = set(file.keys())
+                stored = set(file.keys())
                 if kind != cls.__name__:
                     raise ValueError(f"{path} holds {kind or 'no text conditioning'}, expected {cls.__name__}")
-                if not found or not found <= set(names):
-                    held = ", ".join(sorted(found)) or "nothing"
+                if not stored or not stored <= set(names):
+                    held = ", ".join(sorted(stored)) or "nothing"
                     raise ValueError(f"{path} holds {held}, expected the arrays {', '.join(names)} of {cls.__name__}")
-                return cls(**{name: file.get_tensor(name) if name in found else None for name in names})
+                return cls(**{name: file.get_tensor(name) if name in stored else None for name in names})
         except FileNotFoundError:
             raise FileNotFoundError(f"{path} does not exist") from None
         except (SafetensorError, TypeError, OSError) as error:
-            raise ValueError(f"{path} is no readable text conditioning ({error}); write it with save") from None
+            raise ValueError(
+                f"{path} cannot be read as text conditioning ({error}); give a file that `save` wrote"
+            ) from None
 
 
 @dataclass_transform(eq_default=False, frozen_default=True)
 def conditioning(cls: type[T]) -> type[T]:
-    """Makes a subclass of `Text` a frozen dataclass and a pytree."""
-    made = dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
-    return jax.tree_util.register_dataclass(made)
+    """Makes a subclass of `Text` a frozen dataclass and registers it as a pytree.
+
+    Example:
+        >>> from typing import Any
+        >>> import numpy as np
+        >>> from sega_jax import Text, conditioning
+        >>> @conditioning
+        ... class Letters(Text):
+        ...     letters: Any  # [texts, 4]
+        >>> Letters(np.zeros((2, 4), np.float32))
+        Letters(letters=float32[2, 4])
+    """
+    frozen = dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
+    return jax.tree_util.register_dataclass(frozen)
 
 
 def check_rows(name: str, text: Text) -> None:
-    """Checks that a text has at least one row, and as many in each of its arrays.
+    """Checks that the arrays of a text have the same number of rows, and at least one.
 
     Args:
-        name: of the argument, for errors.
+        name: The argument's name, for errors.
 
     Raises:
-        TypeError: a field is no array, or there is none.
-        ValueError: there are no rows, or arrays have different numbers of them.
+        TypeError: A field is not an array, or all fields are None.
+        ValueError: There are no rows, or the arrays have different numbers of rows.
     """
     arrays = {field.name: getattr(text, field.name) for field in dataclasses.fields(text)}
     arrays = {field: value for field, value in arrays.items() if value is not None}
     wrong = [field for field, value in arrays.items() if not getattr(value, "shape", ())]
     if wrong or not arrays:
-        raise TypeError(f"{name} has {text!r}, expected arrays with one row for each text, as encode returns them")
+        raise TypeError(f"{name}={text!r} should hold arrays with one row for each text, as `encode` returns them")
     rows = {field: value.shape[0] for field, value in arrays.items()}
     if len(set(rows.values())) > 1:
         counts = " and ".join(f"{count} of {field}" for field, count in rows.items())
-        raise ValueError(f"{name} has {counts}, expected one of each for every text")
+        raise ValueError(f"{name} has {counts}; give the same number of rows of each, one for every text")
     if 0 in rows.values():
-        raise ValueError(f"{name} has {text!r}, which holds no texts; give at least one")
+        raise ValueError(f"{name}={text!r} holds no texts; give at least one")
 
 
 def stacked(texts: Sequence[T]) -> T:
-    """Joins texts of equal shapes to one, on the host.
+    """Concatenates texts of equal shapes on the host.
 
     Raises:
-        ValueError: their shapes differ.
+        ValueError: The shapes differ.
     """
     if len({tuple(leaf.shape[1:] for leaf in jax.tree.leaves(text)) for text in texts}) > 1:
         shapes = " and ".join(dict.fromkeys(map(repr, texts)))
@@ -127,7 +153,7 @@ def stacked(texts: Sequence[T]) -> T:
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *texts)
 
 
-def _shown(value: Any) -> str:
+def _summary(value: Any) -> str:
     if hasattr(value, "dtype"):
         return f"{value.dtype}{list(value.shape)}"
     return type(value).__name__ if value is not None else "None"

@@ -1,5 +1,6 @@
-"""DeepFloyd-IF's first and second stage: pixels, T5 text, and a UNet that predicts the noise and its variance; the
-second stage's also sees the first one's picture (Saharia et al. 2022).
+"""DeepFloyd-IF's first and second stage: pixels, T5 text, and a UNet that predicts the noise and its variance.
+
+The second stage's UNet also takes the first stage's picture (Saharia et al. 2022).
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ NOISE = "image_noising_scheduler"
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Stage1Call(DiffusionCall):
-    """A call of the first stage, with diffusers' defaults."""
+    """The arguments of a call of the first stage, with diffusers' defaults."""
 
     steps: Any = changed(DiffusionCall, "steps", 100)
     guidance_scale: Any = changed(DiffusionCall, "guidance_scale", 7.0)
@@ -39,7 +40,7 @@ class Stage1Call(DiffusionCall):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Stage2Call(ConditionedCall):
-    """A call of the second stage, with diffusers' defaults."""
+    """The arguments of a call of the second stage, with diffusers' defaults."""
 
     steps: Any = changed(DiffusionCall, "steps", 50)
     guidance_scale: Any = changed(DiffusionCall, "guidance_scale", 4.0)
@@ -47,7 +48,7 @@ class Stage2Call(ConditionedCall):
 
 
 class Models(NamedTuple):
-    """The networks of a stage, with or without values; without its text encoder, prompts are embeddings."""
+    """The networks of a stage, with or without weights. Without a text encoder, prompts must be embeddings."""
 
     text_encoder: T5EncoderModel | None
     unet: UNet2DConditionModel
@@ -59,36 +60,36 @@ class Models(NamedTuple):
         unet: Mapping[str, Any] | UNet2DConditionModel,
         attention: str = "xla",
     ) -> "Models":
-        """Builds networks without values from the contents of their config.json; networks stay as they are.
+        """Builds networks without weights from the contents of their config.json; existing networks are kept.
 
         Raises:
-            ValueError: a config that is not supported, or networks that do not fit each other.
+            ValueError: A config is not supported, or the networks do not fit each other.
         """
         text_encoder = built(text_encoder, T5EncoderModel, T5Config)
         unet = built(unet, UNet2DConditionModel, UNetConfig, attention)
         net = unet.config
         if not net.adds_keys or net.in_channels != (6 if net.class_embed_type else 3) or net.out_channels not in (3, 6):
             raise ValueError(
-                f"a UNet of mid_block_type {net.mid_block_type}, class_embed_type {net.class_embed_type or None} and"
-                f" {net.in_channels} channels to {net.out_channels} is of no stage of DeepFloyd-IF, whose first takes"
-                " 3 channels, and whose second takes 6 and has class_embed_type timestep"
+                f"a UNet with mid_block_type {net.mid_block_type}, class_embed_type {net.class_embed_type or None},"
+                f" {net.in_channels} input and {net.out_channels} output channels does not belong to DeepFloyd-IF: its"
+                " first stage has 3 input channels, and its second has 6 and class_embed_type timestep"
             )
         if text_encoder is not None and text_encoder.config.d_model != net.text_dim:
             raise ValueError(
                 f"the UNet's encoder_hid_dim {net.text_dim} is not the text encoder's d_model"
-                f" {text_encoder.config.d_model}; do the two belong together?"
+                f" {text_encoder.config.d_model}; take both from one checkpoint"
             )
         return cls(text_encoder, unet)
 
 
 def build_stage(enlarges: bool, title: str) -> Callable[..., Models]:
-    """Returns a stage's `Models.build`, which refuses the other stage's UNet."""
+    """Returns the `build` function of one stage, which rejects the other stage's UNet."""
 
     def build(text_encoder: Any, unet: Any, attention: str = "xla") -> Models:
         models = Models.build(text_encoder, unet, attention)
         if bool(models.unet.config.class_embed_type) != enlarges:
-            takes = "takes no small picture" if enlarges else "takes a small picture"
-            raise ValueError(f"the UNet {takes}, which {title}'s does{'' if enlarges else ' not'}")
+            takes = "takes no low-resolution picture" if enlarges else "takes a low-resolution picture"
+            raise ValueError(f"the UNet {takes}, but {title} takes {'one' if enlarges else 'none'}; give its own UNet")
         return models
 
     return build
@@ -96,28 +97,35 @@ def build_stage(enlarges: bool, title: str) -> Callable[..., Models]:
 
 @conditioning
 class T5Text(Text):
-    """Texts as DeepFloyd-IF takes them."""
+    """Text conditioning of DeepFloyd-IF.
 
-    states: Any  # [texts, tokens, channels], also of padding, which the network attends to
+    Example:
+        >>> import numpy as np
+        >>> from sega_jax import T5Text
+        >>> T5Text(np.zeros((2, 77, 4096), np.float32))[0]
+        T5Text(states=float32[1, 77, 4096])
+    """
+
+    states: Any  # [texts, tokens, channels], including the padding, which the UNet attends to
 
 
 def encode(text_encoder: T5EncoderModel, tokens: jax.Array) -> T5Text:
-    """Encodes int32 ids and mask [texts, 2, tokens]."""
+    """Encodes int32 token ids and their mask, [texts, 2, tokens]."""
     return T5Text(text_encoder(tokens[:, 0], tokens[:, 1]))
 
 
 def check(models: Models, tokenizer: T5Tokenizer | None, value: Any) -> T5Text:
-    """Returns a user's conditioning as a text of one row.
+    """Returns a user's text conditioning as a text of one row.
 
     Raises:
-        TypeError, ValueError: it is of another family or shape.
+        TypeError, ValueError: It belongs to another family or has another shape.
     """
     tokens = None if tokenizer is None else tokenizer.length
     return T5Text(checked_states(value, T5Text, tokens, models.unet.config.text_dim, several=False))
 
 
 def sizes(models: Models) -> Sizes:
-    """Returns the sizes of a stage's pictures, which are its states."""
+    """Returns the picture sizes of a stage, whose states are pictures."""
     net = models.unet.config
     default = net.sample_size if isinstance(net.sample_size, tuple) else (net.sample_size,) * 2
     multiple = 2 ** (len(net.block_out_channels) - 1)
@@ -132,11 +140,11 @@ def setup_1(call: Stage1Call, given: Given) -> Setup:
 def setup_2(call: Stage2Call, given: Given) -> Setup:
     """Sets up a call of the second stage; see `sega_jax.systems.diffusion.setup`."""
     image, low_res = diffusion.low_res_of(call, given)
-    made = sizes(given.models)
+    picture_sizes = sizes(given.models)
     return diffusion.setup(
         call,
         given,
-        made,
+        picture_sizes,
         diffusion.table(call, given.scheduler),
         image=image,
         low_res=low_res,
@@ -145,33 +153,39 @@ def setup_2(call: Stage2Call, given: Given) -> Setup:
 
 
 def denoiser(unet: UNet2DConditionModel, text: T5Text, settings: Any, own: Any, x: Any) -> Any:
-    """Returns the function that predicts all branches; see `sega_jax.systems.diffusion.denoiser`."""
+    """Returns (x, call) -> the predictions of all branches; see `sega_jax.systems.diffusion.denoiser`."""
     return diffusion.denoiser(unet, text.states, settings, own, x)
 
 
 def decode(_: None, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns pixels [rows, height, width, 3] in [-1, 1] as pictures in [0, 1], and whether each row is finite."""
+    """Converts pixels [rows, height, width, 3] in [-1, 1] to pictures in [0, 1].
+
+    Returns:
+        The pictures, and bool [rows]: whether each row is finite.
+    """
     return jnp.clip(x / 2 + 0.5, 0, 1), jnp.isfinite(x).all((1, 2, 3))
 
 
-def tokenizer(folder: Path, models: Models, given: Any) -> T5Tokenizer | None:
-    """Reads the tokenizer of a stage's folder, or the folder that a user gave; None without a text encoder.
+def tokenizer(folder: Path, models: Models, override: Any) -> T5Tokenizer | None:
+    """Returns the user's tokenizer or reads one, from the folder that the user gave or from the stage's folder.
+
+    Without a text encoder, only a tokenizer object from the user is returned; otherwise the result is None.
 
     Raises:
-        CheckpointError: it cannot be read.
+        TypeError, CheckpointError: The tokenizer is of another type, or cannot be read.
     """
-    if isinstance(given, T5Tokenizer):
-        return given
+    if isinstance(override, T5Tokenizer):
+        return override
     if models.text_encoder is None:
         return None
-    return T5Tokenizer(tokenizer_folder(folder, given, "T5's"), models.text_encoder.config.vocab_size)
+    return T5Tokenizer(tokenizer_folder(folder, override, "a T5 tokenizer"), models.text_encoder.config.vocab_size)
 
 
 def extras_2(folder: Path, index: Mapping[str, Any], models: Models) -> Upscaling:
-    """Reads how the second stage's low-resolution pictures are noised.
+    """Reads how noise is added to the second stage's low-resolution pictures.
 
     Raises:
-        ValueError: the config is not supported.
+        ValueError: The scheduler's config is not supported.
     """
     scheduler = from_config(read_json(folder / NOISE / "scheduler_config.json"), strict=False)
     return Upscaling(LowResNoise(scheduler, scheduler.options["num_train_timesteps"] - 1))
@@ -181,7 +195,7 @@ def _is_stage(index: Mapping[str, Any]) -> bool:
     return str(index.get("_class_name")).startswith("IF") and "vae" not in index
 
 
-# The index of a stage without DeepFloyd-IF's safety checker and watermark.
+# The entries of model_index.json for a stage without DeepFloyd-IF's safety checker and watermark.
 UNCHECKED: dict[str, Any] = {
     **{part: [None, None] for part in ("safety_checker", "feature_extractor", "watermarker")},
     "requires_safety_checker": False,

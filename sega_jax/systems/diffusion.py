@@ -1,5 +1,6 @@
-"""What the families of continuous states share, latents or pixels with a UNet: how a call is set up, and the pure
-functions of their `Sampler`.
+"""The code that families with continuous states and a UNet share: the setup of a call and the functions of a `Sampler`.
+
+The states are latents or pixels.
 """
 
 from collections.abc import Callable
@@ -22,23 +23,24 @@ from sega_jax.systems.low_res import LowResCondition, noised, resized
 from sega_jax.systems.programs import INITIAL, normal
 from sega_jax.systems.sizes import shape_from, tile_side
 
-_CALLS = 64
+_CALL_BLOCK = 64  # a user's noise for each call is padded to a multiple of this number of calls
 
 
 class DiffusionSettings(NamedTuple):
-    """The arrays of these families in `Settings.own`."""
+    """The arrays in `Settings.own` of these families."""
 
     eta: Any  # [rows]
-    low_res: LowResCondition | None = None  # of upscalers
-    guidance: Any = None  # [rows, channels], embedded for networks that take the guidance scale as an input
-    size_conditioning: Any = None  # of SDXL: [rows, 6], original height and width, crop's top and left, target's
+    low_res: LowResCondition | None = None  # for upscalers
+    guidance: Any = None  # [rows, channels], the embedded guidance scale for networks that take it as an input
+    # [rows, 6], for SDXL: original height and width, top and left of the crop, target height and width
+    size_conditioning: Any = None
 
 
 class DiffusionStatic(NamedTuple):
-    """What these families compile in, in `Static.own`."""
+    """The compile-time options in `Static.own` of these families."""
 
     solver: str = "ddim"
-    rows_at_once: int | None = None  # whose predictions a device makes at once; None is all
+    rows_at_once: int | None = None  # the number of rows that a device predicts at once; None means all
 
 
 def table(call: DiffusionCall, scheduler: Scheduler) -> Row:
@@ -47,14 +49,14 @@ def table(call: DiffusionCall, scheduler: Scheduler) -> Row:
 
 
 def table_from_picture(call: StartingCall, scheduler: Scheduler) -> Row:
-    """Returns the schedule's table of a call; a call that starts from a picture enters the schedule later."""
+    """Returns the schedule's table of a call, which begins later in the schedule if the call starts from a picture."""
     if call.image is None:
         return scheduler.table(call.steps)
     return scheduler.table(call.steps, STRENGTH if call.strength is None else call.strength)
 
 
 def static(call: DiffusionCall, scheduler: Scheduler) -> DiffusionStatic:
-    """Returns what a call compiles in."""
+    """Returns the compile-time options of a call."""
     return DiffusionStatic(scheduler.solver, call.rows_at_once)
 
 
@@ -71,78 +73,77 @@ def setup(
     vae: AutoencoderKL | None = None,
     tiled: bool | int = False,
 ) -> Setup:
-    """Checks the arguments of these families against the checkpoint, and sets the call up.
+    """Checks the arguments of these families against the checkpoint and sets up the call.
 
     Args:
-        table: of the schedule.
-        image: pictures [1 or entries, height, width, 3] that decide about the size.
-        low_res: their conditioning, where they are enlarged; else they are what the sampling starts from.
-        image_noise: as of the call.
+        table: The schedule's table.
+        image: Pictures [1 or entries, height, width, 3] that determine the size of the result.
+        low_res: The conditioning on these pictures if they are enlarged; None if sampling starts from them.
+        image_noise: The call's argument.
         size_conditioning: (height, width) in pixels -> [rows, 6].
-        vae: what decodes, where it can do so in tiles.
-        tiled: as of the call.
+        vae: The decoder, if it can decode in tiles.
+        tiled: The call's argument.
 
     Raises:
-        TypeError, ValueError: arguments that do not fit the checkpoint.
+        TypeError, ValueError: An argument does not fit the checkpoint.
     """
     shape = shape_from(sizes, call.height, call.width, None if image is None else image.shape[1:3])
     _check_variance(given, shape)
     check(call, given.scheduler, given.warn)
     rows = given.rows
-    rescaled = per_row("guidance_rescale", call.guidance_rescale, given)
+    guidance_rescale = per_row("guidance_rescale", call.guidance_rescale, given)
     if low_res is not None:
         low_res = low_res._replace(z=_low_res_noise(image_noise, low_res, (len(table.call), rows, *shape), given.dtype))
     eta = per_row("eta", defaults(given.scheduler)["eta"] if call.eta is None else call.eta, given)
     own = DiffusionSettings(
         eta,
         low_res,
-        _guidance_input(call, given, rescaled),
+        _guidance_input(call, given, guidance_rescale),
         None if size_conditioning is None else size_conditioning((sizes.factor * shape[0], sizes.factor * shape[1])),
     )
     picture = picture_noise = None
     if image is not None and low_res is None:
         picture = np.stack(spread_pictures(image, given)).astype(given.dtype)
         picture_noise = _noise("image_noise", image_noise, (rows, *shape), given.dtype)
-    made = static(call, given.scheduler)
-    if made.rows_at_once is None and given.platform == "cpu":
-        # On CPUs a row of a larger batch takes longer.
-        made = made._replace(rows_at_once=1)
+    options = static(call, given.scheduler)
+    if options.rows_at_once is None and given.platform == "cpu":
+        # On CPUs each row takes longer in a larger batch.
+        options = options._replace(rows_at_once=1)
     tile = tile_side(vae, tiled)
     return Setup(
         shape=shape,
         table=table,
         own=own,
-        static=made,
+        static=options,
         x=_noise("latents", call.latents, (rows, *shape), given.dtype),
         picture=picture,
         picture_noise=picture_noise,
         draws=draws_noise(eta, given.scheduler, table),
         guidance_scale=None if own.guidance is None else np.ones(rows),
-        guidance_rescale=rescaled if rescaled.any() else None,
+        guidance_rescale=guidance_rescale if guidance_rescale.any() else None,
         decode={} if tile is None else {"tile": tile},
     )
 
 
-def _guidance_input(call: DiffusionCall, given: Given, rescaled: np.ndarray) -> np.ndarray | None:
-    """Returns the embedded guidance scales [rows, channels] of a network that was distilled from classifier-free
-    guidance and takes them as an input; None for other networks.
+def _guidance_input(call: DiffusionCall, given: Given, guidance_rescale: np.ndarray) -> np.ndarray | None:
+    """Returns the embedded guidance scales [rows, channels] for a guidance-distilled network; None for other networks.
 
     Raises:
-        ValueError: arguments of classifier-free guidance, which there is none of then; without `strict` those without
-            an effect are warned about.
+        ValueError: The scale is below 1, or another argument of classifier-free guidance is given, which has no
+            effect; without `strict` the latter is a warning.
     """
     channels = given.models.unet.config.time_cond_proj_dim
     if not channels:
         return None
     scale = per_row("guidance_scale", call.guidance_scale, given)
-    distilled = "this network was distilled from classifier-free guidance and takes guidance_scale as its input"
+    distilled = "this network was distilled from classifier-free guidance and takes guidance_scale as an input"
     if scale.min() < 1:
-        raise ValueError(f"guidance_scale={scale.min():g}: {distilled}; give at least 1")
+        raise ValueError(f"guidance_scale={scale.min():g} is too low: {distilled}; give at least 1")
     negative = call.negative_prompt
     words = negative if isinstance(negative, list | tuple) else [negative]
     for name, is_given in (
         ("negative_prompt", not all(text is None or (isinstance(text, str) and not text) for text in words)),
-        ("guidance_rescale", rescaled.any()),
+        ("guidance_rescale", guidance_rescale.any()),
     ):
         if is_given and call.strict:
             raise ValueError(f"{name} does not change the pictures: {distilled}; leave it out")
@@ -152,14 +153,14 @@ def _guidance_input(call: DiffusionCall, given: Given, rescaled: np.ndarray) -> 
 
 
 def per_row(name: str, value: Any, given: Given) -> np.ndarray:
-    """Returns a number for each row, from one for all, or one for each prompt or picture."""
+    """Returns an array [rows] from one number for all rows, or a list of one for each prompt or picture."""
     if isinstance(value, list):
         return np.asarray(given.spread(name, value))
     return np.full(given.rows, value)
 
 
 def spread_pictures(image: np.ndarray, given: Given) -> list[np.ndarray]:
-    """Returns a picture for each row, from one for all, or one for each prompt or picture."""
+    """Returns a picture for each row from one picture for all rows, or one for each prompt or picture."""
     return list(image) * given.rows if len(image) == 1 else given.spread("image", list(image))
 
 
@@ -167,17 +168,17 @@ def check(call: DiffusionCall, scheduler: Scheduler, warn: Callable[[str], None]
     """Checks the arguments that depend on the scheduler.
 
     Raises:
-        ValueError: eta is given and the solver has none; without `strict` that is a warning.
+        ValueError: The solver does not use `eta`; without `strict` this is a warning.
     """
     if np.any(call.eta) and scheduler.eta is None:
-        message = f"eta={call.eta} is for DDIM and TCD, {scheduler.name} has none"
+        message = f"eta={call.eta} applies to DDIM and TCD only, not to {scheduler.name}"
         if call.strict:
             raise ValueError(f"{message}; leave it out")
         warn(f"{message}; it is ignored")
 
 
 def defaults(scheduler: Scheduler) -> dict[str, float]:
-    """Returns the arguments of a call that depend on the scheduler where they are None."""
+    """Returns the scheduler's values for arguments of a call that are None."""
     return {"eta": scheduler.eta or 0.0}
 
 
@@ -185,30 +186,30 @@ def _check_variance(given: Given, shape: tuple[int, int, int]) -> None:
     predicts_variance = given.models.unet.config.out_channels > shape[2]
     if given.scheduler.options.get("variance_type") == "learned_range" and not predicts_variance:
         raise ValueError(
-            f"{given.scheduler.name}: variance_type='learned_range' is for networks that predict their variance, and"
+            f"{given.scheduler.name}: variance_type='learned_range' needs a network that predicts its variance, and"
             " this one does not; give 'fixed_small'"
         )
 
 
 def draws_noise(eta: np.ndarray, scheduler: Scheduler, table: Row) -> bool:
-    """Tells whether the solver adds noise at some model call; `eta` are the rows' shares of it."""
+    """Returns whether the solver adds noise at any model call, given `eta` [rows]."""
     if scheduler.eta is None:
         return bool(np.any(table.solver.noise))
     return bool(np.any(eta) and np.any(table.solver.sigma))
 
 
 def _noise(name: str, noise: np.ndarray | None, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | None:
-    """Returns noise that a user gave, checked and in the loop's dtype; None stays None.
+    """Checks a user's noise and returns it in the loop's dtype; None stays None.
 
     Raises:
-        ValueError: it has another shape, or an entry is out of range.
+        ValueError: The noise has another shape, or an entry is out of range.
     """
     if noise is None:
         return None
     if noise.shape != shape:
         calls, verb = "calls, " if len(shape) == 5 else "", "have" if name.endswith("s") else "has"
         channels_first = (*shape[:-3], shape[-1], *shape[-3:-1])
-        hint = f"; {name} are channels last here" if noise.shape == channels_first else ""
+        hint = f"; move the channels of {name} to the last axis" if noise.shape == channels_first else ""
         raise ValueError(
             f"{name} {verb} shape {noise.shape}, expected {shape} ({calls}pictures, height, width, channels){hint}"
         )
@@ -218,26 +219,26 @@ def _noise(name: str, noise: np.ndarray | None, shape: tuple[int, ...], dtype: n
 def _low_res_noise(
     noise: np.ndarray | None, low_res: LowResCondition, shape: tuple[int, ...], dtype: np.dtype
 ) -> np.ndarray | None:
-    """Returns the noise that a user gave for low-resolution pictures, [rows, 1 or calls, height, width, 3].
+    """Returns a user's noise for low-resolution pictures, [rows, 1 or calls, height, width, 3].
 
     Args:
-        shape: calls, rows, height, width and channels of the states.
+        shape: The number of calls, and the rows, height, width and channels of the state.
     """
-    anew, shape = low_res.anew.all(), (*shape[:-1], low_res.picture.shape[-1])
-    noise = _noise("image_noise", noise, shape if anew else shape[1:], dtype)
+    fresh, shape = low_res.fresh.all(), (*shape[:-1], low_res.picture.shape[-1])
+    noise = _noise("image_noise", noise, shape if fresh else shape[1:], dtype)
     if noise is None:
         return None
-    if not anew:
+    if not fresh:
         return noise[:, None]
-    # Zeros that no call reads, so that other numbers of calls share a program.
-    return np.pad(np.swapaxes(noise, 0, 1), ((0, 0), (0, -len(noise) % _CALLS), *[(0, 0)] * 3))
+    # Padding with zeros, which no call reads, lets other numbers of calls share a program.
+    return np.pad(np.swapaxes(noise, 0, 1), ((0, 0), (0, -len(noise) % _CALL_BLOCK), *[(0, 0)] * 3))
 
 
 def cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Returns an array in the loop's dtype, so that arrays of other dtypes share a program.
+    """Returns an array in the loop's dtype, so that calls with arrays of any dtype share a program.
 
     Raises:
-        ValueError: an entry is out of its range.
+        ValueError: An entry is out of the dtype's range.
     """
     with np.errstate(over="ignore"):
         array = array.astype(dtype)
@@ -249,8 +250,10 @@ def cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 def initial(
     settings: Settings, x: Any, scale: Any, clean: Any, signal: Any, *, shape: tuple[int, ...], dtype: Any
 ) -> jax.Array:
-    """Returns the first state: standard normal noise, given or drawn, times the scale; with `clean`, plus that times
-    its signal."""
+    """Returns the initial state: x * scale + clean * signal, where `clean` may be None.
+
+    If x is None, it is drawn from the standard normal distribution.
+    """
     if x is None:
         x = normal(settings.key, INITIAL, shape, dtype)
     x = jnp.asarray(x, dtype) * jnp.asarray(scale).astype(dtype)
@@ -260,13 +263,13 @@ def initial(
 
 
 def solver(networks: Any, settings: Settings, own: DiffusionStatic) -> Solver:
-    """Returns the solver of these choices."""
+    """Returns the solver."""
     del networks
     return SOLVERS[own.solver](settings.own.eta)
 
 
 def draw(networks: Any, settings: Settings, x: jax.Array) -> Callable:
-    """Returns the function that draws the noise of a call."""
+    """Returns (call, shape) -> the standard normal noise of a call."""
     del networks
 
     def noise(call, shape):
@@ -278,10 +281,10 @@ def draw(networks: Any, settings: Settings, x: jax.Array) -> Callable:
 def denoiser(
     unet: UNet2DConditionModel, context: Any, settings: Settings, own: DiffusionStatic, x: jax.Array
 ) -> Callable[[jax.Array, Any], Predictions]:
-    """Returns (x, call) -> predictions of all branches. The UNet projects the context once, for all calls.
+    """Returns (x, call) -> the predictions of all branches. The UNet projects the context once for all calls.
 
     Args:
-        context: what the UNet is told of each branch, arrays [rows, branches, ...].
+        context: The conditioning of each branch for the UNet, arrays [rows, branches, ...].
     """
     texts = unet.project(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), context))
     low_res = settings.own.low_res
@@ -290,12 +293,12 @@ def denoiser(
         low_res = low_res._replace(picture=picture)
 
     def predictions(x, call):
-        seen = None if low_res is None else (noised(settings.key, low_res, call), low_res.level)
+        condition = None if low_res is None else (noised(settings.key, low_res, call), low_res.level)
 
-        def some(x, texts, seen, guidance):
-            return predict(unet, texts, x, call, seen, guidance)
+        def predict_chunk(x, texts, condition, guidance):
+            return predict(unet, texts, x, call, condition, guidance)
 
-        return in_chunks(some, own.rows_at_once, x, texts, seen, settings.own.guidance)
+        return in_chunks(predict_chunk, own.rows_at_once, x, texts, condition, settings.own.guidance)
 
     return predictions
 
@@ -308,41 +311,43 @@ def predict(
     low_res: tuple[jax.Array, Any] | None = None,
     guidance: jax.Array | None = None,
 ) -> Predictions:
-    """Predicts all 2 + n branches of every row in one call of the network.
+    """Predicts all 2 + n branches of every row in one evaluation of the network.
 
-    `low_res` is an upscaler's noisy low-resolution picture [rows, height, width, 3], as large as x, and its noise
-    level [rows]; diffusers multiplies DeepFloyd-IF's by the solver's `input_scale`, too, which is 1 for its scheduler.
+    If the network also predicts the variance, the solver takes the prompt's variance, as in diffusers; guidance
+    changes only the estimate.
 
-    `guidance` [rows, channels] is the embedded guidance scale of networks that take it as an input; the unconditional
-    branch is then the empty text at the same input, from which edits take their directions.
-
-    Where the network predicts the variance as well, the solver takes the prompt's, as in diffusers: guidance changes
-    the estimate alone.
+    Args:
+        low_res: An upscaler's noisy low-resolution pictures [rows, height, width, 3], as large as x, and their noise
+            levels [rows]. Only x is multiplied by the solver's `input_scale`. diffusers also multiplies DeepFloyd-IF's
+            pictures by it, but it is 1 for DeepFloyd-IF's scheduler.
+        guidance: The embedded guidance scales [rows, channels] for networks that take them as an input. The
+            unconditional branch is then the empty text at the same scale, from which edits take their directions.
     """
-    seen = x * call.input_scale.astype(x.dtype)
+    inputs = x * call.input_scale.astype(x.dtype)
     level: tuple[Any, ...] = ()
     if low_res is not None:
-        seen, level = jnp.concatenate([seen, low_res[0].astype(x.dtype)], -1), (low_res[1],)
+        inputs, level = jnp.concatenate([inputs, low_res[0].astype(x.dtype)], -1), (low_res[1],)
     timestep = jnp.broadcast_to(call.timestep.astype(x.dtype), x.shape[:1])
-    known = {} if guidance is None else {"guidance": guidance.reshape(len(x), -1)}
-    out = unet(seen, timestep, texts, *level, **known)
+    scale_input = {} if guidance is None else {"guidance": guidance.reshape(len(x), -1)}
+    out = unet(inputs, timestep, texts, *level, **scale_input)
     out = out.reshape(len(x), -1, *out.shape[1:])
     estimate, variance = out[..., : x.shape[-1]], out[:, 1, ..., x.shape[-1] :]
     return Predictions(estimate[:, 0], estimate[:, 1], estimate[:, 2:], variance if variance.size else None)
 
 
-def in_chunks(function: Callable[..., Any], most: int | None, x: jax.Array, *trees: Any) -> Any:
-    """Applies `function` in equal chunks of at most `most` rows; None means all at once.
+def in_chunks(function: Callable[..., Any], limit: int | None, x: jax.Array, *trees: Any) -> Any:
+    """Applies `function` in equal chunks of at most `limit` rows; None means all at once.
 
     Args:
-        function: of x [rows, ...] and of arrays whose first axis is that of the rows, or of their branches.
+        function: Takes x [rows, ...] and pytrees of arrays whose first axis runs over the rows, or over the branches
+            of all rows.
     """
     rows = len(x)
-    if most is None or most >= rows:
+    if limit is None or limit >= rows:
         return function(x, *trees)
-    parts = -(-rows // most)
+    parts = -(-rows // limit)
     size = -(-rows // parts)
-    # Copies of the last row pad the last chunk.
+    # Copies of the last row fill the last chunk.
     index = np.minimum(np.arange(parts * size), rows - 1)
 
     def cut(leaf):
@@ -350,33 +355,36 @@ def in_chunks(function: Callable[..., Any], most: int | None, x: jax.Array, *tre
         leaf = leaf if len(index) == rows else leaf[index]
         return leaf.reshape(parts, size * leaf.shape[1], *leaf.shape[2:])
 
-    made = jax.lax.map(lambda part: function(*part), jax.tree.map(cut, (x, *trees)))
-    return jax.tree.map(lambda leaf: leaf.reshape(parts * size, *leaf.shape[2:])[:rows], made)
+    results = jax.lax.map(lambda part: function(*part), jax.tree.map(cut, (x, *trees)))
+    return jax.tree.map(lambda leaf: leaf.reshape(parts * size, *leaf.shape[2:])[:rows], results)
 
 
-def check_context(net: UNetConfig, channels: int, what: str) -> None:
-    """Checks that a UNet attends to text of so many channels on every level.
+def check_context(net: UNetConfig, channels: int, source: str) -> None:
+    """Checks that every level of a UNet attends to text with this number of channels.
+
+    Args:
+        source: Where the number comes from, for errors.
 
     Raises:
-        ValueError: it does not.
+        ValueError: A level has another `cross_attention_dim`.
     """
     for level in range(len(net.block_out_channels)):
         if (context := net.level("cross_attention_dim", level)) != channels:
-            raise ValueError(f"the UNet's cross_attention_dim {context} is not {what}; do they belong together?")
+            raise ValueError(f"the UNet's cross_attention_dim {context} is not {source}; take both from one checkpoint")
 
 
 def low_res_of(call: ConditionedCall, given: Given) -> tuple[np.ndarray, LowResCondition]:
-    """Returns the pictures that a call enlarges, and their conditioning.
+    """Returns the pictures that a call enlarges and the conditioning on them.
 
     Raises:
-        TypeError, ValueError: there is none, or a noise level is out of range.
+        TypeError, ValueError: There is no picture, or a noise level is out of range.
     """
     if call.image is None:
-        raise ValueError("image=None should be the low-resolution picture that this upscaler makes larger")
+        raise ValueError("image=None should be the low-resolution picture to enlarge")
     noise = given.extras.low_res_noise
     levels = per_row("noise_level", call.noise_level, given)
     for level in levels:
-        check_int("noise_level", level, 0, noise.most)
+        check_int("noise_level", level, 0, noise.max_level)
     level_of_row = levels.astype(np.int32)
     signal, share = noise.scheduler.shares(level_of_row)
     picture = np.stack(spread_pictures(call.image, given)).astype(given.dtype)

@@ -1,4 +1,4 @@
-"""The arguments of the families of continuous states, latents or pixels."""
+"""The arguments of families with continuous states, which are latents or pixels."""
 
 import dataclasses
 from typing import Any
@@ -9,7 +9,7 @@ from sega_jax.method.argument_kinds import Flag, Integer, Kind, Real
 from sega_jax.method.arguments import argument
 from sega_jax.method.checks import check_int
 from sega_jax.method.numerics import floating
-from sega_jax.systems.call import MOST_PIXELS, Call
+from sega_jax.systems.call import MAX_PIXELS, Call
 from sega_jax.systems.images import Pictures
 
 STRENGTH = 0.8  # diffusers' default
@@ -17,7 +17,7 @@ STRENGTH = 0.8  # diffusers' default
 
 @dataclasses.dataclass(frozen=True)
 class Latents(Kind):
-    """Noise, an array of floats; the setup checks its shape."""
+    """Noise as a floating-point array; the setup checks its shape."""
 
     noun: str = "an array [pictures, height / f, width / f, channels]"
 
@@ -33,10 +33,10 @@ class Tiles(Kind):
     flag_value = "true"
 
     def check(self, name: str, value: Any) -> bool | int:
-        return value if isinstance(value, bool) else check_int(name, value, 1, MOST_PIXELS)
+        return value if isinstance(value, bool) else check_int(name, value, 1, MAX_PIXELS)
 
     def parse(self, name: str, text: str) -> bool | int:
-        return True if text == self.flag_value else Integer(1, MOST_PIXELS).parse(name, text)
+        return True if text == self.flag_value else Integer(1, MAX_PIXELS).parse(name, text)
 
     def cells(self, name: str, value: Any) -> dict[str, Any]:
         return {name: str(value).lower()}
@@ -44,13 +44,13 @@ class Tiles(Kind):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class DiffusionCall(Call):
-    """A call of a family of continuous states."""
+    """The arguments of a family with continuous states."""
 
     guidance_rescale: float | Any = argument(
         0.0,
         Real(0, 1),
-        "the share of the contrast added by a high guidance scale that is removed again (`sega_jax.rescale`); 0.7 suits"
-        " zero-SNR checkpoints. Edits are not rescaled",
+        "how much of the contrast that a high guidance scale adds is removed (`sega_jax.rescale`): 0 for none, 1 for"
+        " all. 0.7 suits zero-SNR checkpoints. Edits are not rescaled",
         varies="row",
         sweep=True,
         shell=True,
@@ -58,32 +58,32 @@ class DiffusionCall(Call):
     eta: float | Any = argument(
         None,
         Real(0, 1),
-        "the share of fresh noise in DDIM (by default 0) and TCD (by default 0.3); with another scheduler it is an"
-        " error, or ignored if `strict` is false",
+        "the share of fresh noise in each step of DDIM (default 0) and TCD (default 0.3). With another scheduler it is"
+        " an error, or is ignored with a warning if `strict` is false",
         varies="row",
         sweep=True,
         shell=True,
     )
     latents: Any = argument(
-        None, Latents(), "the initial noise, which replaces the seed's; f is the checkpoint's factor"
+        None, Latents(), "the initial noise; it replaces the seed's noise. f is the checkpoint's factor"
     )
     rows_at_once: int | None = argument(
         None,
         Integer(1),
-        "the number of pictures a device predicts at once, to save memory; by default all of them, but one at a time on"
-        " CPUs, where that is faster. Results differ only by rounding",
+        "the number of pictures that a device predicts at once; lower values save memory. By default all of them, but"
+        " one at a time on CPUs, where that is faster. Results differ only by rounding",
     )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class AutoencodedCall(DiffusionCall):
-    """A call of a family whose states are latents of an autoencoder."""
+    """The arguments of a family whose states are latents of an autoencoder."""
 
     tiled: bool | int = argument(
         False,
         Tiles(),
-        "whether to decode large pictures in overlapping tiles, as diffusers does. It saves memory, but seams may show."
-        " A number sets the side of a tile, a multiple of 4 times the checkpoint's factor",
+        "decode large pictures in overlapping tiles, as diffusers does. This saves memory, but seams may show. A number"
+        " sets the side of a tile and must be a multiple of 4 times the checkpoint's factor",
         varies="program",
         sweep=True,
         shell=True,
@@ -92,12 +92,12 @@ class AutoencodedCall(DiffusionCall):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class StartingCall(AutoencodedCall):
-    """A call that may start from a picture."""
+    """The arguments of a call that may start from a picture."""
 
     image: Any = argument(
         None,
         Pictures(),
-        "the picture to start from, of the same size as the result",
+        "the picture to start from; it must have the size of the result",
         varies="row",
         sweep=True,
         shell=True,
@@ -105,8 +105,8 @@ class StartingCall(AutoencodedCall):
     strength: float | None = argument(
         None,
         Real(0, 1),
-        "how far the result may leave the picture to start from: only the last int(steps * strength) steps run, as in"
-        f" diffusers; {STRENGTH} by default. Warm-ups and cool-downs count the model calls that run",
+        "how far the result may depart from the picture to start from: only the last int(steps * strength) steps run,"
+        f" as in diffusers. By default {STRENGTH}. The warm-up and cool-down of edits count the model calls that run",
         sweep=True,
         shell=True,
     )
@@ -114,8 +114,7 @@ class StartingCall(AutoencodedCall):
     image_noise: Any = argument(
         None,
         Latents(),
-        "the standard normal noise with which the latents of the picture to start from are drawn, in place of the"
-        " seed's",
+        "the standard normal noise for drawing the latents of the picture to start from; it replaces the seed's noise",
     )
 
     def check_together(self) -> None:
@@ -124,15 +123,15 @@ class StartingCall(AutoencodedCall):
             return
         if self.strength is not None:
             raise ValueError(
-                f"strength={self.strength!r} needs a picture to start from; give it as image, or leave both out"
+                f"strength={self.strength!r} needs a picture to start from; give one as image, or leave out strength"
             )
         if self.image_noise is not None:
-            raise ValueError("image_noise needs a picture to start from; give it as image, or leave both out")
+            raise ValueError("image_noise needs a picture to start from; give one as image, or leave out image_noise")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ConditionedCall(DiffusionCall):
-    """A call that enlarges a picture."""
+    """The arguments of a call that enlarges a picture."""
 
     image: Any = argument(
         None, Pictures(), "the low-resolution picture to enlarge", varies="row", sweep=True, shell=True
@@ -140,7 +139,8 @@ class ConditionedCall(DiffusionCall):
     noise_level: int | Any = argument(
         0,
         Integer(0),
-        "the timestep whose noise is added to the low-resolution picture; higher values invent more detail",
+        "the amount of noise added to the low-resolution picture, as a training timestep; higher values invent more"
+        " detail",
         varies="row",
         sweep=True,
         shell=True,
@@ -148,14 +148,14 @@ class ConditionedCall(DiffusionCall):
     noise_anew: bool = argument(
         False,
         Flag(),
-        "whether to draw that noise again at every model call, as DeepFloyd-IF's own code does; diffusers draws it"
-        " once",
+        "draw the low-resolution picture's noise again at every model call, as the original DeepFloyd-IF code does;"
+        " diffusers draws it once",
         sweep=True,
         shell=True,
     )
     image_noise: Any = argument(
         None,
         Latents("an array [pictures, height / f, width / f, 3], or [calls, pictures, ...] with noise_anew"),
-        "the standard normal noise that is added to the low-resolution picture once that is as large as the state, in"
-        " place of the seed's; f is the checkpoint's factor",
+        "the standard normal noise that is added to the low-resolution picture after resizing it to the state's size;"
+        " it replaces the seed's noise. f is the checkpoint's factor",
     )

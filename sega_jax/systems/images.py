@@ -1,4 +1,4 @@
-"""Pictures that come in, to start from or to be enlarged."""
+"""Reading of input pictures, which a call starts from or enlarges."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,7 @@ from sega_jax.text.files import sha256, whole_path
 
 
 class Pictures(Kind):
-    """Pictures that come in: of PIL, paths of files, or arrays."""
+    """Input pictures: PIL pictures, file paths or arrays."""
 
     noun = (
         "a PIL picture, the path of a file, or an array [height, width, 3] of uint8 or of floats in [0, 1]; or a list"
@@ -26,19 +26,18 @@ class Pictures(Kind):
     of_files = True
 
     def check(self, name: str, value: Any) -> np.ndarray:
-        """Returns pictures [pictures, height, width, 3] in [-1, 1], in float32, or wider where they are.
+        """Returns pictures [pictures, height, width, 3] in [-1, 1], as `read` does.
 
         Raises:
-            FileNotFoundError: no such file.
-            TypeError, ValueError: it is none of these, the pictures are of different sizes, or a float is out of range.
+            FileNotFoundError, TypeError, ValueError: As `read`.
         """
         return read(value)
 
     def check_one(self, name: str, value: Any) -> str:
-        """Returns the path of a picture, which is not read.
+        """Returns the path of a picture without reading it.
 
         Raises:
-            TypeError: it is no path.
+            TypeError: The value is not a string.
         """
         if not isinstance(value, str):
             raise TypeError(f"{name}={brief(value)} should be the path of a picture")
@@ -60,56 +59,58 @@ class Pictures(Kind):
         return False
 
     def parse(self, name: str, text: str) -> str:
-        """Returns the whole path of a file, which was read once to see that it is a picture."""
+        """Returns the absolute path of a file after checking that it can be read as a picture."""
         read(text)
         return str(Path(text).expanduser().resolve())
 
 
 def read(image: Any) -> np.ndarray:
-    """Reads pictures [pictures, height, width, 3] in [-1, 1], in float32, or wider where they are.
+    """Returns pictures as an array [pictures, height, width, 3] in [-1, 1], in float32 or the array's wider dtype.
 
     Args:
-        image: a PIL picture; the path of a file; an array [height, width, 3] of uint8, or of floats in [0, 1]; several
-            of them as a list or array [pictures, height, width, 3].
+        image: A PIL picture, the path of a file, an array [height, width, 3] of uint8 or of floats in [0, 1], or
+            several of these as a list, a tuple or an array [pictures, height, width, 3].
 
     Raises:
-        FileNotFoundError: no such file.
-        TypeError, ValueError: it is none of these, the pictures are of different sizes, or a float is out of range.
+        FileNotFoundError: A file does not exist.
+        TypeError, ValueError: The value is none of these, the pictures differ in size, or a float is out of range.
     """
     several = isinstance(image, list | tuple) or getattr(image, "ndim", 3) == 4
-    pictures = [_one(picture) for picture in (image if several else [image])]
+    pictures = [_as_array(picture) for picture in (image if several else [image])]
     if not pictures:
-        raise ValueError(f"image={image!r} should be a picture, or a non-empty list of them")
+        raise ValueError(f"image={image!r} should be a picture or a non-empty list of pictures")
     if len(sizes := {picture.shape[:2] for picture in pictures}) > 1:
-        raise ValueError(f"image has pictures of {' and '.join(map(times, sorted(sizes)))} pixels; give one size")
+        raise ValueError(
+            f"image has pictures of {' and '.join(map(times, sorted(sizes)))} pixels; resize them to one size"
+        )
     return np.stack(pictures)
 
 
-def _opened(path: Path) -> Image.Image:
-    if not os.path.isfile(path):  # also for names that no file can have
-        raise FileNotFoundError(f"image={brief(str(path))} does not exist, or is no file")
+def _open(path: Path) -> Image.Image:
+    if not os.path.isfile(path):  # `Path.is_file` raises for names that are too long
+        raise FileNotFoundError(f"image={brief(str(path))} does not exist or is not a file")
     try:
         with Image.open(path) as image:
             return as_rgb(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"image={str(path)!r} is no readable picture ({error})") from None
+        raise ValueError(f"image={str(path)!r} cannot be read as a picture ({error})") from None
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Returns a picture of any mode of Pillow as viewers show it: upright, the first frame of an animation, and what is
-    transparent over white.
+    """Converts a Pillow picture of any mode to RGB as viewers show it.
 
-    Grey of 16 bits is scaled to 8. Modes without a fixed range, "I" and "F", are taken to range to the least of 1
-    (floats only), 255 and 65535 that holds their values.
+    The picture is turned upright, white replaces transparency, and only the first frame of an animation is used. 16-bit
+    grey is scaled to 8 bits. The modes "I" and "F" have no fixed range: white is the smallest of 1 ("F" only), 255 and
+    65535 that is not below any value.
 
     Raises:
-        ValueError: the values of such a mode are out of range, or no numbers.
+        ValueError: The values of such a mode are out of range, or are not finite.
     """
     if getattr(image, "n_frames", 1) > 1:
         position = image.tell()
         image.seek(0)
         image, animation = image.copy(), image
-        animation.seek(position)  # where the user has it
+        animation.seek(position)  # leave the user's picture as it was
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         image = Image.fromarray(_grey(np.asarray(image).astype(np.float64), image.mode))
@@ -117,7 +118,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
         to_rgb = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
         image = ImageCms.applyTransform(image, to_rgb) or image
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
-        # Pillow has no way from "La" to "RGBA" but over "LA".
+        # Pillow converts "La" to "RGBA" only by way of "LA".
         image = image.convert("LA") if image.mode == "La" else image
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -126,40 +127,42 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _grey(values: np.ndarray, mode: str) -> np.ndarray:
-    """Returns values of a grey picture as uint8."""
+    """Scales the values of a grey picture to uint8."""
     if not np.isfinite(values).all():
         raise ValueError(f"a picture of mode {mode} has NaN or infinite values")
-    ranges = [65535] if ";16" in mode else [1, 255, 65535] if mode == "F" else [255, 65535]
-    most = next((one for one in ranges if values.max(initial=0) <= one), None)
-    if most is None or values.min(initial=0) < 0:
+    limits = [65535] if ";16" in mode else [1, 255, 65535] if mode == "F" else [255, 65535]
+    limit = next((one for one in limits if values.max(initial=0) <= one), None)
+    if limit is None or values.min(initial=0) < 0:
         raise ValueError(
             f"a picture of mode {mode} has values from {values.min():g} to {values.max():g}, expected from 0 to"
-            f" {ranges[-1]}; scale it to 8 bits"
+            f" {limits[-1]}; scale it to 8 bits"
         )
-    return np.round(values * (255 / most)).astype(np.uint8)
+    return np.round(values * (255 / limit)).astype(np.uint8)
 
 
-def _one(picture: Any) -> np.ndarray:
+def _as_array(picture: Any) -> np.ndarray:
     if isinstance(picture, str | os.PathLike):
-        picture = _opened(Path(picture).expanduser())
+        picture = _open(Path(picture).expanduser())
     if isinstance(picture, Image.Image):
         picture = np.asarray(as_rgb(picture))
     try:
         array = np.asarray(picture)
-    except (TypeError, ValueError, RuntimeError):  # the last is torch's, of tensors with gradients
+    except (TypeError, ValueError, RuntimeError):  # torch raises RuntimeError for tensors with gradients
         array = np.asarray(None)
     if array.dtype != np.uint8 and not is_floating(array.dtype):
         raise TypeError(
-            f"image={brief(picture)} should be a PIL picture, the path of one, or an array (height, width, 3) of"
+            f"image={brief(picture)} should be a PIL picture, the path of a picture, or an array (height, width, 3) of"
             " uint8 or of floats in [0, 1]"
         )
     if array.ndim != 3 or array.shape[2] != 3 or not array.size:
-        hint = "; pictures are channels last here" if array.ndim == 3 and array.shape[0] == 3 else ""
-        raise ValueError(f"image has shape {array.shape}, expected (height, width, 3), or several of them{hint}")
+        hint = "; move the channels to the last axis" if array.ndim == 3 and array.shape[0] == 3 else ""
+        raise ValueError(f"image has shape {array.shape}, expected (height, width, 3), or several such pictures{hint}")
     if array.dtype == np.uint8:
         return array.astype(np.float32) / 127.5 - 1
     if not is_finite(array):
         raise ValueError("image has NaN or infinite entries")
     if array.min() < 0 or array.max() > 1:
-        raise ValueError(f"image has floats from {array.min():g} to {array.max():g}; give them in [0, 1], or uint8")
+        raise ValueError(
+            f"image has floats from {array.min():g} to {array.max():g}, expected [0, 1]; scale them, or give uint8"
+        )
     return array.astype(at_least_float32(array.dtype)) * 2 - 1

@@ -1,4 +1,4 @@
-"""States in the latent space of an autoencoder: to pictures and back, and their sizes."""
+"""Latent states of an autoencoder: encoding, decoding and sizes."""
 
 from typing import Any
 
@@ -13,20 +13,29 @@ from sega_jax.systems.programs import POSTERIOR, normal
 
 
 def encode_image(vae: AutoencoderKL, key: jax.Array, pictures: jax.Array, noise: Any = None) -> jax.Array:
-    """Encodes pictures [rows, height, width, 3] in [-1, 1] to the latents that the sampler takes [rows, ...], drawn
-    from the encoder's distribution, as diffusers draws them: with standard normal `noise` of the latents' shape, or
-    with the rows' keys."""
+    """Encodes pictures [rows, height, width, 3] in [-1, 1] to normalised latents [rows, ...].
+
+    As in diffusers, the latents are drawn from the encoder's normal distribution: with standard normal `noise` of the
+    latents' shape, or from the rows' keys if `noise` is None.
+    """
     mean, logvar = jax.lax.map(lambda one: tuple(part[0] for part in vae.encode(one[None])), pictures)
     mean, logvar = (part.astype(at_least_float32(part.dtype)) for part in (mean, logvar))
     z = normal(key, POSTERIOR, mean.shape[1:], mean.dtype) if noise is None else jnp.asarray(noise, mean.dtype)
-    mean_of_all, std = _statistics(vae, mean.dtype)
-    return (mean + jnp.exp(logvar / 2) * z - mean_of_all) * (vae.config.scaling_factor / std)
+    latents_mean, latents_std = _statistics(vae, mean.dtype)
+    return (mean + jnp.exp(logvar / 2) * z - latents_mean) * (vae.config.scaling_factor / latents_std)
 
 
 def decode_latents(vae: AutoencoderKL, latents: jax.Array, *, tile: int | None = None) -> tuple[jax.Array, jax.Array]:
-    """Decodes latents [rows, ...] to float32 pictures [rows, height, width, 3] in [0, 1], and tells whether each row of
-    latents and picture is finite, bool [rows]. `tile` is the side of a tile in positions of the latents."""
-    # One picture after another: a decoder's activations are far larger than its picture.
+    """Decodes latents [rows, ...] to pictures in [0, 1], optionally in tiles.
+
+    Args:
+        tile: The side of a tile in positions of the latents; None decodes each picture at once.
+
+    Returns:
+        Pictures [rows, height, width, 3] in float32 or wider, and bool [rows]: whether each row's latents and picture
+        are finite.
+    """
+    # Pictures are decoded one by one, because a decoder's activations are far larger than its picture.
     mean, std = _statistics(vae, latents.dtype)
     image = jax.lax.map(lambda one: vae.decode(one[None], tile)[0], latents * std / vae.config.scaling_factor + mean)
     image = image.astype(at_least_float32(image.dtype))
@@ -35,7 +44,7 @@ def decode_latents(vae: AutoencoderKL, latents: jax.Array, *, tile: int | None =
 
 
 def _statistics(vae: AutoencoderKL, dtype: Any) -> tuple[Any, Any]:
-    """Returns the mean and the standard deviation of an autoencoder's latents, by channel or for all."""
+    """Returns the mean and standard deviation of an autoencoder's latents, for each channel or as two numbers."""
     c = vae.config
     if not c.latents_mean:
         return 0.0, 1.0
@@ -44,20 +53,20 @@ def _statistics(vae: AutoencoderKL, dtype: Any) -> tuple[Any, Any]:
 
 
 def latent_sizes(net: UNetConfig, auto: AutoencoderConfig) -> Sizes:
-    """Returns the sizes of pictures that a UNet and an autoencoder make."""
+    """Returns the picture sizes of a UNet with an autoencoder."""
     height, width = net.sample_size if isinstance(net.sample_size, tuple) else (net.sample_size,) * 2
     return Sizes(auto.latent_channels, auto.factor, auto.factor, (height * auto.factor, width * auto.factor))
 
 
 def check_channels(net: UNetConfig, auto: AutoencoderConfig, more: int = 0) -> None:
-    """Checks that a UNet takes an autoencoder's latents and `more` channels.
+    """Checks that a UNet maps an autoencoder's latents and `more` further channels to latents.
 
     Raises:
-        ValueError: it does not.
+        ValueError: The numbers of channels do not match.
     """
     if not net.in_channels - more == net.out_channels == auto.latent_channels:
         raise ValueError(
-            f"the UNet takes {net.in_channels} channels to {net.out_channels}, and the VAE has {auto.latent_channels}:"
-            f" expected {auto.latent_channels + more} to {auto.latent_channels}; models that fill in or know of depth"
-            " are not supported"
+            f"the UNet has {net.in_channels} input and {net.out_channels} output channels, and the VAE has"
+            f" {auto.latent_channels} latent channels: expected {auto.latent_channels + more} input and"
+            f" {auto.latent_channels} output channels; inpainting and depth models are not supported"
         )

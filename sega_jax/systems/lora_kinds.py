@@ -1,44 +1,43 @@
-"""Which checkpoints a LoRA is made for, as far as the names and sizes of its layers show it."""
+"""Recognition of the checkpoints that a LoRA was trained for, by the names and sizes of its layers."""
 
 import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-# (out, in) of the weights that a file changes, or () where it does not say, by the layers' names in the file, whose
-# dots are underscores.
+# (outputs, inputs) of the weights that a file changes, or () if unknown, by the layers' names in the file with dots
+# replaced by underscores.
 Sizes = Mapping[str, tuple[int, ...]]
 
 
 class LoraKind(NamedTuple):
-    """Checkpoints that share their LoRAs."""
+    """A group of checkpoints that can use the same LoRAs."""
 
     title: str
     recognise: Callable[[Sizes], bool]
 
 
 def attends_to(width: int) -> Callable[[Sizes], bool]:
-    """Returns a function that tells whether a UNet attends to text of this width and has a multiple of 320 channels, as
-    Stable Diffusion's UNets have."""
+    """Returns a test for Stable Diffusion's UNets: attention to text of this width, with a multiple of 320 channels."""
     return lambda sizes: any(
         size[1:2] == (width,) and size[0] % 320 == 0 for name, size in sizes.items() if re.search(_ATTENTION, name)
     )
 
 
 def has(pattern: str, width: int | None = None) -> Callable[[Sizes], bool]:
-    """Returns a function that tells whether a layer has a name like this, and as many inputs if `width` is given."""
+    """Returns a test for a layer whose name matches the pattern and, if `width` is given, that has `width` inputs."""
     return lambda sizes: any(
         width is None or size[1:2] == (width,) for name, size in sizes.items() if re.search(pattern, name)
     )
 
 
-def any_of(*signs: Callable[[Sizes], bool]) -> Callable[[Sizes], bool]:
-    """Returns a function that tells whether one of these signs is there."""
-    return lambda sizes: any(sign(sizes) for sign in signs)
+def any_of(*tests: Callable[[Sizes], bool]) -> Callable[[Sizes], bool]:
+    """Returns a test that passes if any of these tests passes."""
+    return lambda sizes: any(test(sizes) for test in tests)
 
 
 _ATTENTION = r"(?:down|up|mid|input|output|middle)_blocks?_.*attn2_to_[kv]"
 _ROOT = r"^(lora_unet_|lora_transformer_|transformer_|diffusion_model_)?"
-# Families whose checkpoints cannot be loaded here. The first that fits is the one.
+# Families whose checkpoints this library cannot load. The first match decides.
 FOREIGN = (
     LoraKind("Stable Cascade", has(r"^lora_prior_")),
     LoraKind("HiDream", has(r"double_stream_blocks_\d+|single_stream_blocks_\d+")),

@@ -1,4 +1,4 @@
-"""The low-resolution picture that conditions an upscaler, and the noise that is added to it."""
+"""The low-resolution picture that conditions an upscaler, and its noise."""
 
 from typing import Any, NamedTuple
 
@@ -11,60 +11,62 @@ from sega_jax.systems.programs import LOW_RES, recorded_call
 
 
 class LowResNoise(NamedTuple):
-    """How low-resolution pictures are noised: by the forward process of a training, at a timestep, the noise level."""
+    """The forward process that adds noise to low-resolution pictures; a noise level is one of its timesteps."""
 
     scheduler: Scheduler
-    most: int  # the highest level
+    max_level: int  # the highest noise level
 
 
 class Upscaling(NamedTuple):
-    """What the folder of an upscaler says besides its networks."""
+    """The settings of an upscaler's checkpoint that are not in its networks."""
 
     low_res_noise: LowResNoise
 
 
 class LowResCondition(NamedTuple):
-    """The low-resolution picture of every row. The network sees signal * picture + noise * z."""
+    """The low-resolution picture of every row. The network takes signal * picture + noise * z."""
 
     picture: Any  # [rows, height, width, 3] in [-1, 1], without noise
-    level: Any  # int32 [rows], the timestep at which the training had as much noise; an input of the network
+    level: Any  # int32 [rows], the training timestep with this amount of noise; an input of the network
     signal: Any  # [rows]
     noise: Any  # [rows]
-    anew: Any  # bool [rows], whether z is drawn at every call, or once
-    z: Any = None  # in place of what is drawn, [rows, 1 or calls, height, width, 3] with the state's sides; or None
+    fresh: Any  # bool [rows], whether z is drawn again at every call instead of once
+    z: Any = None  # [rows, 1 or calls, height, width, 3] with the state's height and width; None draws it
 
 
 def noised(key: jax.Array, low_res: LowResCondition, call: Row) -> jax.Array:
-    """Returns the low-resolution pictures as the network sees them at this call, [rows, height, width, 3].
+    """Returns the noisy low-resolution pictures of this call, [rows, height, width, 3].
 
-    All branches see the same noise, so that their differences are not differences of noise. DeepFloyd-IF's own code
-    draws it again for the prompt and for its absence, at every call.
+    All branches of a row get the same noise, so that noise does not contribute to the differences between them. The
+    original DeepFloyd-IF code instead draws separate noise for the conditional and unconditional branch at every call.
     """
     dtype = low_res.picture.dtype
-    z = _drawn(key, low_res, call) if low_res.z is None else _given(low_res.z, call)
+    z = _draw(key, low_res, call) if low_res.z is None else _select(low_res.z, call)
     signal, noise = (share.astype(dtype)[:, None, None, None] for share in (low_res.signal, low_res.noise))
     return signal * low_res.picture + noise * z
 
 
-def _drawn(key: jax.Array, low_res: LowResCondition, call: Row) -> jax.Array:
+def _draw(key: jax.Array, low_res: LowResCondition, call: Row) -> jax.Array:
     keys = jax.vmap(
         lambda k, fresh: jax.random.fold_in(jax.random.fold_in(k, LOW_RES), jnp.where(fresh, call.call, 0))
-    )(key, low_res.anew)
+    )(key, low_res.fresh)
     return jax.vmap(lambda k: jax.random.normal(k, low_res.picture.shape[1:], low_res.picture.dtype))(keys)
 
 
-def _given(z: Any, call: Row) -> jax.Array:
+def _select(z: Any, call: Row) -> jax.Array:
     return recorded_call(z, jnp.minimum(call.call, z.shape[1] - 1))
 
 
 def resized(picture: jax.Array, size: tuple[int, ...]) -> jax.Array:
-    """Resizes pictures [rows, ..., channels] to [rows, *size, channels], by bilinear interpolation between their
-    outermost positions, which stay where they are (torch's `align_corners`)."""
+    """Resizes pictures [rows, ..., channels] to [rows, *size, channels] by linear interpolation along each axis.
+
+    The outermost positions stay in place, as with `align_corners` in torch.
+    """
     for axis, count in enumerate(size, 1):
-        before = picture.shape[axis]
-        if before != count:
-            at = np.linspace(0, before - 1, count)
-            weights = np.maximum(1 - abs(at[:, None] - np.arange(before)), 0).astype(picture.dtype)
+        old_count = picture.shape[axis]
+        if old_count != count:
+            positions = np.linspace(0, old_count - 1, count)
+            weights = np.maximum(1 - abs(positions[:, None] - np.arange(old_count)), 0).astype(picture.dtype)
             product = jnp.tensordot(weights, picture, (1, axis), precision="highest")
             picture = jnp.moveaxis(product, 0, axis)
     return picture

@@ -1,4 +1,4 @@
-"""Single files of Stable Diffusion 1.x, 2.x and XL, with the names of the repositories that trained them."""
+"""Single-file checkpoints of Stable Diffusion 1.x, 2.x and XL, in the naming of the original repositories."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -20,13 +20,13 @@ from sega_jax.weights.original_names import (
 from sega_jax.weights.single_file import Original, Shapes, SingleFile
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
-# OpenAI's text encoder in 1.x, OpenCLIP's in 2.x, and both in XL.
+# 1.x has OpenAI's text encoder, 2.x has OpenCLIP's, and XL has both.
 CLIP, OPENCLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
 CLIP_XL, OPENCLIP_XL = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
 
-# Folders in diffusers' layout without weights and vocabulary.
+# Folders in diffusers layout without weights and vocabularies.
 _PUBLISHED = Path(__file__).parent / "published"
-# Repositories of these checkpoints, which have the vocabulary, by the folders.
+# The repository with the vocabulary of each folder.
 _VOCABULARIES = {
     "sd-1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "sd-2.1": "stabilityai/stable-diffusion-2-1",
@@ -34,10 +34,10 @@ _VOCABULARIES = {
     "sdxl-base-1.0": "stabilityai/stable-diffusion-xl-base-1.0",
 }
 
-# The refiner's only text encoder is OpenCLIP's.
+# The refiner's only text encoder is an OpenCLIP one.
 _REFINER = "conditioner.embedders.0.model."
 _EDM = {"edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min"}
-_SIZES = f"{UNET}label_emb.0.0.weight"  # XL's UNet embeds picture sizes and a pooled text with it
+_SIZES = f"{UNET}label_emb.0.0.weight"  # embeds the picture sizes and the pooled text in XL's UNet
 
 _NOT_OF_VAE = r"(?!(encoder|decoder|quant_conv|post_quant_conv)\.)"
 _NOT_OF_TEXT = r".*(position_ids|text_projection(\.weight)?|logit_scale|attn_mask)$"
@@ -45,7 +45,7 @@ _NOT_OF_PROJECTED_TEXT = r".*(position_ids|logit_scale|attn_mask)$"
 
 
 def _last_of_openclip(text_encoder: Any) -> str:
-    """Returns the names' start of OpenCLIP's last layer. Files of 2.x have it, although 2.x takes the states before."""
+    """Returns the name prefix of OpenCLIP's last layer, which files of 2.x contain but 2.x does not use."""
     return f"transformer.resblocks.{text_encoder.config.num_hidden_layers}."
 
 
@@ -56,22 +56,23 @@ def _recognise(shapes: Shapes, *, xl: bool) -> bool:
 def _refuse(path: Path, shapes: Shapes) -> None:
     if any(key.startswith(_REFINER) for key in shapes):
         raise CheckpointError(
-            f"{path} is Stable Diffusion XL's refiner, which goes on with pictures of the base model: only the base is"
-            " supported"
+            f"{path} is the Stable Diffusion XL refiner, which is not supported; give a checkpoint of the base model"
         )
     if not _EDM.isdisjoint(shapes):
-        raise CheckpointError(f"{path} is of Stable Diffusion XL with EDM's preconditioning, which is not supported")
+        raise CheckpointError(f"{path} is a Stable Diffusion XL model with EDM preconditioning, which is not supported")
     channels = shapes.get(f"{UNET}input_blocks.0.0.weight", ())[1:2]
     if channels not in ((), (4,)):
         raise CheckpointError(
-            f"{path} takes {channels[0]} channels, as models that fill in, enlarge or know of depth do: only"
-            " text-to-image checkpoints are supported, which take 4"
+            f"the UNet in {path} has {channels[0]} input channels, expected 4: inpainting, upscaling and depth models"
+            " are not supported in single files; give a text-to-image checkpoint"
         )
 
 
 def _published(path: Path, shapes: Shapes, prediction_type: str | None) -> Path:
-    """Returns the configs of Stable Diffusion 1.5, 2.1 or 2.1-base. A file does not show what its model predicts; of
-    2.x, None means v as in diffusers."""
+    """Returns the folder with the configs of Stable Diffusion 1.5, 2.1 or 2.1-base.
+
+    A file does not show what its model predicts. For 2.x, `prediction_type=None` means v-prediction, as in diffusers.
+    """
     second = "sd-2.1-base" if prediction_type == "epsilon" else "sd-2.1"
     return _folder(path, shapes, 1, {768: "sd-1.5", 1024: second})
 
@@ -81,12 +82,12 @@ def _published_xl(path: Path, shapes: Shapes, _prediction_type: str | None) -> P
 
 
 def _folder(path: Path, shapes: Shapes, block: int, names: Mapping[int, str]) -> Path:
-    """Chooses a folder by the width of the text that the UNet attends to, first in this block."""
+    """Returns the folder for the width of the text that the UNet attends to in this input block."""
     width = shapes.get(f"{UNET}input_blocks.{block}.1.transformer_blocks.0.attn2.to_k.weight", (0,))[-1]
     if width not in names:
         raise CheckpointError(
-            f"{path} attends to text of width {width}, which is 768 for Stable Diffusion 1.x, 1024 for 2.x and 2048 for"
-            " XL; give config=, a folder in diffusers layout with its configs"
+            f"the UNet in {path} attends to text of width {width}, expected 768 (Stable Diffusion 1.x), 1024 (2.x) or"
+            " 2048 (XL); for another model give config=, a folder in diffusers layout with its configs"
         )
     return _PUBLISHED / names[width]
 

@@ -1,7 +1,7 @@
-"""Paella, version 3: a grid of tokens, ByT5's and CLIP's text, and a network that predicts logits (Rampas et al. 2022,
-arXiv 2211.07292).
+"""Paella, version 3: a grid of tokens, ByT5 and CLIP text, and a network that predicts logits.
 
-Guidance changes the logits [rows, height, width, labels], before the temperature divides them.
+Source: Rampas et al. 2022, arXiv 2211.07292. Guidance changes the logits [rows, height, width, labels] before they are
+divided by the temperature.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -39,15 +39,15 @@ from sega_jax.systems.paella_call import RENOISED, PaellaCall
 from sega_jax.systems.programs import INITIAL
 from sega_jax.systems.sizes import state_shape
 
-_RECORD = 2**32  # bytes of recorded logits that a device is asked to hold
-_CHUNK = 64  # calls that are recorded at once, and of which replayed records have a multiple
+_MAX_LOGITS = 2**32  # bytes of recorded or replayed logits for each device
+_CHUNK = 64  # calls that are recorded at once; replayed records are padded to a multiple of it
 
 
 class Models(NamedTuple):
-    """The networks of a checkpoint, with or without values.
+    """The networks of a checkpoint, with or without weights.
 
-    Without ByT5 words cannot be read. Without CLIP the network gets no embedding of the text, and without the prior no
-    embedding of a picture for the prompt.
+    Words cannot be read without ByT5. The denoiser gets no text embedding without CLIP, and no picture embedding for
+    the prompt without the prior.
     """
 
     byt5: T5EncoderModel | None
@@ -66,43 +66,43 @@ class Models(NamedTuple):
         vqgan: Mapping[str, Any] | VQModel,
         attention: str = "xla",
     ) -> "Models":
-        """Builds networks without values from the contents of their config.json; networks stay as they are.
+        """Builds networks without weights from the contents of their config.json; existing networks are kept.
 
         Raises:
-            ValueError: a config that is not supported, or networks that do not fit each other.
+            ValueError: A config is not supported, or the networks do not fit each other.
         """
-        made = cls(
+        models = cls(
             built(byt5, T5EncoderModel, T5Config),
             built(clip, CLIPTextModelWithProjection, CLIPTextConfig),
             built(prior, PriorModel, PriorConfig),
             built(denoiser, Paella, PaellaConfig, attention),
             built(vqgan, VQModel, VQConfig),
         )
-        net = made.denoiser.config
-        pairs = [("num_labels", net.num_labels, "VQGAN's codebook_size", made.vqgan.config.codebook_size)]
-        if made.byt5 is not None:
-            pairs.append(("byt5_embd", net.byt5_embd, "ByT5's d_model", made.byt5.config.d_model))
-        if made.clip is not None:
-            pairs.append(("clip_embd", net.clip_embd, "CLIP's projection_dim", made.clip.config.projection_dim))
-        if made.prior is not None:
-            pairs.append(("clip_embd", net.clip_embd, "prior's clip_r", made.prior.config.clip_r))
-        for name, ours, other, theirs in pairs:
-            if ours != theirs:
-                raise ValueError(f"Paella's {name} {ours} is not the {other} {theirs}; do the two belong together?")
-        if made.prior is not None and made.clip is None:
-            raise ValueError("a prior goes from CLIP's embeddings of texts, and there is no clip; leave it out, too")
-        return made
+        net = models.denoiser.config
+        pairs = [("num_labels", net.num_labels, "VQGAN's codebook_size", models.vqgan.config.codebook_size)]
+        if models.byt5 is not None:
+            pairs.append(("byt5_embd", net.byt5_embd, "ByT5's d_model", models.byt5.config.d_model))
+        if models.clip is not None:
+            pairs.append(("clip_embd", net.clip_embd, "CLIP's projection_dim", models.clip.config.projection_dim))
+        if models.prior is not None:
+            pairs.append(("clip_embd", net.clip_embd, "prior's clip_r", models.prior.config.clip_r))
+        for name, size, other, expected in pairs:
+            if size != expected:
+                raise ValueError(f"Paella's {name} {size} is not the {other} {expected}; take both from one checkpoint")
+        if models.prior is not None and models.clip is None:
+            raise ValueError("the prior needs CLIP's text embeddings, but there is no clip; leave out the prior, too")
+        return models
 
 
 class Predictor(NamedTuple):
-    """What the denoiser and the solver take."""
+    """The network and the array that the denoiser and the solver take."""
 
     net: Paella
-    codebook: Any  # [labels, channels], for the choice "nearest"
+    codebook: Any  # [labels, channels], for choice="nearest"
 
 
 class PaellaStatic(NamedTuple):
-    """What Paella compiles in."""
+    """Paella's compile-time options in `Static.own`."""
 
     choice: str = "sample"
     centred: bool = False
@@ -111,45 +111,45 @@ class PaellaStatic(NamedTuple):
 class PaellaSettings(NamedTuple):
     """Paella's arrays in `Settings.own`."""
 
-    influence: Any  # [rows, 2], for the prompt
+    influence: Any  # [rows, 2], applies to the prompt only
 
 
 def table(call: PaellaCall, scheduler: None = None) -> Row:
-    """Returns the table of a call's steps."""
+    """Returns the schedule's table of a call."""
     del scheduler
-    assert isinstance(call.temperature, tuple)  # a pair once the call is checked
-    renoised = int(call.steps * RENOISED) if call.renoise_steps is None else call.renoise_steps
-    return renoising(call.steps, renoise_steps=renoised, temperature=call.temperature)
+    assert isinstance(call.temperature, tuple)  # checking the call turns a number into a pair
+    renoise_steps = int(call.steps * RENOISED) if call.renoise_steps is None else call.renoise_steps
+    return renoising(call.steps, renoise_steps=renoise_steps, temperature=call.temperature)
 
 
 def static(call: PaellaCall, scheduler: None = None) -> PaellaStatic:
-    """Returns what a call compiles in."""
+    """Returns the compile-time options of a call."""
     del scheduler
     return PaellaStatic(call.choice, call.centred)
 
 
 def sizes(models: Models) -> Sizes:
-    """Returns the sizes of a checkpoint's pictures. The state is a grid of tokens; its channels are the logits'."""
+    """Returns the picture sizes of a checkpoint. The state is a grid of tokens; `channels` counts the logits."""
     net, factor = models.denoiser.config, models.vqgan.config.factor
     return Sizes(net.num_labels, factor, factor * net.factor, (factor * net.sample_size,) * 2)
 
 
 def setup(call: PaellaCall, given: Given) -> Setup:
-    """Checks the arguments against the checkpoint, and sets the call up.
+    """Checks the arguments against the checkpoint and sets up the call.
 
     Raises:
-        ValueError: a size, grid of tokens or influence that does not fit, or a record that no memory holds.
+        ValueError: A size, token grid or influence does not fit the checkpoint, or a record is too large.
     """
     shape = state_shape(sizes(given.models), call.height, call.width)
     if call.record:
         _check_memory("record=True", _CHUNK * (3 + given.n + call.record_noise), shape, given)
-    if call.replay is not None and call.replay.ndim == 5:  # other shapes are refused with the number of pictures
+    if call.replay is not None and call.replay.ndim == 5:  # the batch rejects other shapes
         _check_memory("replay", -(-call.replay.shape[1] // _CHUNK) * _CHUNK, shape, given)
     words = all(isinstance(text, str) for text in given.texts)
     if call.influence != (1, 1) and (given.models.prior is None or not words):
         raise ValueError(
-            f"influence={call.influence} is of the tokens of a picture, which a prior makes of words; it should be (1,"
-            " 1) without a prior, or where a prompt is given as states"
+            f"influence={call.influence} needs the picture embedding that a prior draws for a prompt in words; give (1,"
+            " 1) for a checkpoint without a prior or for a prompt of states"
         )
     return Setup(
         shape=shape,
@@ -161,12 +161,12 @@ def setup(call: PaellaCall, given: Given) -> Setup:
 
 
 def _check_memory(what: str, grids: int, shape: tuple[int, int, int], given: Given) -> None:
-    """Refuses a call that would hold more logits of so many grids a row than devices are asked to."""
+    """Rejects a call whose logits, of this number of grids for each row, exceed the limit for each device."""
     size = grids * given.rows * int(np.prod(shape)) * given.dtype.itemsize
-    if size > _RECORD * given.devices:
+    if size > _MAX_LOGITS * given.devices:
         raise ValueError(
-            f"{what} would hold {size / 2**30:,.0f} GiB of logits; take smaller pictures or a smaller network,"
-            f" of {_RECORD / 2**30:.0f} GiB at most a device"
+            f"{what} would hold {size / 2**30:,.0f} GiB of logits, and the limit for each device is"
+            f" {_MAX_LOGITS / 2**30:.0f} GiB; make smaller or fewer pictures at once"
         )
 
 
@@ -174,17 +174,18 @@ def _grid(grid: np.ndarray, rows: int, shape: tuple[int, int, int]) -> np.ndarra
     labels = shape[2]
     if grid.dtype.kind not in "iu" or grid.shape != (rows, *shape[:2]):
         raise ValueError(
-            f"tokens are of {grid.dtype} {grid.shape}, expected integers {(rows, *shape[:2])} (pictures, height, width)"
+            f"tokens have dtype {grid.dtype} and shape {grid.shape}, expected integers of shape {(rows, *shape[:2])}"
+            " (pictures, height, width)"
         )
     if grid.min() < 0 or grid.max() >= labels:
-        raise ValueError(f"tokens are from {grid.min()} to {grid.max()}, expected from 0 to {labels - 1}")
+        raise ValueError(f"tokens range from {grid.min()} to {grid.max()}, expected from 0 to {labels - 1}")
     return grid.astype(np.int32)
 
 
 def initial(
     settings: Settings, x: Any, scale: Any, clean: Any, signal: Any, *, shape: tuple[int, ...], dtype: Any
 ) -> jax.Array:
-    """Returns the first grid of tokens, given or drawn."""
+    """Returns the initial grid of tokens: x, or a uniformly drawn grid if x is None."""
     del scale, clean, signal, dtype
     if x is not None:
         return x
@@ -196,7 +197,7 @@ def initial(
 def denoiser(
     predictor: Predictor, text: paella_text.PaellaText, settings: Settings, own: PaellaStatic, x: jax.Array
 ) -> Callable[[jax.Array, Row], Predictions]:
-    """Returns (x, call) -> logits of all branches. The network projects the text once, for all calls."""
+    """Returns (x, call) -> the logits of all branches. The network projects the text once for all calls."""
     net, branches = predictor.net, text.mask.shape[1]
     texts = net.project(condition(net, text, settings.own.influence))
 
@@ -207,15 +208,15 @@ def denoiser(
 
 
 def solver(predictor: Predictor | None, settings: Settings, own: PaellaStatic) -> Solver:
-    """Returns the solver of these choices; without networks, one whose `init` alone is used."""
+    """Returns the solver; without a predictor, one of which only `init` is used."""
     del settings
     if predictor is None:
-        return lasting(renoise(choice="argmax"))
-    return lasting(renoise(choice=own.choice, codebook=predictor.codebook[...]))
+        return mark_broken_rows(renoise(choice="argmax"))
+    return mark_broken_rows(renoise(choice=own.choice, codebook=predictor.codebook[...]))
 
 
 def draw(predictor: Predictor, settings: Settings, x: jax.Array) -> Callable:
-    """Returns the function that draws the chances of a call."""
+    """Returns (call, shape) -> the random numbers of a call."""
     dtype = at_least_float32(predictor.net.byt5_mapper.kernel[...].dtype)
 
     def noise(call, shape):
@@ -225,15 +226,17 @@ def draw(predictor: Predictor, settings: Settings, x: jax.Array) -> Callable:
 
 
 def chances(key: jax.Array, call: jax.Array, shape: tuple[int, ...], dtype: Any) -> Chances:
-    """Draws the chances of a call with typed keys [rows], for logits of this shape in every row."""
+    """Draws the random numbers of a call from typed keys [rows], for logits of this shape in every row."""
     keys = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(k, call)))(key)
     gumbel = jax.vmap(lambda k: jax.random.gumbel(k, shape, dtype))(keys[:, 0])
     return Chances(gumbel, jax.vmap(lambda k: jax.random.uniform(k, shape[:-1], dtype))(keys[:, 1]))
 
 
 def condition(net: Paella, text: paella_text.PaellaText, influence: Any) -> Condition:
-    """Returns the condition of all branches, those of a row side by side; the prompt alone has a picture and an
-    influence of its own."""
+    """Returns the condition of all branches, [rows * branches, ...], with the branches of a row next to each other.
+
+    Only the prompt has a picture embedding and the call's influence.
+    """
     rows, branches = text.mask.shape[:2]
     prompt = (jnp.arange(branches) == 1)[None]
 
@@ -256,15 +259,16 @@ def condition(net: Paella, text: paella_text.PaellaText, influence: Any) -> Cond
 def predict(
     net: Paella, texts: Sequence[Projected], x: jax.Array, call: Row, *, branches: int, centred: bool
 ) -> Predictions:
-    """Predicts the logits of all 2 + n branches of every row in one call of the network.
+    """Predicts the logits of all 2 + n branches of every row in one evaluation of the network.
 
-    `centred` subtracts the mean over the labels at each position. The tokens that are drawn do not depend on it, but
-    the magnitudes that semantic guidance compares do.
+    Args:
+        centred: Whether to subtract the mean over the labels at each position. This does not change which tokens a
+            prediction draws, but it changes the magnitudes that semantic guidance compares with its threshold.
     """
     level = jnp.broadcast_to(call.timestep.astype(jnp.float32), (len(x) * branches,))
     logits = net(jnp.repeat(x, branches, 0), level, texts)
     if centred:
-        # In half precision the difference would be rounded, and other tokens drawn.
+        # In half precision, rounding the difference would change the drawn tokens.
         logits = logits.astype(at_least_float32(logits.dtype))
         logits = logits - logits.mean(-1, keepdims=True)
     logits = logits.reshape(len(x), branches, *logits.shape[1:])
@@ -272,15 +276,18 @@ def predict(
 
 
 def decode(vqgan: VQModel, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Decodes tokens [rows, height, width] to float32 pictures [rows, height, width, 3] in [0, 1], and tells whether
-    each row is finite, bool [rows]."""
+    """Decodes tokens [rows, height, width] to pictures in [0, 1].
+
+    Returns:
+        Pictures [rows, height, width, 3] in float32 or wider, and bool [rows]: whether each row is finite.
+    """
     image = jax.lax.map(lambda one: vqgan.decode_indices(one[None])[0], tokens)
     image = image.astype(at_least_float32(image.dtype))
     return jnp.clip(image, 0, 1), jnp.isfinite(image).all((1, 2, 3)) & (tokens >= 0).all((1, 2))
 
 
-def lasting(solver: Solver) -> Solver:
-    """Marks rows whose logits are not finite by tokens -1 from then on, since tokens would not show it."""
+def mark_broken_rows(solver: Solver) -> Solver:
+    """Sets all tokens of a row to -1 from the first non-finite logits on, because integer tokens cannot be NaN."""
 
     def update(x, state, estimate, aux, call, draw):
         after, state = solver.update(x, state, estimate, aux, call, draw)

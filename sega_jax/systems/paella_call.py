@@ -11,9 +11,9 @@ from sega_jax.method.checks import brief, check_float
 from sega_jax.method.solvers import CHOICES
 from sega_jax.systems.call import PICTURES, Call
 
-# Of the published inference scripts: the share of the steps after which no token is renoised, and the temperatures.
+# From the published inference scripts: the share of steps that renoise tokens, and the temperatures.
 RENOISED, TEMPERATURE = 26 / 32, (1.2, 0.2)
-MOST_STEPS = 2**20
+MAX_STEPS = 2**20
 
 
 class Positive(Real):
@@ -44,38 +44,38 @@ class TokenGrid(Kind):
     def check(self, name: str, value: Any) -> np.ndarray:
         try:
             return np.asarray(value)
-        except (TypeError, ValueError, RuntimeError):  # the last is torch's, of tensors with gradients
+        except (TypeError, ValueError, RuntimeError):  # torch raises RuntimeError for tensors with gradients
             raise TypeError(f"{name}={brief(value)} should be {self.noun}") from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class PaellaCall(Call):
-    """A call of Paella, with the defaults of the published inference scripts.
+    """The arguments of a call of Paella, with the defaults of the published inference scripts.
 
-    The rule of the authors' own code for semantic guidance of Paella, which adds s (e - u) from the warm-up on, is
-    that of edits with threshold 0 and momentum_scale 0.
+    The authors' own code for semantic guidance of Paella adds s (e - u) after the warm-up. Edits with threshold=0 and
+    momentum_scale=0 do the same.
     """
 
-    steps: Any = changed(Call, "steps", 32, kind=Integer(1, MOST_STEPS))
+    steps: Any = changed(Call, "steps", 32, kind=Integer(1, MAX_STEPS))
     guidance_scale: Any = changed(Call, "guidance_scale", 8.0)
     renoise_steps: int | None = argument(
         None,
         Integer(0),
-        "the number of steps after which tokens are no longer renoised; by default 13/16 of all steps",
+        "how many of the first steps renoise tokens; by default 13/16 of all steps",
         sweep=True,
         shell=True,
     )
     temperature: float | tuple[float, float] = argument(
         TEMPERATURE,
         Pair(Positive(), "a number, or two", alone=True),
-        "the temperatures of the logits at the first and the last step, linear in between",
+        "the temperature of the logits at the first and at the last step, linear in between",
         sweep=True,
         shell=True,
     )
     choice: str = argument(
         CHOICES[0],
         Choice(*CHOICES),
-        'how to choose tokens: "sample" draws them, "argmax" takes the likeliest, "nearest" takes the token whose'
+        'how to choose tokens: "sample" draws them, "argmax" takes the likeliest, and "nearest" takes the token whose'
         " codebook entry is nearest to the expected entry",
         varies="program",
         sweep=True,
@@ -84,15 +84,16 @@ class PaellaCall(Call):
     influence: tuple[float, float] | float = argument(
         (1.0, 1.0),
         Pair(NotNegative(), "a number, or two", alone=True),
-        "factors of the prompt's tokens in attention (`sega_jax.nn.paella.Paella.condition`). The published scripts use"
-        " (1.2, 0.4), the published sampler (1, 1). The second factor needs a prior and a prompt in words",
+        "two factors that scale the attention to the prompt, meant for its text and for its picture embedding (see"
+        " `sega_jax.nn.paella.Paella.condition`). The published scripts use (1.2, 0.4), the published sampler (1, 1)."
+        " Values other than (1, 1) need a prior and a prompt in words",
         sweep=True,
         shell=True,
     )
     centred: bool = argument(
         False,
         Flag(),
-        "whether to subtract the mean over the vocabulary from the logits, which affects only the thresholds",
+        "subtract the mean over the vocabulary from the logits, which affects only the thresholds of edits",
         varies="program",
         sweep=True,
         shell=True,
@@ -106,9 +107,9 @@ class PaellaCall(Call):
             "a pair of arrays, standard Gumbel noise [calls, pictures, height / f, width / f, labels] and uniform"
             " numbers in [0, 1) [calls, pictures, height / f, width / f]"
         ),
-        help="what is drawn at every model call, by which tokens are chosen and renoised; it replaces the seed's",
+        help="the random numbers that choose and renoise tokens at every model call; they replace the seed's",
     )
-    tokens: Any = argument(None, TokenGrid(), "tokens to start from and to renoise with, which replace the seed's")
+    tokens: Any = argument(None, TokenGrid(), "the tokens to start from and to renoise with; they replace the seed's")
     output: str = changed(Call, "output", "pil", kind=Choice(*PICTURES, "tokens"))
 
     def check_together(self) -> None:

@@ -1,4 +1,4 @@
-"""Embeddings of pictures drawn for embeddings of texts, by Paella's prior."""
+"""Paella's prior, which draws picture embeddings for text embeddings."""
 
 import jax
 import jax.numpy as jnp
@@ -6,38 +6,43 @@ import numpy as np
 
 from sega_jax.nn.prior import PriorModel
 
-# Of the published inference code.
+# From the published inference code.
 STEPS, SCALE = 60, 3.0
 
 
 def sample_prior(prior: PriorModel, text: jax.Array, noise: jax.Array) -> jax.Array:
-    """Draws by DDPM (Ho et al. 2020), guided without a classifier against no text, which is zeros.
+    """Draws picture embeddings by DDPM (Ho et al. 2020) with classifier-free guidance.
+
+    The unconditional text embedding is zeros.
 
     Args:
-        text: embeddings [rows, channels].
-        noise: standard normal, [1 + calls, rows, channels] in float32 or wider: where to start, and of every call. The
-            last call's is not used.
+        text: Text embeddings [rows, channels].
+        noise: Standard normal, [1 + calls, rows, channels] in float32 or wider: the initial state, and then the noise
+            of every call. The last call's noise has no effect.
 
     Returns:
         Embeddings [rows, channels] in the dtype of the noise.
     """
     dtype = noise.dtype
 
-    def call(x, given):
-        (t, signal, share, before), z = given
+    def call(x, inputs):
+        (t, signal, share, next_noise), z = inputs
         both = jnp.concatenate([x, x]), jnp.broadcast_to(t, (2 * len(x),)), jnp.concatenate([text, 0 * text])
         cond, uncond = jnp.split(prior(*both).astype(dtype), 2)
         eps = uncond + jnp.asarray(SCALE, dtype) * (cond - uncond)
         mean = (x - (1 - share) / jnp.sqrt(1 - signal) * eps) / jnp.sqrt(share)
-        return mean + jnp.sqrt((1 - share) * before / (1 - signal)) * z, None
+        return mean + jnp.sqrt((1 - share) * next_noise / (1 - signal)) * z, None
 
     columns = (column.astype(dtype) for column in _table(len(noise) - 1))
     return jax.lax.scan(call, noise[0], (tuple(map(jnp.asarray, columns)), noise[1:]))[0]
 
 
 def _table(calls: int) -> tuple[np.ndarray, ...]:
-    """Of every call its noise level, the share of signal abar, that of the step alone, and the share of noise after
-    it (0 after the last); the cosine schedule (Nichol & Dhariwal 2021), bounded as in the published code."""
+    """Returns the cosine schedule (Nichol & Dhariwal 2021) with the bounds of the published code.
+
+    The columns [calls] are the noise level, the share of signal (alpha bar), the step's share of signal (alpha), and
+    the share of noise after the step (1 - alpha bar, 0 after the last step).
+    """
     t = np.linspace(1, 0, calls + 2)[1:]
     shift = 0.008
     bars = np.cos((t + shift) / (1 + shift) * np.pi / 2) ** 2 / np.cos(shift / (1 + shift) * np.pi / 2) ** 2
@@ -46,6 +51,6 @@ def _table(calls: int) -> tuple[np.ndarray, ...]:
 
 
 def noise(key: jax.Array, channels: int) -> jax.Array:
-    """What `sample_prior` takes, float32 of typed keys [rows]."""
-    drawn = jax.vmap(lambda k: jax.random.normal(k, (1 + STEPS, channels), jnp.float32))(key)
-    return jnp.moveaxis(drawn, 0, 1)
+    """Draws the float32 noise [1 + STEPS, rows, channels] for `sample_prior` from typed keys [rows]."""
+    z = jax.vmap(lambda k: jax.random.normal(k, (1 + STEPS, channels), jnp.float32))(key)
+    return jnp.moveaxis(z, 0, 1)

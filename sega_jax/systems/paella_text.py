@@ -1,4 +1,4 @@
-"""Paella's text: states of ByT5, an embedding of CLIP, and an embedding of a picture that its prior draws."""
+"""Paella's text conditioning: ByT5 states, a CLIP text embedding, and a picture embedding that the prior draws."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -20,17 +20,24 @@ from sega_jax.text.tokenizers import ByteTokenizer, Tokenizer
 
 @conditioning
 class PaellaText(Text):
-    """Texts as Paella takes them. Lengths are padded, and what is masked has no effect."""
+    """Text conditioning of Paella. Texts are padded to a common length; masked bytes have no effect.
+
+    Example:
+        >>> import numpy as np
+        >>> from sega_jax import PaellaText
+        >>> PaellaText(np.zeros((1, 5, 2560), np.float32), np.ones((1, 5), bool), None, np.zeros(1, bool))
+        PaellaText(byt5=float32[1, 5, 2560], mask=bool[1, 5], clip=None, has_clip=bool[1], image=None)
+    """
 
     byt5: Any  # [texts, bytes, channels]
     mask: Any  # bool [texts, bytes], False for padding
-    clip: Any  # [texts, channels]; None where no text has any
+    clip: Any  # [texts, channels], the CLIP embeddings; None if no text has one
     has_clip: Any  # bool [texts]
-    image: Any = None  # [texts, channels], an embedding of a picture, which the prompt's branch takes; or None
+    image: Any = None  # [texts, channels], the picture embeddings, which only the prompt's branch uses; or None
 
 
 class Ids(NamedTuple):
-    """Tokens of texts."""
+    """The tokens of texts."""
 
     byt5: Any  # int32 ids and mask [texts, 2, bytes]
     clip: Any  # int32 [texts, tokens]; None without CLIP
@@ -40,12 +47,12 @@ def encode(networks: tuple[Any, Any], ids: Ids) -> PaellaText:
     """Encodes tokens.
 
     Raises:
-        ValueError: there are no tokens for CLIP.
+        ValueError: The networks include CLIP, but there are no tokens for it.
     """
     byt5, clip = networks
     if clip is not None and ids.clip is None:
         raise ValueError(
-            "the models have a CLIP, and the pipeline has no tokenizer of its words; take another pipeline's"
+            "the models include CLIP, but the pipeline has no CLIP tokenizer; give another Paella pipeline's tokenizer"
             " (pipe.tokenizer), or leave out clip and prior"
         )
     states = byt5(ids.byt5[:, 0], ids.byt5[:, 1])
@@ -56,7 +63,7 @@ def encode(networks: tuple[Any, Any], ids: Ids) -> PaellaText:
 def read(
     words: Sequence[str], tokenizer: tuple[Any, Any], encode: Encode, warn: Callable[[str], None]
 ) -> list[PaellaText]:
-    """Reads words; each text is as long as it is."""
+    """Reads words; each text keeps its own length without padding."""
     byt5, clip = tokenizer
     ids = Ids(byt5(words, warn=warn), None if clip is None else clip(words, warn=warn))
     texts = []
@@ -67,35 +74,37 @@ def read(
 
 
 def check(models: Any, tokenizer: Any, value: Any) -> PaellaText:
-    """Returns a user's conditioning as a text of one row: a `PaellaText`, or states of ByT5 [bytes, channels] alone,
-    a branch without CLIP's embedding.
+    """Returns a user's text conditioning as a text of one row.
+
+    Args:
+        value: A `PaellaText`, or an array of ByT5 states [bytes, channels] for a text without a CLIP embedding.
 
     Raises:
-        TypeError, ValueError: it is of another family or shape.
+        TypeError, ValueError: It belongs to another family or has another shape.
     """
     width = models.denoiser.config.byt5_embd
-    whole = isinstance(value, PaellaText)
-    states = floating("an embedding", value.byt5[0] if whole else value, "(bytes, channels)")
+    is_text = isinstance(value, PaellaText)
+    states = floating("an embedding", value.byt5[0] if is_text else value, "(bytes, channels)")
     if states.ndim != 2 or states.shape[1] != width or not len(states):
-        raise ValueError(f"an embedding has shape {states.shape}, expected (bytes, {width}), ByT5's states")
-    if whole:
+        raise ValueError(f"an embedding has shape {states.shape}, expected (bytes, {width}), the states of ByT5")
+    if is_text:
         return value
     return PaellaText(states[None], np.ones((1, len(states)), bool), None, np.zeros(1, bool))
 
 
 def join(texts: Sequence[PaellaText], blank: Callable[[], PaellaText]) -> PaellaText:
-    """Joins texts, padded to a multiple of 64 bytes."""
+    """Joins texts and pads them to a multiple of 64 bytes."""
     del blank
     longest = max(text.byt5.shape[1] for text in texts)
     longest = -(-longest // ByteTokenizer.block) * ByteTokenizer.block
-    known = next((text.clip for text in texts if text.clip is not None), None)
+    example = next((text.clip for text in texts if text.clip is not None), None)
 
     def padded(text):
         more = longest - text.byt5.shape[1]
         return PaellaText(
             np.pad(text.byt5, ((0, 0), (0, more), (0, 0))),
             np.pad(text.mask, ((0, 0), (0, more))),
-            np.zeros_like(known) if text.clip is None and known is not None else text.clip,
+            np.zeros_like(example) if text.clip is None and example is not None else text.clip,
             text.has_clip,
         )
 
@@ -103,8 +112,10 @@ def join(texts: Sequence[PaellaText], blank: Callable[[], PaellaText]) -> Paella
 
 
 def sample_prior(prior: PriorModel, text: PaellaText, key: jax.Array) -> PaellaText:
-    """Adds an embedding of a picture that fits the prompt, drawn with the key of each row. `text` is [rows, branches,
-    ...]; all branches get the embedding, and the prompt's takes it."""
+    """Adds picture embeddings for the prompts, drawn with the key of each row, to a text [rows, branches, ...].
+
+    All branches get the embedding, but only the prompt's branch uses it. A text without CLIP embeddings is unchanged.
+    """
     if text.clip is None:
         return text
     keys = jax.vmap(lambda k: jax.random.fold_in(k, PRIOR))(key)
@@ -113,17 +124,19 @@ def sample_prior(prior: PriorModel, text: PaellaText, key: jax.Array) -> PaellaT
     return dataclasses.replace(text, image=jnp.broadcast_to(image[:, None], (*text.clip.shape[:2], image.shape[-1])))
 
 
-def tokenizer(folder: Path, models: Any, given: Any) -> tuple[ByteTokenizer | None, Tokenizer | None]:
-    """Returns the tokenizers of ByT5, which needs no files, and of CLIP; None for networks that are not there.
+def tokenizer(folder: Path, models: Any, override: Any) -> tuple[ByteTokenizer | None, Tokenizer | None]:
+    """Returns the tokenizers of ByT5, which needs no files, and of CLIP; None for missing networks.
+
+    A user's pair of tokenizers is returned as it is.
 
     Raises:
-        TypeError: something else is given.
-        CheckpointError: CLIP's cannot be read.
+        TypeError: The user's tokenizer is not a pair.
+        CheckpointError: CLIP's tokenizer cannot be read.
     """
-    if isinstance(given, tuple):
-        return given
-    if given is not None:
-        raise TypeError("tokenizer should be another pipeline's of Paella (pipe.tokenizer), or None")
+    if isinstance(override, tuple):
+        return override
+    if override is not None:
+        raise TypeError("tokenizer should be another Paella pipeline's tokenizer (pipe.tokenizer) or None")
     byt5 = None if models.byt5 is None else ByteTokenizer(models.byt5.config.vocab_size)
     if models.clip is None:
         return byt5, None

@@ -1,7 +1,7 @@
-"""The compiled programs, which all families share: `start`, `advance`, `fork` and `decode`.
+"""The compiled programs that all families share: `start`, `advance` and `fork`, and their composition, `generate`.
 
-Each is a pure function of one device's share of the rows. A family's `Sampler` says what its denoiser is; `generate`
-is the composition of all programs, for research and export.
+Each is a pure function of one device's share of the rows and calls the functions of a family's `Sampler`. `generate` is
+for research, gradients and export.
 """
 
 from collections.abc import Callable, Hashable, Mapping
@@ -19,9 +19,9 @@ from sega_jax.method.sample import Carry, nothing, sample
 from sega_jax.method.solvers import Solver
 from sega_jax.systems.base import Record, Sampler, Settings, Static, System
 
-# The numbers that are folded into a row's key for its initial noise, for a low-resolution picture's noise, for the
-# latents of a picture to start from, and for a prior; the noise of call i folds in i. The last two share a number,
-# which the noise of existing seeds depends on: no family may have both.
+# The numbers that are folded into a row's key for its initial noise, a low-resolution picture's noise, the latents of a
+# picture to start from, and a prior. The noise of call i folds in i. The last two numbers are equal and must stay so,
+# because the noise of existing seeds depends on them; therefore no family may use both.
 INITIAL, LOW_RES, POSTERIOR, PRIOR = 2**32 - 1, 2**32 - 2, 2**32 - 3, 2**32 - 3
 
 
@@ -40,14 +40,14 @@ def start(
     """Returns the carry before the first call.
 
     Args:
-        x: the state to start from, or None to draw it.
-        scale: the table's `initial_scale`, or its share of noise where the sampling starts from pictures.
-        clean: states of the pictures to start from, [rows, *shape], or None.
-        signal: their share at the first call.
-        shape: of a row's predictions.
+        x: The initial state or noise; None draws it.
+        scale: The table's `initial_scale`, or its share of noise if sampling starts from pictures.
+        clean: The encoded pictures to start from, [rows, *shape], or None.
+        signal: The share of `clean` at the first call.
+        shape: The shape of a row's predictions.
     """
     x = sampler.initial(settings, x, scale, clean, signal, shape=shape, dtype=dtype)
-    # The guidance rules need only shapes here.
+    # The guidance rules only need the shapes of predictions here.
     branch: Any = jax.ShapeDtypeStruct((len(x), *shape), dtype)
     concepts: Any = jax.ShapeDtypeStruct((len(x), settings.n, *shape), dtype)
     preds = Predictions(branch, branch, concepts)
@@ -65,17 +65,17 @@ def advance(
     static: Static,
     concepts: int | None = None,
 ) -> tuple[Carry, Record | None]:
-    """Takes the rows through a chunk of the schedule. What depends on the text alone is computed once for all calls.
+    """Runs the calls of a chunk of the schedule. Values that depend only on the text are computed once for all calls.
 
     Args:
-        text: the family's conditioning, [rows, 2 + n, ...].
-        carry: of `start`, or of the chunk before.
-        table: lines of the schedule, some of which may be padding.
-        concepts: how many of the n concepts are predicted, the first ones; the others have no effect on these calls
-            (`sega_jax.pipelines.execution.active_concepts`). None is all.
+        text: The family's text conditioning, [rows, 2 + n, ...].
+        carry: The carry from `start` or from the previous chunk.
+        table: Lines of the schedule's table, some of which may be padding.
+        concepts: The number of leading concepts to predict; the others must have no effect on these calls
+            (`sega_jax.pipelines.execution.active_concepts`). None predicts all n.
 
     Returns:
-        The carry, and with `static.record` the record of the chunk's calls.
+        The carry after the chunk, and the record of its calls [rows, calls, ...], or None without `static.record`.
     """
     branches = slice(None if concepts is None else 2 + concepts)
     text = jax.tree.map(lambda leaf: leaf[:, branches], text)
@@ -101,7 +101,7 @@ def advance(
 
 
 def given_noise(noise: Any) -> Callable:
-    """Returns the function that takes a call's noise out of arrays [rows, calls, ...]."""
+    """Returns (call, shape) -> the noise of a call from arrays [rows, calls, ...]."""
 
     def draw(call, shape):
         del shape
@@ -120,13 +120,13 @@ def fork(
     sampler: Sampler,
     static: Static,
 ) -> Carry:
-    """Returns the carry of rows that leave a shared prefix, with the momentum that each would have by itself.
+    """Returns the carry of rows that continue from a shared prefix, with the momentum of each row's own edits.
 
     Args:
-        x: the states [rows, ...].
-        solver: the solver's state, the rows first in every array.
-        calls: how many model calls the prefix had.
-        past: what was predicted in them, [rows, calls or more, ...] in float32.
+        x: The states [rows, ...].
+        solver: The solver's state, with the rows as first axis of every array.
+        calls: The number of model calls in the prefix.
+        past: The predictions of these calls, [rows, calls or more, ...] in float32.
     """
     rule = guidance(settings, static)
     past = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), past)
@@ -134,10 +134,10 @@ def fork(
     def step(state, call):
         i, preds = call
 
-        def more(state):
+        def update(state):
             return rule.update(preds.uncond, state, preds)[1]
 
-        return jax.lax.cond(i < calls, more, lambda state: state, state), None
+        return jax.lax.cond(i < calls, update, lambda state: state, state), None
 
     first = jax.tree.map(lambda leaf: leaf[0], past)
     state, _ = jax.lax.scan(step, rule.init(first), (jnp.arange(len(past.uncond)), past))
@@ -146,20 +146,22 @@ def fork(
 
 
 def row_axes(solver: Solver, x: Any) -> Any:
-    """Returns which axis of each array in a solver's state is that of the rows; `x` is a state [rows, ...]."""
+    """Returns the axis of the rows in each array of a solver's state; `x` is a state [rows, ...]."""
     one, two = (jax.eval_shape(solver.init, jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype)) for rows in (1, 2))
     return jax.tree.map(lambda a, b: [i == j for i, j in zip(a.shape, b.shape, strict=True)].index(False), one, two)
 
 
 def complete(preds: Predictions, settings: Settings) -> Predictions:
-    """Adds the concepts that were not predicted: the unconditional prediction, which has no direction."""
+    """Fills in concepts that were not predicted with the unconditional prediction, whose edit direction is zero."""
     missing = settings.n - preds.edits.shape[1]
     return preds._replace(edits=jnp.concatenate([preds.edits, jnp.repeat(preds.uncond[:, None], missing, 1)], 1))
 
 
 def guidance(settings: Settings, static: Static) -> optax.GradientTransformation:
-    """Returns the chain of guidance rules: classifier-free guidance, rescaled where asked for, semantic guidance where
-    there are concepts, and replayed guidance where there is any."""
+    """Returns the chain of guidance rules that the settings ask for.
+
+    The order is classifier-free guidance, rescaling, semantic guidance, replayed guidance.
+    """
     links = [cfg(settings.guidance_scale)]
     if settings.guidance_rescale is not None:
         links.append(rescale(settings.guidance_rescale))
@@ -171,16 +173,16 @@ def guidance(settings: Settings, static: Static) -> optax.GradientTransformation
 
 
 def recorder(settings: Settings, static: Static) -> Callable[..., Record | None]:
-    """Returns what `sample` keeps of each call: a record, where these choices ask for one."""
+    """Returns the `keep` function of `sample`, which makes a record of each call if `static.record` is set."""
 
     def keep(x, preds, guided, state):
         uncond, cond, edits = (p.astype(at_least_float32(p.dtype)) for p in preds[:3])
         added = jnp.zeros_like(uncond)
         if settings.edits is None:
             return Record(added, uncond, cond, None)
-        # Guidance once more, from zero: the compiler sees that it is the same sum and takes it once.
-        mine = next(link for link in state if isinstance(link, SegaState))
-        added, _ = _sega(settings, static).update(added, mine, preds)
+        # This applies semantic guidance again, to zero. The compiler merges it with the first computation.
+        sega_state = next(link for link in state if isinstance(link, SegaState))
+        added, _ = _sega(settings, static).update(added, sega_state, preds)
         return Record(added, uncond, cond, edits)
 
     return keep if static.record else nothing
@@ -192,17 +194,17 @@ def _sega(settings: Settings, static: Static) -> optax.GradientTransformation:
 
 
 def recorded_call(record: Any, call: Any) -> Any:
-    """Returns one call of a record [rows, calls, ...]."""
+    """Selects one call of a record [rows, calls, ...]."""
     return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, call, 1, keepdims=False), record)
 
 
 def as_bytes(pictures: jax.Array, finite: jax.Array) -> jax.Array:
-    """Returns pictures [rows, height, width, 3] in [0, 1] as uint8, black in rows that are not finite."""
+    """Converts pictures [rows, height, width, 3] in [0, 1] to uint8; rows that are not finite become black."""
     return jnp.round(jnp.where(finite[:, None, None, None], pictures, 0) * 255).astype(jnp.uint8)
 
 
 def normal(key: jax.Array, tag: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Draws standard normal noise [rows, *shape] from typed keys [rows], into which `tag` is folded."""
+    """Draws standard normal noise [rows, *shape] from typed keys [rows] after folding `tag` into them."""
     return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, tag), shape, dtype))(key)
 
 
@@ -221,31 +223,31 @@ def generate(
     static: Static,
     decode: Mapping[str, Hashable] = MappingProxyType({}),
 ) -> jax.Array:
-    """Makes pictures from tokens as one pure function of any family, for research, gradients and export.
+    """Makes pictures from tokens, as one pure function for all families.
 
-    `Pipeline.as_function` returns it with the arguments of a call. The low-resolution picture of an upscaler is one of
-    the family's own settings.
+    It is meant for research, gradients and export. `Pipeline.as_function` returns it with the arguments of a call. An
+    upscaler's low-resolution picture is part of `settings.own`.
 
     Args:
-        ids: the family's tokens, a pytree of arrays [rows, 2 + n, ...]: of the negative prompt, the prompt and the
-            concepts.
-        table: of the family's schedule.
-        x: the state or noise to start from; None draws it.
-        picture: pictures to start from, [rows, height, width, 3] in [-1, 1], for families that can; None for none.
-        picture_noise: the standard normal noise with which their states are drawn, [rows, *shape]; None draws it.
-        text: the family's text conditioning of the first branches, [rows, branches, ...]; `ids` are then of the other
-            branches, or None where there are none.
-        shape: height, width and channels of a row's predictions.
-        decode: static arguments of the family's `decode`.
+        ids: The family's tokens, a pytree of arrays [rows, 2 + n, ...]; the branches are the negative prompt, the
+            prompt and the concepts.
+        table: The table of the family's schedule.
+        x: The initial state or noise; None draws it.
+        picture: Pictures to start from, [rows, height, width, 3] in [-1, 1], if the family supports this; or None.
+        picture_noise: The standard normal noise for drawing their latents, [rows, *shape]; None draws it.
+        text: The family's text conditioning of the first branches, [rows, branches, ...]; `ids` then holds the other
+            branches, or is None if there are none.
+        shape: Height, width and channels of a row's predictions.
+        decode: Static arguments of the family's `decode`.
 
     Returns:
-        Float32 pictures [rows, height, width, 3] in [0, 1], which no safety checker has seen.
+        Pictures [rows, height, width, 3] in [0, 1], float32 or wider, which no safety checker has examined.
     """
     sampler = system.sampler
     text = _branches(system, models, ids, text, settings.key)
     networks = sampler.networks(models)
-    wide = at_least_float32(jax.tree.leaves(networks)[0].dtype)
-    begin = partial(start, settings, x, sampler=sampler, static=static, shape=shape, dtype=wide)
+    dtype = at_least_float32(jax.tree.leaves(networks)[0].dtype)
+    begin = partial(start, settings, x, sampler=sampler, static=static, shape=shape, dtype=dtype)
     if picture is None:
         carry = begin(table.initial_scale[0])
     else:
@@ -257,14 +259,14 @@ def generate(
 
 
 def _branches(system: System, models: Any, ids: Any, text: Any, key: jax.Array) -> Any:
-    """Returns the text conditioning of all branches, of which `text` has the first and `ids` are the others' tokens."""
+    """Returns the text conditioning of all branches: `text` for the first ones, and encoded `ids` for the others."""
     reader = system.text
     if ids is not None:
         rows = len(jax.tree.leaves(ids)[0])
         flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), ids)
-        read = reader.encode(reader.networks(models), flat)
-        read = jax.tree.map(lambda leaf: leaf.reshape(rows, -1, *leaf.shape[1:]), read)
-        text = read if text is None else jax.tree.map(lambda *leaves: jnp.concatenate(leaves, 1), text, read)
+        encoded = reader.encode(reader.networks(models), flat)
+        encoded = jax.tree.map(lambda leaf: leaf.reshape(rows, -1, *leaf.shape[1:]), encoded)
+        text = encoded if text is None else jax.tree.map(lambda *leaves: jnp.concatenate(leaves, 1), text, encoded)
     if reader.sample_prior is not None and (prior := reader.prior(models)) is not None:
         text = reader.sample_prior(prior, text, key)
     return text

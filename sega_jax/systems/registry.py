@@ -1,6 +1,7 @@
-"""Which families there are, and which of them a checkpoint belongs to.
+"""The registry of families, and the recognition of the family of a checkpoint.
 
-Other packages add families by `register`, or by an entry point of the group `sega_jax.systems` that names a `System`:
+Other packages add families with `register`, or with an entry point in the group `sega_jax.systems` that names a
+`System`:
 
     [project.entry-points."sega_jax.systems"]
     my_family = "my_package:SYSTEM"
@@ -40,13 +41,23 @@ _installed_are_known = False
 
 
 def register(system: System) -> System:
-    """Adds a family, or replaces one of the same name. `recognise` asks families that were added later first.
+    """Registers a family and returns it; a family with the same name is replaced.
+
+    When a checkpoint is loaded, families that were registered later are asked first whether they recognise it.
 
     Raises:
-        TypeError: it is no `System`, or a part of it is of another type.
+        TypeError: The value is not a `System`, or one of its parts has the wrong type.
+
+    Example:
+        >>> import sega_jax
+        >>> system = sega_jax.load().system
+        >>> sega_jax.register(system._replace(title="my variant of Stable Diffusion")).title
+        'my variant of Stable Diffusion'
+        >>> sega_jax.register(system).title  # replaces the variant, which has the same name
+        'Stable Diffusion 1.x or 2.x'
     """
     if not isinstance(system, System):
-        raise TypeError(f"register({brief(system)}) should be given a sega_jax.System")
+        raise TypeError(f"register({brief(system)}) needs a sega_jax.System")
     for name, kind in {
         "name": str,
         "title": str,
@@ -60,97 +71,98 @@ def register(system: System) -> System:
         raise TypeError(
             f"the family {system.name}'s call={brief(system.call)} should be a dataclass, a subclass of Call"
         )
-    systems()  # installed families come first, so that this one replaces one of the same name
+    systems()  # registers installed families first, so that this family replaces one of the same name
     _registered.pop(system.name, None)
     _registered[system.name] = system
     return system
 
 
 def unregister(name: str) -> None:
-    """Removes a family that `register` added; one of the library's that it replaced is there again."""
+    """Removes a family that `register` added, and restores the built-in family that it replaced, if any."""
     _registered.pop(name, None)
 
 
 def systems() -> Mapping[str, System]:
-    """Returns all families by their names: the library's, installed packages', and those that were registered."""
+    """Returns all families by name: built-in ones, installed packages' ones, and registered ones."""
     global _installed_are_known
     if not _installed_are_known:
         _installed_are_known = True
         for entry in importlib.metadata.entry_points(group=GROUP):
             try:
                 register(entry.load())
-            except Exception as error:  # another package's fault should not stop those who do not use it
-                warnings.warn(f"the family {entry.name} of {entry.value} cannot be used: {error}", stacklevel=2)
+            except Exception as error:  # a broken package should not affect users of other families
+                warnings.warn(f"the family {entry.name} ({entry.value}) cannot be loaded: {error}", stacklevel=2)
     return {system.name: system for system in _BUILT_IN} | _registered
 
 
 def named(name: str) -> System:
-    """Returns the family of this name.
+    """Returns the family with this name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: There is no such family.
     """
     known = systems()
     if name not in known:
-        raise ValueError(f"{name!r} is no family of checkpoints here; there are {', '.join(known)}")
+        raise ValueError(f"{name!r} is not a known family of checkpoints; the families are {', '.join(known)}")
     return known[name]
 
 
 def starting_systems() -> list[System]:
-    """Returns the families that start a cascade."""
+    """Returns the families that can be the first stage of a cascade."""
     return [system for system in systems().values() if system.stages]
 
 
 def recognise(folder: Path, given: Collection[str] = ()) -> System:
-    """Returns the family of a folder's checkpoint, by its model_index.json; a family that was registered later is
-    asked first.
+    """Returns the family of the checkpoint in a folder, from its model_index.json.
+
+    Families that were registered later are asked first.
 
     Args:
-        given: networks that come from elsewhere, which the checkpoint may lack.
+        given: Networks that come from elsewhere and that the checkpoint may lack.
 
     Raises:
-        CheckpointError: the folder has no index, or one of another kind of checkpoint.
+        CheckpointError: The folder has no index, or the checkpoint belongs to no family or is not supported.
     """
     index = folder / "model_index.json"
     if not index.is_file():
         part = (folder / "config.json").is_file()
-        hint = "; it looks like one part of a checkpoint, give the folder above" if part else ""
-        raise CheckpointError(f"{folder} has no model_index.json, so it is no checkpoint in diffusers layout{hint}")
+        hint = "; it looks like one part of a checkpoint, give its parent folder" if part else ""
+        raise CheckpointError(f"{folder} has no model_index.json, so it is not a checkpoint in diffusers layout{hint}")
     entries = read_json(index)
-    system = next((one for one in reversed(list(systems().values())) if _is_of(one, entries)), None)
+    system = next((one for one in reversed(list(systems().values())) if _recognises(one, entries)), None)
     if system is None:
-        raise CheckpointError(f"{folder} is of no family here; there are {', '.join(systems())}")
+        raise CheckpointError(f"{folder} belongs to no known family; the families are {', '.join(systems())}")
     if reason := system.checkpoint.refuse(entries):
         raise CheckpointError(f"{folder} {reason}")
     for part, network in system.checkpoint.networks.items():
-        found, expected = listed(entries, part), network.module.__name__
-        if found != expected and part not in given and not (found is None and network.optional):
+        actual, expected = listed(entries, part), network.module.__name__
+        if actual != expected and part not in given and not (actual is None and network.optional):
             raise CheckpointError(
-                f"{folder} is a {entries.get('_class_name')} whose {part} is {found or 'missing'}; expected"
+                f"{folder} is a {entries.get('_class_name')} whose {part} is {actual or 'missing'}; expected"
                 f" {system.title}, with {expected} in the folder {part}"
             )
     return system
 
 
-def _is_of(system: System, index: Mapping[str, Any]) -> bool:
+def _recognises(system: System, index: Mapping[str, Any]) -> bool:
     try:
         return bool(system.checkpoint.recognise(index))
-    except Exception as error:  # a family's fault should not stop those whose checkpoint is another's
-        warnings.warn(f"{system.title} cannot tell whether a checkpoint is its own: {error!r}", stacklevel=2)
+    except Exception as error:  # a broken family should not stop the loading of other families' checkpoints
+        warnings.warn(f"{system.title} failed to check whether a checkpoint belongs to it: {error!r}", stacklevel=2)
         return False
 
 
 def single_files() -> list[SingleFile]:
-    """Returns the descriptions of all families' single files; one of a family that was registered later comes first."""
-    found = [system.checkpoint.single_file for system in reversed(list(systems().values()))]
-    return [file for file in found if file is not None]
+    """Returns the families' descriptions of their single files; families that were registered later come first."""
+    files = [system.checkpoint.single_file for system in reversed(list(systems().values()))]
+    return [file for file in files if file is not None]
 
 
 def recognise_file(path: Path, shapes: Shapes) -> SingleFile:
-    """Returns the description of a single file by the names and shapes of its tensors.
+    """Returns the description of a single file, from the names and shapes of its tensors.
 
     Raises:
-        CheckpointError: no family has such files, or the file is a relative that is not supported.
+        CheckpointError: The file belongs to no family, or is an unsupported variant.
     """
     known = single_files()
     for file in known:
@@ -158,17 +170,19 @@ def recognise_file(path: Path, shapes: Shapes) -> SingleFile:
             file.refuse(path, shapes)
             return file
     names = " or ".join(file.name for file in reversed(known))
-    raise CheckpointError(f"{path} is no single file of {names}: {resemblance(shapes)}")
+    raise CheckpointError(f"{path} is not a single-file checkpoint of {names}: {resemblance(shapes)}")
 
 
 def adapters_of(models: Any) -> AdapterNames:
-    """Returns the names of networks in adapter files, which are empty for families without adapters. Of families with
-    adapters whose networks are of one type, the one that was registered last decides."""
-    system = _adapted(models)
+    """Returns the names of networks in LoRA and textual inversion files; empty for families without such files.
+
+    If several families with such files have this type of networks, the one that was registered last decides.
+    """
+    system = _family_with_adapters(models)
     return AdapterNames() if system is None else system.checkpoint.adapters
 
 
-def _adapted(models: Any) -> System | None:
+def _family_with_adapters(models: Any) -> System | None:
     for system in reversed(list(systems().values())):
         if type(models) is system.checkpoint.models and system.checkpoint.adapters is not None:
             return system
@@ -176,10 +190,10 @@ def _adapted(models: Any) -> System | None:
 
 
 def lora_families(models: Any) -> Families:
-    """Returns how to tell which family a LoRA is of, and which the networks of a checkpoint are of."""
-    system = _adapted(models)
-    known = [one.checkpoint.adapters for one in systems().values() if one.checkpoint.adapters is not None]
-    kinds = [*FOREIGN, *(kind for names in known for kind in names.kinds)]
+    """Returns functions that name the family of a LoRA and the family of a checkpoint, from the sizes of layers."""
+    system = _family_with_adapters(models)
+    adapters = [one.checkpoint.adapters for one in systems().values() if one.checkpoint.adapters is not None]
+    kinds = [*FOREIGN, *(kind for names in adapters for kind in names.kinds)]
     own = () if system is None else system.checkpoint.adapters.kinds
     title = "of another family" if system is None else system.title
 
@@ -190,40 +204,41 @@ def lora_families(models: Any) -> Families:
 
 
 def families_with(argument: str) -> list[str]:
-    """Returns the titles of the families whose calls have an argument of this name."""
+    """Returns the titles of the families whose calls have this argument."""
     return [system.title for system in systems().values() if argument in arguments(system.call)]
 
 
 def in_words(titles: Sequence[str]) -> str:
-    """Lists titles in words: "A, B and C"."""
+    """Joins titles to a phrase, such as "A, B and C"."""
     return " and ".join([", ".join(titles[:-1]), titles[-1]] if len(titles) > 1 else titles)
 
 
 def adapter_refusal(system: System, option: str) -> str | None:
-    """Returns why a family takes no LoRA ("lora") or no new word ("textual_inversion"); None where it takes them."""
+    """Returns why a family does not support "lora" or "textual_inversion"; None if it does."""
     names = system.checkpoint.adapters or AdapterNames()
     if option == "lora" and not names.lora:
-        return f"LoRAs have no names for the layers of {system.title}"
+        return f"{system.title} does not support LoRA"
     if option == "textual_inversion" and names.words is None:
-        return f"textual inversion has no vectors for the text encoder of {system.title}"
+        return f"{system.title} does not support textual inversion"
     return None
 
 
 def check_adapters(system: System, given: Mapping[str, Any], what: Callable[[str], str] = str) -> None:
-    """Checks that a family takes the adapters that are given, by "lora" and "textual_inversion"; None is none.
+    """Checks that a family supports the given adapters.
 
     Args:
-        what: the name of the option -> its name for people.
+        given: Values of the options "lora" and "textual_inversion"; None means that the option is not used.
+        what: The name of an option -> its name in errors.
 
     Raises:
-        ValueError: it does not take them.
+        ValueError: The family does not support an option.
     """
     for option, value in given.items():
         if value is not None and (reason := adapter_refusal(system, option)):
-            takers = in_words([one.title for one in systems().values() if adapter_refusal(one, option) is None])
-            raise ValueError(f"{what(option)} is given, but {reason}; leave it out. It is for {takers}")
+            supporters = in_words([one.title for one in systems().values() if adapter_refusal(one, option) is None])
+            raise ValueError(f"{what(option)} is given, but {reason}; leave it out. It is supported by {supporters}")
 
 
 def weight_stem(system: System, part: str) -> str:
-    """Returns the name of a network's weight file in diffusers layout, without ending, by its folder."""
+    """Returns the name of a network's weight file in diffusers layout without extension, from the network's folder."""
     return "model" if part == CHECKER else system.checkpoint.networks[part].stem

@@ -1,4 +1,4 @@
-"""Stable Diffusion XL (Podell et al. 2023): latents, two CLIP texts, and a UNet that takes a pooled text and sizes."""
+"""Stable Diffusion XL (Podell et al. 2023): latents, two CLIP text encoders, and a UNet with size conditioning."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from sega_jax.nn.vae import AutoencoderConfig, AutoencoderKL
 from sega_jax.systems import adapters, clip_text, diffusion, latent_space, sdxl_text
 from sega_jax.systems.adapters import AdapterNames
 from sega_jax.systems.base import Checkpoint, Given, Network, Saved, Setup, System, listed
-from sega_jax.systems.call import MOST_PIXELS
+from sega_jax.systems.call import MAX_PIXELS
 from sega_jax.systems.clip_text import ClipCall, tokenizer_folder
 from sega_jax.systems.diffusion_call import DiffusionCall, StartingCall
 from sega_jax.systems.lora_kinds import LoraKind, any_of, attends_to, has
@@ -29,25 +29,26 @@ from sega_jax.systems.stable_diffusion import SAMPLER as STABLE_DIFFUSION
 from sega_jax.text.tokenizers import Tokenizer, TokenizerPair
 from sega_jax.weights.textual_inversion import TextEncoders
 
-_SIZE = Pair(Integer(1, MOST_PIXELS), "two whole numbers, or two for each picture")
-_CORNER = Pair(Integer(0, MOST_PIXELS), "two whole numbers, or two for each picture")
-# Layers that LoRAs of no other family with such a UNet have.
+_SIZE = Pair(Integer(1, MAX_PIXELS), "two whole numbers, or two for each picture")
+_CORNER = Pair(Integer(0, MAX_PIXELS), "two whole numbers, or two for each picture")
+# Layers that only occur in LoRAs of this family.
 _OWN_LAYERS = r"^(lora_te2|text_encoder_2|(text_encoders_)?clip_g)_|blocks?_.*_transformer_blocks_[1-9]_|add_embedding"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class SDXLCall(ClipCall, StartingCall):
-    """A call of Stable Diffusion XL, with diffusers' defaults.
+    """The arguments of a call of Stable Diffusion XL, with diffusers' defaults.
 
-    Without a negative prompt, the unconditional text is zeros, not the text of "", if the checkpoint's index says so.
+    Without a negative prompt, the unconditional text is the encoded "" or zeros. The checkpoint's index
+    (`force_zeros_for_empty_prompt`) decides; the default is zeros.
     """
 
     guidance_scale: Any = changed(DiffusionCall, "guidance_scale", 5.0)
     original_size: Any = argument(
         None,
         _SIZE,
-        "size conditioning: height and width of the picture before resizing and cropping; by default the size of the"
-        " result",
+        "size conditioning: the height and width of the picture before resizing and cropping; by default the size of"
+        " the result",
         unit="pixels",
         varies="row",
         sweep=True,
@@ -56,7 +57,7 @@ class SDXLCall(ClipCall, StartingCall):
     crops_top_left: Any = argument(
         None,
         _CORNER,
-        "size conditioning: top and left of the crop; by default 0,0",
+        "size conditioning: the top and left edges of the crop; by default 0,0",
         unit="pixels",
         varies="row",
         sweep=True,
@@ -65,7 +66,7 @@ class SDXLCall(ClipCall, StartingCall):
     target_size: Any = argument(
         None,
         _SIZE,
-        "size conditioning: height and width of the cropped picture; by default the size of the result",
+        "size conditioning: the height and width of the cropped picture; by default the size of the result",
         unit="pixels",
         varies="row",
         sweep=True,
@@ -74,7 +75,7 @@ class SDXLCall(ClipCall, StartingCall):
 
 
 class Models(NamedTuple):
-    """The networks of a checkpoint, with or without values."""
+    """The networks of a checkpoint, with or without weights."""
 
     text_encoder: CLIPTextModel
     text_encoder_2: CLIPTextModelWithProjection
@@ -90,10 +91,10 @@ class Models(NamedTuple):
         vae: Mapping[str, Any] | AutoencoderKL,
         attention: str = "xla",
     ) -> "Models":
-        """Builds networks without values from the contents of their config.json; networks stay as they are.
+        """Builds networks without weights from the contents of their config.json; existing networks are kept.
 
         Raises:
-            ValueError: a config that is not supported, or networks that do not fit each other.
+            ValueError: A config is not supported, or the networks do not fit each other.
         """
         text_encoder = built(text_encoder, CLIPTextModel, CLIPTextConfig)
         text_encoder_2 = built(text_encoder_2, CLIPTextModelWithProjection, CLIPTextConfig)
@@ -102,38 +103,40 @@ class Models(NamedTuple):
         one, two, net = text_encoder.config, text_encoder_2.config, unet.config
         if not net.has_size_conditioning or net.adds_keys or net.num_class_embeds:
             raise ValueError(
-                f"a UNet of addition_embed_type {net.addition_embed_type or None} and num_class_embeds"
+                f"a UNet with addition_embed_type {net.addition_embed_type or None} and num_class_embeds"
                 f" {net.num_class_embeds or None} is not Stable Diffusion XL's, whose addition_embed_type is text_time"
             )
         channels = one.hidden_size + two.hidden_size
-        diffusion.check_context(net, channels, f"what both text encoders have, {one.hidden_size} + {two.hidden_size}")
+        diffusion.check_context(
+            net, channels, f"the sum of the text encoders' hidden sizes, {one.hidden_size} + {two.hidden_size}"
+        )
         if net.pooled_dim != two.projection_dim or net.pooled_dim > channels:
             raise ValueError(
-                f"the UNet takes {net.pooled_dim} channels of a pooled text (projection_class_embeddings_input_dim less"
-                f" six times addition_time_embed_dim), the second text encoder's projection_dim is"
-                f" {two.projection_dim}: only Stable Diffusion XL's base layout is supported, not the refiner's"
+                f"the UNet takes a pooled text of {net.pooled_dim} channels (projection_class_embeddings_input_dim"
+                " minus 6 * addition_time_embed_dim), but the second text encoder's projection_dim is"
+                f" {two.projection_dim}: only the base model's layout is supported, not the refiner's"
             )
         if one.max_position_embeddings != two.max_position_embeddings:
             raise ValueError(
-                f"the text encoders read {one.max_position_embeddings} and {two.max_position_embeddings} tokens; do"
-                " they belong together?"
+                f"the text encoders read {one.max_position_embeddings} and {two.max_position_embeddings} tokens; take"
+                " both from one checkpoint"
             )
         latent_space.check_channels(net, vae.config)
         return cls(text_encoder, text_encoder_2, unet, vae)
 
 
 class Extras(NamedTuple):
-    """What the index of a checkpoint says besides its networks."""
+    """The settings of a checkpoint that are not in its networks."""
 
-    zero_negative: bool = True  # whether no negative prompt is zeros, or the text of no words
+    zero_negative: bool = True  # whether a missing negative prompt means zeros instead of the encoded ""
 
 
 def setup(call: SDXLCall, given: Given) -> Setup:
-    """Sets a call up; see `sega_jax.systems.diffusion.setup`."""
+    """Sets up a call; see `sega_jax.systems.diffusion.setup`."""
 
     def conditioning(size):
-        sizes = ("original_size", "crops_top_left", "target_size")
-        spread = (_spread(name, getattr(call, name), given) for name in sizes)
+        names = ("original_size", "crops_top_left", "target_size")
+        spread = (_spread(name, getattr(call, name), given) for name in names)
         return size_conditioning(size, given.rows, *spread).astype(given.dtype)
 
     return diffusion.setup(
@@ -154,20 +157,23 @@ def _spread(name: str, value: Any, given: Given) -> Any:
 
 
 def denoiser(unet: UNet2DConditionModel, text: SDXLText, settings: Any, own: Any, x: Any) -> Any:
-    """Returns the function that predicts all branches, which are all told the row's sizes."""
+    """Returns (x, call) -> the predictions of all branches, which share the size conditioning of their row."""
     sizes = jnp.asarray(settings.own.size_conditioning)[:, None]
     sizes = jnp.broadcast_to(sizes, (*text.pooled.shape[:2], 6))
     return diffusion.denoiser(unet, Context(text.states, text.pooled, sizes), settings, own, x)
 
 
 def decode(vae: AutoencoderKL, latents: jax.Array, *, tile: int | None = None) -> tuple[jax.Array, jax.Array]:
-    """Decodes as `sega_jax.systems.latent_space.decode_latents`, but in float32 where the weights are float16 and the
-    config says that this does not hold the activations, as in diffusers."""
+    """Decodes latents as `sega_jax.systems.latent_space.decode_latents` does.
+
+    As in diffusers, float16 weights are converted to float32 if the config's `force_upcast` is set, because activations
+    would overflow.
+    """
     return latent_space.decode_latents(_upcast(vae), latents, tile=tile)
 
 
 def encode_image(vae: AutoencoderKL, key: jax.Array, pictures: jax.Array, noise: Any = None) -> jax.Array:
-    """Encodes as `sega_jax.systems.latent_space.encode_image`, in the dtype of `decode`."""
+    """Encodes pictures as `sega_jax.systems.latent_space.encode_image` does, in the dtype of `decode`."""
     return latent_space.encode_image(_upcast(vae), key, pictures, noise)
 
 
@@ -177,40 +183,39 @@ def _upcast(vae: AutoencoderKL) -> AutoencoderKL:
     return vae
 
 
-def tokenizer(folder: Path, models: Models, given: Any) -> TokenizerPair:
-    """Reads both tokenizers, which have one vocabulary and pad with different tokens; a given one stands for both.
+def tokenizer(folder: Path, models: Models, override: Any) -> TokenizerPair:
+    """Returns both tokenizers, which share a vocabulary and pad with different tokens.
+
+    A single tokenizer or folder from the user serves both text encoders.
 
     Raises:
-        TypeError, CheckpointError: it is of another kind, or cannot be read.
+        TypeError, CheckpointError: A tokenizer is of another type, or cannot be read.
     """
 
-    def one(where, network):
-        return Tokenizer(where, network.config.max_position_embeddings, network.config.vocab_size)
+    def read_one(path, network):
+        return Tokenizer(path, network.config.max_position_embeddings, network.config.vocab_size)
 
-    if isinstance(given, TokenizerPair):
-        return given
-    if given is not None:
-        if not isinstance(given, Tokenizer):
-            where = tokenizer_folder(folder, given, "CLIP's, or another pipeline's of Stable Diffusion XL")
-            given = one(where, models.text_encoder)
-        return given.pair()
+    if isinstance(override, TokenizerPair):
+        return override
+    if override is not None:
+        if not isinstance(override, Tokenizer):
+            path = tokenizer_folder(folder, override, "a CLIP tokenizer, another SDXL pipeline's tokenizer,")
+            override = read_one(path, models.text_encoder)
+        return override.pair()
     return TokenizerPair(
-        one(folder / "tokenizer", models.text_encoder), one(folder / "tokenizer_2", models.text_encoder_2)
+        read_one(folder / "tokenizer", models.text_encoder), read_one(folder / "tokenizer_2", models.text_encoder_2)
     )
 
 
 def extras(folder: Path, index: Mapping[str, Any], models: Models) -> Extras:
-    """Reads whether no negative prompt is zeros."""
+    """Reads whether a missing negative prompt means zeros."""
     return Extras(index.get("force_zeros_for_empty_prompt", True) is not False)
 
 
 def refuse(index: Mapping[str, Any]) -> str | None:
-    """Refuses the refiner, which has the second text encoder alone."""
+    """Rejects the refiner, which has only the second text encoder."""
     if listed(index, "text_encoder_2") and not listed(index, "text_encoder"):
-        return (
-            "is Stable Diffusion XL's refiner, which goes on with pictures of the base model: only the base is"
-            " supported"
-        )
+        return "is the Stable Diffusion XL refiner, which is not supported; give a checkpoint of the base model"
     return None
 
 
@@ -226,7 +231,7 @@ SYSTEM = System(
                 CLIPTextModelWithProjection,
                 CLIPTextConfig,
                 "model",
-                also=clip_text.OF_CLIP,
+                also=clip_text.CLIP_CLASSES,
                 options=clip_text.options,
             ),
         },

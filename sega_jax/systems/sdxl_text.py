@@ -1,4 +1,4 @@
-"""Texts of Stable Diffusion XL: the states of two CLIP encoders side by side, and a pooled text."""
+"""Text conditioning of Stable Diffusion XL: the concatenated states of two CLIP encoders, and a pooled text."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -21,14 +21,22 @@ from sega_jax.text.tokenizers import TokenizerPair
 
 @conditioning
 class SDXLText(Text):
-    """Texts as Stable Diffusion XL takes them."""
+    """Text conditioning of Stable Diffusion XL.
 
-    states: Any  # [texts, tokens, channels], of both text encoders side by side and of one or more chunks of tokens
-    pooled: Any  # [texts, channels], of the second text encoder and of the first chunk
+    Example:
+        >>> import numpy as np
+        >>> from sega_jax import SDXLText
+        >>> SDXLText(np.zeros((2, 77, 2048), np.float32), np.zeros((2, 1280), np.float32))[0]
+        SDXLText(states=float32[1, 77, 2048], pooled=float32[1, 1280])
+    """
+
+    # [texts, tokens, channels]; the channels of both text encoders, and the tokens of one or more chunks
+    states: Any
+    pooled: Any  # [texts, channels], from the second text encoder and the first chunk
 
 
 def encode(encoders: tuple[CLIPTextModel, CLIPTextModelWithProjection], ids: jax.Array | Skipping) -> SDXLText:
-    """Encodes int32 ids [texts, 2, tokens], of each encoder's own tokenizer."""
+    """Encodes int32 ids [texts, 2, tokens] from the tokenizers of both text encoders."""
     one, two = encoders
     ids, skip = ids if isinstance(ids, Skipping) else (ids, None)
     states, pooled = two.states(ids[:, 1], skip)
@@ -46,10 +54,14 @@ def read(
     weighted: bool = False,
     clip_skip: int = 0,
 ) -> list[SDXLText]:
-    """Reads words; `second` are words for the second text encoder where it reads others, one for all or one each.
+    """Reads words, as `read` of a `sega_jax.systems.base.TextReader`.
+
+    Args:
+        second: Other words for the second text encoder: one text for all, or one for each text.
 
     Raises:
-        TypeError, ValueError: `second` is no words, or not as many as there are texts; or a weight is no number.
+        TypeError, ValueError: `second` is not words, the number of its texts does not match, or a weight is not a
+            number.
     """
     others = None if second is None else _words_of_second(second, len(words))
     encode_ids = skipping(encode, clip_skip)
@@ -69,22 +81,22 @@ def _words_of_second(second: Any, texts: int) -> list[str]:
     if not words or not all(isinstance(one, str) for one in words):
         raise TypeError(f"second={brief(second)} should be words or a non-empty list of them")
     if len(words) not in (1, texts):
-        raise ValueError(f"second has {len(words)} entries, expected {texts}, one a text, or one for all")
+        raise ValueError(f"second has {len(words)} entries, expected {texts}, one for each text, or one for all")
     return words * (texts // len(words))
 
 
 def joined_chunks(rows: Sequence[SDXLText], weights: np.ndarray, width: int) -> SDXLText:
-    """Joins the chunks of one text, and weighs the states of each text encoder by themselves (`weighed`).
+    """Joins the chunks of one text and applies the weights to the states of each text encoder separately (`weighed`).
 
-    The pooled text is the first chunk's, without weights, as in the widely used web UI (AUTOMATIC1111's
-    stable-diffusion-webui). diffusers' community pipeline lpw_stable_diffusion_xl takes the last chunk's, also without
-    weights. The first chunk's does not depend on how much follows it or on the padding of shorter texts, and it is the
-    pooled text of the truncated prompt, so `long_prompts` only adds to what the UNet is told.
+    The pooled text is the first chunk's, without weights, as in AUTOMATIC1111's stable-diffusion-webui. diffusers'
+    community pipeline lpw_stable_diffusion_xl takes the last chunk's, also without weights. The first chunk's pooled
+    text depends neither on the text after it nor on padding, and it equals the pooled text of the truncated prompt. So
+    `long_prompts` only adds information.
 
     Args:
-        rows: what `encode` makes of each chunk.
-        weights: float32 [chunks, 2, length], of the tokens of each text encoder.
-        width: the number of channels of the first text encoder.
+        rows: The encoded chunks.
+        weights: float32 [chunks, 2, length], the weights of the tokens of each text encoder.
+        width: The number of channels of the first text encoder.
     """
     sides = np.split(np.concatenate([np.asarray(row.states) for row in rows]), [width], -1)
     states = np.concatenate([weighed(side, weights[:, i]) for i, side in enumerate(sides)], -1)
@@ -94,20 +106,20 @@ def joined_chunks(rows: Sequence[SDXLText], weights: np.ndarray, width: int) -> 
 def length(
     tokenizer: TokenizerPair, words: Sequence[str], *, long_prompts: bool = False, weighted: bool = False, **rest: Any
 ) -> int:
-    """Returns the number of chunks that the longest of some words takes.
+    """Returns the number of chunks that the longest text takes.
 
     Raises:
-        ValueError: a weight that is no number.
+        ValueError: A weight is not a number.
     """
     reading = Reading(long_prompts, weighted)
     return max(len(pair_chunks(tokenizer, text, None, reading, warn=lambda message: None).ids) for text in words)
 
 
 def join(texts: Sequence[SDXLText], blank: Callable[[], SDXLText]) -> SDXLText:
-    """Joins texts; shorter ones are padded by chunks of no words, which leave the pooled text as it is.
+    """Joins texts; shorter ones are padded with chunks of the empty text, which do not change the pooled text.
 
-    Zeros are padded by zeros, because they mean the absence of a text. The UNet's keys and values of them are zero, so
-    their number changes nothing, while a chunk of no words would be a text.
+    Texts of zeros are padded with zeros, because they stand for the absence of text. The UNet's keys and values for
+    zeros are zero, so their number has no effect, whereas the encoded empty text would have one.
     """
     longest = max(text.states.shape[1] for text in texts)
     return clip_text.join([text if text.states.any() else _zeros(text, longest) for text in texts], blank)
@@ -119,39 +131,39 @@ def _zeros(text: SDXLText, tokens: int) -> SDXLText:
 
 
 def check(models: Any, tokenizer: TokenizerPair | None, value: Any) -> SDXLText:
-    """Returns a user's conditioning as a text of one row.
+    """Returns a user's text conditioning as a text of one row.
 
     Raises:
-        TypeError, ValueError: it is of another family or shape.
+        TypeError, ValueError: It belongs to another family or has another shape.
     """
     if not isinstance(value, SDXLText):
         raise TypeError(
-            f"an embedding of Stable Diffusion XL is an SDXLText of states and pooled text, as encode returns it, not"
-            f" {type(value).__name__}"
+            f"an embedding of Stable Diffusion XL should be an SDXLText with states and pooled text, as `encode`"
+            f" returns it, not {type(value).__name__}"
         )
     tokens, channels, pooled_channels = _text_shape(models, tokenizer)
     states = floating("an embedding's states", value.states, f"(1, {tokens}, {channels})")
     fits = states.ndim == 3 and states.shape[1] and states.shape[2] == channels
     if not fits or states.shape[1] % tokens:
         raise ValueError(
-            f"an embedding's states has shape {states.shape[1:]}, expected {(tokens, channels)} (tokens, channels), or"
+            f"an embedding's states have shape {states.shape[1:]}, expected {(tokens, channels)} (tokens, channels), or"
             f" a multiple of {tokens} tokens"
         )
     pooled = floating("an embedding's pooled", value.pooled, f"(1, {pooled_channels})")
     if pooled.shape != (1, pooled_channels):
-        raise ValueError(f"an embedding's pooled has shape {pooled.shape[1:]}, expected {(pooled_channels,)}")
+        raise ValueError(f"an embedding's pooled text has shape {pooled.shape[1:]}, expected {(pooled_channels,)}")
     return value
 
 
 def _text_shape(models: Any, tokenizer: TokenizerPair | None) -> tuple[int, int, int]:
-    """Returns the tokens of a chunk, and the channels of states and pooled text."""
+    """Returns the number of tokens in a chunk, and the numbers of channels of states and pooled text."""
     tokens = models.text_encoder.config.max_position_embeddings if tokenizer is None else tokenizer.length
     net = models.unet.config
     return tokens, net.level("cross_attention_dim", 0), net.pooled_dim
 
 
 def negative(models: Any, tokenizer: TokenizerPair | None, extras: Any) -> SDXLText | str:
-    """Returns what stands in place of no negative prompt."""
+    """Returns the default negative prompt: zeros or "", as the checkpoint says."""
     if not extras.zero_negative:
         return ""
     tokens, channels, pooled_channels = _text_shape(models, tokenizer)

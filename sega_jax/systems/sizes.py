@@ -1,5 +1,4 @@
-"""How large the pictures of a call are, from its arguments and from a picture that it starts from or enlarges, and the
-sizes that condition SDXL."""
+"""The sizes of a call's pictures and tiles, and SDXL's size conditioning."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,11 +12,11 @@ from sega_jax.systems.base import Sizes
 
 
 def state_shape(sizes: Sizes, height: int | None, width: int | None) -> tuple[int, int, int]:
-    """Returns (height, width, channels) of the state of a picture of this size in pixels.
+    """Returns (height, width, channels) of the state for a picture of this size in pixels.
 
     Raises:
-        TypeError, ValueError: a size that is no positive multiple of the checkpoint's factor, or none where only a
-            low-resolution picture decides it.
+        TypeError, ValueError: A size is not a positive multiple of the checkpoint's factor, or is None and the
+            checkpoint has no default.
     """
     shape: list[int] = []
     for name, value, default in zip(("height", "width"), (height, width), sizes.default or (None, None), strict=True):
@@ -26,7 +25,7 @@ def state_shape(sizes: Sizes, height: int | None, width: int | None) -> tuple[in
         elif default is not None:
             pixels = default
         else:
-            raise ValueError(f"{name}=None is known of a low-resolution picture only; give a number of pixels")
+            raise ValueError(f"{name}=None needs a low-resolution picture to determine it; give a number of pixels")
         if pixels % sizes.multiple:
             near = max(pixels // sizes.multiple, 1) * sizes.multiple
             raise ValueError(
@@ -37,32 +36,35 @@ def state_shape(sizes: Sizes, height: int | None, width: int | None) -> tuple[in
 
 
 def shape_from(
-    sizes: Sizes, height: int | None, width: int | None, small: Sequence[int] | None
+    sizes: Sizes, height: int | None, width: int | None, image: Sequence[int] | None
 ) -> tuple[int, int, int]:
-    """Returns the shape of the state where the call has a picture of this (height, width): one that it enlarges or
-    starts from; None for none.
+    """Returns (height, width, channels) of the state for a call that may start from a picture or enlarge one.
+
+    Args:
+        height, width: The call's arguments, in pixels.
+        image: (height, width) in pixels of the picture that the call starts from or enlarges; None without one.
 
     Raises:
-        TypeError, ValueError: as `state_shape`; or that picture is of another size than asked for.
+        TypeError, ValueError: As `state_shape`; or the picture's size does not fit the requested one.
     """
-    if small is None:
+    if image is None:
         return state_shape(sizes, height, width)
-    default = sizes.default or tuple(sizes.enlarges * side for side in small)
-    asked = [u if side is None else side for side, u in zip((height, width), default, strict=True)]
-    shape = state_shape(sizes, *asked)
-    made = [sizes.factor * side for side in shape[:2]]
+    default = sizes.default or tuple(sizes.enlarges * side for side in image)
+    requested = [other if side is None else side for side, other in zip((height, width), default, strict=True)]
+    shape = state_shape(sizes, *requested)
+    result = [sizes.factor * side for side in shape[:2]]
     if not sizes.enlarges:
-        if list(small) != made:
+        if list(image) != result:
             raise ValueError(
-                f"image has {times(small)} pixels (height x width), expected {times(made)}, those of the picture to be"
-                f" made; resize it, or give height={small[0]}, width={small[1]}"
+                f"image has {times(image)} pixels (height x width), expected {times(result)}, the size of the result;"
+                f" resize it, or give height={image[0]}, width={image[1]}"
             )
         return shape
-    if [sizes.enlarges * side for side in small] != made:
+    if [sizes.enlarges * side for side in image] != result:
         raise ValueError(
-            f"image has {times(small)} pixels (height x width), expected"
-            f" {times([side // sizes.enlarges for side in made])} to make {times(made)}, {sizes.enlarges} times as many"
-            f" each way; resize it, or give height={sizes.enlarges * small[0]}, width={sizes.enlarges * small[1]}"
+            f"image has {times(image)} pixels (height x width), expected"
+            f" {times([side // sizes.enlarges for side in result])} to make {times(result)}, {sizes.enlarges} times as"
+            f" large; resize it, or give height={sizes.enlarges * image[0]}, width={sizes.enlarges * image[1]}"
         )
     return shape
 
@@ -70,44 +72,47 @@ def shape_from(
 def size_conditioning(
     size: tuple[int, int], rows: int, original_size: Any = None, crops_top_left: Any = None, target_size: Any = None
 ) -> np.ndarray:
-    """Returns the sizes that condition SDXL, int [rows, 6]: of the original picture (height, width), where it was
-    cropped (top, left), and of the one that is made (height, width).
+    """Returns SDXL's size conditioning, int [rows, 6].
+
+    The columns are height and width of the original, top and left of the crop, and height and width of the target.
 
     Args:
-        size: (height, width) of the pictures, in place of sizes that are None; no crop is (0, 0).
-        original_size, crops_top_left, target_size: a pair for all rows, or a list of one for each.
+        size: (height, width) of the pictures, the default of `original_size` and `target_size`.
+        original_size, crops_top_left, target_size: One pair for all rows, or a list with a pair for each row. The
+            default of `crops_top_left` is (0, 0).
 
     Raises:
-        ValueError: not one pair for each row.
+        ValueError: The number of pairs is not the number of rows.
     """
-    given = {
+    values = {
         "original_size": (original_size, size),
         "crops_top_left": (crops_top_left, (0, 0)),
         "target_size": (target_size, size),
     }
-    return np.concatenate([_pairs(name, *one, rows) for name, one in given.items()], -1)
+    return np.concatenate([_pairs(name, *value, rows) for name, value in values.items()], -1)
 
 
 def _pairs(name: str, value: Any, default: tuple[int, int], rows: int) -> np.ndarray:
     pairs = value if isinstance(value, list) else [default if value is None else value] * rows
     if len(pairs) != rows:
-        raise ValueError(f"{name} has {len(pairs)} pairs for {rows} pictures; give one for all, or one each")
+        raise ValueError(f"{name} has {len(pairs)} pairs for {rows} pictures; give one for all, or one for each")
     return np.array(pairs)
 
 
 def tile_side(vae: AutoencoderKL | None, tiled: Any) -> int | None:
-    """Returns the side of the tiles that are decoded, in positions of the state; None for the whole picture.
+    """Returns the side of a decoder's tiles in positions of the state; None means no tiles.
 
     Args:
-        tiled: True for the size of the autoencoder's training, a number of pixels, or False.
+        tiled: True for the autoencoder's training size, a number of pixels, or False.
 
     Raises:
-        TypeError, ValueError: the size is no multiple of what tiles share, or there is no autoencoder.
+        TypeError, ValueError: The size is not a multiple of 4 times the autoencoder's factor, because tiles overlap by
+            a quarter; or there is no autoencoder.
     """
     if tiled is False:
         return None
     if vae is None:
-        raise ValueError(f"tiled={tiled!r} needs an autoencoder, and this checkpoint has none; leave it out")
+        raise ValueError(f"tiled={tiled!r} needs an autoencoder, but this checkpoint has none; leave it out")
     config, multiple = vae.config, SHARES * vae.config.factor
     default = config.sample_size if isinstance(config.sample_size, int) else config.sample_size[0]
     pixels = default if tiled is True else check_int("tiled", tiled, 1)
@@ -118,5 +123,5 @@ def tile_side(vae: AutoencoderKL | None, tiled: Any) -> int | None:
 
 
 def times(size: Sequence[int]) -> str:
-    """Writes (height, width) as "64x64"."""
+    """Formats (height, width) as "64x64"."""
     return "x".join(map(str, size))

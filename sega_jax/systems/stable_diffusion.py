@@ -22,7 +22,7 @@ NETWORKS = {
         CLIPTextModel,
         CLIPTextConfig,
         "model",
-        also=clip_text.OF_CLIP,
+        also=clip_text.CLIP_CLASSES,
         options=clip_text.options,
         published=CLIPTextModel.published,
     ),
@@ -33,11 +33,11 @@ NETWORKS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class StableDiffusionCall(ClipCall, StartingCall):
-    """A call of Stable Diffusion 1.x or 2.x."""
+    """The arguments of a call of Stable Diffusion 1.x or 2.x."""
 
 
 class Models(NamedTuple):
-    """The networks of a checkpoint, with or without values."""
+    """The networks of a checkpoint, with or without weights."""
 
     text_encoder: CLIPTextModel
     unet: UNet2DConditionModel
@@ -51,10 +51,10 @@ class Models(NamedTuple):
         vae: Mapping[str, Any] | AutoencoderKL,
         attention: str = "xla",
     ) -> "Models":
-        """Builds networks without values from the contents of their config.json; networks stay as they are.
+        """Builds networks without weights from the contents of their config.json; existing networks are kept.
 
         Raises:
-            ValueError: a config that is not supported, or networks that do not fit each other.
+            ValueError: A config is not supported, or the networks do not fit each other.
         """
         text_encoder = built(text_encoder, CLIPTextModel, CLIPTextConfig)
         unet = built(unet, UNet2DConditionModel, UNetConfig, attention)
@@ -64,24 +64,25 @@ class Models(NamedTuple):
         latent_space.check_channels(net, vae.config)
         if net.has_size_conditioning:
             raise ValueError(
-                "a UNet of addition_embed_type text_time is Stable Diffusion XL's: only text-to-image checkpoints of"
-                " Stable Diffusion 1.x and 2.x have this layout"
+                "the UNet has addition_embed_type text_time, like Stable Diffusion XL's, but the other networks are"
+                " Stable Diffusion 1.x's or 2.x's; take all networks from one checkpoint"
             )
         if net.adds_keys or net.num_class_embeds:
             raise ValueError(
-                f"a UNet of mid_block_type {net.mid_block_type} and num_class_embeds {net.num_class_embeds or None} is"
-                " DeepFloyd-IF's or an upscaler's: only text-to-image checkpoints of Stable Diffusion are supported"
+                f"the UNet has mid_block_type {net.mid_block_type} and num_class_embeds {net.num_class_embeds or None},"
+                " like DeepFloyd-IF's or an upscaler's; only text-to-image checkpoints of Stable Diffusion have this"
+                " layout"
             )
         return cls(text_encoder, unet, vae)
 
 
 def sizes(models: Models) -> Sizes:
-    """Returns the sizes of a checkpoint's pictures."""
+    """Returns the picture sizes of a checkpoint."""
     return latent_space.latent_sizes(models.unet.config, models.vae.config)
 
 
 def setup(call: StableDiffusionCall, given: Given) -> Setup:
-    """Sets a call up; see `sega_jax.systems.diffusion.setup`."""
+    """Sets up a call; see `sega_jax.systems.diffusion.setup`."""
     return diffusion.setup(
         call,
         given,
@@ -95,16 +96,16 @@ def setup(call: StableDiffusionCall, given: Given) -> Setup:
 
 
 def denoiser(unet: UNet2DConditionModel, text: Any, settings: Any, own: Any, x: Any) -> Any:
-    """Returns the function that predicts all branches; see `sega_jax.systems.diffusion.denoiser`."""
+    """Returns (x, call) -> the predictions of all branches; see `sega_jax.systems.diffusion.denoiser`."""
     return diffusion.denoiser(unet, text.states, settings, own, x)
 
 
 def recognise(index: Mapping[str, Any]) -> bool:
-    """Takes every checkpoint that no other family takes, so that errors name what is missing."""
+    """Accepts every checkpoint that no other family accepts, so that errors name the parts that are missing."""
     return True
 
 
-# A text encoder's layers as LoRAs of families with one text encoder name them.
+# The names of a text encoder's layers in LoRAs of families with one text encoder.
 _ONLY_TEXT = r"^lora_te_.*(self_attn_[qkv]_proj|mlp_fc1)$"
 ADAPTERS = AdapterNames(
     {"text_encoder": adapters.TEXT, "unet": adapters.UNET},

@@ -1,4 +1,4 @@
-"""The x4 upscaler of Stable Diffusion 2.x: latents conditioned on a noisy low-resolution picture of their size."""
+"""The x4 upscaler of Stable Diffusion 2.x: latents conditioned on a noisy low-resolution picture of the same size."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -20,13 +20,14 @@ from sega_jax.systems.stable_diffusion import ADAPTERS, NETWORKS, SAMPLER
 from sega_jax.text.files import read_json
 
 NOISE = "low_res_scheduler"
-_SCALING_FACTOR = 0.08333  # of diffusers' pipeline, where the autoencoder's config names none
-_MOST_NOISE = 350  # likewise, where the index names none
+# diffusers' defaults, for autoencoder configs without a scaling_factor and indexes without a max_noise_level
+_SCALING_FACTOR = 0.08333
+_MAX_NOISE_LEVEL = 350
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class UpscalerCall(ClipCall, ConditionedCall, AutoencodedCall):
-    """A call of the x4 upscaler, with diffusers' defaults."""
+    """The arguments of a call of the x4 upscaler, with diffusers' defaults."""
 
     steps: Any = changed(DiffusionCall, "steps", 75)
     guidance_scale: Any = changed(DiffusionCall, "guidance_scale", 9.0)
@@ -34,7 +35,7 @@ class UpscalerCall(ClipCall, ConditionedCall, AutoencodedCall):
 
 
 class Models(NamedTuple):
-    """The networks of a checkpoint, with or without values."""
+    """The networks of a checkpoint, with or without weights."""
 
     text_encoder: CLIPTextModel
     unet: UNet2DConditionModel
@@ -48,10 +49,10 @@ class Models(NamedTuple):
         vae: Mapping[str, Any] | AutoencoderKL,
         attention: str = "xla",
     ) -> "Models":
-        """Builds networks without values from the contents of their config.json; networks stay as they are.
+        """Builds networks without weights from the contents of their config.json; existing networks are kept.
 
         Raises:
-            ValueError: a config that is not supported, or networks that do not fit each other.
+            ValueError: A config is not supported, or the networks do not fit each other.
         """
         if isinstance(vae, Mapping):
             vae = {"scaling_factor": _SCALING_FACTOR, **vae}
@@ -62,8 +63,8 @@ class Models(NamedTuple):
         diffusion.check_context(net, width, f"the text encoder's hidden_size {width}")
         if net.has_size_conditioning or net.adds_keys or not net.num_class_embeds:
             raise ValueError(
-                f"the UNet takes no small picture, which {TITLE}'s does: num_class_embeds is"
-                f" {net.num_class_embeds or None}"
+                f"the UNet takes no low-resolution picture, but {TITLE} needs one: num_class_embeds is"
+                f" {net.num_class_embeds or None}; give the upscaler's UNet"
             )
         latent_space.check_channels(net, vae.config, more=3)
         return cls(text_encoder, unet, vae)
@@ -73,19 +74,19 @@ TITLE = "Stable Diffusion's x4 upscaler"
 
 
 def sizes(models: Models) -> Sizes:
-    """Returns the sizes of a checkpoint's pictures. The low-resolution picture is as large as the latents."""
+    """Returns the picture sizes of a checkpoint. The low-resolution picture has the size of the latents."""
     auto = models.vae.config
     return Sizes(auto.latent_channels, auto.factor, auto.factor, None, auto.factor)
 
 
 def setup(call: UpscalerCall, given: Given) -> Setup:
-    """Sets a call up; see `sega_jax.systems.diffusion.setup`."""
-    made = sizes(given.models)
+    """Sets up a call; see `sega_jax.systems.diffusion.setup`."""
+    picture_sizes = sizes(given.models)
     image, low_res = diffusion.low_res_of(call, given)
     return diffusion.setup(
         call,
         given,
-        made,
+        picture_sizes,
         diffusion.table(call, given.scheduler),
         image=image,
         low_res=low_res,
@@ -96,30 +97,32 @@ def setup(call: UpscalerCall, given: Given) -> Setup:
 
 
 def extras(folder: Path, index: Mapping[str, Any], models: Models) -> Upscaling:
-    """Reads how low-resolution pictures are noised; the index may bound the level.
+    """Reads how noise is added to low-resolution pictures; the index may limit the noise level.
 
     Raises:
-        ValueError: the config is not supported.
+        ValueError: The scheduler's config is not supported.
     """
     scheduler = from_config(read_json(folder / NOISE / "scheduler_config.json"), strict=False)
-    most = scheduler.options["num_train_timesteps"] - 1
-    most = min(most, models.unet.config.num_class_embeds - 1, index.get("max_noise_level", _MOST_NOISE))
-    return Upscaling(LowResNoise(scheduler, most))
+    max_level = scheduler.options["num_train_timesteps"] - 1
+    max_level = min(max_level, models.unet.config.num_class_embeds - 1, index.get("max_noise_level", _MAX_NOISE_LEVEL))
+    return Upscaling(LowResNoise(scheduler, max_level))
 
 
 def schedulers(extras: Upscaling) -> dict[str, Scheduler]:
-    """Returns the scheduler that noises low-resolution pictures, by its folder."""
+    """Returns the scheduler that adds noise to low-resolution pictures, by its folder."""
     return {NOISE: extras.low_res_noise.scheduler}
 
 
 def notice(index: Mapping[str, Any]) -> str | None:
-    """Warns where a checkpoint has DeepFloyd-IF's safety checker, which is not Stable Diffusion's. The upscaler has it
-    as well if diffusers saved it as the last stage of that cascade."""
+    """Returns a warning if a checkpoint has DeepFloyd-IF's safety checker, which differs from Stable Diffusion's.
+
+    An upscaler has it if diffusers saved it as the last stage of that cascade.
+    """
     if listed(index, "safety_checker") != "IFSafetyChecker":
         return None
     return (
         "has DeepFloyd-IF's safety checker, which is not supported: pictures go unchecked and without a watermark;"
-        " safety_checker=False loads it without this warning"
+        " give safety_checker=False to load it without this warning"
     )
 
 
@@ -138,7 +141,7 @@ SYSTEM = System(
         notice=notice,
         saved=Saved(
             "StableDiffusionUpscalePipeline",
-            entries=lambda extras: {"max_noise_level": extras.low_res_noise.most},
+            entries=lambda extras: {"max_noise_level": extras.low_res_noise.max_level},
             schedulers=schedulers,
         ),
         adapters=ADAPTERS._replace(kinds=()),

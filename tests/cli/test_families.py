@@ -202,11 +202,11 @@ def test_a_picture_is_enlarged(stages, files, tmp_path):
 @pytest.mark.parametrize(
     ("model", "words", "said"),
     [
-        ("paella", ["--lora", "x4.safetensors"], "--lora is given, but LoRAs have no names for the layers of Paella"),
-        ("paella", ["--textual-inversion", "toy.safetensors"], "has no vectors for the text encoder of Paella; leave"),
+        ("paella", ["--lora", "x4.safetensors"], "--lora is given, but Paella does not support LoRA"),
+        ("paella", ["--textual-inversion", "toy.safetensors"], "Paella does not support textual inversion; leave"),
         ("paella", ["--config", "."], "is for single files"),
         ("paella", ["--original-size", "8,8"], "--original-size is of Stable Diffusion XL, but"),
-        ("stage1", ["--textual-inversion", "toy.safetensors"], "It is for Stable Diffusion 1.x or 2.x, Stable"),
+        ("stage1", ["--textual-inversion", "toy.safetensors"], "It is supported by Stable Diffusion 1.x or 2.x"),
         ("stage1", ["--stage2-lora", "2.safetensors"], "--stage2-lora is given without --stage2"),
         ("stage1", ["--upscaler-textual-inversion", "toy.safetensors"], "is given without --upscaler"),
         (

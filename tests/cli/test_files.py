@@ -150,7 +150,7 @@ def test_mistakes(files, tmp_path, monkeypatch, given, words):
     ("given", "words"),
     [
         (["--lora", "a.safetensors"], "a.safetensors does not fit this checkpoint's text_encoder and unet"),
-        (["--textual-inversion", "toy.safetensors"], "has no vectors for the text encoder of DeepFloyd-IF's first"),
+        (["--textual-inversion", "toy.safetensors"], "DeepFloyd-IF's first stage does not support textual inversion"),
         (["--tokenizer", "folder/tokenizer"], "--tokenizer is not of cascades"),
         (["--config", "folder"], "config='folder' is for single files"),
         (["--ema"], "--ema is not of cascades"),

@@ -285,7 +285,7 @@ def test_sources_and_destinations_of_another_type_are_rejected(refused):
 def test_sources_that_are_not_checkpoints_are_rejected(refused, copy, tmp_path):
     refused("is no folder", source=tmp_path / "nowhere", error=FileNotFoundError)
     refused("is a single file, not a folder", source=copy / UNET, error=FileNotFoundError)
-    refused("give the folder above", source=copy / "unet")
+    refused("give its parent folder", source=copy / "unet")
     refused("has no model_index.json", source=tmp_path)
     edit_json(copy / "model_index.json", text_encoder_2=["transformers", "CLIPTextModel"])
     refused("whose text_encoder_2 is CLIPTextModel", "expected Stable Diffusion XL")

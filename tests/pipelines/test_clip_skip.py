@@ -40,7 +40,7 @@ def test_padding_is_read_like_the_prompt(small):
 def test_too_many_layers_are_refused(small, least_xl):
     """Before anything runs; Stable Diffusion XL never reads the last layer."""
     for pipe, most in ((small, 2), (least_xl, 1)):
-        message = rf"clip_skip={most + 1} should be from 0 to {most}, by the number of the text encoder's layers"
+        message = rf"clip_skip={most + 1} should be from 0 to {most} for this text encoder"
         with pytest.raises(ValueError, match=message):
             pipe.prepare("cat", clip_skip=most + 1)
         with pytest.raises(ValueError, match=message):

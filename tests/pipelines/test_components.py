@@ -329,14 +329,14 @@ def test_what_is_no_component(small_folder, components, error, words):
 def test_networks_that_do_not_fit_are_refused_by_the_pipeline(own):
     unet = tiny.networks(unet=tiny.UNET | {"in_channels": 8, "out_channels": 8}, vae=tiny.VAE | {"latent_channels": 8})
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), unet.unet)
-    with pytest.raises(ValueError, match="the UNet takes 8 channels to 8, and the VAE has 4: expected 4 to 4"):
+    with pytest.raises(ValueError, match=r"the UNet has 8 input and 8 output channels, .* expected 4 input"):
         own.models = own.models._replace(unet=zeros)
     assert isinstance(own.models, Models)
 
 
 def test_a_variance_that_the_network_does_not_predict(own):
     own.scheduler = tiny.SCHEDULERS["DDPM"] | {"variance_type": "learned_range"}
-    with pytest.raises(ValueError, match="is for networks that predict their variance, and this one does not"):
+    with pytest.raises(ValueError, match="needs a network that predicts its variance, and this one does not"):
         own(**CALL)
 
 

@@ -138,13 +138,13 @@ REFUSED = [
     ({"image": BYTES[0], "strength": "a"}, TypeError, "strength='a' should be a number"),
     ({"image": BYTES[0], "strength": 0}, ValueError, "strength=0 of 50 steps is less than one; give at least 0.02"),
     ({"image": BYTES[0], "strength": 0.01}, ValueError, "strength=0.01 of 50 steps is less than one"),
-    ({"strength": 0.5}, ValueError, "strength=0.5 needs a picture to start from; give it as image"),
+    ({"strength": 0.5}, ValueError, "strength=0.5 needs a picture to start from; give one as image"),
     ({"image": BYTES[0, :8]}, ValueError, "image has 8x16 pixels .*expected 16x16, .*give height=8, width=16"),
     ({"image": BYTES[0], "height": 24}, ValueError, "image has 16x16 pixels .*, expected 24x16"),
     ({"image": BYTES}, ValueError, "image has 2 entries, expected 1"),
     ({"image": "nowhere.png"}, FileNotFoundError, "image='nowhere.png' does not exist"),
-    ({"image": __file__}, ValueError, "is no readable picture"),
-    ({"image": 3}, TypeError, "image=3 should be a PIL picture, the path of one, or an array"),
+    ({"image": __file__}, ValueError, "cannot be read as a picture"),
+    ({"image": 3}, TypeError, "image=3 should be a PIL picture, the path of a picture, or an array"),
 ]
 
 

@@ -33,11 +33,11 @@ def with_nan(array):
 PROMPTS = [
     ({"prompt": 3}, TypeError, "prompt=3 should be words"),
     ({"prompt": None}, TypeError, "prompt=None should be words"),
-    ({"prompt": []}, TypeError, r"prompt=\[\] should be words, their conditioning, or a non-empty list"),
+    ({"prompt": []}, TypeError, r"prompt=\[\] should be words, their text conditioning, or a non-empty list"),
     ({"prompt": ["a", 1]}, TypeError, r"prompt=\['a', 1\] should be words"),
     ({"prompt": b"cat"}, TypeError, "prompt=b'cat' should be words"),
     ({"negative_prompt": ["a", "b"]}, ValueError, "negative_prompt has 2 entries, expected 1"),
-    ({"negative_prompt": []}, TypeError, r"negative_prompt=\[\] should be words, their conditioning, or a non-empty"),
+    ({"negative_prompt": []}, TypeError, r"negative_prompt=\[\] should be words, their text conditioning, or a non"),
     ({"negative_prompt": 3}, TypeError, "negative_prompt=3 should be words"),
     ({"negative_prompt": [None]}, TypeError, "negative_prompt=.* should be words"),
 ]
@@ -59,7 +59,7 @@ NOISE = [
     ({"key": jax.random.key(0), "seed": 1}, ValueError, "seed and key were both given"),
     ({"latents": LATENTS[0]}, ValueError, r"latents have shape \(8, 8, 4\), expected \(1, 8, 8, 4\)"),
     ({"latents": np.repeat(LATENTS, 2, 0)}, ValueError, r"expected \(1, 8, 8, 4\) \(pictures, height, width"),
-    ({"latents": LATENTS.transpose(0, 3, 1, 2)}, ValueError, "latents are channels last here"),
+    ({"latents": LATENTS.transpose(0, 3, 1, 2)}, ValueError, "move the channels of latents to the last axis"),
     ({"latents": with_nan(LATENTS)}, ValueError, "latents have NaN or infinite entries"),
     ({"latents": with_nan(LATENTS).astype(jnp.bfloat16)}, ValueError, "latents have NaN or infinite entries"),
     ({"latents": np.full(LATENTS.shape, np.inf)}, ValueError, "latents have NaN or infinite entries"),
@@ -201,7 +201,7 @@ def test_face_of_diffusers(idle, case):
 )
 def test_guidance_scales_that_lose_the_prompt(idle, scale, effect):
     """The faces of diffusers take them for the prompt's prediction, as diffusers does."""
-    with pytest.raises(ValueError, match=f"guidance_scale{effect} the prompt; give 1 to turn classifier-free"):
+    with pytest.raises(ValueError, match=f"guidance_scale{effect} the prompt; give 1 to turn off classifier-free"):
         idle(["cat", "dog"], guidance_scale=scale)
 
 

@@ -118,7 +118,7 @@ def test_what_makes_no_sense(least, first, second):
         least("cat", steps=STEPS, record=True, record_noise=True)
     with pytest.warns(UserWarning, match="it is ignored"):
         least.prepare("cat", steps=STEPS, noise=noise, strict=False)
-    with pytest.raises(ValueError, match="record_noise=True is for the record that record=True returns; give both"):
+    with pytest.raises(ValueError, match="record_noise=True needs a record; give record=True as well"):
         least("cat", record_noise=True)
     with pytest.raises(ValueError, match=r"noise has shape \(3, 2, 8, 8, 4\), expected \(3, 1, 8, 8, 4\)"):
         least("cat", steps=STEPS, eta=1.0, noise=np.zeros((3, 2, 8, 8, 4)))

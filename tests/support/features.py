@@ -11,10 +11,10 @@ STARTING, ENLARGING = ("stable_diffusion", "sdxl"), ("x4_upscaler", "deepfloyd_s
 # A cell is this word, or a regular expression of the refusal.
 WORKS = "works"
 CALL = "{name} is not an argument of a call of {title}; leave it out, as it is for "
-LORA = "is given, but LoRAs have no names for the layers of {title}; leave it out. It is for "
-WORDS = "is given, but textual inversion has no vectors for the text encoder of {title}; leave it out. It is for "
+LORA = "is given, but {title} does not support LoRA; leave it out. It is supported by "
+WORDS = "is given, but {title} does not support textual inversion; leave it out. It is supported by "
 SCHEDULE = "scheduler=.* {title} has a schedule of its own; leave it out"
-FILE = "is no single file of Stable Diffusion 1.x or 2.x or Stable Diffusion XL: "
+FILE = "is not a single-file checkpoint of Stable Diffusion 1.x or 2.x or Stable Diffusion XL: "
 SWEEP = "'{name}' is not a setting of {title}, which has prompt, negative_prompt, seed, "
 SHELL = "--{option} is of .*, but MODEL is {title}; leave it out"
 

@@ -219,8 +219,8 @@ BAD = {
     "a size that does not fit": ({"height": [16, 17]}, "height=17 is not a multiple of 2"),
     "fresh noise of a solver without": (
         {"eta": [0.0, 0.5], "scheduler": ["DDIMScheduler", "PNDMScheduler"]},
-        "eta=0.5 is for DDIM and TCD, PNDMScheduler has none; leave it out; say settings that go together side by side,"
-        " in .zip.",
+        "eta=0.5 applies to DDIM and TCD only, not to PNDMScheduler; leave it out; say settings that go together"
+        " side by side, in .zip.",
     ),
     "too many steps": ({"steps": [50, 1001]}, "steps=1001 should be from 1 to 1000"),
 }

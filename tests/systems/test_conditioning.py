@@ -1,4 +1,4 @@
-"""Text conditioning: a pytree of each family's own type, printed, indexed, joined, and kept on disk."""
+"""Text conditioning: the pytrees, their repr, indexing, files and joining."""
 
 import json
 
@@ -38,7 +38,7 @@ def text(request):
 
 
 def same(first, second):
-    """Whether two texts are equal, to the last bit."""
+    """Returns whether two texts are equal bit for bit."""
     assert jax.tree.structure(first) == jax.tree.structure(second)
     pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
     return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs)
@@ -48,7 +48,7 @@ def same(first, second):
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_leaves_are_the_arrays_by_their_names(name):
+def test_leaves_are_the_fields_in_order(name):
     text, fields = TEXTS[name]
     leaves, structure = jax.tree.flatten_with_path(text)
     assert [path[0].name for path, _ in leaves] == fields
@@ -58,14 +58,14 @@ def test_leaves_are_the_arrays_by_their_names(name):
     assert same(again, text)
 
 
-def test_it_passes_through_compiled_functions(text):
-    turned = jax.jit(lambda text: jax.tree.map(lambda leaf: leaf[::-1], text))(text)
-    assert type(turned) is type(text)
-    for found, given in zip(jax.tree.leaves(turned), jax.tree.leaves(text), strict=True):
-        np.testing.assert_array_equal(found, given[::-1])
+def test_text_passes_through_jit(text):
+    flipped = jax.jit(lambda text: jax.tree.map(lambda leaf: leaf[::-1], text))(text)
+    assert type(flipped) is type(text)
+    for actual, original in zip(jax.tree.leaves(flipped), jax.tree.leaves(text), strict=True):
+        np.testing.assert_array_equal(actual, original[::-1])
 
 
-def test_it_is_frozen(text):
+def test_text_is_immutable(text):
     with pytest.raises(AttributeError):
         text.states = None
 
@@ -73,7 +73,7 @@ def test_it_is_frozen(text):
 # Printing
 
 
-def test_it_prints_types_and_shapes_not_numbers():
+def test_repr_shows_dtypes_and_shapes():
     assert repr(ClipText(states(2))) == "ClipText(states=float32[2, 3, 4])"
     assert repr(ClipText(jnp.zeros((1, 3, 4), jnp.bfloat16))) == "ClipText(states=bfloat16[1, 3, 4])"
     shown = "byt5=float32[2, 3, 4], mask=bool[2, 3], clip=None, has_clip=bool[2], image=None"
@@ -84,15 +84,15 @@ def test_it_prints_types_and_shapes_not_numbers():
 
 
 @pytest.mark.parametrize("i", [0, 1, -1, -2, np.int64(1), jnp.asarray(1)])
-def test_one_text_keeps_its_axis(text, i):
+def test_indexing_keeps_the_first_axis(text, i):
     one = text[i]
     assert type(one) is type(text)
     assert len(one) == 1
-    for found, given in zip(jax.tree.leaves(one), jax.tree.leaves(text), strict=True):
-        np.testing.assert_array_equal(found, given[[int(i)]])
+    for actual, original in zip(jax.tree.leaves(one), jax.tree.leaves(text), strict=True):
+        np.testing.assert_array_equal(actual, original[[int(i)]])
 
 
-def test_several_texts(text):
+def test_slices_and_iteration(text):
     assert len(text) == 2
     assert len(text[:1]) == 1
     assert same(text[::-1][0], text[1])
@@ -100,15 +100,15 @@ def test_several_texts(text):
 
 
 @pytest.mark.parametrize("i", [2, -3])
-def test_a_text_that_is_not_there(text, i):
-    """An iteration ends, too."""
-    with pytest.raises(IndexError, match=f"text {i} of 2"):
+def test_index_out_of_range(text, i):
+    """The error also ends an iteration."""
+    with pytest.raises(IndexError, match=f"text index {i} is out of range for 2 texts"):
         text[i]
     assert len(list(text)) == 2
 
 
 @pytest.mark.parametrize("i", ["a", [0], 0.5, None])
-def test_what_is_no_index(text, i):
+def test_invalid_indices(text, i):
     with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
         text[i]
 
@@ -116,7 +116,7 @@ def test_what_is_no_index(text, i):
 # On disk
 
 
-def test_to_disk_and_back(text, tmp_path):
+def test_save_and_load(text, tmp_path):
     path = tmp_path / "text.safetensors"
     text.save(path)
     assert same(type(text).load(str(path)), text)
@@ -125,7 +125,7 @@ def test_to_disk_and_back(text, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["text.safetensors"]
 
 
-def test_in_half_precision_from_the_devices(tmp_path):
+def test_save_and_load_bfloat16_from_a_device(tmp_path):
     half = ClipText(jnp.asarray(states(2), jnp.bfloat16))
     half.save(tmp_path / "half.safetensors")
     again = ClipText.load(tmp_path / "half.safetensors")
@@ -133,13 +133,13 @@ def test_in_half_precision_from_the_devices(tmp_path):
     np.testing.assert_array_equal(again.states, half.states)
 
 
-def test_in_the_home_folder(tmp_path, monkeypatch):
+def test_paths_in_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     ClipText(states(1)).save("~/text.safetensors")
     assert len(ClipText.load("~/text.safetensors")) == 1
 
 
-def test_files_that_are_not_there(tmp_path):
+def test_missing_files_and_folders(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.safetensors does not exist"):
         ClipText.load(tmp_path / "nowhere.safetensors")
     for path in (tmp_path, tmp_path / "nowhere" / "text.safetensors"):
@@ -147,7 +147,7 @@ def test_files_that_are_not_there(tmp_path):
             ClipText(states(1)).save(path)
 
 
-def test_files_of_something_else(tmp_path):
+def test_files_with_other_contents(tmp_path):
     path = tmp_path / "x.safetensors"
     TEXTS["sdxl"][0].save(path)
     with pytest.raises(ValueError, match=r"x\.safetensors holds SDXLText, expected ClipText"):
@@ -162,32 +162,34 @@ def test_files_of_something_else(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", json.dumps({}).encode()])
-def test_broken_files(tmp_path, content):
+def test_damaged_files(tmp_path, content):
     (tmp_path / "x.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"x\.safetensors is no readable text conditioning .*; write it with save"):
+    with pytest.raises(
+        ValueError, match=r"x\.safetensors cannot be read as text conditioning .*; give a file that `save` wrote"
+    ):
         ClipText.load(tmp_path / "x.safetensors")
-    with pytest.raises(ValueError, match="is no readable text conditioning"):
+    with pytest.raises(ValueError, match="cannot be read as text conditioning"):
         ClipText.load(tmp_path)
 
 
 # Joining
 
 
-def test_equal_shapes_are_joined(text):
+def test_join_equal_shapes(text):
     joined = stacked([text, text[1]])
     assert len(joined) == 3
     assert same(joined[:2], text)
     assert same(joined[2], text[1])
 
 
-def test_other_shapes_are_not_joined():
+def test_join_rejects_different_shapes():
     with pytest.raises(ValueError, match=r"different shapes: T5Text\(states=float32\[1, 3, 4\]\) and .*\[1, 5, 4\]\);"):
         stacked([T5Text(states(1)), T5Text(states(1, 5))])
     with pytest.raises(ValueError, match="different shapes"):
         stacked([paella(1), paella(1, clip=False)])
 
 
-def test_shorter_texts_of_clip_are_padded_by_chunks_without_words():
+def test_shorter_clip_texts_are_padded_with_empty_chunks():
     short, long, blank = ClipText(states(1)), ClipText(states(1, 9)), ClipText(states(1, seed=1))
     joined = clip_text.join([short, long], lambda: blank)
     np.testing.assert_array_equal(joined.states[0], np.concatenate([short.states[0], *[blank.states[0]] * 2]))
@@ -199,8 +201,8 @@ def test_shorter_texts_of_clip_are_padded_by_chunks_without_words():
     assert same(clip_text.join([short, short], never), stacked([short, short]))
 
 
-def test_texts_of_paella_are_padded_without_effect():
-    """To multiples of 64 bytes; texts without CLIP are marked."""
+def test_paella_texts_are_padded_and_masked():
+    """Lengths are padded to multiples of 64 bytes; texts without CLIP are marked."""
     joined = paella_text.join([paella(1), paella(1, clip=False)], lambda: pytest.fail("no words are needed"))
     assert repr(joined) == (
         "PaellaText(byt5=float32[2, 64, 4], mask=bool[2, 64], clip=float32[2, 6], has_clip=bool[2], image=None)"

@@ -1,4 +1,4 @@
-"""DeepFloyd-IF's stages and the x4 upscaler: what each makes, of which small pictures and noise, what is refused."""
+"""DeepFloyd-IF's stages and the x4 upscaler: predictions, low-resolution pictures, noise levels and invalid inputs."""
 
 import json
 import shutil
@@ -31,20 +31,24 @@ def edit_json(path, **changes):
 # Pure functions
 
 
-def test_the_variance_is_the_prompts():
-    """Of a network that predicts it; guidance sees the three channels of the estimate."""
+def test_solver_takes_the_prompts_variance():
+    """If the network predicts the variance, guidance gets only the three channels of the estimate."""
     values = np.arange(2 * 4 * 6, dtype=np.float32).reshape(8, 1, 1, 6)
     row = Row(*[np.float32(1)] * 8)
     text = np.zeros((2, 4, 1, 1), np.float32)
     preds = diffusion.predict(lambda x, *_: jnp.asarray(values), text, jnp.zeros((2, 1, 1, 3)), row)
     branches = values.reshape(2, 4, 1, 1, 6)
-    for found, wanted in ((preds.uncond, branches[:, 0]), (preds.cond, branches[:, 1]), (preds.edits, branches[:, 2:])):
-        np.testing.assert_array_equal(found, wanted[..., :3])
+    for actual, expected in (
+        (preds.uncond, branches[:, 0]),
+        (preds.cond, branches[:, 1]),
+        (preds.edits, branches[:, 2:]),
+    ):
+        np.testing.assert_array_equal(actual, expected[..., :3])
     np.testing.assert_array_equal(preds.aux, branches[:, 1, ..., 3:])
 
 
-def test_no_noise_at_the_end_whatever_the_variance():
-    """Far beyond [-1, 1], where it is used as it is."""
+def test_last_step_adds_no_noise():
+    """The predicted variance is ignored, even far beyond [-1, 1]."""
     table = from_config(tiny.IF_SCHEDULER).table(3)
     last = jax.tree.map(lambda column: column[-1], table)
     x = np.random.default_rng(0).standard_normal((2, 4, 4, 3)).astype(np.float32)
@@ -56,34 +60,34 @@ def test_no_noise_at_the_end_whatever_the_variance():
     np.testing.assert_array_equal(step(np.full_like(x, 99)), step(None))
 
 
-def test_what_an_upscaler_sees():
-    """The solver's scale is of the state alone. The network has the small picture and the noise level of each row, and
-    itself repeats them for the branches."""
-    seen = []
+def test_inputs_of_an_upscaler():
+    """The solver scales only the state. The network gets the low-resolution picture and the noise level of each row and
+    repeats them for the branches itself."""
+    inputs = []
 
     def unet(x, timestep, text, level):
-        seen.append((x, level))
+        inputs.append((x, level))
         return jnp.repeat(x[..., :3], 3, 0)
 
     row = Row(*[np.float32(2)] * 8)
     x, small = jnp.ones((2, 1, 1, 3)), jnp.arange(6.0).reshape(2, 1, 1, 3)
     preds = diffusion.predict(unet, np.zeros((2, 3, 1, 1), np.float32), x, row, (small, np.array([5, 9])))
-    (x, level), *_ = seen
+    (x, level), *_ = inputs
     np.testing.assert_array_equal(x[:, 0, 0], [[2, 2, 2, 0, 1, 2], [2, 2, 2, 3, 4, 5]])
     assert level.tolist() == [5, 9]
     assert preds.aux is None
 
 
 def test_text_is_projected_once_for_all_calls():
-    seen = []
+    shapes = []
 
     class Network:
         def project(self, text):
-            seen.append(text.shape)
+            shapes.append(text.shape)
             return text.mean(1)
 
         def __call__(self, x, timestep, text):
-            seen.append(text.shape)
+            shapes.append(text.shape)
             return jnp.zeros((len(text), *x.shape[1:]))
 
     keys = jax.vmap(jax.random.key)(jnp.arange(2, dtype=jnp.uint32))
@@ -96,30 +100,30 @@ def test_text_is_projected_once_for_all_calls():
         return programs.advance(Network(), deepfloyd.T5Text(states), carry, table, settings, **program)
 
     jax.eval_shape(run, jnp.zeros((2, 2, 7, 5)))
-    assert seen.count((4, 7, 5)) == 1
-    assert set(seen) == {(4, 7, 5), (4, 5)}
+    assert shapes.count((4, 7, 5)) == 1
+    assert set(shapes) == {(4, 7, 5), (4, 5)}
 
 
 @pytest.mark.parametrize("size", [(4, 4), (7, 13), (1, 8), (2, 3)])
-def test_enlarged_by_lines_between_positions(size):
+def test_resized_interpolates_linearly(size):
     rng = np.random.default_rng(0)
     picture = rng.standard_normal((2, 4, 5, 3)).astype(np.float32)
-    wanted = picture
+    expected = picture
     for axis, count in enumerate(size, 1):
-        at = np.linspace(0, picture.shape[axis] - 1, count)
-        known = np.arange(picture.shape[axis])
-        wanted = np.apply_along_axis(lambda line, at=at, known=known: np.interp(at, known, line), axis, wanted)
-    np.testing.assert_allclose(low_res.resized(jnp.asarray(picture), size), wanted, atol=1e-5)
+        new = np.linspace(0, picture.shape[axis] - 1, count)
+        old = np.arange(picture.shape[axis])
+        expected = np.apply_along_axis(lambda line, new=new, old=old: np.interp(new, old, line), axis, expected)
+    np.testing.assert_allclose(low_res.resized(jnp.asarray(picture), size), expected, atol=1e-5)
 
 
-def noised(anew, call, level=0.6):
+def noised(fresh, call, level=0.6):
     picture, signal, noise = jnp.zeros((2, 4, 4, 3)), np.full(2, 0.8), np.full(2, level)
-    small = low_res.LowResCondition(picture, np.int32([3, 3]), signal, noise, np.full(2, anew))
+    condition = low_res.LowResCondition(picture, np.int32([3, 3]), signal, noise, np.full(2, fresh))
     keys = jax.vmap(jax.random.key)(jnp.arange(2, dtype=jnp.uint32))
-    return low_res.noised(keys, small, Row(np.int32(call), *[None] * 7))
+    return low_res.noised(keys, condition, Row(np.int32(call), *[None] * 7))
 
 
-def test_noise_on_small_pictures_is_drawn_once_or_anew():
+def test_low_resolution_noise_is_drawn_once_or_at_every_call():
     np.testing.assert_array_equal(noised(False, 0), noised(False, 7))
     assert not np.allclose(noised(True, 1), noised(True, 7))
     np.testing.assert_array_equal(noised(True, 0), noised(False, 0))
@@ -130,7 +134,7 @@ def test_noise_on_small_pictures_is_drawn_once_or_anew():
 # Calls
 
 
-def test_the_first_stage_is_guided(first):
+def test_edits_change_the_first_stage(first):
     plain, edited, neutral = (
         first("a cat", edits, steps=6, output="float", record=True)
         for edits in ([], EDITS, [Edit("glasses", scale=0, warmup=0)])
@@ -142,8 +146,8 @@ def test_the_first_stage_is_guided(first):
     assert edited.record.edits.shape == (1, 6, 2, 8, 8, 3)
 
 
-def test_rows_are_their_own(first):
-    """The same program and batch: only the order differs."""
+def test_rows_are_independent(first):
+    """The same rows in another order give the same pictures, in the same program."""
     edits = [EDITS, EDITS[:1]]
     a = first(["cat", "a dog"], edits, seed=[3, 4], guidance_scale=[7, 3], **LATENT).images
     b = first(["a dog", "cat"], edits[::-1], seed=[4, 3], guidance_scale=[3, 7], **LATENT).images
@@ -151,16 +155,16 @@ def test_rows_are_their_own(first):
 
 
 @pytest.mark.slow
-def test_small_pictures_come_in_many_ways(second):
-    """A picture of PIL, bytes, and floats; one for all rows or one each."""
+def test_types_of_low_resolution_pictures(second):
+    """Pictures are PIL pictures, uint8 arrays or floats; there may be one for all rows, or one for each."""
     call = partial(second, ["cat", "dog"], seed=[1, 2], **LATENT)
-    wanted = call(image=BYTES).images
+    expected = call(image=BYTES).images
     for image in (list(BYTES), [Image.fromarray(one) for one in BYTES], tuple(Image.fromarray(one) for one in BYTES)):
-        np.testing.assert_array_equal(call(image=image).images, wanted)
+        np.testing.assert_array_equal(call(image=image).images, expected)
     for image in (BYTES / 255, (BYTES / 255).astype(np.float32), jnp.asarray(BYTES / 255)):
-        np.testing.assert_allclose(call(image=image).images, wanted, atol=1e-3)
+        np.testing.assert_allclose(call(image=image).images, expected, atol=1e-3)
     np.testing.assert_array_equal(call(image=BYTES[0]).images, call(image=BYTES[[0, 0]]).images)
-    assert not np.allclose(call(image=BYTES[0]).images[1], wanted[1], atol=1e-3)
+    assert not np.allclose(call(image=BYTES[0]).images[1], expected[1], atol=1e-3)
     pairs = second(["cat", "dog"], images_per_prompt=2, image=BYTES, **LATENT).images
     assert pairs.shape == (4, 32, 32, 3)
     np.testing.assert_array_equal(
@@ -169,8 +173,8 @@ def test_small_pictures_come_in_many_ways(second):
 
 
 @pytest.mark.slow
-def test_noise_levels_are_numbers(second, compilations):
-    """One each row; others compile nothing."""
+def test_noise_levels_do_not_recompile(second, compilations):
+    """Each row has its own level, and new levels compile nothing."""
     call = partial(second, ["cat", "cat"], seed=[1, 1], image=BYTES[0], **LATENT)
     call()
     compilations.clear()
@@ -193,7 +197,7 @@ def test_sizes(first, second, upscaler):
 
 
 @pytest.mark.slow
-def test_devices_change_nothing(stages, first):
+def test_several_devices_give_the_same_pictures(stages, first):
     text = {"text_encoder": first.models.text_encoder, "tokenizer": first.tokenizer}
     several = load(stages["stage2"], devices=jax.local_devices()[:2], **text)
     one = load(stages["stage2"], devices=first.devices, **text)
@@ -203,7 +207,7 @@ def test_devices_change_nothing(stages, first):
 
 
 def test_other_schedulers(first):
-    """Their options without a predicted variance; DeepFloyd-IF's lists of timesteps."""
+    """Schedulers that ignore the predicted variance work, and so do DeepFloyd-IF's lists of timesteps."""
     pipe = Pipeline(**first.components)
     pipe.scheduler = first.scheduler.config | {"variance_type": "fixed_small"}
     fixed = pipe("cat", **LATENT).images
@@ -214,13 +218,13 @@ def test_other_schedulers(first):
 
 
 @pytest.mark.slow
-def test_a_pipeline_without_a_text_encoder(stages, first, second, one_device):
+def test_pipeline_without_a_text_encoder(stages, first, second, one_device):
     bare = load(stages["stage2"], devices=first.devices)
     assert bare.models.text_encoder is bare.tokenizer is None
     embeddings = first.encode(["cat", "", "hat"])
-    wanted = second("cat", Edit("hat", warmup=0), image=BYTES[0], **LATENT).images
+    expected = second("cat", Edit("hat", warmup=0), image=BYTES[0], **LATENT).images
     call = partial(bare, embeddings[0], negative_prompt=embeddings[1], image=BYTES[0], **LATENT)
-    np.testing.assert_array_equal(call(Edit(embeddings[2], warmup=0)).images, wanted)
+    np.testing.assert_array_equal(call(Edit(embeddings[2], warmup=0)).images, expected)
     for words in (partial(bare, "cat", image=BYTES[0]), partial(bare, embeddings[0], image=BYTES[0]), bare.encode):
         with pytest.raises(ValueError, match=r"this pipeline has no text encoder\. Give embeddings"):
             words(*(["cat"] if words == bare.encode else []))
@@ -228,7 +232,7 @@ def test_a_pipeline_without_a_text_encoder(stages, first, second, one_device):
         bare(np.zeros((77, 9), np.float32), negative_prompt=embeddings[1], image=BYTES[0])
 
 
-# Refused
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -239,11 +243,11 @@ def test_a_pipeline_without_a_text_encoder(stages, first, second, one_device):
         ("first", {"height": 7}, ValueError, "height=7 is not a multiple of 2"),
         ("second", {"image": None}, ValueError, "image=None should be the low-resolution picture"),
         ("second", {"image": "cat.png"}, FileNotFoundError, "image='cat.png' does not exist"),
-        ("second", {"image": []}, ValueError, r"image=\[\] should be a picture, or a non-empty list"),
+        ("second", {"image": []}, ValueError, r"image=\[\] should be a picture or a non-empty list"),
         ("second", {"image": BYTES[0, :, :, 0]}, ValueError, r"image has shape \(8, 8\), expected"),
-        ("second", {"image": BYTES[0].transpose(2, 0, 1)}, ValueError, "pictures are channels last here"),
+        ("second", {"image": BYTES[0].transpose(2, 0, 1)}, ValueError, "move the channels to the last axis"),
         ("second", {"image": BYTES[0].astype(int)}, TypeError, "array .height, width, 3. of uint8"),
-        ("second", {"image": BYTES[0] * 1.0}, ValueError, r"floats from .* to 2..; give them in \[0, 1\]"),
+        ("second", {"image": BYTES[0] * 1.0}, ValueError, r"floats from .* to 2.., expected \[0, 1\]; scale them"),
         ("second", {"image": np.full((8, 8, 3), np.nan)}, ValueError, "image has NaN"),
         ("second", {"image": [BYTES[0], BYTES[0, :4]]}, ValueError, "pictures of 4x8 and 8x8 pixels"),
         ("second", {"image": BYTES}, ValueError, "image has 2 entries, expected 1, one a prompt"),
@@ -258,7 +262,7 @@ def test_a_pipeline_without_a_text_encoder(stages, first, second, one_device):
         ("upscaler", {"width": 64}, ValueError, "image has 8x8 pixels .*, expected 8x16 to make 32x64"),
     ],
 )
-def test_calls_that_make_no_sense(request, monkeypatch, name, options, error, words):
+def test_invalid_arguments(request, monkeypatch, name, options, error, words):
     pipe = request.getfixturevalue(name)
     monkeypatch.setattr(Devices, "map", lambda *_, **__: pytest.fail("a program ran"))
     with pytest.raises(error, match=f"(?s){words}"):
@@ -267,28 +271,28 @@ def test_calls_that_make_no_sense(request, monkeypatch, name, options, error, wo
 
 @pytest.fixture
 def copy(stages, tmp_path):
-    """Copies a stage's folder, to be broken."""
+    """Returns a function that copies a stage's folder, for tests to damage."""
 
-    def made(name):
+    def copied(name):
         return shutil.copytree(stages[name], tmp_path / name)
 
-    return made
+    return copied
 
 
 @pytest.mark.parametrize(
     ("name", "part", "changes", "words"),
     [
-        ("stage1", "unet", {"in_channels": 6, "class_embed_type": "timestep"}, "takes a small picture, which .* not"),
-        ("stage1", "unet", {"in_channels": 6}, "6 channels to 6 is of no stage of DeepFloyd-IF"),
+        ("stage1", "unet", {"in_channels": 6, "class_embed_type": "timestep"}, "but .* first stage takes none"),
+        ("stage1", "unet", {"in_channels": 6}, "6 input and 6 output channels does not belong to DeepFloyd-IF"),
         ("stage1", "unet", {"encoder_hid_dim": 30}, "encoder_hid_dim 30 is not the text encoder's d_model 24"),
-        ("stage2", "unet", {"class_embed_type": None, "in_channels": 3}, "takes no small picture, which .* does"),
+        ("stage2", "unet", {"class_embed_type": None, "in_channels": 3}, "but .* second stage takes one"),
         ("stage1", "text_encoder", {"vocab_size": 30}, "last token is of number 33, the text encoder has 30"),
-        ("upscaler", "unet", {"in_channels": 4, "num_class_embeds": None}, "takes no small picture"),
+        ("upscaler", "unet", {"in_channels": 4, "num_class_embeds": None}, "takes no low-resolution picture"),
         ("stage1", "scheduler", {"beta_schedule": "sigmoid"}, "beta_schedule"),
         ("stage2", "image_noising_scheduler", {"beta_schedule": "sigmoid"}, "beta_schedule"),
     ],
 )
-def test_checkpoints_that_do_not_fit(copy, name, part, changes, words):
+def test_networks_and_configs_that_do_not_fit(copy, name, part, changes, words):
     folder = copy(name)
     edit_json(next((folder / part).glob("*config.json")), **changes)
     with pytest.raises(CheckpointError, match=f"(?s){words}"):
@@ -310,7 +314,7 @@ def test_missing_parts(copy):
     assert load(folder, text_encoder=False).models.text_encoder is None
 
 
-def test_parts_of_another_kind(stages, first, pipe):
+def test_networks_of_another_type(stages, first, pipe):
     with pytest.raises(ValueError, match="vae is given, which DeepFloyd-IF's first stage does not have"):
         load(stages["stage1"], vae=pipe.models.vae)
     with pytest.raises(TypeError, match="text_encoder=CLIPTextModel should be a T5EncoderModel"):
@@ -319,10 +323,10 @@ def test_parts_of_another_kind(stages, first, pipe):
         load(stages["upscaler"], text_encoder=False)
 
 
-def test_another_stages_components_are_refused(first, second):
-    """Also what the folder of an upscaler says about its low-resolution pictures."""
+def test_components_of_another_stage_are_rejected(first, second):
+    """The settings for low-resolution pictures are also checked."""
     other = first.models._replace(unet=second.models.unet)
-    with pytest.raises(ValueError, match="takes a small picture, which DeepFloyd-IF's first stage's does not"):
+    with pytest.raises(ValueError, match="takes a low-resolution picture, but DeepFloyd-IF's first stage takes none"):
         Pipeline(**first.components | {"models": other})
     with pytest.raises(TypeError, match="extras=None should be another pipeline's"):
         Pipeline(**second.components | {"extras": None})
@@ -330,14 +334,14 @@ def test_another_stages_components_are_refused(first, second):
         Pipeline(**first.components | {"extras": second.extras})
 
 
-def test_another_stages_network_is_refused(first, second):
+def test_network_of_another_stage_is_rejected(first, second):
     pipe = Pipeline(**first.components)
-    with pytest.raises(ValueError, match="takes a small picture, which DeepFloyd-IF's first stage's does not"):
+    with pytest.raises(ValueError, match="takes a low-resolution picture, but DeepFloyd-IF's first stage takes none"):
         pipe.models = pipe.models._replace(unet=second.models.unet)
     assert pipe.models.unet is first.models.unet
 
 
-def test_the_safety_checker_is_not_silently_left_out(tmp_path, one_device):
+def test_unsupported_safety_checker_warns(tmp_path, one_device):
     folder = tiny.stage(tmp_path / "1", safety=True)
     with pytest.warns(UserWarning, match="DeepFloyd-IF's safety checker, which is not supported: pictures go unche"):
         pipe = load(folder, devices=one_device)
@@ -348,8 +352,8 @@ def test_the_safety_checker_is_not_silently_left_out(tmp_path, one_device):
 
 
 @pytest.mark.parametrize("extra", [0, 100])
-def test_a_sentencepiece_model(tmp_path, extra):
-    """As DeepFloyd-IF's repositories have it, in place of tokenizer.json."""
+def test_sentencepiece_model(tmp_path, extra):
+    """DeepFloyd-IF's repositories have spiece.model instead of tokenizer.json."""
     pytest.importorskip("google.protobuf")
     pytest.importorskip("sentencepiece")
     for name in "ab":
@@ -359,24 +363,24 @@ def test_a_sentencepiece_model(tmp_path, extra):
     np.testing.assert_array_equal(*(T5Tokenizer(tmp_path / name, 160)(texts) for name in "ab"))
 
 
-def test_a_sentencepiece_model_without_its_libraries(tmp_path, monkeypatch):
+def test_sentencepiece_model_without_its_libraries(tmp_path, monkeypatch):
     (tmp_path / "spiece.model").touch()
     monkeypatch.setattr("sega_jax.text.tokenizers.find_spec", lambda name: None)
     with pytest.raises(CheckpointError, match=r"without google.protobuf and sentencepiece: pip install"):
         T5Tokenizer(tmp_path, 60)
 
 
-def test_words_are_read_as_the_training_did(first):
-    made = first.tokenizer(["  A Cat AT ", "a cat at", ""])
-    assert made.shape == (3, 2, 77)
-    np.testing.assert_array_equal(made[0], made[1])
-    assert made[0, 1].sum() > made[2, 1].sum() == 1
+def test_words_are_read_as_in_training(first):
+    tokens = first.tokenizer(["  A Cat AT ", "a cat at", ""])
+    assert tokens.shape == (3, 2, 77)
+    np.testing.assert_array_equal(tokens[0], tokens[1])
+    assert tokens[0, 1].sum() > tokens[2, 1].sum() == 1
     with pytest.warns(UserWarning, match=r"reads 77 tokens; cut from the end of 'x+': 'x+'"):
         assert first.tokenizer(["x" * 90])[0, 0, -1] == 1
 
 
 def test_padding_is_masked_in_the_text_encoder(first):
-    """A token in the padding is another state there alone."""
+    """A token in the padding changes only the states of the padding."""
     tokens = first.tokenizer(["a cat"])
     other = tokens.copy()
     other[:, 0, 60:] = 9

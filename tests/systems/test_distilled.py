@@ -1,4 +1,4 @@
-"""Networks that were distilled from classifier-free guidance and take the guidance scale as an input, as LCM's do."""
+"""Guidance-distilled networks, such as LCM's, which take the guidance scale as an input."""
 
 import jax
 import jax.numpy as jnp
@@ -21,19 +21,19 @@ def lcm(tmp_path_factory, one_device):
 
 
 @pytest.mark.slow
-def test_edits_start_from_the_empty_text_at_the_same_input(lcm):
-    """The base is the prompt's prediction, whatever the scale; that is what the network is told."""
+def test_edits_start_from_the_empty_text_at_the_same_scale(lcm):
+    """The base is the prompt's prediction at any scale, because the scale is an input of the network."""
     x = np.random.default_rng(0).standard_normal((2, *lcm.latent_shape())).astype(np.float32)
     scales, edit = [2.0, 8.0], Edit("glasses", scale=5.0, threshold=0.8, warmup=0)
     out = lcm("a cat", edit, images_per_prompt=2, guidance_scale=scales, latents=x, record=True, **STEP)
     (row,) = (jax.tree.map(lambda column: column[0], lcm.scheduler.table(1)),)
     guidance = jnp.asarray(guidance_embedding(np.array(scales, np.float32), 18))
     states = jnp.asarray(lcm.encode(["", "a cat", "glasses"]).states)
-    wanted = lcm.models.unet(
+    expected = lcm.models.unet(
         jnp.asarray(x), jnp.full(2, row.timestep, jnp.float32), jnp.concatenate([states] * 2), guidance=guidance
     ).reshape(2, 3, *x.shape[1:])
     for i, array in enumerate((out.record.uncond[:, 0], out.record.cond[:, 0], out.record.edits[:, 0, 0])):
-        np.testing.assert_allclose(array, wanted[:, i], atol=1e-5)
+        np.testing.assert_allclose(array, expected[:, i], atol=1e-5)
     assert out.record.sem_guidance.any()
     estimate = out.record.cond[:, 0] + out.record.sem_guidance[:, 0]
     x0 = row.solver.m_from_x * x + row.solver.m_from_output * estimate
@@ -45,20 +45,20 @@ def test_edits_start_from_the_empty_text_at_the_same_input(lcm):
     [
         ({"negative_prompt": "bad"}, "negative_prompt does not change the pictures: this network was distilled from"),
         ({"guidance_rescale": 0.7}, "guidance_rescale does not change the pictures: this network was distilled"),
-        ({"guidance_scale": -2.0}, "guidance_scale=-2: this network was distilled .* give at least 1"),
+        ({"guidance_scale": -2.0}, "guidance_scale=-2 is too low: this network was distilled .* give at least 1"),
     ],
 )
-def test_arguments_of_classifier_free_guidance(lcm, arguments, why):
+def test_arguments_of_classifier_free_guidance_are_rejected(lcm, arguments, why):
     with pytest.raises(ValueError, match=why):
         lcm.prepare("a cat", **arguments)
 
 
-def test_arguments_without_an_effect_where_they_may_be_given(lcm):
+def test_arguments_without_effect_warn_if_not_strict(lcm):
     with pytest.warns(UserWarning, match="negative_prompt does not change the pictures"):
         assert lcm.prepare("a cat", negative_prompt="bad", strict=False).negatives == [""]
 
 
-def test_the_diffusers_api_takes_low_guidance_scales_as_1_and_says_so(lcm):
+def test_the_diffusers_api_raises_low_guidance_scales_to_1_with_a_warning(lcm):
     pipe = StableDiffusionPipeline.from_pipe(lcm)
     settings = {"num_inference_steps": 1, "output_type": "latent"}
     with pytest.warns(UserWarning, match="guidance_scale=0.0 is taken as 1 by this network"):
@@ -67,12 +67,12 @@ def test_the_diffusers_api_takes_low_guidance_scales_as_1_and_says_so(lcm):
     np.testing.assert_array_equal(low.images, one.images)
 
 
-def test_an_empty_list_of_guidance_scales(lcm):
+def test_empty_list_of_guidance_scales(lcm):
     with pytest.raises(ValueError, match="guidance_scale has 0 entries"):
         StableDiffusionPipeline.from_pipe(lcm)("a cat", guidance_scale=[], num_inference_steps=1)
 
 
-def test_the_scale_is_an_array_of_the_call(lcm):
+def test_guidance_scale_is_an_input_of_the_network(lcm):
     batch = lcm.prepare(["a cat", "dog"], guidance_scale=[1.0, 8.0], negative_prompt=["", ""])
     np.testing.assert_array_equal(batch.settings.guidance_scale, 1)
     assert batch.settings.own.guidance.shape == (2, 18)

@@ -1,4 +1,4 @@
-"""Pictures that come in look as they do in a viewer, whatever their mode, and however they are passed in."""
+"""Input pictures look as in a viewer, whatever their mode and however they are passed in."""
 
 import numpy as np
 import pytest
@@ -8,13 +8,13 @@ from sega_jax.systems.images import read
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 4, 3), np.uint8)
 GREY = RGB[..., 0]
-# Two columns are transparent, and hide a colour that is not white.
+# Two columns are transparent and hide a colour that is not white.
 ALPHA = np.where(np.arange(4) < 2, 0, 255).astype(np.uint8) * np.ones((6, 1), np.uint8)
-SEEN = np.where(ALPHA[..., None] > 0, RGB, 255)
+VISIBLE = np.where(ALPHA[..., None] > 0, RGB, 255)
 
 
 def palette(transparent=None):
-    """Four colours, of which one may be transparent."""
+    """Returns a picture of four colours, one of which may be transparent."""
     image = Image.fromarray((np.arange(24).reshape(6, 4) % 4).astype(np.uint8), "P")
     image.putpalette([10, 20, 30, 200, 100, 0, 0, 255, 0, 90, 90, 90])
     if transparent is not None:
@@ -46,7 +46,7 @@ HALF = np.full_like(GREY, 128)
 HALF_GREY = Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(HALF)])
 HALF_RGB = Image.fromarray(np.concatenate([RGB, HALF[..., None]], -1))
 GREY_ALPHA = Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(ALPHA)])
-# A picture, what is seen, the format of a file that keeps the mode, and how far a colour may be off.
+# A picture, its visible colours, a file format that keeps the mode, and the tolerance for a colour.
 MODES = {
     "1": (Image.fromarray(GREY > 100), grey((GREY > 100) * 255), "png", 0),
     "L": (Image.fromarray(GREY), grey(GREY), "png", 0),
@@ -64,7 +64,7 @@ MODES = {
         "png",
         0,
     ),
-    "RGBA": (Image.fromarray(np.concatenate([RGB, ALPHA[..., None]], -1)), SEEN, "png", 0),
+    "RGBA": (Image.fromarray(np.concatenate([RGB, ALPHA[..., None]], -1)), VISIBLE, "png", 0),
     "half of RGBA": (HALF_RGB, close_to_white(RGB, 128), "png", 1),
     "P": (palette(), of_palette(), "png", 0),
     "P with a transparent colour": (palette(2), of_palette(2), "png", 0),
@@ -89,43 +89,43 @@ MODES = {
 }
 
 
-def seen(image):
+def read_colours(image):
     return (read(image)[0] + 1) * 127.5
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_modes(mode, tmp_path):
-    image, expected, kind, off = MODES[mode]
+def test_every_pillow_mode_is_read_as_viewers_show_it(mode, tmp_path):
+    image, expected, kind, tolerance = MODES[mode]
     before = image.copy()
-    ways = [image]
+    inputs = [image]
     if kind is not None:
         image.save(tmp_path / f"picture.{kind}")
-        ways += [tmp_path / f"picture.{kind}", Image.open(tmp_path / f"picture.{kind}")]
-    for way in ways:
-        assert abs(seen(way) - expected).max() <= off + 1e-3, way
+        inputs += [tmp_path / f"picture.{kind}", Image.open(tmp_path / f"picture.{kind}")]
+    for value in inputs:
+        assert abs(read_colours(value) - expected).max() <= tolerance + 1e-3, value
     assert image.mode == before.mode
     assert image.tobytes() == before.tobytes()
 
 
 @pytest.mark.parametrize("kind", ["gif", "webp", "png", "tiff"])
-def test_the_first_frame(kind, tmp_path):
+def test_first_frame_of_an_animation(kind, tmp_path):
     frames = [Image.fromarray(np.full((6, 4, 3), value, np.uint8)) for value in (40, 200)]
     lossless = {"lossless": True} if kind == "webp" else {}
     frames[0].save(tmp_path / f"a.{kind}", save_all=True, append_images=frames[1:], **lossless)
-    assert abs(seen(tmp_path / f"a.{kind}") - 40).max() <= 3
+    assert abs(read_colours(tmp_path / f"a.{kind}") - 40).max() <= 3
     with Image.open(tmp_path / f"a.{kind}") as image:
         image.seek(1)
-        assert abs(seen(image) - 40).max() <= 3
+        assert abs(read_colours(image) - 40).max() <= 3
         assert image.tell() == 1
 
 
-def test_upright(tmp_path):
-    """By the camera's orientation, of a file and of a picture that was opened."""
+def test_exif_orientation(tmp_path):
+    """Files and opened pictures are turned upright."""
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    exif[0x0112] = 6  # viewers turn the picture clockwise by 90 degrees
     Image.fromarray(RGB).save(tmp_path / "a.png", exif=exif)
-    for way in (tmp_path / "a.png", Image.open(tmp_path / "a.png")):
-        np.testing.assert_allclose(seen(way), np.rot90(RGB, -1), atol=1e-3)
+    for value in (tmp_path / "a.png", Image.open(tmp_path / "a.png")):
+        np.testing.assert_allclose(read_colours(value), np.rot90(RGB, -1), atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +136,6 @@ def test_upright(tmp_path):
         (np.full((2, 2), np.nan, np.float32), "mode F has NaN or infinite values"),
     ],
 )
-def test_values_without_a_range(values, message):
+def test_grey_values_out_of_range(values, message):
     with pytest.raises(ValueError, match=message):
         read(Image.fromarray(values))

@@ -1,4 +1,4 @@
-"""A family, and an argument, that the library has never seen work everywhere without any other change."""
+"""A new family and a new argument work everywhere without changes to the library."""
 
 import dataclasses
 import inspect
@@ -33,7 +33,7 @@ def family():
 
 @pytest.fixture
 def folder(family, tmp_path, monkeypatch):
-    """A checkpoint of it."""
+    """A checkpoint of the toy family."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     rng, folder = np.random.default_rng(0), tmp_path / "toy"
     scheduler = {"_class_name": "DDIMScheduler", "clip_sample": False}
@@ -54,7 +54,7 @@ def folder(family, tmp_path, monkeypatch):
 CALL = {"output": "float", "progress": False}
 
 
-def test_it_loads_from_a_single_file(folder, tmp_path):
+def test_toy_family_loads_from_a_single_file(folder, tmp_path):
     original = Original("toy.", lambda net: {"mix.weight": "w", "mix.bias": "b"})
     file = SingleFile(
         name="the toy family",
@@ -72,13 +72,13 @@ def test_it_loads_from_a_single_file(folder, tmp_path):
     np.testing.assert_array_equal(load(tmp_path / "toy.safetensors")("a cat", **CALL).images, expected)
 
 
-def test_its_text_is_read_alone(folder):
+def test_text_is_read_without_the_other_networks(folder):
     pipe = load(folder)
     text = load_text(folder)(["a cat", "a dog"])
     np.testing.assert_array_equal(text.letters, pipe.encode(["a cat", "a dog"]).letters)
 
 
-def test_it_loads_and_edits(folder):
+def test_toy_family_loads_and_edits(folder):
     pipe = load(folder, devices=jax.local_devices()[:1])
     assert isinstance(pipe, Pipeline)
     assert type(pipe).__name__ == "ToyPipeline"
@@ -87,7 +87,7 @@ def test_it_loads_and_edits(folder):
     assert plain.images.shape == (1, 8, 8, 3)
     assert plain.finite.all()
     assert np.abs(edited.images - plain.images).max() > 1e-3
-    # Its own default, and its own argument with a value for each row.
+    # The family has its own defaults, and its own argument may have a value for each row.
     assert (pipe("a cat", guidance_scale=3.0, steps=6, **CALL).images == plain.images).all()
     both = pipe("a cat", images_per_prompt=2, seed=[0, 0], wobble=[0.0, 0.5], **CALL).images
     np.testing.assert_allclose(both[0], plain.images[0], atol=1e-6)
@@ -98,7 +98,7 @@ def test_it_loads_and_edits(folder):
         pipe("a cat", wobbel=0.5)
 
 
-def test_its_text_is_its_own(folder, tmp_path):
+def test_toy_family_has_its_own_text_type(folder, tmp_path):
     pipe = load(folder, devices=jax.local_devices()[:1])
     text = pipe.encode(["a cat", "a dog"])
     assert repr(text) == "Letters(letters=float32[2, 4])"
@@ -111,75 +111,83 @@ def test_its_text_is_its_own(folder, tmp_path):
     np.testing.assert_array_equal(again.letters, text.letters)
 
 
-def test_its_call_is_a_pure_function(folder):
+def test_toy_call_as_a_pure_function(folder):
     pipe = load(folder, devices=jax.local_devices()[:1])
     call = {"prompt": "a cat", "edits": Edit("hat", warmup=0), "wobble": 0.5}
     function, arguments = pipe.as_function(**call)
     np.testing.assert_allclose(jax.jit(function)(**arguments), pipe(**call, **CALL).images, atol=1e-5)
 
 
-def test_it_takes_no_adapters(folder, tmp_path):
-    """Which it says by itself: it declares none."""
-    with pytest.raises(ValueError, match="lora is given, but LoRAs have no names for the layers of the toy family"):
+def test_toy_family_supports_no_adapters(folder, tmp_path):
+    """Adapters are rejected because the family declares none."""
+    with pytest.raises(ValueError, match="lora is given, but the toy family does not support LoRA"):
         load(folder, lora="a.safetensors")
     (tmp_path / "a.bin").touch()
     words = ["--prompt", "a", "--edit", "b", "--textual-inversion", str(tmp_path / "a.bin"), "--out", str(tmp_path)]
     result = CliRunner().invoke(main, ["edit", "--model", str(folder), *words])
     assert result.exit_code == 1
-    assert "--textual-inversion is given, but textual inversion has no vectors for the text encoder of" in result.output
+    assert "--textual-inversion is given, but the toy family does not support textual inversion" in result.output
 
 
-def test_it_runs_on_two_devices(folder):
+def test_toy_family_runs_on_two_devices(folder):
     edits, more = Edit("hat", warmup=0), {"images_per_prompt": 3, "wobble": 0.2}
     one, two = (load(folder, devices=jax.local_devices()[:count]) for count in (1, 2))
     np.testing.assert_allclose(two("a cat", edits, **more, **CALL).images, one("a cat", edits, **more, **CALL).images)
 
 
 @pytest.mark.slow
-def test_sweeps_share_its_prefixes(folder, tmp_path):
+def test_sweeps_share_prefixes_of_the_toy_family(folder, tmp_path):
     grid = {"wobble": [0.0, 0.5], "hat.scale": [2.0, 4.0, 8.0]}
-    said = sweep.Sweep(model={"source": str(folder)}, call={"prompt": "a cat"}, edits={"hat": {"warmup": 4}}, grid=grid)
-    facts = sweep.Facts.of(said)
-    made = {}
+    described = sweep.Sweep(
+        model={"source": str(folder)}, call={"prompt": "a cat"}, edits={"hat": {"warmup": 4}}, grid=grid
+    )
+    facts = sweep.Facts.of(described)
+    images = {}
     for share in (True, False):
-        plan = sweep.plan(said, facts, 4, share=share)
+        plan = sweep.plan(described, facts, 4, share=share)
         sweep.run(plan, tmp_path / str(share), progress=False)
         results = sweep.Results(tmp_path / str(share))
-        made[share] = {(row["wobble"], row["hat.scale"]): np.asarray(results.picture(row), int) for row in results.rows}
-    shared, apart = (sweep.plan(said, facts, 4, share=share).counts.evaluations for share in (True, False))
+        images[share] = {
+            (row["wobble"], row["hat.scale"]): np.asarray(results.picture(row), int) for row in results.rows
+        }
+    shared, apart = (sweep.plan(described, facts, 4, share=share).counts.evaluations for share in (True, False))
     assert shared < apart
-    assert made[True].keys() == made[False].keys() == {(w, s) for w in grid["wobble"] for s in grid["hat.scale"]}
-    for point, image in made[True].items():
-        assert np.abs(image - made[False][point]).max() <= 1
+    assert images[True].keys() == images[False].keys() == {(w, s) for w in grid["wobble"] for s in grid["hat.scale"]}
+    for point, image in images[True].items():
+        assert np.abs(image - images[False][point]).max() <= 1
     pipe = load(folder, devices=jax.local_devices()[:1])
     alone = pipe("a cat", Edit("hat", scale=8.0, warmup=4), wobble=0.5, output="uint8", progress=False).images[0]
-    assert np.abs(made[True][0.5, 8.0] - alone).max() <= 1
+    assert np.abs(images[True][0.5, 8.0] - alone).max() <= 1
 
 
 def repeated(folder, tmp_path, words, name):
-    """Runs the command, looks for the option in its help and for the setting in the picture, and repeats it."""
+    """Runs the command `edit`, checks its help, repeats the command that `info` prints, and compares the pictures.
+
+    Returns:
+        The picture's settings, and the printed command.
+    """
     run = CliRunner().invoke
     assert f"--{name}" in run(main, ["edit", "--help"]).output
     command = ["edit", "--model", str(folder), "--prompt", "a cat", "--edit", "hat:warmup=0", *words]
     result = run(main, [*command, "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     picture = tmp_path / "out" / "0001-edited.png"
-    said = run(main, ["info", str(picture)]).output
-    again = run(main, [*shlex.split(said.splitlines()[-1])[1:], "--out", str(tmp_path / "again")])
+    info = run(main, ["info", str(picture)]).output
+    again = run(main, [*shlex.split(info.splitlines()[-1])[1:], "--out", str(tmp_path / "again")])
     assert again.exit_code == 0, again.output
     images = [np.asarray(Image.open(tmp_path / out / "0001-edited.png")) for out in ("out", "again")]
     np.testing.assert_array_equal(*images)
-    return png.settings(picture), said.splitlines()[-1]
+    return png.settings(picture), info.splitlines()[-1]
 
 
 @pytest.mark.slow
-def test_its_argument_is_in_the_shell_and_in_pictures(folder, tmp_path):
-    known, command = repeated(folder, tmp_path, ["--wobble", "0.5"], "wobble")
-    assert known["wobble"] == 0.5
+def test_toy_argument_is_a_shell_option_and_in_png_metadata(folder, tmp_path):
+    settings, command = repeated(folder, tmp_path, ["--wobble", "0.5"], "wobble")
+    assert settings["wobble"] == 0.5
     assert "--wobble 0.5" in command
-    known, command = repeated(folder, tmp_path / "default", [], "wobble")
-    assert known["wobble"] == 0.0
-    assert known["guidance_scale"] == 3.0
+    settings, command = repeated(folder, tmp_path / "default", [], "wobble")
+    assert settings["wobble"] == 0.0
+    assert settings["guidance_scale"] == 3.0
     assert "--wobble" not in command
     words = ["edit", "--prompt", "a cat", "--edit", "hat", "--wobble", "0.5", "--out", str(tmp_path)]
     other = CliRunner().invoke(main, words)
@@ -187,8 +195,8 @@ def test_its_argument_is_in_the_shell_and_in_pictures(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_argument_that_the_library_has_never_seen(family, folder, tmp_path):
-    """A new field of its call is checked, documented, and found in the shell, in sweeps and in pictures."""
+def test_new_argument_is_supported_everywhere(family, folder, tmp_path):
+    """A new field of a call is checked and documented, and is supported by the shell, sweeps and PNG metadata."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
     class NewCall(toy_family.ToyCall):
@@ -202,25 +210,25 @@ def test_an_argument_that_the_library_has_never_seen(family, folder, tmp_path):
         assert "humps: How many humps it has. A whole number from 1 to 9" in inspect.getdoc(method)
     with pytest.raises(ValueError, match="humps=10 should be from 1 to 9"):
         pipe("a cat", humps=10)
-    known, command = repeated(folder, tmp_path, ["--humps", "3", "--sway", "0.25"], "humps")
-    assert (known["humps"], known["sway"]) == (3, 0.25)
+    settings, command = repeated(folder, tmp_path, ["--humps", "3", "--sway", "0.25"], "humps")
+    assert (settings["humps"], settings["sway"]) == (3, 0.25)
     assert "--humps 3 --sway 0.25" in command
-    said = sweep.Sweep(
+    described = sweep.Sweep(
         model={"source": str(folder)}, call={"prompt": "a cat"}, grid={"humps": [1, 2], "sway": [0.0, 0.5]}
     )
-    sweep.run(sweep.plan(said, sweep.Facts.of(said), 2), tmp_path / "sweep", progress=False)
+    sweep.run(sweep.plan(described, sweep.Facts.of(described), 2), tmp_path / "sweep", progress=False)
     rows = sweep.Results(tmp_path / "sweep").rows
     assert {(row["humps"], row["sway"]) for row in rows} == {(1, 0.0), (1, 0.5), (2, 0.0), (2, 0.5)}
     with pytest.raises(ValueError, match="grid: humps=10 should be from 1 to 9"):
         sweep.Sweep(call={"prompt": "a cat"}, grid={"humps": [10]})
 
 
-def test_signatures_are_the_fields():
-    """The arguments that editors show are the declared ones, of every family and of the options of `load`."""
+def test_signatures_list_the_declared_arguments():
+    """Editors show the declared arguments of every family and of `load`."""
     for system in registry.systems().values():
-        made = pipeline_class(Pipeline, system)
+        cls = pipeline_class(Pipeline, system)
         for name in ("__call__", "compile"):
-            method = getattr(made, name)
+            method = getattr(cls, name)
             own, *shown = inspect.signature(method).parameters.values()
             assert [one.name for one in shown] == list(arguments(system.call)), system.name
             assert (own.name, method.__name__) == ("self", name)
@@ -246,8 +254,8 @@ def test_installed_families_are_found(monkeypatch):
         registry.unregister("toy")
 
 
-def test_a_replacement_is_asked_in_its_place(family):
-    """Stable Diffusion takes every checkpoint that no other family takes, whoever replaces it."""
+def test_replacement_keeps_the_position_of_the_family(family):
+    """Stable Diffusion accepts every checkpoint that no other family accepts, so a replacement is also asked last."""
     register(registry.named("stable_diffusion")._replace(title="mine"))
     try:
         assert next(iter(registry.systems())) == "stable_diffusion"
@@ -258,22 +266,22 @@ def test_a_replacement_is_asked_in_its_place(family):
 
 
 @pytest.mark.parametrize("change", [{"name": 5}, {"name": ""}, {"title": None}, {"text": None}, {"call": None}])
-def test_a_broken_family_is_refused_at_once(change):
+def test_register_rejects_invalid_families(change):
     with pytest.raises(TypeError, match=f"{next(iter(change))}="):
         register(toy_family.SYSTEM._replace(**change))
 
 
 @pytest.mark.slow
-def test_a_cascade_of_its_own(stages, tmp_path, monkeypatch):
-    """Whose stages have other names than DeepFloyd-IF's."""
+def test_cascade_with_other_stage_names(stages, tmp_path, monkeypatch):
+    """A cascade's stages may have other names than DeepFloyd-IF's."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     own = deepfloyd.STAGE_1._replace(name="mine", title="my first stage", stages={"refine": deepfloyd.STAGE_2})
     register(own)
     try:
         words = ["--model", stages["stage1"], "--refine", stages["stage2"], "--refine-steps", 2, "--steps", 2]
         words += ["--prompt", "a cat", "--edit", "hat:warmup=0", "--out", tmp_path / "out"]
-        made = CliRunner().invoke(main, ["edit", *map(str, words)])
-        assert made.exit_code == 0, made.output
+        result = CliRunner().invoke(main, ["edit", *map(str, words)])
+        assert result.exit_code == 0, result.output
         cascade = load_cascade(stages["stage1"], further={"refine": stages["stage2"]})
         expected = cascade("a cat", stage1={"steps": 2}, refine={"steps": 2}, output="uint8").images[0]
         picture = np.asarray(Image.open(tmp_path / "out" / "0001-original.png")).astype(int)

@@ -1,4 +1,4 @@
-"""Paella's sampler, prior and pipeline: the public samplers, a plain loop, rows, padding, and what is refused."""
+"""Paella's sampler, prior and pipeline: comparison with the public samplers and a plain loop, rows, padding, errors."""
 
 import json
 import operator
@@ -31,7 +31,7 @@ from sega_jax.text.tokenizers import ByteTokenizer
 
 pytestmark = pytest.mark.usefixtures("one_by_default")
 
-# Without optimisation, which takes longer than to run.
+# Optimisation would take longer than running the program.
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 EDITS = [Edit("hat", warmup=1, threshold=0.5), Edit("dog", scale=-4, warmup=0, cooldown=3, threshold=0.3)]
 TOKENS = {"output": "tokens", "steps": 4}
@@ -42,14 +42,14 @@ GATE = pytest.mark.filterwarnings("ignore:the edit .* begins at")
 
 
 def denoiser():
-    """With the codebook of its VQGAN."""
+    """Returns a tiny predictor in float64 with the codebook of its VQGAN."""
     net = tiny.filled(Paella(PaellaConfig.from_dict(tiny.PAELLA_PARTS["denoiser"])), np.float64)
     vqgan = tiny.filled(VQModel(VQConfig.from_dict(tiny.PAELLA_PARTS["vqgan"])), np.float64)
     return paella.Predictor(net, vqgan.vquantizer.codebook.embedding)
 
 
-def told(branches):
-    """The recorded texts, padded to one length, of a batch of two."""
+def recorded_text(branches):
+    """Returns the recorded texts for a batch of two, padded to one length."""
     texts = [cases.BRANCHES[name] for name in branches]
     byt5, mask = np.full((2, len(texts), 9, 18), 3.0), np.zeros((2, len(texts), 9), bool)
     for i, text in enumerate(texts):
@@ -60,10 +60,10 @@ def told(branches):
 
 
 def grids(name):
-    """Every grid from the first to the last, of our system with the noise that was injected there."""
+    """Returns all token grids of this library's sampler, with the noise that was injected into the public ones."""
     edits = {"edited": [Edit("", scale=-7, warmup=2, threshold=0, momentum_scale=0)]}.get(name, [])
     settings = Settings(
-        jax.random.split(jax.random.key(0)),  # of no effect
+        jax.random.split(jax.random.key(0)),  # has no effect
         np.full(2, cases.CFG),
         Edits.stack([edits] * 2) if edits else None,
         own=paella.PaellaSettings(np.tile((1.0, 1.0) if name == "published" else cases.INFLUENCE, (2, 1))),
@@ -72,18 +72,18 @@ def grids(name):
     program["static"] = Static(own=paella.PaellaStatic("nearest" if name == "quantised" else "sample"))
     run = cases.SAMPLERS[name]
     table = renoising(run["steps"], renoise_steps=run["renoise_steps"], temperature=cases.TEMPERATURE)
-    text, predictor = told(["uncond", "cond", "edit"][: 2 + len(edits)]), denoiser()
+    text, predictor = recorded_text(["uncond", "cond", "edit"][: 2 + len(edits)]), denoiser()
     begin = partial(programs.start, **program, shape=(4, 8, 20), dtype=np.float64)
     carry = begin(settings, cases.START.astype(np.int32), 1)
-    call, found = compiled(partial(programs.advance, **program)), [carry.x]
+    call, states = compiled(partial(programs.advance, **program)), [carry.x]
     for i in range(run["steps"]):
         row = jax.tree.map(lambda column, i=i: column[i : i + 1], table)
         carry, _ = call(predictor, text, carry, row, settings)
-        found.append(carry.x)
-    return np.stack(found)
+        states.append(carry.x)
+    return np.stack(states)
 
 
-def imagined():
+def picture_embeddings():
     return paella_prior.sample_prior(
         tiny.filled(PriorModel(PriorConfig.from_dict(tiny.PRIOR)), np.float64),
         *(jnp.asarray(array, np.float64) for array in cases.IMAGINED),
@@ -102,17 +102,17 @@ def injected(monkeypatch):
 
 
 @pytest.mark.parametrize("name", cases.SAMPLERS)
-def test_grids_are_those_of_the_public_samplers(name, injected):
-    """To the last token. The rule of the authors' code for Paella is that of edits without a threshold and without
-    momentum, and their attention is re-weighted."""
+def test_grids_equal_those_of_the_public_samplers(name, injected):
+    """All tokens are equal. The authors' rule for Paella equals edits without threshold and momentum, and their sampler
+    re-weights the attention."""
     recorded = cases.recorded("float64")[f"grids {name}"]
     np.testing.assert_array_equal(grids(name), recorded)
     assert len({grid.tobytes() for grid in recorded}) == len(recorded)
 
 
-def test_the_priors_embeddings(injected):
+def test_prior_embeddings_equal_the_published_code(injected):
     recorded = cases.recorded("float64")["imagined"]
-    assert np.linalg.norm(imagined() - recorded) < 1e-9 * np.linalg.norm(recorded)
+    assert np.linalg.norm(picture_embeddings() - recorded) < 1e-9 * np.linalg.norm(recorded)
 
 
 # Calls
@@ -131,10 +131,16 @@ def pipe(paella):
         pytest.param({"semantics": "per_concept"}, marks=pytest.mark.slow),
     ],
 )
-def test_edits_against_a_plain_loop(pipe, options):
-    """What is added to the logits, and which tokens follow from it."""
-    seen = []
-    call = {"steps": 6, "choice": "argmax", "seed": 3, "guidance_scale": 2.0, "callback": lambda *now: seen.append(now)}
+def test_edits_equal_a_plain_loop(pipe, options):
+    """The guidance added to the logits and the resulting tokens are equal."""
+    calls = []
+    call = {
+        "steps": 6,
+        "choice": "argmax",
+        "seed": 3,
+        "guidance_scale": 2.0,
+        "callback": lambda *values: calls.append(values),
+    }
     out = pipe("a cat", EDITS, record=True, output="tokens", **call, **options)
     record = jax.tree.map(lambda array: array[0].astype(np.float64), out.record)
     if options.get("centred"):
@@ -147,28 +153,28 @@ def test_edits_against_a_plain_loop(pipe, options):
         np.testing.assert_allclose(record.sem_guidance, added, rtol=1e-5, atol=1e-5)
     logits = record.uncond + 2.0 * (record.cond - record.uncond) + record.sem_guidance
     drawn = logits.argmax(-1)
-    for i, (done, level, grid) in enumerate(seen):
-        assert (done, level) == (i, pytest.approx(1 - i / 6))
-        back = grid[0] != drawn[i]
-        assert back.any() == (i < 4)  # 13 of 16 of 6 are 4
-        first = np.where(back, grid[0], -1)
-        seen[i] = first
-    begun = np.broadcast_to(start(pipe, 3), (6, 4, 4))
-    starts = np.stack(seen)
-    np.testing.assert_array_equal(starts[starts >= 0], begun[starts >= 0])
+    for i, (index, level, grid) in enumerate(calls):
+        assert (index, level) == (i, pytest.approx(1 - i / 6))
+        renoised = grid[0] != drawn[i]
+        assert renoised.any() == (i < 4)  # int(13 / 16 * 6) is 4
+        initial = np.where(renoised, grid[0], -1)
+        calls[i] = initial
+    start_grids = np.broadcast_to(start(pipe, 3), (6, 4, 4))
+    renoised_grids = np.stack(calls)
+    np.testing.assert_array_equal(renoised_grids[renoised_grids >= 0], start_grids[renoised_grids >= 0])
     np.testing.assert_array_equal(out.images[0], drawn[-1])
 
 
-def test_centring_rounds_nothing():
-    """Or other tokens are drawn in half precision."""
+def test_centring_is_exact_in_half_precision():
+    """Rounding the difference in half precision would change the drawn tokens."""
     rng, grid = np.random.default_rng(0), np.zeros((1, 2, 2), np.int32)
     logits = jnp.asarray(rng.standard_normal((3, 2, 2, 16)) * 4 + 3, jnp.bfloat16)
     row = SimpleNamespace(timestep=np.float32(0.5))
-    found = paella.predict(lambda *_: logits, (), grid, row, branches=3, centred=True)
+    preds = paella.predict(lambda *_: logits, (), grid, row, branches=3, centred=True)
     exact = np.asarray(logits, np.float64)
     exact -= exact.mean(-1, keepdims=True)
-    for branch, wanted in zip((found.uncond, found.cond, found.edits[:, 0]), exact, strict=True):
-        np.testing.assert_allclose(branch[0], wanted, atol=1e-5)
+    for branch, expected in zip((preds.uncond, preds.cond, preds.edits[:, 0]), exact, strict=True):
+        np.testing.assert_allclose(branch[0], expected, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -187,8 +193,8 @@ def test_edits_change_the_picture(pipe):
 
 
 @pytest.mark.slow
-def test_rows_are_their_own(pipe):
-    """The same program and batch: only the order differs."""
+def test_rows_are_independent(pipe):
+    """The same rows in another order give the same tokens, in the same program."""
     edits = [EDITS, EDITS[:1]]
     a = pipe(["cat", "a dog"], edits, seed=[3, 4], guidance_scale=[7, 3], **TOKENS).images
     b = pipe(["a dog", "cat"], edits[::-1], seed=[4, 3], guidance_scale=[3, 7], **TOKENS).images
@@ -197,83 +203,85 @@ def test_rows_are_their_own(pipe):
 
 
 @pytest.mark.slow
-def test_past_concepts_are_predicted_no_more(pipe, compilations):
-    """Where the programs are prepared; the tokens stay."""
+def test_finished_concepts_are_not_predicted(pipe, compilations):
+    """Prepared programs leave out concepts that have cooled down; the tokens stay the same."""
     prepared, call = Pipeline(**pipe.components), {"edits": EDITS[1:] * 2, "seed": 3} | TOKENS
     report = prepared.compile("dog", [Edit("", warmup=0, cooldown=2)] * 2, **TOKENS)
     assert [program.concepts for program in report.programs if program.name == "advance"] == [2, 0]
     compilations.clear()
     with pipe.devices.watch() as used:
-        found = prepared("a cat", **call).images
+        actual = prepared("a cat", **call).images
     assert [program.concepts for program in used if program.name == "advance"][-1] == 0
-    np.testing.assert_array_equal(found, pipe("a cat", **call).images)
+    np.testing.assert_array_equal(actual, pipe("a cat", **call).images)
     assert not compilations
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the text encoder reads 12 tokens")  # CLIP's
-def test_texts_of_other_lengths(pipe):
-    """In one batch as each by itself, over a length that is padded to."""
+def test_texts_of_different_lengths_in_one_batch(pipe):
+    """Texts give the same tokens in one batch as alone, also beyond a multiple of the padding."""
     prompts, edits = ["cat", "x" * 90], [EDITS, [Edit("y" * 70, warmup=0)]]
     together = pipe(prompts, edits, seed=[1, 2], record=True, **TOKENS)
     for i, (prompt, edit) in enumerate(zip(prompts, edits, strict=True)):
         alone = pipe(prompt, edit, seed=i + 1, record=True, **TOKENS)
         np.testing.assert_array_equal(alone.images[0], together.images[i])
         for name in ("sem_guidance", "uncond", "cond", "edits"):
-            ours, theirs = getattr(alone.record, name), getattr(together.record, name)[i]
-            theirs = theirs[:, : len(edit)] if name == "edits" else theirs
-            np.testing.assert_allclose(ours[0], theirs, rtol=1e-4, atol=1e-4)
+            expected, actual = getattr(alone.record, name), getattr(together.record, name)[i]
+            actual = actual[:, : len(edit)] if name == "edits" else actual
+            np.testing.assert_allclose(expected[0], actual, rtol=1e-4, atol=1e-4)
 
 
 def without_words(pipe):
-    """A pipeline that reads no words."""
+    """Returns the pipeline without its text encoders and prior."""
     models = pipe.models._replace(byt5=None, clip=None, prior=None)
     return Pipeline(**pipe.components | {"models": models, "tokenizer": None})
 
 
 @GATE
 @pytest.mark.slow
-def test_what_branches_are_told(pipe):
-    """The prompt alone has a picture, whose influence is its own, too; states of ByT5 come without CLIP."""
-    rows, seen = {"steps": 2, "record": True, "output": "tokens", "seed": 5}, {}
+def test_conditioning_of_the_branches(pipe):
+    """Only the prompt has a picture embedding and an influence; a prompt of ByT5 states has no CLIP embedding."""
+    rows, records = {"steps": 2, "record": True, "output": "tokens", "seed": 5}, {}
     for name, value in (("plain", (1, 1)), ("influenced", (1.2, 0.4))):
-        seen[name] = pipe("a cat", ["hat"], influence=value, **rows).record
+        records[name] = pipe("a cat", ["hat"], influence=value, **rows).record
     for branch in ("uncond", "edits"):
-        np.testing.assert_array_equal(getattr(seen["plain"], branch)[:, 0], getattr(seen["influenced"], branch)[:, 0])
-    assert np.abs(seen["plain"].cond[:, 0] - seen["influenced"].cond[:, 0]).max() > 1e-4
+        np.testing.assert_array_equal(
+            getattr(records["plain"], branch)[:, 0], getattr(records["influenced"], branch)[:, 0]
+        )
+    assert np.abs(records["plain"].cond[:, 0] - records["influenced"].cond[:, 0]).max() > 1e-4
     other = pipe("a cat", ["hat"], **rows | {"seed": [6]}, tokens=start(pipe, 5)).record
     same = pipe("a cat", ["hat"], **rows, tokens=start(pipe, 5)).record
     np.testing.assert_array_equal(other.uncond[:, 0], same.uncond[:, 0])
-    assert np.abs(other.cond[:, 0] - same.cond[:, 0]).max() > 1e-5, "the prior draws the same picture of any seed"
+    assert np.abs(other.cond[:, 0] - same.cond[:, 0]).max() > 1e-5, "the prior ignores the seed"
     states = np.random.default_rng(0).standard_normal((5, 18)).astype(np.float32)
     bare = without_words(pipe)
-    wanted = bare(states, Edit(states[:2], warmup=0), negative_prompt=states[:1], **rows).record
-    mixed = pipe(states, Edit(states[:2], warmup=0), negative_prompt=states[:1], **rows).record
-    np.testing.assert_allclose(mixed.cond, wanted.cond, atol=1e-5)
+    expected = bare(states, Edit(states[:2], warmup=0), negative_prompt=states[:1], **rows).record
+    actual = pipe(states, Edit(states[:2], warmup=0), negative_prompt=states[:1], **rows).record
+    np.testing.assert_allclose(actual.cond, expected.cond, atol=1e-5)
 
 
 def start(pipe, seed):
-    """The grid that a seed starts from."""
+    """Returns the initial grid of a seed."""
     key = jax.random.fold_in(jax.random.key(np.uint32(seed)), programs.INITIAL)
     return np.asarray(jax.random.randint(key, (1, *pipe.latent_shape()[:2]), 0, 20, np.int32))
 
 
 @pytest.mark.slow
-def test_tokens_to_start_from(pipe):
-    given = np.arange(16).reshape(1, 4, 4)
-    seen = []
+def test_initial_tokens(pipe):
+    tokens = np.arange(16).reshape(1, 4, 4)
+    grids = []
     call = {"steps": 6, "renoise_steps": 6, "choice": "argmax", "output": "tokens", "seed": 1}
-    drawn = pipe("cat", tokens=given, **call, callback=lambda _, __, grid: seen.append(grid)).images
+    drawn = pipe("cat", tokens=tokens, **call, callback=lambda _, __, grid: grids.append(grid)).images
     assert drawn.dtype == np.int32
-    # After the first call a sixth is as drawn, and the others are given back.
-    assert (seen[0] == given).sum() > 8
+    # After the first call a sixth of the tokens are drawn, and the others are initial tokens again.
+    assert (grids[0] == tokens).sum() > 8
     np.testing.assert_array_equal(
         pipe("cat", seed=5, **TOKENS).images, pipe("cat", seed=5, tokens=start(pipe, 5), **TOKENS).images
     )
 
 
 @GATE
-def test_numbers_do_not_compile(pipe, compilations):
+def test_numbers_do_not_recompile(pipe, compilations):
     call = partial(pipe, ["a", "b"], EDITS, **TOKENS)
     call()
     compilations.clear()
@@ -282,21 +290,21 @@ def test_numbers_do_not_compile(pipe, compilations):
     assert not compilations
 
 
-def test_devices_change_nothing(paella_folder, pipe):
+def test_several_devices_give_the_same_tokens(paella_folder, pipe):
     several = load(paella_folder, devices=jax.local_devices()[:2])
     a, b = (p(["a", "b"], EDITS, **TOKENS) for p in (several, pipe))
     assert (a.images == b.images).mean() > 0.9  # a near tie may fall the other way
 
 
 def test_choices_and_sizes(pipe):
-    made = {choice: pipe("cat", choice=choice, seed=1, **TOKENS).images for choice in ("sample", "nearest")}
-    assert (made["sample"] != made["nearest"]).any()
+    images = {choice: pipe("cat", choice=choice, seed=1, **TOKENS).images for choice in ("sample", "nearest")}
+    assert (images["sample"] != images["nearest"]).any()
     assert pipe("cat", height=32, width=16, **TOKENS).images.shape == (1, 8, 4)
     assert pipe.latent_shape(32, 16) == (8, 4, 20)
 
 
-def test_logits_that_are_not_finite(pipe):
-    """They stay visible, though tokens have no NaN."""
+def test_non_finite_logits_mark_the_row(pipe):
+    """Broken rows stay visible, although integer tokens cannot be NaN."""
     broken = jax.tree.map(lambda leaf: leaf, pipe.models.denoiser)
     broken.out_mapper[1].kernel = jax.tree.map(lambda k: k.at[..., 3].set(jnp.nan), broken.out_mapper[1].kernel)
     other = Pipeline(**pipe.components)
@@ -311,7 +319,7 @@ def test_logits_that_are_not_finite(pipe):
 
 @cache
 def temporary(n):
-    """Bytes that a program of a full-sized grid and vocabulary takes beside its arguments, of a small network."""
+    """Returns the temporary memory in bytes of a small network's program with a grid and vocabulary of full size."""
     config = tiny.PAELLA_PARTS["denoiser"] | {"num_labels": 8192}
     net, one = Paella(PaellaConfig.from_dict(config)), partial(jax.ShapeDtypeStruct, dtype=np.float32)
     program = {"sampler": paella.SYSTEM.sampler, "static": Static(own=paella.PaellaStatic())}
@@ -330,13 +338,13 @@ def temporary(n):
 
 
 def test_memory_of_guided_logits():
-    """Two concepts of 64x64 tokens in float32."""
+    """The program with two concepts and 64x64 tokens in float32 needs less than 3 GiB."""
     assert temporary(2) < 3 * 2**30
 
 
-# Refused
+# Errors
 
-# Recorded guidance of 1024x1024 tokens.
+# Recorded guidance for 1024x1024 tokens.
 LARGE = np.broadcast_to(np.float32(0), (1, 1, 1024, 1024, 20))
 
 
@@ -357,40 +365,44 @@ LARGE = np.broadcast_to(np.float32(0), (1, 1, 1024, 1024, 20))
         ({"output": "latent"}, ValueError, "output='latent' should be one of pil, uint8, float, tokens"),
         ({"centred": 1}, TypeError, "centred=1 should be True or False"),
         ({"support": "token"}, ValueError, "support='token' should be one of channel"),
-        ({"tokens": np.zeros((1, 4, 4))}, ValueError, r"tokens are of float64 \(1, 4, 4\), expected integers"),
-        ({"tokens": np.full((1, 4, 4), 20)}, ValueError, "tokens are from 20 to 20, expected from 0 to 19"),
-        ({"tokens": np.zeros((2, 4, 4), int)}, ValueError, r"expected integers \(1, 4, 4\)"),
+        (
+            {"tokens": np.zeros((1, 4, 4))},
+            ValueError,
+            r"tokens have dtype float64 .*, expected integers",
+        ),
+        ({"tokens": np.full((1, 4, 4), 20)}, ValueError, "tokens range from 20 to 20, expected from 0 to 19"),
+        ({"tokens": np.zeros((2, 4, 4), int)}, ValueError, r"expected integers of shape \(1, 4, 4\)"),
         ({"height": 8192, "width": 8192, "record": True}, ValueError, "record=True would hold 60 GiB of logits"),
         (
             {"height": 4096, "width": 4096, "replay": LARGE},
             ValueError,
-            "replay would hold 5 GiB of logits; take smaller",
+            "replay would hold 5 GiB of logits, and the limit",
         ),
         ({"replay": LARGE[:, :, :3]}, ValueError, r"replay has shape \(1, 1, 3, .*\), expected \(1, calls, 4, 4, 20\)"),
         ({"callback": 1}, TypeError, "callback=1 should be a function"),
         ({"negative_prompt": np.zeros((0, 18), np.float32)}, ValueError, r"shape \(0, 18\), expected \(bytes, 18\)"),
         ({"temperature": np.array(0.0)}, TypeError, "should be a finite number"),
-        ({"influence": (1.2, 0.4)}, ValueError, "a prior makes of words"),
+        ({"influence": (1.2, 0.4)}, ValueError, "a prior draws for a prompt in words"),
         ({"negative_prompt": np.zeros((3, 9), np.float32)}, ValueError, r"shape \(3, 9\), expected \(bytes, 18\)"),
     ],
 )
-def test_calls_that_make_no_sense(pipe, monkeypatch, options, error, words):
+def test_invalid_arguments(pipe, monkeypatch, options, error, words):
     monkeypatch.setattr(Devices, "map", lambda *_, **__: pytest.fail("a program ran"))
     states = np.zeros((3, 18), np.float32)
     with pytest.raises(error, match=words):
         pipe(states, **{"negative_prompt": states} | options)
 
 
-def test_words_of_clip_without_a_tokenizer(pipe):
+def test_clip_without_a_tokenizer(pipe):
     bytes_alone = Pipeline(**pipe.components | {"tokenizer": (pipe.tokenizer[0], None)})
-    with pytest.raises(ValueError, match="the models have a CLIP, and the pipeline has no tokenizer of its words"):
+    with pytest.raises(ValueError, match="the models include CLIP, but the pipeline has no CLIP tokenizer"):
         bytes_alone("cat")
     nothing = Pipeline(**pipe.components | {"tokenizer": None})
     with pytest.raises(ValueError, match=r"'cat' cannot be read: this pipeline has no tokenizer"):
         nothing("cat")
 
 
-def test_words_that_nothing_reads(pipe):
+def test_words_without_a_text_encoder(pipe):
     bare = without_words(pipe)
     with pytest.raises(ValueError, match=r"'cat' cannot be read: this pipeline has no text encoder"):
         bare("cat", negative_prompt=np.zeros((3, 18), np.float32))
@@ -398,7 +410,7 @@ def test_words_that_nothing_reads(pipe):
         Pipeline(**pipe.components | {"models": 3})
 
 
-def test_bytes():
+def test_byte_tokenizer():
     tokens = ByteTokenizer(259)(["a\u00e9", "", "x" * 70])
     assert tokens.shape == (3, 2, 128)
     assert tokens[0, 0, :5].tolist() == [100, 198, 172, 1, 0]
@@ -449,7 +461,7 @@ def test_missing_parts(copy):
     edit_json(copy / "model_index.json", clip=[None, None], prior=["sega_jax", "PriorModel"])
     (copy / "prior").mkdir()
     tiny.write_json(copy / "prior" / "config.json", tiny.PRIOR)
-    with pytest.raises(CheckpointError, match="a prior goes from CLIP's embeddings of texts, and there is no clip"):
+    with pytest.raises(CheckpointError, match="the prior needs CLIP's text embeddings, but there is no clip"):
         load(copy)
     edit_json(copy / "model_index.json", vqgan=[None, None])
     with pytest.raises(CheckpointError, match="whose vqgan is missing; expected Paella, with VQModel"):
@@ -463,26 +475,26 @@ def test_missing_parts(copy):
         ({"text_encoder": False}, "text_encoder is given, which Paella does not have"),
     ],
 )
-def test_options_of_other_checkpoints(paella_folder, options, words):
+def test_options_of_other_families(paella_folder, options, words):
     with pytest.raises(ValueError, match=words):
         load(paella_folder, **options)
 
 
-def test_orbax(paella_folder, pipe, one_device, tmp_path):
-    """What is converted once more is the same."""
-    again = load(convert(paella_folder, tmp_path / "orbax"), devices=one_device)
-    for ours, theirs in zip(jax.tree.leaves(again.models), jax.tree.leaves(pipe.models), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+def test_conversion_to_orbax(paella_folder, pipe, one_device, tmp_path):
+    """A converted checkpoint has the same weights."""
+    converted = load(convert(paella_folder, tmp_path / "orbax"), devices=one_device)
+    for actual, expected in zip(jax.tree.leaves(converted.models), jax.tree.leaves(pipe.models), strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
-# The other ways in
+# Other interfaces
 
 
-def test_the_face(paella_folder, pipe, one_device):
+def test_the_diffusers_api(paella_folder, pipe, one_device):
     face = SemanticPaellaPipeline.from_pretrained(paella_folder, devices=one_device)
     shared = SemanticPaellaPipeline.from_pipe(face).pipeline.models
     assert all(map(operator.is_, jax.tree.leaves(shared), jax.tree.leaves(face.pipeline.models)))
-    made = face(
+    actual = face(
         "a cat",
         num_inference_steps=4,
         guidance_scale=3,
@@ -499,17 +511,17 @@ def test_the_face(paella_folder, pipe, one_device):
         return_guidance=True,
     )
     call = {"guidance_scale": 3, "seed": 2, "renoise_steps": 2, "temperature": (1, 0.5), "record": True}
-    wanted = pipe("a cat", EDITS, **call, **TOKENS)
-    np.testing.assert_array_equal(made.images, wanted.images)
-    np.testing.assert_array_equal(made.edit_estimates, np.moveaxis(wanted.record.edits, 0, 2))
-    assert made.sem_guidance.shape == (4, 1, 4, 4, 20)
+    expected = pipe("a cat", EDITS, **call, **TOKENS)
+    np.testing.assert_array_equal(actual.images, expected.images)
+    np.testing.assert_array_equal(actual.edit_estimates, np.moveaxis(expected.record.edits, 0, 2))
+    assert actual.sem_guidance.shape == (4, 1, 4, 4, 20)
     with pytest.raises(ValueError, match="mode='gumbel' should be one of multinomial, argmax, quant"):
         face("a cat", mode="gumbel")
     with pytest.raises(TypeError, match=r"should be what sega_jax\.load gives"):
         SemanticPaellaPipeline.from_pipe(3)
 
 
-def test_the_shell(paella_folder, tmp_path, monkeypatch):
+def test_the_command_line(paella_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     run = CliRunner().invoke
     words = ["edit", "--model", str(paella_folder), "--prompt", "a cat", "--edit", "hat:warmup=1", "--steps", "3"]
@@ -518,9 +530,9 @@ def test_the_shell(paella_folder, tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     assert "Paella's sampler, float32" in result.output
     assert Image.open(tmp_path / "out/0001-edited.png").size == (16, 16)
-    said = run(main, ["info", str(tmp_path / "out/0001-edited.png")]).output
-    assert "guidance_scale  8.0" in said
-    assert "--temperature 1.0,0.5" in said.splitlines()[-1]
+    info = run(main, ["info", str(tmp_path / "out/0001-edited.png")]).output
+    assert "guidance_scale  8.0" in info
+    assert "--temperature 1.0,0.5" in info.splitlines()[-1]
     for more, message in (
         (["--temperature", "warm"], "--temperature='warm' should be a number"),
         (["--temperature", "1,0"], "--temperature=0.0 should be above 0"),

@@ -1,4 +1,4 @@
-"""`generate`, the whole way of every family as one pure function: equal to the pipeline, and lowered elsewhere."""
+"""`generate`, the complete sampling of every family as one pure function: equality with the pipeline, and lowering."""
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ RNG = np.random.default_rng(0)
 SMALL = [RNG.random((8, 8, 3)), RNG.random((8, 8, 3))]
 LARGE = [RNG.random((32, 32, 3)), RNG.random((32, 32, 3))]
 NOISE = RNG.standard_normal((2, 8, 8, 4)).astype(np.float32)
-# By the family's name, and what is special: the fixture, and arguments of the call.
+# The fixture and the arguments of a call, by the family's name and a description of the call.
 CALLS = {
     "stable_diffusion": ("least", {"negative_prompt": "bad", "guidance_rescale": 0.5}),
     "stable_diffusion from a picture": ("least", {"image": SMALL, "strength": 0.8}),
@@ -37,32 +37,32 @@ def call(name, request):
 
 
 def parametrised(quick):
-    """All calls, of which others than these are slow."""
+    """Returns all calls; all but the quick ones are slow."""
     return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in CALLS]
 
 
-def test_every_family_is_here():
+def test_every_family_is_covered():
     assert {name.split(" ")[0] for name in CALLS} == set(systems())
 
 
 @pytest.mark.parametrize("name", parametrised(["sdxl"]))
-def test_equals_the_pipeline(name, request):
-    """By 5e-5 of the range of a picture: the programs are others, so that sums are rounded otherwise."""
+def test_generate_equals_the_pipeline(name, request):
+    """The tolerance is 5e-5 of a picture's range, because other programs round sums differently."""
     pipe, arguments = call(name, request)
     assert pipe.system.name == name.split(" ")[0]
-    function, given = pipe.as_function(**arguments)
-    made = jax.jit(function)(**given)
+    function, inputs = pipe.as_function(**arguments)
+    actual = jax.jit(function)(**inputs)
     expected = pipe(**arguments, output="float").images
-    np.testing.assert_allclose(made, expected, atol=5e-5)
+    np.testing.assert_allclose(actual, expected, atol=5e-5)
 
 
 @pytest.mark.parametrize(
     "name", parametrised(["stable_diffusion from a picture", "sdxl", "deepfloyd_stage_1", "paella"])
 )
-def test_lowers_for_other_platforms(name, request):
+def test_generate_lowers_for_other_platforms(name, request):
     pipe, arguments = call(name, request)
-    function, given = pipe.as_function(**arguments)
-    traced = jax.jit(function).trace(**given)
+    function, inputs = pipe.as_function(**arguments)
+    traced = jax.jit(function).trace(**inputs)
     for platform in ("tpu", "cuda"):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert "stablehlo.convolution" in text
@@ -70,6 +70,6 @@ def test_lowers_for_other_platforms(name, request):
 
 
 @pytest.mark.parametrize("options", [{"record": True}, {"callback": print}, {"output": "latent"}])
-def test_what_is_no_picture_is_refused(least, options):
+def test_outputs_other_than_pictures_are_rejected(least, options):
     with pytest.raises(ValueError, match="a pure function makes pictures alone; leave out record, callback and output"):
         least.as_function("cat", **options)

@@ -1,4 +1,4 @@
-"""Stable Diffusion XL: names at full size, what is loaded and what is refused, and edits on several devices."""
+"""Stable Diffusion XL: names at full size, loading, errors, and edits on several devices."""
 
 import json
 import math
@@ -41,7 +41,7 @@ def pipe(folder, one_device):
 
 @pytest.fixture
 def copy(folder, tmp_path):
-    """To be broken."""
+    """A copy of the checkpoint for tests to damage."""
     return shutil.copytree(folder, tmp_path / "copy")
 
 
@@ -50,14 +50,14 @@ def copy(folder, tmp_path):
 
 @pytest.mark.parametrize("part", COUNTS)
 def test_names_at_full_size(part):
-    """Every name of the published layout is one of ours, of the same shape, and no other is."""
+    """The names and shapes of the published layout correspond one to one to those of this library."""
     module = getattr(sdxl.Models.build(**published.XL), part)
-    wanted, ours = names.read(REFERENCE / f"xl_{part}.txt"), leaves(module)
-    assert {module.rename(name): shape for name, shape in wanted.items()} == ours
-    assert (len(wanted), sum(map(math.prod, wanted.values()))) == (len(ours), COUNTS[part][1]) == COUNTS[part]
+    expected, actual = names.read(REFERENCE / f"xl_{part}.txt"), leaves(module)
+    assert {module.rename(name): shape for name, shape in expected.items()} == actual
+    assert (len(expected), sum(map(math.prod, expected.values()))) == (len(actual), COUNTS[part][1]) == COUNTS[part]
 
 
-def test_the_published_configs_are_the_published_pipeline():
+def test_published_configs_give_the_published_sizes():
     models = sdxl.Models.build(**published.XL)
     assert sdxl.SYSTEM.sampler.sizes(models).default == (1024, 1024)
     negative = sdxl_text.negative(models, None, sdxl.Extras(zero_negative=True))
@@ -67,7 +67,7 @@ def test_the_published_configs_are_the_published_pipeline():
     assert models.vae.config.scaling_factor == 0.13025
 
 
-def test_lists_of_names_are_read_as_written(tmp_path):
+def test_lists_of_names_survive_writing_and_reading(tmp_path):
     shapes = {f"a.{i}.b.{j}.c": (i,) for i in range(3) for j in range(12)} | {"a.4.b.0.c": (), "a.b": (2, 3)}
     (tmp_path / "names.txt").write_text(names.written(shapes))
     assert names.read(tmp_path / "names.txt") == shapes
@@ -77,19 +77,19 @@ def test_lists_of_names_are_read_as_written(tmp_path):
 
 
 @pytest.mark.slow
-def test_both_forms_make_the_same_picture(folder, pipe, tmp_path):
+def test_both_formats_make_the_same_picture(folder, pipe, tmp_path):
     orbax = convert.convert(folder, tmp_path / "orbax")
     back = convert.convert(orbax, tmp_path / "back", to="diffusers")
     assert files(back) == files(folder)
-    wanted = pipe(**CALL).images
+    expected = pipe(**CALL).images
     for source in (orbax, back):
-        found = sega_jax.load(source, devices=pipe.devices)
-        assert same(found, pipe)
-        np.testing.assert_array_equal(found(**CALL).images, wanted)
+        loaded = sega_jax.load(source, devices=pipe.devices)
+        assert same(loaded, pipe)
+        np.testing.assert_array_equal(loaded(**CALL).images, expected)
 
 
 def test_names_of_the_text_encoders(copy, pipe):
-    """With and without the prefix, and the positions of old files."""
+    """Names with and without the prefix are read, and the position ids of old files are ignored."""
     first, second = (copy / part / "model.safetensors" for part in ("text_encoder", "text_encoder_2"))
     arrays = {key.removeprefix("text_model."): array for key, array in load_file(first).items()}
     assert arrays.keys() != load_file(first).keys()
@@ -145,14 +145,14 @@ def no_projection(copy):
 
 
 REFUSED = {
-    refiner: "is Stable Diffusion XL's refiner, .* only the base is supported",
-    other_projection: "10 channels of a pooled text .* projection_dim is 12: .* not the refiner's",
-    inpainting: "takes 9 channels to 4, and the VAE has 4: expected 4 to 4",
+    refiner: "is the Stable Diffusion XL refiner, which is not supported",
+    other_projection: "pooled text of 10 channels .* projection_dim is 12: .* not the refiner's",
+    inpainting: "has 9 input and 4 output channels, and the VAE has 4 .* expected 4 input and 4 output",
     no_sizes: "addition_embed_type None .* is not Stable Diffusion XL's, whose addition_embed_type is text_time",
     no_wave: "projection_class_embeddings_input_dim=60 should be the channels of the pooled text and six times",
     other_lengths: "the tokenizers make 12 and 10 tokens; do they belong together",
-    other_positions: "read 11 and 12 tokens; do they belong together",
-    other_width: "cross_attention_dim 36 is not what both text encoders have, 24 . 20; do they belong together",
+    other_positions: "read 11 and 12 tokens; take both from one checkpoint",
+    other_width: "cross_attention_dim 36 is not the sum of the text encoders' hidden sizes, 24 . 20",
     no_second_tokenizer: "tokenizer_2/merges.txt missing",
     no_second_encoder: "no folder text_encoder_2; is it a whole checkpoint",
     no_projection: "whose text_encoder_2 is CLIPTextModel; expected Stable Diffusion XL, with CLIPTextModelWithProj",
@@ -160,14 +160,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("change", REFUSED, ids=lambda change: change.__name__)
-def test_refused_checkpoints(change, copy, one_device):
+def test_rejected_checkpoints(change, copy, one_device):
     change(copy)
     with pytest.raises(CheckpointError, match=REFUSED[change]):
         sega_jax.load(copy, devices=one_device)
 
 
-def test_refused_parts(folder, pipe, small_folder):
-    with pytest.raises(TypeError, match="tokenizer=T5Tokenizer should be CLIP's"):
+def test_rejected_parts(folder, pipe, small_folder):
+    with pytest.raises(TypeError, match="tokenizer=T5Tokenizer should be a CLIP tokenizer"):
         sega_jax.load(folder, tokenizer=object.__new__(T5Tokenizer), devices=pipe.devices)
     with pytest.raises(ValueError, match=r"text_encoder_2 is given, which Stable Diffusion 1.x or 2.x does not have"):
         sega_jax.load(small_folder, text_encoder_2=pipe.models.text_encoder_2, devices=pipe.devices)
@@ -179,7 +179,7 @@ def test_refused_parts(folder, pipe, small_folder):
 
 
 @pytest.mark.parametrize("name", ["original_size", "crops_top_left", "target_size"])
-def test_sizes(name, pipe, small):
+def test_invalid_size_conditioning(name, pipe, small):
     for value in (3, (3, 4, 5), [(3, 4), 5], "34", {"height": 3}):
         with pytest.raises(TypeError, match=f"{name}=.* should be two whole numbers, or two for each picture"):
             pipe("a cat", **{name: value})
@@ -195,8 +195,8 @@ def test_sizes(name, pipe, small):
 
 
 @pytest.mark.slow
-def test_sizes_that_are_not_given(pipe):
-    """(height, width) of the picture, not cropped; each one matters, and its order."""
+def test_default_size_conditioning(pipe):
+    """The defaults are the (height, width) of the picture and no crop. Each size and its order matter."""
     call = CALL | {"height": 24, "width": 16}
     plain = pipe(**call).images
     sizes = {"original_size": (24, 16), "crops_top_left": (0, 0), "target_size": (24, 16)}
@@ -208,49 +208,53 @@ def test_sizes_that_are_not_given(pipe):
 
 
 def text(states, pooled):
-    """A text of zeros of these shapes."""
+    """Returns a text of zeros with these shapes."""
     return SDXLText(np.zeros((1, *states), np.float32), np.zeros((1, *pooled), np.float32))
 
 
-def test_no_negative_prompt(pipe):
-    """It is zeros, or no words where the checkpoint says so."""
-    nothing = text((12, 36), (12,))
-    plain, zeros = (pipe(**CALL, negative_prompt=given).images for given in (None, nothing))
-    np.testing.assert_array_equal(plain, zeros)
+def test_missing_negative_prompt(pipe):
+    """A missing negative prompt means zeros, or "" if the checkpoint says so."""
+    zeros = text((12, 36), (12,))
+    plain, with_zeros = (pipe(**CALL, negative_prompt=negative).images for negative in (None, zeros))
+    np.testing.assert_array_equal(plain, with_zeros)
     other = sega_jax.Pipeline(**pipe.components | {"extras": pipe.extras._replace(zero_negative=False)})
     np.testing.assert_array_equal(other(**CALL).images, pipe(**CALL, negative_prompt="").images)
     assert not np.array_equal(other(**CALL).images, plain)
 
 
 @pytest.mark.parametrize("force", [True, False, None])
-def test_the_dtype_of_the_autoencoder(force, pipe):
-    """float16 is not enough for the published one, bfloat16 is."""
-    given = {} if force is None else {"force_upcast": force}
-    vae = sdxl.Models.build(tiny.TEXT, tiny.TEXT_XL_2, cases.XL["unet"], tiny.VAE | given).vae
-    for dtype, wide in ((np.float16, force is not False), (jax.numpy.bfloat16, False), (np.float32, False)):
+def test_dtype_of_the_autoencoder(force, pipe):
+    """The published autoencoder overflows in float16, but not in bfloat16."""
+    config = {} if force is None else {"force_upcast": force}
+    vae = sdxl.Models.build(tiny.TEXT, tiny.TEXT_XL_2, cases.XL["unet"], tiny.VAE | config).vae
+    for dtype, upcast in ((np.float16, force is not False), (jax.numpy.bfloat16, False), (np.float32, False)):
         cast = jax.tree.map(lambda leaf, dtype=dtype: jax.ShapeDtypeStruct(leaf.shape, dtype), vae)
-        found = jax.eval_shape(sdxl._upcast, cast)
-        assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype(np.float32 if wide else dtype)}
+        result = jax.eval_shape(sdxl._upcast, cast)
+        assert {leaf.dtype for leaf in jax.tree.leaves(result)} == {np.dtype(np.float32 if upcast else dtype)}
 
 
 @pytest.mark.parametrize(
     ("wrong", "error", "words"),
     [
-        (text((11, 36), (12,)), ValueError, r"an embedding's states has shape \(11, 36\), expected \(12, 36\)"),
-        (text((12, 20), (12,)), ValueError, r"an embedding's states has shape \(12, 20\), expected \(12, 36\)"),
-        (text((1, 36), (12,)), ValueError, r"an embedding's states has shape \(1, 36\), expected \(12, 36\)"),
-        (text((12, 36), (16,)), ValueError, r"an embedding's pooled has shape \(16,\), expected \(12,\)"),
+        (text((11, 36), (12,)), ValueError, r"an embedding's states have shape \(11, 36\), expected \(12, 36\)"),
+        (text((12, 20), (12,)), ValueError, r"an embedding's states have shape \(12, 20\), expected \(12, 36\)"),
+        (text((1, 36), (12,)), ValueError, r"an embedding's states have shape \(1, 36\), expected \(12, 36\)"),
+        (text((12, 36), (16,)), ValueError, r"an embedding's pooled text has shape \(16,\), expected \(12,\)"),
         (ClipText(np.zeros((1, 12, 36), np.float32)), TypeError, "is of another family, expected SDXLText"),
-        (np.zeros((12, 36), np.float32), TypeError, "is an SDXLText of states and pooled text, .* not ndarray"),
+        (
+            np.zeros((12, 36), np.float32),
+            TypeError,
+            "should be an SDXLText with states and pooled .* not ndarray",
+        ),
     ],
 )
-def test_texts_of_other_shapes_and_families(wrong, error, words, pipe):
+def test_texts_of_other_shapes_and_families_are_rejected(wrong, error, words, pipe):
     for call in ({"prompt": wrong}, {"prompt": "a", "edits": [Edit(wrong)]}, {"prompt": "a", "negative_prompt": wrong}):
         with pytest.raises(error, match=words):
             pipe(**call)
 
 
-def test_embeddings_stand_for_words(pipe):
+def test_embeddings_replace_words(pipe):
     cat, hat = pipe.encode(["a cat", "hat"])
     assert (cat.states.shape, cat.pooled.shape) == ((1, 12, 36), (1, 12))
     call = CALL | {"prompt": cat, "edits": [Edit(hat, warmup=1)]}
@@ -263,7 +267,7 @@ def test_embeddings_stand_for_words(pipe):
 
 @pytest.mark.slow
 def test_several_devices(folder, pipe):
-    """The pictures of two devices, each with words, sizes and an edit of its own, are those of one, to the bit."""
+    """Rows with their own words, sizes and edits give bit-identical pictures on two devices and on one."""
     both = sega_jax.load(folder, devices=jax.local_devices()[:2])
     rows = {
         "prompt": ["a cat", "dog"],
@@ -278,15 +282,15 @@ def test_several_devices(folder, pipe):
 
 
 @pytest.mark.slow
-def test_branches_that_have_cooled_down(pipe, compilations):
-    """Compiled ahead of time, calls predict fewer concepts, and the pictures are the same but for rounding."""
+def test_concepts_that_have_cooled_down(pipe, compilations):
+    """Programs that were compiled ahead predict fewer concepts; the pictures are the same except for rounding."""
     call = CALL | {"edits": [Edit("hat", warmup=0, cooldown=1)], "steps": 12}
-    wanted = pipe(**call).images
+    expected = pipe(**call).images
     other = sega_jax.Pipeline(**pipe.components)
     report = other.compile(**call)
     assert [program.concepts for program in report.programs if program.name == "advance"] == [1, 0]
     compilations.clear()
-    found = other(**call).images
+    actual = other(**call).images
     assert not compilations
-    assert np.linalg.norm(found - wanted) < 1e-5 * np.linalg.norm(wanted)
-    assert not np.array_equal(wanted, pipe(**call | {"edits": [Edit("hat", warmup=0, cooldown=9)]}).images)
+    assert np.linalg.norm(actual - expected) < 1e-5 * np.linalg.norm(expected)
+    assert not np.array_equal(expected, pipe(**call | {"edits": [Edit("hat", warmup=0, cooldown=9)]}).images)

@@ -1,4 +1,4 @@
-"""Stable Diffusion XL with longer texts and weights of words: both text encoders, the pooled text, and padding."""
+"""Stable Diffusion XL with long texts and word weights: both text encoders, the pooled text, and padding."""
 
 import warnings
 
@@ -9,8 +9,8 @@ import sega_jax
 from sega_jax import Edit, SDXLText
 from sega_jax.text.prompt_weights import Reading, chunks
 
-LONG = "cow, black, on my mud"  # 17 letters and commas, which are tokens here; a chunk has room for 10
-HEAVY = "cow, (black:1.4), on [my] mud"  # the same words
+LONG = "cow, black, on my mud"  # 17 tokens, one for each letter and comma; a chunk holds 10
+WEIGHTED = "cow, (black:1.4), on [my] mud"  # the same words with weights
 CALL = {"edits": [Edit("hat", warmup=0)], "steps": 2, "output": "latent", "seed": 4}
 BOTH = {"long_prompts": True, "weighted": True}
 
@@ -21,57 +21,60 @@ def pipe(least_xl):
 
 
 def by_hand(pipe, text, side, reading=BOTH):
-    """Returns the states [chunks, 12, channels] of one text encoder and the pooled texts of the second, without the
-    library's joining; `side` is 0 or 1."""
+    """Computes the states [chunks, 12, channels] of text encoder `side` (0 or 1) without the library's joining.
+
+    Returns:
+        The states, and the pooled texts of the second text encoder or None.
+    """
     tokenizer = (pipe.tokenizer.first, pipe.tokenizer.second)[side]
     part = chunks(tokenizer, text, Reading(*reading.values()))
     if side:
         plain, pooled = map(np.asarray, pipe.models.text_encoder_2.states(part.ids))
     else:
         plain, pooled = np.asarray(pipe.models.text_encoder.penultimate(part.ids)), None
-    heavy = plain * part.weights[..., None]
-    return heavy * (plain.mean((1, 2)) / heavy.mean((1, 2)))[:, None, None], pooled
+    weighted = plain * part.weights[..., None]
+    return weighted * (plain.mean((1, 2)) / weighted.mean((1, 2)))[:, None, None], pooled
 
 
-def test_short_texts_are_read_as_ever(pipe):
+def test_options_do_not_change_short_texts(pipe):
     plain = pipe("a (cat", **CALL).images
     for options in ({"long_prompts": True}, {"weighted": True}, BOTH):
         text = "a (cat" if "weighted" not in options else "a \\(cat"
         assert np.array_equal(pipe(text, **options, **CALL).images, plain)
-        found, wanted = pipe.encode(["", text], **options), pipe.encode(["", "a (cat"])
-        assert np.array_equal(found.states, wanted.states)
-        assert np.array_equal(found.pooled, wanted.pooled)
+        actual, expected = pipe.encode(["", text], **options), pipe.encode(["", "a (cat"])
+        assert np.array_equal(actual.states, expected.states)
+        assert np.array_equal(actual.pooled, expected.pooled)
     assert not np.array_equal(pipe("a (cat", weighted=True, **CALL).images, plain)
 
 
 def test_both_encoders_read_every_chunk(pipe):
-    """The mean of a weighted chunk is restored for each text encoder by itself."""
-    found = pipe.encode(HEAVY, **BOTH)
+    """The mean of a weighted chunk is restored for each text encoder separately."""
+    found = pipe.encode(WEIGHTED, **BOTH)
     assert (found.states.shape, found.pooled.shape) == ((1, 24, 36), (1, 12))
     states = found.states[0].reshape(2, 12, 36)
-    first, _ = by_hand(pipe, HEAVY, 0)
-    second, pooled = by_hand(pipe, HEAVY, 1)
+    first, _ = by_hand(pipe, WEIGHTED, 0)
+    second, pooled = by_hand(pipe, WEIGHTED, 1)
     np.testing.assert_allclose(states[..., :16], first, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(states[..., 16:], second, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found.pooled[0], pooled[0], atol=1e-5)
     assert not np.allclose(pooled[0], pooled[1], atol=1e-2)
 
 
-def test_the_pooled_text_is_that_of_the_first_words_without_weights(pipe):
+def test_pooled_text_is_the_first_chunks_without_weights(pipe):
     with pytest.warns(UserWarning, match="cut from the end of"):
         cut = pipe.encode(LONG)
-    for text in (LONG, f"{LONG} and more of it", HEAVY):
+    for text in (LONG, f"{LONG} and more of it", WEIGHTED):
         assert np.array_equal(pipe.encode(text, **BOTH).pooled, cut.pooled)
 
 
-def test_shorter_texts_are_padded_by_chunks_without_words(pipe):
+def test_shorter_texts_are_padded_with_empty_chunks(pipe):
     found, short, blank = pipe.encode(["cat", LONG], long_prompts=True), pipe.encode("cat"), pipe.encode("")
     assert np.array_equal(found.states[0], np.concatenate([short.states[0], blank.states[0]]))
     assert np.array_equal(found.pooled[0], short.pooled[0])
     assert np.array_equal(found.states[1], pipe.encode(LONG, long_prompts=True).states[0])
 
 
-@pytest.mark.parametrize(("text", "second"), [(HEAVY, "cat"), ("cat", HEAVY)])
+@pytest.mark.parametrize(("text", "second"), [(WEIGHTED, "cat"), ("cat", WEIGHTED)])
 def test_the_second_text_encoder_may_read_longer_or_shorter_texts(text, second, pipe):
     found = pipe.encode(["x", text], second=["x", second], **BOTH)[1]
     for side, words, part in ((0, text, np.s_[..., :16]), (1, second, np.s_[..., 16:])):
@@ -82,9 +85,9 @@ def test_the_second_text_encoder_may_read_longer_or_shorter_texts(text, second, 
     np.testing.assert_allclose(found.pooled[0], pooled[0], atol=1e-5)
 
 
-def test_a_call_with_longer_texts_is_that_with_their_embeddings(pipe):
-    """Of prompts, negative prompts and concepts, each of its own length."""
-    texts = {"prompt": ["cat", HEAVY], "negative_prompt": ["(bad:1.3)", ""]}
+def test_long_texts_equal_their_embeddings(pipe):
+    """Prompts, negative prompts and concepts may have different lengths."""
+    texts = {"prompt": ["cat", WEIGHTED], "negative_prompt": ["(bad:1.3)", ""]}
     call = CALL | {"edits": [Edit(LONG[::-1], warmup=0)]}
     found = pipe(**texts, **BOTH, **call).images
     read = {name: [pipe.encode(one, **BOTH) for one in words] for name, words in texts.items()}
@@ -92,8 +95,8 @@ def test_a_call_with_longer_texts_is_that_with_their_embeddings(pipe):
     assert np.array_equal(pipe(**read, **call).images, found)
 
 
-def test_no_negative_prompt_stays_zeros(pipe):
-    """The zeros of a longer text are as many and mean the same: the UNet predicts what it predicts of fewer."""
+def test_missing_negative_prompt_stays_zeros(pipe):
+    """The zeros are extended to the length of long texts, which does not change the UNet's prediction."""
     call = CALL | {"edits": [], "record": True}
     long, short = pipe(LONG, long_prompts=True, **call), pipe("cat", **call)
     pooled = np.zeros((1, 12), np.float32)
@@ -105,8 +108,8 @@ def test_no_negative_prompt_stays_zeros(pipe):
     assert not np.allclose(words.record.uncond[:, 0], short.record.uncond[:, 0], atol=1e-3)
 
 
-def test_embeddings_of_longer_texts_need_no_tokenizer(pipe):
-    """But padding needs one where it is not of zeros."""
+def test_embeddings_of_long_texts_need_no_tokenizer(pipe):
+    """A tokenizer is only needed to pad texts other than zeros."""
     unread = sega_jax.Pipeline(**pipe.components | {"tokenizer": None})
     long, short = pipe.encode(LONG, long_prompts=True), pipe.encode("cat")
     call = CALL | {"edits": []}
@@ -116,7 +119,7 @@ def test_embeddings_of_longer_texts_need_no_tokenizer(pipe):
 
 
 @pytest.mark.parametrize("options", [{}, {"weighted": True}])
-def test_what_is_cut_is_said_once(options, pipe):
+def test_truncation_warns_once(options, pipe):
     with pytest.warns(UserWarning, match=f"cut from the end of '{LONG}'") as caught:
         pipe.encode(LONG, **options)
     assert len(caught) == 1
@@ -133,17 +136,17 @@ def text(tokens, rows=1, pooled=1):
 @pytest.mark.parametrize(
     ("wrong", "error", "words"),
     [
-        (text(18), ValueError, r"states has shape \(18, 36\), expected \(12, 36\) .*, or a multiple of 12 tokens"),
-        (text(0), ValueError, r"states has shape \(0, 36\), expected \(12, 36\)"),
-        (text(12, 2), ValueError, "prompt has 2 of states and 1 of pooled, expected one of each for every text"),
+        (text(18), ValueError, r"states have shape \(18, 36\), expected \(12, 36\) .*, or a multiple of 12 tokens"),
+        (text(0), ValueError, r"states have shape \(0, 36\), expected \(12, 36\)"),
+        (text(12, 2), ValueError, "prompt has 2 of states and 1 of pooled; give the same number of rows of each"),
         (text(12, 1, 2), ValueError, "prompt has 1 of states and 2 of pooled"),
-        (text(12, 0, 0), ValueError, r"prompt has SDXLText\(states=float32\[0, .* holds no texts; give at least one"),
+        (text(12, 0, 0), ValueError, r"prompt=SDXLText\(states=float32\[0, .* holds no texts; give at least one"),
         (SDXLText(text(12).states, None), TypeError, "pooled=None should be a floating array"),
         (SDXLText(None, text(12).pooled), TypeError, "states=None should be a floating array"),
-        (SDXLText(None, None), TypeError, r"prompt has SDXLText\(states=None, pooled=None\), expected arrays with one"),
+        (SDXLText(None, None), TypeError, r"prompt=SDXLText\(states=None, pooled=None\) should hold arrays with one"),
     ],
 )
-def test_refused_texts(wrong, error, words, pipe):
+def test_rejected_texts(wrong, error, words, pipe):
     with pytest.raises(error, match=words):
         pipe(wrong, **CALL)
 
@@ -158,6 +161,6 @@ def test_refused_texts(wrong, error, words, pipe):
         ({"second": []}, r"second=\[\] should be words or a non-empty list"),
     ],
 )
-def test_refused_options(options, words, pipe):
+def test_rejected_options(options, words, pipe):
     with pytest.raises(TypeError, match=words):
         pipe.encode(["a", "b"], **options)

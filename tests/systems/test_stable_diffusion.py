@@ -1,4 +1,4 @@
-"""Stable Diffusion's gradients through `generate`, and its lowering at full size for other platforms."""
+"""Stable Diffusion: gradients through `generate`, and lowering at full size for other platforms."""
 
 from functools import partial
 
@@ -16,19 +16,19 @@ from sega_jax.systems.diffusion import DiffusionSettings, DiffusionStatic
 from sega_jax.systems.programs import generate
 from sega_jax.systems.stable_diffusion import SYSTEM, Models
 
-# Without optimisation, which would take longer.
+# Compiling with optimisation would take longer.
 QUICK = {"xla_backend_optimization_level": 0}
 MULTISTEP = Static(own=DiffusionStatic("multistep"))
 
 
 def settings(keys, edits):
-    """The numbers of rows with the usual guidance and these edits."""
+    """Returns the settings of rows with guidance scale 7.5 and these edits."""
     rows = len(keys)
     return Settings(keys, np.full(rows, 7.5), edits, own=DiffusionSettings(np.zeros(rows)))
 
 
 def picture(models, ids, edits, table, shape):
-    """A loss on the picture of row 0, by the scale of its edits."""
+    """Returns a function from the scales of one row's edits to a loss on its picture."""
     keys = jax.vmap(jax.random.key)(jnp.arange(1, dtype=jnp.uint32))
 
     def loss(scale):
@@ -39,10 +39,10 @@ def picture(models, ids, edits, table, shape):
 
 
 @pytest.mark.slow
-def test_gradient_by_an_edits_scale(least):
-    """Of a loss on the picture, through decoder, loop and networks, against central differences in float64."""
+def test_gradient_with_respect_to_an_edits_scale(least):
+    """The gradient of a loss on the picture, through decoder, loop and networks, equals central differences."""
     ids = least.tokenizer(["", "cat", "glasses", "hat"]).reshape(1, 4, -1)
-    # A threshold of 0 has no values at its edge, where the picture would jump.
+    # With a threshold of 0 no value lies at the threshold, where the picture would jump.
     edits = Edits.stack([[Edit("glasses", threshold=0, warmup=0), Edit("hat", threshold=0, warmup=1)]])
     table = from_config(tiny.SCHEDULERS["DPM"]).table(3)
     with jax.enable_x64(True):
@@ -50,15 +50,15 @@ def test_gradient_by_an_edits_scale(least):
         loss, scale, step = picture(models, ids, edits, table, (6, 6, 4)), jnp.array([[4.0, -3.0]]), 1e-4
         value = jax.jit(loss, compiler_options=QUICK)
         slope = jax.jit(jax.grad(loss), compiler_options=QUICK)(scale)[0]
-        moves = step * jnp.eye(2)[:, None]
-        differences = jnp.array([(value(scale + move) - value(scale - move)) / (2 * step) for move in moves])
+        shifts = step * jnp.eye(2)[:, None]
+        differences = jnp.array([(value(scale + shift) - value(scale - shift)) / (2 * step) for shift in shifts])
     assert np.abs(slope).min() > 1e-6
     np.testing.assert_allclose(slope, differences, rtol=1e-5)
 
 
 @pytest.mark.slow
-def test_gradients_keep_no_call_of_the_network(least):
-    """With more calls the memory for a gradient grows by the carry, not by weights or by what a network computes."""
+def test_gradients_store_no_network_activations(least):
+    """Each further call adds the carry to the memory of a gradient, but no weights and no activations of a network."""
     ids, edits = least.tokenizer(["", "cat", "glasses"]).reshape(1, 3, -1), Edits.stack([[Edit("glasses")]])
 
     def memory(steps):
@@ -66,7 +66,7 @@ def test_gradients_keep_no_call_of_the_network(least):
         gradient = jax.jit(jax.grad(picture(least.models, ids, edits, table, (8, 8, 4))), compiler_options=QUICK)
         return gradient.lower(jnp.ones((1, 1))).compile().memory_analysis().temp_size_in_bytes
 
-    # x, a momentum, and of the solver its start and three outputs, 1 KiB each.
+    # The carry has x, a momentum, and the solver's initial state and three outputs, 1 KiB each.
     assert memory(64) - memory(4) < 60 * 2 * 6 * 1024
 
 

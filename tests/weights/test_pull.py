@@ -87,7 +87,7 @@ def test_an_empty_folder_is_rejected(refused, tmp_path):
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
 def test_the_folder_of_one_network_is_rejected(refused, copy, part):
-    refused("no model_index.json", "one part of a checkpoint, give the folder above", source=copy / part)
+    refused("no model_index.json", "one part of a checkpoint, give its parent folder", source=copy / part)
 
 
 def test_an_incomplete_checkpoint_of_sdxl_is_rejected(refused, copy):
@@ -181,7 +181,7 @@ def test_missing_json_files_are_named(refused, copy, name):
         ("unet", "attention_head_dim", 3, ["8 channels cannot be split into 3 heads"]),
         ("unet", "attention_head_dim", 0, []),
         ("unet", "cross_attention_dim", 24, ["text encoder's hidden_size 16"]),
-        ("unet", "in_channels", 9, ["expected 4 to 4; models that fill in"]),
+        ("unet", "in_channels", 9, ["expected 4 input and 4 output channels; inpainting"]),
         ("unet", "num_class_embeds", 20, ["num_class_embeds 20", "only text-to-image checkpoints"]),
         ("unet", "mid_block_type", "UNetMidBlock3D", ["only 'UNetMidBlock2DCrossAttn'", "'UNetMidBlock2D' or None"]),
         ("unet", "time_cond_proj_dim", -1, ["-1 should be like 0"]),
@@ -216,7 +216,7 @@ def test_missing_json_files_are_named(refused, copy, name):
         ("vae", "latents_mean", [0.1] * 4, ["latents_mean is given alone; latents_mean and latents_std go together"]),
         ("vae", "latents_std", [0.1, 0.1, 0.1, -1], ["should be a list of positive numbers"]),
         ("vae", "latents_mean", "x", ["latents_mean=x should be a list of numbers"]),
-        ("vae", "latent_channels", 16, ["expected 16 to 16; models that fill in"]),
+        ("vae", "latent_channels", 16, ["expected 16 input and 16 output channels; inpainting"]),
         ("vae", "layers_per_block", [1, 1], ["layers_per_block", "should be like"]),
         ("vae", "block_out_channels", [8, "x"], ["block_out_channels", "should be like"]),
         ("text_encoder", "hidden_act", "tanh", ["only silu"]),

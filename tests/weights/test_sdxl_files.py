@@ -64,7 +64,7 @@ def test_unsupported_and_broken_files_are_rejected(tmp_path, pipe, folder, small
     assert f"misshapen  {key}: (20, 20), expected (12, 20)" in error(single | {key: np.ones((20, 20), np.float32)})
     assert "is Stable Diffusion 1.x or 2.x, expected Stable Diffusion XL" in error(single, small_folder)
     wide = single | {f"{original_files.UNET}input_blocks.0.0.weight": np.ones((8, 9, 3, 3), np.float32)}
-    assert "takes 9 channels, as models that fill in" in error(wide)
+    assert "has 9 input channels, expected 4: inpainting" in error(wide)
     assert "attends to text of width 0" in error(single, None)
     incomplete = {name: array for name, array in single.items() if not name.startswith("conditioner.embedders.1")}
     assert "has no text_encoder_2 (no names that start with conditioner.embedders.1.model." in error(incomplete)

@@ -194,7 +194,7 @@ def misshapen(tensors):
 XL = f"{original_files.UNET}label_emb.0.0.weight"
 UNET_IN = f"{original_files.UNET}input_blocks.0.0.weight"
 BROKEN = {
-    "no UNet": (without("model."), "is no single file of Stable Diffusion 1.x or 2.x or Stable Diffusion XL: it"),
+    "no UNet": (without("model."), "is not a single-file checkpoint of Stable Diffusion 1.x or 2.x"),
     "a LoRA": (
         lambda t: (t.clear(), t.update({"lora_unet_x.alpha": np.ones(1)})),
         "it is a LoRA; load a checkpoint and pass the LoRA as lora=",
@@ -207,10 +207,13 @@ BROKEN = {
     "XL": (lambda t: t.update({XL: np.ones(1)}), "is Stable Diffusion 1.x or 2.x, expected Stable Diffusion XL, as"),
     "the refiner": (
         lambda t: t.update({"conditioner.embedders.0.model.x": np.ones(1)}),
-        "is Stable Diffusion XL's refi",
+        "is the Stable Diffusion XL refiner",
     ),
-    "EDM": (lambda t: t.update({"edm_mean": np.ones(4)}), "with EDM's preconditioning, which is not supported"),
-    "inpainting": (lambda t: t.update({UNET_IN: np.ones((8, 9, 3, 3))}), "takes 9 channels, as models that fill in"),
+    "EDM": (lambda t: t.update({"edm_mean": np.ones(4)}), "with EDM preconditioning, which is not supported"),
+    "inpainting": (
+        lambda t: t.update({UNET_IN: np.ones((8, 9, 3, 3))}),
+        "has 9 input channels, expected 4: inpainting",
+    ),
     "missing": (
         lambda t: t.pop(f"{original_files.UNET}out.2.bias"),
         "missing    model.diffusion_model.out.2.bias (4,)",
@@ -276,7 +279,7 @@ def test_arguments_that_do_not_fit_the_source_are_rejected(simple, write, small,
     ]:
         with pytest.raises(ValueError, match=message):
             load(path, config=small_folder, devices=small.devices, **arguments)
-    with pytest.raises(CheckpointError, match="attends to text of width 16, which is 768 for Stable Diffusion 1"):
+    with pytest.raises(CheckpointError, match=r"attends to text of width 16, expected 768 \(Stable Diffusion 1"):
         load(path, devices=small.devices)
     with pytest.raises(CheckpointError, match=r"config=.* is Stable Diffusion's x4 upscaler, expected"):
         load(path, config=stages["upscaler"])
