@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from sega_jax.diffusers_api.arguments import OUTPUTS, DiffusionArguments, TimestepArguments, positional
-from sega_jax.diffusers_api.files import LoraFace
-from sega_jax.diffusers_api.kinds import OutputForm
+from sega_jax.diffusers_api.files import LoraPipeline
+from sega_jax.diffusers_api.kinds import OutputType
 from sega_jax.diffusers_api.outputs import Estimates, Images, estimates
 from sega_jax.diffusers_api.texts import prompt_pairs
 from sega_jax.method.argument_kinds import Flag, Opaque
@@ -52,9 +52,9 @@ class IFArguments(TimestepArguments, DiffusionArguments):
     """The arguments of `SemanticIFPipeline`."""
 
     outputs = _OUTPUTS
-    same = (*DiffusionArguments.same, "image", "noise_level")
+    shared = (*DiffusionArguments.shared, "image", "noise_level")
 
-    output_type: str = changed(DiffusionArguments, "output_type", "pil", kind=OutputForm(*_OUTPUTS))
+    output_type: str = changed(DiffusionArguments, "output_type", "pil", kind=OutputType(*_OUTPUTS))
     clean_caption: bool = argument(
         True,
         Flag(),
@@ -71,7 +71,7 @@ class IFArguments(TimestepArguments, DiffusionArguments):
     )
 
 
-class SemanticIFPipeline(LoraFace):
+class SemanticIFPipeline(LoraPipeline):
     """diffusers' pipelines of either stage of DeepFloyd-IF around a native one (`pipeline`), with semantic guidance.
 
     The cascade of diffusers is one pipeline for each stage, and `encode_prompt` of the first:
@@ -157,7 +157,7 @@ class SemanticIFPipeline(LoraFace):
         """
         with collected():
             texts = call.text("prompt", required=True), call.text("negative_prompt"), call.concepts()
-            out = self._make(call, *(_cleaned(text, call.clean_caption) for text in texts))
+            out = self._run(call, *(_cleaned(text, call.clean_caption) for text in texts))
         if not call.return_dict:
             return out.images, None, None
         return SemanticIFPipelineOutput(out.images, **estimates(out.record))

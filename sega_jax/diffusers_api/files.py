@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sega_jax.diffusers_api.additions import Additions, Lora
-from sega_jax.diffusers_api.base import UNetFace
+from sega_jax.diffusers_api.base import UNetPipeline
 from sega_jax.diffusers_api.options import hub_options
 from sega_jax.method.checks import brief, check_float
 from sega_jax.pipelines.adapters import new_words
@@ -18,7 +18,7 @@ _LORA = "pytorch_lora_weights.safetensors"
 _INVERSION = ("learned_embeds.safetensors", "learned_embeds.bin")
 
 
-class LoraFace(UNetFace):
+class LoraPipeline(UNetPipeline):
     """A pipeline whose networks LoRAs change. They are merged into the weights, and the networks without them are
     kept until they are fused."""
 
@@ -54,20 +54,20 @@ class LoraFace(UNetFace):
         with hub_options("load_lora_weights", options):
             path = _lora_file(pretrained_model_name_or_path_or_dict, weight_name, revision, subfolder)
         now = self._additions()
-        name = f"default_{len(now.known)}" if adapter_name is None else adapter_name
+        name = f"default_{len(now.all_loras)}" if adapter_name is None else adapter_name
         if hotswap and name not in now.loras:
             raise ValueError(
                 f"adapter_name={name!r} is not loaded, so hotswap=True has nothing to replace; leave it out"
             )
-        if name in now.known and not hotswap:
+        if name in now.all_loras and not hotswap:
             raise ValueError(f"adapter_name={name!r} is taken; give another, or unload_lora_weights() first")
         new, loras = Lora(path), dict(now.loras)
         if hotswap:
             new = dataclasses.replace(now.loras[name], path=path)
         else:
             parts = new.networks(now.models)
-            loras = {other: lora.without(now.models, parts) for other, lora in now.loras.items()}
-        self._add(dataclasses.replace(now, loras={**loras, name: new}))
+            loras = {other: lora.without_networks(now.models, parts) for other, lora in now.loras.items()}
+        self._apply(dataclasses.replace(now, loras={**loras, name: new}))
 
     def set_adapters(self, adapter_names: str | Sequence[str], adapter_weights: Any = None) -> None:
         """Merges these of the loaded LoRAs, and no others.
@@ -90,12 +90,12 @@ class LoraFace(UNetFace):
             raise ValueError(f"adapter_names has {fused[0]!r}, which is fused; call unfuse_lora() first")
         active = {name: _weight(weight) for name, weight in zip(names, weights, strict=True)}
         loras = {name: Lora(lora.path, active.get(name, 0.0)) for name, lora in now.loras.items()}
-        self._add(dataclasses.replace(now, loras=loras, enabled=True))
+        self._apply(dataclasses.replace(now, loras=loras, enabled=True))
 
     def _names(self, now: Additions, names: str | Sequence[str]) -> list[str]:
         names = [names] if isinstance(names, str) else list(names)
-        if unknown := [name for name in names if name not in now.known]:
-            raise ValueError(f"adapter_names has {unknown[0]!r}, loaded are {', '.join(now.known) or 'none'}")
+        if unknown := [name for name in names if name not in now.all_loras]:
+            raise ValueError(f"adapter_names has {unknown[0]!r}, loaded are {', '.join(now.all_loras) or 'none'}")
         return names
 
     def get_active_adapters(self) -> list[str]:
@@ -107,7 +107,7 @@ class LoraFace(UNetFace):
     def get_list_adapters(self) -> dict[str, list[str]]:
         """Returns the names of the loaded LoRAs by the networks that they change."""
         now, found = self._additions(), dict[str, list[str]]()
-        for name, lora in now.known.items():
+        for name, lora in now.all_loras.items():
             for part in lora.networks(now.models):
                 found.setdefault(part, []).append(name)
         return found
@@ -122,15 +122,15 @@ class LoraFace(UNetFace):
         gone = self._names(now, adapter_names)
         loras = {name: lora for name, lora in now.loras.items() if name not in gone}
         fused = {name: both for name, both in now.fused.items() if name not in gone}
-        self._add(dataclasses.replace(now, loras=loras, fused=fused))
+        self._apply(dataclasses.replace(now, loras=loras, fused=fused))
 
     def enable_lora(self) -> None:
         """Merges the loaded LoRAs again after `disable_lora`."""
-        self._add(dataclasses.replace(self._additions(), enabled=True))
+        self._apply(dataclasses.replace(self._additions(), enabled=True))
 
     def disable_lora(self) -> None:
         """Takes the loaded LoRAs out of the weights until `enable_lora`; fused ones stay."""
-        self._add(dataclasses.replace(self._additions(), enabled=False))
+        self._apply(dataclasses.replace(self._additions(), enabled=False))
 
     def fuse_lora(
         self,
@@ -156,10 +156,12 @@ class LoraFace(UNetFace):
         now = self._additions()
         names = self._names(now, self.get_active_adapters() if adapter_names is None else adapter_names)
         if components is not None:
-            left = [part for name in names for part in now.known[name].networks(now.models) if part not in components]
+            left = [
+                part for name in names for part in now.all_loras[name].networks(now.models) if part not in components
+            ]
             if left:
                 raise ValueError(f"components={components!r} leaves {left[0]} out, which is fused too; leave it out")
-        self._add(now.fuse(names, check_float("lora_scale", lora_scale)))
+        self._apply(now.fuse(names, check_float("lora_scale", lora_scale)))
 
     def unfuse_lora(self, *args: Any, **options: Any) -> None:
         """Takes fused LoRAs out of the weights again; they stay loaded, and are merged as `set_adapters` says. After
@@ -167,7 +169,7 @@ class LoraFace(UNetFace):
         del args, options
         now = self._additions()
         if now.fused:
-            self._add(now.unfuse())
+            self._apply(now.unfuse())
 
     def unload_lora_weights(self, *args: Any, **options: Any) -> None:
         """Takes all LoRAs away, so that the weights are those from before the first `load_lora_weights`; fused ones
@@ -177,11 +179,11 @@ class LoraFace(UNetFace):
         if not now.loras and now.fused and not now.words:
             # The networks are what is left.
             self._set_additions(Additions(self.pipeline.models, now.tokenizer))
-        elif now.known:
-            self._add(now.unload())
+        elif now.all_loras:
+            self._apply(now.unload())
 
 
-class FilesFace(LoraFace):
+class LatentPipeline(LoraPipeline):
     """A pipeline of Stable Diffusion or SDXL, with an autoencoder and textual inversion."""
 
     @property
@@ -190,7 +192,7 @@ class FilesFace(LoraFace):
 
     @vae.setter
     def vae(self, value: Any) -> None:
-        self._exchange("vae", value)
+        self._replace_network("vae", value)
 
     def load_textual_inversion(
         self,
@@ -230,7 +232,7 @@ class FilesFace(LoraFace):
         with hub_options("load_textual_inversion", options):
             files = [_file(source, weight_name, _INVERSION, revision, subfolder) for source in sources]
         named = [(word or self._own_word(file), file) for word, file in zip(words, files, strict=True)]
-        self._add(dataclasses.replace(now, words=(*now.words, *named)))
+        self._apply(dataclasses.replace(now, words=(*now.words, *named)))
 
     def _own_word(self, file: Path) -> str | None:
         """Returns the word that a file names; None where it has several."""
@@ -261,7 +263,7 @@ class FilesFace(LoraFace):
             )
         kept = () if names is None else tuple(pair for pair in now.words if pair[0] not in names)
         if kept != now.words:
-            self._add(dataclasses.replace(now, words=kept))
+            self._apply(dataclasses.replace(now, words=kept))
 
 
 def _weight(value: Any) -> float | dict[str, float]:

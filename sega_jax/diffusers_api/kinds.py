@@ -105,7 +105,7 @@ class SeedsOrGenerators(Seeds):
         return value if any(map(is_generator, value if several else [value])) else super().check(name, value)
 
 
-class OutputForm(Choice):
+class OutputType(Choice):
     """Forms of pictures, without torch's tensors."""
 
     def check(self, name: str, value: Any) -> str:

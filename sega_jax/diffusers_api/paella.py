@@ -7,8 +7,8 @@ the published sampler.
 import dataclasses
 from typing import Any
 
-from sega_jax.diffusers_api.arguments import OUTPUTS, FaceArguments, positional
-from sega_jax.diffusers_api.base import Face
+from sega_jax.diffusers_api.arguments import OUTPUTS, PipelineArguments, positional
+from sega_jax.diffusers_api.base import DiffusersPipeline
 from sega_jax.diffusers_api.outputs import Estimates, Images, estimates
 from sega_jax.method.argument_kinds import Choice
 from sega_jax.method.arguments import argument, changed, takes
@@ -35,11 +35,11 @@ class SemanticPaellaPipelineOutput(Estimates, Images):
     *("num_images_per_prompt", "seed", "latents", "output_type", "return_dict", "callback", "callback_steps"),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class PaellaArguments(FaceArguments):
+class PaellaArguments(PipelineArguments):
     """The arguments of `SemanticPaellaPipeline`."""
 
     outputs = OUTPUTS | {"latent": "tokens"}
-    same = (*FaceArguments.same, "renoise_steps", "temperature", "influence", "support", "centred")
+    shared = (*PipelineArguments.shared, "renoise_steps", "temperature", "influence", "support", "centred")
 
     latents: Any = changed(PaellaCall, "tokens", None)
     renoise_steps: int | None = changed(PaellaCall, "renoise_steps", None)
@@ -54,7 +54,7 @@ class PaellaArguments(FaceArguments):
         return super().native(prompt, negative_prompt, concepts) | own
 
 
-class SemanticPaellaPipeline(Face):
+class SemanticPaellaPipeline(DiffusersPipeline):
     """Paella with diffusers' names around `sega_jax.PaellaPipeline` (`pipeline`).
 
     Arrays are channels last; randomness is a seed or a key.
@@ -71,7 +71,7 @@ class SemanticPaellaPipeline(Face):
         """
         with collected():
             texts = call.text("prompt", required=True), call.text("negative_prompt"), call.concepts()
-            out = self._make(call, *texts)
+            out = self._run(call, *texts)
         if not call.return_dict:
             return (out.images,)
         return SemanticPaellaPipelineOutput(out.images, **estimates(out.record))

@@ -6,9 +6,9 @@ from typing import Any
 from PIL import Image
 
 from sega_jax.diffusers_api.arguments import positional
-from sega_jax.diffusers_api.base import Face
+from sega_jax.diffusers_api.base import DiffusersPipeline
 from sega_jax.diffusers_api.deepfloyd import IFArguments, SemanticIFPipeline
-from sega_jax.diffusers_api.sdxl_arguments import XLArguments
+from sega_jax.diffusers_api.sdxl_arguments import SDXLArguments
 from sega_jax.diffusers_api.stable_diffusion import SemanticStableDiffusionPipeline, StableDiffusionArguments
 from sega_jax.diffusers_api.stable_diffusion_xl import SemanticStableDiffusionXLPipeline
 from sega_jax.method.arguments import takes
@@ -56,7 +56,7 @@ _XL_SIZES = (
     *("guidance_scale", *_XL_PROMPTS, *_XL_POOLED, *_XL_SIZES, "clip_skip", *_CALLBACK),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class XLTextToImageArguments(XLArguments):
+class SDXLTextToImageArguments(SDXLArguments):
     """The arguments of `StableDiffusionXLPipeline`."""
 
 
@@ -66,7 +66,7 @@ class XLTextToImageArguments(XLArguments):
     *("aesthetic_score", "negative_aesthetic_score", "clip_skip", *_CALLBACK),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class XLImageToImageArguments(XLArguments):
+class SDXLImageToImageArguments(SDXLArguments):
     """The arguments of `StableDiffusionXLImg2ImgPipeline`."""
 
     def __post_init__(self) -> None:
@@ -89,10 +89,10 @@ def _check_image(image: object) -> None:
         raise TypeError("image is missing; give the picture to start from, or take a pipeline that makes one of words")
 
 
-class FromPicture(Face):
+class ImageToImagePipeline(DiffusersPipeline):
     """A pipeline that starts from pictures, which decide about the size of the result."""
 
-    def _sized(self, options: dict[str, Any]) -> dict[str, Any]:
+    def _with_picture_size(self, options: dict[str, Any]) -> dict[str, Any]:
         """Takes the size of the pictures. As in diffusers, pictures of PIL are resized to the next smaller multiple of
         the checkpoint's factor.
 
@@ -124,7 +124,7 @@ class StableDiffusionPipeline(SemanticStableDiffusionPipeline):
     )
 
 
-class StableDiffusionImg2ImgPipeline(FromPicture, SemanticStableDiffusionPipeline):
+class StableDiffusionImg2ImgPipeline(ImageToImagePipeline, SemanticStableDiffusionPipeline):
     """diffusers' `StableDiffusionImg2ImgPipeline`; see `SemanticStableDiffusionPipeline`."""
 
     __call__ = takes(ImageToImageArguments, "StableDiffusionImg2ImgPipeline")(
@@ -135,15 +135,15 @@ class StableDiffusionImg2ImgPipeline(FromPicture, SemanticStableDiffusionPipelin
 class StableDiffusionXLPipeline(SemanticStableDiffusionXLPipeline):
     """diffusers' `StableDiffusionXLPipeline`; see `SemanticStableDiffusionXLPipeline`."""
 
-    __call__ = takes(XLTextToImageArguments, "StableDiffusionXLPipeline")(
+    __call__ = takes(SDXLTextToImageArguments, "StableDiffusionXLPipeline")(
         SemanticStableDiffusionXLPipeline.__call__.__wrapped__  # type: ignore[attr-defined]
     )
 
 
-class StableDiffusionXLImg2ImgPipeline(FromPicture, SemanticStableDiffusionXLPipeline):
+class StableDiffusionXLImg2ImgPipeline(ImageToImagePipeline, SemanticStableDiffusionXLPipeline):
     """diffusers' `StableDiffusionXLImg2ImgPipeline`; see `SemanticStableDiffusionXLPipeline`."""
 
-    __call__ = takes(XLImageToImageArguments, "StableDiffusionXLImg2ImgPipeline")(
+    __call__ = takes(SDXLImageToImageArguments, "StableDiffusionXLImg2ImgPipeline")(
         SemanticStableDiffusionXLPipeline.__call__.__wrapped__  # type: ignore[attr-defined]
     )
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from sega_jax.diffusers_api.arguments import FaceArguments, LatentArguments, TimestepArguments, positional
+from sega_jax.diffusers_api.arguments import LatentArguments, PipelineArguments, TimestepArguments, positional
 from sega_jax.diffusers_api.kinds import OrNone, Unsupported
 from sega_jax.method.argument_kinds import Opaque
 from sega_jax.method.arguments import argument, arguments, changed
@@ -18,13 +18,13 @@ _SIZES = "all branches of a picture have the same sizes"
 
 @positional("prompt", "prompt_2", "height", "width", "num_inference_steps")
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class XLArguments(TimestepArguments, LatentArguments):
+class SDXLArguments(TimestepArguments, LatentArguments):
     """The arguments of `SemanticStableDiffusionXLPipeline`."""
 
-    same = (*LatentArguments.same, "original_size", "target_size", "long_prompts", "weighted", "clip_skip")
+    shared = (*LatentArguments.shared, "original_size", "target_size", "long_prompts", "weighted", "clip_skip")
 
-    num_inference_steps: int = changed(FaceArguments, "num_inference_steps", 50)
-    guidance_scale: float | list[float] = changed(FaceArguments, "guidance_scale", 5.0)
+    num_inference_steps: int = changed(PipelineArguments, "num_inference_steps", 50)
+    guidance_scale: float | list[float] = changed(PipelineArguments, "guidance_scale", 5.0)
     prompt_2: str | list[str] | None = argument(
         None,
         Opaque("words, one for all prompts or one for each"),

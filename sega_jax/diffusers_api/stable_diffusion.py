@@ -8,8 +8,8 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from sega_jax.diffusers_api.arguments import FaceArguments, LatentArguments, TimestepArguments, positional
-from sega_jax.diffusers_api.files import FilesFace
+from sega_jax.diffusers_api.arguments import LatentArguments, PipelineArguments, TimestepArguments, positional
+from sega_jax.diffusers_api.files import LatentPipeline
 from sega_jax.diffusers_api.outputs import Estimates, Images, estimates
 from sega_jax.diffusers_api.texts import prompt_pairs
 from sega_jax.method.arguments import changed, takes
@@ -58,16 +58,16 @@ class SemanticStableDiffusionPipelineOutput(Estimates, CheckedImages):
 class StableDiffusionArguments(TimestepArguments, LatentArguments):
     """The arguments of `SemanticStableDiffusionPipeline`."""
 
-    same = (*LatentArguments.same, "long_prompts", "weighted", "clip_skip")
+    shared = (*LatentArguments.shared, "long_prompts", "weighted", "clip_skip")
 
-    num_inference_steps: int = changed(FaceArguments, "num_inference_steps", 50)
-    guidance_scale: float | list[float] = changed(FaceArguments, "guidance_scale", 7.5)
+    num_inference_steps: int = changed(PipelineArguments, "num_inference_steps", 50)
+    guidance_scale: float | list[float] = changed(PipelineArguments, "guidance_scale", 7.5)
     long_prompts: bool = changed(ClipCall, "long_prompts", False)
     weighted: bool = changed(ClipCall, "weighted", False)
     clip_skip: int | None = changed(ClipCall, "clip_skip", None)
 
 
-class SemanticStableDiffusionPipeline(FilesFace):
+class SemanticStableDiffusionPipeline(LatentPipeline):
     """diffusers' pipeline around a native one (`pipeline`).
 
     It differs from diffusers where that is wrong: edits also act at `guidance_scale <= 1`, the embeddings of several
@@ -190,7 +190,7 @@ class SemanticStableDiffusionPipeline(FilesFace):
         """
         del device
         prompts, negatives = prompt_pairs(prompt, negative_prompt or "")
-        with collected(), self._scaled(1.0 if lora_scale is None else check_float("lora_scale", lora_scale)):
+        with collected(), self._scaled_loras(1.0 if lora_scale is None else check_float("lora_scale", lora_scale)):
             states = self.pipeline.encode(prompts, clip_skip=clip_skip or 0).states
             others = self.pipeline.encode(negatives).states if do_classifier_free_guidance else None
         count = num_images_per_prompt
@@ -209,7 +209,7 @@ class SemanticStableDiffusionPipeline(FilesFace):
         """
         with collected():
             texts = call.text("prompt", required=True), call.text("negative_prompt"), call.concepts()
-            out = self._make(call, *texts)
+            out = self._run(call, *texts)
         flags = None if out.flagged is None else out.flagged.tolist()
         if not call.return_dict:
             return out.images, flags

@@ -9,9 +9,9 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from sega_jax.diffusers_api.files import FilesFace
+from sega_jax.diffusers_api.files import LatentPipeline
 from sega_jax.diffusers_api.outputs import Estimates, Images, estimates
-from sega_jax.diffusers_api.sdxl_arguments import XLArguments
+from sega_jax.diffusers_api.sdxl_arguments import SDXLArguments
 from sega_jax.diffusers_api.switches import cast_to
 from sega_jax.diffusers_api.texts import prompt_pairs, split
 from sega_jax.method.arguments import takes
@@ -38,7 +38,7 @@ class SemanticStableDiffusionXLPipelineOutput(Estimates, Images):
     """
 
 
-class SemanticStableDiffusionXLPipeline(FilesFace):
+class SemanticStableDiffusionXLPipeline(LatentPipeline):
     """diffusers' pipeline of Stable Diffusion XL around a native one (`pipeline`), with semantic guidance.
 
     There is no watermark. Arrays are channels last; randomness is a seed or a key.
@@ -118,7 +118,7 @@ class SemanticStableDiffusionXLPipeline(FilesFace):
         """Casts the autoencoder to float32."""
         added = self._additions()
         vae = cast_to(added.models.vae, np.dtype("float32"))
-        self._add(dataclasses.replace(added, models=added.models._replace(vae=vae)))
+        self._apply(dataclasses.replace(added, models=added.models._replace(vae=vae)))
 
     @property
     def text_encoder_2(self) -> CLIPTextModelWithProjection:
@@ -126,7 +126,7 @@ class SemanticStableDiffusionXLPipeline(FilesFace):
 
     @text_encoder_2.setter
     def text_encoder_2(self, value: CLIPTextModelWithProjection) -> None:
-        self._exchange("text_encoder_2", value)
+        self._replace_network("text_encoder_2", value)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -166,7 +166,7 @@ class SemanticStableDiffusionXLPipeline(FilesFace):
         prompts, negatives = prompt_pairs(prompt, negative_prompt or "")
         second = None if prompt_2 is None else prompt_pairs(prompts, prompt_2)[1]
         away = None if negative_prompt_2 is None else prompt_pairs(prompts, negative_prompt_2)[1]
-        with collected(), self._scaled(1.0 if lora_scale is None else check_float("lora_scale", lora_scale)):
+        with collected(), self._scaled_loras(1.0 if lora_scale is None else check_float("lora_scale", lora_scale)):
             text = self.pipeline.encode(prompts, second=second, clip_skip=clip_skip or 0)
             other = self.pipeline.encode(negatives, second=away) if do_classifier_free_guidance else None
         if other is not None and negative_prompt is None and self.pipeline.extras.zero_negative:
@@ -177,8 +177,8 @@ class SemanticStableDiffusionXLPipeline(FilesFace):
         other = _repeated(other, num_images_per_prompt)
         return text.states, other.states, text.pooled, other.pooled
 
-    @takes(XLArguments, "SemanticStableDiffusionXLPipeline")
-    def __call__(self, call: XLArguments) -> SemanticStableDiffusionXLPipelineOutput | tuple:
+    @takes(SDXLArguments, "SemanticStableDiffusionXLPipeline")
+    def __call__(self, call: SDXLArguments) -> SemanticStableDiffusionXLPipelineOutput | tuple:
         """Makes pictures with diffusers' arguments, defaults and results.
 
         A picture to start from is an argument of `StableDiffusionXLImg2ImgPipeline` in diffusers, and long and weighted
@@ -195,20 +195,20 @@ class SemanticStableDiffusionXLPipeline(FilesFace):
             )
         with collected():
             texts = self._text(call, "prompt", required=True), self._text(call, "negative_prompt")
-            out = self._make(call, *texts, self._concepts(call))
+            out = self._run(call, *texts, self._concepts(call))
         if not call.return_dict:
             return (out.images,)
         return SemanticStableDiffusionXLPipelineOutput(out.images, **estimates(out.record))
 
-    def _concepts(self, call: XLArguments) -> list[Any]:
-        """Returns the concepts; see `FaceArguments.concepts`."""
+    def _concepts(self, call: SDXLArguments) -> list[Any]:
+        """Returns the concepts; see `PipelineArguments.concepts`."""
         names = "editing_prompt_embeddings", "editing_pooled_prompt_embeddings"
         states, pooled = (getattr(call, name) for name in names)
         if call.editing_prompt or (states is None and pooled is None):
             return call.concepts()
         return split(self._joined(names, states, pooled))
 
-    def _text(self, call: XLArguments, name: str, *, required: bool = False) -> Any:
+    def _text(self, call: SDXLArguments, name: str, *, required: bool = False) -> Any:
         """Returns a prompt's words, or embeddings: given ones, or of words that differ for the second text encoder.
 
         Args:

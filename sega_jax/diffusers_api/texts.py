@@ -25,7 +25,7 @@ def prompt_pairs(prompt: Any, negative: Any) -> tuple[list[str], list[str]]:
 
 
 def split(embeddings: Any) -> list[Any]:
-    """Returns the concepts of `editing_prompt_embeddings`; see `FaceArguments.concepts`.
+    """Returns the concepts of `editing_prompt_embeddings`; see `PipelineArguments.concepts`.
 
     Raises:
         TypeError, ValueError: the embeddings have another type or shape.

@@ -13,7 +13,7 @@ from sega_jax import (
     SemanticStableDiffusionPipeline,
     SemanticStableDiffusionXLPipeline,
 )
-from sega_jax.diffusers_api.arguments import FaceArguments
+from sega_jax.diffusers_api.arguments import PipelineArguments
 from sega_jax.method.arguments import arguments
 
 EDITS = ["editing_prompt", "editing_prompt_embeddings", "reverse_editing_direction", "edit_guidance_scale"]
@@ -51,7 +51,7 @@ def test_the_order_of_arguments(kind):
     positional = [one.name for one in parameters if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
     assert positional == POSITIONAL[kind]
     names = {one.name for one in parameters}
-    assert names >= set(arguments(FaceArguments))
+    assert names >= set(arguments(PipelineArguments))
     assert all(f"\n    {name}: " in kind.__call__.__doc__ for name in names)
 
 

@@ -127,7 +127,7 @@ def test_weights_by_network_are_scaled_whole(face, lora):
     save_file(load_file(path) | {key: array.astype(np.float32) for key, array in text.items()}, path)
     face.load_lora_weights(path, "a")
     face.set_adapters("a", {"unet": 0.5})
-    with face._scaled(0.5):
+    with face._scaled_loras(0.5):
         assert equal(face.text_encoder, merge_lora(before, {path: 0.5}).text_encoder)
         assert equal(face.unet, merge_lora(before, {path: 0.25}).unet)
     assert not equal(face.text_encoder, before.text_encoder)
