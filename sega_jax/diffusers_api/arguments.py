@@ -334,9 +334,9 @@ class LatentArguments(DiffusionArguments):
         None, Unsupported("callbacks get only the latents; leave it out", (["latents"],)), "not supported"
     )
     sigmas: Any = argument(None, Unsupported("give timesteps, or choose another scheduler"), "not supported")
-    ip_adapter_image: Any = argument(None, Unsupported("IP-Adapters do not exist here; leave it out"), "not supported")
+    ip_adapter_image: Any = argument(None, Unsupported("sega_jax has no IP-Adapters; leave it out"), "not supported")
     ip_adapter_image_embeds: Any = argument(
-        None, Unsupported("IP-Adapters do not exist here; leave it out"), "not supported"
+        None, Unsupported("sega_jax has no IP-Adapters; leave it out"), "not supported"
     )
 
     def __post_init__(self) -> None:

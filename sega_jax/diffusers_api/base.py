@@ -54,7 +54,7 @@ class DiffusersPipeline(Switches):
     def __init__(self, *args: Any, **components: Any) -> None:
         name = type(self).__name__
         raise TypeError(
-            f"this class cannot be built from components; use {name}.from_pretrained(folder) or from_pipe(pipe)"
+            f"{name} cannot be built from components; use {name}.from_pretrained(folder) or from_pipe(pipe)"
         )
 
     @property

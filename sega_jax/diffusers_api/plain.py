@@ -1,4 +1,7 @@
-"""diffusers' pipelines without semantic guidance: those with it, whose arguments by position are in another order."""
+"""diffusers' standard pipelines.
+
+They are the semantic pipelines, including semantic guidance, with the positional arguments in the standard order.
+"""
 
 import dataclasses
 from typing import Any
@@ -86,29 +89,31 @@ class SuperResolutionArguments(IFArguments):
 
 def _check_image(image: object) -> None:
     if image is None:
-        raise TypeError("image is missing; give the picture to start from, or take a pipeline that makes one of words")
+        raise TypeError("image is missing; give the picture to start from, or use a text-to-image pipeline")
 
 
 class ImageToImagePipeline(DiffusersPipeline):
-    """A pipeline that starts from pictures, which decide about the size of the result."""
+    """A pipeline that starts from pictures. The results have their size."""
 
     def _with_picture_size(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Takes the size of the pictures. As in diffusers, pictures of PIL are resized to the next smaller multiple of
-        the checkpoint's factor.
+        """Adds the size of the pictures to the arguments of a native call.
+
+        As in diffusers, the sides of PIL pictures are rounded down to a multiple of the checkpoint's factor.
 
         Raises:
-            FileNotFoundError, TypeError, ValueError: they are no pictures, or of different sizes.
+            FileNotFoundError, TypeError, ValueError: `image` is not a picture, or the pictures differ in size.
         """
         multiple = self.pipeline.system.sampler.sizes(self.pipeline.models).multiple
-        given = options["image"]
-        several = isinstance(given, list | tuple)
-        image: Any = [_fitted(one, multiple) for one in (given if several else [given])]
-        image = image if several else image[0]
+        source = options["image"]
+        is_list = isinstance(source, list | tuple)
+        image: Any = [_fitted(picture, multiple) for picture in (source if is_list else [source])]
+        image = image if is_list else image[0]
         height, width = read(image).shape[1:3]
         return options | {"image": image, "height": height, "width": width}
 
 
 def _fitted(picture: Any, multiple: int) -> Any:
+    """Returns a PIL picture resized so that its sides are multiples of a number; other values stay unchanged."""
     if not isinstance(picture, Image.Image):
         return picture
     width, height = (max(side - side % multiple, multiple) for side in picture.size)
@@ -149,13 +154,13 @@ class StableDiffusionXLImg2ImgPipeline(ImageToImagePipeline, SemanticStableDiffu
 
 
 class IFPipeline(SemanticIFPipeline):
-    """diffusers' `IFPipeline`, of the first stage; see `SemanticIFPipeline`."""
+    """diffusers' `IFPipeline`, the first stage; see `SemanticIFPipeline`."""
 
     _systems = (STAGE_1,)
 
 
 class IFSuperResolutionPipeline(SemanticIFPipeline):
-    """diffusers' `IFSuperResolutionPipeline`, of the second stage; see `SemanticIFPipeline`."""
+    """diffusers' `IFSuperResolutionPipeline`, the second stage; see `SemanticIFPipeline`."""
 
     _systems = (STAGE_2,)
 
