@@ -12,8 +12,8 @@ from sega_jax.systems.sdxl import SDXLCall
 
 _STRENGTH = 0.3  # the default of diffusers' `StableDiffusionXLImg2ImgPipeline`
 # The reasons and remedies for unsupported arguments.
-_REFINER = "it belongs to the SDXL refiner, which is not supported; leave it out"
-_SIZES = "the sizes of the prompt also apply to the negative prompt; leave it out"
+_REFINER = "it belongs to the SDXL refiner, so leave it out"
+_SIZES = "the negative prompt uses the sizes of the prompt, so leave it out"
 
 
 @positional("prompt", "prompt_2", "height", "width", "num_inference_steps")

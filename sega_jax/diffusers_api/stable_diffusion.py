@@ -41,7 +41,7 @@ class SemanticStableDiffusionPipelineOutput(Estimates, CheckedImages):
 
     Attributes:
         images: PIL pictures, or a float array [rows, height, width, 3] in [0, 1], or latents
-            [rows, height / 8, width / 8, 4].
+            [rows, height / f, width / f, channels], where f is the checkpoint's downsampling factor.
         nsfw_content_detected: for each picture, whether the safety checker flagged it. Flagged pictures are black. None
             for latents and without a safety checker.
         sem_guidance, uncond_estimates, text_estimates, edit_estimates: arrays of latents, or None without
@@ -239,7 +239,7 @@ class SemanticStableDiffusionPipeline(LatentPipeline):
         """Generates pictures, with diffusers' arguments, defaults and results.
 
         The settings of edits are numbers, lists, tuples or arrays. Too few entries are an error; extra entries are
-        ignored with a warning. Arguments that diffusers does not have here: `long_prompts`, `weighted`, `image` and
+        ignored with a warning. Unlike in diffusers, this pipeline also accepts `long_prompts`, `weighted`, `image` and
         `strength`.
 
         Returns:

@@ -1,5 +1,7 @@
-"""diffusers' `StableDiffusionUpscalePipeline` (0.42.1), with the arguments of semantic guidance of its
-`SemanticStableDiffusionPipeline`."""
+"""diffusers' `StableDiffusionUpscalePipeline` (0.42.1), with semantic guidance.
+
+The arguments of semantic guidance are those of diffusers' `SemanticStableDiffusionPipeline`.
+"""
 
 import dataclasses
 from typing import Any
@@ -34,7 +36,7 @@ class UpscaleArguments(DiffusionArguments):
         "clip_skip",
     )
 
-    image: Any = argument(None, Opaque(Pictures.noun), "the low-resolution picture")
+    image: Any = argument(None, Opaque(Pictures.noun), "the low-resolution picture to enlarge")
     num_inference_steps: int = changed(PipelineArguments, "num_inference_steps", 75)
     guidance_scale: float | list[float] = changed(PipelineArguments, "guidance_scale", 9.0)
     noise_level: int = changed(UpscalerCall, "noise_level", 20)
@@ -45,9 +47,10 @@ class UpscaleArguments(DiffusionArguments):
 
 
 class StableDiffusionUpscalePipeline(LatentPipeline):
-    """diffusers' pipeline of the x4 upscaler around a native one (`pipeline`), with semantic guidance.
+    """diffusers' pipeline for the x4 upscaler, with semantic guidance.
 
-    Arrays are channels last; randomness is a seed or a key.
+    It wraps a native pipeline (`pipeline`). Arrays are channels last. The noise comes from a seed, a generator or a JAX
+    key.
     """
 
     _systems = (SYSTEM,)
