@@ -133,7 +133,7 @@ FAULTS = {
     "padding comes before the text": Fault("tokens", Tokenizer, "__init__", with_side("padding_side")),
     "T5's padding comes before the text": Fault("T5 tokens", T5Tokenizer, "__init__", with_side("padding_side")),
     "a learnt word of several tokens is written once": Fault(
-        "learnt words", Tokenizer, "_written_out", instead(lambda self, text: text)
+        "learnt words", Tokenizer, "_expanded", instead(lambda self, text: text)
     ),
     "square brackets strengthen": Fault(
         "read", prompt_weights, "fragments", argument(0, lambda text: text.translate(str.maketrans("[]", "()")))
