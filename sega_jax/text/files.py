@@ -46,6 +46,6 @@ def sha256(path: str | Path) -> str:
         raise ValueError(f"{path} cannot be read ({error.strerror}); give a readable file") from None
 
 
-def whole_path(path: str | os.PathLike[str], folder: Path) -> str:
+def absolute_path(path: str | os.PathLike[str], folder: Path) -> str:
     """Returns the absolute path of a file whose path is relative to a folder or starts with "~"."""
     return os.path.abspath(os.path.join(folder, os.path.expanduser(path)))

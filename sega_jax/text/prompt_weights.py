@@ -49,7 +49,7 @@ def chunks(tokenizer: Tokenizer, text: str, reading: Reading, *, warn: Warn = wa
         ValueError: a weight is not a number.
     """
     ids, weights = [], []
-    for words, weight in fragments(text) if reading.weighted else [(text, 1.0)]:
+    for words, weight in parse_weights(text) if reading.weighted else [(text, 1.0)]:
         tokens = tokenizer.tokens(words)
         ids += tokens
         weights += [weight] * len(tokens)
@@ -97,7 +97,7 @@ def _padded(tokenizer: Tokenizer, part: Chunks, count: int) -> Chunks:
     return Chunks(ids, np.concatenate([part.weights, np.ones((missing, tokenizer.length), np.float32)]))
 
 
-def weighed(hidden: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def weight_states(hidden: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Multiplies hidden states by the weights of their tokens, then rescales each chunk to its original mean.
 
     Chunks whose weights are all 1 stay unchanged. AUTOMATIC1111's web UI takes the mean over the same chunk of all
@@ -119,7 +119,7 @@ def weighed(hidden: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return result
 
 
-def fragments(text: str) -> list[tuple[str, float]]:
+def parse_weights(text: str) -> list[tuple[str, float]]:
     """Splits a text into fragments with weights, by the rules of AUTOMATIC1111's web UI.
 
     `(word)` multiplies the weight by 1.1, `[word]` divides it by 1.1, `(word:1.5)` multiplies it by 1.5, and nested

@@ -104,7 +104,7 @@ class Tokenizer:
         second._tokenizer.add_special_tokens({"pad_token": self._tokenizer.convert_ids_to_tokens(0)})
         return TokenizerPair(self, second)
 
-    def having(self, words: Mapping[str, int]) -> tuple["Tokenizer", list[int]]:
+    def with_words(self, words: Mapping[str, int]) -> tuple["Tokenizer", list[int]]:
         """Returns a tokenizer with new words, and the ids of their tokens in order.
 
         Args:
@@ -207,14 +207,14 @@ class TokenizerPair:
             )
         self.first, self.second, self.length = first, second, first.length
 
-    def having(self, words: Mapping[str, int]) -> tuple["TokenizerPair", list[int]]:
-        """Returns a pair with new words, and the ids of their tokens; see `Tokenizer.having`.
+    def with_words(self, words: Mapping[str, int]) -> tuple["TokenizerPair", list[int]]:
+        """Returns a pair with new words, and the ids of their tokens; see `Tokenizer.with_words`.
 
         Raises:
-            ValueError: as `Tokenizer.having`.
+            ValueError: as `Tokenizer.with_words`.
             CheckpointError: the vocabularies differ in size.
         """
-        (first, ids), (second, second_ids) = self.first.having(words), self.second.having(words)
+        (first, ids), (second, second_ids) = self.first.with_words(words), self.second.with_words(words)
         if ids != second_ids:
             raise CheckpointError(
                 "the two tokenizers have vocabularies of different sizes; check that they belong together"

@@ -10,7 +10,7 @@ from support.checkpoints import same
 
 import sega_jax
 from sega_jax import Edit, Pipeline
-from sega_jax.diffusers_api.plain import TextToImageArguments, SDXLTextToImageArguments
+from sega_jax.diffusers_api.plain import SDXLTextToImageArguments, TextToImageArguments
 from sega_jax.method.arguments import arguments
 from sega_jax.pipelines.diffusers_names import ARGUMENTS, ATTRIBUTES
 from sega_jax.systems.registry import systems

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sega_jax.text.prompt_weights import Reading, chunks, fragments, weighed
+from sega_jax.text.prompt_weights import Reading, chunks, parse_weights, weight_states
 from sega_jax.text.tokenizers import Tokenizer
 
 LONG = "a cat, black, on a mat"  # 17 letters and commas, which are tokens here; a chunk has room for 10
@@ -67,7 +67,7 @@ def by_characters(text):
 
 @pytest.mark.parametrize("text", WEIGHTED)
 def test_weights_are_the_web_uis(text):
-    found = fragments(text)
+    found = parse_weights(text)
     assert [words for words, _ in found] == [words for words, _ in WEIGHTED[text]]
     np.testing.assert_allclose([weight for _, weight in found], [weight for _, weight in WEIGHTED[text]])
 
@@ -78,7 +78,7 @@ def test_weights_of_any_text():
     for _ in range(500):
         text = "".join(rng.choice(parts, rng.integers(1, 14)))
         try:
-            found = [(c, weight) for words, weight in fragments(text) for c in words]
+            found = [(c, weight) for words, weight in parse_weights(text) for c in words]
         except ValueError:
             with pytest.raises(ValueError, match="could not convert"):
                 by_characters(text)
@@ -117,9 +117,9 @@ def test_weights_stand_at_their_tokens(tokenizer):
 def test_the_mean_of_a_chunk_is_restored():
     hidden = np.random.default_rng(0).standard_normal((2, 5, 4)).astype(np.float32) + 1
     weights = np.float32([[1, 2, 0.5, 1, 1], [1] * 5])
-    found = weighed(hidden, weights)
+    found = weight_states(hidden, weights)
     assert np.array_equal(found[1], hidden[1])
     np.testing.assert_allclose(found[0].mean(), hidden[0].mean(), rtol=1e-5)
     by = found[0] / (hidden[0] * weights[0][:, None])
     np.testing.assert_allclose(by, by[0, 0], rtol=1e-5)
-    assert weighed(hidden.astype(jnp.bfloat16), weights).dtype == jnp.bfloat16
+    assert weight_states(hidden.astype(jnp.bfloat16), weights).dtype == jnp.bfloat16
