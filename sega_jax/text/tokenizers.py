@@ -365,7 +365,7 @@ def _is_installed(library: str) -> bool:
 
 def truncation(length: int, text: str, cut: str) -> str:
     """Returns the warning about a truncated text, where `cut` is the ignored end."""
-    return f"the text encoder reads {length} tokens; ignored at the end of {text[:40]!r}: {cut!r}"
+    return f"the text encoder reads {length} tokens; cut from the end of {text[:40]!r}: {cut!r}"
 
 
 def _warn_of_truncation(tokenizer: Any, texts: Sequence[str], length: int, warn: Warn) -> None:

@@ -71,8 +71,8 @@ def test_settings_of_an_edit_are_checked_by_diffusers_names(face):
 @pytest.mark.parametrize(
     ("args", "options", "words"),
     [
-        (["a cat"] * 26, {}, "26 arguments are given by position, expected at most 25"),
-        (["a cat"], {"prompt": "a dog"}, "prompt is given twice, by position and by name"),
+        (["a cat"] * 26, {}, "26 positional arguments were given, expected at most 25"),
+        (["a cat"], {"prompt": "a dog"}, "prompt was given both by position and by name"),
         (["a cat"], {"edit_warmup": 3}, "edit_warmup is not an argument of .*; did you mean edit_warmup_steps?"),
         (["a cat"], {"editing_prompt_embeddings": 3}, "editing_prompt_embeddings=3 should be a floating array"),
         (["a cat"], {"return_dict": 3}, "return_dict=3 should be True or False"),

@@ -532,7 +532,7 @@ BLOCKS = {
     "stable_diffusion.md": {(0, 3): offloaded, (1, 2, 4): another_scheduler},
     "using-diffusers/loading.md": {
         (10,): a_vae_of_its_own,
-        (12,): (perturbed_attention, "enable_pag=True is not supported: perturbed attention guidance"),
+        (12,): (perturbed_attention, "enable_pag=True is not supported: sega_jax has no perturbed attention guidance"),
         (13,): without_checker,
     },
     "using-diffusers/schedulers.md": {
@@ -540,11 +540,11 @@ BLOCKS = {
         (2,): listed_timesteps,
         (3, 4): zero_snr,
         (5,): trailing,
-        (6, 7): (listed_sigmas, "sigmas=.* is not supported; give timesteps, or another scheduler"),
+        (6, 7): (listed_sigmas, "sigmas=.* is not supported; give timesteps, or choose another scheduler"),
     },
     "using-diffusers/batched_inference.md": {(0, 1, 2): batches, (3, 4): a_generator_for_each},
     "using-diffusers/callback.md": {
-        (0,): (cut_off_guidance, "callback_on_step_end=.* needs prompt_embeds, .*, which cannot change during a call"),
+        (0,): (cut_off_guidance, "callback_on_step_end=.* needs prompt_embeds, .*, but callbacks get only the latents"),
         (1,): interrupted,
         (2, 3, 4): decoded_on_the_way,
     },
@@ -580,7 +580,7 @@ BLOCKS = {
         (0, 5, 27): a_lora,
         (3,): fused,
         (4,): (compiled, "leave torch.compile out"),
-        (6,): (weights_of_blocks, "adapter_weights: 'unet' has weights for blocks, which are not supported; give one"),
+        (6,): (weights_of_blocks, "adapter_weights: 'unet' has weights for single blocks, which are not supported; give one"),
         (8, 9, 10): swapped,
         (11, 19, 20, 21, 23, 24): two_loras,
         (22,): (uploaded, "push_to_hub is not supported: write a folder with save_pretrained and upload it"),
@@ -590,7 +590,7 @@ BLOCKS = {
     "api/pipelines/stable_diffusion/overview.md": {
         (0,): euler,
         (1,): components,
-        (2,): (inpainting, "StableDiffusionInpaintPipeline has no counterpart here"),
+        (2,): (inpainting, "StableDiffusionInpaintPipeline has no counterpart in sega_jax"),
     },
     "api/pipelines/stable_diffusion/stable_diffusion_2.md": {
         (0,): second_version,
@@ -599,8 +599,8 @@ BLOCKS = {
     "api/pipelines/stable_diffusion/stable_diffusion_xl.md": {
         (1,): without_watermark,
         (2, 3, 4, 5, 14, 16): xl_of_words,
-        (7, 8, 10, 11, 12): (refiner, "denoising_end=0.8 is not supported; it belongs to the refiner"),
-        (13, 15): (negative_sizes, "negative_original_size=.* is not supported; all branches of a picture have"),
+        (7, 8, 10, 11, 12): (refiner, "denoising_end=0.8 is not supported; it belongs to the SDXL refiner"),
+        (13, 15): (negative_sizes, "negative_original_size=.* is not supported; the negative prompt uses the sizes"),
     },
     "api/pipelines/stable_diffusion/sdxl_turbo.md": {
         (1, 2, 3, 4, 6): turbo,
@@ -609,9 +609,9 @@ BLOCKS = {
     "SemanticStableDiffusionPipeline.__call__": {(0,): semantic},
     "api/pipelines/deepfloyd_if.md": {
         (5, 10, 11): cascade,
-        (1, 13): (tensors, "output_type='pt' is for tensors of torch; give 'np'"),
+        (1, 13): (tensors, "output_type='pt' .* is not supported; use 'np'"),
         (4,): stages_by_name,
-        (2, 8): (picture_of_a_stage, "IFImg2ImgPipeline has no counterpart here"),
+        (2, 8): (picture_of_a_stage, "IFImg2ImgPipeline has no counterpart in sega_jax"),
         (6, 7): fast_timesteps,
         (9,): (compiled, "leave torch.compile out"),
         (12,): (text_encoder_alone, "unet=None is not supported"),

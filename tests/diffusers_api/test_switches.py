@@ -98,13 +98,13 @@ def test_devices(face):
     native = face.pipeline
     assert face.to("cpu").pipeline is native  # it is there already
     assert face.to(Named("cpu")).pipeline is native
-    with pytest.warns(UserWarning, match="JAX sees no accelerator for 'cuda'; the pipeline stays on cpu") as caught:
+    with pytest.warns(UserWarning, match="JAX has no accelerator for 'cuda'; the pipeline stays on cpu") as caught:
         assert face.to("cuda").pipeline is native
     assert caught[0].filename == __file__
     for error, words, attempt in [
-        (ValueError, r"device='moon' should be 'cuda', 'cuda:0', 'cpu', or devices of", lambda: face.to("moon")),
+        (ValueError, r"device='moon' should be 'cuda', 'cuda:0', 'cpu', or devices from", lambda: face.to("moon")),
         (ValueError, "dtype='float8' should be one of float32", lambda: face.to(dtype="float8")),
-        (TypeError, "copy is not an argument of to; it takes a device and a dtype", lambda: face.to("cpu", copy=True)),
+        (TypeError, "copy is not an argument of to; it accepts a device and a dtype", lambda: face.to("cpu", copy=True)),
     ]:
         with pytest.raises(error, match=words):
             attempt()
@@ -127,7 +127,7 @@ def test_accelerators_by_number(monkeypatch):
     assert devices_of("cuda", kept) is kept
     assert devices_of("cuda:0", kept) is kept
     assert devices_of(Named("cuda:1"), kept).devices == gpus[1:]
-    with pytest.raises(ValueError, match="device='cuda:2': JAX sees 2 accelerators, counted from 0"):
+    with pytest.raises(ValueError, match="device='cuda:2' does not exist; JAX has 2 accelerators, numbered from 0"):
         devices_of("cuda:2", kept)
 
 
@@ -155,7 +155,7 @@ def test_tiles(face, calls, paella):
     assert made(face, calls)["tiled"] is True
     face.disable_vae_tiling()
     assert "tiled" not in made(face, calls)
-    with pytest.raises(TypeError, match="Paella decodes nothing in tiles; leave enable_vae_tiling out"):
+    with pytest.raises(TypeError, match="Paella has no tiled decoding; leave enable_vae_tiling out"):
         SemanticPaellaPipeline.from_pipe(paella).enable_vae_tiling()
 
 
@@ -196,8 +196,8 @@ def test_generators(face, calls):
     key = jax.random.key(4)
     assert made(face, calls, generator=key)["key"] is key
     for options, error, words in [
-        ({"generator": np.random.default_rng(0)}, TypeError, "generator=.* should be a seeded generator of torch"),
-        ({"generator": first, "seed": 3}, ValueError, "seed and generator were both given; they say the same thing"),
+        ({"generator": np.random.default_rng(0)}, TypeError, "generator=.* should be a seeded torch generator"),
+        ({"generator": first, "seed": 3}, ValueError, "seed and generator were both given; give only one of them"),
     ]:
         with pytest.raises(error, match=words):
             face("a cat", **options)
@@ -219,14 +219,14 @@ def test_callbacks_see_the_latents_alone(face, lora):
         pipe._guidance_scale = 2.0
 
     for function, error, words in [
-        (guide, ValueError, r"callback_on_step_end set pipe\._guidance_scale, which changes nothing during a call"),
+        (guide, ValueError, r"callback_on_step_end set pipe\._guidance_scale, which has no effect during a call"),
         (change, ValueError, "read-only"),
-        (exchange, ValueError, "callback_on_step_end returned another latents, which cannot be changed during a call"),
+        (exchange, ValueError, "callback_on_step_end returned a changed 'latents', but callbacks cannot change a running call"),
         (weigh, RuntimeError, "LoRAs and new words cannot change during a call"),
     ]:
         with pytest.raises(error, match=words):
             face("a cat", callback_on_step_end=function, **call)
-    with pytest.raises(ValueError, match="callback and callback_on_step_end were both given; give one"):
+    with pytest.raises(ValueError, match="callback and callback_on_step_end were both given; give only one of them"):
         face("a cat", callback_on_step_end=change, callback=print)
 
 
@@ -249,7 +249,7 @@ def test_schedulers(face):
         (TypeError, "beta_strat is not an option of DDIMScheduler; did you mean", lambda: DDIMScheduler(beta_strat=1)),
         (TypeError, "use_karras is not an option", lambda: DDIMScheduler.from_config(chosen.config, use_karras=True)),
         (ValueError, "'no' is not supported", lambda: DDIMScheduler.from_config(chosen.config, timestep_spacing="no")),
-        (TypeError, "int should be the path of a folder", lambda: DDIMScheduler.from_pretrained(3)),
+        (TypeError, "is a int; expected a folder", lambda: DDIMScheduler.from_pretrained(3)),
     ]:
         with pytest.raises(error, match=words):
             attempt()
@@ -261,7 +261,7 @@ def test_fused_loras(face, lora):
     face.fuse_lora(lora_scale=0.7, adapter_names=["a"])
     assert equal(face.pipeline.models, merge_lora(before, {lora: 0.7}))
     assert face.get_active_adapters() == ["a"]
-    with pytest.raises(ValueError, match=r"adapter_names has 'a', which is fused; call unfuse_lora\(\) first"):
+    with pytest.raises(ValueError, match=r"the LoRA 'a' in adapter_names is fused; call unfuse_lora\(\) first"):
         face.set_adapters("a", 0.5)
     face.unfuse_lora()
     assert equal(face.pipeline.models, merge_lora(before, lora))
@@ -273,7 +273,7 @@ def test_fused_loras(face, lora):
     face.delete_adapters("a")
     assert equal(face.pipeline.models, before)
     for error, words, attempt in [
-        (ValueError, "adapter_weights: 'unet' has weights for blocks", lambda: face.set_adapters("a", {"unet": {}})),
+        (ValueError, "adapter_weights: 'unet' has weights for single blocks", lambda: face.set_adapters("a", {"unet": {}})),
         (TypeError, "adapter_weights='x' should be", lambda: face.set_adapters("a", "x")),
         (ValueError, "adapter_name='b' is not loaded, so hotswap=True", lambda: _swap(face, lora)),
         (
@@ -306,7 +306,7 @@ def test_words_and_loras_are_taken_away_apart(face, small, lora, tmp_path):
     assert equal(face.pipeline.models.unet, small.models.unet)
     assert len(face.tokenizer.tokens("<b>")) == 2
     face.load_lora_weights(lora)
-    with pytest.raises(ValueError, match="tokens has '<c>', loaded are <b>; give the token"):
+    with pytest.raises(ValueError, match="the word '<c>' in tokens was not added; loaded words: <b>. Use the token"):
         face.unload_textual_inversion("<c>")
     face.unload_textual_inversion("<b>")
     assert equal(face.pipeline.models, merge_lora(small.models, lora))
@@ -331,7 +331,7 @@ def test_components(first):
     face = IFPipeline.from_pipe(first)
     assert face.components["unet"] is face.unet
     assert face.components["scheduler"] is face.scheduler
-    with pytest.raises(TypeError, match=r"IFPipeline is not built from components; write IFPipeline.from_pretrained"):
+    with pytest.raises(TypeError, match=r"IFPipeline cannot be built from components; use IFPipeline.from_pretrained"):
         IFPipeline(**face.components)
 
 
@@ -342,7 +342,7 @@ def test_from_another_pipeline(face, small):
     assert same(face.pipeline, small)
     with pytest.raises(TypeError, match="image is missing; give the picture to start from"):
         other("a cat")
-    with pytest.raises(TypeError, match="variant is not an argument of from_pipe; it takes torch_dtype, scheduler"):
+    with pytest.raises(TypeError, match="variant is not an argument of from_pipe; it accepts torch_dtype, scheduler"):
         StableDiffusionPipeline.from_pipe(face, variant="fp16")
 
 
@@ -366,13 +366,13 @@ def test_options_of_loading(small_folder, monkeypatch):
         (
             {"custom_pipeline": "lpw"},
             TypeError,
-            "custom_pipeline='lpw' is not supported: give long_prompts=True or weighted=True",
+            "custom_pipeline='lpw' is not supported: leave it out; calls accept long_prompts=True",
         ),
-        ({"quantization_config": {"a": 1}}, TypeError, "quantization_config=.* quantised weights are not supported"),
+        ({"quantization_config": {"a": 1}}, TypeError, "quantization_config=.* sega_jax has no quantised weights"),
         ({"torch_dtyp": float16}, TypeError, "torch_dtyp is not an argument of .*; did you mean torch_dtype?"),
-        ({"torch_dtype": float16, "dtype": float32}, ValueError, "were both given; they say the same, give one"),
-        ({"torch_dtype": {"a": float16, "b": float32}}, ValueError, "has several dtypes; give one"),
-        ({"vae": _foreign("diffusers")}, TypeError, "vae is a Module of diffusers, which is not read; write it to"),
+        ({"torch_dtype": float16, "dtype": float32}, ValueError, "differ; they are the same option, give only one"),
+        ({"torch_dtype": {"a": float16, "b": float32}}, ValueError, "has different dtypes; give one"),
+        ({"vae": _foreign("diffusers")}, TypeError, "vae is a Module of diffusers, which is not supported; save it with"),
         ({"proxies": {"https": "x"}}, TypeError, "set the environment variable HTTPS_PROXY"),
     ]:
         with pytest.raises(error, match=words):
@@ -386,14 +386,14 @@ def _foreign(library):
 def test_names_that_are_not_here():
     import sega_jax.diffusers_api as api
 
-    with pytest.raises(ImportError, match="SASolverScheduler is not supported; there are DDIMScheduler, PNDMScheduler"):
+    with pytest.raises(ImportError, match="SASolverScheduler is not supported; choose one of DDIMScheduler, PNDMScheduler"):
         _ = api.SASolverScheduler
-    with pytest.raises(ImportError, match="StableDiffusion3Pipeline has no counterpart here; there are Diffusion"):
+    with pytest.raises(ImportError, match="StableDiffusion3Pipeline has no counterpart in sega_jax; use one of Diffusion"):
         _ = api.StableDiffusion3Pipeline
     with pytest.raises(AttributeError, match="has no attribute 'magic'"):
         _ = api.magic
     assert {"StableDiffusionXLPipeline", "UniPCMultistepScheduler"} <= set(dir(api))
-    with pytest.raises(TypeError, match="is made by from_pretrained, from_single_file or from_pipe"):
+    with pytest.raises(TypeError, match="create a pipeline with its from_pretrained, from_single_file or from_pipe"):
         api.DiffusionPipeline()
     assert issubclass(StableDiffusionXLPipeline, Switches)
     assert all(inspect.getdoc(getattr(Switches, name)) for name in (*WITHOUT_EFFECT, *REFUSED))

@@ -253,7 +253,7 @@ def test_faces_of_the_same_components(small, compilations):
     assert (face.scheduler.name, again.scheduler.name) == ("DDIMScheduler", "UniPCMultistepScheduler")
     assert again.unet is not None
     assert again.components.keys() == face.components.keys()
-    with pytest.raises(TypeError, match=r"should be what sega_jax\.load gives"):
+    with pytest.raises(TypeError, match=r"should be a pipeline from sega_jax\.load"):
         SemanticStableDiffusionPipeline.from_pipe(3)
 
 

@@ -282,7 +282,7 @@ def copy(stages, tmp_path):
         ("stage1", "unet", {"in_channels": 6}, "6 channels to 6 is of no stage of DeepFloyd-IF"),
         ("stage1", "unet", {"encoder_hid_dim": 30}, "encoder_hid_dim 30 is not the text encoder's d_model 24"),
         ("stage2", "unet", {"class_embed_type": None, "in_channels": 3}, "takes no small picture, which .* does"),
-        ("stage1", "text_encoder", {"vocab_size": 30}, "last token is of number 33, the text encoder has 30"),
+        ("stage1", "text_encoder", {"vocab_size": 30}, "ids up to 33, but the text encoder has 30"),
         ("upscaler", "unet", {"in_channels": 4, "num_class_embeds": None}, "takes no small picture"),
         ("stage1", "scheduler", {"beta_schedule": "sigmoid"}, "beta_schedule"),
         ("stage2", "image_noising_scheduler", {"beta_schedule": "sigmoid"}, "beta_schedule"),

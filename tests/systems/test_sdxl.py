@@ -150,7 +150,7 @@ REFUSED = {
     inpainting: "takes 9 channels to 4, and the VAE has 4: expected 4 to 4",
     no_sizes: "addition_embed_type None .* is not Stable Diffusion XL's, whose addition_embed_type is text_time",
     no_wave: "projection_class_embeddings_input_dim=60 should be the channels of the pooled text and six times",
-    other_lengths: "the tokenizers make 12 and 10 tokens; do they belong together",
+    other_lengths: "the tokenizers have lengths 12 and 10; check that they belong together",
     other_positions: "read 11 and 12 tokens; do they belong together",
     other_width: "cross_attention_dim 36 is not what both text encoders have, 24 . 20; do they belong together",
     no_second_tokenizer: "tokenizer_2/merges.txt missing",

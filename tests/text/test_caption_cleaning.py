@@ -41,7 +41,7 @@ def test_plain():
 @pytest.mark.parametrize("library", ["ftfy", "bs4"])
 def test_missing_libraries(library, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(ImportError, match=rf'needs {library}: pip install "sega_jax\[if\]"'):
+    with pytest.raises(ImportError, match=rf'needs {library}; run pip install "sega_jax\[if\]"'):
         clean("a cat")
 
 
