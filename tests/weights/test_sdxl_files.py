@@ -120,7 +120,9 @@ def test_textual_inversion(tmp_path, pipe, folder):
             np.testing.assert_array_equal(table[row[2:4]], own)
     with pytest.raises(CheckpointError, match="does not name its word"):
         add_words(pipe.models, pipe.tokenizer, tmp_path / "a.pt")
-    with pytest.raises(ValueError, match="the new word '<cat>' contains a special token, such as 'a'; choose another word"):
+    with pytest.raises(
+        ValueError, match="the new word '<cat>' contains a special token, such as 'a'; choose another word"
+    ):
         add_words(pipe.models, pipe.tokenizer, {"<cat>": tmp_path / "a.pt"})
 
 
