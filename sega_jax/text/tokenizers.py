@@ -43,7 +43,7 @@ class Tokenizer:
         missing = [str(folder / name) for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]
         if missing and not (folder / "tokenizer.json").is_file():
             raise CheckpointError(
-                f"missing {' and '.join(missing)}; the tokenizer needs tokenizer.json, or vocab.json and merges.txt"
+                f"{' and '.join(missing)} missing; the tokenizer needs tokenizer.json, or vocab.json and merges.txt"
             )
         settings = {path.name: read_json(path) for path in folder.glob("*.json")}
         length = settings.get("tokenizer_config.json", {}).get("model_max_length", positions)

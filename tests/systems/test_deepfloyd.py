@@ -362,7 +362,7 @@ def test_a_sentencepiece_model(tmp_path, extra):
 def test_a_sentencepiece_model_without_its_libraries(tmp_path, monkeypatch):
     (tmp_path / "spiece.model").touch()
     monkeypatch.setattr("sega_jax.text.tokenizers.find_spec", lambda name: None)
-    with pytest.raises(CheckpointError, match=r"without google.protobuf and sentencepiece: pip install"):
+    with pytest.raises(CheckpointError, match=r"needs google.protobuf and sentencepiece; run pip install"):
         T5Tokenizer(tmp_path, 60)
 
 

@@ -184,9 +184,9 @@ def test_arguments(small, first, tmp_path, vectors):
     path = diffusers(tmp_path / "a", vectors)
     models, tokenizer = add_words(small.models, small.tokenizer, path)
     for error, words, arguments in [
-        (ValueError, "the tokenizer has 'a</w>' already", (small.models, small.tokenizer, {"a</w>": path})),
+        (ValueError, "the tokenizer already has 'a</w>'", (small.models, small.tokenizer, {"a</w>": path})),
         (ValueError, "the tokenizer already has '<cat-toy>'; choose another", (models, tokenizer, path)),
-        (ValueError, "the tokenizer has '<cat-toy>_1' already", (models, tokenizer, {"<cat-toy>_1": path})),
+        (ValueError, "the tokenizer already has '<cat-toy>_1'", (models, tokenizer, {"<cat-toy>_1": path})),
         (ValueError, "the new word 'a b' should have no spaces", (small.models, small.tokenizer, {"a b": path})),
         (ValueError, "the new word '' should have no", (small.models, small.tokenizer, {"": path})),
         (TypeError, "should be {word: file} of textual inversion", (small.models, small.tokenizer, [path])),
