@@ -1,6 +1,6 @@
-"""Pipelines with diffusers' names: they translate its arguments, defaults and results, and have no sampling loop.
+"""Pipelines with the names, arguments, defaults and results of diffusers; the native pipelines do the sampling.
 
-Code that is written for diffusers changes the line of its imports alone:
+Most code written for diffusers runs after its imports are changed:
 
     from sega_jax.diffusers_api import DPMSolverMultistepScheduler, StableDiffusionXLPipeline
 """
@@ -25,10 +25,11 @@ _NAMES = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a pipeline or scheduler at the first use of its name.
+    """Imports a pipeline or scheduler when its name is first used.
 
     Raises:
-        ImportError: diffusers may have a class of this name, but there is none here.
+        ImportError: a name ends in "Pipeline" or "Scheduler", but `sega_jax` has no such class.
+        AttributeError: there is no such name.
     """
     if name in _NAMES:
         return getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
@@ -36,9 +37,12 @@ def __getattr__(name: str) -> Any:
         schedulers = importlib.import_module(f"{__name__}.schedulers").SCHEDULERS
         if name in schedulers:
             return schedulers[name]
-        raise ImportError(f"{name} is not supported; there are {', '.join(schedulers)}")
+        raise ImportError(f"{name} is not supported; choose one of {', '.join(schedulers)}")
     if name.endswith("Pipeline"):
-        raise ImportError(f"{name} has no counterpart here; there are {', '.join(_NAMES)}, and sega_jax.load")
+        raise ImportError(
+            f"{name} has no counterpart in sega_jax; use one of {', '.join(_NAMES)}, or load the checkpoint with"
+            " sega_jax.load"
+        )
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

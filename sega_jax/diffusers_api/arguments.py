@@ -1,6 +1,6 @@
-"""The arguments that the pipelines share, by diffusers' names, and their translation to the native call's arguments.
+"""The pipelines' common arguments under diffusers' names, and their translation to the arguments of a native call.
 
-A pipeline extends one of these dataclasses by its own arguments.
+Each pipeline extends one of these dataclasses with its own arguments.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from sega_jax.diffusers_api.kinds import (
     LoraScale,
     ModelCalls,
     OrNone,
-    OutputForm,
+    OutputType,
     PerConcept,
     SeedsOrGenerators,
     StepCallback,
@@ -37,10 +37,10 @@ from sega_jax.systems.diffusion_call import DiffusionCall, StartingCall
 from sega_jax.systems.images import Pictures
 
 T = TypeVar("T")
-# The outputs of the native call by the values of `output_type`.
+# Maps `output_type` to the native argument `output`.
 OUTPUTS = {"pil": "pil", "np": "float", "latent": "latent"}
-# The settings of an `Edit` by the names of their arguments.
-_SETTINGS = {
+# Maps argument names to the fields of `Edit`.
+_EDIT_FIELDS = {
     "edit_guidance_scale": "scale",
     "edit_warmup_steps": "warmup",
     "edit_cooldown_steps": "cooldown",
@@ -50,19 +50,19 @@ _SETTINGS = {
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class FaceArguments:
-    """The arguments that all pipelines share.
+class PipelineArguments:
+    """The arguments of all pipelines.
 
     Raises:
-        TypeError, ValueError: an argument is of another type or out of range.
+        TypeError, ValueError: an argument has the wrong type or is out of range, or two arguments exclude each other.
     """
 
     outputs: ClassVar[Mapping[str, str]] = OUTPUTS
-    # The arguments that the native call has by the same names.
-    same: ClassVar[tuple[str, ...]] = ("height", "width", "seed", "key", "callback", "callback_steps", "progress")
+    # The arguments that a native call has under the same names.
+    shared: ClassVar[tuple[str, ...]] = ("height", "width", "seed", "key", "callback", "callback_steps", "progress")
 
     prompt: str | list[str] | None = changed(
-        Call, "prompt", None, help="what the pictures show, words or a list of them", varies="call"
+        Call, "prompt", None, help="what the pictures show: a prompt or a list of prompts", varies="call"
     )
     _: dataclasses.KW_ONLY
     height: int | None = changed(Call, "height", None)
@@ -73,8 +73,8 @@ class FaceArguments:
         "guidance_scale",
         None,
         kind=Real(),
-        help="the strength of the prompt, s in u + s (p - u). Up to 1, the prediction for the prompt alone is used, as"
-        " in diffusers, but edits still act",
+        help="the strength of the prompt, s in u + s (p - u). At 1 and below only the conditional prediction is used,"
+        " as in diffusers, but edits still act",
     )
     negative_prompt: str | list[str] | None = changed(Call, "negative_prompt", None)
     num_images_per_prompt: int | None = changed(
@@ -85,60 +85,57 @@ class FaceArguments:
         "seed",
         None,
         kind=SeedsOrGenerators(0, 2**32 - 1),
-        help="in place of a generator: s for pictures s, s + 1, ..., or a list with one for each picture; 0 where"
-        " neither seed nor key is given. JAX draws the noise, so that only given latents make the same picture as"
-        " diffusers",
+        help="the seed of the noise, instead of a generator. A number s gives the pictures the seeds s, s + 1, ...; a"
+        " list gives one for each picture. The default is 0 without a seed, generator or key. JAX draws the noise, so"
+        " diffusers generates the same picture only from the same latents",
     )
-    output_type: str = argument("pil", OutputForm(*OUTPUTS), "the form of the pictures")
-    return_dict: bool = argument(True, Flag(), "whether to return an object instead of a tuple")
+    output_type: str = argument("pil", OutputType(*OUTPUTS), "the form of the pictures")
+    return_dict: bool = argument(True, Flag(), "whether to return an output object instead of a tuple")
     callback: Callable[[int, float, np.ndarray], Any] | None = changed(Call, "callback", None)
     callback_steps: int = changed(Call, "callback_steps", 1)
     editing_prompt: str | Sequence[str] | None = argument(None, ConceptWords(), "the concepts, for all pictures")
     editing_prompt_embeddings: Any = argument(
         None,
         Opaque("an array [n, tokens, channels] for all prompts, or [prompts, n, tokens, channels]"),
-        "the embeddings of n concepts, also as `encode` of the native pipeline returns them; ignored if editing_prompt"
-        " is given",
+        "the embeddings of n concepts, or the text conditioning that `encode` of the native pipeline returns; ignored"
+        " if editing_prompt is given",
     )
     reverse_editing_direction: bool | Sequence[bool] | None = argument(
-        False, PerConcept(Flag()), "whether a concept is removed instead of added"
+        False, PerConcept(Flag()), "whether to remove a concept instead of adding it"
     )
-    edit_guidance_scale: float | Sequence[float] | None = argument(
-        5, PerConcept(Real()), "the strength of the concepts"
-    )
+    edit_guidance_scale: float | Sequence[float] | None = argument(5, PerConcept(Real()), "the strength of a concept")
     edit_warmup_steps: int | Sequence[int] | None = argument(
-        10, PerConcept(ModelCalls(0)), "the model call at which a concept begins to act"
+        10, PerConcept(ModelCalls(0)), "the model call, counted from 0, at which a concept begins to act"
     )
     edit_cooldown_steps: int | Sequence[int | None] | None = argument(
-        None, PerConcept(ModelCalls(0)), "the model call from which on a concept no longer acts; None is never"
+        None, PerConcept(ModelCalls(0)), "the model call, counted from 0, at which a concept stops; None is never"
     )
     edit_threshold: float | Sequence[float] | None = argument(
-        0.9, PerConcept(Real(0, 1)), "the share of each channel that stays untouched"
+        0.9, PerConcept(Real(0, 1)), "the fraction of each channel that a concept leaves unchanged"
     )
     edit_momentum_scale: float | None = argument(0.1, OrNone(Real(0, 1)), "the strength of the momentum, s_m")
     edit_mom_beta: float | None = argument(
-        0.4, OrNone(Real(0, 1)), "the share of the momentum that is kept from one model call to the next, beta"
+        0.4, OrNone(Real(0, 1)), "the fraction of the momentum kept from one model call to the next, beta"
     )
-    edit_weights: Sequence[float] | None = argument(
-        None, PerConcept(Weight(0)), "the weights of the concepts against each other"
-    )
+    edit_weights: Sequence[float] | None = argument(None, PerConcept(Weight(0)), "the relative weights of the concepts")
     prompt_embeds: Any = argument(
         None,
         Opaque("an array [prompts, tokens, channels]"),
-        "the embeddings of the prompts, in place of words, also as `encode` of the native pipeline returns them",
+        "the embeddings of the prompts instead of their words, or the text conditioning that `encode` of the native"
+        " pipeline returns",
     )
     negative_prompt_embeds: Any = argument(
         None,
-        Opaque("an array [prompts, tokens, channels]; one prompt's stands for all"),
-        "the embeddings of the negative prompts, in place of words, also as `encode` of the native pipeline returns"
-        " them",
+        Opaque("an array [prompts, tokens, channels], or [1, tokens, channels] for all prompts"),
+        "the embeddings of the negative prompts instead of their words, or the text conditioning that `encode` of the"
+        " native pipeline returns",
     )
     key: jax.Array | None = changed(Call, "key", None)
     generator: Any = argument(
         None,
         Generators(),
-        "in place of a seed. The pictures are not torch's, whose noise is drawn in another way; a generator that is"
-        " used again makes other pictures",
+        "seeded generators instead of seeds. JAX draws the noise, so the pictures differ from those of torch. Each call"
+        " advances the generators, so the next call generates different pictures",
     )
     return_guidance: bool = changed(
         Call, "record", False, help="whether to return the predictions and the guidance of every model call"
@@ -146,7 +143,7 @@ class FaceArguments:
     sem_guidance: Any = argument(
         None,
         Opaque("an array [calls, 1 or pictures, height / f, width / f, channels]"),
-        "guidance to add, `sem_guidance` of an earlier result",
+        "recorded guidance to add: `sem_guidance` of an earlier output",
     )
     progress: bool | None = changed(Call, "progress", None)
 
@@ -156,56 +153,57 @@ class FaceArguments:
                 value = array(getattr(self, field.name), pictures="embed" not in field.name)
                 object.__setattr__(self, field.name, value)
         check_arguments(self)
-        given = [name for name in ("seed", "generator", "key") if getattr(self, name) is not None]
-        if len(given) > 1:
-            count = "both" if len(given) == 2 else "all"
-            raise ValueError(f"{' and '.join(given)} were {count} given; they say the same thing, give one")
+        sources = [name for name in ("seed", "generator", "key") if getattr(self, name) is not None]
+        if len(sources) > 1:
+            quantifier = "both" if len(sources) == 2 else "all"
+            raise ValueError(f"{' and '.join(sources)} were {quantifier} given; give only one of them")
 
     @property
     def random(self) -> Any:
-        """Generators or a key in place of the native call's `seed`; None where there are none."""
+        """The generators or the key to use instead of `seed`; None if there are none."""
         seeds = self.seed if isinstance(self.seed, list | tuple) else [self.seed]
         return self.seed if self.generator is None and any(map(is_generator, seeds)) else self.generator
 
     @property
     def step_end(self) -> Callable[..., Any] | None:
-        """The function that is called at the end of every step."""
+        """The function to call at the end of every step; None if there is none."""
         return None
 
     @property
     def lora_scale(self) -> float:
-        """What the weights of LoRAs are multiplied by."""
+        """The factor of all LoRA weights."""
         return 1.0
 
     @property
     def steps(self) -> Any:
-        """The native call's `steps`; None for the default."""
+        """The native argument `steps`; None is the default."""
         return self.num_inference_steps
 
     @property
     def scale(self) -> float | list[float] | None:
-        """The native call's `guidance_scale`, at least 1; None for the default."""
+        """The native argument `guidance_scale`, at least 1; None is the default."""
         scale = self.guidance_scale
         if isinstance(scale, list | tuple):
-            return [max(one, 1.0) for one in scale]
+            return [max(row_scale, 1.0) for row_scale in scale]
         return None if scale is None else max(scale, 1.0)
 
     def text(self, name: str, *, required: bool = False) -> Any:
-        """Returns a prompt's words, or the embeddings that were given in their place.
+        """Returns the words of the prompts, or the embeddings given instead; None if neither is given.
 
         Args:
             name: "prompt" or "negative_prompt".
-            required: whether one of them has to be given.
+            required: whether words or embeddings must be given.
 
         Raises:
-            TypeError, ValueError: both or none are given, or the embeddings have another type or shape.
+            TypeError, ValueError: both are given, or neither although `required`, or the embeddings have the wrong type
+                or shape.
         """
         words, embeddings = getattr(self, name), getattr(self, f"{name}_embeds")
         if words is not None and embeddings is not None:
-            raise ValueError(f"{name} and {name}_embeds were both given; they say the same thing, give one")
+            raise ValueError(f"{name} and {name}_embeds were both given; give only one of them")
         if embeddings is None:
             if words is None and required:
-                raise TypeError(f"{name}=None should be words, or give {name}_embeds")
+                raise TypeError(f"{name}=None should be a string or a list of strings; or give {name}_embeds instead")
             return words
         if isinstance(embeddings, Text):
             return embeddings
@@ -216,18 +214,18 @@ class FaceArguments:
         return states
 
     def concepts(self) -> list[Any]:
-        """Returns the concepts, words or embeddings: a list for all prompts, or a list of one list for each prompt.
+        """Returns the concepts as words or embeddings: one list for all prompts, or a list with one list per prompt.
 
         Raises:
-            TypeError, ValueError: the embeddings have another type or shape.
+            TypeError, ValueError: the embeddings have the wrong type or shape.
         """
         return list(self.editing_prompt) if self.editing_prompt else split(self.editing_prompt_embeddings)
 
     def edits(self, concepts: list[Any]) -> list[Any]:
-        """Returns the native call's `edits` for concepts: a list for all prompts, or one list for each prompt.
+        """Returns the native argument `edits` for `concepts`: one list for all prompts, or one list per prompt.
 
         Raises:
-            ValueError: a setting has too few entries.
+            ValueError: an argument has fewer entries than there are concepts.
         """
         if concepts and isinstance(concepts[0], list):
             return [self._edits(row) for row in concepts]
@@ -236,11 +234,12 @@ class FaceArguments:
     def _edits(self, concepts: list[Any]) -> list[Edit]:
         reverse = self._entries("reverse_editing_direction", len(concepts), False)
         settings = {
-            setting: self._entries(name, len(concepts), arguments(Edit)[setting].default)
-            for name, setting in _SETTINGS.items()
+            field: self._entries(name, len(concepts), arguments(Edit)[field].default)
+            for name, field in _EDIT_FIELDS.items()
         }
         edits = [
-            Edit(concept, **{name: one[k] for name, one in settings.items()}) for k, concept in enumerate(concepts)
+            Edit(concept, **{field: entries[k] for field, entries in settings.items()})
+            for k, concept in enumerate(concepts)
         ]
         return [
             dataclasses.replace(edit, scale=-edit.scale) if removes else edit
@@ -248,28 +247,28 @@ class FaceArguments:
         ]
 
     def _entries(self, name: str, n: int, default: Any) -> list[Any]:
-        """Returns one entry of a setting for each of n concepts."""
+        """Returns the values of an argument for each of n concepts."""
         value = getattr(self, name)
-        if name == "edit_weights" and value == []:  # the default in diffusers, too
+        if name == "edit_weights" and value == []:  # an empty list means the default in diffusers, too
             value = None
         entries = value if isinstance(value, list) else [value] * n
         if len(entries) < n:
-            raise ValueError(f"{name} has {len(entries)} entries for {n} concepts; give one for each, or one for all")
+            raise ValueError(f"{name} has {len(entries)} entries for {n} concepts; give one per concept, or one value")
         if len(entries) > n > 0:
-            warn(f"{name} has {len(entries)} entries for {n} concepts; the last are ignored")
+            warn(f"{name} has {len(entries)} entries for {n} concepts; the extra entries are ignored")
         return [default if entry is None else entry for entry in entries[:n]]
 
     def native(self, prompt: Any, negative_prompt: Any, concepts: list[Any]) -> dict[str, Any]:
-        """Returns the arguments of the native call (`Pipeline.__call__`), which has defaults for those that are None.
+        """Returns the arguments of the native call, without those that are None.
 
         Args:
-            prompt, negative_prompt, concepts: as `text` and `concepts` return them.
+            prompt, negative_prompt, concepts: the texts, as `text` and `concepts` return them.
 
         Raises:
             TypeError, ValueError: arguments contradict each other.
         """
         native = {
-            **{name: getattr(self, name) for name in self.same},
+            **{name: getattr(self, name) for name in self.shared},
             "prompt": prompt,
             "edits": self.edits(concepts),
             "negative_prompt": negative_prompt,
@@ -291,24 +290,24 @@ class FaceArguments:
         rows, axes = prompts * (self.num_images_per_prompt or 1), "(calls, rows, height, width, channels)"
         guidance = floating("sem_guidance", self.sem_guidance, axes)
         if guidance.ndim != 5 or guidance.shape[1] not in (1, rows):
-            raise ValueError(f"sem_guidance has shape {guidance.shape}, expected {axes}, {rows} rows or one for all")
+            raise ValueError(f"sem_guidance has shape {guidance.shape}, expected {axes} with {rows} rows, or 1 for all")
         return np.moveaxis(guidance, 0, 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class DiffusionArguments(FaceArguments):
+class DiffusionArguments(PipelineArguments):
     """The arguments of pipelines that denoise latents or pixels."""
 
-    same = (*FaceArguments.same, "eta")
+    shared = (*PipelineArguments.shared, "eta")
 
     eta: float = changed(
         DiffusionCall,
         "eta",
         0.0,
-        help="the share of fresh noise in DDIM and TCD, none by default, as in diffusers' pipelines; other schedulers"
-        " ignore it",
+        help="the fraction of fresh noise in DDIM and TCD; the default is 0, as in diffusers' pipelines. Other"
+        " schedulers ignore it",
     )
-    cross_attention_kwargs: Any = argument(None, LoraScale(), "the scale of loaded LoRAs in this call")
+    cross_attention_kwargs: Any = argument(None, LoraScale(), "the factor of the weights of loaded LoRAs in this call")
 
     @property
     def lora_scale(self) -> float:
@@ -319,7 +318,7 @@ class DiffusionArguments(FaceArguments):
 class LatentArguments(DiffusionArguments):
     """The arguments of pipelines that denoise the latents of an autoencoder."""
 
-    same = (*DiffusionArguments.same, "latents", "image", "strength", "guidance_rescale")
+    shared = (*DiffusionArguments.shared, "latents", "image", "strength", "guidance_rescale")
 
     latents: Any = changed(DiffusionCall, "latents", None)
     image: Any = changed(StartingCall, "image", None, kind=Opaque(Pictures.noun))
@@ -329,19 +328,21 @@ class LatentArguments(DiffusionArguments):
         None,
         StepCallback(),
         "a function called after every step as (pipe, step, timestep, {'latents': array}); it cannot change the"
-        " latents, and ends the call with pipe._interrupt = True",
+        " latents, and ends the call by setting pipe._interrupt = True",
     )
     callback_on_step_end_tensor_inputs: Any = argument(
-        None, Unsupported("callbacks see the latents alone", (["latents"],)), "ignored"
+        None, Unsupported("callbacks get only the latents; leave it out", (["latents"],)), "not supported"
     )
-    sigmas: Any = argument(None, Unsupported("give timesteps, or another scheduler"), "not supported")
-    ip_adapter_image: Any = argument(None, Unsupported("IP-Adapters are not supported"), "not supported")
-    ip_adapter_image_embeds: Any = argument(None, Unsupported("IP-Adapters are not supported"), "not supported")
+    sigmas: Any = argument(None, Unsupported("give timesteps, or choose another scheduler"), "not supported")
+    ip_adapter_image: Any = argument(None, Unsupported("sega_jax has no IP-Adapters; leave it out"), "not supported")
+    ip_adapter_image_embeds: Any = argument(
+        None, Unsupported("sega_jax has no IP-Adapters; leave it out"), "not supported"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.callback_on_step_end is not None and self.callback is not None:
-            raise ValueError("callback and callback_on_step_end were both given; give one")
+            raise ValueError("callback and callback_on_step_end were both given; give only one of them")
 
     @property
     def step_end(self) -> Callable[..., Any] | None:
@@ -349,13 +350,13 @@ class LatentArguments(DiffusionArguments):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class TimestepArguments(FaceArguments):
-    """The arguments of pipelines that take timesteps."""
+class TimestepArguments(PipelineArguments):
+    """The arguments of pipelines that accept timesteps."""
 
     timesteps: Sequence[int] | str | None = argument(
         None,
-        Opaque("falling whole numbers, or the name of one of DeepFloyd-IF's lists"),
-        "the timesteps, in place of a number of steps",
+        Opaque("decreasing integers, or the name of one of DeepFloyd-IF's lists"),
+        "the timesteps, instead of a number of steps",
     )
 
     @property
@@ -364,26 +365,28 @@ class TimestepArguments(FaceArguments):
 
 
 def positional(*names: str) -> Callable[[type[T]], type[T]]:
-    """Makes a dataclass take these fields by position, in this order, and all others by name alone.
+    """Returns a class decorator that makes the named fields positional, in this order, and all others keyword-only.
 
-    A dataclass takes inherited fields first, but diffusers' pipelines have their arguments in different orders.
+    A dataclass puts inherited fields first, but diffusers' pipelines order their arguments differently.
     """
 
     def decorate(cls: type[T]) -> type[T]:
-        init, known = cls.__init__, inspect.signature(cls).parameters
+        init, fields = cls.__init__, inspect.signature(cls).parameters
 
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
             if len(args) > len(names):
-                raise TypeError(f"{len(args)} arguments are given by position, expected at most {len(names)}")
+                raise TypeError(
+                    f"{len(args)} positional arguments were given, expected at most {len(names)}; name the others"
+                )
             by_position = dict(zip(names, args, strict=False))
-            if twice := [name for name in by_position if name in kwargs]:
-                raise TypeError(f"{twice[0]} is given twice, by position and by name")
+            if duplicates := [name for name in by_position if name in kwargs]:
+                raise TypeError(f"{duplicates[0]} was given both by position and by name; give it only once")
             init(self, **by_position, **kwargs)
 
-        parameters = [known[name].replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+        parameters = [fields[name].replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
         parameters += [
             parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            for name, parameter in known.items()
+            for name, parameter in fields.items()
             if name not in names
         ]
         cls.__init__ = __init__  # type: ignore[method-assign]

@@ -1,11 +1,11 @@
-"""diffusers' pipelines that choose the class by the checkpoint."""
+"""diffusers' pipeline factories, which choose the pipeline class from the checkpoint."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 from sega_jax.diffusers_api import plain
-from sega_jax.diffusers_api.base import Face, of_source
+from sega_jax.diffusers_api.base import DiffusersPipeline, source_options
 from sega_jax.diffusers_api.options import hub_choices
 from sega_jax.diffusers_api.paella import SemanticPaellaPipeline
 from sega_jax.diffusers_api.upscaler import StableDiffusionUpscalePipeline
@@ -16,7 +16,7 @@ from sega_jax.systems.base import System
 from sega_jax.text.files import CheckpointError
 from sega_jax.weights import hub
 
-_FROM_WORDS = {
+_TEXT_TO_IMAGE = {
     stable_diffusion.SYSTEM.name: plain.StableDiffusionPipeline,
     sdxl.SYSTEM.name: plain.StableDiffusionXLPipeline,
     deepfloyd.STAGE_1.name: plain.IFPipeline,
@@ -24,65 +24,76 @@ _FROM_WORDS = {
     upscaler.SYSTEM.name: StableDiffusionUpscalePipeline,
     paella.SYSTEM.name: SemanticPaellaPipeline,
 }
-_FROM_PICTURES = {
+_IMAGE_TO_IMAGE = {
     stable_diffusion.SYSTEM.name: plain.StableDiffusionImg2ImgPipeline,
     sdxl.SYSTEM.name: plain.StableDiffusionXLImg2ImgPipeline,
 }
 
 
 class DiffusionPipeline:
-    """Makes the pipeline of a checkpoint's family."""
+    """Creates the text-to-image pipeline of a checkpoint's family."""
 
-    _kinds: ClassVar[Mapping[str, type[Face]]] = _FROM_WORDS
+    _classes: ClassVar[Mapping[str, type[DiffusersPipeline]]] = _TEXT_TO_IMAGE
 
     def __init__(self) -> None:
-        raise TypeError(f"{type(self).__name__} is made by from_pretrained, from_single_file or from_pipe")
+        raise TypeError(
+            f"{type(self).__name__} cannot be called; create a pipeline with its from_pretrained, from_single_file or"
+            " from_pipe"
+        )
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Any:
-        """Loads a checkpoint; see `from_pretrained` of its family's pipeline.
+        """Loads a checkpoint.
+
+        The arguments are those of `from_pretrained` of the family's pipeline.
 
         Raises:
-            CheckpointError: the family has no such pipeline; nothing but the checkpoint's index was fetched.
+            CheckpointError: the family has no such pipeline. Only the checkpoint's index was fetched.
             Others as `sega_jax.load`.
         """
         with hub.using(**hub_choices(options)):
-            known = of_source(pretrained_model_name_or_path, options)
+            specified = source_options(pretrained_model_name_or_path, options)
             names = ("revision", "config", "prediction_type")
-            checked = {name: known[name] for name in names if name in known}
-            given = {**known, **(known.get("networks") or {})}
-            found = sources.find(pretrained_model_name_or_path, **checked, given=given)
-        return cls._kind(found.system).from_pretrained(pretrained_model_name_or_path, **options)
+            checked = {name: specified[name] for name in names if name in specified}
+            given = {**specified, **(specified.get("networks") or {})}
+            source = sources.find(pretrained_model_name_or_path, **checked, given=given)
+        return cls._class_for(source.system).from_pretrained(pretrained_model_name_or_path, **options)
 
     @classmethod
     def from_single_file(cls, pretrained_model_link_or_path: str | Path, **options: Any) -> Any:
-        """Loads a single file; see `from_pretrained`."""
+        """Loads a single-file checkpoint; see `from_pretrained`."""
         return cls.from_pretrained(pretrained_model_link_or_path, **options)
 
     @classmethod
     def from_pipe(cls, pipeline: Any, **options: Any) -> Any:
-        """Wraps another pipeline, with which it shares the weights.
+        """Creates a pipeline that shares the weights of another pipeline.
+
+        Args:
+            pipeline: a native pipeline, or a pipeline of this package.
+            options: as of `from_pipe` of the family's pipeline.
 
         Raises:
-            TypeError, CheckpointError: it is none, or its family has no such pipeline.
+            TypeError, CheckpointError: `pipeline` is not a pipeline, or its family has no such pipeline.
         """
-        native = pipeline.pipeline if isinstance(pipeline, Face) else pipeline
+        native = pipeline.pipeline if isinstance(pipeline, DiffusersPipeline) else pipeline
         if not isinstance(native, Pipeline):
-            raise TypeError(f"pipeline={native!r} should be what sega_jax.load gives")
-        return cls._kind(native.system).from_pipe(pipeline, **options)
+            raise TypeError(f"pipeline={native!r} should be a pipeline from sega_jax.load or sega_jax.diffusers_api")
+        return cls._class_for(native.system).from_pipe(pipeline, **options)
 
     @classmethod
-    def _kind(cls, system: System) -> type[Face]:
-        if system.name not in cls._kinds:
-            raise CheckpointError(f"{cls.__name__} has no pipeline for {system.title}; sega_jax.load takes it")
-        return cls._kinds[system.name]
+    def _class_for(cls, system: System) -> type[DiffusersPipeline]:
+        if system.name not in cls._classes:
+            raise CheckpointError(
+                f"{cls.__name__} has no pipeline for {system.title}; load the checkpoint with sega_jax.load"
+            )
+        return cls._classes[system.name]
 
 
 class AutoPipelineForText2Image(DiffusionPipeline):
-    """Makes the pipeline of a checkpoint's family that starts from words."""
+    """Creates the text-to-image pipeline of a checkpoint's family."""
 
 
 class AutoPipelineForImage2Image(DiffusionPipeline):
-    """Makes the pipeline of a checkpoint's family that starts from a picture."""
+    """Creates the image-to-image pipeline of a checkpoint's family."""
 
-    _kinds = _FROM_PICTURES
+    _classes = _IMAGE_TO_IMAGE

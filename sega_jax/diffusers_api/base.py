@@ -1,4 +1,4 @@
-"""What all pipelines with diffusers' names share: a native pipeline, and its components by diffusers' names."""
+"""The base classes of the pipelines with diffusers' interface, which wrap a native pipeline."""
 
 import copy
 import dataclasses
@@ -31,28 +31,35 @@ from sega_jax.systems.base import System
 from sega_jax.text.files import CheckpointError
 from sega_jax.weights import hub
 
-# What `from_pipe` exchanges.
-_PARTS = ("scheduler", "unet", "vae", "text_encoder", "text_encoder_2")
+# The components that `from_pipe` can replace.
+_REPLACEABLE = ("scheduler", "unet", "vae", "text_encoder", "text_encoder_2")
 
 
-class Face(Switches):
-    """A pipeline with diffusers' names around a native one (`pipeline`)."""
+class DiffusersPipeline(Switches):
+    """A pipeline with diffusers' interface around a native pipeline.
+
+    Attributes:
+        pipeline: the native pipeline.
+    """
 
     pipeline: Pipeline
-    _systems: ClassVar[tuple[System, ...]]  # the families that it takes
-    _added: Additions | None = None  # what was added to the networks
-    _current: Any = None  # the networks with it
-    _sharing: "weakref.WeakSet[Face] | None" = None  # pipelines with which it shares its networks, itself among them
-    _calls: int = 0  # calls that are running
-    _interrupt: bool = False  # set by callbacks to end a call
+    _systems: ClassVar[tuple[System, ...]]  # the supported families
+    _additions_record: Additions | None = None  # the LoRAs and new words in `_modified_models`
+    _modified_models: Any = None  # the networks that `_additions_record` describes
+    # All pipelines that share their LoRAs and new words with this one, including itself.
+    _sharers: "weakref.WeakSet[DiffusersPipeline] | None" = None
+    _running_calls: int = 0
+    _interrupt: bool = False  # callbacks set it to end a call
 
     def __init__(self, *args: Any, **components: Any) -> None:
         name = type(self).__name__
-        raise TypeError(f"{name} is not built from components; write {name}.from_pretrained(folder) or from_pipe(pipe)")
+        raise TypeError(
+            f"{name} cannot be built from components; use {name}.from_pretrained(folder) or from_pipe(pipe)"
+        )
 
     @property
     def components(self) -> dict[str, Any]:
-        """The networks, the tokenizer and the scheduler by their names."""
+        """The networks, the tokenizer and the scheduler, by name."""
         native = self.pipeline
         return {**native.models._asdict(), "tokenizer": native.tokenizer, "scheduler": native.scheduler}
 
@@ -63,88 +70,90 @@ class Face(Switches):
         """Loads a checkpoint.
 
         Args:
-            pretrained_model_name_or_path: the `source` of `sega_jax.load`.
-            torch_dtype: another name of the option `dtype`; it may be torch's own.
-            options: the options of `sega_jax.load`, and those of diffusers: options of the hub (`cache_dir`, `token`,
-                `local_files_only`, `force_download`), `device_map` as the device of `to`, and others without an effect
-                here, such as `use_safetensors`.
+            pretrained_model_name_or_path: a folder, hub repository or single file, as `source` of `sega_jax.load`.
+            torch_dtype: the dtype of the networks, as the option `dtype`; a dtype of torch is also accepted.
+            options: the options of `sega_jax.load` and of diffusers. `cache_dir`, `token`, `local_files_only` and
+                `force_download` are passed to the hub client, `device_map` is a device as for `to`, and options such
+                as `use_safetensors` have no effect here.
 
         Raises:
             TypeError: an option is unknown or not supported.
-            CheckpointError: the checkpoint is of another family; nothing but its index was fetched.
+            CheckpointError: the checkpoint is of another family. Only its index was fetched.
             Others as `sega_jax.load`.
         """
         return cls._load(pretrained_model_name_or_path, torch_dtype, options)
 
     @classmethod
     def _load(cls, source: str | Path, torch_dtype: Any, options: dict[str, Any]) -> Self:
-        """Loads a folder, repository or single file."""
+        """Loads a folder, hub repository or single file."""
         if torch_dtype is not None:
             options = options | {"torch_dtype": torch_dtype}
-        ours, of_hub, device_map = load_options(options, cls.__name__)
-        with collected(), hub.using(**of_hub):
-            ours = of_source(source, ours)
-            if isinstance(device_map, str) and "devices" not in ours:
-                ours["devices"] = devices_of(device_map, Devices())
-            checked = LoadOptions(source, **ours)
-            found = sources.find(
+        native_options, client_options, device_map = load_options(options, cls.__name__)
+        with collected(), hub.using(**client_options):
+            native_options = source_options(source, native_options)
+            if isinstance(device_map, str) and "devices" not in native_options:
+                native_options["devices"] = devices_of(device_map, Devices())
+            checked = LoadOptions(source, **native_options)
+            checkpoint = sources.find(
                 checked.source, checked.revision, checked.config, checked.prediction_type, checked.replaced
             )
-            if found.system not in cls._systems:
+            if checkpoint.system not in cls._systems:
                 raise CheckpointError(
-                    f"{source} is {found.system.title}, expected {cls._expected()}; sega_jax.load takes either"
+                    f"{source} is {checkpoint.system.title}, expected {cls._expected()}; sega_jax.load loads any family"
                 )
-            return cls.from_pipe(load(source, **ours))
+            return cls.from_pipe(load(source, **native_options))
 
     @classmethod
     def from_single_file(
         cls, pretrained_model_link_or_path: str | Path, *, torch_dtype: Any = None, **options: Any
     ) -> Self:
-        """Loads a single file.
+        """Loads a single-file checkpoint.
 
         Args:
             pretrained_model_link_or_path: a .safetensors or .ckpt file, or its address on the hub.
-            torch_dtype: another name of the option `dtype`; it may be torch's own.
+            torch_dtype: as of `from_pretrained`.
             options: as of `from_pretrained`, such as `config` and `tokenizer`.
 
         Raises:
-            CheckpointError: the checkpoint is of another family; no weights were read.
+            CheckpointError: the checkpoint is of another family. No weights were read.
             Others as `sega_jax.load`.
         """
         return cls._load(pretrained_model_link_or_path, torch_dtype, options)
 
     @classmethod
     def from_pipe(cls, pipeline: Any, *, torch_dtype: Any = None, **options: Any) -> Self:
-        """Wraps a native pipeline, or that of another pipeline with diffusers' names.
+        """Creates a pipeline that shares the weights and compiled programs of another pipeline, but not its scheduler.
 
         Args:
-            pipeline: the pipeline, which shares its weights and compiled programs, but not its scheduler. LoRAs and
-                new words that are added to a pipeline with diffusers' names are added to both from then on, until a
-                network is exchanged or cast.
-            torch_dtype: casts the networks of the new pipeline alone.
-            options: `scheduler`, or networks in place of the pipeline's.
+            pipeline: a native pipeline, or a pipeline of this package. In the latter case, LoRAs and new words added to
+                one of the two pipelines are added to both, until a network of one is replaced, cast or moved.
+            torch_dtype: the dtype of the new pipeline's networks; the other pipeline keeps its own.
+            options: a `scheduler` or networks (`unet`, `vae`, `text_encoder`, `text_encoder_2`) to use instead of the
+                pipeline's. `safety_checker=None` turns the safety checker off.
 
         Raises:
-            TypeError: it is something else, or of another family; or an option is unknown or not supported.
+            TypeError: `pipeline` is not a pipeline or is of another family, or an option is unknown or not supported.
         """
-        native = pipeline.pipeline if isinstance(pipeline, Face) else pipeline
+        native = pipeline.pipeline if isinstance(pipeline, DiffusersPipeline) else pipeline
         if not isinstance(native, Pipeline):
-            raise TypeError(f"pipeline={native!r} should be what sega_jax.load gives")
+            raise TypeError(f"pipeline={native!r} should be a pipeline from sega_jax.load or sega_jax.diffusers_api")
         if native.system not in cls._systems:
-            raise TypeError(f"pipeline is of {native.system.title}, expected {cls._expected()}")
-        ours, _, _ = load_options(options | {"torch_dtype": torch_dtype}, f"{cls.__name__}.from_pipe")
-        if unknown := [name for name in ours if name not in ("dtype", "safety_checker", *_PARTS)]:
-            raise TypeError(f"{unknown[0]} is not an argument of from_pipe; it takes torch_dtype, {', '.join(_PARTS)}")
-        self, known = cls.__new__(cls), pipeline._known() if isinstance(pipeline, Face) else None
+            raise TypeError(f"pipeline is a {native.system.title} pipeline, expected {cls._expected()}")
+        replaced, _, _ = load_options(options | {"torch_dtype": torch_dtype}, f"{cls.__name__}.from_pipe")
+        if unknown := [name for name in replaced if name not in ("dtype", "safety_checker", *_REPLACEABLE)]:
+            raise TypeError(
+                f"{unknown[0]} is not an argument of from_pipe; it accepts torch_dtype, {', '.join(_REPLACEABLE)}"
+            )
+        self, recorded = cls.__new__(cls), pipeline._recorded() if isinstance(pipeline, DiffusersPipeline) else None
         self.pipeline = copy.copy(native)
-        if known is not None:
-            self._added, self._current = known, self.pipeline.models
-        if isinstance(pipeline, Face) and not ours.keys() - {"scheduler", "safety_checker"}:
-            self._join(pipeline)
-        if not ours.pop("safety_checker", True):
+        if recorded is not None:
+            self._additions_record, self._modified_models = recorded, self.pipeline.models
+        if isinstance(pipeline, DiffusersPipeline) and not replaced.keys() - {"scheduler", "safety_checker"}:
+            self._share_with(pipeline)
+        if not replaced.pop("safety_checker", True):
             self.pipeline.safety = None
-        dtype = ours.pop("dtype", None)
-        for name, value in ours.items():
+        dtype = replaced.pop("dtype", None)
+        for name, value in replaced.items():
             if value is not None:
                 setattr(self, name, value)
         return self if dtype is None else self.to(dtype=dtype)
@@ -154,12 +163,11 @@ class Face(Switches):
         return f"{' or '.join(system.title for system in cls._systems)} for {cls.__name__}"
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
-        """Writes the pipeline as a checkpoint in diffusers layout, with merged LoRAs and new words; see
-        `sega_jax.Pipeline.save`.
+        """Writes a checkpoint in diffusers layout, with LoRAs merged into the weights and new words included.
 
         Args:
             save_directory: a new or empty folder.
-            options: `safe_serialization` and `max_shard_size`, which have no effect here.
+            options: `safe_serialization` and `max_shard_size` are accepted and have no effect.
 
         Raises:
             TypeError: an option is unknown or not supported.
@@ -169,38 +177,41 @@ class Face(Switches):
             if name in ("variant", "push_to_hub") and value:
                 raise TypeError(f"{name}={value!r} is not supported; leave it out")
             if name not in ("safe_serialization", "max_shard_size", "variant", "push_to_hub"):
-                raise TypeError(f"{name} is not an argument of save_pretrained")
+                raise TypeError(f"{name} is not an argument of save_pretrained; leave it out")
         self.pipeline.save(save_directory, progress=self._progress)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} of {self.pipeline!r}"
 
     def __copy__(self) -> Self:
-        """Another pipeline that shares the weights, with a scheduler of its own."""
-        return self._with(copy.copy(self.pipeline))
+        """Returns a pipeline that shares the weights, but has its own scheduler, LoRAs and new words."""
+        return self._copy_around(copy.copy(self.pipeline))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        made = self._with(copy.deepcopy(self.pipeline, memo))
-        memo[id(self)] = made
-        return made
+        copied = self._copy_around(copy.deepcopy(self.pipeline, memo))
+        memo[id(self)] = copied
+        return copied
 
-    def _with(self, native: Pipeline) -> Self:
-        known, made = self._known(), type(self).__new__(type(self))
-        made.__dict__.update(vars(self), pipeline=native, _added=known, _current=native.models, _sharing=None)
-        return made
+    def _copy_around(self, native: Pipeline) -> Self:
+        """Returns a copy of this pipeline that wraps `native`."""
+        recorded, copied = self._recorded(), type(self).__new__(type(self))
+        copied.__dict__.update(
+            vars(self), pipeline=native, _additions_record=recorded, _modified_models=native.models, _sharers=None
+        )
+        return copied
 
-    def _make(self, call: Any, *texts: Any) -> Output:
-        """Runs a call of the native pipeline.
+    def _run(self, call: Any, *texts: Any) -> Output:
+        """Calls the native pipeline.
 
         Args:
             call: the arguments.
-            texts: the prompt, negative prompt and concepts, as `FaceArguments.native` takes them.
+            texts: the prompt, negative prompt and concepts, as for `PipelineArguments.native`.
         """
         options = call.native(*texts)
         options.setdefault("progress", self._progress)
         if self._tiled:
             options["tiled"] = True
-        options = self._sized(options)
+        options = self._with_picture_size(options)
         self._check_guidance(getattr(call, "guidance_scale", None))
         seeds = None
         if call.random is not None and not is_key(call.random):
@@ -210,82 +221,82 @@ class Face(Switches):
             options["key"] = call.random
         if call.step_end is not None:
             options["callback"], options["callback_steps"] = StepEnd(self, call.step_end), 1
-        with self._scaled(call.lora_scale), styled(**self._bar):
-            self._calls += 1
+        with self._scaled_loras(call.lora_scale), styled(**self._bar):
+            self._running_calls += 1
             self._interrupt = False
             try:
                 out = self.pipeline(**options)
             finally:
-                self._calls -= 1
+                self._running_calls -= 1
         if seeds is not None:
             seeds.advance()
         return out
 
-    def _sized(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Returns the arguments of a native call with the size of its pictures, where another picture decides it."""
+    def _with_picture_size(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Returns the arguments of a native call; pipelines that start from a picture add its size."""
         return options
 
     def _check_guidance(self, scale: Any) -> None:
-        """Warns of a guidance scale that is not taken as diffusers takes it."""
+        """Warns about a guidance scale that has a different effect than in diffusers."""
 
-    # What is added to the networks
+    # LoRAs and new words
 
-    def _join(self, other: "Face") -> None:
-        """Shares the networks of another pipeline, and the LoRAs and new words in them."""
-        if other._sharing is None:
-            other._sharing = weakref.WeakSet([other])
-        self._sharing = other._sharing
-        self._sharing.add(self)
+    def _share_with(self, other: "DiffusersPipeline") -> None:
+        """Shares LoRAs and new words with another pipeline from now on."""
+        if other._sharers is None:
+            other._sharers = weakref.WeakSet([other])
+        self._sharers = other._sharers
+        self._sharers.add(self)
 
-    def _leave(self) -> None:
-        """Shares the networks with no other pipeline any more."""
-        if self._sharing is not None:
-            self._sharing.discard(self)
-            self._sharing = None
+    def _stop_sharing(self) -> None:
+        """Stops sharing LoRAs and new words with other pipelines."""
+        if self._sharers is not None:
+            self._sharers.discard(self)
+            self._sharers = None
 
-    def _known(self) -> Additions | None:
-        """Returns what was added to the current networks; None if nothing was, or the networks were exchanged."""
-        return self._added if self._current is self.pipeline.models else None
+    def _recorded(self) -> Additions | None:
+        """Returns the additions to the current networks; None if there are none or the networks were replaced since."""
+        return self._additions_record if self._modified_models is self.pipeline.models else None
 
     def _additions(self) -> Additions:
-        return self._known() or Additions(self.pipeline.models, self.pipeline.tokenizer)
+        return self._recorded() or Additions(self.pipeline.models, self.pipeline.tokenizer)
 
-    def _add(self, added: Additions) -> None:
-        """Replaces the LoRAs and new words in the networks.
+    def _apply(self, additions: Additions) -> None:
+        """Replaces the LoRAs and new words in the networks of all pipelines that share them.
 
         Raises:
-            RuntimeError: a call is running, whose networks cannot change.
+            RuntimeError: one of these pipelines is running a call.
             Others as `Additions.build`.
         """
-        sharing = [self, *(face for face in self._sharing or () if face is not self)]
-        if any(face._calls for face in sharing):
-            raise RuntimeError("LoRAs and new words cannot change during a call; make one call for each weight")
-        models, tokenizer = added.build()
-        for face in sharing:
-            face.pipeline.models, face.pipeline.tokenizer = models, tokenizer
-            face._set_additions(added)
+        sharing = [self, *(pipe for pipe in self._sharers or () if pipe is not self)]
+        if any(pipe._running_calls for pipe in sharing):
+            raise RuntimeError("LoRAs and new words cannot change during a call; use a separate call for each setting")
+        models, tokenizer = additions.build()
+        for pipe in sharing:
+            pipe.pipeline.models, pipe.pipeline.tokenizer = models, tokenizer
+            pipe._set_additions(additions)
 
-    def _set_additions(self, added: Additions) -> None:
-        self._added, self._current = added, self.pipeline.models
+    def _set_additions(self, additions: Additions) -> None:
+        self._additions_record, self._modified_models = additions, self.pipeline.models
 
     @contextmanager
-    def _scaled(self, scale: float) -> Iterator[None]:
-        """Multiplies the weights of the LoRAs during a block."""
-        added = self._known()
-        if scale == 1 or added is None or not (added.enabled and added.loras):
+    def _scaled_loras(self, scale: float) -> Iterator[None]:
+        """Multiplies the weights of the LoRAs by `scale` inside a `with` block."""
+        additions = self._recorded()
+        if scale == 1 or additions is None or not (additions.enabled and additions.loras):
             yield
             return
         try:
-            self.pipeline.models, _ = added.build(scale)
+            self.pipeline.models, _ = additions.build(scale)
             yield
         finally:
-            self._add(added)
+            self._apply(additions)
 
     def _move(self, devices: Devices, dtype: np.dtype | None) -> None:
-        if self._calls:
-            raise RuntimeError("the networks cannot move during a call")
-        self._leave()
-        added, native = self._additions(), self.pipeline
+        if self._running_calls:
+            raise RuntimeError("the networks cannot be moved or cast during a call; do it between calls")
+        self._stop_sharing()
+        additions, native = self._additions(), self.pipeline
 
         def moved(tree: Any) -> Any:
             cast = tree if dtype is None else cast_to(tree, dtype)
@@ -293,27 +304,32 @@ class Face(Switches):
 
         safety = native.safety
         safety = safety and safety._replace(checker=moved(safety.checker))
-        parts = {"models": moved(added.models), "devices": devices, "safety": safety}
+        parts = {"models": moved(additions.models), "devices": devices, "safety": safety}
         self.pipeline = Pipeline(**native.components | parts)
-        self._add(dataclasses.replace(added, models=self.pipeline.models))
+        self._apply(dataclasses.replace(additions, models=self.pipeline.models))
 
 
-def of_source(source: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """Returns options without those that are None, and of single files without a variant, which diffusers accepts for
-    them and which means nothing there."""
+def source_options(source: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Returns the options without those that are None, and without `variant` if the source is a single file.
+
+    diffusers accepts a variant for single files, where it has no effect. `safety_checker=None` is kept.
+    """
     options = {name: value for name, value in options.items() if value is not None or name == "safety_checker"}
     if sources.names_file(source):
         options.pop("variant", None)
     return options
 
 
-class UNetFace(Face):
+class UNetPipeline(DiffusersPipeline):
     """A pipeline whose network is a UNet."""
 
     def _check_guidance(self, scale: Any) -> None:
         scales = scale if isinstance(scale, list | tuple) else [1 if scale is None else scale]
-        if self.unet.config.time_cond_proj_dim and any(each < 1 for each in scales):
-            warn(f"guidance_scale={scale!r} is taken as 1 by this network, which was trained with 1 and more")
+        if self.unet.config.time_cond_proj_dim and any(row_scale < 1 for row_scale in scales):
+            warn(
+                f"guidance_scale={scale!r} is raised to 1, because this network was trained with guidance scales of at"
+                " least 1"
+            )
 
     @property
     def unet(self) -> UNet2DConditionModel:
@@ -321,7 +337,7 @@ class UNetFace(Face):
 
     @unet.setter
     def unet(self, value: UNet2DConditionModel) -> None:
-        self._exchange("unet", value)
+        self._replace_network("unet", value)
 
     @property
     def text_encoder(self) -> Any:
@@ -329,25 +345,25 @@ class UNetFace(Face):
 
     @text_encoder.setter
     def text_encoder(self, value: Any) -> None:
-        self._exchange("text_encoder", value)
+        self._replace_network("text_encoder", value)
 
-    def _exchange(self, name: str, value: Any) -> None:
-        """Exchanges a network. LoRAs are forgotten, and in the other networks they are taken out.
+    def _replace_network(self, name: str, value: Any) -> None:
+        """Replaces a network, and removes all LoRAs.
 
         Raises:
-            TypeError: the value is something else.
+            TypeError: `value` is not a network of this kind.
         """
         if type(value).__module__.startswith("torch.") or inspect.isfunction(value):
             raise TypeError(f"{name}: JAX compiles the networks at the first call; leave torch.compile out")
         module = self.pipeline.system.checkpoint.networks[name].module
-        value, added = as_module(name, value, module), self._additions()
-        self._leave()
-        models = added.models._replace(**{name: value})
-        if added.words and name.startswith("text_encoder"):
-            # New words are in the text encoder that goes.
-            self._add(Additions(models, added.tokenizer))
+        value, additions = as_module(name, value, module), self._additions()
+        self._stop_sharing()
+        models = additions.models._replace(**{name: value})
+        if additions.words and name.startswith("text_encoder"):
+            # The embeddings of new words are in the old text encoder.
+            self._apply(Additions(models, additions.tokenizer))
         else:
-            self._add(Additions(models, added.tokenizer, added.words))
+            self._apply(Additions(models, additions.tokenizer, additions.words))
 
     @property
     def tokenizer(self) -> Any:
@@ -355,9 +371,9 @@ class UNetFace(Face):
 
     @property
     def scheduler(self) -> Scheduler:
-        """The scheduler; assign the name of a class in diffusers, a config, a folder, or a scheduler of diffusers."""
+        """The scheduler. Assign the name of a diffusers class, a config, a folder, or a diffusers scheduler."""
         scheduler = self.pipeline.scheduler
-        assert scheduler is not None  # families without one have no UNet
+        assert scheduler is not None  # every family with a UNet has a scheduler
         return scheduler
 
     @scheduler.setter

@@ -1,4 +1,4 @@
-"""diffusers' callbacks at the end of a step, which see the latents and may end the sampling."""
+"""diffusers' `callback_on_step_end`, which reads the latents and may end the sampling."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,33 +9,44 @@ from sega_jax.pipelines.run import Interruption
 
 
 class StepEnd:
-    """A native callback that calls one of diffusers' form: (pipe, step, timestep, {"latents": array}) -> that mapping.
+    """A native callback that calls a diffusers callback.
 
-    The latents are read-only, and channels last: what a compiled program computes next does not pass through Python.
-    The callback may set `pipe._interrupt = True`, which decodes the latents so far.
+    The diffusers callback is called as (pipe, step, timestep, {"latents": array}) and returns the mapping unchanged.
+    The latents are read-only, because the compiled programs would not see a change; channels are last. The callback may
+    set `pipe._interrupt = True`, which ends the sampling and decodes the current latents.
+
+    Args:
+        pipe: the pipeline to pass to the callback.
+        function: the diffusers callback.
     """
 
-    def __init__(self, face: Any, function: Callable[..., Any]):
-        self._face, self._function = face, function
+    def __init__(self, pipe: Any, function: Callable[..., Any]):
+        self._pipe, self._function = pipe, function
 
     def __call__(self, call: int, timestep: float, state: Any) -> None:
+        """Calls the diffusers callback.
+
+        Raises:
+            ValueError: the callback set an attribute of the pipeline or returned a changed mapping.
+            Interruption: the callback asked to end the sampling.
+        """
         latents = np.asarray(state)
         latents.flags.writeable = False
-        given = {"latents": latents}
-        before = dict(vars(self._face))
-        returned = self._function(self._face, call, int(timestep), given)
-        for name, value in vars(self._face).items():
+        callback_kwargs = {"latents": latents}
+        before = dict(vars(self._pipe))
+        returned = self._function(self._pipe, call, int(timestep), callback_kwargs)
+        for name, value in vars(self._pipe).items():
             if name != "_interrupt" and (name not in before or before[name] is not value):
                 raise ValueError(
-                    f"callback_on_step_end set pipe.{name}, which changes nothing during a call; set it before, or make"
-                    " one call for each value"
+                    f"callback_on_step_end set pipe.{name}, which has no effect during a call; set it before the call,"
+                    " or make one call for each value"
                 )
         if isinstance(returned, Mapping):
             for name, value in returned.items():
-                if value is not given.get(name):
+                if value is not callback_kwargs.get(name):
                     raise ValueError(
-                        f"callback_on_step_end returned another {name}, which cannot be changed during a call; return"
-                        " callback_kwargs as it is given"
+                        f"callback_on_step_end returned a changed {name!r}, but callbacks cannot change a running call;"
+                        " return callback_kwargs unchanged"
                     )
-        if self._face._interrupt:
+        if self._pipe._interrupt:
             raise Interruption

@@ -1,5 +1,7 @@
-"""diffusers' `IFPipeline` and `IFSuperResolutionPipeline` (0.42.1), with the arguments of semantic guidance of its
-`SemanticStableDiffusionPipeline`."""
+"""diffusers' `IFPipeline` and `IFSuperResolutionPipeline` (0.42.1), with semantic guidance.
+
+The arguments of semantic guidance are those of diffusers' `SemanticStableDiffusionPipeline`.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -8,8 +10,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from sega_jax.diffusers_api.arguments import OUTPUTS, DiffusionArguments, TimestepArguments, positional
-from sega_jax.diffusers_api.files import LoraFace
-from sega_jax.diffusers_api.kinds import OutputForm
+from sega_jax.diffusers_api.files import LoraPipeline
+from sega_jax.diffusers_api.kinds import OutputType
 from sega_jax.diffusers_api.outputs import Estimates, Images, estimates
 from sega_jax.diffusers_api.texts import prompt_pairs
 from sega_jax.method.argument_kinds import Flag, Opaque
@@ -24,7 +26,7 @@ _OUTPUTS = {name: OUTPUTS[name] for name in ("pil", "np")}
 
 @dataclasses.dataclass
 class UncheckedImages(Images):
-    """Pictures without a safety checker and a watermark."""
+    """Pictures without results of a safety checker or a watermark detector."""
 
     nsfw_detected: list[bool] | None = None
     watermark_detected: list[bool] | None = None
@@ -32,13 +34,20 @@ class UncheckedImages(Images):
 
 @dataclasses.dataclass
 class SemanticIFPipelineOutput(Estimates, UncheckedImages):
-    """The result of a call.
+    """The output of `SemanticIFPipeline`.
 
     Attributes:
-        images: PIL pictures, or an array [rows, height, width, 3] in [0, 1].
-        nsfw_detected, watermark_detected: None, since neither is supported.
-        sem_guidance, uncond_estimates, text_estimates, edit_estimates: arrays of the shape of pictures; see
-            `Estimates`.
+        images: PIL pictures, or a float array [rows, height, width, 3] in [0, 1].
+        nsfw_detected, watermark_detected: always None; neither detector is supported.
+        sem_guidance, uncond_estimates, text_estimates, edit_estimates: arrays [..., height, width, 3], or None without
+            `return_guidance`; see `Estimates`.
+
+    Example:
+        >>> import numpy as np
+        >>> from sega_jax import SemanticIFPipelineOutput
+        >>> out = SemanticIFPipelineOutput(images=np.zeros((1, 64, 64, 3), np.float32))
+        >>> out.images.shape, out.nsfw_detected, out.sem_guidance
+        ((1, 64, 64, 3), None, None)
     """
 
 
@@ -52,41 +61,46 @@ class IFArguments(TimestepArguments, DiffusionArguments):
     """The arguments of `SemanticIFPipeline`."""
 
     outputs = _OUTPUTS
-    same = (*DiffusionArguments.same, "image", "noise_level")
+    shared = (*DiffusionArguments.shared, "image", "noise_level")
 
-    output_type: str = changed(DiffusionArguments, "output_type", "pil", kind=OutputForm(*_OUTPUTS))
+    output_type: str = changed(DiffusionArguments, "output_type", "pil", kind=OutputType(*_OUTPUTS))
     clean_caption: bool = argument(
         True,
         Flag(),
-        "whether words, also those of edits, are cleaned (`sega_jax.text.caption_cleaning`), which needs the extra"
-        ' "if"; without its libraries this is an error, where diffusers warns and goes on',
+        "whether to clean prompts and concepts (`sega_jax.text.caption_cleaning`), which needs the extra"
+        ' "if". Without its libraries, diffusers only warns, but here the call fails',
     )
-    image: Any = argument(None, Opaque(Pictures.noun), "the second stage's low-resolution picture")
+    image: Any = argument(None, Opaque(Pictures.noun), "the low-resolution picture that the second stage enlarges")
     noise_level: int | None = changed(
         Stage2Call,
         "noise_level",
         None,
-        help="how much noise the second stage adds to its low-resolution picture, a timestep of that noise's training;"
+        help="how much noise the second stage adds to its low-resolution picture, as a timestep of the noise schedule;"
         " None is 250",
     )
 
 
-class SemanticIFPipeline(LoraFace):
-    """diffusers' pipelines of either stage of DeepFloyd-IF around a native one (`pipeline`), with semantic guidance.
+class SemanticIFPipeline(LoraPipeline):
+    """diffusers' pipelines of the first two stages of DeepFloyd-IF, with semantic guidance.
 
-    The cascade of diffusers is one pipeline for each stage, and `encode_prompt` of the first:
+    Each pipeline wraps the native pipeline `pipeline` of one stage. `sega_jax.load_cascade` runs all stages in one
+    call. There is no safety checker and no watermark. Arrays are channels last. The noise comes from a seed, a
+    generator or a JAX key.
 
-        embeddings, negative = stage_1.encode_prompt("a fox")
-        small = stage_1(prompt_embeds=embeddings, negative_prompt_embeds=negative, output_type="np").images
-        large = stage_2(image=small, prompt_embeds=embeddings, negative_prompt_embeds=negative).images
-
-    `sega_jax.load_cascade` does the same in one call. There is no safety checker and no watermark. Arrays are channels
-    last; randomness is a seed or a key.
+    Example:
+        >>> from sega_jax import SemanticIFPipeline
+        >>> stage_1 = SemanticIFPipeline.from_pretrained("DeepFloyd/IF-I-XL-v1.0")  # doctest: +SKIP
+        >>> embeds, negative = stage_1.encode_prompt("a fox")  # doctest: +SKIP
+        >>> embeddings = {"prompt_embeds": embeds, "negative_prompt_embeds": negative}  # doctest: +SKIP
+        >>> out = stage_1(**embeddings, editing_prompt="a hat", output_type="np")  # doctest: +SKIP
+        >>> stage_2 = SemanticIFPipeline.from_pretrained("DeepFloyd/IF-II-L-v1.0", text_encoder=None)  # doctest: +SKIP
+        >>> stage_2(image=out.images, **embeddings).images[0].size  # doctest: +SKIP
+        (256, 256)
     """
 
     _systems: ClassVar[tuple[System, ...]] = (STAGE_1, STAGE_2)
 
-    # Neither is supported; code passes them on to the upscaler.
+    # None of these is supported, but code for diffusers reads them and passes them to the upscaler.
     safety_checker = feature_extractor = watermarker = None
 
     @classmethod
@@ -95,31 +109,33 @@ class SemanticIFPipeline(LoraFace):
     ) -> Self:
         """Loads a stage.
 
-        If the libraries that clean captions are missing, a warning says so before anything is fetched.
+        Warns before fetching anything if the libraries for `clean_caption=True`, the default of calls, are missing.
 
         Args:
-            pretrained_model_name_or_path: the `source` of `sega_jax.load`.
-            torch_dtype: another name of the option `dtype`; it may be torch's own.
+            pretrained_model_name_or_path: a folder, hub repository or single file, as `source` of `sega_jax.load`.
+            torch_dtype: the dtype of the networks, as the option `dtype`; a dtype of torch is also accepted.
             options: the options of `sega_jax.load`. As in diffusers, `text_encoder=None` loads no text encoder.
 
         Raises:
             TypeError: an option is not supported.
-            CheckpointError: the checkpoint is of another family; nothing but its index was fetched.
+            CheckpointError: the checkpoint is of another family. Only its index was fetched.
             Others as `sega_jax.load`.
         """
         from sega_jax.text import caption_cleaning
 
         if options.pop("safety_checker", None) not in (None, False):
-            raise TypeError("safety_checker is not supported: pictures go unchecked; leave it out")
+            raise TypeError("safety_checker is not supported for DeepFloyd-IF; leave it out")
         if "text_encoder" in options and options["text_encoder"] is None:
             options["text_encoder"] = False
         if "unet" in options and options["unet"] is None:
-            raise TypeError("unet=None is not supported; sega_jax.pipelines.part_loading.load_text loads the texts")
+            raise TypeError(
+                "unet=None is not supported; load only the text encoder with sega_jax.pipelines.part_loading.load_text"
+            )
         try:
             caption_cleaning.check()
         except ImportError as error:
-            # Outside of `collected`, so that it is emitted before anything is fetched.
-            warn(f"calls with their defaults will fail: {error}")
+            # Outside a `collected` block the warning appears at once, before anything is fetched.
+            warn(f"calls with default arguments will fail: {error}")
         return cls._load(pretrained_model_name_or_path, torch_dtype, options | {"safety_checker": False})
 
     def encode_prompt(
@@ -131,14 +147,21 @@ class SemanticIFPipeline(LoraFace):
         *,
         device: Any = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the embeddings of the prompts and of their negative prompts, [prompts * pictures, tokens, channels]
-        each.
+        """Returns the embeddings of the prompts and of the negative prompts.
 
         Args:
+            prompt: a prompt or a list of prompts.
+            num_images_per_prompt: how often to repeat each embedding, at least 1.
+            negative_prompt: one negative prompt for all prompts, or one for each; None is the empty text.
+            clean_caption: whether to clean the texts first, as the argument of a call.
             device: ignored.
 
+        Returns:
+            Two arrays [prompts * num_images_per_prompt, tokens, channels], of the prompts and of the negative prompts.
+
         Raises:
-            TypeError, ValueError: a prompt is not words, or their numbers differ.
+            TypeError, ValueError: a prompt is not a string, or the numbers of prompts and negative prompts differ.
+            ImportError: `clean_caption` needs libraries that are not installed.
         """
         del device
         prompts, negatives = prompt_pairs(prompt, negative_prompt or "")
@@ -149,24 +172,27 @@ class SemanticIFPipeline(LoraFace):
 
     @takes(IFArguments, "SemanticIFPipeline")
     def __call__(self, call: IFArguments) -> SemanticIFPipelineOutput | tuple:
-        """Makes pictures with diffusers' arguments, defaults and results.
+        """Generates pictures, with diffusers' arguments, defaults and results.
+
+        Returns:
+            A `SemanticIFPipelineOutput`; without `return_dict` a tuple (images, None, None).
 
         Raises:
-            TypeError, ValueError: as `Pipeline.__call__`; nothing ran.
-            ImportError: the libraries that clean captions are not installed.
+            TypeError, ValueError: as `Pipeline.__call__`, before any network runs.
+            ImportError: `clean_caption` needs libraries that are not installed.
         """
         with collected():
             texts = call.text("prompt", required=True), call.text("negative_prompt"), call.concepts()
-            out = self._make(call, *(_cleaned(text, call.clean_caption) for text in texts))
+            out = self._run(call, *(_cleaned(text, call.clean_caption) for text in texts))
         if not call.return_dict:
             return out.images, None, None
         return SemanticIFPipelineOutput(out.images, **estimates(out.record))
 
 
 def _cleaned(texts: Any, clean: bool) -> Any:
-    """Cleans the words of one or several texts, and returns everything else as it is."""
+    """Returns texts, or nested lists of texts, cleaned if `clean`; values that are not texts stay unchanged."""
     if isinstance(texts, str) and texts and clean:
-        from sega_jax.text import caption_cleaning  # needs the libraries of an extra
+        from sega_jax.text import caption_cleaning  # needs the libraries of the extra "if"
 
         return caption_cleaning.clean(texts)
     return [_cleaned(text, clean) for text in texts] if isinstance(texts, list | tuple) else texts

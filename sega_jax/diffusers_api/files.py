@@ -1,4 +1,4 @@
-"""LoRAs and textual inversion by diffusers' names."""
+"""LoRAs and textual inversion, with diffusers' methods."""
 
 import dataclasses
 import os
@@ -7,20 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from sega_jax.diffusers_api.additions import Additions, Lora
-from sega_jax.diffusers_api.base import UNetFace
+from sega_jax.diffusers_api.base import UNetPipeline
 from sega_jax.diffusers_api.options import hub_options
 from sega_jax.method.checks import brief, check_float
 from sega_jax.pipelines.adapters import new_words
 from sega_jax.weights import hub, lora_files
 
-# The name that diffusers gives a LoRA.
+# The file names that diffusers writes.
 _LORA = "pytorch_lora_weights.safetensors"
 _INVERSION = ("learned_embeds.safetensors", "learned_embeds.bin")
 
 
-class LoraFace(UNetFace):
-    """A pipeline whose networks LoRAs change. They are merged into the weights, and the networks without them are
-    kept until they are fused."""
+class LoraPipeline(UNetPipeline):
+    """A pipeline that supports LoRAs.
+
+    LoRAs are merged into the weights. The networks without them stay in memory, so that LoRAs can be removed again.
+    """
 
     def load_lora_weights(
         self,
@@ -33,104 +35,116 @@ class LoraFace(UNetFace):
         hotswap: bool = False,
         **options: Any,
     ) -> None:
-        """Merges a LoRA into the networks, with weight 1 until `set_adapters` changes it; see `sega_jax.merge_lora`.
+        """Merges a LoRA into the networks with weight 1; see `sega_jax.merge_lora`.
 
-        As in diffusers, the LoRAs that were loaded before get weight 0 in the networks that it changes.
+        As in diffusers, LoRAs loaded earlier get weight 0 in the networks that the new LoRA changes. `set_adapters`
+        changes the weights.
 
         Args:
-            pretrained_model_name_or_path_or_dict: a file, or a folder or hub repository that has one.
-            adapter_name: its name for `set_adapters`; None is "default_0", "default_1", ...
-            weight_name: the name of the file in the folder or repository; None is the name that diffusers or peft give
-                it, or the only file with weights.
-            revision: the repository's branch, tag or commit.
-            subfolder: the folder of the file in the folder or repository.
-            hotswap: whether it replaces the LoRA of this name.
-            options: options of diffusers for the hub, such as `cache_dir`, and others without an effect here.
+            pretrained_model_name_or_path_or_dict: a LoRA file, or a folder or hub repository that contains one.
+            adapter_name: a name for `set_adapters`; None is "default_0", "default_1", ...
+            weight_name: the file's name in the folder or repository; None is the name that diffusers or peft write, or
+                the only weight file.
+            revision: the branch, tag or commit of the repository.
+            subfolder: the file's folder inside the folder or repository.
+            hotswap: whether to replace the loaded LoRA `adapter_name`, keeping its weight.
+            options: diffusers' options for the hub, such as `cache_dir`, and options without an effect here.
 
         Raises:
-            ValueError: the name is taken, or with `hotswap` not loaded.
+            ValueError: `adapter_name` is already in use, or with `hotswap`, is not loaded.
             Others as `sega_jax.merge_lora`.
         """
         with hub_options("load_lora_weights", options):
             path = _lora_file(pretrained_model_name_or_path_or_dict, weight_name, revision, subfolder)
-        now = self._additions()
-        name = f"default_{len(now.known)}" if adapter_name is None else adapter_name
-        if hotswap and name not in now.loras:
+        additions = self._additions()
+        name = f"default_{len(additions.all_loras)}" if adapter_name is None else adapter_name
+        if hotswap and name not in additions.loras:
             raise ValueError(
-                f"adapter_name={name!r} is not loaded, so hotswap=True has nothing to replace; leave it out"
+                f"adapter_name={name!r} is not loaded, so hotswap=True has nothing to replace; leave hotswap out"
             )
-        if name in now.known and not hotswap:
-            raise ValueError(f"adapter_name={name!r} is taken; give another, or unload_lora_weights() first")
-        new, loras = Lora(path), dict(now.loras)
+        if name in additions.all_loras and not hotswap:
+            raise ValueError(
+                f"adapter_name={name!r} is already loaded; choose another name, or call unload_lora_weights() first"
+            )
+        new, loras = Lora(path), dict(additions.loras)
         if hotswap:
-            new = dataclasses.replace(now.loras[name], path=path)
+            new = dataclasses.replace(additions.loras[name], path=path)
         else:
-            parts = new.networks(now.models)
-            loras = {other: lora.without(now.models, parts) for other, lora in now.loras.items()}
-        self._add(dataclasses.replace(now, loras={**loras, name: new}))
+            changed = new.networks(additions.models)
+            loras = {other: lora.without_networks(additions.models, changed) for other, lora in additions.loras.items()}
+        self._apply(dataclasses.replace(additions, loras={**loras, name: new}))
 
     def set_adapters(self, adapter_names: str | Sequence[str], adapter_weights: Any = None) -> None:
-        """Merges these of the loaded LoRAs, and no others.
+        """Merges the named LoRAs, and gives all others weight 0.
 
         Args:
-            adapter_names: the name of a LoRA, or several names.
-            adapter_weights: a weight for all of them, or one for each; None is 1. A weight is a number, or numbers by
-                the names of the networks, such as {"unet": 0.8}, with 1 for the others.
+            adapter_names: the name of a loaded LoRA, or several names.
+            adapter_weights: one weight for all LoRAs, or one for each; None is 1. A weight is a number, or numbers by
+                network name, such as {"unet": 0.8}, and 1 for the other networks.
 
         Raises:
-            TypeError, ValueError: a name is not loaded, the number of weights is wrong, or one is no number.
+            TypeError, ValueError: a LoRA is not loaded or is fused, or there are too many or too few weights, or a
+                weight is not a number.
         """
-        now = self._additions()
-        names = self._names(now, adapter_names)
+        additions = self._additions()
+        names = self._names(additions, adapter_names)
         several = isinstance(adapter_weights, Sequence) and not isinstance(adapter_weights, str)
         weights = list(adapter_weights) if several else [adapter_weights] * len(names)
         if len(weights) != len(names):
-            raise ValueError(f"adapter_weights={adapter_weights!r} should be one for all of {names}, or one for each")
-        if fused := [name for name in names if name in now.fused]:
-            raise ValueError(f"adapter_names has {fused[0]!r}, which is fused; call unfuse_lora() first")
+            raise ValueError(
+                f"adapter_weights={adapter_weights!r} should be one weight for all of {names}, or one for each"
+            )
+        if fused := [name for name in names if name in additions.fused]:
+            raise ValueError(f"the LoRA {fused[0]!r} in adapter_names is fused; call unfuse_lora() first")
         active = {name: _weight(weight) for name, weight in zip(names, weights, strict=True)}
-        loras = {name: Lora(lora.path, active.get(name, 0.0)) for name, lora in now.loras.items()}
-        self._add(dataclasses.replace(now, loras=loras, enabled=True))
+        loras = {name: Lora(lora.path, active.get(name, 0.0)) for name, lora in additions.loras.items()}
+        self._apply(dataclasses.replace(additions, loras=loras, enabled=True))
 
-    def _names(self, now: Additions, names: str | Sequence[str]) -> list[str]:
+    def _names(self, additions: Additions, names: str | Sequence[str]) -> list[str]:
         names = [names] if isinstance(names, str) else list(names)
-        if unknown := [name for name in names if name not in now.known]:
-            raise ValueError(f"adapter_names has {unknown[0]!r}, loaded are {', '.join(now.known) or 'none'}")
+        if unknown := [name for name in names if name not in additions.all_loras]:
+            raise ValueError(
+                f"the LoRA {unknown[0]!r} in adapter_names is not loaded; loaded LoRAs:"
+                f" {', '.join(additions.all_loras) or 'none'}"
+            )
         return names
 
     def get_active_adapters(self) -> list[str]:
-        """Returns the names of the LoRAs that are merged with a weight other than 0."""
-        now = self._additions()
-        loras = {**{name: fused for name, (_, fused) in now.fused.items()}, **(now.loras if now.enabled else {})}
+        """Returns the names of the merged LoRAs whose weight is not 0."""
+        additions = self._additions()
+        loras = {
+            **{name: fused for name, (_, fused) in additions.fused.items()},
+            **(additions.loras if additions.enabled else {}),
+        }
         return [name for name, lora in loras.items() if lora.is_active]
 
     def get_list_adapters(self) -> dict[str, list[str]]:
-        """Returns the names of the loaded LoRAs by the networks that they change."""
-        now, found = self._additions(), dict[str, list[str]]()
-        for name, lora in now.known.items():
-            for part in lora.networks(now.models):
-                found.setdefault(part, []).append(name)
-        return found
+        """Returns, for each network, the names of the loaded LoRAs that change it."""
+        additions, names_by_network = self._additions(), dict[str, list[str]]()
+        for name, lora in additions.all_loras.items():
+            for network in lora.networks(additions.models):
+                names_by_network.setdefault(network, []).append(name)
+        return names_by_network
 
     def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
-        """Takes these LoRAs away.
+        """Removes the named LoRAs.
 
         Raises:
-            ValueError: a name is not loaded.
+            ValueError: a LoRA is not loaded.
         """
-        now = self._additions()
-        gone = self._names(now, adapter_names)
-        loras = {name: lora for name, lora in now.loras.items() if name not in gone}
-        fused = {name: both for name, both in now.fused.items() if name not in gone}
-        self._add(dataclasses.replace(now, loras=loras, fused=fused))
+        additions = self._additions()
+        deleted = self._names(additions, adapter_names)
+        loras = {name: lora for name, lora in additions.loras.items() if name not in deleted}
+        fused = {name: versions for name, versions in additions.fused.items() if name not in deleted}
+        self._apply(dataclasses.replace(additions, loras=loras, fused=fused))
 
     def enable_lora(self) -> None:
         """Merges the loaded LoRAs again after `disable_lora`."""
-        self._add(dataclasses.replace(self._additions(), enabled=True))
+        self._apply(dataclasses.replace(self._additions(), enabled=True))
 
     def disable_lora(self) -> None:
-        """Takes the loaded LoRAs out of the weights until `enable_lora`; fused ones stay."""
-        self._add(dataclasses.replace(self._additions(), enabled=False))
+        """Removes the loaded LoRAs from the weights until `enable_lora`; fused ones stay."""
+        self._apply(dataclasses.replace(self._additions(), enabled=False))
 
     def fuse_lora(
         self,
@@ -140,49 +154,59 @@ class LoraFace(UNetFace):
         adapter_names: Sequence[str] | None = None,
         **options: Any,
     ) -> None:
-        """Merges LoRAs permanently, with their weights multiplied by `lora_scale`, so that `unload_lora_weights` leaves
-        them in. Until then, `unfuse_lora` takes them out again.
+        """Fuses LoRAs with the weights: `unload_lora_weights` keeps fused LoRAs, and `unfuse_lora` undoes the fusing.
 
         Args:
-            components: the networks; all that the LoRAs change have to be among them.
+            components: the networks to fuse; these must include every network that the LoRAs change.
+            lora_scale: multiplies the weights of the LoRAs.
             safe_fusing: ignored; weights that are not finite are always an error.
-            adapter_names: the LoRAs; None is all that are active.
+            adapter_names: the LoRAs; None is all active ones.
             options: ignored.
 
         Raises:
-            TypeError, ValueError: the scale is no number, or a name is not loaded.
+            TypeError, ValueError: `lora_scale` is not a number, a LoRA is not loaded, or `components` leaves out a
+                network.
         """
         del safe_fusing, options
-        now = self._additions()
-        names = self._names(now, self.get_active_adapters() if adapter_names is None else adapter_names)
+        additions = self._additions()
+        names = self._names(additions, self.get_active_adapters() if adapter_names is None else adapter_names)
         if components is not None:
-            left = [part for name in names for part in now.known[name].networks(now.models) if part not in components]
-            if left:
-                raise ValueError(f"components={components!r} leaves {left[0]} out, which is fused too; leave it out")
-        self._add(now.fuse(names, check_float("lora_scale", lora_scale)))
+            missing = [
+                network
+                for name in names
+                for network in additions.all_loras[name].networks(additions.models)
+                if network not in components
+            ]
+            if missing:
+                raise ValueError(
+                    f"components={components!r} does not include {missing[0]!r}, which the LoRAs also change; leave"
+                    " components out to fuse all networks"
+                )
+        self._apply(additions.fuse(names, check_float("lora_scale", lora_scale)))
 
     def unfuse_lora(self, *args: Any, **options: Any) -> None:
-        """Takes fused LoRAs out of the weights again; they stay loaded, and are merged as `set_adapters` says. After
-        `unload_lora_weights` it has no effect, as in diffusers."""
+        """Undoes `fuse_lora`: the LoRAs stay loaded, with their weights before fusing.
+
+        As in diffusers, this has no effect after `unload_lora_weights`.
+        """
         del args, options
-        now = self._additions()
-        if now.fused:
-            self._add(now.unfuse())
+        additions = self._additions()
+        if additions.fused:
+            self._apply(additions.unfuse())
 
     def unload_lora_weights(self, *args: Any, **options: Any) -> None:
-        """Takes all LoRAs away, so that the weights are those from before the first `load_lora_weights`; fused ones
-        stay for good."""
+        """Removes all LoRAs, which restores the original weights. Fused LoRAs stay permanently."""
         del args, options
-        now = self._additions()
-        if not now.loras and now.fused and not now.words:
-            # The networks are what is left.
-            self._set_additions(Additions(self.pipeline.models, now.tokenizer))
-        elif now.known:
-            self._add(now.unload())
+        additions = self._additions()
+        if not additions.loras and additions.fused and not additions.words:
+            # The current networks become the originals.
+            self._set_additions(Additions(self.pipeline.models, additions.tokenizer))
+        elif additions.all_loras:
+            self._apply(additions.unload())
 
 
-class FilesFace(LoraFace):
-    """A pipeline of Stable Diffusion or SDXL, with an autoencoder and textual inversion."""
+class LatentPipeline(LoraPipeline):
+    """A latent diffusion pipeline, which has an autoencoder and supports textual inversion."""
 
     @property
     def vae(self) -> Any:
@@ -190,7 +214,7 @@ class FilesFace(LoraFace):
 
     @vae.setter
     def vae(self, value: Any) -> None:
-        self._exchange("vae", value)
+        self._replace_network("vae", value)
 
     def load_textual_inversion(
         self,
@@ -204,89 +228,97 @@ class FilesFace(LoraFace):
         subfolder: str | None = None,
         **options: Any,
     ) -> None:
-        """Adds words to the tokenizer and the text encoders; see `sega_jax.add_words`.
+        """Adds new words to the tokenizer and the text encoders; see `sega_jax.add_words`.
 
         Args:
-            pretrained_model_name_or_path: a .safetensors, .bin or .pt file, or a folder or hub repository that has
-                learned_embeds.safetensors or learned_embeds.bin; or several of them.
-            token: the word, or one for each file; None is the file's own.
-            tokenizer, text_encoder: the pipeline's own, or None.
-            weight_name: the name of the file in the folder or repository.
-            revision: the repository's branch, tag or commit.
-            subfolder: the folder of the file in the folder or repository.
-            options: options of diffusers for the hub, such as `cache_dir`, and others without an effect here.
+            pretrained_model_name_or_path: a .safetensors, .bin or .pt file, or a folder or hub repository that contains
+                learned_embeds.safetensors or learned_embeds.bin; or a list of these.
+            token: the new word, or one for each file; None is the name in the file.
+            tokenizer, text_encoder: ignored.
+            weight_name: the file's name in the folder or repository.
+            revision: the branch, tag or commit of the repository.
+            subfolder: the file's folder inside the folder or repository.
+            options: diffusers' options for the hub, such as `cache_dir`, and options without an effect here.
 
         Raises:
-            TypeError, ValueError: the numbers of words and files differ, or vectors are given in place of a file.
+            TypeError, ValueError: the numbers of words and files differ, or tensors are given instead of a file.
             Others as `sega_jax.add_words`.
         """
         del tokenizer, text_encoder
-        given = pretrained_model_name_or_path
-        sources = [given] if isinstance(given, str | os.PathLike | Mapping) else list(given)
+        path_or_paths = pretrained_model_name_or_path
+        sources = [path_or_paths] if isinstance(path_or_paths, str | os.PathLike | Mapping) else list(path_or_paths)
         words = [token] * len(sources) if token is None or isinstance(token, str) else list(token)
         if len(words) != len(sources) or (len(sources) > 1 and isinstance(token, str)):
-            raise ValueError(f"token={token!r} should be a word for each of {len(sources)} files, or None")
-        now = self._additions()
+            raise ValueError(
+                f"token={token!r} should be a list with one word for each of the {len(sources)} files, or None"
+            )
+        additions = self._additions()
         with hub_options("load_textual_inversion", options):
             files = [_file(source, weight_name, _INVERSION, revision, subfolder) for source in sources]
-        named = [(word or self._own_word(file), file) for word, file in zip(words, files, strict=True)]
-        self._add(dataclasses.replace(now, words=(*now.words, *named)))
+        named_files = [(word or self._word_in_file(file), file) for word, file in zip(words, files, strict=True)]
+        self._apply(dataclasses.replace(additions, words=(*additions.words, *named_files)))
 
-    def _own_word(self, file: Path) -> str | None:
-        """Returns the word that a file names; None where it has several."""
+    def _word_in_file(self, file: Path) -> str | None:
+        """Returns the word that the file names; None if it names several."""
         names = [word.name for word in new_words(self.pipeline.models, self.pipeline.tokenizer, file)]
         return names[0] if len(names) == 1 else None
 
     def unload_textual_inversion(
         self, tokens: str | Sequence[str] | None = None, tokenizer: Any = None, text_encoder: Any = None
     ) -> None:
-        """Takes words away that `load_textual_inversion` added.
+        """Removes words that `load_textual_inversion` added.
 
         Args:
             tokens: the words; None is all of them.
-            tokenizer, text_encoder: the pipeline's own, or None.
+            tokenizer, text_encoder: ignored.
 
         Raises:
             ValueError: a word was not added.
         """
         del tokenizer, text_encoder
-        now = self._additions()
+        additions = self._additions()
         names = [tokens] if isinstance(tokens, str) else tokens
-        known = [word for word, _ in now.words]
-        if names is not None and (unknown := [name for name in names if name not in known]):
-            loaded = ", ".join(word or "a file's own word" for word in known) or "none"
+        added = [word for word, _ in additions.words]
+        if names is not None and (unknown := [name for name in names if name not in added]):
+            loaded = ", ".join(word or "the words of a file" for word in added) or "none"
             raise ValueError(
-                f"tokens has {unknown[0]!r}, loaded are {loaded}; give the token that load_textual_inversion was given,"
-                " or None for all words"
+                f"the word {unknown[0]!r} in tokens was not added; loaded words: {loaded}. Use the token given to"
+                " load_textual_inversion, or None to remove all words"
             )
-        kept = () if names is None else tuple(pair for pair in now.words if pair[0] not in names)
-        if kept != now.words:
-            self._add(dataclasses.replace(now, words=kept))
+        kept = () if names is None else tuple(pair for pair in additions.words if pair[0] not in names)
+        if kept != additions.words:
+            self._apply(dataclasses.replace(additions, words=kept))
 
 
 def _weight(value: Any) -> float | dict[str, float]:
     if not isinstance(value, Mapping):
         return 1.0 if value is None else check_float("adapter_weights", value)
-    if nested := [part for part, weight in value.items() if isinstance(weight, Mapping)]:
+    if nested := [network for network, weight in value.items() if isinstance(weight, Mapping)]:
         raise ValueError(
-            f"adapter_weights: {nested[0]!r} has weights for blocks, which are not supported; give one number for each"
-            " network"
+            f"adapter_weights: {nested[0]!r} has weights for single blocks, which are not supported; give one number"
+            " for each network"
         )
-    return {part: check_float(f"adapter_weights: {part}", weight) for part, weight in value.items()}
+    return {network: check_float(f"adapter_weights: {network}", weight) for network, weight in value.items()}
 
 
 def _lora_file(source: Any, name: str | None, revision: str | None, subfolder: str | None) -> Path:
-    """Returns the file of a LoRA, which may be in a folder or hub repository and have this name there.
+    """Returns a LoRA file, fetched if it is on the hub.
+
+    Args:
+        source: the file, or a folder or hub repository.
+        name: the file's name in the folder or repository; None finds it.
+        revision: the branch, tag or commit of the repository.
+        subfolder: the file's folder inside the folder or repository.
 
     Raises:
         TypeError, CheckpointError: there is no such file.
     """
     _check_path(source)
-    if (asked := lora_files.on_hub(source)) is not None:
+    if (address := lora_files.on_hub(source)) is not None:
         if subfolder:
             name = f"{subfolder}/{name or _LORA}"
-        asked = asked._replace(revision=revision or asked.revision, path=name or asked.path)
-        return lora_files.find(str(asked))
+        address = address._replace(revision=revision or address.revision, path=name or address.path)
+        return lora_files.find(str(address))
     path = Path(os.path.expanduser(source)) / (subfolder or "")
     return lora_files.find(path if name is None or path.is_file() else path / name)
 
@@ -294,27 +326,34 @@ def _lora_file(source: Any, name: str | None, revision: str | None, subfolder: s
 def _check_path(source: Any) -> None:
     if not isinstance(source, str | os.PathLike):
         raise TypeError(
-            f"{type(source).__name__} should be the path of a file or a folder, or owner/name on the hub, not"
-            f" {brief(source)[:40]}; tensors are read from files alone"
+            f"the LoRA or textual inversion is a {type(source).__name__}, {brief(source)[:40]}; expected the path of a"
+            " file or folder, or owner/name on the hub. Save tensors to a file first"
         )
 
 
 def _file(
     source: Any, name: str | None, defaults: Sequence[str], revision: str | None, subfolder: str | None = None
 ) -> Path:
-    """Returns a file, or the file of this name in a folder or hub repository; None is the first of the defaults.
+    """Returns a file, fetched if it is on the hub.
+
+    Args:
+        source: the file, or a folder or hub repository.
+        name: the file's name in the folder or repository; None tries `defaults` in order.
+        defaults: file names.
+        revision: the branch, tag or commit of the repository.
+        subfolder: the file's folder inside the folder or repository.
 
     Raises:
         TypeError, FileNotFoundError, CheckpointError: there is no such file.
     """
     _check_path(source)
     path, names = Path(os.path.expanduser(source)), list(defaults) if name is None else [name]
-    names = [f"{subfolder}/{one}" for one in names] if subfolder else names
+    names = [f"{subfolder}/{file_name}" for file_name in names] if subfolder else names
     if not path.exists() and hub.is_id(source):
         path = hub.fetch(str(source), names, revision)
     if path.is_file():
         return path
-    for one in names:
-        if (path / one).is_file():
-            return path / one
-    raise FileNotFoundError(f"{path} has no {' and no '.join(names)}; give the file, or weight_name=")
+    for file_name in names:
+        if (path / file_name).is_file():
+            return path / file_name
+    raise FileNotFoundError(f"{path} does not contain {' or '.join(names)}; give the file's path, or weight_name=")

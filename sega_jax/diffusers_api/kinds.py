@@ -1,4 +1,4 @@
-"""Kinds of values that only the arguments of diffusers' pipelines take."""
+"""Kinds of argument values that only the pipelines with diffusers' interface have."""
 
 import dataclasses
 import math
@@ -16,7 +16,7 @@ from sega_jax.systems.call import Seeds
 
 @dataclasses.dataclass(frozen=True)
 class OrNone(Kind):
-    """Values of another kind, or None."""
+    """Values of the kind `of`, or None."""
 
     of: Kind
 
@@ -33,13 +33,13 @@ class OrNone(Kind):
 
 @dataclasses.dataclass(frozen=True)
 class PerConcept(Kind):
-    """One value for all concepts, or a sequence with one for each; None is the default."""
+    """One value for all concepts, or a sequence with one value for each; None is the default."""
 
     of: Kind
 
     @property
     def noun(self) -> str:
-        return f"{self.of.noun}, or a sequence with one for each concept; None is the default"
+        return f"{self.of.noun}, or a sequence with one value for each concept; None is the default"
 
     def check(self, name: str, value: Any) -> Any:
         if isinstance(value, np.ndarray | jax.Array):
@@ -50,7 +50,7 @@ class PerConcept(Kind):
 
 
 class ModelCalls(Integer):
-    """Numbers of model calls; fractions are rounded up, since call 11 is the first one after 10.5."""
+    """Indices of model calls. Fractions are rounded up: the first call at or after 10.5 is call 11."""
 
     def check(self, name: str, value: Any) -> int:
         if isinstance(value, float) and math.isfinite(value):
@@ -59,33 +59,33 @@ class ModelCalls(Integer):
 
 
 class Weight(Real):
-    """Weights of concepts."""
+    """Relative weights of concepts, which cannot be negative."""
 
     def check(self, name: str, value: Any) -> float:
         try:
             return super().check(name, value)
         except ValueError as error:
-            raise ValueError(f"{error}; to remove a concept, set reverse_editing_direction") from None
+            raise ValueError(f"{error}; to remove a concept, set reverse_editing_direction=True") from None
 
 
 class ConceptWords(Kind):
-    """Words of one or several concepts, as a list."""
+    """The words of one or several concepts; `check` returns a list."""
 
-    noun = "words, or a list of them"
+    noun = "a string or a list of strings"
 
     def check(self, name: str, value: Any) -> list[str]:
         words = [value] if isinstance(value, str) and value else value
         if not words:
             return []
         if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
-            raise TypeError(f"{name}={words!r} should be words or a list of them")
+            raise TypeError(f"{name}={words!r} should be a string or a list of strings")
         return list(words)
 
 
 class Generators(Kind):
-    """Random generators of torch, of which only the seeds are read; or seeds, or a key of JAX."""
+    """Seeded torch generators, of which only the seeds are used, seeds, or a JAX key."""
 
-    noun = "a seeded generator of torch, a seed, or a list with one for each picture; or a key of JAX"
+    noun = "a seeded torch generator, a seed, a list with one of these for each picture, or a JAX key"
 
     def check(self, name: str, value: Any) -> Any:
         if value is None or is_key(value):
@@ -98,26 +98,26 @@ class Generators(Kind):
 
 
 class SeedsOrGenerators(Seeds):
-    """Seeds, or generators in the place that diffusers has for them."""
+    """Seeds; also generators, because diffusers has `generator` at the same position as `seed`."""
 
     def check(self, name: str, value: Any) -> Any:
         several = isinstance(value, list | tuple)
         return value if any(map(is_generator, value if several else [value])) else super().check(name, value)
 
 
-class OutputForm(Choice):
-    """Forms of pictures, without torch's tensors."""
+class OutputType(Choice):
+    """Forms of the output. diffusers' "pt" (torch tensors) is not supported."""
 
     def check(self, name: str, value: Any) -> str:
         if value == "pt":
-            raise ValueError(f"{name}='pt' is for tensors of torch; give 'np' for arrays, which are channels last here")
+            raise ValueError(f"{name}='pt' (torch tensors) is not supported; use 'np' for arrays with channels last")
         return super().check(name, value)
 
 
 class LoraScale(Kind):
-    """The scale of LoRAs among diffusers' arguments for attention, which has no others here."""
+    """The LoRA scale in `cross_attention_kwargs`; diffusers' other entries are not supported."""
 
-    noun = "{'scale': number}, which multiplies the weights of loaded LoRAs, or None"
+    noun = "None, or {'scale': number} to multiply the weights of loaded LoRAs"
 
     def check(self, name: str, value: Any) -> dict[str, float] | None:
         if value is None or value == {}:
@@ -128,26 +128,31 @@ class LoraScale(Kind):
 
 
 class StepCallback(Kind):
-    """A function of pipeline, step, timestep and a mapping with the latents."""
+    """A function of the pipeline, the step, the timestep and a mapping with the latents."""
 
-    noun = "a function of pipeline, step, timestep and {'latents': array}, which returns the mapping as it is"
+    noun = "a function of (pipe, step, timestep, {'latents': array}) that returns the mapping unchanged"
 
     def check(self, name: str, value: Any) -> Any:
         if value is None:
             return None
         if not callable(value):
             raise TypeError(f"{name}={brief(value)} should be {self.noun}")
-        if inputs := [one for one in getattr(value, "tensor_inputs", ()) if one != "latents"]:
-            raise ValueError(f"{name}={brief(value)} needs {', '.join(inputs)}, which cannot change during a call")
+        if inputs := [tensor for tensor in getattr(value, "tensor_inputs", ()) if tensor != "latents"]:
+            raise ValueError(f"{name}={brief(value)} needs {', '.join(inputs)}, but callbacks get only the latents")
         return value
 
 
 @dataclasses.dataclass(frozen=True)
 class Unsupported(Kind):
-    """An argument of diffusers that is not supported: only values that change nothing in diffusers are accepted."""
+    """Values of an unsupported argument: only those without an effect in diffusers are accepted.
+
+    Attributes:
+        remedy: the reason or the remedy, the end of the error message.
+        harmless: the accepted values in addition to None.
+    """
 
     remedy: str
-    harmless: tuple[Any, ...] = ()  # accepted values besides None
+    harmless: tuple[Any, ...] = ()
 
     @property
     def noun(self) -> str:

@@ -1,4 +1,4 @@
-"""diffusers' classes of networks, which load one network to take the place of a checkpoint's."""
+"""diffusers' network classes, which load a single network to replace one of a checkpoint."""
 
 import os
 from pathlib import Path
@@ -18,7 +18,7 @@ from sega_jax.systems.base import Network
 from sega_jax.text.files import CheckpointError
 from sega_jax.weights import hub
 
-# By the folders in a checkpoint.
+# The networks by their folders in a checkpoint.
 _NETWORKS = {
     "vae": Network(Autoencoder, AutoencoderConfig),
     "unet": Network(UNet, UNetConfig),
@@ -26,9 +26,9 @@ _NETWORKS = {
 
 
 class AutoModel:
-    """Loads a network of a class that its config.json names."""
+    """Loads a network of the class that its config.json names: an autoencoder or a UNet."""
 
-    _parts: tuple[str, ...] = tuple(_NETWORKS)  # which it takes
+    _folders: tuple[str, ...] = tuple(_NETWORKS)  # the supported networks
 
     @classmethod
     def from_pretrained(
@@ -43,47 +43,52 @@ class AutoModel:
         device_map: Any = None,
         **options: Any,
     ) -> Any:
-        """Loads a network, for `vae=` or `unet=` of a pipeline.
+        """Loads a network for the option `vae` or `unet` of a pipeline.
 
         Args:
-            pretrained_model_name_or_path: its folder, or "owner/name" on the hub.
-            subfolder: the folder in it, such as "vae".
-            torch_dtype, dtype, variant, revision: as of `sega_jax.load`.
-            device_map: as the device of a pipeline's `to`.
-            options: options of the hub, and others without an effect here.
+            pretrained_model_name_or_path: the network's folder, or "owner/name" on the hub.
+            subfolder: the network's folder inside that folder or repository, such as "vae".
+            torch_dtype, dtype, variant, revision: as in `sega_jax.load`.
+            device_map: a device, as for `to` of a pipeline.
+            options: options of the hub client, and options without an effect here.
 
         Raises:
-            TypeError, ValueError: an option is unknown, or has a value that is not supported.
+            TypeError, ValueError: an option is unknown or has an unsupported value.
             FileNotFoundError, CheckpointError: the network is of another class, or its files are missing or broken.
         """
         source = _located(pretrained_model_name_or_path, subfolder, revision)
         devices = devices_of(device_map if isinstance(device_map, str) else None, Devices())
         chosen = pick_dtype(one_dtype(dtype if torch_dtype is None else torch_dtype), devices)
         with hub_options(f"{cls.__name__}.from_pretrained", options):
-            *others, last = cls._parts
-            for part in others:
+            *others, last = cls._folders
+            for name in others:
                 try:
-                    found = find_network(part, source, _NETWORKS[part], (), variant)
-                except CheckpointError:  # it may be of the next class
+                    files = find_network(name, source, _NETWORKS[name], (), variant)
+                except CheckpointError:  # the network may be of the next class
                     continue
-                return _loaded(part, source, found, chosen, devices)
+                return _loaded(name, source, files, chosen, devices)
             return _loaded(last, source, find_network(last, source, _NETWORKS[last], (), variant), chosen, devices)
 
     @classmethod
     def from_single_file(cls, pretrained_model_link_or_path_or_dict: str | Path, **options: Any) -> str | Path:
-        """Returns the file as it is: `vae=` or `unet=` of a pipeline reads it, with the config of the checkpoint."""
+        """Returns the file's path unchanged.
+
+        The options `vae` and `unet` of a pipeline accept the path and read the file with the checkpoint's config.
+        """
         with hub_options(f"{cls.__name__}.from_single_file", options):
             return pretrained_model_link_or_path_or_dict
 
 
 def _located(source: Any, subfolder: str | None, revision: str | None) -> str | Path:
-    """Returns a folder, or the name of one on the hub with its revision.
+    """Returns a folder's path, or its address on the hub with the revision.
 
     Raises:
-        TypeError: it is neither.
+        TypeError: `source` is not a path.
     """
     if not isinstance(source, str | os.PathLike):
-        raise TypeError(f"{type(source).__name__} should be the path of a folder, or owner/name on the hub")
+        raise TypeError(
+            f"pretrained_model_name_or_path is a {type(source).__name__}; expected a folder, or owner/name on the hub"
+        )
     folder = Path(os.path.expanduser(source))
     address = None if os.path.exists(folder) else hub.address(source)
     if address is None:
@@ -91,25 +96,25 @@ def _located(source: Any, subfolder: str | None, revision: str | None) -> str | 
     return str(address._replace(path=subfolder or address.path, revision=revision or address.revision))
 
 
-def _loaded(part: str, source: str | Path, found: NetworkSource, dtype: Any, devices: Devices) -> Any:
-    network = _NETWORKS[part]
-    if found.config is None:
-        raise CheckpointError(f"{source} is a file without a config.json; give it to a pipeline as {part}=")
+def _loaded(name: str, source: str | Path, files: NetworkSource, dtype: Any, devices: Devices) -> Any:
+    network = _NETWORKS[name]
+    if files.config is None:
+        raise CheckpointError(f"{source} is a file without a config.json; pass its path to a pipeline as {name}=")
     extra = [pick_attention(None, dtype, devices)] if network.module is UNet else []
     try:
-        module = network.module(network.config.from_dict(found.config), *extra)
+        module = network.module(network.config.from_dict(files.config), *extra)
     except ValueError as error:
         raise CheckpointError(f"{source}: {error}") from None
-    return filled(found.open(module), module, dtype, devices)
+    return filled(files.open(module), module, dtype, devices)
 
 
 class AutoencoderKL(AutoModel):
     """Loads an autoencoder."""
 
-    _parts = ("vae",)
+    _folders = ("vae",)
 
 
 class UNet2DConditionModel(AutoModel):
     """Loads a UNet."""
 
-    _parts = ("unet",)
+    _folders = ("unet",)

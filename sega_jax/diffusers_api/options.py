@@ -1,4 +1,4 @@
-"""The options of diffusers for loading: those that mean the same here, those without an effect, and the others."""
+"""diffusers' options for loading: which are used, which have no effect here, and which are refused."""
 
 import difflib
 from collections.abc import Iterator
@@ -11,83 +11,95 @@ from sega_jax.method.checks import brief
 from sega_jax.pipelines.load_options import LoadOptions
 from sega_jax.weights import hub
 
-# Options that the hub's client takes by the same names.
+# Options that the hub client has under the same names.
 _HUB = ("cache_dir", "token", "local_files_only", "force_download")
-# Options that say how torch loads. There is nothing to choose here: the best form of weight files in a folder is read,
-# one tensor after another, to the devices.
+# Options that control how torch loads weights. Loading has no such choices here: it reads the best weight files of a
+# folder and moves the tensors to the devices one by one.
 _WITHOUT_EFFECT = (
     *("use_safetensors", "low_cpu_mem_usage", "max_memory", "offload_folder", "offload_state_dict", "offload_buffers"),
     *("disable_mmap", "trust_remote_code", "mirror", "use_onnx", "use_flashpack", "resume_download"),
     *("load_connected_pipeline", "requires_safety_checker", "load_safety_checker", "safe_serialization"),
 )
-# Options that would make another pipeline, each with the remedy; None and False are accepted.
+# Options that would change the pipeline, each with the remedy. None and False are accepted.
 _REFUSED = {
-    "custom_pipeline": "give long_prompts=True or weighted=True to calls for what lpw pipelines do; leave it out",
-    "custom_revision": "it is of custom pipelines; leave it out",
-    "quantization_config": "quantised weights are not supported; give torch_dtype='bfloat16' to save memory",
-    "load_in_8bit": "quantised weights are not supported; give torch_dtype='bfloat16' to save memory",
-    "load_in_4bit": "quantised weights are not supported; give torch_dtype='bfloat16' to save memory",
-    "proxies": "set the environment variable HTTPS_PROXY",
+    "custom_pipeline": "leave it out; calls accept long_prompts=True and weighted=True for long and weighted prompts",
+    "custom_revision": "sega_jax has no custom pipelines; leave it out",
+    "quantization_config": "sega_jax has no quantised weights; use torch_dtype='bfloat16' to save memory",
+    "load_in_8bit": "sega_jax has no quantised weights; use torch_dtype='bfloat16' to save memory",
+    "load_in_4bit": "sega_jax has no quantised weights; use torch_dtype='bfloat16' to save memory",
+    "proxies": "set the environment variable HTTPS_PROXY instead",
     "output_loading_info": "missing and extra tensors are always reported; leave it out",
-    "subfolder": "name the checkpoint's whole folder",
-    "dduf_file": "name a folder in diffusers layout, or a single file",
-    "original_config": "name a folder in diffusers layout with config=",
-    "original_config_file": "name a folder in diffusers layout with config=",
-    "controlnet": "ControlNets are not supported",
-    "adapter": "adapters are not supported",
-    "motion_adapter": "adapters are not supported",
-    "image_encoder": "IP-Adapters are not supported",
-    "provider": "it is ONNX's; leave it out",
-    "enable_pag": "perturbed attention guidance is not supported; leave it out",
-    "add_watermarker": "there is no watermark; leave it out",
-    "watermarker": "there is no watermark; leave it out",
-    "feature_extractor": "there is no safety checker for it; leave it out",
+    "subfolder": "give the checkpoint's top folder",
+    "dduf_file": "give a folder in diffusers layout, or a single file",
+    "original_config": "give a folder in diffusers layout as config=",
+    "original_config_file": "give a folder in diffusers layout as config=",
+    "controlnet": "sega_jax has no ControlNets; leave it out",
+    "adapter": "sega_jax has no adapters; leave it out",
+    "motion_adapter": "sega_jax has no adapters; leave it out",
+    "image_encoder": "sega_jax has no IP-Adapters; leave it out",
+    "provider": "sega_jax does not use ONNX; leave it out",
+    "enable_pag": "sega_jax has no perturbed attention guidance; leave it out",
+    "add_watermarker": "sega_jax adds no watermark; leave it out",
+    "watermarker": "sega_jax adds no watermark; leave it out",
+    "feature_extractor": "this pipeline has no safety checker to use it; leave it out",
 }
 _DTYPES = ("torch_dtype", "dtype")
 NAMES = (*_HUB, *_WITHOUT_EFFECT, *_REFUSED, *_DTYPES, "device_map", "use_auth_token")
 
 
-def load_options(options: dict[str, Any], what: str) -> tuple[dict[str, Any], dict[str, Any], Any]:
-    """Splits options of diffusers and of `sega_jax.load` into those of `load`, those of the hub's client, and
-    `device_map`.
+def load_options(options: dict[str, Any], caller: str) -> tuple[dict[str, Any], dict[str, Any], Any]:
+    """Splits options of diffusers and of `sega_jax.load` by their destination.
+
+    Args:
+        options: the options by name.
+        caller: the name of the public function, for error messages.
+
+    Returns:
+        The options of `sega_jax.load`, the options of the hub client, and the value of `device_map`.
 
     Raises:
-        TypeError: an option is unknown, or would make another pipeline.
-        ValueError: dtypes contradict each other.
+        TypeError: an option is unknown or not supported.
+        ValueError: two options give different dtypes.
     """
     known = [*arguments(LoadOptions), *NAMES]
     for name, value in options.items():
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {close[0]}?" if close else "sega_jax.load documents what there is"
-            raise TypeError(f"{name} is not an argument of {what}; {hint}")
+            hint = f"did you mean {close[0]}?" if close else "help(sega_jax.load) lists the options"
+            raise TypeError(f"{name} is not an argument of {caller}; {hint}")
         if name in _REFUSED and name not in arguments(LoadOptions) and value not in (None, False):
             raise TypeError(f"{name}={brief(value)} is not supported: {_REFUSED[name]}")
-    ours = {name: value for name, value in options.items() if name not in NAMES}
+    native = {name: value for name, value in options.items() if name not in NAMES}
     dtypes = [one_dtype(options[name]) for name in _DTYPES if options.get(name) is not None]
     if len(dtypes) > 1 and str(dtypes[0]) != str(dtypes[1]):
-        raise ValueError(f"torch_dtype={dtypes[0]} and dtype={dtypes[1]} were both given; they say the same, give one")
+        raise ValueError(
+            f"torch_dtype={dtypes[0]} and dtype={dtypes[1]} differ; they are the same option, give only one"
+        )
     if dtypes:
-        ours["dtype"] = dtypes[0]
-    _check_components(ours)
-    return ours, hub_choices(options), options.get("device_map")
+        native["dtype"] = dtypes[0]
+    _check_components(native)
+    return native, hub_choices(options), options.get("device_map")
 
 
 def hub_choices(options: dict[str, Any]) -> dict[str, Any]:
-    """Selects diffusers' options that the hub's client takes."""
-    found = {name: options[name] for name in _HUB if name in options}
+    """Returns the options of the hub client among diffusers' options."""
+    choices = {name: options[name] for name in _HUB if name in options}
     if options.get("use_auth_token") is not None:
-        found.setdefault("token", options["use_auth_token"])
-    # The client's default of these is False.
-    return {name: value for name, value in found.items() if value is not None}
+        choices.setdefault("token", options["use_auth_token"])
+    # None means the default of the client.
+    return {name: value for name, value in choices.items() if value is not None}
 
 
 @contextmanager
-def hub_options(what: str, options: dict[str, Any]) -> Iterator[None]:
-    """Fetches with the hub's options among options of diffusers for files, and ignores those without an effect.
+def hub_options(caller: str, options: dict[str, Any]) -> Iterator[None]:
+    """Applies the options of the hub client inside a `with` block, and ignores options without an effect.
+
+    Args:
+        caller: the name of the public function, for error messages.
+        options: diffusers' options for fetching a file.
 
     Raises:
-        TypeError: an option is unknown.
+        TypeError: an option is unknown or not supported.
     """
     harmless = (*_WITHOUT_EFFECT, "prefix", "mean_resizing", "user_agent")
     known = (*_HUB, "use_auth_token", "proxies", *harmless)
@@ -95,7 +107,7 @@ def hub_options(what: str, options: dict[str, Any]) -> Iterator[None]:
         if name not in known:
             close = difflib.get_close_matches(name, [*known, "weight_name", "adapter_name", "subfolder", "revision"], 1)
             hint = f"did you mean {close[0]}?" if close else "leave it out"
-            raise TypeError(f"{name} is not an argument of {what}; {hint}")
+            raise TypeError(f"{name} is not an argument of {caller}; {hint}")
     if options.get("proxies"):
         raise TypeError(f"proxies={brief(options['proxies'])} is not supported: {_REFUSED['proxies']}")
     with hub.using(**hub_choices(options)):
@@ -103,15 +115,15 @@ def hub_options(what: str, options: dict[str, Any]) -> Iterator[None]:
 
 
 def _check_components(options: dict[str, Any]) -> None:
-    """Refuses networks, tokenizers and schedulers of torch's libraries, but for schedulers, which are read.
+    """Checks that no network or tokenizer is an object of a torch library; schedulers of diffusers are supported.
 
     Raises:
-        TypeError: one is given.
+        TypeError: one of the options is such an object.
     """
     for name, value in options.items():
         library = type(value).__module__.partition(".")[0]
         if library in ("torch", "diffusers", "transformers", "peft") and name not in ("scheduler", "dtype"):
             raise TypeError(
-                f"{name} is a {type(value).__name__} of {library}, which is not read; write it to a checkpoint with"
-                " save_pretrained and load that, or give another pipeline's"
+                f"{name} is a {type(value).__name__} of {library}, which is not supported; save it with save_pretrained"
+                " and give the folder, or use a component of another pipeline"
             )

@@ -1,6 +1,6 @@
-"""The results of calls, by diffusers' names.
+"""The output classes of calls, with diffusers' field names.
 
-A class lists its bases in reverse: the fields of the last base come first.
+A dataclass puts the fields of its last base first, so output classes list their bases in reverse order.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ class Images:
     """The pictures of a call.
 
     Attributes:
-        images: PIL pictures, or an array [rows, height, width, 3] in [0, 1], or the states that sampling ends with.
+        images: PIL pictures, or a float array [rows, height, width, 3] in [0, 1], or the final states of the sampling.
     """
 
     images: list[Image.Image | None] | np.ndarray
@@ -25,16 +25,16 @@ class Images:
 
 @dataclasses.dataclass
 class Estimates:
-    """The record of a call with `return_guidance`; without it all are None.
+    """The recorded predictions and guidance of a call with `return_guidance`; without it, all fields are None.
 
-    The shape of a state is that of the latents, of DeepFloyd-IF's pixels, or of Paella's logits; channels are last.
+    `*state` stands for the shape of the latents, of DeepFloyd-IF's pixels, or of Paella's logits, with channels last.
 
     Attributes:
-        sem_guidance: the guidance that the edits added at each model call, without classifier-free and replayed
-            guidance: [calls, rows, *state].
-        uncond_estimates: the predictions for the negative prompt: [calls, rows, *state].
-        text_estimates: the predictions for the prompt: [calls, rows, *state].
-        edit_estimates: the predictions for the concepts: [calls, concepts, rows, *state]; None without concepts.
+        sem_guidance: the guidance of the edits at each model call, [calls, rows, *state]. It excludes classifier-free
+            guidance and replayed guidance.
+        uncond_estimates: the predictions for the negative prompt, [calls, rows, *state].
+        text_estimates: the predictions for the prompt, [calls, rows, *state].
+        edit_estimates: the predictions for the concepts, [calls, concepts, rows, *state]; None without concepts.
     """
 
     sem_guidance: np.ndarray | None = None
@@ -44,7 +44,11 @@ class Estimates:
 
 
 def estimates(record: Record | None) -> dict[str, Any]:
-    """Returns the fields of `Estimates` for a native record, which has rows before calls."""
+    """Returns the fields of `Estimates` from a native record, whose arrays have the rows first.
+
+    Args:
+        record: the native record; None gives an empty mapping.
+    """
     if record is None:
         return {}
     return {

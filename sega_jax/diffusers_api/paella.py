@@ -1,14 +1,14 @@
-"""Paella with diffusers' names.
+"""Paella with diffusers' interface.
 
-diffusers has no pipeline of Paella's version 3. The arguments are those of its `SemanticStableDiffusionPipeline` and of
-the published sampler.
+diffusers has no pipeline for version 3 of Paella. The arguments combine those of diffusers'
+`SemanticStableDiffusionPipeline` with those of the published Paella sampler.
 """
 
 import dataclasses
 from typing import Any
 
-from sega_jax.diffusers_api.arguments import OUTPUTS, FaceArguments, positional
-from sega_jax.diffusers_api.base import Face
+from sega_jax.diffusers_api.arguments import OUTPUTS, PipelineArguments, positional
+from sega_jax.diffusers_api.base import DiffusersPipeline
 from sega_jax.diffusers_api.outputs import Estimates, Images, estimates
 from sega_jax.method.argument_kinds import Choice
 from sega_jax.method.arguments import argument, changed, takes
@@ -16,17 +16,26 @@ from sega_jax.pipelines.messages import collected
 from sega_jax.systems.paella import SYSTEM
 from sega_jax.systems.paella_call import TEMPERATURE, PaellaCall
 
-# The values of the native argument `choice` by the published sampler's names.
+# Maps the published sampler's names to values of the native argument `choice`.
 _MODES = {"multinomial": "sample", "argmax": "argmax", "quant": "nearest"}
 
 
 @dataclasses.dataclass
 class SemanticPaellaPipelineOutput(Estimates, Images):
-    """The result of a call.
+    """The output of `SemanticPaellaPipeline`.
 
     Attributes:
-        images: PIL pictures, or an array [rows, height, width, 3] in [0, 1], or tokens [rows, height / f, width / f].
-        sem_guidance, uncond_estimates, text_estimates, edit_estimates: logits; see `Estimates`.
+        images: PIL pictures, a float array [rows, height, width, 3] in [0, 1], or int tokens
+            [rows, height / f, width / f], where f is the checkpoint's downsampling factor.
+        sem_guidance, uncond_estimates, text_estimates, edit_estimates: arrays of logits, or None without
+            `return_guidance`; see `Estimates`.
+
+    Example:
+        >>> import numpy as np
+        >>> from sega_jax import SemanticPaellaPipelineOutput
+        >>> out = SemanticPaellaPipelineOutput(images=np.zeros((2, 64, 64, 3), np.float32))
+        >>> out.images.shape, out.sem_guidance
+        ((2, 64, 64, 3), None)
     """
 
 
@@ -35,43 +44,53 @@ class SemanticPaellaPipelineOutput(Estimates, Images):
     *("num_images_per_prompt", "seed", "latents", "output_type", "return_dict", "callback", "callback_steps"),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class PaellaArguments(FaceArguments):
+class PaellaArguments(PipelineArguments):
     """The arguments of `SemanticPaellaPipeline`."""
 
     outputs = OUTPUTS | {"latent": "tokens"}
-    same = (*FaceArguments.same, "renoise_steps", "temperature", "influence", "support", "centred")
+    shared = (*PipelineArguments.shared, "renoise_steps", "temperature", "influence", "support", "centred")
 
     latents: Any = changed(PaellaCall, "tokens", None)
     renoise_steps: int | None = changed(PaellaCall, "renoise_steps", None)
     temperature: float | tuple[float, float] = changed(PaellaCall, "temperature", TEMPERATURE)
-    mode: str = argument("multinomial", Choice(*_MODES), "how a token is taken; see `choice` of the native call")
+    mode: str = argument("multinomial", Choice(*_MODES), "how to choose a token; see `choice` of the native call")
     influence: tuple[float, float] = changed(PaellaCall, "influence", (1.0, 1.0))
     support: str = changed(PaellaCall, "support", "channel")
     centred: bool = changed(PaellaCall, "centred", False)
 
     def native(self, prompt: Any, negative_prompt: Any, concepts: list[Any]) -> dict[str, Any]:
-        own = {"tokens": self.latents, "choice": _MODES[self.mode]}
-        return super().native(prompt, negative_prompt, concepts) | own
+        specific = {"tokens": self.latents, "choice": _MODES[self.mode]}
+        return super().native(prompt, negative_prompt, concepts) | specific
 
 
-class SemanticPaellaPipeline(Face):
-    """Paella with diffusers' names around `sega_jax.PaellaPipeline` (`pipeline`).
+class SemanticPaellaPipeline(DiffusersPipeline):
+    """A Paella pipeline with diffusers' interface.
 
-    Arrays are channels last; randomness is a seed or a key.
+    It wraps a native pipeline (`pipeline`). Arrays are channels last. The noise comes from a seed, a generator or a JAX
+    key.
+
+    Example:
+        >>> from sega_jax import SemanticPaellaPipeline
+        >>> pipe = SemanticPaellaPipeline.from_pretrained("path/to/paella")  # doctest: +SKIP
+        >>> out = pipe("a portrait", editing_prompt="glasses", edit_warmup_steps=2, seed=3)  # doctest: +SKIP
+        >>> out.images[0].save("glasses.png")  # doctest: +SKIP
     """
 
     _systems = (SYSTEM,)
 
     @takes(PaellaArguments, "SemanticPaellaPipeline")
     def __call__(self, call: PaellaArguments) -> SemanticPaellaPipelineOutput | tuple:
-        """Makes pictures with the arguments and results of diffusers' `SemanticStableDiffusionPipeline`.
+        """Generates pictures, with the arguments and results of diffusers' `SemanticStableDiffusionPipeline`.
+
+        Returns:
+            A `SemanticPaellaPipelineOutput`; without `return_dict` a tuple (images,).
 
         Raises:
-            TypeError, ValueError: as `PaellaPipeline.__call__`; nothing ran.
+            TypeError, ValueError: as `PaellaPipeline.__call__`, before any network runs.
         """
         with collected():
             texts = call.text("prompt", required=True), call.text("negative_prompt"), call.concepts()
-            out = self._make(call, *texts)
+            out = self._run(call, *texts)
         if not call.return_dict:
             return (out.images,)
         return SemanticPaellaPipelineOutput(out.images, **estimates(out.record))

@@ -1,4 +1,7 @@
-"""diffusers' pipelines without semantic guidance: those with it, whose arguments by position are in another order."""
+"""diffusers' standard pipelines.
+
+They are the semantic pipelines, including semantic guidance, with the positional arguments in the standard order.
+"""
 
 import dataclasses
 from typing import Any
@@ -6,9 +9,9 @@ from typing import Any
 from PIL import Image
 
 from sega_jax.diffusers_api.arguments import positional
-from sega_jax.diffusers_api.base import Face
+from sega_jax.diffusers_api.base import DiffusersPipeline
 from sega_jax.diffusers_api.deepfloyd import IFArguments, SemanticIFPipeline
-from sega_jax.diffusers_api.sdxl_arguments import XLArguments
+from sega_jax.diffusers_api.sdxl_arguments import SDXLArguments
 from sega_jax.diffusers_api.stable_diffusion import SemanticStableDiffusionPipeline, StableDiffusionArguments
 from sega_jax.diffusers_api.stable_diffusion_xl import SemanticStableDiffusionXLPipeline
 from sega_jax.method.arguments import takes
@@ -56,7 +59,7 @@ _XL_SIZES = (
     *("guidance_scale", *_XL_PROMPTS, *_XL_POOLED, *_XL_SIZES, "clip_skip", *_CALLBACK),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class XLTextToImageArguments(XLArguments):
+class SDXLTextToImageArguments(SDXLArguments):
     """The arguments of `StableDiffusionXLPipeline`."""
 
 
@@ -66,7 +69,7 @@ class XLTextToImageArguments(XLArguments):
     *("aesthetic_score", "negative_aesthetic_score", "clip_skip", *_CALLBACK),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class XLImageToImageArguments(XLArguments):
+class SDXLImageToImageArguments(SDXLArguments):
     """The arguments of `StableDiffusionXLImg2ImgPipeline`."""
 
     def __post_init__(self) -> None:
@@ -86,29 +89,31 @@ class SuperResolutionArguments(IFArguments):
 
 def _check_image(image: object) -> None:
     if image is None:
-        raise TypeError("image is missing; give the picture to start from, or take a pipeline that makes one of words")
+        raise TypeError("image is missing; give the picture to start from, or use a text-to-image pipeline")
 
 
-class FromPicture(Face):
-    """A pipeline that starts from pictures, which decide about the size of the result."""
+class ImageToImagePipeline(DiffusersPipeline):
+    """A pipeline that starts from pictures. The results have their size."""
 
-    def _sized(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Takes the size of the pictures. As in diffusers, pictures of PIL are resized to the next smaller multiple of
-        the checkpoint's factor.
+    def _with_picture_size(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Adds the size of the pictures to the arguments of a native call.
+
+        As in diffusers, the sides of PIL pictures are rounded down to a multiple of the checkpoint's factor.
 
         Raises:
-            FileNotFoundError, TypeError, ValueError: they are no pictures, or of different sizes.
+            FileNotFoundError, TypeError, ValueError: `image` is not a picture, or the pictures differ in size.
         """
         multiple = self.pipeline.system.sampler.sizes(self.pipeline.models).multiple
-        given = options["image"]
-        several = isinstance(given, list | tuple)
-        image: Any = [_fitted(one, multiple) for one in (given if several else [given])]
-        image = image if several else image[0]
+        source = options["image"]
+        is_list = isinstance(source, list | tuple)
+        image: Any = [_fitted(picture, multiple) for picture in (source if is_list else [source])]
+        image = image if is_list else image[0]
         height, width = read(image).shape[1:3]
         return options | {"image": image, "height": height, "width": width}
 
 
 def _fitted(picture: Any, multiple: int) -> Any:
+    """Returns a PIL picture resized so that its sides are multiples of a number; other values stay unchanged."""
     if not isinstance(picture, Image.Image):
         return picture
     width, height = (max(side - side % multiple, multiple) for side in picture.size)
@@ -124,7 +129,7 @@ class StableDiffusionPipeline(SemanticStableDiffusionPipeline):
     )
 
 
-class StableDiffusionImg2ImgPipeline(FromPicture, SemanticStableDiffusionPipeline):
+class StableDiffusionImg2ImgPipeline(ImageToImagePipeline, SemanticStableDiffusionPipeline):
     """diffusers' `StableDiffusionImg2ImgPipeline`; see `SemanticStableDiffusionPipeline`."""
 
     __call__ = takes(ImageToImageArguments, "StableDiffusionImg2ImgPipeline")(
@@ -135,27 +140,27 @@ class StableDiffusionImg2ImgPipeline(FromPicture, SemanticStableDiffusionPipelin
 class StableDiffusionXLPipeline(SemanticStableDiffusionXLPipeline):
     """diffusers' `StableDiffusionXLPipeline`; see `SemanticStableDiffusionXLPipeline`."""
 
-    __call__ = takes(XLTextToImageArguments, "StableDiffusionXLPipeline")(
+    __call__ = takes(SDXLTextToImageArguments, "StableDiffusionXLPipeline")(
         SemanticStableDiffusionXLPipeline.__call__.__wrapped__  # type: ignore[attr-defined]
     )
 
 
-class StableDiffusionXLImg2ImgPipeline(FromPicture, SemanticStableDiffusionXLPipeline):
+class StableDiffusionXLImg2ImgPipeline(ImageToImagePipeline, SemanticStableDiffusionXLPipeline):
     """diffusers' `StableDiffusionXLImg2ImgPipeline`; see `SemanticStableDiffusionXLPipeline`."""
 
-    __call__ = takes(XLImageToImageArguments, "StableDiffusionXLImg2ImgPipeline")(
+    __call__ = takes(SDXLImageToImageArguments, "StableDiffusionXLImg2ImgPipeline")(
         SemanticStableDiffusionXLPipeline.__call__.__wrapped__  # type: ignore[attr-defined]
     )
 
 
 class IFPipeline(SemanticIFPipeline):
-    """diffusers' `IFPipeline`, of the first stage; see `SemanticIFPipeline`."""
+    """diffusers' `IFPipeline`, the first stage; see `SemanticIFPipeline`."""
 
     _systems = (STAGE_1,)
 
 
 class IFSuperResolutionPipeline(SemanticIFPipeline):
-    """diffusers' `IFSuperResolutionPipeline`, of the second stage; see `SemanticIFPipeline`."""
+    """diffusers' `IFSuperResolutionPipeline`, the second stage; see `SemanticIFPipeline`."""
 
     _systems = (STAGE_2,)
 

@@ -1,8 +1,8 @@
-"""The pictures that diffusers published for its semantic guidance, and how near a checkpoint's pictures come to them.
+"""diffusers' published reference pictures for semantic guidance, and the distance of a checkpoint's pictures from them.
 
-The nightly tests of diffusers (tests/pipelines/semantic_stable_diffusion/test_semantic_diffusion.py, 2023 to 2025) made
-three pictures with Stable Diffusion 1.5 in float32 on a GPU and compared nine values of each. The pictures start from
-noise that torch drew on a GPU; tests/reference/record_cuda_noise.py recorded it.
+The nightly tests of diffusers (tests/pipelines/semantic_stable_diffusion/test_semantic_diffusion.py, 2023 to 2025)
+generated three pictures with Stable Diffusion 1.5 in float32 on a GPU and compared nine values of each. The pictures
+start from noise that torch drew on a GPU; tests/reference/record_cuda_noise.py recorded it.
 """
 
 from collections.abc import Mapping
@@ -15,9 +15,9 @@ import numpy as np
 from sega_jax.diffusers_api.stable_diffusion import SemanticStableDiffusionPipeline
 from sega_jax.text.files import sha256
 
-# The recorded noise, and the digests in such a folder: one line a file, as the command sha256sum writes it.
+# The folder of the recorded noise, and the file of digests inside it, in the format of the command sha256sum.
 NOISE, SUMS = Path(__file__).parent / "published_noise", "SHA256SUMS"
-# As in the tests of diffusers.
+# The largest absolute difference that the tests of diffusers allow.
 TOLERANCE = 1e-2
 
 
@@ -25,9 +25,10 @@ class Picture(NamedTuple):
     """A published picture.
 
     Attributes:
-        seed: of the noise that it begins with.
-        call: arguments of `SemanticStableDiffusionPipeline`.
-        blue: the blue of the last 3 x 3 pixels, row by row, in [0, 1].
+        name: a short name.
+        seed: the seed of the initial noise.
+        call: the arguments of `SemanticStableDiffusionPipeline`.
+        blue: the blue channel of the bottom right 3 x 3 pixels, row by row, in [0, 1].
     """
 
     name: str
@@ -84,16 +85,17 @@ PICTURES = (
 
 
 def difference(pipe: SemanticStableDiffusionPipeline, picture: Picture, latents: np.ndarray) -> float:
-    """Makes a published picture with a checkpoint and returns the largest absolute difference of its nine values.
+    """Generates a published picture and returns the largest absolute difference of the nine published values.
 
-    The result is NaN if one of the values is.
-
-    Matrices of float32 are multiplied in float32, as in the tests of diffusers; GPUs and TPUs would round them first.
+    As in the tests of diffusers, float32 matrices are multiplied in float32; GPUs and TPUs would round them by default.
 
     Args:
-        pipe: of Stable Diffusion 1.5.
-        picture: what to make.
-        latents: the noise that the picture begins with, float32 [1, height / 8, width / 8, 4].
+        pipe: a pipeline of Stable Diffusion 1.5.
+        picture: the published picture.
+        latents: the initial noise, float32 [1, height / 8, width / 8, 4].
+
+    Returns:
+        The difference, at least 0; NaN if one of the generated values is NaN.
     """
     with jax.default_matmul_precision("float32"):
         result = pipe(**picture.call, latents=latents, output_type="np", return_dict=False)
@@ -102,22 +104,25 @@ def difference(pipe: SemanticStableDiffusionPipeline, picture: Picture, latents:
 
 
 def noise(seed: int, folder: Path = NOISE) -> np.ndarray:
-    """Returns the noise that a GPU drew for the seed of a picture, float32 [1, 64, 64, 4].
+    """Returns the recorded initial noise of a published picture, float32 [1, 64, 64, 4].
 
     Args:
-        seed: of a picture.
-        folder: has `SEED.npy` with what a GPU drew, and the digests of such files.
+        seed: the seed of the picture.
+        folder: a folder with the noise of each seed, `SEED.npy`, and the file SHA256SUMS with their digests.
 
     Raises:
-        FileNotFoundError: the folder does not have it.
-        ValueError: the file is not the one that was recorded.
+        FileNotFoundError: the noise or SHA256SUMS is missing.
+        ValueError: the digest of the noise differs from SHA256SUMS.
     """
     path = folder / f"{seed}.npy"
     if not path.is_file() or not (folder / SUMS).is_file():
         raise FileNotFoundError(
-            f"{path} or {folder / SUMS} is missing; record the noise on a machine with an NVIDIA GPU and torch, by"
-            " python tests/reference/record_cuda_noise.py FOLDER, or leave the folder out"
+            f"{path} or {folder / SUMS} is missing; record the noise with python tests/reference/record_cuda_noise.py"
+            " FOLDER on a machine with an NVIDIA GPU and torch, or leave the folder out to use the recorded noise"
         )
     if f"{sha256(path)}  {path.name}" not in (folder / SUMS).read_text(encoding="utf-8").splitlines():
-        raise ValueError(f"{path} is not the file whose digest is in {SUMS}; record it again, or leave the folder out")
+        raise ValueError(
+            f"the digest of {path} is not in {SUMS}; record the noise again, or leave the folder out to use the"
+            " recorded noise"
+        )
     return np.load(path, allow_pickle=False)

@@ -1,4 +1,4 @@
-"""diffusers' classes of schedulers: each makes a `sega_jax.method.schedules.Scheduler`."""
+"""diffusers' scheduler classes, each of which creates a `sega_jax.method.schedules.Scheduler`."""
 
 import difflib
 import os
@@ -16,13 +16,16 @@ _FILE = "scheduler_config.json"
 
 
 class SchedulerType(type):
-    """The type of a class of diffusers' schedulers. Calling the class makes a scheduler, which is an instance of it."""
+    """The metaclass of the scheduler classes.
+
+    Calling a class creates a `Scheduler`, for which `isinstance` with that class is true.
+    """
 
     def __call__(cls, **options: Any) -> Scheduler:
-        """Makes a scheduler with these options, and diffusers' defaults for the others.
+        """Creates a scheduler from options; the other options have diffusers' defaults.
 
         Raises:
-            TypeError, ValueError: an option is unknown or has a value that is not supported.
+            TypeError, ValueError: an option is unknown or has an unsupported value.
         """
         _check(cls.__name__, options)
         return from_config({"_class_name": cls.__name__, **options})
@@ -31,61 +34,65 @@ class SchedulerType(type):
         return isinstance(instance, Scheduler) and instance.name == cls.__name__
 
     def from_config(cls, config: Any, **options: Any) -> Scheduler:
-        """Makes a scheduler with the options of another one.
+        """Creates a scheduler with the options of another scheduler.
 
         Args:
-            config: a scheduler's config (`pipe.scheduler.config`), or the scheduler.
-            options: replace those of the config.
+            config: the config of a scheduler (`pipe.scheduler.config`), or the scheduler itself.
+            options: options that override those of the config.
 
         Raises:
-            TypeError, ValueError: it is no config, or an option is unknown or has a value that is not supported.
+            TypeError, ValueError: `config` is not a config, or an option is unknown or has an unsupported value.
         """
         _check(cls.__name__, options)
         values = dict(config if isinstance(config, Mapping) else as_scheduler(config).config)
-        chosen = [name for name in values.get("_use_default_values") or [] if name not in options]
-        return as_scheduler(cls.__name__, {**values, "_use_default_values": chosen, **options})
+        defaulted = [name for name in values.get("_use_default_values") or [] if name not in options]
+        return as_scheduler(cls.__name__, {**values, "_use_default_values": defaulted, **options})
 
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, subfolder: str | None = None, **options: Any
     ) -> Scheduler:
-        """Reads a scheduler's config from a folder or a repository on the hub.
+        """Creates a scheduler from the config in a folder or hub repository.
 
         Args:
-            pretrained_model_name_or_path: the folder or "owner/name".
-            subfolder: the folder in it, usually "scheduler".
-            options: `revision`, other options of the hub, and options that replace those of the config.
+            pretrained_model_name_or_path: the folder, or "owner/name" on the hub.
+            subfolder: the config's folder inside that folder or repository, usually "scheduler".
+            options: `revision`, other options of the hub client, and options that override those of the config.
 
         Raises:
-            TypeError, ValueError, CheckpointError: there is none, or an option is unknown.
+            TypeError, ValueError, CheckpointError: the config is missing or broken, or an option is unknown or has an
+                unsupported value.
         """
         revision = options.pop("revision", None)
-        own = {name: options.pop(name) for name in list(options) if name in _known(cls.__name__)}
+        overrides = {name: options.pop(name) for name in list(options) if name in _option_names(cls.__name__)}
         source = pretrained_model_name_or_path
         if not isinstance(source, str | os.PathLike):
-            raise TypeError(f"{type(source).__name__} should be the path of a folder, or owner/name on the hub")
+            raise TypeError(
+                f"pretrained_model_name_or_path is a {type(source).__name__}; expected a folder, or owner/name on the"
+                " hub"
+            )
         name = f"{subfolder}/{_FILE}" if subfolder else _FILE
         with hub_options(f"{cls.__name__}.from_pretrained", options):
             folder = Path(os.path.expanduser(source))
             if not folder.exists() and hub.is_id(source):
                 folder = hub.fetch(source, [name], revision)
-        return cls.from_config(read_json(folder / name), **own)
+        return cls.from_config(read_json(folder / name), **overrides)
 
 
-def _known(name: str) -> list[str]:
+def _option_names(name: str) -> list[str]:
     return [*FAMILIES[name].defaults, *FAMILIES[name].fixed]
 
 
 def _check(name: str, options: Mapping[str, Any]) -> None:
-    """Checks that a class has options of these names.
+    """Checks that the scheduler class `name` has these options.
 
     Raises:
-        TypeError: it has not; the message has similar ones.
+        TypeError: an option is unknown.
     """
-    known = _known(name)
+    known = _option_names(name)
     for option in options:
         if option not in known:
             close = difflib.get_close_matches(option, known, 1)
-            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(known)}"
+            hint = f"did you mean {close[0]}?" if close else f"its options are {', '.join(known)}"
             raise TypeError(f"{option} is not an option of {name}; {hint}")
 
 

@@ -8,8 +8,8 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from sega_jax.diffusers_api.arguments import FaceArguments, LatentArguments, TimestepArguments, positional
-from sega_jax.diffusers_api.files import FilesFace
+from sega_jax.diffusers_api.arguments import LatentArguments, PipelineArguments, TimestepArguments, positional
+from sega_jax.diffusers_api.files import LatentPipeline
 from sega_jax.diffusers_api.outputs import Estimates, Images, estimates
 from sega_jax.diffusers_api.texts import prompt_pairs
 from sega_jax.method.arguments import changed, takes
@@ -30,20 +30,30 @@ from sega_jax.text.tokenizers import Tokenizer
 
 @dataclasses.dataclass
 class CheckedImages(Images):
-    """Pictures, and what the safety checker says of them."""
+    """Pictures with the results of the safety checker."""
 
     nsfw_content_detected: list[bool] | None
 
 
 @dataclasses.dataclass
 class SemanticStableDiffusionPipelineOutput(Estimates, CheckedImages):
-    """The result of a call.
+    """The output of `SemanticStableDiffusionPipeline`.
 
     Attributes:
-        images: PIL pictures, or an array [rows, height, width, 3] in [0, 1], or latents.
-        nsfw_content_detected: whether the safety checker flagged each picture, which makes it black; None for latents
-            and without a safety checker.
-        sem_guidance, uncond_estimates, text_estimates, edit_estimates: arrays of the shape of latents; see `Estimates`.
+        images: PIL pictures, or a float array [rows, height, width, 3] in [0, 1], or latents
+            [rows, height / f, width / f, channels], where f is the checkpoint's downsampling factor.
+        nsfw_content_detected: for each picture, whether the safety checker flagged it. Flagged pictures are black. None
+            for latents and without a safety checker.
+        sem_guidance, uncond_estimates, text_estimates, edit_estimates: arrays of latents, or None without
+            `return_guidance`; see `Estimates`.
+
+    Example:
+        >>> import numpy as np
+        >>> from sega_jax import SemanticStableDiffusionPipelineOutput
+        >>> images = np.zeros((1, 512, 512, 3), np.float32)
+        >>> out = SemanticStableDiffusionPipelineOutput(images, nsfw_content_detected=[False])
+        >>> out.images.shape, out.nsfw_content_detected, out.sem_guidance
+        ((1, 512, 512, 3), [False], None)
     """
 
 
@@ -58,21 +68,31 @@ class SemanticStableDiffusionPipelineOutput(Estimates, CheckedImages):
 class StableDiffusionArguments(TimestepArguments, LatentArguments):
     """The arguments of `SemanticStableDiffusionPipeline`."""
 
-    same = (*LatentArguments.same, "long_prompts", "weighted", "clip_skip")
+    shared = (*LatentArguments.shared, "long_prompts", "weighted", "clip_skip")
 
-    num_inference_steps: int = changed(FaceArguments, "num_inference_steps", 50)
-    guidance_scale: float | list[float] = changed(FaceArguments, "guidance_scale", 7.5)
+    num_inference_steps: int = changed(PipelineArguments, "num_inference_steps", 50)
+    guidance_scale: float | list[float] = changed(PipelineArguments, "guidance_scale", 7.5)
     long_prompts: bool = changed(ClipCall, "long_prompts", False)
     weighted: bool = changed(ClipCall, "weighted", False)
     clip_skip: int | None = changed(ClipCall, "clip_skip", None)
 
 
-class SemanticStableDiffusionPipeline(FilesFace):
-    """diffusers' pipeline around a native one (`pipeline`).
+class SemanticStableDiffusionPipeline(LatentPipeline):
+    """diffusers' semantic pipeline for Stable Diffusion 1.x and 2.x.
 
-    It differs from diffusers where that is wrong: edits also act at `guidance_scale <= 1`, the embeddings of several
-    concepts stay apart in a batch, tuples and None work wherever lists do, and nothing is recorded unless asked for.
-    Arrays are channels last; randomness is a seed or a key.
+    It wraps a native pipeline (`pipeline`). It fixes errors of diffusers: edits also act at `guidance_scale <= 1`, the
+    embeddings of several concepts are not mixed up in a batch, and tuples and None work wherever lists do. Predictions
+    are recorded only with `return_guidance=True`. Arrays are channels last. The noise comes from a seed, a generator or
+    a JAX key.
+
+    Example:
+        >>> from sega_jax import SemanticStableDiffusionPipeline
+        >>> from sega_jax.pipelines.loading import DEMO
+        >>> pipe = SemanticStableDiffusionPipeline.from_pretrained(DEMO)
+        >>> call = {"num_inference_steps": 2, "edit_warmup_steps": 1, "output_type": "latent", "progress": False}
+        >>> out = pipe("a portrait", editing_prompt=["glasses", "smile"], edit_guidance_scale=[6, 4], seed=3, **call)
+        >>> len(out.images)
+        1
     """
 
     _systems = (SYSTEM,)
@@ -90,8 +110,14 @@ class SemanticStableDiffusionPipeline(FilesFace):
         *,
         devices: Sequence[jax.Device] | Devices | None = None,
     ):
-        """Builds a pipeline from the components of another one, `SemanticStableDiffusionPipeline(**pipe.components)`,
-        without loading or compiling anything again."""
+        """Builds a pipeline from the components of another pipeline, as in
+        `SemanticStableDiffusionPipeline(**pipe.components)`.
+
+        The pipelines share weights and compiled programs.
+
+        Raises:
+            TypeError: the safety checker is not one of another pipeline, or lacks its feature extractor.
+        """
         del requires_safety_checker
         where = devices if isinstance(devices, Devices) else Devices(devices)
         models = where.place(Models.build(text_encoder, unet, vae))
@@ -112,24 +138,24 @@ class SemanticStableDiffusionPipeline(FilesFace):
         """Loads a checkpoint.
 
         Args:
-            pretrained_model_name_or_path: the `source` of `sega_jax.load`.
-            torch_dtype: another name of the option `dtype`; it may be torch's own.
-            safety_checker: whether to load the checkpoint's; or another pipeline's, together with its
-                `feature_extractor`.
-            feature_extractor: another pipeline's.
+            pretrained_model_name_or_path: a folder, hub repository or single file, as `source` of `sega_jax.load`.
+            torch_dtype: the dtype of the networks, as the option `dtype`; a dtype of torch is also accepted.
+            safety_checker: whether to load the checkpoint's safety checker; or the safety checker of another pipeline,
+                together with its `feature_extractor`.
+            feature_extractor: the feature extractor of the given safety checker.
             requires_safety_checker: ignored.
             options: the other options of `sega_jax.load`.
 
         Raises:
-            TypeError: the safety checker is not another pipeline's, or is given without its feature extractor.
-            CheckpointError: the checkpoint is of another family; nothing but its index was fetched.
+            TypeError: the safety checker is not one of another pipeline, or lacks its feature extractor.
+            CheckpointError: the checkpoint is of another family. Only its index was fetched.
             Others as `sega_jax.load`.
         """
         del requires_safety_checker
         safety: Safety | bool | None
         if safety_checker is None or isinstance(safety_checker, bool):
             if feature_extractor is not None:
-                raise TypeError("feature_extractor is the checkpoint's own; give another's with its safety_checker")
+                raise TypeError("feature_extractor needs the safety_checker that it belongs to; give both or neither")
             safety = safety_checker
         else:
             safety = _safety(safety_checker, feature_extractor)
@@ -137,7 +163,7 @@ class SemanticStableDiffusionPipeline(FilesFace):
 
     @property
     def components(self) -> dict[str, Any]:
-        """The arguments of the constructor that build this pipeline."""
+        """The arguments of the constructor that rebuild this pipeline."""
         models, safety = self.pipeline.models, self.pipeline.safety
         return {
             "vae": models.vae,
@@ -152,18 +178,21 @@ class SemanticStableDiffusionPipeline(FilesFace):
 
     @property
     def safety_checker(self) -> StableDiffusionSafetyChecker | None:
-        """The checkpoint's safety checker, or None; `pipe.safety_checker = None` turns it off."""
+        """The safety checker, or None. Assign None to turn it off."""
         return self.components["safety_checker"]
 
     @safety_checker.setter
     def safety_checker(self, value: None) -> None:
         if value is not None:
-            raise TypeError("safety_checker can be turned off with None, but not replaced")
+            raise TypeError(
+                "safety_checker can be turned off with None, but not replaced; load a pipeline with"
+                " from_pretrained(..., safety_checker=..., feature_extractor=...)"
+            )
         self.pipeline.safety = None
 
     @property
     def feature_extractor(self) -> FeatureExtractor | None:
-        """The preprocessing of pictures for the safety checker, or None."""
+        """The preprocessing of pictures for the safety checker; None without one."""
         return self.components["feature_extractor"]
 
     def encode_prompt(
@@ -177,39 +206,49 @@ class SemanticStableDiffusionPipeline(FilesFace):
         lora_scale: float | None = None,
         clip_skip: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Returns the embeddings of the prompts and of their negative prompts, [prompts * pictures, tokens, channels]
-        each; the latter are None without `do_classifier_free_guidance`.
+        """Returns the embeddings of the prompts and of the negative prompts.
 
         Args:
+            prompt: a prompt or a list of prompts.
             device: ignored.
+            num_images_per_prompt: how often to repeat each embedding, at least 1.
+            do_classifier_free_guidance: whether to encode the negative prompts.
+            negative_prompt: one negative prompt for all prompts, or one for each; None is the empty text.
             lora_scale: multiplies the weights of loaded LoRAs.
-            clip_skip: as of the call.
+            clip_skip: as in a call.
+
+        Returns:
+            Two arrays [prompts * num_images_per_prompt, tokens, channels], of the prompts and of the negative prompts.
+            The second is None without `do_classifier_free_guidance`.
 
         Raises:
-            TypeError, ValueError: a prompt is not words, or their numbers differ.
+            TypeError, ValueError: a prompt is not a string, or the numbers of prompts and negative prompts differ.
         """
         del device
         prompts, negatives = prompt_pairs(prompt, negative_prompt or "")
-        with collected(), self._scaled(1.0 if lora_scale is None else check_float("lora_scale", lora_scale)):
+        with collected(), self._scaled_loras(1.0 if lora_scale is None else check_float("lora_scale", lora_scale)):
             states = self.pipeline.encode(prompts, clip_skip=clip_skip or 0).states
-            others = self.pipeline.encode(negatives).states if do_classifier_free_guidance else None
+            negative_states = self.pipeline.encode(negatives).states if do_classifier_free_guidance else None
         count = num_images_per_prompt
-        return states.repeat(count, 0), None if others is None else others.repeat(count, 0)
+        return states.repeat(count, 0), None if negative_states is None else negative_states.repeat(count, 0)
 
     @takes(StableDiffusionArguments, "SemanticStableDiffusionPipeline")
     def __call__(self, call: StableDiffusionArguments) -> SemanticStableDiffusionPipelineOutput | tuple:
-        """Makes pictures with diffusers' arguments, defaults and results.
+        """Generates pictures, with diffusers' arguments, defaults and results.
 
-        Settings of edits are numbers, lists, tuples or arrays. With too few entries they are an error; with too many
-        they are cut with a warning. Long and weighted prompts, which diffusers leaves to other libraries, and a picture
-        to start from, which `StableDiffusionImg2ImgPipeline` of diffusers takes, are arguments here.
+        The settings of edits are numbers, lists, tuples or arrays. Too few entries are an error; extra entries are
+        ignored with a warning. Unlike in diffusers, this pipeline also accepts `long_prompts`, `weighted`, `image` and
+        `strength`.
+
+        Returns:
+            A `SemanticStableDiffusionPipelineOutput`; without `return_dict` a tuple (images, nsfw_content_detected).
 
         Raises:
-            TypeError, ValueError: as `Pipeline.__call__`; nothing ran.
+            TypeError, ValueError: as `Pipeline.__call__`, before any network runs.
         """
         with collected():
             texts = call.text("prompt", required=True), call.text("negative_prompt"), call.concepts()
-            out = self._make(call, *texts)
+            out = self._run(call, *texts)
         flags = None if out.flagged is None else out.flagged.tolist()
         if not call.return_dict:
             return out.images, flags
@@ -220,5 +259,7 @@ def _safety(checker: Any, extractor: Any) -> Safety | None:
     if checker is None:
         return None
     if not (isinstance(checker, StableDiffusionSafetyChecker) and isinstance(extractor, FeatureExtractor)):
-        raise TypeError("safety_checker should be another pipeline's, with its feature_extractor; or None")
+        raise TypeError(
+            "safety_checker and feature_extractor should be those of another pipeline, or safety_checker should be None"
+        )
     return Safety(extractor, checker)

@@ -1,5 +1,7 @@
-"""diffusers' `StableDiffusionXLPipeline` (0.42.1), with the arguments of semantic guidance of its
-`SemanticStableDiffusionPipeline`."""
+"""diffusers' `StableDiffusionXLPipeline` (0.42.1), with semantic guidance.
+
+The arguments of semantic guidance are those of diffusers' `SemanticStableDiffusionPipeline`.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,9 +11,9 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from sega_jax.diffusers_api.files import FilesFace
+from sega_jax.diffusers_api.files import LatentPipeline
 from sega_jax.diffusers_api.outputs import Estimates, Images, estimates
-from sega_jax.diffusers_api.sdxl_arguments import XLArguments
+from sega_jax.diffusers_api.sdxl_arguments import SDXLArguments
 from sega_jax.diffusers_api.switches import cast_to
 from sega_jax.diffusers_api.texts import prompt_pairs, split
 from sega_jax.method.arguments import takes
@@ -30,18 +32,35 @@ from sega_jax.text.tokenizers import Tokenizer, TokenizerPair
 
 @dataclasses.dataclass
 class SemanticStableDiffusionXLPipelineOutput(Estimates, Images):
-    """The result of a call.
+    """The output of `SemanticStableDiffusionXLPipeline`.
 
     Attributes:
-        images: PIL pictures, or an array [rows, height, width, 3] in [0, 1], or latents.
-        sem_guidance, uncond_estimates, text_estimates, edit_estimates: arrays of the shape of latents; see `Estimates`.
+        images: PIL pictures, or a float array [rows, height, width, 3] in [0, 1], or latents
+            [rows, height / f, width / f, channels], where f is the checkpoint's downsampling factor.
+        sem_guidance, uncond_estimates, text_estimates, edit_estimates: arrays of latents, or None without
+            `return_guidance`; see `Estimates`.
+
+    Example:
+        >>> import numpy as np
+        >>> from sega_jax import SemanticStableDiffusionXLPipelineOutput
+        >>> out = SemanticStableDiffusionXLPipelineOutput(images=np.zeros((1, 1024, 1024, 3), np.float32))
+        >>> out.images.shape, out.sem_guidance
+        ((1, 1024, 1024, 3), None)
     """
 
 
-class SemanticStableDiffusionXLPipeline(FilesFace):
-    """diffusers' pipeline of Stable Diffusion XL around a native one (`pipeline`), with semantic guidance.
+class SemanticStableDiffusionXLPipeline(LatentPipeline):
+    """diffusers' pipeline for Stable Diffusion XL, with semantic guidance.
 
-    There is no watermark. Arrays are channels last; randomness is a seed or a key.
+    It wraps a native pipeline (`pipeline`). There is no watermark. Arrays are channels last. The noise comes from a
+    seed, a generator or a JAX key.
+
+    Example:
+        >>> from sega_jax import SemanticStableDiffusionXLPipeline
+        >>> name = "stabilityai/stable-diffusion-xl-base-1.0"
+        >>> pipe = SemanticStableDiffusionXLPipeline.from_pretrained(name, variant="fp16")  # doctest: +SKIP
+        >>> out = pipe("a photo of a cat", editing_prompt="sunglasses", seed=3)  # doctest: +SKIP
+        >>> out.images[0].save("sunglasses.png")  # doctest: +SKIP
     """
 
     _systems = (SYSTEM,)
@@ -59,8 +78,11 @@ class SemanticStableDiffusionXLPipeline(FilesFace):
         *,
         devices: Sequence[jax.Device] | Devices | None = None,
     ):
-        """Builds a pipeline from the components of another one, `SemanticStableDiffusionXLPipeline(**pipe.components)`,
-        without loading or compiling anything again."""
+        """Builds a pipeline from the components of another pipeline, as in
+        `SemanticStableDiffusionXLPipeline(**pipe.components)`.
+
+        The pipelines share weights and compiled programs.
+        """
         where = devices if isinstance(devices, Devices) else Devices(devices)
         models = where.place(Models.build(text_encoder, text_encoder_2, unet, vae))
         pair = TokenizerPair(tokenizer, tokenizer_2)
@@ -81,22 +103,24 @@ class SemanticStableDiffusionXLPipeline(FilesFace):
         """Loads a checkpoint.
 
         Args:
-            pretrained_model_name_or_path: the `source` of `sega_jax.load`.
-            torch_dtype: another name of the option `dtype`; it may be torch's own.
-            tokenizer, tokenizer_2: both tokenizers of another pipeline.
-            force_zeros_for_empty_prompt: whether zeros stand in place of no negative prompt, instead of the embedding
-                of ""; None is the checkpoint's choice.
+            pretrained_model_name_or_path: a folder, hub repository or single file, as `source` of `sega_jax.load`.
+            torch_dtype: the dtype of the networks, as the option `dtype`; a dtype of torch is also accepted.
+            tokenizer, tokenizer_2: the two tokenizers of another pipeline, to use instead of the checkpoint's.
+            force_zeros_for_empty_prompt: whether the embedding is zero without a negative prompt, instead of the
+                embedding of ""; None is the checkpoint's choice.
             options: the other options of `sega_jax.load`.
 
         Raises:
             TypeError: an option is not supported, or only one tokenizer is given.
-            CheckpointError: the checkpoint is of another family; nothing but its index was fetched.
+            CheckpointError: the checkpoint is of another family. Only its index was fetched.
             Others as `sega_jax.load`.
         """
         if tokenizer is not None and tokenizer_2 is not None:
             options["tokenizer"] = TokenizerPair(tokenizer, tokenizer_2)
         elif tokenizer is not tokenizer_2:
-            raise TypeError("tokenizer and tokenizer_2 belong together; give both of another pipeline, or neither")
+            raise TypeError(
+                "only one of tokenizer and tokenizer_2 was given; give both of another pipeline, or neither"
+            )
         self = cls._load(pretrained_model_name_or_path, torch_dtype, options)
         if force_zeros_for_empty_prompt is not None:
             self.pipeline.extras = Extras(bool(force_zeros_for_empty_prompt))
@@ -104,7 +128,7 @@ class SemanticStableDiffusionXLPipeline(FilesFace):
 
     @property
     def components(self) -> dict[str, Any]:
-        """The arguments of the constructor that build this pipeline."""
+        """The arguments of the constructor that rebuild this pipeline."""
         return {
             **self.pipeline.models._asdict(),
             "tokenizer": self.tokenizer,
@@ -116,9 +140,9 @@ class SemanticStableDiffusionXLPipeline(FilesFace):
 
     def upcast_vae(self) -> None:
         """Casts the autoencoder to float32."""
-        added = self._additions()
-        vae = cast_to(added.models.vae, np.dtype("float32"))
-        self._add(dataclasses.replace(added, models=added.models._replace(vae=vae)))
+        additions = self._additions()
+        vae = cast_to(additions.models.vae, np.dtype("float32"))
+        self._apply(dataclasses.replace(additions, models=additions.models._replace(vae=vae)))
 
     @property
     def text_encoder_2(self) -> CLIPTextModelWithProjection:
@@ -126,7 +150,7 @@ class SemanticStableDiffusionXLPipeline(FilesFace):
 
     @text_encoder_2.setter
     def text_encoder_2(self, value: CLIPTextModelWithProjection) -> None:
-        self._exchange("text_encoder_2", value)
+        self._replace_network("text_encoder_2", value)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -149,112 +173,135 @@ class SemanticStableDiffusionXLPipeline(FilesFace):
         lora_scale: float | None = None,
         clip_skip: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray | None]:
-        """Returns the embeddings of the prompts and of their negative prompts [prompts * pictures, tokens, channels],
-        and both pooled [prompts * pictures, channels]; those of negative prompts are None without
-        `do_classifier_free_guidance`. No negative prompt is zeros, where the checkpoint says so.
+        """Returns the embeddings and pooled embeddings of the prompts and of the negative prompts.
 
         Args:
-            prompt_2, negative_prompt_2: words of the second text encoder, where it reads others.
+            prompt: a prompt or a list of prompts.
+            prompt_2: the prompts for the second text encoder; None is `prompt`.
             device: ignored.
+            num_images_per_prompt: how often to repeat each embedding, at least 1.
+            do_classifier_free_guidance: whether to encode the negative prompts.
+            negative_prompt: one negative prompt for all prompts, or one for each. None gives zeros if the checkpoint
+                says so, and otherwise the embedding of "".
+            negative_prompt_2: the negative prompts for the second text encoder; None is `negative_prompt`.
             lora_scale: multiplies the weights of loaded LoRAs.
-            clip_skip: as of the call.
+            clip_skip: as in a call.
+
+        Returns:
+            Four arrays: the embeddings of the prompts and of the negative prompts,
+            [prompts * num_images_per_prompt, tokens, channels], then their pooled embeddings,
+            [prompts * num_images_per_prompt, channels]. Without `do_classifier_free_guidance`, those of the negative
+            prompts are None.
 
         Raises:
-            TypeError, ValueError: a prompt is not words, or their numbers differ.
+            TypeError, ValueError: a prompt is not a string, or the numbers of prompts differ.
         """
         del device
         prompts, negatives = prompt_pairs(prompt, negative_prompt or "")
         second = None if prompt_2 is None else prompt_pairs(prompts, prompt_2)[1]
-        away = None if negative_prompt_2 is None else prompt_pairs(prompts, negative_prompt_2)[1]
-        with collected(), self._scaled(1.0 if lora_scale is None else check_float("lora_scale", lora_scale)):
+        negative_second = None if negative_prompt_2 is None else prompt_pairs(prompts, negative_prompt_2)[1]
+        with collected(), self._scaled_loras(1.0 if lora_scale is None else check_float("lora_scale", lora_scale)):
             text = self.pipeline.encode(prompts, second=second, clip_skip=clip_skip or 0)
-            other = self.pipeline.encode(negatives, second=away) if do_classifier_free_guidance else None
-        if other is not None and negative_prompt is None and self.pipeline.extras.zero_negative:
-            other = SDXLText(np.zeros_like(text.states), np.zeros_like(text.pooled))
+            negative = self.pipeline.encode(negatives, second=negative_second) if do_classifier_free_guidance else None
+        if negative is not None and negative_prompt is None and self.pipeline.extras.zero_negative:
+            negative = SDXLText(np.zeros_like(text.states), np.zeros_like(text.pooled))
         text = _repeated(text, num_images_per_prompt)
-        if other is None:
+        if negative is None:
             return text.states, None, text.pooled, None
-        other = _repeated(other, num_images_per_prompt)
-        return text.states, other.states, text.pooled, other.pooled
+        negative = _repeated(negative, num_images_per_prompt)
+        return text.states, negative.states, text.pooled, negative.pooled
 
-    @takes(XLArguments, "SemanticStableDiffusionXLPipeline")
-    def __call__(self, call: XLArguments) -> SemanticStableDiffusionXLPipelineOutput | tuple:
-        """Makes pictures with diffusers' arguments, defaults and results.
+    @takes(SDXLArguments, "SemanticStableDiffusionXLPipeline")
+    def __call__(self, call: SDXLArguments) -> SemanticStableDiffusionXLPipelineOutput | tuple:
+        """Generates pictures, with diffusers' arguments, defaults and results.
 
-        A picture to start from is an argument of `StableDiffusionXLImg2ImgPipeline` in diffusers, and long and weighted
-        prompts are left to other libraries there. Arguments that are not supported accept the values that change
-        nothing in diffusers.
+        Unlike in diffusers, this pipeline also accepts `long_prompts`, `weighted`, `image` and `strength`. Unsupported
+        arguments accept only the values that have no effect in diffusers.
+
+        Returns:
+            A `SemanticStableDiffusionXLPipelineOutput`; without `return_dict` a tuple (images,).
 
         Raises:
-            TypeError, ValueError: as `Pipeline.__call__`; nothing ran except, with `prompt_2`, the text encoders.
+            TypeError, ValueError: as `Pipeline.__call__`, before any network runs. Only with `prompt_2` or
+                `negative_prompt_2` the text encoders may have run.
         """
         if call.negative_prompt_2 and call.negative_prompt is call.negative_prompt_embeds is None:
             raise ValueError(
-                f"negative_prompt_2={call.negative_prompt_2!r} without negative_prompt has no effect in diffusers; give"
+                f"negative_prompt_2={call.negative_prompt_2!r} has no effect in diffusers without negative_prompt; give"
                 " both (negative_prompt may be '')"
             )
         with collected():
             texts = self._text(call, "prompt", required=True), self._text(call, "negative_prompt")
-            out = self._make(call, *texts, self._concepts(call))
+            out = self._run(call, *texts, self._concepts(call))
         if not call.return_dict:
             return (out.images,)
         return SemanticStableDiffusionXLPipelineOutput(out.images, **estimates(out.record))
 
-    def _concepts(self, call: XLArguments) -> list[Any]:
-        """Returns the concepts; see `FaceArguments.concepts`."""
+    def _concepts(self, call: SDXLArguments) -> list[Any]:
+        """Returns the concepts; see `PipelineArguments.concepts`."""
         names = "editing_prompt_embeddings", "editing_pooled_prompt_embeddings"
         states, pooled = (getattr(call, name) for name in names)
         if call.editing_prompt or (states is None and pooled is None):
             return call.concepts()
         return split(self._joined(names, states, pooled))
 
-    def _text(self, call: XLArguments, name: str, *, required: bool = False) -> Any:
-        """Returns a prompt's words, or embeddings: given ones, or of words that differ for the second text encoder.
+    def _text(self, call: SDXLArguments, name: str, *, required: bool = False) -> Any:
+        """Returns the words of the prompts, or their embeddings.
+
+        The embeddings are those given by the caller, or are computed if the second text encoder reads other words.
 
         Args:
             name: "prompt" or "negative_prompt".
-            required: whether words or embeddings have to be given.
+            required: whether words or embeddings must be given.
 
         Raises:
-            TypeError, ValueError: arguments contradict each other, or have another type or shape.
+            TypeError, ValueError: arguments contradict each other, or have the wrong type or shape.
         """
         text = call.text(name, required=required)
         first, second = getattr(call, name), getattr(call, f"{name}_2")
         names = f"{name}_embeds", f"{name.replace('prompt', 'pooled_prompt')}_embeds"
-        states, pooled = (getattr(call, one) for one in names)
+        states, pooled = (getattr(call, array_name) for array_name in names)
         if states is None and pooled is None:
             if not second or second == first:
                 return text
-            firsts, seconds = (list(one) if isinstance(one, list | tuple) else [one] for one in (first, second))
+            firsts, seconds = (list(words) if isinstance(words, list | tuple) else [words] for words in (first, second))
             for argument, words in ((name, firsts), (f"{name}_2", seconds)):
-                if not all(isinstance(one, str) for one in words):
-                    raise TypeError(f"{argument}={brief(words)} should be words or a list of them")
+                if not all(isinstance(word, str) for word in words):
+                    raise TypeError(f"{argument}={brief(words)} should be a string or a list of strings")
             if len(seconds) not in (1, len(firsts)):
                 raise ValueError(
-                    f"{name}_2 has {len(seconds)} entries, expected {len(firsts)}, one each, or one for all"
+                    f"{name}_2 has {len(seconds)} entries, expected {len(firsts)}, one for each prompt, or 1 for all"
                 )
-            reading: dict[str, Any] = {"long_prompts": call.long_prompts, "weighted": call.weighted}
+            options: dict[str, Any] = {"long_prompts": call.long_prompts, "weighted": call.weighted}
             if name == "prompt":
-                reading["clip_skip"] = call.clip_skip or 0
-            return self.pipeline.encode(firsts, second=seconds, **reading)
+                options["clip_skip"] = call.clip_skip or 0
+            return self.pipeline.encode(firsts, second=seconds, **options)
         if first is not None or second:
-            raise ValueError(f"{name} or {name}_2 and {' or '.join(names)} were both given; give words or embeddings")
+            raise ValueError(f"{name} or {name}_2 was given with {' or '.join(names)}; give either words or embeddings")
         return self._joined(names, states, pooled)
 
     def _joined(self, names: tuple[str, str], states: Any, pooled: Any) -> SDXLText | list[SDXLText]:
-        """Joins arrays of states and pooled embeddings to a text; with an axis for the prompts, to one for each.
+        """Joins arrays of embeddings and of pooled embeddings to a text.
+
+        Args:
+            names: the names of the two arguments, for error messages.
+            states: embeddings [rows, tokens, channels] or [prompts, n, tokens, channels], or an `SDXLText`.
+            pooled: pooled embeddings [rows, channels] or [prompts, n, channels]; None with an `SDXLText`.
+
+        Returns:
+            One text; for arrays with an axis for the prompts, a list with one text for each prompt.
 
         Raises:
-            TypeError, ValueError: one of them is missing, or has another type or shape.
+            TypeError, ValueError: one of the arrays is missing, or has the wrong type or shape.
         """
         if isinstance(states, SDXLText) and pooled is None:
             return states
         if states is None or pooled is None:
             raise ValueError(f"{names[0]} and {names[1]} belong together; give both")
         axes = "(..., tokens, channels)", "(..., channels)"
-        states, pooled = (floating(*one) for one in zip(names, (states, pooled), axes, strict=True))
-        net = self.unet.config
-        shape = self.pipeline.tokenizer.length, net.level("cross_attention_dim", 0)
+        states, pooled = (floating(*checked) for checked in zip(names, (states, pooled), axes, strict=True))
+        unet = self.unet.config
+        shape = self.pipeline.tokenizer.length, unet.level("cross_attention_dim", 0)
         fits = states.ndim >= 2 and states.shape[-2] and states.shape[-1] == shape[1]
         if not fits or states.shape[-2] % shape[0]:
             raise ValueError(
@@ -262,12 +309,12 @@ class SemanticStableDiffusionXLPipeline(FilesFace):
                 f" of {shape[0]} tokens"
             )
         if states.ndim not in (3, 4):
-            raise ValueError(f"{names[0]} has shape {states.shape}, expected three axes, or four for concepts")
-        expected = (*states.shape[:-2], net.pooled_dim)
+            raise ValueError(f"{names[0]} has shape {states.shape}, expected 3 axes, or 4 for concepts of each prompt")
+        expected = (*states.shape[:-2], unet.pooled_dim)
         if pooled.shape != expected:
             raise ValueError(f"{names[1]} has shape {pooled.shape}, expected {expected} {axes[1]}")
         if states.ndim == 4:
-            return [SDXLText(*one) for one in zip(states, pooled, strict=True)]
+            return [SDXLText(*row) for row in zip(states, pooled, strict=True)]
         return SDXLText(states, pooled)
 
 

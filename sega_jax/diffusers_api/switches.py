@@ -1,4 +1,4 @@
-"""diffusers' methods for where and how a pipeline runs: those that mean something here, and those without an effect."""
+"""diffusers' methods that control where and how a pipeline runs, including those without an effect here."""
 
 import difflib
 import inspect
@@ -17,7 +17,7 @@ from sega_jax.pipelines.load_options import pick_dtype
 from sega_jax.pipelines.messages import collected
 from sega_jax.pipelines.pipeline import Pipeline
 
-# Methods that say how torch computes or where it keeps weights; the pictures do not depend on them.
+# Methods that control how torch computes or where it stores weights. They do not change the pictures.
 WITHOUT_EFFECT = (
     *("enable_attention_slicing", "disable_attention_slicing", "set_attention_slice"),
     *("enable_xformers_memory_efficient_attention", "disable_xformers_memory_efficient_attention"),
@@ -26,17 +26,17 @@ WITHOUT_EFFECT = (
     *("maybe_free_model_hooks", "remove_all_hooks", "reset_device_map", "disable_freeu"),
     *("fuse_qkv_projections", "unfuse_qkv_projections", "enable_lora_hotswap", "set_lora_device"),
 )
-# Methods that would make other pictures, or do something that is not supported, each with the remedy.
+# Methods that would change the pictures or do something unsupported, each with the remedy.
 REFUSED = {
-    "load_ip_adapter": "IP-Adapters are not supported; give the picture as image= to start from it",
-    "set_ip_adapter_scale": "IP-Adapters are not supported; leave it out",
-    "unload_ip_adapter": "IP-Adapters are not supported; leave it out",
+    "load_ip_adapter": "sega_jax has no IP-Adapters; to start from a picture, give image= to the call",
+    "set_ip_adapter_scale": "sega_jax has no IP-Adapters; leave it out",
+    "unload_ip_adapter": "sega_jax has no IP-Adapters; leave it out",
     "push_to_hub": "write a folder with save_pretrained and upload it with huggingface_hub.upload_folder",
-    "save_lora_weights": "LoRAs are merged into the weights; save_pretrained writes them all",
-    "save_lora_adapter": "LoRAs are merged into the weights; save_pretrained writes them all",
-    "register_modules": "build a pipeline of other components: type(pipe)(**pipe.components | {...})",
-    "enable_layerwise_casting": "give torch_dtype when loading",
-    "progress_bar": "give progress= to the call, or set_progress_bar_config",
+    "save_lora_weights": "LoRAs are merged into the weights; save the merged weights with save_pretrained",
+    "save_lora_adapter": "LoRAs are merged into the weights; save the merged weights with save_pretrained",
+    "register_modules": "build a new pipeline with type(pipe)(**pipe.components | {...})",
+    "enable_layerwise_casting": "give torch_dtype to from_pretrained",
+    "progress_bar": "give progress= to the call, or use set_progress_bar_config",
 }
 
 
@@ -44,40 +44,40 @@ _FACTORS = ("s1", "s2", "b1", "b2")
 
 
 class Switches:
-    """Where and how a pipeline with diffusers' names runs."""
+    """The methods that control where and how a pipeline runs."""
 
     pipeline: Pipeline
     _tiled: bool = False
-    _progress: bool | None = None  # whether bars are shown; None shows them in terminals and notebooks
-    _bar: Mapping[str, Any] = MappingProxyType({})  # tqdm's options of bars
+    _progress: bool | None = None  # whether to show progress bars; None shows them in terminals and notebooks
+    _bar: Mapping[str, Any] = MappingProxyType({})  # the tqdm options of progress bars
 
     def to(self, *args: Any, device: Any = None, dtype: Any = None, **options: Any) -> Self:
-        """Moves the networks to devices, and casts them.
+        """Moves the networks to devices and casts them.
 
         Args:
-            args: a device, a dtype, or a device and a dtype. A device is "cuda" for all accelerators, "cuda:0" for
-                one, "cpu", a device of torch, or devices of JAX; without an accelerator, "cuda" warns and has no
-                effect. A dtype is torch's, NumPy's or JAX's.
-            device, dtype: the same by name.
-            options: `memory_format` and others without an effect here.
+            args: a device, a dtype, or both. A device is "cuda" for all accelerators, "cuda:0" for the first one,
+                "cpu", a torch device, or one or several JAX devices. Without an accelerator, "cuda" only warns. A dtype
+                is one of torch, NumPy or JAX, or its name.
+            device, dtype: the same as keyword arguments.
+            options: `torch_dtype`, and options such as `memory_format` that have no effect here.
 
         Returns:
-            The pipeline.
+            The pipeline itself.
 
         Raises:
-            TypeError, ValueError: a device or dtype is none, or is not there.
+            TypeError, ValueError: an argument is not a device or dtype, or the device does not exist.
         """
         harmless = {"torch_dtype", "silence_dtype_warnings", "non_blocking", "memory_format"}
         if unknown := [name for name in options if name not in harmless]:
-            raise TypeError(f"{unknown[0]} is not an argument of to; it takes a device and a dtype")
+            raise TypeError(f"{unknown[0]} is not an argument of to; it accepts a device and a dtype")
         dtype = options.get("torch_dtype") if dtype is None else dtype
-        for one in args:
-            if is_dtype(one):
-                dtype = one
-            elif isinstance(one, bool):  # torch's `non_blocking`
+        for arg in args:
+            if is_dtype(arg):
+                dtype = arg
+            elif isinstance(arg, bool):  # torch's `non_blocking`
                 continue
-            elif one is not None:
-                device = one
+            elif arg is not None:
+                device = arg
         with collected():
             devices = devices_of(device, self.pipeline.devices)
             cast = None if dtype is None else pick_dtype(dtype, devices)
@@ -90,41 +90,41 @@ class Switches:
 
     @property
     def device(self) -> jax.Device:
-        """The first of the devices."""
+        """The first device of the pipeline."""
         return self.pipeline.devices.devices[0]
 
     @property
     def dtype(self) -> np.dtype:
-        """The dtype of the network that is sampled."""
+        """The dtype of the denoising network."""
         return self.pipeline.dtype
 
     def enable_vae_tiling(self, *args: Any, **options: Any) -> None:
-        """Decodes large pictures in overlapping tiles from now on; see the argument `tiled` of `sega_jax.Pipeline`.
+        """Makes later calls decode large pictures in overlapping tiles; see `tiled` of `sega_jax.Pipeline`.
 
         Raises:
-            TypeError: the family has no autoencoder that does so.
+            TypeError: the family has no tiled decoding.
         """
         del args, options
         if "tiled" not in inspect.signature(self.pipeline.system.call).parameters:
-            raise TypeError(f"{self.pipeline.system.title} decodes nothing in tiles; leave enable_vae_tiling out")
+            raise TypeError(f"{self.pipeline.system.title} has no tiled decoding; leave enable_vae_tiling out")
         self._tiled = True
 
     def disable_vae_tiling(self) -> None:
-        """Decodes pictures as a whole again."""
+        """Makes later calls decode pictures without tiles."""
         self._tiled = False
 
     def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
-        """Accepts factors of 1, which change nothing: FreeU is not supported.
+        """Accepts only factors of 1, which have no effect, because FreeU is not supported.
 
         Raises:
-            NotImplementedError: another factor.
+            NotImplementedError: a factor is not 1.
         """
         factors = [check_float(name, value) for name, value in zip(_FACTORS, (s1, s2, b1, b2), strict=True)]
         if any(factor != 1 for factor in factors):
             raise NotImplementedError("enable_freeu: FreeU is not supported and would change the picture; leave it out")
 
     def set_progress_bar_config(self, **options: Any) -> None:
-        """Sets options of tqdm for the progress bars of calls, such as `desc` and `leave`; `disable` hides them.
+        """Sets the tqdm options of progress bars, such as `desc` and `leave`; `disable=True` hides the bars.
 
         Raises:
             TypeError: tqdm has no such option.
@@ -135,7 +135,7 @@ class Switches:
         for name in options:
             if name not in known:
                 close = difflib.get_close_matches(name, known, 1)
-                hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(known)}"
+                hint = f"did you mean {close[0]}?" if close else f"it accepts {', '.join(known)}"
                 raise TypeError(f"{name} is not an argument of set_progress_bar_config; {hint}")
         disable = options.pop("disable", None)
         self._progress = None if disable is None else not disable
@@ -143,7 +143,7 @@ class Switches:
 
 
 def cast_to(tree: Any, dtype: np.dtype) -> Any:
-    """Casts the floating arrays of a tree."""
+    """Returns a tree with its floating-point arrays cast to `dtype`."""
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)
 
 
@@ -152,7 +152,7 @@ def _without_effect(name: str) -> Callable[..., None]:
         del self, args, options
 
     method.__name__ = method.__qualname__ = name
-    method.__doc__ = "Has no effect: it says how torch computes, and the pictures do not depend on it."
+    method.__doc__ = "Has no effect: it controls how torch computes, and does not change the pictures."
     return method
 
 
@@ -161,7 +161,7 @@ def _refused(name: str, remedy: str) -> Callable[..., None]:
         raise NotImplementedError(f"{name} is not supported: {remedy}")
 
     method.__name__ = method.__qualname__ = name
-    method.__doc__ = f"Is not supported: {remedy}."
+    method.__doc__ = f"Raises NotImplementedError: {remedy}."
     return method
 
 

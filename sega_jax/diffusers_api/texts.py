@@ -1,4 +1,4 @@
-"""Words and embeddings in the forms that diffusers' pipelines take."""
+"""Words and embeddings in the forms that diffusers' pipelines accept."""
 
 from typing import Any
 
@@ -8,15 +8,19 @@ from sega_jax.systems.conditioning import Text, check_rows
 
 
 def prompt_pairs(prompt: Any, negative: Any) -> tuple[list[str], list[str]]:
-    """Returns prompts and as many negative prompts.
+    """Returns lists of the prompts and of the negative prompts, of the same length.
+
+    Args:
+        prompt: a prompt or a list of prompts.
+        negative: one negative prompt for all prompts, or a list with one for each.
 
     Raises:
-        TypeError, ValueError: a prompt is not words, or their numbers differ.
+        TypeError, ValueError: a prompt is not a string, a list is empty, or the lengths of the lists differ.
     """
-    lists = [[words] if isinstance(words, str) else words for words in (prompt, negative)]
-    for name, words in zip(("prompt", "negative_prompt"), lists, strict=True):
-        if not isinstance(words, list | tuple) or not words or not all(isinstance(word, str) for word in words):
-            raise TypeError(f"{name}={brief(words)} should be words or a non-empty list of them")
+    lists = [[texts] if isinstance(texts, str) else texts for texts in (prompt, negative)]
+    for name, texts in zip(("prompt", "negative_prompt"), lists, strict=True):
+        if not isinstance(texts, list | tuple) or not texts or not all(isinstance(text, str) for text in texts):
+            raise TypeError(f"{name}={brief(texts)} should be a string or a non-empty list of strings")
     prompts, negatives = map(list, lists)
     negatives = negatives * len(prompts) if isinstance(negative, str) else negatives
     if len(negatives) != len(prompts):
@@ -25,10 +29,17 @@ def prompt_pairs(prompt: Any, negative: Any) -> tuple[list[str], list[str]]:
 
 
 def split(embeddings: Any) -> list[Any]:
-    """Returns the concepts of `editing_prompt_embeddings`; see `FaceArguments.concepts`.
+    """Splits `editing_prompt_embeddings` into concepts; see `PipelineArguments.concepts`.
+
+    Args:
+        embeddings: an array [n, tokens, channels] or [prompts, n, tokens, channels], a `Text` of n rows, a list of one
+            `Text` for each prompt, or None.
+
+    Returns:
+        A list of n concepts, or a list of n concepts for each prompt; an empty list for None.
 
     Raises:
-        TypeError, ValueError: the embeddings have another type or shape.
+        TypeError, ValueError: the embeddings have the wrong type or shape.
     """
     if embeddings is None:
         return []
@@ -40,5 +51,5 @@ def split(embeddings: Any) -> list[Any]:
     axes = "(n, tokens, channels) or (prompts, n, tokens, channels)"
     array = floating("editing_prompt_embeddings", embeddings, axes)
     if array.ndim not in (3, 4):
-        raise ValueError(f"editing_prompt_embeddings have shape {array.shape}, expected {axes}")
+        raise ValueError(f"editing_prompt_embeddings has shape {array.shape}, expected {axes}")
     return [list(row) for row in array] if array.ndim == 4 else list(array)

@@ -1,4 +1,4 @@
-"""Values of torch in pasted code, which are understood without torch: dtypes, devices and random generators."""
+"""Reads torch values (dtypes, devices, tensors and random generators) without importing torch."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,41 +12,47 @@ from sega_jax.pipelines.execution.devices import Devices
 from sega_jax.pipelines.load_options import DTYPES
 from sega_jax.pipelines.messages import warn
 
-# What diffusers' code calls an accelerator, and the words for all of them.
+# Device names for accelerators, and values of `device_map` that leave the choice to the library.
 _ACCELERATORS = ("cuda", "gpu", "tpu", "mps", "xpu", "npu", "hpu", "rocm")
-_SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
-_MOST_SEED, _FEW = 2**32 - 1, 2**17  # seeds of pictures, and more pictures than a call makes
+_AUTOMATIC = ("auto", "balanced", "balanced_low_0", "sequential")
+# The largest seed of a picture, and a bound above the number of pictures of a call, whose seeds are s, s + 1, ...
+_MAX_SEED, _MAX_PICTURES = 2**32 - 1, 2**17
 
 
 def is_dtype(value: Any) -> bool:
-    """Tells whether a value is a dtype of torch, JAX or NumPy."""
+    """Returns whether a value is a dtype of torch, JAX or NumPy, or the name of a supported one."""
     if str(value).startswith("torch.") or (isinstance(value, str) and value in DTYPES):
         return True
     return isinstance(value, np.dtype) or (isinstance(value, type) and hasattr(value, "dtype"))
 
 
 def one_dtype(value: Any) -> Any:
-    """Returns the one dtype of all networks, which torch's code may name by component.
+    """Returns the dtype of all networks.
+
+    Args:
+        value: a dtype, or a mapping of component names to dtypes.
 
     Raises:
-        ValueError: components have different dtypes.
+        ValueError: the mapping has different dtypes.
     """
     if not isinstance(value, Mapping):
         return value
-    named = set(map(str, value.values()))
-    if len(named) > 1:
-        raise ValueError(f"torch_dtype={brief(value)} has several dtypes; give one, all networks have the same here")
+    names = set(map(str, value.values()))
+    if len(names) > 1:
+        raise ValueError(f"torch_dtype={brief(value)} has different dtypes; give one dtype for all networks")
     return next(iter(value.values()), None)
 
 
 def devices_of(value: Any, current: Devices) -> Devices:
-    """Returns the devices that a name or device stands for; `current` where it stands for these.
+    """Returns the devices for a device name or device.
 
     Args:
-        value: "cuda", "cuda:1", "cpu" and the like, a device of torch, one or several devices of JAX, or None.
+        value: a name such as "cuda", "cuda:1" or "cpu", a torch device, one or several JAX devices, or None.
+        current: the devices of the pipeline, which are returned if `value` is None, means these devices, or names an
+            accelerator that does not exist.
 
     Raises:
-        TypeError, ValueError: it is something else, or there is no such device.
+        TypeError, ValueError: `value` is not a device, or the numbered device does not exist.
     """
     if value is None or isinstance(value, Devices):
         return value or current
@@ -55,35 +61,38 @@ def devices_of(value: Any, current: Devices) -> Devices:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return current if list(value) == current.devices else Devices(value)
     name = f"cuda:{value}" if isinstance(value, int) and not isinstance(value, bool) else str(value).lower()
-    found = re.fullmatch(r"([a-z_0-9]+?)(?::(\d+))?", name)
-    kind, number = (found[1], found[2]) if found else ("", None)
-    if kind in _SPREAD:
+    match = re.fullmatch(r"([a-z_0-9]+?)(?::(\d+))?", name)
+    kind, number = (match[1], match[2]) if match else ("", None)
+    if kind in _AUTOMATIC:
         return current
     if kind not in (*_ACCELERATORS, "cpu"):
-        raise ValueError(f"device={brief(value)} should be 'cuda', 'cuda:0', 'cpu', or devices of jax.devices()")
+        raise ValueError(f"device={brief(value)} should be 'cuda', 'cuda:0', 'cpu', or devices from jax.devices()")
     platform = current.devices[0].platform
     if kind == "cpu":
         return current if platform == "cpu" else Devices(jax.local_devices(backend="cpu")[:1])
     accelerators = [device for device in jax.local_devices() if device.platform != "cpu"]
     if not accelerators:
-        warn(f"JAX sees no accelerator for {name!r}; the pipeline stays on {platform}")
+        warn(f"JAX has no accelerator for {name!r}; the pipeline stays on {platform}")
         return current
     if number is None:
         return current if platform != "cpu" else Devices(accelerators)
     if int(number) >= len(accelerators):
-        raise ValueError(f"device={brief(value)}: JAX sees {len(accelerators)} accelerators, counted from 0")
+        raise ValueError(
+            f"device={brief(value)} does not exist; JAX has {len(accelerators)} accelerators, numbered from 0"
+        )
     chosen = [accelerators[int(number)]]
     return current if chosen == current.devices else Devices(chosen)
 
 
 def array(value: Any, *, pictures: bool = False) -> Any:
-    """Returns tensors of torch as arrays on the host, in at least float32, and everything else as it is.
+    """Returns torch tensors as NumPy arrays of float32, or of float64 for float64 tensors.
 
     Args:
-        pictures: whether the third axis from the end, torch's channels, goes last.
+        value: a tensor, or a list of values; other values are returned unchanged.
+        pictures: whether to move torch's channel axis, the third from the end, to the end.
     """
     if isinstance(value, list | tuple):
-        return [array(one, pictures=pictures) for one in value]
+        return [array(entry, pictures=pictures) for entry in value]
     if not (type(value).__module__.startswith("torch") and callable(getattr(value, "detach", None))):
         return value
     value = value.detach().cpu()
@@ -92,36 +101,43 @@ def array(value: Any, *, pictures: bool = False) -> Any:
 
 
 def is_generator(value: Any) -> bool:
-    """Tells whether a value is a random generator of torch."""
+    """Returns whether a value is a torch random generator."""
     return callable(getattr(value, "initial_seed", None)) and callable(getattr(value, "manual_seed", None))
 
 
 def is_key(value: Any) -> bool:
-    """Tells whether a value is a key of JAX."""
+    """Returns whether a value is a JAX random key."""
     return isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
 class Seeds:
-    """The seeds that generators of torch stand for: the number that each was seeded with.
+    """The seeds of torch generators.
 
-    As in torch, a generator that is used again gives another picture: `advance` reseeds it with a number that follows
-    from the last one. The pictures differ from torch's, which draws its noise in another way.
+    The seed of a generator is its `initial_seed`. As in torch, using a generator again gives a different picture:
+    `advance` reseeds each generator with a number derived from its last seed. JAX draws the noise, so the pictures
+    differ from those of torch.
+
+    Args:
+        generators: a generator or a seed, or a list of these.
+
+    Attributes:
+        value: the seed, or a list of seeds.
     """
 
     def __init__(self, generators: Any):
-        several = isinstance(generators, list | tuple)
+        is_list = isinstance(generators, list | tuple)
         self._next: dict[int, tuple[Any, int]] = {}
-        seeds = [self._draw(one) for one in (generators if several else [generators])]
-        self.value: int | list[int] = seeds if several else seeds[0]
+        seeds = [self._draw(generator) for generator in (generators if is_list else [generators])]
+        self.value: int | list[int] = seeds if is_list else seeds[0]
 
     def _draw(self, generator: Any) -> int:
         if not is_generator(generator):
             return generator
         _, state = self._next.get(id(generator), (generator, generator.initial_seed()))
         self._next[id(generator)] = generator, int(np.random.SeedSequence(state).generate_state(1)[0])
-        return state if state <= _MOST_SEED - _FEW else state % (_MOST_SEED - _FEW)
+        return state if state <= _MAX_SEED - _MAX_PICTURES else state % (_MAX_SEED - _MAX_PICTURES)
 
     def advance(self) -> None:
-        """Seeds the generators for their next pictures."""
+        """Reseeds the generators for the next call."""
         for generator, state in self._next.values():
             generator.manual_seed(state)

@@ -1,11 +1,13 @@
-"""diffusers' `StableDiffusionUpscalePipeline` (0.42.1), with the arguments of semantic guidance of its
-`SemanticStableDiffusionPipeline`."""
+"""diffusers' `StableDiffusionUpscalePipeline` (0.42.1), with semantic guidance.
+
+The arguments of semantic guidance are those of diffusers' `SemanticStableDiffusionPipeline`.
+"""
 
 import dataclasses
 from typing import Any
 
-from sega_jax.diffusers_api.arguments import DiffusionArguments, FaceArguments, positional
-from sega_jax.diffusers_api.files import FilesFace
+from sega_jax.diffusers_api.arguments import DiffusionArguments, PipelineArguments, positional
+from sega_jax.diffusers_api.files import LatentPipeline
 from sega_jax.diffusers_api.stable_diffusion import SemanticStableDiffusionPipeline
 from sega_jax.method.argument_kinds import Opaque
 from sega_jax.method.arguments import argument, changed, takes
@@ -24,11 +26,19 @@ from sega_jax.systems.upscaler import SYSTEM, UpscalerCall
 class UpscaleArguments(DiffusionArguments):
     """The arguments of `StableDiffusionUpscalePipeline`."""
 
-    same = (*DiffusionArguments.same, "latents", "image", "noise_level", "long_prompts", "weighted", "clip_skip")
+    shared = (
+        *DiffusionArguments.shared,
+        "latents",
+        "image",
+        "noise_level",
+        "long_prompts",
+        "weighted",
+        "clip_skip",
+    )
 
-    image: Any = argument(None, Opaque(Pictures.noun), "the low-resolution picture")
-    num_inference_steps: int = changed(FaceArguments, "num_inference_steps", 75)
-    guidance_scale: float | list[float] = changed(FaceArguments, "guidance_scale", 9.0)
+    image: Any = argument(None, Opaque(Pictures.noun), "the low-resolution picture to enlarge")
+    num_inference_steps: int = changed(PipelineArguments, "num_inference_steps", 75)
+    guidance_scale: float | list[float] = changed(PipelineArguments, "guidance_scale", 9.0)
     noise_level: int = changed(UpscalerCall, "noise_level", 20)
     latents: Any = changed(DiffusionCall, "latents", None)
     long_prompts: bool = changed(ClipCall, "long_prompts", False)
@@ -36,10 +46,11 @@ class UpscaleArguments(DiffusionArguments):
     clip_skip: int | None = changed(ClipCall, "clip_skip", None)
 
 
-class StableDiffusionUpscalePipeline(FilesFace):
-    """diffusers' pipeline of the x4 upscaler around a native one (`pipeline`), with semantic guidance.
+class StableDiffusionUpscalePipeline(LatentPipeline):
+    """diffusers' pipeline for the x4 upscaler, with semantic guidance.
 
-    Arrays are channels last; randomness is a seed or a key.
+    It wraps a native pipeline (`pipeline`). Arrays are channels last. The noise comes from a seed, a generator or a JAX
+    key.
     """
 
     _systems = (SYSTEM,)

@@ -7,7 +7,7 @@ from typing import Any
 
 from sega_jax.method.argument_kinds import Kind
 from sega_jax.method.checks import brief, check_float
-from sega_jax.text.files import CheckpointError, whole_path
+from sega_jax.text.files import CheckpointError, absolute_path
 from sega_jax.weights.lora_files import digest, pinned
 
 Pairs = tuple[tuple[Any, Any], ...]
@@ -124,7 +124,7 @@ class NewWords(Files):
         return pair[1]
 
     def located(self, name: str, value: Any, folder: Path) -> Pairs:
-        return tuple((word, whole_path(path, folder)) for word, path in self.pairs(name, value))
+        return tuple((word, absolute_path(path, folder)) for word, path in self.pairs(name, value))
 
     def given(self, pairs: Pairs) -> Any:
         return pairs[0][1] if pairs and pairs[0][0] is None else dict(pairs)

@@ -16,7 +16,7 @@ from sega_jax.nn.clip import CLIPTextConfig, CLIPTextModel
 from sega_jax.systems.base import Encode, TextReader
 from sega_jax.systems.call import Call
 from sega_jax.systems.conditioning import Text, conditioning, stacked
-from sega_jax.text.prompt_weights import Reading, chunks, weighed
+from sega_jax.text.prompt_weights import Reading, chunks, weight_states
 from sega_jax.text.tokenizers import Tokenizer
 
 
@@ -130,7 +130,7 @@ def read(
     texts, first = [], 0
     for part in parts:
         states = np.stack(hidden[first : first + len(part.ids)])
-        texts.append(ClipText(np.concatenate(weighed(states, part.weights))[None]))
+        texts.append(ClipText(np.concatenate(weight_states(states, part.weights))[None]))
         first += len(part.ids)
     return texts
 

@@ -11,7 +11,7 @@ from sega_jax.method.argument_kinds import Kind
 from sega_jax.method.checks import brief
 from sega_jax.method.numerics import at_least_float32, is_finite, is_floating
 from sega_jax.systems.sizes import times
-from sega_jax.text.files import sha256, whole_path
+from sega_jax.text.files import absolute_path, sha256
 
 
 class Pictures(Kind):
@@ -53,7 +53,7 @@ class Pictures(Kind):
         return {"digest": sha256(path), "size": list(read(path).shape[1:3])}
 
     def located(self, name: str, value: Any, folder: Path) -> Any:
-        return whole_path(value, folder) if isinstance(value, str) else value
+        return absolute_path(value, folder) if isinstance(value, str) else value
 
     def several(self, value: Any) -> bool:
         return False

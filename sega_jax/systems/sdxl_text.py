@@ -15,7 +15,7 @@ from sega_jax.systems import clip_text
 from sega_jax.systems.base import Encode, TextReader
 from sega_jax.systems.clip_text import Skipping, skipping
 from sega_jax.systems.conditioning import Text, conditioning
-from sega_jax.text.prompt_weights import Reading, pair_chunks, weighed
+from sega_jax.text.prompt_weights import Reading, pair_chunks, weight_states
 from sega_jax.text.tokenizers import TokenizerPair
 
 
@@ -86,7 +86,7 @@ def _words_of_second(second: Any, texts: int) -> list[str]:
 
 
 def joined_chunks(rows: Sequence[SDXLText], weights: np.ndarray, width: int) -> SDXLText:
-    """Joins the chunks of one text and applies the weights to the states of each text encoder separately (`weighed`).
+    """Joins the chunks of one text and applies the weights to the states of each text encoder separately (`weight_states`).
 
     The pooled text is the first chunk's, without weights, as in AUTOMATIC1111's stable-diffusion-webui. diffusers'
     community pipeline lpw_stable_diffusion_xl takes the last chunk's, also without weights. The first chunk's pooled
@@ -99,7 +99,7 @@ def joined_chunks(rows: Sequence[SDXLText], weights: np.ndarray, width: int) -> 
         width: The number of channels of the first text encoder.
     """
     sides = np.split(np.concatenate([np.asarray(row.states) for row in rows]), [width], -1)
-    states = np.concatenate([weighed(side, weights[:, i]) for i, side in enumerate(sides)], -1)
+    states = np.concatenate([weight_states(side, weights[:, i]) for i, side in enumerate(sides)], -1)
     return SDXLText(states.reshape(1, -1, states.shape[-1]), rows[0].pooled)
 
 

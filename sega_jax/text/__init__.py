@@ -1,1 +1,1 @@
-"""Words to tokens, without networks."""
+"""Turns text into tokens, without networks."""

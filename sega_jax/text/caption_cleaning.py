@@ -1,8 +1,7 @@
-"""Prompts as DeepFloyd-IF's text encoder knows them: in lower case, and where asked for, cleaned of what captions from
-the web carry beside their words.
+"""Prepares prompts for DeepFloyd-IF: lower case and, on request, without the clutter of web captions.
 
-The rules are those of the captions that DeepFloyd-IF was trained on, in their order and with their quirks, as
-diffusers' IF pipelines apply them with `clean_caption=True`: the strings are equal.
+The rules are those for the training captions of DeepFloyd-IF, with their order and quirks. The results equal those of
+diffusers' IF pipelines with `clean_caption=True`.
 """
 
 import html
@@ -20,12 +19,12 @@ _DASHES = (
 
 
 def plain(text: str) -> str:
-    """The text in lower case, without spaces around it: what a prompt is without cleaning."""
+    """Returns a text in lower case without surrounding spaces; prompts are at least prepared this way."""
     return text.lower().strip()
 
 
 def check() -> None:
-    """Whether what `clean` needs is installed.
+    """Checks that the libraries for `clean` are installed.
 
     Raises:
         ImportError: ftfy or beautifulsoup4 is missing.
@@ -35,19 +34,19 @@ def check() -> None:
         import ftfy  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            f'cleaning captions needs {error.name}: pip install "sega_jax[if]"; or go without: clean_caption=False of'
-            " SemanticIFPipeline, clean=False of a cascade, no --clean-captions"
+            f'caption cleaning needs {error.name}; run pip install "sega_jax[if]", or turn cleaning off with'
+            " clean_caption=False (SemanticIFPipeline), clean=False (cascade) or without --clean-captions (shell)"
         ) from None
 
 
 def clean(text: str) -> str:
-    """The text in lower case without links, markup, numbers of articles, file names, words of web shops and the like.
+    """Returns a text in lower case without links, markup, article numbers, file names, shop phrases and the like.
 
-    All rules are applied twice, since one uncovers what another takes away. A text with a broken declaration
-    ("<![x"), at which diffusers raises, keeps its markup here.
+    All rules run twice, because one rule can uncover text that another removes. A text with a broken declaration
+    ("<![x"), for which diffusers raises an error, keeps its markup here.
 
     Raises:
-        ImportError: ftfy or beautifulsoup4 is missing (diffusers would leave the text as `plain` does).
+        ImportError: ftfy or beautifulsoup4 is missing (diffusers would only apply `plain`).
     """
     check()
     for rule in _RULES * 2:
@@ -60,7 +59,7 @@ def _replace(pattern: str, by: str = "") -> Callable[[str], str]:
 
 
 def _link(scheme: str) -> str:
-    """A pattern of a scheme with what follows its colon at once, or of a host and its path, unless an @ follows."""
+    """Returns a pattern for links of a scheme, and for a host with its path unless an @ follows."""
     return rf"\b(?:{scheme}:(?:/{{1,3}}|[a-zA-Z0-9%])|[a-zA-Z0-9.-]+\.(?:{_DOMAINS})[\w/-]*\b/?(?!@))"
 
 
@@ -68,19 +67,19 @@ def _without_tags(text: str) -> str:
     import bs4
 
     try:
-        # From a file, it does not warn of captions that look like a link or a path.
+        # BeautifulSoup warns about strings that look like a link or a path, but not about files.
         return bs4.BeautifulSoup(io.StringIO(text), "html.parser").text
     except bs4.ParserRejectedMarkup:
         return text
 
 
 def _spaced(text: str) -> str:
-    """With spaces for hyphens and underscores, where they are so many that they join the words."""
-    joints = re.compile("[-_]")
-    return joints.sub(" ", text) if len(joints.findall(text)) > 3 else text
+    """Replaces hyphens and underscores by spaces if there are more than three, since these join the words."""
+    hyphens = re.compile("[-_]")
+    return hyphens.sub(" ", text) if len(hyphens.findall(text)) > 3 else text
 
 
-def _mended(text: str) -> str:
+def _fixed_encoding(text: str) -> str:
     import ftfy
 
     return ftfy.fix_text(text)
@@ -89,21 +88,21 @@ def _mended(text: str) -> str:
 _RULES: tuple[Callable[[str], str], ...] = (
     unquote_plus,
     lambda text: text.strip().lower(),
-    # From the web
+    # Web markup
     _replace("<person>", "person"),
     _replace(_link("https?")),
     _replace(_link("www")),
     _without_tags,
     _replace(r"@\w+\b"),
-    # Scripts and signs
-    _replace("[\u31c0-\u9fff]+"),  # Chinese characters, phonetic extensions, letters in circles, hexagrams
+    # Scripts and punctuation
+    _replace("[\u31c0-\u9fff]+"),  # CJK characters, phonetic extensions, enclosed letters, hexagrams
     _replace(f"[{_DASHES}]+", "-"),
     _replace("[`´«»“”¨]", '"'),
     _replace("[‘’]", "'"),
     _replace("&quot;?"),
     _replace("&amp"),
-    # Numbers and files
-    _replace(r"\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}", " "),  # addresses
+    # Numbers and file names
+    _replace(r"\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}", " "),  # IP addresses
     _replace(r"\d:\d\d\s+$"),
     _replace(r"\\n", " "),
     _replace(r"#\d{1,3}\b"),
@@ -116,26 +115,26 @@ _RULES: tuple[Callable[[str], str], ...] = (
     _replace(r"[#®•©™&@·º½¾¿¡§~()\[\]{}|\\/*]+", " "),
     _replace(r"\s+\.\s+", " "),
     _spaced,
-    _mended,
+    _fixed_encoding,
     lambda text: html.unescape(html.unescape(text)),
-    # Codes: jc6640, jc6640vc, 6640vc231
+    # Article codes: jc6640, jc6640vc, 6640vc231
     _replace(r"\b[a-zA-Z]{1,3}\d{3,15}\b"),
     _replace(r"\b[a-zA-Z]+\d+[a-zA-Z]+\b"),
     _replace(r"\b\d+[a-zA-Z]+\d+\b"),
-    # Words of web shops
+    # Phrases of web shops
     _replace(r"(?:worldwide\s+)?(?:free\s+)?shipping"),
     _replace(r"(?:free\s)?download(?:\sfree)?"),
     _replace(r"\bclick\b\s(?:for|on)\s\w+"),
     _replace(rf"\b(?:{_ENDINGS})(?:\simages?)?"),
     _replace(r"\bpage\s+\d+\b"),
-    # Longer codes, and sizes, with an x in Latin, in Cyrillic or the sign
+    # Longer codes, and sizes with a Latin x, a Cyrillic x or a multiplication sign
     _replace(r"\b\d*[a-zA-Z]+\d+[a-zA-Z]+\d+[a-zA-Z\d]*\b", " "),
     _replace(r"\b\d+\.?\d*[xх×]\d+\.?\d*\b"),
     # Spaces
     _replace(r"\b\s+:\s+", ": "),
     _replace(r"(\D[,./])\b", r"\1 "),
     _replace(r"\s+", " "),
-    # What is left at the ends
+    # Leftovers at both ends
     _replace(r"^[\"']([\w\W]+)[\"']$", r"\1"),
     _replace("^['_,:;-]"),
     _replace("['_,:+-]$"),

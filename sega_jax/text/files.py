@@ -1,6 +1,6 @@
-"""The JSON files of a checkpoint, and the error for files that cannot be used.
+"""Reads a checkpoint's JSON files, and defines the error for unusable checkpoints.
 
-It lives in the lowest package that reads files, so that every other package can raise the same error.
+The error is defined in the lowest package that reads files, so that all other packages can raise it.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used, with the file, what is wrong and the remedy.
+    """Raised for a checkpoint that cannot be used. The message names the file, the problem and the remedy.
 
     Example:
         >>> import sega_jax
@@ -24,37 +24,37 @@ class CheckpointError(ValueError):
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object from a JSON file.
+    """Returns the object in a JSON file.
 
     Raises:
-        CheckpointError: the file is missing, unreadable, broken or holds something else.
+        CheckpointError: the file is missing, unreadable or broken, or contains another kind of value.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; is {path.parent} a whole checkpoint?") from None
+        raise CheckpointError(f"{path} is missing; check that {path.parent} is a complete checkpoint") from None
     except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not readable JSON ({error}); fetch it again") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a {type(value).__name__}, expected a JSON object")
+        raise CheckpointError(f"{path} contains a {type(value).__name__}, expected a JSON object; fetch it again")
     return value
 
 
 def sha256(path: str | Path) -> str:
-    """Returns the SHA-256 of a file, in hexadecimal digits.
+    """Returns the SHA-256 digest of a file in hexadecimal digits.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such file, or it cannot be read.
+        FileNotFoundError, ValueError: the file does not exist, or cannot be read.
     """
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is no file; correct the path") from None
+        raise FileNotFoundError(f"{path} does not exist; correct the path") from None
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
+        raise ValueError(f"{path} cannot be read ({error.strerror}); give a readable file") from None
 
 
-def whole_path(path: str | os.PathLike[str], folder: Path) -> str:
-    """Returns the whole path of a file that is named relative to a folder, or to a user's home by "~"."""
+def absolute_path(path: str | os.PathLike[str], folder: Path) -> str:
+    """Returns the absolute path of a file whose path is relative to a folder or starts with "~"."""
     return os.path.abspath(os.path.join(folder, os.path.expanduser(path)))

@@ -1,4 +1,4 @@
-"""Texts beyond what CLIP reads by itself: longer ones in chunks, and weights of words in brackets."""
+"""Long prompts, split into chunks, and weighted prompts, with weights in brackets."""
 
 import warnings
 from typing import NamedTuple
@@ -7,37 +7,49 @@ import numpy as np
 
 from sega_jax.text.tokenizers import Tokenizer, TokenizerPair, Warn, truncation
 
-# What a pair of brackets multiplies the weight by, or divides it.
-_STEP = 1.1
-_CLOSES = {")": "(", "]": "["}
+# The factor of the weight of words in round brackets; square brackets divide by it.
+_FACTOR = 1.1
+_OPENING = {")": "(", "]": "["}
 
 
 class Reading(NamedTuple):
-    """How texts are read."""
+    """Options of reading texts.
 
-    long: bool = False  # in as many chunks as they take, or cut
-    weighted: bool = False  # brackets as weights, or as they stand
+    Attributes:
+        long: whether to split long texts into chunks instead of truncating them.
+        weighted: whether brackets are weights instead of literal characters.
+    """
+
+    long: bool = False
+    weighted: bool = False
 
 
 class Chunks(NamedTuple):
-    """A text, each chunk of which is between a start and an end token.
+    """The tokens of a text. Each chunk begins with a start token and ends with an end token.
 
-    Arrays are [chunks, length] for one tokenizer, [chunks, 2, length] for a pair.
+    Attributes:
+        ids: int32 [chunks, length], or [chunks, 2, length] for a pair of tokenizers.
+        weights: float32 of the same shape; 1 for special tokens.
     """
 
-    ids: np.ndarray  # int32
-    weights: np.ndarray  # float32, 1 for tokens of no word
+    ids: np.ndarray
+    weights: np.ndarray
 
 
 def chunks(tokenizer: Tokenizer, text: str, reading: Reading, *, warn: Warn = warnings.warn) -> Chunks:
-    """Cuts the text's tokens at every `tokenizer.length` - 2 of them, wherever that is. Without `reading.long` there
-    is one chunk, and `warn` is told the rest.
+    """Splits the tokens of a text into chunks of `tokenizer.length` - 2 tokens, even inside words.
+
+    Args:
+        tokenizer: the tokenizer.
+        text: the text.
+        reading: without `long`, there is only one chunk.
+        warn: called with a message if the text is truncated.
 
     Raises:
-        ValueError: a weight that is no number.
+        ValueError: a weight is not a number.
     """
     ids, weights = [], []
-    for words, weight in fragments(text) if reading.weighted else [(text, 1.0)]:
+    for words, weight in parse_weights(text) if reading.weighted else [(text, 1.0)]:
         tokens = tokenizer.tokens(words)
         ids += tokens
         weights += [weight] * len(tokens)
@@ -46,24 +58,31 @@ def chunks(tokenizer: Tokenizer, text: str, reading: Reading, *, warn: Warn = wa
         warn(truncation(tokenizer.length, text, tokenizer.words(ids[room:])))
         ids, weights = ids[:room], weights[:room]
     starts = range(0, max(len(ids), 1), room)
-    heavy = np.ones((len(starts), tokenizer.length), np.float32)
-    for row, start in zip(heavy, starts, strict=True):
+    padded_weights = np.ones((len(starts), tokenizer.length), np.float32)
+    for row, start in zip(padded_weights, starts, strict=True):
         part = weights[start : start + room]
         row[1 : 1 + len(part)] = part
-    return Chunks(np.stack([tokenizer.framed(ids[start : start + room]) for start in starts]), heavy)
+    return Chunks(np.stack([tokenizer.framed(ids[start : start + room]) for start in starts]), padded_weights)
 
 
 def pair_chunks(
     tokenizers: TokenizerPair, text: str, second: str | None, reading: Reading, *, warn: Warn = warnings.warn
 ) -> Chunks:
-    """Cuts a text for both tokenizers of a pair as `chunks` does for one; `second` is the text of the second tokenizer
-    where that differs. The side with fewer chunks is padded with chunks of no words.
+    """Splits a text into chunks for both tokenizers of a pair; see `chunks`.
+
+    If the texts have different numbers of chunks, the shorter one is padded with empty chunks.
+
+    Args:
+        tokenizers: the pair.
+        text: the text for the first tokenizer.
+        second: the text for the second tokenizer; None is the same text.
+        reading, warn: as for `chunks`.
 
     Raises:
-        ValueError: a weight that is no number.
+        ValueError: a weight is not a number.
     """
     sides = [(tokenizers.first, chunks(tokenizers.first, text, reading, warn=warn))]
-    if second is None:  # the first tokenizer has already warned about the same text
+    if second is None:  # the first tokenizer already warns about the same text
         sides.append((tokenizers.second, chunks(tokenizers.second, text, reading, warn=lambda message: None)))
     else:
         sides.append((tokenizers.second, chunks(tokenizers.second, second, reading, warn=warn)))
@@ -73,89 +92,102 @@ def pair_chunks(
 
 
 def _padded(tokenizer: Tokenizer, part: Chunks, count: int) -> Chunks:
-    rest = count - len(part.ids)
-    ids = np.concatenate([part.ids, np.tile(tokenizer.framed([]), (rest, 1))])
-    return Chunks(ids, np.concatenate([part.weights, np.ones((rest, tokenizer.length), np.float32)]))
+    missing = count - len(part.ids)
+    ids = np.concatenate([part.ids, np.tile(tokenizer.framed([]), (missing, 1))])
+    return Chunks(ids, np.concatenate([part.weights, np.ones((missing, tokenizer.length), np.float32)]))
 
 
-def weighed(hidden: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Hidden states [chunks, length, channels] times the weights [chunks, length], and that times what restores the
-    mean of each chunk, in the states' dtype. Chunks all of whose weights are 1 stay as they are.
+def weight_states(hidden: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Multiplies hidden states by the weights of their tokens, then rescales each chunk to its original mean.
 
-    The web UI takes the mean over the same chunk of all texts of a batch; here a text does not depend on others.
+    Chunks whose weights are all 1 stay unchanged. AUTOMATIC1111's web UI takes the mean over the same chunk of all
+    texts of a batch; here a text does not depend on the others.
+
+    Args:
+        hidden: floats [chunks, length, channels].
+        weights: float32 [chunks, length].
+
+    Returns:
+        An array with the shape and dtype of `hidden`.
     """
-    found = np.array(hidden)
+    result = np.array(hidden)
     for i in np.flatnonzero((weights != 1).any(1)):
         state = hidden[i].astype(np.promote_types(hidden.dtype, np.float32))
-        heavy = state * weights[i][:, None]
-        mean = heavy.mean()
-        found[i] = (heavy * (state.mean() / mean if mean else 1)).astype(hidden.dtype)
-    return found
+        weighted = state * weights[i][:, None]
+        mean = weighted.mean()
+        result[i] = (weighted * (state.mean() / mean if mean else 1)).astype(hidden.dtype)
+    return result
 
 
-def fragments(text: str) -> list[tuple[str, float]]:
-    """The words of a text and their weights, by the rules of the widely used web UI.
+def parse_weights(text: str) -> list[tuple[str, float]]:
+    """Splits a text into fragments with weights, by the rules of AUTOMATIC1111's web UI.
 
-    `(word)` weighs 1.1 times as much, `[word]` as much less, `(word:1.5)` 1.5 times, and brackets within brackets
-    multiply. After a backslash a bracket or backslash is itself. A bracket that nothing closes lasts to the end; one
-    that closes nothing, or a weight outside of round brackets, is itself. `BREAK` is a word like others.
+    `(word)` multiplies the weight by 1.1, `[word]` divides it by 1.1, `(word:1.5)` multiplies it by 1.5, and nested
+    brackets multiply. A backslash makes the next bracket or backslash literal. An unclosed bracket extends to the end;
+    an unmatched closing bracket and a weight outside round brackets are literal. `BREAK` is an ordinary word.
+
+    Returns:
+        The fragments in order, each with its weight; at least one.
 
     Raises:
-        ValueError: a weight that is no number.
+        ValueError: a weight is not a number.
     """
-    found: list[list] = []
+    parts: list[list] = []
     opened: dict[str, list[int]] = {"(": [], "[": []}
 
-    def multiply(start: int, by: float) -> None:
-        for fragment in found[start:]:
-            fragment[1] *= by
+    def multiply(start: int, factor: float) -> None:
+        for part in parts[start:]:
+            part[1] *= factor
 
-    at = 0
-    while at < len(text):
-        here, weight = text[at], _weight(text, at)
+    position = 0
+    while position < len(text):
+        character, weight = text[position], _weight(text, position)
         size = 1
-        if here == "\\":
-            size = 2 if text[at + 1 : at + 2] in ("(", ")", "[", "]", "\\") else 1
-            found.append([text[at + 1 : at + size], 1.0])
-        elif here in opened:
-            opened[here].append(len(found))
+        if character == "\\":
+            size = 2 if text[position + 1 : position + 2] in ("(", ")", "[", "]", "\\") else 1
+            parts.append([text[position + 1 : position + size], 1.0])
+        elif character in opened:
+            opened[character].append(len(parts))
         elif weight and opened["("]:
-            written, size = weight
-            multiply(opened["("].pop(), _number(written, text))
-        elif here in _CLOSES and opened[_CLOSES[here]]:
-            multiply(opened[_CLOSES[here]].pop(), _STEP if here == ")" else 1 / _STEP)
+            number, size = weight
+            multiply(opened["("].pop(), _number(number, text))
+        elif character in _OPENING and opened[_OPENING[character]]:
+            multiply(opened[_OPENING[character]].pop(), _FACTOR if character == ")" else 1 / _FACTOR)
         else:
             size = weight[1] if weight else 1
-            found.append([text[at : at + size], 1.0])
-        at += size
+            parts.append([text[position : position + size], 1.0])
+        position += size
     for start in opened["("]:
-        multiply(start, _STEP)
+        multiply(start, _FACTOR)
     for start in opened["["]:
-        multiply(start, 1 / _STEP)
-    # Side by side and of one weight they are one text, whose tokens may reach over a bracket.
+        multiply(start, 1 / _FACTOR)
+    # Neighbours of equal weight are joined, because a token may span a bracket.
     joined: list[tuple[str, float]] = []
-    for words, weight in found:
+    for words, weight in parts:
         if joined and joined[-1][1] == weight:
             words = joined.pop()[0] + words
         joined.append((words, weight))
     return joined or [("", 1.0)]
 
 
-def _weight(text: str, at: int) -> tuple[str, int] | None:
-    """What stands as a weight here, as in ": 1.2)", and how long it is with colon and bracket."""
-    end = text.find(")", at)
-    if text[at] != ":" or end < 0:
+def _weight(text: str, position: int) -> tuple[str, int] | None:
+    """Returns a weight at this position, such as "1.2" of ": 1.2)", and its length including the colon and bracket.
+
+    The result is None if there is no weight.
+    """
+    end = text.find(")", position)
+    if text[position] != ":" or end < 0:
         return None
-    written = text[at + 1 : end].strip()
-    digits = written[1:] if written[:1] in ("+", "-") else written
-    return (written, end + 1 - at) if digits and set(digits) <= set(".0123456789") else None
+    weight = text[position + 1 : end].strip()
+    digits = weight[1:] if weight[:1] in ("+", "-") else weight
+    return (weight, end + 1 - position) if digits and set(digits) <= set(".0123456789") else None
 
 
-def _number(written: str, text: str) -> float:
+def _number(number: str, text: str) -> float:
     try:
-        return float(written)
+        return float(number)
     except ValueError:
         raise ValueError(
-            f"the weight {written!r} in {text[:40]!r} is no number; write (word:1.2), or a backslash before brackets"
-            " that are meant"
+            f"the weight {number!r} in {text[:40]!r} is not a number; write (word:1.2), or put a backslash before"
+            " literal brackets"
         ) from None

@@ -69,7 +69,7 @@ def read(
         if not isinstance(path, str | os.PathLike) or not (name is None or isinstance(name, str)):
             raise TypeError(f"{words!r} should be {{word: file}} of textual inversion, or one file that names its word")
         read_words.append(_word(Path(os.path.expanduser(path)), name, networks, families))
-    tokenizer.having({word.name: _count(word) for word in read_words})
+    tokenizer.with_words({word.name: _count(word) for word in read_words})
     return read_words
 
 
@@ -87,7 +87,7 @@ def added(models: M, tokenizer: T, words: Sequence[Word]) -> tuple[M, T]:
 
 def extended_tokenizer(tokenizer: T, words: Sequence[Word]) -> tuple[T, list[int]]:
     """Adds words to a tokenizer; returns the new tokenizer and the ids of the words' tokens."""
-    return tokenizer.having({word.name: _count(word) for word in words})
+    return tokenizer.with_words({word.name: _count(word) for word in words})
 
 
 def _count(word: Word) -> int:

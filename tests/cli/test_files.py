@@ -134,7 +134,7 @@ def test_words(files, tmp_path, monkeypatch, given, prompt, named):
             ["--textual-inversion", "<x>=toy.safetensors", "--textual-inversion", "<x>=a=b.safetensors"],
             "<x> is given twice",
         ),
-        (["--textual-inversion", "a toy=toy.safetensors"], "'a toy' should be a word without spaces"),
+        (["--textual-inversion", "a toy=toy.safetensors"], "the new word 'a toy' should have no spaces"),
     ],
 )
 def test_mistakes(files, tmp_path, monkeypatch, given, words):

@@ -1,5 +1,8 @@
-"""The calls that diffusers' documentation makes with pipelines that are here, on small checkpoints: every block of code
-that runs, and what refuses the others. Blocks are named by their page and their number on it, from 0."""
+"""Runs the code blocks of diffusers' documentation on small checkpoints.
+
+Every block for a pipeline that we have either runs or is refused with a known message. A block is named by its page and
+its number on the page, counted from 0.
+"""
 
 import jax
 import numpy as np
@@ -30,13 +33,13 @@ from sega_jax.pipelines.execution.devices import Devices
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 PICTURE = Image.new("RGB", (8, 8), "red")
-# Blocks load in half precision and run 50 steps; these share their programs.
+# The blocks run 50 steps in half precision. Here all share a few programs.
 FEW = {"num_inference_steps": 2}
 XL_URL = f"https://huggingface.co/{XL}/blob/main/xl_base.safetensors"
 
 
 class Pasted:
-    """What a block of code has: the names that it imports, and checkpoints."""
+    """The environment of a code block: the names that it imports, and checkpoints."""
 
     def __init__(self, tmp_path):
         self.tmp_path = tmp_path
@@ -58,24 +61,24 @@ class Pasted:
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory, stages):
-    made = Hub(tmp_path_factory.mktemp("hub"), stages)
-    made.devices = Devices(jax.devices()[:1])
-    pipe = diffusers_api.StableDiffusionXLPipeline.from_pretrained(made.folders[XL]).pipeline
-    made.add_loras(pipe.models)
-    return made
+    hub = Hub(tmp_path_factory.mktemp("hub"), stages)
+    hub.devices = Devices(jax.devices()[:1])
+    pipe = diffusers_api.StableDiffusionXLPipeline.from_pretrained(hub.folders[XL]).pipeline
+    hub.add_loras(pipe.models)
+    return hub
 
 
 @pytest.fixture
 def pasted(hub, tmp_path, monkeypatch, one_device):
-    """All pipelines are on the same devices, whose programs they share."""
+    """All pipelines use the same `Devices`, and so share their programs."""
     monkeypatch.setattr("huggingface_hub.snapshot_download", hub)
     monkeypatch.setattr(base, "Devices", lambda *_: hub.devices)
     monkeypatch.setattr(base, "load", lambda source, **options: load(source, **{"devices": hub.devices} | options))
     return Pasted(tmp_path)
 
 
-def shown(out):
-    """Checks that a call made pictures."""
+def check_pictures(out):
+    """Checks that a call returned pictures that are not uniform, and returns them."""
     images = out.images
     assert len(images)
     assert all(image is not None and np.std(np.asarray(image)) > 0 for image in images)
@@ -85,33 +88,33 @@ def shown(out):
 # stable_diffusion.md
 
 
-def offloaded(p):
+def offloading(p):
     pipeline = p.DiffusionPipeline.from_pretrained(XL, dtype=float32, device_map="cuda")
     pipeline.enable_model_cpu_offload()
-    shown(pipeline("cat", **FEW))
+    check_pictures(pipeline("cat", **FEW))
 
 
-def another_scheduler(p):
+def schedulers(p):
     pipeline = p.load(kind="DiffusionPipeline", dtype=float32)
     pipeline.scheduler = p.DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
-    shown(pipeline("cat", **FEW))
+    check_pictures(pipeline("cat", **FEW))
     pipeline.scheduler = p.HeunDiscreteScheduler.from_config(pipeline.scheduler.config)
-    shown(pipeline("cat", negative_prompt="bad", **FEW))
+    check_pictures(pipeline("cat", negative_prompt="bad", **FEW))
 
 
 # using-diffusers/loading.md
 
 
-def a_vae_of_its_own(p):
+def separate_vae(p):
     vae = p.AutoModel.from_pretrained(VAE, dtype=float32)
-    shown(p.load(kind="DiffusionPipeline", vae=vae)("cat", **FEW))
+    check_pictures(p.load(kind="DiffusionPipeline", vae=vae)("cat", **FEW))
 
 
 def perturbed_attention(p):
     p.AutoPipelineForText2Image.from_pipe(p.load(), enable_pag=True)
 
 
-def without_checker(p):
+def without_safety_checker(p):
     assert p.DiffusionPipeline.from_pretrained(SD_CHECKED).safety_checker is not None
     assert p.DiffusionPipeline.from_pretrained(SD_CHECKED, safety_checker=None).safety_checker is None
 
@@ -130,7 +133,7 @@ def listed_timesteps(p):
     pipeline.scheduler = p.DPMSolverMultistepScheduler.from_config(
         pipeline.scheduler.config, algorithm_type="sde-dpmsolver++"
     )
-    shown(pipeline(prompt="cat", negative_prompt="", timesteps=[999, 500, 13]))
+    check_pictures(pipeline(prompt="cat", negative_prompt="", timesteps=[999, 500, 13]))
 
 
 def zero_snr(p):
@@ -138,7 +141,7 @@ def zero_snr(p):
     pipeline.scheduler = p.DDIMScheduler.from_config(
         pipeline.scheduler.config, rescale_betas_zero_snr=True, timestep_spacing="trailing"
     )
-    shown(pipeline("cat", guidance_rescale=0.7, **FEW))
+    check_pictures(pipeline("cat", guidance_rescale=0.7, **FEW))
 
 
 def trailing(p):
@@ -146,7 +149,7 @@ def trailing(p):
     pipeline.scheduler = p.DPMSolverMultistepScheduler.from_config(
         pipeline.scheduler.config, timestep_spacing="trailing"
     )
-    shown(pipeline(prompt="cat", negative_prompt="", num_inference_steps=5))
+    check_pictures(pipeline(prompt="cat", negative_prompt="", num_inference_steps=5))
 
 
 def listed_sigmas(p):
@@ -162,16 +165,16 @@ def listed_sigmas(p):
 
 def batches(p):
     pipeline = p.load(kind="DiffusionPipeline")
-    assert len(shown(pipeline(prompt=["cat", "dog", "hat", "mat"], **FEW))) == 4
-    assert len(shown(pipeline(prompt="cat", num_images_per_prompt=4, **FEW))) == 4
-    assert len(shown(pipeline(prompt=["cat", "dog"], num_images_per_prompt=2, **FEW))) == 4
+    assert len(check_pictures(pipeline(prompt=["cat", "dog", "hat", "mat"], **FEW))) == 4
+    assert len(check_pictures(pipeline(prompt="cat", num_images_per_prompt=4, **FEW))) == 4
+    assert len(check_pictures(pipeline(prompt=["cat", "dog"], num_images_per_prompt=2, **FEW))) == 4
 
 
-def a_generator_for_each(p):
+def one_generator_per_picture(p):
     pipeline = p.load(kind="DiffusionPipeline")
     generator = [Generator("cuda").manual_seed(i) for i in range(4)]
-    made = shown(pipeline(prompt=["cat"] * 4, generator=generator, output_type="np", **FEW))
-    assert np.array_equal(made, pipeline(prompt=["cat"] * 4, seed=[0, 1, 2, 3], output_type="np", **FEW).images)
+    images = check_pictures(pipeline(prompt=["cat"] * 4, generator=generator, output_type="np", **FEW))
+    assert np.array_equal(images, pipeline(prompt=["cat"] * 4, seed=[0, 1, 2, 3], output_type="np", **FEW).images)
     again = [Generator("cuda").manual_seed(0)] * 4
     assert len({image.tobytes() for image in pipeline(prompt=["cat"] * 4, generator=again, **FEW).images}) == 4
 
@@ -179,145 +182,147 @@ def a_generator_for_each(p):
 # using-diffusers/callback.md
 
 
-def cut_off_guidance(p):
+def guidance_cutoff(p):
     class Cutoff:
         tensor_inputs = ("prompt_embeds", "add_text_embeds", "add_time_ids")
 
-        def __call__(self, pipeline, step, timestep, given):
-            return given
+        def __call__(self, pipeline, step, timestep, callback_kwargs):
+            return callback_kwargs
 
     p.load(kind="StableDiffusionXLPipeline")("cat", callback_on_step_end=Cutoff(), guidance_scale=6.5)
 
 
-def interrupted(p):
+def interruption(p):
     calls = []
 
-    def interrupt(pipeline, i, t, given):
+    def interrupt(pipeline, i, t, callback_kwargs):
         calls.append(i)
         pipeline._interrupt = i == 1
-        return given
+        return callback_kwargs
 
-    shown(p.load(kind="StableDiffusionXLPipeline")("cat", num_inference_steps=5, callback_on_step_end=interrupt))
+    check_pictures(
+        p.load(kind="StableDiffusionXLPipeline")("cat", num_inference_steps=5, callback_on_step_end=interrupt)
+    )
     assert calls == [0, 1]
 
 
-def decoded_on_the_way(p):
-    seen = []
+def intermediate_latents(p):
+    shapes = []
 
-    def decode(pipeline, step, timestep, given):
-        seen.append(given["latents"][0].shape)
-        return given
+    def decode(pipeline, step, timestep, callback_kwargs):
+        shapes.append(callback_kwargs["latents"][0].shape)
+        return callback_kwargs
 
     call = {"callback_on_step_end": decode, "callback_on_step_end_tensor_inputs": ["latents"]}
-    shown(p.load()(prompt="cat", negative_prompt="bad", **call, **FEW))
-    assert seen == [seen[0]] * 2
+    check_pictures(p.load()(prompt="cat", negative_prompt="bad", **call, **FEW))
+    assert shapes == [shapes[0]] * 2
 
 
 # using-diffusers/conditional_image_generation.md
 
 
-def seeded(p):
+def seeds(p):
     pipeline = p.load(SD, variant="fp16")
     call = {"output_type": "np", **FEW}
-    made = pipeline("cat", generator=Generator("cuda").manual_seed(31), **call).images
-    assert np.array_equal(made, pipeline("cat", generator=31, **call).images)
-    shown(p.load(XL, variant="fp16")("cat", generator=Generator("cuda").manual_seed(31), **FEW))
+    images = pipeline("cat", generator=Generator("cuda").manual_seed(31), **call).images
+    assert np.array_equal(images, pipeline("cat", generator=31, **call).images)
+    check_pictures(p.load(XL, variant="fp16")("cat", generator=Generator("cuda").manual_seed(31), **FEW))
 
 
-def sized(p):
+def sizes(p):
     pipeline = p.load(SD)
-    assert shown(pipeline("cat", height=24, width=16, **FEW))[0].size == (16, 24)
-    shown(pipeline("cat", guidance_scale=3.5, **FEW))
-    shown(pipeline(prompt="cat", negative_prompt="bad", **FEW))
+    assert check_pictures(pipeline("cat", height=24, width=16, **FEW))[0].size == (16, 24)
+    check_pictures(pipeline("cat", guidance_scale=3.5, **FEW))
+    check_pictures(pipeline(prompt="cat", negative_prompt="bad", **FEW))
 
 
-def embedded(p):
+def embeddings(p):
     pipeline = p.load(SD)
     embeds, negative = (np.asarray(pipeline.pipeline.encode(word).states, np.float32) for word in ("cat", "bad"))
-    made = pipeline(prompt_embeds=embeds, negative_prompt_embeds=negative, output_type="np", **FEW).images
-    assert np.array_equal(made, pipeline("cat", negative_prompt="bad", output_type="np", **FEW).images)
+    images = pipeline(prompt_embeds=embeds, negative_prompt_embeds=negative, output_type="np", **FEW).images
+    assert np.array_equal(images, pipeline("cat", negative_prompt="bad", output_type="np", **FEW).images)
 
 
-def compiled(p):
+def torch_compile(p):
     p.load(SD).unet = lambda *args: None  # what torch.compile returns
 
 
 # using-diffusers/textual_inversion_inference.md
 
 
-def words(p):
+def textual_inversion(p):
     pipeline = p.load(SD)
     before = pipeline("cat, <art> style", output_type="np", **FEW).images
     pipeline.load_textual_inversion(WORD)
     assert not np.array_equal(pipeline("cat, <art> style", output_type="np", **FEW).images, before)
     pipeline.load_textual_inversion(NAMED_WORD, weight_name="negative.safetensors", token="easynegative")
-    shown(pipeline("cat", negative_prompt="easynegative", **FEW))
+    check_pictures(pipeline("cat", negative_prompt="easynegative", **FEW))
     pipeline.unload_textual_inversion("easynegative")
     pipeline.unload_textual_inversion()
     assert np.array_equal(pipeline("cat, <art> style", output_type="np", **FEW).images, before)
 
 
-def a_word_by_position(p):
+def word_by_position(p):
     p.load(SD)("cat", "easynegative")
 
 
 # using-diffusers/weighted_prompts.md
 
 
-def weighted(p):
+def weighted_prompts(p):
     pipeline = p.load(kind="DiffusionPipeline", dtype=float32)
     text = pipeline.pipeline.encode("(cat:1.4)", weighted=True)
     embeds = {"prompt_embeds": text.states.astype(np.float32), "pooled_prompt_embeds": text.pooled.astype(np.float32)}
-    shown(pipeline(**embeds, **FEW))
+    check_pictures(pipeline(**embeds, **FEW))
 
 
 # using-diffusers/img2img.md
 
 
-def pictures(p):
+def image_to_image(p):
     pipeline = p.load(SD, "AutoPipelineForImage2Image", variant="fp16", use_safetensors=True)
     pipeline.enable_model_cpu_offload()
     pipeline.enable_xformers_memory_efficient_attention()
     for options in ({}, {"strength": 0.8}, {"guidance_scale": 8.0}, {"negative_prompt": "bad"}):
-        shown(pipeline("cat", image=PICTURE, num_inference_steps=4, **options))
-    shown(pipeline("cat", image=PICTURE, strength=0.45, guidance_scale=10.5, num_inference_steps=5))
+        check_pictures(pipeline("cat", image=PICTURE, num_inference_steps=4, **options))
+    check_pictures(pipeline("cat", image=PICTURE, strength=0.45, guidance_scale=10.5, num_inference_steps=5))
 
 
-def pictures_as_latents(p):
+def latents_as_image(p):
     pipeline = p.load(SD, "AutoPipelineForImage2Image")
     latents = pipeline("cat", image=PICTURE, output_type="latent", num_inference_steps=4).images
     pipeline("cat", image=latents[0])
 
 
-def pictures_of_words(p):
+def generated_image(p):
     text2image = p.load(SD)("cat", **FEW).images[0]
-    shown(p.load(SD, "AutoPipelineForImage2Image")("dog", image=text2image, num_inference_steps=4))
+    check_pictures(p.load(SD, "AutoPipelineForImage2Image")("dog", image=text2image, num_inference_steps=4))
 
 
-def an_upscaler(p):
+def upscaling(p):
     pipeline = p.StableDiffusionUpscalePipeline.from_pretrained(UPSCALER, dtype=float32).to("cuda")
     pipeline.enable_xformers_memory_efficient_attention()
-    image = shown(pipeline(prompt="cat", image=PICTURE, **FEW))[0]
+    image = check_pictures(pipeline(prompt="cat", image=PICTURE, **FEW))[0]
     assert image.size[0] == 4 * PICTURE.size[0]
 
 
 # using-diffusers/other-formats.md
 
 
-def a_single_file(p):
-    shown(p.StableDiffusionXLPipeline.from_single_file(XL_URL, dtype=float32, device_map="cuda")("cat", **FEW))
-    shown(p.DiffusionPipeline.from_single_file(XL_URL, dtype=float32)("cat", **FEW))
+def single_file(p):
+    check_pictures(p.StableDiffusionXLPipeline.from_single_file(XL_URL, dtype=float32, device_map="cuda")("cat", **FEW))
+    check_pictures(p.DiffusionPipeline.from_single_file(XL_URL, dtype=float32)("cat", **FEW))
 
 
-def a_single_file_with_its_config(p):
-    shown(p.StableDiffusionXLPipeline.from_single_file(XL_URL, config=XL)("cat", **FEW))
+def single_file_with_config(p):
+    check_pictures(p.StableDiffusionXLPipeline.from_single_file(XL_URL, config=XL)("cat", **FEW))
     file = p.tmp_path / "xl.safetensors"
     file.symlink_to(p.hub.folders[XL] / "xl_base.safetensors")
     options = {"config": str(p.hub.folders[XL]), "local_files_only": True}
-    shown(p.StableDiffusionXLPipeline.from_single_file(str(file), **options)("cat", **FEW))
+    check_pictures(p.StableDiffusionXLPipeline.from_single_file(str(file), **options)("cat", **FEW))
 
 
-def saved(p):
+def saving(p):
     pipeline = p.DiffusionPipeline.from_single_file(XL_URL)
     pipeline.save_pretrained(p.tmp_path / "saved")
     call = {"output_type": "np", "seed": 3, **FEW}
@@ -332,35 +337,35 @@ def freeu(p):
     p.load(SD, "DiffusionPipeline", safety_checker=None).enable_freeu(s1=0.9, s2=0.2, b1=1.5, b2=1.6)
 
 
-def no_freeu(p):
+def disabled_freeu(p):
     p.load(SD).disable_freeu()
 
 
 # tutorials/using_peft_for_inference.md
 
 
-def a_lora(p):
+def lora_scale(p):
     pipeline, call = p.with_lora("cereal"), {"output_type": "np", "seed": 3, **FEW}
-    made = [pipeline("cat", cross_attention_kwargs={"scale": scale}, **call).images for scale in (1.0, 0.5, 0.0)]
-    assert np.array_equal(made[0], pipeline("cat", **call).images)
-    assert not np.array_equal(made[0], made[1])
+    images = [pipeline("cat", cross_attention_kwargs={"scale": scale}, **call).images for scale in (1.0, 0.5, 0.0)]
+    assert np.array_equal(images[0], pipeline("cat", **call).images)
+    assert not np.array_equal(images[0], images[1])
     pipeline.unload_lora_weights()
-    assert np.array_equal(made[2], pipeline("cat", **call).images)
+    assert np.array_equal(images[2], pipeline("cat", **call).images)
 
 
-def fused(p):
+def fused_lora(p):
     pipeline = p.with_lora("ikea")
     pipeline.set_adapters("ikea", adapter_weights=0.7)
     pipeline.fuse_lora(adapter_names=["ikea"], lora_scale=1.0)
     pipeline.unload_lora_weights()
-    shown(pipeline("cat", **FEW))
+    check_pictures(pipeline("cat", **FEW))
 
 
-def weights_of_blocks(p):
+def block_weights(p):
     p.with_lora("cereal").set_adapters("cereal", {"unet": {"down": 0.9}, "text_encoder": 0.5})
 
 
-def swapped(p):
+def hotswap(p):
     pipeline = p.with_lora("ikea")
     pipeline.enable_lora_hotswap(target_rank=4)
     pipeline.load_lora_weights(OTHER_LORA, hotswap=True, adapter_name="ikea", weight_name="lora.safetensors")
@@ -370,7 +375,7 @@ def swapped(p):
 def two_loras(p):
     pipeline = p.with_lora("ikea", "feng")
     pipeline.set_adapters(["ikea", "feng"], adapter_weights=[0.7, 0.8])
-    shown(pipeline("cat", cross_attention_kwargs={"scale": 1.0}, **FEW))
+    check_pictures(pipeline("cat", cross_attention_kwargs={"scale": 1.0}, **FEW))
     pipeline.fuse_lora(adapter_names=["ikea", "feng"], lora_scale=1.0)
     pipeline.unload_lora_weights()
     pipeline.save_pretrained(p.tmp_path / "fused")
@@ -380,11 +385,11 @@ def two_loras(p):
     pipeline.unfuse_lora()
 
 
-def uploaded(p):
+def upload(p):
     p.load().push_to_hub("fused")
 
 
-def one_of_two(p):
+def active_adapters(p):
     pipeline = p.with_lora("ikea", "feng")
     pipeline.set_adapters("feng")
     assert pipeline.get_active_adapters() == ["feng"]
@@ -396,7 +401,7 @@ def one_of_two(p):
     assert pipeline.get_list_adapters() == {"unet": ["feng"]}
 
 
-def a_lora_of_a_network(p):
+def lora_of_one_network(p):
     p.load().unet.load_lora_adapter(LORA, adapter_name="cinematic", prefix="unet")
 
 
@@ -414,7 +419,7 @@ def euler(p):
 def components(p):
     text2img = p.StableDiffusionPipeline.from_pretrained(SD)
     img2img = p.StableDiffusionImg2ImgPipeline(**text2img.components)
-    shown(img2img("cat", PICTURE, num_inference_steps=4))
+    check_pictures(img2img("cat", PICTURE, num_inference_steps=4))
 
 
 def inpainting(p):
@@ -424,20 +429,20 @@ def inpainting(p):
 def second_version(p):
     pipe = p.DiffusionPipeline.from_pretrained(SD_2, dtype=float32, variant="fp16")
     pipe.scheduler = p.DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
-    shown(pipe.to("cuda")("cat", num_inference_steps=3))
+    check_pictures(pipe.to("cuda")("cat", num_inference_steps=3))
 
 
 def without_watermark(p):
     p.StableDiffusionXLPipeline.from_pretrained(XL, add_watermarker=False)
 
 
-def xl_of_words(p):
+def xl_text_to_image(p):
     options = {"dtype": float32, "variant": "fp16", "use_safetensors": True}
     pipeline = p.StableDiffusionXLPipeline.from_pretrained(XL, **options).to("cuda")
-    shown(pipeline(prompt="cat", crops_coords_top_left=(256, 0), **FEW))
-    shown(pipeline(prompt="cat", prompt_2="dog", **FEW))
+    check_pictures(pipeline(prompt="cat", crops_coords_top_left=(256, 0), **FEW))
+    check_pictures(pipeline(prompt="cat", prompt_2="dog", **FEW))
     image = p.AutoPipelineForImage2Image.from_pipe(pipeline).to("cuda")
-    shown(image("dog", image=PICTURE, strength=0.8, guidance_scale=10.5, num_inference_steps=3))
+    check_pictures(image("dog", image=PICTURE, strength=0.8, guidance_scale=10.5, num_inference_steps=3))
 
 
 def refiner(p):
@@ -450,9 +455,9 @@ def negative_sizes(p):
 
 def turbo(p):
     pipeline = p.load(variant="fp16")
-    shown(pipeline(prompt="cat", guidance_scale=0.0, num_inference_steps=1))
+    check_pictures(pipeline(prompt="cat", guidance_scale=0.0, num_inference_steps=1))
     image = p.AutoPipelineForImage2Image.from_pipe(pipeline).to("cuda")
-    shown(image("cat", image=PICTURE, strength=0.5, guidance_scale=0.0, num_inference_steps=2))
+    check_pictures(image("cat", image=PICTURE, strength=0.5, guidance_scale=0.0, num_inference_steps=2))
     pipeline.upcast_vae()
     assert pipeline.vae.decoder.conv_in.kernel[...].dtype == np.float32
     options = {"dtype": float32, "variant": "fp16"}
@@ -460,7 +465,7 @@ def turbo(p):
     pipeline.scheduler = p.EulerAncestralDiscreteScheduler.from_config(
         pipeline.scheduler.config, timestep_spacing="trailing"
     )
-    shown(pipeline("cat", guidance_scale=0.0, num_inference_steps=1))
+    check_pictures(pipeline("cat", guidance_scale=0.0, num_inference_steps=1))
 
 
 # api/pipelines/deepfloyd_if.md
@@ -475,7 +480,7 @@ def cascade(p):
     generator, call = Generator().manual_seed(1), {"output_type": "np", **FEW}
     embeds = dict(zip(("prompt_embeds", "negative_prompt_embeds"), stage_1.encode_prompt("cat"), strict=True))
     small = stage_1(**embeds, generator=generator, **call).images
-    large = shown(stage_2(image=small, **embeds, generator=generator, **call))
+    large = check_pictures(stage_2(image=small, **embeds, generator=generator, **call))
     assert large.shape[1] > small.shape[1]
     names = ("feature_extractor", "safety_checker", "watermarker")
     stage_3 = p.DiffusionPipeline.from_pretrained(UPSCALER, **{name: getattr(stage_1, name) for name in names})
@@ -491,16 +496,16 @@ def stages_by_name(p):
     p.IFSuperResolutionPipeline.from_pretrained(STAGE_2)
 
 
-def picture_of_a_stage(p):
+def if_image_to_image(p):
     p.IFImg2ImgPipeline.from_pretrained(STAGE_1)
 
 
 def fast_timesteps(p):
     pipe = p.DiffusionPipeline.from_pretrained(STAGE_1)
-    shown(pipe("cat", timesteps=[900, 300, 20], clean_caption=False))
+    check_pictures(pipe("cat", timesteps=[900, 300, 20], clean_caption=False))
 
 
-def text_encoder_alone(p):
+def text_encoder_only(p):
     p.DiffusionPipeline.from_pretrained(STAGE_1, unet=None, device_map="auto")
 
 
@@ -524,97 +529,100 @@ def semantic(p):
         edit_weights=[1, 1, 1, 1, 1],
         num_inference_steps=3,
     )
-    shown(out)
+    check_pictures(out)
 
 
-# By page: the blocks that a function stands for, with the refusal of those that are refused.
+# For each page, the function that stands for each group of blocks, and the error message of refused blocks.
 BLOCKS = {
-    "stable_diffusion.md": {(0, 3): offloaded, (1, 2, 4): another_scheduler},
+    "stable_diffusion.md": {(0, 3): offloading, (1, 2, 4): schedulers},
     "using-diffusers/loading.md": {
-        (10,): a_vae_of_its_own,
-        (12,): (perturbed_attention, "enable_pag=True is not supported: perturbed attention guidance"),
-        (13,): without_checker,
+        (10,): separate_vae,
+        (12,): (perturbed_attention, "enable_pag=True is not supported: sega_jax has no perturbed attention guidance"),
+        (13,): without_safety_checker,
     },
     "using-diffusers/schedulers.md": {
         (0, 1): loaded_scheduler,
         (2,): listed_timesteps,
         (3, 4): zero_snr,
         (5,): trailing,
-        (6, 7): (listed_sigmas, "sigmas=.* is not supported; give timesteps, or another scheduler"),
+        (6, 7): (listed_sigmas, "sigmas=.* is not supported; give timesteps, or choose another scheduler"),
     },
-    "using-diffusers/batched_inference.md": {(0, 1, 2): batches, (3, 4): a_generator_for_each},
+    "using-diffusers/batched_inference.md": {(0, 1, 2): batches, (3, 4): one_generator_per_picture},
     "using-diffusers/callback.md": {
-        (0,): (cut_off_guidance, "callback_on_step_end=.* needs prompt_embeds, .*, which cannot change during a call"),
-        (1,): interrupted,
-        (2, 3, 4): decoded_on_the_way,
+        (0,): (guidance_cutoff, "callback_on_step_end=.* needs prompt_embeds, .*, but callbacks get only the latents"),
+        (1,): interruption,
+        (2, 3, 4): intermediate_latents,
     },
     "using-diffusers/conditional_image_generation.md": {
-        (0, 1, 2, 3, 10): seeded,
-        (7, 8, 9): sized,
-        (11,): embedded,
-        (12,): (compiled, "unet: JAX compiles the networks at the first call; leave torch.compile out"),
+        (0, 1, 2, 3, 10): seeds,
+        (7, 8, 9): sizes,
+        (11,): embeddings,
+        (12,): (torch_compile, "unet: JAX compiles the networks at the first call; leave torch.compile out"),
     },
     "using-diffusers/textual_inversion_inference.md": {
-        (0, 1): words,
-        (2,): (a_word_by_position, "height='easynegative' should be a whole number"),
+        (0, 1): textual_inversion,
+        (2,): (word_by_position, "height='easynegative' should be a whole number"),
     },
-    "using-diffusers/reusing_seeds.md": {(2,): a_generator_for_each},
-    "using-diffusers/weighted_prompts.md": {(1, 2): weighted},
+    "using-diffusers/reusing_seeds.md": {(2,): one_generator_per_picture},
+    "using-diffusers/weighted_prompts.md": {(1, 2): weighted_prompts},
     "using-diffusers/img2img.md": {
-        (3, 6, 7, 8, 17, 21): pictures,
-        (9,): pictures_of_words,
-        (11, 12, 13, 14): (pictures_as_latents, "image"),
-        (16,): an_upscaler,
-        (22,): (compiled, "leave torch.compile out"),
+        (3, 6, 7, 8, 17, 21): image_to_image,
+        (9,): generated_image,
+        (11, 12, 13, 14): (latents_as_image, "image"),
+        (16,): upscaling,
+        (22,): (torch_compile, "leave torch.compile out"),
     },
     "using-diffusers/other-formats.md": {
-        (0, 8): a_single_file,
-        (2, 5, 6, 7): a_single_file_with_its_config,
-        (11,): saved,
+        (0, 8): single_file,
+        (2, 5, 6, 7): single_file_with_config,
+        (11,): saving,
     },
     "using-diffusers/image_quality.md": {
         (0, 1, 2): (freeu, "enable_freeu: FreeU is not supported and would change the picture; leave it out"),
-        (4,): no_freeu,
+        (4,): disabled_freeu,
     },
     "tutorials/using_peft_for_inference.md": {
-        (0, 5, 27): a_lora,
-        (3,): fused,
-        (4,): (compiled, "leave torch.compile out"),
-        (6,): (weights_of_blocks, "adapter_weights: 'unet' has weights for blocks, which are not supported; give one"),
-        (8, 9, 10): swapped,
+        (0, 5, 27): lora_scale,
+        (3,): fused_lora,
+        (4,): (torch_compile, "leave torch.compile out"),
+        (6,): (
+            block_weights,
+            "adapter_weights: 'unet' has weights for single blocks, which are not supported; give one",
+        ),
+        (8, 9, 10): hotswap,
         (11, 19, 20, 21, 23, 24): two_loras,
-        (22,): (uploaded, "push_to_hub is not supported: write a folder with save_pretrained and upload it"),
-        (25, 28, 29, 30, 31): one_of_two,
-        (2, 26): (a_lora_of_a_network, "no attribute 'load_lora_adapter'"),
+        (22,): (upload, "push_to_hub is not supported: write a folder with save_pretrained and upload it"),
+        (25, 28, 29, 30, 31): active_adapters,
+        (2, 26): (lora_of_one_network, "no attribute 'load_lora_adapter'"),
     },
     "api/pipelines/stable_diffusion/overview.md": {
         (0,): euler,
         (1,): components,
-        (2,): (inpainting, "StableDiffusionInpaintPipeline has no counterpart here"),
+        (2,): (inpainting, "StableDiffusionInpaintPipeline has no counterpart in sega_jax"),
     },
     "api/pipelines/stable_diffusion/stable_diffusion_2.md": {
         (0,): second_version,
-        (2,): an_upscaler,
+        (2,): upscaling,
     },
     "api/pipelines/stable_diffusion/stable_diffusion_xl.md": {
         (1,): without_watermark,
-        (2, 3, 4, 5, 14, 16): xl_of_words,
-        (7, 8, 10, 11, 12): (refiner, "denoising_end=0.8 is not supported; it belongs to the refiner"),
-        (13, 15): (negative_sizes, "negative_original_size=.* is not supported; all branches of a picture have"),
+        (2, 3, 4, 5, 14, 16): xl_text_to_image,
+        (7, 8, 10, 11, 12): (refiner, "denoising_end=0.8 is not supported; it belongs to the SDXL refiner"),
+        (13, 15): (negative_sizes, "negative_original_size=.* is not supported; the negative prompt uses the sizes"),
     },
     "api/pipelines/stable_diffusion/sdxl_turbo.md": {
         (1, 2, 3, 4, 6): turbo,
-        (5,): (compiled, "leave torch.compile out"),
+        (5,): (torch_compile, "leave torch.compile out"),
     },
     "SemanticStableDiffusionPipeline.__call__": {(0,): semantic},
     "api/pipelines/deepfloyd_if.md": {
         (5, 10, 11): cascade,
-        (1, 13): (tensors, "output_type='pt' is for tensors of torch; give 'np'"),
+        (1, 13): (tensors, "output_type='pt' .* is not supported; use 'np'"),
         (4,): stages_by_name,
-        (2, 8): (picture_of_a_stage, "IFImg2ImgPipeline has no counterpart here"),
+        (2, 8): (if_image_to_image, "IFImg2ImgPipeline has no counterpart in sega_jax"),
         (6, 7): fast_timesteps,
-        (9,): (compiled, "leave torch.compile out"),
-        (12,): (text_encoder_alone, "unet=None is not supported"),
+        (9,): (torch_compile, "leave torch.compile out"),
+        (12,): (text_encoder_only, "unet=None is not supported"),
     },
 }
 
@@ -627,7 +635,7 @@ def cases():
 
 
 @pytest.mark.parametrize(("function", "refusal"), list(cases()))
-def test_a_block(function, refusal, pasted, hub):
+def test_code_block(function, refusal, pasted, hub):
     pasted.hub = hub
     if refusal is None:
         function(pasted)
@@ -636,9 +644,8 @@ def test_a_block(function, refusal, pasted, hub):
         function(pasted)
 
 
-def test_the_same_pictures_as_the_native_pipeline(pasted, hub):
-    """Pasted calls are translated, not imitated."""
-    face = pasted.StableDiffusionPipeline.from_pretrained(SD)
-    native = Pipeline(**face.pipeline.components)
-    made = face("cat", generator=Generator().manual_seed(4), output_type="latent", **FEW).images
-    assert np.array_equal(made, native("cat", seed=4, steps=2, output="latent", progress=False).images)
+def test_same_pictures_as_the_native_pipeline(pasted, hub):
+    pipe = pasted.StableDiffusionPipeline.from_pretrained(SD)
+    native = Pipeline(**pipe.pipeline.components)
+    images = pipe("cat", generator=Generator().manual_seed(4), output_type="latent", **FEW).images
+    assert np.array_equal(images, native("cat", seed=4, steps=2, output="latent", progress=False).images)

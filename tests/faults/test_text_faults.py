@@ -97,7 +97,7 @@ def views(folder, tmp_path_factory, one_device, small):
             ),
             "T5 tokens": View(lambda: T5Tokenizer(t5, 60)(["", "a CAT"]), lambda: T5_TOKENS),
             "learnt words": View(
-                lambda: tokenizer.having({"<cat>": 3})[0](["<cat> a"])[0, 1:5], lambda: np.array([58, 59, 60, 28])
+                lambda: tokenizer.with_words({"<cat>": 3})[0](["<cat> a"])[0, 1:5], lambda: np.array([58, 59, 60, 28])
             ),
             "earlier layer": View(earlier_layer, earlier_layer_by_hand, 1e-5),
             "branches": View(lambda: branches(small), lambda: branches_by_hand(small), 1e-5),
@@ -133,14 +133,14 @@ FAULTS = {
     "padding comes before the text": Fault("tokens", Tokenizer, "__init__", with_side("padding_side")),
     "T5's padding comes before the text": Fault("T5 tokens", T5Tokenizer, "__init__", with_side("padding_side")),
     "a learnt word of several tokens is written once": Fault(
-        "learnt words", Tokenizer, "_written_out", instead(lambda self, text: text)
+        "learnt words", Tokenizer, "_expanded", instead(lambda self, text: text)
     ),
     "square brackets strengthen": Fault(
-        "read", prompt_weights, "fragments", argument(0, lambda text: text.translate(str.maketrans("[]", "()")))
+        "read", prompt_weights, "parse_weights", argument(0, lambda text: text.translate(str.maketrans("[]", "()")))
     ),
     "chunks have no end": Fault("read", Tokenizer, "framed", result(lambda ids: np.where(ids == 57, 0, ids))),
     "the mean of a weighted chunk is not restored": Fault(
-        "read", prompt_weights, "weighed", instead(lambda states, weights: states * weights[..., None])
+        "read", prompt_weights, "weight_states", instead(lambda states, weights: states * weights[..., None])
     ),
     "one layer fewer is skipped": Fault("earlier layer", clip.Encoder, "earlier", argument(2, lambda skip: skip - 1)),
     "earlier layers go without the final layer norm": Fault(

@@ -129,5 +129,5 @@ def test_the_size_of_a_picture(size, small, small_folder):
     assert made.size == tuple(side - side % factor for side in size)
     reference = diffusers.image_processor.VaeImageProcessor(vae_scale_factor=factor)
     expected = reference.preprocess(picture)[0].movedim(0, -1).numpy() / 2 + 0.5
-    fitted = face._sized({"image": picture})["image"]
+    fitted = face._with_picture_size({"image": picture})["image"]
     np.testing.assert_allclose(np.asarray(fitted) / 255, expected, atol=1e-6)

@@ -201,7 +201,7 @@ def test_a_network_that_a_kind_does_not_have_is_found_by_its_index(hub, small):
         (["--steps", "many"], "'many' should be a whole number, or one of fast27"),
         (["--scheduler", "Mine"], "scheduler='Mine' is no folder and no class of"),
         (["--stage2", TWO, "--stage2-scheduler", "Mine"], "scheduler='Mine' is no folder and no class of"),
-        (["--clean-captions"], 'cleaning captions needs bs4: pip install "sega_jax[if]"; or go without'),
+        (["--clean-captions"], 'caption cleaning needs bs4; run pip install "sega_jax[if]", or turn cleaning off'),
     ],
     ids=str,
 )
@@ -237,7 +237,7 @@ def test_calls_that_need_no_file_to_be_refused(hub, options, error, words):
 
 def test_what_cleans_captions_is_missed_before_anything_is_fetched(hub, first, monkeypatch):
     monkeypatch.setitem(sys.modules, "bs4", None)
-    words = r'pip install "sega_jax\[if\]"; or go without: clean_caption=False of SemanticIFPipeline'
+    words = r'pip install "sega_jax\[if\]", or turn cleaning off with clean_caption=False'
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(UserWarning, match=words):

@@ -177,7 +177,7 @@ def test_a_config_cannot_be_changed_from_outside(own):
     ("components", "error", "words"),
     [
         ({"models": 3}, TypeError, "models=int should be the Models of another pipeline"),
-        ({"devices": 3}, TypeError, "devices=3 should name devices"),
+        ({"devices": 3}, TypeError, "devices=3 should be a list of JAX devices"),
         ({"safety": True}, TypeError, "safety=True should be another pipeline's"),
         ({"scheduler": "EulerDiscreteScheduler"}, ValueError, "give a config"),
         ({"scheduler": 3}, TypeError, "scheduler=3 should be a class name"),
@@ -253,7 +253,7 @@ def test_faces_of_the_same_components(small, compilations):
     assert (face.scheduler.name, again.scheduler.name) == ("DDIMScheduler", "UniPCMultistepScheduler")
     assert again.unet is not None
     assert again.components.keys() == face.components.keys()
-    with pytest.raises(TypeError, match=r"should be what sega_jax\.load gives"):
+    with pytest.raises(TypeError, match=r"should be a pipeline from sega_jax\.load"):
         SemanticStableDiffusionPipeline.from_pipe(3)
 
 
@@ -311,7 +311,7 @@ def test_another_text_encoder_forgets_the_words(own):
         ({"tokenizer": 3}, TypeError, "tokenizer=3 should be another pipeline's"),
         ({"scheduler": "none"}, ValueError, "^scheduler='none' is no folder"),
         ({"safety_checker": "yes"}, TypeError, "safety_checker='yes' should be True"),
-        ({"devices": 3}, TypeError, "devices=3 should name devices"),
+        ({"devices": 3}, TypeError, "devices=3 should be a list of JAX devices"),
     ],
 )
 def test_what_is_no_component(small_folder, components, error, words):

@@ -10,7 +10,7 @@ from support.checkpoints import same
 
 import sega_jax
 from sega_jax import Edit, Pipeline
-from sega_jax.diffusers_api.plain import TextToImageArguments, XLTextToImageArguments
+from sega_jax.diffusers_api.plain import SDXLTextToImageArguments, TextToImageArguments
 from sega_jax.method.arguments import arguments
 from sega_jax.pipelines.diffusers_names import ARGUMENTS, ATTRIBUTES
 from sega_jax.systems.registry import systems
@@ -19,7 +19,7 @@ from sega_jax.systems.registry import systems
 def test_every_argument_of_diffusers_has_an_answer():
     """It is an argument here, or there is something to write instead."""
     known = {name for system in systems().values() for name in arguments(system.call)}
-    theirs = {*arguments(TextToImageArguments), *arguments(XLTextToImageArguments)}
+    theirs = {*arguments(TextToImageArguments), *arguments(SDXLTextToImageArguments)}
     assert theirs <= known | set(ARGUMENTS)
     assert not known & set(ARGUMENTS)
 

@@ -10,7 +10,7 @@ LONG = "a cat, black, on a mat"  # 17 letters and commas, which are tokens here;
 
 
 def test_a_weight_that_is_no_number(small):
-    with pytest.raises(ValueError, match=r"the weight '1\.2\.3' in 'a \(b:1\.2\.3\)' is no number; write"):
+    with pytest.raises(ValueError, match=r"the weight '1\.2\.3' in 'a \(b:1\.2\.3\)' is not a number; write"):
         small("a (b:1.2.3)", weighted=True, steps=1)
 
 

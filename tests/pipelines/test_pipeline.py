@@ -369,7 +369,9 @@ def test_none_is_the_default(face):
 
 
 def test_too_many_settings_warn_and_are_cut(face):
-    with pytest.warns(UserWarning, match="edit_weights has 5 entries for 2 concepts; the last are ignored") as caught:
+    with pytest.warns(
+        UserWarning, match="edit_weights has 5 entries for 2 concepts; the extra entries are ignored"
+    ) as caught:
         out = face(edit_weights=[2, 1, 1, 1, 1])
     assert caught[0].filename == __file__
     assert np.array_equal(out.images, face().images)

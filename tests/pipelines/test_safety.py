@@ -277,7 +277,7 @@ def test_turned_off_in_diffusers_words(read, checked_folder):
 def test_others_are_refused(read, checked_folder, value):
     with pytest.raises(TypeError, match=r"safety_checker=.* should be True for the checkpoint's own"):
         read(checked_folder, safety_checker=value)
-    with pytest.raises(TypeError, match="feature_extractor is the checkpoint's own"):
+    with pytest.raises(TypeError, match="feature_extractor needs the safety_checker"):
         SemanticStableDiffusionPipeline.from_pretrained(checked_folder, feature_extractor=value)
 
 

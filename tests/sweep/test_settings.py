@@ -208,7 +208,7 @@ def test_a_resumed_sweep_of_adapters_is_the_same(folder, pipe, files, tmp_path):
         ({"image": 5}, TypeError, "call: image=5 should be the path of a picture"),
         ({"image": "8-0.png"}, ValueError, r"image has 8x8 pixels .* expected 16x16"),
         ({"strength": 0.5}, ValueError, "needs a picture to start from"),
-        ({"lora": "missing.safetensors"}, FileNotFoundError, "call: lora: .*missing.safetensors is no file"),
+        ({"lora": "missing.safetensors"}, FileNotFoundError, "call: lora: .*missing.safetensors does not exist"),
         ({"lora": {"a.safetensors": "much"}}, TypeError, "the scale of a.safetensors='much' should be a finite number"),
         ({"lora": 5}, TypeError, "call: lora=5 should be the file of a LoRA, .* or {file: scale}; {} is none"),
         ({"lora": "toy.safetensors"}, CheckpointError, "toy.safetensors"),
@@ -332,7 +332,7 @@ def test_pictures_without_edits_are_repeated_too(folder, pipe, tmp_path, monkeyp
     ("grid", "message"),
     [
         ({"seed": {"from": 0, "count": 10**30}}, "grid: seed.count=1000.* should be from 0 to"),
-        ({"image": ["~nobody-here/x.png"]}, "grid: image: .*x.png is no file"),
+        ({"image": ["~nobody-here/x.png"]}, "grid: image: .*x.png does not exist"),
         ({"image": ["x" * 5000]}, "grid: image: .* cannot be read"),
         ({"image": ["a\0b"]}, "grid: image: embedded null byte"),
     ],

@@ -286,7 +286,7 @@ def copy(stages, tmp_path):
         ("stage1", "unet", {"in_channels": 6}, "6 input and 6 output channels does not belong to DeepFloyd-IF"),
         ("stage1", "unet", {"encoder_hid_dim": 30}, "encoder_hid_dim 30 is not the text encoder's d_model 24"),
         ("stage2", "unet", {"class_embed_type": None, "in_channels": 3}, "but .* second stage takes one"),
-        ("stage1", "text_encoder", {"vocab_size": 30}, "last token is of number 33, the text encoder has 30"),
+        ("stage1", "text_encoder", {"vocab_size": 30}, "ids up to 33, but the text encoder has 30"),
         ("upscaler", "unet", {"in_channels": 4, "num_class_embeds": None}, "takes no low-resolution picture"),
         ("stage1", "scheduler", {"beta_schedule": "sigmoid"}, "beta_schedule"),
         ("stage2", "image_noising_scheduler", {"beta_schedule": "sigmoid"}, "beta_schedule"),
@@ -366,7 +366,7 @@ def test_sentencepiece_model(tmp_path, extra):
 def test_sentencepiece_model_without_its_libraries(tmp_path, monkeypatch):
     (tmp_path / "spiece.model").touch()
     monkeypatch.setattr("sega_jax.text.tokenizers.find_spec", lambda name: None)
-    with pytest.raises(CheckpointError, match=r"without google.protobuf and sentencepiece: pip install"):
+    with pytest.raises(CheckpointError, match=r"needs google.protobuf and sentencepiece; run pip install"):
         T5Tokenizer(tmp_path, 60)
 
 

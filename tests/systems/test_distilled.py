@@ -61,7 +61,7 @@ def test_arguments_without_effect_warn_if_not_strict(lcm):
 def test_the_diffusers_api_raises_low_guidance_scales_to_1_with_a_warning(lcm):
     pipe = StableDiffusionPipeline.from_pipe(lcm)
     settings = {"num_inference_steps": 1, "output_type": "latent"}
-    with pytest.warns(UserWarning, match="guidance_scale=0.0 is taken as 1 by this network"):
+    with pytest.warns(UserWarning, match="guidance_scale=0.0 is raised to 1"):
         low = pipe("a cat", guidance_scale=0.0, generator=0, **settings)
     one = pipe("a cat", guidance_scale=1.0, generator=0, **settings)
     np.testing.assert_array_equal(low.images, one.images)

@@ -517,7 +517,7 @@ def test_the_diffusers_api(paella_folder, pipe, one_device):
     assert actual.sem_guidance.shape == (4, 1, 4, 4, 20)
     with pytest.raises(ValueError, match="mode='gumbel' should be one of multinomial, argmax, quant"):
         face("a cat", mode="gumbel")
-    with pytest.raises(TypeError, match=r"should be what sega_jax\.load gives"):
+    with pytest.raises(TypeError, match=r"should be a pipeline from sega_jax\.load"):
         SemanticPaellaPipeline.from_pipe(3)
 
 

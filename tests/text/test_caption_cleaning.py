@@ -1,4 +1,4 @@
-"""Captions, cleaned and plain, beside what diffusers makes of them."""
+"""Compares cleaned and plain captions with the results of diffusers."""
 
 import subprocess
 import sys
@@ -22,15 +22,15 @@ def test_clean(text):
 
 
 @pytest.mark.usefixtures("libraries")
-def test_no_warnings_of_captions_that_look_like_links(recwarn):
+def test_no_warnings_about_captions_that_look_like_links(recwarn):
     for text in ("cat.txt", "/etc/cat", "ftp://cats"):
         clean(text)
     assert not recwarn
 
 
 @pytest.mark.usefixtures("libraries")
-def test_broken_declarations_stay():
-    """diffusers raises bs4's ParserRejectedMarkup."""
+def test_text_with_a_broken_declaration_is_cleaned():
+    """In diffusers, such a text raises bs4's ParserRejectedMarkup."""
     assert clean("A cat <![x in a hat") == "a cat <! x in a hat"
 
 
@@ -41,12 +41,12 @@ def test_plain():
 @pytest.mark.parametrize("library", ["ftfy", "bs4"])
 def test_missing_libraries(library, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(ImportError, match=rf'needs {library}: pip install "sega_jax\[if\]"'):
+    with pytest.raises(ImportError, match=rf'needs {library}; run pip install "sega_jax\[if\]"'):
         clean("a cat")
 
 
 @pytest.mark.slow
-def test_the_libraries_wait_until_they_are_needed():
+def test_libraries_are_imported_lazily():
     code = "import sega_jax, sega_jax.text.caption_cleaning, sys; print({'ftfy', 'bs4'} & sys.modules.keys())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "set()"

@@ -48,7 +48,7 @@ def test_one_vocabulary_is_enough(tmp_path, pipe, folder, single):
     for tokenizer in (folder / "tokenizer", str(folder / "tokenizer"), pipe.tokenizer, pipe.tokenizer.first):
         result = load(tmp_path / "a.safetensors", config=bare, tokenizer=tokenizer, devices=pipe.devices)
         np.testing.assert_array_equal(result.tokenizer(["a b,", "c"]), pipe.tokenizer(["a b,", "c"]))
-    with pytest.raises(CheckpointError, match=r"the tokenizer pads with 'a', as those of Stable Diffusion 2\.x"):
+    with pytest.raises(CheckpointError, match=r"the tokenizer pads with 'a', as in Stable Diffusion 2\.x"):
         load(tmp_path / "a.safetensors", config=bare, tokenizer=folder / "tokenizer_2", devices=pipe.devices)
 
 
@@ -120,7 +120,9 @@ def test_textual_inversion(tmp_path, pipe, folder):
             np.testing.assert_array_equal(table[row[2:4]], expected)
     with pytest.raises(CheckpointError, match="does not name its word"):
         add_words(pipe.models, pipe.tokenizer, tmp_path / "a.pt")
-    with pytest.raises(ValueError, match="'<cat>' has a special token in it, such as 'a'; give another word"):
+    with pytest.raises(
+        ValueError, match="the new word '<cat>' contains a special token, such as 'a'; choose another word"
+    ):
         add_words(pipe.models, pipe.tokenizer, {"<cat>": tmp_path / "a.pt"})
 
 

@@ -99,7 +99,7 @@ def test_words_match_in_any_case(small, tmp_path, vectors, word, spellings):
         ids = tokenizer([f"a {spelling} a"])[0]
         np.testing.assert_array_equal(table(models)[ids[2 : 2 + len(vectors)]], vectors)
         assert tokenizer.tokens(spelling) == tokenizer.tokens(word)
-    with pytest.raises(ValueError, match=r"has '.*' already; give another word"):
+    with pytest.raises(ValueError, match=r"already has '.*'; choose another word"):
         add_words(models, tokenizer, {word.swapcase(): path})
 
 
@@ -184,11 +184,11 @@ def test_wrong_arguments_are_rejected(small, first, tmp_path, vectors):
     path = diffusers(tmp_path / "a", vectors)
     models, tokenizer = add_words(small.models, small.tokenizer, path)
     for error, message, arguments in [
-        (ValueError, "the tokenizer has 'a</w>' already", (small.models, small.tokenizer, {"a</w>": path})),
-        (ValueError, "the tokenizer has '<cat-toy>' already; give another", (models, tokenizer, path)),
-        (ValueError, "the tokenizer has '<cat-toy>_1' already", (models, tokenizer, {"<cat-toy>_1": path})),
-        (ValueError, "'a b' should be a word without", (small.models, small.tokenizer, {"a b": path})),
-        (ValueError, "'' should be a word", (small.models, small.tokenizer, {"": path})),
+        (ValueError, "the tokenizer already has 'a</w>'", (small.models, small.tokenizer, {"a</w>": path})),
+        (ValueError, "the tokenizer already has '<cat-toy>'; choose another", (models, tokenizer, path)),
+        (ValueError, "the tokenizer already has '<cat-toy>_1'", (models, tokenizer, {"<cat-toy>_1": path})),
+        (ValueError, "the new word 'a b' should have no spaces", (small.models, small.tokenizer, {"a b": path})),
+        (ValueError, "the new word '' should have no", (small.models, small.tokenizer, {"": path})),
         (TypeError, "should be {word: file} of textual inversion", (small.models, small.tokenizer, [path])),
         (TypeError, "should be {word: file} of textual inversion", (small.models, small.tokenizer, {3: path})),
         (TypeError, "models=Models and tokenizer=T5Tokenizer should be of", (first.models, first.tokenizer, path)),

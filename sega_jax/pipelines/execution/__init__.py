@@ -1,1 +1,1 @@
-"""How compiled programs run: on which devices, in which chunks, and for which concepts."""
+"""Runs compiled programs: the devices, the chunks of the schedule, and the active concepts."""

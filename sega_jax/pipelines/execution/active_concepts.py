@@ -1,4 +1,7 @@
-"""Which concepts a model call has to predict: none past its cool-down, and without momentum none before its warm-up."""
+"""Decides which concepts each model call must predict.
+
+No concept needs a prediction after its cool-down, nor, without momentum, before its warm-up.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,31 +12,41 @@ from sega_jax.method.guidance import Edit, Edits
 
 
 def ordered(rows: Sequence[Sequence[Edit]], momentum_scale: float) -> list[tuple[Edit, ...]]:
-    """Each row's edits, the last to end first, and of those the first to begin: so that those that are not needed are
-    the last of all rows."""
+    """Sorts the edits of each row, so that inactive edits come last.
+
+    Edits that end later come first; of edits that end at the same call, those that begin earlier come first.
+
+    Args:
+        rows: the edits of each row.
+        momentum_scale: the strength of the momentum, for edits that do not set their own.
+    """
 
     def key(edit: Edit) -> tuple[int, int]:
-        first, end = (call.item() for call in _window(Edits.stack([[edit]], momentum_scale=momentum_scale)))
+        first, end = (call.item() for call in _active_calls(Edits.stack([[edit]], momentum_scale=momentum_scale)))
         return -end, first
 
     return [tuple(sorted(row, key=key)) for row in rows]
 
 
 def needed(edits: Edits, calls: int) -> np.ndarray:
-    """How many of the first concepts each call has to predict, int [calls]; no prediction of the others has an effect.
+    """Returns how many concepts, counted from the first, each call must predict; the others have no effect.
 
     Args:
-        edits: numbers [rows, n], in the order of `ordered` if it is to be few.
+        edits: the edits of all rows, arrays [rows, n]. The order of `ordered` keeps the numbers small.
+        calls: the number of model calls.
+
+    Returns:
+        int [calls], from 0 to n.
     """
-    first, end = _window(edits)
+    first, end = _active_calls(edits)
     call = np.arange(calls)[:, None, None]
     return np.max(((first <= call) & (call < end)) * np.arange(1, first.shape[1] + 1), (1, 2), initial=0)
 
 
-def _window(edits: Edits) -> tuple[Any, Any]:
-    """The calls from which on, and up to which, the predictions of each concept have an effect.
+def _active_calls(edits: Edits) -> tuple[Any, Any]:
+    """Returns the first call at which each concept's prediction has an effect, and the first call after the last one.
 
-    A momentum gathers them before the warm-up; after the cool-down it goes on by itself.
+    The momentum accumulates predictions before the warm-up. After the cool-down it needs no predictions.
     """
     first = np.where(edits.momentum_scale > 0, 0, edits.warmup)
     return first, np.where((edits.weight > 0) & (edits.scale != 0), edits.cooldown, 0)

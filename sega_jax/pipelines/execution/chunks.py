@@ -1,4 +1,7 @@
-"""A schedule's table in chunks of one compiled length, between which the host is heard and programs may change."""
+"""Runs a schedule's table in chunks of one compiled length.
+
+Between chunks the host updates the progress bar, calls callbacks, handles Ctrl-C and may change the program.
+"""
 
 import time
 from collections.abc import Callable, Hashable, Iterator
@@ -10,21 +13,21 @@ import numpy as np
 
 from sega_jax.method.schedules import Row
 
-# Rows of the schedule in one call of the program, which compiles for this number.
+# The number of the schedule's lines (model calls) for which the program is compiled.
 CHUNK = 64
-# Seconds of work handed to the devices at once: how often the progress bar moves and Ctrl-C is heard.
-_PATIENCE = 0.5
+# The target duration of a chunk, in seconds: how often the progress bar moves and Ctrl-C takes effect.
+_SECONDS = 0.5
 
 
 class Chunks:
-    """Runs tables, and learns how long a row of each situation takes, and how few concepts it is prepared for."""
+    """Runs tables, measures the seconds per model call, and keeps a list of the compiled programs."""
 
     def __init__(self) -> None:
-        self._pace: dict[Hashable, float] = {}
+        self._seconds_per_call: dict[Hashable, float] = {}
         self._prepared: dict[Hashable, set[int]] = {}
 
     def prepare(self, situation: Hashable, concepts: int) -> None:
-        """From now on `run` may call the program of so many concepts, which is compiled."""
+        """Allows `run` to use the program for this number of concepts, because it is compiled."""
         self._prepared.setdefault(situation, set()).add(concepts)
 
     def run(
@@ -37,49 +40,52 @@ class Chunks:
         needed: np.ndarray,
         n: int,
     ) -> Iterator[tuple[int, int, Any, Any]]:
-        """Runs the table, some rows at a time.
+        """Runs the table chunk by chunk.
 
         Args:
-            program: (carry, chunk, concepts) -> the carry and what is kept of the chunk, of arrays [rows, calls, ...].
-            situation: what the pace depends on.
-            every: 0, or where to stop: after call 0 and every so many after it.
-            needed: how many concepts each call has to predict, int [calls]. It predicts as many as some program that
-                is prepared, lest a number compile one.
-            n: how many there are; their program needs no preparation.
+            program: maps (carry, chunk, number of concepts) to the new carry and the chunk's records, arrays
+                [rows, calls, ...].
+            carry: the initial carry.
+            table: the schedule, with one line for each model call.
+            situation: a key for the speed measurements and the prepared programs.
+            every: the interval of forced stops, in calls: after call 0 and then after every `every` calls; 0 is none.
+            needed: how many concepts each call must predict, int [calls]. Each call uses the smallest sufficient
+                prepared program, so nothing is compiled.
+            n: the number of concepts, whose program needs no preparation.
 
         Yields:
-            The calls done so far, how many of them just now, the carry, and what was kept of these, with the filling of
-            the chunk.
+            The number of calls done so far, the number of calls in this chunk, the carry, and the chunk's records,
+            including its padding.
         """
         calls, done, called = len(table.call), 0, set()
         prepared = np.array(sorted({n, *self._prepared.get(situation, ())}))
         concepts = prepared[np.searchsorted(prepared, needed)]
         while done < calls:
-            now = int(concepts[done])
-            name = situation, now
-            known = name in self._pace
-            live = int(_PATIENCE / self._pace[name]) if known else 1
-            live = min(max(live, 1), CHUNK, int(np.argmin(np.append(concepts[done:] == now, False))))
+            active = int(concepts[done])
+            name = situation, active
+            is_measured = name in self._seconds_per_call
+            live = int(_SECONDS / self._seconds_per_call[name]) if is_measured else 1
+            live = min(max(live, 1), CHUNK, int(np.argmin(np.append(concepts[done:] == active, False))))
             live = min(live, -done % every + 1) if every else live
-            began = time.perf_counter()
-            carry, kept = program(carry, chunk(table, done, live), now)
+            start = time.perf_counter()
+            carry, records = program(carry, chunk(table, done, live), active)
             _wait(carry)
-            # The first call of a program may have compiled: it says nothing about the pace.
-            if known or name in called:
-                self._pace[name] = (time.perf_counter() - began) / live
+            # The first run of a program may include its compilation, so its duration is not a measurement.
+            if is_measured or name in called:
+                self._seconds_per_call[name] = (time.perf_counter() - start) / live
             called.add(name)
             done += live
-            yield done, live, carry, kept
+            yield done, live, carry, records
 
 
 def chunk(table: Row, start: int, live: int) -> Row:
-    """Rows of the table from `start`, filled up to a chunk by copies of one that are not live."""
+    """Returns `live` lines of the table from `start`, padded to a chunk with copies that are not live."""
     index = np.minimum(start + np.arange(CHUNK), start + live - 1)
     return jax.tree.map(lambda column: column[index], table)._replace(live=np.arange(CHUNK) < live)
 
 
 def _wait(arrays: Any) -> None:
-    """Until the devices are done, also when interrupted: to end the process while they work is to crash."""
+    """Waits for the devices, even after Ctrl-C: ending the process while they work would crash it."""
     try:
         jax.block_until_ready(arrays)
     except KeyboardInterrupt:
@@ -89,13 +95,18 @@ def _wait(arrays: Any) -> None:
 
 @contextmanager
 def enough_memory(shape: tuple[int, ...]) -> Iterator[None]:
+    """Turns JAX's out-of-memory error inside a `with` block into a MemoryError that names remedies.
+
+    Args:
+        shape: the shape of the batch, rows first.
+    """
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise MemoryError(
-            f"the device's memory does not hold this batch, {shape} (rows first); ask for fewer pictures or"
-            " concepts at once, or where a call has them rows_at_once or tiled, for a smaller size, or load with dtype"
-            " bfloat16"
+            f"a batch of shape {shape} (rows first) does not fit in the device's memory; reduce the number of pictures,"
+            " the number of concepts or the size, use rows_at_once or tiled if the call has them, or load with"
+            " dtype='bfloat16'"
         ) from error

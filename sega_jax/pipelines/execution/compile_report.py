@@ -1,30 +1,41 @@
-"""What compiling ahead of time reports."""
+"""The report of ahead-of-time compilation."""
 
 from typing import NamedTuple
 
 
 class Program(NamedTuple):
-    """A program that is compiled."""
+    """A compiled program.
 
-    name: str  # what it computes: encode, start, advance, decode ...
-    concepts: int | None  # of `advance`, how many concepts it predicts
-    seconds: float  # that compiling took, little where it was compiled before
-    memory: int | None  # bytes of a device for what is in between arguments and results; None where it is not known
+    Attributes:
+        name: the name of its function, such as encode, start, advance or decode.
+        concepts: the number of concepts that `advance` predicts; None for other programs.
+        seconds: the time of compiling it, which is short if it was compiled before.
+        memory: the temporary memory on one device, in bytes; None if unknown.
+    """
+
+    name: str
+    concepts: int | None
+    seconds: float
+    memory: int | None
 
 
 class Compiled(NamedTuple):
-    """What `compile` compiled, in the order of the call; printed, it is a table."""
+    """The compiled programs, in the order of a call. `print` shows them as a table.
+
+    Attributes:
+        programs: the programs.
+    """
 
     programs: tuple[Program, ...]
 
     @property
     def seconds(self) -> float:
-        """In all."""
+        """The total compilation time, in seconds."""
         return sum(program.seconds for program in self.programs)
 
     @property
     def memory(self) -> int | None:
-        """Of the program that takes most, in bytes; None where it is not known."""
+        """The largest temporary memory of a program, in bytes; None if unknown."""
         return max((program.memory for program in self.programs if program.memory is not None), default=None)
 
     def __str__(self) -> str:

@@ -1,11 +1,10 @@
-"""Rows spread over the accelerators of this host: the only file that knows of several devices.
+"""Spreads the rows of a batch over the accelerators of this host. All code for several devices is in this file.
 
-Every row of a batch is a picture of its own, so devices share nothing but the weights. `jax.pmap` is in
-maintenance mode and is itself `jit(shard_map)`; by JAX's migration guide
-(https://docs.jax.dev/en/latest/migrate_pmap.html) a move to `shard_map` would change this file only.
+The rows of a batch are independent pictures, so the devices share only the weights. `jax.pmap` is in maintenance mode
+and is implemented as `jit(shard_map)`. According to JAX's migration guide
+(https://docs.jax.dev/en/latest/migrate_pmap.html), a move to `shard_map` would change only this file.
 
-One picture uses one device; with more devices than pictures the others compute a copy, so ask for
-several seeds at once.
+A single picture uses one device; additional devices compute copies of it. Generate several seeds at once to use them.
 """
 
 import time
@@ -21,14 +20,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from sega_jax.pipelines.execution.compile_report import Program
 
-# How cuDNN takes kernels [height, width, in, out]: as [out, height, width, in] in memory.
+# cuDNN wants kernels [height, width, in, out] stored as [out, height, width, in].
 _CUDNN = Layout((3, 0, 1, 2))
 
 
 @jax.tree_util.register_pytree_node_class
 class Flat:
-    """A tree that is taken apart once, for programs of `Devices.map`, whose functions are given the tree itself. To
-    take a network's modules apart takes the host milliseconds, at every call of a program."""
+    """A tree that is flattened once, for the programs of `Devices.map`, whose functions receive the tree itself.
+
+    Flattening a network takes the host milliseconds, which would be added to every call of a program.
+    """
 
     def __init__(self, tree: Any):
         self.leaves: Sequence[Any]
@@ -49,15 +50,24 @@ class Flat:
 
 
 class Devices:
-    """The devices that a pipeline runs on, and the programs that were compiled for them.
+    """The devices of a pipeline, and the programs compiled for them.
 
-    With several, arrays of rows are [devices, share, ...] while they are on them; with one, [share, ...].
+    Arrays of rows are [devices, share, ...] on several devices and [share, ...] on one, where `share` is the number of
+    rows on each device.
+
+    Args:
+        devices: a sequence of JAX devices; None is all local devices.
+
+    Raises:
+        TypeError: `devices` is not a non-empty sequence of JAX devices.
     """
 
     def __init__(self, devices: Sequence[jax.Device] | None = None):
         devices = jax.local_devices() if devices is None else devices
         if not isinstance(devices, Sequence) or not devices or not all(isinstance(d, jax.Device) for d in devices):
-            raise TypeError(f"devices={devices!r} should name devices, as of jax.local_devices(), or be None for all")
+            raise TypeError(
+                f"devices={devices!r} should be a list of JAX devices, such as jax.local_devices()[:1], or None for all"
+            )
         self.devices = list(devices)
         self._programs: dict[tuple, Callable] = {}
         self._watched: list[Program] | None = None
@@ -71,24 +81,30 @@ class Devices:
         return len(self.devices)
 
     def place(self, tree: Any) -> Any:
-        """Copies of a tree's arrays on every device, made once: passed to `map` under an axis of None.
+        """Copies the arrays of a tree to every device; programs of `map` accept them for an axis of None.
 
-        Kernels of convolutions, whose axes are four, lie on GPUs as the programs want them, who would else keep another
-        copy of them all.
+        On GPUs, convolution kernels, which are the arrays with four axes, get cuDNN's layout. Otherwise the programs
+        would keep a second copy of all kernels.
         """
 
-        def one(leaf):
-            lies = leaf.format.layout.major_to_minor if isinstance(leaf, jax.Array) else None
-            kernel = np.ndim(leaf) == 4 and lies != _CUDNN.major_to_minor
-            return jax.device_put(leaf, self._kernels if kernel else self._everywhere)
+        def put(leaf):
+            layout = leaf.format.layout.major_to_minor if isinstance(leaf, jax.Array) else None
+            needs_layout = np.ndim(leaf) == 4 and layout != _CUDNN.major_to_minor
+            return jax.device_put(leaf, self._kernels if needs_layout else self._everywhere)
 
-        return jax.tree.map(one, tree)
+        return jax.tree.map(put, tree)
 
     def map(self, function: Callable, in_axes: tuple[int | None, ...] | None, **static: Any) -> Callable:
-        """Compiles a function of one device's share, to be called with split arrays where the axis is 0; without
-        axes it runs where its arguments are.
+        """Returns a compiled program that applies a function to the share of each device.
 
-        Made once for a function and its static arguments, so that all who have these `Devices` share it.
+        The program is created once for each function and its static arguments, so all pipelines with these `Devices`
+        share it.
+
+        Args:
+            function: the function of one device's share.
+            in_axes: for each argument, 0 for arrays from `split`, or None for arrays from `place`. None instead of a
+                tuple runs the function where its arguments are.
+            static: keyword arguments of the function that are compiled in.
         """
         name = (function, in_axes, *static.items())
         if name not in self._programs:
@@ -97,16 +113,16 @@ class Devices:
             def bound(*args):
                 return function(*(arg.tree if isinstance(arg, Flat) else arg for arg in args), **static)
 
-            alone = in_axes is None or len(self) == 1
-            made = jax.jit(bound) if alone else jax.pmap(bound, in_axes=in_axes, devices=self.devices)
-            # Of several threads the first.
-            self._programs.setdefault(name, made)
+            use_jit = in_axes is None or len(self) == 1
+            compiled = jax.jit(bound) if use_jit else jax.pmap(bound, in_axes=in_axes, devices=self.devices)
+            # If several threads get here, all use the program of the first one.
+            self._programs.setdefault(name, compiled)
         program = self._programs[name]
         return program if self._watched is None else partial(self._watch, program, function, static.get("concepts"))
 
     @contextmanager
     def watch(self) -> Iterator[list[Program]]:
-        """A list that grows by every program that is called."""
+        """Yields a list to which every call of a program inside the `with` block appends its report."""
         self._watched = []
         try:
             yield self._watched
@@ -114,19 +130,19 @@ class Devices:
             self._watched = None
 
     def _watch(self, program: Any, function: Callable, concepts: int | None, *args: Any) -> Any:
-        began, memory = time.perf_counter(), None
+        start, memory = time.perf_counter(), None
         if len(self) == 1:
-            found = program.lower(*args).compile().memory_analysis()
-            memory = None if found is None else found.temp_size_in_bytes
+            analysis = program.lower(*args).compile().memory_analysis()
+            memory = None if analysis is None else analysis.temp_size_in_bytes
         else:
-            # To ask pmap's program for its memory would be to compile it twice.
+            # The memory analysis of a pmap program would compile it a second time.
             jax.block_until_ready(program(*args))
         assert self._watched is not None
-        self._watched.append(Program(function.__name__, concepts, time.perf_counter() - began, memory))
+        self._watched.append(Program(function.__name__, concepts, time.perf_counter() - start, memory))
         return program(*args)
 
     def split(self, tree: Any) -> Any:
-        """Arrays [rows, ...], padded by their last row to a multiple of the devices and spread over them."""
+        """Spreads arrays [rows, ...] over the devices, padded to equal shares with copies of the last row."""
 
         def is_key(leaf):
             return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
@@ -141,16 +157,21 @@ class Devices:
         def wrapped(leaf, placed):
             return jax.random.wrap_key_data(placed, impl=jax.random.key_impl(leaf)) if is_key(leaf) else placed
 
-        # All at once, which is quicker than one by one.
+        # One transfer of the whole tree is faster than one for each array.
         if len(self) == 1:
             return jax.device_put(tree, self._spread)
         return jax.tree.map(wrapped, tree, jax.device_put(jax.tree.map(spread, tree), self._spread))
 
     def gather(self, tree: Any, rows: int | None = None) -> Any:
-        """Host arrays [rows, ...] of what `map` returned, without the padding where `rows` is given."""
+        """Returns the results of a program as NumPy arrays [rows, ...].
 
-        def one(leaf):
+        Args:
+            tree: the results of a program of `map`.
+            rows: the number of rows without padding; None keeps the padding.
+        """
+
+        def joined(leaf):
             leaf = np.asarray(leaf)
             return (leaf if len(self) == 1 else leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:]))[:rows]
 
-        return jax.tree.map(one, tree)
+        return jax.tree.map(joined, tree)

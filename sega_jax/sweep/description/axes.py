@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from sega_jax.method.checks import brief, check_float, check_int
 from sega_jax.sweep.description.fields import checked, known
-from sega_jax.text.files import whole_path
+from sega_jax.text.files import absolute_path
 
 Values = Sequence[Any]
 # No sweep has as many points.
@@ -132,7 +132,7 @@ def _real(name: str, value: Any) -> float:
 def _matching(name: str, pattern: Any, folder: Path) -> tuple[str, ...]:
     if not isinstance(pattern, str):
         raise TypeError(f"{name}.glob={brief(pattern)} should be a pattern of paths, such as photos/*.png")
-    return tuple(sorted(glob.glob(whole_path(pattern, folder), recursive=True)))
+    return tuple(sorted(glob.glob(absolute_path(pattern, folder), recursive=True)))
 
 
 def _lines(name: str, file: Any, folder: Path) -> tuple[str, ...]:

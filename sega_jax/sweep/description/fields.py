@@ -17,7 +17,7 @@ from sega_jax.sweep.description import stages
 from sega_jax.systems.base import System
 from sega_jax.systems.call import Call
 from sega_jax.systems.registry import systems
-from sega_jax.text.files import whole_path
+from sega_jax.text.files import absolute_path
 
 # Settings of a picture that are not arguments of its call: besides these, its scheduler, and which of the edits act.
 # In a cascade also which of the stages the edits guide.
@@ -150,7 +150,7 @@ def _of_edit(name: str, value: Any, said: str) -> Any:
 def _scheduler(said: str, value: Any, folder: Path) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{said}={brief(value)} should be words")
-    if os.path.isdir(path := whole_path(value, folder)):
+    if os.path.isdir(path := absolute_path(value, folder)):
         value = path
     try:
         checked_scheduler(value)
