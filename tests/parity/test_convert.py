@@ -120,7 +120,7 @@ def test_the_hostile_pickle_is_hostile(unet, tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ([1, 2], "holds contains a list, expected a dictionary of tensors"),
+        ([1, 2], "contains a list, expected a dictionary of tensors"),
         ({"state_dict": {"x": torch.zeros(1)}}, "'state_dict' is not the name of a dense tensor"),
         ({3: torch.zeros(1)}, "3 is not the name of a dense tensor"),
         ({"x": torch.zeros(1).expand(10**12)}, "its tensors need more than its"),

@@ -180,7 +180,7 @@ def test_every_wrong_tensor_is_named(broken):
         tensors["qkv"] = tensors["label_emb.0.0.weight"] = torch.ones(1)
 
     said = broken(change)
-    assert "do not fit UNet2DConditionModel" in said
+    assert "do not fit the UNet2DConditionModel" in said
     wanted = """
   misshapen  middle_block.1.encoder_kv.weight[add_k_proj]: (88, 64), expected (96, 64)
   misshapen  middle_block.1.encoder_kv.weight[add_v_proj]: (88, 64), expected (96, 64)

@@ -271,7 +271,7 @@ def test_configs_of_the_text_encoders(refused, byt5, openclip):
     tiny.write_json(byt5 / "config.json", tiny.T5 | {"feed_forward_proj": "relu"})
     refused("byt5/config.json: text encoder config: feed_forward_proj='relu'", byt5=byt5)
     tiny.write_json(openclip / "config.json", {"text_config": 3})
-    refused("text_config=3 should be an object of settings", openclip=openclip)
+    refused("text_config=3 should be a JSON object of options", openclip=openclip)
     (openclip / "config.json").unlink()
     refused("config.json is missing", openclip=openclip)
 
@@ -282,7 +282,7 @@ def test_tokenizers(refused, openclip):
 
 
 def test_mistaken_arguments(source, refused, tmp_path):
-    refused("no folder", byt5=tmp_path / "nowhere", error=FileNotFoundError)
+    refused("is not a folder", byt5=tmp_path / "nowhere", error=FileNotFoundError)
     refused("should be the path of a folder", openclip=3, error=TypeError)
     refused("dest=None should be the path", dest=None, error=TypeError)
     refused("to='torch' should be one of orbax, diffusers", to="torch", error=ValueError)
@@ -291,7 +291,7 @@ def test_mistaken_arguments(source, refused, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").touch()
     refused("is not an empty folder", dest=tmp_path / "full", error=FileExistsError)
-    with pytest.raises(ValueError, match="configs has unet, expected of denoiser, vqgan, prior"):
+    with pytest.raises(ValueError, match="configs has unknown networks unet, expected denoiser, vqgan, prior"):
         convert_paella(source, tmp_path / "out/dest", configs={"unet": {}})
 
 
@@ -320,5 +320,5 @@ def test_mistakes_in_the_shell(source, byt5, tmp_path):
     result = shell(source, tmp_path / "dest", "--variant", "fp16")
     assert "variant='fp16' is not for Paella's published files" in result.output
     result = shell(byt5, tmp_path / "dest", "--byt5", byt5)
-    assert "--byt5 is only for Paella's published files, and" in result.output
+    assert "--byt5 is only for Paella's published files, not for" in result.output
     assert "Traceback" not in result.output
