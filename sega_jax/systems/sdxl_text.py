@@ -86,7 +86,7 @@ def _words_of_second(second: Any, texts: int) -> list[str]:
 
 
 def joined_chunks(rows: Sequence[SDXLText], weights: np.ndarray, width: int) -> SDXLText:
-    """Joins the chunks of one text and applies the weights to the states of each text encoder separately (`weight_states`).
+    """Joins the chunks of one text, and weights the states of each text encoder separately (`weight_states`).
 
     The pooled text is the first chunk's, without weights, as in AUTOMATIC1111's stable-diffusion-webui. diffusers'
     community pipeline lpw_stable_diffusion_xl takes the last chunk's, also without weights. The first chunk's pooled

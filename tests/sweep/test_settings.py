@@ -203,7 +203,7 @@ def test_a_resumed_sweep_of_adapters_is_the_same(folder, pipe, files, tmp_path):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        ({"image": "missing.png"}, FileNotFoundError, "call: image: .*missing.png is no file"),
+        ({"image": "missing.png"}, FileNotFoundError, "call: image: .*missing.png does not exist"),
         ({"image": "a.safetensors"}, ValueError, "cannot be read as a picture"),
         ({"image": 5}, TypeError, "call: image=5 should be the path of a picture"),
         ({"image": "8-0.png"}, ValueError, r"image has 8x8 pixels .* expected 16x16"),
