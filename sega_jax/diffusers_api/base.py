@@ -138,7 +138,7 @@ class DiffusersPipeline(Switches):
         if not isinstance(native, Pipeline):
             raise TypeError(f"pipeline={native!r} should be a pipeline from sega_jax.load or sega_jax.diffusers_api")
         if native.system not in cls._systems:
-            raise TypeError(f"pipeline is a {native.system.title} pipeline, expected {cls._expected()}")
+            raise TypeError(f"pipeline is for {native.system.title}, expected {cls._expected()}")
         replaced, _, _ = load_options(options | {"torch_dtype": torch_dtype}, f"{cls.__name__}.from_pipe")
         if unknown := [name for name in replaced if name not in ("dtype", "safety_checker", *_REPLACEABLE)]:
             raise TypeError(

@@ -306,7 +306,8 @@ def _lora_file(source: Any, name: str | None, revision: str | None, subfolder: s
 
     Args:
         source: the file, or a folder or hub repository.
-        name: the file's name in the folder or repository; None finds it.
+        name: the file's name in the folder or repository; None is the name that diffusers or peft write, or
+            the only weight file.
         revision: the branch, tag or commit of the repository.
         subfolder: the file's folder inside the folder or repository.
 
@@ -326,8 +327,8 @@ def _lora_file(source: Any, name: str | None, revision: str | None, subfolder: s
 def _check_path(source: Any) -> None:
     if not isinstance(source, str | os.PathLike):
         raise TypeError(
-            f"the LoRA or textual inversion is a {type(source).__name__}, {brief(source)[:40]}; expected the path of a"
-            " file or folder, or owner/name on the hub. Save tensors to a file first"
+            f"the LoRA or textual inversion is of type {type(source).__name__}, {brief(source)[:40]}; expected the path"
+            " of a file or folder, or owner/name on the hub. Save tensors to a file first"
         )
 
 

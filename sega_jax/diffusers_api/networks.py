@@ -87,7 +87,8 @@ def _located(source: Any, subfolder: str | None, revision: str | None) -> str | 
     """
     if not isinstance(source, str | os.PathLike):
         raise TypeError(
-            f"pretrained_model_name_or_path is a {type(source).__name__}; expected a folder, or owner/name on the hub"
+            f"pretrained_model_name_or_path is of type {type(source).__name__}; expected a folder or owner/name on the"
+            " hub"
         )
     folder = Path(os.path.expanduser(source))
     address = None if os.path.exists(folder) else hub.address(source)

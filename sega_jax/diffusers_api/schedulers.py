@@ -67,8 +67,8 @@ class SchedulerType(type):
         source = pretrained_model_name_or_path
         if not isinstance(source, str | os.PathLike):
             raise TypeError(
-                f"pretrained_model_name_or_path is a {type(source).__name__}; expected a folder, or owner/name on the"
-                " hub"
+                f"pretrained_model_name_or_path is of type {type(source).__name__}; expected a folder or owner/name"
+                " on the hub"
             )
         name = f"{subfolder}/{_FILE}" if subfolder else _FILE
         with hub_options(f"{cls.__name__}.from_pretrained", options):

@@ -182,7 +182,7 @@ def test_wrong_arguments_are_errors(pipe, lora, tmp_path):
         (CheckpointError, "has no file with a LoRA; it has nothing", lambda: pipe.load_lora_weights(empty)),
         (CheckpointError, r"two\.safetensors is missing", lambda: pipe.load_lora_weights(tmp_path, weight_name=two)),
         (FileNotFoundError, "does not contain learned_embeds", lambda: pipe.load_textual_inversion(tmp_path)),
-        (TypeError, "is a dict, .* expected the path", lambda: pipe.load_lora_weights({})),
+        (TypeError, "is of type dict, .* expected the path", lambda: pipe.load_lora_weights({})),
         (
             ValueError,
             "should be a list with one word for each of the 2 files",

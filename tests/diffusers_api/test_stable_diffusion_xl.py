@@ -139,7 +139,7 @@ def test_components(folder, pipe, one_device, compilations):
 
 
 def test_checkpoints_of_another_family_are_refused(folder, native, small, small_folder):
-    with pytest.raises(TypeError, match=r"is a Stable Diffusion XL pipeline, expected Stable Diffusion 1.x or 2.x for"):
+    with pytest.raises(TypeError, match=r"is for Stable Diffusion XL, expected Stable Diffusion 1.x or 2.x for"):
         SemanticStableDiffusionPipeline.from_pipe(native)
     with pytest.raises(CheckpointError, match=r"is Stable Diffusion XL, expected Stable Diffusion 1.x or 2.x for"):
         SemanticStableDiffusionPipeline.from_pretrained(folder)

@@ -261,7 +261,7 @@ def test_schedulers(pipe):
         (TypeError, "beta_strat is not an option of DDIMScheduler; did you mean", lambda: DDIMScheduler(beta_strat=1)),
         (TypeError, "use_karras is not an option", lambda: DDIMScheduler.from_config(chosen.config, use_karras=True)),
         (ValueError, "'no' is not supported", lambda: DDIMScheduler.from_config(chosen.config, timestep_spacing="no")),
-        (TypeError, "is a int; expected a folder", lambda: DDIMScheduler.from_pretrained(3)),
+        (TypeError, "is of type int; expected a folder", lambda: DDIMScheduler.from_pretrained(3)),
     ]:
         with pytest.raises(error, match=message):
             attempt()

@@ -50,7 +50,7 @@ class Chunks:
             situation: a key for the speed measurements and the prepared programs.
             every: the interval of forced stops, in calls: after call 0 and then after every `every` calls; 0 is none.
             needed: how many concepts each call must predict, int [calls]. Each call uses the smallest sufficient
-                prepared program, so nothing is compiled.
+                prepared program, so that no other program is compiled.
             n: the number of concepts, whose program needs no preparation.
 
         Yields:

@@ -157,7 +157,7 @@ class Devices:
         def wrapped(leaf, placed):
             return jax.random.wrap_key_data(placed, impl=jax.random.key_impl(leaf)) if is_key(leaf) else placed
 
-        # One transfer of the whole tree is faster than one for each array.
+        # One transfer for all arrays is faster than one for each.
         if len(self) == 1:
             return jax.device_put(tree, self._spread)
         return jax.tree.map(wrapped, tree, jax.device_put(jax.tree.map(spread, tree), self._spread))
