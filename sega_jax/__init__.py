@@ -1,4 +1,14 @@
-"""Semantic guidance (SEGA) for text-to-image diffusion in JAX."""
+"""Semantic guidance (SEGA) for text-to-image diffusion in JAX.
+
+`load` returns a `Pipeline`, which makes pictures of a prompt and guides them by edits. `Edit` describes a concept.
+
+Example:
+    >>> import sega_jax
+    >>> pipe = sega_jax.load()  # the demo model, which makes cartoon portraits
+    >>> out = pipe("a portrait of a woman", sega_jax.Edit("glasses", warmup=2), steps=5, seed=1)
+    >>> out.images[0].size
+    (128, 128)
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any

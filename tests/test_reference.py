@@ -44,6 +44,11 @@ def dotted(path):
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
+@cache
+def parsed(path):
+    return ast.parse(path.read_text())
+
+
 # Examples
 
 
@@ -117,7 +122,7 @@ def identifiers(tree):
 def known_names():
     """Returns all names of the library, of its modules and of Python."""
     names = {part for path in FILES for part in dotted(path).split(".")}
-    return names.union(dir(builtins), FOREIGN, *(identifiers(ast.parse(path.read_text())) for path in FILES))
+    return names.union(dir(builtins), FOREIGN, *(identifiers(parsed(path)) for path in FILES))
 
 
 @cache
@@ -125,7 +130,7 @@ def members():
     """Returns the names in each class of the library, with those that methods set, by the names of the classes."""
     found, bases = {}, {}
     for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.ClassDef):
                 found.setdefault(node.name, set()).update(identifiers(node))
                 bases.setdefault(node.name, set()).update(getattr(base, "id", "") for base in node.bases)
@@ -165,7 +170,7 @@ def is_known(reference):
 
 def references(path):
     """Yields the names in backticks in the docstrings of a file, and where they stand."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
             text = ast.get_docstring(node) or ""
             for reference in re.findall(r"(?<![\w`])`([A-Za-z_]\w*(?:\.\w+)*(?:\(\))?)`", text):

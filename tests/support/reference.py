@@ -181,7 +181,8 @@ def build(folder: Path) -> None:
             setattr(module, name, undecorated(value))
             if isinstance(value, type) and is_ours(value):
                 document_class(value)
-    titles = (f"- `{module.__name__}`: {str(module.__doc__).splitlines()[0]}" for module in modules[1:])
+    abouts = (str(module.__doc__).partition("\n\n")[0].replace("\n", " ") for module in modules)
+    titles = [f"- `{name}`: {about}" for name, about in zip(names, abouts, strict=True)][1:]
     sega_jax.__doc__ = "\n".join([str(sega_jax.__doc__), "", "Other pages:", "", *titles])
     pdoc.render.configure(docformat="google", math=True, footer_text=f"sega_jax {sega_jax.__version__}")
     only_these = f"!(?!(?:{'|'.join(map(re.escape, names))})$)"
