@@ -1,32 +1,31 @@
-"""`sega-jax edit`: a picture of a prompt, with and without edits; and `sega-jax info`, which repeats it."""
+"""`sega-jax edit`: pictures of a prompt, each with and without edits, and a sheet of all."""
 
 import dataclasses
-import shlex
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
-import numpy as np
 
 from sega_jax.cli import adapters, stages
-from sega_jax.cli.concepts import LIBRARY, demo, describe, format_edit, parse_edit
+from sega_jax.cli.concepts import LIBRARY, demo, describe, parse_edit
+from sega_jax.cli.edit_run import SEEDS, Job, most_seeds, run, seeds_of
 from sega_jax.cli.options import (
     OF_THIS_MACHINE,
     call_options,
     check_early,
     check_family,
-    command_words,
     load_arguments,
     option,
     parsed,
     shell_arguments,
 )
-from sega_jax.cli.terminal import compilations, remember_compilations, versions, writable
+from sega_jax.cli.terminal import remember_compilations, versions, writable
 from sega_jax.demo import settings
+from sega_jax.method.arguments import arguments
 from sega_jax.method.guidance import Edit
-from sega_jax.pipelines import loading, png, sources
+from sega_jax.pipelines import loading, sources
 from sega_jax.pipelines.cascade import FIRST
 from sega_jax.pipelines.load_options import LoadOptions
 from sega_jax.pipelines.output import Output
@@ -90,12 +89,12 @@ class Command(NamedTuple):
 
 @click.command("edit", cls=EditCommand)
 def edit(model: str | None, prompt: str, edits: tuple[str, ...], out: str, **options: Any) -> None:
-    """Makes a picture of a prompt, with and without edits, and a sheet of both."""
+    """Makes pictures of a prompt, each with and without edits, and one sheet of all."""
     with plainly():
         given = Command.of(options)
         if model is None and "revision" in given.load:
             raise ValueError(f"--revision {given.load['revision']} is of a repository on the hub; name it with --model")
-        _check_early(given, model)
+        seeds = _check_early(given)
         defaults = LIBRARY if model is not None else demo(_steps(given))
         concepts = [parse_edit(text, defaults) for text in edits]
         folder = writable(Path(out))
@@ -104,12 +103,18 @@ def edit(model: str | None, prompt: str, edits: tuple[str, ...], out: str, **opt
         given = _located(given, found, model)
         name = model or "the demo model"
         _check_family(found.system, name, given)
-        call = ({} if model is not None else settings.CALL) | parsed(found.system.call, given.call)
+        call = {name: value for name, value in given.call.items() if name not in SEEDS}
+        call = ({} if model is not None else settings.CALL) | parsed(found.system.call, call)
         remember_compilations()
         pipe, make = _load(found, model, given, name)
-        made, known = _make(pipe, make, prompt, concepts, call, given)
-        known = {"model": None if model is None else sources.place(found)[0], **known}
-        _write(folder, made, known, prompt, concepts)
+        job = _job(pipe, prompt, concepts, seeds, call, given)
+        job = job._replace(known={"model": None if model is None else sources.place(found)[0], **job.known})
+        most = most_seeds(len(pipe.devices), bool(given.stages.get("low_memory")))
+        if missing := run(make, call, job, folder, most):
+            raise ValueError(
+                f"not every picture is finite, and those that are not were not written: {', '.join(missing)}; lower"
+                " the scales of the edits, or try --dtype float32"
+            )
 
 
 def _steps(given: Command) -> int | str:
@@ -117,15 +122,17 @@ def _steps(given: Command) -> int | str:
     return settings.STEPS if text is None else parsed(named("stable_diffusion").call, {"steps": text})["steps"]
 
 
-def _check_early(given: Command, model: str | None) -> None:
-    """Finds mistakes that need no checkpoint to be seen, before one is read."""
+def _check_early(given: Command) -> list[int]:
+    """Finds mistakes that need no checkpoint to be seen, before one is read; returns the pictures' seeds."""
     check_early(given.call)
+    seeds = seeds_of(given.call)
     if "strength" in given.call and "image" not in given.call:
         raise ValueError("--strength is given without --image; name the picture to start from, or leave it out")
     load = {name: value for name, value in given.load.items() if name not in ("dtype", "tokenizer")}
     LoadOptions(**parsed(LoadOptions, load))
     stages.check(given.stages)
     adapters.check(given.load | given.adapters, given.stages)
+    return seeds
 
 
 def _located(given: Command, found: sources.Source, model: str | None) -> Command:
@@ -176,28 +183,16 @@ def _solver(pipe: Pipeline) -> str:
     return f"{pipe.system.title}'s sampler" if pipe.scheduler is None else pipe.scheduler.name
 
 
-def _make(
-    pipe: Pipeline,
-    make: Callable[..., Output],
-    prompt: str,
-    concepts: list[Edit],
-    call: dict[str, Any],
-    given: Command,
-) -> tuple[Output, dict[str, Any]]:
-    """Returns the pictures without and, where there are any, with the edits, and the settings that they were made
-    with."""
+def _job(
+    pipe: Pipeline, prompt: str, concepts: list[Edit], seeds: list[int], call: Mapping[str, Any], given: Command
+) -> Job:
+    """Prints what is made, and returns it with the settings that pictures store."""
     declared = shell_arguments(pipe.system.call)
-    values = {name: call.get(name, one.default) for name, one in declared.items()} | {"seed": call.get("seed", 0)}
-    click.echo(f"{prompt!r}, seed {values['seed']}, {values['steps']} steps")
+    values = {name: call.get(name, one.default) for name, one in declared.items() if name not in SEEDS}
+    shown = arguments(pipe.system.call)["seed"].kind.show(seeds)
+    click.echo(f"{prompt!r}, {'seed' if len(seeds) == 1 else 'seeds'} {shown}, {values['steps']} steps")
     for one in concepts:
         click.echo(f"  {describe(one)}")
-    began = time.perf_counter()
-    with compilations() as compiling:
-        rows = [[], concepts] if concepts else [[]]
-        result = make([prompt] * len(rows), rows, **call | {"seed": [values["seed"]] * len(rows)})
-    seconds = time.perf_counter() - began
-    ran = "loaded and ran" if given.stages.get("low_memory") else "ran"
-    click.echo(f"Compiled in {compiling():.1f} s, {ran} in {seconds - compiling():.1f} s")
     sizes = pipe.system.sampler.sizes(pipe.models)
     picture = read_picture(call["image"]).shape[1:3] if "image" in call else None
     height, width, _ = shape_from(sizes, call.get("height"), call.get("width"), picture)
@@ -207,6 +202,7 @@ def _make(
         "system": pipe.system.name,
         "prompt": prompt,
         "edits": [dataclasses.asdict(one) for one in concepts],
+        "seed": None,
         **{name: value for name, value in values.items() if value is not None},
         **given.stages,
         **{name: value for name, value in given.load.items() if name not in ("revision", *OF_THIS_MACHINE)},
@@ -215,71 +211,4 @@ def _make(
         "solver": _solver(pipe),
         **versions(pipe.devices.devices[0].device_kind),
     }
-    return result, known
-
-
-def _write(folder: Path, result: Output, known: dict[str, Any], prompt: str, concepts: list[Edit]) -> None:
-    """Writes the pictures and a sheet of both."""
-    names = ("original", "edited")[: 2 if concepts else 1]
-    if result.flagged is not None and result.flagged.any():
-        click.echo(f"Flagged by the safety checker: {', '.join(np.array(names)[result.flagged])}")
-    made = {name: image for name, image in zip(names, result.images, strict=True) if image}
-    if len(made) == 2:
-        captions = [prompt, "  ".join(f"{'-' if one.scale < 0 else '+'} {one.concept}" for one in concepts)]
-        made["sheet"] = png.sheet(list(made.values()), captions)
-    for path in _save(folder, made, known):
-        click.echo(f"Wrote {path}")
-    if len(made) < (3 if concepts else 1):
-        raise ValueError("not every picture is finite; lower the scales, or try --dtype float32")
-
-
-def _save(folder: Path, made: Mapping[str, Any], known: Mapping[str, Any]) -> list[Path]:
-    """Writes pictures under the first number that is free; an earlier run's are never touched."""
-    number = 1
-    while True:
-        paths = {name: folder / f"{number:04}-{name}.png" for name in made}
-        try:
-            for name, path in paths.items():
-                png.save(made[name], path, {"picture": name, **known})
-            return list(paths.values())
-        except FileExistsError:
-            number += 1
-
-
-@click.command("info")
-@click.argument("file", type=click.Path(path_type=Path))
-def info(file: Path) -> None:
-    """Prints the settings of a picture that `edit` wrote, and the command that repeats it."""
-    with plainly():
-        known = png.settings(file)
-        try:
-            defaults = demo(known["steps"]) if known["model"] is None else LIBRARY
-            known["edits"] = [format_edit(Edit(**one), defaults) for one in known["edits"]]
-            words = _words(known)
-        except (KeyError, TypeError, ValueError):
-            raise ValueError(f"{file} has settings that cannot be read") from None
-        for name, value in known.items():
-            click.echo(f"{name:15} {'; '.join(map(str, value)) if isinstance(value, list) else value}")
-        click.echo(f"\n{shlex.join(words)}")
-
-
-def _words(known: Mapping[str, Any]) -> list[str]:
-    """Returns the shell command that makes the pictures with these settings."""
-    words = ["sega-jax", "edit"]
-    for name in ("model", "revision"):
-        words += [] if known.get(name) is None else [f"--{name}", known[name]]
-    words += ["--prompt", known["prompt"]]
-    for one in known["edits"]:
-        words += ["--edit", one]
-    defaults = {"seed": 0} | (settings.CALL if known["model"] is None else {})
-    call = named(known.get("system", "stable_diffusion")).call
-    words += command_words(call, {name: _tuples(value) for name, value in known.items()}, defaults)
-    words += stages.words(known)
-    load = {name: value for name, value in known.items() if name != "revision"}
-    words += command_words(LoadOptions, {name: value for name, value in load.items() if name in load_arguments()}, {})
-    return words + adapters.command_words(known)
-
-
-def _tuples(value: Any) -> Any:
-    # JSON has tuples as lists.
-    return tuple(value) if isinstance(value, list) else value
+    return Job(prompt, concepts, seeds, known, "loaded and ran" if given.stages.get("low_memory") else "ran")

@@ -2,7 +2,8 @@
 
 import click
 
-from sega_jax.cli.edit import edit, info
+from sega_jax.cli.edit import edit
+from sega_jax.cli.info import info
 from sega_jax.cli.sweep import sweep
 from sega_jax.cli.verify import verify
 

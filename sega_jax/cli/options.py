@@ -62,6 +62,7 @@ def _shared_option(name: str, having: list[System]) -> click.Option:
     first = next(iter(declared.values()))
     text = "; or ".join(dict.fromkeys(one.help for one in declared.values()))
     parts = [f"{text[:1].upper()}{text[1:]}."]
+    parts += dict.fromkeys(one.kind.shell_hint for one in declared.values() if one.kind.shell_hint)
     if len(having) < len(systems()):
         parts.append(f"Only for {in_words(list(declared))}.")
     defaults: dict[Any, list[str]] = {}

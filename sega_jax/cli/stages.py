@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from sega_jax.cli.options import command_words, option, parsed, shell_arguments
+from sega_jax.method.arguments import arguments
 from sega_jax.pipelines import sources
 from sega_jax.pipelines.cascade import FIRST, SHARED, load_cascade
 from sega_jax.pipelines.components import checked_scheduler
@@ -17,7 +18,9 @@ from sega_jax.systems.registry import starting_systems
 from sega_jax.text import caption_cleaning
 
 # What the cascade gives each stage itself.
-_OWN = (*SHARED, "negative_prompt", "seed", "height", "width", "image")
+_OWN = (*SHARED, "negative_prompt", "images_per_prompt", "seed", "height", "width", "image")
+# Pictures that a stage predicts at once with --low-memory: one seed's, without and with edits.
+_LOW_MEMORY_ROWS = 2
 _OTHERS = ("edited", "clean_captions", "low_memory")
 
 
@@ -199,17 +202,29 @@ def load(
         **common,
     )
 
+    first = cascade.stages[FIRST].outline
+    fewer: dict[str, Any] = {}
+    if given.get("low_memory") and first.devices.devices[0].platform != "cpu":
+        # Groups of seeds are larger with --low-memory; CPUs predict one picture at a time anyway.
+        fewer["rows_at_once"] = _LOW_MEMORY_ROWS
+
     def make(prompt: list[str], edits: list, *, seed: list[int], negative_prompt: Any = None, **call: Any) -> Output:
-        stages: dict[str, Any] = {FIRST: call}
+        stages: dict[str, Any] = {FIRST: _taken(first.system, fewer) | call}
         for stage, system in later.items():
             own, declared = _of_stage(given, stage), stage_arguments(system)
             values = parsed(system.call, {name: own[name] for name in own if name in declared}, f"{stage}-")
-            stages[stage] = {name: call[name] for name in SHARED if name in call} | values
+            shared = {name: call[name] for name in SHARED if name in call}
+            stages[stage] = _taken(system, fewer) | shared | values
         edited = given.get("edited") or (FIRST,)
         clean = bool(given.get("clean_captions"))
         return cascade(prompt, edits, seed=seed, negative_prompt=negative_prompt, edited=edited, clean=clean, **stages)
 
-    return cascade.stages[FIRST].outline, make
+    return first, make
+
+
+def _taken(system: System, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options that a family's calls have."""
+    return {name: value for name, value in options.items() if name in arguments(system.call)}
 
 
 def words(known: Mapping[str, Any]) -> list[str]:

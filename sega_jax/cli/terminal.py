@@ -3,6 +3,7 @@
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import jax
 import jax.monitoring
 
 from sega_jax import __version__
+from sega_jax.pipelines.run import PictureWarning
 
 
 def writable(folder: Path) -> Path:
@@ -38,6 +40,14 @@ def remember_compilations() -> None:
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "sega_jax" / "xla"))
+
+
+@contextmanager
+def pictures_reported_elsewhere() -> Iterator[None]:
+    """Hides the library's warnings about missing and black pictures, which count the rows of a batch."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PictureWarning)
+        yield
 
 
 @contextmanager

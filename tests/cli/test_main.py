@@ -46,7 +46,9 @@ def test_edit_writes_both_pictures_and_a_sheet(made):
     original, edited, sheet = (Image.open(out / f"0001-{name}.png") for name in ("original", "edited", "sheet"))
     assert original.size == edited.size == (8, 24)
     assert np.any(np.asarray(original) != np.asarray(edited))
-    assert sheet.width > 2 * 256
+    # Both pictures stand next to each other, enlarged by a whole factor.
+    assert sheet.width > 2 * 16 * 8
+    assert sheet.height > 16 * 24
 
 
 @pytest.mark.slow
@@ -223,7 +225,7 @@ def test_pictures_that_are_not_finite_are_not_written(least_folder, tmp_path):
     words = ["--steps", 2, "--edit", "hat:scale=3e38,warmup=0", "--out", tmp_path]
     result = run("edit", "--model", least_folder, "--prompt", "cat", *words)
     assert result.exit_code == 1
-    assert "not every picture is finite" in result.output
+    assert "not every picture is finite, and those that are not were not written: edited;" in result.output
     assert [path.name for path in tmp_path.glob("*.png")] == ["0001-original.png"]
 
 
