@@ -23,7 +23,10 @@ from sega_jax.systems.registry import named
 @click.command("info")
 @click.argument("file", type=click.Path(path_type=Path))
 def info(file: Path) -> None:
-    """Prints the settings of a picture that `edit` wrote, and the command that repeats it."""
+    """Prints a picture's settings and command.
+
+    FILE is a PNG that `sega-jax edit` or a sweep wrote. The last line is the command that makes the picture again.
+    """
     with plainly():
         known = png.settings(file)
         try:
@@ -33,14 +36,16 @@ def info(file: Path) -> None:
             if isinstance(known["seed"], list):
                 known["seed"] = arguments(Call)["seed"].kind.show(known["seed"])
         except (KeyError, TypeError, ValueError):
-            raise ValueError(f"{file} has settings that cannot be read") from None
+            raise ValueError(
+                f"{file} has settings that this version of sega-jax cannot read; was it written by a later version?"
+            ) from None
         for name, value in known.items():
             click.echo(f"{name:15} {'; '.join(map(str, value)) if isinstance(value, list) else value}")
         click.echo(f"\n{shlex.join(words)}")
 
 
 def _words(known: Mapping[str, Any]) -> list[str]:
-    """Returns the shell command that makes the pictures with these settings."""
+    """Returns the words of the shell command that makes pictures with these settings."""
     words = ["sega-jax", "edit"]
     for name in ("model", "revision"):
         words += [] if known.get(name) is None else [f"--{name}", known[name]]
@@ -57,5 +62,5 @@ def _words(known: Mapping[str, Any]) -> list[str]:
 
 
 def _tuples(value: Any) -> Any:
-    # JSON has tuples as lists.
+    # JSON stores tuples as lists.
     return tuple(value) if isinstance(value, list) else value

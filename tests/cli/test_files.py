@@ -115,16 +115,16 @@ def test_words(files, tmp_path, monkeypatch, given, prompt, named):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (["--tokenizer", "nowhere"], "--tokenizer nowhere is no folder"),
+        (["--tokenizer", "nowhere"], "--tokenizer nowhere is not a folder"),
         (["--config", "folder"], "is for single files"),
         (["--prediction-type", "x"], "'x' is not one of 'epsilon', 'v_prediction'"),
         (["--ema"], "ema=True is of single files"),
-        (["--lora", "nowhere.safetensors"], "nowhere.safetensors is no file"),
+        (["--lora", "nowhere.safetensors"], "nowhere.safetensors is not a file"),
         (["--lora", "a.safetensors:nan"], "'nan' should be a finite number like 0.8"),
         (["--lora", "a.safetensors:x"], "'x' should be a finite number like 0.8"),
         (["--lora", "a.safetensors:2", "--lora", "./a.safetensors"], "is given twice"),
         (["--lora", "toy.safetensors"], "toy.safetensors"),
-        (["--textual-inversion", "<x>=nowhere.bin"], "nowhere.bin is no file"),
+        (["--textual-inversion", "<x>=nowhere.bin"], "nowhere.bin is not a file"),
         (["--textual-inversion", "a=b.safetensors"], "does not name its word"),
         (
             ["--textual-inversion", "toy.safetensors", "--textual-inversion", "<x>=a=b.safetensors"],
@@ -151,9 +151,9 @@ def test_mistakes(files, tmp_path, monkeypatch, given, words):
     [
         (["--lora", "a.safetensors"], "a.safetensors is no LoRA of this checkpoint's text_encoder and unet"),
         (["--textual-inversion", "toy.safetensors"], "has no vectors for the text encoder of DeepFloyd-IF's first"),
-        (["--tokenizer", "folder/tokenizer"], "--tokenizer is not of cascades"),
+        (["--tokenizer", "folder/tokenizer"], "--tokenizer is not for cascades"),
         (["--config", "folder"], "config='folder' is for single files"),
-        (["--ema"], "--ema is not of cascades"),
+        (["--ema"], "--ema is not for cascades"),
     ],
 )
 def test_of_other_kinds(stages, files, tmp_path, monkeypatch, given, words):

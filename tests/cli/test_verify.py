@@ -79,7 +79,7 @@ def test_the_same_picture(least_folder, noise):
     for part, file in (("text_encoder", "model"), ("unet", stem), ("vae", stem)):
         path = f"{part}/{file}.safetensors"
         assert lines[f"{path}:"] == f"sha256 {sha256(least_folder / path)}"
-    assert result.output.splitlines()[-1] == "PASSED: the 1 pictures that diffusers published"
+    assert result.output.splitlines()[-1] == "PASSED: equal to the 1 pictures that diffusers published"
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ WORDS = "is given, but textual inversion has no vectors for the text encoder of 
 SCHEDULE = "scheduler=.* {title} has a schedule of its own; leave it out"
 FILE = "is no single file of Stable Diffusion 1.x or 2.x or Stable Diffusion XL: "
 SWEEP = "'{name}' is not a setting of {title}, which has prompt, negative_prompt, seed, "
-SHELL = "--{option} is of .*, but MODEL is {title}; leave it out"
+SHELL = "--{option} is for .*, but MODEL is {title}; leave it out"
 
 
 def row(refusal, *families):
