@@ -26,6 +26,7 @@ SEEDS = ("seed", "images_per_prompt")
 _MOST_SEEDS = 256
 # Seeds of a device in a group where every group loads the networks again.
 _LOW_MEMORY_SEEDS = 16
+_DEMO_WORDS = ("glasses", "sunglasses", "smile", "beard", "hat", "beanie", "curly hair", "blue hair", "hoodie")
 _LARGEST_SEED = 2**32 - 1
 
 
@@ -150,14 +151,16 @@ def _advise(job: Job) -> None:
     """Prints options that are worth trying next."""
     ideas = []
     if not job.concepts:
-        ideas.append('--edit "glasses" for the same picture with glasses')
-    elif all(one.scale > 0 for one in job.concepts):
-        ideas.append('--edit "-smile" to remove a smile')
+        ideas.append('--edit "glasses" to add a concept')
+    if all(one.scale > 0 for one in job.concepts):
+        ideas.append('--edit "-beard" to remove one')
     else:
         ideas.append(f'--edit "{job.concepts[0].concept}:scale=8" for a stronger effect')
     if len(job.seeds) == 1:
         ideas.append("--seed 1-8 for eight pictures")
     click.echo(f"Try next: {', or '.join(ideas)}")
+    if job.known["model"] is None:
+        click.echo(f"The demo model knows {', '.join(_DEMO_WORDS)} and more")
 
 
 def _bar(group: Sequence[int], count: int) -> dict[str, Any]:
