@@ -153,7 +153,7 @@ def _advise(job: Job) -> None:
     if not job.concepts:
         ideas.append('--edit "glasses" to add a concept')
     if all(one.scale > 0 for one in job.concepts):
-        ideas.append('--edit "-beard" to remove one')
+        ideas.append('--edit "-beard" to remove a concept')
     else:
         ideas.append(f'--edit "{job.concepts[0].concept}:scale=8" for a stronger effect')
     if len(job.seeds) == 1:
