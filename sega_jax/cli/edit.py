@@ -56,7 +56,7 @@ _OUT = click.Option(
 # The options that the help page lists first.
 _FIRST_OPTIONS = (
     *("model", "prompt", "edits", "seed", "images_per_prompt", "negative_prompt", "steps", "guidance_scale"),
-    *("height", "width", "image", "strength", "out", "help"),
+    *("height", "width", "image", "strength", "out"),
 )
 
 
@@ -71,12 +71,14 @@ class EditCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the options in sections, the common ones first."""
         of_load, of_stages = {*load_arguments(), *adapters.names()}, stages.names()
+        help_option = self.get_help_option(ctx)
+        help_name = None if help_option is None else help_option.name
         cascades = f"Cascades that start with {in_words([system.title for system in starting_systems()])}"
         declared = [one for system in systems().values() for one in arguments(system.call).values()]
         of_edits = {one.name for one in declared if one.of_edits}
 
         def section(name: str | None) -> str:
-            if name in _FIRST_OPTIONS:
+            if name in _FIRST_OPTIONS or name == help_name:
                 return "Options"
             if name in of_edits:
                 return "How edits act"
@@ -93,7 +95,7 @@ class EditCommand(click.Command):
             records = sections.get(title, {})
             if records:
                 with formatter.section(title):
-                    names = sorted(records, key=lambda name: order.get(name or "", 0))
+                    names = sorted(records, key=lambda name: order.get(name or "", len(order)))
                     formatter.write_dl([records[name] for name in names])
 
 

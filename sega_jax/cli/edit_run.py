@@ -96,8 +96,8 @@ def groups(seeds: Sequence[int], most: int) -> Iterator[tuple[list[int], int]]:
 def most_seeds(devices: int, low_memory: bool) -> int:
     """Returns the number of seeds in a group.
 
-    One seed on each device needs no more memory than a single picture, and any number of seeds then shares one
-    compiled program. With `low_memory` every group loads the networks again, so groups are larger.
+    One seed on each device needs no more memory than a run with one seed and, on one device, runs the same compiled
+    programs. With `low_memory` every group loads the networks again, so groups are larger.
     """
     return devices * (_LOW_MEMORY_SEEDS if low_memory else 1)
 
@@ -155,7 +155,7 @@ def _advise(job: Job) -> None:
     if all(one.scale > 0 for one in job.concepts):
         ideas.append('--edit "-beard" to remove a concept')
     else:
-        ideas.append(f'--edit "{job.concepts[0].concept}:scale=8" for a stronger effect')
+        ideas.append('a stronger effect, as in --edit "glasses:scale=8"')
     if len(job.seeds) == 1:
         ideas.append("--seed 1-8 for eight pictures")
     click.echo(f"Try next: {', or '.join(ideas)}")
