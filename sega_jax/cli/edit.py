@@ -130,7 +130,9 @@ def edit(model: str | None, prompt: str, edits: tuple[str, ...], out: str, **opt
     Writes each picture, and a sheet that shows all of them. Every PNG stores its settings; `sega-jax info FILE.png`
     prints them, and the command that repeats the picture.
 
-    Example: sega-jax edit --prompt "a portrait of a woman" --edit "glasses" --edit "-smile" --seed 1-4
+    \b
+    Example:
+      sega-jax edit --prompt "a portrait of a sad woman" --edit "smile" --seed 5-8
     """
     with plainly():
         given = Command.of(options)

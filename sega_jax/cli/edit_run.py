@@ -22,9 +22,9 @@ from sega_jax.systems.call import Call
 
 _KINDS = ("original", "edited")
 SEEDS = ("seed", "images_per_prompt")
-# One sheet shows no more; sweeps make more pictures.
+# As many as fit on one readable sheet.
 _MOST_SEEDS = 256
-# Seeds of a device in a group where every group loads the networks again.
+# The number of seeds per device in a group, if every group loads the networks again.
 _LOW_MEMORY_SEEDS = 16
 _DEMO_WORDS = ("glasses", "sunglasses", "smile", "beard", "hat", "beanie", "curly hair", "blue hair", "hoodie")
 _LARGEST_SEED = 2**32 - 1
@@ -84,7 +84,7 @@ def groups(seeds: Sequence[int], most: int) -> Iterator[tuple[list[int], int]]:
         most: the largest group.
 
     Yields:
-        The seeds of a group, and how many of them count: the last group is filled up with its last seed.
+        The seeds of a group, and the number of them to keep: the last group is padded by repeating its last seed.
     """
     number = -(-len(seeds) // most)
     size = -(-len(seeds) // number)
@@ -171,7 +171,7 @@ def _bar(group: Sequence[int], count: int) -> dict[str, Any]:
 
 
 def _cells(result: Output, start: int, count: int) -> list[Cell]:
-    """Returns the pictures of a seed, with notes on those that are not shown."""
+    """Returns the pictures of a seed, with notes on missing and flagged ones."""
     cells = []
     for row in range(start, start + count):
         flagged = result.flagged is not None and bool(result.flagged[row])

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 # Pixels: small pictures are enlarged up to this side, and all columns together are at most this wide.
 _SIDE, _WIDTH = 384, 2048
-# Pictures in a row of the sheet; and in a row of one with more than four full rows.
+# The most pictures in a row, and the most if that would make more than four rows.
 _COLUMNS, _MANY_COLUMNS = 8, 16
 _INK, _GREY, _EMPTY = "#1f2328", "#656d76", "#eaeef2"
 _SIGNS = {"+": "#116329", "-": "#a40e26"}
@@ -29,8 +29,8 @@ class Sheet:
 
     Args:
         prompt: the title.
-        edits: the concepts, each behind "+" or "-"; none for pictures without edits alone.
-        count: the number of seeds.
+        edits: the concepts, each after "+ " or "- "; an empty list for a sheet without a second row.
+        count: the number of seeds that will be added.
     """
 
     def __init__(self, prompt: str, edits: Sequence[str], count: int):
@@ -49,12 +49,12 @@ class Sheet:
 
     @property
     def _beside(self) -> bool:
-        """Whether the only seed's pictures stand next to each other."""
+        """Whether the two pictures of a single seed stand next to each other."""
         return self.count == 1 and bool(self.edits)
 
     @property
     def columns(self) -> int:
-        """The number of pictures in a row; rows are equally long, but for the last one."""
+        """The number of pictures in a row; only the last row may have fewer."""
         if self._beside:
             return 2
         most = _COLUMNS if self.count <= 4 * _COLUMNS else _MANY_COLUMNS
@@ -63,7 +63,7 @@ class Sheet:
     def _resized(self, image: Image.Image) -> Image.Image:
         zoom = min(_SIDE // max(image.size), _WIDTH // (self.columns * image.width))
         if zoom >= 1:
-            # A whole factor keeps pixels sharp.
+            # An integer factor keeps the pixels sharp and of one size.
             self._size = (image.width * zoom, image.height * zoom)
             return image.resize(self._size, Image.Resampling.NEAREST)
         scale = min(1, _WIDTH / (self.columns * image.width))
@@ -102,7 +102,7 @@ class Sheet:
 
 
 class _Page:
-    """A page that grows downwards; its parts are drawn when it is finished, which is when its height is known."""
+    """A page that grows downwards. Everything is drawn at the end, when the height is known."""
 
     def __init__(self, width: int, margin: int):
         self.width, self.margin, self.y = width, margin, margin
@@ -158,7 +158,7 @@ class _Page:
 
 
 def _wrapped(segments: Sequence[Segment], font: Font, width: float) -> list[Line]:
-    """Breaks coloured segments into lines of at most this width: between segments, else between words or letters."""
+    """Breaks coloured segments into lines of at most `width` pixels, if need be inside a segment or a word."""
     lines: list[Line] = [[]]
     x, space = 0.0, font.getlength(" ")
     for text, colour in segments:

@@ -33,7 +33,7 @@ def info(file: Path) -> None:
             defaults = demo(known["steps"]) if known["model"] is None else LIBRARY
             known["edits"] = [format_edit(Edit(**one), defaults) for one in known["edits"]]
             words = _words(known)
-            if isinstance(known["seed"], list):
+            if isinstance(known.get("seed"), list):
                 known["seed"] = arguments(Call)["seed"].kind.show(known["seed"])
         except (KeyError, TypeError, ValueError):
             raise ValueError(
