@@ -517,7 +517,7 @@ def refused_in_shell(bench, name):
 
 @pytest.mark.parametrize("family", ENLARGING)
 def test_the_shell_needs_a_picture_to_enlarge(bench):
-    message = r"makes a small picture larger: give it as --(upscaler|stage2), .*; or name a small picture with --image"
+    message = r"enlarges pictures: give it as --(upscaler|stage2), .*; or name a small picture with --image"
     with pytest.raises(ValueError, match=message):
         stages.check_family(bench.pipe.system, "MODEL", {})
 

@@ -1,5 +1,4 @@
-"""The options of `sega-jax edit` for files that come with a checkpoint: LoRAs and textual inversion, also of the later
-stages of a cascade."""
+"""The options of `sega-jax edit` for adapters: LoRAs and textual inversions, for every stage of a cascade."""
 
 import os
 from collections.abc import Mapping
@@ -8,12 +7,13 @@ from typing import Any
 
 import click
 
+from sega_jax.cli.options import only_for
 from sega_jax.cli.stages import later_stages
 from sega_jax.method.checks import check_float
 from sega_jax.pipelines.cascade import FIRST
 from sega_jax.pipelines.load_options import ADAPTERS
 from sega_jax.systems.base import System
-from sega_jax.systems.registry import adapter_refusal, check_adapters, in_words, systems
+from sega_jax.systems.registry import adapter_refusal, check_adapters, systems
 from sega_jax.weights.lora_files import on_hub, pinned
 
 _METAVARS = {"lora": "FILE[:SCALE]", "textual_inversion": "[WORD=]FILE"}
@@ -24,94 +24,97 @@ _HELP = {
 
 
 def options() -> list[click.Option]:
-    """Returns the options of all checkpoints, and of the later stages that take such files."""
-    found = []
+    """Returns the options for --model, and for the later stages that take adapters."""
+    listed = []
     for name in ADAPTERS:
-        takers = [one.title for one in systems().values() if adapter_refusal(one, name) is None]
-        help = f"{_HELP[name]} May be given several times. Only for {in_words(takers)}."
-        found.append(_option(name, "", help))
+        titles = [one.title for one in systems().values() if adapter_refusal(one, name) is None]
+        help = f"{_HELP[name]} May be given several times. {only_for(titles)}".strip()
+        listed.append(_option(name, "", help))
     for stage, system in later_stages().items():
         for name in ADAPTERS:
             if adapter_refusal(system, name) is None:
-                found.append(_option(name, f"{stage}-", f"As {_shown(name)}, for {system.title}."))
-    return found
+                listed.append(_option(name, f"{stage}-", f"Like {_option_name(name)}, for {system.title}."))
+    return listed
 
 
 def _option(name: str, prefix: str, help: str) -> click.Option:
     return click.Option([f"--{prefix}{name.replace('_', '-')}"], multiple=True, metavar=_METAVARS[name], help=help)
 
 
-def _shown(name: str) -> str:
+def _option_name(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
 def names() -> list[str]:
-    """Returns the parameters of these options."""
+    """Returns the names of the parameters that these options set."""
     return [one.name or "" for one in options()]
 
 
 def check_family(system: System, given: Mapping[str, Any]) -> None:
-    """Checks that the family of `--model` takes the files that are given for it.
+    """Checks that the family of `--model` takes the adapters that were given for it.
 
     Raises:
-        ValueError: it does not.
+        ValueError: the family does not support them.
     """
-    check_adapters(system, {name: given[name] for name in ADAPTERS if name in given}, _shown)
+    check_adapters(system, {name: given[name] for name in ADAPTERS if name in given}, _option_name)
 
 
 def check(chosen: Mapping[str, Any], stages: Mapping[str, Any]) -> None:
-    """Finds mistakes that need no checkpoint to be seen.
+    """Checks adapters as far as possible without reading a checkpoint.
 
     Args:
-        chosen: the options that were given, by their parameters.
+        chosen: the options that were given, by the names of their parameters.
         stages: the options of later stages that were given.
 
     Raises:
-        FileNotFoundError, ValueError: no such file or folder, one that is given twice, a word that is missing, a
-            folder without a LoRA or with several, or an option of a stage that is not there.
+        FileNotFoundError, ValueError: a file or folder is missing, is given twice, or holds no LoRA or several; a word
+            has no name; or an option belongs to a stage that was not given.
     """
     tokenizer = chosen.get("tokenizer")
     if tokenizer is not None and not Path(tokenizer).expanduser().is_dir():
-        raise FileNotFoundError(f"--tokenizer {tokenizer} is no folder; correct the path")
+        raise FileNotFoundError(f"--tokenizer {tokenizer} is not a folder; correct the path")
     for name in (name for name in names() if name in chosen):
-        option = _shown(name)
+        option = _option_name(name)
         stage = _stage(name)
         if stage != FIRST and stage not in stages:
-            raise ValueError(f"{option} is given without --{stage}; name its checkpoint, or leave it out")
+            raise ValueError(
+                f"{option} is given without --{stage}; name that stage's checkpoint, or leave {option} out"
+            )
         _check_files(option, _pairs(chosen, name))
 
 
 def _check_files(option: str, pairs: list[tuple[str, Any]]) -> None:
+    # LoRAs have a scale in place of the word.
     words = [word for _, word in pairs if isinstance(word, str)]
-    for path, beside in pairs:
-        if not _is_file(path) and (isinstance(beside, str | None) or on_hub(path) is None):
-            raise FileNotFoundError(f"{option} {path} is no file; correct the path")
+    for path, word in pairs:
+        if not _is_file(path) and (isinstance(word, str | None) or on_hub(path) is None):
+            raise FileNotFoundError(f"{option} {path} is not a file; correct the path")
         if [other for other, _ in pairs].count(path) > 1:
             raise ValueError(f"{option} {path} is given twice; leave one out")
-        if beside is None and len(pairs) > 1:
+        if word is None and len(pairs) > 1:
             raise ValueError(f"{option} {path} should name its word, as in <word>={Path(path).name}")
-        if words.count(beside) > 1:
-            raise ValueError(f"{option} {beside} is given twice; leave one out")
+        if words.count(word) > 1:
+            raise ValueError(f"{option} {word} is given twice; leave one out")
 
 
 def read(chosen: Mapping[str, Any], stage: str = FIRST) -> dict[str, Any]:
-    """Returns the files that were given for a stage, as `load` takes them; an only checkpoint is the first stage."""
-    found: dict[str, Any] = {}
+    """Returns the adapters of a stage, as `load` takes them. A checkpoint without a cascade is the first stage."""
+    adapters: dict[str, Any] = {}
     for option in ADAPTERS:
         name = option if stage == FIRST else f"{stage}_{option}"
         if name not in chosen:
             continue
         by_path = dict(_pairs(chosen, name))
         if option == "lora":
-            found[option] = by_path
+            adapters[option] = by_path
         else:
             words = {word: path for path, word in by_path.items()}
-            found[option] = words.get(None, words)
-    return found
+            adapters[option] = words.get(None, words)
+    return adapters
 
 
 def by_stage(chosen: Mapping[str, Any], stages: list[str]) -> dict[str, dict[str, Any]]:
-    """Returns the files that were given for the stages of a cascade, as `load_cascade` takes them."""
+    """Returns the adapters of a cascade's stages, as `load_cascade` takes them."""
     of_stages = {stage: read(chosen, stage) for stage in stages}
     return {
         f"{option}s": {stage: files[option] for stage, files in of_stages.items() if option in files}
@@ -119,36 +122,36 @@ def by_stage(chosen: Mapping[str, Any], stages: list[str]) -> dict[str, dict[str
     }
 
 
-def remembered(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the options that were given, as a command can repeat them anywhere."""
-    found = {name: value for name, value in chosen.items() if value not in (None, ()) and value is not False}
-    paths = {name: found[name] for name in ("tokenizer", "config", "unet", "vae") if name in found}
-    # Anything else is a name on the hub.
-    found |= {name: _whole(path) for name, path in paths.items() if Path(path).expanduser().exists()}
-    for name in (name for name in names() if name in found):
+def located(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the given options with absolute paths and commits, so that a command can repeat them from any folder."""
+    located = {name: value for name, value in chosen.items() if value not in (None, ()) and value is not False}
+    paths = {name: located[name] for name in ("tokenizer", "config", "unet", "vae") if name in located}
+    # Values that are not paths are names on the hub.
+    located |= {name: _absolute(path) for name, path in paths.items() if Path(path).expanduser().exists()}
+    for name in (name for name in names() if name in located):
         pairs = _pairs(chosen, name)
         if name.endswith("lora"):
-            # A name on the hub gets the commit, so that the command always means the same file.
-            found[name] = [f"{pinned(path)}:{scale!r}" for path, scale in pairs]
+            # A name on the hub gets its commit, so that the command always loads the same file.
+            located[name] = [f"{pinned(path)}:{scale!r}" for path, scale in pairs]
         else:
-            found[name] = [path if word is None else f"{word}={path}" for path, word in pairs]
-    return found
+            located[name] = [path if word is None else f"{word}={path}" for path, word in pairs]
+    return located
 
 
 def command_words(known: Mapping[str, Any]) -> list[str]:
-    """Returns the words of a command that give these options, as `remembered` returned them."""
-    return [word for name in names() for one in known.get(name) or () for word in (_shown(name), one)]
+    """Returns the words of a command that set these options, which `located` returned."""
+    return [word for name in names() for one in known.get(name) or () for word in (_option_name(name), one)]
 
 
 def _stage(name: str) -> str:
-    """Returns the stage that a parameter is of."""
+    """Returns the stage that a parameter belongs to."""
     return next((stage for stage in later_stages() if name.startswith(f"{stage}_")), FIRST)
 
 
 def _pairs(chosen: Mapping[str, Any], name: str) -> list[tuple[str, Any]]:
-    """Returns the files of an option, each with its scale, or with its word, which is None where it is not given."""
+    """Returns the files of an option, each with a LoRA's scale, or with a textual inversion's word or None."""
     read = _lora if name.endswith("lora") else _word
-    return [read(_shown(name), text) for text in chosen[name]]
+    return [read(_option_name(name), text) for text in chosen[name]]
 
 
 def _lora(option: str, text: str) -> tuple[str, float]:
@@ -158,13 +161,13 @@ def _lora(option: str, text: str) -> tuple[str, float]:
     try:
         return _located(path), check_float(f"{option} {path}: the scale", float(scale))
     except ValueError:
-        raise ValueError(f"{option} {text}: {scale!r} should be a finite number like 0.8") from None
+        raise ValueError(f"{option} {text}: the scale {scale!r} should be a finite number like 0.8") from None
 
 
 def _word(option: str, text: str) -> tuple[str, str | None]:
     del option
     word, equals, path = text.partition("=")
-    return (_whole(path), word) if equals and not _is_file(text) else (_whole(text), None)
+    return (_absolute(path), word) if equals and not _is_file(text) else (_absolute(text), None)
 
 
 def _is_file(path: str) -> bool:
@@ -172,9 +175,9 @@ def _is_file(path: str) -> bool:
 
 
 def _located(path: str) -> str:
-    """Returns the whole path of a LoRA's file, which may be in a folder; a name on the hub as it is."""
-    return path if on_hub(path) is not None else pinned(_whole(path))
+    """Returns the absolute path of a LoRA's file, which may be in a folder; names on the hub are left unchanged."""
+    return path if on_hub(path) is not None else pinned(_absolute(path))
 
 
-def _whole(path: str) -> str:
+def _absolute(path: str) -> str:
     return str(Path(path).expanduser().resolve())

@@ -1,7 +1,6 @@
-"""Edits as the shell writes them: "glasses", "-beard:scale=6,threshold=0.95".
+"""Reads and writes edits in the shell's notation: "glasses", "-beard:scale=6,threshold=0.95".
 
-Words that would mean something else there, such as a leading minus, stand in quotation marks, as a string of JSON:
-'"-glasses":scale=6'.
+Words that the notation would misread, such as a leading minus, are written as a JSON string: '"-glasses":scale=6'.
 """
 
 import dataclasses
@@ -19,7 +18,7 @@ _SETTINGS = {name: one for name, one in arguments(Edit).items() if name != "conc
 
 
 class Defaults(NamedTuple):
-    """The settings of edits that add or remove a concept and name no others."""
+    """The settings of edits that set none, for adding and for removing a concept."""
 
     add: Edit
     remove: Edit
@@ -29,7 +28,7 @@ LIBRARY = Defaults(Edit(""), Edit("", scale=-Edit("").scale))
 
 
 def demo(steps: int | str = settings.STEPS) -> Defaults:
-    """Returns the defaults that suit the demo model in a call of so many steps."""
+    """Returns the defaults for the demo model in a call of `steps` steps."""
     steps = sum(NAMED[steps]) if isinstance(steps, str) else steps
     return Defaults(settings.add("", steps=steps), settings.remove("", steps=steps))
 
@@ -38,7 +37,7 @@ def parse_edit(text: str, defaults: Defaults = LIBRARY) -> Edit:
     """Reads an edit from `[-]WORDS[:NAME=VALUE,...]`; a leading minus removes the concept.
 
     Raises:
-        ValueError: no words, an unknown setting, or a value that is no number or out of range.
+        ValueError: there are no words, a setting is unknown, or a value is not a number or out of range.
     """
     removes = text.startswith("-")
     words, rest = _quoted(text.removeprefix("-")) or _plain_words(text)
@@ -51,11 +50,11 @@ def parse_edit(text: str, defaults: Defaults = LIBRARY) -> Edit:
                 f"--edit {text!r}: {name!r} is {'given twice' if name in values else 'unknown'}; the settings are"
                 f" {', '.join(_SETTINGS)}"
             )
-        whole = isinstance(_SETTINGS[name].kind, Integer)
+        is_integer = isinstance(_SETTINGS[name].kind, Integer)
         try:
-            values[name] = int(value) if whole else float(value)
+            values[name] = int(value) if is_integer else float(value)
         except ValueError:
-            kind = "a whole number" if whole else "a number"
+            kind = "a whole number" if is_integer else "a number"
             raise ValueError(f"--edit {text!r}: {name}={value!r} should be {kind}") from None
     if removes and "scale" in values:
         if values["scale"] < 0:
@@ -65,7 +64,7 @@ def parse_edit(text: str, defaults: Defaults = LIBRARY) -> Edit:
 
 
 def _quoted(text: str) -> tuple[str, str] | None:
-    """Returns the words in quotation marks and the settings after them; None for words without quotation marks."""
+    """Returns the words of a JSON string and the settings after it; None if the text does not start with one."""
     if not text.startswith('"'):
         return None
     try:
@@ -77,7 +76,7 @@ def _quoted(text: str) -> tuple[str, str] | None:
 
 
 def _plain_words(text: str) -> tuple[str, str]:
-    """Returns the words and the settings.
+    """Returns the words and the settings of an edit without quotation marks.
 
     Raises:
         ValueError: there are no words, or they look like settings.
@@ -87,17 +86,17 @@ def _plain_words(text: str) -> tuple[str, str]:
         words, rest = text, ""
     words = words.removeprefix("-").strip()
     if not words:
-        raise ValueError(f"--edit {text!r} names no concept")
-    if astray := re.search(rf"[:,]\s*({'|'.join(_SETTINGS)})\s*[:=]", words.replace("-", "_")):
+        raise ValueError(f"--edit {text!r} names no concept; write words such as glasses, or -beard to remove")
+    if misplaced := re.search(rf"[:,]\s*({'|'.join(_SETTINGS)})\s*[:=]", words.replace("-", "_")):
         raise ValueError(
-            f"--edit {text!r}: {astray[1]!r} looks like a setting; settings follow one colon, as in"
-            f' "{words[: astray.start()]}:{astray[1]}=5"'
+            f"--edit {text!r}: {misplaced[1]!r} looks like a setting; settings follow one colon, as in"
+            f' "{words[: misplaced.start()]}:{misplaced[1]}=5"'
         )
     return words, rest
 
 
 def format_edit(edit: Edit, defaults: Defaults = LIBRARY) -> str:
-    """Writes an edit as `parse_edit` reads it, with every setting that is not the default."""
+    """Writes an edit in the notation of `parse_edit`, with every setting that is not the default."""
     minus = "-" if edit.scale < 0 else ""
     default = defaults.remove if minus else defaults.add
     values = {name: getattr(edit, name) for name in _SETTINGS}
@@ -116,7 +115,7 @@ def format_edit(edit: Edit, defaults: Defaults = LIBRARY) -> str:
 
 
 def describe(edit: Edit) -> str:
-    """Returns a line about an edit."""
+    """Returns a line about an edit for people to read."""
     begins = f"from call {edit.warmup}" + ("" if edit.cooldown is None else f" to {edit.cooldown}")
     sign = "-" if edit.scale < 0 else "+"
     return f"{sign} {edit.concept}: scale {abs(edit.scale):g}, threshold {edit.threshold:g}, {begins}"

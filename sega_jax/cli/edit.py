@@ -1,32 +1,31 @@
-"""`sega-jax edit`: a picture of a prompt, with and without edits; and `sega-jax info`, which repeats it."""
+"""`sega-jax edit`: pictures of a prompt, each with and without edits, and a sheet of all."""
 
 import dataclasses
-import shlex
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
-import numpy as np
 
 from sega_jax.cli import adapters, stages
-from sega_jax.cli.concepts import LIBRARY, demo, describe, format_edit, parse_edit
+from sega_jax.cli.concepts import LIBRARY, demo, describe, parse_edit
+from sega_jax.cli.edit_run import SEEDS, Job, most_seeds, run, seeds_of
 from sega_jax.cli.options import (
     OF_THIS_MACHINE,
     call_options,
     check_early,
     check_family,
-    command_words,
     load_arguments,
     option,
     parsed,
     shell_arguments,
 )
-from sega_jax.cli.terminal import compilations, remember_compilations, versions, writable
+from sega_jax.cli.terminal import remember_compilations, versions, writable
 from sega_jax.demo import settings
+from sega_jax.method.arguments import arguments
 from sega_jax.method.guidance import Edit
-from sega_jax.pipelines import loading, png, sources
+from sega_jax.pipelines import loading, sources
 from sega_jax.pipelines.cascade import FIRST
 from sega_jax.pipelines.load_options import LoadOptions
 from sega_jax.pipelines.output import Output
@@ -34,37 +33,74 @@ from sega_jax.pipelines.pipeline import Pipeline
 from sega_jax.pipelines.progress import plainly
 from sega_jax.systems.base import System
 from sega_jax.systems.images import read as read_picture
-from sega_jax.systems.registry import named
+from sega_jax.systems.registry import in_words, named, starting_systems, systems
 from sega_jax.systems.sizes import shape_from
 
 _MODEL = click.Option(
     ["--model"],
-    help="A checkpoint: a folder in diffusers layout, owner/name on the hub, or a single file; of a cascade the first"
-    " stage.  [default: the demo model that comes along, of cartoon portraits]",
+    help="The checkpoint: a folder in diffusers layout, owner/name on the hub, or a single file; for a cascade, its"
+    " first stage.  [default: the built-in demo model, which draws cartoon portraits]",
 )
-_PROMPT = click.Option(["--prompt"], required=True, help="What the picture shows.")
+_PROMPT = click.Option(["--prompt"], required=True, help="What the pictures show.")
 _EDITS = click.Option(
     ["--edit", "edits"],
     multiple=True,
     metavar="CONCEPT",
-    help='A concept to add, or with a leading minus to remove; settings follow a colon: "glasses",'
-    ' "-beard:scale=6,threshold=0.95,warmup=8". Settings are scale, threshold, warmup, cooldown, weight,'
+    help='A concept to add, such as "glasses", or with a leading minus to remove, such as "-beard". Settings follow a'
+    ' colon: "-beard:scale=6,threshold=0.95,warmup=8". They are scale, threshold, warmup, cooldown, weight,'
     " momentum_scale and momentum_beta. May be given several times.",
 )
-_OUT = click.Option(["--out"], default="sega-jax-out", metavar="FOLDER", help="Where the pictures go.")
+_OUT = click.Option(
+    ["--out"], default="sega-jax-out", show_default=True, metavar="FOLDER", help="The folder for the pictures."
+)
+# The options that the help page lists first.
+_FIRST_OPTIONS = (
+    *("model", "prompt", "edits", "seed", "images_per_prompt", "negative_prompt", "steps", "guidance_scale"),
+    *("height", "width", "image", "strength", "out"),
+)
 
 
 class EditCommand(click.Command):
-    """A command whose options are those of all families, also of families that were registered later."""
+    """A command with the options of all registered families."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         loads = [option(one) for one in load_arguments().values()]
         own = [_MODEL, _PROMPT, _EDITS, *call_options(), *stages.options(), *loads, *adapters.options(), _OUT]
         return [*own, *super().get_params(ctx)]
 
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the options in sections, the common ones first."""
+        of_load, of_stages = {*load_arguments(), *adapters.names()}, stages.names()
+        help_option = self.get_help_option(ctx)
+        help_name = None if help_option is None else help_option.name
+        cascades = f"Cascades that start with {in_words([system.title for system in starting_systems()])}"
+        declared = [one for system in systems().values() for one in arguments(system.call).values()]
+        of_edits = {one.name for one in declared if one.of_edits}
+
+        def section(name: str | None) -> str:
+            if name in _FIRST_OPTIONS or name == help_name:
+                return "Options"
+            if name in of_edits:
+                return "How edits act"
+            if name in of_stages or any(f"{name}".startswith(f"{stage}_") for stage in stages.later_stages()):
+                return cascades
+            return "Loading the checkpoint" if name in of_load else "Options of some families"
+
+        sections: dict[str, dict[str | None, tuple[str, str]]] = {}
+        for one in self.get_params(ctx):
+            if (record := one.get_help_record(ctx)) is not None:
+                sections.setdefault(section(one.name), {})[one.name] = record
+        order = {name: i for i, name in enumerate(_FIRST_OPTIONS)}
+        for title in ("Options", "How edits act", "Options of some families", "Loading the checkpoint", cascades):
+            records = sections.get(title, {})
+            if records:
+                with formatter.section(title):
+                    names = sorted(records, key=lambda name: order.get(name or "", len(order)))
+                    formatter.write_dl([records[name] for name in names])
+
 
 class Command(NamedTuple):
-    """The options that were given to `edit`, by where they go; values are text."""
+    """The options that were given to `edit`, as text, by the part of the program that reads them."""
 
     call: dict[str, Any]
     stages: dict[str, Any]
@@ -74,42 +110,58 @@ class Command(NamedTuple):
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "Command":
         given = {name: value for name, value in options.items() if value not in (None, ()) and value is not False}
-        # A flag that is on by default may be turned off.
+        # False is a value where a flag is on by default.
         given |= {
             name: False for name, one in load_arguments().items() if one.default is True and options[name] is False
         }
-        loads, files, of_stages = load_arguments(), adapters.names(), stages.names()
 
-        def some(names):
+        def chosen(names):
             return {name: value for name, value in given.items() if name in names}
 
-        load, later, adapted = some(loads), some(of_stages), some(files)
-        rest = {name: value for name, value in given.items() if name not in {**load, **later, **adapted}}
-        return cls(rest, later, load, adapted)
+        load, later, files = chosen(load_arguments()), chosen(stages.names()), chosen(adapters.names())
+        call = {name: value for name, value in given.items() if name not in {**load, **later, **files}}
+        return cls(call, later, load, files)
 
 
 @click.command("edit", cls=EditCommand)
 def edit(model: str | None, prompt: str, edits: tuple[str, ...], out: str, **options: Any) -> None:
-    """Makes a picture of a prompt, with and without edits, and a sheet of both."""
+    """Makes pictures with and without edits.
+
+    Writes each picture, and a sheet that shows all of them. Every PNG stores its settings; `sega-jax info FILE.png`
+    prints them, and the command that repeats the picture.
+
+    \b
+    Example:
+      sega-jax edit --prompt "a portrait of a sad woman" --edit "smile" --seed 5-8
+    """
     with plainly():
         given = Command.of(options)
         if model is None and "revision" in given.load:
-            raise ValueError(f"--revision {given.load['revision']} is of a repository on the hub; name it with --model")
-        _check_early(given, model)
+            raise ValueError(
+                f"--revision {given.load['revision']} needs a repository on the hub; name it with --model, or leave"
+                " --revision out"
+            )
+        seeds = _check_early(given)
         defaults = LIBRARY if model is not None else demo(_steps(given))
         concepts = [parse_edit(text, defaults) for text in edits]
         folder = writable(Path(out))
         config = given.load.get("config")
-        found = sources.find(model or loading.DEMO, given.load.get("revision"), config, given=given.load)
-        given = _located(given, found, model)
+        source = sources.find(model or loading.DEMO, given.load.get("revision"), config, given=given.load)
+        given = _located(given, source, model)
         name = model or "the demo model"
-        _check_family(found.system, name, given)
-        call = ({} if model is not None else settings.CALL) | parsed(found.system.call, given.call)
+        _check_family(source.system, name, given)
+        call = {name: value for name, value in given.call.items() if name not in SEEDS}
+        call = ({} if model is not None else settings.CALL) | parsed(source.system.call, call)
         remember_compilations()
-        pipe, make = _load(found, model, given, name)
-        made, known = _make(pipe, make, prompt, concepts, call, given)
-        known = {"model": None if model is None else sources.place(found)[0], **known}
-        _write(folder, made, known, prompt, concepts)
+        pipe, make = _load(source, model, given, name)
+        job = _job(pipe, prompt, concepts, seeds, call, given)
+        job = job._replace(known={"model": None if model is None else sources.place(source)[0], **job.known})
+        most = most_seeds(len(pipe.devices), bool(given.stages.get("low_memory")))
+        if missing := run(make, call, job, folder, most):
+            raise ValueError(
+                f"not every picture is finite, and these were not written: {', '.join(missing)}; lower the scales of"
+                " the edits, or try --dtype float32"
+            )
 
 
 def _steps(given: Command) -> int | str:
@@ -117,23 +169,25 @@ def _steps(given: Command) -> int | str:
     return settings.STEPS if text is None else parsed(named("stable_diffusion").call, {"steps": text})["steps"]
 
 
-def _check_early(given: Command, model: str | None) -> None:
-    """Finds mistakes that need no checkpoint to be seen, before one is read."""
+def _check_early(given: Command) -> list[int]:
+    """Checks what can be checked without reading a checkpoint; returns the pictures' seeds."""
     check_early(given.call)
+    seeds = seeds_of(given.call)
     if "strength" in given.call and "image" not in given.call:
-        raise ValueError("--strength is given without --image; name the picture to start from, or leave it out")
+        raise ValueError("--strength is given without --image; name the picture to start from, or leave --strength out")
     load = {name: value for name, value in given.load.items() if name not in ("dtype", "tokenizer")}
     LoadOptions(**parsed(LoadOptions, load))
     stages.check(given.stages)
     adapters.check(given.load | given.adapters, given.stages)
+    return seeds
 
 
-def _located(given: Command, found: sources.Source, model: str | None) -> Command:
-    """Returns the options as a command can repeat them anywhere."""
-    load = given.load | adapters.remembered(given.load | given.adapters)
+def _located(given: Command, source: sources.Source, model: str | None) -> Command:
+    """Returns the options with absolute paths and commits, so that a command can repeat them from any folder."""
+    load = given.load | adapters.located(given.load | given.adapters)
     if "scheduler" in load:
-        load["scheduler"] = stages.whole_path(load["scheduler"])
-    if model is not None and (commit := sources.place(found)[1]) is not None:
+        load["scheduler"] = stages.absolute_path(load["scheduler"])
+    if model is not None and (commit := sources.place(source)[1]) is not None:
         load["revision"] = commit
     call = dict(given.call)
     if "image" in call:
@@ -150,14 +204,15 @@ def _check_family(system: System, name: str, given: Command) -> None:
 
 
 def _load(
-    found: sources.Source, model: str | None, given: Command, name: str
+    source: sources.Source, model: str | None, given: Command, name: str
 ) -> tuple[Pipeline, Callable[..., Output]]:
+    """Returns a pipeline, of a cascade the first stage's, and a function that makes pictures."""
     began = time.perf_counter()
     options = parsed(LoadOptions, given.load)
-    place, revision = sources.place(found)
+    place, revision = sources.place(source)
     options["revision"] = revision
     low_memory = bool(given.stages.get("low_memory"))
-    if found.system.stages:
+    if source.system.stages:
         scheduler = options.pop("scheduler", None)
         options.pop("revision")
         files = adapters.by_stage(given.adapters, [FIRST, *stages.later_stages()])
@@ -167,8 +222,8 @@ def _load(
         pipe = make = loading.load(loading.DEMO if model is None else place, **options)
     device = pipe.devices.devices[0].device_kind
     what = f"{name}: {_solver(pipe)}, {pipe.dtype.name} on {len(pipe.devices)} x {device}"
-    seconds = time.perf_counter() - began
-    click.echo(f"Loading {what}, when it is needed" if low_memory else f"Loaded {what}, in {seconds:.1f} s")
+    took = f"in {time.perf_counter() - began:.1f} s"
+    click.echo(f"{what}; each network is loaded when it is needed" if low_memory else f"Loaded {what}, {took}")
     return pipe, make
 
 
@@ -176,28 +231,16 @@ def _solver(pipe: Pipeline) -> str:
     return f"{pipe.system.title}'s sampler" if pipe.scheduler is None else pipe.scheduler.name
 
 
-def _make(
-    pipe: Pipeline,
-    make: Callable[..., Output],
-    prompt: str,
-    concepts: list[Edit],
-    call: dict[str, Any],
-    given: Command,
-) -> tuple[Output, dict[str, Any]]:
-    """Returns the pictures without and, where there are any, with the edits, and the settings that they were made
-    with."""
+def _job(
+    pipe: Pipeline, prompt: str, concepts: list[Edit], seeds: list[int], call: Mapping[str, Any], given: Command
+) -> Job:
+    """Prints the prompt, seeds and edits, and returns the job with the settings that pictures store."""
     declared = shell_arguments(pipe.system.call)
-    values = {name: call.get(name, one.default) for name, one in declared.items()} | {"seed": call.get("seed", 0)}
-    click.echo(f"{prompt!r}, seed {values['seed']}, {values['steps']} steps")
+    values = {name: call.get(name, one.default) for name, one in declared.items() if name not in SEEDS}
+    shown = arguments(pipe.system.call)["seed"].kind.show(seeds)
+    click.echo(f"{prompt!r}, {'seed' if len(seeds) == 1 else 'seeds'} {shown}, {values['steps']} steps")
     for one in concepts:
         click.echo(f"  {describe(one)}")
-    began = time.perf_counter()
-    with compilations() as compiling:
-        rows = [[], concepts] if concepts else [[]]
-        result = make([prompt] * len(rows), rows, **call | {"seed": [values["seed"]] * len(rows)})
-    seconds = time.perf_counter() - began
-    ran = "loaded and ran" if given.stages.get("low_memory") else "ran"
-    click.echo(f"Compiled in {compiling():.1f} s, {ran} in {seconds - compiling():.1f} s")
     sizes = pipe.system.sampler.sizes(pipe.models)
     picture = read_picture(call["image"]).shape[1:3] if "image" in call else None
     height, width, _ = shape_from(sizes, call.get("height"), call.get("width"), picture)
@@ -207,6 +250,7 @@ def _make(
         "system": pipe.system.name,
         "prompt": prompt,
         "edits": [dataclasses.asdict(one) for one in concepts],
+        "seed": None,
         **{name: value for name, value in values.items() if value is not None},
         **given.stages,
         **{name: value for name, value in given.load.items() if name not in ("revision", *OF_THIS_MACHINE)},
@@ -215,71 +259,4 @@ def _make(
         "solver": _solver(pipe),
         **versions(pipe.devices.devices[0].device_kind),
     }
-    return result, known
-
-
-def _write(folder: Path, result: Output, known: dict[str, Any], prompt: str, concepts: list[Edit]) -> None:
-    """Writes the pictures and a sheet of both."""
-    names = ("original", "edited")[: 2 if concepts else 1]
-    if result.flagged is not None and result.flagged.any():
-        click.echo(f"Flagged by the safety checker: {', '.join(np.array(names)[result.flagged])}")
-    made = {name: image for name, image in zip(names, result.images, strict=True) if image}
-    if len(made) == 2:
-        captions = [prompt, "  ".join(f"{'-' if one.scale < 0 else '+'} {one.concept}" for one in concepts)]
-        made["sheet"] = png.sheet(list(made.values()), captions)
-    for path in _save(folder, made, known):
-        click.echo(f"Wrote {path}")
-    if len(made) < (3 if concepts else 1):
-        raise ValueError("not every picture is finite; lower the scales, or try --dtype float32")
-
-
-def _save(folder: Path, made: Mapping[str, Any], known: Mapping[str, Any]) -> list[Path]:
-    """Writes pictures under the first number that is free; an earlier run's are never touched."""
-    number = 1
-    while True:
-        paths = {name: folder / f"{number:04}-{name}.png" for name in made}
-        try:
-            for name, path in paths.items():
-                png.save(made[name], path, {"picture": name, **known})
-            return list(paths.values())
-        except FileExistsError:
-            number += 1
-
-
-@click.command("info")
-@click.argument("file", type=click.Path(path_type=Path))
-def info(file: Path) -> None:
-    """Prints the settings of a picture that `edit` wrote, and the command that repeats it."""
-    with plainly():
-        known = png.settings(file)
-        try:
-            defaults = demo(known["steps"]) if known["model"] is None else LIBRARY
-            known["edits"] = [format_edit(Edit(**one), defaults) for one in known["edits"]]
-            words = _words(known)
-        except (KeyError, TypeError, ValueError):
-            raise ValueError(f"{file} has settings that cannot be read") from None
-        for name, value in known.items():
-            click.echo(f"{name:15} {'; '.join(map(str, value)) if isinstance(value, list) else value}")
-        click.echo(f"\n{shlex.join(words)}")
-
-
-def _words(known: Mapping[str, Any]) -> list[str]:
-    """Returns the shell command that makes the pictures with these settings."""
-    words = ["sega-jax", "edit"]
-    for name in ("model", "revision"):
-        words += [] if known.get(name) is None else [f"--{name}", known[name]]
-    words += ["--prompt", known["prompt"]]
-    for one in known["edits"]:
-        words += ["--edit", one]
-    defaults = {"seed": 0} | (settings.CALL if known["model"] is None else {})
-    call = named(known.get("system", "stable_diffusion")).call
-    words += command_words(call, {name: _tuples(value) for name, value in known.items()}, defaults)
-    words += stages.words(known)
-    load = {name: value for name, value in known.items() if name != "revision"}
-    words += command_words(LoadOptions, {name: value for name, value in load.items() if name in load_arguments()}, {})
-    return words + adapters.command_words(known)
-
-
-def _tuples(value: Any) -> Any:
-    # JSON has tuples as lists.
-    return tuple(value) if isinstance(value, list) else value
+    return Job(prompt, concepts, seeds, known, "loaded and ran" if given.stages.get("low_memory") else "ran")

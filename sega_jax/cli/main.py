@@ -2,7 +2,8 @@
 
 import click
 
-from sega_jax.cli.edit import edit, info
+from sega_jax.cli.edit import edit
+from sega_jax.cli.info import info
 from sega_jax.cli.sweep import sweep
 from sega_jax.cli.verify import verify
 
@@ -10,7 +11,10 @@ from sega_jax.cli.verify import verify
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="sega_jax")
 def main() -> None:
-    """Semantic guidance for text-to-image diffusion in JAX."""
+    """Semantic guidance (SEGA) for text-to-image diffusion in JAX.
+
+    Start with: sega-jax edit --prompt "a portrait of a woman" --edit "glasses"
+    """
 
 
 main.add_command(edit)

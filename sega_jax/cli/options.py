@@ -11,11 +11,9 @@ from sega_jax.pipelines.load_options import ADAPTERS, LoadOptions
 from sega_jax.systems.base import System
 from sega_jax.systems.registry import in_words, systems
 
-# What a command gives a call itself.
+# Arguments of a call that `edit` has options of its own for.
 _OWN = ("prompt", "edits")
-# Options of `load` that are read by `sega_jax.cli.adapters`.
-_READ_ELSEWHERE = ADAPTERS
-# Options of `load` that a command on another machine does not repeat.
+# Options of `load` that suit one machine; the command that repeats a picture leaves them out.
 OF_THIS_MACHINE = ("devices",)
 
 
@@ -25,15 +23,16 @@ def shell_arguments(declaration: type) -> dict[str, Argument]:
 
 
 def load_arguments() -> dict[str, Argument]:
-    """Returns the options of `load` that have a plain shell option."""
-    return {name: one for name, one in shell_arguments(LoadOptions).items() if name not in _READ_ELSEWHERE}
+    """Returns the arguments of `load` that have a plain shell option; `sega_jax.cli.adapters` has the others."""
+    return {name: one for name, one in shell_arguments(LoadOptions).items() if name not in ADAPTERS}
 
 
 def option(argument: Argument, *, prefix: str = "", help: str | None = None) -> click.Option:
     """Returns the shell option of an argument; its value stays text until the family is known.
 
     Args:
-        prefix: before its name, for a stage of a cascade.
+        prefix: what precedes the option's name: "stage2-" for a stage of a cascade.
+        help: the help text; None derives it from the argument.
     """
     name = f"--{prefix}{argument.option.removeprefix('--')}"
     text = f"{argument.help[:1].upper()}{argument.help[1:]}." if help is None else help
@@ -49,12 +48,20 @@ def option(argument: Argument, *, prefix: str = "", help: str | None = None) -> 
 
 
 def call_options() -> list[click.Option]:
-    """Returns the options of all families' calls. Help texts say which families have an option, and its defaults."""
-    found: dict[str, list[System]] = {}
+    """Returns the options of all families' calls. Help texts name the families that have an option and its defaults."""
+    families: dict[str, list[System]] = {}
     for system in systems().values():
         for name in shell_arguments(system.call):
-            found.setdefault(name, []).append(system)
-    return [_shared_option(name, having) for name, having in found.items()]
+            families.setdefault(name, []).append(system)
+    return [_shared_option(name, having) for name, having in families.items()]
+
+
+def only_for(titles: list[str]) -> str:
+    """Returns a sentence of a help text about the families that have an option; "" if all have it."""
+    others = [system.title for system in systems().values() if system.title not in titles]
+    if not others:
+        return ""
+    return f"Not for {in_words(others)}." if len(others) < len(titles) else f"Only for {in_words(titles)}."
 
 
 def _shared_option(name: str, having: list[System]) -> click.Option:
@@ -62,8 +69,8 @@ def _shared_option(name: str, having: list[System]) -> click.Option:
     first = next(iter(declared.values()))
     text = "; or ".join(dict.fromkeys(one.help for one in declared.values()))
     parts = [f"{text[:1].upper()}{text[1:]}."]
-    if len(having) < len(systems()):
-        parts.append(f"Only for {in_words(list(declared))}.")
+    parts += dict.fromkeys(one.kind.shell_hint for one in declared.values() if one.kind.shell_hint)
+    parts.append(only_for(list(declared)))
     defaults: dict[Any, list[str]] = {}
     for title, one in declared.items():
         if not any(one.default is none for none in (None, False, REQUIRED)):
@@ -72,28 +79,29 @@ def _shared_option(name: str, having: list[System]) -> click.Option:
         parts.append(f"[default: {next(iter(defaults))}]")
     elif defaults:
         parts.append(f"[default: {'; '.join(f'{value} for {in_words(titles)}' for value, titles in defaults.items())}]")
-    return option(first, help=" ".join(parts))
+    return option(first, help=" ".join(filter(None, parts)))
 
 
 def parsed(declaration: type, given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns the values of options that were given, as a call or `load` takes them.
+    """Returns the values of the given options, as a call or `load` takes them.
 
     Raises:
-        FileNotFoundError, TypeError, ValueError: a value is of another kind; the message names the option.
+        FileNotFoundError, TypeError, ValueError: a value has the wrong type or is out of range; the message names the
+            option.
     """
-    declared, found = arguments(declaration), {}
+    declared, values = arguments(declaration), {}
     for name, value in given.items():
         one = declared[name]
         label = f"--{prefix}{one.option.removeprefix('--')}"
-        found[name] = value if isinstance(value, bool) else one.kind.parse(label, value)
-    return found
+        values[name] = value if isinstance(value, bool) else one.kind.parse(label, value)
+    return values
 
 
 def check_early(given: Mapping[str, Any]) -> None:
-    """Finds mistakes that need no checkpoint to be seen: each value fits the arguments of at least one family.
+    """Checks, without reading a checkpoint, that each value suits at least one family.
 
     Raises:
-        FileNotFoundError, TypeError, ValueError: a value fits none.
+        FileNotFoundError, TypeError, ValueError: a value suits no family.
     """
     for name, value in given.items():
         errors = []
@@ -111,19 +119,22 @@ def check_early(given: Mapping[str, Any]) -> None:
 def check_family(system: System, model: str, given: Iterable[str]) -> None:
     """Checks that a family's calls have these options.
 
+    Args:
+        model: the checkpoint's name, for errors.
+
     Raises:
-        ValueError: they have not.
+        ValueError: an option belongs to other families.
     """
     known = shell_arguments(system.call)
     for name in given:
         if name not in known:
             having = [one.title for one in systems().values() if name in shell_arguments(one.call)]
             option = name.replace("_", "-")
-            raise ValueError(f"--{option} is of {in_words(having)}, but {model} is {system.title}; leave it out")
+            raise ValueError(f"--{option} is for {in_words(having)}, but {model} is {system.title}; leave it out")
 
 
 def command_words(declaration: type, known: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str = "") -> list:
-    """Returns the words of a command that give the values that are not the defaults."""
+    """Returns the words of a command that sets every value that is not the default."""
     words: list[str] = []
     for name, one in shell_arguments(declaration).items():
         value = known.get(f"{prefix}{name}".replace("-", "_"))

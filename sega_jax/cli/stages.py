@@ -1,4 +1,4 @@
-"""The options of `sega-jax edit` for cascades: further stages, and how all of them are run."""
+"""The options of `sega-jax edit` for cascades: the later stages, and how all stages run."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from sega_jax.cli.options import command_words, option, parsed, shell_arguments
+from sega_jax.method.arguments import arguments
 from sega_jax.pipelines import sources
 from sega_jax.pipelines.cascade import FIRST, SHARED, load_cascade
 from sega_jax.pipelines.components import checked_scheduler
@@ -16,17 +17,19 @@ from sega_jax.systems.base import System
 from sega_jax.systems.registry import starting_systems
 from sega_jax.text import caption_cleaning
 
-# What the cascade gives each stage itself.
-_OWN = (*SHARED, "negative_prompt", "seed", "height", "width", "image")
+# Arguments of a later stage that the cascade sets.
+_OWN = (*SHARED, "negative_prompt", "images_per_prompt", "seed", "height", "width", "image")
+# Pictures that a stage predicts at once with --low-memory: one seed's, without and with edits.
+_LOW_MEMORY_ROWS = 2
 _OTHERS = ("edited", "clean_captions", "low_memory")
 
 
 def later_stages() -> dict[str, System]:
     """Returns the stages after the first of all cascades, by name."""
-    found: dict[str, System] = {}
+    stages: dict[str, System] = {}
     for system in starting_systems():
-        found |= system.stages
-    return found
+        stages |= system.stages
+    return stages
 
 
 def stage_arguments(system: System) -> dict[str, Any]:
@@ -36,62 +39,62 @@ def stage_arguments(system: System) -> dict[str, Any]:
 
 def options() -> list[click.Option]:
     """Returns the options of cascades."""
-    titles = ", ".join(system.title for system in starting_systems())
-    found = []
+    listed = []
     for stage, system in later_stages().items():
-        found += [
+        listed += [
             click.Option(
                 [f"--{stage}"],
                 metavar="MODEL",
-                help=f"The checkpoint of {system.title}, which enlarges the pictures. Only for {titles}.",
+                help=f"The checkpoint of {system.title}, which enlarges the pictures.",
             ),
-            click.Option([f"--{stage}-revision"], help=f"As --revision, for {system.title}."),
-            click.Option([f"--{stage}-scheduler"], help=f"As --scheduler, for {system.title}."),
+            click.Option([f"--{stage}-revision"], help=f"Like --revision, for {system.title}."),
+            click.Option([f"--{stage}-scheduler"], help=f"Like --scheduler, for {system.title}."),
         ]
         for one in stage_arguments(system).values():
             default = (
                 "" if one.default is None or one.default is False else f"  [default: {one.kind.show(one.default)}]"
             )
-            help = f"As {one.option}, for {system.title}.{default}"
-            found.append(option(one, prefix=f"{stage}-", help=help))
+            help = f"Like {one.option}, for {system.title}.{default}"
+            listed.append(option(one, prefix=f"{stage}-", help=help))
     stages = click.Choice([FIRST, *later_stages()])
-    found += [
+    listed += [
         click.Option(
             ["--edited"],
             multiple=True,
             type=stages,
-            help=f"A stage that the edits guide. May be given several times. Only for {titles}.  [default: {FIRST}]",
+            help=f"A stage that the edits guide. May be given several times.  [default: {FIRST}]",
         ),
         click.Option(
             ["--clean-captions"],
             is_flag=True,
             default=None,
-            help=f"Clean the texts as the captions of the training data were. Only for {titles}.",
+            help="Clean the texts in the same way as the captions of the training data.",
         ),
         click.Option(
             ["--low-memory"],
             is_flag=True,
             default=None,
-            help=f"Keep only one network in memory at a time. Only for {titles}.",
+            help="Keep only one network in memory at a time.",
         ),
     ]
-    return found
+    return listed
 
 
 def names() -> list[str]:
-    """Returns the parameters of these options."""
+    """Returns the names of the parameters that these options set."""
     return [one.name or "" for one in options()]
 
 
 def check(given: Mapping[str, Any]) -> None:
-    """Finds mistakes that need no checkpoint to be seen.
+    """Checks the options of cascades as far as possible without reading a checkpoint.
 
     Args:
-        given: the options that were given, by their parameters.
+        given: the options that were given, by the names of their parameters.
 
     Raises:
-        TypeError, ValueError: a number out of range, an unknown scheduler, or an option of a stage that is not there.
-        ImportError: captions are to be cleaned, and what cleans them is not installed.
+        TypeError, ValueError: a number is out of range, a scheduler is unknown, or an option belongs to a stage that
+            was not given.
+        ImportError: --clean-captions needs libraries that are not installed.
     """
     for stage, system in later_stages().items():
         values = _of_stage(given, stage)
@@ -101,7 +104,9 @@ def check(given: Mapping[str, Any]) -> None:
         listed = [f"--{stage}-{name.replace('_', '-')}" for name in values]
         listed += [f"--edited {stage}"] * (stage in given.get("edited", ()))
         if listed and stage not in given:
-            raise ValueError(f"{listed[0]} is given without --{stage}; name its checkpoint, or leave it out")
+            raise ValueError(
+                f"{listed[0]} is given without --{stage}; name that stage's checkpoint, or leave {listed[0]} out"
+            )
     cascades = [list(system.stages) for system in starting_systems()]
     for stage in later_stages():
         before = [names[names.index(stage) - 1] for names in cascades if stage in names[1:]]
@@ -112,67 +117,68 @@ def check(given: Mapping[str, Any]) -> None:
 
 
 def _of_stage(given: Mapping[str, Any], stage: str) -> dict[str, Any]:
-    """Returns the options of a stage by their names without the stage's."""
+    """Returns the options of a stage by their names without the stage's prefix."""
     return {name.removeprefix(f"{stage}_"): value for name, value in given.items() if name.startswith(f"{stage}_")}
 
 
 def check_family(system: System, model: str, given: Mapping[str, Any], *, image: bool = False) -> None:
-    """Checks that a command can begin with this model, and has these options.
+    """Checks that a command can start with this model, and that the model takes the options of cascades.
 
     Args:
-        image: whether the command names a picture, which a later stage can enlarge alone.
+        model: the checkpoint's name, for errors.
+        image: whether the command names a picture, which a later stage can enlarge without a cascade.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: the model is a later stage without a picture, or an option is for cascades and the model starts
+            none.
     """
     for stage, later in later_stages().items():
         if later is system and not image:
             first = " or ".join(one.title for one in starting_systems())
             raise ValueError(
-                f"{model} is {system.title}, which makes a small picture larger: give it as --{stage}, and {first} as"
-                " --model; or name a small picture with --image"
+                f"{model} is {system.title}, which enlarges pictures: give it as --{stage}, with {first} as --model; or"
+                " name a small picture with --image"
             )
     if given and not system.stages:
         name = next(iter(given)).replace("_", "-")
         first = " and ".join(one.title.removesuffix(" first stage") for one in starting_systems())
-        raise ValueError(f"--{name} is of {first} cascade, but {model} is {system.title}; leave it out")
+        raise ValueError(f"--{name} is for {first} cascade, but {model} is {system.title}; leave it out")
 
 
 def check_load(system: System, model: str, given: Mapping[str, Any]) -> None:
-    """Checks that a cascade, if the model begins one, takes these options of `load`.
+    """Checks that a cascade, if the model starts one, takes these options of `load`.
 
     Raises:
-        ValueError: it does not.
+        ValueError: an option is not for cascades.
     """
-    # It takes the others by stage.
+    # `load_cascade` takes these two by stage.
     known = {*inspect.signature(load_cascade).parameters, "revision", "scheduler"}
     for name in given:
         if system.stages and name not in known:
             raise ValueError(
-                f"--{name.replace('_', '-')} is not of cascades, but {model} is {system.title}; leave it out"
+                f"--{name.replace('_', '-')} is not for cascades, but {model} is {system.title}; leave it out"
             )
 
 
 def located(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the options as a command can repeat them anywhere: folders by their whole path, and of what is on the hub
-    the commit.
+    """Returns the options with absolute paths and commits, so that a command can repeat them from any folder.
 
     Raises:
-        FileNotFoundError, CheckpointError: a stage is no checkpoint.
+        FileNotFoundError, CheckpointError: a stage's checkpoint is missing or not a checkpoint.
     """
-    found = dict(given)
+    located = dict(given)
     for stage in later_stages():
         if stage in given:
             source = sources.find(given[stage], given.get(f"{stage}_revision"))
             place, revision = sources.place(source)
-            found |= {stage: place} | ({} if revision is None else {f"{stage}_revision": revision})
+            located |= {stage: place} | ({} if revision is None else {f"{stage}_revision": revision})
         if f"{stage}_scheduler" in given:
-            found[f"{stage}_scheduler"] = whole_path(given[f"{stage}_scheduler"])
-    return found
+            located[f"{stage}_scheduler"] = absolute_path(given[f"{stage}_scheduler"])
+    return located
 
 
-def whole_path(scheduler: str | None) -> str | None:
-    """Returns a scheduler's folder by its whole path; names of classes and None as they are."""
+def absolute_path(scheduler: str | None) -> str | None:
+    """Returns the absolute path of a scheduler's folder; names of classes and None are returned unchanged."""
     if scheduler is None or not Path(scheduler).expanduser().exists():
         return scheduler
     return str(Path(scheduler).expanduser().resolve())
@@ -181,13 +187,13 @@ def whole_path(scheduler: str | None) -> str | None:
 def load(
     model: str, revision: str | None, given: Mapping[str, Any], *, scheduler: Any, **common: Any
 ) -> tuple[Pipeline, Callable[..., Output]]:
-    """Returns the first stage, and a function that makes pictures as its call would, but with all stages.
+    """Returns the first stage's pipeline, and a function that takes the arguments of its call and runs all stages.
 
     Args:
-        model, revision: the first stage.
-        given: the options of the stages.
-        scheduler: of the first stage.
-        common: as of `load_cascade`, also LoRAs and words by stage.
+        model, revision: the first stage's checkpoint.
+        given: the options of the later stages.
+        scheduler: the first stage's scheduler; None keeps the checkpoint's.
+        common: further arguments of `load_cascade`.
     """
     later = {stage: system for stage, system in later_stages().items() if stage in given}
     cascade = load_cascade(
@@ -199,27 +205,39 @@ def load(
         **common,
     )
 
+    first = cascade.stages[FIRST].outline
+    fewer: dict[str, Any] = {}
+    if given.get("low_memory") and first.devices.devices[0].platform != "cpu":
+        # Groups of seeds are larger with --low-memory; CPUs predict one picture at a time anyway.
+        fewer["rows_at_once"] = _LOW_MEMORY_ROWS
+
     def make(prompt: list[str], edits: list, *, seed: list[int], negative_prompt: Any = None, **call: Any) -> Output:
-        stages: dict[str, Any] = {FIRST: call}
+        stages: dict[str, Any] = {FIRST: _taken(first.system, fewer) | call}
         for stage, system in later.items():
-            own, declared = _of_stage(given, stage), stage_arguments(system)
-            values = parsed(system.call, {name: own[name] for name in own if name in declared}, f"{stage}-")
-            stages[stage] = {name: call[name] for name in SHARED if name in call} | values
+            chosen, declared = _of_stage(given, stage), stage_arguments(system)
+            values = parsed(system.call, {name: chosen[name] for name in chosen if name in declared}, f"{stage}-")
+            shared = {name: call[name] for name in SHARED if name in call}
+            stages[stage] = _taken(system, fewer) | shared | values
         edited = given.get("edited") or (FIRST,)
         clean = bool(given.get("clean_captions"))
         return cascade(prompt, edits, seed=seed, negative_prompt=negative_prompt, edited=edited, clean=clean, **stages)
 
-    return cascade.stages[FIRST].outline, make
+    return first, make
+
+
+def _taken(system: System, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns those of the options that a family's calls have."""
+    return {name: value for name, value in options.items() if name in arguments(system.call)}
 
 
 def words(known: Mapping[str, Any]) -> list[str]:
-    """Returns the words of a command that give these options."""
-    found: list[str] = []
+    """Returns the words of a command that set these options."""
+    words: list[str] = []
     for stage, system in later_stages().items():
         for name in (stage, f"{stage}_revision", f"{stage}_scheduler"):
             if known.get(name) is not None:
-                found += [f"--{name.replace('_', '-')}", known[name]]
-        found += command_words(system.call, known, {}, f"{stage}-")
+                words += [f"--{name.replace('_', '-')}", known[name]]
+        words += command_words(system.call, known, {}, f"{stage}-")
     for stage in known.get("edited") or ():
-        found += ["--edited", stage]
-    return found + [f"--{name.replace('_', '-')}" for name in _OTHERS[1:] if known.get(name)]
+        words += ["--edited", stage]
+    return words + [f"--{name.replace('_', '-')}" for name in _OTHERS[1:] if known.get(name)]

@@ -1,8 +1,9 @@
-"""What the commands of the shell share: mistakes as messages, compilations that are remembered, places to write."""
+"""Helpers that the shell commands share: output folders, the compilation cache, and time spent on compiling."""
 
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,13 +13,17 @@ import jax
 import jax.monitoring
 
 from sega_jax import __version__
+from sega_jax.pipelines.run import PictureWarning
 
 
 def writable(folder: Path) -> Path:
-    """The folder, made if need be and tried, so that no picture is lost for want of a place.
+    """Creates a folder if it is missing, and checks that files can be written to it before pictures are made.
+
+    Returns:
+        The folder.
 
     Raises:
-        ValueError: it cannot be written to.
+        ValueError: the folder is not writable.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -29,20 +34,33 @@ def writable(folder: Path) -> Path:
 
 
 def versions(device: str) -> dict[str, str]:
+    """Returns the versions of the software, and the device, as pictures store them."""
     return {"device": device, "sega_jax": __version__, "jax": jax.__version__}
 
 
 def remember_compilations() -> None:
-    """Keeps compiled programs from run to run, unless JAX was told where to keep them."""
-    # JAX adds its options to this object at run time.
+    """Caches compiled programs on disk, unless JAX's configuration already names a cache."""
+    # mypy does not know JAX's options, which JAX adds to this object at run time.
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "sega_jax" / "xla"))
 
 
 @contextmanager
+def pictures_reported_elsewhere() -> Iterator[None]:
+    """Hides the library's warnings about missing and black pictures, which count the rows of a batch."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PictureWarning)
+        yield
+
+
+@contextmanager
 def compilations() -> Iterator[Any]:
-    """Counts the seconds in which something was traced or compiled (or read from the cache)."""
+    """Measures the time spent on tracing and compiling, and on reading compiled programs from the cache.
+
+    Yields:
+        A function that returns the seconds so far.
+    """
     spans: list[tuple[float, float]] = []
 
     def listen(event: str, duration_secs: float, **_: str | int) -> None:

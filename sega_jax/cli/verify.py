@@ -19,9 +19,9 @@ from sega_jax.pipelines.weight_files import weight_paths
 from sega_jax.systems.registry import weight_stem
 from sega_jax.text.files import sha256
 
-# Options of `load` that would make other pictures than the published ones.
+# Options of `load` that would change the pictures.
 _OTHERWISE = ("scheduler", "prediction_type", "safety_checker", "unet", "vae")
-_DTYPE = "The dtype of the networks; the published pictures are of float32.  [default: float32]"
+_DTYPE = "The dtype of the networks; the published pictures were made in float32.  [default: float32]"
 _OPTIONS = [
     click.Argument(["model"]),
     *(
@@ -34,14 +34,14 @@ _OPTIONS = [
         type=click.FloatRange(0, 1, min_open=True),
         default=published_pictures.TOLERANCE,
         show_default=True,
-        help="The largest difference of a value in [0, 1] that counts as equal; the default is diffusers' own.",
+        help="The largest difference of a value in [0, 1] that counts as equal; diffusers' tests use the default.",
     ),
     click.Option(
         ["--noise"],
         type=click.Path(path_type=Path, file_okay=False, exists=True),
         metavar="FOLDER",
         default=published_pictures.NOISE,
-        help="Noise that another GPU drew, from tests/reference/record_cuda_noise.py.",
+        help="A folder of noise that tests/reference/record_cuda_noise.py drew on another GPU.",
     ),
 ]
 
@@ -49,10 +49,12 @@ _OPTIONS = [
 @click.command("verify", params=_OPTIONS)
 @click.pass_context
 def verify(ctx: click.Context, model: str, tolerance: float, noise: Path, **options: Any) -> None:
-    """Compares the pictures of MODEL, a checkpoint of Stable Diffusion 1.5, with three that diffusers published.
+    """Compares a checkpoint with published pictures.
 
-    MODEL is a folder in diffusers layout, owner/name on the hub, or a single file. It prints a report to paste into an
-    issue. The exit status is 0 if all three pictures are equal within the tolerance, and 1 otherwise."""
+    MODEL is a checkpoint of Stable Diffusion 1.5: a folder in diffusers layout, owner/name on the hub, or a single
+    file. Its pictures are compared with three that diffusers published, and a report to paste into an issue is printed.
+    The exit status is 0 if all three pictures are equal within the tolerance, and 1 otherwise.
+    """
     with plainly():
         given = parsed(LoadOptions, {name: value for name, value in options.items() if value})
         LoadOptions(model, **given)
@@ -67,23 +69,23 @@ def verify(ctx: click.Context, model: str, tolerance: float, noise: Path, **opti
         if size != wanted:
             raise ValueError(
                 f"{model} makes latents of shape {size}, expected {wanted}: the published pictures are of Stable"
-                " Diffusion 1.5; name a checkpoint of it"
+                " Diffusion 1.5; name one of its checkpoints"
             )
         for line in _report(pipe, source, given.get("variant")):
             click.echo(line)
         different = []
-        click.echo(f"\nlargest difference of each picture, at most {tolerance:g}")
+        click.echo(f"\nlargest difference of each picture (tolerance {tolerance:g})")
         for picture, latents in zip(pictures, noises, strict=True):
-            found = published_pictures.difference(pipe, picture, latents)
-            equal = found <= tolerance  # NaN is not
-            click.echo(f"  {picture.name:16} {found:.4f}  {'equal' if equal else 'different'}")
+            difference = published_pictures.difference(pipe, picture, latents)
+            equal = difference <= tolerance  # False for NaN
+            click.echo(f"  {picture.name:16} {difference:.4f}  {'equal' if equal else 'different'}")
             different += [] if equal else [picture.name]
     if different:
-        click.echo(f"\nFAILED: {', '.join(different)}: other pictures than diffusers published")
+        click.echo(f"\nFAILED: {', '.join(different)}: different from the pictures that diffusers published")
         if pipe.pipeline.dtype.name not in ("float32", "float64"):
-            click.echo("Half precision may differ by more than the tolerance; run it with --dtype float32")
+            click.echo("Half precision may exceed the tolerance; run it with --dtype float32")
         ctx.exit(1)
-    click.echo(f"\nPASSED: the {len(pictures)} pictures that diffusers published")
+    click.echo(f"\nPASSED: equal to the {len(pictures)} pictures that diffusers published")
 
 
 def _report(pipe: SemanticStableDiffusionPipeline, source: sources.Source, variant: str | None) -> Iterator[str]:
@@ -95,18 +97,18 @@ def _report(pipe: SemanticStableDiffusionPipeline, source: sources.Source, varia
     yield "sega-jax verify"
     yield f"versions    {', '.join(f'{name} {version}' for name, version in software.items())}"
     yield f"devices     {len(native.devices)} x {device.device_kind} ({device.platform})"
-    yield f"dtype       {native.dtype.name}, products of float32 matrices in float32"
+    yield f"dtype       {native.dtype.name}, float32 matrices multiplied in float32"
     yield f"scheduler   {pipe.scheduler.name}"
     name, commit = sources.place(source)
     if commit is not None:
         yield f"checkpoint  {name}, commit {commit}"
         return
-    yield f"checkpoint  {Path(name).name}"  # without the folders above it, which may name a person
+    yield f"checkpoint  {Path(name).name}"  # the folders above it may contain a person's name
     yield from (f"  {name}: sha256 {sha256(path)}" for name, path in _weights(source, variant))
 
 
 def _weights(source: sources.Source, variant: str | None) -> Iterator[tuple[str, Path]]:
-    """Yields the weight files of a checkpoint on this machine, and their paths in it."""
+    """Yields the names in a local checkpoint of its weight files, and their paths."""
     if source.file is not None:
         yield source.file.name, source.file
         return

@@ -29,6 +29,7 @@ class Kind:
 
     column = "string"  # the type in a table of records
     metavar = "TEXT"  # of the shell option
+    shell_hint = ""  # a sentence about how the shell option is written, after its help text
     flag_value: str | None = None  # what the shell option means without a value; None where it needs one
     of_files = False  # whether values name files
 

@@ -31,6 +31,10 @@ class Interruption(Exception):  # noqa: N818 - it is no error
     """Raised by a callback to end the sampling: the state so far is decoded."""
 
 
+class PictureWarning(RuntimeWarning, UserWarning):
+    """Warns that some pictures of a batch are missing or black."""
+
+
 class Begun(NamedTuple):
     """A batch before its next model call."""
 
@@ -218,10 +222,11 @@ def warn_of_pictures(finite: np.ndarray, flagged: np.ndarray | None) -> None:
         warn(
             f"pictures {np.flatnonzero(~finite).tolist()} came out as NaN or infinite and are not shown; smaller"
             " scales, or dtype float32 or bfloat16, may help",
-            RuntimeWarning,
+            PictureWarning,
         )
     if flagged is not None and flagged.any():
         warn(
             f"the safety checker flagged pictures {np.flatnonzero(flagged).tolist()}, which are returned black;"
-            " another prompt or seed may help"
+            " another prompt or seed may help",
+            PictureWarning,
         )

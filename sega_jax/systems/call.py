@@ -1,6 +1,8 @@
 """The arguments of a call that all families share. A family extends `Call` with its own arguments."""
 
 import dataclasses
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +22,7 @@ EditLike = Edit | Prompt
 PICTURES = ("pil", "uint8", "float")  # the outputs that are pictures; any other returns the final state
 MAX_PIXELS = 2**20  # along a side
 _MAX_PICTURES = 2**16  # for each prompt, far more than one call can make
+_RANGE = re.compile(r"([+-]?[0-9]{1,99})(?:-([0-9]{1,99}))?")  # a seed or a range of seeds, in the shell
 
 
 class Prompts(Kind):
@@ -51,7 +54,13 @@ class Prompts(Kind):
 
 
 class Seeds(Integer):
-    """Whole numbers from 0 to 2^32 - 1. The batch checks sequences, because it knows the number of pictures."""
+    """Whole numbers from 0 to 2^32 - 1. The batch checks sequences, because it knows the number of pictures.
+
+    The shell writes several seeds as ranges and lists: 1-8, or 1-3,8.
+    """
+
+    metavar = "SEEDS"
+    shell_hint = "Several seeds are written as 1-8 or 1,4,9."
 
     def check(self, name: str, value: Any) -> Any:
         if is_sequence(value) or bool(getattr(value, "ndim", 0)):
@@ -63,6 +72,37 @@ class Seeds(Integer):
 
     def several(self, value: Any) -> bool:
         return False
+
+    def parse(self, name: str, text: str) -> Any:
+        """Reads one seed as an int, or several different ones as a list."""
+        seeds: list[int] = []
+        for part in text.split(","):
+            bounds = _RANGE.fullmatch(part.strip())
+            if bounds is None:
+                raise ValueError(f"{name}={brief(text)} should be a whole number such as 7, or several: 1-8 or 1,4,9")
+            first = self.check_one(name, int(bounds[1]))
+            last = first if bounds[2] is None else self.check_one(name, int(bounds[2]))
+            if last < first:
+                raise ValueError(f"{name}={brief(text)}: the range {first}-{last} is empty; write {last}-{first}")
+            if len(seeds) + last - first >= _MAX_PICTURES:
+                raise ValueError(f"{name}={brief(text)} gives too many seeds; give at most {_MAX_PICTURES}")
+            seeds += range(first, last + 1)
+        if len(set(seeds)) < len(seeds):
+            repeated = next(seed for seed, count in Counter(seeds).items() if count > 1)
+            raise ValueError(f"{name}={brief(text)} gives the seed {repeated} more than once; give each seed once")
+        return seeds if len(seeds) > 1 else seeds[0]
+
+    def show(self, value: Any) -> str:
+        """Writes a seed, or several: runs of three or more as ranges."""
+        if not is_sequence(value):
+            return super().show(value)
+        runs: list[list[int]] = []
+        for seed in value:
+            if runs and seed == runs[-1][-1] + 1:
+                runs[-1].append(seed)
+            else:
+                runs.append([seed])
+        return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ",".join(map(str, run)) for run in runs)
 
 
 class Steps(Kind):
@@ -178,7 +218,7 @@ class Call:
         None, Prompts(), "what the pictures should not show", varies="row", sweep=True, shell=True
     )
     images_per_prompt: int = argument(
-        1, Integer(1, _MAX_PICTURES), "the number of pictures for each prompt, made from different seeds"
+        1, Integer(1, _MAX_PICTURES), "the number of pictures for each prompt, made from different seeds", shell=True
     )
     seed: int | Sequence[int] | None = argument(
         None,

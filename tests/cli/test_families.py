@@ -1,4 +1,4 @@
-"""The shell's options for every family: LoRAs, words, sizes and devices give what the library's calls give."""
+"""`sega-jax edit` for every family: LoRAs, added words, sizes and devices have the same effect as in Python."""
 
 import functools
 import shlex
@@ -21,7 +21,7 @@ RNG = np.random.default_rng(0)
 
 @pytest.fixture(autouse=True)
 def _three_devices(monkeypatch, tmp_path):
-    """In place of the host's, and a cache of the test's own."""
+    """Lets the shell see three devices, and gives each test its own compilation cache."""
     three = jax.devices()[:3]
     monkeypatch.setattr(jax, "local_devices", lambda *_, **__: three)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -29,7 +29,7 @@ def _three_devices(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def files(first, second, upscaler, least_xl, tmp_path_factory):
-    """LoRAs of all networks, and words."""
+    """LoRAs for all families, and textual inversions."""
     where = tmp_path_factory.mktemp("files")
     both = {"unet": [UNET_LAYER], "text_encoder": [T5_LAYER]}
     loras.write(where / "1.safetensors", first.models, both)
@@ -59,10 +59,10 @@ def pictures(out):
 
 
 def command(out):
-    """The words of the command that repeats the picture."""
-    said = run("info", out / "0001-edited.png")
-    assert said.exit_code == 0, said.output
-    return shlex.split(said.output.splitlines()[-1])[1:]
+    """Returns the words of the command that repeats the picture."""
+    result = run("info", out / "0001-edited.png")
+    assert result.exit_code == 0, result.output
+    return shlex.split(result.output.splitlines()[-1])[1:]
 
 
 def pairs(*prompt, **options):
@@ -70,7 +70,7 @@ def pairs(*prompt, **options):
 
 
 def has(words, *part):
-    """Tells whether these words are among others, one after another."""
+    """Tells whether `part` occurs in a list of words, in this order."""
     return any(tuple(words[i : i + len(part)]) == tuple(map(str, part)) for i in range(len(words)))
 
 
@@ -79,7 +79,7 @@ SIZES = {"height": 16, "width": 8, "original_size": (32, 16), "crops_top_left": 
 
 @pytest.mark.slow
 def test_stable_diffusion_xl(files, least_xl_folder, tmp_path):
-    """On two of three devices, which `info` does not repeat: another machine has others."""
+    """Runs on two of three devices. `info` leaves the devices out, because they belong to one machine."""
     words = [word for name, value in SIZES.items() for word in (f"--{name.replace('_', '-')}", shown(value))]
     given = [
         "--lora",
@@ -89,13 +89,13 @@ def test_stable_diffusion_xl(files, least_xl_folder, tmp_path):
     ]
     result = edit(tmp_path / "out", least_xl_folder, *words, *given, "--steps", 2, "--devices", "0,2")
     assert "float32 on 2 x cpu" in result.output
-    made = load(
+    pipe = load(
         least_xl_folder,
         lora={files / "xl.safetensors": 0.5},
         textual_inversion={"<toy>": files / "toy_xl.safetensors"},
         devices=[jax.devices()[0], jax.devices()[2]],
     )
-    np.testing.assert_array_equal(pictures(tmp_path / "out"), made(**pairs("a <toy>", steps=2, **SIZES)).images)
+    np.testing.assert_array_equal(pictures(tmp_path / "out"), pipe(**pairs("a <toy>", steps=2, **SIZES)).images)
     again = command(tmp_path / "out")
     for given_word, option in zip(words[1::2], words[::2], strict=True):
         assert has(again, option, given_word)
@@ -110,14 +110,14 @@ def shown(value):
 
 @pytest.mark.slow
 def test_a_single_file_of_stable_diffusion_xl(tmp_path):
-    """With the configs and tokenizers of a folder; the command of `info` makes it again."""
+    """Takes configs and tokenizers from a folder; the command of `info` repeats the picture."""
     config = tiny.xl(tmp_path / "xl", unet=sdxl_files.UNET, vae=tiny.VAE_1)
     source = tmp_path / "xl.safetensors"
     save_file(tiny.original(unet=sdxl_files.UNET, vae=tiny.VAE_1, text_2=tiny.TEXT_XL_2), source)
     words = ["--config", config, "--steps", 2, "--devices", 1, "--original-size", "32,16"]
     edit(tmp_path / "out", source, *words, prompt="cat")
-    made = load(source, config=config, devices=jax.devices()[:1])
-    expected = made(**pairs("cat", steps=2, original_size=(32, 16))).images
+    pipe = load(source, config=config, devices=jax.devices()[:1])
+    expected = pipe(**pairs("cat", steps=2, original_size=(32, 16))).images
     np.testing.assert_array_equal(pictures(tmp_path / "out"), expected)
     again = command(tmp_path / "out")
     assert run(*again, "--out", tmp_path / "again", "--devices", 1).exit_code == 0
@@ -139,7 +139,7 @@ def cascade_words(stages, files):
 
 @pytest.mark.slow
 def test_the_cascade(stages, files, tmp_path):
-    """Sizes of later stages follow from the first's."""
+    """The sizes of later stages follow from the first stage's."""
     words = cascade_words(stages, files)
     edit(tmp_path / "out", stages["stage1"], *words)
     cascade = load_cascade(
@@ -153,22 +153,22 @@ def test_the_cascade(stages, files, tmp_path):
         devices=jax.devices()[:2],
     )
     steps = {"stage1": {"steps": 2, "height": 4, "width": 6}, "stage2": {"steps": 2}, "upscaler": {"steps": 2}}
-    made = cascade(**pairs("a <toy>", **steps)).images
-    assert made.shape == (2, 64, 96, 3)
-    np.testing.assert_array_equal(pictures(tmp_path / "out"), made)
+    expected = cascade(**pairs("a <toy>", **steps)).images
+    assert expected.shape == (2, 64, 96, 3)
+    np.testing.assert_array_equal(pictures(tmp_path / "out"), expected)
     again = run(*command(tmp_path / "out"), "--devices", 2, "--out", tmp_path / "again")
     assert again.exit_code == 0, again.output
-    np.testing.assert_array_equal(pictures(tmp_path / "again"), made)
+    np.testing.assert_array_equal(pictures(tmp_path / "again"), expected)
 
 
 @pytest.mark.slow
-def test_the_first_stage(stages, files, tmp_path):
-    """Alone, with a LoRA and a size of its own."""
+def test_the_first_stage_alone(stages, files, tmp_path):
+    """A first stage runs without a cascade, with a LoRA and a size."""
     words = ["--lora", files / "1.safetensors", "--steps", 2, "--height", 4, "--width", 6, "--devices", 1]
     edit(tmp_path / "out", stages["stage1"], *words, prompt="a cat")
     devices = jax.devices()[:1]
-    made = load(stages["stage1"], lora=files / "1.safetensors", devices=devices)
-    expected = made(**pairs("a cat", steps=2, height=4, width=6)).images
+    pipe = load(stages["stage1"], lora=files / "1.safetensors", devices=devices)
+    expected = pipe(**pairs("a cat", steps=2, height=4, width=6)).images
     np.testing.assert_array_equal(pictures(tmp_path / "out"), expected)
     assert has(command(tmp_path / "out"), "--lora", f"{files / '1.safetensors'}:1.0")
 
@@ -176,20 +176,20 @@ def test_the_first_stage(stages, files, tmp_path):
 @pytest.mark.slow
 def test_paella(tmp_path, paella_folder):
     edit(tmp_path / "out", paella_folder, "--height", 32, "--width", 16, "--steps", 2, "--devices", "1,", prompt="cat")
-    made = load(paella_folder, devices=jax.devices()[1:2])
-    expected = made(**pairs("cat", steps=2, height=32, width=16)).images
+    pipe = load(paella_folder, devices=jax.devices()[1:2])
+    expected = pipe(**pairs("cat", steps=2, height=32, width=16)).images
     np.testing.assert_array_equal(pictures(tmp_path / "out"), expected)
 
 
 @pytest.mark.slow
-def test_a_picture_is_enlarged(stages, files, tmp_path):
-    """Without a cascade; the size follows from the picture's, and the command of `info` enlarges it again."""
+def test_the_upscaler_without_a_cascade(stages, files, tmp_path):
+    """The size follows from the small picture's, and the command of `info` enlarges it again."""
     image = tmp_path / "small.png"
     Image.fromarray(RNG.integers(0, 256, (8, 4, 3), np.uint8)).save(image)
     words = ["--image", image, "--steps", 2, "--noise-level", 30, "--lora", files / "x4.safetensors", "--devices", 1]
     edit(tmp_path / "out", stages["upscaler"], *words, prompt="cat")
-    made = load(stages["upscaler"], lora=files / "x4.safetensors", devices=jax.devices()[:1])
-    expected = made(**pairs("cat", steps=2, image=image, noise_level=30)).images
+    pipe = load(stages["upscaler"], lora=files / "x4.safetensors", devices=jax.devices()[:1])
+    expected = pipe(**pairs("cat", steps=2, image=image, noise_level=30)).images
     assert expected.shape == (2, 32, 16, 3)
     np.testing.assert_array_equal(pictures(tmp_path / "out"), expected)
     again = command(tmp_path / "out")
@@ -199,24 +199,50 @@ def test_a_picture_is_enlarged(stages, files, tmp_path):
     np.testing.assert_array_equal(pictures(tmp_path / "again"), expected)
 
 
+FAMILIES = {
+    "xl": [],
+    "paella": ["--height", 32, "--width", 16],
+    "upscaler": ["--image", "small.png"],
+    "stage1": ["--stage2", "{stage2}", "--stage2-steps", 2, "--low-memory", "--edited", "stage1", "--edited", "stage2"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_several_seeds(stages, paella_folder, least_xl_folder, tmp_path, monkeypatch, name):
+    """Three devices make four seeds in two groups, or with --low-memory in one."""
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(RNG.integers(0, 256, (8, 8, 3), np.uint8)).save("small.png")
+    model = {**stages, "xl": least_xl_folder, "paella": paella_folder}[name]
+    words = ["--model", model, "--prompt", "a cat", "--edit", "hat:warmup=0", "--steps", 2]
+    words += [str(word).format(**stages) for word in FAMILIES[name]]
+    for out, seed in (("several", "1-4"), ("one", "3")):
+        result = run("edit", *words, "--seed", seed, "--out", out)
+        assert result.exit_code == 0, result.output
+    for kind in ("original", "edited"):
+        first, again = (Image.open(f"{path}-{kind}.png") for path in ("several/0001-seed3", "one/0001"))
+        assert abs(np.asarray(first).astype(int) - np.asarray(again)).max() <= 1
+    assert len(list((tmp_path / "several").iterdir())) == 4 * 2 + 1
+
+
 @pytest.mark.parametrize(
-    ("model", "words", "said"),
+    ("model", "words", "message"),
     [
         ("paella", ["--lora", "x4.safetensors"], "--lora is given, but Paella does not support LoRA"),
         ("paella", ["--textual-inversion", "toy.safetensors"], "Paella does not support textual inversion; leave"),
         ("paella", ["--config", "."], "is for single files"),
-        ("paella", ["--original-size", "8,8"], "--original-size is of Stable Diffusion XL, but"),
+        ("paella", ["--original-size", "8,8"], "--original-size is for Stable Diffusion XL, but"),
         ("stage1", ["--textual-inversion", "toy.safetensors"], "It is supported by Stable Diffusion 1.x or 2.x"),
         ("stage1", ["--stage2-lora", "2.safetensors"], "--stage2-lora is given without --stage2"),
         ("stage1", ["--upscaler-textual-inversion", "toy.safetensors"], "is given without --upscaler"),
         (
             "stage1",
             ["--stage2", "{stage2}", "--stage2-lora", "no.safetensors"],
-            "no.safetensors is no file; correct the path",
+            "no.safetensors is not a file; correct the path",
         ),
         ("stage1", ["--stage2", "{stage2}", "--stage2-lora", "2.safetensors:x"], "'x' should be a finite number like"),
         ("stage1", ["--stage2-textual-inversion", "toy.safetensors"], "No such option '--stage2-textual-inversion'"),
-        ("least", ["--stage2", "{stage2}", "--stage2-lora", "2.safetensors"], "--stage2 is of DeepFloyd-IF's cascade"),
+        ("least", ["--stage2", "{stage2}", "--stage2-lora", "2.safetensors"], "--stage2 is for DeepFloyd-IF's cascade"),
         ("least", ["--devices", "4"], "--devices=4 should be from 1 to 3, as many as this host has"),
         ("least", ["--devices", "0"], "--devices=0 should be from 1 to 3"),
         ("least", ["--devices", "0,3"], "--devices=0,3 should be numbers from 0 to 2, of this host's 3"),
@@ -224,32 +250,34 @@ def test_a_picture_is_enlarged(stages, files, tmp_path):
         ("least", ["--devices", "all"], "--devices='all' should be how many devices, such as 2, or their numbers"),
     ],
 )
-def test_mistakes(stages, files, paella_folder, least_folder, tmp_path, monkeypatch, model, words, said):
+def test_unsuitable_options_are_refused(
+    stages, files, paella_folder, least_folder, tmp_path, monkeypatch, model, words, message
+):
     monkeypatch.chdir(files)
     folders = {**stages, "paella": paella_folder, "least": least_folder}
     words = [word.format(**stages) for word in words]
     result = run(
         "edit", "--model", folders[model], "--prompt", "cat", "--edit", "hat", "--out", tmp_path / "out", *words
     )
-    assert isinstance(result.exception, SystemExit)  # and no traceback
+    assert isinstance(result.exception, SystemExit)  # not a traceback
     assert result.exit_code in (1, 2)
-    assert said in " ".join(result.output.split())
+    assert message in " ".join(result.output.split())
 
 
 def test_adapters_of_all_stages_reach_the_cascade(stages, files, tmp_path, monkeypatch):
-    """By stage, as they are when a picture is made, which is not made here."""
-    called = []
+    """Compares the arguments of `load_cascade`, without loading."""
+    calls = []
 
     @functools.wraps(load_cascade)
     def load_nothing(*sources, **options):
-        called.append((sources, options))
+        calls.append((sources, options))
         raise ValueError("enough")
 
     monkeypatch.setattr("sega_jax.cli.stages.load_cascade", load_nothing)
     words = cascade_words(stages, files)
     result = run("edit", "--model", stages["stage1"], "--prompt", "a", "--edit", "b", "--out", tmp_path, *words)
     assert "enough" in result.output
-    ((sources, options),) = called
+    ((sources, options),) = calls
     assert [str(one) for one in sources] == [str(stages["stage1"])]
     assert options["further"] == {name: str(stages[name]) for name in ("stage2", "upscaler")}
     paths = {name: str(files / f"{name}.safetensors") for name in ("1", "2", "x4", "toy")}

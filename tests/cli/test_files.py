@@ -1,4 +1,4 @@
-"""Files of Stable Diffusion in the shell: single ones, LoRAs and learnt words, and the commands that repeat them."""
+"""Stable Diffusion's files in the shell: single files, LoRAs, textual inversions, and commands that repeat them."""
 
 import shlex
 import shutil
@@ -24,7 +24,7 @@ def _own_cache(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A checkpoint, the same as a single file, its configs, two LoRAs, and two words."""
+    """A checkpoint as a folder and as a single file, its configs, two LoRAs, and two textual inversions."""
     where, rng = tmp_path_factory.mktemp("files"), np.random.default_rng(0)
     tiny.checkpoint(where / "folder", unet=tiny.UNET_1, vae=tiny.VAE_1)
     save_file(tiny.original(unet=tiny.UNET_1, vae=tiny.VAE_1, ema=True), where / "model.safetensors")
@@ -46,19 +46,19 @@ def pictures(folder):
 
 
 def check(words, tmp_path, monkeypatch, prompt="a cat", **loading):
-    """The command makes what the library makes, and `info` a command that makes it again from another folder."""
+    """Checks that the command's pictures equal the library's, and that the command of `info` repeats them elsewhere."""
     settings = ["--prompt", prompt, "--edit", "hat:warmup=0", "--steps", 2]
     result = edit(*words, *settings, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    made = load(**loading)([prompt] * 2, [[], [Edit("hat", warmup=0)]], steps=2, seed=[0, 0], output="uint8").images
-    said = CliRunner().invoke(main, ["info", str(tmp_path / "out" / "0001-edited.png")])
-    assert said.exit_code == 0, said.output
+    expected = load(**loading)([prompt] * 2, [[], [Edit("hat", warmup=0)]], steps=2, seed=[0, 0], output="uint8").images
+    shown = CliRunner().invoke(main, ["info", str(tmp_path / "out" / "0001-edited.png")])
+    assert shown.exit_code == 0, shown.output
     monkeypatch.chdir(tmp_path)
-    again = CliRunner().invoke(main, [*shlex.split(said.output.splitlines()[-1])[1:], "--out", "again"])
+    again = CliRunner().invoke(main, [*shlex.split(shown.output.splitlines()[-1])[1:], "--out", "again"])
     assert again.exit_code == 0, again.output
     for folder in ("out", "again"):
-        assert np.array_equal(pictures(tmp_path / folder), made)
-    return made
+        assert np.array_equal(pictures(tmp_path / folder), expected)
+    return expected
 
 
 @pytest.mark.slow
@@ -69,7 +69,7 @@ def test_a_single_file(files, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_single_file_and_a_vocabulary(files, tmp_path, monkeypatch):
+def test_a_single_file_with_a_separate_tokenizer(files, tmp_path, monkeypatch):
     vocabulary = {"config": files / "bare", "tokenizer": files / "folder" / "tokenizer", "prediction_type": "epsilon"}
     words = [part for name, value in vocabulary.items() for part in (f"--{name.replace('_', '-')}", value)]
     source = files / "model.safetensors"
@@ -78,17 +78,17 @@ def test_a_single_file_and_a_vocabulary(files, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_loras(files, tmp_path, monkeypatch):
-    """By a path from here, with a scale, and by a folder."""
+    """A LoRA is named by a relative path with a scale, or by its folder."""
     monkeypatch.chdir(files)
     style = files / "style"
     style.mkdir()
     shutil.copy(files / "b.safetensors", style)
     words = ["--model", files / "folder", "--lora", "a.safetensors:-0.5", "--lora", style]
     loras = {files / "a.safetensors": -0.5, style / "b.safetensors": 1.0}
-    found = check(words, tmp_path, monkeypatch, source=files / "folder", lora=loras)
+    pictures_with = check(words, tmp_path, monkeypatch, source=files / "folder", lora=loras)
     call = {"steps": 2, "seed": [0, 0], "output": "uint8"}
     plain = load(files / "folder")(["a cat"] * 2, [[], [Edit("hat", warmup=0)]], **call).images
-    assert not np.array_equal(found, plain)
+    assert not np.array_equal(pictures_with, plain)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_loras(files, tmp_path, monkeypatch):
         ),
     ],
 )
-def test_words(files, tmp_path, monkeypatch, given, prompt, named):
+def test_textual_inversions(files, tmp_path, monkeypatch, given, prompt, named):
     monkeypatch.chdir(files)
     words = [part for one in given for part in ("--textual-inversion", one)]
     paths = [files / "toy.safetensors", files / "a=b.safetensors"]
@@ -115,16 +115,16 @@ def test_words(files, tmp_path, monkeypatch, given, prompt, named):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (["--tokenizer", "nowhere"], "--tokenizer nowhere is no folder"),
+        (["--tokenizer", "nowhere"], "--tokenizer nowhere is not a folder"),
         (["--config", "folder"], "is for single files"),
         (["--prediction-type", "x"], "'x' is not one of 'epsilon', 'v_prediction'"),
         (["--ema"], "ema=True is of single files"),
-        (["--lora", "nowhere.safetensors"], "nowhere.safetensors is no file"),
+        (["--lora", "nowhere.safetensors"], "nowhere.safetensors is not a file"),
         (["--lora", "a.safetensors:nan"], "'nan' should be a finite number like 0.8"),
         (["--lora", "a.safetensors:x"], "'x' should be a finite number like 0.8"),
         (["--lora", "a.safetensors:2", "--lora", "./a.safetensors"], "is given twice"),
         (["--lora", "toy.safetensors"], "toy.safetensors"),
-        (["--textual-inversion", "<x>=nowhere.bin"], "nowhere.bin is no file"),
+        (["--textual-inversion", "<x>=nowhere.bin"], "nowhere.bin is not a file"),
         (["--textual-inversion", "a=b.safetensors"], "does not name its word"),
         (
             ["--textual-inversion", "toy.safetensors", "--textual-inversion", "<x>=a=b.safetensors"],
@@ -137,11 +137,11 @@ def test_words(files, tmp_path, monkeypatch, given, prompt, named):
         (["--textual-inversion", "a toy=toy.safetensors"], "the new word 'a toy' should have no spaces"),
     ],
 )
-def test_mistakes(files, tmp_path, monkeypatch, given, words):
+def test_unsuitable_files_are_refused(files, tmp_path, monkeypatch, given, words):
     monkeypatch.chdir(files)
     settings = ["--model", files / "folder", "--prompt", "a cat", "--edit", "hat", "--out", tmp_path / "out"]
     result = edit(*settings, *given)
-    assert isinstance(result.exception, SystemExit)  # and no traceback
+    assert isinstance(result.exception, SystemExit)  # not a traceback
     assert result.exit_code in (1, 2)
     assert words in " ".join(result.output.split())
 
@@ -151,12 +151,12 @@ def test_mistakes(files, tmp_path, monkeypatch, given, words):
     [
         (["--lora", "a.safetensors"], "a.safetensors does not fit this checkpoint's text_encoder and unet"),
         (["--textual-inversion", "toy.safetensors"], "DeepFloyd-IF's first stage does not support textual inversion"),
-        (["--tokenizer", "folder/tokenizer"], "--tokenizer is not of cascades"),
+        (["--tokenizer", "folder/tokenizer"], "--tokenizer is not for cascades"),
         (["--config", "folder"], "config='folder' is for single files"),
-        (["--ema"], "--ema is not of cascades"),
+        (["--ema"], "--ema is not for cascades"),
     ],
 )
-def test_of_other_kinds(stages, files, tmp_path, monkeypatch, given, words):
+def test_files_for_other_families_are_refused(stages, files, tmp_path, monkeypatch, given, words):
     monkeypatch.chdir(files)
     settings = ["--prompt", "a cat", "--edit", "hat", "--out", tmp_path]
     result = edit("--model", stages["stage1"], *settings, *given)

@@ -1,4 +1,4 @@
-"""The shell's face: what `edit` writes and says, what `info` gives back, and how mistakes and Ctrl-C end."""
+"""The commands `edit` and `info`: their files and messages, bad input, and Ctrl-C."""
 
 import os
 import random
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -32,26 +33,28 @@ def run(*words):
 
 
 @pytest.fixture(scope="module")
-def made(least_folder, tmp_path_factory):
+def first_run(least_folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "new" / "folder"
     words = ["edit", "--model", least_folder, "--prompt", "a cat, sitting", "--edit", "glasses:scale=4,warmup=1"]
     words += ["--edit", "-hat:threshold=0.5", "--steps", 3, "--seed", 7, "--height", 24, "--out", out]
     return run(*words), out
 
 
-def test_edit_writes_both_pictures_and_a_sheet(made):
-    result, out = made
+def test_edit_writes_both_pictures_and_a_sheet(first_run):
+    result, out = first_run
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in out.iterdir()) == ["0001-edited.png", "0001-original.png", "0001-sheet.png"]
     original, edited, sheet = (Image.open(out / f"0001-{name}.png") for name in ("original", "edited", "sheet"))
     assert original.size == edited.size == (8, 24)
     assert np.any(np.asarray(original) != np.asarray(edited))
-    assert sheet.width > 2 * 256
+    # Both pictures stand next to each other, enlarged by a whole factor.
+    assert sheet.width > 2 * 16 * 8
+    assert sheet.height > 16 * 24
 
 
 @pytest.mark.slow
 def test_edit_uses_the_defaults_of_the_checkpoint(least_xl_folder, tmp_path):
-    """Stable Diffusion XL has another guidance scale, and no negative prompt is not an empty one."""
+    """Stable Diffusion XL has its own guidance scale, and zeros in place of a missing negative prompt."""
     words = ["--prompt", "a cat", "--edit", "hat:warmup=0", "--steps", 2, "--out", tmp_path]
     result = run("edit", "--model", least_xl_folder, *words)
     assert result.exit_code == 0, result.output
@@ -61,16 +64,16 @@ def test_edit_uses_the_defaults_of_the_checkpoint(least_xl_folder, tmp_path):
         assert np.array_equal(Image.open(tmp_path / f"0001-{name}.png"), image)
 
 
-def test_edit_says_what_it_did(made):
-    said = made[0].output
+def test_edit_prints_its_settings(first_run):
+    output = first_run[0].output
     for part in ("DDIMScheduler, float32", "'a cat, sitting', seed 7, 3 steps", "+ glasses: scale 4", "- hat: scale 5"):
-        assert part in said
-    assert "Compiled in" in said
-    assert "Wrote" in said
+        assert part in output
+    assert "Compiled in" in output
+    assert "Wrote" in output
 
 
-def test_info_repeats_the_picture(made, tmp_path):
-    _, out = made
+def test_the_command_of_info_repeats_the_picture(first_run, tmp_path):
+    _, out = first_run
     result = run("info", out / "0001-edited.png")
     assert result.exit_code == 0, result.output
     for part in ("picture         edited", "seed            7", "height          24", "width           8"):
@@ -89,8 +92,8 @@ def test_another_scheduler_is_in_the_command(least_folder, tmp_path):
     result = run("edit", "--model", least_folder, *words, "--out", tmp_path)
     assert result.exit_code == 0, result.output
     assert "EulerDiscreteScheduler, float32" in result.output
-    said = run("info", tmp_path / "0001-edited.png").output
-    assert "--scheduler EulerDiscreteScheduler" in said.splitlines()[-1]
+    shown = run("info", tmp_path / "0001-edited.png").output
+    assert "--scheduler EulerDiscreteScheduler" in shown.splitlines()[-1]
 
 
 def test_a_name_on_the_hub_is_repeated_by_its_commit(least_folder, tmp_path, monkeypatch):
@@ -104,13 +107,13 @@ def test_a_name_on_the_hub_is_repeated_by_its_commit(least_folder, tmp_path, mon
     assert command.startswith(f"sega-jax edit --model owner/tiny --revision {'c' * 40} ")
 
 
-def test_info_repeats_words_that_look_like_something_else(least_folder, tmp_path):
+def test_the_command_quotes_words_that_look_like_options(least_folder, tmp_path):
     words = ["--model", least_folder, "--prompt", "-a cat: b=1", "--negative-prompt", "--x", "--steps", 1]
     words += ["--edit", '"-hat":warmup=0', "--edit", '-"--dog:scale=3":warmup=0']
     result = run("edit", *words, "--out", tmp_path / "first")
     assert result.exit_code == 0, result.output
-    said = run("info", tmp_path / "first" / "0001-edited.png").output.splitlines()[-1]
-    again = run(*shlex.split(said)[1:], "--out", tmp_path / "again")
+    shown = run("info", tmp_path / "first" / "0001-edited.png").output.splitlines()[-1]
+    again = run(*shlex.split(shown)[1:], "--out", tmp_path / "again")
     assert again.exit_code == 0, again.output
     pictures = [np.asarray(Image.open(tmp_path / name / "0001-edited.png")) for name in ("first", "again")]
     np.testing.assert_array_equal(*pictures)
@@ -118,8 +121,8 @@ def test_info_repeats_words_that_look_like_something_else(least_folder, tmp_path
     assert (plain != pictures[0]).any()
 
 
-def test_an_earlier_runs_pictures_are_kept(made, least_folder):
-    _, out = made
+def test_pictures_of_earlier_runs_are_kept(first_run, least_folder):
+    _, out = first_run
     before = (out / "0001-edited.png").read_bytes()
     words = ["--prompt", "dog", "--edit", "hat:warmup=0", "--steps", 1, "--out", out]
     result = run("edit", "--model", least_folder, *words)
@@ -128,7 +131,7 @@ def test_an_earlier_runs_pictures_are_kept(made, least_folder):
     assert (out / "0002-edited.png").is_file()
 
 
-def test_edits_of_the_demo_model_go_with_the_length_of_a_list_of_steps():
+def test_the_demo_models_warmups_follow_the_length_of_a_named_list_of_steps():
     assert demo("smart50") == demo(50) != demo("smart100")
 
 
@@ -156,7 +159,7 @@ def test_edits_are_read_and_written(text, edit):
     assert parse_edit(format_edit(edit)) == edit
 
 
-def test_any_words_are_written_so_that_they_are_read():
+def test_any_words_can_be_written_and_read_again():
     rng = random.Random(0)
     pieces = [*"-:=,\"\\' \n\t", "scale", "weight=1", ":scale=5", "glasses", "é", "猫", "🎩", "\x00", "{", "$(x)"]
     for _ in range(3000):
@@ -164,7 +167,7 @@ def test_any_words_are_written_so_that_they_are_read():
         edit = Edit(words, scale=rng.choice([5, -5, 2.5, -0.25]), warmup=rng.choice([10, 0]))
         (again,) = shlex.split(shlex.quote(format_edit(edit)))
         assert parse_edit(again) == edit
-    # The plain form stays where it is enough.
+    # Words without quotation marks are preferred.
     assert format_edit(Edit("16:9 glasses", scale=-5)) == "-16:9 glasses"
 
 
@@ -183,7 +186,7 @@ def test_any_words_are_written_so_that_they_are_read():
         ("-x:scale=-3", "already removes"),
     ],
 )
-def test_bad_edits(text, words):
+def test_malformed_edits_are_refused(text, words):
     with pytest.raises(ValueError, match=words):
         parse_edit(text)
 
@@ -201,7 +204,7 @@ def test_bad_edits(text, words):
         ({"--steps": 1001}, "steps=1001 should be from 1 to 1000"),
     ],
 )
-def test_mistakes_are_messages(folder, tmp_path, changed, words):
+def test_mistakes_end_with_a_message(folder, tmp_path, changed, words):
     options = {"--model": folder, "--prompt": "cat", "--edit": "hat", "--steps": 2, "--out": tmp_path} | changed
     result = run("edit", *(word for option in options.items() for word in option))
     assert result.exit_code == 1
@@ -210,7 +213,7 @@ def test_mistakes_are_messages(folder, tmp_path, changed, words):
     assert not list(tmp_path.glob("*.png"))
 
 
-def test_an_unwritable_folder_is_found_before_anything_runs(folder, tmp_path, monkeypatch):
+def test_an_unwritable_folder_is_refused_before_sampling(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(Pipeline, "__call__", lambda *_, **__: pytest.fail("sampled"))
     (tmp_path / "file").touch()
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
@@ -223,11 +226,26 @@ def test_pictures_that_are_not_finite_are_not_written(least_folder, tmp_path):
     words = ["--steps", 2, "--edit", "hat:scale=3e38,warmup=0", "--out", tmp_path]
     result = run("edit", "--model", least_folder, "--prompt", "cat", *words)
     assert result.exit_code == 1
-    assert "not every picture is finite" in result.output
+    assert "not every picture is finite, and these were not written: edited;" in result.output
     assert [path.name for path in tmp_path.glob("*.png")] == ["0001-original.png"]
 
 
-def test_info_of_other_files(tmp_path):
+def test_the_help_page_lists_every_option_once_and_the_common_ones_first():
+    lines = run("edit", "--help").output.splitlines()
+    titles = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
+    assert titles[0] == "Options:"
+    assert len(titles) == 5
+    lines = lines[lines.index("Options:") :]
+    options = [line.split()[0].rstrip(",") for line in lines if line.startswith("  -")]
+    assert options[:5] == ["--model", "--prompt", "--edit", "--seed", "--images-per-prompt"]
+    assert len(options) == len(set(options))
+    names = {option.removeprefix("--").replace("-", "_") for option in options}
+    context = click.Context(main.commands["edit"])
+    expected = {one.name for one in main.commands["edit"].get_params(context) if "--help" not in one.opts}
+    assert names - {"edit", "_h"} == expected - {"edits"}
+
+
+def test_info_refuses_other_files(tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     Image.new("RGB", (4, 4)).save(tmp_path / "foreign.png")
     for name, words in (("none.png", "does not exist"), ("text.png", "no readable"), ("foreign.png", "not made by")):
@@ -236,7 +254,7 @@ def test_info_of_other_files(tmp_path):
         assert words in result.output
 
 
-def test_captions_stay_inside_the_sheet():
+def test_captions_stay_inside_a_general_sheet():
     page = png.sheet([Image.new("RGB", (8, 8), c) for c in ("red", "blue")], ["a" * 300, "few words " * 20])
     white = np.asarray(page) == 255
     assert white[:, -4:].all()
@@ -245,9 +263,9 @@ def test_captions_stay_inside_the_sheet():
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals")
-def test_interrupting_is_clean(folder, tmp_path):
+def test_an_interruption_exits_cleanly(folder, tmp_path):
     words = ["--model", str(folder), "--prompt", "cat", "--edit", "hat", "--steps", "900", "--out", str(tmp_path)]
-    # Where tests run in the background, their children are born deaf to Ctrl-C.
+    # Processes started in the background ignore Ctrl-C unless they set a handler.
     listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     process = subprocess.Popen(
         [sys.executable, "-u", "-c", f"{listen}; from sega_jax.cli.main import main; main()", "edit", *words],
@@ -258,7 +276,7 @@ def test_interrupting_is_clean(folder, tmp_path):
     for line in process.stdout:
         if line.startswith("  + hat"):
             break
-    # One that falls into a callback of Python's own is lost, so a person would press again.
+    # Python drops an interruption inside some of its callbacks, so this presses Ctrl-C repeatedly.
     while process.poll() is None:
         process.send_signal(signal.SIGINT)
         time.sleep(1)
@@ -270,26 +288,25 @@ def test_interrupting_is_clean(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_stable_diffusion_takes_besides_is_repeated(least_folder, tmp_path):
-    """A picture to start from, rescaled guidance, tiles, and words that are weighed and many."""
+def test_the_command_repeats_further_options_of_stable_diffusion(least_folder, tmp_path):
+    """Covers a starting picture, rescaled guidance, tiles, and long and weighted prompts."""
     path = tmp_path / "start.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)).save(path)
     words = ["--prompt", "a (cat:1.3), on a mat, in b", "--edit", "(hat:1.2):warmup=0", "--steps", 4]
     words += ["--image", path, "--strength", 0.5, "--guidance-rescale", 0.5, "--tiled", "--long-prompts", "--weighted"]
     result = run("edit", "--model", least_folder, *words, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    said = run("info", tmp_path / "out" / "0001-edited.png").output.splitlines()[-1]
+    shown = run("info", tmp_path / "out" / "0001-edited.png").output.splitlines()[-1]
     for part in (str(path), "--strength 0.5", "--guidance-rescale 0.5", "--tiled", "--long-prompts", "--weighted"):
-        assert part in said
-    again = run(*shlex.split(said)[1:], "--out", tmp_path / "again")
+        assert part in shown
+    again = run(*shlex.split(shown)[1:], "--out", tmp_path / "again")
     assert again.exit_code == 0, again.output
     ours, theirs = (np.asarray(Image.open(tmp_path / name / "0001-edited.png")) for name in ("out", "again"))
     np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.slow
-def test_long_and_weighted_prompts_of_stable_diffusion_xl(least_xl_folder, tmp_path):
-    """They are read, and repeated by the command in the picture."""
+def test_the_command_repeats_long_and_weighted_prompts_of_stable_diffusion_xl(least_xl_folder, tmp_path):
     words = ["--prompt", "dog, (black:1.4), on the mud", "--edit", "(hat:1.2):warmup=0", "--steps", 2]
     result = run("edit", "--model", least_xl_folder, *words, "--long-prompts", "--weighted", "--out", tmp_path)
     assert result.exit_code == 0, result.output
@@ -313,7 +330,7 @@ def test_long_and_weighted_prompts_of_stable_diffusion_xl(least_xl_folder, tmp_p
         (["--image", "start.png"], "image has 8x8 pixels (height x width), expected 16x16"),
     ],
 )
-def test_a_picture_that_cannot_be_started_from(folder, tmp_path, monkeypatch, words, message):
+def test_unsuitable_starting_pictures_are_refused(folder, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (8, 8)).save("start.png")
     result = run("edit", "--model", folder, "--prompt", "dog", "--edit", "hat", *words, "--out", tmp_path)

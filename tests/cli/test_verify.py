@@ -1,4 +1,4 @@
-"""`sega-jax verify`, with a small checkpoint in place of Stable Diffusion 1.5 and a picture of it that was recorded."""
+"""`sega-jax verify`, with a small checkpoint in place of Stable Diffusion 1.5 and a recorded picture of it."""
 
 import math
 import shutil
@@ -37,7 +37,7 @@ STAND_IN = Picture("a cat with a hat", 5, CALL, RECORDED)
 
 @pytest.fixture(scope="module")
 def noise(tmp_path_factory):
-    """A folder with the noise of the picture."""
+    """A folder with the picture's noise."""
     folder = tmp_path_factory.mktemp("noise")
     np.save(folder / "5.npy", np.random.default_rng(5).standard_normal((1, 8, 8, 4), np.float32))
     (folder / SUMS).write_text(f"{'0' * 64}  9.npy\n{sha256(folder / '5.npy')}  5.npy\n")
@@ -54,8 +54,8 @@ def run(*words):
     return CliRunner().invoke(main, ["verify", *map(str, words)])
 
 
-def test_differences(least, noise):
-    """The picture of the recorded weights is the recorded one, and that of weights a twentieth larger is another."""
+def test_the_difference_depends_on_the_weights(least, noise):
+    """The recorded weights make the recorded picture; weights that are 5 % larger do not."""
     pipe = SemanticStableDiffusionPipeline.from_pipe(least)
     unet = jax.tree.map(lambda weights: 1.05 * weights, pipe.unet)
     other = SemanticStableDiffusionPipeline(**pipe.components | {"unet": unet})
@@ -65,7 +65,7 @@ def test_differences(least, noise):
 
 
 @pytest.mark.slow
-def test_the_same_picture(least_folder, noise):
+def test_an_equal_picture_passes(least_folder, noise):
     result = run(least_folder, "--noise", noise, "--devices", 1)
     assert result.exit_code == 0, result.output
     lines = dict(line.split(maxsplit=1) for line in result.output.splitlines() if " " in line.strip())
@@ -79,11 +79,11 @@ def test_the_same_picture(least_folder, noise):
     for part, file in (("text_encoder", "model"), ("unet", stem), ("vae", stem)):
         path = f"{part}/{file}.safetensors"
         assert lines[f"{path}:"] == f"sha256 {sha256(least_folder / path)}"
-    assert result.output.splitlines()[-1] == "PASSED: the 1 pictures that diffusers published"
+    assert result.output.splitlines()[-1] == "PASSED: equal to the 1 pictures that diffusers published"
 
 
 @pytest.mark.slow
-def test_other_weights_make_another_picture(least_folder, noise, tmp_path):
+def test_a_different_picture_fails(least_folder, noise, tmp_path):
     folder = shutil.copytree(least_folder, tmp_path / "copy")
 
     def change(arrays):
@@ -98,7 +98,7 @@ def test_other_weights_make_another_picture(least_folder, noise, tmp_path):
     assert looser.exit_code == 0, looser.output
 
 
-def test_broken_pictures_are_different(least_folder, noise, monkeypatch):
+def test_a_nan_difference_fails(least_folder, noise, monkeypatch):
     monkeypatch.setattr(published_pictures, "difference", lambda *_: math.nan)
     result = run(least_folder, "--noise", noise, "--dtype", "bfloat16", "--devices", 1)
     assert result.exit_code == 1
@@ -106,7 +106,7 @@ def test_broken_pictures_are_different(least_folder, noise, monkeypatch):
     assert result.output.splitlines()[-1].endswith("run it with --dtype float32")
 
 
-def test_a_checkpoint_on_the_hub_is_named_by_its_commit(least_folder, noise, tmp_path, monkeypatch):
+def test_the_report_names_the_commit_on_the_hub(least_folder, noise, tmp_path, monkeypatch):
     client = Stub(flax_files.checkpoint(least_folder, tmp_path / "hub"), tmp_path / "cache")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", client)
     monkeypatch.setattr(published_pictures, "difference", lambda *_: 0.0)
@@ -116,8 +116,7 @@ def test_a_checkpoint_on_the_hub_is_named_by_its_commit(least_folder, noise, tmp
     assert "sha256" not in result.output
 
 
-def test_missing_and_damaged_noise(least_folder, noise, tmp_path):
-    """Is found before anything is loaded."""
+def test_missing_or_damaged_noise_is_reported_before_loading(least_folder, noise, tmp_path):
     result = run(least_folder / "missing", "--noise", tmp_path)
     assert result.exit_code == 1
     assert f"{tmp_path / '5.npy'} or {tmp_path / SUMS} is missing; record the noise with python" in result.output
@@ -128,7 +127,7 @@ def test_missing_and_damaged_noise(least_folder, noise, tmp_path):
     assert "5.npy is not in SHA256SUMS" in result.output
 
 
-def test_another_family_or_picture_is_refused(least_xl_folder, least_folder, noise):
+def test_other_families_and_unsuitable_options_are_refused(least_xl_folder, least_folder, noise):
     result = run(least_xl_folder, "--noise", noise)
     assert result.exit_code == 1
     assert "is Stable Diffusion XL, expected Stable Diffusion 1.x or 2.x" in result.output
@@ -138,7 +137,7 @@ def test_another_family_or_picture_is_refused(least_xl_folder, least_folder, noi
 
 
 def test_matrices_are_multiplied_in_float32():
-    """GPUs and TPUs round the factors unless they are told not to."""
+    """GPUs and TPUs round the factors by default."""
     seen = []
 
     def pipe(**call):
@@ -151,7 +150,7 @@ def test_matrices_are_multiplied_in_float32():
     assert seen == ["float32"]
 
 
-def test_a_difference_is_of_the_last_blue_values():
+def test_the_difference_compares_the_last_blue_values():
     image = np.zeros((1, 8, 8, 3))
     image[0, -3:, -3:, 2] = np.arange(9).reshape(3, 3) / 10
     picture = STAND_IN._replace(blue=tuple(i / 10 for i in range(9)))
@@ -159,7 +158,7 @@ def test_a_difference_is_of_the_last_blue_values():
     assert published_pictures.difference(pipe.call, picture, None) == 0
 
 
-def test_a_checkpoint_of_another_size(least_folder, noise, tmp_path):
+def test_checkpoints_of_another_size_are_refused(least_folder, noise, tmp_path):
     folder = shutil.copytree(noise, tmp_path / "copy")
     np.save(folder / "5.npy", np.zeros((1, 64, 64, 4), np.float32))
     (folder / SUMS).write_text(f"{sha256(folder / '5.npy')}  5.npy\n")
@@ -170,7 +169,7 @@ def test_a_checkpoint_of_another_size(least_folder, noise, tmp_path):
 
 
 def test_the_recorded_noise_is_the_default(least_folder, monkeypatch):
-    """It equals what NumPy computes, but for the digits of a GPU's sines."""
+    """It equals noise computed by NumPy, up to the precision of a GPU's sines."""
     seen = []
     monkeypatch.setattr(published_pictures, "PICTURES", PUBLISHED)
     monkeypatch.setattr(published_pictures, "difference", lambda pipe, picture, latents: seen.append(latents) or 0.0)

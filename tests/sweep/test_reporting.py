@@ -312,7 +312,7 @@ def test_the_shell(folder, tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"sheet-1.png", "sheet-2.png", "curve.svg", "report.html"}
     for words, message in (
         (["sheet", folder, "--where", "seed"], "--where seed should be AXIS=VALUE"),
-        (["sheet", folder, "--where", "seed=9"], "--where seed=9: no picture has that; there are 3, 1"),
+        (["sheet", folder, "--where", "seed=9"], "--where seed=9: no picture has that value; the values are 3, 1"),
         (["measure", folder], "nothing to measure; give --judge, --distance or --clip"),
         (["report", tmp_path], "has no plan.json"),
     ):

@@ -231,7 +231,7 @@ def shell(tmp_path, monkeypatch, least_folder):
 def test_the_shell(shell, tmp_path, least, monkeypatch):
     planned = shell("cats.toml", "--dry-run")
     assert planned.exit_code == 0, planned.output
-    assert "pictures 3, of points 3; batches 1, programs 1, rows at most" in planned.output
+    assert "pictures: 3, of 3 points; batches: 1, of at most" in planned.output
     assert "27 UNet evaluations" in planned.output
     assert not (tmp_path / "sega-jax-out").exists()
     monkeypatch.setattr(loading, "load", lambda *_, **__: least)
@@ -267,7 +267,7 @@ def test_a_worker_that_was_first_decides_the_rows(shell, tmp_path, least, monkey
         (["none.toml"], "none.toml does not exist"),
         (["cats.toml", "--rows", 0], "rows=0 should be at least 1"),
         (["status", "."], "has no plan.json"),
-        (["cats.toml", "--worker", "3/2"], "--worker 3/2 should be its number and how many there are"),
+        (["cats.toml", "--worker", "3/2"], "--worker 3/2 should be its number and the number of workers, such as 2/16"),
     ],
 )
 def test_mistakes_in_the_shell_are_messages(shell, words, message):

@@ -223,12 +223,12 @@ def test_the_shell(client, tmp_path):
     assert client.calls == []
     file = f"{NAME}@{COMMIT}/style.safetensors"
     options = [f"{file}:0.5", f"{tmp_path / 'here/a.pt'}:-1.0", f"{file}:1.0"]
-    kept = adapters.remembered(chosen)
+    kept = adapters.located(chosen)
     assert kept == {"lora": options}
     assert adapters.read({"lora": options[:2]}) == {"lora": {file: 0.5, str(tmp_path / "here/a.pt"): -1.0}}
     assert adapters.command_words(kept) == [part for word in options for part in ("--lora", word)]
     with pytest.raises(CheckpointError, match="several has several files"):
         adapters.check({"lora": ("several",)}, {})
     for text in ("nowhere.pt", "./a/b", "a/b.pt:2"):
-        with pytest.raises(FileNotFoundError, match="is no file; correct the path"):
+        with pytest.raises(FileNotFoundError, match="is not a file; correct the path"):
             adapters.check({"lora": (text,)}, {})

@@ -1,0 +1,226 @@
+"""Makes the pictures of `sega-jax edit` group by group, and writes each group before the next one begins."""
+
+import re
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+
+from sega_jax.cli.edit_sheet import Cell, Sheet
+from sega_jax.cli.options import parsed
+from sega_jax.cli.terminal import compilations, pictures_reported_elsewhere
+from sega_jax.method.guidance import Edit
+from sega_jax.pipelines import png
+from sega_jax.pipelines.messages import muted
+from sega_jax.pipelines.output import Output
+from sega_jax.pipelines.progress import styled
+from sega_jax.systems.call import Call
+
+_KINDS = ("original", "edited")
+SEEDS = ("seed", "images_per_prompt")
+# As many as fit on one readable sheet.
+_MOST_SEEDS = 256
+# The number of seeds per device in a group, if every group loads the networks again.
+_LOW_MEMORY_SEEDS = 16
+_DEMO_WORDS = ("glasses", "sunglasses", "smile", "beard", "hat", "beanie", "curly hair", "blue hair", "hoodie")
+_LARGEST_SEED = 2**32 - 1
+
+
+class Job(NamedTuple):
+    """The pictures to make, and the settings that each stores."""
+
+    prompt: str
+    concepts: list[Edit]
+    seeds: list[int]
+    known: Mapping[str, Any]  # the settings of all pictures
+    ran: str = "ran"  # the word for sampling in the time report
+
+
+def seeds_of(given: Mapping[str, str]) -> list[int]:
+    """Returns the seed of each picture that the options --seed and --images-per-prompt ask for.
+
+    Raises:
+        ValueError: an option is malformed or out of range, the options contradict each other, or there are too many
+            pictures.
+    """
+    values = parsed(Call, {name: given[name] for name in SEEDS if name in given})
+    seed, count = values.get("seed", 0), values.get("images_per_prompt")
+    if isinstance(seed, list):
+        if count not in (None, len(seed)):
+            raise ValueError(
+                f"--seed {given['seed']} gives {len(seed)} seeds, but --images-per-prompt is {count}; leave"
+                " --images-per-prompt out, or give one seed"
+            )
+        seeds: Sequence[int] = seed
+    else:
+        last = seed + (count or 1) - 1
+        if last > _LARGEST_SEED:
+            raise ValueError(
+                f"--seed {seed} with --images-per-prompt {count} needs seeds up to {last}, but the largest is"
+                f" {_LARGEST_SEED}; give a smaller seed"
+            )
+        seeds = range(seed, last + 1)
+    if len(seeds) > _MOST_SEEDS:
+        raise ValueError(
+            f"the options ask for pictures of {len(seeds)} seeds, but sega-jax edit makes at most {_MOST_SEEDS} at a"
+            " time; give fewer, or write a sweep"
+        )
+    return list(seeds)
+
+
+def stored_seed(seeds: Sequence[int]) -> int | list[int]:
+    """Returns the seeds as settings store them: a single seed as a number."""
+    return seeds[0] if len(seeds) == 1 else list(seeds)
+
+
+def groups(seeds: Sequence[int], most: int) -> Iterator[tuple[list[int], int]]:
+    """Splits seeds into as few groups of one size as possible, so that all groups run the same compiled programs.
+
+    Args:
+        most: the largest group.
+
+    Yields:
+        The seeds of a group, and the number of them to keep: the last group is padded by repeating its last seed.
+    """
+    number = -(-len(seeds) // most)
+    size = -(-len(seeds) // number)
+    for start in range(0, len(seeds), size):
+        group = list(seeds[start : start + size])
+        yield group + group[-1:] * (size - len(group)), len(group)
+
+
+def most_seeds(devices: int, low_memory: bool) -> int:
+    """Returns the number of seeds in a group.
+
+    One seed on each device needs no more memory than a run with one seed and, on one device, runs the same compiled
+    programs. With `low_memory` every group loads the networks again, so groups are larger.
+    """
+    return devices * (_LOW_MEMORY_SEEDS if low_memory else 1)
+
+
+def run(make: Callable[..., Output], call: Mapping[str, Any], job: Job, folder: Path, most: int) -> list[str]:
+    """Makes the pictures, writes them as soon as their group is done, and writes the sheet.
+
+    Args:
+        make: takes prompts, lists of edits and the arguments of a call.
+        most: the largest number of seeds in a group.
+
+    Returns:
+        The names of the pictures that are not finite, which were not written.
+    """
+    rows = [[], job.concepts] if job.concepts else [[]]
+    signed = [f"{'-' if one.scale < 0 else '+'} {one.concept}" for one in job.concepts]
+    sheet, missing, done = Sheet(job.prompt, signed, len(job.seeds)), [], 0
+    last: Path | None = None
+    began = time.perf_counter()
+    with compilations() as compiling, _numbered(folder) as number, pictures_reported_elsewhere():
+        for group, size in groups(job.seeds, most):
+            seeds = [seed for seed in group for _ in rows]
+            # Later groups would repeat the warnings of the first one.
+            quiet = muted() if done else nullcontext()
+            with quiet, styled(**_bar(group[:size], len(job.seeds))):
+                result = make([job.prompt] * len(seeds), rows * len(group), **{**call, "seed": seeds})
+            for i, seed in enumerate(group[:size]):
+                cells = _cells(result, i * len(rows), len(rows))
+                sheet.add(seed, cells)
+                done += 1
+                paths, absent = _write_seed(folder, number, job, seed, cells)
+                missing += absent
+                if paths:
+                    counted = f" ({done} of {len(job.seeds)})" if len(job.seeds) > 1 else ""
+                    click.echo(f"Wrote {' and '.join([str(paths[0]), *(path.name for path in paths[1:])])}{counted}")
+                    last = paths[-1]
+        seconds = time.perf_counter() - began
+        click.echo(f"Compiled in {compiling():.1f} s, {job.ran} in {seconds - compiling():.1f} s")
+        if sheet.pictures > 1:
+            last = folder / f"{number}-sheet.png"
+            png.save(sheet.draw(), last, {"picture": "sheet", **job.known, "seed": stored_seed(job.seeds)})
+            click.echo(f"Wrote {last}")
+    if last is not None:
+        click.echo(f"Settings, and the command that repeats it: sega-jax info {shlex.quote(str(last))}")
+    if not missing:
+        _advise(job)
+    return missing
+
+
+def _advise(job: Job) -> None:
+    """Prints options that are worth trying next."""
+    ideas = []
+    if not job.concepts:
+        ideas.append('--edit "glasses" to add a concept')
+    if all(one.scale > 0 for one in job.concepts):
+        ideas.append('--edit "-beard" to remove a concept')
+    else:
+        ideas.append('a stronger effect, as in --edit "glasses:scale=8"')
+    if len(job.seeds) == 1:
+        ideas.append("--seed 1-8 for eight pictures")
+    click.echo(f"Try next: {', or '.join(ideas)}")
+    if job.known["model"] is None:
+        click.echo(f"The demo model knows {', '.join(_DEMO_WORDS)} and more")
+
+
+def _bar(group: Sequence[int], count: int) -> dict[str, Any]:
+    """Returns the options of a group's progress bar."""
+    if count == 1:
+        return {}
+    return {"desc": f"seed {group[0]}" if len(group) == 1 else f"seeds {group[0]} to {group[-1]}", "leave": False}
+
+
+def _cells(result: Output, start: int, count: int) -> list[Cell]:
+    """Returns the pictures of a seed, with notes on missing and flagged ones."""
+    cells = []
+    for row in range(start, start + count):
+        flagged = result.flagged is not None and bool(result.flagged[row])
+        image = result.images[row]
+        cells.append(Cell(image, "not finite" if image is None else "flagged by the safety checker" if flagged else ""))
+    return cells
+
+
+def _write_seed(folder: Path, number: str, job: Job, seed: int, cells: Sequence[Cell]) -> tuple[list[Path], list[str]]:
+    """Writes a seed's pictures; returns their paths, and the names of the pictures that are not finite."""
+    several = len(job.seeds) > 1
+    stem = f"{number}-seed{seed}" if several else number
+    paths, missing = [], []
+    for kind, cell in zip(_KINDS, cells, strict=False):
+        name = f"seed {seed} {kind}" if several else kind
+        if cell.image is None:
+            missing.append(name)
+            continue
+        if cell.note:
+            click.echo(f"Flagged by the safety checker: {name}")
+        path = folder / f"{stem}-{kind}.png"
+        png.save(cell.image, path, {"picture": kind, **job.known, "seed": seed})
+        paths.append(path)
+    return paths, missing
+
+
+@contextmanager
+def _numbered(folder: Path) -> Iterator[str]:
+    """Gives a run the first number that no file of the folder begins with, such as "0001".
+
+    A hidden file reserves the number until the block ends, also from runs that write to the folder at the same time.
+    """
+    taken = {begin[1] for path in folder.iterdir() if (begin := re.match(r"([0-9]{4,})-", path.name))}
+    number = 0
+    while True:
+        number += 1
+        name = f"{number:04}"
+        claim = folder / f".{name}-running"
+        if name in taken:
+            continue
+        try:
+            claim.open("x").close()
+        except FileExistsError:
+            continue
+        try:
+            # Another run may have finished with this number after the folder was read.
+            if any(folder.glob(f"{name}-*")):
+                continue
+            yield name
+            return
+        finally:
+            claim.unlink(missing_ok=True)

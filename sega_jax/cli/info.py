@@ -1,0 +1,66 @@
+"""`sega-jax info`: the settings of a picture that `sega-jax edit` wrote, and the command that repeats it."""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sega_jax.cli import adapters, stages
+from sega_jax.cli.concepts import LIBRARY, demo, format_edit
+from sega_jax.cli.options import command_words, load_arguments
+from sega_jax.demo import settings
+from sega_jax.method.arguments import arguments
+from sega_jax.method.guidance import Edit
+from sega_jax.pipelines import png
+from sega_jax.pipelines.load_options import LoadOptions
+from sega_jax.pipelines.progress import plainly
+from sega_jax.systems.call import Call
+from sega_jax.systems.registry import named
+
+
+@click.command("info")
+@click.argument("file", type=click.Path(path_type=Path))
+def info(file: Path) -> None:
+    """Prints a picture's settings and command.
+
+    FILE is a PNG that `sega-jax edit` or a sweep wrote. The last line is the command that makes the picture again.
+    """
+    with plainly():
+        known = png.settings(file)
+        try:
+            defaults = demo(known["steps"]) if known["model"] is None else LIBRARY
+            known["edits"] = [format_edit(Edit(**one), defaults) for one in known["edits"]]
+            words = _words(known)
+            if isinstance(known.get("seed"), list):
+                known["seed"] = arguments(Call)["seed"].kind.show(known["seed"])
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(
+                f"{file} has settings that this version of sega-jax cannot read; was it written by a later version?"
+            ) from None
+        for name, value in known.items():
+            click.echo(f"{name:15} {'; '.join(map(str, value)) if isinstance(value, list) else value}")
+        click.echo(f"\n{shlex.join(words)}")
+
+
+def _words(known: Mapping[str, Any]) -> list[str]:
+    """Returns the words of the shell command that makes pictures with these settings."""
+    words = ["sega-jax", "edit"]
+    for name in ("model", "revision"):
+        words += [] if known.get(name) is None else [f"--{name}", known[name]]
+    words += ["--prompt", known["prompt"]]
+    for one in known["edits"]:
+        words += ["--edit", one]
+    defaults = {"seed": 0} | (settings.CALL if known["model"] is None else {})
+    call = named(known.get("system", "stable_diffusion")).call
+    words += command_words(call, {name: _tuples(value) for name, value in known.items()}, defaults)
+    words += stages.words(known)
+    load = {name: value for name, value in known.items() if name != "revision"}
+    words += command_words(LoadOptions, {name: value for name, value in load.items() if name in load_arguments()}, {})
+    return words + adapters.command_words(known)
+
+
+def _tuples(value: Any) -> Any:
+    # JSON stores tuples as lists.
+    return tuple(value) if isinstance(value, list) else value
