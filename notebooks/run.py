@@ -63,7 +63,8 @@ def clean(notebook: nbformat.NotebookNode, outputs: bool) -> nbformat.NotebookNo
         cell.id, cell.metadata = f"cell-{number}", {}
         if cell.cell_type == "code":
             cell.execution_count = None
-            cell.outputs = [_cleaned(one) for one in cell.outputs if one.get("name") != "stderr"] if outputs else []
+            kept = [one for one in cell.outputs if outputs and one.get("name") != "stderr"]
+            cell.outputs = _joined([_cleaned(output) for output in kept])
     return notebook
 
 
@@ -71,23 +72,23 @@ def problems(notebook: nbformat.NotebookNode, outputs: bool) -> list[str]:
     """Returns the rules for committed guides that a notebook breaks, one sentence each."""
     if not outputs:
         return ["this guide should be committed without outputs"] if any(_outputs(notebook)) else []
-    found = []
+    broken = []
     if (size := len(nbformat.writes(notebook))) > MOST_BYTES:
-        found.append(f"the guide has {size} bytes, at most {MOST_BYTES} are allowed")
+        broken.append(f"the guide has {size} bytes, at most {MOST_BYTES} are allowed")
     if not any(map(has_picture, notebook.cells)):
-        found.append("the guide shows no picture")
+        broken.append("the guide shows no picture")
     for cell in notebook.cells:
         if cell.metadata:
-            found.append(f"{cell.id} has metadata: {dict(cell.metadata)}")
+            broken.append(f"{cell.id} has metadata: {dict(cell.metadata)}")
         for output in cell.get("outputs", []):
             if output.output_type == "error" or output.get("name") == "stderr":
-                found.append(f"{cell.id} has output of an error, a warning or a progress bar")
+                broken.append(f"{cell.id} has output of an error, a warning or a progress bar")
             data = output.get("data", {"text/plain": output.get("text", "")})
             for path in _ABSOLUTE_PATH.findall(" ".join(text for kind, text in data.items() if kind != "image/png")):
-                found.append(f"{cell.id} shows an absolute path: {path}...")
+                broken.append(f"{cell.id} shows an absolute path: {path}...")
             if len(base64.b64decode(data.get("image/png", ""))) > MOST_PICTURE_BYTES:
-                found.append(f"{cell.id} has a picture of more than {MOST_PICTURE_BYTES} bytes")
-    return found
+                broken.append(f"{cell.id} has a picture of more than {MOST_PICTURE_BYTES} bytes")
+    return broken
 
 
 def has_picture(cell: nbformat.NotebookNode) -> bool:
@@ -104,7 +105,7 @@ def _cleaned(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
         output.execution_count = None
     if "data" in output:
         output.metadata = {}
-        # Pillow offers each picture as JPEG, too, and says how large it is; the PNG is enough.
+        # A picture also comes with its description, which contains its address in memory or its size.
         keep = ("image/png",) if "image/png" in output.data else ("text/plain", "text/html", "text/markdown")
         output.data = {kind: value for kind, value in output.data.items() if kind in keep}
         if "image/png" in output.data:
@@ -112,8 +113,19 @@ def _cleaned(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return output
 
 
+def _joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """Joins printed texts that follow each other, because kernels cut them at random lines."""
+    joined: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        if joined and output.output_type == joined[-1].output_type == "stream":
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
+
+
 def _smaller(png: str) -> str:
-    """Returns a picture with a palette of 256 colours, which takes about a third of the bytes."""
+    """Returns a picture with a palette of 256 colours, which makes its file much smaller."""
     file = io.BytesIO()
     with Image.open(io.BytesIO(base64.b64decode(png))) as image:
         if image.mode == "P":
@@ -125,24 +137,24 @@ def _smaller(png: str) -> str:
 def refresh(path: Path) -> list[str]:
     """Runs a guide, saves it, and returns its problems. A guide without outputs is only cleaned."""
     notebook = nbformat.read(path, as_version=4)
-    outputs, found = path.stem not in WITHOUT_OUTPUTS, []
+    outputs, lines = path.stem not in WITHOUT_OUTPUTS, []
     if outputs:
         with tempfile.TemporaryDirectory() as folder:
             execute(notebook, folder)
-        found = warnings(notebook)
+        lines = warnings(notebook)
     clean(notebook, outputs)
     nbformat.write(notebook, path)
-    return found + problems(notebook, outputs)
+    return lines + problems(notebook, outputs)
 
 
 def main(names: list[str]) -> int:
     """Refreshes the guides of these names, or all of them, and returns the exit status."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     paths = [FOLDER / f"{Path(name).stem}.ipynb" for name in names] or sorted(FOLDER.glob("*.ipynb"))
-    found = {path.stem: refresh(path) for path in paths}
-    for name, sentences in found.items():
+    report = {path.stem: refresh(path) for path in paths}
+    for name, sentences in report.items():
         print(f"{name}: {'; '.join(sentences) or 'fine'}")
-    return int(any(found.values()))
+    return int(any(report.values()))
 
 
 if __name__ == "__main__":
