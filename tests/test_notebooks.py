@@ -1,11 +1,10 @@
 """Every guide runs from top to bottom, and the outputs that are committed with it are clean and complete.
 
-The guides on published checkpoints run on a tiny random one, whose folder is in the environment variable
-SEGA_JAX_MODEL.
+The guides on published checkpoints load tiny random ones of the same names, from the hub cache of
+`support/hub_cache.py`.
 """
 
 import importlib.util
-import os
 from pathlib import Path
 
 import nbformat
@@ -22,8 +21,7 @@ spec.loader.exec_module(guides)
 @pytest.mark.notebook
 @pytest.mark.usefixtures("hub_cache")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
-def test_notebook_runs(path, small_folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("SEGA_JAX_MODEL", os.environ.get("SEGA_JAX_NOTEBOOK_MODEL", str(small_folder)))
+def test_notebook_runs(path, tmp_path, monkeypatch):
     if path.stem not in guides.WITHOUT_OUTPUTS:  # they draw many pictures, which is worth some optimisation
         monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS", raising=False)
         monkeypatch.delenv("XLA_FLAGS", raising=False)

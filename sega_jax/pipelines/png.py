@@ -14,7 +14,22 @@ _MARGIN, _FONT = 8, 14
 
 
 def sheet(images: Sequence[Image.Image], captions: Sequence[str], *, columns: int = 4) -> Image.Image:
-    """Pictures of one size in rows, each above its caption; small ones are enlarged to 256 pixels."""
+    """Draws pictures of one size side by side, each above its caption, for notebooks and reports.
+
+    Pictures with fewer than 256 pixels along a side are enlarged by a whole number.
+
+    Args:
+        images: The pictures, in the order of the sheet.
+        captions: One caption for each picture; long ones are wrapped.
+        columns: The number of pictures in a row.
+
+    Example:
+        >>> from PIL import Image
+        >>> import sega_jax
+        >>> pictures = [Image.new("RGB", (128, 128), color) for color in ("red", "blue")]
+        >>> sega_jax.sheet(pictures, ["before", "after"]).width
+        536
+    """
     zoom = max(1, -(-256 // min(images[0].size)))
     width, height = (side * zoom for side in images[0].size)
     font, line = ImageFont.load_default(_FONT), _FONT + 4
