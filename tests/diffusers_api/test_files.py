@@ -179,7 +179,7 @@ def test_wrong_arguments_are_errors(pipe, lora, tmp_path):
             "the LoRA 'b' in adapter_names is not loaded; loaded LoRAs: a",
             lambda: pipe.set_adapters(["a", "b"]),
         ),
-        (CheckpointError, "has no file with a LoRA; it has nothing", lambda: pipe.load_lora_weights(empty)),
+        (CheckpointError, "has no LoRA; it has nothing", lambda: pipe.load_lora_weights(empty)),
         (CheckpointError, r"two\.safetensors is missing", lambda: pipe.load_lora_weights(tmp_path, weight_name=two)),
         (FileNotFoundError, "does not contain learned_embeds", lambda: pipe.load_textual_inversion(tmp_path)),
         (TypeError, "is of type dict, .* expected the path", lambda: pipe.load_lora_weights({})),
@@ -188,7 +188,7 @@ def test_wrong_arguments_are_errors(pipe, lora, tmp_path):
             "should be a list with one word for each of the 2 files",
             lambda: pipe.load_textual_inversion([path, path], token="<a>"),
         ),
-        (CheckpointError, "is a LoRA|a LoRA goes with", lambda: pipe.load_textual_inversion(path)),
+        (CheckpointError, "is a LoRA|pass a LoRA as", lambda: pipe.load_textual_inversion(path)),
         (CheckpointError, "it is a LoRA", lambda: SemanticStableDiffusionPipeline.from_single_file(path)),
     ]:
         with pytest.raises(error, match=message):

@@ -260,7 +260,7 @@ def test_faces_of_the_same_components(small, compilations):
 @pytest.mark.parametrize("face", [SemanticIFPipeline, SemanticPaellaPipeline])
 def test_faces_of_other_kinds(small, small_folder, face):
     """Are told so by the index alone."""
-    with pytest.raises(TypeError, match=f"is of Stable Diffusion 1.x or 2.x, expected .* for {face.__name__}"):
+    with pytest.raises(TypeError, match=f"is for Stable Diffusion 1.x or 2.x, expected .* for {face.__name__}"):
         face.from_pipe(small)
     with pytest.raises(CheckpointError, match=f"is Stable Diffusion 1.x or 2.x, expected .* for {face.__name__}"):
         face.from_pretrained(small_folder)

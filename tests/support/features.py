@@ -63,7 +63,7 @@ SWEEPS = {
     **rows("textual_inversion", WORDS, *CLIP),
 }
 SHELLS = {
-    **rows("negative_prompt seed steps guidance_scale height width", SHELL),
+    **rows("negative_prompt images_per_prompt seed steps guidance_scale height width", SHELL),
     **rows("momentum_scale momentum_beta semantics support", SHELL),
     **rows("guidance_rescale eta", SHELL, *DIFFUSION),
     **rows("long_prompts weighted clip_skip tiled", SHELL, *CLIP),

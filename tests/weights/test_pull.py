@@ -132,8 +132,8 @@ JSON += ["scheduler/scheduler_config.json", "tokenizer/vocab.json", "tokenizer/t
         (b"", ["is not readable JSON"]),
         (b'{"a": "\xff"}', ["is not readable JSON"]),
         (b"[" * 100_000, ["is not readable JSON"]),
-        (b"[1, 2]", ["holds a list, expected a JSON object"]),
-        (b"null", ["holds a NoneType, expected a JSON object"]),
+        (b"[1, 2]", ["contains a list, expected a JSON object"]),
+        (b"null", ["contains a NoneType, expected a JSON object"]),
     ],
     ids=["broken", "empty", "no text", "deep", "list", "null"],
 )
@@ -476,7 +476,7 @@ def test_a_missing_tokenizer_file_is_named(refused, copy):
 def test_more_tokens_than_embeddings_are_rejected(refused, copy):
     vocabulary = json.loads((copy / "tokenizer/vocab.json").read_text())
     tiny.write_json(copy / "tokenizer/vocab.json", vocabulary | {f"x{i}": 58 + i for i in range(5)})
-    refused("tokenizer has 63 tokens", "the text encoder 60", "belong together")
+    refused("tokenizer has 63 tokens", "the text encoder has 60", "belong together")
 
 
 def test_tokens_beyond_the_embeddings_are_rejected(refused, copy):
@@ -493,7 +493,7 @@ def test_invalid_lengths_are_rejected(refused, copy, value):
 def test_a_tokenizer_without_padding_is_rejected(refused, copy):
     for name in ("special_tokens_map", "tokenizer_config"):
         edit_json(copy / f"tokenizer/{name}.json", pad_token=None)
-    refused("names no pad_token")
+    refused("has no pad_token")
 
 
 # Options
@@ -533,7 +533,7 @@ def test_unknown_attention_is_rejected(refused, attention, phrases):
 
 @pytest.mark.parametrize("devices", [[], 0, ["cpu:0"], [None]])
 def test_invalid_devices_are_rejected(folder, devices):
-    with pytest.raises((TypeError, ValueError), match=r"devices=.* should name"):
+    with pytest.raises((TypeError, ValueError), match=r"devices=.* should be a list of JAX devices"):
         load(folder, devices=devices)
 
 
