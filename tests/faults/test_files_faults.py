@@ -30,7 +30,7 @@ def tensors_in(path):
 def view_of(count, *place):
     """Writes a pickle's view of the first storage, as if that had `count` entries."""
     storage = ("storage", b"ctorch\nFloatStorage\n", "0", "cpu", count)
-    return pickling.call("torch._utils._rebuild_tensor_v2", pickling.written(storage, []) + b"Q", *place, False, {})
+    return pickling.call("torch._utils._rebuild_tensor_v2", pickling.opcodes(storage, []) + b"Q", *place, False, {})
 
 
 @pytest.fixture(scope="module")

@@ -82,7 +82,7 @@ XL = {
         (4, 5.0, 5.0, None),
     ),
     "LCM": (XL_TWO_LEVELS | {"time_cond_proj_dim": 16}, tiny.FURTHER["LCM"], (4, 8.0, 8.0, None)),
-    "Playground": (XL_TWO_LEVELS, tiny.OTHERWISE_TRAINED["EDM DPM"], (6, 3.0, 3.0, None)),
+    "Playground": (XL_TWO_LEVELS, tiny.WITHOUT_BETAS["EDM DPM"], (6, 3.0, 3.0, None)),
 }
 
 

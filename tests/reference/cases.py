@@ -121,10 +121,10 @@ SCHEDULES = {
     "lcm_clip": (tiny.FURTHER["LCM"] | {"clip_sample": True, "original_inference_steps": 30}, 7, 0.0),
     "tcd": (tiny.FURTHER["TCD"], 5, 0.3),
     "tcd_v": (tiny.FURTHER["TCD"] | _V, 8, 1.0),
-    "edm_euler": (tiny.OTHERWISE_TRAINED["EDM Euler"] | {"sigma_schedule": "exponential", "sigma_max": 9.0}, 8, 0.0),
-    "edm_dpm": (tiny.OTHERWISE_TRAINED["EDM DPM"], 16, 0.0),
-    "edm_dpm_stochastic": (tiny.OTHERWISE_TRAINED["EDM DPM"] | {"algorithm_type": "sde-dpmsolver++"}, 8, 0.0),
-    "ipndm": (tiny.OTHERWISE_TRAINED["IPNDM"], 8, 0.0),
+    "edm_euler": (tiny.WITHOUT_BETAS["EDM Euler"] | {"sigma_schedule": "exponential", "sigma_max": 9.0}, 8, 0.0),
+    "edm_dpm": (tiny.WITHOUT_BETAS["EDM DPM"], 16, 0.0),
+    "edm_dpm_stochastic": (tiny.WITHOUT_BETAS["EDM DPM"] | {"algorithm_type": "sde-dpmsolver++"}, 8, 0.0),
+    "ipndm": (tiny.WITHOUT_BETAS["IPNDM"], 8, 0.0),
 }
 
 # Stages of DeepFloyd-IF and the x4 upscaler: steps, the scale of guidance, the noise level and its scheduler. The first

@@ -224,7 +224,7 @@ def xl_names():
         with torch.device("meta"):
             tensors = build(published.XL[part]).state_dict()
         prefix = "text_model." if part == "text_encoder" else ""
-        yield part, names.written({f"{prefix}{name}": tuple(tensor.shape) for name, tensor in tensors.items()})
+        yield part, names.as_text({f"{prefix}{name}": tuple(tensor.shape) for name, tensor in tensors.items()})
 
 
 def main():
