@@ -313,10 +313,10 @@ def check_call(bench, name, capsys):
     if name in CHECKS:
         return CHECKS[name](bench, capsys) if name == "progress" else CHECKS[name](bench)
     calls = [call(bench) if callable(call) else call for call in CHANGES[name]]
-    made = bench.make(**calls[0]).images
+    changed = bench.make(**calls[0]).images
     plain = bench.make(**calls[1]).images if len(calls) > 1 else bench.plain
-    assert made.shape == plain.shape
-    assert (made != plain).any()
+    assert changed.shape == plain.shape
+    assert (changed != plain).any()
     return None
 
 
@@ -330,8 +330,8 @@ def check_lora(bench):
 def check_words(bench):
     """A new word's vectors change the picture; without them the text encoder reads the word's letters."""
     call = {"prompt": "a <toy>"}
-    made = bench.make(bench.load(textual_inversion=word(bench)), **call).images
-    assert (made != bench.make(**call).images).any()
+    images = bench.make(bench.load(textual_inversion=word(bench)), **call).images
+    assert (images != bench.make(**call).images).any()
 
 
 def check_scheduler(bench):
@@ -359,25 +359,25 @@ def check_single_file(bench, where):
 def check_devices(bench):
     """Two devices make the same pictures as one."""
     pipe = bench.load(devices=jax.devices()[:2])
-    made = bench.make(pipe, images_per_prompt=2).images
+    together = bench.make(pipe, images_per_prompt=2).images
     one_by_one = np.concatenate([bench.make(seed=seed).images for seed in (3, 4)])
-    np.testing.assert_allclose(made, one_by_one, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(together, one_by_one, rtol=1e-3, atol=1e-3)
 
 
 def check_encode(bench):
     """Prompts and concepts may be embeddings of text."""
     cat, hat = bench.pipe.encode("cat"), bench.pipe.encode("hat")
-    made = bench.make(prompt=cat, edits=Edit(hat, warmup=0, threshold=0.5)).images
-    np.testing.assert_array_equal(made, bench.plain)
+    images = bench.make(prompt=cat, edits=Edit(hat, warmup=0, threshold=0.5)).images
+    np.testing.assert_array_equal(images, bench.plain)
 
 
 def check_function(bench):
     """Only traces the pure function; tests/systems/test_programs.py compares its pictures with those of a call."""
     function, inputs = bench.pipe.as_function(**{**bench.call, "output": "float"})
-    made = jax.eval_shape(function, **inputs)
+    image = jax.eval_shape(function, **inputs)
     factor = bench.pipe.system.sampler.sizes(bench.pipe.models).factor
-    assert made.shape == (1, *(factor * side for side in bench.shape[:2]), 3)
-    assert made.dtype == np.float32
+    assert image.shape == (1, *(factor * side for side in bench.shape[:2]), 3)
+    assert image.dtype == np.float32
 
 
 def check_other(bench, name, where):

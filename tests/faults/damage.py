@@ -15,7 +15,7 @@ import numpy as np
 Damage = Callable[[Any], Any]
 
 
-def given(**options: Any) -> Damage:
+def override(**options: Any) -> Damage:
     """Calls the function with these keyword arguments, whatever the caller asks for."""
 
     def change(function):

@@ -1,4 +1,4 @@
-"""Faults in DeepFloyd-IF and the upscaler: T5, the UNets, and whole stages compared with diffusers."""
+"""Faults in DeepFloyd-IF and the upscaler: T5, the UNets, and complete stages compared with diffusers."""
 
 import jax
 import jax.numpy as jnp

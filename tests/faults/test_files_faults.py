@@ -43,12 +43,15 @@ def views(tmp_path_factory):
         pickling.save(trained, folder / "legacy.ckpt", legacy=True),
         pickling.save(shared, folder / "shared.ckpt"),
     ]
-    own, system = {"own": np.arange(24, dtype=np.float32)}, pickling.call("posix.system", f"touch {folder / 'canary'}")
+    sound_tensors, system = (
+        {"own": np.arange(24, dtype=np.float32)},
+        pickling.call("posix.system", f"touch {folder / 'canary'}"),
+    )
     hostile = [
-        pickling.save({"state_dict": own, "optimizer": [system]}, folder / "call.ckpt"),
-        pickling.save(own | {"x": view_of(24, 20, (2, 3), (3, 1))}, folder / "beyond.ckpt"),
-        pickling.save(own | {"x": view_of(10**9, 0, (10**9,), (1,))}, folder / "storage.ckpt"),
-        pickling.save(own, folder / "compressed.ckpt", compressed=True),
+        pickling.save({"state_dict": sound_tensors, "optimizer": [system]}, folder / "call.ckpt"),
+        pickling.save(sound_tensors | {"x": view_of(24, 20, (2, 3), (3, 1))}, folder / "beyond.ckpt"),
+        pickling.save(sound_tensors | {"x": view_of(10**9, 0, (10**9,), (1,))}, folder / "storage.ckpt"),
+        pickling.save(sound_tensors, folder / "compressed.ckpt", compressed=True),
     ]
 
     def refused():
@@ -84,7 +87,7 @@ def views(tmp_path_factory):
         {
             "pickles": View(
                 lambda: [outcome(tensors_in, path) for path in sound],
-                lambda: [TENSORS, TENSORS, {"own": own["own"], "part": np.float32([[6, 8, 10], [7, 9, 11]])}],
+                lambda: [TENSORS, TENSORS, {"own": sound_tensors["own"], "part": np.float32([[6, 8, 10], [7, 9, 11]])}],
             ),
             "hostile pickles": View(refused, lambda: (["CheckpointError"] * 4, False)),
             "lora": View(merged, merged_by_hand, 1e-6),

@@ -7,7 +7,7 @@ import optax
 import pytest
 from reference import oracle
 
-from faults.damage import argument, given, replaced, result
+from faults.damage import argument, override, replaced, result
 from faults.views import Fault, View, Views, compiled
 from sega_jax.method import guidance
 from sega_jax.method.guidance import Edit, Edits, Predictions, quantile
@@ -202,7 +202,7 @@ FAULTS = {
     "the warm-up ends one call late": Fault("diffusers", guidance, "sega", settings(warmup=plus_one)),
     "the cool-down begins one call late": Fault("diffusers", guidance, "sega", settings(cooldown=plus_one)),
     "padding concepts have a warm-up of ten calls": Fault("padding", Edits, "stack", padded_with_a_warmup),
-    "the option semantics has no effect": Fault("per concept", guidance, "sega", given(semantics="diffusers")),
+    "the option semantics has no effect": Fault("per concept", guidance, "sega", override(semantics="diffusers")),
     # Momentum
     "beta and its complement are exchanged": Fault(
         "diffusers", guidance, "sega", settings(momentum_beta=lambda beta: 1 - beta)

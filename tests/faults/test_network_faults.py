@@ -8,7 +8,7 @@ from jax.experimental.pallas.tpu import force_tpu_interpret_mode
 from reference import cases
 from support import tiny
 
-from faults.damage import argument, given, halves, instead, layer, scaled
+from faults.damage import argument, halves, instead, layer, override, scaled
 from faults.views import Fault, View, Views, network, normal, recorded
 from sega_jax.nn import clip, flash_attention, layers, vae
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
@@ -109,17 +109,17 @@ FAULTS = {
     ),
     "the TPU kernel attends to masked keys": Fault("flash", flash_attention, "flash", argument(3, jnp.ones_like)),
     # CLIP
-    "CLIP's text attends to later tokens": Fault("text", clip.SelfAttention, "__init__", given(causal=False)),
+    "CLIP's text attends to later tokens": Fault("text", clip.SelfAttention, "__init__", override(causal=False)),
     # The UNet
     "the UNet's downsampling is padded only at the right and bottom": Fault(
-        "faint blocks", layers.Downsample, "__init__", given(padding=((0, 1), (0, 1)))
+        "faint blocks", layers.Downsample, "__init__", override(padding=((0, 1), (0, 1)))
     ),
     "the resnets of the UNet have the epsilon of the autoencoder": Fault(
-        "faint blocks", layers.ResnetBlock, "__init__", given(eps=1e-6)
+        "faint blocks", layers.ResnetBlock, "__init__", override(eps=1e-6)
     ),
     # The autoencoder
     "the autoencoder's downsampling is padded on all sides": Fault(
-        "autoencoder", layers.Downsample, "__init__", given(padding=1)
+        "autoencoder", layers.Downsample, "__init__", override(padding=1)
     ),
     "the encoder's mean and variance are exchanged": Fault(
         "autoencoder", vae.AutoencoderKL, "__init__", layer("quant_conv", lambda x, y: halves(y))

@@ -122,8 +122,8 @@ def run(name, edits, replay=None, record=False):
         advance, outputs = jax.jit(partial(programs.advance, **options), compiler_options=QUICK), []
         for i in range(sampler["steps"]):
             row = jax.tree.map(lambda column, i=i: column[i : i + 1], table)
-            carry, kept = advance(predictor, text, carry, row, settings)
-            outputs.append((carry.x, kept.sem_guidance if record else np.zeros((2, 0))))
+            carry, record_of_call = advance(predictor, text, carry, row, settings)
+            outputs.append((carry.x, record_of_call.sem_guidance if record else np.zeros((2, 0))))
         grids, guidance = zip(*outputs, strict=True)
         return np.stack(grids), np.concatenate(guidance, 1)
 

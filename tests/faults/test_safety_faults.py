@@ -8,7 +8,7 @@ from PIL import Image
 from reference import cases
 from support import tiny
 
-from faults.damage import argument, given, instead, result
+from faults.damage import argument, instead, override, result
 from faults.views import Fault, View, Views, recorded
 from sega_jax.nn import clip, safety
 from sega_jax.pipelines.safety import FeatureExtractor
@@ -75,7 +75,7 @@ FAULTS = {
     "the crop is one pixel off": Fault(
         "pixels", FeatureExtractor, "_centre", result(lambda picture: np.roll(picture, 1, 1))
     ),
-    "the vision tower is causal": Fault("cosines", clip.SelfAttention, "__init__", given(causal=True)),
+    "the vision tower is causal": Fault("cosines", clip.SelfAttention, "__init__", override(causal=True)),
     "embeddings are not normalised": Fault("cosines", safety, "_unit", instead(lambda x: x)),
     "special care makes the checker less strict": Fault("decision", safety, "_ADJUSTMENT", instead(-0.01)),
 }

@@ -66,13 +66,13 @@ def views(least, least_folder, tmp_path_factory):
     done = tmp_path_factory.mktemp("sweep")
     sweep.run(planned(least_folder, False), done, least)
     sweep.measure(done, {"bright": brightness})
-    results, wanted = sweep.Results(done), pictures(done)
+    results, unshared = sweep.Results(done), pictures(done)
 
     def together():
         """Compares the pictures of a sweep with and without shared work."""
         folder = tmp_path_factory.mktemp("shared")
         sweep.run(planned(least_folder, True), folder, least)
-        return {name: (abs(image - wanted[name]) > 1).mean() < 1e-3 for name, image in pictures(folder).items()}
+        return {name: (abs(image - unshared[name]) > 1).mean() < 1e-3 for name, image in pictures(folder).items()}
 
     def files():
         """Creates a file twice and returns the second outcome, the file's content, and all names."""
@@ -136,7 +136,7 @@ def views(least, least_folder, tmp_path_factory):
     return Views(
         {
             "names": View(names, lambda: 6),
-            "together": View(together, lambda: dict.fromkeys(wanted, True)),
+            "together": View(together, lambda: dict.fromkeys(unshared, True)),
             "files": View(files, lambda: ("refused", b"1", {"a"})),
             "leases": View(leased, lambda: ([False, False, True], 1)),
             "beats": View(beats, lambda: True),

@@ -7,7 +7,7 @@ from reference import cases
 from safetensors.numpy import save_file
 from support import tiny
 
-from faults.damage import argument, given, instead, replaced
+from faults.damage import argument, instead, override, replaced
 from faults.views import Fault, View, Views, outcome, recorded
 from sega_jax.method import numerics
 from sega_jax.nn.clip import CLIPTextModel
@@ -131,7 +131,7 @@ FAULTS = {
     ),
     "fused queries and keys are exchanged": Fault("single file", fused, "parameters", argument(2, exchanged)),
     "the moving average is loaded instead of the last weights": Fault(
-        "single file", single_file.OriginalWeights, "__init__", given(ema=True)
+        "single file", single_file.OriginalWeights, "__init__", override(ema=True)
     ),
     "the text projection of a single file is not transposed": Fault(
         "single file of XL", fused, "_transposed", instead(lambda read: read())

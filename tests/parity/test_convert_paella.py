@@ -258,10 +258,10 @@ class Hostile:
         return os.system, (f"touch {self.canary}",)
 
 
-@pytest.mark.parametrize("place", ["value", "beside"])
+@pytest.mark.parametrize("place", ["value", "other entry"])
 def test_hostile_files_are_refused(source, refused, tmp_path, place):
     hostile = Hostile(tmp_path / "canary")
-    content = {"value": {"x": hostile}, "beside": {"state_dict": tensors("prior"), "optimizer": hostile}}[place]
+    content = {"value": {"x": hostile}, "other entry": {"state_dict": tensors("prior"), "optimizer": hostile}}[place]
     torch.save(content, source / "prior_v1.pt")
     refused("prior_v1.pt was rejected, and none of its code was run")
     assert not (tmp_path / "canary").exists()

@@ -86,7 +86,7 @@ def check(name, dtype, end, edits, both, every_call=False):
         concepts = [edit.concept for edit in EDITS[edits]]
         small = {} if name == "1" else {"image": PICTURES, "noise_level": LEVEL, "noise_anew": every_call}
         call = {"steps": STEPS, "guidance_scale": 3.0}
-        made = ours(
+        output = ours(
             PROMPTS,
             EDITS[edits],
             negative_prompt=NEGATIVES,
@@ -116,11 +116,11 @@ def check(name, dtype, end, edits, both, every_call=False):
             **call,
             **more,
         )
-    assert relative(made.images, np.clip(run.x / 2 + 0.5, 0, 1)) < end
+    assert relative(output.images, np.clip(run.x / 2 + 0.5, 0, 1)) < end
     for field in ("uncond", "cond", "edits"):
-        assert relative(getattr(made.record, field), getattr(run, field)) < end
+        assert relative(getattr(output.record, field), getattr(run, field)) < end
     # In float32, a position at its threshold may fall on either side, and momentum carries that to later calls.
-    off = (np.abs(made.record.sem_guidance - run.sem_guidance) > 2e-3).mean()
+    off = (np.abs(output.record.sem_guidance - run.sem_guidance) > 2e-3).mean()
     assert off <= (5e-3 if dtype == "float32" else 0)
-    assert dtype == "float32" or relative(made.record.sem_guidance, run.sem_guidance) < end
+    assert dtype == "float32" or relative(output.record.sem_guidance, run.sem_guidance) < end
     assert np.abs(run.sem_guidance[:, 5:]).max() > 0.1

@@ -89,7 +89,7 @@ LYCORIS = {
     "LoKr the other way": (modules.LokrModule, {"factor": 2, "unbalanced_factorization": True}, (LINEAR, CONV)),
     "LoKr of two products": (modules.LokrModule, {"decompose_both": True, "lora_dim": 1}, (LINEAR, CONV)),
     "LoKr with a kernel between": (modules.LokrModule, {"use_tucker": True, "lora_dim": 1}, (CONV,)),
-    "LoKr of whole matrices": (modules.LokrModule, {"full_matrix": True}, (LINEAR, CONV)),
+    "LoKr of full matrices": (modules.LokrModule, {"full_matrix": True}, (LINEAR, CONV)),
     "DoRA": (modules.LoConModule, {"weight_decompose": True}, (LINEAR, CONV)),
     "DoRA of inputs": (modules.LoConModule, {"weight_decompose": True, "wd_on_out": False}, (LINEAR, CONV)),
     "DoRA of a LoHa": (modules.LohaModule, {"weight_decompose": True, "wd_on_out": False}, (LINEAR, CONV)),
@@ -195,7 +195,7 @@ PEFT = {
     "LoKr of two products": peft.LoKrConfig(
         r=1, alpha=5, target_modules=TARGETS, init_weights=False, decompose_both=True, use_effective_conv2d=True
     ),
-    "LoKr of whole matrices": peft.LoKrConfig(
+    "LoKr of full matrices": peft.LoKrConfig(
         r=64, alpha=5, target_modules=TARGETS, init_weights=False, rank_pattern={"to_q": 32}
     ),
     "(IA)^3": peft.IA3Config(target_modules=["to_q", "ff.net.2"], feedforward_modules=["ff.net.2"]),

@@ -319,9 +319,9 @@ def test_timesteps_of_many_numbers_of_steps(name, spacing, offset):
     for steps in numbers:
         expected.set_timesteps(steps)
         timesteps = from_config(config).table(steps).timestep
-        wanted = [t for t in expected.timesteps.tolist() if t > -1 or name not in WITH_BETAS]
+        their_timesteps = [t for t in expected.timesteps.tolist() if t > -1 or name not in WITH_BETAS]
         # diffusers interpolates timesteps between those of the training from float32 logarithms of sigma.
-        np.testing.assert_allclose(timesteps, wanted, rtol=1e-6, atol=3e-3 if "KDPM2" in name else 1e-5)
+        np.testing.assert_allclose(timesteps, their_timesteps, rtol=1e-6, atol=3e-3 if "KDPM2" in name else 1e-5)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.05, 0.3, 0.7, 0.9, 1.0])
@@ -403,8 +403,8 @@ def test_exchange(source, target, saved):
     expected = getattr(diffusers, target).from_config(json.loads(before.to_json_string()) if saved else before.config)
     for key, value in options.items():
         # A saved config of another class may have null, which means the default.
-        wanted = FAMILIES[target].defaults[key] if expected.config[key] is None else expected.config[key]
-        assert value == (tuple(wanted) if isinstance(value, tuple) else wanted), key
+        default_or_value = FAMILIES[target].defaults[key] if expected.config[key] is None else expected.config[key]
+        assert value == (tuple(default_or_value) if isinstance(value, tuple) else default_or_value), key
 
 
 RESPACING = [name for name, family in FAMILIES.items() if "use_karras_sigmas" in family.defaults]

@@ -147,7 +147,7 @@ FORMS = {
     "LoRA with a kernel between": (mid, False),
     "LoHa": (loha, True),
     "LoHa with kernels between": (loha_tucker, False),
-    "LoKr of whole matrices": (lokr, True),
+    "LoKr of full matrices": (lokr, True),
     "LoKr with the first as a product": (lambda *args: lokr(*args, first=True), True),
     "LoKr with the second as a product": (lambda *args: lokr(*args, second=True), True),
     "LoKr with both as products": (lambda *args: lokr(*args, first=True, second=True), True),

@@ -130,10 +130,10 @@ def document_pipelines() -> list[str]:
     """
     for name, method in (("__call__", Pipeline._call), ("compile", Pipeline._compile)):
         placeholder = vars(Pipeline)[name]
-        own, *_ = inspect.signature(method).parameters.values()
+        self_parameter, *_ = inspect.signature(method).parameters.values()
         shared = inspect.signature(Call).parameters.values()
         result = inspect.signature(method).return_annotation
-        placeholder.__signature__ = inspect.Signature([own, *shared], return_annotation=result)
+        placeholder.__signature__ = inspect.Signature([self_parameter, *shared], return_annotation=result)
         placeholder.__doc__ = documented(method.__doc__ or "", Call)
     home = import_module(Pipeline.__module__)
     names = []
