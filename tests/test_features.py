@@ -152,15 +152,15 @@ def word(bench):
 
 
 def sized(bench, height, width):
-    """Returns arguments for a picture of so many times the default height and width."""
+    """Returns arguments for a picture of `height` and `width` times the default sides."""
     sizes = bench.pipe.system.sampler.sizes(bench.pipe.models)
     side = sizes.factor * bench.shape[0]
     image = {"image": np.resize(SMALL, (8 * height, 8 * width, 3))} if sizes.enlarges else {}
     return {"height": side * height, "width": side * width} | image
 
 
-# For each argument a call that uses it, and a call to compare it with if that is not `Bench.plain`. A call may be a
-# function of a bench.
+# {argument: [a call that uses it, a call to compare it with]}; without the second, `Bench.plain` is compared. A call
+# may also be a function of a bench.
 CHANGES = {
     "prompt": [{"prompt": "dog"}],
     "edits": [{"edits": Edit("bow", warmup=0)}],
@@ -217,11 +217,11 @@ def check_output(bench):
 
 
 def check_noise(bench):
-    """Other noise makes other pictures; tests/pipelines/test_noise.py has the details."""
+    """Other noise gives other pictures; tests/pipelines/test_noise.py has the details."""
     pipe, call = bench.random
-    drawn = bench.make(pipe, record=True, record_noise=True, **call)
-    given = bench.make(pipe, noise=jax.tree.map(lambda noise: noise[::-1], drawn.record.noise), **call)
-    assert (given.images != drawn.images).any()
+    recorded = bench.make(pipe, record=True, record_noise=True, **call)
+    other = bench.make(pipe, noise=jax.tree.map(lambda noise: noise[::-1], recorded.record.noise), **call)
+    assert (other.images != recorded.images).any()
 
 
 def check_record(bench):
@@ -277,17 +277,17 @@ def check_eta(bench):
 
 
 def check_rows_at_once(bench):
-    """Predictions in parts give the same pictures up to rounding."""
-    made = [bench.make(images_per_prompt=2, rows_at_once=rows) for rows in (1, 2)]
-    np.testing.assert_allclose(made[0].images, made[1].images, rtol=1e-3, atol=1e-3)
+    """Predicting the rows in several parts gives the same pictures up to rounding."""
+    outputs = [bench.make(images_per_prompt=2, rows_at_once=rows) for rows in (1, 2)]
+    np.testing.assert_allclose(outputs[0].images, outputs[1].images, rtol=1e-3, atol=1e-3)
     chosen = [bench.pipe.prepare(**bench.call, rows_at_once=rows).static.own.rows_at_once for rows in (1, 2)]
     assert chosen == [1, 2]
 
 
 def check_tiled(bench):
     side = bench.pipe.models.vae.config.factor * 4
-    whole, tiles = (bench.make(output="float", tiled=tiled).images for tiled in (False, side))
-    assert (whole != tiles).any()
+    untiled, tiled = (bench.make(output="float", tiled=tiled).images for tiled in (False, side))
+    assert (untiled != tiled).any()
 
 
 CHECKS = {
@@ -313,10 +313,10 @@ def check_call(bench, name, capsys):
     if name in CHECKS:
         return CHECKS[name](bench, capsys) if name == "progress" else CHECKS[name](bench)
     calls = [call(bench) if callable(call) else call for call in CHANGES[name]]
-    made = bench.make(**calls[0]).images
+    changed = bench.make(**calls[0]).images
     plain = bench.make(**calls[1]).images if len(calls) > 1 else bench.plain
-    assert made.shape == plain.shape
-    assert (made != plain).any()
+    assert changed.shape == plain.shape
+    assert (changed != plain).any()
     return None
 
 
@@ -328,10 +328,10 @@ def check_lora(bench):
 
 
 def check_words(bench):
-    """Vectors of a new word change the picture; without them its letters are read."""
+    """A new word's vectors change the picture; without them the text encoder reads the word's letters."""
     call = {"prompt": "a <toy>"}
-    made = bench.make(bench.load(textual_inversion=word(bench)), **call).images
-    assert (made != bench.make(**call).images).any()
+    images = bench.make(bench.load(textual_inversion=word(bench)), **call).images
+    assert (images != bench.make(**call).images).any()
 
 
 def check_scheduler(bench):
@@ -357,30 +357,30 @@ def check_single_file(bench, where):
 
 
 def check_devices(bench):
-    """Two devices make the pictures that each makes alone."""
+    """Two devices make the same pictures as one."""
     pipe = bench.load(devices=jax.devices()[:2])
-    made = bench.make(pipe, images_per_prompt=2).images
-    alone = np.concatenate([bench.make(seed=seed).images for seed in (3, 4)])
-    np.testing.assert_allclose(made, alone, rtol=1e-3, atol=1e-3)
+    together = bench.make(pipe, images_per_prompt=2).images
+    one_by_one = np.concatenate([bench.make(seed=seed).images for seed in (3, 4)])
+    np.testing.assert_allclose(together, one_by_one, rtol=1e-3, atol=1e-3)
 
 
 def check_encode(bench):
-    """Encoded words can replace words as prompts and as concepts."""
+    """Prompts and concepts may be embeddings of text."""
     cat, hat = bench.pipe.encode("cat"), bench.pipe.encode("hat")
-    made = bench.make(prompt=cat, edits=Edit(hat, warmup=0, threshold=0.5)).images
-    np.testing.assert_array_equal(made, bench.plain)
+    images = bench.make(prompt=cat, edits=Edit(hat, warmup=0, threshold=0.5)).images
+    np.testing.assert_array_equal(images, bench.plain)
 
 
 def check_function(bench):
-    """Traces the pure function only; tests/systems/test_programs.py compares its pictures with a call's."""
-    function, given = bench.pipe.as_function(**{**bench.call, "output": "float"})
-    made = jax.eval_shape(function, **given)
+    """Only traces the pure function; tests/systems/test_programs.py compares its pictures with those of a call."""
+    function, inputs = bench.pipe.as_function(**{**bench.call, "output": "float"})
+    image = jax.eval_shape(function, **inputs)
     factor = bench.pipe.system.sampler.sizes(bench.pipe.models).factor
-    assert made.shape == (1, *(factor * side for side in bench.shape[:2]), 3)
-    assert made.dtype == np.float32
+    assert image.shape == (1, *(factor * side for side in bench.shape[:2]), 3)
+    assert image.dtype == np.float32
 
 
-def check_beside(bench, name, where):
+def check_other(bench, name, where):
     checks = {
         "lora": check_lora,
         "textual_inversion": check_words,
@@ -393,18 +393,18 @@ def check_beside(bench, name, where):
     checks[name](bench)
 
 
-def refused_beside(bench, name, where):
+def refuse_other(bench, name, where):
     if name == "single_file":
         arrays = {key: np.zeros(shape, np.float32) for key, shape in leaves(bench.pipe.models[-1]).items()}
         save_file(arrays, where / "file.safetensors")
         load(where / "file.safetensors")
-    given = {"lora": bench.files / "toy.safetensors", "textual_inversion": word(bench), "scheduler": "DDIMScheduler"}
-    bench.load(**{name: given[name]})
+    options = {"lora": bench.files / "toy.safetensors", "textual_inversion": word(bench), "scheduler": "DDIMScheduler"}
+    bench.load(**{name: options[name]})
 
 
 # Sweeps
 
-# For each setting two values, and further arguments of the call.
+# {setting: (two values, other arguments of the call)}
 AXES = {
     "prompt": (["cat", "dog"], {}),
     "negative_prompt": (["bad", "worse"], {}),
@@ -484,7 +484,7 @@ def check_sweep(bench, name):
 
 
 def check_shell(bench, name):
-    """The option exists, and reads the text of a value as that value."""
+    """The option exists, and the text of a value is parsed to that value."""
     system = bench.pipe.system
     if name in ADAPTERS:
         return check_adapters(system, {name: "a file"})
@@ -495,9 +495,9 @@ def check_shell(bench, name):
     texts = {"seed": "4", "negative_prompt": "bad", "image": str(bench.files / "a.png"), "tiled": "16"}
     text = texts.get(name) or one.kind.show(_another(one))
     value = option.is_flag or text  # click reads flags
-    found = shell.parsed(system.call, {name: value})[name]
-    assert one.kind.show(found) == text
-    assert found != one.default
+    parsed = shell.parsed(system.call, {name: value})[name]
+    assert one.kind.show(parsed) == text
+    assert parsed != one.default
     return None
 
 
@@ -508,7 +508,7 @@ def _another(one):
     return next(value for value in checked if value != one.default)
 
 
-def refused_in_shell(bench, name):
+def refuse_in_shell(bench, name):
     if name in ADAPTERS:
         check_adapters(bench.pipe.system, {name: "a file"})
     else:
@@ -522,7 +522,7 @@ def test_the_shell_needs_a_picture_to_enlarge(bench):
         stages.check_family(bench.pipe.system, "MODEL", {})
 
 
-# Arguments that are invalid, alone or together
+# Invalid arguments and combinations of arguments
 
 HUGE = 10**400  # too large for a float
 BLACK = np.zeros((8, 8, 3))
@@ -582,8 +582,8 @@ def test_invalid_arguments_are_refused(bench):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_arguments_that_its_solver_ignores_are_refused(bench):
-    """These are noise for a solver that adds none, and eta for a scheduler that has none."""
+def test_arguments_that_the_solver_would_ignore_are_refused(bench):
+    """These are `noise` for a solver that adds no noise, and `eta` for a scheduler without it."""
     pipe = bench.pipe
     if bench.random[1]:
         with pytest.raises(ValueError, match=DETERMINISTIC):
@@ -600,9 +600,9 @@ def test_lists_have_an_entry_for_each_prompt_or_picture(bench):
     values = {"negative_prompt": "bad", "guidance_scale": 3.0, "guidance_rescale": 0.5, "eta": 0.0, "noise_level": 3}
     values |= {"original_size": (8, 8), "crops_top_left": (0, 0), "target_size": (8, 8), "image": SMALL}
     declared = arguments(bench.pipe.system.call)
-    own = {name for name, one in declared.items() if one.varies == "row"} - {"prompt", "seed"}
-    assert own <= values.keys()
-    for name in [*own, "edits"]:
+    varying = {name for name, one in declared.items() if one.varies == "row"} - {"prompt", "seed"}
+    assert varying <= values.keys()
+    for name in [*varying, "edits"]:
         value = values.get(name, [HAT])
         for count in (2, 4):
             bench.pipe.prepare(**bench.call | two | {name: [value] * count})
@@ -616,11 +616,11 @@ def test_lists_have_an_entry_for_each_prompt_or_picture(bench):
 
 # The test of every cell
 
-# Features that compile another program than the plain call. Each also has a test in the default tier, elsewhere.
+# Features whose program differs from the plain call's. Each is also tested elsewhere in the default tier.
 COMPILES = {"images_per_prompt", "height", "width", "semantics", "support", "replay", "output", "noise", "record"}
 COMPILES |= {"record_noise", "guidance_rescale", "eta", "rows_at_once", "long_prompts", "tiled", "strength", "choice"}
 COMPILES |= {"image_noise", "centred", "devices", "as_function", "clip_skip"}
-# Cells of such features that the default tier checks, with the smallest networks.
+# The cells of such features that the default tier checks, because their networks are the smallest.
 QUICK = {(name, "stable_diffusion") for name in ("output", "record", "guidance_rescale", "strength", "as_function")}
 
 
@@ -628,29 +628,29 @@ def cells():
     for part, features in TABLE.items():
         for name, families in features.items():
             for family, cell in families.items():
-                compiles = part in ("call", "besides") and cell == WORKS and name in COMPILES
+                compiles = part in ("call", "other") and cell == WORKS and name in COMPILES
                 marks = [pytest.mark.slow] if compiles and (name, family) not in QUICK else []
                 yield pytest.param(part, name, family, id=f"{part}-{name}-{family}", marks=marks)
 
 
 @pytest.mark.parametrize(("part", "name", "family"), list(cells()))
-def test_a_cell(part, name, family, bench, tmp_path, capsys):
+def test_cell(part, name, family, bench, tmp_path, capsys):
     cell = TABLE[part][name][family]
     if cell == WORKS:
         check = {
             "call": lambda: check_call(bench, name, capsys),
-            "besides": lambda: check_beside(bench, name, tmp_path),
+            "other": lambda: check_other(bench, name, tmp_path),
             "sweep": lambda: check_sweep(bench, name),
             "shell": lambda: check_shell(bench, name),
         }
         check[part]()
         return
-    refused = {
+    refusals = {
         "call": lambda: bench.pipe(**bench.call | {name: None}),
-        "besides": lambda: refused_beside(bench, name, tmp_path),
+        "other": lambda: refuse_other(bench, name, tmp_path),
         "sweep": lambda: planned(bench, name),
-        "shell": lambda: refused_in_shell(bench, name),
+        "shell": lambda: refuse_in_shell(bench, name),
     }
     message = cell.format(name=name, title=re.escape(bench.pipe.system.title), option=name.replace("_", "-"))
     with pytest.raises((CheckpointError, TypeError, ValueError), match=message):
-        refused[part]()
+        refusals[part]()

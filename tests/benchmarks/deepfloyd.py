@@ -1,12 +1,13 @@
-"""How long does a stage of DeepFloyd-IF take at full size, how much memory, and how far is it from the floor?
+"""How much time and memory does a stage of DeepFloyd-IF need at full size, and how close is it to the floor?
 
-The architectures of IF-I-XL (64x64), IF-II-L (256x256) and the x4 upscaler (1024x1024) with random weights, and
-embeddings in place of the text encoder; one concept by default. The floor is the arithmetic of the branches at every
-step, and of decoding, at the ceiling of bfloat16 matrix products. Run from the repository's root:
+The stages are IF-I-XL (64x64), IF-II-L (256x256) and the x4 upscaler (1024x1024), with random weights and random
+embeddings instead of a text encoder; one concept by default. The floor is the time that the arithmetic of the branches
+at every step, and of decoding, takes at the ceiling: the rate of bfloat16 matrix products. Run this from the root of
+the repository:
 
     python tests/benchmarks/deepfloyd.py --stage stage1 --steps 50 --concepts 1 --batch 1 --repeat 5
 
-`--tiny` is a network that any CPU runs, and says nothing about speed.
+`--tiny` uses a small network that any CPU runs, to try the script; its times say nothing about speed.
 """
 
 import argparse
@@ -36,12 +37,12 @@ from sega_jax.systems.low_res import LowResNoise, Upscaling
 
 class Stage(NamedTuple):
     system: System
-    models: Any  # without values
+    models: Any  # networks without values
     scheduler: dict[str, Any]
     noising: dict[str, Any] | None
-    small: int | None  # pixels along a side of what it enlarges
-    tflop: float  # of a branch and step
-    decoding: float = 0  # TFLOP a picture
+    small: int | None  # side of the picture that it enlarges, in pixels
+    tflop: float  # TFLOP of one branch at one step
+    decoding: float = 0  # TFLOP of decoding one picture
 
 
 def described(name: str, attention: str, *, small: bool) -> Stage:
@@ -63,9 +64,9 @@ def main() -> None:
     parser.add_argument("--stage", default="stage1", choices=["stage1", "stage2", "upscaler"])
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--attention", default="cudnn", choices=["xla", "cudnn", "pallas"])
-    parser.add_argument("--ceiling", type=float, default=796.0, help="TFLOP/s of matrix products")
-    parser.add_argument("--tiny", action="store_true", help="a small network, to try this script")
-    parser.add_argument("--json", type=Path, help="where the measurements go")
+    parser.add_argument("--ceiling", type=float, default=796.0, help="the rate of matrix products in TFLOP/s")
+    parser.add_argument("--tiny", action="store_true", help="use a small network, to try this script")
+    parser.add_argument("--json", type=Path, help="the file to which the measurements are written")
     args = parser.parse_args()
 
     devices = Devices(jax.local_devices()[:1])
@@ -100,7 +101,7 @@ def main() -> None:
     median = statistics.median(seconds)
     floor = (stage.tflop * (2 + args.concepts) * args.steps + stage.decoding) * args.batch / args.ceiling
     peak = (devices.devices[0].memory_stats() or {}).get("peak_bytes_in_use", float("nan")) / 2**30
-    found = {
+    results = {
         "device": devices.devices[0].device_kind,
         "jax": jax.__version__,
         "parameters": parameters,
@@ -112,14 +113,14 @@ def main() -> None:
         "share_of_floor": floor / median,
         "peak_gib": peak,
     }
-    print(f"{found['device']}, jax {found['jax']}, {parameters:,} parameters, {vars(args)}")
+    print(f"{results['device']}, jax {results['jax']}, {parameters:,} parameters, {vars(args)}")
     print(f"weights placed     {placed:8.2f} s")
     print(f"first call         {first:8.2f} s, of which compiling about {first - median:.2f} s")
     print(f"later calls        {median:8.3f} s (median; {min(seconds):.3f} to {max(seconds):.3f})")
     print(f"floor              {floor:8.3f} s, {floor / median:.1%} of the time")
     print(f"peak memory        {peak:8.2f} GiB")
     if args.json:
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""How long does the demo model take on a CPU, here and in diffusers?
+"""How long does a call of the demo model take on a CPU, in this library and in diffusers?
 
-Both run the same weights in float32 with the same settings and take turns on the same cores. Needs torch and diffusers.
-Run from the repository's root, here on two cores:
+Both run the same weights in float32 with the same settings, and take turns on the same cores. The script needs torch
+and diffusers. Run it from the root of the repository, for example on two cores:
 
     taskset -c 0,1 python tests/benchmarks/demo.py --concepts 0,1,4 --batch 1,4 --steps 20 --dtype float32 --json FILE
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 import diffusers
 import torch
-from end_to_end import arguments, tell_all
+from end_to_end import arguments, write_results
 
 import sega_jax
 from sega_jax import Edit
@@ -36,33 +36,40 @@ def main() -> None:
         DEMO, torch_dtype=getattr(torch, args.dtype), safety_checker=None
     )
     theirs.set_progress_bar_config(disable=True)
-    found = []
+    rows = []
     for batch in args.batch:
         for concepts in args.concepts:
             words, settings = WORDS[:concepts], {"images_per_prompt": batch, "steps": args.steps, "progress": False}
             edits = [Edit(word, warmup=args.steps // 5) for word in words]
-            told = {"editing_prompt": list(words), "edit_warmup_steps": args.steps // 5} if words else {}
-            told |= {"num_images_per_prompt": batch, "num_inference_steps": args.steps}
+            their_call = {"editing_prompt": list(words), "edit_warmup_steps": args.steps // 5} if words else {}
+            their_call |= {"num_images_per_prompt": batch, "num_inference_steps": args.steps}
 
             def ours(edits=edits, settings=settings) -> None:
                 pipe(PROMPT, edits, seed=1, **settings)
 
-            def other(told=told) -> None:
-                theirs(PROMPT, generator=torch.Generator().manual_seed(1), **told)
+            def other(call=their_call) -> None:
+                theirs(PROMPT, generator=torch.Generator().manual_seed(1), **call)
 
             first = timed(ours)
             other()
             pairs = [(timed(ours), timed(other)) for _ in range(args.repeat)]
-            own, torchs = (list(column) for column in zip(*pairs, strict=True))
-            row = {"concepts": concepts, "batch": batch, "first": first, "seconds": own, "torch": torchs}
-            found.append(row)
-            mine, others = statistics.median(own), statistics.median(torchs)
+            our_times, torch_times = (list(column) for column in zip(*pairs, strict=True))
+            row = {
+                "concepts": concepts,
+                "batch": batch,
+                "first": first,
+                "seconds": our_times,
+                "torch": torch_times,
+            }
+            rows.append(row)
+            mine, others = statistics.median(our_times), statistics.median(torch_times)
             print(
-                f"n = {concepts}, B = {batch}: {mine:.3f} s ({min(own):.3f} to {max(own):.3f}), the first {first:.1f};"
-                f" torch {others:.3f} s ({min(torchs):.3f} to {max(torchs):.3f}), {others / mine:.2f} times as long",
+                f"n = {concepts}, B = {batch}: {mine:.3f} s ({min(our_times):.3f} to {max(our_times):.3f}),"
+                f" first call {first:.1f} s; torch {others:.3f} s"
+                f" ({min(torch_times):.3f} to {max(torch_times):.3f}), {others / mine:.2f} times as long",
                 flush=True,
             )
-    tell_all(args, pipe, found)
+    write_results(args, pipe, rows)
 
 
 if __name__ == "__main__":

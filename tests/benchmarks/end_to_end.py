@@ -1,14 +1,15 @@
-"""How long does an edited picture take, from words to pixels, how much memory, and how far is that from the floor?
+"""How much time and memory does an edited picture need, from prompt to pixels, and how close is that to the floor?
 
-The Stable Diffusion 1.5 architecture at 512x512 with random weights (speed does not depend on their values). Each cell
-of concepts and batch is compiled anew, then called `--repeat` times. The floor is the networks' arithmetic at the
-ceiling of bfloat16 matrix products. `torch_sega.py` measures diffusers' pipeline likewise, and `tables.py` puts both
-side by side. Run from the repository's root, on a machine where nothing is installed with PYTHONPATH=. before it:
+The model is Stable Diffusion 1.5 at 512x512 with random weights (speed does not depend on their values). Each
+combination of concepts and batch size is compiled, and then called `--repeat` times. The floor is the time that the
+networks' arithmetic takes at the ceiling: the rate of bfloat16 matrix products. `torch_sega.py` measures diffusers'
+pipeline in the same way, and `tables.py` prints both side by side. Run this from the root of the repository, with
+PYTHONPATH=. if the library is not installed:
 
     python tests/benchmarks/end_to_end.py --concepts 0,1,2,4,8 --batch 1,4,8 --attention cudnn --json FILE
 
-With JAX_COMPILATION_CACHE_DIR a second run says what compiling takes when it is cached. `--tiny` is a network that any
-CPU runs, and says nothing about speed.
+With JAX_COMPILATION_CACHE_DIR, a second run measures compilation with a warm cache. `--tiny` uses a small network that
+any CPU runs, to try the script; its times say nothing about speed.
 """
 
 import argparse
@@ -42,7 +43,7 @@ UNET, DECODER = 0.8033, 2.51
 
 
 def pipeline(dtype: str, attention: str, devices: Devices | None = None, *, small: bool = False) -> Pipeline:
-    """SD 1.5 with random weights, or a small network."""
+    """Returns a pipeline of SD 1.5 with random weights, or of a small network."""
     devices = devices or Devices()
     configs = SMALL if small else SD_1
     models = filled(Models.build(**configs, attention=attention), dtype, devices)
@@ -53,7 +54,7 @@ def pipeline(dtype: str, attention: str, devices: Devices | None = None, *, smal
 
 
 def floor(concepts: int, batch: int, steps: int, ceiling: float) -> float:
-    """Seconds that the arithmetic alone takes at this ceiling in TFLOP/s."""
+    """Returns the seconds that the arithmetic alone takes at a ceiling in TFLOP/s."""
     return batch * ((2 + concepts) * steps * UNET + DECODER) / ceiling
 
 
@@ -68,13 +69,13 @@ def cell(pipe: Pipeline, concepts: int, batch: int, args: argparse.Namespace) ->
 
     jax.clear_caches()
     row = measure(call, concepts, batch, args)
-    # Since the process began: of the largest cell so far.
+    # The peak since the process started, so that of the largest cell so far.
     peak = (pipe.devices.devices[0].memory_stats() or {}).get("peak_bytes_in_use", float("nan"))
     return row | {"peak_gib": peak / 2**30}
 
 
 def measure(call: Callable[[int], float], concepts: int, batch: int, args: argparse.Namespace) -> dict[str, Any]:
-    """The seconds of the first call and of later ones, each of a seed, and what the arithmetic alone takes."""
+    """Measures the first and later calls, each with its own seed; returns their seconds and the floor."""
     first = call(0)
     seconds = [call(i) for i in range(1, 1 + args.repeat)]
     least = floor(concepts, batch, args.steps, args.ceiling)
@@ -86,22 +87,22 @@ def numbers(text: str) -> list[int]:
 
 
 def arguments(doc: str | None) -> argparse.ArgumentParser:
-    """What this script and `torch_sega.py` are told."""
+    """Returns a parser with the options that several benchmarks share."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawTextHelpFormatter)
     for name, default in (("concepts", [2]), ("batch", [1])):
-        parser.add_argument(f"--{name}", type=numbers, default=default, help="numbers, with commas between")
+        parser.add_argument(f"--{name}", type=numbers, default=default, help="numbers, separated by commas")
     for name, default in (("steps", 50), ("repeat", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--ceiling", type=float, default=796.0, help="TFLOP/s of matrix products")
-    parser.add_argument("--tiny", action="store_true", help="a small network, to try this script")
-    parser.add_argument("--json", type=Path, help="where the measurements go, after each cell")
+    parser.add_argument("--ceiling", type=float, default=796.0, help="the rate of matrix products in TFLOP/s")
+    parser.add_argument("--tiny", action="store_true", help="use a small network, to try this script")
+    parser.add_argument("--json", type=Path, help="the file to which the measurements are written, after each cell")
     return parser
 
 
-def tell(about: dict[str, Any], found: list[dict[str, Any]], path: Path | None) -> None:
-    """Prints the newest cell, and writes all."""
-    row, median = found[-1], statistics.median(found[-1]["seconds"])
+def report(about: dict[str, Any], rows: list[dict[str, Any]], path: Path | None) -> None:
+    """Prints the newest cell, and writes all cells to the file."""
+    row, median = rows[-1], statistics.median(rows[-1]["seconds"])
     spread = f"{min(row['seconds']):.3f} to {max(row['seconds']):.3f}"
     print(
         f"n = {row['concepts']}, B = {row['batch']}: {1e3 * median / row['batch']:.1f} ms a picture ({spread} s),"
@@ -109,20 +110,20 @@ def tell(about: dict[str, Any], found: list[dict[str, Any]], path: Path | None) 
         flush=True,
     )
     if path:
-        path.write_text(json.dumps({"about": about, "found": found}, indent=1) + "\n")
+        path.write_text(json.dumps({"about": about, "found": rows}, indent=1) + "\n")
 
 
-def tell_all(args: argparse.Namespace, pipe: Pipeline, found: list[dict[str, Any]]) -> None:
-    """Writes what another script found where it is told to."""
+def write_results(args: argparse.Namespace, pipe: Pipeline, rows: list[dict[str, Any]]) -> None:
+    """Writes the results of another benchmark to its `--json` file, if it has one."""
     if args.json:
-        args.json.write_text(json.dumps({"about": about(args, pipe), "found": found}, indent=1) + "\n")
+        args.json.write_text(json.dumps({"about": about(args, pipe), "found": rows}, indent=1) + "\n")
 
 
 def about(args: argparse.Namespace, pipe: Pipeline) -> dict[str, Any]:
     device = pipe.devices.devices[0].device_kind
-    told = {name: value for name, value in vars(args).items() if name != "json"}
+    options = {name: value for name, value in vars(args).items() if name != "json"}
     flags = os.environ.get("XLA_FLAGS", "")
-    return {"backend": "sega_jax", "device": device, "versions": f"jax {jax.__version__}", "flags": flags} | told
+    return {"backend": "sega_jax", "device": device, "versions": f"jax {jax.__version__}", "flags": flags} | options
 
 
 def main() -> None:
@@ -135,11 +136,11 @@ def main() -> None:
     jax.block_until_ready(pipe.models)
     known = about(args, pipe) | {"placed": time.perf_counter() - began}
     print(known)
-    found = []
+    rows = []
     for batch in sorted(args.batch):
         for concepts in sorted(args.concepts):
-            found.append(cell(pipe, concepts, batch, args))
-            tell(known, found, args.json)
+            rows.append(cell(pipe, concepts, batch, args))
+            report(known, rows, args.json)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""How much of the host's memory loading takes at its peak, of what the weights take in the dtype that is loaded.
+"""How much host memory does loading need at its peak, relative to the size of the weights in the loaded dtype?
 
-A random checkpoint of the Stable Diffusion 1.5 architecture is written to a temporary folder, in every form and dtype,
-and loaded on one CPU device, each time in a process of its own. Memory is what the process has of its own (RssAnon,
-looked at every millisecond) beyond what it had before; pages of mapped files, which the system takes back when it
-needs them, are not in it, and the weights are. Run from the repository's root:
+A random checkpoint of the Stable Diffusion 1.5 architecture is written to a temporary folder in every form, and loaded
+in each dtype on one CPU device, each time in a new process. Memory means the process's anonymous memory (RssAnon,
+sampled every millisecond) beyond what it had before. It includes the weights, but not the pages of mapped files, which
+the system can reclaim. Run this from the root of the repository:
 
     python tests/benchmarks/load_memory.py
 
-`--tiny` is a small network, of which the rest takes more than the weights.
+`--tiny` uses a small network, to try the script; its weights are smaller than the other memory.
 """
 
 import argparse
@@ -36,20 +36,20 @@ from sega_jax.systems.stable_diffusion import Models
 FORMS = ("safetensors", "orbax", "single.safetensors", "single.ckpt")
 
 
-def own() -> int:
-    """The bytes of memory that are this process's own."""
+def anonymous() -> int:
+    """Returns the anonymous memory of this process, in bytes."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(re.search(r"RssAnon:\s+(\d+) kB", status)[1])
 
 
 def peak(small: Path, source: Path, dtype: str, config: Path | None) -> float:
-    """The peak of a load, of the size of the weights."""
-    sega_jax.load(small, dtype=dtype, devices=jax.local_devices()[:1])  # what is imported and made once
-    before, most, stop = own(), [0], threading.Event()
+    """Returns the peak memory of a load, as a multiple of the size of the weights."""
+    sega_jax.load(small, dtype=dtype, devices=jax.local_devices()[:1])  # imports and initialisations happen here
+    before, most, stop = anonymous(), [0], threading.Event()
 
     def watch() -> None:
         while not stop.wait(0.001):
-            most[0] = max(most[0], own())
+            most[0] = max(most[0], anonymous())
 
     watching = threading.Thread(target=watch)
     watching.start()
@@ -57,12 +57,12 @@ def peak(small: Path, source: Path, dtype: str, config: Path | None) -> float:
     jax.block_until_ready(pipe.models)
     stop.set()
     watching.join()
-    return (max(most[0], own()) - before) / sum(leaf.nbytes for leaf in jax.tree.leaves(pipe.models))
+    return (max(most[0], anonymous()) - before) / sum(leaf.nbytes for leaf in jax.tree.leaves(pipe.models))
 
 
 def original(folder: Path, models: Models) -> dict[str, np.ndarray]:
-    """The tensors of a folder under the names of a single file."""
-    found = {}
+    """Returns the tensors of a folder under their names in a single file."""
+    tensors = {}
     for part, start in (
         ("text_encoder", original_files.CLIP),
         ("unet", original_files.UNET),
@@ -71,14 +71,14 @@ def original(folder: Path, models: Models) -> dict[str, np.ndarray]:
         names = tiny.original_names(getattr(models, part), start)
         (path,) = (folder / part).glob("*.safetensors")
         with safe_open(path, framework="numpy") as file:
-            found |= {names[key]: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-    return found
+            tensors |= {names[key]: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    return tensors
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--forms", type=lambda text: text.split(","), default=FORMS, help="with commas between")
-    parser.add_argument("--tiny", action="store_true", help="a small network, to try this script")
+    parser.add_argument("--forms", type=lambda text: text.split(","), default=FORMS, help="separated by commas")
+    parser.add_argument("--tiny", action="store_true", help="use a small network, to try this script")
     args = parser.parse_args()
     configs = SMALL if args.tiny else SD_1
     parts = {"text" if part == "text_encoder" else part: config for part, config in configs.items()}
@@ -86,17 +86,17 @@ def main() -> None:
         folder = Path(temporary)
         small = tiny.checkpoint(folder / "small")
         length = configs["text_encoder"]["max_position_embeddings"]
-        whole = tiny.checkpoint(folder / "safetensors", **parts, length=length)
+        checkpoint = tiny.checkpoint(folder / "safetensors", **parts, length=length)
         models = Models.build(*(configs[part] for part in Models._fields))
         for form in args.forms:
             if form == "orbax":
-                convert.convert(whole, folder / form)
+                convert.convert(checkpoint, folder / form)
             elif form == "single.ckpt":
-                pickling.save({"state_dict": original(whole, models)}, folder / form)
+                pickling.save({"state_dict": original(checkpoint, models)}, folder / form)
             elif form == "single.safetensors":
-                tiny.save_file(original(whole, models), folder / form)
+                tiny.save_file(original(checkpoint, models), folder / form)
             for dtype in ("float32", "bfloat16"):
-                config = whole if form.startswith("single") else None
+                config = checkpoint if form.startswith("single") else None
                 ratio = apart(peak, small, folder / form, dtype, config)
                 print(f"{form} of float32, loaded in {dtype}: {ratio:.3f}", flush=True)
 

@@ -1,8 +1,9 @@
-"""What does the library cost beside the network?
+"""How much time does the library add to that of the network?
 
-Calls of the pipeline to latents, against a bare `lax.scan` of the same UNet for the same rows, branches and steps, with
-classifier-free guidance and DDIM's update and nothing else: what is over is semantic guidance, the solvers' generality,
-rows, seeds and the host. The two take turns. Run from the repository's root:
+The benchmark compares calls of the pipeline, without decoding, to a bare `lax.scan` of the same UNet for the same rows,
+branches and steps, with only classifier-free guidance and DDIM's update. The difference is the cost of semantic
+guidance, general solvers, settings for each row, seeds and the host. The two take turns. Run this from the root of the
+repository:
 
     python tests/benchmarks/overhead.py --concepts 1,4 --batch 1,4 --attention cudnn --json FILE
 """
@@ -14,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from end_to_end import arguments, pipeline, tell_all
+from end_to_end import arguments, pipeline, write_results
 
 from sega_jax import Edit, Pipeline
 from sega_jax.pipelines.execution.devices import Devices
@@ -22,8 +23,14 @@ from sega_jax.pipelines.execution.devices import Devices
 
 @jax.jit
 def bare(unet: Any, text: jax.Array, x: jax.Array, table: jax.Array) -> jax.Array:
-    """x [rows, height, width, channels] in float32 through the steps of a table of timesteps, factors of x and of the
-    estimate, guided with text [rows x branches, tokens, channels], of which the first two branches count."""
+    """Runs a bare sampling loop and returns the final x.
+
+    Args:
+        unet: the network.
+        text: text states [rows x branches, tokens, channels]; only the first two branches guide.
+        x: float32 [rows, height, width, channels].
+        table: [steps, 3], the timestep, the factor of x and the factor of the estimate at each step.
+    """
     texts = unet.project(text)
 
     def step(x, row):
@@ -41,7 +48,7 @@ def cell(pipe: Pipeline, concepts: int, batch: int, args: Any) -> dict[str, Any]
     tokens = pipe.models.text_encoder.config.max_position_embeddings
     text = rng.standard_normal((batch * (2 + concepts), tokens, width))
     x = rng.standard_normal((batch, side, side, net.config.in_channels), np.float32)
-    given = jax.device_put([text.astype(pipe.dtype), x], device)
+    inputs = jax.device_put([text.astype(pipe.dtype), x], device)
     table = jnp.stack([jnp.linspace(980, 0, args.steps), jnp.full(args.steps, 0.99), jnp.full(args.steps, 0.01)], 1)
     edits = [Edit(chr(97 + k), threshold=0.95, warmup=args.steps // 5) for k in range(concepts)]
     settings = {"images_per_prompt": batch, "steps": args.steps, "output": "latent", "progress": False}
@@ -55,18 +62,18 @@ def cell(pipe: Pipeline, concepts: int, batch: int, args: Any) -> dict[str, Any]
         pipe("b", edits, seed=1, **settings)
 
     def alone() -> None:
-        jax.block_until_ready(bare(net, *given, table))
+        jax.block_until_ready(bare(net, *inputs, table))
 
     ours(), alone()
     pairs = [(timed(ours), timed(alone)) for _ in range(args.repeat)]
-    whole, scan = (list(column) for column in zip(*pairs, strict=True))
-    share = statistics.median(whole) / statistics.median(scan) - 1
+    pipeline_seconds, scan = (list(column) for column in zip(*pairs, strict=True))
+    share = statistics.median(pipeline_seconds) / statistics.median(scan) - 1
     print(
-        f"n = {concepts}, B = {batch}: {statistics.median(whole):.4f} s a call, {statistics.median(scan):.4f} s bare,"
-        f" {share:.1%} over",
+        f"n = {concepts}, B = {batch}: {statistics.median(pipeline_seconds):.4f} s a call,"
+        f" {statistics.median(scan):.4f} s bare, {share:.1%} overhead",
         flush=True,
     )
-    return {"concepts": concepts, "batch": batch, "seconds": whole, "bare": scan, "over": share}
+    return {"concepts": concepts, "batch": batch, "seconds": pipeline_seconds, "bare": scan, "over": share}
 
 
 def main() -> None:
@@ -74,7 +81,7 @@ def main() -> None:
     parser.add_argument("--attention", default="xla", choices=["xla", "cudnn", "pallas"])
     args = parser.parse_args()
     pipe = pipeline(args.dtype, args.attention, Devices(jax.local_devices()[:1]), small=args.tiny)
-    tell_all(args, pipe, [cell(pipe, n, batch, args) for batch in args.batch for n in args.concepts])
+    write_results(args, pipe, [cell(pipe, n, batch, args) for batch in args.batch for n in args.concepts])
 
 
 if __name__ == "__main__":

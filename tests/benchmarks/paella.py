@@ -1,14 +1,15 @@
-"""How long does Paella take at full size, how much memory, and how far is it from the floor?
+"""How much time and memory does Paella need at full size, and how close is it to the floor?
 
-The published architecture (1.0 billion parameters) at 256x256 pixels with random weights, 32 steps, random states in
-place of ByT5's and CLIP's, so that the denoiser and the VQGAN alone are run; one concept by default. The floor is the
-arithmetic of its branches, 0.52 TFLOP each at every step (it grows with the bytes of the text), at the ceiling of
-bfloat16 matrix products. Beside the time it prints the compiled program's temporary memory. Run from the repository's
-root, on a machine where nothing is installed with PYTHONPATH=. before it:
+The model is the published architecture (1.0 billion parameters) at 256x256 pixels with random weights and 32 steps.
+Random states replace ByT5's and CLIP's, so only the denoiser and the VQGAN run; one concept by default. The floor is
+the time that the arithmetic of the branches takes at the ceiling, the rate of bfloat16 matrix products: 0.52 TFLOP for
+each branch and step, which grows with the bytes of the text. The script also prints the temporary memory of the
+compiled program. Run it from the root of the repository, with PYTHONPATH=. if the library is not installed:
 
     python tests/benchmarks/paella.py --concepts 1 --batch 1 --repeat 5
 
-`--tiny` is a network of the same vocabulary that any CPU runs, and says nothing about speed.
+`--tiny` uses a small network with the same vocabulary that any CPU runs, to try the script; its times say nothing about
+speed.
 """
 
 import argparse
@@ -33,22 +34,22 @@ from sega_jax.pipelines.execution.devices import Devices
 from sega_jax.systems import paella, programs
 from sega_jax.systems.base import Settings, Static
 
-TFLOP = 0.52  # a branch and step, of 64 bytes and CLIP's tokens
+TFLOP = 0.52  # of one branch at one step, for 64 bytes of text and CLIP's tokens
 SMALL = {"denoiser": tiny.PAELLA_PARTS["denoiser"] | {"num_labels": 8192, "sample_size": 64}}
 SMALL["vqgan"] = tiny.PAELLA_PARTS["vqgan"] | {"codebook_size": 8192}
 
 
 def temporary(models: paella.Models, rows: int, n: int) -> float:
-    """GiB that the guided loop takes beside its arguments."""
+    """Returns the temporary memory of the guided loop in GiB, in addition to its arguments."""
     net, shape = models.denoiser, (64, 64, models.denoiser.config.num_labels)
-    wide, one, sampler = np.float32, jax.ShapeDtypeStruct, paella.SYSTEM.sampler
+    float32, one, sampler = np.float32, jax.ShapeDtypeStruct, paella.SYSTEM.sampler
     edits = Edits.stack([[Edit("a")] * n] * rows)
-    influence = paella.PaellaSettings(np.ones((rows, 2), wide))
-    settings = Settings(jax.random.split(jax.random.key(0), rows), np.ones(rows, wide), edits, own=influence)
+    influence = paella.PaellaSettings(np.ones((rows, 2), float32))
+    settings = Settings(jax.random.split(jax.random.key(0), rows), np.ones(rows, float32), edits, own=influence)
     states = one((rows, 2 + n, 64, net.config.byt5_embd), net.byt5_mapper.kernel.dtype)
     text = PaellaText(states, one(states.shape[:3], bool), None, one(states.shape[:2], bool))
     static = {"sampler": sampler, "static": Static(own=paella.PaellaStatic())}
-    first = partial(programs.start, x=None, scale=1, shape=shape, dtype=wide, **static)
+    first = partial(programs.start, x=None, scale=1, shape=shape, dtype=float32, **static)
     table = jax.tree.map(lambda column: np.float32(column) if column.dtype == float else column, renoising(64))
     program = jax.jit(partial(programs.advance, **static))
     lowered = program.lower(sampler.networks(models), text, jax.eval_shape(first, settings), table, settings)
@@ -61,9 +62,9 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--support", default="channel")
-    parser.add_argument("--ceiling", type=float, default=796.0, help="TFLOP/s of matrix products")
-    parser.add_argument("--tiny", action="store_true", help="a small network, to try this script")
-    parser.add_argument("--json", type=Path, help="where the measurements go")
+    parser.add_argument("--ceiling", type=float, default=796.0, help="the rate of matrix products in TFLOP/s")
+    parser.add_argument("--tiny", action="store_true", help="use a small network, to try this script")
+    parser.add_argument("--json", type=Path, help="the file to which the measurements are written")
     args = parser.parse_args()
 
     devices = Devices(jax.local_devices()[:1])
@@ -94,8 +95,8 @@ def main() -> None:
     median = statistics.median(seconds)
     floor = TFLOP * (2 + args.concepts) * args.steps * args.batch / args.ceiling
     peak = (devices.devices[0].memory_stats() or {}).get("peak_bytes_in_use", float("nan")) / 2**30
-    beside = temporary(models, args.batch, args.concepts)
-    found = {
+    temporary_gib = temporary(models, args.batch, args.concepts)
+    results = {
         "device": devices.devices[0].device_kind,
         "jax": jax.__version__,
         "parameters": parameters,
@@ -106,17 +107,17 @@ def main() -> None:
         "floor": floor,
         "share_of_floor": floor / median,
         "peak_gib": peak,
-        "temporary_gib": beside,
+        "temporary_gib": temporary_gib,
     }
-    print(f"{found['device']}, jax {found['jax']}, {parameters:,} parameters, {vars(args)}")
+    print(f"{results['device']}, jax {results['jax']}, {parameters:,} parameters, {vars(args)}")
     print(f"weights placed     {placed:8.2f} s")
     print(f"first call         {first:8.2f} s, of which compiling about {first - median:.2f} s")
     print(f"later calls        {median:8.3f} s (median; {min(seconds):.3f} to {max(seconds):.3f})")
     print(f"floor              {floor:8.3f} s, {floor / median:.1%} of the time")
     print(f"peak memory        {peak:8.2f} GiB")
-    print(f"the guided loop    {beside:8.2f} GiB beside its arguments")
+    print(f"the guided loop    {temporary_gib:8.2f} GiB in addition to its arguments")
     if args.json:
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,16 @@
-"""How far are pictures in half precision from those in float32?
+"""How much do pictures in half precision differ from those in float32?
 
-One concept, in the Stable Diffusion 1.5 architecture with random weights at 512x512, or in the demo model (`--demo`),
-with the same weights, seeds and settings in float32 (products in full precision) and in `--dtype`. Says the pictures'
-peak signal-to-noise ratio; of the positions that the edit moves in float32, how many are moved in one of the two alone,
-at the concept's first call, of which both see nearly the same latents, and over all calls, in the later of which there
-may be little left to move; and how far all that is added is from float32's. Run from the repository's root:
+The model is Stable Diffusion 1.5 at 512x512 with random weights, or the demo model (`--demo`), with one concept. The
+same weights, seeds and settings run in float32, with matrix products in full precision, and in `--dtype`. The script
+prints
+
+- the peak signal-to-noise ratio of the pictures,
+- the number of positions that the edit changes in only one of the two, relative to all that it changes in float32, at
+  the concept's first call, where both see nearly the same latents, and over all calls, of which later ones may have
+  little left to change,
+- and the relative distance between the guidance that is added.
+
+Run it from the root of the repository:
 
     python tests/benchmarks/precision.py --attention cudnn --json FILE
     python tests/benchmarks/precision.py --demo --json FILE
@@ -15,7 +21,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from end_to_end import arguments, pipeline, tell_all
+from end_to_end import arguments, pipeline, write_results
 
 import sega_jax
 from sega_jax import Edit, Output, Pipeline
@@ -23,24 +29,24 @@ from sega_jax.pipelines.execution.devices import Devices
 
 
 def ratio(ours: np.ndarray, other: np.ndarray) -> float:
-    """The peak signal-to-noise ratio of float pictures in [0, 1], in decibels."""
+    """Returns the peak signal-to-noise ratio of float pictures in [0, 1], in decibels."""
     return float(-10 * np.log10(np.square(ours.astype(np.float64) - other).mean()))
 
 
 def flipped(ours: np.ndarray, other: np.ndarray) -> float:
-    """The share of what is moved in `ours` that is so in one of the two alone."""
-    moved, also = ours != 0, other != 0
-    return float((moved ^ also).sum() / moved.sum())
+    """Returns the number of entries that are nonzero in only one of the two, relative to those nonzero in `ours`."""
+    first, second = ours != 0, other != 0
+    return float((first ^ second).sum() / first.sum())
 
 
 def distance(ours: np.ndarray, other: np.ndarray) -> float:
-    """The relative distance to `ours`, by the Euclidean norm."""
+    """Returns the Euclidean distance of the two, relative to the norm of `ours`."""
     return float(np.linalg.norm(ours - other) / np.linalg.norm(ours))
 
 
 def pictures(pipe: Pipeline, args: Any) -> list[Output]:
     prompt, edit = ("a portrait of a woman with brown hair", "glasses") if args.demo else ("b", "a")
-    # Without momentum what is moved is what the threshold of the call leaves.
+    # Without momentum, exactly the positions above the call's threshold change.
     edits = [Edit(edit, threshold=0.9, warmup=args.steps // 5, momentum_scale=0)]
     settings = {"steps": args.steps, "output": "float", "record": True, "progress": False}
     return [pipe(prompt, edits, seed=seed, **settings) for seed in range(args.repeat)]
@@ -49,21 +55,21 @@ def pictures(pipe: Pipeline, args: Any) -> list[Output]:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--attention", default="xla", choices=["xla", "cudnn"])
-    parser.add_argument("--demo", action="store_true", help="the demo model, which is trained")
+    parser.add_argument("--demo", action="store_true", help="use the demo model, which is trained")
     args = parser.parse_args()
     devices = Devices(jax.local_devices()[:1])
 
-    def made(dtype: str) -> Pipeline:
-        # cuDNN's attention is of half precision only.
+    def build(dtype: str) -> Pipeline:
+        # cuDNN's attention supports half precision only.
         attention = "xla" if dtype == "float32" else args.attention
         if args.demo:
             return sega_jax.load(dtype=dtype, attention=attention, devices=devices)
         return pipeline(dtype, attention, devices, small=args.tiny)
 
     with jax.default_matmul_precision("highest"):
-        exact = pictures(made("float32"), args)
-    pipe = made(args.dtype)
-    found = []
+        exact = pictures(build("float32"), args)
+    pipe = build(args.dtype)
+    rows = []
     for seed, (one, other) in enumerate(zip(exact, pictures(pipe, args), strict=True)):
         ours, theirs = one.record.sem_guidance, other.record.sem_guidance
         first = args.steps // 5
@@ -75,11 +81,11 @@ def main() -> None:
             "distance": distance(ours, theirs),
         }
         print(row, flush=True)
-        found.append(row)
+        rows.append(row)
     for name in ("decibels", "flipped_first", "flipped", "distance"):
-        values = [row[name] for row in found]
+        values = [row[name] for row in rows]
         print(f"{name}: median {statistics.median(values):.4g} ({min(values):.4g} to {max(values):.4g})")
-    tell_all(args, pipe, found)
+    write_results(args, pipe, rows)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Where does the time on the device go: to which layers, and to what kind of kernels?
+"""Which layers and which kinds of kernels take the time on the device?
 
-One call of the Stable Diffusion 1.5 architecture under JAX's profiler, every kernel under the innermost layer that it
-is of; what XLA fuses over two layers counts for the one of the fusion's root. Needs a GPU. Command buffers hide what a
-kernel is of, so they are off; run from the repository's root:
+JAX's profiler records one call of the Stable Diffusion 1.5 architecture. Every kernel counts for the innermost layer
+that it belongs to, and a fusion of several layers for the layer of its root. The script needs a GPU. Command buffers
+hide the layers of kernels, so they are turned off. Run it from the root of the repository:
 
     XLA_FLAGS=--xla_gpu_enable_command_buffer= python tests/benchmarks/profile_scopes.py --concepts 1 --attention cudnn
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from end_to_end import arguments, pipeline, tell_all
+from end_to_end import arguments, pipeline, write_results
 
 from sega_jax import Edit
 from sega_jax.nn import layers
@@ -39,7 +39,7 @@ KINDS = {"sdpa": "attention", "xmma": "convolution", "nvjet": "matrix product", 
 
 
 def scoped(name: str, function: Callable) -> Callable:
-    """The function, whose operations say that they are of it."""
+    """Returns the function with its operations in a named scope."""
 
     def call(*args, **options):
         with jax.named_scope(name.replace(" ", "_")):
@@ -49,25 +49,25 @@ def scoped(name: str, function: Callable) -> Callable:
 
 
 def mark() -> None:
-    """Gives the layers and the guidance their scopes."""
+    """Puts the layers and the guidance into named scopes."""
     for name, (where, what) in SCOPES.items():
         setattr(where, what, scoped(name, getattr(where, what)))
     attention.attend, plain = layers.attend, programs.sega
 
     def sega(*args, **options):
-        made = plain(*args, **options)
-        return made._replace(update=scoped(GUIDANCE, made.update))
+        transformation = plain(*args, **options)
+        return transformation._replace(update=scoped(GUIDANCE, transformation.update))
 
     programs.sega = sega
 
 
 def kernels(call: Callable[[], Any]) -> list[tuple[str, str, float]]:
-    """The name, the operation's name and the microseconds of all that a device runs in a call."""
+    """Returns (kernel, operation, microseconds) for everything that a GPU runs in a call."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             call()
-        (written,) = Path(folder).rglob("*.xplane.pb")
-        profile = jax.profiler.ProfileData.from_file(str(written))
+        (trace,) = Path(folder).rglob("*.xplane.pb")
+        profile = jax.profiler.ProfileData.from_file(str(trace))
         return [
             (event.name, str(dict(event.stats).get("name", "")), event.duration_ns / 1e3)
             for plane in profile.planes
@@ -79,7 +79,7 @@ def kernels(call: Callable[[], Any]) -> list[tuple[str, str, float]]:
 
 
 def scope(operation: str) -> str:
-    """The innermost of the scopes that an operation's name goes through."""
+    """Returns the innermost scope in an operation's name."""
     parts = [part.replace("_", " ") for part in operation.split("/")]
     return next((part for part in reversed(parts) if part in (*SCOPES, GUIDANCE)), "other")
 
@@ -89,13 +89,13 @@ def kind(kernel: str) -> str:
 
 
 def shares(events: list[tuple[str, str, float]], named: Callable[[str, str], str]) -> dict[str, dict[str, float]]:
-    """Milliseconds and number of the kernels of each name, the longest first."""
-    found: dict[str, dict[str, float]] = {}
+    """Returns the milliseconds and the number of kernels of each name, the longest first."""
+    totals: dict[str, dict[str, float]] = {}
     for kernel, operation, spent in events:
-        row = found.setdefault(named(kernel, operation), {"ms": 0.0, "kernels": 0})
+        row = totals.setdefault(named(kernel, operation), {"ms": 0.0, "kernels": 0})
         row["ms"] += spent / 1e3
         row["kernels"] += 1
-    return dict(sorted(found.items(), key=lambda item: -item[1]["ms"]))
+    return dict(sorted(totals.items(), key=lambda item: -item[1]["ms"]))
 
 
 def main() -> None:
@@ -104,7 +104,7 @@ def main() -> None:
     args = parser.parse_args()
     mark()
     pipe = pipeline(args.dtype, args.attention, Devices(jax.local_devices()[:1]), small=args.tiny)
-    found = []
+    rows = []
     for batch, concepts in itertools.product(args.batch, args.concepts):
         edits = [Edit(chr(97 + k), threshold=0.95, warmup=args.steps // 5) for k in range(concepts)]
         settings = {"images_per_prompt": batch, "steps": args.steps, "output": "latent", "progress": False}
@@ -117,8 +117,8 @@ def main() -> None:
             print(f"n = {concepts}, B = {batch}: {total:.1f} ms in {len(events)} kernels, by {what}:")
             for name, part in row[what].items():
                 print(f"  {part['ms'] / total:6.1%} {part['ms']:8.2f} ms {part['kernels']:6d}  {name}", flush=True)
-        found.append(row)
-    tell_all(args, pipe, found)
+        rows.append(row)
+    write_results(args, pipe, rows)
 
 
 if __name__ == "__main__":

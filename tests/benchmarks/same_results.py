@@ -73,7 +73,7 @@ EDITING = {
     "seed": 7,
     "return_guidance": True,
 }
-# The arrays of outputs besides pictures, and of their records.
+# The arrays of outputs other than pictures, and the arrays of records.
 OUTPUT = ("flagged", "sem_guidance", "uncond_estimates", "text_estimates", "edit_estimates")
 RECORD = ("sem_guidance", "uncond", "cond", "edits")
 LORA_LAYERS = {
@@ -143,12 +143,12 @@ def picture(height: int, width: int) -> np.ndarray:
 
 
 def hat(**settings: Any) -> Any:
-    """Returns an edit that adds a concept at every step."""
+    """Returns an edit that adds a concept at every call."""
     return Edit("hat", **{"scale": 6, "threshold": 0.6, "warmup": 0} | settings)
 
 
 def no_bow(**settings: Any) -> Any:
-    """Returns an edit that removes a concept at some steps, with its own momentum."""
+    """Returns an edit that removes a concept at some calls, with its own momentum."""
     others = {"warmup": 1, "cooldown": 3, "momentum_scale": 0.3, "momentum_beta": 0.6}
     return Edit("bow", **{"scale": -4, "threshold": 0.5} | others | settings)
 
@@ -352,9 +352,9 @@ def swept(folder: Path) -> Results:
     plan = sweep.plan(description, sweep.Facts.of(description), rows=4)
     with tempfile.TemporaryDirectory() as where:
         sweep.run(plan, where, small_model(folder), progress=False)
-        made = sweep.Results(where)
-        rows = sorted(made.rows, key=lambda row: [row[axis] for axis in axes])
-        yield "pictures", [made.picture(row) for row in rows]
+        results = sweep.Results(where)
+        rows = sorted(results.rows, key=lambda row: [row[axis] for axis in axes])
+        yield "pictures", [results.picture(row) for row in rows]
 
 
 @call("SemanticStableDiffusionPipeline")
@@ -411,7 +411,7 @@ def arrays(value: Any) -> Iterator[tuple[str, np.ndarray]]:
 def run_calls(folder: Path, file: Path, checkout: Path) -> None:
     """Runs all calls and writes their arrays to a file. It runs in a process that has the checkout on the path."""
     source = Path(sega_jax.__file__).resolve()
-    assert source.is_relative_to(checkout), f"{source} is imported, not {checkout}"
+    assert source.is_relative_to(checkout), f"{source} is imported instead of {checkout}"
     results, failed = {}, []
     for name, function in CALLS.items():
         began = time.perf_counter()
@@ -515,9 +515,9 @@ def main(base: Path, head: Path, record: Path | None) -> None:
                 results[side] = read(file) if file.exists() else {}
                 if side == "BASE" and passed and record is not None:
                     np.savez(record, state=np.array(state), **results[side])
-    for side, found in results.items():
-        if not found:
-            sys.exit(f"{side} gave no results")
+    for side, side_results in results.items():
+        if not side_results:
+            sys.exit(f"{side} gave no results; the errors of its calls are above")
     same = compare(results["BASE"], results["HEAD"])
     sys.exit(0 if same and succeeded else 1)
 

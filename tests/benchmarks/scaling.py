@@ -1,9 +1,10 @@
-"""How many pictures a second do 1, 2, 4 ... devices of one host make, and what is lost?
+"""How many pictures a second do 1, 2, 4 ... devices of one host make, and how efficient are they?
 
-The Stable Diffusion 1.5 architecture at 512x512 with random weights, two concepts, as many rows on each device whatever
-their number. Says for each number of devices how long placing the weights takes, pictures per second, the efficiency
-against one device in the same run, the share of the time outside the compiled programs, and how far the latents are
-from those of one device (0 is equal to the last bit). Run from the repository's root:
+The model is Stable Diffusion 1.5 at 512x512 with random weights and two concepts; the number of rows on each device is
+fixed. For each number of devices, the script prints the time to place the weights, the pictures per second, the
+efficiency relative to one device in the same run, the share of the time outside the compiled programs, and the largest
+difference between the latents and those of one device (0 means equal to the last bit). Run it from the root of the
+repository:
 
     python tests/benchmarks/scaling.py --devices 1,2,4 --share 4 --json FILE
 """
@@ -25,7 +26,10 @@ from sega_jax.pipelines.execution.devices import Devices
 
 
 class Stopwatch(Devices):
-    """Devices that note from when to when their programs ran, once there is a list; then each waits for its end."""
+    """Devices that record when their programs start and end.
+
+    They record while `ran` is a list, and then wait for each program to end.
+    """
 
     ran: list[tuple[float, float]] | None = None
 
@@ -44,7 +48,7 @@ class Stopwatch(Devices):
 
     @property
     def busy(self) -> float:
-        """Seconds in which some program ran; those of several threads run at the same time."""
+        """The seconds during which at least one program ran. Programs of several threads may overlap."""
         total, until = 0.0, 0.0
         for began, ended in sorted(self.ran):
             total += max(ended - max(began, until), 0)
@@ -53,7 +57,10 @@ class Stopwatch(Devices):
 
 
 def measure(count: int, args: argparse.Namespace, alone: np.ndarray | None) -> tuple[dict[str, Any], np.ndarray]:
-    """The measurements with so many devices, and their latents; `alone` are those of one device."""
+    """Measures `count` devices; returns the measurements, and the latents of one device.
+
+    `alone` are the latents of one device, or None if this is the first measurement.
+    """
     devices = Stopwatch(jax.local_devices()[:count])
     began = time.perf_counter()
     pipe = pipeline(args.dtype, args.attention, devices)
@@ -71,7 +78,7 @@ def measure(count: int, args: argparse.Namespace, alone: np.ndarray | None) -> t
     seconds = [call(0, "uint8")[1] for _ in range(args.repeat)]
     devices.ran = []
     watched = call(0, "uint8")[1]
-    found = {
+    results = {
         "devices": count,
         "pictures": args.share * count,
         "placed": placed,
@@ -83,9 +90,9 @@ def measure(count: int, args: argparse.Namespace, alone: np.ndarray | None) -> t
     devices.ran = None
     if alone is None:
         parts = [call(i * args.share, "latent")[0] for i in range(max(args.devices))]
-        return found, np.concatenate(parts)
-    found["difference"] = float(np.abs(call(0, "latent")[0] - alone[: args.share * count]).max())
-    return found, alone
+        return results, np.concatenate(parts)
+    results["difference"] = float(np.abs(call(0, "latent")[0] - alone[: args.share * count]).max())
+    return results, alone
 
 
 def main() -> None:
@@ -95,11 +102,11 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--attention", default="cudnn", choices=["xla", "cudnn", "pallas"])
-    parser.add_argument("--json", type=Path, help="where the measurements go")
+    parser.add_argument("--json", type=Path, help="the file to which the measurements are written")
     args = parser.parse_args()
     args.devices = [count for count in args.devices if count <= len(jax.local_devices())]
     if args.devices[:1] != [1]:
-        parser.error("--devices should begin with 1, which the others are compared with")
+        parser.error("--devices should start with 1, because the others are compared with one device")
     about = {"device": jax.local_devices()[0].device_kind, "jax": jax.__version__}
     about |= {name: getattr(args, name) for name in ("share", "steps", "concepts", "dtype", "attention")}
     print(about)

@@ -1,13 +1,13 @@
-"""How long does Stable Diffusion XL take at full size, how much memory, and how far is it from the floor?
+"""How much time and memory does Stable Diffusion XL need at full size, and how close is it to the floor?
 
-The architecture of SDXL's base at 1024x1024 with random weights (speed does not depend on their values), from words to
-pixels; one concept by default. The floor is the arithmetic of the UNet's branches at every step and of decoding, at the
-ceiling of bfloat16 matrix products. Run from the repository's root, on a machine where nothing is installed with
-PYTHONPATH=. before it:
+The model is SDXL base at 1024x1024 with random weights (speed does not depend on their values), from prompt to pixels;
+one concept by default. The floor is the time that the arithmetic of the UNet's branches at every step, and of decoding,
+takes at the ceiling: the rate of bfloat16 matrix products. Run this from the root of the repository, with PYTHONPATH=.
+if the library is not installed:
 
     python tests/benchmarks/sdxl.py --json FILE
 
-`--tiny` is a network that any CPU runs, and says nothing about speed.
+`--tiny` uses a small network that any CPU runs, to try the script; its times say nothing about speed.
 """
 
 import argparse
@@ -38,7 +38,7 @@ UNET, DECODER = 6.76, 10.5
 
 
 def pipeline(dtype: str, attention: str, devices: Devices, *, small: bool) -> Pipeline:
-    """SDXL with random weights, or a small network."""
+    """Returns a pipeline of SDXL with random weights, or of a small network."""
     configs = SMALL if small else XL
     models = filled(sdxl.Models.build(**configs, attention=attention), dtype, devices)
     folder = Path(tempfile.mkdtemp())
@@ -54,9 +54,9 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--attention", default="cudnn", choices=["xla", "cudnn", "pallas"])
-    parser.add_argument("--ceiling", type=float, default=796.0, help="TFLOP/s of matrix products")
-    parser.add_argument("--tiny", action="store_true", help="a small network, to try this script")
-    parser.add_argument("--json", type=Path, help="where the measurements go")
+    parser.add_argument("--ceiling", type=float, default=796.0, help="the rate of matrix products in TFLOP/s")
+    parser.add_argument("--tiny", action="store_true", help="use a small network, to try this script")
+    parser.add_argument("--json", type=Path, help="the file to which the measurements are written")
     args = parser.parse_args()
 
     devices = Devices(jax.local_devices()[:1])
@@ -77,7 +77,7 @@ def main() -> None:
     seconds = [call(i) for i in range(1, 1 + args.repeat)]
     median = statistics.median(seconds)
     floor = args.batch * ((2 + args.concepts) * args.steps * UNET + DECODER) / args.ceiling
-    found = {
+    results = {
         "device": devices.devices[0].device_kind,
         "jax": jax.__version__,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(pipe.models)),
@@ -89,14 +89,14 @@ def main() -> None:
         "share_of_floor": floor / median,
         "peak_gib": (devices.devices[0].memory_stats() or {}).get("peak_bytes_in_use", float("nan")) / 2**30,
     }
-    print(f"{found['device']}, jax {found['jax']}, {found['parameters']:,} parameters, {vars(args)}")
+    print(f"{results['device']}, jax {results['jax']}, {results['parameters']:,} parameters, {vars(args)}")
     print(f"weights placed     {placed:8.2f} s")
     print(f"first call         {first:8.2f} s, of which compiling about {first - median:.2f} s")
     print(f"later calls        {median:8.3f} s (median; {min(seconds):.3f} to {max(seconds):.3f})")
     print(f"floor              {floor:8.3f} s, {floor / median:.1%} of the time")
-    print(f"peak memory        {found['peak_gib']:8.2f} GiB")
+    print(f"peak memory        {results['peak_gib']:8.2f} GiB")
     if args.json:
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,22 @@
-"""How long until the first picture: the import, the weights from the disk to the device, and compiling?
+"""How long does it take until the first picture: the import, loading the weights, and compiling?
 
-A random checkpoint of the Stable Diffusion 1.5 architecture is written to a temporary folder, by safetensors and by
-Orbax. Each measurement is a process of its own. CPU seconds of the import are beyond those of `import jax`. Loading is
-set against reading the same files into memory and dropping them; "cold" is after the system has forgotten the files,
-where it does so when it is told to, "warm" is right after. Memory is the host's at its peak, beyond what the process
-had before; on a CPU that has the weights in it. What `load` imports, the tokenizers' library and Orbax' storage, takes
-seconds of its own. `pipe.compile` is measured with an empty persistent cache, then with what that left; what is not of
-the programs alone is mostly a picture of noise that it decodes. Run from the repository's root, on a machine where
-nothing is installed with PYTHONPATH=. before it:
+A random checkpoint of the Stable Diffusion 1.5 architecture is written to a temporary folder, as safetensors and as
+Orbax. Each measurement runs in a new process.
+
+- The import is measured in CPU seconds beyond those of `import jax`.
+- Loading is compared to reading the same files. "cold" means that the system was asked to drop the files from its page
+  cache, which it may ignore; "warm" means right after reading them. Memory is the peak on the host beyond what the
+  process had before; on a CPU, it includes the weights. The libraries that `load` imports, for tokenizers and for
+  Orbax' storage, are measured separately.
+- `pipe.compile` is measured with an empty persistent cache, and again with the cache that this leaves. The time outside
+  the programs is mostly that of decoding a picture of noise.
+
+Run this from the root of the repository, with PYTHONPATH=. if the library is not installed:
 
     python tests/benchmarks/startup.py --json FILE
 
-`--parts load` leaves the others out; `--tiny` is a network that any CPU runs, and says nothing about speed.
+`--parts load` measures loading only. `--tiny` uses a small network that any CPU runs, to try the script; its times say
+nothing about speed.
 """
 
 import argparse
@@ -48,13 +53,13 @@ COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 def apart(function: Callable, *args: Any) -> Any:
-    """The result of a function in a new process."""
+    """Calls a function in a new process and returns its result."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *args).result()
 
 
 def imports(repeat: int) -> dict[str, Any]:
-    """CPU seconds of both imports, by turns, with compiled bytecode as after an installation."""
+    """Measures the CPU seconds of both imports in turns, with compiled bytecode as after an installation."""
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
     def seconds(modules: str) -> float:
@@ -71,7 +76,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def forget(folder: Path) -> None:
-    """Asks the system to keep nothing of these files in memory."""
+    """Asks the system to drop the files of a folder from its page cache."""
     for path in files(folder):
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -79,7 +84,7 @@ def forget(folder: Path) -> None:
 
 
 def read(folder: Path) -> dict[str, float]:
-    """Reads all files, a part at a time into the same memory."""
+    """Reads all files of a folder, chunk by chunk into the same buffer."""
     buffer, began = bytearray(2**24), time.perf_counter()
     for path in files(folder):
         with path.open("rb", buffering=0) as file:
@@ -89,7 +94,7 @@ def read(folder: Path) -> dict[str, float]:
 
 
 def peak() -> int:
-    """The most bytes of the host that this process has had, as Linux says it."""
+    """Returns the peak memory of this process in bytes, as Linux reports it."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
@@ -102,7 +107,7 @@ def load(folder: Path, dtype: str) -> dict[str, Any]:
             compilations.append(duration)
 
     device, began = jax.local_devices()[:1], time.perf_counter()
-    importlib.import_module("transformers").CLIPTokenizer  # noqa: B018 - imported when it is looked up
+    importlib.import_module("transformers").CLIPTokenizer  # noqa: B018 - the lookup imports it
     importlib.import_module("tensorstore")
     libraries = time.perf_counter() - began
     jax.block_until_ready(jnp.zeros(1))
@@ -129,46 +134,46 @@ def compiled(folder: Path, dtype: str, batch: int, concepts: int) -> dict[str, A
 
 
 def loads(folders: dict[str, Path], dtype: str, repeat: int) -> Iterator[dict[str, Any]]:
-    """Rows of what was read, by what, and how fast."""
+    """Yields a row of measurements for each form of the checkpoint, cold and warm, read and loaded."""
     for form, folder in folders.items():
         size = sum(path.stat().st_size for path in files(folder))
         for cold in (True, False):
             for what, function, args in (("read", read, (folder,)), ("load", load, (folder, dtype))):
-                found = []
+                results = []
                 for _ in range(repeat):
                     if cold:
                         forget(folder)
                     else:
                         read(folder)
-                    found.append(apart(function, *args))
+                    results.append(apart(function, *args))
                 row = {"form": form, "cold": cold, "what": what, "bytes": size}
-                yield row | found[0] | {"seconds": [one["seconds"] for one in found]}
+                yield row | results[0] | {"seconds": [one["seconds"] for one in results]}
 
 
-def told(row: dict[str, Any]) -> str:
+def line_of(row: dict[str, Any]) -> str:
     seconds = statistics.median(row["seconds"])
     line = f"{row['form']}, {'cold' if row['cold'] else 'warm'}, {row['what']}: {seconds:.2f} s,"
     line += f" {row['bytes'] / 1e6 / seconds:.0f} MB/s"
     if row["what"] == "load":
-        line += f", beside {row['libraries']:.1f} s of imports; {row['peak_mib']:.0f} MiB,"
+        line += f", without {row['libraries']:.1f} s of imports; {row['peak_mib']:.0f} MiB,"
         line += f" {row['compilations']} compilations of {row['compiling']:.2f} s"
     return line
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--parts", type=lambda text: text.split(","), default=PARTS, help="with commas between")
+    parser.add_argument("--parts", type=lambda text: text.split(","), default=PARTS, help="separated by commas")
     for name, default in (("repeat", 3), ("batch", 1), ("concepts", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--tiny", action="store_true", help="a small network, to try this script")
-    parser.add_argument("--json", type=Path, help="where the measurements go")
+    parser.add_argument("--tiny", action="store_true", help="use a small network, to try this script")
+    parser.add_argument("--json", type=Path, help="the file to which the measurements are written")
     args = parser.parse_args()
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     if "import" in args.parts:
-        found["import"] = imports(args.repeat)
-        jax_alone, both = (statistics.median(found["import"][name]) for name in ("jax", "both"))
-        print(f"import: {both - jax_alone:.2f} CPU seconds beyond {jax_alone:.2f} of jax", flush=True)
+        results["import"] = imports(args.repeat)
+        jax_alone, both = (statistics.median(results["import"][name]) for name in ("jax", "both"))
+        print(f"import: {both - jax_alone:.2f} CPU seconds beyond the {jax_alone:.2f} of jax", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         folders = {form: Path(temporary) / form for form in FORMS}
         configs = SMALL if args.tiny else SD_1
@@ -177,19 +182,19 @@ def main() -> None:
         tiny.checkpoint(folders["safetensors"], **parts, length=length, dtype=jnp.dtype(args.dtype))
         if "load" in args.parts:
             convert.convert(folders["safetensors"], folders["orbax"])
-            found["load"] = []
+            results["load"] = []
             for row in loads(folders, args.dtype, args.repeat):
-                found["load"].append(row)
-                print(told(row), flush=True)
+                results["load"].append(row)
+                print(line_of(row), flush=True)
         if "compile" in args.parts:
             os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(temporary) / "cache")
             for name in ("cold", "cached"):
-                row = found[name] = apart(compiled, folders["safetensors"], args.dtype, args.batch, args.concepts)
+                row = results[name] = apart(compiled, folders["safetensors"], args.dtype, args.batch, args.concepts)
                 print(f"compile, {name}: {row['seconds']:.1f} s, programs alone {row['compiling']:.1f} s", flush=True)
     if args.json:
         about = {name: value for name, value in vars(args).items() if name != "json"}
         about |= {"backend": "sega_jax", "versions": f"jax {jax.__version__}"}
-        args.json.write_text(json.dumps({"about": about, "found": found}, indent=1) + "\n")
+        args.json.write_text(json.dumps({"about": about, "found": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

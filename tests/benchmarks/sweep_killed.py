@@ -1,10 +1,10 @@
-"""Whether a sweep survives anything: 2,000 pictures of a tiny random model, killed five times at random moments.
+"""Does a sweep survive kills? It makes 2,000 pictures with a tiny random model and is killed five times at random.
 
     python tests/benchmarks/sweep_killed.py [--kills 5] [--seed 0]
 
-The sweep is made undisturbed, then again in another folder by processes that are killed by SIGKILL and followed by
-another one. In the end there are 2,000 records, 2,000 pictures that can be read, none doubled, none torn, and all equal
-to the undisturbed ones to the bit. A few minutes on two cores of a CPU.
+The sweep first runs undisturbed. Then it runs in another folder, where each process is killed with SIGKILL and replaced
+by a new one. In the end, there must be 2,000 records and 2,000 readable pictures without duplicates or torn files, all
+equal to the undisturbed ones to the last bit. This takes a few minutes on two CPU cores.
 """
 
 import hashlib
@@ -41,16 +41,16 @@ def start(folder: Path) -> subprocess.Popen:
 
 
 def seen(folder: Path) -> dict[str, str]:
-    """The digest of each picture's bytes; every record and picture is checked."""
+    """Checks every record and picture of a sweep; returns {name: digest of the picture's bytes}."""
     rows = pyarrow.parquet.read_table(folder / "records").to_pylist()
     files = sorted(path.name for path in (folder / "pictures").iterdir())
-    assert sorted(Path(row["file"]).name for row in rows) == files, "records and pictures are not one to one"
-    found = {}
+    assert sorted(Path(row["file"]).name for row in rows) == files, "pictures and records do not match one to one"
+    digests = {}
     for row in rows:
-        found[row["name"]] = hashlib.sha256(np.asarray(Image.open(folder / row["file"])).tobytes()).hexdigest()
-        assert found[row["name"]] == row["digest"], f"{row['file']} is not what its record says"
-    assert len(found) == len(rows), "a picture is recorded twice"
-    return found
+        digests[row["name"]] = hashlib.sha256(np.asarray(Image.open(folder / row["file"])).tobytes()).hexdigest()
+        assert digests[row["name"]] == row["digest"], f"{row['file']} does not match the digest in its record"
+    assert len(digests) == len(rows), "a picture is recorded twice"
+    return digests
 
 
 @click.command(context_settings={"show_default": True})
@@ -62,10 +62,10 @@ def main(kills: int, seed: int) -> None:
         where = Path(name)
         text = tiny.TEXT | {"num_hidden_layers": 1}
         model = tiny.checkpoint(where / "model", unet=tiny.UNET_0, vae=tiny.VAE_1, text=text)
-        said = sweep.Sweep(
+        description = sweep.Sweep(
             model={"source": str(model)}, call={"steps": 6}, edits={"hat": {"threshold": 0.5}}, grid=GRID
         )
-        plan = sweep.plan(said, sweep.Facts.of(said), rows=8)
+        plan = sweep.plan(description, sweep.Facts.of(description), rows=8)
         counts = plan.counts
         print(
             f"{counts.pictures} pictures, {counts.batches} batches, {counts.evaluations} of {counts.alone} evaluations"
@@ -78,7 +78,7 @@ def main(kills: int, seed: int) -> None:
         print(f"undisturbed: {seconds:.0f} s")
         killed = 0
         while killed < kills:
-            # At a random moment after a random number of pictures more.
+            # Kill it at a random moment after a random number of new pictures.
             pictures = where / "killed" / "pictures"
             more = len(list(pictures.iterdir())) + rng.randrange(counts.pictures // (2 * kills))
             process = start(where / "killed")
@@ -86,7 +86,7 @@ def main(kills: int, seed: int) -> None:
                 time.sleep(0.01)
             time.sleep(rng.uniform(0, 1))
             process.kill()
-            assert process.wait() == -9, "the sweep was done before it was killed so often; try another --seed"
+            assert process.wait() == -9, "the sweep finished before all kills; try another --seed"
             killed += 1
             done, torn = sweep.status(where / "killed"), len(list((where / "killed").rglob(".*")))
             print(
@@ -97,7 +97,7 @@ def main(kills: int, seed: int) -> None:
         assert len(ours) == counts.pictures
         assert ours == theirs
         left = list((where / "killed").rglob(".*"))
-        print(f"{len(ours)} pictures and records, bit-equal to the undisturbed; {len(left)} files left over")
+        print(f"{len(ours)} pictures and records, bit-equal to the undisturbed sweep; {len(left)} files left over")
 
 
 if __name__ == "__main__":

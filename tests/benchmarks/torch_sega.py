@@ -1,7 +1,8 @@
-"""How long does diffusers' `SemanticStableDiffusionPipeline` take in PyTorch, on the same machine?
+"""How long does diffusers' `SemanticStableDiffusionPipeline` take in PyTorch on the same machine?
 
-The architecture, cells and measurements of `end_to_end.py`, which must not run at the same time. The modes are eager,
-and those of `torch.compile` of the UNet; needs torch and diffusers. Run from the repository's root:
+Architecture, cells and measurements are those of `end_to_end.py`, which must not run at the same time. The modes are
+eager execution, and the modes of `torch.compile`, applied to the UNet. The script needs torch and diffusers. Run it
+from the root of the repository:
 
     python tests/benchmarks/torch_sega.py --mode eager --dtype float16 --concepts 0,1,2,4,8 --batch 1,4,8 --json FILE
     python tests/benchmarks/torch_sega.py --mode reduce-overhead --dtype float16 --concepts 1,4 --batch 1,4 --json FILE
@@ -16,7 +17,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from end_to_end import SMALL, arguments, measure, tell
+from end_to_end import SMALL, arguments, measure, report
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -31,7 +32,7 @@ def plain(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def pipeline(dtype: str, mode: str, device: str, *, small: bool) -> diffusers.SemanticStableDiffusionPipeline:
-    """SD 1.5 with torch's initial weights."""
+    """Returns diffusers' pipeline of SD 1.5 with torch's initial weights, or of a small network."""
     configs = {part: plain(config) for part, config in (SMALL if small else SD_1).items()}
     folder = Path(tempfile.mkdtemp())
     tiny.tokenizer(folder, configs["text_encoder"]["max_position_embeddings"])
@@ -86,11 +87,11 @@ def main() -> None:
         **{name: value for name, value in vars(args).items() if name != "json"},
     }
     print(about)
-    found = []
+    rows = []
     for batch in sorted(args.batch):
         for concepts in sorted(args.concepts):
-            found.append(cell(pipe, concepts, batch, device, args))
-            tell(about, found, args.json)
+            rows.append(cell(pipe, concepts, batch, device, args))
+            report(about, rows, args.json)
 
 
 if __name__ == "__main__":

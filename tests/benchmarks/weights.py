@@ -1,4 +1,4 @@
-"""Random weights, as speed does not depend on their values: N / sqrt(fan in), scales near 1, biases small."""
+"""Random weights for benchmarks: N / sqrt(fan in), scales near 1, small biases. Speed does not depend on them."""
 
 import math
 from typing import Any
@@ -9,12 +9,12 @@ import numpy as np
 from sega_jax.pipelines.execution.devices import Devices
 from sega_jax.weights.layout import flax_name
 
-# Drawn once: every parameter takes of these from another place on, over and over.
+# Numbers that are drawn once. Every parameter repeats them from its own offset.
 _POOL = 2**19 + 1
 
 
 def filled(module: Any, dtype: str, devices: Devices) -> Any:
-    """The module with values, in this dtype, on the devices."""
+    """Returns the module, filled with random values of this dtype on the devices."""
     pool = np.tile(np.random.default_rng(0).standard_normal(_POOL, np.float32), 2)
     leaves, structure = jax.tree.flatten_with_path(module)
 
@@ -25,8 +25,8 @@ def filled(module: Any, dtype: str, devices: Devices) -> Any:
         else:
             mean, deviation = 0.0, 1.0 if name.endswith("embedding") else 1 / math.sqrt(math.prod(shape[:-1]))
         start = 7919 * number % _POOL
-        few = pool[start : start + min(math.prod(shape), _POOL)] * np.float32(deviation) + np.float32(mean)
-        return np.resize(few.astype(jax.numpy.dtype(dtype)), shape)
+        values = pool[start : start + min(math.prod(shape), _POOL)] * np.float32(deviation) + np.float32(mean)
+        return np.resize(values.astype(jax.numpy.dtype(dtype)), shape)
 
     values = [devices.place(value(i, path, leaf.shape)) for i, (path, leaf) in enumerate(leaves)]
     return jax.tree.unflatten(structure, values)

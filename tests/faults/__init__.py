@@ -1,1 +1,1 @@
-"""Deliberate faults in the library, each of which a view of its behaviour has to show."""
+"""Deliberate faults in the library. The tests check that a view of the library's behaviour shows each of them."""

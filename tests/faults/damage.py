@@ -1,7 +1,7 @@
-"""Small factories of damage: each turns an object of the library into a wrong version of it.
+"""Factories of damage: functions that turn an object of the library into a wrong version of it.
 
-A damage is a function from the sound object to the damaged one. Most objects are functions or methods; for a method,
-argument 0 is `self`. No damage reads or rewrites source text, so a fault survives renamed variables and new layouts.
+A damage maps the sound object to the damaged one. Most objects are functions or methods; for a method, argument 0 is
+`self`. No damage reads or rewrites source text, so faults survive renamed variables and moved code.
 """
 
 import inspect
@@ -15,7 +15,7 @@ import numpy as np
 Damage = Callable[[Any], Any]
 
 
-def given(**options: Any) -> Damage:
+def override(**options: Any) -> Damage:
     """Calls the function with these keyword arguments, whatever the caller asks for."""
 
     def change(function):
@@ -62,7 +62,7 @@ def result(by: Callable[[Any], Any]) -> Damage:
 
 
 def results(by: Callable[..., Any]) -> Damage:
-    """Changes the result of the call, which is a tuple whose entries `by` takes."""
+    """Changes the result of the call, a tuple, to `by(*result)`."""
     return result(lambda values: by(*values))
 
 
@@ -72,7 +72,7 @@ def scaled(position: int, factor: float) -> Damage:
 
 
 def instead(value: Any) -> Damage:
-    """Puts another constant or function in the object's place."""
+    """Replaces the object by another constant or function."""
     return lambda _: value
 
 
@@ -87,7 +87,7 @@ def fields(**changes: Callable[[Any], Any]) -> Damage:
 
 
 def replaced(value: Any, **changes: Callable[[Any], Any]) -> Any:
-    """Returns the named tuple with changed fields."""
+    """Returns a copy of the named tuple with changed fields."""
     return value._replace(**{name: by(getattr(value, name)) for name, by in changes.items()})
 
 
@@ -127,5 +127,5 @@ def halves(y: Any) -> Any:
 
 
 def earlier(column: np.ndarray) -> np.ndarray:
-    """Moves the column of a table up by one row; the last row comes twice."""
+    """Moves the column of a table up by one row and repeats the last row."""
     return np.concatenate([column[1:], column[-1:]])

@@ -1,4 +1,4 @@
-"""Faults in DeepFloyd-IF and the upscaler: T5, their UNets, and stages as diffusers runs them."""
+"""Faults in DeepFloyd-IF and the upscaler: T5, the UNets, and complete stages compared with diffusers."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.fault
 
 
 def t5_states():
-    """Returns T5's states of all tokens but padding."""
+    """Returns T5's states for all tokens except padding."""
     net = tiny.filled(t5.T5EncoderModel(t5.T5Config.from_dict(tiny.T5)))
     return net(cases.WORDS, cases.MASK)[cases.MASK]
 
@@ -33,7 +33,7 @@ STAGES = {"stage1": tiny.STAGE_1, "stage2": tiny.STAGE_2}
 
 
 def stage(name):
-    """Runs a stage and returns its pixels."""
+    """Runs a stage and returns the resulting pixels."""
     steps, scale, level, betas = cases.STAGES[name]
     config = tiny.IF_SCHEDULER | ({} if level is None else {"sample_max_value": 1.0})
     family = schedules.from_config(config)
@@ -68,7 +68,7 @@ VIEWS = Views(
         "upscaler": View(lambda: unet("upscaler"), lambda: recorded("unet_upscaler")["output"], 1e-5),
         "pixels": View(lambda: stage("stage1"), lambda: recorded("stage_stage1")["x"], 3e-4),
         "enlarged pixels": View(lambda: stage("stage2"), lambda: recorded("stage_stage2")["x"], 3e-4),
-        # The rows of the keys among those of queries, keys and values, of three heads of width 2.
+        # The rows that hold the keys in a fused matrix of queries, keys and values, with three heads of width 2.
         "fused rows": View(
             lambda: fused._rows(lambda: np.arange(18)[:, None], (-1, 3, 2, 1), 1, (6, 1))[:, 0],
             lambda: np.array([2, 3, 8, 9, 14, 15]),
@@ -77,8 +77,8 @@ VIEWS = Views(
 )
 
 
-def others_variance(predict):
-    """Gives the solver the variance that the network predicts for the negative prompt."""
+def variance_of_the_negative_prompt(predict):
+    """Passes the solver the variance that the network predicts for the negative prompt."""
 
     def damaged(unet, texts, x, call, *others):
         channels = x.shape[-1]
@@ -94,22 +94,22 @@ def others_variance(predict):
     return damaged
 
 
-def one_after_another(read, heads, part, shape):
-    """Reads the rows of a part as if all queries came first, then all keys and all values."""
+def without_heads(read, heads, part, shape):
+    """Reads the rows of a part as if all queries came first, then all keys, then all values."""
     return read().reshape(heads[1], -1, *heads[2:])[part].reshape(shape)
 
 
 def moving_corners(picture, size):
-    """Interpolates between the centres of pixels, so that the corners move."""
+    """Interpolates between the centres of pixels, which moves the corners."""
     return jax.image.resize(picture, (len(picture), *size, picture.shape[-1]), "bilinear")
 
 
 FAULTS = {
     # T5
     "T5 attends to padding": Fault("pixels", t5.T5EncoderModel, "__call__", argument(2, np.ones_like)),
-    "T5 takes earlier tokens for later ones": Fault("t5", t5, "buckets", result(np.transpose)),
+    "T5 confuses earlier with later tokens": Fault("t5", t5, "buckets", result(np.transpose)),
     # UNets
-    "scale and shift of the time are exchanged": Fault(
+    "the scale and shift of the embedded time are exchanged": Fault(
         "second stage", blocks.ScaledResnetBlock, "__init__", layer("time_emb_proj", lambda x, y: halves(y))
     ),
     "the pooled text is the mean of its tokens": Fault(
@@ -119,22 +119,24 @@ FAULTS = {
         "upscaler", UNet2DConditionModel, "__init__", layer("class_embedding", lambda x, y: 0 * y)
     ),
     # Stages
-    "the variance is that of the negative prompt": Fault("pixels", diffusion, "predict", others_variance),
-    "the small picture has no noise": Fault(
+    "the variance of the negative prompt is used": Fault(
+        "pixels", diffusion, "predict", variance_of_the_negative_prompt
+    ),
+    "no noise is added to the small picture": Fault(
         "enlarged pixels", low_res, "noised", argument(1, lambda small: replaced(small, noise=np.zeros_like))
     ),
     "enlarging moves the corners": Fault("enlarged pixels", low_res, "resized", instead(moving_corners)),
     # Files
-    "fused queries, keys and values are not taken head by head": Fault(
-        "fused rows", fused, "_rows", instead(one_after_another)
+    "fused queries, keys and values are not separated head by head": Fault(
+        "fused rows", fused, "_rows", instead(without_heads)
     ),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_seen(name, monkeypatch):
+def test_the_view_shows_the_fault(name, monkeypatch):
     assert VIEWS.sees(FAULTS[name], monkeypatch)
 
 
-def test_without_a_fault_nothing_is_seen():
+def test_no_view_differs_without_faults():
     assert VIEWS.wrong() == set()

@@ -1,4 +1,4 @@
-"""Faults in files of other kinds: torch's pickles, which are read without being run, LoRAs, and learnt words."""
+"""Faults in reading other files: torch's pickles, which must never run code, LoRAs, and textual inversion."""
 
 import numpy as np
 import pytest
@@ -23,14 +23,14 @@ WORD, VECTORS = "<cat-toy>", np.arange(48, dtype=np.float32).reshape(3, 16)
 
 
 def tensors_in(path):
-    with torch_pickle.NestedTensors.of_file(path) as found:
-        return {name: found[name] for name in found.shapes}
+    with torch_pickle.NestedTensors.of_file(path) as tensors:
+        return {name: tensors[name] for name in tensors.shapes}
 
 
 def view_of(count, *place):
-    """Writes a pickle's view of the first storage, as if that had `count` entries."""
+    """Returns the pickle opcodes of a view of the first storage, claiming that the storage has `count` entries."""
     storage = ("storage", b"ctorch\nFloatStorage\n", "0", "cpu", count)
-    return pickling.call("torch._utils._rebuild_tensor_v2", pickling.written(storage, []) + b"Q", *place, False, {})
+    return pickling.call("torch._utils._rebuild_tensor_v2", pickling.opcodes(storage, []) + b"Q", *place, False, {})
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +43,20 @@ def views(tmp_path_factory):
         pickling.save(trained, folder / "legacy.ckpt", legacy=True),
         pickling.save(shared, folder / "shared.ckpt"),
     ]
-    own, system = {"own": np.arange(24, dtype=np.float32)}, pickling.call("posix.system", f"touch {folder / 'canary'}")
+    sound_tensors, system = (
+        {"own": np.arange(24, dtype=np.float32)},
+        pickling.call("posix.system", f"touch {folder / 'canary'}"),
+    )
     hostile = [
-        pickling.save({"state_dict": own, "optimizer": [system]}, folder / "call.ckpt"),
-        pickling.save(own | {"x": view_of(24, 20, (2, 3), (3, 1))}, folder / "beyond.ckpt"),
-        pickling.save(own | {"x": view_of(10**9, 0, (10**9,), (1,))}, folder / "storage.ckpt"),
-        pickling.save(own, folder / "compressed.ckpt", compressed=True),
+        pickling.save({"state_dict": sound_tensors, "optimizer": [system]}, folder / "call.ckpt"),
+        pickling.save(sound_tensors | {"x": view_of(24, 20, (2, 3), (3, 1))}, folder / "beyond.ckpt"),
+        pickling.save(sound_tensors | {"x": view_of(10**9, 0, (10**9,), (1,))}, folder / "storage.ckpt"),
+        pickling.save(sound_tensors, folder / "compressed.ckpt", compressed=True),
     ]
 
     def refused():
-        found = [outcome(tensors_in, path) for path in hostile]
-        return [one if isinstance(one, str) else "no error" for one in found], (folder / "canary").exists()
+        outcomes = [outcome(tensors_in, path) for path in hostile]
+        return [one if isinstance(one, str) else "no error" for one in outcomes], (folder / "canary").exists()
 
     models = tiny.Models(*map(tiny.filled, tiny.networks(unet=tiny.UNET_1)))
     up, down = np.float32(np.random.default_rng(0).standard_normal((16, 2))), np.ones((2, 16), np.float32)
@@ -75,16 +78,16 @@ def views(tmp_path_factory):
         return models._replace(text_encoder=text)
 
     def learnt():
-        """Returns the tokens and the vectors of a word that is given another name."""
-        found, knowing = adapters.add_words(models, tokenizer, {"<toy>": folder / "word.safetensors"})
-        ids = knowing(["a <toy>"])[0, 2:5]
-        return ids, np.asarray(found.text_encoder.embeddings.token_embedding.embedding[...])[ids]
+        """Returns the tokens and the vectors of a word that is loaded under another name."""
+        extended, new_tokenizer = adapters.add_words(models, tokenizer, {"<toy>": folder / "word.safetensors"})
+        ids = new_tokenizer(["a <toy>"])[0, 2:5]
+        return ids, np.asarray(extended.text_encoder.embeddings.token_embedding.embedding[...])[ids]
 
     return Views(
         {
             "pickles": View(
                 lambda: [outcome(tensors_in, path) for path in sound],
-                lambda: [TENSORS, TENSORS, {"own": own["own"], "part": np.float32([[6, 8, 10], [7, 9, 11]])}],
+                lambda: [TENSORS, TENSORS, {"own": sound_tensors["own"], "part": np.float32([[6, 8, 10], [7, 9, 11]])}],
             ),
             "hostile pickles": View(refused, lambda: (["CheckpointError"] * 4, False)),
             "lora": View(merged, merged_by_hand, 1e-6),
@@ -94,19 +97,19 @@ def views(tmp_path_factory):
 
 
 def obedient(call):
-    """Lets every call of a pickle pass."""
+    """Lets a pickle call any function."""
 
-    def damaged(self, asked, given):
+    def damaged(self, function, args):
         try:
-            return call(self, asked, given)
+            return call(self, function, args)
         except CheckpointError:
-            return given[0]
+            return args[0]
 
     return damaged
 
 
 def in_c_order(read):
-    """Reads tensors as if their entries always lay in the order of their axes."""
+    """Reads tensors as if their entries were always stored in C order."""
 
     def damaged(self, data):
         strides = np.cumprod([1, *self.shape[:0:-1]])[::-1].tolist() if self.shape else []
@@ -116,7 +119,7 @@ def in_c_order(read):
 
 
 def times_the_rank(factors):
-    """Multiplies the factor of a LoRA's layer by the rank, which leaves alpha."""
+    """Multiplies the factor of a LoRA's layer by the rank, so that alpha alone is left of alpha / rank."""
 
     def damaged(*args):
         factor = factors(*args)
@@ -126,13 +129,13 @@ def times_the_rank(factors):
 
 
 FAULTS = {
-    "a pickle may ask for any call": Fault("hostile pickles", unpickling.Machine, "call", obedient),
+    "a pickle may call any function": Fault("hostile pickles", unpickling.Machine, "call", obedient),
     "tensors may lie beyond their storage": Fault(
         "hostile pickles", unpickling.Tensor, "fits", instead(lambda self: True)
     ),
     "the strides of a pickle's tensors are ignored": Fault("pickles", unpickling.Tensor, "read", in_c_order),
-    "the state of the training counts as tensors": Fault(
-        "pickles", torch_pickle.NestedTensors, "_within", instead(lambda self, found: found)
+    "the training state counts as tensors": Fault(
+        "pickles", torch_pickle.NestedTensors, "_within", instead(lambda self, content: content)
     ),
     "alpha is not divided by the rank": Fault("lora", lora, "factors", times_the_rank),
     "the scale of a LoRA is ignored": Fault(
@@ -145,9 +148,9 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_seen(name, views, monkeypatch):
+def test_the_view_shows_the_fault(name, views, monkeypatch):
     assert views.sees(FAULTS[name], monkeypatch)
 
 
-def test_without_a_fault_nothing_is_seen(views):
+def test_no_view_differs_without_faults(views):
     assert views.wrong() == set()

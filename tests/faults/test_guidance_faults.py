@@ -1,4 +1,4 @@
-"""Faults in semantic guidance: thresholds, clocks, padding, momentum, and which concepts are active."""
+"""Faults in semantic guidance: thresholds, warm-ups and cool-downs, padding, momentum, and active concepts."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import optax
 import pytest
 from reference import oracle
 
-from faults.damage import argument, given, replaced, result
+from faults.damage import argument, override, replaced, result
 from faults.views import Fault, View, Views, compiled
 from sega_jax.method import guidance
 from sega_jax.method.guidance import Edit, Edits, Predictions, quantile
@@ -18,8 +18,8 @@ pytestmark = pytest.mark.fault
 CALLS, SPACE = 7, (5, 4, 3)
 DRAW = np.random.default_rng(0).standard_normal
 PREDICTIONS = Predictions(DRAW((CALLS, 2, *SPACE)), DRAW((CALLS, 2, *SPACE)), DRAW((CALLS, 2, 3, *SPACE)))
-# Two rows of concepts whose momentum goes on after their cool-downs. In the second row, all warm concepts have cooled
-# down or have weight 0 while another one is not warm yet.
+# Two rows of concepts whose momentum continues after their cool-downs. In the second row, there are calls at which all
+# warm concepts have cooled down or have weight 0, and another concept is not warm yet.
 FIRST = {
     "scale": [4, 5, 6],
     "reverse": [False, True, False],
@@ -37,15 +37,15 @@ SECOND = FIRST | {
     "weight": [1.0, 3.0, 0.0],
 }
 SHORT = {name: values[:2] for name, values in FIRST.items()}
-# The same rows with the concepts that end first at the end.
+# The same rows in reverse order, so that the concepts that cool down first come last.
 LATE = [{name: values[::-1] for name, values in row.items()} for row in (FIRST, SECOND)]
-# Magnitudes over a wide range, many of which are equal.
+# Magnitudes of a wide range, with many equal values.
 EQUAL = np.random.default_rng(3).integers(0, 9, (2, 20, 3)) / 7 * 2.0 ** np.arange(-60, 60, 40)
 EQUAL = EQUAL.astype(np.float32)
 
 
 def stacked(rows):
-    """Turns rows in the oracle's terms into the library's settings."""
+    """Converts rows in the oracle's terms to the library's `Edits`."""
     names = [name for name in FIRST if name != "reverse"]
     edits = [
         [
@@ -69,7 +69,7 @@ def run(edits, predictions, **options):
 
 
 def added(rows, **options):
-    """Returns a view of what is added, in float64."""
+    """Returns a function that computes what is added, in float64."""
 
     def show():
         with jax.enable_x64(True):
@@ -79,7 +79,7 @@ def added(rows, **options):
 
 
 def added_without_the_inactive(rows):
-    """Returns the same view with wrong predictions wherever a concept is not active."""
+    """Returns the same function with wrong predictions wherever a concept is not active."""
 
     def show():
         edits = stacked(rows)
@@ -92,15 +92,15 @@ def added_without_the_inactive(rows):
 
 
 def by_the_oracle(rows, semantics="diffusers"):
-    """Returns the same numbers from plain NumPy."""
+    """Returns a function that computes the same numbers with plain NumPy."""
 
     def expected():
         u, e = PREDICTIONS.uncond, PREDICTIONS.edits
-        found = [
+        added_per_row = [
             oracle.guidance(u[:, i], e[:, i, : len(row["scale"])], **row, semantics=semantics)
             for i, row in enumerate(rows)
         ]
-        return np.stack(found, 1)
+        return np.stack(added_per_row, 1)
 
     return expected
 
@@ -127,7 +127,7 @@ def settings(**changes):
 
 
 def with_state(by):
-    """Changes the next state of semantic guidance to `by(edits, state before, state after)`."""
+    """Changes the next state of semantic guidance to `by(edits, previous state, next state)`."""
 
     def change(sega):
         def damaged(edits, **options):
@@ -145,7 +145,7 @@ def with_state(by):
 
 
 def momentum_where(alive):
-    """Clears the momentum of a concept at all calls where it is not alive."""
+    """Clears the momentum of a concept at all calls where `alive(edits, call)` is false."""
 
     def by(edits, before, after):
         lives = alive(edits, before.step[:, None])[..., None, None, None]
@@ -163,7 +163,7 @@ def minus_one(values):
 
 
 def padded_with_a_warmup(stack):
-    """Gives the concepts that pad a row a warm-up of ten calls."""
+    """Gives padding concepts a warm-up of ten calls."""
 
     def damaged(cls, rows, **options):
         edits = stack(cls, rows, **options)
@@ -175,7 +175,7 @@ def padded_with_a_warmup(stack):
 
 
 def unweighted_momentum(sega):
-    """Gathers the momentum of all concepts with weight 1."""
+    """Accumulates the momentum as if all concepts had weight 1."""
 
     def damaged(edits, **options):
         sound, other = sega(edits, **options), sega(replaced(edits, weight=np.ones_like), **options)
@@ -198,13 +198,11 @@ FAULTS = {
         "diffusers", quantile, "quantile", result(lambda limit: jnp.nextafter(limit, jnp.inf))
     ),
     "the counted quantile is one rank too high": Fault("counting", quantile, "_by_counting", argument(1, plus_one)),
-    # Clocks
+    # Warm-ups and cool-downs
     "the warm-up ends one call late": Fault("diffusers", guidance, "sega", settings(warmup=plus_one)),
     "the cool-down begins one call late": Fault("diffusers", guidance, "sega", settings(cooldown=plus_one)),
-    "a padded concept waits for a warm-up of ten calls": Fault("padding", Edits, "stack", padded_with_a_warmup),
-    "the semantics of single concepts are those of diffusers": Fault(
-        "per concept", guidance, "sega", given(semantics="diffusers")
-    ),
+    "padding concepts have a warm-up of ten calls": Fault("padding", Edits, "stack", padded_with_a_warmup),
+    "the option semantics has no effect": Fault("per concept", guidance, "sega", override(semantics="diffusers")),
     # Momentum
     "beta and its complement are exchanged": Fault(
         "diffusers", guidance, "sega", settings(momentum_beta=lambda beta: 1 - beta)
@@ -227,9 +225,9 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_seen(name, monkeypatch):
+def test_the_view_shows_the_fault(name, monkeypatch):
     assert VIEWS.sees(FAULTS[name], monkeypatch)
 
 
-def test_without_a_fault_nothing_is_seen():
+def test_no_view_differs_without_faults():
     assert VIEWS.wrong() == set()

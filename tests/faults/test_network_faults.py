@@ -8,7 +8,7 @@ from jax.experimental.pallas.tpu import force_tpu_interpret_mode
 from reference import cases
 from support import tiny
 
-from faults.damage import argument, given, halves, instead, layer, scaled
+from faults.damage import argument, halves, instead, layer, override, scaled
 from faults.views import Fault, View, Views, network, normal, recorded
 from sega_jax.nn import clip, flash_attention, layers, vae
 from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
@@ -35,7 +35,7 @@ def pictures():
 
 
 def faint_blocks():
-    """Runs blocks of all three networks on inputs that vary so little that an epsilon shows."""
+    """Runs blocks of all three networks on inputs of so small a variance that the epsilons of norms matter."""
     words, picture, context = 0.01 * normal(2, 12, 16), 0.01 * normal(2, 8, 8, 8), normal(2, 12, 16, seed=1)
     level = network("unet").down_blocks[0]
     keys = level.attentions[0].project(context)
@@ -51,7 +51,7 @@ BRANCHES = normal(2, 4, 4, 4), np.array([999, 3], np.float32), normal(6, 7, 16, 
 
 
 def branches(times=1):
-    """Runs the UNet on three texts for each of two pictures, which are passed `times` times."""
+    """Runs the UNet on three texts for each of two pictures, and passes every picture `times` times."""
     net, (x, timestep, texts) = tiny.filled(UNet2DConditionModel(UNetConfig.from_dict(tiny.UNET_1))), BRANCHES
     return net(x.repeat(times, 0), timestep.repeat(times), texts)
 
@@ -61,7 +61,7 @@ SEEN = jnp.asarray(np.arange(7) < np.array([[4], [7]]))
 
 
 def tpu_kernel():
-    """Runs the kernel for TPUs on heads and keys that it pads, some of them masked."""
+    """Runs the TPU kernel on heads and keys that it has to pad, with some keys masked."""
     with force_tpu_interpret_mode():
         return flash_attention.flash(*QUERIES, SEEN, False)
 
@@ -81,8 +81,8 @@ VIEWS = Views(
 )
 
 
-def of_a_sample(moments):
-    """Takes the variance of a sample in a group norm."""
+def sample_variance(moments):
+    """Uses the unbiased sample variance in a group norm."""
 
     def damaged(self, x, **options):
         mean, variance = moments(self, x, **options)
@@ -93,47 +93,45 @@ def of_a_sample(moments):
 
 
 def transposed(upsample):
-    """Upsamples the transposed picture and transposes the result back."""
+    """Upsamples the transposed picture and transposes the result, which exchanges height and width."""
     return lambda self, x, size=None: upsample(self, x.swapaxes(1, 2)).swapaxes(1, 2)
 
 
 FAULTS = {
     # Layers
     "the softmax scale is doubled": Fault("unet", layers, "attend", scaled(0, 2.0)),
-    "the exact gelu is its approximation by tanh": Fault("unet", layers, "gelu", instead(jax.nn.gelu)),
-    "the group norm takes the variance of a sample": Fault("unet", layers.GroupNorm, "_moments", of_a_sample),
+    "gelu is approximated by tanh": Fault("unet", layers, "gelu", instead(jax.nn.gelu)),
+    "the group norm uses the unbiased variance": Fault("unet", layers.GroupNorm, "_moments", sample_variance),
     "the layer norm has another epsilon": Fault("faint blocks", layers, "normalise", scaled(1, 0.1)),
     "upsampling exchanges height and width": Fault("autoencoder", layers.Upsample, "__call__", transposed),
-    "branches are given the pictures of other rows": Fault(
+    "branches get the pictures of other rows": Fault(
         "branches", layers, "spread", instead(lambda x, like: jnp.tile(x, (len(like) // len(x), *[1] * (x.ndim - 1))))
     ),
-    "the kernel for TPUs sees masked keys": Fault("flash", flash_attention, "flash", argument(3, jnp.ones_like)),
+    "the TPU kernel attends to masked keys": Fault("flash", flash_attention, "flash", argument(3, jnp.ones_like)),
     # CLIP
-    "CLIP's text attends to later tokens": Fault("text", clip.SelfAttention, "__init__", given(causal=False)),
+    "CLIP's text attends to later tokens": Fault("text", clip.SelfAttention, "__init__", override(causal=False)),
     # The UNet
-    "the UNet's downsampling is padded at the right only": Fault(
-        "faint blocks", layers.Downsample, "__init__", given(padding=((0, 1), (0, 1)))
+    "the UNet's downsampling is padded only at the right and bottom": Fault(
+        "faint blocks", layers.Downsample, "__init__", override(padding=((0, 1), (0, 1)))
     ),
     "the resnets of the UNet have the epsilon of the autoencoder": Fault(
-        "faint blocks", layers.ResnetBlock, "__init__", given(eps=1e-6)
+        "faint blocks", layers.ResnetBlock, "__init__", override(eps=1e-6)
     ),
     # The autoencoder
     "the autoencoder's downsampling is padded on all sides": Fault(
-        "autoencoder", layers.Downsample, "__init__", given(padding=1)
+        "autoencoder", layers.Downsample, "__init__", override(padding=1)
     ),
     "the encoder's mean and variance are exchanged": Fault(
         "autoencoder", vae.AutoencoderKL, "__init__", layer("quant_conv", lambda x, y: halves(y))
     ),
-    "the decoder takes latents that are not divided by the scaling factor": Fault(
-        "pictures", vae.AutoencoderKL, "decode", scaled(1, 0.5)
-    ),
+    "latents are not divided by the scaling factor": Fault("pictures", vae.AutoencoderKL, "decode", scaled(1, 0.5)),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_seen(name, monkeypatch):
+def test_the_view_shows_the_fault(name, monkeypatch):
     assert VIEWS.sees(FAULTS[name], monkeypatch)
 
 
-def test_without_a_fault_nothing_is_seen():
+def test_no_view_differs_without_faults():
     assert VIEWS.wrong() == set()

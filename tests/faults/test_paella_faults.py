@@ -1,4 +1,4 @@
-"""Faults in Paella: the networks, the condition, the sampler and the prior, shown by what the public code gave."""
+"""Faults in Paella's networks, condition, sampler and prior, compared with recorded results of the original code."""
 
 from functools import partial
 
@@ -44,7 +44,7 @@ def logits(name):
 
 
 def padded():
-    """Runs two texts in one call, of which one is padded."""
+    """Runs two texts of different lengths in one call, so that one is padded."""
     model, names = denoiser(), ["empty", "pictures"]
     x, level = (np.concatenate(arrays) for arrays in zip(*map(cases.paella_inputs, names), strict=True))
     return model(x, level, net.join([condition(model, name) for name in names]))
@@ -57,19 +57,19 @@ def at(module, path):
 
 
 def denoiser_blocks():
-    """Runs every kind of block of the denoiser on inputs that vary so little that an epsilon shows."""
-    model, shown = denoiser(), []
+    """Runs every kind of the denoiser's blocks on inputs of so small a variance that the epsilons of norms matter."""
+    model, outputs = denoiser(), []
     for path, channels in cases.BLOCKS.items():
         x, skip, level, states = map(jnp.asarray, cases.block_inputs(channels, 0.01))
         text = net.Condition(states, jnp.ones(states.shape[:2], bool), jnp.ones(states.shape[:2], states.dtype))
-        shown.append(at(model, path)(x, net._Given(level, text, skip)))
-    return shown
+        outputs.append(at(model, path)(x, net._Given(level, text, skip)))
+    return outputs
 
 
 def autoencoder():
     model = vqgan()
-    found, latents = model.encode(cases.IMAGE)
-    return found, latents, model.decode(cases.LATENTS), model.decode_indices(cases.TOKENS)
+    tokens, latents = model.encode(cases.IMAGE)
+    return tokens, latents, model.decode(cases.LATENTS), model.decode_indices(cases.TOKENS)
 
 
 def known(*names, dtype="float32"):
@@ -77,7 +77,7 @@ def known(*names, dtype="float32"):
 
 
 def texts(names):
-    """Pads the recorded texts to one length, for a batch of two."""
+    """Returns the recorded texts, padded to one length, for a batch of two."""
     byt5, mask = np.full((2, len(names), 9, 18), 3.0), np.zeros((2, len(names), 9), bool)
     for i, name in enumerate(names):
         states = cases.BRANCHES[name]["byt5"]
@@ -92,18 +92,18 @@ def recorded_chances(key, call, shape, dtype):
 
 
 def grids(name):
-    """Returns every grid but the first, with the noise of the recorded run."""
+    """Returns every grid except the first, sampled with the noise of the recorded run."""
     return run(name, [EDIT] if name == "edited" else [])[0]
 
 
 def replayed():
-    """Returns the grids of the edited run, whose guidance is recorded and added again without the edit."""
+    """Records the guidance of the edited run, and returns the grids of a run that replays it without the edit."""
     _, guidance = run("edited", [EDIT], record=True)
     return run("edited", [], replay=guidance)[0]
 
 
 def run(name, edits, replay=None, record=False):
-    """Returns every grid but the first, and the recorded guidance, with the noise of the recorded run."""
+    """Returns every grid except the first, and the guidance, sampled with the noise of the recorded run."""
     influence = (1.0, 1.0) if name == "published" else cases.INFLUENCE
     stacked = Edits.stack([edits] * 2) if edits else None
     keys = jax.random.split(jax.random.key(0))
@@ -119,12 +119,12 @@ def run(name, edits, replay=None, record=False):
         predictor = paella.Predictor(denoiser(parts["denoiser"], np.float64), codebook)
         text, start = texts(["uncond", "cond", "edit"][: 2 + len(edits)]), cases.START.astype(np.int32)
         carry = programs.start(settings, start, 1, shape=(4, 8, 20), dtype=np.float64, **options)
-        advance, found = jax.jit(partial(programs.advance, **options), compiler_options=QUICK), []
+        advance, outputs = jax.jit(partial(programs.advance, **options), compiler_options=QUICK), []
         for i in range(sampler["steps"]):
             row = jax.tree.map(lambda column, i=i: column[i : i + 1], table)
-            carry, kept = advance(predictor, text, carry, row, settings)
-            found.append((carry.x, kept.sem_guidance if record else np.zeros((2, 0))))
-        grids, guidance = zip(*found, strict=True)
+            carry, record_of_call = advance(predictor, text, carry, row, settings)
+            outputs.append((carry.x, record_of_call.sem_guidance if record else np.zeros((2, 0))))
+        grids, guidance = zip(*outputs, strict=True)
         return np.stack(grids), np.concatenate(guidance, 1)
 
 
@@ -152,7 +152,7 @@ VIEWS = Views(
 
 
 def with_update(by):
-    """Changes the arguments of the update of Paella's solver."""
+    """Changes the arguments of the update in Paella's solver."""
 
     def change(renoise):
         def damaged(*args, **options):
@@ -165,12 +165,12 @@ def with_update(by):
 
 
 def flipped(convolve):
-    """Convolves the flipped picture and flips the result back, which flips the kernel."""
+    """Convolves the flipped picture and flips the result, which amounts to flipping the kernel."""
     return lambda self, x: convolve(self, x[:, ::-1, ::-1])[:, ::-1, ::-1]
 
 
 def condition_with(name, by):
-    """Changes one argument of Paella's condition to `by(arguments)`."""
+    """Changes one argument of Paella's condition to `by(options)`."""
 
     def change(condition):
         def damaged(self, *args, **options):
@@ -182,7 +182,7 @@ def condition_with(name, by):
 
 
 def columns(**changes):
-    """Changes columns of a table that the solver reads."""
+    """Changes the solver's columns of a table."""
     return fields(solver=lambda row: replaced(row, **changes))
 
 
@@ -191,30 +191,30 @@ FAULTS = {
     "sines and cosines of the noise level are exchanged": Fault("logits", net, "wave", result(halves)),
     "the response norm is skipped": Fault("blocks", net.GlobalResponseNorm, "__call__", unchanged(1)),
     "the kernel of a transposed convolution is flipped": Fault("logits", layers.DoublingConv, "__call__", flipped),
-    "tokens that pad a text count as text": Fault("padding", net, "join", fields(mask=jnp.ones_like)),
+    "padding counts as text": Fault("padding", net, "join", fields(mask=jnp.ones_like)),
     "the influences of text and picture are exchanged": Fault(
         "influence", net.Paella, "condition", condition_with("influence", lambda options: options["influence"][::-1])
     ),
     "pictures become the farthest tokens": Fault("autoencoder", VectorQuantize, "__call__", scaled(1, -1.0)),
     # The sampler
-    "every branch is told the picture of the prompt": Fault(
+    "every branch gets the picture of the prompt": Fault(
         "edited", net.Paella, "condition", condition_with("has_image", lambda options: options["has_clip"])
     ),
-    "positions keep their token in place of the first one": Fault(
+    "positions return to their current token instead of the first one": Fault(
         "published", solvers, "renoise", with_update(lambda x, start, *rest: (x, x, *rest))
     ),
     "positions are renoised to the end": Fault("edited", tokens, "renoising", columns(renoises=np.ones_like)),
     "the expected code becomes the farthest token": Fault("quantised", solvers, "_distances", result(jnp.negative)),
     "replayed guidance is ignored": Fault("replayed", programs, "replay", instead(lambda recorded: optax.identity())),
     # The prior
-    "the prior is guided by another scale": Fault("imagined", paella_prior, "SCALE", instead(4.0)),
+    "the prior has another guidance scale": Fault("imagined", paella_prior, "SCALE", instead(4.0)),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_seen(name, monkeypatch):
+def test_the_view_shows_the_fault(name, monkeypatch):
     assert VIEWS.sees(FAULTS[name], monkeypatch)
 
 
-def test_without_a_fault_nothing_is_seen():
+def test_no_view_differs_without_faults():
     assert VIEWS.wrong() == set()

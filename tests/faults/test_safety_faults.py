@@ -1,4 +1,4 @@
-"""Faults in the safety checker: preprocessing on the host, the vision tower, the cosines and the decision."""
+"""Faults in the safety checker: the preprocessing on the host, the vision tower, the cosines and the decision."""
 
 from functools import cache
 
@@ -8,7 +8,7 @@ from PIL import Image
 from reference import cases
 from support import tiny
 
-from faults.damage import argument, given, instead, result
+from faults.damage import argument, instead, override, result
 from faults.views import Fault, View, Views, recorded
 from sega_jax.nn import clip, safety
 from sega_jax.pipelines.safety import FeatureExtractor
@@ -18,7 +18,11 @@ pytestmark = pytest.mark.fault
 
 @cache
 def near_thresholds():
-    """Draws cosines [pictures, 3] and [pictures, 17] that lie within a digit of their thresholds."""
+    """Draws cosines [pictures, 3] and [pictures, 17] so close to their thresholds that rounding matters.
+
+    Returns:
+        Both arrays of cosines, and the thresholds of each.
+    """
     rng = np.random.default_rng(0)
     thresholds = [rng.uniform(0.1, 0.3, count).astype(np.float32) for count in (3, 17)]
     cosines = [
@@ -29,14 +33,16 @@ def near_thresholds():
 
 
 def decided():
-    """Decides about these pictures concept by concept, in scalars."""
+    """Decides about these pictures concept by concept, with Python's floats."""
     special, concepts, *thresholds = near_thresholds()
-    of_care, of_others = (least.tolist() for least in thresholds)
+    care_thresholds, other_thresholds = (least.tolist() for least in thresholds)
     flags = []
     for near, others in zip(special, concepts, strict=True):
-        care = any(round(cosine - least, 3) > 0 for cosine, least in zip(near, of_care, strict=True))
-        more = 0.01 if care else 0.0
-        flags.append(any(round(c - least + more, 3) > 0 for c, least in zip(others, of_others, strict=True)))
+        care = any(round(cosine - least, 3) > 0 for cosine, least in zip(near, care_thresholds, strict=True))
+        adjustment = 0.01 if care else 0.0
+        flags.append(
+            any(round(c - least + adjustment, 3) > 0 for c, least in zip(others, other_thresholds, strict=True))
+        )
     return np.array(flags)
 
 
@@ -69,16 +75,16 @@ FAULTS = {
     "the crop is one pixel off": Fault(
         "pixels", FeatureExtractor, "_centre", result(lambda picture: np.roll(picture, 1, 1))
     ),
-    "the vision tower is causal": Fault("cosines", clip.SelfAttention, "__init__", given(causal=True)),
-    "embeddings are compared without being normalised": Fault("cosines", safety, "_unit", instead(lambda x: x)),
-    "special care makes pictures safer": Fault("decision", safety, "_ADJUSTMENT", instead(-0.01)),
+    "the vision tower is causal": Fault("cosines", clip.SelfAttention, "__init__", override(causal=True)),
+    "embeddings are not normalised": Fault("cosines", safety, "_unit", instead(lambda x: x)),
+    "special care makes the checker less strict": Fault("decision", safety, "_ADJUSTMENT", instead(-0.01)),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_seen(name, views, monkeypatch):
+def test_the_view_shows_the_fault(name, views, monkeypatch):
     assert views.sees(FAULTS[name], monkeypatch)
 
 
-def test_without_a_fault_nothing_is_seen(views):
+def test_no_view_differs_without_faults(views):
     assert views.wrong() == set()

@@ -1,4 +1,4 @@
-"""Faults in sampling: the links of guidance, the loop with its keys and seeds, starts, rows in parts, and tiles."""
+"""Faults in sampling: the chain of guidance, the loop with its keys and seeds, starts, chunks of rows, and tiles."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.fault
 
 
 class Network:
-    """A network whose prediction depends on x, the timestep and two numbers per channel, the branch's text."""
+    """A network whose prediction depends on x, the timestep, and the text of a branch: two numbers per channel."""
 
     def project(self, text):
         return text
@@ -37,16 +37,16 @@ class Network:
 SEEDS, CALLS, SHAPE = [3, 4], 4, (3, 4, 2)
 SCALES, SHARES = np.array([3.0, 7.0]), np.array([0.5, 1.0])
 EDITS = [Edit("", warmup=0, threshold=0.5), Edit("", scale=-3, warmup=1, threshold=0.3, cooldown=3)]
-# So small that no prediction is 1 after rounding, where magnitudes would be equal.
+# Small texts, so that no prediction rounds to 1, because magnitudes would be equal then.
 BRANCHES, RECORD = 0.2 * normal(2, 4, 2, 2), normal(2, 3, *SHAPE, seed=1)
 ANCESTRAL = schedules.from_config(tiny.SCHEDULERS["Euler ancestral"])
 
 
 def loop():
-    """Runs the ancestral sampler on two rows and returns their states.
+    """Runs the ancestral sampler on two rows and returns their final states.
 
-    The rows are guided by a rescaled scale, by one concept that is predicted and one that is not, and by a record of
-    three calls, and they are predicted one by one.
+    The guidance consists of rescaled classifier-free guidance, one concept that is predicted and one that is not, and
+    the replay of three recorded calls. The network predicts one row at a time.
     """
     keys, edits = jax.vmap(jax.random.key)(np.uint32(SEEDS)), Edits.stack([EDITS] * 2)
     settings = base.Settings(keys, SCALES, edits, SHARES, RECORD, diffusion.DiffusionSettings(np.zeros(2)))
@@ -62,7 +62,7 @@ def loop():
 
 
 def by_a_plain_loop():
-    """Returns the same states from NumPy, with the same table and keys."""
+    """Returns the same states, computed with NumPy from the same table and keys."""
     return np.stack([row_by_a_plain_loop(row) for row in range(2)])
 
 
@@ -90,7 +90,7 @@ def row_by_a_plain_loop(row):
 
 
 class Encoder:
-    """An autoencoder whose encoder gives mean 2 and deviation 3."""
+    """An autoencoder whose encoder returns mean 2 and standard deviation 3."""
 
     config = AutoencoderConfig(scaling_factor=0.5)
 
@@ -100,7 +100,7 @@ class Encoder:
 
 
 def started():
-    """Returns the latents of pictures, and the state in which the sampling starts from them."""
+    """Returns the latents of two pictures, and the state in which sampling starts from them."""
     keys = jax.random.split(jax.random.key(0), 2)
     clean = latent_space.encode_image(Encoder(), keys, jnp.zeros((2, 4, 4, 3)))
     settings = base.Settings(keys, np.ones(2), own=diffusion.DiffusionSettings(np.zeros(2)))
@@ -129,7 +129,7 @@ def tiled():
 
 
 def joined():
-    """Joins the same two tiles by hand: over the positions that they share, the first fades into the second."""
+    """Joins the same two tiles with NumPy; the first fades into the second where they overlap."""
     left, right = (np.asarray(decoder().decode(LATENTS[:, :, at : at + 8]))[:, :6] for at in (0, 6))
     return np.concatenate([left[:, :, :7], (left[:, :, 7:] + right[:, :, 1:2]) / 2, right[:, :, 2:6]], 2)
 
@@ -137,7 +137,7 @@ def joined():
 @pytest.fixture(scope="module")
 def views(least):
     def call():
-        """Returns the latents and seeds of two pictures of a prompt, whose schedule runs in several chunks."""
+        """Returns the latents and seeds of two pictures of one prompt, sampled in several chunks of the schedule."""
         options = {"images_per_prompt": 2, "seed": 3, "steps": 4, "output": "latent", "progress": False}
         out = least("a", [Edit("b", warmup=1)], callback=lambda *_: None, callback_steps=2, **options)
         return out.images, out.seeds
@@ -153,7 +153,7 @@ def views(least):
 
 
 def rescaled_last(chain):
-    """Rescales the estimate behind semantic guidance."""
+    """Rescales the estimate after semantic guidance."""
 
     def damaged(settings, static):
         sound, last = chain(settings._replace(guidance_rescale=None), static), guidance.rescale(SHARES)
@@ -168,13 +168,13 @@ def rescaled_last(chain):
 
 
 def completed_by_the_prompt(complete):
-    """Takes the prompt's prediction for concepts that are not predicted."""
+    """Replaces the predictions of concepts that are not predicted by the prompt's."""
     return lambda preds, settings: complete(preds._replace(uncond=preds.cond), settings)._replace(uncond=preds.uncond)
 
 
 FAULTS = {
-    # Links of guidance
-    "the guidance scale counts from the conditional estimate": Fault(
+    # The chain of guidance
+    "the guidance scale is relative to the conditional estimate": Fault(
         "loop", guidance, "cfg", argument(0, lambda scale: scale + 1)
     ),
     "rescaling comes after semantic guidance": Fault("loop", programs, "guidance", rescaled_last),
@@ -191,30 +191,30 @@ FAULTS = {
         "loop", diffusion, "predict", argument(3, lambda row: replaced(row, input_scale=jnp.ones_like))
     ),
     "concepts that are not predicted count as the prompt": Fault("loop", programs, "complete", completed_by_the_prompt),
-    "rows in parts meet the branches of other rows": Fault(
+    "chunks of rows get the branches of other rows": Fault(
         "loop", diffusion, "in_chunks", argument(3, lambda texts: jnp.roll(texts, len(texts) // 2, 0))
     ),
     # Starts
-    "the latents of a picture take the initial noise": Fault(
+    "the latents of a picture use the initial noise": Fault(
         "start", latent_space, "POSTERIOR", instead(programs.INITIAL)
     ),
     "the latents of a picture are not scaled": Fault(
         "start", latent_space, "encode_image", result(lambda latents: latents / 0.5)
     ),
     # Tiles
-    "tiles are not faded into each other": Fault("tiles", vae_tiling, "_faded", argument(2, lambda fade: 0)),
+    "tiles do not fade into each other": Fault("tiles", vae_tiling, "_faded", argument(2, lambda fade: 0)),
     # Calls
     "pictures of one prompt share their seed": Fault(
         "call", batch, "_seeds", result(lambda seeds: seeds[:1] * len(seeds))
     ),
-    "rows that fill up a chunk are run": Fault("call", chunks, "chunk", fields(live=np.ones_like)),
+    "padding calls of a chunk are run": Fault("call", chunks, "chunk", fields(live=np.ones_like)),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_seen(name, views, monkeypatch):
+def test_the_view_shows_the_fault(name, views, monkeypatch):
     assert views.sees(FAULTS[name], monkeypatch)
 
 
-def test_without_a_fault_nothing_is_seen(views):
+def test_no_view_differs_without_faults(views):
     assert views.wrong() == set()

@@ -1,4 +1,4 @@
-"""Faults in what Stable Diffusion XL has of its own: two text encoders, a pooled text, sizes, and two tokenizers."""
+"""Faults in the parts of Stable Diffusion XL: two text encoders and tokenizers, a pooled text, and sizes."""
 
 import dataclasses
 import warnings
@@ -22,22 +22,21 @@ from sega_jax.text.tokenizers import Tokenizer, TokenizerPair
 
 pytestmark = pytest.mark.fault
 
-# "", "a cat" and "glasses". Letters are 0 to 25, and 28 more at the end of a word; 56 begins, 57 ends and pads. The
-# second tokenizer pads with 0, an "a", which it therefore reads wherever it stands.
+# "", "a cat" and "glasses". Letters are 0 to 25, or 28 to 53 at the end of a word. 56 starts a text, 57 ends and pads
+# it. The second tokenizer pads with 0, which is also the letter "a".
 TOKENS = np.zeros((3, 2, 12), np.int32)
 TOKENS[:, 0], TOKENS[:, :, 0] = 57, 56
 TOKENS[0, 1, 1] = 57
 TOKENS[1, :, 1:6] = [28, 2, 0, 47, 57], [0, 30, 0, 47, 57]
 TOKENS[2, :, 1:9] = [6, 11, 0, 18, 18, 4, 46, 57], [6, 39, 0, 18, 18, 4, 46, 57]
-# A text whose letters and weights fill one chunk and begin another, the letters' tokens for each tokenizer, and their
-# weights.
+# A weighted text of more than one chunk, its tokens for each tokenizer, and the weights of the tokens.
 LONG = "ab (cd:2) [e]" + " f" * 6
 CHUNKS = np.zeros((2, 2, 12), np.int32)
 CHUNKS[:, 0], CHUNKS[:, :, 0] = 57, 56
 CHUNKS[0, :, 1:] = [0, 29, 2, 31, 32, *[33] * 5, 57]
 CHUNKS[1, :, 1:3] = 33, 57
 WEIGHTS = np.array([[1, 1, 1, 2, 2, 1 / 1.1, *[1] * 6], [1] * 12])
-TABLES = normal(60, 16) + 1, normal(60, 20, seed=1) + 1  # in place of the encoders, of as many channels
+TABLES = normal(60, 16) + 1, normal(60, 20, seed=1) + 1  # replace the encoders, with the same numbers of channels
 SIZES = np.float32([[*cases.XL_SIZES["original_size"], *cases.XL_SIZES["crops_top_left"], 24, 16]])
 CHANNELS = 12  # of a pooled text
 
@@ -48,42 +47,45 @@ def networks():
 
 
 def text():
-    """Returns the states and the pooled texts of the prompt and the concept."""
+    """Returns the states and pooled texts of the prompt and the concept."""
     models = networks()
-    found = sdxl_text.encode((models.text_encoder, models.text_encoder_2), TOKENS)[1:]
-    return found.states, found.pooled
+    encoded = sdxl_text.encode((models.text_encoder, models.text_encoder_2), TOKENS)[1:]
+    return encoded.states, encoded.pooled
 
 
 def looked_up(ids):
-    """Returns states and pooled texts of tokens: what the tables have, and sums of it."""
+    """Looks tokens up in the tables; returns the states, and the sums over the second table as pooled texts."""
     first, second = (table[ids[:, side]] for side, table in enumerate(TABLES))
     return np.concatenate([first, second], -1), second.sum(1)
 
 
 def read(tokenizers):
-    """Embeds a long text with weights, by text encoders that look its tokens up."""
+    """Encodes a long weighted text with text encoders that look up its tokens."""
     encode = base.Encode(sdxl.SYSTEM.text.networks(networks()), lambda _, ids: list(sdxl.SDXLText(*looked_up(ids))))
-    (found,) = sdxl_text.read([LONG], tokenizers, encode, warnings.warn, long_prompts=True, weighted=True)
-    return found.states[0], found.pooled[0]
+    (encoded,) = sdxl_text.read([LONG], tokenizers, encode, warnings.warn, long_prompts=True, weighted=True)
+    return encoded.states[0], encoded.pooled[0]
 
 
 def read_by_hand():
-    """Returns the same embedding: the weighted states of each chunk and encoder, brought back to their mean, and the
-    pooled text of the first chunk."""
+    """Computes the same embedding with NumPy.
+
+    The states of each chunk and encoder are weighted and rescaled to their original mean. The pooled text is that of
+    the first chunk.
+    """
     states, pooled = looked_up(CHUNKS)
     parts = []
     for part in np.split(states, [16], -1):
-        heavy = part * WEIGHTS[..., None]
-        parts.append(heavy * (part.mean((1, 2)) / heavy.mean((1, 2)))[:, None, None])
+        weighted = part * WEIGHTS[..., None]
+        parts.append(weighted * (part.mean((1, 2)) / weighted.mean((1, 2)))[:, None, None])
     return np.concatenate(parts, -1).reshape(-1, 36), pooled[0]
 
 
 def joined():
-    """Joins the zeros of no negative prompt, a text and a longer text."""
+    """Joins the zeros that replace a missing negative prompt, a text, and a longer text."""
     short, long = (sdxl.SDXLText(normal(1, tokens, 36), normal(1, 12)) for tokens in (12, 24))
     none = sdxl.SDXLText(np.zeros((1, 12, 36)), np.zeros((1, 12)))
-    found = sdxl_text.join([none, short, long], lambda: sdxl.SDXLText(np.ones((1, 12, 36)), np.ones((1, 12))))
-    return found.states, found.pooled
+    text = sdxl_text.join([none, short, long], lambda: sdxl.SDXLText(np.ones((1, 12, 36)), np.ones((1, 12))))
+    return text.states, text.pooled
 
 
 def joined_by_hand():
@@ -94,13 +96,13 @@ def joined_by_hand():
 
 
 def conditioning():
-    """Returns the embedding that the UNet makes of the pooled texts and the sizes."""
+    """Returns the UNet's embedding of the pooled texts and the sizes."""
     known = recorded("xl")
     return networks().unet.project(Context(known["states"], known["pooled"], np.repeat(SIZES, 3, 0))).pooled
 
 
 def latents():
-    """Samples a row with an edit and returns its latents."""
+    """Samples one row with an edit and returns its latents."""
     scale, beta = cases.XL_MOMENTUM
     edits = Edits.stack([[Edit("", **cases.XL_EDIT)]], momentum_scale=scale, momentum_beta=beta)
     family, known = schedules.from_config(cases.XL["scheduler"]), recorded("xl")
@@ -118,8 +120,8 @@ def latents():
     return compiled(run, networks().unet)
 
 
-def asked_sizes():
-    """Returns the six numbers of a call without sizes, and of a call with all sizes."""
+def sizes_of_calls():
+    """Returns the six numbers that condition the UNet, for a call without sizes and for one with all sizes."""
     return sizes.size_conditioning((48, 16), 1), sizes.size_conditioning((48, 16), 1, **cases.XL_SIZES)
 
 
@@ -135,7 +137,7 @@ def views(tmp_path_factory):
             "text": View(text, lambda: [recorded("xl")[name][1:] for name in ("states", "pooled")], 1e-5),
             "conditioning": View(conditioning, lambda: recorded("xl")["told"], 1e-5),
             "latents": View(latents, lambda: recorded("xl")["latents"], 3e-4),
-            "sizes": View(asked_sizes, lambda: [np.array([[48, 16, 0, 0, 48, 16]]), SIZES]),
+            "sizes": View(sizes_of_calls, lambda: [np.array([[48, 16, 0, 0, 48, 16]]), SIZES]),
             "tokens": View(lambda: TokenizerPair(*tokenizers)(["", *cases.XL_WORDS]), lambda: TOKENS),
             "read": View(lambda: read(TokenizerPair(*tokenizers)), read_by_hand, 1e-5),
             "joined": View(joined, joined_by_hand, 1e-6),
@@ -144,22 +146,22 @@ def views(tmp_path_factory):
 
 
 def of_the_last_chunk(rows):
-    """Gives all chunks of a text the pooled text of the last one."""
+    """Replaces the pooled texts of all chunks by that of the last chunk."""
     return [dataclasses.replace(row, pooled=rows[-1].pooled) for row in rows]
 
 
 def of_the_first_encoder(weights):
-    """Takes the weights of the second text encoder's tokens away."""
+    """Sets the weights of the second text encoder's tokens to 1."""
     return np.stack([weights[:, 0], np.ones_like(weights[:, 1])], 1)
 
 
 def of_the_prompt(context):
-    """Gives all branches of a row the pooled text of the prompt."""
+    """Replaces the pooled texts of all branches by the prompt's."""
     return replaced(context, pooled=lambda pooled: jnp.broadcast_to(pooled[:, 1:2], pooled.shape))
 
 
 FAULTS = {
-    "the last states of the encoders are read": Fault(
+    "the encoders' last states are used instead of the second to last": Fault(
         "text", clip.Encoder, "last_two", results(lambda before, last: (last, last))
     ),
     "the pooled text skips the final layer norm": Fault(
@@ -171,21 +173,26 @@ FAULTS = {
     "both tokenizers pad alike": Fault(
         "tokens", TokenizerPair, "__init__", arguments(lambda self, first, second: (self, first, first))
     ),
-    "the pooled text is the last chunk's": Fault("read", sdxl_text, "joined_chunks", argument(0, of_the_last_chunk)),
-    "only the first text encoder is weighed": Fault(
+    "the pooled text is that of the last chunk": Fault(
+        "read", sdxl_text, "joined_chunks", argument(0, of_the_last_chunk)
+    ),
+    "only the first text encoder's states are weighted": Fault(
         "read", sdxl_text, "joined_chunks", argument(1, of_the_first_encoder)
     ),
-    "both text encoders have one mean": Fault(
+    "both text encoders share one mean": Fault(
         "read", sdxl_text, "joined_chunks", argument(2, lambda width: width + 19)
     ),
     "the second text encoder reads the first one's padding": Fault(
         "read", prompt_weights, "pair_chunks", argument(0, lambda pair: TokenizerPair(pair.first, pair.first))
     ),
-    "no negative prompt is padded by chunks of no words": Fault(
+    "a missing negative prompt is padded with chunks of the empty text": Fault(
         "joined", sdxl_text, "_zeros", instead(lambda text, tokens: text)
     ),
     "sizes come before the pooled text": Fault(
-        "conditioning", embedding.TimestepEmbedding, "__call__", argument(1, lambda told: jnp.roll(told, -CHANNELS, -1))
+        "conditioning",
+        embedding.TimestepEmbedding,
+        "__call__",
+        argument(1, lambda inputs: jnp.roll(inputs, -CHANNELS, -1)),
     ),
     "concepts have the pooled text of the prompt": Fault("latents", diffusion, "denoiser", argument(1, of_the_prompt)),
     "width comes before height": Fault("sizes", sizes, "_pairs", result(lambda pairs: pairs[:, ::-1])),
@@ -193,9 +200,9 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_seen(name, views, monkeypatch):
+def test_the_view_shows_the_fault(name, views, monkeypatch):
     assert views.sees(FAULTS[name], monkeypatch)
 
 
-def test_without_a_fault_nothing_is_seen(views):
+def test_no_view_differs_without_faults(views):
     assert views.wrong() == set()

@@ -1,4 +1,4 @@
-"""Faults in schedules and solvers, shown by the trajectories that diffusers' schedulers took and by the tables."""
+"""Faults in schedules and solvers, compared with recorded trajectories of diffusers' schedulers and with tables."""
 
 import jax
 import jax.numpy as jnp
@@ -27,24 +27,26 @@ PATHS = {
 
 
 def trajectory(name):
-    """Returns every x of a trajectory along given outputs and given noise."""
+    """Returns every x of a trajectory for fixed network outputs and fixed noise."""
     config, steps, eta = cases.SCHEDULES[name]
     family = schedules.from_config(config)
     solver, table = solvers.SOLVERS[family.solver](eta), family.table(steps)
 
-    def call(carry, given):
-        row, output, fresh = given
+    def call(carry, inputs):
+        row, output, fresh = inputs
         carry = solver.update(*carry, output, None, row, lambda _: fresh)
         return carry, carry[0]
 
     calls = len(table.call)
-    given = table, cases.OUTPUTS[:calls], cases.NOISE[:calls]
-    return jax.lax.scan(call, (jnp.asarray(cases.START), solver.init(cases.START)), given)[1]
+    inputs = table, cases.OUTPUTS[:calls], cases.NOISE[:calls]
+    return jax.lax.scan(call, (jnp.asarray(cases.START), solver.init(cases.START)), inputs)[1]
 
 
 def entered():
-    """Returns what tables hold that are entered in their middle: the numbers of the calls, and how many remembered
-    outputs the first two calls of multi-step solvers use."""
+    """Returns parts of tables that start in the middle of a schedule.
+
+    These are the numbers of the calls, and how many earlier outputs the first two calls of multi-step solvers use.
+    """
     calls = [schedules.from_config(config).table(10, 0.5).call for config in tiny.SCHEDULERS.values()]
     solvers_of_third_order = [
         schedules.from_config(tiny.SCHEDULERS[name] | {"solver_order": 3}, strict=False).table(10, 0.5).solver
@@ -67,8 +69,8 @@ VIEWS = Views(
 
 
 def options(**changes):
-    """Changes options of the scheduler before the family makes its table."""
-    return table(argument(0, lambda given: {**given, **changes}))
+    """Changes options of the scheduler before the family computes its table."""
+    return table(argument(0, lambda options: {**options, **changes}))
 
 
 def table(damage):
@@ -77,25 +79,25 @@ def table(damage):
 
 
 def columns(**changes):
-    """Changes columns of a family's table that its solver reads."""
+    """Changes the solver's columns in a family's table."""
     return table(result(lambda rows: rows._replace(solver=replaced(rows.solver, **changes))))
 
 
 def without(*names):
-    """Clears options before the call."""
+    """Sets options to 0 before the call."""
     return argument(0, lambda options: {**options, **dict.fromkeys(names, 0)})
 
 
 def noise_on_top(rows):
-    """Leaves the share of the predicted noise as large as it is without fresh noise, for an eta of 0.6."""
+    """Does not reduce the predicted noise by the share of fresh noise, for an eta of 0.6."""
     return rows._replace(solver=rows.solver._replace(variance=rows.solver.variance + (0.6 * rows.solver.sigma) ** 2))
 
 
-def equal_stages(t, begin, end, anew, weights, remember):
+def equal_stages(t, begin, end, restart, weights, remember):
     """Gives the four stages of the Runge-Kutta start equal weights."""
     weights = weights.copy()
     weights[3:12:4, :4] = 1 / 4
-    return t, begin, end, anew, weights, remember
+    return t, begin, end, restart, weights, remember
 
 
 def last_is_noisy(column):
@@ -105,22 +107,24 @@ def last_is_noisy(column):
 FAULTS = {
     # Timesteps, betas and forms
     "the offset of the steps is ignored": Fault("ddim", spacing, "spaced", without("steps_offset")),
-    "the output has the wrong sign in x0": Fault("ddim", ddim_ddpm_pndm, "x0_form", results(lambda p, q: (p, -q))),
+    "the network's output has the wrong sign in x0": Fault(
+        "ddim", ddim_ddpm_pndm, "x0_form", results(lambda p, q: (p, -q))
+    ),
     # Tables
     "DDIM adds fresh noise on top of the predicted noise": Fault(
         "ddim", FAMILIES, "DDIMScheduler", table(result(noise_on_top))
     ),
-    "PNDM does not take its first step again": Fault(
+    "PNDM does not repeat its first step": Fault(
         "pndm", FAMILIES, "PNDMScheduler", columns(start_from_x=np.ones_like, start_from_start=np.zeros_like)
     ),
-    "the Runge-Kutta start weighs its stages alike": Fault(
+    "the Runge-Kutta start weights its stages equally": Fault(
         "runge kutta", ddim_ddpm_pndm, "_runge_kutta", results(equal_stages)
     ),
     "DDPM adds noise after timestep 0": Fault("ddpm", FAMILIES, "DDPMScheduler", columns(noise=last_is_noisy)),
     "the ancestral sampler adds the noise of the next call": Fault(
         "euler", FAMILIES, "EulerAncestralDiscreteScheduler", columns(noise=earlier)
     ),
-    "Heun takes no second slope": Fault(
+    "Heun uses no second slope": Fault(
         "heun and lms",
         FAMILIES,
         "HeunDiscreteScheduler",
@@ -129,32 +133,34 @@ FAULTS = {
     "LMS is of third order": Fault(
         "heun and lms", FAMILIES, "LMSDiscreteScheduler", table(lambda lms: lambda *args: lms(*args, order=3))
     ),
-    "DPM-Solver takes the midpoint for Heun's slope": Fault(
+    "DPM-Solver uses the midpoint instead of Heun's slope": Fault(
         "dpm", FAMILIES, "DPMSolverMultistepScheduler", options(solver_type="midpoint")
     ),
-    "UniPC does not correct": Fault("unipc", FAMILIES, "UniPCMultistepScheduler", options(disable_corrector=range(99))),
+    "UniPC skips the corrector": Fault(
+        "unipc", FAMILIES, "UniPCMultistepScheduler", options(disable_corrector=range(99))
+    ),
     # Updates
     "x0 is not clipped": Fault("ddim", solvers, "_bounded", unchanged()),
-    "dynamic thresholding cuts and does not scale": Fault(
+    "dynamic thresholding only clips": Fault(
         "ddpm",
         solvers,
         "_bounded",
         lambda bounded: lambda x, c: bounded(x, c) if c.threshold is None else jnp.clip(x, -1, 1),
     ),
-    # Schedules that are entered late
-    "calls keep their numbers where a schedule is entered late": Fault(
+    # Schedules that start in the middle
+    "calls keep their numbers in a schedule that starts late": Fault(
         "entered", schedules, "_from", lambda start: lambda rows, call: jax.tree.map(lambda leaf: leaf[call:], rows)
     ),
-    "the first call of a late entry counts on earlier outputs": Fault(
+    "the first call of a schedule that starts late expects earlier outputs": Fault(
         "entered", FAMILIES, "DPMSolverMultistepScheduler", options(begin=0)
     ),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_seen(name, monkeypatch):
+def test_the_view_shows_the_fault(name, monkeypatch):
     assert VIEWS.sees(FAULTS[name], monkeypatch)
 
 
-def test_without_a_fault_nothing_is_seen():
+def test_no_view_differs_without_faults():
     assert VIEWS.wrong() == set()

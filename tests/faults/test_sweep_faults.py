@@ -1,4 +1,4 @@
-"""Faults in sweeps: names of pictures, work that is shared, files, leases, contact sheets, plots and distances."""
+"""Faults in sweeps: names of pictures, shared work, files, leases, contact sheets, plots and distances."""
 
 import dataclasses
 import os
@@ -24,33 +24,33 @@ pytestmark = pytest.mark.fault
 
 DDIM = {"_class_name": "DDIMScheduler", **tiny.SD_BETAS}
 FACTS = sweep.Facts({"source": "x"}, "stable_diffusion", DDIM, Sizes(4, 2, 2, (16, 16)))
-# So much momentum that it shows whose it is.
+# Large enough that another concept's momentum changes the picture.
 MOMENTUM = {"momentum_scale": 1.0, "momentum_beta": 0.3}
 EDITS = {"hat": {"threshold": 0.5}, "bow": {"concept": "apple", "warmup": 3, "threshold": 0.3, "cooldown": 5}}
 
 
 def named(call, model="x"):
     """Returns the name of a picture."""
-    said = sweep.Sweep(edits={"hat": {}}, call={"prompt": "a cat"} | call)
+    description = sweep.Sweep(edits={"hat": {}}, call={"prompt": "a cat"} | call)
     facts = dataclasses.replace(FACTS, model={"source": model})
-    return points.name(points.point(said[0], said, facts), facts)
+    return points.name(points.point(description[0], description, facts), facts)
 
 
 def names():
-    """Counts the names of seven pictures, two of which are the same."""
+    """Counts the different names of seven pictures, two of which are the same picture."""
     calls = [{}, {"steps": 50}, {"seed": 1}, {"steps": 49}, {"prompt": "a dog"}, {"edits": []}]
     return len({*map(named, calls), named({}, "y")})
 
 
 def planned(folder, share):
-    said = sweep.Sweep(
+    description = sweep.Sweep(
         model={"source": str(folder)},
         call={"prompt": "a cat", "steps": 7, "eta": 0.5},
         edits={name: edit | MOMENTUM for name, edit in EDITS.items()},
         grid={"seed": range(3), "hat.warmup": [1, 4]},
         zip={"hat.scale": [3, 0, -5], "bow.scale": [5, 0, 5]},
     )
-    return sweep.plan(said, sweep.Facts.of(said), rows=2, share=share)
+    return sweep.plan(description, sweep.Facts.of(description), rows=2, share=share)
 
 
 def pictures(folder):
@@ -66,13 +66,13 @@ def views(least, least_folder, tmp_path_factory):
     done = tmp_path_factory.mktemp("sweep")
     sweep.run(planned(least_folder, False), done, least)
     sweep.measure(done, {"bright": brightness})
-    results, wanted = sweep.Results(done), pictures(done)
+    results, unshared = sweep.Results(done), pictures(done)
 
     def together():
-        """Compares the pictures of a sweep that shares work with the pictures of one that does not."""
+        """Compares the pictures of a sweep with and without shared work."""
         folder = tmp_path_factory.mktemp("shared")
         sweep.run(planned(least_folder, True), folder, least)
-        return {name: (abs(image - wanted[name]) > 1).mean() < 1e-3 for name, image in pictures(folder).items()}
+        return {name: (abs(image - unshared[name]) > 1).mean() < 1e-3 for name, image in pictures(folder).items()}
 
     def files():
         """Creates a file twice and returns the second outcome, the file's content, and all names."""
@@ -86,8 +86,10 @@ def views(least, least_folder, tmp_path_factory):
         return second, where.read("a"), where.names("")
 
     def leased():
-        """Tells whether a lease looks stale to another worker when it is new, renewed and old, and counts the leases
-        after a successor has taken the share and the first worker has left."""
+        """Tells whether a new, a renewed and an old lease look stale to another worker.
+
+        It also counts the leases after a successor has taken over the share and the first worker has left.
+        """
         where, now = store.Store(tmp_path_factory.mktemp("leases")), [0.0]
         where.begin(("leases",))
         with pytest.MonkeyPatch.context() as patch:
@@ -95,15 +97,15 @@ def views(least, least_folder, tmp_path_factory):
             theirs, mine, again = (Leases(where, worker, 2, patience=1.0) for worker in (1, 0, 1))
             shares = theirs.shares(lambda: {1}), again.shares(lambda: {1})
             next(shares[0])
-            found = [mine._stale(1)]
+            stale = [mine._stale(1)]
             now[0] += 1.5
             theirs._write()
-            found.append(mine._stale(1))
+            stale.append(mine._stale(1))
             now[0] += 1.5
-            found.append(mine._stale(1))
+            stale.append(mine._stale(1))
             next(shares[1])
             shares[0].close()
-            return found, len(where.names("leases"))
+            return stale, len(where.names("leases"))
 
     def beats():
         """Tells whether a busy worker renews its lease."""
@@ -134,7 +136,7 @@ def views(least, least_folder, tmp_path_factory):
     return Views(
         {
             "names": View(names, lambda: 6),
-            "together": View(together, lambda: dict.fromkeys(wanted, True)),
+            "together": View(together, lambda: dict.fromkeys(unshared, True)),
             "files": View(files, lambda: ("refused", b"1", {"a"})),
             "leases": View(leased, lambda: ([False, False, True], 1)),
             "beats": View(beats, lambda: True),
@@ -146,7 +148,7 @@ def views(least, least_folder, tmp_path_factory):
 
 
 def without_a_count(write):
-    """Leaves the count of renewals out of a lease."""
+    """Writes leases that do not count their renewals."""
 
     def damaged(self):
         self._beats = 0
@@ -156,7 +158,7 @@ def without_a_count(write):
 
 
 def of_all_values(means):
-    """Takes every mean over the pictures of all values."""
+    """Computes every mean over the pictures of all values."""
 
     def damaged(rows, y, x, values):
         return means([row | {x: value} for row in rows for value in values], y, x, values)
@@ -172,32 +174,32 @@ FAULTS = {
         argument(0, lambda point: point._replace(settings=tuple((point.call | {"seed": 0}).items()))),
     ),
     # Sharing
-    "pictures leave what they share one call late": Fault(
+    "pictures leave the shared work one call late": Fault(
         "together", sharing, "departure", lambda departure: lambda point, calls: min(departure(point, calls) + 1, calls)
     ),
-    "concepts are in the order of the shared work": Fault(
+    "concepts keep the order of the shared work": Fault(
         "together", prefixes, "_ordered", argument(2, lambda order: [sorted(row) for row in order])
     ),
     # Files and leases
-    "a file is written over another one": Fault("files", os, "link", instead(os.replace)),
+    "a new file replaces an existing one": Fault("files", os, "link", instead(os.replace)),
     "a renewed lease looks like the old one": Fault("leases", Leases, "_write", without_a_count),
     "a worker ends the lease of its successor": Fault("leases", Leases, "holds", instead(lambda self: True)),
     "a busy worker does not renew its lease": Fault("beats", Leases, "_beat", instead(lambda self: None)),
-    # What people look at
-    "a sheet shows one picture at every place": Fault(
+    # Reports
+    "a sheet shows the same picture everywhere": Fault(
         "sheet", sweep.Results, "picture", lambda picture: lambda self, row: picture(self, self.rows[0])
     ),
-    "curves are means over all values": Fault("curve", plots, "_means", of_all_values),
-    "distances are to pictures of other seeds": Fault(
+    "curves show means over all values": Fault("curve", plots, "_means", of_all_values),
+    "distances compare pictures of different seeds": Fault(
         "distances", records, "columns_without_edits", result(lambda names: [name for name in names if name != "seed"])
     ),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_seen(name, views, monkeypatch):
+def test_the_view_shows_the_fault(name, views, monkeypatch):
     assert views.sees(FAULTS[name], monkeypatch)
 
 
-def test_without_a_fault_nothing_is_seen(views):
+def test_no_view_differs_without_faults(views):
     assert views.wrong() == set()

@@ -1,5 +1,4 @@
-"""Faults in how words are read: tokenizers, learnt words, weights in brackets, long prompts and remembered
-embeddings."""
+"""Faults in reading prompts: tokenizers, textual inversion, bracketed weights, long prompts and the embedding cache."""
 
 import dataclasses
 import warnings
@@ -21,7 +20,7 @@ from sega_jax.text.tokenizers import T5Tokenizer, Tokenizer
 
 pytestmark = [pytest.mark.fault, pytest.mark.filterwarnings("ignore:the text encoder reads")]
 
-# Letters are 0 to 25, and 28 more at the end of a word; 56 begins, 57 ends and pads.
+# Letters are 0 to 25, or 28 to 53 at the end of a word; 56 starts a text, 57 ends and pads it.
 TOKENS = np.array(
     [
         [56] + [57] * 11,
@@ -29,11 +28,11 @@ TOKENS = np.array(
         [56, *range(28, 38), 57],
     ]
 )
-# Letters are 6 to 31, 33 is an "a" that begins a word and 3 another letter's beginning; 1 ends, 0 pads.
+# Letters start at 6; 33 is an "a" that starts a word, and 3 precedes other letters that do. 1 ends a text, 0 pads it.
 T5_TOKENS = np.zeros((2, 2, 77), int)
 T5_TOKENS[0, :, 0] = 1
 T5_TOKENS[1, :, :5] = [33, 3, 6, 32, 1], [1] * 5
-# A text whose letters and weights fill one chunk and begin another, the letters' tokens, and their weights.
+# A weighted text of more than one chunk, its tokens, and the weights of the tokens.
 LONG = "ab (cd:2) [e]" + " f" * 6
 CHUNKS = np.array([[56, 0, 29, 2, 31, 32, *[33] * 5, 57], [56, 33, *[57] * 10]])
 WEIGHTS = np.array([[1, 1, 1, 2, 2, 1 / 1.1, *[1] * 6], [1] * 12])
@@ -41,7 +40,7 @@ TABLE = normal(60, 4) + 1
 
 
 def read(tokenizer, devices):
-    """Embeds a long text with weights, by a text encoder that looks its tokens up."""
+    """Encodes a long weighted text with a text encoder that looks up its tokens."""
     embed = EmbeddingCache(lambda table, ids: ClipText(table[ids]), Devices(devices))
     options = {"warn": warnings.warn, "long_prompts": True, "weighted": True}
     (text,) = clip_text.read([LONG], tokenizer, lambda ids: embed(TABLE, ids), **options)
@@ -49,34 +48,34 @@ def read(tokenizer, devices):
 
 
 def read_by_hand():
-    """Returns the same embedding: the weighted states of each chunk, brought back to their mean."""
+    """Computes the same embedding with NumPy: weighted states of each chunk, rescaled to their original mean."""
     states = TABLE[CHUNKS]
-    heavy = states * WEIGHTS[..., None]
-    return (heavy * (states.mean((1, 2)) / heavy.mean((1, 2)))[:, None, None]).reshape(-1, 4)
+    weighted = states * WEIGHTS[..., None]
+    return (weighted * (states.mean((1, 2)) / weighted.mean((1, 2)))[:, None, None]).reshape(-1, 4)
 
 
 def of_two_encoders(devices):
-    """Embeds a text by one text encoder, and then by another one."""
-    remembered = EmbeddingCache(lambda encoder, ids: ClipText(encoder * ids), Devices(devices))
-    first = remembered(1, np.array([[1, 2]]))
-    remembered.clear()
-    return first, remembered(2, np.array([[1, 2]]))
+    """Encodes a text with one text encoder, clears the cache, and encodes it with another one."""
+    cache = EmbeddingCache(lambda encoder, ids: ClipText(encoder * ids), Devices(devices))
+    first = cache(1, np.array([[1, 2]]))
+    cache.clear()
+    return first, cache(2, np.array([[1, 2]]))
 
 
 def earlier_layer():
-    """Reads texts from the layer before the last."""
+    """Encodes texts with the layer before the last."""
     return compiled(clip_text.encode, network("text_encoder"), clip_text.Skipping(TOKENS, np.ones(3, np.int32))).states
 
 
 def earlier_layer_by_hand():
-    """Runs the first of the two layers, and the final layer norm."""
+    """Applies the first of the two layers and the final layer norm."""
     encoder = network("text_encoder")
     first, _ = encoder.encoder.layers
     return encoder.final_layer_norm(first(encoder.embeddings(TOKENS)))
 
 
 def branches(pipe):
-    """Returns the states of a negative prompt, a prompt and a concept, which skip a layer where they should."""
+    """Returns the states of a negative prompt, a prompt and a concept; only the last two skip a layer."""
     batch = pipe.prepare("cat", "hat", negative_prompt="bad", clip_skip=1)
     return texts.joined_branches(pipe, batch, 1).states[0]
 
@@ -108,7 +107,7 @@ def views(folder, tmp_path_factory, one_device, small):
 
 
 def with_side(name):
-    """Makes a tokenizer pad or truncate at the left."""
+    """Makes a tokenizer pad or truncate on the left."""
 
     def change(init):
         def damaged(self, *args):
@@ -132,34 +131,34 @@ FAULTS = {
     "truncation keeps the end of a text": Fault("tokens", Tokenizer, "__init__", with_side("truncation_side")),
     "padding comes before the text": Fault("tokens", Tokenizer, "__init__", with_side("padding_side")),
     "T5's padding comes before the text": Fault("T5 tokens", T5Tokenizer, "__init__", with_side("padding_side")),
-    "a learnt word of several tokens is written once": Fault(
+    "a learnt word of several vectors becomes one token": Fault(
         "learnt words", Tokenizer, "_expanded", instead(lambda self, text: text)
     ),
-    "square brackets strengthen": Fault(
+    "square brackets increase the weight": Fault(
         "read", prompt_weights, "parse_weights", argument(0, lambda text: text.translate(str.maketrans("[]", "()")))
     ),
-    "chunks have no end": Fault("read", Tokenizer, "framed", result(lambda ids: np.where(ids == 57, 0, ids))),
+    "chunks have no end token": Fault("read", Tokenizer, "framed", result(lambda ids: np.where(ids == 57, 0, ids))),
     "the mean of a weighted chunk is not restored": Fault(
         "read", prompt_weights, "weight_states", instead(lambda states, weights: states * weights[..., None])
     ),
-    "one layer fewer is skipped": Fault("earlier layer", clip.Encoder, "earlier", argument(2, lambda skip: skip - 1)),
-    "earlier layers go without the final layer norm": Fault(
+    "one layer too few is skipped": Fault("earlier layer", clip.Encoder, "earlier", argument(2, lambda skip: skip - 1)),
+    "earlier layers skip the final layer norm": Fault(
         "earlier layer", clip.CLIPTextModel, "__init__", skipped("final_layer_norm")
     ),
-    "negative prompts skip layers, too": Fault("branches", texts, "joined_branches", argument(1, skipping_everywhere)),
-    "concepts keep the layer of negative prompts": Fault(
+    "negative prompts skip layers too": Fault("branches", texts, "joined_branches", argument(1, skipping_everywhere)),
+    "concepts use the layer of negative prompts": Fault(
         "branches", texts, "joined_branches", argument(1, skipping_nowhere)
     ),
-    "embeddings of another text encoder are remembered": Fault(
+    "the cache keeps embeddings of another text encoder": Fault(
         "remembered", EmbeddingCache, "clear", instead(lambda self: None)
     ),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_seen(name, views, monkeypatch):
+def test_the_view_shows_the_fault(name, views, monkeypatch):
     assert views.sees(FAULTS[name], monkeypatch)
 
 
-def test_without_a_fault_nothing_is_seen(views):
+def test_no_view_differs_without_faults(views):
     assert views.wrong() == set()

@@ -1,5 +1,4 @@
-"""Faults in weights: how tensors are pulled from files, checked, transposed and written, and single files with the
-original names."""
+"""Faults in weights: pulling tensors from files, checking, transposing and writing them, and single-file formats."""
 
 import jax
 import numpy as np
@@ -8,7 +7,7 @@ from reference import cases
 from safetensors.numpy import save_file
 from support import tiny
 
-from faults.damage import argument, given, instead, replaced
+from faults.damage import argument, instead, override, replaced
 from faults.views import Fault, View, Views, outcome, recorded
 from sega_jax.method import numerics
 from sega_jax.nn.clip import CLIPTextModel
@@ -27,7 +26,7 @@ def pulled(folder, dtype=np.float32):
 
 
 def wrong_tensors():
-    """Returns the tensors of text encoders in which one tensor is wrong, and the dtype to load them in."""
+    """Returns tensors of text encoders, each with one wrong tensor, and the dtype to load them in."""
     sound, name = tiny.tensors(tiny.networks().text_encoder), "encoder.layers.0.mlp.fc1.weight"
     changed = {
         "missing": {},
@@ -42,7 +41,7 @@ def wrong_tensors():
 
 
 def written():
-    """Returns the tensors of a small UNet with torch's axes."""
+    """Converts a small UNet back to tensors with torch's names and axes."""
     net = tiny.networks(unet=tiny.UNET_1).unet
     paths = jax.tree_util.tree_leaves_with_path(tiny.filled(net))
     return {layout.torch_name(path): layout.to_torch(layout.flax_name(path), np.asarray(leaf)) for path, leaf in paths}
@@ -56,7 +55,7 @@ def read(path, file, module, part):
 
 
 def networks_of(kind):
-    """Builds networks without weights, and the options of `tiny.original` for their single file."""
+    """Builds networks without weights; returns them and the options of `tiny.original` for their single file."""
     if kind == "2":
         models = tiny.networks(unet=tiny.UNET_2, text=tiny.TEXT_2)
         return models, {"unet": tiny.UNET_2, "text": tiny.TEXT_2, "openclip": True, "ema": True}
@@ -78,8 +77,8 @@ def views(tmp_path_factory):
 
     def refused():
         """Returns the names of the errors that wrong tensors raise."""
-        found = [outcome(pulled, folders[kind], dtype) for kind, dtype in dtypes.items()]
-        return [one if isinstance(one, str) else "no error" for one in found]
+        outcomes = [outcome(pulled, folders[kind], dtype) for kind, dtype in dtypes.items()]
+        return [one if isinstance(one, str) else "no error" for one in outcomes]
 
     def single(kind):
         parts = networks_of(kind)[0]._asdict()
@@ -105,15 +104,15 @@ def views(tmp_path_factory):
 
 
 def of_unequal_sides(from_torch):
-    """Leaves the axes of square matrices as they are in torch's files."""
+    """Does not transpose square matrices."""
     return lambda path, array: array if len(set(array.shape)) == 1 else from_torch(path, array)
 
 
 def exchanged(forms):
-    """Takes the rows of fused queries for the keys, and the reverse."""
+    """Exchanges the rows of fused queries and keys."""
     return replaced(
         forms,
-        fused=lambda found: {pattern: (second, first, *rest) for pattern, (first, second, *rest) in found.items()},
+        fused=lambda fused: {pattern: (second, first, *rest) for pattern, (first, second, *rest) in fused.items()},
     )
 
 
@@ -121,14 +120,18 @@ FAULTS = {
     "square matrices are not transposed": Fault(
         "pulled", Tensors, "layout", lambda layout: layout._replace(ours=of_unequal_sides(layout.ours))
     ),
-    "tensors are not compared with the network": Fault(
+    "the names and shapes of tensors are not checked": Fault(
         "refused", pull, "check", instead(lambda module, weights, warn: None)
     ),
-    "entries that are not finite pass": Fault("refused", numerics, "is_finite", instead(lambda array: True)),
-    "kernels are written with their own axes": Fault("written", layout, "to_torch", instead(lambda name, array: array)),
+    "tensors with NaN or infinite entries are accepted": Fault(
+        "refused", numerics, "is_finite", instead(lambda array: True)
+    ),
+    "kernels are written without transposing them": Fault(
+        "written", layout, "to_torch", instead(lambda name, array: array)
+    ),
     "fused queries and keys are exchanged": Fault("single file", fused, "parameters", argument(2, exchanged)),
-    "the moving average is taken for the last weights": Fault(
-        "single file", single_file.OriginalWeights, "__init__", given(ema=True)
+    "the moving average is loaded instead of the last weights": Fault(
+        "single file", single_file.OriginalWeights, "__init__", override(ema=True)
     ),
     "the text projection of a single file is not transposed": Fault(
         "single file of XL", fused, "_transposed", instead(lambda read: read())
@@ -137,9 +140,9 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_seen(name, views, monkeypatch):
+def test_the_view_shows_the_fault(name, views, monkeypatch):
     assert views.sees(FAULTS[name], monkeypatch)
 
 
-def test_without_a_fault_nothing_is_seen(views):
+def test_no_view_differs_without_faults(views):
     assert views.wrong() == set()

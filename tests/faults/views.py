@@ -1,7 +1,7 @@
-"""Views of the library's behaviour, and how a fault is put into the library and looked for.
+"""Views of the library's behaviour, and functions that insert a fault and compare a view with its expected values.
 
-A view computes arrays, numbers or words. It is compared with what the public code gave (recorded in
-`tests/reference`), with a plain NumPy version, or with its own result before the damage.
+A view computes arrays, numbers or strings. Its expected values are results of the original code (recorded in
+`tests/reference`), results of plain NumPy code, or its own values without the fault.
 """
 
 import sys
@@ -19,7 +19,7 @@ from support import tiny
 from faults.damage import Damage
 
 REFERENCE = Path(cases.__file__).parent
-# Programs of a fault run once: to optimise them would take longer than it saves.
+# Programs with a fault run only once, so optimising them would take longer than it saves.
 QUICK = {"xla_backend_optimization_level": 0}
 
 
@@ -28,8 +28,8 @@ class View(NamedTuple):
 
     Attributes:
         show: computes the values.
-        expected: gives the right values; None takes those of `show` without a fault.
-        tolerance: of the relative L2 error of every array; 0 compares exactly.
+        expected: returns the expected values; None uses the values of `show` without a fault.
+        tolerance: the largest relative L2 error of every array; 0 compares exactly.
     """
 
     show: Callable[[], Any]
@@ -38,13 +38,13 @@ class View(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """An object of the library and its damage.
+    """An object of the library, and the damage to it.
 
     Attributes:
-        view: the name of the view that has to show the fault.
-        owner: the module, class or dictionary that has the object.
-        name: of the attribute or entry.
-        damage: from the sound object to the damaged one.
+        view: the name of the view that must show the fault.
+        owner: the module, class or dictionary that contains the object.
+        name: the name of the attribute or entry.
+        damage: maps the sound object to the damaged one.
     """
 
     view: str
@@ -53,21 +53,21 @@ class Fault(NamedTuple):
     damage: Damage
 
     def insert(self, monkeypatch: Any) -> None:
-        """Replaces the object, also where modules of the package have imported it by name."""
+        """Replaces the object, including in modules of the package that import it by name."""
         if isinstance(self.owner, Mapping):
             monkeypatch.setitem(self.owner, self.name, self.damage(self.owner[self.name]))
             return
-        kept = vars(self.owner)[self.name]
-        if isinstance(kept, classmethod | staticmethod):
-            damaged = type(kept)(self.damage(kept.__func__))
+        sound = vars(self.owner)[self.name]
+        if isinstance(sound, classmethod | staticmethod):
+            damaged = type(sound)(self.damage(sound.__func__))
         else:
-            damaged = self.damage(kept)
-        for place, name in {(self.owner, self.name), *_imports(self.owner, kept)}:
+            damaged = self.damage(sound)
+        for place, name in {(self.owner, self.name), *_imports(self.owner, sound)}:
             monkeypatch.setattr(place, name, damaged)
 
 
 def _imports(owner: Any, function: Any) -> Iterator[tuple[ModuleType, str]]:
-    """Finds the modules of a package that have imported a function, and its names in them."""
+    """Yields the modules of the package that have imported a function, each with its name there."""
     if isinstance(owner, ModuleType) and callable(function):
         package = owner.__name__.partition(".")[0]
         for module in [module for name, module in sys.modules.items() if name.partition(".")[0] == package]:
@@ -75,7 +75,7 @@ def _imports(owner: Any, function: Any) -> Iterator[tuple[ModuleType, str]]:
 
 
 class Views:
-    """The views of one file of faults; the expected values are computed once."""
+    """The views of one file of faults. Expected values are computed once."""
 
     def __init__(self, views: Mapping[str, View]):
         self.views = views
@@ -107,7 +107,7 @@ class Views:
 
 
 def error(shown: Any, expected: Any) -> float:
-    """Returns the largest relative L2 error of the arrays; it is infinite if an array is not finite."""
+    """Returns the largest relative L2 error of the arrays, or infinity if an array is not finite."""
     errors = []
     for a, b in zip(jax.tree.leaves(shown), jax.tree.leaves(expected), strict=True):
         a, b = np.asarray(a), np.asarray(b)
@@ -118,31 +118,31 @@ def error(shown: Any, expected: Any) -> float:
 
 def compiled(function: Callable[..., Any], *args: Any) -> Any:
     """Compiles a function as one program and runs it."""
-    # A function of its own, so that JAX does not take the program of an earlier, sound trace.
+    # A new function each time, so that JAX does not reuse the program of an earlier trace without the fault.
     return jax.jit(lambda *args: function(*args), compiler_options=QUICK)(*args)
 
 
 @cache
 def recorded(name: str) -> dict[str, np.ndarray]:
-    """Reads the arrays of a recorded file."""
+    """Returns the arrays of a recorded file by name."""
     with np.load(REFERENCE / f"{name}.npz") as file:
         return dict(file)
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
-    """Draws standard normal float32 numbers."""
+    """Draws float32 values from the standard normal distribution."""
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def network(part: str) -> Any:
-    """Builds one network of the small Stable Diffusion checkpoint, with its weights."""
+    """Builds a network of the small Stable Diffusion checkpoint, with its weights."""
     return tiny.filled(getattr(tiny.networks(), part))
 
 
 def outcome(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Returns the result of a call, or the name of the error that it raises for wrong values.
+    """Returns the result of a call, or the name of the ValueError or LookupError that it raises.
 
-    Other errors pass: a damage that is itself broken must not look like one that is seen.
+    Other errors propagate, so that a broken damage does not count as a detected fault.
     """
     try:
         return function(*args, **options)

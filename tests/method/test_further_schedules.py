@@ -9,7 +9,7 @@ from support import tiny
 from sega_jax.method.schedules import from_config
 from sega_jax.method.solvers import SOLVERS
 
-REST = tiny.FURTHER | tiny.OTHERWISE_TRAINED
+REST = tiny.FURTHER | tiny.WITHOUT_BETAS
 TWICE = ("KDPM2", "KDPM2 ancestral")
 SPACINGS = ("leading", "trailing", "linspace")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")

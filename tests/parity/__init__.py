@@ -1,1 +1,1 @@
-"""The library beside torch and diffusers: every test here is skipped where they are not installed."""
+"""Compares the library with torch and diffusers; the tests are skipped where these are not installed."""

@@ -1,10 +1,10 @@
-"""Pickles that run a command where they are unpickled."""
+"""Objects whose pickles call a function when they are loaded."""
 
 import os
 
 
 class Hostile:
-    """Runs a command where it is unpickled."""
+    """An object whose pickle calls a function when it is loaded, by default a shell command that creates `canary`."""
 
     def __init__(self, canary, call=os.system):
         self.canary, self.call = canary, call

@@ -1,12 +1,14 @@
-"""The stages of DeepFloyd-IF and the x4 upscaler with semantic guidance, as plain torch loops: diffusers' networks and
-steps, guided as `SemanticStableDiffusionPipeline` guides Stable Diffusion.
+"""Semantic guidance for DeepFloyd-IF's stages and the x4 upscaler, as plain torch loops.
 
-diffusers has no semantic guidance of these pipelines. The paper's authors have one of the first stage, with two faults
-(buffers of as many entries as pictures, not concepts; a crash where warm-ups differ), and agree on what is done: the
-noise is guided, and the predicted variance is that of the prompt. Without edits, diffusers' pipelines do the same.
+The loops use diffusers' networks and schedulers, and guide as `SemanticStableDiffusionPipeline` guides Stable
+Diffusion. diffusers has no semantic guidance for these pipelines. The paper's authors published one for the first
+stage, with two errors: its buffers have one entry per picture instead of one per concept, and it crashes if warm-ups
+differ. It agrees that the noise is guided and that the predicted variance is the prompt's. Without edits, diffusers'
+pipelines do the same.
 
-Arrays are NumPy's, channels last, and taken in float64 inside `theirs.double`: pictures in [-1, 1], texts
-[batch, tokens, channels], noise [batch, height, width, channels]. An `Edit` has its concept as [tokens, channels].
+Arrays are NumPy arrays with channels last, and float64 inside `theirs.double`: pictures in [-1, 1], texts
+[batch, tokens, channels], noise [batch, height, width, channels]. The concept of an `Edit` is an array
+[tokens, channels].
 """
 
 from typing import NamedTuple
@@ -26,27 +28,35 @@ class Text(NamedTuple):
 
 
 class Run(NamedTuple):
-    """The result, and what there was at every call, [batch, calls, (n,) height, width, channels]."""
+    """The result, and the arrays of every call, [batch, calls, (n,) height, width, channels]."""
 
-    x: np.ndarray  # [batch, height, width, channels], a picture in [-1, 1] or latents
+    x: np.ndarray  # [batch, height, width, channels], pictures in [-1, 1] or latents
     states: np.ndarray  # x after each call
     uncond: np.ndarray
     cond: np.ndarray
     edits: np.ndarray
     sem_guidance: np.ndarray
-    variance: np.ndarray | None  # of the prompt's branch, where the network predicts one
+    variance: np.ndarray | None  # of the prompt's branch, if the network predicts one
 
 
 class Sega:
-    """What the concepts add to the estimate, call by call, by the equations of Brack et al. 2023 as diffusers has them:
-    with one momentum for their sum. Where no warm concept has a weight, nothing is added (diffusers divides 0 by 0)."""
+    """Semantic guidance by the equations of Brack et al. 2023 as diffusers implements them, call by call.
+
+    All concepts share one momentum, that of their sum. If no warm concept has a weight, nothing is added, where
+    diffusers divides 0 by 0.
+    """
 
     def __init__(self, edits, momentum_scale, momentum_beta):
         self.edits, self.scale, self.beta = edits, momentum_scale, momentum_beta
         self.calls, self.momentum = 0, 0.0
 
     def __call__(self, uncond, targets):
-        """[batch, channels, height, width] of no text, and of every concept."""
+        """Returns what is added at the next call.
+
+        Args:
+            uncond: the prediction for the empty text, [batch, channels, height, width].
+            targets: the predictions for the concepts, each of the same shape.
+        """
         nothing, call = torch.zeros_like(uncond), self.calls
         self.calls += 1
         gammas = [
@@ -64,22 +74,22 @@ class Sega:
 
 
 def above(psi, threshold):
-    """psi where its magnitude reaches the quantile over the positions of its picture and channel, else 0."""
+    """Sets psi to 0 where its magnitude is below the quantile over the positions of its picture and channel."""
     magnitude = psi.abs()
     least = torch.quantile(magnitude.flatten(2), threshold, dim=2)[:, :, None, None]
     return torch.where(magnitude >= least, psi, torch.zeros_like(psi))
 
 
 def first_stage(unet, config, text, start, noises, **guided):
-    """Stage I: pictures of 3 channels from noise.
+    """Runs stage I, from noise to pictures of 3 channels.
 
     Args:
-        unet: diffusers'.
-        config: the `scheduler_config.json`.
+        unet: a UNet of diffusers.
+        config: the content of `scheduler_config.json`.
         text: a `Text`.
         start: the initial noise.
         noises: the fresh noise of every call.
-        guided: steps, guidance_scale, edits and momentum, as of `sample`.
+        guided: the arguments steps, guidance_scale, edits and momentum of `sample`.
     """
 
     def predict(_call, t, x):
@@ -89,15 +99,15 @@ def first_stage(unet, config, text, start, noises, **guided):
 
 
 def second_stage(unet, config, text, start, noises, *, picture, noising, level, level_noises, **guided):
-    """Stage II: larger pictures from noise, and from the first stage's with noise on them.
+    """Runs stage II, from noise and the noised pictures of the first stage to larger pictures.
 
     Args:
-        unet, config, text, start, noises, guided: as of `first_stage`.
-        picture: of the first stage, [batch, height, width, 3]; the size of `start` is the result's.
-        noising: the `scheduler_config.json` of the noise on it.
-        level: that noise's timestep.
-        level_noises: one for all calls, as in diffusers, or one for each, as in the original (which also draws for
-            the branch without text apart; here all branches see the same picture).
+        unet, config, text, start, noises, guided: as in `first_stage`; the result has the size of `start`.
+        picture: pictures of the first stage, [batch, height, width, 3].
+        noising: the `scheduler_config.json` of the scheduler that adds noise to them.
+        level: the timestep of that noise.
+        level_noises: one noise for all calls, as in diffusers, or one for each, as in the original code. The original
+            also draws different noise for the branch without text; here all branches see the same picture.
     """
     large = interpolate(tensor(picture), start.shape[1:3], mode="bilinear", align_corners=True)
     levels, noiser = torch.tensor([level] * len(start)), scheduler(noising)
@@ -111,13 +121,13 @@ def second_stage(unet, config, text, start, noises, *, picture, noising, level, 
 
 
 def upscaler(unet, config, text, start, noises, *, picture, noising, level, level_noise, **guided):
-    """Stable Diffusion's x4 upscaler: latents of the picture's size from noise, and from the picture with noise on it.
+    """Runs Stable Diffusion's x4 upscaler, from noise and a noised picture to latents of the picture's size.
 
     Args:
-        unet, config, text, start, guided: as of `first_stage`.
-        noises: of every call, for a scheduler that draws; else None.
-        picture, noising, level: as of `second_stage`.
-        level_noise: the noise on the picture.
+        unet, config, text, start, guided: as in `first_stage`.
+        noises: the fresh noise of every call, or None for a deterministic scheduler.
+        picture, noising, level: as in `second_stage`.
+        level_noise: the noise that is added to the picture.
     """
     levels = torch.tensor([level] * len(start))
     picture = scheduler(noising).add_noise(tensor(picture), tensor(level_noise), levels)
@@ -129,19 +139,21 @@ def upscaler(unet, config, text, start, noises, *, picture, noising, level, leve
 
 
 def decoded(vae, latents):
-    """The picture of the upscaler's latents, in [-1, 1] where they are good ones."""
+    """Decodes the upscaler's latents to pictures, nominally in [-1, 1]."""
     with torch.no_grad():
         return last(vae.decode(tensor(latents) / vae.config.scaling_factor).sample)
 
 
 def tensor(array):
-    """[..., height, width, channels] -> [..., channels, height, width], in this order in memory, too: torch rounds
-    otherwise where it is not."""
+    """Converts [..., height, width, channels] to [..., channels, height, width].
+
+    The result is contiguous, because torch rounds differently on other memory layouts.
+    """
     return first(array).to(torch.get_default_dtype()).contiguous()
 
 
 def branches(unet, x, t, text, guided, levels=None):
-    """The network's outputs for no text, the prompt and every concept, in one batch."""
+    """Returns the network's outputs for the empty text, the prompt and every concept, computed in one batch."""
     rows = len(x)
     concepts = [np.repeat(edit.concept[None], rows, 0) for edit in guided.get("edits", ())]
     states = [torch.tensor(states, dtype=x.dtype) for states in (*text, *concepts)]
@@ -152,27 +164,27 @@ def branches(unet, x, t, text, guided, levels=None):
 
 
 def sample(predict, config, start, noises, *, steps, guidance_scale, edits=(), momentum=(0.1, 0.4)):
-    """The loop of all stages.
+    """Runs the loop that all stages share and returns a `Run`.
 
     Args:
-        predict: (call, timestep, x) -> the outputs of no text, the prompt and every concept.
-        steps: how many, or their timesteps.
-        edits: with an array as concept; all pictures of the batch have the same.
-        momentum: s_m and beta.
+        predict: maps (call, timestep, x) to the outputs for the empty text, the prompt and every concept.
+        steps: the number of steps, or their timesteps.
+        edits: the same edits for all pictures of the batch.
+        momentum: the momentum scale s_m and beta.
     """
     steps = {"num_inference_steps": steps} if isinstance(steps, int) else {"timesteps": list(steps)}
-    made, sega, calls = scheduler(config), Sega(edits, *momentum), []
-    made.set_timesteps(**steps)
+    solver, sega, calls = scheduler(config), Sega(edits, *momentum), []
+    solver.set_timesteps(**steps)
     if noises is not None:
-        inject(made, noises.__getitem__)
-    x = tensor(start) * made.init_noise_sigma
-    for call, t in enumerate(made.timesteps):
-        outputs = predict(call, t, made.scale_model_input(x, t))
+        inject(solver, noises.__getitem__)
+    x = tensor(start) * solver.init_noise_sigma
+    for call, t in enumerate(solver.timesteps):
+        outputs = predict(call, t, solver.scale_model_input(x, t))
         uncond, cond, *targets = (out[:, : x.shape[1]] for out in outputs)
         variance = outputs[1][:, x.shape[1] :]
         added = sega(uncond, targets)
         estimate = uncond + guidance_scale * (cond - uncond) + added
-        x = made.step(torch.cat([estimate, variance], 1), t, x).prev_sample
+        x = solver.step(torch.cat([estimate, variance], 1), t, x).prev_sample
         targets = torch.stack(targets, 1) if targets else torch.zeros(len(x), 0, *x.shape[1:])
         calls.append((x, uncond, cond, targets, added, variance))
     *arrays, variance = (last(torch.stack(arrays, 1)) for arrays in zip(*calls, strict=True))

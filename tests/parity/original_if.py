@@ -1,5 +1,7 @@
-"""DeepFloyd-IF's UNet with the names and the fused layers of its own repository, written anew in plain torch, and what
-a stage's folder holds. Tokens come last, as channels of a picture come first."""
+"""DeepFloyd-IF's UNet in plain torch, with the names and fused layers of its own repository, and the files of a stage.
+
+Texts inside the network are [batch, channels, tokens], as pictures are [batch, channels, height, width].
+"""
 
 import math
 
@@ -8,7 +10,7 @@ import yaml
 from torch import nn
 from torch.nn import functional
 
-# `params` of the config.yml of a small first stage, of a second, and of a first without a projection of the text.
+# `params` in the config.yml of a small first stage, a second stage, and a first stage without a projection of the text.
 FIRST = {
     "image_size": 16,
     "in_channels": 3,
@@ -46,7 +48,7 @@ UNPROJECTED = FIRST | {
 
 
 def write(folder, params, *, dtype=torch.float32):
-    """Writes a stage with random weights, none of them zero, and returns its network."""
+    """Writes a stage with random nonzero weights, and returns its network."""
     torch.manual_seed(0)
     unet = UNet(params).eval().requires_grad_(False)
     for parameter in unet.parameters():
@@ -71,7 +73,7 @@ def activation(params):
 
 
 def waves(steps, channels):
-    """[batch] -> [batch, channels], the cosines first."""
+    """Embeds timesteps [batch] as [batch, channels], cosines first."""
     phase = steps[:, None] * torch.exp(-math.log(10000) * torch.arange(channels // 2) / (channels // 2))
     return torch.cat([phase.cos(), phase.sin()], 1)
 
@@ -99,7 +101,7 @@ class Resnet(nn.Module):
 
 
 class Attention(nn.Module):
-    """To the text and the picture at once. The rows of `qkv` are head by head, and those of `encoder_kv`."""
+    """Attention to the text and the picture at once. The rows of `qkv` and `encoder_kv` are ordered head by head."""
 
     def __init__(self, params, channels):
         super().__init__()
@@ -112,9 +114,9 @@ class Attention(nn.Module):
     def forward(self, x, time, text):
         queries, keys, values = [], [], []
         qkv, kv = self.qkv(self.norm(x).flatten(2)), self.encoder_kv(self.norm_encoder(text))
-        for of_picture, of_text in zip(qkv.split(3 * self.width, 1), kv.split(2 * self.width, 1), strict=True):
-            query, key, value = of_picture.split(self.width, 1)
-            text_key, text_value = of_text.split(self.width, 1)
+        for picture_head, text_head in zip(qkv.split(3 * self.width, 1), kv.split(2 * self.width, 1), strict=True):
+            query, key, value = picture_head.split(self.width, 1)
+            text_key, text_value = text_head.split(self.width, 1)
             queries.append(query)
             keys.append(torch.cat([text_key, key], 2))
             values.append(torch.cat([text_value, value], 2))
@@ -192,7 +194,14 @@ class UNet(nn.Module):
         return nn.Sequential(nn.Linear(self.channels, outputs), activation(params), nn.Linear(outputs, outputs))
 
     def forward(self, x, steps, states, levels=None):
-        """[batch, channels, height, width], [batch], [batch, tokens, channels] and a second stage's noise levels."""
+        """Returns the network's output.
+
+        Args:
+            x: [batch, channels, height, width].
+            steps: timesteps [batch].
+            states: text states [batch, tokens, channels].
+            levels: noise levels [batch], only for a second stage.
+        """
         time = self.time_embed(waves(steps, self.channels)) + self.encoder_pooling(states)
         if self.aug_proj is not None:
             time = time + self.aug_proj(waves(levels, self.channels))

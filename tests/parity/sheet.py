@@ -1,6 +1,6 @@
-"""A sheet of pictures of ours beside diffusers', from the same noise: unedited, edited, and ten times what differs.
+"""Makes a contact sheet of our pictures next to diffusers', from the same noise, and of ten times their difference.
 
-From the folder tests: python -m parity.sheet CHECKPOINT SHEET.png
+Run it in the folder tests: python -m parity.sheet CHECKPOINT SHEET.png
 """
 
 import sys
@@ -48,13 +48,13 @@ def theirs(reference, latents, edit=None):
 
 
 def main(checkpoint, sheet):
-    face, reference = load(checkpoint, "float32", jax.local_devices()[:1])
-    schedule(face, reference, tiny.DDIM)
-    latents = fresh(range(len(EDITS)), face.pipeline.latent_shape())(2**32 - 1)
+    semantic, reference = load(checkpoint, "float32", jax.local_devices()[:1])
+    schedule(semantic, reference, tiny.DDIM)
+    latents = fresh(range(len(EDITS)), semantic.pipeline.latent_shape())(2**32 - 1)
     columns = [
-        ours(face.pipeline, latents, ()),
+        ours(semantic.pipeline, latents, ()),
         theirs(reference, latents),
-        ours(face.pipeline, latents, [[edit] for edit in EDITS]),
+        ours(semantic.pipeline, latents, [[edit] for edit in EDITS]),
         np.concatenate([theirs(reference, latents[i : i + 1], edit) for i, edit in enumerate(EDITS)]),
     ]
     columns.append(np.clip(10 * np.abs(columns[2] - columns[3]), 0, 1))

@@ -1,9 +1,9 @@
-"""A trained checkpoint against diffusers: portraits with three edits each.
+"""A trained checkpoint in both libraries: portraits with three edits each.
 
-The folder is that of the environment variable SEGA_JAX_CHECKPOINT, or the one beside the repository. In
-float32 a value that is almost on its quantile now and then falls to the other side in one of the two. PNDM's
-extrapolation multiplies that, the more the stronger the guidance: its edits are gentler there. In float64 no value
-does, whatever the guidance.
+The environment variable SEGA_JAX_CHECKPOINT names the folder of the checkpoint; the default is a folder next to the
+repository. In float32, a value that is almost equal to its quantile may pass the threshold in only one of the
+libraries. PNDM's extrapolation amplifies such differences, more so with strong guidance, so its edits are gentler. In
+float64 there are none.
 """
 
 import pytest
@@ -24,7 +24,7 @@ FOLDER = Path(
     os.environ.get("SEGA_JAX_CHECKPOINT", Path(__file__).parents[2] / "../shared/checkpoints/avatars-sd")
 ).resolve()
 
-pytestmark = [pytest.mark.parity, pytest.mark.skipif(not FOLDER.is_dir(), reason="the checkpoint is not there")]
+pytestmark = [pytest.mark.parity, pytest.mark.skipif(not FOLDER.is_dir(), reason="the checkpoint does not exist")]
 
 CALL = {
     "prompt": ["a portrait of a woman with long hair wearing a blue hoodie", "a portrait of a person"],
@@ -65,29 +65,29 @@ def test_portraits(scheduler, tmp_path, one_device):
         folder, call = with_scheduler(tiny.PNDM, tmp_path), CALL | SHORT | GENTLE
     ours, reference = load(folder, "float32", one_device)
     assert (ours.scheduler.name, type(reference.scheduler).__name__) == (f"{scheduler}Scheduler",) * 2
-    found = run(ours, reference, call)
-    assert relative(*(latents[-1] for latents in found["latents"])) < 3e-4
-    assert differ(*found["images"]) <= 1e-3
-    assert differ(*found["sem_guidance"]) <= 1e-3
+    results = run(ours, reference, call)
+    assert relative(*(latents[-1] for latents in results["latents"])) < 3e-4
+    assert differ(*results["images"]) <= 1e-3
+    assert differ(*results["sem_guidance"]) <= 1e-3
     for name in ESTIMATES:
-        assert relative(*found[name]) < 3e-4
-        assert relative(*(estimates[0] for estimates in found[name])) < 1e-5
+        assert relative(*results[name]) < 3e-4
+        assert relative(*(estimates[0] for estimates in results[name])) < 1e-5
 
 
 def test_portraits_in_float64(tmp_path, one_device):
-    """With PNDM in place of the checkpoint's own DDIM."""
+    """PNDM replaces the checkpoint's DDIM."""
     ours, reference = load(with_scheduler(tiny.PNDM, tmp_path), "float64", one_device)
     assert ours.pipeline.scheduler.name == "PNDMScheduler"
     with double():
         schedule(ours, reference, tiny.PNDM)
-        found = run(ours, reference, CALL | SHORT)
-    assert differ(*found.pop("images")) == 0
-    for both in found.values():
+        results = run(ours, reference, CALL | SHORT)
+    assert differ(*results.pop("images")) == 0
+    for both in results.values():
         assert relative(*both) < 1e-9
 
 
 def with_scheduler(config, folder):
-    """The checkpoint with another scheduler."""
+    """Returns a copy of the checkpoint with another scheduler."""
     for part in FOLDER.iterdir():
         if part.name not in ("scheduler", "model_index.json"):
             (folder / part.name).symlink_to(part)

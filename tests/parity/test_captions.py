@@ -1,4 +1,4 @@
-"""Captions cleaned as by diffusers: the same strings, for a list of nasty ones and for generated ones."""
+"""Cleaned captions equal diffusers', for a list of difficult captions and for generated ones."""
 
 import pytest
 
@@ -26,7 +26,7 @@ def theirs(text, clean_caption):
 
 
 @pytest.mark.parametrize("text", CAPTIONS)
-def test_nasty_captions(text):
+def test_difficult_captions(text):
     assert clean(text) == theirs(text, clean_caption=True) == CAPTIONS[text]
     assert plain(text) == theirs(text, clean_caption=False)
 

@@ -1,4 +1,4 @@
-"""Texts and pictures beside each other, against transformers' `CLIPModel`."""
+"""Cosines between texts and pictures, against transformers' `CLIPModel`."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def test_cosines(tmp_path):
     ids = np.stack([[56, *rng.integers(0, 56, n), *[57] * (11 - n)] for n in (2, 5, 10)]).astype(np.int32)
     pixels = rng.normal(size=(3, 16, 16, 3)).astype(np.float32)
     with torch.no_grad():
-        found = theirs(torch.from_numpy(ids).long(), torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()))
-        expected = (found.logits_per_image / theirs.logit_scale.exp()).diagonal().numpy()
+        outputs = theirs(torch.from_numpy(ids).long(), torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()))
+        expected = (outputs.logits_per_image / theirs.logit_scale.exp()).diagonal().numpy()
     np.testing.assert_allclose(ours(ids, pixels), expected, atol=2e-6)
     assert np.ptp(expected) > 0.1

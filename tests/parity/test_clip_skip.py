@@ -1,4 +1,4 @@
-"""Texts that are read from earlier layers against diffusers, whose `clip_skip` leaves negative prompts as they are."""
+"""`clip_skip` against diffusers, which does not apply it to negative prompts."""
 
 import pytest
 
@@ -28,7 +28,7 @@ def one(tmp_path_factory, one_device):
     ours, semantic = theirs.load(folder, "float32", one_device)
     reference = diffusers.StableDiffusionPipeline(**semantic.components, image_encoder=None)
     reference.set_progress_bar_config(disable=True)
-    # transformers 5 has the layers of the text model in the encoder itself; diffusers 0.42.1 looks for them below it.
+    # The layers are in the encoder itself in transformers 5, but diffusers 0.42.1 looks for `text_encoder.text_model`.
     reference.text_encoder.__dict__.setdefault("text_model", reference.text_encoder)
     return ours, reference
 
@@ -44,7 +44,7 @@ def xl(tmp_path_factory, one_device):
 
 @pytest.mark.parametrize("skip", [0, 1, 2, 3])
 def test_states(skip, one):
-    """The final layer norm follows the earlier layer; three layers before the last are the token embeddings."""
+    """The final layer norm follows the chosen layer; of three layers, skipping all leaves the token embeddings."""
     ours, reference = one
     with torch.no_grad():
         expected, _ = reference.encode_prompt(WORDS, "cpu", 1, False, clip_skip=skip)
@@ -55,7 +55,7 @@ def test_states(skip, one):
 
 @pytest.mark.parametrize("skip", [0, 1, 2])
 def test_states_of_two_encoders(skip, xl):
-    """Without the final layer norm; the pooled text is that of the last layer."""
+    """SDXL has no final layer norm on the states, and pools the last layer whatever is skipped."""
     ours, reference = xl
     with torch.no_grad():
         expected, _, pooled, _ = reference.encode_prompt(WORDS, device="cpu", clip_skip=skip)
@@ -67,20 +67,20 @@ def test_states_of_two_encoders(skip, xl):
 
 @pytest.mark.parametrize("family", ["one", "xl"])
 def test_pictures(family, request):
-    """Negative prompts are read from the usual layer."""
+    """The states of negative prompts come from the default layer."""
     ours, reference = request.getfixturevalue(family)
     latents = noise(2, *ours.pipeline.latent_shape())
-    made = ours(WORDS, **CALL, latents=latents, clip_skip=1).images
+    images = ours(WORDS, **CALL, latents=latents, clip_skip=1).images
     expected = reference(WORDS, **CALL, latents=first(latents), clip_skip=1).images
-    assert relative(made, last(expected)) < 3e-4
-    assert np.isfinite(made).all()
-    assert relative(made, ours(WORDS, **CALL, latents=latents).images) > 1e-3
+    assert relative(images, last(expected)) < 3e-4
+    assert np.isfinite(images).all()
+    assert relative(images, ours(WORDS, **CALL, latents=latents).images) > 1e-3
 
 
-def test_the_second_encoders_words(xl):
-    """`prompt_2` skips the same layers."""
+def test_second_prompts(xl):
+    """`prompt_2` and `negative_prompt_2` give diffusers' pictures with `clip_skip` too."""
     ours, reference = xl
     latents = noise(2, *ours.pipeline.latent_shape())
     call = CALL | {"prompt_2": ["on mud", "a hat"], "negative_prompt_2": ["no", "bad"], "clip_skip": 2}
-    made = ours(WORDS, **call, latents=latents).images
-    assert relative(made, last(reference(WORDS, **call, latents=first(latents)).images)) < 3e-4
+    images = ours(WORDS, **call, latents=latents).images
+    assert relative(images, last(reference(WORDS, **call, latents=first(latents)).images)) < 3e-4

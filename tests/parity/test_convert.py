@@ -1,4 +1,4 @@
-"""Conversions of torch's pickles, which run nothing, and torch's loaders on what conversions write."""
+"""Conversions of torch's pickles, which never run code, and converted files in torch's loaders."""
 
 import pytest
 
@@ -34,7 +34,7 @@ DTYPES = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: 
 
 
 def pickled(source, folder, *, legacy=False, sharded=False, variant=None):
-    """The checkpoint with its weights as .bin."""
+    """Returns a copy of a checkpoint whose weights are .bin files."""
     shutil.copytree(source, folder)
     for part, stem in STEMS.items():
         (weights,) = (folder / part).glob("*.safetensors")
@@ -111,7 +111,7 @@ def test_hostile_pickles_are_refused(unet, tmp_path, form, call, place):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_hostile_pickle_is_hostile(unet, tmp_path):
+def test_torch_runs_the_hostile_pickle(unet, tmp_path):
     write(unet, {"conv_in.weight": Hostile(tmp_path / "canary")}, "zip")
     torch.load(unet, weights_only=False)
     assert (tmp_path / "canary").exists()
@@ -130,7 +130,7 @@ def test_the_hostile_pickle_is_hostile(unet, tmp_path):
         ({"x": torch.zeros(2)}, "unexpected x (2,)"),
     ],
 )
-def test_pickles_of_other_things(unet, tmp_path, content, words):
+def test_pickles_of_other_content_are_refused(unet, tmp_path, content, words):
     torch.save(content, unet)
     with pytest.raises(CheckpointError) as caught:
         convert.convert(unet.parents[1], tmp_path / "dest")
@@ -139,7 +139,7 @@ def test_pickles_of_other_things(unet, tmp_path, content, words):
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 @pytest.mark.parametrize("part", [0, 0.1, 0.5, 0.99])
-def test_truncated_pickles(tmp_path, legacy, part):
+def test_truncated_pickles_are_refused(tmp_path, legacy, part):
     source = tiny.checkpoint(tmp_path / "source", unet=tiny.UNET_1)
     folder = pickled(source, tmp_path / "pickled", legacy=legacy)
     path = folder / "unet/diffusion_pytorch_model.bin"
@@ -150,7 +150,7 @@ def test_truncated_pickles(tmp_path, legacy, part):
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-def test_damaged_pickles(tmp_path, legacy):
+def test_damaged_pickles_load_or_are_refused(tmp_path, legacy):
     folder = pickled(tiny.checkpoint(tmp_path / "source", unet=tiny.UNET_1), tmp_path / "pickled", legacy=legacy)
     path, rng, good = folder / "vae/diffusion_pytorch_model.bin", random.Random(0), 0
     original = path.read_bytes()
@@ -168,30 +168,30 @@ def test_damaged_pickles(tmp_path, legacy):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_torch_loads_what_is_written(tmp_path, dtype):
+def test_torch_loads_converted_files(tmp_path, dtype):
     source = tiny.checkpoint(tmp_path / "source")
     convert.convert(source, tmp_path / "orbax", dtype=str(dtype).removeprefix("torch."))
     folder = convert.convert(tmp_path / "orbax", tmp_path / "diffusers", to="diffusers")
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder, dtype=dtype, safety_checker=None)
     assert isinstance(pipe.text_encoder, transformers.CLIPTextModel)
     for part, stem in STEMS.items():
-        wanted = load_torch(source / part / f"{stem}.safetensors")
-        found = getattr(pipe, part).state_dict()
-        for key, tensor in wanted.items():
-            name = key if key in found else f"text_model.{key}"
-            assert found[name].dtype == dtype
-            assert torch.equal(found[name], tensor.to(dtype))
+        expected = load_torch(source / part / f"{stem}.safetensors")
+        loaded = getattr(pipe, part).state_dict()
+        for key, tensor in expected.items():
+            name = key if key in loaded else f"text_model.{key}"
+            assert loaded[name].dtype == dtype
+            assert torch.equal(loaded[name], tensor.to(dtype))
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
 def test_pickles_of_8_bit_floats(tmp_path, dtype, legacy):
     every = torch.arange(256, dtype=torch.uint8).view(dtype)
-    turned = every.reshape(4, 64).T
-    torch.save({"x": every, "y": turned}, tmp_path / "a.pt", _use_new_zipfile_serialization=not legacy)
+    transposed = every.reshape(4, 64).T
+    torch.save({"x": every, "y": transposed}, tmp_path / "a.pt", _use_new_zipfile_serialization=not legacy)
     with opened(tmp_path / "a.pt") as tensors:
         np.testing.assert_array_equal(tensors["x"].astype(np.float32), every.float().numpy())
-        np.testing.assert_array_equal(tensors["y"].astype(np.float32), turned.float().numpy())
+        np.testing.assert_array_equal(tensors["y"].astype(np.float32), transposed.float().numpy())
 
 
 def test_safetensors_of_8_bit_floats(tmp_path):
@@ -203,8 +203,8 @@ def test_safetensors_of_8_bit_floats(tmp_path):
             np.testing.assert_array_equal(tensors[name].astype(np.float32), tensor.float().numpy())
 
 
-def test_pickles_of_odd_tensors_and_training_states(tmp_path):
-    """Buffers, tensors with attributes, repeated entries, and what schedulers of learning rates keep."""
+def test_pickles_of_unusual_tensors_and_training_states(tmp_path):
+    """These are buffers, tensors with attributes, expanded tensors, and the states of learning-rate schedulers."""
     named = torch.ones(3)
     named.note = "a"
     content = {"buffer": torch.nn.Buffer(torch.arange(4.0)), "named": named, "repeated": torch.ones(1).expand(8)}

@@ -1,4 +1,4 @@
-"""Stages in DeepFloyd-IF's own layout: after conversion, diffusers' network and ours compute what the original does."""
+"""Stages in DeepFloyd-IF's own layout: after conversion, diffusers' network and ours agree with the original."""
 
 import pytest
 
@@ -36,13 +36,13 @@ STAGES = {"first": FIRST, "second": SECOND, "unprojected": UNPROJECTED}
 
 @pytest.fixture(scope="module", params=STAGES)
 def stage(request, tmp_path_factory):
-    """A stage's params, its network and its folder."""
+    """Returns the params of a stage, its network and its folder."""
     folder = tmp_path_factory.mktemp("stages") / request.param
     return STAGES[request.param], original_if.write(folder, STAGES[request.param]), folder
 
 
 def read(folder):
-    """Our network of a converted stage."""
+    """Loads a converted stage into our network."""
     unet = UNet2DConditionModel(UNetConfig.from_dict(read_json(folder / "unet/config.json")))
     with open_weights(folder / "unet", "diffusion_pytorch_model", None, unet.rename) as weights:
         return fill(unet, weights, None)
@@ -56,30 +56,30 @@ def inputs(params):
 
 def original(unet, params):
     x, steps, states, levels = inputs(params)
-    given = [torch.tensor(value) for value in (steps, states, *([] if levels is None else [levels]))]
-    return last(unet(first(x), *given))
+    conditions = [torch.tensor(value) for value in (steps, states, *([] if levels is None else [levels]))]
+    return last(unet(first(x), *conditions))
 
 
-def test_diffusers_network_computes_the_same(stage, tmp_path):
+def test_diffusers_network_agrees_with_the_original(stage, tmp_path):
     params, unet, folder = stage
     convert.convert(folder, tmp_path / "dest", to="diffusers")
     theirs = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "dest" / "unet")
     x, steps, states, levels = inputs(params)
-    given = {} if levels is None else {"class_labels": torch.tensor(levels)}
+    labels = {} if levels is None else {"class_labels": torch.tensor(levels)}
     with torch.no_grad():
-        found = theirs(first(x), torch.tensor(steps), torch.tensor(states), **given).sample
-    assert relative(last(found), original(unet, params)) < 1e-5
+        output = theirs(first(x), torch.tensor(steps), torch.tensor(states), **labels).sample
+    assert relative(last(output), original(unet, params)) < 1e-5
 
 
-def test_our_network_computes_the_same(tmp_path):
+def test_our_network_agrees_with_the_original(tmp_path):
     unet = original_if.write(tmp_path / "stage", SECOND)
     ours = read(convert.convert(tmp_path / "stage", tmp_path / "dest"))
-    found = jax.jit(lambda net, *x: net(*x))(ours, *inputs(SECOND))
-    assert relative(found, original(unet, SECOND)) < 1e-5
+    output = jax.jit(lambda net, *x: net(*x))(ours, *inputs(SECOND))
+    assert relative(output, original(unet, SECOND)) < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-def test_every_row_is_kept_to_the_bit(tmp_path, dtype):
+def test_conversion_keeps_every_row_exactly(tmp_path, dtype):
     unet = original_if.write(tmp_path / "stage", SECOND, dtype=dtype)
     folder = convert.convert(tmp_path / "stage", tmp_path / "diffusers", to="diffusers")
     assert rows(load_file(folder / WEIGHTS)) == rows(unet.state_dict())
@@ -90,7 +90,7 @@ def test_every_row_is_kept_to_the_bit(tmp_path, dtype):
 
 
 def rows(tensors):
-    """How often there is each row of bytes: the parts of a tensor have its rows."""
+    """Counts the rows of all tensors, as bytes. Splitting a fused tensor keeps its rows."""
     return collections.Counter(
         row.contiguous().flatten().view(torch.uint8).numpy().tobytes()
         for tensor in tensors.values()
@@ -98,24 +98,24 @@ def rows(tensors):
     )
 
 
-def test_heads_are_put_together(tmp_path):
-    """By hand, for one layer: the rows of its first head, then of its second."""
+def test_the_heads_of_a_projection_are_joined(tmp_path):
+    """For one layer, compares the rows of each head with those of the fused tensor."""
     unet = original_if.write(tmp_path / "stage", FIRST)
     folder = convert.convert(tmp_path / "stage", tmp_path / "dest", to="diffusers")
-    found, wanted = load_file(folder / WEIGHTS), unet.state_dict()["input_blocks.4.1.qkv.weight"]
+    converted, fused = load_file(folder / WEIGHTS), unet.state_dict()["input_blocks.4.1.qkv.weight"]
     for i, part in enumerate("qkv"):
-        matrix = found[f"down_blocks.1.attentions.0.to_{part}.weight"]
+        matrix = converted[f"down_blocks.1.attentions.0.to_{part}.weight"]
         assert matrix.shape == (64, 64)
         for head in range(8):
             start = 8 * (3 * head + i)
-            assert torch.equal(matrix[8 * head : 8 * head + 8], wanted[start : start + 8, :, 0])
+            assert torch.equal(matrix[8 * head : 8 * head + 8], fused[start : start + 8, :, 0])
 
 
 @pytest.mark.parametrize(
     ("unet", "pipeline"), [(tiny.STAGE_1, "IFPipeline"), (tiny.STAGE_2, "IFSuperResolutionPipeline")]
 )
 def test_diffusers_loads_a_stage_from_the_hub(tmp_path, monkeypatch, unet, pipeline):
-    """Of which neither safety checker nor watermarker are fetched."""
+    """The conversion downloads neither the safety checker nor the watermarker."""
     source = tiny.stage(tmp_path / "source", unet, safety=True)
     index = read_json(source / "model_index.json")
     index |= {"watermarker": ["deepfloyd_if", "IFWatermarker"]}
@@ -125,12 +125,12 @@ def test_diffusers_loads_a_stage_from_the_hub(tmp_path, monkeypatch, unet, pipel
         (source / part / "config.json").write_text("{}")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", Stub(source, tmp_path / "cache"))
     with pytest.warns(UserWarning, match="has no feature_extractor, safety_checker, watermarker, so the converted"):
-        made = convert.convert(NAME, tmp_path / "made", to="diffusers")
-    pipe = getattr(diffusers, pipeline).from_pretrained(made)
+        converted = convert.convert(NAME, tmp_path / "made", to="diffusers")
+    pipe = getattr(diffusers, pipeline).from_pretrained(converted)
     assert pipe.safety_checker is pipe.watermarker is pipe.feature_extractor is None
     for part, name in (("unet", WEIGHTS), ("text_encoder", "text_encoder/model.safetensors")):
-        wanted, found = load_file(source / name), getattr(pipe, part).state_dict()
-        assert all(torch.equal(found[key], tensor) for key, tensor in wanted.items())
+        expected, loaded = load_file(source / name), getattr(pipe, part).state_dict()
+        assert all(torch.equal(loaded[key], tensor) for key, tensor in expected.items())
 
 
 @pytest.mark.parametrize("dtype", [None, "float16"])
@@ -142,7 +142,7 @@ def test_casts(stage, tmp_path, dtype):
 @pytest.mark.parametrize(
     ("params", "pipeline"), [(FIRST, diffusers.IFPipeline), (SECOND, diffusers.IFSuperResolutionPipeline)]
 )
-def test_diffusers_loads_the_stage(tmp_path, params, pipeline):
+def test_diffusers_loads_a_converted_stage(tmp_path, params, pipeline):
     unet = original_if.write(tmp_path / "stage", params)
     (tmp_path / "stage" / "LICENSE-MODEL").write_text("Read me.")
     folder = convert.convert(tmp_path / "stage", tmp_path / "dest", to="diffusers")
@@ -155,7 +155,7 @@ def test_diffusers_loads_the_stage(tmp_path, params, pipeline):
 
 @pytest.fixture
 def broken(tmp_path):
-    """Changes a stage's tensors and returns what is said of them; nothing may be left of the conversion."""
+    """Changes a stage's tensors and returns the error's message; a failed conversion must leave no files."""
     original_if.write(tmp_path / "stage", FIRST)
     path = tmp_path / "stage/pytorch_model.bin"
 
@@ -179,9 +179,9 @@ def test_every_wrong_tensor_is_named(broken):
         tensors["time_embed.0.weight"] = torch.ones(96, 31)
         tensors["qkv"] = tensors["label_emb.0.0.weight"] = torch.ones(1)
 
-    said = broken(change)
-    assert "do not fit the UNet2DConditionModel" in said
-    wanted = """
+    message = broken(change)
+    assert "do not fit the UNet2DConditionModel" in message
+    expected = """
   misshapen  middle_block.1.encoder_kv.weight[add_k_proj]: (88, 64), expected (96, 64)
   misshapen  middle_block.1.encoder_kv.weight[add_v_proj]: (88, 64), expected (96, 64)
   misshapen  middle_block.1.proj_out.weight: (96, 96, 3), expected (96, 96)
@@ -196,13 +196,13 @@ def test_every_wrong_tensor_is_named(broken):
   unexpected label_emb.0.0.weight (1,)
   unexpected middle_block.1.qkv.weight (289, 96)
   unexpected qkv (1,)"""
-    print(said)
-    assert said.endswith(wanted)
+    print(message)
+    assert message.endswith(expected)
 
 
-def test_values_that_cannot_be_used(broken):
-    said = broken(lambda tensors: tensors | {"out.2.bias": torch.full((6,), np.nan)})
-    assert "out.2.bias has NaN or infinite entries" in said
+def test_values_that_are_not_finite_are_refused(broken):
+    message = broken(lambda tensors: tensors | {"out.2.bias": torch.full((6,), np.nan)})
+    assert "out.2.bias has NaN or infinite entries" in message
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_values_that_cannot_be_used(broken):
     ],
     ids=["nested", "list"],
 )
-def test_files_of_other_things(broken, content, words):
+def test_files_of_other_content_are_refused(broken, content, words):
     assert words in broken(content)
 
 

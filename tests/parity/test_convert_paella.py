@@ -1,4 +1,4 @@
-"""Conversions of Paella's published files, of small networks: what is written, and what is refused."""
+"""Conversions of Paella's published file formats, with small networks: converted folders and refused files."""
 
 import pytest
 
@@ -41,14 +41,14 @@ TEXTS = {
 
 
 def tensors(part, dtype=torch.float32):
-    """A network's state dict."""
-    found = {name: torch.tensor(array).to(dtype) for name, array in tiny.tensors((MODULES | TEXTS)[part]).items()}
-    return found | ({COUNTER: torch.tensor(7)} if part == "vqgan" else {})
+    """Returns a network's state dict."""
+    state = {name: torch.tensor(array).to(dtype) for name, array in tiny.tensors((MODULES | TEXTS)[part]).items()}
+    return state | ({COUNTER: torch.tensor(7)} if part == "vqgan" else {})
 
 
 @pytest.fixture
 def source(tmp_path):
-    """The three published files."""
+    """Writes the three published files and returns their folder."""
     (tmp_path / "source").mkdir()
     for part, (stem, _, _) in NETWORKS.items():
         torch.save(tensors(part), tmp_path / "source" / f"{stem}.pt")
@@ -57,7 +57,7 @@ def source(tmp_path):
 
 @pytest.fixture
 def byt5(tmp_path):
-    """A whole ByT5, of which the encoder is a part."""
+    """Writes a complete ByT5, including the decoder that Paella does not use."""
     (tmp_path / "byt5").mkdir()
     tiny.write_json(tmp_path / "byt5/config.json", tiny.T5 | {"architectures": ["T5ForConditionalGeneration"]})
     encoder = tensors("byt5")
@@ -69,11 +69,11 @@ def byt5(tmp_path):
 
 @pytest.fixture
 def openclip(tmp_path):
-    """A whole CLIP, of which the text encoder is a part."""
+    """Writes a complete CLIP, including the vision tower that Paella does not use."""
     (tmp_path / "openclip").mkdir()
-    whole = {"architectures": ["CLIPModel"], "projection_dim": 12}
+    config = {"architectures": ["CLIPModel"], "projection_dim": 12}
     text = tiny.TEXT_PROJECTED | {"projection_dim": 99}
-    tiny.write_json(tmp_path / "openclip/config.json", whole | {"text_config": text, "vision_config": {}})
+    tiny.write_json(tmp_path / "openclip/config.json", config | {"text_config": text, "vision_config": {}})
     more = {"logit_scale": np.ones((), np.float32), "visual_projection.weight": np.ones((12, 8), np.float32)}
     more["vision_model.embeddings.position_ids"] = np.arange(5)[None]
     more["text_model.embeddings.position_ids"] = np.arange(12)[None]
@@ -87,14 +87,14 @@ def run(source, dest, **options):
 
 
 def same(folder, parts=tuple(MODULES), dtype=np.float32):
-    """Whether the networks of a written folder have the tensors of `tiny`, to the last bit."""
+    """Checks that the networks of a converted folder have exactly the tensors of `tiny`."""
     for part in parts:
         module = (MODULES | TEXTS)[part]
         with open_weights(folder / part, weight_stem(paella.SYSTEM, part), None, module.rename) as weights:
             arrays = fill(module, weights, None, lambda array: array)
-        for ours, wanted in zip(leaves(arrays), leaves(tiny.filled(module)), strict=True):
+        for ours, expected in zip(leaves(arrays), leaves(tiny.filled(module)), strict=True):
             assert ours.dtype == dtype
-            assert ours.tobytes() == np.asarray(wanted).astype(dtype).tobytes()
+            assert ours.tobytes() == np.asarray(expected).astype(dtype).tobytes()
     return True
 
 
@@ -136,8 +136,8 @@ def test_with_the_text_encoders(source, byt5, openclip, tmp_path, to):
     assert index["tokenizer"] == ["transformers", "CLIPTokenizer"]
 
 
-def test_what_is_written_loads(tmp_path, one_device):
-    """And makes pictures as a folder of the same tensors does."""
+def test_a_converted_folder_loads(tmp_path, one_device):
+    """It gives the same tokens as a folder that was written directly."""
     models = paella.Models.build(**tiny.PAELLA_PARTS)
     tensors = {
         part: {name: torch.tensor(array) for name, array in tiny.tensors(module).items()}
@@ -153,13 +153,13 @@ def test_what_is_written_loads(tmp_path, one_device):
     configs = {part: tiny.PAELLA_PARTS[part] for part in NETWORKS}
     texts = {"byt5": tmp_path / "byt5", "openclip": tmp_path / "clip"}
     folder = convert_paella(tmp_path, tmp_path.with_name("made"), configs=configs, **texts)
-    made, wanted = (load(f, devices=one_device) for f in (folder, tiny.paella(tmp_path / "tiny")))
-    images = [pipe("a cat", steps=2, output="tokens").images for pipe in (made, wanted)]
+    converted, direct = (load(f, devices=one_device) for f in (folder, tiny.paella(tmp_path / "tiny")))
+    images = [pipe("a cat", steps=2, output="tokens").images for pipe in (converted, direct)]
     np.testing.assert_array_equal(*images)
 
 
-def test_text_encoders_by_themselves(source, byt5, openclip, tmp_path):
-    """As a conversion wrote them."""
+def test_converted_text_encoders_can_be_converted_again(source, byt5, openclip, tmp_path):
+    """A conversion also accepts text encoders that another conversion wrote."""
     folder = run(source, tmp_path / "dest", byt5=byt5, openclip=openclip)
     shutil.copytree(folder / "tokenizer", folder / "clip", dirs_exist_ok=True)
     again = run(source, tmp_path / "again", byt5=folder / "byt5", openclip=folder / "clip")
@@ -175,13 +175,13 @@ def test_the_other_name_of_the_embedding(source, byt5, tmp_path):
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 def test_training_checkpoints(source, tmp_path, legacy):
-    """Of either script: the weights, and where there are any the smoothed ones."""
+    """Both training scripts' checkpoints are read: the weights, or the moving average if the file has one."""
     other = {key: tensor + 1 for key, tensor in tensors("prior").items()}
-    whole = {
+    files = {
         "paella_v3": {"iter": 3, "state_dict": tensors("denoiser"), "wandb_run_id": "x"},
         "prior_v1": {"state_dict": other, "ema_state_dict": tensors("prior"), "metrics": {"ema_loss": 0.1}},
     }
-    for stem, content in whole.items():
+    for stem, content in files.items():
         torch.save(content, source / f"{stem}.pt", _use_new_zipfile_serialization=not legacy)
     assert same(run(source, tmp_path / "dest"))
 
@@ -197,7 +197,7 @@ def test_casts(source, tmp_path):
 
 @pytest.fixture
 def refused(source, tmp_path):
-    """Converts and checks that the message has these words, and that nothing is left."""
+    """Returns a function that checks that a conversion fails with these words and leaves no files."""
 
     def check(*words, error=CheckpointError, dest=tmp_path / "out/dest", **options):
         with pytest.raises(error) as caught:
@@ -210,13 +210,13 @@ def refused(source, tmp_path):
 
 
 @pytest.mark.parametrize("stem", [stem for stem, _, _ in NETWORKS.values()])
-def test_missing_files(source, refused, stem):
+def test_missing_files_are_refused(source, refused, stem):
     (source / f"{stem}.pt").unlink()
     refused(f"has no {stem}.pt; fetch all three files")
 
 
-def test_weights_that_do_not_fit(source, refused):
-    """Every one of them is named."""
+def test_weights_that_do_not_fit_are_refused(source, refused):
+    """The error names each of them."""
     wrong = tensors("denoiser")
     del wrong["clf.1.weight"]
     wrong["extra.weight"] = torch.zeros(3)
@@ -229,27 +229,27 @@ def test_weights_that_do_not_fit(source, refused):
     )
 
 
-def test_other_networks_of_a_text_encoder(refused, openclip):
+def test_other_networks_as_text_encoder_are_refused(refused, openclip):
     os.unlink(openclip / "model.safetensors")
     save_file({"transformer.resblocks.0.ln_1.bias": np.zeros(3, np.float32)}, openclip / "model.safetensors")
     refused("unexpected transformer.resblocks.0.ln_1.bias (3,)", "missing    text_projection", openclip=openclip)
 
 
-def test_weights_that_are_not_finite(source, refused):
+def test_weights_that_are_not_finite_are_refused(source, refused):
     wrong = tensors("vqgan")
     wrong["in_block.1.bias"][0] = np.nan
     torch.save(wrong, source / "vqgan_f4.pt")
     refused("in_block.1.bias has NaN or infinite entries")
 
 
-def test_truncated_files(source, refused):
+def test_truncated_files_are_refused(source, refused):
     content = (source / "prior_v1.pt").read_bytes()
     (source / "prior_v1.pt").write_bytes(content[: len(content) // 2])
     refused("prior_v1.pt is truncated")
 
 
 class Hostile:
-    """Runs a command where it is unpickled."""
+    """An object whose pickle runs a command when it is loaded."""
 
     def __init__(self, canary):
         self.canary = canary
@@ -258,16 +258,16 @@ class Hostile:
         return os.system, (f"touch {self.canary}",)
 
 
-@pytest.mark.parametrize("place", ["value", "beside"])
+@pytest.mark.parametrize("place", ["value", "other entry"])
 def test_hostile_files_are_refused(source, refused, tmp_path, place):
     hostile = Hostile(tmp_path / "canary")
-    content = {"value": {"x": hostile}, "beside": {"state_dict": tensors("prior"), "optimizer": hostile}}[place]
+    content = {"value": {"x": hostile}, "other entry": {"state_dict": tensors("prior"), "optimizer": hostile}}[place]
     torch.save(content, source / "prior_v1.pt")
     refused("prior_v1.pt was rejected, and none of its code was run")
     assert not (tmp_path / "canary").exists()
 
 
-def test_configs_of_the_text_encoders(refused, byt5, openclip):
+def test_invalid_configs_of_the_text_encoders_are_refused(refused, byt5, openclip):
     tiny.write_json(byt5 / "config.json", tiny.T5 | {"feed_forward_proj": "relu"})
     refused("byt5/config.json: text encoder config: feed_forward_proj='relu'", byt5=byt5)
     tiny.write_json(openclip / "config.json", {"text_config": 3})
@@ -276,12 +276,12 @@ def test_configs_of_the_text_encoders(refused, byt5, openclip):
     refused("config.json is missing", openclip=openclip)
 
 
-def test_tokenizers(refused, openclip):
+def test_incomplete_tokenizers_are_refused(refused, openclip):
     (openclip / "merges.txt").unlink()
     refused("merges.txt missing", openclip=openclip)
 
 
-def test_mistaken_arguments(source, refused, tmp_path):
+def test_invalid_arguments_are_refused(source, refused, tmp_path):
     refused("is not a folder", byt5=tmp_path / "nowhere", error=FileNotFoundError)
     refused("should be the path of a folder", openclip=3, error=TypeError)
     refused("dest=None should be the path", dest=None, error=TypeError)
@@ -303,7 +303,7 @@ def shell(*words):
 
 
 def test_the_shell(source, byt5, openclip, tmp_path, monkeypatch):
-    """The published sizes are taken for granted, so that small networks do not fit."""
+    """The command expects networks of the published sizes, so the small ones need other configs."""
     result = shell(source, tmp_path / "dest", "--byt5", byt5, "--openclip", openclip)
     assert result.exit_code == 1
     assert "misshapen  byt5_mapper.weight: (14, 18), expected (1024, 2560)" in result.output

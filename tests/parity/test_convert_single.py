@@ -1,4 +1,4 @@
-"""Single files that are pickles: read as safetensors are, and never run."""
+"""Single-file checkpoints that are pickles: they give the same weights as safetensors and never run code."""
 
 import pytest
 
@@ -22,13 +22,13 @@ def tensors():
 
 @pytest.mark.parametrize("wrapped", [False, True])
 @pytest.mark.parametrize("zipped", [False, True])
-def test_a_pickle_is_its_tensors(tmp_path, tensors, small_folder, wrapped, zipped):
+def test_a_pickle_gives_the_same_weights(tmp_path, tensors, small_folder, wrapped, zipped):
     content = {"state_dict": tensors, "global_step": 3, "epoch": 1, "lr_schedulers": []} if wrapped else tensors
     torch.save(content, tmp_path / "model.ckpt", _use_new_zipfile_serialization=zipped)
-    made = convert.convert_single(tmp_path / "model.ckpt", tmp_path / "made", config=small_folder)
+    converted = convert.convert_single(tmp_path / "model.ckpt", tmp_path / "made", config=small_folder)
     for path in small_folder.rglob("*.safetensors"):
-        ours, wanted = load_file(made / path.relative_to(small_folder)), load_file(path)
-        assert {key: array.tobytes() for key, array in ours.items()} == {k: a.tobytes() for k, a in wanted.items()}
+        ours, source = load_file(converted / path.relative_to(small_folder)), load_file(path)
+        assert {key: array.tobytes() for key, array in ours.items()} == {k: a.tobytes() for k, a in source.items()}
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -41,7 +41,7 @@ def test_a_hostile_pickle_is_not_run(tmp_path, tensors, small_folder, wrapped):
 
 
 @pytest.mark.parametrize("content", [{"state_dict": [1]}, {"state_dict": {}}, [], {"a": {"b": 1}}, 3])
-def test_other_pickles(tmp_path, small_folder, content):
+def test_pickles_of_other_content_are_refused(tmp_path, small_folder, content):
     torch.save(content, tmp_path / "model.ckpt")
     with pytest.raises(CheckpointError, match=r"model\.ckpt"):
         convert.convert_single(tmp_path / "model.ckpt", tmp_path / "made", config=small_folder)

@@ -1,4 +1,4 @@
-"""The script that records the noise of torch's generator on a GPU, here on the CPU's."""
+"""The script that records the noise of torch's GPU generator, run with the CPU generator."""
 
 import numpy as np
 import pytest
@@ -16,10 +16,10 @@ def test_the_noise_is_recorded(tmp_path):
         assert recorded.dtype == np.float32
         assert np.array_equal(recorded, drawn.numpy().transpose(0, 2, 3, 1))
         assert (tmp_path / "new" / f"{picture.seed}.npy").stat().st_size == 65536 + 128
-    assert min(record_cuda_noise.differences(tmp_path / "new").values()) > record_cuda_noise.TOLERANCE  # no GPU's
+    assert min(record_cuda_noise.differences(tmp_path / "new").values()) > record_cuda_noise.TOLERANCE  # no GPU
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch has no GPU")
-def test_the_noise_of_this_gpu_is_that_of_another(tmp_path):
+def test_this_gpu_draws_the_recorded_noise(tmp_path):
     record_cuda_noise.record(tmp_path)
     assert max(record_cuda_noise.differences(tmp_path).values()) < record_cuda_noise.TOLERANCE

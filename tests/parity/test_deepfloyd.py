@@ -1,7 +1,7 @@
-"""DeepFloyd-IF's stages and the x4 upscaler against diffusers' pipelines, from the same initial and fresh noise and
-the same noise on the small picture.
+"""DeepFloyd-IF's stages and the x4 upscaler against diffusers' pipelines, which have no semantic guidance.
 
-Compared are the states after every call, and the pictures. diffusers' have no semantic guidance.
+Both use the same initial and fresh noise, and the same noise on the small picture. The tests compare the states after
+every call, and the pictures.
 """
 
 import pytest
@@ -32,7 +32,7 @@ DDPM = tiny.IF_SCHEDULER
 V = {"prediction_type": "v_prediction"}
 TWO = {"prompt": ["a Cat at", "dog, "], "negative_prompt": ["bad", ""]}
 PICTURES = np.random.default_rng(1).random((2, 8, 8, 3))
-# A pipeline, a scheduler, a call, and arguments of ours.
+# {name: (pipeline, scheduler, arguments of both, arguments of ours)}
 CASES = {
     "stage I": ("1", DDPM, TWO, {"steps": 12}),
     "stage I, strong guidance": ("1", DDPM, TWO | {"guidance_scale": 15.0}, {"steps": 5}),
@@ -57,8 +57,8 @@ IN_DOUBLE = [
     "stage II, wide",
     "upscaler",
 ]
-USUAL = {"1": {"steps": 100, "guidance_scale": 7.0}, "2": {"steps": 50, "guidance_scale": 4.0, "noise_level": 250}}
-USUAL["x4"] = {"steps": 75, "guidance_scale": 9.0, "noise_level": 20}
+DEFAULTS = {"1": {"steps": 100, "guidance_scale": 7.0}, "2": {"steps": 50, "guidance_scale": 4.0, "noise_level": 250}}
+DEFAULTS["x4"] = {"steps": 75, "guidance_scale": 9.0, "noise_level": 20}
 KINDS = {
     "1": diffusers.IFPipeline,
     "2": diffusers.IFSuperResolutionPipeline,
@@ -68,7 +68,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory, one_device):
-    """Our pipeline and diffusers' of a stage."""
+    """Returns a function that loads a stage into our pipeline and diffusers'."""
     folder = tmp_path_factory.mktemp("stages")
     folders = {"1": tiny.stage(folder / "1"), "2": tiny.stage(folder / "2", tiny.STAGE_2)}
     folders["x4"] = tiny.upscaler(folder / "x4")
@@ -85,7 +85,7 @@ def both(tmp_path_factory, one_device):
 
 
 def small_noise(shape):
-    """On the small pictures of our rows of these seeds."""
+    """Returns the noise that our rows with these seeds draw for their small pictures."""
     keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), SMALL), 0) for seed in SEEDS]
     return np.stack([jax.random.normal(key, shape, precision()) for key in keys])
 
@@ -97,12 +97,12 @@ def size_of(name, ours, call):
 
 
 def run(name, ours, reference, config, call, mine):
-    """What ours and the reference make of a call, and the states after every step of both."""
+    """Runs a call in both pipelines; returns our pictures, theirs, and the states of both after every call."""
     seen, expected, shape = [], [], size_of(name, ours, call)
     draw = fresh(SEEDS, shape)
     ours.scheduler, reference.scheduler = from_config(config), scheduler(config)
     if name != "1":
-        # Anew, in the precision of `double`.
+        # A new scheduler, in the precision of `double`.
         part = "image_noising_scheduler" if name == "2" else "low_res_scheduler"
         noising = ours.extras.low_res_noise.scheduler.config | {"_class_name": "DDPMScheduler"}
         setattr(reference, part, scheduler(noising))
@@ -124,7 +124,7 @@ def run(name, ours, reference, config, call, mine):
     its = call | steps | ({} if name == "1" else {"image": first(2 * pictures - 1)})
     if name != "x4":
         its["clean_caption"] = False
-    # In the order in which they are asked for.
+    # In the order in which the pipeline draws them.
     drawn = [draw(INITIAL)] if name != "x4" else []
     drawn += [] if name == "1" else [small_noise((*shape[:2], 3))]
     if name == "x4":
@@ -137,7 +137,7 @@ def run(name, ours, reference, config, call, mine):
 
 def check(name, ours, reference, end):
     part, config, call, mine = CASES[name]
-    call = {"guidance_scale": USUAL[part]["guidance_scale"]} | call
+    call = {"guidance_scale": DEFAULTS[part]["guidance_scale"]} | call
     a, b, seen, expected = run(part, ours, reference, config, call, mine)
     assert len(seen) == len(expected)
     assert max(relative(x, y) for x, y in zip(seen, expected, strict=True)) < end
@@ -152,37 +152,37 @@ def test_case(name, both):
 
 @pytest.mark.parametrize("name", IN_DOUBLE)
 def test_case_in_float64(name, both):
-    made = both(CASES[name][0], "float64")
+    pipelines = both(CASES[name][0], "float64")
     with double():
-        check(name, *made, end=1e-9)
+        check(name, *pipelines, end=1e-9)
 
 
-@pytest.mark.parametrize("name", USUAL)
-def test_what_goes_without_saying(name, both):
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_defaults(name, both):
     import inspect
 
     ours, reference = both(name)
     theirs = {key: value.default for key, value in inspect.signature(reference.__call__).parameters.items()}
-    usual = USUAL[name] | {"num_inference_steps": USUAL[name]["steps"]}
-    assert usual.items() >= {key: theirs[key] for key in usual if key in theirs}.items()
+    defaults = DEFAULTS[name] | {"num_inference_steps": DEFAULTS[name]["steps"]}
+    assert defaults.items() >= {key: theirs[key] for key in defaults if key in theirs}.items()
     mine = {key: one.default for key, one in arguments(ours.system.call).items()}
-    assert {key: mine[key] for key in ("steps", "guidance_scale", "noise_level") if key in mine} == USUAL[name]
+    assert {key: mine[key] for key in ("steps", "guidance_scale", "noise_level") if key in mine} == DEFAULTS[name]
 
 
-def kept(module, kept):
-    """Has a module of diffusers keep what it draws by torch's own generator."""
-    drawing = module.randn_tensor
+def recording(module, draws):
+    """Makes a module of diffusers append the noise that it draws with torch's generator to `draws`."""
+    randn_tensor = module.randn_tensor
 
     def draw(*args, **kwargs):
-        made = drawing(*args, **kwargs)
-        kept.append(last(made))
-        return made
+        noise = randn_tensor(*args, **kwargs)
+        draws.append(last(noise))
+        return noise
 
     return mock.patch.object(module, "randn_tensor", draw)
 
 
-def a_run_of_theirs(name, ours, reference, steps=8):
-    """Our call with the noise that a run of diffusers' drew, and the pictures of both: nothing of theirs is changed."""
+def run_with_their_noise(name, ours, reference, steps=8):
+    """Runs an unmodified pipeline of diffusers, then ours with the noise that it drew; returns both pictures."""
     config = DDPM | ({"sample_max_value": 1.0} if name == "2" else {})
     ours.scheduler, reference.scheduler = from_config(config), scheduler(config)
     started: list[np.ndarray] = []
@@ -194,7 +194,7 @@ def a_run_of_theirs(name, ours, reference, steps=8):
         reference.image_noising_scheduler = scheduler(noising)
         call, mine, its = TWO | {"noise_level": 250}, {"image": pictures}, {"image": first(2 * pictures - 1)}
     modules = [sys.modules[type(one).__module__] for one in (reference, reference.scheduler)]
-    with kept(modules[0], started), kept(modules[1], stepped):
+    with recording(modules[0], started), recording(modules[1], stepped):
         theirs = reference(
             **call,
             **its,
@@ -203,7 +203,7 @@ def a_run_of_theirs(name, ours, reference, steps=8):
             clean_caption=False,
             generator=torch.Generator().manual_seed(7),
         ).images
-    # diffusers draws none for its last call, which adds none.
+    # diffusers draws no noise for the last call, which adds none.
     noise = np.stack([*stepped, np.zeros_like(stepped[0])])
     mine |= {"latents": started[0], "noise": noise} | ({"image_noise": started[1]} if name == "2" else {})
     assert len(noise) == steps
@@ -212,37 +212,37 @@ def a_run_of_theirs(name, ours, reference, steps=8):
 
 
 @pytest.mark.parametrize("name", ["1", "2"])
-def test_the_noise_of_their_run(name, both):
-    """DDPM with learned variance, in full, from the noise of torch's generator."""
-    a, b = a_run_of_theirs(name, *both(name))
+def test_noise_of_torchs_generator(name, both):
+    """A complete run of DDPM with learned variance agrees, given the noise that torch's generator drew."""
+    a, b = run_with_their_noise(name, *both(name))
     assert relative(a, b) < 3e-4
     assert (np.abs(a - b) > 2e-3).mean() <= 1e-3
     assert a.std() > 0.05
 
 
 @pytest.mark.parametrize("name", ["1", "2"])
-def test_the_noise_of_their_run_in_float64(name, both):
-    made = both(name, "float64")
+def test_noise_of_torchs_generator_in_float64(name, both):
+    pipelines = both(name, "float64")
     with double():
-        a, b = a_run_of_theirs(name, *made)
+        a, b = run_with_their_noise(name, *pipelines)
         assert relative(a, b) < 1e-9
 
 
 def test_tokens(both):
-    """With padding, and text that is too long."""
+    """The texts include padding and one that is too long."""
     ours, reference = both("1")
     texts = ["A Cat  at", "", "x" * 99, "é? <pad> z"]
     with pytest.warns(UserWarning, match="the text encoder reads 77 tokens"):
-        made = ours.tokenizer(texts)
+        tokens = ours.tokenizer(texts)
     expected = reference.tokenizer(
         [text.lower().strip() for text in texts], padding="max_length", max_length=77, truncation=True
     )
-    np.testing.assert_array_equal(made[:, 0], expected.input_ids)
-    np.testing.assert_array_equal(made[:, 1], expected.attention_mask)
+    np.testing.assert_array_equal(tokens[:, 0], expected.input_ids)
+    np.testing.assert_array_equal(tokens[:, 1], expected.attention_mask)
 
 
 def test_embeddings(both):
     ours, reference = both("1")
     prompt, negative = reference.encode_prompt(["a cat", "dog"], negative_prompt=["bad", ""])
-    made = ours.encode(["a cat", "dog", "bad", ""]).states
-    assert relative(made, torch.cat([prompt, negative]).detach().numpy()) < 1e-5
+    states = ours.encode(["a cat", "dog", "bad", ""]).states
+    assert relative(states, torch.cat([prompt, negative]).detach().numpy()) < 1e-5

@@ -1,5 +1,7 @@
-"""Semantic guidance of DeepFloyd-IF's stages against a plain torch loop, with the same noise: pictures, and what every
-call predicted and the edits added."""
+"""Semantic guidance of DeepFloyd-IF's stages against a plain torch loop with the same noise.
+
+The tests compare the pictures, and the predictions and guidance of every call.
+"""
 
 import pytest
 
@@ -29,7 +31,7 @@ PROMPTS, NEGATIVES = ["a cat at", "dog,"], ["bad", ""]
 PICTURES = np.random.default_rng(1).random((2, 8, 8, 3))
 NOISING = {"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2"}
 KINDS = {"1": (diffusers.IFPipeline, tiny.STAGE_1), "2": (diffusers.IFSuperResolutionPipeline, tiny.STAGE_2)}
-# Unequal warm-ups and cool-downs, and a concept that is removed.
+# Different warm-ups and cool-downs, and a concept that is removed.
 EDITS = {
     "one": [Edit("smile", scale=6, threshold=0.8, warmup=2)],
     "three": [
@@ -42,7 +44,7 @@ EDITS = {
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory, one_device):
-    """Our pipeline and diffusers' of a stage."""
+    """Returns a function that loads a stage into our pipeline and diffusers'."""
     folder = tmp_path_factory.mktemp("stages")
 
     @functools.cache
@@ -58,7 +60,7 @@ def both(tmp_path_factory, one_device):
 
 
 def on_small(shape, call=0):
-    """What our rows of these seeds have on their small pictures, by default at every call."""
+    """Returns the noise on the small pictures of our rows with these seeds; by default, all calls share it."""
     keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), SMALL), call) for seed in SEEDS]
     return np.stack([jax.random.normal(key, shape, precision()) for key in keys])
 
@@ -70,21 +72,21 @@ def test_edits(name, dtype, end, edits, both):
     check(name, dtype, end, edits, both)
 
 
-def test_noise_of_every_call(both):
-    """On the small picture, as the original draws it."""
-    check("2", "float64", 1e-9, "one", both, anew=True)
+def test_new_noise_on_the_small_picture_at_every_call(both):
+    """The original code draws the noise on the small picture again at every call."""
+    check("2", "float64", 1e-9, "one", both, every_call=True)
 
 
-def check(name, dtype, end, edits, both, anew=False):
+def check(name, dtype, end, edits, both, every_call=False):
     ours, reference = both(name, dtype)
     with double() if dtype == "float64" else contextlib.nullcontext():
         shape = ours.latent_shape()
         draw = fresh(SEEDS, shape)
-        # With the words encoded by ours, so that what is compared is the loop.
+        # Both use our text encoder, so that only the loops are compared.
         concepts = [edit.concept for edit in EDITS[edits]]
-        small = {} if name == "1" else {"image": PICTURES, "noise_level": LEVEL, "noise_anew": anew}
+        small = {} if name == "1" else {"image": PICTURES, "noise_level": LEVEL, "noise_anew": every_call}
         call = {"steps": STEPS, "guidance_scale": 3.0}
-        made = ours(
+        output = ours(
             PROMPTS,
             EDITS[edits],
             negative_prompt=NEGATIVES,
@@ -98,7 +100,7 @@ def check(name, dtype, end, edits, both, anew=False):
         )
         more = {}
         if name == "2":
-            noises = [on_small((*shape[:2], 3), call) for call in range(STEPS if anew else 1)]
+            noises = [on_small((*shape[:2], 3), call) for call in range(STEPS if every_call else 1)]
             more = {"picture": 2 * PICTURES - 1, "noising": NOISING, "level": LEVEL, "level_noises": noises}
         run = (if_loops.first_stage if name == "1" else if_loops.second_stage)(
             reference.unet,
@@ -114,11 +116,11 @@ def check(name, dtype, end, edits, both, anew=False):
             **call,
             **more,
         )
-    assert relative(made.images, np.clip(run.x / 2 + 0.5, 0, 1)) < end
+    assert relative(output.images, np.clip(run.x / 2 + 0.5, 0, 1)) < end
     for field in ("uncond", "cond", "edits"):
-        assert relative(getattr(made.record, field), getattr(run, field)) < end
-    # In single precision a position at its threshold may fall on either side, and momentum keeps it for later calls.
-    off = (np.abs(made.record.sem_guidance - run.sem_guidance) > 2e-3).mean()
+        assert relative(getattr(output.record, field), getattr(run, field)) < end
+    # In float32, a position at its threshold may fall on either side, and momentum carries that to later calls.
+    off = (np.abs(output.record.sem_guidance - run.sem_guidance) > 2e-3).mean()
     assert off <= (5e-3 if dtype == "float32" else 0)
-    assert dtype == "float32" or relative(made.record.sem_guidance, run.sem_guidance) < end
+    assert dtype == "float32" or relative(output.record.sem_guidance, run.sem_guidance) < end
     assert np.abs(run.sem_guidance[:, 5:]).max() > 0.1

@@ -1,7 +1,7 @@
-"""The demo model in diffusers' pipeline: the same pictures, with two edits each.
+"""The demo model gives the same pictures in diffusers' pipeline, with two edits each.
 
-The removal is gentler than the recommended: in float32 a value that is almost on its quantile now and then falls to the
-other side in one of the two libraries, which a strong edit multiplies (5e-4 in the latents, in one picture of eight).
+The removal is gentler than recommended. In float32, a value that is almost equal to its quantile may pass the threshold
+in only one of the libraries, and a strong edit amplifies that (5e-4 in the latents, in one picture of eight).
 """
 
 import pytest
@@ -37,10 +37,10 @@ def test_eight_pictures(one_device):
         "edit_mom_beta": settings.CALL["momentum_beta"],
         "output_type": "np",
     }
-    found = run(ours, reference, call)
-    assert len(found["images"][0]) == 8
-    assert np.abs(found["sem_guidance"][0]).max() > 0.1
-    assert relative(*(latents[-1] for latents in found["latents"])) < 3e-4
-    assert differ(*found["images"]) <= 1e-3
+    results = run(ours, reference, call)
+    assert len(results["images"][0]) == 8
+    assert np.abs(results["sem_guidance"][0]).max() > 0.1
+    assert relative(*(latents[-1] for latents in results["latents"])) < 3e-4
+    assert differ(*results["images"]) <= 1e-3
     for name in ESTIMATES:
-        assert relative(*(estimates[0] for estimates in found[name])) < 1e-5
+        assert relative(*(estimates[0] for estimates in results[name])) < 1e-5

@@ -1,4 +1,4 @@
-"""Stable Diffusion XL's files: what diffusers makes of the same single file, LoRA and textual inversion."""
+"""Stable Diffusion XL's single files, LoRAs and textual inversions, loaded by both libraries."""
 
 import pytest
 
@@ -33,12 +33,12 @@ def state(network):
 
 
 def difference(ours, theirs):
-    """The largest, relative, over all weights."""
+    """Returns the largest relative difference of all weights."""
     worst = 0
     for part in PARTS:
-        wanted = state(getattr(theirs, part))
+        tensors = state(getattr(theirs, part))
         for path, leaf in jax.tree_util.tree_leaves_with_path(getattr(ours, part)):
-            reference = wanted[torch_name(path).removeprefix("text_model.")].detach().numpy()
+            reference = tensors[torch_name(path).removeprefix("text_model.")].detach().numpy()
             reference = from_torch(path, reference)
             worst = max(worst, np.abs(reference - np.asarray(leaf)).max() / np.abs(reference).max())
     return worst
@@ -47,32 +47,32 @@ def difference(ours, theirs):
 def test_names_at_full_size():
     configs = published.XL
     with torch.device("meta"):
-        found = {key: torch.empty(shape) for key, shape in shapes(configs).items()}
+        tensors = {key: torch.empty(shape) for key, shape in shapes(configs).items()}
         texts = [
             kind(transformers.CLIPTextConfig(**configs[part])) for kind, part in zip(MODELS, PARTS[:2], strict=True)
         ]
         networks = {"unet": diffusers.UNet2DConditionModel(**configs["unet"])}
         networks["vae"] = diffusers.AutoencoderKL(**configs["vae"])
-    made = {
-        "unet": single_file_utils.convert_ldm_unet_checkpoint(dict(found), dict(networks["unet"].config)),
-        "vae": single_file_utils.convert_ldm_vae_checkpoint(dict(found), configs["vae"]),
-        "text_encoder": single_file_utils.convert_ldm_clip_checkpoint(dict(found)),
+    converted = {
+        "unet": single_file_utils.convert_ldm_unet_checkpoint(dict(tensors), dict(networks["unet"].config)),
+        "vae": single_file_utils.convert_ldm_vae_checkpoint(dict(tensors), configs["vae"]),
+        "text_encoder": single_file_utils.convert_ldm_clip_checkpoint(dict(tensors)),
         "text_encoder_2": single_file_utils.convert_open_clip_checkpoint(
-            texts[1], dict(found), prefix="conditioner.embedders.1.model."
+            texts[1], dict(tensors), prefix="conditioner.embedders.1.model."
         ),
     }
     networks |= {"text_encoder": texts[0], "text_encoder_2": texts[1]}
     for part, network in networks.items():
-        wanted = {key: tuple(tensor.shape) for key, tensor in state(network).items() if "position_ids" not in key}
-        assert {k.removeprefix("text_model."): tuple(t.shape) for k, t in made[part].items()} == wanted
+        expected = {key: tuple(tensor.shape) for key, tensor in state(network).items() if "position_ids" not in key}
+        assert {k.removeprefix("text_model."): tuple(t.shape) for k, t in converted[part].items()} == expected
 
 
 @pytest.fixture(scope="module")
 def theirs(folder):
     def load():
-        made = diffusers.StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
-        made.set_progress_bar_config(disable=True)
-        return made
+        pipe = diffusers.StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
 
     return load
 
@@ -81,12 +81,12 @@ def same_picture(ours, theirs, prompt, tolerance=1e-5):
     latents = np.random.default_rng(0).standard_normal((1, 8, 8, 4)).astype(np.float32)
     call = {"num_inference_steps": 3, "guidance_scale": 5.0, "output_type": "latent", "height": 8, "width": 8}
     reference = last(theirs(prompt, latents=first(latents), **call).images)
-    found = ours(prompt, latents=latents, steps=3, output="latent").images
-    return relative(found, reference) < tolerance
+    images = ours(prompt, latents=latents, steps=3, output="latent").images
+    return relative(images, reference) < tolerance
 
 
 def test_a_single_file(tmp_path, folder, single, one_device):
-    """diffusers' `from_single_file` with the folder's configs."""
+    """The weights equal those of diffusers' `from_single_file` with the folder's configs."""
     save_file(single, tmp_path / "a.safetensors")
     theirs = diffusers.StableDiffusionXLPipeline.from_single_file(
         str(tmp_path / "a.safetensors"), config=str(folder), local_files_only=True, add_watermarker=False
@@ -99,13 +99,16 @@ def test_a_single_file(tmp_path, folder, single, one_device):
 
 @pytest.mark.parametrize("naming", [kohya, kohya_original, peft])
 def test_loras(tmp_path, folder, theirs, pipe, layers, naming, one_device):
-    """All of one alpha where files have any: diffusers 0.42.1 loses some that differ, and one layer in the names of
-    kohya's that are diffusers'."""
+    """Merged weights and a picture equal diffusers'.
+
+    All layers share one alpha if the files have any, because diffusers 0.42.1 drops some alphas that differ. It also
+    drops one layer in kohya's naming, when the layers have diffusers' names.
+    """
     pytest.importorskip("peft")
-    own = {place: (up, down, np.float32(1.5)) for place, (up, down, _) in layers.items()}
+    changed = {place: (up, down, np.float32(1.5)) for place, (up, down, _) in layers.items()}
     if naming is kohya:
-        del own["unet", "add_embedding.linear_1"]
-    save_file(tensors(own, naming, alpha=naming is not peft), tmp_path / "a.safetensors")
+        del changed["unet", "add_embedding.linear_1"]
+    save_file(tensors(changed, naming, alpha=naming is not peft), tmp_path / "a.safetensors")
     reference = theirs()
     reference.load_lora_weights(tmp_path, weight_name="a.safetensors")
     reference.fuse_lora(lora_scale=0.7)
@@ -113,7 +116,7 @@ def test_loras(tmp_path, folder, theirs, pipe, layers, naming, one_device):
     ours = load(folder, lora={tmp_path / "a.safetensors": 0.7}, devices=one_device)
     assert difference(ours.models, reference) < 1e-6
     assert difference(pipe.models, reference) > 0.01
-    # Sums of other order differ in their last digit, which a picture enlarges.
+    # The libraries sum in different orders, which changes the last digit, and sampling amplifies that.
     assert same_picture(ours, reference, "a cat", 1e-4)
 
 
@@ -127,13 +130,13 @@ def test_textual_inversion(tmp_path, folder, theirs, one_device):
         ("clip_l", reference.tokenizer, reference.text_encoder),
         ("clip_g", reference.tokenizer_2, reference.text_encoder_2),
     ):
-        given = {"token": "<toy>", "tokenizer": tokenizer, "text_encoder": encoder}
-        reference.load_textual_inversion({"<toy>": torch.tensor(vectors[name])}, **given)
+        options = {"token": "<toy>", "tokenizer": tokenizer, "text_encoder": encoder}
+        reference.load_textual_inversion({"<toy>": torch.tensor(vectors[name])}, **options)
     ours = load(folder, textual_inversion={"<toy>": tmp_path / "a.safetensors"}, devices=one_device)
     texts = ["b <toy>", "<toy><toy> c"]
     for i, tokenizer in enumerate((reference.tokenizer, reference.tokenizer_2)):
         written = [reference.maybe_convert_prompt(text, tokenizer) for text in texts]
-        wanted = tokenizer(written, padding="max_length", max_length=12, truncation=True).input_ids
-        np.testing.assert_array_equal(ours.tokenizer(texts)[:, i], wanted)
+        expected = tokenizer(written, padding="max_length", max_length=12, truncation=True).input_ids
+        np.testing.assert_array_equal(ours.tokenizer(texts)[:, i], expected)
     for text in texts:
         assert same_picture(ours, reference, text)

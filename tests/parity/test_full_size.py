@@ -1,6 +1,6 @@
-"""Published networks at their own size, without weights: names and shapes, then the sums on random tensors.
+"""Published networks at full size: the names and shapes of tensors, and outputs on random weights.
 
-The numbers need 9 GB of memory and, on two cores, some minutes.
+The outputs need 9 GB of memory and take some minutes on two cores.
 """
 
 import pytest
@@ -38,7 +38,7 @@ from sega_jax.weights.layout import leaves
 
 pytestmark = pytest.mark.parity
 
-# Relative L2 in float32.
+# The relative L2 error in float32.
 TOLERANCE = 1e-5
 
 COUNTS = (
@@ -59,7 +59,7 @@ def test_names(configs, counts, part):
 
 @pytest.mark.parametrize("part", sdxl.Models._fields)
 def test_names_of_stable_diffusion_xl(part):
-    """Which are in `reference/xl_*.txt`, too."""
+    """The files `reference/xl_*.txt` list the same names."""
     with torch.device("meta"):
         reference = published(XL, part)
     ours = getattr(sdxl.Models.build(**XL), part)
@@ -96,7 +96,7 @@ def safety_checkers(device):
 
 
 def test_names_of_the_safety_checker():
-    """Also those of the published file, which transformers renames."""
+    """The names in the published file, which transformers renames, are recognised too."""
     ours, reference = safety_checkers("meta")
     same_names(ours, reference)
     shapes = leaves(ours)
@@ -107,7 +107,7 @@ def test_names_of_the_safety_checker():
 
 
 def randomised(module):
-    """Its tensors are drawn as in `tiny`, but by torch, which is quicker."""
+    """Fills a module with random tensors similar to `tiny`'s, drawn by torch, which is faster."""
     generator = torch.Generator().manual_seed(0)
     for name, tensor in module.state_dict().items():
         tensor.normal_(generator=generator)
@@ -122,7 +122,7 @@ def randomised(module):
 
 IDS = np.random.default_rng(0).integers(0, 49407, (2, 77), np.int32)
 X, T, TEXT = noise(1, 64, 64, 4), np.array([999], np.float32), noise(1, 77, 768)
-# 256 x 256 pixels: at 512 x 512 torch's decoder is 1.7e-5 from its own in float64, ours 1.3e-6.
+# 256 x 256 pixels, because at 512 x 512 torch's own float32 decoder differs from float64 by 1.7e-5, ours by 1.3e-6.
 Z = noise(1, 32, 32, 4)
 THEIRS = {
     "text_encoder": lambda module: module(torch.tensor(IDS)).last_hidden_state,
@@ -133,7 +133,7 @@ THEIRS = {
 
 @pytest.fixture(scope="module")
 def networks():
-    """SD 1.5's, filled with random tensors from torch's, and what torch's compute."""
+    """Returns SD 1.5's networks with the random weights of torch's networks, and the outputs of those."""
     models, expected = Models.build(**SD_1)._asdict(), {}
     for part, compute in THEIRS.items():
         reference = randomised(published(SD_1, part))
@@ -166,7 +166,7 @@ def test_safety_checker():
 
 
 def test_two_steps(networks, tmp_path, one_device):
-    """The whole way at 512 x 512, with one edit that is warm."""
+    """Runs the complete pipeline at 512 x 512, with one warm edit."""
     tiny.tokenizer(tmp_path, 77)
     pipe = Pipeline(SYSTEM, networks[0], Tokenizer(tmp_path, 77, 49408), from_config(tiny.DDIM), Devices(one_device))
     out = pipe("a cat", Edit("glasses", warmup=0), steps=2, output="float")
@@ -180,7 +180,7 @@ def member(module, name):
 
 
 def parts(config, *names):
-    """Ours and torch's parts of a UNet, filled with random tensors from torch's; the rest stays without values."""
+    """Yields parts of our UNet and torch's with the same random weights; the other parts stay without values."""
     with torch.device("meta"):
         reference = diffusers.UNet2DConditionModel(**config)
     ours = UNet2DConditionModel(UNetConfig.from_dict(config))
@@ -193,32 +193,32 @@ def keys_and_values(block, text):
     return [attention.project(text) for attention in block.attentions]
 
 
-def test_the_middle_of_if():
-    """2,816 channels in 44 heads, and the pooled text of 4,096 in 64: a part of IF-I-XL of 1.7 GB."""
+def test_the_middle_block_of_if():
+    """In IF-I-XL, it has 2,816 channels in 44 heads, and the pooled text has 4,096 in 64: together 1.7 GB."""
     (ours, middle), (pooling, pooled) = parts(IF_1_XL, "mid_block", "add_embedding")
     x, text, states = noise(2, 8, 8, 2816), noise(2, 77, 2816, seed=1), noise(2, 77, 4096, seed=2)
     time = pooled(torch.tensor(states))
     assert relative(jax.jit(lambda net: net(states))(pooling), time) < TOLERANCE
-    found = jax.jit(lambda net: net(x, time.numpy(), keys_and_values(net, text)))(ours)
-    assert relative(found, last(middle(first(x), time, torch.tensor(text)))) < TOLERANCE
+    output = jax.jit(lambda net: net(x, time.numpy(), keys_and_values(net, text)))(ours)
+    assert relative(output, last(middle(first(x), time, torch.tensor(text)))) < TOLERANCE
 
 
 def test_a_level_of_if():
-    """1,408 channels in 22 heads, on the way down and up: seven resnets, as many attentions, and both resamplers."""
+    """A level of 1,408 channels in 22 heads, down and up: seven resnets and attentions, and both resamplers."""
     (down, its_down), (up, its_up) = parts(IF_1_XL, "down_blocks.1", "up_blocks.2")
     time, text = noise(2, 2816, seed=1), noise(2, 77, 2816, seed=2)
     x = noise(2, 16, 16, 704)
     seen = [first(x), torch.tensor(time), torch.tensor(text)]
-    found, skips = jax.jit(lambda net: net(x, time, keys_and_values(net, text)))(down)
+    output, skips = jax.jit(lambda net: net(x, time, keys_and_values(net, text)))(down)
     expected, its_skips = its_down(*seen)
-    for ours, its in zip([found, *skips], [expected, *its_skips], strict=True):
+    for ours, its in zip([output, *skips], [expected, *its_skips], strict=True):
         assert relative(ours, last(its)) < TOLERANCE
 
     x, skips = noise(2, 8, 8, 2112), [noise(2, 8, 8, c, seed=i) for i, c in enumerate((704, 1408, 1408, 1408))]
-    found = jax.jit(lambda net: net(x, time, keys_and_values(net, text), list(skips)))(up)
+    output = jax.jit(lambda net: net(x, time, keys_and_values(net, text), list(skips)))(up)
     expected = its_up(first(x), tuple(map(first, skips)), *seen[1:])
-    assert found.shape == (2, 16, 16, 1408)
-    assert relative(found, last(expected)) < TOLERANCE
+    assert output.shape == (2, 16, 16, 1408)
+    assert relative(output, last(expected)) < TOLERANCE
 
 
 def test_one_layer_of_t5():

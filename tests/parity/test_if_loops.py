@@ -1,5 +1,8 @@
-"""The loops that semantic guidance of DeepFloyd-IF is compared with, against what there is to compare them with:
-without edits, diffusers' pipelines; with edits, the oracle on what the networks predicted."""
+"""Tests of the torch loops in `if_loops.py`, which other tests use as references.
+
+Without edits, the loops must equal diffusers' pipelines. With edits, the guidance must equal the NumPy oracle's for the
+same predictions.
+"""
 
 import pytest
 
@@ -73,7 +76,7 @@ RUNS = {
 
 
 def theirs(pipe, drawn, text, **call):
-    """The result of one of diffusers' pipelines, whose own noise is `drawn`, and its states."""
+    """Runs one of diffusers' pipelines with `drawn` as its noise; returns the result and the states of all calls."""
     pipe.set_progress_bar_config(disable=True)
     states = []
     with mock.patch.object(sys.modules[type(pipe).__module__], "randn_tensor", side_effect=list(map(tensor, drawn))):
@@ -87,27 +90,27 @@ def theirs(pipe, drawn, text, **call):
 
 
 def pipeline(cls, name, config, **parts):
-    made = scheduler(config)
+    solver = scheduler(config)
     if name != "x4":
-        inject(made, noises(9, *START[name].shape[1:]).__getitem__)
+        inject(solver, noises(9, *START[name].shape[1:]).__getitem__)
         parts |= {"feature_extractor": None, "requires_safety_checker": False}
     parts |= dict.fromkeys(("tokenizer", "text_encoder", "safety_checker", "watermarker"))
-    return cls(unet=unet(name), scheduler=made, **parts)
+    return cls(unet=unet(name), scheduler=solver, **parts)
 
 
 @pytest.mark.parametrize("steps", [STEPS, [999, 700, 699, 30, 0]], ids=["a number", "a list"])
 def test_the_first_stage(steps):
     pipe = pipeline(diffusers.IFPipeline, "1", FIRST)
     call = {"num_inference_steps": steps} if isinstance(steps, int) else {"timesteps": steps}
-    wanted, states = theirs(pipe, [START["1"]], text(24), guidance_scale=7.0, output_type="pt", **call)
+    expected, states = theirs(pipe, [START["1"]], text(24), guidance_scale=7.0, output_type="pt", **call)
     run = RUNS["1"](steps=steps, guidance_scale=7.0)
-    np.testing.assert_array_equal(run.x, wanted)
+    np.testing.assert_array_equal(run.x, expected)
     np.testing.assert_array_equal(run.states, states)
 
 
 def test_the_second_stage():
     pipe = pipeline(diffusers.IFSuperResolutionPipeline, "2", SECOND, image_noising_scheduler=scheduler(COSINE))
-    wanted, states = theirs(
+    expected, states = theirs(
         pipe,
         [START["2"], *SMALL["2"]["level_noises"]],
         text(24),
@@ -120,7 +123,7 @@ def test_the_second_stage():
         output_type="pt",
     )
     run = RUNS["2"](steps=STEPS, guidance_scale=4.0)
-    np.testing.assert_array_equal(run.x, wanted)
+    np.testing.assert_array_equal(run.x, expected)
     np.testing.assert_array_equal(run.states, states)
 
 
@@ -131,14 +134,14 @@ def test_the_upscaler():
     call = {"guidance_scale": 9.0, "num_inference_steps": STEPS, "noise_level": 7, "latents": tensor(START["x4"])}
     call |= {"image": tensor(PICTURE)}
     run = RUNS["x4"](steps=STEPS, guidance_scale=9.0)
-    wanted, states = theirs(pipe, [SMALL["x4"]["level_noise"]], text(16), output_type="latent", **call)
-    np.testing.assert_array_equal(run.x, wanted)
+    expected, states = theirs(pipe, [SMALL["x4"]["level_noise"]], text(16), output_type="latent", **call)
+    np.testing.assert_array_equal(run.x, expected)
     np.testing.assert_array_equal(run.states, states)
-    wanted, _ = theirs(pipe, [SMALL["x4"]["level_noise"]], text(16), output_type="pt", **call)
-    np.testing.assert_array_equal(np.clip(if_loops.decoded(vae(), run.x) / 2 + 0.5, 0, 1), wanted)
+    expected, _ = theirs(pipe, [SMALL["x4"]["level_noise"]], text(16), output_type="pt", **call)
+    np.testing.assert_array_equal(np.clip(if_loops.decoded(vae(), run.x) / 2 + 0.5, 0, 1), expected)
 
 
-def test_fresh_noise_at_every_call_of_the_second_stage():
+def test_new_noise_at_every_call_of_the_second_stage():
     (once,) = SMALL["2"]["level_noises"]
     one, same, fresh = (
         RUNS["2"](SMALL["2"] | {"level_noises": drawn}, steps=3, guidance_scale=4.0)
@@ -159,17 +162,17 @@ def edits(channels):
             Edit(concepts[1], -5.5, 0.5, 2, 5, 2.0),
             Edit(concepts[2], 6, 0.95, 3, None, 0.5),
         ],
-        "three, one of them too late": [
+        "three, one of them never warm": [
             Edit(concepts[0], 4, 0.9, 1, 2), Edit(concepts[1], 5, 0, 2), Edit(concepts[2], 6, 1, 99)
         ],
-        "all cooled before all are warm": [Edit(concepts[0], 4, 0.9, 0, 2), Edit(concepts[1], 5, 0.5, 4)],
+        "one cools down before the other is warm": [Edit(concepts[0], 4, 0.9, 0, 2), Edit(concepts[1], 5, 0.5, 4)],
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", edits(1))
 @pytest.mark.parametrize("name", RUNS)
 def test_edits(name, case):
-    """What is added is what the oracle adds to the same predictions; the rest is as without edits."""
+    """The guidance equals the oracle's for the same predictions, and before it the run equals one without edits."""
     chosen = edits(16 if name == "x4" else 24)[case]
     run = RUNS[name](steps=STEPS, guidance_scale=5.0, edits=chosen, momentum=(0.3, 0.6))
     plain = RUNS[name](steps=STEPS, guidance_scale=5.0)
@@ -179,7 +182,7 @@ def test_edits(name, case):
         field: [getattr(edit, field) for edit in chosen] for field in ("threshold", "warmup", "cooldown", "weight")
     }
     for row in range(2):
-        wanted = oracle.guidance(
+        expected = oracle.guidance(
             run.uncond[row].astype(np.float64),
             run.edits[row].astype(np.float64),
             scale=[abs(edit.scale) for edit in chosen],
@@ -189,7 +192,7 @@ def test_edits(name, case):
             semantics="diffusers",
             **settings,
         )
-        assert np.linalg.norm(run.sem_guidance[row] - wanted) < 1e-5 * np.linalg.norm(wanted)
+        assert np.linalg.norm(run.sem_guidance[row] - expected) < 1e-5 * np.linalg.norm(expected)
     begins = min(edit.warmup for edit in chosen)
     np.testing.assert_allclose(run.states[:, :begins], plain.states[:, :begins], atol=1e-4)
     assert np.abs(run.x - plain.x).max() > 1e-2
@@ -197,11 +200,11 @@ def test_edits(name, case):
 
 
 def test_the_step_takes_the_variance_of_the_prompt():
-    """By the equations, from the recorded predictions: a step with an edit and noise."""
+    """The equations of a DDPM step, applied to the recorded predictions with an edit and noise, give the same state."""
     run = RUNS["1"](steps=[500, 100], guidance_scale=5.0, edits=edits(24)["now"])
-    made = scheduler(FIRST)
+    solver = scheduler(FIRST)
     assert run.sem_guidance[:, 0].any()
-    a, b = (float(made.alphas_cumprod[t]) for t in (500, 100))
+    a, b = (float(solver.alphas_cumprod[t]) for t in (500, 100))
     estimate = run.uncond + 5 * (run.cond - run.uncond) + run.sem_guidance
     x0 = (START["1"] - (1 - a) ** 0.5 * estimate[:, 0]) / a**0.5
     bound = np.clip(np.quantile(np.abs(x0).reshape(2, -1), 0.95, axis=1), 1, 1.5)[:, None, None, None]
@@ -210,5 +213,5 @@ def test_the_step_takes_the_variance_of_the_prompt():
     mean = b**0.5 * (1 - alpha) / (1 - a) * x0 + alpha**0.5 * least * START["1"]
     share = (run.variance[:, 0] + 1) / 2
     log_variance = share * np.log(1 - alpha) + (1 - share) * np.log(least * (1 - alpha))
-    wanted = mean + np.exp(0.5 * log_variance) * noises(1, 8, 8, 3)[0]
-    np.testing.assert_allclose(run.states[:, 0], wanted, atol=1e-4)
+    expected = mean + np.exp(0.5 * log_variance) * noises(1, 8, 8, 3)[0]
+    np.testing.assert_allclose(run.states[:, 0], expected, atol=1e-4)

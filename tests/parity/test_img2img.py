@@ -1,7 +1,7 @@
-"""Pictures that start from pictures against diffusers' `StableDiffusionImg2ImgPipeline`, from the same noise.
+"""Starting from pictures, against diffusers' `StableDiffusionImg2ImgPipeline` with the same noise.
 
-Compared are the latents after every call and the pictures. With edits, which that pipeline does not have, the
-reference is its semantic pipeline, begun where the picture begins.
+The tests compare the latents after every call and the pictures. That pipeline has no edits, so the reference with edits
+is diffusers' semantic pipeline, started from the noised picture at the same timestep.
 """
 
 import pytest
@@ -32,7 +32,7 @@ SEED, STEPS, SHAPE = 7, 10, (8, 8, 4)
 CALL = {"prompt": ["a cat", "dog"], "negative_prompt": ["", "bad"], "num_inference_steps": STEPS, "guidance_scale": 5.0}
 PICTURES = np.random.default_rng(3).random((2, 16, 16, 3)).astype(np.float32)
 V = {"prediction_type": "v_prediction"}
-# A scheduler, and strengths.
+# {name: (scheduler, strengths)}
 CASES = {
     **{name: (config, (0.8, 0.55)) for name, config in tiny.SCHEDULERS.items() if name != "PNDM, Runge-Kutta"},
     **{name: (tiny.FURTHER[name], (0.55,)) for name in ("KDPM2 ancestral", "LCM")},
@@ -41,7 +41,7 @@ CASES = {
     "DDIM, v, trailing": (tiny.DDIM | V | {"timestep_spacing": "trailing"}, (0.6,)),
     "PNDM, at the ends": (tiny.PNDM, (1.0, 0.9, 0.3, 0.1)),
     "PNDM, Runge-Kutta": (tiny.SCHEDULERS["PNDM, Runge-Kutta"], (1.0,)),
-    "Euler, all of it": (tiny.SCHEDULERS["Euler"], (1.0,)),
+    "Euler, strength 1": (tiny.SCHEDULERS["Euler"], (1.0,)),
     "Heun, Karras sigmas": (tiny.SCHEDULERS["Heun"] | {"use_karras_sigmas": True}, (0.4,)),
     "LMS, few": (tiny.SCHEDULERS["LMS"], (0.2,)),
     "DPM, order 3": (tiny.SCHEDULERS["DPM"] | {"solver_order": 3}, (0.7, 0.1)),
@@ -57,7 +57,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def both(folder, one_device):
-    """Our face, diffusers' img2img pipeline and its semantic one, of the same networks."""
+    """Returns a function that loads our semantic pipeline, and diffusers' img2img and semantic pipelines."""
 
     def load(dtype="float32"):
         ours, semantic = theirs.load(folder, dtype, one_device)
@@ -78,9 +78,9 @@ def check(both, config, strength, end):
     mine = {"latents": latents, "seed": SEED, "callback": lambda *step: seen.append(step)}
     a = ours(**CALL, image=pictures, strength=strength, output_type="np", **mine)
 
-    def keep(pipe, i, t, found):
-        expected.append((t, found["latents"]))
-        return found
+    def keep(pipe, i, t, values):
+        expected.append((t, values["latents"]))
+        return values
 
     with theirs.start(type(reference), range(SEED, SEED + 2), latents):
         b = reference(**CALL, image=first(pictures), strength=strength, output_type="np", callback_on_step_end=keep)
@@ -96,13 +96,13 @@ def test_case(name, strength, both):
 
 @pytest.mark.parametrize("name", IN_DOUBLE)
 def test_case_in_float64(name, both):
-    made = both("float64")
+    pipelines = both("float64")
     with double():
-        check(made, CASES[name][0], 0.6, end=1e-9)
+        check(pipelines, CASES[name][0], 0.6, end=1e-9)
 
 
-def test_bytes_of_one_picture_for_all(both):
-    """As a PIL picture, which diffusers also takes."""
+def test_one_pil_picture_for_all_rows(both):
+    """Ours repeats a single picture for all rows, where diffusers needs one for each."""
     ours, reference, _ = both()
     latents = noise(2, *SHAPE)
     picture = Image.fromarray((PICTURES[0] * 255).astype(np.uint8))
@@ -114,7 +114,7 @@ def test_bytes_of_one_picture_for_all(both):
 
 
 def test_edits(both):
-    """Their clocks count the calls that are run."""
+    """Warm-ups and cool-downs count only the calls that are run."""
     ours, _, semantic = both()
     latents, seen, expected, begin = noise(2, *SHAPE), [], [], 4
     schedule(ours, semantic, tiny.DDIM)

@@ -1,4 +1,4 @@
-"""Textual inversion: tokens, embeddings and pictures equal those of diffusers' `load_textual_inversion`."""
+"""Textual inversion gives the tokens, embeddings and pictures of diffusers' `load_textual_inversion`."""
 
 import pytest
 
@@ -47,7 +47,7 @@ def test_one_pipeline(folder, tmp_path, one_device, form):
         theirs.load_textual_inversion(tmp_path, weight_name=path.name, token=word)
     ours = load(folder, textual_inversion=paths, devices=one_device)
 
-    # Of a word in another case, diffusers takes the first of its tokens alone, without saying so.
+    # For a word in another case, diffusers silently uses only the first of its tokens.
     written = [theirs.maybe_convert_prompt(text.lower(), theirs.tokenizer) for text in TEXTS]
     settings = {"padding": "max_length", "max_length": 12, "truncation": True}
     ids = np.asarray(theirs.tokenizer(written, **settings).input_ids)
@@ -64,12 +64,12 @@ def test_one_pipeline(folder, tmp_path, one_device, form):
     assert relative(ours("a b, b", latents=latents, **call).images, last(reference)) > 1e-2
 
 
-def test_our_files_of_torch_are_torchs(tmp_path):
-    """What other tests write without torch."""
+def test_torch_loads_the_pickles_of_other_tests(tmp_path):
+    """Other tests write these pickles without torch."""
     content = {"a": np.ones((2, 3), np.float32), "b": [1, "x", None], "c": (np.zeros((3, 2), np.int64).T, 2.5)}
     for legacy in (False, True):
-        found = torch.load(pickling.save(content, tmp_path / "a.pt", legacy=legacy), weights_only=True)
-        assert found["b"] == content["b"]
-        np.testing.assert_array_equal(found["a"].numpy(), content["a"])
-        assert found["c"][0].shape == (2, 3)
-        assert found["c"][1] == 2.5
+        loaded = torch.load(pickling.save(content, tmp_path / "a.pt", legacy=legacy), weights_only=True)
+        assert loaded["b"] == content["b"]
+        np.testing.assert_array_equal(loaded["a"].numpy(), content["a"])
+        assert loaded["c"][0].shape == (2, 3)
+        assert loaded["c"][1] == 2.5

@@ -1,4 +1,4 @@
-"""LoRAs: what is merged equals diffusers' `fuse_lora`, which needs peft."""
+"""Merged LoRAs give the weights of diffusers' `fuse_lora`, which needs peft."""
 
 import pytest
 
@@ -31,28 +31,31 @@ def theirs(folder):
 
 
 def difference(ours, theirs):
-    """The largest, relative, over all weights of the UNet and the text encoder."""
+    """Returns the largest relative difference of all weights of the UNet and the text encoder."""
     worst = 0
     for part in ("unet", "text_encoder"):
-        wanted = {key.removeprefix("text_model."): x for key, x in getattr(theirs, part).state_dict().items()}
+        expected = {key.removeprefix("text_model."): x for key, x in getattr(theirs, part).state_dict().items()}
         for path, leaf in jax.tree_util.tree_leaves_with_path(getattr(ours, part)):
-            reference = from_torch(path, wanted[torch_name(path)].detach().numpy())
+            reference = from_torch(path, expected[torch_name(path)].detach().numpy())
             worst = max(worst, np.abs(reference - np.asarray(leaf)).max() / np.abs(reference).max())
     return worst
 
 
 def one_alpha(layers):
-    """diffusers 0.42.1 loses alphas that differ from layer to layer in some layers of kohya's naming."""
+    """Gives all layers the same alpha.
+
+    With kohya's naming, diffusers 0.42.1 drops the alphas of some layers if they differ between layers.
+    """
     return {place: (up, down, np.float32(1.5)) for place, (up, down, _) in layers.items()}
 
 
 @pytest.mark.parametrize("naming", ["peft", "old_diffusers", "kohya"])
 def test_one(folder, theirs, models, layers, tmp_path, naming, one_device):
-    """Of layers of several ranks; with an alpha where diffusers reads one."""
-    own = one_alpha(layers)
-    if naming == "old_diffusers":  # of attention alone
-        own = {place: layer for place, layer in own.items() if ".attn" in place[1]}
-    save_file(tensors(own, NAMINGS[naming], alpha="kohya" in naming), tmp_path / "a.safetensors")
+    """The layers have several ranks, and an alpha if diffusers reads it in this naming."""
+    selected = one_alpha(layers)
+    if naming == "old_diffusers":  # it names only layers of attention
+        selected = {place: layer for place, layer in selected.items() if ".attn" in place[1]}
+    save_file(tensors(selected, NAMINGS[naming], alpha="kohya" in naming), tmp_path / "a.safetensors")
     theirs.load_lora_weights(tmp_path, weight_name="a.safetensors")
     theirs.fuse_lora(lora_scale=0.7)
     theirs.unload_lora_weights()
@@ -65,7 +68,7 @@ def test_settings_of_peft(theirs, models, layers, tmp_path):
     first = next(name for _, name in layers)
     settings = {}
     for part in ("unet", "text_encoder"):
-        ranks = {name: len(down) for (own, name), (_, down, _) in layers.items() if own == part}
+        ranks = {name: len(down) for (network, name), (_, down, _) in layers.items() if network == part}
         targets = list(ranks)
         settings |= {f"{part}.r": 2, f"{part}.lora_alpha": 5, f"{part}.target_modules": targets}
         settings |= {f"{part}.rank_pattern": ranks}
@@ -79,7 +82,7 @@ def test_settings_of_peft(theirs, models, layers, tmp_path):
 
 
 def random_lora(**settings):
-    """The settings of a LoRA of peft whose matrices are random."""
+    """Returns peft's config of a LoRA with random matrices."""
     settings = {"r": 3, "lora_alpha": 11, "init_lora_weights": False} | settings
     torch.manual_seed(0)
     return peft.LoraConfig(**settings)
@@ -126,8 +129,8 @@ def test_a_text_encoder_of_peft(theirs, models, tmp_path):
 
 
 def test_several(theirs, models, layers, tmp_path):
-    own = one_alpha(layers)
-    halves = [{place: layer for i, (place, layer) in enumerate(own.items()) if i % 3 != k} for k in (0, 1)]
+    values = one_alpha(layers)
+    halves = [{place: layer for i, (place, layer) in enumerate(values.items()) if i % 3 != k} for k in (0, 1)]
     scales = {"a": 0.5, "b": 1.4}
     for name, half in zip(scales, halves, strict=True):
         save_file(tensors(half, NAMINGS["kohya"]), tmp_path / f"{name}.safetensors")

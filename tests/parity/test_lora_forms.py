@@ -1,4 +1,4 @@
-"""Relatives of LoRAs: merged weights equal those of LyCORIS and of peft, whose parameters are all random."""
+"""Other forms of adapters: merged weights equal those of LyCORIS and peft. All parameters are random."""
 
 import pytest
 
@@ -30,29 +30,29 @@ RANK = 3
 
 
 def parameters(models):
-    """The UNet's, in torch's layout, by their keys."""
-    found = {}
+    """Returns the UNet's parameters by key, in torch's layout."""
+    values = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(models.unet):
         array = np.asarray(leaf)
         if array.ndim > 1:
             array = array.transpose((array.ndim - 1, array.ndim - 2, *range(array.ndim - 2)))
-        found[torch_name(path)] = torch.tensor(np.ascontiguousarray(array))
-    return found
+        values[torch_name(path)] = torch.tensor(np.ascontiguousarray(array))
+    return values
 
 
 def layer(values, name):
-    """A layer of torch with the UNet's values."""
+    """Returns a torch layer with the UNet's values."""
     weight = values[f"{name}.weight"]
     if weight.ndim == 1:
-        made = torch.nn.GroupNorm(4, len(weight))
+        module = torch.nn.GroupNorm(4, len(weight))
     elif weight.ndim == 2:
-        made = torch.nn.Linear(*reversed(weight.shape))
+        module = torch.nn.Linear(*reversed(weight.shape))
     else:
-        made = torch.nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2:], padding=weight.shape[2] // 2)
+        module = torch.nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2:], padding=weight.shape[2] // 2)
     with torch.no_grad():
-        made.weight.copy_(weight)
-        made.bias.copy_(values[f"{name}.bias"])
-    return made
+        module.weight.copy_(weight)
+        module.bias.copy_(values[f"{name}.bias"])
+    return module
 
 
 def randomised(module, seed=0):
@@ -64,7 +64,7 @@ def randomised(module, seed=0):
 
 
 def file_of(module, name, path):
-    """Writes what LyCORIS saves of a module."""
+    """Writes a module as LyCORIS does, and returns the path."""
     key = f"lora_unet_{name.replace('.', '_')}"
     if isinstance(module, modules.FullModule):
         saved = {"diff": module.weight, "diff_b": module.bias}
@@ -89,7 +89,7 @@ LYCORIS = {
     "LoKr the other way": (modules.LokrModule, {"factor": 2, "unbalanced_factorization": True}, (LINEAR, CONV)),
     "LoKr of two products": (modules.LokrModule, {"decompose_both": True, "lora_dim": 1}, (LINEAR, CONV)),
     "LoKr with a kernel between": (modules.LokrModule, {"use_tucker": True, "lora_dim": 1}, (CONV,)),
-    "LoKr of whole matrices": (modules.LokrModule, {"full_matrix": True}, (LINEAR, CONV)),
+    "LoKr of full matrices": (modules.LokrModule, {"full_matrix": True}, (LINEAR, CONV)),
     "DoRA": (modules.LoConModule, {"weight_decompose": True}, (LINEAR, CONV)),
     "DoRA of inputs": (modules.LoConModule, {"weight_decompose": True, "wd_on_out": False}, (LINEAR, CONV)),
     "DoRA of a LoHa": (modules.LohaModule, {"weight_decompose": True, "wd_on_out": False}, (LINEAR, CONV)),
@@ -112,16 +112,16 @@ LYCORIS = {
 
 @pytest.mark.parametrize("form", LYCORIS)
 def test_lycoris(models, tmp_path, form):
-    """Where alpha equals the rank, because LyCORIS 4.1.3 merges LoHa and LoKr with the square of alpha / r."""
+    """Alpha equals the rank, because LyCORIS 4.1.3 merges LoHa and LoKr with the square of alpha / rank."""
     kind, settings, names = LYCORIS[form]
     before = parameters(models)
     for name in names:
-        own = layer(before, name)
+        original = layer(before, name)
         settings = {"lora_dim": RANK, "alpha": settings.get("lora_dim", RANK)} | settings
-        module = randomised(kind("", own, **settings))
+        module = randomised(kind("", original, **settings))
         ours = parameters(merge_lora(models, file_of(module, name, tmp_path / "a.safetensors")))
         with torch.no_grad():
-            weight, bias = module.get_merged_weight(1.0, own.weight.shape)
+            weight, bias = module.get_merged_weight(1.0, original.weight.shape)
         assert far(ours[f"{name}.weight"], weight.detach()) < 1e-6
         assert far(ours[f"{name}.weight"], before[f"{name}.weight"]) > 0.01
         if bias is not None:
@@ -131,30 +131,30 @@ def test_lycoris(models, tmp_path, form):
 
 @pytest.mark.parametrize("form", [form for form in LYCORIS if form.startswith(("Lo", "DoRA", "GLoRA"))])
 def test_alphas_of_lycoris(models, tmp_path, form):
-    """As the trained network, which has the matrices beside the layer, computes with them."""
+    """A merged layer computes the same as LyCORIS' layer with the adapter, for an alpha of twice the rank."""
     kind, settings, names = LYCORIS[form]
     before = parameters(models)
     generator = torch.Generator().manual_seed(1)
     for name in names:
-        own = layer(before, name)
-        module = randomised(kind("", own, **{"lora_dim": RANK, "alpha": 2 * RANK} | settings))
+        original = layer(before, name)
+        module = randomised(kind("", original, **{"lora_dim": RANK, "alpha": 2 * RANK} | settings))
         ours = layer(parameters(merge_lora(models, file_of(module, name, tmp_path / "a.safetensors"))), name)
-        shape = (5, own.weight.shape[1]) if own.weight.ndim == 2 else (2, own.weight.shape[1], 5, 4)
+        shape = (5, original.weight.shape[1]) if original.weight.ndim == 2 else (2, original.weight.shape[1], 5, 4)
         inputs = torch.randn(shape, generator=generator)
         with torch.no_grad():
             assert far(ours(inputs), module(inputs)) < 3e-6
-            assert far(own(inputs), module(inputs)) > 0.01
+            assert far(original(inputs), module(inputs)) > 0.01
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.6, -1.0])
 def test_other_scales_of_dora(models, tmp_path, scale):
-    """As LyCORIS' function for norms of inputs has it, and ComfyUI."""
-    own = layer(parameters(models), CONV)
-    module = randomised(modules.LoConModule("", own, 1, RANK, 2.0, weight_decompose=True, wd_on_out=False))
+    """Scales other than 1 give the weights of LyCORIS' function for norms of inputs, and of ComfyUI."""
+    original = layer(parameters(models), CONV)
+    module = randomised(modules.LoConModule("", original, 1, RANK, 2.0, weight_decompose=True, wd_on_out=False))
     path = file_of(module, CONV, tmp_path / "a.safetensors")
     ours = parameters(merge_lora(models, {path: scale}))[f"{CONV}.weight"]
     with torch.no_grad():
-        theirs = apply_dora_scale(own.weight, module.get_diff_weight(1)[0], module.dora_scale, scale)
+        theirs = apply_dora_scale(original.weight, module.get_diff_weight(1)[0], module.dora_scale, scale)
     assert far(ours, theirs) < 1e-6
 
 
@@ -169,7 +169,7 @@ NETWORKS = {
 
 @pytest.mark.parametrize("form", NETWORKS)
 def test_networks_of_lycoris(folder, models, tmp_path, form):
-    """Of all layers in the blocks of a UNet, by the names that LyCORIS gives them."""
+    """The adapters change all layers in the blocks of a UNet, and have LyCORIS' names."""
     unet = diffusers.UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
     blocks = ["Transformer2DModel", "ResnetBlock2D", "Downsample2D", "Upsample2D"]
     LycorisNetwork.apply_preset({"target_module": blocks, "enable_conv": True})
@@ -195,7 +195,7 @@ PEFT = {
     "LoKr of two products": peft.LoKrConfig(
         r=1, alpha=5, target_modules=TARGETS, init_weights=False, decompose_both=True, use_effective_conv2d=True
     ),
-    "LoKr of whole matrices": peft.LoKrConfig(
+    "LoKr of full matrices": peft.LoKrConfig(
         r=64, alpha=5, target_modules=TARGETS, init_weights=False, rank_pattern={"to_q": 32}
     ),
     "(IA)^3": peft.IA3Config(target_modules=["to_q", "ff.net.2"], feedforward_modules=["ff.net.2"]),
@@ -213,7 +213,7 @@ def test_peft(folder, models, tmp_path, form, adapter):
     before = {key: value.clone() for key, value in unet.state_dict().items()}
     wrapped = peft.get_peft_model(unet, PEFT[form], adapter_name=adapter)
     randomised_adapter(wrapped)
-    # One of the two is a file of torch's.
+    # One adapter is a safetensors file, the other a pickle.
     wrapped.save_pretrained(tmp_path, safe_serialization=adapter == "default")
     where = tmp_path if adapter == "default" else tmp_path / adapter
     theirs = wrapped.merge_and_unload().state_dict()

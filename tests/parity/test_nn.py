@@ -1,4 +1,4 @@
-"""Layers, blocks and whole networks against torch's, on the same tensors and inputs."""
+"""Layers, blocks and complete networks against torch's, with the same weights and inputs."""
 
 import pytest
 
@@ -28,7 +28,7 @@ from sega_jax.pipelines import loading
 
 pytestmark = pytest.mark.parity
 
-# Relative L2; of layers and blocks in float32.
+# Tolerances of the relative L2 error: of layers and blocks in float32, and of networks.
 LAYER = 2e-6
 NETWORK = {"float32": 1e-5, "float64": 1e-9}
 
@@ -114,7 +114,7 @@ def encoders(config):
 
 
 def tokens(count=3):
-    """Ids with a beginning, an end and padding, each text of another length."""
+    """Returns ids with a start, an end and padding, for texts of different lengths."""
     ids = np.random.default_rng(0).integers(0, 56, (count, 12))
     ids[:, 0] = tiny.TEXT["bos_token_id"]
     for row, length in zip(ids, (1, 6, 11), strict=True):
@@ -165,7 +165,7 @@ LAYERS = {
 @pytest.mark.parametrize("std", [1, 0.01])
 @pytest.mark.parametrize("name", LAYERS)
 def test_layer(name, std):
-    """A small std shows an epsilon that is not torch's."""
+    """With a small std, an epsilon that differs from torch's shows."""
     make_ours, make_theirs, shape = LAYERS[name]
     ours, theirs = pair(make_ours(), make_theirs())
     x = np.float32(std) * noise(*shape)
@@ -183,7 +183,7 @@ def test_activation(name):
 @pytest.mark.parametrize("flip", [True, False])
 @pytest.mark.parametrize("channels", [8, 9, 320])
 def test_sinusoid(channels, flip, shift):
-    """In float64, since torch's float32 exponential is off by a digit for some frequencies."""
+    """The comparison is in float64, because torch's float32 exponential is off by a digit for some frequencies."""
     with double():
         t = np.arange(1000.0)
         theirs = embeddings.get_timestep_embedding(torch.tensor(t), channels, flip, shift)
@@ -195,7 +195,7 @@ def tensor(x):
 
 
 def array(x):
-    """Ours from theirs: of a block's several outputs the first, of a list of inputs every one."""
+    """Converts outputs or inputs of torch to our layout: the first of a tuple, or all of a list."""
     x = getattr(x, "sample", x)
     if isinstance(x, list):
         return [array(part) for part in x]
@@ -204,12 +204,12 @@ def array(x):
 
 
 def calls(module, *inputs):
-    """The blocks that a call of a torch module runs through: their names, and arguments by name."""
-    found = []
+    """Returns (name, block, arguments by name) for every block that a call of a torch module runs."""
+    blocks = []
 
     def note(name, block, args, kwargs):
         bound = inspect.signature(block.forward).bind(*args, **kwargs).arguments
-        found.append((name, block, bound | bound.pop("kwargs", {})))
+        blocks.append((name, block, bound | bound.pop("kwargs", {})))
 
     hooks = [
         block.register_forward_pre_hook(lambda b, a, k, name=name: note(name, b, a, k), with_kwargs=True)
@@ -221,7 +221,7 @@ def calls(module, *inputs):
     module(*inputs)
     for hook in hooks:
         hook.remove()
-    return found
+    return blocks
 
 
 def scaled(argument, by):
@@ -236,11 +236,11 @@ def twin(module, name):
     return module
 
 
-def told(block, context, taken):
-    """What a block of ours takes in place of the text's states."""
-    if "keys" in taken:
+def projected_text(block, context, parameters):
+    """Returns the arguments of our block that replace the text's states."""
+    if "keys" in parameters:
         return dict(zip(("keys", "values"), block.project(context), strict=True))
-    if "text" not in taken:
+    if "text" not in parameters:
         return {}
     if hasattr(block, "project"):
         return {"text": block.project(context)}
@@ -248,31 +248,31 @@ def told(block, context, taken):
 
 
 def labels(config, batch):
-    """Noise levels, which may be fractions where they are embedded as timesteps are; the last is the largest."""
+    """Returns noise levels up to the largest. Those embedded like timesteps may be fractions."""
     if "num_class_embeds" in config:
         return np.arange(20)[-batch:].astype(np.int32)
     return np.linspace(0.5, 999, batch, dtype=precision()) if "class_embed_type" in config else None
 
 
 def inputs(config, size, batch, std=1.0):
-    """What a UNet is called with."""
+    """Returns the arguments of a call of the UNet."""
     x, text = noise(batch, *size, config["in_channels"]), noise(batch, 12, width(config), seed=1)
     t = np.array([999, 500, 0][:batch], precision())
     return std * x, t, text, labels(config, batch)
 
 
 def width(config):
-    """Channels of the text's states."""
+    """Returns the number of channels of the text's states."""
     return config.get("encoder_hid_dim") or np.max(config["cross_attention_dim"])
 
 
-def given(x, *others):
-    """The inputs of torch's UNet."""
+def torch_inputs(x, *others):
+    """Converts the arguments to those of torch's UNet."""
     return first(x), *(None if other is None else torch.tensor(other) for other in others)
 
 
 def unet_and_inputs(config, size):
-    return *unets(config), given(*inputs(config, size, 2))
+    return *unets(config), torch_inputs(*inputs(config, size, 2))
 
 
 NETWORKS = {
@@ -289,25 +289,25 @@ NETWORKS = {
 @pytest.mark.parametrize("std", [1, 0.01])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_blocks(name, std):
-    """Every block of a network by itself, at the inputs that it has in it, and at small ones."""
+    """Compares every block of a network, on its inputs within the network, and on the same inputs of a small std."""
     ours, theirs, inputs = NETWORKS[name]()
     errors = {}
     for name, block, arguments in calls(theirs, *inputs):
         arguments = {key: scaled(value, std) for key, value in arguments.items()}
         expected = array(block(**arguments))
         x = array(next(iter(arguments.values())))
-        given = {"x": x, "context": x}
+        values = {"x": x, "context": x}
         for key, argument in {"embedding": "temb", "context": "encoder_hidden_states"}.items():
             if arguments.get(argument) is not None:
-                given[key] = array(arguments[argument])
+                values[key] = array(arguments[argument])
         if "res_hidden_states_tuple" in arguments:
-            # Ours takes all that are left, and the size of the picture from the next.
-            given["skips"] = [expected, *array(list(arguments["res_hidden_states_tuple"]))]
+            # Our block gets all remaining skips, and takes the picture's size from the one after its own.
+            values["skips"] = [expected, *array(list(arguments["res_hidden_states_tuple"]))]
         block = twin(ours, name)
         if not isinstance(block, (layers.Downsample, layers.Upsample)):
-            taken = inspect.signature(block).parameters
-            given |= told(block, given["context"], taken)
-            out = block(**{key: given[key] for key in taken if key in given})
+            parameters = inspect.signature(block).parameters
+            values |= projected_text(block, values["context"], parameters)
+            out = block(**{key: values[key] for key in parameters if key in values})
             errors[name] = relative(out[0] if isinstance(out, tuple) else out, expected)
     assert len(errors) > 5
     assert {name: error for name, error in errors.items() if error >= LAYER} == {}
@@ -318,7 +318,7 @@ def tolerance(request):
     with contextlib.ExitStack() as stack:
         if request.param == "float64":
             stack.enter_context(double())
-            # DeepFloyd-IF's softmax of the pooled text.
+            # diffusers computes DeepFloyd-IF's softmax of the pooled text in float32.
             stack.enter_context(mock.patch.object(torch.Tensor, "float", torch.Tensor.double))
         yield NETWORK[request.param]
 
@@ -326,10 +326,10 @@ def tolerance(request):
 def compare_unets(config, size, std=1.0):
     ours, theirs = unets(config)
     args = inputs(config, size, 3, std)
-    return relative(jax.jit(type(ours).__call__)(ours, *args), last(theirs(*given(*args)).sample))
+    return relative(jax.jit(type(ours).__call__)(ours, *args), last(theirs(*torch_inputs(*args)).sample))
 
 
-# Sizes that no downsampling divides, but for IF, which has to divide them.
+# The downsampling does not divide these sizes, except for IF, which needs divisible ones.
 @pytest.mark.parametrize("tolerance", ["float32", "float64"], indirect=True)
 @pytest.mark.parametrize(
     ("name", "size"),
@@ -350,7 +350,7 @@ def test_unet(name, size, tolerance):
     [("deep", (9, 3)), ("wide", (9, 3)), ("one level of odd width", (9, 3)), ("IF, text as it is", (8, 4))],
 )
 def test_unet_of_another_shape(name, size):
-    """Inputs of a small std as well."""
+    """The networks also agree on inputs of a small std."""
     for std in (1, 0.01):
         assert compare_unets(UNETS[name], size, std) < NETWORK["float32"]
 
@@ -377,7 +377,7 @@ def test_text(config, tolerance):
 @pytest.mark.parametrize("tolerance", ["float32", "float64"], indirect=True)
 @pytest.mark.parametrize("end", [2, 57])
 def test_projected_text(tolerance, end):
-    """transformers finds the end by its id, or with an old config by its being the largest."""
+    """transformers finds the end by its id, or in old configs as the largest id."""
     config = tiny.TEXT_PROJECTED | {"eos_token_id": end}
     theirs = transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**config))
     ours, theirs = pair(clip.CLIPTextModelWithProjection(clip.CLIPTextConfig.from_dict(config)), theirs)
@@ -388,7 +388,7 @@ def test_projected_text(tolerance, end):
 @pytest.mark.parametrize("size", [12, 50])
 @pytest.mark.parametrize("tolerance", ["float32", "float64"], indirect=True)
 def test_t5(size, tolerance):
-    """Texts with padding on the right, on the left and none; longer than the largest distance, too."""
+    """The texts have padding on the right, on the left, and none; some are longer than the largest distance."""
     ours, theirs = encoders(tiny.T5)
     ids = np.random.default_rng(0).integers(0, 60, (3, size)).astype(np.int32)
     mask = np.ones_like(ids)
@@ -400,11 +400,11 @@ def test_t5(size, tolerance):
 
 @pytest.mark.parametrize(("count", "farthest"), [(32, 128), (12, 20), (4, 10), (9, 30), (64, 1000)])
 def test_buckets(count, farthest):
-    """Also where a distance is just at the end of a range."""
+    """The buckets also agree for distances at the ends of ranges."""
     theirs = modeling_t5.T5Attention._relative_position_bucket
     offset = torch.arange(1200)[None] - torch.arange(1200)[:, None]
-    wanted = theirs(offset, num_buckets=count, max_distance=farthest)
-    assert np.array_equal(t5.buckets(1200, count, farthest), wanted)
+    expected = theirs(offset, num_buckets=count, max_distance=farthest)
+    assert np.array_equal(t5.buckets(1200, count, farthest), expected)
 
 
 @pytest.mark.parametrize(
@@ -412,7 +412,7 @@ def test_buckets(count, farthest):
 )
 @pytest.mark.parametrize("tolerance", ["float32", "float64"], indirect=True)
 def test_vision(options, tolerance):
-    """Pictures of 12 x 12 in patches that leave a border, and in ones that do not."""
+    """Patches of 5 pixels leave a border of the 12 x 12 pictures, patches of 3 do not."""
     ours, theirs = visions(VISION | options)
     pixels = noise(3, 12, 12, 3)
     assert relative(jax.jit(type(ours).__call__)(ours, pixels), theirs(first(pixels)).pooler_output) < tolerance
@@ -420,7 +420,7 @@ def test_vision(options, tolerance):
 
 @pytest.mark.parametrize("prefix", ["", "text_model."])
 def test_files_with_old_names(prefix, tmp_path, one_device):
-    """Published files put text keys under `text_model.`, and old ones name the VAE's attention otherwise."""
+    """Published files prefix text keys with `text_model.`, and old ones have other names for the VAE's attention."""
     folder = tiny.checkpoint(tmp_path / "tiny", prefix=prefix)
     if prefix:
         rename(folder / "vae" / "diffusion_pytorch_model.safetensors")
@@ -444,12 +444,12 @@ def rename(file):
 
 @pytest.mark.parametrize("size", [(9, 8), (14, 20), (23, 9), (12, 21)])
 def test_tiled_decoding(size):
-    """Tiles of 8 positions, some of which are cut off at the right and the bottom."""
+    """The tiles have 8 positions, and some at the right and bottom have fewer."""
     ours, theirs = pair(
         vae.AutoencoderKL(vae.AutoencoderConfig.from_dict(tiny.VAE)), diffusers.AutoencoderKL.from_config(tiny.VAE)
     )
     theirs.enable_tiling()
     x = noise(2, *size, 4)
-    found = np.asarray(jax.jit(lambda net, x: net.decode(x, 8))(ours, x))
-    assert relative(found, last(theirs.decode(first(x)).sample)) < 1e-5
-    assert relative(found, ours.decode(x)) > 1e-4
+    tiled = np.asarray(jax.jit(lambda net, x: net.decode(x, 8))(ours, x))
+    assert relative(tiled, last(theirs.decode(first(x)).sample)) < 1e-5
+    assert relative(tiled, ours.decode(x)) > 1e-4

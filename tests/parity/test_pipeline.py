@@ -1,6 +1,6 @@
-"""Prompts to pictures against diffusers' `SemanticStableDiffusionPipeline`, from the same initial and fresh noise.
+"""Complete calls against diffusers' `SemanticStableDiffusionPipeline`, with the same initial and fresh noise.
 
-Compared are the latents after every call, all predictions and the semantic guidance, and the pictures.
+The tests compare the latents, predictions and semantic guidance of every call, and the pictures.
 """
 
 import pytest
@@ -59,21 +59,21 @@ EDGES = {
     "edit_mom_beta": 0.0,
 }
 DEFAULTS = {"editing_prompt": ["glasses", "b", "cd"], "num_inference_steps": 14}
-# A checkpoint, a scheduler, a call.
+# {name: (checkpoint, scheduler, arguments of the call)}
 CASES = {
     "no edits": ("1.x", tiny.DDIM, TWO),
     "no edits, with noise": ("1.x", tiny.DDIM, TWO | {"eta": 1.0, "guidance_scale": 2, "negative_prompt": ["e", "no"]}),
     "one": ("1.x", tiny.DDIM, ONE),
     "one, PNDM": ("1.x", tiny.PNDM, ONE),
     "three": ("1.x", tiny.DDIM, THREE),
-    "three, as by default": ("1.x", tiny.DDIM, TWO | DEFAULTS),
+    "three, default settings": ("1.x", tiny.DDIM, TWO | DEFAULTS),
     "three at the edges": ("1.x", tiny.DDIM, THREE | EDGES),
-    "three, not all of them warm": (
+    "three, one never warm": (
         "1.x",
         tiny.DDIM,
         THREE | {"edit_warmup_steps": [1, 3, 99], "edit_cooldown_steps": None},
     ),
-    "three, all of them cooled": ("1.x", tiny.DDIM, THREE | {"edit_warmup_steps": 0, "edit_cooldown_steps": 4}),
+    "three, all cooled down": ("1.x", tiny.DDIM, THREE | {"edit_warmup_steps": 0, "edit_cooldown_steps": 4}),
     "three, without momentum": ("1.x", tiny.DDIM, THREE | {"edit_momentum_scale": 0.0}),
     "three, negative prompts": ("1.x", tiny.DDIM, THREE | {"negative_prompt": ["bad", "worse"], "guidance_scale": 3}),
     "three, with noise": ("1.x", tiny.DDIM, THREE | {"eta": 0.7}),
@@ -91,14 +91,14 @@ CASES = {
     },
     "three, TCD with noise": ("1.x", tiny.FURTHER["TCD"], THREE | {"eta": 0.4}),
     "three, Karras sigmas": ("1.x", tiny.SCHEDULERS["DPM"] | {"use_karras_sigmas": True, "solver_type": "heun"}, THREE),
-    "three, of the picture": ("1.x", tiny.SCHEDULERS["UniPC"] | {"prediction_type": "sample"}, THREE),
-    "three, without signal": ("1.x", tiny.SCHEDULERS["Euler"] | V | ZERO_SNR, THREE | {"num_inference_steps": 8}),
+    "three, predicting x0": ("1.x", tiny.SCHEDULERS["UniPC"] | {"prediction_type": "sample"}, THREE),
+    "three, zero terminal SNR": ("1.x", tiny.SCHEDULERS["Euler"] | V | ZERO_SNR, THREE | {"num_inference_steps": 8}),
     "SD 2.x, DPM": ("2.x", tiny.SCHEDULERS["DPM"] | V, THREE),
     "SD 2.x": ("2.x", tiny.DDIM | V, THREE),
-    "SD 2.x, of epsilon": ("2.x", tiny.DDIM, THREE | {"eta": 0.2}),
+    "SD 2.x, predicting noise": ("2.x", tiny.DDIM, THREE | {"eta": 0.2}),
     "SD 2.x, PNDM": ("2.x", tiny.PNDM | V, THREE),
 }
-# Thresholds and numbers of positions are such that no value lies on its quantile.
+# With these thresholds and numbers of positions, no value equals its quantile.
 IN_DOUBLE = ["three", "three, with noise", "three, clipped", "three, PNDM", "SD 2.x"]
 IN_DOUBLE += ["three, DPM", "three, DDPM", "three, Heun"]
 
@@ -114,7 +114,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def both(folders, one_device):
-    """Our face and diffusers' pipeline of a checkpoint."""
+    """Returns a function that loads a checkpoint into our semantic pipeline and diffusers'."""
     return functools.cache(lambda name, dtype="float32": theirs.load(folders[name], dtype, one_device))
 
 
@@ -128,12 +128,12 @@ def both(folders, one_device):
             5,
             {"callback_on_step_end_tensor_inputs"},
         ),
-        # The defaults of steps and guidance are the stage's.
+        # The stage decides the defaults of steps and guidance scale.
         (SemanticIFPipeline, diffusers.IFPipeline, 17, {"num_inference_steps", "guidance_scale"}),
     ],
 )
 def test_arguments(ours, reference, same, others):
-    """Their order, where they may be given by position, and their defaults."""
+    """Positional arguments have diffusers' order, and all arguments have its defaults."""
     mine, its = (inspect.signature(pipeline.__call__).parameters for pipeline in (ours, reference))
     positional = [name for name, one in mine.items() if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
     assert positional[1:] == ["seed" if name == "generator" else name for name in its][1 : same + 1]
@@ -147,7 +147,11 @@ def test_arguments(ours, reference, same, others):
 
 
 def run(ours, reference, call, mine=None, its=None, scheduler=tiny.DDIM):
-    """What ours and the reference make of a call (and of arguments of their own), and the latents of every step."""
+    """Runs a call in both pipelines, with arguments of both, of ours (`mine`) and of the reference (`its`).
+
+    Returns:
+        Both outputs, and what both callbacks received at every call.
+    """
     rows = len(call["prompt"]) if isinstance(call["prompt"], list) else call["num_images_per_prompt"]
     shape = ours.pipeline.latent_shape(call.get("height"), call.get("width"))
     latents, seen, expected = noise(rows, *shape), [], []
@@ -170,7 +174,7 @@ def check_pictures(a, b, seen, expected, end):
 
 
 def check_guidance(a, reference, one, end):
-    """`one` is the tolerance of a single call, `end` that of a whole run."""
+    """Compares the recorded arrays, with tolerance `one` for the first call and `end` for all calls."""
     for name in ("uncond_estimates", "text_estimates", "edit_estimates", "sem_guidance"):
         ours, expected = getattr(a, name), getattr(reference, name)
         if expected is None or not expected.numel() or not expected.any():
@@ -197,9 +201,9 @@ def test_case(name, both):
 
 @pytest.mark.parametrize("name", IN_DOUBLE)
 def test_case_in_float64(name, both):
-    made = both(CASES[name][0], "float64")
+    pipelines = both(CASES[name][0], "float64")
     with double():
-        check(name, *made, one=1e-9, end=1e-9)
+        check(name, *pipelines, one=1e-9, end=1e-9)
 
 
 @pytest.mark.parametrize("scale", [1, 0.3])
@@ -208,7 +212,7 @@ def test_without_classifier_free_guidance(scale, both):
 
 
 def test_replayed_guidance(both):
-    """Recorded with edits, added without them."""
+    """Guidance that was recorded with edits is added to a call without them."""
     ours, reference = both("1.x")
     a, *_ = run(ours, reference, THREE)
     a, *rest = run(ours, reference, TWO, {"sem_guidance": a.sem_guidance}, {"sem_guidance": reference.sem_guidance})
@@ -237,8 +241,8 @@ def test_pil_pictures(both):
         assert np.abs(np.asarray(a, int) - np.asarray(b, int)).max() <= 1
 
 
-def test_rows_of_their_own(both):
-    """One call whose rows have their own words, scales, noise and number of concepts; the reference takes one each."""
+def test_rows_with_different_settings(both):
+    """Rows of one call differ in texts, scales, noise and numbers of concepts; the reference needs a call for each."""
     ours, reference = both("1.x")
     latents = noise(2, 8, 8, 4)
     schedule(ours, reference, tiny.DDIM)

@@ -1,4 +1,4 @@
-"""Longer texts and weights of words against torch: transformers' encoder over chunks, diffusers over their states."""
+"""Long and weighted prompts against a plain loop over chunks with transformers' encoder, and diffusers' sampling."""
 
 import pytest
 
@@ -15,7 +15,7 @@ from parity.theirs import first, last, noise, relative, schedule
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore::FutureWarning")]
 
-# Words with their weights, as they are written and one by one.
+# {weighted prompt: [(words, weight)]}
 TEXTS = {
     "a cat, (black:1.4), on [a] mat (in b)": [
         ("a cat,", 1.0), ("black", 1.4), (", on", 1.0), ("a", 1 / 1.1), ("mat", 1.0), ("in b", 1.1)
@@ -36,8 +36,8 @@ def both(tmp_path_factory, one_device):
 
 
 def embedding(reference, words, chunks):
-    """By a plain loop: ids between start and end, padded; the states times the weights, their mean as before."""
-    tokenizer, found = reference.tokenizer, []
+    """Computes the states chunk by chunk: padded ids, weighted states, rescaled to their original mean."""
+    tokenizer, states = reference.tokenizer, []
     pairs = [(i, w) for text, w in words for i in tokenizer(text, add_special_tokens=False).input_ids]
     for c in range(chunks):
         part = pairs[10 * c : 10 * c + 10]
@@ -47,28 +47,28 @@ def embedding(reference, words, chunks):
             z = reference.text_encoder(torch.tensor([ids]))[0]
         mean = z.mean()
         z = z * weights[None, :, None]
-        found.append(z * (mean / z.mean()))
-    return torch.cat(found, 1)
+        states.append(z * (mean / z.mean()))
+    return torch.cat(states, 1)
 
 
 def test_states(both):
     ours, reference = both
-    found = ours.pipeline.encode(list(TEXTS), long_prompts=True, weighted=True).states
-    wanted = torch.cat([embedding(reference, words, 2) for words in TEXTS.values()])
-    assert found.shape == (4, 24, 16)
-    assert relative(found, wanted.numpy()) < 1e-5
+    states = ours.pipeline.encode(list(TEXTS), long_prompts=True, weighted=True).states
+    expected = torch.cat([embedding(reference, words, 2) for words in TEXTS.values()])
+    assert states.shape == (4, 24, 16)
+    assert relative(states, expected.numpy()) < 1e-5
 
 
 def test_pictures(both):
-    """The prompt is longer than its absence, which has a chunk of no words more."""
+    """The negative prompt is shorter than the prompt, so it gets another chunk of the empty text."""
     ours, reference = both
     latents, (long, short, bad, _) = noise(2, 8, 8, 4), TEXTS
     schedule(ours, reference, tiny.DDIM)
     call = {"num_inference_steps": 6, "guidance_scale": 6.0}
     read = {"long_prompts": True, "weighted": True}
     a = ours([long, short], negative_prompt=[bad, bad], **call, **read, latents=latents, output_type="latent").images
-    told, away = ([embedding(reference, TEXTS[text], 2) for text in texts] for texts in ((long, short), (bad, bad)))
-    embeds = {"prompt_embeds": torch.cat(told), "negative_prompt_embeds": torch.cat(away)}
+    cond, uncond = ([embedding(reference, TEXTS[text], 2) for text in texts] for texts in ((long, short), (bad, bad)))
+    embeds = {"prompt_embeds": torch.cat(cond), "negative_prompt_embeds": torch.cat(uncond)}
     b = reference(**embeds, **call, latents=first(latents), output_type="latent").images
     assert relative(a, last(b)) < 3e-4
     assert np.isfinite(a).all()

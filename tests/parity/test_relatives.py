@@ -1,7 +1,7 @@
-"""Relatives of Stable Diffusion and SDXL against diffusers: distilled networks, smaller UNets, and EDM's training.
+"""Variants of Stable Diffusion and SDXL against diffusers: distilled networks, smaller UNets, and EDM training.
 
-Each is a small twin with weights that hide nothing. Compared are the latents after every call and the pictures of a
-plain call, and for Stable Diffusion 1.x the recorded arrays of a call with edits, too.
+Each has a small twin with random weights. The tests compare the latents after every call and the pictures of calls
+without edits, and for Stable Diffusion 1.x also the recorded arrays of a call with edits.
 """
 
 import pytest
@@ -38,14 +38,14 @@ XL_TWO_LEVELS = {
     "attention_head_dim": [1, 2],
     "transformer_layers_per_block": [1, 2],
 }
-# The ends of the names of the layers that the published LoRA of LCM changes.
+# The ends of the names of the layers that LCM's published LoRA changes.
 LCM_LORA = (
     *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
     *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj"),
 )
-# The latents of Playground 2.5, by channel.
+# The statistics of Playground 2.5's latents, by channel.
 STATISTICS = {"latents_mean": [-1.6574, 1.886, -1.383, 2.5155], "latents_std": [8.4927, 5.9022, 6.5498, 5.2299]}
-# The UNet, the scheduler, and the call of both: steps, our guidance_scale and diffusers', and eta.
+# {name: (UNet, scheduler, (steps, our guidance_scale, diffusers' guidance_scale, eta))}
 STABLE_DIFFUSION = {
     "LCM": (TWO_LEVELS | {"time_cond_proj_dim": 18}, tiny.FURTHER["LCM"], (4, 6.5, 6.5, None)),
     "Turbo": (TWO_LEVELS, tiny.SCHEDULERS["Euler ancestral"] | TRAILING, (1, 1.0, 0.0, None)),
@@ -82,7 +82,7 @@ XL = {
         (4, 5.0, 5.0, None),
     ),
     "LCM": (XL_TWO_LEVELS | {"time_cond_proj_dim": 16}, tiny.FURTHER["LCM"], (4, 8.0, 8.0, None)),
-    "Playground": (XL_TWO_LEVELS, tiny.OTHERWISE_TRAINED["EDM DPM"], (6, 3.0, 3.0, None)),
+    "Playground": (XL_TWO_LEVELS, tiny.WITHOUT_BETAS["EDM DPM"], (6, 3.0, 3.0, None)),
 }
 
 
@@ -104,7 +104,7 @@ def test_xl(name, tmp_path, one_device):
 
 @pytest.mark.parametrize("naming", ["kohya", "peft"])
 def test_the_lora_of_lcm(naming, tmp_path, one_device):
-    """Of every layer that the published one changes, on top of a checkpoint with another scheduler."""
+    """The LoRA changes the same layers as the published one, and the checkpoint has another scheduler."""
     pytest.importorskip("peft")
     folder = tiny.checkpoint(tmp_path / "tiny", unet=tiny.UNET | TWO_LEVELS, scheduler=tiny.PNDM, vae=tiny.VAE_1)
     shapes = leaves(tiny.networks(unet=tiny.UNET | TWO_LEVELS).unet)
@@ -124,7 +124,7 @@ def test_the_lora_of_lcm(naming, tmp_path, one_device):
 
 
 def plain(folder, reference, device, call, **options):
-    """Both go through the same latents to the same pictures, from the same fresh noise."""
+    """Checks that both libraries give the same latents and pictures without edits, from the same noise."""
     steps, scale, their_scale, eta = call
     ours = sega_jax.load(folder, devices=device, dtype="float32", **options)
     shape, seen, expected = ours.latent_shape(), [], []
@@ -143,7 +143,7 @@ def plain(folder, reference, device, call, **options):
         progress=False,
     )
 
-    def stepped(pipe, i, t, values):
+    def keep(pipe, i, t, values):
         expected.append(last(values["latents"]))
         return values
 
@@ -153,7 +153,7 @@ def plain(folder, reference, device, call, **options):
         guidance_scale=their_scale,
         latents=first(start),
         output_type="np",
-        callback_on_step_end=stepped,
+        callback_on_step_end=keep,
         **({} if eta is None else {"eta": eta}),
     )
     assert len(seen) == len(expected) == steps
@@ -175,10 +175,10 @@ def test_edits(name, tmp_path, one_device):
         "edit_threshold": [0.8, 0.6],
         "edit_guidance_scale": [4, 6],
     }
-    found = run(ours, reference, call | {"output_type": "np"})
+    results = run(ours, reference, call | {"output_type": "np"})
     for array in ("latents", "uncond_estimates", "text_estimates", "edit_estimates", "sem_guidance"):
-        assert relative(*found[array]) < 3e-4, array
-    assert differ(*found["images"]) <= 1e-3
+        assert relative(*results[array]) < 3e-4, array
+    assert differ(*results["images"]) <= 1e-3
 
 
 def test_the_embedding_of_the_guidance_scale():
@@ -188,5 +188,5 @@ def test_the_embedding_of_the_guidance_scale():
             scales = np.array([1.0, 1.7, 7.5, 15.0])
             expected = embed(None, torch.tensor(scales) - 1, embedding_dim=channels, dtype=torch.float64)
             np.testing.assert_allclose(guidance_embedding(scales, channels), expected, atol=1e-9)
-            # In float32, a rounding of a frequency is one of 1e-3 in the phase of the largest scale.
+            # In float32, the rounding of a frequency changes the phase at the largest scale by 1e-3.
             np.testing.assert_allclose(guidance_embedding(scales.astype(np.float32), channels), expected, atol=3e-3)

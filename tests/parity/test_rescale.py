@@ -33,15 +33,15 @@ def test_rescaled_guidance(dtype, tmp_path, one_device):
 
 def check(ours, reference, call, end):
     latents = noise(2, 8, 8, 4)
-    made = {}
+    images = {}
     for config in (tiny.DDIM, tiny.DDIM | ZERO_SNR, tiny.SCHEDULERS["DPM"]):
         for share in (0.0, 0.7, 1.0):
             schedule(ours, reference, config)
             a = ours(**call, latents=latents, guidance_rescale=share, output_type="latent").images
             b = reference(**call, latents=first(latents), guidance_rescale=share, output_type="latent").images
             assert relative(a, last(b)) < end
-            made[share] = a
-        assert relative(made[0.7], made[0.0]) > 0.01
+            images[share] = a
+        assert relative(images[0.7], images[0.0]) > 0.01
     native = {"steps": 6, "guidance_scale": 9.0, "latents": latents, "output": "latent"}
     mixed = ours.pipeline(call["prompt"], guidance_rescale=[0.7, 1.0], **native).images
-    np.testing.assert_allclose(mixed, [made[0.7][0], made[1.0][1]], rtol=end, atol=10 * end)
+    np.testing.assert_allclose(mixed, [images[0.7][0], images[1.0][1]], rtol=end, atol=10 * end)

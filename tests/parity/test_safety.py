@@ -1,4 +1,4 @@
-"""The safety checker against diffusers' and transformers': pixels, flags, and pictures of the whole pipeline."""
+"""The safety checker against diffusers and transformers: pixels, cosines, flags, and pictures of complete calls."""
 
 import pytest
 
@@ -20,13 +20,13 @@ from sega_jax.pipelines.safety import FeatureExtractor, check
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore:the safety checker flagged:UserWarning")]
 
-# Of `tiny.thresholds`.
+# The flags with the thresholds of `tiny.thresholds`.
 FLAGGED = [True, True, False, False]
 CALL = {"prompt": ["a cat", "dog", "e", "no"], "num_inference_steps": 4, "editing_prompt": "b", "edit_warmup_steps": 1}
 
 
 def cosines(checker, pixels):
-    """With the concepts of special care, and all others."""
+    """Returns the cosines with the concepts of special care, and with all other concepts."""
     with torch.no_grad():
         pictures = checker.visual_projection(checker.vision_model(pixels)[1])
         both = checker.special_care_embeds, checker.concept_embeds
@@ -34,7 +34,7 @@ def cosines(checker, pixels):
 
 
 def set_thresholds(ours, theirs, care, near):
-    """Gives both checkers these."""
+    """Sets the thresholds of both checkers."""
     for name, values in (("special_care_embeds_weights", care), ("concept_embeds_weights", near)):
         getattr(ours, name)[...] = jax.numpy.asarray(values)
         getattr(theirs, name).data = torch.tensor(values)
@@ -42,19 +42,19 @@ def set_thresholds(ours, theirs, care, near):
 
 @pytest.mark.parametrize("options", [{}, {"hidden_act": "gelu", "num_hidden_layers": 3, "patch_size": 4}])
 def test_checker(options):
-    """Cosines to 1e-5, and all flags, with thresholds among the cosines."""
+    """Cosines agree to 1e-5, and all flags agree, for thresholds within the range of the cosines."""
     config = tiny.SAFETY | {"vision_config": tiny.SAFETY["vision_config"] | options}
     ours, checker = pair(
         safety.StableDiffusionSafetyChecker(safety.SafetyCheckerConfig.from_dict(config)),
         safety_checker.StableDiffusionSafetyChecker(transformers.CLIPConfig(**config)),
     )
     pixels = noise(300, 12, 12, 3)
-    wanted = cosines(checker, first(pixels))
-    for found, cosine in zip(jax.jit(lambda net: net.cosines(pixels))(ours), wanted, strict=True):
-        assert relative(found, cosine) < 1e-5
-    near = np.quantile(wanted[1], 0.97, axis=0)
+    expected = cosines(checker, first(pixels))
+    for mine, cosine in zip(jax.jit(lambda net: net.cosines(pixels))(ours), expected, strict=True):
+        assert relative(mine, cosine) < 1e-5
+    near = np.quantile(expected[1], 0.97, axis=0)
     flagged = []
-    for care in np.full(3, 2, np.float32), np.quantile(wanted[0], 0.8, axis=0), np.full(3, -2, np.float32):
+    for care in np.full(3, 2, np.float32), np.quantile(expected[0], 0.8, axis=0), np.full(3, -2, np.float32):
         set_thresholds(ours, checker, care, near)
         pictures, flags = checker(first(pixels), np.ones((300, 2, 2, 3)))
         assert np.array_equal(jax.jit(check)(ours, pixels), flags)
@@ -69,36 +69,36 @@ CONFIGS = {
     "small": tiny.FEATURES,
     "with a border": {"size": {"shortest_edge": 7}, "crop_size": {"height": 12, "width": 12}},
     "other numbers": {"size": 20, "crop_size": 15, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]},
-    "of another scale": {"size": 20, "crop_size": 15, "rescale_factor": 1 / 128},
+    "another rescale factor": {"size": 20, "crop_size": 15, "rescale_factor": 1 / 128},
 }
 
 
 @pytest.mark.parametrize("size", [(512, 512), (512, 768), (600, 344), (64, 64), (30, 101), (13, 13), (9, 4), (1, 50)])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_preprocessing(name, size, tmp_path):
-    """Every float as transformers has it."""
+    """All values equal transformers' exactly."""
     tiny.write_json(tmp_path / "preprocessor_config.json", CONFIGS[name])
     processor = transformers.CLIPImageProcessorPil.from_pretrained(tmp_path)
     images = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
-    wanted = processor([Image.fromarray(image) for image in images], return_tensors="pt").pixel_values
-    found = FeatureExtractor(tmp_path, processor.crop_size["height"])(images)
-    assert found.dtype == np.float32
-    assert np.array_equal(found, last(wanted))
+    expected = processor([Image.fromarray(image) for image in images], return_tensors="pt").pixel_values
+    pixels = FeatureExtractor(tmp_path, processor.crop_size["height"])(images)
+    assert pixels.dtype == np.float32
+    assert np.array_equal(pixels, last(expected))
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory, one_device):
-    """Our face and diffusers' pipeline of a checkpoint with a safety checker."""
+    """Loads a checkpoint with a safety checker into our semantic pipeline and diffusers'."""
     folder = tiny.checkpoint(tmp_path_factory.mktemp("checkpoints") / "checked", safety=tiny.SAFETY)
     ours, reference = theirs.load(folder, "float32", one_device)
-    # With torchvision, diffusers would resize by it.
+    # If torchvision is installed, diffusers would use it for resizing.
     reference.feature_extractor = transformers.CLIPImageProcessorPil.from_pretrained(folder / "feature_extractor")
     return ours, reference
 
 
 @pytest.mark.parametrize("size", [(16, 16), (16, 24)])
 def test_pictures(size, both):
-    """Of two flagged pictures the second is so only since it needs special care."""
+    """Two pictures are flagged, the second only because of special care."""
     ours, reference = both
     call = CALL | dict(zip(("height", "width"), size, strict=True))
     latents = noise(4, *ours.pipeline.latent_shape(*size), seed=2)
@@ -116,11 +116,11 @@ def test_pictures(size, both):
     assert a.images[2:].any((1, 2, 3)).all()
     assert (np.abs(a.images - b.images) > 2e-3).mean() <= 1e-3
 
-    (a, flags), (b, wanted) = (
+    (a, flags), (b, their_flags) = (
         ours(**call, latents=latents, return_dict=False),
         reference(**call, latents=first(latents), return_dict=False),
     )
-    assert flags == wanted == FLAGGED
+    assert flags == their_flags == FLAGGED
     for picture, expected in zip(a, b, strict=True):
         assert (picture.size, picture.mode) == (expected.size, expected.mode)
         assert np.abs(np.asarray(picture, int) - np.asarray(expected, int)).max() <= 1

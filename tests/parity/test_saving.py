@@ -1,4 +1,4 @@
-"""Saved pipelines are checkpoints of diffusers, which makes the same pictures from them."""
+"""diffusers loads saved pipelines and makes the same pictures with them."""
 
 import pytest
 
@@ -23,8 +23,8 @@ def weights(pipeline, part):
 
 
 @pytest.mark.parametrize("family", ["one", "two", "xl"])
-def test_diffusers_loads_what_is_saved(family, tmp_path, one_device):
-    """As it loads the checkpoint itself: the same weights to the bit, and the same latents."""
+def test_diffusers_loads_saved_pipelines(family, tmp_path, one_device):
+    """The weights equal those of the original checkpoint exactly, and the latents equal ours."""
     if family == "xl":
         kind, folder = diffusers.StableDiffusionXLPipeline, tiny.xl(tmp_path / "xl", unet=sdxl_files.UNET)
     else:
@@ -35,33 +35,33 @@ def test_diffusers_loads_what_is_saved(family, tmp_path, one_device):
         folder = tiny.checkpoint(tmp_path / family, **parts)
     native = sega_jax.load(folder, devices=one_device)
     saved = native.save(tmp_path / "saved", progress=False)
-    found, expected = kind.from_pretrained(saved), kind.from_pretrained(folder)
+    pipe, expected = kind.from_pretrained(saved), kind.from_pretrained(folder)
     parts = [name for name, part in expected.components.items() if isinstance(part, torch.nn.Module)]
-    assert [name for name, part in found.components.items() if isinstance(part, torch.nn.Module)] == parts
+    assert [name for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)] == parts
     for part in parts:
-        theirs, ours = weights(expected, part), weights(found, part)
+        theirs, ours = weights(expected, part), weights(pipe, part)
         assert theirs.keys() == ours.keys()
         assert all(torch.equal(ours[key], tensor) for key, tensor in theirs.items())
     latents = noise(1, *native.latent_shape())
-    found.set_progress_bar_config(disable=True)
-    made = found("a cat", **CALL, latents=first(latents)).images
-    again = native("a cat", steps=3, guidance_scale=5.0, output="latent", latents=latents).images
-    assert relative(again, last(made)) < 3e-4
-    assert np.isfinite(again).all()
+    pipe.set_progress_bar_config(disable=True)
+    theirs = pipe("a cat", **CALL, latents=first(latents)).images
+    ours = native("a cat", steps=3, guidance_scale=5.0, output="latent", latents=latents).images
+    assert relative(ours, last(theirs)) < 3e-4
+    assert np.isfinite(ours).all()
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2", "upscaler"])
 def test_diffusers_builds_the_networks_of_cascades(stage, stages, first_stage, tmp_path):
-    """The UNet's config says all that makes it DeepFloyd-IF's or the upscaler's."""
+    """The saved config of the UNet has all options that distinguish DeepFloyd-IF's and the upscaler's networks."""
     native = first_stage(stage)
     saved = native.save(tmp_path / "saved", progress=False)
-    found, expected = (
+    saved_unet, expected = (
         diffusers.UNet2DConditionModel.from_pretrained(folder, subfolder="unet") for folder in (saved, stages[stage])
     )
-    assert found.state_dict().keys() == expected.state_dict().keys()
-    assert all(torch.equal(found.state_dict()[key], tensor) for key, tensor in expected.state_dict().items())
+    assert saved_unet.state_dict().keys() == expected.state_dict().keys()
+    assert all(torch.equal(saved_unet.state_dict()[key], tensor) for key, tensor in expected.state_dict().items())
     ignored = {"_name_or_path", "_use_default_values", "_diffusers_version"}
-    assert all(found.config[key] == value for key, value in expected.config.items() if key not in ignored)
+    assert all(saved_unet.config[key] == value for key, value in expected.config.items() if key not in ignored)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Every scheduler against its diffusers twin: timesteps, and whole trajectories in float64 over given outputs."""
+"""Every scheduler against its diffusers twin: timesteps, and complete trajectories in float64 for fixed outputs."""
 
 import pytest
 
@@ -26,13 +26,13 @@ from sega_jax.pipelines.components import as_scheduler
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
 
-# Relative L2 of every state of a trajectory.
+# The tolerance of the relative L2 error of every state of a trajectory.
 TRAJECTORY = 1e-9
 SHAPE = (2, 3, 2)  # pictures, channels, positions
 SPACINGS = ("leading", "trailing", "linspace")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
-# DeepFloyd-IF's, of stage I.
+# The scheduler of DeepFloyd-IF's stage I.
 IF = {
     "beta_schedule": "squaredcos_cap_v2",
     "variance_type": "learned_range",
@@ -44,11 +44,11 @@ RESPACED = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 
 
 def product(**options):
-    """Every combination of the options' values."""
+    """Returns every combination of the options' values."""
     return [dict(zip(options, values, strict=True)) for values in itertools.product(*options.values())]
 
 
-# Below 1, between and beyond the bound.
+# Dynamic thresholds below 1, between 1 and `sample_max_value`, and above it.
 THRESHOLDS = product(thresholding=[True], dynamic_thresholding_ratio=[0.3, 0.95], sample_max_value=[1.0, 1.5, 9.0])
 
 
@@ -56,7 +56,7 @@ def respaced(*options):
     return [{}, *({option: True} for option in options or RESPACED)]
 
 
-# The options of each scheduler that change its coefficients, besides those that all share.
+# The options that change the coefficients of each scheduler, except those that all schedulers share.
 VARIANTS = {
     "DDIMScheduler": [
         *product(clip_sample=[True, False], set_alpha_to_one=[True, False], rescale_betas_zero_snr=[True, False]),
@@ -150,13 +150,13 @@ VARIANTS = {
             algorithm_type=["dpmsolver++", "sde-dpmsolver++"],
         ),
         *product(solver_order=[3], sigma_schedule=["karras", "exponential"], lower_order_final=[True, False]),
-        # Where the last step is of higher order, diffusers divides 0 by 0.
+        # diffusers divides 0 by 0 if the last step has a higher order.
         {"final_sigmas_type": "sigma_min", "sigma_min": 0.1, "sigma_max": 9.0, "rho": 3.0, "euler_at_final": True},
         THRESHOLDS[1],
     ],
     "IPNDMScheduler": [{}],
 }
-# What diffusers does not compute, or not to a finite number.
+# Combinations that diffusers does not support, or for which it returns no finite numbers.
 MISSING = {
     ("EulerAncestralDiscreteScheduler", "sample"),
     ("PNDMScheduler", "sample"),
@@ -173,61 +173,61 @@ DISTILLED = ["LCMScheduler", "TCDScheduler"]
 
 @partial(jax.jit, static_argnames="solver")
 def update(solver, eta, x, state, output, row, drawn):
-    """The variance, where the network predicts it, is after the output."""
+    """Updates x. The network's output may have the predicted variance as further channels."""
     output, aux = (output, None) if output.shape == x.shape else jnp.split(output, 2, 1)
     return SOLVERS[solver](eta).update(x, state, output, aux, row, lambda shape: drawn)
 
 
 def ours(config, steps, x, outputs, eta, drawn):
-    made = from_config(config)
-    table = made.table(steps)
-    state, trajectory = SOLVERS[made.solver](eta).init(x), []
+    family = from_config(config)
+    table = family.table(steps)
+    state, trajectory = SOLVERS[family.solver](eta).init(x), []
     for i in range(len(table.call)):
         row = jax.tree.map(lambda column, i=i: column[i], table)
-        x, state = update(made.solver, eta, x, state, outputs[i], row, drawn[i])
+        x, state = update(family.solver, eta, x, state, outputs[i], row, drawn[i])
         trajectory.append(x)
     return table, trajectory
 
 
 def theirs(config, steps, x, outputs, eta, drawn):
-    made = scheduler(config)
-    made.set_timesteps(**{"num_inference_steps" if isinstance(steps, int) else "timesteps": steps})
-    module, extra = importlib.import_module(type(made).__module__), {}
+    twin = scheduler(config)
+    twin.set_timesteps(**{"num_inference_steps" if isinstance(steps, int) else "timesteps": steps})
+    module, extra = importlib.import_module(type(twin).__module__), {}
     if config["_class_name"] in ("DDIMScheduler", "TCDScheduler"):
         extra = {"eta": eta}
     x, scales, trajectory = torch.tensor(x), [], []
-    for i, t in enumerate(made.timesteps):
-        scales.append(float(made.scale_model_input(torch.ones(()), t)))
+    for i, t in enumerate(twin.timesteps):
+        scales.append(float(twin.scale_model_input(torch.ones(()), t)))
         with mock.patch.object(module, "randn_tensor", create=True, return_value=torch.tensor(drawn[i])):
-            x = made.step(torch.tensor(outputs[i]), t, x, **extra).prev_sample
+            x = twin.step(torch.tensor(outputs[i]), t, x, **extra).prev_sample
         trajectory.append(x)
-    return made, scales, trajectory
+    return twin, scales, trajectory
 
 
 def compare(config, steps, eta=0.0):
-    """`steps` is their number, or the timesteps."""
+    """Compares tables and trajectories; `steps` is the number of steps or their timesteps."""
     with double():
         count = steps if isinstance(steps, int) else len(steps)
         calls, (batch, channels, *space) = 2 * count + 12, SHAPE
         learned = config.get("variance_type") == "learned_range"
         x, drawn = noise(*SHAPE), noise(calls, *SHAPE, seed=2)
         outputs = noise(calls, batch, channels * (2 if learned else 1), *space, seed=1)
-        made, scales, expected = theirs(config, steps, x, outputs, eta, drawn)
+        twin, scales, expected = theirs(config, steps, x, outputs, eta, drawn)
         table, trajectory = ours(config, steps, x, outputs, eta, drawn)
         if not expected[-1].isfinite().all():
-            # diffusers multiplies infinity by 0 in the last step of "bh1"; what it would add is 0.
+            # In the last step of "bh1", diffusers multiplies infinity by 0, where the correct term is 0.
             assert config["solver_type"] == "bh1"
             assert np.isfinite(trajectory.pop()).all()
             expected.pop()
-        np.testing.assert_allclose(table.timestep, made.timesteps, rtol=1e-9, atol=1e-6)
+        np.testing.assert_allclose(table.timestep, twin.timesteps, rtol=1e-9, atol=1e-6)
         np.testing.assert_allclose(table.input_scale, scales, rtol=1e-9)
-        np.testing.assert_allclose(table.initial_scale, float(made.init_noise_sigma), rtol=1e-9)
+        np.testing.assert_allclose(table.initial_scale, float(twin.init_noise_sigma), rtol=1e-9)
         assert len(trajectory) == len(expected)
         assert max(relative(*both) for both in zip(trajectory, expected, strict=True)) < TRAJECTORY
 
 
-def refused(name, variant):
-    """Options that neither side, or only diffusers, takes to a number."""
+def refusal(name, variant):
+    """Returns the error with which the library refuses these options, or None if it accepts them."""
     try:
         from_config({"_class_name": name} | variant)
     except ValueError as error:
@@ -243,11 +243,11 @@ def test_catalogue(name, prediction, steps):
         pytest.skip("not in diffusers")
     for variant in VARIANTS[name]:
         config = {"_class_name": name, "prediction_type": prediction} | SD | variant
-        if (why := refused(name, variant)) is not None:
+        if (why := refusal(name, variant)) is not None:
             assert "solver_order" in why or "zero" in why
             continue
         if name in DISTILLED and variant.get("rescale_betas_zero_snr") and prediction == "epsilon":
-            continue  # their first timestep has no signal
+            continue  # the first timestep has no signal
         compare(config | {"timestep_spacing": "leading"}, steps)
 
 
@@ -256,7 +256,7 @@ def test_catalogue(name, prediction, steps):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_spacings(name, spacing, steps):
     if (name, steps) == ("IPNDMScheduler", 1):
-        pytest.skip("diffusers ends in zeros")
+        pytest.skip("diffusers returns zeros")
     compare({"_class_name": name, "skip_prk_steps": True, "timestep_spacing": spacing} | SD, steps, eta=0.5)
 
 
@@ -288,7 +288,7 @@ def test_betas(name, betas):
 
 @pytest.mark.parametrize("name", WITH_BETAS)
 def test_a_first_beta_of_zero(name):
-    """Equal as long as diffusers' states are finite, and finite after that."""
+    """States equal diffusers' as long as those are finite, and ours stay finite after that."""
     for spacing, prediction in (("leading", "epsilon"), ("linspace", "v_prediction")):
         config = {"_class_name": name, "skip_prk_steps": True, "timestep_spacing": spacing}
         config |= {"prediction_type": prediction, "beta_start": 0, "beta_end": 0.02}
@@ -297,17 +297,17 @@ def test_a_first_beta_of_zero(name):
             _, _, expected = theirs(config, 10, x, outputs, 0.3, drawn)
             _, trajectory = ours(config, 10, x, outputs, 0.3, drawn)
             assert np.isfinite(np.stack(trajectory)).all()
-            known = [bool(state.isfinite().all()) for state in expected]
-            assert known[0]
-            for mine, state, finite in zip(trajectory, expected, known, strict=True):
+            finite_states = [bool(state.isfinite().all()) for state in expected]
+            assert finite_states[0]
+            for mine, state, finite in zip(trajectory, expected, finite_states, strict=True):
                 assert not finite or relative(mine, state) < TRAJECTORY
 
 
 @pytest.mark.parametrize("offset", [0, 1])
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_timesteps_of_any_number(name, spacing, offset):
-    """Equal, but that diffusers adds a timestep -1 to some numbers of trailing steps, 61 among them."""
+def test_timesteps_of_many_numbers_of_steps(name, spacing, offset):
+    """Timesteps equal diffusers', except that it appends -1 for some numbers of trailing steps, such as 61."""
     config = {"_class_name": name, "skip_prk_steps": True, "timestep_spacing": spacing, "steps_offset": offset}
     expected = scheduler(config)
     every = 1 if name in ("DDIMScheduler", "PNDMScheduler") else 37
@@ -318,16 +318,16 @@ def test_timesteps_of_any_number(name, spacing, offset):
         numbers = [2, 7, 38, 250]
     for steps in numbers:
         expected.set_timesteps(steps)
-        found = from_config(config).table(steps).timestep
-        wanted = [t for t in expected.timesteps.tolist() if t > -1 or name not in WITH_BETAS]
-        # Timesteps between those of the training are of logarithms of sigma in float32.
-        np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=3e-3 if "KDPM2" in name else 1e-5)
+        timesteps = from_config(config).table(steps).timestep
+        their_timesteps = [t for t in expected.timesteps.tolist() if t > -1 or name not in WITH_BETAS]
+        # diffusers interpolates timesteps between those of the training from float32 logarithms of sigma.
+        np.testing.assert_allclose(timesteps, their_timesteps, rtol=1e-6, atol=3e-3 if "KDPM2" in name else 1e-5)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.05, 0.3, 0.7, 0.9, 1.0])
 @pytest.mark.parametrize("steps", [1, 4, 50])
 def test_share_of_fresh_noise(steps, eta):
-    """The timestep that a call goes to, before the noise, is rounded down from the same number."""
+    """The timestep that a TCD step goes to before it adds noise is rounded down as in diffusers."""
     for options in (SD, SD | {"prediction_type": "v_prediction", "original_inference_steps": 333}):
         compare({"_class_name": "TCDScheduler"} | options, steps, eta)
 
@@ -339,14 +339,14 @@ def test_given_timesteps_of_distilled_networks(name):
 
 
 @pytest.mark.parametrize("name", ["DDIMScheduler", "PNDMScheduler", "DDPMScheduler"])
-def test_all_steps_of_the_training(name):
+def test_all_training_steps(name):
     compare({"_class_name": name, "skip_prk_steps": True} | SD | {"steps_offset": 0}, 1000)
 
 
 @pytest.mark.parametrize("options", [SD | {"variance_type": "learned_range"}, IF], ids=["bare", "DeepFloyd-IF"])
 @pytest.mark.parametrize("steps", [1, 4, 50, 100])
 def test_learned_variance(options, steps):
-    """The network says it between the least and the greatest."""
+    """The network's output interpolates between the smallest and the largest variance."""
     compare({"_class_name": "DDPMScheduler"} | options, steps)
 
 
@@ -364,7 +364,7 @@ def test_named_timesteps(name):
     "name", ["DDPMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler", "DPMSolverMultistepScheduler"]
 )
 def test_given_timesteps(name, prediction, timesteps):
-    """In the classes that take them there."""
+    """These are the classes whose diffusers twins accept timesteps."""
     for betas in (SD, {"beta_schedule": "squaredcos_cap_v2", "timestep_spacing": "leading"}):
         compare({"_class_name": name, "prediction_type": prediction} | betas, timesteps)
 
@@ -376,7 +376,7 @@ def test_products_of_alphas(betas):
         np.testing.assert_allclose(cumulative(from_config(config).options), scheduler(config).alphas_cumprod, rtol=1e-9)
 
 
-# KDPM2's classes take long to make; some of each kind stand for all.
+# KDPM2's classes are slow to construct, so only some pairs contain them.
 EXCHANGED = [
     pair
     for pair in itertools.product(FAMILIES, FAMILIES)
@@ -387,45 +387,45 @@ EXCHANGED = [
 @pytest.mark.parametrize("saved", [True, False])
 @pytest.mark.parametrize(("source", "target"), EXCHANGED)
 def test_exchange(source, target, saved):
-    """A class takes over what diffusers' takes over, from an object and from a config that was saved."""
+    """Changing the class keeps the same options as in diffusers, from an object and from a saved config."""
     betas = {key: SD[key] for key in ("beta_start", "beta_end", "beta_schedule")}
     before = getattr(diffusers, source)(**betas if source in WITH_BETAS else {})
-    given = json.loads(before.to_json_string()) if saved else before
+    config = json.loads(before.to_json_string()) if saved else before
     if FAMILIES[source].training != FAMILIES[target].training:
         with pytest.raises(ValueError, match=f"{target} samples networks trained"):
-            as_scheduler(target, as_scheduler(given).config)
+            as_scheduler(target, as_scheduler(config).config)
         return
     if saved and (source, target) == ("DPMSolverSinglestepScheduler", "UniPCMultistepScheduler"):
-        return  # its order at the end is not lowered, which UniPC refuses
+        return  # the config does not lower the order at the end, which UniPC refuses
     if saved and source == "DEISMultistepScheduler" and target.startswith("DPMSolver"):
-        return  # diffusers refuses the name of its algorithm once it is saved
-    found = as_scheduler(target, as_scheduler(given).config).options
+        return  # diffusers refuses the algorithm's name in a saved config
+    options = as_scheduler(target, as_scheduler(config).config).options
     expected = getattr(diffusers, target).from_config(json.loads(before.to_json_string()) if saved else before.config)
-    for key, value in found.items():
-        # Null, which a saved config of another class may have, acts as the default.
-        wanted = FAMILIES[target].defaults[key] if expected.config[key] is None else expected.config[key]
-        assert value == (tuple(wanted) if isinstance(value, tuple) else wanted), key
+    for key, value in options.items():
+        # A saved config of another class may have null, which means the default.
+        default_or_value = FAMILIES[target].defaults[key] if expected.config[key] is None else expected.config[key]
+        assert value == (tuple(default_or_value) if isinstance(value, tuple) else default_or_value), key
 
 
 RESPACING = [name for name, family in FAMILIES.items() if "use_karras_sigmas" in family.defaults]
 
 
 @pytest.mark.parametrize("target", [name for name in RESPACING if "KDPM2" not in name])
-def test_ends_that_another_class_has_as_options(target):
-    """diffusers' classes read them from the config that they take over."""
+def test_smallest_and_largest_sigma_of_another_class(target):
+    """diffusers' classes read both from another class's config, even if they have no such options themselves."""
     ends = {"sigma_min": 0.01, "sigma_max": 9.0, "use_karras_sigmas": True}
     source = diffusers.EulerDiscreteScheduler(beta_schedule="scaled_linear", **ends)
     expected = getattr(diffusers, target).from_config(source.config)
     expected.set_timesteps(5)
-    found = as_scheduler(target, as_scheduler(source).config)
-    np.testing.assert_allclose(found.table(5).timestep, expected.timesteps.numpy(), atol=0.01)  # theirs are float32
-    assert expected.timesteps[0] < 950 or target == "LMSDiscreteScheduler"  # whose Karras spacing ignores them
+    ours = as_scheduler(target, as_scheduler(source).config)
+    np.testing.assert_allclose(ours.table(5).timestep, expected.timesteps.numpy(), atol=0.01)  # theirs are float32
+    assert expected.timesteps[0] < 950 or target == "LMSDiscreteScheduler"  # its Karras spacing ignores both
 
 
-def test_a_name_that_stands_for_another_is_written_back():
+def test_an_alias_is_replaced_in_the_config():
     source = diffusers.UniPCMultistepScheduler(solver_type="heun")
     expected = diffusers.DPMSolverMultistepScheduler.from_config(source.config)
     ours = as_scheduler({"_class_name": "UniPCMultistepScheduler", "solver_type": "heun"})
     assert ours.config.solver_type == source.config.solver_type == "bh2"
-    found = as_scheduler("DPMSolverMultistepScheduler", ours.config)
-    assert found.options["solver_type"] == expected.config.solver_type
+    converted = as_scheduler("DPMSolverMultistepScheduler", ours.config)
+    assert converted.options["solver_type"] == expected.config.solver_type

@@ -1,5 +1,7 @@
-"""Stable Diffusion XL against diffusers' pipeline, from the same noise: networks, pictures, and edits against a plain
-torch loop around its UNet."""
+"""Stable Diffusion XL against diffusers with the same noise.
+
+The tests compare networks and pictures with diffusers' pipelines, and edits with a plain torch loop around its UNet.
+"""
 
 import pytest
 
@@ -29,7 +31,7 @@ pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore::FutureWarn
 SEEDS, STEPS = [3, 8], 8
 PROMPTS = ["a cat at", "dog,"]
 SIZES = {"original_size": (20, 34), "crops_top_left": (3, 5), "target_size": (24, 16)}
-# What is asked for besides, of both.
+# Further arguments of both libraries' calls.
 CALLS = {
     "no negative": {},
     "negative words": {"negative_prompt": ["bad", ""]},
@@ -48,7 +50,7 @@ EDITS = {
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory, one_device):
-    """Our pipeline and diffusers', with zeros for no negative prompt, or without."""
+    """Returns a function that loads both pipelines; `zeros` decides whether zeros replace a missing negative prompt."""
     folder = tmp_path_factory.mktemp("xl")
 
     @functools.cache
@@ -85,7 +87,7 @@ def test_text_encoders():
 
 
 def test_unet():
-    """With branches of every x, which are told other texts and sizes."""
+    """Each x has several branches with different texts and sizes."""
     config = tiny.UNET_XL
     net = UNet2DConditionModel(UNetConfig.from_dict(config))
     ours, reference = pair(net, diffusers.UNet2DConditionModel.from_config(config))
@@ -133,7 +135,7 @@ def check_pictures(both, call, config, end):
         **call,
     )
 
-    def stepped(pipe, i, t, values):
+    def keep(pipe, i, t, values):
         expected.append(last(values["latents"]))
         return values
 
@@ -143,7 +145,7 @@ def check_pictures(both, call, config, end):
         num_inference_steps=STEPS,
         latents=first(start),
         output_type="np",
-        callback_on_step_end=stepped,
+        callback_on_step_end=keep,
         **{renamed.get(name, name): value for name, value in call.items()},
     )
     assert len(seen) == len(expected) == STEPS
@@ -151,10 +153,10 @@ def check_pictures(both, call, config, end):
     np.testing.assert_allclose(a.images, b.images, atol=20 * end)
 
 
-# Asked of our face and of diffusers in the same words.
-FACES = {
-    "as by default": {"prompt": "a cat at"},
-    "other words for the second": {
+# Calls of our diffusers-style pipeline and of diffusers, with the same arguments.
+DIFFUSERS_CALLS = {
+    "default settings": {"prompt": "a cat at"},
+    "second prompts": {
         "prompt": PROMPTS,
         "prompt_2": ["snow", "a hat"],
         "negative_prompt": ["bad", ""],
@@ -175,29 +177,29 @@ FACES = {
 }
 
 
-@pytest.mark.parametrize("call", FACES)
-def test_face(call, both):
-    check_face(both(), FACES[call])
+@pytest.mark.parametrize("call", DIFFUSERS_CALLS)
+def test_diffusers_style_pipeline(call, both):
+    check_diffusers_call(both(), DIFFUSERS_CALLS[call])
 
 
-def test_face_of_embeddings(both):
-    """Those of diffusers, of words of which we read none."""
+def test_embeddings_of_diffusers(both):
+    """A call accepts embeddings that diffusers encoded instead of prompts."""
     ours, reference = both()
     names = "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"
     with torch.no_grad():
-        made = reference.encode_prompt(PROMPTS, device="cpu", negative_prompt=["bad", ""])
-    check_face((ours, reference), dict(zip(names, made, strict=True)))
+        embeddings = reference.encode_prompt(PROMPTS, device="cpu", negative_prompt=["bad", ""])
+    check_diffusers_call((ours, reference), dict(zip(names, embeddings, strict=True)))
 
 
-def check_face(both, call):
+def check_diffusers_call(both, call):
     ours, reference = both
-    face = SemanticStableDiffusionXLPipeline.from_pipe(ours)
-    schedule(face, reference, tiny.DDIM if "timesteps" not in call else tiny.EULER)
+    semantic = SemanticStableDiffusionXLPipeline.from_pipe(ours)
+    schedule(semantic, reference, tiny.DDIM if "timesteps" not in call else tiny.EULER)
     rows = 1 if isinstance(call.get("prompt"), str) else 2 * call.get("num_images_per_prompt", 1)
     start = noise(rows, *ours.latent_shape(call.get("height"), call.get("width")))
     call = {"num_inference_steps": STEPS} | call
     for output_type, end in (("latent", 1e-4), ("np", None)):
-        a = face(**call, latents=start, output_type=output_type, progress=False)
+        a = semantic(**call, latents=start, output_type=output_type, progress=False)
         b = reference(**call, latents=first(start), output_type=output_type)
         if end is None:
             np.testing.assert_allclose(a.images, b.images, atol=2e-3)
@@ -207,7 +209,7 @@ def check_face(both, call):
 
 @pytest.mark.parametrize("strength", [0.3, 1.0])
 def test_start_from_a_picture(strength, both):
-    """As diffusers' img2img pipeline starts, told sizes and negative words."""
+    """A start from pictures equals diffusers' img2img pipeline, with sizes and negative prompts."""
     ours, others = both()
     reference = diffusers.StableDiffusionXLImg2ImgPipeline(**others.components, add_watermarker=False)
     reference.set_progress_bar_config(disable=True)
@@ -227,7 +229,7 @@ def test_start_from_a_picture(strength, both):
         **call,
     )
 
-    def stepped(pipe, i, t, values):
+    def keep(pipe, i, t, values):
         expected.append(last(values["latents"]))
         return values
 
@@ -238,7 +240,7 @@ def test_start_from_a_picture(strength, both):
             num_inference_steps=STEPS,
             output_type="np",
             guidance_scale=5.0,
-            callback_on_step_end=stepped,
+            callback_on_step_end=keep,
             **call,
         )
     assert len(seen) == len(expected) == int(STEPS * strength)
@@ -247,7 +249,7 @@ def test_start_from_a_picture(strength, both):
 
 
 class Ours:
-    """As `theirs.schedule` takes it."""
+    """Wraps a pipeline for `theirs.schedule`."""
 
     def __init__(self, pipeline):
         self.pipeline = pipeline
@@ -262,22 +264,22 @@ def test_edits(dtype, end, edits, both):
         shape = ours.latent_shape()
         start, draw = noise(2, *shape), fresh(SEEDS, shape)
         settings = {"momentum_scale": 0.3, "momentum_beta": 0.6, "output": "latent", "record": True, "progress": False}
-        made = ours(
+        output = ours(
             PROMPTS, EDITS[edits], steps=STEPS, seed=SEEDS, guidance_scale=3.0, latents=start, **SIZES, **settings
         )
         words = [edit.concept for edit in EDITS[edits]]
-        told = [reference.encode_prompt(PROMPTS, device="cpu", negative_prompt=None)]
-        told += [reference.encode_prompt([word] * 2, device="cpu") for word in words]
-        (cond, uncond, pooled, unpooled), *others = told
+        encoded = [reference.encode_prompt(PROMPTS, device="cpu", negative_prompt=None)]
+        encoded += [reference.encode_prompt([word] * 2, device="cpu") for word in words]
+        (cond, uncond, pooled, unpooled), *others = encoded
         states = torch.cat([uncond, cond, *(one[0] for one in others)])
         pooled = torch.cat([unpooled, pooled, *(one[2] for one in others)])
         sizes = [*SIZES["original_size"], *SIZES["crops_top_left"], *SIZES["target_size"]]
         added = {"text_embeds": pooled, "time_ids": torch.tensor([sizes] * len(pooled)).to(pooled.dtype)}
 
         def predict(_call, t, x):
-            many = torch.cat([x] * (2 + len(words)))
+            branches = torch.cat([x] * (2 + len(words)))
             with torch.no_grad():
-                out = reference.unet(many, t, encoder_hidden_states=states, added_cond_kwargs=added).sample
+                out = reference.unet(branches, t, encoder_hidden_states=states, added_cond_kwargs=added).sample
             return out.split(2)
 
         expected = if_loops.sample(
@@ -290,6 +292,6 @@ def test_edits(dtype, end, edits, both):
             edits=EDITS[edits],
             momentum=(0.3, 0.6),
         )
-    assert relative(made.images, expected.x) < end
-    assert relative(made.record.sem_guidance, expected.sem_guidance) < 10 * end
-    assert relative(made.record.edits, expected.edits) < end
+    assert relative(output.images, expected.x) < end
+    assert relative(output.record.sem_guidance, expected.sem_guidance) < 10 * end
+    assert relative(output.record.edits, expected.edits) < end

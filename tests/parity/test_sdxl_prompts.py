@@ -1,11 +1,11 @@
-"""Longer texts and weights of words of Stable Diffusion XL against torch: transformers' encoders over chunks, diffusers
-over their states.
+"""Long and weighted prompts of Stable Diffusion XL against plain code with transformers' encoders and diffusers.
 
-The rule is that of the widely used web UI (AUTOMATIC1111's stable-diffusion-webui, the emphasis "Original"): both
-encoders read the same chunks of 75 tokens, the states of each are multiplied by the weights and brought back to their
-mean, and the pooled text is the first chunk's, without weights. diffusers' community pipeline lpw_stable_diffusion_xl
-differs: it takes the pooled text of the last chunk, moves a state away from the chunk's last state by its weight, does
-not pad the last chunk, and appends the second prompt to the first instead of giving it to the second encoder.
+The rule is that of the widely used web UI (AUTOMATIC1111's stable-diffusion-webui, with the emphasis "Original"). Both
+encoders read the same chunks of 75 tokens. The states of each are multiplied by the weights and rescaled to their
+original mean. The pooled text is that of the first chunk, without weights. diffusers' community pipeline
+lpw_stable_diffusion_xl differs: it uses the pooled text of the last chunk, moves a state away from the chunk's last
+state by its weight, does not pad the last chunk, and appends the second prompt to the first instead of passing it to
+the second encoder.
 """
 
 import pytest
@@ -24,8 +24,8 @@ from parity.theirs import first, last, noise, relative
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")]
 
 ROOM = 10  # tokens of words in a chunk
-# Words with their weights, as they are written and one by one. Means of random states are near zero, so restoring them
-# magnifies rounding in most texts; in these it does not.
+# {weighted prompt: [(words, weight)]}. Means of random states are near zero, so restoring them amplifies rounding for
+# most texts, but not for these.
 TEXTS = {
     "cow, (black:1.4), on [my] mud (in)": [
         ("cow,", 1.0), ("black", 1.4), (", on", 1.0), ("my", 1 / 1.1), ("mud", 1.0), ("in", 1.1)
@@ -70,27 +70,27 @@ def web_ui(reference, words, count, second=None):
         ids, weights = weighted_chunks(tokenizer, text, count)
         states = []
         for c in range(count):
-            found = encoder(ids[c : c + 1], output_hidden_states=True)
-            state = found.hidden_states[-2] * weights[c, None, :, None]
-            states.append(state * (found.hidden_states[-2].mean() / state.mean()))
+            outputs = encoder(ids[c : c + 1], output_hidden_states=True)
+            state = outputs.hidden_states[-2] * weights[c, None, :, None]
+            states.append(state * (outputs.hidden_states[-2].mean() / state.mean()))
             if c == 0:
-                pooled = found[0]  # of the second encoder at the end: the projected text of the first chunk
+                pooled = outputs[0]  # after the loop, the second encoder's projected text of the first chunk
         sides.append(torch.cat(states, 1))
     return torch.cat(sides, -1), pooled
 
 
 def test_states_and_pooled_texts(both):
     ours, reference = both
-    found = ours.encode(list(TEXTS), **READ)
-    wanted = [web_ui(reference, words, 2) for words in TEXTS.values()]
-    assert found.states.shape == (4, 24, 36)
-    assert relative(found.states, torch.cat([states for states, _ in wanted]).numpy()) < 1e-5
-    assert relative(found.pooled, torch.cat([pooled for _, pooled in wanted]).numpy()) < 1e-5
+    text = ours.encode(list(TEXTS), **READ)
+    expected = [web_ui(reference, words, 2) for words in TEXTS.values()]
+    assert text.states.shape == (4, 24, 36)
+    assert relative(text.states, torch.cat([states for states, _ in expected]).numpy()) < 1e-5
+    assert relative(text.pooled, torch.cat([pooled for _, pooled in expected]).numpy()) < 1e-5
 
 
 @torch.no_grad()
 def test_the_pooled_text_is_not_the_last_chunks(both):
-    """The community pipeline's is: of one chunk they are the same."""
+    """The community pipeline uses the last chunk. With a single chunk, both are the same."""
     ours, reference = both
     for text, count in ((LONG, 2), (BAD, 1)):
         ids, _ = weighted_chunks(reference.tokenizer_2, TEXTS[text], count)
@@ -100,28 +100,28 @@ def test_the_pooled_text_is_not_the_last_chunks(both):
 
 
 @pytest.mark.parametrize(("text", "second"), [(LONG, SHORT), (SHORT, LONG)])
-def test_other_words_for_the_second_encoder(text, second, both):
+def test_another_prompt_for_the_second_encoder(text, second, both):
     ours, reference = both
-    found = ours.encode(text, second=second, **READ)
+    encoded = ours.encode(text, second=second, **READ)
     states, pooled = web_ui(reference, TEXTS[text], 2, TEXTS[second])
-    assert relative(found.states, states.numpy()) < 1e-5
-    assert relative(found.pooled, pooled.numpy()) < 1e-5
+    assert relative(encoded.states, states.numpy()) < 1e-5
+    assert relative(encoded.pooled, pooled.numpy()) < 1e-5
 
 
 @pytest.mark.parametrize("negative", [BAD, None])
 def test_pictures(negative, both):
-    """The negative prompt has a chunk of no words more, or is as many zeros."""
+    """A shorter negative prompt gets another chunk of the empty text, and a missing one becomes zeros."""
     ours, reference = both
     latents = noise(2, 8, 8, 4)
     a = ours([LONG, SHORT], negative_prompt=negative, steps=6, latents=latents, output="latent", **READ).images
-    told = [web_ui(reference, TEXTS[text], 2) for text in (LONG, SHORT)]
-    away = [web_ui(reference, TEXTS[BAD], 2)] * 2
+    positive = [web_ui(reference, TEXTS[text], 2) for text in (LONG, SHORT)]
+    negatives = [web_ui(reference, TEXTS[BAD], 2)] * 2
     if negative is None:
-        away = [tuple(map(torch.zeros_like, text)) for text in away]
+        negatives = [tuple(map(torch.zeros_like, text)) for text in negatives]
     names = ("prompt_embeds", "pooled_prompt_embeds"), ("negative_prompt_embeds", "negative_pooled_prompt_embeds")
     embeds = {
         name: torch.cat([text[k] for text in texts])
-        for pair, texts in zip(names, (told, away), strict=True)
+        for pair, texts in zip(names, (positive, negatives), strict=True)
         for k, name in enumerate(pair)
     }
     b = reference(**embeds, num_inference_steps=6, latents=first(latents), output_type="latent").images

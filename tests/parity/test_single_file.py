@@ -1,4 +1,4 @@
-"""Single files: diffusers makes the same of our tensors as we make of diffusers', at full size and in numbers."""
+"""Single files: diffusers converts ours to the right names and shapes at full size, and to the right values."""
 
 import pytest
 
@@ -20,7 +20,7 @@ FULL = {"1": published.SD_1, "2": published.SD_2}
 
 
 def converted(tensors, configs, reference):
-    """What diffusers makes of a single file's tensors, by part."""
+    """Returns the tensors into which diffusers converts a single file, by part."""
     unet = single_file_utils.convert_ldm_unet_checkpoint(dict(tensors), {"layers_per_block": 2} | configs["unet"])
     vae = single_file_utils.convert_ldm_vae_checkpoint(dict(tensors), configs["vae"])
     if any(key.startswith(original_files.OPENCLIP) for key in tensors):
@@ -37,11 +37,11 @@ def test_names_at_full_size(kind):
     with torch.device("meta"):
         tensors = {key: torch.empty(shape) for key, shape in shapes(configs, kind == "2").items()}
         reference = {part: theirs.published(configs, part) for part in ("unet", "vae", "text_encoder")}
-    found = converted(tensors, configs, reference["text_encoder"])
+    state_dicts = converted(tensors, configs, reference["text_encoder"])
     for part, network in reference.items():
-        wanted = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
-        wanted = {key: shape for key, shape in wanted.items() if "position_ids" not in key}
-        assert {key: tuple(tensor.shape) for key, tensor in found[part].items()} == wanted
+        expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+        expected = {key: shape for key, shape in expected.items() if "position_ids" not in key}
+        assert {key: tuple(tensor.shape) for key, tensor in state_dicts[part].items()} == expected
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -51,15 +51,15 @@ def test_values(kind):
         "vae": tiny.VAE,
         "text_encoder": KINDS[kind]["text"],
     }
-    given = {"unet": configs["unet"], "text": configs["text_encoder"]}
-    original = tiny.original(**given, openclip=kind == "2")
-    # diffusers knows of the last layer by its number, 23.
+    options = {"unet": configs["unet"], "text": configs["text_encoder"]}
+    original = tiny.original(**options, openclip=kind == "2")
+    # diffusers recognises OpenCLIP's unused last layer by its number, 23, so the small file leaves that layer out.
     unused = f"resblocks.{configs['text_encoder']['num_hidden_layers']}."
     tensors = {key: torch.tensor(array) for key, array in original.items() if unused not in key}
     tensors.pop("cond_stage_model.transformer.text_model.embeddings.position_ids", None)
-    found = converted(tensors, configs, theirs.published(configs, "text_encoder"))
-    for part, network in tiny.networks(**given)._asdict().items():
-        wanted = tiny.tensors(network)
-        assert found[part].keys() == wanted.keys()
-        for key, array in wanted.items():
-            np.testing.assert_array_equal(found[part][key].numpy(), array)
+    state_dicts = converted(tensors, configs, theirs.published(configs, "text_encoder"))
+    for part, network in tiny.networks(**options)._asdict().items():
+        expected = tiny.tensors(network)
+        assert state_dicts[part].keys() == expected.keys()
+        for key, array in expected.items():
+            np.testing.assert_array_equal(state_dicts[part][key].numpy(), array)

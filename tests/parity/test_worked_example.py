@@ -1,4 +1,4 @@
-"""The example of a parity test in `tests/README.md` runs."""
+"""Runs the example of a parity test in `tests/README.md`."""
 
 import re
 from pathlib import Path

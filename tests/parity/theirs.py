@@ -1,4 +1,4 @@
-"""The other side of every comparison: torch modules with the same tensors, their layout and their precision."""
+"""The torch side of every comparison: modules with the same weights, and conversions of layout and precision."""
 
 import contextlib
 import functools
@@ -25,24 +25,24 @@ for library in (diffusers, transformers):
 
 
 def relative(ours, theirs) -> float:
-    """The relative L2 error."""
+    """Returns the relative L2 error."""
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     assert ours.shape == theirs.shape
     return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
 
 
 def last(tensor: torch.Tensor) -> np.ndarray:
-    """[..., channels, height, width] -> a host array [..., height, width, channels]."""
+    """Converts a tensor [..., channels, height, width] to a NumPy array [..., height, width, channels]."""
     return tensor.detach().movedim(-3, -1).numpy()
 
 
 def first(array: np.ndarray) -> torch.Tensor:
-    """[..., height, width, channels] -> a tensor [..., channels, height, width]."""
+    """Converts an array [..., height, width, channels] to a tensor [..., channels, height, width]."""
     return torch.tensor(np.moveaxis(np.asarray(array), -1, -3))
 
 
 def precision() -> np.dtype:
-    """float64 inside `double`."""
+    """Returns torch's default dtype: float32, or float64 inside `double`."""
     return np.dtype(str(torch.get_default_dtype()).removeprefix("torch."))
 
 
@@ -51,7 +51,7 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def fill(module, tensors):
-    """Our module with the tensors of a torch state dict."""
+    """Returns our module, filled with the tensors of a torch state dict."""
 
     def read(path, leaf):
         array = jnp.asarray(from_torch(path, np.asarray(tensors[torch_name(path)])), precision())
@@ -62,7 +62,7 @@ def fill(module, tensors):
 
 
 def same_names(ours, theirs) -> None:
-    """Every tensor of either module is one of the other, of the same shape; tied ones have two names in torch."""
+    """Checks that both modules have the same tensors and shapes. Tied tensors have two names in torch."""
     tensors = theirs.state_dict()
     tied = len(list(theirs.named_parameters(remove_duplicate=False))) - len(list(theirs.parameters()))
     assert leaves(ours) == {renamed(ours, name): tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -74,7 +74,7 @@ def renamed(module, name):
 
 
 def pair(ours, theirs):
-    """Both modules with the tensors of `tiny`."""
+    """Fills both modules with the tensors of `tiny`."""
     same_names(ours, theirs)
     tensors = {name: tiny.values(f"module.{name}", shape) for name, shape in leaves(ours).items()}
     theirs.load_state_dict({name: torch.tensor(tensors[renamed(ours, name)]) for name in theirs.state_dict()})
@@ -82,25 +82,25 @@ def pair(ours, theirs):
 
 
 def scheduler(config):
-    """diffusers' scheduler of a scheduler_config.json, in the precision of `double`, too."""
-    made = getattr(diffusers, config["_class_name"]).from_config(config)
-    set_timesteps = made.set_timesteps
+    """Returns diffusers' scheduler for a scheduler_config.json; inside `double`, it computes in float64."""
+    twin = getattr(diffusers, config["_class_name"]).from_config(config)
+    set_timesteps = twin.set_timesteps
 
     @functools.wraps(set_timesteps)
     def precise(*args, **kwargs):
-        with mock.patch.object(np, "float32", precision().type):  # where it is written out
+        with mock.patch.object(np, "float32", precision().type):  # diffusers names this dtype explicitly
             set_timesteps(*args, **kwargs)
 
-    made.set_timesteps = precise
-    return made
+    twin.set_timesteps = precise
+    return twin
 
 
 @contextlib.contextmanager
 def double():
-    """float64 on both sides, in torch also where float32 is written out: betas, embedded timesteps, quantiles."""
+    """Uses float64 in both libraries, even where torch code names float32: betas, embedded timesteps, quantiles."""
     default = torch.get_default_dtype()
-    written = (torch, "float32", torch.float64), (torch.Tensor, "float", torch.Tensor.double)
-    with jax.enable_x64(True), mock.patch.object(*written[0]), mock.patch.object(*written[1]):
+    explicit = (torch, "float32", torch.float64), (torch.Tensor, "float", torch.Tensor.double)
+    with jax.enable_x64(True), mock.patch.object(*explicit[0]), mock.patch.object(*explicit[1]):
         torch.set_default_dtype(torch.float64)
         try:
             yield
@@ -109,7 +109,7 @@ def double():
 
 
 def inject(scheduler, draw) -> None:
-    """Has a scheduler take its fresh noise from `draw(call)`, [batch, height, width, channels]."""
+    """Makes a scheduler use `draw(call)` as its fresh noise, [batch, height, width, channels]."""
     step, calls = scheduler.step, itertools.count()
     module = importlib.import_module(type(scheduler).__module__)
 
@@ -123,8 +123,11 @@ def inject(scheduler, draw) -> None:
 
 
 def start(pipeline, seeds, latents):
-    """Has an img2img pipeline of diffusers begin with these latents, and draw of the posterior what our rows of these
-    seeds draw."""
+    """Makes an img2img pipeline of diffusers start from these latents, and sample the posterior as our rows do.
+
+    Returns:
+        A context manager that restores the pipeline.
+    """
     keys = [jax.random.fold_in(jax.random.key(seed), POSTERIOR) for seed in seeds]
     posterior = np.stack([jax.random.normal(key, latents.shape[1:], precision()) for key in keys])
     stack = contextlib.ExitStack()
@@ -135,8 +138,11 @@ def start(pipeline, seeds, latents):
 
 
 def stretch(scheduler, steps) -> None:
-    """Has a scheduler take so many steps whatever it is asked for: the pipeline, which records a row a step and
-    crashes where there are more calls, can then be asked for as many steps as there are calls."""
+    """Makes a scheduler always use this number of steps.
+
+    diffusers' semantic pipeline records one row a step and crashes if there are more calls than steps. With this, it
+    can be asked for as many steps as there are calls.
+    """
     set_timesteps = scheduler.set_timesteps
 
     @functools.wraps(set_timesteps)
@@ -147,13 +153,13 @@ def stretch(scheduler, steps) -> None:
 
 
 def fresh(seeds, shape):
-    """The noise of call i that our rows of these seeds draw, [rows, *shape]."""
+    """Returns a function from the number of a call to the noise [rows, *shape] that our rows with these seeds draw."""
     keys = [jax.random.key(seed) for seed in seeds]
     return lambda i: np.stack([jax.random.normal(jax.random.fold_in(key, i), shape, precision()) for key in keys])
 
 
 def load(folder, dtype, devices):
-    """Our face and diffusers' pipeline of a checkpoint."""
+    """Loads a checkpoint into our semantic pipeline and diffusers'."""
     reference = diffusers.SemanticStableDiffusionPipeline.from_pretrained(folder)
     reference.set_progress_bar_config(disable=True)
     with jax.enable_x64(dtype == "float64"):
@@ -162,12 +168,12 @@ def load(folder, dtype, devices):
 
 
 def schedule(ours, reference, config) -> None:
-    """Gives both the scheduler of a scheduler_config.json."""
+    """Sets the schedulers of both pipelines to that of a scheduler_config.json."""
     ours.pipeline.scheduler, reference.scheduler = from_config(config), scheduler(config)
 
 
 def published(configs, part: str):
-    """A part of a checkpoint with these configs."""
+    """Returns torch's network for a part of a checkpoint with these configs."""
     if part.startswith("text_encoder"):
         kind = transformers.CLIPTextModelWithProjection if part.endswith("2") else transformers.CLIPTextModel
         return kind(transformers.CLIPTextConfig(**configs[part]))

@@ -1,4 +1,4 @@
-"""What is recorded: the checkpoints, inputs and settings that `record.py` and the tests share."""
+"""The checkpoints, inputs and settings that `record.py` and the tests share."""
 
 import jax
 import numpy as np
@@ -28,7 +28,7 @@ INPUTS = {
     "latents": _noise(4, 2, 6, 9, 4),
 }
 
-# UNets of two levels beyond Stable Diffusion's, and T5.
+# Small UNets of two levels for DeepFloyd-IF and the x4 upscaler, and inputs for T5.
 _IF = {
     "block_out_channels": [12, 16],
     "layers_per_block": 1,
@@ -42,21 +42,21 @@ _UPSCALER = {
     "only_cross_attention": [False, True],
 }
 UNETS = {
-    # Its text is as wide before its projection as after it.
+    # The projection of this text keeps its width.
     "if_1": (tiny.IF_1 | _IF | {"encoder_hid_dim": 64, "addition_embed_type_num_heads": 4}, None),
     "if_2": (tiny.IF_2 | _IF, np.array([0.0, 250.0], np.float32)),
     "upscaler": (tiny.UPSCALER | _UPSCALER, np.array([3, 19])),
 }
 WORDS = np.random.default_rng(10).integers(0, 60, (2, 24), np.int32)
 MASK = np.arange(24) < np.array([[5], [24]])
-# Captions with an end, and zeros after it as OpenCLIP pads them.
+# Captions that end with the end token and are padded with zeros, as in OpenCLIP.
 CAPTIONS = np.where(np.arange(12) < [[1], [4], [11]], np.random.default_rng(13).integers(1, 56, (3, 12)), 0)
 CAPTIONS[np.arange(3), [1, 4, 11]] = tiny.TEXT["eos_token_id"]
 CAPTIONS[:, 0] = tiny.TEXT["bos_token_id"]
 
 
 def unet_inputs(name):
-    """x, timestep, text and noise level; the picture's size can be halved."""
+    """Returns x, whose sides are even, timesteps, texts, and noise levels or None."""
     config, labels = UNETS[name]
     width = config.get("encoder_hid_dim") or config["cross_attention_dim"]
     return _noise(11, 2, 4, 6, config["in_channels"]), INPUTS["timestep"], _noise(12, 2, 7, width), labels
@@ -121,27 +121,29 @@ SCHEDULES = {
     "lcm_clip": (tiny.FURTHER["LCM"] | {"clip_sample": True, "original_inference_steps": 30}, 7, 0.0),
     "tcd": (tiny.FURTHER["TCD"], 5, 0.3),
     "tcd_v": (tiny.FURTHER["TCD"] | _V, 8, 1.0),
-    "edm_euler": (tiny.OTHERWISE_TRAINED["EDM Euler"] | {"sigma_schedule": "exponential", "sigma_max": 9.0}, 8, 0.0),
-    "edm_dpm": (tiny.OTHERWISE_TRAINED["EDM DPM"], 16, 0.0),
-    "edm_dpm_stochastic": (tiny.OTHERWISE_TRAINED["EDM DPM"] | {"algorithm_type": "sde-dpmsolver++"}, 8, 0.0),
-    "ipndm": (tiny.OTHERWISE_TRAINED["IPNDM"], 8, 0.0),
+    "edm_euler": (tiny.WITHOUT_BETAS["EDM Euler"] | {"sigma_schedule": "exponential", "sigma_max": 9.0}, 8, 0.0),
+    "edm_dpm": (tiny.WITHOUT_BETAS["EDM DPM"], 16, 0.0),
+    "edm_dpm_stochastic": (tiny.WITHOUT_BETAS["EDM DPM"] | {"algorithm_type": "sde-dpmsolver++"}, 8, 0.0),
+    "ipndm": (tiny.WITHOUT_BETAS["IPNDM"], 8, 0.0),
 }
 
-# Stages of DeepFloyd-IF and the x4 upscaler: steps, the scale of guidance, the noise level and its scheduler. The first
-# of two texts is the negative prompt.
+# Stages of DeepFloyd-IF and the x4 upscaler: (steps, guidance scale, noise level, the scheduler of that noise).
 STAGES = {
     "stage1": (6, 5.0, None, None),
     "stage2": (5, 4.0, 250, {"_class_name": "DDPMScheduler", **tiny.COSINE}),
     "upscaler": (4, 5.0, 100, {"_class_name": "DDPMScheduler", **tiny.UPSCALER_BETAS}),
 }
+# Pairs of texts, of which the first is the negative prompt.
 TEXTS = {"t5": (WORDS, MASK), "clip": (INPUTS["ids"],)}
 SMALL = np.random.default_rng(13).integers(0, 256, (1, 8, 8, 3), np.uint8)
 INITIAL, ON_SMALL = 2**32 - 1, 2**32 - 2
 
 
 def fresh(tag, *shape):
-    """The noise [1, *shape] that a row of seed 0 draws at a tag: of a call, or one of those above; of small pictures
-    at the first call."""
+    """Returns the noise [1, *shape] that a row with seed 0 draws.
+
+    The tag is the number of a call, `INITIAL`, or `ON_SMALL` for the noise on the small picture at the first call.
+    """
     key = jax.random.fold_in(jax.random.key(0), tag)
     key = jax.random.fold_in(key, 0) if tag == ON_SMALL else key
     return np.asarray(jax.random.normal(key, (1, *shape)))

@@ -1,4 +1,4 @@
-"""Semantic guidance in plain NumPy, written after diffusers' loop (and the paper for "per_concept")."""
+"""Semantic guidance in plain NumPy. It follows diffusers' loop, or with "per_concept" the paper (Brack et al. 2023)."""
 
 import numpy as np
 
@@ -6,10 +6,16 @@ import numpy as np
 def guidance(
     uncond, edits, *, scale, reverse, threshold, warmup, cooldown, weight, momentum_scale, momentum_beta, semantics
 ):
-    """What the concepts add to the estimate of one picture at every model call, [calls, *space, channels].
+    """Returns what the concepts add to the estimate of one picture at every model call, [calls, *space, channels].
 
-    `uncond` is [calls, *space, channels], `edits` [calls, n, *space, channels]; the settings are lists with an
-    entry for each concept. diffusers has one momentum for all concepts, with the settings of the first.
+    diffusers has one momentum for all concepts, with the settings of the first.
+
+    Args:
+        uncond: the unconditional predictions, [calls, *space, channels].
+        edits: the concepts' predictions, [calls, n, *space, channels].
+        semantics: "diffusers" or "per_concept".
+        scale, reverse, threshold, warmup, cooldown, weight, momentum_scale, momentum_beta: lists with one entry for
+            each concept.
     """
     momentum, added = np.zeros_like(edits[0]), np.zeros_like(uncond)
     for i, (u, targets) in enumerate(zip(uncond, edits, strict=True)):
@@ -39,6 +45,6 @@ def guidance(
 
 
 def above(psi, threshold, axes, magnitude=None):
-    """psi where its magnitude reaches the quantile over the axes, else 0."""
+    """Sets psi to 0 where its magnitude is below the quantile over the axes."""
     magnitude = np.abs(psi) if magnitude is None else magnitude
     return np.where(magnitude >= np.quantile(magnitude, threshold, axis=axes, keepdims=True), psi, 0)

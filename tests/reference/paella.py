@@ -1,4 +1,4 @@
-"""What is recorded of Paella's networks: inputs that `record_paella.py` and the tests share, and reading it back."""
+"""The inputs of Paella's networks that `record_paella.py` and the tests share, and functions that read the results."""
 
 from functools import cache
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 from support import tiny
 
 HERE = Path(__file__).parent
-# The text files of every tensor's name and shape in the published files.
+# Text files that list the name and shape of every tensor in the published files.
 PUBLISHED = {"paella": "paella_v3.txt", "vqgan": "vqgan_f4.txt", "prior": "prior_v1.txt"}
 
 
@@ -15,7 +15,7 @@ def _noise(seed, *shape):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-# Texts of several lengths, with and without the embeddings of CLIP, of one picture and of two.
+# Texts of several lengths, with and without CLIP's embeddings of the text and of one or two pictures.
 _FULL = {"byt5": _noise(0, 2, 7, 18), "clip": _noise(1, 2, 12), "clip_image": _noise(2, 2, 12)}
 CONDITIONS = {
     "full": _FULL,
@@ -25,25 +25,25 @@ CONDITIONS = {
     "pictures": {"byt5": _noise(6, 1, 4, 18), "clip_image": _noise(7, 1, 2, 12)},
     "apart": {"byt5": _noise(8, 1, 4, 18), "clip": _noise(9, 1, 12)},
 }
-# Noise levels, which are embedded at the published width.
+# Noise levels for the embedding of published width.
 LEVELS = np.linspace(0, 1, 33, dtype=np.float32)
-# The factors of the inference script's attention.
+# The factors by which the public inference script multiplies attention.
 INFLUENCE = (1.2, 0.4)
 
 
 def paella(name):
-    """The config of a case; one has attention to the text alone."""
+    """Returns the config of a case; the case "apart" has attention to the text alone."""
     return tiny.PAELLA | {"self_attn": name != "apart"}
 
 
 def paella_inputs(name):
-    """A grid of tokens, and noise levels."""
+    """Returns grids of tokens, and their noise levels."""
     batch, rng = len(CONDITIONS[name]["byt5"]), np.random.default_rng(10)
     size = (8, 16) if batch > 1 else (16, 8)
     return rng.integers(0, 20, (batch, *size)), np.array([1.0, 0.37], np.float32)[-batch:]
 
 
-# Of Paella: each kind of block by its place, and the channels that it takes.
+# {path: input channels} for each kind of block of Paella.
 BLOCKS = {
     "down_blocks.0.0": 8,
     "down_blocks.0.1": 8,
@@ -53,18 +53,18 @@ BLOCKS = {
     "up_blocks.0.4": 24,
     "up_blocks.1.0": 16,
 }
-# Of the VQGAN, and of the prior.
+# The same for the VQGAN, and the path of the prior's block.
 VQ_BLOCKS = {"down_blocks.2": 8, "down_blocks.1": 4, "down_blocks.5": 16, "up_blocks.3": 16}
 PRIOR_BLOCK = "blocks.1"
 STDS = (1.0, 0.01)
-# Of Paella at its published width, where one block of each kind a level is enough: those of the second level, by
-# their place. Of their outputs every 40th channel is kept.
+# Paella at its published width, with one block of each kind a level; the blocks of the second level are recorded. Only
+# every 40th channel of their outputs is kept.
 WIDE = {"blocks": [1, 1, 1], "num_labels": 4}
 WIDE_BLOCKS = {"up_blocks.1.0": 1280, "up_blocks.1.1": 1280, "up_blocks.1.2": 1280}
 
 
 def block_inputs(channels, std, level=9, text=14):
-    """x and a skip, the embedded noise level, and the tokens of a condition, with so many channels."""
+    """Returns x and a skip with `channels` channels, the embedded noise level, and the tokens of a condition."""
     picture = [np.float32(std) * _noise(seed, 1, 4, 6, channels) for seed in (11, 12)]
     return *picture, _noise(13, 1, level), _noise(14, 1, 5, text)
 
@@ -77,8 +77,9 @@ def prior_block_input(std):
     return np.float32(std) * _noise(15, 2, 31)
 
 
-# Runs of the two public samplers, of a batch of two: each branch's text, and what is drawn; in float64 alone, where no
-# two tokens are as likely. The temperatures are high, so that what is drawn counts.
+# Runs of the two public samplers with a batch of two: the text of each branch, and the random numbers. They are
+# recorded in float64 only, where no two tokens have equal probability. The temperatures are high, so that the random
+# numbers matter.
 BRANCHES = {
     "uncond": {"byt5": _noise(21, 1, 1, 18), "clip": _noise(22, 1, 12)},
     "cond": {"byt5": _noise(23, 1, 7, 18), "clip": _noise(24, 1, 12), "clip_image": _noise(25, 1, 12)},
@@ -88,14 +89,15 @@ START = np.random.default_rng(28).integers(0, 20, (2, 4, 8))
 GUMBEL = np.random.default_rng(29).gumbel(size=(6, *START.shape, 20))
 UNIFORM = np.random.default_rng(30).random((6, *START.shape))
 CFG, TEMPERATURE = 8.0, (9.0, 2.0)
-# The published sampler, and that of the authors of semantic guidance, whose threshold and momentum have no effect.
+# The published sampler, and the sampler of the authors of semantic guidance, whose threshold and momentum have no
+# effect.
 SAMPLERS = {
     "published": {"steps": 5, "renoise_steps": 4},
     "edited": {"steps": 6, "renoise_steps": 4, "edit_guidance_scale_c": 7.0, "edit_warmup_steps_c": 2}
     | {"reverse_editing_direction_c": True, "edit_threshold_c": 0.8, "edit_momentum_scale": 0.5},
     "quantised": {"steps": 4, "renoise_steps": 3, "mode": "quant"},
 }
-# What the prior draws: of two texts, where it starts and what each of its 60 calls adds.
+# Inputs of the prior: two text embeddings, and the noise of its start and of its 60 calls.
 IMAGINED = (_noise(31, 2, 12), _noise(32, 61, 2, 12))
 
 
@@ -107,12 +109,12 @@ PRIOR = (_noise(19, 2, 12), np.array([1.0, 0.37], np.float32), _noise(20, 2, 12)
 
 @cache
 def recorded(dtype):
-    """Everything of `paella_DTYPE.npz`, by name."""
+    """Returns all arrays of `paella_DTYPE.npz` by name."""
     with np.load(HERE / f"paella_{dtype}.npz") as file:
         return dict(file)
 
 
 def published(network):
-    """{name: shape} of a published file."""
+    """Returns {name: shape} for the tensors of a published file."""
     lines = (HERE / PUBLISHED[network]).read_text().splitlines()
     return {name: tuple(map(int, shape)) for name, *shape in map(str.split, lines)}

@@ -1,10 +1,10 @@
-"""Records what torch, transformers and diffusers make of the small checkpoints, for the suite without torch.
+"""Records results of torch, transformers and diffusers on small checkpoints, for tests that run without torch.
 
     pip install -e ".[parity]" && python tests/reference/record.py
 
-writes `tests/reference/*.npz`, float32 and channels last, and `xl_*.txt`, the names and shapes of every tensor of
-Stable Diffusion XL's base; made with torch 2.13.0, diffusers 0.42.1 and
-transformers 5.23.0 on a CPU. Weights and inputs are those of `tests/support/tiny.py` and of `cases.py` here.
+It writes `tests/reference/*.npz`, float32 and channels last, and `xl_*.txt`, the names and shapes of every tensor of
+Stable Diffusion XL base. The stored files were made with torch 2.13.0, diffusers 0.42.1 and transformers 5.23.0 on a
+CPU. The weights come from `tests/support/tiny.py`, the inputs from `cases.py` in this folder.
 """
 
 import functools
@@ -34,7 +34,7 @@ diffusers.utils.logging.set_verbosity_error()
 
 
 def first(array):
-    """Channels first, as torch has them."""
+    """Converts an array to a tensor with channels first."""
     return torch.tensor(np.moveaxis(array, -1, -3) if array.ndim > 3 else array)
 
 
@@ -122,17 +122,17 @@ def pictures(checkpoint, settings):
     pipe.set_progress_bar_config(disable=True)
     latents = first(cases.LATENTS)
     shown = pipe(cases.PROMPTS, latents=latents, output_type="np", **settings)
-    made = {
+    results = {
         "latents": last(pipe(cases.PROMPTS, latents=latents, output_type="latent", **settings).images),
         "images": shown.images,
     }
     if shown.nsfw_content_detected is not None:
-        made["flagged"] = np.array(shown.nsfw_content_detected)
+        results["flagged"] = np.array(shown.nsfw_content_detected)
     calls = len(pipe.scheduler.timesteps)
     for name in ("sem_guidance", "uncond_estimates", "text_estimates", "edit_estimates"):
         if (array := getattr(pipe, name)) is not None:
-            made[name] = last(array[:calls])
-    return made
+            results[name] = last(array[:calls])
+    return results
 
 
 STAGES = {
@@ -172,7 +172,7 @@ def stage(name):
 
 
 def xl():
-    """The texts of no words, a prompt and a concept, what the UNet makes of them and the sizes, and a picture."""
+    """Records the texts of a missing negative prompt, a prompt and a concept, their embedding, and an edited run."""
     with tempfile.TemporaryDirectory() as folder:
         pipe = diffusers.StableDiffusionXLPipeline.from_pretrained(
             tiny.xl(Path(folder) / "tiny", **cases.XL), add_watermarker=False
@@ -181,13 +181,13 @@ def xl():
     concept, _, its_pooled, _ = pipe.encode_prompt(cases.XL_WORDS[1:])
     states, pooled = torch.cat([uncond, cond, concept]), torch.cat([unpooled, pooled, its_pooled])
     sizes = torch.tensor([[float(side) for size in cases.XL_SIZES.values() for side in size]] * 3)
-    told = []
-    pipe.unet.add_embedding.register_forward_hook(lambda *call: told.append(call[2]))
+    embedded = []
+    pipe.unet.add_embedding.register_forward_hook(lambda *call: embedded.append(call[2]))
 
     def predict(_call, t, x):
-        added, many = {"text_embeds": pooled, "time_ids": sizes}, torch.cat([x] * 3)
+        added, branches = {"text_embeds": pooled, "time_ids": sizes}, torch.cat([x] * 3)
         with torch.no_grad():
-            return pipe.unet(many, t, encoder_hidden_states=states, added_cond_kwargs=added).sample.split(1)
+            return pipe.unet(branches, t, encoder_hidden_states=states, added_cond_kwargs=added).sample.split(1)
 
     run = if_loops.sample(
         predict,
@@ -202,7 +202,7 @@ def xl():
     return {
         "states": states.detach().numpy(),
         "pooled": pooled.detach().numpy(),
-        "told": told[0].numpy(),
+        "told": embedded[0].numpy(),
         "latents": run.x,
         "image": np.clip(if_loops.decoded(pipe.vae, run.x) / 2 + 0.5, 0, 1),
         "uncond": run.uncond,
@@ -213,7 +213,10 @@ def xl():
 
 
 def xl_names():
-    """By networks, as published files have them: the first text encoder's names begin otherwise in transformers 5."""
+    """Yields each network and the list of its tensors, with the names in published files.
+
+    The first text encoder's names there start with "text_model.", which transformers 5 leaves out.
+    """
     kinds = {
         "text_encoder": lambda c: transformers.CLIPTextModel(transformers.CLIPTextConfig(**c)),
         "text_encoder_2": lambda c: transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**c)),
@@ -224,7 +227,7 @@ def xl_names():
         with torch.device("meta"):
             tensors = build(published.XL[part]).state_dict()
         prefix = "text_model." if part == "text_encoder" else ""
-        yield part, names.written({f"{prefix}{name}": tuple(tensor.shape) for name, tensor in tensors.items()})
+        yield part, names.as_text({f"{prefix}{name}": tuple(tensor.shape) for name, tensor in tensors.items()})
 
 
 def main():

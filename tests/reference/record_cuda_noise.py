@@ -1,13 +1,13 @@
-"""Records the noise with which the pictures begin that diffusers published for its semantic guidance.
+"""Records the initial noise of the pictures that diffusers published for its semantic guidance.
 
     python tests/reference/record_cuda_noise.py FOLDER
 
-needs an NVIDIA GPU and torch, and no diffusers. It writes `SEED.npy` for the seeds of the three pictures, float32
-[1, 64, 64, 4], channels last, of 64 KB each, and their digests; and it compares them with the noise that the library
-has, which this script recorded on an H200 with torch 2.11. `sega-jax verify MODEL --noise FOLDER` takes the folder.
+It needs an NVIDIA GPU and torch, but not diffusers. It writes `SEED.npy` for the seeds of the three pictures, float32
+[1, 64, 64, 4] with channels last, 64 KB each, and their digests. It then compares them with the noise in the library,
+which this script recorded on an H200 with torch 2.11. `sega-jax verify MODEL --noise FOLDER` reads the folder.
 
 In diffusers 0.14, `prepare_latents` called `randn_tensor` with the shape (1, 4, 64, 64), the dtype of the text
-embeddings, which was float32, and the generator of the GPU, and that drew all of it at once. So does this.
+embeddings, which was float32, and a generator on the GPU, which drew the noise at once. This script does the same.
 """
 
 import sys
@@ -22,12 +22,12 @@ from sega_jax.diffusers_api.published_pictures import PICTURES, SUMS, noise
 from sega_jax.text.files import sha256
 
 SHAPE = (1, 4, 64, 64)
-# Between the noise of two GPUs.
+# The largest difference between the noise of two GPUs.
 TOLERANCE = 1e-5
 
 
 def draw(seed: int, device: str) -> torch.Tensor:
-    """Draws the noise of a seed as `randn_tensor` of diffusers does."""
+    """Draws the noise of a seed as diffusers' `randn_tensor` does."""
     generator = torch.Generator(device).manual_seed(seed)
     return torch.randn(SHAPE, generator=generator, device=torch.device(device), dtype=torch.float32)
 
@@ -44,14 +44,14 @@ def record(folder: Path, device: str = "cuda") -> None:
 
 
 def differences(folder: Path) -> dict[int, float]:
-    """Returns the largest difference between the noise in a folder and the library's, of every seed."""
+    """Returns {seed: the largest difference between the noise in a folder and the library's}."""
     seeds = [picture.seed for picture in PICTURES]
     return {seed: float(np.abs(noise(seed, folder) - noise(seed)).max()) for seed in seeds}
 
 
 if __name__ == "__main__":
     if not torch.cuda.is_available():
-        sys.exit("torch sees no NVIDIA GPU here, and no other device draws this noise; run it on a machine with one")
+        sys.exit("torch finds no NVIDIA GPU, and no other device draws this noise; run this on a machine with one")
     target = Path(sys.argv[1])
     record(target)
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}\n{(target / SUMS).read_text()}Wrote {target}")

@@ -1,6 +1,6 @@
-"""Records what the public code of Paella makes of small networks, for the suite without torch.
+"""Records results of Paella's public code on small networks, for tests that run without torch.
 
-Four public repositories of pure Python, which are no packages, each checked out at the commit named here:
+It needs four public repositories of pure Python, which are not packages, each checked out at the commit named here:
 
     github.com/dome272/Paella            e1ab72b8aa7b22def24dafd51805aed84be52ed9  the denoiser, its sampler, the VQGAN
     github.com/pabloppp/Arroz-Con-Cosas  075298406c283a9e82630112736a6bdb0124b563  the prior and its sampler
@@ -9,11 +9,13 @@ Four public repositories of pure Python, which are no packages, each checked out
 
     pip install torch==2.13.0 && python tests/reference/record_paella.py PAELLA ARROZ TOOLS I2P
 
-writes `paella_float32.npz` and `paella_float64.npz` (channels last), and, from the classes at their published sizes,
-`paella_v3.txt`, `vqgan_f4.txt` and `prior_v1.txt`: the name and shape of every tensor. Weights and inputs are those
-of `tests/support/tiny.py` and of `paella.py` here; the classes' own first weights would hide most of the networks.
-Made with torch 2.13.0 on a CPU. Of the denoiser's two files, the one with re-weighted attention is run. The samplers
-draw what `paella.py` has in place of torch's noise: the token of the greatest sum of logit and Gumbel noise.
+The command writes `paella_float32.npz` and `paella_float64.npz` (channels last). It also builds the classes at their
+published sizes, and lists the name and shape of every tensor in `paella_v3.txt`, `vqgan_f4.txt` and `prior_v1.txt`. The
+weights come from `tests/support/tiny.py`, because the classes' initial weights would hide errors in most of the
+networks, and the inputs from `paella.py` in this folder. The stored files were made with torch 2.13.0 on a CPU.
+
+The denoiser's public code has two versions; this script runs the one with re-weighted attention. The samplers use the
+random numbers of `paella.py` instead of torch's: they draw the token with the largest sum of logit and Gumbel noise.
 """
 
 import contextlib
@@ -30,12 +32,12 @@ import torch
 from reference import paella as cases
 from support import tiny
 
-# The arguments of the classes that differ from their defaults in the published files.
+# The arguments of the published networks that differ from the defaults of the classes.
 PUBLISHED = {"paella": {"byt5_embd": 2560}, "vqgan": {}, "prior": {}}
 
 
 def load(path, name):
-    """A module from a file."""
+    """Imports a module from a file."""
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
@@ -44,7 +46,10 @@ def load(path, name):
 
 
 def load_classes(paella, arroz, tools, i2p):
-    """The classes of the three networks and the samplers, without what else the repositories import."""
+    """Returns the classes of the three networks, the function that replaces attention layers, and the samplers.
+
+    Other imports of the repositories are replaced by mocks.
+    """
     for name in ("torchtools", "torchtools.nn", "arroz"):
         sys.modules[name] = ModuleType(name)
         sys.modules[name].__path__ = []
@@ -70,7 +75,7 @@ def load_classes(paella, arroz, tools, i2p):
 
 
 def filled(net):
-    """With the tensors of `tiny`, and ready."""
+    """Returns the network with the tensors of `tiny`, in evaluation mode."""
     tensors = {
         key: torch.tensor(tiny.values(key, tensor.shape)) if tensor.is_floating_point() else tensor
         for key, tensor in net.state_dict().items()
@@ -80,7 +85,7 @@ def filled(net):
 
 
 def first(array):
-    """Channels first, as torch has them, in the default precision."""
+    """Converts an array to a tensor with channels first, and floats to the default dtype."""
     array = np.moveaxis(array, -1, 1) if array.ndim == 4 else array
     return torch.tensor(array, dtype=torch.get_default_dtype() if array.dtype.kind == "f" else None)
 
@@ -128,7 +133,7 @@ def blocks(net):
 
 
 def wide_blocks(make):
-    """Only these have values."""
+    """Yields the outputs of the wide blocks. The other blocks of the network have no values."""
     with torch.device("meta"):
         net = make(**cases.WIDE)
     for path, channels in cases.WIDE_BLOCKS.items():
@@ -142,7 +147,7 @@ def vqgan(net):
     quantised, latents, tokens, _ = net.encode(first(cases.IMAGE))
     distances = torch.cdist(latents.movedim(1, -1) * net.scale_factor, net.vquantizer.codebook.weight)
     near = distances.topk(2, largest=False).values
-    assert ((near[..., 1] - near[..., 0]) > 1e-3).all(), "two codes are as near; take another image"
+    assert ((near[..., 1] - near[..., 0]) > 1e-3).all(), "two codes are almost equally near; use another image"
     yield from {
         "tokens": tokens.numpy(),
         "latents": last(latents),
@@ -162,7 +167,7 @@ def prior(net):
 
 
 class Watched:
-    """The denoiser, and every grid that it sees with the prompt."""
+    """A denoiser that records every grid that it is called with, in the branch of the prompt."""
 
     def __init__(self, net):
         self.net, self.grids, self.num_labels = net, [], net.num_labels
@@ -177,7 +182,7 @@ class Watched:
 
 
 def sampled(classes, replace, samplers, name):
-    """Every grid from the first to the last."""
+    """Runs a sampler and returns every grid, from the first to the last."""
     net = filled(classes["paella"](**{k: v for k, v in tiny.PAELLA_PARTS["denoiser"].items() if k != "sample_size"}))
     replace(net)
     watched, settings = Watched(net), cases.SAMPLERS[name]
@@ -219,7 +224,7 @@ def imagined(classes, samplers):
 
 @contextlib.contextmanager
 def precision(dtype):
-    """The default, and where float32 is written out."""
+    """Sets torch's default dtype, which also replaces the float32 of `Tensor.float`."""
     torch.set_default_dtype(dtype)
     with mock.patch.object(torch.Tensor, "float", lambda self: self.to(dtype)):
         yield
@@ -227,15 +232,15 @@ def precision(dtype):
 
 
 def record(classes, replace, samplers):
-    made = {"imagined": imagined(classes, samplers)}
+    results = {"imagined": imagined(classes, samplers)}
     for name in cases.CONDITIONS:
-        made |= logits(classes["paella"], replace, name)
-    made["wave"] = classes["paella"](**tiny.PAELLA | {"c_r": 64}).gen_r_embedding(first(cases.LEVELS))
-    made |= blocks(filled(classes["paella"](**tiny.PAELLA)))
-    made |= wide_blocks(classes["paella"])
-    made |= vqgan(filled(classes["vqgan"](**tiny.VQGAN)))
-    made |= prior(filled(classes["prior"](**tiny.PRIOR)))
-    return {name: np.asarray(array) for name, array in made.items()}
+        results |= logits(classes["paella"], replace, name)
+    results["wave"] = classes["paella"](**tiny.PAELLA | {"c_r": 64}).gen_r_embedding(first(cases.LEVELS))
+    results |= blocks(filled(classes["paella"](**tiny.PAELLA)))
+    results |= wide_blocks(classes["paella"])
+    results |= vqgan(filled(classes["vqgan"](**tiny.VQGAN)))
+    results |= prior(filled(classes["prior"](**tiny.PRIOR)))
+    return {name: np.asarray(array) for name, array in results.items()}
 
 
 def main(*repositories):
@@ -248,10 +253,10 @@ def main(*repositories):
     for dtype in (torch.float32, torch.float64):
         with precision(dtype), torch.no_grad():
             name = str(dtype).removeprefix("torch.")
-            made = record(classes, replace, samplers)
+            results = record(classes, replace, samplers)
             if dtype == torch.float64:
-                made |= {f"grids {run}": sampled(classes, replace, samplers, run) for run in cases.SAMPLERS}
-            np.savez_compressed(cases.HERE / f"paella_{name}.npz", **made)
+                results |= {f"grids {run}": sampled(classes, replace, samplers, run) for run in cases.SAMPLERS}
+            np.savez_compressed(cases.HERE / f"paella_{name}.npz", **results)
 
 
 if __name__ == "__main__":

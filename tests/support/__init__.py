@@ -1,1 +1,1 @@
-"""What tests of several rooms share: small checkpoints, recorded results, and stand-ins."""
+"""Helpers that tests of several packages share: small checkpoints, recorded results and stubs."""

@@ -1,4 +1,5 @@
-"""What tests of conversions run in a process of their own: `python apart.py FUNCTION FOLDERS` prints its result."""
+"""Parts of the conversion tests that need a process of their own: `python apart.py FUNCTION FOLDERS` prints the
+function's result as JSON."""
 
 import gc
 import json
@@ -18,19 +19,20 @@ import convert
 from convert.__main__ import main
 from sega_jax.pipelines.loading import describe
 
-# What a conversion imports on the way, so that the children below need not.
+# A conversion imports these while it runs. They are imported here so that the children below start with them.
 assert orbax.checkpoint
 assert transformers.CLIPTokenizer
 
 
 def stop(source, folder):
-    """Stops conversions at random moments: how each ended, and the folders that it left under its name.
+    """Stops conversions at random moments and returns {name: (exit code, folders left under that name)}.
 
-    They are children of a process that itself opens no array: TensorStore forbids to fork after that.
+    The conversions are forked from a process that opens no array itself, because TensorStore forbids forking after
+    that.
     """
 
     def start(dest):
-        """A conversion in a child; returns once that writes."""
+        """Starts a conversion in a child process, and returns once the child writes files."""
         child = os.fork()
         if not child:
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -45,34 +47,34 @@ def stop(source, folder):
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         return status, sorted(path.name for path in folder.iterdir() if dest.name in path.name)
 
-    def stopped(dest, number, share):
-        """Stops a conversion after a share of its time. On a busy machine that may be too late: then another one."""
+    def start_and_stop(dest, number, share):
+        """Stops a conversion after a share of its usual time; repeats this if the conversion finished before."""
         for _ in range(20):
             child = start(dest)
             time.sleep(seconds * share())
             os.kill(child, number)
-            ended = end(child, dest)
-            if ended[0]:
+            outcome = end(child, dest)
+            if outcome[0]:
                 break
             shutil.rmtree(dest)
-        return ended
+        return outcome
 
     # Python ignores an interrupt that arrives in a destructor or in a callback of the garbage collector. Compiling the
-    # tokenizer's pattern runs many destructors, so it happens here; the children collect no garbage.
+    # tokenizer's pattern runs many destructors, so the parent does it; the children collect no garbage.
     describe(source)
     began = time.perf_counter()
     result = {"undisturbed": end(start(folder / "undisturbed"), folder / "undisturbed")}
     seconds = time.perf_counter() - began
     for part in range(5):
         dest = folder / f"killed{part}"
-        result[dest.name] = stopped(dest, signal.SIGKILL, lambda part=part: random.uniform(part, part + 1) / 8)
+        result[dest.name] = start_and_stop(dest, signal.SIGKILL, lambda part=part: random.uniform(part, part + 1) / 8)
     result["again"] = end(start(folder / "killed0"), folder / "killed0")
-    result["interrupted"] = stopped(folder / "interrupted", signal.SIGINT, lambda: random.uniform(0, 0.1))
+    result["interrupted"] = start_and_stop(folder / "interrupted", signal.SIGINT, lambda: random.uniform(0, 0.1))
     return result
 
 
 def measure(source, folder):
-    """How much memory each way takes at most, beside that of the libraries."""
+    """Returns the peak memory of a conversion in each direction, in bytes beyond what the libraries need."""
 
     def peak():
         status = Path("/proc/self/status").read_text()

@@ -56,11 +56,11 @@ def direct(edges: dict[str, set[str]]) -> list[tuple[str, str]]:
     def reached(package: str) -> set[str]:
         return edges[package].union(*(reached(other) for other in edges[package]))
 
-    found = []
+    edges_to_draw = []
     for package, targets in edges.items():
         indirect = set().union(*(reached(target) for target in targets))
-        found += [(package, target) for target in sorted(targets - indirect)]
-    return found
+        edges_to_draw += [(package, target) for target in sorted(targets - indirect)]
+    return edges_to_draw
 
 
 def diagram() -> str:

@@ -1,4 +1,4 @@
-"""A call of a pipeline, with several pictures and edits."""
+"""The arguments of a pipeline call with two pictures and three edits."""
 
 from sega_jax import Edit
 

@@ -1,6 +1,6 @@
-"""Captions, cleaned and plain, as diffusers makes them."""
+"""Captions, and the cleaned captions that diffusers returns for them."""
 
-# What diffusers 0.42.1 (ftfy 6.3, beautifulsoup4 4.15) makes of each.
+# Recorded from diffusers 0.42.1 with ftfy 6.3 and beautifulsoup4 4.15.
 CAPTIONS = {
     "": "",
     "   ": "",

@@ -1,4 +1,4 @@
-"""Small checkpoints that are compared and damaged."""
+"""Functions that compare and damage small checkpoints."""
 
 import json
 
@@ -14,7 +14,7 @@ def files(folder):
 
 
 def same(first, second):
-    """Whether two pipelines have the same parameters, to the last bit."""
+    """Tells whether two pipelines have exactly equal parameters of equal dtypes."""
     pairs = zip(jax.tree.leaves(first.models), jax.tree.leaves(second.models), strict=True)
     return all(a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs)
 

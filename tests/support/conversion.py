@@ -1,4 +1,4 @@
-"""Conversions by the command line, and functions of `apart.py` in a process of their own."""
+"""Runs conversions through the command line, and the functions of `apart.py` in a process of their own."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ from convert.__main__ import main
 
 
 def apart(name, *arguments):
-    """Runs a function of `apart.py` and returns what it printed."""
+    """Runs a function of `apart.py` in a new process and returns its result."""
     command = [sys.executable, Path(__file__).with_name("apart.py"), name, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -19,4 +19,5 @@ def apart(name, *arguments):
 
 
 def run(*words):
+    """Runs the command in this process and returns click's result."""
     return CliRunner().invoke(main, list(map(str, words)))

@@ -1,5 +1,8 @@
-"""Creates the same files as other threads and processes do at the same time: `python creating.py FOLDER WHO` prints
-"ready", waits for the file FOLDER/go, and prints {name of each file that it created: name of the thread}."""
+"""Creates files whose names other threads and processes use at the same time.
+
+`python creating.py FOLDER WHO` prints "ready", waits for the file FOLDER/go, and then prints {file: thread} for the
+files that its threads created.
+"""
 
 import json
 import sys
@@ -18,7 +21,7 @@ def content(thread):
 
 
 def create(folder, who):
-    """Returns {name: thread} of the files that this process created, each by one of its threads."""
+    """Returns {file: thread} for the files that the threads of this process created."""
     store, created, together = Store(folder), [], threading.Barrier(THREADS)
 
     def attempt(thread):

@@ -1,14 +1,13 @@
-"""Every feature of every family, in one table: it works, or it is refused with a reason.
+"""A table that says for every feature and family whether the feature works or how it is refused.
 
-The table has four parts: the arguments of calls, what there is besides them, the settings of sweeps, and the options of
-the shell.
+The table has four parts: the arguments of calls, other features, the settings of sweeps, and the options of the shell.
 """
 
 FAMILIES = ("stable_diffusion", "x4_upscaler", "sdxl", "deepfloyd_stage_1", "deepfloyd_stage_2", "paella")
 DIFFUSION, CLIP = FAMILIES[:5], FAMILIES[:3]
 STARTING, ENLARGING = ("stable_diffusion", "sdxl"), ("x4_upscaler", "deepfloyd_stage_2")
 
-# A cell is this word, or a regular expression of the refusal.
+# A cell is this word, or a regular expression that matches the error.
 WORKS = "works"
 CALL = "{name} is not an argument of a call of {title}; leave it out, as it is for "
 LORA = "is given, but {title} does not support LoRA; leave it out. It is supported by "
@@ -20,7 +19,7 @@ SHELL = "--{option} is for .*, but MODEL is {title}; leave it out"
 
 
 def row(refusal, *families):
-    """Returns the cells of a feature that these families have; none are all of them."""
+    """Returns the cells of a feature that only these families support; without families, all support it."""
     return {family: WORKS if family in families or not families else refusal for family in FAMILIES}
 
 
@@ -41,7 +40,7 @@ CALLS = {
     **rows("original_size crops_top_left target_size", CALL, "sdxl"),
     **rows("renoise_steps temperature choice influence centred tokens", CALL, "paella"),
 }
-BESIDES = {
+OTHERS = {
     **rows("lora", LORA, *DIFFUSION),
     **rows("textual_inversion", WORDS, *CLIP),
     **rows("scheduler", SCHEDULE, *DIFFUSION),
@@ -75,4 +74,4 @@ SHELLS = {
     **rows("lora", LORA, *DIFFUSION),
     **rows("textual_inversion", WORDS, *CLIP),
 }
-TABLE = {"call": CALLS, "besides": BESIDES, "sweep": SWEEPS, "shell": SHELLS}
+TABLE = {"call": CALLS, "other": OTHERS, "sweep": SWEEPS, "shell": SHELLS}

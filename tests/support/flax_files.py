@@ -1,7 +1,7 @@
-"""Checkpoints in the form that diffusers and transformers wrote for Flax, from small ones with safetensors.
+"""Converts small checkpoints from safetensors to the Flax format of diffusers 0.30 and transformers 4.46.
 
-The names are those of Linen's modules in diffusers 0.30 and transformers 4.46, written here by hand: what these modules
-and the functions that filled them from torch's weights made of the same networks was compared with this file once.
+The names of the Linen modules are written here by hand. They were compared once with the parameters that those versions
+of the libraries create from torch's weights for the same networks.
 """
 
 import json
@@ -21,8 +21,10 @@ CLASSES += ("DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler")
 
 
 def linen_path(key: str, array: np.ndarray, transformers: bool) -> tuple[str, ...]:
-    """The path of a parameter in Linen's module, by its key in torch's file, which for transformers starts with the
-    name of the tower."""
+    """Returns the path of a parameter in the Linen module for its key in torch's file.
+
+    Keys of transformers networks start with the name of the tower, such as "text_model.".
+    """
     if not transformers:
         key = re.sub(r"\.(\d+)", r"_\1", key)
         for ours, linen in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out_0", "proj_attn")):
@@ -37,20 +39,20 @@ def linen_path(key: str, array: np.ndarray, transformers: bool) -> tuple[str, ..
 
 
 def tree(tensors: dict[str, np.ndarray], transformers: bool) -> dict:
-    """The parameters of Linen's module from torch's tensors."""
-    whole: dict = {}
+    """Returns the parameters of a Linen module as a nested dictionary, from torch's tensors."""
+    root: dict = {}
     for key, array in tensors.items():
         *parents, last = linen_path(key, array, transformers)
-        inside = whole
+        inside = root
         for parent in parents:
             inside = inside.setdefault(parent, {})
-        turn = {2: (1, 0), 4: (2, 3, 1, 0)}.get(array.ndim) if last == "kernel" else None
-        inside[last] = array if turn is None else np.ascontiguousarray(array.transpose(turn))
-    return whole
+        axes = {2: (1, 0), 4: (2, 3, 1, 0)}.get(array.ndim) if last == "kernel" else None
+        inside[last] = array if axes is None else np.ascontiguousarray(array.transpose(axes))
+    return root
 
 
 def tree_of(path: Path) -> dict:
-    """The parameters of Linen's module from a safetensors file of a checkpoint of `tiny`."""
+    """Returns the parameters of a Linen module from a safetensors file that `tiny` wrote."""
     tensors, part = load_file(path), path.parent.name
     if part == "text_encoder":
         tensors = {re.sub(r"^(?!text_model\.)", "text_model.", key): array for key, array in tensors.items()}
@@ -65,14 +67,13 @@ def write(path: Path, content: dict) -> Path:
 
 
 def flax_path(path: Path) -> Path:
-    """Where the msgpack file in place of a safetensors file is."""
+    """Returns the path of the msgpack file that replaces a safetensors file."""
     name = {"model.safetensors": "flax_model", "diffusion_pytorch_model.safetensors": "diffusion_flax_model"}
     return path.with_name(f"{name[path.name]}.msgpack")
 
 
 def checkpoint(source: Path, folder: Path) -> Path:
-    """Copies a checkpoint of `tiny` and puts msgpack in the place of its safetensors, and Flax's classes in that of
-    torch's."""
+    """Copies a checkpoint of `tiny`, and replaces safetensors by msgpack files and torch's class names by Flax's."""
     shutil.copytree(source, folder)
     for path in folder.rglob("*.safetensors"):
         write(flax_path(path), tree_of(path))

@@ -1,4 +1,4 @@
-"""Writes safetensors files with 8-bit floats, which `safetensors.numpy` does not know."""
+"""Writes safetensors files with 8-bit floats, which `safetensors.numpy` does not support."""
 
 import json
 
@@ -12,12 +12,12 @@ NAMES |= {np.dtype(ml_dtypes.float8_e8m0fnu): "F8_E8M0"}
 
 
 def save(tensors, path):
-    """Writes a safetensors file, also with dtypes that `safetensors.numpy` does not know."""
+    """Writes a safetensors file of arrays with the dtypes in `NAMES`, and returns its path."""
     header, data = {}, b""
     for key, array in tensors.items():
         offsets = [len(data), len(data) + array.nbytes]
         header[key] = {"dtype": NAMES[array.dtype], "shape": array.shape, "data_offsets": offsets}
         data += array.tobytes()
-    words = json.dumps(header).encode()
-    path.write_bytes(len(words).to_bytes(8, "little") + words + data)
+    encoded_header = json.dumps(header).encode()
+    path.write_bytes(len(encoded_header).to_bytes(8, "little") + encoded_header + data)
     return path

@@ -1,4 +1,4 @@
-"""Random predictions and settings of semantic guidance, and what the oracle in NumPy makes of them."""
+"""Random predictions and settings for semantic guidance, and the NumPy oracle's results for them."""
 
 from functools import partial
 
@@ -16,7 +16,7 @@ SEMANTICS = ("diffusers", "per_concept")
 
 @partial(jax.jit, static_argnames=("semantics", "support"))
 def run(preds, settings, semantics="diffusers", support="channel"):
-    """What is added at every call; everything is [calls, batch, ...]."""
+    """Returns what semantic guidance adds at every call; predictions and results are [calls, batch, ...]."""
     guidance = sega(settings, semantics=semantics, support=support)
 
     def call(state, preds):
@@ -32,7 +32,7 @@ def predictions(rng, batch, n, shape=SPACE, calls=CALLS):
 
 
 def row(rng, n, momentum):
-    """Random settings of one picture in the oracle's terms, the edges among them."""
+    """Draws settings of one picture in the oracle's terms, including edge cases."""
     pick = partial(rng.choice, size=n)
     warmup = pick([0, 0, 1, 3, 5, CALLS + 1])
     return {
@@ -48,7 +48,7 @@ def row(rng, n, momentum):
 
 
 def edit(settings, k):
-    """The k-th concept of a row as an Edit."""
+    """Returns the k-th concept of a row as an `Edit`."""
     values = {name: values[k] for name, values in settings.items() if name != "reverse"}
     return Edit("concept", **values | {"scale": values["scale"] * (-1) ** settings["reverse"][k]})
 
@@ -64,5 +64,5 @@ def expected(preds, rows, semantics="diffusers"):
     )
 
 
-def close(found, wanted, tolerance=1e-12):
-    np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=tolerance)
+def close(actual, desired, tolerance=1e-12):
+    np.testing.assert_allclose(actual, desired, rtol=tolerance, atol=tolerance)

@@ -1,4 +1,4 @@
-"""A stand-in for the hub's client."""
+"""A stub of the hub's client."""
 
 import fnmatch
 import shutil
@@ -8,7 +8,10 @@ NAME, COMMIT = "owner/tiny", "c" * 40
 
 
 class Stub:
-    """`snapshot_download` over a folder: copies what matches, or raises. `offline` returns what was copied before."""
+    """Replaces `snapshot_download`: it copies the matching files of a folder to a cache, or raises `error`.
+
+    With `offline`, it returns the snapshot that was copied before.
+    """
 
     def __init__(self, folder, cache, commit=COMMIT):
         self.folder, self.cache, self.commit, self.calls, self.error = folder, cache, commit, [], None
@@ -29,7 +32,7 @@ class Stub:
         return str(snapshot)
 
     def model_info(self, repo_id, *, revision=None, token=None):
-        """The list of a repository's files, or an error."""
+        """Returns the list of the repository's files, or raises `error`."""
         if self.error is not None:
             raise self.error
         names = sorted(str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file())

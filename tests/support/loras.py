@@ -1,4 +1,4 @@
-"""LoRAs of the small networks under every name that files have for a layer, and what merging them gives."""
+"""LoRAs for the small networks in every supported naming, and the weights after merging them."""
 
 import jax
 import numpy as np
@@ -9,7 +9,7 @@ from sega_jax.weights.layout import from_torch, leaves, torch_name
 from sega_jax.weights.original_names import unet_names
 from support import tiny
 
-# Linear layers, convolutions of 1x1 and of 3x3, and one with a stride, by diffusers' names.
+# {layer in diffusers' names: rank}, for linear layers, convolutions of 1x1 and 3x3, and a strided one.
 LAYERS = {
     "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q": 2,
     "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_out.0": 4,
@@ -32,8 +32,8 @@ def models():
 
 @pytest.fixture(scope="module")
 def layers(models):
-    """Of every layer up, down and alpha, by part and diffusers' name."""
-    rng, found = np.random.default_rng(0), {}
+    """Returns {(part, layer in diffusers' names): (up, down, alpha)}."""
+    rng, values = np.random.default_rng(0), {}
     for part, names in (("unet", LAYERS), ("text_encoder", TEXT)):
         shapes = leaves(getattr(models, part))
         for name, rank in names.items():
@@ -42,12 +42,12 @@ def layers(models):
                 rng.standard_normal((rank, *inputs)),
                 rng.standard_normal((outputs, rank, *[1] * len(inputs[1:]))),
             )
-            found[part, name] = (up.astype(np.float32), down.astype(np.float32), np.float32(rng.uniform(0.5, 3)))
-    return found
+            values[part, name] = (up.astype(np.float32), down.astype(np.float32), np.float32(rng.uniform(0.5, 3)))
+    return values
 
 
 def peft(part, name):
-    """With alpha as nobody has it here."""
+    """Names a layer as peft does. Real files of peft have no alpha."""
     prefix = "text_model." if part == "text_encoder" else ""
     return [f"{part}.{prefix}{name}.{end}" for end in ("lora_B.weight", "lora_A.weight", "alpha")]
 
@@ -74,7 +74,7 @@ def kohya(part, name):
 
 
 def kohya_original(part, name):
-    """As kohya's scripts name Stable Diffusion XL's."""
+    """Names a layer as kohya's scripts do for Stable Diffusion XL."""
     if part == "text_encoder":
         return [key.replace("lora_te_", "lora_te1_") for key in kohya(part, name)]
     original = unet_names(tiny.networks().unet)[f"{name}.weight"].removesuffix(".weight")
@@ -82,15 +82,15 @@ def kohya_original(part, name):
 
 
 def write(path, models, layers, seed=0):
-    """Writes a LoRA of rank 2 for linear layers of a pipeline's networks, {network: [layers by diffusers' names]}."""
-    rng, found = np.random.default_rng(seed), {}
+    """Writes a LoRA of rank 2 and returns its path. `layers` is {network: [linear layers in diffusers' names]}."""
+    rng, arrays = np.random.default_rng(seed), {}
     for part, names in layers.items():
         shapes = leaves(getattr(models, part))
         for name in names:
             outputs, inputs = shapes[f"{name}.weight"]
             up, down = (rng.standard_normal(shape).astype(np.float32) for shape in ((outputs, 2), (2, inputs)))
-            found |= dict(zip(peft_keys(part, name), (up, down), strict=True))
-    save_file(found, path)
+            arrays |= dict(zip(peft_keys(part, name), (up, down), strict=True))
+    save_file(arrays, path)
     return path
 
 
@@ -102,16 +102,17 @@ NAMINGS = {f.__name__: f for f in (peft, diffusers, old_diffusers, kohya, kohya_
 
 
 def tensors(layers, naming, alpha=True):
-    found = {}
+    """Returns the tensors of a file, without the alphas if `alpha` is False."""
+    arrays = {}
     for (part, name), (up, down, number) in layers.items():
         for key, array in zip(naming(part, name), (up, down, number), strict=True):
             if alpha or array is not number:
-                found[key] = np.asarray(array)
-    return found
+                arrays[key] = np.asarray(array)
+    return arrays
 
 
-def wanted(models, layers, scale=1.0, alpha=True):
-    """By hand, in float64."""
+def merged_by_hand(models, layers, scale=1.0, alpha=True):
+    """Merges the LoRA into the models in float64."""
     changed = {}
     for (part, name), (up, down, number) in layers.items():
         rank = len(down)
@@ -132,6 +133,6 @@ def wanted(models, layers, scale=1.0, alpha=True):
     return type(models)(**trees)
 
 
-def close(found, wanted, tolerance=1e-6):
-    trees = ([np.asarray(x, np.float64) for x in jax.tree.leaves(tree)] for tree in (found, wanted))
+def close(models, expected, tolerance=1e-6):
+    trees = ([np.asarray(x, np.float64) for x in jax.tree.leaves(tree)] for tree in (models, expected))
     return all(np.abs(a - b).max() <= tolerance * (1 + np.abs(b).max()) for a, b in zip(*trees, strict=True))

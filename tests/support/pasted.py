@@ -1,4 +1,4 @@
-"""What pasted code has from torch, without torch, and a hub of small checkpoints."""
+"""Stubs of the torch objects that code written for diffusers uses, and a hub of small checkpoints."""
 
 import shutil
 from pathlib import Path
@@ -20,7 +20,7 @@ LORA, OTHER_LORA, WORD, NAMED_WORD, VAE = (
 
 
 class Named:
-    """A dtype or device of torch, as far as its name tells."""
+    """A stub of a torch dtype or device, which has only a name."""
 
     def __init__(self, name):
         self.name = name
@@ -32,7 +32,7 @@ class Named:
 
 
 class Generator:
-    """A generator of torch, which is only asked for its seed."""
+    """A stub of a torch generator, which knows only its seed."""
 
     def __init__(self, device="cpu"):
         self.device, self.seed = Named(device), 67280421310721
@@ -49,16 +49,16 @@ float16, bfloat16, float32 = (Named(f"torch.{name}") for name in ("float16", "bf
 
 
 class Hub:
-    """In place of the hub's client: every repository is a folder."""
+    """Replaces the hub's client; every repository is a local folder."""
 
     def __init__(self, folder, stages):
         self.calls, rng = [], np.random.default_rng(0)
         self.folders = {STAGE_1: stages["stage1"], STAGE_2: stages["stage2"], UPSCALER: stages["upscaler"]}
-        least = {"unet": tiny.UNET_0, "vae": tiny.VAE_1, "text": tiny.TEXT | {"num_hidden_layers": 1}}
-        self.folders[SD] = tiny.checkpoint(folder / "sd", **least)
-        self.folders[SD_CHECKED] = tiny.checkpoint(folder / "checked", **least, safety=tiny.SAFETY)
+        smallest = {"unet": tiny.UNET_0, "vae": tiny.VAE_1, "text": tiny.TEXT | {"num_hidden_layers": 1}}
+        self.folders[SD] = tiny.checkpoint(folder / "sd", **smallest)
+        self.folders[SD_CHECKED] = tiny.checkpoint(folder / "checked", **smallest, safety=tiny.SAFETY)
         v = tiny.DDIM | {"prediction_type": "v_prediction"}
-        self.folders[SD_2] = tiny.checkpoint(folder / "sd2", **least, scheduler=v)
+        self.folders[SD_2] = tiny.checkpoint(folder / "sd2", **smallest, scheduler=v)
         self.folders[XL] = tiny.xl(folder / "xl", unet=sdxl_files.UNET, vae=tiny.VAE_1)
         for name in (SD, SD_2, XL):
             for path in list(self.folders[name].rglob("*.safetensors")):
@@ -76,7 +76,7 @@ class Hub:
         self.folders[VAE] = Path(shutil.copytree(self.folders[XL] / "vae", folder / "vae"))
 
     def add_loras(self, models):
-        """Writes LoRAs for networks of the XL checkpoint."""
+        """Writes LoRAs for the networks of the SDXL checkpoint."""
         for name, seed in ((LORA, 1), (OTHER_LORA, 2)):
             loras.write(
                 self.folders[name] / "lora.safetensors", models, {"unet": ["time_embedding.linear_1"]}, seed=seed

@@ -1,4 +1,4 @@
-"""Writes files as `torch.save` does, without torch: the zip form of today, and that from before torch 1.6."""
+"""Writes files as `torch.save` does, without torch, in the current zip format or the one from before torch 1.6."""
 
 import struct
 import zipfile
@@ -19,27 +19,30 @@ MAGIC = 0x1950A86A20F9469CFC6C
 
 
 class Legacy(list):
-    """Storages of a file from before torch 1.6, which says of each that it is no view of another."""
+    """The storages of a file from before torch 1.6, which notes for each storage that it is not a view of another."""
 
     views = (None,)
 
 
-def call(name: str, *given: Any) -> bytes:
-    """A pickle's words for a call."""
-    module, _, own = name.rpartition(".")
-    return b"c%s\n%s\n" % (module.encode(), own.encode()) + written(tuple(given), []) + b"R"
+def call(name: str, *args: Any) -> bytes:
+    """Returns the pickle opcodes of a call of a function, such as "posix.system"."""
+    module, _, function = name.rpartition(".")
+    return b"c%s\n%s\n" % (module.encode(), function.encode()) + opcodes(tuple(args), []) + b"R"
 
 
-def written(value: Any, storages: list[np.ndarray]) -> bytes:
-    """A pickle's words for a value, without its end; bytes are such words. What tensors hold is put in `storages`."""
+def opcodes(value: Any, storages: list[np.ndarray]) -> bytes:
+    """Returns the pickle opcodes of a value, without the final stop.
+
+    Bytes stand for themselves, as opcodes. The data of arrays is appended to `storages`.
+    """
     if isinstance(value, bytes):
         return value
     if isinstance(value, dict):
-        items = b"".join(written(part, storages) for item in value.items() for part in item)
+        items = b"".join(opcodes(part, storages) for item in value.items() for part in item)
         return b"}(" + items + b"u"
     if isinstance(value, list | tuple):
         start, end = (b"](", b"e") if isinstance(value, list) else (b"(", b"t")
-        return start + b"".join(written(part, storages) for part in value) + end
+        return start + b"".join(opcodes(part, storages) for part in value) + end
     if isinstance(value, str):
         return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
     if value is None or isinstance(value, bool):
@@ -54,8 +57,8 @@ def written(value: Any, storages: list[np.ndarray]) -> bytes:
     untyped = array.dtype not in CLASSES
     kind = b"ctorch.storage\nUntypedStorage\n" if untyped else b"ctorch\n%s\n" % CLASSES[array.dtype].encode()
     size = array.nbytes if untyped else array.size
-    own = ("storage", kind, str(len(storages) - 1), "cpu", size, *getattr(storages, "views", ()))
-    storage = written(own, storages) + b"Q"
+    record = ("storage", kind, str(len(storages) - 1), "cpu", size, *getattr(storages, "views", ()))
+    storage = opcodes(record, storages) + b"Q"
     strides = tuple(step // array.itemsize for step in array.strides)
     view = (storage, 0, array.shape, strides, False, b"ccollections\nOrderedDict\n)R")
     if untyped:
@@ -64,7 +67,7 @@ def written(value: Any, storages: list[np.ndarray]) -> bytes:
 
 
 def pickled(value: Any, storages: list[np.ndarray]) -> bytes:
-    return b"\x80\x02" + written(value, storages) + b"."
+    return b"\x80\x02" + opcodes(value, storages) + b"."
 
 
 def save(content: Any, path: Path, *, legacy: bool = False, compressed: bool = False) -> Path:

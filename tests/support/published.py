@@ -1,4 +1,4 @@
-"""Configs of published checkpoints, as far as they shape a network."""
+"""Configs of published checkpoints, reduced to the options that affect the networks' structure."""
 
 from support import tiny
 
@@ -43,7 +43,7 @@ SD_2 = {
     },
     "vae": VAE,
 }
-# Stable Diffusion XL's base
+# Stable Diffusion XL base
 XL = {
     "text_encoder": SD_1["text_encoder"] | {"projection_dim": 768},
     "text_encoder_2": SD_1["text_encoder"]
@@ -95,7 +95,7 @@ T5_XXL = {
     "feed_forward_proj": "gated-gelu",
 }
 BYT5_XL = T5_XXL | {"vocab_size": 384, "d_model": 2560, "d_ff": 6720, "num_layers": 36, "num_heads": 32}
-# The UNets of DeepFloyd-IF's first and second stage, and of Stable Diffusion's x4 upscaler.
+# The UNets of DeepFloyd-IF's first and second stages, and of Stable Diffusion's x4 upscaler
 IF_1_XL = {
     "sample_size": 64,
     "in_channels": 3,
@@ -149,5 +149,5 @@ X4_VAE = VAE | {
     "up_block_types": ["UpDecoderBlock2D"] * 3,
     "scaling_factor": 0.08333,
 }
-# OpenCLIP's text encoder of Paella, ViT-H/14; what else Paella is made of has its sizes by default.
+# Paella's OpenCLIP text encoder, ViT-H/14. The defaults of Paella's other networks are the published sizes.
 VIT_H = SD_2["text_encoder"] | {"num_hidden_layers": 24, "projection_dim": 1024}

@@ -1,4 +1,4 @@
-"""Results of torch and diffusers that `reference/record.py` recorded, and how far ours are from them."""
+"""Reads the results of torch and diffusers that `reference/record.py` recorded, and compares ours with them."""
 
 from functools import cache
 from pathlib import Path
@@ -20,5 +20,5 @@ def relative(ours, theirs):
 
 
 def same_pixels(ours, theirs):
-    """Normalised values within one grey level: versions of Pillow round a resized picture differently."""
+    """Tells whether normalised pixels agree within one grey level, since versions of Pillow round differently."""
     return ours.shape == theirs.shape and np.abs(ours - theirs).max() < 1.01 / 255 / 0.26

@@ -59,7 +59,7 @@ def exports(package: ModuleType) -> list[str]:
 
 
 def place(package: ModuleType, name: str) -> int:
-    """Returns the place of a name on its page."""
+    """Returns the position of a name on its page, by the module that defines it."""
     home = getattr(package, name).__module__.removeprefix("sega_jax.") + "."
     return next((i for i, module in enumerate(ORDER) if home.startswith(f"{module}.")), len(ORDER))
 
@@ -82,8 +82,8 @@ def field_comments(cls: type) -> Iterator[tuple[str, str]]:
         while line in comments and lines[line - 1].lstrip().startswith("#"):
             above.insert(0, comments[line])
             line -= 1
-        found = [comments[node.end_lineno]] if node.end_lineno in comments else above
-        text = " ".join(comment.lstrip("# ") for comment in found)
+        parts = [comments[node.end_lineno]] if node.end_lineno in comments else above
+        text = " ".join(comment.lstrip("# ") for comment in parts)
         if text:
             yield node.target.id, text[:1].upper() + text[1:] if re.match("[a-z]+ ", text) else text
 
@@ -130,10 +130,10 @@ def document_pipelines() -> list[str]:
     """
     for name, method in (("__call__", Pipeline._call), ("compile", Pipeline._compile)):
         placeholder = vars(Pipeline)[name]
-        own, *_ = inspect.signature(method).parameters.values()
+        self_parameter, *_ = inspect.signature(method).parameters.values()
         shared = inspect.signature(Call).parameters.values()
         result = inspect.signature(method).return_annotation
-        placeholder.__signature__ = inspect.Signature([own, *shared], return_annotation=result)
+        placeholder.__signature__ = inspect.Signature([self_parameter, *shared], return_annotation=result)
         placeholder.__doc__ = documented(method.__doc__ or "", Call)
     home = import_module(Pipeline.__module__)
     names = []

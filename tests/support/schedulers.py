@@ -1,4 +1,4 @@
-"""Schedulers of every family with the betas of Stable Diffusion, and options of some."""
+"""Schedulers with Stable Diffusion's betas, and options of DPM-Solver and UniPC."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""A small checkpoint of Stable Diffusion XL, as a folder and as a single file, and layers of a LoRA for it."""
+"""A small Stable Diffusion XL checkpoint as a folder and as a single file, and the layers of a LoRA for it."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from sega_jax.weights.layout import leaves
 from sega_jax.weights.original_names import unet_names
 from support import tiny
 
-# Two levels, whose transformers have 1 and 2 layers.
+# Two levels, of which the second has transformers of two layers.
 UNET = tiny.UNET_XL | {
     "block_out_channels": [8, 16],
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
@@ -46,13 +46,13 @@ def single():
 
 @pytest.fixture(scope="module")
 def layers(pipe):
-    rng, found = np.random.default_rng(0), {}
+    rng, values = np.random.default_rng(0), {}
     for (part, name), rank in LAYERS.items():
         outputs, *inputs = leaves(getattr(pipe.models, part))[f"{name}.weight"]
         shapes = (outputs, rank, *[1] * len(inputs[1:])), (rank, *inputs)
         up, down = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
-        found[part, name] = (up, down, np.float32(rng.uniform(0.5, 3)))
-    return found
+        values[part, name] = (up, down, np.float32(rng.uniform(0.5, 3)))
+    return values
 
 
 def kohya(part, name):
@@ -65,6 +65,6 @@ def peft(part, name):
 
 
 def kohya_original(part, name):
-    """With the UNet's layers as in the original repository, which is what kohya's scripts write."""
+    """Names the UNet's layers as in the original repository, as kohya's scripts do."""
     names = unet_names(UNet2DConditionModel(UNetConfig.from_dict(UNET)))
     return kohya(part, names[f"{name}.weight"].removesuffix(".weight") if part == "unet" else name)

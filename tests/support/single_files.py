@@ -1,4 +1,4 @@
-"""Single files of Stable Diffusion: the small ones, and the tensors of the published ones."""
+"""Single-file checkpoints of Stable Diffusion: small ones, and the tensor shapes of published ones."""
 
 import shutil
 from contextlib import contextmanager
@@ -16,8 +16,10 @@ KINDS = {
 
 @contextmanager
 def resembling(checkpoint, folder):
-    """Takes single files of Stable Diffusion for a checkpoint, whose configs are copied to a folder. The name of the
-    folder, such as "sd-1.5", decides where the vocabulary is fetched."""
+    """Makes single files of Stable Diffusion load with the configs of a checkpoint, which are copied to a folder.
+
+    The name of the folder, such as "sd-1.5", decides which vocabulary is downloaded.
+    """
     shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.safetensors", "tokenizer"))
     file = original_files.STABLE_DIFFUSION_FILE._replace(published=lambda *_: folder)
     system = stable_diffusion.SYSTEM
@@ -29,9 +31,9 @@ def resembling(checkpoint, folder):
 
 
 def shapes(config, openclip=False):
-    """Of every tensor of a published file, put together from those of our leaves that are in it."""
+    """Returns the shape of every tensor of a published single file, computed from our parameters."""
     xl = "text_encoder_2" in config
-    models, found = (sdxl.Models if xl else Models).build(**config), {}
+    models, shape_of = (sdxl.Models if xl else Models).build(**config), {}
     starts = (original_files.OPENCLIP if openclip else original_files.CLIP, original_files.UNET, original_files.VAE)
     starts = (
         (original_files.CLIP_XL, original_files.OPENCLIP_XL, original_files.UNET, original_files.VAE) if xl else starts
@@ -40,9 +42,9 @@ def shapes(config, openclip=False):
         names = tiny.original_names(module, start)
         for key, shape in leaves(module).items():
             tensor, _, part = names[key].partition("[")
-            assert bool(part) or tensor not in found
+            assert bool(part) or tensor not in shape_of
             if part:
-                shape = (found.get(tensor, (0,))[0] + shape[0], *shape[1:])
+                shape = (shape_of.get(tensor, (0,))[0] + shape[0], *shape[1:])
             shape = shape[::-1] if tensor.endswith(".text_projection") else shape
-            found[tensor] = (*shape, 1, 1) if ".attn_1." in tensor and len(shape) == 2 else shape
-    return found
+            shape_of[tensor] = (*shape, 1, 1) if ".attn_1." in tensor and len(shape) == 2 else shape
+    return shape_of

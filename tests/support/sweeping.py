@@ -1,5 +1,8 @@
-"""What a sweep's folder holds; and a worker of a sweep in a process of its own, killed before it renames a picture or
-records once more than so often: `python sweeping.py FOLDER WORKER WORKERS [RENAMES]`."""
+"""Reads the folders of sweeps, and runs the workers of a sweep in processes of their own.
+
+`python sweeping.py FOLDER WORKER WORKERS [RENAMES]` runs a worker. With RENAMES, it kills itself before it renames one
+picture or record more than this.
+"""
 
 import os
 import signal
@@ -18,12 +21,12 @@ SETTINGS = {
     "jax_default_matmul_precision": "float32",
     "jax_persistent_cache_min_compile_time_secs": "0.2",
 }
-# Longer than any of them takes to start; one that is killed is missed at once.
+# Seconds, longer than any worker takes to start, so that only killed workers lose their leases.
 PATIENCE = 20.0
 
 
 def start(*words):
-    """Its process, which takes the programs that this one has compiled."""
+    """Starts a worker's process, which shares this process's compilation cache."""
     cache = {"jax_compilation_cache_dir": jax.config.jax_compilation_cache_dir or ""}
     settings = {name.upper(): value for name, value in (SETTINGS | cache).items()}
     command = [sys.executable, __file__, *map(str, words)]
@@ -34,23 +37,23 @@ def records(folder):
     return pyarrow.parquet.read_table(folder / "records").to_pylist()
 
 
-def made(plan, pipe):
-    """Returns the pictures of a plan by their names, and the rows that went through the network."""
+def make_pictures(plan, pipe):
+    """Makes the pictures of a plan; returns {name: picture} and the number of rows that the network evaluated."""
     sweeping = _Run(plan, None, Pipeline(**pipe.components))
     images = {}
     for batch in plan.batches:
 
-        def tell(i, image, finite, flagged, names=batch.names):
+        def keep(i, image, finite, flagged, names=batch.names):
             assert finite
             assert flagged is None
             images[names[i]] = image
 
-        sweeping._make(batch, sweeping._points(batch), tell)
+        sweeping._make(batch, sweeping._points(batch), keep)
     return images, sweeping.shared.evaluations
 
 
 def run_and_crash(plan, folder, pipe, renames):
-    """Runs a plan and stops, as the end of a process does, before a picture or record more than these is renamed."""
+    """Runs a plan and raises SystemExit after `renames` pictures and records, like a process that ends."""
     replace, left = os.replace, iter(range(renames))
 
     def crash(source, target):
@@ -65,7 +68,7 @@ def run_and_crash(plan, folder, pipe, renames):
 
 
 def same(folder, done):
-    """Every picture once, to the byte, recorded once, and nothing else."""
+    """Checks that a sweep's folder has the same pictures and records as a finished one, and no other files."""
     ours, theirs = ({path.name: path.read_bytes() for path in (f / "pictures").iterdir()} for f in (folder, done))
     assert ours == theirs
     changing = dict.fromkeys(("seconds", "made"))

@@ -1,8 +1,8 @@
-"""Small Stable Diffusion checkpoints in diffusers layout, written without torch, with weights that hide nothing.
+"""Writes small checkpoints of all families in diffusers layout, without torch.
 
-Every tensor is drawn from a generator seeded by its name, so that a test here and the script that
-recorded a reference elsewhere have the same numbers. Nothing is zero or the identity: scales are
-1 + 0.1 N, biases 0.1 N, a safety checker's thresholds 0.6 + 0.06 N, the rest N / sqrt(fan in).
+Every tensor is drawn from a generator that is seeded with the tensor's name, so a test and the script that recorded its
+reference use the same numbers. No tensor is zero or the identity, which could hide errors: scales are 1 + 0.1 N, biases
+0.1 N, a safety checker's thresholds 0.6 + 0.06 N, embeddings N, and other weights N / sqrt(fan in).
 """
 
 import copy
@@ -38,7 +38,7 @@ UNET = {
     "cross_attention_dim": 16,
     "norm_num_groups": 4,
 }
-# What SD 2.x has otherwise, and then some: a list of head counts, linear projections, several layers.
+# Options of SD 2.x, and more: a list of head counts, linear projections, and several layers.
 UNET_2 = UNET | {
     "attention_head_dim": [1, 2, 3],
     "use_linear_projection": True,
@@ -46,8 +46,8 @@ UNET_2 = UNET | {
     "layers_per_block": [1, 2, 1],
     "transformer_layers_per_block": [1, 2, 1],
 }
-# What Stable Diffusion XL has otherwise: no attention on the first level, more layers on the last, and a pooled text
-# and sizes.
+# Options of Stable Diffusion XL: no attention on the first level, more layers on the last, and a pooled text and sizes
+# as conditions.
 UNET_XL = UNET | {
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
@@ -59,7 +59,7 @@ UNET_XL = UNET | {
     "addition_time_embed_dim": 8,
     "projection_class_embeddings_input_dim": 60,
 }
-# What the x4 upscaler has otherwise: attention to the text alone on some levels, and a noise level.
+# Options of the x4 upscaler: attention to the text alone on some levels, and a noise level.
 UPSCALER = UNET | {
     "in_channels": 7,
     "block_out_channels": [8, 16, 16, 24],
@@ -69,7 +69,7 @@ UPSCALER = UNET | {
     "use_linear_projection": True,
     "num_class_embeds": 20,
 }
-# DeepFloyd-IF's first stage, and its second with lists of layers, a noise level, and one activation of the time.
+# DeepFloyd-IF's first stage. The second has lists of layers, a noise level, and one activation for the embedded time.
 IF_1 = {
     "_class_name": "UNet2DConditionModel",
     "sample_size": 8,
@@ -104,18 +104,18 @@ IF_2 = IF_1 | {
     "time_embedding_dim": 20,
     "time_embedding_act_fn": "gelu",
 }
-# The first stage as a pipeline takes it, and the second with four times its side.
+# A first stage for pipelines, and a second one that enlarges its pictures four times in each direction.
 STAGE_1 = IF_1 | {"block_out_channels": [8, 16], "layers_per_block": 1}
 STAGE_1 |= {"down_block_types": IF_1["down_block_types"][:2], "up_block_types": IF_1["up_block_types"][1:]}
 STAGE_2 = IF_2 | {"sample_size": 32, "block_out_channels": [8, 16], "layers_per_block": [1, 2]}
 STAGE_2 |= {"down_block_types": IF_2["down_block_types"][1:], "up_block_types": IF_2["up_block_types"][:2]}
-# One level, for what does not ask for more: it compiles in half the time.
+# One level, which compiles in half the time, for tests that need no more.
 UNET_1 = UNET | {
     "block_out_channels": [8],
     "down_block_types": ["CrossAttnDownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D"],
 }
-# No level with attention, but between them.
+# Attention in the middle block only.
 UNET_0 = UNET_1 | {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
 VAE = {
     "_class_name": "AutoencoderKL",
@@ -147,7 +147,7 @@ TEXT = {
     "eos_token_id": 57,
     "pad_token_id": 57,
 }
-# As OpenCLIP has it.
+# OpenCLIP's options.
 TEXT_PROJECTED = TEXT | {
     "architectures": ["CLIPTextModelWithProjection"],
     "hidden_act": "gelu",
@@ -186,7 +186,7 @@ PAELLA = {
 }
 VQGAN = {"levels": 3, "bottleneck_blocks": 2, "c_hidden": 16, "c_latent": 3, "codebook_size": 24, "scale_factor": 0.4}
 PRIOR = {"clip_r": 12, "c_hidden": 10, "c_r": 9, "num_blocks": 3}
-# As a pipeline takes them: two levels, whose grids are multiples of 4, and tokens of 4 pixels.
+# Networks for pipelines: two levels, grids that are multiples of 4, and tokens of 4 pixels.
 PAELLA_PARTS = {
     "byt5": T5 | {"vocab_size": 259, "d_model": 18, "num_layers": 2},
     "clip": TEXT_PROJECTED,
@@ -239,14 +239,14 @@ X4 = {
     | {"block_out_channels": [8, 8, 16], "scaling_factor": 0.08333}
     | {"down_block_types": ["DownEncoderBlock2D"] * 3, "up_block_types": ["UpDecoderBlock2D"] * 3},
 }
-# Two levels of it, which compile in half the time.
+# Two levels, which compile in half the time.
 X4_UNET_2 = X4["unet"] | {
     "block_out_channels": [8, 16],
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
     "only_cross_attention": [True, False],
 }
-# Every scheduler with the betas of Stable Diffusion; PNDM also as it is by default, with a Runge-Kutta start.
+# The most common schedulers with Stable Diffusion's betas, and PNDM also with its default start, Runge-Kutta.
 SCHEDULERS = {
     "DDIM": DDIM,
     "PNDM": PNDM,
@@ -262,7 +262,7 @@ SCHEDULERS = {
     },
     "UniPC": {"_class_name": "UniPCMultistepScheduler", **SD_BETAS},
 }  # fmt: skip
-# The rest of the catalogue, for tests that cost little: the others cover what all have in common.
+# The other schedulers. Only fast tests use them, because those above cover the common code.
 FURTHER = {
     "KDPM2": {"_class_name": "KDPM2DiscreteScheduler", **SD_BETAS},
     "KDPM2 ancestral": {"_class_name": "KDPM2AncestralDiscreteScheduler", **SD_BETAS},
@@ -271,8 +271,8 @@ FURTHER = {
     "LCM": {"_class_name": "LCMScheduler", **SD_BETAS},
     "TCD": {"_class_name": "TCDScheduler", **SD_BETAS},
 }
-# For networks that were trained in another way than with betas.
-OTHERWISE_TRAINED = {
+# Schedulers for networks that were not trained with betas.
+WITHOUT_BETAS = {
     "EDM Euler": {"_class_name": "EDMEulerScheduler"},
     "EDM DPM": {"_class_name": "EDMDPMSolverMultistepScheduler"},
     "IPNDM": {"_class_name": "IPNDMScheduler"},
@@ -280,7 +280,7 @@ OTHERWISE_TRAINED = {
 
 
 def values(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The float32 tensor of this name."""
+    """Draws the float32 tensor of this name."""
     noise = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
     if name.endswith(("bias", ".beta")):
         return 0.1 * noise
@@ -298,12 +298,15 @@ def networks(*, unet=UNET, vae=VAE, text=TEXT) -> Models:
 
 
 def tensors(module: Any, prefix: str = "") -> dict[str, np.ndarray]:
-    """Every tensor of a network's checkpoint, by torch's name and in torch's layout."""
+    """Returns every tensor of a network's checkpoint, with torch's names and layout."""
     return {prefix + name: values(name, shape) for name, shape in leaves(module).items()}
 
 
 def filled(module: Any, dtype: DTypeLike = np.float32, part: str = "") -> Any:
-    """A network with its tensors, without a file; or the part of one of this dotted path."""
+    """Fills a network with its tensors, without a file.
+
+    If the module is only a part of a network, `part` is its dotted path.
+    """
     prefix = f"{part}." if part else ""
 
     def read(path, leaf):
@@ -325,7 +328,7 @@ def checkpoint(
     dtype=np.float32,
     prefix="",
 ) -> Path:
-    """Writes a checkpoint, with a safety checker where `safety` is its config, and returns its folder."""
+    """Writes a checkpoint and returns its folder. `safety` is the config of a safety checker, if there is to be one."""
     models = networks(unet=unet, vae=vae, text=text)
     parts = {
         "text_encoder": (text, models.text_encoder, "model", prefix),
@@ -357,8 +360,10 @@ def checkpoint(
 
 
 def _write(folder: Path, parts: dict[str, tuple], scheduler: dict, dtype: DTypeLike = np.float32) -> None:
-    """The networks' folders, from (config, module, name of the weight file, what their names start with), and the
-    scheduler's."""
+    """Writes the folders of the scheduler and the networks.
+
+    `parts` is {part: (config, module, stem of the weight file, prefix of the tensors' names)}.
+    """
     for part, (config, module, stem, start) in parts.items():
         (folder / part).mkdir(parents=True)
         write_json(folder / part / "config.json", config)
@@ -373,8 +378,10 @@ def _write_scheduler(folder: Path, config: dict) -> None:
 
 
 def stage(folder: Path, unet=STAGE_1, *, text=T5, scheduler=IF_SCHEDULER, safety=False) -> Path:
-    """Writes the checkpoint of a stage of DeepFloyd-IF, the second where its UNet is; without a text encoder where
-    `text` is None. Its safety checker is a name alone."""
+    """Writes the checkpoint of a DeepFloyd-IF stage; the UNet's config decides which stage.
+
+    The checkpoint has no text encoder if `text` is None. `safety` adds the name of a safety checker without its files.
+    """
     models = deepfloyd.Models.build(text, unet)
     parts = {"unet": (unet, models.unet, "diffusion_pytorch_model", "")}
     if text is not None:
@@ -404,7 +411,7 @@ def stage(folder: Path, unet=STAGE_1, *, text=T5, scheduler=IF_SCHEDULER, safety
 
 
 def upscaler(folder: Path, unet=X4["unet"], *, text=X4["text"]) -> Path:
-    """Writes a checkpoint of Stable Diffusion's x4 upscaler, whose tokenizer has the length of its text encoder."""
+    """Writes a checkpoint of Stable Diffusion's x4 upscaler, whose tokenizer fits the length of its text encoder."""
     networks = X4 | {"unet": unet, "text": text}
     checkpoint(folder, **networks, scheduler=X4_SCHEDULER, length=text["max_position_embeddings"])
     _write_scheduler(folder / "low_res_scheduler", {"_class_name": "DDPMScheduler", **UPSCALER_BETAS})
@@ -417,7 +424,7 @@ def upscaler(folder: Path, unet=X4["unet"], *, text=X4["text"]) -> Path:
 
 
 def xl(folder: Path, *, unet=UNET_XL, vae=VAE, scheduler=EULER, text=TEXT, text_2=TEXT_XL_2, index=None) -> Path:
-    """Writes a checkpoint of Stable Diffusion XL, whose tokenizers have the length of its text encoders."""
+    """Writes a checkpoint of Stable Diffusion XL, whose tokenizers fit the lengths of its text encoders."""
     models = sdxl.Models.build(text, text_2, unet, vae)
     parts = {
         "text_encoder": (text, models.text_encoder, "model", "text_model."),
@@ -446,17 +453,21 @@ def xl(folder: Path, *, unet=UNET_XL, vae=VAE, scheduler=EULER, text=TEXT, text_
 
 
 def original_names(module, start):
-    """The whole names of a network's parameters in single files where they start so, by their keys in diffusers'
-    layout."""
+    """Returns {key in diffusers' layout: full name in single files} for a network whose names start with `start`."""
     networks = [table for file in single_files() for tables in file.networks.values() for table in tables]
     return next(table for table in networks if table.start == start).full_names(module)
 
 
 def original(*, unet=UNET, vae=VAE, text=TEXT, text_2=None, openclip=False, ema=False) -> dict[str, np.ndarray]:
-    """The tensors of a checkpoint as a single file with the original names has them: with a moving average of other
-    values where `ema`, the text encoder as OpenCLIP has it, with one layer more, where `openclip`, and two of them,
-    Stable Diffusion XL's, where there is a `text_2`."""
-    models, found = networks(unet=unet, vae=vae, text=text) if text_2 is None else None, {}
+    """Returns the tensors of a checkpoint with the original names, as in a single file.
+
+    Args:
+        unet, vae, text: the configs of the networks.
+        text_2: the config of the second text encoder, for a file of Stable Diffusion XL.
+        openclip: names the text encoder's tensors as OpenCLIP does, with one more layer.
+        ema: adds a moving average of the UNet's weights, with other values.
+    """
+    models, arrays = networks(unet=unet, vae=vae, text=text) if text_2 is None else None, {}
     starts = (original_files.OPENCLIP if openclip else original_files.CLIP, original_files.UNET, original_files.VAE)
     if text_2 is not None:
         models = sdxl.Models.build(text, text_2, unet, vae)
@@ -470,28 +481,28 @@ def original(*, unet=UNET, vae=VAE, text=TEXT, text_2=None, openclip=False, ema=
             if part:
                 fused.setdefault(name, {})[part] = array
             else:
-                # The autoencoder's attention is of convolutions.
-                found[name] = array[:, :, None, None] if ".attn_1." in name and array.ndim == 2 else array
+                # The autoencoder's attention consists of 1x1 convolutions.
+                arrays[name] = array[:, :, None, None] if ".attn_1." in name and array.ndim == 2 else array
         for name, parts in fused.items():
-            found[name] = np.concatenate([parts[part] for part in ("q_proj", "k_proj", "v_proj")])
+            arrays[name] = np.concatenate([parts[part] for part in ("q_proj", "k_proj", "v_proj")])
     if openclip:
-        unused = {key: key.replace("resblocks.0.", f"resblocks.{text['num_hidden_layers']}.") for key in found}
-        found |= {new: found[key] + 1 for key, new in unused.items() if new != key}
-        found[f"{original_files.OPENCLIP}text_projection"] = np.ones([text["hidden_size"]] * 2, np.float32)
-        found[f"{original_files.OPENCLIP}logit_scale"] = np.ones([], np.float32)
+        unused = {key: key.replace("resblocks.0.", f"resblocks.{text['num_hidden_layers']}.") for key in arrays}
+        arrays |= {new: arrays[key] + 1 for key, new in unused.items() if new != key}
+        arrays[f"{original_files.OPENCLIP}text_projection"] = np.ones([text["hidden_size"]] * 2, np.float32)
+        arrays[f"{original_files.OPENCLIP}logit_scale"] = np.ones([], np.float32)
     else:
         start = original_files.CLIP if text_2 is None else original_files.CLIP_XL
-        found[f"{start}text_model.embeddings.position_ids"] = np.arange(12)[None]
+        arrays[f"{start}text_model.embeddings.position_ids"] = np.arange(12)[None]
     if ema:
-        for key in [key for key in found if key.startswith(original_files.UNET)]:
-            found["model_ema." + key.removeprefix("model.").replace(".", "")] = found[key] + np.float32(0.01)
-        found["model_ema.decay"] = np.full((), 0.9999, np.float32)
-    found["alphas_cumprod"] = np.ones(1000, np.float32)
-    return found
+        for key in [key for key in arrays if key.startswith(original_files.UNET)]:
+            arrays["model_ema." + key.removeprefix("model.").replace(".", "")] = arrays[key] + np.float32(0.01)
+        arrays["model_ema.decay"] = np.full((), 0.9999, np.float32)
+    arrays["alphas_cumprod"] = np.ones(1000, np.float32)
+    return arrays
 
 
 def paella(folder: Path, without: tuple[str, ...] = ()) -> Path:
-    """Writes a checkpoint of Paella as a conversion does, without some of its networks."""
+    """Writes a checkpoint of Paella as a conversion does, without the networks named in `without`."""
     configs = {part: None if part in without else config for part, config in PAELLA_PARTS.items()}
     models = paella_system.Models.build(**configs)
     index = {"_class_name": "PaellaPipeline"}
@@ -511,23 +522,23 @@ def paella(folder: Path, without: tuple[str, ...] = ()) -> Path:
 
 
 def t5_tokenizer(folder: Path) -> None:
-    """A T5 tokenizer of letters."""
+    """Writes a T5 tokenizer of letters."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     folder.mkdir()
     letters = [chr(i) for i in range(97, 123)] + [",", "."]
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), ("\u2581", -2.0), *((c, -3.0) for c in letters)]
-    made = Tokenizer(models.Unigram([*vocabulary, ("at", -4.0), ("\u2581a", -4.0)], unk_id=2))
-    made.pre_tokenizer = pre_tokenizers.Metaspace()
-    made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    made.save(str(folder / "tokenizer.json"))
+    t5 = Tokenizer(models.Unigram([*vocabulary, ("at", -4.0), ("\u2581a", -4.0)], unk_id=2))
+    t5.pre_tokenizer = pre_tokenizers.Metaspace()
+    t5.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    t5.save(str(folder / "tokenizer.json"))
     special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     config = {"tokenizer_class": "T5Tokenizer", "model_max_length": 512, "extra_ids": 0}
     write_json(folder / "tokenizer_config.json", special | config)
 
 
 def spiece(folder: Path, extra: int = 0) -> None:
-    """Puts spiece.model in the place of a T5 tokenizer's tokenizer.json, with so many extra ids beside."""
+    """Replaces the tokenizer.json of a T5 tokenizer by a spiece.model, with `extra` additional special tokens."""
     from transformers.convert_slow_tokenizer import import_protobuf
 
     pieces = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
@@ -546,8 +557,11 @@ def spiece(folder: Path, extra: int = 0) -> None:
 
 
 def thresholds(special: np.ndarray, concepts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Thresholds for a safety checker's cosines [pictures, n] that flag the first picture, and the second since it
-    needs special care; the third is as near to a concept, but needs none. No other is near anything."""
+    """Returns thresholds for a safety checker's cosines [pictures, n] that flag the first and second pictures.
+
+    The second is flagged only because a concept of special care lowers the other thresholds. The third is as near to a
+    concept, but needs no special care. No other picture is near a concept.
+    """
     care, near = np.full(special.shape[1], 2, np.float32), np.full(concepts.shape[1], 2, np.float32)
     for least, cosines, picture, beyond in (
         (near, concepts, 0, 0.02),
@@ -556,13 +570,13 @@ def thresholds(special: np.ndarray, concepts: np.ndarray) -> tuple[np.ndarray, n
         (near, concepts, 2, -0.005),
     ):
         ahead = cosines[picture] - np.delete(cosines, picture, 0).max(0)
-        assert ahead.max() > 0.04, "another picture is as near"
+        assert ahead.max() > 0.04, "another picture is equally near; use other pictures"
         least[ahead.argmax()] = cosines[picture, ahead.argmax()] - beyond
     return care, near
 
 
 def tokenizer(folder: Path, length: int, pad: str = "<|endoftext|>") -> None:
-    """A CLIP tokenizer of letters."""
+    """Writes a CLIP tokenizer of letters."""
     letters = [chr(i) for i in range(97, 123)] + [",", "."]
     names = [*letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
     write_json(folder / "vocab.json", {name: i for i, name in enumerate(names)})
@@ -574,16 +588,16 @@ def tokenizer(folder: Path, length: int, pad: str = "<|endoftext|>") -> None:
     write_json(folder / "tokenizer_config.json", special | config)
 
 
-def shard(whole: Path) -> tuple[Path, dict[str, Any]]:
-    """Splits a weight file in two and returns the path and content of the index."""
-    names = [whole.name.replace(".safetensors", f"-0000{i}-of-00002.safetensors") for i in (1, 2)]
-    tensors = load_file(whole)
+def shard(weights: Path) -> tuple[Path, dict[str, Any]]:
+    """Splits a weight file into two and returns the path and content of the index."""
+    names = [weights.name.replace(".safetensors", f"-0000{i}-of-00002.safetensors") for i in (1, 2)]
+    tensors = load_file(weights)
     places = {key: names[i % 2] for i, key in enumerate(tensors)}
     for name in names:
-        save_file({key: tensors[key] for key in tensors if places[key] == name}, whole.with_name(name))
-    whole.unlink()
+        save_file({key: tensors[key] for key in tensors if places[key] == name}, weights.with_name(name))
+    weights.unlink()
     index = {"metadata": {"total_size": 1}, "weight_map": places}
-    path = whole.with_name(whole.name + ".index.json")
+    path = weights.with_name(weights.name + ".index.json")
     write_json(path, index)
     return path, index
 

@@ -1,4 +1,4 @@
-"""A family that the library has never seen: a network of one layer, text of its own type, an argument of its own."""
+"""A family outside the library: a network of one layer, its own type of text, and its own argument."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -47,7 +47,7 @@ class Letters(sega_jax.Text):
 class ToyCall(sega_jax.Call):
     steps: Any = changed(sega_jax.Call, "steps", 6)
     guidance_scale: Any = changed(sega_jax.Call, "guidance_scale", 3.0)
-    wobble: Any = argument(0.0, sega_jax.Real(0, 1), "how far it trembles", varies="row", sweep=True, shell=True)
+    wobble: Any = argument(0.0, sega_jax.Real(0, 1), "strengthens the prediction", varies="row", sweep=True, shell=True)
 
 
 def read_letters(words, warn):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from support.sweeping import made, records, run_and_crash
+from support.sweeping import make_pictures, records, run_and_crash
 
 from sega_jax import load, sweep
 from sega_jax.cli.main import main
@@ -176,7 +176,7 @@ def test_a_sweep_of_every_family_is_as_planned(name, request, tmp_path):
     folder, pipe, axes = family(name, request)
     plan = plan_of(folder, seeds=4, **axes)
     assert len(plan.batches) == 2
-    images, evaluations = made(plan, pipe)
+    images, evaluations = make_pictures(plan, pipe)
     assert plan.counts.shared <= evaluations == plan.counts.evaluations < 0.9 * plan.counts.alone
     check(plan, tmp_path / "whole", pipe)
     run_and_crash(plan, tmp_path / "stopped", pipe, 7)

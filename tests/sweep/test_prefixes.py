@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support import tiny
-from support.sweeping import made, run_and_crash
+from support.sweeping import make_pictures, run_and_crash
 
 import sega_jax
 from sega_jax import sweep
@@ -37,7 +37,7 @@ def planned(folder, share, scales=(0, 3, -5), cooldown=5, **call):
 
 
 def check(plans, pipe, share=0.8):
-    (apart, all_of_them), (together, some) = (made(plan, pipe) for plan in plans)
+    (apart, all_of_them), (together, some) = (make_pictures(plan, pipe) for plan in plans)
     assert apart.keys() == together.keys()
     assert len({image.tobytes() for image in apart.values()}) >= 12
     for name, image in apart.items():
@@ -59,17 +59,17 @@ def test_with_a_solver_that_remembers_and_clocks_of_their_own_on_two_devices(lea
 
 
 def test_a_late_departure_is_seen(least, least_folder, monkeypatch):
-    usual, _ = made(planned(least_folder, True), least)
+    usual, _ = make_pictures(planned(least_folder, True), least)
     departure = sharing.departure
     monkeypatch.setattr(sharing, "departure", lambda point, calls: min(departure(point, calls) + 1, calls))
-    late, _ = made(planned(least_folder, True), least)
+    late, _ = make_pictures(planned(least_folder, True), least)
     assert sum(not np.array_equal(usual[name], late[name]) for name in usual) > 6
 
 
 def test_resumed_after_a_crash(least, least_folder, tmp_path):
     """In the second of two batches, to the same bits."""
     plan = planned(least_folder, True)
-    usual, _ = made(plan, least)
+    usual, _ = make_pictures(plan, least)
     run_and_crash(plan, tmp_path, least, 15)
     assert sweep.status(tmp_path).batches_done == 1
     sweep.run(plan, tmp_path, least)
@@ -82,7 +82,7 @@ def test_resumed_after_a_crash(least, least_folder, tmp_path):
 def test_the_next_branch_begins_and_the_last_is_fetched_meanwhile(least, least_folder, monkeypatch):
     """Each waits here for what a way of one after another would do only later."""
     plan = planned(least_folder, True)
-    usual, _ = made(plan, least)
+    usual, _ = make_pictures(plan, least)
     fork, branch, place = (getattr(_Shared, name) for name in ("_fork", "_branch", "_place"))
     counts, changed, before = {"begun": 0, "placed": 0}, threading.Condition(), [0]
 
@@ -112,7 +112,7 @@ def test_the_next_branch_begins_and_the_last_is_fetched_meanwhile(least, least_f
 
     for name, patched in (("_fork", forking), ("_branch", making), ("_place", placing)):
         monkeypatch.setattr(_Shared, name, patched)
-    found, _ = made(plan, least)
+    found, _ = make_pictures(plan, least)
     assert all(np.array_equal(image, usual[name]) for name, image in found.items())
 
 
@@ -184,7 +184,7 @@ def test_rows_that_the_memory_does_not_hold_at_their_departure(least, least_fold
 def test_interrupted_or_out_of_memory(least, least_folder, tmp_path, monkeypatch, where):
     """In a thread or between them: the sweep stops, goes on with half of the rows, and has the same pictures."""
     plan = planned(least_folder, True)
-    usual, _ = made(plan, least)
+    usual, _ = make_pictures(plan, least)
     real = getattr(_Shared, where)
 
     def stopped(error):

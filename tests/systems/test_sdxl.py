@@ -69,7 +69,7 @@ def test_published_configs_give_the_published_sizes():
 
 def test_lists_of_names_survive_writing_and_reading(tmp_path):
     shapes = {f"a.{i}.b.{j}.c": (i,) for i in range(3) for j in range(12)} | {"a.4.b.0.c": (), "a.b": (2, 3)}
-    (tmp_path / "names.txt").write_text(names.written(shapes))
+    (tmp_path / "names.txt").write_text(names.as_text(shapes))
     assert names.read(tmp_path / "names.txt") == shapes
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 from support import tiny
-from support.loras import LAYERS, NAMINGS, close, kohya, layers, models, old_diffusers, peft, tensors, wanted
+from support.loras import LAYERS, NAMINGS, close, kohya, layers, merged_by_hand, models, old_diffusers, peft, tensors
 
 from sega_jax import CheckpointError, load, merge_lora
 from sega_jax.systems.registry import adapters_of
@@ -36,20 +36,20 @@ def write(tmp_path):
 @pytest.mark.parametrize("naming", NAMINGS)
 def test_every_naming(models, layers, write, naming, alpha):
     result = merge_lora(models, {write(tensors(layers, NAMINGS[naming], alpha)): 0.7})
-    assert close(result, wanted(models, layers, 0.7, alpha))
-    assert not close(result, wanted(models, layers, 0.69, alpha))
+    assert close(result, merged_by_hand(models, layers, 0.7, alpha))
+    assert not close(result, merged_by_hand(models, layers, 0.69, alpha))
     assert all(a.dtype == b.dtype for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(models), strict=True))
 
 
 def test_a_path_has_scale_one(models, layers, write):
     path = write(tensors(layers, kohya))
-    assert close(merge_lora(models, str(path)), wanted(models, layers))
+    assert close(merge_lora(models, str(path)), merged_by_hand(models, layers))
 
 
 def test_unprefixed_names_belong_to_the_unet(models, layers, write):
     only = {place: layer for place, layer in layers.items() if place[0] == "unet"}
     result = {key.removeprefix("unet."): array for key, array in tensors(only, old_diffusers).items()}
-    assert close(merge_lora(models, write(result)), wanted(models, only))
+    assert close(merge_lora(models, write(result)), merged_by_hand(models, only))
 
 
 def test_several_loras_add_up(models, layers, write):
@@ -57,7 +57,7 @@ def test_several_loras_add_up(models, layers, write):
     halves = [{place: layer for i, (place, layer) in enumerate(layers.items()) if i % 3 != k} for k in (0, 1)]
     a, b = write(tensors(halves[0], kohya), "a.safetensors"), write(tensors(halves[1], peft), "b.safetensors")
     result = merge_lora(models, {a: 0.5, b: -2})
-    assert close(result, wanted(wanted(models, halves[0], 0.5), halves[1], -2))
+    assert close(result, merged_by_hand(merged_by_hand(models, halves[0], 0.5), halves[1], -2))
     assert close(merge_lora(models, {b: -2, a: 0.5}), result)
     assert close(merge_lora(result, {a: -0.5, b: 2}), models, 1e-5)
 
@@ -73,7 +73,7 @@ def test_networks_without_changes_stay_the_same_objects(models, layers, write):
 def test_files_of_other_dtypes(models, layers, write, stored):
     in_file = {place: tuple(np.asarray(x).astype(stored) for x in layer) for place, layer in layers.items()}
     rounded = {place: tuple(np.asarray(x).astype(np.float32) for x in layer) for place, layer in in_file.items()}
-    assert close(merge_lora(models, write(tensors(in_file, kohya))), wanted(models, rounded))
+    assert close(merge_lora(models, write(tensors(in_file, kohya))), merged_by_hand(models, rounded))
 
 
 @pytest.mark.slow
@@ -106,7 +106,7 @@ def test_settings_in_the_header(models, layers, write):
     for (part, name), (up, down, _) in layers.items():
         alpha = 3 if name == first else 8 if part == "unet" else 2 * math.sqrt(len(down))
         expected[part, name] = (up, down, np.float32(alpha))
-    assert close(merge_lora(models, path), wanted(models, expected))
+    assert close(merge_lora(models, path), merged_by_hand(models, expected))
 
 
 def scaled(layers, alpha):
@@ -134,11 +134,11 @@ def test_settings_next_to_the_file(models, layers, write, tmp_path, rslora):
         f"base_model.model.{name.removeprefix('unet.')}": array
         for name, array in tensors(unet, peft, alpha=False).items()
     }
-    expected = wanted(models, scaled(unet, alpha))
+    expected = merged_by_hand(models, scaled(unet, alpha))
     for name in ("adapter_model.safetensors", "renamed.safetensors"):
         assert close(merge_lora(models, write(content, name)), expected)
     bare = {name.removeprefix("base_model.model."): array for name, array in content.items()}
-    unet_alone = wanted(models, scaled(unet, lambda part, name, rank: rank))
+    unet_alone = merged_by_hand(models, scaled(unet, lambda part, name, rank: rank))
     # The settings do not apply to a file in the same folder that peft did not write.
     assert close(merge_lora(models, write(bare, "other.safetensors")), unet_alone)
 
@@ -150,25 +150,25 @@ def test_settings_of_one_network_in_the_header(models, layers, write, part):
     content = {name.removeprefix(f"{part}."): array for name, array in tensors(selected, peft, alpha=False).items()}
     metadata = {"lora_adapter_metadata": json.dumps({"lora_alpha": 4, "r": 1, "peft_type": "LORA"})}
     result = merge_lora(models, write(content, metadata=metadata))
-    assert close(result, wanted(models, scaled(selected, lambda part, name, rank: 4)))
+    assert close(result, merged_by_hand(models, scaled(selected, lambda part, name, rank: 4)))
 
 
 def test_the_default_alpha_is_pefts(models, layers, write):
     metadata = {"lora_adapter_metadata": json.dumps({"unet.r": 4, "text_encoder.r": 4})}
     result = merge_lora(models, write(tensors(layers, peft, alpha=False), metadata=metadata))
-    assert close(result, wanted(models, scaled(layers, lambda part, name, rank: 8)))
+    assert close(result, merged_by_hand(models, scaled(layers, lambda part, name, rank: 8)))
 
 
 def test_load_merges_a_lora(folder, one_device, layers, write):
     path = write(tensors(layers, kohya))
     before = load(folder, devices=one_device)
     after = load(folder, devices=one_device, lora={path: 0.5})
-    assert close(after.models, wanted(before.models, layers, 0.5))
+    assert close(after.models, merged_by_hand(before.models, layers, 0.5))
     original = before.models
     before.models = merge_lora(before.models, {path: 0.5})
     assert close(before.models, after.models, 0)
     before.models = original
-    assert close(before.models, wanted(original, {}), 0)
+    assert close(before.models, merged_by_hand(original, {}), 0)
 
 
 def test_merged_weights_keep_their_devices(folder, layers, write):
@@ -176,7 +176,7 @@ def test_merged_weights_keep_their_devices(folder, layers, write):
     result = merge_lora(pipe.models, write(tensors(layers, kohya)))
     for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(pipe.models), strict=True):
         assert a.sharding == b.sharding
-    assert close(result, wanted(pipe.models, layers))
+    assert close(result, merged_by_hand(pipe.models, layers))
 
 
 CONV = "lora_unet_mid_block_resnets_0_conv1"

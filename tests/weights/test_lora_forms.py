@@ -217,7 +217,7 @@ def test_tensors_of_other_sizes_do_not_fit(models, form):
 @pytest.mark.parametrize(
     ("form", "huge"),
     [
-        ("LoKr of whole matrices", {"lokr_w1": (2**15, 1), "lokr_w2": (1, 2**15)}),
+        ("LoKr of full matrices", {"lokr_w1": (2**15, 1), "lokr_w2": (1, 2**15)}),
         ("LoHa", {"hada_w1_a": (2**15, 1), "hada_w1_b": (1, 2**15)}),
         ("OFT", {"oft_blocks": (2**10, 12, 2, 2)}),
     ],

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 from support import pickling, published
 from support.checkpoints import same
-from support.loras import close, tensors, wanted
+from support.loras import close, merged_by_hand, tensors
 from support.sdxl_files import folder, kohya, kohya_original, layers, peft, pipe, single
 
 import convert
@@ -91,8 +91,8 @@ def test_configs_as_published(pipe):
 def test_loras(tmp_path, pipe, layers, names):
     save_file(tensors(layers, names), tmp_path / "a.safetensors")
     result = merge_lora(pipe.models, {tmp_path / "a.safetensors": 0.7})
-    assert close(result, wanted(pipe.models, layers, 0.7))
-    assert not close(result, wanted(pipe.models, layers, 0.6))
+    assert close(result, merged_by_hand(pipe.models, layers, 0.7))
+    assert not close(result, merged_by_hand(pipe.models, layers, 0.6))
 
 
 def test_original_names():

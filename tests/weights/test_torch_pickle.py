@@ -107,11 +107,11 @@ CALLS = {
     "os.system": lambda canary: call("posix.system", f"touch {canary}"),
     "eval": lambda canary: call("builtins.eval", f"open({str(canary)!r}, 'w')"),
     "a class": lambda canary: (
-        b"csubprocess\nPopen\n" + pickling.written((["touch", str(canary)],), []) + b"\x81"
+        b"csubprocess\nPopen\n" + pickling.opcodes((["touch", str(canary)],), []) + b"\x81"
     ),
     "a method": lambda canary: call("pathlib.Path.touch", call("pathlib.Path", str(canary))),
     "a function on the stack": lambda canary: (
-        b"\x8c\x05posix\x8c\x06system\x93" + pickling.written((f"touch {canary}",), []) + b"R"
+        b"\x8c\x05posix\x8c\x06system\x93" + pickling.opcodes((f"touch {canary}",), []) + b"R"
     ),
     "a nested call": lambda canary: call("torch._utils._rebuild_parameter", call("posix.system", f"touch {canary}")),
     "an extension": lambda canary: b"\x82\x01",
@@ -158,7 +158,7 @@ def test_references_to_classes_are_harmless(tmp_path, tensors):
 
 
 def storage(count, key="0"):
-    return pickling.written(("storage", b"ctorch\nFloatStorage\n", key, "cpu", count), []) + b"Q"
+    return pickling.opcodes(("storage", b"ctorch\nFloatStorage\n", key, "cpu", count), []) + b"Q"
 
 
 def view(*arguments):
