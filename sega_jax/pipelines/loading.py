@@ -55,7 +55,7 @@ def load(options: LoadOptions) -> Pipeline:
         >>> pipe = sega_jax.load(dtype="float32", scheduler="EulerDiscreteScheduler")
         >>> pipe.scheduler.name
         'EulerDiscreteScheduler'
-        >>> pipe("a face", ["glasses"], steps=2, output="latent", strict=False).images.shape
+        >>> pipe("a face", steps=2, output="latent", progress=False).images.shape
         (1, 32, 32, 4)
     """
     with collected():

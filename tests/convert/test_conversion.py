@@ -276,7 +276,7 @@ def test_sources_and_destinations_of_another_type(refused):
 
 
 def test_sources_that_are_no_checkpoint(refused, copy, tmp_path):
-    refused("is no folder", source=tmp_path / "nowhere", error=FileNotFoundError)
+    refused("is not a folder", source=tmp_path / "nowhere", error=FileNotFoundError)
     refused("is no folder", source=copy / UNET, error=FileNotFoundError)
     refused("give the folder above", source=copy / "unet")
     refused("has no model_index.json", source=tmp_path)
@@ -596,7 +596,7 @@ def test_the_shell(folder, tmp_path, read):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["nowhere", "dest"], "Error: nowhere is no folder"),
+        (["nowhere", "dest"], "Error: nowhere is not a folder"),
         (["nowhere"], "Missing argument 'DEST'"),
         (["nowhere", "dest", "--dtype", "int8"], "'int8' is not one of"),
         (["nowhere", "dest", "--to", "torch"], "'torch' is not one of"),

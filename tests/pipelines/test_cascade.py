@@ -148,8 +148,8 @@ def test_what_is_not_finite_stays_so(whole, output):
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"edited": ["stage3"]}, ValueError, "'stage3' is no stage of this cascade, which has stage1, stage2, upscal"),
-        ({"stage1": {"image": 3}}, TypeError, "stage1 has image, which is the cascade's own"),
+        ({"edited": ["stage3"]}, ValueError, "'stage3' is not a stage of this cascade, which has stage1, stage2, up"),
+        ({"stage1": {"image": 3}}, TypeError, "stage1 has image, which the cascade sets"),
         ({"stage1": {"scale": 3}}, TypeError, "scale"),
         ({"stage2": {"noise_level": 1000}}, ValueError, "noise_level=1000 should be from 0 to 999"),
         ({"upscaler": {"noise_level": 351}}, ValueError, "noise_level=351 should be from 0 to 350"),
@@ -196,7 +196,7 @@ def test_other_checkpoints(stages, folder, tmp_path):
     with pytest.raises(ValueError, match=r"schedulers has stage2; the stages are stage1"):
         load_cascade(stages["stage1"], schedulers={"stage2": tiny.DDIM})
     bare = tiny.stage(tmp_path / "bare", text=None)
-    with pytest.raises(CheckpointError, match="without text_encoder, which reads words; name a checkpoint that has it"):
+    with pytest.raises(CheckpointError, match="without text_encoder, which encodes words; give a checkpoint that has"):
         load_cascade(bare, low_memory=True)("cat", stage1={"steps": 1})
 
 
@@ -375,7 +375,7 @@ def test_the_command_of_the_first_stage_alone(command, tmp_path):
         (["--stage2", "{stage2}", "--stage2-noise-level", "1000"], "noise_level=1000 should be from 0 to 999"),
         (["--stage2-steps", "0"], "--stage2-steps=0 should be at least 1"),
         (["--upscaler-guidance-scale", "nan"], "--upscaler-guidance-scale=nan should be a finite number"),
-        (["--stage2", "nowhere"], "nowhere is no folder"),
+        (["--stage2", "nowhere"], "nowhere is not a folder"),
     ],
 )
 def test_mistakes_are_messages(stages, folder, command, tmp_path, options, words):

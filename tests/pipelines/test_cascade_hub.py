@@ -184,7 +184,7 @@ def test_a_first_stage_without_words_is_found_by_its_index(hub, tmp_path):
 
 
 def test_a_network_that_a_kind_does_not_have_is_found_by_its_index(hub, small):
-    with pytest.raises(ValueError, match="vae is given, which DeepFloyd-IF's first stage does not have"):
+    with pytest.raises(ValueError, match="vae is given, but DeepFloyd-IF's first stage does not have it"):
         load(ONE, vae=small.models.vae)
     assert hub.fetched == {ONE: INDEX, TWO: set(), X4: set()}
 
@@ -199,8 +199,8 @@ def test_a_network_that_a_kind_does_not_have_is_found_by_its_index(hub, small):
         (["--stage2", TWO, "--stage2-steps", "smart5"], "'smart5' should be a whole number, or one of fast27, smart27"),
         (["--stage2", TWO, "--stage2-noise-level", "-1"], "--stage2-noise-level=-1 should be at least 0"),
         (["--steps", "many"], "'many' should be a whole number, or one of fast27"),
-        (["--scheduler", "Mine"], "scheduler='Mine' is no folder and no class of"),
-        (["--stage2", TWO, "--stage2-scheduler", "Mine"], "scheduler='Mine' is no folder and no class of"),
+        (["--scheduler", "Mine"], "scheduler='Mine' is neither a folder nor a"),
+        (["--stage2", TWO, "--stage2-scheduler", "Mine"], "scheduler='Mine' is neither a folder nor a"),
         (["--clean-captions"], 'cleaning captions needs bs4: pip install "sega_jax[if]"; or go without'),
     ],
     ids=str,
@@ -224,7 +224,7 @@ def test_what_needs_no_file_is_found_before_one_is_fetched(hub, monkeypatch, opt
             ValueError,
             "revisions has stage3; the stages are stage1, stage2, upscaler",
         ),
-        ({"schedulers": {"stage2": "Mine"}}, ValueError, "scheduler='Mine' is no folder and no class"),
+        ({"schedulers": {"stage2": "Mine"}}, ValueError, "scheduler='Mine' is neither a folder"),
         ({"schedulers": {"stage2": 3}}, TypeError, "scheduler=3 should be a class name"),
         ({"safety_checker": "no"}, TypeError, "safety_checker='no' should be True"),
     ],

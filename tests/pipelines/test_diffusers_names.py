@@ -49,7 +49,7 @@ def test_attributes(small):
         assert str(caught.value).endswith(f"which is diffusers' name; {answer}")
         with pytest.raises(AttributeError, match=f"{name} is diffusers' name"):
             setattr(small, name, None)
-    with pytest.raises(AttributeError, match=r"enable_model_cpu_offload.* it says how torch computes; leave it out"):
+    with pytest.raises(AttributeError, match=r"enable_model_cpu_offload.* it configures torch; leave it out"):
         small.enable_model_cpu_offload()
     with pytest.raises(AttributeError, match=r"object has no attribute 'magic'$"):
         _ = small.magic

@@ -112,9 +112,9 @@ def test_numbers_of_calls_share_a_program(first, compilations):
 def test_what_makes_no_sense(least, first, second):
     shape = least.latent_shape()
     noise = np.zeros((STEPS, 1, *shape), np.float32)
-    with pytest.raises(ValueError, match="noise is for solvers that add noise at model calls"):
+    with pytest.raises(ValueError, match="noise needs a solver that adds noise at model calls"):
         least("cat", steps=STEPS, noise=noise)
-    with pytest.raises(ValueError, match="record_noise=True is for solvers that add noise"):
+    with pytest.raises(ValueError, match="record_noise=True needs a solver that adds noise"):
         least("cat", steps=STEPS, record=True, record_noise=True)
     with pytest.warns(UserWarning, match="it is ignored"):
         least.prepare("cat", steps=STEPS, noise=noise, strict=False)

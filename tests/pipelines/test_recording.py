@@ -120,7 +120,7 @@ def test_a_folder_in_the_way(tmp_path, vectors):
     with pytest.raises(OSError, match="x"):
         save_guidance(tmp_path / "x", vectors[0])
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
-    with pytest.raises(ValueError, match="is no readable guidance"):
+    with pytest.raises(ValueError, match="cannot be read as guidance"):
         load_guidance(tmp_path / "x")
 
 
@@ -141,7 +141,7 @@ def test_what_is_no_guidance(tmp_path, guidance, error, words):
 
 def test_words_about_it_are_words(tmp_path, vectors):
     for about in ({"steps": 3}, "a castle"):
-        with pytest.raises(TypeError, match="should be names and words"):
+        with pytest.raises(TypeError, match="should map strings to strings"):
             save_guidance(tmp_path / "x.safetensors", vectors[0], about)
 
 
@@ -150,10 +150,10 @@ def test_files_that_are_no_guidance(tmp_path):
     with pytest.raises(FileNotFoundError):
         load_guidance(path)
     path.write_bytes(b"junk")
-    with pytest.raises(ValueError, match="is no readable guidance"):
+    with pytest.raises(ValueError, match="cannot be read as guidance"):
         load_guidance(path)
     save_file({"weight": np.zeros(3, np.float32)}, path)
-    with pytest.raises(ValueError, match="holds no guidance"):
+    with pytest.raises(ValueError, match="contains no guidance"):
         load_guidance(path)
     save_file({"sem_guidance": np.zeros(3, np.float32)}, path)
     with pytest.raises(ValueError, match=r"has shape \(3,\), expected"):
@@ -162,7 +162,7 @@ def test_files_that_are_no_guidance(tmp_path):
 
 @pytest.mark.parametrize(
     ("shape", "words"),
-    [((1, 4, 8, 8), "expected"), ((3, 4, 8, 8, 4), "or one picture's for all"), ((1, 0, 8, 8, 4), "expected")],
+    [((1, 4, 8, 8), "expected"), ((3, 4, 8, 8, 4), "shared by all pictures"), ((1, 0, 8, 8, 4), "expected")],
 )
 def test_replay_of_another_shape(small, shape, words):
     with pytest.raises(ValueError, match=words):

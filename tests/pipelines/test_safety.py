@@ -260,7 +260,7 @@ def test_checkpoints_without_one(read, folder, copy):
 
 def test_a_folder_that_is_not_there_is_warned_about(read, copy):
     shutil.rmtree(copy / "safety_checker")
-    with pytest.warns(UserWarning, match="names a safety checker that it does not have: pictures go unchecked"):
+    with pytest.warns(UserWarning, match="names a safety checker but has no folder for it, so pictures are not"):
         assert read(copy).safety is None
 
 
@@ -324,7 +324,7 @@ VISION = tiny.SAFETY["vision_config"]
         ("safety_checker/config.json", "vision_config", VISION | {"hidden_act": "tanh"}, ["only silu"]),
         ("safety_checker/config.json", "vision_config", VISION | {"image_size": 16}, ["takes 16 x 16"]),
         ("safety_checker/config.json", "vision_config_dict", {}, ["takes 224 x 224"]),
-        ("model_index.json", "safety_checker", ["x", "Q16SafetyChecker"], ["it is Q16SafetyChecker", "leaves it out"]),
+        ("model_index.json", "safety_checker", ["x", "Q16SafetyChecker"], ["it is Q16SafetyChecker", "load without"]),
     ],
 )
 def test_configs_that_are_not_supported(read, copy, name, option, value, words):

@@ -82,7 +82,7 @@ def test_mistakes(small, tmp_path):
         small.save(3)
     unsaved = Pipeline(**small.components)
     unsaved.system = SYSTEM._replace(checkpoint=SYSTEM.checkpoint._replace(saved=None))
-    with pytest.raises(TypeError, match="does not say how it is saved"):
+    with pytest.raises(TypeError, match="does not support saving"):
         save(unsaved, tmp_path / "dest")
     assert not (tmp_path / "dest").exists()
 
