@@ -146,17 +146,18 @@ class LoadOptions:
     source: str | Path = argument(
         DEMO,
         Location(),
-        "the checkpoint, in one of three forms. 1: a folder in diffusers layout, with model_index.json and weights as"
-        " .safetensors, .bin or diffusers' .msgpack for Flax, or a folder from sega-jax-convert. 2: owner/name on the"
-        " Hugging Face hub; only the needed files are fetched, into the hub's cache. 3: a single file of Stable"
-        " Diffusion 1.x, 2.x or XL with the original repositories' tensor names, .safetensors or a pickle such as .ckpt"
-        " (its code is never run), here or on the hub (owner/name/file); its vocabulary is fetched from the hub unless"
-        " `tokenizer` or `config` provides it. The default is the demo model, which draws cartoon portraits",
+        "the checkpoint: a folder, a repository or a single file. Folders have diffusers layout (model_index.json, and"
+        " weights as .safetensors, .bin or diffusers' .msgpack for Flax) or come from sega-jax-convert. Repositories on"
+        " the Hugging Face hub are named owner/name; only the needed files are fetched, into the hub's cache. Single"
+        " files, here or on the hub (owner/name/file), have the weights of Stable Diffusion 1.x, 2.x or XL under their"
+        " original names, as .safetensors or a pickle such as .ckpt, whose code is never run. Their vocabulary is"
+        " fetched from the hub unless `tokenizer` or `config` provides it. The default is the demo model, which draws"
+        " cartoon portraits",
         sweep=True,
     )
     _: dataclasses.KW_ONLY
     revision: str | None = argument(
-        None, Revision(), "which version of a repository on the hub to load", sweep=True, shell=True
+        None, Revision(), "the branch, tag or commit of a repository on the hub", sweep=True, shell=True
     )
     dtype: DTypeLike | None = argument(
         None,
@@ -209,7 +210,7 @@ class LoadOptions:
     networks: Mapping[str, Any] | None = argument(
         None,
         Opaque("{folder name: network or its files}"),
-        "replaces networks of any family by the names of their folders",
+        "replaces further networks of the checkpoint, by the names of their folders",
     )
     tokenizer: Any = argument(
         None,

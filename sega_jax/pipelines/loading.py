@@ -37,7 +37,7 @@ from sega_jax.weights.textual_inversion import added
 def load(options: LoadOptions) -> Pipeline:
     """Loads a checkpoint of any supported family as a `Pipeline`.
 
-    The family is recognized from the checkpoint's files. DeepFloyd-IF's own safety checker and watermark are not
+    The family is recognised from the checkpoint's files. DeepFloyd-IF's own safety checker and watermark are not
     supported; a warning says that its pictures are neither checked nor marked.
 
     Returns:

@@ -229,7 +229,7 @@ class Pipeline(LoadedCheckpoint):
 def _elsewhere(argument: str) -> str | None:
     """Returns advice for an argument that the calls of a family do not have; None if there is none."""
     if titles := families_with(argument):
-        return f"leave it out; it is supported by {in_words(titles)}"
+        return f"leave it out. It is supported by {in_words(titles)}"
     if argument in arguments(LoadOptions):
         return "give it to sega_jax.load"
     return diffusers_names.ARGUMENTS.get(argument)

@@ -19,9 +19,7 @@ from sega_jax.systems.call import PICTURES
 class PureCall(NamedTuple):
     """A pure function that makes the pictures of a call, and its arguments: `jax.jit(function)(**arguments)`."""
 
-    function: Callable[
-        ..., jax.Array
-    ]  # `sega_jax.systems.programs.generate`, with its first and its static arguments bound
+    function: Callable[..., jax.Array]  # `sega_jax.systems.programs.generate` with its static arguments bound
     arguments: dict[str, Any]  # models, ids, table, settings, x, picture, picture_noise and text
 
 
@@ -59,13 +57,13 @@ def _ids_and_text(pipe: LoadedCheckpoint, batch: Batch) -> tuple[Any, Any]:
     """Returns the arguments `ids` and `text` of `generate` for the branches of a batch."""
     rows = branches_of(pipe, batch, batch.n)
     # A family may represent a missing negative prompt by its own conditioning.
-    has_conditioning = int(all(not isinstance(row[0], str) for row in rows))
-    words: list[Any] = [branch for row in rows for branch in row[has_conditioning:]]
+    encoded_negatives = int(all(not isinstance(row[0], str) for row in rows))
+    words: list[Any] = [branch for row in rows for branch in row[encoded_negatives:]]
     if any(batch.reading.values()) or not all(isinstance(word, str) for word in words):
         return None, joined_branches(pipe, batch, batch.n)
     flat = _tokens(pipe, words)
     ids = jax.tree.map(lambda leaf: leaf.reshape(batch.rows, -1, *leaf.shape[1:]), flat)
-    if not has_conditioning:
+    if not encoded_negatives:
         return ids, None
     negatives = join(pipe, [row[0] for row in rows])
     if not _same_shapes(

@@ -274,7 +274,7 @@ def of_file(
     prediction_type: str | None,
     given: Collection[str] = (),
 ) -> Source:
-    """Recognizes the checkpoint in a single file by the shapes of its tensors.
+    """Recognises the checkpoint in a single file by the shapes of its tensors.
 
     Args:
         path: The file.

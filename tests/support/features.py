@@ -10,7 +10,7 @@ STARTING, ENLARGING = ("stable_diffusion", "sdxl"), ("x4_upscaler", "deepfloyd_s
 
 # A cell is this word, or a regular expression of the refusal.
 WORKS = "works"
-CALL = "{name} is not an argument of a call of {title}; leave it out; it is supported by "
+CALL = "{name} is not an argument of a call of {title}; leave it out. It is supported by "
 LORA = "is given, but LoRAs have no names for the layers of {title}; leave it out. It is for "
 WORDS = "is given, but textual inversion has no vectors for the text encoder of {title}; leave it out. It is for "
 SCHEDULE = "scheduler=.* {title} has a schedule of its own; leave it out"
