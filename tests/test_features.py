@@ -547,15 +547,15 @@ INVALID = [
     # Bytes are not a sequence of numbers.
     ({"prompt": ["a", "b"], "guidance_scale": b"ab"}, "guidance_scale=b'ab' should be a finite number"),
     ({"prompt": ["a", "b"], "seed": b"ab"}, "seed=b'ab' should be a whole number, from 0 to 4294967295"),
-    ({"edits": b"ab"}, "edits=b'ab' should be a list of words and Edits, or one such list a prompt"),
+    ({"edits": b"ab"}, "edits=b'ab' should be a list of words and Edits, or one such list for each prompt"),
     ({"prompt": b"ab"}, "prompt=b'ab' should be words"),
     ({"steps": b"ab"}, "steps=b'ab' should be a whole number"),
     ({"edits": [b"a"] * 200}, "edits: b'a' should be words or an Edit"),
-    ({"edits": [["a"], "b"]}, "edits mixes lists with single edits; give one list for all, or one a prompt"),
+    ({"edits": [["a"], "b"]}, "edits mixes lists with single edits; give one list for all prompts, or one for each"),
     ({"edits": [HAT, None]}, "edits: None should be words or an Edit"),
     # Arguments that contradict each other.
     ({"seed": 1, "key": jax.random.key(0)}, "seed and key were both given, but key replaces seed; give only one"),
-    ({"seed": [1, 2]}, "seed has 2 entries, expected 1, one a picture"),
+    ({"seed": [1, 2]}, "seed has 2 entries, expected 1, one for each picture"),
     ({"strength": 0.5}, "strength=0.5 needs a picture to start from; give one as image, or leave out strength"),
     ({"image": BLACK, "strength": 0.0}, "strength=0 of 2 steps is less than one; give at least 0.5"),
     ({"renoise_steps": 3}, "renoise_steps=3 should be from 0 to 2"),
@@ -564,7 +564,7 @@ INVALID = [
     ({"image": "a\0b"}, "does not exist or is not a file"),
 ]
 DETERMINISTIC = (
-    "noise is for solvers that add noise at model calls, and this call's adds none; leave it out, or take an"
+    "noise needs a solver that adds noise at model calls, and this call's solver adds none; leave it out, or use an"
 )
 
 
@@ -607,10 +607,10 @@ def test_lists_have_an_entry_for_each_prompt_or_picture(bench):
         for count in (2, 4):
             bench.pipe.prepare(**bench.call | two | {name: [value] * count})
         for count in (3, 5):
-            message = f"{name} has {count} entries, expected 2, one a prompt, or 4, one a picture"
+            message = f"{name} has {count} entries, expected 2, one for each prompt, or 4, one for each picture"
             with pytest.raises(ValueError, match=message):
                 bench.pipe.prepare(**bench.call | two | {name: [value] * count})
-    with pytest.raises(ValueError, match=r"seed has 2 entries, expected 4, one a picture \(or one number\)"):
+    with pytest.raises(ValueError, match=r"seed has 2 entries, expected 4, one for each picture, or a single number"):
         bench.pipe.prepare(**bench.call | two | {"seed": [1, 2]})
 
 

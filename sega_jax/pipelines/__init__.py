@@ -1,1 +1,1 @@
-"""Calls to pictures: loading a checkpoint, checking a call, running it, and what it returns."""
+"""Pipelines: load a checkpoint, check the arguments of a call, run it and return its pictures."""

@@ -1,4 +1,4 @@
-"""LoRAs and new words as values of options: how they are checked, kept in plans and tables, and given to `load`."""
+"""Option values for LoRAs and new words: how they are checked, stored in plans and tables, and passed to `load`."""
 
 import os
 from collections.abc import Mapping
@@ -14,16 +14,16 @@ Pairs = tuple[tuple[Any, Any], ...]
 
 
 class Files(Kind):
-    """Files by name, each with something that belongs to it. In plans and tables a value is a tuple of pairs, which is
-    empty where there are no files."""
+    """An option whose values map files to scales, or words to files. Plans and tables store each value as a tuple of
+    pairs, empty if there are no files."""
 
     of_files = True
 
     def check_one(self, name: str, value: Any) -> Pairs:
-        """Returns the pairs of a value, whose files are not read.
+        """Returns a value as pairs, without reading its files.
 
         Raises:
-            TypeError, ValueError: it is something else.
+            TypeError, ValueError: The value has another type, or a scale is not a finite number.
         """
         return self.pairs(name, value)
 
@@ -31,7 +31,7 @@ class Files(Kind):
         return ", ".join(self.words(self.shortened(value))) or "none"
 
     def shortened(self, pairs: Pairs) -> Pairs:
-        """Returns pairs whose files are named without their folders."""
+        """Returns the pairs with file names in place of paths."""
         raise NotImplementedError
 
     def files(self, value: Any) -> list[str]:
@@ -41,23 +41,23 @@ class Files(Kind):
         return {"digest": digest(path)}
 
     def pairs(self, name: str, value: Any) -> Pairs:
-        """Returns the pairs that a value of any form stands for.
+        """Converts a value in any accepted form to pairs.
 
         Raises:
-            TypeError, ValueError: it is something else.
+            TypeError, ValueError: The value has another type, or a scale is not a finite number.
         """
         raise NotImplementedError
 
     def path(self, pair: tuple[Any, Any]) -> str:
-        """Returns the path in a pair."""
+        """Returns the path of a pair."""
         raise NotImplementedError
 
     def given(self, pairs: Pairs) -> Any:
-        """Returns pairs in the form that `sega_jax.load` takes."""
+        """Converts pairs to the form that `sega_jax.load` takes."""
         return dict(pairs)
 
     def words(self, pairs: Pairs) -> list[str]:
-        """Returns pairs as the shell writes them."""
+        """Returns each pair as it is written on the command line."""
         raise NotImplementedError
 
     def cells(self, name: str, value: Any) -> dict[str, Any]:
@@ -69,25 +69,25 @@ def _is_path(value: Any) -> bool:
 
 
 class Loras(Files):
-    """LoRAs: pairs of a path, or a name on the hub, and a scale."""
+    """LoRAs as pairs (path or hub name, scale)."""
 
-    noun = "the file of a LoRA, a folder with one, or owner/name on the hub, or {file: scale}"
+    noun = "a LoRA file, a folder with one, owner/name on the hub, or {file: scale}"
 
     def pairs(self, name: str, value: Any) -> Pairs:
         if _is_path(value):
             value = {value: 1.0}
         pairs = list(value.items()) if isinstance(value, Mapping) else value
         if not isinstance(pairs, list | tuple) or not all(isinstance(one, list | tuple) for one in pairs):
-            raise TypeError(f"{name}={brief(value)} should be {self.noun}; {{}} is none")
+            raise TypeError(f"{name}={brief(value)} should be {self.noun}; {{}} adds none")
         if not all(len(one) == 2 and _is_path(one[0]) for one in pairs):
-            raise TypeError(f"{name}={brief(value)} should be {self.noun}; {{}} is none")
+            raise TypeError(f"{name}={brief(value)} should be {self.noun}; {{}} adds none")
         return tuple((os.fspath(path), check_float(f"{name}: the scale of {path}", scale)) for path, scale in pairs)
 
     def path(self, pair: tuple[Any, Any]) -> str:
         return pair[0]
 
     def located(self, name: str, value: Any, folder: Path) -> Pairs:
-        """Returns the files in folders and repositories, which are looked for here, and fetched."""
+        """Returns the pairs with folders and repositories replaced by the LoRA files in them, which are fetched."""
         pairs = self.pairs(name, value)
         try:
             return tuple((pinned(path, folder), scale) for path, scale in pairs)
@@ -102,7 +102,7 @@ class Loras(Files):
 
 
 class NewWords(Files):
-    """New words of textual inversion: pairs of a word, or None where the file names it, and a path."""
+    """Words learned by textual inversion as pairs (word, path); the word is None if the file names it."""
 
     noun = "{word: file}, or a file that names its word"
 
@@ -111,13 +111,13 @@ class NewWords(Files):
             value = [(None, value)]
         pairs = list(value.items()) if isinstance(value, Mapping) else value
         if not isinstance(pairs, list | tuple) or not all(isinstance(one, list | tuple) for one in pairs):
-            raise TypeError(f"{name}={brief(value)} should be {self.noun}; {{}} is none")
+            raise TypeError(f"{name}={brief(value)} should be {self.noun}; {{}} adds none")
         words = [one[0] for one in pairs]
         alone = len(pairs) == 1 and words == [None]
         if not all(len(one) == 2 and _is_path(one[1]) for one in pairs) or not (
             alone or all(isinstance(word, str) for word in words)
         ):
-            raise TypeError(f"{name}={brief(value)} should be {self.noun}; {{}} is none")
+            raise TypeError(f"{name}={brief(value)} should be {self.noun}; {{}} adds none")
         return tuple((word, os.fspath(path)) for word, path in pairs)
 
     def path(self, pair: tuple[Any, Any]) -> str:

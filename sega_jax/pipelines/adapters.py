@@ -1,4 +1,4 @@
-"""LoRAs and textual inversion, added to a pipeline's networks."""
+"""Adds LoRAs and textual-inversion words to a pipeline's networks."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,85 +17,127 @@ T = TypeVar("T", Tokenizer, TokenizerPair)
 
 
 def merge_lora(models: M, lora: str | Path | Mapping[str | Path, float]) -> M:
-    """Returns a pipeline's networks with LoRAs and their relatives merged into their weights.
+    """Merges LoRAs into the weights of a pipeline's networks.
 
         pipe.models = merge_lora(pipe.models, {"style.safetensors": 0.8})
 
-    Each weight W becomes W + sum of scale (W' - W), where W' is the weight that one LoRA alone makes: W + alpha / r up
-    down, or what LoHa, LoKr, DoRA, (IA)^3, GLoRA, OFT and whole differences make of it (`sega_jax.weights.lora_forms`,
-    `lora_products`). Sums are in float32 and are rounded once. The given networks do not change, so `pipe.models =
-    before` undoes the merge.
+    Each weight W becomes W + sum of scale (W' - W), where W' is the weight with a single LoRA applied at scale 1. A
+    LoRA of rank r gives W' = W + alpha / r up down. LoHa, LoKr, DoRA, (IA)^3, GLoRA, OFT and full weight differences
+    are supported, too (`sega_jax.weights.lora_forms`, `lora_products`). Sums are computed in float32 and rounded once.
+    `models` itself does not change, so keep it to undo the merge.
 
-    At scale 1, the result equals that of LyCORIS, peft and diffusers' `fuse_lora`, with three exceptions. diffusers
-    0.42.1 loses some alphas that differ from layer to layer. LyCORIS 4.1.3 merges LoHa and LoKr with (alpha / r)^2,
-    although it trains them with alpha / r, as here. At other scales, DoRA and BOFT differ: peft scales DoRA's product
-    before it sets the norms, and LyCORIS scales the norms or each rotation, but here scale 0 changes nothing.
+    At scale 1, the result equals LyCORIS, peft and diffusers' `fuse_lora`, with two exceptions: diffusers 0.42.1 loses
+    some alphas that differ between layers, and LyCORIS 4.1.3 merges LoHa and LoKr with (alpha / r)^2 although it
+    trains them with alpha / r, which is used here. At other scales, DoRA and BOFT also differ: peft scales DoRA's
+    product before it sets the norms, and LyCORIS scales the norms or each rotation. Here, scale 0 changes nothing.
 
     Args:
-        models: the networks of a pipeline of Stable Diffusion or another family that LoRAs change (`pipe.models`).
-        lora: a file of any of these kinds (.safetensors, or .bin, .pt, .pth or .ckpt, of which nothing is run), a
-            folder with one, or a name on the hub, "owner/name" or "owner/name@revision/path/to/file.safetensors", whose
-            scale is 1; or {file: scale} for several. A layer without an alpha in the file has alpha r.
+        models: The networks of a pipeline (`pipe.models`), of Stable Diffusion or another family with LoRA support.
+        lora: A LoRA file, a folder with one, or a name on the hub, "owner/name" or
+            "owner/name@revision/path/to/file.safetensors", merged at scale 1; or {file: scale} for one or several,
+            where scales are finite numbers. Files are .safetensors, .bin, .pt, .pth or .ckpt; reading them runs none
+            of the code that they contain. A layer without an alpha in the file has alpha r.
+
+    Returns:
+        New networks of the same type, in the dtypes of `models`.
 
     Raises:
-        TypeError: `models` is no such value, or `lora` is neither a path nor {path: scale}.
-        ValueError: a scale is no finite number.
-        CheckpointError: a file is missing or broken, has tensors of no LoRA or of no layer of these networks, does not
-            fit (the error lists the first such tensors), or is of another family, which the error names; or a sum
-            overflows the dtype of the weights.
+        TypeError: `models` belongs to no pipeline with LoRA support, or `lora` is neither a path nor {path: scale}.
+        ValueError: A scale is not a finite number.
+        CheckpointError: A file is missing or broken, contains tensors that belong to no LoRA or to no layer of these
+            networks, has tensors of the wrong shape (the error lists the first ones), or was made for another family,
+            which the error names; or a sum overflows the dtype of the weights.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> import numpy as np
+        >>> from safetensors.numpy import save_file
+        >>> import sega_jax
+        >>> pipe = sega_jax.load()
+        >>> features = pipe.models.unet.time_embedding.linear_1.kernel.shape
+        >>> layer = "lora_unet_time_embedding_linear_1"
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "style.safetensors"
+        >>> save_file(
+        ...     {
+        ...         f"{layer}.lora_down.weight": np.ones((1, features[0]), np.float32),
+        ...         f"{layer}.lora_up.weight": np.ones((features[1], 1), np.float32),
+        ...     },
+        ...     path,
+        ... )
+        >>> before = pipe.models
+        >>> pipe.models = sega_jax.merge_lora(before, {path: 0.8})
+        >>> type(pipe.models) is type(before)
+        True
     """
     return loras.merged(models, lora_changes(models, lora))
 
 
 def lora_changes(models: Any, lora: str | Path | Mapping[str | Path, float]) -> list[Change]:
-    """Reads the differences that `merge_lora` adds, for networks with or without values.
+    """Reads the weight changes that `merge_lora` applies; `sega_jax.weights.lora.merged` applies them.
 
-    `sega_jax.weights.lora.merged` adds them.
+    Args:
+        models: The networks, with values or only with shapes.
+        lora: The LoRAs, as for `merge_lora`.
 
     Raises:
-        TypeError, ValueError, CheckpointError: as `merge_lora`.
+        TypeError, ValueError, CheckpointError: As for `merge_lora`.
     """
     names = adapters_of(models).lora
     if not names:
         raise TypeError(
-            f"models={type(models).__name__} should be of a pipeline of Stable Diffusion or another family that LoRAs"
-            " change (pipe.models)"
+            f"models={type(models).__name__} should be the networks of a pipeline (pipe.models) of Stable Diffusion or"
+            " another family with LoRA support"
         )
     networks = {part: network for part, network in models._asdict().items() if part in names and network is not None}
     return loras.read(networks, lora, names, single_files(), lora_families(models), warn)
 
 
 def add_words(models: M, tokenizer: T, words: str | Path | Mapping[str, str | Path]) -> tuple[M, T]:
-    """Returns a pipeline's networks and tokenizer with new words of textual inversion.
+    """Adds words learned by textual inversion to a pipeline's networks and tokenizer.
 
         pipe.models, pipe.tokenizer = add_words(pipe.models, pipe.tokenizer, {"<cat-toy>": "cat.safetensors"})
 
-    The given networks and tokenizer do not change. Tokens and vectors are the same as with diffusers'
-    `load_textual_inversion`. A word with several vectors becomes the tokens `<cat-toy>`, `<cat-toy>_1`, ..., although
-    prompts and concepts contain it once. As in diffusers, Stable Diffusion XL takes its pooled text at the new word if
-    the config of its second text encoder makes it look for the token of the largest number (`eos_token_id` 2, as
-    published).
+    `models` and `tokenizer` themselves do not change. Token numbers and vectors equal those of diffusers'
+    `load_textual_inversion`. A word with several vectors becomes the tokens `<cat-toy>`, `<cat-toy>_1`, ..., but
+    prompts and concepts contain it only once. Stable Diffusion XL pools its text at the token with the largest number
+    if the config of its second text encoder has `eos_token_id` 2, as published; as in diffusers, this is then the new
+    word.
 
     Args:
-        models, tokenizer: the networks and tokenizer of a pipeline of Stable Diffusion (`pipe.models`,
-            `pipe.tokenizer`).
-        words: {word: file}, or one file that names its word. Files are .safetensors, .bin or .pt; reading them runs no
-            code that they contain.
+        models, tokenizer: The networks and tokenizer of a Stable Diffusion pipeline (`pipe.models`, `pipe.tokenizer`).
+        words: {word: file}, or one file that names its word. Files are .safetensors, .bin or .pt; reading them runs
+            none of the code that they contain.
+
+    Returns:
+        The new networks and the new tokenizer.
 
     Raises:
-        TypeError: `models` or `tokenizer` is no such value, or `words` is neither a path nor {word: path}.
-        ValueError: the tokenizer has a word already, or a word contains spaces or special tokens.
-        CheckpointError: a file is missing, broken, hostile, of another kind, or made for other text encoders.
+        TypeError: `models` or `tokenizer` does not belong to a Stable Diffusion pipeline, or `words` is neither a path
+            nor {word: path}.
+        ValueError: The tokenizer already has a word, or a word contains spaces or special tokens.
+        CheckpointError: A file is missing, broken, malicious, of another kind, or made for other text encoders.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> import numpy as np
+        >>> from safetensors.numpy import save_file
+        >>> import sega_jax
+        >>> pipe = sega_jax.load()
+        >>> width = pipe.models.text_encoder.config.hidden_size
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "cat.safetensors"
+        >>> save_file({"<cat-toy>": np.zeros((2, width), np.float32)}, path)
+        >>> pipe.models, pipe.tokenizer = sega_jax.add_words(pipe.models, pipe.tokenizer, path)
+        >>> pipe.encode("a <cat-toy>").states.shape
+        (1, 24, 64)
     """
     return textual_inversion.added(models, tokenizer, new_words(models, tokenizer, words))
 
 
 def with_adapters(models: M, tokenizer: Any, lora: Any = None, words: Any = None) -> tuple[M, Any]:
-    """Returns a pipeline's networks and tokenizer with LoRAs and new words, as `sega_jax.load` adds them; None for
-    none.
+    """Adds LoRAs and new words to a pipeline's networks and tokenizer, as `sega_jax.load` does; None adds nothing.
 
     Raises:
-        TypeError, ValueError, CheckpointError: as `merge_lora` and `add_words`.
+        TypeError, ValueError, CheckpointError: As for `merge_lora` and `add_words`.
     """
     changes = [] if lora is None else lora_changes(models, lora)
     new = [] if words is None else new_words(models, tokenizer, words)
@@ -103,33 +145,39 @@ def with_adapters(models: M, tokenizer: Any, lora: Any = None, words: Any = None
 
 
 def extended_tokenizer(models: Any, tokenizer: Any, words: str | Path | Mapping[str, str | Path]) -> Any:
-    """Returns a tokenizer with the words that `add_words` adds, for networks with or without values.
+    """Adds the words of `add_words` to the tokenizer alone.
+
+    Args:
+        models: The networks, with values or only with shapes.
+        tokenizer, words: As for `add_words`.
 
     Raises:
-        TypeError, ValueError, CheckpointError: as `add_words`.
+        TypeError, ValueError, CheckpointError: As for `add_words`.
     """
     return textual_inversion.extended_tokenizer(tokenizer, new_words(models, tokenizer, words))[0]
 
 
 def new_words(models: Any, tokenizer: Any, words: str | Path | Mapping[str, str | Path]) -> list[Word]:
-    """Reads the words that `add_words` adds, for networks with or without values.
+    """Reads the words that `add_words` adds; `sega_jax.weights.textual_inversion.added` adds them.
 
-    `sega_jax.weights.textual_inversion.added` adds them.
+    Args:
+        models: The networks, with values or only with shapes.
+        tokenizer, words: As for `add_words`.
 
     Raises:
-        TypeError, ValueError, CheckpointError: as `add_words`.
+        TypeError, ValueError, CheckpointError: As for `add_words`.
     """
     encoders = adapters_of(models).words
     if encoders is None or not isinstance(tokenizer, Tokenizer | TokenizerPair):
         raise TypeError(
-            f"models={type(models).__name__} and tokenizer={type(tokenizer).__name__} should be of a pipeline of Stable"
-            " Diffusion (pipe.models, pipe.tokenizer)"
+            f"models={type(models).__name__} and tokenizer={type(tokenizer).__name__} should come from a Stable"
+            " Diffusion pipeline (pipe.models, pipe.tokenizer)"
         )
     networks = {part: models._asdict()[part] for part in encoders.keys.values()}
     return textual_inversion.read(networks, tokenizer, words, text_encoders())
 
 
 def text_encoders() -> tuple[textual_inversion.TextEncoders, ...]:
-    """Returns the text encoders of all families whose words can be learnt."""
-    known = [adapters.words for system in systems().values() if (adapters := system.checkpoint.adapters)]
-    return tuple({words.family: words for words in known if words is not None}.values())
+    """Returns the text encoders of all families that support textual inversion."""
+    supported = [adapters.words for system in systems().values() if (adapters := system.checkpoint.adapters)]
+    return tuple({words.family: words for words in supported if words is not None}.values())

@@ -1,4 +1,4 @@
-"""A call's arguments spread over the rows of a batch: one row for each picture, prompt by prompt."""
+"""Prepares the batch of a call: checks its arguments and spreads them over rows, one for each picture."""
 
 import dataclasses
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -21,27 +21,27 @@ from sega_jax.systems.call import Call
 from sega_jax.systems.conditioning import Text, check_rows
 from sega_jax.systems.diffusion import cast
 
-Words = str | Text  # words, or their conditioning, a text of one row
+Words = str | Text  # words, or a text conditioning of one row
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Batch:
-    """A call that makes sense, ready to run."""
+    """The checked arguments of a call, with one row for each picture: all pictures of the first prompt come first."""
 
     prompts: list[Words]
     negatives: list[Words]
     edits: list[tuple[Edit, ...]]
-    reading: Mapping[str, Any]  # arguments that say how words are read
-    negative_reading: Mapping[str, Any]  # the same for negative prompts
-    seeds: list[int] | None  # None where a key was given
-    x: np.ndarray | None  # the state to start from, in the loop's dtype
-    picture: np.ndarray | None  # [rows, height, width, 3] in [-1, 1], to start from
-    picture_noise: np.ndarray | None  # [rows, *shape], with which its latents are drawn; None draws it
-    shape: tuple[int, int, int]  # of a row's predictions
-    table: Any  # of the schedule
+    reading: Mapping[str, Any]  # options for encoding prompts and concepts, such as `clip_skip`
+    negative_reading: Mapping[str, Any]  # options for encoding negative prompts
+    seeds: list[int] | None  # None if the call has a key
+    x: np.ndarray | None  # the initial state in the loop's dtype; None draws it
+    picture: np.ndarray | None  # the picture to start from, [rows, height, width, 3] in [-1, 1]
+    picture_noise: np.ndarray | None  # the noise for sampling its latents, [rows, *shape]; None draws it
+    shape: tuple[int, int, int]  # of a row's predictions, (height, width, channels)
+    table: Any  # the schedule, with one line for each model call
     settings: Settings
     static: Static
-    decode: Mapping[str, Hashable]  # static arguments of the family's `decode`
+    decode: Mapping[str, Hashable]  # compile-time arguments of the family's `decode`
     output: str = "pil"
     callback: Callable[[int, float, np.ndarray], Any] | None = None
     callback_steps: int = 1
@@ -53,7 +53,7 @@ class Batch:
 
     @property
     def n(self) -> int:
-        """The number of concepts of a row."""
+        """The number of concepts in each row, including padding."""
         return self.settings.n
 
     @property
@@ -62,18 +62,18 @@ class Batch:
         return len(self.table.call)
 
     def select(self, rows: Sequence[int]) -> "Batch":
-        """Returns the batch of some rows, which may occur several times."""
+        """Returns a batch of the rows with these indices, which may repeat."""
         index = np.array(rows)
 
-        def some(values):
+        def pick(values):
             return None if values is None else [values[i] for i in rows]
 
         return dataclasses.replace(
             self,
-            prompts=some(self.prompts),
-            negatives=some(self.negatives),
-            edits=some(self.edits),
-            seeds=some(self.seeds),
+            prompts=pick(self.prompts),
+            negatives=pick(self.negatives),
+            edits=pick(self.edits),
+            seeds=pick(self.seeds),
             x=None if self.x is None else self.x[index],
             picture=None if self.picture is None else self.picture[index],
             picture_noise=None if self.picture_noise is None else self.picture_noise[index],
@@ -82,10 +82,10 @@ class Batch:
 
 
 def prepare(call: Call, pipe: LoadedCheckpoint) -> Batch:
-    """Spreads a call's arguments over the rows of a batch, and checks them against the checkpoint.
+    """Checks a call's arguments against the checkpoint and spreads them over the rows of a batch.
 
     Raises:
-        TypeError, ValueError: an argument does not fit the others or the checkpoint; nothing ran.
+        TypeError, ValueError: An argument does not fit the others or the checkpoint. No model was run.
     """
     system, check = pipe.system, partial(_checked, pipe)
     reading = {name: one for name, one in arguments(type(call)).items() if one.of_text}
@@ -104,7 +104,7 @@ def prepare(call: Call, pipe: LoadedCheckpoint) -> Batch:
     if not call.record:
         edits = ordered(edits, call.momentum_scale)
     stacked = Edits.stack(edits, momentum_scale=call.momentum_scale, momentum_beta=call.momentum_beta)
-    given = Given(
+    context = Given(
         models=pipe.models,
         scheduler=pipe.scheduler,
         extras=pipe.extras,
@@ -117,9 +117,9 @@ def prepare(call: Call, pipe: LoadedCheckpoint) -> Batch:
         devices=len(pipe.devices),
         warn=warn,
     )
-    setup = system.sampler.setup(call, given)
+    setup = system.sampler.setup(call, context)
     if setup.guidance_scale is not None:
-        # Edits start from the empty text, whatever the negative prompt.
+        # Distilled networks take the scale as an input, and their edits start from the empty text.
         negatives = _texts("negative_prompt", system.text.negative(pipe.models, pipe.tokenizer, pipe.extras), check)
         negatives *= spread.total
     _check_clocks(edits, len(setup.table.call), call.semantics, call.strict)
@@ -160,7 +160,7 @@ def prepare(call: Call, pipe: LoadedCheckpoint) -> Batch:
 
 
 class Spread:
-    """Spreads entries for each prompt, or for each picture, over the rows."""
+    """Spreads values over the rows of a batch: one for each prompt is repeated for its pictures."""
 
     def __init__(self, prompts: int, images_per_prompt: int):
         self.prompts, self.count = prompts, images_per_prompt
@@ -170,22 +170,22 @@ class Spread:
         """Returns one entry for each row.
 
         Raises:
-            ValueError: another number of entries.
+            ValueError: The number of entries is neither the number of prompts nor of pictures.
         """
         if len(values) == self.total:
             return list(values)
         if len(values) == self.prompts:
             return [value for value in values for _ in range(self.count)]
-        pictures = f", or {self.total}, one a picture" if self.count > 1 else ""
-        raise ValueError(f"{name} has {len(values)} entries, expected {self.prompts}, one a prompt{pictures}")
+        pictures = f", or {self.total}, one for each picture" if self.count > 1 else ""
+        raise ValueError(f"{name} has {len(values)} entries, expected {self.prompts}, one for each prompt{pictures}")
 
     def numbers(self, name: str, value: Any) -> np.ndarray:
-        """Returns one number for each row, from one for all or a list."""
+        """Returns one number for each row, from a list or from one number for all rows."""
         return np.asarray(self(name, value)) if isinstance(value, list) else np.full(self.total, value)
 
 
 def _texts(name: str, value: Any, check: Callable[[Any], Text]) -> list[Words]:
-    """Returns words and conditioning, one entry for each prompt."""
+    """Converts an argument with texts to a list, one entry for each prompt."""
     if isinstance(value, Text):
         check_rows(name, value)
     if isinstance(value, Text) or getattr(value, "ndim", 0) == 3:
@@ -193,18 +193,22 @@ def _texts(name: str, value: Any, check: Callable[[Any], Text]) -> list[Words]:
     else:
         entries = list(value) if isinstance(value, list | tuple) else [value]
     if not entries:
-        raise ValueError(f"{name} has shape {value.shape} and holds no texts; give at least one")
+        raise ValueError(f"{name} has shape {value.shape} and contains no texts; give at least one")
     return [text if isinstance(text, str) else _conditioning(name, text, check) for text in entries]
 
 
 def _checked(pipe: LoadedCheckpoint, value: Any) -> Text:
-    """Returns the conditioning that a user gave, checked by its family."""
+    """Checks the text conditioning that a user passed against the family."""
     reader = pipe.system.text
     if isinstance(value, Text) and not isinstance(value, reader.type):
-        raise TypeError(f"{value!r} is of another family, expected {reader.type.__name__}")
+        raise TypeError(
+            f"{value!r} is of another family, expected {reader.type.__name__}; encode texts with pipe.encode"
+        )
     text = reader.check(pipe.models, pipe.tokenizer, value)
     if not isinstance(text, reader.type):
-        raise TypeError(f"{pipe.system.title} takes {reader.type.__name__} in place of words, not an array")
+        raise TypeError(
+            f"{pipe.system.title} expects words or {reader.type.__name__}, got an array; encode texts with pipe.encode"
+        )
     return text
 
 
@@ -212,7 +216,7 @@ def _conditioning(name: str, value: Any, check: Callable[[Any], Text]) -> Text:
     if isinstance(value, Text):
         check_rows(name, value)
         if len(value) != 1:
-            raise ValueError(f"{name} has {value!r} in a list, expected a text of one row; give text[i], or it alone")
+            raise ValueError(f"{name} has {value!r} in a list, expected texts of one row; give text[i], or text alone")
         return check(value)
     floating(name, value, "(tokens, channels)")
     return check(value)
@@ -231,11 +235,11 @@ def _edits(edits: Any, spread: Spread, check: Callable[[Any], Text]) -> list[tup
     if isinstance(edits, Edit | str | Text) or getattr(edits, "ndim", 0) == 2:
         edits = [edits]
     if not is_sequence(edits):
-        raise TypeError(f"edits={brief(edits)} should be a list of words and Edits, or one such list a prompt")
+        raise TypeError(f"edits={brief(edits)} should be a list of words and Edits, or one such list for each prompt")
     nested = [isinstance(entry, list | tuple) for entry in edits]
     if any(nested):
         if not all(nested):
-            raise TypeError("edits mixes lists with single edits; give one list for all, or one a prompt")
+            raise TypeError("edits mixes lists with single edits; give one list for all prompts, or one for each")
         return [tuple(one(edit) for edit in row) for row in spread("edits", edits)]
     return [tuple(one(edit) for edit in edits)] * spread.total
 
@@ -253,7 +257,7 @@ def _check_clocks(rows: list[tuple[Edit, ...]], calls: int, semantics: str, stri
         elif edit.warmup >= calls:
             warn(
                 f"the edit {name} begins at warmup={edit.warmup}, after the last of {calls} model calls, and"
-                f" changes nothing{gate}; lower its warmup or take more steps"
+                f" changes nothing{gate}; lower its warmup or use more steps"
             )
 
 
@@ -263,25 +267,26 @@ def _replay(replay: np.ndarray | None, rows: int, shape: tuple[int, int, int], d
     axes = "(pictures, calls, height, width, channels)"
     if replay.ndim != 5 or replay.shape[0] not in (1, rows) or replay.shape[2:] != shape or not replay.shape[1]:
         raise ValueError(
-            f"replay has shape {replay.shape}, expected ({rows}, calls, {', '.join(map(str, shape))}) {axes}, or one"
-            " picture's for all"
+            f"replay has shape {replay.shape}, expected ({rows}, calls, {', '.join(map(str, shape))}) {axes};"
+            " a first axis of 1 is shared by all pictures"
         )
     replay = np.broadcast_to(cast("replay", replay, dtype), (rows, *replay.shape[1:]))
-    # Zeros add nothing, and records of other lengths then share a program.
+    # Padding with zeros adds nothing, and lets records of several lengths share a compiled program.
     return np.pad(replay, ((0, 0), (0, -replay.shape[1] % CHUNK), (0, 0), (0, 0), (0, 0)))
 
 
 def _with_noise(settings: Settings, call: Call, pipe: LoadedCheckpoint, setup: Setup) -> Settings:
-    """Returns the settings with the noise that a user gave.
+    """Adds the noise that a user passed to the settings.
 
     Raises:
-        TypeError, ValueError: it is of another shape, or the solver uses none; without `strict` that is a warning.
+        TypeError, ValueError: The noise has a wrong shape, or the solver uses none. The latter is a warning if `strict`
+            is false.
     """
     if not setup.draws:
         what = "record_noise=True" if call.noise is None else "noise"
-        message = f"{what} is for solvers that add noise at model calls, and this call's adds none"
+        message = f"{what} needs a solver that adds noise at model calls, and this call's solver adds none"
         if call.strict:
-            raise ValueError(f"{message}; leave it out, or take another scheduler or eta")
+            raise ValueError(f"{message}; leave it out, or use another scheduler or eta")
         warn(f"{message}; it is ignored")
     elif call.noise is not None:
         return settings._replace(noise=_noise(call.noise, pipe, settings, setup))
@@ -289,7 +294,7 @@ def _with_noise(settings: Settings, call: Call, pipe: LoadedCheckpoint, setup: S
 
 
 def _noise(noise: Any, pipe: LoadedCheckpoint, settings: Settings, setup: Setup) -> Any:
-    """Returns the noise that a user gave, in the form that the family draws it, arrays [rows, calls, ...]."""
+    """Converts the noise that a user passed to the structure that the family draws, arrays [rows, calls, ...]."""
     sampler, rows, calls = pipe.system.sampler, len(settings.key), len(setup.table.call)
 
     def draw(networks, x, call):
@@ -299,18 +304,18 @@ def _noise(noise: Any, pipe: LoadedCheckpoint, settings: Settings, setup: Setup)
     first = jax.tree.map(lambda column: column[0], setup.table)
     drawn = jax.eval_shape(draw, sampler.networks(pipe.models), x, first)
     expected, structure = jax.tree.flatten(drawn)
-    alone = len(expected) == 1
-    given = [noise] if alone else noise
-    if not isinstance(given, list | tuple) or len(given) != len(expected):
+    single = len(expected) == 1
+    entries = [noise] if single else noise
+    if not isinstance(entries, list | tuple) or len(entries) != len(expected):
         raise TypeError(f"noise={brief(noise)} should be {len(expected)} arrays, {type(drawn).__name__}")
     arrays = []
-    for i, (array, one) in enumerate(zip(given, expected, strict=True)):
-        name = "noise" if alone else f"noise[{i}]"
+    for i, (array, one) in enumerate(zip(entries, expected, strict=True)):
+        name = "noise" if single else f"noise[{i}]"
         array, shape = floating(name, array, "(calls, pictures, ...)"), (calls, *one.shape)
         if array.shape != shape:
             raise ValueError(f"{name} has shape {array.shape}, expected {shape} (calls, pictures, height, width, ...)")
         array = np.swapaxes(cast(name, array, one.dtype), 0, 1)
-        # Zeros that no call reads, so that other numbers of calls share a program.
+        # No call reads this padding. It lets several numbers of calls share a compiled program.
         arrays.append(np.pad(array, ((0, 0), (0, -calls % CHUNK), *[(0, 0)] * (array.ndim - 2))))
     return jax.tree.unflatten(structure, arrays)
 
@@ -321,13 +326,15 @@ def _seeds(seed: Any, total: int) -> list[int]:
         seed = 0
     if is_sequence(seed) or isinstance(seed, np.ndarray):
         if len(seed) != total:
-            raise ValueError(f"seed has {len(seed)} entries, expected {total}, one a picture (or one number)")
+            raise ValueError(
+                f"seed has {len(seed)} entries, expected {total}, one for each picture, or a single number"
+            )
         return [check_int("seed", s, 0, top) for s in seed]
     return [check_int("seed", seed, 0, top - total + 1) + i for i in range(total)]
 
 
-# A seed means one picture whatever JAX is set to. Other generators, vectorised over rows, would also make a row's noise
-# depend on its neighbours.
+# Fixed, so that a seed gives the same picture under every JAX setting. Other generators would also make the noise of a
+# row depend on its neighbours if they are vectorised over rows.
 _IMPLEMENTATION = "threefry2x32"
 
 
@@ -347,12 +354,12 @@ def _keys(seeds: list[int] | None, key: Any, total: int) -> jax.Array:
     if seeds is not None:
         return _from_seeds(np.asarray(seeds, np.uint32))
     if not isinstance(key, jax.Array):
-        raise TypeError(f"key={brief(key)} should be a JAX key, as of jax.random.key(0)")
+        raise TypeError(f"key={brief(key)} should be a JAX key, such as jax.random.key(0)")
     if not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
         try:
             key = jax.random.wrap_key_data(key)
         except (TypeError, ValueError):
-            raise TypeError(f"key={brief(key)} should be a JAX key, as of jax.random.key(0)") from None
+            raise TypeError(f"key={brief(key)} should be a JAX key, such as jax.random.key(0)") from None
     if key.shape:
-        raise ValueError(f"key has shape {key.shape}, expected one key; every row folds its number in")
+        raise ValueError(f"key has shape {key.shape}, expected one key, into which each row folds its index")
     return _fold(key, np.arange(total, dtype=np.uint32))

@@ -1,7 +1,7 @@
-"""A cascade: pictures are made by a first stage and enlarged by others, and the text is encoded once.
+"""Cascades: a first stage generates pictures, further stages enlarge them, and shared texts are encoded once.
 
-DeepFloyd-IF's makes pictures of 64 pixels a side, then 256, then 1024. A family that starts a cascade names the others
-in `System.stages`.
+DeepFloyd-IF's stages make pictures with sides of 64, 256 and 1024 pixels. A family that starts a cascade lists the
+further stages in `System.stages`.
 """
 
 import dataclasses
@@ -31,32 +31,40 @@ from sega_jax.systems.registry import CHECKER, check_adapters, starting_systems
 from sega_jax.text.files import CheckpointError
 
 FIRST = "stage1"
-# How edits act together, which the shell and sweeps say once for all stages.
+# How edits act together; the command line and sweeps set this once for all stages.
 SHARED = ("momentum_scale", "momentum_beta", "semantics", "support")
-# What the cascade gives each stage itself.
+# The cascade sets these arguments of every stage itself.
 _OWN = {"prompt", "negative_prompt", "images_per_prompt", "seed", "key", "image", "output", "strict"}
 
 
 class Stage(NamedTuple):
-    """A stage that is loaded, or that is loaded each time that it runs."""
+    """One stage of a cascade, which is loaded once or for every run."""
 
-    outline: Pipeline  # checks arguments; its networks may be without values
-    load: Callable[[], Pipeline]
+    outline: Pipeline  # checks arguments; its networks may have shapes only
+    load: Callable[[], Pipeline]  # returns the pipeline to run
 
 
 @dataclasses.dataclass
 class CascadeOutput(Output):
-    """What the last stage made; `finite` is of all stages, and `stages` has what each made, by its name."""
+    """The last stage's output; `finite` covers all stages, and `stages` has the output of each by its name."""
 
     stages: dict[str, Output] = dataclasses.field(default_factory=dict)
 
 
 class Cascade:
-    """A chain of stages, each of which enlarges the pictures of the stage before. `load_cascade` makes it.
+    """A chain of stages, each of which enlarges the pictures of the previous one. `load_cascade` creates it.
 
     Args:
-        encode: words -> the conditioning of the first stage's family, one row a text.
-        stages: by name, the first stage first.
+        encode: Encodes a list of words as text conditioning of the first stage's family, one row for each.
+        stages: The stages by name, in the order in which they run.
+
+    Example:
+        >>> import sega_jax
+        >>> from sega_jax.pipelines.cascade import Stage
+        >>> pipe = sega_jax.load()
+        >>> cascade = sega_jax.Cascade(pipe.encode, {"stage1": Stage(pipe, lambda: pipe)})
+        >>> cascade("a face", stage1={"steps": 2}, output="latent").images.shape
+        (1, 32, 32, 4)
     """
 
     def __init__(self, encode: Callable[[Sequence[str]], Any], stages: Mapping[str, Stage]):
@@ -81,21 +89,20 @@ class Cascade:
         strict: bool = True,
         **stages: Mapping[str, Any] | None,
     ) -> CascadeOutput:
-        """Makes pictures of the prompts, guided by the edits in some of the stages.
+        """Generates pictures of the prompts, guided by the edits in the chosen stages, as a `CascadeOutput`.
 
         Args:
-            prompt, edits, negative_prompt, images_per_prompt, seed, key, output, strict: as of `Pipeline`, but prompts
-                and concepts are words. All stages have the same seeds, so that each called by itself with what the
-                stage before made gives the same picture.
-            edited: the stages that the edits guide. Warm-ups and scales mean other things in each: `edits` among the
-                arguments of a stage replace them.
-            clean: whether words are cleaned as DeepFloyd-IF's training data were (`sega_jax.text.caption_cleaning`,
-                which needs the extra "if"), for all stages that share the first one's text encoder.
-            stages: arguments of a stage's own `Pipeline` call by its name, such as
+            prompt, edits, negative_prompt, images_per_prompt, seed, key, output, strict: As for `Pipeline`, but all
+                texts are words. Each stage uses the same seeds, and can be called alone with the same result.
+            edited: The stages that the edits guide. The same warm-up or scale acts differently in each stage; `edits`
+                among the arguments of a stage replace them there.
+            clean: Whether to clean words like DeepFloyd-IF's training captions (`sega_jax.text.caption_cleaning`,
+                which needs the extra "if"), in all stages that share the first stage's text encoder.
+            stages: The other arguments of a stage's `Pipeline` call by the stage's name, such as
                 stage2={"steps": 20, "noise_level": 100}.
 
         Raises:
-            TypeError, ValueError: an argument makes no sense to some stage; nothing ran.
+            TypeError, ValueError: An argument is invalid for a stage. No model was run.
         """
         names = [edited] if isinstance(edited, str) else list(edited)
         for name in [*names, *(name for name, options in stages.items() if options is not None)]:
@@ -103,11 +110,11 @@ class Cascade:
                 raise TypeError(f"{name} is diffusers' name; {diffusers_names.ARGUMENTS[name]}")
             if name not in self.stages:
                 raise ValueError(
-                    f"{name!r} is no stage of this cascade, which has {', '.join(self.stages)}; arguments of a stage's"
-                    f" call go by the stage's name, as {FIRST}={{'steps': 50}}"
+                    f"{name!r} is not a stage of this cascade, which has {', '.join(self.stages)}; give a stage's"
+                    f" arguments under its name, such as {FIRST}={{'steps': 50}}"
                 )
         if not _are_words(prompt) or not (negative_prompt is None or _are_words(negative_prompt)):
-            raise TypeError("prompt and negative_prompt should be words, which every stage reads by its own encoder")
+            raise TypeError("prompt and negative_prompt should be words, since stages may have different encoders")
         common = {
             "prompt": prompt,
             "negative_prompt": negative_prompt,
@@ -120,14 +127,14 @@ class Cascade:
         for name in self.stages:
             options = dict(stages.get(name) or {})
             if wrong := _OWN & options.keys():
-                raise TypeError(f"{name} has {', '.join(sorted(wrong))}, which is the cascade's own to give")
-            own = {"output": output if name == list(self.stages)[-1] else "float"}
-            calls[name] = common | {"edits": edits if name in names else ()} | options | own
+                raise TypeError(f"{name} has {', '.join(sorted(wrong))}, which the cascade sets; leave it out")
+            forced = {"output": output if name == list(self.stages)[-1] else "float"}
+            calls[name] = common | {"edits": edits if name in names else ()} | options | forced
         with collected():
             return self._run(self._read(self._fit(calls), clean), output)
 
     def _fit(self, calls: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Checks the calls of all stages, and returns them with the size that each makes."""
+        """Checks the calls of all stages, and adds each stage's picture size to its call."""
         size, fitted = None, {}
         for name, call in calls.items():
             outline = self.stages[name].outline
@@ -143,37 +150,37 @@ class Cascade:
         return fitted
 
     def _read(self, calls: dict[str, dict[str, Any]], clean: bool) -> dict[str, dict[str, Any]]:
-        """Replaces the words of the stages that share the first one's text by their conditioning."""
-        kind = self.stages[FIRST].outline.system.text.type
-        shared = {name: call for name, call in calls.items() if self.stages[name].outline.system.text.type is kind}
+        """Encodes the words of all stages that share the first stage's text encoder."""
+        text_type = self.stages[FIRST].outline.system.text.type
+        shared = {name: call for name, call in calls.items() if self.stages[name].outline.system.text.type is text_type}
         read = _clean if clean else str
         words = list(dict.fromkeys(read(word) for call in shared.values() for word in _words(call)))
         new = [word for word in words if word not in self._known]
-        found = dict(zip(new, self._encode(new), strict=True)) if new else {}
+        encoded = dict(zip(new, self._encode(new), strict=True)) if new else {}
         gc.collect()
-        self._known = {word: found[word] if word in found else self._known[word] for word in words}
+        self._known = {word: encoded[word] if word in encoded else self._known[word] for word in words}
         return calls | {name: _replaced(call, lambda word: self._known[read(word)]) for name, call in shared.items()}
 
     def _run(self, calls: dict[str, dict[str, Any]], output: str) -> CascadeOutput:
-        made: dict[str, Output] = {}
+        outputs: dict[str, Output] = {}
         finite, picture = np.array(True), None
         for name, stage in self.stages.items():
             pipe = stage.load()
-            # Checking the calls has warned of what edits do, and with their words.
+            # Checking the calls already emitted these warnings.
             with muted():
-                made[name] = pipe(**calls[name] | ({} if picture is None else {"image": picture}))
-            warn_of_pictures(made[name].finite, made[name].flagged)
+                outputs[name] = pipe(**calls[name] | ({} if picture is None else {"image": picture}))
+            warn_of_pictures(outputs[name].finite, outputs[name].flagged)
             del pipe
             gc.collect()
-            finite = finite & made[name].finite
+            finite = finite & outputs[name].finite
             if name != list(self.stages)[-1]:
-                images = made[name].images
+                images = outputs[name].images
                 assert isinstance(images, np.ndarray)
-                # What is not finite stays so to the end, and is grey on the way.
+                # Later stages enlarge a grey picture in its place; the final output still omits it.
                 picture = np.where(finite[:, None, None, None], images, 0.5)
-        last = made[name]
+        last = outputs[name]
         return CascadeOutput(
-            _without(last.images, ~finite, output), finite, last.seeds, last.record, last.flagged, stages=made
+            _without(last.images, ~finite, output), finite, last.seeds, last.record, last.flagged, stages=outputs
         )
 
 
@@ -194,103 +201,99 @@ def load_cascade(
     textual_inversions: Mapping[str, Any] | None = None,
     safety_checker: bool | Safety | None = True,
 ) -> Cascade:
-    """Loads DeepFloyd-IF's cascade, or as much of it as is named.
+    """Loads DeepFloyd-IF's cascade, or only its first stages, as a `Cascade`.
 
-    In bfloat16, IF-I-XL is 8.6 GB, IF-II-L 2.5 GB and their text encoder T5-XXL 9.5 GB.
+    In bfloat16, IF-I-XL takes 8.6 GB, IF-II-L 2.5 GB and their text encoder T5-XXL 9.5 GB.
 
     Args:
-        stage1, stage2, upscaler: checkpoints as `load` takes them; the last is Stable Diffusion's x4 upscaler. The
-            text encoder is the first stage's.
-        further: checkpoints of stages by their names, for cascades of other families, whose `System.stages` name them.
-        low_memory: whether each network is loaded when it is needed and dropped afterwards, in every call: the text
-            encoder, then one stage after another.
-        dtype, variant, devices, attention: as of `load`, of all stages.
-        revisions: branches, tags or commits on the hub, by the names stage1, stage2 and upscaler.
-        schedulers: in place of the checkpoints', by the same names.
-        loras, textual_inversions: as `lora` and `textual_inversion` of `load`, by the same names. A LoRA of the first
-            stage may change its text encoder, whose texts the second stage takes, too.
-        safety_checker: as of `load`, of the x4 upscaler if it has one; DeepFloyd-IF's own is not supported.
+        stage1, stage2, upscaler: The checkpoints, as for `load`: DeepFloyd-IF's first and second stage, and Stable
+            Diffusion's x4 upscaler. The second stage uses the first stage's text encoder.
+        further: Checkpoints by stage name, for cascades of other families, whose `System.stages` lists the names.
+        low_memory: Whether calls load each network only when it is needed and free it afterwards.
+        dtype, variant, devices, attention: As for `load`, for all stages.
+        revisions: The branch, tag or commit of each checkpoint on the hub, by stage name.
+        schedulers: Replacements for the checkpoints' schedulers, by stage name.
+        loras, textual_inversions: The options `lora` and `textual_inversion` of `load`, by stage name. A LoRA of the
+            first stage may change its text encoder, and then the second stage sees the changed texts, too.
+        safety_checker: As for `load`, for the x4 upscaler; DeepFloyd-IF's own checker is not supported.
 
     Raises:
-        CheckpointError: a checkpoint is of another stage (then no weights were fetched), or the stages read different
-            texts; or as `load`.
-        ValueError: a stage is named that is not there, or that takes no such adapters; or as `load`.
+        CheckpointError: A checkpoint belongs to another stage (no weights were fetched), or the stages read text
+            embeddings of different widths; or as for `load`.
+        ValueError: A stage is missing, unknown, or does not support an adapter; or as for `load`.
+
+    Example:
+        >>> import sega_jax
+        >>> cascade = sega_jax.load_cascade("DeepFloyd/IF-I-XL-v1.0", "DeepFloyd/IF-II-L-v1.0")  # doctest: +SKIP
+        >>> out = cascade("a castle", ["snow"], edited=["stage1", "stage2"])  # doctest: +SKIP
     """
     if upscaler is not None and stage2 is None:
-        raise ValueError(
-            "upscaler is given without stage2, whose pictures it enlarges; give both, or call it by itself"
-        )
+        raise ValueError("upscaler is given without stage2, whose pictures it enlarges; give both or neither")
     check_checker(safety_checker)
     where = devices if isinstance(devices, Devices) else Devices(devices)
     dtype = pick_dtype(dtype, where)
     attention = pick_attention(attention, dtype, where)
     named_sources = {FIRST: stage1, "stage2": stage2, "upscaler": upscaler} | dict(further or {})
-    given = {name: source for name, source in named_sources.items() if source is not None}
+    checkpoints = {name: source for name, source in named_sources.items() if source is not None}
     revisions, schedulers = revisions or {}, schedulers or {}
     adapters = {"lora": loras or {}, "textual_inversion": textual_inversions or {}}
-    _check_names({"revisions": revisions, "schedulers": schedulers}, given)
-    _check_names({f"{option}s": of for option, of in adapters.items()}, given)
+    _check_names({"revisions": revisions, "schedulers": schedulers}, checkpoints)
+    _check_names({f"{option}s": of for option, of in adapters.items()}, checkpoints)
     schedulers = {name: checked_scheduler(scheduler) for name, scheduler in schedulers.items()}
     with collected():
-        # All indices before the first weights, which take hours to fetch.
-        found = {name: find(source, revisions.get(name)) for name, source in given.items()}
-        _check_stages(found, safety_checker)
-        found = {name: found[name] for name in (FIRST, *found[FIRST].system.stages) if name in found}
-        by_stage = {name: {option: of.get(name) for option, of in adapters.items()} for name in found}
-        for name, source in found.items():
+        # All indices are fetched and checked first, because fetching weights may take hours.
+        sources = {name: find(source, revisions.get(name)) for name, source in checkpoints.items()}
+        _check_stages(sources, safety_checker)
+        sources = {name: sources[name] for name in (FIRST, *sources[FIRST].system.stages) if name in sources}
+        by_stage = {name: {option: of.get(name) for option, of in adapters.items()} for name in sources}
+        for name, source in sources.items():
             check_adapters(source.system, by_stage[name], f"{name}'s {{}}".format)
         options: dict[str, Any] = {"dtype": dtype, "variant": variant, "devices": where}
-        stages = _stages(found, options, attention, schedulers, by_stage, safety_checker, low_memory)
+        stages = _stages(sources, options, attention, schedulers, by_stage, safety_checker, low_memory)
     if low_memory:
-        folder, lora = found[FIRST].folder, by_stage[FIRST]["lora"]
+        folder, lora = sources[FIRST].folder, by_stage[FIRST]["lora"]
         return Cascade(lambda words: part_loading.load_text(folder, lora=lora, **options)(words), stages)
     return Cascade(stages[FIRST].outline.encode, stages)
 
 
 def _check_names(options: Mapping[str, Mapping[str, Any]], stages: Mapping[str, Any]) -> None:
-    """Checks that options are by the names of stages.
+    """Checks that options are mappings whose keys are names of stages.
 
     Raises:
-        TypeError, ValueError: they are not.
+        TypeError, ValueError: They are not.
     """
-    for what, by_stage in options.items():
+    for option, by_stage in options.items():
         if not isinstance(by_stage, Mapping):
-            raise TypeError(f"{what}={brief(by_stage)} should be by stage, such as {{{FIRST!r}: ...}}")
+            raise TypeError(f"{option}={brief(by_stage)} should be a mapping by stage, such as {{{FIRST!r}: ...}}")
         if unknown := by_stage.keys() - stages.keys():
-            raise ValueError(f"{what} has {', '.join(sorted(unknown))}; the stages are {', '.join(stages)}")
+            raise ValueError(f"{option} has {', '.join(sorted(unknown))}; the stages are {', '.join(stages)}")
 
 
-def _check_stages(found: Mapping[str, Source], safety_checker: Any) -> None:
-    """Checks that checkpoints are the stages of one cascade.
-
-    Raises:
-        CheckpointError: they are not.
-    """
-    first = found[FIRST]
+def _check_stages(sources: Mapping[str, Source], safety_checker: Any) -> None:
+    """Checks that the checkpoints are the stages of one cascade, and raises CheckpointError if they are not."""
+    first = sources[FIRST]
     if not first.system.stages:
         starts = " or ".join(system.title for system in starting_systems())
         raise CheckpointError(f"{FIRST}={str(first.name)!r} is {first.system.title}, expected {starts}")
     order = list(first.system.stages)
-    for name in found.keys() - {FIRST}:
+    for name in sources.keys() - {FIRST}:
         if name not in order:
-            raise CheckpointError(f"{name} is given, which is no stage after {first.system.title}; leave it out")
-        if missing := [one for one in order[: order.index(name)] if one not in found]:
-            raise CheckpointError(
-                f"{name} is given without {missing[-1]}, whose pictures it enlarges; give both, or call it by itself"
-            )
-    for name, source in found.items():
+            raise CheckpointError(f"{name} is given, but it is not a stage after {first.system.title}; leave it out")
+        if missing := [one for one in order[: order.index(name)] if one not in sources]:
+            raise CheckpointError(f"{name} is given without {missing[-1]}, whose pictures it enlarges; give both")
+    for name, source in sources.items():
         expected = first.system if name == FIRST else first.system.stages[name]
         if source.system is not expected:
             raise CheckpointError(f"{name}={str(source.name)!r} is {source.system.title}, expected {expected.title}")
     part_loading.check_reads(first)
-    told = [(one.name, one.system.checkpoint.notice(one.model_index)) for one in found.values()]
-    notices = [f"{name} {notice}" for name, notice in told if notice]
+    notices_by_name = [(one.name, one.system.checkpoint.notice(one.model_index)) for one in sources.values()]
+    notices = [f"{name} {notice}" for name, notice in notices_by_name if notice]
     if safety_checker is True and notices:
         warn(notices[0])
 
 
 def _stages(
-    found: Mapping[str, Source],
+    sources: Mapping[str, Source],
     options: Mapping[str, Any],
     attention: str,
     schedulers: Mapping[str, Any],
@@ -298,22 +301,22 @@ def _stages(
     safety_checker: Any,
     low_memory: bool,
 ) -> dict[str, Stage]:
-    """Loads the stages, or what checks their arguments where they are loaded later."""
-    kind = found[FIRST].system.text.type
+    """Loads the stages; with `low_memory`, only outlines that check arguments."""
+    text = sources[FIRST].system.text.type
     stages: dict[str, Stage] = {}
     folders: dict[str, Path] = {}
-    for name, source in found.items():
-        shares = name != FIRST and source.system.text.type is kind
-        own = not shares and source.system.checkpoint.notice(source.model_index) is None and name != FIRST
+    for name, source in sources.items():
+        shares = name != FIRST and source.system.text.type is text
+        has_own_checker = not shares and source.system.checkpoint.notice(source.model_index) is None and name != FIRST
         without = ["text_encoder", "tokenizer"] if shares else []
         folders[name] = source.fetch(
-            options["variant"], without=[*without, *([] if own and safety_checker is True else [CHECKER])]
+            options["variant"], without=[*without, *([] if has_own_checker and safety_checker is True else [CHECKER])]
         )
         part_loading.check_adapter_files(folders[name], not shares, **adapters[name])
     for name, folder in folders.items():
-        shares = name != FIRST and found[name].system.text.type is kind
+        shares = name != FIRST and sources[name].system.text.type is text
         keeps_text = not shares and not (name == FIRST and low_memory)
-        # The second stage takes the first one's texts; the first one's text encoder may be loaded by itself.
+        # The second stage gets its texts from the first stage's encoder, which low memory loads separately.
         without_text = partial(loading.load, text_encoder=False) if shares else part_loading.load_without_text
         load = partial(
             loading.load if keeps_text else without_text,
@@ -330,24 +333,24 @@ def _stages(
         else:
             stages[name] = _loaded(load())
     texts = {
-        stages[name].outline.models.unet.config.text_dim for name in stages if found[name].system.text.type is kind
+        stages[name].outline.models.unet.config.text_dim for name in stages if sources[name].system.text.type is text
     }
     if len(texts) > 1:
-        raise CheckpointError(f"the stages read texts of {sorted(texts)} channels; do they belong together?")
+        raise CheckpointError(f"the stages read text embeddings of different widths, {sorted(texts)}; use one release")
     return stages
 
 
 def _loaded(pipe: Pipeline) -> Stage:
-    """Returns a stage whose pipeline stays loaded."""
+    """Makes a stage whose pipeline stays loaded."""
     return Stage(pipe, lambda: pipe)
 
 
 def _outline(folder: Path, scheduler: Any, dtype: np.dtype, devices: Devices, keeps_text: bool) -> Pipeline:
-    """Returns a pipeline without values, which checks arguments."""
+    """Makes a pipeline that only checks arguments; its networks have shapes but no values."""
     replaced = {} if keeps_text else {"text_encoder": None}
-    found = loading.describe(folder, scheduler=scheduler, safety_checker=False, replaced=replaced)
-    models = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), found.models)
-    return Pipeline(found.system, models, found.tokenizer, found.scheduler, devices, None, found.extras)
+    parts = loading.describe(folder, scheduler=scheduler, safety_checker=False, replaced=replaced)
+    models = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), parts.models)
+    return Pipeline(parts.system, models, parts.tokenizer, parts.scheduler, devices, None, parts.extras)
 
 
 def _are_words(value: Any) -> bool:
@@ -357,7 +360,7 @@ def _are_words(value: Any) -> bool:
 
 
 def _replaced(call: Mapping[str, Any], read: Callable[[str], Any]) -> dict[str, Any]:
-    """Returns a call with something else in place of its words; those of a negative prompt are empty by default."""
+    """Applies `read` to all words of a call; a missing negative prompt becomes empty words first."""
 
     def one(value: Any) -> Any:
         if isinstance(value, str):
@@ -372,24 +375,24 @@ def _replaced(call: Mapping[str, Any], read: Callable[[str], Any]) -> dict[str, 
 
 
 def _words(call: Mapping[str, Any]) -> list[str]:
-    found: list[str] = []
+    words: list[str] = []
 
     def keep(word: str) -> str:
-        found.append(word)
+        words.append(word)
         return word
 
     _replaced(call, keep)
-    return found
+    return words
 
 
 def _clean(words: str) -> str:
-    from sega_jax.text import caption_cleaning  # whose libraries are of an extra
+    from sega_jax.text import caption_cleaning  # needs the libraries of the extra "if"
 
     return caption_cleaning.clean(words) if words else words
 
 
 def _without(images: Any, bad: np.ndarray, output: str) -> Any:
-    """Returns pictures without those that came of states that were not finite."""
+    """Blanks pictures that were not finite in any stage: None, black or NaN, depending on the output."""
     if output == "pil":
         return [None if wrong else image for image, wrong in zip(images, bad, strict=True)]
     return np.where(bad[:, None, None, None], np.zeros((), images.dtype) if output == "uint8" else np.nan, images)

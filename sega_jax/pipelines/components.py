@@ -1,4 +1,4 @@
-"""What a pipeline can be given in place of its checkpoint's own: a scheduler by any name, a network of another."""
+"""Replacements for a checkpoint's scheduler and networks: how they are specified and checked."""
 
 import os
 from collections.abc import Mapping
@@ -16,17 +16,18 @@ M = TypeVar("M")
 
 
 def as_scheduler(value: Any, config: Mapping[str, Any] | None = None) -> Scheduler:
-    """A scheduler from what names one.
+    """Converts any accepted form of a scheduler to a `Scheduler`.
 
     Args:
-        value: a `Scheduler`; a class of diffusers' or its name, which takes `config` over as diffusers'
-            `from_config` does; a config with a `_class_name`; a folder with `scheduler_config.json` (or a
-            checkpoint's, above it); or a scheduler object of diffusers.
-        config: of the scheduler before; None where there was none.
+        value: A `Scheduler`; a diffusers class or its name, which adopts `config` as diffusers' `from_config` does; a
+            config with a `_class_name`; a folder with `scheduler_config.json`, or the checkpoint's folder above it; or
+            a diffusers scheduler object.
+        config: The config of the scheduler that is replaced; None if there is none.
 
     Raises:
-        TypeError: it is none of these.
-        ValueError: a scheduler, option or value that is not supported, or a folder without a config.
+        TypeError: The value has none of these forms.
+        ValueError: The scheduler, an option or an option's value is not supported.
+        CheckpointError: The folder has no config, or it is broken.
     """
     if isinstance(value, Scheduler):
         return value
@@ -34,8 +35,10 @@ def as_scheduler(value: Any, config: Mapping[str, Any] | None = None) -> Schedul
         value = value.__name__
     if isinstance(value, str) and value in FAMILIES:
         if config is None:
-            raise ValueError(f"scheduler={value!r} has no config whose betas it could take over; give a config")
-        # What was a default of another class was not chosen; what is another's own means nothing here.
+            raise ValueError(
+                f"scheduler={value!r} needs the betas of a previous config, and there is none; give a config"
+            )
+        # Another class's defaults were not chosen by anyone, so this class's own defaults apply instead.
         config = of_torch(config)
         defaults = config.get("_use_default_values") or []
         taken = {key: option for key, option in config.items() if key not in (*defaults, "_use_default_values")}
@@ -43,14 +46,14 @@ def as_scheduler(value: Any, config: Mapping[str, Any] | None = None) -> Schedul
         return from_config({**taken, "_class_name": value}, strict=False)
     if isinstance(value, Mapping):
         if "_class_name" not in value:
-            raise ValueError(f"the config {str(dict(value))[:80]} has no _class_name, one of {', '.join(FAMILIES)}")
+            raise ValueError(f"the config {str(dict(value))[:80]} has no _class_name; add one of {', '.join(FAMILIES)}")
         return from_config(value)
     if isinstance(value, str | os.PathLike):
         folder = Path(os.path.expanduser(value))
         if not str(value) or not folder.exists():
             hint = did_you_mean(value, FAMILIES, plain)
             raise ValueError(
-                f"scheduler={str(value)!r} is no folder and no class of a scheduler{hint or '.'} There are"
+                f"scheduler={str(value)!r} is neither a folder nor a scheduler class{hint or '.'} The classes are"
                 f" {', '.join(FAMILIES)}"
             )
         inner = folder / "scheduler"
@@ -64,46 +67,49 @@ def as_scheduler(value: Any, config: Mapping[str, Any] | None = None) -> Schedul
 
 
 def check_training(name: str, own: Mapping[str, Any] | None) -> None:
-    """Checks that a scheduler samples networks that were trained as a checkpoint's own scheduler says.
+    """Checks that a scheduler class suits the training that the checkpoint's scheduler assumes.
 
     Args:
-        name: of the scheduler's class.
-        own: the config of the checkpoint's scheduler; None where it has none.
+        name: The name of the scheduler's class.
+        own: The config of the checkpoint's scheduler; None if it has none.
 
     Raises:
-        ValueError: it does not.
+        ValueError: The two classes assume different trainings.
     """
     before = None if own is None else own.get("_class_name")
     if before not in FAMILIES or (training := FAMILIES[before].training) == FAMILIES[name].training:
         return
-    fitting = ", ".join(other for other, family in FAMILIES.items() if family.training == training)
+    suitable = ", ".join(other for other, family in FAMILIES.items() if family.training == training)
     raise ValueError(
-        f"{name} samples {TRAININGS[FAMILIES[name].training]}, and this checkpoint's scheduler, {before}, is for"
-        f" {TRAININGS[training]}; take one of {fitting}"
+        f"{name} samples {TRAININGS[FAMILIES[name].training]}, but this checkpoint's scheduler, {before}, is for"
+        f" {TRAININGS[training]}; use one of {suitable}"
     )
 
 
 def checked_scheduler(value: Any) -> Any:
-    """What `as_scheduler` takes, as far as it can be read without the config of a scheduler before: a class's name,
-    None for none, or the scheduler.
+    """Checks a scheduler option before the checkpoint is known.
+
+    Returns:
+        None and class names unchanged, because they need the config of the checkpoint's scheduler; otherwise the
+        scheduler.
 
     Raises:
-        TypeError, ValueError: as `as_scheduler`.
+        TypeError, ValueError, CheckpointError: As for `as_scheduler`.
     """
     name = getattr(value, "__name__", value)
     return value if name is None or (isinstance(name, str) and name in FAMILIES) else as_scheduler(value)
 
 
 def as_module(name: str, value: Any, kind: type[M]) -> M:
-    """A network with values.
+    """Checks that a value is a network of the expected class, with its weights, and returns it.
 
     Raises:
-        TypeError: it is something else, or has none.
+        TypeError: It is not.
     """
     if not isinstance(value, kind):
         raise TypeError(
             f"{name}={type(value).__name__} should be a {kind.__name__} of another pipeline (pipe.models.{name})"
         )
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(value)):
-        raise TypeError(f"{name} has no values; fill it from a checkpoint, or take another pipeline's")
+        raise TypeError(f"{name} has no values, only shapes; give a network of a loaded pipeline")
     return value

@@ -1,4 +1,4 @@
-"""A loaded checkpoint: networks on their devices, with a tokenizer and a scheduler. `Pipeline` adds the call."""
+"""The components of a loaded checkpoint; `Pipeline` makes them callable."""
 
 import copy
 from collections.abc import Sequence
@@ -19,23 +19,23 @@ from sega_jax.systems.base import System
 
 
 class LoadedCheckpoint:
-    """The components of a pipeline, and the compiled programs and embeddings that its calls share.
+    """The components of a pipeline, with the compiled programs and cached embeddings that its calls share.
 
     Args:
-        system: the family.
-        models: the networks.
-        tokenizer: what reads words, or None.
-        scheduler: the schedule and solver; None for a family that has its own.
-        devices: where it runs.
-        safety: the checkpoint's safety checker; `pipe.safety = None` turns it off.
-        extras: what the checkpoint's folder says besides, a NamedTuple of the family, such as whether no negative
-            prompt of SDXL is zeros.
+        system: The family of the checkpoint.
+        models: The networks, a NamedTuple of the family.
+        tokenizer: The tokenizer or tokenizers; None if all texts are embeddings.
+        scheduler: The schedule and solver; None for a family with a schedule of its own.
+        devices: The devices that share the rows of a batch; None for all devices of this host.
+        safety: The checkpoint's safety checker; `pipe.safety = None` turns it off.
+        extras: Further settings of the checkpoint, a NamedTuple of the family; for SDXL, for example, whether a missing
+            negative prompt is encoded as zeros.
 
     Raises:
-        TypeError, ValueError: a component is of another family, or components do not fit each other.
+        TypeError, ValueError: A component belongs to another family, or components do not fit together.
     """
 
-    source: str | None = None  # the checkpoint's name, where it was loaded from one
+    source: str | None = None  # the checkpoint's name or path; None if it was not loaded from one
 
     def __init__(
         self,
@@ -48,19 +48,19 @@ class LoadedCheckpoint:
         extras: Any = None,
     ):
         if not isinstance(system, System):
-            raise TypeError(f"system={brief(system)} should be another pipeline's (pipe.system)")
+            raise TypeError(f"system={brief(system)} should be another pipeline's family (pipe.system)")
         if not (safety is None or isinstance(safety, Safety)):
-            raise TypeError(f"safety={safety!r} should be another pipeline's (pipe.safety), or None")
+            raise TypeError(f"safety={safety!r} should be another pipeline's safety checker (pipe.safety), or None")
         if not isinstance(extras, system.checkpoint.extras_type):
-            known = system.checkpoint.extras_type
-            expected = "None" if known is type(None) else f"another pipeline's (pipe.extras), of type {known.__name__}"
+            extras_type = system.checkpoint.extras_type
+            expected = "None" if extras_type is type(None) else f"pipe.extras of type {extras_type.__name__}"
             raise TypeError(f"extras={brief(extras)} should be {expected}, for {system.title}")
         self.system = system
         self.devices = devices if isinstance(devices, Devices) else Devices(devices)
         self._keep(self._built(models))
         self.tokenizer = tokenizer
         if system.checkpoint.scheduler is None and scheduler is not None:
-            raise TypeError(f"{system.title} has a schedule of its own; it takes no scheduler")
+            raise TypeError(f"{system.title} has a schedule of its own and takes no scheduler")
         self._scheduler = None if system.checkpoint.scheduler is None else as_scheduler(scheduler)
         self.safety = safety
         self.extras = extras
@@ -69,8 +69,8 @@ class LoadedCheckpoint:
 
     @property
     def components(self) -> dict[str, Any]:
-        """What makes this pipeline: `Pipeline(**pipe.components)` is another one, with a scheduler of its own, that
-        shares the weights and the compiled programs."""
+        """The arguments that recreate this pipeline: `Pipeline(**pipe.components)` is a second pipeline that shares the
+        weights and compiled programs but has its own scheduler."""
         names = ("system", "models", "tokenizer", "scheduler", "devices", "safety", "extras")
         return {name: getattr(self, name) for name in names}
 
@@ -88,28 +88,28 @@ class LoadedCheckpoint:
         return f"<{type(self).__name__}: {', '.join(parts)}>"
 
     def __copy__(self) -> Self:
-        """Another pipeline that shares the weights and the compiled programs, with a scheduler of its own."""
-        made = type(self)(**self.components)
-        made.source = self.source
-        return made
+        """Returns a pipeline that shares the weights and compiled programs but has its own scheduler."""
+        copied = type(self)(**self.components)
+        copied.source = self.source
+        return copied
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Another pipeline with networks of its own, which share the arrays, since these never change."""
-        made = self.__copy__()
-        memo[id(self)] = made
-        made.models = jax.tree.map(lambda leaf: leaf, self.models)
-        made.tokenizer = copy.deepcopy(self.tokenizer, memo)
-        return made
+        """Returns a pipeline with copied networks. They share the arrays, because arrays never change."""
+        copied = self.__copy__()
+        memo[id(self)] = copied
+        copied.models = jax.tree.map(lambda leaf: leaf, self.models)
+        copied.tokenizer = copy.deepcopy(self.tokenizer, memo)
+        return copied
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
             "a pipeline cannot be pickled, since it has compiled programs and arrays on devices; write"
-            " pipe.save(folder), and sega_jax.load(folder) where it is needed"
+            " pipe.save(folder), and sega_jax.load(folder) in the other process"
         )
 
     @property
     def models(self) -> Any:
-        """The networks, on the devices: `pipe.models = pipe.models._replace(unet=...)` exchanges one."""
+        """The networks, on the devices; `pipe.models = pipe.models._replace(unet=...)` replaces one."""
         return self._models
 
     @models.setter
@@ -121,7 +121,7 @@ class LoadedCheckpoint:
 
     def _keep(self, models: Any) -> None:
         self._models = models
-        # A network has hundreds of modules, which take milliseconds to traverse: too long for every call.
+        # Cached, because traversing a network's hundreds of modules takes milliseconds at every call.
         self._dtype = jax.tree.leaves(self.system.sampler.networks(models))[0].dtype
 
     def _built(self, models: Any) -> Any:
@@ -129,31 +129,33 @@ class LoadedCheckpoint:
             names = ", ".join(self.system.checkpoint.networks)
             raise TypeError(
                 f"models={type(models).__name__} should be the Models of another pipeline of {self.system.title}"
-                f" (pipe.models), as pipe.models._replace({names.split(', ')[-1]}=...)"
+                f" (pipe.models), such as pipe.models._replace({names.split(', ')[-1]}=...)"
             )
         return self.system.checkpoint.build(**models._asdict())
 
     @property
     def dtype(self) -> np.dtype:
-        """The dtype of the network that is sampled, which is usually that of all networks."""
+        """The dtype of the denoising network, which the other networks usually share."""
         return self._dtype
 
     @property
     def wide(self) -> np.dtype:
-        """The dtype of the sampling loop: float32, or wider where the networks are."""
+        """The dtype of the sampling loop: float32, or float64 if the networks are float64."""
         return at_least_float32(self.dtype)
 
     @property
     def scheduler(self) -> Scheduler | None:
-        """The scheduler; None for a family that has its own schedule. Assign a class name of diffusers', which takes
-        over the options of the one before; a config; a folder; or another `Scheduler`. Most exchanges compile
-        nothing."""
+        """The scheduler; None for a family with a schedule of its own.
+
+        Assign a diffusers class name, which adopts the options of the previous scheduler; a config; a folder with one;
+        or a `Scheduler`. Most changes of the scheduler compile nothing.
+        """
         return self._scheduler
 
     @scheduler.setter
     def scheduler(self, value: Any) -> None:
         if self._scheduler is None:
-            raise TypeError(f"{self.system.title} has a schedule of its own; it takes no scheduler")
+            raise TypeError(f"{self.system.title} has a schedule of its own and takes no scheduler")
         scheduler = as_scheduler(value, self._scheduler.config)
         check_training(scheduler.name, self._scheduler.config)
         self._scheduler = scheduler

@@ -1,4 +1,4 @@
-"""`load`: a checkpoint to a `Pipeline`, in three steps: resolve its source, describe it, fill it with weights."""
+"""Loads checkpoints: `resolve` finds the files, `describe` reads configs, and `fill_pipeline` reads weights."""
 
 import os
 from collections.abc import Mapping
@@ -35,17 +35,28 @@ from sega_jax.weights.textual_inversion import added
 
 @declared_by(LoadOptions, "sega_jax.load")
 def load(options: LoadOptions) -> Pipeline:
-    """Loads a checkpoint of any family.
+    """Loads a checkpoint of any supported family as a `Pipeline`.
 
-    DeepFloyd-IF's safety checker, which is another than Stable Diffusion's, and its watermark are not supported: its
-    pictures are neither checked nor marked, and a warning says so.
+    The family is recognised from the checkpoint's files. DeepFloyd-IF's own safety checker and watermark are not
+    supported; a warning says that its pictures are neither checked nor marked.
+
+    Returns:
+        The pipeline. Call it with a prompt and edits to make pictures.
 
     Raises:
-        FileNotFoundError: there is no such folder or file.
-        TypeError: the source is no path, the devices are none, or a component is something else.
-        CheckpointError: the source is no checkpoint or cannot be fetched, or a file is missing, broken or does not
-            fit.
-        ValueError: an unknown dtype or attention, a config that is not supported, or a new word that the tokenizer has.
+        FileNotFoundError: The folder or file does not exist.
+        TypeError: An option has the wrong type.
+        CheckpointError: The source is not a checkpoint, cannot be fetched, or has a missing, broken or unfitting file.
+        ValueError: The dtype, attention, scheduler or config is not supported, an option does not apply to this
+            checkpoint, or the tokenizer already has a new word.
+
+    Example:
+        >>> import sega_jax
+        >>> pipe = sega_jax.load(dtype="float32", scheduler="EulerDiscreteScheduler")
+        >>> pipe.scheduler.name
+        'EulerDiscreteScheduler'
+        >>> pipe("a face", steps=2, output="latent", progress=False).images.shape
+        (1, 32, 32, 4)
     """
     with collected():
         resolved = resolve(options)
@@ -64,37 +75,37 @@ def load(options: LoadOptions) -> Pipeline:
 
 
 class Resolved(NamedTuple):
-    """Where a checkpoint is, and how it is loaded."""
+    """The location of a checkpoint and the settings for loading it."""
 
     source: Source
-    folder: Path  # with all files that are needed
+    folder: Path  # has all needed files
     devices: Devices
     dtype: np.dtype
     attention: str
-    replaced: Mapping[str, Any]  # networks in place of the checkpoint's, None for none
-    alone: Mapping[str, NetworkSource]  # networks that are read from files of their own
-    tokenizer: Any  # in place of the checkpoint's; None for its own
+    replaced: Mapping[str, Any]  # networks that replace the checkpoint's; None omits one
+    alone: Mapping[str, NetworkSource]  # networks with their own files, which replace the checkpoint's
+    tokenizer: Any  # replaces the checkpoint's tokenizer; None keeps it
 
     @property
     def configs(self) -> dict[str, Any]:
-        """The configs of networks that come with their own."""
+        """The configs that come with the files in `alone`."""
         return {part: one.config for part, one in self.alone.items() if one.config is not None}
 
 
 def resolve(options: LoadOptions) -> Resolved:
-    """Finds a checkpoint, checks the options against its family, and fetches the files that are needed.
+    """Finds a checkpoint, checks the options against its family, and fetches the needed files.
 
     Raises:
-        FileNotFoundError, TypeError, ValueError, CheckpointError: as `load`.
+        FileNotFoundError, TypeError, ValueError, CheckpointError: As for `load`.
     """
     devices = options.devices if isinstance(options.devices, Devices) else Devices(options.devices)
     dtype = pick_dtype(options.dtype, devices)
     attention = pick_attention(options.attention, dtype, devices)
-    given = options.replaced
-    source = find(options.source, options.revision, options.config, options.prediction_type, given)
+    replacements = options.replaced
+    source = find(options.source, options.revision, options.config, options.prediction_type, replacements)
     check_adapters(source.system, {name: getattr(options, name) for name in ADAPTERS})
-    source.check(options.variant, ema=options.ema, given=given)
-    replaced, alone = _replaced(given, source.system, options.variant)
+    source.check(options.variant, ema=options.ema, given=replacements)
+    replaced, alone = _replaced(replacements, source.system, options.variant)
     if source.system.checkpoint.scheduler is None:
         for name in ("scheduler", "prediction_type"):
             if (value := getattr(options, name)) is not None:
@@ -102,41 +113,42 @@ def resolve(options: LoadOptions) -> Resolved:
                     f"{name}={brief(value)}: {source.system.title} has a schedule of its own; leave it out"
                 )
     readers = [part for part in source.system.text.parts if part in source.parts]
-    without_readers = bool(readers) and all(part in replaced and replaced[part] is None for part in readers)
-    reads = options.tokenizer is None and not without_readers
+    omits_readers = bool(readers) and all(part in replaced and replaced[part] is None for part in readers)
+    needs_tokenizer = options.tokenizer is None and not omits_readers
     without = [*replaced, *alone, *([] if options.safety_checker is True else [CHECKER])]
-    # A network alone may leave its config to the checkpoint.
+    # A weight file without a config uses the checkpoint's config.
     configs_of = [part for part, network in alone.items() if network.config is None]
     if missing := [part for part in configs_of if part not in source.parts or not source.has_config(part)]:
         raise CheckpointError(
-            f"{missing[0]}={str(given[missing[0]])!r} is a file without a config, and {source.name} has none of its"
-            f" {missing[0]}; give a folder with config.json and the weights"
+            f"{missing[0]}={str(replacements[missing[0]])!r} is a file without a config, and {source.name} has no"
+            f" {missing[0]} config; give a folder with config.json and the weights"
         )
     without = [part for part in without if part not in configs_of]
     folder = source.fetch(
         options.variant,
-        without=without if reads else [*without, "tokenizer"],
+        without=without if needs_tokenizer else [*without, "tokenizer"],
         configs_of=configs_of,
         strict=all(network.variant is None for network in alone.values()),
     )
-    tokenizer = options.tokenizer if options.tokenizer is not None or not reads else source.vocabulary()
+    tokenizer = options.tokenizer if options.tokenizer is not None or not needs_tokenizer else source.vocabulary()
     return Resolved(source, folder, devices, dtype, attention, replaced, alone, tokenizer)
 
 
 def _replaced(
-    given: Mapping[str, Any], system: System, variant: str | None
+    replacements: Mapping[str, Any], system: System, variant: str | None
 ) -> tuple[dict[str, Any], dict[str, NetworkSource]]:
-    """Returns the networks in place of the checkpoint's, None for none, and those that are to be read from files.
+    """Sorts replacements by how they are given: as networks (None omits one), or as files to read.
 
     Raises:
-        TypeError, ValueError, FileNotFoundError: something else, or a network that the family does not have.
+        TypeError, ValueError, FileNotFoundError, CheckpointError: A replacement is neither a network nor its files, or
+            the family has no such network.
     """
     networks, file = system.checkpoint.networks, system.checkpoint.single_file
     replaced: dict[str, Any] = {}
     alone: dict[str, NetworkSource] = {}
-    for part, value in given.items():
+    for part, value in replacements.items():
         if part not in networks:
-            raise ValueError(f"{part} is given, which {system.title} does not have")
+            raise ValueError(f"{part} is given, but {system.title} does not have it; leave it out")
         if isinstance(value, str | os.PathLike):
             originals = () if file is None else file.networks.get(part, ())
             alone[part] = find_network(part, value, networks[part], originals, variant)
@@ -148,7 +160,7 @@ def _replaced(
 
 
 class Description(NamedTuple):
-    """What a checkpoint's folder holds besides the weights; the networks are without values."""
+    """The contents of a checkpoint's folder without the weights; the networks have shapes only."""
 
     system: System
     models: Any
@@ -159,7 +171,7 @@ class Description(NamedTuple):
 
     @property
     def networks(self) -> dict[str, Any]:
-        """All networks that are there, by the names of their folders."""
+        """All networks, including the safety checker, by the names of their folders."""
         checker = None if self.safety is None else self.safety.checker
         return {part: module for part, module in {**self.models._asdict(), CHECKER: checker}.items() if module}
 
@@ -172,16 +184,16 @@ def describe(
     safety_checker: bool | Safety | None = True,
     replaced: Mapping[str, Any] = MappingProxyType({}),
 ) -> Description:
-    """Reads the configs of a checkpoint; what is given in place of a part of it, as to `load`, is taken as it is.
+    """Reads the configs of a checkpoint, without its weights.
 
     Args:
-        folder: of the checkpoint.
-        attention, scheduler, tokenizer, safety_checker: as of `load`.
-        replaced: networks, or their configs, in place of the checkpoint's; None for none.
+        folder: The checkpoint's folder.
+        attention, scheduler, tokenizer, safety_checker: As for `load`.
+        replaced: Networks or their configs that replace the checkpoint's; None omits one.
 
     Raises:
-        CheckpointError: a file is missing, broken, or describes what is not supported.
-        TypeError, ValueError: a scheduler is given and is none.
+        CheckpointError: A file is missing, broken, or describes something that is not supported.
+        TypeError, ValueError: The scheduler is not one, or does not suit the checkpoint.
     """
     system, index = recognise(folder, replaced), read_json(folder / "model_index.json")
     checkpoint = system.checkpoint
@@ -193,11 +205,11 @@ def describe(
     }
     if scheduler is not None:
         if checkpoint.scheduler is None:
-            raise TypeError(f"{system.title} has a schedule of its own; it takes no scheduler")
-        own_files = [folder / name / "scheduler_config.json" for name in checkpoint.schedulers]
-        own = next((read_json(path) for path in own_files if path.is_file()), None)
-        scheduler = as_scheduler(scheduler, own)
-        check_training(scheduler.name, own)
+            raise TypeError(f"{system.title} has a schedule of its own and takes no scheduler; leave it out")
+        config_files = [folder / name / "scheduler_config.json" for name in checkpoint.schedulers]
+        original = next((read_json(path) for path in config_files if path.is_file()), None)
+        scheduler = as_scheduler(scheduler, original)
+        check_training(scheduler.name, original)
     try:
         if checkpoint.scheduler is not None:
             scheduler = scheduler or checkpoint.scheduler(folder)
@@ -212,12 +224,12 @@ def describe(
 
 
 def _safety(folder: Path) -> Safety | None:
-    """Returns the safety checker without values, and its preprocessing; None where the checkpoint has none."""
+    """Reads the config of the safety checker and its preprocessing; None if the checkpoint has none."""
     name, part = listed(read_json(folder / "model_index.json"), CHECKER), folder / CHECKER
     if name is None:
         return None
     if not part.is_dir():
-        warn(f"{folder} names a safety checker that it does not have: pictures go unchecked")
+        warn(f"{folder} names a safety checker but has no folder for it, so pictures are not checked")
         return None
     try:
         if name != StableDiffusionSafetyChecker.__name__:
@@ -226,43 +238,43 @@ def _safety(folder: Path) -> Safety | None:
         extractor = FeatureExtractor(folder / "feature_extractor", config.vision_config.image_size)
     except ValueError as error:
         raise CheckpointError(
-            f"{folder} has a safety checker that cannot be used; safety_checker=False leaves it out: {error}"
+            f"{folder} has an unusable safety checker; give safety_checker=False to load without it: {error}"
         ) from None
     return Safety(extractor, StableDiffusionSafetyChecker(config))
 
 
-def fill_pipeline(options: LoadOptions, resolved: Resolved, found: Description) -> Pipeline:
-    """Fills a described checkpoint with its weights, LoRAs and new words.
+def fill_pipeline(options: LoadOptions, resolved: Resolved, description: Description) -> Pipeline:
+    """Reads the weights of a described checkpoint, and adds LoRAs and new words.
 
     Raises:
-        TypeError, ValueError, CheckpointError: as `load`.
+        TypeError, ValueError, CheckpointError: As for `load`.
     """
-    # Both are read before the weights, which take longer.
-    changes = [] if options.lora is None else lora_changes(found.models, options.lora)
+    # Mistakes in these small files show before the weights are read, which takes longer.
+    changes = [] if options.lora is None else lora_changes(description.models, options.lora)
     files = options.textual_inversion
-    words = [] if files is None else new_words(found.models, found.tokenizer, files)
-    networks: dict[str, Any] = dict.fromkeys(found.models._fields)
-    sampled, declarations = found.system.sampler.networks(found.models), dict[str, Any]()
-    for part, module in found.networks.items():
-        if part in resolved.replaced or (part == CHECKER and found.safety is options.safety_checker):
+    words = [] if files is None else new_words(description.models, description.tokenizer, files)
+    networks: dict[str, Any] = dict.fromkeys(description.models._fields)
+    sampled, declarations = description.system.sampler.networks(description.models), dict[str, Any]()
+    for part, module in description.networks.items():
+        if part in resolved.replaced or (part == CHECKER and description.safety is options.safety_checker):
             networks[part] = resolved.devices.place(module)
         else:
-            weights, declared = _opened(options, resolved, part, module)
-            if module is sampled:  # the files of other networks may declare something about a UNet of their own
-                declarations = declared
+            weights, file_declarations = _opened(options, resolved, part, module)
+            if module is sampled:  # files of other networks may describe a UNet that is not used
+                declarations = file_declarations
             networks[part] = filled(weights, module, resolved.dtype, resolved.devices)
-    safety = found.safety and found.safety._replace(checker=networks.pop(CHECKER))
-    models, tokenizer = added(merged(type(found.models)(**networks), changes), found.tokenizer, words)
-    scheduler = found.scheduler
+    safety = description.safety and description.safety._replace(checker=networks.pop(CHECKER))
+    models, tokenizer = added(merged(type(description.models)(**networks), changes), description.tokenizer, words)
+    scheduler = description.scheduler
     if scheduler is not None:
         scheduler = _scheduler(options, resolved.source.name, scheduler, declarations)
-    pipe = Pipeline(found.system, models, tokenizer, scheduler, resolved.devices, safety, found.extras)
+    pipe = Pipeline(description.system, models, tokenizer, scheduler, resolved.devices, safety, description.extras)
     pipe.source = str(resolved.source.name)
     return pipe
 
 
 def _opened(options: LoadOptions, resolved: Resolved, part: str, module: Any) -> tuple[Weights, dict[str, Any]]:
-    """Opens the weights of a network. Returns them, and what their file declares about the schedule."""
+    """Opens a network's weights, and returns them with the scheduler options that their file declares."""
     network, source = resolved.alone.get(part), resolved.source
     if network is None:
         weights = source.weights(part, module, options.variant, ema=options.ema)
@@ -276,10 +288,10 @@ def _opened(options: LoadOptions, resolved: Resolved, part: str, module: Any) ->
 def _scheduler(
     options: LoadOptions, source: str | Path, scheduler: schedules.Scheduler, declared: dict[str, Any]
 ) -> schedules.Scheduler:
-    """Returns the scheduler with what the user says of it, or else the weight files. Warns where the two contradict."""
+    """Applies scheduler options from the user, or else from the weight files; warns where the two contradict."""
     contradicted = {}
     if isinstance(options.scheduler, schedules.Scheduler):
-        # A whole config, not a class that takes the options of another over.
+        # The user gave a complete config, which takes precedence over the files.
         contradicted = {name: value for name, value in declared.items() if scheduler.options.get(name) != value}
         declared = {}
     if options.prediction_type is not None:
@@ -287,22 +299,22 @@ def _scheduler(
             contradicted["prediction_type"] = declared["prediction_type"]
         declared["prediction_type"] = options.prediction_type
     if contradicted:
-        listed = " and ".join(f"{name}={value!r}" for name, value in contradicted.items())
-        warn(f"{source} declares {listed}, which the arguments of load contradict; they are followed")
+        contradictions = " and ".join(f"{name}={value!r}" for name, value in contradicted.items())
+        warn(f"{source} declares {contradictions}, but the arguments of load contradict this and take precedence")
     if not declared:
         return scheduler
     config = scheduler.config | declared
     if defaults := config.get("_use_default_values"):
-        # The user or the file chose these values, so another class of scheduler should take them over.
+        # The user or the file chose these values, so another scheduler class must adopt them.
         config["_use_default_values"] = [name for name in defaults if name not in declared]
     return schedules.from_config(config, strict=False)
 
 
 def filled(weights: Weights, module: Any, dtype: DTypeLike, devices: Devices) -> Any:
-    """Returns a network with its weights on the devices, and closes them.
+    """Reads a network's weights onto the devices and closes their file.
 
     Raises:
-        CheckpointError: they are broken or do not fit.
+        CheckpointError: The weights are broken or do not fit the network.
     """
     with weights:
         return fill(module, weights, dtype, devices.place, warn)

@@ -1,4 +1,4 @@
-"""Warnings, collected during a call and emitted once, at the line that called the library."""
+"""Warnings that are collected during a call and emitted once, at the user's line that called the library."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ _collected: ContextVar[dict[tuple[str, type[Warning]], None] | None] = ContextVa
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warns: when the surrounding `collected` ends, or at once where there is none."""
+    """Emits a warning when the surrounding `collected` block ends, or at once outside of one."""
     messages = _collected.get()
     if messages is None:
         warnings.warn(message, category, stacklevel=_level())
@@ -23,9 +23,10 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 
 @contextmanager
 def collected() -> Iterator[None]:
-    """Emits the warnings of a block once each when it ends, also by an error. Blocks inside it add theirs to it.
+    """Emits each distinct warning of a block once when the block ends, even if it raises. Inner blocks emit nothing.
 
-    A thread that is to add its warnings runs in a copy of the context (`contextvars.copy_context`).
+    A thread joins the block of the thread that started it if it runs in a copy of its context
+    (`contextvars.copy_context`).
     """
     if _collected.get() is not None:
         yield
@@ -42,7 +43,7 @@ def collected() -> Iterator[None]:
 
 @contextmanager
 def muted() -> Iterator[None]:
-    """Drops the warnings of a block, which were emitted before."""
+    """Drops the warnings of a block."""
     token = _collected.set({})
     try:
         yield
@@ -51,7 +52,7 @@ def muted() -> Iterator[None]:
 
 
 def _level() -> int:
-    """Returns the `stacklevel`, for the function that calls this one, of the first line outside the library."""
+    """Returns the `stacklevel` with which the caller's warning points to the first line outside the library."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None:
         name = frame.f_code.co_filename

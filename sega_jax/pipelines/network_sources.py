@@ -1,4 +1,4 @@
-"""Networks that are published alone, such as a better autoencoder or a distilled UNet."""
+"""Finds single networks outside the checkpoint, such as a better autoencoder or a distilled UNet."""
 
 import glob
 import os
@@ -20,12 +20,12 @@ _CONFIG = "config.json"
 
 
 class NetworkSource(NamedTuple):
-    """Where the weights of one network are."""
+    """The location of one network's weights."""
 
-    config: Mapping[str, Any] | None  # None where only the checkpoint knows it
-    open: Callable[[Any], Weights]  # from the network, without values
-    variant: str | None = None  # of the weights
-    file: Path | None = None  # that has the weights; None for a folder
+    config: Mapping[str, Any] | None  # None if only the checkpoint has it
+    open: Callable[[Any], Weights]  # opens the weights for a network that has shapes only
+    variant: str | None = None  # the variant of the weights
+    file: Path | None = None  # the weight file; None for a folder
 
 
 def find_network(
@@ -35,26 +35,27 @@ def find_network(
     originals: Sequence[Original],
     variant: str | None = None,
 ) -> NetworkSource:
-    """Finds a network in a folder, in a single file or on the hub, from which its files are fetched.
+    """Finds a network in a folder, in a single file or on the hub, and fetches its files.
 
     Args:
-        part: the network's folder in a checkpoint, such as "vae".
-        source: a folder with `config.json` and weights, or one of a whole checkpoint; a single file with diffusers' or
-            the original repository's names; or a name on the hub, "owner/name", "owner/name/folder" or
+        part: The name of the network's folder in a checkpoint, such as "vae".
+        source: A folder with `config.json` and weights; a checkpoint's folder; a single file with diffusers' or the
+            original repository's tensor names; or a name on the hub, "owner/name", "owner/name/folder" or
             "owner/name/file".
-        originals: how single files may have the network.
-        variant: is preferred to weights without one.
+        network: The family's description of the network.
+        originals: The layouts in which single files may store the network.
+        variant: The preferred variant of the weights; weights without a variant are used if there is none.
 
     Raises:
-        FileNotFoundError: there is no such file or folder.
-        ValueError: a web address of something else.
-        CheckpointError: it is no network of this kind, or cannot be fetched.
+        FileNotFoundError: The file or folder does not exist.
+        ValueError: The source is a web address of something else.
+        CheckpointError: The source has no such network, or cannot be fetched.
     """
     where = Path(os.path.expanduser(source))
     address = None if os.path.exists(where) else hub.address(str(source))
     if address is not None and has_ending(address.path):
-        beside = str(Path(address.path).parent / _CONFIG)
-        snapshot = hub.fetch(address.repository, list(map(glob.escape, (address.path, beside))), address.revision)
+        config_path = str(Path(address.path).parent / _CONFIG)
+        snapshot = hub.fetch(address.repository, list(map(glob.escape, (address.path, config_path))), address.revision)
         where = snapshot / address.path
     elif address is not None:
         where = _fetched(part, address, network, variant)
@@ -62,11 +63,11 @@ def find_network(
         return _in_folder(part, where, network, variant)
     if not where.is_file():
         raise FileNotFoundError(
-            f"{part}={str(source)!r} is no file and no folder; give one of the network, or owner/name on the hub"
+            f"{part}={str(source)!r} is neither a file nor a folder; give one with the network, or its name on the hub"
         )
-    # A file without a folder of its own may lie beside another network's config.
-    own = where.name.startswith(network.stem) and (where.parent / _CONFIG).is_file()
-    config = _config(where.parent, network) if own else None
+    # A weight file with any other name may lie next to another network's config.
+    has_config = where.name.startswith(network.stem) and (where.parent / _CONFIG).is_file()
+    config = _config(where.parent, network) if has_config else None
     return NetworkSource(config, partial(open_network, where, part, originals), file=where)
 
 
@@ -76,7 +77,7 @@ def _in_folder(part: str, folder: Path, network: Network, variant: str | None) -
             config = _config(where, network)
             choice = find_weights(where, network.stem, variant)
             if choice is None:
-                raise CheckpointError(f"{where} has no weights, {network.stem}.safetensors; fetch the whole folder")
+                raise CheckpointError(f"{where} has no weights ({network.stem}.safetensors); fetch the complete folder")
             return NetworkSource(config, partial(_opened, where, network.stem, variant), choice.variant)
     raise CheckpointError(f"{folder} has no {_CONFIG}, nor a folder {part} with one; give the folder of a {part}")
 
@@ -86,24 +87,24 @@ def _opened(folder: Path, stem: str, variant: str | None, module: Any) -> Weight
 
 
 def _fetched(part: str, address: hub.Address, network: Network, variant: str | None) -> Path:
-    """Fetches a network from its own repository, or from a checkpoint's, and returns the local folder."""
+    """Fetches a network from its own repository or a checkpoint's, and returns its local folder."""
     folders = [address.path] if address.path else ["", part]
     configs = [str(Path(folder) / _CONFIG) for folder in folders]
     snapshot = hub.fetch(address.repository, configs, address.revision)
     for folder, config in zip(folders, configs, strict=True):
         if (snapshot / config).is_file():
-            # The class of the network before its weights, which are large.
+            # Checks the network's class before fetching its large weights.
             _config(snapshot / folder, network)
             fetch_weights(address.repository, snapshot.name, {folder: network.stem}, variant)
             return snapshot / folder
-    raise CheckpointError(f"{address.name} has no {' and no '.join(configs)}; name the repository of a {part}")
+    raise CheckpointError(f"{address.name} has no {' and no '.join(configs)}; give a repository with a {part}")
 
 
 def _config(folder: Path, network: Network) -> dict[str, Any]:
-    """Reads a network's config.
+    """Reads a network's config and checks its class.
 
     Raises:
-        CheckpointError: it is missing, broken, or of another kind of network.
+        CheckpointError: The config is missing, broken, or of another class of network.
     """
     config = read_json(folder / _CONFIG)
     architectures = config.get("architectures")
@@ -116,65 +117,74 @@ def _config(folder: Path, network: Network) -> dict[str, Any]:
 
 
 def open_network(path: Path, part: str, originals: Sequence[Original], module: Any) -> Weights:
-    """Opens the weights of a network in a file that has them alone or among others, under diffusers' or the original
-    repository's names, with any prefix.
+    """Opens a network's weights in a file that may contain other tensors, too.
+
+    The tensors have diffusers' or the original repository's names, with any prefix.
 
     Args:
-        part, originals: as of `find_network`.
-        module: the network, without values.
+        path: The weight file.
+        part, originals: As for `find_network`.
+        module: The network, which needs shapes only.
 
     Raises:
-        CheckpointError: the file is broken, or has none of the network's names.
+        CheckpointError: The file is broken, has none of the network's names, or has several networks that fit equally
+            well.
     """
     tensors = opened(path)
-    ways = [_Way(prefix, None, *_count(tensors, module, prefix)) for prefix in _prefixes(tensors, leaves(module))]
-    own = {original.start for original in originals}
-    for original in {one.names: one for one in originals}.values():  # of which some differ in their prefix alone
-        for start in _prefixes(tensors, original.names(module).values()) | own:
+    candidates = [
+        _Candidate(prefix, None, *_count(tensors, module, prefix)) for prefix in _prefixes(tensors, leaves(module))
+    ]
+    family_prefixes = {original.start for original in originals}
+    for original in {one.names: one for one in originals}.values():  # some differ only in their prefix
+        for start in _prefixes(tensors, original.names(module).values()) | family_prefixes:
             moved = original._replace(start=start)
-            ways.append(_Way(start, moved, 0, _overlap(moved, tensors, module), start in own))
-    best = max(way.rank for way in ways)
-    chosen = [way for way in ways if way.rank == best]
+            candidates.append(_Candidate(start, moved, 0, _overlap(moved, tensors, module), start in family_prefixes))
+    best = max(candidate.rank for candidate in candidates)
+    chosen = [candidate for candidate in candidates if candidate.rank == best]
     if all(one.original is None for one in chosen):
-        # Modules that know a prefix themselves read the same tensors with and without it.
-        same = {_keys(tensors, module, one.prefix): one for one in chosen}
-        chosen = list(same.values())
+        # If the module itself strips a prefix, candidates with and without it read the same tensors.
+        distinct = {_keys(tensors, module, one.prefix): one for one in chosen}
+        chosen = list(distinct.values())
     if not best[0] or len(chosen) > 1:
         tensors.close()
         if not best[0]:
             first = ", ".join(list(tensors.shapes)[:3]) or "nothing"
-            raise CheckpointError(f"{path} has no {part} with diffusers' or the original names; it has {first[:200]}")
-        names = " and ".join(sorted(repr(way.prefix) for way in chosen))
-        raise CheckpointError(f"{path} has several networks that may be the {part}, behind {names}; save one alone")
-    (way,) = chosen
-    if way.original is not None:
-        return OriginalWeights(path, tensors, [way.original], part, module)
+            raise CheckpointError(
+                f"{path} has no {part} under diffusers' or the original names; it starts with {first[:200]}"
+            )
+        names = " and ".join(sorted(repr(candidate.prefix) for candidate in chosen))
+        raise CheckpointError(
+            f"{path} has several networks that may be the {part}, with the prefixes {names}; save one in its own file"
+        )
+    (candidate,) = chosen
+    if candidate.original is not None:
+        return OriginalWeights(path, tensors, [candidate.original], part, module)
     tensors.close()
-    prefix = way.prefix
+    prefix = candidate.prefix
     return opened(path, lambda key: module.rename(key.removeprefix(prefix)) if key.startswith(prefix) else None)
 
 
-class _Way(NamedTuple):
-    """A way to read a network's names in a file."""
+class _Candidate(NamedTuple):
+    """A candidate for reading a network in a file: a prefix and a naming scheme."""
 
     prefix: str
-    original: Original | None  # with this prefix; None for diffusers' names
-    fitting: int  # parameters whose shapes fit, which is only known of diffusers' names
-    named: int  # parameters whose names are there
+    original: Original | None  # the original layout with this prefix; None for diffusers' names
+    fitting: int  # the number of parameters with matching shapes; only counted for diffusers' names
+    named: int  # the number of parameters with matching names
     own: bool = False  # whether the family's own files have this prefix
 
     @property
     def rank(self) -> tuple[bool, bool, int, bool, bool, bool]:
-        """The higher, the better: names and shapes, then the family's own prefix, then no moving average."""
-        ours, average = self.original is None, "ema" in self.prefix
-        fits = self.fitting > 0 or (self.named > 0 and not ours)
-        return (self.named > 0, fits, self.fitting or self.named, self.own, not average, ours)
+        """The sort key, the best candidate last: names and shapes, the family's prefix, no moving average."""
+        diffusers_names, moving_average = self.original is None, "ema" in self.prefix
+        fits = self.fitting > 0 or (self.named > 0 and not diffusers_names)
+        return (self.named > 0, fits, self.fitting or self.named, self.own, not moving_average, diffusers_names)
 
 
 def _prefixes(tensors: Tensors, names: Iterable[str]) -> set[str]:
-    """Returns what stands before one of the names in a file, and nothing."""
-    some = next((name for name in names if "[" not in name), "")
-    return {key.removesuffix(some) for key in tensors.shapes if some and key.endswith(some)} | {""}
+    """Returns the prefixes of a network's names in a file, including the empty one."""
+    sample = next((name for name in names if "[" not in name), "")
+    return {key.removesuffix(sample) for key in tensors.shapes if sample and key.endswith(sample)} | {""}
 
 
 def _keys(tensors: Tensors, module: Any, prefix: str) -> frozenset[str]:
@@ -185,14 +195,14 @@ def _keys(tensors: Tensors, module: Any, prefix: str) -> frozenset[str]:
 
 
 def _count(tensors: Tensors, module: Any, prefix: str) -> tuple[int, int]:
-    """Returns how many of a network's parameters a file has under diffusers' names behind a prefix: with their shapes,
-    and in all."""
+    """Counts a network's parameters in a file, under diffusers' names behind a prefix: those with matching shapes, and
+    all."""
     shapes = leaves(module)
     known = {module.rename(key.removeprefix(prefix)): tensors.shapes[key] for key in _keys(tensors, module, prefix)}
     return sum(known[name] == shapes[name] for name in known), len(known)
 
 
 def _overlap(original: Original, tensors: Tensors, module: Any) -> int:
-    """Returns how many of a network's tensors a file has under the original's names."""
+    """Counts a network's tensors in a file under the original names."""
     names = {name.partition("[")[0] for name in original.full_names(module).values()}
     return len({original.full_name(key, module) for key in tensors.shapes} & names)

@@ -1,4 +1,4 @@
-"""What a call of a pipeline gives."""
+"""The output of a pipeline call."""
 
 import dataclasses
 
@@ -8,28 +8,38 @@ from PIL import Image
 from sega_jax.systems.base import Record
 
 
-def is_whole(states: np.ndarray) -> np.ndarray:
-    """Whether each row of latents is finite, or of tokens has none of -1; bool [rows]."""
+def is_finite(states: np.ndarray) -> np.ndarray:
+    """Tells which rows of latents are finite, or which rows of tokens have no -1; bool [rows]."""
     entries = np.isfinite(states) & (states > -1 if states.dtype.kind == "i" else True)
     return entries.reshape(len(states), -1).all(1)
 
 
 @dataclasses.dataclass
 class Output:
-    """What a call made, one entry per picture, prompt by prompt.
+    """The pictures of a call and facts about them; all pictures of the first prompt come first.
 
     Attributes:
-        images: PIL pictures; uint8 or float32 arrays [pictures, height, width, 3] (floats in [0, 1]); or
-            latents [pictures, height / f, width / f, channels] in float32, which for DeepFloyd-IF are pixels in
-            [-1, 1]; or Paella's tokens [pictures, height / f, width / f] in int32. A picture that is not finite is
-            None, black, NaN, or of tokens -1; one that is flagged is black.
-        finite: bool [pictures], False where NaN or infinity came up; a warning said so, too.
-        seeds: the integer seed of each picture; None where a key was given.
-        record: with `record=True` every call's predictions and semantic guidance, arrays
-            [pictures, calls, ...]; else None. With `record_noise=True` its `noise` is what the solver drew, [calls,
-            pictures, ...], as `noise=` takes it.
-        flagged: bool [pictures], True where the safety checker found what it looks for; a warning said so, too.
-            None where the pipeline has no safety checker, and for latents, which are not checked.
+        images: One entry for each picture, in the form that the argument `output` chose: a list of PIL pictures;
+            uint8 or float32 arrays [pictures, height, width, 3], floats in [0, 1]; float32 latents [pictures,
+            height / f, width / f, channels], which are pixels in [-1, 1] for DeepFloyd-IF; or Paella's int32 tokens
+            [pictures, height / f, width / f], where f is the checkpoint's factor. A picture that is not finite is
+            None, black (uint8), NaN, or -1 (tokens). A flagged picture is black.
+        finite: bool [pictures], False for pictures with NaN or infinity. The call also emits a warning.
+        seeds: The integer seed of each picture; None if the call had a key.
+        record: With `record=True`, the predictions and semantic guidance of every model call, arrays [pictures, calls,
+            ...]; else None. With `record_noise=True`, its `noise` is the noise that the solver drew, [calls, pictures,
+            ...], in the form that the argument `noise` takes.
+        flagged: bool [pictures], True for pictures that the safety checker flagged. The call also emits a warning.
+            None if the pipeline has no safety checker, and for latents and tokens, which are not checked.
+
+    Example:
+        >>> import sega_jax
+        >>> pipe = sega_jax.load()
+        >>> out = pipe("a face", images_per_prompt=2, steps=2, output="uint8", progress=False)
+        >>> out.images.shape, out.images.dtype.name
+        ((2, 128, 128, 3), 'uint8')
+        >>> out.seeds, out.finite.tolist()
+        ([0, 1], [True, True])
     """
 
     images: list[Image.Image | None] | np.ndarray

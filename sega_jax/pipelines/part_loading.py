@@ -1,4 +1,4 @@
-"""Loads parts of a checkpoint: the networks that read text, which the stages of a cascade share, and the others."""
+"""Loads a checkpoint's text encoders, which the stages of a cascade share, separately from its other networks."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,21 +29,25 @@ def load_text(
     devices: Sequence[jax.Device] | Devices | None = None,
     lora: str | Path | Mapping[str | Path, float] | None = None,
 ) -> Callable[[Sequence[str]], Any]:
-    """Loads the networks of a checkpoint that read text, alone: a function of words to the family's text conditioning.
+    """Loads only the text encoders of a checkpoint.
 
     Args:
-        source, dtype, variant, devices: as of `load`.
-        lora: as of `load`; the text encoder takes its share.
+        source, dtype, variant, devices: As for `load`.
+        lora: As for `load`; only the part for the text encoders is merged.
+
+    Returns:
+        A function that encodes a list of words as the family's text conditioning.
 
     Raises:
-        CheckpointError: the checkpoint has no text encoder; or as `load`.
+        CheckpointError: The checkpoint has no text encoder; or as for `load`.
+        FileNotFoundError, TypeError, ValueError: As for `load`.
     """
     where = devices if isinstance(devices, Devices) else Devices(devices)
-    found = find(source)
-    reader = found.system.text
+    checkpoint = find(source)
+    reader = checkpoint.system.text
     parts, tokenizer = load_readers(source, dtype=dtype, variant=variant, devices=where, lora=lora)
     networks = reader.networks(
-        found.system.checkpoint.models(**dict.fromkeys(found.system.checkpoint.networks) | parts)
+        checkpoint.system.checkpoint.models(**dict.fromkeys(checkpoint.system.checkpoint.networks) | parts)
     )
     cache = EmbeddingCache(reader.encode, where)
 
@@ -63,82 +67,84 @@ def load_readers(
     devices: Sequence[jax.Device] | Devices | None = None,
     lora: str | Path | Mapping[str | Path, float] | None = None,
 ) -> tuple[dict[str, Any], Any]:
-    """Loads the networks of a checkpoint that read text, by the names of their folders, and its tokenizer.
+    """Loads only the text encoders of a checkpoint, by the names of their folders, and its tokenizer.
 
     Args:
-        source, revision, dtype, variant, devices, lora: as of `load`.
+        source, revision, dtype, variant, devices, lora: As for `load`.
 
     Raises:
-        CheckpointError: the checkpoint has no text encoder; or as `load`.
+        CheckpointError: The checkpoint has no text encoder; or as for `load`.
+        FileNotFoundError, TypeError, ValueError: As for `load`.
     """
     where = devices if isinstance(devices, Devices) else Devices(devices)
     dtype = pick_dtype(dtype, where)
-    found = find(source, revision)
-    check_reads(found)
-    reader = found.system.text
-    others = [part for part in found.system.checkpoint.networks if part not in reader.parts]
-    # Networks are checked against each other by their configs, also those that are not filled.
-    folder = found.fetch(variant, without=[CHECKER], configs_of=others)
-    description = describe(folder, tokenizer=found.vocabulary(), safety_checker=False)
+    checkpoint = find(source, revision)
+    check_reads(checkpoint)
+    reader = checkpoint.system.text
+    others = [part for part in checkpoint.system.checkpoint.networks if part not in reader.parts]
+    # The configs of all networks are needed to check that they fit together.
+    folder = checkpoint.fetch(variant, without=[CHECKER], configs_of=others)
+    description = describe(folder, tokenizer=checkpoint.vocabulary(), safety_checker=False)
     readers = {part: module for part, module in description.networks.items() if part in reader.parts}
     changes = [] if lora is None else lora_changes(description.models, lora)
     filled_in = {
-        part: filled(found.weights(part, module, variant), module, dtype, where) for part, module in readers.items()
+        part: filled(checkpoint.weights(part, module, variant), module, dtype, where)
+        for part, module in readers.items()
     }
-    alone = type(description.models)(**dict.fromkeys(description.models._fields) | filled_in)
-    networks = merged(alone, changes)._asdict()
+    text_only = type(description.models)(**dict.fromkeys(description.models._fields) | filled_in)
+    networks = merged(text_only, changes)._asdict()
     return {part: networks[part] for part in readers}, description.tokenizer
 
 
 def load_without_text(
     source: str | Path, *, lora: str | Path | Mapping[str | Path, float] | None = None, **options: Any
 ) -> Pipeline:
-    """Loads a checkpoint without its text encoder, which takes its share of a LoRA in `load_text`.
+    """Loads a checkpoint without its text encoder; `load_text` merges the text encoder's part of a LoRA.
 
     Args:
-        source, lora, options: as of `load`.
+        source, lora, options: As for `load`.
 
     Raises:
-        TypeError, ValueError, CheckpointError: as `load`.
+        FileNotFoundError, TypeError, ValueError, CheckpointError: As for `load`.
     """
     pipe = load(source, text_encoder=False, **options)
     if lora is not None:
-        found = find(source, options.get("revision"), options.get("config"))
-        folder = found.fetch(without=[CHECKER], configs_of=found.parts)
-        whole = describe(folder, tokenizer=found.vocabulary(), safety_checker=False).models
-        pipe.models = merged(pipe.models, lora_changes(whole, lora))
+        checkpoint = find(source, options.get("revision"), options.get("config"))
+        folder = checkpoint.fetch(without=[CHECKER], configs_of=checkpoint.parts)
+        all_networks = describe(folder, tokenizer=checkpoint.vocabulary(), safety_checker=False).models
+        pipe.models = merged(pipe.models, lora_changes(all_networks, lora))
     return pipe
 
 
-def check_adapter_files(folder: Path, reads: bool, lora: Any, textual_inversion: Any) -> None:
-    """Reads LoRAs and new words, so that mistakes in them are found before any weights are read.
+def check_adapter_files(folder: Path, has_text_encoder: bool, lora: Any, textual_inversion: Any) -> None:
+    """Checks LoRAs and new words against a checkpoint before its weights are read.
 
     Args:
-        folder: a checkpoint.
-        reads: whether its text encoder is there.
-        lora, textual_inversion: as of `load`.
+        folder: The checkpoint's folder.
+        has_text_encoder: Whether the folder has the text encoder.
+        lora, textual_inversion: As for `load`.
 
     Raises:
-        TypeError, ValueError, CheckpointError: as `load`.
+        TypeError, ValueError, CheckpointError: As for `load`.
     """
     if lora is None and textual_inversion is None:
         return
-    found = describe(folder, safety_checker=False, replaced={} if reads else {"text_encoder": None})
+    description = describe(folder, safety_checker=False, replaced={} if has_text_encoder else {"text_encoder": None})
     if lora is not None:
-        lora_changes(found.models, lora)
+        lora_changes(description.models, lora)
     if textual_inversion is not None:
-        new_words(found.models, found.tokenizer, textual_inversion)
+        new_words(description.models, description.tokenizer, textual_inversion)
 
 
 def check_reads(source: Source) -> None:
-    """Checks that a checkpoint has the networks that read text.
+    """Checks that a checkpoint has its text encoders.
 
     Raises:
-        CheckpointError: one of them is missing.
+        CheckpointError: One of them is missing.
     """
     missing = [part for part in source.system.text.parts if part not in source.parts]
     if missing:
         raise CheckpointError(
-            f"{source.name} is {source.system.title} without {' and '.join(missing)}, which reads words; name a"
-            " checkpoint that has it"
+            f"{source.name} is {source.system.title} without {' and '.join(missing)}, which encodes words;"
+            " give a checkpoint that has it"
         )

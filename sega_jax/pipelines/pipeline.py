@@ -1,7 +1,7 @@
-"""Prompts to pictures: the `Pipeline` that `sega_jax.load` makes.
+"""The class `Pipeline`, which makes pictures of prompts.
 
-The way of a call: `Pipeline.__call__` (arguments, a `Call`, a `Batch`) -> `run.run` (text, start, the schedule in
-chunks, pictures) -> `programs.advance` (compiled) -> `method.sample.sample` (the loop).
+A call passes through `Pipeline.__call__` (arguments become a `Call`, then a `Batch`), `run.run` (encodes texts, runs
+the schedule in chunks, decodes pictures), `programs.advance` (compiled) and `method.sample.sample` (the sampling loop).
 """
 
 import inspect
@@ -28,17 +28,33 @@ from sega_jax.systems.sizes import state_shape
 
 
 class Pipeline(LoadedCheckpoint):
-    """A loaded checkpoint of any family. Call it with a prompt and edits; `load` makes it.
+    """A loaded checkpoint of any family, which makes pictures when it is called with a prompt and edits.
 
-    A program is compiled once for a batch size, picture size, number of concepts and choice of semantics, support and
-    recording, at the first call or by `compile`. Changing prompts, seeds or settings never recompiles. Rows are spread
-    over the devices: fewer pictures than devices leave some of them idle, so ask for several seeds at once.
+    Create one with `sega_jax.load`. `help(type(pipe).__call__)` lists the arguments of a call for the pipeline's
+    family, and `sega_jax.Output` describes the result.
 
-    `Pipeline(system, ...)` makes an instance of a subclass whose call has the family's arguments. `LoadedCheckpoint`
-    documents the components.
+    The sampling program is compiled once for each batch size, picture size, number of concepts and choice of semantics,
+    support and recording: at the first such call, or in advance by `compile`. Changing prompts, seeds or settings never
+    recompiles. The devices share the pictures of a batch, so ask for at least as many pictures as there are devices.
+
+    `Pipeline(system, ...)` creates a pipeline from components, such as those of another one (`pipe.components`); see
+    `LoadedCheckpoint`. The new object belongs to a subclass whose call has the family's arguments.
 
     Raises:
-        TypeError, ValueError: a component is of another family, or components do not fit each other.
+        TypeError, ValueError: A component belongs to another family, or components do not fit together.
+
+    Example:
+        >>> import sega_jax
+        >>> from sega_jax import Edit
+        >>> pipe = sega_jax.load()
+        >>> edits = [Edit("glasses", warmup=0), Edit("hat", scale=-4, warmup=1)]
+        >>> out = pipe("a face with a hat", edits, seed=[3, 5], images_per_prompt=2, steps=2, progress=False)
+        >>> [image.size for image in out.images]
+        [(128, 128), (128, 128)]
+        >>> other = sega_jax.Pipeline(**pipe.components)  # shares the weights and compiled programs
+        >>> other.scheduler = "EulerDiscreteScheduler"
+        >>> pipe.scheduler.name
+        'DDIMScheduler'
     """
 
     _takes: ClassVar[System | None] = None
@@ -47,85 +63,113 @@ class Pipeline(LoadedCheckpoint):
         if cls._takes is None and isinstance(system, System):
             cls = pipeline_class(cls, system)
         elif isinstance(system, System) and system is not cls._takes:
-            raise TypeError(f"{cls.__name__} takes no components of {system.title}; give them to sega_jax.Pipeline")
+            raise TypeError(f"{cls.__name__} does not support {system.title}; pass the components to sega_jax.Pipeline")
         return super().__new__(cls)
 
     def __call__(self, *args: Any, **arguments: Any) -> Output:
-        """Makes pictures of the prompts and guides them by the edits; see the signature of `type(pipe).__call__`."""
-        raise TypeError("Pipeline is made by sega_jax.load, or by Pipeline(**pipe.components) of another one")
+        """Makes pictures of the prompts, guided by the edits.
 
-    def _call(self, call: Call) -> Output:
-        """Makes pictures of the prompts and guides them by the edits.
+        The arguments depend on the family; `help(type(pipe).__call__)` lists them. Arguments that all families share
+        include prompt, edits, negative_prompt, images_per_prompt, seed, steps, guidance_scale, height, width and
+        output (`sega_jax.Call`).
+
+        Returns:
+            The pictures and facts about them.
 
         Raises:
-            TypeError, ValueError: an argument is of another type, number, shape or range; nothing ran.
+            TypeError, ValueError: An argument is unknown or invalid. No model was run.
+        """
+        raise TypeError(
+            "this Pipeline has no family; create one with sega_jax.load, or with Pipeline(**pipe.components)"
+        )
+
+    def _call(self, call: Call) -> Output:
+        """Makes pictures of the prompts, guided by the edits.
+
+        Returns:
+            The pictures and facts about them, one entry for each picture.
+
+        Raises:
+            TypeError, ValueError: An argument has a wrong type, number of entries, shape or range. No model was run.
         """
         with collected():
             return run(self, prepare(call, self))
 
     def _compile(self, call: Call) -> Compiled:
-        """Compiles all that a call with these arguments needs, without a model call; a later one compiles nothing.
+        """Compiles all programs for calls with these arguments, without running a model.
 
-        Words and numbers may be any, but for Paella, where the longest text counts. Beside the program for all n
-        concepts there is one for each fewer number that some model call of the schedule has to predict, where concepts
-        are past their cool-down in all rows, or without momentum not yet at their warm-up. These take as long to
-        compile as the first, so calls use them only where they are prepared, with equal results but for rounding.
+        Later calls with the same shapes compile nothing, whatever their words and numbers; only for Paella, the length
+        of the longest text matters, too.
+
+        Model calls at which some concepts have no effect can skip their predictions: after the cool-down of a concept
+        in all rows, or before its warm-up if it has no momentum. Each smaller number of concepts needs a program of its
+        own, which takes as long to compile, so pipelines use such programs only if this method compiled them. Results
+        then differ by rounding only.
 
         Returns:
-            The programs, with the seconds that each took to compile and the bytes of temporary memory that it takes.
+            The programs, each with its compilation time in seconds and its temporary memory in bytes.
 
         Raises:
-            TypeError, ValueError: as a call.
+            TypeError, ValueError: As for a call.
         """
         with collected():
             return compile_batch(self, prepare(call, self))
 
     def compile(self, *args: Any, **arguments: Any) -> Compiled:
-        """Compiles all that a call with these arguments needs; see `type(pipe).compile`."""
-        raise TypeError("Pipeline is made by sega_jax.load, or by Pipeline(**pipe.components) of another one")
+        """Compiles all programs for calls with these arguments; `help(type(pipe).compile)` lists the arguments."""
+        raise TypeError(
+            "this Pipeline has no family; create one with sega_jax.load, or with Pipeline(**pipe.components)"
+        )
 
     def prepare(self, *args: Any, **arguments: Any) -> Batch:
-        """Checks the arguments of a call, and runs nothing.
+        """Checks the arguments of a call without running it, and returns its batch.
 
         Raises:
-            TypeError, ValueError: as a call.
+            TypeError, ValueError: As for a call.
         """
         unknown_arguments(self.system.call, list(arguments), f"a call of {self.system.title}", _elsewhere)
         with collected():
             return prepare(self.system.call(*args, **arguments), self)
 
     def as_function(self, *args: Any, **arguments: Any) -> PureCall:
-        """Returns a call as one pure function of arrays and the function's arguments, for research and export.
+        """Returns a call as a pure function of arrays, and the function's arguments, for research and export.
 
             function, arguments = pipe.as_function("a cat", Edit("glasses"), steps=20)
             pictures = jax.jit(function)(**arguments)  # float32 [pictures, height, width, 3] in [0, 1]
 
-        The function is `sega_jax.systems.programs.generate`, which jit and export take for every family. The pictures
-        are those of the call, up to rounding. No safety checker sees them. A CPU predicts one row at a time, so to
-        lower it there for an accelerator, give `rows_at_once`.
+        The function is `sega_jax.systems.programs.generate`; `jax.jit` and `jax.export` work for every family. Its
+        pictures equal those of the call up to rounding, but no safety checker sees them. On CPUs, the default is to
+        predict one row at a time; give `rows_at_once` when exporting from a CPU for an accelerator.
 
-        The numbers of the edits are arrays in `arguments["settings"].edits`, such as `scale` [pictures, concepts], so
-        the function can be differentiated by them. Paella chooses tokens, so its pictures have gradients of zero.
+        The settings of the edits are arrays in `arguments["settings"].edits`, such as `scale` [pictures, concepts], so
+        the function is differentiable with respect to them. For Paella, which chooses discrete tokens, the gradients
+        are zero.
+
+        Returns:
+            The function and its arguments by name, as a named tuple.
 
         Raises:
-            TypeError, ValueError: as a call; or the call asks for something besides pictures.
+            TypeError, ValueError: As for a call; or the call asks for more than pictures.
         """
         batch = self.prepare(*args, **arguments)
         with collected():
             return pure_call(self, batch)
 
     def encode(self, texts: str | Sequence[str], **options: Any) -> Any:
-        """Returns the conditioning of texts, a `Text` of the family's own type with one row for each.
+        """Encodes texts as text conditioning, which may replace words in calls.
 
         Args:
-            texts: words, or a list.
-            options: how they are read: arguments of a call that say so, such as long_prompts, weighted and
-                clip_skip for Stable Diffusion and SDXL; and for SDXL `second`, texts for its second text encoder
-                where that reads others, one for all or one each.
+            texts: Words, or a list of them.
+            options: The arguments of a call that affect the encoding, such as long_prompts, weighted and clip_skip for
+                Stable Diffusion and SDXL. SDXL also has `second`, the text for its second text encoder if it differs:
+                one for all texts, or one for each.
+
+        Returns:
+            A `Text` of the family's type, with one row for each text.
 
         Raises:
-            TypeError: it is not words or a non-empty list of them, or an option is unknown or of another type.
-            ValueError: there is no text encoder, or an option has a wrong value.
+            TypeError: The texts are not words or a non-empty list of them, or an option is unknown or has a wrong type.
+            ValueError: The pipeline has no text encoder or tokenizer, or an option has a wrong value.
         """
         words: list[Any] = [texts] if isinstance(texts, str) or not hasattr(texts, "__iter__") else list(texts)
         if not words or not all(isinstance(text, str) for text in words):
@@ -135,7 +179,7 @@ class Pipeline(LoadedCheckpoint):
         for name in options:
             if name not in known:
                 takes_them = f"takes {', '.join(known)}" if known else "takes none"
-                raise TypeError(f"encode: {name} is no option of {self.system.title}, which {takes_them}")
+                raise TypeError(f"encode: {name} is not an option of {self.system.title}, which {takes_them}")
         declared = arguments(self.system.call)
         reading = {name: declared[name].check(value) for name, value in options.items() if name in declared}
         networks = self.system.text.networks(self.models)
@@ -145,13 +189,13 @@ class Pipeline(LoadedCheckpoint):
             return join(self, read_words(self, words, {**options, **reading}), reading)
 
     def save(self, folder: str | Path, *, progress: bool | None = None) -> Path:
-        """Writes a checkpoint in diffusers layout, from which `load` makes an equal pipeline; see
+        """Saves the pipeline as a checkpoint in diffusers layout, which `load` restores; see
         `sega_jax.pipelines.saving.save`."""
         return save(self, folder, progress)
 
     def __getattr__(self, name: str) -> Any:
-        hint = diffusers_names.attribute(name)
-        why = "" if hint is None else f", which is diffusers' name; {hint}"
+        advice = diffusers_names.attribute(name)
+        why = "" if advice is None else f", which is diffusers' name; {advice}"
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{why}", name=name, obj=self)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -161,28 +205,31 @@ class Pipeline(LoadedCheckpoint):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **options: Any) -> "Pipeline":
-        """Says what to write in place of diffusers' method."""
+        """Raises TypeError with advice on what to write instead of diffusers' method."""
         raise TypeError(f"from_pretrained is diffusers' name; {diffusers_names.LOADERS['from_pretrained']}")
 
     @classmethod
     def from_single_file(cls, *args: Any, **options: Any) -> "Pipeline":
-        """Says what to write in place of diffusers' method."""
+        """Raises TypeError with advice on what to write instead of diffusers' method."""
         raise TypeError(f"from_single_file is diffusers' name; {diffusers_names.LOADERS['from_single_file']}")
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
-        """Returns (height, width, channels) of the state of a picture of this size in pixels.
+        """Returns the shape of one picture's sampling state, (height, width, channels).
+
+        Args:
+            height, width: The size of the picture in pixels; None gives the checkpoint's default.
 
         Raises:
-            TypeError, ValueError: a size that is not a positive multiple of the checkpoint's factor, or none where
-                a low-resolution picture decides it.
+            TypeError, ValueError: A size is not a positive multiple of the checkpoint's factor, or it is missing for a
+                family whose low-resolution picture determines it.
         """
         return state_shape(self.system.sampler.sizes(self.models), height, width)
 
 
 def _elsewhere(argument: str) -> str | None:
-    """Returns what takes an argument that the calls of a family do not have; None where nothing does."""
+    """Returns advice for an argument that the calls of a family do not have; None if there is none."""
     if titles := families_with(argument):
-        return f"leave it out, as it is for {in_words(titles)}"
+        return f"leave it out. It is supported by {in_words(titles)}"
     if argument in arguments(LoadOptions):
         return "give it to sega_jax.load"
     return diffusers_names.ARGUMENTS.get(argument)
@@ -192,15 +239,15 @@ _classes: dict[tuple[type, int], type[Pipeline]] = {}
 
 
 def pipeline_class(base: type[Pipeline], system: System) -> type[Pipeline]:
-    """Returns the subclass of a pipeline whose call and `compile` have a family's arguments."""
+    """Returns the subclass of a pipeline class whose call and `compile` have a family's arguments."""
     if (base, id(system)) in _classes:
         return _classes[base, id(system)]
-    what = f"a call of {system.title}"
+    call_name = f"a call of {system.title}"
     name = "".join(part.capitalize() for part in system.name.split("_"))
     methods = {}
     for public, method in (("__call__", base._call), ("compile", base._compile)):
-        if getattr(base, public) is getattr(Pipeline, public):  # else a subclass has its own
-            methods[public] = takes(system.call, what, _elsewhere)(method)
+        if getattr(base, public) is getattr(Pipeline, public):  # a subclass may override them
+            methods[public] = takes(system.call, call_name, _elsewhere)(method)
             methods[public].__name__ = public
             methods[public].__qualname__ = f"{base.__name__}.{public}"
     members = {
@@ -209,6 +256,6 @@ def pipeline_class(base: type[Pipeline], system: System) -> type[Pipeline]:
         "__module__": base.__module__,
         "_takes": system,
     }
-    made = type(f"{name}{base.__name__}", (base,), members)
-    _classes[base, id(system)] = made
-    return made
+    subclass = type(f"{name}{base.__name__}", (base,), members)
+    _classes[base, id(system)] = subclass
+    return subclass

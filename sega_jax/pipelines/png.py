@@ -1,4 +1,4 @@
-"""Pictures on disk: PNG files that know how they were made, and before/after sheets."""
+"""Writes and reads PNG files that store their settings, and makes sheets of pictures with captions."""
 
 import io
 import json
@@ -47,7 +47,7 @@ def sheet(images: Sequence[Image.Image], captions: Sequence[str], *, columns: in
 
 
 def encoded(image: Image.Image, format: str, settings: dict[str, Any]) -> bytes:
-    """A picture's file: "png", which keeps the settings, or "webp", without loss."""
+    """Encodes a picture as "png", which stores the settings, or as lossless "webp", which does not."""
     info, file = PngImagePlugin.PngInfo(), io.BytesIO()
     info.add_itxt(_KEY, json.dumps(settings, ensure_ascii=False))
     options = {"pnginfo": info} if format == "png" else {"lossless": True}
@@ -56,20 +56,20 @@ def encoded(image: Image.Image, format: str, settings: dict[str, Any]) -> bytes:
 
 
 def save(image: Image.Image, path: Path, settings: dict[str, Any]) -> None:
-    """Writes a PNG with its settings; never over a file that is there.
+    """Writes a PNG that stores its settings; never replaces an existing file.
 
     Raises:
-        FileExistsError: the file exists.
+        FileExistsError: The file exists.
     """
     with path.open("xb") as file:
         file.write(encoded(image, "png", settings))
 
 
 def settings(path: Path) -> dict[str, Any]:
-    """The settings of a PNG that `save` wrote.
+    """Reads the settings of a PNG that `save` wrote.
 
     Raises:
-        ValueError: the file is no readable PNG, or has no settings of ours.
+        ValueError: The file does not exist, is not a readable picture, or has no readable settings of sega-jax.
     """
     try:
         with Image.open(path) as image:
@@ -78,7 +78,7 @@ def settings(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is no readable picture ({error})") from None
+        raise ValueError(f"{path} cannot be read as a picture ({error})") from None
     if text is None:
         raise ValueError(f"{path} was not made by sega-jax: it has no settings")
     try:

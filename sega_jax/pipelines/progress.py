@@ -1,4 +1,4 @@
-"""What a terminal shows while commands run: a progress bar, warnings as lines, and mistakes as messages."""
+"""The output of commands on a terminal: progress bars, warnings as single lines, and errors as messages."""
 
 import os
 import sys
@@ -13,9 +13,16 @@ _style: ContextVar[Any] = ContextVar("style", default=MappingProxyType({}))
 
 
 def bar(total: int, unit: str, progress: bool | None, **options: Any) -> Any:
-    """A tqdm bar with its options; None shows it in terminals and notebooks."""
+    """Makes a tqdm progress bar.
+
+    Args:
+        total: The number of units at the end.
+        unit: The name of a unit.
+        progress: Whether to show the bar; None shows it in terminals and notebooks.
+        options: Further options of tqdm.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a notebook without widgets gets the plain bar
+        warnings.simplefilter("ignore")  # tqdm warns in notebooks without widgets, where it shows a plain bar
         from tqdm.auto import tqdm
     shown = ("ipykernel" in sys.modules or sys.stderr.isatty()) if progress is None else progress
     return tqdm(**{"total": total, "unit": unit, **options, **_style.get()}, disable=not shown)
@@ -23,7 +30,7 @@ def bar(total: int, unit: str, progress: bool | None, **options: Any) -> Any:
 
 @contextmanager
 def styled(**options: Any) -> Iterator[None]:
-    """Gives the bars of a block these options of tqdm, such as `desc` and `leave`."""
+    """Sets options of tqdm, such as `desc` and `leave`, for the bars of a block."""
     token = _style.set(options)
     try:
         yield
@@ -33,8 +40,8 @@ def styled(**options: Any) -> Iterator[None]:
 
 @contextmanager
 def plainly() -> Iterator[None]:
-    """Warnings as lines, mistakes as messages without a traceback."""
-    import click  # of no use outside the shell
+    """Shows the warnings of a block as single lines, and its errors as messages without a traceback."""
+    import click  # only needed on the command line
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -47,5 +54,5 @@ def plainly() -> Iterator[None]:
             click.echo("Aborted!", err=True)
             sys.stdout.flush()
             sys.stderr.flush()
-            # An interrupted compilation goes on in its thread, and an ordinary exit would crash on it.
+            # A normal exit would crash, because an interrupted compilation still runs in its thread.
             os._exit(130)

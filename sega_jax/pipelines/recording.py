@@ -1,6 +1,6 @@
-"""Concept vectors: recorded guidance on disk, to be added, scaled and replayed on other pictures.
+"""Saves and loads concept vectors: recorded guidance that can be added, scaled and replayed on other pictures.
 
-Guidance is a plain array [pictures, calls, height, width, channels], so that arithmetic is NumPy's own:
+Guidance is a plain array [pictures, calls, height, width, channels], so NumPy's arithmetic applies:
 
     out = pipe("a castle", Edit("snow", warmup=0), record=True)
     save_guidance("snow.safetensors", out.record.sem_guidance)
@@ -24,20 +24,33 @@ _NAME, _AXES = "sem_guidance", "(pictures, calls, height, width, channels)"
 
 
 def save_guidance(path: str | Path, guidance: Any, about: Mapping[str, str] | None = None) -> None:
-    """Writes recorded guidance as a safetensors file, in its own floating dtype; a file that is there is replaced.
+    """Saves recorded guidance to a safetensors file in its dtype, replacing an existing file.
 
     Args:
-        guidance: [pictures, calls, height, width, channels], as `Output.record.sem_guidance`. (diffusers' face gives
-            calls first: `np.moveaxis(out.sem_guidance, 1, 0)`.)
-        about: words to go with it, such as the prompt and the edit.
+        path: The file to write.
+        guidance: A finite floating array [pictures, calls, height, width, channels], such as
+            `Output.record.sem_guidance`. The diffusers interface has calls first; convert its guidance by
+            `np.moveaxis(out.sem_guidance, 1, 0)`.
+        about: Notes to store with it, such as the prompt and the edit: a mapping of strings to strings.
 
     Raises:
-        TypeError, ValueError: it is no such array, or `about` is not of words.
-        OSError: the file cannot be written.
+        TypeError: The guidance is not a floating array, or `about` does not map strings to strings.
+        ValueError: The guidance has a wrong number of axes, or NaN or infinite entries.
+        OSError: The file cannot be written.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> import sega_jax
+        >>> edit = sega_jax.Edit("glasses", warmup=0)
+        >>> out = sega_jax.load()("a face", edit, steps=2, record=True, output="latent", progress=False)
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "glasses.safetensors"
+        >>> sega_jax.save_guidance(path, out.record.sem_guidance, {"edit": "glasses"})
+        >>> sega_jax.load_guidance(path).shape
+        (1, 2, 32, 32, 4)
     """
     array, about = _checked("guidance", guidance), {} if about is None else about
     if not isinstance(about, Mapping) or not all(isinstance(w, str) for pair in about.items() for w in pair):
-        raise TypeError(f"about={about!r} should be names and words, like {{'prompt': 'a castle'}}")
+        raise TypeError(f"about={about!r} should map strings to strings, such as {{'prompt': 'a castle'}}")
     content = save({_NAME: np.ascontiguousarray(array)}, dict(about))
     path = Path(os.path.expanduser(path))
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -51,21 +64,36 @@ def save_guidance(path: str | Path, guidance: Any, about: Mapping[str, str] | No
 
 
 def load_guidance(path: str | Path) -> np.ndarray:
-    """Guidance that `save_guidance` wrote: [pictures, calls, height, width, channels], in the dtype it had.
+    """Loads guidance that `save_guidance` wrote.
+
+    Returns:
+        The array [pictures, calls, height, width, channels], in the dtype in which it was saved. Pass it, or sums and
+        multiples of such arrays, as `replay` to a call.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is broken or holds something else.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is broken or has other contents.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> import numpy as np
+        >>> import sega_jax
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "zeros.safetensors"
+        >>> sega_jax.save_guidance(path, np.zeros((1, 2, 32, 32, 4), np.float32))
+        >>> guidance = sega_jax.load_guidance(path)
+        >>> out = sega_jax.load()("a face", replay=0.7 * guidance, steps=2, output="latent", progress=False)
+        >>> out.images.shape
+        (1, 32, 32, 4)
     """
     try:
         with safe_open(os.path.expanduser(path), framework="numpy") as file:
-            if _NAME not in file.keys():  # noqa: SIM118 - safe_open is no mapping
-                raise ValueError(f"{path} holds no guidance; write it with save_guidance")
+            if _NAME not in file.keys():  # noqa: SIM118 - safe_open is not a mapping
+                raise ValueError(f"{path} contains no guidance; give a file that save_guidance wrote")
             return _checked(str(path), file.get_tensor(_NAME))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist") from None
     except (SafetensorError, TypeError, OSError) as error:
-        raise ValueError(f"{path} is no readable guidance ({error}); write it with save_guidance") from None
+        raise ValueError(f"{path} cannot be read as guidance ({error}); give a file that save_guidance wrote") from None
 
 
 def _checked(name: str, array: Any) -> np.ndarray:

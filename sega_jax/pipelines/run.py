@@ -1,4 +1,4 @@
-"""How a batch runs: text, start, the schedule chunk by chunk, and pictures."""
+"""Runs a batch: encodes its texts, prepares the initial state, advances it in chunks of calls, and decodes pictures."""
 
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -18,7 +18,7 @@ from sega_jax.pipelines.execution.compile_report import Compiled
 from sega_jax.pipelines.execution.devices import Flat
 from sega_jax.pipelines.loaded_checkpoint import LoadedCheckpoint
 from sega_jax.pipelines.messages import muted, warn
-from sega_jax.pipelines.output import Output, is_whole
+from sega_jax.pipelines.output import Output, is_finite
 from sega_jax.pipelines.progress import bar
 from sega_jax.pipelines.safety import check_pictures
 from sega_jax.pipelines.texts import branch_texts
@@ -27,8 +27,8 @@ from sega_jax.systems.base import Record
 from sega_jax.systems.call import PICTURES
 
 
-class Interruption(Exception):  # noqa: N818 - it is no error
-    """Raised by a callback to end the sampling: the state so far is decoded."""
+class Interruption(Exception):  # noqa: N818 - not an error
+    """Raised by a callback to stop sampling early; the current state is then decoded."""
 
 
 class PictureWarning(RuntimeWarning, UserWarning):
@@ -36,27 +36,27 @@ class PictureWarning(RuntimeWarning, UserWarning):
 
 
 class Begun(NamedTuple):
-    """A batch before its next model call."""
+    """A batch whose arrays are on the devices, ready for its first model call."""
 
     batch: Batch
     networks: Flat
-    text: Any  # of all branches, on the devices
+    text: Any  # the text conditioning of all branches, on the devices
     settings: Any  # on the devices
     carry: Carry
-    situation: Hashable  # what the programs are compiled for
-    needed: np.ndarray  # how many concepts each model call has to predict, int [calls]
+    situation: Hashable  # identifies the programs compiled for this batch
+    needed: np.ndarray  # the number of concepts that each model call must predict, int [calls]
 
 
 class Decoded(NamedTuple):
-    """What a batch made, on the devices."""
+    """The decoded pictures of a batch, on the devices."""
 
-    images: Any  # uint8 pictures [rows, height, width, 3], or states where these are the output
-    finite: Any = None  # bool [rows], of pictures
-    floats: Any = None  # the pictures in [0, 1], where these are the output
+    images: Any  # uint8 pictures [rows, height, width, 3]; the states if these are the output
+    finite: Any = None  # bool [rows]; None for states
+    floats: Any = None  # the pictures in [0, 1] if these are the output
 
 
 def run(pipe: LoadedCheckpoint, batch: Batch) -> Output:
-    """Makes the pictures of a batch."""
+    """Runs a batch and returns its pictures."""
     begun = begin(pipe, batch, branch_texts(pipe, batch, batch.n))
     every, records = 0 if batch.callback is None else batch.callback_steps, []
     carry = begun.carry
@@ -71,9 +71,9 @@ def run(pipe: LoadedCheckpoint, batch: Batch) -> Output:
 
 
 def compile_batch(pipe: LoadedCheckpoint, batch: Batch) -> Compiled:
-    """Compiles all programs of a batch, without a model call."""
+    """Compiles all programs of a batch without running a model."""
     with pipe.devices.watch() as compiled, muted(), warnings.catch_warnings():
-        # The picture is noise.
+        # The decoded state is noise, so warnings about it mean nothing.
         warnings.simplefilter("ignore")
         begun = begin(pipe, batch, branch_texts(pipe, batch, batch.n))
         for concepts in sorted({batch.n, *begun.needed.tolist()}, reverse=True):
@@ -92,25 +92,29 @@ def begin(
     """Places a batch on the devices.
 
     Args:
-        text: of all branches, on the devices.
-        start: (pipe, batch, settings on the devices) -> the carry; None starts at the beginning.
+        pipe: The pipeline.
+        batch: The batch.
+        text: The text conditioning of all branches, on the devices.
+        start: Returns the initial carry from (pipe, batch, settings on the devices); None uses `start_batch`.
     """
     edits = batch.settings.edits
-    # What is recorded is recorded of all concepts.
+    # A record has the predictions of all concepts.
     if edits is None or not batch.n or batch.static.record:
-        few = np.full(batch.calls, batch.n)
+        needed_concepts = np.full(batch.calls, batch.n)
     else:
-        few = needed(edits, batch.calls)
+        needed_concepts = needed(edits, batch.calls)
     settings = pipe.devices.split(batch.settings)
     carry = (start or start_batch)(pipe, batch, settings)
     leaves, structure = jax.tree.flatten((text, carry, settings))
     shapes = [leaf.shape for leaf in leaves]
     situation = (batch.static, *shapes, structure, jax.tree.structure(batch.table))
-    return Begun(batch, Flat(pipe.system.sampler.networks(pipe.models)), text, settings, carry, situation, few)
+    return Begun(
+        batch, Flat(pipe.system.sampler.networks(pipe.models)), text, settings, carry, situation, needed_concepts
+    )
 
 
 def start_batch(pipe: LoadedCheckpoint, batch: Batch, settings: Any) -> Carry:
-    """Returns the carry before the first call: noise, or the noised picture to start from."""
+    """Returns the carry before the first model call: noise, or the given picture with noise added."""
     sampler, table = pipe.system.sampler, batch.table
     start = partial(
         pipe.devices.map,
@@ -134,7 +138,18 @@ def start_batch(pipe: LoadedCheckpoint, batch: Batch, settings: Any) -> Carry:
 def advance(
     pipe: LoadedCheckpoint, begun: Begun, carry: Carry, table: Any, concepts: int
 ) -> tuple[Carry, Record | None]:
-    """Takes a batch through a chunk of the schedule, with so many concepts predicted."""
+    """Runs the model calls of one chunk of the schedule.
+
+    Args:
+        pipe: The pipeline.
+        begun: The batch.
+        carry: The carry before the chunk.
+        table: The chunk's lines of the schedule's table.
+        concepts: The number of concepts to predict.
+
+    Returns:
+        The carry after the chunk, and the chunk's record; None without one.
+    """
     program = pipe.devices.map(
         programs.advance,
         (None, 0, 0, None, 0),
@@ -149,13 +164,15 @@ def advance(
 def advance_in_chunks(
     pipe: LoadedCheckpoint, begun: Begun, every: int = 0
 ) -> Iterator[tuple[int, Carry, Record | None]]:
-    """Takes a batch through its schedule.
+    """Runs all model calls of a batch.
 
     Args:
-        every: 0, or where to stop as well: after call 0 and every so many calls after it.
+        pipe: The pipeline.
+        begun: The batch.
+        every: If positive, chunks also end after call 0 and after every `every` calls from there.
 
     Yields:
-        The number of calls done so far, the carry, and the record of the last ones.
+        After each chunk, the number of finished calls, the carry, and the chunk's record.
     """
     program = partial(advance, pipe, begun)
     chunks = pipe.chunks.run(
@@ -166,17 +183,17 @@ def advance_in_chunks(
 
 
 def fetch_record(pipe: LoadedCheckpoint, record: Record | None, live: int) -> Record | None:
-    """Fetches a chunk's live calls, still with the rows that pad the devices."""
+    """Fetches the record of a chunk's first `live` calls, including rows that pad the batch to the devices."""
     if record is None or live > CHUNK // 2:
         return jax.tree.map(lambda leaf: leaf[:, :live], pipe.devices.gather(record))
-    # One by one, since the others are more bytes than these.
+    # Fetches calls one by one, because at least half of the chunk is unused.
     one = pipe.devices.map(programs.recorded_call, (0, None))
     calls = [pipe.devices.gather(one(record, i)) for i in range(live)]
     return jax.tree.map(lambda *leaves: np.stack(leaves, 1), *calls)
 
 
 def finish(pipe: LoadedCheckpoint, batch: Batch, x: Any, records: Sequence[Record | None]) -> Output:
-    """Decodes and fetches what a batch made."""
+    """Decodes the final state of a batch and fetches the results."""
     record = jax.tree.map(lambda *leaves: np.concatenate(leaves, 1)[: batch.rows], *records)
     if record is not None:
         record = record._replace(noise=jax.tree.map(lambda leaf: np.swapaxes(leaf, 0, 1), record.noise))
@@ -189,24 +206,24 @@ def finish(pipe: LoadedCheckpoint, batch: Batch, x: Any, records: Sequence[Recor
 
 
 def decode(pipe: LoadedCheckpoint, batch: Batch, x: Any) -> Decoded:
-    """Decodes states, without waiting for the devices."""
+    """Decodes final states to pictures, without waiting for the devices."""
     if batch.output not in PICTURES:
         return Decoded(x)
     sampler = pipe.system.sampler
     program = pipe.devices.map(sampler.decode, (None, 0), **batch.decode)
     with enough_memory(x.shape):
         floats, finite = program(sampler.decoder(pipe.models), x)
-        # On the devices, which is faster, and a quarter of the bytes to fetch.
+        # Converting on the devices is faster and leaves a quarter of the bytes to fetch.
         images = pipe.devices.map(programs.as_bytes, (0, 0))(floats, finite)
     return Decoded(images, finite, floats if batch.output == "float" else None)
 
 
 def fetch(pipe: LoadedCheckpoint, decoded: Decoded, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Fetches the pictures or states of so many rows, whether each is finite, and whether it is flagged."""
+    """Fetches the pictures or states of the first `rows` rows, and whether each is finite and flagged."""
     with enough_memory(decoded.images.shape):
         images = pipe.devices.gather(decoded.images, rows)
     if decoded.finite is None:
-        return images, is_whole(images), None
+        return images, is_finite(images), None
     finite = pipe.devices.gather(decoded.finite, rows)
     flagged = check_pictures(pipe.safety, pipe.devices, images, finite)
     if decoded.floats is not None:
@@ -217,16 +234,16 @@ def fetch(pipe: LoadedCheckpoint, decoded: Decoded, rows: int) -> tuple[np.ndarr
 
 
 def warn_of_pictures(finite: np.ndarray, flagged: np.ndarray | None) -> None:
-    """Warns of pictures that are not shown."""
+    """Warns about pictures that are not finite or that the safety checker flagged."""
     if not finite.all():
         warn(
-            f"pictures {np.flatnonzero(~finite).tolist()} came out as NaN or infinite and are not shown; smaller"
-            " scales, or dtype float32 or bfloat16, may help",
+            f"pictures {np.flatnonzero(~finite).tolist()} came out as NaN or infinite and are not shown; try"
+            " smaller scales, or dtype float32 or bfloat16",
             PictureWarning,
         )
     if flagged is not None and flagged.any():
         warn(
             f"the safety checker flagged pictures {np.flatnonzero(flagged).tolist()}, which are returned black;"
-            " another prompt or seed may help",
+            " try another prompt or seed",
             PictureWarning,
         )

@@ -1,4 +1,4 @@
-"""The safety check: pictures prepared on the host, and the program that flags them."""
+"""The safety checker: preprocesses pictures on the host and flags them on the devices."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,17 +34,17 @@ _FIXED = dict.fromkeys(_STEPS, (True, None)) | {
 
 
 class FeatureExtractor:
-    """CLIP's preprocessing: the shorter side resized (bicubic, by Pillow), the centre cropped, values normalised.
+    """CLIP's preprocessing: resizes the shorter side (bicubic, by Pillow), crops the centre, and normalises.
 
-    It equals transformers' `CLIPImageProcessorPil`, which is what diffusers uses where torchvision is not
-    installed; torchvision resizes a little differently.
+    It equals transformers' `CLIPImageProcessorPil`, which diffusers uses without torchvision; torchvision resizes
+    slightly differently.
 
     Args:
-        folder: holds `preprocessor_config.json`.
-        image_size: the side of the pictures that the vision tower takes.
+        folder: The folder with `preprocessor_config.json`.
+        image_size: The side in pixels of the pictures that the vision tower takes.
 
     Raises:
-        CheckpointError: a missing or broken file, or preprocessing that is not supported.
+        CheckpointError: The file is missing or broken, or the preprocessing is not supported.
     """
 
     def __init__(self, folder: Path, image_size: int):
@@ -58,7 +58,7 @@ class FeatureExtractor:
         if crop != image_size:
             raise CheckpointError(
                 f"{folder}: crop_size={config.crop_size!r}, but the safety checker takes {image_size} x {image_size}"
-                " pixels; do the two folders belong together?"
+                " pixels; use two folders that belong together"
             )
         self.image_size = image_size
         self.rescale_factor = config.rescale_factor
@@ -66,7 +66,7 @@ class FeatureExtractor:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The contents of `preprocessor_config.json`."""
+        """The contents of an equivalent `preprocessor_config.json`."""
         mean, std = ([float(str(value)) for value in values] for values in (self.mean, self.std))
         return {
             **dict.fromkeys(_STEPS, True),
@@ -80,7 +80,7 @@ class FeatureExtractor:
         }
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """uint8 pictures [pictures, height, width, 3] -> float32 [pictures, image_size, image_size, 3]."""
+        """Preprocesses uint8 [pictures, height, width, 3] to float32 [pictures, image_size, image_size, 3]."""
         centres = np.stack([self._centre(Image.fromarray(image)) for image in images])
         return ((centres * self.rescale_factor).astype(np.float32) - self.mean) / self.std
 
@@ -88,12 +88,12 @@ class FeatureExtractor:
         width, height = (int(self.size * side / min(image.size)) for side in image.size)
         left, top = (width - self.image_size) // 2, (height - self.image_size) // 2
         image = image.resize((width, height), Image.Resampling.BICUBIC)
-        # Where this is beyond the picture it is black.
+        # Pillow fills the crop with black outside the picture.
         return np.asarray(image.crop((left, top, left + self.image_size, top + self.image_size)))
 
 
 def _side(name: str, value: int | dict, *keys: str) -> int:
-    """The one number that an option gives, by itself or under each of these keys."""
+    """Reads an option that is one number, or a dict with the same number under each of `keys`."""
     sides = value if isinstance(value, dict) else dict.fromkeys(keys, value)
     side = sides.get(keys[0])
     if type(side) is not int or side < 1 or sides != dict.fromkeys(keys, side):
@@ -104,22 +104,24 @@ def _side(name: str, value: int | dict, *keys: str) -> int:
 
 
 class Safety(NamedTuple):
-    """What keeps a pipeline from showing pictures of some concepts."""
+    """A safety checker with its preprocessing, which keeps a pipeline from showing pictures of certain concepts."""
 
     feature_extractor: FeatureExtractor
     checker: StableDiffusionSafetyChecker
 
 
 def check(safety_checker: StableDiffusionSafetyChecker, pixels: jax.Array) -> jax.Array:
-    """Tells whether each picture [rows, side, side, 3], resized and normalised on the host, is flagged, bool [rows]."""
+    """Flags preprocessed pictures [rows, side, side, 3]; bool [rows]."""
     return safety_checker(pixels)
 
 
 def check_pictures(
     safety: Safety | None, devices: Devices, images: np.ndarray, finite: np.ndarray
 ) -> np.ndarray | None:
-    """Tells whether each of uint8 pictures [rows, height, width, 3] is flagged, none of those that are not finite; None
-    without a safety checker."""
+    """Flags uint8 pictures [rows, height, width, 3]; bool [rows], False for pictures that are not finite.
+
+    Returns None without a safety checker.
+    """
     if safety is None:
         return None
     pixels = devices.split(safety.feature_extractor(images))

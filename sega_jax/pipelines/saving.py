@@ -1,4 +1,4 @@
-"""`save`: writes a pipeline as a checkpoint in diffusers layout."""
+"""Saves pipelines as checkpoints in diffusers layout."""
 
 import os
 import tempfile
@@ -25,26 +25,29 @@ _CHECKER = Network(
 
 
 def save(pipe: LoadedCheckpoint, folder: str | Path, progress: bool | None = None) -> Path:
-    """Writes a pipeline as a checkpoint in diffusers layout: networks in their dtypes, as they are now, with merged
-    LoRAs and new words, the tokenizers, the scheduler and the safety checker.
+    """Saves a pipeline as a checkpoint in diffusers layout.
+
+    The checkpoint has the current networks in their dtypes, including merged LoRAs and added words, and the tokenizers,
+    the scheduler and the safety checker.
 
     Args:
-        folder: a new or empty folder. It appears once it is complete.
-        progress: whether to show a progress bar; None shows it in terminals and notebooks.
+        pipe: The pipeline.
+        folder: A new or empty folder. It appears only when it is complete.
+        progress: Whether to show a progress bar; None shows one in terminals and notebooks.
 
     Returns:
-        The written folder.
+        The absolute path of the folder.
 
     Raises:
-        FileExistsError: the folder exists and is not empty.
-        TypeError: it is no path, or the family of the pipeline does not say how it is saved.
-        OSError: it cannot be written, or its disk is full.
+        FileExistsError: The folder exists and is not empty.
+        TypeError: `folder` is not a path, or the pipeline's family does not support saving.
+        OSError: The folder cannot be written, or its disk is full.
     """
     if not isinstance(folder, str | os.PathLike) or not str(folder):
         raise TypeError(f"folder={folder!r} should be the path of a new folder")
     saved = pipe.system.checkpoint.saved
     if saved is None:
-        raise TypeError(f"{pipe.system.title} does not say how it is saved; give its Checkpoint `saved`")
+        raise TypeError(f"{pipe.system.title} does not support saving; set `saved` of its Checkpoint")
     dest = Path(os.path.expanduser(folder)).resolve()
     networks = _networks(pipe)
     parts = {name: _part(network, module) for name, (network, module) in networks.items()}
@@ -57,10 +60,10 @@ def save(pipe: LoadedCheckpoint, folder: str | Path, progress: bool | None = Non
 
 
 def _networks(pipe: LoadedCheckpoint) -> dict[str, tuple[Network, Any]]:
-    """Returns all networks that are there, each with what its family says of it, by the names of their folders."""
-    declared, models = pipe.system.checkpoint.networks, pipe.models._asdict()
-    found = {name: (network, models[name]) for name, network in declared.items() if models[name] is not None}
-    return found if pipe.safety is None else found | {CHECKER: (_CHECKER, pipe.safety.checker)}
+    """Returns the pipeline's networks with the family's descriptions of them, by the names of their folders."""
+    described, models = pipe.system.checkpoint.networks, pipe.models._asdict()
+    present = {name: (network, models[name]) for name, network in described.items() if models[name] is not None}
+    return present if pipe.safety is None else present | {CHECKER: (_CHECKER, pipe.safety.checker)}
 
 
 def _part(network: Network, module: Any) -> Part:
@@ -70,19 +73,19 @@ def _part(network: Network, module: Any) -> Part:
 def _files(
     pipe: LoadedCheckpoint, saved: Saved, networks: dict[str, tuple[Network, Any]], scratch: Path
 ) -> dict[Path, Path | bytes]:
-    """Returns the files besides weights. The index comes last, because a folder without one is no checkpoint."""
+    """Returns all files except weights. The index is last, because a folder without it does not load."""
     files: dict[Path, Path | bytes] = {}
     checkpoint = pipe.system.checkpoint
     index: dict[str, Any] = {"_class_name": saved.class_name}
     index |= {part: [None, None] for part, network in checkpoint.networks.items() if network.optional}
     index |= {**checkpoint.unchecked, **saved.entries(pipe.extras)}
     for name, (network, module) in networks.items():
-        library, kind = network.library or _library(network), type(module).__name__
-        named = {"architectures": [kind]} if network.stem == "model" else {"_class_name": kind}
+        library, class_name = network.library or _library(network), type(module).__name__
+        identity = {"architectures": [class_name]} if network.stem == "model" else {"_class_name": class_name}
         files[Path(name, "config.json")] = as_json(
-            {**named, **network.options(module.config), **written(module.config)}
+            {**identity, **network.options(module.config), **written(module.config)}
         )
-        index[name] = [library, kind]
+        index[name] = [library, class_name]
     for name, tokenizer in saved.tokenizers(pipe.tokenizer).items():
         index[name] = [None, None]
         if tokenizer is not None:

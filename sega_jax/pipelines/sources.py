@@ -1,5 +1,4 @@
-"""Where checkpoints are: a folder, a single file, or a repository on the hub, from which only the needed files are
-fetched."""
+"""Finds checkpoints in folders, in single files and on the hub, from which only the needed files are fetched."""
 
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -18,16 +17,16 @@ from sega_jax.weights.torch_pickle import opened
 
 
 class Source(NamedTuple):
-    """A checkpoint whose index is here: what is on the hub besides is fetched when it is asked for."""
+    """A checkpoint whose index is local; its other files are fetched from the hub on demand."""
 
     name: str | Path
     folder: Path  # has model_index.json
-    system: System  # its family
-    repository: str | None = None  # on the hub, of the folder; None for a folder of this machine
-    commit: str | None = None  # of the repository, or of the file's
-    file: Path | None = None  # of all weights, in place of the folder's
-    description: single_file.SingleFile | None = None  # of such files
-    declared: Mapping[str, Any] = MappingProxyType({})  # what the file says of its schedule
+    system: System  # the family
+    repository: str | None = None  # the folder's repository on the hub; None for a local folder
+    commit: str | None = None  # of the folder's repository, or of the single file's
+    file: Path | None = None  # the single file with all weights; None if the folder has them
+    description: single_file.SingleFile | None = None  # the family's description of single files
+    declared: Mapping[str, Any] = MappingProxyType({})  # scheduler options that the single file declares
 
     @property
     def model_index(self) -> dict[str, Any]:
@@ -36,7 +35,7 @@ class Source(NamedTuple):
 
     @property
     def parts(self) -> list[str]:
-        """The networks that it should have folders of."""
+        """The networks that the checkpoint should have, by the names of their folders."""
         index, networks = self.model_index, self.system.checkpoint.networks
         return [part for part, one in networks.items() if not one.optional or listed(index, part) is not None]
 
@@ -48,16 +47,16 @@ class Source(NamedTuple):
         configs_of: Sequence[str] = (),
         strict: bool = True,
     ) -> Path:
-        """Returns the checkpoint's folder, with everything that is needed in it.
+        """Fetches the needed files, and returns the checkpoint's folder.
 
         Args:
-            variant: as of `sega_jax.load`.
-            without: networks that are not needed; or "tokenizer".
-            configs_of: networks of which only the config is needed.
-            strict: whether a variant that no network has is an error.
+            variant: As for `sega_jax.load`.
+            without: The networks that are not needed, and "tokenizer" if it is not.
+            configs_of: The networks of which only the config is needed.
+            strict: Whether it is an error if no network has the variant.
 
         Raises:
-            CheckpointError: a part is missing or cannot be fetched; nothing large was read.
+            CheckpointError: A part is missing or cannot be fetched. No weights were read.
         """
         parts = [part for part in self.parts if part not in without]
         weights = [part for part in parts if part not in configs_of and self._has(part)]
@@ -65,7 +64,7 @@ class Source(NamedTuple):
             self._fetch(parts, weights, variant, without)
         for part in parts:
             if not (self.folder / part).is_dir():
-                raise CheckpointError(f"{self.folder} has no folder {part}; is it a whole checkpoint?")
+                raise CheckpointError(f"{self.folder} has no folder {part}; give a complete checkpoint")
         if variant is not None and weights and strict:
             stems = {part: weight_stem(self.system, part) for part in weights}
             if message := check_variant(self.name, {part: self.folder / part for part in weights}, stems, variant):
@@ -86,44 +85,47 @@ class Source(NamedTuple):
         fetch_weights(self.repository, commit, stems, variant, ["model_index.json", *files])
 
     def has_config(self, part: str) -> bool:
-        """Tells whether the folder has a network's config; of a repository, as far as its index tells."""
+        """Tells whether the folder has a network's config. Repositories are assumed to have it."""
         on_hub = self.repository is not None and self.file is None
         return on_hub or (self.folder / part / "config.json").is_file()
 
     def _has(self, part: str) -> bool:
-        """Tells whether the folder has a network's weights, and not the file."""
+        """Tells whether a network's weights are in the folder and not in the single file."""
         return self.file is None or part not in self.system.checkpoint.networks
 
     def check(self, variant: str | None, *, ema: bool, given: Collection[str] = ()) -> None:
-        """Checks that the options for files suit this checkpoint.
+        """Checks that `variant` and `ema` apply to this checkpoint.
 
         Args:
-            given: networks that come from elsewhere.
+            variant, ema: As for `sega_jax.load`.
+            given: The networks that are replaced.
 
         Raises:
-            ValueError: they do not.
+            ValueError: An option does not apply.
         """
         if ema and self.description is not None:
             averaged = [part for part, ways in self.description.networks.items() if any(way.ema for way in ways)]
             if averaged and all(part in given for part in averaged):
                 raise ValueError(
-                    f"ema=True is of the {' and '.join(averaged)} in {self.file}, which another one replaces; leave one"
-                    " of the two out"
+                    f"ema=True selects the moving average of the {' and '.join(averaged)} in {self.file}, which is"
+                    " replaced; leave out ema or the replacement"
                 )
         if self.file is None:
             if ema:
-                raise ValueError(f"ema=True is of single files, and {self.name} is none")
+                raise ValueError(f"ema=True is for single files, and {self.name} is not one; leave it out")
         elif variant is not None:
-            raise ValueError(f"variant={variant!r} is of a folder's files, and {self.file} is a single one")
+            raise ValueError(
+                f"variant={variant!r} is for folders and repositories, and {self.file} is a single file; leave it out"
+            )
 
     def vocabulary(self) -> Path | None:
-        """Returns the folder of the tokenizer that goes with a single file; None where the checkpoint's folder has it.
+        """Returns the folder with the tokenizer for a single file; None if the checkpoint's own folder has it.
 
-        A file holds no vocabulary. It is fetched from the repository of the published checkpoint that the file
-        resembles.
+        Single files contain no vocabulary, so it is fetched from the repository of the published checkpoint that the
+        file resembles.
 
         Raises:
-            CheckpointError: it is neither on this machine nor can it be fetched.
+            CheckpointError: The vocabulary is not on this machine and cannot be fetched.
         """
         if self.description is None or (self.folder / "tokenizer").is_dir():
             return None
@@ -133,18 +135,23 @@ class Source(NamedTuple):
             try:
                 return hub.fetch(repository, ["tokenizer/*"]) / "tokenizer"
             except CheckpointError as error:
-                why = f"it would be fetched, but {error}"
+                why = f"fetching it failed, because {error}"
         raise CheckpointError(
-            f"{self.file} does not hold CLIP's vocabulary: {why}. Give tokenizer= (in the shell --tokenizer), a folder"
-            " with vocab.json and merges.txt such as that of any checkpoint of Stable Diffusion in diffusers layout, or"
-            " config= (--config), the folder or name of such a checkpoint"
+            f"{self.file} does not contain CLIP's vocabulary: {why}. Give tokenizer= (in the shell, --tokenizer), a"
+            " folder with vocab.json and merges.txt such as the tokenizer folder of any Stable Diffusion checkpoint in"
+            " diffusers layout, or config= (--config), the folder or name of such a checkpoint"
         )
 
     def weights(self, part: str, module: Any, variant: str | None = None, *, ema: bool = False) -> Weights:
         """Opens the weights of a network.
 
+        Args:
+            part: The name of the network's folder.
+            module: The network, which needs shapes only.
+            variant, ema: As for `sega_jax.load`.
+
         Raises:
-            CheckpointError: they are missing or broken.
+            CheckpointError: The weights are missing or broken.
         """
         if self._has(part):
             return open_weights(self.folder / part, weight_stem(self.system, part), variant, module.rename)
@@ -155,7 +162,7 @@ class Source(NamedTuple):
 
 
 def names_file(source: object) -> bool:
-    """Tells whether a source names a single file, here or on the hub."""
+    """Tells whether a source names a single file, local or on the hub."""
     if single_file.is_weight_file(source):
         return True
     address = hub.address(source) if isinstance(source, str) and "://" in source else None
@@ -169,25 +176,29 @@ def find(
     prediction_type: str | None = None,
     given: Collection[str] = (),
 ) -> Source:
-    """Finds a checkpoint in a folder, in a single file, or on the hub. From the hub, only its index or the single file
-    is fetched: the index says the commit, and whether the rest is worth fetching.
+    """Finds a checkpoint in a folder, in a single file or on the hub.
+
+    From a repository, only the index is fetched, which determines the commit and the family before any large file is
+    fetched. A single file on the hub is fetched completely.
 
     Args:
-        source, revision, config, prediction_type: as of `sega_jax.load`.
-        given: networks that come from elsewhere, which the checkpoint may lack.
+        source, revision, config, prediction_type: As for `sega_jax.load`.
+        given: The networks that are replaced, which the checkpoint may lack.
 
     Raises:
-        TypeError, ValueError, FileNotFoundError, CheckpointError: there is none.
+        FileNotFoundError: The folder or file does not exist.
+        CheckpointError: The source is not a supported checkpoint, or cannot be fetched.
+        TypeError, ValueError: An argument has a wrong type, or does not apply to this source.
     """
     if not isinstance(source, str | os.PathLike):
         raise TypeError(f"source={source!r} should be the path of a folder, or owner/name on the hub")
     if not (revision is None or isinstance(revision, str)):
         raise TypeError(f"revision={revision!r} should be the name of a branch or tag, or a commit")
     if not str(source):
-        raise FileNotFoundError("source='' is no folder; give one in diffusers layout, or owner/name on the hub")
+        raise FileNotFoundError("source='' is not a folder; give one in diffusers layout, or owner/name on the hub")
     folder = Path(os.path.expanduser(source))
-    there = os.path.exists(folder)
-    address = None if there else hub.address(source)
+    is_local = os.path.exists(folder)
+    address = None if is_local else hub.address(source)
     if address is not None:
         revision = _revision(revision, address)
         if not address.path and config is None:
@@ -197,21 +208,23 @@ def find(
             try:
                 file = hub.fetch_file(address.repository, address.path, revision)
             except CheckpointError as error:
-                raise CheckpointError(f"{source} is no file here, and on the hub {error}") from None
+                raise CheckpointError(f"{source} is not a local file, and on the hub {error}") from None
             commit = file.parents[address.path.count("/")].name
             config = config or _config_beside(address.repository, commit)
             return _find_file(file, config, prediction_type, given)._replace(name=address.name, commit=commit)
         if address.path:
             raise FileNotFoundError(
-                f"{source} is no folder here; on the hub, give a repository, owner/name, or a file in it,"
+                f"{source} is not a local folder; on the hub, give a repository, owner/name, or a file in it,"
                 f" owner/name/file with the ending {' or '.join(single_file.ENDINGS)}"
             )
     if single_file.is_weight_file(folder):
         if revision is not None:
-            raise ValueError(f"revision={revision!r} is of a repository on the hub, but {folder} is a file")
+            raise ValueError(
+                f"revision={revision!r} is for repositories on the hub, but {folder} is a local file; leave it out"
+            )
         if not folder.is_file():
             raise FileNotFoundError(
-                f"{folder} is no file; give one, or a folder in diffusers layout, or owner/name on the hub"
+                f"{folder} is not a file; give one, a folder in diffusers layout, or owner/name on the hub"
             )
         return _find_file(folder, config, prediction_type, given)
     if config is not None:
@@ -219,29 +232,33 @@ def find(
             f"config={str(config)!r} is for single files ({', '.join(single_file.ENDINGS)}), not for {source}"
         )
     if revision is not None:
-        raise ValueError(f"revision={revision!r} is of a repository on the hub, but {folder} is a folder")
+        raise ValueError(
+            f"revision={revision!r} is for repositories on the hub, but {folder} is a local folder; leave it out"
+        )
     if not os.path.isdir(folder):
         raise FileNotFoundError(
-            f"{folder} is no folder; give one in diffusers layout (with model_index.json, unet, vae, text_encoder,"
+            f"{folder} is not a folder; give one in diffusers layout (with model_index.json, unet, vae, text_encoder,"
             " tokenizer and scheduler), or owner/name on the hub, with revision= for a branch or commit"
         )
     return Source(source, folder, recognise(folder, given))
 
 
 def _config_beside(repository: str, commit: str) -> str | None:
-    """Returns the name of a repository if it has a checkpoint in diffusers layout beside its single files."""
+    """Returns the name of a single file's repository if it also has a checkpoint in diffusers layout, else None."""
     snapshot = hub.fetch(repository, ["model_index.json"], commit)
     return f"{repository}@{commit}" if (snapshot / "model_index.json").is_file() else None
 
 
 def _revision(revision: str | None, address: hub.Address) -> str | None:
-    """Returns the revision of an address on the hub.
+    """Returns the revision from the option or from the address on the hub.
 
     Raises:
-        ValueError: the address names another than the one that is given.
+        ValueError: The option and the address name different revisions.
     """
     if revision is not None and address.revision not in (None, revision):
-        raise ValueError(f"revision={revision!r} is given, and the address names {address.revision!r}; give one")
+        raise ValueError(
+            f"revision={revision!r} is given, but the address names {address.revision!r}; give only one of them"
+        )
     return revision or address.revision
 
 
@@ -257,22 +274,31 @@ def of_file(
     prediction_type: str | None,
     given: Collection[str] = (),
 ) -> Source:
-    """Returns the checkpoint in a single file, by the shapes of its tensors.
+    """Recognises the checkpoint in a single file by the shapes of its tensors.
+
+    Args:
+        path: The file.
+        tensors: The open tensors of the file.
+        config, prediction_type: As for `sega_jax.load`.
+        given: As for `find`.
 
     Raises:
-        TypeError, ValueError, FileNotFoundError, CheckpointError: the file or the config is none.
+        TypeError, ValueError, FileNotFoundError, CheckpointError: The file is not a supported checkpoint, or the config
+            does not belong to its family.
     """
     file, declared = recognise_file(path, tensors.shapes), single_file.declared(path, tensors.spare)
     predicts = prediction_type or declared.get("prediction_type")
     published = file.published(path, tensors.shapes, predicts) if config is None else config
-    found = find(published, given=given)
-    if found.system.checkpoint.single_file is not file:
-        raise CheckpointError(f"config={str(config)!r} is {found.system.title}, expected {file.name}, as {path} is")
-    return found._replace(name=path, commit=None, file=path, description=file, declared=declared)
+    config_source = find(published, given=given)
+    if config_source.system.checkpoint.single_file is not file:
+        raise CheckpointError(
+            f"config={str(config)!r} is {config_source.system.title}, expected {file.name} to match {path}"
+        )
+    return config_source._replace(name=path, commit=None, file=path, description=file, declared=declared)
 
 
 def place(source: Source) -> tuple[str, str | None]:
-    """Returns a checkpoint's whole path and None, or its name on the hub and its commit."""
+    """Returns a checkpoint's absolute path and None, or its name on the hub and its commit."""
     if source.commit is not None:
         return str(source.name), source.commit
     return str((source.file or source.folder).resolve()), None

@@ -1,4 +1,4 @@
-"""Words and conditioning to what `advance` takes: the text of every branch of every row, on the devices."""
+"""Encodes the texts of a batch and joins them to the text conditioning that `advance` takes."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -15,34 +15,36 @@ from sega_jax.systems.base import Encode
 
 
 def reads(pipe: LoadedCheckpoint) -> bool:
-    """Tells whether a pipeline can read words."""
+    """Tells whether a pipeline can encode words: it has a text encoder and a tokenizer."""
     return pipe.system.text.networks(pipe.models) is not None and pipe.tokenizer is not None
 
 
 def check_reads(pipe: LoadedCheckpoint, words: Sequence[str]) -> None:
-    """Refuses words where nothing reads them.
+    """Checks that a pipeline can encode words, if there are any.
 
     Raises:
-        ValueError: there are words, and no text encoder.
+        ValueError: There are words, but the pipeline has no text encoder or no tokenizer.
     """
     if words and not reads(pipe):
         missing = "text encoder" if pipe.system.text.networks(pipe.models) is None else "tokenizer"
         unread = next(filter(None, words), "")
-        what = repr(unread[:40]) if unread else "'', which no negative prompt means,"
+        what = repr(unread[:40]) if unread else "'' (the default negative prompt)"
         raise ValueError(
-            f"{what} cannot be read: this pipeline has no {missing}. Give embeddings, as `encode` of another"
-            f" stage makes them, for all words (also negative_prompt), or load it with its {missing}"
+            f"{what} cannot be encoded, because this pipeline has no {missing}; load it with its {missing}, or replace"
+            " all words, including negative_prompt, by results of `encode` of another pipeline"
         )
 
 
 def read_words(pipe: LoadedCheckpoint, words: Sequence[str], options: Mapping[str, Any]) -> list[Any]:
-    """Returns the conditioning of words, a text of one row each, on the host.
+    """Encodes words as text conditioning, one text of one row for each, on the host.
 
     Args:
-        options: how they are read, arguments of the family's `TextReader.read`.
+        pipe: The pipeline.
+        words: The words.
+        options: Arguments of the family's `TextReader.read`, such as `clip_skip`.
 
     Raises:
-        ValueError: there is no text encoder, or as the family's reader.
+        ValueError: The pipeline has no text encoder or tokenizer; or as for the family's reader.
     """
     check_reads(pipe, words)
     reader = pipe.system.text
@@ -51,13 +53,15 @@ def read_words(pipe: LoadedCheckpoint, words: Sequence[str], options: Mapping[st
 
 
 def join(pipe: LoadedCheckpoint, texts: Sequence[Any], options: Mapping[str, Any] = MappingProxyType({})) -> Any:
-    """Joins texts of one row to one text, in the networks' dtype.
+    """Joins texts of one row each to one text, in the networks' dtype.
 
     Args:
-        options: how the empty words that pad them are read, as of `read_words`.
+        pipe: The pipeline.
+        texts: The texts.
+        options: The options for encoding the empty words that pad shorter texts, as for `read_words`.
 
     Raises:
-        ValueError: texts do not go together, or have to be padded and nothing reads the words for that.
+        ValueError: The texts cannot be joined, or must be padded and the pipeline cannot encode empty words.
     """
 
     def cast(leaf):
@@ -68,8 +72,8 @@ def join(pipe: LoadedCheckpoint, texts: Sequence[Any], options: Mapping[str, Any
         if not reads(pipe):
             shapes = " and ".join(dict.fromkeys(map(repr, texts)))
             raise ValueError(
-                f"texts have different lengths: {shapes}, and this pipeline cannot pad them, because it reads no words;"
-                " encode them in one call, or load the pipeline with its tokenizer"
+                f"texts have different lengths: {shapes}, and this pipeline cannot pad them, because it cannot encode"
+                " words; encode them in one call, or load the pipeline with its text encoder and tokenizer"
             )
         return jax.tree.map(cast, read_words(pipe, [""], options)[0])
 
@@ -77,10 +81,12 @@ def join(pipe: LoadedCheckpoint, texts: Sequence[Any], options: Mapping[str, Any
 
 
 def branch_texts(pipe: LoadedCheckpoint, batch: Batch, n: int) -> Any:
-    """Returns the text of all branches, [rows, 2 + n, ...] on the devices; concepts that pad a row are empty words.
+    """Returns the text conditioning of all branches, [rows, 2 + n, ...] on the devices.
+
+    Rows with fewer than n concepts are padded with empty words.
 
     Raises:
-        ValueError: there are words and nothing reads them, or texts do not go together.
+        ValueError: The pipeline cannot encode words, or the texts cannot be joined.
     """
     text = pipe.devices.split(joined_branches(pipe, batch, n))
     reader = pipe.system.text
@@ -92,10 +98,10 @@ def branch_texts(pipe: LoadedCheckpoint, batch: Batch, n: int) -> Any:
 
 
 def joined_branches(pipe: LoadedCheckpoint, batch: Batch, n: int) -> Any:
-    """Returns the text of all branches, [rows, 2 + n, ...] on the host, before a prior.
+    """Returns the text conditioning of all branches before a family's prior, [rows, 2 + n, ...] on the host.
 
     Raises:
-        ValueError: as `branch_texts`.
+        ValueError: As for `branch_texts`.
     """
     rows = branches_of(pipe, batch, n)
     negatives, others = [row[0] for row in rows], [branch for row in rows for branch in row[1:]]
@@ -110,7 +116,7 @@ def joined_branches(pipe: LoadedCheckpoint, batch: Batch, n: int) -> Any:
         branches += [known[branch] if isinstance(branch, str) else branch for branch in rest]
     text = join(pipe, branches, batch.reading)
     if batch.negative_reading != batch.reading:
-        # Negative prompts are padded by empty words that are read as they are.
+        # Negative prompts are padded with empty words that are encoded like negative prompts.
         padded = join(pipe, branches, batch.negative_reading)
         negative = np.arange(len(branches)) % (2 + n) == 0
         text = jax.tree.map(
@@ -124,15 +130,15 @@ def joined_branches(pipe: LoadedCheckpoint, batch: Batch, n: int) -> Any:
 
 
 def _read_once(pipe: LoadedCheckpoint, branches: Sequence[Words], reading: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the conditioning of all words among branches, by the words."""
+    """Encodes each distinct word among the branches once, and returns the conditioning by word."""
     words = list(dict.fromkeys(branch for branch in branches if isinstance(branch, str)))
     return dict(zip(words, read_words(pipe, words, reading), strict=True)) if words else {}
 
 
 def branches_of(pipe: LoadedCheckpoint, batch: Batch, n: int) -> list[list[Words]]:
-    """Returns the branches of every row: the negative prompt, the prompt and n concepts, filled up by empty words."""
-    able = reads(pipe)
+    """Lists the branches of every row: the negative prompt, the prompt and n concepts, padded with empty words."""
+    can_encode = reads(pipe)
     return [
-        [negative, prompt, *(edit.concept for edit in edits), *["" if able else negative] * (n - len(edits))]
+        [negative, prompt, *(edit.concept for edit in edits), *["" if can_encode else negative] * (n - len(edits))]
         for negative, prompt, edits in zip(batch.negatives, batch.prompts, batch.edits, strict=True)
     ]

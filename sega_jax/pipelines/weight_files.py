@@ -1,4 +1,4 @@
-"""Which files hold a network's weights: the forms that are read, the best first, in a folder and on the hub."""
+"""Finds a network's weight files in a folder or on the hub, in the best supported format."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,10 +16,10 @@ Rename = Callable[[str], str | None]
 
 
 class Form(NamedTuple):
-    """A form of weight files. `stem` is the name of the safetensors file without its ending."""
+    """A format of weight files. `stem` is the name of the safetensors file without its ending."""
 
-    variants: Callable[[Path, str], list[str]]  # (folder, stem) -> those that are there, "" for none
-    files: Callable[[str, str | None], Sequence[str]]  # (stem, variant) -> patterns of the files' names
+    variants: Callable[[Path, str], list[str]]  # (folder, stem) -> existing variants; "" is no variant
+    files: Callable[[str, str | None], Sequence[str]]  # (stem, variant) -> patterns of file names
     has: Callable[[Path, str, str | None], bool]  # (folder, stem, variant)
     open: Callable[[Path, str, str | None, Rename], Weights]  # (folder, stem, variant, rename)
 
@@ -45,30 +45,30 @@ PICKLES = Form(
 )
 
 
-_FORMS = (SAFETENSORS, FLAX, PICKLES)  # that have variants
+_FORMS = (SAFETENSORS, FLAX, PICKLES)  # the formats with variants
 
 
 class Choice(NamedTuple):
-    """A form of weight files, of a variant or without one."""
+    """A format of weight files, and a variant or None."""
 
     form: Form
     variant: str | None = None
 
 
 def _choices(variant: str | None) -> list[list[Choice]]:
-    """Returns all choices, the best first. What is fetched together is in one list."""
+    """Returns all choices, the best first; those in one inner list are fetched together."""
     plain = [[Choice(ORBAX), Choice(SAFETENSORS)], [Choice(FLAX)], [Choice(PICKLES)]]
     return plain if variant is None else [[Choice(form, variant)] for form in _FORMS] + plain
 
 
 def find_weights(folder: Path, stem: str, variant: str | None = None) -> Choice | None:
-    """Returns the best choice among a folder's weight files; None where it has none."""
+    """Returns the best choice among a folder's weight files; None if there are none."""
     every = [choice for together in _choices(variant) for choice in together]
     return next((choice for choice in every if choice.form.has(folder, stem, choice.variant)), None)
 
 
 def weight_paths(folder: Path, stem: str, variant: str | None = None) -> list[Path]:
-    """Returns the files that `open_weights` reads."""
+    """Lists the files that `open_weights` reads."""
     choice = find_weights(folder, stem, variant)
     if choice is None:
         return []
@@ -77,19 +77,20 @@ def weight_paths(folder: Path, stem: str, variant: str | None = None) -> list[Pa
 
 
 def open_weights(folder: Path, stem: str, variant: str | None, rename: Rename) -> Weights:
-    """Opens the best choice among a folder's weight files.
+    """Opens a folder's weight files in the best format.
 
     Args:
-        stem: the name of the safetensors file without its ending.
-        variant: is preferred to files without one.
-        rename: as of `sega_jax.weights.tensors.Tensors`.
+        folder: The network's folder.
+        stem: The name of the safetensors file without its ending.
+        variant: The preferred variant; files without a variant are used if it does not exist.
+        rename: As for `sega_jax.weights.tensors.Tensors`.
 
     Raises:
-        CheckpointError: the weights are missing or broken.
+        CheckpointError: The weights are missing or broken.
     """
     choice = find_weights(folder, stem, variant)
     if choice is None:
-        # The form whose variants the error should list.
+        # Opening this format raises an error that lists its existing variants.
         forms = [form for form in _FORMS if form.variants(folder, stem)]
         choice = Choice(forms[0] if forms else SAFETENSORS, variant)
     return choice.form.open(folder, stem, choice.variant, rename)
@@ -98,18 +99,20 @@ def open_weights(folder: Path, stem: str, variant: str | None, rename: Rename) -
 def fetch_weights(
     repository: str, commit: str | None, stems: Mapping[str, str], variant: str | None, others: Sequence[str] = ()
 ) -> Path:
-    """Fetches the weights of networks, each in the best form that the repository has.
+    """Fetches the weights of networks, each in the best format that the repository has.
 
     Args:
-        stems: of the weight files, by their folders in the repository; "" is the repository itself.
-        variant: is preferred to files without one.
-        others: patterns of further files.
+        repository: The name of the repository, "owner/name".
+        commit: The branch, tag or commit; None is the default branch.
+        stems: The stems of the weight files by their folders in the repository; "" is the repository's root.
+        variant: The preferred variant; files without a variant are used if it does not exist.
+        others: Patterns of further files to fetch.
 
     Returns:
         The local folder of the repository's snapshot.
 
     Raises:
-        CheckpointError: a network has no weights, or they cannot be fetched.
+        CheckpointError: A network has no weights, or they cannot be fetched.
     """
     lacking = dict(stems)
     for number, together in enumerate(_choices(variant)):
@@ -120,7 +123,7 @@ def fetch_weights(
             for name in choice.form.files(stem, choice.variant)
         ]
         folder = hub.fetch(repository, [*(others if number == 0 else ()), *patterns], commit)
-        # A folder that is not there at all is reported where the checkpoint's parts are checked.
+        # A missing folder is reported later, when the checkpoint's parts are checked.
         lacking = {
             part: stem
             for part, stem in lacking.items()
@@ -131,29 +134,33 @@ def fetch_weights(
     part, stem = next(iter(lacking.items()))
     name = f"{part}/{stem}.safetensors".removeprefix("/")
     raise CheckpointError(
-        f"{repository} has no {name}, nor these weights as .bin, .msgpack or from sega-jax-convert; give a variant such"
-        ' as variant="fp16", if it has one'
+        f"{repository} has no {name}, nor these weights as .bin, .msgpack or from sega-jax-convert; if it has variants,"
+        ' give one, such as variant="fp16"'
     )
 
 
 def check_variant(name: str | Path, folders: Mapping[str, Path], stems: Mapping[str, str], variant: str) -> str | None:
-    """Returns a message if only some networks have weights of a variant.
+    """Checks which networks have weights of a variant.
 
     Args:
-        name: of the checkpoint, for messages.
-        folders, stems: by network.
+        name: The name of the checkpoint, for messages.
+        folders, stems: The folders and stems of the weight files, by network.
+        variant: The variant.
+
+    Returns:
+        A warning if only some networks have the variant, else None.
 
     Raises:
-        CheckpointError: no network has them.
+        CheckpointError: No network has the variant.
     """
     chosen = {part: find_weights(folder, stems[part], variant) for part, folder in folders.items()}
     if not any(choice is not None and choice.variant == variant for choice in chosen.values()):
         places = [(folder, stems[part]) for part, folder in folders.items()]
         known = {one for folder, stem in places for form in _FORMS for one in form.variants(folder, stem)}
-        there = f"it has weights for {in_words(sorted(known))}" if known else "leave it out"
+        remedy = f"it has weights for {in_words(sorted(known))}" if known else "leave it out"
         guess = did_you_mean(variant, filter(None, known))
-        raise CheckpointError(f"{name} has no weights of the variant {variant!r}; {there}{guess}")
+        raise CheckpointError(f"{name} has no weights of the variant {variant!r}; {remedy}{guess}")
     plain = [part for part, choice in chosen.items() if choice is not None and choice.variant is None]
     if not plain:
         return None
-    return f"{name} has no weights of the variant {variant!r} for {', '.join(plain)}: those without a variant are read"
+    return f"{name} has no weights of the variant {variant!r} for {', '.join(plain)}; using those without one"

@@ -118,7 +118,7 @@ def test_textual_inversions(files, tmp_path, monkeypatch, given, prompt, named):
         (["--tokenizer", "nowhere"], "--tokenizer nowhere is not a folder"),
         (["--config", "folder"], "is for single files"),
         (["--prediction-type", "x"], "'x' is not one of 'epsilon', 'v_prediction'"),
-        (["--ema"], "ema=True is of single files"),
+        (["--ema"], "ema=True is for single files"),
         (["--lora", "nowhere.safetensors"], "nowhere.safetensors is not a file"),
         (["--lora", "a.safetensors:nan"], "'nan' should be a finite number like 0.8"),
         (["--lora", "a.safetensors:x"], "'x' should be a finite number like 0.8"),

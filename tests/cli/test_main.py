@@ -194,7 +194,7 @@ def test_malformed_edits_are_refused(text, words):
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"--model": "nowhere"}, "nowhere is no folder"),
+        ({"--model": "nowhere"}, "nowhere is not a folder"),
         ({"--edit": "x:threshold=2"}, "threshold=2.0 should be a number in [0, 1]"),
         ({"--steps": 0}, "--steps=0 should be at least 1"),
         ({"--height": 7}, "height=7 is not a multiple of 2"),
@@ -248,7 +248,7 @@ def test_the_help_page_lists_every_option_once_and_the_common_ones_first():
 def test_info_refuses_other_files(tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     Image.new("RGB", (4, 4)).save(tmp_path / "foreign.png")
-    for name, words in (("none.png", "does not exist"), ("text.png", "no readable"), ("foreign.png", "not made by")):
+    for name, words in (("none.png", "does not exist"), ("text.png", "be read"), ("foreign.png", "not made by")):
         result = run("info", tmp_path / name)
         assert result.exit_code == 1
         assert words in result.output

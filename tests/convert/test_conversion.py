@@ -283,7 +283,7 @@ def test_sources_and_destinations_of_another_type_are_rejected(refused):
 
 
 def test_sources_that_are_not_checkpoints_are_rejected(refused, copy, tmp_path):
-    refused("is no folder", source=tmp_path / "nowhere", error=FileNotFoundError)
+    refused("is not a folder", source=tmp_path / "nowhere", error=FileNotFoundError)
     refused("is a single file, not a folder", source=copy / UNET, error=FileNotFoundError)
     refused("give its parent folder", source=copy / "unet")
     refused("has no model_index.json", source=tmp_path)
@@ -603,7 +603,7 @@ def test_the_command(folder, tmp_path, read):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere", "dest"], "Error: nowhere is no folder"),
+        (["nowhere", "dest"], "Error: nowhere is not a folder"),
         (["nowhere"], "Missing argument 'DEST'"),
         (["nowhere", "dest", "--dtype", "int8"], "'int8' is not one of"),
         (["nowhere", "dest", "--to", "torch"], "'torch' is not one of"),

@@ -55,9 +55,9 @@ def test_wrong_arguments_are_rejected(single, tmp_path, small_folder):
     dest = tmp_path / "made"
     for error, message, arguments in [
         (CheckpointError, "attends to text of width 16", {}),
-        (CheckpointError, r"does not hold CLIP's vocabulary: .*Give tokenizer", {"config": bare}),
+        (CheckpointError, r"does not contain CLIP's vocabulary: .*Give tokenizer", {"config": bare}),
         (CheckpointError, r"vocab\.json and", {"config": bare, "tokenizer": tmp_path}),
-        (FileNotFoundError, "is no folder", {"config": tmp_path / "none"}),
+        (FileNotFoundError, "is not a folder", {"config": tmp_path / "none"}),
         (ValueError, "prediction_type='x' should be one of", {"config": small_folder, "prediction_type": "x"}),
         (ValueError, "to='x' should be one of", {"to": "x"}),
         (CheckpointError, "do not fit", {"config": tiny.checkpoint(tmp_path / "other")}),
@@ -69,7 +69,7 @@ def test_wrong_arguments_are_rejected(single, tmp_path, small_folder):
         convert.convert_single(small_folder, dest)
     with pytest.raises(FileNotFoundError, match="is a single file, not a folder; use convert_single"):
         convert.convert(single, dest)
-    with pytest.raises(FileNotFoundError, match=r"none\.ckpt is no file"):
+    with pytest.raises(FileNotFoundError, match=r"none\.ckpt is not a file"):
         convert.convert_single(tmp_path / "none.ckpt", dest)
     for options, message in [
         (["--tokenizer", "x"], "--tokenizer is only for single files"),

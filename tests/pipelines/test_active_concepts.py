@@ -1,4 +1,4 @@
-"""Concepts that are not predicted where no prediction has an effect, and compilation ahead of time."""
+"""Skipping the predictions of concepts without effect, and compiling ahead of time."""
 
 import warnings
 from functools import partial
@@ -12,7 +12,7 @@ from sega_jax import Edit, Edits, Pipeline
 from sega_jax.pipelines.execution.active_concepts import needed, ordered
 
 PROMPTS = ["cat", "dog"]
-# Of the second row the concept that is past is the first, and the other is a filling.
+# In the second row, the first concept cools down and the other one pads the row.
 COOLED = [[Edit("a", warmup=1, cooldown=2), Edit("b", warmup=0, cooldown=4)], [Edit("c", warmup=0, cooldown=3)]]
 STEPS = 6
 
@@ -21,28 +21,28 @@ def count(edits, calls, **options):
     return needed(Edits.stack(ordered(edits, options.get("momentum_scale", 0.1)), **options), calls).tolist()
 
 
-def test_concepts_are_needed_until_their_cooldown():
+def test_concepts_are_predicted_until_their_cooldown():
     assert count([[Edit("a", cooldown=12), Edit("b"), Edit("c", cooldown=11)]], 14) == [3] * 11 + [2] + [1] * 2
     assert count(COOLED, STEPS) == [2, 2, 1, 1, 0, 0]
     assert count([[], []], 3) == [0] * 3
     assert count([[Edit("a", scale=0), Edit("b", weight=0), Edit("c")]], 2) == [1] * 2
 
 
-def test_concepts_are_needed_from_their_warmup_where_there_is_no_momentum():
+def test_concepts_without_momentum_are_predicted_from_their_warmup():
     edits = [[Edit("a", warmup=4), Edit("b", warmup=1, cooldown=3)], [Edit("c", warmup=2)]]
     assert count(edits, 5, momentum_scale=0) == [0, 2, 2, 1, 1]
     assert count(edits, 5) == [2, 2, 2, 1, 1]
     assert count([[Edit("a", warmup=2, momentum_scale=0.0), Edit("b", warmup=4, momentum_scale=0.2)]], 3) == [1, 1, 2]
 
 
-def test_the_order_of_equals_stays():
+def test_equal_concepts_keep_their_order():
     edits = [Edit(word, warmup=3) for word in "cab"]
     assert ordered([edits, edits[:1]], 0.1) == [tuple(edits), tuple(edits[:1])]
 
 
 @pytest.mark.parametrize("semantics", ["diffusers", "per_concept"])
-def test_what_is_not_needed_has_no_effect(semantics):
-    """Relative 1e-12 of the oracle in float64, from predictions that are wrong wherever they are not needed."""
+def test_skipped_predictions_have_no_effect(semantics):
+    """Guidance from predictions with wrong values at all skipped calls equals the oracle to 1e-12 in float64."""
     rng, fewer = np.random.default_rng(0), 0
     with jax.enable_x64(True):
         for case in range(20):
@@ -63,7 +63,7 @@ def test_what_is_not_needed_has_no_effect(semantics):
 
 @pytest.fixture(scope="module")
 def prepared(small):
-    """What compiling reports, a call with it, and one that predicts all concepts."""
+    """The compile report, a call that uses the compiled programs, and one that predicts all concepts."""
     pipe, other = Pipeline(**small.components), Pipeline(**small.components)
     report = pipe.compile([""] * 2, [[Edit("", warmup=0, cooldown=2), Edit("", warmup=0, cooldown=4)]] * 2, steps=STEPS)
     return (
@@ -74,10 +74,10 @@ def prepared(small):
 
 
 def used(call):
-    """The numbers of concepts that its programs predict, in order."""
+    """Returns the pictures of a call, and the numbers of concepts that its programs predict, in order."""
     with call.func.devices.watch() as programs:
-        made = call()
-    return made.images, list(dict.fromkeys(p.concepts for p in programs if p.name == "advance"))
+        out = call()
+    return out.images, list(dict.fromkeys(p.concepts for p in programs if p.name == "advance"))
 
 
 @pytest.mark.parametrize(
@@ -88,23 +88,23 @@ def used(call):
     ],
     ids=["cool-downs", "warm-ups without momentum"],
 )
-def test_pictures_stay(prepared, options, concepts):
-    """Relative L2 1e-5 of what predicts all; measured 1e-7 to 9e-7."""
+def test_pictures_are_the_same_with_fewer_predictions(prepared, options, concepts):
+    """The relative L2 distance to predicting all concepts is below 1e-5; measured 1e-7 to 9e-7."""
     _, call, other = prepared
-    found, few = used(partial(call, **options))
-    wanted, all_of_them = used(partial(other, **options))
-    assert few == concepts
-    assert all_of_them == [2]
-    assert np.linalg.norm(found - wanted) < 1e-5 * np.linalg.norm(wanted)
+    images, skipped = used(partial(call, **options))
+    expected_images, unskipped = used(partial(other, **options))
+    assert skipped == concepts
+    assert unskipped == [2]
+    assert np.linalg.norm(images - expected_images) < 1e-5 * np.linalg.norm(expected_images)
 
 
 @pytest.mark.slow
-def test_records_are_of_all_concepts(prepared):
+def test_recording_predicts_all_concepts(prepared):
     _, call, _ = prepared
     with call.func.devices.watch() as programs:
-        made = call(COOLED, record=True, output="latent")
+        out = call(COOLED, record=True, output="latent")
     assert {p.concepts for p in programs} == {None, 2}
-    assert made.record.edits[0].any((2, 3, 4)).all()
+    assert out.record.edits[0].any((2, 3, 4)).all()
 
 
 def test_compile_reports_every_program(prepared):
@@ -119,8 +119,8 @@ def test_compile_reports_every_program(prepared):
     assert str(report).count("\n") == len(names)
 
 
-def test_nothing_compiles_after(prepared, small, compilations):
-    """Also with callbacks, and cool-downs at other calls; where a number is not prepared for, more are predicted."""
+def test_calls_after_compile_compile_nothing(prepared, small, compilations):
+    """Callbacks and other cool-downs compile nothing; without a program for fewer concepts, more are predicted."""
     _, call, _ = prepared
     call(COOLED, output="pil", seed=[5, 9])
     call([Edit("x", cooldown=3, warmup=0), Edit("y", warmup=1)], callback=lambda *_: None, guidance_scale=3)

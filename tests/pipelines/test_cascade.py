@@ -1,4 +1,4 @@
-"""The cascade: its stages in a row, what is in memory meanwhile, its words, its command, and diffusers' face on it."""
+"""Cascades: running the stages, memory, text cleaning, the shell command, and the diffusers interface."""
 
 import dataclasses
 import gc
@@ -23,14 +23,14 @@ from sega_jax.pipelines.execution.embedding_cache import EmbeddingCache
 pytestmark = pytest.mark.usefixtures("one_by_default")
 
 EDITS = [Edit("glasses", warmup=0, threshold=0.5), Edit("hat", scale=-4, warmup=1)]
-# Two rows and two concepts nearly everywhere, so that most calls share their compiled programs.
+# Most calls have two rows and two concepts, so that they share compiled programs.
 TWO = ["a cat", "dog"]
 STEPS = {"stage1": {"steps": 3}, "stage2": {"steps": 2, "noise_level": 100}, "upscaler": {"steps": 2}}
 
 
 @pytest.fixture(autouse=True)
-def _little_garbage():
-    """A cascade collects garbage after every stage: among what the test made, not among all that JAX holds."""
+def _fast_garbage_collection():
+    """Excludes existing objects from garbage collection, which a cascade runs after every stage."""
     gc.freeze()
     yield
     gc.unfreeze()
@@ -41,8 +41,7 @@ def whole(stages, first):
     return load_cascade(**stages, devices=first.devices)
 
 
-def test_the_stages_one_after_another(whole, first, second, upscaler):
-    """As by hand, with the same seeds."""
+def test_a_cascade_equals_its_stages_called_alone(whole, first, second, upscaler):
     words, call = ["a cat", "dog"], {"seed": [5, 9], "negative_prompt": "bad"}
     made = whole(words, EDITS, **call, **STEPS, output="float")
     one = first(words, EDITS, **call, **STEPS["stage1"], output="float")
@@ -58,7 +57,7 @@ def test_the_stages_one_after_another(whole, first, second, upscaler):
 
 
 @pytest.mark.slow
-def test_edits_are_of_the_stages_that_are_named(whole):
+def test_edits_guide_the_chosen_stages(whole):
     call = partial(whole, TWO, output="uint8", **STEPS)
     plain, one, two, upper = (
         call(EDITS, edited=names).stages for names in ([], "stage1", ["stage2"], ("stage2", "upscaler"))
@@ -73,13 +72,13 @@ def test_edits_are_of_the_stages_that_are_named(whole):
 
 
 @pytest.mark.slow
-def test_sizes_follow_from_the_first_stage(whole):
+def test_the_first_stage_determines_all_sizes(whole):
     options = STEPS | {"stage1": {"steps": 2, "height": 4, "width": 6}}
     made = whole("a cat", images_per_prompt=2, **options).images
     assert [image.size for image in made] == [(96, 64)] * 2
 
 
-def test_the_first_stages_alone(stages, first):
+def test_cascades_of_one_and_two_stages(stages, first):
     two = load_cascade(stages["stage1"], stages["stage2"], devices=first.devices)
     assert two(TWO, EDITS, stage1={"steps": 2}, stage2={"steps": 1}).images[0].size == (32, 32)
     one = load_cascade(stages["stage1"], devices=first.devices, schedulers={"stage1": tiny.DDIM})
@@ -88,7 +87,7 @@ def test_the_first_stages_alone(stages, first):
 
 
 def held():
-    """Bytes of all arrays on the devices."""
+    """Returns the bytes of all arrays on the devices."""
     return sum(array.nbytes for array in jax.live_arrays())
 
 
@@ -96,8 +95,8 @@ def bytes_of(module):
     return sum(leaf.nbytes for leaf in jax.tree.leaves(module))
 
 
-def test_one_network_at_a_time(stages, first, second, upscaler, whole, monkeypatch):
-    """With little memory: the text encoder while words are encoded, and then only the stage that runs."""
+def test_low_memory_keeps_one_network_at_a_time(stages, first, second, upscaler, whole, monkeypatch):
+    """The text encoder is in memory while words are encoded, and then only the stage that runs."""
     sizes = {"text": bytes_of(first.models.text_encoder), "stage1": bytes_of(first.models.unet)}
     sizes |= {"stage2": bytes_of(second.models.unet), "upscaler": bytes_of(upscaler.models)}
     run, encode, call, seen = pipeline.run, EmbeddingCache.__call__, {"output": "uint8"} | STEPS, []
@@ -109,19 +108,19 @@ def test_one_network_at_a_time(stages, first, second, upscaler, whole, monkeypat
     assert held() == before
     made = small(["a cat", "dog"], EDITS, **call).images
     np.testing.assert_array_equal(made, wanted)
-    # The upscaler encodes by its own text encoder.
+    # The upscaler has its own text encoder.
     slack = 5000
     for found, name in zip(seen, ["text", "stage1", "stage2", "upscaler", "upscaler"], strict=True):
         assert sizes[name] <= found < sizes[name] + slack, name
     assert held() - before < slack
     seen.clear()
     small(["a cat", "dog"], EDITS, **call)
-    assert len(seen) == 4, "words that are known are encoded again"
+    assert len(seen) == 4, "cached words are encoded again"
 
 
 @pytest.mark.parametrize("output", ["pil", "uint8", "float", "latent"])
-def test_what_is_not_finite_stays_so(whole, output):
-    """Through stages that make something finite of it; other pictures are as they are without it."""
+def test_pictures_that_are_not_finite_in_one_stage(whole, output):
+    """They are missing from the result even if later stages are finite; other pictures are unaffected."""
 
     def broken(pipe):
         def call(**options):
@@ -148,8 +147,8 @@ def test_what_is_not_finite_stays_so(whole, output):
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"edited": ["stage3"]}, ValueError, "'stage3' is no stage of this cascade, which has stage1, stage2, upscal"),
-        ({"stage1": {"image": 3}}, TypeError, "stage1 has image, which is the cascade's own"),
+        ({"edited": ["stage3"]}, ValueError, "'stage3' is not a stage of this cascade, which has stage1, stage2, up"),
+        ({"stage1": {"image": 3}}, TypeError, "stage1 has image, which the cascade sets"),
         ({"stage1": {"scale": 3}}, TypeError, "scale"),
         ({"stage2": {"noise_level": 1000}}, ValueError, "noise_level=1000 should be from 0 to 999"),
         ({"upscaler": {"noise_level": 351}}, ValueError, "noise_level=351 should be from 0 to 350"),
@@ -166,8 +165,8 @@ def test_what_is_not_finite_stays_so(whole, output):
     ],
 )
 @pytest.mark.parametrize("low_memory", [False, True])
-def test_calls_that_make_no_sense(whole, stages, first, monkeypatch, low_memory, options, error, words):
-    """Of any stage, before the first runs."""
+def test_invalid_calls(whole, stages, first, monkeypatch, low_memory, options, error, words):
+    """The arguments of all stages are checked before the first one runs."""
     mine = load_cascade(**stages, devices=first.devices, low_memory=True) if low_memory else whole
     monkeypatch.setattr(Devices, "map", lambda *_, **__: pytest.fail("a program ran"))
     monkeypatch.setattr(loading, "fill", lambda *_, **__: pytest.fail("weights were read"))
@@ -184,23 +183,23 @@ def test_calls_that_make_no_sense(whole, stages, first, monkeypatch, low_memory,
         ({"stage2": None}, ValueError, "upscaler is given without stage2"),
     ],
 )
-def test_the_wrong_stages_folder(stages, monkeypatch, names, error, words):
+def test_checkpoints_of_other_stages(stages, monkeypatch, names, error, words):
     monkeypatch.setattr(loading, "fill", lambda *_, **__: pytest.fail("weights were read"))
     with pytest.raises(error, match=words):
         load_cascade(**stages | {name: stages.get(other) for name, other in names.items()})
 
 
-def test_other_checkpoints(stages, folder, tmp_path):
+def test_checkpoints_of_other_families_and_missing_text_encoders(stages, folder, tmp_path):
     with pytest.raises(CheckpointError, match=r"is Stable Diffusion 1.x or 2.x, expected DeepFloyd-IF's first stage"):
         load_cascade(folder)
     with pytest.raises(ValueError, match=r"schedulers has stage2; the stages are stage1"):
         load_cascade(stages["stage1"], schedulers={"stage2": tiny.DDIM})
     bare = tiny.stage(tmp_path / "bare", text=None)
-    with pytest.raises(CheckpointError, match="without text_encoder, which reads words; name a checkpoint that has it"):
+    with pytest.raises(CheckpointError, match="without text_encoder, which encodes words; give a checkpoint that has"):
         load_cascade(bare, low_memory=True)("cat", stage1={"steps": 1})
 
 
-def test_the_safety_checker_is_not_silently_left_out(tmp_path, first):
+def test_an_unsupported_safety_checker_is_warned_about(tmp_path, first):
     named = tiny.stage(tmp_path / "named", safety=True)
     with pytest.warns(
         UserWarning, match="named has DeepFloyd-IF's safety checker, which is not supported: pictures go"
@@ -210,7 +209,7 @@ def test_the_safety_checker_is_not_silently_left_out(tmp_path, first):
 
 @pytest.fixture
 def captions(monkeypatch):
-    """In place of what cleans captions: it says what it was asked for."""
+    """Replaces the module that cleans captions, and lists the texts that it gets."""
     asked = []
     module = types.ModuleType("captions")
     module.clean = lambda text: asked.append(text) or "cleaned"
@@ -219,7 +218,7 @@ def captions(monkeypatch):
     return asked
 
 
-def test_words_are_cleaned_where_asked_for(whole, first, captions):
+def test_clean_cleans_words(whole, first, captions):
     made = whole(["a <b>cat", "dog"], EDITS, clean=True, output="float", **STEPS)
     assert set(captions) == {"a <b>cat", "dog", "glasses", "hat"}
     cleaned = [dataclasses.replace(edit, concept="cleaned") for edit in EDITS]
@@ -228,7 +227,7 @@ def test_words_are_cleaned_where_asked_for(whole, first, captions):
     assert made.stages["upscaler"].finite.all()
 
 
-# diffusers' face
+# The diffusers interface
 
 
 WORDS = {
@@ -241,7 +240,7 @@ WORDS = {
 
 
 @pytest.mark.slow
-def test_the_face_of_the_first_stage(first, captions):
+def test_the_first_stage_in_diffusers_names(first, captions):
     face = SemanticIFPipeline.from_pipe(first)
     call = {"num_inference_steps": 3, "seed": 5, "output_type": "np"}
     out = face(TWO, **WORDS, **call, clean_caption=False, return_guidance=True)
@@ -258,7 +257,7 @@ def test_the_face_of_the_first_stage(first, captions):
     assert flags == [None, None]
 
 
-def test_the_cascade_in_diffusers_way(stages, first, whole):
+def test_the_cascade_in_diffusers_names(stages, first, whole):
     one = SemanticIFPipeline.from_pretrained(stages["stage1"], devices=first.devices, safety_checker=None)
     two = SemanticIFPipeline.from_pretrained(stages["stage2"], devices=first.devices, text_encoder=None)
     prompt, negative = one.encode_prompt(TWO)
@@ -283,24 +282,24 @@ def test_the_cascade_in_diffusers_way(stages, first, whole):
         ({"image": np.zeros((8, 8, 3))}, TypeError, "image is not an argument of a call of DeepFloyd-IF's first stage"),
     ],
 )
-def test_the_face_refuses(first, monkeypatch, options, error, words):
+def test_invalid_calls_in_diffusers_names(first, monkeypatch, options, error, words):
     monkeypatch.setattr(Devices, "map", lambda *_, **__: pytest.fail("a program ran"))
     with pytest.raises(error, match=words):
         SemanticIFPipeline.from_pipe(first)(**{"prompt": "cat", "clean_caption": False} | WORDS | options)
 
 
-def test_diffusers_names_are_answered(whole):
+def test_diffusers_names_get_advice(whole):
     with pytest.raises(TypeError, match="num_inference_steps is diffusers' name; write steps"):
         whole("a cat", num_inference_steps=3)
     assert repr(whole).startswith("<Cascade: DeepFloyd-IF's first stage, DeepFloyd-IF's second stage, Stable")
 
 
-def test_the_face_has_no_safety_checker(stages):
+def test_the_diffusers_interface_has_no_safety_checker(stages):
     with pytest.raises(TypeError, match="safety_checker is not supported"):
         SemanticIFPipeline.from_pretrained(stages["stage1"], safety_checker=True)
 
 
-# The command
+# The shell command
 
 
 def run(*words):
@@ -333,8 +332,7 @@ def test_the_command(stages, command, tmp_path):
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "again" / f"0001-{name}.png")), image)
 
 
-def test_the_options_of_later_stages(stages, command, tmp_path, monkeypatch):
-    """Reach the call, from which nothing is made here."""
+def test_options_of_later_stages_reach_the_call(stages, command, tmp_path, monkeypatch):
     called = []
 
     def call(cascade, *_, **options):
@@ -375,7 +373,7 @@ def test_the_command_of_the_first_stage_alone(command, tmp_path):
         (["--stage2", "{stage2}", "--stage2-noise-level", "1000"], "noise_level=1000 should be from 0 to 999"),
         (["--stage2-steps", "0"], "--stage2-steps=0 should be at least 1"),
         (["--upscaler-guidance-scale", "nan"], "--upscaler-guidance-scale=nan should be a finite number"),
-        (["--stage2", "nowhere"], "nowhere is no folder"),
+        (["--stage2", "nowhere"], "nowhere is not a folder"),
     ],
 )
 def test_mistakes_are_messages(stages, folder, command, tmp_path, options, words):

@@ -1,4 +1,4 @@
-"""LoRAs and new words of a cascade, by stage: as of each stage loaded by itself."""
+"""LoRAs and new words of the stages of a cascade."""
 
 import gc
 
@@ -20,8 +20,8 @@ STEPS = {"stage1": {"steps": 3}, "stage2": {"steps": 2, "noise_level": 100}, "up
 
 
 @pytest.fixture(autouse=True)
-def _little_garbage():
-    """A cascade collects garbage after every stage: among what the test made, not among all that JAX holds."""
+def _fast_garbage_collection():
+    """Excludes existing objects from garbage collection, which a cascade runs after every stage."""
     gc.freeze()
     yield
     gc.unfreeze()
@@ -29,7 +29,7 @@ def _little_garbage():
 
 @pytest.fixture(scope="module")
 def files(first, second, upscaler, tmp_path_factory):
-    """A LoRA for each stage, the first one's for its text encoder, too, and a word for the upscaler."""
+    """A LoRA for each stage, of which the first also changes the text encoder, and a word for the upscaler."""
     where = tmp_path_factory.mktemp("adapters")
     save_file(
         {"<toy>": np.random.default_rng(3).standard_normal((2, 16)).astype(np.float32)}, where / "toy.safetensors"
@@ -44,7 +44,7 @@ def files(first, second, upscaler, tmp_path_factory):
 
 
 def adapters(files):
-    """As `load_cascade` takes them."""
+    """Returns the adapters as arguments of `load_cascade`."""
     return {
         "loras": {"stage1": files["stage1"], "stage2": {files["stage2"]: -0.5}, "upscaler": files["upscaler"]},
         "textual_inversions": {"upscaler": {"<toy>": files["toy"]}},
@@ -53,7 +53,7 @@ def adapters(files):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("low_memory", [False, True])
-def test_stages_are_as_by_themselves(stages, first, files, low_memory):
+def test_a_cascade_with_adapters_equals_its_stages_loaded_alone(stages, first, files, low_memory):
     given, devices = adapters(files), first.devices
     made = load_cascade(**stages, **given, devices=devices, low_memory=low_memory)
     made = made(TWO, EDITS, seed=[5, 9], output="float", **STEPS)
@@ -71,13 +71,13 @@ def test_stages_are_as_by_themselves(stages, first, files, low_memory):
     assert all(np.abs(plain.stages[name].images - made.stages[name].images).max() > 1e-3 for name in STEPS)
 
 
-def same(ours, theirs):
-    pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
+def same(ours, others):
+    pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(others), strict=True)
     return [np.array_equal(a, b) for a, b in pairs]
 
 
-def test_weights_are_those_of_each_stage(stages, first, files):
-    """Also where the text encoder and the first stage are loaded apart."""
+def test_merged_weights_equal_those_of_each_stage(stages, first, files):
+    """With low memory, the text encoder and the first stage are loaded separately."""
     given, devices = adapters(files), first.devices
     one = load(stages["stage1"], lora=files["stage1"], devices=devices)
     wanted = one.models
@@ -94,7 +94,7 @@ def test_weights_are_those_of_each_stage(stages, first, files):
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"loras": "a.safetensors"}, TypeError, "loras='a.safetensors' should be by stage, such as {'stage1': ...}"),
+        ({"loras": "a.safetensors"}, TypeError, "loras='a.safetensors' should be a mapping by stage, such as"),
         ({"loras": {"stage3": "a"}}, ValueError, "loras has stage3; the stages are stage1, stage2, upscaler"),
         ({"textual_inversions": {"stage2": "a"}}, ValueError, "stage2's textual_inversion is given, but DeepFloyd-IF"),
         ({"textual_inversions": {"stage1": "a"}}, ValueError, "It is supported by Stable Diffusion 1.x or 2.x"),
@@ -106,7 +106,9 @@ def test_weights_are_those_of_each_stage(stages, first, files):
     ],
 )
 @pytest.mark.parametrize("low_memory", [False, True])
-def test_mistakes_are_found_before_weights_are_read(stages, files, monkeypatch, low_memory, options, error, words):
+def test_invalid_adapters_are_rejected_before_weights_are_read(
+    stages, files, monkeypatch, low_memory, options, error, words
+):
     monkeypatch.setattr(loading, "fill", lambda *_, **__: pytest.fail("weights were read"))
     named = {
         what: {stage: path.format(**files) for stage, path in by.items()} if isinstance(by, dict) else by
@@ -116,7 +118,7 @@ def test_mistakes_are_found_before_weights_are_read(stages, files, monkeypatch, 
         load_cascade(**stages, **named, low_memory=low_memory)
 
 
-def test_families_without_adapters_refuse_them(stages, paella_folder, monkeypatch):
+def test_families_without_adapters_reject_them(stages, paella_folder, monkeypatch):
     monkeypatch.setattr(loading, "fill", lambda *_, **__: pytest.fail("weights were read"))
     with pytest.raises(ValueError, match=r"lora is given, but Paella does not support LoRA; leave it"):
         load(paella_folder, lora="a.safetensors")

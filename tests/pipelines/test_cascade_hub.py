@@ -1,4 +1,4 @@
-"""DeepFloyd-IF's cascade from a hub, with repositories as they are published: what is fetched, and when it is not."""
+"""DeepFloyd-IF's cascade from the hub: which files of published repositories are fetched, and when."""
 
 import shlex
 import shutil
@@ -48,7 +48,7 @@ def never(*paths):
 
 
 def published(folder):
-    """Half precision beside what is never read: other precisions, pickles, and weights of other libraries."""
+    """Adds half-precision weights, and files that are never read: other precisions, pickles, other libraries."""
     for path in [*folder.rglob("*.safetensors")]:
         half = {name: array.astype(np.float16) for name, array in load_file(path).items()}
         save_file(half, path.with_suffix(".fp16.safetensors"), {"format": "pt"})
@@ -85,7 +85,7 @@ def repositories(tmp_path_factory):
 
 
 class Hub(dict):
-    """`snapshot_download` over several repositories, each with a commit of its own."""
+    """A `snapshot_download` of several repositories, each with its own commit."""
 
     def __call__(self, repo_id, **options):
         return self[repo_id](repo_id, **options)
@@ -113,7 +113,7 @@ def run(*words):
 
 @pytest.mark.slow
 def test_the_command_of_the_readme(hub, tmp_path):
-    """To the letter, but for the number of steps."""
+    """The command runs as printed, except for the number of steps."""
     (command,) = (line for line in README.read_text().splitlines() if line.startswith(f"sega-jax edit --model {ONE}"))
     few = ["--steps", "smart27", "--stage2-steps", 2, "--upscaler-steps", 2]
     result = run(*shlex.split(command)[1:], *few, "--out", tmp_path / "out")
@@ -165,7 +165,7 @@ def test_the_safety_checker_of_the_upscaler(hub, repositories, tmp_path, checked
         ({"upscaler": ONE}, "upscaler=.* is DeepFloyd-IF's first stage, expected Stable Diffusion's x4"),
     ],
 )
-def test_of_the_wrong_stage_only_indices_are_fetched(hub, names, words):
+def test_only_indices_of_wrong_stages_are_fetched(hub, names, words):
     with pytest.raises(CheckpointError, match=words):
         load_cascade(**NAMES | names)
     assert all(files <= INDEX for files in hub.fetched.values())
@@ -176,15 +176,15 @@ def test_of_the_wrong_stage_only_indices_are_fetched(hub, names, words):
     assert all(files <= INDEX for files in hub.fetched.values())
 
 
-def test_a_first_stage_without_words_is_found_by_its_index(hub, tmp_path):
+def test_a_first_stage_without_text_encoder_is_rejected_by_its_index(hub, tmp_path):
     hub[ONE].folder = tiny.stage(tmp_path / "bare", text=None)
     with pytest.raises(CheckpointError, match=rf"{ONE} is DeepFloyd-IF's first stage without text_encoder"):
         load_cascade(**NAMES)
     assert hub.fetched == {ONE: INDEX, TWO: INDEX, X4: INDEX}
 
 
-def test_a_network_that_a_kind_does_not_have_is_found_by_its_index(hub, small):
-    with pytest.raises(ValueError, match="vae is given, which DeepFloyd-IF's first stage does not have"):
+def test_networks_of_other_families_are_rejected_by_the_index(hub, small):
+    with pytest.raises(ValueError, match="vae is given, but DeepFloyd-IF's first stage does not have it"):
         load(ONE, vae=small.models.vae)
     assert hub.fetched == {ONE: INDEX, TWO: set(), X4: set()}
 
@@ -199,13 +199,13 @@ def test_a_network_that_a_kind_does_not_have_is_found_by_its_index(hub, small):
         (["--stage2", TWO, "--stage2-steps", "smart5"], "'smart5' should be a whole number, or one of fast27, smart27"),
         (["--stage2", TWO, "--stage2-noise-level", "-1"], "--stage2-noise-level=-1 should be at least 0"),
         (["--steps", "many"], "'many' should be a whole number, or one of fast27"),
-        (["--scheduler", "Mine"], "scheduler='Mine' is no folder and no class of"),
-        (["--stage2", TWO, "--stage2-scheduler", "Mine"], "scheduler='Mine' is no folder and no class of"),
+        (["--scheduler", "Mine"], "scheduler='Mine' is neither a folder nor a"),
+        (["--stage2", TWO, "--stage2-scheduler", "Mine"], "scheduler='Mine' is neither a folder nor a"),
         (["--clean-captions"], 'caption cleaning needs bs4; run pip install "sega_jax[if]", or turn cleaning off'),
     ],
     ids=str,
 )
-def test_what_needs_no_file_is_found_before_one_is_fetched(hub, monkeypatch, options, words):
+def test_invalid_commands_are_rejected_before_files_are_fetched(hub, monkeypatch, options, words):
     monkeypatch.setitem(sys.modules, "bs4", None)
     result = run("edit", "--model", ONE, "--prompt", "cat", "--edit", "hat", *options)
     assert result.exit_code
@@ -224,18 +224,18 @@ def test_what_needs_no_file_is_found_before_one_is_fetched(hub, monkeypatch, opt
             ValueError,
             "revisions has stage3; the stages are stage1, stage2, upscaler",
         ),
-        ({"schedulers": {"stage2": "Mine"}}, ValueError, "scheduler='Mine' is no folder and no class"),
+        ({"schedulers": {"stage2": "Mine"}}, ValueError, "scheduler='Mine' is neither a folder"),
         ({"schedulers": {"stage2": 3}}, TypeError, "scheduler=3 should be a class name"),
         ({"safety_checker": "no"}, TypeError, "safety_checker='no' should be True"),
     ],
 )
-def test_calls_that_need_no_file_to_be_refused(hub, options, error, words):
+def test_invalid_options_are_rejected_before_files_are_fetched(hub, options, error, words):
     with pytest.raises(error, match=words):
         load_cascade(**NAMES | options)
     assert not any(hub.fetched.values())
 
 
-def test_what_cleans_captions_is_missed_before_anything_is_fetched(hub, first, monkeypatch):
+def test_missing_caption_cleaning_is_reported_before_files_are_fetched(hub, first, monkeypatch):
     monkeypatch.setitem(sys.modules, "bs4", None)
     words = r'pip install "sega_jax\[if\]", or turn cleaning off with clean_caption=False'
     with warnings.catch_warnings():
@@ -247,7 +247,7 @@ def test_what_cleans_captions_is_missed_before_anything_is_fetched(hub, first, m
         SemanticIFPipeline.from_pipe(first)("a cat")
 
 
-def test_a_conversion_names_what_it_has(hub, tmp_path):
+def test_the_index_of_a_conversion_lists_its_folders(hub, tmp_path):
     with pytest.warns(UserWarning, match="has no feature_extractor, safety_checker, watermarker"):
         made = convert.convert(TWO, tmp_path / "made", to="diffusers", variant="fp16")
     index = read_json(made / "model_index.json")

@@ -1,4 +1,4 @@
-"""Texts that are read from earlier layers of the text encoder; diffusers' are in tests/parity/test_clip_skip.py."""
+"""The argument `clip_skip`; tests/parity/test_clip_skip.py compares it with diffusers."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,8 @@ from sega_jax import ClipText, Edit, Pipeline
 from sega_jax.pipelines.texts import joined_branches
 
 
-def test_embeddings_are_remembered_by_the_layer(small, compilations):
-    """All numbers share a program, and each has embeddings of its own, in any order of the calls."""
+def test_cached_embeddings_depend_on_the_layer(small, compilations):
+    """All layers share a program, and each has its own embeddings in any order of calls."""
     fresh = Pipeline(**small.components)
     layers = [fresh.encode("a hat", clip_skip=skip).states for skip in (1, 2)]
     programs = len(compilations)
@@ -24,21 +24,21 @@ def test_embeddings_are_remembered_by_the_layer(small, compilations):
 
 
 def test_negative_prompts_keep_their_layer(small):
-    """Prompts and concepts skip layers, negative prompts do not."""
+    """Prompts and concepts skip layers, but negative prompts do not."""
     batch = small.prepare("cat", Edit("hat"), negative_prompt="cat", clip_skip=1)
     text = joined_branches(small, batch, 1)
     skipped = small.encode(["cat", "hat"], clip_skip=1).states
     np.testing.assert_allclose(text.states[0], [small.encode("cat").states[0], *skipped], atol=1e-6)
 
 
-def test_padding_is_read_like_the_prompt(small):
+def test_padding_skips_layers_like_the_prompt(small):
     long = "a b c d e f g h i j k l"
     states = small.encode([long, "cat"], clip_skip=1, long_prompts=True).states
     assert np.array_equal(states[1, 12:], small.encode("", clip_skip=1).states[0])
 
 
-def test_too_many_layers_are_refused(small, least_xl):
-    """Before anything runs; Stable Diffusion XL never reads the last layer."""
+def test_invalid_numbers_of_layers(small, least_xl):
+    """Stable Diffusion XL never reads the last layer, so it allows one layer less."""
     for pipe, most in ((small, 2), (least_xl, 1)):
         message = rf"clip_skip={most + 1} should be from 0 to {most} for this text encoder"
         with pytest.raises(ValueError, match=message):
@@ -56,8 +56,8 @@ def test_too_many_layers_are_refused(small, least_xl):
 
 
 @pytest.mark.parametrize("name", ["small", pytest.param("least_xl", marks=pytest.mark.slow)])
-def test_negative_prompts_are_padded_by_words_that_skip_nothing(name, request):
-    """A long prompt makes a short negative prompt longer."""
+def test_padding_of_negative_prompts_skips_no_layers(name, request):
+    """A long prompt pads a short negative prompt."""
     pipe, long = request.getfixturevalue(name), " ".join("abcdefgh" * 3)
     seen = {}
     for skip in (0, 1):

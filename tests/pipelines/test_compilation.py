@@ -1,4 +1,4 @@
-"""Words and numbers are data: after a first call, none of them compiles anything."""
+"""Changing texts and settings after the first call compiles nothing."""
 
 import os
 import subprocess
@@ -45,7 +45,7 @@ def called(small):
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_compiles_nothing(called, compilations, change):
+def test_changed_arguments_compile_nothing(called, compilations, change):
     called(**CALL | CHANGES[change])
     assert not compilations
 
@@ -58,14 +58,13 @@ def test_latents_of_another_dtype_compile_nothing(called, compilations):
     assert not compilations
 
 
-def test_another_call_is_another_picture(called):
-    """The changes are not lost on the way."""
+def test_changed_arguments_change_the_pictures(called):
     first = called(**CALL).images
     for name in CHANGES.keys() - {"a callback", "pictures"}:
         assert not np.array_equal(called(**CALL | CHANGES[name]).images, first), name
 
 
-def test_the_counter_counts(compilations, small, one_device):
+def test_the_fixture_counts_compilations(compilations, small, one_device):
     program = jax.jit(lambda x: x * 2)
     program(np.ones(3))
     assert len(compilations) == 1
@@ -88,7 +87,7 @@ print(*(events.count(f"cache_{found}") for found in ("hits", "misses")))
 
 @pytest.mark.slow
 def test_a_second_process_compiles_nothing(small_folder, tmp_path):
-    """Where JAX's variable names a folder; without the second one, what takes less than a second is not kept there."""
+    """JAX_COMPILATION_CACHE_DIR caches programs; the second variable includes those that compile in under a second."""
     env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     run = [sys.executable, "-c", SECOND, str(small_folder)]
     first, second = (

@@ -1,4 +1,4 @@
-"""What a pipeline can be given in place of its own: schedulers by any name, networks of another, the same programs."""
+"""Replacing the schedulers and networks of pipelines, and sharing their compiled programs."""
 
 import json
 import types
@@ -29,7 +29,7 @@ EDM = {"_class_name": "EDMEulerScheduler"}
 
 @pytest.fixture
 def own(small):
-    """A pipeline with a scheduler of its own."""
+    """A pipeline whose scheduler may be replaced."""
     return Pipeline(**small.components)
 
 
@@ -38,7 +38,7 @@ def same(first, second):
 
 
 @pytest.mark.parametrize("name", WITH_BETAS)
-def test_a_class_name_takes_the_options_over(own, name):
+def test_a_class_name_adopts_the_options(own, name):
     own.scheduler = name
     assert own.scheduler.name == name
     assert own.scheduler.options["beta_end"] == tiny.DDIM["beta_end"]
@@ -46,7 +46,7 @@ def test_a_class_name_takes_the_options_over(own, name):
 
 
 @pytest.mark.parametrize("value", ["EDMDPMSolverMultistepScheduler", "IPNDMScheduler", EDM, from_config(EDM)])
-def test_schedulers_for_networks_of_another_training(own, small_folder, value):
+def test_schedulers_for_networks_with_another_training(own, small_folder, value):
     words = "Scheduler samples networks trained with .* DDIMScheduler, is for networks trained with the noise of betas"
     with pytest.raises(ValueError, match=words):
         own.scheduler = value
@@ -58,11 +58,11 @@ def test_networks_trained_with_edm_take_only_its_schedulers(small):
     edm = Pipeline(**small.components | {"scheduler": EDM | {"sigma_max": 9.0}})
     edm.scheduler = "EDMDPMSolverMultistepScheduler"
     assert edm.scheduler.options["sigma_max"] == 9.0
-    with pytest.raises(ValueError, match="take one of EDMEulerScheduler, EDMDPMSolverMultistepScheduler"):
+    with pytest.raises(ValueError, match="use one of EDMEulerScheduler, EDMDPMSolverMultistepScheduler"):
         edm.scheduler = "DDIMScheduler"
 
 
-def test_the_share_of_fresh_noise_is_the_schedulers_own_by_default(own):
+def test_the_default_eta_depends_on_the_scheduler(own):
     shares = {}
     for name in ("DDIMScheduler", "TCDScheduler"):
         own.scheduler = name
@@ -86,20 +86,22 @@ def test_misspelt_schedulers(small_folder, value, meant):
         load(small_folder, scheduler=value)
 
 
-def test_options_come_back_with_the_class(own):
+def test_returning_to_a_class_restores_the_options(own):
     before = own.scheduler
     own.scheduler = "EulerDiscreteScheduler"
     own.scheduler = "DDIMScheduler"
     same(own.scheduler, before)
 
 
-def test_a_config_a_folder_a_file_and_an_object(own, tmp_path):
+def test_schedulers_from_configs_folders_files_and_objects(own, tmp_path):
     config = tiny.SCHEDULERS["DPM"] | {"use_karras_sigmas": True}
     (tmp_path / "scheduler").mkdir()
     file = tmp_path / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps(config))
-    theirs = type("DPMSolverMultistepScheduler", (), {"config": {k: v for k, v in config.items() if k[0] != "_"}})()
-    for value in (config, tmp_path, str(tmp_path), tmp_path / "scheduler", file, theirs, from_config(config)):
+    diffusers_object = type(
+        "DPMSolverMultistepScheduler", (), {"config": {k: v for k, v in config.items() if k[0] != "_"}}
+    )()
+    for value in (config, tmp_path, str(tmp_path), tmp_path / "scheduler", file, diffusers_object, from_config(config)):
         own.scheduler = "LMSDiscreteScheduler"
         own.scheduler = value
         same(own.scheduler, from_config(config))
@@ -111,27 +113,27 @@ def test_a_config_a_folder_a_file_and_an_object(own, tmp_path):
         (
             "EulerScheduler",
             ValueError,
-            "'EulerScheduler' is no folder and no class of a scheduler; did you mean EulerDiscreteScheduler",
+            "'EulerScheduler' is neither a folder nor a scheduler class; did you mean EulerDiscreteScheduler",
         ),
         (3, TypeError, "scheduler=3 should be a class name"),
         (types.SimpleNamespace(config=3), TypeError, "should be a class name"),
         (types.SimpleNamespace(config={}), ValueError, "'SimpleNamespace' is not supported"),
-        ({}, ValueError, "the config {} has no _class_name, one of DDIMScheduler"),
+        ({}, ValueError, "the config {} has no _class_name; add one of DDIMScheduler"),
         ({"use_karras_sigmas": True}, ValueError, "has no _class_name"),
-        ("", ValueError, "scheduler='' is no folder"),
+        ("", ValueError, "scheduler='' is neither a folder"),
         (dict, TypeError, "should be a class name"),
         ({"_class_name": "DDIMScheduler", "beta_end": 2}, ValueError, "beta_end=2 should be a number between"),
     ],
 )
-def test_what_is_no_scheduler(own, value, error, words):
+def test_invalid_schedulers(own, value, error, words):
     before = own.scheduler
     with pytest.raises(error, match=words):
         own.scheduler = value
     assert own.scheduler is before
 
 
-def test_defaults_of_another_class_are_not_taken_over(own):
-    """As diffusers' objects mark them, whose own defaults they are."""
+def test_defaults_of_another_class_are_not_adopted(own):
+    """The configs of diffusers' objects mark the options that have default values."""
     config = {**tiny.SD_BETAS, "timestep_spacing": "leading", "_use_default_values": ["timestep_spacing"]}
     own.scheduler = type("DDIMScheduler", (), {"config": config})()
     assert own.scheduler.options["timestep_spacing"] == "leading"
@@ -140,13 +142,13 @@ def test_defaults_of_another_class_are_not_taken_over(own):
     assert own.scheduler.options["beta_end"] == tiny.SD_BETAS["beta_end"]
 
 
-def test_a_class_name_after_a_scheduler_that_is_not_supported(small_folder, tmp_path, one_device):
-    """What only that scheduler has means nothing; a class itself is as good as its name."""
+def test_a_class_name_in_place_of_an_unsupported_scheduler(small_folder, tmp_path, one_device):
+    """Options of the unsupported scheduler alone are ignored; a class works like its name."""
     (tmp_path / "other").mkdir()
     for path in small_folder.iterdir():
         if path.name != "scheduler":
             (tmp_path / "other" / path.name).symlink_to(path)
-    with pytest.raises(ValueError, match="has no config whose betas it could take over"):
+    with pytest.raises(ValueError, match="needs the betas of a previous config"):
         load(tmp_path / "other", scheduler="EulerDiscreteScheduler")
     (tmp_path / "other" / "scheduler").mkdir()
     config = tiny.SD_BETAS | {"_class_name": "LCMScheduler", "original_inference_steps": 50}
@@ -157,7 +159,7 @@ def test_a_class_name_after_a_scheduler_that_is_not_supported(small_folder, tmp_
         assert pipe.scheduler.options["beta_end"] == tiny.SD_BETAS["beta_end"]
 
 
-def test_a_config_cannot_be_changed_from_outside(own):
+def test_configs_are_read_only(own):
     config = own.scheduler.config
     for change in (
         lambda: config.update(use_karras_sigmas=True),
@@ -183,14 +185,14 @@ def test_a_config_cannot_be_changed_from_outside(own):
         ({"scheduler": 3}, TypeError, "scheduler=3 should be a class name"),
     ],
 )
-def test_what_makes_no_pipeline(small, components, error, words):
+def test_invalid_components(small, components, error, words):
     with pytest.raises(error, match=words):
         Pipeline(**small.components | components)
     with pytest.raises(TypeError, match="models=int should be the Models of another pipeline"):
         Pipeline(**small.components).models = 3
 
 
-def test_networks_are_exchanged_in_diffusers_words(small):
+def test_networks_are_replaced_by_diffusers_names(small):
     face = SemanticStableDiffusionPipeline(**SemanticStableDiffusionPipeline.from_pipe(small).components)
     call = {"prompt": "cat", "num_inference_steps": 2, "output_type": "latent"}
     before = face(**call).images
@@ -206,34 +208,34 @@ def test_a_folder_without_a_scheduler(own, tmp_path):
         own.scheduler = tmp_path
 
 
-def test_another_scheduler_is_another_picture_and_compiles_nothing(own, compilations):
+def test_schedulers_change_pictures_and_compile_nothing(own, compilations):
     own.scheduler = MULTISTEP[0]
     own(**CALL)
     compilations.clear()
-    made = {}
+    pictures = {}
     for name in MULTISTEP:
         own.scheduler = name
-        made[name] = own(**CALL).images
-        assert np.isfinite(made[name]).all()
+        pictures[name] = own(**CALL).images
+        assert np.isfinite(pictures[name]).all()
     assert not compilations
-    assert len({array.tobytes() for array in made.values()}) == len(MULTISTEP)
+    assert len({array.tobytes() for array in pictures.values()}) == len(MULTISTEP)
 
 
-def test_other_thresholds_and_timesteps_are_another_picture_and_compile_nothing(own, compilations):
+def test_thresholds_and_timesteps_change_pictures_and_compile_nothing(own, compilations):
     config = own.scheduler.config | {"thresholding": True, "sample_max_value": 3.0}
 
     def run(steps=3, **options):
         own.scheduler = config | options
         return own(**CALL | {"steps": steps}).images.tobytes()
 
-    made = {run()}
+    pictures = {run()}
     compilations.clear()
-    made |= {run(dynamic_thresholding_ratio=0.5), run(sample_max_value=2.0), run([900, 200, 100]), run("fast27")}
-    assert len(made) == 5
+    pictures |= {run(dynamic_thresholding_ratio=0.5), run(sample_max_value=2.0), run([900, 200, 100]), run("fast27")}
+    assert len(pictures) == 5
     assert not compilations
 
 
-def test_a_pipeline_of_the_same_components_compiles_nothing(small, compilations):
+def test_pipelines_of_the_same_components_share_programs(small, compilations):
     expected = small(**CALL).images
     compilations.clear()
     again = Pipeline(**small.components)
@@ -242,7 +244,7 @@ def test_a_pipeline_of_the_same_components_compiles_nothing(small, compilations)
     assert not compilations
 
 
-def test_faces_of_the_same_components(small, compilations):
+def test_diffusers_pipelines_of_the_same_components(small, compilations):
     face = SemanticStableDiffusionPipeline.from_pipe(small)
     expected = face("cat", num_inference_steps=3, output_type="latent").images
     compilations.clear()
@@ -258,23 +260,23 @@ def test_faces_of_the_same_components(small, compilations):
 
 
 @pytest.mark.parametrize("face", [SemanticIFPipeline, SemanticPaellaPipeline])
-def test_faces_of_other_kinds(small, small_folder, face):
-    """Are told so by the index alone."""
+def test_diffusers_classes_of_other_families(small, small_folder, face):
+    """The index of a checkpoint is enough to reject it."""
     with pytest.raises(TypeError, match=f"is for Stable Diffusion 1.x or 2.x, expected .* for {face.__name__}"):
         face.from_pipe(small)
     with pytest.raises(CheckpointError, match=f"is Stable Diffusion 1.x or 2.x, expected .* for {face.__name__}"):
         face.from_pretrained(small_folder)
 
 
-def test_another_checkpoint_of_these_shapes_compiles_nothing(small, small_folder, compilations):
+def test_checkpoints_of_the_same_shapes_share_programs(small, small_folder, compilations):
     expected = small(**CALL).images
     compilations.clear()
     assert np.array_equal(load(small_folder, devices=small.devices)(**CALL).images, expected)
     assert not compilations
 
 
-def test_a_network_in_place_of_the_checkpoints(small, small_folder, tmp_path):
-    """The files that are not needed are not read."""
+def test_replaced_networks(small, small_folder, tmp_path):
+    """The files of replaced networks may be missing."""
     halved = jax.tree.map(lambda leaf: leaf / 2, small.models.unet)
     for part in ("unet", "text_encoder", "tokenizer"):
         assert (small_folder / part).is_dir()
@@ -296,7 +298,7 @@ def test_a_network_in_place_of_the_checkpoints(small, small_folder, tmp_path):
     assert face.scheduler.name == "PNDMScheduler"
 
 
-def test_another_text_encoder_forgets_the_words(own):
+def test_another_text_encoder_clears_the_cache(own):
     before = own.encode("cat")
     own.models = own.models._replace(text_encoder=jax.tree.map(lambda leaf: leaf / 2, own.models.text_encoder))
     assert not np.array_equal(own.encode("cat").states, before.states)
@@ -309,12 +311,12 @@ def test_another_text_encoder_forgets_the_words(own):
         ({"unet": "abstract"}, TypeError, "unet has no values"),
         ({"text_encoder": "wide"}, CheckpointError, "cross_attention_dim 16 is not the text encoder's hidden_size 24"),
         ({"tokenizer": 3}, TypeError, "tokenizer=3 should be another pipeline's"),
-        ({"scheduler": "none"}, ValueError, "^scheduler='none' is no folder"),
+        ({"scheduler": "none"}, ValueError, "^scheduler='none' is neither a folder"),
         ({"safety_checker": "yes"}, TypeError, "safety_checker='yes' should be True"),
         ({"devices": 3}, TypeError, "devices=3 should be a list of JAX devices"),
     ],
 )
-def test_what_is_no_component(small_folder, components, error, words):
+def test_invalid_options_of_load(small_folder, components, error, words):
     wide = tiny.TEXT | {"hidden_size": 24}
     if components.get("unet") == "abstract":
         components = {"unet": tiny.networks(unet=tiny.UNET_1).unet}
@@ -326,7 +328,7 @@ def test_what_is_no_component(small_folder, components, error, words):
         load(small_folder, **components)
 
 
-def test_networks_that_do_not_fit_are_refused_by_the_pipeline(own):
+def test_networks_that_do_not_fit_are_rejected_by_the_pipeline(own):
     unet = tiny.networks(unet=tiny.UNET | {"in_channels": 8, "out_channels": 8}, vae=tiny.VAE | {"latent_channels": 8})
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), unet.unet)
     with pytest.raises(ValueError, match=r"the UNet has 8 input and 8 output channels, .* expected 4 input"):
@@ -334,7 +336,7 @@ def test_networks_that_do_not_fit_are_refused_by_the_pipeline(own):
     assert isinstance(own.models, Models)
 
 
-def test_a_variance_that_the_network_does_not_predict(own):
+def test_schedulers_that_need_a_predicted_variance(own):
     own.scheduler = tiny.SCHEDULERS["DDPM"] | {"variance_type": "learned_range"}
     with pytest.raises(ValueError, match="needs a network that predicts its variance, and this one does not"):
         own(**CALL)
@@ -343,7 +345,7 @@ def test_a_variance_that_the_network_does_not_predict(own):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "calls"), [("Heun", 5), ("PNDM, Runge-Kutta", 13)])
 def test_warm_ups_count_calls(own, name, calls):
-    """Of the network, which are more than steps; diffusers crashes on both."""
+    """These schedulers make more model calls than steps; diffusers fails with both."""
     own.scheduler = tiny.SCHEDULERS[name]
     steps = 3 if name == "Heun" else 4
     out = own("cat", Edit("a", warmup=calls - 1, threshold=0), steps=steps, output="latent", record=True)
@@ -353,8 +355,8 @@ def test_warm_ups_count_calls(own, name, calls):
         own("cat", Edit("a", warmup=calls), steps=steps, output="latent")
 
 
-def test_the_config_of_a_scheduler_is_diffusers(own):
-    """So that diffusers' own `from_config(pipe.scheduler.config)` takes it."""
+def test_scheduler_configs_are_those_of_diffusers(own):
+    """diffusers' `from_config(pipe.scheduler.config)` accepts them."""
     assert isinstance(own.scheduler, Scheduler)
     assert own.scheduler.config == tiny.DDIM
 

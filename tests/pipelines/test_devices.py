@@ -1,4 +1,4 @@
-"""Rows on one, two, four and eight devices."""
+"""Pictures on one, two, four and eight devices."""
 
 from functools import cache
 
@@ -21,12 +21,12 @@ STEPS = 4
 
 @pytest.fixture(scope="module")
 def on(small_folder):
-    """A small pipeline on so many devices."""
+    """Returns a small pipeline on the given number of devices."""
     return cache(lambda count: sega_jax.load(small_folder, devices=jax.local_devices()[:count]))
 
 
 def draw(pipe, rows, **options):
-    """The rows of these numbers, each with a prompt, an edit, a guidance scale and a seed of its own."""
+    """Makes pictures whose prompts, edits, guidance scales and seeds are chosen by the numbers `rows`."""
     settings = {
         "edits": [[Edit(WORDS[-r], scale=r + 1, warmup=r % 2)] for r in rows],
         "steps": STEPS,
@@ -37,12 +37,12 @@ def draw(pipe, rows, **options):
     return pipe([WORDS[r] for r in rows], **settings | options)
 
 
-def test_all_devices_are_the_default():
+def test_the_default_is_all_devices():
     assert len(Devices()) == len(jax.local_devices()) == 8
 
 
 @pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow), 8])
-def test_same_share_same_bits(on, count):
+def test_equal_shares_give_equal_bits(on, count):
     together = draw(on(count), range(count)).images
     alone = [draw(on(1), [row]).images[0] for row in range(count)]
     assert np.array_equal(together, alone)
@@ -50,14 +50,14 @@ def test_same_share_same_bits(on, count):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
-def test_kernels_as_on_gpus(on, count, small_folder):
-    """Elsewhere in memory, they are the same."""
-    where = Devices(jax.local_devices()[:count])
-    where._kernels = Format(devices._CUDNN, where._everywhere)
-    pipe = sega_jax.load(small_folder, devices=where)
+def test_the_kernel_layout_of_gpus(on, count, small_folder):
+    """The layout in memory changes, but the results do not."""
+    devices_with_layout = Devices(jax.local_devices()[:count])
+    devices_with_layout._kernels = Format(devices._CUDNN, devices_with_layout._everywhere)
+    pipe = sega_jax.load(small_folder, devices=devices_with_layout)
     kernel = pipe.models.unet.conv_in.kernel[...]
     assert kernel.format.layout.major_to_minor == (3, 0, 1, 2)
-    again = where.place(kernel).addressable_shards[0].data
+    again = devices_with_layout.place(kernel).addressable_shards[0].data
     assert again.unsafe_buffer_pointer() == kernel.addressable_shards[0].data.unsafe_buffer_pointer()
     np.testing.assert_allclose(draw(pipe, [0, 1]).images, draw(on(count), [0, 1]).images, rtol=1e-5, atol=1e-5)
 
@@ -76,13 +76,13 @@ def test_uneven_batches(on, rows, count):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_permuted_rows_permute_pictures(on, count):
+def test_permuted_rows_give_permuted_pictures(on, count):
     order = [1, 0] if count == 1 else [2, 0, 3, 1]
     rows = range(len(order))
     assert np.array_equal(draw(on(count), order).images, draw(on(count), rows).images[order])
 
 
-def test_pictures_records_and_callbacks_are_without_padding(on):
+def test_results_exclude_the_padding_of_rows(on):
     seen = []
     out = draw(on(2), range(3), output="float", record=True, callback=lambda *call: seen.append(call))
     assert out.images.shape == (3, 16, 16, 3)
@@ -112,8 +112,8 @@ def test_weights_are_placed_once(on):
     assert all(leaf is old for leaf, old in zip(jax.tree.leaves(pipe.models), before, strict=True))
 
 
-def test_the_guard_on_transfers_guards():
-    """What the test above rests on: weights on one device are copied to the others at every call."""
+def test_the_transfer_guard_detects_copies():
+    """The test above relies on it: weights on one device are copied to the others at every call."""
     devices = jax.local_devices()[:2]
     add = jax.pmap(lambda w, x: w + x, in_axes=(None, 0), devices=devices)
     here, rows = jax.device_put(np.ones((1, 3)), devices[0]), Devices(devices).split(np.ones((2, 3)))
@@ -130,7 +130,7 @@ def test_more_calls_compile_nothing(on, compilations):
 
 @pytest.mark.slow
 def test_compiled_ahead_of_time(on, compilations):
-    """Also what predicts fewer concepts; the devices do not say how much memory they take."""
+    """The programs for fewer concepts are included; several devices do not report their memory."""
     pipe = on(2)
     report = pipe.compile(["a", "b"], [Edit("", warmup=0, cooldown=2)], steps=STEPS, output="latent")
     assert [program.concepts for program in report.programs if program.name == "advance"] == [1, 0]
@@ -141,7 +141,7 @@ def test_compiled_ahead_of_time(on, compilations):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_tree_taken_apart_is_the_tree(on, count, compilations):
+def test_flat_trees_equal_their_trees(on, count, compilations):
     devices, net = on(count).devices, on(count).models.unet
 
     def biased(net, x):
@@ -156,8 +156,8 @@ def test_a_tree_taken_apart_is_the_tree(on, count, compilations):
     assert not compilations
 
 
-def test_few_calls_of_a_chunk_are_fetched_without_the_others(on, monkeypatch):
-    """Of a record, whose arrays are of a whole chunk on the devices."""
+def test_only_the_used_calls_of_a_chunk_are_fetched(on, monkeypatch):
+    """On the devices, the arrays of a record are as long as a chunk."""
     gather, fetched = Devices.gather, []
 
     def count(devices, tree, rows=None):
@@ -172,7 +172,7 @@ def test_few_calls_of_a_chunk_are_fetched_without_the_others(on, monkeypatch):
 
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("live", [1, 3, CHUNK // 2, CHUNK // 2 + 1, CHUNK])
-def test_a_chunk_of_a_record(on, count, live):
+def test_fetching_a_chunk_of_a_record(on, count, live):
     chunk = np.arange(count * 2 * CHUNK * 3.0, dtype=np.float32).reshape(count * 2, CHUNK, 3)
     record = Record(*on(count).devices.split([chunk, chunk + 1, chunk + 2]), None)
     found = fetch_record(on(count), record, live)
@@ -182,7 +182,7 @@ def test_a_chunk_of_a_record(on, count, live):
     assert fetch_record(on(count), None, live) is None
 
 
-def test_another_device_than_the_first(on):
+def test_a_device_other_than_the_first(on):
     other = on(1)
     models = jax.device_put(jax.device_get(other.models), jax.local_devices()[5])
     pipe = sega_jax.Pipeline(**other.components | {"models": models, "devices": Devices(jax.local_devices()[5:6])})

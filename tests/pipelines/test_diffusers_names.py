@@ -1,4 +1,4 @@
-"""Native pipelines answer diffusers' names, show what they are, and can be copied."""
+"""Advice about diffusers' names, the repr of pipelines, and copies of them."""
 
 import copy
 import pickle
@@ -16,8 +16,8 @@ from sega_jax.pipelines.diffusers_names import ARGUMENTS, ATTRIBUTES
 from sega_jax.systems.registry import systems
 
 
-def test_every_argument_of_diffusers_has_an_answer():
-    """It is an argument here, or there is something to write instead."""
+def test_every_argument_of_diffusers_has_advice():
+    """Each is an argument here, or there is advice on what to write instead."""
     known = {name for system in systems().values() for name in arguments(system.call)}
     theirs = {*arguments(TextToImageArguments), *arguments(SDXLTextToImageArguments)}
     assert theirs <= known | set(ARGUMENTS)
@@ -35,21 +35,21 @@ def test_every_argument_of_diffusers_has_an_answer():
         ("steps_", "did you mean steps"),
     ],
 )
-def test_arguments(small, name, words):
+def test_advice_on_arguments(small, name, words):
     with pytest.raises(TypeError, match=words):
         small("a cat", **{name: 3})
     with pytest.raises(TypeError, match=words):
         small.prepare("a cat", **{name: 3})
 
 
-def test_attributes(small):
+def test_advice_on_attributes(small):
     for name, answer in ATTRIBUTES.items():
         with pytest.raises(AttributeError) as caught:
             getattr(small, name)
         assert str(caught.value).endswith(f"which is diffusers' name; {answer}")
         with pytest.raises(AttributeError, match=f"{name} is diffusers' name"):
             setattr(small, name, None)
-    with pytest.raises(AttributeError, match=r"enable_model_cpu_offload.* it says how torch computes; leave it out"):
+    with pytest.raises(AttributeError, match=r"enable_model_cpu_offload.* it configures torch; leave it out"):
         small.enable_model_cpu_offload()
     with pytest.raises(AttributeError, match=r"object has no attribute 'magic'$"):
         _ = small.magic
@@ -59,7 +59,7 @@ def test_attributes(small):
         sega_jax.load("owner/name", torch_dtype="float16")
 
 
-def test_what_is_shown(small, small_folder, paella):
+def test_repr(small, small_folder, paella):
     assert repr(small) == (
         f"<StableDiffusionPipeline: Stable Diffusion 1.x or 2.x, '{small_folder}', float32, cpu, DDIMScheduler,"
         " 16 x 16 pixels>"
@@ -71,7 +71,7 @@ def test_what_is_shown(small, small_folder, paella):
 
 @pytest.mark.parametrize("name", ["small", "paella"])
 def test_copies(name, request):
-    """The weights are shared, and nothing else: another scheduler or network of a copy is its own."""
+    """Copies share only the weights; replacing the scheduler or a network of a copy leaves the original alone."""
     pipe = request.getfixturevalue(name)
     for other in (copy.copy(pipe), copy.deepcopy(pipe), copy.deepcopy([pipe, pipe])[1]):
         assert type(other) is type(pipe)

@@ -1,4 +1,4 @@
-"""Pictures that start from pictures: where the schedule is entered, with which noise, and what is refused."""
+"""Pictures that start from pictures: the first step, the noise, and invalid arguments."""
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +35,8 @@ def close(found, wanted, tolerance=1e-5):
     assert np.linalg.norm(np.asarray(found) - wanted) <= tolerance * np.linalg.norm(wanted)
 
 
-def test_a_plain_loop_makes_the_same(small, out):
-    """The encoder's distribution by the rows' keys, noise of the first step that is run, and DDIM from there."""
+def test_a_plain_loop_gives_the_same_pictures(small, out):
+    """It samples the encoder's distribution with the rows' keys, adds the first step's noise, and runs DDIM."""
     keys = [jax.random.key(SEED + row) for row in range(2)]
     z = [[jax.random.normal(jax.random.fold_in(key, tag), (8, 8, 4)) for key in keys] for tag in (POSTERIOR, INITIAL)]
     mean, logvar = small.models.vae.encode(jnp.asarray(BYTES / np.float32(127.5) - 1))
@@ -56,7 +56,7 @@ def test_a_plain_loop_makes_the_same(small, out):
         close(out.images[row], x)
 
 
-def test_pictures_come_in_every_form(run, out, tmp_path):
+def test_all_forms_of_pictures(run, out, tmp_path):
     paths = [tmp_path / f"{i}.png" for i in range(2)]
     for path, picture in zip(paths, BYTES, strict=True):
         Image.fromarray(picture).save(path)
@@ -66,19 +66,19 @@ def test_pictures_come_in_every_form(run, out, tmp_path):
     assert not np.array_equal(run(image=BYTES[0]).images[1], out.images[1])
 
 
-def test_given_latents_are_the_noise(run, out):
+def test_latents_replace_the_noise(run, out):
     keys = [jax.random.key(SEED + row) for row in range(2)]
     latents = np.stack([jax.random.normal(jax.random.fold_in(key, INITIAL), (8, 8, 4)) for key in keys])
     close(run(latents=latents).images, out.images)
 
 
-def test_the_face_of_diffusers_has_it(small):
+def test_the_diffusers_interface(small):
     call = {"image": BYTES[0], "strength": STRENGTH, "seed": SEED}
     face = SemanticStableDiffusionPipeline.from_pipe(small)("cat", num_inference_steps=STEPS, **call, output_type="np")
     assert np.array_equal(face.images, small("cat", steps=STEPS, **call, output="float").images)
 
 
-def test_compile_leaves_nothing_to_compile(small, compilations):
+def test_calls_after_compile_compile_nothing(small, compilations):
     call = {"image": BYTES[:1], "steps": STEPS, "output": "uint8"}
     assert "encode_image" in [program.name for program in small.compile("cat", Edit("hat", warmup=0), **call).programs]
     compilations.clear()
@@ -87,8 +87,8 @@ def test_compile_leaves_nothing_to_compile(small, compilations):
 
 
 @pytest.mark.slow
-def test_the_distribution_is_the_encoders(small):
-    """Over many keys, the mean and the deviation of the latents of one picture."""
+def test_the_distribution_of_latents(small):
+    """Over many keys, the latents of one picture have the mean and deviation that the encoder predicts."""
     picture = jnp.asarray(BYTES[:1] / np.float32(127.5) - 1)
     mean, logvar = small.models.vae.encode(picture)
     scale = small.models.vae.config.scaling_factor
@@ -101,15 +101,15 @@ def test_the_distribution_is_the_encoders(small):
 
 
 @pytest.mark.parametrize("name", tiny.SCHEDULERS)
-def test_the_whole_schedule_is_run_at_strength_1(name):
+def test_strength_1_runs_the_complete_schedule(name):
     scheduler = from_config(tiny.SCHEDULERS[name])
     whole, again = scheduler.table(10), scheduler.table(10, 1.0)
     jax.tree.map(np.testing.assert_array_equal, whole, again)
 
 
 @pytest.mark.parametrize("name", tiny.SCHEDULERS)
-def test_the_state_before_a_call_has_the_shares_of_its_row(name):
-    """Of unit variance is what the network sees, and there is less and less noise."""
+def test_signal_and_noise_before_each_call(name):
+    """The network's input has unit variance, and the noise decreases."""
     scheduler = from_config(tiny.SCHEDULERS[name])
     whole, late = scheduler.table(10), scheduler.table(10, 0.5)
     np.testing.assert_array_equal(late.call, np.arange(len(late.call)))
@@ -123,8 +123,8 @@ def test_the_state_before_a_call_has_the_shares_of_its_row(name):
 
 
 @pytest.mark.parametrize("name", ["DPM", "UniPC", "PNDM"])
-def test_what_is_remembered_begins_where_the_schedule_is_entered(name):
-    """The first call that is run has no others before it, and the second one."""
+def test_solver_memory_starts_at_the_first_call_that_runs(name):
+    """The first call that runs has no previous call, and the second has one."""
     late = from_config(tiny.SCHEDULERS[name] | {"solver_order": 3}, strict=False).table(10, 0.5).solver
     assert not late.x_from_memory[0, 1:].any()
     assert not late.start_from_start[0]
@@ -149,7 +149,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("options", "error", "words"), REFUSED)
-def test_refused_before_anything_runs(small, monkeypatch, options, error, words):
+def test_invalid_arguments_are_rejected_before_anything_runs(small, monkeypatch, options, error, words):
     monkeypatch.setattr(type(small.devices), "map", lambda *_, **__: pytest.fail("a program ran"))
     with pytest.raises(error, match=words):
         small("cat", **options)

@@ -1,4 +1,4 @@
-"""Calls that make no sense are refused, by both faces, before anything runs."""
+"""Invalid calls are rejected before anything runs, natively and in the diffusers interface."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ NAN = float("nan")
 
 @pytest.fixture
 def idle(pipe, monkeypatch):
-    """A pipeline that runs nothing."""
+    """A pipeline whose programs fail if they run."""
 
     def refuse(*args, **kwargs):
         raise AssertionError("a program ran")
@@ -47,7 +47,7 @@ NOISE = [
     ({"seed": 1.5}, TypeError, "seed=1.5 should be a whole number"),
     ({"seed": True}, TypeError, "seed=True should be a whole number"),
     ({"seed": "1"}, TypeError, "seed='1' should be a whole number"),
-    ({"seed": [1, 2]}, ValueError, "seed has 2 entries, expected 1, one a picture"),
+    ({"seed": [1, 2]}, ValueError, "seed has 2 entries, expected 1, one for each pic"),
     ({"seed": [[1]]}, TypeError, r"seed=\[1\] should be a whole number"),
     ({"seed": np.array([0.5])}, TypeError, "seed=.* should be a whole number"),
     ({"seed": jax.random.key(0)}, TypeError, "seed=.* should be a whole number"),
@@ -97,7 +97,7 @@ SETTINGS = [
 NATIVE = [
     ({"images_per_prompt": 0}, ValueError, "images_per_prompt=0 should be from 1 to 65536"),
     ({"images_per_prompt": 1.0}, TypeError, "images_per_prompt=1.0 should be a whole number"),
-    ({"images_per_prompt": 2, "negative_prompt": ["a"] * 3}, ValueError, "expected 1, one a prompt, or 2, one a pic"),
+    ({"images_per_prompt": 2, "negative_prompt": ["a"] * 3}, ValueError, "expected 1, one for each prompt, or 2, one"),
     ({"images_per_prompt": 2, "seed": [1, 2, 3]}, ValueError, "seed has 3 entries, expected 2"),
     ({"images_per_prompt": 2, "latents": LATENTS}, ValueError, r"expected \(2, 8, 8, 4\)"),
     ({"steps": 0}, ValueError, "steps=0 should be at least 1"),
@@ -123,7 +123,7 @@ NATIVE = [
     ({"tiled": "yes"}, TypeError, "tiled='yes' should be a whole number"),
     ({"guidance_rescale": 1.5}, ValueError, r"guidance_rescale=1.5 should be a number in \[0, 1\]"),
     ({"guidance_rescale": [0.5, 0.5]}, ValueError, "guidance_rescale has 2 entries, expected 1"),
-    ({"edits": [["a"], ["b"]]}, ValueError, "edits has 2 entries, expected 1, one a prompt"),
+    ({"edits": [["a"], ["b"]]}, ValueError, "edits has 2 entries, expected 1, one for each"),
     ({"edits": [["a", None]]}, TypeError, "edits: None should be words or an Edit"),
     ({"edits": Edit("a", warmup=3, cooldown=3)}, ValueError, "'a' ends at cooldown=3, before it begins at warmup=3"),
     ({"edits": Edit(EMBEDDING[:5])}, ValueError, r"embedding has shape \(5, 16\), expected \(12, 16\)"),
@@ -185,12 +185,12 @@ def label(case):
 
 
 @pytest.mark.parametrize("case", [*PROMPTS, *NOISE, *SIZES, *SETTINGS, *NATIVE], ids=label)
-def test_native_face(idle, case):
+def test_native_calls(idle, case):
     check(idle, *case)
 
 
 @pytest.mark.parametrize("case", [*PROMPTS, *NOISE, *SIZES, *SETTINGS, *FACE], ids=label)
-def test_face_of_diffusers(idle, case):
+def test_calls_of_the_diffusers_interface(idle, case):
     options, *expected = case
     words = {} if {"editing_prompt", "editing_prompt_embeddings"} & options.keys() else {"editing_prompt": ["a", "b"]}
     check(SemanticStableDiffusionPipeline.from_pipe(idle), words | {"edit_warmup_steps": 0} | options, *expected)
@@ -199,8 +199,8 @@ def test_face_of_diffusers(idle, case):
 @pytest.mark.parametrize(
     ("scale", "effect"), [(0, "=0 ignores"), (0.5, "=0.5 weakens"), ([7.0, 0.99], "=0.99 weakens")]
 )
-def test_guidance_scales_that_lose_the_prompt(idle, scale, effect):
-    """The faces of diffusers take them for the prompt's prediction, as diffusers does."""
+def test_guidance_scales_below_1(idle, scale, effect):
+    """The diffusers interface accepts them and uses the conditional prediction, as diffusers does."""
     with pytest.raises(ValueError, match=f"guidance_scale{effect} the prompt; give 1 to turn off classifier-free"):
         idle(["cat", "dog"], guidance_scale=scale)
 
@@ -208,11 +208,11 @@ def test_guidance_scales_that_lose_the_prompt(idle, scale, effect):
 @pytest.mark.parametrize(
     ("name", "entry"), [("negative_prompt", "a"), ("guidance_scale", 1.0), ("eta", 0.5), ("edits", ["a"])]
 )
-def test_one_entry_a_prompt_or_a_picture_and_nothing_between(idle, name, entry):
-    with pytest.raises(ValueError, match=f"{name} has 3 entries, expected 2, one a prompt, or 4, one a picture"):
+def test_numbers_of_entries_between_prompts_and_pictures(idle, name, entry):
+    with pytest.raises(ValueError, match=f"{name} has 3 entries, expected 2, one for each prompt, or 4, one"):
         idle(["cat", "dog"], images_per_prompt=2, **{name: [entry] * 3})
 
 
-def test_one_text_is_no_list_of_letters(small, least_xl):
+def test_one_text_equals_a_list_of_one_text(small, least_xl):
     for pipe in (small, least_xl):
         assert np.array_equal(pipe.tokenizer("a cat"), pipe.tokenizer(["a cat"]))

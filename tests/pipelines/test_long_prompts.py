@@ -1,4 +1,4 @@
-"""Calls with longer texts and weights of words."""
+"""Calls with long prompts and weighted words."""
 
 import numpy as np
 import pytest
@@ -9,22 +9,22 @@ from sega_jax.text.prompt_weights import Reading, chunks
 LONG = "a cat, black, on a mat"  # 17 letters and commas, which are tokens here; a chunk has room for 10
 
 
-def test_a_weight_that_is_no_number(small):
+def test_weights_that_are_not_numbers(small):
     with pytest.raises(ValueError, match=r"the weight '1\.2\.3' in 'a \(b:1\.2\.3\)' is not a number; write"):
         small("a (b:1.2.3)", weighted=True, steps=1)
 
 
-def test_short_texts_are_read_as_ever(small):
+def test_short_texts_do_not_change(small):
     call = {"edits": [Edit("c", warmup=0)], "steps": 2, "output": "latent", "seed": 4}
-    usual = small("a (cat)", **call).images
-    assert np.array_equal(small("a (cat)", long_prompts=True, **call).images, usual)
+    expected = small("a (cat)", **call).images
+    assert np.array_equal(small("a (cat)", long_prompts=True, **call).images, expected)
     weighted = small("a (cat)", weighted=True, **call).images
-    assert not np.array_equal(weighted, usual)
-    assert np.array_equal(small("a \\(cat\\)", weighted=True, **call).images, usual)
+    assert not np.array_equal(weighted, expected)
+    assert np.array_equal(small("a \\(cat\\)", weighted=True, **call).images, expected)
 
 
 @pytest.mark.slow
-def test_embeddings_of_longer_texts(small):
+def test_embeddings_of_long_texts(small):
     found = small.encode([LONG, "a (b:1.5)"], long_prompts=True, weighted=True).states
     assert found.shape == (2, 24, 16)
     read = chunks(small.tokenizer, LONG, Reading(long=True))
@@ -37,8 +37,8 @@ def test_embeddings_of_longer_texts(small):
 
 
 @pytest.mark.slow
-def test_a_call_with_longer_texts_is_that_with_their_embeddings(small):
-    """Of prompts, negative prompts and concepts, each of its own length."""
+def test_a_call_with_long_texts_equals_a_call_with_their_embeddings(small):
+    """Prompts, negative prompts and concepts have different lengths."""
     call = {"steps": 2, "output": "latent", "seed": 4}
     texts = {"prompt": ["cat", LONG], "negative_prompt": ["(bad:1.3)", ""]}
     found = small(**texts, edits=[Edit(LONG[::-1], warmup=0)], long_prompts=True, weighted=True, **call).images
@@ -50,13 +50,13 @@ def test_a_call_with_longer_texts_is_that_with_their_embeddings(small):
     assert np.isfinite(rest).all()
 
 
-def test_what_is_cut_is_said_where_the_call_is(small):
+def test_truncation_warns_at_the_callers_line(small):
     with pytest.warns(UserWarning, match="cut from the end of 'a cat, black, on a mat'") as caught:
         small(LONG, weighted=True, steps=1, output="latent")
     assert caught[0].filename == __file__
 
 
-def test_refused(small, first):
+def test_invalid_arguments(small, first):
     for options, error, words in (
         ({"long_prompts": 1}, TypeError, "long_prompts=1 should be True or False"),
         ({"weighted": "yes"}, TypeError, "weighted='yes' should be True or False"),

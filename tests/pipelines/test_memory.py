@@ -1,4 +1,4 @@
-"""Calls that take less memory: rows whose predictions are made in parts, pictures that are decoded in tiles."""
+"""Calls that save memory: predicting a few rows at a time, and decoding pictures in tiles."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,8 +16,8 @@ def relative(found, wanted):
 
 
 @pytest.mark.slow
-def test_parts_of_the_rows_are_the_rows(small):
-    """Five rows in parts of two, the last of which is filled up."""
+def test_predicting_rows_in_chunks_changes_nothing(small):
+    """Five rows run in chunks of two, the last of which is padded."""
     whole, parts = (small(PROMPTS, rows_at_once=most, **CALL) for most in (5, 2))
     assert relative(parts.record.cond[:, 0], whole.record.cond[:, 0]) < 1e-5
     assert relative(parts.record.edits[:, 0], whole.record.edits[:, 0]) < 1e-5
@@ -25,7 +25,7 @@ def test_parts_of_the_rows_are_the_rows(small):
 
 
 @pytest.mark.slow
-def test_parts_take_less_memory(small):
+def test_chunks_need_less_memory(small):
     call = {"edits": [Edit("c", warmup=0)], "steps": 3, "output": "latent", "height": 64, "width": 64}
     whole, parts = (small.compile(["cat"] * 8, rows_at_once=most, **call) for most in (8, 1))
 
@@ -36,8 +36,8 @@ def test_parts_take_less_memory(small):
 
 
 @pytest.mark.parametrize("most", [None, 1, 2, 3, 4, 5])
-def test_rows_and_their_branches_stay_together(most):
-    """Two arrays of rows, one of three branches of each, and nothing."""
+def test_chunks_keep_rows_and_their_branches_together(most):
+    """The arguments are two arrays of rows, an array with three branches for each row, and None."""
     x, y, texts = np.arange(10).reshape(5, 2), np.arange(5), np.arange(30).reshape(15, 2)
 
     def function(x, y, texts, nothing):
@@ -51,9 +51,9 @@ def test_rows_and_their_branches_stay_together(most):
 
 
 @pytest.mark.slow
-def test_what_fits_in_a_tile_is_not_tiled(small):
+def test_pictures_within_one_tile_are_not_tiled(small):
     call = {"steps": 1, "output": "float"}
-    usual = small("cat", **call).images
-    assert np.array_equal(small("cat", tiled=True, **call).images, usual)
+    untiled = small("cat", **call).images
+    assert np.array_equal(small("cat", tiled=True, **call).images, untiled)
     tiled = small("cat", tiled=8, **call).images
-    assert 1e-4 < relative(tiled, usual) < 1
+    assert 1e-4 < relative(tiled, untiled) < 1

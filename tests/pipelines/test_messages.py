@@ -1,4 +1,4 @@
-"""Warnings: collected during a call, and emitted once each at the line that called the library."""
+"""Warnings are collected during a call and emitted once each, at the line that called the library."""
 
 import contextvars
 import threading
@@ -33,7 +33,7 @@ def run(function, *words):
 
 
 def module(path):
-    """The functions of a made-up module that lies there."""
+    """Returns the functions of an imaginary module at this path."""
     space = {"collected": collected, "warn": warn}
     exec(compile(CODE, str(path), "exec"), space)
     return space
@@ -44,7 +44,7 @@ LIBRARY = module(PACKAGE / "pipelines" / "made_up.py")
 
 @pytest.fixture
 def caught():
-    """All warnings of a test, also equal ones of one line."""
+    """All warnings of a test, including repeated ones."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield caught
@@ -55,19 +55,19 @@ def words(caught):
 
 
 def line(words):
-    """The number of the line of this file with these words, which no other has."""
+    """Returns the number of the only line of this file with this text."""
     (number,) = (i for i, text in enumerate(Path(__file__).read_text().splitlines(), 1) if text.strip() == words)
     return number
 
 
-def test_without_a_block_a_warning_is_emitted_at_once(caught):
+def test_warnings_outside_of_blocks_are_emitted_at_once(caught):
     LIBRARY["deep"]("a", "a")
     assert words(caught) == ["a", "a"]
     assert caught[0].category is UserWarning
     assert {(one.filename, one.lineno) for one in caught} == {(__file__, line('LIBRARY["deep"]("a", "a")'))}
 
 
-def test_a_block_emits_each_once_when_it_ends(caught):
+def test_a_block_emits_each_warning_once_at_its_end(caught):
     with collected():
         for word in "aba":
             warn(word)
@@ -85,20 +85,20 @@ def test_the_outermost_block_emits(caught):
     assert words(caught) == ["a", "b"]
 
 
-def test_every_call_emits_its_own(caught):
+def test_every_call_emits_its_warnings(caught):
     for _ in range(2):
         LIBRARY["call"]("a", "b")
     assert words(caught) == ["a", "b"] * 2
 
 
-def test_they_are_at_the_callers_line(caught):
+def test_warnings_point_to_the_callers_line(caught):
     LIBRARY["run"](LIBRARY["call"], "a", "b")
     numbers = {one.lineno for one in caught}
     assert numbers == {line('LIBRARY["run"](LIBRARY["call"], "a", "b")')}
     assert {one.filename for one in caught} == {__file__}
 
 
-def test_an_error_emits_them_at_the_callers_line(caught):
+def test_an_error_ends_the_block_and_emits_its_warnings(caught):
     with pytest.raises(KeyError, match="broken"):
         LIBRARY["stop"]("a", "b", "b")
     assert words(caught) == ["a", "b"]
@@ -107,7 +107,7 @@ def test_an_error_emits_them_at_the_callers_line(caught):
     assert words(caught)[2:] == ["c"], "the block has not ended"
 
 
-def test_a_folder_of_a_similar_name_is_not_the_library(caught):
+def test_a_folder_with_a_similar_name_is_not_the_library(caught):
     path = PACKAGE.with_name(f"{PACKAGE.name}_experiments") / "run.py"
     module(path)["run"](LIBRARY["call"], "a")
     assert caught[0].filename == str(path)
@@ -124,7 +124,7 @@ def test_with_warnings_as_errors_the_first_error_is_the_context():
 
 
 def in_threads(target, *arguments):
-    """Runs it in two threads, each in a copy of this one's context."""
+    """Runs a function in two threads, each in a copy of this thread's context."""
     threads = [threading.Thread(target=contextvars.copy_context().run, args=(target, *arguments)) for _ in range(2)]
     for thread in threads:
         thread.start()
@@ -132,7 +132,7 @@ def in_threads(target, *arguments):
         thread.join()
 
 
-def test_threads_add_theirs_to_the_block_that_started_them(caught):
+def test_threads_in_a_copied_context_join_the_block(caught):
     with collected():
         in_threads(LIBRARY["call"], "a", "b")
         warn("b")
@@ -141,7 +141,7 @@ def test_threads_add_theirs_to_the_block_that_started_them(caught):
     assert {one.filename for one in caught} == {__file__}
 
 
-def test_a_thread_of_its_own_emits_its_own(caught):
+def test_other_threads_emit_their_own_warnings(caught):
     thread = threading.Thread(target=LIBRARY["call"], args=("a",))
     with collected():
         thread.start()
@@ -162,7 +162,7 @@ def test_a_muted_block_emits_nothing(caught):
 
 
 def test_warnings_of_a_pipeline(small, caught):
-    """Of a call that fails, and of one that is only prepared: once each, at its line, whatever else there is."""
+    """A failing call and a prepared call each warn once, at their own lines."""
     edits = ["a", "a"]
     with pytest.raises(ValueError, match="replay has shape"):
         small("cat", edits, steps=2, strict=False, replay=[[0.0]])

@@ -1,4 +1,4 @@
-"""Networks that are published alone, in place of a checkpoint's: folders, single files, repositories."""
+"""Replacing a checkpoint's networks by separately published ones: folders, single files, repositories."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ def other(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def wanted(other, one_device):
+def expected(other, one_device):
     return load(other, devices=one_device).models
 
 
@@ -42,23 +42,23 @@ def equal(first, second):
 
 
 def originals(folder):
-    """The tensors of a folder's networks as a single file has them, by network and without what names begin with."""
-    found = {}
+    """Returns the tensors of a folder's networks under a single file's names without prefixes, by network."""
+    tensors_by_network = {}
     for part, start in zip(PARTS, (original_files.CLIP, original_files.UNET, original_files.VAE), strict=True):
         module = tiny.networks(unet=tiny.UNET_1)._asdict()[part]
         names = tiny.original_names(module, start)
         (path,) = (folder / part).glob("*.safetensors")
         tensors = {names[module.rename(key)]: array for key, array in load_file(path).items()}
         convolutions = {key: a[:, :, None, None] for key, a in tensors.items() if ".attn_1." in key and a.ndim == 2}
-        found[part] = {key.removeprefix(start): array for key, array in (tensors | convolutions).items()}
-    return found
+        tensors_by_network[part] = {key.removeprefix(start): array for key, array in (tensors | convolutions).items()}
+    return tensors_by_network
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_folder(small_folder, small, other, wanted, part, tmp_path):
+def test_folders(small_folder, small, other, expected, part, tmp_path):
     for source in (other / part, str(other / part), other):
         models = load(small_folder, devices=small.devices, **{part: source}).models._asdict()
-        assert equal(models[part], wanted._asdict()[part])
+        assert equal(models[part], expected._asdict()[part])
         assert all(equal(models[rest], small.models._asdict()[rest]) for rest in PARTS if rest != part)
     (weights,) = (shutil.copytree(other / part, tmp_path / "bin")).glob("*.safetensors")
     stem = "pytorch_model" if part == "text_encoder" else weights.stem
@@ -70,7 +70,7 @@ def test_a_folder(small_folder, small, other, wanted, part, tmp_path):
 
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("form", ["diffusers", "diffusers with a prefix", "original", "original with a prefix", "ckpt"])
-def test_a_single_file(small_folder, small, other, wanted, part, form, tmp_path):
+def test_weight_files(small_folder, small, other, expected, part, form, tmp_path):
     path = tmp_path / "a.safetensors"
     if form.startswith("diffusers"):
         (weights,) = (other / part).glob("*.safetensors")
@@ -83,44 +83,44 @@ def test_a_single_file(small_folder, small, other, wanted, part, form, tmp_path)
         prefix = "" if form == "original" else "model.diffusion_model."
         save_file({f"{prefix}{key}": array for key, array in originals(other)[part].items()}, path)
     models = load(small_folder, devices=small.devices, **{part: path}).models._asdict()
-    assert equal(models[part], wanted._asdict()[part])
+    assert equal(models[part], expected._asdict()[part])
 
 
-def test_the_network_of_a_whole_file(small_folder, small, other, wanted, tmp_path):
-    """Which has its names among others."""
+def test_one_network_of_a_single_file(small_folder, small, other, expected, tmp_path):
+    """The file has all networks of a checkpoint."""
     starts = dict(zip(PARTS, (original_files.CLIP, original_files.UNET, original_files.VAE), strict=True))
     tensors = {f"{starts[part]}{key}": a for part, of in originals(other).items() for key, a in of.items()}
     save_file(tensors, tmp_path / "a.safetensors")
-    assert equal(load(small_folder, devices=small.devices, vae=tmp_path / "a.safetensors").models.vae, wanted.vae)
+    assert equal(load(small_folder, devices=small.devices, vae=tmp_path / "a.safetensors").models.vae, expected.vae)
 
 
-def test_where_the_checkpoint_lacks_the_network(small_folder, small, other, wanted, tmp_path):
+def test_a_folder_without_the_network(small_folder, small, other, expected, tmp_path):
     folder = shutil.copytree(small_folder, tmp_path / "copy")
     shutil.rmtree(folder / "vae")
     index = json.loads((folder / "model_index.json").read_text())
     without = {name: value for name, value in index.items() if name != "vae"}
     for entries in (index, without, index | {"vae": [None, None]}):
         tiny.write_json(folder / "model_index.json", entries)
-        assert equal(load(folder, devices=small.devices, vae=other / "vae").models.vae, wanted.vae)
+        assert equal(load(folder, devices=small.devices, vae=other / "vae").models.vae, expected.vae)
     save_file(load_file(other / VAE), tmp_path / "a.safetensors")
-    with pytest.raises(CheckpointError, match=r"a\.safetensors' is a file without a config, and .* has none of its"):
+    with pytest.raises(CheckpointError, match=r"a\.safetensors' is a file without a config, and .* has no vae config"):
         load(folder, devices=small.devices, vae=tmp_path / "a.safetensors")
     with pytest.raises(CheckpointError, match="vae is missing; expected"):
         load(folder, devices=small.devices)
 
 
-def test_a_single_file_that_lacks_the_network(small_folder, small, other, wanted, tmp_path):
+def test_a_single_file_without_the_network(small_folder, small, other, expected, tmp_path):
     tensors = tiny.original(unet=tiny.UNET_1)
     save_file({k: v for k, v in tensors.items() if not k.startswith(original_files.VAE)}, tmp_path / "a.safetensors")
     found = load(tmp_path / "a.safetensors", config=small_folder, devices=small.devices, vae=other / VAE)
-    assert equal(found.models.vae, wanted.vae)
+    assert equal(found.models.vae, expected.vae)
     assert equal(found.models.unet, small.models.unet)
     with pytest.raises(CheckpointError, match=r"has no vae \(.* give vae=, a file, folder or repository"):
         load(tmp_path / "a.safetensors", config=small_folder, devices=small.devices)
 
 
-def test_a_config_of_its_own(small_folder, small, other, tmp_path):
-    """Another scale of the latents, as autoencoders of other families have, and another number of layers."""
+def test_a_network_with_another_config(small_folder, small, other, tmp_path):
+    """The scale of latents and the number of layers differ from the checkpoint's."""
     folder = shutil.copytree(other / "vae", tmp_path / "vae")
     config = json.loads((folder / "config.json").read_text())
     tiny.write_json(folder / "config.json", config | {"scaling_factor": 0.5})
@@ -131,8 +131,8 @@ def test_a_config_of_its_own(small_folder, small, other, tmp_path):
     assert len(found.down_blocks) == len(tiny.UNET["block_out_channels"])
 
 
-def test_the_text_encoder_of_a_whole_clip(small_folder, small, other, wanted, tmp_path):
-    """Whose config has the text encoder's within, and whose weights have pictures' as well."""
+def test_the_text_encoder_of_a_complete_clip(small_folder, small, other, expected, tmp_path):
+    """CLIP's config contains the text encoder's config, and its weights include the vision tower."""
     text = json.loads((other / "text_encoder/config.json").read_text())
     whole = {"architectures": ["CLIPModel"], "text_config": text, "vision_config": {"hidden_size": 4}}
     (tmp_path / "clip").mkdir()
@@ -143,50 +143,50 @@ def test_the_text_encoder_of_a_whole_clip(small_folder, small, other, wanted, tm
     tensors |= {key: np.ones(shape, np.float32) for key, shape in spare.items()}
     save_file(tensors, tmp_path / "clip/model.safetensors")
     found = load(small_folder, devices=small.devices, text_encoder=tmp_path / "clip").models.text_encoder
-    assert equal(found, wanted.text_encoder)
+    assert equal(found, expected.text_encoder)
     tiny.write_json(tmp_path / "clip/config.json", {"architectures": ["T5EncoderModel"]})
     with pytest.raises(CheckpointError, match="is T5EncoderModel, expected CLIPTextModel or CLIPModel"):
         load(small_folder, devices=small.devices, text_encoder=tmp_path / "clip")
 
 
-def test_a_repository(small_folder, small, other, wanted, tmp_path, monkeypatch):
-    """The network's own, a checkpoint's, a folder in one, and a file in one."""
+def test_repositories(small_folder, small, other, expected, tmp_path, monkeypatch):
+    """The source is the network's repository, a checkpoint's, or a folder or file in one."""
     client = Stub(other / "vae", tmp_path / "cache")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", client)
     (other / "vae" / "diffusion_pytorch_model.bin").write_bytes(b"x")
     weights = {"config.json", "diffusion_pytorch_model.safetensors"}
-    assert equal(load(small_folder, devices=small.devices, vae=NAME).models.vae, wanted.vae)
+    assert equal(load(small_folder, devices=small.devices, vae=NAME).models.vae, expected.vae)
     assert fetched(client) == weights
     client.folder = other
     for source in (NAME, f"{NAME}/vae", f"https://huggingface.co/{NAME}/tree/main/vae", f"{NAME}/{VAE}"):
         shutil.rmtree(client.cache)
-        assert equal(load(small_folder, devices=small.devices, vae=source).models.vae, wanted.vae)
+        assert equal(load(small_folder, devices=small.devices, vae=source).models.vae, expected.vae)
         assert fetched(client) == {f"vae/{name}" for name in weights}
     face = SemanticStableDiffusionPipeline.from_pretrained(small_folder, vae=NAME, devices=small.devices)
-    assert equal(face.vae, wanted.vae)
+    assert equal(face.vae, expected.vae)
 
 
-def test_a_variant(small_folder, small, other, wanted, tmp_path):
+def test_the_variant_applies_to_the_checkpoint_only(small_folder, small, other, expected, tmp_path):
     folder = shutil.copytree(small_folder, tmp_path / "copy")
     for path in folder.rglob("*.safetensors"):
         path.rename(path.with_suffix(".fp16.safetensors"))
     found = load(folder, variant="fp16", vae=other / "vae", devices=small.devices)
-    assert equal(found.models.vae, wanted.vae)
+    assert equal(found.models.vae, expected.vae)
 
 
 REFUSED = {
-    "no such file": ("nowhere.safetensors", FileNotFoundError, "vae='.*' is no file and no folder"),
+    "no such file": ("nowhere.safetensors", FileNotFoundError, "vae='.*' is neither a file nor a folder"),
     "a folder of something else": ("empty", CheckpointError, "has no config.json, nor a folder vae"),
-    "no weights": ("bare", CheckpointError, r"has no weights, diffusion_pytorch_model\.safetensors"),
+    "no weights": ("bare", CheckpointError, r"has no weights \(diffusion_pytorch_model\.safetensors"),
     "another class": ("tiny-vae", CheckpointError, "is AutoencoderTiny, expected AutoencoderKL"),
     "another network": ("unet", CheckpointError, "is UNet2DConditionModel, expected AutoencoderKL"),
-    "a file of another network": ("unet.safetensors", CheckpointError, r"has no vae with diffusers' or the original"),
+    "a file of another network": ("unet.safetensors", CheckpointError, r"has no vae under diffusers' or the original"),
     "a broken file": ("broken.safetensors", CheckpointError, "truncated or not a safetensors file"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_refused(small_folder, small, other, tmp_path, name):
+def test_rejected_sources(small_folder, small, other, tmp_path, name):
     source, error, words = REFUSED[name]
     (tmp_path / "empty").mkdir()
     for folder, kind in (("bare", "AutoencoderKL"), ("tiny-vae", "AutoencoderTiny")):
@@ -199,7 +199,7 @@ def test_what_is_refused(small_folder, small, other, tmp_path, name):
         load(small_folder, devices=small.devices, vae=tmp_path / source)
 
 
-def test_values_of_another_type(small_folder, small):
+def test_invalid_values(small_folder, small):
     for value in (3, True, b"vae"):
         with pytest.raises(TypeError, match=r"vae=.* should be"):
             load(small_folder, devices=small.devices, vae=value)
@@ -208,47 +208,47 @@ def test_values_of_another_type(small_folder, small):
 
 
 @pytest.mark.slow
-def test_the_shell(small_folder, small, other, wanted, tmp_path, monkeypatch):
-    """A relative path becomes a whole one in the command that repeats the picture."""
+def test_the_shell(small_folder, small, other, expected, tmp_path, monkeypatch):
+    """The command that repeats a picture has absolute paths."""
     monkeypatch.chdir(other)
     monkeypatch.setattr(loading, "fill_pipeline", lambda *_: small)
     words = ["edit", "--model", small_folder, "--vae", "vae", "--unet", other, "--prompt", "a", "--steps", "1"]
     result = CliRunner().invoke(main, [*map(str, words), "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     (picture,) = (tmp_path / "out").glob("*original.png")
-    told = CliRunner().invoke(main, ["info", str(picture)]).output
-    assert f"--vae {other / 'vae'}" in told
-    assert f"--unet {other}" in told
+    info = CliRunner().invoke(main, ["info", str(picture)]).output
+    assert f"--vae {other / 'vae'}" in info
+    assert f"--unet {other}" in info
 
 
-def ways(other, prefixes):
-    """The tensors of an autoencoder behind several prefixes, each with values of its own."""
+def with_prefixes(other, prefixes):
+    """Returns the tensors of an autoencoder under several prefixes, with different values for each."""
     own = originals(other)["vae"]
     return {f"{prefix}{key}": array + np.float32(i) for i, prefix in enumerate(prefixes) for key, array in own.items()}
 
 
 @pytest.mark.parametrize("others", [("ema.",), ("first_stage_model_ema.",), ("aux.", "vae_ema.")])
-def test_several_networks_in_a_file(small_folder, small, other, wanted, tmp_path, others):
-    """The family's own prefix comes first, and the moving average last."""
-    save_file(ways(other, ("first_stage_model.", *others)), tmp_path / "a.safetensors")
-    assert equal(load(small_folder, devices=small.devices, vae=tmp_path / "a.safetensors").models.vae, wanted.vae)
+def test_several_networks_in_a_file(small_folder, small, other, expected, tmp_path, others):
+    """The family's prefix is preferred, and moving averages are avoided."""
+    save_file(with_prefixes(other, ("first_stage_model.", *others)), tmp_path / "a.safetensors")
+    assert equal(load(small_folder, devices=small.devices, vae=tmp_path / "a.safetensors").models.vae, expected.vae)
 
 
-def test_networks_that_nothing_tells_apart(small_folder, small, other, wanted, tmp_path):
-    save_file(ways(other, ("model.", "model_ema.")), tmp_path / "a.safetensors")
-    assert equal(load(small_folder, devices=small.devices, vae=tmp_path / "a.safetensors").models.vae, wanted.vae)
-    save_file(ways(other, ("one.", "two.")), tmp_path / "a.safetensors")
-    with pytest.raises(CheckpointError, match=r"several networks that may be the vae, behind 'one\.' and 'two\.'"):
+def test_networks_with_ambiguous_prefixes(small_folder, small, other, expected, tmp_path):
+    save_file(with_prefixes(other, ("model.", "model_ema.")), tmp_path / "a.safetensors")
+    assert equal(load(small_folder, devices=small.devices, vae=tmp_path / "a.safetensors").models.vae, expected.vae)
+    save_file(with_prefixes(other, ("one.", "two.")), tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match=r"networks that may be the vae, with the prefixes 'one\.' and 'two\.'"):
         load(small_folder, devices=small.devices, vae=tmp_path / "a.safetensors")
 
 
-def test_shapes_tell_networks_apart(small_folder, small, other, wanted, tmp_path):
-    """Two text encoders in one file, of which one fits."""
+def test_shapes_distinguish_networks(small_folder, small, other, expected, tmp_path):
+    """Only one of the file's two text encoders has the right shapes."""
     tensors = load_file(other / "text_encoder/model.safetensors")
     wide = {f"clip_g.{key}": np.concatenate([array, array]) for key, array in tensors.items()}
     save_file({f"clip_l.{key}": array for key, array in tensors.items()} | wide, tmp_path / "a.safetensors")
     found = load(small_folder, devices=small.devices, text_encoder=tmp_path / "a.safetensors")
-    assert equal(found.models.text_encoder, wanted.text_encoder)
+    assert equal(found.models.text_encoder, expected.text_encoder)
 
 
 PREDICTS_V = {"v_pred": np.zeros(0, np.float32), "ztsnr": np.zeros(0, np.float32)}
@@ -260,7 +260,7 @@ def predicts(small_folder, devices, **options):
 
 
 @pytest.mark.parametrize("form", ["diffusers", "with a prefix", "original", "header"])
-def test_a_unet_that_declares_what_it_predicts(small_folder, small, other, tmp_path, form):
+def test_a_unet_that_declares_its_prediction_type(small_folder, small, other, tmp_path, form):
     path, header = tmp_path / "a.safetensors", None
     tensors = originals(other)["unet"] if form == "original" else load_file(other / "unet" / path_name(other, "unet"))
     if form == "with a prefix":
@@ -276,8 +276,8 @@ def path_name(folder, part):
     return path.name
 
 
-def test_what_other_files_say_of_their_own_unet(small_folder, small, other, tmp_path):
-    """A whole file as the source of an autoencoder, or one whose UNet another replaces."""
+def test_declarations_about_unused_unets_are_ignored(small_folder, small, other, tmp_path):
+    """A single file provides only an autoencoder, or its UNet is replaced."""
     whole = tiny.original(unet=tiny.UNET_1) | PREDICTS_V
     save_file(whole, tmp_path / "a.safetensors")
     assert predicts(small_folder, small.devices, vae=tmp_path / "a.safetensors") == ("epsilon", False)
@@ -285,11 +285,11 @@ def test_what_other_files_say_of_their_own_unet(small_folder, small, other, tmp_
     assert predicts(small_folder, small.devices, **options) == ("v_prediction", True)
     assert predicts(small_folder, small.devices, **options, unet=other / "unet") == ("epsilon", False)
     assert predicts(small_folder, small.devices, **options, unet=small.models.unet) == ("epsilon", False)
-    with pytest.raises(ValueError, match=r"ema=True is of the unet in .*a\.safetensors, which another one replaces"):
+    with pytest.raises(ValueError, match=r"moving average of the unet in .*a\.safetensors, which is replaced"):
         predicts(small_folder, small.devices, **options, unet=other / "unet", ema=True)
 
 
-def test_a_variant_that_only_the_replacement_has(small_folder, small, other, wanted, tmp_path):
+def test_a_variant_of_the_replacement_only(small_folder, small, other, expected, tmp_path):
     folder = shutil.copytree(other / "unet", tmp_path / "unet")
     (folder / "diffusion_pytorch_model.safetensors").rename(folder / "diffusion_pytorch_model.fp16.safetensors")
-    assert equal(load(small_folder, devices=small.devices, unet=folder, variant="fp16").models.unet, wanted.unet)
+    assert equal(load(small_folder, devices=small.devices, unet=folder, variant="fp16").models.unet, expected.unet)

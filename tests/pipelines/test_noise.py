@@ -1,4 +1,4 @@
-"""Noise as an argument: what a call draws from its seeds can be given instead, and a record has what was drawn."""
+"""Noise as an argument: it replaces the noise that a call draws from its seeds, and a record stores it."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ BYTES = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
 
 
 def normal(tag, shape, *more):
-    """What our rows of these seeds draw."""
+    """Returns the normal noise that the rows draw from SEEDS."""
     keys = [jax.random.fold_in(jax.random.key(seed), tag) for seed in SEEDS]
     for number in more:
         keys = [jax.random.fold_in(key, number) for key in keys]
@@ -33,7 +33,7 @@ def relative(found, expected):
 
 
 def again(pipe, out, initial, **call):
-    """The same call with other seeds, and with the noise that the first one drew."""
+    """Repeats a call with other seeds and with the noise that the first one drew."""
     call = call | {"steps": STEPS, "seed": OTHERS, "noise": out.record.noise, "progress": False}
     return pipe(["cat", "dog"], EDIT, **call, **initial).images
 
@@ -50,20 +50,20 @@ def check(pipe, initial, **call):
 @pytest.mark.parametrize(
     ("config", "call"), [(tiny.DDIM, {"eta": [1.0, 0.5]}), (ANCESTRAL, {})], ids=["DDIM", "ancestral"]
 )
-def test_of_a_stochastic_solver(least, config, call):
+def test_noise_of_stochastic_solvers(least, config, call):
     pipe = Pipeline(**least.components)
     pipe.scheduler = from_config(config)
     check(pipe, {"latents": normal(INITIAL, pipe.latent_shape())}, output="latent", **call)
 
 
 @pytest.mark.slow
-def test_of_learned_variance(first):
+def test_noise_with_a_learned_variance(first):
     check(first, {"latents": normal(INITIAL, first.latent_shape())}, output="float")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("anew", [False, True])
-def test_of_a_stage_that_enlarges(second, anew):
+def test_noise_of_an_upscaling_stage(second, anew):
     size = second.latent_shape()[:2]
     small = [normal(LOW_RES, (*size, 3), call if anew else 0) for call in range(STEPS)]
     initial = {"latents": normal(INITIAL, (*size, 3)), "image_noise": np.stack(small) if anew else small[0]}
@@ -71,7 +71,7 @@ def test_of_a_stage_that_enlarges(second, anew):
     check(second, initial, output="float", image=pictures, noise_anew=anew)
 
 
-def test_of_a_picture_to_start_from(small):
+def test_noise_of_a_picture_to_start_from(small):
     shape = small.latent_shape()
     call = {"image": BYTES, "strength": 0.5, "steps": 4, "output": "latent", "progress": False}
     latents, words = {"latents": normal(INITIAL, shape)}, ["cat", "dog"]
@@ -82,7 +82,7 @@ def test_of_a_picture_to_start_from(small):
 
 
 @pytest.mark.slow
-def test_of_tokens(paella):
+def test_noise_of_tokens(paella):
     pipe = paella
     grid = np.random.default_rng(0).integers(0, 20, (2, *pipe.latent_shape()[:2]))
     call = {"tokens": grid, "output": "tokens"}
@@ -90,7 +90,7 @@ def test_of_tokens(paella):
     gumbel, uniform = out.record.noise
     assert gumbel.shape == (STEPS, 2, *pipe.latent_shape())
     assert uniform.shape == gumbel.shape[:-1]
-    # The prior draws from the seeds, too.
+    # The seeds stay the same, because the prior draws from them, too.
     seeds = {"seed": SEEDS, "steps": STEPS, "progress": False}
     np.testing.assert_array_equal(
         pipe(["cat", "dog"], EDIT, noise=out.record.noise, **seeds, **call).images, out.images
@@ -99,7 +99,7 @@ def test_of_tokens(paella):
     assert (other != out.images).any()
 
 
-def test_numbers_of_calls_share_a_program(first, compilations):
+def test_different_numbers_of_calls_share_a_program(first, compilations):
     shape = first.latent_shape()
     rng = np.random.default_rng(0)
     for steps in (2, 5):
@@ -109,12 +109,12 @@ def test_numbers_of_calls_share_a_program(first, compilations):
     assert not compiled
 
 
-def test_what_makes_no_sense(least, first, second):
+def test_invalid_noise(least, first, second):
     shape = least.latent_shape()
     noise = np.zeros((STEPS, 1, *shape), np.float32)
-    with pytest.raises(ValueError, match="noise is for solvers that add noise at model calls"):
+    with pytest.raises(ValueError, match="noise needs a solver that adds noise at model calls"):
         least("cat", steps=STEPS, noise=noise)
-    with pytest.raises(ValueError, match="record_noise=True is for solvers that add noise"):
+    with pytest.raises(ValueError, match="record_noise=True needs a solver that adds noise"):
         least("cat", steps=STEPS, record=True, record_noise=True)
     with pytest.warns(UserWarning, match="it is ignored"):
         least.prepare("cat", steps=STEPS, noise=noise, strict=False)

@@ -1,4 +1,4 @@
-"""What a call gives: rows of their own, seeds, outputs, records, warnings, and diffusers' face on it."""
+"""Calls of a pipeline: independent rows, seeds, outputs, records, warnings, and the diffusers interface."""
 
 import sys
 import warnings
@@ -21,7 +21,7 @@ EDITS = [
     [Edit("a", scale=4, warmup=0, cooldown=3, weight=2), Edit("b", scale=-3, warmup=2, threshold=0.5)],
     [Edit("c", warmup=1, momentum_scale=0.5, momentum_beta=0.7)],
 ]
-# The edits of both rows in diffusers' words.
+# EDITS[0] for both rows, in diffusers' arguments.
 WORDS = {
     "editing_prompt": ["a", "b"],
     "reverse_editing_direction": [False, True],
@@ -36,7 +36,7 @@ LATENTS = np.random.default_rng(0).standard_normal((2, 8, 8, 4)).astype(np.float
 
 @pytest.fixture(scope="module")
 def run(small):
-    """Two rows with two concepts at most, so that most calls here share a compiled program."""
+    """Calls with two rows and at most two concepts, so that most calls share a compiled program."""
     defaults = {"edits": EDITS, "steps": STEPS, "latents": LATENTS, "output": "latent", "record": True}
     return lambda prompt=PROMPTS, **options: small(prompt, **defaults | options)
 
@@ -49,7 +49,7 @@ def face(small):
 
 
 def added(record, row, edits, momentum_scale=0.1, momentum_beta=0.4):
-    """What the oracle adds for a row, from the recorded predictions."""
+    """Returns the oracle's guidance for a row from the recorded predictions."""
     settings = {name: [getattr(edit, name) for edit in edits] for name in vars(edits[0]) if name != "concept"}
     for name, default in (("momentum_scale", momentum_scale), ("momentum_beta", momentum_beta)):
         settings[name] = [default if value is None else value for value in settings[name]]
@@ -58,7 +58,7 @@ def added(record, row, edits, momentum_scale=0.1, momentum_beta=0.4):
 
 
 def by_hand(x, guided, steps=STEPS):
-    """DDIM from the estimates of every call [calls, ...]."""
+    """Runs DDIM with the given noise estimates [calls, ...]."""
     betas = np.linspace(tiny.DDIM["beta_start"] ** 0.5, tiny.DDIM["beta_end"] ** 0.5, 1000) ** 2
     bars, stride = np.cumprod(1 - betas), 1000 // steps
     for i, estimate in enumerate(guided):
@@ -73,11 +73,11 @@ def close(found, wanted, tolerance=1e-5):
     assert np.linalg.norm(np.asarray(found) - wanted) <= tolerance * np.linalg.norm(wanted)
 
 
-# The loop as a whole
+# The complete loop
 
 
-def test_guidance_and_steps_are_the_formulas(run):
-    """Row 8 of the differences: each row has concepts and settings of its own."""
+def test_guidance_and_steps_follow_the_formulas(run):
+    """Row 8 of the table of differences: each row has its own concepts and settings."""
     out = run(guidance_scale=[7.5, 1.5])
     assert out.record.edits.shape == (2, STEPS, 2, 8, 8, 4)
     for row, scale in enumerate((7.5, 1.5)):
@@ -89,7 +89,7 @@ def test_guidance_and_steps_are_the_formulas(run):
 
 @pytest.mark.parametrize("scale", [1.0, 0.3, 0.0])
 def test_edits_act_without_classifier_free_guidance(face, scale):
-    """Row 2: diffusers drops them; its plain conditional estimate stays."""
+    """Row 2 of the table of differences: diffusers drops the edits and keeps only the conditional estimate."""
     out = face(guidance_scale=scale)
     assert np.abs(out.sem_guidance).max() > 0.1
     for row in range(2):
@@ -98,7 +98,7 @@ def test_edits_act_without_classifier_free_guidance(face, scale):
         )
 
 
-def test_rows_do_not_touch_each_other(run):
+def test_rows_are_independent(run):
     mixed, alike = run(), run(["cat", "cat"], edits=[EDITS[0], EDITS[0]])
     assert np.array_equal(mixed.images[0], alike.images[0])
     assert not np.array_equal(mixed.images[1], alike.images[1])
@@ -112,8 +112,8 @@ def test_fewer_concepts_are_padded_without_effect(run):
     assert np.array_equal(padded.images, explicit.images)
 
 
-def test_plms_makes_one_call_more_and_warmups_count_calls(small):
-    """Row 7, and for a picture that is not square."""
+def test_plms_makes_one_more_call_and_warmups_count_calls(small):
+    """Row 7 of the table of differences, for a picture that is not square."""
     plms = Pipeline(**small.components | {"scheduler": from_config(tiny.PNDM)})
     edits = [Edit("a", warmup=STEPS), Edit("b", warmup=2, cooldown=4)]
     out = plms("cat", edits, steps=STEPS, record=True, output="latent", height=20, width=12)
@@ -122,7 +122,7 @@ def test_plms_makes_one_call_more_and_warmups_count_calls(small):
     close(out.record.sem_guidance[0], added(out.record, 0, edits))
 
 
-# Words
+# Texts
 
 
 def test_negative_prompts(run):
@@ -139,7 +139,7 @@ def test_edits_may_be_words_or_one_list_for_all(run):
     assert np.array_equal(run(edits=[("a", "b"), [Edit("a"), "b"]], **options).images, explicit.images)
 
 
-def test_embeddings_stand_for_words(run, small):
+def test_embeddings_replace_words(run, small):
     a, b = small.encode(["a", "b"])
     edits = [Edit(a, warmup=0), Edit(b.states[0].tolist(), warmup=1)]
     assert np.array_equal(run(edits=edits).images, run(edits=[Edit("a", warmup=0), Edit("b", warmup=1)]).images)
@@ -148,8 +148,8 @@ def test_embeddings_stand_for_words(run, small):
 LONG = "a b c d e f g h i j k l m n"
 
 
-def test_long_texts_keep_their_end_and_warn_with_the_rest(small, run):
-    """Row 5: in diffusers they lose the end token, and one long prompt breaks a batch."""
+def test_truncated_texts_keep_the_end_token_and_warn(small, run):
+    """Row 5 of the table of differences: in diffusers, they lose it, and one long prompt breaks a batch."""
     with pytest.warns(UserWarning, match="reads 12 tokens; cut from the end of 'a b c .*: 'k l m n") as caught:
         long = run([LONG, "dog"])
     assert caught[0].filename == __file__
@@ -159,7 +159,7 @@ def test_long_texts_keep_their_end_and_warn_with_the_rest(small, run):
 
 
 @pytest.mark.parametrize("text", ["éééééééé", "日本語日本"])
-def test_texts_of_letters_that_are_several_tokens_are_cut_with_a_warning(small, text):
+def test_truncated_texts_with_several_tokens_per_letter_warn(small, text):
     with pytest.warns(UserWarning, match="reads 12 tokens; cut from the end of"):
         small.tokenizer([text])
 
@@ -170,7 +170,7 @@ def test_short_texts_do_not_warn(small):
         small.tokenizer(["", "a b c d e f g h i j", "a" + " " * 100])
 
 
-def test_encodings_are_remembered_and_right_whatever_the_block(small):
+def test_cached_encodings_do_not_depend_on_the_batch(small):
     texts = [f"{a} {b}" for a in "abcdefghijklmnopqr" for b in "abcdefghijklmnopqr"]
     all_at_once = small.encode(texts)
     assert len(all_at_once) == len(texts)
@@ -179,7 +179,7 @@ def test_encodings_are_remembered_and_right_whatever_the_block(small):
 
 
 def test_equal_texts_are_encoded_once(small):
-    """In a call and after it; equal are those of equal tokens."""
+    """Texts with equal tokens are encoded once in a call, and never again."""
     pipe = Pipeline(**small.components)
     with pipe.devices.watch() as programs:
         first = pipe.encode(["a cat", "A  cat"] * 6 + ["a dog"]).states
@@ -214,7 +214,7 @@ def test_keys(run):
     assert not np.array_equal(first.images, draw(key=jax.random.key(6), steps=12).images)
 
 
-def test_given_latents_leave_the_seed_for_fresh_noise(run):
+def test_with_latents_the_seed_only_draws_fresh_noise(run):
     assert np.array_equal(run(seed=1).images, run(seed=2).images)
     assert not np.array_equal(run(seed=1, eta=1.0).images, run(seed=2, eta=1.0).images)
     share = run(seed=1, eta=[0.0, 1.0]).images
@@ -229,7 +229,7 @@ def test_latents_of_any_floating_type(run, dtype):
     )
 
 
-def test_pictures_of_a_prompt_stand_side_by_side(run):
+def test_pictures_of_a_prompt_are_adjacent(run):
     options = {"latents": None, "edits": ["a", "b"], "steps": 12}
     rows = run("cat", images_per_prompt=2, negative_prompt=["b", ""], **options)
     swapped = run(["cat", "cat"], seed=[1, 0], negative_prompt=["", "b"], **options)
@@ -239,7 +239,7 @@ def test_pictures_of_a_prompt_stand_side_by_side(run):
 # Outputs
 
 
-def test_outputs_are_the_same_pictures(run):
+def test_all_outputs_show_the_same_pictures(run):
     floats, bytes_, pictures = (run(output=output, record=False).images for output in ("float", "uint8", "pil"))
     assert floats.shape == (2, 16, 16, 3)
     assert floats.dtype == np.float32
@@ -249,7 +249,7 @@ def test_outputs_are_the_same_pictures(run):
 
 
 def test_nothing_is_recorded_unless_asked_for(run, face, small):
-    """Row 9."""
+    """Row 9 of the table of differences."""
     before = set(vars(small))
     out = run(record=False)
     assert out.record is None
@@ -260,7 +260,7 @@ def test_nothing_is_recorded_unless_asked_for(run, face, small):
     assert set(vars(small)) == before
 
 
-def test_a_picture_that_is_not_finite_is_never_shown(run):
+def test_pictures_that_are_not_finite_are_not_shown(run):
     bad = partial(run, guidance_scale=[7.5, 1e38], record=False)
     shown = {}
     for output in ("pil", "uint8", "float", "latent"):
@@ -292,7 +292,7 @@ def test_callback(run):
     assert calls == [(0, 801), (3, 201)]
 
 
-def test_an_error_in_a_callback_comes_out_and_breaks_nothing(run):
+def test_an_error_in_a_callback_leaves_the_pipeline_usable(run):
     def stop(call, timestep, latents):
         raise KeyboardInterrupt
 
@@ -303,7 +303,7 @@ def test_an_error_in_a_callback_comes_out_and_breaks_nothing(run):
 
 
 def test_progress(run, capfd, monkeypatch):
-    """Shown where it is asked for; by default in terminals and notebooks."""
+    """By default, the bar appears only in terminals and notebooks."""
     monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
     run(record=False)
     assert "call" not in capfd.readouterr().err
@@ -311,8 +311,8 @@ def test_progress(run, capfd, monkeypatch):
     assert f"{STEPS}/{STEPS}" in capfd.readouterr().err
 
 
-def test_a_warmup_beyond_the_last_call_is_warned_about(run, face):
-    """Row 11."""
+def test_a_warmup_beyond_the_last_call_warns(run, face):
+    """Row 11 of the table of differences."""
     edits = [Edit("a", warmup=0), Edit("b", warmup=STEPS)]
     for call in (partial(run, edits=edits), partial(face, edit_warmup_steps=[0, STEPS])):
         with pytest.warns(UserWarning, match=f"'b' begins at warmup={STEPS}, after the last of {STEPS} model calls"):
@@ -320,10 +320,10 @@ def test_a_warmup_beyond_the_last_call_is_warned_about(run, face):
     assert not np.array_equal(out.images, run().images)
 
 
-# diffusers' face
+# The diffusers interface
 
 
-def test_face_equals_the_native_call(run, face):
+def test_the_diffusers_interface_equals_the_native_call(run, face):
     out, native = face(), run(edits=[EDITS[0]] * 2)
     assert np.array_equal(out.images, native.images)
     assert out.nsfw_content_detected is None
@@ -336,8 +336,8 @@ def test_face_equals_the_native_call(run, face):
     assert flags is None
 
 
-def test_embeddings_of_concepts_stay_apart(face, small):
-    """Row 3: with more than one prompt, diffusers mixes them."""
+def test_embeddings_of_concepts_are_not_mixed(face, small):
+    """Row 3 of the table of differences: with more than one prompt, diffusers mixes them."""
     words, embeddings = face(), small.encode(["a", "b"])
     options = {"editing_prompt": None}
     assert np.array_equal(face(editing_prompt_embeddings=embeddings, **options).images, words.images)
@@ -350,11 +350,11 @@ def test_embeddings_of_concepts_stay_apart(face, small):
 
 
 @pytest.mark.parametrize("kind", [tuple, np.array, jnp.array])
-def test_settings_of_any_kind(face, kind):
-    """Row 4: in diffusers a tuple of False reverses everything, and arrays crash."""
+def test_settings_as_tuples_and_arrays(face, kind):
+    """Row 4 of the table of differences: in diffusers, a tuple of False reverses all edits, and arrays fail."""
     names = [name for name in WORDS if name not in ("editing_prompt", "edit_cooldown_steps")]
-    found = face(**{name: kind(WORDS[name]) for name in names}, edit_cooldown_steps=(3, None))
-    assert np.array_equal(found.images, face().images)
+    out = face(**{name: kind(WORDS[name]) for name in names}, edit_cooldown_steps=(3, None))
+    assert np.array_equal(out.images, face().images)
 
 
 def test_none_is_the_default(face):
@@ -368,7 +368,7 @@ def test_none_is_the_default(face):
     assert np.array_equal(entries.images, stated.images)
 
 
-def test_too_many_settings_warn_and_are_cut(face):
+def test_extra_settings_are_ignored_with_a_warning(face):
     with pytest.warns(
         UserWarning, match="edit_weights has 5 entries for 2 concepts; the extra entries are ignored"
     ) as caught:
@@ -386,8 +386,8 @@ def test_warmups_may_be_fractions(face):
     assert np.array_equal(face(edit_warmup_steps=[0.0, 1.5]).images, face().images)
 
 
-def test_replayed_guidance_makes_the_same_picture(face):
-    """Also with the row of zeros that diffusers' own record ends with."""
+def test_replayed_guidance_gives_the_same_picture(face):
+    """The record ends with zeros, like records of diffusers."""
     first = face()
     record = np.pad(first.sem_guidance, ((0, 1), *[(0, 0)] * 4))
     again = face(sem_guidance=record, edit_guidance_scale=0)
@@ -400,7 +400,7 @@ def test_replayed_guidance_makes_the_same_picture(face):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_keeps_guidance_and_latents_in_single(small_folder, one_device, dtype):
+def test_half_precision_keeps_guidance_and_latents_in_float32(small_folder, one_device, dtype):
     half = sega_jax.load(small_folder, devices=one_device, dtype=dtype)
     out = half("cat", EDITS[:1], steps=STEPS, output="latent", record=True)
     assert half.encode(["a"]).states.dtype == jnp.dtype(dtype)
@@ -410,27 +410,27 @@ def test_half_precision_keeps_guidance_and_latents_in_single(small_folder, one_d
     close(out.record.sem_guidance[0], added(out.record, 0, EDITS[0]))
 
 
-def test_a_seed_is_one_picture_whatever_jax_draws_with(run):
-    usual = run(seed=3, latents=None).images
-    assert not np.array_equal(run(seed=4, latents=None).images, usual)
+def test_a_seed_gives_the_same_picture_with_any_default_generator(run):
+    expected = run(seed=3, latents=None).images
+    assert not np.array_equal(run(seed=4, latents=None).images, expected)
     with jax.default_prng_impl("rbg"):
-        assert np.array_equal(run(seed=3, latents=None).images, usual)
+        assert np.array_equal(run(seed=3, latents=None).images, expected)
 
 
-def test_a_key_of_another_generator_draws_rows_apart(run):
+def test_keys_of_other_generators_draw_rows_independently(run):
     both, other = (run(p, key=jax.random.key(0, impl="rbg"), latents=None).images for p in (PROMPTS, [PROMPTS[0], "z"]))
     assert np.array_equal(both[0], other[0])
     assert not np.array_equal(both[0], both[1])
 
 
-def test_rescaled_guidance_leaves_the_edits_as_they_are(run, compilations):
-    """It is before them, so that where no edit acts the estimate is that without edits."""
-    usual = run()
+def test_rescaling_does_not_change_the_edits(run, compilations):
+    """Guidance is rescaled before the edits are added, so entries without edits equal those of a call without them."""
+    default = run()
     compilations.clear()
-    assert np.array_equal(run(guidance_rescale=0.0).images, usual.images)
+    assert np.array_equal(run(guidance_rescale=0.0).images, default.images)
     assert not compilations
     out = run(guidance_rescale=[0.7, 0.0])
-    close(out.images[1], usual.images[1])
+    close(out.images[1], default.images[1])
     uncond, cond = (part[0].astype(float) for part in (out.record.uncond, out.record.cond))
     plain = uncond + 7.5 * (cond - uncond)
     ratio = [np.std(c, ddof=1) / np.std(p, ddof=1) for c, p in zip(cond, plain, strict=True)]

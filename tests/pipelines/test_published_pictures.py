@@ -1,11 +1,11 @@
-"""Pictures that diffusers published for its semantic guidance, from the real weights of Stable Diffusion 1.5.
+"""Compares pictures of Stable Diffusion 1.5 with those that diffusers published for its semantic guidance.
 
-Runs where the environment variable SEGA_JAX_SD15 is a folder with these weights or their name on the hub:
+The tests run if the environment variable SEGA_JAX_SD15 is a folder with the weights, or their name on the hub:
 
     SEGA_JAX_SD15=stable-diffusion-v1-5/stable-diffusion-v1-5 pytest tests/pipelines/test_published_pictures.py
 
-SEGA_JAX_NOISE may be a folder that `tests/reference/record_cuda_noise.py` wrote; without it, the noise is computed.
-`sega-jax verify` compares the same, without the tests.
+SEGA_JAX_NOISE may be a folder that `tests/reference/record_cuda_noise.py` wrote; otherwise the noise is computed.
+`sega-jax verify` makes the same comparison without pytest.
 """
 
 import os
@@ -18,7 +18,7 @@ from sega_jax.diffusers_api import published_pictures
 
 MODEL, NOISE = os.environ.get("SEGA_JAX_SD15"), os.environ.get("SEGA_JAX_NOISE")
 
-pytestmark = pytest.mark.skipif(MODEL is None, reason="SEGA_JAX_SD15 names no weights of Stable Diffusion 1.5")
+pytestmark = pytest.mark.skipif(MODEL is None, reason="SEGA_JAX_SD15 does not name the weights of Stable Diffusion 1.5")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Whole calls against results of torch and diffusers that `reference/record.py` recorded."""
+"""Compares complete calls with results of torch and diffusers that `reference/record.py` recorded."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ import sega_jax
     [name if name == "three" else pytest.param(name, marks=pytest.mark.slow) for name in cases.PICTURES],
 )
 def test_pictures(name, recorded_pipe):
-    """Latents and guidance to 3e-4, the first call's predictions to 1e-5, and 99.9 % of pixels to 2e-3."""
+    """Tolerances: latents and guidance 3e-4, the first call's predictions 1e-5, and 99.9 % of pixels 2e-3."""
     checkpoint, settings = cases.PICTURES[name]
     face, wanted = (
         sega_jax.SemanticStableDiffusionPipeline.from_pipe(recorded_pipe(checkpoint)),
@@ -38,7 +38,7 @@ def test_pictures(name, recorded_pipe):
 
 @pytest.mark.slow
 def test_stable_diffusion_xl(tmp_path, one_device):
-    """Texts and the first call's predictions to 1e-5, latents and guidance to 3e-4, and pixels to 2e-3."""
+    """Tolerances: texts and the first call's predictions 1e-5, latents and guidance 3e-4, and pixels 2e-3."""
     pipe, wanted = sega_jax.load(tiny.xl(tmp_path / "xl", **cases.XL), devices=one_device), recorded("xl")
     text = pipe.encode(cases.XL_WORDS)
     assert relative(text.states, wanted["states"][1:]) < 1e-5

@@ -1,4 +1,4 @@
-"""Concept vectors: guidance that is recorded, kept on disk, added, scaled and replayed on other pictures."""
+"""Concept vectors: guidance that is recorded, saved, added, scaled and replayed on other pictures."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +14,7 @@ STEPS = 4
 
 @pytest.fixture(scope="module")
 def vectors(small):
-    """Guidance of two concepts, alone, on one picture."""
+    """Recorded guidance of two single concepts on one picture."""
     made = [
         small("cat", Edit(word, warmup=0, threshold=0.5), steps=STEPS, output="latent", record=True).record.sem_guidance
         for word in ("a", "b")
@@ -24,7 +24,7 @@ def vectors(small):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_to_disk_and_back(vectors, tmp_path, dtype):
+def test_saving_and_loading(vectors, tmp_path, dtype):
     array, path = vectors[0].astype(dtype), tmp_path / "a.safetensors"
     save_guidance(path, array, {"prompt": "cat", "edit": "ä"})
     found = load_guidance(str(path))
@@ -39,8 +39,8 @@ def test_to_disk_and_back(vectors, tmp_path, dtype):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_replayed_in_any_dtype(small, vectors, dtype):
-    """On the picture that it was recorded on it is the edit itself; half precision rounds it."""
+def test_replay_in_any_dtype(small, vectors, dtype):
+    """Replayed on its own picture, guidance equals the edit up to the rounding of its dtype."""
     edited = small("cat", Edit("a", warmup=0, threshold=0.5), steps=STEPS, output="latent").images
     again = small("cat", replay=vectors[0].astype(dtype), steps=STEPS, output="latent").images
     precision = float(jnp.finfo(dtype).eps)
@@ -49,7 +49,7 @@ def test_replayed_in_any_dtype(small, vectors, dtype):
 
 @pytest.mark.slow
 def test_arithmetic(small, vectors):
-    """Sums and multiples act as sums and multiples: at the first call, where both saw the same picture, exactly."""
+    """At the first call, where all see the same picture, the effect of guidance is linear."""
 
     def moved(replay):
         out = small("dog", replay=replay, steps=1, seed=3, output="latent").images
@@ -61,7 +61,7 @@ def test_arithmetic(small, vectors):
     assert np.abs(moved(a)).max() > 0.01
 
 
-def test_one_for_all_pictures_or_one_each(small, vectors):
+def test_one_record_for_all_pictures_or_one_for_each(small, vectors):
     a, b = vectors
     one = small(["dog", "cow"], replay=a, steps=STEPS, seed=[3, 4], output="latent").images
     each = small(["dog", "cow"], replay=np.concatenate([a, a]), steps=STEPS, seed=[3, 4], output="latent").images
@@ -79,8 +79,8 @@ def test_other_dtypes_and_lengths_compile_nothing(small, vectors, compilations):
     assert not compilations
 
 
-def test_with_an_edit_on_top(small, vectors):
-    """What is recorded then is the edit's alone."""
+def test_replay_with_an_edit(small, vectors):
+    """The new record contains only the guidance of the edit."""
     edit = Edit("b", warmup=0, threshold=0)
     out = small("cat", edit, replay=vectors[0], steps=1, output="latent", record=True)
     alone = small("cat", edit, steps=1, output="latent", record=True)
@@ -88,7 +88,7 @@ def test_with_an_edit_on_top(small, vectors):
     assert not np.allclose(out.images, alone.images, atol=1e-3)
 
 
-def test_the_face_takes_calls_first_with_a_tail_and_lists(small, vectors):
+def test_the_diffusers_interface_takes_calls_first(small, vectors):
     face = SemanticStableDiffusionPipeline.from_pipe(small)
     calls = np.moveaxis(vectors[0], 1, 0)
     tail = np.concatenate([calls, np.zeros_like(calls[:1])])
@@ -99,7 +99,7 @@ def test_the_face_takes_calls_first_with_a_tail_and_lists(small, vectors):
     np.testing.assert_allclose(first, others[2], atol=0.05)
 
 
-def test_axes_of_the_other_face_are_refused(small, vectors):
+def test_the_diffusers_interface_rejects_native_axes(small, vectors):
     face = SemanticStableDiffusionPipeline.from_pipe(small)
     with pytest.raises(
         ValueError, match=r"sem_guidance has shape \(1, 4, 8, 8, 4\), expected \(calls, rows, .* 1 rows"
@@ -107,7 +107,7 @@ def test_axes_of_the_other_face_are_refused(small, vectors):
         face("cat", num_inference_steps=2, sem_guidance=vectors[0])
 
 
-def test_other_byte_orders_and_values_beyond_float32(small, vectors):
+def test_byte_orders_and_values_beyond_float32(small, vectors):
     swapped = vectors[0].astype(vectors[0].dtype.newbyteorder())
     call = {"prompt": "cat", "steps": 2, "output": "latent"}
     assert np.array_equal(small(**call, replay=swapped).images, small(**call, replay=vectors[0]).images)
@@ -115,12 +115,12 @@ def test_other_byte_orders_and_values_beyond_float32(small, vectors):
         small(**call, replay=vectors[0].astype(np.float64) + 1e300)
 
 
-def test_a_folder_in_the_way(tmp_path, vectors):
+def test_a_folder_with_the_files_name(tmp_path, vectors):
     (tmp_path / "x").mkdir()
     with pytest.raises(OSError, match="x"):
         save_guidance(tmp_path / "x", vectors[0])
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
-    with pytest.raises(ValueError, match="is no readable guidance"):
+    with pytest.raises(ValueError, match="cannot be read as guidance"):
         load_guidance(tmp_path / "x")
 
 
@@ -133,27 +133,27 @@ def test_a_folder_in_the_way(tmp_path, vectors):
         ("vector", TypeError, "should be a floating array"),
     ],
 )
-def test_what_is_no_guidance(tmp_path, guidance, error, words):
+def test_invalid_guidance(tmp_path, guidance, error, words):
     with pytest.raises(error, match=words):
         save_guidance(tmp_path / "x.safetensors", guidance)
     assert not list(tmp_path.iterdir())
 
 
-def test_words_about_it_are_words(tmp_path, vectors):
+def test_invalid_notes(tmp_path, vectors):
     for about in ({"steps": 3}, "a castle"):
-        with pytest.raises(TypeError, match="should be names and words"):
+        with pytest.raises(TypeError, match="should map strings to strings"):
             save_guidance(tmp_path / "x.safetensors", vectors[0], about)
 
 
-def test_files_that_are_no_guidance(tmp_path):
+def test_invalid_files(tmp_path):
     path = tmp_path / "x.safetensors"
     with pytest.raises(FileNotFoundError):
         load_guidance(path)
     path.write_bytes(b"junk")
-    with pytest.raises(ValueError, match="is no readable guidance"):
+    with pytest.raises(ValueError, match="cannot be read as guidance"):
         load_guidance(path)
     save_file({"weight": np.zeros(3, np.float32)}, path)
-    with pytest.raises(ValueError, match="holds no guidance"):
+    with pytest.raises(ValueError, match="contains no guidance"):
         load_guidance(path)
     save_file({"sem_guidance": np.zeros(3, np.float32)}, path)
     with pytest.raises(ValueError, match=r"has shape \(3,\), expected"):
@@ -162,8 +162,8 @@ def test_files_that_are_no_guidance(tmp_path):
 
 @pytest.mark.parametrize(
     ("shape", "words"),
-    [((1, 4, 8, 8), "expected"), ((3, 4, 8, 8, 4), "or one picture's for all"), ((1, 0, 8, 8, 4), "expected")],
+    [((1, 4, 8, 8), "expected"), ((3, 4, 8, 8, 4), "shared by all pictures"), ((1, 0, 8, 8, 4), "expected")],
 )
-def test_replay_of_another_shape(small, shape, words):
+def test_replay_of_invalid_shapes(small, shape, words):
     with pytest.raises(ValueError, match=words):
         small(["cat", "dog"], replay=np.zeros(shape, np.float32), steps=2)

@@ -1,4 +1,4 @@
-"""Replayed guidance of every family: what an edited run recorded makes its pictures again, without the edits."""
+"""Replaying recorded guidance in every family gives the edited pictures without the edits."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from sega_jax import Edit, SemanticPaellaPipeline
 
 EDITS = [Edit("glasses", warmup=0, threshold=0.5), Edit("hat", scale=-4, warmup=1, threshold=0.3)]
 RNG = np.random.default_rng(0)
-# By the fixture: the arguments of the call.
+# The arguments of the call by fixture.
 CALLS = {
     "paella": {"output": "tokens"},
     "least_xl": {"output": "latent", "original_size": (32, 16)},
@@ -20,9 +20,9 @@ CALLS = {
 @pytest.mark.parametrize(
     "name", [name if name == "paella" else pytest.param(name, marks=pytest.mark.slow) for name in CALLS]
 )
-def test_a_record_makes_the_edited_picture_again(name, request):
-    """All tokens of Paella; other states up to rounding, since each call adds the guidance in another order. Guidance
-    of zeros is the picture without edits, which is another one."""
+def test_replay_gives_the_edited_picture(name, request):
+    """Paella's tokens are equal. Other states differ by rounding, because guidance is added in another order. Replaying
+    zeros gives the different picture without edits."""
     pipe, call = request.getfixturevalue(name), {"prompt": "cat", "steps": 4, "seed": 3} | CALLS[name]
     edited = pipe(edits=EDITS, record=True, **call)
     guidance = edited.record.sem_guidance
@@ -38,8 +38,8 @@ def test_a_record_makes_the_edited_picture_again(name, request):
 
 
 @pytest.mark.slow
-def test_the_face_of_paella_replays_its_own_record(paella):
-    """Its record has calls first, and a tail of zeros is as good."""
+def test_replay_in_the_diffusers_interface_of_paella(paella):
+    """Its records have calls first, and may end with zeros."""
     face = SemanticPaellaPipeline.from_pipe(paella)
     call = {"prompt": "cat", "num_inference_steps": 4, "seed": 3, "output_type": "latent"}
     concepts = {"editing_prompt": ["glasses"], "edit_warmup_steps": 0, "edit_threshold": 0.5}

@@ -1,4 +1,4 @@
-"""The safety checker: its preprocessing, its decision, what becomes of flagged pictures, and how it is left out."""
+"""The safety checker: preprocessing, decision, flagged pictures, and loading without it."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ from sega_jax.pipelines.safety import FeatureExtractor, check
 
 WEIGHTS = "safety_checker/model.safetensors"
 FEATURES = "feature_extractor/preprocessor_config.json"
-# By `tiny.thresholds`.
+# The flags of the three pictures with `tiny.thresholds`.
 FLAGGED = [True, True, False]
 
 
@@ -42,7 +42,7 @@ def read(one_device):
 
 @pytest.fixture
 def copy(checked_folder, tmp_path):
-    """The checkpoint, to be broken."""
+    """A copy of the checkpoint that a test may damage."""
     return shutil.copytree(checked_folder, tmp_path / "copy")
 
 
@@ -57,7 +57,7 @@ def cosines(checker, pixels):
 
 @pytest.fixture(scope="module")
 def checked(checked_folder):
-    """Its pipeline on two devices, with thresholds for three pictures and both outcomes."""
+    """A pipeline on two devices, with thresholds that flag some of three pictures."""
     pipe = sega_jax.load(checked_folder, devices=jax.local_devices()[:2])
     both, pipe.safety = pipe.safety, None
     pixels = both.feature_extractor(draw(pipe, output="uint8").images)
@@ -70,7 +70,7 @@ def checked(checked_folder):
 
 @pytest.fixture
 def flags(checked):
-    """Draws and warns of the two pictures that are flagged."""
+    """Makes three pictures, two of which are flagged with a warning."""
 
     def call(**options):
         with pytest.warns(UserWarning, match=r"safety checker flagged pictures \[0, 1\], which are returned black"):
@@ -125,7 +125,7 @@ def test_one_colour_stays_one_colour(extractor, height, width, size):
     np.testing.assert_allclose(pixels, np.broadcast_to(normalised(colour), (1, 12, 12, 3)), rtol=1e-5, atol=1e-6)
 
 
-def test_other_numbers(extractor):
+def test_other_means_deviations_and_factors(extractor):
     numbers = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.1, 0.2, 0.3], "rescale_factor": 0.01}
     images = shown(12, 12)
     wanted = (images * 0.01 - numbers["image_mean"]) / numbers["image_std"]
@@ -137,7 +137,7 @@ def test_other_numbers(extractor):
 
 
 def by_hand(special, concepts, special_thresholds, thresholds):
-    """Concept by concept, in scalars."""
+    """Decides concept by concept, with scalars."""
     flags = []
     for row in range(len(special)):
         more = 0.0
@@ -151,7 +151,7 @@ def by_hand(special, concepts, special_thresholds, thresholds):
 
 @cache
 def decisions():
-    """Cosines within a digit of their thresholds, and what becomes of them."""
+    """Returns cosines close to their thresholds, the thresholds, and the expected flags."""
     rng = np.random.default_rng(0)
     thresholds = [rng.uniform(0.1, 0.3, n).astype(np.float32) for n in (3, 17)]
     near = [
@@ -163,12 +163,12 @@ def decisions():
     return *near, *thresholds, wanted
 
 
-def test_the_decision_is_that_of_the_loop():
+def test_the_decision_equals_a_plain_loop():
     *given, wanted = decisions()
     assert np.array_equal(jax.jit(safety.too_near)(*given), wanted)
 
 
-def test_half_precision_decides_in_single(read, checked_folder):
+def test_half_precision_decides_in_float32(read, checked_folder):
     half = read(checked_folder, dtype="bfloat16")
     assert half.safety.checker.concept_embeds[...].dtype == jnp.bfloat16
     special, concepts = cosines(half.safety.checker, recorded("safety")["pixels"])
@@ -201,7 +201,7 @@ def test_latents_are_not_checked(checked, monkeypatch):
     assert np.array_equal(out.images, draw(checked, output="latent").images)
 
 
-def test_nothing_flagged_is_no_warning(checked, recwarn):
+def test_unflagged_pictures_do_not_warn(checked, recwarn):
     out = draw(checked, seed=[2, 2, 2])
     assert out.flagged.tolist() == [False] * 3
     assert not recwarn
@@ -217,7 +217,7 @@ def test_a_picture_that_is_not_finite_is_not_flagged(checked, monkeypatch):
     assert not np.any(out.images[0])
 
 
-def test_face(checked):
+def test_the_diffusers_interface(checked):
     face = SemanticStableDiffusionPipeline.from_pipe(checked)
     call = {"prompt": "cat", "num_images_per_prompt": 3, "num_inference_steps": 2, "output_type": "np"}
     with pytest.warns(UserWarning, match="safety checker"):
@@ -235,11 +235,11 @@ def test_more_calls_compile_nothing(checked, compilations):
     assert not compilations
 
 
-# Left out
+# Loading without it
 
 
 @pytest.mark.parametrize("value", [False, None])
-def test_without_it_its_files_are_not_read(copy, read, value):
+def test_files_of_an_omitted_checker_are_not_read(copy, read, value):
     (copy / WEIGHTS).write_bytes(b"")
     (copy / FEATURES).write_text("{")
     (copy / "safety_checker/config.json").unlink()
@@ -250,7 +250,7 @@ def test_without_it_its_files_are_not_read(copy, read, value):
     assert face.safety_checker is None
 
 
-def test_checkpoints_without_one(read, folder, copy):
+def test_checkpoints_without_a_checker(read, folder, copy):
     assert read(folder).safety is None
     index = json.loads((copy / "model_index.json").read_text())
     del index["safety_checker"]
@@ -258,13 +258,13 @@ def test_checkpoints_without_one(read, folder, copy):
     assert read(copy).safety is None
 
 
-def test_a_folder_that_is_not_there_is_warned_about(read, copy):
+def test_a_missing_folder_warns(read, copy):
     shutil.rmtree(copy / "safety_checker")
-    with pytest.warns(UserWarning, match="names a safety checker that it does not have: pictures go unchecked"):
+    with pytest.warns(UserWarning, match="names a safety checker but has no folder for it, so pictures are not"):
         assert read(copy).safety is None
 
 
-def test_turned_off_in_diffusers_words(read, checked_folder):
+def test_turning_it_off_by_diffusers_names(read, checked_folder):
     face = SemanticStableDiffusionPipeline.from_pretrained(checked_folder, devices=jax.local_devices()[:1])
     assert face.safety_checker is face.pipeline.safety.checker
     with pytest.raises(TypeError, match="not replaced"):
@@ -274,7 +274,7 @@ def test_turned_off_in_diffusers_words(read, checked_folder):
 
 
 @pytest.mark.parametrize("value", ["none", 0, lambda images, **_: (images, [False])])
-def test_others_are_refused(read, checked_folder, value):
+def test_other_checkers_are_rejected(read, checked_folder, value):
     with pytest.raises(TypeError, match=r"safety_checker=.* should be True for the checkpoint's own"):
         read(checked_folder, safety_checker=value)
     with pytest.raises(TypeError, match="feature_extractor needs the safety_checker"):
@@ -324,16 +324,16 @@ VISION = tiny.SAFETY["vision_config"]
         ("safety_checker/config.json", "vision_config", VISION | {"hidden_act": "tanh"}, ["only silu"]),
         ("safety_checker/config.json", "vision_config", VISION | {"image_size": 16}, ["takes 16 x 16"]),
         ("safety_checker/config.json", "vision_config_dict", {}, ["takes 224 x 224"]),
-        ("model_index.json", "safety_checker", ["x", "Q16SafetyChecker"], ["it is Q16SafetyChecker", "leaves it out"]),
+        ("model_index.json", "safety_checker", ["x", "Q16SafetyChecker"], ["it is Q16SafetyChecker", "load without"]),
     ],
 )
-def test_configs_that_are_not_supported(read, copy, name, option, value, words):
+def test_unsupported_configs(read, copy, name, option, value, words):
     tiny.write_json(copy / name, json.loads((copy / name).read_text()) | {option: value})
     refused(read, copy, *words)
 
 
 def test_names_of_published_files(read, copy, checked_folder):
-    """They say `vision_model` twice, and carry a buffer of integers."""
+    """Their names have `vision_model` twice, and they include a buffer of integers."""
     tensors = load_file(copy / WEIGHTS)
     renamed = {name.replace("vision_model.", "vision_model.vision_model."): t for name, t in tensors.items()}
     renamed["vision_model.vision_model.embeddings.position_ids"] = np.arange(5)[None]
@@ -343,10 +343,10 @@ def test_names_of_published_files(read, copy, checked_folder):
     assert all(map(np.array_equal, ours, same))
 
 
-# The shell
+# The shell command
 
 
-def test_the_shell_says_what_was_flagged(checked_folder, tmp_path, monkeypatch):
+def test_the_shell_reports_flagged_pictures(checked_folder, tmp_path, monkeypatch):
     def made(pipe, batch):
         flagged = None if pipe.safety is None else np.array([False, True])
         return Output([Image.new("RGB", (16, 16))] * 2, np.ones(2, bool), [0, 0], flagged=flagged)
@@ -367,8 +367,8 @@ def test_the_shell_says_what_was_flagged(checked_folder, tmp_path, monkeypatch):
         assert "--safety-checker" not in command
 
 
-def test_equals_what_is_recorded(recorded_pipe):
-    """Every pixel to a level, and from the recorded ones cosines to 1e-5, and all flags."""
+def test_recorded_results(recorded_pipe):
+    """Pixels agree to one level; from the recorded pixels, cosines agree to 1e-5 and flags exactly."""
     safety, wanted = recorded_pipe("sd1_checked").safety, recorded("safety")
     pixels = np.concatenate([safety.feature_extractor(images) for images in cases.SHOWN])
     assert same_pixels(pixels, wanted["pixels"])

@@ -1,4 +1,4 @@
-"""Pipelines that are saved and loaded again."""
+"""Saving pipelines and loading them again."""
 
 import json
 
@@ -18,8 +18,8 @@ PIPES += tuple(pytest.param(name, marks=pytest.mark.slow) for name in ("upscaler
 
 
 @pytest.mark.parametrize("name", PIPES)
-def test_a_saved_pipeline_is_loaded_bit_for_bit(name, request, tmp_path):
-    """With its scheduler, tokens and extras."""
+def test_a_saved_pipeline_loads_bit_for_bit(name, request, tmp_path):
+    """The scheduler, tokenizers and extras are equal, too."""
     pipe = request.getfixturevalue(name)
     if name != "paella":
         pipe = Pipeline(**pipe.components)
@@ -41,7 +41,7 @@ def test_a_saved_pipeline_is_loaded_bit_for_bit(name, request, tmp_path):
 
 @pytest.mark.slow
 def test_half_precision_new_words_and_the_safety_checker(recorded_pipe, tmp_path):
-    """All that is in the pipeline now is saved, and a second time nothing changes."""
+    """The current state of a pipeline is saved, and saving again changes nothing."""
     checked = recorded_pipe("sd1_checked")
     assert isinstance(checked.safety, Safety)
     vectors = np.random.default_rng(0).standard_normal((2, 16)).astype(np.float32)
@@ -61,8 +61,8 @@ def test_half_precision_new_words_and_the_safety_checker(recorded_pipe, tmp_path
     assert kinds == [{"bfloat16"}] * 3
 
 
-def test_what_published_files_say(least_xl, tmp_path):
-    """Keys, classes and options are those that other libraries read."""
+def test_saved_files_suit_other_libraries(least_xl, tmp_path):
+    """Keys, classes and options are those of published checkpoints."""
     least_xl.save(tmp_path / "xl", progress=False)
     index = json.loads((tmp_path / "xl/model_index.json").read_text())
     assert index["_class_name"] == "StableDiffusionXLPipeline"
@@ -73,7 +73,7 @@ def test_what_published_files_say(least_xl, tmp_path):
     assert "num_class_embeds" not in json.loads((tmp_path / "xl/unet/config.json").read_text())
 
 
-def test_mistakes(small, tmp_path):
+def test_invalid_arguments(small, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").touch()
     with pytest.raises(FileExistsError, match="exists and is not an empty folder; name a new one"):
@@ -82,7 +82,7 @@ def test_mistakes(small, tmp_path):
         small.save(3)
     unsaved = Pipeline(**small.components)
     unsaved.system = SYSTEM._replace(checkpoint=SYSTEM.checkpoint._replace(saved=None))
-    with pytest.raises(TypeError, match="does not say how it is saved"):
+    with pytest.raises(TypeError, match="does not support saving"):
         save(unsaved, tmp_path / "dest")
     assert not (tmp_path / "dest").exists()
 
@@ -91,8 +91,8 @@ def test_mistakes(small, tmp_path):
     "options",
     [{"mid_block_type": None}, {"mid_block_type": "UNetMidBlock2D"}, {"transformer_layers_per_block": [0, 1, 2]}],
 )
-def test_small_relatives_are_saved(options, tmp_path, one_device):
-    """What a config leaves out is its default, and not nothing."""
+def test_unet_variants_are_saved(options, tmp_path, one_device):
+    """Options with None are written, because a missing option would mean its default."""
     source = tiny.checkpoint(tmp_path / "source", unet=tiny.UNET | options)
     pipe = load(source, devices=one_device)
     found = load(pipe.save(tmp_path / "saved", progress=False), devices=one_device)

@@ -9,7 +9,7 @@ STARTING, ENLARGING = ("stable_diffusion", "sdxl"), ("x4_upscaler", "deepfloyd_s
 
 # A cell is this word, or a regular expression that matches the error.
 WORKS = "works"
-CALL = "{name} is not an argument of a call of {title}; leave it out, as it is for "
+CALL = "{name} is not an argument of a call of {title}; leave it out. It is supported by "
 LORA = "is given, but {title} does not support LoRA; leave it out. It is supported by "
 WORDS = "is given, but {title} does not support textual inversion; leave it out. It is supported by "
 SCHEDULE = "scheduler=.* {title} has a schedule of its own; leave it out"

@@ -210,7 +210,7 @@ def test_a_resumed_sweep_of_adapters_is_the_same(folder, pipe, files, tmp_path):
         ({"strength": 0.5}, ValueError, "needs a picture to start from"),
         ({"lora": "missing.safetensors"}, FileNotFoundError, "call: lora: .*missing.safetensors does not exist"),
         ({"lora": {"a.safetensors": "much"}}, TypeError, "the scale of a.safetensors='much' should be a finite number"),
-        ({"lora": 5}, TypeError, "call: lora=5 should be the file of a LoRA, .* or {file: scale}; {} is none"),
+        ({"lora": 5}, TypeError, "call: lora=5 should be a LoRA file, .* or {file: scale}; {} adds none"),
         ({"lora": "toy.safetensors"}, CheckpointError, "toy.safetensors"),
         ({"textual_inversion": "a.safetensors"}, CheckpointError, "a.safetensors"),
         ({"textual_inversion": {"cat": 5}}, TypeError, "should be {word: file}"),

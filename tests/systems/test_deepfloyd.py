@@ -250,7 +250,7 @@ def test_pipeline_without_a_text_encoder(stages, first, second, one_device):
         ("second", {"image": BYTES[0] * 1.0}, ValueError, r"floats from .* to 2.., expected \[0, 1\]; scale them"),
         ("second", {"image": np.full((8, 8, 3), np.nan)}, ValueError, "image has NaN"),
         ("second", {"image": [BYTES[0], BYTES[0, :4]]}, ValueError, "pictures of 4x8 and 8x8 pixels"),
-        ("second", {"image": BYTES}, ValueError, "image has 2 entries, expected 1, one a prompt"),
+        ("second", {"image": BYTES}, ValueError, "image has 2 entries, expected 1, one for each prompt"),
         ("second", {"image": BYTES[0, :4, :4]}, ValueError, "image has 4x4 pixels .*, expected 8x8 to make 32x32, 4 t"),
         ("second", {"height": 16}, ValueError, "image has 8x8 pixels .*, expected 4x8 to make 16x32"),
         ("second", {"noise_level": 1000}, ValueError, "noise_level=1000 should be from 0 to 999"),
@@ -315,7 +315,7 @@ def test_missing_parts(copy):
 
 
 def test_networks_of_another_type(stages, first, pipe):
-    with pytest.raises(ValueError, match="vae is given, which DeepFloyd-IF's first stage does not have"):
+    with pytest.raises(ValueError, match="vae is given, but DeepFloyd-IF's first stage does not have it"):
         load(stages["stage1"], vae=pipe.models.vae)
     with pytest.raises(TypeError, match="text_encoder=CLIPTextModel should be a T5EncoderModel"):
         load(stages["stage1"], text_encoder=pipe.models.text_encoder)

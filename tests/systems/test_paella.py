@@ -398,13 +398,13 @@ def test_clip_without_a_tokenizer(pipe):
     with pytest.raises(ValueError, match="the models include CLIP, but the pipeline has no CLIP tokenizer"):
         bytes_alone("cat")
     nothing = Pipeline(**pipe.components | {"tokenizer": None})
-    with pytest.raises(ValueError, match=r"'cat' cannot be read: this pipeline has no tokenizer"):
+    with pytest.raises(ValueError, match=r"'cat' cannot be encoded, because this pipeline has no tokenizer"):
         nothing("cat")
 
 
 def test_words_without_a_text_encoder(pipe):
     bare = without_words(pipe)
-    with pytest.raises(ValueError, match=r"'cat' cannot be read: this pipeline has no text encoder"):
+    with pytest.raises(ValueError, match=r"'cat' cannot be encoded, because this pipeline has no text encoder"):
         bare("cat", negative_prompt=np.zeros((3, 18), np.float32))
     with pytest.raises(TypeError, match="models=int should be the Models of another pipeline of Paella"):
         Pipeline(**pipe.components | {"models": 3})
@@ -454,7 +454,7 @@ def test_networks_that_do_not_fit(copy, part, changes, words):
 
 def test_missing_parts(copy):
     shutil.rmtree(copy / "prior")
-    with pytest.raises(CheckpointError, match="has no folder prior; is it a whole checkpoint"):
+    with pytest.raises(CheckpointError, match="has no folder prior; give a complete checkpoint"):
         load(copy)
     edit_json(copy / "model_index.json", prior=[None, None])
     assert load(copy).models.prior is None
@@ -472,7 +472,7 @@ def test_missing_parts(copy):
     ("options", "words"),
     [
         ({"scheduler": "DDIMScheduler"}, "scheduler=.*: Paella has a schedule of its own; leave it out"),
-        ({"text_encoder": False}, "text_encoder is given, which Paella does not have"),
+        ({"text_encoder": False}, "text_encoder is given, but Paella does not have it"),
     ],
 )
 def test_options_of_other_families(paella_folder, options, words):

@@ -71,5 +71,5 @@ def test_generate_lowers_for_other_platforms(name, request):
 
 @pytest.mark.parametrize("options", [{"record": True}, {"callback": print}, {"output": "latent"}])
 def test_outputs_other_than_pictures_are_rejected(least, options):
-    with pytest.raises(ValueError, match="a pure function makes pictures alone; leave out record, callback and output"):
+    with pytest.raises(ValueError, match="a pure function returns only pictures; leave out record and callback"):
         least.as_function("cat", **options)

@@ -169,7 +169,7 @@ def test_rejected_checkpoints(change, copy, one_device):
 def test_rejected_parts(folder, pipe, small_folder):
     with pytest.raises(TypeError, match="tokenizer=T5Tokenizer should be a CLIP tokenizer"):
         sega_jax.load(folder, tokenizer=object.__new__(T5Tokenizer), devices=pipe.devices)
-    with pytest.raises(ValueError, match=r"text_encoder_2 is given, which Stable Diffusion 1.x or 2.x does not have"):
+    with pytest.raises(ValueError, match=r"text_encoder_2 is given, but Stable Diffusion 1.x or 2.x does not have it"):
         sega_jax.load(small_folder, text_encoder_2=pipe.models.text_encoder_2, devices=pipe.devices)
     with pytest.raises(TypeError, match="text_encoder_2=CLIPTextModel should be a CLIPTextModelWithProjection"):
         sega_jax.load(folder, text_encoder_2=pipe.models.text_encoder, devices=pipe.devices)
@@ -188,7 +188,7 @@ def test_invalid_size_conditioning(name, pipe, small):
             pipe("a cat", **{name: value})
     with pytest.raises(ValueError, match=f"{name}=-1 should be from"):
         pipe("a cat", **{name: (3, -1)})
-    with pytest.raises(ValueError, match=f"{name} has 2 entries, expected 3, one a prompt"):
+    with pytest.raises(ValueError, match=f"{name} has 2 entries, expected 3, one for each prompt"):
         pipe(["a", "b", "c"], **{name: [(3, 4), (5, 6)]})
     with pytest.raises(TypeError, match=f"{name} is not an argument of a call of Stable Diffusion 1.x or 2.x"):
         small("a cat", **{name: (3, 4)})

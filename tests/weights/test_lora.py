@@ -310,7 +310,7 @@ def test_overflow_is_rejected(models, write):
 def test_wrong_arguments_are_rejected(models, layers, write, tmp_path):
     path = write(tensors(layers, kohya))
     for error, message, arguments in [
-        (TypeError, "models=int should be of a pipeline of Stable Diffusion", (3, path)),
+        (TypeError, "models=int should be the networks of a pipeline", (3, path)),
         (TypeError, "lora=3 should be the path of a LoRA, or", (models, 3)),
         (TypeError, r"lora=\[.* should be the path", (models, [path])),
         (ValueError, "the scale '1' of .* should be a finite number", (models, {path: "1"})),

@@ -63,7 +63,7 @@ def same(first, second):
 
 @pytest.mark.parametrize("source", ["nowhere", "CompVis/stable-diffusion-v1-4", ""])
 def test_missing_folders_are_rejected(refused, tmp_path, source):
-    refused("is no folder", "model_index.json", error=FileNotFoundError, source=tmp_path / "x" / source)
+    refused("is not a folder", "model_index.json", error=FileNotFoundError, source=tmp_path / "x" / source)
 
 
 @pytest.mark.parametrize("source", [None, 3, ["a"]])
@@ -73,11 +73,11 @@ def test_sources_of_another_type_are_rejected(read, source):
 
 
 def test_another_kind_of_file_is_rejected(refused, copy):
-    refused("is no folder", error=FileNotFoundError, source=copy / "model_index.json")
+    refused("is not a folder", error=FileNotFoundError, source=copy / "model_index.json")
 
 
 def test_the_home_of_an_unknown_user_is_rejected(refused):
-    refused("is no folder", error=FileNotFoundError, source="~nobody-of-this-name/sd")
+    refused("is not a folder", error=FileNotFoundError, source="~nobody-of-this-name/sd")
 
 
 def test_an_empty_folder_is_rejected(refused, tmp_path):
@@ -388,7 +388,7 @@ def test_variants(refused, copy, read, pipe):
     refused("has no weights of the variant 'ema'; it has weights for", variant="ema")
     refused('variant="fp16"; did you mean fp16?', variant="fp61")
     (copy / "vae/diffusion_pytorch_model.fp16.safetensors").rename(copy / "vae/diffusion_pytorch_model.safetensors")
-    with pytest.warns(UserWarning, match=r"has no weights of the variant 'fp16' for vae: those without a variant"):
+    with pytest.warns(UserWarning, match=r"has no weights of the variant 'fp16' for vae; using those without"):
         result = read(copy, variant="fp16")
     assert same(result, pipe)
 

@@ -43,7 +43,7 @@ def test_every_format_is_bit_identical(tmp_path, pipe, folder, single):
 def test_one_vocabulary_is_enough(tmp_path, pipe, folder, single):
     save_file(single, tmp_path / "a.safetensors")
     bare = shutil.copytree(folder, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors", "tokenizer*"))
-    with pytest.raises(CheckpointError, match=r"does not hold CLIP's vocabulary: .*Give tokenizer="):
+    with pytest.raises(CheckpointError, match=r"does not contain CLIP's vocabulary: .*Give tokenizer="):
         load(tmp_path / "a.safetensors", config=bare, devices=pipe.devices)
     for tokenizer in (folder / "tokenizer", str(folder / "tokenizer"), pipe.tokenizer, pipe.tokenizer.first):
         result = load(tmp_path / "a.safetensors", config=bare, tokenizer=tokenizer, devices=pipe.devices)

@@ -116,7 +116,7 @@ def test_networks_of_other_pipelines(simple, write, small, small_folder):
 def test_the_folder_of_a_tokenizer(simple, write, small, small_folder, tmp_path):
     """It is needed if the config's folder has no tokenizer."""
     bare = shutil.copytree(small_folder, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors", "tokenizer"))
-    with pytest.raises(CheckpointError, match=r"does not hold CLIP's vocabulary: .*Give tokenizer="):
+    with pytest.raises(CheckpointError, match=r"does not contain CLIP's vocabulary: .*Give tokenizer="):
         load(write(simple), config=bare, devices=small.devices)
     result = load(write(simple), config=bare, tokenizer=str(small_folder / "tokenizer"), devices=small.devices)
     np.testing.assert_array_equal(result.tokenizer(["a b"]), small.tokenizer(["a b"]))
@@ -252,7 +252,7 @@ def test_truncated_and_missing_files_are_rejected(write, tmp_path, small, small_
         (tmp_path / name).write_bytes(content)
         with pytest.raises(error, match=message):
             load(tmp_path / name, config=small_folder, devices=small.devices)
-    with pytest.raises(FileNotFoundError, match=r"none\.safetensors is no file"):
+    with pytest.raises(FileNotFoundError, match=r"none\.safetensors is not a file"):
         load(tmp_path / "none.safetensors", devices=small.devices)
 
 
@@ -264,16 +264,18 @@ def test_the_shell_explains_a_missing_vocabulary(simple, write):
         main, ["edit", "--model", str(write(simple | attention)), "--prompt", "a", "--edit", "b"]
     )
     assert result.exit_code == 1
-    assert "does not hold CLIP's vocabulary" in result.output
+    assert "does not contain CLIP's vocabulary" in result.output
     assert "Give tokenizer= (in the shell --tokenizer)" in result.output
-    assert "it would be fetched, but stable-diffusion-v1-5/stable-diffusion-v1-5 is not a local folder" in result.output
+    assert (
+        "fetching it failed, because stable-diffusion-v1-5/stable-diffusion-v1-5 is not a local folder" in result.output
+    )
 
 
 def test_arguments_that_do_not_fit_the_source_are_rejected(simple, write, small, small_folder, stages):
     path = write(simple)
     for arguments, message in [
-        ({"variant": "fp16"}, "variant='fp16' is of a folder's files"),
-        ({"revision": "main"}, "revision='main' is of a repository"),
+        ({"variant": "fp16"}, "variant='fp16' is for folders and repo"),
+        ({"revision": "main"}, "revision='main' is for repositories"),
         ({"ema": True}, "has no moving average"),
         ({"prediction_type": "v"}, "prediction_type='v' should be one of epsilon, v_prediction, or None"),
     ]:
@@ -285,7 +287,7 @@ def test_arguments_that_do_not_fit_the_source_are_rejected(simple, write, small,
         load(path, config=stages["upscaler"])
     with pytest.raises(ValueError, match="is for single files"):
         load(small_folder, config=small_folder)
-    with pytest.raises(ValueError, match="ema=True is of single files"):
+    with pytest.raises(ValueError, match="ema=True is for single files"):
         load(small_folder, ema=True)
     with pytest.raises(TypeError, match="tokenizer=3 should be"):
         load(path, config=small_folder, tokenizer=3)
