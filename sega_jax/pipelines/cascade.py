@@ -107,7 +107,7 @@ class Cascade:
                     f" call go by the stage's name, as {FIRST}={{'steps': 50}}"
                 )
         if not _are_words(prompt) or not (negative_prompt is None or _are_words(negative_prompt)):
-            raise TypeError("prompt and negative_prompt should be words, which every stage reads by its own encoder")
+            raise TypeError("prompt and negative_prompt should be strings, which every stage reads by its own encoder")
         common = {
             "prompt": prompt,
             "negative_prompt": negative_prompt,
