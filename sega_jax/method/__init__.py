@@ -1,1 +1,1 @@
-"""The theory: schedules, guidance, solvers and the sampling loop, on arrays alone."""
+"""The method: schedules, guidance, solvers and the sampling loop, all as functions of arrays."""

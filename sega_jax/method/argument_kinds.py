@@ -1,4 +1,4 @@
-"""The kinds of values that arguments take: how a value is checked, read from the shell, and kept in tables."""
+"""The kinds of argument values: how they are checked, read from the command line and stored in tables."""
 
 import dataclasses
 import math
@@ -11,8 +11,10 @@ from sega_jax.method.checks import brief, check_bool, check_choice, check_float,
 
 
 class Kind:
-    """What values an argument takes. A subclass states the checks, and how values are read from the shell and kept in
-    tables.
+    """The type and range of an argument's values.
+
+    Subclasses define how values are checked, read from the command line and stored in tables. This class accepts every
+    value.
 
     Example:
         >>> from sega_jax import Kind
@@ -27,38 +29,41 @@ class Kind:
         4
     """
 
-    column = "string"  # the type in a table of records
-    metavar = "TEXT"  # of the shell option
+    column = "string"  # the type of the column in a table of records
+    metavar = "TEXT"  # the placeholder of the value in the help of the command line
     shell_hint = ""  # a sentence about how the shell option is written, after its help text
-    flag_value: str | None = None  # what the shell option means without a value; None where it needs one
+    flag_value: str | None = None  # the value of the bare command-line option; None if it requires a value
     of_files = False  # whether values name files
 
     @property
     def noun(self) -> str:
-        """The values in words, for documentation; a subclass may have a plain attribute instead."""
+        """A description of the values for documentation and errors; subclasses may use a plain attribute."""
         return "a value"
 
     def check(self, name: str, value: Any) -> Any:
-        """Returns the value as the library uses it.
+        """Returns the checked value, converted to the type that the library uses.
+
+        Args:
+            name: The name of the argument, with which errors begin.
 
         Raises:
-            TypeError, ValueError: the value is of another type or out of range; the message begins with `name`.
+            TypeError, ValueError: The value has the wrong type or is out of range.
         """
         return value
 
     def check_one(self, name: str, value: Any) -> Any:
-        """As `check`, but refuses what stands for several pictures, or for what no table can keep; for sweeps.
+        """Checks a value for a sweep, where it must apply to a single picture and fit into a table.
 
         Raises:
-            TypeError, ValueError: as `check`.
+            TypeError, ValueError: See `check`.
         """
         return self.check(name, value)
 
     def located(self, name: str, value: Any, folder: Path) -> Any:
-        """Returns a value that a file in a folder gives, in which relative paths start from that folder.
+        """Returns a value from a file in `folder`, with relative paths resolved from that folder.
 
         Raises:
-            TypeError, ValueError: as `check`.
+            TypeError, ValueError: See `check`.
         """
         return value
 
@@ -67,14 +72,14 @@ class Kind:
         return []
 
     def label(self, value: Any) -> Any:
-        """Returns the label of a value in sheets and plots. Files are named without their folders."""
+        """Returns the label of a value in sheets and plots; files are named without their folders."""
         return value
 
     def known(self, path: str) -> dict[str, Any]:
-        """Returns what plans keep of a file, which is read: its SHA-256, and of a picture its height and width.
+        """Reads a file and returns the facts that plans store: its SHA-256 and, for a picture, its height and width.
 
         Raises:
-            FileNotFoundError, ValueError: there is no such file, or it cannot be read.
+            FileNotFoundError, ValueError: The file does not exist or cannot be read.
         """
         raise NotImplementedError
 
@@ -83,29 +88,29 @@ class Kind:
         return is_sequence(value) or getattr(value, "ndim", 0) == 1
 
     def parse(self, name: str, text: str) -> Any:
-        """Reads a value from the shell's text and checks it.
+        """Reads and checks a value from the command line.
 
         Raises:
-            TypeError, ValueError: as `check`.
+            TypeError, ValueError: See `check`.
         """
         return self.check(name, text)
 
     def show(self, value: Any) -> str:
-        """Writes a value as `parse` reads it."""
+        """Writes a value in the form that `parse` reads."""
         return repr(value) if isinstance(value, float) else str(value)
 
     def columns(self, name: str) -> dict[str, str]:
-        """Returns the columns that keep the argument in a table, with their types."""
+        """Returns the names and types of the columns that store the argument in a table."""
         return {name: self.column}
 
     def cells(self, name: str, value: Any) -> dict[str, Any]:
-        """Returns what these columns hold for a value."""
+        """Returns the entries of these columns for a value."""
         return {name: value}
 
 
 @dataclasses.dataclass(frozen=True)
 class Integer(Kind):
-    """Whole numbers in [low, high].
+    """Integers in [low, high].
 
     Example:
         >>> from sega_jax import Integer
@@ -123,7 +128,11 @@ class Integer(Kind):
     def noun(self) -> str:
         if self.low == -math.inf:
             return "a whole number"
-        return f"a whole number from {self.low} to {self.high}" if self.high < math.inf else f"at least {self.low}"
+        return (
+            f"a whole number from {self.low} to {self.high}"
+            if self.high < math.inf
+            else f"a whole number of at least {self.low}"
+        )
 
     def check(self, name: str, value: Any) -> int:
         return check_int(name, value, self.low, self.high)
@@ -150,7 +159,7 @@ class Real(Kind):
 
     low: float = -math.inf
     high: float = math.inf
-    hint: str = ""  # a remedy, at the end of errors
+    hint: str = ""  # a remedy that ends the errors
     column = "float64"
     metavar = "NUMBER"
 
@@ -158,7 +167,7 @@ class Real(Kind):
     def noun(self) -> str:
         if self.low == -math.inf:
             return "a number"
-        return f"a number in [{self.low}, {self.high}]" if self.high < math.inf else f"at least {self.low}"
+        return f"a number in [{self.low}, {self.high}]" if self.high < math.inf else f"a number of at least {self.low}"
 
     def check(self, name: str, value: Any) -> float:
         try:
@@ -218,7 +227,7 @@ class Choice(Kind):
 
 
 class Words(Kind):
-    """Text in words.
+    """A string.
 
     Example:
         >>> from sega_jax import Words
@@ -226,17 +235,17 @@ class Words(Kind):
         'fp16'
     """
 
-    noun = "words"
+    noun = "a string"
 
     def check(self, name: str, value: Any) -> str:
         if not isinstance(value, str):
-            raise TypeError(f"{name}={brief(value)} should be words")
+            raise TypeError(f"{name}={brief(value)} should be a string")
         return value
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair(Kind):
-    """Two numbers of one kind; with `alone`, one number stands for both.
+    """Two numbers of the same kind. With `alone`, a single number counts for both.
 
     Example:
         >>> from sega_jax import Integer, Pair
@@ -257,17 +266,17 @@ class Pair(Kind):
             pair = (pair, pair)
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise (TypeError if not self.alone else ValueError)(f"{name}={brief(value)} should be {self.noun}")
-        first, second = (self.of.check(name, one) for one in pair)
+        first, second = (self.of.check(name, number) for number in pair)
         return first, second
 
     def several(self, value: Any) -> bool:
         entries = value.tolist() if isinstance(value, np.ndarray) else value
-        return isinstance(entries, list | tuple) and any(isinstance(one, list | tuple) for one in entries)
+        return isinstance(entries, list | tuple) and any(isinstance(entry, list | tuple) for entry in entries)
 
     def parse(self, name: str, text: str) -> tuple[Any, Any]:
         parts = text.split(",")
         if len(parts) not in ((1, 2) if self.alone else (2,)):
-            raise ValueError(f"{name}={text!r} should be {self.noun}, as 1.2,0.2")
+            raise ValueError(f"{name}={text!r} should be {self.noun}, such as 1.2,0.2")
         return self.check(name, tuple(self.of.parse(name, part) for part in parts * (3 - len(parts))))
 
     def show(self, value: Any) -> str:
@@ -279,6 +288,6 @@ class Pair(Kind):
 
 @dataclasses.dataclass(frozen=True)
 class Opaque(Kind):
-    """Values that the library checks elsewhere, such as arrays; they have no text of their own."""
+    """Values such as arrays, which the library checks elsewhere and the command line cannot read."""
 
     noun: str = "a value"

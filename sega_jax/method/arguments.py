@@ -1,11 +1,11 @@
-"""How arguments are declared: once, as the fields of a frozen dataclass.
+"""Declarations of arguments as fields of frozen dataclasses.
 
     @dataclass(frozen=True, kw_only=True, eq=False)
     class MyCall(Call):
         wobble: float = argument(0.0, Real(0, 1), "how far pictures tremble", varies="row", sweep=True, shell=True)
 
-Validation, documentation, signatures, shell options, axes of sweeps, metadata of pictures and columns of records are
-derived from such fields.
+Each argument is declared once. Checks, documentation, signatures, shell options, axes of sweeps, the metadata of
+pictures and the columns of records are derived from the declaration.
 """
 
 import dataclasses
@@ -37,19 +37,20 @@ class Argument:
     """The declaration of one argument.
 
     Attributes:
-        kind: its type and range.
-        help: what it does, a phrase in lower case without a final stop.
-        unit: of its values, such as "pixels".
-        varies: "row" where each picture of a batch may have its own value; "call" where a batch has one; "program"
-            where another value is another compiled program.
-        sweep: whether a sweep may vary it.
-        shell: whether the shell has an option for it.
-        of_edits: whether pictures without edits do not depend on it.
-        of_text: whether it says how texts are read.
-        of_negative: whether such an argument also says how negative prompts are read.
-        later: whether it came after pictures of sweeps had been named by the other arguments; names leave it out at its
-            default, so that pictures on disk keep theirs.
-        name, default: as the dataclass says; REQUIRED for no default.
+        kind: The type and range of its values.
+        help: Its effect, a phrase in lower case without a full stop.
+        unit: The unit of its values, such as "pixels".
+        varies: "row" if each picture of a batch may have its own value, "call" if all pictures share one, "program" if
+            a new value compiles a new program.
+        sweep: Whether a sweep may vary it.
+        shell: Whether the command line has an option for it.
+        of_edits: Whether it has no effect on pictures without edits.
+        of_text: Whether it changes how texts are read.
+        of_negative: Whether an argument with `of_text` also applies to negative prompts.
+        later: Whether it was added after sweeps had saved pictures under names made from their arguments. Names omit it
+            at its default, so that these pictures keep their names.
+        name: The name of the field.
+        default: The default of the field, or REQUIRED.
 
     Example:
         >>> from sega_jax import Argument, Real
@@ -75,36 +76,50 @@ class Argument:
 
     @property
     def option(self) -> str:
-        """The name of the shell option."""
+        """The command-line option of the argument."""
         return f"--{self.name.replace('_', '-')}"
 
     def check(self, value: Any, name: str | None = None) -> Any:
-        """Returns the value as the library uses it, or a list of such values where each row has its own.
+        """Returns the checked value, converted to the type that the library uses.
+
+        For a sequence of values, one for each row, it returns a list.
+
+        Args:
+            name: The name in errors; None uses the name of the argument.
 
         Raises:
-            TypeError, ValueError: the value is not of this kind.
+            TypeError, ValueError: The value has the wrong type or is out of range.
         """
         name = name or self.name
         if value is None and self.default is None:
             return None
         if self.varies == "row" and self.kind.several(value):
-            return [self.kind.check(name, one) for one in value]
+            return [self.kind.check(name, entry) for entry in value]
         return self.kind.check(name, value)
 
     @property
     def documentation(self) -> str:
-        """A sentence or two about the argument."""
+        """The sentences that describe the argument in docstrings: its effect, type, range, unit and default."""
         parts = [f"{self.help[:1].upper()}{self.help[1:]}"]
-        noun = f"{self.kind.noun} in {self.unit}" if self.unit else self.kind.noun
+        noun = f"{self.kind.noun}, in {self.unit}" if self.unit else self.kind.noun
         parts += [] if noun == "a value" else [f"{noun[:1].upper()}{noun[1:]}"]
-        parts += ["One for all pictures, or one for each prompt or picture"] if self.varies == "row" else []
+        parts += ["One for all pictures, or a list with one for each prompt or picture"] if self.varies == "row" else []
         if self.default is not REQUIRED and self.default not in (None, ()):
             parts.append(f"Default: {self.default!r}")
         return ". ".join(parts) + "."
 
 
 def argument(default: Any, kind: Kind, help: str, **declared: Any) -> Any:
-    """Declares a field of a dataclass as an argument; `declared` are the further attributes of `Argument`.
+    """Declares a field of a dataclass as an argument.
+
+    Args:
+        default: The default of the field.
+        kind: The type and range of its values.
+        help: Its effect, a phrase in lower case without a full stop.
+        declared: Further attributes of `Argument`.
+
+    Returns:
+        The field, for the body of the dataclass.
 
     Example:
         >>> import dataclasses
@@ -119,12 +134,24 @@ def argument(default: Any, kind: Kind, help: str, **declared: Any) -> Any:
 
 
 def required(kind: Kind, help: str, **declared: Any) -> dict[str, Argument]:
-    """The metadata of a field without a default: `dataclasses.field(metadata=required(...))`."""
+    """Returns the metadata of an argument without a default, for `dataclasses.field(metadata=required(...))`."""
     return {"argument": Argument(kind, help, **declared)}
 
 
 def changed(cls: type, name: str, default: Any, **declared: Any) -> Any:
-    """Declares an inherited argument again with another default, and other attributes of `Argument` where given.
+    """Redeclares an inherited argument with another default.
+
+    Args:
+        cls: The dataclass that declares the argument.
+        name: The name of the argument.
+        default: Its new default.
+        declared: Further attributes of `Argument` to replace.
+
+    Returns:
+        The field, for the body of the subclass.
+
+    Raises:
+        KeyError: `cls` has no such argument.
 
     Example:
         >>> import dataclasses
@@ -140,7 +167,7 @@ def changed(cls: type, name: str, default: Any, **declared: Any) -> Any:
 
 
 def arguments(cls: type) -> Mapping[str, Argument]:
-    """Returns the declared arguments of a dataclass by their names, in their order.
+    """Returns the declared arguments of a dataclass by name, in the order of their fields.
 
     Example:
         >>> from sega_jax import Call
@@ -165,28 +192,30 @@ def _arguments(cls: type) -> Mapping[str, Argument]:
 
 
 def check_arguments(declared: Any) -> None:
-    """Checks every declared argument of a frozen dataclass and keeps the checked values; call it in `__post_init__`.
+    """Replaces the arguments of a frozen dataclass by their checked values. Call it in `__post_init__`.
 
     Raises:
-        TypeError, ValueError: a value is not of its argument's kind.
+        TypeError, ValueError: A value has the wrong type or is out of range.
     """
-    for name, one in arguments(type(declared)).items():
+    for name, spec in arguments(type(declared)).items():
         value = getattr(declared, name)
-        if value is not one.default or value is None:
-            object.__setattr__(declared, name, one.check(value))
+        if value is not spec.default or value is None:
+            object.__setattr__(declared, name, spec.check(value))
 
 
 def unknown_arguments(
     cls: type, names: Sequence[str], what: str, elsewhere: Callable[[str], str | None] = lambda name: None
 ) -> None:
-    """Refuses names that are no arguments of a dataclass.
+    """Checks that all names are arguments of a dataclass.
 
     Args:
-        what: what takes its arguments, for errors.
-        elsewhere: returns what takes an argument of this name, for errors; None where nothing does.
+        cls: The dataclass.
+        names: The names to check.
+        what: The function or object that takes the arguments, for errors.
+        elsewhere: Returns a hint for a name that another function takes, or None.
 
     Raises:
-        TypeError: a name is unknown; the message has similar ones.
+        TypeError: A name is unknown. The message has the hint, a similar name, or all known names.
     """
     known = list(arguments(cls))
     for name in names:
@@ -200,16 +229,16 @@ def unknown_arguments(
 def takes(
     declaration: Callable[P, D], what: str, elsewhere: Callable[[str], str | None] = lambda name: None
 ) -> Callable[[Callable[[S, D], R]], Callable[Concatenate[S, P], R]]:
-    """Makes a method of an object and a declaration take the declaration's arguments.
+    """Decorates a method of one parameter, a declaration, so that it takes the declaration's arguments instead.
 
-    Editors and `help` show all arguments: the signature and the documentation come from the dataclass.
+    Editors and `help` show all arguments, because the signature and the docstring are derived from the dataclass.
 
     Args:
-        declaration: a dataclass whose fields are declared by `argument`.
-        what, elsewhere: as of `unknown_arguments`.
+        declaration: A dataclass whose fields are declared by `argument`.
+        what, elsewhere: See `unknown_arguments`.
     """
 
-    shown = inspect.signature(declaration)
+    declared = inspect.signature(declaration)
 
     def decorate(method: Callable[[S, D], R]) -> Callable[Concatenate[S, P], R]:
         @wraps(method)
@@ -217,10 +246,10 @@ def takes(
             unknown_arguments(declaration, list(kwargs), what, elsewhere)  # type: ignore[arg-type]
             return method(self, declaration(*args, **kwargs))
 
-        own, *_ = inspect.signature(method).parameters.values()
-        parameters = list(shown.parameters.values())
+        obj, *_ = inspect.signature(method).parameters.values()
+        parameters = list(declared.parameters.values())
         result = inspect.signature(method).return_annotation
-        call.__signature__ = inspect.Signature([own, *parameters], return_annotation=result)  # type: ignore[attr-defined]
+        call.__signature__ = inspect.Signature([obj, *parameters], return_annotation=result)  # type: ignore[attr-defined]
         call.__doc__ = documented(method.__doc__ or "", declaration)  # type: ignore[arg-type]
         return call
 
@@ -228,9 +257,12 @@ def takes(
 
 
 def declared_by(declaration: Callable[P, D], what: str) -> Callable[[Callable[[D], R]], Callable[P, R]]:
-    """Makes a function of a declaration take the declaration's arguments; see `takes`, which is for methods."""
+    """Decorates a function of one parameter, a declaration, so that it takes the declaration's arguments instead.
 
-    shown = inspect.signature(declaration)
+    It is the counterpart of `takes` for functions.
+    """
+
+    declared = inspect.signature(declaration)
 
     def decorate(function: Callable[[D], R]) -> Callable[P, R]:
         @wraps(function)
@@ -239,7 +271,7 @@ def declared_by(declaration: Callable[P, D], what: str) -> Callable[[Callable[[D
             return function(declaration(*args, **kwargs))
 
         result = inspect.signature(function).return_annotation
-        signature = shown.replace(return_annotation=result)
+        signature = declared.replace(return_annotation=result)
         call.__signature__ = signature  # type: ignore[attr-defined]
         call.__doc__ = documented(function.__doc__ or "", declaration)  # type: ignore[arg-type]
         return call
@@ -248,13 +280,13 @@ def declared_by(declaration: Callable[P, D], what: str) -> Callable[[Callable[[D
 
 
 def documented(text: str, cls: type) -> str:
-    """Returns a docstring with the arguments of a dataclass in it, before what it returns and raises."""
+    """Inserts an "Args" section for the arguments of a dataclass into a docstring, before its other sections."""
     text = inspect.cleandoc(text)
     sections = [text.find(f"\n{name}:") for name in ("Returns", "Yields", "Raises", "Example")]
     end = min((start for start in sections if start >= 0), default=len(text))
     lines = [
-        textwrap.fill(f"{name}: {one.documentation}", 116, initial_indent="    ", subsequent_indent="        ")
-        for name, one in arguments(cls).items()
+        textwrap.fill(f"{name}: {spec.documentation}", 116, initial_indent="    ", subsequent_indent="        ")
+        for name, spec in arguments(cls).items()
     ]
-    listed = "\n".join(["Args:", *lines])
-    return f"{text[:end].rstrip()}\n\n{listed}\n{text[end:]}"
+    section = "\n".join(["Args:", *lines])
+    return f"{text[:end].rstrip()}\n\n{section}\n{text[end:]}"

@@ -1,7 +1,4 @@
-"""Floating arrays: the one rule of precision, and what may come in.
-
-Half-precision networks, single-precision sums.
-"""
+"""Checks of floating-point arrays, and the precision of sums: half-precision networks, single-precision sums."""
 
 from typing import Any
 
@@ -11,29 +8,29 @@ from jax.typing import DTypeLike
 
 from sega_jax.method.checks import brief
 
-# The exponent bits of each floating type: all set means infinite or NaN.
+# The exponent bits of each floating-point type; if all are set, the value is infinite or NaN.
 _EXPONENTS = {
     np.dtype(np.float64): (np.uint64, 0x7FF0000000000000),
     np.dtype(np.float32): (np.uint32, 0x7F800000),
     np.dtype(np.float16): (np.uint16, 0x7C00),
     np.dtype(jnp.bfloat16): (np.uint16, 0x7F80),
 }
-# Entries that are looked at together, which a processor's cache holds.
+# The number of entries that `is_finite` reads at a time, small enough for a processor's cache.
 _PART = 2**17
 
 
 def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
-    """A floating dtype, or float32 in place of one of half precision."""
+    """Returns a floating-point dtype, with float32 in place of half precision."""
     return jnp.dtype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32)
 
 
 def is_floating(dtype: np.dtype) -> bool:
-    """Whether a dtype is one that pictures and weights come in."""
+    """Tells whether a dtype is float64, float32, float16 or bfloat16."""
     return dtype in _EXPONENTS
 
 
 def is_finite(array: np.ndarray) -> bool:
-    """Whether a host array of floating dtype has no infinite or NaN entry; quick in half precision, too."""
+    """Tells whether a floating-point host array has no infinite or NaN entry, quickly even in half precision."""
     integer, mask = _EXPONENTS[array.dtype]
     entries = np.ascontiguousarray(array).reshape(-1).view(integer)
     parts = (entries[start : start + _PART] for start in range(0, entries.size, _PART))
@@ -41,20 +38,24 @@ def is_finite(array: np.ndarray) -> bool:
 
 
 def floating(name: str, value: Any, axes: str) -> np.ndarray:
-    """A host array of finite floats; `axes` are words for its axes, as "(tokens, channels)".
+    """Returns a value as a host array of finite floats.
+
+    Args:
+        name: The name of the value, for errors.
+        axes: The axes for errors, such as "(tokens, channels)".
 
     Raises:
-        TypeError: it is no array of floats.
-        ValueError: it has NaN or infinite entries.
+        TypeError: The value is not an array of floats.
+        ValueError: The array has NaN or infinite entries.
     """
     try:
         array = np.asarray(value)
-    except (TypeError, ValueError, RuntimeError):  # the last is torch's, of tensors with gradients
+    except (TypeError, ValueError, RuntimeError):  # torch raises RuntimeError for tensors with gradients
         array = np.asarray(None)
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     if not is_floating(array.dtype):
-        raise TypeError(f"{name}={brief(value)} should be a floating array {axes}")
+        raise TypeError(f"{name}={brief(value)} should be a floating-point array {axes}")
     if not is_finite(array):
         raise ValueError(f"{name} {'have' if name.endswith('s') else 'has'} NaN or infinite entries")
     return array

@@ -1,4 +1,4 @@
-"""The loop: denoise, guide, step, inside one scan over the rows of a schedule's table."""
+"""The sampling loop: one scan over the model calls of a schedule, each of which denoises, guides and steps."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,15 +14,15 @@ from sega_jax.method.solvers import Solver
 
 
 class Carry(NamedTuple):
-    """What goes from one model call to the next."""
+    """The state of the loop between model calls."""
 
     x: jax.Array  # [batch, *space, channels], the noisy state, float32 or wider
-    guidance: Any  # the guidance's state, for SEGA the step count and a momentum per concept
+    guidance: Any  # the guidance's state; for SEGA, the count of calls and a momentum for each concept
     solver: Any  # the solver's state
 
 
 def nothing(x: jax.Array, preds: Predictions, guided: jax.Array, state: Any) -> None:
-    """Keeps nothing."""
+    """Records nothing."""
 
 
 def sample(
@@ -34,21 +34,23 @@ def sample(
     draw: Callable[[Row, tuple[int, ...]], jax.Array],
     keep: Callable[[jax.Array, Predictions, jax.Array, Any], Any] = nothing,
 ) -> tuple[Carry, Any]:
-    """Runs the model calls of `table`; rows that are not live cost nothing and change nothing.
+    """Runs the model calls of a schedule's table.
+
+    Calls that are not live are skipped: they cost nothing and change nothing.
 
     Args:
-        denoise: (x, row) -> the predictions for every branch at this x.
-        guidance: takes the unconditional prediction to the guided estimate.
-        solver: takes x and the guided estimate to the next x.
-        carry: where to start, or where an earlier call of this function ended.
-        table: rows stacked on a leading axis [calls].
-        draw: (row, shape) -> the standard normal noise of this row.
-        keep: (x, predictions, guided estimate, guidance state), the x and the state being those that the
-            predictions were made and guided from -> what to record.
+        denoise: (x, row) -> the predictions of all branches at this x.
+        guidance: Turns the unconditional prediction into the guided estimate.
+        solver: Turns x and the guided estimate into the next x.
+        carry: The state to start from, such as the state that an earlier call of this function returned.
+        table: Rows of the schedule, stacked on a leading axis [calls].
+        draw: (row, shape) -> standard normal noise for this call.
+        keep: (x, predictions, guided estimate, guidance state) -> a pytree of arrays to record. The x and the state
+            are those before the call.
 
     Returns:
-        The carry after the last row, and what was kept, stacked on a leading axis [calls] (zeros for rows
-        that are not live).
+        The state after the last call, and the recorded pytree with a leading axis [calls], zero for calls that are not
+        live.
     """
 
     def live(carry, row):
@@ -61,10 +63,11 @@ def sample(
         kept = jax.eval_shape(live, carry, row)[1]
         return carry, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), kept)
 
-    # Gradients compute a call anew instead of keeping what the network went through; without them this is nothing.
+    # The backward pass recomputes a call instead of storing the activations of the network; without gradients this
+    # changes nothing.
     @partial(jax.checkpoint, prevent_cse=False)
     def step(carry, row):
-        # The condition stays outside any vmap, where it would turn into computing both sides.
+        # This must stay outside any vmap, which would turn it into a select that computes both sides.
         return jax.lax.cond(row.live, live, skip, carry, row)
 
     return jax.lax.scan(step, carry, table)

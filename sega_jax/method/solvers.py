@@ -1,11 +1,11 @@
-"""Solvers of the reverse process as `init`/`update` pairs of pure functions.
+"""Solvers of the reverse process, as `init`/`update` pairs of pure functions.
 
     init(x) -> state
     update(x, state, estimate, aux, row, draw) -> (x, state)
 
-`estimate` is the guided network output, `aux` what a prediction carries besides, `row` a row of the table
-of `sega_jax.method.schedules`, and `draw(shape)` the standard normal noise of this call; of `renoise`, whose x is
-tokens, it is `Chances`. States and coefficients are in the dtype of x, float32 or wider.
+`estimate` is the guided network output, `aux` holds further outputs of the network, `row` is one call of a table from
+`sega_jax.method.schedules`, and `draw(shape)` returns standard normal noise for this call. For `renoise`, whose x is a
+grid of tokens, `draw` returns `Chances`. States and coefficients are in the dtype of x, float32 or wider.
 """
 
 from collections.abc import Callable
@@ -21,25 +21,32 @@ Draw = Callable[[tuple[int, ...]], jax.Array]
 
 
 class Solver(NamedTuple):
+    """A solver; the module's docstring describes both functions."""
+
     init: Callable[[jax.Array], Any]
     update: Callable[[jax.Array, Any, jax.Array, Any, Any, Draw], tuple[jax.Array, Any]]
 
 
 class MultistepState(NamedTuple):
-    start: jax.Array  # [batch, *space, channels], where the last call's step started
-    memory: jax.Array  # [remembered, batch, *space, channels], newest first
+    """The state of `multistep`."""
+
+    start: jax.Array  # [batch, *space, channels], the state from which the step of the last call started
+    memory: jax.Array  # [remembered, batch, *space, channels], remembered outputs, newest first
 
 
 def _like(x: jax.Array, coefficients: Any) -> Any:
-    """Numbers in the dtype of x, flags as they are."""
+    """Converts numbers to the dtype of x; booleans keep their dtype."""
     return jax.tree.map(lambda c: c if jnp.asarray(c).dtype == bool else jnp.asarray(c).astype(x.dtype), coefficients)
 
 
 def ddim(eta: Any = 0.0) -> Solver:
-    """DDIM (Song et al. 2021, eq. 12); eta, a number or [batch] in [0, 1], is the share of fresh noise.
+    """Returns the DDIM solver (Song et al. 2021, eq. 12).
 
-    x0 is clipped or thresholded where the table says so; eps is the network's own, not the clipped one's,
-    as in diffusers' default. DeepFloyd-IF's own DDIM derives it anew from the thresholded x0.
+    x0 is clipped or thresholded if the table says so. eps is the network's own and is not derived from the clipped x0,
+    as in diffusers' default; DeepFloyd-IF's original DDIM derives it from the thresholded x0.
+
+    Args:
+        eta: The share of fresh noise in [0, 1], a number or [batch].
     """
 
     def init(x):
@@ -58,10 +65,14 @@ def ddim(eta: Any = 0.0) -> Solver:
 
 
 def tcd(eta: Any = 0.3) -> Solver:
-    """Trajectory consistency sampling (Zheng et al. 2024, algorithm 4); eta, a number or [batch] in [0, 1], is the
-    paper's gamma: 0 adds no noise, and 1 takes every call to timestep 0 and back up.
+    """Returns the solver of trajectory consistency sampling (Zheng et al. 2024, algorithm 4).
 
-    x0 is neither clipped nor thresholded, as in diffusers, and the last call ends at timestep 0, whose noise stays.
+    As in diffusers, x0 is neither clipped nor thresholded, and the last call ends at timestep 0, so that the noise of
+    timestep 0 remains.
+
+    Args:
+        eta: The paper's gamma in [0, 1], a number or [batch]. 0 adds no noise; 1 takes every call down to timestep 0
+            and back up.
     """
 
     def init(x):
@@ -80,8 +91,8 @@ def tcd(eta: Any = 0.3) -> Solver:
 
 
 def _towards(x: jax.Array, estimate: jax.Array, x0: jax.Array, sigma: jax.Array, coefficients: Any, draw: Draw) -> Any:
-    """Returns the next x: x0 and eps, with fresh noise of standard deviation `sigma`, one or [batch], in place of a
-    part of eps."""
+    """Returns the next x, where fresh noise of standard deviation `sigma`, a number or [batch], replaces a part of
+    eps."""
     c = coefficients
     eps = c.eps_from_x * x + c.eps_from_output * estimate
     sigma = sigma.reshape(sigma.shape + (1,) * (x.ndim - sigma.ndim)) if sigma.ndim else sigma
@@ -90,10 +101,15 @@ def _towards(x: jax.Array, estimate: jax.Array, x0: jax.Array, sigma: jax.Array,
 
 
 def multistep(eta: Any = 0.0, *, memory: int = 3) -> Solver:
-    """Linear multi-step methods, all by the formula of `sega_jax.method.schedules.MultistepRow`; they have no eta.
+    """Returns the solver of all linear multi-step methods, with the formula of
+    `sega_jax.method.schedules.MultistepRow`.
 
-    `aux`, where the network predicts it, is the variance [batch, *space, channels] in [-1, 1], from the least
-    to the greatest (Nichol & Dhariwal 2021, eq. 15).
+    If the network predicts the variance, `aux` holds it as [batch, *space, channels] in [-1, 1], from the least to the
+    greatest variance (Nichol & Dhariwal 2021, eq. 15).
+
+    Args:
+        eta: Has no effect; all solvers share this argument.
+        memory: The number of remembered outputs.
     """
     del eta
 
@@ -110,33 +126,35 @@ def multistep(eta: Any = 0.0, *, memory: int = 3) -> Solver:
         if aux is not None:
             share = (aux.astype(x.dtype) + 1) / 2
             noise *= jnp.exp((share * c.log_variance[1] + (1 - share) * c.log_variance[0]) / 2)
-        kept = jnp.where(c.remember, outputs[:-1], state.memory)
-        return new + noise, MultistepState(start, kept)
+        memory = jnp.where(c.remember, outputs[:-1], state.memory)
+        return new + noise, MultistepState(start, memory)
 
     return Solver(init, update)
 
 
 class Chances(NamedTuple):
-    """What `renoise` draws at a call."""
+    """The random numbers of one call of `renoise`."""
 
     gumbel: jax.Array  # [batch, *space, labels], standard Gumbel
     uniform: jax.Array  # [batch, *space], in [0, 1)
 
 
 def renoise(eta: Any = 0.0, *, choice: str = "sample", codebook: jax.Array | None = None) -> Solver:
-    """Paella's sampler (Rampas et al. 2022), on a grid of tokens that starts at random.
+    """Returns Paella's sampler (Rampas et al. 2022), which starts from a random grid of tokens.
 
-    Every position takes a token by softmax(logits / temperature), and then a share of them, at random, the token
-    that it started from: the grid at the start is kept, as in the published code, not drawn anew. x is int32
-    [batch, *space], the estimate are logits [batch, *space, labels], float32 or wider.
+    Each call chooses a token for every position by softmax(logits / temperature), and then resets a random share of the
+    positions to their tokens of the initial grid. As in the published code, the noise is always the initial grid and
+    is not drawn again. x is int32 [batch, *space], and the estimate holds logits [batch, *space, labels], float32 or
+    wider.
 
     Args:
-        choice: "sample" draws a token, "argmax" takes the likeliest, "nearest" that whose entry of the codebook is
-            nearest to the expected entry.
+        eta: Has no effect; all solvers share this argument.
+        choice: "sample" draws a token; "argmax" takes the most likely one; "nearest" takes the token whose codebook
+            entry is nearest to the expected entry.
         codebook: [labels, channels], for "nearest".
 
     Raises:
-        ValueError: an unknown choice, or "nearest" without a codebook.
+        ValueError: `choice` is unknown, or "nearest" has no codebook.
     """
     del eta
     if choice not in CHOICES:
@@ -167,15 +185,16 @@ def renoise(eta: Any = 0.0, *, choice: str = "sample", codebook: jax.Array | Non
 
 
 def _distances(points: jax.Array, codes: jax.Array) -> jax.Array:
-    """Of points [..., channels] from codes [labels, channels], squared and less what all codes share."""
+    """Returns the squared distances [..., labels] of points [..., channels] from codes [labels, channels], without the
+    squared norm of the point, which all codes share."""
     lengths = (codes**2).sum(-1).reshape((1,) * (points.ndim - 1) + (-1,))
     return lengths - 2 * jnp.tensordot(points, codes.T, 1, precision="highest")
 
 
 def _bounded(x: jax.Array, coefficients: Any) -> jax.Array:
-    """x [batch, *space, channels] as a row's coefficients bound it: to `clip`, or by its own quantile.
+    """Clips x [batch, *space, channels] to `clip`, or applies the dynamic threshold of `Threshold`.
 
-    A table without thresholds is of another structure, so that programs without them sort nothing.
+    A table without thresholds has another tree structure, so that its program sorts nothing.
     """
     c = coefficients
     if c.threshold is None:
@@ -186,7 +205,7 @@ def _bounded(x: jax.Array, coefficients: Any) -> jax.Array:
 
 
 def _sum(weights: jax.Array, outputs: jax.Array) -> jax.Array:
-    """Sums the outputs by their weights, in full precision on every device, unlike a product of matrices."""
+    """Returns the weighted sum of the outputs, in full precision on every device, unlike a matrix product."""
     return sum(weight * output for weight, output in zip(weights, outputs, strict=True))
 
 

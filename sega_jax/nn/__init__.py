@@ -1,7 +1,6 @@
-"""Networks: exact ports of the published PyTorch modules, without randomness, knowing nothing of diffusion.
+"""Networks: exact ports of published PyTorch modules, deterministic and independent of the sampler.
 
-A module is built without values (its parameters are `jax.ShapeDtypeStruct`s) and filled by
-`sega_jax.weights.pull`; afterwards it is an immutable pytree, used with `jax.*` transforms only.
-Attributes carry the names of the diffusers and transformers modules, so that the dotted path of a
-parameter is its key in a published checkpoint.
+A module is built without values: its parameters are `jax.ShapeDtypeStruct`s, which `sega_jax.weights.pull` replaces by
+arrays. It is then an immutable pytree for `jax.*` transforms. Attributes have the names of the modules in diffusers and
+transformers, so the dotted path of a parameter is its key in a published checkpoint.
 """

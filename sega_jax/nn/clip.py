@@ -1,4 +1,5 @@
-"""CLIP's towers (OpenAI's and OpenCLIP's), in the layout of transformers' `CLIPTextModel` and `CLIPVisionModel`."""
+"""The towers of CLIP (OpenAI's and OpenCLIP's), in the layout of transformers' `CLIPTextModel` and
+`CLIPVisionModel`."""
 
 import re
 from collections.abc import Mapping
@@ -13,9 +14,9 @@ from sega_jax.nn.layers import ACTIVATIONS, Conv, Embed, LayerNorm, Linear, atte
 
 _TEXT_MODELS = (None, "clip_text_model", "clip")
 _CHOICES = {"hidden_act": tuple(ACTIVATIONS)}
-# Tensors of a whole CLIP that the text encoders do without.
+# Tensors of complete CLIP files that a text encoder does not need.
 _OF_PICTURES = re.compile(r"vision_model\.|visual_projection\.|logit_(scale|bias)$")
-_OTHERS = re.compile(rf"{_OF_PICTURES.pattern}|text_projection(\.weight)?$")
+_UNUSED = re.compile(rf"{_OF_PICTURES.pattern}|text_projection(\.weight)?$")
 
 
 class CLIPTextConfig(NamedTuple):
@@ -34,10 +35,10 @@ class CLIPTextConfig(NamedTuple):
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "CLIPTextConfig":
-        """Reads a config.json, of a text encoder or of a whole CLIP, whose text encoder is `text_config` there.
+        """Reads the config.json of a text encoder, or of a complete CLIP with the text encoder under `text_config`.
 
         Raises:
-            ValueError: the config describes a network that this module does not compute.
+            ValueError: The config describes a network that this module does not support.
         """
         if isinstance(text := config.get("text_config"), Mapping):
             config = {**text, "projection_dim": config.get("projection_dim", 512)}
@@ -45,7 +46,7 @@ class CLIPTextConfig(NamedTuple):
         if kind not in _TEXT_MODELS:
             raise ValueError(
                 f"text encoder config: model_type={kind!r} is not supported, only CLIP's text encoders (OpenAI's and"
-                " OpenCLIP's), clip_text_model"
+                " OpenCLIP's) with clip_text_model"
             )
         self = build(cls, config, "text encoder", choices=_CHOICES, strict=False)
         _check_heads(self, "text encoder")
@@ -66,10 +67,10 @@ class CLIPVisionConfig(NamedTuple):
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "CLIPVisionConfig":
-        """Reads a config of transformers'.
+        """Reads a config of transformers.
 
         Raises:
-            ValueError: the config describes a network that this module does not compute.
+            ValueError: The config describes a network that this module does not support.
         """
         fixed = {"num_channels": (3, None)}
         self = build(cls, config, "vision tower", fixed=fixed, choices=_CHOICES, strict=False)
@@ -86,6 +87,8 @@ def _check_heads(config: CLIPTextConfig | CLIPVisionConfig, what: str) -> None:
 
 
 class SelfAttention(nnx.Module):
+    """Multi-head self-attention over [batch, positions, channels]."""
+
     def __init__(self, channels: int, heads: int, *, causal: bool):
         self.heads, self.causal = heads, causal
         self.q_proj = Linear(channels, channels)
@@ -99,6 +102,8 @@ class SelfAttention(nnx.Module):
 
 
 class MLP(nnx.Module):
+    """Two linear layers with an activation between them."""
+
     def __init__(self, channels: int, hidden: int, activation: str):
         self.activation = activation
         self.fc1 = Linear(channels, hidden)
@@ -109,6 +114,8 @@ class MLP(nnx.Module):
 
 
 class EncoderLayer(nnx.Module):
+    """Self-attention and an MLP, each pre-normalised and with a residual."""
+
     def __init__(self, c: CLIPTextConfig | CLIPVisionConfig, *, causal: bool):
         self.layer_norm1 = LayerNorm(c.hidden_size, c.layer_norm_eps)
         self.self_attn = SelfAttention(c.hidden_size, c.num_attention_heads, causal=causal)
@@ -121,6 +128,8 @@ class EncoderLayer(nnx.Module):
 
 
 class Encoder(nnx.Module):
+    """A stack of encoder layers over states [batch, positions, channels]."""
+
     def __init__(self, c: CLIPTextConfig | CLIPVisionConfig, *, causal: bool):
         self.layers = nnx.List([EncoderLayer(c, causal=causal) for _ in range(c.num_hidden_layers)])
 
@@ -128,22 +137,28 @@ class Encoder(nnx.Module):
         return self.last_two(x)[1]
 
     def last_two(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The states before and after the last layer."""
+        """Returns the states before and after the last layer."""
         before = x
         for layer in self.layers:
             before, x = x, layer(x)
         return before, x
 
     def earlier(self, x: jax.Array, skip: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The states `skip` layers before the last, int32 [batch], from 0 to the number of layers, and the last."""
-        kept = x
+        """Returns the states `skip` layers before the last one, and the last states.
+
+        Args:
+            skip: int32 [batch], from 0 to the number of layers.
+        """
+        selected = x
         for number, layer in enumerate(self.layers, 1):
             x = layer(x)
-            kept = jnp.where((number <= len(self.layers) - skip)[:, None, None], x, kept)
-        return kept, x
+            selected = jnp.where((number <= len(self.layers) - skip)[:, None, None], x, selected)
+        return selected, x
 
 
 class Embeddings(nnx.Module):
+    """The sum of token and position embeddings."""
+
     def __init__(self, c: CLIPTextConfig):
         self.token_embedding = Embed(c.vocab_size, c.hidden_size)
         self.position_embedding = Embed(c.max_position_embeddings, c.hidden_size)
@@ -153,9 +168,12 @@ class Embeddings(nnx.Module):
 
 
 class CLIPTextModel(nnx.Module):
-    """`__call__(ids)`: int32 [batch, tokens] -> the last hidden state after the final LayerNorm
-    [batch, tokens, hidden_size]. The mask is causal; padding is attended, as in Stable Diffusion. `skip`, int32
-    [batch], takes the hidden state of so many layers earlier in place of the last."""
+    """CLIP's text encoder.
+
+    `__call__(ids, skip=None)`: int32 [batch, tokens] -> the last hidden state after the final LayerNorm,
+    [batch, tokens, hidden_size]. `skip`, int32 [batch], selects the hidden state that many layers before the last.
+    The mask is causal, and padding is attended to, as in Stable Diffusion.
+    """
 
     def __init__(self, config: CLIPTextConfig):
         self.config = config
@@ -165,13 +183,15 @@ class CLIPTextModel(nnx.Module):
 
     @staticmethod
     def rename(name: str) -> str | None:
-        """Removes `text_model.`, under which published files put every key and transformers 5 none. Files of a whole
-        CLIP also have tensors that this network does without."""
-        return None if _OTHERS.match(name) else name.removeprefix("text_model.")
+        """Maps a name in a file to a parameter of this network, or to None for tensors that it does not need.
+
+        Published files prefix all names with `text_model.`; files of transformers 5 do not.
+        """
+        return None if _UNUSED.match(name) else name.removeprefix("text_model.")
 
     @staticmethod
     def published(name: str) -> str:
-        """The name in published files."""
+        """Returns the name of a parameter in published files."""
         return f"text_model.{name}"
 
     def __call__(self, ids: jax.Array, skip: jax.Array | None = None) -> jax.Array:
@@ -179,21 +199,26 @@ class CLIPTextModel(nnx.Module):
         return self.final_layer_norm(self.encoder(x) if skip is None else self.encoder.earlier(x, skip)[0])
 
     def penultimate(self, ids: jax.Array, skip: jax.Array | None = None) -> jax.Array:
-        """The states before the last layer, without the final LayerNorm [batch, tokens, hidden_size]: what Stable
-        Diffusion XL reads. `skip`, int32 [batch], takes the states of so many layers earlier."""
+        """Returns the states before the last layer, [batch, tokens, hidden_size], as Stable Diffusion XL uses them.
+
+        The final LayerNorm is not applied. `skip`, int32 [batch], selects the states that many layers earlier.
+        """
         return self.two_states(ids, skip)[0]
 
     def two_states(self, ids: jax.Array, skip: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """What `penultimate` gives, and the states after the last layer, without the final LayerNorm."""
+        """Returns the states of `penultimate` and those after the last layer, both without the final LayerNorm."""
         x = self.embeddings(ids)
         return self.encoder.last_two(x) if skip is None else self.encoder.earlier(x, skip + 1)
 
 
 class CLIPTextModelWithProjection(nnx.Module):
-    """`__call__(ids)`: int32 [batch, tokens] -> the texts' embeddings beside those of pictures, not normalised
-    [batch, projection_dim]: the state at the first end token, projected. That is `eos_token_id`, or where the config
-    says 2, as published ones do, the token of the largest id, which is the end in CLIP's own vocabulary. What pads a
-    text comes after it and is not seen."""
+    """CLIP's text encoder with a projection into the joint space of texts and pictures.
+
+    `__call__(ids)`: int32 [batch, tokens] -> text embeddings [batch, projection_dim], not normalised: the projected
+    state at the first end token. The end token is `eos_token_id`; if the config says 2, as published configs do, it is
+    the token with the largest id, which is the end token in CLIP's own vocabulary. Padding comes after the end token
+    and has no effect.
+    """
 
     def __init__(self, config: CLIPTextConfig):
         self.config = config
@@ -202,15 +227,17 @@ class CLIPTextModelWithProjection(nnx.Module):
 
     @staticmethod
     def rename(name: str) -> str | None:
-        """Files of a whole CLIP also have the tensors of pictures."""
+        """Maps a name in a file to a parameter, or to None for the tensors of CLIP's vision tower."""
         return None if _OF_PICTURES.match(name) else name
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         return self._pooled(ids, self.text_model(ids))
 
     def states(self, ids: jax.Array, skip: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """The states before the last layer, without the final LayerNorm [batch, tokens, hidden_size], and what
-        `__call__` gives, which `skip` leaves as it is; see `CLIPTextModel.penultimate`."""
+        """Returns the states of `CLIPTextModel.penultimate` [batch, tokens, hidden_size] and the result of `__call__`.
+
+        `skip` affects only the states.
+        """
         before, last = self.text_model.two_states(ids, skip)
         return before, self._pooled(ids, self.text_model.final_layer_norm(last))
 
@@ -221,6 +248,8 @@ class CLIPTextModelWithProjection(nnx.Module):
 
 
 class VisionEmbeddings(nnx.Module):
+    """The embeddings of a class token and of the patches of a picture, with their positions."""
+
     def __init__(self, c: CLIPVisionConfig):
         self.class_embedding = parameter(c.hidden_size)
         self.patch_embedding = Conv(3, c.hidden_size, c.patch_size, stride=c.patch_size, padding=0, bias=False)
@@ -235,12 +264,15 @@ class VisionEmbeddings(nnx.Module):
 
 
 class CLIPVisionModel(nnx.Module):
-    """`__call__(pixels)`: normalised [pictures, image_size, image_size, 3] -> the pooled output, the class
-    token's last hidden state after the final LayerNorm [pictures, hidden_size]."""
+    """CLIP's vision tower.
+
+    `__call__(pixels)`: normalised [pictures, image_size, image_size, 3] -> the pooled output [pictures, hidden_size],
+    which is the last hidden state of the class token after the final LayerNorm.
+    """
 
     def __init__(self, config: CLIPVisionConfig):
         self.embeddings = VisionEmbeddings(config)
-        self.pre_layrnorm = LayerNorm(config.hidden_size, config.layer_norm_eps)  # so spelt in every checkpoint
+        self.pre_layrnorm = LayerNorm(config.hidden_size, config.layer_norm_eps)  # the spelling of all checkpoints
         self.encoder = Encoder(config, causal=False)
         self.post_layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
 
@@ -250,8 +282,11 @@ class CLIPVisionModel(nnx.Module):
 
 
 class CLIPModel(nnx.Module):
-    """Both towers, in the layout of transformers' `CLIPModel`. `__call__(ids, pixels)`: int32 [n, tokens] and
-    normalised [n, image_size, image_size, 3] -> the cosines of each text with its picture, [n] in float32."""
+    """Both towers of CLIP, in the layout of transformers' `CLIPModel`.
+
+    `__call__(ids, pixels)`: int32 [n, tokens] and normalised [n, image_size, image_size, 3] -> the cosine similarity of
+    each text with its picture, float32 [n].
+    """
 
     def __init__(self, text: CLIPTextConfig, vision: CLIPVisionConfig):
         self.text_model, self.vision_model = CLIPTextModel(text), CLIPVisionModel(vision)
@@ -260,11 +295,11 @@ class CLIPModel(nnx.Module):
 
     @staticmethod
     def rename(name: str) -> str | None:
-        """The temperature of the training is no part of a cosine."""
+        """Maps a name in a file to a parameter, or to None for the training temperature, which cosines do not need."""
         return None if name == "logit_scale" else name
 
     def __call__(self, ids: jax.Array, pixels: jax.Array) -> jax.Array:
         end = ids.argmax(-1)[:, None, None]
-        words = self.text_projection(jnp.take_along_axis(self.text_model(ids), end, 1)[:, 0]).astype(jnp.float32)
-        seen = self.visual_projection(self.vision_model(pixels)).astype(jnp.float32)
-        return (words * seen).sum(-1) / (jnp.linalg.norm(words, axis=-1) * jnp.linalg.norm(seen, axis=-1))
+        text = self.text_projection(jnp.take_along_axis(self.text_model(ids), end, 1)[:, 0]).astype(jnp.float32)
+        picture = self.visual_projection(self.vision_model(pixels)).astype(jnp.float32)
+        return (text * picture).sum(-1) / (jnp.linalg.norm(text, axis=-1) * jnp.linalg.norm(picture, axis=-1))

@@ -1,4 +1,4 @@
-"""Reads a network's config.json into its NamedTuple, refusing what the network does not compute."""
+"""Reads a network's config.json into a NamedTuple, with errors for unsupported values."""
 
 import math
 import types
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 T = TypeVar("T", bound=NamedTuple)
 M = TypeVar("M")
 
-# Levels, and layers of one: far beyond any network, and soon built.
+# The limit of levels, and of layers in a level. It exceeds all known networks, and such a network still builds quickly.
 _MOST = 100
 
 
@@ -25,15 +25,20 @@ def build(
     may_be_zero: tuple[str, ...] = (),
     strict: bool = True,
 ) -> T:
-    """The fields of the NamedTuple `cls` from `config`; null and absent mean the default.
+    """Returns the NamedTuple `cls` with the fields of a config. Null and missing options have their defaults.
 
-    `fixed` lists options that exist elsewhere, with the values under which they change nothing here;
-    `choices` the values that a field may take; `ignored` options without an effect on inference; `may_be_zero` fields
-    whose numbers may be 0 although the default is not. With `strict`, an option that is none of these is warned about,
-    since it may name a part we do not have.
+    Args:
+        cls: A NamedTuple with defaults.
+        config: The contents of a config.json.
+        what: The name of the network, for errors.
+        fixed: Options that are not fields, with their supported values.
+        choices: The supported values of fields.
+        ignored: Options that do not affect inference.
+        may_be_zero: Fields whose numbers may be 0 although their default is not.
+        strict: Whether to warn about other options, since they may stand for an unsupported part of the network.
 
     Raises:
-        ValueError: an option has a value that is not supported, or a field is of the wrong type.
+        ValueError: An option has an unsupported value, or a field has the wrong type.
     """
     for key, allowed in fixed.items():
         if key in config and config[key] not in allowed:
@@ -43,14 +48,14 @@ def build(
     values = {key: config[key] for key in cls._fields if config.get(key) is not None}
     for key, value in values.items():
         default = cls._field_defaults[key]
-        # Numbers are positive and lists not empty, but for those that are so by default.
+        # Numbers must be positive and lists must not be empty, unless the default is 0 or empty.
         least = 1 if default and key not in may_be_zero else 0
         if not _is(value, cls.__annotations__[key], least):
             raise ValueError(f"{what} config: {key}={value!r} should be like {default!r}")
         entries = _flat(value)
         many = ("layers" in key or "blocks" in key) and max(entries, default=0) > _MOST
         if len(entries) > _MOST or many:
-            raise ValueError(f"{what} config: {key}={str(value)[:40]} is more than the {_MOST} that are supported")
+            raise ValueError(f"{what} config: {key}={str(value)[:40]} is more than the supported {_MOST}")
         for entry in entries:
             if key in choices and entry not in choices[key]:
                 raise ValueError(f"{what} config: {key}={entry!r} is not supported, only {', '.join(choices[key])}")
@@ -63,18 +68,25 @@ def build(
 
 
 def built(value: Mapping[str, Any] | M, module: Callable[..., M], config: Any, *options: Any) -> M:
-    """A network without values from its config.json, whose fields `config.from_dict` reads; what is none, such as a
-    network that is built, stays as it is.
+    """Builds a network without values if `value` is the contents of its config.json; otherwise returns `value`.
+
+    Args:
+        value: A config, or a network.
+        module: The class of the network.
+        config: The class of its config, whose `from_dict` reads `value`.
+        options: Further arguments of `module`.
 
     Raises:
-        ValueError: the config is not supported.
+        ValueError: The config is not supported.
     """
     return module(config.from_dict(value), *options) if isinstance(value, Mapping) else value
 
 
 def written(config: Any) -> dict[str, Any]:
-    """Returns the fields of a config's NamedTuple as config.json has them. 0, "" and () are left out where they are the
-    default, and "" and () are null elsewhere."""
+    """Returns the fields of a config's NamedTuple in the form of config.json.
+
+    0, "" and () are omitted where they are the default. Otherwise, "" and () become null.
+    """
     fields = {
         name: written(value) if isinstance(value, tuple) and hasattr(value, "_fields") else value
         for name, value in config._asdict().items()
@@ -87,8 +99,8 @@ def written(config: Any) -> dict[str, Any]:
 
 
 def _flat(value: Any) -> list[Any]:
-    """The entries of a value, which may be a list of lists."""
-    return [one for entry in value for one in _flat(entry)] if type(value) in (list, tuple) else [value]
+    """Returns the entries of a nested list, or a list with the single value."""
+    return [leaf for entry in value for leaf in _flat(entry)] if type(value) in (list, tuple) else [value]
 
 
 def _tuples(value: Any) -> Any:
@@ -96,15 +108,15 @@ def _tuples(value: Any) -> Any:
 
 
 def _is(value: Any, kind: Any, least: int) -> bool:
-    """Whether a JSON value is of the annotated type, its numbers at least `least`."""
+    """Tells whether a JSON value has the annotated type, with integers and lengths of at least `least`."""
     if isinstance(kind, types.UnionType):
         return any(_is(value, option, least) for option in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
         entry, *more = typing.get_args(kind)
-        right = isinstance(value, list | tuple) and (
+        has_length = isinstance(value, list | tuple) and (
             len(value) >= least if more == [...] else len(value) == 1 + len(more)
         )
-        return right and all(_is(v, entry, least) for v in value)
+        return has_length and all(_is(v, entry, least) for v in value)
     if isinstance(value, bool) or kind is bool:
         return isinstance(value, bool) and kind is bool
     if kind is float:

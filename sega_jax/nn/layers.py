@@ -1,8 +1,7 @@
-"""Inference layers that equal PyTorch's, channels last.
+"""Inference layers that equal PyTorch's, with channels last.
 
-What torch leaves to defaults is fixed here: explicit padding, epsilons, the exact gelu, and
-normalisation and softmax in at least float32. Every layer computes in the dtype of its parameters and
-takes inputs of that dtype.
+The choices that torch leaves to defaults are explicit here: padding, epsilons, the exact gelu, and normalisation and
+softmax in at least float32. Every layer computes in the dtype of its parameters and expects inputs of that dtype.
 """
 
 import math
@@ -18,10 +17,10 @@ from sega_jax.nn.flash_attention import flash
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """x times the normal distribution's share below it, in at least float32, as torch computes it.
+    """Computes the exact gelu, x Phi(x), with erf and in at least float32, as torch does.
 
-    `jax.nn.gelu` takes erfc, a long polynomial that XLA splits into a score of passes over memory on a GPU, and rounds
-    in between where x is of half precision.
+    `jax.nn.gelu` uses erfc, a long polynomial that XLA splits into about twenty passes over memory on a GPU, and rounds
+    intermediate values to half precision if x has it.
     """
     wide = x.astype(at_least_float32(x.dtype))
     return (0.5 * wide * (1 + lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
@@ -38,35 +37,35 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def parameter(*shape: int) -> nnx.Param:
-    """A parameter that has a shape and waits for its value."""
+    """Returns a parameter that has a shape but no value yet."""
     return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
 # The axes of a convolution's input, kernel and output.
 _AXES = ("NHWC", "HWIO", "NHWC")
-# Attention goes row by row where its logits would be more than this many (1 GiB in float32).
+# Attention with more logits than this (1 GiB in float32) is computed row by row.
 _LOGITS = 2**28
-# cuDNN's kernels are slower than XLA's where there are fewer logits: of 1.6 million (3 rows, 8 heads, 256 positions of
-# width 160) 48 us against 30 on an H100, of 3.9 million 91 against 44 on an H200, of 16 million 89 against 189.
-# TPUs, where nothing was measured, take their kernel from as many on.
+# Attention with fewer logits uses XLA, which is then faster than cuDNN: 30 us against 48 for 1.6 million (3 rows, 8
+# heads, 256 positions of width 160) on an H100, and 44 us against 91 for 3.9 million on an H200, but 189 against 89 for
+# 16 million. TPUs, which were not measured, use the same limit for their kernel.
 _FLASH = 2**22
 
 
 def along(vector: jax.Array, x: jax.Array) -> jax.Array:
-    """A vector [channels] in the rank and dtype of x [..., channels]."""
+    """Converts a vector [channels] to the rank and dtype of x [..., channels]."""
     return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 def spread(x: jax.Array, like: jax.Array) -> jax.Array:
-    """Rows [rows, ...], each as often as `like` [rows x branches, ...] has branches of it, side by side.
+    """Repeats every row of x [rows, ...] for its adjacent branches in `like` [rows x branches, ...].
 
-    Networks take this where what differs between branches meets what they share. Without branches it is x.
+    Networks use this where a state that all branches share meets one that differs between them.
     """
     return x if len(x) >= len(like) else jnp.repeat(x, len(like) // len(x), 0)
 
 
 class Linear(nnx.Module):
-    """y = x W + b over the last axis; a torch weight (out, in) is the transposed kernel (in, out)."""
+    """y = x W + b over the last axis. The kernel (in, out) is the transpose of torch's weight (out, in)."""
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool = True):
         self.kernel = parameter(inputs, outputs)
@@ -78,10 +77,10 @@ class Linear(nnx.Module):
 
 
 class Conv(nnx.Module):
-    """2-d convolution over [batch, height, width, channels]; kernel (height, width, in / groups, out).
+    """2-d convolution over [batch, height, width, channels] with a kernel (height, width, in / groups, out).
 
-    `padding` is explicit, ((top, bottom), (left, right)) or one number for all sides: XLA's "SAME" pads
-    a strided convolution otherwise than torch does. Each of the `groups` of outputs sees its own inputs only.
+    `padding` is ((top, bottom), (left, right)), or one number for all sides; None means size // 2. XLA's "SAME" would
+    pad strided convolutions differently from torch. Each of the `groups` of outputs depends only on its own inputs.
     """
 
     def __init__(
@@ -102,7 +101,7 @@ class Conv(nnx.Module):
         self.bias = parameter(outputs) if bias else None
 
     def widened(self, x: jax.Array) -> jax.Array:
-        """The same with all digits of its sums, in at least float32."""
+        """Applies the convolution in at least float32 and returns the sums unrounded."""
         wide = at_least_float32(x.dtype)
         return jax.tree.map(lambda leaf: leaf.astype(wide), self)(x.astype(wide))
 
@@ -125,23 +124,23 @@ class Conv(nnx.Module):
         )
 
     def _by_shifts(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        """The same where each output has its own inputs, which XLA's convolution on a CPU takes one by one."""
-        (high, wide, own, _), wider = kernel.shape, at_least_float32(x.dtype)
+        """Computes a convolution with one output for each group as a sum of shifted products, since XLA's convolution
+        on a CPU processes the groups one by one."""
+        (rows, columns, inputs, _), wider = kernel.shape, at_least_float32(x.dtype)
         x = jnp.pad(x, ((0, 0), *self.padding, (0, 0))).astype(wider)
-        x = x.reshape(*x.shape[:3], self.groups, own)
+        x = x.reshape(*x.shape[:3], self.groups, inputs)
         tap = kernel.astype(wider).transpose(0, 1, 3, 2)[:, :, None, None, None]
-        height, width = x.shape[1] - high + 1, x.shape[2] - wide + 1
-        shifts = [(i, j) for i in range(high) for j in range(wide)]
+        height, width = x.shape[1] - rows + 1, x.shape[2] - columns + 1
+        shifts = [(i, j) for i in range(rows) for j in range(columns)]
         y = sum((x[:, i : i + height, j : j + width] * tap[i, j]).sum(-1) for i, j in shifts)
         assert isinstance(y, jax.Array)  # a kernel has at least one position
         return y.astype(kernel.dtype)
 
 
 class DoublingConv(nnx.Module):
-    """The transpose of a convolution of stride 2, from [batch, height, width, in] to twice the height and width.
+    """A transposed convolution of stride 2, from [batch, height, width, in] to twice the height and width.
 
-    torch's of size 2 without padding, and of size 4 with padding 1. The kernel is the transposed convolution's,
-    (height, width, out, in).
+    It equals torch's with size 2 and no padding, and with size 4 and padding 1. The kernel is (height, width, out, in).
     """
 
     def __init__(self, inputs: int, outputs: int, size: int):
@@ -154,8 +153,8 @@ class DoublingConv(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-    """Normalises [batch, ..., channels] over the positions and the channels of each group; a `shift` [batch, channels]
-    is added before."""
+    """Adds an optional `shift` [batch, channels] to x [batch, ..., channels], and normalises over the positions and the
+    channels of each group."""
 
     def __init__(self, groups: int, channels: int, eps: float):
         self.groups, self.eps = groups, eps
@@ -165,19 +164,19 @@ class GroupNorm(nnx.Module):
     def __call__(self, x: jax.Array, shift: jax.Array | None = None) -> jax.Array:
         wide = x.astype(at_least_float32(x.dtype))
         if shift is not None:
-            # Here, where it costs no pass over memory: beside a convolution XLA would write it out for all positions.
+            # Here, adding it needs no pass over memory. Next to a convolution, XLA would materialise the sum.
             wide += shift.astype(wide.dtype).reshape(len(x), *(1,) * (x.ndim - 2), -1)
         mean, variance = self._moments(wide, one_pass=x.dtype != wide.dtype)
         factor = lax.rsqrt(variance + self.eps) * along(self.scale[...], wide)
         return ((wide - mean) * factor + along(self.bias[...], wide)).astype(x.dtype)
 
     def _moments(self, x: jax.Array, *, one_pass: bool) -> tuple[jax.Array, jax.Array]:
-        """Mean and variance of each group at each of its channels, [batch, 1, ..., channels]: those of the channels,
-        combined (Chan et al. 1979), since to split the channels of the whole x would cost GPUs a change of its layout.
+        """Returns the mean and variance of each group, repeated for its channels, [batch, 1, ..., channels].
 
-        A variance is E[(x - mean)²]. One pass over memory takes it as E[(x - a)²] - (mean - a)² with the values a of
-        the first position, which loses only digits that x of half precision does not have; with a = 0 it would lose
-        all where the mean is large.
+        The moments of the channels are combined (Chan et al. 1979), because splitting the channel axis of x would make
+        a GPU change its layout. With `one_pass`, the variance is E[(x - a)²] - (mean - a)² with the values a of the
+        first position, which loses only digits that a half-precision x does not have; a = 0 would lose all digits of a
+        large mean.
         """
         positions, shape = tuple(range(1, x.ndim - 1)), (len(x), *(1,) * (x.ndim - 2), -1)
 
@@ -185,18 +184,18 @@ class GroupNorm(nnx.Module):
             means = channels.reshape(len(x), self.groups, -1).mean(-1)
             return means.repeat(x.shape[-1] // self.groups, -1).reshape(shape)
 
-        about = x[(slice(None), *(slice(0, 1),) * (x.ndim - 2))] if one_pass else x.mean(positions, keepdims=True)
-        off = x - about
-        squares = jnp.square(off).mean(positions, keepdims=True)
+        centre = x[(slice(None), *(slice(0, 1),) * (x.ndim - 2))] if one_pass else x.mean(positions, keepdims=True)
+        deviation = x - centre
+        squares = jnp.square(deviation).mean(positions, keepdims=True)
         if one_pass:
-            offset = off.mean(positions, keepdims=True)
-            about, squares = about + offset, squares - jnp.square(offset)
-        mean = groups(about)
-        return mean, groups(squares + jnp.square(about - mean))
+            offset = deviation.mean(positions, keepdims=True)
+            centre, squares = centre + offset, squares - jnp.square(offset)
+        mean = groups(centre)
+        return mean, groups(squares + jnp.square(centre - mean))
 
 
 def normalise(x: jax.Array, eps: float) -> jax.Array:
-    """x [..., channels] with mean 0 and variance 1 over its last axis, in at least float32."""
+    """Normalises the last axis of x [..., channels] to mean 0 and variance 1, in at least float32."""
     dtype = at_least_float32(x.dtype)
     centred = x.astype(dtype) - x.astype(dtype).mean(-1, keepdims=True)
     variance = jnp.square(centred).mean(-1, keepdims=True)
@@ -204,7 +203,7 @@ def normalise(x: jax.Array, eps: float) -> jax.Array:
 
 
 class LayerNorm(nnx.Module):
-    """Normalises the last axis."""
+    """Normalises the last axis and applies a learned scale and bias."""
 
     def __init__(self, channels: int, eps: float = 1e-5):
         self.eps = eps
@@ -217,7 +216,7 @@ class LayerNorm(nnx.Module):
 
 
 class Embed(nnx.Module):
-    """A table of vectors, looked up by integer."""
+    """A table of vectors, indexed by integers."""
 
     def __init__(self, count: int, channels: int):
         self.embedding = parameter(count, channels)
@@ -236,21 +235,24 @@ def attend(
     mask: jax.Array | None = None,
     implementation: str = "xla",
 ) -> jax.Array:
-    """Scaled dot-product attention of [batch, positions, heads x width] arrays, softmax in >= float32.
+    """Returns scaled dot-product attention [batch, queries, heads x width], with the softmax in at least float32.
 
-    With a `mask`, bool [batch, keys], the other keys are as if they were not there; each row needs one that is.
-    `implementation` "xla" runs everywhere; "cudnn", on a GPU in half precision, is used where it is faster and the
-    heads are of a width that its kernels take on every such GPU; "pallas", on a TPU in bfloat16 or float32, is used
-    where there are as many logits.
+    Args:
+        query, key, value: [batch, positions, heads x width].
+        causal: Whether queries attend only to keys up to their own position.
+        mask: bool [batch, keys], the keys to attend to, at least one in each row; None means all.
+        implementation: "xla" runs everywhere. With at least `_FLASH` logits, "cudnn" uses its kernels in half precision
+            on a GPU for head widths that they support on all GPUs, and "pallas" its kernel in bfloat16 or float32 on a
+            TPU; otherwise both use XLA.
     """
     width, logits = query.shape[-1] // heads, len(query) * heads * query.shape[1] * key.shape[1]
     q, k, v = (x.reshape(*x.shape[:2], heads, width) for x in (query, key, value))
-    able = width % 8 == 0 and width <= 128 and jnp.finfo(query.dtype).bits == 16
-    if implementation == "cudnn" and able and logits >= _FLASH:
+    cudnn_fits = width % 8 == 0 and width <= 128 and jnp.finfo(query.dtype).bits == 16
+    if implementation == "cudnn" and cudnn_fits and logits >= _FLASH:
         if mask is not None:
             mask = jnp.broadcast_to(mask[:, None, None, :], (len(q), 1, q.shape[1], k.shape[1]))
-        found = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="cudnn")
-        return found.reshape(query.shape)
+        out = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="cudnn")
+        return out.reshape(query.shape)
     if implementation == "pallas" and query.dtype in (jnp.bfloat16, jnp.float32) and logits >= _FLASH:
         return flash(q, k, v, mask, causal).reshape(query.shape)
     if logits <= _LOGITS:
@@ -259,24 +261,22 @@ def attend(
 
 
 def _attend_one(row: tuple[jax.Array, jax.Array, jax.Array, jax.Array | None], causal: bool) -> jax.Array:
-    """Attention of one picture's [positions, heads, width], some queries after the others where logits are many."""
+    """Computes the attention of one picture [positions, heads, width], in blocks of queries if logits are many."""
     q, k, v, mask = row
     block = _LOGITS // (q.shape[1] * len(k))
     k, v, mask = jax.tree.map(lambda x: x[None], (k, v, mask))
     if causal or block >= len(q):
         return _attend(q[None], k, v, mask, causal)[0]
 
-    def one(query):
+    def attend_query(query):
         return _attend(query[None, None], k, v, mask, False)[0, 0]
 
-    return jax.lax.map(one, q, batch_size=max(block, 1))
+    return jax.lax.map(attend_query, q, batch_size=max(block, 1))
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, causal: bool) -> jax.Array:
-    """Attention of [batch, positions, heads, width], with all logits in memory at once.
-
-    JAX's own takes the softmax in float32 where float64 was asked for.
-    """
+    """Computes the attention of [batch, positions, heads, width] with all logits in memory at once."""
+    # JAX's own function would compute the softmax in float32 even for float64 inputs.
     logits = jnp.einsum("bqhc,bkhc->bhqk", q, k, preferred_element_type=at_least_float32(q.dtype))
     logits = logits / math.sqrt(q.shape[-1])
     if causal:
@@ -289,8 +289,8 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, ca
 
 
 class Attention(nnx.Module):
-    """Self- or cross-attention with diffusers' names, over [batch, positions, channels]: to the keys and values that
-    `project` makes of a context, which may have several branches of each picture."""
+    """Self- or cross-attention over [batch, positions, channels], with the names of diffusers. `project` returns the
+    keys and values of a context, which may have several branches for each picture."""
 
     def __init__(self, channels: int, context: int, heads: int, *, bias: bool = False, implementation="xla"):
         self.heads, self.implementation = heads, implementation
@@ -308,7 +308,7 @@ class Attention(nnx.Module):
 
 
 class ResnetBlock(nnx.Module):
-    """Two convolutions with a shortcut; with `embedding`, the time is added in between."""
+    """Two convolutions with a shortcut. With `embedding`, the projected time embedding is added between them."""
 
     def __init__(self, inputs: int, outputs: int, *, embedding: int | None, groups: int, eps: float, activation: str):
         self.activation = activation
@@ -331,7 +331,7 @@ class ResnetBlock(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """A convolution of stride 2 under diffusers' name `conv`."""
+    """A convolution of stride 2, with diffusers' name `conv`."""
 
     def __init__(self, channels: int, *, padding=1):
         self.conv = Conv(channels, channels, stride=2, padding=padding)
@@ -341,8 +341,8 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """Nearest-neighbour upsampling by two and a convolution of size 3 under diffusers' name `conv`, from
-    [batch, height, width, channels] to twice the height and width, or to one less where `size` says so."""
+    """Nearest-neighbour upsampling by two, then a convolution of size 3 with diffusers' name `conv`. `size`, the height
+    and width of the result, may be smaller by one than twice the height and width of x."""
 
     def __init__(self, channels: int):
         self.conv = Conv(channels, channels)
@@ -351,8 +351,8 @@ class Upsample(nnx.Module):
         batch, height, width, channels = x.shape
         if size not in (None, (2 * height, 2 * width)):
             return self.conv(double(x)[:, : size[0], : size[1]])
-        # Of the doubled picture's 3 x 3, each of the four positions that a position becomes sees 2 x 2 positions, some
-        # through a sum of the kernel's values: four small convolutions with 4/9 of the products.
+        # Each input position becomes four output positions. The 3 x 3 window of each covers only 2 x 2 input positions,
+        # whose kernel values can be summed in advance: four 2 x 2 convolutions with 4/9 of the products.
         kernel = self.conv.kernel[...]
         sums = jnp.pad(kernel.astype(at_least_float32(kernel.dtype)), ((1, 1), (1, 1), (0, 0), (0, 0)))
         sums = sums[:-1] + sums[1:]
@@ -369,32 +369,32 @@ class Upsample(nnx.Module):
 
 
 def double(x: jax.Array) -> jax.Array:
-    """Nearest-neighbour upsampling by two of [batch, height, width, channels]."""
+    """Upsamples [batch, height, width, channels] by two, with the nearest neighbour."""
     return x.repeat(2, axis=1).repeat(2, axis=2)
 
 
 def halve(x: jax.Array) -> jax.Array:
-    """Means of 2 x 2 positions of [batch, height, width, channels].
+    """Downsamples [batch, height, width, channels] by two, with the mean of 2 x 2 positions.
 
     Raises:
-        ValueError: the height or the width is odd.
+        ValueError: The height or width is odd.
     """
     batch, height, width, channels = x.shape
     if height % 2 or width % 2:
-        raise ValueError(f"a picture of {height}x{width} positions cannot be halved")
+        raise ValueError(f"{height}x{width} positions cannot be halved; the height and width should be even")
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
 
 
 def unshuffle(x: jax.Array, size: int) -> jax.Array:
-    """Squares of size x size positions become channels: [batch, height, width, c] -> [batch, height / size,
-    width / size, c x size x size], all of the first of the c channels first, as torch orders them."""
+    """Turns squares of size x size positions into channels: [batch, height, width, c] -> [batch, height / size,
+    width / size, c x size x size], in torch's order with the original channel outermost."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // size, size, width // size, size, channels)
     return x.transpose(0, 1, 3, 5, 2, 4).reshape(batch, height // size, width // size, -1)
 
 
 def shuffle(x: jax.Array, size: int) -> jax.Array:
-    """The inverse of `unshuffle`."""
+    """Inverts `unshuffle`."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height, width, channels // size**2, size, size)
     return x.transpose(0, 1, 4, 2, 5, 3).reshape(batch, height * size, width * size, -1)

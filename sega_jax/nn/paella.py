@@ -1,7 +1,7 @@
 """Paella's token denoiser, version 3 (Rampas et al. 2022, arXiv 2211.07292; the published model of April 2023).
 
-A U-Net of ConvNeXt blocks over a grid of tokens, told the share of tokens that are noise, and a sequence made of
-ByT5's states and CLIP's embeddings.
+It is a U-Net of ConvNeXt blocks over a grid of tokens. Its conditions are the share of tokens that are noise, and a
+sequence of ByT5's states and CLIP's embeddings.
 """
 
 import math
@@ -29,16 +29,16 @@ from sega_jax.nn.layers import (
     unshuffle,
 )
 
-# Of every normalisation; none has parameters.
+# The epsilon of all normalisations, none of which has parameters.
 _EPS = 1e-6
-_FARTHEST = 10000
+_MAX_PERIOD = 10000
 
 
 class PaellaConfig(NamedTuple):
     """The arguments of the published class that shape the network, with the values of `paella_v3.pt`.
 
-    The lists have an entry a level. `level_config` names the blocks that are repeated: C a convolution, T the
-    noise level, A attention, F a feed-forward layer; `nhead` is of no effect where there is no A.
+    Lists have one entry for each level. `level_config` names the blocks that are repeated: C is a convolution, T the
+    noise level, A attention and F a feed-forward layer. `nhead` has no effect on levels without A.
     """
 
     c_in: int = 256
@@ -55,14 +55,14 @@ class PaellaConfig(NamedTuple):
     byt5_embd: int = 2560
     clip_seq_len: int = 4
     self_attn: bool = True
-    sample_size: int = 64  # tokens along a side where nothing else is said; the class has no such argument
+    sample_size: int = 64  # the default side of a grid in tokens; the published class has no such argument
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "PaellaConfig":
         """Reads a config.json.
 
         Raises:
-            ValueError: the config describes a network that this module does not compute.
+            ValueError: The config describes a network that this module does not support.
         """
         self = build(cls, config, "Paella", fixed={"kernel_size": (3, None)}, ignored=("dropout",))
         for name in ("nhead", "blocks", "level_config"):
@@ -72,7 +72,7 @@ class PaellaConfig(NamedTuple):
                 )
         for channels, heads, kinds in zip(self.c_hidden, self.nhead, self.level_config, strict=True):
             if not kinds or set(kinds) - set("CTAF"):
-                raise ValueError(f"Paella config: level_config={kinds!r} is not supported, only letters of CTAF")
+                raise ValueError(f"Paella config: level_config={kinds!r} is not supported, only the letters CTAF")
             if "A" in kinds and channels % heads:
                 raise ValueError(f"Paella config: {channels} channels (c_hidden) cannot be split into {heads} heads")
         if self.c_r < 4:
@@ -81,29 +81,29 @@ class PaellaConfig(NamedTuple):
 
     @property
     def factor(self) -> int:
-        """What the height and the width of a grid are multiples of."""
+        """The height and width of a grid must be multiples of this number."""
         return self.patch_size * 2 ** (len(self.c_hidden) - 1)
 
 
 class Condition(NamedTuple):
-    """What pictures are told in words, a row each. The order of the tokens is of no effect."""
+    """The text conditioning, one row for each picture. The order of the tokens has no effect."""
 
     tokens: jax.Array  # [batch, tokens, c_cond]
-    mask: jax.Array  # bool [batch, tokens], False for padding, which is as if it were not there
-    weights: jax.Array  # [batch, tokens], factors of the tokens' shares in the attention, after the softmax
+    mask: jax.Array  # bool [batch, tokens], False for padding, which has no effect
+    weights: jax.Array  # [batch, tokens], factors of the attention weights after the softmax
 
 
 class Projected(NamedTuple):
-    """What an attention block makes of a condition: the same at every noise level, for every grid."""
+    """The projection of a condition by an attention block, which all noise levels and grids share."""
 
     keys: jax.Array  # [batch, tokens, channels]
-    values: jax.Array  # likewise
-    mask: jax.Array  # of the condition
-    weights: jax.Array  # likewise
+    values: jax.Array  # [batch, tokens, channels]
+    mask: jax.Array  # the condition's mask
+    weights: jax.Array  # the condition's weights
 
 
 def join(conditions: Sequence[Condition]) -> Condition:
-    """Conditions of any lengths as one of all their rows, padded to the longest."""
+    """Concatenates the rows of conditions, padded to the longest sequence."""
     longest = max(condition.mask.shape[1] for condition in conditions)
 
     def padded(name: str) -> jax.Array:
@@ -115,29 +115,28 @@ def join(conditions: Sequence[Condition]) -> Condition:
 
 
 def wave(r: jax.Array, channels: int) -> jax.Array:
-    """The embedding of noise levels [batch] in [0, 1] as [batch, channels], sines first.
+    """Returns the sinusoidal embedding [batch, channels] of noise levels r [batch] in [0, 1], sines first.
 
-    Frequencies are rounded where torch rounds them, since at r = 1 a difference in the last digit is one of 6e-4 in
-    the phase.
+    Frequencies are rounded as in torch, because at r = 1 a difference in the last digit changes the phase by 6e-4.
     """
     dtype = at_least_float32(r.dtype)
     half = channels // 2
-    exponent = np.arange(half, dtype=dtype) * np.array(-math.log(_FARTHEST) / (half - 1), dtype)
+    exponent = np.arange(half, dtype=dtype) * np.array(-math.log(_MAX_PERIOD) / (half - 1), dtype)
     frequency = np.exp(exponent.astype(np.float64)).astype(dtype)
-    phase = (r.astype(dtype) * _FARTHEST)[:, None] * frequency[None]
+    phase = (r.astype(dtype) * _MAX_PERIOD)[:, None] * frequency[None]
     return jnp.pad(jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], -1), ((0, 0), (0, channels % 2)))
 
 
-class _Given(NamedTuple):
-    """What the blocks of a level are given beside x."""
+class _Inputs(NamedTuple):
+    """The inputs of a block in addition to x."""
 
     level: jax.Array  # the embedded noise level, [batch, c_r]
     text: Condition | Projected | None
-    skip: jax.Array | None = None  # as x, for the first block of a level on the way up
+    skip: jax.Array | None = None  # the skip connection of the first block of a level on the way up, shaped like x
 
 
 class GlobalResponseNorm(nnx.Module):
-    """Competition of channels by their norms over all positions (Woo et al. 2023, ConvNeXt V2)."""
+    """Scales channels by their norms over all positions, relative to the mean norm (Woo et al. 2023, ConvNeXt V2)."""
 
     def __init__(self, channels: int):
         self.gamma = parameter(1, 1, 1, channels)
@@ -146,7 +145,7 @@ class GlobalResponseNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(at_least_float32(x.dtype))
         total = jnp.square(wide).sum((1, 2), keepdims=True)
-        # A root has no slope at 0, where a channel is that the gelu closes everywhere.
+        # The square root has no gradient at 0, the total of a channel that the gelu sets to zero at all positions.
         size = jnp.where(total > 0, jnp.sqrt(jnp.where(total > 0, total, 1)), 0)
         share = size / (size.mean(-1, keepdims=True) + 1e-6)
         gamma, beta = (p[...].astype(wide.dtype) for p in (self.gamma, self.beta))
@@ -154,16 +153,16 @@ class GlobalResponseNorm(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-    """x + channelwise(norm(x)), every position by itself but for the response norm."""
+    """x + channelwise(norm(x)); only the response norm mixes positions."""
 
     def __init__(self, channels: int):
-        # torch's list has a gelu and a dropout between, which have no parameters.
+        # None stands for the gelu and the dropout of torch's list, which have no parameters.
         hidden = 4 * channels
         self.channelwise: nnx.List[Any] = nnx.List(
             [Linear(channels, hidden), None, GlobalResponseNorm(hidden), None, Linear(hidden, channels)]
         )
 
-    def __call__(self, x: jax.Array, given: _Given) -> jax.Array:
+    def __call__(self, x: jax.Array, inputs: _Inputs) -> jax.Array:
         return x + self._mix(x)
 
     def _mix(self, x: jax.Array) -> jax.Array:
@@ -173,10 +172,10 @@ class FeedForward(nnx.Module):
 
 
 class ResBlock(FeedForward):
-    """The same with a convolution of each channel before; its residual is x alone.
+    """A depthwise convolution followed by the layers of `FeedForward`; the residual is x.
 
-    With a skip, output g sees the channels 2g and 2g + 1 of [x, skip]: the first half of them only x, the second
-    only the skip.
+    With a skip connection, output g depends on the channels 2g and 2g + 1 of [x, skip], so the first half of the
+    outputs depends on x only, and the second half on the skip connection only.
     """
 
     def __init__(self, channels: int, *, skips: bool):
@@ -184,25 +183,27 @@ class ResBlock(FeedForward):
         self.skips = skips
         self.depthwise = Conv(2 * channels if skips else channels, channels, groups=channels)
 
-    def __call__(self, x: jax.Array, given: _Given) -> jax.Array:
-        seen = x
+    def __call__(self, x: jax.Array, inputs: _Inputs) -> jax.Array:
+        h = x
         if self.skips:
-            assert given.skip is not None
-            seen = jnp.concatenate([x, given.skip], -1)
-        return x + self._mix(self.depthwise(seen))
+            assert inputs.skip is not None
+            h = jnp.concatenate([x, inputs.skip], -1)
+        return x + self._mix(self.depthwise(h))
 
 
 class TimestepBlock(nnx.Module):
+    """Scales and shifts channels by the noise level."""
+
     def __init__(self, channels: int, level: int):
         self.mapper = Linear(level, 2 * channels)
 
-    def __call__(self, x: jax.Array, given: _Given) -> jax.Array:
-        scale, shift = jnp.split(self.mapper(given.level)[:, None, None, :], 2, -1)
+    def __call__(self, x: jax.Array, inputs: _Inputs) -> jax.Array:
+        scale, shift = jnp.split(self.mapper(inputs.level)[:, None, None, :], 2, -1)
         return x * (1 + scale) + shift
 
 
 class MultiheadAttention(nnx.Module):
-    """torch's, with the projections of queries, keys and values in one array."""
+    """torch's multi-head attention, which stores the projections of queries, keys and values in one array."""
 
     def __init__(self, channels: int, heads: int, implementation: str):
         self.heads, self.implementation = heads, implementation
@@ -211,18 +212,18 @@ class MultiheadAttention(nnx.Module):
         self.out_proj = Linear(channels, channels)
 
     def project(self, x: jax.Array) -> list[jax.Array]:
-        """Queries, keys and values of tokens [batch, tokens, channels]."""
+        """Returns the queries, keys and values of tokens [batch, tokens, channels]."""
         parts = zip(*(jnp.split(p[...], 3) for p in (self.in_proj_weight, self.in_proj_bias)), strict=True)
         return [x @ weight.T + along(bias, x) for weight, bias in parts]
 
     def attend(
         self, query: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array, weights: jax.Array
     ) -> jax.Array:
-        """What queries find among keys, each with its mask and its factor."""
-        # To weight the values is to weight the softmax.
+        """Attends to masked keys, with a factor for the attention weight of each key."""
+        # Scaling the values is equivalent to scaling the attention weights.
         values = values * weights[..., None].astype(values.dtype)
-        found = attend(query, keys, values, heads=self.heads, mask=mask, implementation=self.implementation)
-        return self.out_proj(found)
+        out = attend(query, keys, values, heads=self.heads, mask=mask, implementation=self.implementation)
+        return self.out_proj(out)
 
 
 class Attention2D(nnx.Module):
@@ -236,47 +237,47 @@ class AttnBlock(nnx.Module):
     def __init__(self, channels: int, text: int, heads: int, *, self_attn: bool, implementation: str):
         self.self_attn = self_attn
         self.attention = Attention2D(channels, heads, implementation)
-        # torch's list has a silu before.
+        # None stands for the silu of torch's list.
         self.kv_mapper: nnx.List[Any] = nnx.List([None, Linear(text, channels)])
 
     def project(self, text: Condition) -> Projected:
         _, keys, values = self.attention.attn.project(self.kv_mapper[1](jax.nn.silu(text.tokens)))
         return Projected(keys, values, text.mask, text.weights)
 
-    def __call__(self, x: jax.Array, given: _Given) -> jax.Array:
-        attn, text = self.attention.attn, given.text
+    def __call__(self, x: jax.Array, inputs: _Inputs) -> jax.Array:
+        attn, text = self.attention.attn, inputs.text
         assert text is not None
         keys, values, mask, weights = self.project(text) if isinstance(text, Condition) else text
-        places = normalise(x, _EPS).astype(x.dtype).reshape(len(x), -1, x.shape[-1])
-        query, own_keys, own_values = attn.project(places)
+        positions = normalise(x, _EPS).astype(x.dtype).reshape(len(x), -1, x.shape[-1])
+        query, self_keys, self_values = attn.project(positions)
         if self.self_attn:
-            keys, values = jnp.concatenate([own_keys, keys], 1), jnp.concatenate([own_values, values], 1)
-            before = ((0, 0), (places.shape[1], 0))
+            keys, values = jnp.concatenate([self_keys, keys], 1), jnp.concatenate([self_values, values], 1)
+            before = ((0, 0), (positions.shape[1], 0))
             mask, weights = (jnp.pad(array, before, constant_values=1) for array in (mask, weights))
         return x + attn.attend(query, keys, values, mask, weights).reshape(x.shape)
 
 
 class Resampling(nnx.List):
-    """A convolution between two levels, behind a normalisation."""
+    """A normalisation and a convolution, between two levels."""
 
-    def __call__(self, x: jax.Array, given: _Given) -> jax.Array:
+    def __call__(self, x: jax.Array, inputs: _Inputs) -> jax.Array:
         return self[1](normalise(x, _EPS).astype(x.dtype))
 
 
 class Paella(nnx.Module):
-    """`__call__(x, r, text)`: which token each of a grid was before noise took its place, as logits.
+    """Paella's denoiser. `__call__(x, r, text)` returns the logits of the clean tokens.
 
-    x: int32 [batch, height, width] below `num_labels`, the height and width multiples of `config.factor`;
-    r: [batch] in [0, 1], the share of the tokens that are noise (kept in float32 or wider);
-    text: of `condition`, or what `project` makes of it -> [batch, height, width, num_labels] in the dtype of the
-    parameters.
+    x: int32 [batch, height, width] below `num_labels`, with height and width multiples of `config.factor`;
+    r: [batch] in [0, 1], the share of tokens that are noise (kept in float32 or wider);
+    text: the result of `condition`, or its projection by `project` -> [batch, height, width, num_labels] in the dtype
+    of the parameters.
 
     Args:
-        config: what it is made of.
-        attention: the implementation, "xla", "cudnn" or "pallas", of `sega_jax.nn.layers.attend`.
+        config: The config of the network.
+        attention: The implementation of `sega_jax.nn.layers.attend`: "xla", "cudnn" or "pallas".
 
     Raises:
-        ValueError: a height or width that is no such multiple.
+        ValueError: The height or width of x is not a multiple of `config.factor`.
     """
 
     def __init__(self, config: PaellaConfig, attention: str = "xla"):
@@ -308,19 +309,19 @@ class Paella(nnx.Module):
         has_image: jax.Array | None = None,
         influence: tuple[Any, Any] | None = None,
     ) -> Condition:
-        """What the network is told.
+        """Returns the conditioning of texts.
 
         Args:
-            byt5: the text's states [batch, bytes, byt5_embd].
-            clip: the text's embeddings of OpenCLIP, not normalised, [batch, clip_embd]; None leaves their tokens out.
-            clip_image: embeddings of pictures [batch, clip_embd] or [batch, pictures, clip_embd]; None as before.
-            mask: which of the states are no padding, bool [batch, bytes]; None is all. The published code pads
-                the texts of a batch and attends to the padding.
-            has_clip, has_image: which rows have these embeddings, bool [batch]; the others are as without. None is all.
-            influence: factors of the attention's shares after the softmax, as the published inference script has them
-                for its prompt, (1.2, 0.4): of the last tokens, as many as there are bytes, the second for the last
-                `clip_seq_len` and the first for the others. The script means them for text and picture, but with
-                the tokens of CLIP at the end the first bytes go without. Numbers, or [batch, 1] each.
+            byt5: ByT5's states [batch, bytes, byt5_embd].
+            clip: OpenCLIP's text embeddings, not normalised, [batch, clip_embd]; None omits their tokens.
+            clip_image: OpenCLIP's picture embeddings [batch, clip_embd] or [batch, pictures, clip_embd], or None.
+            mask: bool [batch, bytes], False for padding; None means no padding. Deviation: the published code attends
+                to the padding of a batch.
+            has_clip, has_image: bool [batch], the rows that have these embeddings; None means all.
+            influence: (text, picture), factors of the attention weights after the softmax, each a number or [batch, 1].
+                The published inference script uses (1.2, 0.4). As there, they apply to the last tokens, as many as
+                there are bytes: the second factor to the last `clip_seq_len` tokens, the first to the others. So, with
+                CLIP's tokens at the end, the first bytes get no factor.
         """
         c, dtype = self.config, self.byt5_mapper.kernel[...].dtype
         mask = jnp.ones(byt5.shape[:2], bool) if mask is None else mask.astype(bool)
@@ -344,19 +345,19 @@ class Paella(nnx.Module):
         return Condition(tokens, mask, weights)
 
     def project(self, text: Condition) -> list[Projected]:
-        """What the attention blocks make of the text, in their order: once, for calls that share it."""
+        """Projects the text for all attention blocks, in their order, once for all calls that share it."""
         blocks = (block for level in (*self.down_blocks, *self.up_blocks) for block in level)
         return [block.project(text) for block in blocks if isinstance(block, AttnBlock)]
 
     def __call__(self, x: jax.Array, r: jax.Array, text: Condition | Sequence[Projected]) -> jax.Array:
         c, dtype = self.config, self.byt5_mapper.kernel[...].dtype
         if x.shape[1] % c.factor or x.shape[2] % c.factor:
-            raise ValueError(f"the grid is of {x.shape[1]}x{x.shape[2]} tokens, expected multiples of {c.factor}")
+            raise ValueError(f"the grid has {x.shape[1]}x{x.shape[2]} tokens, but should have multiples of {c.factor}")
         texts = iter(self.project(text) if isinstance(text, Condition) else text)
-        given = _Given(wave(r, c.c_r).astype(dtype), None)
+        inputs = _Inputs(wave(r, c.c_r).astype(dtype), None)
 
         def run(block: nnx.Module, x: jax.Array) -> jax.Array:
-            return block(x, given._replace(text=next(texts)) if isinstance(block, AttnBlock) else given)
+            return block(x, inputs._replace(text=next(texts)) if isinstance(block, AttnBlock) else inputs)
 
         x = unshuffle(normalise(self.in_mapper[0](x), _EPS).astype(dtype), c.patch_size)
         x = normalise(self.embedding[1](x), _EPS).astype(dtype)
@@ -366,7 +367,7 @@ class Paella(nnx.Module):
                 x = run(block, x)
             outputs.append(x)
         for level in self.up_blocks:
-            given = given._replace(skip=outputs.pop())
+            inputs = inputs._replace(skip=outputs.pop())
             for block in level:
                 x = run(block, x)
         x = self.clf[1](normalise(x, _EPS).astype(dtype))

@@ -1,5 +1,5 @@
-"""Paella's prior, from CLIP's embedding of a text to one of a picture (the published `PriorModel`, after Ramesh et
-al. 2022, arXiv 2204.06125)."""
+"""Paella's prior, which turns CLIP's embedding of a text into one of a picture (the published `PriorModel`, after
+Ramesh et al. 2022, arXiv 2204.06125)."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ class PriorConfig(NamedTuple):
         """Reads a config.json.
 
         Raises:
-            ValueError: the config describes a network that this module does not compute.
+            ValueError: The config describes a network that this module does not support.
         """
         self = build(cls, config, "prior")
         if self.c_r < 4:
@@ -35,7 +35,7 @@ class PriorConfig(NamedTuple):
 
 
 class Block(nnx.List):
-    """Linear, norm, gelu (without parameters), linear, norm."""
+    """A linear layer, a norm, a gelu (without parameters), a linear layer and a norm."""
 
     def __init__(self, inputs: int, channels: int):
         hidden = 4 * channels
@@ -48,11 +48,11 @@ class Block(nnx.List):
 
 
 class PriorModel(nnx.Module):
-    """`__call__(x, r, text)`: the noise in a picture's embedding.
+    """Paella's prior. `__call__(x, r, text)` returns the noise in a picture's embedding.
 
-    x: [batch, clip_r], the embedding with noise; r: [batch] in [0, 1], the noise level (kept in float32 or wider);
-    text: [batch, clip_r], the text's embedding, zeros for none -> [batch, clip_r] in the dtype of the parameters.
-    Embeddings are OpenCLIP's as they are, not normalised.
+    x: [batch, clip_r], the noisy embedding; r: [batch] in [0, 1], the noise level (kept in float32 or wider);
+    text: [batch, clip_r], the embedding of the text, or zeros for no text -> [batch, clip_r] in the dtype of the
+    parameters. OpenCLIP's embeddings are not normalised.
     """
 
     def __init__(self, config: PriorConfig):
@@ -69,8 +69,8 @@ class PriorModel(nnx.Module):
     def __call__(self, x: jax.Array, r: jax.Array, text: jax.Array) -> jax.Array:
         first, *blocks, last = self.blocks
         dtype = first.kernel[...].dtype
-        known = [text.astype(dtype), wave(r, self.config.c_r).astype(dtype)]
+        conditions = [text.astype(dtype), wave(r, self.config.c_r).astype(dtype)]
         x = first(x.astype(dtype))
         for block in blocks:
-            x = x + block(jnp.concatenate([x, *known], -1))
+            x = x + block(jnp.concatenate([x, *conditions], -1))
         return last(x)

@@ -28,9 +28,9 @@ class SafetyCheckerConfig(NamedTuple):
         """Reads a config.json.
 
         Raises:
-            ValueError: the config describes a network that this module does not compute.
+            ValueError: The config describes a network that this module does not support.
         """
-        # Old files have both, and transformers takes every field from the second, or its default.
+        # Old files have both names, and transformers then reads only `vision_config_dict`.
         names = [name for name in ("vision_config_dict", "vision_config") if config.get(name) is not None]
         vision = config[names[0]] if names else {}
         if not isinstance(vision, Mapping):
@@ -40,8 +40,11 @@ class SafetyCheckerConfig(NamedTuple):
 
 
 class StableDiffusionSafetyChecker(nnx.Module):
-    """`__call__(pixels)`: normalised [pictures, image_size, image_size, 3] -> bool [pictures], whether a picture
-    is too near one of 17 concepts."""
+    """Stable Diffusion's safety checker.
+
+    `__call__(pixels)`: normalised [pictures, image_size, image_size, 3] -> bool [pictures], whether a picture is too
+    similar to one of 17 concepts.
+    """
 
     def __init__(self, config: SafetyCheckerConfig):
         self.config = config
@@ -55,12 +58,12 @@ class StableDiffusionSafetyChecker(nnx.Module):
 
     @staticmethod
     def rename(name: str) -> str:
-        """Published files say `vision_model.` twice; transformers 5 writes it once."""
+        """Maps a name in a file to a parameter. Published files repeat `vision_model.`; transformers 5 does not."""
         return name.replace("vision_model.vision_model.", "vision_model.", 1)
 
     @staticmethod
     def published(name: str) -> str:
-        """The name in published files."""
+        """Returns the name of a parameter in published files."""
         return f"vision_model.{name}" if name.startswith("vision_model.") else name
 
     def __call__(self, pixels: jax.Array) -> jax.Array:
@@ -68,14 +71,14 @@ class StableDiffusionSafetyChecker(nnx.Module):
         return too_near(special, concepts, self.special_care_embeds_weights[...], self.concept_embeds_weights[...])
 
     def cosines(self, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Of each picture with the concepts of special care [pictures, 3], and with all others [pictures, 17].
+        """Returns the cosine similarities with the special-care concepts [pictures, 3] and the others [pictures, 17].
 
-        In at least float32 whatever the network's dtype. diffusers rounds them to half precision, whose steps
-        are as wide as the last digit that counts.
+        They are at least float32 for all dtypes of the network. In half precision, diffusers rounds them to steps as
+        large as the last decimal that it compares.
         """
         picture = _unit(self.visual_projection(self.vision_model(pixels)))
         special, concepts = (
-            # Accelerators would round the factors by default.
+            # By default, accelerators round the factors of a matrix product.
             jnp.matmul(picture, _unit(embeds[...]).T, precision=lax.Precision.HIGHEST)
             for embeds in (self.special_care_embeds, self.concept_embeds)
         )
@@ -85,20 +88,27 @@ class StableDiffusionSafetyChecker(nnx.Module):
 def too_near(
     special: jax.Array, concepts: jax.Array, special_thresholds: jax.Array, thresholds: jax.Array
 ) -> jax.Array:
-    """bool [pictures] from cosines [pictures, n] and their thresholds [n].
+    """Tells which pictures are too similar to a concept.
 
-    A score is the cosine less the threshold, in float32 and rounded to three digits as in diffusers; one above
-    zero is too near. A picture too near a concept of special care gets 0.01 more for the others.
+    A score is the cosine similarity minus the threshold, in float32 and rounded to three decimals, as in diffusers. A
+    positive score is too high. If a special-care concept has one, the scores of all other concepts increase by 0.01.
+
+    Args:
+        special, concepts: Cosine similarities [pictures, n].
+        special_thresholds, thresholds: [n].
+
+    Returns:
+        bool [pictures].
     """
     special, concepts = (
-        cosines.astype(jnp.float32) - least.astype(jnp.float32)[None]
-        for cosines, least in ((special, special_thresholds), (concepts, thresholds))
+        cosines.astype(jnp.float32) - limits.astype(jnp.float32)[None]
+        for cosines, limits in ((special, special_thresholds), (concepts, thresholds))
     )
     care = (jnp.round(special, 3) > 0).any(1, keepdims=True)
     return (jnp.round(concepts + jnp.where(care, jnp.float32(_ADJUSTMENT), 0), 3) > 0).any(1)
 
 
 def _unit(x: jax.Array) -> jax.Array:
-    """Vectors [n, channels] of length one."""
+    """Scales vectors [n, channels] to length 1."""
     x = x.astype(at_least_float32(x.dtype))
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)

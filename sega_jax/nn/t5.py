@@ -1,5 +1,5 @@
-"""The encoder of T5 v1.1 and of ByT5 (Raffel et al. 2020; Shazeer 2020; Xue et al. 2022), in the layout of
-transformers' `T5EncoderModel`."""
+"""The encoder of T5 v1.1 and ByT5 (Raffel et al. 2020; Shazeer 2020; Xue et al. 2022), in the layout of transformers'
+`T5EncoderModel`."""
 
 import math
 from collections.abc import Mapping
@@ -34,8 +34,8 @@ class T5Config(NamedTuple):
         """Reads a config.json.
 
         Raises:
-            ValueError: the config describes a network that this module does not compute, such as the first T5
-                without gates, which transformers takes where `feed_forward_proj` is absent.
+            ValueError: The config describes a network that this module does not support, such as the first T5 without
+                gates, which is transformers' default without `feed_forward_proj`.
         """
         fixed = {"feed_forward_proj": ("gated-gelu",)}
         self = build(cls, dict.fromkeys(fixed) | dict(config), "text encoder", fixed=fixed, strict=False)
@@ -43,32 +43,32 @@ class T5Config(NamedTuple):
         if not 0 < exact < self.relative_attention_max_distance:
             raise ValueError(
                 f"text encoder config: relative_attention_num_buckets {self.relative_attention_num_buckets} should be"
-                f" at least 4 and less than 4 relative_attention_max_distance {self.relative_attention_max_distance}"
+                f" at least 4 and below 4 times relative_attention_max_distance {self.relative_attention_max_distance}"
             )
         return self
 
     def fixed(self) -> dict[str, Any]:
-        """Returns the options of transformers' config.json that have one value here, and no field."""
+        """Returns the options of transformers' config.json that have a single supported value and are not fields."""
         return {"model_type": "t5", "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 
 
 def buckets(tokens: int, count: int, farthest: int) -> np.ndarray:
-    """The bucket in [0, count) of the position of every key relative to every query, int [queries, keys].
+    """Returns the bucket of the position of every key relative to every query, int [queries, keys] in [0, count).
 
-    Half of the buckets are for keys after the query. Of each half, half is for one distance each, the others are
-    for ranges of distances that grow exponentially up to `farthest`; what is farther is in the last. Logarithms
-    are in float32, which decides where the ranges end.
+    The second half of the buckets is for keys after the query. In each half, the first buckets hold one distance each.
+    The others hold ranges of distances that grow exponentially up to `farthest`, and the last one also holds all larger
+    distances. Logarithms are float32; their rounding decides where the ranges end.
     """
     offset = np.arange(tokens)[None] - np.arange(tokens)[:, None]
     distance, half = abs(offset), count // 2
     exact = half // 2
-    octaves = np.log(np.maximum(distance, 1).astype(np.float32) / exact) / np.float32(math.log(farthest / exact))
-    far = np.minimum(exact + (octaves * (half - exact)).astype(int), half - 1)
+    position = np.log(np.maximum(distance, 1).astype(np.float32) / exact) / np.float32(math.log(farthest / exact))
+    far = np.minimum(exact + (position * (half - exact)).astype(int), half - 1)
     return np.where(distance < exact, distance, far) + half * (offset > 0)
 
 
 class RMSNorm(nnx.Module):
-    """Divides the last axis by its root mean square (Zhang & Sennrich 2019); in the dtype of its parameter."""
+    """Divides the last axis by its root mean square (Zhang & Sennrich 2019) and returns the dtype of its parameter."""
 
     def __init__(self, channels: int, eps: float):
         self.eps = eps
@@ -80,8 +80,7 @@ class RMSNorm(nnx.Module):
 
 
 class SelfAttention(nnx.Module):
-    """Attention whose logits are not divided by the root of the width, but have a bias [batch or 1, heads, queries,
-    keys]."""
+    """Self-attention with a bias [batch or 1, heads, queries, keys], and without scaling the logits by the width."""
 
     def __init__(self, c: T5Config, *, first: bool):
         self.heads = c.num_heads
@@ -89,7 +88,7 @@ class SelfAttention(nnx.Module):
         self.k = Linear(c.d_model, c.num_heads * c.d_kv, bias=False)
         self.v = Linear(c.d_model, c.num_heads * c.d_kv, bias=False)
         self.o = Linear(c.num_heads * c.d_kv, c.d_model, bias=False)
-        # The first layer's is the bias of all.
+        # All layers share the bias of the first one.
         self.relative_attention_bias = Embed(c.relative_attention_num_buckets, c.num_heads) if first else None
 
     def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
@@ -100,7 +99,7 @@ class SelfAttention(nnx.Module):
 
 
 class GatedGELU(nnx.Module):
-    """gelu(gate) * value, with the gelu's approximation by tanh."""
+    """gelu(gate) * value, where the gelu is approximated with tanh."""
 
     def __init__(self, channels: int, hidden: int):
         self.wi_0 = Linear(channels, hidden, bias=False)
@@ -112,6 +111,8 @@ class GatedGELU(nnx.Module):
 
 
 class AttentionLayer(nnx.Module):
+    """Pre-normalised self-attention with a residual."""
+
     def __init__(self, c: T5Config, *, first: bool):
         self.SelfAttention = SelfAttention(c, first=first)
         self.layer_norm = RMSNorm(c.d_model, c.layer_norm_epsilon)
@@ -121,6 +122,8 @@ class AttentionLayer(nnx.Module):
 
 
 class FeedForwardLayer(nnx.Module):
+    """A pre-normalised feed-forward layer with a residual."""
+
     def __init__(self, c: T5Config):
         self.DenseReluDense = GatedGELU(c.d_model, c.d_ff)
         self.layer_norm = RMSNorm(c.d_model, c.layer_norm_epsilon)
@@ -130,6 +133,8 @@ class FeedForwardLayer(nnx.Module):
 
 
 class Block(nnx.Module):
+    """An attention layer and a feed-forward layer."""
+
     def __init__(self, c: T5Config, *, first: bool):
         self.layer: nnx.List[Any] = nnx.List([AttentionLayer(c, first=first), FeedForwardLayer(c)])
 
@@ -138,6 +143,8 @@ class Block(nnx.Module):
 
 
 class Encoder(nnx.Module):
+    """A stack of blocks with a final norm."""
+
     def __init__(self, c: T5Config):
         self.block = nnx.List([Block(c, first=i == 0) for i in range(c.num_layers)])
         self.final_layer_norm = RMSNorm(c.d_model, c.layer_norm_epsilon)
@@ -149,11 +156,13 @@ class Encoder(nnx.Module):
 
 
 class T5EncoderModel(nnx.Module):
-    """`__call__(ids, mask)`: int32 [batch, tokens] and what of them is no padding, bool or int [batch, tokens] ->
-    the last hidden state after the final norm [batch, tokens, d_model].
+    """The encoder of T5.
 
-    Padding is attended by no token, but has states of its own. Between the layers, states are in at least float32:
-    those of large encoders leave float16's range.
+    `__call__(ids, mask)`: int32 [batch, tokens] and bool or int [batch, tokens], False for padding -> the last hidden
+    state after the final norm, [batch, tokens, d_model].
+
+    No token attends to padding, but padding has states, too. Between the layers, states are at least float32, because
+    large encoders exceed the range of float16.
     """
 
     def __init__(self, config: T5Config):
@@ -163,7 +172,10 @@ class T5EncoderModel(nnx.Module):
 
     @staticmethod
     def rename(name: str) -> str | None:
-        """The embedding has two names, of which files have either or both. A decoder beside it is not wanted."""
+        """Maps a name in a file to a parameter, or to None for the tensors of a decoder.
+
+        Files may use either or both of the two names of the embedding.
+        """
         if name.startswith(("decoder.", "lm_head.")):
             return None
         return "shared.weight" if name == "encoder.embed_tokens.weight" else name
@@ -172,7 +184,7 @@ class T5EncoderModel(nnx.Module):
         c, x = self.config, self.shared(ids)
         dtype = at_least_float32(x.dtype)
         table = self.encoder.block[0].layer[0].SelfAttention.relative_attention_bias
-        places = buckets(ids.shape[-1], c.relative_attention_num_buckets, c.relative_attention_max_distance)
-        position = jnp.moveaxis(table(places), -1, 0)[None].astype(dtype)
+        indices = buckets(ids.shape[-1], c.relative_attention_num_buckets, c.relative_attention_max_distance)
+        position = jnp.moveaxis(table(indices), -1, 0)[None].astype(dtype)
         padding = jnp.where(mask.astype(bool), 0, jnp.finfo(dtype).min).astype(dtype)[:, None, None, :]
         return self.encoder(x.astype(dtype), position + padding)

@@ -19,10 +19,10 @@ _OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".pro
 class AutoencoderConfig(NamedTuple):
     """The fields of `vae/config.json` that shape the network, with diffusers' defaults.
 
-    `scaling_factor` brings latents to unit variance: the sampler's latents are the encoder's times it. `force_upcast`
-    says that float16 does not hold its activations; Stable Diffusion XL minds it. `sample_size`, pixels a side of the
-    training's pictures, is that of tiles where no other is said. With `latents_mean` and `latents_std`, one number a
-    channel, the sampler's latents are (z - mean) scaling_factor / std of the encoder's z.
+    `scaling_factor` scales latents to unit variance: the sampler's latents are scaling_factor z, where z are the
+    encoder's latents. With `latents_mean` and `latents_std`, which have one number for each channel, they are
+    (z - mean) scaling_factor / std. `force_upcast` marks networks whose activations exceed float16, which matters for
+    Stable Diffusion XL. `sample_size`, the side of the training pictures in pixels, is the default size of tiles.
     """
 
     in_channels: int = 3
@@ -48,7 +48,7 @@ class AutoencoderConfig(NamedTuple):
         """Reads a config.json.
 
         Raises:
-            ValueError: the config describes a network that this module does not compute.
+            ValueError: The config describes a network that this module does not support.
         """
         fixed = {"shift_factor": (None, 0, 0.0)}
         choices = {
@@ -56,8 +56,8 @@ class AutoencoderConfig(NamedTuple):
             "up_block_types": ("UpDecoderBlock2D",),
             "act_fn": tuple(ACTIVATIONS),
         }
-        own = {"latents_mean": None, "latents_std": None}
-        self = build(cls, {**config, **own}, "VAE", fixed=fixed, choices=choices)
+        unread = {"latents_mean": None, "latents_std": None}
+        self = build(cls, {**config, **unread}, "VAE", fixed=fixed, choices=choices)
         mean, std = _statistics(config)
         self = self._replace(latents_mean=mean, latents_std=std)
         if any(numbers and len(numbers) != self.latent_channels for numbers in (mean, std)):
@@ -80,30 +80,30 @@ class AutoencoderConfig(NamedTuple):
 
     @property
     def factor(self) -> int:
-        """Pixels a latent position is wide."""
+        """The width of a latent position in pixels."""
         return 2 ** (len(self.block_out_channels) - 1)
 
 
 def _statistics(config: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The mean and the standard deviation of the latents by channel, where the config has them.
+    """Returns the mean and the standard deviation of the latents by channel; () if the config has none.
 
     Raises:
-        ValueError: they are no numbers, there is one without the other, or a deviation is not positive.
+        ValueError: They are not numbers, one of the two is missing, or a standard deviation is not positive.
     """
-    given = {name: config[name] for name in ("latents_mean", "latents_std") if config.get(name) is not None}
-    for name, value in given.items():
+    statistics = {name: config[name] for name in ("latents_mean", "latents_std") if config.get(name) is not None}
+    for name, value in statistics.items():
         numbers = value if isinstance(value, list | tuple) else [None]
-        right = all(isinstance(one, int | float) and math.isfinite(one) for one in numbers)
-        if not right or (name == "latents_std" and min(numbers) <= 0):
+        finite = all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
+        if not finite or (name == "latents_std" and min(numbers) <= 0):
             kind = "positive numbers" if name == "latents_std" else "numbers"
             raise ValueError(f"VAE config: {name}={str(value)[:40]} should be a list of {kind}")
-    if len(given) == 1:
-        raise ValueError(f"VAE config: {next(iter(given))} is given alone; latents_mean and latents_std go together")
-    return tuple(map(float, given.get("latents_mean", ()))), tuple(map(float, given.get("latents_std", ())))
+    if len(statistics) == 1:
+        raise ValueError(f"VAE config: only {next(iter(statistics))} is set; latents_mean and latents_std go together")
+    return tuple(map(float, statistics.get("latents_mean", ()))), tuple(map(float, statistics.get("latents_std", ())))
 
 
 class SpatialAttention(Attention):
-    """One head over all positions of a picture, normalised before and added to its input.
+    """Self-attention with one head over all positions of a picture, pre-normalised and with a residual.
 
     Unlike its base class, it takes no keys and values.
     """
@@ -118,6 +118,8 @@ class SpatialAttention(Attention):
 
 
 class MidBlock(nnx.Module):
+    """Two resnets with optional attention between them."""
+
     def __init__(self, c: AutoencoderConfig):
         channels = c.block_out_channels[-1]
         self.resnets = nnx.List([_resnet(c, channels, channels) for _ in range(2)])
@@ -131,12 +133,14 @@ class MidBlock(nnx.Module):
 
 
 class EncoderBlock(nnx.Module):
+    """The resnets of a level, followed by downsampling except at the last level."""
+
     def __init__(self, c: AutoencoderConfig, level: int):
         outputs = c.block_out_channels[level]
         inputs = c.block_out_channels[max(level - 1, 0)]
         self.resnets = nnx.List([_resnet(c, inputs if i == 0 else outputs, outputs) for i in range(c.layers_per_block)])
         last = level == len(c.block_out_channels) - 1
-        # Padded on the right and the bottom only, unlike the UNet's.
+        # Padded on the right and bottom only, unlike in the UNet.
         self.downsamplers = nnx.List([] if last else [Downsample(outputs, padding=((0, 1), (0, 1)))])
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -146,6 +150,8 @@ class EncoderBlock(nnx.Module):
 
 
 class DecoderBlock(nnx.Module):
+    """The resnets of a level, followed by upsampling except at level 0; `step` counts from the deepest level."""
+
     def __init__(self, c: AutoencoderConfig, step: int):
         level = len(c.block_out_channels) - 1 - step
         outputs = c.block_out_channels[level]
@@ -168,6 +174,8 @@ def _resnet(c: AutoencoderConfig, inputs: int, outputs: int) -> ResnetBlock:
 
 
 class Encoder(nnx.Module):
+    """From pictures to the concatenated mean and log-variance of the posterior."""
+
     def __init__(self, c: AutoencoderConfig):
         channels = c.block_out_channels
         self.conv_in = Conv(c.in_channels, channels[0])
@@ -184,6 +192,8 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
+    """From latents to pictures."""
+
     def __init__(self, c: AutoencoderConfig):
         channels = c.block_out_channels
         self.conv_in = Conv(c.latent_channels, channels[-1])
@@ -200,8 +210,10 @@ class Decoder(nnx.Module):
 
 
 class AutoencoderKL(nnx.Module):
-    """Pictures [batch, height, width, 3] in [-1, 1] to and from latents [batch, height/f, width/f, c],
-    without `scaling_factor`; f is `config.factor`, c `config.latent_channels`."""
+    """Converts pictures [batch, height, width, 3] in [-1, 1] to latents [batch, height / f, width / f, c] and back.
+
+    f is `config.factor` and c is `config.latent_channels`. `scaling_factor` is not applied.
+    """
 
     def __init__(self, config: AutoencoderConfig):
         latent = config.latent_channels
@@ -213,19 +225,19 @@ class AutoencoderKL(nnx.Module):
 
     @staticmethod
     def rename(name: str) -> str:
-        """Files from before diffusers 0.18 name the attention's projections otherwise."""
+        """Maps a name in a file to a parameter. diffusers before 0.18 used other names for attention projections."""
         for old, new in _OLD_NAMES.items():
             name = name.replace(old, new)
         return name
 
     def encode(self, image: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The posterior's mean and logarithm of the variance (clipped to [-30, 20])."""
+        """Returns the mean of the posterior, and the logarithm of its variance, clipped to [-30, 20]."""
         x = self.encoder(image.astype(self.encoder.conv_in.kernel[...].dtype))
         mean, logvar = jnp.split(x if self.quant_conv is None else self.quant_conv(x), 2, -1)
         return mean, jnp.clip(logvar, -30, 20)
 
     def decode(self, latents: jax.Array, tile: int | None = None) -> jax.Array:
-        """Latents larger than `tile` positions a side, where that is given, in tiles (`sega_jax.nn.vae_tiling`)."""
+        """Returns the pictures of latents; if a side is longer than `tile` positions, with `sega_jax.nn.vae_tiling`."""
         if tile is not None and max(latents.shape[1:3]) > tile:
             return tiled(self.decode, latents, tile, self.config.factor)
         x = latents.astype(self.decoder.conv_in.kernel[...].dtype)

@@ -1,4 +1,4 @@
-"""A decoder that takes one tile of the latents after another, for pictures whose activations memory does not hold."""
+"""Decoding in tiles, for pictures whose activations do not fit in memory."""
 
 from collections.abc import Callable
 
@@ -6,45 +6,48 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Neighbouring tiles share a quarter of their side, over which one is faded into the other, as in diffusers.
+# Neighbouring tiles overlap by 1 / SHARES of their side and are blended there, as in diffusers.
 SHARES = 4
 
 
 def tiled(decode: Callable[[jax.Array], jax.Array], latents: jax.Array, tile: int, factor: int) -> jax.Array:
-    """Pictures [batch, factor height, factor width, channels] of latents [batch, height, width, c], whose tiles are
-    decoded by themselves, as `AutoencoderKL.tiled_decode` of diffusers (0.42.1) does.
+    """Decodes latents tile by tile, as `AutoencoderKL.tiled_decode` of diffusers (0.42.1) does.
 
-    What a decoder makes of a tile depends on the whole of it, so this is not quite the whole picture's.
+    The result differs slightly from the decoded picture without tiles, because each tile is decoded on its own.
 
     Args:
-        decode: of latents of any height and width.
-        tile: latent positions a side, a multiple of 4; tiles at the right and the bottom are smaller.
-        factor: pixels a latent position is wide.
+        decode: Decodes latents of any height and width.
+        latents: [batch, height, width, c].
+        tile: The side of a tile in latent positions, a multiple of 4. Tiles at the right and bottom may be smaller.
+        factor: The width of a latent position in pixels.
+
+    Returns:
+        [batch, factor x height, factor x width, channels].
     """
     step, fade = tile - tile // SHARES, tile // SHARES * factor
     tops, lefts = (range(0, side, step) for side in latents.shape[1:3])
-    places = [(top, left) for top in tops for left in lefts]
-    cut = {(top, left): latents[:, top : top + tile, left : left + tile] for top, left in places}
-    made: dict[tuple[int, int], jax.Array] = {}
-    for shape in dict.fromkeys(one.shape for one in cut.values()):
-        alike = [place for place in places if cut[place].shape == shape]
-        # One after another: the activations of one are all that is there at once.
-        decoded = jax.lax.map(decode, jnp.stack([cut[place] for place in alike]))
-        made |= dict(zip(alike, decoded, strict=True))
+    corners = [(top, left) for top in tops for left in lefts]
+    tiles = {(top, left): latents[:, top : top + tile, left : left + tile] for top, left in corners}
+    decoded: dict[tuple[int, int], jax.Array] = {}
+    for shape in dict.fromkeys(one.shape for one in tiles.values()):
+        same_shape = [corner for corner in corners if tiles[corner].shape == shape]
+        # `map` decodes one tile at a time, so that memory holds the activations of one tile only.
+        pictures = jax.lax.map(decode, jnp.stack([tiles[corner] for corner in same_shape]))
+        decoded |= dict(zip(same_shape, pictures, strict=True))
     rows = []
     for top in tops:
         for left in lefts:
             if top:
-                made[top, left] = _faded(made[top - step, left], made[top, left], fade, 1)
+                decoded[top, left] = _faded(decoded[top - step, left], decoded[top, left], fade, 1)
             if left:
-                made[top, left] = _faded(made[top, left - step], made[top, left], fade, 2)
-        kept = [made[top, left][:, : step * factor, : step * factor] for left in lefts]
-        rows.append(jnp.concatenate(kept, 2))
+                decoded[top, left] = _faded(decoded[top, left - step], decoded[top, left], fade, 2)
+        cropped = [decoded[top, left][:, : step * factor, : step * factor] for left in lefts]
+        rows.append(jnp.concatenate(cropped, 2))
     return jnp.concatenate(rows, 1)
 
 
 def _faded(before: jax.Array, after: jax.Array, fade: int, axis: int) -> jax.Array:
-    """A tile whose beginning along an axis comes, position by position, from the end of the tile before."""
+    """Returns the tile `after` with its start along an axis blended linearly with the end of the tile before it."""
     fade = min(before.shape[axis], after.shape[axis], fade)
     steps = (np.arange(fade) / fade).reshape((-1, 1, 1) if axis == 1 else (1, -1, 1))[None]
     share = jnp.asarray(steps, after.dtype)

@@ -1,4 +1,4 @@
-"""Paella's VQGAN: pictures to and from a grid of tokens (Esser et al. 2021; the published model of Paella)."""
+"""Paella's VQGAN, which converts pictures to grids of tokens and back (Esser et al. 2021; Paella's published model)."""
 
 import itertools
 from collections.abc import Mapping
@@ -13,14 +13,14 @@ from sega_jax.method.numerics import at_least_float32
 from sega_jax.nn.config import build
 from sega_jax.nn.layers import Conv, DoublingConv, Embed, Linear, along, gelu, normalise, parameter, shuffle, unshuffle
 
-# Pixels a side of the squares that are the channels of the first level.
+# The first level turns squares with this side in pixels into channels.
 _PATCH = 2
 
 
 class VQConfig(NamedTuple):
     """The arguments of the published class, with the values of `vqgan_f4.pt`.
 
-    `scale_factor` is what the continuous latents are divided by.
+    `scale_factor` is the divisor of the continuous latents.
     """
 
     levels: int = 2
@@ -35,7 +35,7 @@ class VQConfig(NamedTuple):
         """Reads a config.json.
 
         Raises:
-            ValueError: the config describes a network that this module does not compute.
+            ValueError: The config describes a network that this module does not support.
         """
         self = build(cls, config, "VQGAN")
         if self.levels > 10 or self.c_hidden % 2 ** (self.levels - 1):
@@ -44,12 +44,12 @@ class VQConfig(NamedTuple):
 
     @property
     def factor(self) -> int:
-        """Pixels a token is wide."""
+        """The width of a token in pixels."""
         return _PATCH * 2 ** (self.levels - 1)
 
 
 class BatchNorm(nnx.Module):
-    """As trained: with the statistics that were kept."""
+    """Batch normalisation with the running statistics of the training."""
 
     def __init__(self, channels: int):
         self.scale = parameter(channels)
@@ -66,8 +66,10 @@ class BatchNorm(nnx.Module):
 
 
 class ResBlock(nnx.Module):
-    """A convolution of each channel over a picture padded with its edge, then layers of each position; both scaled
-    and shifted by six learned numbers."""
+    """A depthwise convolution with edge padding, and an MLP at each position, both with a residual.
+
+    Six learned numbers scale and shift their inputs and scale their outputs.
+    """
 
     def __init__(self, channels: int):
         hidden = 4 * channels
@@ -88,7 +90,7 @@ class ResBlock(nnx.Module):
 
 
 class Chain(nnx.List):
-    """Layers one after another."""
+    """A sequence of layers."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
         for layer in self:
@@ -103,18 +105,24 @@ class VectorQuantize(nnx.Module):
         self.codebook = Embed(size, channels)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """The nearest entry to each vector, int32 [...] of [..., channels]; in at least float32."""
+        """Returns the index of the nearest entry to each vector, int32 [...] for [..., channels].
+
+        Distances are computed in at least float32.
+        """
         codes = self.codebook.embedding[...]
         dtype = at_least_float32(x.dtype)
         codes, x = codes.astype(dtype), x.astype(dtype)
-        # Accelerators would round the factors by default. The vector's own norm is the same for all.
+        # By default, accelerators round the factors of a matrix product. The norm of x does not affect the comparison.
         near = jnp.matmul(x, codes.T, precision=lax.Precision.HIGHEST)
         return jnp.argmin(along(jnp.square(codes).sum(-1), near) - 2 * near, -1).astype(jnp.int32)
 
 
 class VQModel(nnx.Module):
-    """Pictures [batch, height, width, 3] in [0, 1] to and from tokens, int32 [batch, height / f, width / f] below
-    `codebook_size`; f is `config.factor`. What is decoded is not clipped to [0, 1]."""
+    """Converts pictures [batch, height, width, 3] in [0, 1] to tokens and back.
+
+    Tokens are int32 [batch, height / f, width / f] below `codebook_size`, where f is `config.factor`. Decoded pictures
+    are not clipped to [0, 1].
+    """
 
     def __init__(self, config: VQConfig):
         c = config
@@ -144,27 +152,33 @@ class VQModel(nnx.Module):
         return name
 
     def encode(self, image: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The tokens of pictures whose height and width are multiples of `config.factor`, and the latents
-        [batch, height / f, width / f, c_latent] that they are the nearest codes of, over `scale_factor`.
+        """Returns the tokens of pictures, and their continuous latents.
+
+        Args:
+            image: [batch, height, width, 3], with height and width multiples of f = `config.factor`.
+
+        Returns:
+            The tokens int32 [batch, height / f, width / f], and the latents before quantisation divided by
+            `scale_factor`, [batch, height / f, width / f, c_latent].
 
         Raises:
-            ValueError: a height or width that is no such multiple.
+            ValueError: The height or width is not a multiple of f.
         """
         factor = self.config.factor
         if image.shape[1] % factor or image.shape[2] % factor:
             raise ValueError(
-                f"pictures are of {image.shape[1]}x{image.shape[2]} pixels, expected multiples of {factor}"
+                f"pictures have {image.shape[1]}x{image.shape[2]} pixels, but should have multiples of {factor}"
             )
         conv = self.in_block[1]
         x = self.down_blocks(conv(unshuffle(image.astype(conv.kernel[...].dtype), _PATCH)))
         return self.vquantizer(x), x / self.config.scale_factor
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """The pictures of latents as `encode` returns them, quantised or not."""
+        """Returns the pictures of latents as `encode` returns them, quantised or not."""
         return self._decode(latents * self.config.scale_factor)
 
     def decode_indices(self, tokens: jax.Array) -> jax.Array:
-        """The pictures of tokens."""
+        """Returns the pictures of tokens."""
         return self._decode(self.vquantizer.codebook(tokens))
 
     def _decode(self, x: jax.Array) -> jax.Array:

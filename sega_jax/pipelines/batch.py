@@ -226,7 +226,7 @@ def _edits(edits: Any, spread: Spread, check: Callable[[Any], Text]) -> list[tup
     def one(edit: Any) -> Edit:
         if not isinstance(edit, Edit):
             if not isinstance(edit, str | Text) and not hasattr(edit, "ndim"):
-                raise TypeError(f"edits: {brief(edit)} should be words or an Edit")
+                raise TypeError(f"edits: {brief(edit)} should be a string or an Edit")
             edit = Edit(edit)
         if isinstance(edit.concept, str):
             return edit

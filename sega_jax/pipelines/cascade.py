@@ -114,7 +114,7 @@ class Cascade:
                     f" arguments under its name, such as {FIRST}={{'steps': 50}}"
                 )
         if not _are_words(prompt) or not (negative_prompt is None or _are_words(negative_prompt)):
-            raise TypeError("prompt and negative_prompt should be words, since stages may have different encoders")
+            raise TypeError("prompt and negative_prompt should be strings, since stages may have different encoders")
         common = {
             "prompt": prompt,
             "negative_prompt": negative_prompt,

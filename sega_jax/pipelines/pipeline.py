@@ -173,7 +173,7 @@ class Pipeline(LoadedCheckpoint):
         """
         words: list[Any] = [texts] if isinstance(texts, str) or not hasattr(texts, "__iter__") else list(texts)
         if not words or not all(isinstance(text, str) for text in words):
-            raise TypeError(f"texts={words!r} should be words or a non-empty list of them")
+            raise TypeError(f"texts={words!r} should be a string or a non-empty list of strings")
         parameters = inspect.signature(self.system.text.read).parameters.values()
         known = [one.name for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY]
         for name in options:

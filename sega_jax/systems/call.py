@@ -26,27 +26,27 @@ _RANGE = re.compile(r"([+-]?[0-9]{1,99})(?:-([0-9]{1,99}))?")  # a seed or a ran
 
 
 class Prompts(Kind):
-    """Words, or the family's text conditioning."""
+    """A string, or the text conditioning of the family."""
 
-    noun = "words, or their text conditioning"
+    noun = "a string, or its text conditioning"
 
     def check(self, name: str, value: Any) -> Any:
         if isinstance(value, str | Text) or hasattr(value, "ndim"):
             return value
         if not isinstance(value, list | tuple) or not value:
             raise TypeError(
-                f"{name}={brief(value)} should be words, their text conditioning, or a non-empty list of them"
+                f"{name}={brief(value)} should be a string, its text conditioning, or a non-empty list of these"
             )
         for one in value:
             if not isinstance(one, str | Text) and not hasattr(one, "ndim"):
                 raise TypeError(
-                    f"{name}={brief(value)} should be words, their text conditioning, or a non-empty list of them"
+                    f"{name}={brief(value)} should be a string, its text conditioning, or a non-empty list of these"
                 )
         return value
 
     def check_one(self, name: str, value: Any) -> str:
         if not isinstance(value, str):
-            raise TypeError(f"{name}={brief(value)} should be words")
+            raise TypeError(f"{name}={brief(value)} should be a string")
         return value
 
     def several(self, value: Any) -> bool:
@@ -210,7 +210,7 @@ class Call:
     )
     edits: EditLike | Sequence[EditLike] | Sequence[Sequence[EditLike]] = argument(
         (),
-        Opaque("words and `Edit`s for all pictures, or one list of them for each prompt or picture"),
+        Opaque("strings and `Edit`s for all pictures, or one list of them for each prompt or picture"),
         "the concepts to add to the pictures or remove from them",
     )
     _: dataclasses.KW_ONLY

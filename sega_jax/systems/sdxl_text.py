@@ -79,7 +79,7 @@ def read(
 def _words_of_second(second: Any, texts: int) -> list[str]:
     words = [second] if isinstance(second, str) else list(second) if hasattr(second, "__iter__") else []
     if not words or not all(isinstance(one, str) for one in words):
-        raise TypeError(f"second={brief(second)} should be words or a non-empty list of them")
+        raise TypeError(f"second={brief(second)} should be a string or a non-empty list of strings")
     if len(words) not in (1, texts):
         raise ValueError(f"second has {len(words)} entries, expected {texts}, one for each text, or one for all")
     return words * (texts // len(words))

@@ -76,7 +76,7 @@ def test_errors_in_edit_settings_use_diffusers_names(pipe):
         (["a cat"] * 26, {}, "26 positional arguments were given, expected at most 25"),
         (["a cat"], {"prompt": "a dog"}, "prompt was given both by position and by name"),
         (["a cat"], {"edit_warmup": 3}, "edit_warmup is not an argument of .*; did you mean edit_warmup_steps?"),
-        (["a cat"], {"editing_prompt_embeddings": 3}, "editing_prompt_embeddings=3 should be a floating array"),
+        (["a cat"], {"editing_prompt_embeddings": 3}, "editing_prompt_embeddings=3 should be a floating-point array"),
         (["a cat"], {"return_dict": 3}, "return_dict=3 should be True or False"),
     ],
 )

@@ -62,7 +62,7 @@ def denoiser_blocks():
     for path, channels in cases.BLOCKS.items():
         x, skip, level, states = map(jnp.asarray, cases.block_inputs(channels, 0.01))
         text = net.Condition(states, jnp.ones(states.shape[:2], bool), jnp.ones(states.shape[:2], states.dtype))
-        outputs.append(at(model, path)(x, net._Given(level, text, skip)))
+        outputs.append(at(model, path)(x, net._Inputs(level, text, skip)))
     return outputs
 
 

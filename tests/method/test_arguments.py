@@ -1,4 +1,4 @@
-"""Declared arguments: what their kinds take, how they are checked and documented, and which names are known."""
+"""Declared arguments: the values of their kinds, checks, documentation, signatures, and errors for unknown names."""
 
 import dataclasses
 import inspect
@@ -26,12 +26,12 @@ from sega_jax.method.arguments import (
 class Ride:
     """A ride on a camel."""
 
-    name: str = dataclasses.field(metadata=required(Words(), "what the camel is called"))
+    name: str = dataclasses.field(metadata=required(Words(), "the name of the camel"))
     _: dataclasses.KW_ONLY
-    humps: int = argument(2, Integer(1, 3), "how many there are", unit="humps", sweep=True, shell=True)
-    wobble: Any = argument(0.5, Real(0, 1, "0 is none"), "how far it trembles", varies="row")
+    humps: int = argument(2, Integer(1, 3), "the number of humps", unit="humps", sweep=True, shell=True)
+    wobble: Any = argument(0.5, Real(0, 1, "0 means none"), "how far it trembles", varies="row")
     path: Any = argument(None, Opaque("an array [steps, 2]"), "where it goes")
-    saddle: Any = argument(None, Pair(Integer(1)), "its size", unit="pixels", varies="row")
+    saddle: Any = argument(None, Pair(Integer(1)), "the size of the saddle", unit="pixels", varies="row")
     note: str = "not an argument"
 
     def __post_init__(self):
@@ -46,7 +46,7 @@ class LongRide(Ride):
     weather: str = argument("dry", Choice("dry", "wet"), "what the weather is like")
 
 
-# Kinds: what they take, and as what
+# Kinds: accepted and rejected values
 
 
 ACCEPTED = [
@@ -64,7 +64,7 @@ ACCEPTED = [
     (Pair(Real(), alone=True), 2, (2.0, 2.0)),
     (Kind(), None, None),
 ]
-REFUSED = [
+REJECTED = [
     (Integer(), 1.0, TypeError, "x=1.0 should be a whole number"),
     (Integer(), True, TypeError, "x=True should be a whole number"),
     (Integer(1), 0, ValueError, "x=0 should be at least 1"),
@@ -72,11 +72,11 @@ REFUSED = [
     (Real(), "1", TypeError, "x='1' should be a finite number"),
     (Real(), float("nan"), ValueError, "x=nan should be a finite number"),
     (Real(0, 1), 1.5, ValueError, r"x=1.5 should be a number in \[0, 1\]"),
-    (Real(0, 1, "0 is none"), -1, ValueError, r"x=-1 should be a number in \[0, 1\]; 0 is none"),
+    (Real(0, 1, "0 means none"), -1, ValueError, r"x=-1 should be a number in \[0, 1\]; 0 means none"),
     (Flag(), 1, TypeError, "x=1 should be True or False"),
     (Choice("a", "b"), "c", ValueError, "x='c' should be one of a, b"),
     (Choice("a", "b"), ["a"], ValueError, r"x=\['a'\] should be one of a, b"),
-    (Words(), b"a", TypeError, "x=b'a' should be words"),
+    (Words(), b"a", TypeError, "x=b'a' should be a string"),
     (Pair(Integer(), "two whole numbers"), 3, TypeError, "x=3 should be two whole numbers"),
     (Pair(Integer(), "two whole numbers"), (1, 2, 3), TypeError, r"x=\(1, 2, 3\) should be two whole numbers"),
     (Pair(Integer(1)), (1, 0), ValueError, "x=0 should be at least 1"),
@@ -86,26 +86,26 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "value", "wanted"), ACCEPTED)
-def test_accepted_values(kind, value, wanted):
-    found = kind.check("x", value)
-    assert found == wanted
-    assert type(found) is type(wanted)
+@pytest.mark.parametrize(("kind", "value", "expected"), ACCEPTED)
+def test_accepted_values_are_converted(kind, value, expected):
+    checked = kind.check("x", value)
+    assert checked == expected
+    assert type(checked) is type(expected)
 
 
-@pytest.mark.parametrize(("kind", "value", "error", "words"), REFUSED)
-def test_refused_values(kind, value, error, words):
-    with pytest.raises(error, match=f"^{words}$"):
+@pytest.mark.parametrize(("kind", "value", "error", "message"), REJECTED)
+def test_rejected_values(kind, value, error, message):
+    with pytest.raises(error, match=f"^{message}$"):
         kind.check("x", value)
 
 
-def test_errors_are_short():
+def test_errors_abbreviate_long_values():
     with pytest.raises(TypeError) as raised:
         Words().check("x", list(range(1000)))
     assert len(str(raised.value)) < 120
 
 
-# Kinds: text from the shell, and back
+# Kinds: text of the command line
 
 
 @pytest.mark.parametrize(
@@ -123,14 +123,13 @@ def test_errors_are_short():
         (Pair(Real(), alone=True), "1.2,0.2", (1.2, 0.2)),
     ],
 )
-def test_text_of_the_shell(kind, text, value):
-    """It is read and checked, and what is written is read as the same."""
+def test_parse_reads_text_and_inverts_show(kind, text, value):
     assert kind.parse("--x", text) == value
     assert kind.parse("--x", kind.show(value)) == value
 
 
 @pytest.mark.parametrize(
-    ("kind", "text", "words"),
+    ("kind", "text", "message"),
     [
         (Integer(), "1.5", "--x='1.5' should be a whole number"),
         (Integer(0), "-1", "--x=-1 should be at least 0"),
@@ -138,12 +137,12 @@ def test_text_of_the_shell(kind, text, value):
         (Real(0, 1), "2", r"--x=2.0 should be a number in \[0, 1\]"),
         (Flag(), "yes", "--x='yes' should be one of true, false"),
         (Choice("a", "b"), "c", "--x='c' should be one of a, b"),
-        (Pair(Integer(), "two whole numbers"), "3", "--x='3' should be two whole numbers, as"),
-        (Pair(Real(), "a number, or two", alone=True), "1,2,3", "--x='1,2,3' should be a number, or two, as"),
+        (Pair(Integer(), "two whole numbers"), "3", "--x='3' should be two whole numbers, such as"),
+        (Pair(Real(), "a number, or two", alone=True), "1,2,3", "--x='1,2,3' should be a number, or two, such as"),
     ],
 )
-def test_text_that_makes_no_sense(kind, text, words):
-    with pytest.raises(ValueError, match=words):
+def test_parse_rejects_invalid_text(kind, text, message):
+    with pytest.raises(ValueError, match=message):
         kind.parse("--x", text)
 
 
@@ -158,7 +157,7 @@ def test_text_that_makes_no_sense(kind, text, words):
         (Pair(Integer()), None, "string", None),
     ],
 )
-def test_columns_of_tables(kind, value, column, cell):
+def test_columns_and_cells_of_tables(kind, value, column, cell):
     assert kind.columns("x") == {"x": column}
     assert kind.cells("x", value) == {"x": cell}
 
@@ -171,7 +170,7 @@ def test_columns_of_tables(kind, value, column, cell):
         (Pair(Integer()), [(3, 4), [3, 4], np.array([3, 4])], [[(3, 4), (5, 6)], np.array([[3, 4]])]),
     ],
 )
-def test_one_value_or_one_for_each_row(kind, one, several):
+def test_kinds_tell_single_values_from_sequences(kind, one, several):
     assert not any(kind.several(value) for value in one)
     assert all(kind.several(value) for value in several)
 
@@ -180,57 +179,55 @@ def test_one_value_or_one_for_each_row(kind, one, several):
 
 
 def test_arguments_are_the_declared_fields_in_order():
-    found = arguments(Ride)
-    assert list(found) == ["name", "humps", "wobble", "path", "saddle"]
-    assert [one.name for one in found.values()] == list(found)
-    assert [one.default for one in found.values()] == [REQUIRED, 2, 0.5, None, None]
-    assert found["humps"].kind == Integer(1, 3)
-    assert (found["humps"].sweep, found["humps"].shell, found["humps"].varies) == (True, True, "call")
+    declared = arguments(Ride)
+    assert list(declared) == ["name", "humps", "wobble", "path", "saddle"]
+    assert [spec.name for spec in declared.values()] == list(declared)
+    assert [spec.default for spec in declared.values()] == [REQUIRED, 2, 0.5, None, None]
+    assert declared["humps"].kind == Integer(1, 3)
+    assert (declared["humps"].sweep, declared["humps"].shell, declared["humps"].varies) == (True, True, "call")
     assert Argument(Integer(), "", name="noise_level").option == "--noise-level"
 
 
-def test_a_family_extends_and_changes_arguments():
-    found, before = arguments(LongRide), arguments(Ride)
-    assert list(found) == [*before, "weather"]
-    assert (found["humps"].default, found["humps"].kind, found["humps"].varies) == (3, Integer(1), "row")
-    assert (found["humps"].help, found["humps"].unit) == (before["humps"].help, "humps")
-    assert before["humps"].default == 2
-    assert all(found[name] == one for name, one in before.items() if name != "humps")
+def test_subclasses_add_and_change_arguments():
+    extended, base = arguments(LongRide), arguments(Ride)
+    assert list(extended) == [*base, "weather"]
+    assert (extended["humps"].default, extended["humps"].kind, extended["humps"].varies) == (3, Integer(1), "row")
+    assert (extended["humps"].help, extended["humps"].unit) == (base["humps"].help, "humps")
+    assert base["humps"].default == 2
+    assert all(extended[name] == spec for name, spec in base.items() if name != "humps")
     assert LongRide(name="a").humps == 3
     with pytest.raises(KeyError):
         changed(Ride, "wheels", 4)
 
 
-def test_check_of_an_argument():
-    found = arguments(Ride)
-    assert found["humps"].check(np.int32(3)) == 3
+def test_check_accepts_none_only_as_the_default():
+    declared = arguments(Ride)
+    assert declared["humps"].check(np.int32(3)) == 3
     with pytest.raises(ValueError, match=r"^humps=4 should be from 1 to 3"):
-        found["humps"].check(4)
+        declared["humps"].check(4)
     with pytest.raises(ValueError, match=r"^Edit 'a': humps=4 should be"):
-        found["humps"].check(4, "Edit 'a': humps")
-    # None only where it is the default.
-    assert found["saddle"].check(None) is None
+        declared["humps"].check(4, "Edit 'a': humps")
+    assert declared["saddle"].check(None) is None
     with pytest.raises(TypeError, match="humps=None should be a whole number"):
-        found["humps"].check(None)
+        declared["humps"].check(None)
 
 
-def test_check_of_a_value_for_each_row():
-    """Entry by entry; where all rows have one value a list is none."""
-    found = arguments(Ride)
-    assert found["wobble"].check(np.array([0.0, 1.0])) == [0.0, 1.0]
-    assert found["wobble"].check((0, 0.5)) == [0.0, 0.5]
-    assert found["saddle"].check([(3, 4), [5, 6]]) == [(3, 4), (5, 6)]
-    assert found["saddle"].check((3, 4)) == (3, 4)
-    with pytest.raises(ValueError, match=r"wobble=2 should be a number in \[0, 1\]; 0 is none"):
-        found["wobble"].check([0.5, 2])
+def test_check_accepts_sequences_only_for_arguments_that_vary_by_row():
+    declared = arguments(Ride)
+    assert declared["wobble"].check(np.array([0.0, 1.0])) == [0.0, 1.0]
+    assert declared["wobble"].check((0, 0.5)) == [0.0, 0.5]
+    assert declared["saddle"].check([(3, 4), [5, 6]]) == [(3, 4), (5, 6)]
+    assert declared["saddle"].check((3, 4)) == (3, 4)
+    with pytest.raises(ValueError, match=r"wobble=2 should be a number in \[0, 1\]; 0 means none"):
+        declared["wobble"].check([0.5, 2])
     with pytest.raises(TypeError, match=r"humps=\[1, 2\] should be a whole number"):
-        found["humps"].check([1, 2])
+        declared["humps"].check([1, 2])
 
 
-def test_a_declaration_checks_its_values_and_keeps_them_checked():
+def test_a_declaration_stores_checked_values():
     ride = Ride("a", humps=np.int64(3), wobble=[np.float32(0.5), 1], saddle=[3, 4])
     assert (type(ride.humps), ride.wobble, ride.saddle) == (int, [0.5, 1.0], (3, 4))
-    with pytest.raises(TypeError, match="name=3 should be words"):
+    with pytest.raises(TypeError, match="name=3 should be a string"):
         Ride(3)
     with pytest.raises(ValueError, match="humps=0 should be"):
         Ride("a", humps=0)
@@ -242,21 +239,22 @@ def test_a_declaration_checks_its_values_and_keeps_them_checked():
 # Documentation
 
 
-def test_sentences():
-    found = {name: one.documentation for name, one in arguments(Ride).items()}
-    assert found == {
-        "name": "What the camel is called. Words.",
-        "humps": "How many there are. A whole number from 1 to 3 in humps. Default: 2.",
-        "wobble": "How far it trembles. A number in [0, 1]. One for all pictures, or one for each prompt or picture."
-        " Default: 0.5.",
+def test_documentation_of_arguments():
+    sentences = {name: spec.documentation for name, spec in arguments(Ride).items()}
+    assert sentences == {
+        "name": "The name of the camel. A string.",
+        "humps": "The number of humps. A whole number from 1 to 3, in humps. Default: 2.",
+        "wobble": "How far it trembles. A number in [0, 1]."
+        " One for all pictures, or a list with one for each prompt or picture. Default: 0.5.",
         "path": "Where it goes. An array [steps, 2].",
-        "saddle": "Its size. Two numbers in pixels. One for all pictures, or one for each prompt or picture.",
+        "saddle": "The size of the saddle. Two numbers, in pixels."
+        " One for all pictures, or a list with one for each prompt or picture.",
     }
     weather = arguments(LongRide)["weather"].documentation
     assert weather == """What the weather is like. "dry" or "wet". Default: 'dry'."""
 
 
-# Methods and functions of a declaration
+# Methods and functions that take a declaration
 
 
 class Caravan:
@@ -279,10 +277,10 @@ def long(ride: LongRide) -> LongRide:
     return ride
 
 
-def test_a_method_takes_the_arguments():
-    found = Caravan().taken("a", humps=1)
-    assert isinstance(found, Ride)
-    assert (found.name, found.humps, found.wobble) == ("a", 1, 0.5)
+def test_decorated_methods_and_functions_take_the_arguments():
+    ride = Caravan().taken("a", humps=1)
+    assert isinstance(ride, Ride)
+    assert (ride.name, ride.humps, ride.wobble) == ("a", 1, 0.5)
     assert Caravan().taken(name="b").name == "b"
     assert isinstance(long(name="c"), LongRide)
     for call in (Caravan().taken, long):
@@ -294,7 +292,7 @@ def test_a_method_takes_the_arguments():
         Caravan().taken("a", 1)
 
 
-def test_signatures_are_the_declarations():
+def test_signatures_come_from_the_declaration():
     names = ["name", "humps", "wobble", "path", "saddle", "note"]
     method, function = inspect.signature(Caravan().taken), inspect.signature(long)
     assert list(method.parameters) == names
@@ -307,35 +305,35 @@ def test_signatures_are_the_declarations():
     assert (Caravan.taken.__name__, long.__name__) == ("ride", "long")
 
 
-def test_docstrings_have_every_argument_before_what_is_raised():
+def test_docstrings_list_all_arguments_before_errors():
     doc = inspect.getdoc(Caravan.taken)
-    first, listed, raised = doc.split("\n\n")[0], doc.index("Args:"), doc.index("Raises:")
+    first, args, raises = doc.split("\n\n")[0], doc.index("Args:"), doc.index("Raises:")
     assert first == "Rides."
-    assert "It is slow." in doc[:listed]
+    assert "It is slow." in doc[:args]
     places = [doc.index(f"    {name}: ") for name in arguments(Ride)]
-    assert listed < places[0]
+    assert args < places[0]
     assert places == sorted(places)
-    assert places[-1] < raised
-    assert "ValueError: there are too many humps." in doc[raised:]
+    assert places[-1] < raises
+    assert "ValueError: there are too many humps." in doc[raises:]
     assert max(map(len, doc.splitlines())) <= 116
-    assert inspect.getdoc(long).startswith("Rides far.\n\nArgs:\n    name: What the camel is called. Words.\n")
+    assert inspect.getdoc(long).startswith("Rides far.\n\nArgs:\n    name: The name of the camel. A string.\n")
 
 
 # Unknown names
 
 
-def test_a_similar_name_is_proposed():
+def test_unknown_names_suggest_a_similar_name():
     for call, what in ((Caravan().taken, "a ride"), (long, "the long ride")):
         with pytest.raises(TypeError, match=f"wobbel is not an argument of {what}; did you mean wobble?"):
             call(name="a", wobbel=1)
 
 
-def test_all_names_are_listed_where_none_is_similar():
+def test_unknown_names_list_all_names_if_none_is_similar():
     with pytest.raises(TypeError, match=r"x is not an argument of a ride; it takes name, humps, wobble, path, saddle$"):
         Caravan().taken("a", x=1)
 
 
-def test_an_unknown_name_comes_before_wrong_values():
+def test_unknown_names_are_reported_before_invalid_values():
     with pytest.raises(TypeError, match="legs is not an argument"):
         Caravan().taken(3, humps=0, legs=4)
     unknown_arguments(Ride, ["humps", "name"], "a ride")

@@ -1,4 +1,4 @@
-"""Schedulers that `tiny.SCHEDULERS` leaves out, and what holds for the whole catalogue: betas of zero."""
+"""Schedulers that `tiny.SCHEDULERS` omits, and all schedulers with betas of zero."""
 
 import jax
 import jax.numpy as jnp
@@ -24,24 +24,23 @@ def table_of(name, steps, strength=1.0, **options):
 
 @pytest.mark.parametrize("steps", [2, 5, 50])
 @pytest.mark.parametrize("name", REST)
-def test_tables(name, steps):
-    """Rows are finite, fall, and begin anew where the schedule is entered."""
-    whole, late = table_of(name, steps), table_of(name, steps, 0.5)
+def test_tables_descend_and_start_without_memory(name, steps):
+    full, late = table_of(name, steps), table_of(name, steps, 0.5)
     calls = [2 * count - 1 if name in TWICE else count for count in (steps, steps // 2)]
-    assert [len(table.call) for table in (whole, late)] == calls
-    for table in (whole, late):
+    assert [len(table.call) for table in (full, late)] == calls
+    for table in (full, late):
         assert all(len(leaf) == len(table.call) for leaf in jax.tree.leaves(table))
         assert (np.diff(table.noise / np.maximum(table.signal, 1e-3)) < 1e-9).all()
         assert (np.diff(table.timestep) < 1e-9).all()
     if name != "TCD":
         assert not late.solver.x_from_memory[0, 1:].any()
         assert not late.solver.start_from_start[0]
-    assert late.timestep.tolist() == whole.timestep[-len(late.call) :].tolist()
+    assert late.timestep.tolist() == full.timestep[-len(late.call) :].tolist()
 
 
 @pytest.mark.parametrize("name", [name for name in REST if name != "TCD"])
-def test_multistep_tables_have_one_form(name):
-    """So that their exchange compiles nothing."""
+def test_multistep_tables_have_the_same_form(name):
+    """Replacing one scheduler by another then compiles nothing."""
 
     def form(table):
         return jax.tree.map(lambda leaf: (leaf.shape[1:], leaf.dtype), table)
@@ -51,64 +50,64 @@ def test_multistep_tables_have_one_form(name):
 
 
 @pytest.mark.parametrize("name", ["KDPM2", "KDPM2 ancestral", "DPM, single-step", "DEIS", "LCM", "TCD"])
-def test_timesteps_by_hand(name):
+def test_custom_timesteps(name):
     spacing = {} if name in ("LCM", "TCD") else {"timestep_spacing": "linspace"}
     by_number = table_of(name, 4, **spacing)
     timesteps = by_number.timestep[:: 2 if name in TWICE else 1].astype(int).tolist()
     assert len(timesteps) == 4
-    by_hand = table_of(name, timesteps, **spacing)
+    by_list = table_of(name, timesteps, **spacing)
     if name not in ("DPM, single-step", "DEIS"):
-        # Spaced by a number, timesteps of KDPM2 are not whole, and rounded here.
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-2, atol=2e-2), by_hand, by_number)
-    assert by_hand.timestep[0] == timesteps[0]
+        # The spaced timesteps of KDPM2 are fractional, and the list rounds them.
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-2, atol=2e-2), by_list, by_number)
+    assert by_list.timestep[0] == timesteps[0]
 
 
 @pytest.mark.parametrize(
-    ("name", "steps", "options", "why"),
+    ("name", "steps", "options", "message"),
     [
-        ("LCM", 51, {}, "51 steps are more than original_inference_steps=50; take fewer"),
-        ("TCD", 51, {}, "51 steps are more than original_inference_steps=50; take fewer"),
+        ("LCM", 51, {}, "51 steps are more than original_inference_steps=50; use fewer"),
+        ("TCD", 51, {}, "51 steps are more than original_inference_steps=50; use fewer"),
         ("LCM", 4, {"num_train_timesteps": 40}, "original_inference_steps=50 should be at most num_train_timesteps=40"),
         ("LCM", 4, {"original_inference_steps": 0}, "original_inference_steps=0 should be a whole number, at least 1"),
         ("TCD", 4, {"timestep_scaling": 0}, "timestep_scaling=0 should be a positive number"),
-        ("LCM", 4, {"rescale_betas_zero_snr": True}, "has no signal, and epsilon says nothing"),
-        ("DEIS", 4, {"thresholding": True}, "it remembers noise, and thresholding is of x0"),
+        ("LCM", 4, {"rescale_betas_zero_snr": True}, "has no signal, so epsilon does not determine x0"),
+        ("DEIS", 4, {"thresholding": True}, "it works on noise, but thresholding is for x0"),
         ("DEIS", 4, SDE, "algorithm_type='sde-dpmsolver[+][+]' is not supported, only deis"),
         ("DEIS", 4, {"use_flow_sigmas": True}, "use_flow_sigmas=True is not supported, only False"),
         ("DEIS", 4, {"solver_order": 4}, "solver_order=4 should be 1, 2 or 3"),
         ("DPM, single-step", 4, {"algorithm_type": "sde-dpmsolver"}, "is not supported, only dpmsolver[+][+], sde-dpm"),
-        ("DPM, single-step", 4, {"algorithm_type": "dpmsolver"}, "cannot end at noise zero"),
-        ("KDPM2", 4, {"use_karras_sigmas": True, "use_beta_sigmas": True}, "are two spacings of the sigmas"),
+        ("DPM, single-step", 4, {"algorithm_type": "dpmsolver"}, "cannot end at zero noise"),
+        ("KDPM2", 4, {"use_karras_sigmas": True, "use_beta_sigmas": True}, "exclude each other; use one of them"),
         ("KDPM2", [500], {"use_karras_sigmas": True}, "use_karras_sigmas spaces the steps itself"),
-        ("EDM Euler", [500], {}, "it spaces the noise levels itself; give a number of steps"),
-        ("EDM Euler", 1, {"sigma_schedule": "exponential"}, "begins at the least noise with one step; take two"),
+        ("EDM Euler", [500], {}, "it spaces its noise levels itself; give a number of steps"),
+        ("EDM Euler", 1, {"sigma_schedule": "exponential"}, "with one step begins at the least noise; use at"),
         ("EDM Euler", 4, {"sigma_schedule": "linear"}, "sigma_schedule='linear' is not supported, only karras, exp"),
         ("EDM Euler", 4, {"prediction_type": "sample"}, "'sample' is not supported, only epsilon, v_prediction"),
         ("EDM DPM", 4, {"sigma_data": -1}, "sigma_data=-1 should be a positive number"),
         ("EDM DPM", 4, {"sigma_min": 90.0}, "sigma_min=90.0 should be below sigma_max=80.0"),
-        ("EDM DPM", 4, SDE | {"solver_order": 3}, "has solver_order 1 and 2, not 3"),
-        ("IPNDM", [500], {}, "it has its own times from 1 to 0; give a number of steps"),
-        ("IPNDM", 1, {}, "steps=1 would end without the output of the network; take two at least"),
+        ("EDM DPM", 4, SDE | {"solver_order": 3}, "supports solver_order 1 and 2, not 3"),
+        ("IPNDM", [500], {}, "it spaces its times from 1 to 0 itself; give a number of steps"),
+        ("IPNDM", 1, {}, "steps=1 would ignore the output of the network; use at least 2 steps"),
         ("IPNDM", 4, {"trained_betas": [0.1] * 1000}, "trained_betas=.* is not supported, only None"),
-        ("DDIM", 4, {"trained_betas": [0.0] * 1000}, "should be 1000 numbers of at least 0 and below 1, not all of"),
-        ("Euler", 1, {"beta_start": 0}, "the first of 1 steps has no noise to remove; take more steps"),
-        ("LMS", 1, {"beta_start": 0, "use_exponential_sigmas": True}, "has no noise to remove|fall together"),
+        ("DDIM", 4, {"trained_betas": [0.0] * 1000}, "should be 1000 numbers .* of at least 0 and below 1, not all of"),
+        ("Euler", 1, {"beta_start": 0}, "the first of 1 steps has no noise to remove; use more steps"),
+        ("LMS", 1, {"beta_start": 0, "use_exponential_sigmas": True}, "has no noise to remove|coincide"),
     ],
 )
-def test_what_is_refused(name, steps, options, why):
-    with pytest.raises(ValueError, match=why):
+def test_unsupported_options_and_steps(name, steps, options, message):
+    with pytest.raises(ValueError, match=message):
         table_of(name, steps, **options)
 
 
-def test_an_edm_scheduler_says_nothing_of_other_noise():
-    with pytest.raises(ValueError, match="EDMEulerScheduler has no betas that say how much noise a timestep has"):
+def test_edm_schedulers_have_no_noise_shares():
+    with pytest.raises(ValueError, match="EDMEulerScheduler has no betas, so a timestep does not determine the noise"):
         from_config(REST["EDM Euler"]).shares(np.array([3]))
 
 
 @pytest.mark.parametrize("betas", [{"beta_start": 0}, LEADING_ZEROS, ZEROS_BETWEEN])
 @pytest.mark.parametrize("name", tiny.SCHEDULERS | tiny.FURTHER)
 def test_betas_of_zero(name, betas):
-    """Rows are finite, also at timesteps without noise, and no update there moves x away from x0."""
+    """Rows are finite even at timesteps without noise, where updates leave x at x0."""
     for spacing in SPACINGS:
         for prediction in PREDICTIONS:
             options = {"timestep_spacing": spacing, "prediction_type": prediction, "steps_offset": 0} | betas
@@ -122,8 +121,8 @@ def test_betas_of_zero(name, betas):
 
 
 @pytest.mark.parametrize("name", tiny.SCHEDULERS | tiny.FURTHER)
-def test_a_network_that_knows_the_picture_ends_in_it(name):
-    """Also where the least betas are zero: whatever the state says by the network's noise, x0 is 0.3."""
+def test_sampling_ends_at_x0_if_the_network_knows_it(name):
+    """This holds even if the first betas are zero: the network's eps always implies x0 = 0.3."""
     scheduler = from_config((tiny.SCHEDULERS | tiny.FURTHER)[name] | LEADING_ZEROS | {"set_alpha_to_one": True})
     table, solver = scheduler.table(10), SOLVERS[scheduler.solver](0.0)
     bars = np.cumprod(1 - np.array(LEADING_ZEROS["trained_betas"]))
@@ -132,15 +131,15 @@ def test_a_network_that_knows_the_picture_ends_in_it(name):
         state = solver.init(x)
         for i, t in enumerate(table.timestep):
             row = jax.tree.map(lambda column, i=i: column[i], table)
-            # The noise that takes x0 = 0.3 to x, in the unit variance that the network sees.
+            # The noise that takes x0 = 0.3 to x, scaled to unit variance as in the network's input.
             bar = np.interp(t, np.arange(len(bars)), bars)
             epsilon = (x * row.input_scale - np.sqrt(bar) * 0.3) / max(np.sqrt(1 - bar), 1e-9)
             x, state = solver.update(x, state, epsilon, None, row, jnp.zeros)
     assert abs(float(x[0, 0]) - 0.3) < 1e-3
 
 
-def test_each_row_has_its_own_share_of_fresh_noise():
-    """TCD's floor of the timestep, by row: without noise, with the default share, and to timestep 0."""
+def test_tcd_takes_eta_by_row():
+    """The rows have no noise, the default share of noise, and a return to timestep 0."""
     table, x = table_of("TCD", 4), np.ones((3, 2), np.float32)
     row = jax.tree.map(lambda column: column[1], table)
     assert row.solver.following == 499
@@ -150,15 +149,15 @@ def test_each_row_has_its_own_share_of_fresh_noise():
     np.testing.assert_allclose((loud - quiet)[:, 0], np.sqrt(1 - bars[499] / bars[[499, 349, 0]]), rtol=1e-4, atol=1e-6)
 
 
-def test_the_last_call_of_distilled_networks_adds_no_noise():
+def test_the_last_call_of_lcm_and_tcd_adds_no_noise():
     for name in ("LCM", "TCD"):
         table, x = table_of(name, 4), np.ones((1, 2), np.float32)
         solver = SOLVERS[from_config(REST[name]).solver](0.3)
         rows = [jax.tree.map(lambda column, i=i: column[i], table) for i in range(4)]
-        moved = [
+        noisy = [
             not np.array_equal(
                 *(solver.update(x, solver.init(x), x, None, row, draw)[0] for draw in (jnp.zeros, jnp.ones))
             )
             for row in rows
         ]
-        assert moved == [True, True, True, False]
+        assert noisy == [True, True, True, False]

@@ -1,4 +1,4 @@
-"""Semantic guidance against plain NumPy in float64, and what must hold of it whatever the numbers."""
+"""Semantic guidance against an oracle in NumPy and float64, and its invariants."""
 
 import jax
 import jax.numpy as jnp
@@ -30,14 +30,14 @@ def test_equals_the_oracle(n, batch, semantics):
             for settings in rows:
                 settings["momentum_scale"] = rng.uniform(0, 1, n)
         preds = predictions(rng, batch, n)
-        found = run(preds, edits(rows), semantics)
-        assert found.dtype == np.float64
-        close(found, expected(preds, rows, semantics))
+        added = run(preds, edits(rows), semantics)
+        assert added.dtype == np.float64
+        close(added, expected(preds, rows, semantics))
 
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("shape", [(9, 3), (3, 2, 4, 3), (6, 50)], ids=["1d", "3d", "tokens"])
-def test_any_space(shape):
+def test_equals_the_oracle_for_other_shapes(shape):
     rng = np.random.default_rng(0)
     rows = [row(rng, 2, momentum=1) for _ in range(2)]
     preds = predictions(rng, 2, 2, shape)
@@ -47,20 +47,20 @@ def test_any_space(shape):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("support", ["channel", "latent", "pixel"])
-def test_supports(support, threshold):
+def test_supports_share_the_right_quantiles(support, threshold):
     preds = predictions(np.random.default_rng(1), 1, 1, calls=1)
     psi = 3.0 * (preds.edits[0, 0, 0] - preds.uncond[0, 0])
     if support == "pixel":
-        wanted = oracle.above(psi, threshold, None, np.abs(psi).sum(-1, keepdims=True))
+        gamma = oracle.above(psi, threshold, None, np.abs(psi).sum(-1, keepdims=True))
     else:
-        wanted = oracle.above(psi, threshold, (0, 1) if support == "channel" else None)
+        gamma = oracle.above(psi, threshold, (0, 1) if support == "channel" else None)
     settings = Edits.stack([[Edit("a", scale=3, threshold=threshold, warmup=0)]])
-    close(run(preds, settings, support=support)[0, 0], wanted)
+    close(run(preds, settings, support=support)[0, 0], gamma)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_counting_finds_what_sorting_does(dtype, monkeypatch):
-    """To the last bit, among equal entries, zeros and infinities, at every rank, and where the last is asked for."""
+def test_counting_equals_sorting(dtype, monkeypatch):
+    """Both agree to the last bit at every rank, among equal entries, zeros, infinities and NaN."""
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
         values = np.abs(rng.standard_normal((6, 11, 5)) * 10.0 ** rng.integers(-30, 30, (6, 11, 5))).astype(dtype)
@@ -68,17 +68,17 @@ def test_counting_finds_what_sorting_does(dtype, monkeypatch):
         values[2, ::2], values[3, :4], values[4, 7] = 0, np.inf, np.nan
         for share in (0, 0.1, 0.55, 0.9, 1):
             shares = jnp.full(6, share, dtype)
-            wanted = quantile.quantile(values, shares)
+            by_sorting = quantile.quantile(values, shares)
             with monkeypatch.context() as patch:
                 patch.setattr(quantile, "_SORTED", 0)
-                np.testing.assert_array_equal(quantile.quantile(values, shares), wanted)
+                np.testing.assert_array_equal(quantile.quantile(values, shares), by_sorting)
         for place in range(10):
             found, wanted = (f(values, jnp.full((6, 1), place)) for f in (quantile._by_counting, quantile._by_sorting))
             np.testing.assert_array_equal(found, wanted)
 
 
 @pytest.mark.parametrize(("platform", "sorts"), [("tpu", False), ("cpu", True), ("cuda", True)])
-def test_tpus_find_quantiles_without_a_sort(platform, sorts):
+def test_tpus_compute_quantiles_without_a_sort(platform, sorts):
     mask = jax.jit(lambda *of: quantile.threshold_mask(*of, "channel"))
     traced = mask.trace(jax.ShapeDtypeStruct((2, 3, 8, 8, 4), jnp.float32), jax.ShapeDtypeStruct((2, 3), jnp.float32))
     assert ("sort" in traced.lower(lowering_platforms=(platform,)).as_text()) == sorts
@@ -86,12 +86,12 @@ def test_tpus_find_quantiles_without_a_sort(platform, sorts):
 
 @pytest.mark.parametrize("support", ["channel", "latent", "pixel"])
 def test_equal_magnitudes_all_reach_their_quantile(support):
-    """Where all are equal, each is at the quantile: its interpolation must not round to more."""
+    """The quantile of equal values is this value: its interpolation must not round up."""
     values = np.random.default_rng(2).uniform(0, 1, (1, 2000, 1, 1, 1, 1)).astype(np.float32)
     psi = np.broadcast_to(values, (1, 2000, 1, 3, 3, 2))
     rows = [[Edit("a", scale=1, threshold=t, warmup=0)] for t in np.random.default_rng(3).uniform(0, 1, 2000)]
-    nothing = np.zeros_like(psi[:, :, 0])
-    assert np.array_equal(run(Predictions(nothing, nothing, psi), Edits.stack(rows), support=support), psi[:, :, 0])
+    zero = np.zeros_like(psi[:, :, 0])
+    assert np.array_equal(run(Predictions(zero, zero, psi), Edits.stack(rows), support=support), psi[:, :, 0])
 
 
 @pytest.mark.parametrize("semantics", SEMANTICS)
@@ -105,23 +105,23 @@ def test_zero_scales_equal_cfg(semantics):
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 0.3, -2.0, [0.3, 7.5]])
-def test_cfg_is_the_formula(scale):
+def test_cfg_is_its_formula(scale):
     uncond, cond = np.random.default_rng(4).standard_normal((2, 2, *SPACE), np.float32)
     preds = Predictions(uncond, cond, uncond[:, None])
     scale = np.asarray(scale)
-    found = cfg(scale).update(jnp.asarray(uncond), optax.EmptyState(), preds)[0]
+    estimate = cfg(scale).update(jnp.asarray(uncond), optax.EmptyState(), preds)[0]
     column = scale.reshape(*scale.shape, *(1,) * (uncond.ndim - scale.ndim)).astype(np.float32)
-    close(found, uncond + column * (cond - uncond), 1e-6)
+    close(estimate, uncond + column * (cond - uncond), 1e-6)
 
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("semantics", SEMANTICS)
-def test_order_of_concepts_is_irrelevant(semantics):
+def test_the_order_of_concepts_does_not_matter(semantics):
     rng = np.random.default_rng(5)
     settings, preds, order = row(rng, 4, momentum=1), predictions(rng, 1, 4), [2, 0, 3, 1]
     permuted = {name: [values[k] for k in order] for name, values in settings.items()}
-    found = run(preds._replace(edits=preds.edits[:, :, order]), edits([permuted]), semantics)
-    close(found, run(preds, edits([settings]), semantics))
+    added = run(preds._replace(edits=preds.edits[:, :, order]), edits([permuted]), semantics)
+    close(added, run(preds, edits([settings]), semantics))
 
 
 @pytest.mark.usefixtures("x64")
@@ -139,37 +139,37 @@ def test_padding_changes_nothing(n, semantics):
 @pytest.mark.parametrize(
     "first",
     [{"cooldown": 1}, {"weight": 0}],
-    ids=["the only warm concept has cooled", "the only warm one has weight 0"],
+    ids=["the only warm concept has cooled down", "the only warm concept has weight 0"],
 )
-def test_shares_of_nothing_are_nothing(first):
-    """Row 1 of the differences: diffusers divides 0 by 0 while the second concept is not yet warm."""
+def test_nothing_is_added_while_no_warm_concept_has_weight(first):
+    """Row 1 of the table of differences: diffusers divides 0 by 0 while the second concept is not yet warm."""
     settings = Edits.stack([[Edit("a", warmup=0, **first), Edit("b", warmup=5)]])
-    found = run(predictions(np.random.default_rng(7), 1, 2), settings)
+    added = run(predictions(np.random.default_rng(7), 1, 2), settings)
     start = first.get("cooldown", 0)
-    assert not found[start:5].any()
-    assert np.isfinite(found).all()
-    assert found[5:].any((1, 2, 3, 4)).all()
+    assert not added[start:5].any()
+    assert np.isfinite(added).all()
+    assert added[5:].any((1, 2, 3, 4)).all()
 
 
 @pytest.mark.usefixtures("x64")
-def test_momentum_goes_on_after_the_cooldown_only_in_diffusers():
+def test_momentum_acts_after_the_cooldown_only_with_diffusers_semantics():
     settings = Edits.stack([[Edit("a", warmup=0, cooldown=3, momentum_scale=0.5)]])
     preds = predictions(np.random.default_rng(8), 1, 1)
-    tail, nothing = (run(preds, settings, semantics)[3:] for semantics in SEMANTICS)
+    tail, silence = (run(preds, settings, semantics)[3:] for semantics in SEMANTICS)
     assert tail.any((1, 2, 3, 4)).all()
-    assert not nothing.any()
+    assert not silence.any()
 
 
-def test_a_broken_prediction_breaks_the_estimate():
-    """It must not look like one without an edit."""
+def test_nan_predictions_stay_visible():
+    """A broken prediction must not look like a call without an edit."""
     preds = jax.tree.map(np.float32, predictions(np.random.default_rng(14), 1, 2))
     preds.edits[2, 0, 1, 0, 0, 0] = np.nan
-    found = run(preds, Edits.stack([[Edit("a", warmup=0), Edit("b", warmup=0)]]))
-    assert np.isfinite(found[:2]).all()
-    assert np.isnan(found[2]).any()
+    added = run(preds, Edits.stack([[Edit("a", warmup=0), Edit("b", warmup=0)]]))
+    assert np.isfinite(added[:2]).all()
+    assert np.isnan(added[2]).any()
 
 
-def test_half_precision_predictions_give_single_precision_guidance():
+def test_guidance_of_half_precision_predictions_is_float32():
     half = jax.tree.map(lambda p: jnp.asarray(p[0], jnp.bfloat16), predictions(np.random.default_rng(9), 2, 1))
     guidance = optax.chain(cfg(7.5), sega(Edits.stack([[Edit("a", warmup=0)]] * 2)))
     state = guidance.init(half)
@@ -178,19 +178,19 @@ def test_half_precision_predictions_give_single_precision_guidance():
     assert estimate.dtype == state[1].momentum.dtype == jnp.float32
     assert state[1].step.tolist() == [2, 2]
     wide = jax.tree.map(lambda p: p.astype(jnp.float32), half)
-    again, _ = guidance.update(wide.uncond, guidance.init(wide), wide)
-    first, _ = guidance.update(half.uncond, guidance.init(half), half)
-    assert np.array_equal(again, first)
+    from_wide, _ = guidance.update(wide.uncond, guidance.init(wide), wide)
+    from_half, _ = guidance.update(half.uncond, guidance.init(half), half)
+    assert np.array_equal(from_wide, from_half)
 
 
-def test_settings_may_be_numbers_for_all():
+def test_settings_broadcast_to_all_rows_and_concepts():
     preds = jax.tree.map(np.float32, predictions(np.random.default_rng(15), 2, 3))
     numbers = Edits(5.0, 0.9, 1, NEVER, np.ones((1, 3)), np.full((2, 1), 0.1), 0.4)
     assert np.array_equal(run(preds, numbers), run(preds, Edits.stack([[Edit("a", warmup=1)] * 3] * 2)))
 
 
 @pytest.mark.usefixtures("x64")
-def test_order_in_a_chain_is_irrelevant():
+def test_the_order_of_cfg_and_sega_does_not_matter():
     rng = np.random.default_rng(10)
     preds = jax.tree.map(lambda p: jnp.asarray(p[0]), predictions(rng, 2, 3))
     links = cfg(7.5), sega(edits([row(rng, 3, momentum=1) for _ in range(2)]))
@@ -202,7 +202,7 @@ def test_order_in_a_chain_is_irrelevant():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("x64")
-def test_jit_vmap_and_plain_agree():
+def test_jit_and_vmap_equal_the_plain_function():
     rng = np.random.default_rng(11)
     batches = [predictions(rng, 2, 3) for _ in range(2)]
     settings = [edits([row(rng, 3, momentum=1) for _ in range(2)]) for _ in range(2)]
@@ -214,7 +214,7 @@ def test_jit_vmap_and_plain_agree():
 
 
 @pytest.mark.usefixtures("x64")
-def test_gradient_equals_differences():
+def test_gradients_equal_finite_differences():
     rng = np.random.default_rng(12)
     preds = predictions(rng, 1, 2)
     settings = Edits.stack([[Edit("a", warmup=0, cooldown=4), Edit("b", warmup=2, threshold=0.5)]], momentum_scale=0.5)
@@ -224,27 +224,27 @@ def test_gradient_equals_differences():
 
     scale, step = jnp.asarray([[4.0, -3.0]]), 1e-6
     slopes = [(loss(scale + step * e) - loss(scale - step * e)) / (2 * step) for e in jnp.eye(2)[:, None]]
-    found = jax.grad(loss)(scale)
-    assert np.isfinite(found).all()
-    np.testing.assert_allclose(found[0], slopes, rtol=1e-7)
+    gradient = jax.grad(loss)(scale)
+    assert np.isfinite(gradient).all()
+    np.testing.assert_allclose(gradient[0], slopes, rtol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
-def test_replay_adds_what_was_recorded(dtype):
-    """Row 6 of the differences: in any dtype. Calls beyond the record gain nothing."""
+def test_replay_adds_the_record(dtype):
+    """Row 6 of the table of differences: the record may have any dtype. Calls after its end add nothing."""
     rng = np.random.default_rng(13)
     recorded = rng.standard_normal((2, 2, *SPACE)).astype(dtype)
     preds = jax.tree.map(lambda p: jnp.asarray(p[0], jnp.float32), predictions(rng, 2, 1))
     guidance = replay(recorded)
     state = guidance.init(preds)
     for i in range(3):
-        found, state = guidance.update(preds.uncond, state, preds)
+        estimate, state = guidance.update(preds.uncond, state, preds)
         added = recorded[:, i].astype(np.float32) if i < 2 else 0
-        assert np.array_equal(found, np.asarray(preds.uncond) + added)
+        assert np.array_equal(estimate, np.asarray(preds.uncond) + added)
 
 
 @pytest.mark.parametrize(("name", "known"), [("semantics", "per_concept"), ("support", "pixel")])
-def test_unknown_choices_list_the_known(name, known):
+def test_errors_list_the_known_choices(name, known):
     with pytest.raises(ValueError, match=f"{name}='both' should be one of .*{known}"):
         sega(Edits.stack([[Edit("a")]]), **{name: "both"})
 
@@ -252,23 +252,23 @@ def test_unknown_choices_list_the_known(name, known):
 @pytest.mark.parametrize(
     ("field", "values", "remedy"),
     [
-        ("scale", [np.nan, np.inf], "negative removes"),
+        ("scale", [np.nan, np.inf], "a negative scale removes"),
         ("threshold", [-0.1, 1.1, np.nan], r"in \[0, 1\]"),
         ("warmup", [-1, 2**31], f"from 0 to {NEVER}"),
         ("cooldown", [-1, 2**31], f"from 0 to {NEVER}"),
         ("weight", [-1, np.nan, np.inf], "negative scale"),
-        ("momentum_scale", [-0.1, 1.1, np.nan], r"in \[0, 1\]; None takes the call's"),
-        ("momentum_beta", [-0.1, 1.1, np.nan], r"in \[0, 1\]; None takes the call's"),
+        ("momentum_scale", [-0.1, 1.1, np.nan], r"in \[0, 1\]; None uses the value of the call"),
+        ("momentum_beta", [-0.1, 1.1, np.nan], r"in \[0, 1\]; None uses the value of the call"),
     ],
 )
-def test_edit_checks_its_ranges(field, values, remedy):
+def test_edit_rejects_values_out_of_range(field, values, remedy):
     for value in values:
         with pytest.raises(ValueError, match=f"'glasses': {field}=.*{remedy}"):
             Edit("glasses", **{field: value})
 
 
 @pytest.mark.parametrize("field", Edit.__dataclass_fields__)
-def test_edit_checks_its_types(field):
+def test_edit_rejects_values_of_the_wrong_type(field):
     optional = {"cooldown", "momentum_scale", "momentum_beta"}
     integer = {"warmup", "cooldown"}
     wrong = [{1.0}, True, 1j, {}, *([] if field in optional else [None]), *([1.5] if field in integer else [])]
@@ -279,24 +279,24 @@ def test_edit_checks_its_types(field):
 
 
 @pytest.mark.parametrize("concept", [np.zeros(3), np.zeros((1, 2, 3)), [[1.0], [1.0, 2.0]]], ids=["1d", "3d", "ragged"])
-def test_edit_takes_only_matrices_as_embeddings(concept):
+def test_edit_rejects_embeddings_that_are_not_matrices(concept):
     with pytest.raises((TypeError, ValueError), match=r"Edit: concept.*\(tokens, channels\)"):
         Edit(concept)
 
 
-def test_edit_takes_only_finite_embeddings():
+def test_edit_rejects_embeddings_that_are_not_finite():
     with pytest.raises(ValueError, match="concept has NaN or infinite entries"):
         Edit(np.array([[1.0, np.nan]]))
 
 
-def test_edit_settings_may_be_numpy_numbers():
+def test_edit_accepts_numpy_numbers():
     edit = Edit("a", scale=np.float32(2), warmup=np.int64(3), threshold=0, weight=1)
     assert (edit.scale, edit.warmup, edit.threshold, edit.weight) == (2.0, 3, 0.0, 1.0)
     assert type(edit.warmup) is int
 
 
-def test_rescaled_guidance_is_the_formula():
-    """Each row by its own share; 0 leaves the estimate as it is, to the last bit."""
+def test_rescale_is_its_formula():
+    """Each row has its own share, and a share of 0 changes no bit of the estimate."""
     preds = jax.tree.map(lambda p: np.float32(p[0]), predictions(np.random.default_rng(0), 3, 1))
     shares = np.float32([0, 0.7, 1])
     plain, state = cfg(7.5).update(preds.uncond, optax.EmptyState(), preds)
@@ -304,11 +304,11 @@ def test_rescaled_guidance_is_the_formula():
     assert np.array_equal(guided[0], plain[0])
     for i in (1, 2):
         ratio = np.std(preds.cond[i], ddof=1) / np.std(plain[i], ddof=1)
-        wanted = shares[i] * plain[i] * ratio + (1 - shares[i]) * plain[i]
-        np.testing.assert_allclose(guided[i], wanted, rtol=1e-5)
+        expected_row = shares[i] * plain[i] * ratio + (1 - shares[i]) * plain[i]
+        np.testing.assert_allclose(guided[i], expected_row, rtol=1e-5)
     np.testing.assert_allclose(np.std(guided[2]), np.std(preds.cond[2]), rtol=1e-5)
 
 
-def test_rescaling_nothing_is_nothing():
-    nothing = Predictions(*[jnp.zeros((1, 2, 2, 1))] * 2, jnp.zeros((1, 0, 2, 2, 1)))
-    assert not np.any(rescale(1.0).update(nothing.uncond, optax.EmptyState(), nothing)[0])
+def test_rescale_keeps_zeros():
+    zeros = Predictions(*[jnp.zeros((1, 2, 2, 1))] * 2, jnp.zeros((1, 0, 2, 2, 1)))
+    assert not np.any(rescale(1.0).update(zeros.uncond, optax.EmptyState(), zeros)[0])

@@ -1,4 +1,4 @@
-"""The loop, with a denoiser that is a formula: chunks, rows that are not live, what is kept and what is drawn."""
+"""The sampling loop with a denoiser that is a formula: chunks, rows that are not live, records, noise and gradients."""
 
 from functools import partial
 
@@ -22,7 +22,7 @@ SCHEDULERS = {"ddim": tiny.DDIM, "multistep": tiny.PNDM}
 
 
 def denoise(x, row):
-    """Each branch tends to its own wave."""
+    """Moves each branch towards its own wave."""
     wave = jnp.arange(x.size, dtype=x.dtype).reshape(x.shape) + row.timestep.astype(x.dtype)
     edits = jnp.stack([0.1 * x - jnp.sin((k + 2) * wave) for k in range(N)], 1)
     return Predictions(0.2 * x + jnp.sin(wave), 0.1 * x + jnp.cos(wave), edits)
@@ -52,9 +52,9 @@ def run(carry, rows, solver):
 
 
 def chunk(rows, first, live, length=4):
-    """`live` rows from `first`, filled up with rows that are not live and hold NaN wherever they can."""
-    filling = jax.tree.map(lambda c: np.full((length - live, *c.shape[1:]), _poison(c.dtype), c.dtype), rows)
-    part = jax.tree.map(lambda c, f: np.concatenate([c[first : first + live], f]), rows, filling)
+    """Returns `live` rows from `first` on, padded with rows that are not live and are NaN where possible."""
+    padding = jax.tree.map(lambda c: np.full((length - live, *c.shape[1:]), _poison(c.dtype), c.dtype), rows)
+    part = jax.tree.map(lambda c, f: np.concatenate([c[first : first + live], f]), rows, padding)
     return part._replace(live=np.arange(length) < live)
 
 
@@ -68,21 +68,21 @@ def same(first, second):
 
 @pytest.mark.parametrize("solver", SCHEDULERS)
 @pytest.mark.parametrize("splits", [[4, 2], [1, 1, 1, 1, 1, 1], [3, 3], [2, 4], [0, 3, 0, 3]])
-def test_any_split_gives_the_same_bits(splits, solver):
+def test_chunks_of_any_length_give_the_same_bits(splits, solver):
     rows = table(solver)
-    whole, pieces = start(solver), start(solver)
+    expected, carry = start(solver), start(solver)
     for first, live in ((0, 4), (4, len(rows.call) - 4)):
-        whole, _ = run(whole, chunk(rows, first, live), solver)
+        expected, _ = run(expected, chunk(rows, first, live), solver)
     splits = [*splits, len(rows.call) - sum(splits)]
     for i, live in enumerate(splits):
-        pieces, kept = run(pieces, chunk(rows, sum(splits[:i]), live), solver)
+        carry, kept = run(carry, chunk(rows, sum(splits[:i]), live), solver)
         assert not any(leaf[live:].any() for leaf in jax.tree.leaves(kept))
-    assert same(whole, pieces)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(whole))
+    assert same(expected, carry)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(expected))
 
 
 @pytest.mark.parametrize("solver", SCHEDULERS)
-def test_equals_a_loop_by_hand(solver):
+def test_equals_a_python_loop(solver):
     method, rows = SOLVERS[solver](0.5), table(solver)
 
     @jax.jit
@@ -98,15 +98,14 @@ def test_equals_a_loop_by_hand(solver):
     np.testing.assert_allclose(run(start(solver), rows, solver)[0].x, carry[0], rtol=1e-4, atol=1e-4)
 
 
-def test_keeps_nothing_by_default_and_takes_any_guidance():
+def test_records_nothing_by_default_and_accepts_any_guidance():
     carry, rows = start("ddim"), table("ddim")
     plain, kept = sample(denoise, cfg(7.5), SOLVERS["ddim"](), carry._replace(guidance=optax.EmptyState()), rows, draw)
     assert kept is None
     assert not np.allclose(plain.x, run(carry, rows, "ddim")[0].x, atol=1e-2)
 
 
-def test_keep_gets_what_the_call_saw():
-    """The x that was denoised, and the guidance's state before the call."""
+def test_keep_receives_the_state_before_the_call():
     rows = table("ddim")
     end, kept = run(start("ddim"), rows, "ddim")
     assert kept["x"].shape == (STEPS, BATCH, *SPACE)
@@ -116,14 +115,14 @@ def test_keep_gets_what_the_call_saw():
     assert end.guidance[1].step.tolist() == [STEPS] * BATCH
     for i in range(STEPS):
         row = jax.tree.map(lambda c, i=i: jnp.asarray(c[i]), rows)
-        for found, wanted in zip(kept["preds"][:3], denoise(kept["x"][i], row)[:3], strict=True):
-            np.testing.assert_allclose(found[i], wanted, rtol=1e-5, atol=1e-5)
+        for recorded, expected in zip(kept["preds"][:3], denoise(kept["x"][i], row)[:3], strict=True):
+            np.testing.assert_allclose(recorded[i], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_draw_gets_the_row():
+def test_draw_receives_the_row():
     calls = []
 
-    def note(row, shape):
+    def log(row, shape):
         jax.debug.callback(
             lambda call, timestep: calls.append((int(call), float(timestep), shape)), row.call, row.timestep
         )
@@ -131,12 +130,12 @@ def test_draw_gets_the_row():
 
     rows = table("ddim", 3)
     carry = start("ddim")
-    jax.block_until_ready(sample(denoise, GUIDANCE, SOLVERS["ddim"](0.5), carry, rows, note))
+    jax.block_until_ready(sample(denoise, GUIDANCE, SOLVERS["ddim"](0.5), carry, rows, log))
     jax.effects_barrier()
     assert sorted(calls) == [(i, t, (BATCH, *SPACE)) for i, t in enumerate(rows.timestep)]
 
 
-def test_aux_reaches_the_solver_only():
+def test_aux_reaches_only_the_solver():
     rows, carry = table("ddim", 2), start("ddim")
     solver, seen = SOLVERS["ddim"](0.0), []
 
@@ -144,15 +143,15 @@ def test_aux_reaches_the_solver_only():
         seen.append(aux)
         return solver.update(x, state, estimate, aux, row, draw)
 
-    def marked(x, row):
+    def denoise_with_aux(x, row):
         return denoise(x, row)._replace(aux={"variance": x})
 
-    end, _ = sample(marked, GUIDANCE, solver._replace(update=update), carry, rows, draw)
+    end, _ = sample(denoise_with_aux, GUIDANCE, solver._replace(update=update), carry, rows, draw)
     assert seen[0]["variance"].shape == carry.x.shape
     assert np.array_equal(end.x, sample(denoise, GUIDANCE, solver, carry, rows, draw)[0].x)
 
 
-def test_gradient_goes_through_the_loop():
+def test_gradients_pass_through_the_loop():
     rows, carry = table("ddim", 3), start("ddim")
 
     @jax.jit

@@ -1,4 +1,4 @@
-"""Tables of every scheduler: their timesteps and columns, and the options that are refused."""
+"""The tables of all schedulers: timesteps, columns, and errors for unsupported options."""
 
 import contextlib
 from functools import partial
@@ -32,20 +32,20 @@ def test_timesteps(spacing, timesteps):
     assert table.call.tolist() == list(range(5))
     assert table.live.all()
     assert scheduler("PNDM", **options).table(5).timestep.tolist() == [timesteps[0], timesteps[1], *timesteps[1:]]
-    again = [timesteps[0], *np.repeat(timesteps[1:], 2).tolist()]
-    np.testing.assert_allclose(scheduler("Heun", **options).table(5).timestep, again, atol=0.5)
+    twice = [timesteps[0], *np.repeat(timesteps[1:], 2).tolist()]
+    np.testing.assert_allclose(scheduler("Heun", **options).table(5).timestep, twice, atol=0.5)
 
 
 @pytest.mark.parametrize("steps", [4, 5, 50, 999])
 @pytest.mark.parametrize("name", tiny.SCHEDULERS)
-def test_calls(name, steps):
+def test_number_of_calls(name, steps):
     calls = {"PNDM": steps + 1, "PNDM, Runge-Kutta": steps + 9, "Heun": 2 * steps - 1}.get(name, steps)
     assert len(scheduler(name).table(steps).call) == calls
 
 
 @pytest.mark.parametrize("kind", ["linear", "scaled_linear", "squaredcos_cap_v2", "trained"])
 @pytest.mark.parametrize("name", tiny.SCHEDULERS)
-def test_all_columns_are_of_one_length_and_finite(name, kind):
+def test_columns_have_the_same_length_and_are_finite(name, kind):
     options = {"trained_betas": [0.01] * 1000} if kind == "trained" else {"beta_schedule": kind}
     table = scheduler(name, **options).table(300)
     for leaf in jax.tree.leaves(table._replace(solver=table.solver._replace(clip=table.call))):
@@ -61,16 +61,16 @@ def test_all_columns_are_of_one_length_and_finite(name, kind):
     ("name", "scale"),
     [("DDIM", 1.0), ("UniPC", 1.0), ("Euler", 14.6146), ("LMS", 14.6146), ("Heun", 14.6146)],
 )
-def test_the_noise_at_the_start(name, scale):
-    """The largest sigma of Stable Diffusion's betas, where the state is not scaled down by the noise."""
+def test_initial_noise_scale(name, scale):
+    """It is the largest sigma of Stable Diffusion's betas for solvers in sigma, and 1 for the others."""
     np.testing.assert_allclose(scheduler(name).table(7).initial_scale, scale, rtol=1e-5)
 
 
 def test_karras_sigmas():
     """Karras et al. 2022, eq. 5."""
     sigmas = 1 / scheduler("Euler", use_karras_sigmas=True, sigma_min=0.1, sigma_max=10).table(5).input_scale
-    wanted = (10 ** (1 / 7) + np.linspace(0, 1, 5) * (0.1 ** (1 / 7) - 10 ** (1 / 7))) ** 7
-    np.testing.assert_allclose(np.sqrt(sigmas**2 - 1), wanted, rtol=1e-9)
+    expected = (10 ** (1 / 7) + np.linspace(0, 1, 5) * (0.1 ** (1 / 7) - 10 ** (1 / 7))) ** 7
+    np.testing.assert_allclose(np.sqrt(sigmas**2 - 1), expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize(("steps", "error"), [(0, ValueError), (-1, ValueError), (1001, ValueError), (2.5, TypeError)])
@@ -83,40 +83,40 @@ def test_steps_out_of_range(name, steps, error):
 @pytest.mark.parametrize(
     "steps", [True, None, np.nan, [], [5.0], [True], [[5]], [[5], [4, 3]], ["smart27"], {5, 4}, [2**70], b"fast27"]
 )
-def test_steps_of_another_type(steps):
+def test_steps_of_the_wrong_type(steps):
     with pytest.raises(
-        TypeError, match=r"should be a whole number, falling timesteps like .*, or one of fast27, smart"
+        TypeError, match=r"should be a whole number, descending timesteps such as .*, or one of fast27, smart"
     ):
         scheduler("DDIM").table(steps)
 
 
 @pytest.mark.parametrize(
-    ("steps", "why"),
+    ("steps", "message"),
     [
         ("5", "steps='5' should be a whole number, or one of fast27, smart27, .*super100"),
-        ([1000, 0], "steps has timestep 1000; all should be from 0 to 999"),
-        (np.arange(3, -2, -1), "steps has timestep -1; all should be from 0 to 999"),
-        ([5, 3, 3], "steps has timestep 3 after 3; give falling ones, each once"),
-        (np.array([3, 9], np.uint8), "steps has timestep 9 after 3; give falling ones"),
+        ([1000, 0], "steps has timestep 1000; training timesteps are from 0 to 999"),
+        (np.arange(3, -2, -1), "steps has timestep -1; training timesteps are from 0 to 999"),
+        ([5, 3, 3], "steps has timestep 3 after 3; timesteps should descend, without repeats"),
+        (np.array([3, 9], np.uint8), "steps has timestep 9 after 3; timesteps should descend"),
     ],
 )
-def test_timesteps_that_are_refused(steps, why):
-    with pytest.raises(ValueError, match=why):
+def test_invalid_timesteps(steps, message):
+    with pytest.raises(ValueError, match=message):
         scheduler("DDIM").table(steps)
 
 
-def test_names_of_more_timesteps_than_there_are():
+def test_named_timesteps_need_enough_training_timesteps():
     family = scheduler("DDPM", num_train_timesteps=100)
     assert len(family.table("smart50").timestep) == 50
-    with pytest.raises(ValueError, match="of 100 timesteps, 10 cannot be 14; give the timesteps, or their number"):
+    with pytest.raises(ValueError, match="a section of 10 of the 100 training timesteps cannot hold 14; give a list"):
         family.table("super100")
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "why"),
+    ("name", "options", "message"),
     [
-        ("PNDM", {}, "its steps are of one length; give their number"),
-        ("PNDM, Runge-Kutta", {}, "its steps are of one length; give their number"),
+        ("PNDM", {}, "all steps must have the same length; give a number of steps"),
+        ("PNDM, Runge-Kutta", {}, "all steps must have the same length; give a number of steps"),
         ("DPM", {"use_karras_sigmas": True}, "use_karras_sigmas spaces the steps itself; give a number"),
         ("LMS", {"use_beta_sigmas": True}, "use_beta_sigmas spaces the steps itself; give a number"),
         (
@@ -126,25 +126,25 @@ def test_names_of_more_timesteps_than_there_are():
         ),
     ],
 )
-def test_options_that_refuse_timesteps(name, options, why):
-    with pytest.raises(ValueError, match=f"Scheduler: {why}"):
+def test_options_that_exclude_custom_timesteps(name, options, message):
+    with pytest.raises(ValueError, match=f"Scheduler: {message}"):
         scheduler(name, **options).table("smart27")
 
 
 @pytest.mark.parametrize("options", [dpm(2, "heun"), dpm(3), dpm(2, algorithm="dpmsolver")])
-def test_a_step_to_where_it_is_changes_nothing(options):
-    """The training's least noise is that of timestep 0."""
+def test_a_step_between_equal_noise_levels_changes_nothing(options):
+    """The least training noise, where the last step ends, is that of timestep 0, where it starts."""
     solver = scheduler("DPM", **options).table("smart27").solver
     assert solver.x_from_start[-1] == 1
     assert not solver.x_from_memory[-1].any()
 
 
-GIVEN = [name for name in tiny.SCHEDULERS if "PNDM" not in name]
+CUSTOM = [name for name in tiny.SCHEDULERS if "PNDM" not in name]
 
 
-@pytest.mark.parametrize("name", GIVEN)
-def test_timesteps_by_hand(name):
-    """Those that a number of steps has give the same table."""
+@pytest.mark.parametrize("name", CUSTOM)
+def test_custom_timesteps(name):
+    """The list of timesteps of a number of steps gives the same table as the number."""
     family = scheduler(name, timestep_spacing="leading")
     by_number = family.table(8)
     timesteps = np.unique(by_number.timestep.astype(int))[::-1]
@@ -156,59 +156,59 @@ def test_timesteps_by_hand(name):
 @pytest.mark.parametrize(
     "name", ["fast27", "smart27", "smart50", "smart100", "smart185", "super27", "super40", "super100"]
 )
-def test_timesteps_by_name(name):
+def test_named_timesteps(name):
     timesteps = scheduler("DDPM").table(name).timestep
     assert len(timesteps) == int(name.strip("fastmrupe"))
     assert (timesteps[0], timesteps[-1]) == (999, 0)
     assert (np.diff(timesteps) < 0).all()
 
 
-def test_timesteps_of_sections():
-    """Of seven equal sections 7, 4, 2, 1, 2, 4 and 7."""
+def test_named_timesteps_are_spread_over_sections():
+    """Seven equal sections have 7, 4, 2, 1, 2, 4 and 7 timesteps."""
     first, *_, last = np.split(scheduler("DDPM").table("smart27").timestep, [7, 11, 13, 14, 16, 20])
     assert first.tolist() == [999, 976, 952, 928, 905, 882, 858]
     assert last.tolist() == [142, 118, 95, 71, 47, 24, 0]
 
 
 @pytest.mark.parametrize("name", ["DDPM", "DDIM"])
-def test_timesteps_are_a_process_of_their_own(name):
-    """With the betas that lead from one to the next (Nichol & Dhariwal 2021, section 4)."""
+def test_a_list_of_timesteps_is_a_process_with_its_own_betas(name):
+    """The betas lead from each timestep to the next (Nichol & Dhariwal 2021, section 4)."""
     options = {"beta_schedule": "squaredcos_cap_v2", "set_alpha_to_one": True, "variance_type": "learned_range"}
     respaced = scheduler(name, **options).table("smart50")
     bars = cumulative(scheduler(name, **options).options)[respaced.timestep.astype(int)[::-1]]
     betas = 1 - bars / np.append(1, bars[:-1])
-    whole = scheduler(
+    trained = scheduler(
         name, **options | {"trained_betas": betas.tolist(), "num_train_timesteps": 50, "steps_offset": 0}
     ).table(50)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9), respaced.solver, whole.solver)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9), respaced.solver, trained.solver)
 
 
 def test_cosine_betas():
-    """Nichol & Dhariwal 2021, eq. 17, where no beta is capped."""
+    """They follow Nichol & Dhariwal 2021, eq. 17, up to the last beta, which is capped."""
     bars = cumulative(scheduler("DDPM", beta_schedule="squaredcos_cap_v2").options)
     f = np.cos((np.arange(1001) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
     np.testing.assert_allclose(bars[:999], f[1:1000] / f[0], rtol=1e-9)
     np.testing.assert_allclose(bars[999], bars[998] * 0.001, rtol=1e-9)
 
 
-# Those that round more timesteps than steps, for which the training may have too few.
-TOGETHER = ("DPM", "DPM, stochastic", "UniPC")
+# Schedulers that round one more timestep than they have steps, for which there may be too few training timesteps.
+COINCIDING = ("DPM", "DPM, stochastic", "UniPC")
 
 
 @pytest.mark.parametrize(
     ("name", "spacing"),
     [
-        # Rows of LMS are integrals, which take long.
+        # The rows of LMS are integrals and slow to compute.
         pytest.param(name, spacing, marks=[pytest.mark.slow] if name == "LMS" and spacing != "leading" else [])
         for name in tiny.SCHEDULERS
         for spacing in ("leading", "trailing", "linspace")
     ],
 )
-def test_every_number_of_steps_has_finite_rows(name, spacing):
-    """Or is refused, where it is so large (or for Runge-Kutta so small) that two points fall together."""
+def test_any_number_of_steps_has_finite_rows_or_is_an_error(name, spacing):
+    """It is an error only if it is so large (or, for Runge-Kutta, so small) that two points coincide."""
     family, every = scheduler(name, timestep_spacing=spacing, steps_offset=0), 250 if name == "LMS" else 37
     for steps in [*range(1, 999, every), 2, 3, 4, 61, 103, 999, 1000]:
-        if (steps > 500 and name in TOGETHER) or (steps < 4 and "Runge" in name):
+        if (steps > 500 and name in COINCIDING) or (steps < 4 and "Runge" in name):
             with contextlib.suppress(ValueError):
                 family.table(steps)
             continue
@@ -219,27 +219,27 @@ def test_every_number_of_steps_has_finite_rows(name, spacing):
 
 
 @pytest.mark.parametrize("name", ALPHAS)
-def test_an_offset_beyond_the_training(name):
-    with pytest.raises(ValueError, match=r"1000 steps ask for timestep 1000 of 1000 \(steps_offset 1\); take fewer"):
+def test_an_offset_beyond_the_training_timesteps(name):
+    with pytest.raises(ValueError, match=r"1000 steps with steps_offset=1 reach timestep 1000, but .*; use fewer"):
         scheduler(name).table(1000)
     assert len(scheduler(name, steps_offset=0).table(1000).call) >= 1000
 
 
-def test_runge_kutta_takes_four_steps_at_least():
+def test_runge_kutta_needs_at_least_four_steps():
     with pytest.raises(ValueError, match="steps=3 should be at least 4"):
         scheduler("PNDM, Runge-Kutta").table(3)
 
 
-def test_no_signal_and_no_noise_predicted():
+def test_zero_snr_excludes_epsilon_prediction():
     options = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     for name in ("DDIM", "DDPM"):
-        with pytest.raises(ValueError, match="has no signal, and epsilon says nothing"):
+        with pytest.raises(ValueError, match="has no signal, so epsilon does not determine x0"):
             scheduler(name, **options).table(10)
         assert scheduler(name, prediction_type="v_prediction", **options).table(10).timestep[0] == 999
 
 
 @pytest.mark.parametrize("name", ["KarrasVeScheduler", None, 3, ["DDIMScheduler"]])
-def test_unknown_schedulers_list_the_known(name):
+def test_errors_list_the_supported_schedulers(name):
     with pytest.raises(ValueError, match=r"is not supported, only DDIMScheduler, PNDMScheduler, .*UniPC"):
         from_config({"_class_name": name})
 
@@ -254,42 +254,42 @@ def test_unknown_schedulers_list_the_known(name):
     ],
 )
 @pytest.mark.parametrize("name", tiny.SCHEDULERS)
-def test_unknown_choices_list_the_known(name, option, value, listed):
+def test_errors_list_the_supported_values(name, option, value, listed):
     with pytest.raises(ValueError, match=f"Scheduler: {option}=.* is not supported, only {listed}"):
         scheduler(name, **{option: value})
 
 
-def test_unknown_options_list_the_known():
-    with pytest.raises(ValueError, match=r"unknown options beta_bend; supported are beta_end, .*timestep_spacing"):
+def test_errors_list_the_supported_options():
+    with pytest.raises(ValueError, match=r"beta_bend; the supported options are beta_end, .*timestep_spacing"):
         scheduler("DDIM", beta_bend=0.1)
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "why"),
+    ("name", "options", "message"),
     [
         ("DDIM", {"dynamic_thresholding_ratio": 95}, r"dynamic_thresholding_ratio=95 should be a number in \[0, 1\]"),
         ("DDPM", {"sample_max_value": 0.5}, "sample_max_value=0.5 should be a number, at least 1"),
-        ("DPM", NOISE | {"thresholding": True}, "'dpmsolver' predicts noise, and thresholding .*; give 'dpmsolver[+]"),
-        ("UniPC", unipc(2, "bh2", data=False) | {"thresholding": True}, "predict_x0=False predicts noise, and thresh"),
+        ("DPM", NOISE | {"thresholding": True}, "'dpmsolver' works on noise, but thresholding .*; use 'dpmsolver[+]"),
+        ("UniPC", unipc(2, "bh2", data=False) | {"thresholding": True}, "predict_x0=False works on noise, but thresh"),
         ("DPM", {"use_lu_lambdas": True}, "use_lu_lambdas=True is not supported, only False"),
         ("UniPC", {"use_flow_sigmas": True}, "use_flow_sigmas=True is not supported, only False"),
         ("UniPC", {"solver_p": {}}, "solver_p={} is not supported, only None"),
         ("DPM", {"solver_order": 4}, "solver_order=4 should be 1, 2 or 3"),
         ("DPM", {"solver_type": "kutta"}, "solver_type='kutta' is not supported, only midpoint, heun"),
-        ("DPM", {"algorithm_type": "dpmsolver"}, "cannot end at noise zero; give final_sigmas_type='sigma_min'"),
-        ("DPM", {"algorithm_type": "sde-dpmsolver++", "solver_order": 3}, "has solver_order 1 and 2, not 3"),
-        ("UniPC", {"predict_x0": False}, "cannot end at noise zero; give final_sigmas_type='sigma_min'"),
-        ("UniPC", {"lower_order_final": False}, "only order 1 ends at noise zero; give lower_order_final=True"),
+        ("DPM", {"algorithm_type": "dpmsolver"}, "cannot end at zero noise; use final_sigmas_type='sigma_min'"),
+        ("DPM", {"algorithm_type": "sde-dpmsolver++", "solver_order": 3}, "supports solver_order 1 and 2, not 3"),
+        ("UniPC", {"predict_x0": False}, "cannot end at zero noise; use final_sigmas_type='sigma_min'"),
+        ("UniPC", {"lower_order_final": False}, "last step of order 1 can end at zero noise; use lower_order"),
         ("UniPC", {"disable_corrector": [0, "1"]}, "should be a list of calls"),
         ("UniPC", {"disable_corrector": 3}, "should be a list of calls"),
-        ("Euler", {"use_karras_sigmas": True, "use_beta_sigmas": True}, "are two spacings of the sigmas; give one"),
+        ("Euler", {"use_karras_sigmas": True, "use_beta_sigmas": True}, "exclude each other; use one of them"),
         ("Euler", {"sigma_min": 3.0, "sigma_max": 2.0}, "sigma_min=3.0 should be below sigma_max=2.0"),
         ("Euler", {"sigma_max": -1.0}, "sigma_max=-1.0 should be a positive number"),
         ("DDPM", {"variance_type": "learned"}, "is not supported, only fixed_small, .*learned_range"),
     ],
 )
-def test_options_that_are_refused(name, options, why):
-    with pytest.raises(ValueError, match=why):
+def test_unsupported_options(name, options, message):
+    with pytest.raises(ValueError, match=message):
         scheduler(name, **options)
 
 
@@ -298,18 +298,18 @@ def same_tables(first, second):
     return all(np.array_equal(*leaves) for leaves in pairs)
 
 
-def test_options_of_other_schedulers_mean_nothing():
+def test_options_of_other_schedulers_have_no_effect():
     options = {"lower_order_final": True, "use_karras_sigmas": True, "solver_order": 2, "variance_type": "fixed_small"}
     assert same_tables(scheduler("DDIM"), scheduler("DDIM", **options))
 
 
-def test_values_of_other_schedulers_are_translated_as_diffusers_does():
+def test_values_of_other_schedulers_are_translated_as_in_diffusers():
     assert same_tables(scheduler("DPM"), scheduler("DPM", solver_type="bh2"))
     assert same_tables(scheduler("UniPC", solver_type="bh2"), scheduler("UniPC", solver_type="midpoint"))
     assert not same_tables(scheduler("UniPC"), scheduler("UniPC", solver_type="bh1"))
 
 
-def test_null_is_the_default():
+def test_null_means_the_default():
     assert same_tables(scheduler("DDPM"), scheduler("DDPM", variance_type=None, trained_betas=None))
 
 
@@ -337,6 +337,6 @@ def test_null_is_the_default():
         ("clip_sample_range", np.nan),
     ],
 )
-def test_values_of_another_kind(option, value):
+def test_invalid_values_of_options(option, value):
     with pytest.raises(ValueError, match=f"DDIMScheduler: .*{option}"):
         scheduler("DDIM", **{"clip_sample": True} | {option: value})

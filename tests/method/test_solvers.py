@@ -1,4 +1,4 @@
-"""Solvers: known values, and the order at which they reach a solution in closed form."""
+"""Solvers against known values, and their order of convergence to a solution in closed form."""
 
 from functools import cache, partial
 
@@ -14,7 +14,7 @@ from sega_jax.method.schedules.spacing import cumulative
 from sega_jax.method.solvers import SOLVERS
 
 ALPHAS = ["DDIM", "PNDM"]
-# Data that are normal, so that the probability flow is known: x_t is sqrt(abar) m + sqrt(v) times a constant.
+# For normally distributed data, the probability flow is known: x_t is sqrt(abar) m + sqrt(v) times a constant.
 MEAN, VARIANCE = 0.7, 0.25
 FINE = {"num_train_timesteps": 10000, "beta_start": 0.000085, "beta_end": 0.0012, "timestep_spacing": "trailing"}
 
@@ -27,7 +27,7 @@ def x64():
 
 @cache
 def denoiser(prediction="epsilon", fine=False):
-    """The best prediction for the normal data, by timestep."""
+    """Returns the optimal prediction for the normally distributed data, as a function of x and the timestep."""
     bars = abar(FINE if fine else tiny.SD_BETAS)
 
     def predict(x, timestep):
@@ -53,7 +53,7 @@ def _trajectory(x, table, eta, *, solver, predict, draw):
 
 
 def solve(scheduler, steps, x, predict, draw=jnp.zeros, eta=0.0):
-    """The trajectory, [calls, ...]."""
+    """Returns the trajectory [calls, ...]."""
     x, table = jnp.asarray(x), scheduler.table(steps)
     table = jax.tree.map(lambda column: column if column.dtype.kind != "f" else column.astype(x.dtype), table)
     return _trajectory(x, table, jnp.asarray(eta, x.dtype), solver=scheduler.solver, predict=predict, draw=draw)
@@ -67,15 +67,15 @@ def solve(scheduler, steps, x, predict, draw=jnp.zeros, eta=0.0):
         ("DDIM", {}, "v_prediction", 1),
         ("DDIM", {}, "sample", 1),
         ("PNDM", {}, "epsilon", 2),
-        # diffusers takes the mean of v over several calls, where only that of epsilon is of second order.
+        # diffusers averages v over several calls, which is of first order; averages of epsilon are of second order.
         ("PNDM", {}, "v_prediction", 1),
         ("PNDM", {}, "sample", 2),
-        # Of fourth order but for its formula (9), which takes abar between timesteps for that of the nearest.
+        # Its order would be four, but its equation 9 replaces abar between timesteps by that of the nearest timestep.
         ("PNDM, Runge-Kutta", {}, "epsilon", 2),
         ("Euler", {}, "epsilon", 1),
         ("Heun", {}, "epsilon", 2),
         ("Heun", {}, "v_prediction", 2),
-        # Every method that begins with one step of first order is of second order in the end.
+        # Methods that begin with one step of first order are of second order overall.
         ("LMS", {}, "epsilon", 2),
         ("DPM", dpm(1), "epsilon", 1),
         ("DPM", dpm(2), "epsilon", 2),
@@ -95,7 +95,7 @@ def solve(scheduler, steps, x, predict, draw=jnp.zeros, eta=0.0):
     ],
 )
 def test_order_of_convergence(name, options, prediction, order):
-    """Over the first four fifths of the way; at its end the square root of the noise has no derivative."""
+    """The first four fifths of the trajectory count; at its end, the square root of the noise has no derivative."""
     family, bars = scheduler(name, prediction_type=prediction, **FINE, **options), abar(FINE)
     start, end = bars[-1], bars[1999]
     spread = np.sqrt((end * VARIANCE + 1 - end) / (start * VARIANCE + 1 - start))
@@ -115,8 +115,8 @@ def test_order_of_convergence(name, options, prediction, order):
     "spacing", ["leading", *(pytest.param(s, marks=pytest.mark.slow) for s in ("trailing", "linspace"))]
 )
 @pytest.mark.parametrize("name", [name for name in tiny.SCHEDULERS if "PNDM" not in name])
-def test_predictions_are_one_trajectory(name, spacing):
-    """Of noise, v or the picture itself, from timesteps that are whole; PNDM's means are other ones."""
+def test_all_prediction_types_give_the_same_trajectory(name, spacing):
+    """The timesteps are integers. PNDM is excluded, because it averages different quantities."""
     x, drawn = np.random.default_rng(0).standard_normal((2, 3, 2))
 
     def draw(shape):
@@ -132,7 +132,7 @@ def test_predictions_are_one_trajectory(name, spacing):
         np.testing.assert_allclose(trajectories[0], other, rtol=1e-9, atol=1e-9)
 
 
-def test_eta_is_the_share_of_noise_of_each_row():
+def test_each_row_has_its_own_eta():
     x = np.random.default_rng(2).standard_normal((3, 4)).astype(np.float32)
     eta = np.array([0.0, 0.0, 1.0])
     quiet, loud = (solve(scheduler("DDIM"), 5, x, denoiser(), draw, eta) for draw in (jnp.zeros, hundreds))
@@ -145,22 +145,22 @@ def hundreds(shape):
 
 
 @pytest.mark.parametrize("name", tiny.SCHEDULERS)
-def test_only_ancestral_solvers_draw(name):
+def test_only_ancestral_solvers_draw_noise(name):
     quiet, loud = (solve(scheduler(name), 5, [[1.5]], denoiser(), draw) for draw in (jnp.zeros, hundreds))
     assert np.array_equal(quiet, loud) != (name in ("DDPM", "Euler ancestral", "DPM, stochastic"))
 
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", ["DDPM", "Euler ancestral", "DPM, stochastic"])
-def test_ancestral_solvers_end_in_the_distribution_of_the_data(name):
-    """Twice the steps, half the error of its variance, by the affine map that every call is for this denoiser."""
+def test_ancestral_solvers_reach_the_distribution_of_the_data(name):
+    """Twice as many steps halve the error of the variance. Every call is an affine map for this denoiser."""
     options = {"solver_order": 1} if name == "DPM, stochastic" else {}
     family, errors = scheduler(name, timestep_spacing="trailing", **options), []
     for steps in (500, 1000):
         table = family.table(steps)
         path = solve(family, steps, [[0.0, 1.0]], denoiser())[:, 0]
         np.testing.assert_allclose(path[-1, 0], MEAN, rtol=0.03)
-        # The distance of two trajectories is what each call multiplies a deviation by.
+        # The ratio of successive distances between two trajectories is the factor by which a call scales a deviation.
         distance = np.concatenate([[1.0], path[:, 1] - path[:, 0]])
         variance = float(table.initial_scale[0]) ** 2
         for factor, noise in zip(distance[1:] / distance[:-1], table.solver.noise, strict=True):
@@ -171,8 +171,8 @@ def test_ancestral_solvers_end_in_the_distribution_of_the_data(name):
 
 
 @pytest.mark.usefixtures("x64")
-def test_ddim_with_all_noise_is_ancestral_sampling():
-    """With eta = 1 and every timestep, the posterior of Ho et al. 2020, eq. 7."""
+def test_ddim_with_eta_1_is_ddpm():
+    """With all timesteps, both sample the posterior of Ho et al. 2020, eq. 7."""
     family, fresh = scheduler("DDIM", steps_offset=0), 0.4
     bars = abar(family.options)
     x, found = solve(family, 1000, [[1.3]], denoiser(), lambda shape: jnp.full(shape, fresh), 1.0)[:2]
@@ -182,26 +182,26 @@ def test_ddim_with_all_noise_is_ancestral_sampling():
     x0 = (x - np.sqrt(1 - now) * epsilon) / np.sqrt(now)
     mean = np.sqrt(before) * beta / (1 - now) * x0 + np.sqrt(now / before) * (1 - before) / (1 - now) * x
     np.testing.assert_allclose(found, mean + np.sqrt((1 - before) / (1 - now) * beta) * fresh, rtol=1e-12)
-    again = solve(scheduler("DDPM", steps_offset=0), 1000, [[1.3]], denoiser(), lambda shape: jnp.full(shape, fresh))
-    np.testing.assert_allclose(again[1], found, rtol=1e-12)
+    ddpm = solve(scheduler("DDPM", steps_offset=0), 1000, [[1.3]], denoiser(), lambda shape: jnp.full(shape, fresh))
+    np.testing.assert_allclose(ddpm[1], found, rtol=1e-12)
 
 
 @pytest.mark.usefixtures("x64")
-def test_ddim_clips_x0_where_the_config_says_so():
+def test_ddim_clips_x0_if_the_config_says_so():
     options = {"clip_sample": True, "clip_sample_range": 0.5}
     free, clipped = (
         solve(scheduler("DDIM", **o), 1, [[3.0]], lambda x, timestep: 0.1 * x)[0, 0, 0] for o in ({}, options)
     )
     bars = abar(tiny.DDIM)
     x0 = (3 - np.sqrt(1 - bars[1]) * 0.3) / np.sqrt(bars[1])
-    for found, wanted in ((free, x0), (clipped, 0.5)):
-        np.testing.assert_allclose(found, np.sqrt(bars[0]) * wanted + np.sqrt(1 - bars[0]) * 0.3, rtol=1e-12)
+    for found, expected_x0 in ((free, x0), (clipped, 0.5)):
+        np.testing.assert_allclose(found, np.sqrt(bars[0]) * expected_x0 + np.sqrt(1 - bars[0]) * 0.3, rtol=1e-12)
 
 
 @pytest.mark.parametrize(("ratio", "most"), [(0.3, 4.0), (0.9, 4.0), (0.9, 1.5), (1.0, 100.0), (0.9, 1)])
 @pytest.mark.parametrize("name", ["DDIM", "DDPM", "DPM", "UniPC"])
 def test_dynamic_thresholding(name, ratio, most):
-    """Saharia et al. 2022, section 2.3, on a picture that the network knows and the last step takes as it is."""
+    """Saharia et al. 2022, section 2.3, for a network that predicts x0, which the last step returns unchanged."""
     options = {"dynamic_thresholding_ratio": ratio, "sample_max_value": most, "set_alpha_to_one": True}
     family = scheduler(name, prediction_type="sample", thresholding=True, clip_sample=True, **options)
     pictures = np.random.default_rng(0).standard_normal((3, 2, 5, 3)) * np.reshape([0.1, 1, 4], (3, 1, 1, 1))
@@ -211,7 +211,7 @@ def test_dynamic_thresholding(name, ratio, most):
         np.testing.assert_allclose(found, np.clip(picture, -s, s) / s, rtol=1e-4, atol=1e-5)
 
 
-def test_other_thresholds_compile_nothing(compilations):
+def test_new_thresholds_compile_nothing(compilations):
     def run(**options):
         return solve(scheduler("DDPM", thresholding=True, **options), 5, np.ones((1, 4), np.float32), denoiser())
 
@@ -223,23 +223,23 @@ def test_other_thresholds_compile_nothing(compilations):
 
 @pytest.mark.parametrize("final", [True, False])
 @pytest.mark.parametrize("name", ALPHAS)
-def test_the_last_step_ends_where_the_config_says(name, final):
-    """A denoiser that says 0 leaves x / sqrt(abar): 1 at the end, or abar_0 without `set_alpha_to_one`."""
+def test_the_last_step_ends_at_the_final_abar_of_the_config(name, final):
+    """The final abar is 1, or abar_0 without `set_alpha_to_one`. A denoiser that returns 0 keeps x / sqrt(abar)."""
     family, bars = scheduler(name, set_alpha_to_one=final), abar(tiny.DDIM)
     end = solve(family, 10, np.ones((1, 1), np.float32), lambda x, timestep: jnp.zeros_like(x))[-1, 0, 0]
     np.testing.assert_allclose(end, np.sqrt((1 if final else bars[0]) / bars[901]), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["Euler", "Heun", "LMS", "DPM", "UniPC", "DDPM"])
-def test_a_network_that_knows_the_picture_ends_in_it(name):
-    """Whatever the noise at the start: the last step takes x0 as it is."""
+def test_sampling_ends_at_x0_if_the_network_knows_it(name):
+    """The last step returns x0 unchanged, for any initial noise."""
     family = scheduler(name, prediction_type="sample")
     end = solve(family, 10, np.ones((1, 1), np.float32), lambda x, timestep: jnp.full_like(x, 0.3))[-1, 0, 0]
     np.testing.assert_allclose(end, 0.3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", [name for name in tiny.SCHEDULERS if name != "DDIM"])
-def test_eta_is_for_ddim_alone(name):
+def test_eta_has_an_effect_only_on_ddim(name):
     x = np.ones((1, 1), np.float32)
     results = [solve(scheduler(name), 5, x, denoiser(), eta=eta) for eta in (0.0, 1.0)]
     assert np.array_equal(*results)
@@ -254,8 +254,8 @@ def test_states_keep_the_dtype_of_x(name):
     assert {leaf.dtype for leaf in jax.tree.leaves((found, state))} == {jnp.dtype("float32")}
 
 
-def test_the_variance_that_a_network_predicts():
-    """-1 is the least, 1 the greatest (Nichol & Dhariwal 2021, eq. 15)."""
+def test_predicted_variance():
+    """-1 stands for the least variance and 1 for the greatest (Nichol & Dhariwal 2021, eq. 15)."""
     family = scheduler("DDPM", variance_type="learned_range")
     row = jax.tree.map(lambda column: column[3], family.table(10))
     x = jnp.ones((1, 3), jnp.float32)
@@ -269,8 +269,8 @@ def test_the_variance_that_a_network_predicts():
 
 
 @pytest.mark.usefixtures("x64")
-def test_the_sampler_of_deepfloyd_if():
-    """Ho et al. 2020, eq. 7: x0 thresholded, the variance predicted, from each listed timestep to the next."""
+def test_sampler_of_deepfloyd_if():
+    """Ho et al. 2020, eq. 7, between the listed timesteps, with thresholded x0 and predicted variance."""
     family = from_config(
         {
             "_class_name": "DDPMScheduler",
@@ -286,7 +286,7 @@ def test_the_sampler_of_deepfloyd_if():
     draw, solver = np.random.default_rng(0), SOLVERS[family.solver]()
     expected = x = draw.standard_normal((2, 4, 4, 3))
     for i, (t, after) in enumerate(zip(timesteps, [*timesteps[1:], None], strict=True)):
-        # Near the noise that x holds, so that x0 stays near [-1, 1].
+        # Close to the noise in x, so that x0 stays near [-1, 1].
         epsilon = expected / np.sqrt(1 - bars[t]) + 0.5 * np.sqrt(bars[t]) * draw.standard_normal(x.shape)
         share, fresh = draw.uniform(-1.2, 1.2, x.shape), draw.standard_normal(x.shape)
         row = jax.tree.map(lambda column, i=i: column[i], table)
@@ -304,11 +304,11 @@ def test_the_sampler_of_deepfloyd_if():
 
 
 @pytest.mark.parametrize(("name", "options"), [("DDPM", {}), ("DPM, stochastic", {"variance_type": "learned_range"})])
-def test_a_predicted_variance_that_does_not_count(name, options):
-    """Where the config has a fixed one, and in solvers that have none to learn."""
+def test_predicted_variance_without_effect(name, options):
+    """It has no effect if the config fixes the variance, or if the solver cannot use a learned one."""
     family = scheduler(name, **options)
     row, x, solver = jax.tree.map(lambda column: column[3], family.table(10)), jnp.ones((1, 3)), SOLVERS["multistep"]()
-    with_it, without = (
+    with_variance, without = (
         solver.update(x, solver.init(x), x, aux, row, jnp.ones)[0] for aux in (jnp.array([[-1.0, 0.5, 1.0]]), None)
     )
-    assert np.array_equal(with_it, without)
+    assert np.array_equal(with_variance, without)

@@ -1,4 +1,4 @@
-"""Sampling of tokens, and semantic guidance of their logits."""
+"""Sampling of tokens, with semantic guidance of their logits."""
 
 from functools import partial
 
@@ -41,7 +41,7 @@ def draw(row, shape):
 
 
 def run(table, support="channel", edits=EDITS, **options):
-    """The last grid, and of every call its grid, predictions and guided logits."""
+    """Returns the last grid, and for every call the grid, the predictions and the guided logits."""
     guidance, solver = optax.chain(cfg(SCALE), sega(Edits.stack([edits]), support=support)), renoise(**options)
     logits = jax.ShapeDtypeStruct((1, *SPACE, LABELS), np.float64)
     concepts = jax.ShapeDtypeStruct((1, len(edits), *SPACE, LABELS), np.float64)
@@ -52,7 +52,7 @@ def run(table, support="channel", edits=EDITS, **options):
 
 
 def added(preds, edits=EDITS):
-    """What the oracle adds at every call."""
+    """Returns the guidance of the oracle at every call."""
     settings = {name: [getattr(edit, name) for edit in edits] for name in vars(edits[0]) if name != "concept"}
     settings |= {"momentum_scale": [0.1] * len(edits), "momentum_beta": [0.4] * len(edits)}
     reverse = [False] * len(edits)
@@ -60,7 +60,7 @@ def added(preds, edits=EDITS):
 
 
 @pytest.mark.parametrize("choice", ["sample", "argmax", "nearest"])
-def test_guided_tokens_are_those_of_a_plain_loop(choice):
+def test_guided_tokens_equal_a_numpy_loop(choice):
     last, (grids, preds, guided) = run(renoising(STEPS, renoise_steps=4), choice=choice, codebook=jnp.asarray(CODES))
     logits = preds.uncond + SCALE * (preds.cond - preds.uncond) + added(preds)[:, None]
     np.testing.assert_allclose(guided, logits, rtol=1e-12, atol=1e-12)
@@ -86,13 +86,13 @@ def test_guided_tokens_are_those_of_a_plain_loop(choice):
         ({"choice": "nearest"}, "needs the code"),
     ],
 )
-def test_bad_choices(options, message):
+def test_invalid_choices(options, message):
     with pytest.raises(ValueError, match=message):
         renoise(**options)
 
 
-def test_the_authors_rule():
-    """Their code for Paella adds psi as it is from the warm-up on: neither threshold nor momentum count."""
+def test_guidance_of_the_authors_paella_code():
+    """From the warm-up on, the authors' code for Paella adds psi unchanged, without threshold or momentum."""
     edit = Edit("a", scale=4, threshold=0, warmup=2, momentum_scale=0)
     _, (_, preds, guided) = run(renoising(STEPS), edits=[edit])
     logits = preds.uncond + SCALE * (preds.cond - preds.uncond)
@@ -103,7 +103,7 @@ def test_the_authors_rule():
 @pytest.mark.parametrize(
     ("support", "axes"), [("channel", (0, 1)), ("latent", (0, 1, 2)), ("position", 2), ("pixel", (0, 1))]
 )
-def test_supports(support, axes):
+def test_supports_share_the_right_quantiles(support, axes):
     edit = Edit("a", scale=1, threshold=0.6, warmup=0, momentum_scale=0)
     _, (_, preds, guided) = run(renoising(STEPS), support, [edit])
     psi = preds.edits[0, 0, 0] - preds.uncond[0, 0]
@@ -114,7 +114,7 @@ def test_supports(support, axes):
     assert {"channel", "latent", "position", "pixel"} == set(SUPPORTS)
 
 
-def test_drawn_tokens_are_distributed_as_the_logits():
+def test_drawn_tokens_have_the_distribution_of_the_logits():
     logits, n = np.log([0.1, 0.2, 0.3, 0.4]), 40000
     table = renoising(1, temperature=(0.5, 0.5))
     row = jax.tree.map(lambda column: column[0], table)
@@ -128,11 +128,11 @@ def test_drawn_tokens_are_distributed_as_the_logits():
         lambda _: chances,
     )
     expected = np.exp(2 * logits) / np.exp(2 * logits).sum()
-    # Five standard deviations
+    # Five standard deviations.
     assert (abs(np.bincount(x[0], minlength=4) / n - expected) < 5 * np.sqrt(expected / n)).all()
 
 
-def test_the_schedule():
+def test_schedule():
     table = renoising(4, temperature=(1.0, 0.4))
     np.testing.assert_allclose(table.timestep, [1, 0.75, 0.5, 0.25])
     np.testing.assert_allclose(table.solver.noise, [0.75, 0.5, 0.25, 0])
@@ -150,6 +150,6 @@ def test_the_schedule():
         (4, {"temperature": (1.0,)}, "two positive numbers"),
     ],
 )
-def test_bad_schedules(steps, options, message):
+def test_invalid_schedules(steps, options, message):
     with pytest.raises(ValueError, match=message):
         renoising(steps, **options)

@@ -1,4 +1,4 @@
-"""Attention whose logits do not fit in memory at once."""
+"""Attention in parts, the choice of its implementation, and grouped convolutions."""
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,8 @@ def arrays(dtype=np.float32):
 
 
 @pytest.mark.parametrize("logits", [1, HEADS * KEYS * 3, HEADS * KEYS * QUERIES, HEADS * KEYS * QUERIES * 2])
-def test_parts_are_the_whole(monkeypatch, logits):
-    """Query by query, some of them (of which 10 are no multiple), or row by row."""
+def test_attention_in_parts_equals_attention_at_once(monkeypatch, logits):
+    """The parts are single queries, blocks of queries that do not divide the 10 queries, or rows."""
 
     def run(q, k, v):
         return layers.attend(q, k, v, heads=HEADS)
@@ -25,16 +25,16 @@ def test_parts_are_the_whole(monkeypatch, logits):
     def gradient(*of):
         return jax.grad(lambda *x: (run(*x) ** 2).sum(), argnums=(0, 1, 2))(*of)
 
-    whole, slope = run(*arrays()), gradient(*arrays())
+    at_once, gradients = run(*arrays()), gradient(*arrays())
     monkeypatch.setattr(layers, "_LOGITS", logits)
-    np.testing.assert_allclose(run(*arrays()), whole, rtol=1e-5, atol=1e-6)
-    for found, wanted in zip(gradient(*arrays()), slope, strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(run(*arrays()), at_once, rtol=1e-5, atol=1e-6)
+    for found, expected in zip(gradient(*arrays()), gradients, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     assert "while" in jax.jit(run).lower(*arrays()).as_text()
 
 
 @pytest.mark.parametrize("logits", [1, 2**28])
-def test_the_past_alone(monkeypatch, logits):
+def test_causal_attention_ignores_later_keys(monkeypatch, logits):
     monkeypatch.setattr(layers, "_LOGITS", logits)
     q, k, v = (x[:, :KEYS] for x in arrays())
     out = layers.attend(q, k, v, heads=HEADS, causal=True)
@@ -43,12 +43,11 @@ def test_the_past_alone(monkeypatch, logits):
     assert not np.allclose(out[:, 4:], other[:, 4:], atol=1e-2)
 
 
-@pytest.mark.parametrize(("own", "padding"), [(1, 0), (1, 1), (2, 1), (3, 1)])
-def test_shifts_are_the_convolution(own, padding):
-    """What a CPU computes of groups is what other devices do."""
+@pytest.mark.parametrize(("inputs", "padding"), [(1, 0), (1, 1), (2, 1), (3, 1)])
+def test_grouped_convolutions_on_cpus_equal_those_on_other_devices(inputs, padding):
     rng, channels = np.random.default_rng(0), 5
-    net = layers.Conv(own * channels, channels, padding=padding, groups=channels)
-    x, kernel = (rng.standard_normal(shape) for shape in ((2, 6, 7, own * channels), (3, 3, own, channels)))
+    net = layers.Conv(inputs * channels, channels, padding=padding, groups=channels)
+    x, kernel = (rng.standard_normal(shape) for shape in ((2, 6, 7, inputs * channels), (3, 3, inputs, channels)))
     with jax.enable_x64(True):
         np.testing.assert_allclose(net._by_shifts(x, kernel), net._convolved(x, kernel), rtol=1e-12, atol=1e-12)
 
@@ -58,28 +57,28 @@ def test_shifts_are_the_convolution(own, padding):
     [("bfloat16", 8, 1, True), ("bfloat16", 8, 10**6, False), ("bfloat16", 6, 1, False), ("float32", 8, 1, False)],
 )
 def test_when_cudnn_is_used(monkeypatch, dtype, width, flash, used):
-    """With what it is given, masks among that; this machine may have none, so XLA's stands in for it."""
-    asked, theirs = [], jax.nn.dot_product_attention
+    """A fake replaces cuDNN by XLA, with the same arguments, since not every machine has it."""
+    calls, original = [], jax.nn.dot_product_attention
 
-    def stand_in(*of, implementation, **given):
-        asked.append(implementation)
+    def fake(*args, implementation, **options):
+        calls.append(implementation)
         with jax.numpy_dtype_promotion("standard"):
-            return theirs(*of, implementation="xla", **given)
+            return original(*args, implementation="xla", **options)
 
-    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", fake)
     monkeypatch.setattr(layers, "_FLASH", flash)
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.standard_normal((3, n, HEADS * width)), dtype) for n in (QUERIES, KEYS, KEYS))
     mask = jnp.arange(KEYS)[None] < np.array([[1], [4], [KEYS]])
-    for given in ({}, {"mask": mask}):
-        found = layers.attend(q, k, v, heads=HEADS, implementation="cudnn", **given).astype(np.float32)
-        wanted = layers.attend(q, k, v, heads=HEADS, **given).astype(np.float32)
-        np.testing.assert_allclose(found, wanted, atol=0.02)
-    assert asked == ["cudnn"] * 2 * used
+    for options in ({}, {"mask": mask}):
+        found = layers.attend(q, k, v, heads=HEADS, implementation="cudnn", **options).astype(np.float32)
+        expected = layers.attend(q, k, v, heads=HEADS, **options).astype(np.float32)
+        np.testing.assert_allclose(found, expected, atol=0.02)
+    assert calls == ["cudnn"] * 2 * used
 
 
-def test_memory_of_many_positions():
-    """One picture of 64x64 positions in one head of the x4 upscaler's autoencoder, times 16 each way."""
+def test_attention_of_many_positions_takes_little_memory():
+    """The picture has 256x256 positions in one head, as in the autoencoder of the x4 upscaler."""
     x = jax.ShapeDtypeStruct((1, 256 * 256, 512), jnp.bfloat16)
     compiled = jax.jit(lambda q, k, v: layers.attend(q, k, v, heads=1)).lower(x, x, x).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * 2**30

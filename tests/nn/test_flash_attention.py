@@ -1,4 +1,4 @@
-"""The kernel for TPUs, interpreted on a CPU, equals XLA's attention."""
+"""The attention kernel for TPUs, interpreted on a CPU, against XLA's attention."""
 
 from types import SimpleNamespace
 
@@ -24,60 +24,60 @@ def arrays(width, queries, keys, dtype):
     return [jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
 
 
-def both(monkeypatch, arrays, **given):
-    """What XLA computes, and the kernel."""
+def both(monkeypatch, arrays, **options):
+    """Returns the results of XLA and of the kernel."""
     monkeypatch.setattr(layers, "_FLASH", 1)
-    wanted = layers.attend(*arrays, heads=HEADS, **given)
+    expected = layers.attend(*arrays, heads=HEADS, **options)
     with force_tpu_interpret_mode():
-        found = layers.attend(*arrays, heads=HEADS, implementation="pallas", **given)
-    assert found.dtype == wanted.dtype
-    return [np.asarray(array, np.float32) for array in (wanted, found)]
+        found = layers.attend(*arrays, heads=HEADS, implementation="pallas", **options)
+    assert found.dtype == expected.dtype
+    return [np.asarray(array, np.float32) for array in (expected, found)]
 
 
 @pytest.mark.parametrize(
     ("width", "queries", "keys", "dtype"),
     [(40, 130, 77, "float32"), (40, 130, 77, "bfloat16"), (160, 64, 64, "float32"), (80, 256, 641, "float32")],
 )
-def test_equals_xlas(monkeypatch, width, queries, keys, dtype):
-    """Of positions that are no multiple of the kernel's blocks, and more of them than one block, masks among that."""
-    of = arrays(width, queries, keys, dtype)
+def test_kernel_equals_xla(monkeypatch, width, queries, keys, dtype):
+    """The numbers of positions are not multiples of a block or exceed one block, with and without masks."""
+    qkv = arrays(width, queries, keys, dtype)
     tolerance = {"float32": 3e-6, "bfloat16": 0.01}[dtype]
     mask = jnp.arange(keys)[None] >= jnp.array([[0], [keys // 2], [keys - 1]])
-    given = {} if keys == queries else {"mask": mask}
-    wanted, found = both(monkeypatch, of, **given)
-    np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=tolerance)
+    options = {} if keys == queries else {"mask": mask}
+    expected, found = both(monkeypatch, qkv, **options)
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
 
 
-def test_the_past_alone(monkeypatch):
-    wanted, found = both(monkeypatch, arrays(8, 10, 10, "float32"), causal=True)
-    np.testing.assert_allclose(found, wanted, rtol=3e-6, atol=3e-6)
+def test_causal_kernel_equals_xla(monkeypatch):
+    expected, found = both(monkeypatch, arrays(8, 10, 10, "float32"), causal=True)
+    np.testing.assert_allclose(found, expected, rtol=3e-6, atol=3e-6)
 
 
 @pytest.mark.slow
-def test_gradients(monkeypatch):
+def test_gradients_of_the_kernel_equal_xla(monkeypatch):
     monkeypatch.setattr(layers, "_FLASH", 1)
-    of, mask = arrays(8, 10, 7, "float32"), jnp.arange(7)[None] < jnp.array([[1], [4], [7]])
+    qkv, mask = arrays(8, 10, 7, "float32"), jnp.arange(7)[None] < jnp.array([[1], [4], [7]])
 
     def gradient(implementation):
-        def loss(*of):
-            return jnp.square(layers.attend(*of, heads=HEADS, mask=mask, implementation=implementation)).sum()
+        def loss(*qkv):
+            return jnp.square(layers.attend(*qkv, heads=HEADS, mask=mask, implementation=implementation)).sum()
 
-        return jax.grad(loss, argnums=(0, 1, 2))(*of)
+        return jax.grad(loss, argnums=(0, 1, 2))(*qkv)
 
     with force_tpu_interpret_mode():
         found = gradient("pallas")
-    for one, other in zip(found, gradient("xla"), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+    for ours, expected in zip(found, gradient("xla"), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("dtype", "flash", "used"), [("bfloat16", 1, True), ("float32", 10**6, False), ("float16", 1, False)]
 )
-def test_when_it_is_used(monkeypatch, dtype, flash, used):
+def test_when_the_kernel_is_used(monkeypatch, dtype, flash, used):
     monkeypatch.setattr(layers, "_FLASH", flash)
-    of = arrays(8, 10, 7, dtype)
-    attend = jax.jit(lambda *of: layers.attend(*of, heads=HEADS, implementation="pallas"))
-    assert (CALL in attend.trace(*of).lower(lowering_platforms=("tpu",)).as_text()) == used
+    qkv = arrays(8, 10, 7, dtype)
+    attend = jax.jit(lambda *qkv: layers.attend(*qkv, heads=HEADS, implementation="pallas"))
+    assert (CALL in attend.trace(*qkv).lower(lowering_platforms=("tpu",)).as_text()) == used
 
 
 def array(*shape, dtype=jnp.bfloat16):
@@ -98,28 +98,28 @@ def paella(attention):
 
 
 @pytest.mark.parametrize("build", [stable_diffusion, deepfloyd, paella])
-def test_networks_hand_it_on(monkeypatch, build):
-    """Those with attention to the positions and to the text, and to both in one, with a mask or without."""
+def test_networks_use_the_requested_implementation(monkeypatch, build):
+    """The networks have separate attentions to positions and text, or joint ones, with and without masks."""
     monkeypatch.setattr(layers, "_FLASH", 1)
 
     def lowered(attention):
         net, text = build(attention)
         net = jax.tree.map(lambda leaf: array(*leaf.shape), net)
         x = array(2, 8, 8, dtype=jnp.int32) if build is paella else array(2, 8, 8, net.config.in_channels)
-        program = jax.jit(lambda *of: type(net).__call__(*of)).trace(net, x, array(2, dtype=jnp.float32), text)
+        program = jax.jit(lambda *args: type(net).__call__(*args)).trace(net, x, array(2, dtype=jnp.float32), text)
         return program.lower(lowering_platforms=("tpu",)).as_text()
 
     assert CALL in lowered("pallas")
     assert CALL not in lowered("xla")
 
 
-@pytest.mark.parametrize(("dtype", "refused"), [("bfloat16", False), ("float32", False), ("float16", True)])
-def test_dtypes_on_tpus(monkeypatch, dtype, refused):
-    where = Devices()
-    monkeypatch.setattr(where, "devices", [SimpleNamespace(platform="tpu", device_kind="TPU v5 lite")])
-    assert pick_attention(None, jnp.dtype(dtype), where) == "xla"
-    if refused:
+@pytest.mark.parametrize(("dtype", "rejected"), [("bfloat16", False), ("float32", False), ("float16", True)])
+def test_dtypes_of_the_kernel(monkeypatch, dtype, rejected):
+    devices = Devices()
+    monkeypatch.setattr(devices, "devices", [SimpleNamespace(platform="tpu", device_kind="TPU v5 lite")])
+    assert pick_attention(None, jnp.dtype(dtype), devices) == "xla"
+    if rejected:
         with pytest.raises(ValueError, match=f"bfloat16 or float32, got TPU v5 lite and {dtype}"):
-            pick_attention("pallas", jnp.dtype(dtype), where)
+            pick_attention("pallas", jnp.dtype(dtype), devices)
     else:
-        assert pick_attention("pallas", jnp.dtype(dtype), where) == "pallas"
+        assert pick_attention("pallas", jnp.dtype(dtype), devices) == "pallas"

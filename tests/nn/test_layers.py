@@ -1,4 +1,4 @@
-"""Layers that take shorter ways than their definitions, against these."""
+"""Layers with faster formulas, against their definitions."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def error(found, expected):
 
 
 def normalised(x, norm):
-    """The definition of group normalisation, in float64."""
+    """Computes group normalisation by its definition, in float64."""
     x, scale, bias = (np.asarray(a, np.float64) for a in (x, norm.scale[...], norm.bias[...]))
     groups = x.reshape(len(x), -1, norm.groups, x.shape[-1] // norm.groups)
     centred = groups - groups.mean((1, 3), keepdims=True)
@@ -33,17 +33,17 @@ def normalised(x, norm):
 
 INPUTS = {
     "plain": lambda x: x,
-    "of large mean": lambda x: x + 50,
-    "of small values": lambda x: x / 1000,
-    "whose channels differ": lambda x: x + 20 * np.arange(x.shape[-1]),
-    "with an outlier where the pass begins": lambda x: np.concatenate([x[:, :1] + 30, x[:, 1:]], 1),
+    "large mean": lambda x: x + 50,
+    "small values": lambda x: x / 1000,
+    "different channels": lambda x: x + 20 * np.arange(x.shape[-1]),
+    "outlier at the first position": lambda x: np.concatenate([x[:, :1] + 30, x[:, 1:]], 1),
 }
 
 
-# Half the last digit of the dtype, and what a few digits lost in float32 leave of it.
+# In half precision, the tolerance is about half of the last digit; in float32, it allows for a few lost digits.
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2.5e-3), ("float16", 4e-4)])
 @pytest.mark.parametrize("kind", INPUTS)
-def test_group_norm(kind, dtype, tolerance):
+def test_group_norm_is_its_definition(kind, dtype, tolerance):
     for shape in ((2, 6, 5, 12), (2, 7, 12)):
         norm = filled(layers.GroupNorm(3, 12, 1e-6), dtype)
         x = jnp.asarray(INPUTS[kind](noise(*shape)), dtype)
@@ -56,7 +56,7 @@ def test_group_norm(kind, dtype, tolerance):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 5e-7), ("bfloat16", 5e-3)])
 @pytest.mark.parametrize("size", [None, (10, 14), (9, 14), (10, 13), (9, 13)])
-def test_upsampling_is_the_convolution_of_the_doubled_picture(size, dtype, tolerance):
+def test_upsampling_equals_doubling_and_convolution(size, dtype, tolerance):
     layer = filled(layers.Upsample(6), dtype)
     plain = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), layer.conv)
     x = jnp.asarray(noise(2, 5, 7, 6), dtype)

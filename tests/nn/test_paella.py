@@ -1,4 +1,4 @@
-"""Paella's networks: against what the public code makes of them, what padding hides, names, and configs."""
+"""Paella's networks against the public code, with tests of padding, published names, precision and configs."""
 
 import math
 from functools import cache, partial
@@ -11,7 +11,7 @@ from reference import paella as cases
 from support import tiny
 
 from sega_jax.nn import layers
-from sega_jax.nn.paella import Condition, Paella, PaellaConfig, _Given, join, wave
+from sega_jax.nn.paella import Condition, Paella, PaellaConfig, _Inputs, join, wave
 from sega_jax.nn.prior import PriorConfig, PriorModel
 from sega_jax.nn.vqgan import VQConfig, VQModel
 from sega_jax.weights.layout import leaves
@@ -21,20 +21,20 @@ TOLERANCE = {"float32": 1e-5, "float64": 1e-9}
 
 
 DOUBLE = pytest.mark.parametrize("near", ["float64"], indirect=True)
-# Without optimisation, which takes longer than to run.
+# Compiled without optimisation, which would take longer than the run.
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @pytest.fixture(params=TOLERANCE)
 def near(request):
-    """Whether an array is the recorded one of this name, in either precision."""
+    """Returns a check that an array equals the recorded one with a name, in either precision."""
     dtype = request.param
 
     def check(ours, name):
-        theirs = cases.recorded(dtype)[name]
-        assert ours.shape == theirs.shape
+        reference = cases.recorded(dtype)[name]
+        assert ours.shape == reference.shape
         assert ours.dtype == dtype
-        return np.linalg.norm(ours - theirs) < TOLERANCE[dtype] * np.linalg.norm(theirs)
+        return np.linalg.norm(ours - reference) < TOLERANCE[dtype] * np.linalg.norm(reference)
 
     with jax.enable_x64(dtype == "float64"):
         check.dtype = dtype
@@ -65,11 +65,11 @@ def condition(net, name, **more):
     return net.condition(**cases.CONDITIONS[name], influence=influence, **more)
 
 
-def given(level, tokens, skip):
-    """What a block is given beside x."""
+def block_inputs(level, tokens, skip):
+    """Returns the inputs of a block in addition to x."""
     tokens = jnp.asarray(tokens)
     text = Condition(tokens, jnp.ones(tokens.shape[:2], bool), jnp.ones(tokens.shape[:2], tokens.dtype))
-    return _Given(jnp.asarray(level), text, skip)
+    return _Inputs(jnp.asarray(level), text, skip)
 
 
 # Against the public code
@@ -80,8 +80,7 @@ def given(level, tokens, skip):
     [("full", "float32"), *(pytest.param(name, "float64", marks=pytest.mark.slow) for name in cases.CONDITIONS)],
     indirect=["near"],
 )
-def test_logits(name, near):
-    """And the sequence that the network is told."""
+def test_condition_and_logits(name, near):
     net = paella(cases.paella(name), near.dtype)
 
     @compiled
@@ -94,34 +93,36 @@ def test_logits(name, near):
     assert near(logits, f"logits {name}")
 
 
-def test_wave(near):
-    """To the last level, where a phase is of 10000."""
+def test_embedding_of_noise_levels(near):
+    """The levels include 1, where the largest phase is 10000."""
     assert near(wave(*near.cast(cases.LEVELS), 64), "wave")
 
 
 @pytest.mark.parametrize("std", cases.STDS)
 def test_blocks(std, near):
-    """A small std shows an epsilon that is not torch's."""
+    """With a small std, a wrong epsilon shows."""
 
     @compiled
     def run(net):
-        made = {}
+        outputs = {}
         for path, channels in cases.BLOCKS.items():
             x, skip, level, tokens = near.cast(*cases.block_inputs(channels, std))
-            made[path] = at(net, path)(jnp.asarray(x), given(level, tokens, skip))
-        return made
+            outputs[path] = at(net, path)(jnp.asarray(x), block_inputs(level, tokens, skip))
+        return outputs
 
-    made = run(paella(dtype=near.dtype))
-    assert {path: near(x, f"{path} {std:g}") for path, x in made.items()} == dict.fromkeys(cases.BLOCKS, True)
+    outputs = run(paella(dtype=near.dtype))
+    assert {path: near(x, f"{path} {std:g}") for path, x in outputs.items()} == dict.fromkeys(cases.BLOCKS, True)
 
 
 @pytest.mark.parametrize("path", cases.WIDE_BLOCKS)
-def test_blocks_at_the_published_width(path, near):
-    """A convolution with a skip, a noise level, and an attention of 16 heads."""
+def test_blocks_with_the_published_width(path, near):
+    """The blocks are a convolution with a skip connection, a noise level, and an attention with 16 heads."""
     block = at(Paella(PaellaConfig.from_dict(cases.WIDE)), path)
     x, skip, level, tokens = near.cast(*cases.wide_inputs(cases.WIDE_BLOCKS[path]))
-    made = compiled(lambda block, x: block(x, given(level, tokens, skip)))(tiny.filled(block, near.dtype, path), x)
-    assert near(made[..., ::40], f"wide {path}")
+    out = compiled(lambda block, x: block(x, block_inputs(level, tokens, skip)))(
+        tiny.filled(block, near.dtype, path), x
+    )
+    assert near(out[..., ::40], f"wide {path}")
 
 
 @pytest.mark.parametrize("std", cases.STDS)
@@ -135,7 +136,7 @@ def test_blocks_of_the_vqgan_and_of_the_prior(std, near):
 
 
 def test_vqgan(near):
-    """Both ways; the continuous path and that of the tokens, which are equal to the last one."""
+    """The tests cover both directions, with continuous latents and with tokens. Tokens must be equal."""
     net = vqgan(near.dtype)
     tokens, latents = compiled(VQModel.encode)(net, *near.cast(cases.IMAGE))
     assert tokens.dtype == np.int32
@@ -150,15 +151,15 @@ def test_prior(near):
     assert near(compiled(PriorModel.__call__)(prior(near.dtype), *near.cast(*cases.PRIOR)), "prior")
 
 
-# What padding hides
+# Padding
 
 
 @DOUBLE
 @pytest.mark.parametrize("name", ["full", "influenced"])
 def test_padded_texts(name, near):
-    """Padding between a text's bytes and the tokens of CLIP, of another length in each row."""
-    net, given = paella(dtype=near.dtype), dict(cases.CONDITIONS[name])
-    byt5 = near.cast(given.pop("byt5"))[0]
+    """Each row has a different padding between the bytes of its text and CLIP's tokens."""
+    net, embeddings = paella(dtype=near.dtype), dict(cases.CONDITIONS[name])
+    byt5 = near.cast(embeddings.pop("byt5"))[0]
     mask = np.ones((2, 10), bool)
     mask[0, 7:] = mask[1, :3] = False
     states = np.full((2, 10, 18), 3, near.dtype)
@@ -167,15 +168,15 @@ def test_padded_texts(name, near):
 
     @compiled
     def run(net, x, r):
-        return net(x, r, net.condition(states, **given, mask=mask, influence=influence))
+        return net(x, r, net.condition(states, **embeddings, mask=mask, influence=influence))
 
     assert near(run(net, *near.cast(*cases.paella_inputs(name))), f"logits {name}")
 
 
 @pytest.mark.slow
 @DOUBLE
-def test_branches_of_other_lengths(near):
-    """In one call, as each is by itself; whatever the padding is."""
+def test_branches_of_different_lengths(near):
+    """A joint call gives the result of separate calls, for any contents of the padding."""
     net, names = paella(dtype=near.dtype), ["empty", "text", "pictures"]
     x, r = (np.concatenate(arrays) for arrays in zip(*(cases.paella_inputs(name) for name in names), strict=True))
     text = join([condition(net, name) for name in names])
@@ -190,31 +191,30 @@ def test_branches_of_other_lengths(near):
     np.testing.assert_array_equal(run(net, x, *near.cast(r), other), logits)
 
 
-def test_padding_where_attention_goes_row_by_row(monkeypatch):
-    """As it does where memory is short."""
+def test_padding_if_attention_is_computed_row_by_row(monkeypatch):
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((3, n, 8), np.float32) for n in (5, 7, 7))
     mask = np.arange(7) < np.array([[7], [1], [4]])
-    whole = layers.attend(q, k, v, heads=2, mask=mask)
+    at_once = layers.attend(q, k, v, heads=2, mask=mask)
     monkeypatch.setattr(layers, "_LOGITS", 0)
-    np.testing.assert_allclose(layers.attend(q, k, v, heads=2, mask=mask), whole, rtol=1e-5)
-    alone = [layers.attend(q[i : i + 1], k[i : i + 1, :n], v[i : i + 1, :n], heads=2) for i, n in enumerate((7, 1, 4))]
-    np.testing.assert_allclose(whole, np.concatenate(alone), rtol=1e-5)
+    np.testing.assert_allclose(layers.attend(q, k, v, heads=2, mask=mask), at_once, rtol=1e-5)
+    rows = [layers.attend(q[i : i + 1], k[i : i + 1, :n], v[i : i + 1, :n], heads=2) for i, n in enumerate((7, 1, 4))]
+    np.testing.assert_allclose(at_once, np.concatenate(rows), rtol=1e-5)
 
 
 @DOUBLE
-def test_the_order_of_the_text_does_not_matter(near):
+def test_the_order_of_tokens_does_not_matter(near):
     net, name = paella(dtype=near.dtype), "influenced"
     order = np.random.default_rng(0).permutation(11)
     text = jax.tree.map(lambda array: array[:, order], condition(net, name))
     assert near(compiled(Paella.__call__)(net, *near.cast(*cases.paella_inputs(name)), text), f"logits {name}")
 
 
-def test_gradients_where_a_channel_is_closed():
-    """As torch has them, whose norm is flat at 0."""
+def test_gradients_of_zero_channels_are_finite():
+    """The gradient of the norm is 0 there, as in torch."""
     norm = at(paella(), "down_blocks.0.0").channelwise[2]
-    slopes = jax.grad(lambda x: norm(x).sum())(jnp.zeros((1, 4, 4, 32)).at[..., 1:].set(1))
-    assert np.isfinite(slopes).all()
+    gradients = jax.grad(lambda x: norm(x).sum())(jnp.zeros((1, 4, 4, 32)).at[..., 1:].set(1))
+    assert np.isfinite(gradients).all()
 
 
 # Names, sizes and precision
@@ -228,8 +228,8 @@ def test_gradients_where_a_channel_is_closed():
         ("prior", PriorModel(PriorConfig()), 899_770_624),
     ],
 )
-def test_published_names(name, module, parameters):
-    """Every tensor of the published classes is one of ours, of the same shape, but for a counter of batches."""
+def test_published_names_and_shapes(name, module, parameters):
+    """All tensors of the published classes exist here with the same shapes, except for a counter of batches."""
     published, ours = cases.published(name), leaves(module)
     buffers = published.keys() - ours.keys()
     assert buffers == ({"down_blocks.3.1.num_batches_tracked"} if name == "vqgan" else set())
@@ -238,17 +238,17 @@ def test_published_names(name, module, parameters):
     assert sum(math.prod(shape) for key, shape in ours.items() if key not in statistics) == parameters
 
 
-def test_sizes():
+def test_unsupported_sizes():
     net = paella()
-    with pytest.raises(ValueError, match="the grid is of 8x12 tokens, expected multiples of 8"):
+    with pytest.raises(ValueError, match="the grid has 8x12 tokens, but should have multiples of 8"):
         net(np.zeros((1, 8, 12), int), np.ones(1, np.float32), condition(net, "empty"))
-    with pytest.raises(ValueError, match="pictures are of 12x16 pixels, expected multiples of 8"):
+    with pytest.raises(ValueError, match="pictures have 12x16 pixels, but should have multiples of 8"):
         vqgan().encode(np.zeros((1, 12, 16, 3), np.float32))
 
 
 @cache
 def networks(dtype):
-    """What the denoiser, the VQGAN and the prior make in this dtype."""
+    """Returns the outputs of the denoiser, the VQGAN and the prior in a dtype."""
 
     @compiled
     def run(net, vq, embed):
@@ -261,14 +261,14 @@ def networks(dtype):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision(dtype):
-    """The noise level keeps its digits."""
+    """The noise level is not rounded."""
     for ours, exact in zip(networks(dtype), networks("float32"), strict=True):
         assert ours.dtype == dtype
         assert np.linalg.norm(ours.astype(np.float32) - exact) < 0.05 * np.linalg.norm(exact)
 
 
 def test_nearest_codes_in_half_precision():
-    """Are the nearest to what was rounded; the sums are not."""
+    """Only the inputs are rounded, not the distances."""
     codes = np.asarray(vqgan("bfloat16").vquantizer.codebook.embedding[...], np.float64)
     x = jnp.asarray(cases.LATENTS, "bfloat16")
     distance = np.linalg.norm(np.asarray(x, np.float64)[..., None, :] - codes, axis=-1)
@@ -276,11 +276,11 @@ def test_nearest_codes_in_half_precision():
 
 
 @pytest.mark.parametrize(
-    ("config", "values", "words"),
+    ("config", "values", "message"),
     [
         (PaellaConfig, {"nhead": [1, 2]}, "Paella config: nhead has 2 entries for 3 c_hidden"),
         (PaellaConfig, {"blocks": [1, 2, 1, 1]}, "Paella config: blocks has 4 entries for 3 c_hidden"),
-        (PaellaConfig, {"blocks": [1, 2, 101]}, "more than the 100 that are supported"),
+        (PaellaConfig, {"blocks": [1, 2, 101]}, "more than the supported 100"),
         (PaellaConfig, {"level_config": ["CT", "CTX", "C"]}, "level_config='CTX' is not supported"),
         (PaellaConfig, {"level_config": ["CT", "", "C"]}, "level_config='' is not supported"),
         (PaellaConfig, {"nhead": [1, 3, 3]}, "16 channels (c_hidden) cannot be split into 3 heads"),
@@ -288,15 +288,15 @@ def test_nearest_codes_in_half_precision():
         (PaellaConfig, {"c_r": 3}, "c_r=3 should be at least 4"),
         (VQConfig, {"c_hidden": 18}, "VQGAN config: c_hidden 18 cannot be halved for 3 levels"),
         (VQConfig, {"scale_factor": 0}, "VQGAN config: scale_factor=0 should be like 0.3764"),
-        (PriorConfig, {"num_blocks": 101}, "prior config: num_blocks=101 is more than the 100"),
+        (PriorConfig, {"num_blocks": 101}, "prior config: num_blocks=101 is more than the supported 100"),
         (PriorConfig, {"c_r": 3}, "prior config: c_r=3 should be at least 4"),
     ],
 )
-def test_configs_that_are_not_supported(config, values, words):
+def test_unsupported_configs(config, values, message):
     base = {PaellaConfig: tiny.PAELLA, VQConfig: tiny.VQGAN, PriorConfig: tiny.PRIOR}[config]
     with pytest.raises(ValueError, match="config: ") as error:
         config.from_dict(base | values)
-    assert words in str(error.value)
+    assert message in str(error.value)
 
 
 def test_published_configs_are_the_defaults():

@@ -1,4 +1,4 @@
-"""Every network against results of torch and diffusers that `reference/record.py` recorded."""
+"""The networks against results of torch and diffusers, recorded by `reference/record.py`."""
 
 import jax
 import pytest
@@ -12,8 +12,8 @@ from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
 
 
 @pytest.mark.parametrize("name", ["sd1_ddim", pytest.param("sd2_ddim", marks=pytest.mark.slow)])
-def test_networks(name, recorded_pipe):
-    """Relative L2 1e-5; measured 2e-7 to 6e-7."""
+def test_networks_of_stable_diffusion(name, recorded_pipe):
+    """The tolerance is a relative L2 of 1e-5; measured were 2e-7 to 6e-7."""
     inputs = cases.INPUTS
 
     @jax.jit
@@ -27,8 +27,8 @@ def test_networks(name, recorded_pipe):
             "decoded": vae.decode(inputs["latents"]),
         }
 
-    found, wanted = run(*recorded_pipe(name).models), recorded(f"networks_{name}")
-    assert {key: relative(found[key], wanted[key]) < 1e-5 for key in wanted} == dict.fromkeys(wanted, True)
+    found, reference = run(*recorded_pipe(name).models), recorded(f"networks_{name}")
+    assert {key: relative(found[key], reference[key]) < 1e-5 for key in reference} == dict.fromkeys(reference, True)
 
 
 @pytest.mark.parametrize("name", cases.UNETS)
@@ -44,7 +44,7 @@ def test_t5():
     assert relative(found, recorded("t5")["states"]) < 1e-5
 
 
-def test_projected_text():
+def test_clip_text_with_projection():
     net = tiny.filled(CLIPTextModelWithProjection(CLIPTextConfig.from_dict(tiny.TEXT_PROJECTED)))
     found = jax.jit(CLIPTextModelWithProjection.__call__)(net, cases.CAPTIONS)
     assert relative(found, recorded("projection")["embeddings"]) < 1e-5

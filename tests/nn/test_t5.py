@@ -1,4 +1,4 @@
-"""T5's encoder without torch: configs, names of its tensors, and what its mask hides."""
+"""T5's encoder without torch: configs, names of tensors, padding and precision."""
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ IDS = np.random.default_rng(0).integers(0, 60, (2, 9)).astype(np.int32)
 MASK = np.arange(9)[None] < np.array([[6], [9]])
 
 
-def test_either_name_of_the_embedding():
+def test_the_embedding_may_have_either_name():
     tensors = tiny.tensors(T5EncoderModel(T5Config.from_dict(tiny.T5)))
     for name in ("shared.weight", "encoder.embed_tokens.weight"):
         assert T5EncoderModel.rename(name) in tensors
@@ -28,8 +28,8 @@ def test_either_name_of_the_embedding():
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "bin"])
-def test_both_names_of_the_embedding(tmp_path, ending):
-    """As whole published models have them, with a decoder besides."""
+def test_the_embedding_may_have_both_names(tmp_path, ending):
+    """Complete published models have both names, and a decoder."""
     module = T5EncoderModel(T5Config.from_dict(tiny.T5))
     tensors = tiny.tensors(module) | {"decoder.final_layer_norm.weight": np.ones(24, np.float32)}
 
@@ -48,8 +48,7 @@ def test_both_names_of_the_embedding(tmp_path, ending):
         read()
 
 
-def test_padding_is_not_seen():
-    """What stands in place of padding changes the states of no other token."""
+def test_padding_has_no_effect_on_other_tokens():
     run = jax.jit(T5EncoderModel.__call__)
     others = np.where(MASK, IDS, 59 - IDS)
     states, other = run(encoder(), IDS, MASK), run(encoder(), others, MASK)
@@ -62,13 +61,13 @@ def test_padding_is_not_seen():
 def test_half_precision(dtype):
     states = jax.jit(T5EncoderModel.__call__)(encoder(dtype), IDS, MASK)
     assert states.dtype == dtype
-    wanted = jax.jit(T5EncoderModel.__call__)(encoder(), IDS, MASK)
-    assert np.linalg.norm(states.astype(np.float32) - wanted) < 0.05 * np.linalg.norm(wanted)
+    exact = jax.jit(T5EncoderModel.__call__)(encoder(), IDS, MASK)
+    assert np.linalg.norm(states.astype(np.float32) - exact) < 0.05 * np.linalg.norm(exact)
 
 
-def test_buckets():
-    """By hand, of 12: three distances by themselves, then 3 to 5, 6 to 10, and all beyond; later keys in the
-    second half."""
+def test_position_buckets():
+    """Of 12 buckets, the first six hold the distances 0, 1, 2, 3 to 5, 6 to 10, and more; the others are for later
+    keys."""
     ahead = [0, 1, 2, 3, 3, 3, 4, 4, 4, 4, 4, 5, 5]
     table = buckets(13, 12, 20)
     assert table[-1, ::-1].tolist() == ahead
@@ -76,21 +75,22 @@ def test_buckets():
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "words"),
+    ("option", "value", "message"),
     [
         ("feed_forward_proj", "relu", "feed_forward_proj='relu' is not supported, only 'gated-gelu'"),
         ("feed_forward_proj", None, "feed_forward_proj=None is not supported, only 'gated-gelu'"),
         ("relative_attention_num_buckets", 3, "relative_attention_num_buckets 3 should be at least 4"),
-        ("relative_attention_max_distance", 3, "less than 4 relative_attention_max_distance 3"),
-        ("num_layers", 101, "num_layers=101 is more than the 100 that are supported"),
+        ("relative_attention_max_distance", 3, "below 4 times relative_attention_max_distance 3"),
+        ("num_layers", 101, "num_layers=101 is more than the supported 100"),
         ("d_kv", 0, "d_kv=0 should be like 64"),
     ],
 )
-def test_configs_that_are_not_supported(option, value, words):
-    with pytest.raises(ValueError, match=words):
+def test_unsupported_configs(option, value, message):
+    with pytest.raises(ValueError, match=message):
         T5Config.from_dict(tiny.T5 | {option: value})
 
 
-def test_the_first_t5_is_transformers_default():
+def test_the_default_config_of_transformers_is_unsupported():
+    """It is the first T5, which has no gates."""
     with pytest.raises(ValueError, match="feed_forward_proj=None"):
         T5Config.from_dict({})

@@ -1,4 +1,4 @@
-"""Pictures that are decoded in tiles: less memory, and in the middle of a tile what the decoder makes of it alone."""
+"""Decoding in tiles: memory, and the pixels inside and between tiles."""
 
 import jax
 import numpy as np
@@ -16,13 +16,13 @@ def temporary(program, *args):
 def test_tiles_take_less_memory():
     net = tiny.filled(AutoencoderKL(AutoencoderConfig.from_dict(tiny.VAE)))
     latents = np.random.default_rng(0).standard_normal((1, 32, 32, 4)).astype(np.float32)
-    whole, tiled = (temporary(lambda net, x, tile=tile: net.decode(x, tile), net, latents) for tile in (None, 8))
-    assert tiled < whole / 3
+    at_once, tiled = (temporary(lambda net, x, tile=tile: net.decode(x, tile), net, latents) for tile in (None, 8))
+    assert tiled < at_once / 3
 
 
 @pytest.mark.slow
-def test_a_tile_in_the_middle_is_the_decoders_own():
-    """Where no other tile reaches, and over the seams something of both."""
+def test_tiles_are_blended_only_where_they_overlap():
+    """Elsewhere, a pixel equals the result of decoding its tile alone."""
     net = tiny.filled(AutoencoderKL(AutoencoderConfig.from_dict(tiny.VAE_1)))
     latents = np.random.default_rng(0).standard_normal((1, 8, 20, 4)).astype(np.float32)
     found = np.asarray(net.decode(latents, 8))[:, :6]

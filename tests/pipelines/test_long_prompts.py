@@ -92,7 +92,7 @@ def test_texts_without_rows(wrong, error, words, small):
     ):
         with pytest.raises(error, match=f"{name}{words}"):
             small(**call, steps=1)
-    with pytest.raises(error, match=rf"edits{words}|Edit: concept=ClipText\(.*\) should be a floating array"):
+    with pytest.raises(error, match=rf"edits{words}|Edit: concept=ClipText\(.*\) should be a floating-point array"):
         small("cat", [wrong], steps=1)
 
 

@@ -128,9 +128,9 @@ def test_a_folder_with_the_files_name(tmp_path, vectors):
     ("guidance", "error", "words"),
     [
         (np.zeros((4, 8, 8, 4), np.float32), ValueError, r"has shape \(4, 8, 8, 4\), expected \(pictures, calls"),
-        (np.zeros((1, 2, 3, 4, 5), int), TypeError, "should be a floating array"),
+        (np.zeros((1, 2, 3, 4, 5), int), TypeError, "should be a floating-point array"),
         (np.full((1, 2, 3, 4, 5), np.nan), ValueError, "NaN or infinite"),
-        ("vector", TypeError, "should be a floating array"),
+        ("vector", TypeError, "should be a floating-point array"),
     ],
 )
 def test_invalid_guidance(tmp_path, guidance, error, words):

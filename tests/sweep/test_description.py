@@ -156,7 +156,7 @@ BAD = {
         "'hat.scale' is of an edit 'hat' that the sweep does not have; its edits are glasses",
     ),
     "an unknown part of the model": ({"model": {"scheduler": "x"}, "grid": PROMPT}, "model: 'scheduler' is unknown"),
-    "a model that is no words": ({"model": {"source": 1}, "grid": PROMPT}, "model: source=1 should be words"),
+    "a model that is not a string": ({"model": {"source": 1}, "grid": PROMPT}, "model: source=1 should be a string"),
     "an impossible threshold": (
         {"edits": GLASSES, "grid": PROMPT | {"glasses.threshold": [0.5, 1.5]}},
         r"grid: glasses.threshold=1.5 should be a number in \[0, 1\]",
@@ -179,7 +179,7 @@ BAD = {
     ),
     "a negative weight": (
         {"edits": {"glasses": {"weight": -1}}, "grid": PROMPT},
-        "edits: glasses.weight=-1 should be a number of at least 0; to remove a concept give a negative scale",
+        "edits: glasses.weight=-1 should be a number of at least 0; to remove a concept, use a negative scale",
     ),
     "a number in words": ({"grid": PROMPT | {"steps": ["twenty"]}}, "grid: steps='twenty' should be a whole number"),
     "words in a number": ({"grid": PROMPT | {"guidance_scale": ["7"]}}, "grid: guidance_scale='7' should be a finite"),

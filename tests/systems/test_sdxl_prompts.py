@@ -141,8 +141,8 @@ def text(tokens, rows=1, pooled=1):
         (text(12, 2), ValueError, "prompt has 2 of states and 1 of pooled; give the same number of rows of each"),
         (text(12, 1, 2), ValueError, "prompt has 1 of states and 2 of pooled"),
         (text(12, 0, 0), ValueError, r"prompt=SDXLText\(states=float32\[0, .* holds no texts; give at least one"),
-        (SDXLText(text(12).states, None), TypeError, "pooled=None should be a floating array"),
-        (SDXLText(None, text(12).pooled), TypeError, "states=None should be a floating array"),
+        (SDXLText(text(12).states, None), TypeError, "pooled=None should be a floating-point array"),
+        (SDXLText(None, text(12).pooled), TypeError, "states=None should be a floating-point array"),
         (SDXLText(None, None), TypeError, r"prompt=SDXLText\(states=None, pooled=None\) should hold arrays with one"),
     ],
 )
@@ -156,9 +156,9 @@ def test_rejected_texts(wrong, error, words, pipe):
     [
         ({"weighted": "false"}, "weighted='false' should be True or False"),
         ({"long_prompts": 1}, "long_prompts=1 should be True or False"),
-        ({"second": 5}, "second=5 should be words or a non-empty list"),
-        ({"second": ["cat", 5]}, r"second=\['cat', 5\] should be words or a non-empty list"),
-        ({"second": []}, r"second=\[\] should be words or a non-empty list"),
+        ({"second": 5}, "second=5 should be a string or a non-empty list"),
+        ({"second": ["cat", 5]}, r"second=\['cat', 5\] should be a string or a non-empty list"),
+        ({"second": []}, r"second=\[\] should be a string or a non-empty list"),
     ],
 )
 def test_rejected_options(options, words, pipe):

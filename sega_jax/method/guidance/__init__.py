@@ -1,15 +1,15 @@
-"""Guidance rules on arrays, one file each; semantic guidance (SEGA) is one of them.
+"""Guidance rules on arrays, one file each, among them semantic guidance (SEGA).
 
-Guidance is a link in an optax chain. Its `params` are the `Predictions` of one model call, its
-`updates` the estimate so far, and the chain starts from the unconditional one:
+Each rule is a link in an optax chain. Its `params` are the `Predictions` of one model call and its `updates` are the
+estimate so far. The chain starts from the unconditional prediction:
 
     guidance = optax.chain(cfg(7.5), sega(Edits.stack([[Edit("glasses")]])))
-    state = guidance.init(predictions)                                          # shapes suffice
+    state = guidance.init(predictions)                                          # reads shapes only
     estimate, state = guidance.update(predictions.uncond, state, predictions)
 
-It works with any denoiser that is guided without a classifier, in any loop, under jit, vmap, scan and
-grad. Arrays are [batch, (n,) *space, channels]; n is the number of concepts. All arithmetic is in
-float32 at least, whatever the network's dtype.
+The rules work with every denoiser that supports classifier-free guidance, in any loop, under jit, vmap, scan and grad.
+Arrays are [batch, (n,) *space, channels], where n is the number of concepts. All arithmetic is in at least float32,
+whatever the dtype of the network.
 """
 
 from sega_jax.method.guidance.cfg import cfg as cfg

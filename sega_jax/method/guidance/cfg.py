@@ -8,10 +8,24 @@ from sega_jax.method.guidance.chain import Predictions, lift, wide
 
 
 def cfg(scale: Any) -> optax.GradientTransformation:
-    """Classifier-free guidance (Ho & Salimans 2021): adds s (p - u), for any s.
+    """Returns classifier-free guidance (Ho & Salimans 2021), which adds s (p - u) to the estimate.
 
-    From u this gives u + s (p - u): s = 0 is the unconditional estimate, 1 the conditional one. `scale`
-    is a number or [batch].
+    Here u and p are the predictions `uncond` and `cond`. Starting from u, the result is u + s (p - u): s = 0 gives the
+    unconditional prediction and s = 1 the conditional one.
+
+    Args:
+        scale: s, any number, or an array [batch].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from sega_jax import Predictions, cfg
+        >>> uncond, cond = jnp.zeros((1, 2, 2, 3)), jnp.ones((1, 2, 2, 3))
+        >>> predictions = Predictions(uncond, cond, edits=jnp.zeros((1, 0, 2, 2, 3)))
+        >>> guidance = cfg(7.5)
+        >>> state = guidance.init(predictions)
+        >>> estimate, state = guidance.update(uncond, state, predictions)
+        >>> estimate.shape, bool((estimate == 7.5).all())
+        ((1, 2, 2, 3), True)
     """
 
     def init(preds: Predictions) -> optax.EmptyState:

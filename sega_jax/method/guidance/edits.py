@@ -1,4 +1,4 @@
-"""Concepts and how each of them guides: `Edit` for one, `Edits` for the arrays of a batch."""
+"""The settings of concepts: `Edit` holds those of one concept, `Edits` the arrays of a batch."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from sega_jax.method.arguments import argument, arguments, required
 from sega_jax.method.checks import brief, is_sequence
 from sega_jax.method.numerics import floating
 
-# The step count at which "never" happens.
+# The count of model calls that stands for "never".
 NEVER = np.iinfo(np.int32).max
 
 
 class Concept(Kind):
-    """Words, or text conditioning of one row, or an array [tokens, channels]."""
+    """A string, the text conditioning of one row, or an array [tokens, channels]."""
 
-    noun = "words, or their conditioning"
+    noun = "a string, or its text conditioning"
 
     def check(self, name: str, value: Any) -> Any:
         if isinstance(value, str):
@@ -27,7 +27,7 @@ class Concept(Kind):
         leaves = jax.tree.leaves(value)
         if not hasattr(value, "ndim") and leaves and all(hasattr(leaf, "ndim") for leaf in leaves):
             return value
-        embedding = floating(name, value, "(tokens, channels), or words")
+        embedding = floating(name, value, "(tokens, channels), or a string")
         if embedding.ndim != 2:
             raise ValueError(f"{name} has shape {embedding.shape}, expected (tokens, channels)")
         return embedding
@@ -35,43 +35,71 @@ class Concept(Kind):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Edit:
-    """One concept and how it guides. Edits of equal settings and words, or of equal arrays, are equal.
+    """The settings of one concept, in the notation of the paper (section 3).
+
+    Two edits are equal if their settings are equal and their concepts are equal strings or equal arrays.
 
     Attributes:
-        concept: words, or their text conditioning, of one row (`pipe.encode`); for families with one text encoder an
-            array [tokens, channels] may stand in its place.
-        scale: s_k, the strength; negative removes the concept. People use 4 to 10.
-        threshold: lambda_k in [0, 1], the share of each channel that stays untouched.
-        warmup: delta_k >= 0, the model call at which the concept begins to act.
-        cooldown: kappa_k >= 0, the call from which on it no longer acts; None is never.
-        weight: w_k >= 0, against the other concepts.
-        momentum_scale: s_m in [0, 1]; None takes the call's.
-        momentum_beta: beta in [0, 1]; None takes the call's.
+        concept: A string, or the text conditioning of one row as `pipe.encode` returns it. Families with one text
+            encoder also take an array [tokens, channels].
+        scale: s_k, the strength. A negative scale removes the concept. Common values are 4 to 10.
+        threshold: lambda_k in [0, 1], the share of each channel that the edit leaves unchanged.
+        warmup: delta_k >= 0, the model call at which the concept begins to act, counted from 0.
+        cooldown: kappa_k >= 0, the model call from which the concept no longer acts; None means never.
+        weight: w_k >= 0, the weight relative to the other concepts.
+        momentum_scale: s_m in [0, 1]; None uses the value of the call.
+        momentum_beta: beta in [0, 1]; None uses the value of the call.
 
     Raises:
-        TypeError, ValueError: a setting of another type or out of its range.
+        TypeError, ValueError: A setting has the wrong type or is out of range.
+
+    Example:
+        >>> from sega_jax import Edit
+        >>> edit = Edit("glasses", scale=-4, cooldown=30)
+        >>> edit.warmup, edit.cooldown
+        (10, 30)
+        >>> Edit("glasses", threshold=2)
+        Traceback (most recent call last):
+        ValueError: Edit 'glasses': threshold=2 should be a number in [0, 1]
     """
 
-    concept: Any = dataclasses.field(metadata=required(Concept(), "the words"))
+    concept: Any = dataclasses.field(metadata=required(Concept(), "the concept"))
     scale: float = argument(
-        5.0, Real(hint="negative removes the concept"), "the strength; negative removes the concept"
+        5.0,
+        Real(hint="a negative scale removes the concept"),
+        "the strength; a negative scale removes the concept",
     )
-    threshold: float = argument(0.9, Real(0, 1), "the share of each channel that stays untouched")
-    warmup: int = argument(10, Integer(0, NEVER), "the model call at which it begins to act", unit="model calls")
+    threshold: float = argument(0.9, Real(0, 1), "the share of each channel that the edit leaves unchanged")
+    warmup: int = argument(
+        10, Integer(0, NEVER), "the model call at which the concept begins to act", unit="model calls"
+    )
     cooldown: int | None = argument(
-        None, Integer(0, NEVER), "the call from which on it no longer acts; None is never", unit="model calls"
+        None,
+        Integer(0, NEVER),
+        "the model call from which the concept no longer acts; None means never",
+        unit="model calls",
     )
     weight: float = argument(
-        1.0, Real(0, hint="to remove a concept give a negative scale"), "against the other concepts"
+        1.0,
+        Real(0, hint="to remove a concept, use a negative scale"),
+        "the weight relative to the other concepts",
     )
-    momentum_scale: float | None = argument(None, Real(0, 1, "None takes the call's"), "s_m; None takes the call's")
-    momentum_beta: float | None = argument(None, Real(0, 1, "None takes the call's"), "beta; None takes the call's")
+    momentum_scale: float | None = argument(
+        None,
+        Real(0, 1, "None uses the value of the call"),
+        "the scale of the momentum, s_m; None uses the value of the call",
+    )
+    momentum_beta: float | None = argument(
+        None,
+        Real(0, 1, "None uses the value of the call"),
+        "the decay of the momentum, beta; None uses the value of the call",
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "concept", Concept().check("Edit: concept", self.concept))
-        for name, one in arguments(Edit).items():
+        for name, spec in arguments(Edit).items():
             if name != "concept":
-                value = one.check(getattr(self, name), f"Edit {_brief(self.concept)}: {name}")
+                value = spec.check(getattr(self, name), f"Edit {_brief(self.concept)}: {name}")
                 object.__setattr__(self, name, value)
 
     def __eq__(self, other: object) -> bool:
@@ -87,7 +115,7 @@ class Edit:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Tells whether two concepts are the same words or equal arrays."""
+    """Tells whether two concepts are equal strings or equal arrays."""
     if jax.tree.structure(one) != jax.tree.structure(other):  # type: ignore[operator]
         return False
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
@@ -102,12 +130,19 @@ def _brief(concept: Any) -> str:
 
 
 class Edits(NamedTuple):
-    """The settings of `Edit` as arrays, every one [batch, n] (or what broadcasts to it)."""
+    """The settings of `Edit` as arrays that broadcast to [batch, n], for `sega`.
+
+    Example:
+        >>> from sega_jax import Edit, Edits
+        >>> edits = Edits.stack([[Edit("glasses"), Edit("smile", warmup=5)], [Edit("hat")]])
+        >>> edits.warmup.tolist()
+        [[10, 5], [10, 0]]
+    """
 
     scale: Any  # float
     threshold: Any  # float in [0, 1]
     warmup: Any  # int32
-    cooldown: Any  # int32, NEVER for none
+    cooldown: Any  # int32; NEVER for a concept without a cool-down
     weight: Any  # float
     momentum_scale: Any  # float
     momentum_beta: Any  # float
@@ -121,18 +156,27 @@ class Edits(NamedTuple):
         momentum_scale: float = 0.1,
         momentum_beta: float = 0.4,
     ) -> "Edits":
-        """Host arrays [rows, n] from each row's edits; TypeError or ValueError for what is none.
+        """Returns the settings of each row's edits as host arrays [rows, n].
 
-        A row with fewer is padded by concepts of weight 0 *and warm-up 0*: with another warm-up the
-        gate that waits for all concepts would wait for one that does not exist.
+        Shorter rows are padded with concepts of weight 0 *and warm-up 0*: the "diffusers" semantics wait until all
+        concepts are warm, and must not wait for padding.
+
+        Args:
+            rows: A list of edits for each row.
+            n: Concepts of each row; None uses the longest row.
+            momentum_scale, momentum_beta: Values in [0, 1] for edits that leave them None.
+
+        Raises:
+            TypeError: `rows` is not a list of lists of edits.
+            ValueError: A row has more than n edits.
         """
         if isinstance(rows, Edit) or not all(map(is_sequence, rows)):
             raise TypeError("Edits.stack takes a list of edits for each row, as in [[Edit('glasses')], []]")
         if not all(isinstance(edit, Edit) for row in rows for edit in row):
-            raise TypeError("Edits.stack takes Edits, with words inside: Edit('glasses')")
+            raise TypeError("Edits.stack takes lists of Edit objects, as in [[Edit('glasses')], []]")
         n = max((len(row) for row in rows), default=0) if n is None else n
         if any(len(row) > n for row in rows):
-            raise ValueError(f"a row has more edits than n={n}")
+            raise ValueError(f"a row has more edits than n={n}; give a larger n, or None for the longest row")
         shape = (len(rows), n)
         arrays = cls(
             scale=np.zeros(shape),

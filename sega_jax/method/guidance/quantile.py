@@ -1,4 +1,4 @@
-"""Which entries of a concept's direction reach its threshold, by quantiles of their magnitude."""
+"""The threshold mask of semantic guidance, from quantiles of magnitudes."""
 
 import math
 
@@ -6,16 +6,24 @@ import jax
 import jax.numpy as jnp
 
 SUPPORTS = ("channel", "latent", "pixel", "position")
-# Up to so many values, entries by channels, are sorted for their quantiles, in one pass; more, such as the logits of a
-# whole picture, would take longer and several times their memory. TPUs always count, since a sort takes long to compile
-# for them.
+# Quantiles of up to this many values (entries x channels) are found by sorting. For more values, such as the logits of
+# a picture, sorting is slower than counting and needs several times their memory. TPUs always count, because sorts
+# compile slowly for them.
 _SORTED = 2**20
 
 
 def threshold_mask(magnitude: jax.Array, threshold: jax.Array, support: str) -> jax.Array:
-    """Where |psi| [batch, n, *space, channels] reaches its quantile; thresholds are [batch, n].
+    """Returns True where a magnitude reaches the quantile of its group.
 
-    What is not a number reaches it, too, lest a broken prediction looks like one without an edit.
+    NaN passes the mask, so that a broken prediction stays visible.
+
+    Args:
+        magnitude: |psi|, [batch, n, *space, channels].
+        threshold: The quantile in [0, 1], [batch, n].
+        support: The values that share a quantile, one of `SUPPORTS`; see `sega`.
+
+    Returns:
+        bool [batch, n, *space, channels]; for "pixel", the last axis has length 1.
     """
     if support == "pixel":
         magnitude = magnitude.sum(-1, keepdims=True)
@@ -32,11 +40,17 @@ def threshold_mask(magnitude: jax.Array, threshold: jax.Array, support: str) -> 
 
 
 def quantile(values: jax.Array, share: jax.Array) -> jax.Array:
-    """The quantiles [..., channels] of what is not negative, [..., entries, channels], by linear interpolation as
-    torch rounds it; shares are [...].
+    """Returns the quantiles of non-negative values over their entries, by linear interpolation with torch's rounding.
 
-    Between equal values it is that value, which `jnp.quantile` may miss by the last digit: of equal magnitudes all
-    reach it, or none.
+    Between equal values the quantile is exactly this value, where `jnp.quantile` may differ in the last digit. So
+    either all of several equal magnitudes reach their quantile, or none.
+
+    Args:
+        values: [..., entries, channels].
+        share: The quantile in [0, 1], [...].
+
+    Returns:
+        [..., channels].
     """
     rank = (share * jnp.asarray(values.shape[-2] - 1, values.dtype))[..., None]
     below = jnp.floor(rank)
@@ -47,7 +61,7 @@ def quantile(values: jax.Array, share: jax.Array) -> jax.Array:
 
 
 def _by_sorting(values: jax.Array, place: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The entries [..., channels] at a place [..., 1] of their order, and at the next."""
+    """Returns the values [..., channels] at rank `place` [..., 1] of the sorted entries, and at the next rank."""
     ordered = jnp.sort(values, -2)
 
     def at(index):
@@ -58,8 +72,11 @@ def _by_sorting(values: jax.Array, place: jax.Array) -> tuple[jax.Array, jax.Arr
 
 
 def _by_counting(values: jax.Array, place: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The same to the last bit, of entries that are not negative: these are in the order of their bits, which are
-    found one by one, from the highest. It takes a pass for each bit, and no memory to speak of."""
+    """Returns the same values as `_by_sorting`, to the last bit, by a search over their bits.
+
+    Non-negative floats have the order of their bits read as integers. The search finds the bits one by one, from the
+    highest, by counting smaller entries: one pass over the values for each bit, and almost no extra memory.
+    """
     bits = 8 * values.dtype.itemsize - 1
     integer = jnp.dtype(f"int{bits + 1}")
     place = place.astype(integer)
@@ -67,10 +84,10 @@ def _by_counting(values: jax.Array, place: jax.Array) -> tuple[jax.Array, jax.Ar
     def ordered():
         return jax.lax.bitcast_convert_type(jax.lax.stop_gradient(values), integer)
 
-    def halve(i, found):
-        more = found | jnp.left_shift(jnp.ones((), integer), jnp.asarray(bits - 1 - i, integer))
-        fewer = (ordered() < more[..., None, :]).sum(-2, dtype=integer)
-        return jnp.where(fewer <= place, more, found)
+    def halve(i, prefix):
+        candidate = prefix | jnp.left_shift(jnp.ones((), integer), jnp.asarray(bits - 1 - i, integer))
+        smaller = (ordered() < candidate[..., None, :]).sum(-2, dtype=integer)
+        return jnp.where(smaller <= place, candidate, prefix)
 
     low = jax.lax.fori_loop(0, bits, halve, jnp.zeros((*values.shape[:-2], values.shape[-1]), integer))
     upto = ordered() <= low[..., None, :]

@@ -1,4 +1,4 @@
-"""Guidance recorded before, added once more."""
+"""Replay of recorded guidance."""
 
 from typing import NamedTuple
 
@@ -10,13 +10,29 @@ from sega_jax.method.guidance.chain import Predictions, wide
 
 
 class ReplayState(NamedTuple):
+    """The state of `replay`."""
+
     step: jax.Array  # int32 [batch], model calls so far
 
 
 def replay(recorded: jax.Array) -> optax.GradientTransformation:
-    """Adds guidance recorded before: [batch, calls, *space, channels], one entry a model call.
+    """Returns guidance that adds recorded guidance to the estimate, one entry for each model call.
 
-    Calls beyond the record gain nothing.
+    Calls after the end of the record add nothing.
+
+    Args:
+        recorded: [batch, calls, *space, channels].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from sega_jax import Predictions, replay
+        >>> x = jnp.zeros((1, 2, 2, 3))
+        >>> predictions = Predictions(x, x, edits=jnp.zeros((1, 0, 2, 2, 3)))
+        >>> guidance = replay(jnp.ones((1, 5, 2, 2, 3)))
+        >>> state = guidance.init(predictions)
+        >>> estimate, state = guidance.update(x, state, predictions)
+        >>> estimate.shape, state.step.tolist()
+        ((1, 2, 2, 3), [1])
     """
 
     def init(preds: Predictions) -> ReplayState:

@@ -1,4 +1,4 @@
-"""Guidance rescaled against too much contrast."""
+"""Rescaled guidance, against too much contrast."""
 
 from typing import Any
 
@@ -9,14 +9,28 @@ from sega_jax.method.guidance.chain import Predictions, lift, wide
 
 
 def rescale(share: Any) -> optax.GradientTransformation:
-    """Rescaled guidance (Lin et al. 2024, eqs. 15 and 16): brings the estimate's standard deviation, over a row's
-    positions and channels, to that of the prompt's prediction, and takes `share` of that and the rest as it was; a
-    number or [batch] in [0, 1].
+    """Returns rescaled guidance (Lin et al. 2024, eqs. 15 and 16).
 
-    It stands after classifier-free guidance and before semantic guidance, which is not rescaled: the factor is one for
-    the whole row, and with what edits add inside it, these would change every position, also those below their
-    threshold. So an edit leaves the rest of the estimate as it would be without it. (LEDITS++ in diffusers has them
-    inside.)
+    It scales the estimate of each row to the standard deviation of the conditional prediction, taken over positions and
+    channels, and mixes the result with the original estimate.
+
+    Put it after `cfg` and before `sega` in a chain. The factor is the same for all positions of a row, so if it
+    included the edits, an edit would change positions below its threshold, too. LEDITS++ in diffusers does include
+    them.
+
+    Args:
+        share: phi, the share of the rescaled estimate in the result; a number in [0, 1], or an array [batch].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from sega_jax import Edit, Edits, Predictions, cfg, rescale, sega
+        >>> guidance = optax.chain(cfg(7.5), rescale(0.7), sega(Edits.stack([[Edit("glasses")]])))
+        >>> x = jnp.zeros((1, 8, 8, 4))
+        >>> predictions = Predictions(x, x, edits=jnp.zeros((1, 1, 8, 8, 4)))
+        >>> estimate, state = guidance.update(x, guidance.init(predictions), predictions)
+        >>> estimate.shape
+        (1, 8, 8, 4)
     """
 
     def init(preds: Predictions) -> optax.EmptyState:
@@ -26,8 +40,8 @@ def rescale(share: Any) -> optax.GradientTransformation:
     def update(estimate, state, preds):
         estimate, cond = wide(estimate), wide(preds.cond)
         axes = tuple(range(1, cond.ndim))
-        target, own = (jnp.std(x, axes, keepdims=True) for x in (cond, estimate))
-        ratio = jnp.where(own > 0, target / jnp.where(own > 0, own, 1), 1)
+        target, current = (jnp.std(x, axes, keepdims=True) for x in (cond, estimate))
+        ratio = jnp.where(current > 0, target / jnp.where(current > 0, current, 1), 1)
         phi = lift(share, estimate)
         return estimate * (phi * ratio + (1 - phi)), state
 

@@ -16,43 +16,55 @@ SEMANTICS = ("diffusers", "per_concept")
 
 
 class SegaState(NamedTuple):
-    """What semantic guidance remembers between model calls."""
+    """The state of semantic guidance between model calls."""
 
-    step: jax.Array  # int32 [batch], model calls so far; warm-ups and cool-downs count these
-    momentum: jax.Array  # float32 [batch, n, *space, channels], nu of each concept
+    step: jax.Array  # int32 [batch], model calls so far, the unit of warm-ups and cool-downs
+    momentum: jax.Array  # float32 or wider [batch, n, *space, channels], nu of each concept
 
 
 def sega(edits: Edits, *, semantics: str = "diffusers", support: str = "channel") -> optax.GradientTransformation:
-    """Semantic guidance, to be added to an estimate.
+    """Returns semantic guidance, which adds the edits of all concepts to the estimate.
 
-    For concept k (section 3 of the paper), with u and e_k the predictions without text and for the concept:
+    For concept k (section 3 of the paper), with the unconditional prediction u and the prediction e_k for the concept:
 
         psi_k   = s_k (e_k - u)                                    s_k < 0 removes the concept
         gamma_k = psi_k where |psi_k| >= quantile(|psi_k|, lambda_k), else 0
         edit_k  = w_k gamma_k + s_m nu_k
         nu_k   <- beta nu_k + (1 - beta) edit_k                    from the first call on
 
-    Deviations from the paper, in both semantics: the weight is applied before the momentum, so that the
-    n momenta sum to the single one that diffusers keeps; the paper's threshold is over a picture's
-    dimensions, ours by default over the positions of each channel, as in diffusers.
+    Both semantics deviate from the paper in two points. The weight is applied before the momentum, so that the n
+    momenta sum to the single momentum that diffusers keeps. The paper takes the quantile over all dimensions of a
+    picture; the default here is over the positions of each channel, as in diffusers.
 
-    "diffusers": what diffusers computes. While only some concepts are warm, the estimate gains
-    sum_k gamma_k w_k / sum(w) over these, without momentum; once all are, sum_k edit_k. A cooled concept
-    counts as warm, with weight 0; the tail of its momentum goes on. Where diffusers divides 0 by 0 (all
-    warm concepts cooled or of weight 0, another not yet warm) nothing is added.
+    "diffusers" computes what diffusers does. While only some concepts are warm, it adds the sum of
+    gamma_k w_k / sum(w) over the warm ones, without momentum. Once all are warm, it adds sum_k edit_k. A cooled concept
+    counts as warm with weight 0, and the rest of its momentum continues to act. Where diffusers divides 0 by 0 (all
+    warm concepts have cooled down or have weight 0 while another is not warm yet), nothing is added.
 
-    "per_concept": every concept acts by its own clock: sum of edit_k over warmup_k <= step < cooldown_k,
-    nothing after, and weights are never renormalised.
+    "per_concept" gives every concept its own clock: it adds the sum of edit_k over the concepts with
+    warmup_k <= step < cooldown_k. Nothing follows the cool-down, and weights are never renormalised.
 
     Args:
-        edits: settings, [batch, n] each; traced numbers, never compiled in.
+        edits: The settings, arrays that broadcast to [batch, n]. They may be traced, so new values never recompile.
         semantics: "diffusers" or "per_concept".
-        support: what shares a quantile: the positions of one "channel"; all of a "latent"; "pixel", the
-            positions by their magnitude summed over channels, one mask for all (LEDITS++); or the channels of one
-            "position", which is for the logits of tokens.
+        support: The values that share a quantile. "channel": the positions of one channel. "latent": all positions and
+            channels. "pixel": the positions, by their magnitude summed over channels, with one mask for all channels
+            (LEDITS++). "position": the channels of one position, for the logits of tokens.
 
     Raises:
-        ValueError: an unknown semantics or support.
+        ValueError: `semantics` or `support` is unknown. `update` also raises it if the settings and the predictions
+            have different numbers of concepts.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from sega_jax import Edit, Edits, Predictions, cfg, sega
+        >>> guidance = optax.chain(cfg(7.5), sega(Edits.stack([[Edit("glasses"), Edit("smile", scale=-4)]])))
+        >>> x = jnp.zeros((1, 8, 8, 4))
+        >>> predictions = Predictions(x, x, edits=jnp.zeros((1, 2, 8, 8, 4)))
+        >>> estimate, (_, state) = guidance.update(x, guidance.init(predictions), predictions)
+        >>> estimate.shape, state.momentum.shape
+        ((1, 8, 8, 4), (1, 2, 8, 8, 4))
     """
     if semantics not in SEMANTICS:
         raise ValueError(f"semantics={semantics!r} should be one of {', '.join(SEMANTICS)}")
@@ -67,7 +79,9 @@ def sega(edits: Edits, *, semantics: str = "diffusers", support: str = "channel"
         uncond, targets, nu = wide(preds.uncond), wide(preds.edits), state.momentum
         for name, values in edits._asdict().items():
             if np.ndim(values) == 2 and np.shape(values)[1] not in (1, targets.shape[1]):
-                raise ValueError(f"{name} is of {np.shape(values)[1]} concepts, the predictions of {targets.shape[1]}")
+                raise ValueError(
+                    f"{name} has {np.shape(values)[1]} concepts, but the predictions have {targets.shape[1]}"
+                )
         e = Edits(*(jnp.broadcast_to(jnp.asarray(a), targets.shape[:2]) for a in edits))
         step = state.step[:, None]
         warm, cooled = step >= e.warmup, step >= e.cooldown

@@ -1,10 +1,9 @@
-"""Noise schedules as tables: one row per model call, computed on the host in float64.
+"""Noise schedules as tables with one row for each model call, computed on the host in float64.
 
-A row holds what one call needs: the timestep for the network and the coefficients of the solver's
-update. The compiled loop scans over the rows, so that another step count, spacing, prediction type, set
-of betas, or another solver of the same form, is only other numbers.
+A row holds the timestep for the network and the coefficients of the solver's update. The compiled loop scans over the
+rows, so a new step count, spacing, prediction type, set of betas, or solver of the same form only changes numbers.
 
-A new scheduler is a function from options and steps to a table, and an entry in `FAMILIES`.
+To add a scheduler, write a function from options and steps to a table, and add an entry to `FAMILIES`.
 """
 
 import dataclasses
@@ -28,7 +27,7 @@ from sega_jax.method.schedules.spacing import cumulative, given_timesteps
 
 
 class Config(dict[str, Any]):
-    """The contents of a `scheduler_config.json`, whose options are attributes as well. It cannot be changed."""
+    """The contents of a `scheduler_config.json`, read-only, with the options as attributes, too."""
 
     def __getattr__(self, name: str) -> Any:
         if name not in self:
@@ -37,7 +36,7 @@ class Config(dict[str, Any]):
 
     def _refuse(self, *args: Any, **options: Any) -> NoReturn:
         raise TypeError(
-            "a scheduler's config cannot be changed; give the pipeline another one, as in"
+            "a scheduler's config is read-only; give the pipeline a new config, as in"
             ' pipe.scheduler = {**pipe.scheduler.config, "timestep_spacing": "trailing"}'
         )
 
@@ -47,10 +46,10 @@ class Config(dict[str, Any]):
 
 @dataclasses.dataclass(frozen=True)
 class Scheduler:
-    """A checkpoint's scheduler: a table for a number of steps.
+    """The scheduler of a checkpoint, which returns the table for a number of steps.
 
     Attributes:
-        options: every option of its class, given or default; not to be changed.
+        options: All options of its class, from the config or the defaults; read-only.
     """
 
     _config: Mapping[str, Any]
@@ -58,63 +57,71 @@ class Scheduler:
 
     @property
     def config(self) -> Config:
-        """A copy of the `scheduler_config.json` that it was made from."""
+        """A copy of its `scheduler_config.json`."""
         return Config(self._config)
 
     @property
     def compatibles(self) -> list[str]:
-        """The names of the classes that its config goes with."""
+        """The names of the classes that accept its config."""
         return list(FAMILIES)
 
     @property
     def name(self) -> str:
-        """The name of diffusers' class."""
+        """The name of its class in diffusers."""
         return self._config["_class_name"]
 
     @property
     def solver(self) -> str:
-        """The update that the rows are for, a key of `sega_jax.method.solvers.SOLVERS`."""
+        """The solver of its tables, a key of `sega_jax.method.solvers.SOLVERS`."""
         return FAMILIES[self.name].solver(self.options)
 
     @property
     def eta(self) -> float | None:
-        """The default share of fresh noise; None where the solver has no eta."""
+        """The default share of fresh noise; None if the solver has no eta."""
         return FAMILIES[self.name].eta
 
     @property
     def training(self) -> str:
-        """How the networks were trained that it samples, a key of `sega_jax.method.schedules.families.TRAININGS`."""
+        """The kind of training of its networks, a key of `sega_jax.method.schedules.families.TRAININGS`."""
         return FAMILIES[self.name].training
 
     def shares(self, timesteps: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the shares of signal and of noise, float64 [...], at timesteps of the training [...], where
-        x = signal x0 + noise z.
+        """Returns the shares of signal and noise at training timesteps, where x = signal x0 + noise z.
+
+        Args:
+            timesteps: Integers [...].
+
+        Returns:
+            Two float64 arrays [...].
 
         Raises:
-            ValueError: it has no betas.
+            ValueError: The scheduler has no betas.
         """
         if self.training != "betas":
-            raise ValueError(f"{self.name} has no betas that say how much noise a timestep has")
+            raise ValueError(f"{self.name} has no betas, so a timestep does not determine the noise")
         bars = cumulative(self.options)[timesteps]
         return np.sqrt(bars), np.sqrt(1 - bars)
 
     def table(self, steps: int | str | Sequence[int], strength: float = 1.0) -> Row:
-        """A row per model call: one a step, but steps + 1 for PNDM (+ 9 without `skip_prk_steps`) and
-        2 steps - 1 for Heun and KDPM2.
+        """Returns the table, with one row for each model call.
+
+        A step makes one call. Exceptions are PNDM with steps + 1 calls (steps + 9 without `skip_prk_steps`), and Heun
+        and KDPM2 with 2 steps - 1 calls.
 
         Args:
-            steps: how many, spaced by `timestep_spacing`; or in its place their timesteps in falling order; or
-                one of DeepFloyd-IF's lists of these: fast27, smart27, smart50, smart100, smart185, super27,
-                super40, super100. That project's plain numbers are steps of the spacing "linspace" (some
-                timesteps that lie halfway are rounded the other way).
-            strength: in (0, 1], the share of the steps that is run: the last int(steps strength), as diffusers counts.
-                Solvers that remember begin anew there, but for LMS, which weighs what it does not have yet as 0, and
-                PNDM (`sega_jax.method.schedules.ddim_ddpm_pndm.pndm`): both as in diffusers.
+            steps: The number of steps, spaced by `timestep_spacing`; or a descending list of timesteps; or the name of
+                one of DeepFloyd-IF's lists: fast27, smart27, smart50, smart100, smart185, super27, super40, super100.
+                To reproduce a number of steps in DeepFloyd-IF's own code, use the spacing "linspace"; some timesteps
+                halfway between two integers are rounded the other way.
+            strength: The share of the steps to run, in (0, 1]: the last int(steps strength) steps, as in diffusers.
+                Multi-step solvers start there with an empty memory. Exceptions, as in diffusers, are LMS, which counts
+                missing outputs as 0, and PNDM (see `sega_jax.method.schedules.ddim_ddpm_pndm.pndm`).
 
         Raises:
-            TypeError: steps is none of these.
-            ValueError: steps is not from 1 to the number that these options allow, or none of them is run; timesteps
-                that do not fall, are not of the training, or that other options, or PNDM, space by themselves.
+            TypeError: `steps` has another type.
+            ValueError: `steps` is below 1 or too large for the options, or no step is left to run. For a list: the
+                timesteps do not descend, lie outside the training timesteps, or conflict with options (or with PNDM)
+                that determine the timesteps.
         """
         options, most = self.options, self.options["num_train_timesteps"]
         if isinstance(steps, bool) or not isinstance(steps, numbers.Integral):
@@ -123,10 +130,13 @@ class Scheduler:
         else:
             count = int(steps)
         if not 1 <= count <= most:
-            raise ValueError(f"steps={brief(count)} should be from 1 to {most}, the timesteps of the training")
+            raise ValueError(f"steps={brief(count)} should be from 1 to {most}, the number of training timesteps")
         begin = count - min(int(count * strength), count)
         if begin == count:
-            raise ValueError(f"strength={strength:g} of {count} steps is less than one; give at least {1 / count:.2g}")
+            raise ValueError(
+                f"strength={strength:g} of {count} steps is less than one step; use a strength of at least"
+                f" {1 / count:.2g}"
+            )
         try:
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
                 family = FAMILIES[self.name]
@@ -138,35 +148,35 @@ class Scheduler:
         if not all(np.isfinite(column).all() for column in jax.tree.leaves(columns)):
             if self.options.get("rescale_betas_zero_snr") and self.options["prediction_type"] == "epsilon":
                 raise ValueError(
-                    f"{self.name}: with rescale_betas_zero_snr the first of {count} steps has no signal, and epsilon"
-                    " says nothing; prediction_type should be 'v_prediction' or 'sample'"
+                    f"{self.name}: with rescale_betas_zero_snr the first of {count} steps has no signal, so epsilon"
+                    " does not determine x0; prediction_type should be 'v_prediction' or 'sample'"
                 )
-            raise ValueError(f"{self.name}: {count} steps are so many that two fall together; take fewer")
+            raise ValueError(f"{self.name}: {count} steps are so many that two of them coincide; use fewer steps")
         if table.noise[0] == 0:
-            raise ValueError(f"{self.name}: the first of {count} steps has no noise to remove; take more steps")
+            raise ValueError(f"{self.name}: the first of {count} steps has no noise to remove; use more steps")
         return table
 
 
 def _from(table: Row, call: int) -> Row:
-    """The rows from this one on, as calls that begin at 0."""
+    """Returns the rows from call `call` on, renumbered from 0."""
     table = jax.tree.map(lambda column: column[call:], table)
     return table._replace(call=np.arange(len(table.call), dtype=np.int32))
 
 
 def from_config(config: Mapping[str, Any], *, strict: bool = True) -> Scheduler:
-    """The scheduler of a diffusers `scheduler_config.json`, which may be of a class for Flax, such as
-    `FlaxPNDMScheduler`.
+    """Returns the scheduler of a diffusers `scheduler_config.json`.
 
     Args:
-        strict: whether an option that no scheduler here has is an error, or means nothing.
+        config: The config. Its class may also be one for Flax, such as `FlaxPNDMScheduler`.
+        strict: Whether an option that no supported scheduler has is an error; otherwise it is ignored.
 
     Raises:
-        ValueError: a scheduler, option or value that is not supported; the message lists what is.
+        ValueError: The scheduler, an option or a value is not supported. The message lists the supported ones.
     """
-    given = of_torch(config).items()
-    config = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in given}
+    items = of_torch(config).items()
+    config = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in items}
     options = resolve(config, strict)
-    # As in diffusers, a value that stands for another one is written back, where other classes take the config over.
+    # As in diffusers, the config keeps the resolved value of an alias, so that other classes can take the config over.
     aliases = FAMILIES[config["_class_name"]].aliases
     config |= {key: options[key] for key in aliases if key in config and config[key] is not None}
     return Scheduler(config, MappingProxyType(options))

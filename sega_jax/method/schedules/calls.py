@@ -1,4 +1,4 @@
-"""What a row of a table is: one model call, as numbers."""
+"""The rows of a schedule's table: the numbers of one model call."""
 
 from typing import Any, NamedTuple
 
@@ -6,38 +6,39 @@ import numpy as np
 
 
 class Threshold(NamedTuple):
-    """Dynamic thresholding of x0 (Saharia et al. 2022, section 2.3), which lies in [-1, 1] where data do.
+    """Dynamic thresholding of x0 (Saharia et al. 2022, section 2.3), for data in [-1, 1].
 
-    With s the quantile of |x0| over all positions and channels of a picture, at least 1, x0 is clipped to
-    [-s, s] and divided by s. The bound `most` is diffusers'; the paper has none.
+    Let s be the quantile of |x0| over all positions and channels of a picture, but at least 1. Then x0 is clipped to
+    [-s, s] and divided by s. The upper bound of s comes from diffusers; the paper has none.
     """
 
-    ratio: Any  # in [0, 1], of which s is the quantile
-    most: Any  # s at most
+    ratio: Any  # the quantile, in [0, 1]
+    most: Any  # the upper bound of s
 
 
 class DDIMRow(NamedTuple):
-    """Coefficients of one DDIM update (Song et al. 2021, eq. 12), abar the product of 1 - beta.
+    """The coefficients of a DDIM update (Song et al. 2021, eq. 12), where abar is the cumulative product of 1 - beta.
 
-    The network's output becomes x0 and eps by two linear forms, which hold for every prediction type.
+    For every prediction type, x0 and eps are linear in x and the network's output.
     """
 
     x0_from_x: Any
     x0_from_output: Any
     eps_from_x: Any
     eps_from_output: Any
-    clip: Any  # bound of |x0|; infinite for none
-    threshold: Threshold | None  # in place of the bound
+    clip: Any  # the bound of |x0|; infinite for no bound
+    threshold: Threshold | None  # replaces the bound
     x0_scale: Any  # sqrt(abar_prev)
     variance: Any  # 1 - abar_prev, shared by eps and the fresh noise
-    sigma: Any  # the fresh noise's standard deviation at eta = 1 (eq. 16)
+    sigma: Any  # the standard deviation of the fresh noise at eta = 1 (eq. 16)
 
 
 class TCDRow(NamedTuple):
-    """Coefficients of one update of trajectory consistency sampling (Zheng et al. 2024, algorithm 4), as of `DDIMRow`.
+    """The coefficients of an update of trajectory consistency sampling (Zheng et al. 2024, algorithm 4).
 
     The network takes x to timestep s = floor((1 - eta) following), and fresh noise takes it back up to `following`.
-    Both together are DDIM's update with a share of fresh noise that depends on s.
+    Together they are a DDIM update whose share of fresh noise depends on s. Fields that `DDIMRow` also has mean the
+    same.
     """
 
     x0_from_x: Any
@@ -47,57 +48,57 @@ class TCDRow(NamedTuple):
     x0_scale: Any  # sqrt(abar_following)
     variance: Any  # 1 - abar_following, shared by eps and the fresh noise
     following: Any  # the timestep of the next call; 0 after the last
-    sigma: Any  # [timesteps], the fresh noise's standard deviation by s: sqrt(1 - abar_following / abar_s)
+    sigma: Any  # [timesteps], the standard deviation of the fresh noise by s: sqrt(1 - abar_following / abar_s)
 
 
 class MultistepRow(NamedTuple):
-    """Coefficients of one update of a linear multi-step method, as every solver but DDIM and TCD is.
+    """The coefficients of an update of a linear multi-step method: every solver except DDIM, TCD and `renoise`.
 
-    With x the state, o the guided output, s the state that the step starts from, z standard normal, and
-    m_0 what the solver remembers of this call's output (x0, eps, a derivative, or the output itself), m_1,
-    m_2, ... of those before:
+    x is the state, o the guided output, s the state from which the step starts, and z standard normal. m_0 is the
+    quantity that the solver remembers of this call (x0, eps, a derivative, or the output itself); m_1, m_2, ... are
+    those of earlier calls, newest first:
 
         m_0 = bounded(m_from_x x + m_from_output o)
         s  <- start_from_x x + start_from_start s + sum_j start_from_memory[j] m_j
         x  <- x_from_start s + sum_j x_from_memory[j] m_j + noise z
 
-    Where the network predicts the variance, too, `noise` is a share of its square root, which is
-    interpolated in its logarithm between the two of `log_variance` (Nichol & Dhariwal 2021, eq. 15); both are
-    0 where what it predicts should not count.
+    If the network predicts the variance, too, `noise` is multiplied by its square root. The logarithm of the variance
+    is interpolated between the two entries of `log_variance` (Nichol & Dhariwal 2021, eq. 15). Both entries are 0 if
+    the predicted variance must have no effect.
     """
 
     m_from_x: Any
     m_from_output: Any
-    clip: Any  # bound of |m_0|; infinite for none
-    threshold: Threshold | None  # in place of the bound, where m_0 is x0
+    clip: Any  # the bound of |m_0|; infinite for no bound
+    threshold: Threshold | None  # replaces the bound if m_0 is x0
     start_from_x: Any
     start_from_start: Any
     start_from_memory: Any  # [1 + remembered]
     x_from_start: Any
     x_from_memory: Any  # [1 + remembered]
     noise: Any
-    log_variance: Any  # [2], the least and the greatest
-    remember: Any  # bool: whether m_0 joins the memory
+    log_variance: Any  # [2], of the least and the greatest variance
+    remember: Any  # bool, whether m_0 joins the memory
 
 
 class TokenRow(NamedTuple):
-    """Numbers of one update of tokens (Rampas et al. 2022)."""
+    """The numbers of an update of tokens (Rampas et al. 2022)."""
 
-    temperature: Any  # that the guided logits are divided by
-    noise: Any  # in [0, 1], the share of positions that take the token that they started from
-    renoises: Any  # bool: whether any does
+    temperature: Any  # the divisor of the guided logits
+    noise: Any  # in [0, 1], the share of positions that are reset to their initial tokens
+    renoises: Any  # bool, whether any position is reset
 
 
 class Row(NamedTuple):
-    """One model call; in a table every field has a leading axis [calls]."""
+    """A model call. In a table, every field has a leading axis [calls]."""
 
-    call: Any  # int32, 0-based; the noise of a call is drawn from it
-    live: Any  # bool; rows that are not live fill a chunk up and are skipped
-    timestep: Any  # float, in the units of the training's timesteps
-    input_scale: Any  # float, what x is multiplied by for the network
-    initial_scale: Any  # float, the standard deviation of the noise that sampling starts from; one for all
-    signal: Any  # float, of which x is made before the call: x = signal x0 + noise eps
-    noise: Any  # float
+    call: Any  # int32, counted from 0; it seeds the noise of the call
+    live: Any  # bool; rows that are not live pad a chunk and are skipped
+    timestep: Any  # float, in units of training timesteps
+    input_scale: Any  # float, the factor of x in the network's input
+    initial_scale: Any  # float, the standard deviation of the initial noise, the same for all calls
+    signal: Any  # float, the share of x0 in x before the call: x = signal x0 + noise eps
+    noise: Any  # float, the share of eps in x before the call
     solver: Any  # DDIMRow, TCDRow, MultistepRow or TokenRow
 
 
@@ -109,7 +110,13 @@ def table(
     initial_scale: float = 1.0,
     shares: tuple[Any, Any] = (0.0, 1.0),
 ) -> Row:
-    """The rows of these calls; `shares` are those of signal and of noise."""
+    """Returns the table of calls at `timesteps` [calls].
+
+    Args:
+        solver: The coefficients of the solver's updates, with a leading axis [calls].
+        input_scale, initial_scale: Numbers, or [calls]; see `Row`.
+        shares: (signal, noise), numbers or [calls]; see `Row`.
+    """
     count = len(timesteps)
 
     def column(value):
@@ -140,13 +147,15 @@ def multistep(
     remember: Any = True,
     memory: int = 3,
 ) -> MultistepRow:
-    """`count` rows from coefficients that are a number, [count], or for the memory [count, up to 1 + memory].
+    """Returns the coefficients of `count` calls.
+
+    Each coefficient is a number or [count]; coefficients of the memory may also be [count, up to 1 + memory].
 
     Args:
-        m: from x and from the output.
-        start: from x, from where the last call's step started, and from the memory.
-        x: from where the step starts, and from the memory.
-        memory: outputs remembered; with one width for all, other coefficients are only other numbers.
+        m: The coefficients of x and of the output in m_0.
+        start: The coefficients of x, of the last start and of the memory in the start of the step.
+        x: The coefficients of the start and of the memory in the next x.
+        memory: The number of remembered outputs. Tables with the same number share a compiled program.
     """
 
     def column(value, dtype=np.float64):

@@ -1,7 +1,7 @@
-"""Tables of the samplers of distilled networks, which take few steps: LCM (Luo et al. 2023), TCD (Zheng et al. 2024).
+"""Tables of the samplers for distilled networks with few steps: LCM (Luo et al. 2023) and TCD (Zheng et al. 2024).
 
-Their timesteps are some of those that the distillation used, `original_inference_steps` evenly spaced ones;
-`timestep_spacing` and `steps_offset` mean nothing, as in diffusers.
+Their timesteps are a selection of the `original_inference_steps` evenly spaced timesteps of the distillation. As in
+diffusers, `timestep_spacing` and `steps_offset` have no effect.
 """
 
 import numpy as np
@@ -18,17 +18,20 @@ def _timesteps(options: Options, steps: int) -> np.ndarray:
         return options["timesteps"]
     count, total = options["original_inference_steps"], options["num_train_timesteps"]
     if steps > count:
-        raise ValueError(f"{steps} steps are more than original_inference_steps={count}; take fewer")
+        raise ValueError(f"{steps} steps are more than original_inference_steps={count}; use fewer steps")
     distilled = np.arange(count, 0, -1) * (total // count) - 1
     return distilled[np.floor(np.linspace(0, count, steps, endpoint=False)).astype(int)]
 
 
 def lcm(options: Options, steps: int) -> Row:
-    """Multi-step consistency sampling: every call goes to x0, and all but the last take fresh noise back up to the next
-    timestep. The boundary condition mixes x0 with x by c_out and c_skip, which matter at the least timesteps alone."""
+    """Returns the table of multi-step consistency sampling (LCM).
+
+    Every call goes to x0, and fresh noise then takes x back up to the next timestep, except after the last call. The
+    boundary condition mixes x0 and x by c_out and c_skip, which matter only at the smallest timesteps.
+    """
     bars, t = cumulative(options), _timesteps(options, steps)
     a, b = np.sqrt(bars[t]), np.sqrt(1 - bars[t])
-    # No signal is lost and no noise added after the last call.
+    # After the last call, no noise is added.
     after = np.append(bars[t[1:]], 1.0)
     scaled = t * options["timestep_scaling"]
     skip, out = _SIGMA_DATA**2 / (scaled**2 + _SIGMA_DATA**2), scaled / np.hypot(scaled, _SIGMA_DATA)
@@ -44,8 +47,11 @@ def lcm(options: Options, steps: int) -> Row:
 
 
 def tcd(options: Options, steps: int) -> Row:
-    """Trajectory consistency sampling, where eta says how far below the next timestep every call goes. It ends at
-    timestep 0, whose noise stays; `clip_sample` and `thresholding` mean nothing, as in diffusers."""
+    """Returns the table of trajectory consistency sampling, where eta sets how far below the next timestep a call goes.
+
+    As in diffusers, it ends at timestep 0, so that the noise of timestep 0 remains, and `clip_sample` and
+    `thresholding` have no effect.
+    """
     bars, t = cumulative(options), _timesteps(options, steps)
     a, b = np.sqrt(bars[t]), np.sqrt(1 - bars[t])
     following = np.append(t[1:], 0)
@@ -58,7 +64,7 @@ def tcd(options: Options, steps: int) -> Row:
         x0_scale=np.sqrt(after),
         variance=1 - after,
         following=following.astype(np.float64),
-        # Timesteps above the next one are not reached.
+        # s never lies above the next timestep.
         sigma=np.where(np.arange(len(bars)) <= following[:, None], fresh, 0),
     )
     return table(t, row, shares=(a, b))

@@ -1,7 +1,8 @@
-"""Tables of the solvers that step along abar: DDIM, DDPM, PNDM; and IPNDM, which has no betas.
+"""Tables of the solvers that step along abar: DDIM, DDPM and PNDM; and of IPNDM, which has no betas.
 
-Their state is x = a x0 + b eps, a = sqrt(abar) and b = sqrt(1 - abar). Where betas are zero there is no noise, b = 0: x
-is x0 already, and a call there leaves it, or takes its last step to x0, as in the limit of small noise.
+Their state is x = a x0 + b eps with a = sqrt(abar) and b = sqrt(1 - abar). Where betas are zero, there is no noise
+(b = 0) and x is already x0. A call there leaves x unchanged or takes the last step to x0, as in the limit of small
+noise.
 """
 
 import itertools
@@ -15,7 +16,7 @@ from sega_jax.method.schedules.spacing import Options, cumulative, spaced
 
 
 def x0_form(options: Options, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(p, q) with x0 = p x + q output; v is a eps - b x0 (Salimans & Ho 2022)."""
+    """Returns (p, q) with x0 = p x + q output, where v is a eps - b x0 (Salimans & Ho 2022)."""
     if options["prediction_type"] == "v_prediction":
         return a, -b
     if options["prediction_type"] == "sample":
@@ -25,7 +26,7 @@ def x0_form(options: Options, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray,
 
 
 def eps_form(options: Options, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(p, q) with eps = p x + q output; x and x0 say nothing about it where there is no noise, and it counts as 0."""
+    """Returns (p, q) with eps = p x + q output. Without noise, x and x0 do not determine eps; it then counts as 0."""
     if options["prediction_type"] == "v_prediction":
         return b, a
     if options["prediction_type"] == "sample":
@@ -34,21 +35,21 @@ def eps_form(options: Options, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray
 
 
 def _over(numerator: Any, denominator: np.ndarray) -> np.ndarray:
-    """The quotient, and 0 where the denominator is."""
+    """Returns the quotient, with 0 where the denominator is 0."""
     numerator = np.broadcast_to(np.asarray(numerator, np.float64), denominator.shape)
     return np.divide(numerator, denominator, out=np.zeros(denominator.shape), where=denominator != 0)
 
 
 def clip_of(options: Options) -> float:
-    """The bound of |x0|; infinite for none."""
+    """Returns the bound of |x0|; infinite for no bound."""
     return options["clip_sample_range"] if options["clip_sample"] else math.inf
 
 
 def threshold(options: Options, calls: int) -> Threshold | None:
-    """Columns [calls], or None without `thresholding`; with it `clip_sample` means nothing, as in diffusers.
+    """Returns the columns [calls] of dynamic thresholding, or None without `thresholding`.
 
-    Options that have the solver remember eps are refused with it, where diffusers takes x0 from eps and eps
-    from the thresholded x0 (DPM-Solver), or does nothing (UniPC).
+    With `thresholding`, `clip_sample` has no effect, as in diffusers. Deviation: options with which a solver remembers
+    eps are an error, where diffusers derives eps from the thresholded x0 (DPM-Solver) or does nothing (UniPC).
     """
     if not options["thresholding"]:
         return None
@@ -59,14 +60,17 @@ def threshold(options: Options, calls: int) -> Threshold | None:
 
 
 def _at(options: Options, bars: np.ndarray, t: np.ndarray) -> np.ndarray:
-    """abar at timesteps; before timestep 0 it is 1, or abar_0 without `set_alpha_to_one`."""
+    """Returns abar at timesteps. Below timestep 0 it is 1, or abar_0 without `set_alpha_to_one`."""
     before = 1.0 if options.get("set_alpha_to_one", True) else bars[0]
     return np.where(t < 0, before, bars[np.clip(t, 0, len(bars) - 1)])
 
 
 def ddim(options: Options, steps: int) -> Row:
-    """Song et al. 2021. The timestep after t is t - T // steps, whatever the spacing, as in diffusers; of given
-    timesteps it is the next."""
+    """Returns the table of DDIM (Song et al. 2021).
+
+    A step goes from t to t - T // steps for every spacing, as in diffusers; with a list of timesteps, it goes to the
+    next entry.
+    """
     bars, t = cumulative(options), spaced(options, steps).astype(int)
     following = np.append(t[1:], -1) if "timesteps" in options else t - options["num_train_timesteps"] // steps
     now, after = _at(options, bars, t), _at(options, bars, following)
@@ -87,19 +91,19 @@ def ddim(options: Options, steps: int) -> Row:
 
 
 def ddpm(options: Options, steps: int) -> Row:
-    """Ho et al. 2020, eqs. 6 and 7, with the timesteps of the table; no noise is added at timestep 0.
+    """Returns the table of DDPM (Ho et al. 2020, eqs. 6 and 7). No noise is added at timestep 0.
 
-    The betas are those that lead from each timestep to the next, which is what DeepFloyd-IF's own code makes
-    of its lists. After a last timestep above 0 noise is added as in diffusers, but not in that code.
+    The betas lead from each timestep of the table to the next, as DeepFloyd-IF's own code computes them for its lists.
+    If the last timestep is above 0, noise is added after it, as in diffusers; DeepFloyd-IF's code adds none.
 
-    A variance that the network predicts counts with "learned_range" alone.
+    A predicted variance has an effect with "learned_range" only.
     """
     bars, t = cumulative(options), spaced(options, steps).astype(int)
     now, after = _at(options, bars, t), _at(options, bars, np.append(t[1:], -1))
     beta = 1 - now / after
     kept = _over(1 - after, 1 - now)
     least = np.maximum(kept * beta, 1e-20)
-    # None at timestep 0, where an outlying prediction could make 0 times infinity of no noise.
+    # 0 at timestep 0, where no noise is added: the exponential of an extreme prediction could give 0 times infinity.
     logs = np.where(t[:, None] > 0, np.log(np.stack([least, np.maximum(beta, 1e-20)], 1)), 0)
     deviation = {
         "fixed_small": np.sqrt(least),
@@ -112,7 +116,7 @@ def ddpm(options: Options, steps: int) -> Row:
         m=x0_form(options, np.sqrt(now), np.sqrt(1 - now)),
         clip=clip_of(options),
         threshold=threshold(options, len(t)),
-        # beta / (1 - now) would be 0/0 where there is no noise.
+        # The usual form, beta / (1 - now), would be 0/0 where there is no noise.
         x=(np.sqrt(now / after) * kept, np.sqrt(after) * (1 - now / after * kept)),
         noise=np.where(t > 0, deviation, 0),
         log_variance=logs if options["variance_type"] == "learned_range" else 0.0,
@@ -120,32 +124,35 @@ def ddpm(options: Options, steps: int) -> Row:
     return table(t, solver, shares=(np.sqrt(now), np.sqrt(1 - now)))
 
 
-# Adams-Bashforth on equal steps, by order; the second formula is Heun's, with the output at the step's end.
+# The weights of Adams-Bashforth on equal steps, by order.
 _ADAMS = np.array(
     [[1, 0, 0, 0], [3 / 2, -1 / 2, 0, 0], [23 / 12, -16 / 12, 5 / 12, 0], np.array([55, -59, 37, -9]) / 24]
 )
 
 
 def pndm(options: Options, steps: int) -> Row:
-    """Liu et al. 2022: a Runge-Kutta start of twelve calls (algorithm 2), or with `skip_prk_steps` lower orders,
-    after Katherine Crowson's sampler; then the linear multi-step formula (eq. 12).
+    """Returns the table of PNDM (Liu et al. 2022).
 
-    What is remembered is the output itself; with v, its mean is turned into eps where the step starts.
+    It starts with twelve Runge-Kutta calls (algorithm 2), or with `skip_prk_steps` with lower orders, after Katherine
+    Crowson's sampler. The linear multi-step formula (eq. 12) follows.
 
-    Begun later than at the first step, the lower orders are those of the first calls that are run, as in diffusers: the
-    second of them repeats the first step, although its timestep appears only once, so that all later ones see x of the
-    timestep before. The Runge-Kutta start, which diffusers then mixes with the timesteps that are not run, is of the
-    steps that are.
+    The memory holds outputs of the network. With v-prediction, the weighted mean of the outputs is converted to eps at
+    the start of the step.
+
+    If sampling begins after the first step, the first calls that run take the lower orders, as in diffusers: the second
+    of these calls repeats the first step although its timestep appears only once, so that all later calls see x of the
+    timestep before theirs. The Runge-Kutta start covers the steps that run; diffusers mixes it with timesteps that do
+    not run.
     """
     if "timesteps" in options:
-        raise ValueError("its steps are of one length; give their number, not timesteps")
+        raise ValueError("all steps must have the same length; give a number of steps, not timesteps")
     bars, stride = cumulative(options), options["num_train_timesteps"] // steps
     plan = _low_orders if options["skip_prk_steps"] else _runge_kutta
     t, begin, end, restart, weights, remember = plan(
         spaced(options, steps).astype(int), stride, options.get("begin", 0)
     )
     now, after = _at(options, bars, begin), _at(options, bars, end)
-    # Eq. 9 moves along eps by `slope`.
+    # The coefficient of eps in eq. 9.
     slope = -_over(after - now, now * np.sqrt(1 - after) + np.sqrt(now * (1 - now) * after))
     from_x, from_output = eps_form(options, np.sqrt(now), np.sqrt(1 - now))
     solver = multistep(
@@ -160,7 +167,11 @@ def pndm(options: Options, steps: int) -> Row:
 
 
 def _low_orders(t: np.ndarray, stride: int, begin: int) -> tuple:
-    """The second timestep is called twice: the first step is taken restart with the mean of both its ends."""
+    """Plans the calls that start with lower orders.
+
+    The second timestep is called twice: its second call repeats the first step with the mean of the outputs at both of
+    its ends.
+    """
     t = np.concatenate([t[:2], t[1:2], t[2:]])[begin:]
     call = np.arange(len(t))
     restart = call == 1
@@ -169,10 +180,15 @@ def _low_orders(t: np.ndarray, stride: int, begin: int) -> tuple:
 
 
 def _runge_kutta(t: np.ndarray, stride: int, begin: int) -> tuple:
-    """Three steps of four calls each, at their beginning, twice their middle, and their end."""
+    """Plans the calls that start with three Runge-Kutta steps.
+
+    Each of these steps makes four calls: at its beginning, twice in its middle, and at its end.
+    """
     t = t[begin:]
     if len(t) < 4:
-        raise ValueError(f"steps={len(t)} should be at least 4: without skip_prk_steps, three are the start")
+        raise ValueError(
+            f"steps={len(t)} should be at least 4: without skip_prk_steps, the first three are Runge-Kutta steps"
+        )
     half = stride // 2
     stages = np.concatenate([[a, b + half, b + half, b] for a, b in itertools.pairwise(t[:4])])
     end = np.concatenate([stages - np.tile([half, 0, half, 0], 3), t[3:] - stride])
@@ -184,22 +200,23 @@ def _runge_kutta(t: np.ndarray, stride: int, begin: int) -> tuple:
     weights[:12, 0] = 1
     weights[3:12:4, :4] = [1 / 6, 1 / 3, 1 / 3, 1 / 6]
     for c in range(12, len(t)):
-        # Of the start, only the outputs at the beginning of a step count.
-        counted = [k for k in range(c, -1, -1) if k >= 12 or k % 4 == 0][:4]
-        weights[c, [c - k for k in counted]] = _ADAMS[3]
+        # Of the Runge-Kutta calls, only those at the beginning of a step count.
+        used = [k for k in range(c, -1, -1) if k >= 12 or k % 4 == 0][:4]
+        weights[c, [c - k for k in used]] = _ADAMS[3]
     return t, start, end, restart, weights, True
 
 
 def ipndm(options: Options, steps: int) -> Row:
-    """PNDM's linear multi-step formula (Liu et al. 2022, eq. 12) with lower orders at first, for networks that predict
-    v = a eps - b x0 at times from 1 to 0; here b = sin²(pi t / 2) before each of equal steps of t.
+    """Returns the table of IPNDM: PNDM's linear multi-step formula (Liu et al. 2022, eq. 12), with lower orders first.
 
-    At the first step there is no signal, a = 0, and diffusers takes the next x to be its noise alone.
+    It is for networks that predict v = a eps - b x0 at times from 1 to 0. The steps of t are equal, and
+    b = sin²(pi t / 2) before each of them. At the first step there is no signal (a = 0), and the next x is its noise
+    alone, as in diffusers.
     """
     if "timesteps" in options:
-        raise ValueError("it has its own times from 1 to 0; give a number of steps, not timesteps")
+        raise ValueError("it spaces its times from 1 to 0 itself; give a number of steps, not timesteps")
     if steps == 1:
-        raise ValueError("steps=1 would end without the output of the network; take two at least")
+        raise ValueError("steps=1 would ignore the output of the network; use at least 2 steps")
     noise = np.sin(np.linspace(1, 0, steps + 1) * math.pi / 2) ** 2
     signal = np.sqrt(1 - noise**2)
     ratio = _over(signal[1:], signal[:-1])

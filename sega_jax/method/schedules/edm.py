@@ -1,9 +1,9 @@
-"""Tables for networks that were trained with EDM's preconditioning (Karras et al. 2022, table 1 and section 5), such as
-Playground 2.5's: Euler and multi-step DPM-Solver++.
+"""Tables for networks trained with EDM's preconditioning (Karras et al. 2022, table 1 and section 5), such as
+Playground 2.5: Euler and multi-step DPM-Solver++.
 
-Their state is x0 + sigma eps. The network gets it divided by sqrt(sigma² + sigma_data²), and a quarter of the logarithm
-of sigma as its timestep; its output is mixed with x by c_skip and c_out. There are no betas: sigma goes from
-`sigma_max` to `sigma_min`, and `num_train_timesteps` only bounds the steps.
+Their state is x0 + sigma eps. The network's input is the state divided by sqrt(sigma² + sigma_data²), its timestep is
+log(sigma) / 4, and its output is mixed with x by c_skip and c_out. There are no betas: sigma falls from `sigma_max` to
+`sigma_min`, and `num_train_timesteps` only limits the number of steps.
 """
 
 import math
@@ -16,22 +16,22 @@ from sega_jax.method.schedules.spacing import Options
 
 
 def _sigmas(options: Options, steps: int) -> np.ndarray:
-    """Falling sigmas [steps + 1], to the final one (eq. 5, or geometric)."""
+    """Returns the descending sigmas [steps + 1] with the final one, spaced by eq. 5 or geometrically."""
     if "timesteps" in options:
-        raise ValueError("it spaces the noise levels itself; give a number of steps, not timesteps")
+        raise ValueError("it spaces its noise levels itself; give a number of steps, not timesteps")
     low, high, rho = options["sigma_min"], options["sigma_max"], options["rho"]
     if options["sigma_schedule"] == "karras":
         ramp = np.linspace(0, 1, steps)
         sigmas = (high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho
     elif steps == 1:
-        raise ValueError("sigma_schedule='exponential' begins at the least noise with one step; take two at least")
+        raise ValueError("sigma_schedule='exponential' with one step begins at the least noise; use at least 2 steps")
     else:
         sigmas = np.exp(np.linspace(math.log(low), math.log(high), steps))[::-1]
     return np.append(sigmas, sigmas[-1] if options["final_sigmas_type"] == "sigma_min" else 0.0)
 
 
 def _x0(options: Options, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(c_skip, c_out) with x0 = c_skip x + c_out output."""
+    """Returns (c_skip, c_out) with x0 = c_skip x + c_out output."""
     data = options["sigma_data"]
     out = sigma * data / np.hypot(sigma, data)
     return data**2 / (sigma**2 + data**2), -out if options["prediction_type"] == "v_prediction" else out
@@ -48,7 +48,7 @@ def _table(options: Options, sigma: np.ndarray, solver: MultistepRow) -> Row:
 
 
 def euler(options: Options, steps: int) -> Row:
-    """Karras et al. 2022, algorithm 2 without churn and its second order."""
+    """Returns the table of Euler steps (Karras et al. 2022, algorithm 2 without churn and second-order correction)."""
     sigmas = _sigmas(options, steps)
     skip, out = _x0(options, sigmas[:-1])
     solver = multistep(steps, m=((1 - skip) / sigmas[:-1], -out / sigmas[:-1]), x=(1.0, np.diff(sigmas)))
@@ -56,8 +56,11 @@ def euler(options: Options, steps: int) -> Row:
 
 
 def dpm_solver(options: Options, steps: int) -> Row:
-    """Multi-step DPM-Solver++ of order 1 to 3 (Lu et al. 2022) where alpha is 1; "sde" adds the reverse diffusion's
-    noise. It ends at "sigma_min" with a step that stays where it is, as in diffusers."""
+    """Returns the table of multi-step DPM-Solver++ of order 1 to 3 (Lu et al. 2022) with alpha = 1.
+
+    "sde" adds the noise of the reverse diffusion. With `final_sigmas_type` "sigma_min", the last step leaves x
+    unchanged, as in diffusers.
+    """
     sigmas = _sigmas(options, steps)
     path = path_of(np.zeros(steps), np.ones(steps + 1), sigmas)
     return _table(options, sigmas[:-1], dpm_multistep(options, path, _x0(options, sigmas[:-1])))

@@ -1,9 +1,9 @@
 """Tables of the exponential integrators: DPM-Solver and DPM-Solver++ (Lu et al. 2022), DEIS (Zhang & Chen 2023), UniPC
 (Zhao et al. 2023).
 
-Along lambda = log(alpha / sigma), where x = alpha x0 + sigma eps and alpha² + sigma² = 1, they integrate
-the linear part exactly and what is left by the last x0 (or eps), which is what they remember. Where betas are zero,
-sigma is 0 before the end of the schedule: x is x0 already, and calls there leave it as it is.
+Here x = alpha x0 + sigma eps with alpha² + sigma² = 1, and lambda = log(alpha / sigma). Along lambda, these solvers
+integrate the linear part exactly and approximate the rest from the remembered x0 (or eps) of the last calls. Where
+betas are zero, sigma is 0 before the end of the schedule; x is then already x0, and calls leave it unchanged.
 """
 
 import math
@@ -18,27 +18,30 @@ from sega_jax.method.schedules.spacing import Options, cumulative, respaced, sig
 
 
 class NoisePath(NamedTuple):
+    """The noise levels through which a solver steps, all float64."""
+
     timesteps: np.ndarray  # [calls]
-    alpha: np.ndarray  # [calls + 1]
-    sigma: np.ndarray  # [calls + 1]
+    alpha: np.ndarray  # [calls + 1], the share of signal
+    sigma: np.ndarray  # [calls + 1], the share of noise
     log_snr: np.ndarray  # [calls + 1], lambda; infinite where sigma is 0
 
 
 def path_of(timesteps: np.ndarray, alpha: np.ndarray, sigma: np.ndarray) -> NoisePath:
-    """Returns the path through timesteps [calls], with shares of signal and noise [calls + 1], all float64."""
+    """Returns the path through timesteps [calls] with these shares of signal and noise [calls + 1]."""
     with np.errstate(divide="ignore"):
         return NoisePath(timesteps, alpha, sigma, np.log(alpha) - np.log(sigma))
 
 
 def _path(options: Options, steps: int, *, rounded: bool = True, own_end: bool = False) -> NoisePath:
-    """The points of a schedule.
+    """Returns the path of a schedule.
 
     Args:
-        rounded: whether the timesteps of Karras sigmas are.
-        own_end: whether "sigma_min" is the last of respaced sigmas, not the training's.
+        rounded: Whether to round the timesteps of Karras sigmas to integers.
+        own_end: Whether "sigma_min" stands for the last of the respaced sigmas instead of the least training sigma.
     """
     schedule = sigmas_of(cumulative(options))
-    # Up to the least lambda: the cosine schedule's last ones are beyond float32.
+    # Timesteps whose lambda is below `lambda_min_clipped` are left out: the last ones of the cosine schedule are beyond
+    # float32.
     with np.errstate(divide="ignore"):
         total = int((-np.log(schedule) >= options.get("lambda_min_clipped", -math.inf)).sum())
     t = spaced_before_end(options, steps, total)
@@ -54,8 +57,11 @@ def _path(options: Options, steps: int, *, rounded: bool = True, own_end: bool =
 
 
 def _distinct(path: NoisePath, i: int, order: int) -> int:
-    """The order that a step from point i may have: of the points before it, up to the first two with the same noise,
-    between which betas are zero or the same timestep is called twice."""
+    """Returns the order that a step from point i can have, at most `order`.
+
+    A step can use only distinct points: the noise of two points is equal where betas are zero or the same timestep is
+    called twice.
+    """
     while order > 1 and not np.diff(path.log_snr[i + 1 - order : i + 1]).all():
         order -= 1
     return order
@@ -66,19 +72,26 @@ def _table(options: Options, path: NoisePath, solver: MultistepRow) -> Row:
 
 
 def _form(options: Options, path: NoisePath, *, data: bool) -> tuple[np.ndarray, np.ndarray]:
-    """(p, q) with x0 (or eps) = p x + q output."""
+    """Returns (p, q) with p x + q output = x0 if `data` is true, else eps."""
     return (x0_form if data else eps_form)(options, path.alpha[:-1], path.sigma[:-1])
 
 
 def dpm_solver(options: Options, steps: int) -> Row:
-    """Multi-step of order 1 to 3, the slope by "midpoint" or "heun"; "sde" adds the reverse diffusion's noise."""
+    """Returns the table of multi-step DPM-Solver of order 1 to 3.
+
+    "midpoint" or "heun" sets the formula of the slope, and "sde" adds the noise of the reverse diffusion.
+    """
     path = _path(options, steps, rounded=options["beta_schedule"] != "squaredcos_cap_v2")
     form = _form(options, path, data=options["algorithm_type"].endswith("++"))
     return _table(options, path, dpm_multistep(options, path, form))
 
 
 def dpm_multistep(options: Options, path: NoisePath, form: tuple[np.ndarray, np.ndarray]) -> MultistepRow:
-    """The rows of multi-step DPM-Solver along any path."""
+    """Returns the coefficients of multi-step DPM-Solver along any path.
+
+    Args:
+        form: (p, q), each [calls], with which p x + q output is the remembered quantity.
+    """
     count, kind = len(path.timesteps), options["algorithm_type"]
     from_x, noise, weights = np.zeros(count), np.zeros(count), np.zeros((count, 3))
     few = options["lower_order_final"] and count < 15
@@ -95,7 +108,7 @@ def dpm_multistep(options: Options, path: NoisePath, form: tuple[np.ndarray, np.
             h = np.diff(path.log_snr[max(i + 1 - order, 0) : i + 2])[::-1]
         weights[i, 0] = value
         if order > 1:
-            # In units of this step: m' by the last two outputs, m'' by the last three.
+            # Derivatives in units of this step: m' from the last two outputs, m'' from the last three.
             first = h[0] / h[1] * np.array([1, -1, 0])
             if order == 2:
                 weights[i] += (value / 2 if options["solver_type"] == "midpoint" else slope) * first
@@ -106,11 +119,13 @@ def dpm_multistep(options: Options, path: NoisePath, form: tuple[np.ndarray, np.
 
 
 def dpm_singlestep(options: Options, steps: int) -> Row:
-    """Single-step DPM-Solver: steps of `solver_order` calls each, every call of which starts anew where the step does
-    and takes the outputs of the step so far. What is left over at the end is of lower order.
+    """Returns the table of single-step DPM-Solver.
 
-    Entered later than at the first step, the first step is of lower order, too. The bend of a stochastic step of
-    order 3 by "heun" has diffusers' sign, with which it is of first order.
+    Its steps have `solver_order` calls. Each call starts from the beginning of its step and uses the outputs of the
+    step so far. If calls remain at the end, they form a step of lower order. If sampling begins later in the schedule,
+    the first step may also be of lower order.
+
+    In a stochastic step of order 3 with "heun", the bend has the sign of diffusers, which makes the step first order.
     """
     path = _path({**options, "timestep_spacing": "linspace"}, steps)
     kind, begin = options["algorithm_type"], options.get("begin", 0)
@@ -124,14 +139,14 @@ def dpm_singlestep(options: Options, steps: int) -> Row:
         if order == 1:
             weights[i, 0] = value
             continue
-        # Where the outputs lie on the way, as shares of it; the slope by the last of them and by the one before.
-        way = path.log_snr[start : i + 2] - path.log_snr[start]
+        # The positions of the outputs as shares of the step, and the slopes from the last and from the one before.
+        span = path.log_snr[start : i + 2] - path.log_snr[start]
         if order == 2:
-            r = way[1] / way[2]
+            r = span[1] / span[2]
             weights[i] = (value if options["solver_type"] == "midpoint" else 2 * slope) / 2 / r * np.array([1, -1, 0])
             weights[i, 1] += value
         else:
-            before, last = way[1] / way[3], way[2] / way[3]
+            before, last = span[1] / span[3], span[2] / span[3]
             by_last, by_before = np.array([1, 0, -1]) / last, np.array([0, 1, -1]) / before
             weights[i] = slope * by_last
             if options["solver_type"] == "heun":
@@ -152,16 +167,19 @@ def dpm_singlestep(options: Options, steps: int) -> Row:
 
 
 def _dpm_gains(kind: str, path: NoisePath, i: int, j: int) -> tuple[float, float, float, float, float]:
-    """From point i to j: the coefficients of x, of fresh noise, and of the remembered quantity, its slope and
-    its bend over the step. The last two mean nothing where the step is infinite."""
+    """Returns the coefficients of a step from point i to j.
+
+    They belong to x, the fresh noise, the remembered quantity, its slope and its bend (second derivative) over the
+    step. The last two are not meaningful if the step is infinite.
+    """
     (alpha, alpha_to), (sigma, sigma_to) = path.alpha[[i, j]], path.sigma[[i, j]]
     if sigma == sigma_to:
-        return alpha_to / alpha, 0.0, 0.0, 0.0, 0.0  # also where there is no noise from the start
+        return alpha_to / alpha, 0.0, 0.0, 0.0, 0.0  # this includes steps between two points without noise
     h = path.log_snr[j] - path.log_snr[i]
     sde = kind.startswith("sde")
     with np.errstate(invalid="ignore"):
         if kind.endswith("++"):
-            # The noise that is put back is taken from x first: twice the exponent.
+            # The stochastic step first removes the noise that it adds, which doubles the exponent.
             g = 2 * h if sde else h
             decay = np.expm1(-g)
             from_x = sigma_to / sigma * (np.exp(-h) if sde else 1)
@@ -176,9 +194,12 @@ def _dpm_gains(kind: str, path: NoisePath, i: int, j: int) -> tuple[float, float
 
 
 def deis(options: Options, steps: int) -> Row:
-    """DEIS (Zhang & Chen 2023) of order 1 to 3 in log rho, rho = sigma / alpha: eps is the polynomial in log rho
-    through its last values, and its integral over rho is exact. It ends at the least sigma of the training, or stays at
-    the last one of `use_karras_sigmas` and the like."""
+    """Returns the table of DEIS (Zhang & Chen 2023) of order 1 to 3 in log rho, where rho = sigma / alpha.
+
+    It interpolates the last values of eps by a polynomial in log rho and integrates the polynomial over rho exactly. It
+    ends at the least training sigma. With `use_karras_sigmas` or another spacing of sigmas, it ends at the last of
+    these, and the last step leaves x unchanged.
+    """
     path = _path({**options, "final_sigmas_type": "sigma_min"}, steps, own_end=True)
     weights, begin = np.zeros((steps, 3)), options.get("begin", 0)
     few = options["lower_order_final"] and steps < 15
@@ -187,7 +208,7 @@ def deis(options: Options, steps: int) -> Row:
         if path.sigma[i] == path.sigma[i + 1]:
             continue
         h = path.log_snr[i] - path.log_snr[i + 1]
-        # The integrals of s^k e^s from 0 to h, s being log rho from where the step starts.
+        # The integrals of s^k e^s from 0 to h, where s is log rho relative to the start of the step.
         grown = np.exp(h)
         edge = h * grown if grown else 0.0
         moments = np.array([np.expm1(h), edge - np.expm1(h), (h * edge if grown else 0.0) - 2 * (edge - np.expm1(h))])
@@ -206,9 +227,10 @@ def deis(options: Options, steps: int) -> Row:
 
 
 def unipc(options: Options, steps: int) -> Row:
-    """Predictor (UniP) and corrector (UniC), B(h) being h ("bh1") or exp(h) - 1 ("bh2").
+    """Returns the table of UniPC, a predictor (UniP) with a corrector (UniC).
 
-    The corrector takes the last step anew with the output at its end; the predictor goes on from there.
+    B(h) is h for "bh1" and exp(h) - 1 for "bh2". The corrector repeats the last step with the output at its end, and
+    the predictor continues from there.
     """
     path = _path(options, steps, own_end=True)
     count, most = len(path.timesteps), options["solver_order"]
@@ -234,8 +256,11 @@ def unipc(options: Options, steps: int) -> Row:
 
 
 def _unipc_step(options: Options, path: NoisePath, i: int, order: int, *, corrects: bool) -> tuple[float, np.ndarray]:
-    """From point i to i + 1: the coefficient of x at i, and those of what is remembered [1 + most], newest first:
-    from point i + 1 on if it corrects, else from i on."""
+    """Returns the coefficients of a step from point i to i + 1.
+
+    They belong to x at point i and to the remembered quantities [1 + solver_order], newest first. The newest quantity
+    is that of point i + 1 in the corrector, and that of point i in the predictor.
+    """
     (alpha, alpha_to), (sigma, sigma_to) = path.alpha[i : i + 2], path.sigma[i : i + 2]
     data, weights = options["predict_x0"], np.zeros(2 + options["solver_order"])  # from point i + 1 on
     if sigma == sigma_to or (sigma_to == 0 and not data):
@@ -256,7 +281,7 @@ def _unipc_step(options: Options, path: NoisePath, i: int, order: int, *, correc
             phi = (phi / hh if np.isfinite(hh) else 0.0) - 1 / math.factorial(k + 1)
         matrix = ratios ** np.arange(unknown)[:, None]
         solved = np.linalg.solve(matrix[:, :unknown], right[:unknown])
-        # At their lowest orders the paper takes 1/2, which is right to the order at any B.
+        # At the lowest orders the paper uses 1/2, which has the right order for every B.
         rho = np.array([0.5]) if unknown == 1 else solved
         for k, (r, ratio) in enumerate(zip(rho, ratios, strict=False), 1):
             weights[0 if k == order else k + 1] -= scale * bound * r / ratio

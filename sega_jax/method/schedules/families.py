@@ -1,4 +1,4 @@
-"""The schedulers by diffusers' names: the options of each, what they may be, and its table."""
+"""The supported schedulers by their class names in diffusers: options, supported values and tables."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -17,16 +17,16 @@ class Family(NamedTuple):
 
     table: Callable[[Options, int], Row]
     defaults: Mapping[str, Any]
-    fixed: Mapping[str, Any] = {}  # options with the one value that is supported
-    choices: Mapping[str, tuple[str, ...]] = {}  # besides those of `_CHOICES`
-    aliases: Mapping[str, Mapping[str, str]] = {}  # values of other classes' options of the same name
+    fixed: Mapping[str, Any] = {}  # options of which only one value is supported
+    choices: Mapping[str, tuple[str, ...]] = {}  # supported values, in addition to `_CHOICES`
+    aliases: Mapping[str, Mapping[str, str]] = {}  # values of other classes, by option, and their replacements
     solver: Callable[[Options], str] = lambda options: "multistep"
-    order: int | None = 1  # calls of a step; None where the table itself leaves out the steps that are not run
-    eta: float | None = None  # the default share of fresh noise; None where the solver has no eta
-    training: str = "betas"  # a key of `TRAININGS`: the networks that it samples
+    order: int | None = 1  # calls of a step; None if the table itself omits the steps that do not run
+    eta: float | None = None  # the default share of fresh noise; None if the solver has no eta
+    training: str = "betas"  # the training of its networks, a key of `TRAININGS`
 
 
-# The trainings that schedulers assume. A network of another training would produce noise.
+# The trainings that schedulers assume. A network with another training would produce noise.
 TRAININGS = {
     "betas": "networks trained with the noise of betas by timestep",
     "edm": "networks trained with EDM's preconditioning (sigma_data)",
@@ -220,13 +220,13 @@ _NUMBERS = {
     "timestep_scaling": (int | float, lambda v: 0 < v < math.inf, "a positive number"),
     "lambda_min_clipped": (int | float, lambda v: v < 0, "a negative number, the least log of signal over noise"),
 }
-# Options that diffusers' schedulers, which hand their configs to each other, have besides.
+# Options that any config may have, because schedulers in diffusers take over each other's configs.
 _FOREIGN = {
     "flow_shift", "time_shift_type", "prk_timesteps",
     *(key for family in FAMILIES.values() for key in (*family.defaults, *family.fixed)),
 }  # fmt: skip
-# What the schedulers that diffusers had for Flax did where torch's of the same name have another default: the first
-# versions of DDIM never clipped, DPM-Solver ended at timestep 0, and Euler counted "leading" timesteps from 1.
+# Options with which schedulers for torch do what diffusers' former schedulers for Flax did: the first versions of DDIM
+# never clipped, DPM-Solver ended at timestep 0, and Euler counted "leading" timesteps from 1.
 _FLAX_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "DDIMScheduler": {"clip_sample": False},
     "DPMSolverMultistepScheduler": {"final_sigmas_type": "sigma_min"},
@@ -235,28 +235,30 @@ _FLAX_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 
 
 def of_torch(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the config of the scheduler for torch with the same steps as that of a config, which may be for Flax."""
+    """Returns the config of the equivalent scheduler for torch; a config for torch is returned unchanged."""
     flax = config.get("_class_name")
     if not isinstance(flax, str) or not flax.startswith("Flax"):
         return dict(config)
     name = flax.removeprefix("Flax")
-    given = {key: value for key, value in config.items() if value is not None}
-    return {**config, **_FLAX_DEFAULTS.get(name, {}), **given, "_class_name": name}
+    explicit = {key: value for key, value in config.items() if value is not None}
+    return {**config, **_FLAX_DEFAULTS.get(name, {}), **explicit, "_class_name": name}
 
 
 def plain(name: str) -> str:
-    """A scheduler's name as people shorten it: "DPM++" for DPMSolverMultistepScheduler."""
+    """Returns the essential letters of a scheduler's name, so that "DPM++" resembles DPMSolverMultistepScheduler."""
     name = name.lower().replace("dpmpp", "dpm++").replace("dpm++", "dpmsolver")
     name = name.replace("scheduler", "").replace("discrete", "")
     return "".join(letter for letter in name if letter.isalnum())
 
 
 def resolve(config: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
-    """Every option of a config's class, given or default; null is the default. Without `strict`, options that no
-    scheduler here has mean nothing.
+    """Returns all options of a config's class, with defaults for missing and null ones.
+
+    Args:
+        strict: Whether an option that no supported scheduler has is an error; otherwise it is ignored.
 
     Raises:
-        ValueError: a scheduler, option or value that is not supported; the message lists what is.
+        ValueError: The scheduler, an option or a value is not supported. The message lists the supported ones.
     """
     name = config.get("_class_name")
     if name not in list(FAMILIES):
@@ -266,14 +268,16 @@ def resolve(config: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
     known = {*family.defaults, *family.fixed}
     unknown = [k for k in config if not k.startswith("_") and k not in known | _FOREIGN]
     if unknown and strict:
-        raise ValueError(f"{name}: unknown options {', '.join(unknown)}; supported are {', '.join(sorted(known))}")
+        raise ValueError(
+            f"{name}: unknown options {', '.join(unknown)}; the supported options are {', '.join(sorted(known))}"
+        )
     for key, only in family.fixed.items():
         if config.get(key, only) not in (only, None):
             raise ValueError(f"{name}: {key}={config[key]!r} is not supported, only {only!r}")
     options = dict(family.defaults)
-    taken = [*options, *(_ENDS if _RESPACED.keys() & family.defaults.keys() else ())]
-    # As in diffusers, classes that respace sigmas take the ends over from the config of another class.
-    options |= {key: config[key] for key in taken if config.get(key) is not None}
+    accepted = [*options, *(_ENDS if _RESPACED.keys() & family.defaults.keys() else ())]
+    # As in diffusers, classes that respace sigmas accept `sigma_min` and `sigma_max` from the config of another class.
+    options |= {key: config[key] for key in accepted if config.get(key) is not None}
     for key, other in family.aliases.items():
         if isinstance(options[key], str):
             options[key] = other.get(options[key], options[key])
@@ -292,53 +296,53 @@ def _check(key: str, value: Any, family: Family) -> None:
         if value not in choices[key]:
             raise ValueError(f"{key}={value!r} is not supported, only {', '.join(choices[key])}")
     elif key in _NUMBERS:
-        kind, good, words = _NUMBERS[key]
+        kind, is_valid, noun = _NUMBERS[key]
         default = family.defaults.get(key)
         if value == default and type(value) is type(default):
             return
-        if isinstance(value, bool) or not isinstance(value, kind) or not good(value):
-            raise ValueError(f"{key}={value!r} should be {words}")
+        if isinstance(value, bool) or not isinstance(value, kind) or not is_valid(value):
+            raise ValueError(f"{key}={value!r} should be {noun}")
     elif isinstance(family.defaults[key], bool) and not isinstance(value, bool):
         raise ValueError(f"{key}={value!r} should be true or false")
     elif key == "disable_corrector":
         calls = value if isinstance(value, list | tuple) else [None]
         if not all(isinstance(call, int) and not isinstance(call, bool) and call >= 0 for call in calls):
-            raise ValueError(f"{key}={value!r} should be a list of calls, like [0, 1]")
+            raise ValueError(f"{key}={value!r} should be a list of calls, such as [0, 1]")
 
 
 def _check_together(options: Options) -> None:
     betas = options.get("trained_betas")
     if betas is not None:
         array = np.asarray(betas) if isinstance(betas, list | tuple | np.ndarray) else np.asarray(None)
-        numbered = array.dtype.kind == "f" and array.shape == (options["num_train_timesteps"],)
-        if not numbered or not ((array >= 0) & (array < 1)).all() or not array.any():
+        fits = array.dtype.kind == "f" and array.shape == (options["num_train_timesteps"],)
+        if not fits or not ((array >= 0) & (array < 1)).all() or not array.any():
             raise ValueError(
-                f"trained_betas should be {options['num_train_timesteps']} numbers of at least 0 and below 1, not all"
-                " of them 0 (num_train_timesteps)"
+                f"trained_betas should be {options['num_train_timesteps']} numbers (num_train_timesteps) of at least 0"
+                " and below 1, not all of them 0"
             )
     count, total = options.get("original_inference_steps", 1), options["num_train_timesteps"]
     if count > total:
         raise ValueError(f"original_inference_steps={count} should be at most num_train_timesteps={total}")
     spacings = [key for key in _RESPACED if options.get(key)]
     if len(spacings) > 1:
-        raise ValueError(f"{' and '.join(spacings)} are two spacings of the sigmas; give one")
+        raise ValueError(f"{' and '.join(spacings)} exclude each other; use one of them")
     low, high = options.get("sigma_min"), options.get("sigma_max")
     if low is not None and high is not None and low >= high:
         raise ValueError(f"sigma_min={low} should be below sigma_max={high}")
     kind = options.get("algorithm_type", "")
     if kind in ("dpmsolver", "sde-dpmsolver") and options["final_sigmas_type"] == "zero":
-        raise ValueError(f"algorithm_type={kind!r} cannot end at noise zero; give final_sigmas_type='sigma_min'")
+        raise ValueError(f"algorithm_type={kind!r} cannot end at zero noise; use final_sigmas_type='sigma_min'")
     if "predict_x0" in options and options["final_sigmas_type"] == "zero":
         if not options["predict_x0"]:
-            raise ValueError("predict_x0=False cannot end at noise zero; give final_sigmas_type='sigma_min'")
+            raise ValueError("predict_x0=False cannot end at zero noise; use final_sigmas_type='sigma_min'")
         if options["solver_order"] > 1 and not options["lower_order_final"]:
-            raise ValueError("only order 1 ends at noise zero; give lower_order_final=True")
+            raise ValueError("only a last step of order 1 can end at zero noise; use lower_order_final=True")
     if options.get("thresholding"):
         if kind in ("dpmsolver", "sde-dpmsolver"):
-            raise ValueError(f"algorithm_type={kind!r} predicts noise, and thresholding is of x0; give '{kind}++'")
+            raise ValueError(f"algorithm_type={kind!r} works on noise, but thresholding is for x0; use '{kind}++'")
         if kind == "deis":
-            raise ValueError("it remembers noise, and thresholding is of x0; take DPMSolverMultistepScheduler")
+            raise ValueError("it works on noise, but thresholding is for x0; use DPMSolverMultistepScheduler")
         if not options.get("predict_x0", True):
-            raise ValueError("predict_x0=False predicts noise, and thresholding is of x0; give predict_x0=True")
+            raise ValueError("predict_x0=False works on noise, but thresholding is for x0; use predict_x0=True")
     if kind.startswith("sde") and options["solver_order"] == 3 and "euler_at_final" in options:
-        raise ValueError(f"algorithm_type={kind!r} has solver_order 1 and 2, not 3")
+        raise ValueError(f"algorithm_type={kind!r} supports solver_order 1 and 2, not 3")

@@ -1,5 +1,4 @@
-"""Betas, timesteps and sigmas, from the options that diffusers' schedulers share, and timesteps given by hand or by the
-name of a list."""
+"""Betas, timesteps and sigmas from the options that diffusers' schedulers share, and custom lists of timesteps."""
 
 import math
 from collections.abc import Mapping
@@ -9,15 +8,15 @@ import numpy as np
 
 from sega_jax.method.checks import brief
 
-# Of a scheduler's config; and "timesteps" [calls], falling, where they are given in place of a number of steps, and
-# "begin", the first step that is run, where it is not the first of all.
+# The options of a scheduler's config. A call may add "timesteps", a descending array [calls] that replaces the number
+# of steps, and "begin", the index of the first step that runs.
 Options = Mapping[str, Any]
 
 
 def cumulative(options: Options) -> np.ndarray:
-    """abar, the cumulative product of 1 - beta, by training timestep.
+    """Returns abar, the cumulative product of 1 - beta, by training timestep.
 
-    In float64, as in DeepFloyd-IF's own code; diffusers has betas and products in float32.
+    It is float64, as in DeepFloyd-IF's own code; diffusers computes betas and products in float32.
     """
     count, kind = options["num_train_timesteps"], options["beta_schedule"]
     low, high = options["beta_start"], options["beta_end"]
@@ -28,29 +27,36 @@ def cumulative(options: Options) -> np.ndarray:
     elif kind == "scaled_linear":
         betas = np.linspace(math.sqrt(low), math.sqrt(high), count) ** 2
     else:
-        # Nichol & Dhariwal 2021, eq. 17: a squared cosine, beta at most 0.999.
+        # Nichol & Dhariwal 2021, eq. 17: abar is a squared cosine, and beta is at most 0.999.
         bar = np.cos((np.arange(count + 1) / count + 0.008) / 1.008 * math.pi / 2) ** 2
         betas = np.minimum(1 - bar[1:] / bar[:-1], 0.999)
     bars = np.cumprod(1 - betas)
     if options.get("rescale_betas_zero_snr"):
-        # Lin et al. 2024, algorithm 1: the last signal is shifted to 0, the first stays.
+        # Lin et al. 2024, algorithm 1: the last signal becomes 0, and the first one stays.
         root = np.sqrt(bars)
         bars = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
     return bars
 
 
 def sigmas_of(bars: np.ndarray) -> np.ndarray:
-    """Noise over signal by training timestep: 0 up to the first beta that is not; a vanished signal counts as 2^-24,
-    so that sigma is finite."""
+    """Returns sigma = noise / signal by training timestep.
+
+    It is 0 before the first nonzero beta. abar = 0 counts as 2^-24, so that sigma is finite.
+    """
     bars = np.where(bars > 0, bars, 2.0**-24)
     return np.sqrt((1 - bars) / bars)
 
 
 def spaced(options: Options, steps: int, *, whole: bool = True) -> np.ndarray:
-    """The timesteps in falling order (Lin et al. 2024, table 2), rounded as diffusers does; or those given.
+    """Returns the descending timesteps of a spacing (Lin et al. 2024, table 2), rounded as in diffusers.
+
+    A custom list of timesteps is returned unchanged.
+
+    Args:
+        whole: Whether to round timesteps of the spacing "linspace" to integers.
 
     Raises:
-        ValueError: the offset leads beyond the training's timesteps.
+        ValueError: `steps_offset` leads beyond the training timesteps.
     """
     if "timesteps" in options:
         return options["timesteps"]
@@ -66,9 +72,16 @@ def spaced(options: Options, steps: int, *, whole: bool = True) -> np.ndarray:
 
 
 def spaced_before_end(options: Options, steps: int, total: int) -> np.ndarray:
-    """Spaces timesteps for solvers that count the end among the points: makes one more of them and leaves the last out.
+    """Returns the descending timesteps for solvers that count the end as a point of the spacing.
 
-    Only the first `total` timesteps are used. Given timesteps are used as they are."""
+    It spaces one more timestep and drops the last. A custom list of timesteps is returned unchanged.
+
+    Args:
+        total: The number of training timesteps to use, from timestep 0 on.
+
+    Raises:
+        ValueError: `steps_offset` leads beyond the training timesteps.
+    """
     if "timesteps" in options:
         return options["timesteps"]
     spacing = options["timestep_spacing"]
@@ -82,7 +95,7 @@ def spaced_before_end(options: Options, steps: int, total: int) -> np.ndarray:
 
 
 def _trailing(first: int, total: int, steps: int) -> np.ndarray:
-    # diffusers' arange has one entry too many for some numbers of steps (61, 103, ...), timestep -1.
+    # For some numbers of steps (61, 103, ...), the arange of diffusers has an extra entry, timestep -1.
     return np.round(np.arange(first, 0, -total / steps)[:steps]) - 1
 
 
@@ -90,23 +103,27 @@ def _inside(t: np.ndarray, options: Options, steps: int) -> np.ndarray:
     total = options["num_train_timesteps"]
     if t.max() >= total:
         raise ValueError(
-            f"{steps} steps ask for timestep {t.max():g} of {total} (steps_offset {options['steps_offset']});"
-            " take fewer steps"
+            f"{steps} steps with steps_offset={options['steps_offset']} reach timestep {t.max():g}, but there are only"
+            f" {total} training timesteps; use fewer steps"
         )
     return t.astype(np.float64)
 
 
 def respaced(options: Options, ends: np.ndarray, steps: int) -> np.ndarray | None:
-    """Falling sigmas, spaced as an option asks between the first and the last of `ends`; None where none does.
+    """Returns descending sigmas between the first and last entry of `ends`, or None if no option spaces sigmas.
 
-    Karras et al. 2022, eq. 5, with rho = 7; geometric; or quantiles of a beta distribution (Lee et al. 2024).
+    The spacings are Karras et al. 2022, eq. 5, with rho = 7; geometric; and quantiles of a beta distribution (Lee et
+    al. 2024).
+
+    Raises:
+        ValueError: An option spaces sigmas, but `options` also has a list of timesteps.
     """
-    asked = [key for key in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas") if options.get(key)]
-    if asked and "timesteps" in options:
-        raise ValueError(f"{asked[0]} spaces the steps itself; give a number of steps, not timesteps")
+    active = [key for key in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas") if options.get(key)]
+    if active and "timesteps" in options:
+        raise ValueError(f"{active[0]} spaces the steps itself; give a number of steps, not timesteps")
     low, high = options.get("sigma_min"), options.get("sigma_max")
     if low is None:
-        # Where betas are zero, the least sigma that is not: 0 has no logarithm, and would be reached twice.
+        # If some betas are zero, use the least nonzero sigma: 0 has no logarithm, and the end would be reached twice.
         low = ends[ends > 0][-1] if ends.any() else 0.0
     high = ends[0] if high is None else high
     ramp = np.linspace(0, 1, steps)
@@ -115,20 +132,20 @@ def respaced(options: Options, ends: np.ndarray, steps: int) -> np.ndarray | Non
     if options.get("use_exponential_sigmas"):
         return np.exp(np.linspace(np.log(high), np.log(low), steps))
     if options.get("use_beta_sigmas"):
-        from scipy.stats import beta  # as long to import as all of JAX
+        from scipy.stats import beta  # imported here because it takes as long as all of JAX
 
         return low + beta.ppf(1 - ramp, 0.6, 0.6) * (high - low)
     return None
 
 
 def timesteps_of(sigmas: np.ndarray, schedule: np.ndarray) -> np.ndarray:
-    """Where sigmas lie among the training's, by linear interpolation of their logarithms."""
+    """Returns the fractional timesteps of sigmas in a training schedule, by linear interpolation of log(sigma)."""
     logs = np.log(np.maximum(schedule, 1e-10))
     return np.interp(np.log(np.maximum(sigmas, 1e-10)), logs, np.arange(len(logs)))
 
 
-# How many timesteps each of the equal sections of the training keeps, from timestep 0 on (Nichol & Dhariwal
-# 2021, section 4, as their code writes it): the respacings of DeepFloyd-IF.
+# DeepFloyd-IF's named lists of timesteps. The training timesteps are split into equal sections, from timestep 0 on, and
+# an entry is the number of timesteps of a section (Nichol & Dhariwal 2021, section 4, in the notation of their code).
 NAMED = {
     "fast27": (10, 10, 3, 2, 2),
     "smart27": (7, 4, 2, 1, 2, 4, 7),
@@ -142,12 +159,16 @@ NAMED = {
 
 
 def given_timesteps(steps: Any, total: int) -> np.ndarray:
-    """The falling timesteps [calls] that `steps` is or names, of `total` of the training; int64.
+    """Returns a list of timesteps, or the list with this name, as descending int64 [calls].
+
+    Args:
+        steps: Descending integers, or a key of `NAMED`.
+        total: The number of training timesteps.
 
     Raises:
-        TypeError: it is no list of whole numbers.
-        ValueError: an unknown name, or one of more timesteps than there are; or timesteps that do not fall or
-            are not from 0 to total - 1.
+        TypeError: `steps` is neither a string nor a list of integers.
+        ValueError: The name is unknown, the named list needs more training timesteps, or the timesteps do not descend
+            or lie outside 0 to total - 1.
     """
     if isinstance(steps, str):
         if steps not in NAMED:
@@ -156,33 +177,39 @@ def given_timesteps(steps: Any, total: int) -> np.ndarray:
     else:
         try:
             array = np.asarray(steps)
-        except (TypeError, ValueError, RuntimeError):  # ragged lists, and what has no values on the host
+        except (TypeError, ValueError, RuntimeError):  # ragged lists, and tensors without values on the host
             array = np.asarray(None)
     if array.ndim != 1 or not array.size or array.dtype.kind not in "iu":
         raise TypeError(
-            f"steps={brief(steps)} should be a whole number, falling timesteps like [999, 500, 0],"
+            f"steps={brief(steps)} should be a whole number, descending timesteps such as [999, 500, 0],"
             f" or one of {', '.join(NAMED)}"
         )
     if not 0 <= array.min() <= array.max() < total:
         wrong = array.min() if array.min() < 0 else array.max()
-        raise ValueError(f"steps has timestep {wrong}; all should be from 0 to {total - 1}, those of the training")
+        raise ValueError(f"steps has timestep {wrong}; training timesteps are from 0 to {total - 1}")
     array = array.astype(np.int64)
     if (rises := np.flatnonzero(np.diff(array) >= 0)).size:
         before, after = array[rises[0] : rises[0] + 2]
-        raise ValueError(f"steps has timestep {after} after {before}; give falling ones, each once")
+        raise ValueError(f"steps has timestep {after} after {before}; timesteps should descend, without repeats")
     return array
 
 
 def _sections(counts: tuple[int, ...], total: int) -> np.ndarray:
-    """Each section from its first timestep to its last; a remainder makes the first sections longer by one."""
+    """Returns descending timesteps with `counts` entries in equal sections, evenly spaced from end to end of a section.
+
+    If the sections cannot have equal lengths, the first ones are longer by one timestep.
+    """
     size, longer = divmod(total, len(counts))
-    kept, start = [], 0
+    timesteps, start = [], 0
     for i, count in enumerate(counts):
         length = size + (i < longer)
         if length < count:
-            raise ValueError(f"of {total} timesteps, {length} cannot be {count}; give the timesteps, or their number")
-        # Summed up, which decides how halves are rounded.
+            raise ValueError(
+                f"a section of {length} of the {total} training timesteps cannot hold {count}; give a list of"
+                " timesteps or a number of steps"
+            )
+        # The sum of strides decides how halves are rounded, as in the original code.
         strides = np.full(count - 1, (length - 1) / max(count - 1, 1))
-        kept.append(start + np.cumsum([0.0, *strides]).round())
+        timesteps.append(start + np.cumsum([0.0, *strides]).round())
         start += length
-    return np.concatenate(kept)[::-1].astype(int)
+    return np.concatenate(timesteps)[::-1].astype(int)

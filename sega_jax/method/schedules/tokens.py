@@ -1,4 +1,4 @@
-"""The schedule of tokens, which are renoised and drawn anew."""
+"""The schedule of Paella's sampler, which draws tokens and resets some of them to noise."""
 
 import numpy as np
 
@@ -6,15 +6,19 @@ from sega_jax.method.schedules.calls import Row, TokenRow, table
 
 
 def renoising(steps: int, *, renoise_steps: int | None = None, temperature: tuple[float, float] = (1.2, 0.2)) -> Row:
-    """Rows of Paella's sampler: time falls from 1 to 0 in equal steps, and so does the share of renoised positions.
+    """Returns the table of Paella's sampler.
+
+    Time falls from 1 to 0 in equal steps, and the share of renoised positions falls with it.
 
     Args:
-        steps: of the model, one a row.
-        renoise_steps: after how many of them no position is renoised any more; None is all but the last.
-        temperature: of the first step and of the last, and even steps between.
+        steps: The number of steps, each of which is one model call.
+        renoise_steps: The number of steps that renoise positions, from the first one on; None means all except the
+            last.
+        temperature: The temperatures of the first and last step, both positive; those between are evenly spaced.
 
     Raises:
-        ValueError: less than one step, other numbers of renoised steps, or a temperature that is not positive.
+        ValueError: `steps` is below 1, `renoise_steps` is not from 0 to `steps`, or `temperature` is not two positive
+            numbers.
     """
     renoise_steps = steps - 1 if renoise_steps is None else renoise_steps
     if steps < 1:
@@ -22,7 +26,7 @@ def renoising(steps: int, *, renoise_steps: int | None = None, temperature: tupl
     if not 0 <= renoise_steps <= steps:
         raise ValueError(f"renoise_steps={renoise_steps} should be from 0 to steps={steps}")
     if not all(np.isfinite(value) and value > 0 for value in temperature) or len(temperature) != 2:
-        raise ValueError(f"temperature={temperature} should be two positive numbers, of the first step and the last")
+        raise ValueError(f"temperature={temperature} should be two positive numbers, for the first and the last step")
     times = np.linspace(1, 0, steps + 1)
     row = TokenRow(np.linspace(*temperature, steps), times[1:], np.arange(steps) < renoise_steps)
     return table(times[:-1], row)

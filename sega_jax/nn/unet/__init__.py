@@ -1,5 +1,5 @@
-"""The conditional UNets of diffusers' `UNet2DConditionModel`: those of Stable Diffusion 1.x and 2.x and of its x4
-upscaler, and those of DeepFloyd-IF, in pixels."""
+"""The conditional UNets of diffusers' `UNet2DConditionModel`: Stable Diffusion 1.x and 2.x, Stable Diffusion XL, the x4
+upscaler, and DeepFloyd-IF, which works on pixels."""
 
 from sega_jax.nn.unet.config import UNetConfig
 from sega_jax.nn.unet.embedding import guidance_embedding

@@ -1,6 +1,6 @@
-"""How a picture attends to itself and to the text: transformers, or one attention to both at once.
+"""The attention of a UNet to its own positions and to the text, in transformers or in one joint attention.
 
-Text comes as keys and values, which `project` makes of its states [batch, tokens, channels].
+The `project` methods turn the text's states [batch, tokens, channels] into the keys and values that `__call__` takes.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ Pair = tuple[jax.Array, jax.Array]
 
 
 class GEGLU(nnx.Module):
-    """value * gelu(gate), the value in the first half of the projection (Shazeer 2020)."""
+    """value * gelu(gate), where the value is the first half of the projection (Shazeer 2020)."""
 
     def __init__(self, channels: int, hidden: int):
         self.proj = Linear(channels, 2 * hidden)
@@ -28,8 +28,10 @@ class GEGLU(nnx.Module):
 
 
 class FeedForward(nnx.Module):
+    """A GEGLU and a linear layer."""
+
     def __init__(self, channels: int):
-        # torch's list has a dropout in the middle, which has no parameters.
+        # None stands for the dropout of torch's list, which has no parameters.
         self.net: nnx.List[Any] = nnx.List([GEGLU(channels, 4 * channels), None, Linear(4 * channels, channels)])
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -37,9 +39,9 @@ class FeedForward(nnx.Module):
 
 
 class TransformerBlock(nnx.Module):
-    """Self-attention, attention to the text, feed-forward; each pre-normalised, with a residual.
+    """Self-attention, attention to the text and a feed-forward layer, each pre-normalised and with a residual.
 
-    With `only_cross`, the first is attention to the text, too.
+    With `only_cross`, the first attention is to the text, too.
     """
 
     def __init__(self, channels: int, context: int, heads: int, implementation: str, *, only_cross: bool = False):
@@ -69,7 +71,7 @@ class Transformer(nnx.Module):
 
     def __init__(self, c: UNetConfig, level: int, layers: int, implementation: str, *, only_cross: bool = False):
         channels = c.block_out_channels[level]
-        # SD 1.x projects by 1x1 convolutions, 2.x by linear layers: the same sums, other shapes in the file.
+        # SD 1.x projects with 1x1 convolutions and 2.x with linear layers, which differ only in their shapes in files.
         project = Linear if c.use_linear_projection else lambda i, o: Conv(i, o, 1)
         self.norm = GroupNorm(c.norm_num_groups, channels, 1e-6)
         self.proj_in = project(channels, channels)
@@ -99,10 +101,10 @@ class Transformer(nnx.Module):
 
 
 class AddedAttention(nnx.Module):
-    """One attention of the positions of a picture [batch, height, width, channels] to the text and to themselves,
-    with a residual (Nichol et al. 2022).
+    """Joint attention of the positions of a picture [batch, height, width, channels] to the text and to each other.
 
-    The text's states are normalised over channels and tokens, as in DeepFloyd-IF; padding counts as any token.
+    It has a residual (Nichol et al. 2022). As in DeepFloyd-IF, the text's states are normalised over channels and
+    tokens, including padding.
     """
 
     def __init__(self, c: UNetConfig, level: int, implementation: str):

@@ -1,6 +1,6 @@
-"""A UNet's levels: resnets, attention where a level has it, and the way to the next level.
+"""The levels of a UNet: resnets, attention in some levels, and resampling to the next level.
 
-Text comes as what each of `attentions` makes of it (`project`).
+`text` has one entry for each module of `attentions`: the result of its `project`.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,8 +16,11 @@ from sega_jax.nn.unet.config import UNetConfig
 
 
 class ScaledResnetBlock(ResnetBlock):
-    """A resnet whose second norm the time scales and shifts (Dhariwal & Nichol 2021, adaptive group normalisation);
-    its sum is divided by `divisor`, and `resample` goes between the first activation and its convolution."""
+    """A resnet with adaptive group normalisation (Dhariwal & Nichol 2021): the time scales and shifts its second norm.
+
+    Its output is divided by `divisor`. `resample` is applied to the shortcut and between the first activation and its
+    convolution.
+    """
 
     def __init__(
         self,
@@ -50,6 +53,8 @@ class ScaledResnetBlock(ResnetBlock):
 
 
 class DownBlock(nnx.Module):
+    """A level on the way down, which also returns its states for skip connections."""
+
     def __init__(self, c: UNetConfig, level: int, embedding: int, implementation: str):
         outputs = c.block_out_channels[level]
         inputs = c.block_out_channels[max(level - 1, 0)]
@@ -75,6 +80,8 @@ class DownBlock(nnx.Module):
 
 
 class MidBlock(nnx.Module):
+    """The deepest block: one resnet, or two with attention between them."""
+
     def __init__(self, c: UNetConfig, embedding: int, implementation: str):
         channels, level = c.block_out_channels[-1], len(c.block_out_channels) - 1
         divisor, count = c.mid_block_scale_factor, c.middle_resnets
@@ -92,7 +99,7 @@ class MidBlock(nnx.Module):
 
 
 class UpBlock(nnx.Module):
-    """`step` counts from the deepest level; the attention settings are those of the level it restores."""
+    """A level on the way up. `step` counts from the deepest level, and all settings are those of the restored level."""
 
     def __init__(self, c: UNetConfig, step: int, embedding: int, implementation: str):
         count = len(c.block_out_channels)
@@ -123,7 +130,7 @@ class UpBlock(nnx.Module):
             if self.attentions:
                 x = self.attentions[i](x, text[i])
         for up in self.upsamplers:
-            # Where downsampling rounded an odd size up, the doubled picture is one line too large.
+            # If downsampling rounded an odd size up, the doubled picture is too large by one row or column.
             x = up(x, embedding) if isinstance(up, ResnetBlock) else up(x, skips[-1].shape[1:3])
         return x
 

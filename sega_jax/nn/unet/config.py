@@ -1,4 +1,4 @@
-"""What shapes a UNet: the fields of `unet/config.json`."""
+"""The config of a UNet: the fields of `unet/config.json` that shape the network."""
 
 import re
 from collections.abc import Mapping
@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 from sega_jax.nn.config import build
 from sega_jax.nn.layers import ACTIVATIONS
 
-# Groups of the norm over the text's states in added keys and values; diffusers has no option for it.
+# The groups of the norm over the text's states in joint attention; diffusers has no option for them.
 TEXT_GROUPS = 32
 
 
 class _Family(NamedTuple):
-    """UNets whose blocks go together: their names, and options that would make them another network."""
+    """A family of UNets: the names of its blocks, and the supported values of options that are fixed."""
 
     down: tuple[str, ...]
     up: tuple[str, ...]
@@ -20,9 +20,9 @@ class _Family(NamedTuple):
 
 
 _CROSS, _SIMPLE = "UNetMidBlock2DCrossAttn", "UNetMidBlock2DSimpleCrossAttn"
-# The blocks in the middle of Stable Diffusion's kind; some smaller relatives have one resnet there, or nothing ("").
+# Further mid blocks of Stable Diffusion's family: some smaller models have one resnet there, or no block ("").
 _RESNET, _NOTHING = "UNetMidBlock2D", ""
-# By the block in the middle: Stable Diffusion's and DeepFloyd-IF's.
+# The families of Stable Diffusion and DeepFloyd-IF, by their mid block.
 _FAMILIES = {
     _CROSS: _Family(
         ("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -56,7 +56,7 @@ _FAMILIES = {
         },
     ),
 }
-# Options of diffusers' UNet under which it is another network than these.
+# The supported values of options that would otherwise change the network.
 _FIXED = {
     "center_input_sample": (False,),
     "mid_block_type": (_CROSS, _SIMPLE, _RESNET, None),
@@ -71,8 +71,8 @@ _FIXED = {
     "class_embeddings_concat": (False,),
     "mid_block_only_cross_attention": (None, False),
 }
-# Without effect here: dropout is for training, attention is in float32 anyway, Flax's two say how attention is
-# computed, and the others belong to options that are ruled out.
+# Options without effect: dropout is for training, the softmax of attention is always float32, the two options of Flax
+# choose how attention is computed, and the others belong to unsupported options.
 _IGNORED = (
     "dropout",
     "upcast_attention",
@@ -83,8 +83,11 @@ _IGNORED = (
 
 
 def _is_of_old_default(config: Mapping[str, Any]) -> bool:
-    """Tells whether a config has a sample_size below 64 from before diffusers 0.9, where 32 was a default that nobody
-    chose; Stable Diffusion 1's pictures have 512 pixels a side. diffusers' pipelines take it as 64, too."""
+    """Tells whether a config from before diffusers 0.9 has a sample_size below 64.
+
+    The default was 32 then, although the pictures of Stable Diffusion 1 have 512 pixels a side. The pipelines of
+    diffusers replace such a value by 64, too.
+    """
     version, size = config.get("_diffusers_version"), config.get("sample_size")
     old = isinstance(version, str) and re.match(r"0\.[0-8]\.", version)
     return bool(old) and type(size) is int and 0 < size < 64
@@ -93,10 +96,10 @@ def _is_of_old_default(config: Mapping[str, Any]) -> bool:
 class UNetConfig(NamedTuple):
     """The fields of `unet/config.json` that shape the network, with diffusers' defaults.
 
-    A number may also be a tuple with one entry a level where diffusers allows it. 0 and "" stand for None.
-    `attention_head_dim` is, against its name, the number of heads; in DeepFloyd-IF it is a head's width.
-    `transformer_layers_per_block` of a level may be a tuple with one entry a transformer on the way down; then
-    `reverse_transformer_layers_per_block` has the entries of the way up, from the deepest level on.
+    Where diffusers allows it, a number may also be a tuple with one entry for each level. 0 and "" stand for None.
+    Despite its name, `attention_head_dim` is the number of heads; in DeepFloyd-IF it is the width of a head.
+    An entry of `transformer_layers_per_block` may be a tuple with one entry for each transformer on the way down. Then
+    `reverse_transformer_layers_per_block` has the entries for the way up, from the deepest level on.
     """
 
     sample_size: int | tuple[int, int] = 64
@@ -137,15 +140,15 @@ class UNetConfig(NamedTuple):
         """Reads a config.json.
 
         Raises:
-            ValueError: the config describes a network that this module does not compute; the message
-                names the option and the supported values.
+            ValueError: The config describes a network that this module does not support. The message names the option
+                and the supported values.
         """
         simple = config.get("mid_block_type") == _SIMPLE
         family = _FAMILIES[_SIMPLE if simple else _CROSS]
         choices = {"down_block_types": family.down, "up_block_types": family.up}
         choices |= {"act_fn": tuple(ACTIVATIONS), "time_embedding_act_fn": tuple(ACTIVATIONS)}
         if simple:
-            # diffusers' defaults of these are Stable Diffusion's.
+            # The defaults of these options in diffusers are those of Stable Diffusion.
             config = {"resnet_time_scale_shift": None, "cross_attention_norm": None} | dict(config)
         if _is_of_old_default(config):
             config = dict(config) | {"sample_size": 64}
@@ -154,7 +157,7 @@ class UNetConfig(NamedTuple):
         if "mid_block_type" in config and config["mid_block_type"] is None:
             self = self._replace(mid_block_type=_NOTHING)
         if config.get("encoder_hid_dim_type") and not self.encoder_hid_dim:
-            raise ValueError("UNet config: encoder_hid_dim is missing, although there is an encoder_hid_dim_type")
+            raise ValueError("UNet config: encoder_hid_dim is missing, but encoder_hid_dim_type needs it")
         self._check_levels()
         self._check_transformers()
         if simple:
@@ -162,13 +165,13 @@ class UNetConfig(NamedTuple):
         if self.has_size_conditioning and self.pooled_dim <= 0:
             raise ValueError(
                 "UNet config: projection_class_embeddings_input_dim="
-                f"{self.projection_class_embeddings_input_dim} should be the channels of the pooled text and six times"
-                f" addition_time_embed_dim, which is {self.addition_time_embed_dim}"
+                f"{self.projection_class_embeddings_input_dim} should be the channels of the pooled text plus six times"
+                f" addition_time_embed_dim={self.addition_time_embed_dim}"
             )
         return self
 
     def fixed(self) -> dict[str, Any]:
-        """Returns the options of diffusers' config.json that its kind of UNet has at one value, and no field."""
+        """Returns the options of diffusers' config.json that have a single supported value and are not fields."""
         family = _FAMILIES[_SIMPLE if self.mid_block_type == _SIMPLE else _CROSS]
         fixed = {name: values[0] for name, values in family.fixed.items() if len(values) == 1}
         if self.adds_keys and self.encoder_hid_dim:
@@ -197,18 +200,18 @@ class UNetConfig(NamedTuple):
         lists = isinstance(nested, tuple) and any(isinstance(one, tuple) for one in nested)
         if lists and not self.reverse_transformer_layers_per_block:
             raise ValueError(
-                "UNet config: transformer_layers_per_block has lists of its own, and"
-                " reverse_transformer_layers_per_block, the way up, is missing"
+                "UNet config: transformer_layers_per_block has nested lists, but"
+                " reverse_transformer_layers_per_block, for the way up, is missing"
             )
         count = len(self.block_out_channels)
         for level in range(count):
             layers = self.level("layers_per_block", level)
             for up, kinds in ((False, self.down_block_types[level]), (True, self.up_block_types[count - 1 - level])):
-                found = self.transformer_layers(level, up=up)
-                if "CrossAttn" in kinds and len(found) != layers + up:
+                entries = self.transformer_layers(level, up=up)
+                if "CrossAttn" in kinds and len(entries) != layers + up:
                     name = "reverse_transformer_layers_per_block" if up else "transformer_layers_per_block"
                     raise ValueError(
-                        f"UNet config: {name} has {len(found)} entries for {layers + up} transformers of one level"
+                        f"UNet config: {name} has {len(entries)} entries for the {layers + up} transformers of a level"
                     )
         if self.mid_block_type in (_RESNET, _NOTHING) and not any(
             "CrossAttn" in kind for kind in (*self.down_block_types, *self.up_block_types)
@@ -218,7 +221,7 @@ class UNetConfig(NamedTuple):
             )
 
     def transformer_layers(self, level: int, *, up: bool = False) -> tuple[int, ...]:
-        """The layers of each of a level's transformers, on the way down or up."""
+        """Returns the number of layers of each transformer of a level, on the way down or up."""
         reverse = self.reverse_transformer_layers_per_block
         count = self.level("layers_per_block", level) + up
         if up and reverse:
@@ -234,12 +237,12 @@ class UNetConfig(NamedTuple):
 
     @property
     def middle_layers(self) -> int:
-        """The layers of the transformer in the middle."""
+        """The number of layers of the transformer in the mid block."""
         layers: Any = self.level("transformer_layers_per_block", len(self.block_out_channels) - 1)
         return layers[0] if isinstance(layers, tuple) else layers
 
     def _attends(self, level: int) -> bool:
-        """Whether heads are taken of a level's channels; Stable Diffusion's are checked on all levels."""
+        """Tells whether to check the heads of a level; Stable Diffusion's family is checked on all levels."""
         last = level == len(self.block_out_channels) - 1
         return not self.adds_keys or last or "Attn" in self.down_block_types[level] + self.up_block_types[~level]
 
@@ -259,31 +262,31 @@ class UNetConfig(NamedTuple):
 
     @property
     def adds_keys(self) -> bool:
-        """Whether it is of DeepFloyd-IF's kind: the text's keys are added to the picture's, in one attention."""
+        """Whether it belongs to DeepFloyd-IF's family, whose attention joins the keys of the text and the picture."""
         return self.mid_block_type == _SIMPLE
 
     @property
     def middle_resnets(self) -> int:
-        """The number of resnets in the middle."""
+        """The number of resnets in the mid block."""
         return {_NOTHING: 0, _RESNET: 1}.get(self.mid_block_type, 2)
 
     @property
     def has_size_conditioning(self) -> bool:
-        """Whether it is of Stable Diffusion XL's kind, which is told a pooled text and sizes, too."""
+        """Whether it has the conditioning of Stable Diffusion XL, a pooled text and sizes."""
         return self.addition_embed_type == "text_time"
 
     @property
     def pooled_dim(self) -> int:
-        """The channels of the pooled text that it is told beside six sizes."""
+        """The channels of the pooled text, which is concatenated with the embeddings of six sizes."""
         return self.projection_class_embeddings_input_dim - 6 * self.addition_time_embed_dim
 
     @property
     def text_dim(self) -> int:
-        """The channels of the text's states, where they are the same for all levels."""
+        """The channels of the text's states, if they are the same for all levels."""
         return self.encoder_hid_dim or self.level("cross_attention_dim", 0)
 
     def level(self, name: str, level: int) -> int:
-        """The entry of a number that may be given for each level."""
+        """Returns the value of a field for a level; the field is one value for all levels or has one entry for each."""
         value = getattr(self, name)
         if not isinstance(value, tuple):
             return value

@@ -1,4 +1,4 @@
-"""What the whole network is told in one vector a picture: the timestep, and what is added to it."""
+"""The embeddings of the timestep, the guidance scale and the pooled text: one vector for each picture."""
 
 import math
 
@@ -12,10 +12,10 @@ from sega_jax.nn.layers import ACTIVATIONS, LayerNorm, Linear, attend, parameter
 
 
 def sinusoid(timestep: jax.Array, channels: int, *, flip: bool, shift: int) -> jax.Array:
-    """The embedding of [batch] timesteps as [batch, channels] (Vaswani et al. 2017; Ho et al. 2020).
+    """Returns the embedding [batch, channels] of timesteps [batch] (Vaswani et al. 2017; Ho et al. 2020).
 
-    [cos, sin] with `flip`, else [sin, cos]. Frequencies are rounded where torch rounds them, since at
-    t = 999 a difference in the last digit is one of 6e-5 in the phase.
+    The order is [cos, sin] with `flip`, else [sin, cos]. Frequencies are rounded as in torch, because at t = 999 a
+    difference in the last digit changes the phase by 6e-5.
     """
     dtype = at_least_float32(timestep.dtype)
     half = channels // 2
@@ -27,10 +27,10 @@ def sinusoid(timestep: jax.Array, channels: int, *, flip: bool, shift: int) -> j
 
 
 def guidance_embedding(scale: np.ndarray, channels: int) -> np.ndarray:
-    """The embedding of guidance scales s [batch] as float32 or wider [batch, channels], which networks take that were
-    distilled from classifier-free guidance (Meng et al. 2023; Luo et al. 2023): of w = s - 1, in thousands.
+    """Returns the embedding [batch, channels] of guidance scales s [batch], float32 or wider.
 
-    [sin, cos]; frequencies are rounded where torch rounds them, as in `sinusoid`.
+    It is the input of networks distilled from classifier-free guidance (Meng et al. 2023; Luo et al. 2023), and embeds
+    1000 w with w = s - 1. The order is [sin, cos], and frequencies are rounded as in torch; see `sinusoid`.
     """
     dtype, half = scale.dtype, channels // 2
     exponent = np.arange(half, dtype=dtype) * -(np.log(np.array(10000, dtype)) / np.array(half - 1, dtype))
@@ -40,8 +40,10 @@ def guidance_embedding(scale: np.ndarray, channels: int) -> np.ndarray:
 
 
 class TimestepEmbedding(nnx.Module):
-    """[batch, inputs] -> [batch, outputs]; with `condition`, so many channels of another embedding are projected and
-    added to its input."""
+    """Two linear layers, [batch, inputs] -> [batch, outputs].
+
+    With `condition`, another embedding with that many channels is projected and added to the input.
+    """
 
     def __init__(self, inputs: int, outputs: int, activation: str, condition: int = 0):
         self.activation = activation
@@ -57,8 +59,11 @@ class TimestepEmbedding(nnx.Module):
 
 
 class AttentionPooling(nnx.Module):
-    """[batch, tokens, channels] -> [batch, channels]: what their mean, moved by a learned position, attends to among
-    the tokens and itself (DeepFloyd-IF, after CLIP's ResNets, Radford et al. 2021, without an output projection)."""
+    """Attention pooling, [batch, tokens, channels] -> [batch, channels].
+
+    The query is the mean of the tokens plus a learned position, and it attends to itself and the tokens (DeepFloyd-IF,
+    after CLIP's ResNets, Radford et al. 2021, without an output projection).
+    """
 
     def __init__(self, channels: int, heads: int):
         self.heads = heads
@@ -74,7 +79,7 @@ class AttentionPooling(nnx.Module):
 
 
 class TextTimeEmbedding(nnx.Module):
-    """The text's states [batch, tokens, channels] -> what is added to the embedding of the timestep."""
+    """Pools the text's states [batch, tokens, channels] into a vector that is added to the timestep's embedding."""
 
     def __init__(self, inputs: int, outputs: int, heads: int):
         self.norm1 = LayerNorm(inputs)

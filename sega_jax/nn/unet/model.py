@@ -1,4 +1,4 @@
-"""The UNet as a whole."""
+"""The complete UNet."""
 
 from typing import Any, NamedTuple
 
@@ -13,37 +13,36 @@ from sega_jax.nn.unet.embedding import TextTimeEmbedding, TimestepEmbedding, sin
 
 
 class Context(NamedTuple):
-    """What Stable Diffusion XL's UNet is pooled_and_sizes beside x and the timestep."""
+    """The conditioning of Stable Diffusion XL's UNet."""
 
-    states: jax.Array  # of the text, [batch, tokens, cross_attention_dim]
-    pooled: jax.Array  # of the text, [batch, channels]
-    sizes: jax.Array  # float [batch, 6] in pixels: original height and width, crop's top and left, target's
+    states: jax.Array  # the text's states, [batch, tokens, cross_attention_dim]
+    pooled: jax.Array  # the text's pooled embedding, [batch, channels]
+    sizes: jax.Array  # float [batch, 6] in pixels: original height, width; top, left of the crop; target height, width
 
 
 class Projected(NamedTuple):
-    """What a UNet makes of a context: the same at every timestep, for every x."""
+    """The projection of a context by a UNet, which all timesteps and all x share."""
 
-    pooled: jax.Array | None  # [batch, embedding], added to the timestep's; None where nothing is
-    attended: list[list[Any]]  # keys and values, of every block's attentions
+    pooled: jax.Array | None  # [batch, embedding], added to the timestep's embedding; None if there is none
+    attended: list[list[Any]]  # the keys and values for the attentions of each block
 
 
 class UNet2DConditionModel(nnx.Module):
-    """`__call__(x, timestep, context)`, of Stable Diffusion for every size of x that is not empty:
+    """The conditional UNet, in the layout of diffusers.
 
-    x: [batch, height, width, in_channels], timestep: [batch] (kept in float32 or wider),
-    context: [batch, tokens, cross_attention_dim], or what `project` makes of it -> [batch, height, width,
-    out_channels] in at least float32.
+    `__call__(x, timestep, context, class_labels=None, guidance=None)`:
+    x: [batch, height, width, in_channels], of any size; for DeepFloyd-IF, height and width are multiples of
+    2 ** (levels - 1);
+    timestep: [batch] (kept in float32 or wider);
+    context: [batch, tokens, cross_attention_dim], or its projection by `project`; for DeepFloyd-IF [batch, tokens,
+    encoder_hid_dim], for Stable Diffusion XL a `Context`;
+    class_labels: [batch], only for upscalers: the noise level of the low-resolution picture among the channels of x,
+    an integer below `num_class_embeds`, or any number in DeepFloyd-IF;
+    guidance: [batch, time_cond_proj_dim], only for UNets with this option: `guidance_embedding` of the guidance scale
+    -> [batch, height, width, out_channels] in at least float32.
 
-    The context may have several branches of each x, [batch x branches, tokens, ...], those of an x side by side, and so
-    has the output then: what comes before the first use of text is computed once for all of them.
-
-    Upscalers take `class_labels` [batch] as well, the noise level of the small picture that is among the channels of
-    x: integers below `num_class_embeds`, or in DeepFloyd-IF any number as for the timestep. DeepFloyd-IF's context is
-    [batch, tokens, encoder_hid_dim], its height and width are multiples of 2 ** (levels - 1). That of Stable Diffusion
-    XL is a `Context`.
-
-    UNets with `time_cond_proj_dim` take `guidance` [batch, time_cond_proj_dim], too: `guidance_embedding` of the
-    guidance scale.
+    The context may have several adjacent branches for each row of x, [batch x branches, tokens, ...]. The output then
+    has batch x branches rows, and the layers before the first use of text are computed once for all branches.
     """
 
     def __init__(self, config: UNetConfig, attention: str = "xla"):
@@ -68,7 +67,7 @@ class UNet2DConditionModel(nnx.Module):
         return name
 
     def project(self, context: jax.Array | Context) -> Projected:
-        """What blocks and attentions make of the text: once, for calls that share it."""
+        """Projects the text for all attentions, once for all calls that share it."""
         dtype = self.conv_in.kernel[...].dtype
         pooled: jax.Array | None = None
         if self.config.has_size_conditioning:
@@ -107,7 +106,7 @@ class UNet2DConditionModel(nnx.Module):
             x = self.mid_block(x, embedding, next(texts))
         for up_block in self.up_blocks:
             x = up_block(x, embedding, next(texts), skips)
-        # Guidance takes differences of predictions, which rounding would make multiples of a few values.
+        # Guidance takes differences of predictions. In half precision, only a few values of a difference would remain.
         return self.conv_out.widened(ACTIVATIONS[self.config.act_fn](self.conv_norm_out(x)))
 
     def _embed(
@@ -117,20 +116,20 @@ class UNet2DConditionModel(nnx.Module):
         class_labels: jax.Array | None,
         guidance: jax.Array | None,
     ) -> jax.Array:
-        """The vector that every resnet takes, [batch, embedding]."""
+        """Returns the input of all resnets, [batch, embedding]."""
         c = self.config
         if class_labels is None and self.class_embedding is not None:
-            raise ValueError("class_labels, the noise level of the small picture, are missing")
+            raise ValueError("class_labels are missing; this UNet needs the noise level of the low-resolution picture")
         if class_labels is not None and self.class_embedding is None:
-            raise ValueError("class_labels are given to a UNet that has none")
+            raise ValueError("this UNet takes no class_labels; leave them out")
         if (guidance is None) != (not c.time_cond_proj_dim):
-            raise ValueError("the embedding of the guidance scale is for UNets with time_cond_proj_dim, which need it")
+            raise ValueError("guidance is required by UNets with time_cond_proj_dim, and only they take it")
 
         embedding = self.time_embedding(self._wave(timestep), guidance)
         if self.class_embedding is not None:
             assert class_labels is not None
-            known = class_labels if c.num_class_embeds else self._wave(class_labels.astype(timestep.dtype))
-            embedding += self.class_embedding(known)
+            levels = class_labels if c.num_class_embeds else self._wave(class_labels.astype(timestep.dtype))
+            embedding += self.class_embedding(levels)
         if pooled is not None:
             embedding = spread(embedding, pooled) + pooled
         return ACTIVATIONS[c.time_embedding_act_fn](embedding) if c.time_embedding_act_fn else embedding

@@ -143,13 +143,13 @@ def _of_edit(name: str, value: Any, said: str) -> Any:
     if name == "cooldown" and value == "never":
         return None
     if name == "concept" and not isinstance(value, str):
-        raise TypeError(f"{said}={brief(value)} should be words")
+        raise TypeError(f"{said}={brief(value)} should be a string")
     return edit_settings()[name].check(value, said)
 
 
 def _scheduler(said: str, value: Any, folder: Path) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{said}={brief(value)} should be words")
+        raise TypeError(f"{said}={brief(value)} should be a string")
     if os.path.isdir(path := absolute_path(value, folder)):
         value = path
     try:
