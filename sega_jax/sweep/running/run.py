@@ -219,9 +219,8 @@ class _Run:
         self.shared = SharedRun(pipe, plan.depth)
         self._plain = pipe.models, pipe.tokenizer
         self._adapters: tuple[tuple[tuple[str, Pairs], ...], ...] = (), ()
-        self.rows_that_fit: dict[
-            Program, int
-        ] = {}  # the rows of programs for which the planned rows did not fit into memory
+        # The reduced rows of programs whose planned rows did not fit into memory.
+        self.rows_that_fit: dict[Program, int] = {}
         self._concepts = cache(plan.concepts)
 
     def run_batches(self, batches: Sequence[int], holds: Callable[[], bool], progress: bool | None) -> None:
