@@ -28,6 +28,15 @@ from sega_jax.text.files import CheckpointError
 class Facts:
     """The facts about a checkpoint that planning needs, without its weights. All of them are JSON-compatible.
 
+    Attributes:
+        model: arguments of `sega_jax.load`, with the folder's absolute path, or the commit on the hub.
+        system: the name of the family.
+        scheduler: the scheduler's config; None for a family that has its own schedule.
+        sizes: the sizes of pictures that the model can make.
+        negative: the text that a missing negative prompt stands for; None if no text is equivalent.
+        stage: the name of a cascade's stage; None for a single model.
+        earlier: the facts of the stage before, whose pictures this stage enlarges; None for the first stage.
+
     Example:
         >>> from sega_jax import sweep
         >>> facts = sweep.Facts.of(sweep.Sweep(call={"prompt": "a portrait"}))
@@ -35,13 +44,13 @@ class Facts:
         ('stable_diffusion', (128, 128))
     """
 
-    model: Mapping[str, Any]  # arguments of `sega_jax.load`, with the folder's absolute path or the commit on the hub
-    system: str  # the name of the family
-    scheduler: Mapping[str, Any] | None  # the scheduler's config; None for a family that has its own schedule
+    model: Mapping[str, Any]
+    system: str
+    scheduler: Mapping[str, Any] | None
     sizes: Sizes
-    negative: str | None = ""  # the text that a missing negative prompt stands for; None if no text is equivalent
-    stage: str | None = None  # the name of a cascade's stage; None for a single model
-    earlier: "Facts | None" = None  # the facts of the stage before, whose pictures this stage enlarges
+    negative: str | None = ""
+    stage: str | None = None
+    earlier: "Facts | None" = None
 
     @classmethod
     def of(cls, sweep: Sweep) -> "Facts":

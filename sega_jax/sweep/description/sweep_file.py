@@ -71,7 +71,7 @@ class Sweep:
 
     An axis is the list of values of one setting. It may also be written as {"from", "count", "step"} for equally
     spaced numbers, {"file"} for the lines of a text file, {"glob"} for the files that match a pattern, or, in a sample,
-    {"low", "high"} for a range. Relative paths start from the sweep's file.
+    {"low", "high"} for a range. Relative paths start from `folder`, which is the file's folder for a TOML file.
 
     The points are all combinations of the axes in `grid`, the blocks of `zip` and the draws of `sample`. The last axis
     varies fastest.
@@ -93,6 +93,7 @@ class Sweep:
         folder: the folder that relative paths start from; it is not stored.
 
     Raises:
+        FileNotFoundError: a picture or an adapter does not exist.
         TypeError, ValueError: a setting is unknown, given twice, or has a value of the wrong type or out of range; a
             file cannot be read; or the sweep has no points or more than 1,000,000.
 

@@ -31,6 +31,12 @@ _ROWS = 2
 class Memory(NamedTuple):
     """The memory that a plan needs on each device, in bytes.
 
+    Attributes:
+        weights: the memory of the weights.
+        row: the most memory that a row takes.
+        there: the device's memory; None if the device does not report it.
+        rows: the number of rows that fit.
+
     Example:
         >>> from sega_jax import sweep
         >>> sweep.Memory(weights=2_000_000_000, row=200_000_000, there=16_000_000_000).rows
@@ -38,8 +44,8 @@ class Memory(NamedTuple):
     """
 
     weights: int
-    row: int  # the most that a row takes
-    there: int | None  # the device's memory; None if the device does not report it
+    row: int
+    there: int | None
 
     @property
     def rows(self) -> int:
@@ -51,6 +57,13 @@ class Memory(NamedTuple):
 
 def needed(plan: Plan) -> Memory:
     """Estimates the memory of a plan's largest program by compiling it for a few rows, without loading or running it.
+
+    Args:
+        plan: the plan; for a cascade, the plan of one stage.
+
+    Raises:
+        FileNotFoundError, CheckpointError: as for `sega_jax.load`.
+        TypeError, ValueError: the checkpoint refuses a call of the plan.
 
     Example:
         >>> from sega_jax import sweep

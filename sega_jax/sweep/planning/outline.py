@@ -70,6 +70,9 @@ def check(plan: Plan) -> None:
     It checks one call for each combination of the settings that only the checkpoint can validate. It does not check
     prompts, seeds and pictures, and numbers with a fixed range were checked when the sweep was described.
 
+    Args:
+        plan: the plan.
+
     Raises:
         FileNotFoundError, CheckpointError, TypeError, ValueError: the checkpoint would refuse a call.
 
