@@ -224,7 +224,7 @@ class _Run:
         self._concepts = cache(plan.concepts)
 
     def run_batches(self, batches: Sequence[int], holds: Callable[[], bool], progress: bool | None) -> None:
-        """Makes those of the batches that are unfinished, as long as this worker holds their lease."""
+        """Makes the unfinished batches among `batches`, as long as this worker holds their lease."""
         pictures = {i: len(self.plan.batches[i].points) for i in batches}
         missing = [i for i in self.folder.missing(self.plan) if i in pictures]
         # Batches that have records but lack some of their pictures.
@@ -265,7 +265,7 @@ class _Run:
 
         def on_picture(i, *picture):
             if i in pictures:
-                # The picture comes from an attempt that ran out of memory.
+                # An earlier attempt made this picture, then ran out of memory.
                 pictures[i].cancel()
             else:
                 update(1)
