@@ -1,6 +1,6 @@
 """The attributes of a cartoon portrait, their random values, and the words that the judge knows.
 
-The attributes are independent, so that an edit can change one and leave the others.
+The attributes are independent, so that an edit can change one attribute and keep the others.
 """
 
 from typing import TypeVar
@@ -27,7 +27,7 @@ COLUMN = {name: i for i, name in enumerate(ATTRIBUTES)}
 SIDE = 128  # pixels of a portrait's width and height
 
 
-# The words that the judge knows, which are also concepts of edits -> the attribute and its value.
+# The attribute and value of each word that the judge knows. The words are also used as concepts of edits.
 WORDS = {
     "glasses": ("glasses", "glasses"),
     "sunglasses": ("glasses", "sunglasses"),
@@ -50,22 +50,22 @@ WORDS = {
 
 
 def kind(word: str) -> tuple[str, ...]:
-    """Returns the words to remove so that nothing of a word's kind is left.
+    """Returns the words that an edit must remove to remove a word and its alternatives.
 
-    They are the word itself and, if its attribute may be absent, the attribute's other words: without glasses, the
-    model draws sunglasses.
+    They are the word itself and, if its attribute may be absent, the attribute's other words. For example, if only
+    glasses are removed, the model draws sunglasses instead.
     """
     name = WORDS[word][0]
     rest = [other for other, (attribute, _) in WORDS.items() if attribute == name and other != word]
     return (word, *rest) if ATTRIBUTES[name][0] == "none" else (word,)
 
 
-# Relative frequencies of the values; those of the other attributes are all equally frequent.
+# Relative frequencies of the values. The values of all other attributes are equally frequent.
 _SHARES = {"glasses": (2, 1, 1), "facial hair": (2, 1, 1), "hair": (2, 3, 3, 2), "hat": (4, 1, 1)}
 
 
 def sample(key: jax.Array, n: int) -> jax.Array:
-    """Draws independent values, int32 [n, attributes]; n is static."""
+    """Draws independent attribute values, int32 [n, attributes]. Under `jax.jit`, n must be static."""
     logits = np.full((len(ATTRIBUTES), max(map(len, ATTRIBUTES.values()))), -np.inf, np.float32)
     for i, (name, values) in enumerate(ATTRIBUTES.items()):
         logits[i, : len(values)] = np.log(_SHARES.get(name, (1,) * len(values)))

@@ -1,11 +1,11 @@
-"""The judge: a classifier that reads the attributes of portraits. Evaluations and the metrics of sweeps use it.
+"""The judge: a classifier of the attributes of portraits. Evaluations and the metrics of sweeps use it.
 
     python -m sega_jax.demo.judge --out judge.safetensors    # a minute on an H200
     python -m sega_jax.demo.judge --check
 
-The first command trains a judge. Both print its accuracy on portraits that it was not trained on, as drawn and through
-the model's autoencoder. Only training and accuracy draw portraits, so that only their functions import
-`sega_jax.demo.training`.
+The first command trains a judge. Both commands print its accuracy on portraits that it was not trained on, as drawn and
+after encoding and decoding by the model's autoencoder. Only the functions that train the judge or measure its accuracy
+draw portraits, and only they import `sega_jax.demo.training`.
 """
 
 import functools
@@ -34,7 +34,7 @@ _SIZES = [len(values) for values in ATTRIBUTES.values()]
 
 
 class Judge(nnx.Module):
-    """Classifies float32 pictures [n, 128, 128, 3] in [-1, 1] to logits [n, values], attribute by attribute."""
+    """Classifies float32 pictures [n, 128, 128, 3] in [-1, 1]. Returns logits [n, values], grouped by attribute."""
 
     def __init__(self):
         pairs = list(itertools.pairwise(_WIDTHS))
@@ -51,10 +51,10 @@ class Judge(nnx.Module):
 
 
 class Verdict(NamedTuple):
-    """The attributes of pictures, as the judge sees them."""
+    """The attributes of pictures, as the judge classifies them."""
 
-    attributes: np.ndarray  # int [n, attributes], the likeliest values
-    probability: np.ndarray  # float [n, words], of each of `WORDS`; 0 where its attribute is hidden
+    attributes: np.ndarray  # int [n, attributes]: the most likely values
+    probability: np.ndarray  # float [n, words]: the probability of each of `WORDS`; 0 if its attribute is hidden
 
     @property
     def seen(self) -> np.ndarray:
@@ -82,7 +82,7 @@ def save_judge(judge: Judge, path: Path) -> None:
 
 
 def look(judge: Judge, pictures: np.ndarray | jax.Array, block: int = 256) -> Verdict:
-    """Judges uint8 pictures [n, 128, 128, 3], `block` of them at once."""
+    """Classifies uint8 pictures [n, 128, 128, 3], `block` pictures at once."""
     parts = []
     for i in range(0, len(pictures), block):
         part = np.asarray(pictures[i : i + block])
@@ -108,9 +108,10 @@ def _split(logits: jax.Array) -> list[jax.Array]:
 
 
 def learn(vae: Any, key: jax.Array, *, steps: int = 1500, batch: int = 256) -> Judge:
-    """Trains a judge on portraits, half of them decoded by the autoencoder from noisy latents.
+    """Trains a judge on portraits. The autoencoder decodes half of them from noisy latents.
 
-    vae: the model's, in float32 or bfloat16.
+    Args:
+        vae: the model's autoencoder, in float32 or bfloat16.
     """
     from sega_jax.demo.training.networks import initial
 
@@ -127,12 +128,12 @@ def learn(vae: Any, key: jax.Array, *, steps: int = 1500, batch: int = 256) -> J
 def _learn(
     state: Any, vae: Any, key: jax.Array, *, optimiser: optax.GradientTransformation, batch: int, steps: int
 ) -> Any:
-    """Takes steps of training; the state is the judge and its optimiser's state."""
+    """Takes training steps. The state consists of the judge and its optimiser's state."""
 
     def loss(judge, key):
         attributes, pictures = _examples(vae, key, batch)
         shows = visible(attributes)
-        # Hair below a hat counts as bald, so that the judge does not guess at it and see long hair.
+        # Hair hidden by a hat counts as bald. Otherwise the judge would have to guess, and might see long hair.
         column = COLUMN["hair"]
         attributes = attributes.at[:, column].multiply(shows[:, column].astype(jnp.int32))
         shows = shows.at[:, column].set(True)
@@ -151,7 +152,7 @@ def _learn(
 
 
 def _examples(vae: Any, key: jax.Array, batch: int) -> tuple[jax.Array, jax.Array]:
-    """Draws attributes, and their portraits, slightly moved, tinted and noisy."""
+    """Draws attributes and their portraits, slightly shifted, tinted and noisy."""
     from sega_jax.demo.training.portraits import render
 
     keys = jax.random.split(key, 7)
@@ -168,7 +169,7 @@ def _examples(vae: Any, key: jax.Array, batch: int) -> tuple[jax.Array, jax.Arra
 
 
 def _decoded(vae: Any, pictures: jax.Array, key: jax.Array) -> jax.Array:
-    """Encodes and decodes pictures, with noise on their latents of up to a fifth of the latents' deviation."""
+    """Encodes and decodes pictures, with noise of up to 0.2 standard deviations on their latents."""
     mean, _ = vae.encode(pictures)
     keys = jax.random.split(key)
     share = jax.random.uniform(keys[0], (len(pictures), 1, 1, 1), maxval=0.2)
@@ -177,9 +178,10 @@ def _decoded(vae: Any, pictures: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def accuracy(judge: Judge, vae: Any | None, key: jax.Array, count: int, block: int = 250) -> dict[str, float]:
-    """Returns how often the judge is right about each attribute that is visible.
+    """Returns the judge's accuracy for each attribute, over the portraits that show the attribute.
 
-    vae: an autoencoder that encodes and decodes the portraits first; None judges them as drawn.
+    Args:
+        vae: an autoencoder that first encodes and decodes the portraits; None judges them as drawn.
     """
     from sega_jax.demo.training.portraits import render
 
@@ -213,20 +215,20 @@ def report(
 
 @click.command(context_settings={"show_default": True})
 @click.option("--model", default=str(DEMO), show_default="the demo model", help="A checkpoint with an autoencoder.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Trains a judge and writes it there.")
-@click.option("--check", is_flag=True, help="Measures the packaged judge, without training.")
-@click.option("--count", type=click.IntRange(1), default=20_000, help="Portraits to measure the accuracy on.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Train a judge and write it to this file.")
+@click.option("--check", is_flag=True, help="Measure the packaged judge without training.")
+@click.option("--count", type=click.IntRange(1), default=20_000, help="Number of portraits to measure the accuracy on.")
 @click.option("--seed", default=0)
 @click.option("--steps", type=click.IntRange(1), default=1500)
 @click.option("--batch", type=click.IntRange(2), default=256)
 def main(model: str, out: Path | None, check: bool, count: int, seed: int, steps: int, batch: int) -> None:
-    """Trains a judge, or takes the packaged one, and prints its accuracy."""
+    """Trains a judge, or loads the packaged one, and prints its accuracy."""
     if check is (out is not None):
         raise click.UsageError("give either --out, to train a judge, or --check")
     with plainly():
         vae = load(model).models.vae
         if out is not None:
-            out.open("ab").close()  # fails before the training if the file cannot be written
+            out.open("ab").close()  # fail before training if the file cannot be written
             save_judge(learn(vae, jax.random.key(seed), steps=steps, batch=batch), out)
         report(load_judge(WEIGHTS if out is None else out), vae, count=count)
 

@@ -3,9 +3,9 @@
 pipe = sega_jax.load()
 pipe("a portrait of a woman", [add("glasses"), remove("smile")], **CALL)
 
-On 256 pictures for each of 41 words (`python -m sega_jax.demo.evaluate.diffusion FOLDER`), adding succeeds in 98 % and
-keeps 91 % of the other attributes; removing succeeds in 93 % and keeps 76 %. Larger scales succeed more often and keep
-less.
+With up to 256 pictures for each of 41 words (`python -m sega_jax.demo.evaluate.diffusion FOLDER`), adding succeeds in
+98 % of the pictures and keeps 91 % of the other attributes; removing succeeds in 93 % and keeps 76 %. Larger scales
+succeed more often and keep fewer attributes.
 """
 
 from typing import Any
@@ -22,22 +22,24 @@ def add(concept: str, *, steps: int = STEPS, **settings: Any) -> Edit:
     """Returns an edit that adds a concept.
 
     Args:
-        steps: the steps of the call.
-        settings: arguments of `Edit` in place of the recommended ones.
+        concept: one of `sega_jax.demo.attributes.WORDS` or a synonym.
+        steps: the number of steps of the call.
+        settings: arguments of `Edit` that replace the recommended ones.
     """
     return Edit(concept, **_at(steps, _ADD) | settings)
 
 
 def remove(concept: str, *, steps: int = STEPS, **settings: Any) -> Edit:
-    """Returns an edit that removes a concept. A concept that the prompt names needs a scale of -8 to -12.
+    """Returns an edit that removes a concept. To remove a concept that the prompt names, use a scale of -8 to -12.
 
     Args:
-        steps: the steps of the call.
-        settings: arguments of `Edit` in place of the recommended ones; scales that remove are negative.
+        concept: one of `sega_jax.demo.attributes.WORDS` or a synonym.
+        steps: the number of steps of the call.
+        settings: arguments of `Edit` that replace the recommended ones. A scale must be negative to remove.
     """
     return Edit(concept, **_at(steps, _REMOVE) | settings)
 
 
 def _at(steps: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """Scales the warm-up, which was chosen for 20 steps, to another number of steps."""
+    """Scales the warm-up, which was chosen for 20 steps, to the number of steps."""
     return settings | {"warmup": round(settings["warmup"] * steps / STEPS)}

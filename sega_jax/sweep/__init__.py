@@ -1,4 +1,4 @@
-"""Ablation sweeps: many pictures of one checkpoint, planned, run, recorded and looked at."""
+"""Ablation sweeps: plan, run, record, measure and view many pictures of one checkpoint or cascade."""
 
 from sega_jax.sweep.description.facts import Facts as Facts
 from sega_jax.sweep.description.sweep_file import Sweep as Sweep

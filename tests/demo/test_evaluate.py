@@ -1,4 +1,4 @@
-"""The judge, and the evaluation's arithmetic: held to an editor whose every effect is known."""
+"""Tests the judge, and the evaluation with simulated editors whose effects are known."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ from sega_jax.pipelines import loading
 
 pytestmark = pytest.mark.usefixtures("optimised")
 
-# Row by row, so that the drawings of a value do not depend on the neighbours.
+# Draws each row separately, so that the choice of variants does not depend on the other rows.
 render = jax.jit(jax.vmap(lambda row: portraits.render(row[None], jax.random.key(5))[0]))
 
 
@@ -33,12 +33,14 @@ def draw(attributes):
 
 
 class Editor:
-    """A pipeline that draws the portrait of a seed and edits it faultlessly, from a scale of 2 on; `spoils` is an
-    attribute that its edits change besides, `deaf` words that it does not know; with `swaps` it removes a thing by
-    another of its kind."""
+    """A simulated pipeline that draws a seed's portrait and applies edits with scales of at least 2.
 
-    def __init__(self, spoils=None, deaf=(), swaps=False):
-        self.spoils, self.deaf, self.swaps = spoils, deaf, swaps
+    By default its edits are perfect. `spoils` is an attribute that every edit also changes. `ignored` are words
+    without effect. With `swaps`, removing a word replaces it by an alternative, such as glasses by sunglasses.
+    """
+
+    def __init__(self, spoils=None, ignored=(), swaps=False):
+        self.spoils, self.ignored, self.swaps = spoils, ignored, swaps
 
     def __call__(self, prompt, edits=(), *, seed, negative_prompt=(), replay=None, record=False, output="uint8", **_):
         if record:
@@ -46,12 +48,12 @@ class Editor:
             return SimpleNamespace(record=SimpleNamespace(sem_guidance=np.ones((1, 1, 1, 1, 1))))
         rows = np.stack([np.asarray(portraits.sample(jax.random.key(s), 1))[0] for s in seed])
         for row, text, changes, negative in zip(rows, prompt, edits, negative_prompt, strict=True):
-            told = [(word, 9) for word in WORDS if text.endswith(phrase(word))]
-            told += [(word, -9) for word in negative.split(", ") if word]
-            told += [(edit.concept, edit.scale) for edit in changes if edit.concept]
-            told += [(self.recorded, 9)] if replay is not None else []
-            for word, scale in told:
-                if word not in self.deaf and abs(scale) >= 2:
+            applied = [(word, 9) for word in WORDS if text.endswith(phrase(word))]
+            applied += [(word, -9) for word in negative.split(", ") if word]
+            applied += [(edit.concept, edit.scale) for edit in changes if edit.concept]
+            applied += [(self.recorded, 9)] if replay is not None else []
+            for word, scale in applied:
+                if word not in self.ignored and abs(scale) >= 2:
                     self.edit(row, word, scale)
         return SimpleNamespace(images=draw(rows))
 
@@ -59,7 +61,7 @@ class Editor:
         name, value = WORDS[word]
         number = ATTRIBUTES[name].index(value)
         if scale < 0:
-            # Of an attribute that may be none, values are none and two kinds.
+            # An attribute that may be absent has the values "none" and two others.
             other = (3 - number) * self.swaps if ATTRIBUTES[name][0] == "none" else (number + 1) % len(ATTRIBUTES[name])
             number = other if row[COLUMN[name]] == number else row[COLUMN[name]]
         row[COLUMN[name]] = number
@@ -69,7 +71,7 @@ class Editor:
 
 @jax.tree_util.register_pytree_node_class
 class Coder:
-    """Stands in for an autoencoder."""
+    """A stand-in for an autoencoder."""
 
     def encode(self, pictures):
         return pictures[:, ::4, ::4], None
@@ -91,15 +93,15 @@ def examiner():
 
 
 @pytest.mark.slow
-def test_the_judge_is_light():
-    """Sweeps import the judge, which needs nothing of the training until it is trained."""
+def test_the_judge_does_not_import_training():
+    """Sweeps import the judge, which should stay light."""
     code = "import sega_jax.demo.judge, sys; print([name for name in sys.modules if 'demo.training' in name])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.slow
-def test_the_judge_reads_portraits(examiner):
+def test_the_judge_classifies_portraits(examiner):
     attributes = np.asarray(portraits.sample(jax.random.key(77), 200))
     verdict = judge.look(examiner, draw(attributes), block=64)
     shows = portraits.visible(attributes)
@@ -109,7 +111,7 @@ def test_the_judge_reads_portraits(examiner):
 
 
 @pytest.mark.slow
-def test_a_judge_is_trained_saved_and_read(tmp_path):
+def test_training_saving_and_loading_a_judge(tmp_path):
     with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
         trained = judge.learn(Coder(), jax.random.key(0), steps=2, batch=4)
     judge.save_judge(trained, tmp_path / "judge.safetensors")
@@ -130,7 +132,7 @@ def evaluation(examiner, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_faultless_editor(evaluation):
+def test_a_perfect_editor_succeeds(evaluation):
     rows = evaluation(Editor()).edits()
     assert {(row["action"], row["method"]) for row in rows} == {
         (action, method) for action, methods in diffusion.METHODS.items() for method in methods
@@ -143,24 +145,24 @@ def test_a_faultless_editor(evaluation):
 
 
 @pytest.mark.slow
-def test_an_editor_that_spoils_the_background(evaluation):
+def test_a_spoilt_background_is_not_kept(evaluation):
     rows = evaluation(Editor(spoils="background"), words=("glasses", "red clothes")).edits()
-    # One of the nine others, or of fewer where hair is hidden.
+    # One of the nine other attributes changes, or one of fewer if the hair is hidden.
     assert all(row["success"] == 1 and 0.8 < row["kept"] < 0.9 for row in rows)
 
 
-def test_sunglasses_in_place_of_glasses_are_not_removed(evaluation):
+def test_replacing_glasses_by_sunglasses_is_not_removal(evaluation):
     rows = [row for row in evaluation(Editor(swaps=True), ("glasses", "red clothes")).edits() if row["n"]]
     assert {(row["word"], row["success"]) for row in rows if row["action"] == "remove"} == {
         ("glasses", 0), ("red clothes", 1)
     }  # fmt: skip
 
 
-def test_an_editor_that_is_deaf(evaluation):
-    rows = evaluation(Editor(deaf=("hat",)), words=("glasses", "hat")).edits()
+def test_ignored_words_fail(evaluation):
+    rows = evaluation(Editor(ignored=("hat",)), words=("glasses", "hat")).edits()
     assert {row["word"]: row["success"] for row in rows} == {"glasses": 1, "hat": 0}
     assert all(row["kept"] == 1 for row in rows)
-    several = evaluation(Editor(deaf=("hat",))).several()
+    several = evaluation(Editor(ignored=("hat",))).several()
     assert [row["count"] for row in several] == [1, 2, 3, 4, 5]
     assert several[0]["success"] > several[-1]["success"]
     assert all(row["each"] >= row["success"] for row in several)
@@ -168,9 +170,9 @@ def test_an_editor_that_is_deaf(evaluation):
 
 
 @pytest.mark.slow
-def test_strength_and_other_studies(evaluation, tmp_path):
-    own = evaluation(Editor(), words=("glasses", "red clothes", "dark skin"))
-    results = {study: getattr(own, study)() for study in diffusion.STUDIES}
+def test_all_studies_and_their_report(evaluation, tmp_path):
+    small = evaluation(Editor(), words=("glasses", "red clothes", "dark skin"))
+    results = {study: getattr(small, study)() for study in diffusion.STUDIES}
     about = {"seeds": 8, "dtype": "float32", "device": "an editor", "jax": jax.__version__}
     curve = {row["value"]: row["success"] for row in results["curves"] if row["method"] == "sega"}
     assert curve == {value: float(value >= 2) for value in diffusion.STRENGTHS["sega"]}
@@ -181,10 +183,10 @@ def test_strength_and_other_studies(evaluation, tmp_path):
     for setting in diffusion.ABLATIONS:
         assert (tmp_path / f"{setting}.png").is_file()
 
-    written = {study: {"about": about, "found": found} for study, found in results.items()}
+    written = {study: {"about": about, "found": rows} for study, rows in results.items()}
     (tmp_path / "results.json").write_text(json.dumps(written))
-    found = CliRunner().invoke(report.main, [str(tmp_path)])
-    assert not found.exit_code, found.output
+    outcome = CliRunner().invoke(report.main, [str(tmp_path)])
+    assert not outcome.exit_code, outcome.output
     text = (tmp_path / "tables.md").read_text()
     for title in ("## Add", "## Remove", "## Several", "## Plain prompts", "## Ablations", "## Robustness"):
         assert title in text
@@ -192,28 +194,28 @@ def test_strength_and_other_studies(evaluation, tmp_path):
     assert "| glasses |" in text
 
 
-def test_tokens(examiner, tmp_path, monkeypatch):
-    """The studies of a Paella, of an editor whose call is known."""
-    asked = []
+def test_paella_studies(examiner, tmp_path, monkeypatch):
+    """Runs the studies of Paella models with an editor that records its calls."""
+    calls = []
 
-    class Noted(Editor):
+    class RecordingEditor(Editor):
         dtype, devices = np.dtype("float32"), SimpleNamespace(devices=jax.devices())
 
         def __call__(self, prompt, edits=(), **call):
-            asked.append(call)
+            calls.append(call)
             return super().__call__(prompt, edits, **call)
 
     monkeypatch.setattr(paella, "CHOICES", {"scale": (1.0, 3.0), "support": ("pixel",), "temperature": (1.0,)})
     words = ("glasses", "red clothes")
-    own = paella.TokenEvaluation(PictureMaker(Noted(), examiner, 16, paella.CALL), tmp_path, 8, words)
-    run(own, paella.STUDIES, {"model": "an editor"})
-    found = {name: study["found"] for name, study in json.loads((tmp_path / "results.json").read_text()).items()}
-    assert {(row["word"], row["method"], row["success"], row["kept"]) for row in found["edits"]} == {
+    small = paella.TokenEvaluation(PictureMaker(RecordingEditor(), examiner, 16, paella.CALL), tmp_path, 8, words)
+    run(small, paella.STUDIES, {"model": "an editor"})
+    results = {name: study["found"] for name, study in json.loads((tmp_path / "results.json").read_text()).items()}
+    assert {(row["word"], row["method"], row["success"], row["kept"]) for row in results["edits"]} == {
         (word, method, 1, 1) for word in words for method in ("sega", "authors", "prompt")
     }
-    chosen = {(row["setting"], row["value"]): row["success"] for row in found["choices"]}
+    chosen = {(row["setting"], row["value"]): row["success"] for row in results["choices"]}
     assert chosen == {("scale", "1.0"): 0, ("scale", "3.0"): 1, ("support", "pixel"): 1, ("temperature", "1.0"): 1}
-    assert {(call["support"], call["temperature"]) for call in asked} == {
+    assert {(call["support"], call["temperature"]) for call in calls} == {
         ("channel", (1.0, 0.2)), ("pixel", (1.0, 0.2)), ("channel", 1.0)
     }  # fmt: skip
     assert Image.open(tmp_path / "pictures.png").width > 8 * 128
@@ -223,19 +225,19 @@ def test_tokens(examiner, tmp_path, monkeypatch):
     assert "## Choices" in text
 
 
-def test_each_kind_of_model_has_its_evaluation(tmp_path):
-    found = CliRunner().invoke(paella.main, [str(tmp_path / "out"), "--model", str(diffusion.DEMO)])
-    assert found.exit_code == 1
-    assert "is no Paella; sega_jax.demo.evaluate.diffusion is for other models" in found.output
-    found = CliRunner().invoke(
+def test_evaluations_refuse_models_of_the_other_kind(tmp_path):
+    result = CliRunner().invoke(paella.main, [str(tmp_path / "out"), "--model", str(diffusion.DEMO)])
+    assert result.exit_code == 1
+    assert "is not a Paella model; evaluate it with sega_jax.demo.evaluate.diffusion" in result.output
+    result = CliRunner().invoke(
         diffusion.main, [str(tmp_path / "out"), "--model", str(tiny.paella(tmp_path / "paella"))]
     )
-    assert found.exit_code == 1
-    assert "is a Paella; sega_jax.demo.evaluate.paella is for those" in found.output
+    assert result.exit_code == 1
+    assert "is a Paella model; evaluate it with sega_jax.demo.evaluate.paella" in result.output
     assert not (tmp_path / "out").exists()
 
 
-def test_words_in_prompts():
+def test_phrases_of_words():
     known = json.loads((loading.DEMO / "tokenizer" / "vocab.json").read_text())
     for word in WORDS:
         assert all(f"{part}</w>" in known for part in phrase(word).split())
@@ -245,38 +247,38 @@ def test_words_in_prompts():
     ]  # fmt: skip
 
 
-def test_the_rest_of_a_kind():
+def test_alternatives_of_words():
     assert kind("glasses") == ("glasses", "sunglasses")
     assert kind("beanie") == ("beanie", "hat")
     assert kind("red clothes") == ("red clothes",)
 
 
-def test_who_is_counted(examiner):
+def test_hidden_attributes_are_not_counted(examiner):
     attributes = np.zeros((3, len(ATTRIBUTES)), int)
     attributes[:, COLUMN["hair"]] = [0, 1, 1]  # bald, short, short below a hat
     attributes[2, COLUMN["hat"]] = 1
     attributes[1, COLUMN["hair colour"]] = 3
-    prints = Pictures(np.zeros((3, 2, 2, 3), np.uint8), judge.Verdict(attributes, np.zeros((3, len(WORDS)))))
-    assert having(prints, "red hair").tolist() == [False, True, False]
-    assert lacking(prints, "red hair").tolist() == [False, False, False]
-    assert lacking(prints, "blue hair").tolist() == [False, True, False]
-    assert lacking(prints, "bald").tolist() == [False, True, False]
-    same = effect(prints, prints, [["glasses"], ["red hair"], ["hat"]])
+    pictures = Pictures(np.zeros((3, 2, 2, 3), np.uint8), judge.Verdict(attributes, np.zeros((3, len(WORDS)))))
+    assert having(pictures, "red hair").tolist() == [False, True, False]
+    assert lacking(pictures, "red hair").tolist() == [False, False, False]
+    assert lacking(pictures, "blue hair").tolist() == [False, True, False]
+    assert lacking(pictures, "bald").tolist() == [False, True, False]
+    same = effect(pictures, pictures, [["glasses"], ["red hair"], ["hat"]])
     assert same.success.tolist() == [False, True, True]
     assert same.kept.tolist() == [1, 1, 1]
-    assert effect(prints, prints, [["glasses"]] * 3, removed=True).success.all()
+    assert effect(pictures, pictures, [["glasses"]] * 3, removed=True).success.all()
     assert list(WORDS) == NAMES
 
 
-def test_confidence():
-    # From the tables of Wilson's interval.
+def test_confidence_interval():
+    # Values from tables of Wilson's interval.
     np.testing.assert_allclose(interval(8, 10), (0.490, 0.943), atol=5e-4)
     np.testing.assert_allclose(interval(0, 10), (0, 0.278), atol=5e-4)
     assert interval(0, 0) == (0, 1)
 
 
 @pytest.mark.slow
-def test_batches_do_not_change_what_is_made(examiner):
+def test_batch_size_does_not_change_pictures(examiner):
     requests = [Request("a portrait", seed) for seed in range(5)]
     one, other = (PictureMaker(Editor(), examiner, batch)(requests) for batch in (5, 2))
     np.testing.assert_allclose(one.pixels, other.pixels, atol=1)
@@ -289,9 +291,9 @@ def test_recommended_settings():
     assert settings.remove("hat").scale < 0 < settings.add("hat", cooldown=10).cooldown
 
 
-def test_unknown_words_and_studies(tmp_path):
+def test_unknown_words_and_studies_are_refused(tmp_path):
     for option in ("--words", "--studies"):
-        found = CliRunner().invoke(diffusion.main, [str(tmp_path / "out"), option, "monocle"])
-        assert found.exit_code == 2
-        assert "monocle should be of" in found.output
+        result = CliRunner().invoke(diffusion.main, [str(tmp_path / "out"), option, "monocle"])
+        assert result.exit_code == 2
+        assert "monocle should be among" in result.output
         assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""The model that comes along: what it weighs, that it draws what it is told, and that edits do what they say."""
+"""Tests the packaged demo model: its size, and that it follows prompts and edits."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ from sega_jax.pipelines.loading import DEMO
 pytestmark = pytest.mark.usefixtures("one_by_default")
 
 PACKAGE = Path(sega_jax.__file__).parent
-STEPS = 10  # of the 20 that are usual
+STEPS = 10  # half of the recommended number, to save time
 
 
 @pytest.fixture(scope="module")
@@ -34,22 +34,22 @@ def size(folder):
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
 
 
-def test_sizes():
+def test_the_package_is_small():
     assert size(DEMO) < 30e6
     assert size(PACKAGE) < 40e6
 
 
 @pytest.mark.slow
 def test_prompts_are_followed(maker):
-    told = {
+    prompts = {
         "a portrait of a woman with long red hair": ["long hair", "red hair"],
         "a smiling man with a beard and glasses": ["smile", "beard", "glasses"],
         "a sad bald person with dark skin": ["sad", "bald", "dark skin"],
         "a person wearing a blue hoodie on a yellow background": ["hoodie", "blue clothes", "yellow background"],
     }
-    prints = maker([Request(prompt, 0) for prompt in told])
-    for i, words in enumerate(told.values()):
-        assert all(having(prints, word)[i] for word in words)
+    pictures = maker([Request(prompt, 0) for prompt in prompts])
+    for i, words in enumerate(prompts.values()):
+        assert all(having(pictures, word)[i] for word in words)
 
 
 @pytest.mark.slow
@@ -63,14 +63,14 @@ def test_edits_add_and_remove(maker):
     after = maker([request._replace(edits=(edit,)) for request, edit in zip(requests, edits, strict=True)])
     assert all(having(after, word)[i] for i, word in enumerate(words[:3]))
     assert not having(after, "beard")[3]
-    found = effect(before, after, [[word] for word in words])
-    assert found.kept[:3].mean() >= 0.85
-    assert found.distance[:3].max() < 0.2
-    assert found.distance[3] < 0.3
+    effects = effect(before, after, [[word] for word in words])
+    assert effects.kept[:3].mean() >= 0.85
+    assert effects.distance[:3].max() < 0.2
+    assert effects.distance[3] < 0.3
 
 
 @pytest.mark.slow
-def test_the_default_of_the_shell(tmp_path):
+def test_the_shell_uses_the_demo_model(tmp_path):
     runner = CliRunner()
     words = ["edit", "--prompt", "a portrait of a woman with brown hair", "--edit", "glasses", "--seed", "3"]
     result = runner.invoke(main, [*words, "--out", str(tmp_path)])
@@ -79,18 +79,18 @@ def test_the_default_of_the_shell(tmp_path):
     assert f"+ glasses: scale {settings.add('').scale:g}" in result.output
     made = [np.asarray(Image.open(tmp_path / f"0001-{name}.png")) for name in ("original", "edited")]
     assert look(load_judge(), np.stack(made), 2).words[:, NAMES.index("glasses")].tolist() == [False, True]
-    # Its record is the same command.
+    # `info` prints a command without a model, since the demo model is the default.
     known = png.settings(tmp_path / "0001-edited.png")
     assert known["model"] is None
     assert known["steps"] == settings.STEPS
-    told = runner.invoke(main, ["info", str(tmp_path / "0001-edited.png")]).output
-    command = told.splitlines()[-1]
+    output = runner.invoke(main, ["info", str(tmp_path / "0001-edited.png")]).output
+    command = output.splitlines()[-1]
     assert "--model" not in command
     assert "--edit glasses " in command
 
 
 @pytest.mark.parametrize("steps", [20, 50])
-def test_edits_of_the_demo_are_read_and_written(steps):
+def test_edits_with_demo_defaults_round_trip(steps):
     defaults = demo(steps)
     for text in ("glasses", "-glasses", "glasses:scale=3", "-hat:threshold=0.85,warmup=11", "x:momentum_scale=0.1"):
         edit = parse_edit(text, defaults)
@@ -102,7 +102,7 @@ def test_edits_of_the_demo_are_read_and_written(steps):
     assert parse_edit("glasses") == Edit("glasses")
 
 
-def test_the_folder_is_a_checkpoint_of_diffusers():
+def test_the_checkpoint_has_diffusers_layout():
     index = json.loads((DEMO / "model_index.json").read_text())
     assert index["_class_name"] == "StableDiffusionPipeline"
     for part, entry in index.items():

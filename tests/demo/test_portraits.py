@@ -1,4 +1,4 @@
-"""The portraits that the small model is trained on: their drawing, their words and the tokenizer of these words."""
+"""Tests the portraits that the demo models are trained on: drawing, captions and tokenizer."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from sega_jax.demo.training.portraits import ATTRIBUTES, COLUMN, WORDS, captions
 from sega_jax.text.tokenizers import Tokenizer
 
 render = jax.jit(portraits.render)
-# Rows and columns of the picture that an attribute may change.
+# The rows and columns of the picture that an attribute may change.
 REGIONS = {
     "glasses": np.s_[36:72, 26:102],
     "mouth": np.s_[64:96, 44:84],
@@ -49,7 +49,7 @@ def test_parts_are_small():
     assert draw_parts.PARTS.stat().st_size < 200_000
 
 
-def test_pictures(attributes, pictures):
+def test_render_gives_pictures(attributes, pictures):
     assert pictures.shape == (8, 128, 128, 3)
     assert pictures.dtype == np.float32
     assert pictures.min() >= -1
@@ -57,7 +57,7 @@ def test_pictures(attributes, pictures):
     np.testing.assert_array_equal(render(jnp.asarray(attributes[:8]), jax.random.key(1)), pictures)
 
 
-def test_the_key_chooses_drawings_only(attributes, pictures):
+def test_the_key_chooses_only_variants(attributes, pictures):
     others = np.asarray(render(jnp.asarray(attributes[:8]), jax.random.key(2)))
     assert (others != pictures).any()
     rows, tints = portraits.layers(jnp.asarray(attributes), jax.random.key(2))
@@ -67,7 +67,7 @@ def test_the_key_chooses_drawings_only(attributes, pictures):
     np.testing.assert_array_equal(tints, portraits.layers(jnp.asarray(attributes), jax.random.key(3))[1])
 
 
-def test_sample(attributes):
+def test_samples_are_independent(attributes):
     assert attributes.dtype == np.int32
     np.testing.assert_array_equal(sample(jax.random.key(0), 4000), attributes)
     for name, values in ATTRIBUTES.items():
@@ -79,8 +79,9 @@ def test_sample(attributes):
 
 
 @pytest.mark.parametrize("name", ATTRIBUTES)
-def test_a_value_changes_the_picture_where_it_should(name):
-    """Every pair of values differs, and outside its region nothing does; nobody wears a hat or a beard otherwise."""
+def test_attributes_change_only_their_region(name):
+    """Any two values of an attribute differ visibly, and only within its region. The other attributes are chosen so
+    that they hide nothing."""
     base = np.array(sample(jax.random.key(4), 1))
     for other, value in [("hat", 0), ("facial hair", 0), ("glasses", 0), ("hair", 1)]:
         base[:, COLUMN[other]] = value
@@ -97,15 +98,15 @@ def test_a_value_changes_the_picture_where_it_should(name):
         assert change.max() == 0
 
 
-def test_colours_are_apart():
-    """At least a fifth of black to white between any two colours of an attribute."""
+def test_colours_are_distinct():
+    """Any two colours of an attribute are at least 0.2 apart, in rgb in [0, 1]."""
     for colours in portraits._COLOURS.values():
         table = np.array([[int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in dict.fromkeys(colours)])
         distance = np.linalg.norm(table[:, None] - table[None], axis=-1) + np.eye(len(table))
         assert distance.min() > 0.2
 
 
-def test_what_is_hidden():
+def test_hats_and_bald_heads_hide_attributes():
     row = np.zeros((3, len(ATTRIBUTES)), np.int32)
     row[1:, COLUMN["hair"]] = 1, 2
     row[:, COLUMN["hat"]] = 0, 1, 1
@@ -115,27 +116,27 @@ def test_what_is_hidden():
     np.testing.assert_array_equal(visible(jnp.asarray(row)), seen)
 
 
-def test_labels(attributes):
-    found = labels(attributes)
-    assert found.shape == (len(attributes), len(WORDS))
-    assert found.dtype == bool
-    assert found.mean(0).min() > 0.04
+def test_labels_match_attributes(attributes):
+    true = labels(attributes)
+    assert true.shape == (len(attributes), len(WORDS))
+    assert true.dtype == bool
+    assert true.mean(0).min() > 0.04
     bald, red = (list(WORDS).index(word) for word in ("bald", "red hair"))
-    assert not (found[:, bald] & found[:, red]).any()
+    assert not (true[:, bald] & true[:, red]).any()
 
 
-def test_captions_tell_the_truth(attributes, texts):
-    """A word that is about one value is only said of portraits that show it."""
-    found = labels(attributes)
-    said = np.array([[f" {word} " in f" {text} ".replace(",", " ") for word in WORDS] for text in texts])
-    assert not (said & ~found).any()
-    assert said.any(0).all()
+def test_captions_are_true(attributes, texts):
+    """A word that stands for one value occurs only in captions of portraits that show it."""
+    true = labels(attributes)
+    mentioned = np.array([[f" {word} " in f" {text} ".replace(",", " ") for word in WORDS] for text in texts])
+    assert not (mentioned & ~true).any()
+    assert mentioned.any(0).all()
 
 
-def test_captions(attributes, texts):
+def test_captions_vary_in_length(attributes, texts):
     assert captions(attributes, np.random.default_rng(0)) == texts
-    told = wording._mentioned(attributes, np.random.default_rng(0)).sum(1)
-    shares = np.bincount(told, minlength=4) / len(told)
+    counts = wording._mentioned(attributes, np.random.default_rng(0)).sum(1)
+    shares = np.bincount(counts, minlength=4) / len(counts)
     np.testing.assert_allclose(shares[:3], (0.05, 0.25, 0.12), atol=0.04)
     assert len(set(texts)) > 0.7 * len(texts)
     assert not any("  " in text or text != text.strip() or not text for text in texts)
@@ -163,7 +164,7 @@ def test_tokenizers_agree(texts, folder):
 
 
 def test_layers_compose_as_one_drawing():
-    """Tinted layers, one over another, against one SVG of all parts; edges that two parts share may differ a little."""
+    """Compares composed layers with one SVG of all parts. Edges that two parts share may differ slightly."""
     pytest.importorskip("resvg_py")
     pytest.importorskip("python_avatars")
     markup = {"": "", **draw_parts.drawings()}
@@ -176,8 +177,8 @@ def test_layers_compose_as_one_drawing():
         parts = [
             list(markup.values())[row].replace("TINT", _hex(tint)) for row, tint in zip(rows[i], tints[i], strict=True)
         ]
-        whole = draw_parts.draw(f'<rect width="264" height="280" fill="{_hex(background[i])}"/>' + "".join(parts))
-        error = np.abs(drawn[i] - whole[..., :3])
+        expected = draw_parts.draw(f'<rect width="264" height="280" fill="{_hex(background[i])}"/>' + "".join(parts))
+        error = np.abs(drawn[i] - expected[..., :3])
         assert error.mean() < 2e-3
         assert (error > 0.03).mean() < 0.02
 

@@ -1,4 +1,4 @@
-"""The recipe of the demo model: two steps of each stage, stopped and taken up again."""
+"""Tests the recipe of the demo model: takes two steps of each stage, stops and resumes."""
 
 import jax
 import numpy as np
@@ -30,34 +30,34 @@ def _standard_promotion():
 
 
 @pytest.mark.slow
-def test_training_stops_and_goes_on(tmp_path, one_device):
-    said = []
-    # Out of time at once: what is done is kept.
-    assert not DiffusionTrainer(tmp_path, PLAN, configs=SMALL, minutes=0, say=said.append).run()
+def test_training_stops_and_resumes(tmp_path, one_device):
+    lines = []
+    # The time is over at once. The state is saved.
+    assert not DiffusionTrainer(tmp_path, PLAN, configs=SMALL, minutes=0, say=lines.append).run()
     assert not (tmp_path / "model" / "unet").exists()
-    assert DiffusionTrainer(tmp_path, PLAN, configs=SMALL, say=said.append).run()
-    assert said[0] == "goes on from step 0"
-    assert any("denoiser" in line for line in said)
+    assert DiffusionTrainer(tmp_path, PLAN, configs=SMALL, say=lines.append).run()
+    assert lines[0] == "resuming from step 0"
+    assert any("denoiser" in line for line in lines)
     pipe = sega_jax.load(tmp_path / "model", devices=one_device)
     assert pipe.models.vae.config.scaling_factor != 0.18215
     first = pipe("a portrait of a woman with glasses", [], steps=2, output="latent").images
     assert first.shape == (1, 32, 32, 4)
-    # Finished: nothing is trained again, and the model is the same.
-    said.clear()
-    assert DiffusionTrainer(tmp_path, PLAN, configs=SMALL, say=said.append).run()
-    assert not any(line.startswith(("autoencoder", "denoiser")) for line in said)
+    # The training is finished. Nothing is trained again, and the model is the same.
+    lines.clear()
+    assert DiffusionTrainer(tmp_path, PLAN, configs=SMALL, say=lines.append).run()
+    assert not any(line.startswith(("autoencoder", "denoiser")) for line in lines)
     again = sega_jax.load(tmp_path / "model", devices=one_device)
     for old, new in zip(jax.tree.leaves(pipe.models), jax.tree.leaves(again.models), strict=True):
         np.testing.assert_array_equal(old, new)
 
 
-def test_the_loss_is_of_v():
-    """A network that knows v has none; one that says nothing has the weighted mean of v², which is 1 for latents of
+def test_the_loss_is_the_weighted_error_of_v():
+    """The loss of a network that returns zeros is the weighted mean of v², and v² has the mean 1 for latents of
     variance 1."""
     key = jax.random.key(3)
     latents = jax.random.normal(key, (1024, 8, 8, 4), np.float16)
     data = Dataset(np.zeros((1024, 10), np.int32), latents, np.zeros((1024, 2, 5), np.int16), np.zeros(5, np.int16))
-    silent = lambda x, timestep, text: 0 * x  # noqa: E731
-    found = denoising(4096, DEMO.scheduler)((lambda ids: ids, silent), key, data)
+    zeros = lambda x, timestep, text: 0 * x  # noqa: E731
+    loss = denoising(4096, DEMO.scheduler)((lambda ids: ids, zeros), key, data)
     bars = cumulative(DEMO.scheduler)
-    np.testing.assert_allclose(found, np.minimum(1, 5 * (1 - bars)).mean(), rtol=0.01)
+    np.testing.assert_allclose(loss, np.minimum(1, 5 * (1 - bars)).mean(), rtol=0.01)

@@ -1,4 +1,4 @@
-"""The recipe of the small Paella: two steps of each stage, and its loss."""
+"""Tests the recipe of the small Paella: takes two steps of each stage, and checks its loss."""
 
 import jax
 import jax.numpy as jnp
@@ -29,11 +29,11 @@ def _standard_promotion():
 
 
 @pytest.mark.slow
-def test_a_model_that_loads(tmp_path, one_device):
-    said = []
-    trainer = PaellaTrainer(tmp_path, PLAN, configs=TINY, say=said.append)
+def test_training_writes_a_loadable_model(tmp_path, one_device):
+    lines = []
+    trainer = PaellaTrainer(tmp_path, PLAN, configs=TINY, say=lines.append)
     assert trainer.run()
-    assert [line.split()[0] for line in said] == ["vqgan", "4", "tokens", "byt5", "denoiser"]
+    assert [line.split()[0] for line in lines] == ["vqgan", "4", "tokens", "byt5", "denoiser"]
     pipe = sega_jax.load(tmp_path / "model", devices=one_device)
     np.testing.assert_array_equal(pipe.models.vqgan.vquantizer.codebook.embedding[...], lattice())
     normal = pipe.models.vqgan.down_blocks[-1][1]
@@ -43,27 +43,27 @@ def test_a_model_that_loads(tmp_path, one_device):
     assert out.images.shape == (1, 128, 128, 3)
 
 
-def test_the_lattice():
-    """Its entries are all there, and each is the nearest to itself."""
+def test_the_lattice_is_a_codebook():
+    """All entries are distinct, and each entry is the nearest one to its own vector."""
     codes = lattice()
     assert len(np.unique(codes, axis=0)) == VALUES**4
     net = jax.tree.map(lambda _: jnp.asarray(codes), VectorQuantize(*codes.shape))
     np.testing.assert_array_equal(net(codes * np.float32(1.1)), np.arange(VALUES**4))
 
 
-def test_the_loss_is_of_clean_tokens_seen_under_noise():
-    """A network that repeats what it sees is right where nothing was drawn anew, and as often as by chance elsewhere:
-    the mean of 1 - u⁴ is 4 / 5."""
-    labels, sure = 7, 50.0
+def test_the_loss_compares_with_the_clean_tokens():
+    """A network that repeats its noisy input is right where the token was not replaced, and at chance level where it
+    was. The mean probability of replacement is the mean of 1 - u⁴, which is 4 / 5."""
+    labels, confidence = 7, 50.0
 
     class Net:
         condition = staticmethod(lambda states, mask: None)
 
         def __call__(self, noisy, level, text):
-            return sure * jax.nn.one_hot(noisy, labels)
+            return confidence * jax.nn.one_hot(noisy, labels)
 
     jax.tree_util.register_static(Net)
     tokens = jax.random.randint(jax.random.key(1), (64, 8, 8), 0, labels).astype(np.int16)
     data = Dataset(np.zeros((64, 10), np.int32), tokens, np.ones((64, 2, BYTES), np.int16), np.ones(BYTES, np.int16))
-    found = naming(4096, labels)((jax.tree_util.Partial(lambda ids, mask: ids), Net()), jax.random.key(3), data)
-    np.testing.assert_allclose(found, sure * 4 / 5 * (1 - 1 / labels), rtol=0.02)
+    loss = naming(4096, labels)((jax.tree_util.Partial(lambda ids, mask: ids), Net()), jax.random.key(3), data)
+    np.testing.assert_allclose(loss, confidence * 4 / 5 * (1 - 1 / labels), rtol=0.02)

@@ -1,4 +1,4 @@
-"""Sweeps of a cascade: each stage has its own plan and is loaded once, and the pictures are a cascade's."""
+"""Tests sweeps of cascades: each stage has its own plan and is loaded once, and the pictures equal a cascade's."""
 
 import shlex
 
@@ -22,7 +22,7 @@ HAT = {"threshold": 0.5, "scale": 8, "warmup": 1}
 LATER = ["stage2", "upscaler"]
 
 
-def said(stages, names=("stage1", "stage2"), call=None, **grid):
+def ablation_of(stages, names=("stage1", "stage2"), call=None, **grid):
     source, *later = (str(stages[name]) for name in names)
     return sweep.Sweep(
         model={"source": source} | dict(zip(names[1:], later, strict=True)),
@@ -32,14 +32,14 @@ def said(stages, names=("stage1", "stage2"), call=None, **grid):
     )
 
 
-def planned(described, rows=2):
-    plan = sweep.plan(described, sweep.Facts.of(described), rows)
+def planned(ablation, rows=2):
+    plan = sweep.plan(ablation, sweep.Facts.of(ablation), rows)
     assert sweep.Plan.from_json(plan.to_json()) == plan
     return plan
 
 
 def check(plan, folder, cascade):
-    """Compares pictures with those of a cascade's calls."""
+    """Compares the pictures of a sweep with calls of a cascade."""
     rows = records(folder)
     assert len(rows) == plan.counts.pictures
     for row in rows:
@@ -60,7 +60,7 @@ def check(plan, folder, cascade):
 
 @pytest.fixture
 def loaded(monkeypatch):
-    """The names of the folders that were loaded."""
+    """Returns a list that records the folders of loaded checkpoints."""
     names, load = [], loading.load
 
     def one(source, **options):
@@ -77,10 +77,10 @@ def cascade(stages, one_device):
 
 
 @pytest.mark.slow
-def test_settings_of_stages(stages, cascade, loaded, tmp_path):
-    """The second stage's settings do not make more pictures of the first."""
-    described = said(stages, **{"stage2.noise_level": [50, 250], "stage2.steps": [2, 3]}, call={"stage2": {}})
-    plan = planned(described)
+def test_stages_have_their_own_settings(stages, cascade, loaded, tmp_path):
+    """Varying the second stage's settings does not add pictures to the first stage."""
+    ablation = ablation_of(stages, **{"stage2.noise_level": [50, 250], "stage2.steps": [2, 3]}, call={"stage2": {}})
+    plan = planned(ablation)
     assert [stage.counts.pictures for stage in plan.chain] == [2, 8]
     done = sweep.run(plan, tmp_path, progress=False)
     assert done == sweep.status(tmp_path)
@@ -98,11 +98,11 @@ def test_settings_of_stages(stages, cascade, loaded, tmp_path):
 
 
 @pytest.mark.slow
-def test_edits_guide_the_stages_that_are_named(stages, cascade, tmp_path):
-    """And prefixes are shared in each."""
+def test_edits_guide_the_listed_stages(stages, cascade, tmp_path):
+    """Common prefixes are shared within each stage."""
     edited = [["stage1"], ["stage2"], ["stage1", "stage2"]]
-    plan = planned(said(stages, seed=[0], edited=edited, **{"hat.scale": [4, 8]}))
-    # Without edits in the first stage there is one picture of it.
+    plan = planned(ablation_of(stages, seed=[0], edited=edited, **{"hat.scale": [4, 8]}))
+    # All points without edits in the first stage share one picture of that stage.
     assert [stage.counts.pictures for stage in plan.chain] == [3, 6]
     assert any(batch.shares for batch in plan.earlier.batches)
     sweep.run(plan, tmp_path, progress=False)
@@ -118,9 +118,9 @@ def test_edits_guide_the_stages_that_are_named(stages, cascade, tmp_path):
 
 
 @pytest.mark.slow
-def test_resumed_at_the_second_stage(stages, loaded, tmp_path):
-    """Its pictures are the same to the bit, and the first stage is loaded no more."""
-    plan = planned(said(stages, **{"stage2.noise_level": [50, 250]}))
+def test_resuming_at_the_second_stage(stages, loaded, tmp_path):
+    """The pictures are the same bit for bit, and the first stage is not loaded again."""
+    plan = planned(ablation_of(stages, **{"stage2.noise_level": [50, 250]}))
     sweep.run(plan, tmp_path, progress=False)
     before = {row["name"]: row["digest"] for row in records(tmp_path)}
     parts = sorted((tmp_path / "records").iterdir())
@@ -135,7 +135,7 @@ def test_resumed_at_the_second_stage(stages, loaded, tmp_path):
 
 @pytest.mark.slow
 def test_three_stages(stages, one_device, tmp_path):
-    plan = planned(said(stages, ("stage1", *LATER), call={"upscaler": {"steps": 2}, "guidance_scale": 3.0}))
+    plan = planned(ablation_of(stages, ("stage1", *LATER), call={"upscaler": {"steps": 2}, "guidance_scale": 3.0}))
     assert [stage.facts.stage for stage in plan.chain] == ["stage1", *LATER]
     sweep.run(plan, tmp_path, progress=False)
     names = {"stage1": stages["stage1"], **{name: stages[name] for name in LATER}}
@@ -178,8 +178,8 @@ def test_the_command(stages, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_what_is_not_finite_stays_so(stages, tmp_path):
-    plan = planned(said(stages))
+def test_nan_in_the_first_stage_marks_the_final_picture(stages, tmp_path):
+    plan = planned(ablation_of(stages))
     (batch,) = plan.earlier.batches
     name = batch.names[batch.points.index(1)]
     sweep.run(plan.earlier, tmp_path / "stages" / "stage1", progress=False)
@@ -195,47 +195,52 @@ def test_what_is_not_finite_stays_so(stages, tmp_path):
     ("model", "call", "error", "message"),
     [
         ({"stage2": "upscaler"}, {}, CheckpointError, "stage2=.* is Stable Diffusion's x4 upscaler, not DeepFloyd-IF"),
-        ({"upscaler": "upscaler"}, {}, CheckpointError, "upscaler is given without stage2, whose pictures it enlarges"),
-        ({"stage2": 5}, {}, TypeError, "stage2=5 should be the checkpoint of this stage, or a table"),
-        ({"stage2": {"dtype": "float32"}}, {}, TypeError, "should be the checkpoint of this stage, or a table"),
-        ({}, {"stage2": {"steps": 2}}, ValueError, r"'stage2.steps' is of stage2, which is not there; name its"),
-        ({}, {"edited": ["stage1"]}, ValueError, "'edited' says which stages of a cascade edits guide"),
-        ({"stage2": "stage2"}, {"edited": ["upscaler"]}, ValueError, "'edited' is of upscaler, which is not there"),
-        ({"stage2": "stage2"}, {"edited": ["stage3"]}, ValueError, "should be a list of stages that the edits guide"),
+        ({"upscaler": "upscaler"}, {}, CheckpointError, "upscaler enlarges the pictures of stage2, which is missing"),
+        ({"stage2": 5}, {}, TypeError, "stage2=5 should be this stage's checkpoint, or a table"),
+        ({"stage2": {"dtype": "float32"}}, {}, TypeError, "should be this stage's checkpoint, or a table"),
+        ({}, {"stage2": {"steps": 2}}, ValueError, r"'stage2.steps' needs stage2, which is missing; add its"),
+        ({}, {"edited": ["stage1"]}, ValueError, "'edited' lists the stages of a cascade that the edits guide"),
+        ({"stage2": "stage2"}, {"edited": ["upscaler"]}, ValueError, "'edited' needs upscaler, which is missing"),
+        ({"stage2": "stage2"}, {"edited": ["stage3"]}, ValueError, "should be a list of the stages that the edits"),
         ({"stage2": "stage2"}, {"stage2": {"wobble": 2}}, ValueError, "'stage2.wobble' is unknown; the settings of"),
         ({"stage2": "stage2"}, {"stage2": {"prompt": "x"}}, ValueError, "'stage2.prompt' is unknown; the settings of"),
         ({"stage2": "stage2"}, {"stage2": {"noise_level": -1}}, ValueError, "call: stage2.noise_level=-1 should be"),
-        ({"stage2": "stage2"}, {"stage2": {"noise_level": 10**6}}, ValueError, "refused: noise_level=1000000 should"),
+        (
+            {"stage2": "stage2"},
+            {"stage2": {"noise_level": 10**6}},
+            ValueError,
+            "a point of the sweep: noise_level=10+ should",
+        ),
     ],
 )
-def test_what_is_refused(stages, model, call, error, message):
+def test_invalid_settings_are_refused(stages, model, call, error, message):
     known = {name: str(stages[value]) if isinstance(value, str) else value for name, value in model.items()}
 
     def planned():
         model = {"source": str(stages["stage1"])} | known
-        described = sweep.Sweep(model=model, call={"prompt": "a cat", "steps": 2} | call)
-        sweep.check(sweep.plan(described, sweep.Facts.of(described)))
+        ablation = sweep.Sweep(model=model, call={"prompt": "a cat", "steps": 2} | call)
+        sweep.check(sweep.plan(ablation, sweep.Facts.of(ablation)))
 
     with pytest.raises(error, match=message):
         planned()
 
 
 def test_other_models_start_no_cascade(least_folder, stages):
-    described = sweep.Sweep(
+    ablation = sweep.Sweep(
         model={"source": str(least_folder), "stage2": str(stages["stage2"])}, call={"prompt": "a cat"}
     )
     with pytest.raises(CheckpointError, match="starts no cascade with a stage stage2"):
-        sweep.Facts.of(described)
+        sweep.Facts.of(ablation)
 
 
-def test_a_cascade_takes_no_pipeline(stages, first, tmp_path):
-    with pytest.raises(TypeError, match="a cascade loads its stages one after another; leave it out"):
-        sweep.run(planned(said(stages)), tmp_path, first)
+def test_a_cascade_accepts_no_pipeline(stages, first, tmp_path):
+    with pytest.raises(TypeError, match="a cascade loads its stages itself, one after another, and accepts no pipe"):
+        sweep.run(planned(ablation_of(stages)), tmp_path, first)
 
 
 @pytest.mark.slow
-def test_a_lora_of_the_first_stage_changes_the_texts_of_the_second(stages, tmp_path, one_device):
-    """As in a cascade, whose stages share their texts."""
+def test_first_stage_lora_changes_second_stage_text(stages, tmp_path, one_device):
+    """The stages of a cascade share their encoded text."""
     rng = np.random.default_rng(0)
     shapes = {"lora_A": (2, tiny.T5["d_model"]), "lora_B": (tiny.T5["num_heads"] * tiny.T5["d_kv"], 2)}
     layer = "text_encoder.encoder.block.0.layer.0.SelfAttention.q"
@@ -243,7 +248,7 @@ def test_a_lora_of_the_first_stage_changes_the_texts_of_the_second(stages, tmp_p
         f"{layer}.{name}.weight": rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()
     }
     save_file(tensors, tmp_path / "t5.safetensors")
-    plan = planned(said(stages, lora=[{}, {str(tmp_path / "t5.safetensors"): 3.0}]))
+    plan = planned(ablation_of(stages, lora=[{}, {str(tmp_path / "t5.safetensors"): 3.0}]))
     assert len({batch.text_adapters for batch in plan.batches}) == 2
     sweep.run(plan, tmp_path / "out", progress=False)
     rows = records(tmp_path / "out")
@@ -258,8 +263,8 @@ def test_a_lora_of_the_first_stage_changes_the_texts_of_the_second(stages, tmp_p
 
 
 @pytest.mark.slow
-def test_records_say_which_stages_are_guided(stages, tmp_path):
-    plan = planned(said(stages, seed=[0], edited=[["stage1"], ["stage2"]]))
+def test_records_list_the_guided_stages(stages, tmp_path):
+    plan = planned(ablation_of(stages, seed=[0], edited=[["stage1"], ["stage2"]]))
     sweep.run(plan, tmp_path, progress=False)
     rows = {row["point"]: row for row in records(tmp_path)}
     assert [rows[i]["edited"] for i in range(2)] == ["stage1", "stage2"]
@@ -267,8 +272,8 @@ def test_records_say_which_stages_are_guided(stages, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_finished_cascade_needs_its_first_stage_no_more(stages, loaded, tmp_path):
-    plan = planned(said(stages))
+def test_a_finished_cascade_does_not_need_its_first_stage(stages, loaded, tmp_path):
+    plan = planned(ablation_of(stages))
     sweep.run(plan, tmp_path, progress=False)
     for path in (tmp_path / "stages" / "stage1" / "pictures").iterdir():
         path.unlink()
@@ -280,25 +285,25 @@ def test_a_finished_cascade_needs_its_first_stage_no_more(stages, loaded, tmp_pa
 
 def test_stages_are_checked_before_weights_are_fetched(stages, monkeypatch):
     model = {"source": str(stages["stage1"]), "stage2": {"source": str(stages["upscaler"])}}
-    described = sweep.Sweep(model=model, call={"prompt": "a cat"})
+    ablation = sweep.Sweep(model=model, call={"prompt": "a cat"})
 
     def fetch(*_, **__):
         raise AssertionError("fetched")
 
     monkeypatch.setattr(Source, "fetch", fetch)
     with pytest.raises(CheckpointError, match=r"stage2=.* is Stable Diffusion's x4 upscaler"):
-        sweep.Facts.of(described)
+        sweep.Facts.of(ablation)
 
 
 def test_the_first_stage_has_no_prefix(stages):
-    with pytest.raises(ValueError, match=r"'stage1.steps' is of the first stage, whose settings have no prefix; say"):
-        said(stages, call={"stage1.steps": 3})
+    with pytest.raises(ValueError, match=r"'stage1.steps' belongs to the first stage, whose settings have no prefix"):
+        ablation_of(stages, call={"stage1.steps": 3})
 
 
 @pytest.mark.slow
-def test_another_size(stages, cascade, tmp_path):
-    """The later stages' sizes follow from the first one's."""
-    plan = planned(said(stages, seed=[0], call={"height": 12, "width": 20}))
+def test_later_stages_scale_the_first_stages_size(stages, cascade, tmp_path):
+    """The sizes of later stages are multiples of the first stage's size."""
+    plan = planned(ablation_of(stages, seed=[0], call={"height": 12, "width": 20}))
     sweep.run(plan, tmp_path, progress=False)
     (row,) = check(plan, tmp_path, cascade)
     assert (row["stage2.height"], row["stage2.width"]) == (48, 80)

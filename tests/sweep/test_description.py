@@ -1,4 +1,4 @@
-"""Sweeps as data: what a file says, which points it means, and what is wrong with a bad one."""
+"""Tests the description of sweeps: files, objects, points, draws, and the errors of invalid sweeps."""
 
 import json
 
@@ -56,14 +56,14 @@ def sweep(path):
     return Sweep.read(path)
 
 
-def test_the_points_of_a_file(sweep):
+def test_a_file_gives_its_points(sweep):
     assert len(sweep) == 2 * 2 * 3 * 3 * 2 * 5
     points = list(sweep)
     assert points[0].items() >= {"prompt": "a cat", "seed": 3, "steps": 6, "edits": ()}.items()
     assert points[-1].items() >= {"prompt": "a dog in the rain", "seed": 4, "glasses.cooldown": None}.items()
     assert {point["guidance_scale"] for point in points} == {1.1, 1.2, 1.3}
     assert {(point["glasses.warmup"], point["glasses.cooldown"]) for point in points} == {(1, 4), (2, None)}
-    # In the sweep's order of edits.
+    # Active edits are in the order of the sweep's edits.
     assert {point["edits"] for point in points} == {(), ("glasses",), ("glasses", "beard")}
     assert {point["beard.scale"] for point in points} == {-8.0}
     assert len({json.dumps(point) for point in points}) == len(points)
@@ -73,13 +73,13 @@ def test_the_points_of_a_file(sweep):
     ]
 
 
-def test_a_point_is_made_alone(sweep):
+def test_points_are_indexed(sweep):
     assert [sweep[i] for i in (0, 17, 359)] == [list(sweep)[i] for i in (0, 17, 359)]
-    with pytest.raises(IndexError, match="point 360 of 360"):
+    with pytest.raises(IndexError, match="point 360 does not exist; the sweep has 360 points"):
         sweep[360]
 
 
-def test_an_object_says_the_same(sweep):
+def test_an_object_equals_its_file(sweep):
     same = Sweep(
         format="webp",
         model={"source": "path/to/a model", "dtype": "bfloat16"},
@@ -104,13 +104,13 @@ def test_an_object_says_the_same(sweep):
     assert list(same) == list(sweep)
 
 
-def test_it_survives_json(sweep):
+def test_json_round_trip(sweep):
     again = Sweep(**json.loads(json.dumps(sweep.as_dict())))
     assert again == sweep
     assert list(again) == list(sweep)
 
 
-def test_edits_of_the_library_are_taken():
+def test_edits_may_be_edit_objects():
     sweep = Sweep(call={"prompt": "a cat"}, edits={"hat": Edit("a red hat", scale=4, warmup=3)})
     assert sweep[0].items() >= {"hat.concept": "a red hat", "hat.scale": 4.0, "hat.warmup": 3}.items()
     assert len(sweep) == 1
@@ -122,7 +122,7 @@ def drawn(count, key=0, **more):
     return [(point["eta"], point["seed"], point["prompt"]) for point in sweep]
 
 
-def test_draws():
+def test_draws_are_uniform():
     draws = drawn(2000)
     etas, seeds, prompts = zip(*draws, strict=True)
     assert abs(sum(etas) / 2000 - 0.5) < 0.03
@@ -132,13 +132,13 @@ def test_draws():
         assert min(counts) > 0.8 * 2000 / len(known)
 
 
-def test_draws_do_not_depend_on_each_other():
+def test_draws_are_independent_of_each_other():
     assert drawn(50)[:10] == drawn(10) == drawn(10, guidance_scale={"low": 1.0, "high": 9.0})
     assert not set(drawn(10)) & set(drawn(10, key=1))
 
 
-def test_draws_stay_the_same():
-    """Those of plans that are on disk."""
+def test_draws_do_not_change_between_versions():
+    """Plans on disk depend on them."""
     assert drawn(2) == [(0.9556987358846211, 3, "c"), (0.9564233676753604, 6, "c")]
 
 
@@ -146,14 +146,14 @@ PROMPT = {"prompt": ["a"]}
 GLASSES = {"glasses": {}}
 BAD = {
     "an unknown setting": ({"grid": PROMPT | {"sede": [1]}}, "grid: 'sede' is unknown; the settings are prompt"),
-    "a setting of edits": ({"grid": PROMPT | {"scale": [1]}}, "'scale' is unknown .of an edit it is NAME.scale"),
+    "a setting of edits": ({"grid": PROMPT | {"scale": [1]}}, "'scale' is unknown .for an edit, use NAME.scale"),
     "an unknown setting of an edit": (
         {"edits": {"glasses": {"scael": 1}}, "grid": PROMPT},
         "edits: 'glasses.scael' is unknown; the settings are glasses.concept, glasses.scale",
     ),
     "an unknown edit": (
         {"edits": GLASSES, "grid": PROMPT | {"hat": {"scale": [1]}}},
-        "'hat.scale' is of an edit 'hat' that the sweep does not have; its edits are glasses",
+        "'hat.scale' belongs to an edit 'hat' that the sweep does not have; its edits are glasses",
     ),
     "an unknown part of the model": ({"model": {"scheduler": "x"}, "grid": PROMPT}, "model: 'scheduler' is unknown"),
     "a model that is not a string": ({"model": {"source": 1}, "grid": PROMPT}, "model: source=1 should be a string"),
@@ -169,11 +169,11 @@ BAD = {
         {"call": {"prompt": "a"}, "grid": {"eta": {"from": 0.5, "step": 0.5, "count": 3}}},
         "grid: eta=1.5 should be",
     ),
-    "a range of half seeds": (
+    "a range of fractional seeds": (
         {"call": {"prompt": "a"}, "sample": {"count": 1, "seed": {"low": 0.5, "high": 2.5}}},
         "sample: seed=0.5 should be a whole number",
     ),
-    "an upside down range": (
+    "a reversed range": (
         {"call": {"prompt": "a"}, "sample": {"count": 1, "eta": {"low": 1, "high": 0}}},
         "sample: eta: low=1 should be below high=0",
     ),
@@ -181,8 +181,8 @@ BAD = {
         {"edits": {"glasses": {"weight": -1}}, "grid": PROMPT},
         "edits: glasses.weight=-1 should be a number of at least 0; to remove a concept, use a negative scale",
     ),
-    "a number in words": ({"grid": PROMPT | {"steps": ["twenty"]}}, "grid: steps='twenty' should be a whole number"),
-    "words in a number": ({"grid": PROMPT | {"guidance_scale": ["7"]}}, "grid: guidance_scale='7' should be a finite"),
+    "text for an integer": ({"grid": PROMPT | {"steps": ["twenty"]}}, "grid: steps='twenty' should be a whole number"),
+    "text for a number": ({"grid": PROMPT | {"guidance_scale": ["7"]}}, "grid: guidance_scale='7' should be a finite"),
     "a scale that ignores the prompt": (
         {"grid": PROMPT | {"guidance_scale": [7, 0]}},
         "grid: guidance_scale=0 ignores the prompt; give 1",
@@ -190,22 +190,22 @@ BAD = {
     "true for a number": ({"grid": PROMPT | {"seed": [True]}}, "grid: seed=True should be a whole number"),
     "one value for a list": ({"grid": PROMPT | {"seed": 3}}, "grid: seed=3 should be a list of values"),
     "a list for one value": ({"call": {"seed": [3]}, "grid": PROMPT}, r"call: seed=\[3\] should be a whole number"),
-    "an axis of something else": (
+    "an axis of an unknown form": (
         {"grid": PROMPT | {"seed": {"start": 3}}},
-        "grid: seed has 'start'; an axis is a list",
+        "grid: seed has 'start'; an axis should be a list",
     ),
     "an edit in the call": (
         {"call": {"glasses": {"scale": 1}}, "edits": GLASSES, "grid": PROMPT},
-        r"'glasses.scale' is of an edit; say it in \[edits.glasses\]",
+        r"'glasses.scale' belongs to an edit; give it in \[edits.glasses\]",
     ),
-    "a missing text": ({"grid": {"prompt": {"file": "no.txt"}}}, "grid: prompt.file: no.txt cannot be read .No such"),
-    "no values": ({"grid": PROMPT | {"seed": []}}, "grid: seed has no values, so that the sweep has no points"),
-    "none of a progression": ({"grid": PROMPT | {"seed": {"from": 0, "count": 0}}}, "grid: seed has no values"),
-    "no draws": ({"call": {"prompt": "a"}, "sample": {"count": 0, "eta": [0]}}, "sample: count=0, so that"),
-    "a sample of nothing": ({"sample": {"count": 3}, "grid": PROMPT}, "sample should have a count of draws, and axes"),
+    "a missing file": ({"grid": {"prompt": {"file": "no.txt"}}}, "grid: prompt.file: no.txt cannot be read .No such"),
+    "no values": ({"grid": PROMPT | {"seed": []}}, "grid: seed has no values, so the sweep has no points"),
+    "an empty progression": ({"grid": PROMPT | {"seed": {"from": 0, "count": 0}}}, "grid: seed has no values"),
+    "no draws": ({"call": {"prompt": "a"}, "sample": {"count": 0, "eta": [0]}}, "sample: count=0, so the"),
+    "a sample without axes": ({"sample": {"count": 3}, "grid": PROMPT}, "sample should have `count`, the number of"),
     "a thousand million points": (
         {"grid": PROMPT | {"seed": {"from": 0, "count": 10**9}}},
-        "1,000,000,000 points .seed has 1,000,000,000, prompt has 1.; the most are 1,000,000",
+        "1,000,000,000 points .seed has 1,000,000,000, prompt has 1., more than 1,000,000",
     ),
     "many small axes": (
         {
@@ -214,42 +214,42 @@ BAD = {
         },
         "999,000,000 points .seed has 1,000, steps has 1,000, eta has 999.",
     ),
-    "uneven sides": (
+    "a block of unequal axes": (
         {"grid": PROMPT, "zip": {"seed": [1, 2], "eta": [0]}},
-        "zip: axes side by side have as many values each, but seed has 2, eta has 1",
+        "zip: the axes of a block should have equally many values, but seed has 2, eta has 1",
     ),
     "no prompt": ({"grid": {"seed": [1]}}, "the sweep has no prompt"),
-    "a setting said twice": (
+    "a setting given twice": (
         {"call": {"seed": 1}, "grid": PROMPT | {"seed": [1]}},
-        r"'seed' is said twice, in \[call\] and in \[grid\]",
+        r"'seed' is given twice, in \[call\] and in \[grid\]",
     ),
-    "a setting of an edit said twice": (
+    "a setting of an edit given twice": (
         {"edits": {"glasses": {"scale": 1}}, "grid": PROMPT, "zip": {"glasses.scale": [1]}},
-        r"'glasses.scale' is said twice, in \[edits.glasses\] and in \[zip\]",
+        r"'glasses.scale' is given twice, in \[edits.glasses\] and in \[zip\]",
     ),
-    "edits that are none": (
+    "an unknown active edit": (
         {"edits": GLASSES, "grid": PROMPT | {"edits": [["hat"]]}},
-        "grid: edits names 'hat', which is none; the sweep's edits are glasses",
+        "grid: edits names the unknown edit 'hat'; the sweep's edits are glasses",
     ),
-    "an edit with the name of a setting": ({"edits": {"seed": {}}, "grid": PROMPT}, "edits: 'seed' should be a name"),
+    "an edit with the name of a setting": ({"edits": {"seed": {}}, "grid": PROMPT}, "edits: 'seed' should consist of"),
     "an unknown scheduler": ({"grid": PROMPT | {"scheduler": ["DDIM"]}}, "grid: scheduler: scheduler='DDIM' is no"),
     "an unknown format": ({"format": "jpg", "grid": PROMPT}, "format='jpg' should be one of png, webp"),
-    "no table": ({"call": 3, "grid": PROMPT}, "call=3 should be a table"),
+    "a number for a table": ({"call": 3, "grid": PROMPT}, "call=3 should be a table"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_sweeps(name, tmp_path, monkeypatch):
+def test_invalid_sweeps_are_refused(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    said, message = BAD[name]
+    content, message = BAD[name]
     with pytest.raises((TypeError, ValueError), match=message):
-        Sweep(**said)
+        Sweep(**content)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("grid = [", "is no TOML: "),
+        ("grid = [", "is not valid TOML: "),
         ("prompt = 'a'", "'prompt' is unknown; a sweep has model, call, edits, grid, zip, sample, format"),
         ("folder = '/'", "'folder' is unknown"),
         ("[grid]\nseed = [1]", "the sweep has no prompt"),
@@ -257,7 +257,7 @@ def test_bad_sweeps(name, tmp_path, monkeypatch):
         (None, "does not exist"),
     ],
 )
-def test_bad_files_are_named(tmp_path, text, message):
+def test_errors_name_the_file(tmp_path, text, message):
     path = tmp_path / "bad.toml"
     if text is not None:
         path.write_text(text)

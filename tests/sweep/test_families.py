@@ -1,4 +1,4 @@
-"""Sweeps of other families than Stable Diffusion: shared prefixes give the pictures of single calls."""
+"""Tests sweeps of families other than Stable Diffusion: with shared prefixes, pictures equal those of single calls."""
 
 import shlex
 
@@ -12,51 +12,52 @@ from support.sweeping import make_pictures, records, run_and_crash
 from sega_jax import load, sweep
 from sega_jax.cli.main import main
 
-MOMENTUM = {"momentum_scale": 1.0, "momentum_beta": 0.3}  # so much that it shows whose it is
+MOMENTUM = {"momentum_scale": 1.0, "momentum_beta": 0.3}  # large, so that another picture's momentum is noticed
 HAT = {"hat": {"threshold": 0.5, "scale": 8, **MOMENTUM}}
 
 
 def plan_of(folder, rows=2, seeds=2, **axes):
-    """Plans pictures that share prefixes: with every other setting, an edit begins at call 2 or 4 of 6."""
-    said = sweep.Sweep(
+    """Plans pictures that share prefixes: for each combination of the other settings, the edit begins at call 2 or 4 of
+    6."""
+    ablation = sweep.Sweep(
         model={"source": str(folder)},
         call={"prompt": "a cat", "steps": 6},
         edits=HAT,
         grid={"hat.warmup": [2, 4]},
         zip={"seed": range(seeds), **axes},
     )
-    plan = sweep.plan(said, sweep.Facts.of(said), rows=rows)
+    plan = sweep.plan(ablation, sweep.Facts.of(ablation), rows=rows)
     assert all(batch.shares for batch in plan.batches)
     return plan
 
 
-def alone(pipe, point):
-    """Makes the picture of a point by a call of its own."""
+def made_separately(pipe, point):
+    """Makes the picture of a point in a separate call."""
     call = {name: value for name, value in point.call.items() if value is not None}
     return pipe(**call, edits=list(point.edits.values()), output="uint8").images[0]
 
 
 def check(plan, folder, pipe):
-    """Runs a plan and compares its pictures with those of single calls."""
+    """Runs a plan and compares its pictures with single calls."""
     sweep.run(plan, folder, pipe)
     rows = records(folder)
     assert len({row["digest"] for row in rows}) == len(rows) == plan.counts.pictures
     for row in rows:
         made = np.asarray(Image.open(folder / row["file"])).astype(int)
-        assert (abs(made - alone(pipe, plan.point(row["point"]))) > 1).mean() < 1e-3
+        assert (abs(made - made_separately(pipe, plan.point(row["point"]))) > 1).mean() < 1e-3
     return rows
 
 
 def repeated(picture):
     """Returns the words of the command that `info` prints for a picture."""
-    said = CliRunner().invoke(main, ["info", str(picture)])
-    assert said.exit_code == 0, said.output
-    return shlex.split(said.output.splitlines()[-1])
+    result = CliRunner().invoke(main, ["info", str(picture)])
+    assert result.exit_code == 0, result.output
+    return shlex.split(result.output.splitlines()[-1])
 
 
 @pytest.mark.slow
 def test_sdxl(least_xl_folder, least_xl, tmp_path):
-    """With sizes that condition each picture, and without a negative prompt, which is not an empty one."""
+    """Each picture has its own size conditioning. There is no negative prompt, which differs from an empty one."""
     plan = plan_of(least_xl_folder, original_size=[[16, 16], [64, 32]])
     rows = check(plan, tmp_path / "sweep", least_xl)
     assert {row["original_size"] for row in rows} == {"16,16", "64,32"}
@@ -68,13 +69,13 @@ def test_sdxl(least_xl_folder, least_xl, tmp_path):
     assert "--negative-prompt" not in command
 
 
-def test_an_empty_negative_prompt_of_sdxl_is_another_picture(least_xl_folder):
-    said = sweep.Sweep(
+def test_sdxl_distinguishes_no_and_an_empty_negative_prompt(least_xl_folder):
+    ablation = sweep.Sweep(
         model={"source": str(least_xl_folder)}, call={"prompt": "a cat"}, grid={"negative_prompt": [None, ""]}
     )
-    plan = sweep.plan(said, sweep.Facts.of(said), rows=2)
+    plan = sweep.plan(ablation, sweep.Facts.of(ablation), rows=2)
     assert sweep.Plan.from_json(plan.to_json()) == plan
-    # And of another batch, since no call takes both.
+    # They are in different batches, since one call cannot have both.
     assert [len(batch.points) for batch in plan.batches] == [1, 1]
 
 
@@ -98,35 +99,35 @@ def test_paella(paella_folder, paella, tmp_path):
 @pytest.mark.parametrize("name", ["least_xl_folder", "paella_folder"])
 def test_memory(name, one_device, one_by_default, request):
     folder = request.getfixturevalue(name)
-    found = sweep.needed(plan_of(folder))
-    assert found.weights == sum(leaf.nbytes for leaf in jax.tree.leaves(load(folder).models))
-    assert found.row > 0
+    estimate = sweep.needed(plan_of(folder))
+    assert estimate.weights == sum(leaf.nbytes for leaf in jax.tree.leaves(load(folder).models))
+    assert estimate.row > 0
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ({"scheduler": "DDIMScheduler"}, "Paella has a schedule of its own; leave it out"),
-        ({"eta": 0.5}, "'eta' is not a setting of Paella, which has prompt, negative_prompt"),
+        ({"scheduler": "DDIMScheduler"}, "Paella has its own schedule; remove this setting"),
+        ({"eta": 0.5}, "'eta' is not a setting of Paella; its settings are prompt, negative_prompt"),
         ({"steps": "smart50"}, "steps='smart50' should be a whole number"),
-        ({"steps": 3, "renoise_steps": 4}, r"renoise_steps=4 should be from 0 to 3; say settings .* in \[zip\]"),
+        ({"steps": 3, "renoise_steps": 4}, r"renoise_steps=4 should be from 0 to 3; put settings .* in \[zip\]"),
         ({"influence": [1.2, -1]}, "call: influence=-1 should be at least 0"),
     ],
 )
-def test_settings_that_paella_does_not_have(paella_folder, call, message):
+def test_paella_refuses_other_families_settings(paella_folder, call, message):
     def planned():
-        said = sweep.Sweep(model={"source": str(paella_folder)}, call={"prompt": "a cat"} | call)
-        return sweep.plan(said, sweep.Facts.of(said))
+        ablation = sweep.Sweep(model={"source": str(paella_folder)}, call={"prompt": "a cat"} | call)
+        return sweep.plan(ablation, sweep.Facts.of(ablation))
 
     with pytest.raises((TypeError, ValueError), match=message):
         planned()
 
 
 @pytest.mark.parametrize("stage", ["stage2", "upscaler"])
-def test_families_that_enlarge_pictures_need_one(stages, stage):
-    said = sweep.Sweep(model={"source": str(stages[stage])}, call={"prompt": "a cat"})
-    with pytest.raises(ValueError, match="enlarges pictures; say image in"):
-        sweep.plan(said, sweep.Facts.of(said))
+def test_families_that_enlarge_pictures_require_one(stages, stage):
+    ablation = sweep.Sweep(model={"source": str(stages[stage])}, call={"prompt": "a cat"})
+    with pytest.raises(ValueError, match="enlarges pictures; give image in"):
+        sweep.plan(ablation, sweep.Facts.of(ablation))
 
 
 @pytest.mark.slow
@@ -144,7 +145,7 @@ def test_an_axis_of_rescaled_guidance(least_folder, least, tmp_path):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Four pictures of 8 pixels, by their paths."""
+    """Returns the paths of four pictures of 8x8 pixels."""
     rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("pictures")
     paths = [folder / f"{i}.png" for i in range(4)]
     for path in paths:
@@ -170,9 +171,9 @@ def family(name, request):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["least_xl", "first", "second", "paella"])
-def test_a_sweep_of_every_family_is_as_planned(name, request, tmp_path):
-    """It takes the planned evaluations, its pictures are those of single calls, and interrupted in the second of two
-    batches it ends with the same bits."""
+def test_every_family_follows_its_plan(name, request, tmp_path):
+    """The sweep takes the planned evaluations, and its pictures equal single calls. If it crashes in the second of two
+    batches and is resumed, the bits are the same."""
     folder, pipe, axes = family(name, request)
     plan = plan_of(folder, seeds=4, **axes)
     assert len(plan.batches) == 2
@@ -184,6 +185,6 @@ def test_a_sweep_of_every_family_is_as_planned(name, request, tmp_path):
     sweep.run(plan, tmp_path / "stopped", pipe)
     assert len(images) == 8
     for part in ("whole", "stopped"):
-        found = {path.stem: np.asarray(Image.open(path)) for path in (tmp_path / part / "pictures").iterdir()}
-        assert found.keys() == images.keys()
-        assert all(np.array_equal(found[name], image) for name, image in images.items())
+        saved = {path.stem: np.asarray(Image.open(path)) for path in (tmp_path / part / "pictures").iterdir()}
+        assert saved.keys() == images.keys()
+        assert all(np.array_equal(saved[name], image) for name, image in images.items())

@@ -1,4 +1,4 @@
-"""What a sweep takes is known before it runs: memory by the compiler's analysis, time by what is recorded."""
+"""Tests estimates of a sweep: memory by the compiler's analysis, and time by the records."""
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ pytest.importorskip("pyarrow.parquet")
 
 
 @pytest.fixture(scope="module")
-def said(least_folder):
+def ablation(least_folder):
     return sweep.Sweep(
         model={"source": str(least_folder)},
         call={"prompt": "a cat", "steps": 6},
@@ -26,20 +26,20 @@ def said(least_folder):
 
 
 @pytest.fixture(scope="module")
-def facts(said):
-    return sweep.Facts.of(said)
+def facts(ablation):
+    return sweep.Facts.of(ablation)
 
 
 @pytest.mark.slow
-def test_memory_is_the_compilers(said, facts, least, one_by_default):
-    """The temporary memory of a row is no less than what the pipeline's own program takes for it."""
-    found = sweep.needed(sweep.plan(said, facts, 2))
+def test_memory_matches_the_compiled_program(ablation, facts, least, one_by_default):
+    """The estimated memory of a row is at least the memory that the pipeline's own program takes per row."""
+    estimate = sweep.needed(sweep.plan(ablation, facts, 2))
     networks = [least.models, *([] if least.safety is None else [least.safety.checker])]
-    assert found.weights == sum(leaf.nbytes for leaf in jax.tree.leaves(networks))
+    assert estimate.weights == sum(leaf.nbytes for leaf in jax.tree.leaves(networks))
     taken = least.compile(["a cat"] * 2, [Edit("hat", warmup=2)], steps=6, record=True).memory
-    assert taken <= 2 * found.row < 4 * taken
-    assert found.there is None
-    assert found.rows == 8
+    assert taken <= 2 * estimate.row < 4 * taken
+    assert estimate.there is None
+    assert estimate.rows == 8
 
 
 GIB = 2**30
@@ -49,8 +49,8 @@ GIB = 2**30
     ("weights", "row", "there", "rows"),
     [(2, 1, 20 * GIB, 16), (2, 1, 3 * GIB, 1), (2, 1, GIB, 1), (0, 1e-9, GIB, 64), (0, 1, None, 8)],
 )
-def test_rows_that_fit(weights, row, there, rows):
-    """A tenth is spared, and there is a row at least."""
+def test_rows_that_fit_into_memory(weights, row, there, rows):
+    """A tenth of the memory stays free, and there is at least one row."""
     assert Memory(weights * GIB, row * GIB, there).rows == rows
 
 
@@ -62,31 +62,31 @@ class Device:
 
 
 @pytest.mark.parametrize(("fit", "expected"), [(64, 32), (16, 16), (1, 1)])
-def test_a_plan_with_rows_that_fit(said, facts, monkeypatch, fit, expected):
-    """Of 32 trunks, 64 rows would be filling in the half."""
+def test_a_plan_has_rows_that_fit(ablation, facts, monkeypatch, fit, expected):
+    """With 32 trunks, half of 64 rows would be padding."""
     monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
     monkeypatch.setattr(jax, "local_device_count", lambda: 1)
     monkeypatch.setattr(memory, "needed", lambda plan: Memory(0, 9 * GIB // (10 * fit), GIB))
-    assert {batch.program.rows for batch in memory.fitted(said, facts).batches} == {expected}
+    assert {batch.program.rows for batch in memory.fitted(ablation, facts).batches} == {expected}
 
 
-def test_the_pace_is_that_of_the_batches_after_the_first(said, facts, tmp_path):
-    """Whose compilation says nothing about the others."""
-    plan, folder = sweep.plan(said, facts, 8, share=False), Folder(tmp_path)
+def test_pace_leaves_out_the_first_batch(ablation, facts, tmp_path):
+    """The time of the first batch includes compilation."""
+    plan, folder = sweep.plan(ablation, facts, 8, share=False), Folder(tmp_path)
     folder.begin(plan)
     assert sweep.pace(tmp_path) is None
     (program,) = {batch.program for batch in plan.batches}
     assert program.rows == 8
     for number, seconds in enumerate([100.0, 2.0, 4.0]):
         rows = [{"name": name, "seconds": seconds / 8} for name in plan.batches[number].names]
-        folder.store.write(part(number), records.part(rows, said, facts))
+        folder.store.write(part(number), records.part(rows, ablation, facts))
         expected = seconds if number == 0 else np.mean([2.0, 4.0][:number])
         assert sweep.pace(tmp_path) == pytest.approx(expected / (8 * 3 * 6))
     left = plan.counts.evaluations - 3 * 8 * 3 * 6
     assert sweep.status(tmp_path).evaluations_left == left
 
 
-def test_the_shell(said, facts, least_folder, tmp_path, monkeypatch):
+def test_the_shell(ablation, facts, least_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = f"[model]\nsource = {str(least_folder)!r}\n[call]\nprompt = 'a cat'\nsteps = 6\n[grid]\nseed = [1, 2]"
     (tmp_path / "cats.toml").write_text(text)

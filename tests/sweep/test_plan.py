@@ -1,4 +1,4 @@
-"""Planning: points to pictures, pictures to batches, and how much of it is shared."""
+"""Tests planning: points become pictures, pictures become batches, and batches share common prefixes."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ GLASSES = {"glasses": {}, "beard": {"scale": -8.0, "momentum_scale": 0.5}}
 
 
 def points(sweep):
-    return [point(said, sweep, FACTS) for said in sweep]
+    return [point(settings, sweep, FACTS) for settings in sweep]
 
 
 def sweep_of(**axes):
@@ -34,14 +34,14 @@ def named(edits=GLASSES, call=None, facts=FACTS):
     return name(point(sweep[0], sweep, facts), facts)
 
 
-def test_a_point_is_complete():
-    (made,) = points(Sweep(call={"prompt": "a cat", "momentum_scale": 0.2, "height": 32}, edits=GLASSES))
-    assert made.edits == {
+def test_a_point_has_all_settings():
+    (complete,) = points(Sweep(call={"prompt": "a cat", "momentum_scale": 0.2, "height": 32}, edits=GLASSES))
+    assert complete.edits == {
         "glasses": Edit("glasses", momentum_scale=0.2, momentum_beta=0.4),
         "beard": Edit("beard", scale=-8, momentum_scale=0.5, momentum_beta=0.4),
     }
-    assert made.scheduler is None
-    assert made.call == {
+    assert complete.scheduler is None
+    assert complete.call == {
         "prompt": "a cat",
         "negative_prompt": "",
         "seed": 0,
@@ -60,14 +60,14 @@ def test_a_point_is_complete():
         "weighted": False,
         "clip_skip": 0,
     }
-    assert made.adapters == ()
+    assert complete.adapters == ()
 
 
-def test_names_do_not_depend_on_how_a_picture_is_said():
-    said = {"steps": 50, "seed": 0, "negative_prompt": "", "height": 16, "guidance_scale": 7.5, "eta": 0}
+def test_names_do_not_depend_on_how_settings_are_written():
+    defaults = {"steps": 50, "seed": 0, "negative_prompt": "", "height": 16, "guidance_scale": 7.5, "eta": 0}
     other_names = {"spectacles": {"concept": "glasses", "scale": 5}, "b": GLASSES["beard"] | {"concept": "beard"}}
     unchecked = dataclasses.replace(FACTS, model={"source": "x", "safety_checker": False})
-    assert named() == named(call=said) == named(edits=other_names) == named(facts=unchecked)
+    assert named() == named(call=defaults) == named(edits=other_names) == named(facts=unchecked)
     assert named() == named(call={"scheduler": "DDIMScheduler"})
 
 
@@ -105,7 +105,7 @@ SETTINGS = {
 
 
 def files_of(folder):
-    """Settings that are files."""
+    """Writes a picture and two adapters, and returns the settings that name them."""
     paths = [folder / file for file in ("picture.png", "style.safetensors", "cat.bin")]
     Image.new("RGB", (16, 16)).save(paths[0])
     for path in paths[1:]:
@@ -114,7 +114,7 @@ def files_of(folder):
     return {"image": picture, "lora": {style: 0.5}, "textual_inversion": {"<cat>": cat}}
 
 
-def test_names_are_of_what_decides_a_picture(tmp_path):
+def test_every_setting_changes_the_name(tmp_path):
     files = files_of(tmp_path)
     assert {*CALLS, *files, "strength", "edited"} == {
         *fields.call_settings(stable_diffusion.SYSTEM.call),
@@ -130,7 +130,7 @@ def test_names_are_of_what_decides_a_picture(tmp_path):
     assert len({named(), *names}) == 1 + len(names)
 
 
-def test_names_are_of_the_contents_of_files(tmp_path):
+def test_contents_of_files_change_the_name(tmp_path):
     files = files_of(tmp_path)
     before = [named(call={key: value}) for key, value in files.items()]
     Image.new("RGB", (16, 16), "red").save(files["image"])
@@ -140,47 +140,47 @@ def test_names_are_of_the_contents_of_files(tmp_path):
     assert not set(before) & set(after)
 
 
-def test_names_stay_the_same():
-    """Those of pictures that are on disk, of plans of this version."""
+def test_names_do_not_change_between_versions():
+    """Pictures on disk have these names."""
     assert named() == "805f0ab4a4b99d60ec31"
 
 
-def test_without_edits_their_settings_make_no_other_picture():
+def test_settings_of_edits_do_not_change_unedited_pictures():
     both = {"semantics": ["diffusers", "per_concept"], "edits": [[], ["glasses"]]}
     sweep = Sweep(edits={"glasses": {}}, call={"prompt": "a cat"}, grid=both | {"glasses.scale": [2, 4]})
-    made = plan(sweep, FACTS)
-    assert made.counts[:2] == (8, 1 + 4)
+    planned = plan(sweep, FACTS)
+    assert planned.counts[:2] == (8, 1 + 4)
 
 
 def steps_of(batch):
     return dict(batch.settings)["steps"]
 
 
-def test_batches():
-    """Programs follow each other; batches are of one program, scheduler and number of steps; the last is filled up,
-    with fewer rows where that is less."""
+def test_points_are_grouped_into_batches():
+    """Batches of a program are consecutive. A batch has one program, scheduler and number of steps. The last batch is
+    padded, or has fewer rows if that needs less padding."""
     sweep = sweep_of(seed=range(5), steps=[11, 20], edits=[["glasses"], ["beard"], ["glasses", "beard"]])
-    made = plan(sweep, FACTS, rows=4, share=False)
-    assert [(b.program.concepts, steps_of(b), b.program.rows, len(b.points)) for b in made.batches] == [
+    planned = plan(sweep, FACTS, rows=4, share=False)
+    assert [(b.program.concepts, steps_of(b), b.program.rows, len(b.points)) for b in planned.batches] == [
         *[(1, 11, 4, 4), (1, 11, 4, 4), (1, 11, 4, 2), (1, 20, 4, 4), (1, 20, 4, 4), (1, 20, 4, 2)],
-        # Twice three rows for five pictures, as twice four would be more.
+        # Five pictures take two batches of three rows, since two batches of four rows would need more padding.
         *[(2, 11, 3, 3), (2, 11, 3, 2), (2, 20, 3, 3), (2, 20, 3, 2)],
     ]
-    assert sorted(i for batch in made.batches for i in batch.points) == list(range(30))
-    for batch in made.batches:
-        members = [made.point(i) for i in batch.points]
+    assert sorted(i for batch in planned.batches for i in batch.points) == list(range(30))
+    for batch in planned.batches:
+        members = [planned.point(i) for i in batch.points]
         assert {(p.call["steps"], len(p.edits)) for p in members} == {(steps_of(batch), batch.program.concepts)}
         assert batch.names == tuple(name(p, FACTS) for p in members)
-    counts = made.counts
+    counts = planned.counts
     assert counts[:4] == (30, 30, 10, 2)
     assert counts.evaluations == 4 * 3 * 3 * (11 + 20) + 3 * 4 * 2 * (11 + 20)
     assert counts.alone == 10 * 3 * (11 + 20) + 5 * 4 * (11 + 20)
 
 
 @pytest.mark.parametrize(("pictures", "expected"), [(8, 8), (9, 5), (16, 8), (17, 6), (23, 8)])
-def test_rows_leave_few_to_fill_up(pictures, expected):
-    made = plan(sweep_of(seed=range(pictures)), FACTS, rows=8)
-    assert {batch.program.rows for batch in made.batches} == {expected}
+def test_rows_minimise_padding(pictures, expected):
+    planned = plan(sweep_of(seed=range(pictures)), FACTS, rows=8)
+    assert {batch.program.rows for batch in planned.batches} == {expected}
 
 
 def test_a_program_has_no_more_rows_than_pictures():
@@ -188,58 +188,57 @@ def test_a_program_has_no_more_rows_than_pictures():
     assert batch.program.rows == len(batch.points) == 3
 
 
-def test_calls_are_the_tables():
+def test_calls_are_counted_in_the_schedule_table():
     steps = {"PNDMScheduler": 19, "HeunDiscreteScheduler": 19, "DDIMScheduler": 10}
-    made = plan(sweep_of(scheduler=list(steps), steps=[10], edits=[[]]), FACTS)
-    assert {batch.scheduler: batch.calls for batch in made.batches} == steps
+    planned = plan(sweep_of(scheduler=list(steps), steps=[10], edits=[[]]), FACTS)
+    assert {batch.scheduler: batch.calls for batch in planned.batches} == steps
 
 
-def test_a_plan_is_read_back():
+def test_plan_json_round_trip():
     sweep = Sweep(
         edits=GLASSES,
         call={"prompt": "é"},
         grid={"seed": range(9), "height": [16, 32]},
         sample={"count": 3, "glasses.scale": {"low": 1.0, "high": 2.0}},
     )
-    made = plan(sweep, FACTS, rows=4)
-    again = Plan.from_json(made.to_json())
-    assert again == made
-    assert again.to_json() == made.to_json()
-    assert again.point(53) == made.point(53)
-    for text in ("", "[]", "{}", json.dumps(json.loads(made.to_json()) | {"version": 0})):
-        with pytest.raises(ValueError, match="this is no plan of a sweep"):
+    planned = plan(sweep, FACTS, rows=4)
+    again = Plan.from_json(planned.to_json())
+    assert again == planned
+    assert again.to_json() == planned.to_json()
+    assert again.point(53) == planned.point(53)
+    for text in ("", "[]", "{}", json.dumps(json.loads(planned.to_json()) | {"version": 0})):
+        with pytest.raises(ValueError, match="this is not a readable plan"):
             Plan.from_json(text)
 
 
 BAD = {
     "a cool-down before its warm-up": (
         {"glasses.warmup": [5, 10], "glasses.cooldown": [8, 20]},
-        "glasses.cooldown=8 is before glasses.warmup=10 in one of the points; say such axes side by side",
+        "glasses.cooldown=8 should be greater than glasses.warmup=10; put both axes in .zip.",
     ),
     "a size that does not fit": ({"height": [16, 17]}, "height=17 is not a multiple of 2"),
-    "fresh noise of a solver without": (
+    "eta for a solver without noise": (
         {"eta": [0.0, 0.5], "scheduler": ["DDIMScheduler", "PNDMScheduler"]},
-        "eta=0.5 applies to DDIM and TCD only, not to PNDMScheduler; leave it out; say settings that go together"
-        " side by side, in .zip.",
+        "eta=0.5 .* PNDMScheduler.*; put settings that depend on each other in .zip.",
     ),
     "too many steps": ({"steps": [50, 1001]}, "steps=1001 should be from 1 to 1000"),
 }
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_points_that_make_no_sense(what):
+def test_invalid_points_are_refused(what):
     axes, message = BAD[what]
     with pytest.raises(ValueError, match=message):
         plan(sweep_of(**axes), FACTS)
 
 
-def test_rows_are_some():
+def test_zero_rows_are_refused():
     with pytest.raises(ValueError, match="rows=0 should be at least 1"):
         plan(sweep_of(), FACTS, rows=0)
 
 
-def test_edits_that_begin_too_late_are_warned_of_once():
-    with pytest.warns(UserWarning, match="in 3 of 6 pictures an edit begins after the last model call"):
+def test_one_warning_for_edits_that_begin_too_late():
+    with pytest.warns(UserWarning, match="in 3 of 6 pictures, the warm-up of an edit lasts until the last model call"):
         plan(sweep_of(seed=range(3), steps=[10, 11]), FACTS)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -247,35 +246,35 @@ def test_edits_that_begin_too_late_are_warned_of_once():
 
 
 def shared(described, /, **axes):
-    made = plan(Sweep(call={"prompt": "a cat", "steps": 50}, edits=described, grid=axes), FACTS).counts
-    return made.alone, made.shared
+    planned = plan(Sweep(call={"prompt": "a cat", "steps": 50}, edits=described, grid=axes), FACTS).counts
+    return planned.alone, planned.shared
 
 
-def test_evaluations_with_sharing():
+def test_fewest_evaluations_with_sharing():
     eight = {"a.scale": [2, 4, 6, 8], "a.threshold": [0.8, 0.9]}
-    # Eight settings of one concept, warm from call 10 on: the first 10 calls once.
+    # Eight settings of one concept that is warm from call 10 on: the first 10 calls are made once.
     assert shared({"a": {"warmup": 10}}, **eight) == (8 * 150, 10 * 3 + 8 * 40 * 3)
-    # For every seed.
+    # The same for each seed.
     assert shared({"a": {"warmup": 10}}, seed=range(5), **eight) == (5 * 1200, 5 * 990)
-    # Two concepts, cooled at 25.
+    # Two concepts that cool down at call 25.
     two = {"a": {"warmup": 10, "cooldown": 25}, "b": {"warmup": 10, "cooldown": 25}}
     assert shared(two, **eight) == (8 * 200, 10 * 4 + 8 * (15 * 4 + 25 * 2))
-    # Departures at several calls: the trunk goes on to the last of them.
+    # Departures at several calls: the trunk extends to the last departure.
     assert shared({"a": {}}, **{"a.warmup": [5, 10, 20]}) == (450, 20 * 3 + (45 + 40 + 30) * 3)
-    # Other words: the states are shared, not the concept's branch.
+    # With different concepts, only the states are shared, and not the concepts' predictions.
     assert shared({"a": {}}, **{"a.concept": ["x", "y"]}) == (300, 10 * 4 + 2 * 40 * 3)
-    # Without momentum a concept is asked about from its warm-up on.
+    # Without momentum, a concept's prediction is needed only from its warm-up on.
     assert shared({"a": {"momentum_scale": 0}}, **eight) == (1200, 10 * 2 + 8 * 40 * 3)
-    # A strength of zero, as none at all, is the picture without edits: a trunk to its end.
+    # A scale of zero is equivalent to no edit: the trunk extends to the last call.
     assert shared({"a": {}}, **{"a.scale": [0, 4]}) == (300, 50 * 2 + 10 + 40 * 3)
     assert shared({"a": {}}, edits=[[], ["a"]]) == (250, 50 * 2 + 10 + 40 * 3)
-    # Nothing is shared by pictures of other seeds, prompts or numbers of the call.
+    # Pictures with different seeds, prompts or numeric arguments share nothing.
     for key, values in {"seed": [1, 2], "negative_prompt": ["", "x"], "guidance_scale": [1, 2], "eta": [0, 1]}.items():
         assert shared({"a": {}}, **{key: values}) == (300, 300)
 
 
-def test_batches_that_share_take_about_as_few():
-    """Eight settings for each of 16 seeds, 50 calls: what a plan runs, with what fills its batches up."""
+def test_shared_batches_reach_the_fewest_evaluations():
+    """A plan of eight settings for each of 16 seeds, with 50 calls, needs no padding."""
     grid = {"seed": range(16), "a.scale": [2, 4, 6, 8], "a.threshold": [0.8, 0.9]}
 
     def counts(edits, share=True):
@@ -289,21 +288,21 @@ def test_batches_that_share_take_about_as_few():
     assert apart.evaluations == apart.alone == warm.alone
 
 
-def test_nothing_is_shared_where_that_takes_more():
-    made = plan(sweep_of(seed=range(9)), FACTS, rows=8)
-    assert not any(batch.shares for batch in made.batches)
+def test_nothing_is_shared_if_that_costs_more():
+    planned = plan(sweep_of(seed=range(9)), FACTS, rows=8)
+    assert not any(batch.shares for batch in planned.batches)
 
 
-def test_batches_that_share_are_not_too_large():
-    """No more trunks than rows, and no more pictures than 16 for a row; every picture once."""
+def test_shared_batches_are_limited_in_size():
+    """A shared batch has at most as many trunks as rows, and at most 16 pictures per row. Every picture occurs once."""
     for seeds, scales in ((10, 3), (2, 200)):
-        made = plan(sweep_of(seed=range(seeds), **{"glasses.scale": range(1, scales + 1)}), FACTS, rows=4)
-        points = [[made.point(i) for i in batch.points] for batch in made.batches]
-        assert all(batch.shares for batch in made.batches)
+        planned = plan(sweep_of(seed=range(seeds), **{"glasses.scale": range(1, scales + 1)}), FACTS, rows=4)
+        points = [[planned.point(i) for i in batch.points] for batch in planned.batches]
+        assert all(batch.shares for batch in planned.batches)
         assert all(len({sharing.trunk(p) for p in part}) <= 4 for part in points)
         assert all(len(part) <= 64 for part in points)
-        assert sorted(i for batch in made.batches for i in batch.points) == list(range(seeds * scales))
+        assert sorted(i for batch in planned.batches for i in batch.points) == list(range(seeds * scales))
         assert all(sharing.parts(part, 4) == [list(range(len(part)))] for part in points)
         for part in points:
-            branches = sharing.schedule(part, 50, 4).branches
-            assert sorted(i for branch in branches for i in branch.members) == list(range(len(part)))
+            forks = sharing.schedule(part, 50, 4).forks
+            assert sorted(i for fork in forks for i in fork.members) == list(range(len(part)))

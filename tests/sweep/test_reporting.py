@@ -1,4 +1,4 @@
-"""Tests of contact sheets, curves, metrics and the report, with pictures whose colours tell their settings."""
+"""Tests contact sheets, curves, metrics and reports, with pictures whose colours encode their settings."""
 
 import base64
 import hashlib
@@ -43,18 +43,18 @@ MADE |= {
 
 
 def colour(settings):
-    """Returns a point's colour: red tells its scale, green its seed, blue its warm-up."""
+    """Returns a point's colour: red encodes its scale, green its seed, and blue its warm-up."""
     scale, seed, warmup = settings["hat.scale"], settings["seed"], settings["hat.warmup"]
     return 40 + 60 * SCALES.index(scale), 40 * seed, 100 * warmup
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A sweep with one picture of NaN, whose last batch is not done yet."""
+    """Returns the folder of a sweep with one picture of NaN, whose last batch is not finished yet."""
     where = tmp_path_factory.mktemp("sweep")
     grid = {"prompt": ["a cat", "a <script>"], "seed": SEEDS, "hat.scale": SCALES, "hat.warmup": WARMUPS}
-    said = sweep.Sweep(call={"steps": 12, "guidance_scale": 3.0}, edits={"hat": {}}, grid=grid)
-    plan, kept = sweep.plan(said, FACTS, rows=4, share=False), Folder(where)
+    ablation = sweep.Sweep(call={"steps": 12, "guidance_scale": 3.0}, edits={"hat": {}}, grid=grid)
+    plan, kept = sweep.plan(ablation, FACTS, rows=4, share=False), Folder(where)
     kept.begin(plan)
     for number, batch in enumerate(plan.batches[:-1]):
         table = []
@@ -75,47 +75,47 @@ def results(folder):
     return sweep.Results(folder)
 
 
-def test_results(results):
+def test_results_are_selected_by_columns(results):
     assert len(results.rows) == 20
     assert results.axes["hat.scale"] == SCALES
     assert results.axes["seed"] == SEEDS
     (row,) = results.where({"prompt": "a cat", "seed": 1, "hat.scale": -2.0, "hat.warmup": 2})
     assert results.picture(row).getpixel((5, 5)) == colour(row)
-    with pytest.raises(ValueError, match=r"'hut' is no column; there are prompt, seed, hat\.scale"):
+    with pytest.raises(ValueError, match=r"there is no column 'hut'; the columns are prompt, seed, hat\.scale"):
         results.where({"hut": 1})
-    with pytest.raises(ValueError, match=r"no picture has seed=2 with the rest; there are 3, 1"):
+    with pytest.raises(ValueError, match=r"no picture has seed=2 .*; its values are 3, 1"):
         results.where({"seed": 2})
 
 
 def places(image, colour):
     """Returns the corners of the only rectangle with this colour."""
-    there = np.argwhere((np.asarray(image) == colour).all(-1))
-    (top, left), (bottom, right) = there.min(0), there.max(0)
-    assert len(there) == (bottom - top + 1) * (right - left + 1)
+    pixels = np.argwhere((np.asarray(image) == colour).all(-1))
+    (top, left), (bottom, right) = pixels.min(0), pixels.max(0)
+    assert len(pixels) == (bottom - top + 1) * (right - left + 1)
     return left, top, right + 1, bottom + 1
 
 
-def test_a_sheet_has_each_picture_at_its_place(results):
+def test_sheets_place_pictures_by_their_axes(results):
     pages = sweep.sheets(results, "hat.scale", "seed", {"prompt": "a cat"}, side=32)
     assert [page.fixed for page in pages] == [{"hat.warmup": 1}, {"hat.warmup": 2}]
     first, second = (page.image for page in pages)
     rows = results.where({"prompt": "a cat"})
     at = {(row["hat.scale"], row["seed"]): places(first, colour(row)) for row in rows if row["hat.warmup"] == 1}
     lefts, tops = sorted({place[0] for place in at.values()}), sorted({place[1] for place in at.values()})
-    # Numbers rise, whatever their order in the sweep.
+    # Numbers are sorted, whatever their order in the sweep.
     assert {key: (lefts.index(p[0]), tops.index(p[1])) for key, p in at.items()} == {
         (scale, seed): (i, j) for i, scale in enumerate(sorted(SCALES)) for j, seed in enumerate(sorted(SEEDS))
     }
     assert {(right - left, bottom - top) for left, top, right, bottom in at.values()} == {(48, 32)}
-    # The one that is not finite is left out, and has its place.
+    # The picture with NaN is missing, and its place is grey.
     assert len(at) == 6
-    gone = next(row for row in rows if row["file"] is None)
-    assert not (np.asarray(second) == colour(gone)).all(-1).any()
+    missing = next(row for row in rows if row["file"] is None)
+    assert not (np.asarray(second) == colour(missing)).all(-1).any()
     assert (np.asarray(second) == (240, 240, 240)).all(-1).any()
 
 
-def test_labels_are_beside_the_pictures(results):
-    """More labels take more room, and the place of missing labels is empty."""
+def test_labels_take_space_next_to_the_pictures(results):
+    """More labels take more space, and there is no text where labels are missing."""
     fixed = {"hat.warmup": 1, "seed": 3}
     both, across, alone = (
         sweep.sheets(results, *axes, fixed | more, side=100)[0].image
@@ -140,13 +140,13 @@ def test_labels_are_beside_the_pictures(results):
         (
             ("hat.size", None),
             {},
-            "'hat.size' is no axis of this sweep; its axes are prompt, seed",
+            "'hat.size' is not an axis of this sweep; its axes are prompt, seed",
         ),
-        (("seed", "seed"), {}, "'seed' is named twice"),
-        (("seed", None), {"seed": 1}, "'seed' is named twice"),
+        (("seed", "seed"), {}, "'seed' is used twice"),
+        (("seed", None), {"seed": 1}, "'seed' is used twice"),
     ],
 )
-def test_axes_that_are_none(results, axes, fixed, message):
+def test_invalid_axes_are_refused(results, axes, fixed, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         sweep.sheets(results, *axes, fixed)
 
@@ -155,42 +155,42 @@ def brightness(images, rows):
     return images.mean((1, 2, 3))
 
 
-def test_metrics_are_measured_and_kept(folder, results):
+def test_metrics_are_measured_and_stored(folder, results):
     seen = []
 
     def count(images, rows):
         seen.append((images.shape, images.dtype, len(rows)))
         return np.where([row["seed"] == 1 for row in rows], np.nan, 1.0)
 
-    found = sweep.measure(folder, {"bright": brightness, "some": count})
+    measured = sweep.measure(folder, {"bright": brightness, "some": count})
     assert seen == [((19, 16, 24, 3), np.uint8, 19)]
-    assert found.metrics == ["bright", "some"]
-    for row in found.rows:
+    assert measured.metrics == ["bright", "some"]
+    for row in measured.rows:
         if row["file"] is not None:
             assert row["bright"] == pytest.approx(np.mean(colour(row)))
             assert row["some"] == (None if row["seed"] == 1 else 1.0)
-    assert next(row for row in found.rows if row["file"] is None).get("bright") is None
-    with pytest.raises(ValueError, match="'seed' is a column of the records already"):
+    assert next(row for row in measured.rows if row["file"] is None).get("bright") is None
+    with pytest.raises(ValueError, match="'seed' is already a column of the records"):
         sweep.measure(folder, {"seed": brightness})
-    with pytest.raises(ValueError, match="should be of letters"):
+    with pytest.raises(ValueError, match="should consist of letters"):
         sweep.measure(folder, {"a/b": brightness})
-    with pytest.raises(ValueError, match=r"gave shape \(\) for 19 pictures"):
+    with pytest.raises(ValueError, match=r"returned shape \(\) for 19 pictures"):
         sweep.measure(folder, {"one": lambda images, rows: 1.0})
 
 
 def test_distance_to_the_unedited_picture(results):
     rows = results.where({"prompt": "a cat", "seed": 1, "hat.warmup": 2})
     images = np.stack([np.asarray(results.picture(row)) for row in rows])
-    found = dict(zip([row["hat.scale"] for row in rows], sweep.distance(results)(images, rows), strict=True))
-    # Which of the two with scale 0 is taken says nothing where they are the same; here their blue is another.
-    assert found[-2.0] == pytest.approx(found[4.0], rel=0.5)
-    assert found[-2.0] > 60 / 255 / np.sqrt(3) - 1e-9
+    values = dict(zip([row["hat.scale"] for row in rows], sweep.distance(results)(images, rows), strict=True))
+    # Two unedited pictures match, and either may be used. In a real sweep they are equal; here their blue differs.
+    assert values[-2.0] == pytest.approx(values[4.0], rel=0.5)
+    assert values[-2.0] > 60 / 255 / np.sqrt(3) - 1e-9
     other = results.where({"prompt": "a cat"})[0] | {"prompt": "a bird"}
     assert np.isnan(sweep.distance(results)(images[:1], [other])[0])
 
 
-def test_the_judge():
-    with pytest.raises(ValueError, match="'spoon' is no word of the demo model's judge"):
+def test_judge_metric():
+    with pytest.raises(ValueError, match="the demo model's judge does not know 'spoon'"):
         sweep.judge("spoon")
     metric = sweep.judge("glasses")
     with pytest.raises(ValueError, match="128 x 128"):
@@ -213,19 +213,19 @@ def test_clip_score(tmp_path, small_folder):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     text = CLIPTextConfig.from_dict(CLIP_TEXT | {"projection_dim": 10})
     weights = tiny.tensors(CLIPModel(text, CLIPVisionConfig.from_dict(CLIP_VISION)))
-    # So that the cosines of these pictures and words are above 0.
+    # Flip the sign, so that the cosines of these pictures and texts are positive.
     weights["text_projection.weight"] *= -1
     save_file(weights | {"logit_scale": np.ones((), np.float32)}, tmp_path / "model.safetensors")
     images = np.random.default_rng(0).integers(0, 256, (8, 16, 24, 3), np.uint8)
     rows = [{"prompt": words} for words in ("a cat", "a hat") * 4]
-    found, cats, hats = (sweep.clip_score(tmp_path, text)(images, rows) for text in (None, "a cat", "a hat"))
-    np.testing.assert_array_equal(found, np.where(np.arange(8) % 2, hats, cats))
+    values, cats, hats = (sweep.clip_score(tmp_path, text)(images, rows) for text in (None, "a cat", "a hat"))
+    np.testing.assert_array_equal(values, np.where(np.arange(8) % 2, hats, cats))
     assert (cats != hats).any()
-    assert ((found >= 0) & (found <= 100)).all()
-    assert found.any()
+    assert ((values >= 0) & (values <= 100)).all()
+    assert values.any()
 
 
-def test_dollar_signs_are_no_formulas(results, tmp_path):
+def test_dollar_signs_are_not_formulas(results, tmp_path):
     texts = {"a cat": r"$\foo$ at 5", "a <script>": r"$\frac$"}
     results.rows[:] = [{**row, "prompt": texts[row["prompt"]]} for row in results.rows]
     results.axes["prompt"] = list(texts.values())
@@ -233,7 +233,7 @@ def test_dollar_signs_are_no_formulas(results, tmp_path):
         sweep.plot(results, "seconds", x, by).savefig(tmp_path / "plot.svg")
 
 
-def test_a_plot_is_of_means(folder, results):
+def test_plots_show_means(folder, results):
     measured = sweep.measure(folder, {"bright": brightness})
     axes = sweep.plot(measured, "bright", "hat.scale", "seed", {"prompt": "a cat"}).axes[0]
     lines = {line.get_label(): line.get_xydata() for line in axes.get_lines()}
@@ -244,7 +244,7 @@ def test_a_plot_is_of_means(folder, results):
     np.testing.assert_allclose(lines["1"], np.stack([sorted(SCALES), expected], 1))
     axes = sweep.plot(measured, "bright", "prompt").axes[0]
     assert [text.get_text() for text in axes.get_xticklabels()] == ["a cat", "a <script>"]
-    for y, x, message in (("digest", "seed", "holds no numbers"), ("seconds", "hut", "no column")):
+    for y, x, message in (("digest", "seed", "not numbers"), ("seconds", "hut", "no column")):
         with pytest.raises(ValueError, match=message):
             sweep.plot(measured, y, x)
 
@@ -268,7 +268,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_report_is_whole_in_itself(folder):
+def test_the_report_is_a_single_file(folder):
     text = sweep.report(sweep.measure(folder, {"bright": brightness}), title="hats & <more>")
     page = Page(text)
     assert text.count("hats &amp; &lt;more&gt;") == 2
@@ -289,7 +289,7 @@ def test_the_report_is_whole_in_itself(folder):
 def test_a_report_without_jinja2(results, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(
-        ImportError, match=re.escape('reports need jinja2, which is not installed; pip install ".[sweep]"')
+        ImportError, match=re.escape('reports need jinja2, but it is not installed; pip install ".[sweep]"')
     ):
         sweep.report(results)
 

@@ -1,4 +1,4 @@
-"""Running sweeps: whatever happens, in the end every picture is there once, and the same."""
+"""Tests running sweeps: after crashes, interruptions and lack of memory, every picture exists once and is the same."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -24,8 +24,8 @@ GRID = {"seed": range(3), "edits": [["hat"], ["hat", "glasses"]], "hat.scale": [
 
 @pytest.fixture(scope="module")
 def plan(least_folder):
-    said = sweep.Sweep(model={"source": str(least_folder)}, call=CALL, edits=EDITS, grid=GRID)
-    return sweep.plan(said, sweep.Facts.of(said), rows=2, share=False)
+    ablation = sweep.Sweep(model={"source": str(least_folder)}, call=CALL, edits=EDITS, grid=GRID)
+    return sweep.plan(ablation, sweep.Facts.of(ablation), rows=2, share=False)
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,8 @@ def done(plan, least, tmp_path_factory):
     return folder
 
 
-def test_pictures_are_those_of_the_same_batches(done, plan, least):
-    """Bit by bit those of the pipeline, called with the rows of a batch."""
+def test_pictures_equal_those_of_a_call_with_the_same_batch(done, plan, least):
+    """The pipeline makes the same bits when it is called with the rows of a batch."""
     rows = {row["name"]: row for row in records(done)}
     for batch in plan.batches:
         points = [plan.point(i) for i in batch.points]
@@ -48,7 +48,7 @@ def test_pictures_are_those_of_the_same_batches(done, plan, least):
             np.testing.assert_array_equal(np.asarray(Image.open(done / rows[name]["file"])), image)
 
 
-def test_records(done, plan):
+def test_records_have_all_settings(done, plan):
     table = pyarrow.parquet.read_table(done / "records")
     assert table.column_names == list(columns(plan.sweep, plan.facts))
     rows = table.to_pylist()
@@ -64,17 +64,17 @@ def test_records(done, plan):
     assert all(row["seconds"] > 0 for row in rows)
 
 
-def test_pictures_know_how_they_were_made(done, plan, tmp_path):
-    """The command that `info` prints makes the picture again, but for the roundings of another batch."""
+def test_pictures_store_their_settings(done, plan, tmp_path):
+    """`info` prints a command that makes the picture again, except for the rounding of another batch."""
     row = next(row for row in records(done) if row["point"] == 3)
     known = png.settings(done / row["file"])
     assert [Edit(**edit) for edit in known["edits"]] == list(plan.point(3).edits.values())
-    said = CliRunner().invoke(main, ["info", str(done / row["file"])])
-    assert said.exit_code == 0, said.output
-    assert "--edit=-hat:scale=4" in said.output or "-hat:scale=4" in said.output
+    ablation = CliRunner().invoke(main, ["info", str(done / row["file"])])
+    assert ablation.exit_code == 0, ablation.output
+    assert "--edit=-hat:scale=4" in ablation.output or "-hat:scale=4" in ablation.output
 
 
-def test_a_second_run_makes_and_compiles_nothing(done, plan, least, tmp_path, compilations, monkeypatch):
+def test_a_second_run_does_nothing(done, plan, least, tmp_path, compilations, monkeypatch):
     sweep.run(plan, tmp_path, least)
     assert not compilations
     same(tmp_path, done)
@@ -97,8 +97,8 @@ class Crash(BaseException):
         ),
     ],
 )
-def test_resumed_after_a_crash(done, plan, least, tmp_path, monkeypatch, renames, batches):
-    """Before any rename: of a picture, of a batch's last, of its records."""
+def test_resuming_after_a_crash(done, plan, least, tmp_path, monkeypatch, renames, batches):
+    """A run may crash before any rename of a picture or of records."""
     count, replace = iter(range(renames)), os.replace
 
     def crash(source, target):
@@ -115,8 +115,8 @@ def test_resumed_after_a_crash(done, plan, least, tmp_path, monkeypatch, renames
     same(tmp_path, done)
 
 
-def test_resumed_after_ctrl_c(done, plan, least, tmp_path, monkeypatch):
-    """The batch before is written to its end."""
+def test_resuming_after_ctrl_c(done, plan, least, tmp_path, monkeypatch):
+    """The batch before the interrupted one is written completely."""
     make, count = SharedRun.make, iter(range(2))
 
     def interrupted(*args):
@@ -142,7 +142,7 @@ def test_two_runs_into_one_folder(done, plan, least, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_picture_that_is_gone_is_made_again(done, plan, least, tmp_path):
+def test_a_missing_picture_is_made_again(done, plan, least, tmp_path):
     sweep.run(plan, tmp_path, least)
     next((tmp_path / "pictures").iterdir()).unlink()
     assert sweep.status(tmp_path).batches_done == 5
@@ -151,60 +151,65 @@ def test_a_picture_that_is_gone_is_made_again(done, plan, least, tmp_path):
 
 
 @pytest.mark.slow
-def test_too_little_memory(done, plan, least, tmp_path, monkeypatch):
-    """Half the rows, and those of one program no more than once too many."""
-    make, asked = SharedRun.make, []
+def test_lack_of_memory_halves_the_rows(done, plan, least, tmp_path, monkeypatch):
+    """Only the first batch of each program is tried with too many rows."""
+    make, tried_rows = SharedRun.make, []
 
     def narrow(run, batch, *args):
-        asked.append(batch.rows)
+        tried_rows.append(batch.rows)
         if batch.rows > 1:
             raise MemoryError("too little")
-        # In the rows of the usual program, to the same bits.
+        # Use the program of the undisturbed run, so that the bits are the same.
         return make(run, batch.select([0, 0]), *args)
 
     with monkeypatch.context() as patched:
         patched.setattr(SharedRun, "make", narrow)
-        with pytest.warns(UserWarning, match="the memory does not hold 2 rows"):
+        with pytest.warns(UserWarning, match="2 rows of .* do not fit into memory"):
             sweep.run(plan, tmp_path / "narrow", least)
-    assert asked == [2, 1, 1, 1, 1, 1, 1] * 2
-    rows, usual = ({row["name"]: row for row in records(folder)} for folder in (tmp_path / "narrow", done))
+    assert tried_rows == [2, 1, 1, 1, 1, 1, 1] * 2
+    rows, expected = ({row["name"]: row for row in records(folder)} for folder in (tmp_path / "narrow", done))
     assert {row["rows"] for row in rows.values()} == {1}
-    assert {name: row["digest"] for name, row in rows.items()} == {name: row["digest"] for name, row in usual.items()}
+    assert {name: row["digest"] for name, row in rows.items()} == {
+        name: row["digest"] for name, row in expected.items()
+    }
 
     def none(*_, **__):
         raise MemoryError("too little")
 
     monkeypatch.setattr(SharedRun, "make", none)
-    with pytest.warns(UserWarning, match="going on with half"), pytest.raises(MemoryError, match="too little"):
+    with (
+        pytest.warns(UserWarning, match="continuing with half"),
+        pytest.raises(MemoryError, match="too little"),
+    ):
         sweep.run(plan, tmp_path / "none", least)
 
 
-def test_pictures_that_are_not_finite_have_no_file(least, least_folder, tmp_path):
-    said = sweep.Sweep(
+def test_pictures_with_nan_have_no_file(least, least_folder, tmp_path):
+    ablation = sweep.Sweep(
         model={"source": str(least_folder)},
         call=CALL,
         edits={"hat": {"warmup": 0, "threshold": 0}},
         grid={"hat.scale": [1, 3e38]},
     )
-    made = sweep.plan(said, sweep.Facts.of(said), rows=2)
+    planned = sweep.plan(ablation, sweep.Facts.of(ablation), rows=2)
     with pytest.warns(RuntimeWarning, match="NaN or infinite"):
-        assert sweep.run(made, tmp_path, least).done == 2
+        assert sweep.run(planned, tmp_path, least).done == 2
     assert [(row["finite"], row["file"] is None) for row in records(tmp_path)] == [(True, False), (False, True)]
     assert len(list((tmp_path / "pictures").iterdir())) == 1
 
 
-def test_webp_is_without_loss(plan, done, least, least_folder, tmp_path):
-    said = sweep.Sweep(model={"source": str(least_folder)}, call=CALL, edits=EDITS, grid=GRID, format="webp")
-    sweep.run(sweep.plan(said, plan.facts, rows=2, share=False), tmp_path, least)
+def test_webp_is_lossless(plan, done, least, least_folder, tmp_path):
+    ablation = sweep.Sweep(model={"source": str(least_folder)}, call=CALL, edits=EDITS, grid=GRID, format="webp")
+    sweep.run(sweep.plan(ablation, plan.facts, rows=2, share=False), tmp_path, least)
     for path in (tmp_path / "pictures").iterdir():
         ours, theirs = (np.asarray(Image.open(p)) for p in (path, done / "pictures" / f"{path.stem}.png"))
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_a_folder_is_of_one_plan(done, plan, least):
-    with pytest.raises(ValueError, match="holds another sweep, or this one with another model, other rows"):
+def test_a_folder_has_one_plan(done, plan, least):
+    with pytest.raises(ValueError, match="contains another sweep, or this sweep with another model, number of rows"):
         sweep.run(sweep.plan(plan.sweep, plan.facts, rows=3), done, least)
-    with pytest.raises(ValueError, match=r"has no plan\.json; name the folder of a sweep"):
+    with pytest.raises(ValueError, match=r"has no plan\.json; give the folder of a sweep"):
         sweep.status(done / "pictures")
     assert Folder(done).plan() == plan
 
@@ -244,21 +249,21 @@ def test_the_shell(shell, tmp_path, least, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_worker_that_was_first_decides_the_rows(shell, tmp_path, least, monkeypatch):
-    """Between the planning of another and its writing the plan down."""
+def test_the_first_worker_decides_the_rows(shell, tmp_path, least, monkeypatch):
+    """Another worker writes its plan while this one is still planning."""
     monkeypatch.setattr(loading, "load", lambda *_, **__: least)
-    fitted, said = sweep.fitted, sweep.Sweep.read(tmp_path / "cats.toml")
+    fitted, ablation = sweep.fitted, sweep.Sweep.read(tmp_path / "cats.toml")
 
     def late(*arguments, **options):
-        sweep.keep(sweep.plan(said, sweep.Facts.of(said), 2), "sega-jax-out/cats")
+        sweep.keep(sweep.plan(ablation, sweep.Facts.of(ablation), 2), "sega-jax-out/cats")
         return fitted(*arguments, **options)
 
     monkeypatch.setattr(sweep, "fitted", late)
-    made = shell("cats.toml")
-    assert made.exit_code == 0, made.output
+    result = shell("cats.toml")
+    assert result.exit_code == 0, result.output
     assert sweep.kept("sega-jax-out/cats").rows == 2
     refused = shell("cats.toml", "--rows", 3)
-    assert "holds another sweep" in refused.output
+    assert "contains another sweep" in refused.output
 
 
 @pytest.mark.parametrize(
@@ -270,14 +275,14 @@ def test_a_worker_that_was_first_decides_the_rows(shell, tmp_path, least, monkey
         (["cats.toml", "--worker", "3/2"], "--worker 3/2 should be its number and the number of workers, such as 2/16"),
     ],
 )
-def test_mistakes_in_the_shell_are_messages(shell, words, message):
+def test_shell_prints_errors_without_a_traceback(shell, words, message):
     result = shell(*words)
     assert result.exit_code == 1
     assert message in result.output
     assert "Traceback" not in result.output
 
 
-def test_a_bad_file_ends_before_a_model_is_looked_for(shell, tmp_path):
+def test_an_invalid_file_is_refused_before_the_model_is_loaded(shell, tmp_path):
     (tmp_path / "bad.toml").write_text("[model]\nsource = 'nowhere'\n[grid]\nprompt = ['a']\nstpes = [1]")
     result = shell("bad.toml")
     assert result.exit_code == 1

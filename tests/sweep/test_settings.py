@@ -1,5 +1,5 @@
-"""Settings of sweeps beyond numbers and words: pictures to start from or to enlarge, LoRAs, new words, how texts are
-read and pictures decoded. Every picture is that of a single call."""
+"""Tests settings of sweeps other than numbers and text: input pictures, LoRAs, textual inversions, text options and
+tiled decoding. Every picture equals that of a single call."""
 
 import re
 import shlex
@@ -39,7 +39,7 @@ def pipe(small):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Two LoRAs, a new word, and two pictures of 16 pixels and two of 8."""
+    """Returns a folder with two LoRAs, a textual inversion, two pictures of 16x16 pixels and two of 8x8."""
     where, rng = tmp_path_factory.mktemp("files"), np.random.default_rng(0)
     for name in "ab":
         down, up = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 8), (8, 2)))
@@ -53,7 +53,7 @@ def files(tmp_path_factory):
 
 def planned(folder, files, rows=2, share=True, call=None, grid=None, **blocks):
     call = {"prompt": "a cat", "steps": 6} | (call or {})
-    said = sweep.Sweep(
+    ablation = sweep.Sweep(
         model={"source": str(folder)},
         call={name: value for name, value in call.items() if value is not None},
         edits=HAT,
@@ -61,41 +61,41 @@ def planned(folder, files, rows=2, share=True, call=None, grid=None, **blocks):
         zip={"seed": [0, 1], **blocks},
         folder=files,
     )
-    plan = sweep.plan(said, sweep.Facts.of(said), rows=rows, share=share)
+    plan = sweep.plan(ablation, sweep.Facts.of(ablation), rows=rows, share=share)
     assert sweep.Plan.from_json(plan.to_json()) == plan
     return plan
 
 
-def alone(pipe, point):
-    """Makes the picture of a point by a call of its own."""
-    own, kinds = Pipeline(**pipe.components), adapter_kinds()
+def made_separately(pipe, point):
+    """Makes the picture of a point in a separate call."""
+    copy, kinds = Pipeline(**pipe.components), adapter_kinds()
     given = {name: kinds[name].given(pairs) for name, pairs in point.adapters}
     added = with_adapters(pipe.models, pipe.tokenizer, given.get("lora"), given.get("textual_inversion"))
-    own.models, own.tokenizer = added
+    copy.models, copy.tokenizer = added
     call = {name: value for name, value in point.call.items() if value is not None}
-    return own(**call, edits=list(point.edits.values()), output="uint8", progress=False).images[0]
+    return copy(**call, edits=list(point.edits.values()), output="uint8", progress=False).images[0]
 
 
 def check(plan, out, pipe, different=4):
-    """Runs a plan, and compares its pictures with those of single calls and of a run that was resumed."""
+    """Runs a plan and compares its pictures with single calls."""
     sweep.run(plan, out / "whole", pipe, progress=False)
     rows = records(out / "whole")
     assert len({row["digest"] for row in rows}) == different
     for row in rows:
         made = np.asarray(Image.open(out / "whole" / row["file"])).astype(int)
-        assert (abs(made - alone(pipe, plan.point(row["point"]))) > 1).mean() < 1e-3
+        assert (abs(made - made_separately(pipe, plan.point(row["point"]))) > 1).mean() < 1e-3
     return rows
 
 
 def repeated(picture):
     """Returns the words of the command that `info` prints for a picture."""
-    said = CliRunner().invoke(main, ["info", str(picture)])
-    assert said.exit_code == 0, said.output
-    return shlex.split(said.output.splitlines()[-1])
+    result = CliRunner().invoke(main, ["info", str(picture)])
+    assert result.exit_code == 0, result.output
+    return shlex.split(result.output.splitlines()[-1])
 
 
-def test_pictures_to_start_from(folder, pipe, files, tmp_path):
-    """Each row of a batch has its own, named relative to the sweep's folder."""
+def test_starting_from_pictures(folder, pipe, files, tmp_path):
+    """Each row of a batch has its own picture, whose path is relative to the sweep's folder."""
     plan = planned(folder, files, image=["16-0.png", "16-1.png"], call={"strength": 0.7})
     assert all(batch.calls == 4 and batch.shares for batch in plan.batches)
     assert max(len(batch.points) for batch in plan.batches) == 4
@@ -107,7 +107,7 @@ def test_pictures_to_start_from(folder, pipe, files, tmp_path):
 
 
 @pytest.mark.slow
-def test_loras_are_merged_once_each(folder, pipe, files, tmp_path, monkeypatch):
+def test_each_lora_is_merged_once(folder, pipe, files, tmp_path, monkeypatch):
     merged = []
     monkeypatch.setattr(running, "with_adapters", lambda *given: merged.append(given[2]) or with_adapters(*given))
     loras = [{}, "a.safetensors", {"a.safetensors": 0.5, "b.safetensors": -1}]
@@ -121,7 +121,7 @@ def test_loras_are_merged_once_each(folder, pipe, files, tmp_path, monkeypatch):
 
 
 def test_loras_in_a_folder_and_on_the_hub(folder, files, tmp_path, monkeypatch):
-    """Both are resolved to files before they are hashed; a plan of the hub's is the same anywhere."""
+    """Both are resolved to files before they are hashed, so the names do not depend on the source."""
     client = Stub(tmp_path / "style", tmp_path / "cache")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", client)
     client.folder.mkdir()
@@ -141,7 +141,7 @@ def test_loras_in_a_folder_and_on_the_hub(folder, files, tmp_path, monkeypatch):
             outline.check_files(plan)
 
 
-def test_new_words(folder, pipe, files, tmp_path):
+def test_textual_inversions(folder, pipe, files, tmp_path):
     call = {"prompt": "a <toy> cat"}
     rows = check(
         planned(folder, files, call=call, textual_inversion=[{}, {"<toy>": "toy.safetensors"}]), tmp_path, pipe
@@ -153,8 +153,8 @@ def test_new_words(folder, pipe, files, tmp_path):
 
 
 @pytest.mark.slow
-def test_texts_of_other_lengths_are_apart(folder, pipe, files, tmp_path):
-    """A short text is padded to the longest of its batch, which would change it."""
+def test_texts_of_different_lengths_are_in_different_batches(folder, pipe, files, tmp_path):
+    """In a common batch, a short text would be padded to the longest one, which would change its picture."""
     call = {"prompt": None, "long_prompts": True, "weighted": True}
     plan = planned(folder, files, call=call, prompt=["a (cat:1.5)", "a cat " * 20])
     assert all(len({plan.point(i).call["prompt"] for i in batch.points}) == 1 for batch in plan.batches)
@@ -162,7 +162,7 @@ def test_texts_of_other_lengths_are_apart(folder, pipe, files, tmp_path):
 
 
 @pytest.mark.slow
-def test_tiles(folder, pipe, files, tmp_path):
+def test_tiled_decoding(folder, pipe, files, tmp_path):
     plan = planned(folder, files, call={"height": 32, "width": 32}, tiled=[False, 8])
     assert len({batch.program for batch in plan.batches}) == 2
     check(plan, tmp_path, pipe)
@@ -170,7 +170,7 @@ def test_tiles(folder, pipe, files, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("anew", [False, True])
-def test_pictures_that_are_enlarged(stages, second, files, tmp_path, anew):
+def test_enlarging_pictures(stages, second, files, tmp_path, anew):
     call = {"steps": 6, "noise_anew": anew}
     words = {"text_encoder": second.models.text_encoder, "tokenizer": second.tokenizer}
     plan = planned(
@@ -182,13 +182,13 @@ def test_pictures_that_are_enlarged(stages, second, files, tmp_path, anew):
 
 
 @pytest.mark.slow
-def test_pictures_of_the_upscaler(stages, upscaler, files, tmp_path):
+def test_the_x4_upscaler(stages, upscaler, files, tmp_path):
     plan = planned(stages["upscaler"], files, image=["8-0.png", "8-1.png"], tiled=[False, False])
     check(plan, tmp_path, upscaler)
 
 
 @pytest.mark.slow
-def test_a_resumed_sweep_of_adapters_is_the_same(folder, pipe, files, tmp_path):
+def test_resuming_a_sweep_with_adapters(folder, pipe, files, tmp_path):
     plan = planned(folder, files, grid={"lora": [{}, "a.safetensors"]}, image=["16-0.png", "16-1.png"])
     check(plan, tmp_path, pipe, different=8)
     sweep.run(plan, tmp_path / "again", pipe, progress=False)
@@ -219,39 +219,39 @@ def test_a_resumed_sweep_of_adapters_is_the_same(folder, pipe, files, tmp_path):
         ({"clip_skip": 9}, ValueError, "clip_skip=9 should be from 0 to 2 for this text encoder"),
     ],
 )
-def test_what_is_refused(folder, files, call, error, message):
+def test_invalid_settings_are_refused(folder, files, call, error, message):
     with pytest.raises(error, match=message):
         sweep.check(planned(folder, files, call=call))
 
 
-def test_the_model_has_no_adapters(folder):
-    with pytest.raises(ValueError, match=r"model: 'lora' is unknown; it is said in \[call\], or an axis"):
+def test_adapters_are_not_options_of_the_model(folder):
+    with pytest.raises(ValueError, match=r"model: 'lora' is unknown; give it in \[call\] or as an axis"):
         sweep.Sweep(model={"source": str(folder), "lora": "a.safetensors"}, call={"prompt": "a"})
 
 
 def test_families_without_adapters(paella_folder, files):
     for name, value in {"lora": "a.safetensors", "textual_inversion": "toy.safetensors"}.items():
-        said = sweep.Sweep(
+        ablation = sweep.Sweep(
             model={"source": str(paella_folder)}, call={"prompt": "a", "steps": 2, name: value}, folder=files
         )
-        with pytest.raises(ValueError, match=f"{name} is given, but Paella does not support .*; leave it out"):
-            sweep.plan(said, sweep.Facts.of(said))
+        with pytest.raises(ValueError, match=f"{name} .*Paella"):
+            sweep.plan(ablation, sweep.Facts.of(ablation))
 
 
-def test_a_file_that_changes_is_noticed(folder, pipe, files, tmp_path):
-    """Also in one process, and by a resumed sweep, which makes nothing of the new one."""
+def test_changed_files_are_noticed(folder, pipe, files, tmp_path):
+    """A changed file changes the names of a new plan, and an earlier plan refuses to run with it."""
     image = tmp_path / "a.png"
     Image.open(files / "16-0.png").save(image)
     plan = planned(folder, tmp_path, call={"image": "a.png"})
     Image.open(files / "16-1.png").save(image)
     other = planned(folder, tmp_path, call={"image": "a.png"})
     assert not {name for batch in plan.batches for name in batch.names} & {*other.batches[0].names}
-    with pytest.raises(ValueError, match=r"a.png has changed since the sweep was planned; restore it"):
+    with pytest.raises(ValueError, match=r"a.png has changed since the sweep was planned; restore the file"):
         sweep.run(plan, tmp_path / "out", pipe, progress=False)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_finished_sweep_is_looked_at_where_its_files_are_gone(folder, pipe, files, tmp_path):
+def test_results_can_be_read_without_the_input_files(folder, pipe, files, tmp_path):
     for name in ("16-0.png", "a.safetensors"):
         (tmp_path / name).write_bytes((files / name).read_bytes())
     plan = planned(folder, tmp_path, call={"image": "16-0.png", "lora": "a.safetensors"})
@@ -265,7 +265,7 @@ def test_a_finished_sweep_is_looked_at_where_its_files_are_gone(folder, pipe, fi
     assert sweep.run(results.plan, tmp_path / "out", pipe, progress=False).done == 4
 
 
-def test_names_do_not_depend_on_where_files_are(folder, files, tmp_path):
+def test_names_do_not_depend_on_the_paths_of_files(folder, files, tmp_path):
     for name in ("16-0.png", "a.safetensors"):
         (tmp_path / name).write_bytes((files / name).read_bytes())
     call = {"image": "16-0.png", "lora": "a.safetensors"}
@@ -274,35 +274,35 @@ def test_names_do_not_depend_on_where_files_are(folder, files, tmp_path):
 
 
 @pytest.mark.slow
-def test_adapters_that_change_keep_to_the_planned_evaluations(folder, pipe, files, tmp_path):
-    """Also where concepts cool down, for which programs are prepared anew."""
+def test_changing_adapters_takes_the_planned_evaluations(folder, pipe, files, tmp_path):
+    """This includes cool-downs, for which programs are prepared again after each change of adapters."""
     plan = planned(folder, files, grid={"lora": ["a.safetensors", "b.safetensors"], "hat.cooldown": [5]})
     sweeping = running._Run(plan, sweep.Folder(tmp_path), Pipeline(**pipe.components))
     sweeping.folder.begin(plan)
     taken = []
     for number in range(len(plan.batches)):
         before = sweeping.shared.evaluations
-        sweeping.all([number], lambda: True, False)
+        sweeping.run_batches([number], lambda: True, False)
         taken.append(sweeping.shared.evaluations - before)
         assert taken[-1] == plan.evaluations(number)
     assert len({batch.adapters for batch in plan.batches}) == 2
 
 
-def test_pictures_that_match_a_pattern(folder, files):
-    said = sweep.Sweep(
+def test_glob_lists_matching_pictures(folder, files):
+    ablation = sweep.Sweep(
         model={"source": str(folder)},
         call={"prompt": "a cat", "steps": 4, "strength": 0.5},
         grid={"image": {"glob": "16-*.png"}},
         folder=files,
     )
-    assert said.grid["image"] == tuple(str(files / f"16-{i}.png") for i in range(2))
-    assert sweep.Sweep(**said.as_dict()) == said
+    assert ablation.grid["image"] == tuple(str(files / f"16-{i}.png") for i in range(2))
+    assert sweep.Sweep(**ablation.as_dict()) == ablation
     with pytest.raises(ValueError, match="grid: image has no values"):
         sweep.Sweep(call={"prompt": "a cat"}, grid={"image": {"glob": "none-*.png"}}, folder=files)
 
 
 @pytest.mark.slow
-def test_files_are_shown_without_their_folders(folder, pipe, files, tmp_path):
+def test_reports_show_file_names_without_folders(folder, pipe, files, tmp_path):
     plan = planned(folder, files, grid={"lora": [{}, "a.safetensors"]}, image=["16-0.png", "16-1.png"])
     sweep.run(plan, tmp_path, pipe, progress=False)
     results = sweep.Results(tmp_path)
@@ -313,11 +313,11 @@ def test_files_are_shown_without_their_folders(folder, pipe, files, tmp_path):
 
 
 @pytest.mark.slow
-def test_pictures_without_edits_are_repeated_too(folder, pipe, tmp_path, monkeypatch):
+def test_info_repeats_pictures_without_edits(folder, pipe, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    said = sweep.Sweep(model={"source": str(folder)}, call={"prompt": "a cat", "steps": 2}, grid={"seed": [3, 4]})
-    sweep.run(sweep.plan(said, sweep.Facts.of(said), 1), tmp_path / "out", pipe, progress=False)
-    # And a report of axes that are none of an edit's.
+    ablation = sweep.Sweep(model={"source": str(folder)}, call={"prompt": "a cat", "steps": 2}, grid={"seed": [3, 4]})
+    sweep.run(sweep.plan(ablation, sweep.Facts.of(ablation), 1), tmp_path / "out", pipe, progress=False)
+    # A report also works without axes of edits.
     assert "<figure" in sweep.report(sweep.Results(tmp_path / "out"))
     row = records(tmp_path / "out")[0]
     command = repeated(tmp_path / "out" / row["file"])
@@ -337,6 +337,6 @@ def test_pictures_without_edits_are_repeated_too(folder, pipe, tmp_path, monkeyp
         ({"image": ["a\0b"]}, "grid: image: embedded null byte"),
     ],
 )
-def test_paths_and_counts_that_nothing_has(grid, message):
+def test_extreme_paths_and_counts_are_refused(grid, message):
     with pytest.raises((FileNotFoundError, ValueError), match=message):
         sweep.Sweep(call={"prompt": "a cat"}, grid=grid)

@@ -1,5 +1,5 @@
-"""What pictures have in common, by the guidance itself: made of a shared trunk and of the predictions that are asked
-for alone, they are the same to the bit as made one by one."""
+"""Tests shared prefixes with the guidance itself: pictures made from a shared trunk and from only the predictions that
+they need are equal, bit for bit, to pictures made separately."""
 
 from functools import cache, partial
 
@@ -22,7 +22,7 @@ FACTS = Facts({}, "stable_diffusion", {"_class_name": "DDIMScheduler", **tiny.SD
 
 
 def points(semantics):
-    """Pictures of one trunk: settings that act early, late, for a while, without momentum, or not at all."""
+    """Returns points of one trunk whose edits act early, late, for a while, without momentum, or not at all."""
     sweep = Sweep(
         call={"prompt": "a cat", "semantics": semantics, "steps": CALLS, "guidance_scale": SCALE},
         edits={"a": {}, "b": {"cooldown": 9}},
@@ -41,7 +41,7 @@ def points(semantics):
             "b.momentum_beta": [0.2, 0.6],
         },
     )
-    return [point(said, sweep, FACTS) for said in sweep]
+    return [point(settings, sweep, FACTS) for settings in sweep]
 
 
 @cache
@@ -62,18 +62,18 @@ def semantic(state, uncond, cond, targets, edits, semantics):
 
 
 class Picture:
-    """A picture on its way."""
+    """The state of a picture while it is being made."""
 
-    def __init__(self, made):
-        self.made, self.edits = made, list(made.edits.values())
+    def __init__(self, point):
+        self.point, self.edits = point, list(point.edits.values())
         stacked = Edits.stack([self.edits])
         self.settings = Edits(*(v.astype(np.int32 if v.dtype == np.int32 else np.float32) for v in stacked))
         self.state = SegaState(np.zeros(1, np.int32), np.zeros((1, len(self.edits), *SHAPE[1:]), np.float32))
 
     def guide(self, uncond, cond, targets):
-        """What is added, with the momentum going on."""
+        """Returns the semantic guidance of a call, and updates the momentum."""
         stacked = np.stack(targets, 1)
-        added, self.state = semantic(self.state, uncond, cond, stacked, self.settings, self.made.call["semantics"])
+        added, self.state = semantic(self.state, uncond, cond, stacked, self.settings, self.point.call["semantics"])
         return np.asarray(added)
 
 
@@ -86,24 +86,27 @@ def step(x, uncond, cond, added):
 START = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
 
 
-def one_by_one(made):
-    """The states of a picture, from its first to its last."""
-    picture, x, states = Picture(made), START, [START]
+def separately(point):
+    """Makes a picture without sharing, and returns its states from the first to the last."""
+    picture, x, states = Picture(point), START, [START]
     for call in range(CALLS):
-        uncond, cond = predict("", x, call), predict(made.call["prompt"], x, call)
+        uncond, cond = predict("", x, call), predict(point.call["prompt"], x, call)
         added = picture.guide(uncond, cond, [predict(edit.concept, x, call) for edit in picture.edits])
         states.append(x := step(x, uncond, cond, added))
     return states
 
 
-def together(group, asked=sharing.asked, departure=sharing.departure):
-    """The last states, and how many predictions it took. What is not asked for is noise instead."""
+def together(group, predicted=sharing.predicted, departure=sharing.departure):
+    """Makes pictures with sharing, and returns their last states and the number of predictions.
+
+    Predictions that should not be needed are replaced by noise.
+    """
     rng, count = np.random.default_rng(1), 0
-    pictures, lasts, x = [Picture(made) for made in group], [None] * len(group), START
-    trunk_length = max(departure(made, CALLS) for made in group)
+    pictures, lasts, x = [Picture(point) for point in group], [None] * len(group), START
+    trunk_length = max(departure(point, CALLS) for point in group)
 
     def targets(picture, call, known):
-        spans = [asked(edit, CALLS) for edit in picture.edits]
+        spans = [predicted(edit, CALLS) for edit in picture.edits]
         return [
             known(edit.concept) if first <= call < last else rng.normal(size=SHAPE).astype(np.float32)
             for edit, (first, last) in zip(picture.edits, spans, strict=True)
@@ -111,22 +114,22 @@ def together(group, asked=sharing.asked, departure=sharing.departure):
 
     def alone(picture, x):
         nonlocal count
-        for call in range(departure(picture.made, CALLS), CALLS):
+        for call in range(departure(picture.point, CALLS), CALLS):
             known = cache(partial(predict, x=x, call=call))
-            uncond, cond, edits = known(""), known(picture.made.call["prompt"]), targets(picture, call, known)
+            uncond, cond, edits = known(""), known(picture.point.call["prompt"]), targets(picture, call, known)
             x = step(x, uncond, cond, picture.guide(uncond, cond, edits))
             count += known.cache_info().misses
         return x
 
     for call in range(trunk_length + 1):
         for i, picture in enumerate(pictures):
-            if departure(picture.made, CALLS) == call:
+            if departure(picture.point, CALLS) == call:
                 lasts[i] = alone(picture, x)
         if call < trunk_length:
             known = cache(partial(predict, x=x, call=call))
             uncond, cond = known(""), known("a cat")
             for picture in pictures:
-                if departure(picture.made, CALLS) > call:
+                if departure(picture.point, CALLS) > call:
                     picture.guide(uncond, cond, targets(picture, call, known))
             x = step(x, uncond, cond, np.zeros_like(x))
             count += known.cache_info().misses
@@ -139,24 +142,24 @@ def group(request):
 
 
 @pytest.fixture(scope="module")
-def apart(group):
-    return [one_by_one(made) for made in group]
+def separate(group):
+    return [separately(point) for point in group]
 
 
-def test_shared_work_makes_the_same_pictures(group, apart):
+def test_sharing_makes_the_same_pictures(group, separate):
     lasts, count = together(group)
-    for last, states in zip(lasts, apart, strict=True):
+    for last, states in zip(lasts, separate, strict=True):
         np.testing.assert_array_equal(last, states[-1])
-    assert count == sharing.evaluations([(made, CALLS) for made in group])
+    assert count == sharing.evaluations([(point, CALLS) for point in group])
     assert count < 0.7 * len(group) * 4 * CALLS
-    assert len({sharing.trunk(made) for made in group}) == 1
+    assert len({sharing.trunk(point) for point in group}) == 1
 
 
-def test_pictures_leave_the_trunk_no_earlier_than_they_must(group, apart):
-    """States are the unedited picture's up to the departure, and the next one is not."""
-    plain = one_by_one(group[0]._replace(edits={"a": Edit("a", scale=0)}))
-    left = [sharing.departure(made, CALLS) for made in group]
-    for states, call in zip(apart, left, strict=True):
+def test_pictures_depart_as_late_as_possible(group, separate):
+    """States equal the unedited picture's up to the departure, and the next state differs."""
+    plain = separately(group[0]._replace(edits={"a": Edit("a", scale=0)}))
+    left = [sharing.departure(point, CALLS) for point in group]
+    for states, call in zip(separate, left, strict=True):
         np.testing.assert_array_equal(states[: call + 1], plain[: call + 1])
         if call < CALLS:
             assert not np.array_equal(states[call + 1], plain[call + 1])
@@ -164,33 +167,35 @@ def test_pictures_leave_the_trunk_no_earlier_than_they_must(group, apart):
     assert len(set(left)) > 4
 
 
-def differ(group, apart, **faults):
+def differ(group, separate, **faults):
     lasts, _ = together(group, **faults)
-    return sum(not np.array_equal(last, states[-1]) for last, states in zip(lasts, apart, strict=True))
+    return sum(not np.array_equal(last, states[-1]) for last, states in zip(lasts, separate, strict=True))
 
 
-def later(made, calls):
-    return min(sharing.departure(made, calls) + 1, calls)
+def later(point, calls):
+    return min(sharing.departure(point, calls) + 1, calls)
 
 
 def moved(first, last):
-    """Spans with other ends."""
+    """Returns `sharing.predicted` with shifted first and last calls."""
 
-    def asked(edit, calls):
-        span = sharing.asked(edit, calls)
+    def predicted(edit, calls):
+        span = sharing.predicted(edit, calls)
         return span[0] + first, span[1] + last
 
-    return asked
+    return predicted
 
 
 FAULTS = {
     "a departure too late": {"departure": later},
-    "no momentum before the warm-up": {"asked": lambda edit, calls: (edit.warmup, sharing.asked(edit, calls)[1])},
-    "asked a call too late": {"asked": moved(1, 0)},
-    "asked a call too short": {"asked": moved(0, -1)},
+    "no momentum before the warm-up": {
+        "predicted": lambda edit, calls: (edit.warmup, sharing.predicted(edit, calls)[1])
+    },
+    "predicted one call too late": {"predicted": moved(1, 0)},
+    "predicted one call too few": {"predicted": moved(0, -1)},
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_faults_are_seen(group, apart, fault):
-    assert differ(group, apart, **FAULTS[fault]) > 2
+def test_faults_change_pictures(group, separate, fault):
+    assert differ(group, separate, **FAULTS[fault]) > 2

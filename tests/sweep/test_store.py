@@ -1,4 +1,4 @@
-"""A sweep's files: whole or not there, created once, in folders and at addresses."""
+"""Tests a sweep's files, in folders and at addresses: they are complete or absent, and created only once."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from support import creating
 
 from sega_jax.sweep.running.store import Store, host
 
-NOBODY = 2**22 + 1  # higher than the number of any process
+NOBODY = 2**22 + 1  # larger than any process id
 
 
 @pytest.fixture(params=["folder", "file://", "memory://"])
@@ -25,7 +25,7 @@ def any_store(request, tmp_path):
     return store
 
 
-def test_files(any_store):
+def test_reading_and_writing_files(any_store):
     assert any_store.read("records/a") is None
     assert not any_store.has("records/a")
     assert any_store.names("records") == any_store.names("nowhere") == set()
@@ -51,8 +51,8 @@ def test_a_file_is_created_once(any_store):
     assert any_store.read("records/a") == b"third"
 
 
-def test_names_of_stores(tmp_path, monkeypatch):
-    """A folder may have any name, and stays the same when the process changes its own."""
+def test_stores_accept_any_folder_name(tmp_path, monkeypatch):
+    """A folder may have any name, and stays the same if the process changes its working directory."""
     monkeypatch.chdir(tmp_path)
     for name in ("a::b", "[1]*", "file:c"):
         store = Store(name)
@@ -70,14 +70,14 @@ def test_names_of_stores(tmp_path, monkeypatch):
     ("address", "reason"),
     [("nowhere://a", "Protocol not known: nowhere"), ("lacking://a", "install lackfs to read lacking")],
 )
-def test_addresses_that_cannot_be_reached(address, reason, monkeypatch):
+def test_unsupported_addresses_are_refused(address, reason, monkeypatch):
     lacking = {"class": "lackfs.FileSystem", "err": "install lackfs to read lacking"}
     monkeypatch.setitem(known_implementations, "lacking", lacking)
     with pytest.raises(ValueError, match=re.escape(f"{address} cannot be reached ({reason})")):
         Store(address)
 
 
-def test_unfinished_files_of_processes_that_ended_are_removed(tmp_path):
+def test_unfinished_files_of_ended_processes_are_removed(tmp_path):
     kept = {f".a.{host()}-{os.getpid()}-0f", f".b.elsewhere-{NOBODY}-0f", ".c", "d", f"e.{host()}-{NOBODY}-0f"}
     for folder in (tmp_path, tmp_path / "records"):
         folder.mkdir(exist_ok=True)
@@ -88,7 +88,7 @@ def test_unfinished_files_of_processes_that_ended_are_removed(tmp_path):
     assert {path.name for path in (tmp_path / "records").iterdir()} == kept
 
 
-def test_a_file_that_could_not_be_placed_leaves_nothing(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_no_files(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("no space left")
 
@@ -101,8 +101,8 @@ def test_a_file_that_could_not_be_placed_leaves_nothing(tmp_path, monkeypatch):
     assert store.read("a") == b"1"
 
 
-def test_where_there_are_no_links(tmp_path, monkeypatch):
-    """As in a bucket that is mounted as a folder."""
+def test_creating_files_without_links(tmp_path, monkeypatch):
+    """A bucket mounted as a folder has no links."""
 
     def link(*_):
         raise PermissionError
@@ -116,7 +116,7 @@ def test_where_there_are_no_links(tmp_path, monkeypatch):
     assert store.names("") == {"a.json"}
 
 
-def test_readers_see_whole_files(tmp_path):
+def test_readers_see_complete_files(tmp_path):
     store, ended, lengths = Store(tmp_path), threading.Event(), set()
     store.write("a", b"")
 
@@ -134,7 +134,7 @@ def test_readers_see_whole_files(tmp_path):
 
 
 def check(folder, created):
-    """Every file was created once, and is its creator's."""
+    """Checks that every file was created once and has its creator's content."""
     owners = {name: thread for one in created for name, thread in one.items()}
     assert sum(map(len, created)) == len(creating.NAMES)
     store = Store(folder)
@@ -144,13 +144,13 @@ def check(folder, created):
     assert store.names("") == {"go", *creating.NAMES}
 
 
-def test_threads_that_create_the_same(tmp_path):
+def test_threads_create_a_file_once(tmp_path):
     (tmp_path / "go").touch()
     check(tmp_path, [creating.create(tmp_path, "thread")])
 
 
 @pytest.mark.slow
-def test_processes_that_create_the_same(tmp_path):
+def test_processes_create_a_file_once(tmp_path):
     command = [sys.executable, creating.__file__, tmp_path]
     processes = [subprocess.Popen([*command, who], stdout=subprocess.PIPE) for who in ("first", "second", "third")]
     assert [process.stdout.readline() for process in processes] == [b"ready\n"] * 3

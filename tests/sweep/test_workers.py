@@ -1,4 +1,4 @@
-"""Several workers share a sweep: they make all pictures and record each once, even if some of them end early."""
+"""Tests that several workers share a sweep: they make all pictures and record each once, even if some end early."""
 
 import json
 import os
@@ -17,13 +17,13 @@ from sega_jax.sweep.running.store import Store
 
 @pytest.fixture(scope="module")
 def plan(least_folder):
-    said = sweep.Sweep(
+    ablation = sweep.Sweep(
         model={"source": str(least_folder)},
         call={"prompt": "a cat", "steps": 3},
         edits={"hat": {"warmup": 1, "threshold": 0.5}},
         grid={"seed": range(4), "hat.scale": [-4, 2, 3]},
     )
-    return sweep.plan(said, sweep.Facts.of(said), rows=2, share=False)
+    return sweep.plan(ablation, sweep.Facts.of(ablation), rows=2, share=False)
 
 
 @pytest.fixture(scope="module")
@@ -36,21 +36,21 @@ def done(plan, least, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 @pytest.mark.parametrize("workers", [2, 3])
-def test_workers_one_of_which_is_killed(plan, done, tmp_path, workers):
-    """The other processes finish its share. They know of each other by the folder alone."""
+def test_other_workers_finish_a_killed_workers_share(plan, done, tmp_path, workers):
+    """The processes communicate only through the folder."""
     sweep.keep(plan, tmp_path)
     processes = [sweeping.start(tmp_path, 1, workers, 4)]
     processes += [sweeping.start(tmp_path, worker, workers) for worker in range(2, workers + 1)]
-    said = [process.communicate()[0].decode() for process in processes]
-    assert [process.returncode for process in processes] == [-9] + [0] * (workers - 1), said
-    # What was written and not renamed is there until the next run.
+    output = [process.communicate()[0].decode() for process in processes]
+    assert [process.returncode for process in processes] == [-9] + [0] * (workers - 1), output
+    # The killed worker's unfinished file stays until the next run.
     (left,) = [path for path in (tmp_path / "pictures").iterdir() if path.name.startswith(".")]
     assert sweep.run(plan, tmp_path).done == 12
     assert not left.exists()
     same(tmp_path, done)
 
 
-def test_shares_are_all_batches(plan):
+def test_shares_cover_all_batches(plan):
     for workers in (1, 2, 3, 6, 7, 40):
         shares = plan.shares(workers)
         assert len(shares) == workers
@@ -59,15 +59,15 @@ def test_shares_are_all_batches(plan):
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_never_there(plan, done, least, tmp_path):
-    """Its share is taken after `patience` seconds, and not earlier."""
+def test_the_share_of_an_absent_worker_is_taken(plan, done, least, tmp_path):
+    """It is taken after `patience` seconds, and not earlier."""
     began = time.monotonic()
     assert sweep.run(plan, tmp_path, least, worker=(2, 2), patience=0.5).done == 12
     assert time.monotonic() - began >= 0.5
     same(tmp_path, done)
 
 
-def test_through_an_address(plan, done, least):
+def test_a_sweep_at_an_address(plan, done, least):
     import fsspec
 
     files = fsspec.filesystem("memory")
@@ -83,14 +83,14 @@ def test_through_an_address(plan, done, least):
     assert sweep.status(address).done == 10
     assert sweep.run(plan, address, least).done == 12
     assert files.cat_file(gone) == theirs[gone.rpartition("/")[2]]
-    with pytest.raises(ValueError, match="holds another sweep"):
+    with pytest.raises(ValueError, match="contains another sweep"):
         sweep.run(sweep.plan(plan.sweep, plan.facts, rows=3), address, least)
     with pytest.raises(ValueError, match="nowhere://a cannot be reached"):
         sweep.status("nowhere://a")
 
 
 class Alive:
-    """The lease of a worker on another machine."""
+    """The lease of another worker, by default on another machine. Calling it renews the lease."""
 
     def __init__(self, where, share, host="elsewhere", process=1):
         self.where, self.name, self.beat = where, f"leases/share-{share + 1}-of-3.json", 0
@@ -104,14 +104,14 @@ class Alive:
 
 @pytest.fixture
 def where(tmp_path):
-    made = Store(tmp_path)
-    made.begin(("leases",))
-    return made
+    store = Store(tmp_path)
+    store.begin(("leases",))
+    return store
 
 
 @pytest.mark.slow
-def test_the_share_of_one_who_is_alive_is_waited_for(where):
-    """It is taken when the other worker no longer renews its lease."""
+def test_shares_of_live_workers_are_not_taken(where):
+    """A share is taken when its worker no longer renews the lease."""
     other, unfinished = Alive(where, 2), {2}
     taken = []
     with Leases(where, 0, 3, patience=1) as mine:
@@ -126,16 +126,15 @@ def test_the_share_of_one_who_is_alive_is_waited_for(where):
     assert taken == [2]
 
 
-def test_of_one_that_is_no_more(where, monkeypatch):
-    """If its process ran on this machine, nobody waits for it."""
+def test_leases_of_ended_local_processes_are_stale(where, monkeypatch):
+    """If the process ran on this machine and has ended, other workers do not wait."""
     Alive(where, 1, host=leases.host(), process=2**22 + 1)
     unfinished = {1}
     with Leases(where, 0, 3, patience=100) as mine:
         assert next(mine.shares(lambda: unfinished)) == 1
 
 
-def test_two_that_take_the_same(where):
-    """The share belongs to the worker that took it last."""
+def test_the_last_worker_to_take_a_share_holds_it(where):
     with Leases(where, 0, 3) as first, Leases(where, 0, 3) as last:
         shares, others = (one.shares(lambda: {0}) for one in (first, last))
         assert next(shares) == 0
@@ -149,7 +148,7 @@ def test_two_that_take_the_same(where):
     assert not where.names("leases")
 
 
-def test_a_lease_is_kept_alive_and_left_when_it_is_lost(where):
+def test_a_lease_is_renewed_until_it_is_lost(where):
     with Leases(where, 1, 3, patience=0.2) as mine:
         shares = mine.shares(lambda: {1})
         next(shares)
@@ -187,12 +186,12 @@ def test_a_lost_share_is_left_after_the_batch(plan, done, least, tmp_path, monke
 
 
 @pytest.mark.parametrize("worker", [(0, 2), (3, 2), (1, 0), (1.0, 2), "1/2", (1,)])
-def test_no_such_worker(plan, least, tmp_path, worker):
+def test_invalid_workers_are_refused(plan, least, tmp_path, worker):
     with pytest.raises((TypeError, ValueError), match="worker"):
         sweep.run(plan, tmp_path, least, worker=worker)
 
 
-def test_the_processes_of_jax_are_the_workers(plan, least, tmp_path, monkeypatch):
+def test_workers_default_to_jax_processes(plan, least, tmp_path, monkeypatch):
     import jax
 
     monkeypatch.setattr(jax, "process_count", lambda: 3)

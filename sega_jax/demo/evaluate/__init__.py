@@ -1,1 +1,1 @@
-"""Measures how well edits work on the demo models. The judge counts."""
+"""Measures how well edits work on the demo models. The judge decides which edits succeeded."""

@@ -4,15 +4,15 @@
     # on a CPU
     python -m sega_jax.demo.evaluate.diffusion FOLDER --seeds 8 --batch 16 --words glasses,smile --studies edits
 
-writes results.json, with a list of measurements for each study, and picture grids. `sega_jax.demo.evaluate.report`
-turns them into tables and plots. To add a word, an edit is tried on the seeds whose picture lacks the word; to remove
-it, on those that have it. The judge compares each picture with that of the same seed without the edit. Removal succeeds
-only if nothing of the word's kind is left, so that every method removes the others of the kind, too (sunglasses with
-glasses). The rivals of semantic guidance start from the same noise:
+The command writes results.json, which has a list of measurements for each study, and picture grids.
+`sega_jax.demo.evaluate.report` makes tables and plots from them. Adding a word is tested on seeds whose picture lacks
+it, and removing a word on seeds whose picture has it. The judge compares each picture with the unedited picture of the
+same seed. Removal succeeds only if no alternative of the word appears, so every method also removes the alternatives
+(for glasses, also sunglasses). The other methods start from the same noise as semantic guidance:
 
-    prompt       the word is added to the prompt
-    negative     the words are the negative prompt (to remove them)
-    conjunction  more terms of classifier-free guidance, without threshold, warm-up and momentum (Liu et al. 2022)
+    prompt       adds the word to the prompt
+    negative     puts the words to remove into the negative prompt
+    conjunction  adds terms of classifier-free guidance, without threshold, warm-up and momentum (Liu et al. 2022)
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ from sega_jax.pipelines import png
 from sega_jax.pipelines.loading import DEMO
 from sega_jax.pipelines.progress import plainly
 
-# From short to long, some with words that the edits contradict.
+# Prompts of several lengths, some with words that the edits contradict.
 PROMPTS = (
     PROMPT,
     "a portrait of a man",
@@ -55,7 +55,7 @@ STRENGTHS = {
     "prompt": (1.5, 2.0, 3.0, 4.0, 6.0),
     "negative": (1.5, 2.0, 3.0, 4.0, 6.0, 8.0),
 }
-# Strengths that remove a word which the prompt itself says; the recommended guidance scale for the other methods.
+# Strengths for removing a word that the prompt names. The other methods use the recommended guidance scale.
 TOLD = {"sega": (5.0, 8.0, 12.0)}
 SCALES = (-12, -8, -6, -4, -2, 0, 2, 4, 6, 8, 12)
 ABLATIONS: Mapping[str, Sequence[Any]] = {
@@ -73,7 +73,7 @@ STUDIES = (
 
 
 class DiffusionEvaluation(Evaluation):
-    """The studies of a model of latents."""
+    """The studies of latent diffusion models."""
 
     module: ClassVar[str] = "sega_jax.demo.evaluate.diffusion"
 
@@ -88,7 +88,7 @@ class DiffusionEvaluation(Evaluation):
         return self.compare(self.originals(), jobs, self.seeds)
 
     def several(self) -> list[Measurement]:
-        """Adds one to five words at once, drawn for each seed from those of the ten that its picture lacks."""
+        """Adds one to five words at once, drawn for each seed from the words of `ten` that its picture lacks."""
         requests, before = self.originals(count=self.seeds)
         rng = np.random.default_rng(0)
         absent = np.stack([lacking(before, word) for word in self.ten], 1)
@@ -99,7 +99,7 @@ class DiffusionEvaluation(Evaluation):
             if not chosen:
                 continue
             words = [orders[i][:count] for i in chosen]
-            # Edits of no weight fill up every row to five, so that one program serves all counts.
+            # Edits with weight 0 pad every row to five edits, so that one program serves all counts.
             idle = (Edit("", weight=0.0, warmup=0),) * (5 - count)
             rows = [
                 requests[i]._replace(edits=(*map(settings.add, row), *idle))
@@ -112,9 +112,9 @@ class DiffusionEvaluation(Evaluation):
         return results
 
     def curves(self) -> list[Measurement]:
-        """Measures success and isolation over the strength of every method.
+        """Measures success and the other attributes kept, over the strength of every method.
 
-        The strength of a prompt is the guidance scale. Its pictures are compared with originals of the same guidance
+        For prompts and negative prompts, the strength is the guidance scale, and the originals have the same guidance
         scale.
         """
         originals, results = self.originals(), []
@@ -133,7 +133,7 @@ class DiffusionEvaluation(Evaluation):
     def monotonicity(self) -> list[Measurement]:
         """Correlates the probability of a word with the scale of its edit, from negative to positive scales.
 
-        The other settings are those of adding.
+        The other settings are the recommended ones for adding.
         """
         few = self.share(8)
         requests = [Request(PROMPT, self.first_seed + i) for i in range(few)]
@@ -148,7 +148,7 @@ class DiffusionEvaluation(Evaluation):
         for word, chance in zip(self.ten, chances, strict=True):
             chance = chance[..., NAMES.index(word)]
             mean = chance.mean(1)
-            # The probability of one seed is often 0 or 1 at several scales. Such ties make its correlation smaller.
+            # The probability of one seed is often 0 or 1 at several scales, and such ties reduce its correlation.
             each = [_correlation(chance[:, i]) for i in range(few)]
             curve = {"scales": list(SCALES), "probability": mean.tolist(), "n": few}
             results.append({"word": word, "correlation": _correlation(mean), "of_seeds": float(np.mean(each))} | curve)
@@ -163,7 +163,7 @@ class DiffusionEvaluation(Evaluation):
         return results
 
     def told(self) -> list[Measurement]:
-        """Removes words that the prompt itself says, which takes more strength."""
+        """Removes words that the prompt names, which needs more strength."""
         results = []
         for word in self.ten:
             originals = self.originals(f"{PROMPT} {phrase(word)}", self.share(4))
@@ -185,13 +185,13 @@ class DiffusionEvaluation(Evaluation):
             source = requests[np.flatnonzero(lacking(before, word))[-1]]
             call = {"seed": source.seed, "output": "latent", "progress": False, "record": True}
             record = self.maker.pipe(source.prompt, settings.add(word), **self.maker.call, **call).record
-            assert record is not None  # it was asked for
+            assert record is not None
             job = Job({}, word, "add", lambda request: request)
             results += self.compare(originals, [job], self.share(8), replay=record.sem_guidance)
         return results
 
     def ablations(self) -> list[Measurement]:
-        """Varies one setting at a time, the others as recommended, and draws a grid of pictures for each."""
+        """Varies one setting at a time, with the others as recommended, and draws a grid of pictures for each."""
         originals = self.originals()
         results = []
         for setting, values in ABLATIONS.items():
@@ -225,7 +225,7 @@ class DiffusionEvaluation(Evaluation):
         png.sheet(pictures, captions, columns=1 + len(values)).save(self.folder / f"{setting}.png")
 
     def variants(self) -> list[Measurement]:
-        """Compares the three supports of the threshold, and the two semantics, whose concepts warm up in turn."""
+        """Compares the threshold's supports, and the two semantics with concepts that warm up one after another."""
         originals = requests, before = self.originals()
         results = []
         for support in SUPPORTS:
@@ -242,14 +242,14 @@ class DiffusionEvaluation(Evaluation):
 
 
 def compatible(words: Sequence[str]) -> list[str]:
-    """Drops the hats if hair comes first, or else the hair, since a hat hides it."""
+    """Drops words that cannot be seen together: hats if a word about hair comes first, else words about hair."""
     covered = "hair", "hair colour"
     first = next((WORDS[word][0] for word in words if WORDS[word][0] in ("hat", *covered)), "hat")
     return [word for word in words if WORDS[word][0] not in (covered if first == "hat" else ("hat",))]
 
 
 def _correlation(chances: np.ndarray) -> float:
-    """Returns Spearman's correlation of probabilities with `SCALES`; 0 if the probabilities are all equal."""
+    """Returns Spearman's correlation of probabilities with `SCALES`; 0 if all probabilities are equal."""
     return float(scipy.stats.spearmanr(SCALES, chances).statistic) if np.ptp(chances) else 0.0
 
 
@@ -268,12 +268,12 @@ def main(
 ) -> None:
     """Measures edits, and writes results.json and picture grids into FOLDER.
 
-    Results of other studies in FOLDER stay.
+    Results of other studies in FOLDER are kept.
     """
     with plainly():
         pipe = sega_jax.load(model, dtype=dtype)
         if predicts_tokens(pipe):
-            raise click.ClickException(f"{model} is a Paella; sega_jax.demo.evaluate.paella is for those")
+            raise click.ClickException(f"{model} is a Paella model; evaluate it with sega_jax.demo.evaluate.paella")
         evaluation = DiffusionEvaluation(PictureMaker(pipe, load_judge(), batch), folder, seeds, words, first_seed)
         recommended = {"add": str(settings.add("")), "remove": str(settings.remove("")), "call": settings.CALL}
         run(evaluation, studies, {"model": model, "settings": recommended})

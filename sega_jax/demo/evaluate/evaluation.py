@@ -1,4 +1,4 @@
-"""How an evaluation is run: original pictures, edits of those that an edit can change, results.json, and options."""
+"""Runs evaluations: makes original pictures, edits the pictures that an edit can change, and writes results.json."""
 
 import dataclasses
 import inspect
@@ -19,7 +19,7 @@ from sega_jax.demo.evaluate.methods import Change, phrase
 from sega_jax.demo.evaluate.pictures import PictureMaker, Pictures, Request
 
 PROMPT = "a portrait of a person"
-# One word of each attribute. Any of them go together in one picture, except hair with a hat that hides it.
+# One word of each attribute. All of them can be combined in one picture, except hair with a hat that hides it.
 TEN = (
     "glasses", "smile", "beard", "long hair", "red hair", "hat", "dark skin", "hoodie", "red clothes",
     "blue background",
@@ -31,7 +31,7 @@ Originals = tuple[list[Request], Pictures]  # requests without edits, and their 
 class Job(NamedTuple):
     """A cell of a table: a change of requests by one word."""
 
-    labels: Measurement  # what the cell is called
+    labels: Measurement  # the columns that identify the cell
     word: str
     action: str  # "add" or "remove"
     change: Change
@@ -42,9 +42,11 @@ class Evaluation:
     """Runs studies. A study is a method without arguments that returns measurements.
 
     Attributes:
-        seeds: the most pictures for each cell of the main table; other studies take a share of it.
+        maker: makes and judges the pictures.
+        folder: the folder of the results.
+        seeds: the most pictures for each cell of the main table; other studies use a fraction of it.
         words: the words that are edited.
-        first_seed: of the pictures. The recommended settings were chosen on the seeds below 1000.
+        first_seed: the seed of the first picture. The recommended settings were chosen on seeds below 1000.
     """
 
     maker: PictureMaker
@@ -53,7 +55,7 @@ class Evaluation:
     words: tuple[str, ...]
     first_seed: int = 1000
 
-    module: ClassVar[str]  # the command that runs the evaluation
+    module: ClassVar[str]  # the module whose command runs the evaluation
 
     @property
     def ten(self) -> tuple[str, ...]:
@@ -61,15 +63,17 @@ class Evaluation:
         return tuple(word for word in TEN if word in self.words) or self.words[:10]
 
     def share(self, part: int) -> int:
-        """Returns this part of the seeds, but at least 4."""
+        """Returns the number of seeds divided by `part`, but at least 4."""
         return max(self.seeds // part, 4)
 
     def originals(
         self, prompt: str = PROMPT, count: int | None = None, guidance_scale: float | None = None
     ) -> Originals:
-        """Makes pictures without edits, of the seeds from `first_seed` on.
+        """Makes pictures without edits, for the seeds from `first_seed` on.
 
-        count: None makes four times as many as are edited, since a colour that is one of seven is true of a seventh.
+        Args:
+            count: the number of pictures; None makes four times `seeds` (at least 32), because removing a rare value,
+                such as one of seven colours, needs pictures that have it.
         """
         count = max(4 * self.seeds, 32) if count is None else count
         requests = [Request(prompt, self.first_seed + i, guidance_scale=guidance_scale) for i in range(count)]
@@ -80,7 +84,11 @@ class Evaluation:
 
         A job that adds a word changes the pictures that lack it; one that removes a word, those that have it.
 
-        options: arguments of the pipeline's calls.
+        Args:
+            originals: the requests without edits, and their pictures.
+            jobs: the changes to apply.
+            most: the most pictures for each job.
+            options: further arguments of the pipeline's calls.
         """
         (requests, before), jobs = originals, list(jobs)
         test = {"add": lacking, "remove": having}
@@ -97,7 +105,7 @@ class Evaluation:
         return results
 
     def prompts(self) -> list[Measurement]:
-        """Measures whether the model follows plain prompts."""
+        """Measures how often the model follows prompts without edits."""
         count = self.share(2)
         seeds = range(self.first_seed, self.first_seed + count)
         requests = [Request(f"{PROMPT} {phrase(word)}", seed) for word in self.words for seed in seeds]
@@ -111,7 +119,7 @@ class Evaluation:
 
 
 def run(evaluation: Evaluation, studies: Iterable[str], about: Measurement) -> None:
-    """Runs studies, and writes each into results.json; earlier results of other studies stay."""
+    """Runs studies, and writes each into results.json. Earlier results of other studies are kept."""
     pipe, folder = evaluation.maker.pipe, evaluation.folder
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "results.json"
@@ -129,17 +137,17 @@ def run(evaluation: Evaluation, studies: Iterable[str], about: Measurement) -> N
     for study in studies:
         began = time.perf_counter()
         results[study] = {"about": about, "found": getattr(evaluation, study)()}
-        # The file is replaced after each study, so that an interruption loses one study at most.
+        # Replace the file after each study, so that an interruption loses at most one study.
         (folder / "results.part").write_text(json.dumps(results, indent=1) + "\n")
         (folder / "results.part").replace(path)
         click.echo(f"{study}: {time.perf_counter() - began:.0f} s")
 
 
 def predicts_tokens(pipe: Any) -> bool:
-    """Returns whether a pipeline samples tokens, for which the studies and settings of latents do not suit.
+    """Tells whether a pipeline samples tokens, which need other studies and settings than latents.
 
-    Its call then takes a `temperature`, which `sega_jax.demo.evaluate.paella` sets. The argument decides, because it is
-    what the studies need, whatever the class of the pipeline.
+    It samples tokens if its call has the argument `temperature`. The check does not depend on the pipeline's class,
+    because the studies in `sega_jax.demo.evaluate.paella` need only this argument.
     """
     return "temperature" in inspect.signature(pipe.__call__).parameters
 
@@ -150,7 +158,7 @@ def options(
     """Returns a decorator that gives a command the argument FOLDER and the options that evaluations share.
 
     Args:
-        seeds, first_seed, words, studies, batch: the defaults; `studies` are also the only ones that may be named.
+        seeds, first_seed, words, studies, batch: the defaults of the options. `studies` also lists all known studies.
     """
     words, studies = list(words), list(studies)
     decorators = [
@@ -159,9 +167,9 @@ def options(
             "--seeds",
             type=click.IntRange(1),
             default=seeds,
-            help="The most pictures for each cell of the main table; other studies take a share of it.",
+            help="The most pictures for each cell of the main table; other studies use a fraction of it.",
         ),
-        click.option("--first-seed", type=click.IntRange(0), default=first_seed, help="Of the first picture."),
+        click.option("--first-seed", type=click.IntRange(0), default=first_seed, help="Seed of the first picture."),
         click.option(
             "--words",
             default=",".join(words),
@@ -170,7 +178,7 @@ def options(
             help="Words to edit, separated by commas.",
         ),
         click.option("--studies", default=",".join(studies), callback=_names(studies), help="Studies to run."),
-        click.option("--batch", type=click.IntRange(1), default=batch, help="Pictures at once; fewer on a CPU."),
+        click.option("--batch", type=click.IntRange(1), default=batch, help="Pictures per call; use fewer on a CPU."),
         click.option("--dtype", help="The networks' dtype.  [default: float32 on a CPU, else bfloat16]"),
     ]
 
@@ -188,7 +196,7 @@ def _names(known: Iterable[str]) -> Callable[[click.Context, click.Parameter, st
     def split(context: click.Context, parameter: click.Parameter, text: str) -> tuple[str, ...]:
         values = tuple(text.split(","))
         if unknown := [value for value in values if value not in known]:
-            raise click.BadParameter(f"{', '.join(unknown)} should be of {', '.join(known)}", context, parameter)
+            raise click.BadParameter(f"{', '.join(unknown)} should be among {', '.join(known)}", context, parameter)
         return values
 
     return split

@@ -1,4 +1,4 @@
-"""The measures of an evaluation: what edits did to pictures, as the judge sees it."""
+"""The measures of an evaluation: the effects of edits on pictures, as the judge classifies them."""
 
 import math
 from collections.abc import Sequence
@@ -16,15 +16,16 @@ Measurement = dict[str, Any]  # a row of a table in results.json
 class Effect(NamedTuple):
     """The effects of edits, one entry for each picture."""
 
-    success: np.ndarray  # bool: the words are true, or, where they were removed, nothing of their kind is left
-    kept: np.ndarray  # float in [0, 1]: the share of all other attributes, visible before and after, that stay
+    success: np.ndarray  # bool: whether all words were added, or all words were removed as `gone` defines it
+    kept: np.ndarray  # float in [0, 1]: the fraction of the other attributes, visible before and after, that stay equal
     distance: np.ndarray  # float in [0, 1]: the mean absolute difference of the pixels
 
 
 def effect(before: Pictures, after: Pictures, words: Sequence[Sequence[str]], *, removed: bool = False) -> Effect:
     """Compares pictures before and after their edits.
 
-    words: for each picture the words that were added to it, or `removed` from it.
+    Args:
+        words: for each picture, the words that were added, or, with `removed`, the words that were removed.
     """
     success = np.ones(len(words), bool)
     others = before.verdict.seen & after.verdict.seen
@@ -42,7 +43,7 @@ def effect(before: Pictures, after: Pictures, words: Sequence[Sequence[str]], *,
 
 
 def summary(effects: Effect) -> Measurement:
-    """Averages effects over the pictures, and adds the confidence interval of the success."""
+    """Averages effects over the pictures, and adds the 95 % confidence interval of the success rate."""
     n = len(effects.success)
     low, high = interval(int(effects.success.sum()), n)
     averages = {name: float(values.mean()) if n else None for name, values in effects._asdict().items()}
@@ -50,7 +51,7 @@ def summary(effects: Effect) -> Measurement:
 
 
 def lacking(pictures: Pictures, word: str) -> np.ndarray:
-    """Returns bool [n]: whether each picture shows the word's attribute, with another value."""
+    """Returns bool [n]: whether each picture shows the word's attribute with another value."""
     return pictures.verdict.seen[:, COLUMN[WORDS[word][0]]] & ~having(pictures, word)
 
 
@@ -62,8 +63,8 @@ def having(pictures: Pictures, word: str) -> np.ndarray:
 def gone(pictures: Pictures, word: str) -> np.ndarray:
     """Returns bool [n]: whether the word was removed from each picture.
 
-    If an attribute may be absent, its value must be "none": sunglasses in place of glasses, or a moustache in place of
-    a beard, do not count as removal. Otherwise the attribute must be visible with another value.
+    If the attribute may be absent, its value must be "none": replacing glasses by sunglasses, or a beard by a
+    moustache, does not count as removal. Otherwise the attribute must be visible and have another value.
     """
     name, value = WORDS[word]
     values, column = pictures.verdict.attributes[:, COLUMN[name]], COLUMN[name]
@@ -73,7 +74,7 @@ def gone(pictures: Pictures, word: str) -> np.ndarray:
 
 
 def interval(successes: int, trials: int) -> tuple[float, float]:
-    """Returns the 95 % confidence interval of a share (Wilson 1927)."""
+    """Returns the 95 % confidence interval of a success rate (Wilson 1927)."""
     if not trials:
         return 0.0, 1.0
     z, share = 1.959964, successes / trials

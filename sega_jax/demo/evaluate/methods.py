@@ -1,4 +1,4 @@
-"""The methods that an evaluation compares: semantic guidance and its rivals, each as a change of a request."""
+"""The methods that an evaluation compares: semantic guidance and its alternatives, each as a change of a request."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ ACTIONS = ("add", "remove")
 METHODS = {"add": ("sega", "conjunction", "prompt"), "remove": ("sega", "conjunction", "negative")}
 
 Change = Callable[[Request], Request]
-# How a prompt says a word; "with" introduces all words that are not listed.
+# The prompt's phrases for words. "with" introduces all words that are not listed.
 _PHRASES = {"bald": "with a bald head", "sad": "with a sad face"}
 _ARTICLES = {"neutral face", "smile", "open mouth", "beard", "moustache"}
 _VERBS = {"hat": "wearing a", "clothes": "wearing a", "clothes colour": "wearing", "background": "on a"}
@@ -26,13 +26,15 @@ def phrase(word: str) -> str:
 
 
 def change_by(method: str, word: str, action: str, strength: float | None = None, **options: Any) -> Change:
-    """Returns how a method changes a request to add or to remove a word.
+    """Returns a function that changes a request so that a method adds or removes a word.
 
     Args:
         method: one of `METHODS[action]`.
-        strength: the scale of the edits, or for "prompt" and "negative" the guidance scale; None is the recommended
-            one.
-        options: settings of SEGA's edits in place of the recommended ones. A scale is positive for both actions.
+        word: the word to add or remove.
+        action: "add" or "remove".
+        strength: the scale of the edits, or, for "prompt" and "negative", the guidance scale; None uses the recommended
+            value.
+        options: settings of SEGA's edits that replace the recommended ones. A scale is positive for both actions.
     """
     sign = 1 if action == "add" else -1
     if method == "prompt":
@@ -51,5 +53,5 @@ def change_by(method: str, word: str, action: str, strength: float | None = None
 
 
 def change_to(*edits: Edit) -> Change:
-    """Returns the change of a request to these edits."""
+    """Returns a function that replaces the edits of a request."""
     return lambda request: request._replace(edits=edits)

@@ -1,13 +1,13 @@
-"""Measures how well edits of tokens work, and which of the choices that SEGA leaves open matter.
+"""Measures how well edits work on models of tokens, and the influence of choices that the SEGA paper leaves open.
 
     python -m sega_jax.demo.evaluate.paella FOLDER --model MODEL
     python -m sega_jax.demo.evaluate.paella FOLDER --model MODEL --seeds 8 --batch 8 --words glasses,smile   # on a CPU
 
-MODEL is a model of `sega_jax.demo.training.paella`. The command writes results.json, which
-`sega_jax.demo.evaluate.report` turns into tables, and pictures.png, which shows each word before and after. As in
-`sega_jax.demo.evaluate.diffusion`, an edit is tried on the seeds whose picture lacks the word, and the judge compares
-each picture with that of the same seed without the edit. Choices are changed one at a time. `CALL` and `ADD` were
-chosen on the seeds from 1000 to 1255.
+MODEL is a model trained by `sega_jax.demo.training.paella`. The command writes results.json, from which
+`sega_jax.demo.evaluate.report` makes tables, and pictures.png, which shows pictures before and after each edit. As in
+`sega_jax.demo.evaluate.diffusion`, adding a word is tested on seeds whose picture lacks it, and the judge compares each
+picture with the unedited picture of the same seed. Choices are varied one at a time. `CALL` and `ADD` were chosen on
+the seeds from 1000 to 1255.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ CALL = {
     "centred": False,
 }
 ADD: dict[str, Any] = {"scale": 5.0, "threshold": 0.9, "warmup": 2}
-# The rule of the SEGA authors' own code for Paella: neither threshold nor momentum.
+# The rule in the SEGA authors' code for Paella, without threshold and momentum.
 AUTHORS = ADD | {"threshold": 0.0, "momentum_scale": 0.0}
 CHOICES: Mapping[str, Sequence[Any]] = {
     "support": SUPPORTS,
@@ -53,12 +53,12 @@ STUDIES = ("prompts", "edits", "choices")
 
 
 class TokenEvaluation(Evaluation):
-    """The studies of a Paella."""
+    """The studies of Paella models."""
 
     module: ClassVar[str] = "sega_jax.demo.evaluate.paella"
 
     def edits(self) -> list[Measurement]:
-        """Adds every word by semantic guidance, by the authors' rule and by the prompt, and draws pictures."""
+        """Adds every word by semantic guidance, by the authors' rule and by the prompt, and draws example pictures."""
         originals = self.originals()
         jobs = [
             Job({"method": name}, word, "add", change_to(Edit(word, **edit)))
@@ -70,13 +70,13 @@ class TokenEvaluation(Evaluation):
         return self.compare(originals, jobs, self.seeds)
 
     def choices(self) -> list[Measurement]:
-        """Varies one choice at a time, the others as in `CALL` and `ADD`."""
+        """Varies one choice at a time, with the others as in `CALL` and `ADD`."""
         results, originals = [], self.originals()
         for setting, values in CHOICES.items():
             for value in values:
                 call = {setting: value} if setting in CALL else {}
                 edit = ADD if call else ADD | {setting: value}
-                # Edited pictures are compared with originals of the same temperature.
+                # The temperature also changes pictures without edits, so its originals are made with it.
                 own = (originals[0], self.maker(originals[0], **call)) if setting == "temperature" else originals
                 labels = {"setting": setting, "value": str(value)}
                 jobs = [Job(labels, word, "add", change_to(Edit(word, **edit))) for word in self.ten]
@@ -103,7 +103,7 @@ class TokenEvaluation(Evaluation):
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--model", required=True, help="A Paella of portraits.")
+@click.option("--model", required=True, help="A Paella model of portraits.")
 @options(seeds=64, first_seed=5000, words=TEN, studies=STUDIES, batch=128)
 def main(
     folder: Path,
@@ -115,14 +115,16 @@ def main(
     batch: int,
     dtype: str | None,
 ) -> None:
-    """Measures edits of tokens, and writes results.json and pictures.png into FOLDER.
+    """Measures edits of a Paella model, and writes results.json and pictures.png into FOLDER.
 
-    Results of other studies in FOLDER stay.
+    Results of other studies in FOLDER are kept.
     """
     with plainly():
         pipe = sega_jax.load(model, dtype=dtype)
         if not predicts_tokens(pipe):
-            raise click.ClickException(f"{model} is no Paella; sega_jax.demo.evaluate.diffusion is for other models")
+            raise click.ClickException(
+                f"{model} is not a Paella model; evaluate it with sega_jax.demo.evaluate.diffusion"
+            )
         evaluation = TokenEvaluation(PictureMaker(pipe, load_judge(), batch, CALL), folder, seeds, words, first_seed)
         run(evaluation, studies, {"model": model, "settings": {"add": ADD, "call": CALL}})
 

@@ -1,4 +1,4 @@
-"""Makes pictures in batches of one size, so that the pipeline compiles once, and lets the judge read them."""
+"""Makes pictures in batches of equal size, so that the pipeline compiles once, and lets the judge classify them."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -13,24 +13,24 @@ from sega_jax.pipelines.pipeline import Pipeline
 
 
 class Request(NamedTuple):
-    """A picture to make."""
+    """The prompt, seed and settings of a picture to make."""
 
     prompt: str
     seed: int
     edits: tuple[Edit, ...] = ()
     negative: str = ""
-    guidance_scale: float | None = None  # None takes the maker's
+    guidance_scale: float | None = None  # None uses the maker's guidance scale
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pictures:
-    """Judged pictures."""
+    """Pictures and the judge's verdict on them."""
 
     pixels: np.ndarray  # uint8 [n, 128, 128, 3]
     verdict: Verdict
 
     def __getitem__(self, index: Any) -> "Pictures":
-        """Selects pictures by numbers, a slice or a mask."""
+        """Selects pictures by indices, a slice or a mask."""
         return Pictures(self.pixels[index], Verdict(*(values[index] for values in self.verdict)))
 
 
@@ -40,7 +40,8 @@ class PictureMaker:
 
     Attributes:
         pipe: the pipeline; it is called with uint8 output.
-        batch: pictures in one call of the pipeline. Copies fill up the last call of a series.
+        judge: the judge.
+        batch: the pictures of one call of the pipeline. Copies of the last picture pad the last call.
         call: further arguments of the pipeline's calls. A request may replace the guidance scale.
     """
 
@@ -52,7 +53,9 @@ class PictureMaker:
     def __call__(self, requests: Sequence[Request], **options: Any) -> Pictures:
         """Makes the requested pictures.
 
-        options: arguments of the pipeline for all of them, which replace those of `call` (semantics, support, replay).
+        Args:
+            requests: the requested pictures.
+            options: arguments of the pipeline for all pictures, such as support or replay; they override `call`.
 
         Raises:
             ValueError: there are no requests.

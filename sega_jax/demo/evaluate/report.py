@@ -1,8 +1,9 @@
-"""Tables and plots of the results of `sega_jax.demo.evaluate.diffusion` and `sega_jax.demo.evaluate.paella`.
+"""Makes tables and plots from the results of `sega_jax.demo.evaluate.diffusion` and `sega_jax.demo.evaluate.paella`.
 
     python -m sega_jax.demo.evaluate.report FOLDER
 
-reads FOLDER/results.json and writes tables.md; with matplotlib also curves.png, monotonicity.png and ablations.png.
+The command reads FOLDER/results.json and writes tables.md, and, if matplotlib is installed, curves.png,
+monotonicity.png and ablations.png.
 """
 
 import json
@@ -18,13 +19,13 @@ from sega_jax.pipelines.progress import plainly
 
 
 def average(rows: Iterable[Measurement], *names: str) -> list[float]:
-    """Averages columns over words, without the cells that have no pictures. Each word has the same weight."""
+    """Averages columns over words with equal weight, leaving out cells without pictures."""
     rows = [row for row in rows if row.get("n")]
     return [float(np.mean([row[name] for row in rows])) if rows else float("nan") for name in names]
 
 
 def tables(results: dict[str, dict[str, Any]]) -> str:
-    """Writes all studies in markdown, each with its settings."""
+    """Returns a Markdown table for each study, with the study's settings."""
     modules = sorted({study["about"].get("module", "sega_jax.demo.evaluate.diffusion") for study in results.values()})
     commands = " and ".join(f"`python -m {module}`" for module in modules)
     parts = [f"Measured by {commands}, written by `python -m sega_jax.demo.evaluate.report`.", ""]
@@ -53,7 +54,7 @@ def _success(row: Measurement) -> str:
 
 
 def _summary(rows: list[Measurement]) -> list[str]:
-    """Writes success and isolation of every word, action and method in one table."""
+    """Returns one table with success and other attributes kept, for every word, action and method."""
     cells = {(row["word"], row["action"], row["method"]): row for row in rows}
     columns = list(dict.fromkeys(key[1:] for key in cells))
     words = list(dict.fromkeys(word for word, _, _ in cells))
@@ -69,7 +70,7 @@ def _summary(rows: list[Measurement]) -> list[str]:
 
 
 def _edits(rows: list[Measurement]) -> list[str]:
-    """Writes the summary, and a table with confidence intervals for each action."""
+    """Returns the summary, and a table with confidence intervals for each action."""
     lines = _summary(rows)
     for action in ("add", "remove"):
         cells = {(row["word"], row["method"]): row for row in rows if row["action"] == action}
@@ -91,7 +92,7 @@ def _edits(rows: list[Measurement]) -> list[str]:
 
 
 def _grouped(title: str, *keys: str) -> Callable[[list[Measurement]], list[str]]:
-    """Returns a function that writes a table with a row for each value of the keys, averaged over words."""
+    """Returns a function that makes a table with a row for each value of the keys, averaged over words."""
 
     def write(rows: list[Measurement]) -> list[str]:
         rows = [row for row in rows if all(key in row for key in keys)]
@@ -144,7 +145,7 @@ _TABLES: dict[str, Callable[[list[Measurement]], list[str]]] = {
 
 
 def plot_curves(rows: list[Measurement], path: Path) -> None:
-    """Plots isolation against success for every method, with a point for each strength."""
+    """Plots the other attributes kept against success for every method, with a point for each strength."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
@@ -178,7 +179,7 @@ def plot_monotonicity(rows: list[Measurement], path: Path) -> None:
 
 
 def plot_ablations(rows: list[Measurement], path: Path) -> None:
-    """Plots success and isolation over every setting."""
+    """Plots success and the other attributes kept over every setting."""
     from matplotlib import pyplot
 
     settings = list(dict.fromkeys(row["setting"] for row in rows))
@@ -217,7 +218,7 @@ def main(folder: Path) -> None:
     try:
         import matplotlib
     except ImportError:
-        click.echo('Plots need matplotlib: pip install "sega_jax[evaluate]"', err=True)
+        click.echo('Plots need matplotlib, which is not installed: pip install "sega_jax[evaluate]"', err=True)
         return
     matplotlib.use("agg")
     for study, plot in _PLOTS.items():

@@ -1,1 +1,1 @@
-"""The training of the demo models: the portraits, their captions, and a recipe for each model."""
+"""Trains the demo models: draws portraits, writes captions, and has a training recipe for each model."""

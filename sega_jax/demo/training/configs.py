@@ -1,4 +1,4 @@
-"""The configs of the demo model, for the files of a checkpoint in diffusers layout."""
+"""The configs of the demo model, for a checkpoint in diffusers layout."""
 
 from typing import Any, NamedTuple
 
@@ -33,7 +33,8 @@ DEMO = Configs(
         "in_channels": 4,
         "out_channels": 4,
         "block_out_channels": [64, 128, 192],
-        # The finest level has most of the positions, so that attention is costly there; words reach it from below.
+        # The finest level has the most positions, so attention would be expensive there. The text reaches it through
+        # the coarser levels.
         "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
         "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
         "layers_per_block": 1,
@@ -51,9 +52,9 @@ DEMO = Configs(
         "layers_per_block": 1,
         "norm_num_groups": 16,
     },
-    # Linear betas end where almost nothing of the picture is visible. With Stable Diffusion's betas, the mean of the
-    # last noise still shows the colour of large areas (Lin et al. 2024), which the words should decide. The prediction
-    # of v also puts more weight on the noisy end.
+    # With linear betas, almost nothing of the picture remains visible at the last timestep. With Stable Diffusion's
+    # betas, the last noisy latents still show the colour of large areas (Lin et al. 2024), which the prompt should
+    # decide. Predicting v also gives more weight to noisy timesteps.
     scheduler={
         "_class_name": "DDIMScheduler",
         "num_train_timesteps": 1000,

@@ -1,4 +1,4 @@
-"""The training set of the text-to-image networks: portraits, encoded by an autoencoder, and their captions."""
+"""The training set of the text-to-image networks: portraits encoded by an autoencoder, and their captions."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,10 +10,10 @@ import numpy as np
 
 from sega_jax.demo.training.portraits import captions
 
-# Encodes n portraits: (autoencoder, key, n) -> attributes [n, attributes], codes [n, height, width, ...] and the mean
-# square error of the decoded pictures, as a share of the squared range of their values.
+# Encodes n portraits: (autoencoder, key, n) -> attributes [n, attributes], codes [n, height, width, ...], and the mean
+# square error of the decoded pictures divided by the squared range of their values.
 Encode = Callable[[Any, jax.Array, int], tuple[jax.Array, jax.Array, jax.Array]]
-_DROPPED = 0.1  # the share of captions that training replaces by the empty one, for classifier-free guidance
+_DROPPED = 0.1  # the fraction of captions replaced by the empty caption, for classifier-free guidance
 _BLOCK = 5000  # texts in one call of a tokenizer
 
 
@@ -24,7 +24,7 @@ class Dataset(NamedTuple):
     codes: jax.Array  # [portraits, 32, 32, ...]: the autoencoder's latents (float16) or tokens (int16)
     captions: jax.Array  # int16 [portraits, captions, length], token ids
     empty: jax.Array  # int16 [length], token ids of the empty caption
-    deviation: float = 1.0  # by which the autoencoder's latents were divided
+    deviation: float = 1.0  # the standard deviation by which the latents were divided
 
     def draw(
         self, batch: int, rows: jax.Array, captions: jax.Array, dropped: jax.Array | None = None
@@ -32,8 +32,9 @@ class Dataset(NamedTuple):
         """Draws a batch of portraits, with one caption for each.
 
         Args:
+            batch: the number of portraits.
             rows, captions: the keys that choose the portraits and their captions.
-            dropped: the key that chooses 10 % of the captions to be empty; with None none is.
+            dropped: the key that chooses the 10 % of captions to leave empty; with None, no caption is left empty.
 
         Returns:
             The portraits' row numbers, int32 [batch], and the captions' token ids, int32 [batch, length].
@@ -47,7 +48,7 @@ class Dataset(NamedTuple):
 
 
 def encode_portraits(encode: Encode, autoencoder: Any, count: int) -> tuple[np.ndarray, jax.Array, float]:
-    """Draws and encodes `count` portraits, always the same ones.
+    """Draws and encodes `count` portraits, deterministically.
 
     Returns:
         Their attributes [count, attributes], their codes [count, ...], and the peak signal-to-noise ratio of the
@@ -63,10 +64,12 @@ def encode_portraits(encode: Encode, autoencoder: Any, count: int) -> tuple[np.n
 def caption_portraits(
     attributes: np.ndarray, count: int, tokenise: Callable[[Sequence[str]], np.ndarray]
 ) -> tuple[jax.Array, jax.Array]:
-    """Writes `count` captions for every portrait, always the same ones.
+    """Writes `count` captions for every portrait, deterministically.
 
     Args:
-        tokenise: a function of texts to token ids [texts, length].
+        attributes: int [portraits, attributes].
+        count: the number of captions of each portrait.
+        tokenise: maps texts to token ids [texts, length].
 
     Returns:
         Token ids of the captions, int16 [portraits, count, length], and of the empty caption, int16 [length].

@@ -2,12 +2,14 @@
 
     python -m sega_jax.demo.training.diffusion FOLDER --minutes 9.2
 
-trains until the model is finished or the minutes are over. The next call resumes, also after a kill: FOLDER/state holds
-an Orbax checkpoint that is renewed every two minutes. FOLDER/model is the model in diffusers layout, in float16.
+The command trains until the model is finished or the minutes are over. The next call resumes the training, even if the
+process was killed: FOLDER/state contains an Orbax checkpoint that is renewed every two minutes. FOLDER/model is the
+model in diffusers layout, in float16.
 
 The packaged model took two calls on one H200, of 9.2 and 6.4 minutes including compilation: 3,000 steps of the
-autoencoder (40.0 dB on portraits, as the log says at its end), then 14,000 steps of the denoiser. Such a model follows
-plain prompts: the judge found each of the ten words of `sega_jax.demo.evaluate.evaluation.TEN` in 128 pictures of 128
+autoencoder, which then reconstructs portraits at 40.0 dB according to the log, and 14,000 steps of the denoiser. Such a
+model follows prompts without edits: the judge found each of the ten words of `sega_jax.demo.evaluate.evaluation.TEN` in
+128 of 128 pictures
 (`python -m sega_jax.demo.evaluate.diffusion FOLDER --model FOLDER/model --studies prompts --first-seed 0`).
 """
 
@@ -38,7 +40,7 @@ _SPECIAL = {"bos": "startoftext", "eos": "endoftext", "pad": "endoftext"}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan(trainer.Plan):
-    """The amount of training of the packaged model."""
+    """The numbers of training steps and batch sizes of the packaged model."""
 
     autoencoder_steps: int = 3000
     autoencoder_batch: int = 128
@@ -47,7 +49,7 @@ class Plan(trainer.Plan):
 
 
 def reconstruction(batch: int) -> Callable:
-    """Returns the autoencoder's loss: `picture_loss`, and a little of the KL divergence."""
+    """Returns the autoencoder's loss: `picture_loss` plus 5e-4 times the KL divergence."""
 
     def loss(vae, key, data):
         del data
@@ -65,8 +67,8 @@ def reconstruction(batch: int) -> Callable:
 def denoising(batch: int, scheduler: Mapping[str, Any]) -> Callable:
     """Returns the denoiser's loss: the mean square error of v (Salimans & Ho 2022), weighted by min(1, 5 (1 - abar)).
 
-    As an error of the picture it counts at most five times, as with min-SNR weights (Hang et al. 2023). 10 % of the
-    captions are empty.
+    In terms of the error of the clean latents, the weight is at most 5, as with min-SNR weights (Hang et al. 2023).
+    10 % of the captions are empty.
     """
     bars = cumulative(scheduler)
     levels = np.stack([np.sqrt(bars), np.sqrt(1 - bars), np.minimum(1, 5 * (1 - bars))])
@@ -90,7 +92,7 @@ class DiffusionTrainer(Trainer):
 
     Args:
         folder, plan, options: as for `Trainer`.
-        configs: the networks; the same in every run on a folder.
+        configs: the networks' configs, which must be equal in every run on a folder.
     """
 
     def __init__(self, folder: Path, plan: Plan, *, configs: Configs = DEMO, **options: Any):
@@ -102,7 +104,10 @@ class DiffusionTrainer(Trainer):
         self.tokenizer = Tokenizer(self.folder / "model" / "tokenizer", wording.LENGTH, len(vocabulary))
 
     def stages(self) -> Sequence[Stage]:
-        """Returns the autoencoder's stage, and that of text encoder and UNet, in which the words learn faster."""
+        """Returns the autoencoder's stage, and the stage of text encoder and UNet.
+
+        The text encoder has a higher learning rate than the UNet.
+        """
         plan, keys = self.plan, jax.random.split(jax.random.key(0), 3)
         text, net = CLIPTextConfig.from_dict(self.configs.text_encoder), UNetConfig.from_dict(self.configs.unet)
         text_encoder, unet = CLIPTextModel(text), UNet2DConditionModel(net, attention())
@@ -125,7 +130,7 @@ class DiffusionTrainer(Trainer):
         )
 
     def encode(self, vae: AutoencoderKL, key: jax.Array, n: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Draws n portraits and samples their latents."""
+        """Draws n portraits, and samples their latents from the autoencoder's posterior."""
         keys = jax.random.split(key, 3)
         attributes = portraits.sample(keys[0], n)
         image = portraits.render(attributes, keys[1])
@@ -136,11 +141,11 @@ class DiffusionTrainer(Trainer):
         return attributes, latents.astype(jnp.float16), jnp.mean(error**2) / 4
 
     def tokenise(self, texts: Sequence[str]) -> np.ndarray:
-        """Returns the ids of CLIP's tokenizer."""
+        """Returns token ids of CLIP's tokenizer, [texts, length]."""
         return self.tokenizer(texts)
 
     def dataset(self, vae: AutoencoderKL) -> Dataset:
-        """Makes the training set, and divides its latents by their standard deviation."""
+        """Makes the training set, with latents divided by their standard deviation."""
         data = super().dataset(vae)
         deviation = float(data.codes.astype(jnp.float32).std())
         self.say(f"latents of standard deviation {deviation:.3f}")

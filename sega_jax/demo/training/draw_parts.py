@@ -1,10 +1,10 @@
-"""Draws the parts of the cartoon portraits once, from python_avatars to `parts.npz`; LICENSE.md has the licences.
+"""Draws the parts of the cartoon portraits from python_avatars into `parts.npz`. LICENSE.md has the licences.
 
     pip install "sega_jax[train]" && python -m sega_jax.demo.training.draw_parts
 
-The picture of a part is affine in its tint (hair, skin, cloth ...): premultiplied rgb = fixed + mask * tint. Two
-renders, with a black and a white tint, therefore give it for every colour. It is stored in five channels: fixed rgb,
-alpha and mask.
+The picture of a part is affine in its tint (the colour of hair, skin, cloth ...): premultiplied rgb = fixed + mask *
+tint. So two renders, with a black and a white tint, determine it for every colour. A part is stored in five channels:
+fixed rgb, alpha and mask.
 """
 
 import importlib.util
@@ -17,12 +17,12 @@ from PIL import Image
 
 SIDE = 128
 PARTS = Path(__file__).with_name("parts.npz")
-_VIEW = "12 10 240 240"  # the square that is cut out of the design's 264 x 280
-_TINT = "TINT"  # stands for the colour in the markup
+_VIEW = "12 10 240 240"  # the square cropped from the original design of 264 x 280
+_TINT = "TINT"  # the placeholder for the colour in the markup
 _HEAD = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{}">{}</svg>'
 
-# Mouths are larger and lower than in the design, so that they are clear at 128 pixels and below a moustache. Skin
-# around them separates a dark mouth from a dark beard.
+# Mouths are larger and lower than in the original design, so that they are visible at 128 pixels and below a moustache.
+# Skin around them separates a dark mouth from a dark beard.
 _MOUTH = 'transform="translate(132 160) scale(1.35) translate(-54 -21)"'
 _SKIN = f'fill="{_TINT}" stroke="{_TINT}" stroke-width="{{}}" stroke-linecap="round" stroke-linejoin="round"'
 _NEUTRAL = (
@@ -39,7 +39,7 @@ _OPEN = (
     '<rect width="108" height="44" fill-opacity=".75"/><circle cx="54" cy="37" r="10" fill="#FF4F6D"/></g>'
 )
 _ACCESSORY = 'transform="translate(62 85)"'
-# Bright lenses make dark frames clear on dark skin.
+# Bright lenses make dark frames visible on dark skin.
 _LENS = '<ellipse cx="{}" cy="27" rx="{}" ry="{}" fill="#fff" fill-opacity=".35"/>'
 _LENSES = {
     "accessories/round": _LENS.format(40, 21, 21) + _LENS.format(102, 21, 21),
@@ -51,7 +51,7 @@ _CLOTHES = 'transform="translate(0 170)"'
 _EYES = 'transform="translate(76 90)"'
 _BROWS = 'transform="translate(76 82)"'
 
-# slot/value -> (attributes of the SVG group around it, its variants: SVG files of the package, or markup).
+# slot/value -> (attributes of the SVG group around the part, its variants as SVG files of the package or as markup).
 _DRAWINGS = {
     "body": ("", ["styles/transparent"]),
     "clothes/shirt": (_CLOTHES, ["clothes/shirt_crew_neck", "clothes/shirt_v_neck"]),
@@ -75,14 +75,14 @@ _DRAWINGS = {
     "hat/hat": ("", ["top/hat/hat"]),
     "hat/beanie": ('transform="translate(0 -4)"', ["top/hat/winter_hat_3"]),
 }
-# The area in which hair is visible below each hat: under its brim, and no wider than hair that comes out there.
+# The region below each hat's brim in which hair is visible, limited in width to hair that comes out under the brim.
 _BRIMS = {"hat": "M0,280 V104 H264 V280 Z", "beanie": "M0,280 V180 A132,104 0 0 1 264,180 V280 Z"}
 
 
 def drawings() -> dict[str, str]:
-    """Returns the SVG markup of every part, with TINT for its colour, by slot/value/variant.
+    """Returns the SVG markup of every part by slot/value/variant, with TINT for its colour.
 
-    Hair below a hat is a part of its own: hair/value/variant/hat.
+    Hair below a hat is a separate part: hair/value/variant/hat.
     """
     parts = {}
     for name, (around, variants) in _DRAWINGS.items():
@@ -97,7 +97,7 @@ def drawings() -> dict[str, str]:
 
 
 def draw(markup: str, side: int = SIDE) -> np.ndarray:
-    """Renders markup as float32 [side, side, 4]: premultiplied rgb and alpha in [0, 1]. Each pixel averages four."""
+    """Renders markup as float32 [side, side, 4]: premultiplied rgb and alpha in [0, 1], with 2x2 supersampling."""
     import resvg_py
 
     png = resvg_py.svg_to_bytes(svg_string=_HEAD.format(_VIEW, markup), width=2 * side, height=2 * side)
@@ -116,19 +116,19 @@ def layer(markup: str) -> np.ndarray:
     change = white - black
     mask = change[..., :3].mean(-1, keepdims=True)
     if np.abs(change[..., :3] - mask).max() > 2 / 255 or np.abs(change[..., 3]).max() > 0:
-        raise ValueError(f"the picture is not affine in its tint; draw it in one tint: {markup[:200]}")
+        raise ValueError(f"the picture is not affine in its tint; use a single tint in its drawing: {markup[:200]}")
     return np.rint(255 * np.concatenate([black, mask], -1)).astype(np.uint8)
 
 
 def _read(name: str) -> str:
-    """Reads the markup inside an SVG file of python_avatars, with TINT for the colour of its tinted region."""
+    """Reads the markup of an SVG file of python_avatars, with TINT for the colour of its tinted region."""
     spec = importlib.util.find_spec("python_avatars")
     assert spec is not None
     assert spec.origin is not None
     package = Path(spec.origin).parent
     text = (package / "avatar_parts" / f"{name}.svg").read_text()
     text = re.sub(r"<\?xml.*?\?>|<svg[^>]*>|</svg>|<title.*?</title>|<desc>.*?</desc>", "", text, flags=re.DOTALL)
-    if name == "clothes/blazer_shirt":  # the jacket takes the colour; the shirt below is white
+    if name == "clothes/blazer_shirt":  # the jacket is tinted; the shirt below it is white
         text = text.replace('fill=""', 'fill="#F4F4F4"').replace("#3A4C5A", _TINT)
         return text.replace('fill="#2F4351"', 'fill="#000" fill-opacity=".25"')
     text = _LENSES.get(name, "") + text
@@ -137,7 +137,7 @@ def _read(name: str) -> str:
 
 
 def _own_ids(markup: str, prefix: str) -> str:
-    """Prefixes all ids, because the files use the same ones and a drawing combines several files."""
+    """Prefixes all ids, because the files share ids and a drawing combines several files."""
     return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", markup)
 
 

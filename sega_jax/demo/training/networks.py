@@ -1,4 +1,4 @@
-"""Initial values, half precision and attention of the networks that the recipes train."""
+"""Initial values, half precision and attention for the networks that the recipes train."""
 
 import math
 from typing import Any
@@ -11,14 +11,17 @@ from sega_jax.pipelines.execution.devices import Devices
 from sega_jax.pipelines.loading import pick_attention
 from sega_jax.weights.layout import flax_name
 
-# The convolutions and projections that end a residual branch start at zero, so that the branch starts as the identity.
+# The last convolutions and projections of residual branches start at zero, so that the blocks start as the identity.
 _ENDS = ("conv2.kernel", "proj_out.kernel", "to_out.0.kernel", "ff.net.2.kernel", "fc2.kernel", "out_proj.kernel")
 
 
 def initial(module: Any, key: jax.Array, zero: tuple[str, ...] = _ENDS) -> Any:
     """Returns the module with random values: kernels N(0, 1 / fan in), embeddings N(0, 0.02²), scales 1, biases 0.
 
-    zero: endings of the names of further parameters that start at zero.
+    Args:
+        module: the module, whose values are ignored.
+        key: the random key.
+        zero: name endings of parameters that start at zero in addition to biases.
     """
     leaves = jax.tree_util.tree_leaves_with_path(module)
 
@@ -40,20 +43,20 @@ def initial(module: Any, key: jax.Array, zero: tuple[str, ...] = _ENDS) -> Any:
 
 
 def half(module: Any) -> Any:
-    """Casts the module to bfloat16, but on a CPU, which would be slower in it, leaves it as it is."""
+    """Casts the module to bfloat16; on a CPU, where bfloat16 is slower, returns it unchanged."""
     return module if jax.default_backend() == "cpu" else jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), module)
 
 
 def attention() -> str:
-    """Names the fastest attention of this machine's devices in bfloat16."""
+    """Returns the name of the fastest attention in bfloat16 on this machine's devices."""
     return pick_attention(None, jnp.dtype(jnp.bfloat16), Devices())
 
 
 class OneHot(Embed):
-    """Computes the lookup of an embedding as a matrix product, which is faster to train.
+    """An embedding whose lookup is a matrix product, which trains faster.
 
-    The gradient of the product is a sum of rows, which GPUs compute in parallel. The gradient of a lookup is a scatter,
-    in which the many padding tokens wait for each other.
+    The gradient of the product is a sum over rows, which GPUs compute in parallel. The gradient of an indexed lookup is
+    a scatter, in which the updates of the many padding tokens are serialised.
     """
 
     def __call__(self, ids: jax.Array) -> jax.Array:

@@ -2,12 +2,12 @@
 
     python -m sega_jax.demo.training.paella FOLDER --minutes 9.2
 
-trains until the model is finished or the minutes are over, and the next call resumes, as with
-`sega_jax.demo.training.diffusion`. FOLDER/model is the model, which `sega_jax.load` reads.
+The command trains until the model is finished or the minutes are over, and the next call resumes, as in
+`sega_jax.demo.training.diffusion`. `sega_jax.load` reads the model from FOLDER/model.
 
-The model that `sega_jax.demo.evaluate.paella` measured took two calls on one H200, the second of 9.4 minutes: 2,000
-steps of the VQGAN (26.4 dB on portraits, 603 of 625 tokens in use), 1,500 steps of the byte encoder, and 5,950 of the
-denoiser's 6,500 steps, when the minutes were over.
+The model measured by `sega_jax.demo.evaluate.paella` took two calls on one H200, the second of 9.4 minutes: 2,000 steps
+of the VQGAN (26.4 dB on portraits, 603 of 625 tokens in use), 1,500 steps of the byte encoder, and 5,950 of the
+denoiser's 6,500 steps, because the minutes were over.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ from sega_jax.weights.layout import flax_name
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan(trainer.Plan):
-    """The amount of training of the measured model."""
+    """The numbers of training steps and batch sizes of the measured model."""
 
     autoencoder_steps: int = 2000
     autoencoder_batch: int = 128
@@ -52,9 +52,9 @@ class Configs(NamedTuple):
     vqgan: dict[str, Any]
 
 
-# Each of the four latents has so many values; their combinations are the vocabulary.
+# The number of values of each of the four latent channels. The vocabulary consists of all combinations.
 VALUES = 5
-BYTES = 192  # the most tokens of a caption, the end token among them
+BYTES = 192  # the most tokens of a caption, including the end token
 
 SMALL = Configs(
     byt5={
@@ -97,24 +97,26 @@ INDEX = {
     "vqgan": ["sega_jax", "VQModel"],
 }
 
-# The ends of residual branches, and further parameters that start at zero in the published networks, too.
+# The last parameters of residual branches, and further parameters that also start at zero in the published networks.
 _ZERO = (".o.kernel", "wo.kernel", "channelwise.4.kernel", "out_proj.kernel", ".mapper.kernel", "gamma", "beta")
-# These are not trained: the lattice, and the statistics of a normalisation that only its scale and bias decide.
+# Parameters that are not trained: the lattice, and the statistics of a normalisation, whose trained scale and bias
+# suffice.
 _FIXED = ("codebook.embedding", "running_mean", "running_var")
 
 
 def lattice(values: int = VALUES, channels: int = 4) -> np.ndarray:
-    """Returns all vectors of `channels` evenly spaced values in [-1, 1], [values ** channels, channels].
+    """Returns a fixed codebook, [values ** channels, channels]: all vectors whose entries are among `values` evenly
+    spaced numbers in [-1, 1].
 
-    As a codebook that is not trained, it needs neither revival of unused entries nor a loss of its own (finite scalar
-    quantisation, Mentzer et al. 2024).
+    A codebook that is not trained needs neither a loss nor the revival of unused entries (finite scalar quantisation,
+    Mentzer et al. 2024).
     """
     axis = np.linspace(-1, 1, values, dtype=np.float32)
     return np.stack(np.meshgrid(*[axis] * channels, indexing="ij"), -1).reshape(-1, channels)
 
 
 def initial_vqgan(vqgan: VQModel, key: jax.Array) -> VQModel:
-    """Returns the VQGAN with the lattice as its codebook, and with every residual block as the identity."""
+    """Initialises the VQGAN with the lattice as its codebook and every residual block as the identity."""
     vqgan = initial(vqgan, key, ("gammas",))
     vqgan.vquantizer.codebook.embedding[...] = jnp.asarray(lattice())
     normal = vqgan.down_blocks[-1][1]
@@ -124,7 +126,7 @@ def initial_vqgan(vqgan: VQModel, key: jax.Array) -> VQModel:
 
 
 def initial_byt5(config: T5Config, key: jax.Array) -> T5EncoderModel:
-    """Returns a byte encoder whose queries are scaled down, since T5 does not divide its logits by √width."""
+    """Returns a byte encoder with scaled-down query projections, since T5 does not divide its logits by √width."""
     byt5 = T5EncoderModel(config)
     byt5.shared = OneHot(config.vocab_size, config.d_model)
     first = byt5.encoder.block[0].layer[0].SelfAttention
@@ -144,9 +146,9 @@ def initial_denoiser(config: PaellaConfig, key: jax.Array) -> Paella:
 
 
 def reconstruction(batch: int) -> Callable:
-    """Returns the VQGAN's loss: `picture_loss`, and the mean square distance of the latents from their codes.
+    """Returns the VQGAN's loss: `picture_loss` plus 0.25 times the mean square distance of latents from their codes.
 
-    Codes pass their gradients straight through to the latents (van den Oord et al. 2017).
+    Gradients pass straight through from the codes to the latents (van den Oord et al. 2017).
     """
 
     def loss(vqgan, key, data):
@@ -165,8 +167,8 @@ def reconstruction(batch: int) -> Callable:
 def reading(batch: int) -> Callable:
     """Returns the byte encoder's loss: the cross entropy of a portrait's attributes, predicted from its caption.
 
-    A linear head predicts them from the mean state of the caption's bytes. ByT5 was trained on much text before Paella
-    is trained on its states; this stage stands in for that training.
+    A linear head predicts them from the mean hidden state of the caption's bytes. This stage replaces the pretraining
+    of ByT5 on large amounts of text, which precedes Paella's own training.
     """
     counts = [len(values) for values in ATTRIBUTES.values()]
 
@@ -187,8 +189,8 @@ def naming(batch: int, labels: int) -> Callable:
     2022). At a noise level r, every token is replaced by a random one with probability r. 10 % of the captions are
     empty.
 
-    r is 1 - u⁴ with u uniform in [0, 1]. A uniform r would waste steps: words help only if few clean tokens are left
-    to show the portrait, presumably less than a twentieth.
+    r is 1 - u⁴ with u uniform in [0, 1]. A uniform r would waste steps: the caption helps only if few clean tokens are
+    left to show the portrait, presumably less than 5 %.
     """
 
     def loss(networks, key, data):
@@ -206,7 +208,7 @@ def naming(batch: int, labels: int) -> Callable:
 
 
 def coder_optimiser(steps: int) -> optax.GradientTransformation:
-    """Returns the VQGAN's optimiser, which leaves its lattice and its statistics as they are."""
+    """Returns the VQGAN's optimiser, which does not change the lattice and the normalisation's statistics."""
 
     def label(vqgan):
         return jax.tree_util.tree_map_with_path(
@@ -221,7 +223,7 @@ class PaellaTrainer(Trainer):
 
     Args:
         folder, plan, options: as for `Trainer`.
-        configs: the networks; the same in every run on a folder.
+        configs: the networks' configs, which must be equal in every run on a folder.
     """
 
     plan: Plan
@@ -231,11 +233,11 @@ class PaellaTrainer(Trainer):
         self.configs, self.tokenizer = configs, ByteTokenizer(configs.byt5["vocab_size"])
 
     def stages(self) -> Sequence[Stage]:
-        """Returns the stages of the VQGAN, of byte encoder and head, and of byte encoder and denoiser."""
+        """Returns three stages: the VQGAN, the byte encoder with a head, and the byte encoder with the denoiser."""
         plan, keys = self.plan, jax.random.split(jax.random.key(0), 3)
         text, net = T5Config.from_dict(self.configs.byt5), PaellaConfig.from_dict(self.configs.denoiser)
         vqgan = initial_vqgan(VQModel(VQConfig.from_dict(self.configs.vqgan)), keys[0])
-        # One key for both networks of the denoiser's stage, and another for the head.
+        # keys[1] serves both networks of the denoiser's stage, and keys[2] the head.
         text_key, net_key = jax.random.split(keys[1])
         byt5, denoiser = initial_byt5(text, text_key), initial_denoiser(net, net_key)
         head = initial(Linear(text.d_model, sum(map(len, ATTRIBUTES.values()))), keys[2])
@@ -264,18 +266,18 @@ class PaellaTrainer(Trainer):
         return attributes, tokens.astype(jnp.int16), jnp.mean(error**2)
 
     def tokenise(self, texts: Sequence[str]) -> np.ndarray:
-        """Returns the ids of ByT5's tokenizer, cut or padded with 0 to `BYTES`."""
+        """Returns token ids of ByT5's tokenizer, truncated or padded with 0 to `BYTES`."""
         ids = self.tokenizer(texts)[:, 0, :BYTES]
         return np.pad(ids, ((0, 0), (0, BYTES - ids.shape[1])))
 
     def dataset(self, vqgan: VQModel) -> Dataset:
-        """Makes the training set, and counts the tokens in use."""
+        """Makes the training set, and reports how many different tokens it uses."""
         data = super().dataset(vqgan)
         self.say(f"tokens in use: {len(np.unique(np.asarray(data.codes[:1000])))}")
         return data
 
     def write_model(self, vqgan: VQModel, networks: tuple[Any, Any], data: Dataset) -> None:
-        """Writes the checkpoint, in diffusers layout, for `sega_jax.load`."""
+        """Writes a checkpoint in diffusers layout for `sega_jax.load`."""
         del data
         for part, module in zip(("byt5", "denoiser", "vqgan"), (*networks, vqgan), strict=True):
             self.write(part, module, getattr(self.configs, part))

@@ -1,7 +1,8 @@
-"""Cartoon portraits with labelled attributes: unlimited pictures, captions and labels for training and evaluation.
+"""Cartoon portraits with labelled attributes: an unlimited supply of pictures, captions and labels.
 
-A portrait is a row of attribute values. `render` draws it on the device from the layers of `parts.npz` (LICENSE.md has
-their licences), `captions` describes some of its attributes, and `labels` tells which words are true of it.
+A portrait is defined by its attribute values. `render` draws it on the device from the layers of `parts.npz`
+(LICENSE.md has their licences), `captions` describes some of its attributes, and `labels` returns the words that are
+true of it.
 """
 
 import functools
@@ -29,7 +30,7 @@ _COLOURS = {
     "background": ("#8CC8FF", "#9FDF9F", "#FFF1A0", "#FFBFDA", "#C2C6CC", "#B89CF0"),
     "hat": ("#000000", "#3E4A61", "#3E4A61"),
 }
-# From bottom to top: the name of the parts, the attribute that chooses one of them, the attribute that tints it.
+# From bottom to top: the slot, the attribute that chooses its part, and the attribute that tints the part.
 _SLOTS = (
     ("body", None, "skin"),
     ("clothes", "clothes", "clothes colour"),
@@ -46,11 +47,11 @@ _SLOTS = (
 
 
 def render(attributes: jax.Array, key: jax.Array) -> jax.Array:
-    """Draws portraits. Call it inside `jax.jit`, or the layers of all portraits fill the memory.
+    """Draws portraits. Call it inside `jax.jit`; otherwise the layers of all portraits may not fit into memory.
 
     Args:
         attributes: int32 [n, attributes].
-        key: chooses among the variants of each drawing, which no attribute describes.
+        key: chooses a variant of each drawing, which no attribute describes.
 
     Returns:
         float32 [n, 128, 128, 3] in [-1, 1].
@@ -59,7 +60,7 @@ def render(attributes: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def layers(attributes: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the parts' numbers, int32 [n, slots], and colours, float32 [n, slots, 3] in [0, 1], bottom to top."""
+    """Returns the parts' numbers, int32 [n, slots], and tints, float32 [n, slots, 3] in [0, 1], from bottom to top."""
     tables, counts = (jnp.asarray(table) for table in _tables())
     slots = range(len(_SLOTS))
     choices = jnp.stack([_choice(slot, attribute, attributes) for slot, attribute, _ in _SLOTS], -1)
@@ -71,9 +72,12 @@ def layers(attributes: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]
 
 
 def compose(rows: jax.Array, tints: jax.Array, background: jax.Array) -> jax.Array:
-    """Draws each part over the parts before it; returns float32 [n, 128, 128, 3] in [0, 1].
+    """Draws each part over the parts before it, and returns float32 [n, 128, 128, 3] in [0, 1].
 
-    background: its colour, float32 [n, 3].
+    Args:
+        rows: the parts' numbers, int32 [n, slots].
+        tints: the parts' colours, float32 [n, slots, 3] in [0, 1].
+        background: the background's colour, float32 [n, 3] in [0, 1].
     """
     parts = jnp.asarray(_parts()[1])
     picture = jnp.broadcast_to(background[:, None, None], (len(rows), SIDE, SIDE, 3))
@@ -111,11 +115,11 @@ def _tables() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _choices(slot: str, attribute: str | None) -> list[str]:
-    """Returns patterns of part names, in the order of `_choice`; * stands for the variant."""
+    """Returns patterns of part names, in the order of `_choice`, with * for the variant."""
     if attribute is None:
         return [f"{slot}/*"]
     names = [f"{slot}/{value}/*" for value in ATTRIBUTES[attribute]]
-    if slot == "hair":  # with a part for each hat, cut off at its brim
+    if slot == "hair":  # each hat has its own hair parts, clipped at its brim
         return [name + (f"/{hat}" if hat != "none" else "") for name in names for hat in ATTRIBUTES["hat"]]
     return names
 
@@ -129,7 +133,7 @@ def _choice(slot: str, attribute: str | None, attributes: jax.Array) -> jax.Arra
 
 
 def _variants(names: list[str], pattern: str) -> list[int]:
-    """Returns the numbers of the parts that match a pattern; if none does, that of the empty part."""
+    """Returns the numbers of the parts that match a pattern; if none match, only the empty part's number 0."""
     shape = re.compile(pattern.replace("*", r"\d"))
     return [i for i, name in enumerate(names) if shape.fullmatch(name)] or [0]
 

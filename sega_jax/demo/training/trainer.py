@@ -1,7 +1,7 @@
-"""Trains a model of portraits in stages, in a folder from which training resumes after a stop or a kill.
+"""Trains a model of portraits in stages. Training resumes from its folder after it was stopped or killed.
 
-Every recipe trains an autoencoder first, encodes portraits with it, and trains networks on their codes and captions.
-`Trainer` is this course; a recipe adds its networks and losses.
+Every recipe first trains an autoencoder, encodes portraits with it, and trains networks on their codes and captions.
+`Trainer` runs these stages; each recipe defines its networks and losses.
 """
 
 import dataclasses
@@ -27,14 +27,14 @@ from sega_jax.weights.write import network_of, write_diffusers
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The amount of training."""
+    """The numbers of training steps, and the sizes of batches and of the training set."""
 
     autoencoder_steps: int
     autoencoder_batch: int
     portraits: int = 160_000
     captions: int = 2  # for each portrait
-    steps: int  # of the last stage
-    batch: int
+    steps: int  # the steps of the last stage
+    batch: int  # the batch size of all stages after the autoencoder's
     chunk: int = 50  # steps in one call of a compiled program
 
 
@@ -43,16 +43,16 @@ class Stage(NamedTuple):
 
     name: str
     networks: Any  # with their initial values
-    loss: Callable  # (networks, key, dataset) -> a scalar; the autoencoder's gets None as its dataset
+    loss: Callable  # (networks, key, dataset) -> a scalar; the autoencoder's loss gets None as its dataset
     optimiser: optax.GradientTransformation
     steps: int
-    decay: float = 0.999  # of the running average of the networks
-    # (networks, average networks of the stage before) -> the networks to start with; None starts with the initial ones.
+    decay: float = 0.999  # the decay of the networks' running average
+    # (networks, average networks of the stage before) -> the networks to start with; None starts with `networks`.
     inherit: Callable[[Any, Any], Any] | None = None
 
 
 class State(NamedTuple):
-    """The state of a stage, in trees of arrays."""
+    """The training state of a stage."""
 
     step: jax.Array  # int32
     networks: Any
@@ -61,9 +61,9 @@ class State(NamedTuple):
 
 
 def begin(networks: Any, optimiser: optax.GradientTransformation) -> State:
-    """Returns the state before the first step; it shares no array with `networks`.
+    """Returns the state before the first step, with copies of all arrays.
 
-    `take_steps` donates its state, so that no other state may share an array with it.
+    `take_steps` donates its state, so its arrays must not be used anywhere else.
     """
     networks, average = (jax.tree.map(jnp.copy, networks) for _ in range(2))
     return State(jnp.zeros((), jnp.int32), networks, average, optimiser.init(networks))
@@ -73,13 +73,13 @@ def begin(networks: Any, optimiser: optax.GradientTransformation) -> State:
 def take_steps(
     state: State, data: Any, *, loss: Callable, optimiser: optax.GradientTransformation, decay: float, steps: int
 ) -> tuple[State, jax.Array]:
-    """Takes steps on `loss(networks, key, data)` and returns the new state and the mean loss."""
+    """Takes optimisation steps on `loss(networks, key, data)`, and returns the new state and the mean loss."""
 
     def step(state, _):
         value, slope = jax.value_and_grad(loss)(state.networks, jax.random.fold_in(jax.random.key(1), state.step), data)
         change, inner = optimiser.update(slope, state.optimiser, state.networks)
         networks = optax.apply_updates(state.networks, change)
-        # A young average follows quickly.
+        # The average follows quickly at first, so that it soon forgets the initial values.
         keep = jnp.minimum(decay, (state.step + 1) / (state.step + 10))
         average = jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, state.average, networks)
         return State(state.step + 1, networks, average, inner), value
@@ -89,30 +89,33 @@ def take_steps(
 
 
 def adam(rate: float, steps: int) -> optax.GradientTransformation:
-    """Returns AdamW with a learning rate that warms up and then falls to a hundredth along a cosine."""
+    """Returns AdamW with gradient clipping, and a learning rate that warms up to `rate` and then decays along a cosine
+    to a hundredth of it."""
     schedule = optax.warmup_cosine_decay_schedule(0, rate, min(200, steps // 10), steps, 0.01 * rate)
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=0.01))
 
 
 def picture_loss(error: jax.Array) -> jax.Array:
-    """Sums L1 of the pixels, L1 of the differences between neighbouring pixels, and the mean square.
+    """Sums the L1 error of the pixels, the L1 error of differences between neighbouring pixels, and the mean square
+    error.
 
-    error: [n, height, width, channels] of pictures in [-1, 1].
+    Args:
+        error: the difference of pictures in [-1, 1], [n, height, width, channels].
     """
     edges = sum(jnp.abs(jnp.diff(error, axis=axis)).mean() for axis in (1, 2))
     return jnp.abs(error).mean() + edges + (error**2).mean()
 
 
 class Trainer:
-    """Trains a model stage by stage, and keeps the stages in a folder.
+    """Trains a model stage by stage, and stores its progress in a folder.
 
     A recipe defines `stages`, `encode`, `tokenise` and `write_model`.
 
     Args:
-        folder: gets `state`, an Orbax checkpoint that is renewed every two minutes, and `model`.
-        plan: the amount of training; the same in every run on a folder.
-        minutes: when to stop.
-        say: takes each line of the progress report.
+        folder: the folder for `state`, an Orbax checkpoint that is renewed every two minutes, and for `model`.
+        plan: the training plan, which must be equal in every run on a folder.
+        minutes: the time after which to stop.
+        say: is called with each line of the progress report.
     """
 
     def __init__(self, folder: Path, plan: Plan, *, minutes: float = math.inf, say: Callable[[str], Any] = click.echo):
@@ -124,11 +127,11 @@ class Trainer:
         self._check_plan()
 
     def stages(self) -> Sequence[Stage]:
-        """Returns the stages in order: the first trains the autoencoder, the last the networks of the model."""
+        """Returns the stages in order. The first trains the autoencoder, and the last the model's networks."""
         raise NotImplementedError
 
     def encode(self, autoencoder: Any, key: jax.Array, n: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Draws and encodes n portraits (`sega_jax.demo.training.dataset.Encode`)."""
+        """Draws and encodes n portraits, as `sega_jax.demo.training.dataset.Encode` describes."""
         raise NotImplementedError
 
     def tokenise(self, texts: Sequence[str]) -> np.ndarray:
@@ -140,12 +143,12 @@ class Trainer:
         raise NotImplementedError
 
     def run(self) -> bool:
-        """Trains until the model is finished or the time is over. Returns whether it is finished.
+        """Trains until the model is finished or the time is over, and returns whether the model is finished.
 
-        The model is written in either case, once the last stage is reached.
+        The model is written in either case if the last stage was reached.
 
         Raises:
-            FloatingPointError: the loss is not finite; the checkpoint in the folder is from before.
+            FloatingPointError: the loss is not finite. The folder keeps the last checkpoint before it.
         """
         first, *between, last = self.stages()
         states = self.restore({stage.name: begin(stage.networks, stage.optimiser) for stage in (first, *between, last)})
@@ -162,7 +165,7 @@ class Trainer:
         return networks is not None
 
     def dataset(self, autoencoder: Any) -> Dataset:
-        """Draws, encodes and captions the portraits of the plan."""
+        """Draws, encodes and captions the plan's portraits."""
         began = time.monotonic()
         attributes, codes, decibels = encode_portraits(self.encode, autoencoder, self.plan.portraits)
         captions, empty = caption_portraits(attributes, self.plan.captions, self.tokenise)
@@ -175,6 +178,9 @@ class Trainer:
         """Trains a stage to its last step, and updates its state in `states`.
 
         Args:
+            stage: the stage to train.
+            states: the states of all stages by name.
+            dataset: the training set; None for the autoencoder.
             before: the average networks of the stage before.
 
         Returns:
@@ -195,10 +201,12 @@ class Trainer:
             value, now = float(value), time.monotonic()
             reached = int(states[name].step)
             if not math.isfinite(value):
-                raise FloatingPointError(f"{name}: the loss is {value} after step {reached}")
+                raise FloatingPointError(
+                    f"{name}: the loss is {value} after step {reached}; the folder keeps the last checkpoint before it"
+                )
             if step // self.plan.chunk % 10 == 0:
                 pace = (reached - first) / (now - began)
-                self.say(f"{name} {reached:6} of {stage.steps}  loss {value:.5f}  {pace:.2f} steps a second")
+                self.say(f"{name} {reached:6} of {stage.steps}  loss {value:.5f}  {pace:.2f} steps per second")
             if now > saved + 120:
                 self.save(states)
                 saved = now
@@ -212,48 +220,54 @@ class Trainer:
             return states
         leaves, tree = jax.tree.flatten(states)
         kept = self.keep.restore(latest, args=ocp.args.StandardRestore(leaves))
-        self.say(f"goes on from step {latest}")
+        self.say(f"resuming from step {latest}")
         return jax.tree.unflatten(tree, kept)
 
     def save(self, states: dict[str, State]) -> None:
-        """Writes a checkpoint, under the sum of all stages' steps."""
+        """Writes a checkpoint, numbered by the sum of all stages' steps."""
         step = sum(int(state.step) for state in states.values())
         self.keep.save(step, args=ocp.args.StandardSave(jax.tree.leaves(states)))
 
     def write(self, part: str, module: Any, config: Mapping[str, Any]) -> None:
         """Writes a network of the model and its config, in float16."""
-        # transformers and diffusers name their files differently; a `model_type` is in transformers' configs only.
+        # transformers and diffusers use different file names. Only transformers' configs have a `model_type`.
         stem = "model" if "model_type" in config else "diffusion_pytorch_model"
         folder = self.folder / "model" / part
         write_json(folder / "config.json", config)
         write_diffusers(folder, network_of(module, np.float16), stem)
 
     def _check_plan(self) -> None:
-        """Writes the plan, or checks that the folder's is the same: another would end the learning rate elsewhere."""
+        """Writes the plan, or checks that the folder has an equal plan, since the learning rate depends on it."""
         path, plan = self.folder / "plan.json", dataclasses.asdict(self.plan)
         if path.is_file() and (before := json.loads(path.read_text())) != plan:
-            raise ValueError(f"{self.folder} was begun with {before}; go on with that, or name another folder")
+            raise ValueError(f"{self.folder} was started with the plan {before}; use the same plan, or another folder")
         write_json(path, plan)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes a JSON file, and its folder if there is none."""
+    """Writes a JSON file, and creates its folder if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def command(trainer: Callable[..., Trainer], plan: Plan, model: str) -> click.Command:
-    """Returns the shell's command for a training. The training's folder keeps its compiled programs."""
+    """Returns a shell command that trains a model. Compiled programs are cached in the training's folder.
+
+    Args:
+        trainer: the recipe's class.
+        plan: the training plan.
+        model: the model's name in the command's help.
+    """
 
     @click.command(context_settings={"show_default": True}, help=f"Trains {model} in FOLDER, or resumes its training.")
     @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-    @click.option("--minutes", default=math.inf, help="When to stop.")
+    @click.option("--minutes", default=math.inf, help="Stop after this many minutes.")
     def main(folder: Path, minutes: float) -> None:
         with plainly():
-            # JAX adds its options to this object at run time.
+            # JAX adds its options to `jax.config` at run time, where mypy cannot see them.
             if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
                 jax.config.update("jax_compilation_cache_dir", str(folder.absolute() / "compiled"))
             done = trainer(folder, plan, minutes=minutes).run()
-        click.echo("done" if done else "not done yet: call it again")
+        click.echo("done" if done else "not done yet; run the command again to resume")
 
     return main

@@ -1,7 +1,8 @@
-"""Attributes in words: the captions of portraits, and a tokenizer with a token for each of their words.
+"""Captions of portraits, and a tokenizer with one token for each of their words.
 
-The noun of a caption follows the looks: nobody with a beard is called a woman, and only a few portraits with long hair
-and no beard are called a man. The noun is no attribute. It adds nothing to the picture, and "person" fits all.
+A caption's noun depends on the portrait's looks: portraits with facial hair are never called a woman, and only some
+portraits with long hair and no facial hair are called a man. The noun is not an attribute and does not change the
+picture; "person" fits every portrait.
 """
 
 import itertools
@@ -15,7 +16,7 @@ import numpy as np
 
 from sega_jax.demo.attributes import ATTRIBUTES, COLUMN, visible
 
-LENGTH = 48  # tokens that the text encoder reads, including start and end
+LENGTH = 48  # the text encoder's tokens, including the start and end tokens
 
 # Phrases that follow "with", for each attribute and value. A value without phrases is never mentioned.
 _WITH = {
@@ -48,16 +49,16 @@ _OPENINGS = (
     *("a portrait of", "a cartoon portrait of", "a drawing of", "a picture of", "a cartoon of", "an avatar of"),
     *("portrait of", "a photo of", ""),
 )
-# Nouns by looks: with facial hair, with long hair but no facial hair, and all others.
+# Nouns by looks: with facial hair; with long hair but no facial hair; all others.
 _NOUNS = (
     ("person", "man"),
     ("person", "woman", "woman", "person", "woman", "man"),
     ("person", "person", "man", "woman"),
 )
 
-# Training learns colours and mouths last, so that captions mention them more often, most of all short captions.
+# Training learns colours and mouths last, so captions mention them more often, especially short captions.
 _WEIGHTS = {"mouth": 3.0, "hair colour": 2.5, "clothes colour": 2.5, "background": 2.0, "skin": 1.5}
-_SIZES = (0.05, 0.25, 0.12)  # shares of captions with no, one and two attributes; the others mention three or more
+_SIZES = (0.05, 0.25, 0.12)  # fractions of captions with no, one and two attributes; the others have three or more
 _NUMBERS = 32  # random numbers for each caption
 
 
@@ -71,7 +72,7 @@ def captions(attributes: np.ndarray, rng: np.random.Generator) -> list[str]:
 
 
 def tokenizer(folder: Path) -> None:
-    """Writes a CLIP tokenizer with a token for each word of the captions; it spells other words in bytes."""
+    """Writes a CLIP tokenizer with one token for each word of the captions. It splits other words into bytes."""
     alphabet = list(_byte_letters())
     merges = _merges(sorted(_words()))
     tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), *map("".join, merges)]
@@ -95,12 +96,19 @@ def _mentioned(attributes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         tellable[:, COLUMN[name]] &= np.array([len(phrase) > 0 for phrase in phrases])[attributes[:, COLUMN[name]]]
     size = np.searchsorted(np.cumsum(_SIZES), rng.random(n), side="right")
     size = np.where(size == len(_SIZES), rng.integers(len(_SIZES), len(ATTRIBUTES) + 1, n), size)
-    race = np.where(tellable, rng.exponential(size=attributes.shape) / weights, np.inf)  # the first are mentioned
+    # Weighted sampling without replacement: each attribute draws a waiting time, and the first `size` are mentioned.
+    race = np.where(tellable, rng.exponential(size=attributes.shape) / weights, np.inf)
     return tellable & (race.argsort(1).argsort(1) < size[:, None])
 
 
 def _caption(values: list[int], mentions: list[bool], chance: Iterator[int]) -> str:
-    """Writes a caption of the attributes that it mentions."""
+    """Writes a caption.
+
+    Args:
+        values: the portrait's attribute values.
+        mentions: whether the caption mentions each attribute.
+        chance: random integers that choose among alternatives.
+    """
 
     def pick(options):
         return options[next(chance) % len(options)]
@@ -109,7 +117,7 @@ def _caption(values: list[int], mentions: list[bool], chance: Iterator[int]) -> 
     short = len(mentioned) <= 2
     worn, background = _worn(mentioned, pick), _background(mentioned, pick)
     adjectives, others = _looks(mentioned, pick)
-    if mentioned and next(chance) % 20 < (6 if short else 2):  # words alone, as in the concepts of edits
+    if mentioned and next(chance) % 20 < (6 if short else 2):  # a list of phrases, similar to concepts of edits
         return _bare(adjectives + others + worn + background, pick)
     opening, noun = pick(_OPENINGS), pick(_NOUNS[_kind(values)])
     subject = _article(" ".join([*adjectives, noun]))
@@ -122,7 +130,7 @@ def _caption(values: list[int], mentions: list[bool], chance: Iterator[int]) -> 
 
 
 def _looks(mentioned: dict[str, int], pick) -> tuple[list[str], list[str]]:
-    """Returns adjectives, and phrases that follow "with", in random order."""
+    """Returns adjectives, and phrases that follow "with", both in random order."""
     adjectives: list[str] = []
     others: list[str] = []
     for name, phrases in _WITH.items():
@@ -142,13 +150,13 @@ def _looks(mentioned: dict[str, int], pick) -> tuple[list[str], list[str]]:
 
 
 def _hair(value: int, colour: int, pick) -> str:
-    """Describes the form and the colour of hair in one phrase."""
+    """Describes the shape and the colour of hair in one phrase."""
     word, phrase = _colour("hair colour", colour, pick), pick(_WITH["hair"][value])
     return f"a {word} afro" if phrase == "an afro" else phrase.replace("hair", f"{word} hair")
 
 
 def _worn(mentioned: dict[str, int], pick) -> list[str]:
-    """Returns clothes and hat, which follow "wearing"."""
+    """Returns phrases for clothes and hat, which follow "wearing"."""
     worn = []
     colour = _colour("clothes colour", mentioned["clothes colour"], pick) if "clothes colour" in mentioned else ""
     if "clothes" in mentioned:
@@ -163,14 +171,14 @@ def _worn(mentioned: dict[str, int], pick) -> list[str]:
 
 
 def _background(mentioned: dict[str, int], pick) -> list[str]:
-    """Returns the phrase of the background, or nothing."""
+    """Returns a phrase for the background in a list, or an empty list."""
     if "background" not in mentioned:
         return []
     return [pick(_BACKGROUND).format(_colour("background", mentioned["background"], pick))]
 
 
 def _verbs(others: list[str], worn: list[str], pick) -> list[tuple[str, list[str]]]:
-    """Returns the verbs "with" and "wearing" with their phrases; glasses follow either."""
+    """Returns "with" and "wearing", or "in", each with its phrases. Glasses may follow either."""
     glasses = [thing for thing in others if thing in _WITH["glasses"][1] + _WITH["glasses"][2]]
     if glasses and pick((True, False)):
         others, worn = [thing for thing in others if thing not in glasses], glasses + worn
@@ -178,7 +186,7 @@ def _verbs(others: list[str], worn: list[str], pick) -> list[tuple[str, list[str
 
 
 def _bare(phrases: list[str], pick) -> str:
-    """Lists the phrases without a sentence, half the time without their articles."""
+    """Lists the phrases, separated by commas, half the time without their articles."""
     phrases = [re.sub(r"^(on|against|in front of|with) ", "", phrase) for phrase in phrases]
     if pick((True, False)):
         phrases = [re.sub(r"^an? ", "", phrase) for phrase in phrases]
@@ -193,7 +201,7 @@ def _colour(attribute: str, value: int, pick) -> str:
 
 
 def _kind(values: list[int]) -> int:
-    """Returns the number of the `_NOUNS` that fit the looks."""
+    """Returns the index of the `_NOUNS` that fit the looks."""
     if values[COLUMN["facial hair"]]:
         return 0
     return 1 if ATTRIBUTES["hair"][values[COLUMN["hair"]]] == "long" else 2
@@ -210,7 +218,7 @@ def _join(things: list[str], pick) -> str:
 
 
 def _words() -> set[str]:
-    """Returns every word of the captions, as CLIP's tokenizer splits them."""
+    """Returns every word of the captions, split as CLIP's tokenizer splits them."""
     phrases = [
         text for table in (*_WITH.values(), *_ADJECTIVES.values(), _CLOTHES, _NOUNS) for row in table for text in row
     ]
@@ -221,7 +229,7 @@ def _words() -> set[str]:
 
 
 def _merges(words: list[str]) -> list[tuple[str, str]]:
-    """Returns the pairs to merge, the most frequent first, until every word is one token."""
+    """Returns the pairs to merge, most frequent first, until every word is one token."""
     spelt = [[*word[:-1], word[-1] + "</w>"] for word in words]
     merges = []
     while pairs := Counter(pair for word in spelt for pair in itertools.pairwise(word)):
@@ -232,7 +240,7 @@ def _merges(words: list[str]) -> list[tuple[str, str]]:
 
 
 def _merge(word: list[str], pair: tuple[str, str]) -> list[str]:
-    """Merges a pair wherever it stands in a word."""
+    """Merges every occurrence of a pair in a word."""
     merged: list[str] = []
     for part in word:
         if merged and (merged[-1], part) == pair:
@@ -243,7 +251,7 @@ def _merge(word: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def _byte_letters() -> Iterator[str]:
-    """Yields a printable letter for each byte, in the order of CLIP's vocabulary; printable bytes are their own."""
+    """Yields a printable letter for each byte, in the order of CLIP's vocabulary. Printable bytes stay themselves."""
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     yield from map(chr, plain)
     yield from map(chr, range(256, 256 + 256 - len(plain)))

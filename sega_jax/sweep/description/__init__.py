@@ -1,1 +1,1 @@
-"""What a sweep says: its file, its axes, its settings and its points."""
+"""The description of a sweep: its file, its axes, its settings and its points."""

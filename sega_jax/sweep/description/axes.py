@@ -1,4 +1,4 @@
-"""Axes: the values that a setting takes from point to point, none of which is made before it is asked for."""
+"""Axes: the values that a setting takes from point to point. Ranges and draws are computed on access."""
 
 import dataclasses
 import glob
@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sega_jax.method.checks import brief, check_float, check_int
-from sega_jax.sweep.description.fields import checked, known
+from sega_jax.sweep.description.fields import check_known, check_setting
 from sega_jax.text.files import absolute_path
 
 Values = Sequence[Any]
-# No sweep has as many points.
+# The most values of a range. A sweep has far fewer points (`sega_jax.sweep.description.sweep_file.MOST`).
 _MOST = 2**31
 
 
 @dataclasses.dataclass(frozen=True)
 class Progression(Sequence):
-    """start, start + step, ... to 12 digits, so that 0.1, 0.2 is followed by 0.3. It has no slices."""
+    """The numbers start, start + step, ..., rounded to 12 digits so that 0.1, 0.2 is followed by 0.3.
+
+    Slices are not supported.
+    """
 
     start: float
     step: float
@@ -35,70 +38,75 @@ class Progression(Sequence):
 
 
 class Uniform(NamedTuple):
-    """Anything from low to high, both included where they are whole."""
+    """A uniform distribution from `low` to `high`. If both are integers, it draws integers and includes `high`."""
 
     low: float
     high: float
 
-    def at(self, share: float) -> float:
-        """The value at a share in [0, 1)."""
+    def at(self, fraction: float) -> float:
+        """Returns the value at a fraction of the interval, given in [0, 1)."""
         if isinstance(self.low, int) and isinstance(self.high, int):
-            return self.low + int(share * (self.high - self.low + 1))
-        return self.low + share * (self.high - self.low)
+            return self.low + int(fraction * (self.high - self.low + 1))
+        return self.low + fraction * (self.high - self.low)
 
 
 class Block(NamedTuple):
-    """Axes that go together: point i of them has the i-th value of each; a sample draws them."""
+    """Axes that vary together: point i has the i-th value of each axis. In a sample, it has the i-th draw instead."""
 
-    axes: Mapping[str, Any]  # `Values`, or of a sample `Uniform` as well
+    axes: Mapping[str, Any]  # by setting: `Values`, or in a sample also `Uniform`
     length: int
-    key: int | None = None  # of a sample
+    key: int | None = None  # the seed of a sample's draws; None for axes that are not sampled
 
     def settings(self, i: int) -> dict[str, Any]:
-        """Of point i."""
+        """Returns the settings of point i."""
         if self.key is None:
             return {key: values[i] for key, values in self.axes.items()}
         return {key: self._drawn(key, values, i) for key, values in self.axes.items()}
 
     def _drawn(self, key: str, values: Values | Uniform, i: int) -> Any:
-        # A counter hashed, as in JAX: more draws or another axis change none of the others, on any version of anything.
+        # As in JAX's key-based generators, each draw hashes its own counter. So adding draws or axes changes no other
+        # draw, and the draws do not depend on a library's version.
         digest = hashlib.sha256(f"{self.key}/{key}/{i}".encode()).digest()
-        share = (int.from_bytes(digest[:8]) >> 11) / 2**53
-        return values.at(share) if isinstance(values, Uniform) else values[int(share * len(values))]
+        fraction = (int.from_bytes(digest[:8]) >> 11) / 2**53
+        return values.at(fraction) if isinstance(values, Uniform) else values[int(fraction * len(values))]
 
 
 def read(key: str, value: Any, edits: Mapping[str, Any], folder: Path, where: str, draws: bool = False) -> Any:
-    """The values of an axis, checked.
+    """Returns the checked values of an axis.
 
     Args:
-        value: a list; {"from", "count", "step"}, numbers at equal distances; {"file"}, the lines of a text; {"glob"},
-            the files that match a pattern; or of a sample {"low", "high"}.
-        folder: that files are relative to.
+        key: the setting, such as "seed" or "glasses.scale".
+        value: a list; {"from", "count", "step"} for equally spaced numbers; {"file"} for the lines of a text file;
+            {"glob"} for the files that match a pattern; or, in a sample, {"low", "high"}.
+        edits: the sweep's edits by name.
+        folder: the folder that relative paths start from.
+        where: the part of the sweep, for error messages.
+        draws: whether the axis belongs to a sample.
 
     Raises:
-        TypeError, ValueError, FileNotFoundError: it is none of these, has no value, or one that the setting can not
-            have.
+        TypeError, ValueError, FileNotFoundError: the value has none of these forms or is empty, or the setting does
+            not accept one of the values.
     """
     name = f"{where}: {key}"
-    known(key, edits, where)
+    check_known(key, edits, where)
     if isinstance(value, Mapping):
         values = _described(name, value, folder, draws)
     elif isinstance(value, list | tuple | range | Progression | Uniform):
         values = value
     else:
-        checked(key, value, edits, where, folder)
-        raise TypeError(f"{name}={brief(value)} should be a list of values; one value for all is said in [call]")
+        check_setting(key, value, edits, where, folder)
+        raise TypeError(f"{name}={brief(value)} should be a list of values; to give all points one value, use [call]")
     if isinstance(values, Uniform):
         for end in values:
-            checked(key, end, edits, where, folder)
+            check_setting(key, end, edits, where, folder)
         return values
     if not len(values):
-        raise ValueError(f"{name} has no values, so that the sweep has no points; give one at least")
+        raise ValueError(f"{name} has no values, so the sweep has no points; give at least one value")
     if isinstance(values, range | Progression):
         for end in (values[0], values[len(values) - 1]):
-            checked(key, end, edits, where, folder)
+            check_setting(key, end, edits, where, folder)
         return values
-    return tuple(checked(key, one, edits, where, folder) for one in values)
+    return tuple(check_setting(key, item, edits, where, folder) for item in values)
 
 
 def _described(name: str, value: Mapping[str, Any], folder: Path, draws: bool) -> Values | Uniform:
@@ -116,12 +124,12 @@ def _described(name: str, value: Mapping[str, Any], folder: Path, draws: bool) -
         start, step = (_real(f"{name}.{end}", value.get(end, 1)) for end in ("from", "step"))
         count = check_int(f"{name}.count", value["count"], 0, _MOST)
         if step == 0:
-            raise ValueError(f"{name}.step=0 gives one value many times; give another step")
+            raise ValueError(f"{name}.step=0 repeats the same value; give a step other than 0")
         if isinstance(start, int) and isinstance(step, int):
             return range(start, start + step * count, step)
         return Progression(start, step, count)
     forms = "{from, count, step}, {file}, {glob}" + (", {low, high}" if draws else "")
-    raise ValueError(f"{name} has {', '.join(map(repr, value)) or 'nothing'}; an axis is a list or {forms}")
+    raise ValueError(f"{name} has {', '.join(map(repr, value)) or 'no keys'}; an axis should be a list or {forms}")
 
 
 def _real(name: str, value: Any) -> float:
@@ -131,17 +139,19 @@ def _real(name: str, value: Any) -> float:
 
 def _matching(name: str, pattern: Any, folder: Path) -> tuple[str, ...]:
     if not isinstance(pattern, str):
-        raise TypeError(f"{name}.glob={brief(pattern)} should be a pattern of paths, such as photos/*.png")
+        raise TypeError(f"{name}.glob={brief(pattern)} should be a path pattern such as photos/*.png")
     return tuple(sorted(glob.glob(absolute_path(pattern, folder), recursive=True)))
 
 
 def _lines(name: str, file: Any, folder: Path) -> tuple[str, ...]:
     if not isinstance(file, str):
-        raise TypeError(f"{name}.file={brief(file)} should be the path of a text, a value a line")
+        raise TypeError(f"{name}.file={brief(file)} should be the path of a text file with one value per line")
     path = folder / Path(file).expanduser()
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        what = getattr(error, "strerror", None) or "it is no text in UTF-8"
-        raise ValueError(f"{name}.file: {path} cannot be read ({what}); name a text with a value a line") from None
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ValueError(
+            f"{name}.file: {path} cannot be read ({reason}); name a text file with one value per line"
+        ) from None
     return tuple(line.strip() for line in text.splitlines() if line.strip())

@@ -1,4 +1,4 @@
-"""Facts: what a plan has to know about a sweep's checkpoint, or about each stage of a cascade, apart from weights."""
+"""Facts that a plan needs about a sweep's checkpoint, or about each stage of a cascade, without its weights."""
 
 import dataclasses
 import json
@@ -26,7 +26,16 @@ from sega_jax.text.files import CheckpointError
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """The facts about a checkpoint that planning needs, without its weights. All of them can be written as JSON.
+    """The facts about a checkpoint that planning needs, without its weights. All of them are JSON-compatible.
+
+    Attributes:
+        model: arguments of `sega_jax.load`, with the folder's absolute path, or the commit on the hub.
+        system: the name of the family.
+        scheduler: the scheduler's config; None for a family that has its own schedule.
+        sizes: the sizes of pictures that the model can make.
+        negative: the text that a missing negative prompt stands for; None if no text is equivalent.
+        stage: the name of a cascade's stage; None for a single model.
+        earlier: the facts of the stage before, whose pictures this stage enlarges; None for the first stage.
 
     Example:
         >>> from sega_jax import sweep
@@ -35,21 +44,23 @@ class Facts:
         ('stable_diffusion', (128, 128))
     """
 
-    model: Mapping[str, Any]  # what `sega_jax.load` takes, with the folder's whole path, or the commit on the hub
-    system: str  # the name of the family
-    scheduler: Mapping[str, Any] | None  # the config; None for a family that has its own schedule
+    model: Mapping[str, Any]
+    system: str
+    scheduler: Mapping[str, Any] | None
     sizes: Sizes
-    negative: str | None = ""  # what no negative prompt means, in words; None where no words mean the same
-    stage: str | None = None  # of a cascade, by name; None for a model by itself
-    earlier: "Facts | None" = None  # of the stage before, whose pictures this one enlarges
+    negative: str | None = ""
+    stage: str | None = None
+    earlier: "Facts | None" = None
 
     @classmethod
     def of(cls, sweep: Sweep) -> "Facts":
-        """Returns the facts of a sweep's model, of a cascade those of its last stage. The files of a model on the hub
-        are fetched, if they are not here.
+        """Returns the facts of a sweep's model; for a cascade, the facts of its last stage.
+
+        Downloads the files of a model on the hub if they are missing.
 
         Raises:
-            FileNotFoundError, CheckpointError: as `sega_jax.load`; or a stage is not of this cascade.
+            FileNotFoundError, CheckpointError: as for `sega_jax.load`; or the cascade has no such stage.
+            ValueError: a setting belongs to a stage that the sweep does not have.
         """
         names = stages.later_stages()
         later = {name: model for name, model in sweep.model.items() if name in names}
@@ -57,13 +68,13 @@ class Facts:
         if not later:
             _check_stages(sweep, [])
             return cls._of(model)
-        # All families by their indices, before weights are fetched, which takes hours.
+        # Check all stages by their model_index.json before downloading weights, which may take hours.
         first = _source(model).system
-        follow = _following(first, later)
-        _check_stages(sweep, [FIRST, *follow])
+        systems = _later_systems(first, later)
+        _check_stages(sweep, [FIRST, *systems])
         facts = cls._of({**model, "safety_checker": False}, FIRST)
         common = {name: value for name, value in model.items() if name not in ("source", "revision")}
-        for name, system in follow.items():
+        for name, system in systems.items():
             shares = system.text.type is first.text.type
             options = {**common, **later[name], **({"safety_checker": False} if shares else {})}
             facts = cls._of(options, name, facts)
@@ -72,10 +83,10 @@ class Facts:
     @classmethod
     def _of(cls, model: dict[str, Any], stage: str | None = None, earlier: "Facts | None" = None) -> "Facts":
         readers = None if earlier is None else _readers(earlier.first)
-        found = _source(model)
+        source = _source(model)
         description = _described(model, "xla", readers)
         if "source" in model:
-            place, commit = sources.place(found)
+            place, commit = sources.place(source)
             model |= {"source": place} | ({} if commit is None else {"revision": commit})
         scheduler = None if description.scheduler is None else description.scheduler.config
         sizes = description.system.sampler.sizes(description.models)
@@ -101,12 +112,12 @@ class Facts:
 
     @property
     def prefix(self) -> str:
-        """What the names of this stage's settings begin with: nothing for the first stage, or "stage2."."""
+        """The prefix of this stage's settings: empty for the first stage, else such as "stage2."."""
         return "" if self.earlier is None else f"{self.stage}."
 
     @property
     def shares_text(self) -> bool:
-        """Whether the first stage's networks read the text of this stage."""
+        """Whether the first stage's text encoder also encodes this stage's prompts."""
         return self.earlier is not None and self.family.text.type is self.first.family.text.type
 
     @property
@@ -115,23 +126,23 @@ class Facts:
         return self.family.call
 
     def scheduler_of(self, name: str | None) -> Scheduler | None:
-        """Returns the checkpoint's scheduler, or another one that takes its options over.
+        """Returns the checkpoint's scheduler, or the named scheduler with the checkpoint's options.
 
         Raises:
-            ValueError: an option of it is not supported, or the family takes no scheduler.
+            ValueError: the scheduler does not support an option, or the family has its own schedule.
         """
         if self._config is None:
             if name is not None:
-                raise ValueError(f"scheduler={name!r}: {self.family.title} has a schedule of its own; leave it out")
+                raise ValueError(f"scheduler={name!r}: {self.family.title} has its own schedule; remove this setting")
             return None
         return _scheduler(self._config, name)
 
     def calls(self, point: Any) -> int:
-        """Returns the number of model calls of one picture."""
+        """Returns the number of model calls for one picture."""
         return _calls(self, self.declaration, point.scheduler, point.outline)
 
     def static(self, point: Any) -> Any:
-        """Returns what the family compiles in for a picture."""
+        """Returns the family's static choices for a picture, which are compiled into its program."""
         return _static(self, self.declaration, point.scheduler, point.outline)
 
     @cached_property
@@ -142,49 +153,55 @@ class Facts:
         return hash((self.system, self._config))
 
 
-def _check_stages(sweep: Sweep, there: list[str | None]) -> None:
-    """Checks that settings are of stages that are there.
+def _check_stages(sweep: Sweep, existing: list[str | None]) -> None:
+    """Checks that the sweep has the stages that its settings name.
+
+    Args:
+        existing: the names of the cascade's stages; empty for a single model.
 
     Raises:
-        ValueError: they are not.
+        ValueError: a stage does not exist.
     """
-    said = {stages.split(key)[0]: key for key in (*sweep.call, *sweep.axes)}
+    keys = {stages.split(key)[0]: key for key in (*sweep.call, *sweep.axes)}
     guided = [sweep.call.get("edited", ()), *(one for block in sweep.blocks for one in block.axes.get("edited", ()))]
-    said |= {stage: "edited" for one in guided for stage in one}
-    if not there and "edited" in (*sweep.call, *sweep.axes):
-        raise ValueError("'edited' says which stages of a cascade edits guide, and there is one model; leave it out")
-    for stage, key in said.items():
-        if stage and stage not in there:
-            raise ValueError(f"{key!r} is of {stage}, which is not there; name its checkpoint in [model] as {stage}")
+    keys |= {stage: "edited" for one in guided for stage in one}
+    if not existing and "edited" in (*sweep.call, *sweep.axes):
+        raise ValueError(
+            "'edited' lists the stages of a cascade that the edits guide, but this sweep has a single model; remove it"
+        )
+    for stage, key in keys.items():
+        if stage and stage not in existing:
+            raise ValueError(f"{key!r} needs {stage}, which is missing; add its checkpoint to [model] as {stage}")
 
 
-def _following(first: System, later: Mapping[str, Mapping[str, Any]]) -> dict[str, System]:
-    """Returns the families of a cascade's later stages, in their order.
+def _later_systems(first: System, later: Mapping[str, Mapping[str, Any]]) -> dict[str, System]:
+    """Returns the families of a cascade's later stages, in order.
 
     Raises:
-        CheckpointError: a stage is not of this cascade, or comes after one that is missing.
+        CheckpointError: the cascade has no such stage, or a stage before it is missing.
     """
     for name in later:
         if name not in first.stages:
-            raise CheckpointError(f"model: {first.title} starts no cascade with a stage {name}; leave {name} out")
+            raise CheckpointError(f"model: {first.title} starts no cascade with a stage {name}; remove {name}")
     order = list(first.stages)
     for i, name in enumerate(order[: max(map(order.index, later)) + 1]):
         if name not in later:
             after = next(other for other in order[i:] if other in later)
-            raise CheckpointError(f"model: {after} is given without {name}, whose pictures it enlarges")
+            raise CheckpointError(f"model: {after} enlarges the pictures of {name}, which is missing; add {name}")
         source, expected = _source(later[name]), first.stages[name]
         if source.system is not expected:
-            given = str(source.name)
-            raise CheckpointError(f"model: {name}={given!r} is {source.system.title}, not {expected.title}")
+            checkpoint = str(source.name)
+            raise CheckpointError(f"model: {name}={checkpoint!r} is {source.system.title}, not {expected.title}")
     return {name: system for name, system in first.stages.items() if name in later}
 
 
 @lru_cache
 def changes_text(facts: Facts, adapters: tuple[tuple[str, Pairs], ...], files: tuple[tuple[str, str], ...]) -> bool:
-    """Tells whether LoRAs change the networks of a checkpoint that read text.
+    """Tells whether LoRAs change a checkpoint's text encoders.
 
     Args:
-        files: the SHA-256 of the files by their paths, so that a file that changes is read again.
+        adapters: pairs of a file and its value, by kind ("lora", "textual_inversion").
+        files: the SHA-256 of the files by path, part of the cache's key, so that a changed file is read again.
 
     Raises:
         CheckpointError: a file does not fit the checkpoint.
@@ -193,44 +210,45 @@ def changes_text(facts: Facts, adapters: tuple[tuple[str, Pairs], ...], files: t
     loras = dict(adapters).get("lora")
     if not loras:
         return False
-    found = described(facts)
-    changes = lora_changes(found.models, dict(loras))
-    return any(change.layers.get(part) for change in changes for part in found.system.text.parts)
+    description = described(facts)
+    changes = lora_changes(description.models, dict(loras))
+    return any(change.layers.get(part) for change in changes for part in description.system.text.parts)
 
 
 def described(facts: Facts, attention: str = "xla") -> loading.Description:
-    """Returns what a sweep's model is, without its weights. A later stage of a cascade has the first one's networks
-    that read text, where they suit it.
+    """Describes a sweep's model without its weights.
+
+    A later stage of a cascade shares the first stage's text encoders if both encode text in the same way.
 
     Raises:
-        FileNotFoundError, CheckpointError: as `sega_jax.load`.
+        FileNotFoundError, CheckpointError: as for `sega_jax.load`.
     """
     return _described(facts.model, attention, None if facts.earlier is None else _readers(facts.first, attention))
 
 
 class Readers(NamedTuple):
-    """What reads text in a checkpoint."""
+    """The parts of a checkpoint that encode text."""
 
-    type: type  # of the text
-    networks: Mapping[str, Any]  # by the names of their folders
+    type: type  # the class of the encoded text
+    networks: Mapping[str, Any]  # the text encoders by the names of their folders
     tokenizer: Any
 
 
 def _readers(facts: Facts, attention: str = "xla") -> Readers:
-    found = described(facts, attention)
-    reader = found.system.text
-    networks = {part: module for part, module in found.networks.items() if part in reader.parts}
-    return Readers(reader.type, networks, found.tokenizer)
+    description = described(facts, attention)
+    reader = description.system.text
+    networks = {part: module for part, module in description.networks.items() if part in reader.parts}
+    return Readers(reader.type, networks, description.tokenizer)
 
 
 def _described(model: Mapping[str, Any], attention: str, readers: Readers | None) -> loading.Description:
-    found, checker = _source(model), model.get("safety_checker", True)
+    source, checker = _source(model), model.get("safety_checker", True)
     without = [] if checker else [CHECKER]
     with muted():
-        if readers is None or found.system.text.type is not readers.type:
-            folder = found.fetch(model.get("variant"), without=without)
-            return loading.describe(folder, attention, tokenizer=found.vocabulary(), safety_checker=checker)
-        folder = found.fetch(model.get("variant"), without=[*without, *readers.networks, "tokenizer"])
+        if readers is None or source.system.text.type is not readers.type:
+            folder = source.fetch(model.get("variant"), without=without)
+            return loading.describe(folder, attention, tokenizer=source.vocabulary(), safety_checker=checker)
+        folder = source.fetch(model.get("variant"), without=[*without, *readers.networks, "tokenizer"])
         tokenizer, replaced = readers.tokenizer, readers.networks
         return loading.describe(folder, attention, tokenizer=tokenizer, safety_checker=checker, replaced=replaced)
 
@@ -245,20 +263,20 @@ def _scheduler(config: str, name: str | None) -> Scheduler:
     return scheduler if name is None else as_scheduler(name, scheduler.config)
 
 
-# In place of pictures, where it only matters that there is one.
+# Stands in for any picture where only its presence matters.
 _PICTURE = np.zeros((1, 1, 3), np.uint8)
 
 
 @lru_cache
 def _call(call: Any, settings: tuple[tuple[str, Any], ...]) -> Any:
-    """Returns a call of no words with these settings, and with another picture in place of one that is given."""
+    """Returns a call with these settings, an empty prompt, and `_PICTURE` in place of every picture."""
     pictures = pictures_of(call)
     return call("", **{name: _PICTURE if name in pictures and value else value for name, value in settings})
 
 
 @lru_cache
 def pictures_of(call: Any) -> tuple[str, ...]:
-    """Returns the arguments of a family's calls that are pictures."""
+    """Returns the names of a family's call arguments that are pictures."""
     return tuple(name for name, one in call_settings(call).items() if isinstance(one.kind, Pictures))
 
 
@@ -274,7 +292,11 @@ def _static(facts: Facts, call: Any, name: str | None, shared: tuple[tuple[str, 
 
 @lru_cache
 def check_together(facts: Facts, declaration: Any, name: str | None, settings: tuple[tuple[str, Any], ...]) -> None:
-    """Checks the settings of a call together, without its words and seed."""
+    """Checks that the settings of a call go together; prompts and seed play no part.
+
+    Raises:
+        ValueError: they do not.
+    """
 
     def refuse(message: str) -> None:
         raise ValueError(message)

@@ -1,4 +1,4 @@
-"""The settings that a sweep may give, derived from the declared arguments of calls and of `Edit`."""
+"""The settings of a sweep, derived from the declared arguments of calls and of `Edit`."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -19,8 +19,8 @@ from sega_jax.systems.call import Call
 from sega_jax.systems.registry import systems
 from sega_jax.text.files import absolute_path
 
-# Settings of a picture that are not arguments of its call: besides these, its scheduler, and which of the edits act.
-# In a cascade also which of the stages the edits guide.
+# Settings that are not arguments of a call: the scheduler, the active edits, in a cascade the stages that the edits
+# guide ("edited"), and the adapters.
 OTHERS = ("scheduler", "edits", "edited", *ADAPTERS)
 
 
@@ -35,13 +35,13 @@ def edit_settings() -> Mapping[str, Argument]:
 
 
 def adapter_kinds() -> dict[str, Files]:
-    """Returns the kinds of files that are added to a checkpoint's networks, by the names of the settings."""
+    """Returns the kinds of adapter files (LoRAs and textual inversions) by the names of their settings."""
     declared = arguments(LoadOptions)
     return {name: kind for name in ADAPTERS if isinstance(kind := declared[name].kind, Files)}
 
 
 def names() -> list[str]:
-    """Returns the settings of a call of any family."""
+    """Returns the names of the settings of all families' calls."""
     return [*_names(systems().values()), *OTHERS]
 
 
@@ -49,12 +49,12 @@ def _names(families: Iterable[System]) -> list[str]:
     return list(dict.fromkeys(name for system in families for name in call_settings(system.call)))
 
 
-def known(key: str, edits: Mapping[str, Any], where: str) -> None:
-    """Checks that there is a setting, "seed" or "glasses.scale".
+def check_known(key: str, edits: Mapping[str, Any], where: str) -> None:
+    """Checks that a setting exists, such as "seed" or "glasses.scale".
 
     Args:
-        edits: the sweep's, by their names.
-        where: in the sweep, for errors.
+        edits: the sweep's edits by name.
+        where: the part of the sweep, for error messages.
 
     Raises:
         ValueError: there is no such setting or edit.
@@ -67,20 +67,20 @@ def known(key: str, edits: Mapping[str, Any], where: str) -> None:
         return
     edit, _, name = key.rpartition(".")
     if edit == FIRST:
-        raise ValueError(f"{where}: {key!r} is of the first stage, whose settings have no prefix; say {name!r}")
+        raise ValueError(f"{where}: {key!r} belongs to the first stage, whose settings have no prefix; use {name!r}")
     if edit and edit not in edits:
-        listed = ", ".join(edits) or "none; describe it in a table [edits.NAME]"
+        listed = ", ".join(edits) or "none; describe the edit in a table [edits.NAME]"
         raise ValueError(
-            f"{where}: {key!r} is of an edit {edit!r} that the sweep does not have; its edits are {listed}"
+            f"{where}: {key!r} belongs to an edit {edit!r} that the sweep does not have; its edits are {listed}"
         )
     if name not in (edit_settings() if edit else names()):
         listed = ", ".join(f"{edit}.{setting}" for setting in edit_settings()) if edit else ", ".join(names())
-        hint = "" if edit or name not in edit_settings() else f" (of an edit it is NAME.{name})"
+        hint = "" if edit or name not in edit_settings() else f" (for an edit, use NAME.{name})"
         raise ValueError(f"{where}: {key!r} is unknown{hint}; the settings are {listed}")
 
 
 def kind_of(key: str) -> Kind | None:
-    """Returns the kind of the values of a setting of calls or of adapters; None for other settings."""
+    """Returns the kind of values of a call's setting or of an adapter's; None for all other settings."""
     stage, name = stages.split(key)
     if name in ADAPTERS:
         return adapter_kinds()[name]
@@ -88,82 +88,87 @@ def kind_of(key: str) -> Kind | None:
     return next((call_settings(one.call)[name].kind for one in families if name in call_settings(one.call)), None)
 
 
-def checked(key: str, value: Any, edits: Mapping[str, Any], where: str, folder: Path = Path()) -> Any:
-    """Returns the value of a setting as the library uses it; of a call's it fits at least one family.
+def check_setting(key: str, value: Any, edits: Mapping[str, Any], where: str, folder: Path = Path()) -> Any:
+    """Checks a setting's value and returns it in the form that the library uses.
+
+    The value of a call's setting must be valid for at least one family.
 
     Args:
-        folder: where relative paths start from.
+        folder: the folder that relative paths start from.
 
     Raises:
-        FileNotFoundError, TypeError, ValueError: as `known`, or a value of another type or range.
+        FileNotFoundError, TypeError, ValueError: the setting is unknown, or the value has the wrong type or is out of
+            range.
     """
-    known(key, edits, where)
+    check_known(key, edits, where)
     stage, name = stages.split(key)
     edit, _, name = ("", "", name) if stage else key.rpartition(".")
-    said = f"{where}: {key}"
+    label = f"{where}: {key}"
     if edit:
-        return _of_edit(name, value, said)
+        return _edit_value(name, value, label)
     if name == "scheduler":
-        return _scheduler(said, value, folder)
+        return _scheduler(label, value, folder)
     if name == "edits":
-        return _acting(said, value, edits, where)
+        return _active_edits(label, value, edits, where)
     if name == "edited":
-        return _guided(said, value)
+        return _guided_stages(label, value)
     if name in ADAPTERS:
         kind = adapter_kinds()[name]
-        return kind.check_one(said, kind.located(said, () if value is None else value, folder))
+        return kind.check_one(label, kind.located(label, () if value is None else value, folder))
     error = None
     for system in stages.later_stages()[stage] if stage else systems().values():
         if name in (settings := call_settings(system.call)):
             try:
-                return fixed(settings[name], settings[name].kind.located(said, value, folder), said)
-            except (TypeError, ValueError) as wrong:
-                error = error or wrong
-    raise error or ValueError(f"{said} is unknown")
+                return check_single(settings[name], settings[name].kind.located(label, value, folder), label)
+            except (TypeError, ValueError) as mismatch:
+                error = error or mismatch
+    raise error or ValueError(f"{label} is unknown")
 
 
-def fixed(argument: Argument, value: Any, name: str) -> Any:
-    """Returns the one value of an argument that a point has.
+def check_single(argument: Argument, value: Any, name: str) -> Any:
+    """Returns the single value that a point has for an argument.
 
     Raises:
-        TypeError, ValueError: it is of another type or range, or several.
+        TypeError, ValueError: the value has the wrong type, is out of range, or is a list of several values.
     """
     return None if value is None and argument.default is None else argument.kind.check_one(name, value)
 
 
-def _guided(said: str, value: Any) -> tuple[str, ...]:
+def _guided_stages(label: str, value: Any) -> tuple[str, ...]:
     known = [FIRST, *stages.later_stages()]
     if not isinstance(value, list | tuple) or not all(one in known for one in value):
-        raise ValueError(f"{said}={brief(value)} should be a list of stages that the edits guide: {', '.join(known)}")
+        raise ValueError(
+            f"{label}={brief(value)} should be a list of the stages that the edits guide: {', '.join(known)}"
+        )
     return tuple(one for one in known if one in value)
 
 
-def _of_edit(name: str, value: Any, said: str) -> Any:
-    # TOML has no null.
+def _edit_value(name: str, value: Any, label: str) -> Any:
+    # TOML has no null, so a sweep writes "never" for None.
     if name == "cooldown" and value == "never":
         return None
     if name == "concept" and not isinstance(value, str):
-        raise TypeError(f"{said}={brief(value)} should be a string")
-    return edit_settings()[name].check(value, said)
+        raise TypeError(f"{label}={brief(value)} should be a string")
+    return edit_settings()[name].check(value, label)
 
 
-def _scheduler(said: str, value: Any, folder: Path) -> str:
+def _scheduler(label: str, value: Any, folder: Path) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{said}={brief(value)} should be a string")
+        raise TypeError(f"{label}={brief(value)} should be the name of a scheduler or the path of its folder")
     if os.path.isdir(path := absolute_path(value, folder)):
         value = path
     try:
         checked_scheduler(value)
     except ValueError as error:
-        raise ValueError(f"{said}: {error}") from None
+        raise ValueError(f"{label}: {error}") from None
     return value
 
 
-def _acting(said: str, value: Any, edits: Mapping[str, Any], where: str) -> tuple[str, ...]:
+def _active_edits(label: str, value: Any, edits: Mapping[str, Any], where: str) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
-        raise TypeError(f"{said}={brief(value)} should be a list of names of edits; [] is the picture without any")
-    if astray := [one for one in value if one not in edits]:
+        raise TypeError(f"{label}={brief(value)} should be a list of edit names; [] means the picture without edits")
+    if unknown := [name for name in value if name not in edits]:
         listed = ", ".join(edits) or "none"
-        raise ValueError(f"{where}: edits names {astray[0]!r}, which is none; the sweep's edits are {listed}")
-    # In one order, so that one set of them is one picture.
-    return tuple(one for one in edits if one in value)
+        raise ValueError(f"{where}: edits names the unknown edit {unknown[0]!r}; the sweep's edits are {listed}")
+    # A fixed order, so that the same set of edits always means the same picture.
+    return tuple(name for name in edits if name in value)

@@ -1,1 +1,1 @@
-"""How a sweep is made: batches, shared prefixes and memory, decided before anything runs."""
+"""The plan of a sweep, made before anything runs: its batches, shared prefixes and memory."""

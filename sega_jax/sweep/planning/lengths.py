@@ -1,4 +1,4 @@
-"""How long the texts of pictures are, where a picture depends on what the longest text of its batch is padded to."""
+"""The padded lengths of prompts, for models whose pictures depend on the longest prompt of their batch."""
 
 from typing import Any
 
@@ -12,8 +12,10 @@ from sega_jax.systems.registry import check_adapters
 
 
 class Lengths:
-    """Tells to what length the texts of points are padded. Points of one batch should agree, so that each picture is
-    that of a call of its own."""
+    """Computes the length that a point's texts are padded to.
+
+    Batches contain only points of equal length, so that each picture is the same as in a call of its own.
+    """
 
     def __init__(self, facts: Facts):
         self._facts, self._tokenizers = facts, dict[Any, Any]()
@@ -21,38 +23,38 @@ class Lengths:
         self._reading = [name for name, one in arguments(facts.declaration).items() if one.of_text]
 
     def __call__(self, point: Point) -> Any:
-        """Returns the length, in the family's own measure; None where no picture depends on it.
+        """Returns the length in the family's unit; None if the picture does not depend on it.
 
         Raises:
-            CheckpointError, TypeError, ValueError: LoRAs or new words do not fit the checkpoint, or its text encoder
-                cannot read texts so.
+            CheckpointError, TypeError, ValueError: an adapter does not fit the checkpoint, or the text encoder does not
+                support the point's text options.
         """
         options = {name: point.call[name] for name in self._reading if name in point.call}
-        read = any(options.values())
-        if read and tuple(options.items()) not in self._checked:
+        has_text_options = any(options.values())
+        if has_text_options and tuple(options.items()) not in self._checked:
             reader = self._facts.family.text
             reader.check_options(reader.networks(described(self._facts).models), options)
             self._checked.add(tuple(options.items()))
-        if (read or point.adapters) and point.adapters not in self._tokenizers:
-            self._tokenizers[point.adapters] = fitting(self._facts, point.adapters)
-        if not read:
+        if (has_text_options or point.adapters) and point.adapters not in self._tokenizers:
+            self._tokenizers[point.adapters] = tokenizer_with(self._facts, point.adapters)
+        if not has_text_options:
             return None
-        words = [point.call["prompt"], point.call["negative_prompt"], *(edit.concept for edit in point.edits.values())]
-        words = [word for word in words if word is not None]
-        return self._facts.family.text.length(self._tokenizers[point.adapters], words, **options)
+        texts = [point.call["prompt"], point.call["negative_prompt"], *(edit.concept for edit in point.edits.values())]
+        texts = [text for text in texts if text is not None]
+        return self._facts.family.text.length(self._tokenizers[point.adapters], texts, **options)
 
 
-def fitting(facts: Facts, adapters: tuple[tuple[str, Pairs], ...]) -> Any:
-    """Checks LoRAs and new words against a sweep's checkpoint, and returns its tokenizer with the new words.
+def tokenizer_with(facts: Facts, adapters: tuple[tuple[str, Pairs], ...]) -> Any:
+    """Checks adapters against a sweep's checkpoint, and returns its tokenizer with the words of textual inversions.
 
     Raises:
-        CheckpointError, TypeError, ValueError: they do not fit, or the family has no such adapters.
+        CheckpointError, TypeError, ValueError: an adapter does not fit, or the family does not support it.
     """
-    found, kinds = described(facts), adapter_kinds()
+    description, kinds = described(facts), adapter_kinds()
     given = {name: kinds[name].given(pairs) for name, pairs in adapters}
-    check_adapters(found.system, given)
+    check_adapters(description.system, given)
     if "lora" in given:
-        lora_changes(found.models, given["lora"])
+        lora_changes(description.models, given["lora"])
     if "textual_inversion" in given:
-        return extended_tokenizer(found.models, found.tokenizer, given["textual_inversion"])
-    return found.tokenizer
+        return extended_tokenizer(description.models, description.tokenizer, given["textual_inversion"])
+    return description.tokenizer

@@ -1,5 +1,4 @@
-"""How much memory a sweep takes, by the compiler's own analysis, before any weights are loaded; and the rows that a
-device's memory holds."""
+"""Estimates a sweep's memory by the compiler's own analysis, before weights are loaded, and the rows that fit in it."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,18 +17,25 @@ from sega_jax.sweep.planning.plan import Batch, Plan, plan
 from sega_jax.systems import programs
 from sega_jax.systems.base import Encode
 
-# Rows of a device: more are no faster, and a crash loses more; as many as usual where the memory is not known.
-MOST, USUAL = 64, 8
-# What fragmentation and the libraries take.
+# The most rows per device: more are not faster, and a crash would lose more work. `DEFAULT` applies if the device does
+# not report its memory.
+MOST, DEFAULT = 64, 8
+# The fraction of memory left for fragmentation and libraries.
 _SPARE = 0.1
-# Fewer rows for so many fewer evaluations, which are filling.
+# The number of rows is halved if that costs at most this fraction of further evaluations over the fewest possible.
 _WORTH = 0.03
-# Rows of the program that is analysed: some of what it takes is not of the rows, and counts half.
+# The rows of the analysed program. With two rows, memory that does not depend on the rows counts half per row.
 _ROWS = 2
 
 
 class Memory(NamedTuple):
-    """Of each device, in bytes.
+    """The memory that a plan needs on each device, in bytes.
+
+    Attributes:
+        weights: the memory of the weights.
+        row: the most memory that a row takes.
+        there: the device's memory; None if the device does not report it.
+        rows: the number of rows that fit.
 
     Example:
         >>> from sega_jax import sweep
@@ -38,20 +44,26 @@ class Memory(NamedTuple):
     """
 
     weights: int
-    row: int  # that every row takes, at most
-    there: int | None  # None where the device does not say
+    row: int
+    there: int | None
 
     @property
     def rows(self) -> int:
-        """That fit, at least 1 and at most `MOST`."""
+        """The number of rows that fit, from 1 to 64; 8 if the device does not report its memory."""
         if self.there is None:
-            return USUAL
+            return DEFAULT
         return int(min(max(((1 - _SPARE) * self.there - self.weights) // self.row, 1), MOST))
 
 
 def needed(plan: Plan) -> Memory:
-    """Returns what the largest program of a plan takes, by compiling it for a few rows; nothing is loaded and nothing
-    runs.
+    """Estimates the memory of a plan's largest program by compiling it for a few rows, without loading or running it.
+
+    Args:
+        plan: the plan; for a cascade, the plan of one stage.
+
+    Raises:
+        FileNotFoundError, CheckpointError: as for `sega_jax.load`.
+        TypeError, ValueError: the checkpoint refuses a call of the plan.
 
     Example:
         >>> from sega_jax import sweep
@@ -62,7 +74,7 @@ def needed(plan: Plan) -> Memory:
     """
     pipe, weights = outline(plan.facts)
     if any(batch.adapters for batch in plan.batches):
-        # The networks that adapters change are there twice, with and without them.
+        # The networks that adapters change are kept twice, with and without the adapters.
         names = pipe.system.checkpoint.adapters.lora
         changed = [module for part, module in pipe.models._asdict().items() if part in names]
         weights += sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(changed))
@@ -73,20 +85,23 @@ def needed(plan: Plan) -> Memory:
 
     number = max(range(len(plan.batches)), key=lambda i: (size(plan.batches[i]), plan.batches[i].shares))
     batch, point = plan.batches[number], plan.point(plan.batches[number].points[0])
-    whole = prepared(pipe, plan.facts, point)
-    row = _row(pipe, whole.select([0] * _ROWS), batch.shares)
-    # The shared predictions, as they are computed and as they are used.
-    state = int(np.prod(whole.shape))
+    call = prepared(pipe, plan.facts, point)
+    row = _row(pipe, call.select([0] * _ROWS), batch.shares)
+    # Recorded predictions are kept twice: as the trunk computes them, and as its pictures use them.
+    state = int(np.prod(call.shape))
     past = 2 * plan.depth * (2 + batch.program.concepts) * state * 4 if batch.shares else 0
     stats = pipe.devices.devices[0].memory_stats() or {}
     return Memory(weights, row + past, stats.get("bytes_limit"))
 
 
 def _row(pipe: Pipeline, batch: BatchOfRows, records: bool) -> int:
-    """Returns the bytes of a row, in the program that takes most."""
+    """Returns the bytes that a row takes in the program that needs the most memory.
+
+    Args:
+        records: whether the program records its predictions, as a trunk does.
+    """
     system, models = pipe.system, pipe.models
     sampler, reader = system.sampler, system.text
-    # What pictures have in common is recorded.
     static = batch.static._replace(record=records)
     concepts = [edit.concept for edits in batch.edits for edit in edits]
     words = [text for text in (*batch.prompts, *batch.negatives, *concepts) if isinstance(text, str)]
@@ -107,7 +122,7 @@ def _row(pipe: Pipeline, batch: BatchOfRows, records: bool) -> int:
 
 
 def _encoded(encode: Any, networks: Any, ids: Any) -> list[Any]:
-    """Returns texts of tokens without values: zeros of their shapes."""
+    """Returns encoded texts of the right shapes, filled with ones, without running the text encoder."""
     shapes = jax.eval_shape(encode, networks, ids)
     texts = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes)
     return [texts[i] for i in range(len(texts))]
@@ -123,16 +138,24 @@ def _ignore(message: str) -> None:
 
 
 def _bytes(lowered: Any) -> int:
-    """Of a program beside its arguments."""
-    found = lowered.compile().memory_analysis()
-    return 0 if found is None else found.temp_size_in_bytes + found.output_size_in_bytes
+    """Returns the memory of a program in bytes, without its arguments; 0 if the compiler does not report it."""
+    analysis = lowered.compile().memory_analysis()
+    return 0 if analysis is None else analysis.temp_size_in_bytes + analysis.output_size_in_bytes
 
 
 def fitted(sweep: Sweep, facts: Facts, *, share: bool = True) -> Plan:
-    """The plan with as many rows as the memory of the devices holds; with fewer where these leave less unfilled.
+    """Plans a sweep with as many rows as the devices' memory holds, or with fewer if that wastes fewer padding rows.
+
+    Args:
+        sweep: the sweep.
+        facts: the facts of its model.
+        share: as for `plan`.
+
+    Returns:
+        The plan. Among the tried numbers of rows, it has the largest whose evaluations are within 3 % of the fewest.
 
     Raises:
-        TypeError, ValueError: as of `plan`.
+        FileNotFoundError, CheckpointError, TypeError, ValueError: as for `plan`.
 
     Example:
         >>> from sega_jax import sweep
@@ -141,16 +164,16 @@ def fitted(sweep: Sweep, facts: Facts, *, share: bool = True) -> Plan:
         100
     """
     devices = jax.local_device_count()
-    # Stages are loaded one after another, and each has the rows that suit it.
+    # Stages are loaded one after another, so each may have as many rows as its own model allows.
     earlier = None if facts.earlier is None else fitted(sweep, facts.earlier, share=share)
     planned = partial(plan, sweep, facts, share=share, earlier=earlier)
-    first = planned(USUAL * devices)
+    first = planned(DEFAULT * devices)
     stats = jax.local_devices()[0].memory_stats() or {}
-    # Without a limit there is nothing to find out.
-    most = needed(first).rows if "bytes_limit" in stats else USUAL
+    # If the device reports no memory limit, skip the analysis.
+    most = needed(first).rows if "bytes_limit" in stats else DEFAULT
     counts = [most]
-    while counts[-1] > USUAL:
+    while counts[-1] > DEFAULT:
         counts.append(-(-counts[-1] // 2))
-    plans = [first if count == USUAL else planned(count * devices) for count in counts]
+    plans = [first if count == DEFAULT else planned(count * devices) for count in counts]
     least = min(one.counts.evaluations for one in plans)
     return next(one for one in plans if one.counts.evaluations <= (1 + _WORTH) * least)

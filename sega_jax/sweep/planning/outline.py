@@ -1,4 +1,4 @@
-"""A sweep's checkpoint without its weights: it checks the calls of a plan before anything is loaded or runs."""
+"""Checks a plan's calls against the checkpoint without its weights, before anything is loaded or runs."""
 
 from typing import Any
 
@@ -20,55 +20,61 @@ from sega_jax.weights.lora_files import digest
 
 
 def outline(facts: Facts) -> tuple[Pipeline, int]:
-    """Returns a pipeline without values, and the bytes that the weights of all networks take on a device.
+    """Returns a pipeline whose weights have shapes but no values, and the weights' size on a device in bytes.
 
     Raises:
-        FileNotFoundError, CheckpointError: as `sega_jax.load`.
+        FileNotFoundError, CheckpointError: as for `sega_jax.load`.
     """
-    where = Devices()
-    dtype = pick_dtype(facts.model.get("dtype"), where)
-    found = described(facts, pick_attention(facts.model.get("attention"), dtype, where))
-    models = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), found.models)
-    weights = sum(leaf.size * dtype.itemsize for leaf in jax.tree.leaves(found.networks))
-    return Pipeline(found.system, models, found.tokenizer, found.scheduler, where, None, found.extras), weights
+    devices = Devices()
+    dtype = pick_dtype(facts.model.get("dtype"), devices)
+    model = described(facts, pick_attention(facts.model.get("attention"), dtype, devices))
+    models = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), model.models)
+    weights = sum(leaf.size * dtype.itemsize for leaf in jax.tree.leaves(model.networks))
+    return Pipeline(model.system, models, model.tokenizer, model.scheduler, devices, None, model.extras), weights
 
 
 def prepared(pipe: Pipeline, facts: Facts, point: Point) -> Batch:
     """Prepares the call of one point.
 
     Raises:
-        TypeError, ValueError: as `Pipeline.prepare`.
+        TypeError, ValueError: as for `Pipeline.prepare`.
     """
     scheduler = facts.scheduler_of(point.scheduler)
     if scheduler is not None:
         pipe.scheduler = scheduler
     call = {name: value for name, value in point.call.items() if value is not None}
-    # A picture that is not made yet only has a size.
+    # Pictures of the stage before are not made yet; blank ones of the same size stand in for them.
     for name in pictures_of(facts.declaration):
-        if (made := earlier(call.get(name))) is not None:
-            call[name] = np.zeros((*made.size, 3), np.uint8)
+        if (picture := earlier(call.get(name))) is not None:
+            call[name] = np.zeros((*picture.size, 3), np.uint8)
     with muted():
         return pipe.prepare(**call, edits=list(point.edits.values()), output="uint8")
 
 
 def check_files(plan: Plan) -> None:
-    """Checks that the files that pictures are made from are what they were when the sweep was planned.
+    """Checks that the files that settings name have not changed since the sweep was planned.
 
     Raises:
-        FileNotFoundError, ValueError: a file is gone, or has changed.
+        FileNotFoundError, ValueError: a file is missing or has changed.
     """
     for path, known in plan.sweep.files.items():
         if digest(path) != known["digest"]:
-            raise ValueError(f"{path} has changed since the sweep was planned; restore it, or begin in another folder")
+            raise ValueError(
+                f"{path} has changed since the sweep was planned; restore the file, or start the sweep in a new folder"
+            )
 
 
 def check(plan: Plan) -> None:
-    """Checks the calls of a plan against the checkpoint, one for each combination of settings that the checkpoint may
-    refuse. Words, seeds and pictures are no part of it, and numbers of a fixed range were checked before. Of a cascade
-    all stages are checked.
+    """Checks the calls of a plan against the checkpoint, without loading weights; for a cascade, in all stages.
+
+    It checks one call for each combination of the settings that only the checkpoint can validate. It does not check
+    prompts, seeds and pictures, and numbers with a fixed range were checked when the sweep was described.
+
+    Args:
+        plan: the plan.
 
     Raises:
-        FileNotFoundError, CheckpointError, TypeError, ValueError: a call would be refused; nothing ran.
+        FileNotFoundError, CheckpointError, TypeError, ValueError: the checkpoint would refuse a call.
 
     Example:
         >>> from sega_jax import sweep
@@ -96,4 +102,4 @@ def check(plan: Plan) -> None:
             try:
                 prepared(pipe, plan.facts, point)
             except (TypeError, ValueError) as error:
-                raise type(error)(f"a point of the sweep is refused: {error}") from None
+                raise type(error)(f"the checkpoint refuses a point of the sweep: {error}") from None

@@ -1,4 +1,4 @@
-"""Planning: the points of a sweep in batches that compiled programs run, on disk before the first of them runs."""
+"""Planning: groups the points of a sweep into batches of compiled programs. The plan is stored before it runs."""
 
 import dataclasses
 import json
@@ -23,12 +23,12 @@ _VERSION = 3
 
 
 class Program(NamedTuple):
-    """What is compiled in: batches that share it compile once."""
+    """Everything that is compiled in. Batches with equal values share one compiled program."""
 
     rows: int
     concepts: int
-    settings: tuple[tuple[str, Any], ...]  # arguments another value of which is another program
-    static: str  # the family's own choices, such as the solver
+    settings: tuple[tuple[str, Any], ...]  # the arguments whose values are compiled in
+    static: str  # the family's static choices, such as the solver
 
     @property
     def size(self) -> tuple[int, int]:
@@ -38,49 +38,62 @@ class Program(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Pictures that are made and recorded together. With fewer of them than the program has rows, the last one fills it
-    up; those that share what they have in common are more, and have a schedule."""
+    """Pictures that are made and recorded together.
+
+    A batch without shared prefixes has at most as many pictures as its program has rows; copies of the last picture pad
+    it. A batch with shared prefixes may have more pictures, and is made by a `Schedule`.
+    """
 
     program: Program
     scheduler: str | None
-    settings: tuple[tuple[str, Any], ...]  # the other arguments that all of them share
-    calls: int
-    points: tuple[int, ...]  # by their numbers in the sweep
-    names: tuple[str, ...]  # of the pictures
-    shares: bool = False
-    adapters: tuple[tuple[str, Pairs], ...] = ()  # LoRAs and new words that all of them share
-    text_adapters: tuple[tuple[str, Pairs], ...] = ()  # the first stage's LoRAs that change their text
+    settings: tuple[tuple[str, Any], ...]  # the other arguments that the pictures share
+    calls: int  # model calls of each picture
+    points: tuple[int, ...]  # the numbers of the points in the sweep
+    names: tuple[str, ...]  # the names of the pictures
+    shares: bool = False  # whether the pictures share prefixes
+    adapters: tuple[tuple[str, Pairs], ...] = ()  # the LoRAs and textual inversions of all its pictures
+    text_adapters: tuple[tuple[str, Pairs], ...] = ()  # the first stage's LoRAs that change its texts
 
     @property
     def compiled(self) -> Any:
-        """What is compiled for it: batches that share take other programs than those that do not."""
+        """A key for its compiled programs: batches with shared prefixes compile other programs."""
         return self.program, self.shares
 
 
 class Counts(NamedTuple):
-    """How much a plan is. Evaluations are rows through the UNet, 2 + n for a call of a picture with n concepts."""
+    """The size of a plan. Evaluations are rows through the UNet: 2 + n for each call of a picture with n concepts."""
 
     points: int
-    pictures: int  # fewer than points where several mean the same picture
+    pictures: int  # fewer than `points` if several points mean the same picture
     batches: int
     programs: int
-    evaluations: int  # as the batches run, with what fills them up
-    alone: int  # of the pictures one by one
-    shared: int  # the fewest, if all that pictures have in common were computed once
+    evaluations: int  # as planned, including padding
+    alone: int  # if each picture were made separately
+    shared: int  # the fewest possible, if every common prefix were computed once and nothing were padded
 
     @property
     def compared(self) -> str:
-        """The evaluations beside those of the pictures one by one."""
+        """A sentence part that compares the planned evaluations with making each picture separately."""
         saved = 1 - self.evaluations / self.alone
         if saved >= 0:
-            return f"{saved:.1%} fewer UNet evaluations than of the pictures one by one"
-        return f"{-saved:.1%} more UNet evaluations than of the pictures one by one, for rows that fill batches up"
+            return f"{saved:.1%} fewer UNet evaluations than making each picture separately"
+        return f"{-saved:.1%} more UNet evaluations than making each picture separately, because batches are padded"
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Which pictures a sweep makes, and in which batches: on one machine it makes the same ones to the bit, however
-    often it is interrupted.
+    """The pictures of a sweep, grouped into batches.
+
+    On one machine, running a plan gives the same pictures bit for bit, even if the run is interrupted and resumed.
+    `plan` makes a plan, and `run` runs it.
+
+    Attributes:
+        sweep: the sweep.
+        facts: the facts of its model; for a cascade, of the stage that this plan makes.
+        rows: the most rows of a batch.
+        batches: the batches, in the order in which they run.
+        earlier: the plan of the stage before in a cascade.
+        made_larger: whether a later stage enlarges these pictures.
 
     Example:
         >>> from sega_jax import sweep
@@ -94,25 +107,25 @@ class Plan:
     facts: Facts
     rows: int
     batches: tuple[Batch, ...]
-    earlier: "Plan | None" = None  # of the stage before in a cascade
-    made_larger: bool = False  # whether a later stage enlarges these pictures
+    earlier: "Plan | None" = None
+    made_larger: bool = False
 
     @property
     def chain(self) -> "list[Plan]":
-        """The plans of all stages up to this one, the first stage first; of a model by itself, its plan alone."""
+        """The plans of all stages up to this one, the first stage first; for a single model, only this plan."""
         return [*(self.earlier.chain if self.earlier is not None else []), self]
 
     @property
     def format(self) -> str:
-        """The format of the pictures; those that are made larger are kept as arrays of floats."""
+        """The pictures' file format. Pictures that a later stage enlarges are stored as arrays of floats ("npy")."""
         return "npy" if self.made_larger else self.sweep.format
 
     def point(self, i: int) -> Point:
-        """The picture of point i."""
+        """Returns the complete settings of point i."""
         return point(self.sweep[i], self.sweep, self.facts)
 
     def evaluations(self, number: int) -> int:
-        """Rows of a batch through the UNet, with those that fill up."""
+        """Returns the evaluations of a batch, including padding."""
         batch = self.batches[number]
         if batch.shares:
             return self.schedules[number].evaluations(batch.program.concepts)
@@ -120,7 +133,7 @@ class Plan:
 
     @cached_property
     def schedules(self) -> dict[int, Schedule]:
-        """How the batches that share are made, by their numbers."""
+        """The schedules of the batches with shared prefixes, by batch number."""
         return {
             number: sharing.schedule([self.point(i) for i in batch.points], batch.calls, batch.program.rows)
             for number, batch in enumerate(self.batches)
@@ -129,20 +142,23 @@ class Plan:
 
     @cached_property
     def depth(self) -> int:
-        """The most calls of a trunk; 1 at least."""
+        """The number of calls of the longest trunk, at least 1."""
         return max((one.departures[-1] for one in self.schedules.values()), default=1) or 1
 
     def concepts(self, program: Program) -> frozenset[int]:
-        """How many are predicted at some call of some branch of its batches."""
+        """Returns every number of concepts that some fork of the program's batches predicts at some call."""
         schedules = (self.schedules[i] for i in self.schedules if self.batches[i].program == program)
-        return frozenset(count for one in schedules for branch in one.branches for count in branch.concepts)
+        return frozenset(count for one in schedules for fork in one.forks for count in fork.concepts)
 
     def shares(self, workers: int) -> list[range]:
-        """The numbers of the batches of each of several workers: those that follow each other, to compile few programs,
-        of about as many evaluations."""
+        """Divides the batches among several workers and returns the batch numbers of each.
+
+        A worker's share consists of consecutive batches, so that it compiles few programs. The shares have about equal
+        numbers of evaluations.
+        """
         total, before, ends = self.counts.evaluations, 0, [0] * workers
         for number in range(len(self.batches)):
-            # To whom the middle of the batch falls.
+            # A batch goes to the worker whose part of all evaluations contains its middle.
             middle = before + self.evaluations(number) / 2
             ends[min(int(middle * workers / total), workers - 1)] = number + 1
             before += self.evaluations(number)
@@ -151,11 +167,12 @@ class Plan:
         return [range(first, last) for first, last in zip([0, *ends], ends, strict=False)]
 
     def pictures(self) -> Iterator[tuple[Point, int]]:
-        """All of them, each with its model calls, batch by batch."""
+        """Yields every picture's settings and number of model calls, batch by batch."""
         return ((self.point(i), batch.calls) for batch in self.batches for i in batch.points)
 
     @cached_property
     def counts(self) -> Counts:
+        """The numbers of points, pictures, batches, programs and evaluations."""
         return Counts(
             points=len(self.sweep),
             pictures=sum(len(batch.points) for batch in self.batches),
@@ -167,6 +184,7 @@ class Plan:
         )
 
     def to_json(self) -> str:
+        """Returns the plan as JSON, which `from_json` reads."""
         return json.dumps({"version": _VERSION, "sweep": self.sweep.as_dict(), **self._entries()}, ensure_ascii=False)
 
     def _entries(self) -> dict[str, Any]:
@@ -182,18 +200,18 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
-        """The plan that `to_json` wrote.
+        """Reads a plan that `to_json` wrote.
 
         Raises:
-            ValueError: it is none, or of another version.
+            ValueError: the text is not a plan, or is a plan of another version.
         """
         try:
-            said = json.loads(text)
-            if said["version"] != _VERSION:
-                raise ValueError(f"it is of version {said['version']}, not {_VERSION}")
-            return cls._from(Sweep(**said["sweep"]), said)
+            entries = json.loads(text)
+            if entries["version"] != _VERSION:
+                raise ValueError(f"its version is {entries['version']}, expected {_VERSION}")
+            return cls._from(Sweep(**entries["sweep"]), entries)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"this is no plan of a sweep ({error}); begin in another folder") from None
+            raise ValueError(f"this is not a readable plan ({error}); start the sweep in a new folder") from None
 
     @classmethod
     def _from(cls, sweep: Sweep, entries: dict[str, Any]) -> "Plan":
@@ -207,19 +225,21 @@ def plan(sweep: Sweep, facts: Facts, rows: int = 8, *, share: bool = True, earli
     """Groups the points of a sweep into batches.
 
     All pictures of a batch have the same adapters, size, number of concepts, semantics, support, scheduler and steps.
-    Batches of the same adapters follow each other, so that each is merged once, and among these batches of the same
-    program; points are in their order. A program has fewer rows where that takes fewer
-    evaluations, as there are then fewer to fill up.
+    Batches with the same adapters are consecutive, so that each adapter is merged once; among them, batches of the same
+    program are consecutive. Points keep their order. A program gets fewer rows if less padding then saves evaluations.
 
     Args:
-        facts: of the sweep's model.
-        rows: of a batch at most, at least 1; best a multiple of the devices.
-        share: whether pictures with the same prompts, seed and numbers of the call share what they have in common,
-            where that takes fewer evaluations. They may be other roundings of the pictures that they are without.
+        sweep: the sweep.
+        facts: the facts of the sweep's model.
+        rows: the most rows of a batch, at least 1, ideally a multiple of the number of devices.
+        share: whether to compute the common prefix of pictures once, where that saves evaluations. A common prefix
+            needs the same prompts, seed and numeric arguments. Sharing may change the rounding of a picture.
         earlier: the plan of the stage before in a cascade; None plans it with the same rows.
 
     Raises:
-        TypeError, ValueError: no such number of rows, or points that do not go with the checkpoint, or not together.
+        CheckpointError: an adapter does not fit the checkpoint.
+        TypeError, ValueError: `rows` is not a positive integer, or settings of a point do not suit each other or the
+            checkpoint.
 
     Example:
         >>> from sega_jax import sweep
@@ -237,53 +257,53 @@ def plan(sweep: Sweep, facts: Facts, rows: int = 8, *, share: bool = True, earli
     lengths = Lengths(facts)
     arguments = call_settings(facts.family.call)
     for i, settings in enumerate(sweep):
-        made = point(settings, sweep, facts)
-        called = name(made, facts)
-        if called in seen:
+        complete = point(settings, sweep, facts)
+        picture = name(complete, facts)
+        if picture in seen:
             continue
-        seen.add(called)
-        calls = facts.calls(made)
-        late += any(edit.warmup >= calls for edit in made.edits.values())
-        compiled = tuple((name, value) for name, value in made.shared if arguments[name].varies == "program")
-        others = tuple((name, value) for name, value in made.shared if arguments[name].varies != "program")
-        program = Program(rows, len(made.edits), compiled, repr(facts.static(made)))
-        details = made.scheduler, others, calls, lengths(made)
-        groups[(made.adapters, made.text_adapters), program, details].append((i, called, made))
+        seen.add(picture)
+        calls = facts.calls(complete)
+        late += any(edit.warmup >= calls for edit in complete.edits.values())
+        compiled = tuple((name, value) for name, value in complete.shared if arguments[name].varies == "program")
+        others = tuple((name, value) for name, value in complete.shared if arguments[name].varies != "program")
+        program = Program(rows, len(complete.edits), compiled, repr(facts.static(complete)))
+        details = complete.scheduler, others, calls, lengths(complete)
+        groups[(complete.adapters, complete.text_adapters), program, details].append((i, picture, complete))
     if late:
         stage = f" of {facts.stage}" if facts.stage else ""
         warn(
-            f"in {late} of {len(seen)} pictures{stage} an edit begins after the last model call, and changes nothing;"
-            " lower its warmup or take more steps"
+            f"in {late} of {len(seen)} pictures{stage}, the warm-up of an edit lasts until the last model call, so the"
+            " edit has no effect; lower its warmup or use more steps"
         )
     programs = defaultdict(list)
     for (adapters, program, details), members in sorted(groups.items(), key=lambda item: str(item[0][:2])):
         programs[adapters, program].append((details, members))
     batches: list[Batch] = []
-    for (adapters, program), some in programs.items():
-        options = (_batches(program._replace(rows=few), some, share) for few in _fitting(rows, some))
+    for (adapters, program), parts in programs.items():
+        options = (_batches(program._replace(rows=count), parts, share) for count in _row_counts(rows, parts))
         best = min(options, key=lambda one: (one[1], -one[0][0].program.rows))[0]
         batches += [batch._replace(adapters=adapters[0], text_adapters=adapters[1]) for batch in best]
     return Plan(sweep, facts, rows, tuple(batches), earlier)
 
 
-def _fitting(rows: int, groups: list[Any]) -> set[int]:
-    """Numbers of rows, none more than there are, that leave few to fill up in the batches of the largest group, of its
-    pictures or of what they share."""
+def _row_counts(rows: int, groups: list[Any]) -> set[int]:
+    """Returns numbers of rows, at most `rows`, that need little padding for the pictures or trunks of the largest
+    group."""
     most = max(len(members) for _, members in groups)
-    trunks = max(len(sharing.clusters([made for *_, made in members])) for _, members in groups)
+    trunks = max(len(sharing.clusters([point for *_, point in members])) for _, members in groups)
     rows = min(rows, most)
-    # Far fewer would be slower for each.
+    # At least half of the rows, since small batches are slower per picture.
     return {rows, *(max(-(-count // -(-count // rows)), -(-rows // 2)) for count in (most, trunks))}
 
 
 def _batches(program: Program, groups: list[Any], share: bool) -> tuple[list[Batch], int]:
-    """The batches of groups that a program makes, and their evaluations."""
+    """Splits groups of points into batches of one program, and returns the batches and their evaluations."""
     batches, total = [], 0
     for (scheduler, settings, calls, _), members in groups:
         parts, shares = _cut(members, program.rows), False
         evaluations = len(parts) * program.rows * (2 + program.concepts) * calls
         if share and program.concepts:
-            points = [made for *_, made in members]
+            points = [point for *_, point in members]
             together = sharing.parts(points, program.rows)
             schedules = (sharing.schedule([points[i] for i in part], calls, program.rows) for part in together)
             fewer = sum(one.evaluations(program.concepts) for one in schedules)
@@ -300,17 +320,17 @@ def _cut(members: list[Any], length: int) -> list[list[Any]]:
     return [members[start : start + length] for start in range(0, len(members), length)]
 
 
-def _batch(said: dict[str, Any], programs: list[Program]) -> Batch:
-    own = {"program": programs[said["program"]], "points": tuple(said["points"]), "names": tuple(said["names"])}
-    return Batch(**said | own | {name: _pairs(said[name]) for name in ("settings", "adapters", "text_adapters")})
+def _batch(entry: dict[str, Any], programs: list[Program]) -> Batch:
+    values = {"program": programs[entry["program"]], "points": tuple(entry["points"]), "names": tuple(entry["names"])}
+    return Batch(**entry | values | {name: _pairs(entry[name]) for name in ("settings", "adapters", "text_adapters")})
 
 
-def _pairs(said: list[list[Any]]) -> tuple[tuple[str, Any], ...]:
-    return tuple((name, _tuples(value)) for name, value in said)
+def _pairs(entries: list[list[Any]]) -> tuple[tuple[str, Any], ...]:
+    return tuple((name, _tuples(value)) for name, value in entries)
 
 
 def _tuples(value: Any) -> Any:
-    # JSON has tuples as lists.
+    # JSON stores tuples as lists.
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
@@ -319,7 +339,7 @@ def _entries_of(facts: Facts) -> dict[str, Any]:
     return entries | {"earlier": None if facts.earlier is None else _entries_of(facts.earlier)}
 
 
-def _facts(said: dict[str, Any]) -> Facts:
-    sizes: list[Any] = [tuple(value) if isinstance(value, list) else value for value in said["sizes"]]
-    earlier = None if said["earlier"] is None else _facts(said["earlier"])
-    return Facts(**said | {"sizes": Sizes(*sizes), "earlier": earlier})
+def _facts(entries: dict[str, Any]) -> Facts:
+    sizes: list[Any] = [tuple(value) if isinstance(value, list) else value for value in entries["sizes"]]
+    earlier = None if entries["earlier"] is None else _facts(entries["earlier"])
+    return Facts(**entries | {"sizes": Sizes(*sizes), "earlier": earlier})

@@ -1,22 +1,23 @@
-"""What pictures of a sweep have in common, exactly, and how few evaluations of the UNet they can be made with.
+"""Finds the exact common prefixes of a sweep's pictures, and counts the fewest evaluations of the UNet they need.
 
 An evaluation is one row through the UNet: a call of a picture with n concepts takes 2 + n. Let concept k have scale
-s_k, weight w_k, warm-up a_k, cool-down b_k and momentum scale m_k. By `sega_jax.method.guidance.sega`, in both
-semantics:
+s_k, weight w_k, warm-up a_k, cool-down b_k and momentum scale m_k. The following holds for
+`sega_jax.method.guidance.sega` in both semantics.
 
-A concept with s_k = 0 or w_k = 0 is idle: its term and its momentum are 0 at every call. It is never asked about.
+A concept with s_k = 0 or w_k = 0 is idle: its term and its momentum are 0 at every call, so its prediction is never
+needed.
 
-Before the first warm-up of a concept that is not idle nothing is added to classifier-free guidance. Up to that call,
-its departure, a picture's states x_t are those of every picture with the same prompts, seed, guidance scale, eta,
-size, scheduler and steps, whatever its concepts and their settings are: one *trunk* computes x_t and the predictions u
-and p for all. A concept's prediction e_k at x_t depends on its words alone, so the trunk computes it once for all
-pictures with these words. The momentum is each picture's own, because it accumulates s_k (e_k - u), thresholded and
-weighted, from the first call on: it is computed from the shared predictions with the picture's settings, which costs
-no evaluation, and goes with the picture when it departs.
+Until the first warm-up of a concept that is not idle, nothing is added to classifier-free guidance. That call is the
+picture's *departure*. Up to it, the states x_t are equal for all pictures with the same prompts, seed, guidance scale,
+eta, size, scheduler and steps, whatever their edits. One *trunk* computes x_t and the predictions u and p for all of
+them. A concept's prediction e_k at x_t depends only on the concept's words, so the trunk computes it once for all
+pictures with these words. Each picture has its own momentum, which accumulates s_k (e_k - u), thresholded and weighted,
+from the first call on. It is computed from the shared predictions with the picture's settings, which costs no
+evaluation, when the picture departs. The remaining calls of pictures that depart together are a *fork*.
 
-From b_k on, e_k is multiplied by a weight of 0; the tail of the momentum needs no prediction. Before a_k, e_k acts
-through the momentum alone, hence not at all where m_k = 0. So concept k is asked about in the calls [a_k, b_k) where
-m_k = 0, else in [0, b_k).
+From call b_k on, e_k is multiplied by a weight of 0, and the decay of the momentum needs no prediction. Before call
+a_k, e_k acts only through the momentum, and not at all if m_k = 0. So the prediction of concept k is needed in the
+calls [a_k, b_k) if m_k = 0, else in [0, b_k).
 """
 
 from collections import defaultdict
@@ -27,22 +28,22 @@ from sega_jax.method.guidance import Edit, Edits
 from sega_jax.pipelines.execution.active_concepts import needed, ordered
 from sega_jax.sweep.description.points import Point
 
-# Pictures that share are made together, at most so many for a row.
-_MANY = 16
+# The most pictures of a shared batch, per row of its program.
+_PICTURES_PER_ROW = 16
 
 
 def trunk(point: Point) -> Hashable:
-    """Returns what pictures have in common that share their states up to their departures."""
+    """Returns a key that is equal for pictures with equal states up to their departures."""
     return point.plain, point.scheduler, point.adapters
 
 
 def departure(point: Point, calls: int) -> int:
-    """The first call at which edits add something; `calls` where none does."""
+    """Returns the first call at which an edit changes the guidance; `calls` if no edit does."""
     return min([calls, *(edit.warmup for edit in point.edits.values() if not _idle(edit))])
 
 
-def asked(edit: Edit, calls: int) -> tuple[int, int]:
-    """From which call to before which a concept's prediction is needed."""
+def predicted(edit: Edit, calls: int) -> tuple[int, int]:
+    """Returns the range of calls that need a concept's prediction, as the first call and the call after the last."""
     if _idle(edit):
         return 0, 0
     first = 0 if edit.momentum_scale else edit.warmup
@@ -51,8 +52,11 @@ def asked(edit: Edit, calls: int) -> tuple[int, int]:
 
 
 def evaluations(points: Iterable[tuple[Point, int]]) -> int:
-    """The evaluations that points, each with its calls, can be made with: every trunk once, and every concept only
-    where it is asked about."""
+    """Counts the fewest evaluations that make the points: each trunk once, and each concept only where it is needed.
+
+    Args:
+        points: the points, each with its number of model calls.
+    """
     together = defaultdict(list)
     for point, calls in points:
         together[trunk(point)].append((point, calls))
@@ -65,7 +69,7 @@ def evaluations(points: Iterable[tuple[Point, int]]) -> int:
             length = max(length, left)
             total += 2 * (calls - left)
             for edit in point.edits.values():
-                first, last = asked(edit, calls)
+                first, last = predicted(edit, calls)
                 total += max(last - max(first, left), 0)
                 shared[edit.concept].append((first, min(last, left)))
         total += 2 * length + sum(map(_covered, shared.values()))
@@ -77,7 +81,7 @@ def _idle(edit: Edit) -> bool:
 
 
 def _covered(spans: Iterable[tuple[int, int]]) -> int:
-    """How many calls are in at least one of the spans."""
+    """Counts the calls that lie in at least one of the spans."""
     total, reached = 0, 0
     for first, last in sorted(spans):
         total += max(last - max(first, reached), 0)
@@ -85,72 +89,75 @@ def _covered(spans: Iterable[tuple[int, int]]) -> int:
     return total
 
 
-class Branch(NamedTuple):
-    """Pictures that depart at one call, as rows of one batch."""
+class Fork(NamedTuple):
+    """Pictures that depart at the same call, and finish as rows of one batch."""
 
-    start: int  # the call
-    members: tuple[int, ...]  # of the points
-    concepts: tuple[int, ...]  # how many are predicted at each call from there on
+    start: int  # the call of the departure
+    members: tuple[int, ...]  # the numbers of the points
+    concepts: tuple[int, ...]  # the number of predicted concepts at each call from `start` on
 
 
 class Schedule(NamedTuple):
-    """How the pictures of some points are made: all trunks as rows of one batch, then branch after branch."""
+    """The order in which a shared batch is made: all trunks as rows of one batch, then one fork after another."""
 
-    trunks: tuple[tuple[int, ...], ...]  # the points of each
-    departures: tuple[int, ...]  # the calls at which some depart, rising
-    branches: tuple[Branch, ...]
+    trunks: tuple[tuple[int, ...], ...]  # the numbers of each trunk's points
+    departures: tuple[int, ...]  # the calls at which pictures depart, in ascending order
+    forks: tuple[Fork, ...]
     rows: int
 
     def evaluations(self, concepts: int) -> int:
-        """Rows through the UNet, with those that fill batches up."""
+        """Counts the rows through the UNet, including padding."""
         shared = self.departures[-1] * (2 + concepts)
-        return self.rows * (shared + sum(2 + n for one in self.branches for n in one.concepts))
+        return self.rows * (shared + sum(2 + n for one in self.forks for n in one.concepts))
 
 
-def words(point: Point) -> tuple[str, ...]:
-    """The concepts that a trunk predicts for a picture, in an order of their own."""
+def trunk_concepts(point: Point) -> tuple[str, ...]:
+    """Returns the concepts that a trunk predicts for a picture, sorted, so that equal sets compare equal."""
     return tuple(sorted(edit.concept for edit in point.edits.values()))
 
 
 def clusters(points: Iterable[Point]) -> list[list[int]]:
-    """The numbers of points that share a trunk with all its predictions, in their order."""
+    """Groups the numbers of points that share a trunk and all its predictions, in order."""
     together = defaultdict(list)
     for i, point in enumerate(points):
-        together[trunk(point), words(point)].append(i)
+        together[trunk(point), trunk_concepts(point)].append(i)
     return list(together.values())
 
 
 def parts(points: Sequence[Point], rows: int) -> list[list[int]]:
-    """The numbers of points in parts, each of at most so many trunks, and of few enough pictures to be made again after
-    a crash. A part by itself is one part."""
-    found: list[list[int]] = [[]]
+    """Splits the numbers of points into batches of at most `rows` trunks.
+
+    A batch has at most 16 pictures per row, which limits the work that a crash loses. Splitting one batch again leaves
+    it as it is.
+    """
+    batches: list[list[int]] = [[]]
     trunks = 0
     for cluster in clusters(points):
-        for start in range(0, len(cluster), _MANY * rows):
-            some = cluster[start : start + _MANY * rows]
-            if trunks == rows or (found[-1] and len(found[-1]) + len(some) > _MANY * rows):
-                found.append([])
+        for start in range(0, len(cluster), _PICTURES_PER_ROW * rows):
+            members = cluster[start : start + _PICTURES_PER_ROW * rows]
+            if trunks == rows or (batches[-1] and len(batches[-1]) + len(members) > _PICTURES_PER_ROW * rows):
+                batches.append([])
                 trunks = 0
-            found[-1] += some
+            batches[-1] += members
             trunks += 1
-    return found
+    return batches
 
 
 def schedule(points: Sequence[Point], calls: int, rows: int) -> Schedule:
-    """Of points with as many concepts each, of at most `rows` trunks."""
-    leaving = defaultdict(list)
+    """Returns the schedule of points that have equally many concepts and at most `rows` trunks."""
+    departing = defaultdict(list)
     for i, point in enumerate(points):
-        leaving[departure(point, calls)].append(i)
-    branches = []
-    for start in sorted(leaving):
-        # Those that leave out their concepts together are rows of the same batch.
+        departing[departure(point, calls)].append(i)
+    forks = []
+    for start in sorted(departing):
+        # Pictures whose concepts cool down together become rows of the same batch.
         ends = {
-            i: sorted((asked(edit, calls)[1] for edit in points[i].edits.values()), reverse=True)
-            for i in leaving[start]
+            i: sorted((predicted(edit, calls)[1] for edit in points[i].edits.values()), reverse=True)
+            for i in departing[start]
         }
-        members = sorted(leaving[start], key=lambda i: ([max(end, start) for end in ends[i]], i), reverse=True)
+        members = sorted(departing[start], key=lambda i: ([max(end, start) for end in ends[i]], i), reverse=True)
         for first in range(0, len(members), rows):
-            some = tuple(members[first : first + rows])
-            edits = ordered([list(points[i].edits.values()) for i in some], 0.0)
-            branches.append(Branch(start, some, tuple(needed(Edits.stack(edits), calls)[start:].tolist())))
-    return Schedule(tuple(map(tuple, clusters(points))), tuple(sorted(leaving)), tuple(branches), rows)
+            fork = tuple(members[first : first + rows])
+            edits = ordered([list(points[i].edits.values()) for i in fork], 0.0)
+            forks.append(Fork(start, fork, tuple(needed(Edits.stack(edits), calls)[start:].tolist())))
+    return Schedule(tuple(map(tuple, clusters(points))), tuple(sorted(departing)), tuple(forks), rows)

@@ -1,1 +1,1 @@
-"""Looking at what a sweep has made: tables, metrics, plots, sheets and reports."""
+"""Presents a sweep's results: tables, metrics, plots, contact sheets and reports."""

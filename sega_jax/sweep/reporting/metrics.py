@@ -1,4 +1,4 @@
-"""Metrics: plain functions of pictures and of what is recorded of them, and the numbers that they give, kept."""
+"""Metrics: functions that compute a number for each picture from its pixels and its record, and their stored values."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -20,23 +20,26 @@ from sega_jax.text.tokenizers import Tokenizer
 from sega_jax.weights.pull import fill
 from sega_jax.weights.tensors import Tensors
 
-# uint8 pictures [n, height, width, 3], with their rows -> a number each, [n]; NaN for none.
+# A metric maps uint8 pictures [n, height, width, 3] and their rows to numbers [n]; NaN means that there is no value.
 Metric = Callable[[np.ndarray, Sequence[Row]], Any]
 _BLOCK = 64
 
 
 def measure(folder: str | Path, metrics: Mapping[str, Metric]) -> Results:
-    """Measures all pictures of a sweep's folder that are there, and keeps the numbers in it, over those before.
+    """Measures all finished pictures of a sweep, and stores the numbers in its folder, replacing earlier ones.
 
     Args:
-        metrics: by the names that the numbers will have as a column.
+        folder: the sweep's folder, or an address that fsspec supports.
+        metrics: functions by the name of their column. A metric gets uint8 pictures [n, height, width, 3] of one size,
+            at most 64 at a time, and their rows; it returns n numbers, with NaN where there is no value.
 
     Returns:
-        The results with these numbers.
+        The results, including these numbers.
 
     Raises:
-        ValueError: a name that no file can have, or that is a setting's or a record's; or a metric that gives another
-            count of numbers than it got pictures.
+        ImportError: pyarrow is not installed.
+        ValueError: the folder contains no sweep, a name is not a valid file name or already names another column, or a
+            metric does not return one number per picture.
 
     Example:
         >>> from sega_jax import sweep
@@ -46,38 +49,49 @@ def measure(folder: str | Path, metrics: Mapping[str, Metric]) -> Results:
         >>> 0 < results.rows[0]["brightness"] < 1
         True
     """
-    found = Results(folder)
+    results = Results(folder)
     for name in metrics:
         if not re.fullmatch(r"[\w .-]+", name) or name.startswith("."):
-            raise ValueError(f"{name!r} should be of letters, digits, spaces, _, - and .")
-        if name in (*records.columns(found.plan.sweep, found.plan.facts), *found.axes):
-            raise ValueError(f"{name!r} is a column of the records already; name the metric otherwise")
-    store = found.folder.store
+            raise ValueError(
+                f"the metric name {name!r} should consist of letters, digits, spaces, _, - and ., and not begin with ."
+            )
+        if name in (*records.columns(results.plan.sweep, results.plan.facts), *results.axes):
+            raise ValueError(f"{name!r} is already a column of the records; choose another name for the metric")
+    store = results.folder.store
     store.begin((METRICS,))
-    rows = list({row["name"]: row for row in found.rows if row["file"] is not None}.values())
+    rows = list({row["name"]: row for row in results.rows if row["file"] is not None}.values())
     values: dict[str, list[float | None]] = {name: [] for name in metrics}
     sizes = sorted({(row["height"], row["width"]) for row in rows})
     rows = [row for size in sizes for row in rows if (row["height"], row["width"]) == size]
     for size in sizes:
-        some = [row for row in rows if (row["height"], row["width"]) == size]
-        for start in range(0, len(some), _BLOCK):
-            block = some[start : start + _BLOCK]
-            pictures = np.stack([np.asarray(found.picture(row)) for row in block])
+        members = [row for row in rows if (row["height"], row["width"]) == size]
+        for start in range(0, len(members), _BLOCK):
+            block = members[start : start + _BLOCK]
+            pictures = np.stack([np.asarray(results.picture(row)) for row in block])
             for name, metric in metrics.items():
-                given = np.asarray(metric(pictures, block), np.float64)
-                if given.shape != (len(block),):
-                    raise ValueError(f"{name}: the metric gave shape {given.shape} for {len(block)} pictures")
-                values[name] += [None if np.isnan(value) else float(value) for value in given]
+                measured = np.asarray(metric(pictures, block), np.float64)
+                if measured.shape != (len(block),):
+                    raise ValueError(
+                        f"{name}: the metric returned shape {measured.shape} for {len(block)} pictures; it should"
+                        " return one number per picture"
+                    )
+                values[name] += [None if np.isnan(value) else float(value) for value in measured]
     for name, numbers in values.items():
         store.write(f"{METRICS}/{name}.parquet", records.values([row["name"] for row in rows], numbers))
     return Results(folder)
 
 
 def judge(word: str) -> Metric:
-    """How sure the demo model's judge is of a word, from 0 to 1, in pictures of 128 by 128.
+    """Returns a metric: the probability, in [0, 1], that the demo model's judge gives to a word.
+
+    Args:
+        word: one of `sega_jax.demo.attributes.WORDS`, such as "glasses".
+
+    Returns:
+        The metric. It accepts pictures of 128x128 pixels, and raises ValueError for other sizes.
 
     Raises:
-        ValueError: a word that it does not know.
+        ValueError: the judge does not know the word.
 
     Example:
         >>> from sega_jax import sweep
@@ -86,21 +100,25 @@ def judge(word: str) -> Metric:
         True
     """
     if word not in WORDS:
-        raise ValueError(f"{word!r} is no word of the demo model's judge, which knows {', '.join(WORDS)}")
+        raise ValueError(f"the demo model's judge does not know {word!r}; it knows {', '.join(WORDS)}")
     column, model = list(WORDS).index(word), load_judge()
 
     def metric(pictures: np.ndarray, rows: Sequence[Row]) -> np.ndarray:
         if pictures.shape[1:] != (128, 128, 3):
-            raise ValueError(f"the judge is of the demo model's pictures, 128 x 128; these are {pictures.shape[1:3]}")
+            raise ValueError(f"the judge reads the demo model's pictures of 128 x 128, not {pictures.shape[1:3]}")
         return look(model, pictures, _BLOCK).probability[:, column]
 
     return metric
 
 
 def distance(results: Results) -> Metric:
-    """How far a picture is from the one without edits, of the same prompts, seed and numbers of the call: the root of
-    the mean square over pixels and channels in [0, 1]. None where the sweep has none: one with `edits = []`, or with
-    every scale 0.
+    """Returns a metric: the distance of a picture from the unedited picture with otherwise equal settings.
+
+    The distance is the root mean square over pixels and channels, in [0, 1]. It is None if the sweep has no unedited
+    picture, which is a point with `edits = []` or with every scale or weight 0.
+
+    Args:
+        results: the sweep's results, which contain the unedited pictures.
 
     Example:
         >>> from sega_jax import sweep
@@ -114,32 +132,34 @@ def distance(results: Results) -> Metric:
     def edited(row: Row) -> bool:
         return any(row[f"{edit}.scale"] and row[f"{edit}.weight"] for edit in names)
 
-    plain = {tuple(row[key] for key in same): row for row in results.rows if row["file"] and not edited(row)}
+    unedited = {tuple(row[key] for key in same): row for row in results.rows if row["file"] and not edited(row)}
 
     def metric(pictures: np.ndarray, rows: Sequence[Row]) -> list[float]:
         values = []
         for picture, row in zip(pictures, rows, strict=True):
-            other = plain.get(tuple(row[key] for key in same))
-            if other is None:
+            unedited_row = unedited.get(tuple(row[key] for key in same))
+            if unedited_row is None:
                 values.append(np.nan)
                 continue
-            off = picture / 255 - np.asarray(results.picture(other)) / 255
-            values.append(float(np.sqrt(np.mean(off**2))))
+            difference = picture / 255 - np.asarray(results.picture(unedited_row)) / 255
+            values.append(float(np.sqrt(np.mean(difference**2))))
         return values
 
     return metric
 
 
 def clip_score(folder: str | Path, text: str | None = None) -> Metric:
-    """CLIP score (Hessel et al. 2021) in the scale of torchmetrics: 100 times the cosine of picture and words, at
-    least 0.
+    """Returns a metric: the CLIP score (Hessel et al. 2021) on torchmetrics' scale.
+
+    The score is 100 times the cosine similarity of picture and text, or 0 if that is negative. So it is in [0, 100].
 
     Args:
-        folder: of a CLIP model in transformers' layout, as openai/clip-vit-base-patch32 is on the hub.
-        text: the words; None is each picture's prompt.
+        folder: a local folder with a CLIP model in transformers' layout, such as a copy of
+            openai/clip-vit-base-patch32.
+        text: the text to compare with; None compares with each picture's prompt.
 
     Raises:
-        CheckpointError: missing or broken files.
+        CheckpointError: a file of the model is missing or broken.
 
     Example:
         >>> from sega_jax import sweep
@@ -150,20 +170,20 @@ def clip_score(folder: str | Path, text: str | None = None) -> Metric:
     config = read_json(folder / "config.json")
     try:
         width = {"projection_dim": config.get("projection_dim", 512)}
-        of_text = CLIPTextConfig.from_dict(config.get("text_config", {}) | width)
-        of_pictures = CLIPVisionConfig.from_dict(config.get("vision_config", {}))
+        text_config = CLIPTextConfig.from_dict(config.get("text_config", {}) | width)
+        vision_config = CLIPVisionConfig.from_dict(config.get("vision_config", {}))
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: {error}") from None
     with Tensors(folder, "model", None, CLIPModel.rename) as weights:
-        model = fill(CLIPModel(of_text, of_pictures), weights, np.float32)
-    tokenizer = Tokenizer(folder, of_text.max_position_embeddings, of_text.vocab_size)
-    extract, score = FeatureExtractor(folder, of_pictures.image_size), jax.jit(lambda model, *pair: model(*pair))
+        model = fill(CLIPModel(text_config, vision_config), weights, np.float32)
+    tokenizer = Tokenizer(folder, text_config.max_position_embeddings, text_config.vocab_size)
+    extract, score = FeatureExtractor(folder, vision_config.image_size), jax.jit(lambda model, *pair: model(*pair))
 
     def metric(pictures: np.ndarray, rows: Sequence[Row]) -> np.ndarray:
         ids = tokenizer([row["prompt"] if text is None else text for row in rows])
-        # Of one shape, which compiles once.
-        fill_up = [(0, _BLOCK - len(rows))]
-        pair = (np.pad(a, fill_up + [(0, 0)] * (a.ndim - 1), "edge") for a in (ids, extract(pictures)))
+        # Pad to one shape, so that the model compiles once.
+        padding = [(0, _BLOCK - len(rows))]
+        pair = (np.pad(a, padding + [(0, 0)] * (a.ndim - 1), "edge") for a in (ids, extract(pictures)))
         return 100 * np.maximum(np.asarray(score(model, *pair))[: len(rows)], 0)
 
     return metric

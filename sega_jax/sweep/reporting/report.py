@@ -1,4 +1,4 @@
-"""Makes the report of a sweep: one HTML file that contains its pictures and curves and opens without a server."""
+"""Makes a sweep's report: one HTML file that contains all pictures and curves, and opens without a server."""
 
 import base64
 import io
@@ -12,18 +12,21 @@ from sega_jax.sweep.reporting.plots import plot
 from sega_jax.sweep.reporting.results import Results, show
 from sega_jax.sweep.reporting.sheets import Page, sheets
 
-_PAGES = 12  # more sheets than anybody looks at in a report
+_PAGES = 12  # the most sheets in a report
 
 
 def report(results: Results, across: str | None = None, down: str | None = None, title: str = "Sweep") -> str:
-    """Returns the report's HTML: a summary, the axes, a curve of every metric over every axis, and contact sheets.
+    """Returns a report as HTML: a summary, the axes, a curve of every metric over every numeric axis, and the first 12
+    contact sheets.
 
     Args:
-        across, down: axes of the sheets. If both are None, the report chooses them.
+        results: the sweep's results.
+        across, down: the axes of the sheets. If both are None, the report chooses them.
+        title: the title of the page.
 
     Raises:
-        ImportError: jinja2 is not installed, or there are metrics and matplotlib is not installed.
-        ValueError: an axis is unknown, or the sweep has no picture yet.
+        ImportError: jinja2 is not installed, or metrics were measured and matplotlib is not installed.
+        ValueError: an axis is unknown, or the sweep has no pictures yet.
 
     Example:
         >>> from pathlib import Path
@@ -51,13 +54,13 @@ def _template() -> Any:
     try:
         import jinja2
     except ImportError:
-        raise ImportError('reports need jinja2, which is not installed; pip install ".[sweep]"') from None
+        raise ImportError('reports need jinja2, but it is not installed; pip install ".[sweep]"') from None
     text = resources.files("sega_jax.sweep.reporting").joinpath("report.html.j2").read_text("utf-8")
     return jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True).from_string(text)
 
 
 def _chosen(results: Results) -> tuple[str | None, str | None]:
-    """Chooses the sheets' axes: across a setting of an edit, its scale if possible, and down the seed, the prompt or
+    """Chooses the axes of the sheets: across, a setting of an edit, preferably its scale; down, the seed, the prompt or
     another argument of the call."""
     axes = [axis for axis, values in results.axes.items() if len(values) > 1]
     settings = [axis for axis in axes if axis.partition(".")[0] in results.plan.sweep.edits]
@@ -69,27 +72,27 @@ def _chosen(results: Results) -> tuple[str | None, str | None]:
 
 
 def _about(results: Results) -> str:
-    """Sums up what was made, and how."""
-    made = list({row["name"]: row for row in results.rows}.values())
-    first, seconds = made[0], sum(row["seconds"] for row in made)
+    """Summarises the pictures, the model, the time and the number of evaluations."""
+    pictures = list({row["name"]: row for row in results.rows}.values())
+    first, seconds = pictures[0], sum(row["seconds"] for row in pictures)
     counts, last = results.plan.counts, results.plan.facts.prefix
     return (
-        f"{len(made)} of {counts.pictures} pictures, {first[f'{last}width']} × {first[f'{last}height']}, of"
+        f"{len(pictures)} of {counts.pictures} pictures, {first[f'{last}width']} × {first[f'{last}height']}, of"
         f" {first['model'] or 'the demo model'} in {first['dtype']};"
-        f" {first['scheduler'] or 'its own schedule'}; {seconds:.0f} s of {first['devices']} ×"
+        f" {first['scheduler'] or 'its own schedule'}; {seconds:.0f} s on {first['devices']} ×"
         f" {first['device']}; sega_jax {first['sega_jax']}, JAX {first['jax']};"
         f" {counts.compared}"
     )
 
 
 def _values(values: list[Any]) -> str:
-    """Lists an axis' values, at most the first five and the last one of many."""
+    """Lists an axis's values; of more than 12, the first five, the last and their number."""
     shown = [show(value) for value in values]
     return ", ".join(shown) if len(shown) <= 12 else f"{', '.join(shown[:5])}, … {shown[-1]} ({len(shown)})"
 
 
 def _curves(results: Results) -> dict[str, str]:
-    """Plots every metric over every numeric axis, with a line for each value of another one. Returns SVGs by name."""
+    """Plots every metric over every numeric axis, with a line for each value of another axis. Returns SVGs by name."""
     over = [
         axis
         for axis, values in results.axes.items()

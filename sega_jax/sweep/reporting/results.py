@@ -1,4 +1,4 @@
-"""What a sweep has made so far: its points with their settings, records, metrics and pictures."""
+"""The results of a sweep so far: its finished points with their settings, records, metrics and pictures."""
 
 import io
 import itertools
@@ -21,13 +21,15 @@ Row = Mapping[str, Any]
 
 
 class Results:
-    """The points of a sweep that are made.
+    """The finished points of a sweep.
 
     Attributes:
-        rows: a table's row of each point, as `sega_jax.sweep.running.records.columns` says it, with the metrics that
-            were
-            measured, and with what the sweep says of the axes. Points that mean the same picture have its row each.
-        axes: what differs from point to point, and its values in the sweep's order.
+        folder: the sweep's folder.
+        plan: the sweep's plan.
+        rows: a mapping of column names to values for each finished point: the columns of
+            `sega_jax.sweep.running.records.columns`, the measured metrics, and the axes' values as the sweep gives
+            them. Points that mean the same picture each have a row.
+        axes: the settings that vary, each with its values in the sweep's order.
 
     Example:
         >>> from sega_jax import sweep
@@ -39,11 +41,11 @@ class Results:
     """
 
     def __init__(self, folder: str | Path):
-        """Of a sweep's folder, or an address.
+        """Reads the results in a sweep's folder, or at an address that fsspec supports.
 
         Raises:
             ImportError: pyarrow is not installed.
-            ValueError: the folder has no sweep.
+            ValueError: the folder contains no sweep.
         """
         self.folder = Folder(folder)
         self.plan = self.folder.plan()
@@ -52,13 +54,13 @@ class Results:
         self.axes: dict[str, list[Any]] = {axis: [] for axis in self.plan.sweep.axes}
         labels = {axis: _labels(self.plan.sweep, axis) for axis in self.axes}
         for i, settings in enumerate(self.plan.sweep):
-            said = settings | {axis: labels[axis].get(settings[axis], settings[axis]) for axis in self.axes}
+            shown = settings | {axis: labels[axis].get(settings[axis], settings[axis]) for axis in self.axes}
             for axis, values in self.axes.items():
-                if said[axis] not in values:
-                    values.append(said[axis])
+                if shown[axis] not in values:
+                    values.append(shown[axis])
             row = recorded.get(name(self.plan.point(i), self.plan.facts))
             if row is not None:
-                self.rows.append(row | {axis: said[axis] for axis in self.axes})
+                self.rows.append(row | {axis: shown[axis] for axis in self.axes})
 
     def _recorded(self) -> dict[str, dict[str, Any]]:
         rows: dict[str, dict[str, Any]] = {}
@@ -78,53 +80,63 @@ class Results:
 
     @cached_property
     def metrics(self) -> list[str]:
-        """The names of those that were measured."""
+        """The names of the measured metrics."""
         names = self.folder.store.names(METRICS)
         return sorted(name.removesuffix(".parquet") for name in names if not name.startswith("."))
 
     def picture(self, row: Row) -> Image.Image | None:
-        """A row's; None where it is not finite or was flagged."""
+        """Returns a row's picture; None if it is not finite or was flagged by the safety checker."""
         data = None if row["file"] is None else self.folder.store.read(row["file"])
         return None if data is None else Image.open(io.BytesIO(data)).convert("RGB")
 
     def where(self, fixed: Mapping[str, Any]) -> list[Row]:
-        """The rows with these settings.
+        """Returns the rows with these column values.
 
         Raises:
-            ValueError: a column that there is none of, or a value that no row has.
+            ValueError: there is no such column, or no row has these values.
         """
         rows = self.rows
         for key, value in fixed.items():
             self.check(key)
             rows = [row for row in rows if row.get(key) == value]
             if not rows:
-                had = ", ".join(dict.fromkeys(show(row.get(key)) for row in self.rows))
-                raise ValueError(f"no picture has {key}={brief(value)} with the rest; there are {had[:200] or 'none'}")
+                known = ", ".join(dict.fromkeys(show(row.get(key)) for row in self.rows))
+                raise ValueError(
+                    f"no picture has {key}={brief(value)} (with the other filters, if any); its values are"
+                    f" {known[:200] or 'none'}"
+                )
         return rows
 
     def check(self, column: str) -> None:
-        """ValueError for a column that there is none of."""
+        """Checks that a column exists.
+
+        Raises:
+            ValueError: it does not.
+        """
         if self.rows and column not in self.columns:
-            raise ValueError(f"{column!r} is no column; there are {', '.join(self.columns)}")
+            raise ValueError(f"there is no column {column!r}; the columns are {', '.join(self.columns)}")
 
     @cached_property
     def columns(self) -> list[str]:
-        """Of the rows: the axes, the metrics, then the others."""
+        """The names of all columns: first the axes, then the metrics, then the others."""
         return list(dict.fromkeys([*self.axes, *self.metrics, *itertools.chain.from_iterable(self.rows)]))
 
     def pages(self, apart: Sequence[str], fixed: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], list[Row]]]:
-        """The rows by the axes that are neither apart nor fixed: what these are, and the rows."""
+        """Groups the rows by the axes that are neither in `apart` nor in `fixed`.
+
+        Yields:
+            The values of these axes, and the rows with these values.
+        """
         rows = self.where(fixed)
         others = [axis for axis in self.axes if axis not in (*apart, *fixed)]
         for values in itertools.product(*(self.axes[axis] for axis in others)):
             page = dict(zip(others, values, strict=True))
-            if some := [row for row in rows if all(row[axis] == value for axis, value in page.items())]:
-                yield page, some
+            if members := [row for row in rows if all(row[axis] == value for axis, value in page.items())]:
+                yield page, members
 
 
 def _labels(sweep: Sweep, axis: str) -> dict[Any, Any]:
-    """Returns what stands for the values of an axis that name files: without their folders, where these can be told
-    apart."""
+    """Returns labels for an axis's values that name files: file names without folders, if these are distinct."""
     kind = kind_of(axis)
     if kind is None or not kind.of_files:
         return {}
@@ -134,7 +146,10 @@ def _labels(sweep: Sweep, axis: str) -> dict[Any, Any]:
 
 
 def show(value: Any) -> str:
-    """A setting's value for people.
+    """Formats a setting's value for display.
+
+    Args:
+        value: a number, text, None, or a list or tuple of these.
 
     Example:
         >>> from sega_jax import sweep
@@ -144,19 +159,19 @@ def show(value: Any) -> str:
     if value is None:
         return "never"
     if isinstance(value, tuple | list):
-        # Names of edits, or a setting of several numbers.
+        # Edit names are joined with " + ", several numbers with ", ".
         words = all(isinstance(one, str) for one in value)
         return (" + " if words else ", ").join(map(show, value)) or "none"
     return f"{value:g}" if isinstance(value, float) and abs(value) < 1e6 else str(value)
 
 
 def numbers(rows: Sequence[Row], column: str) -> np.ndarray:
-    """A column as float64, NaN where there is nothing.
+    """Returns a column as float64, with NaN for missing values.
 
     Raises:
-        ValueError: it holds no numbers.
+        ValueError: the column contains something other than numbers.
     """
     try:
         return np.array([np.nan if row.get(column) is None else row[column] for row in rows], np.float64)
     except (TypeError, ValueError):
-        raise ValueError(f"{column!r} holds no numbers") from None
+        raise ValueError(f"{column!r} contains values that are not numbers; choose a column of numbers") from None

@@ -1,4 +1,4 @@
-"""Makes contact sheets: pictures over two axes, with the axes' names and values beside them."""
+"""Makes contact sheets: pictures over two axes, with the axes' names and values at their edges."""
 
 import itertools
 import math
@@ -25,15 +25,17 @@ class Page(NamedTuple):
 def sheets(
     results: Results, across: str | None, down: str | None, fixed: Mapping[str, Any] | None = None, *, side: int = 160
 ) -> list[Page]:
-    """Lays pictures out over two axes, on a page for each combination of the other axes' values.
+    """Arranges pictures over two axes, with one page for each combination of the other axes' values.
 
     Args:
-        across, down: axes of the sweep, such as "glasses.scale"; None shows one column, or one line.
-        fixed: shows only pictures with these values of other axes or of any column.
+        results: the sweep's results.
+        across: the horizontal axis, such as "glasses.scale"; None makes a single column.
+        down: the vertical axis; None makes a single line.
+        fixed: column values; the pages include only pictures with these values.
         side: the shorter side of a picture on the page, in pixels.
 
     Raises:
-        ValueError: an axis or value is unknown, an axis is named twice, or the sweep has no picture yet.
+        ValueError: an axis or value is unknown, an axis is used twice, or the sweep has no pictures yet.
 
     Example:
         >>> from sega_jax import sweep
@@ -44,11 +46,11 @@ def sheets(
     fixed, chosen = dict(fixed or {}), [axis for axis in (across, down) if axis is not None]
     for axis in chosen:
         if axis not in results.axes:
-            raise ValueError(f"{axis!r} is no axis of this sweep; its axes are {', '.join(results.axes) or 'none'}")
+            raise ValueError(f"{axis!r} is not an axis of this sweep; its axes are {', '.join(results.axes) or 'none'}")
         if axis in fixed or chosen.count(axis) > 1:
-            raise ValueError(f"{axis!r} is named twice; show it across or down, or fix it")
+            raise ValueError(f"{axis!r} is used twice; use it once, as across, as down or in fixed")
     if not results.rows:
-        raise ValueError(f"{results.folder} has no picture yet")
+        raise ValueError(f"{results.folder} has no pictures yet; run the sweep first")
     columns, lines = (_values(results, axis, fixed) for axis in (across, down))
     return [
         Page(page, _page(results, rows, (across, columns), (down, lines), page | fixed, side))
@@ -57,18 +59,18 @@ def sheets(
 
 
 def _values(results: Results, axis: str | None, fixed: Mapping[str, Any]) -> list[Any]:
-    """Returns an axis' values of which there are pictures, numbers in rising order."""
+    """Returns the values of an axis that have pictures; numbers are sorted."""
     if axis is None:
         return [None]
-    there = [row[axis] for row in results.where(fixed)]
-    values = [value for value in results.axes[axis] if value in there]
+    present = [row[axis] for row in results.where(fixed)]
+    values = [value for value in results.axes[axis] if value in present]
     return sorted(values) if all(type(value) in (int, float) for value in values) else values
 
 
 def _page(
     results: Results, rows: Sequence[Row], across: Axis, down: Axis, fixed: Mapping[str, Any], side: int
 ) -> Image.Image:
-    """Draws one page: a line with the fixed values, then the pictures, with the axes' names and values beside them."""
+    """Draws one page: a line with the fixed values, then the pictures, with the axes' names and values at the edges."""
     size = rows[0]["width"], rows[0]["height"]
     width, height = (round(length * side / min(size)) for length in size)
     small, normal, large = (ImageFont.load_default(max(round(side * share), 11)) for share in (0.085, 0.1, 0.11))
@@ -106,16 +108,16 @@ def _page(
 
 
 def _picture(results: Results, row: Row | None, size: tuple[int, int]) -> Image.Image:
-    """Returns a row's picture in this size, or a grey one if there is none."""
+    """Returns a row's picture resized to `size`, or a grey rectangle if there is no picture."""
     image = None if row is None else results.picture(row)
     if image is None:
         return Image.new("RGB", size, _EMPTY)
-    # Enlarged pictures show their pixels.
+    # Enlarging by a whole factor keeps pixels sharp.
     return image.resize(size, Image.Resampling.NEAREST if size[0] % image.width == 0 else Image.Resampling.LANCZOS)
 
 
 def _text(text: str, font: Any, width: int = 10**6, align: float = 0, colour: str = "black") -> Image.Image:
-    """Draws text, wrapped at about `width` pixels, on an image of its size; `align` is 0 for left, 1 for right."""
+    """Draws text, wrapped at about `width` pixels, on an image that fits it. `align` is 0 for left and 1 for right."""
     lines = textwrap.wrap(text, max(int(width / font.getlength("n")), 6)) or [""]
     height, lengths = sum(font.getmetrics()) + 2, [math.ceil(font.getlength(line)) for line in lines]
     image = Image.new("RGB", (max(lengths), height * len(lines)), "white")

@@ -1,1 +1,1 @@
-"""Making the pictures of a plan, and the files that they are kept in."""
+"""Runs plans, and stores their pictures and records."""

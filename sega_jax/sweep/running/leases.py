@@ -1,9 +1,10 @@
-"""Who is at what: shares of a plan's batches, each with a lease, a file that its worker writes anew again and again.
+"""Leases: files that show which worker is making which share of a plan's batches.
 
-A worker takes its own share whoever has it. When that is done, it takes those of others that are unfinished and whose
-lease is stale: it stayed the same for as long as the patience is, by the clock of the one who looks, so that no clocks
-are compared; or its process was of this machine and is no more. Two may take a share at the same time: the lease is
-the last one's, and the other leaves after the batch that it is at.
+A worker renews its lease while it makes a share. It first takes its own share, even if another worker holds it. Then it
+takes other unfinished shares whose leases are stale. A lease is stale if it has not changed for `patience` seconds by
+the observer's own clock, so that machines' clocks are never compared, or if its process ran on this machine and has
+ended. If two workers take a share at once, the last writer holds the lease, and the other worker leaves the share after
+its current batch.
 """
 
 import json
@@ -20,12 +21,13 @@ PATIENCE = 60.0
 
 
 class Leases:
-    """Of one worker, which holds one at a time; a context, out of which it holds none.
+    """The leases of one worker, which holds at most one at a time. A context manager that releases it on exit.
 
     Args:
-        worker: from 0.
-        workers: how many there are, with a share each.
-        patience: seconds after which a lease that stays the same is stale, the same for all.
+        where: the store of the sweep's folder.
+        worker: the worker's number, counted from 0.
+        workers: the number of workers; each has one share.
+        patience: the seconds after which an unchanged lease is stale; the same for all workers.
     """
 
     def __init__(self, where: Store, worker: int, workers: int, patience: float = PATIENCE):
@@ -44,12 +46,16 @@ class Leases:
         self._release()
 
     def shares(self, unfinished: Callable[[], set[int]]) -> Iterator[int]:
-        """Takes a share after another, its own first, until none is unfinished; waits while others are at theirs."""
+        """Takes one share after another, its own first, until all are finished. Waits while other workers are busy.
+
+        Args:
+            unfinished: returns the numbers of the unfinished shares.
+        """
         mine = self._worker
         if mine in unfinished():
             yield from self._taken(mine)
         while left := unfinished():
-            # From its own on, lest all that wait take the same one.
+            # Each worker starts after its own share, so that waiting workers do not all take the same one.
             order = sorted(left, key=lambda share: (share - mine) % self._workers)
             stale = [share for share in order if self._stale(share)]
             if stale:
@@ -58,7 +64,7 @@ class Leases:
                 return
 
     def holds(self) -> bool:
-        """Whether the share that was taken last is still this worker's."""
+        """Tells whether this worker still holds the lease of the share that it took last."""
         lease = self._read(self._where.read(self._file(self._held)))
         return lease is not None and lease["token"] == self._me["token"]
 
@@ -93,7 +99,7 @@ class Leases:
                     if self._held is not None and self.holds():
                         self._write()
                 except OSError:
-                    # A shared folder may be away for a while; if it stays so, the pictures' writer says so.
+                    # A shared folder may be unreachable for a while. If it stays so, writing a picture will fail.
                     continue
 
     def _write(self) -> None:

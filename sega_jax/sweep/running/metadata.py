@@ -1,4 +1,4 @@
-"""What a picture of a sweep, and its record, say about how it was made."""
+"""The metadata that a sweep stores in its pictures and records."""
 
 import datetime
 from typing import Any
@@ -15,23 +15,23 @@ from sega_jax.sweep.running import records
 
 
 def record(plan: Plan, i: int, pipe: Pipeline) -> dict[str, Any]:
-    """Returns the columns of point i that do not depend on the run."""
-    found: dict[str, Any] = {}
+    """Returns the columns of point i except those of its batch and its picture."""
+    columns: dict[str, Any] = {}
     for stage in plan.chain:
         point = stage.point(i)
-        found |= records.settings(point, stage.facts, solver(stage, point))
-    return found | _guided(plan, i) | common(plan, pipe)
+        columns |= records.settings(point, stage.facts, solver(stage, point))
+    return columns | _guided(plan, i) | common(plan, pipe)
 
 
 def _guided(plan: Plan, i: int) -> dict[str, Any]:
-    """Returns the column of a cascade that says which stages the edits guide."""
+    """Returns a cascade's column of the stages that the edits guide."""
     if plan.earlier is None:
         return {}
     return {"edited": ", ".join(str(stage.facts.stage) for stage in plan.chain if stage.point(i).edits) or None}
 
 
 def common(plan: Plan, pipe: Pipeline) -> dict[str, Any]:
-    """Returns what the records of a run have in common."""
+    """Returns the columns about the time, the model, the device and the software versions."""
     model = plan.facts.first.model
     return {
         "made": datetime.datetime.now(datetime.UTC),
@@ -46,34 +46,34 @@ def common(plan: Plan, pipe: Pipeline) -> dict[str, Any]:
 
 
 def solver(plan: Plan, point: Point) -> str | None:
-    """Returns the class of a point's scheduler; None where the family has its own schedule."""
+    """Returns the class name of a point's scheduler; None if the family has its own schedule."""
     scheduler = plan.facts.scheduler_of(point.scheduler)
     return None if scheduler is None else scheduler.name
 
 
-def said(plan: Plan, i: int, pipe: Pipeline) -> dict[str, Any]:
-    """Returns what `sega-jax info` reads in the picture of point i."""
+def picture_metadata(plan: Plan, i: int, pipe: Pipeline) -> dict[str, Any]:
+    """Returns the metadata that the picture of point i stores and `sega-jax info` reads."""
     first, *later = ((stage.facts, stage.point(i)) for stage in plan.chain)
     facts, point = first
     edits = next((acting_edits(one) for _, one in (first, *later) if one.edits), [])
-    found: dict[str, Any] = {"picture": "edited" if edits else "original", "model": facts.model.get("source")}
-    found |= {"system": facts.system, "revision": facts.model.get("revision")}
-    found |= point.call | {"scheduler": point.scheduler, "edits": edits, "dtype": pipe.dtype.name}
-    found |= {"variant": facts.model.get("variant"), "solver": solver(plan.chain[0], point)}
-    found |= _adapters(point, "")
+    entries: dict[str, Any] = {"picture": "edited" if edits else "original", "model": facts.model.get("source")}
+    entries |= {"system": facts.system, "revision": facts.model.get("revision")}
+    entries |= point.call | {"scheduler": point.scheduler, "edits": edits, "dtype": pipe.dtype.name}
+    entries |= {"variant": facts.model.get("variant"), "solver": solver(plan.chain[0], point)}
+    entries |= _adapters(point, "")
     for facts, point in later:
         stage = str(facts.stage)
-        found |= {stage: facts.model.get("source"), f"{stage}_revision": facts.model.get("revision")}
-        found |= {f"{stage}_{name}": value for name, value in point.call.items() if is_own(name)}
-        found |= {f"{stage}_scheduler": point.scheduler} | _adapters(point, f"{stage}_")
+        entries |= {stage: facts.model.get("source"), f"{stage}_revision": facts.model.get("revision")}
+        entries |= {f"{stage}_{name}": value for name, value in point.call.items() if is_own(name)}
+        entries |= {f"{stage}_scheduler": point.scheduler} | _adapters(point, f"{stage}_")
     if later and edits:
-        found |= {"edited": [facts.stage for facts, point in (first, *later) if point.edits]}
-    found |= {"safety_checker": plan.sweep.model.get("safety_checker", True)}
-    return found | {key: common(plan, pipe)[key] for key in ("device", "sega_jax", "jax")}
+        entries |= {"edited": [facts.stage for facts, point in (first, *later) if point.edits]}
+    entries |= {"safety_checker": plan.sweep.model.get("safety_checker", True)}
+    return entries | {key: common(plan, pipe)[key] for key in ("device", "sega_jax", "jax")}
 
 
 def acting_edits(point: Point) -> list[dict[str, Any]]:
-    """Returns the settings of the edits that act."""
+    """Returns the settings of the active edits."""
     return [vars(edit) for edit in point.edits.values()]
 
 

@@ -1,4 +1,4 @@
-"""Records: a table of a batch's pictures, all their settings, and how they were made, in Parquet."""
+"""Records: a Parquet table of each batch's pictures, their settings and how they were made."""
 
 import io
 from collections.abc import Sequence
@@ -31,14 +31,21 @@ _MADE = {
 
 
 def columns(sweep: Sweep, facts: Facts) -> dict[str, str]:
-    """Returns the columns and their types: the picture's name, its file, the number of its first point, its settings
-    (those of a later stage after its name, as "stage2.steps"), those of the edits that act ("glasses.scale"; others
-    have none), and how it was made:
+    """Returns the types of the columns by name.
 
-    finite: False where NaN or infinity came up, flagged: True where the safety checker found something, None where
-    nothing looked; then there is no file. digest: SHA-256 of the picture's bytes. batch: its number in the plan. rows:
-    of the program that made it, on all `devices`; another number makes other roundings. seconds: its share of the
-    batch's time, with the compilation in a program's first batch. model: null for the demo model.
+    The columns are the picture's name, its file, the number of its first point, its settings (settings of a later stage
+    begin with its name, such as "stage2.steps"), the settings of its edits ("glasses.scale"; null for edits that are
+    not active), and how it was made:
+
+        finite: whether all values are finite; a picture with NaN or infinity has no file.
+        flagged: whether the safety checker flagged the picture, which then has no file; null without a checker.
+        digest: the SHA-256 of the pixels.
+        batch: the batch's number in the plan.
+        rows: the rows of the program on all `devices` together. Another number changes the rounding.
+        calls: the number of model calls.
+        seconds: the batch's time divided by its pictures; a program's first batch includes the compilation.
+        made: the time at which the record was written, in UTC.
+        model: the checkpoint; null for the demo model.
     """
     call = {name: kind for one in facts.chain for name, kind in call_columns(one).items()}
     edits = {f"{edit}.{name}": one.kind.column for edit in sweep.edits for name, one in edit_settings().items()}
@@ -50,48 +57,52 @@ def columns(sweep: Sweep, facts: Facts) -> dict[str, str]:
 
 
 def call_columns(facts: Facts) -> dict[str, str]:
-    """Returns the columns of the settings of a stage's call, and their types."""
-    found: dict[str, str] = {}
+    """Returns the types of the columns of a stage's call settings, by name."""
+    types: dict[str, str] = {}
     for name, one in call_settings(facts.family.call).items():
         if name not in edit_settings() and (is_recorded(name) or not facts.prefix):
-            found |= one.kind.columns(f"{facts.prefix}{name}")
-    return found
+            types |= one.kind.columns(f"{facts.prefix}{name}")
+    return types
 
 
 def is_recorded(name: str) -> bool:
-    """Tells whether the records of a later stage have a setting of the call: its own, and the size of its pictures."""
+    """Tells whether records contain a call setting of a later stage: its own settings, and its pictures' size."""
     return is_own(name) or name in ("height", "width")
 
 
 def columns_without_edits(facts: Facts) -> list[str]:
-    """Returns the columns that decide a picture that has no edits."""
-    found: list[str] = []
+    """Returns the columns that determine a picture without edits."""
+    names: list[str] = []
     for one in facts.chain:
         settings = call_settings(one.family.call)
         known = [name for name in settings if not settings[name].of_edits and (is_recorded(name) or not one.prefix)]
-        found += [column for name in known for column in settings[name].kind.columns(f"{one.prefix}{name}")]
-        found += [f"{one.prefix}{name}" for name in ("scheduler", *ADAPTERS)]
-    return found
+        names += [column for name in known for column in settings[name].kind.columns(f"{one.prefix}{name}")]
+        names += [f"{one.prefix}{name}" for name in ("scheduler", *ADAPTERS)]
+    return names
 
 
 def settings(point: Point, facts: Facts, scheduler: str | None) -> dict[str, Any]:
-    """Returns what the columns of one stage hold for a point; `scheduler` is the class."""
+    """Returns the values of one stage's columns for a point.
+
+    Args:
+        scheduler: the name of the scheduler's class.
+    """
     arguments, prefix = call_settings(facts.family.call), facts.prefix
-    found: dict[str, Any] = {f"{prefix}scheduler": scheduler, **{f"{prefix}{name}": None for name in ADAPTERS}}
+    cells: dict[str, Any] = {f"{prefix}scheduler": scheduler, **{f"{prefix}{name}": None for name in ADAPTERS}}
     if prefix:
-        found |= {f"{prefix}model": facts.model["source"], f"{prefix}revision": facts.model.get("revision")}
+        cells |= {f"{prefix}model": facts.model["source"], f"{prefix}revision": facts.model.get("revision")}
     for name, value in point.settings:
         if is_recorded(name) or not prefix:
-            found |= arguments[name].kind.cells(f"{prefix}{name}", value)
+            cells |= arguments[name].kind.cells(f"{prefix}{name}", value)
     for name, pairs in point.adapters:
-        found |= adapter_kinds()[name].cells(f"{prefix}{name}", pairs)
-    return found | {
+        cells |= adapter_kinds()[name].cells(f"{prefix}{name}", pairs)
+    return cells | {
         f"{edit}.{name}": getattr(one, name) for edit, one in point.edits.items() for name in edit_settings()
     }
 
 
 def part(rows: Sequence[dict[str, Any]], sweep: Sweep, facts: Facts) -> bytes:
-    """A Parquet file of rows, in which columns that a row lacks are null."""
+    """Returns a Parquet file of rows. Columns that a row lacks are null."""
     pyarrow = arrow()
     kinds = {"timestamp[us, tz=UTC]": pyarrow.timestamp("us", "UTC"), "bool": pyarrow.bool_()}
     fields = [(name, kinds.get(kind) or getattr(pyarrow, kind)()) for name, kind in columns(sweep, facts).items()]
@@ -101,17 +112,17 @@ def part(rows: Sequence[dict[str, Any]], sweep: Sweep, facts: Facts) -> bytes:
 
 
 def read_part(data: bytes, names: list[str]) -> dict[str, list]:
-    """Some columns of a part."""
+    """Reads some columns of a Parquet file."""
     return arrow().parquet.read_table(io.BytesIO(data), columns=names).to_pydict()
 
 
 def rows(data: bytes) -> list[dict[str, Any]]:
-    """The rows of a part."""
+    """Reads the rows of a Parquet file."""
     return arrow().parquet.read_table(io.BytesIO(data)).to_pylist()
 
 
 def values(names: Sequence[str], numbers: Sequence[float | None]) -> bytes:
-    """A Parquet file of a metric: a number, or none, by the name of the picture."""
+    """Returns a Parquet file of a metric: a number or null for each picture's name."""
     pyarrow = arrow()
     fields = [("name", pyarrow.string()), ("value", pyarrow.float64())]
     file = io.BytesIO()
@@ -121,15 +132,15 @@ def values(names: Sequence[str], numbers: Sequence[float | None]) -> bytes:
 
 
 def arrow() -> ModuleType:
-    """pyarrow.
+    """Imports and returns pyarrow.
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: pyarrow is not installed.
     """
     try:
         import pyarrow.parquet
     except ImportError:
         raise ImportError(
-            'sweeps keep their records by pyarrow, which is not installed; pip install ".[sweep]"'
+            'sweeps need pyarrow for their records, but it is not installed; pip install ".[sweep]"'
         ) from None
     return pyarrow

@@ -1,4 +1,4 @@
-"""Running a plan: batch after batch through a pipeline, the pictures of one written while the next is made."""
+"""Runs a plan batch by batch. The pictures of one batch are written while the next batch is made."""
 
 import hashlib
 import time
@@ -35,10 +35,13 @@ from sega_jax.sweep.running.status import Status, of_plan
 
 
 def kept(folder: str | Path) -> Plan | None:
-    """The plan that is kept in a folder, if there is one.
+    """Reads the plan in a folder; returns None if there is none.
+
+    Args:
+        folder: the folder's path, or an address that fsspec supports.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: the plan cannot be read.
 
     Example:
         >>> from sega_jax import sweep
@@ -50,10 +53,15 @@ def kept(folder: str | Path) -> Plan | None:
 
 
 def keep(plan: Plan, folder: str | Path) -> None:
-    """Keeps the plan in a folder, which is then that of the sweep.
+    """Writes a plan into a folder, without running it.
+
+    Args:
+        plan: the plan.
+        folder: the folder's path, or an address that fsspec supports. Missing folders are created.
 
     Raises:
-        OSError, ValueError: as of `run`.
+        OSError: the folder cannot be written to.
+        ValueError: the folder contains another plan.
 
     Example:
         >>> from sega_jax import sweep
@@ -74,28 +82,35 @@ def run(
     patience: float = PATIENCE,
     progress: bool | None = None,
 ) -> Status:
-    """Makes what is missing of a plan in a folder, which `sega_jax.sweep.running.folder` describes.
+    """Makes the missing pictures of a plan in a folder. `sega_jax.sweep.running.folder` describes the folder's files.
 
-    Interrupted at any moment, and run again, it ends in the same pictures, to the bit. A batch that the devices' memory
-    does not hold is made in halves, as are then all of its program; the records say so.
+    A run may be interrupted at any moment. Running the plan again makes the remaining pictures, and the result is the
+    same bit for bit. If a batch does not fit into the devices' memory, it and all later batches of its program are made
+    with half as many rows, which the records show.
 
-    Several workers share a folder, processes that exchange nothing else. Each makes a share of the batches, then those
-    of workers that ended before they were done, and returns when all pictures are there.
+    Several workers, which are separate processes, may share a folder and communicate only through it. Each worker makes
+    its share of the batches, then the unfinished shares of workers that ended early, and returns when all pictures are
+    made.
 
     Args:
-        folder: its path, or an address that fsspec knows, such as gs://bucket/sweep.
-        pipe: to run with, the plan's model, loaded; None loads it. A cascade loads its stages one after another.
-        worker: (2, 16) is the second of sixteen; None is this process of JAX's, which is alone but where JAX was made
-            to know of others.
-        patience: the seconds without a sign of life after which a worker has ended; the same for all.
-        progress: whether to show a bar; None is in terminals and notebooks.
+        plan: the plan.
+        folder: the folder's path, or an address that fsspec supports, such as gs://bucket/sweep.
+        pipe: the plan's model, loaded; None loads it. Not supported for cascades, which load one stage after another.
+        worker: this worker's number, counted from 1, and the number of workers: (2, 16) is the second of sixteen. None
+            takes both from JAX's processes, which is (1, 1) unless `jax.distributed` was initialised.
+        patience: the seconds without a sign of life after which a worker counts as ended; the same for all workers.
+        progress: whether to show a progress bar; None shows it in terminals and notebooks.
+
+    Returns:
+        The progress of the plan; for a cascade, of its last stage.
 
     Raises:
         ImportError: pyarrow is not installed.
         OSError: the folder cannot be written to.
-        TypeError, ValueError: no such worker, a call would be refused, the folder has another plan, or the plan is
-            another version's.
-        MemoryError: the memory does not hold a single picture.
+        FileNotFoundError, CheckpointError: the model or a file that a setting names is missing or broken.
+        TypeError, ValueError: there is no such worker, the checkpoint refuses a call, the folder contains another plan,
+            or another version of sega_jax made the plan.
+        MemoryError: a single row does not fit into the devices' memory.
 
     Example:
         >>> from sega_jax import sweep
@@ -111,7 +126,7 @@ def run(
     records.arrow()
     number, workers = _worker(worker)
     if pipe is not None and plan.earlier is not None:
-        raise TypeError("pipe is given, but a cascade loads its stages one after another; leave it out")
+        raise TypeError("a cascade loads its stages itself, one after another, and accepts no pipe; remove pipe")
     where, loader = Folder(folder), stages.Loader(pipe)
     unfinished = _unfinished(plan, where)
     if unfinished:
@@ -119,23 +134,23 @@ def run(
         check(plan)
     where.begin(plan)
     for stage in unfinished:
-        own = where.of(stage, plan)
+        stage_folder = where.of(stage, plan)
         if stage is not plan:
-            own.begin(stage)
+            stage_folder.begin(stage)
         earlier = None if stage.earlier is None else where.of(stage.earlier, plan)
-        with Leases(own.store, number, workers, patience) as leases:
-            _run_stage(stage, own, leases, workers, partial(_Run, earlier=earlier), loader, progress)
+        with Leases(stage_folder.store, number, workers, patience) as leases:
+            _run_stage(stage, stage_folder, leases, workers, partial(_Run, earlier=earlier), loader, progress)
     return of_plan(plan, where)
 
 
 def _unfinished(plan: Plan, where: Folder) -> list[Plan]:
-    """Returns the plans of the stages that are to run. Stages before one that is done are needed no more."""
-    found: list[Plan] = []
+    """Returns the plans of the stages that still have to run. Stages before a finished one are not needed any more."""
+    plans: list[Plan] = []
     for stage in reversed(plan.chain):
         if not where.of(stage, plan).missing(stage):
             break
-        found.insert(0, stage)
-    return found
+        plans.insert(0, stage)
+    return plans
 
 
 def _run_stage(
@@ -147,7 +162,7 @@ def _run_stage(
     loader: stages.Loader,
     progress: bool | None,
 ) -> None:
-    """Makes this worker's share of one plan, and then what others have left, until all of it is done."""
+    """Makes this worker's share of one stage, then unfinished shares of other workers, until the stage is done."""
     shares = plan.shares(workers)
 
     def unfinished() -> set[int]:
@@ -159,114 +174,119 @@ def _run_stage(
         for share in leases.shares(unfinished):
             if running is None:
                 running = begin(plan, where, stack.enter_context(loader.loaded(plan.facts)))
-            running.all(shares[share], leases.holds, progress)
+            running.run_batches(shares[share], leases.holds, progress)
 
 
 def _worker(worker: Any) -> tuple[int, int]:
-    """Its number, from 0, and how many there are."""
+    """Returns the worker's number, counted from 0, and the number of workers."""
     if worker is None:
         return jax.process_index(), jax.process_count()
     if not isinstance(worker, Sequence) or isinstance(worker, str) or len(worker) != 2:
-        raise TypeError(f"worker={worker!r} should be its number and how many there are, as (2, 16)")
-    workers = check_int("worker: how many", worker[1], 1)
+        raise TypeError(f"worker={worker!r} should be the worker's number and the number of workers, such as (2, 16)")
+    workers = check_int("worker: the number of workers", worker[1], 1)
     return check_int("worker: its number", worker[0], 1, workers) - 1, workers
 
 
 class _Picture(NamedTuple):
-    """As it is written and recorded."""
+    """An encoded picture and its columns of the record."""
 
-    data: bytes | None  # None of one that is not shown
+    data: bytes | None  # the file's content; None for a picture that gets no file
     finite: bool
     flagged: bool | None
     digest: str
 
 
-class _Made(NamedTuple):
-    """A batch that is made, and whose pictures are being encoded."""
+class _FinishedBatch(NamedTuple):
+    """A batch whose pictures are made, and are being encoded."""
 
     points: list[Point]
     pictures: list[Future[_Picture]]
-    rows: int  # made at once
-    seconds: float  # a picture
+    rows: int  # the rows of the program that made it
+    seconds: float  # per picture
 
 
-# Told the number of a point of the batch, the picture [height, width, 3], and whether it is finite, and flagged.
-_Tell = Callable[[int, np.ndarray, bool, bool | None], Any]
+# Receives a picture's number in the batch, the picture [height, width, 3], whether it is finite, and whether it is
+# flagged (None without a safety checker).
+_OnPicture = Callable[[int, np.ndarray, bool, bool | None], Any]
 
 
 class _Run:
+    """Runs the batches of one stage's plan with its loaded pipeline."""
+
     def __init__(self, plan: Plan, folder: Folder, pipe: Pipeline, earlier: Folder | None = None):
         self.plan, self.folder, self.pipe = plan, folder, pipe
         self.earlier = stages.EarlierPictures(earlier, pictures_of(plan.facts.declaration))
         self.shared = SharedRun(pipe, plan.depth)
         self._plain = pipe.models, pipe.tokenizer
         self._adapters: tuple[tuple[tuple[str, Pairs], ...], ...] = (), ()
-        self.fits: dict[Program, int] = {}  # rows, where the memory holds fewer than planned
+        # The reduced rows of programs whose planned rows did not fit into memory.
+        self.rows_that_fit: dict[Program, int] = {}
         self._concepts = cache(plan.concepts)
 
-    def all(self, batches: Sequence[int], mine: Callable[[], bool], progress: bool | None) -> None:
-        """Makes what is missing of some batches, as long as they are this worker's."""
+    def run_batches(self, batches: Sequence[int], holds: Callable[[], bool], progress: bool | None) -> None:
+        """Makes the unfinished batches among `batches`, as long as this worker holds their lease."""
         pictures = {i: len(self.plan.batches[i].points) for i in batches}
         missing = [i for i in self.folder.missing(self.plan) if i in pictures]
-        # Some of which are there without all of their pictures.
+        # Batches that have records but lack some of their pictures.
         recorded = {i for i in missing if self.folder.store.has(part(i))}
 
-        def wanted(i):
+        def needs_making(i):
             return i in recorded or not self.folder.store.has(part(i))
 
         done = sum(pictures.values()) - sum(pictures[i] for i in missing)
-        # Pictures are encoded as soon as they are made, and one batch is written while the next is made; leaving waits
-        # for it, also on Ctrl-C.
+        # Pictures are encoded as soon as they are made, and one batch is written while the next is made. Leaving this
+        # block waits for both, also after Ctrl-C.
         with (
-            bar(sum(pictures.values()), "picture", progress, initial=done) as shown,
+            bar(sum(pictures.values()), "picture", progress, initial=done) as progress_bar,
             ThreadPoolExecutor(thread_name_prefix="pictures") as pool,
             ThreadPoolExecutor(1, "batches") as writer,
         ):
             writing: Future | None = None
             for i in missing:
-                if not mine():
+                if not holds():
                     break
-                before = shown.n
-                if wanted(i):
-                    made = self._batch(self.plan.batches[i], pool, shown.update)
+                before = progress_bar.n
+                if needs_making(i):
+                    finished = self._batch(self.plan.batches[i], pool, progress_bar.update)
                     if writing is not None:
                         writing.result()
-                    # Another worker may have made it meanwhile, on a device that rounds otherwise.
-                    if wanted(i):
-                        writing = writer.submit(self._write, i, made, pool)
-                shown.update(before + pictures[i] - shown.n)
+                    # Another worker may have made the batch in the meantime, on a device with other rounding.
+                    if needs_making(i):
+                        writing = writer.submit(self._write, i, finished, pool)
+                progress_bar.update(before + pictures[i] - progress_bar.n)
             if writing is not None:
                 writing.result()
 
-    def _batch(self, batch: Batch, pool: ThreadPoolExecutor, shown: Callable[[int], Any]) -> _Made:
+    def _batch(self, batch: Batch, pool: ThreadPoolExecutor, update: Callable[[int], Any]) -> _FinishedBatch:
+        """Makes one batch and starts encoding its pictures. Calls `update` with 1 for each new picture."""
         points = self._points(batch)
         self._adapt(batch)
         pictures: dict[int, Future] = {}
 
-        def tell(i, *picture):
+        def on_picture(i, *picture):
             if i in pictures:
-                # Of an attempt that the memory did not hold.
+                # An earlier attempt made this picture, then ran out of memory.
                 pictures[i].cancel()
             else:
-                shown(1)
+                update(1)
             pictures[i] = pool.submit(self._encoded, batch.points[i], points[i], *picture)
 
         began = time.perf_counter()
         try:
-            rows = self._make(batch, points, tell)
+            rows = self._make(batch, points, on_picture)
         except BaseException:
-            # No record will name them, and leaving waits for all.
+            # No record will name these pictures, and leaving the pool would wait for all of them.
             for picture in pictures.values():
                 picture.cancel()
             raise
         seconds = (time.perf_counter() - began) / len(points)
-        return _Made(points, [pictures[i] for i in range(len(points))], rows, seconds)
+        return _FinishedBatch(points, [pictures[i] for i in range(len(points))], rows, seconds)
 
     def _adapt(self, batch: Batch) -> None:
-        """Adds a batch's LoRAs and new words to the pipeline, in place of those of the batch before."""
+        """Replaces the previous batch's adapters in the pipeline by this batch's."""
         if (batch.adapters, batch.text_adapters) == self._adapters:
             return
-        # First the networks of the batch before are dropped.
+        # Drop the previous batch's networks before merging new ones, to save memory.
         self.pipe.models, self.pipe.tokenizer = self._plain
         if batch.adapters:
             given = {name: adapter_kinds()[name].given(pairs) for name, pairs in batch.adapters}
@@ -281,70 +301,78 @@ class _Run:
         points = [self.plan.point(i) for i in batch.points]
         if tuple(name(point, self.plan.facts) for point in points) != batch.names:
             raise ValueError(
-                "the plan is of another version of sega_jax, which named pictures otherwise; begin in another folder"
+                "another version of sega_jax made this plan and named its pictures differently; start the sweep in a"
+                " new folder"
             )
         return points
 
-    def _make(self, batch: Batch, points: list[Point], tell: _Tell) -> int:
-        """Makes the points, so many rows at a time."""
-        rows = self.fits.get(batch.program, batch.program.rows)
+    def _make(self, batch: Batch, points: list[Point], on_picture: _OnPicture) -> int:
+        """Makes the points of a batch, and returns the number of rows at a time. Halves it when memory runs out."""
+        rows = self.rows_that_fit.get(batch.program, batch.program.rows)
         try:
             if batch.shares:
-                # One, unless the memory holds fewer rows than planned.
+                # There is one part, unless fewer rows than planned fit into memory.
                 for part in sharing.parts(points, rows):
-                    some = [points[i] for i in part]
-                    self._call(batch, some, part, tell, sharing.schedule(some, batch.calls, rows))
+                    members = [points[i] for i in part]
+                    self._call(batch, members, part, on_picture, sharing.schedule(members, batch.calls, rows))
             else:
                 for first in range(0, len(points), rows):
-                    some = points[first : first + rows]
-                    numbers = range(first, first + len(some))
-                    self._call(batch, some + some[-1:] * (rows - len(some)), numbers, tell)
+                    members = points[first : first + rows]
+                    numbers = range(first, first + len(members))
+                    self._call(batch, members + members[-1:] * (rows - len(members)), numbers, on_picture)
             return rows
         except MemoryError:
             if rows == 1:
                 raise
-        # Out here, where what was made until then is forgotten.
-        warn(f"the memory does not hold {rows} rows of {batch.program}; going on with half")
-        self.fits[batch.program] = rows // 2
-        return self._make(batch, points, tell)
+        # Retry outside the handler, where the failed attempt's arrays have been freed.
+        warn(f"{rows} rows of {batch.program} do not fit into memory; continuing with half as many")
+        self.rows_that_fit[batch.program] = rows // 2
+        return self._make(batch, points, on_picture)
 
     def _call(
         self,
         batch: Batch,
         points: list[Point],
         numbers: Sequence[int],
-        tell: _Tell,
+        on_picture: _OnPicture,
         schedule: Schedule | None = None,
     ) -> None:
-        """One call of the pipeline for points of these numbers in the batch, and for some that fill up."""
+        """Makes points with one call of the pipeline.
 
-        def made(i, *picture):
+        Args:
+            points: the points, including copies of the last one as padding.
+            numbers: the numbers of the points in the batch, without padding.
+        """
+
+        def without_padding(i, *picture):
             if i < len(numbers):
-                tell(numbers[i], *picture)
+                on_picture(numbers[i], *picture)
 
         scheduler = self.plan.facts.scheduler_of(batch.scheduler)
         if scheduler is not None:
             self.pipe.scheduler = scheduler
         shared, calls = dict(points[0].shared), [point.call for point in points]
-        own = {name: [call[name] for call in calls] for name in calls[0] if name not in shared}
+        rows = {name: [call[name] for call in calls] for name in calls[0] if name not in shared}
         edits = [list(point.edits.values()) for point in points]
         with collected():
-            own, output = self.earlier.given(own), "float" if self.plan.format == "npy" else "uint8"
-            prepared = self.pipe.prepare(**own, **shared, edits=edits, output=output, progress=False)
-            self.shared.make(prepared, schedule, self._concepts(batch.program), made)
+            rows, output = self.earlier.given(rows), "float" if self.plan.format == "npy" else "uint8"
+            prepared = self.pipe.prepare(**rows, **shared, edits=edits, output=output, progress=False)
+            self.shared.make(prepared, schedule, self._concepts(batch.program), without_padding)
 
     def _encoded(self, i: int, point: Point, image: np.ndarray, finite: bool, flagged: bool | None) -> _Picture:
-        """Returns the picture of point i as it is written."""
+        """Encodes the picture of point i."""
         finite, data = finite and self.earlier.finite(point), None
         if self.plan.format == "npy":
             data = stages.encoded(image if finite else np.full_like(image, np.nan))
         elif finite and not flagged:
-            data = png.encoded(Image.fromarray(image), self.plan.format, metadata.said(self.plan, i, self.pipe))
+            data = png.encoded(
+                Image.fromarray(image), self.plan.format, metadata.picture_metadata(self.plan, i, self.pipe)
+            )
         return _Picture(data, finite, flagged, hashlib.sha256(image.tobytes()).hexdigest())
 
-    def _write(self, number: int, made: _Made, pool: ThreadPoolExecutor) -> None:
+    def _write(self, number: int, finished: _FinishedBatch, pool: ThreadPoolExecutor) -> None:
         batch, table = self.plan.batches[number], []
-        common = {"batch": number, "rows": made.rows, "calls": batch.calls, "seconds": made.seconds}
+        common = {"batch": number, "rows": finished.rows, "calls": batch.calls, "seconds": finished.seconds}
 
         def write(name: str, picture: Future[_Picture]) -> str | None:
             file, data = f"pictures/{name}.{self.plan.format}", picture.result().data
@@ -353,9 +381,9 @@ class _Run:
             self.folder.store.write(file, data)
             return file
 
-        # Before the record, which says that they are there.
-        files = list(pool.map(write, batch.names, made.pictures))
-        for k, future in enumerate(made.pictures):
+        # Write the pictures before the records, which mark them as done.
+        files = list(pool.map(write, batch.names, finished.pictures))
+        for k, future in enumerate(finished.pictures):
             _, finite, flagged, digest = future.result()
             own = {"name": batch.names[k], "file": files[k], "point": batch.points[k]}
             own |= {"finite": finite, "flagged": flagged, "digest": digest}

@@ -1,4 +1,4 @@
-"""Loads the stages of a cascade one after another, and gives each the pictures of the stage before."""
+"""Loads the stages of a cascade one after another, and passes each stage the pictures of the stage before."""
 
 import gc
 import io
@@ -20,11 +20,13 @@ from sega_jax.weights.lora import merged
 
 
 class Loader:
-    """Loads the model of one stage after another. The first stage's networks that read text are kept for the stages
-    that take the same text; everything else is dropped before the next stage is loaded.
+    """Loads the models of a sweep's stages one after another.
+
+    It keeps the first stage's text encoders for later stages that use the same encoded text, and drops everything else
+    before it loads the next stage.
 
     Args:
-        pipe: the model of a sweep without stages, loaded; None loads it.
+        pipe: the loaded model of a sweep without stages; None loads it.
     """
 
     def __init__(self, pipe: Pipeline | None = None):
@@ -33,17 +35,17 @@ class Loader:
 
     @contextmanager
     def loaded(self, facts: Facts) -> Iterator[Pipeline]:
-        """Loads the model of a stage, for as long as it is needed.
+        """Loads the model of a stage, and drops it when the context ends.
 
         Raises:
-            FileNotFoundError, CheckpointError: as `sega_jax.load`.
+            FileNotFoundError, CheckpointError: as for `sega_jax.load`.
         """
         pipe = self._load(facts) if self._given is None else self._given
         if facts.stage is not None and facts.earlier is None:
             reader = pipe.system.text
             networks = {part: module for part, module in pipe.models._asdict().items() if part in reader.parts}
             self._readers = Readers(reader.type, networks, pipe.tokenizer)
-        # A copy, so that schedulers and adapters that the run sets do not change the caller's pipeline.
+        # Yield a copy, so that the run's schedulers and adapters do not change the caller's pipeline.
         yield Pipeline(**pipe.components)
         del pipe
         gc.collect()
@@ -61,8 +63,7 @@ class Loader:
 
 
 def with_text_adapters(models: Any, facts: Facts, adapters: tuple[tuple[str, Pairs], ...]) -> Any:
-    """Returns the networks of a later stage, in which the first stage's LoRAs are merged into the text encoder. The
-    texts of a `Cascade` are read by such a text encoder, too.
+    """Returns a later stage's networks with the first stage's LoRAs merged into their text encoder, as in a `Cascade`.
 
     Raises:
         CheckpointError: a file does not fit the first stage's checkpoint.
@@ -76,7 +77,7 @@ def with_text_adapters(models: Any, facts: Facts, adapters: tuple[tuple[str, Pai
 
 
 def _readers(facts: Facts) -> Readers:
-    """Loads the networks that read text, where the stage that they are of is done."""
+    """Loads the first stage's text encoders when that stage is already finished."""
     model = {name: value for name, value in facts.model.items() if name in ("revision", "dtype", "variant")}
     return Readers(facts.family.text.type, *part_loading.load_readers(facts.model["source"], **model))
 
@@ -92,40 +93,40 @@ class EarlierPictures:
     """The pictures of the stage before, float32 [height, width, 3] in [0, 1].
 
     Args:
-        folder: of the stage before; None for a stage that is given no pictures.
-        names: the arguments of a call that are pictures.
+        folder: the folder of the stage before; None if there is none.
+        names: the names of the call's arguments that are pictures.
     """
 
     def __init__(self, folder: Folder | None, names: Sequence[str]):
         self._folder, self._names = folder, names
-        self._finite: dict[str, bool] = {}  # of the pictures that were read
+        self._finite: dict[str, bool] = {}  # whether each picture read so far is finite, by name
 
     def given(self, call: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the lists of a call's arguments with pictures in place of their names. What is not finite is grey, as
-        in `Cascade`."""
+        """Replaces the names of pictures in a call's lists of arguments by the pictures. NaN becomes grey, as in
+        `Cascade`."""
         return {name: self._pictures(values) if name in self._names else values for name, values in call.items()}
 
     def finite(self, point: Point) -> bool:
-        """Tells whether the picture that a point's is made from is finite."""
-        made = [found for name in self._names if (found := earlier(point.call[name])) is not None]
-        return all(self._finite[one.name] if one.name in self._finite else self._is_finite(one) for one in made)
+        """Tells whether the pictures that a point starts from are finite."""
+        inputs = [picture for name in self._names if (picture := earlier(point.call[name])) is not None]
+        return all(self._finite[one.name] if one.name in self._finite else self._is_finite(one) for one in inputs)
 
     def _pictures(self, values: Sequence[Any]) -> list[Any]:
-        found = [earlier(value) for value in values]
+        parsed = [earlier(value) for value in values]
         return [
             value if one is None else np.nan_to_num(self._read(one), nan=0.5)
-            for value, one in zip(values, found, strict=True)
+            for value, one in zip(values, parsed, strict=True)
         ]
 
-    def _is_finite(self, made: Earlier) -> bool:
-        return bool(np.isfinite(self._read(made)).all())
+    def _is_finite(self, source: Earlier) -> bool:
+        return bool(np.isfinite(self._read(source)).all())
 
-    def _read(self, made: Earlier) -> np.ndarray:
+    def _read(self, source: Earlier) -> np.ndarray:
         assert self._folder is not None
-        file = f"{PICTURES}/{made.name}.npy"
+        file = f"{PICTURES}/{source.name}.npy"
         data = self._folder.store.read(file)
         if data is None:
-            raise ValueError(f"{self._folder}/{file} is missing, from which a later stage goes on; run the sweep again")
+            raise ValueError(f"{self._folder}/{file} is missing, but a later stage needs it; run the sweep again")
         picture = np.load(io.BytesIO(data), allow_pickle=False)
-        self._finite[made.name] = bool(np.isfinite(picture).all())
+        self._finite[source.name] = bool(np.isfinite(picture).all())
         return picture

@@ -1,4 +1,4 @@
-"""How far a sweep is, and how long the rest takes."""
+"""The progress of a sweep, and an estimate of its remaining time."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +9,14 @@ from sega_jax.sweep.running.folder import RECORDS, Folder, part
 
 
 class Status(NamedTuple):
-    """How far a sweep is, or a stage of it.
+    """The progress of a sweep or of one of its stages.
+
+    Attributes:
+        pictures: the number of pictures.
+        done: the number of finished pictures.
+        batches: the number of batches.
+        batches_done: the number of finished batches.
+        evaluations_left: the UNet evaluations of all unfinished batches.
 
     Example:
         >>> from sega_jax import sweep
@@ -26,10 +33,13 @@ class Status(NamedTuple):
 
 
 def status(folder: str | Path) -> Status:
-    """Tells how far the sweep in a folder is; of a cascade, its last stage.
+    """Returns the progress of the sweep in a folder; for a cascade, of its last stage.
+
+    Args:
+        folder: the folder's path, or an address that fsspec supports.
 
     Raises:
-        ValueError: the folder has no sweep.
+        ValueError: the folder contains no sweep.
 
     Example:
         >>> from sega_jax import sweep
@@ -41,14 +51,17 @@ def status(folder: str | Path) -> Status:
 
 
 def stages(folder: str | Path) -> dict[str, Status]:
-    """Tells how far each stage of the cascade in a folder is, by its name; {} where the sweep is of one model.
+    """Returns the progress of each stage of the cascade in a folder, by stage name; {} for a single model.
+
+    Args:
+        folder: the folder's path, or an address that fsspec supports.
 
     Raises:
-        ValueError: the folder has no sweep.
+        ValueError: the folder contains no sweep.
 
     Example:
         >>> from sega_jax import sweep
-        >>> sweep.stages("sega-jax-out/glasses")  # made by the example of sweep.run; no cascade
+        >>> sweep.stages("sega-jax-out/glasses")  # made by the example of sweep.run; not a cascade
         {}
     """
     where = Folder(folder)
@@ -59,7 +72,7 @@ def stages(folder: str | Path) -> dict[str, Status]:
 
 
 def of_plan(plan: Plan, folder: Folder) -> Status:
-    """Tells how far a plan is in its folder."""
+    """Returns the progress of a plan in its folder."""
     missing = folder.missing(plan)
     pictures = [len(batch.points) for batch in plan.batches]
     left = sum(pictures[i] for i in missing)
@@ -68,11 +81,16 @@ def of_plan(plan: Plan, folder: Folder) -> Status:
 
 
 def seconds_left(folder: str | Path) -> float | None:
-    """Returns the seconds that one worker needs for the rest, with those of earlier stages; None where no batch of a
-    stage that is not done was timed.
+    """Estimates the seconds that one worker needs to finish a sweep, including earlier stages of a cascade.
+
+    Args:
+        folder: the folder's path, or an address that fsspec supports.
+
+    Returns:
+        The seconds, or None if an unfinished stage has no timed batch yet.
 
     Raises:
-        ValueError: the folder has no sweep.
+        ValueError: the folder contains no sweep.
 
     Example:
         >>> from sega_jax import sweep
@@ -86,7 +104,7 @@ def seconds_left(folder: str | Path) -> float | None:
         own = where.of(stage, plan)
         to_do = of_plan(stage, own).evaluations_left
         if not to_do:
-            break  # what comes before is needed no more
+            break  # the stages before a finished one are not needed any more
         seconds = _pace(stage, own)
         if seconds is None:
             return None
@@ -95,11 +113,16 @@ def seconds_left(folder: str | Path) -> float | None:
 
 
 def pace(folder: str | Path) -> float | None:
-    """Returns the seconds for an evaluation, of one worker, by what a sweep's folder has recorded, of a cascade for its
-    last stage; None for nothing.
+    """Returns one worker's seconds per UNet evaluation, from a sweep's records; for a cascade, of its last stage.
+
+    Args:
+        folder: the folder's path, or an address that fsspec supports.
+
+    Returns:
+        The seconds, or None if there are no records yet.
 
     Raises:
-        ValueError: the folder has no sweep.
+        ValueError: the folder contains no sweep.
 
     Example:
         >>> from sega_jax import sweep
@@ -111,17 +134,17 @@ def pace(folder: str | Path) -> float | None:
 
 
 def _pace(plan: Plan, where: Folder) -> float | None:
-    # A program's first batch has its compilation in it, and counts only where there is no other.
+    # The time of a program's first batch includes compilation, so it counts only if no other batch is timed.
     first: list[tuple[float, int]] = []
     timed: list[tuple[float, int]] = []
-    there = where.store.names(RECORDS)
+    recorded = where.store.names(RECORDS)
     seen = set()
     for number, batch in enumerate(plan.batches):
-        if part(number).rpartition("/")[2] in there:
+        if part(number).rpartition("/")[2] in recorded:
             data = where.store.read(part(number))
             assert data is not None
             seconds = sum(records.read_part(data, ["seconds"])["seconds"])
             (timed if batch.compiled in seen else first).append((seconds, plan.evaluations(number)))
             seen.add(batch.compiled)
-    some = timed or first
-    return sum(seconds for seconds, _ in some) / sum(count for _, count in some) if some else None
+    samples = timed or first
+    return sum(seconds for seconds, _ in samples) / sum(count for _, count in samples) if samples else None

@@ -1,7 +1,7 @@
-"""Reads and writes a sweep's files, in a folder or at an address that fsspec knows, such as gs://bucket/sweep.
+"""Reads and writes a sweep's files, in a folder or at an address that fsspec supports, such as gs://bucket/sweep.
 
-A file is there whole or not at all, whenever the process ends, and is created by one process only. In folders, this
-module takes care of both. At an address, the file system must; Google's, Amazon's and Azure's object stores do.
+A file is either complete or absent, even if the process is killed, and only one process can create it. For folders,
+this module ensures both. For addresses, the file system must; the object stores of Google, Amazon and Azure do.
 """
 
 import contextlib
@@ -13,17 +13,17 @@ from pathlib import Path
 
 
 class Store:
-    """The files below a folder or an address. A file's name is its path there, such as "records/part-00012.parquet".
+    """The files in a folder or at an address. A file's name is its relative path, such as "records/part-00012.parquet".
 
     Args:
         path: a folder, or an address with "://".
 
     Raises:
-        ValueError: fsspec does not know the address, or the address needs a package that is not installed.
+        ValueError: fsspec does not support the address, or the address needs a package that is not installed.
     """
 
     def __init__(self, path: str | Path):
-        from fsspec.core import url_to_fs  # only sweeps need it
+        from fsspec.core import url_to_fs  # imported here because only sweeps need it
         from fsspec.implementations.local import LocalFileSystem
 
         if "://" in str(path):
@@ -42,7 +42,7 @@ class Store:
         return self._address
 
     def begin(self, folders: tuple[str, ...]) -> None:
-        """Makes the folders, and removes unfinished files of processes of this machine that have ended."""
+        """Makes the folders, and removes unfinished files left by ended processes of this machine."""
         for folder in folders:
             self._files.makedirs(self._path(folder), exist_ok=True)
         if self._local:
@@ -60,45 +60,45 @@ class Store:
             return None
 
     def has(self, name: str) -> bool:
-        """Tells whether there is such a file."""
+        """Tells whether a file exists."""
         self._files.invalidate_cache()
         return self._files.exists(self._path(name))
 
     def write(self, name: str, data: bytes) -> None:
-        """Writes a file, and replaces the one that may be there."""
+        """Writes a file, replacing an existing one."""
         if self._local:
             with self._unfinished(name, data) as (unfinished, path):
                 os.replace(unfinished, path)
         else:
-            self._files.pipe_file(self._path(name), data)  # object stores show a file once it is whole
+            self._files.pipe_file(self._path(name), data)  # object stores show a file only when it is complete
 
     def create(self, name: str, data: bytes) -> None:
         """Writes a new file. If several processes create the same file at once, one of them succeeds.
 
         Raises:
-            FileExistsError: the file is there already.
+            FileExistsError: the file exists already.
         """
         if not self._local:
             self._files.pipe_file(self._path(name), data, mode="create")
             return
         with self._unfinished(name, data) as (unfinished, path):
             try:
-                os.link(unfinished, path)  # unlike a renaming, a link never replaces a file
+                os.link(unfinished, path)  # unlike a rename, a link never replaces a file
             except FileExistsError:
                 raise
             except OSError:
-                # Buckets that are mounted as folders have no links. Two processes there may both succeed.
+                # Buckets mounted as folders do not support links. Two processes may both succeed there.
                 if path.exists():
                     raise FileExistsError(path) from None
                 os.replace(unfinished, path)
 
     def remove(self, name: str) -> None:
-        """Removes a file if it is there."""
+        """Removes a file if it exists."""
         with contextlib.suppress(FileNotFoundError):
             self._files.rm_file(self._path(name))
 
     def names(self, folder: str) -> set[str]:
-        """Returns the names in a folder, without the folder's own; those of unfinished files begin with a dot."""
+        """Returns the names of a folder's entries. Names of unfinished files begin with a dot."""
         self._files.invalidate_cache()
         try:
             paths = self._files.ls(self._path(folder), detail=False)
@@ -111,7 +111,7 @@ class Store:
 
     @contextlib.contextmanager
     def _unfinished(self, name: str, data: bytes) -> Iterator[tuple[Path, Path]]:
-        """Writes the data to a hidden file beside the named one, and removes it in the end. Gives both paths."""
+        """Writes the data to a hidden file next to the named one, yields both paths, and removes the hidden file."""
         path = Path(self._path(name))
         unfinished = path.with_name(f".{path.name}.{host()}-{os.getpid()}-{os.urandom(4).hex()}")
         try:
@@ -122,12 +122,12 @@ class Store:
 
 
 def host() -> str:
-    """Returns this machine's name, without dots."""
+    """Returns this machine's name, with underscores for dots."""
     return socket.gethostname().replace(".", "_")
 
 
 def runs(process: int) -> bool:
-    """Tells whether a process of this machine is running, given its number."""
+    """Tells whether a process of this machine is running, by its process id."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
