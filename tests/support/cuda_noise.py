@@ -26,7 +26,9 @@ def normal(seed: int, shape: tuple[int, ...]) -> np.ndarray:
     """
     count = math.prod(shape)
     if not 0 <= seed < 2**64 or not 0 <= count <= MOST:
-        raise ValueError(f"seed={seed} should be from 0 to 2^64 - 1, shape={shape} at most {MOST} values")
+        raise ValueError(
+            f"seed={seed} should be from 0 to 2^64 - 1, and shape={shape} should have at most {MOST} values"
+        )
     threads = np.arange(count, dtype=np.uint64)
     zeros = np.zeros_like(threads)
     first, second, *_ = philox((zeros, zeros, threads, zeros), (seed % 2**32, seed // 2**32))
