@@ -154,7 +154,7 @@ REFUSED = {
     other_positions: "read 11 and 12 tokens; do they belong together",
     other_width: "cross_attention_dim 36 is not what both text encoders have, 24 . 20; do they belong together",
     no_second_tokenizer: "tokenizer_2/merges.txt missing",
-    no_second_encoder: "no folder text_encoder_2; is it a whole checkpoint",
+    no_second_encoder: "no folder text_encoder_2; give a complete checkpoint",
     no_projection: "whose text_encoder_2 is CLIPTextModel; expected Stable Diffusion XL, with CLIPTextModelWithProj",
 }
 

@@ -94,7 +94,7 @@ def test_sdxl(refused, copy):
     """By its index, which does not fit the rest."""
     extra = {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]}
     edit_json(copy / "model_index.json", _class_name="StableDiffusionXLPipeline", **extra)
-    refused("no folder text_encoder_2", "is it a whole checkpoint")
+    refused("no folder text_encoder_2", "give a complete checkpoint")
 
 
 @pytest.mark.parametrize(
