@@ -137,7 +137,7 @@ class Source(NamedTuple):
             except CheckpointError as error:
                 why = f"fetching it failed, because {error}"
         raise CheckpointError(
-            f"{self.file} does not contain CLIP's vocabulary: {why}. Give tokenizer= (in the shell, --tokenizer), a"
+            f"{self.file} does not contain CLIP's vocabulary: {why}. Give tokenizer= (in the shell --tokenizer), a"
             " folder with vocab.json and merges.txt such as the tokenizer folder of any Stable Diffusion checkpoint in"
             " diffusers layout, or config= (--config), the folder or name of such a checkpoint"
         )

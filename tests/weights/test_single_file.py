@@ -260,7 +260,7 @@ def test_the_shell_says_what_is_missing(simple, write):
     result = CliRunner().invoke(main, ["edit", "--model", str(write(simple | like)), "--prompt", "a", "--edit", "b"])
     assert result.exit_code == 1
     assert "does not contain CLIP's vocabulary" in result.output
-    assert "Give tokenizer= (in the shell, --tokenizer)" in result.output
+    assert "Give tokenizer= (in the shell --tokenizer)" in result.output
     assert "fetching it failed, because stable-diffusion-v1-5/stable-diffusion-v1-5 is no folder here" in result.output
 
 
