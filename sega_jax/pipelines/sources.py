@@ -292,7 +292,7 @@ def of_file(
     config_source = find(published, given=given)
     if config_source.system.checkpoint.single_file is not file:
         raise CheckpointError(
-            f"config={str(config)!r} is {config_source.system.title}, expected {file.name} to match {path}"
+            f"config={str(config)!r} is {config_source.system.title}, expected {file.name}, as {path} is"
         )
     return config_source._replace(name=path, commit=None, file=path, description=file, declared=declared)
 

@@ -186,7 +186,7 @@ def test_pickled_files_declare_it_too(single, folder, pipe, tmp_path):
 def test_callers_are_followed_and_told(single, folder, pipe, tmp_path):
     path = declaring(single, tmp_path / "a.safetensors", ["v_pred", "ztsnr"], None)
     options = {"config": folder, "devices": pipe.devices}
-    with pytest.warns(UserWarning, match="declares prediction_type='v_prediction', but the arguments"):
+    with pytest.warns(UserWarning, match="declares prediction_type='v_prediction', which the arguments"):
         found = load(path, **options, prediction_type="epsilon", scheduler="DDIMScheduler")
     assert found.scheduler.options["prediction_type"] == "epsilon"
     assert found.scheduler.options["rescale_betas_zero_snr"]

@@ -204,7 +204,7 @@ BROKEN = {
         "it is one network in diffusers layout, give the folder",
     ),
     "nothing": (lambda t: t.clear(), "it has nothing"),
-    "XL": (lambda t: t.update({XL: np.ones(1)}), "is Stable Diffusion 1.x or 2.x, expected Stable Diffusion XL to"),
+    "XL": (lambda t: t.update({XL: np.ones(1)}), "is Stable Diffusion 1.x or 2.x, expected Stable Diffusion XL, as"),
     "the refiner": (
         lambda t: t.update({"conditioner.embedders.0.model.x": np.ones(1)}),
         "is Stable Diffusion XL's refi",
