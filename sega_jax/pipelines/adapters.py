@@ -128,7 +128,7 @@ def add_words(models: M, tokenizer: T, words: str | Path | Mapping[str, str | Pa
         >>> save_file({"<cat-toy>": np.zeros((2, width), np.float32)}, path)
         >>> pipe.models, pipe.tokenizer = sega_jax.add_words(pipe.models, pipe.tokenizer, path)
         >>> pipe.encode("a <cat-toy>").states.shape
-        (1, 24, 64)
+        (1, 48, 192)
     """
     return textual_inversion.added(models, tokenizer, new_words(models, tokenizer, words))
 

@@ -193,7 +193,7 @@ def _texts(name: str, value: Any, check: Callable[[Any], Text]) -> list[Words]:
     else:
         entries = list(value) if isinstance(value, list | tuple) else [value]
     if not entries:
-        raise ValueError(f"{name} has shape {value.shape} and contains no texts; give at least one")
+        raise ValueError(f"{name} has shape {value.shape} and holds no texts; give at least one")
     return [text if isinstance(text, str) else _conditioning(name, text, check) for text in entries]
 
 

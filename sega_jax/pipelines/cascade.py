@@ -176,7 +176,7 @@ class Cascade:
             if name != list(self.stages)[-1]:
                 images = outputs[name].images
                 assert isinstance(images, np.ndarray)
-                # Later stages enlarge a grey picture in its place; the final output still omits it.
+                # Later stages get grey in place of a picture that is not finite; the result still omits it.
                 picture = np.where(finite[:, None, None, None], images, 0.5)
         last = outputs[name]
         return CascadeOutput(

@@ -185,8 +185,8 @@ class LoadOptions:
         None,
         OptionalChoice(*ATTENTIONS),
         'the implementation of attention. "cudnn" needs GPUs of compute capability 8.0 or more and half precision;'
-        ' "pallas", JAX\'s flash kernel, needs TPUs and bfloat16 or float32. By default "cudnn" where it works, else'
-        ' "xla"',
+        ' "pallas", JAX\'s flash kernel, needs TPUs and bfloat16 or float32. By default "cudnn" where it works, and'
+        ' "xla" elsewhere',
         sweep=True,
     )
     scheduler: Any = argument(None, SchedulerChoice(), "replaces the checkpoint's scheduler", shell=True)

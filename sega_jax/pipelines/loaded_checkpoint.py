@@ -52,8 +52,8 @@ class LoadedCheckpoint:
         if not (safety is None or isinstance(safety, Safety)):
             raise TypeError(f"safety={safety!r} should be another pipeline's safety checker (pipe.safety), or None")
         if not isinstance(extras, system.checkpoint.extras_type):
-            extras_type = system.checkpoint.extras_type
-            expected = "None" if extras_type is type(None) else f"pipe.extras of type {extras_type.__name__}"
+            kind = system.checkpoint.extras_type
+            expected = "None" if kind is type(None) else f"another pipeline's (pipe.extras), of type {kind.__name__}"
             raise TypeError(f"extras={brief(extras)} should be {expected}, for {system.title}")
         self.system = system
         self.devices = devices if isinstance(devices, Devices) else Devices(devices)

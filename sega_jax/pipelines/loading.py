@@ -300,7 +300,7 @@ def _scheduler(
         declared["prediction_type"] = options.prediction_type
     if contradicted:
         contradictions = " and ".join(f"{name}={value!r}" for name, value in contradicted.items())
-        warn(f"{source} declares {contradictions}, but the arguments of load contradict this and take precedence")
+        warn(f"{source} declares {contradictions}, which the arguments of load contradict; the arguments apply")
     if not declared:
         return scheduler
     config = scheduler.config | declared

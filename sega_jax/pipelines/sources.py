@@ -137,7 +137,7 @@ class Source(NamedTuple):
             except CheckpointError as error:
                 why = f"fetching it failed, because {error}"
         raise CheckpointError(
-            f"{self.file} does not contain CLIP's vocabulary: {why}. Give tokenizer= (in the shell, --tokenizer), a"
+            f"{self.file} does not contain CLIP's vocabulary: {why}. Give tokenizer= (in the shell --tokenizer), a"
             " folder with vocab.json and merges.txt such as the tokenizer folder of any Stable Diffusion checkpoint in"
             " diffusers layout, or config= (--config), the folder or name of such a checkpoint"
         )
@@ -292,7 +292,7 @@ def of_file(
     config_source = find(published, given=given)
     if config_source.system.checkpoint.single_file is not file:
         raise CheckpointError(
-            f"config={str(config)!r} is {config_source.system.title}, expected {file.name} to match {path}"
+            f"config={str(config)!r} is {config_source.system.title}, expected {file.name}, as {path} is"
         )
     return config_source._replace(name=path, commit=None, file=path, description=file, declared=declared)
 

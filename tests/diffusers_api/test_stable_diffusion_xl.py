@@ -210,5 +210,5 @@ def test_refused_components(folder, pipe):
 
 def test_a_second_text_needs_a_second_text_encoder(small):
     for reading in ({}, {"weighted": True}, {"long_prompts": True}):
-        with pytest.raises(TypeError, match=r"second is no option of Stable Diffusion 1.x or 2.x"):
+        with pytest.raises(TypeError, match=r"second is not an option of Stable Diffusion 1.x or 2.x"):
             small.encode("a", second="b", **reading)

@@ -346,7 +346,7 @@ def test_names_of_published_files(read, copy, checked_folder):
 # The shell command
 
 
-def test_the_shell_reports_flagged_pictures(checked_folder, tmp_path, monkeypatch):
+def test_the_shell_reports_unsafe_pictures(checked_folder, tmp_path, monkeypatch):
     def made(pipe, batch):
         flagged = None if pipe.safety is None else np.array([False, True])
         return Output([Image.new("RGB", (16, 16))] * 2, np.ones(2, bool), [0, 0], flagged=flagged)

@@ -154,7 +154,7 @@ REFUSED = {
     other_positions: "read 11 and 12 tokens; take both from one checkpoint",
     other_width: "cross_attention_dim 36 is not the sum of the text encoders' hidden sizes, 24 . 20",
     no_second_tokenizer: "tokenizer_2/merges.txt missing",
-    no_second_encoder: "no folder text_encoder_2; is it a whole checkpoint",
+    no_second_encoder: "no folder text_encoder_2; give a complete checkpoint",
     no_projection: "whose text_encoder_2 is CLIPTextModel; expected Stable Diffusion XL, with CLIPTextModelWithProj",
 }
 

@@ -94,7 +94,7 @@ def test_an_incomplete_checkpoint_of_sdxl_is_rejected(refused, copy):
     """The index describes SDXL, but the second text encoder is missing."""
     extra = {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]}
     edit_json(copy / "model_index.json", _class_name="StableDiffusionXLPipeline", **extra)
-    refused("no folder text_encoder_2", "is it a whole checkpoint")
+    refused("no folder text_encoder_2", "give a complete checkpoint")
 
 
 @pytest.mark.parametrize(
