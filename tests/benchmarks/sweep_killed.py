@@ -1,4 +1,4 @@
-"""Does a sweep survive kills? It makes 2,000 pictures with a tiny random model and is killed five times at random.
+"""Does a sweep survive kills? It makes 2,000 pictures with a tiny model and is killed five times at random moments.
 
     python tests/benchmarks/sweep_killed.py [--kills 5] [--seed 0]
 

@@ -16,7 +16,7 @@ Damage = Callable[[Any], Any]
 
 
 def override(**options: Any) -> Damage:
-    """Calls the function with these keyword arguments, whatever the caller asks for."""
+    """Calls the function with these keyword arguments, whatever the caller passes."""
 
     def change(function):
         return wraps(function)(lambda *args, **kwargs: function(*args, **kwargs | options))

@@ -74,7 +74,7 @@ class Sega:
 
 
 def above(psi, threshold):
-    """Sets psi to 0 where its magnitude is below the quantile over the positions of its picture and channel."""
+    """Returns psi, set to 0 where its magnitude is below the quantile over positions, per picture and channel."""
     magnitude = psi.abs()
     least = torch.quantile(magnitude.flatten(2), threshold, dim=2)[:, :, None, None]
     return torch.where(magnitude >= least, psi, torch.zeros_like(psi))

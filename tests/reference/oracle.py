@@ -45,6 +45,6 @@ def guidance(
 
 
 def above(psi, threshold, axes, magnitude=None):
-    """Sets psi to 0 where its magnitude is below the quantile over the axes."""
+    """Returns psi, set to 0 where its magnitude is below the quantile over the axes."""
     magnitude = np.abs(psi) if magnitude is None else magnitude
     return np.where(magnitude >= np.quantile(magnitude, threshold, axis=axes, keepdims=True), psi, 0)
