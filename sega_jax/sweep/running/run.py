@@ -97,7 +97,7 @@ def run(
         folder: the folder's path, or an address that fsspec supports, such as gs://bucket/sweep.
         pipe: the plan's model, loaded; None loads it. Not supported for cascades, which load one stage after another.
         worker: this worker's number, counted from 1, and the number of workers: (2, 16) is the second of sixteen. None
-            takes both from JAX's processes, which is (1, 1) unless `jax.distributed` was initialised.
+            takes both from JAX, which knows one process unless it was initialised for several.
         patience: the seconds without a sign of life after which a worker counts as ended; the same for all workers.
         progress: whether to show a progress bar; None shows it in terminals and notebooks.
 
