@@ -297,7 +297,7 @@ def _of_model(key: str, value: Any) -> Any:
         raise ValueError(f"model: {key!r} is unknown{hint}; a model has {', '.join(_MODEL)}")
     kind = bool if isinstance(_MODEL[key].kind, Flag) else str
     if not isinstance(value, kind):
-        raise TypeError(f"model: {key}={brief(value)} should be {'words' if kind is str else 'true or false'}")
+        raise TypeError(f"model: {key}={brief(value)} should be {'a string' if kind is str else 'true or false'}")
     return value
 
 
