@@ -547,7 +547,7 @@ INVALID = [
     # Bytes are not a sequence of numbers.
     ({"prompt": ["a", "b"], "guidance_scale": b"ab"}, "guidance_scale=b'ab' should be a finite number"),
     ({"prompt": ["a", "b"], "seed": b"ab"}, "seed=b'ab' should be a whole number, from 0 to 4294967295"),
-    ({"edits": b"ab"}, "edits=b'ab' should be a list of words and Edits, or one such list for each prompt"),
+    ({"edits": b"ab"}, "edits=b'ab' should be a list of strings and Edits, or one such list for each prompt"),
     ({"prompt": b"ab"}, "prompt=b'ab' should be a string"),
     ({"steps": b"ab"}, "steps=b'ab' should be a whole number"),
     ({"edits": [b"a"] * 200}, "edits: b'a' should be a string or an Edit"),

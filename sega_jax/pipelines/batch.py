@@ -235,7 +235,7 @@ def _edits(edits: Any, spread: Spread, check: Callable[[Any], Text]) -> list[tup
     if isinstance(edits, Edit | str | Text) or getattr(edits, "ndim", 0) == 2:
         edits = [edits]
     if not is_sequence(edits):
-        raise TypeError(f"edits={brief(edits)} should be a list of words and Edits, or one such list for each prompt")
+        raise TypeError(f"edits={brief(edits)} should be a list of strings and Edits, or one such list for each prompt")
     nested = [isinstance(entry, list | tuple) for entry in edits]
     if any(nested):
         if not all(nested):

@@ -68,7 +68,12 @@ def test_custom_timesteps(name):
         ("LCM", 51, {}, "51 steps are more than original_inference_steps=50; use fewer"),
         ("TCD", 51, {}, "51 steps are more than original_inference_steps=50; use fewer"),
         ("LCM", 4, {"num_train_timesteps": 40}, "original_inference_steps=50 should be at most num_train_timesteps=40"),
-        ("LCM", 4, {"original_inference_steps": 0}, "original_inference_steps=0 should be a whole number, at least 1"),
+        (
+            "LCM",
+            4,
+            {"original_inference_steps": 0},
+            "original_inference_steps=0 should be a whole number of at least 1",
+        ),
         ("TCD", 4, {"timestep_scaling": 0}, "timestep_scaling=0 should be a positive number"),
         ("LCM", 4, {"rescale_betas_zero_snr": True}, "has no signal, so epsilon does not determine x0"),
         ("DEIS", 4, {"thresholding": True}, "it works on noise, but thresholding is for x0"),

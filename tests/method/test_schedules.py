@@ -268,7 +268,7 @@ def test_errors_list_the_supported_options():
     ("name", "options", "message"),
     [
         ("DDIM", {"dynamic_thresholding_ratio": 95}, r"dynamic_thresholding_ratio=95 should be a number in \[0, 1\]"),
-        ("DDPM", {"sample_max_value": 0.5}, "sample_max_value=0.5 should be a number, at least 1"),
+        ("DDPM", {"sample_max_value": 0.5}, "sample_max_value=0.5 should be a number of at least 1"),
         ("DPM", NOISE | {"thresholding": True}, "'dpmsolver' works on noise, but thresholding .*; use 'dpmsolver[+]"),
         ("UniPC", unipc(2, "bh2", data=False) | {"thresholding": True}, "predict_x0=False works on noise, but thresh"),
         ("DPM", {"use_lu_lambdas": True}, "use_lu_lambdas=True is not supported, only False"),

@@ -158,7 +158,7 @@ def test_pictures_that_are_not_finite_in_one_stage(whole, output):
         ({"prompt": np.zeros((77, 24), np.float32)}, TypeError, "prompt and negative_prompt should be strings"),
         ({"prompt": []}, TypeError, "prompt and negative_prompt should be strings"),
         ({"negative_prompt": 3}, TypeError, "prompt and negative_prompt should be strings"),
-        ({"edits": 3}, TypeError, "edits=3 should be a list of words and Edits"),
+        ({"edits": 3}, TypeError, "edits=3 should be a list of strings and Edits"),
         ({"edits": [3]}, TypeError, "edits: 3 should be a string"),
         ({"seed": -1}, ValueError, "seed=-1 should be"),
         ({"output": "png"}, ValueError, "output='png' should be one of"),

@@ -63,7 +63,7 @@ class Edit:
         ValueError: Edit 'glasses': threshold=2 should be a number in [0, 1]
     """
 
-    concept: Any = dataclasses.field(metadata=required(Concept(), "the concept"))
+    concept: Any = dataclasses.field(metadata=required(Concept(), "the concept to add or remove"))
     scale: float = argument(
         5.0,
         Real(hint="a negative scale removes the concept"),

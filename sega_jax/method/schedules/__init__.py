@@ -34,14 +34,14 @@ class Config(dict[str, Any]):
             raise AttributeError(f"the config has no option {name}; it has {', '.join(self)}", name=name, obj=self)
         return self[name]
 
-    def _refuse(self, *args: Any, **options: Any) -> NoReturn:
+    def _raise_read_only(self, *args: Any, **options: Any) -> NoReturn:
         raise TypeError(
             "a scheduler's config is read-only; give the pipeline a new config, as in"
             ' pipe.scheduler = {**pipe.scheduler.config, "timestep_spacing": "trailing"}'
         )
 
-    __setitem__ = __delitem__ = __setattr__ = __delattr__ = __ior__ = _refuse
-    update = pop = popitem = setdefault = clear = _refuse
+    __setitem__ = __delitem__ = __setattr__ = __delattr__ = __ior__ = _raise_read_only
+    update = pop = popitem = setdefault = clear = _raise_read_only
 
 
 @dataclasses.dataclass(frozen=True)

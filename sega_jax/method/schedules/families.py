@@ -205,14 +205,14 @@ _CHOICES = {
 }
 _NUMBERS = {
     "num_train_timesteps": (int, lambda v: 1 <= v <= 100_000, "a whole number from 1 to 100000"),
-    "steps_offset": (int, lambda v: v >= 0, "a whole number, at least 0"),
+    "steps_offset": (int, lambda v: v >= 0, "a whole number of at least 0"),
     "solver_order": (int, lambda v: 1 <= v <= 3, "1, 2 or 3"),
-    "original_inference_steps": (int, lambda v: v >= 1, "a whole number, at least 1"),
+    "original_inference_steps": (int, lambda v: v >= 1, "a whole number of at least 1"),
     "beta_start": (int | float, lambda v: 0 <= v < 1, "a number of at least 0 and below 1"),
     "beta_end": (int | float, lambda v: 0 < v < 1, "a number between 0 and 1"),
     "clip_sample_range": (int | float, lambda v: 0 < v < math.inf, "a positive number"),
     "dynamic_thresholding_ratio": (int | float, lambda v: 0 <= v <= 1, "a number in [0, 1]"),
-    "sample_max_value": (int | float, lambda v: 1 <= v < math.inf, "a number, at least 1"),
+    "sample_max_value": (int | float, lambda v: 1 <= v < math.inf, "a number of at least 1"),
     "sigma_min": (int | float, lambda v: 0 < v < math.inf, "a positive number"),
     "sigma_max": (int | float, lambda v: 0 < v < math.inf, "a positive number"),
     "sigma_data": (int | float, lambda v: 0 < v < math.inf, "a positive number"),

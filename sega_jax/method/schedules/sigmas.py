@@ -17,7 +17,7 @@ from sega_jax.method.schedules.spacing import Options, cumulative, respaced, sig
 def _path(options: Options, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns (timesteps [steps], sigmas [steps + 1]), both descending, with the final sigma."""
     schedule = sigmas_of(cumulative(options))
-    t = spaced(options, steps, whole=False)
+    t = spaced(options, steps, rounded=False)
     sigmas = np.interp(t, np.arange(len(schedule)), schedule)
     if options.get("interpolation_type") == "log_linear":
         if "timesteps" in options:

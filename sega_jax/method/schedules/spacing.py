@@ -47,13 +47,13 @@ def sigmas_of(bars: np.ndarray) -> np.ndarray:
     return np.sqrt((1 - bars) / bars)
 
 
-def spaced(options: Options, steps: int, *, whole: bool = True) -> np.ndarray:
+def spaced(options: Options, steps: int, *, rounded: bool = True) -> np.ndarray:
     """Returns the descending timesteps of a spacing (Lin et al. 2024, table 2), rounded as in diffusers.
 
     A custom list of timesteps is returned unchanged.
 
     Args:
-        whole: Whether to round timesteps of the spacing "linspace" to integers.
+        rounded: Whether to round timesteps of the spacing "linspace" to integers.
 
     Raises:
         ValueError: `steps_offset` leads beyond the training timesteps.
@@ -63,7 +63,7 @@ def spaced(options: Options, steps: int, *, whole: bool = True) -> np.ndarray:
     total, spacing = options["num_train_timesteps"], options["timestep_spacing"]
     if spacing == "linspace":
         t = np.linspace(0, total - 1, steps)[::-1]
-        t = t.round() if whole else t
+        t = t.round() if rounded else t
     elif spacing == "leading":
         t = np.arange(steps)[::-1] * (total // steps) + options["steps_offset"]
     else:

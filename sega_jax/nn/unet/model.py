@@ -30,16 +30,17 @@ class Projected(NamedTuple):
 class UNet2DConditionModel(nnx.Module):
     """The conditional UNet, in the layout of diffusers.
 
-    `__call__(x, timestep, context, class_labels=None, guidance=None)`:
-    x: [batch, height, width, in_channels], of any size; for DeepFloyd-IF, height and width are multiples of
-    2 ** (levels - 1);
-    timestep: [batch] (kept in float32 or wider);
-    context: [batch, tokens, cross_attention_dim], or its projection by `project`; for DeepFloyd-IF [batch, tokens,
-    encoder_hid_dim], for Stable Diffusion XL a `Context`;
-    class_labels: [batch], only for upscalers: the noise level of the low-resolution picture among the channels of x,
-    an integer below `num_class_embeds`, or any number in DeepFloyd-IF;
-    guidance: [batch, time_cond_proj_dim], only for UNets with this option: `guidance_embedding` of the guidance scale
-    -> [batch, height, width, out_channels] in at least float32.
+    `__call__(x, timestep, context, class_labels=None, guidance=None)` returns [batch, height, width, out_channels] in
+    at least float32. Its arguments are:
+
+        x: [batch, height, width, in_channels]. DeepFloyd-IF needs multiples of 2 ** (levels - 1) as height and width.
+        timestep: [batch], kept in float32 or wider.
+        context: [batch, tokens, cross_attention_dim], or its projection by `project`. For DeepFloyd-IF it is
+            [batch, tokens, encoder_hid_dim], for Stable Diffusion XL a `Context`.
+        class_labels: [batch], for upscalers only: the noise level of the low-resolution picture among the channels of
+            x, an integer below `num_class_embeds`, or any number for DeepFloyd-IF.
+        guidance: [batch, time_cond_proj_dim], for UNets with this option only: `guidance_embedding` of the guidance
+            scale.
 
     The context may have several adjacent branches for each row of x, [batch x branches, tokens, ...]. The output then
     has batch x branches rows, and the layers before the first use of text are computed once for all branches.
