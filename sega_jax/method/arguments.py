@@ -51,6 +51,7 @@ class Argument:
             at its default, so that these pictures keep their names.
         name: The name of the field.
         default: The default of the field, or REQUIRED.
+        default_text: The default in words for documentation, for a default such as a path of this machine.
 
     Example:
         >>> from sega_jax import Argument, Real
@@ -73,6 +74,7 @@ class Argument:
     later: bool = False
     name: str = ""
     default: Any = REQUIRED
+    default_text: str = ""
 
     @property
     def option(self) -> str:
@@ -105,7 +107,7 @@ class Argument:
         parts += [] if noun == "a value" else [f"{noun[:1].upper()}{noun[1:]}"]
         parts += ["One for all pictures, or a list with one for each prompt or picture"] if self.varies == "row" else []
         if self.default is not REQUIRED and self.default not in (None, ()):
-            parts.append(f"Default: {self.default!r}")
+            parts.append(f"Default: {self.default_text or repr(self.default)}")
         return ". ".join(parts) + "."
 
 

@@ -151,9 +151,9 @@ class LoadOptions:
         " the Hugging Face hub are named owner/name; only the needed files are fetched, into the hub's cache. Single"
         " files, here or on the hub (owner/name/file), have the weights of Stable Diffusion 1.x, 2.x or XL under their"
         " original names, as .safetensors or a pickle such as .ckpt, whose code is never run. Their vocabulary is"
-        " fetched from the hub unless `tokenizer` or `config` provides it. The default is the demo model, which draws"
-        " cartoon portraits",
+        " fetched from the hub unless `tokenizer` or `config` provides it",
         sweep=True,
+        default_text="the demo model, which draws cartoon portraits",
     )
     _: dataclasses.KW_ONLY
     revision: str | None = argument(
@@ -177,8 +177,8 @@ class LoadOptions:
     devices: Sequence[jax.Device] | Devices | None = argument(
         None,
         DevicesChoice(),
-        "the devices that share the pictures; by default all devices of this host. On the command line, 2 means two"
-        " devices, 0,2 means devices 0 and 2, and 1, (with a comma) means device 1 alone",
+        "the devices that share the pictures; by default all devices of this host. On the command line, give a"
+        " count (`2`) or device numbers (`0,2`); write `1,` for device 1 alone",
         shell=True,
     )
     attention: str | None = argument(

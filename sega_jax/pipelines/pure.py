@@ -32,10 +32,13 @@ def pure_call(pipe: LoadedCheckpoint, batch: Batch) -> PureCall:
     Raises:
         ValueError: The call asks for more than pictures: a record, a callback, or the final state.
     """
-    if batch.output not in PICTURES or batch.static.record or batch.callback is not None:
-        raise ValueError(
-            "a pure function returns only pictures; leave out record and callback, and choose an output of pictures"
-        )
+    unsupported = {
+        "record=True": batch.static.record,
+        "callback": batch.callback is not None,
+        f"output={batch.output!r}": batch.output not in PICTURES,
+    }
+    for name in (name for name, present in unsupported.items() if present):
+        raise ValueError(f"as_function returns only pictures and does not support {name}; leave it out")
     ids, text = _ids_and_text(pipe, batch)
     function = partial(
         programs.generate, pipe.system, shape=batch.shape, static=batch.static, decode=dict(batch.decode)

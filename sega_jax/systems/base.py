@@ -1,4 +1,4 @@
-"""The description of a family of checkpoints: a `System` with one part for each of its readers.
+"""The description of a family of checkpoints: a `System` with one part for each stage that uses it.
 
 `Checkpoint` serves loading, `TextReader` serves text, `Sampler` serves the compiled programs, and a dataclass of
 arguments serves calls. To add a family, build such a value and register it (`sega_jax.register`); no other code asks
@@ -55,7 +55,7 @@ class Static(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """The arrays of a call, rows first. Changing their values never recompiles.
+    """The arrays of a call, rows first. Programs take them as arguments, so changing their values never recompiles.
 
     Example:
         >>> import jax, numpy as np

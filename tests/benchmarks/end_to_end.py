@@ -106,7 +106,7 @@ def report(about: dict[str, Any], rows: list[dict[str, Any]], path: Path | None)
     spread = f"{min(row['seconds']):.3f} to {max(row['seconds']):.3f}"
     print(
         f"n = {row['concepts']}, B = {row['batch']}: {1e3 * median / row['batch']:.1f} ms a picture ({spread} s),"
-        f" {row['floor'] / median:.1%} of the floor, first call {row['first']:.1f} s, peak {row['peak_gib']:.2f} GiB",
+        f" floor / time {row['floor'] / median:.1%}, first call {row['first']:.1f} s, peak {row['peak_gib']:.2f} GiB",
         flush=True,
     )
     if path:

@@ -9,7 +9,8 @@ A table stands in a markdown file between two comments, and a test compares it w
     <!-- end -->
 
 Times are medians. The floor is the time that the networks' arithmetic alone takes at the ceiling of bfloat16 matrix
-products, 796 TFLOP/s on an H200. Below each table stand the device, the versions and the commands that measured it.
+products, 796 TFLOP/s on an H200. Tables divide it by the measured time, so 100% is ideal. Below each table stand the
+device, the versions and the commands that measured it.
 """
 
 import json
@@ -33,6 +34,8 @@ OPTIONS = (
     "parts", "stage", "mode", "concepts", "batch", "devices", "share", "rows", "seeds", "part", "steps", "repeat",
     "bytes", "dtype", "support", "attention", "demo",
 )  # fmt: skip
+# The head of the columns of `efficiency`.
+FLOOR = "floor / {} (ideal: 100%)"
 # Cells of the short table: (concepts, batch).
 CELLS = ((0, 1), (1, 1), (2, 1), (4, 1), (1, 4), (4, 4))
 # Words of the short table of edits.
@@ -103,7 +106,8 @@ def per_picture(row: dict[str, Any]) -> float:
     return median(row["seconds"]) / row["batch"]
 
 
-def share(row: dict[str, Any]) -> str:
+def efficiency(row: dict[str, Any]) -> str:
+    """Returns the floor divided by the measured time."""
     return f"{row['floor'] / median(row['seconds']):.0%}"
 
 
@@ -120,10 +124,10 @@ def speed() -> str:
     rows = [
         [*cell, f"{1e3 * per_picture(ours[cell]):.0f} ms"]
         + [compared(other.get(cell), ours[cell]) for other in others]
-        + [share(ours[cell])]
+        + [efficiency(ours[cell])]
         for cell in CELLS
     ]
-    head = ["concepts", "batch", "sega_jax", "diffusers", "diffusers, torch.compile", "share of the floor"]
+    head = ["concepts", "batch", "sega_jax", "diffusers", "diffusers, torch.compile", FLOOR.format("sega_jax time")]
     return table(head, rows, measured(*names))
 
 
@@ -139,8 +143,9 @@ def stable_diffusion() -> str:
     rows = []
     for cell, row in sorted(ours.items(), key=lambda item: item[0][::-1]):
         line = [*cell, f"{1e3 * per_picture(row):.0f} ms", *(compared(other.get(cell), row) for other in others)]
-        rows.append([*line, share(row), f"{row['first']:.1f} s", f"{row['peak_gib']:.1f} GiB"])
-    head = ["concepts", "batch", "bfloat16", *columns.values(), "share of the floor", "first call", "peak memory"]
+        rows.append([*line, efficiency(row), f"{row['first']:.1f} s", f"{row['peak_gib']:.1f} GiB"])
+    head = ["concepts", "batch", "bfloat16", *columns.values(), FLOOR.format("bfloat16 time")]
+    head += ["first call", "peak memory"]
     return table(head, rows, measured("sd15_h200", *columns))
 
 
@@ -148,9 +153,9 @@ def systems(*names: str) -> str:
     rows = []
     for name in names:
         row, (title, pixels) = read(name), CASES[name]
-        line = [title, pixels, row["steps"], row["batch"], f"{per_picture(row):.2f} s", share(row)]
+        line = [title, pixels, row["steps"], row["batch"], f"{per_picture(row):.2f} s", efficiency(row)]
         rows.append([*line, f"{row['peak_gib']:.1f} GiB", f"{row['first']:.0f} s"])
-    head = ["", "pixels", "steps", "batch", "per picture", "share of the floor", "peak memory", "first call"]
+    head = ["", "pixels", "steps", "batch", "per picture", FLOOR.format("time"), "peak memory", "first call"]
     return table(head, rows, measured(*names))
 
 

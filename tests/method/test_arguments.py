@@ -2,11 +2,13 @@
 
 import dataclasses
 import inspect
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import sega_jax
 from sega_jax.method.argument_kinds import Choice, Flag, Integer, Kind, Opaque, Pair, Real, Words
 from sega_jax.method.arguments import (
     REQUIRED,
@@ -252,6 +254,13 @@ def test_documentation_of_arguments():
     }
     weather = arguments(LongRide)["weather"].documentation
     assert weather == """What the weather is like. "dry" or "wet". Default: 'dry'."""
+
+
+def test_documentation_shows_no_path_of_this_machine():
+    place = Argument(Kind(), "where it lives", name="place", default=Path.home(), default_text="your home")
+    assert place.documentation == "Where it lives. Default: your home."
+    assert "Default: the demo model, which draws" in " ".join(sega_jax.load.__doc__.split())
+    assert str(Path(sega_jax.__file__).parent) not in sega_jax.load.__doc__
 
 
 # Methods and functions that take a declaration

@@ -229,6 +229,78 @@ def test_gradients_equal_finite_differences():
     np.testing.assert_allclose(gradient[0], slopes, rtol=1e-7)
 
 
+@pytest.mark.usefixtures("x64")
+def test_gradients_hold_the_mask_fixed():
+    """The threshold has no gradient, and the scale has one where the mask is open; at scale 0 it is open everywhere."""
+    preds = jax.tree.map(lambda p: jnp.asarray(p[0]), predictions(np.random.default_rng(16), 1, 1))
+    settings = Edits.stack([[Edit("a", warmup=0)]])
+
+    def added(scale, threshold):
+        guidance = sega(settings._replace(scale=scale[None, None], threshold=threshold[None, None]))
+        return guidance.update(jnp.zeros_like(preds.uncond), guidance.init(preds), preds)[0]
+
+    at, direction = (jnp.asarray(3.0), jnp.asarray(0.5)), preds.edits[:, 0] - preds.uncond
+    by_scale, by_threshold = jax.jacobian(added, (0, 1))(*at)
+    close(by_scale, jnp.where(added(*at) != 0, direction, 0))
+    assert not by_threshold.any()
+    assert (added(at[0], jnp.asarray(0.6)) != added(*at)).any()
+    close(jax.jacobian(added)(jnp.asarray(0.0), at[1]), direction)
+
+
+def test_new_settings_do_not_recompile_if_they_are_arguments():
+    preds = jax.tree.map(lambda p: jnp.asarray(p[0], jnp.float32), predictions(np.random.default_rng(17), 1, 1))
+    settings = Edits.stack([[Edit("a", scale=5.25)]])
+
+    def guided(preds, edits):
+        return sega(edits).update(preds.uncond, sega(edits).init(preds), preds)[0]
+
+    by_argument = jax.jit(guided)
+    for scale in (5.25, -2.0):
+        by_argument(preds, settings._replace(scale=np.full((1, 1), scale)))
+    assert by_argument._cache_size() == 1
+    assert "5.25" not in by_argument.lower(preds, settings).as_text()
+    assert "5.25" in jax.jit(lambda preds: guided(preds, settings)).lower(preds).as_text()
+
+
+RULES = {
+    "cfg": lambda: cfg(7.5),
+    "rescale": lambda: rescale(0.7),
+    "replay": lambda: replay(np.ones((2, 1, *SPACE), np.float32)),
+    "sega": lambda: sega(Edits.stack([[Edit("a", warmup=0)]] * 2)),
+}
+
+
+@pytest.mark.parametrize("name", [*RULES, "chain"])
+def test_rules_name_their_arguments_as_optax_does(name):
+    rule = optax.chain(*(make() for make in RULES.values())) if name == "chain" else RULES[name]()
+    preds = jax.tree.map(lambda p: jnp.asarray(p[0], jnp.float32), predictions(np.random.default_rng(18), 2, 1))
+    state = rule.init(params=preds)
+    by_name, _ = rule.update(updates=preds.uncond, state=state, params=preds)
+    assert np.array_equal(by_name, rule.update(preds.uncond, state, preds)[0])
+
+
+@pytest.mark.parametrize("name", ["cfg", "rescale", "sega", "chain"])
+def test_missing_predictions_are_an_error(name):
+    rule = optax.chain(*(make() for make in RULES.values())) if name == "chain" else RULES[name]()
+    preds = jax.tree.map(lambda p: jnp.asarray(p[0], jnp.float32), predictions(np.random.default_rng(18), 2, 1))
+    with pytest.raises(ValueError, match=r"need the predictions as params; call update\(estimate, state, predictions"):
+        rule.update(preds.uncond, rule.init(preds))
+
+
+def test_rules_without_concepts_need_no_predictions_for_them():
+    preds = jax.tree.map(lambda p: jnp.asarray(p[0], jnp.float32), predictions(np.random.default_rng(19), 2, 1))
+    alone = Predictions(preds.uncond, preds.cond)
+    for name in ("cfg", "rescale", "replay"):
+        rule = RULES[name]()
+        results = [rule.update(of.uncond, rule.init(of), of)[0] for of in (alone, preds)]
+        assert np.array_equal(*results), name
+    rule = RULES["sega"]()
+    with pytest.raises(ValueError, match="sega needs the predictions for its concepts"):
+        rule.init(alone)
+    with pytest.raises(ValueError, match="sega needs the predictions for its concepts"):
+        rule.update(alone.uncond, rule.init(preds), alone)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
 def test_replay_adds_the_record(dtype):
     """Row 6 of the table of differences: the record may have any dtype. Calls after its end add nothing."""

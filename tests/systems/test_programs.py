@@ -69,7 +69,10 @@ def test_generate_lowers_for_other_platforms(name, request):
         assert "f64" not in text
 
 
-@pytest.mark.parametrize("options", [{"record": True}, {"callback": print}, {"output": "latent"}])
-def test_outputs_other_than_pictures_are_rejected(least, options):
-    with pytest.raises(ValueError, match="a pure function returns only pictures; leave out record and callback"):
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({"record": True}, "record=True"), ({"callback": print}, "callback"), ({"output": "latent"}, "output='latent'")],
+)
+def test_outputs_other_than_pictures_are_rejected(least, options, named):
+    with pytest.raises(ValueError, match=f"returns only pictures and does not support {named}; leave it out"):
         least.as_function("cat", **options)

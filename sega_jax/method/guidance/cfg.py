@@ -4,7 +4,7 @@ from typing import Any
 
 import optax
 
-from sega_jax.method.guidance.chain import Predictions, lift, wide
+from sega_jax.method.guidance.chain import Predictions, checked, lift, wide
 
 
 def cfg(scale: Any) -> optax.GradientTransformation:
@@ -20,7 +20,7 @@ def cfg(scale: Any) -> optax.GradientTransformation:
         >>> import jax.numpy as jnp
         >>> from sega_jax import Predictions, cfg
         >>> uncond, cond = jnp.zeros((1, 2, 2, 3)), jnp.ones((1, 2, 2, 3))
-        >>> predictions = Predictions(uncond, cond, edits=jnp.zeros((1, 0, 2, 2, 3)))
+        >>> predictions = Predictions(uncond, cond)
         >>> guidance = cfg(7.5)
         >>> state = guidance.init(predictions)
         >>> estimate, state = guidance.update(uncond, state, predictions)
@@ -28,12 +28,13 @@ def cfg(scale: Any) -> optax.GradientTransformation:
         ((1, 2, 2, 3), True)
     """
 
-    def init(preds: Predictions) -> optax.EmptyState:
-        del preds
+    def init(params: Predictions) -> optax.EmptyState:
+        del params
         return optax.EmptyState()
 
-    def update(estimate, state, preds):
+    def update(updates, state, params=None):
+        preds = checked(params)
         uncond = wide(preds.uncond)
-        return wide(estimate) + lift(scale, uncond) * (wide(preds.cond) - uncond), state
+        return wide(updates) + lift(scale, uncond) * (wide(preds.cond) - uncond), state
 
     return optax.GradientTransformation(init, update)

@@ -11,6 +11,8 @@ from sega_jax.method.numerics import at_least_float32
 class Predictions(NamedTuple):
     """The predictions of a network for one noisy state x_t. All branches see the same x_t.
 
+    `sega` is the only rule that reads `edits`; without it, leave them None.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from sega_jax import Predictions
@@ -21,8 +23,22 @@ class Predictions(NamedTuple):
 
     uncond: jax.Array  # [batch, *space, channels], for the empty or negative prompt
     cond: jax.Array  # [batch, *space, channels], for the prompt
-    edits: jax.Array  # [batch, n, *space, channels], for each concept
-    aux: Any = None  # further outputs for the solver, such as a predicted variance; guidance ignores them
+    edits: jax.Array | None = None  # [batch, n, *space, channels], for each concept; None without concepts
+    aux: Any = None  # extra data for the solver, such as a predicted variance; guidance ignores it
+
+
+def checked(params: Predictions | None) -> Predictions:
+    """Returns the predictions that the `update` of a rule got as `params`.
+
+    Raises:
+        ValueError: There are none. optax lets callers omit `params`, but guidance rules need them.
+    """
+    if params is None:
+        raise ValueError(
+            "guidance rules need the predictions as params; call update(estimate, state, predictions) with the"
+            " Predictions of this model call"
+        )
+    return params
 
 
 def wide(x: jax.Array) -> jax.Array:
@@ -31,9 +47,11 @@ def wide(x: jax.Array) -> jax.Array:
 
 
 def lift(values: Any, like: jax.Array) -> jax.Array:
-    """Appends axes of length 1 to values [batch] or [batch, n], up to the rank of `like`.
+    """Appends axes so that values broadcast against `like`; casts all but booleans to its dtype.
 
-    Numbers also take the dtype of `like`; booleans and single numbers keep their shape.
+    Args:
+        values: One value, or an array [batch] or [batch, n].
+        like: An array [batch, (n,) *space, channels].
     """
     values = jnp.asarray(values)
     values = values if values.dtype == bool else values.astype(like.dtype)

@@ -45,10 +45,10 @@ class Edit:
         scale: s_k, the strength. A negative scale removes the concept. Common values are 4 to 10.
         threshold: lambda_k in [0, 1], the share of each channel that the edit leaves unchanged.
         warmup: delta_k >= 0, the model call at which the concept begins to act, counted from 0.
-        cooldown: kappa_k >= 0, the model call from which the concept no longer acts; None means never.
+        cooldown: kappa_k >= 0, the first model call at which the concept no longer acts; None means never.
         weight: w_k >= 0, the weight relative to the other concepts.
-        momentum_scale: s_m in [0, 1]; None uses the value of the call.
-        momentum_beta: beta in [0, 1]; None uses the value of the call.
+        momentum_scale: s_m in [0, 1]; None uses the value of the call (in `Edits.stack`, its argument).
+        momentum_beta: beta in [0, 1]; None uses the value of the call (in `Edits.stack`, its argument).
 
     Raises:
         TypeError, ValueError: A setting has the wrong type or is out of range.
@@ -76,7 +76,7 @@ class Edit:
     cooldown: int | None = argument(
         None,
         Integer(0, NEVER),
-        "the model call from which the concept no longer acts; None means never",
+        "the first model call at which the concept no longer acts; None means never",
         unit="model calls",
     )
     weight: float = argument(
@@ -131,6 +131,9 @@ def _brief(concept: Any) -> str:
 
 class Edits(NamedTuple):
     """The settings of `Edit` as arrays that broadcast to [batch, n], for `sega`.
+
+    If they are an argument of a jitted function, new values never recompile. If the function only closes over them,
+    they are constants of its program.
 
     Example:
         >>> from sega_jax import Edit, Edits

@@ -72,10 +72,10 @@ def _by_sorting(values: jax.Array, place: jax.Array) -> tuple[jax.Array, jax.Arr
 
 
 def _by_counting(values: jax.Array, place: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the same values as `_by_sorting`, to the last bit, by a search over their bits.
+    """Returns the same values as `_by_sorting`, to the last bit, without a sort.
 
-    Non-negative floats have the order of their bits read as integers. The search finds the bits one by one, from the
-    highest, by counting smaller entries: one pass over the values for each bit, and almost no extra memory.
+    Non-negative floats sort like their bit patterns, so the result is found bit by bit, from the highest. Each bit
+    takes one pass over the values, which counts smaller entries, and little memory.
     """
     bits = 8 * values.dtype.itemsize - 1
     integer = jnp.dtype(f"int{bits + 1}")

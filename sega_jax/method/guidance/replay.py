@@ -16,9 +16,9 @@ class ReplayState(NamedTuple):
 
 
 def replay(recorded: jax.Array) -> optax.GradientTransformation:
-    """Returns guidance that adds recorded guidance to the estimate, one entry for each model call.
+    """Adds recorded guidance to the estimate, one entry for each model call.
 
-    Calls after the end of the record add nothing.
+    After the last recorded call, nothing is added.
 
     Args:
         recorded: [batch, calls, *space, channels].
@@ -27,7 +27,7 @@ def replay(recorded: jax.Array) -> optax.GradientTransformation:
         >>> import jax.numpy as jnp
         >>> from sega_jax import Predictions, replay
         >>> x = jnp.zeros((1, 2, 2, 3))
-        >>> predictions = Predictions(x, x, edits=jnp.zeros((1, 0, 2, 2, 3)))
+        >>> predictions = Predictions(x, x)
         >>> guidance = replay(jnp.ones((1, 5, 2, 2, 3)))
         >>> state = guidance.init(predictions)
         >>> estimate, state = guidance.update(x, state, predictions)
@@ -35,12 +35,12 @@ def replay(recorded: jax.Array) -> optax.GradientTransformation:
         ((1, 2, 2, 3), [1])
     """
 
-    def init(preds: Predictions) -> ReplayState:
-        return ReplayState(jnp.zeros(preds.uncond.shape[:1], jnp.int32))
+    def init(params: Predictions) -> ReplayState:
+        return ReplayState(jnp.zeros(params.uncond.shape[:1], jnp.int32))
 
-    def update(estimate, state, preds):
-        del preds
-        estimate = wide(estimate)
+    def update(updates, state, params=None):
+        del params
+        estimate = wide(updates)
 
         def entry(rows, i):
             return jnp.where(i < rows.shape[0], rows[jnp.minimum(i, rows.shape[0] - 1)], 0)

@@ -5,21 +5,20 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from sega_jax.method.guidance.chain import Predictions, lift, wide
+from sega_jax.method.guidance.chain import Predictions, checked, lift, wide
 
 
 def rescale(share: Any) -> optax.GradientTransformation:
     """Returns rescaled guidance (Lin et al. 2024, eqs. 15 and 16).
 
     It scales the estimate of each row to the standard deviation of the conditional prediction, taken over positions and
-    channels, and mixes the result with the original estimate.
+    channels. It then blends the rescaled and original estimates, `share` and 1 - `share`.
 
-    Put it after `cfg` and before `sega` in a chain. The factor is the same for all positions of a row, so if it
-    included the edits, an edit would change positions below its threshold, too. LEDITS++ in diffusers does include
-    them.
+    Put it after `cfg` and before `sega` in a chain. One factor scales the entire row, so edits inside it would change
+    every position, even those below their thresholds. LEDITS++ in diffusers does include the edits.
 
     Args:
-        share: phi, the share of the rescaled estimate in the result; a number in [0, 1], or an array [batch].
+        share: phi, the share of the rescaled estimate; a number in [0, 1], or an array [batch].
 
     Example:
         >>> import jax.numpy as jnp
@@ -33,12 +32,13 @@ def rescale(share: Any) -> optax.GradientTransformation:
         (1, 8, 8, 4)
     """
 
-    def init(preds: Predictions) -> optax.EmptyState:
-        del preds
+    def init(params: Predictions) -> optax.EmptyState:
+        del params
         return optax.EmptyState()
 
-    def update(estimate, state, preds):
-        estimate, cond = wide(estimate), wide(preds.cond)
+    def update(updates, state, params=None):
+        preds = checked(params)
+        estimate, cond = wide(updates), wide(preds.cond)
         axes = tuple(range(1, cond.ndim))
         target, current = (jnp.std(x, axes, keepdims=True) for x in (cond, estimate))
         ratio = jnp.where(current > 0, target / jnp.where(current > 0, current, 1), 1)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sega_jax.method.guidance.chain import Predictions, lift, wide
+from sega_jax.method.guidance.chain import Predictions, checked, lift, wide
 from sega_jax.method.guidance.edits import Edits
 from sega_jax.method.guidance.quantile import SUPPORTS, threshold_mask
 from sega_jax.method.numerics import at_least_float32
@@ -33,8 +33,8 @@ def sega(edits: Edits, *, semantics: str = "diffusers", support: str = "channel"
         nu_k   <- beta nu_k + (1 - beta) edit_k                    from the first call on
 
     Both semantics deviate from the paper in two points. The weight is applied before the momentum, so that the n
-    momenta sum to the single momentum that diffusers keeps. The paper takes the quantile over all dimensions of a
-    picture; the default here is over the positions of each channel, as in diffusers.
+    momenta sum to the single momentum that diffusers keeps. The paper takes one quantile over all entries of a picture;
+    the default here is one for each channel, over its positions, as in diffusers.
 
     "diffusers" computes what diffusers does. While only some concepts are warm, it adds the sum of
     gamma_k w_k / sum(w) over the warm ones, without momentum. Once all are warm, it adds sum_k edit_k. A cooled concept
@@ -44,16 +44,20 @@ def sega(edits: Edits, *, semantics: str = "diffusers", support: str = "channel"
     "per_concept" gives every concept its own clock: it adds the sum of edit_k over the concepts with
     warmup_k <= step < cooldown_k. Nothing follows the cool-down, and weights are never renormalised.
 
+    `jax.grad` holds the threshold mask fixed. So derivatives with respect to lambda_k are zero, and the others miss the
+    jump where an entry crosses its quantile. At s_k = 0 all magnitudes are equal and every entry passes the mask.
+
     Args:
-        edits: The settings, arrays that broadcast to [batch, n]. They may be traced, so new values never recompile.
+        edits: The settings, arrays that broadcast to [batch, n]. If they are arguments of the jitted function, new
+            values never recompile. If the function only closes over them, they are constants of its program.
         semantics: "diffusers" or "per_concept".
         support: The values that share a quantile. "channel": the positions of one channel. "latent": all positions and
             channels. "pixel": the positions, by their magnitude summed over channels, with one mask for all channels
             (LEDITS++). "position": the channels of one position, for the logits of tokens.
 
     Raises:
-        ValueError: `semantics` or `support` is unknown. `update` also raises it if the settings and the predictions
-            have different numbers of concepts.
+        ValueError: `semantics` or `support` is unknown. `init` and `update` also raise it if the predictions for the
+            concepts are missing, and `update` if their number differs from the number of concepts in the settings.
 
     Example:
         >>> import jax.numpy as jnp
@@ -71,12 +75,14 @@ def sega(edits: Edits, *, semantics: str = "diffusers", support: str = "channel"
     if support not in SUPPORTS:
         raise ValueError(f"support={support!r} should be one of {', '.join(SUPPORTS)}")
 
-    def init(preds: Predictions) -> SegaState:
-        shape, dtype = preds.edits.shape, at_least_float32(preds.edits.dtype)
+    def init(params: Predictions) -> SegaState:
+        targets = _targets(params)
+        shape, dtype = targets.shape, at_least_float32(targets.dtype)
         return SegaState(jnp.zeros(shape[:1], jnp.int32), jnp.zeros(shape, dtype))
 
-    def update(estimate, state, preds):
-        uncond, targets, nu = wide(preds.uncond), wide(preds.edits), state.momentum
+    def update(updates, state, params=None):
+        preds = checked(params)
+        uncond, targets, nu = wide(preds.uncond), wide(_targets(preds)), state.momentum
         for name, values in edits._asdict().items():
             if np.ndim(values) == 2 and np.shape(values)[1] not in (1, targets.shape[1]):
                 raise ValueError(
@@ -102,6 +108,20 @@ def sega(edits: Edits, *, semantics: str = "diffusers", support: str = "channel"
             share = share / jnp.where(total > 0, total, 1)
             partly = (lift(share, gamma) * gamma).sum(1)
             added = jnp.where(lift(warm.all(1), partly), edit.sum(1), partly)
-        return wide(estimate) + added, state
+        return wide(updates) + added, state
 
     return optax.GradientTransformation(init, update)
+
+
+def _targets(preds: Predictions) -> jax.Array:
+    """Returns the predictions for the concepts.
+
+    Raises:
+        ValueError: They are None.
+    """
+    if preds.edits is None:
+        raise ValueError(
+            "sega needs the predictions for its concepts, but Predictions.edits is None; give it an array"
+            " [batch, n, *space, channels], or leave sega out"
+        )
+    return preds.edits
