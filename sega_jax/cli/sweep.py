@@ -315,8 +315,8 @@ def _describe(plan: sweeps.Plan) -> str:
         [
             f"pictures: {counts.pictures}, of {counts.points} points; batches: {counts.batches}, which predict at most"
             f" {_most_rows(plan)} pictures at the same time; compiled programs: {counts.programs}",
-            f"{counts.evaluations} UNet evaluations: {counts.compared} ({counts.alone})",
-            f"the fewest possible, without padded rows and with all common model calls shared: {counts.shared}",
+            f"{counts.compared}: {counts.evaluations} instead of {counts.alone}; the fewest possible are"
+            f" {counts.shared}, if all common model calls were shared and no batch were padded",
         ]
     )
 
