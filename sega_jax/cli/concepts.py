@@ -6,15 +6,20 @@ Words that the notation would misread, such as a leading minus, are written as a
 import dataclasses
 import json
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from sega_jax.demo import settings
+from sega_jax.demo.training.wording import known_words
 from sega_jax.method.argument_kinds import Integer
 from sega_jax.method.arguments import arguments
 from sega_jax.method.guidance import Edit
 from sega_jax.method.schedules.spacing import NAMED
+from sega_jax.pipelines.messages import warn
 
 _SETTINGS = {name: one for name, one in arguments(Edit).items() if name != "concept"}
+# Examples of concepts that the demo model knows.
+DEMO_WORDS = ("glasses", "sunglasses", "smile", "beard", "hat", "beanie", "curly hair", "blue hair", "hoodie")
 
 
 class Defaults(NamedTuple):
@@ -31,6 +36,28 @@ def demo(steps: int | str = settings.STEPS) -> Defaults:
     """Returns the defaults for the demo model in a call of `steps` steps."""
     steps = sum(NAMED[steps]) if isinstance(steps, str) else steps
     return Defaults(settings.add("", steps=steps), settings.remove("", steps=steps))
+
+
+def help_text() -> str:
+    """Returns the defaults of an edit's settings for the help page."""
+
+    def values(edit: Edit) -> str:
+        return f"scale={abs(edit.scale):g},threshold={edit.threshold:g},warmup={edit.warmup}"
+
+    add, remove = demo()
+    return (
+        f"[default: {values(LIBRARY.add)}; for the demo model with {settings.STEPS} steps {values(add)} to add, and"
+        f" {values(remove)} to remove]"
+    )
+
+
+def check_known(edit: Edit) -> None:
+    """Warns if a concept contains no word that the demo model knows."""
+    if known_words().isdisjoint(re.findall(r"[a-z]+", str(edit.concept).lower())):
+        warn(
+            f"the demo model knows no word of {edit.concept!r}, so this edit has no reliable effect; it knows"
+            f" {', '.join(DEMO_WORDS)} and more"
+        )
 
 
 def parse_edit(text: str, defaults: Defaults = LIBRARY) -> Edit:
@@ -119,6 +146,20 @@ def describe(edit: Edit) -> str:
     begins = f"from call {edit.warmup}" + ("" if edit.cooldown is None else f" to {edit.cooldown}")
     sign = "-" if edit.scale < 0 else "+"
     return f"{sign} {edit.concept}: scale {abs(edit.scale):g}, threshold {edit.threshold:g}, {begins}"
+
+
+def complete(edit: Edit, momentum: Mapping[str, Any]) -> str:
+    """Returns all settings of an edit for people to read.
+
+    Args:
+        edit: the edit.
+        momentum: the call's momentum settings, which the edit uses unless it has its own.
+    """
+    values = {name: getattr(edit, name) for name in _SETTINGS}
+    values |= {name: momentum.get(name) for name, value in values.items() if value is None and name in momentum}
+    values |= {"scale": abs(edit.scale)} | ({"cooldown": "never"} if edit.cooldown is None else {})
+    shown = (f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items())
+    return f"{'-' if edit.scale < 0 else '+'} {edit.concept}: {', '.join(shown)}"
 
 
 def _plain(value: float) -> str:

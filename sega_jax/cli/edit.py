@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import click
 
 from sega_jax.cli import adapters, stages
-from sega_jax.cli.concepts import LIBRARY, demo, describe, parse_edit
+from sega_jax.cli.concepts import LIBRARY, check_known, demo, describe, help_text, parse_edit
 from sega_jax.cli.edit_run import SEEDS, Job, most_seeds, run, seeds_of
 from sega_jax.cli.options import (
     OF_THIS_MACHINE,
@@ -48,7 +48,7 @@ _EDITS = click.Option(
     metavar="CONCEPT",
     help='A concept to add, such as "glasses", or with a leading minus to remove, such as "-beard". Settings follow a'
     ' colon: "-beard:scale=6,threshold=0.95,warmup=8". They are scale, threshold, warmup, cooldown, weight,'
-    " momentum_scale and momentum_beta. May be given several times.",
+    f" momentum_scale and momentum_beta. May be given several times.  {help_text()}",
 )
 _OUT = click.Option(
     ["--out"], default="sega-jax-out", show_default=True, metavar="FOLDER", help="The folder for the pictures."
@@ -144,6 +144,9 @@ def edit(model: str | None, prompt: str, edits: tuple[str, ...], out: str, **opt
         seeds = _check_early(given)
         defaults = LIBRARY if model is not None else demo(_steps(given))
         concepts = [parse_edit(text, defaults) for text in edits]
+        if model is None:
+            for one in concepts:
+                check_known(one)
         folder = writable(Path(out))
         config = given.load.get("config")
         source = sources.find(model or loading.DEMO, given.load.get("revision"), config, given=given.load)

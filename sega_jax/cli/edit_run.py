@@ -1,5 +1,6 @@
 """Makes the pictures of `sega-jax edit` group by group, and writes each group before the next one begins."""
 
+import math
 import re
 import shlex
 import time
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 import click
 
+from sega_jax.cli.concepts import DEMO_WORDS, format_edit
 from sega_jax.cli.edit_sheet import Cell, Sheet
 from sega_jax.cli.options import parsed
 from sega_jax.cli.terminal import compilations, pictures_reported_elsewhere
@@ -26,7 +28,6 @@ SEEDS = ("seed", "images_per_prompt")
 _MOST_SEEDS = 256
 # The number of seeds per device in a group, if every group loads the networks again.
 _LOW_MEMORY_SEEDS = 16
-_DEMO_WORDS = ("glasses", "sunglasses", "smile", "beard", "hat", "beanie", "curly hair", "blue hair", "hoodie")
 _LARGEST_SEED = 2**32 - 1
 
 
@@ -143,11 +144,11 @@ def run(make: Callable[..., Output], call: Mapping[str, Any], job: Job, folder: 
     if last is not None:
         click.echo(f"Settings, and the command that repeats it: sega-jax info {shlex.quote(str(last))}")
     if not missing:
-        _advise(job)
+        advise(job)
     return missing
 
 
-def _advise(job: Job) -> None:
+def advise(job: Job) -> None:
     """Prints options that are worth trying next."""
     ideas = []
     if not job.concepts:
@@ -155,12 +156,14 @@ def _advise(job: Job) -> None:
     if all(one.scale > 0 for one in job.concepts):
         ideas.append('--edit "-beard" to remove a concept')
     else:
-        ideas.append('a stronger effect, as in --edit "glasses:scale=8"')
+        first = job.concepts[0]
+        stronger = Edit(first.concept, scale=math.copysign(math.ceil(1.5 * abs(first.scale)), first.scale))
+        ideas.append(f"a stronger effect, as in --edit {shlex.quote(format_edit(stronger))}")
     if len(job.seeds) == 1:
         ideas.append("--seed 1-8 for eight pictures")
     click.echo(f"Try next: {', or '.join(ideas)}")
     if job.known["model"] is None:
-        click.echo(f"The demo model knows {', '.join(_DEMO_WORDS)} and more")
+        click.echo(f"The demo model knows {', '.join(DEMO_WORDS)} and more")
 
 
 def _bar(group: Sequence[int], count: int) -> dict[str, Any]:

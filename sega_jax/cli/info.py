@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from sega_jax.cli import adapters, stages
-from sega_jax.cli.concepts import LIBRARY, demo, format_edit
+from sega_jax.cli.concepts import LIBRARY, complete, demo, format_edit
 from sega_jax.cli.options import command_words, load_arguments
 from sega_jax.demo import settings
 from sega_jax.method.arguments import arguments
@@ -31,16 +31,26 @@ def info(file: Path) -> None:
         known = png.settings(file)
         try:
             defaults = demo(known["steps"]) if known["model"] is None else LIBRARY
-            known["edits"] = [format_edit(Edit(**one), defaults) for one in known["edits"]]
+            edits = [Edit(**one) for one in known["edits"]]
+            known["edits"] = [format_edit(one, defaults) for one in edits]
             words = _words(known)
             if isinstance(known.get("seed"), list):
                 known["seed"] = arguments(Call)["seed"].kind.show(known["seed"])
+            known["edits"] = [complete(one, known) for one in edits]
         except (KeyError, TypeError, ValueError):
             raise ValueError(
                 f"{file} has settings that this version of sega-jax cannot read; was it written by a later version?"
             ) from None
-        for name, value in known.items():
-            click.echo(f"{name:15} {'; '.join(map(str, value)) if isinstance(value, list) else value}")
+        if known["model"] is None:
+            known["model"] = "the demo model"
+        shown = {name: value for name, value in known.items() if value is not None}
+        width = max(map(len, shown)) + 1
+        for name, value in shown.items():
+            if name == "edits":
+                for number, line in enumerate(value or ["none"]):
+                    click.echo(f"{name if number == 0 else '':{width}}{line}")
+            else:
+                click.echo(f"{name:{width}}{'; '.join(map(str, value)) if isinstance(value, list) else value}")
         click.echo(f"\n{shlex.join(words)}")
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from sega_jax.demo import settings
 from sega_jax.method.argument_kinds import Choice, Flag
 from sega_jax.method.arguments import REQUIRED, Argument, arguments
 from sega_jax.pipelines.load_options import ADAPTERS, LoadOptions
@@ -75,10 +76,12 @@ def _shared_option(name: str, having: list[System]) -> click.Option:
     for title, one in declared.items():
         if not any(one.default is none for none in (None, False, REQUIRED)):
             defaults.setdefault(one.kind.show(one.default), []).append(title)
-    if len(defaults) == 1:
-        parts.append(f"[default: {next(iter(defaults))}]")
-    elif defaults:
-        parts.append(f"[default: {'; '.join(f'{value} for {in_words(titles)}' for value, titles in defaults.items())}]")
+    listed = [f"{value} for {in_words(titles)}" for value, titles in defaults.items()]
+    listed = list(defaults) if len(defaults) == 1 else listed
+    if name in settings.CALL and settings.CALL[name] != first.default:
+        listed.append(f"{first.kind.show(settings.CALL[name])} for the demo model")
+    if listed:
+        parts.append(f"[default: {'; '.join(listed)}]")
     return option(first, help=" ".join(filter(None, parts)))
 
 

@@ -1,6 +1,7 @@
 """`sega-jax sweep FILE`, and the commands for a sweep's folder: status, measure, sheet, plot and report."""
 
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,9 @@ class _FileOrCommand(click.Group):
 def sweep() -> None:
     """Makes pictures over many settings.
 
-    FILE is a TOML file of prompts, seeds, edits and axes over their settings;
-    `sega_jax/sweep/description/sweep_file.py` documents it. The same command continues an interrupted sweep. The other
-    commands show and measure the pictures in the sweep's FOLDER.
+    FILE is a TOML file of prompts, seeds, edits and axes over their settings. The guide notebooks/sweeps.ipynb explains
+    it with examples, and help(sega_jax.sweep.Sweep) in Python describes it completely. The same command continues an
+    interrupted sweep. The other commands show and measure the pictures in the sweep's FOLDER.
     """
 
 
@@ -40,13 +41,17 @@ def sweep() -> None:
     help="The folder for the pictures: a path, or a URL such as gs://...  [default: sega-jax-out/ and the file's name]",
 )
 @click.option(
-    "--rows", type=int, help="Pictures in a batch, at best a multiple of the devices.  [default: as many as fit]"
+    "--rows",
+    type=int,
+    help="The largest number of pictures that the model predicts at the same time, ideally a multiple of the number of"
+    " devices. A batch whose pictures share model calls may have more pictures than rows.  [default: as many as fit"
+    " into memory]",
 )
-@click.option("--share/--no-share", default=True, help="Compute steps that pictures have in common only once.")
+@click.option("--share/--no-share", default=True, help="Compute model calls that pictures share only once.")
 @click.option(
     "--worker", metavar="I/N", help="The number of this worker among N, such as 2/16.  [default: JAX's process]"
 )
-@click.option("--dry-run", is_flag=True, help="Print the amount of work and memory, and run nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the pictures, the work and the memory, and draw nothing.")
 def run(file: Path, out: str | None, rows: int | None, share: bool, worker: str | None, dry_run: bool) -> None:
     """Makes a sweep's missing pictures.
 
@@ -64,22 +69,19 @@ def run(file: Path, out: str | None, rows: int | None, share: bool, worker: str 
         if dry_run:
             for stage in plan.chain:
                 click.echo(_labelled(stage, plan, _memory(stage, sweeps.needed(stage))))
-            if sweeps.kept(folder) is not None:
-                click.echo(_time_left(folder) or "no batch has been timed yet")
+            if (kept := sweeps.kept(folder)) is not None:
+                if kept.to_json() != plan.to_json():
+                    raise ValueError(_other_plan(folder))
+                click.echo(_time_left(folder) or "no time is known before the first batch is done")
             return
         if "://" not in folder:
             writable(Path(folder))
         began, before = time.perf_counter(), None
         try:
-            try:
-                sweeps.keep(plan, folder)
-            except ValueError:
-                # Another worker may have written its plan first, with as many rows as fit its own memory.
-                plan = make_plan()
-                sweeps.keep(plan, folder)
+            plan = _keep(plan, folder, make_plan)
             before = sweeps.status(folder)
             if before.done:
-                click.echo(f"{before.done} of them are in {folder}")
+                click.echo(f"{before.done} of {before.pictures} pictures are already in {folder}")
             done = sweeps.run(plan, folder, worker=worker_of)
         except KeyboardInterrupt:
             click.echo(
@@ -97,7 +99,7 @@ def _plan(sweep: sweeps.Sweep, facts: sweeps.Facts, folder: str, rows: int | Non
     """Returns the plan of a sweep.
 
     Args:
-        rows: pictures in a batch; None takes the number of the plan in the folder, if that is of the same sweep, and
+        rows: the most rows of a batch; None means those of the plan in the folder if it is of the same sweep, and
             otherwise as many as fit into memory.
     """
     kept = sweeps.kept(folder)
@@ -106,6 +108,32 @@ def _plan(sweep: sweeps.Sweep, facts: sweeps.Facts, folder: str, rows: int | Non
     if rows is None:
         return sweeps.fitted(sweep, facts, share=share)
     return sweeps.plan(sweep, facts, rows, share=share)
+
+
+def _keep(plan: sweeps.Plan, folder: str, make_plan: Callable[[], sweeps.Plan]) -> sweeps.Plan:
+    """Writes the plan into the folder, and returns the plan that the folder then contains.
+
+    Raises:
+        ValueError: the folder contains another plan.
+    """
+    try:
+        sweeps.keep(plan, folder)
+        return plan
+    except ValueError:
+        # Another worker may have written its plan first, with as many rows as fit its own memory.
+        plan = make_plan()
+    try:
+        sweeps.keep(plan, folder)
+        return plan
+    except ValueError:
+        raise ValueError(_other_plan(folder)) from None
+
+
+def _other_plan(folder: str) -> str:
+    return (
+        f"{folder} contains another sweep, or this sweep with another model, --rows or --share; choose another --out,"
+        " or use the original file and options"
+    )
 
 
 def _with_rows_of(kept: sweeps.Plan, sweep: sweeps.Sweep, facts: sweeps.Facts, share: bool) -> sweeps.Plan:
@@ -174,9 +202,16 @@ _FIXED = click.option(
     metavar="WORD",
     help="A word for the demo model's judge. May be given several times.",
 )
-@click.option("--distance", is_flag=True, help="Measure the distance to the pictures without edits.")
 @click.option(
-    "--clip", metavar="MODEL", type=click.Path(path_type=Path), help="The folder of a CLIP model, for CLIP scores."
+    "--distance",
+    is_flag=True,
+    help="Measure the distance to the pictures without edits: the root mean square difference, from 0 to 1.",
+)
+@click.option(
+    "--clip",
+    metavar="MODEL",
+    type=click.Path(path_type=Path),
+    help="The folder of a CLIP model that compares each picture with its prompt.",
 )
 @click.option("--text", help="The text that CLIP compares with.  [default: each picture's prompt]")
 def measure(folder: str, words: tuple[str, ...], distance: bool, clip: Path | None, text: str | None) -> None:
@@ -278,20 +313,25 @@ def _describe(plan: sweeps.Plan) -> str:
     counts = plan.counts
     return "\n".join(
         [
-            f"pictures: {counts.pictures}, of {counts.points} points; batches: {counts.batches}, of at most"
-            f" {plan.rows} rows; programs: {counts.programs}",
-            f"{counts.evaluations} UNet evaluations (at best {counts.shared}): {counts.compared}",
+            f"pictures: {counts.pictures}, of {counts.points} points; batches: {counts.batches}, which predict at most"
+            f" {_most_rows(plan)} pictures at the same time; compiled programs: {counts.programs}",
+            f"{counts.compared}: {counts.evaluations} instead of {counts.alone}; the fewest possible are"
+            f" {counts.shared}, if all common model calls were shared and no batch were padded",
         ]
     )
 
 
+def _most_rows(plan: sweeps.Plan) -> int:
+    return max(batch.program.rows for batch in plan.batches)
+
+
 def _memory(plan: sweeps.Plan, memory: sweeps.Memory) -> str:
-    share = -(-max(batch.program.rows for batch in plan.batches) // jax.local_device_count())
-    total = memory.weights + share * memory.row
+    rows = -(-_most_rows(plan) // jax.local_device_count())
+    total = memory.weights + rows * memory.row
     available = "" if memory.there is None else f", of {memory.there / 2**30:.1f} GiB"
     return (
-        f"{total / 2**30:.2f} GiB of memory on each device{available}: {memory.weights / 2**30:.2f} of weights and"
-        f" {memory.row / 2**20:.0f} MiB for each of {share} rows"
+        f"{total / 2**30:.2f} GiB of memory on each device{available}: {memory.weights / 2**30:.2f} GiB for the"
+        f" weights, plus {memory.row / 2**20:.0f} MiB for each of the {rows} pictures that it predicts at the same time"
     )
 
 

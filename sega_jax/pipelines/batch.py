@@ -122,7 +122,7 @@ def prepare(call: Call, pipe: LoadedCheckpoint) -> Batch:
         # Distilled networks take the scale as an input, and their edits start from the empty text.
         negatives = _texts("negative_prompt", system.text.negative(pipe.models, pipe.tokenizer, pipe.extras), check)
         negatives *= spread.total
-    _check_clocks(edits, len(setup.table.call), call.semantics, call.strict)
+    _check_clocks(edits, len(setup.table.call), call)
     settings = Settings(
         key=_keys(seeds, call.key, spread.total),
         guidance_scale=spread.numbers("guidance_scale", call.guidance_scale)
@@ -244,20 +244,23 @@ def _edits(edits: Any, spread: Spread, check: Callable[[Any], Text]) -> list[tup
     return [tuple(one(edit) for edit in edits)] * spread.total
 
 
-def _check_clocks(rows: list[tuple[Edit, ...]], calls: int, semantics: str, strict: bool) -> None:
-    gate = ", and the momentum of the others waits for it" if semantics == "diffusers" else ""
+def _check_clocks(rows: list[tuple[Edit, ...]], calls: int, call: Call) -> None:
     for edit in {id(edit): edit for row in rows for edit in row}.values():
         name = brief(edit.concept)
         if edit.cooldown is not None and edit.cooldown <= edit.warmup:
             message = f"the edit {name} ends at cooldown={edit.cooldown}, before it begins at warmup={edit.warmup}"
-            if strict:
+            if call.strict:
                 raise ValueError(f"{message}; give a cooldown above the warmup, or None")
-            acts = "only its momentum acts" if semantics == "diffusers" else "it changes nothing"
+            acts = "only its momentum acts" if call.semantics == "diffusers" else "it has no effect"
             warn(f"{message}: {acts}")
         elif edit.warmup >= calls:
+            counts = isinstance(call.steps, int) and call.steps != calls
+            counted = f" (steps={call.steps} makes {calls} of them here)" if counts else ""
+            others = any(len(row) > 1 and any(edit is one for one in row) for row in rows)
+            gate = ", and the other edits of the same picture get no momentum" if others else ""
             warn(
-                f"the edit {name} begins at warmup={edit.warmup}, after the last of {calls} model calls, and"
-                f" changes nothing{gate}; lower its warmup or use more steps"
+                f"the edit {name} begins at warmup={edit.warmup}, after the last of {calls} model calls{counted}, so it"
+                f" has no effect{gate if call.semantics == 'diffusers' else ''}; lower its warmup or use more steps"
             )
 
 

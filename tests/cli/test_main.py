@@ -76,8 +76,17 @@ def test_the_command_of_info_repeats_the_picture(first_run, tmp_path):
     _, out = first_run
     result = run("info", out / "0001-edited.png")
     assert result.exit_code == 0, result.output
-    for part in ("picture         edited", "seed            7", "height          24", "width           8"):
-        assert part in result.output
+    shown = dict(line.split(maxsplit=1) for line in result.output.splitlines()[:-2])
+    expected = {"picture": "edited", "seed": "7", "height": "24", "width": "8"}
+    assert {name: shown[name] for name in expected} == expected
+    for edit in (
+        "+ glasses: scale 4, threshold 0.9, warmup 1, cooldown never",
+        "- hat: scale 5, threshold 0.5, warmup 10",
+    ):
+        assert edit in result.output
+    assert "None" not in result.output
+    # The values begin in one column.
+    assert len({len(line) - len(line.split(maxsplit=1)[1]) for line in result.output.splitlines()[:5]}) == 1
     command = shlex.split(result.output.splitlines()[-1])
     assert command[:2] == ["sega-jax", "edit"]
     again = run(*command[1:], "--out", tmp_path)

@@ -349,7 +349,9 @@ def test_warm_ups_count_calls(own, name, calls):
     out = own("cat", Edit("a", warmup=calls - 1, threshold=0), steps=steps, output="latent", record=True)
     assert out.record.sem_guidance.shape[1] == calls
     assert out.record.sem_guidance.any((0, 2, 3, 4)).tolist() == [False] * (calls - 1) + [True]
-    with pytest.warns(UserWarning, match=f"after the last of {calls} model calls"):
+    with pytest.warns(
+        UserWarning, match=rf"after the last of {calls} model calls \(steps={steps} makes {calls} of them here\)"
+    ):
         own("cat", Edit("a", warmup=calls), steps=steps, output="latent")
 
 

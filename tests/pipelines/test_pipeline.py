@@ -320,6 +320,16 @@ def test_a_warmup_beyond_the_last_call_warns(run, face):
     assert not np.array_equal(out.images, run().images)
 
 
+def test_the_warning_about_late_warmups_names_only_its_consequences(small):
+    """Other edits of the same picture lose their momentum; a picture with a single edit has no others."""
+    late, early = Edit("b", warmup=9), Edit("a", warmup=0)
+    for rows, waits in (([[late]], False), ([[late], [early]], False), ([[early, late]], True)):
+        with pytest.warns(UserWarning, match="so it has no effect") as caught:
+            small.prepare(["a cat"] * len(rows), rows, steps=4)
+        assert ("the other edits of the same picture get no momentum" in str(caught[0].message)) is waits
+        assert "steps=4 makes" not in str(caught[0].message)
+
+
 # The diffusers interface
 
 

@@ -236,8 +236,8 @@ def shell(tmp_path, monkeypatch, least_folder):
 def test_the_shell(shell, tmp_path, least, monkeypatch):
     planned = shell("cats.toml", "--dry-run")
     assert planned.exit_code == 0, planned.output
-    assert "pictures: 3, of 3 points; batches: 1, of at most" in planned.output
-    assert "27 UNet evaluations" in planned.output
+    assert "pictures: 3, of 3 points; batches: 1, which predict at most 3 pictures at the same time" in planned.output
+    assert "making each picture separately: 27 instead of 27; the fewest possible are 27" in planned.output
     assert not (tmp_path / "sega-jax-out").exists()
     monkeypatch.setattr(loading, "load", lambda *_, **__: least)
     made = shell("cats.toml", "--rows", 2)
@@ -245,7 +245,14 @@ def test_the_shell(shell, tmp_path, least, monkeypatch):
     assert "Made 3 pictures" in made.output
     said = shell("status", "sega-jax-out/cats")
     assert said.output == "3 of 3 pictures, 2 of 2 batches\n"
-    assert "3 of them are in sega-jax-out/cats" in shell("cats.toml", "--worker", "2/2").output
+    assert "0 s left for one worker" in shell("cats.toml", "--rows", 2, "--dry-run").output
+    for options in (["--dry-run"], []):
+        refused = shell("cats.toml", "--rows", 3, *options)
+        assert refused.exit_code == 1
+        assert "sega-jax-out/cats contains another sweep" in refused.output
+        assert "choose another --out, or use the original file and options" in refused.output
+        assert "left for one worker" not in refused.output
+    assert "3 of 3 pictures are already in sega-jax-out/cats" in shell("cats.toml", "--worker", "2/2").output
 
 
 @pytest.mark.slow

@@ -217,6 +217,14 @@ def _join(things: list[str], pick) -> str:
     return ", ".join(things[:-1]) + (" and " if things[:-1] else "") + things[-1]
 
 
+def known_words() -> set[str]:
+    """Returns the words of the captions that describe a portrait's looks, without articles."""
+    tables = (*_WITH.values(), *_ADJECTIVES.values(), _CLOTHES, _SYNONYMS.values(), _RED_HAIR.values())
+    phrases = [text for table in tables for row in table for text in row]
+    phrases += [value for values in ATTRIBUTES.values() for value in values if value != "none"]
+    return set(re.findall(r"[a-z]+", " ".join([*phrases, "clothes background"]))) - {"a", "an"}
+
+
 def _words() -> set[str]:
     """Returns every word of the captions, split as CLIP's tokenizer splits them."""
     phrases = [

@@ -40,8 +40,9 @@ class Program(NamedTuple):
 class Batch(NamedTuple):
     """Pictures that are made and recorded together.
 
-    A batch without shared prefixes has at most as many pictures as its program has rows; copies of the last picture pad
-    it. A batch with shared prefixes may have more pictures, and is made by a `Schedule`.
+    A program predicts its rows, one picture each, at the same time. A batch without shared prefixes has at most as many
+    pictures as its program has rows; copies of the last picture pad it. A batch with shared prefixes may have up to 16
+    times as many pictures, and is made by a `Schedule`.
     """
 
     program: Program
@@ -90,7 +91,7 @@ class Plan:
     Attributes:
         sweep: the sweep.
         facts: the facts of its model; for a cascade, of the stage that this plan makes.
-        rows: the most rows of a batch.
+        rows: the most rows of a batch, which are the pictures that the model predicts at the same time.
         batches: the batches, in the order in which they run.
         earlier: the plan of the stage before in a cascade.
         made_larger: whether a later stage enlarges these pictures.
@@ -231,7 +232,8 @@ def plan(sweep: Sweep, facts: Facts, rows: int = 8, *, share: bool = True, earli
     Args:
         sweep: the sweep.
         facts: the facts of the sweep's model.
-        rows: the most rows of a batch, at least 1, ideally a multiple of the number of devices.
+        rows: the most rows of a batch, which are the pictures that the model predicts at the same time; at least 1,
+            ideally a multiple of the number of devices.
         share: whether to compute the common prefix of pictures once, where that saves evaluations. A common prefix
             needs the same prompts, seed and numeric arguments. Sharing may change the rounding of a picture.
         earlier: the plan of the stage before in a cascade; None plans it with the same rows.

@@ -114,8 +114,10 @@ def judge(word: str) -> Metric:
 def distance(results: Results) -> Metric:
     """Returns a metric: the distance of a picture from the unedited picture with otherwise equal settings.
 
-    The distance is the root mean square over pixels and channels, in [0, 1]. It is None if the sweep has no unedited
-    picture, which is a point with `edits = []` or with every scale or weight 0.
+    The distance of pictures a and b is sqrt(mean((a - b)^2)) over all pixels and RGB channels, whose values are scaled
+    from 0 to 255 to [0, 1]. So it has no unit: 0 means equal pictures, and 1 is the distance of black from white. A
+    picture is unedited if its point has `edits = []`, or a scale or weight of 0 in every edit. A picture without an
+    unedited counterpart in the sweep has no distance.
 
     Args:
         results: the sweep's results, which contain the unedited pictures.

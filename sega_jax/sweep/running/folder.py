@@ -62,8 +62,8 @@ class Folder:
         except FileExistsError:
             if self.store.read("plan.json") != text:
                 raise ValueError(
-                    f"{self} contains another sweep, or this sweep with another model, number of rows or sharing; use"
-                    " another folder, or the original settings"
+                    f"{self} contains another sweep, or this sweep with another model, number of rows or sharing;"
+                    " choose another folder, or use the original settings"
                 ) from None
 
     def plan(self) -> Plan:

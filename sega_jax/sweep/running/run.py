@@ -325,7 +325,11 @@ class _Run:
             if rows == 1:
                 raise
         # Retry outside the handler, where the failed attempt's arrays have been freed.
-        warn(f"{rows} rows of {batch.program} do not fit into memory; continuing with half as many")
+        height, width = batch.program.size
+        warn(
+            f"{rows} rows of {height}x{width} pixels with {batch.program.concepts} concepts do not fit into memory;"
+            f" continuing with {rows // 2}"
+        )
         self.rows_that_fit[batch.program] = rows // 2
         return self._make(batch, points, on_picture)
 
