@@ -349,4 +349,4 @@ class System(NamedTuple):
     text: TextReader
     sampler: Sampler
     call: type[Call]
-    stages: Mapping[str, "System"] = {}  # {name: stage}: in order, the stages that can enlarge its pictures in a cascade
+    stages: Mapping[str, "System"] = {}  # {name: stage}: the later stages of a cascade, in order
