@@ -288,7 +288,7 @@ def _with_noise(settings: Settings, call: Call, pipe: LoadedCheckpoint, setup: S
         what = "record_noise=True" if call.noise is None else "noise"
         message = f"{what} needs a solver that adds noise at model calls, but this call's solver adds none"
         if call.strict:
-            raise ValueError(f"{message}; leave it out, or change scheduler or eta")
+            raise ValueError(f"{message}; leave it out, or use another scheduler or another eta")
         warn(f"{message}; it is ignored")
     elif call.noise is not None:
         return settings._replace(noise=_noise(call.noise, pipe, settings, setup))
@@ -329,7 +329,7 @@ def _seeds(seed: Any, total: int) -> list[int]:
     if is_sequence(seed) or isinstance(seed, np.ndarray):
         if len(seed) != total:
             raise ValueError(
-                f"seed has {len(seed)} entries, expected {total} (one for each picture) or a single number"
+                f"seed has {len(seed)} entries, expected {total}, one for each picture, or a single number"
             )
         return [check_int("seed", s, 0, top) for s in seed]
     return [check_int("seed", seed, 0, top - total + 1) + i for i in range(total)]

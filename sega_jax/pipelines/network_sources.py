@@ -48,7 +48,7 @@ def find_network(
 
     Raises:
         FileNotFoundError: The file or folder does not exist.
-        ValueError: The source is a web address that is not on the hub.
+        ValueError: The source is a web address that is not a model's page on the hub.
         CheckpointError: The source does not contain the network, or cannot be fetched.
     """
     where = Path(os.path.expanduser(source))

@@ -237,7 +237,7 @@ def warn_of_pictures(finite: np.ndarray, flagged: np.ndarray | None) -> None:
     """Warns about pictures that are not finite or that the safety checker flagged."""
     if not finite.all():
         warn(
-            f"pictures {np.flatnonzero(~finite).tolist()} contain NaN or infinite values and are not shown; try"
+            f"pictures {np.flatnonzero(~finite).tolist()} came out as NaN or infinite and are not shown; try"
             " smaller scales, or dtype float32 or bfloat16",
             PictureWarning,
         )

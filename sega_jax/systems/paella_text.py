@@ -86,7 +86,7 @@ def check(models: Any, tokenizer: Any, value: Any) -> PaellaText:
     is_text = isinstance(value, PaellaText)
     states = floating("an embedding", value.byt5[0] if is_text else value, "(bytes, channels)")
     if states.ndim != 2 or states.shape[1] != width or not len(states):
-        raise ValueError(f"an embedding has shape {states.shape}, expected ByT5's hidden states, (bytes, {width})")
+        raise ValueError(f"an embedding has shape {states.shape}, expected (bytes, {width}), ByT5's hidden states")
     if is_text:
         return value
     return PaellaText(states[None], np.ones((1, len(states)), bool), None, np.zeros(1, bool))

@@ -39,8 +39,8 @@ _OWN_LAYERS = r"^(lora_te2|text_encoder_2|(text_encoders_)?clip_g)_|blocks?_.*_t
 class SDXLCall(ClipCall, StartingCall):
     """The arguments of a call of Stable Diffusion XL, with diffusers' defaults.
 
-    Without a negative prompt, the unconditional text is all zeros, or the encoded empty text if model_index.json has
-    `force_zeros_for_empty_prompt: false`.
+    Without a negative prompt, the unconditional text is all zeros, or the encoded empty text if
+    `force_zeros_for_empty_prompt` is false in model_index.json.
     """
 
     guidance_scale: Any = changed(DiffusionCall, "guidance_scale", 5.0)

@@ -81,7 +81,7 @@ def _words_of_second(second: Any, texts: int) -> list[str]:
     if not words or not all(isinstance(one, str) for one in words):
         raise TypeError(f"second={brief(second)} should be a string or a non-empty list of strings")
     if len(words) not in (1, texts):
-        raise ValueError(f"second has {len(words)} entries, expected {texts} (one for each text) or one for all texts")
+        raise ValueError(f"second has {len(words)} entries, expected {texts}, one for each text, or one for all texts")
     return words * (texts // len(words))
 
 
