@@ -85,7 +85,7 @@ PaellaPipeline = Pipeline
 
 __version__ = "0.2.0"
 
-# These names import their modules at the first use, because most programs do not need them.
+# The modules of these names are imported at their first use, because most programs do not need them.
 _DIFFUSERS_API = {
     "SemanticIFPipeline": "deepfloyd",
     "SemanticIFPipelineOutput": "deepfloyd",

@@ -564,7 +564,7 @@ INVALID = [
     ({"image": "a\0b"}, "does not exist or is not a file"),
 ]
 DETERMINISTIC = (
-    "noise needs a solver that adds noise at model calls, and this call's solver adds none; leave it out, or use an"
+    "noise needs a solver that adds noise at model calls, but this call's solver adds none; leave it out, or use an"
 )
 
 

@@ -1,1 +1,1 @@
-"""Pipelines: load a checkpoint, check the arguments of a call, run it and return its pictures."""
+"""Pipelines: loading a checkpoint, checking the arguments of a call, running it, and returning its pictures."""

@@ -1,4 +1,4 @@
-"""Option values for LoRAs and new words: how they are checked, stored in plans and tables, and passed to `load`."""
+"""The options for LoRAs and new words: checking, storage in plans and tables, and the form that `load` takes."""
 
 import os
 from collections.abc import Mapping
@@ -14,8 +14,10 @@ Pairs = tuple[tuple[Any, Any], ...]
 
 
 class Files(Kind):
-    """An option whose values map files to scales, or words to files. Plans and tables store each value as a tuple of
-    pairs, empty if there are no files."""
+    """An option whose values map files to scales, or words to files.
+
+    Plans and tables store each value as a tuple of pairs, which is empty if there are no files.
+    """
 
     of_files = True
 
@@ -23,7 +25,7 @@ class Files(Kind):
         """Returns a value as pairs, without reading its files.
 
         Raises:
-            TypeError, ValueError: The value has another type, or a scale is not a finite number.
+            TypeError, ValueError: The value has the wrong type, or a scale is not a finite number.
         """
         return self.pairs(name, value)
 
@@ -31,7 +33,7 @@ class Files(Kind):
         return ", ".join(self.words(self.shortened(value))) or "none"
 
     def shortened(self, pairs: Pairs) -> Pairs:
-        """Returns the pairs with file names in place of paths."""
+        """Returns the pairs with file names instead of paths."""
         raise NotImplementedError
 
     def files(self, value: Any) -> list[str]:
@@ -44,12 +46,12 @@ class Files(Kind):
         """Converts a value in any accepted form to pairs.
 
         Raises:
-            TypeError, ValueError: The value has another type, or a scale is not a finite number.
+            TypeError, ValueError: The value has the wrong type, or a scale is not a finite number.
         """
         raise NotImplementedError
 
     def path(self, pair: tuple[Any, Any]) -> str:
-        """Returns the path of a pair."""
+        """Returns the path in a pair."""
         raise NotImplementedError
 
     def given(self, pairs: Pairs) -> Any:
@@ -57,7 +59,7 @@ class Files(Kind):
         return dict(pairs)
 
     def words(self, pairs: Pairs) -> list[str]:
-        """Returns each pair as it is written on the command line."""
+        """Returns the pairs in the form in which they are written on the command line."""
         raise NotImplementedError
 
     def cells(self, name: str, value: Any) -> dict[str, Any]:
@@ -69,7 +71,7 @@ def _is_path(value: Any) -> bool:
 
 
 class Loras(Files):
-    """LoRAs as pairs (path or hub name, scale)."""
+    """LoRAs, as pairs (path or hub name, scale)."""
 
     noun = "a LoRA file, a folder with one, owner/name on the hub, or {file: scale}"
 
@@ -87,7 +89,7 @@ class Loras(Files):
         return pair[0]
 
     def located(self, name: str, value: Any, folder: Path) -> Pairs:
-        """Returns the pairs with folders and repositories replaced by the LoRA files in them, which are fetched."""
+        """Returns the pairs with each folder or hub repository replaced by the LoRA file in it, which is fetched."""
         pairs = self.pairs(name, value)
         try:
             return tuple((pinned(path, folder), scale) for path, scale in pairs)
@@ -102,7 +104,7 @@ class Loras(Files):
 
 
 class NewWords(Files):
-    """Words learned by textual inversion as pairs (word, path); the word is None if the file names it."""
+    """Words learned by textual inversion, as pairs (word, path); the word is None if the file names it."""
 
     noun = "{word: file}, or a file that names its word"
 

@@ -1,4 +1,4 @@
-"""Adds LoRAs and textual-inversion words to a pipeline's networks."""
+"""Functions that add LoRAs and textual-inversion words to a pipeline's networks."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,19 +24,19 @@ def merge_lora(models: M, lora: str | Path | Mapping[str | Path, float]) -> M:
     Each weight W becomes W + sum of scale (W' - W), where W' is the weight with a single LoRA applied at scale 1. A
     LoRA of rank r gives W' = W + alpha / r up down. LoHa, LoKr, DoRA, (IA)^3, GLoRA, OFT and full weight differences
     are supported, too (`sega_jax.weights.lora_forms`, `lora_products`). Sums are computed in float32 and rounded once.
-    `models` itself does not change, so keep it to undo the merge.
+    `models` itself does not change, so keep it if you want to undo the merge.
 
-    At scale 1, the result equals LyCORIS, peft and diffusers' `fuse_lora`, with two exceptions: diffusers 0.42.1 loses
-    some alphas that differ between layers, and LyCORIS 4.1.3 merges LoHa and LoKr with (alpha / r)^2 although it
-    trains them with alpha / r, which is used here. At other scales, DoRA and BOFT also differ: peft scales DoRA's
+    At scale 1, the result equals that of LyCORIS, peft and diffusers' `fuse_lora`, with two exceptions: diffusers
+    0.42.1 loses some alphas that differ between layers, and LyCORIS 4.1.3 merges LoHa and LoKr with (alpha / r)^2,
+    although it trains them with alpha / r (used here). At other scales, DoRA and BOFT differ, too: peft scales DoRA's
     product before it sets the norms, and LyCORIS scales the norms or each rotation. Here, scale 0 changes nothing.
 
     Args:
-        models: The networks of a pipeline (`pipe.models`), of Stable Diffusion or another family with LoRA support.
-        lora: A LoRA file, a folder with one, or a name on the hub, "owner/name" or
-            "owner/name@revision/path/to/file.safetensors", merged at scale 1; or {file: scale} for one or several,
-            where scales are finite numbers. Files are .safetensors, .bin, .pt, .pth or .ckpt; reading them runs none
-            of the code that they contain. A layer without an alpha in the file has alpha r.
+        models: The networks of a pipeline (`pipe.models`) of Stable Diffusion or another family with LoRA support.
+        lora: A LoRA file, a folder with one, or a name on the hub ("owner/name" or
+            "owner/name@revision/path/to/file.safetensors"), which is merged at scale 1. For other scales or several
+            LoRAs, give {file: scale} with finite scales. Files are .safetensors, .bin, .pt, .pth or .ckpt; code in
+            them is never run. A layer without an alpha in the file has alpha r.
 
     Returns:
         New networks of the same type, in the dtypes of `models`.
@@ -45,8 +45,8 @@ def merge_lora(models: M, lora: str | Path | Mapping[str | Path, float]) -> M:
         TypeError: `models` belongs to no pipeline with LoRA support, or `lora` is neither a path nor {path: scale}.
         ValueError: A scale is not a finite number.
         CheckpointError: A file is missing or broken, contains tensors that belong to no LoRA or to no layer of these
-            networks, has tensors of the wrong shape (the error lists the first ones), or was made for another family,
-            which the error names; or a sum overflows the dtype of the weights.
+            networks, has tensors of the wrong shape (the error lists the first ones), or was made for a different
+            family, which the error names; or a sum overflows the dtype of the weights.
 
     Example:
         >>> import pathlib, tempfile
@@ -73,10 +73,10 @@ def merge_lora(models: M, lora: str | Path | Mapping[str | Path, float]) -> M:
 
 
 def lora_changes(models: Any, lora: str | Path | Mapping[str | Path, float]) -> list[Change]:
-    """Reads the weight changes that `merge_lora` applies; `sega_jax.weights.lora.merged` applies them.
+    """Reads the weight changes of LoRAs without applying them; `sega_jax.weights.lora.merged` applies them.
 
     Args:
-        models: The networks, with values or only with shapes.
+        models: The networks, loaded or with shapes as parameters (`jax.ShapeDtypeStruct`).
         lora: The LoRAs, as for `merge_lora`.
 
     Raises:
@@ -97,16 +97,15 @@ def add_words(models: M, tokenizer: T, words: str | Path | Mapping[str, str | Pa
 
         pipe.models, pipe.tokenizer = add_words(pipe.models, pipe.tokenizer, {"<cat-toy>": "cat.safetensors"})
 
-    `models` and `tokenizer` themselves do not change. Token numbers and vectors equal those of diffusers'
-    `load_textual_inversion`. A word with several vectors becomes the tokens `<cat-toy>`, `<cat-toy>_1`, ..., but
-    prompts and concepts contain it only once. Stable Diffusion XL pools its text at the token with the largest number
-    if the config of its second text encoder has `eos_token_id` 2, as published; as in diffusers, this is then the new
-    word.
+    `models` and `tokenizer` themselves do not change. Token ids and vectors equal those of diffusers'
+    `load_textual_inversion`. A word with several vectors becomes the tokens `<cat-toy>`, `<cat-toy>_1`, ...; in prompts
+    and concepts, write it only once. If the config of Stable Diffusion XL's second text encoder has `eos_token_id` 2,
+    as published, its text is pooled at the token with the largest id. As in diffusers, this is then the new word.
 
     Args:
         models, tokenizer: The networks and tokenizer of a Stable Diffusion pipeline (`pipe.models`, `pipe.tokenizer`).
-        words: {word: file}, or one file that names its word. Files are .safetensors, .bin or .pt; reading them runs
-            none of the code that they contain.
+        words: {word: file}, or one file that names its word. Files are .safetensors, .bin or .pt; code in them is
+            never run.
 
     Returns:
         The new networks and the new tokenizer.
@@ -115,7 +114,8 @@ def add_words(models: M, tokenizer: T, words: str | Path | Mapping[str, str | Pa
         TypeError: `models` or `tokenizer` does not belong to a Stable Diffusion pipeline, or `words` is neither a path
             nor {word: path}.
         ValueError: The tokenizer already has a word, or a word contains spaces or special tokens.
-        CheckpointError: A file is missing, broken, malicious, of another kind, or made for other text encoders.
+        CheckpointError: A file is missing, broken or malicious, is no textual inversion, or was made for different text
+            encoders.
 
     Example:
         >>> import pathlib, tempfile
@@ -145,10 +145,10 @@ def with_adapters(models: M, tokenizer: Any, lora: Any = None, words: Any = None
 
 
 def extended_tokenizer(models: Any, tokenizer: Any, words: str | Path | Mapping[str, str | Path]) -> Any:
-    """Adds the words of `add_words` to the tokenizer alone.
+    """Adds the words of `add_words` only to the tokenizer.
 
     Args:
-        models: The networks, with values or only with shapes.
+        models: The networks, loaded or with shapes as parameters (`jax.ShapeDtypeStruct`).
         tokenizer, words: As for `add_words`.
 
     Raises:
@@ -158,10 +158,10 @@ def extended_tokenizer(models: Any, tokenizer: Any, words: str | Path | Mapping[
 
 
 def new_words(models: Any, tokenizer: Any, words: str | Path | Mapping[str, str | Path]) -> list[Word]:
-    """Reads the words that `add_words` adds; `sega_jax.weights.textual_inversion.added` adds them.
+    """Reads new words without adding them; `sega_jax.weights.textual_inversion.added` adds them.
 
     Args:
-        models: The networks, with values or only with shapes.
+        models: The networks, loaded or with shapes as parameters (`jax.ShapeDtypeStruct`).
         tokenizer, words: As for `add_words`.
 
     Raises:

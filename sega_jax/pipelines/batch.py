@@ -1,4 +1,4 @@
-"""Prepares the batch of a call: checks its arguments and spreads them over rows, one for each picture."""
+"""Preparation of a call's batch: checks the arguments and spreads them over the rows, one row for each picture."""
 
 import dataclasses
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -21,12 +21,12 @@ from sega_jax.systems.call import Call
 from sega_jax.systems.conditioning import Text, check_rows
 from sega_jax.systems.diffusion import cast
 
-Words = str | Text  # words, or a text conditioning of one row
+Words = str | Text  # words, or text conditioning with one row
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Batch:
-    """The checked arguments of a call, with one row for each picture: all pictures of the first prompt come first."""
+    """The checked arguments of a call, with one row for each picture. All pictures of the first prompt come first."""
 
     prompts: list[Words]
     negatives: list[Words]
@@ -36,12 +36,12 @@ class Batch:
     seeds: list[int] | None  # None if the call has a key
     x: np.ndarray | None  # the initial state in the loop's dtype; None draws it
     picture: np.ndarray | None  # the picture to start from, [rows, height, width, 3] in [-1, 1]
-    picture_noise: np.ndarray | None  # the noise for sampling its latents, [rows, *shape]; None draws it
-    shape: tuple[int, int, int]  # of a row's predictions, (height, width, channels)
+    picture_noise: np.ndarray | None  # noise [rows, *shape] for sampling the picture's latents; None draws it
+    shape: tuple[int, int, int]  # the (height, width, channels) of a row's predictions
     table: Any  # the schedule, with one line for each model call
     settings: Settings
     static: Static
-    decode: Mapping[str, Hashable]  # compile-time arguments of the family's `decode`
+    decode: Mapping[str, Hashable]  # compile-time arguments for the family's `decode`
     output: str = "pil"
     callback: Callable[[int, float, np.ndarray], Any] | None = None
     callback_steps: int = 1
@@ -85,7 +85,7 @@ def prepare(call: Call, pipe: LoadedCheckpoint) -> Batch:
     """Checks a call's arguments against the checkpoint and spreads them over the rows of a batch.
 
     Raises:
-        TypeError, ValueError: An argument does not fit the others or the checkpoint. No model was run.
+        TypeError, ValueError: An argument does not fit the others or the checkpoint. Raised before any model runs.
     """
     system, check = pipe.system, partial(_checked, pipe)
     reading = {name: one for name, one in arguments(type(call)).items() if one.of_text}
@@ -119,7 +119,7 @@ def prepare(call: Call, pipe: LoadedCheckpoint) -> Batch:
     )
     setup = system.sampler.setup(call, context)
     if setup.guidance_scale is not None:
-        # Distilled networks take the scale as an input, and their edits start from the empty text.
+        # Distilled networks take the scale as an input, and edit directions are relative to the empty text.
         negatives = _texts("negative_prompt", system.text.negative(pipe.models, pipe.tokenizer, pipe.extras), check)
         negatives *= spread.total
     _check_clocks(edits, len(setup.table.call), call)
@@ -160,7 +160,7 @@ def prepare(call: Call, pipe: LoadedCheckpoint) -> Batch:
 
 
 class Spread:
-    """Spreads values over the rows of a batch: one for each prompt is repeated for its pictures."""
+    """Spreads values over the rows of a batch: a value for a prompt is repeated for each of its pictures."""
 
     def __init__(self, prompts: int, images_per_prompt: int):
         self.prompts, self.count = prompts, images_per_prompt
@@ -170,7 +170,7 @@ class Spread:
         """Returns one entry for each row.
 
         Raises:
-            ValueError: The number of entries is neither the number of prompts nor of pictures.
+            ValueError: The number of entries is neither the number of prompts nor the number of pictures.
         """
         if len(values) == self.total:
             return list(values)
@@ -180,12 +180,12 @@ class Spread:
         raise ValueError(f"{name} has {len(values)} entries, expected {self.prompts}, one for each prompt{pictures}")
 
     def numbers(self, name: str, value: Any) -> np.ndarray:
-        """Returns one number for each row, from a list or from one number for all rows."""
+        """Returns one number for each row, given a list or one number for all rows."""
         return np.asarray(self(name, value)) if isinstance(value, list) else np.full(self.total, value)
 
 
 def _texts(name: str, value: Any, check: Callable[[Any], Text]) -> list[Words]:
-    """Converts an argument with texts to a list, one entry for each prompt."""
+    """Converts an argument that holds texts to a list with one entry for each prompt."""
     if isinstance(value, Text):
         check_rows(name, value)
     if isinstance(value, Text) or getattr(value, "ndim", 0) == 3:
@@ -198,11 +198,11 @@ def _texts(name: str, value: Any, check: Callable[[Any], Text]) -> list[Words]:
 
 
 def _checked(pipe: LoadedCheckpoint, value: Any) -> Text:
-    """Checks the text conditioning that a user passed against the family."""
+    """Checks that text conditioning from the user fits the family, and returns it."""
     reader = pipe.system.text
     if isinstance(value, Text) and not isinstance(value, reader.type):
         raise TypeError(
-            f"{value!r} is of another family, expected {reader.type.__name__}; encode texts with pipe.encode"
+            f"{value!r} belongs to another family, expected {reader.type.__name__}; encode texts with pipe.encode"
         )
     text = reader.check(pipe.models, pipe.tokenizer, value)
     if not isinstance(text, reader.type):
@@ -216,7 +216,9 @@ def _conditioning(name: str, value: Any, check: Callable[[Any], Text]) -> Text:
     if isinstance(value, Text):
         check_rows(name, value)
         if len(value) != 1:
-            raise ValueError(f"{name} has {value!r} in a list, expected texts of one row; give text[i], or text alone")
+            raise ValueError(
+                f"{name} has {value!r} in a list, expected texts with one row; give text[i], or text without a list"
+            )
         return check(value)
     floating(name, value, "(tokens, channels)")
     return check(value)
@@ -274,22 +276,22 @@ def _replay(replay: np.ndarray | None, rows: int, shape: tuple[int, int, int], d
             " a first axis of 1 is shared by all pictures"
         )
     replay = np.broadcast_to(cast("replay", replay, dtype), (rows, *replay.shape[1:]))
-    # Padding with zeros adds nothing, and lets records of several lengths share a compiled program.
+    # Zero padding does not change the result, and lets records of several lengths share a compiled program.
     return np.pad(replay, ((0, 0), (0, -replay.shape[1] % CHUNK), (0, 0), (0, 0), (0, 0)))
 
 
 def _with_noise(settings: Settings, call: Call, pipe: LoadedCheckpoint, setup: Setup) -> Settings:
-    """Adds the noise that a user passed to the settings.
+    """Adds the user's noise to the settings.
 
     Raises:
-        TypeError, ValueError: The noise has a wrong shape, or the solver uses none. The latter is a warning if `strict`
-            is false.
+        TypeError, ValueError: The noise has the wrong shape, or the solver uses no noise. The latter is a warning if
+            `strict` is false.
     """
     if not setup.draws:
         what = "record_noise=True" if call.noise is None else "noise"
-        message = f"{what} needs a solver that adds noise at model calls, and this call's solver adds none"
+        message = f"{what} needs a solver that adds noise at model calls, but this call's solver adds none"
         if call.strict:
-            raise ValueError(f"{message}; leave it out, or use another scheduler or eta")
+            raise ValueError(f"{message}; leave it out, or use another scheduler or another eta")
         warn(f"{message}; it is ignored")
     elif call.noise is not None:
         return settings._replace(noise=_noise(call.noise, pipe, settings, setup))
@@ -297,7 +299,7 @@ def _with_noise(settings: Settings, call: Call, pipe: LoadedCheckpoint, setup: S
 
 
 def _noise(noise: Any, pipe: LoadedCheckpoint, settings: Settings, setup: Setup) -> Any:
-    """Converts the noise that a user passed to the structure that the family draws, arrays [rows, calls, ...]."""
+    """Converts the user's noise to the structure of the family's own noise, with arrays [rows, calls, ...]."""
     sampler, rows, calls = pipe.system.sampler, len(settings.key), len(setup.table.call)
 
     def draw(networks, x, call):
@@ -336,8 +338,8 @@ def _seeds(seed: Any, total: int) -> list[int]:
     return [check_int("seed", seed, 0, top - total + 1) + i for i in range(total)]
 
 
-# Fixed, so that a seed gives the same picture under every JAX setting. Other generators would also make the noise of a
-# row depend on its neighbours if they are vectorised over rows.
+# The generator is fixed, so that a seed gives the same picture under every JAX setting. With other generators, a row's
+# noise would also depend on its neighbours when it is drawn for several rows at once.
 _IMPLEMENTATION = "threefry2x32"
 
 
@@ -364,5 +366,5 @@ def _keys(seeds: list[int] | None, key: Any, total: int) -> jax.Array:
         except (TypeError, ValueError):
             raise TypeError(f"key={brief(key)} should be a JAX key, such as jax.random.key(0)") from None
     if key.shape:
-        raise ValueError(f"key has shape {key.shape}, expected one key, into which each row folds its index")
+        raise ValueError(f"key has shape {key.shape}, expected a single key; each row's index is folded into it")
     return _fold(key, np.arange(total, dtype=np.uint32))

@@ -1,7 +1,7 @@
-"""Cascades: a first stage generates pictures, further stages enlarge them, and shared texts are encoded once.
+"""Cascades: a first stage generates pictures, later stages enlarge them, and shared texts are encoded once.
 
-DeepFloyd-IF's stages make pictures with sides of 64, 256 and 1024 pixels. A family that starts a cascade lists the
-further stages in `System.stages`.
+DeepFloyd-IF's stages make pictures with sides of 64, 256 and 1024 pixels. A family that can be a first stage lists the
+later stages in `System.stages`.
 """
 
 import dataclasses
@@ -31,22 +31,22 @@ from sega_jax.systems.registry import CHECKER, check_adapters, starting_systems
 from sega_jax.text.files import CheckpointError
 
 FIRST = "stage1"
-# How edits act together; the command line and sweeps set this once for all stages.
+# These arguments say how edits act together. The command line and sweeps set them once for all stages.
 SHARED = ("momentum_scale", "momentum_beta", "semantics", "support")
-# The cascade sets these arguments of every stage itself.
+# The cascade itself sets these arguments of every stage.
 _OWN = {"prompt", "negative_prompt", "images_per_prompt", "seed", "key", "image", "output", "strict"}
 
 
 class Stage(NamedTuple):
-    """One stage of a cascade, which is loaded once or for every run."""
+    """One stage of a cascade. It either stays loaded or is loaded for each run."""
 
-    outline: Pipeline  # checks arguments; its networks may have shapes only
+    outline: Pipeline  # checks arguments; the parameters of its networks may be only shapes
     load: Callable[[], Pipeline]  # returns the pipeline to run
 
 
 @dataclasses.dataclass
 class CascadeOutput(Output):
-    """The last stage's output; `finite` covers all stages, and `stages` has the output of each by its name."""
+    """The last stage's output. `finite` covers all stages, and `stages` maps each stage's name to its output."""
 
     stages: dict[str, Output] = dataclasses.field(default_factory=dict)
 
@@ -55,8 +55,8 @@ class Cascade:
     """A chain of stages, each of which enlarges the pictures of the previous one. `load_cascade` creates it.
 
     Args:
-        encode: Encodes a list of words as text conditioning of the first stage's family, one row for each.
-        stages: The stages by name, in the order in which they run.
+        encode: Encodes a list of n texts as the first stage's text conditioning, with n rows.
+        stages: {name: stage}, in the order in which the stages run.
 
     Example:
         >>> import sega_jax
@@ -89,20 +89,20 @@ class Cascade:
         strict: bool = True,
         **stages: Mapping[str, Any] | None,
     ) -> CascadeOutput:
-        """Generates pictures of the prompts, guided by the edits in the chosen stages, as a `CascadeOutput`.
+        """Generates pictures of the prompts as a `CascadeOutput`; the edits guide the chosen stages.
 
         Args:
             prompt, edits, negative_prompt, images_per_prompt, seed, key, output, strict: As for `Pipeline`, but all
-                texts are words. Each stage uses the same seeds, and can be called alone with the same result.
-            edited: The stages that the edits guide. The same warm-up or scale acts differently in each stage; `edits`
-                among the arguments of a stage replace them there.
+                texts are words. All stages use the same seeds, and a stage that is called alone gives the same result.
+            edited: The names of the stages that the edits guide. The same warm-up or scale acts differently in each
+                stage. If the arguments of a stage include `edits`, these are used there instead.
             clean: Whether to clean words like DeepFloyd-IF's training captions (`sega_jax.text.caption_cleaning`,
                 which needs the extra "if"), in all stages that share the first stage's text encoder.
-            stages: The other arguments of a stage's `Pipeline` call by the stage's name, such as
+            stages: For a stage's name, the other arguments of its `Pipeline` call, such as
                 stage2={"steps": 20, "noise_level": 100}.
 
         Raises:
-            TypeError, ValueError: An argument is invalid for a stage. No model was run.
+            TypeError, ValueError: An argument is invalid for a stage. Raised before any model runs.
         """
         names = [edited] if isinstance(edited, str) else list(edited)
         for name in [*names, *(name for name, options in stages.items() if options is not None)]:
@@ -114,7 +114,7 @@ class Cascade:
                     f" arguments under its name, such as {FIRST}={{'steps': 50}}"
                 )
         if not _are_words(prompt) or not (negative_prompt is None or _are_words(negative_prompt)):
-            raise TypeError("prompt and negative_prompt should be strings, since stages may have different encoders")
+            raise TypeError("prompt and negative_prompt should be strings, because stages may have different encoders")
         common = {
             "prompt": prompt,
             "negative_prompt": negative_prompt,
@@ -166,7 +166,7 @@ class Cascade:
         finite, picture = np.array(True), None
         for name, stage in self.stages.items():
             pipe = stage.load()
-            # Checking the calls already emitted these warnings.
+            # These warnings were already emitted when the calls were checked.
             with muted():
                 outputs[name] = pipe(**calls[name] | ({} if picture is None else {"image": picture}))
             warn_of_pictures(outputs[name].finite, outputs[name].flagged)
@@ -176,7 +176,7 @@ class Cascade:
             if name != list(self.stages)[-1]:
                 images = outputs[name].images
                 assert isinstance(images, np.ndarray)
-                # Later stages get grey in place of a picture that is not finite; the result still omits it.
+                # Later stages get a grey picture instead of one that is not finite. The result omits it anyway.
                 picture = np.where(finite[:, None, None, None], images, 0.5)
         last = outputs[name]
         return CascadeOutput(
@@ -208,18 +208,18 @@ def load_cascade(
     Args:
         stage1, stage2, upscaler: The checkpoints, as for `load`: DeepFloyd-IF's first and second stage, and Stable
             Diffusion's x4 upscaler. The second stage uses the first stage's text encoder.
-        further: Checkpoints by stage name, for cascades of other families, whose `System.stages` lists the names.
+        further: {stage name: checkpoint}, for cascades of other families, whose `System.stages` lists the names.
         low_memory: Whether calls load each network only when it is needed and free it afterwards.
         dtype, variant, devices, attention: As for `load`, for all stages.
-        revisions: The branch, tag or commit of each checkpoint on the hub, by stage name.
-        schedulers: Replacements for the checkpoints' schedulers, by stage name.
-        loras, textual_inversions: The options `lora` and `textual_inversion` of `load`, by stage name. A LoRA of the
-            first stage may change its text encoder, and then the second stage sees the changed texts, too.
+        revisions: {stage name: the branch, tag or commit of the checkpoint on the hub}.
+        schedulers: {stage name: replacement for the checkpoint's scheduler}.
+        loras, textual_inversions: {stage name: the option `lora` or `textual_inversion` of `load`}. If a LoRA changes
+            the first stage's text encoder, the texts of the second stage change, too.
         safety_checker: As for `load`, for the x4 upscaler; DeepFloyd-IF's own checker is not supported.
 
     Raises:
-        CheckpointError: A checkpoint belongs to another stage (no weights were fetched), or the stages read text
-            embeddings of different widths; or as for `load`.
+        CheckpointError: A checkpoint does not belong to its stage (raised before any weights are fetched), or the
+            stages need text embeddings of different widths; or as for `load`.
         ValueError: A stage is missing, unknown, or does not support an adapter; or as for `load`.
 
     Example:
@@ -241,7 +241,7 @@ def load_cascade(
     _check_names({f"{option}s": of for option, of in adapters.items()}, checkpoints)
     schedulers = {name: checked_scheduler(scheduler) for name, scheduler in schedulers.items()}
     with collected():
-        # All indices are fetched and checked first, because fetching weights may take hours.
+        # Every model_index.json is fetched and checked first, because fetching weights may take hours.
         sources = {name: find(source, revisions.get(name)) for name, source in checkpoints.items()}
         _check_stages(sources, safety_checker)
         sources = {name: sources[name] for name in (FIRST, *sources[FIRST].system.stages) if name in sources}
@@ -260,17 +260,18 @@ def _check_names(options: Mapping[str, Mapping[str, Any]], stages: Mapping[str, 
     """Checks that options are mappings whose keys are names of stages.
 
     Raises:
-        TypeError, ValueError: They are not.
+        TypeError: An option is not a mapping.
+        ValueError: A key is not the name of a stage.
     """
     for option, by_stage in options.items():
         if not isinstance(by_stage, Mapping):
-            raise TypeError(f"{option}={brief(by_stage)} should be a mapping by stage, such as {{{FIRST!r}: ...}}")
+            raise TypeError(f"{option}={brief(by_stage)} should map stage names to values, such as {{{FIRST!r}: ...}}")
         if unknown := by_stage.keys() - stages.keys():
             raise ValueError(f"{option} has {', '.join(sorted(unknown))}; the stages are {', '.join(stages)}")
 
 
 def _check_stages(sources: Mapping[str, Source], safety_checker: Any) -> None:
-    """Checks that the checkpoints are the stages of one cascade, and raises CheckpointError if they are not."""
+    """Checks that the checkpoints are the stages of one cascade; raises CheckpointError if they are not."""
     first = sources[FIRST]
     if not first.system.stages:
         starts = " or ".join(system.title for system in starting_systems())
@@ -301,7 +302,7 @@ def _stages(
     safety_checker: Any,
     low_memory: bool,
 ) -> dict[str, Stage]:
-    """Loads the stages; with `low_memory`, only outlines that check arguments."""
+    """Loads the stages. With `low_memory`, it creates only outlines, which check arguments."""
     text = sources[FIRST].system.text.type
     stages: dict[str, Stage] = {}
     folders: dict[str, Path] = {}
@@ -316,7 +317,7 @@ def _stages(
     for name, folder in folders.items():
         shares = name != FIRST and sources[name].system.text.type is text
         keeps_text = not shares and not (name == FIRST and low_memory)
-        # The second stage gets its texts from the first stage's encoder, which low memory loads separately.
+        # The second stage's texts come from the first stage's text encoder, which `low_memory` loads separately.
         without_text = partial(loading.load, text_encoder=False) if shares else part_loading.load_without_text
         load = partial(
             loading.load if keeps_text else without_text,
@@ -336,17 +337,17 @@ def _stages(
         stages[name].outline.models.unet.config.text_dim for name in stages if sources[name].system.text.type is text
     }
     if len(texts) > 1:
-        raise CheckpointError(f"the stages read text embeddings of different widths, {sorted(texts)}; use one release")
+        raise CheckpointError(f"the stages need text embeddings of different widths, {sorted(texts)}; use one release")
     return stages
 
 
 def _loaded(pipe: Pipeline) -> Stage:
-    """Makes a stage whose pipeline stays loaded."""
+    """Returns a stage whose pipeline stays loaded."""
     return Stage(pipe, lambda: pipe)
 
 
 def _outline(folder: Path, scheduler: Any, dtype: np.dtype, devices: Devices, keeps_text: bool) -> Pipeline:
-    """Makes a pipeline that only checks arguments; its networks have shapes but no values."""
+    """Returns a pipeline that only checks arguments; the parameters of its networks are only shapes."""
     replaced = {} if keeps_text else {"text_encoder": None}
     parts = loading.describe(folder, scheduler=scheduler, safety_checker=False, replaced=replaced)
     models = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), parts.models)
@@ -360,7 +361,7 @@ def _are_words(value: Any) -> bool:
 
 
 def _replaced(call: Mapping[str, Any], read: Callable[[str], Any]) -> dict[str, Any]:
-    """Applies `read` to all words of a call; a missing negative prompt becomes empty words first."""
+    """Applies `read` to all words of a call; a missing negative prompt counts as the empty text."""
 
     def one(value: Any) -> Any:
         if isinstance(value, str):
@@ -392,7 +393,7 @@ def _clean(words: str) -> str:
 
 
 def _without(images: Any, bad: np.ndarray, output: str) -> Any:
-    """Blanks pictures that were not finite in any stage: None, black or NaN, depending on the output."""
+    """Replaces the pictures marked as bad by None, black or NaN, depending on the output format."""
     if output == "pil":
         return [None if wrong else image for image, wrong in zip(images, bad, strict=True)]
     return np.where(bad[:, None, None, None], np.zeros((), images.dtype) if output == "uint8" else np.nan, images)

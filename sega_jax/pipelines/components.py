@@ -1,4 +1,4 @@
-"""Replacements for a checkpoint's scheduler and networks: how they are specified and checked."""
+"""Checks and conversions for replacements of a checkpoint's scheduler and networks."""
 
 import os
 from collections.abc import Mapping
@@ -20,9 +20,9 @@ def as_scheduler(value: Any, config: Mapping[str, Any] | None = None) -> Schedul
 
     Args:
         value: A `Scheduler`; a diffusers class or its name, which adopts `config` as diffusers' `from_config` does; a
-            config with a `_class_name`; a folder with `scheduler_config.json`, or the checkpoint's folder above it; or
-            a diffusers scheduler object.
-        config: The config of the scheduler that is replaced; None if there is none.
+            config with a `_class_name`; a folder with `scheduler_config.json`, or the checkpoint folder that contains
+            it; or a diffusers scheduler object.
+        config: The config of the scheduler that is replaced, if any.
 
     Raises:
         TypeError: The value has none of these forms.
@@ -36,9 +36,9 @@ def as_scheduler(value: Any, config: Mapping[str, Any] | None = None) -> Schedul
     if isinstance(value, str) and value in FAMILIES:
         if config is None:
             raise ValueError(
-                f"scheduler={value!r} needs the betas of a previous config, and there is none; give a config"
+                f"scheduler={value!r} is only a class name, and there is no previous config with betas; give a config"
             )
-        # Another class's defaults were not chosen by anyone, so this class's own defaults apply instead.
+        # Options at the old class's defaults were not chosen by anyone, so the new class's defaults replace them.
         config = of_torch(config)
         defaults = config.get("_use_default_values") or []
         taken = {key: option for key, option in config.items() if key not in (*defaults, "_use_default_values")}
@@ -67,14 +67,14 @@ def as_scheduler(value: Any, config: Mapping[str, Any] | None = None) -> Schedul
 
 
 def check_training(name: str, own: Mapping[str, Any] | None) -> None:
-    """Checks that a scheduler class suits the training that the checkpoint's scheduler assumes.
+    """Checks that a scheduler class assumes the same kind of training as the checkpoint's scheduler.
 
     Args:
-        name: The name of the scheduler's class.
-        own: The config of the checkpoint's scheduler; None if it has none.
+        name: The name of the scheduler class.
+        own: The config of the checkpoint's scheduler; None if the checkpoint has none.
 
     Raises:
-        ValueError: The two classes assume different trainings.
+        ValueError: The two classes assume different kinds of training.
     """
     before = None if own is None else own.get("_class_name")
     if before not in FAMILIES or (training := FAMILIES[before].training) == FAMILIES[name].training:
@@ -87,11 +87,11 @@ def check_training(name: str, own: Mapping[str, Any] | None) -> None:
 
 
 def checked_scheduler(value: Any) -> Any:
-    """Checks a scheduler option before the checkpoint is known.
+    """Checks the option `scheduler` before the checkpoint is known.
 
     Returns:
-        None and class names unchanged, because they need the config of the checkpoint's scheduler; otherwise the
-        scheduler.
+        The value itself for None and for classes and their names, which need the config of the checkpoint's scheduler;
+        otherwise the `Scheduler`.
 
     Raises:
         TypeError, ValueError, CheckpointError: As for `as_scheduler`.
@@ -101,15 +101,15 @@ def checked_scheduler(value: Any) -> Any:
 
 
 def as_module(name: str, value: Any, kind: type[M]) -> M:
-    """Checks that a value is a network of the expected class, with its weights, and returns it.
+    """Checks that a value is a loaded network of the expected class, and returns it.
 
     Raises:
-        TypeError: It is not.
+        TypeError: The value has the wrong class, or is a network whose parameters are only shapes.
     """
     if not isinstance(value, kind):
         raise TypeError(
-            f"{name}={type(value).__name__} should be a {kind.__name__} of another pipeline (pipe.models.{name})"
+            f"{name}={type(value).__name__} should be a {kind.__name__} from another pipeline (pipe.models.{name})"
         )
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(value)):
-        raise TypeError(f"{name} has no values, only shapes; give a network of a loaded pipeline")
+        raise TypeError(f"{name} has no weights, only shapes; give a network from a loaded pipeline")
     return value

@@ -1,4 +1,4 @@
-"""Maps diffusers' names of arguments, attributes and methods to advice on what to write instead."""
+"""Advice on what to write instead of diffusers' names of arguments, attributes and methods."""
 
 _MADE_BY = "write pipe = sega_jax.load(source"
 _COMPUTES = "it configures torch; leave it out"
@@ -8,7 +8,7 @@ ARGUMENTS = {
     "timesteps": "write steps, which also accepts descending timesteps",
     "sigmas": "write steps with descending timesteps, or use another scheduler",
     "num_images_per_prompt": "write images_per_prompt",
-    "generator": "write seed, a number or a list, or key, a JAX key",
+    "generator": "write seed (a number or a list) or key (a JAX key)",
     "output_type": "write output",
     "return_dict": "leave it out; a call returns an Output",
     "prompt_2": "write prompt=pipe.encode(prompt, second=prompt_2)",
@@ -33,7 +33,7 @@ ARGUMENTS = {
     "edit_weights": "write edits=[Edit(..., weight=1)]",
     "edit_momentum_scale": "write momentum_scale",
     "edit_mom_beta": "write momentum_beta",
-    "sem_guidance": "write replay, whose axes begin with pictures, calls",
+    "sem_guidance": "write replay, an array [pictures, calls, ...]",
     "return_guidance": "write record",
     "ip_adapter_image": "IP-Adapters are not supported; leave it out",
     "ip_adapter_image_embeds": "IP-Adapters are not supported; leave it out",
@@ -45,7 +45,7 @@ ARGUMENTS = {
     "negative_crops_coords_top_left": "negative prompts use the same sizes as prompts; leave it out",
     "negative_target_size": "negative prompts use the same sizes as prompts; leave it out",
     "mask_image": "inpainting is not supported; leave it out",
-    "torch_dtype": "give dtype to sega_jax.load",
+    "torch_dtype": "pass dtype to sega_jax.load",
 }
 # Attributes of pipeline objects.
 ATTRIBUTES = {
@@ -61,9 +61,9 @@ ATTRIBUTES = {
     "load_textual_inversion": f"{_MADE_BY}, textual_inversion=file), or use sega_jax.add_words",
     "unload_textual_inversion": "keep pipe.models and pipe.tokenizer from before sega_jax.add_words and restore them",
     "encode_prompt": "write pipe.encode(words)",
-    "set_progress_bar_config": "give progress=False to the call",
-    "enable_vae_tiling": "give tiled=True to the call",
-    "disable_vae_tiling": "give tiled=False to the call",
+    "set_progress_bar_config": "pass progress=False to the call",
+    "enable_vae_tiling": "pass tiled=True to the call",
+    "disable_vae_tiling": "pass tiled=False to the call",
     "enable_freeu": "FreeU is not supported; leave it out",
     "safety_checker": "write pipe.safety; pipe.safety = None turns it off",
     "feature_extractor": "write pipe.safety.feature_extractor",
@@ -78,7 +78,7 @@ LOADERS = {"from_pretrained": f"{_MADE_BY})", "from_single_file": f"{_MADE_BY}, 
 
 
 def attribute(name: str) -> str | None:
-    """Returns what to write instead of an attribute of diffusers' pipelines; None for other names."""
+    """Returns what to write instead of an attribute of diffusers pipelines; None for other names."""
     if name in ATTRIBUTES:
         return ATTRIBUTES[name]
     return _COMPUTES if name.startswith(("enable_", "disable_")) else None

@@ -1,4 +1,4 @@
-"""The options of `load`, and the defaults that depend on the devices."""
+"""The options of `load`, and their defaults that depend on the devices."""
 
 import dataclasses
 import os
@@ -59,7 +59,7 @@ class OptionalChoice(Choice):
 
 
 class SchedulerChoice(Kind):
-    """Schedulers in any form that `as_scheduler` accepts."""
+    """A scheduler in any form that `as_scheduler` accepts."""
 
     noun = "a diffusers class name, a config, or a folder with one"
 
@@ -72,10 +72,10 @@ class SchedulerChoice(Kind):
 
 
 class DevicesChoice(Kind):
-    """JAX devices; on the command line, the number of this host's devices to use, or a list of device numbers."""
+    """JAX devices. On the command line, the number of this host's devices to use, or a list of device numbers."""
 
     noun = (
-        "JAX devices, or `pipe.devices` of another pipeline to reuse its compiled programs for networks of the same"
+        "JAX devices, or another pipeline's `pipe.devices` to reuse its compiled programs for networks of the same"
         " shapes"
     )
     metavar = "COUNT|NUMBERS"
@@ -94,17 +94,17 @@ class DevicesChoice(Kind):
             return known[: numbers[0]]
         if not all(0 <= number < len(known) for number in numbers):
             raise ValueError(
-                f"{name}={text} should be device numbers from 0 to {len(known) - 1}; this host has {len(known)}"
+                f"{name}={text} should be device numbers from 0 to {len(known) - 1}; this host has {len(known)} devices"
             )
         if len(set(numbers)) < len(numbers):
-            raise ValueError(f"{name}={text} lists a device twice; list each once")
+            raise ValueError(f"{name}={text} lists a device twice; list each device once")
         return [known[number] for number in numbers]
 
 
 class TokenizerChoice(Kind):
-    """Tokenizers of other pipelines, or their folders. The family checks the type."""
+    """A tokenizer from another pipeline, or its folder. The family checks the type later."""
 
-    noun = "a tokenizer of another pipeline (`pipe.tokenizer`), or the folder of one"
+    noun = "another pipeline's tokenizer (`pipe.tokenizer`), or the folder of one"
 
     def check(self, name: str, value: Any) -> Any:
         if not (isinstance(value, str | os.PathLike | tuple) or callable(value)):
@@ -113,11 +113,11 @@ class TokenizerChoice(Kind):
 
 
 class NetworkChoice(Kind):
-    """Networks of other pipelines, or their files. The family checks the type."""
+    """A network from another pipeline, or its files. The family checks the type later."""
 
     noun = (
         "a folder with config.json and weights, a weight file with diffusers' or the original names, owner/name on the"
-        " hub, or a network of another pipeline, such as `pipe.models.unet`"
+        " hub, or a network from another pipeline, such as `pipe.models.unet`"
     )
     metavar = "PATH|NAME"
 
@@ -149,8 +149,8 @@ class LoadOptions:
         "the checkpoint: a folder, a repository or a single file. Folders have diffusers layout (model_index.json, and"
         " weights as .safetensors, .bin or diffusers' .msgpack for Flax) or come from sega-jax-convert. Repositories on"
         " the Hugging Face hub are named owner/name; only the needed files are fetched, into the hub's cache. Single"
-        " files, here or on the hub (owner/name/file), have the weights of Stable Diffusion 1.x, 2.x or XL under their"
-        " original names, as .safetensors or a pickle such as .ckpt, whose code is never run. Their vocabulary is"
+        " files, local or on the hub (owner/name/file), have the weights of Stable Diffusion 1.x, 2.x or XL under their"
+        " original names, as .safetensors or as a pickle such as .ckpt, whose code is never run. Their vocabulary is"
         " fetched from the hub unless `tokenizer` or `config` provides it",
         sweep=True,
         default_text="the demo model, which draws cartoon portraits",
@@ -163,7 +163,7 @@ class LoadOptions:
         None,
         Opaque("float32, bfloat16 or float16"),
         "the dtype of the networks; by default bfloat16 on accelerators (float16 on GPUs without bfloat16) and float32"
-        " on CPUs. Guidance and solver always use float32",
+        " on CPUs. Guidance and solvers always use float32",
         sweep=True,
         shell=True,
     )
@@ -194,15 +194,15 @@ class LoadOptions:
         True,
         CheckerChoice(),
         "load the checkpoint's safety checker, if it has one; flagged pictures are returned black. False and None skip"
-        " it without reading its files. `pipe.safety` of another pipeline replaces it",
+        " it without reading its files. Another pipeline's `pipe.safety` replaces it",
         sweep=True,
         shell=True,
     )
     text_encoder: Any = argument(
         None,
         NetworkChoice(),
-        "replaces the checkpoint's text encoder, whose files are then not read. False loads no text encoder, if the"
-        " family allows it; all texts must then be embeddings",
+        "replaces the checkpoint's text encoder; the checkpoint's files for it are not read. False loads no text"
+        " encoder, if the family allows it; all texts must then be embeddings",
     )
     text_encoder_2: Any = argument(None, NetworkChoice(), "replaces the checkpoint's second text encoder")
     unet: Any = argument(None, NetworkChoice(), "replaces the checkpoint's UNet", shell=True)
@@ -210,29 +210,29 @@ class LoadOptions:
     networks: Mapping[str, Any] | None = argument(
         None,
         Opaque("{folder name: network or its files}"),
-        "replaces further networks of the checkpoint, by the names of their folders",
+        "replaces further networks of the checkpoint, keyed by their folder names",
     )
     tokenizer: Any = argument(
         None,
         TokenizerChoice(),
-        "replaces the checkpoint's tokenizer; one is enough for SDXL, because its two tokenizers share a vocabulary",
+        "replaces the checkpoint's tokenizer; SDXL needs only one, because its two tokenizers share a vocabulary",
         shell=True,
     )
     config: str | Path | None = argument(
         None,
         Location(),
-        "the folder or repository in diffusers layout whose configs, tokenizer and scheduler a single file uses; by"
-        " default those of Stable Diffusion 1.5, 2.1 or SDXL base",
+        "for a single file, the folder or repository in diffusers layout that provides the configs, tokenizer and"
+        " scheduler; by default those of Stable Diffusion 1.5, 2.1 or SDXL base are used",
         shell=True,
     )
     prediction_type: str | None = argument(
         None,
         OptionalChoice(*PREDICTIONS),
         "what the UNet predicts; by default as in the scheduler's config. A single file of Stable Diffusion 2.x has no"
-        ' config, so its default is "v_prediction", as in diffusers; 2.0-base and 2.1-base need "epsilon"',
+        ' config, so the default is "v_prediction", as in diffusers; 2.0-base and 2.1-base need "epsilon"',
         shell=True,
     )
-    ema: bool = argument(False, Flag(), "use the moving average of the UNet's weights in a single file", shell=True)
+    ema: bool = argument(False, Flag(), "load the moving average of the UNet's weights from a single file", shell=True)
     lora: str | Path | Mapping[str | Path, float] | None = argument(
         None,
         Loras(),
@@ -251,7 +251,7 @@ class LoadOptions:
 
     @property
     def replaced(self) -> dict[str, Any]:
-        """The networks that replace the checkpoint's, by name."""
+        """The networks that replace the checkpoint's, as {name: network}."""
         names = ("text_encoder", "text_encoder_2", "unet", "vae")
         named = {name: getattr(self, name) for name in names}
         return {name: value for name, value in named.items() if value is not None} | dict(self.networks or {})
@@ -261,15 +261,18 @@ def check_checker(value: Any) -> None:
     """Checks the type of the option `safety_checker`.
 
     Raises:
-        TypeError: It is neither a bool, None nor a `Safety`.
+        TypeError: The value is neither a bool, None nor a `Safety`.
     """
     if not (value is None or isinstance(value, bool | Safety)):
         shown = type(value).__name__ if callable(value) else repr(value)
-        raise TypeError(f"safety_checker={shown} should be True for the checkpoint's own, False or None for none")
+        raise TypeError(
+            f"safety_checker={shown} should be True (the checkpoint's own), False or None (no checker), or another"
+            " pipeline's checker (pipe.safety)"
+        )
 
 
 def pick_dtype(dtype: DTypeLike | None, devices: Devices) -> np.dtype:
-    """Returns the dtype of the networks; None gives the default of the devices.
+    """Returns the dtype of the networks; None means the default for the devices.
 
     Raises:
         ValueError: The dtype is not supported, or float64 is not enabled in JAX.
@@ -289,7 +292,7 @@ def pick_dtype(dtype: DTypeLike | None, devices: Devices) -> np.dtype:
         raise ValueError(
             f"dtype={dtype!r} should be one of {', '.join(DTYPES[:3])}, or None for the devices' default{hint}"
         )
-    # mypy does not know this option, because JAX adds options at run time.
+    # mypy does not know this option, because JAX adds its options at run time.
     if name == "float64" and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise ValueError("dtype='float64' needs 64-bit JAX; call jax.config.update('jax_enable_x64', True) first")
     return jnp.dtype(dtype)
@@ -301,15 +304,15 @@ def whole_dtype(name: str) -> str:
 
 
 def _is_ampere(device: jax.Device) -> bool:
-    """Tells whether a device is an NVIDIA GPU of compute capability 8.0 or more, with bfloat16 and flash kernels."""
+    """Returns whether a device is an NVIDIA GPU with compute capability 8.0 or more (bfloat16 and flash kernels)."""
     try:
         return device.platform == "gpu" and float(device.compute_capability) >= 8
-    except (AttributeError, ValueError):  # GPUs of other vendors report the name of an architecture
+    except (AttributeError, ValueError):  # other vendors' GPUs report the name of an architecture
         return False
 
 
 def pick_attention(attention: str | None, dtype: np.dtype, devices: Devices) -> str:
-    """Returns the implementation of attention; None gives the best one for the devices and the dtype.
+    """Returns the implementation of attention; None means the best one for the devices and the dtype.
 
     Raises:
         ValueError: The implementation is unknown, or does not support the devices or the dtype.

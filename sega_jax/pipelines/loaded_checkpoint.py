@@ -23,16 +23,16 @@ class LoadedCheckpoint:
 
     Args:
         system: The family of the checkpoint.
-        models: The networks, a NamedTuple of the family.
+        models: The networks, in the family's NamedTuple.
         tokenizer: The tokenizer or tokenizers; None if all texts are embeddings.
         scheduler: The schedule and solver; None for a family with a schedule of its own.
-        devices: The devices that share the rows of a batch; None for all devices of this host.
+        devices: The devices that share the rows of a batch; None means all devices of this host.
         safety: The checkpoint's safety checker; `pipe.safety = None` turns it off.
-        extras: Further settings of the checkpoint, a NamedTuple of the family; for SDXL, for example, whether a missing
-            negative prompt is encoded as zeros.
+        extras: Further settings of the checkpoint, in the family's NamedTuple. For SDXL, this includes whether a
+            missing negative prompt means all zeros.
 
     Raises:
-        TypeError, ValueError: A component belongs to another family, or components do not fit together.
+        TypeError, ValueError: A component belongs to a different family, or components do not fit together.
     """
 
     source: str | None = None  # the checkpoint's name or path; None if it was not loaded from one
@@ -69,8 +69,11 @@ class LoadedCheckpoint:
 
     @property
     def components(self) -> dict[str, Any]:
-        """The arguments that recreate this pipeline: `Pipeline(**pipe.components)` is a second pipeline that shares the
-        weights and compiled programs but has its own scheduler."""
+        """The arguments that recreate this pipeline.
+
+        `Pipeline(**pipe.components)` is a second pipeline that shares the weights and compiled programs but has its own
+        scheduler.
+        """
         names = ("system", "models", "tokenizer", "scheduler", "devices", "safety", "extras")
         return {name: getattr(self, name) for name in names}
 
@@ -94,7 +97,7 @@ class LoadedCheckpoint:
         return copied
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Returns a pipeline with copied networks. They share the arrays, because arrays never change."""
+        """Returns a pipeline with copied networks. The copies share the arrays, because arrays are immutable."""
         copied = self.__copy__()
         memo[id(self)] = copied
         copied.models = jax.tree.map(lambda leaf: leaf, self.models)
@@ -103,8 +106,8 @@ class LoadedCheckpoint:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "a pipeline cannot be pickled, since it has compiled programs and arrays on devices; write"
-            " pipe.save(folder), and sega_jax.load(folder) in the other process"
+            "a pipeline cannot be pickled, because it holds compiled programs and arrays on devices; write"
+            " pipe.save(folder) here, and sega_jax.load(folder) in the other process"
         )
 
     @property
@@ -121,14 +124,14 @@ class LoadedCheckpoint:
 
     def _keep(self, models: Any) -> None:
         self._models = models
-        # Cached, because traversing a network's hundreds of modules takes milliseconds at every call.
+        # The dtype is cached, because traversing a network's hundreds of modules takes milliseconds at every call.
         self._dtype = jax.tree.leaves(self.system.sampler.networks(models))[0].dtype
 
     def _built(self, models: Any) -> Any:
         if not isinstance(models, self.system.checkpoint.models):
             names = ", ".join(self.system.checkpoint.networks)
             raise TypeError(
-                f"models={type(models).__name__} should be the Models of another pipeline of {self.system.title}"
+                f"models={type(models).__name__} should be the Models of a {self.system.title} pipeline"
                 f" (pipe.models), such as pipe.models._replace({names.split(', ')[-1]}=...)"
             )
         return self.system.checkpoint.build(**models._asdict())
@@ -148,7 +151,7 @@ class LoadedCheckpoint:
         """The scheduler; None for a family with a schedule of its own.
 
         Assign a diffusers class name, which adopts the options of the previous scheduler; a config; a folder with one;
-        or a `Scheduler`. Most changes of the scheduler compile nothing.
+        or a `Scheduler`. Most changes of the scheduler need no recompilation.
         """
         return self._scheduler
 

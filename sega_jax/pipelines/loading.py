@@ -1,4 +1,4 @@
-"""Loads checkpoints: `resolve` finds the files, `describe` reads configs, and `fill_pipeline` reads weights."""
+"""Loading of checkpoints: `resolve` finds the files, `describe` reads configs, and `fill_pipeline` reads weights."""
 
 import os
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ def load(options: LoadOptions) -> Pipeline:
     """Loads a checkpoint of any supported family as a `Pipeline`.
 
     The family is recognised from the checkpoint's files. DeepFloyd-IF's own safety checker and watermark are not
-    supported; a warning says that its pictures are neither checked nor marked.
+    supported; a warning says that its pictures are neither checked nor watermarked.
 
     Returns:
         The pipeline. Call it with a prompt and edits to make pictures.
@@ -46,9 +46,10 @@ def load(options: LoadOptions) -> Pipeline:
     Raises:
         FileNotFoundError: The folder or file does not exist.
         TypeError: An option has the wrong type.
-        CheckpointError: The source is not a checkpoint, cannot be fetched, or has a missing, broken or unfitting file.
+        CheckpointError: The source is not a checkpoint or cannot be fetched, or a file is missing, broken or does not
+            fit.
         ValueError: The dtype, attention, scheduler or config is not supported, an option does not apply to this
-            checkpoint, or the tokenizer already has a new word.
+            checkpoint, or the tokenizer already contains a word that is to be added.
 
     Example:
         >>> import sega_jax
@@ -78,17 +79,17 @@ class Resolved(NamedTuple):
     """The location of a checkpoint and the settings for loading it."""
 
     source: Source
-    folder: Path  # has all needed files
+    folder: Path  # contains all needed files
     devices: Devices
     dtype: np.dtype
     attention: str
-    replaced: Mapping[str, Any]  # networks that replace the checkpoint's; None omits one
-    alone: Mapping[str, NetworkSource]  # networks with their own files, which replace the checkpoint's
+    replaced: Mapping[str, Any]  # {name: network that replaces the checkpoint's, or None to omit it}
+    alone: Mapping[str, NetworkSource]  # {name: files of a network that replaces the checkpoint's}
     tokenizer: Any  # replaces the checkpoint's tokenizer; None keeps it
 
     @property
     def configs(self) -> dict[str, Any]:
-        """The configs that come with the files in `alone`."""
+        """The configs that come with the files in `alone`, as {name: config}."""
         return {part: one.config for part, one in self.alone.items() if one.config is not None}
 
 
@@ -137,18 +138,18 @@ def resolve(options: LoadOptions) -> Resolved:
 def _replaced(
     replacements: Mapping[str, Any], system: System, variant: str | None
 ) -> tuple[dict[str, Any], dict[str, NetworkSource]]:
-    """Sorts replacements by how they are given: as networks (None omits one), or as files to read.
+    """Separates replacements that are networks (or None, to omit one) from those that are files to read.
 
     Raises:
         TypeError, ValueError, FileNotFoundError, CheckpointError: A replacement is neither a network nor its files, or
-            the family has no such network.
+            the family has no network of this name.
     """
     networks, file = system.checkpoint.networks, system.checkpoint.single_file
     replaced: dict[str, Any] = {}
     alone: dict[str, NetworkSource] = {}
     for part, value in replacements.items():
         if part not in networks:
-            raise ValueError(f"{part} is given, but {system.title} does not have it; leave it out")
+            raise ValueError(f"{part} is given, but {system.title} has no such network; leave it out")
         if isinstance(value, str | os.PathLike):
             originals = () if file is None else file.networks.get(part, ())
             alone[part] = find_network(part, value, networks[part], originals, variant)
@@ -160,7 +161,7 @@ def _replaced(
 
 
 class Description(NamedTuple):
-    """The contents of a checkpoint's folder without the weights; the networks have shapes only."""
+    """The contents of a checkpoint's folder without the weights. The networks' parameters are only shapes."""
 
     system: System
     models: Any
@@ -171,7 +172,7 @@ class Description(NamedTuple):
 
     @property
     def networks(self) -> dict[str, Any]:
-        """All networks, including the safety checker, by the names of their folders."""
+        """All networks, including the safety checker, as {folder: network}."""
         checker = None if self.safety is None else self.safety.checker
         return {part: module for part, module in {**self.models._asdict(), CHECKER: checker}.items() if module}
 
@@ -189,11 +190,11 @@ def describe(
     Args:
         folder: The checkpoint's folder.
         attention, scheduler, tokenizer, safety_checker: As for `load`.
-        replaced: Networks or their configs that replace the checkpoint's; None omits one.
+        replaced: {name: network or config that replaces the checkpoint's, or None to omit it}.
 
     Raises:
         CheckpointError: A file is missing, broken, or describes something that is not supported.
-        TypeError, ValueError: The scheduler is not one, or does not suit the checkpoint.
+        TypeError, ValueError: The scheduler is invalid, or does not suit the checkpoint.
     """
     system, index = recognise(folder, replaced), read_json(folder / "model_index.json")
     checkpoint = system.checkpoint
@@ -224,12 +225,12 @@ def describe(
 
 
 def _safety(folder: Path) -> Safety | None:
-    """Reads the config of the safety checker and its preprocessing; None if the checkpoint has none."""
+    """Reads the configs of the safety checker and its preprocessing. Returns None if the checkpoint has no checker."""
     name, part = listed(read_json(folder / "model_index.json"), CHECKER), folder / CHECKER
     if name is None:
         return None
     if not part.is_dir():
-        warn(f"{folder} names a safety checker but has no folder for it, so pictures are not checked")
+        warn(f"{folder} lists a safety checker but has no folder for it, so pictures are not checked")
         return None
     try:
         if name != StableDiffusionSafetyChecker.__name__:
@@ -249,7 +250,7 @@ def fill_pipeline(options: LoadOptions, resolved: Resolved, description: Descrip
     Raises:
         TypeError, ValueError, CheckpointError: As for `load`.
     """
-    # Mistakes in these small files show before the weights are read, which takes longer.
+    # These small files are checked first, because reading the weights takes longer.
     changes = [] if options.lora is None else lora_changes(description.models, options.lora)
     files = options.textual_inversion
     words = [] if files is None else new_words(description.models, description.tokenizer, files)
@@ -260,7 +261,7 @@ def fill_pipeline(options: LoadOptions, resolved: Resolved, description: Descrip
             networks[part] = resolved.devices.place(module)
         else:
             weights, file_declarations = _opened(options, resolved, part, module)
-            if module is sampled:  # files of other networks may describe a UNet that is not used
+            if module is sampled:  # other networks' files may declare options for a UNet that is not used
                 declarations = file_declarations
             networks[part] = filled(weights, module, resolved.dtype, resolved.devices)
     safety = description.safety and description.safety._replace(checker=networks.pop(CHECKER))
@@ -274,7 +275,7 @@ def fill_pipeline(options: LoadOptions, resolved: Resolved, description: Descrip
 
 
 def _opened(options: LoadOptions, resolved: Resolved, part: str, module: Any) -> tuple[Weights, dict[str, Any]]:
-    """Opens a network's weights, and returns them with the scheduler options that their file declares."""
+    """Opens a network's weights. Returns them and the scheduler options that their file declares."""
     network, source = resolved.alone.get(part), resolved.source
     if network is None:
         weights = source.weights(part, module, options.variant, ema=options.ema)
@@ -288,10 +289,10 @@ def _opened(options: LoadOptions, resolved: Resolved, part: str, module: Any) ->
 def _scheduler(
     options: LoadOptions, source: str | Path, scheduler: schedules.Scheduler, declared: dict[str, Any]
 ) -> schedules.Scheduler:
-    """Applies scheduler options from the user, or else from the weight files; warns where the two contradict."""
+    """Applies scheduler options from the user, or otherwise from the weight files. Warns if the two contradict."""
     contradicted = {}
     if isinstance(options.scheduler, schedules.Scheduler):
-        # The user gave a complete config, which takes precedence over the files.
+        # The user passed a complete config, which takes precedence over the files.
         contradicted = {name: value for name, value in declared.items() if scheduler.options.get(name) != value}
         declared = {}
     if options.prediction_type is not None:
@@ -305,13 +306,13 @@ def _scheduler(
         return scheduler
     config = scheduler.config | declared
     if defaults := config.get("_use_default_values"):
-        # The user or the file chose these values, so another scheduler class must adopt them.
+        # These values were chosen by the user or the file, so a different scheduler class must adopt them.
         config["_use_default_values"] = [name for name in defaults if name not in declared]
     return schedules.from_config(config, strict=False)
 
 
 def filled(weights: Weights, module: Any, dtype: DTypeLike, devices: Devices) -> Any:
-    """Reads a network's weights onto the devices and closes their file.
+    """Reads a network's weights onto the devices, and closes the weight files.
 
     Raises:
         CheckpointError: The weights are broken or do not fit the network.

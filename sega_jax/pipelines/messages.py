@@ -1,4 +1,4 @@
-"""Warnings that are collected during a call and emitted once, at the user's line that called the library."""
+"""Warnings that are collected during a call and emitted once, located at the user's line that called the library."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ _collected: ContextVar[dict[tuple[str, type[Warning]], None] | None] = ContextVa
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Emits a warning when the surrounding `collected` block ends, or at once outside of one."""
+    """Emits a warning when the surrounding `collected` block ends, or immediately if there is no such block."""
     messages = _collected.get()
     if messages is None:
         warnings.warn(message, category, stacklevel=_level())
@@ -23,9 +23,9 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 
 @contextmanager
 def collected() -> Iterator[None]:
-    """Emits each distinct warning of a block once when the block ends, even if it raises. Inner blocks emit nothing.
+    """Emits each distinct warning of a block once, when the block ends, even if it raises. Nested blocks emit nothing.
 
-    A thread joins the block of the thread that started it if it runs in a copy of its context
+    A thread belongs to the block of the thread that started it if it runs in a copy of that thread's context
     (`contextvars.copy_context`).
     """
     if _collected.get() is not None:
@@ -52,7 +52,7 @@ def muted() -> Iterator[None]:
 
 
 def _level() -> int:
-    """Returns the `stacklevel` with which the caller's warning points to the first line outside the library."""
+    """Returns the `stacklevel` that makes the caller's warning point to the first line outside the library."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None:
         name = frame.f_code.co_filename

@@ -1,4 +1,4 @@
-"""Finds single networks outside the checkpoint, such as a better autoencoder or a distilled UNet."""
+"""Finding single networks outside the checkpoint, such as a better autoencoder or a distilled UNet."""
 
 import glob
 import os
@@ -22,8 +22,8 @@ _CONFIG = "config.json"
 class NetworkSource(NamedTuple):
     """The location of one network's weights."""
 
-    config: Mapping[str, Any] | None  # None if only the checkpoint has it
-    open: Callable[[Any], Weights]  # opens the weights for a network that has shapes only
+    config: Mapping[str, Any] | None  # None if the checkpoint's config is to be used
+    open: Callable[[Any], Weights]  # opens the weights for a network whose parameters are only shapes
     variant: str | None = None  # the variant of the weights
     file: Path | None = None  # the weight file; None for a folder
 
@@ -44,12 +44,12 @@ def find_network(
             "owner/name/file".
         network: The family's description of the network.
         originals: The layouts in which single files may store the network.
-        variant: The preferred variant of the weights; weights without a variant are used if there is none.
+        variant: The preferred variant of the weights; if it does not exist, weights without a variant are used.
 
     Raises:
         FileNotFoundError: The file or folder does not exist.
-        ValueError: The source is a web address of something else.
-        CheckpointError: The source has no such network, or cannot be fetched.
+        ValueError: The source is a web address that is not a model's page on the hub.
+        CheckpointError: The source does not contain the network, or cannot be fetched.
     """
     where = Path(os.path.expanduser(source))
     address = None if os.path.exists(where) else hub.address(str(source))
@@ -63,9 +63,10 @@ def find_network(
         return _in_folder(part, where, network, variant)
     if not where.is_file():
         raise FileNotFoundError(
-            f"{part}={str(source)!r} is neither a file nor a folder; give one with the network, or its name on the hub"
+            f"{part}={str(source)!r} is neither a file nor a folder; give one that contains the network, or a name on"
+            " the hub"
         )
-    # A weight file with any other name may lie next to another network's config.
+    # If the weight file has any other name, the config next to it may belong to a different network.
     has_config = where.name.startswith(network.stem) and (where.parent / _CONFIG).is_file()
     config = _config(where.parent, network) if has_config else None
     return NetworkSource(config, partial(open_network, where, part, originals), file=where)
@@ -77,9 +78,11 @@ def _in_folder(part: str, folder: Path, network: Network, variant: str | None) -
             config = _config(where, network)
             choice = find_weights(where, network.stem, variant)
             if choice is None:
-                raise CheckpointError(f"{where} has no weights ({network.stem}.safetensors); fetch the complete folder")
+                raise CheckpointError(f"{where} has no weights ({network.stem}.safetensors); fetch the entire folder")
             return NetworkSource(config, partial(_opened, where, network.stem, variant), choice.variant)
-    raise CheckpointError(f"{folder} has no {_CONFIG}, nor a folder {part} with one; give the folder of a {part}")
+    raise CheckpointError(
+        f"{folder} has no {_CONFIG}, and no folder {part} that contains one; give the folder of a {part}"
+    )
 
 
 def _opened(folder: Path, stem: str, variant: str | None, module: Any) -> Weights:
@@ -87,13 +90,13 @@ def _opened(folder: Path, stem: str, variant: str | None, module: Any) -> Weight
 
 
 def _fetched(part: str, address: hub.Address, network: Network, variant: str | None) -> Path:
-    """Fetches a network from its own repository or a checkpoint's, and returns its local folder."""
+    """Fetches a network from its own repository or from a checkpoint's, and returns its local folder."""
     folders = [address.path] if address.path else ["", part]
     configs = [str(Path(folder) / _CONFIG) for folder in folders]
     snapshot = hub.fetch(address.repository, configs, address.revision)
     for folder, config in zip(folders, configs, strict=True):
         if (snapshot / config).is_file():
-            # Checks the network's class before fetching its large weights.
+            # This checks the network's class before its large weights are fetched.
             _config(snapshot / folder, network)
             fetch_weights(address.repository, snapshot.name, {folder: network.stem}, variant)
             return snapshot / folder
@@ -104,7 +107,7 @@ def _config(folder: Path, network: Network) -> dict[str, Any]:
     """Reads a network's config and checks its class.
 
     Raises:
-        CheckpointError: The config is missing, broken, or of another class of network.
+        CheckpointError: The config is missing or broken, or belongs to a different class of network.
     """
     config = read_json(folder / _CONFIG)
     architectures = config.get("architectures")
@@ -124,25 +127,25 @@ def open_network(path: Path, part: str, originals: Sequence[Original], module: A
     Args:
         path: The weight file.
         part, originals: As for `find_network`.
-        module: The network, which needs shapes only.
+        module: The network; only the shapes of its parameters are used.
 
     Raises:
-        CheckpointError: The file is broken, has none of the network's names, or has several networks that fit equally
-            well.
+        CheckpointError: The file is broken, contains none of the network's names, or contains several networks that fit
+            equally well.
     """
     tensors = opened(path)
     candidates = [
         _Candidate(prefix, None, *_count(tensors, module, prefix)) for prefix in _prefixes(tensors, leaves(module))
     ]
     family_prefixes = {original.start for original in originals}
-    for original in {one.names: one for one in originals}.values():  # some differ only in their prefix
+    for original in {one.names: one for one in originals}.values():  # some originals differ only in their prefix
         for start in _prefixes(tensors, original.names(module).values()) | family_prefixes:
             moved = original._replace(start=start)
             candidates.append(_Candidate(start, moved, 0, _overlap(moved, tensors, module), start in family_prefixes))
     best = max(candidate.rank for candidate in candidates)
     chosen = [candidate for candidate in candidates if candidate.rank == best]
     if all(one.original is None for one in chosen):
-        # If the module itself strips a prefix, candidates with and without it read the same tensors.
+        # If the module itself strips a prefix, the candidates with and without this prefix read the same tensors.
         distinct = {_keys(tensors, module, one.prefix): one for one in chosen}
         chosen = list(distinct.values())
     if not best[0] or len(chosen) > 1:
@@ -150,11 +153,11 @@ def open_network(path: Path, part: str, originals: Sequence[Original], module: A
         if not best[0]:
             first = ", ".join(list(tensors.shapes)[:3]) or "nothing"
             raise CheckpointError(
-                f"{path} has no {part} under diffusers' or the original names; it starts with {first[:200]}"
+                f"{path} has no {part} under diffusers' or the original names; its first tensors are {first[:200]}"
             )
         names = " and ".join(sorted(repr(candidate.prefix) for candidate in chosen))
         raise CheckpointError(
-            f"{path} has several networks that may be the {part}, with the prefixes {names}; save one in its own file"
+            f"{path} has several networks that may be the {part}, with the prefixes {names}; save one of them alone"
         )
     (candidate,) = chosen
     if candidate.original is not None:
@@ -165,44 +168,47 @@ def open_network(path: Path, part: str, originals: Sequence[Original], module: A
 
 
 class _Candidate(NamedTuple):
-    """A candidate for reading a network in a file: a prefix and a naming scheme."""
+    """A possible way to read a network from a file: a prefix and a naming scheme."""
 
     prefix: str
     original: Original | None  # the original layout with this prefix; None for diffusers' names
-    fitting: int  # the number of parameters with matching shapes; only counted for diffusers' names
+    fitting: int  # the number of parameters with matching shapes, counted only for diffusers' names
     named: int  # the number of parameters with matching names
     own: bool = False  # whether the family's own files have this prefix
 
     @property
     def rank(self) -> tuple[bool, bool, int, bool, bool, bool]:
-        """The sort key, the best candidate last: names and shapes, the family's prefix, no moving average."""
+        """The sort key; the best candidate comes last: names and shapes, the family's prefix, no moving average."""
         diffusers_names, moving_average = self.original is None, "ema" in self.prefix
         fits = self.fitting > 0 or (self.named > 0 and not diffusers_names)
         return (self.named > 0, fits, self.fitting or self.named, self.own, not moving_average, diffusers_names)
 
 
 def _prefixes(tensors: Tensors, names: Iterable[str]) -> set[str]:
-    """Returns the prefixes of a network's names in a file, including the empty one."""
+    """Returns the prefixes under which a network's names occur in a file, and the empty prefix."""
     sample = next((name for name in names if "[" not in name), "")
     return {key.removesuffix(sample) for key in tensors.shapes if sample and key.endswith(sample)} | {""}
 
 
 def _keys(tensors: Tensors, module: Any, prefix: str) -> frozenset[str]:
-    """Returns the tensors in a file that are parameters of a network, under diffusers' names behind a prefix."""
+    """Returns the tensors in a file that are a network's parameters, with diffusers' names after a prefix."""
     names = leaves(module)
     keys = (key for key in tensors.shapes if key.startswith(prefix))
     return frozenset(key for key in keys if module.rename(key.removeprefix(prefix)) in names)
 
 
 def _count(tensors: Tensors, module: Any, prefix: str) -> tuple[int, int]:
-    """Counts a network's parameters in a file, under diffusers' names behind a prefix: those with matching shapes, and
-    all."""
+    """Counts a network's parameters in a file that have diffusers' names after a prefix.
+
+    Returns:
+        The number of parameters with matching shapes, and the number of all parameters.
+    """
     shapes = leaves(module)
     known = {module.rename(key.removeprefix(prefix)): tensors.shapes[key] for key in _keys(tensors, module, prefix)}
     return sum(known[name] == shapes[name] for name in known), len(known)
 
 
 def _overlap(original: Original, tensors: Tensors, module: Any) -> int:
-    """Counts a network's tensors in a file under the original names."""
+    """Counts a network's tensors that a file has under the original names."""
     names = {name.partition("[")[0] for name in original.full_names(module).values()}
     return len({original.full_name(key, module) for key in tensors.shapes} & names)

@@ -9,26 +9,26 @@ from sega_jax.systems.base import Record
 
 
 def is_finite(states: np.ndarray) -> np.ndarray:
-    """Tells which rows of latents are finite, or which rows of tokens have no -1; bool [rows]."""
+    """Returns bool [rows]: whether a row of latents is finite, or a row of tokens has no -1."""
     entries = np.isfinite(states) & (states > -1 if states.dtype.kind == "i" else True)
     return entries.reshape(len(states), -1).all(1)
 
 
 @dataclasses.dataclass
 class Output:
-    """The pictures of a call and facts about them; all pictures of the first prompt come first.
+    """The pictures of a call and information about them. All pictures of the first prompt come first.
 
     Attributes:
-        images: One entry for each picture, in the form that the argument `output` chose: a list of PIL pictures;
-            uint8 or float32 arrays [pictures, height, width, 3], floats in [0, 1]; float32 latents [pictures,
+        images: One entry for each picture. The argument `output` determines the form: a list of Pillow images;
+            a uint8 or float32 array [pictures, height, width, 3], with floats in [0, 1]; float32 latents [pictures,
             height / f, width / f, channels], which are pixels in [-1, 1] for DeepFloyd-IF; or Paella's int32 tokens
-            [pictures, height / f, width / f], where f is the checkpoint's factor. A picture that is not finite is
-            None, black (uint8), NaN, or -1 (tokens). A flagged picture is black.
+            [pictures, height / f, width / f], where f is the checkpoint's downsampling factor. A picture that is not
+            finite is None, black (uint8), NaN, or -1 (tokens). A flagged picture is black.
         finite: bool [pictures], False for pictures with NaN or infinity. The call also emits a warning.
         seeds: The integer seed of each picture; None if the call had a key.
         record: With `record=True`, the predictions and semantic guidance of every model call, arrays [pictures, calls,
-            ...]; else None. With `record_noise=True`, its `noise` is the noise that the solver drew, [calls, pictures,
-            ...], in the form that the argument `noise` takes.
+            ...]; otherwise None. With `record_noise=True`, its `noise` is the noise that the solver drew, [calls,
+            pictures, ...], in the form that the argument `noise` takes.
         flagged: bool [pictures], True for pictures that the safety checker flagged. The call also emits a warning.
             None if the pipeline has no safety checker, and for latents and tokens, which are not checked.
 

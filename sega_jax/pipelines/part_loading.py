@@ -1,4 +1,4 @@
-"""Loads a checkpoint's text encoders, which the stages of a cascade share, separately from its other networks."""
+"""Separate loading of a checkpoint's text encoders, which the stages of a cascade share, and its other networks."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -67,10 +67,13 @@ def load_readers(
     devices: Sequence[jax.Device] | Devices | None = None,
     lora: str | Path | Mapping[str | Path, float] | None = None,
 ) -> tuple[dict[str, Any], Any]:
-    """Loads only the text encoders of a checkpoint, by the names of their folders, and its tokenizer.
+    """Loads only the text encoders and the tokenizer of a checkpoint.
 
     Args:
         source, revision, dtype, variant, devices, lora: As for `load`.
+
+    Returns:
+        {folder: text encoder}, and the tokenizer.
 
     Raises:
         CheckpointError: The checkpoint has no text encoder; or as for `load`.
@@ -99,7 +102,7 @@ def load_readers(
 def load_without_text(
     source: str | Path, *, lora: str | Path | Mapping[str | Path, float] | None = None, **options: Any
 ) -> Pipeline:
-    """Loads a checkpoint without its text encoder; `load_text` merges the text encoder's part of a LoRA.
+    """Loads a checkpoint without its text encoder. A LoRA's part for the text encoder is left to `load_text`.
 
     Args:
         source, lora, options: As for `load`.
@@ -145,6 +148,6 @@ def check_reads(source: Source) -> None:
     missing = [part for part in source.system.text.parts if part not in source.parts]
     if missing:
         raise CheckpointError(
-            f"{source.name} is {source.system.title} without {' and '.join(missing)}, which encodes words;"
-            " give a checkpoint that has it"
+            f"{source.name} is {source.system.title} without {' and '.join(missing)}, so it cannot encode words;"
+            " give a complete checkpoint"
         )

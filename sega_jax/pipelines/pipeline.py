@@ -1,7 +1,8 @@
 """The class `Pipeline`, which makes pictures of prompts.
 
-A call passes through `Pipeline.__call__` (arguments become a `Call`, then a `Batch`), `run.run` (encodes texts, runs
-the schedule in chunks, decodes pictures), `programs.advance` (compiled) and `method.sample.sample` (the sampling loop).
+A call passes through `Pipeline.__call__` (turns arguments into a `Call`, then into a `Batch`), `run.run` (encodes
+texts, runs the schedule in chunks, decodes pictures), `programs.advance` (compiled) and `method.sample.sample` (the
+sampling loop).
 """
 
 import inspect
@@ -33,15 +34,16 @@ class Pipeline(LoadedCheckpoint):
     Create one with `sega_jax.load`. `help(type(pipe).__call__)` lists the arguments of a call for the pipeline's
     family, and `sega_jax.Output` describes the result.
 
-    The sampling program is compiled once for each batch size, picture size, number of concepts and choice of semantics,
-    support and recording: at the first such call, or in advance by `compile`. Changing prompts, seeds or settings never
-    recompiles. The devices share the pictures of a batch, so ask for at least as many pictures as there are devices.
+    The sampling program is compiled once for each combination of batch size, picture size, number of concepts,
+    semantics, support and recording: at the first such call, or in advance by `compile`. Changing prompts, seeds or
+    settings never recompiles. The devices share the pictures of a batch, so request at least as many pictures as there
+    are devices.
 
-    `Pipeline(system, ...)` creates a pipeline from components, such as those of another one (`pipe.components`); see
-    `LoadedCheckpoint`. The new object belongs to a subclass whose call has the family's arguments.
+    `Pipeline(system, ...)` creates a pipeline from components, such as those of another pipeline (`pipe.components`);
+    see `LoadedCheckpoint`. The new object belongs to a subclass whose call takes the family's arguments.
 
     Raises:
-        TypeError, ValueError: A component belongs to another family, or components do not fit together.
+        TypeError, ValueError: A component belongs to a different family, or components do not fit together.
 
     Example:
         >>> import sega_jax
@@ -69,15 +71,15 @@ class Pipeline(LoadedCheckpoint):
     def __call__(self, *args: Any, **arguments: Any) -> Output:
         """Makes pictures of the prompts, guided by the edits.
 
-        The arguments depend on the family; `help(type(pipe).__call__)` lists them. Arguments that all families share
-        include prompt, edits, negative_prompt, images_per_prompt, seed, steps, guidance_scale, height, width and
-        output (`sega_jax.Call`).
+        The arguments depend on the family; `help(type(pipe).__call__)` lists them. The arguments that all families
+        share (`sega_jax.Call`) include prompt, edits, negative_prompt, images_per_prompt, seed, steps, guidance_scale,
+        height, width and output.
 
         Returns:
-            The pictures and facts about them.
+            The pictures and information about them.
 
         Raises:
-            TypeError, ValueError: An argument is unknown or invalid. No model was run.
+            TypeError, ValueError: An argument is unknown or invalid. Raised before any model runs.
         """
         raise TypeError(
             "this Pipeline has no family; create one with sega_jax.load, or with Pipeline(**pipe.components)"
@@ -87,24 +89,25 @@ class Pipeline(LoadedCheckpoint):
         """Makes pictures of the prompts, guided by the edits.
 
         Returns:
-            The pictures and facts about them, one entry for each picture.
+            The pictures and information about them, one entry for each picture.
 
         Raises:
-            TypeError, ValueError: An argument has a wrong type, number of entries, shape or range. No model was run.
+            TypeError, ValueError: An argument has the wrong type, number of entries or shape, or is out of range.
+                Raised before any model runs.
         """
         with collected():
             return run(self, prepare(call, self))
 
     def _compile(self, call: Call) -> Compiled:
-        """Compiles all programs for calls with these arguments, without running a model.
+        """Compiles all programs for calls with these arguments, without generating pictures.
 
-        Later calls with the same shapes compile nothing, whatever their words and numbers; only for Paella, the length
-        of the longest text matters, too.
+        Later calls with the same shapes need no compilation, whatever their words and numbers. For Paella, the length
+        of the longest text must be the same, too.
 
-        Model calls at which some concepts have no effect can skip their predictions: after the cool-down of a concept
-        in all rows, or before its warm-up if it has no momentum. Each smaller number of concepts needs a program of its
-        own, which takes as long to compile, so pipelines use such programs only if this method compiled them. Results
-        then differ by rounding only.
+        A model call need not predict a concept that has no effect on it in any row: after the concept's cool-down, or
+        before its warm-up if it has no momentum. Each smaller number of concepts needs its own program, which takes as
+        long to compile. So pipelines skip predictions only if this method compiled these programs. The results then
+        differ only by rounding.
 
         Returns:
             The programs, each with its compilation time in seconds and its temporary memory in bytes.
@@ -132,24 +135,24 @@ class Pipeline(LoadedCheckpoint):
             return prepare(self.system.call(*args, **arguments), self)
 
     def as_function(self, *args: Any, **arguments: Any) -> PureCall:
-        """Returns a call as a pure function of arrays, and the function's arguments, for research and export.
+        """Returns a pure function of arrays that does the same as a call, and its arguments, for research and export.
 
             function, arguments = pipe.as_function("a cat", Edit("glasses"), steps=20)
             pictures = jax.jit(function)(**arguments)  # float32 [pictures, height, width, 3] in [0, 1]
 
         The function is `sega_jax.systems.programs.generate`; `jax.jit` and `jax.export` work for every family. Its
-        pictures equal those of the call up to rounding, but no safety checker sees them. On CPUs, the default is to
-        predict one row at a time; give `rows_at_once` when exporting from a CPU for an accelerator.
+        pictures equal those of the call up to rounding, but no safety checker examines them. On CPUs, the default is to
+        predict one row at a time; give `rows_at_once` when you export from a CPU for an accelerator.
 
         The settings of the edits are arrays in `arguments["settings"].edits`, such as `scale` [pictures, concepts], so
         the function is differentiable with respect to them. For Paella, which chooses discrete tokens, the gradients
         are zero.
 
         Returns:
-            The function and its arguments by name, as a named tuple.
+            A named tuple of the function and {name: argument}.
 
         Raises:
-            TypeError, ValueError: As for a call; or the call asks for more than pictures.
+            TypeError, ValueError: As for a call; or the call requests more than pictures.
         """
         batch = self.prepare(*args, **arguments)
         with collected():
@@ -159,17 +162,18 @@ class Pipeline(LoadedCheckpoint):
         """Encodes texts as text conditioning, which may replace words in calls.
 
         Args:
-            texts: Words, or a list of them.
+            texts: A string, or a list of strings.
             options: The arguments of a call that affect the encoding, such as long_prompts, weighted and clip_skip for
-                Stable Diffusion and SDXL. SDXL also has `second`, the text for its second text encoder if it differs:
-                one for all texts, or one for each.
+                Stable Diffusion and SDXL. SDXL also has `second`, a different text for its second text encoder: one for
+                all texts, or a list with one for each.
 
         Returns:
             A `Text` of the family's type, with one row for each text.
 
         Raises:
-            TypeError: The texts are not words or a non-empty list of them, or an option is unknown or has a wrong type.
-            ValueError: The pipeline has no text encoder or tokenizer, or an option has a wrong value.
+            TypeError: `texts` is neither a string nor a non-empty list of strings, or an option is unknown or has the
+                wrong type.
+            ValueError: The pipeline has no text encoder or tokenizer, or an option has an invalid value.
         """
         words: list[Any] = [texts] if isinstance(texts, str) or not hasattr(texts, "__iter__") else list(texts)
         if not words or not all(isinstance(text, str) for text in words):
@@ -189,8 +193,10 @@ class Pipeline(LoadedCheckpoint):
             return join(self, read_words(self, words, {**options, **reading}), reading)
 
     def save(self, folder: str | Path, *, progress: bool | None = None) -> Path:
-        """Saves the pipeline as a checkpoint in diffusers layout, which `load` restores; see
-        `sega_jax.pipelines.saving.save`."""
+        """Saves the pipeline as a checkpoint in diffusers layout, which `load` can read.
+
+        See `sega_jax.pipelines.saving.save`.
+        """
         return save(self, folder, progress)
 
     def __getattr__(self, name: str) -> Any:
@@ -205,33 +211,33 @@ class Pipeline(LoadedCheckpoint):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **options: Any) -> "Pipeline":
-        """Raises TypeError with advice on what to write instead of diffusers' method."""
+        """Raises a TypeError that says what to write instead of diffusers' method."""
         raise TypeError(f"from_pretrained is diffusers' name; {diffusers_names.LOADERS['from_pretrained']}")
 
     @classmethod
     def from_single_file(cls, *args: Any, **options: Any) -> "Pipeline":
-        """Raises TypeError with advice on what to write instead of diffusers' method."""
+        """Raises a TypeError that says what to write instead of diffusers' method."""
         raise TypeError(f"from_single_file is diffusers' name; {diffusers_names.LOADERS['from_single_file']}")
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
         """Returns the shape of one picture's sampling state, (height, width, channels).
 
         Args:
-            height, width: The size of the picture in pixels; None gives the checkpoint's default.
+            height, width: The size of the picture in pixels; None means the checkpoint's default.
 
         Raises:
-            TypeError, ValueError: A size is not a positive multiple of the checkpoint's factor, or it is missing for a
-                family whose low-resolution picture determines it.
+            TypeError, ValueError: A size is not a positive multiple of the checkpoint's factor, or is None for a family
+                whose low-resolution picture determines the size.
         """
         return state_shape(self.system.sampler.sizes(self.models), height, width)
 
 
 def _elsewhere(argument: str) -> str | None:
-    """Returns advice for an argument that the calls of a family do not have; None if there is none."""
+    """Returns advice for an argument that a family's calls do not have; None if there is no advice."""
     if titles := families_with(argument):
         return f"leave it out. It is supported by {in_words(titles)}"
     if argument in arguments(LoadOptions):
-        return "give it to sega_jax.load"
+        return "pass it to sega_jax.load"
     return diffusers_names.ARGUMENTS.get(argument)
 
 
@@ -239,7 +245,7 @@ _classes: dict[tuple[type, int], type[Pipeline]] = {}
 
 
 def pipeline_class(base: type[Pipeline], system: System) -> type[Pipeline]:
-    """Returns the subclass of a pipeline class whose call and `compile` have a family's arguments."""
+    """Returns the subclass of a pipeline class whose call and `compile` take a family's arguments."""
     if (base, id(system)) in _classes:
         return _classes[base, id(system)]
     call_name = f"a call of {system.title}"

@@ -1,4 +1,4 @@
-"""Writes and reads PNG files that store their settings, and makes sheets of pictures with captions."""
+"""PNG files that store the settings of their pictures, and sheets of pictures with captions."""
 
 import io
 import json
@@ -14,14 +14,14 @@ _MARGIN, _FONT = 8, 14
 
 
 def sheet(images: Sequence[Image.Image], captions: Sequence[str], *, columns: int = 4) -> Image.Image:
-    """Draws pictures of one size side by side, each above its caption, for notebooks and reports.
+    """Arranges pictures of equal size side by side, each above its caption, for notebooks and reports.
 
-    Pictures with fewer than 256 pixels along a side are enlarged by a whole number.
+    Pictures with a side of fewer than 256 pixels are enlarged by an integer factor.
 
     Args:
         images: The pictures, in the order of the sheet.
-        captions: One caption for each picture; long ones are wrapped.
-        columns: The number of pictures in a row.
+        captions: One caption for each picture; long captions are wrapped.
+        columns: The number of pictures in each row of the sheet.
 
     Example:
         >>> from PIL import Image
@@ -47,7 +47,7 @@ def sheet(images: Sequence[Image.Image], captions: Sequence[str], *, columns: in
 
 
 def encoded(image: Image.Image, format: str, settings: dict[str, Any]) -> bytes:
-    """Encodes a picture as "png", which stores the settings, or as lossless "webp", which does not."""
+    """Encodes a picture as "png", with the settings, or as lossless "webp", without them."""
     info, file = PngImagePlugin.PngInfo(), io.BytesIO()
     info.add_itxt(_KEY, json.dumps(settings, ensure_ascii=False))
     options = {"pnginfo": info} if format == "png" else {"lossless": True}
@@ -56,7 +56,7 @@ def encoded(image: Image.Image, format: str, settings: dict[str, Any]) -> bytes:
 
 
 def save(image: Image.Image, path: Path, settings: dict[str, Any]) -> None:
-    """Writes a PNG that stores its settings; never replaces an existing file.
+    """Writes a PNG that stores its settings. An existing file is never replaced.
 
     Raises:
         FileExistsError: The file exists.
@@ -69,7 +69,7 @@ def settings(path: Path) -> dict[str, Any]:
     """Reads the settings of a PNG that `save` wrote.
 
     Raises:
-        ValueError: The file does not exist, is not a readable picture, or has no readable settings of sega-jax.
+        ValueError: The file does not exist, is not a readable picture, or has no readable sega-jax settings.
     """
     try:
         with Image.open(path) as image:
@@ -86,5 +86,5 @@ def settings(path: Path) -> dict[str, Any]:
     except (TypeError, ValueError):
         value = None
     if not isinstance(value, dict):
-        raise ValueError(f"{path} has settings that cannot be read")
+        raise ValueError(f"{path} has settings that cannot be read; give a file that sega-jax wrote")
     return value

@@ -1,4 +1,4 @@
-"""The output of commands on a terminal: progress bars, warnings as single lines, and errors as messages."""
+"""Terminal output: progress bars, and for commands, warnings as single lines and errors as messages."""
 
 import os
 import sys
@@ -13,16 +13,16 @@ _style: ContextVar[Any] = ContextVar("style", default=MappingProxyType({}))
 
 
 def bar(total: int, unit: str, progress: bool | None, **options: Any) -> Any:
-    """Makes a tqdm progress bar.
+    """Creates a tqdm progress bar.
 
     Args:
-        total: The number of units at the end.
+        total: The total number of units.
         unit: The name of a unit.
         progress: Whether to show the bar; None shows it in terminals and notebooks.
-        options: Further options of tqdm.
+        options: Further options for tqdm.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tqdm warns in notebooks without widgets, where it shows a plain bar
+        warnings.simplefilter("ignore")  # in notebooks without widgets, tqdm warns and shows a plain bar
         from tqdm.auto import tqdm
     shown = ("ipykernel" in sys.modules or sys.stderr.isatty()) if progress is None else progress
     return tqdm(**{"total": total, "unit": unit, **options, **_style.get()}, disable=not shown)
@@ -30,7 +30,7 @@ def bar(total: int, unit: str, progress: bool | None, **options: Any) -> Any:
 
 @contextmanager
 def styled(**options: Any) -> Iterator[None]:
-    """Sets options of tqdm, such as `desc` and `leave`, for the bars of a block."""
+    """Sets tqdm options, such as `desc` and `leave`, for the bars inside a `with` block."""
     token = _style.set(options)
     try:
         yield
@@ -40,7 +40,7 @@ def styled(**options: Any) -> Iterator[None]:
 
 @contextmanager
 def plainly() -> Iterator[None]:
-    """Shows the warnings of a block as single lines, and its errors as messages without a traceback."""
+    """Shows the warnings of a `with` block as single lines, and its errors as messages without a traceback."""
     import click  # only needed on the command line
 
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Turns a call into a pure function of arrays, for research, gradients and export."""
+"""Conversion of a call to a pure function of arrays, for research, gradients and export."""
 
 from collections.abc import Callable
 from functools import partial
@@ -24,13 +24,13 @@ class PureCall(NamedTuple):
 
 
 def pure_call(pipe: LoadedCheckpoint, batch: Batch) -> PureCall:
-    """Turns a batch into a pure function and its arguments.
+    """Converts a batch to a pure function and its arguments.
 
-    The function runs the text encoders on tokens if all prompts and concepts are words, encoded with the default
-    options. Otherwise the text conditioning of all branches is an argument.
+    If all prompts and concepts are words and the encoding options have their defaults, the function runs the text
+    encoders on tokens. Otherwise the text conditioning of all branches is an argument.
 
     Raises:
-        ValueError: The call asks for more than pictures: a record, a callback, or the final state.
+        ValueError: The call requests more than pictures: a record, a callback, or the final state.
     """
     unsupported = {
         "record=True": batch.static.record,
@@ -59,7 +59,7 @@ def pure_call(pipe: LoadedCheckpoint, batch: Batch) -> PureCall:
 def _ids_and_text(pipe: LoadedCheckpoint, batch: Batch) -> tuple[Any, Any]:
     """Returns the arguments `ids` and `text` of `generate` for the branches of a batch."""
     rows = branches_of(pipe, batch, batch.n)
-    # A family may represent a missing negative prompt by its own conditioning.
+    # A family may represent a missing negative prompt by text conditioning of its own.
     encoded_negatives = int(all(not isinstance(row[0], str) for row in rows))
     words: list[Any] = [branch for row in rows for branch in row[encoded_negatives:]]
     if any(batch.reading.values()) or not all(isinstance(word, str) for word in words):
@@ -77,7 +77,7 @@ def _ids_and_text(pipe: LoadedCheckpoint, batch: Batch) -> tuple[Any, Any]:
 
 
 def _same_shapes(one: Any, other: Any) -> bool:
-    """Tells whether the rows of two text conditionings have the same shapes."""
+    """Returns whether the rows of two texts have the same shapes."""
 
     def shapes(text):
         return [(path, leaf.shape[1:]) for path, leaf in jax.tree_util.tree_leaves_with_path(text)]
@@ -86,7 +86,7 @@ def _same_shapes(one: Any, other: Any) -> bool:
 
 
 def _tokens(pipe: LoadedCheckpoint, words: list[str]) -> Any:
-    """Returns the tokens that a family's reader encodes, a pytree of arrays whose first axis runs over the words."""
+    """Returns the tokens of the words, a pytree of arrays [words, ...], as the family's reader passes them on."""
     check_reads(pipe, words)
     captured: list[Any] = []
     reader = pipe.system.text

@@ -1,4 +1,4 @@
-"""Saves and loads concept vectors: recorded guidance that can be added, scaled and replayed on other pictures.
+"""Saving and loading of concept vectors: recorded guidance that can be added, scaled and replayed on other pictures.
 
 Guidance is a plain array [pictures, calls, height, width, channels], so NumPy's arithmetic applies:
 
@@ -24,18 +24,18 @@ _NAME, _AXES = "sem_guidance", "(pictures, calls, height, width, channels)"
 
 
 def save_guidance(path: str | Path, guidance: Any, about: Mapping[str, str] | None = None) -> None:
-    """Saves recorded guidance to a safetensors file in its dtype, replacing an existing file.
+    """Saves recorded guidance to a safetensors file without changing its dtype. An existing file is replaced.
 
     Args:
         path: The file to write.
-        guidance: A finite floating array [pictures, calls, height, width, channels], such as
-            `Output.record.sem_guidance`. The diffusers interface has calls first; convert its guidance by
-            `np.moveaxis(out.sem_guidance, 1, 0)`.
-        about: Notes to store with it, such as the prompt and the edit: a mapping of strings to strings.
+        guidance: A finite floating-point array [pictures, calls, height, width, channels], such as
+            `Output.record.sem_guidance`. In the diffusers interface, the calls are the first axis; convert its guidance
+            with `np.moveaxis(out.sem_guidance, 1, 0)`.
+        about: Notes to store in the file, such as the prompt and the edit: a mapping of strings to strings.
 
     Raises:
-        TypeError: The guidance is not a floating array, or `about` does not map strings to strings.
-        ValueError: The guidance has a wrong number of axes, or NaN or infinite entries.
+        TypeError: The guidance is not a floating-point array, or `about` does not map strings to strings.
+        ValueError: The guidance has the wrong number of axes, or NaN or infinite entries.
         OSError: The file cannot be written.
 
     Example:
@@ -64,15 +64,15 @@ def save_guidance(path: str | Path, guidance: Any, about: Mapping[str, str] | No
 
 
 def load_guidance(path: str | Path) -> np.ndarray:
-    """Loads guidance that `save_guidance` wrote.
+    """Loads guidance from a file that `save_guidance` wrote.
 
     Returns:
         The array [pictures, calls, height, width, channels], in the dtype in which it was saved. Pass it, or sums and
-        multiples of such arrays, as `replay` to a call.
+        multiples of such arrays, to a call as `replay`.
 
     Raises:
         FileNotFoundError: The file does not exist.
-        ValueError: The file is broken or has other contents.
+        ValueError: The file is broken or contains no guidance.
 
     Example:
         >>> import pathlib, tempfile

@@ -1,4 +1,4 @@
-"""Runs a batch: encodes its texts, prepares the initial state, advances it in chunks of calls, and decodes pictures."""
+"""Running a batch: encoding texts, preparing the initial state, running the calls in chunks, and decoding pictures."""
 
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -28,7 +28,7 @@ from sega_jax.systems.call import PICTURES
 
 
 class Interruption(Exception):  # noqa: N818 - not an error
-    """Raised by a callback to stop sampling early; the current state is then decoded."""
+    """Raised by callbacks to stop sampling early. The current state is then decoded."""
 
 
 class PictureWarning(RuntimeWarning, UserWarning):
@@ -41,7 +41,7 @@ class Begun(NamedTuple):
     batch: Batch
     networks: Flat
     text: Any  # the text conditioning of all branches, on the devices
-    settings: Any  # on the devices
+    settings: Any  # the batch's settings, on the devices
     carry: Carry
     situation: Hashable  # identifies the programs compiled for this batch
     needed: np.ndarray  # the number of concepts that each model call must predict, int [calls]
@@ -50,9 +50,9 @@ class Begun(NamedTuple):
 class Decoded(NamedTuple):
     """The decoded pictures of a batch, on the devices."""
 
-    images: Any  # uint8 pictures [rows, height, width, 3]; the states if these are the output
+    images: Any  # uint8 pictures [rows, height, width, 3]; the final states if the call requests these
     finite: Any = None  # bool [rows]; None for states
-    floats: Any = None  # the pictures in [0, 1] if these are the output
+    floats: Any = None  # the pictures in [0, 1] if the call requests floats
 
 
 def run(pipe: LoadedCheckpoint, batch: Batch) -> Output:
@@ -73,7 +73,7 @@ def run(pipe: LoadedCheckpoint, batch: Batch) -> Output:
 def compile_batch(pipe: LoadedCheckpoint, batch: Batch) -> Compiled:
     """Compiles all programs of a batch without running a model."""
     with pipe.devices.watch() as compiled, muted(), warnings.catch_warnings():
-        # The decoded state is noise, so warnings about it mean nothing.
+        # The decoded state is noise, so warnings about it would be meaningless.
         warnings.simplefilter("ignore")
         begun = begin(pipe, batch, branch_texts(pipe, batch, batch.n))
         for concepts in sorted({batch.n, *begun.needed.tolist()}, reverse=True):
@@ -95,10 +95,10 @@ def begin(
         pipe: The pipeline.
         batch: The batch.
         text: The text conditioning of all branches, on the devices.
-        start: Returns the initial carry from (pipe, batch, settings on the devices); None uses `start_batch`.
+        start: A function (pipe, batch, settings on the devices) -> the initial carry; None means `start_batch`.
     """
     edits = batch.settings.edits
-    # A record has the predictions of all concepts.
+    # A record needs the predictions of all concepts.
     if edits is None or not batch.n or batch.static.record:
         needed_concepts = np.full(batch.calls, batch.n)
     else:
@@ -114,7 +114,7 @@ def begin(
 
 
 def start_batch(pipe: LoadedCheckpoint, batch: Batch, settings: Any) -> Carry:
-    """Returns the carry before the first model call: noise, or the given picture with noise added."""
+    """Returns the carry before the first model call: noise, or the picture to start from with noise added."""
     sampler, table = pipe.system.sampler, batch.table
     start = partial(
         pipe.devices.map,
@@ -148,7 +148,7 @@ def advance(
         concepts: The number of concepts to predict.
 
     Returns:
-        The carry after the chunk, and the chunk's record; None without one.
+        The carry after the chunk, and the chunk's record (None if the call is not recorded).
     """
     program = pipe.devices.map(
         programs.advance,
@@ -169,7 +169,7 @@ def advance_in_chunks(
     Args:
         pipe: The pipeline.
         begun: The batch.
-        every: If positive, chunks also end after call 0 and after every `every` calls from there.
+        every: If positive, a chunk also ends after call 0, and then after every `every` calls.
 
     Yields:
         After each chunk, the number of finished calls, the carry, and the chunk's record.
@@ -183,10 +183,10 @@ def advance_in_chunks(
 
 
 def fetch_record(pipe: LoadedCheckpoint, record: Record | None, live: int) -> Record | None:
-    """Fetches the record of a chunk's first `live` calls, including rows that pad the batch to the devices."""
+    """Fetches the record of a chunk's first `live` calls, including the rows that pad each device's share."""
     if record is None or live > CHUNK // 2:
         return jax.tree.map(lambda leaf: leaf[:, :live], pipe.devices.gather(record))
-    # Fetches calls one by one, because at least half of the chunk is unused.
+    # At least half of the chunk is unused, so calls are fetched one by one.
     one = pipe.devices.map(programs.recorded_call, (0, None))
     calls = [pipe.devices.gather(one(record, i)) for i in range(live)]
     return jax.tree.map(lambda *leaves: np.stack(leaves, 1), *calls)
@@ -206,14 +206,14 @@ def finish(pipe: LoadedCheckpoint, batch: Batch, x: Any, records: Sequence[Recor
 
 
 def decode(pipe: LoadedCheckpoint, batch: Batch, x: Any) -> Decoded:
-    """Decodes final states to pictures, without waiting for the devices."""
+    """Decodes final states to pictures. Does not wait for the devices."""
     if batch.output not in PICTURES:
         return Decoded(x)
     sampler = pipe.system.sampler
     program = pipe.devices.map(sampler.decode, (None, 0), **batch.decode)
     with enough_memory(x.shape):
         floats, finite = program(sampler.decoder(pipe.models), x)
-        # Converting on the devices is faster and leaves a quarter of the bytes to fetch.
+        # Converting on the devices is faster, and only a quarter of the bytes must then be fetched.
         images = pipe.devices.map(programs.as_bytes, (0, 0))(floats, finite)
     return Decoded(images, finite, floats if batch.output == "float" else None)
 

@@ -1,4 +1,4 @@
-"""The safety checker: preprocesses pictures on the host and flags them on the devices."""
+"""The safety checker, which preprocesses pictures on the host and flags them on the devices."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,14 +34,14 @@ _FIXED = dict.fromkeys(_STEPS, (True, None)) | {
 
 
 class FeatureExtractor:
-    """CLIP's preprocessing: resizes the shorter side (bicubic, by Pillow), crops the centre, and normalises.
+    """CLIP's preprocessing: resizes the shorter side (with Pillow, bicubic), crops the centre, and normalises.
 
-    It equals transformers' `CLIPImageProcessorPil`, which diffusers uses without torchvision; torchvision resizes
-    slightly differently.
+    It equals transformers' `CLIPImageProcessorPil`, which diffusers uses if torchvision is not installed. torchvision
+    resizes slightly differently.
 
     Args:
         folder: The folder with `preprocessor_config.json`.
-        image_size: The side in pixels of the pictures that the vision tower takes.
+        image_size: The side, in pixels, of the square pictures that the vision tower takes.
 
     Raises:
         CheckpointError: The file is missing or broken, or the preprocessing is not supported.
@@ -58,7 +58,7 @@ class FeatureExtractor:
         if crop != image_size:
             raise CheckpointError(
                 f"{folder}: crop_size={config.crop_size!r}, but the safety checker takes {image_size} x {image_size}"
-                " pixels; use two folders that belong together"
+                " pixels; take both folders from one checkpoint"
             )
         self.image_size = image_size
         self.rescale_factor = config.rescale_factor
@@ -88,7 +88,7 @@ class FeatureExtractor:
         width, height = (int(self.size * side / min(image.size)) for side in image.size)
         left, top = (width - self.image_size) // 2, (height - self.image_size) // 2
         image = image.resize((width, height), Image.Resampling.BICUBIC)
-        # Pillow fills the crop with black outside the picture.
+        # Outside the picture, Pillow fills the crop with black.
         return np.asarray(image.crop((left, top, left + self.image_size, top + self.image_size)))
 
 
@@ -111,16 +111,16 @@ class Safety(NamedTuple):
 
 
 def check(safety_checker: StableDiffusionSafetyChecker, pixels: jax.Array) -> jax.Array:
-    """Flags preprocessed pictures [rows, side, side, 3]; bool [rows]."""
+    """Returns bool [rows], True for preprocessed pictures [rows, side, side, 3] that are flagged."""
     return safety_checker(pixels)
 
 
 def check_pictures(
     safety: Safety | None, devices: Devices, images: np.ndarray, finite: np.ndarray
 ) -> np.ndarray | None:
-    """Flags uint8 pictures [rows, height, width, 3]; bool [rows], False for pictures that are not finite.
+    """Returns bool [rows], True for uint8 pictures [rows, height, width, 3] that are flagged.
 
-    Returns None without a safety checker.
+    Pictures that are not finite are not flagged. Without a safety checker, the result is None.
     """
     if safety is None:
         return None

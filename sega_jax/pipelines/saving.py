@@ -1,4 +1,4 @@
-"""Saves pipelines as checkpoints in diffusers layout."""
+"""Saving of pipelines as checkpoints in diffusers layout."""
 
 import os
 import tempfile
@@ -27,12 +27,12 @@ _CHECKER = Network(
 def save(pipe: LoadedCheckpoint, folder: str | Path, progress: bool | None = None) -> Path:
     """Saves a pipeline as a checkpoint in diffusers layout.
 
-    The checkpoint has the current networks in their dtypes, including merged LoRAs and added words, and the tokenizers,
-    the scheduler and the safety checker.
+    The checkpoint contains the current networks in their dtypes, including merged LoRAs and added words, and the
+    tokenizers, the scheduler and the safety checker.
 
     Args:
         pipe: The pipeline.
-        folder: A new or empty folder. It appears only when it is complete.
+        folder: A new or empty folder. Its files appear only when all of them are written.
         progress: Whether to show a progress bar; None shows one in terminals and notebooks.
 
     Returns:
@@ -47,7 +47,7 @@ def save(pipe: LoadedCheckpoint, folder: str | Path, progress: bool | None = Non
         raise TypeError(f"folder={folder!r} should be the path of a new folder")
     saved = pipe.system.checkpoint.saved
     if saved is None:
-        raise TypeError(f"{pipe.system.title} does not support saving; set `saved` of its Checkpoint")
+        raise TypeError(f"{pipe.system.title} does not support saving; set `saved` in the family's Checkpoint")
     dest = Path(os.path.expanduser(folder)).resolve()
     networks = _networks(pipe)
     parts = {name: _part(network, module) for name, (network, module) in networks.items()}
@@ -60,7 +60,7 @@ def save(pipe: LoadedCheckpoint, folder: str | Path, progress: bool | None = Non
 
 
 def _networks(pipe: LoadedCheckpoint) -> dict[str, tuple[Network, Any]]:
-    """Returns the pipeline's networks with the family's descriptions of them, by the names of their folders."""
+    """Returns {folder: (the family's description, network)} for the pipeline's networks."""
     described, models = pipe.system.checkpoint.networks, pipe.models._asdict()
     present = {name: (network, models[name]) for name, network in described.items() if models[name] is not None}
     return present if pipe.safety is None else present | {CHECKER: (_CHECKER, pipe.safety.checker)}
@@ -73,7 +73,7 @@ def _part(network: Network, module: Any) -> Part:
 def _files(
     pipe: LoadedCheckpoint, saved: Saved, networks: dict[str, tuple[Network, Any]], scratch: Path
 ) -> dict[Path, Path | bytes]:
-    """Returns all files except weights. The index is last, because a folder without it does not load."""
+    """Returns all files except weights. model_index.json comes last: without it, an incomplete folder cannot load."""
     files: dict[Path, Path | bytes] = {}
     checkpoint = pipe.system.checkpoint
     index: dict[str, Any] = {"_class_name": saved.class_name}

@@ -1,4 +1,4 @@
-"""Finds checkpoints in folders, in single files and on the hub, from which only the needed files are fetched."""
+"""Finding checkpoints in folders, in single files and on the hub. From the hub, only the needed files are fetched."""
 
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -17,13 +17,13 @@ from sega_jax.weights.torch_pickle import opened
 
 
 class Source(NamedTuple):
-    """A checkpoint whose index is local; its other files are fetched from the hub on demand."""
+    """A checkpoint whose model_index.json is local. Its other files are fetched from the hub on demand."""
 
     name: str | Path
-    folder: Path  # has model_index.json
+    folder: Path  # contains model_index.json
     system: System  # the family
     repository: str | None = None  # the folder's repository on the hub; None for a local folder
-    commit: str | None = None  # of the folder's repository, or of the single file's
+    commit: str | None = None  # the commit of the folder's repository, or of the single file's repository
     file: Path | None = None  # the single file with all weights; None if the folder has them
     description: single_file.SingleFile | None = None  # the family's description of single files
     declared: Mapping[str, Any] = MappingProxyType({})  # scheduler options that the single file declares
@@ -35,7 +35,7 @@ class Source(NamedTuple):
 
     @property
     def parts(self) -> list[str]:
-        """The networks that the checkpoint should have, by the names of their folders."""
+        """The folder names of the networks that the checkpoint should have."""
         index, networks = self.model_index, self.system.checkpoint.networks
         return [part for part, one in networks.items() if not one.optional or listed(index, part) is not None]
 
@@ -51,12 +51,12 @@ class Source(NamedTuple):
 
         Args:
             variant: As for `sega_jax.load`.
-            without: The networks that are not needed, and "tokenizer" if it is not.
-            configs_of: The networks of which only the config is needed.
-            strict: Whether it is an error if no network has the variant.
+            without: The networks that are not needed, and "tokenizer" if the tokenizer is not needed.
+            configs_of: The networks whose config is needed, but not their weights.
+            strict: Whether to raise an error if no network has the variant.
 
         Raises:
-            CheckpointError: A part is missing or cannot be fetched. No weights were read.
+            CheckpointError: A part is missing or cannot be fetched. Raised before any weights are read.
         """
         parts = [part for part in self.parts if part not in without]
         weights = [part for part in parts if part not in configs_of and self._has(part)]
@@ -85,12 +85,12 @@ class Source(NamedTuple):
         fetch_weights(self.repository, commit, stems, variant, ["model_index.json", *files])
 
     def has_config(self, part: str) -> bool:
-        """Tells whether the folder has a network's config. Repositories are assumed to have it."""
+        """Returns whether the folder has a network's config. Repositories are assumed to have it."""
         on_hub = self.repository is not None and self.file is None
         return on_hub or (self.folder / part / "config.json").is_file()
 
     def _has(self, part: str) -> bool:
-        """Tells whether a network's weights are in the folder and not in the single file."""
+        """Returns whether a network's weights are in the folder and not in the single file."""
         return self.file is None or part not in self.system.checkpoint.networks
 
     def check(self, variant: str | None, *, ema: bool, given: Collection[str] = ()) -> None:
@@ -107,22 +107,23 @@ class Source(NamedTuple):
             averaged = [part for part, ways in self.description.networks.items() if any(way.ema for way in ways)]
             if averaged and all(part in given for part in averaged):
                 raise ValueError(
-                    f"ema=True selects the moving average of the {' and '.join(averaged)} in {self.file}, which is"
-                    " replaced; leave out ema or the replacement"
+                    f"ema=True selects the moving average of the {' and '.join(averaged)} in {self.file}, but this"
+                    " network is replaced; leave out ema or the replacement"
                 )
         if self.file is None:
             if ema:
-                raise ValueError(f"ema=True is for single files, and {self.name} is not one; leave it out")
+                raise ValueError(f"ema=True applies only to single files, but {self.name} is not one; leave it out")
         elif variant is not None:
             raise ValueError(
-                f"variant={variant!r} is for folders and repositories, and {self.file} is a single file; leave it out"
+                f"variant={variant!r} applies only to folders and repositories, but {self.file} is a single file; leave"
+                " it out"
             )
 
     def vocabulary(self) -> Path | None:
-        """Returns the folder with the tokenizer for a single file; None if the checkpoint's own folder has it.
+        """Returns the folder with a single file's tokenizer; None if the tokenizer is in the checkpoint's own folder.
 
-        Single files contain no vocabulary, so it is fetched from the repository of the published checkpoint that the
-        file resembles.
+        Single files contain no vocabulary, so it is fetched from the repository of the published checkpoint with the
+        same architecture.
 
         Raises:
             CheckpointError: The vocabulary is not on this machine and cannot be fetched.
@@ -138,8 +139,8 @@ class Source(NamedTuple):
                 why = f"fetching it failed, because {error}"
         raise CheckpointError(
             f"{self.file} does not contain CLIP's vocabulary: {why}. Give tokenizer= (in the shell --tokenizer), a"
-            " folder with vocab.json and merges.txt such as the tokenizer folder of any Stable Diffusion checkpoint in"
-            " diffusers layout, or config= (--config), the folder or name of such a checkpoint"
+            " folder with vocab.json and merges.txt, such as the tokenizer folder of any Stable Diffusion checkpoint in"
+            " diffusers layout. Or give config= (--config), the folder or name of such a checkpoint"
         )
 
     def weights(self, part: str, module: Any, variant: str | None = None, *, ema: bool = False) -> Weights:
@@ -147,7 +148,7 @@ class Source(NamedTuple):
 
         Args:
             part: The name of the network's folder.
-            module: The network, which needs shapes only.
+            module: The network; only the shapes of its parameters are used.
             variant, ema: As for `sega_jax.load`.
 
         Raises:
@@ -162,7 +163,7 @@ class Source(NamedTuple):
 
 
 def names_file(source: object) -> bool:
-    """Tells whether a source names a single file, local or on the hub."""
+    """Returns whether a source names a single file, local or on the hub."""
     if single_file.is_weight_file(source):
         return True
     address = hub.address(source) if isinstance(source, str) and "://" in source else None
@@ -178,17 +179,17 @@ def find(
 ) -> Source:
     """Finds a checkpoint in a folder, in a single file or on the hub.
 
-    From a repository, only the index is fetched, which determines the commit and the family before any large file is
-    fetched. A single file on the hub is fetched completely.
+    From a repository, only model_index.json is fetched. It determines the commit and the family before any large file
+    is fetched. A single file on the hub is fetched in full.
 
     Args:
         source, revision, config, prediction_type: As for `sega_jax.load`.
-        given: The networks that are replaced, which the checkpoint may lack.
+        given: The networks that are replaced, so that the checkpoint may lack them.
 
     Raises:
         FileNotFoundError: The folder or file does not exist.
         CheckpointError: The source is not a supported checkpoint, or cannot be fetched.
-        TypeError, ValueError: An argument has a wrong type, or does not apply to this source.
+        TypeError, ValueError: An argument has the wrong type, or does not apply to this source.
     """
     if not isinstance(source, str | os.PathLike):
         raise TypeError(f"source={source!r} should be the path of a folder, or owner/name on the hub")
@@ -220,7 +221,7 @@ def find(
     if single_file.is_weight_file(folder):
         if revision is not None:
             raise ValueError(
-                f"revision={revision!r} is for repositories on the hub, but {folder} is a local file; leave it out"
+                f"revision={revision!r} applies only to the hub, but {folder} is a local file; leave it out"
             )
         if not folder.is_file():
             raise FileNotFoundError(
@@ -229,12 +230,11 @@ def find(
         return _find_file(folder, config, prediction_type, given)
     if config is not None:
         raise ValueError(
-            f"config={str(config)!r} is for single files ({', '.join(single_file.ENDINGS)}), not for {source}"
+            f"config={str(config)!r} applies only to single files ({', '.join(single_file.ENDINGS)}), but {source} is"
+            " not one; leave it out"
         )
     if revision is not None:
-        raise ValueError(
-            f"revision={revision!r} is for repositories on the hub, but {folder} is a local folder; leave it out"
-        )
+        raise ValueError(f"revision={revision!r} applies only to the hub, but {folder} is a local folder; leave it out")
     if not os.path.isdir(folder):
         raise FileNotFoundError(
             f"{folder} is not a folder; give one in diffusers layout (with model_index.json, unet, vae, text_encoder,"
@@ -244,13 +244,13 @@ def find(
 
 
 def _config_beside(repository: str, commit: str) -> str | None:
-    """Returns the name of a single file's repository if it also has a checkpoint in diffusers layout, else None."""
+    """Returns the name of a single file's repository if it also has a diffusers checkpoint, otherwise None."""
     snapshot = hub.fetch(repository, ["model_index.json"], commit)
     return f"{repository}@{commit}" if (snapshot / "model_index.json").is_file() else None
 
 
 def _revision(revision: str | None, address: hub.Address) -> str | None:
-    """Returns the revision from the option or from the address on the hub.
+    """Returns the revision, which the option or the address on the hub may name.
 
     Raises:
         ValueError: The option and the address name different revisions.
@@ -278,7 +278,7 @@ def of_file(
 
     Args:
         path: The file.
-        tensors: The open tensors of the file.
+        tensors: The file's tensors, which are open.
         config, prediction_type: As for `sega_jax.load`.
         given: As for `find`.
 
@@ -292,13 +292,13 @@ def of_file(
     config_source = find(published, given=given)
     if config_source.system.checkpoint.single_file is not file:
         raise CheckpointError(
-            f"config={str(config)!r} is {config_source.system.title}, expected {file.name}, as {path} is"
+            f"config={str(config)!r} is {config_source.system.title}, expected {file.name}, the family of {path}"
         )
     return config_source._replace(name=path, commit=None, file=path, description=file, declared=declared)
 
 
 def place(source: Source) -> tuple[str, str | None]:
-    """Returns a checkpoint's absolute path and None, or its name on the hub and its commit."""
+    """Returns (absolute path, None) for a local checkpoint, or (name on the hub, commit)."""
     if source.commit is not None:
         return str(source.name), source.commit
     return str((source.file or source.folder).resolve()), None

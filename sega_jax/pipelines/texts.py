@@ -1,4 +1,4 @@
-"""Encodes the texts of a batch and joins them to the text conditioning that `advance` takes."""
+"""Encoding the texts of a batch, and joining them into the text conditioning that `advance` takes."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -15,7 +15,7 @@ from sega_jax.systems.base import Encode
 
 
 def reads(pipe: LoadedCheckpoint) -> bool:
-    """Tells whether a pipeline can encode words: it has a text encoder and a tokenizer."""
+    """Returns whether a pipeline can encode words, for which it needs a text encoder and a tokenizer."""
     return pipe.system.text.networks(pipe.models) is not None and pipe.tokenizer is not None
 
 
@@ -31,12 +31,12 @@ def check_reads(pipe: LoadedCheckpoint, words: Sequence[str]) -> None:
         what = repr(unread[:40]) if unread else "'' (the default negative prompt)"
         raise ValueError(
             f"{what} cannot be encoded, because this pipeline has no {missing}; load it with its {missing}, or replace"
-            " all words, including negative_prompt, by results of `encode` of another pipeline"
+            " all words, including negative_prompt, by what another pipeline's `encode` returns"
         )
 
 
 def read_words(pipe: LoadedCheckpoint, words: Sequence[str], options: Mapping[str, Any]) -> list[Any]:
-    """Encodes words as text conditioning, one text of one row for each, on the host.
+    """Encodes words as a list of texts with one row each, on the host.
 
     Args:
         pipe: The pipeline.
@@ -44,7 +44,7 @@ def read_words(pipe: LoadedCheckpoint, words: Sequence[str], options: Mapping[st
         options: Arguments of the family's `TextReader.read`, such as `clip_skip`.
 
     Raises:
-        ValueError: The pipeline has no text encoder or tokenizer; or as for the family's reader.
+        ValueError: The pipeline has no text encoder or tokenizer; or as for the family's `TextReader.read`.
     """
     check_reads(pipe, words)
     reader = pipe.system.text
@@ -53,15 +53,15 @@ def read_words(pipe: LoadedCheckpoint, words: Sequence[str], options: Mapping[st
 
 
 def join(pipe: LoadedCheckpoint, texts: Sequence[Any], options: Mapping[str, Any] = MappingProxyType({})) -> Any:
-    """Joins texts of one row each to one text, in the networks' dtype.
+    """Joins one-row texts into one text with all rows, in the networks' dtype.
 
     Args:
         pipe: The pipeline.
         texts: The texts.
-        options: The options for encoding the empty words that pad shorter texts, as for `read_words`.
+        options: As for `read_words`, for encoding the empty text that pads shorter texts.
 
     Raises:
-        ValueError: The texts cannot be joined, or must be padded and the pipeline cannot encode empty words.
+        ValueError: The texts cannot be joined, or need padding but the pipeline cannot encode the empty text.
     """
 
     def cast(leaf):
@@ -72,7 +72,7 @@ def join(pipe: LoadedCheckpoint, texts: Sequence[Any], options: Mapping[str, Any
         if not reads(pipe):
             shapes = " and ".join(dict.fromkeys(map(repr, texts)))
             raise ValueError(
-                f"texts have different lengths: {shapes}, and this pipeline cannot pad them, because it cannot encode"
+                f"texts have different lengths: {shapes}, but this pipeline cannot pad them, because it cannot encode"
                 " words; encode them in one call, or load the pipeline with its text encoder and tokenizer"
             )
         return jax.tree.map(cast, read_words(pipe, [""], options)[0])
@@ -83,7 +83,7 @@ def join(pipe: LoadedCheckpoint, texts: Sequence[Any], options: Mapping[str, Any
 def branch_texts(pipe: LoadedCheckpoint, batch: Batch, n: int) -> Any:
     """Returns the text conditioning of all branches, [rows, 2 + n, ...] on the devices.
 
-    Rows with fewer than n concepts are padded with empty words.
+    Rows with fewer than n concepts are padded with the empty text.
 
     Raises:
         ValueError: The pipeline cannot encode words, or the texts cannot be joined.
@@ -98,7 +98,7 @@ def branch_texts(pipe: LoadedCheckpoint, batch: Batch, n: int) -> Any:
 
 
 def joined_branches(pipe: LoadedCheckpoint, batch: Batch, n: int) -> Any:
-    """Returns the text conditioning of all branches before a family's prior, [rows, 2 + n, ...] on the host.
+    """Returns the text conditioning of all branches, [rows, 2 + n, ...] on the host, without the prior's embeddings.
 
     Raises:
         ValueError: As for `branch_texts`.
@@ -116,7 +116,7 @@ def joined_branches(pipe: LoadedCheckpoint, batch: Batch, n: int) -> Any:
         branches += [known[branch] if isinstance(branch, str) else branch for branch in rest]
     text = join(pipe, branches, batch.reading)
     if batch.negative_reading != batch.reading:
-        # Negative prompts are padded with empty words that are encoded like negative prompts.
+        # Negative prompts are padded with the empty text, encoded with the options for negative prompts.
         padded = join(pipe, branches, batch.negative_reading)
         negative = np.arange(len(branches)) % (2 + n) == 0
         text = jax.tree.map(
@@ -130,13 +130,13 @@ def joined_branches(pipe: LoadedCheckpoint, batch: Batch, n: int) -> Any:
 
 
 def _read_once(pipe: LoadedCheckpoint, branches: Sequence[Words], reading: Mapping[str, Any]) -> dict[str, Any]:
-    """Encodes each distinct word among the branches once, and returns the conditioning by word."""
+    """Encodes each distinct string among the branches once, and returns {string: text}."""
     words = list(dict.fromkeys(branch for branch in branches if isinstance(branch, str)))
     return dict(zip(words, read_words(pipe, words, reading), strict=True)) if words else {}
 
 
 def branches_of(pipe: LoadedCheckpoint, batch: Batch, n: int) -> list[list[Words]]:
-    """Lists the branches of every row: the negative prompt, the prompt and n concepts, padded with empty words."""
+    """Lists the branches of every row: the negative prompt, the prompt and n concepts, padded with the empty text."""
     can_encode = reads(pipe)
     return [
         [negative, prompt, *(edit.concept for edit in edits), *["" if can_encode else negative] * (n - len(edits))]

@@ -1,4 +1,4 @@
-"""Finds a network's weight files in a folder or on the hub, in the best supported format."""
+"""Finding a network's weight files in a folder or on the hub, in the best format that is available."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,12 +16,12 @@ Rename = Callable[[str], str | None]
 
 
 class Form(NamedTuple):
-    """A format of weight files. `stem` is the name of the safetensors file without its ending."""
+    """A format of weight files. A `stem` is the name of the safetensors file without its ending."""
 
-    variants: Callable[[Path, str], list[str]]  # (folder, stem) -> existing variants; "" is no variant
+    variants: Callable[[Path, str], list[str]]  # (folder, stem) -> existing variants; "" means files without a variant
     files: Callable[[str, str | None], Sequence[str]]  # (stem, variant) -> patterns of file names
-    has: Callable[[Path, str, str | None], bool]  # (folder, stem, variant)
-    open: Callable[[Path, str, str | None, Rename], Weights]  # (folder, stem, variant, rename)
+    has: Callable[[Path, str, str | None], bool]  # (folder, stem, variant) -> whether such files exist
+    open: Callable[[Path, str, str | None, Rename], Weights]  # (folder, stem, variant, rename) -> weights
 
 
 SAFETENSORS = Form(variants, weight_files, has_weights, Tensors)
@@ -49,20 +49,20 @@ _FORMS = (SAFETENSORS, FLAX, PICKLES)  # the formats with variants
 
 
 class Choice(NamedTuple):
-    """A format of weight files, and a variant or None."""
+    """A format of weight files, and a variant (or None for files without a variant)."""
 
     form: Form
     variant: str | None = None
 
 
 def _choices(variant: str | None) -> list[list[Choice]]:
-    """Returns all choices, the best first; those in one inner list are fetched together."""
+    """Returns all choices, the best ones first. The choices in an inner list are fetched together."""
     plain = [[Choice(ORBAX), Choice(SAFETENSORS)], [Choice(FLAX)], [Choice(PICKLES)]]
     return plain if variant is None else [[Choice(form, variant)] for form in _FORMS] + plain
 
 
 def find_weights(folder: Path, stem: str, variant: str | None = None) -> Choice | None:
-    """Returns the best choice among a folder's weight files; None if there are none."""
+    """Returns the best choice among a folder's weight files; None if the folder has none."""
     every = [choice for together in _choices(variant) for choice in together]
     return next((choice for choice in every if choice.form.has(folder, stem, choice.variant)), None)
 
@@ -90,7 +90,7 @@ def open_weights(folder: Path, stem: str, variant: str | None, rename: Rename) -
     """
     choice = find_weights(folder, stem, variant)
     if choice is None:
-        # Opening this format raises an error that lists its existing variants.
+        # Opening this format raises an error that lists the variants that exist.
         forms = [form for form in _FORMS if form.variants(folder, stem)]
         choice = Choice(forms[0] if forms else SAFETENSORS, variant)
     return choice.form.open(folder, stem, choice.variant, rename)
@@ -103,8 +103,8 @@ def fetch_weights(
 
     Args:
         repository: The name of the repository, "owner/name".
-        commit: The branch, tag or commit; None is the default branch.
-        stems: The stems of the weight files by their folders in the repository; "" is the repository's root.
+        commit: The branch, tag or commit; None means the default branch.
+        stems: {folder in the repository: stem of its weight files}; "" is the repository's root.
         variant: The preferred variant; files without a variant are used if it does not exist.
         others: Patterns of further files to fetch.
 
@@ -123,7 +123,7 @@ def fetch_weights(
             for name in choice.form.files(stem, choice.variant)
         ]
         folder = hub.fetch(repository, [*(others if number == 0 else ()), *patterns], commit)
-        # A missing folder is reported later, when the checkpoint's parts are checked.
+        # Missing folders are reported later, when the checkpoint's parts are checked.
         lacking = {
             part: stem
             for part, stem in lacking.items()
@@ -134,8 +134,8 @@ def fetch_weights(
     part, stem = next(iter(lacking.items()))
     name = f"{part}/{stem}.safetensors".removeprefix("/")
     raise CheckpointError(
-        f"{repository} has no {name}, nor these weights as .bin, .msgpack or from sega-jax-convert; if it has variants,"
-        ' give one, such as variant="fp16"'
+        f"{repository} has no {name}, and does not have these weights as .bin, .msgpack or from sega-jax-convert"
+        ' either; if it has variants, give one, such as variant="fp16"'
     )
 
 
@@ -144,11 +144,11 @@ def check_variant(name: str | Path, folders: Mapping[str, Path], stems: Mapping[
 
     Args:
         name: The name of the checkpoint, for messages.
-        folders, stems: The folders and stems of the weight files, by network.
+        folders, stems: {network: folder of its weight files} and {network: stem of their names}.
         variant: The variant.
 
     Returns:
-        A warning if only some networks have the variant, else None.
+        A warning if only some networks have the variant, otherwise None.
 
     Raises:
         CheckpointError: No network has the variant.
@@ -163,4 +163,4 @@ def check_variant(name: str | Path, folders: Mapping[str, Path], stems: Mapping[
     plain = [part for part, choice in chosen.items() if choice is not None and choice.variant is None]
     if not plain:
         return None
-    return f"{name} has no weights of the variant {variant!r} for {', '.join(plain)}; using those without one"
+    return f"{name} has no weights of the variant {variant!r} for {', '.join(plain)}; using those without a variant"

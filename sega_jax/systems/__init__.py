@@ -1,1 +1,1 @@
-"""The families of checkpoints, with one file for each family."""
+"""The families of checkpoints, one file per family."""

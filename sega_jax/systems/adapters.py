@@ -1,4 +1,4 @@
-"""The names that LoRA and textual inversion files use for networks and their layers; each family declares its own."""
+"""The names that LoRA and textual inversion files use for networks and layers. Each family declares its own names."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -11,36 +11,36 @@ from sega_jax.weights.lora_names import LoraNames, layer_keys
 from sega_jax.weights.original_names import openclip_names, unet_names
 from sega_jax.weights.textual_inversion import TextEncoders
 
-# The names that older versions of diffusers used for the projections in text encoders.
+# The names that older versions of diffusers used for the projections of text encoders.
 _FORMER = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
 
 
 class AdapterNames(NamedTuple):
     """The names of a family's networks in LoRA and textual inversion files."""
 
-    lora: Mapping[str, LoraNames] = MappingProxyType({})  # by network; {} if LoRAs are not supported
+    lora: Mapping[str, LoraNames] = MappingProxyType({})  # {network: names}; {} if LoRAs are not supported
     words: TextEncoders | None = None  # None if textual inversion is not supported
     kinds: tuple[LoraKind, ...] = ()  # how to recognise LoRAs of the family's checkpoints
 
 
 def diffusers_layers(unet: UNet2DConditionModel) -> dict[str, str]:
-    """Returns the keys of a UNet's weights by the current and former diffusers names of their layers."""
+    """Returns {layer name: weight key} for a UNet, under the current and former diffusers names of its layers."""
     keys = layer_keys(unet)
     return keys | {path.removesuffix(".0"): key for path, key in keys.items() if path.endswith("to_out.0")}
 
 
 def unet_layers(unet: UNet2DConditionModel) -> dict[str, str]:
-    """Returns the keys of a UNet's weights by the names of their layers in diffusers and in the original repository."""
+    """Returns {layer name: weight key} for a UNet, under the diffusers names and the original repository's names."""
     originals = unet_names(unet)
     names = {originals[key].removesuffix(".weight"): key for key in layer_keys(unet).values()}
     return diffusers_layers(unet) | names
 
 
 def clip_layers(text_encoder: CLIPTextModel | CLIPTextModelWithProjection) -> dict[str, str]:
-    """Returns the keys of a text encoder's weights by the names of their layers.
+    """Returns {layer name: weight key} for a text encoder.
 
-    The names are the current and former diffusers names, with and without "text_model.", and OpenCLIP's names of the
-    layers that have the same weights there.
+    The names are the current and former diffusers names, with and without "text_model.", and OpenCLIP's names of those
+    layers whose weights are stored in the same form there.
     """
     keys = layer_keys(text_encoder)
     names = dict(keys)

@@ -1,8 +1,8 @@
 """The description of a family of checkpoints: a `System` with one part for each stage that uses it.
 
-`Checkpoint` serves loading, `TextReader` serves text, `Sampler` serves the compiled programs, and a dataclass of
-arguments serves calls. To add a family, build such a value and register it (`sega_jax.register`); no other code asks
-which family a checkpoint belongs to.
+Loading uses the `Checkpoint`, text encoding the `TextReader`, the compiled programs the `Sampler`, and calls a
+dataclass of arguments. To add a family, build a `System` and register it (`sega_jax.register`). No other code depends
+on the family of a checkpoint.
 
 Axes: rows of the batch, branches (2 + n: unconditional, prompt, concepts), height, width, channels.
 """
@@ -32,10 +32,10 @@ class Sizes(NamedTuple):
     """
 
     channels: int  # of the state
-    factor: int  # pixels for each position of the state, along a side
-    multiple: int  # height and width in pixels must be multiples of it
-    default: tuple[int, int] | None  # height and width in pixels; None where the low-resolution picture determines them
-    enlarges: int = 0  # the upscaling factor from the low-resolution picture; 0 where there is none
+    factor: int  # pixels per position of the state, along each side
+    multiple: int  # height and width in pixels must be multiples of this number
+    default: tuple[int, int] | None  # height and width in pixels; None if the low-resolution picture determines them
+    enlarges: int = 0  # the upscaling factor from the low-resolution picture; 0 if the family takes no such picture
 
 
 class Static(NamedTuple):
@@ -47,15 +47,15 @@ class Static(NamedTuple):
         'per_concept'
     """
 
-    semantics: str = "diffusers"  # of `sega_jax.sega`
-    support: str = "channel"  # of `sega_jax.sega`
+    semantics: str = "diffusers"  # an argument of `sega_jax.sega`
+    support: str = "channel"  # an argument of `sega_jax.sega`
     record: bool = False  # whether to record predictions
     record_noise: bool = False  # whether to record the solver's noise
     own: Hashable = None  # the family's own options, such as its solver
 
 
 class Settings(NamedTuple):
-    """The arrays of a call, rows first. Programs take them as arguments, so changing their values never recompiles.
+    """The arrays of a call, with the rows as first axis. Programs take them as arguments, so changing their values never recompiles.
 
     Example:
         >>> import jax, numpy as np
@@ -67,11 +67,11 @@ class Settings(NamedTuple):
 
     key: jax.Array  # typed keys [rows]
     guidance_scale: Any  # [rows]
-    edits: Edits | None = None  # [rows, n] each; None without concepts
+    edits: Edits | None = None  # arrays [rows, n]; None without concepts
     guidance_rescale: Any = None  # [rows] in [0, 1]; None disables rescaling
     replay: Any = None  # recorded guidance to add, [rows, calls, height, width, channels]; or None
-    own: Any = None  # the family's own arrays, rows first; the pipeline passes them on without reading them
-    noise: Any = None  # [rows, calls, ...] each, replaces the noise that `Sampler.draw` would draw; or None
+    own: Any = None  # the family's own arrays [rows, ...]; the pipeline passes them on without reading them
+    noise: Any = None  # arrays [rows, calls, ...] that replace the noise from `Sampler.draw`; or None
 
     @property
     def n(self) -> int:
@@ -94,8 +94,8 @@ class Record(NamedTuple):
     uncond: Any  # [rows, calls, height, width, channels]
     cond: Any  # [rows, calls, height, width, channels]
     edits: Any  # [rows, calls, n, height, width, channels]; None without concepts
-    # With `Static.record_noise`, the noise of every call, [rows, calls, ...] each. In an `Output` the axes are [calls,
-    # pictures, ...], as the argument `noise` takes them.
+    # With `Static.record_noise`, the noise of every call: arrays [rows, calls, ...]. In an `Output` the axes are
+    # [calls, pictures, ...], as in the argument `noise`.
     noise: Any = None
 
 
@@ -117,15 +117,15 @@ class Given(NamedTuple):
 
     models: Any
     scheduler: Any  # a `Scheduler`; None for a family with its own schedule
-    extras: Any  # as `Checkpoint.extras` returns them
+    extras: Any  # the result of `Checkpoint.extras`
     rows: int
-    n: int  # concepts
-    texts: Sequence[Any]  # the prompt of every row, words or a `Text` of one row
-    # (an argument's name, its entries, one for each prompt or picture) -> one entry for each row
+    n: int  # the number of concepts
+    texts: Sequence[Any]  # the prompt of every row: a string, or a `Text` with one row
+    # (an argument's name, a list with one entry for each prompt or picture) -> a list with one entry for each row
     spread: Callable[[str, Sequence[Any]], list[Any]]
     dtype: np.dtype  # of the sampling loop: float32 or wider
-    platform: str  # of the devices: cpu, gpu or tpu
-    devices: int  # their number
+    platform: str  # the devices' platform: cpu, gpu or tpu
+    devices: int  # the number of devices
     warn: Callable[[str], None]
 
 
@@ -136,23 +136,23 @@ class Setup(NamedTuple):
         >>> import numpy as np
         >>> from sega_jax import Setup
         >>> setup = Setup(shape=(64, 64, 4), table=None, x=np.zeros((2, 64, 64, 4), np.float32))
-        >>> setup.draws  # the solver draws noise unless the family says otherwise
+        >>> setup.draws  # by default the solver draws noise
         True
     """
 
     shape: tuple[int, int, int]  # height, width and channels of a row's predictions
     table: Any  # the schedule's table
-    own: Any = None  # arrays for `Settings.own`, rows first
+    own: Any = None  # arrays [rows, ...] for `Settings.own`
     static: Hashable = None  # options for `Static.own`
-    x: np.ndarray | None = None  # the initial state, rows first; None draws it
-    picture: np.ndarray | None = None  # [rows, height, width, 3] in [-1, 1], to start from
-    picture_noise: np.ndarray | None = None  # [rows, *shape], for sampling the picture's latents; None draws it
-    draws: bool = True  # whether the solver uses the noise of its calls
-    # [rows]; replaces the call's scale in classifier-free guidance where the network takes the scale as an input. The
+    x: np.ndarray | None = None  # the initial state [rows, ...]; None draws it
+    picture: np.ndarray | None = None  # the pictures to start from, [rows, height, width, 3] in [-1, 1]
+    picture_noise: np.ndarray | None = None  # noise [rows, *shape] for sampling the picture's latents; None draws it
+    draws: bool = True  # whether the solver uses noise at its calls
+    # [rows]; replaces the call's scale in classifier-free guidance if the network takes the scale as an input. The
     # negative prompt is then the empty text.
     guidance_scale: np.ndarray | None = None
     guidance_rescale: np.ndarray | None = None  # [rows]
-    decode: Mapping[str, Hashable] = {}  # static arguments of `Sampler.decode`
+    decode: Mapping[str, Hashable] = {}  # static arguments for `Sampler.decode`
 
 
 class Network(NamedTuple):
@@ -165,15 +165,15 @@ class Network(NamedTuple):
         ('CLIPTextModel', 'model')
     """
 
-    module: type  # its class, which is built from its config and has `rename`
-    config: Any  # the class of its config; `from_dict` reads config.json
-    stem: str = "diffusion_pytorch_model"  # the name of its weight file without extension
-    optional: bool = False  # whether a checkpoint may lack it
+    module: type  # the network's class, which takes a config and has `rename`
+    config: Any  # the config's class; `from_dict` reads config.json
+    stem: str = "diffusion_pytorch_model"  # the name of the weight file without extension
+    optional: bool = False  # whether a checkpoint may lack the network
     also: tuple[str, ...] = ()  # names of other classes whose files also hold this network
-    # config -> further entries of config.json; without them other libraries would build a different network
+    # config -> additional entries for config.json, without which other libraries would build a different network
     options: Callable[[Any], Mapping[str, Any]] = lambda config: {}
-    published: Callable[[str], str] = str  # a key of the module -> its key in published files, which `rename` reads
-    library: str = ""  # in model_index.json; "" means transformers if the stem is "model", otherwise diffusers
+    published: Callable[[str], str] = str  # a key of the module -> its key in published files, the inverse of `rename`
+    library: str = ""  # the entry in model_index.json; "" means transformers if the stem is "model", else diffusers
 
 
 class Saved(NamedTuple):
@@ -186,10 +186,10 @@ class Saved(NamedTuple):
         {'zero_negative': True}
     """
 
-    class_name: str  # of the pipeline, in model_index.json
-    entries: Callable[[Any], Mapping[str, Any]] = lambda extras: {}  # extras -> further entries of model_index.json
-    schedulers: Callable[[Any], Mapping[str, Scheduler]] = lambda extras: {}  # extras -> further schedulers by folder
-    # tokenizer -> the tokenizers that have files, by folder
+    class_name: str  # the pipeline's class name in model_index.json
+    entries: Callable[[Any], Mapping[str, Any]] = lambda extras: {}  # extras -> additional entries of model_index.json
+    schedulers: Callable[[Any], Mapping[str, Scheduler]] = lambda extras: {}  # extras -> {folder: further scheduler}
+    # tokenizer -> {folder: tokenizer} for the tokenizers that have files
     tokenizers: Callable[[Any], Mapping[str, Any]] = lambda tokenizer: {"tokenizer": tokenizer}
 
 
@@ -228,11 +228,11 @@ class Checkpoint(NamedTuple):
 
     recognise: Callable[[Mapping[str, Any]], bool]  # model_index.json -> whether the checkpoint is of this family
     models: type[Any]  # the family's NamedTuple of networks
-    networks: Mapping[str, Network]  # by folder; the folders are the fields of `models`
-    build: Callable[..., Any]  # (a config, network or None as keyword for each folder, attention=) -> models
+    networks: Mapping[str, Network]  # {folder: network}; the folders are the fields of `models`
+    build: Callable[..., Any]  # (attention=, and for each folder a keyword: a config, a network or None) -> models
     tokenizer: Callable[[Path, Any, Any], Any]  # (folder, models, the user's tokenizer or None) -> tokenizer or None
     tokenizers: tuple[str, ...] = ("tokenizer",)  # folders to download for the tokenizer
-    scheduler: Callable[[Path], Scheduler] | None = scheduler_of  # None where the family has none
+    scheduler: Callable[[Path], Scheduler] | None = scheduler_of  # None if the family has none
     schedulers: tuple[str, ...] = ("scheduler",)  # folders to download for schedulers
     # (folder, model_index.json, models) -> the checkpoint's settings that are not in its networks
     extras: Callable[[Path, Mapping[str, Any], Any], Any] = lambda folder, index, models: None
@@ -240,16 +240,16 @@ class Checkpoint(NamedTuple):
     refuse: Callable[[Mapping[str, Any]], str | None] = lambda index: None  # why a variant is unsupported, or None
     notice: Callable[[Mapping[str, Any]], str | None] = lambda index: None  # a warning for the user, or None
     unchecked: Mapping[str, Any] = {}  # entries of model_index.json for a checkpoint without a safety checker
-    single_file: Any = None  # `sega_jax.weights.single_file.SingleFile`; None where the family has none
-    saved: Saved | None = None  # None for a family whose pipelines cannot be saved
-    adapters: Any = None  # the `AdapterNames` for LoRAs and textual inversion; None where they are not supported
+    single_file: Any = None  # a `sega_jax.weights.single_file.SingleFile`; None if the family has none
+    saved: Saved | None = None  # None if the family's pipelines cannot be saved
+    adapters: Any = None  # the `AdapterNames` for LoRAs and textual inversion; None if they are not supported
 
 
 class Encode(NamedTuple):
-    """Encodes tokens: `encode(ids)` takes a pytree with the texts first and returns a text of one row for each."""
+    """Encodes tokens: `encode(ids)` takes a pytree of arrays [texts, ...] and returns a list of one-row texts."""
 
-    networks: Any  # as `TextReader.networks` returns them
-    run: Callable[[Any, Any], list[Any]]  # (networks, ids) -> a text of one row for each entry
+    networks: Any  # the result of `TextReader.networks`
+    run: Callable[[Any, Any], list[Any]]  # (networks, ids) -> a list of one-row texts
 
     def __call__(self, ids: Any) -> list[Any]:
         return self.run(self.networks, ids)
@@ -284,29 +284,29 @@ class TextReader(NamedTuple):
 
     type: type[Text]
     parts: tuple[str, ...]  # the folders of the networks that `networks` returns
-    networks: Callable[[Any], Any]  # models -> the networks for `encode`; None where there is no text encoder
+    networks: Callable[[Any], Any]  # models -> the networks for `encode`; None without a text encoder
     encode: Callable[[Any, Any], Any]  # (networks, ids) -> texts; compiled
-    # (words, tokenizer, encode: Encode, warn, **options) -> a text of one row for each entry of words
+    # (words, tokenizer, encode: Encode, warn, **options) -> a list with a one-row text for each entry of words
     read: Callable[..., list[Any]] = read_tokens
-    # (networks, options of `read`) -> None; raises ValueError where these networks do not support the options
+    # (networks, options of `read`) -> None; raises ValueError if these networks do not support the options
     check_options: Callable[[Any, Mapping[str, Any]], None] = lambda networks, options: None
-    # (models, tokenizer, a user's text of `type` with one row, or an array without that axis) -> the checked text
+    # (models, tokenizer, a user's one-row text of type `type`, or an array without the row axis) -> the checked text
     check: Callable[[Any, Any, Any], Any] = _unchanged
-    # (texts, a function that returns the encoded empty text) -> all texts in one, padded to equal lengths
+    # (texts, a function that returns the encoded empty text) -> one text with all rows, padded to equal lengths
     join: Callable[[Sequence[Any], Callable[[], Any]], Any] = lambda texts, blank: stacked(texts)
-    # (tokenizer, words, **options) -> the length to which `join` pads the texts; None if no text depends on it
+    # (tokenizer, words, **options) -> the length to which `join` pads the texts; None if padding changes no text
     length: Callable[..., Hashable] = _no_length
     negative: Callable[[Any, Any, Any], Any] = _empty_text  # (models, tokenizer, extras) -> the default negative prompt
-    prior: Callable[[Any], Any] = lambda models: None  # models -> the network for `sample_prior`; None without one
+    prior: Callable[[Any], Any] = lambda models: None  # models -> the network for `sample_prior`, or None
     sample_prior: Callable[[Any, Any, jax.Array], Any] | None = None  # (prior, text, keys [rows]) -> text; compiled
 
 
 class Sampler(NamedTuple):
-    """How a family draws its initial state, predicts, steps and decodes.
+    """How a family draws its initial state, predicts, runs its solver and decodes.
 
-    `initial`, `denoiser`, `solver`, `draw`, `decode` and `encode_image` are pure functions of one device's share of the
-    rows. `check` takes a call, the scheduler and a function that warns; it checks the arguments that depend only on the
-    scheduler.
+    `initial`, `denoiser`, `solver`, `draw`, `decode` and `encode_image` are pure functions that run on one device's
+    share of the rows. `check` takes a call, the scheduler and a function that warns. It checks the arguments whose
+    validity depends only on the scheduler.
 
     Example:
         >>> import sega_jax
@@ -327,7 +327,7 @@ class Sampler(NamedTuple):
     decoder: Callable[[Any], Any]  # models -> the network for `decode`
     decode: Callable[..., tuple[Any, Any]]  # (decoder, x) -> pictures in [0, 1] and whether each row is finite
     check: Callable[[Any, Any, Callable[[str], None]], None] = lambda call, scheduler, warn: None
-    # scheduler or None -> the scheduler's values for arguments of a call that are None
+    # scheduler or None -> {argument: the scheduler's default}, used for arguments that are None in the call
     defaults: Callable[[Any], Mapping[str, Any]] = lambda scheduler: {}
     encoder: Callable[[Any], Any] = lambda models: None  # models -> the network for `encode_image`
     encode_image: Callable[[Any, jax.Array, Any, Any], Any] | None = None  # (encoder, keys, pictures, noise) -> states
@@ -344,9 +344,9 @@ class System(NamedTuple):
     """
 
     name: str  # an identifier: "stable_diffusion"
-    title: str  # for people: "Stable Diffusion 1.x or 2.x"
+    title: str  # a readable name: "Stable Diffusion 1.x or 2.x"
     checkpoint: Checkpoint
     text: TextReader
     sampler: Sampler
     call: type[Call]
-    stages: Mapping[str, "System"] = {}  # the stages that may enlarge its pictures in a cascade, in order, by name
+    stages: Mapping[str, "System"] = {}  # {name: stage}: the later stages of a cascade, in order

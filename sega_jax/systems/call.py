@@ -20,13 +20,13 @@ from sega_jax.systems.conditioning import Text
 Prompt = str | Text | np.ndarray | jax.Array
 EditLike = Edit | Prompt
 PICTURES = ("pil", "uint8", "float")  # the outputs that are pictures; any other returns the final state
-MAX_PIXELS = 2**20  # along a side
-_MAX_PICTURES = 2**16  # for each prompt, far more than one call can make
+MAX_PIXELS = 2**20  # along each side
+_MAX_PICTURES = 2**16  # per prompt; far more than one call can make
 _RANGE = re.compile(r"([+-]?[0-9]{1,99})(?:-([0-9]{1,99}))?")  # a seed or a range of seeds, in the shell
 
 
 class Prompts(Kind):
-    """A string, or the text conditioning of the family."""
+    """A string, or text conditioning of the family."""
 
     noun = "a string, or its text conditioning"
 
@@ -54,9 +54,10 @@ class Prompts(Kind):
 
 
 class Seeds(Integer):
-    """Whole numbers from 0 to 2^32 - 1. The batch checks sequences, because it knows the number of pictures.
+    """Whole numbers from 0 to 2^32 - 1.
 
-    The shell writes several seeds as ranges and lists: 1-8, or 1-3,8.
+    Sequences are checked later, when the batch is built and the number of pictures is known. On the command line,
+    several seeds are written as ranges and lists: 1-8, or 1-3,8.
     """
 
     metavar = "SEEDS"
@@ -74,7 +75,7 @@ class Seeds(Integer):
         return False
 
     def parse(self, name: str, text: str) -> Any:
-        """Reads one seed as an int, or several different ones as a list."""
+        """Returns one seed as an int, or several distinct seeds as a list."""
         seeds: list[int] = []
         for part in text.split(","):
             bounds = _RANGE.fullmatch(part.strip())
@@ -93,7 +94,7 @@ class Seeds(Integer):
         return seeds if len(seeds) > 1 else seeds[0]
 
     def show(self, value: Any) -> str:
-        """Writes a seed, or several: runs of three or more as ranges."""
+        """Formats one seed or several; three or more consecutive seeds become a range."""
         if not is_sequence(value):
             return super().show(value)
         runs: list[list[int]] = []
@@ -106,7 +107,7 @@ class Seeds(Integer):
 
 
 class Steps(Kind):
-    """A number of steps, descending timesteps, or the name of a list of them; the scheduler checks timesteps."""
+    """A number of steps, descending timesteps, or the name of a timestep list. The scheduler checks timesteps later."""
 
     noun = "a whole number of at least 1, a list of descending timesteps, or the name of such a list"
     metavar = "STEPS"
@@ -145,7 +146,7 @@ class Steps(Kind):
 
 
 class Guidance(Kind):
-    """Recorded guidance as a floating-point array; the batch checks its shape."""
+    """Recorded guidance as a floating-point array. Its shape is checked when the batch is built."""
 
     noun = "an array [1 or pictures, calls, height / f, width / f, channels]"
 
@@ -154,7 +155,7 @@ class Guidance(Kind):
 
 
 class GuidanceScale(Real):
-    """Numbers below 0 or of at least 1. In [0, 1) the formula u + s (p - u) ignores or weakens the prompt."""
+    """Numbers below 0 or at least 1. With s in [0, 1), u + s (p - u) would ignore or weaken the prompt."""
 
     @property
     def noun(self) -> str:
@@ -172,13 +173,13 @@ class GuidanceScale(Real):
 
 
 class Callback(Kind):
-    """A function of the call index, the timestep and the state."""
+    """A function that takes the call index, the timestep and the state."""
 
-    noun = "a function of call index, timestep and state"
+    noun = "a function (call index, timestep, state)"
 
     def check(self, name: str, value: Any) -> Any:
         if value is not None and not callable(value):
-            raise TypeError(f"{name}={brief(value)} should be a function of call index, timestep and state")
+            raise TypeError(f"{name}={brief(value)} should be a function that takes (call index, timestep, state)")
         return value
 
 
@@ -201,8 +202,8 @@ class Call:
     prompt: Prompt | Sequence[Prompt] = dataclasses.field(
         metadata=required(
             Prompts(),
-            "what the pictures should show: one prompt or a list of prompts. Text conditioning that `encode` returned"
-            " may replace words, here and in edits",
+            "what the pictures should show: one prompt or a list of prompts. Here and in edits, text conditioning from"
+            " `encode` may replace the words",
             sweep=True,
             shell=True,
             varies="row",
@@ -218,7 +219,7 @@ class Call:
         None, Prompts(), "what the pictures should not show", varies="row", sweep=True, shell=True
     )
     images_per_prompt: int = argument(
-        1, Integer(1, _MAX_PICTURES), "the number of pictures for each prompt, made from different seeds", shell=True
+        1, Integer(1, _MAX_PICTURES), "the number of pictures for each prompt, each with its own seed", shell=True
     )
     seed: int | Sequence[int] | None = argument(
         None,
@@ -229,11 +230,13 @@ class Call:
         sweep=True,
         shell=True,
     )
-    key: jax.Array | None = argument(None, Opaque("a JAX key"), "replaces the seed; each picture folds in its index")
+    key: jax.Array | None = argument(
+        None, Opaque("a JAX key"), "replaces the seed; the index of each picture is folded into the key"
+    )
     steps: int | str | Sequence[int] = argument(
         50,
         Steps(),
-        "the number of solver steps. The warm-up and cool-down of edits count model calls instead",
+        "the number of solver steps. The warm-up and cool-down of edits are counted in model calls instead",
         sweep=True,
         shell=True,
     )
@@ -297,10 +300,12 @@ class Call:
     replay: Any = argument(
         None,
         Guidance(),
-        "recorded guidance to add to the predictions; model calls beyond the recording get none",
+        "recorded guidance to add to the predictions; model calls after the end of the recording get none",
     )
     output: str = argument(
-        "pil", Choice(*PICTURES, "latent"), "the format of the returned pictures; the last one returns the final state"
+        "pil",
+        Choice(*PICTURES, "latent"),
+        "the format of the returned pictures; the last choice returns the final state instead",
     )
     noise: Any = argument(
         None,
@@ -309,7 +314,7 @@ class Call:
     )
     record: bool = argument(False, Flag(), "return the predictions of every model call")
     record_noise: bool = argument(
-        False, Flag(), "include the solver's noise in the record, in the form that `noise` takes"
+        False, Flag(), "include the solver's noise in the record, in the form that the argument `noise` takes"
     )
     callback: Callable[[int, float, np.ndarray], Any] | None = argument(
         None,
@@ -322,8 +327,8 @@ class Call:
     strict: bool = argument(
         True,
         Flag(),
-        "raise an error instead of a warning for arguments without effect, such as an edit that ends before it begins"
-        " or an `eta` that the scheduler ignores",
+        "raise an error instead of a warning for arguments that have no effect, such as an edit that ends before it"
+        " begins or an `eta` that the scheduler ignores",
     )
 
     def __post_init__(self) -> None:
@@ -331,7 +336,7 @@ class Call:
         self.check_together()
 
     def check_together(self) -> None:
-        """Checks arguments that depend on each other; a family extends this method with its own checks.
+        """Checks arguments that depend on each other. Families extend this method with their own checks.
 
         Raises:
             TypeError, ValueError: Arguments contradict each other.

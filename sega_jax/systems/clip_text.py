@@ -1,4 +1,4 @@
-"""Text of CLIP encoders: long prompts in chunks, word weights, skipped layers, and the arguments for them."""
+"""Text conditioning from CLIP encoders: chunks of long prompts, word weights, skipped layers, and their arguments."""
 
 import dataclasses
 import os
@@ -22,13 +22,13 @@ from sega_jax.text.tokenizers import Tokenizer
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ClipCall(Call):
-    """The arguments of a call whose words are read by CLIP text encoders."""
+    """The arguments of a call whose texts are encoded by CLIP."""
 
     long_prompts: bool = argument(
         False,
         Flag(),
-        "read texts beyond CLIP's limit of 75 tokens in chunks of 75 instead of truncating them. Shorter"
-        " texts in the same call are padded with empty chunks. Each number of chunks compiles its own program",
+        "encode texts beyond CLIP's limit of 75 tokens in chunks of 75 instead of truncating them. Shorter"
+        " texts in the same call are padded with empty chunks. Each number of chunks needs a program of its own",
         sweep=True,
         shell=True,
         of_text=True,
@@ -36,7 +36,7 @@ class ClipCall(Call):
     weighted: bool = argument(
         False,
         Flag(),
-        'read brackets as word weights: "(word:1.2)" for 1.2, "(word)" for 1.1 and "[word]" for 1 / 1.1.'
+        'interpret brackets as word weights: "(word:1.2)" means 1.2, "(word)" 1.1 and "[word]" 1 / 1.1.'
         " A weight multiplies the hidden states of its tokens",
         sweep=True,
         shell=True,
@@ -45,8 +45,8 @@ class ClipCall(Call):
     clip_skip: int = argument(
         0,
         Integer(0),
-        "how many layers to skip before the text encoder's usual output layer when it reads prompts and concepts. As in"
-        " diffusers, negative prompts and the pooled text skip none",
+        "how many layers to skip before the text encoder's usual output layer, for prompts and concepts. As in"
+        " diffusers, no layers are skipped for negative prompts and the pooled text",
         unit="layers",
         sweep=True,
         shell=True,
@@ -63,19 +63,19 @@ class ClipText(Text):
     Example:
         >>> import sega_jax
         >>> pipe = sega_jax.load()
-        >>> text = pipe.encode(["a cat", "a dog"])  # pipe(text) takes it instead of the words
+        >>> text = pipe.encode(["a cat", "a dog"])  # pipe(text) then needs no words
         >>> type(text).__name__, len(text)
         ('ClipText', 2)
     """
 
-    states: Any  # [texts, tokens, channels]; the tokens of one or more chunks
+    states: Any  # hidden states [texts, tokens, channels]; the tokens of one or more chunks
 
 
 class Skipping(NamedTuple):
-    """Tokens of texts that are read from an earlier layer.
+    """Tokens of texts whose hidden states are taken from an earlier layer.
 
-    The number of skipped layers is traced, so all values share one program. It is also part of the embedding cache's
-    key.
+    The number of skipped layers is traced, so that all values share one program. It is also part of the key in the
+    embedding cache.
     """
 
     ids: Any  # int32 [texts, ...]
@@ -88,7 +88,7 @@ def skipping(encode: Encode, clip_skip: int) -> Callable[[Any], list[Any]]:
 
 
 def encode(text_encoder: CLIPTextModel, ids: jax.Array | Skipping) -> ClipText:
-    """Encodes int32 ids [texts, tokens]. If layers are skipped, the final layer norm follows the earlier layer."""
+    """Encodes int32 ids [texts, tokens]. If layers are skipped, the final norm is applied to the earlier layer."""
     return ClipText(text_encoder(*ids) if isinstance(ids, Skipping) else text_encoder(ids))
 
 
@@ -96,7 +96,7 @@ def check_skip(encoders: Sequence[Any], options: Mapping[str, Any], unread: int 
     """Checks that the text encoders have enough layers for `clip_skip`.
 
     Args:
-        unread: The number of last layers that are never read.
+        unread: The number of layers at the end whose output is never used.
 
     Raises:
         ValueError: A text encoder has fewer layers.
@@ -116,7 +116,7 @@ def read(
     weighted: bool = False,
     clip_skip: int = 0,
 ) -> list[ClipText]:
-    """Reads words, as `read` of a `sega_jax.systems.base.TextReader`.
+    """Tokenizes and encodes words; see `read` of `sega_jax.systems.base.TextReader`.
 
     Raises:
         ValueError: A weight is not a number.
@@ -138,7 +138,7 @@ def read(
 def length(
     tokenizer: Tokenizer, words: Sequence[str], *, long_prompts: bool = False, weighted: bool = False, **rest: Any
 ) -> int:
-    """Returns the number of chunks that the longest text takes.
+    """Returns the number of chunks that the longest text needs.
 
     Raises:
         ValueError: A weight is not a number.
@@ -149,7 +149,7 @@ def length(
 
 
 def join(texts: Sequence[Any], blank: Callable[[], Any]) -> Any:
-    """Joins texts with `states` [1, tokens, channels]; shorter states are padded with chunks of the empty text."""
+    """Joins texts whose `states` are [1, tokens, channels]; shorter texts are padded with chunks of the empty text."""
     longest = max(text.states.shape[1] for text in texts)
     if all(text.states.shape[1] == longest for text in texts):
         return stacked(texts)
@@ -164,7 +164,7 @@ def join(texts: Sequence[Any], blank: Callable[[], Any]) -> Any:
 
 
 def checked_states(value: Any, kind: type[Any], tokens: int | None, channels: int, several: bool) -> Any:
-    """Returns a user's states as an array [1, tokens, channels].
+    """Returns the hidden states of a user's text as an array [1, tokens, channels].
 
     Args:
         value: An array [tokens, channels], or a text of `kind`.
@@ -173,7 +173,7 @@ def checked_states(value: Any, kind: type[Any], tokens: int | None, channels: in
         several: Whether a multiple of `tokens` is allowed.
 
     Raises:
-        TypeError, ValueError: The value is not floating-point or has another shape.
+        TypeError, ValueError: The value is not floating-point or has the wrong shape.
     """
     array = value.states[0] if isinstance(value, kind) else value
     states = floating("an embedding", array, "(tokens, channels)")
@@ -190,10 +190,10 @@ def options(config: CLIPTextConfig) -> dict[str, Any]:
 
 
 def check(models: Any, tokenizer: Tokenizer | None, value: Any) -> ClipText:
-    """Returns a user's text conditioning as a text of one row.
+    """Returns a user's text conditioning as a `ClipText` with one row.
 
     Raises:
-        TypeError, ValueError: It belongs to another family or has another shape.
+        TypeError, ValueError: The value belongs to a different family or has the wrong shape.
     """
     channels = models.unet.config.level("cross_attention_dim", 0)
     tokens = None if tokenizer is None else tokenizer.length
@@ -204,7 +204,7 @@ def tokenizer_folder(folder: Path, path: Any, kind: str = "a CLIP tokenizer") ->
     """Returns the folder of a tokenizer: the user's path, or the checkpoint's folder if the path is None.
 
     Raises:
-        TypeError: The path is of another type; the error names the expected `kind` of tokenizer.
+        TypeError: The path has the wrong type. The error names the expected `kind` of tokenizer.
     """
     if not (path is None or isinstance(path, str | os.PathLike)):
         raise TypeError(f"tokenizer={type(path).__name__} should be {kind} or its folder")
@@ -212,10 +212,10 @@ def tokenizer_folder(folder: Path, path: Any, kind: str = "a CLIP tokenizer") ->
 
 
 def tokenizer(folder: Path, models: Any, override: Any) -> Tokenizer:
-    """Returns the user's tokenizer or reads one, from the folder that the user gave or from the checkpoint's folder.
+    """Returns the user's tokenizer, or reads one from the user's folder or, without one, from the checkpoint's folder.
 
     Raises:
-        TypeError, CheckpointError: The tokenizer is of another type, or cannot be read.
+        TypeError, CheckpointError: The tokenizer has the wrong type or cannot be read.
     """
     if isinstance(override, Tokenizer):
         return override
@@ -223,7 +223,7 @@ def tokenizer(folder: Path, models: Any, override: Any) -> Tokenizer:
     return Tokenizer(tokenizer_folder(folder, override), text.max_position_embeddings, text.vocab_size)
 
 
-# The classes of transformers whose files hold a text encoder.
+# The transformers classes whose files hold a text encoder.
 CLIP_CLASSES = ("CLIPModel", "CLIPTextModel", "CLIPTextModelWithProjection")
 
 READER = TextReader(

@@ -1,4 +1,4 @@
-"""Text conditioning: the encoded texts of a call's branches, as a pytree of the family's own type.
+"""Text conditioning: the encoded texts of a call's branches, as a pytree. Each family has its own type.
 
 text = pipe.encode(["a castle", "a house"])     # ClipText(states=float32[2, 77, 768])
 pipe(text)                                      # instead of the words
@@ -22,10 +22,10 @@ _TYPE = "sega_jax_text"
 
 
 class Text:
-    """The base class of text conditioning: texts in the form that a family's network takes.
+    """The base class of text conditioning: encoded texts in the form that a family's network takes.
 
     Each field is None or an array whose first axis runs over the texts. Declare subclasses with `@conditioning`.
-    `text[i]` is one text and keeps a first axis of length 1; slices and iteration work, too.
+    `text[i]` is one text; its arrays keep a first axis of length 1. Slices and iteration work, too.
 
     Example:
         >>> import tempfile
@@ -62,7 +62,7 @@ class Text:
         return f"{type(self).__name__}({', '.join(summaries)})"
 
     def save(self, path: str | Path) -> None:
-        """Writes the texts to a safetensors file in their own dtypes, and replaces an existing file.
+        """Writes the texts to a safetensors file without changing their dtypes. An existing file is replaced.
 
         Raises:
             OSError: The file cannot be written.
@@ -75,11 +75,11 @@ class Text:
 
     @classmethod
     def load(cls: type[T], path: str | Path) -> T:
-        """Reads texts that `save` wrote.
+        """Reads texts from a file that `save` wrote.
 
         Raises:
             FileNotFoundError: The file does not exist.
-            ValueError: The file is damaged, or holds something else.
+            ValueError: The file is damaged, or does not contain texts of this class.
         """
         names = [field.name for field in dataclasses.fields(cls)]
         try:
@@ -102,7 +102,7 @@ class Text:
 
 @dataclass_transform(eq_default=False, frozen_default=True)
 def conditioning(cls: type[T]) -> type[T]:
-    """Makes a subclass of `Text` a frozen dataclass and registers it as a pytree.
+    """Turns a subclass of `Text` into a frozen dataclass and registers it as a pytree.
 
     Example:
         >>> from typing import Any
@@ -119,10 +119,10 @@ def conditioning(cls: type[T]) -> type[T]:
 
 
 def check_rows(name: str, text: Text) -> None:
-    """Checks that the arrays of a text have the same number of rows, and at least one.
+    """Checks that the arrays of a text all have the same number of rows, which must be at least one.
 
     Args:
-        name: The argument's name, for errors.
+        name: The argument's name for error messages.
 
     Raises:
         TypeError: A field is not an array, or all fields are None.

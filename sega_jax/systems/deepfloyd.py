@@ -1,6 +1,6 @@
-"""DeepFloyd-IF's first and second stage: pixels, T5 text, and a UNet that predicts the noise and its variance.
+"""The first and second stage of DeepFloyd-IF: pixel states, T5 text, and a UNet that predicts noise and variance.
 
-The second stage's UNet also takes the first stage's picture (Saharia et al. 2022).
+The UNet of the second stage also takes the first stage's picture (Saharia et al. 2022).
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ class Stage2Call(ConditionedCall):
 
 
 class Models(NamedTuple):
-    """The networks of a stage, with or without weights. Without a text encoder, prompts must be embeddings."""
+    """The networks of a stage. Without a text encoder, prompts must be embeddings."""
 
     text_encoder: T5EncoderModel | None
     unet: UNet2DConditionModel
@@ -60,7 +60,7 @@ class Models(NamedTuple):
         unet: Mapping[str, Any] | UNet2DConditionModel,
         attention: str = "xla",
     ) -> "Models":
-        """Builds networks without weights from the contents of their config.json; existing networks are kept.
+        """Builds networks, whose parameters are only shapes, from their config.json; existing networks are kept.
 
         Raises:
             ValueError: A config is not supported, or the networks do not fit each other.
@@ -89,7 +89,7 @@ def build_stage(enlarges: bool, title: str) -> Callable[..., Models]:
         models = Models.build(text_encoder, unet, attention)
         if bool(models.unet.config.class_embed_type) != enlarges:
             takes = "takes no low-resolution picture" if enlarges else "takes a low-resolution picture"
-            raise ValueError(f"the UNet {takes}, but {title} takes {'one' if enlarges else 'none'}; give its own UNet")
+            raise ValueError(f"the UNet {takes}, but {title} takes {'one' if enlarges else 'none'}; give its UNet")
         return models
 
     return build
@@ -110,22 +110,22 @@ class T5Text(Text):
 
 
 def encode(text_encoder: T5EncoderModel, tokens: jax.Array) -> T5Text:
-    """Encodes int32 token ids and their mask, [texts, 2, tokens]."""
+    """Encodes token ids and their mask, int32 [texts, 2, tokens]."""
     return T5Text(text_encoder(tokens[:, 0], tokens[:, 1]))
 
 
 def check(models: Models, tokenizer: T5Tokenizer | None, value: Any) -> T5Text:
-    """Returns a user's text conditioning as a text of one row.
+    """Returns a user's text conditioning as a `T5Text` with one row.
 
     Raises:
-        TypeError, ValueError: It belongs to another family or has another shape.
+        TypeError, ValueError: The value belongs to a different family or has the wrong shape.
     """
     tokens = None if tokenizer is None else tokenizer.length
     return T5Text(checked_states(value, T5Text, tokens, models.unet.config.text_dim, several=False))
 
 
 def sizes(models: Models) -> Sizes:
-    """Returns the picture sizes of a stage, whose states are pictures."""
+    """Returns the picture sizes of a stage. Its states are pictures."""
     net = models.unet.config
     default = net.sample_size if isinstance(net.sample_size, tuple) else (net.sample_size,) * 2
     multiple = 2 ** (len(net.block_out_channels) - 1)
@@ -167,12 +167,12 @@ def decode(_: None, x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def tokenizer(folder: Path, models: Models, override: Any) -> T5Tokenizer | None:
-    """Returns the user's tokenizer or reads one, from the folder that the user gave or from the stage's folder.
+    """Returns the user's tokenizer, or reads one from the user's folder or, without one, from the stage's folder.
 
-    Without a text encoder, only a tokenizer object from the user is returned; otherwise the result is None.
+    Without a text encoder, no tokenizer is read: the result is the user's tokenizer object, or None.
 
     Raises:
-        TypeError, CheckpointError: The tokenizer is of another type, or cannot be read.
+        TypeError, CheckpointError: The tokenizer has the wrong type or cannot be read.
     """
     if isinstance(override, T5Tokenizer):
         return override
@@ -182,7 +182,7 @@ def tokenizer(folder: Path, models: Models, override: Any) -> T5Tokenizer | None
 
 
 def extras_2(folder: Path, index: Mapping[str, Any], models: Models) -> Upscaling:
-    """Reads how noise is added to the second stage's low-resolution pictures.
+    """Reads the settings of the noise that is added to the second stage's low-resolution pictures.
 
     Raises:
         ValueError: The scheduler's config is not supported.

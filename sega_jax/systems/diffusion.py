@@ -1,4 +1,4 @@
-"""The code that families with continuous states and a UNet share: the setup of a call and the functions of a `Sampler`.
+"""The setup of a call and the functions of a `Sampler` that all families with continuous states and a UNet share.
 
 The states are latents or pixels.
 """
@@ -23,11 +23,11 @@ from sega_jax.systems.low_res import LowResCondition, noised, resized
 from sega_jax.systems.programs import INITIAL, normal
 from sega_jax.systems.sizes import shape_from, tile_side
 
-_CALL_BLOCK = 64  # a user's noise for each call is padded to a multiple of this number of calls
+_CALL_BLOCK = 64  # a user's per-call noise is padded to a multiple of this number of calls
 
 
 class DiffusionSettings(NamedTuple):
-    """The arrays in `Settings.own` of these families."""
+    """The arrays that these families keep in `Settings.own`."""
 
     eta: Any  # [rows]
     low_res: LowResCondition | None = None  # for upscalers
@@ -37,19 +37,19 @@ class DiffusionSettings(NamedTuple):
 
 
 class DiffusionStatic(NamedTuple):
-    """The compile-time options in `Static.own` of these families."""
+    """The compile-time options that these families keep in `Static.own`."""
 
     solver: str = "ddim"
     rows_at_once: int | None = None  # the number of rows that a device predicts at once; None means all
 
 
 def table(call: DiffusionCall, scheduler: Scheduler) -> Row:
-    """Returns the schedule's table of a call."""
+    """Returns the schedule's table for a call."""
     return scheduler.table(call.steps)
 
 
 def table_from_picture(call: StartingCall, scheduler: Scheduler) -> Row:
-    """Returns the schedule's table of a call, which begins later in the schedule if the call starts from a picture."""
+    """Returns the schedule's table for a call. A call that starts from a picture begins later in the schedule."""
     if call.image is None:
         return scheduler.table(call.steps)
     return scheduler.table(call.steps, STRENGTH if call.strength is None else call.strength)
@@ -73,16 +73,16 @@ def setup(
     vae: AutoencoderKL | None = None,
     tiled: bool | int = False,
 ) -> Setup:
-    """Checks the arguments of these families against the checkpoint and sets up the call.
+    """Checks a call's arguments against the checkpoint and sets up the call.
 
     Args:
         table: The schedule's table.
-        image: Pictures [1 or entries, height, width, 3] that determine the size of the result.
+        image: Pictures [1 or entries, height, width, 3] to start from or to enlarge; they determine the result's size.
         low_res: The conditioning on these pictures if they are enlarged; None if sampling starts from them.
-        image_noise: The call's argument.
-        size_conditioning: (height, width) in pixels -> [rows, 6].
-        vae: The decoder, if it can decode in tiles.
-        tiled: The call's argument.
+        image_noise: The call's argument `image_noise`.
+        size_conditioning: A function from (height, width) in pixels to an array [rows, 6], for SDXL.
+        vae: The autoencoder, if it can decode in tiles.
+        tiled: The call's argument `tiled`.
 
     Raises:
         TypeError, ValueError: An argument does not fit the checkpoint.
@@ -107,7 +107,7 @@ def setup(
         picture_noise = _noise("image_noise", image_noise, (rows, *shape), given.dtype)
     options = static(call, given.scheduler)
     if options.rows_at_once is None and given.platform == "cpu":
-        # On CPUs each row takes longer in a larger batch.
+        # On CPUs, larger batches take more time per row.
         options = options._replace(rows_at_once=1)
     tile = tile_side(vae, tiled)
     return Setup(
@@ -129,8 +129,8 @@ def _guidance_input(call: DiffusionCall, given: Given, guidance_rescale: np.ndar
     """Returns the embedded guidance scales [rows, channels] for a guidance-distilled network; None for other networks.
 
     Raises:
-        ValueError: The scale is below 1, or another argument of classifier-free guidance is given, which has no
-            effect; without `strict` the latter is a warning.
+        ValueError: The scale is below 1, or another argument of classifier-free guidance is given, although it has no
+            effect. If `strict` is false, the latter is a warning.
     """
     channels = given.models.unet.config.time_cond_proj_dim
     if not channels:
@@ -153,14 +153,14 @@ def _guidance_input(call: DiffusionCall, given: Given, guidance_rescale: np.ndar
 
 
 def per_row(name: str, value: Any, given: Given) -> np.ndarray:
-    """Returns an array [rows] from one number for all rows, or a list of one for each prompt or picture."""
+    """Returns an array [rows] from one number for all rows, or from a list with one for each prompt or picture."""
     if isinstance(value, list):
         return np.asarray(given.spread(name, value))
     return np.full(given.rows, value)
 
 
 def spread_pictures(image: np.ndarray, given: Given) -> list[np.ndarray]:
-    """Returns a picture for each row from one picture for all rows, or one for each prompt or picture."""
+    """Returns one picture per row, given one picture for all rows or one for each prompt or picture of the batch."""
     return list(image) * given.rows if len(image) == 1 else given.spread("image", list(image))
 
 
@@ -168,7 +168,7 @@ def check(call: DiffusionCall, scheduler: Scheduler, warn: Callable[[str], None]
     """Checks the arguments that depend on the scheduler.
 
     Raises:
-        ValueError: The solver does not use `eta`; without `strict` this is a warning.
+        ValueError: The solver does not use `eta`. If `strict` is false, this is a warning.
     """
     if np.any(call.eta) and scheduler.eta is None:
         message = f"eta={call.eta} applies to DDIM and TCD only, not to {scheduler.name}"
@@ -178,7 +178,7 @@ def check(call: DiffusionCall, scheduler: Scheduler, warn: Callable[[str], None]
 
 
 def defaults(scheduler: Scheduler) -> dict[str, float]:
-    """Returns the scheduler's values for arguments of a call that are None."""
+    """Returns {argument: the scheduler's default}, used for arguments that are None in the call."""
     return {"eta": scheduler.eta or 0.0}
 
 
@@ -186,8 +186,8 @@ def _check_variance(given: Given, shape: tuple[int, int, int]) -> None:
     predicts_variance = given.models.unet.config.out_channels > shape[2]
     if given.scheduler.options.get("variance_type") == "learned_range" and not predicts_variance:
         raise ValueError(
-            f"{given.scheduler.name}: variance_type='learned_range' needs a network that predicts its variance, and"
-            " this one does not; give 'fixed_small'"
+            f"{given.scheduler.name}: variance_type='learned_range' needs a network that predicts the variance, but"
+            " this network does not; give variance_type='fixed_small'"
         )
 
 
@@ -202,7 +202,7 @@ def _noise(name: str, noise: np.ndarray | None, shape: tuple[int, ...], dtype: n
     """Checks a user's noise and returns it in the loop's dtype; None stays None.
 
     Raises:
-        ValueError: The noise has another shape, or an entry is out of range.
+        ValueError: The noise has the wrong shape, or an entry is out of range.
     """
     if noise is None:
         return None
@@ -222,7 +222,7 @@ def _low_res_noise(
     """Returns a user's noise for low-resolution pictures, [rows, 1 or calls, height, width, 3].
 
     Args:
-        shape: The number of calls, and the rows, height, width and channels of the state.
+        shape: (calls, rows, height, width, channels) of the state.
     """
     fresh, shape = low_res.fresh.all(), (*shape[:-1], low_res.picture.shape[-1])
     noise = _noise("image_noise", noise, shape if fresh else shape[1:], dtype)
@@ -230,7 +230,7 @@ def _low_res_noise(
         return None
     if not fresh:
         return noise[:, None]
-    # Padding with zeros, which no call reads, lets other numbers of calls share a program.
+    # Zeros that no call reads pad the array, so that different numbers of calls share a program.
     return np.pad(np.swapaxes(noise, 0, 1), ((0, 0), (0, -len(noise) % _CALL_BLOCK), *[(0, 0)] * 3))
 
 
@@ -284,7 +284,7 @@ def denoiser(
     """Returns (x, call) -> the predictions of all branches. The UNet projects the context once for all calls.
 
     Args:
-        context: The conditioning of each branch for the UNet, arrays [rows, branches, ...].
+        context: The UNet's text conditioning: arrays [rows, branches, ...].
     """
     texts = unet.project(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), context))
     low_res = settings.own.low_res
@@ -313,15 +313,15 @@ def predict(
 ) -> Predictions:
     """Predicts all 2 + n branches of every row in one evaluation of the network.
 
-    If the network also predicts the variance, the solver takes the prompt's variance, as in diffusers; guidance
+    If the network also predicts the variance, the solver uses the prompt branch's variance, as in diffusers. Guidance
     changes only the estimate.
 
     Args:
-        low_res: An upscaler's noisy low-resolution pictures [rows, height, width, 3], as large as x, and their noise
-            levels [rows]. Only x is multiplied by the solver's `input_scale`. diffusers also multiplies DeepFloyd-IF's
-            pictures by it, but it is 1 for DeepFloyd-IF's scheduler.
+        low_res: An upscaler's noisy low-resolution pictures [rows, height, width, 3], with the height and width of x,
+            and their noise levels [rows]. Only x is multiplied by the solver's `input_scale`. diffusers also multiplies
+            the pictures by it for DeepFloyd-IF, but it is 1 for that family's scheduler.
         guidance: The embedded guidance scales [rows, channels] for networks that take them as an input. The
-            unconditional branch is then the empty text at the same scale, from which edits take their directions.
+            unconditional branch is then the empty text at the same scale, and edit directions are relative to it.
     """
     inputs = x * call.input_scale.astype(x.dtype)
     level: tuple[Any, ...] = ()
@@ -336,11 +336,11 @@ def predict(
 
 
 def in_chunks(function: Callable[..., Any], limit: int | None, x: jax.Array, *trees: Any) -> Any:
-    """Applies `function` in equal chunks of at most `limit` rows; None means all at once.
+    """Applies `function` to equal chunks of at most `limit` rows. A limit of None means all rows at once.
 
     Args:
-        function: Takes x [rows, ...] and pytrees of arrays whose first axis runs over the rows, or over the branches
-            of all rows.
+        function: A function of x [rows, ...] and of pytrees of arrays. The first axis of these arrays runs over the
+            rows, or over the branches of all rows.
     """
     rows = len(x)
     if limit is None or limit >= rows:
@@ -363,10 +363,10 @@ def check_context(net: UNetConfig, channels: int, source: str) -> None:
     """Checks that every level of a UNet attends to text with this number of channels.
 
     Args:
-        source: Where the number comes from, for errors.
+        source: The origin of the number, for the error message.
 
     Raises:
-        ValueError: A level has another `cross_attention_dim`.
+        ValueError: A level has a different `cross_attention_dim`.
     """
     for level in range(len(net.block_out_channels)):
         if (context := net.level("cross_attention_dim", level)) != channels:
@@ -374,13 +374,13 @@ def check_context(net: UNetConfig, channels: int, source: str) -> None:
 
 
 def low_res_of(call: ConditionedCall, given: Given) -> tuple[np.ndarray, LowResCondition]:
-    """Returns the pictures that a call enlarges and the conditioning on them.
+    """Returns the pictures that a call enlarges, and the conditioning on them.
 
     Raises:
-        TypeError, ValueError: There is no picture, or a noise level is out of range.
+        TypeError, ValueError: No picture is given, or a noise level is out of range.
     """
     if call.image is None:
-        raise ValueError("image=None should be the low-resolution picture to enlarge")
+        raise ValueError("image=None, but this checkpoint enlarges a picture; give the low-resolution picture as image")
     noise = given.extras.low_res_noise
     levels = per_row("noise_level", call.noise_level, given)
     for level in levels:

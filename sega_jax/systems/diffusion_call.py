@@ -1,4 +1,4 @@
-"""The arguments of families with continuous states, which are latents or pixels."""
+"""The arguments of families with continuous states (latents or pixels)."""
 
 import dataclasses
 from typing import Any
@@ -17,7 +17,7 @@ STRENGTH = 0.8  # diffusers' default
 
 @dataclasses.dataclass(frozen=True)
 class Latents(Kind):
-    """Noise as a floating-point array; the setup checks its shape."""
+    """Noise as a floating-point array. Its shape is checked when the call is set up."""
 
     noun: str = "an array [pictures, height / f, width / f, channels]"
 
@@ -49,7 +49,7 @@ class DiffusionCall(Call):
     guidance_rescale: float | Any = argument(
         0.0,
         Real(0, 1),
-        "how much of the contrast that a high guidance scale adds is removed (`sega_jax.rescale`): 0 for none, 1 for"
+        "how much of the extra contrast from a high guidance scale to remove (`sega_jax.rescale`): 0 for none, 1 for"
         " all. 0.7 suits zero-SNR checkpoints. Edits are not rescaled",
         varies="row",
         sweep=True,
@@ -58,20 +58,22 @@ class DiffusionCall(Call):
     eta: float | Any = argument(
         None,
         Real(0, 1),
-        "the share of fresh noise in each step of DDIM (default 0) and TCD (default 0.3). With another scheduler it is"
-        " an error, or is ignored with a warning if `strict` is false",
+        "the share of fresh noise in each step of DDIM (default 0) and TCD (default 0.3). Other schedulers reject it,"
+        " or ignore it with a warning if `strict` is false",
         varies="row",
         sweep=True,
         shell=True,
     )
     latents: Any = argument(
-        None, Latents(), "the initial noise; it replaces the seed's noise. f is the checkpoint's factor"
+        None,
+        Latents(),
+        "the initial noise, which replaces the seed's noise; f is the checkpoint's downsampling factor",
     )
     rows_at_once: int | None = argument(
         None,
         Integer(1),
-        "the number of pictures that a device predicts at once; lower values save memory. By default all of them, but"
-        " one at a time on CPUs, where that is faster. Results differ only by rounding",
+        "the number of pictures that a device predicts at once; lower values save memory. By default a device predicts"
+        " all its pictures at once, and a CPU one at a time, which is faster there. Results differ only by rounding",
     )
 
 
@@ -83,7 +85,7 @@ class AutoencodedCall(DiffusionCall):
         False,
         Tiles(),
         "decode large pictures in overlapping tiles, as diffusers does. This saves memory, but seams may show. A number"
-        " sets the side of a tile and must be a multiple of 4 times the checkpoint's factor",
+        " sets the side of a tile and must be a multiple of 4 times the autoencoder's downsampling factor",
         varies="program",
         sweep=True,
         shell=True,
@@ -97,7 +99,7 @@ class StartingCall(AutoencodedCall):
     image: Any = argument(
         None,
         Pictures(),
-        "the picture to start from; it must have the size of the result",
+        "the picture to start from; it must have the same size as the result",
         varies="row",
         sweep=True,
         shell=True,
@@ -106,7 +108,8 @@ class StartingCall(AutoencodedCall):
         None,
         Real(0, 1),
         "how far the result may depart from the picture to start from: only the last int(steps * strength) steps run,"
-        f" as in diffusers. By default {STRENGTH}. The warm-up and cool-down of edits count the model calls that run",
+        f" as in diffusers. The default is {STRENGTH}. The warm-up and cool-down of edits count only model calls that"
+        " run",
         sweep=True,
         shell=True,
     )
@@ -131,7 +134,7 @@ class StartingCall(AutoencodedCall):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ConditionedCall(DiffusionCall):
-    """The arguments of a call that enlarges a picture."""
+    """The arguments of a call that enlarges a low-resolution picture."""
 
     image: Any = argument(
         None, Pictures(), "the low-resolution picture to enlarge", varies="row", sweep=True, shell=True
@@ -148,7 +151,7 @@ class ConditionedCall(DiffusionCall):
     noise_anew: bool = argument(
         False,
         Flag(),
-        "draw the low-resolution picture's noise again at every model call, as the original DeepFloyd-IF code does;"
+        "draw new noise for the low-resolution picture at every model call, as the original DeepFloyd-IF code does;"
         " diffusers draws it once",
         sweep=True,
         shell=True,
@@ -156,6 +159,6 @@ class ConditionedCall(DiffusionCall):
     image_noise: Any = argument(
         None,
         Latents("an array [pictures, height / f, width / f, 3], or [calls, pictures, ...] with noise_anew"),
-        "the standard normal noise that is added to the low-resolution picture after resizing it to the state's size;"
-        " it replaces the seed's noise. f is the checkpoint's factor",
+        "the standard normal noise that is added to the low-resolution picture after it was resized to the state's"
+        " height and width. It replaces the seed's noise. f is the checkpoint's downsampling factor",
     )

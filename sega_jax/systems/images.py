@@ -1,4 +1,4 @@
-"""Reading of input pictures, which a call starts from or enlarges."""
+"""Functions that read the input pictures of a call, which it starts from or enlarges."""
 
 import os
 from pathlib import Path
@@ -15,32 +15,32 @@ from sega_jax.text.files import absolute_path, sha256
 
 
 class Pictures(Kind):
-    """Input pictures: PIL pictures, file paths or arrays."""
+    """Input pictures: Pillow images, file paths or arrays."""
 
     noun = (
-        "a PIL picture, the path of a file, or an array [height, width, 3] of uint8 or of floats in [0, 1]; or a list"
-        " of them"
+        "a Pillow image, a file path, or an array [height, width, 3] of uint8 or of floats in [0, 1]; or a list"
+        " of these"
     )
 
     metavar = "FILE"
     of_files = True
 
     def check(self, name: str, value: Any) -> np.ndarray:
-        """Returns pictures [pictures, height, width, 3] in [-1, 1], as `read` does.
+        """Returns an array [pictures, height, width, 3] in [-1, 1], as `read` does.
 
         Raises:
-            FileNotFoundError, TypeError, ValueError: As `read`.
+            FileNotFoundError, TypeError, ValueError: See `read`.
         """
         return read(value)
 
     def check_one(self, name: str, value: Any) -> str:
-        """Returns the path of a picture without reading it.
+        """Returns the path of a picture without reading the file.
 
         Raises:
             TypeError: The value is not a string.
         """
         if not isinstance(value, str):
-            raise TypeError(f"{name}={brief(value)} should be the path of a picture")
+            raise TypeError(f"{name}={brief(value)} should be the path of an image file")
         return value
 
     def files(self, value: Any) -> list[str]:
@@ -59,7 +59,7 @@ class Pictures(Kind):
         return False
 
     def parse(self, name: str, text: str) -> str:
-        """Returns the absolute path of a file after checking that it can be read as a picture."""
+        """Checks that a file can be read as a picture and returns its absolute path."""
         read(text)
         return str(Path(text).expanduser().resolve())
 
@@ -68,8 +68,8 @@ def read(image: Any) -> np.ndarray:
     """Returns pictures as an array [pictures, height, width, 3] in [-1, 1], in float32 or the array's wider dtype.
 
     Args:
-        image: A PIL picture, the path of a file, an array [height, width, 3] of uint8 or of floats in [0, 1], or
-            several of these as a list, a tuple or an array [pictures, height, width, 3].
+        image: A Pillow image, a file path, or an array [height, width, 3] of uint8 or of floats in [0, 1]. Several
+            pictures are given as a list, a tuple or an array [pictures, height, width, 3].
 
     Raises:
         FileNotFoundError: A file does not exist.
@@ -97,20 +97,20 @@ def _open(path: Path) -> Image.Image:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Converts a Pillow picture of any mode to RGB as viewers show it.
+    """Converts a Pillow image of any mode to RGB, as image viewers show it.
 
-    The picture is turned upright, white replaces transparency, and only the first frame of an animation is used. 16-bit
-    grey is scaled to 8 bits. The modes "I" and "F" have no fixed range: white is the smallest of 1 ("F" only), 255 and
-    65535 that is not below any value.
+    The picture is rotated as its EXIF orientation says, transparency becomes white, and only the first frame of an
+    animation is used. 16-bit grey is scaled to 8 bits. The modes "I" and "F" have no fixed range: their white level is
+    the smallest of 1 ("F" only), 255 and 65535 that no pixel exceeds.
 
     Raises:
-        ValueError: The values of such a mode are out of range, or are not finite.
+        ValueError: The pixels of a grey picture are out of range or not finite.
     """
     if getattr(image, "n_frames", 1) > 1:
         position = image.tell()
         image.seek(0)
         image, animation = image.copy(), image
-        animation.seek(position)  # leave the user's picture as it was
+        animation.seek(position)  # the user's image must not change
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         image = Image.fromarray(_grey(np.asarray(image).astype(np.float64), image.mode))
@@ -118,7 +118,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
         to_rgb = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
         image = ImageCms.applyTransform(image, to_rgb) or image
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
-        # Pillow converts "La" to "RGBA" only by way of "LA".
+        # Pillow cannot convert "La" to "RGBA" directly, only through "LA".
         image = image.convert("LA") if image.mode == "La" else image
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -127,14 +127,14 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _grey(values: np.ndarray, mode: str) -> np.ndarray:
-    """Scales the values of a grey picture to uint8."""
+    """Scales the pixels of a grey picture to uint8."""
     if not np.isfinite(values).all():
         raise ValueError(f"a picture of mode {mode} has NaN or infinite values")
     limits = [65535] if ";16" in mode else [1, 255, 65535] if mode == "F" else [255, 65535]
     limit = next((one for one in limits if values.max(initial=0) <= one), None)
     if limit is None or values.min(initial=0) < 0:
         raise ValueError(
-            f"a picture of mode {mode} has values from {values.min():g} to {values.max():g}, expected from 0 to"
+            f"a picture of mode {mode} has values from {values.min():g} to {values.max():g}, expected 0 to"
             f" {limits[-1]}; scale it to 8 bits"
         )
     return np.round(values * (255 / limit)).astype(np.uint8)
@@ -151,12 +151,12 @@ def _as_array(picture: Any) -> np.ndarray:
         array = np.asarray(None)
     if array.dtype != np.uint8 and not is_floating(array.dtype):
         raise TypeError(
-            f"image={brief(picture)} should be a PIL picture, the path of a picture, or an array (height, width, 3) of"
-            " uint8 or of floats in [0, 1]"
+            f"image={brief(picture)} should be a Pillow image, the path of an image file, or an array (height, width,"
+            " 3) of uint8 or of floats in [0, 1]"
         )
     if array.ndim != 3 or array.shape[2] != 3 or not array.size:
         hint = "; move the channels to the last axis" if array.ndim == 3 and array.shape[0] == 3 else ""
-        raise ValueError(f"image has shape {array.shape}, expected (height, width, 3), or several such pictures{hint}")
+        raise ValueError(f"image has shape {array.shape}, expected (height, width, 3) or a list of such arrays{hint}")
     if array.dtype == np.uint8:
         return array.astype(np.float32) / 127.5 - 1
     if not is_finite(array):

@@ -1,4 +1,4 @@
-"""Latent states of an autoencoder: encoding, decoding and sizes."""
+"""Encoding, decoding and sizes for families whose states are latents of an autoencoder."""
 
 from typing import Any
 
@@ -15,8 +15,8 @@ from sega_jax.systems.programs import POSTERIOR, normal
 def encode_image(vae: AutoencoderKL, key: jax.Array, pictures: jax.Array, noise: Any = None) -> jax.Array:
     """Encodes pictures [rows, height, width, 3] in [-1, 1] to normalised latents [rows, ...].
 
-    As in diffusers, the latents are drawn from the encoder's normal distribution: with standard normal `noise` of the
-    latents' shape, or from the rows' keys if `noise` is None.
+    As in diffusers, the latents are sampled from the encoder's normal distribution. The standard normal `noise` for
+    this has the shape of the latents; None draws it from the rows' keys.
     """
     mean, logvar = jax.lax.map(lambda one: tuple(part[0] for part in vae.encode(one[None])), pictures)
     mean, logvar = (part.astype(at_least_float32(part.dtype)) for part in (mean, logvar))
@@ -29,13 +29,13 @@ def decode_latents(vae: AutoencoderKL, latents: jax.Array, *, tile: int | None =
     """Decodes latents [rows, ...] to pictures in [0, 1], optionally in tiles.
 
     Args:
-        tile: The side of a tile in positions of the latents; None decodes each picture at once.
+        tile: The side of a tile in latent positions; None decodes each picture without tiles.
 
     Returns:
         Pictures [rows, height, width, 3] in float32 or wider, and bool [rows]: whether each row's latents and picture
         are finite.
     """
-    # Pictures are decoded one by one, because a decoder's activations are far larger than its picture.
+    # Pictures are decoded one at a time, because a decoder's activations are far larger than its picture.
     mean, std = _statistics(vae, latents.dtype)
     image = jax.lax.map(lambda one: vae.decode(one[None], tile)[0], latents * std / vae.config.scaling_factor + mean)
     image = image.astype(at_least_float32(image.dtype))
@@ -44,7 +44,7 @@ def decode_latents(vae: AutoencoderKL, latents: jax.Array, *, tile: int | None =
 
 
 def _statistics(vae: AutoencoderKL, dtype: Any) -> tuple[Any, Any]:
-    """Returns the mean and standard deviation of an autoencoder's latents, for each channel or as two numbers."""
+    """Returns the mean and standard deviation of an autoencoder's latents: per-channel arrays, or (0, 1) by default."""
     c = vae.config
     if not c.latents_mean:
         return 0.0, 1.0
@@ -59,7 +59,7 @@ def latent_sizes(net: UNetConfig, auto: AutoencoderConfig) -> Sizes:
 
 
 def check_channels(net: UNetConfig, auto: AutoencoderConfig, more: int = 0) -> None:
-    """Checks that a UNet maps an autoencoder's latents and `more` further channels to latents.
+    """Checks that a UNet takes an autoencoder's latents plus `more` further channels, and returns latents.
 
     Raises:
         ValueError: The numbers of channels do not match.

@@ -1,11 +1,11 @@
-"""Recognition of the checkpoints that a LoRA was trained for, by the names and sizes of its layers."""
+"""Rules that recognise the family for which a LoRA was trained by the names and sizes of its layers."""
 
 import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-# (outputs, inputs) of the weights that a file changes, or () if unknown, by the layers' names in the file with dots
-# replaced by underscores.
+# {layer name: (outputs, inputs)} of the weights that a file changes; () if the size is unknown. The layer names are
+# those of the file with dots replaced by underscores.
 Sizes = Mapping[str, tuple[int, ...]]
 
 
@@ -17,14 +17,14 @@ class LoraKind(NamedTuple):
 
 
 def attends_to(width: int) -> Callable[[Sizes], bool]:
-    """Returns a test for Stable Diffusion's UNets: attention to text of this width, with a multiple of 320 channels."""
+    """Returns a test for Stable Diffusion's UNets: a multiple of 320 channels, and attention to text of this width."""
     return lambda sizes: any(
         size[1:2] == (width,) and size[0] % 320 == 0 for name, size in sizes.items() if re.search(_ATTENTION, name)
     )
 
 
 def has(pattern: str, width: int | None = None) -> Callable[[Sizes], bool]:
-    """Returns a test for a layer whose name matches the pattern and, if `width` is given, that has `width` inputs."""
+    """Returns a test for a layer whose name matches the pattern and that, if `width` is given, has `width` inputs."""
     return lambda sizes: any(
         width is None or size[1:2] == (width,) for name, size in sizes.items() if re.search(pattern, name)
     )

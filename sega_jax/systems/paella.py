@@ -1,7 +1,7 @@
 """Paella, version 3: a grid of tokens, ByT5 and CLIP text, and a network that predicts logits.
 
-Source: Rampas et al. 2022, arXiv 2211.07292. Guidance changes the logits [rows, height, width, labels] before they are
-divided by the temperature.
+Source: Rampas et al. 2022, arXiv 2211.07292. Guidance is applied to the logits [rows, height, width, labels] before
+they are divided by the temperature.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -39,15 +39,15 @@ from sega_jax.systems.paella_call import RENOISED, PaellaCall
 from sega_jax.systems.programs import INITIAL
 from sega_jax.systems.sizes import state_shape
 
-_MAX_LOGITS = 2**32  # bytes of recorded or replayed logits for each device
-_CHUNK = 64  # calls that are recorded at once; replayed records are padded to a multiple of it
+_MAX_LOGITS = 2**32  # the maximum size of recorded or replayed logits per device, in bytes
+_CHUNK = 64  # the number of calls recorded at once; replayed records are padded to a multiple of it
 
 
 class Models(NamedTuple):
-    """The networks of a checkpoint, with or without weights.
+    """The networks of a checkpoint.
 
-    Words cannot be read without ByT5. The denoiser gets no text embedding without CLIP, and no picture embedding for
-    the prompt without the prior.
+    Without ByT5, words cannot be encoded. Without CLIP, the denoiser gets no CLIP text embedding, and without the prior
+    no picture embedding for the prompt.
     """
 
     byt5: T5EncoderModel | None
@@ -66,7 +66,7 @@ class Models(NamedTuple):
         vqgan: Mapping[str, Any] | VQModel,
         attention: str = "xla",
     ) -> "Models":
-        """Builds networks without weights from the contents of their config.json; existing networks are kept.
+        """Builds networks, whose parameters are only shapes, from their config.json; existing networks are kept.
 
         Raises:
             ValueError: A config is not supported, or the networks do not fit each other.
@@ -90,7 +90,7 @@ class Models(NamedTuple):
             if size != expected:
                 raise ValueError(f"Paella's {name} {size} is not the {other} {expected}; take both from one checkpoint")
         if models.prior is not None and models.clip is None:
-            raise ValueError("the prior needs CLIP's text embeddings, but there is no clip; leave out the prior, too")
+            raise ValueError("the prior needs CLIP's text embeddings, but clip is missing; leave out the prior, too")
         return models
 
 
@@ -102,22 +102,22 @@ class Predictor(NamedTuple):
 
 
 class PaellaStatic(NamedTuple):
-    """Paella's compile-time options in `Static.own`."""
+    """The compile-time options that Paella keeps in `Static.own`."""
 
     choice: str = "sample"
     centred: bool = False
 
 
 class PaellaSettings(NamedTuple):
-    """Paella's arrays in `Settings.own`."""
+    """The arrays that Paella keeps in `Settings.own`."""
 
     influence: Any  # [rows, 2], applies to the prompt only
 
 
 def table(call: PaellaCall, scheduler: None = None) -> Row:
-    """Returns the schedule's table of a call."""
+    """Returns the schedule's table for a call."""
     del scheduler
-    assert isinstance(call.temperature, tuple)  # checking the call turns a number into a pair
+    assert isinstance(call.temperature, tuple)  # the check of the call converts a number to a pair
     renoise_steps = int(call.steps * RENOISED) if call.renoise_steps is None else call.renoise_steps
     return renoising(call.steps, renoise_steps=renoise_steps, temperature=call.temperature)
 
@@ -129,7 +129,7 @@ def static(call: PaellaCall, scheduler: None = None) -> PaellaStatic:
 
 
 def sizes(models: Models) -> Sizes:
-    """Returns the picture sizes of a checkpoint. The state is a grid of tokens; `channels` counts the logits."""
+    """Returns the picture sizes of a checkpoint. The state is a grid of tokens; `channels` is the number of labels."""
     net, factor = models.denoiser.config, models.vqgan.config.factor
     return Sizes(net.num_labels, factor, factor * net.factor, (factor * net.sample_size,) * 2)
 
@@ -143,13 +143,13 @@ def setup(call: PaellaCall, given: Given) -> Setup:
     shape = state_shape(sizes(given.models), call.height, call.width)
     if call.record:
         _check_memory("record=True", _CHUNK * (3 + given.n + call.record_noise), shape, given)
-    if call.replay is not None and call.replay.ndim == 5:  # the batch rejects other shapes
+    if call.replay is not None and call.replay.ndim == 5:  # other shapes are rejected when the batch is built
         _check_memory("replay", -(-call.replay.shape[1] // _CHUNK) * _CHUNK, shape, given)
     words = all(isinstance(text, str) for text in given.texts)
     if call.influence != (1, 1) and (given.models.prior is None or not words):
         raise ValueError(
             f"influence={call.influence} needs the picture embedding that a prior draws for a prompt in words; give (1,"
-            " 1) for a checkpoint without a prior or for a prompt of states"
+            " 1) for a checkpoint without a prior, or if a prompt is text conditioning"
         )
     return Setup(
         shape=shape,
@@ -161,12 +161,16 @@ def setup(call: PaellaCall, given: Given) -> Setup:
 
 
 def _check_memory(what: str, grids: int, shape: tuple[int, int, int], given: Given) -> None:
-    """Rejects a call whose logits, of this number of grids for each row, exceed the limit for each device."""
+    """Raises ValueError if this number of logit grids per row exceeds the devices' memory limit.
+
+    Args:
+        what: The argument that needs them, for the error message.
+    """
     size = grids * given.rows * int(np.prod(shape)) * given.dtype.itemsize
     if size > _MAX_LOGITS * given.devices:
         raise ValueError(
-            f"{what} would hold {size / 2**30:,.0f} GiB of logits, and the limit for each device is"
-            f" {_MAX_LOGITS / 2**30:.0f} GiB; make smaller or fewer pictures at once"
+            f"{what} would hold {size / 2**30:,.0f} GiB of logits, but the limit is"
+            f" {_MAX_LOGITS / 2**30:.0f} GiB per device; make smaller or fewer pictures at once"
         )
 
 
@@ -208,7 +212,7 @@ def denoiser(
 
 
 def solver(predictor: Predictor | None, settings: Settings, own: PaellaStatic) -> Solver:
-    """Returns the solver; without a predictor, one of which only `init` is used."""
+    """Returns the solver. Without a predictor, only its `init` may be used."""
     del settings
     if predictor is None:
         return mark_broken_rows(renoise(choice="argmax"))
@@ -226,16 +230,16 @@ def draw(predictor: Predictor, settings: Settings, x: jax.Array) -> Callable:
 
 
 def chances(key: jax.Array, call: jax.Array, shape: tuple[int, ...], dtype: Any) -> Chances:
-    """Draws the random numbers of a call from typed keys [rows], for logits of this shape in every row."""
+    """Draws the random numbers of a call from typed keys [rows]; `shape` is the shape of each row's logits."""
     keys = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(k, call)))(key)
     gumbel = jax.vmap(lambda k: jax.random.gumbel(k, shape, dtype))(keys[:, 0])
     return Chances(gumbel, jax.vmap(lambda k: jax.random.uniform(k, shape[:-1], dtype))(keys[:, 1]))
 
 
 def condition(net: Paella, text: paella_text.PaellaText, influence: Any) -> Condition:
-    """Returns the condition of all branches, [rows * branches, ...], with the branches of a row next to each other.
+    """Returns the condition of all branches, [rows * branches, ...]; the branches of a row are adjacent.
 
-    Only the prompt has a picture embedding and the call's influence.
+    The picture embedding and the call's influence apply only to the prompt's branch.
     """
     rows, branches = text.mask.shape[:2]
     prompt = (jnp.arange(branches) == 1)[None]
@@ -262,8 +266,8 @@ def predict(
     """Predicts the logits of all 2 + n branches of every row in one evaluation of the network.
 
     Args:
-        centred: Whether to subtract the mean over the labels at each position. This does not change which tokens a
-            prediction draws, but it changes the magnitudes that semantic guidance compares with its threshold.
+        centred: Whether to subtract the mean over the labels at each position. This does not change the tokens that are
+            drawn, but it changes the magnitudes that semantic guidance compares with its threshold.
     """
     level = jnp.broadcast_to(call.timestep.astype(jnp.float32), (len(x) * branches,))
     logits = net(jnp.repeat(x, branches, 0), level, texts)
@@ -287,7 +291,7 @@ def decode(vqgan: VQModel, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def mark_broken_rows(solver: Solver) -> Solver:
-    """Sets all tokens of a row to -1 from the first non-finite logits on, because integer tokens cannot be NaN."""
+    """Returns a solver that sets all tokens of a row to -1 once its logits are not finite (integers cannot be NaN)."""
 
     def update(x, state, estimate, aux, call, draw):
         after, state = solver.update(x, state, estimate, aux, call, draw)

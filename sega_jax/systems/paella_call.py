@@ -37,7 +37,7 @@ class NotNegative(Real):
 
 
 class TokenGrid(Kind):
-    """A grid of tokens; the setup checks its shape."""
+    """A grid of tokens. Its shape is checked when the call is set up."""
 
     noun = "integers [pictures, height / f, width / f]"
 
@@ -50,9 +50,9 @@ class TokenGrid(Kind):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class PaellaCall(Call):
-    """The arguments of a call of Paella, with the defaults of the published inference scripts.
+    """The arguments of a Paella call, with the defaults of the published inference scripts.
 
-    The authors' own code for semantic guidance of Paella adds s (e - u) after the warm-up. Edits with threshold=0 and
+    The authors' own code for semantic guidance in Paella adds s (e - u) after the warm-up. Edits with threshold=0 and
     momentum_scale=0 do the same.
     """
 
@@ -61,22 +61,22 @@ class PaellaCall(Call):
     renoise_steps: int | None = argument(
         None,
         Integer(0),
-        "how many of the first steps renoise tokens; by default 13/16 of all steps",
+        "the number of steps, from the first on, that renoise tokens; by default 13/16 of all steps",
         sweep=True,
         shell=True,
     )
     temperature: float | tuple[float, float] = argument(
         TEMPERATURE,
         Pair(Positive(), "a number, or two", alone=True),
-        "the temperature of the logits at the first and at the last step, linear in between",
+        "the temperature of the logits at the first and the last step; it changes linearly in between",
         sweep=True,
         shell=True,
     )
     choice: str = argument(
         CHOICES[0],
         Choice(*CHOICES),
-        'how to choose tokens: "sample" draws them, "argmax" takes the likeliest, and "nearest" takes the token whose'
-        " codebook entry is nearest to the expected entry",
+        'how to choose tokens: "sample" draws them, "argmax" takes the most likely one, and "nearest" takes the one'
+        " whose codebook entry is nearest to the expected entry",
         varies="program",
         sweep=True,
         shell=True,
@@ -84,7 +84,7 @@ class PaellaCall(Call):
     influence: tuple[float, float] | float = argument(
         (1.0, 1.0),
         Pair(NotNegative(), "a number, or two", alone=True),
-        "two factors that scale the attention to the prompt, meant for its text and for its picture embedding (see"
+        "two factors that scale the attention to the prompt: one for its text and one for its picture embedding (see"
         " `sega_jax.nn.paella.Paella.condition`). The published scripts use (1.2, 0.4), the published sampler (1, 1)."
         " Values other than (1, 1) need a prior and a prompt in words",
         sweep=True,
@@ -93,7 +93,7 @@ class PaellaCall(Call):
     centred: bool = argument(
         False,
         Flag(),
-        "subtract the mean over the vocabulary from the logits, which affects only the thresholds of edits",
+        "subtract the mean over the vocabulary from the logits; this affects only the thresholds of edits",
         varies="program",
         sweep=True,
         shell=True,
@@ -107,9 +107,11 @@ class PaellaCall(Call):
             "a pair of arrays, standard Gumbel noise [calls, pictures, height / f, width / f, labels] and uniform"
             " numbers in [0, 1) [calls, pictures, height / f, width / f]"
         ),
-        help="the random numbers that choose and renoise tokens at every model call; they replace the seed's",
+        help="the random numbers that choose and renoise tokens at every model call; they replace those of the seed",
     )
-    tokens: Any = argument(None, TokenGrid(), "the tokens to start from and to renoise with; they replace the seed's")
+    tokens: Any = argument(
+        None, TokenGrid(), "the tokens to start from and to renoise with; they replace those of the seed"
+    )
     output: str = changed(Call, "output", "pil", kind=Choice(*PICTURES, "tokens"))
 
     def check_together(self) -> None:

@@ -1,4 +1,4 @@
-"""Paella's text conditioning: ByT5 states, a CLIP text embedding, and a picture embedding that the prior draws."""
+"""Paella's text conditioning: ByT5's hidden states, a CLIP text embedding, and a picture embedding from the prior."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -29,11 +29,11 @@ class PaellaText(Text):
         PaellaText(byt5=float32[1, 5, 2560], mask=bool[1, 5], clip=None, has_clip=bool[1], image=None)
     """
 
-    byt5: Any  # [texts, bytes, channels]
+    byt5: Any  # hidden states [texts, bytes, channels]
     mask: Any  # bool [texts, bytes], False for padding
     clip: Any  # [texts, channels], the CLIP embeddings; None if no text has one
     has_clip: Any  # bool [texts]
-    image: Any = None  # [texts, channels], the picture embeddings, which only the prompt's branch uses; or None
+    image: Any = None  # [texts, channels], the picture embeddings (only the prompt's branch uses them); or None
 
 
 class Ids(NamedTuple):
@@ -53,7 +53,7 @@ def encode(networks: tuple[Any, Any], ids: Ids) -> PaellaText:
     if clip is not None and ids.clip is None:
         raise ValueError(
             "the models include CLIP, but the pipeline has no CLIP tokenizer; give another Paella pipeline's tokenizer"
-            " (pipe.tokenizer), or leave out clip and prior"
+            " (pipe.tokenizer), or leave out clip and the prior"
         )
     states = byt5(ids.byt5[:, 0], ids.byt5[:, 1])
     embedding = None if clip is None else clip(ids.clip)
@@ -63,7 +63,7 @@ def encode(networks: tuple[Any, Any], ids: Ids) -> PaellaText:
 def read(
     words: Sequence[str], tokenizer: tuple[Any, Any], encode: Encode, warn: Callable[[str], None]
 ) -> list[PaellaText]:
-    """Reads words; each text keeps its own length without padding."""
+    """Tokenizes and encodes words; each text keeps its own length without padding."""
     byt5, clip = tokenizer
     ids = Ids(byt5(words, warn=warn), None if clip is None else clip(words, warn=warn))
     texts = []
@@ -74,19 +74,19 @@ def read(
 
 
 def check(models: Any, tokenizer: Any, value: Any) -> PaellaText:
-    """Returns a user's text conditioning as a text of one row.
+    """Returns a user's text conditioning as a `PaellaText` with one row.
 
     Args:
-        value: A `PaellaText`, or an array of ByT5 states [bytes, channels] for a text without a CLIP embedding.
+        value: A `PaellaText`, or ByT5's hidden states [bytes, channels] for a text without a CLIP embedding.
 
     Raises:
-        TypeError, ValueError: It belongs to another family or has another shape.
+        TypeError, ValueError: The value belongs to a different family or has the wrong shape.
     """
     width = models.denoiser.config.byt5_embd
     is_text = isinstance(value, PaellaText)
     states = floating("an embedding", value.byt5[0] if is_text else value, "(bytes, channels)")
     if states.ndim != 2 or states.shape[1] != width or not len(states):
-        raise ValueError(f"an embedding has shape {states.shape}, expected (bytes, {width}), the states of ByT5")
+        raise ValueError(f"an embedding has shape {states.shape}, expected (bytes, {width}), ByT5's hidden states")
     if is_text:
         return value
     return PaellaText(states[None], np.ones((1, len(states)), bool), None, np.zeros(1, bool))
@@ -112,9 +112,10 @@ def join(texts: Sequence[PaellaText], blank: Callable[[], PaellaText]) -> Paella
 
 
 def sample_prior(prior: PriorModel, text: PaellaText, key: jax.Array) -> PaellaText:
-    """Adds picture embeddings for the prompts, drawn with the key of each row, to a text [rows, branches, ...].
+    """Adds picture embeddings of the prompts to a text [rows, branches, ...], drawn with each row's key.
 
-    All branches get the embedding, but only the prompt's branch uses it. A text without CLIP embeddings is unchanged.
+    All branches get the embedding, but only the prompt's branch uses it. A text without CLIP embeddings does not
+    change.
     """
     if text.clip is None:
         return text
@@ -125,9 +126,9 @@ def sample_prior(prior: PriorModel, text: PaellaText, key: jax.Array) -> PaellaT
 
 
 def tokenizer(folder: Path, models: Any, override: Any) -> tuple[ByteTokenizer | None, Tokenizer | None]:
-    """Returns the tokenizers of ByT5, which needs no files, and of CLIP; None for missing networks.
+    """Returns the tokenizers of ByT5 and CLIP; None stands for a missing network. ByT5's tokenizer needs no files.
 
-    A user's pair of tokenizers is returned as it is.
+    A user's pair of tokenizers is returned unchanged.
 
     Raises:
         TypeError: The user's tokenizer is not a pair.

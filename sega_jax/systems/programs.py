@@ -1,7 +1,7 @@
-"""The compiled programs that all families share: `start`, `advance` and `fork`, and their composition, `generate`.
+"""The compiled programs that all families share: `start`, `advance` and `fork`, and the end-to-end `generate`.
 
-Each is a pure function of one device's share of the rows and calls the functions of a family's `Sampler`. `generate` is
-for research, gradients and export.
+Each is a pure function that runs on one device's share of the rows and calls the functions of a family's `Sampler`.
+`generate` is meant for research, gradients and export.
 """
 
 from collections.abc import Callable, Hashable, Mapping
@@ -19,9 +19,9 @@ from sega_jax.method.sample import Carry, nothing, sample
 from sega_jax.method.solvers import Solver
 from sega_jax.systems.base import Record, Sampler, Settings, Static, System
 
-# The numbers that are folded into a row's key for its initial noise, a low-resolution picture's noise, the latents of a
-# picture to start from, and a prior. The noise of call i folds in i. The last two numbers are equal and must stay so,
-# because the noise of existing seeds depends on them; therefore no family may use both.
+# These numbers are folded into a row's key for the initial noise, a low-resolution picture's noise, the latents of a
+# picture to start from, and a prior. For the noise of call i, i is folded in. The last two numbers are equal and must
+# stay equal, because the noise of existing seeds depends on them. Therefore no family may use both.
 INITIAL, LOW_RES, POSTERIOR, PRIOR = 2**32 - 1, 2**32 - 2, 2**32 - 3, 2**32 - 3
 
 
@@ -41,13 +41,13 @@ def start(
 
     Args:
         x: The initial state or noise; None draws it.
-        scale: The table's `initial_scale`, or its share of noise if sampling starts from pictures.
+        scale: The table's `initial_scale`, or its first share of noise if sampling starts from pictures.
         clean: The encoded pictures to start from, [rows, *shape], or None.
         signal: The share of `clean` at the first call.
         shape: The shape of a row's predictions.
     """
     x = sampler.initial(settings, x, scale, clean, signal, shape=shape, dtype=dtype)
-    # The guidance rules only need the shapes of predictions here.
+    # At this point, the guidance rules need only the shapes of the predictions.
     branch: Any = jax.ShapeDtypeStruct((len(x), *shape), dtype)
     concepts: Any = jax.ShapeDtypeStruct((len(x), settings.n, *shape), dtype)
     preds = Predictions(branch, branch, concepts)
@@ -65,17 +65,17 @@ def advance(
     static: Static,
     concepts: int | None = None,
 ) -> tuple[Carry, Record | None]:
-    """Runs the calls of a chunk of the schedule. Values that depend only on the text are computed once for all calls.
+    """Runs the calls of a chunk of the schedule. Whatever depends only on the text is computed once for all calls.
 
     Args:
         text: The family's text conditioning, [rows, 2 + n, ...].
         carry: The carry from `start` or from the previous chunk.
-        table: Lines of the schedule's table, some of which may be padding.
+        table: Lines of the schedule's table; some may be padding.
         concepts: The number of leading concepts to predict; the others must have no effect on these calls
             (`sega_jax.pipelines.execution.active_concepts`). None predicts all n.
 
     Returns:
-        The carry after the chunk, and the record of its calls [rows, calls, ...], or None without `static.record`.
+        The carry after the chunk, and the record of its calls [rows, calls, ...] (None without `static.record`).
     """
     branches = slice(None if concepts is None else 2 + concepts)
     text = jax.tree.map(lambda leaf: leaf[:, branches], text)
@@ -101,7 +101,7 @@ def advance(
 
 
 def given_noise(noise: Any) -> Callable:
-    """Returns (call, shape) -> the noise of a call from arrays [rows, calls, ...]."""
+    """Returns (call, shape) -> the noise of a call, taken from arrays [rows, calls, ...]."""
 
     def draw(call, shape):
         del shape
@@ -120,13 +120,13 @@ def fork(
     sampler: Sampler,
     static: Static,
 ) -> Carry:
-    """Returns the carry of rows that continue from a shared prefix, with the momentum of each row's own edits.
+    """Returns the carry of rows that continue from a shared prefix; the momentum is computed for each row's own edits.
 
     Args:
         x: The states [rows, ...].
         solver: The solver's state, with the rows as first axis of every array.
         calls: The number of model calls in the prefix.
-        past: The predictions of these calls, [rows, calls or more, ...] in float32.
+        past: The predictions of these calls, [rows, at least `calls`, ...] in float32.
     """
     rule = guidance(settings, static)
     past = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), past)
@@ -152,13 +152,13 @@ def row_axes(solver: Solver, x: Any) -> Any:
 
 
 def complete(preds: Predictions, settings: Settings) -> Predictions:
-    """Fills in concepts that were not predicted with the unconditional prediction, whose edit direction is zero."""
+    """Gives concepts that were not predicted the unconditional prediction, so that their edit direction is zero."""
     missing = settings.n - preds.edits.shape[1]
     return preds._replace(edits=jnp.concatenate([preds.edits, jnp.repeat(preds.uncond[:, None], missing, 1)], 1))
 
 
 def guidance(settings: Settings, static: Static) -> optax.GradientTransformation:
-    """Returns the chain of guidance rules that the settings ask for.
+    """Returns the chain of guidance rules that the settings enable.
 
     The order is classifier-free guidance, rescaling, semantic guidance, replayed guidance.
     """
@@ -173,14 +173,14 @@ def guidance(settings: Settings, static: Static) -> optax.GradientTransformation
 
 
 def recorder(settings: Settings, static: Static) -> Callable[..., Record | None]:
-    """Returns the `keep` function of `sample`, which makes a record of each call if `static.record` is set."""
+    """Returns the `keep` function for `sample`, which records each call if `static.record` is set."""
 
     def keep(x, preds, guided, state):
         uncond, cond, edits = (p.astype(at_least_float32(p.dtype)) for p in preds[:3])
         added = jnp.zeros_like(uncond)
         if settings.edits is None:
             return Record(added, uncond, cond, None)
-        # This applies semantic guidance again, to zero. The compiler merges it with the first computation.
+        # This applies semantic guidance to zero to isolate its contribution. The compiler merges the two computations.
         sega_state = next(link for link in state if isinstance(link, SegaState))
         added, _ = _sega(settings, static).update(added, sega_state, preds)
         return Record(added, uncond, cond, edits)
@@ -234,14 +234,14 @@ def generate(
         table: The table of the family's schedule.
         x: The initial state or noise; None draws it.
         picture: Pictures to start from, [rows, height, width, 3] in [-1, 1], if the family supports this; or None.
-        picture_noise: The standard normal noise for drawing their latents, [rows, *shape]; None draws it.
-        text: The family's text conditioning of the first branches, [rows, branches, ...]; `ids` then holds the other
-            branches, or is None if there are none.
-        shape: Height, width and channels of a row's predictions.
-        decode: Static arguments of the family's `decode`.
+        picture_noise: Standard normal noise [rows, *shape] for sampling the pictures' latents; None draws it.
+        text: The family's text conditioning for the first branches, [rows, branches, ...]; `ids` then holds the
+            remaining branches, or is None if there are none.
+        shape: The height, width and channels of a row's predictions.
+        decode: Static arguments for the family's `decode`.
 
     Returns:
-        Pictures [rows, height, width, 3] in [0, 1], float32 or wider, which no safety checker has examined.
+        Pictures [rows, height, width, 3] in [0, 1], float32 or wider. No safety checker examines them.
     """
     sampler = system.sampler
     text = _branches(system, models, ids, text, settings.key)
@@ -259,7 +259,7 @@ def generate(
 
 
 def _branches(system: System, models: Any, ids: Any, text: Any, key: jax.Array) -> Any:
-    """Returns the text conditioning of all branches: `text` for the first ones, and encoded `ids` for the others."""
+    """Returns the text conditioning of all branches: `text` for the first ones, and the encoded `ids` for the rest."""
     reader = system.text
     if ids is not None:
         rows = len(jax.tree.leaves(ids)[0])

@@ -1,4 +1,4 @@
-"""The registry of families, and the recognition of the family of a checkpoint.
+"""The registry of families, which also recognises the family of a checkpoint.
 
 Other packages add families with `register`, or with an entry point in the group `sega_jax.systems` that names a
 `System`:
@@ -43,7 +43,7 @@ _installed_are_known = False
 def register(system: System) -> System:
     """Registers a family and returns it; a family with the same name is replaced.
 
-    When a checkpoint is loaded, families that were registered later are asked first whether they recognise it.
+    When a checkpoint is loaded, the families' `recognise` functions are tried in order, the last registered one first.
 
     Raises:
         TypeError: The value is not a `System`, or one of its parts has the wrong type.
@@ -57,7 +57,7 @@ def register(system: System) -> System:
         'Stable Diffusion 1.x or 2.x'
     """
     if not isinstance(system, System):
-        raise TypeError(f"register({brief(system)}) needs a sega_jax.System")
+        raise TypeError(f"register got {brief(system)}, expected a sega_jax.System")
     for name, kind in {
         "name": str,
         "title": str,
@@ -71,7 +71,7 @@ def register(system: System) -> System:
         raise TypeError(
             f"the family {system.name}'s call={brief(system.call)} should be a dataclass, a subclass of Call"
         )
-    systems()  # registers installed families first, so that this family replaces one of the same name
+    systems()  # registers installed families first, so that this family replaces an installed one of the same name
     _registered.pop(system.name, None)
     _registered[system.name] = system
     return system
@@ -83,14 +83,14 @@ def unregister(name: str) -> None:
 
 
 def systems() -> Mapping[str, System]:
-    """Returns all families by name: built-in ones, installed packages' ones, and registered ones."""
+    """Returns {name: family} for all families: built-in, from installed packages, and registered."""
     global _installed_are_known
     if not _installed_are_known:
         _installed_are_known = True
         for entry in importlib.metadata.entry_points(group=GROUP):
             try:
                 register(entry.load())
-            except Exception as error:  # a broken package should not affect users of other families
+            except Exception as error:  # a broken package must not affect the other families
                 warnings.warn(f"the family {entry.name} ({entry.value}) cannot be loaded: {error}", stacklevel=2)
     return {system.name: system for system in _BUILT_IN} | _registered
 
@@ -113,15 +113,15 @@ def starting_systems() -> list[System]:
 
 
 def recognise(folder: Path, given: Collection[str] = ()) -> System:
-    """Returns the family of the checkpoint in a folder, from its model_index.json.
+    """Returns the family of the checkpoint in a folder, according to its model_index.json.
 
-    Families that were registered later are asked first.
+    The family that was registered last is tried first.
 
     Args:
-        given: Networks that come from elsewhere and that the checkpoint may lack.
+        given: Networks that the checkpoint may lack, because they are loaded from elsewhere.
 
     Raises:
-        CheckpointError: The folder has no index, or the checkpoint belongs to no family or is not supported.
+        CheckpointError: The folder has no model_index.json, or the checkpoint belongs to no family or is not supported.
     """
     index = folder / "model_index.json"
     if not index.is_file():
@@ -153,13 +153,13 @@ def _recognises(system: System, index: Mapping[str, Any]) -> bool:
 
 
 def single_files() -> list[SingleFile]:
-    """Returns the families' descriptions of their single files; families that were registered later come first."""
+    """Returns the families' descriptions of their single files; the family that was registered last comes first."""
     files = [system.checkpoint.single_file for system in reversed(list(systems().values()))]
     return [file for file in files if file is not None]
 
 
 def recognise_file(path: Path, shapes: Shapes) -> SingleFile:
-    """Returns the description of a single file, from the names and shapes of its tensors.
+    """Returns the description that fits a single file, judging by the names and shapes of its tensors.
 
     Raises:
         CheckpointError: The file belongs to no family, or is an unsupported variant.
@@ -174,9 +174,9 @@ def recognise_file(path: Path, shapes: Shapes) -> SingleFile:
 
 
 def adapters_of(models: Any) -> AdapterNames:
-    """Returns the names of networks in LoRA and textual inversion files; empty for families without such files.
+    """Returns a family's names in LoRA and textual inversion files; they are empty if the family supports neither.
 
-    If several families with such files have this type of networks, the one that was registered last decides.
+    If several families that support such files have this type of networks, the one that was registered last is used.
     """
     system = _family_with_adapters(models)
     return AdapterNames() if system is None else system.checkpoint.adapters
@@ -190,7 +190,7 @@ def _family_with_adapters(models: Any) -> System | None:
 
 
 def lora_families(models: Any) -> Families:
-    """Returns functions that name the family of a LoRA and the family of a checkpoint, from the sizes of layers."""
+    """Returns two functions that name the family of a LoRA and of a checkpoint, given the sizes of their layers."""
     system = _family_with_adapters(models)
     adapters = [one.checkpoint.adapters for one in systems().values() if one.checkpoint.adapters is not None]
     kinds = [*FOREIGN, *(kind for names in adapters for kind in names.kinds)]
@@ -209,12 +209,12 @@ def families_with(argument: str) -> list[str]:
 
 
 def in_words(titles: Sequence[str]) -> str:
-    """Joins titles to a phrase, such as "A, B and C"."""
+    """Joins titles into a phrase such as "A, B and C"."""
     return " and ".join([", ".join(titles[:-1]), titles[-1]] if len(titles) > 1 else titles)
 
 
 def adapter_refusal(system: System, option: str) -> str | None:
-    """Returns why a family does not support "lora" or "textual_inversion"; None if it does."""
+    """Returns a sentence if a family does not support the option "lora" or "textual_inversion", otherwise None."""
     names = system.checkpoint.adapters or AdapterNames()
     if option == "lora" and not names.lora:
         return f"{system.title} does not support LoRA"
@@ -227,8 +227,8 @@ def check_adapters(system: System, given: Mapping[str, Any], what: Callable[[str
     """Checks that a family supports the given adapters.
 
     Args:
-        given: Values of the options "lora" and "textual_inversion"; None means that the option is not used.
-        what: The name of an option -> its name in errors.
+        given: {option: value} for "lora" and "textual_inversion"; None means that the option is not used.
+        what: A function from the name of an option to its name in error messages.
 
     Raises:
         ValueError: The family does not support an option.
@@ -240,5 +240,5 @@ def check_adapters(system: System, given: Mapping[str, Any], what: Callable[[str
 
 
 def weight_stem(system: System, part: str) -> str:
-    """Returns the name of a network's weight file in diffusers layout without extension, from the network's folder."""
+    """Returns the name, without extension, of the weight file in a network's folder in diffusers layout."""
     return "model" if part == CHECKER else system.checkpoint.networks[part].stem

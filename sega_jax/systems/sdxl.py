@@ -31,7 +31,7 @@ from sega_jax.weights.textual_inversion import TextEncoders
 
 _SIZE = Pair(Integer(1, MAX_PIXELS), "two whole numbers, or two for each picture")
 _CORNER = Pair(Integer(0, MAX_PIXELS), "two whole numbers, or two for each picture")
-# Layers that only occur in LoRAs of this family.
+# Layers that occur only in LoRAs of this family.
 _OWN_LAYERS = r"^(lora_te2|text_encoder_2|(text_encoders_)?clip_g)_|blocks?_.*_transformer_blocks_[1-9]_|add_embedding"
 
 
@@ -39,16 +39,16 @@ _OWN_LAYERS = r"^(lora_te2|text_encoder_2|(text_encoders_)?clip_g)_|blocks?_.*_t
 class SDXLCall(ClipCall, StartingCall):
     """The arguments of a call of Stable Diffusion XL, with diffusers' defaults.
 
-    Without a negative prompt, the unconditional text is the encoded "" or zeros. The checkpoint's index
-    (`force_zeros_for_empty_prompt`) decides; the default is zeros.
+    Without a negative prompt, the unconditional text is all zeros, or the encoded empty text if
+    `force_zeros_for_empty_prompt` is false in model_index.json.
     """
 
     guidance_scale: Any = changed(DiffusionCall, "guidance_scale", 5.0)
     original_size: Any = argument(
         None,
         _SIZE,
-        "size conditioning: the height and width of the picture before resizing and cropping; by default the size of"
-        " the result",
+        "size conditioning: the height and width of the picture before it was resized and cropped; by default the size"
+        " of the result",
         unit="pixels",
         varies="row",
         sweep=True,
@@ -75,7 +75,7 @@ class SDXLCall(ClipCall, StartingCall):
 
 
 class Models(NamedTuple):
-    """The networks of a checkpoint, with or without weights."""
+    """The networks of a checkpoint."""
 
     text_encoder: CLIPTextModel
     text_encoder_2: CLIPTextModelWithProjection
@@ -91,7 +91,7 @@ class Models(NamedTuple):
         vae: Mapping[str, Any] | AutoencoderKL,
         attention: str = "xla",
     ) -> "Models":
-        """Builds networks without weights from the contents of their config.json; existing networks are kept.
+        """Builds networks, whose parameters are only shapes, from their config.json; existing networks are kept.
 
         Raises:
             ValueError: A config is not supported, or the networks do not fit each other.
@@ -103,8 +103,8 @@ class Models(NamedTuple):
         one, two, net = text_encoder.config, text_encoder_2.config, unet.config
         if not net.has_size_conditioning or net.adds_keys or net.num_class_embeds:
             raise ValueError(
-                f"a UNet with addition_embed_type {net.addition_embed_type or None} and num_class_embeds"
-                f" {net.num_class_embeds or None} is not Stable Diffusion XL's, whose addition_embed_type is text_time"
+                f"the UNet has addition_embed_type {net.addition_embed_type or None} and num_class_embeds"
+                f" {net.num_class_embeds or None}, but Stable Diffusion XL's has addition_embed_type text_time"
             )
         channels = one.hidden_size + two.hidden_size
         diffusion.check_context(
@@ -128,7 +128,7 @@ class Models(NamedTuple):
 class Extras(NamedTuple):
     """The settings of a checkpoint that are not in its networks."""
 
-    zero_negative: bool = True  # whether a missing negative prompt means zeros instead of the encoded ""
+    zero_negative: bool = True  # whether a missing negative prompt means all zeros instead of the encoded empty text
 
 
 def setup(call: SDXLCall, given: Given) -> Setup:
@@ -157,7 +157,7 @@ def _spread(name: str, value: Any, given: Given) -> Any:
 
 
 def denoiser(unet: UNet2DConditionModel, text: SDXLText, settings: Any, own: Any, x: Any) -> Any:
-    """Returns (x, call) -> the predictions of all branches, which share the size conditioning of their row."""
+    """Returns (x, call) -> the predictions of all branches. The branches of a row share its size conditioning."""
     sizes = jnp.asarray(settings.own.size_conditioning)[:, None]
     sizes = jnp.broadcast_to(sizes, (*text.pooled.shape[:2], 6))
     return diffusion.denoiser(unet, Context(text.states, text.pooled, sizes), settings, own, x)
@@ -166,14 +166,14 @@ def denoiser(unet: UNet2DConditionModel, text: SDXLText, settings: Any, own: Any
 def decode(vae: AutoencoderKL, latents: jax.Array, *, tile: int | None = None) -> tuple[jax.Array, jax.Array]:
     """Decodes latents as `sega_jax.systems.latent_space.decode_latents` does.
 
-    As in diffusers, float16 weights are converted to float32 if the config's `force_upcast` is set, because activations
-    would overflow.
+    As in diffusers, float16 weights are converted to float32 if `force_upcast` is set in the config, because
+    activations would overflow.
     """
     return latent_space.decode_latents(_upcast(vae), latents, tile=tile)
 
 
 def encode_image(vae: AutoencoderKL, key: jax.Array, pictures: jax.Array, noise: Any = None) -> jax.Array:
-    """Encodes pictures as `sega_jax.systems.latent_space.encode_image` does, in the dtype of `decode`."""
+    """Encodes pictures as `sega_jax.systems.latent_space.encode_image` does, in the same dtype as `decode`."""
     return latent_space.encode_image(_upcast(vae), key, pictures, noise)
 
 
@@ -184,12 +184,12 @@ def _upcast(vae: AutoencoderKL) -> AutoencoderKL:
 
 
 def tokenizer(folder: Path, models: Models, override: Any) -> TokenizerPair:
-    """Returns both tokenizers, which share a vocabulary and pad with different tokens.
+    """Returns the two tokenizers, which share a vocabulary but use different padding tokens.
 
-    A single tokenizer or folder from the user serves both text encoders.
+    If the user gives a single tokenizer or folder, it is used for both text encoders.
 
     Raises:
-        TypeError, CheckpointError: A tokenizer is of another type, or cannot be read.
+        TypeError, CheckpointError: A tokenizer has the wrong type or cannot be read.
     """
 
     def read_one(path, network):
@@ -208,12 +208,12 @@ def tokenizer(folder: Path, models: Models, override: Any) -> TokenizerPair:
 
 
 def extras(folder: Path, index: Mapping[str, Any], models: Models) -> Extras:
-    """Reads whether a missing negative prompt means zeros."""
+    """Reads from model_index.json whether a missing negative prompt means all zeros."""
     return Extras(index.get("force_zeros_for_empty_prompt", True) is not False)
 
 
 def refuse(index: Mapping[str, Any]) -> str | None:
-    """Rejects the refiner, which has only the second text encoder."""
+    """Returns why the refiner, which has only the second text encoder, is rejected; None for other checkpoints."""
     if listed(index, "text_encoder_2") and not listed(index, "text_encoder"):
         return "is the Stable Diffusion XL refiner, which is not supported; give a checkpoint of the base model"
     return None

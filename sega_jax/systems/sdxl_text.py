@@ -1,4 +1,4 @@
-"""Text conditioning of Stable Diffusion XL: the concatenated states of two CLIP encoders, and a pooled text."""
+"""Text conditioning of Stable Diffusion XL: the hidden states of two CLIP encoders, and a pooled embedding."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -30,9 +30,9 @@ class SDXLText(Text):
         SDXLText(states=float32[1, 77, 2048], pooled=float32[1, 1280])
     """
 
-    # [texts, tokens, channels]; the channels of both text encoders, and the tokens of one or more chunks
+    # hidden states [texts, tokens, channels]; the channels of both text encoders, and the tokens of one or more chunks
     states: Any
-    pooled: Any  # [texts, channels], from the second text encoder and the first chunk
+    pooled: Any  # the pooled embedding [texts, channels], from the second text encoder and the first chunk
 
 
 def encode(encoders: tuple[CLIPTextModel, CLIPTextModelWithProjection], ids: jax.Array | Skipping) -> SDXLText:
@@ -54,14 +54,14 @@ def read(
     weighted: bool = False,
     clip_skip: int = 0,
 ) -> list[SDXLText]:
-    """Reads words, as `read` of a `sega_jax.systems.base.TextReader`.
+    """Tokenizes and encodes words; see `read` of `sega_jax.systems.base.TextReader`.
 
     Args:
-        second: Other words for the second text encoder: one text for all, or one for each text.
+        second: Different words for the second text encoder: one text for all, or one for each text.
 
     Raises:
-        TypeError, ValueError: `second` is not words, the number of its texts does not match, or a weight is not a
-            number.
+        TypeError, ValueError: `second` is neither a string nor a list of strings, it has the wrong number of texts, or
+            a weight is not a number.
     """
     others = None if second is None else _words_of_second(second, len(words))
     encode_ids = skipping(encode, clip_skip)
@@ -81,21 +81,21 @@ def _words_of_second(second: Any, texts: int) -> list[str]:
     if not words or not all(isinstance(one, str) for one in words):
         raise TypeError(f"second={brief(second)} should be a string or a non-empty list of strings")
     if len(words) not in (1, texts):
-        raise ValueError(f"second has {len(words)} entries, expected {texts}, one for each text, or one for all")
+        raise ValueError(f"second has {len(words)} entries, expected {texts}, one for each text, or one for all texts")
     return words * (texts // len(words))
 
 
 def joined_chunks(rows: Sequence[SDXLText], weights: np.ndarray, width: int) -> SDXLText:
-    """Joins the chunks of one text, and weights the states of each text encoder separately (`weight_states`).
+    """Joins the chunks of one text, and weights the hidden states of each text encoder separately (`weight_states`).
 
-    The pooled text is the first chunk's, without weights, as in AUTOMATIC1111's stable-diffusion-webui. diffusers'
-    community pipeline lpw_stable_diffusion_xl takes the last chunk's, also without weights. The first chunk's pooled
-    text depends neither on the text after it nor on padding, and it equals the pooled text of the truncated prompt. So
-    `long_prompts` only adds information.
+    The pooled embedding is that of the first chunk, without weights, as in AUTOMATIC1111's stable-diffusion-webui.
+    diffusers' community pipeline lpw_stable_diffusion_xl uses the last chunk's instead, also without weights. The first
+    chunk's embedding depends neither on the text after it nor on padding, and it equals the embedding of the truncated
+    prompt. So `long_prompts` only adds information.
 
     Args:
         rows: The encoded chunks.
-        weights: float32 [chunks, 2, length], the weights of the tokens of each text encoder.
+        weights: float32 [chunks, 2, length], the token weights for each text encoder.
         width: The number of channels of the first text encoder.
     """
     sides = np.split(np.concatenate([np.asarray(row.states) for row in rows]), [width], -1)
@@ -106,7 +106,7 @@ def joined_chunks(rows: Sequence[SDXLText], weights: np.ndarray, width: int) -> 
 def length(
     tokenizer: TokenizerPair, words: Sequence[str], *, long_prompts: bool = False, weighted: bool = False, **rest: Any
 ) -> int:
-    """Returns the number of chunks that the longest text takes.
+    """Returns the number of chunks that the longest text needs.
 
     Raises:
         ValueError: A weight is not a number.
@@ -116,10 +116,10 @@ def length(
 
 
 def join(texts: Sequence[SDXLText], blank: Callable[[], SDXLText]) -> SDXLText:
-    """Joins texts; shorter ones are padded with chunks of the empty text, which do not change the pooled text.
+    """Joins texts; shorter ones are padded with chunks of the empty text, which do not change the pooled embedding.
 
-    Texts of zeros are padded with zeros, because they stand for the absence of text. The UNet's keys and values for
-    zeros are zero, so their number has no effect, whereas the encoded empty text would have one.
+    All-zero texts stand for the absence of text, so they are padded with zeros. The UNet's keys and values for zeros
+    are zero, so the amount of padding has no effect. The encoded empty text would have an effect.
     """
     longest = max(text.states.shape[1] for text in texts)
     return clip_text.join([text if text.states.any() else _zeros(text, longest) for text in texts], blank)
@@ -131,15 +131,15 @@ def _zeros(text: SDXLText, tokens: int) -> SDXLText:
 
 
 def check(models: Any, tokenizer: TokenizerPair | None, value: Any) -> SDXLText:
-    """Returns a user's text conditioning as a text of one row.
+    """Returns a user's text conditioning as an `SDXLText` with one row.
 
     Raises:
-        TypeError, ValueError: It belongs to another family or has another shape.
+        TypeError, ValueError: The value belongs to a different family or has the wrong shape.
     """
     if not isinstance(value, SDXLText):
         raise TypeError(
-            f"an embedding of Stable Diffusion XL should be an SDXLText with states and pooled text, as `encode`"
-            f" returns it, not {type(value).__name__}"
+            f"an embedding of Stable Diffusion XL should be an SDXLText with states and pooled, as `encode` returns"
+            f" it, not {type(value).__name__}"
         )
     tokens, channels, pooled_channels = _text_shape(models, tokenizer)
     states = floating("an embedding's states", value.states, f"(1, {tokens}, {channels})")
@@ -156,14 +156,14 @@ def check(models: Any, tokenizer: TokenizerPair | None, value: Any) -> SDXLText:
 
 
 def _text_shape(models: Any, tokenizer: TokenizerPair | None) -> tuple[int, int, int]:
-    """Returns the number of tokens in a chunk, and the numbers of channels of states and pooled text."""
+    """Returns the number of tokens in a chunk, and the numbers of channels of hidden states and pooled embedding."""
     tokens = models.text_encoder.config.max_position_embeddings if tokenizer is None else tokenizer.length
     net = models.unet.config
     return tokens, net.level("cross_attention_dim", 0), net.pooled_dim
 
 
 def negative(models: Any, tokenizer: TokenizerPair | None, extras: Any) -> SDXLText | str:
-    """Returns the default negative prompt: zeros or "", as the checkpoint says."""
+    """Returns the default negative prompt: all zeros or "", depending on the checkpoint."""
     if not extras.zero_negative:
         return ""
     tokens, channels, pooled_channels = _text_shape(models, tokenizer)

@@ -42,10 +42,10 @@ def shape_from(
 
     Args:
         height, width: The call's arguments, in pixels.
-        image: (height, width) in pixels of the picture that the call starts from or enlarges; None without one.
+        image: (height, width) in pixels of the picture that the call starts from or enlarges; None without a picture.
 
     Raises:
-        TypeError, ValueError: As `state_shape`; or the picture's size does not fit the requested one.
+        TypeError, ValueError: As for `state_shape`; or the picture's size does not fit the requested one.
     """
     if image is None:
         return state_shape(sizes, height, width)
@@ -63,8 +63,8 @@ def shape_from(
     if [sizes.enlarges * side for side in image] != result:
         raise ValueError(
             f"image has {times(image)} pixels (height x width), expected"
-            f" {times([side // sizes.enlarges for side in result])} to make {times(result)}, {sizes.enlarges} times as"
-            f" large; resize it, or give height={sizes.enlarges * image[0]}, width={sizes.enlarges * image[1]}"
+            f" {times([side // sizes.enlarges for side in result])} for a result of {times(result)}, {sizes.enlarges}"
+            f" times as large; resize it, or give height={sizes.enlarges * image[0]}, width={sizes.enlarges * image[1]}"
         )
     return shape
 
@@ -74,15 +74,16 @@ def size_conditioning(
 ) -> np.ndarray:
     """Returns SDXL's size conditioning, int [rows, 6].
 
-    The columns are height and width of the original, top and left of the crop, and height and width of the target.
+    The columns are the height and width of the original, the top and left edges of the crop, and the height and width
+    of the target.
 
     Args:
-        size: (height, width) of the pictures, the default of `original_size` and `target_size`.
-        original_size, crops_top_left, target_size: One pair for all rows, or a list with a pair for each row. The
+        size: (height, width) of the pictures, which is the default of `original_size` and `target_size`.
+        original_size, crops_top_left, target_size: One pair for all rows, or a list with one pair for each row. The
             default of `crops_top_left` is (0, 0).
 
     Raises:
-        ValueError: The number of pairs is not the number of rows.
+        ValueError: The number of pairs differs from the number of rows.
     """
     values = {
         "original_size": (original_size, size),
@@ -95,19 +96,19 @@ def size_conditioning(
 def _pairs(name: str, value: Any, default: tuple[int, int], rows: int) -> np.ndarray:
     pairs = value if isinstance(value, list) else [default if value is None else value] * rows
     if len(pairs) != rows:
-        raise ValueError(f"{name} has {len(pairs)} pairs for {rows} pictures; give one for all, or one for each")
+        raise ValueError(f"{name} has {len(pairs)} pairs for {rows} pictures; give one pair for all, or one for each")
     return np.array(pairs)
 
 
 def tile_side(vae: AutoencoderKL | None, tiled: Any) -> int | None:
-    """Returns the side of a decoder's tiles in positions of the state; None means no tiles.
+    """Returns the side of a decoder's tiles in positions of the state; None means that tiling is off.
 
     Args:
-        tiled: True for the autoencoder's training size, a number of pixels, or False.
+        tiled: True for tiles of the autoencoder's training size, a side in pixels, or False.
 
     Raises:
-        TypeError, ValueError: The size is not a multiple of 4 times the autoencoder's factor, because tiles overlap by
-            a quarter; or there is no autoencoder.
+        TypeError, ValueError: The side is not a multiple of 4 times the autoencoder's factor (tiles overlap by a
+            quarter), or there is no autoencoder.
     """
     if tiled is False:
         return None

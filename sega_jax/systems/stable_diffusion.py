@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x (Rombach et al. 2022): latents, one CLIP text, and a UNet that predicts noise or v."""
+"""Stable Diffusion 1.x and 2.x (Rombach et al. 2022): latents, a CLIP text encoder, and a UNet for noise or v."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ class StableDiffusionCall(ClipCall, StartingCall):
 
 
 class Models(NamedTuple):
-    """The networks of a checkpoint, with or without weights."""
+    """The networks of a checkpoint."""
 
     text_encoder: CLIPTextModel
     unet: UNet2DConditionModel
@@ -51,7 +51,7 @@ class Models(NamedTuple):
         vae: Mapping[str, Any] | AutoencoderKL,
         attention: str = "xla",
     ) -> "Models":
-        """Builds networks without weights from the contents of their config.json; existing networks are kept.
+        """Builds networks, whose parameters are only shapes, from their config.json; existing networks are kept.
 
         Raises:
             ValueError: A config is not supported, or the networks do not fit each other.
@@ -64,14 +64,14 @@ class Models(NamedTuple):
         latent_space.check_channels(net, vae.config)
         if net.has_size_conditioning:
             raise ValueError(
-                "the UNet has addition_embed_type text_time, like Stable Diffusion XL's, but the other networks are"
-                " Stable Diffusion 1.x's or 2.x's; take all networks from one checkpoint"
+                "the UNet has addition_embed_type text_time, like Stable Diffusion XL's, but the other networks belong"
+                " to Stable Diffusion 1.x or 2.x; take all networks from one checkpoint"
             )
         if net.adds_keys or net.num_class_embeds:
             raise ValueError(
                 f"the UNet has mid_block_type {net.mid_block_type} and num_class_embeds {net.num_class_embeds or None},"
-                " like DeepFloyd-IF's or an upscaler's; only text-to-image checkpoints of Stable Diffusion have this"
-                " layout"
+                " like DeepFloyd-IF's or an upscaler's; a checkpoint with text_encoder, unet and vae must be a"
+                " text-to-image model of Stable Diffusion"
             )
         return cls(text_encoder, unet, vae)
 
@@ -101,11 +101,11 @@ def denoiser(unet: UNet2DConditionModel, text: Any, settings: Any, own: Any, x: 
 
 
 def recognise(index: Mapping[str, Any]) -> bool:
-    """Accepts every checkpoint that no other family accepts, so that errors name the parts that are missing."""
+    """Returns True: this family takes every checkpoint that no other does, so that errors name the missing parts."""
     return True
 
 
-# The names of a text encoder's layers in LoRAs of families with one text encoder.
+# The names of the text encoder's layers in LoRAs for families with one text encoder.
 _ONLY_TEXT = r"^lora_te_.*(self_attn_[qkv]_proj|mlp_fc1)$"
 ADAPTERS = AdapterNames(
     {"text_encoder": adapters.TEXT, "unet": adapters.UNET},

@@ -20,7 +20,7 @@ from sega_jax.systems.stable_diffusion import ADAPTERS, NETWORKS, SAMPLER
 from sega_jax.text.files import read_json
 
 NOISE = "low_res_scheduler"
-# diffusers' defaults, for autoencoder configs without a scaling_factor and indexes without a max_noise_level
+# diffusers' defaults for autoencoder configs without scaling_factor and for model_index.json without max_noise_level.
 _SCALING_FACTOR = 0.08333
 _MAX_NOISE_LEVEL = 350
 
@@ -35,7 +35,7 @@ class UpscalerCall(ClipCall, ConditionedCall, AutoencodedCall):
 
 
 class Models(NamedTuple):
-    """The networks of a checkpoint, with or without weights."""
+    """The networks of a checkpoint."""
 
     text_encoder: CLIPTextModel
     unet: UNet2DConditionModel
@@ -49,7 +49,7 @@ class Models(NamedTuple):
         vae: Mapping[str, Any] | AutoencoderKL,
         attention: str = "xla",
     ) -> "Models":
-        """Builds networks without weights from the contents of their config.json; existing networks are kept.
+        """Builds networks, whose parameters are only shapes, from their config.json; existing networks are kept.
 
         Raises:
             ValueError: A config is not supported, or the networks do not fit each other.
@@ -74,7 +74,7 @@ TITLE = "Stable Diffusion's x4 upscaler"
 
 
 def sizes(models: Models) -> Sizes:
-    """Returns the picture sizes of a checkpoint. The low-resolution picture has the size of the latents."""
+    """Returns the picture sizes of a checkpoint. The low-resolution picture has the same size as the latents."""
     auto = models.vae.config
     return Sizes(auto.latent_channels, auto.factor, auto.factor, None, auto.factor)
 
@@ -97,7 +97,7 @@ def setup(call: UpscalerCall, given: Given) -> Setup:
 
 
 def extras(folder: Path, index: Mapping[str, Any], models: Models) -> Upscaling:
-    """Reads how noise is added to low-resolution pictures; the index may limit the noise level.
+    """Reads the settings of the noise for low-resolution pictures; model_index.json may limit the noise level.
 
     Raises:
         ValueError: The scheduler's config is not supported.
@@ -109,19 +109,19 @@ def extras(folder: Path, index: Mapping[str, Any], models: Models) -> Upscaling:
 
 
 def schedulers(extras: Upscaling) -> dict[str, Scheduler]:
-    """Returns the scheduler that adds noise to low-resolution pictures, by its folder."""
+    """Returns {folder: scheduler} for the scheduler that adds noise to low-resolution pictures."""
     return {NOISE: extras.low_res_noise.scheduler}
 
 
 def notice(index: Mapping[str, Any]) -> str | None:
     """Returns a warning if a checkpoint has DeepFloyd-IF's safety checker, which differs from Stable Diffusion's.
 
-    An upscaler has it if diffusers saved it as the last stage of that cascade.
+    An upscaler has this checker if diffusers saved it as the last stage of DeepFloyd-IF's cascade.
     """
     if listed(index, "safety_checker") != "IFSafetyChecker":
         return None
     return (
-        "has DeepFloyd-IF's safety checker, which is not supported: pictures go unchecked and without a watermark;"
+        "has DeepFloyd-IF's safety checker, which is not supported: pictures are neither checked nor watermarked;"
         " give safety_checker=False to load it without this warning"
     )
 

@@ -1,1 +1,1 @@
-"""Turns text into tokens, without networks."""
+"""Tokenization and other text processing that needs no networks."""

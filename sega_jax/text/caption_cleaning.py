@@ -1,6 +1,6 @@
-"""Prepares prompts for DeepFloyd-IF: lower case and, on request, without the clutter of web captions.
+"""Preparation of prompts for DeepFloyd-IF: conversion to lower case and, optionally, removal of web-caption clutter.
 
-The rules are those for the training captions of DeepFloyd-IF, with their order and quirks. The results equal those of
+The rules, their order and their quirks are those for DeepFloyd-IF's training captions. The results equal those of
 diffusers' IF pipelines with `clean_caption=True`.
 """
 
@@ -19,7 +19,7 @@ _DASHES = (
 
 
 def plain(text: str) -> str:
-    """Returns a text in lower case without surrounding spaces; prompts are at least prepared this way."""
+    """Returns a text in lower case without surrounding spaces. This is the minimum that is done to every prompt."""
     return text.lower().strip()
 
 
@@ -34,16 +34,16 @@ def check() -> None:
         import ftfy  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            f'caption cleaning needs {error.name}; run pip install "sega_jax[if]", or turn cleaning off with'
-            " clean_caption=False (SemanticIFPipeline), clean=False (cascade) or without --clean-captions (shell)"
+            f'caption cleaning needs {error.name}; run pip install "sega_jax[if]", or turn cleaning off:'
+            " clean_caption=False (SemanticIFPipeline), clean=False (cascade) or no --clean-captions (shell)"
         ) from None
 
 
 def clean(text: str) -> str:
     """Returns a text in lower case without links, markup, article numbers, file names, shop phrases and the like.
 
-    All rules run twice, because one rule can uncover text that another removes. A text with a broken declaration
-    ("<![x"), for which diffusers raises an error, keeps its markup here.
+    All rules run twice, because one rule can expose text that another rule removes. If a text contains a broken
+    declaration ("<![x"), its markup is kept, whereas diffusers raises an error.
 
     Raises:
         ImportError: ftfy or beautifulsoup4 is missing (diffusers would only apply `plain`).
@@ -59,7 +59,7 @@ def _replace(pattern: str, by: str = "") -> Callable[[str], str]:
 
 
 def _link(scheme: str) -> str:
-    """Returns a pattern for links of a scheme, and for a host with its path unless an @ follows."""
+    """Returns a pattern for links with this scheme, and for a host and its path unless followed by "@"."""
     return rf"\b(?:{scheme}:(?:/{{1,3}}|[a-zA-Z0-9%])|[a-zA-Z0-9.-]+\.(?:{_DOMAINS})[\w/-]*\b/?(?!@))"
 
 
@@ -67,14 +67,14 @@ def _without_tags(text: str) -> str:
     import bs4
 
     try:
-        # BeautifulSoup warns about strings that look like a link or a path, but not about files.
+        # BeautifulSoup warns about strings that look like a link or a path. It does not warn about file objects.
         return bs4.BeautifulSoup(io.StringIO(text), "html.parser").text
     except bs4.ParserRejectedMarkup:
         return text
 
 
 def _spaced(text: str) -> str:
-    """Replaces hyphens and underscores by spaces if there are more than three, since these join the words."""
+    """Replaces hyphens and underscores by spaces if there are more than three, because they then join words."""
     hyphens = re.compile("[-_]")
     return hyphens.sub(" ", text) if len(hyphens.findall(text)) > 3 else text
 

@@ -1,6 +1,6 @@
-"""Reads a checkpoint's JSON files, and defines the error for unusable checkpoints.
+"""Functions for a checkpoint's JSON files and other paths, and the error for unusable checkpoints.
 
-The error is defined in the lowest package that reads files, so that all other packages can raise it.
+The error is defined in the lowest-level package that reads files, so that all other packages can raise it.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Returns the object in a JSON file.
 
     Raises:
-        CheckpointError: the file is missing, unreadable or broken, or contains another kind of value.
+        CheckpointError: The file is missing, unreadable or broken, or does not contain a JSON object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -44,7 +44,8 @@ def sha256(path: str | Path) -> str:
     """Returns the SHA-256 digest of a file in hexadecimal digits.
 
     Raises:
-        FileNotFoundError, ValueError: the file does not exist, or cannot be read.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file cannot be read.
     """
     try:
         with open(path, "rb") as file:
@@ -56,5 +57,5 @@ def sha256(path: str | Path) -> str:
 
 
 def absolute_path(path: str | os.PathLike[str], folder: Path) -> str:
-    """Returns the absolute path of a file whose path is relative to a folder or starts with "~"."""
+    """Returns the absolute path of a file, given a path that is relative to a folder or starts with "~"."""
     return os.path.abspath(os.path.join(folder, os.path.expanduser(path)))

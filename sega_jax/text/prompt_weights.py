@@ -1,4 +1,4 @@
-"""Long prompts, split into chunks, and weighted prompts, with weights in brackets."""
+"""Long prompts, which are split into chunks, and weighted prompts, which have weights in brackets."""
 
 import warnings
 from typing import NamedTuple
@@ -7,17 +7,17 @@ import numpy as np
 
 from sega_jax.text.tokenizers import Tokenizer, TokenizerPair, Warn, truncation
 
-# The factor of the weight of words in round brackets; square brackets divide by it.
+# Round brackets multiply the weight of their words by this factor; square brackets divide the weight by it.
 _FACTOR = 1.1
 _OPENING = {")": "(", "]": "["}
 
 
 class Reading(NamedTuple):
-    """Options of reading texts.
+    """Options for tokenizing texts.
 
     Attributes:
-        long: whether to split long texts into chunks instead of truncating them.
-        weighted: whether brackets are weights instead of literal characters.
+        long: Whether to split long texts into chunks instead of truncating them.
+        weighted: Whether brackets are word weights instead of literal characters.
     """
 
     long: bool = False
@@ -29,7 +29,7 @@ class Chunks(NamedTuple):
 
     Attributes:
         ids: int32 [chunks, length], or [chunks, 2, length] for a pair of tokenizers.
-        weights: float32 of the same shape; 1 for special tokens.
+        weights: float32 with the same shape; 1 for special tokens.
     """
 
     ids: np.ndarray
@@ -37,16 +37,16 @@ class Chunks(NamedTuple):
 
 
 def chunks(tokenizer: Tokenizer, text: str, reading: Reading, *, warn: Warn = warnings.warn) -> Chunks:
-    """Splits the tokens of a text into chunks of `tokenizer.length` - 2 tokens, even inside words.
+    """Splits the tokens of a text into chunks of `tokenizer.length` - 2 tokens; a boundary may be inside a word.
 
     Args:
-        tokenizer: the tokenizer.
-        text: the text.
-        reading: without `long`, there is only one chunk.
-        warn: called with a message if the text is truncated.
+        tokenizer: The tokenizer.
+        text: The text.
+        reading: The options. Without `long`, there is only one chunk.
+        warn: Called with a message if the text is truncated.
 
     Raises:
-        ValueError: a weight is not a number.
+        ValueError: A weight is not a number.
     """
     ids, weights = [], []
     for words, weight in parse_weights(text) if reading.weighted else [(text, 1.0)]:
@@ -70,16 +70,16 @@ def pair_chunks(
 ) -> Chunks:
     """Splits a text into chunks for both tokenizers of a pair; see `chunks`.
 
-    If the texts have different numbers of chunks, the shorter one is padded with empty chunks.
+    If the two texts have different numbers of chunks, the shorter one is padded with empty chunks.
 
     Args:
-        tokenizers: the pair.
-        text: the text for the first tokenizer.
-        second: the text for the second tokenizer; None is the same text.
-        reading, warn: as for `chunks`.
+        tokenizers: The pair.
+        text: The text for the first tokenizer.
+        second: The text for the second tokenizer; None means the same text.
+        reading, warn: As for `chunks`.
 
     Raises:
-        ValueError: a weight is not a number.
+        ValueError: A weight is not a number.
     """
     sides = [(tokenizers.first, chunks(tokenizers.first, text, reading, warn=warn))]
     if second is None:  # the first tokenizer already warns about the same text
@@ -98,13 +98,13 @@ def _padded(tokenizer: Tokenizer, part: Chunks, count: int) -> Chunks:
 
 
 def weight_states(hidden: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Multiplies hidden states by the weights of their tokens, then rescales each chunk to its original mean.
+    """Multiplies hidden states by their tokens' weights, and rescales each chunk to its original mean.
 
-    Chunks whose weights are all 1 stay unchanged. AUTOMATIC1111's web UI takes the mean over the same chunk of all
-    texts of a batch; here a text does not depend on the others.
+    Chunks whose weights are all 1 do not change. AUTOMATIC1111's web UI takes the mean over the same chunk of all texts
+    in a batch. Here, a text does not depend on the others.
 
     Args:
-        hidden: floats [chunks, length, channels].
+        hidden: Floats [chunks, length, channels].
         weights: float32 [chunks, length].
 
     Returns:
@@ -120,17 +120,18 @@ def weight_states(hidden: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def parse_weights(text: str) -> list[tuple[str, float]]:
-    """Splits a text into fragments with weights, by the rules of AUTOMATIC1111's web UI.
+    """Splits a text into fragments with weights, according to the rules of AUTOMATIC1111's web UI.
 
-    `(word)` multiplies the weight by 1.1, `[word]` divides it by 1.1, `(word:1.5)` multiplies it by 1.5, and nested
-    brackets multiply. A backslash makes the next bracket or backslash literal. An unclosed bracket extends to the end;
-    an unmatched closing bracket and a weight outside round brackets are literal. `BREAK` is an ordinary word.
+    `(word)` multiplies the weight by 1.1, `[word]` divides it by 1.1, and `(word:1.5)` multiplies it by 1.5. The
+    factors of nested brackets are multiplied. A backslash makes the next bracket or backslash literal. An unclosed
+    bracket extends to the end of the text. An unmatched closing bracket and a weight outside round brackets are
+    literal. `BREAK` is an ordinary word.
 
     Returns:
-        The fragments in order, each with its weight; at least one.
+        At least one (fragment, weight), in order.
 
     Raises:
-        ValueError: a weight is not a number.
+        ValueError: A weight is not a number.
     """
     parts: list[list] = []
     opened: dict[str, list[int]] = {"(": [], "[": []}
@@ -161,7 +162,7 @@ def parse_weights(text: str) -> list[tuple[str, float]]:
         multiply(start, _FACTOR)
     for start in opened["["]:
         multiply(start, 1 / _FACTOR)
-    # Neighbours of equal weight are joined, because a token may span a bracket.
+    # Adjacent fragments with equal weights are joined, because a token may span a bracket.
     joined: list[tuple[str, float]] = []
     for words, weight in parts:
         if joined and joined[-1][1] == weight:
@@ -171,7 +172,7 @@ def parse_weights(text: str) -> list[tuple[str, float]]:
 
 
 def _weight(text: str, position: int) -> tuple[str, int] | None:
-    """Returns a weight at this position, such as "1.2" of ": 1.2)", and its length including the colon and bracket.
+    """Returns the weight at this position, such as "1.2" for ": 1.2)", and the length of ": 1.2)".
 
     The result is None if there is no weight.
     """

@@ -1,4 +1,4 @@
-"""Wraps the tokenizers of checkpoints, which turn text into token ids."""
+"""Wrappers for the tokenizers of checkpoints, which turn text into token ids."""
 
 import copy
 import re
@@ -24,26 +24,26 @@ class Tokenizer:
     As in diffusers, a word that was added as several tokens `<word>`, `<word>_1`, ... stands for all of them.
 
     Args:
-        folder: the folder of tokenizer.json, or of vocab.json and merges.txt, with the tokenizer's settings.
-        positions: the number of positions of the text encoder, an upper bound of `length`.
-        vocabulary: the number of token embeddings of the text encoder.
+        folder: The folder with tokenizer.json, or with vocab.json and merges.txt, and the tokenizer's settings.
+        positions: The text encoder's number of positions, which is an upper bound on `length`.
+        vocabulary: The text encoder's number of token embeddings.
 
     Attributes:
-        length: the number of tokens of a padded text.
+        length: The number of tokens of a padded text.
 
     Raises:
-        CheckpointError: files are missing or broken, or the text encoder has too few embeddings.
+        CheckpointError: Files are missing or broken, or the text encoder has too few embeddings.
     """
 
     library_class = "CLIPTokenizer"
 
     def __init__(self, folder: Path, positions: int, vocabulary: int):
-        from transformers import CLIPTokenizer  # takes seconds to import, so only if a checkpoint is loaded
+        from transformers import CLIPTokenizer  # imported here because it takes seconds
 
         missing = [str(folder / name) for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]
         if missing and not (folder / "tokenizer.json").is_file():
             raise CheckpointError(
-                f"{' and '.join(missing)} missing; the tokenizer needs tokenizer.json, or vocab.json and merges.txt"
+                f"{' and '.join(missing)} missing; a tokenizer needs tokenizer.json, or vocab.json and merges.txt"
             )
         settings = {path.name: read_json(path) for path in folder.glob("*.json")}
         length = settings.get("tokenizer_config.json", {}).get("model_max_length", positions)
@@ -68,8 +68,8 @@ class Tokenizer:
                 f" has {vocabulary} embeddings; check that the two folders belong together"
             )
         self.length = min(length, positions)
-        # Maps words of several tokens, normalized by `_normal`, to their tokens. As in diffusers, the names of the
-        # tokens show which belong together.
+        # {word: tokens} for words with several tokens, normalized by `_normal`. As in diffusers, the names of tokens
+        # show which of them belong together.
         self._expansions: dict[str, str] = {}
         added = self._tokenizer.get_added_vocab()
         for word in added:
@@ -89,15 +89,15 @@ class Tokenizer:
     def pair(self) -> "TokenizerPair":
         """Returns Stable Diffusion XL's pair: this tokenizer, and a copy that pads with the vocabulary's first token.
 
-        In published vocabularies that token is "!". The copy never joins it with neighbouring characters.
+        In published vocabularies, that token is "!". The copy never merges it with adjacent characters.
 
         Raises:
-            CheckpointError: this tokenizer does not pad with its end token.
+            CheckpointError: This tokenizer does not pad with its end token.
         """
         if self.pad != self._tokenizer.eos_token:
             raise CheckpointError(
-                f"the tokenizer pads with {self.pad!r}, as in Stable Diffusion 2.x and XL's second tokenizer; give one"
-                f" that pads with {self._tokenizer.eos_token!r}, as in Stable Diffusion 1.x and XL's first tokenizer"
+                f"the tokenizer pads with {self.pad!r}, like Stable Diffusion 2.x's and XL's second one; give one that"
+                f" pads with {self._tokenizer.eos_token!r}, like Stable Diffusion 1.x's and XL's first one"
             )
         second = copy.copy(self)
         second._tokenizer = copy.deepcopy(self._tokenizer)
@@ -108,10 +108,10 @@ class Tokenizer:
         """Returns a tokenizer with new words, and the ids of their tokens in order.
 
         Args:
-            words: the number of tokens of each new word, at least 1.
+            words: {new word: its number of tokens, at least 1}.
 
         Raises:
-            ValueError: a word is already in the vocabulary, is empty, or contains spaces or a special token.
+            ValueError: A word is already in the vocabulary, is empty, or contains spaces or a special token.
         """
         names: list[str] = []
         extended = copy.copy(self)
@@ -137,7 +137,7 @@ class Tokenizer:
         return extended, extended._tokenizer.convert_tokens_to_ids(names)
 
     def _expanded(self, text: str) -> str:
-        """Replaces words of several tokens by all their tokens, ignoring case as CLIP's tokenizer does."""
+        """Replaces words that have several tokens by all their tokens. Like CLIP's tokenizer, this ignores case."""
         if not self._expansions:
             return text
         words = "|".join(map(re.escape, sorted(self._expansions, key=len, reverse=True)))
@@ -148,11 +148,11 @@ class Tokenizer:
         """Tokenizes texts.
 
         Args:
-            texts: a text or a list of texts.
-            warn: called with a message for each truncated text; None does not warn.
+            texts: A text or a list of texts.
+            warn: Called with a message for each truncated text; None disables these warnings.
 
         Returns:
-            int32 ids [texts, length], padded. Longer texts are truncated and keep their end token.
+            Padded ids, int32 [texts, length]. Longer texts are truncated, but keep their end token.
         """
         texts = [self._expanded(text) for text in _as_list(texts)]
         ids = self._tokenizer(list(texts), padding="max_length", max_length=self.length, truncation=True).input_ids
@@ -165,7 +165,7 @@ class Tokenizer:
         return self._tokenizer(self._expanded(text), add_special_tokens=False, verbose=False).input_ids
 
     def words(self, tokens: Sequence[int]) -> str:
-        """Returns the text of token ids."""
+        """Returns the text that token ids stand for."""
         return self._tokenizer.decode(tokens)
 
     def framed(self, tokens: Sequence[int]) -> np.ndarray:
@@ -176,12 +176,12 @@ class Tokenizer:
 
 
 def _normal(text: str) -> str:
-    """Returns a text in the form in which CLIP's tokenizer compares words: NFC and lower case."""
+    """Normalizes a text as CLIP's tokenizer does before it compares words: NFC and lower case."""
     return unicodedata.normalize("NFC", text).lower()
 
 
 def _save(tokenizer: Any, folder: Path, length: int) -> None:
-    """Writes a transformers tokenizer with the maximum length `length`."""
+    """Saves a transformers tokenizer with `model_max_length` set to `length`."""
     copied = copy.deepcopy(tokenizer)
     copied.model_max_length = length
     copied.save_pretrained(folder)
@@ -191,13 +191,13 @@ class TokenizerPair:
     """The two tokenizers of Stable Diffusion XL, which differ only in their padding token.
 
     Args:
-        first, second: the tokenizers of the first and second text encoder.
+        first, second: The tokenizers for the first and second text encoder.
 
     Attributes:
-        length: the number of tokens of a padded text.
+        length: The number of tokens of a padded text.
 
     Raises:
-        CheckpointError: the lengths differ.
+        CheckpointError: The lengths differ.
     """
 
     def __init__(self, first: Tokenizer, second: Tokenizer):
@@ -211,8 +211,8 @@ class TokenizerPair:
         """Returns a pair with new words, and the ids of their tokens; see `Tokenizer.with_words`.
 
         Raises:
-            ValueError: as `Tokenizer.with_words`.
-            CheckpointError: the vocabularies differ in size.
+            ValueError: As for `Tokenizer.with_words`.
+            CheckpointError: The vocabularies differ in size.
         """
         (first, ids), (second, second_ids) = self.first.with_words(words), self.second.with_words(words)
         if ids != second_ids:
@@ -227,31 +227,31 @@ class TokenizerPair:
         """Tokenizes texts for both text encoders.
 
         Args:
-            texts: a text or a list of texts.
-            second: the texts for the second tokenizer; None is the same texts.
-            warn: called with a message for each truncated text; None does not warn.
+            texts: A text or a list of texts.
+            second: The texts for the second tokenizer; None means the same texts.
+            warn: Called with a message for each truncated text; None disables these warnings.
 
         Returns:
-            int32 ids [texts, 2, length], padded. Longer texts are truncated and keep their end token.
+            Padded ids, int32 [texts, 2, length]. Longer texts are truncated, but keep their end token.
         """
         second_ids = self.second(texts, warn=None) if second is None else self.second(second, warn=warn)
         return np.stack([self.first(texts, warn=warn), second_ids], 1)
 
 
 def _as_list(texts: Sequence[str]) -> Sequence[str]:
-    """Returns a list of texts; a single text becomes a list of one."""
+    """Returns the texts; a single text becomes a list with one entry."""
     return [texts] if isinstance(texts, str) else texts
 
 
 class T5Tokenizer:
-    """The T5 tokenizer of DeepFloyd-IF: lower case, 77 tokens and a mask for the padding.
+    """DeepFloyd-IF's T5 tokenizer: converts texts to lower case and returns 77 tokens with a mask for the padding.
 
     Args:
-        folder: the folder of tokenizer.json, or of spiece.model, which needs the extra "if".
-        vocabulary: the number of token embeddings of the text encoder.
+        folder: The folder with tokenizer.json or spiece.model; the latter needs the extra "if".
+        vocabulary: The text encoder's number of token embeddings.
 
     Raises:
-        CheckpointError: files are missing or broken, or the text encoder has too few embeddings.
+        CheckpointError: Files are missing or broken, or the text encoder has too few embeddings.
     """
 
     length, library_class = 77, "T5Tokenizer"
@@ -295,11 +295,11 @@ class T5Tokenizer:
         """Tokenizes texts.
 
         Args:
-            texts: a text or a list of texts.
-            warn: called with a message for each truncated text; None does not warn.
+            texts: A text or a list of texts.
+            warn: Called with a message for each truncated text; None disables these warnings.
 
         Returns:
-            int32 [texts, 2, length]: the ids, and a mask that is 0 for padding. Longer texts are truncated and keep
+            int32 [texts, 2, length]: the ids, and a mask that is 0 for padding. Longer texts are truncated, but keep
             their end token.
         """
         texts = [text.lower().strip() for text in _as_list(texts)]
@@ -310,17 +310,17 @@ class T5Tokenizer:
 
 
 class ByteTokenizer:
-    """The tokenizer of ByT5: the id of a UTF-8 byte is its value plus 3, and the end token is 1.
+    """ByT5's tokenizer: the id of a UTF-8 byte is its value plus 3, and the id of the end token is 1.
 
     Args:
-        vocabulary: the number of token embeddings of the text encoder.
+        vocabulary: The text encoder's number of token embeddings.
 
     Attributes:
-        most: the maximum number of tokens, as in Paella's inference code.
-        block: the lengths of padded texts are multiples of this number, so that few programs are compiled.
+        most: The maximum number of tokens, as in Paella's inference code.
+        block: Texts are padded to multiples of this length, so that few programs are compiled.
 
     Raises:
-        CheckpointError: the text encoder has too few embeddings.
+        CheckpointError: The text encoder has too few embeddings.
     """
 
     most, block = 768, 64
@@ -328,20 +328,20 @@ class ByteTokenizer:
     def __init__(self, vocabulary: int):
         if vocabulary < 259:
             raise CheckpointError(
-                f"ByT5 has {vocabulary} embeddings, expected at least 259 (256 bytes and 3 special tokens); check that"
-                " the text encoder is ByT5"
+                f"the text encoder has {vocabulary} embeddings, but ByT5 needs at least 259 (256 bytes and 3 special"
+                " tokens); check that it is a ByT5 encoder"
             )
 
     def __call__(self, texts: Sequence[str], *, warn: Warn | None = warnings.warn) -> np.ndarray:
         """Tokenizes texts.
 
         Args:
-            texts: a text or a list of texts.
-            warn: called with a message for each truncated text; None does not warn.
+            texts: A text or a list of texts.
+            warn: Called with a message for each truncated text; None disables these warnings.
 
         Returns:
             int32 [texts, 2, tokens]: the ids, and a mask that is 0 for padding. `tokens` is a multiple of `block`.
-            Longer texts are truncated and keep their end token.
+            Longer texts are truncated, but keep their end token.
         """
         texts = _as_list(texts)
         encoded = [text.encode() for text in texts]
@@ -364,7 +364,7 @@ def _is_installed(library: str) -> bool:
 
 
 def truncation(length: int, text: str, cut: str) -> str:
-    """Returns the warning about a truncated text, where `cut` is the ignored end."""
+    """Returns the warning about a truncated text, where `cut` is the end that was ignored."""
     return f"the text encoder reads {length} tokens; cut from the end of {text[:40]!r}: {cut!r}"
 
 

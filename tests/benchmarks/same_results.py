@@ -97,7 +97,7 @@ def call(name: str) -> Callable:
 
 def write_checkpoints(folder: Path) -> None:
     """Writes all checkpoints. It runs in a process that has BASE and BASE/tests on the path."""
-    import tiny
+    from support import tiny
 
     tiny.checkpoint(folder / "one", unet=tiny.UNET_1)
     tiny.checkpoint(folder / "checked", unet=tiny.UNET_1, safety=tiny.SAFETY)
@@ -445,7 +445,7 @@ def process(checkout: Path, folder: Path, function: str, *arguments: Path, tests
 def state_of(checkout: Path) -> str:
     """Returns a digest of everything that BASE's arrays depend on."""
     digest = hashlib.sha256(HERE.read_bytes())
-    for path in sorted([checkout / "tests" / "tiny.py", *(checkout / "sega_jax").rglob("*")]):
+    for path in sorted([checkout / "tests" / "support" / "tiny.py", *(checkout / "sega_jax").rglob("*")]):
         if path.is_file() and "__pycache__" not in path.parts:
             digest.update(str(path.relative_to(checkout)).encode() + path.read_bytes())
     packages = sorted(f"{one.name} {one.version}" for one in importlib.metadata.distributions())

@@ -230,7 +230,7 @@ def test_several_seeds(stages, paella_folder, least_xl_folder, tmp_path, monkeyp
     [
         ("paella", ["--lora", "x4.safetensors"], "--lora is given, but Paella does not support LoRA"),
         ("paella", ["--textual-inversion", "toy.safetensors"], "Paella does not support textual inversion; leave"),
-        ("paella", ["--config", "."], "is for single files"),
+        ("paella", ["--config", "."], "applies only to single files"),
         ("paella", ["--original-size", "8,8"], "--original-size is for Stable Diffusion XL, but"),
         ("stage1", ["--textual-inversion", "toy.safetensors"], "It is supported by Stable Diffusion 1.x or 2.x"),
         ("stage1", ["--stage2-lora", "2.safetensors"], "--stage2-lora is given without --stage2"),

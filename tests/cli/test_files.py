@@ -116,9 +116,9 @@ def test_textual_inversions(files, tmp_path, monkeypatch, given, prompt, named):
     ("given", "words"),
     [
         (["--tokenizer", "nowhere"], "--tokenizer nowhere is not a folder"),
-        (["--config", "folder"], "is for single files"),
+        (["--config", "folder"], "applies only to single files"),
         (["--prediction-type", "x"], "'x' is not one of 'epsilon', 'v_prediction'"),
-        (["--ema"], "ema=True is for single files"),
+        (["--ema"], "ema=True applies only to single files"),
         (["--lora", "nowhere.safetensors"], "nowhere.safetensors is not a file"),
         (["--lora", "a.safetensors:nan"], "'nan' should be a finite number like 0.8"),
         (["--lora", "a.safetensors:x"], "'x' should be a finite number like 0.8"),
@@ -152,7 +152,7 @@ def test_unsuitable_files_are_refused(files, tmp_path, monkeypatch, given, words
         (["--lora", "a.safetensors"], "a.safetensors does not fit this checkpoint's text_encoder and unet"),
         (["--textual-inversion", "toy.safetensors"], "DeepFloyd-IF's first stage does not support textual inversion"),
         (["--tokenizer", "folder/tokenizer"], "--tokenizer is not for cascades"),
-        (["--config", "folder"], "config='folder' is for single files"),
+        (["--config", "folder"], "config='folder' applies only to single files"),
         (["--ema"], "--ema is not for cascades"),
     ],
 )

@@ -195,14 +195,14 @@ def test_checkpoints_of_other_families_and_missing_text_encoders(stages, folder,
     with pytest.raises(ValueError, match=r"schedulers has stage2; the stages are stage1"):
         load_cascade(stages["stage1"], schedulers={"stage2": tiny.DDIM})
     bare = tiny.stage(tmp_path / "bare", text=None)
-    with pytest.raises(CheckpointError, match="without text_encoder, which encodes words; give a checkpoint that has"):
+    with pytest.raises(CheckpointError, match="without text_encoder, so it cannot encode words; give a complete check"):
         load_cascade(bare, low_memory=True)("cat", stage1={"steps": 1})
 
 
 def test_an_unsupported_safety_checker_is_warned_about(tmp_path, first):
     named = tiny.stage(tmp_path / "named", safety=True)
     with pytest.warns(
-        UserWarning, match="named has DeepFloyd-IF's safety checker, which is not supported: pictures go"
+        UserWarning, match="named has DeepFloyd-IF's safety checker, which is not supported: pictures are"
     ):
         load_cascade(named, devices=first.devices, low_memory=True)
 

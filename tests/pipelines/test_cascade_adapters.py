@@ -94,7 +94,7 @@ def test_merged_weights_equal_those_of_each_stage(stages, first, files):
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"loras": "a.safetensors"}, TypeError, "loras='a.safetensors' should be a mapping by stage, such as"),
+        ({"loras": "a.safetensors"}, TypeError, "loras='a.safetensors' should map stage names to values, such as"),
         ({"loras": {"stage3": "a"}}, ValueError, "loras has stage3; the stages are stage1, stage2, upscaler"),
         ({"textual_inversions": {"stage2": "a"}}, ValueError, "stage2's textual_inversion is given, but DeepFloyd-IF"),
         ({"textual_inversions": {"stage1": "a"}}, ValueError, "It is supported by Stable Diffusion 1.x or 2.x"),

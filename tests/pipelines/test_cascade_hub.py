@@ -184,7 +184,7 @@ def test_a_first_stage_without_text_encoder_is_rejected_by_its_index(hub, tmp_pa
 
 
 def test_networks_of_other_families_are_rejected_by_the_index(hub, small):
-    with pytest.raises(ValueError, match="vae is given, but DeepFloyd-IF's first stage does not have it"):
+    with pytest.raises(ValueError, match="vae is given, but DeepFloyd-IF's first stage has no such network"):
         load(ONE, vae=small.models.vae)
     assert hub.fetched == {ONE: INDEX, TWO: set(), X4: set()}
 
@@ -237,7 +237,7 @@ def test_invalid_options_are_rejected_before_files_are_fetched(hub, options, err
 
 def test_missing_caption_cleaning_is_reported_before_files_are_fetched(hub, first, monkeypatch):
     monkeypatch.setitem(sys.modules, "bs4", None)
-    words = r'pip install "sega_jax\[if\]", or turn cleaning off with clean_caption=False'
+    words = r'pip install "sega_jax\[if\]", or turn cleaning off: clean_caption=False'
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(UserWarning, match=words):

@@ -86,7 +86,9 @@ def test_copies(name, request):
         assert pipe.models is models
     both = copy.deepcopy([pipe, pipe])
     assert both[0] is both[1]
-    with pytest.raises(TypeError, match=r"cannot be pickled, since .*; write pipe.save\(folder\), and sega_jax.load"):
+    with pytest.raises(
+        TypeError, match=r"cannot be pickled, because .*; write pipe.save\(folder\) here, and sega_jax.load"
+    ):
         pickle.dumps(pipe)
 
 

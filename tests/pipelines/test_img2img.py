@@ -144,7 +144,7 @@ REFUSED = [
     ({"image": BYTES}, ValueError, "image has 2 entries, expected 1"),
     ({"image": "nowhere.png"}, FileNotFoundError, "image='nowhere.png' does not exist"),
     ({"image": __file__}, ValueError, "cannot be read as a picture"),
-    ({"image": 3}, TypeError, "image=3 should be a PIL picture, the path of a picture, or an array"),
+    ({"image": 3}, TypeError, "image=3 should be a Pillow image, the path of an image file, or an array"),
 ]
 
 

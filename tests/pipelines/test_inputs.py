@@ -55,7 +55,7 @@ NOISE = [
     ({"key": np.zeros(2, np.uint32)}, TypeError, "key=.* should be a JAX key"),
     ({"key": jnp.zeros(2)}, TypeError, "key=.* should be a JAX key"),
     ({"key": jnp.zeros(3, jnp.uint32)}, TypeError, "key=.* should be a JAX key"),
-    ({"key": jax.random.split(jax.random.key(0))}, ValueError, r"key has shape \(2,\), expected one key"),
+    ({"key": jax.random.split(jax.random.key(0))}, ValueError, r"key has shape \(2,\), expected a single key"),
     ({"key": jax.random.key(0), "seed": 1}, ValueError, "seed and key were both given"),
     ({"latents": LATENTS[0]}, ValueError, r"latents have shape \(8, 8, 4\), expected \(1, 8, 8, 4\)"),
     ({"latents": np.repeat(LATENTS, 2, 0)}, ValueError, r"expected \(1, 8, 8, 4\) \(pictures, height, width"),

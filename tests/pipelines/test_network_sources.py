@@ -285,7 +285,9 @@ def test_declarations_about_unused_unets_are_ignored(small_folder, small, other,
     assert predicts(small_folder, small.devices, **options) == ("v_prediction", True)
     assert predicts(small_folder, small.devices, **options, unet=other / "unet") == ("epsilon", False)
     assert predicts(small_folder, small.devices, **options, unet=small.models.unet) == ("epsilon", False)
-    with pytest.raises(ValueError, match=r"moving average of the unet in .*a\.safetensors, which is replaced"):
+    with pytest.raises(
+        ValueError, match=r"moving average of the unet in .*a\.safetensors, but this network is replaced"
+    ):
         predicts(small_folder, small.devices, **options, unet=other / "unet", ema=True)
 
 

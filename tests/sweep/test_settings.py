@@ -205,7 +205,7 @@ def test_resuming_a_sweep_with_adapters(folder, pipe, files, tmp_path):
     [
         ({"image": "missing.png"}, FileNotFoundError, "call: image: .*missing.png does not exist"),
         ({"image": "a.safetensors"}, ValueError, "cannot be read as a picture"),
-        ({"image": 5}, TypeError, "call: image=5 should be the path of a picture"),
+        ({"image": 5}, TypeError, "call: image=5 should be the path of an image file"),
         ({"image": "8-0.png"}, ValueError, r"image has 8x8 pixels .* expected 16x16"),
         ({"strength": 0.5}, ValueError, "needs a picture to start from"),
         ({"lora": "missing.safetensors"}, FileNotFoundError, "call: lora: .*missing.safetensors does not exist"),

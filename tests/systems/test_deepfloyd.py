@@ -241,7 +241,7 @@ def test_pipeline_without_a_text_encoder(stages, first, second, one_device):
         ("first", {"image": BYTES[0]}, TypeError, "image is not an argument of a call of DeepFloyd-IF's first stage"),
         ("first", {"noise_level": 3}, TypeError, "noise_level is not an argument of a call of DeepFloyd-IF's first"),
         ("first", {"height": 7}, ValueError, "height=7 is not a multiple of 2"),
-        ("second", {"image": None}, ValueError, "image=None should be the low-resolution picture"),
+        ("second", {"image": None}, ValueError, "give the low-resolution picture as image"),
         ("second", {"image": "cat.png"}, FileNotFoundError, "image='cat.png' does not exist"),
         ("second", {"image": []}, ValueError, r"image=\[\] should be a picture or a non-empty list"),
         ("second", {"image": BYTES[0, :, :, 0]}, ValueError, r"image has shape \(8, 8\), expected"),
@@ -251,15 +251,20 @@ def test_pipeline_without_a_text_encoder(stages, first, second, one_device):
         ("second", {"image": np.full((8, 8, 3), np.nan)}, ValueError, "image has NaN"),
         ("second", {"image": [BYTES[0], BYTES[0, :4]]}, ValueError, "pictures of 4x8 and 8x8 pixels"),
         ("second", {"image": BYTES}, ValueError, "image has 2 entries, expected 1, one for each prompt"),
-        ("second", {"image": BYTES[0, :4, :4]}, ValueError, "image has 4x4 pixels .*, expected 8x8 to make 32x32, 4 t"),
-        ("second", {"height": 16}, ValueError, "image has 8x8 pixels .*, expected 4x8 to make 16x32"),
+        (
+            "second",
+            {"image": BYTES[0, :4, :4]},
+            ValueError,
+            "image has 4x4 pixels .*, expected 8x8 for a result of 32x32, 4 t",
+        ),
+        ("second", {"height": 16}, ValueError, "image has 8x8 pixels .*, expected 4x8 for a result of 16x32"),
         ("second", {"noise_level": 1000}, ValueError, "noise_level=1000 should be from 0 to 999"),
         ("second", {"noise_level": -1}, ValueError, "noise_level=-1 should be at least 0"),
         ("second", {"noise_level": 0.25}, TypeError, "noise_level=0.25 should be a whole number"),
         ("second", {"noise_level": [1, 2]}, ValueError, "noise_level has 2 entries, expected 1"),
         ("second", {"noise_anew": 1}, TypeError, "noise_anew=1 should be True or False"),
         ("upscaler", {"noise_level": 351}, ValueError, "noise_level=351 should be from 0 to 350"),
-        ("upscaler", {"width": 64}, ValueError, "image has 8x8 pixels .*, expected 8x16 to make 32x64"),
+        ("upscaler", {"width": 64}, ValueError, "image has 8x8 pixels .*, expected 8x16 for a result of 32x64"),
     ],
 )
 def test_invalid_arguments(request, monkeypatch, name, options, error, words):
@@ -315,7 +320,7 @@ def test_missing_parts(copy):
 
 
 def test_networks_of_another_type(stages, first, pipe):
-    with pytest.raises(ValueError, match="vae is given, but DeepFloyd-IF's first stage does not have it"):
+    with pytest.raises(ValueError, match="vae is given, but DeepFloyd-IF's first stage has no such network"):
         load(stages["stage1"], vae=pipe.models.vae)
     with pytest.raises(TypeError, match="text_encoder=CLIPTextModel should be a T5EncoderModel"):
         load(stages["stage1"], text_encoder=pipe.models.text_encoder)
@@ -343,7 +348,7 @@ def test_network_of_another_stage_is_rejected(first, second):
 
 def test_unsupported_safety_checker_warns(tmp_path, one_device):
     folder = tiny.stage(tmp_path / "1", safety=True)
-    with pytest.warns(UserWarning, match="DeepFloyd-IF's safety checker, which is not supported: pictures go unche"):
+    with pytest.warns(UserWarning, match="DeepFloyd-IF's safety checker, which is not supported: pictures are neit"):
         pipe = load(folder, devices=one_device)
     assert pipe.safety is None
 

@@ -376,7 +376,7 @@ LARGE = np.broadcast_to(np.float32(0), (1, 1, 1024, 1024, 20))
         (
             {"height": 4096, "width": 4096, "replay": LARGE},
             ValueError,
-            "replay would hold 5 GiB of logits, and the limit",
+            "replay would hold 5 GiB of logits, but the limit",
         ),
         ({"replay": LARGE[:, :, :3]}, ValueError, r"replay has shape \(1, 1, 3, .*\), expected \(1, calls, 4, 4, 20\)"),
         ({"callback": 1}, TypeError, "callback=1 should be a function"),
@@ -406,7 +406,7 @@ def test_words_without_a_text_encoder(pipe):
     bare = without_words(pipe)
     with pytest.raises(ValueError, match=r"'cat' cannot be encoded, because this pipeline has no text encoder"):
         bare("cat", negative_prompt=np.zeros((3, 18), np.float32))
-    with pytest.raises(TypeError, match="models=int should be the Models of another pipeline of Paella"):
+    with pytest.raises(TypeError, match="models=int should be the Models of a Paella pipeline"):
         Pipeline(**pipe.components | {"models": 3})
 
 
@@ -419,7 +419,7 @@ def test_byte_tokenizer():
     with pytest.warns(UserWarning, match="reads 768 tokens; cut from the end of 'y+': 'zz'"):
         long = ByteTokenizer(384)(["y" * 767 + "zz"])
     assert long[0, 0, -2:].tolist() == [124, 1]
-    with pytest.raises(CheckpointError, match="ByT5 has 200 embeddings, expected at least 259"):
+    with pytest.raises(CheckpointError, match="the text encoder has 200 embeddings, but ByT5 needs at least 259"):
         ByteTokenizer(200)
 
 
@@ -443,7 +443,7 @@ def edit_json(path, **changes):
         ("clip", {"projection_dim": 13}, "clip_embd 12 is not the CLIP's projection_dim 13"),
         ("prior", {"clip_r": 13}, "clip_embd 12 is not the prior's clip_r 13"),
         ("denoiser", {"kernel_size": 5}, "kernel_size"),
-        ("byt5", {"vocab_size": 200}, "the weights do not fit|ByT5 has 200 embeddings"),
+        ("byt5", {"vocab_size": 200}, "the weights do not fit|has 200 embeddings"),
     ],
 )
 def test_networks_that_do_not_fit(copy, part, changes, words):
@@ -461,7 +461,7 @@ def test_missing_parts(copy):
     edit_json(copy / "model_index.json", clip=[None, None], prior=["sega_jax", "PriorModel"])
     (copy / "prior").mkdir()
     tiny.write_json(copy / "prior" / "config.json", tiny.PRIOR)
-    with pytest.raises(CheckpointError, match="the prior needs CLIP's text embeddings, but there is no clip"):
+    with pytest.raises(CheckpointError, match="the prior needs CLIP's text embeddings, but clip is missing"):
         load(copy)
     edit_json(copy / "model_index.json", vqgan=[None, None])
     with pytest.raises(CheckpointError, match="whose vqgan is missing; expected Paella, with VQModel"):
@@ -472,7 +472,7 @@ def test_missing_parts(copy):
     ("options", "words"),
     [
         ({"scheduler": "DDIMScheduler"}, "scheduler=.*: Paella has a schedule of its own; leave it out"),
-        ({"text_encoder": False}, "text_encoder is given, but Paella does not have it"),
+        ({"text_encoder": False}, "text_encoder is given, but Paella has no such network"),
     ],
 )
 def test_options_of_other_families(paella_folder, options, words):

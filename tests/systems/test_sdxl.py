@@ -148,7 +148,7 @@ REFUSED = {
     refiner: "is the Stable Diffusion XL refiner, which is not supported",
     other_projection: "pooled text of 10 channels .* projection_dim is 12: .* not the refiner's",
     inpainting: "has 9 input and 4 output channels, and the VAE has 4 .* expected 4 input and 4 output",
-    no_sizes: "addition_embed_type None .* is not Stable Diffusion XL's, whose addition_embed_type is text_time",
+    no_sizes: "addition_embed_type None .* but Stable Diffusion XL's has addition_embed_type text_time",
     no_wave: "projection_class_embeddings_input_dim=60 should be the channels of the pooled text plus six times",
     other_lengths: "the tokenizers have lengths 12 and 10; check that they belong together",
     other_positions: "read 11 and 12 tokens; take both from one checkpoint",
@@ -169,7 +169,9 @@ def test_rejected_checkpoints(change, copy, one_device):
 def test_rejected_parts(folder, pipe, small_folder):
     with pytest.raises(TypeError, match="tokenizer=T5Tokenizer should be a CLIP tokenizer"):
         sega_jax.load(folder, tokenizer=object.__new__(T5Tokenizer), devices=pipe.devices)
-    with pytest.raises(ValueError, match=r"text_encoder_2 is given, but Stable Diffusion 1.x or 2.x does not have it"):
+    with pytest.raises(
+        ValueError, match=r"text_encoder_2 is given, but Stable Diffusion 1.x or 2.x has no such network"
+    ):
         sega_jax.load(small_folder, text_encoder_2=pipe.models.text_encoder_2, devices=pipe.devices)
     with pytest.raises(TypeError, match="text_encoder_2=CLIPTextModel should be a CLIPTextModelWithProjection"):
         sega_jax.load(folder, text_encoder_2=pipe.models.text_encoder, devices=pipe.devices)
@@ -240,7 +242,7 @@ def test_dtype_of_the_autoencoder(force, pipe):
         (text((12, 20), (12,)), ValueError, r"an embedding's states have shape \(12, 20\), expected \(12, 36\)"),
         (text((1, 36), (12,)), ValueError, r"an embedding's states have shape \(1, 36\), expected \(12, 36\)"),
         (text((12, 36), (16,)), ValueError, r"an embedding's pooled text has shape \(16,\), expected \(12,\)"),
-        (ClipText(np.zeros((1, 12, 36), np.float32)), TypeError, "is of another family, expected SDXLText"),
+        (ClipText(np.zeros((1, 12, 36), np.float32)), TypeError, "belongs to another family, expected SDXLText"),
         (
             np.zeros((12, 36), np.float32),
             TypeError,

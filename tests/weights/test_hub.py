@@ -84,7 +84,7 @@ def test_configs_for_a_single_file_are_downloaded_without_weights(client, small,
 
 def test_a_variant(client):
     """Only the UNet has the variant. Its file is not a valid checkpoint, so loading fails after the download."""
-    message = r"owner/tiny has no weights of the variant 'fp16' for text_encoder, vae; using those without one"
+    message = r"owner/tiny has no weights of the variant 'fp16' for text_encoder, vae; using those without a variant"
     with pytest.warns(UserWarning, match=message), pytest.raises(CheckpointError):
         sega_jax.load(NAME, variant="fp16")
     assert "unet/diffusion_pytorch_model.fp16.safetensors" in fetched(client)
@@ -324,7 +324,7 @@ def test_a_local_folder_takes_precedence_and_has_no_revision(client, small_folde
     monkeypatch.chdir(tmp_path)
     sega_jax.load(NAME)
     assert not client.calls
-    with pytest.raises(ValueError, match=r"revision='main' is for repositories on the hub, but .* is a local folder"):
+    with pytest.raises(ValueError, match=r"revision='main' applies only to the hub, but .* is a local folder"):
         sega_jax.load(NAME, revision="main")
 
 
@@ -435,7 +435,7 @@ def test_a_local_file_with_the_name_of_a_folder_in_a_repository_is_ignored(
     (tmp_path / "unet").write_bytes(b"PK\3\4")
     pipe = sega_jax.load(NAME, unet=f"{NAME}/unet", devices=one_device)
     assert same(pipe, small)
-    with pytest.raises(ValueError, match="ema=True is for single files"):
+    with pytest.raises(ValueError, match="ema=True applies only to single files"):
         sega_jax.load(NAME, unet=f"{NAME}/nowhere", ema=True)
 
 

@@ -182,7 +182,7 @@ def test_missing_json_files_are_named(refused, copy, name):
         ("unet", "attention_head_dim", 0, []),
         ("unet", "cross_attention_dim", 24, ["text encoder's hidden_size 16"]),
         ("unet", "in_channels", 9, ["expected 4 input and 4 output channels; inpainting"]),
-        ("unet", "num_class_embeds", 20, ["num_class_embeds 20", "only text-to-image checkpoints"]),
+        ("unet", "num_class_embeds", 20, ["num_class_embeds 20", "text-to-image model of Stable Diffusion"]),
         ("unet", "mid_block_type", "UNetMidBlock3D", ["only 'UNetMidBlock2DCrossAttn'", "'UNetMidBlock2D' or None"]),
         ("unet", "time_cond_proj_dim", -1, ["-1 should be like 0"]),
         (

@@ -48,7 +48,7 @@ def test_one_vocabulary_is_enough(tmp_path, pipe, folder, single):
     for tokenizer in (folder / "tokenizer", str(folder / "tokenizer"), pipe.tokenizer, pipe.tokenizer.first):
         result = load(tmp_path / "a.safetensors", config=bare, tokenizer=tokenizer, devices=pipe.devices)
         np.testing.assert_array_equal(result.tokenizer(["a b,", "c"]), pipe.tokenizer(["a b,", "c"]))
-    with pytest.raises(CheckpointError, match=r"the tokenizer pads with 'a', as in Stable Diffusion 2\.x"):
+    with pytest.raises(CheckpointError, match=r"the tokenizer pads with 'a', like Stable Diffusion 2\.x"):
         load(tmp_path / "a.safetensors", config=bare, tokenizer=folder / "tokenizer_2", devices=pipe.devices)
 
 

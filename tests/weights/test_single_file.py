@@ -274,8 +274,8 @@ def test_the_shell_explains_a_missing_vocabulary(simple, write):
 def test_arguments_that_do_not_fit_the_source_are_rejected(simple, write, small, small_folder, stages):
     path = write(simple)
     for arguments, message in [
-        ({"variant": "fp16"}, "variant='fp16' is for folders and repo"),
-        ({"revision": "main"}, "revision='main' is for repositories"),
+        ({"variant": "fp16"}, "variant='fp16' applies only to folders and repo"),
+        ({"revision": "main"}, "revision='main' applies only to the hub"),
         ({"ema": True}, "has no moving average"),
         ({"prediction_type": "v"}, "prediction_type='v' should be one of epsilon, v_prediction, or None"),
     ]:
@@ -285,9 +285,9 @@ def test_arguments_that_do_not_fit_the_source_are_rejected(simple, write, small,
         load(path, devices=small.devices)
     with pytest.raises(CheckpointError, match=r"config=.* is Stable Diffusion's x4 upscaler, expected"):
         load(path, config=stages["upscaler"])
-    with pytest.raises(ValueError, match="is for single files"):
+    with pytest.raises(ValueError, match="applies only to single files"):
         load(small_folder, config=small_folder)
-    with pytest.raises(ValueError, match="ema=True is for single files"):
+    with pytest.raises(ValueError, match="ema=True applies only to single files"):
         load(small_folder, ema=True)
     with pytest.raises(TypeError, match="tokenizer=3 should be"):
         load(path, config=small_folder, tokenizer=3)

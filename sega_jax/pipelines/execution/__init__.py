@@ -1,1 +1,1 @@
-"""Runs compiled programs: the devices, the chunks of the schedule, and the active concepts."""
+"""Running compiled programs: the devices, the chunks of the schedule, and the active concepts."""

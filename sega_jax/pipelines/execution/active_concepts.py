@@ -1,6 +1,6 @@
-"""Decides which concepts each model call must predict.
+"""The choice of the concepts that each model call must predict.
 
-No concept needs a prediction after its cool-down, nor, without momentum, before its warm-up.
+A concept needs no predictions after its cool-down. Without momentum, it needs none before its warm-up either.
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from sega_jax.method.guidance import Edit, Edits
 
 
 def ordered(rows: Sequence[Sequence[Edit]], momentum_scale: float) -> list[tuple[Edit, ...]]:
-    """Sorts the edits of each row, so that inactive edits come last.
+    """Sorts the edits of each row so that inactive edits come last.
 
-    Edits that end later come first; of edits that end at the same call, those that begin earlier come first.
+    Edits that end later come first. Among edits that end at the same call, those that begin earlier come first.
 
     Args:
-        rows: the edits of each row.
-        momentum_scale: the strength of the momentum, for edits that do not set their own.
+        rows: The edits of each row.
+        momentum_scale: The momentum scale of edits that do not set one.
     """
 
     def key(edit: Edit) -> tuple[int, int]:
@@ -29,11 +29,11 @@ def ordered(rows: Sequence[Sequence[Edit]], momentum_scale: float) -> list[tuple
 
 
 def needed(edits: Edits, calls: int) -> np.ndarray:
-    """Returns how many concepts, counted from the first, each call must predict; the others have no effect.
+    """Returns the number of leading concepts that each call must predict; the others have no effect.
 
     Args:
-        edits: the edits of all rows, arrays [rows, n]. The order of `ordered` keeps the numbers small.
-        calls: the number of model calls.
+        edits: The edits of all rows, arrays [rows, n]. The numbers are smaller if `ordered` sorted the edits.
+        calls: The number of model calls.
 
     Returns:
         int [calls], from 0 to n.
@@ -44,9 +44,9 @@ def needed(edits: Edits, calls: int) -> np.ndarray:
 
 
 def _active_calls(edits: Edits) -> tuple[Any, Any]:
-    """Returns the first call at which each concept's prediction has an effect, and the first call after the last one.
+    """Returns the range of calls at which each concept's prediction has an effect: the first call, and the end.
 
-    The momentum accumulates predictions before the warm-up. After the cool-down it needs no predictions.
+    Before the warm-up, predictions count only for the momentum. After the cool-down, nothing uses them.
     """
     first = np.where(edits.momentum_scale > 0, 0, edits.warmup)
     return first, np.where((edits.weight > 0) & (edits.scale != 0), edits.cooldown, 0)

@@ -1,6 +1,6 @@
-"""Runs a schedule's table in chunks of one compiled length.
+"""Running a schedule's table in chunks, which all have the length for which the program is compiled.
 
-Between chunks the host updates the progress bar, calls callbacks, handles Ctrl-C and may change the program.
+Between chunks, the host updates the progress bar, calls callbacks, handles Ctrl-C and may switch to another program.
 """
 
 import time
@@ -13,21 +13,21 @@ import numpy as np
 
 from sega_jax.method.schedules import Row
 
-# The number of the schedule's lines (model calls) for which the program is compiled.
+# The number of lines of the table (model calls) for which the program is compiled.
 CHUNK = 64
-# The target duration of a chunk, in seconds: how often the progress bar moves and Ctrl-C takes effect.
+# The target duration of a chunk in seconds. It determines how often the progress bar moves and Ctrl-C takes effect.
 _SECONDS = 0.5
 
 
 class Chunks:
-    """Runs tables, measures the seconds per model call, and keeps a list of the compiled programs."""
+    """Runs tables, measures the seconds per model call, and keeps track of the compiled programs."""
 
     def __init__(self) -> None:
         self._seconds_per_call: dict[Hashable, float] = {}
         self._prepared: dict[Hashable, set[int]] = {}
 
     def prepare(self, situation: Hashable, concepts: int) -> None:
-        """Allows `run` to use the program for this number of concepts, because it is compiled."""
+        """Allows `run` to use the program for this number of concepts, which has been compiled."""
         self._prepared.setdefault(situation, set()).add(concepts)
 
     def run(
@@ -43,15 +43,15 @@ class Chunks:
         """Runs the table chunk by chunk.
 
         Args:
-            program: maps (carry, chunk, number of concepts) to the new carry and the chunk's records, arrays
+            program: Maps (carry, chunk, number of concepts) to the new carry and the chunk's records, arrays
                 [rows, calls, ...].
-            carry: the initial carry.
-            table: the schedule, with one line for each model call.
-            situation: a key for the speed measurements and the prepared programs.
-            every: the interval of forced stops, in calls: after call 0 and then after every `every` calls; 0 is none.
-            needed: how many concepts each call must predict, int [calls]. Each call uses the smallest sufficient
-                prepared program, so that no other program is compiled.
-            n: the number of concepts, whose program needs no preparation.
+            carry: The initial carry.
+            table: The schedule, with one line for each model call.
+            situation: A key for the speed measurements and the prepared programs.
+            every: If positive, a chunk ends after call 0, and then after every `every` calls.
+            needed: The number of concepts that each call must predict, int [calls]. Each call uses the smallest
+                sufficient prepared program, so that no other program is compiled.
+            n: The number of concepts. The program that predicts all n need not be prepared.
 
         Yields:
             The number of calls done so far, the number of calls in this chunk, the carry, and the chunk's records,
@@ -79,13 +79,13 @@ class Chunks:
 
 
 def chunk(table: Row, start: int, live: int) -> Row:
-    """Returns `live` lines of the table from `start`, padded to a chunk with copies that are not live."""
+    """Returns `live` lines of the table from `start` on, padded to a chunk with copies that are not live."""
     index = np.minimum(start + np.arange(CHUNK), start + live - 1)
     return jax.tree.map(lambda column: column[index], table)._replace(live=np.arange(CHUNK) < live)
 
 
 def _wait(arrays: Any) -> None:
-    """Waits for the devices, even after Ctrl-C: ending the process while they work would crash it."""
+    """Waits for the devices, even after Ctrl-C, because the process would crash if it ended while they work."""
     try:
         jax.block_until_ready(arrays)
     except KeyboardInterrupt:
@@ -98,7 +98,7 @@ def enough_memory(shape: tuple[int, ...]) -> Iterator[None]:
     """Turns JAX's out-of-memory error inside a `with` block into a MemoryError that names remedies.
 
     Args:
-        shape: the shape of the batch, rows first.
+        shape: The shape of the batch, rows first.
     """
     try:
         yield

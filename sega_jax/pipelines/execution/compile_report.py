@@ -7,10 +7,10 @@ class Program(NamedTuple):
     """A compiled program.
 
     Attributes:
-        name: the name of its function, such as encode, start, advance or decode.
-        concepts: the number of concepts that `advance` predicts; None for other programs.
-        seconds: the time of compiling it, which is short if it was compiled before.
-        memory: the temporary memory on one device, in bytes; None if unknown.
+        name: The name of its function, such as encode, start, advance or decode.
+        concepts: The number of concepts that `advance` predicts; None for other programs.
+        seconds: The compilation time, which is short if the program was compiled before.
+        memory: The temporary memory on one device, in bytes; None if unknown.
     """
 
     name: str
@@ -23,7 +23,7 @@ class Compiled(NamedTuple):
     """The compiled programs, in the order of a call. `print` shows them as a table.
 
     Attributes:
-        programs: the programs.
+        programs: The programs.
     """
 
     programs: tuple[Program, ...]
@@ -35,7 +35,7 @@ class Compiled(NamedTuple):
 
     @property
     def memory(self) -> int | None:
-        """The largest temporary memory of a program, in bytes; None if unknown."""
+        """The largest temporary memory of any program, in bytes; None if unknown."""
         return max((program.memory for program in self.programs if program.memory is not None), default=None)
 
     def __str__(self) -> str:

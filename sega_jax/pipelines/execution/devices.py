@@ -1,10 +1,11 @@
-"""Spreads the rows of a batch over the accelerators of this host. All code for several devices is in this file.
+"""Spreading the rows of a batch over the devices of this host. All multi-device code is in this file.
 
 The rows of a batch are independent pictures, so the devices share only the weights. `jax.pmap` is in maintenance mode
 and is implemented as `jit(shard_map)`. According to JAX's migration guide
 (https://docs.jax.dev/en/latest/migrate_pmap.html), a move to `shard_map` would change only this file.
 
-A single picture uses one device; additional devices compute copies of it. Generate several seeds at once to use them.
+A single picture uses only one device; further devices would compute copies of it. To use them all, generate several
+seeds at once.
 """
 
 import time
@@ -20,15 +21,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from sega_jax.pipelines.execution.compile_report import Program
 
-# cuDNN wants kernels [height, width, in, out] stored as [out, height, width, in].
+# cuDNN needs kernels [height, width, in, out] stored as [out, height, width, in].
 _CUDNN = Layout((3, 0, 1, 2))
 
 
 @jax.tree_util.register_pytree_node_class
 class Flat:
-    """A tree that is flattened once, for the programs of `Devices.map`, whose functions receive the tree itself.
+    """A tree that is flattened only once. Programs from `Devices.map` accept it, and their functions get the tree.
 
-    Flattening a network takes the host milliseconds, which would be added to every call of a program.
+    Flattening a network takes milliseconds on the host, and otherwise every call of a program would do it.
     """
 
     def __init__(self, tree: Any):
@@ -52,11 +53,11 @@ class Flat:
 class Devices:
     """The devices of a pipeline, and the programs compiled for them.
 
-    Arrays of rows are [devices, share, ...] on several devices and [share, ...] on one, where `share` is the number of
-    rows on each device.
+    Arrays of rows have the shape [devices, share, ...] on several devices and [share, ...] on one, where `share` is the
+    number of rows on each device.
 
     Args:
-        devices: a sequence of JAX devices; None is all local devices.
+        devices: A sequence of JAX devices; None means all local devices.
 
     Raises:
         TypeError: `devices` is not a non-empty sequence of JAX devices.
@@ -81,10 +82,10 @@ class Devices:
         return len(self.devices)
 
     def place(self, tree: Any) -> Any:
-        """Copies the arrays of a tree to every device; programs of `map` accept them for an axis of None.
+        """Copies the arrays of a tree to every device. In programs from `map`, their entry in `in_axes` is None.
 
-        On GPUs, convolution kernels, which are the arrays with four axes, get cuDNN's layout. Otherwise the programs
-        would keep a second copy of all kernels.
+        On GPUs, convolution kernels (all arrays with four axes) get cuDNN's layout. Otherwise the programs would keep a
+        second copy of all kernels.
         """
 
         def put(leaf):
@@ -95,16 +96,16 @@ class Devices:
         return jax.tree.map(put, tree)
 
     def map(self, function: Callable, in_axes: tuple[int | None, ...] | None, **static: Any) -> Callable:
-        """Returns a compiled program that applies a function to the share of each device.
+        """Returns a compiled program that applies a function to each device's share of the rows.
 
-        The program is created once for each function and its static arguments, so all pipelines with these `Devices`
+        The program is created once for each function with its static arguments, so all pipelines with these `Devices`
         share it.
 
         Args:
-            function: the function of one device's share.
-            in_axes: for each argument, 0 for arrays from `split`, or None for arrays from `place`. None instead of a
-                tuple runs the function where its arguments are.
-            static: keyword arguments of the function that are compiled in.
+            function: The function, which gets one device's share.
+            in_axes: For each argument, 0 for arrays from `split`, or None for arrays from `place`. None instead of a
+                tuple runs the function on the device that holds its arguments.
+            static: Keyword arguments of the function that are compile-time constants.
         """
         name = (function, in_axes, *static.items())
         if name not in self._programs:
@@ -115,14 +116,14 @@ class Devices:
 
             use_jit = in_axes is None or len(self) == 1
             compiled = jax.jit(bound) if use_jit else jax.pmap(bound, in_axes=in_axes, devices=self.devices)
-            # If several threads get here, all use the program of the first one.
+            # If several threads reach this line, all of them use the first one's program.
             self._programs.setdefault(name, compiled)
         program = self._programs[name]
         return program if self._watched is None else partial(self._watch, program, function, static.get("concepts"))
 
     @contextmanager
     def watch(self) -> Iterator[list[Program]]:
-        """Yields a list to which every call of a program inside the `with` block appends its report."""
+        """Yields a list to which each call of a program inside the `with` block appends its report."""
         self._watched = []
         try:
             yield self._watched
@@ -135,7 +136,7 @@ class Devices:
             analysis = program.lower(*args).compile().memory_analysis()
             memory = None if analysis is None else analysis.temp_size_in_bytes
         else:
-            # The memory analysis of a pmap program would compile it a second time.
+            # Analysing the memory of a pmap program would compile it a second time.
             jax.block_until_ready(program(*args))
         assert self._watched is not None
         self._watched.append(Program(function.__name__, concepts, time.perf_counter() - start, memory))
@@ -157,7 +158,7 @@ class Devices:
         def wrapped(leaf, placed):
             return jax.random.wrap_key_data(placed, impl=jax.random.key_impl(leaf)) if is_key(leaf) else placed
 
-        # One transfer for all arrays is faster than one for each.
+        # One transfer of all arrays is faster than one transfer for each.
         if len(self) == 1:
             return jax.device_put(tree, self._spread)
         return jax.tree.map(wrapped, tree, jax.device_put(jax.tree.map(spread, tree), self._spread))
@@ -166,8 +167,8 @@ class Devices:
         """Returns the results of a program as NumPy arrays [rows, ...].
 
         Args:
-            tree: the results of a program of `map`.
-            rows: the number of rows without padding; None keeps the padding.
+            tree: The results of a program from `map`.
+            rows: The number of rows without padding; None keeps the padding.
         """
 
         def joined(leaf):

@@ -1,6 +1,6 @@
-"""Encodes tokens to text conditioning, and caches the results.
+"""Encoding of tokens as text conditioning, with a cache of the results.
 
-Texts are encoded in blocks of one size, so that one compiled program serves all of them.
+Texts are encoded in blocks of a fixed size, so that all of them share one compiled program.
 """
 
 from collections.abc import Callable
@@ -11,16 +11,16 @@ import numpy as np
 
 from sega_jax.pipelines.execution.devices import Devices
 
-_BLOCK = 8  # texts in one call of the program
-_CAPACITY = 256  # texts
+_BLOCK = 8  # the number of texts in one call of the program
+_CAPACITY = 256  # the maximum number of cached texts
 
 
 class EmbeddingCache:
-    """A cache of text conditioning, with the texts' tokens as keys.
+    """A cache of text conditioning, keyed by the texts' tokens.
 
     Args:
-        encode: maps (networks, ids) to a family's `Text`; ids is a pytree of arrays [texts, ...].
-        devices: the devices that compile `encode`.
+        encode: Maps (networks, ids) to a family's `Text`, where ids is a pytree of arrays [texts, ...].
+        devices: The devices for which `encode` is compiled.
     """
 
     def __init__(self, encode: Callable[[Any, Any], Any], devices: Devices):
@@ -31,11 +31,11 @@ class EmbeddingCache:
         """Returns the conditioning of each text, as NumPy arrays.
 
         Args:
-            networks: the text networks.
-            ids: the tokens, a pytree of arrays [texts, ...].
+            networks: The text networks.
+            ids: The tokens, a pytree of arrays [texts, ...].
 
         Returns:
-            A list with one `Text` of one row for each text.
+            A list with a one-row `Text` for each text.
         """
         leaves, structure = jax.tree.flatten(ids)
         keys = [tuple(leaf[i].tobytes() for leaf in leaves) for i in range(len(leaves[0]))]
