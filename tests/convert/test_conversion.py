@@ -99,7 +99,7 @@ def test_round_trip(tmp_path, stored, sharded, prefix):
     convert.convert(source, tmp_path / "orbax")
     back = convert.convert(tmp_path / "orbax", tmp_path / "back", to="diffusers")
     assert tensors(back) == tensors(source)
-    # The same library writes both, so the files are equal, too.
+    # The same library writes both, so the files are also equal.
     assert files(back) == unsharded
 
 
@@ -486,7 +486,7 @@ def test_a_disk_that_is_too_small_is_rejected(refused, monkeypatch):
 
 @pytest.mark.parametrize("to", ["orbax", "diffusers"])
 def test_a_disk_that_becomes_full_is_reported(refused, monkeypatch, to):
-    """A limit of the size of files causes the same kind of error as a full disk."""
+    """A limit on the size of files causes the same kind of error as a full disk."""
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.fault
 
 
 def t5_states():
-    """Returns T5's states for all tokens except padding."""
+    """Returns T5's hidden states for all tokens except padding."""
     net = tiny.filled(t5.T5EncoderModel(t5.T5Config.from_dict(tiny.T5)))
     return net(cases.WORDS, cases.MASK)[cases.MASK]
 

@@ -57,7 +57,7 @@ def at(module, path):
 
 
 def denoiser_blocks():
-    """Runs every kind of the denoiser's blocks on inputs of so small a variance that the epsilons of norms matter."""
+    """Runs each kind of denoiser block on inputs with a variance so small that the epsilons of norms matter."""
     model, outputs = denoiser(), []
     for path, channels in cases.BLOCKS.items():
         x, skip, level, states = map(jnp.asarray, cases.block_inputs(channels, 0.01))

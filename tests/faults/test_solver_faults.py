@@ -45,7 +45,7 @@ def trajectory(name):
 def entered():
     """Returns parts of tables that start in the middle of a schedule.
 
-    These are the numbers of the calls, and how many earlier outputs the first two calls of multi-step solvers use.
+    The parts are the numbers of the calls, and how many earlier outputs the first two calls of multi-step solvers use.
     """
     calls = [schedules.from_config(config).table(10, 0.5).call for config in tiny.SCHEDULERS.values()]
     solvers_of_third_order = [

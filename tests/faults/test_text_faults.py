@@ -28,7 +28,8 @@ TOKENS = np.array(
         [56, *range(28, 38), 57],
     ]
 )
-# Letters start at 6; 33 is an "a" that starts a word, and 3 precedes other letters that do. 1 ends a text, 0 pads it.
+# Letters start at 6; 33 is an "a" that starts a word, and 3 precedes any other letter that starts one. 1 ends a text, 0
+# pads it.
 T5_TOKENS = np.zeros((2, 2, 77), int)
 T5_TOKENS[0, :, 0] = 1
 T5_TOKENS[1, :, :5] = [33, 3, 6, 32, 1], [1] * 5
@@ -75,7 +76,7 @@ def earlier_layer_by_hand():
 
 
 def branches(pipe):
-    """Returns the states of a negative prompt, a prompt and a concept; only the last two skip a layer."""
+    """Returns the hidden states of a negative prompt, a prompt and a concept; only the last two skip a layer."""
     batch = pipe.prepare("cat", "hat", negative_prompt="bad", clip_skip=1)
     return texts.joined_branches(pipe, batch, 1).states[0]
 

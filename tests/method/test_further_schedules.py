@@ -144,7 +144,7 @@ def test_sampling_ends_at_x0_if_the_network_knows_it(name):
 
 
 def test_tcd_takes_eta_by_row():
-    """The rows have no noise, the default share of noise, and a return to timestep 0."""
+    """The rows add no noise, the default share of noise, and as much noise as a step from timestep 0 needs."""
     table, x = table_of("TCD", 4), np.ones((3, 2), np.float32)
     row = jax.tree.map(lambda column: column[1], table)
     assert row.solver.following == 499
