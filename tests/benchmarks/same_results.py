@@ -420,7 +420,7 @@ def run_calls(folder: Path, file: Path, checkout: Path) -> None:
                 for leaf, array in arrays(value):
                     full = f"{name}: {part}, {leaf}".removesuffix(", ")
                     if not (np.all(getattr(value, "finite", True)) and np.isfinite(array).all()):
-                        raise ValueError(f"{full} is not finite, so equal arrays would say nothing")
+                        raise ValueError(f"{full} is not finite, so a comparison would prove nothing")
                     results[full] = array
         except Exception:
             traceback.print_exc()
@@ -488,9 +488,7 @@ def compare(base: dict[str, np.ndarray], head: dict[str, np.ndarray]) -> bool:
 @click.command()
 @click.argument("base", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("head", type=click.Path(exists=True, file_okay=False, path_type=Path), default=HERE.parents[2])
-@click.option(
-    "--record", type=click.Path(dir_okay=False, path_type=Path), help="Keep BASE's arrays in this .npz file."
-)
+@click.option("--record", type=click.Path(dir_okay=False, path_type=Path), help="Keep BASE's arrays in this .npz file.")
 def main(base: Path, head: Path, record: Path | None) -> None:
     """Compares the results of two checkouts."""
     if record is not None and record.suffix != ".npz":

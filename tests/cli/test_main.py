@@ -262,7 +262,7 @@ def test_captions_stay_inside_a_general_sheet():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="signals")
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 def test_an_interruption_exits_cleanly(folder, tmp_path):
     words = ["--model", str(folder), "--prompt", "cat", "--edit", "hat", "--steps", "900", "--out", str(tmp_path)]
     # Processes started in the background ignore Ctrl-C unless they set a handler.

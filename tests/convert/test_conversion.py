@@ -1,4 +1,4 @@
-"""Tests of conversions: round trips, written files, rejected sources, and interruptions."""
+"""Tests conversions: round trips, written files, rejected sources, and interruptions."""
 
 import errno
 import fcntl
@@ -542,7 +542,7 @@ def test_a_link_in_place_of_the_hidden_folder_is_not_followed(folder, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the test forks")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_stopped_conversions_leave_no_incomplete_folder(folder, tmp_path):
     """Five conversions are killed at random moments, and one is interrupted from the keyboard."""
     result = apart("stop", folder, tmp_path)

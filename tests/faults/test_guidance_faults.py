@@ -191,7 +191,7 @@ def unweighted_momentum(sega):
 FAULTS = {
     # Thresholds
     "the threshold mask is inverted": Fault("diffusers", quantile, "threshold_mask", result(jnp.logical_not)),
-    "one threshold holds for all channels together": Fault(
+    "all channels share one threshold": Fault(
         "diffusers", quantile, "threshold_mask", argument(2, lambda support: "latent")
     ),
     "entries equal to the quantile are masked out": Fault(

@@ -102,7 +102,7 @@ FAULTS = {
     "the softmax scale is doubled": Fault("unet", layers, "attend", scaled(0, 2.0)),
     "gelu is approximated by tanh": Fault("unet", layers, "gelu", instead(jax.nn.gelu)),
     "the group norm uses the unbiased variance": Fault("unet", layers.GroupNorm, "_moments", sample_variance),
-    "the layer norm has another epsilon": Fault("faint blocks", layers, "normalise", scaled(1, 0.1)),
+    "the layer norm has the wrong epsilon": Fault("faint blocks", layers, "normalise", scaled(1, 0.1)),
     "upsampling exchanges height and width": Fault("autoencoder", layers.Upsample, "__call__", transposed),
     "branches get the pictures of other rows": Fault(
         "branches", layers, "spread", instead(lambda x, like: jnp.tile(x, (len(like) // len(x), *[1] * (x.ndim - 1))))

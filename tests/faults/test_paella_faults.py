@@ -207,7 +207,7 @@ FAULTS = {
     "the expected code becomes the farthest token": Fault("quantised", solvers, "_distances", result(jnp.negative)),
     "replayed guidance is ignored": Fault("replayed", programs, "replay", instead(lambda recorded: optax.identity())),
     # The prior
-    "the prior has another guidance scale": Fault("imagined", paella_prior, "SCALE", instead(4.0)),
+    "the prior has the wrong guidance scale": Fault("imagined", paella_prior, "SCALE", instead(4.0)),
 }
 
 

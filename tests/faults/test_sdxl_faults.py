@@ -164,16 +164,16 @@ FAULTS = {
     "the encoders' last states are used instead of the second to last": Fault(
         "text", clip.Encoder, "last_two", results(lambda before, last: (last, last))
     ),
-    "the pooled text skips the final layer norm": Fault(
+    "the pooled embedding skips the final layer norm": Fault(
         "text", clip.CLIPTextModel, "__init__", skipped("final_layer_norm")
     ),
     "each encoder reads the tokens of the other": Fault(
         "text", sdxl_text, "encode", argument(1, lambda ids: ids[:, ::-1])
     ),
-    "both tokenizers pad alike": Fault(
+    "both tokenizers pad with the same token": Fault(
         "tokens", TokenizerPair, "__init__", arguments(lambda self, first, second: (self, first, first))
     ),
-    "the pooled text is that of the last chunk": Fault(
+    "the pooled embedding is that of the last chunk": Fault(
         "read", sdxl_text, "joined_chunks", argument(0, of_the_last_chunk)
     ),
     "only the first text encoder's states are weighted": Fault(
@@ -188,13 +188,13 @@ FAULTS = {
     "a missing negative prompt is padded with chunks of the empty text": Fault(
         "joined", sdxl_text, "_zeros", instead(lambda text, tokens: text)
     ),
-    "sizes come before the pooled text": Fault(
+    "sizes come before the pooled embedding": Fault(
         "conditioning",
         embedding.TimestepEmbedding,
         "__call__",
         argument(1, lambda inputs: jnp.roll(inputs, -CHANNELS, -1)),
     ),
-    "concepts have the pooled text of the prompt": Fault("latents", diffusion, "denoiser", argument(1, of_the_prompt)),
+    "concepts have the prompt's pooled embedding": Fault("latents", diffusion, "denoiser", argument(1, of_the_prompt)),
     "width comes before height": Fault("sizes", sizes, "_pairs", result(lambda pairs: pairs[:, ::-1])),
 }
 

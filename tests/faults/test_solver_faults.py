@@ -133,7 +133,7 @@ FAULTS = {
     "LMS is of third order": Fault(
         "heun and lms", FAMILIES, "LMSDiscreteScheduler", table(lambda lms: lambda *args: lms(*args, order=3))
     ),
-    "DPM-Solver uses the midpoint instead of Heun's slope": Fault(
+    "DPM-Solver uses the midpoint method instead of Heun's": Fault(
         "dpm", FAMILIES, "DPMSolverMultistepScheduler", options(solver_type="midpoint")
     ),
     "UniPC skips the corrector": Fault(

@@ -146,11 +146,11 @@ FAULTS = {
     "earlier layers skip the final layer norm": Fault(
         "earlier layer", clip.CLIPTextModel, "__init__", skipped("final_layer_norm")
     ),
-    "negative prompts skip layers too": Fault("branches", texts, "joined_branches", argument(1, skipping_everywhere)),
+    "negative prompts also skip layers": Fault("branches", texts, "joined_branches", argument(1, skipping_everywhere)),
     "concepts use the layer of negative prompts": Fault(
         "branches", texts, "joined_branches", argument(1, skipping_nowhere)
     ),
-    "the cache keeps embeddings of another text encoder": Fault(
+    "the cache returns the previous text encoder's embeddings": Fault(
         "remembered", EmbeddingCache, "clear", instead(lambda self: None)
     ),
 }

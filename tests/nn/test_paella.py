@@ -116,7 +116,7 @@ def test_blocks(std, near):
 
 @pytest.mark.parametrize("path", cases.WIDE_BLOCKS)
 def test_blocks_with_the_published_width(path, near):
-    """The blocks are a convolution with a skip connection, the noise level's, and an attention with 16 heads."""
+    """The blocks are a convolution with a skip connection, a noise-level block, and an attention with 16 heads."""
     block = at(Paella(PaellaConfig.from_dict(cases.WIDE)), path)
     x, skip, level, tokens = near.cast(*cases.wide_inputs(cases.WIDE_BLOCKS[path]))
     out = compiled(lambda block, x: block(x, block_inputs(level, tokens, skip)))(
