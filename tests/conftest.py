@@ -132,7 +132,7 @@ def paella(paella_folder, one_device):
 
 @pytest.fixture(scope="session")
 def stages(tmp_path_factory):
-    """The folders of both DeepFloyd-IF stages (the second has no text encoder) and of the x4 upscaler, by name."""
+    """{name: folder} of both DeepFloyd-IF stages (the second has no text encoder) and of the x4 upscaler."""
     folder = tmp_path_factory.mktemp("stages")
     return {
         "stage1": tiny.stage(folder / "1"),
@@ -168,17 +168,17 @@ def hub_folder(tmp_path_factory):
 
 @pytest.fixture
 def hub_cache(hub_folder, monkeypatch):
-    """Lets the processes that a test starts load these checkpoints, without a connection."""
+    """Lets the processes that a test starts load these checkpoints without a network connection."""
     monkeypatch.setenv("HF_HOME", str(hub_folder))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):  # they would come before HF_HOME
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):  # they take precedence over HF_HOME
         monkeypatch.delenv(name, raising=False)
     return hub_folder
 
 
 @pytest.fixture(scope="session")
 def recorded_pipe(tmp_path_factory, one_device):
-    """A function that loads the pipeline of a recorded checkpoint by its name in `reference/cases.py`."""
+    """A function that takes the name of a recorded checkpoint in `reference/cases.py` and loads its pipeline."""
 
     @cache
     def load(name):

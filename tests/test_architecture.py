@@ -23,7 +23,7 @@ def test_the_files_that_it_names_exist():
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_by_default")
 def test_its_code_runs(tmp_path, monkeypatch):
-    """One block after another, in an empty folder."""
+    """The blocks run one after another in an empty folder."""
     monkeypatch.chdir(tmp_path)
     names = {}
     try:

@@ -45,7 +45,7 @@ def test_the_table_is_complete():
         assert {name for name, cells in CALLS.items() if cells[family] == WORKS} == set(declared)
 
 
-# Pipelines and arguments to check a cell with
+# The pipelines and arguments that check a cell
 
 
 RNG = np.random.default_rng(0)
@@ -217,7 +217,7 @@ def check_output(bench):
 
 
 def check_noise(bench):
-    """Other noise gives other pictures; tests/pipelines/test_noise.py has the details."""
+    """Different noise gives different pictures; tests/pipelines/test_noise.py has the details."""
     pipe, call = bench.random
     recorded = bench.make(pipe, record=True, record_noise=True, **call)
     other = bench.make(pipe, noise=jax.tree.map(lambda noise: noise[::-1], recorded.record.noise), **call)
@@ -335,7 +335,8 @@ def check_words(bench):
 
 
 def check_scheduler(bench):
-    """Another spacing of the timesteps, with the same program; tests/method/test_solvers.py has other solvers."""
+    """Changes the spacing of the timesteps without compiling again; tests/method/test_solvers.py tests other
+    solvers."""
     scheduler = bench.pipe.scheduler.config | {"timestep_spacing": "trailing"}
     assert (bench.make(bench.load(scheduler=scheduler)).images != bench.plain).any()
 
@@ -372,7 +373,7 @@ def check_encode(bench):
 
 
 def check_function(bench):
-    """Only traces the pure function; tests/systems/test_programs.py compares its pictures with those of a call."""
+    """Only traces the pure function; tests/systems/test_programs.py compares its pictures with a call's."""
     function, inputs = bench.pipe.as_function(**{**bench.call, "output": "float"})
     image = jax.eval_shape(function, **inputs)
     factor = bench.pipe.system.sampler.sizes(bench.pipe.models).factor
@@ -583,7 +584,7 @@ def test_invalid_arguments_are_refused(bench):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_arguments_that_the_solver_would_ignore_are_refused(bench):
-    """These are `noise` for a solver that adds no noise, and `eta` for a scheduler without it."""
+    """The cases are `noise` for a solver that adds no noise, and `eta` for a scheduler that has none."""
     pipe = bench.pipe
     if bench.random[1]:
         with pytest.raises(ValueError, match=DETERMINISTIC):
@@ -595,7 +596,7 @@ def test_arguments_that_the_solver_would_ignore_are_refused(bench):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_lists_have_an_entry_for_each_prompt_or_picture(bench):
-    """This holds for every argument that may differ between the rows of a batch."""
+    """This applies to every argument that may differ between the rows of a batch."""
     two = {"prompt": ["cat", "dog"], "images_per_prompt": 2, "edits": (), "seed": None}
     values = {"negative_prompt": "bad", "guidance_scale": 3.0, "guidance_rescale": 0.5, "eta": 0.0, "noise_level": 3}
     values |= {"original_size": (8, 8), "crops_top_left": (0, 0), "target_size": (8, 8), "image": SMALL}

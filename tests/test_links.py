@@ -1,4 +1,4 @@
-"""Links in markdown files and notebooks lead somewhere: files exist, and so do headings."""
+"""Links in markdown files and notebooks point to existing files and headings."""
 
 import json
 import re
@@ -19,7 +19,7 @@ LINK = re.compile(r"""\]\(\s*<?([^)\s>]+)>?[^)]*\)|<(?:img|a)\b[^>]*?(?:src|href
 
 
 def prose(path):
-    """The markdown of a file without its code."""
+    """Returns the markdown of a file without its code."""
     text = path.read_text()
     if path.suffix == ".ipynb":
         cells = json.loads(text)["cells"]
@@ -28,13 +28,13 @@ def prose(path):
 
 
 def links(text):
-    """The targets of relative links and pictures, without those that code spans quote."""
+    """Returns the targets of relative links and pictures, except those inside code spans."""
     targets = (first or second for first, second in LINK.findall(re.sub(r"`[^`\n]*`", "`code`", text)))
     return [target for target in targets if not re.match(r"[a-z]+:", target)]
 
 
 def anchors(text):
-    """The names of a text's headings, as GitHub makes them."""
+    """Returns the anchors that GitHub generates for a text's headings."""
     names = []
     for heading in re.findall(r"^#+\s+(.*?)\s*#*$", text, re.MULTILINE):
         shown = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)

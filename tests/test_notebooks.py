@@ -1,7 +1,7 @@
 """Every guide runs from top to bottom, and the outputs that are committed with it are clean and complete.
 
-The guides on published checkpoints load tiny random ones of the same names, from the hub cache of
-`support/hub_cache.py`.
+Guides that name published checkpoints load tiny random ones of the same names from the cache that
+`support/hub_cache.py` fills.
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ spec.loader.exec_module(guides)
 @pytest.mark.usefixtures("hub_cache")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 def test_notebook_runs(path, tmp_path, monkeypatch):
-    if path.stem not in guides.WITHOUT_OUTPUTS:  # they draw many pictures, which is worth some optimisation
+    if path.stem not in guides.WITHOUT_OUTPUTS:  # they make many pictures, so some optimisation saves time
         monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS", raising=False)
         monkeypatch.delenv("XLA_FLAGS", raising=False)
     committed = nbformat.read(path, as_version=4)

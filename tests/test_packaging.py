@@ -87,7 +87,7 @@ def test_parameters_of_the_upscalers_autoencoder():
 
 
 def run(*command, **options):
-    """Runs a command and returns what it prints. The checkout must not be on the path of a Python that it starts."""
+    """Runs a command and returns its output. PYTHONPATH is removed, so that Python does not import the checkout."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "XLA_FLAGS")}
     environment |= options.pop("env", {})
     command = [str(word) for word in command]
@@ -113,7 +113,7 @@ def packages(tmp_path_factory):
 
 @pytest.mark.slow
 def test_packages_contain_what_belongs_to_them(packages):
-    """The sdist has the files of the checkout and the wheel those of both packages, without the evaluation's report."""
+    """The sdist has the checkout's files. The wheel has both packages' files, without the evaluation's report."""
     sdist, wheel, from_checkout = packages
     assert max(sdist.stat().st_size, wheel.stat().st_size) <= MOST_BYTES
     with tarfile.open(sdist) as file:
@@ -132,7 +132,7 @@ def test_packages_contain_what_belongs_to_them(packages):
 
 @pytest.mark.slow
 def test_the_wheel_runs_in_an_empty_environment(packages, tmp_path):
-    """Far from the checkout, with the dependencies that the wheel asks for and nothing else."""
+    """The environment is outside the checkout and has only the dependencies that the wheel declares."""
     run(sys.executable, "-m", "venv", tmp_path / "venv")
     programs = tmp_path / "venv" / "bin"
     run(programs / "python", "-m", "pip", "install", "--quiet", packages[1])

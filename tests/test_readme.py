@@ -3,7 +3,7 @@
     pytest -m readme -rP tests/test_readme.py      # and prints what was run
 
 Each section runs in a process of its own, by the rules of `support/readme.py`, in a folder that looks like a checkout:
-links to the files of this one, and an environment `.venv` on top of the present one, so that `pip install` changes
+links to the files of this one, and an environment `.venv` on top of the current one, so that `pip install` changes
 nothing else. Checkpoints on the hub are tiny random ones from `support/hub_cache.py`.
 """
 
@@ -39,7 +39,7 @@ def lora(path):
     save_file({f"{layer}.{end}": np.ones(shape, np.float32) for end, shape in shapes.items()}, path)
 
 
-# The reader's own files, each by the function that writes a stand-in.
+# {file that a reader has: function that writes a stand-in for it}
 FILES = {"house.png": picture, "style.safetensors": lora}
 
 
@@ -174,7 +174,7 @@ def test_a_failure_left_of_another_command_stops_the_section(tmp_path):
         ("```python", "```", "a block of no language"),
         ("# numbers.toml", "# numbers", "its file's name"),
         ("pip install", "curl", "starts curl"),
-        ('world"   # a comment', "world", "is not complete"),
+        ('world"   # a comment', "world", "is incomplete"),
         ("processes\n```", "processes", "never closed"),
     ],
 )

@@ -21,7 +21,7 @@ ROOT = Path(sega_jax.__file__).parents[1]
 FILES = sorted([*(ROOT / "sega_jax").rglob("*.py"), *(ROOT / "convert").rglob("*.py")])
 EXAMPLES = [path for path in FILES if ">>> " in path.read_text()]
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-# Names in docstrings that belong to other libraries, or to files, and that no code of this library has.
+# Names in docstrings that belong to other libraries or to files, and that this library's code does not contain.
 FOREIGN = {
     *("BREAK", "CLIPImageProcessorPil", "FlaxPNDMScheduler", "align_corners", "desc", "flax", "leave", "modelspec"),
     *("predict_key", "resnets_0", "serialization", "shard_map", "tiled_decode", "to_bytes", "updates"),
@@ -43,7 +43,7 @@ def parsed(path):
 
 
 def public_names():
-    """Returns the public classes and functions, apart from constants and second names, by their dotted names."""
+    """Returns {dotted name: class or function} for all public names except constants and aliases."""
     found = {}
     for package, prefix in ((sega_jax, ""), (sega_jax.sweep, "sweep.")):
         for name in (name for name in dir(package) if not name.startswith("_")):
@@ -59,14 +59,14 @@ def test_public_names_have_examples():
 
 
 class Finder(doctest.DocTestFinder):
-    """Also finds functions whose decorator is of another module."""
+    """Also finds functions whose decorator is defined in a different module."""
 
     def _from_module(self, module, object):
         return getattr(object, "__module__", None) == module.__name__ or super()._from_module(module, object)
 
 
 def run_examples(path):
-    """Runs the examples in the docstrings of a file. Each docstring has to import what it needs."""
+    """Runs the examples in the docstrings of a file. Each docstring must contain its imports."""
     module = importlib.import_module(dotted(path))
     runner, report = doctest.DocTestRunner(optionflags=OPTIONS), []
     tests = [test for test in Finder().find(module) if test.examples]
@@ -78,7 +78,7 @@ def run_examples(path):
 
 @pytest.fixture(scope="module")
 def examples_folder(tmp_path_factory):
-    """Runs the examples in a folder that has the sweep of the example of `sega_jax.sweep.run`, which others read."""
+    """Runs the examples in a folder with the sweep of `sega_jax.sweep.run`'s example, which other examples read."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("examples"))
         run_examples(ROOT / "sega_jax" / "sweep" / "running" / "run.py")
@@ -116,7 +116,7 @@ def known_names():
 
 @cache
 def members():
-    """Returns the names in each class of the library, with those that methods set, by the names of the classes."""
+    """Returns {class name: names in the class and its bases, including attributes that methods set}."""
     found, bases = {}, {}
     for path in FILES:
         for node in ast.walk(parsed(path)):
@@ -130,7 +130,7 @@ def members():
 
 
 def resolves(name):
-    """Tells whether a dotted name leads to a module, to a name in it, or to a member of a class."""
+    """Returns whether a dotted name resolves to a module, to a name in it, or to a member of a class."""
     parts = name.split(".")
     for count in range(len(parts), 0, -1):
         try:
@@ -146,7 +146,7 @@ def resolves(name):
 
 
 def is_known(reference):
-    """Tells whether a name in backticks exists: in this library, in Python, or among the names of others."""
+    """Returns whether a name in backticks exists in this library, in Python, or in `FOREIGN`."""
     first, *rest = reference.removesuffix("()").split(".")
     if rest and (rest[-1] in FILE_ENDINGS or rest[-1].isdigit()):
         return True
@@ -158,7 +158,7 @@ def is_known(reference):
 
 
 def references(path):
-    """Yields the names in backticks in the docstrings of a file, and where they stand."""
+    """Yields the names in backticks in the docstrings of a file, and their locations."""
     for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
             text = ast.get_docstring(node) or ""
@@ -199,7 +199,7 @@ def test_the_reference_is_complete(tmp_path):
     for name, text in pages.items():
         for link in set(re.findall(r'href="([^"]+)"', text)):
             page, target = urldefrag(unquote(link))
-            if not page.startswith(("http", "data:", "$")):  # "$" begins a link of the search's script
+            if not page.startswith(("http", "data:", "$")):  # "$" begins a link in the search script
                 where = (tmp_path / name).parent / page if page else tmp_path / name
                 where = where.resolve().relative_to(tmp_path.resolve()).as_posix()
                 assert where in pages, f"{name}: {link}"

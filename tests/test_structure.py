@@ -1,4 +1,4 @@
-"""The structure of the code: only a family's own files may ask which family a checkpoint belongs to, and files and
+"""The structure of the code: only a family's own files may check which family a checkpoint belongs to, and files and
 functions are short."""
 
 import ast
@@ -43,7 +43,7 @@ def mentions(node, words):
 
 
 def questions(tree):
-    """Yields the places where a file asks for the family.
+    """Yields the places where a file checks the family.
 
     These are imports of a family's class, `isinstance` with one, comparisons with a registered system or its name, and
     `getattr` or `hasattr` on models.

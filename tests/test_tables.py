@@ -1,4 +1,4 @@
-"""The tables in markdown files are those that their generators print from the results of the benchmarks."""
+"""The tables in markdown files equal those that their generators print from the benchmarks' results."""
 
 import json
 import re

@@ -1,13 +1,13 @@
 """How much time and memory does a stage of DeepFloyd-IF need at full size, and how close is it to the floor?
 
 The stages are IF-I-XL (64x64), IF-II-L (256x256) and the x4 upscaler (1024x1024), with random weights and random
-embeddings instead of a text encoder; one concept by default. The floor is the time that the arithmetic of the branches
-at every step, and of decoding, takes at the ceiling: the rate of bfloat16 matrix products. Run this from the root of
+embeddings instead of a text encoder; one concept by default. The floor is the time that the arithmetic (all branches at
+every step, and decoding) takes at the ceiling, which is the rate of bfloat16 matrix products. Run this from the root of
 the repository:
 
     python tests/benchmarks/deepfloyd.py --stage stage1 --steps 50 --concepts 1 --batch 1 --repeat 5
 
-`--tiny` uses a small network that any CPU runs, to try the script; its times say nothing about speed.
+`--tiny` tries the script with a small network that runs on any CPU; its times say nothing about speed.
 """
 
 import argparse
@@ -37,10 +37,10 @@ from sega_jax.systems.low_res import LowResNoise, Upscaling
 
 class Stage(NamedTuple):
     system: System
-    models: Any  # networks without values
+    models: Any  # networks whose parameters are only shapes
     scheduler: dict[str, Any]
     noising: dict[str, Any] | None
-    small: int | None  # side of the picture that it enlarges, in pixels
+    small: int | None  # side of the input picture, in pixels
     tflop: float  # TFLOP of one branch at one step
     decoding: float = 0  # TFLOP of decoding one picture
 
@@ -65,8 +65,8 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--attention", default="cudnn", choices=["xla", "cudnn", "pallas"])
     parser.add_argument("--ceiling", type=float, default=796.0, help="the rate of matrix products in TFLOP/s")
-    parser.add_argument("--tiny", action="store_true", help="use a small network, to try this script")
-    parser.add_argument("--json", type=Path, help="the file to which the measurements are written")
+    parser.add_argument("--tiny", action="store_true", help="try this script with a small network")
+    parser.add_argument("--json", type=Path, help="write the measurements to this file")
     args = parser.parse_args()
 
     devices = Devices(jax.local_devices()[:1])

@@ -8,8 +8,8 @@ PYTHONPATH=. if the library is not installed:
 
     python tests/benchmarks/end_to_end.py --concepts 0,1,2,4,8 --batch 1,4,8 --attention cudnn --json FILE
 
-With JAX_COMPILATION_CACHE_DIR, a second run measures compilation with a warm cache. `--tiny` uses a small network that
-any CPU runs, to try the script; its times say nothing about speed.
+With JAX_COMPILATION_CACHE_DIR, a second run measures compilation with a warm cache. `--tiny` tries the script with a
+small network that runs on any CPU; its times say nothing about speed.
 """
 
 import argparse
@@ -43,7 +43,7 @@ UNET, DECODER = 0.8033, 2.51
 
 
 def pipeline(dtype: str, attention: str, devices: Devices | None = None, *, small: bool = False) -> Pipeline:
-    """Returns a pipeline of SD 1.5 with random weights, or of a small network."""
+    """Returns an SD 1.5 pipeline with random weights, or one with a small network."""
     devices = devices or Devices()
     configs = SMALL if small else SD_1
     models = filled(Models.build(**configs, attention=attention), dtype, devices)
@@ -54,7 +54,7 @@ def pipeline(dtype: str, attention: str, devices: Devices | None = None, *, smal
 
 
 def floor(concepts: int, batch: int, steps: int, ceiling: float) -> float:
-    """Returns the seconds that the arithmetic alone takes at a ceiling in TFLOP/s."""
+    """Returns the time in seconds that the arithmetic alone takes at a ceiling in TFLOP/s."""
     return batch * ((2 + concepts) * steps * UNET + DECODER) / ceiling
 
 
@@ -69,13 +69,13 @@ def cell(pipe: Pipeline, concepts: int, batch: int, args: argparse.Namespace) ->
 
     jax.clear_caches()
     row = measure(call, concepts, batch, args)
-    # The peak since the process started, so that of the largest cell so far.
+    # The peak since the process started, which is the peak of the largest cell so far.
     peak = (pipe.devices.devices[0].memory_stats() or {}).get("peak_bytes_in_use", float("nan"))
     return row | {"peak_gib": peak / 2**30}
 
 
 def measure(call: Callable[[int], float], concepts: int, batch: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Measures the first and later calls, each with its own seed; returns their seconds and the floor."""
+    """Measures the first and later calls, each with its own seed. Returns their times in seconds and the floor."""
     first = call(0)
     seconds = [call(i) for i in range(1, 1 + args.repeat)]
     least = floor(concepts, batch, args.steps, args.ceiling)
@@ -95,8 +95,8 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--ceiling", type=float, default=796.0, help="the rate of matrix products in TFLOP/s")
-    parser.add_argument("--tiny", action="store_true", help="use a small network, to try this script")
-    parser.add_argument("--json", type=Path, help="the file to which the measurements are written, after each cell")
+    parser.add_argument("--tiny", action="store_true", help="try this script with a small network")
+    parser.add_argument("--json", type=Path, help="write the measurements to this file after each cell")
     return parser
 
 

@@ -7,7 +7,7 @@ the system can reclaim. Run this from the root of the repository:
 
     python tests/benchmarks/load_memory.py
 
-`--tiny` uses a small network, to try the script; its weights are smaller than the other memory.
+`--tiny` tries the script with a small network, whose weights are smaller than the process's other memory.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def peak(small: Path, source: Path, dtype: str, config: Path | None) -> float:
 
 
 def original(folder: Path, models: Models) -> dict[str, np.ndarray]:
-    """Returns the tensors of a folder under their names in a single file."""
+    """Returns a folder's tensors under their single-file names."""
     tensors = {}
     for part, start in (
         ("text_encoder", original_files.CLIP),
@@ -78,7 +78,7 @@ def original(folder: Path, models: Models) -> dict[str, np.ndarray]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--forms", type=lambda text: text.split(","), default=FORMS, help="separated by commas")
-    parser.add_argument("--tiny", action="store_true", help="use a small network, to try this script")
+    parser.add_argument("--tiny", action="store_true", help="try this script with a small network")
     args = parser.parse_args()
     configs = SMALL if args.tiny else SD_1
     parts = {"text" if part == "text_encoder" else part: config for part, config in configs.items()}

@@ -1,8 +1,8 @@
-"""How much time does the library add to that of the network?
+"""How much time does the library add to the network's own time?
 
 The benchmark compares calls of the pipeline, without decoding, to a bare `lax.scan` of the same UNet for the same rows,
 branches and steps, with only classifier-free guidance and DDIM's update. The difference is the cost of semantic
-guidance, general solvers, settings for each row, seeds and the host. The two take turns. Run this from the root of the
+guidance, general solvers, per-row settings, seeds and the host. The two take turns. Run this from the root of the
 repository:
 
     python tests/benchmarks/overhead.py --concepts 1,4 --batch 1,4 --attention cudnn --json FILE
@@ -27,7 +27,7 @@ def bare(unet: Any, text: jax.Array, x: jax.Array, table: jax.Array) -> jax.Arra
 
     Args:
         unet: the network.
-        text: text states [rows x branches, tokens, channels]; only the first two branches guide.
+        text: the text encoder's hidden states [rows x branches, tokens, channels]; only the first two branches guide.
         x: float32 [rows, height, width, channels].
         table: [steps, 3], the timestep, the factor of x and the factor of the estimate at each step.
     """

@@ -1,15 +1,15 @@
 """How much time and memory does Paella need at full size, and how close is it to the floor?
 
 The model is the published architecture (1.0 billion parameters) at 256x256 pixels with random weights and 32 steps.
-Random states replace ByT5's and CLIP's, so only the denoiser and the VQGAN run; one concept by default. The floor is
-the time that the arithmetic of the branches takes at the ceiling, the rate of bfloat16 matrix products: 0.52 TFLOP for
-each branch and step, which grows with the bytes of the text. The script also prints the temporary memory of the
-compiled program. Run it from the root of the repository, with PYTHONPATH=. if the library is not installed:
+Random arrays replace the outputs of ByT5 and CLIP, so only the denoiser and the VQGAN run; one concept by default. The
+floor is the time that the arithmetic of the branches takes at the ceiling, the rate of bfloat16 matrix products. Each
+branch needs 0.52 TFLOP per step, and more for longer texts. The script also prints the temporary memory of the compiled
+program. Run it from the root of the repository, with PYTHONPATH=. if the library is not installed:
 
     python tests/benchmarks/paella.py --concepts 1 --batch 1 --repeat 5
 
-`--tiny` uses a small network with the same vocabulary that any CPU runs, to try the script; its times say nothing about
-speed.
+`--tiny` tries the script with a small network of the same vocabulary, which runs on any CPU; its times say nothing
+about speed.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from sega_jax.pipelines.execution.devices import Devices
 from sega_jax.systems import paella, programs
 from sega_jax.systems.base import Settings, Static
 
-TFLOP = 0.52  # of one branch at one step, for 64 bytes of text and CLIP's tokens
+TFLOP = 0.52  # for one branch at one step, with 64 bytes of text and CLIP's tokens
 SMALL = {"denoiser": tiny.PAELLA_PARTS["denoiser"] | {"num_labels": 8192, "sample_size": 64}}
 SMALL["vqgan"] = tiny.PAELLA_PARTS["vqgan"] | {"codebook_size": 8192}
 
@@ -63,8 +63,8 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--support", default="channel")
     parser.add_argument("--ceiling", type=float, default=796.0, help="the rate of matrix products in TFLOP/s")
-    parser.add_argument("--tiny", action="store_true", help="use a small network, to try this script")
-    parser.add_argument("--json", type=Path, help="the file to which the measurements are written")
+    parser.add_argument("--tiny", action="store_true", help="try this script with a small network")
+    parser.add_argument("--json", type=Path, help="write the measurements to this file")
     args = parser.parse_args()
 
     devices = Devices(jax.local_devices()[:1])

@@ -5,10 +5,10 @@ same weights, seeds and settings run in float32, with matrix products in full pr
 prints
 
 - the peak signal-to-noise ratio of the pictures,
-- the number of positions that the edit changes in only one of the two, relative to all that it changes in float32, at
-  the concept's first call, where both see nearly the same latents, and over all calls, of which later ones may have
-  little left to change,
-- and the relative distance between the guidance that is added.
+- the number of positions that the edit changes in only one of the two runs, relative to all positions that it changes
+  in float32. One value is for the concept's first call, where both runs see nearly the same latents, and one for all
+  calls, although the later ones may have little left to change,
+- and the relative distance between the semantic guidance of the two runs.
 
 Run it from the root of the repository:
 
@@ -34,13 +34,13 @@ def ratio(ours: np.ndarray, other: np.ndarray) -> float:
 
 
 def flipped(ours: np.ndarray, other: np.ndarray) -> float:
-    """Returns the number of entries that are nonzero in only one of the two, relative to those nonzero in `ours`."""
+    """Returns the number of entries that are nonzero in only one array, relative to those nonzero in `ours`."""
     first, second = ours != 0, other != 0
     return float((first ^ second).sum() / first.sum())
 
 
 def distance(ours: np.ndarray, other: np.ndarray) -> float:
-    """Returns the Euclidean distance of the two, relative to the norm of `ours`."""
+    """Returns the Euclidean distance between the two arrays, relative to the norm of `ours`."""
     return float(np.linalg.norm(ours - other) / np.linalg.norm(ours))
 
 

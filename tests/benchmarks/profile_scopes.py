@@ -1,8 +1,8 @@
 """Which layers and which kinds of kernels take the time on the device?
 
-JAX's profiler records one call of the Stable Diffusion 1.5 architecture. Every kernel counts for the innermost layer
-that it belongs to, and a fusion of several layers for the layer of its root. The script needs a GPU. Command buffers
-hide the layers of kernels, so they are turned off. Run it from the root of the repository:
+JAX's profiler records one call of the Stable Diffusion 1.5 architecture. The time of a kernel counts towards the
+innermost layer that it belongs to, and the time of a fusion of several layers towards the layer of its root. The script
+needs a GPU. Command buffers hide the layers of kernels, so they are turned off. Run it from the root of the repository:
 
     XLA_FLAGS=--xla_gpu_enable_command_buffer= python tests/benchmarks/profile_scopes.py --concepts 1 --attention cudnn
 """
@@ -62,7 +62,7 @@ def mark() -> None:
 
 
 def kernels(call: Callable[[], Any]) -> list[tuple[str, str, float]]:
-    """Returns (kernel, operation, microseconds) for everything that a GPU runs in a call."""
+    """Returns (kernel, operation, microseconds) for every kernel that a GPU runs in a call."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             call()
@@ -89,7 +89,7 @@ def kind(kernel: str) -> str:
 
 
 def shares(events: list[tuple[str, str, float]], named: Callable[[str, str], str]) -> dict[str, dict[str, float]]:
-    """Returns the milliseconds and the number of kernels of each name, the longest first."""
+    """Returns the milliseconds and the number of kernels for each name, longest time first."""
     totals: dict[str, dict[str, float]] = {}
     for kernel, operation, spent in events:
         row = totals.setdefault(named(kernel, operation), {"ms": 0.0, "kernels": 0})

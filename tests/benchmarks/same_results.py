@@ -5,7 +5,7 @@
 BASE and HEAD are folders of checkouts; HEAD is by default the one that contains this script. Both run the same calls,
 each in its own process: the demo model, small random checkpoints of every family, a sweep, the diffusers pipelines and
 two devices. The calls use the public API only, so that they run before and after a refactoring. The script prints a
-line for every array that the calls return. It exits with 1 if a call fails, or if an array is missing, has another
+line for every array that the calls return. It exits with 1 if a call fails, or if an array is missing, has a different
 shape or dtype, or differs by a relative L2 of 1e-6 or more.
 
 `--record FILE` keeps BASE's arrays in an .npz file and reads them from there next time, instead of running BASE again.
@@ -54,12 +54,12 @@ ENVIRONMENT = {
 }
 
 Results = Iterator[tuple[str, Any]]
-# The calls by their names. Each takes the folder of the checkpoints and yields names and values. A value is an array, a
-# list of pictures or the output of a pipeline.
+# {name: call}. Each call takes the folder of the checkpoints and yields names and values. A value is an array, a list
+# of pictures or the output of a pipeline.
 CALLS: dict[str, Callable[[Path], Results]] = {}
 
 TWO = ["a cat", "a dog"]
-# A call with two edits, in the arguments of the diffusers pipelines.
+# The arguments of a diffusers pipeline for a call with two edits.
 EDITING = {
     "editing_prompt": ["hat", "bow"],
     "edit_guidance_scale": [6, 4],
@@ -161,7 +161,7 @@ def demo_model() -> Any:
 
 @cache
 def small_model(folder: Path) -> Any:
-    """Loads a Stable Diffusion whose UNet has one level."""
+    """Loads a Stable Diffusion checkpoint whose UNet has one level."""
     return sega_jax.load(folder / "one", devices=jax.local_devices()[:1])
 
 
@@ -344,7 +344,7 @@ def paella(folder: Path) -> Results:
 
 @call("sweep")
 def swept(folder: Path) -> Results:
-    """Makes eight pictures, groups of which share the steps before the warm-up."""
+    """Makes eight pictures. Groups of them share the steps before the warm-up."""
     axes = {"prompt": TWO, "hat.scale": [2, -5], "hat.warmup": [1, 3]}
     description = sweep.Sweep(
         model={"source": str(folder / "one")}, call={"steps": 5}, edits={"hat": {"threshold": 0.5}}, grid=axes
@@ -420,7 +420,7 @@ def run_calls(folder: Path, file: Path, checkout: Path) -> None:
                 for leaf, array in arrays(value):
                     full = f"{name}: {part}, {leaf}".removesuffix(", ")
                     if not (np.all(getattr(value, "finite", True)) and np.isfinite(array).all()):
-                        raise ValueError(f"{full} is not finite, so equal arrays would say nothing")
+                        raise ValueError(f"{full} is not finite, so a comparison would prove nothing")
                     results[full] = array
         except Exception:
             traceback.print_exc()
@@ -454,13 +454,13 @@ def state_of(checkout: Path) -> str:
 
 
 def read(file: Path) -> dict[str, np.ndarray]:
-    """Returns the arrays of an .npz file by their names."""
+    """Returns {name: array} for the arrays of an .npz file."""
     with np.load(file) as content:
         return dict(content)
 
 
 def difference(base: np.ndarray | None, head: np.ndarray | None) -> tuple[str, bool]:
-    """Describes how two arrays differ and returns whether that is tolerated."""
+    """Describes how two arrays differ, and returns whether the difference is tolerated."""
     if base is None or head is None:
         return f"missing in {'BASE' if base is None else 'HEAD'}", False
     if (base.shape, base.dtype) != (head.shape, head.dtype):
@@ -488,9 +488,7 @@ def compare(base: dict[str, np.ndarray], head: dict[str, np.ndarray]) -> bool:
 @click.command()
 @click.argument("base", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("head", type=click.Path(exists=True, file_okay=False, path_type=Path), default=HERE.parents[2])
-@click.option(
-    "--record", type=click.Path(dir_okay=False, path_type=Path), help="An .npz file that keeps BASE's arrays."
-)
+@click.option("--record", type=click.Path(dir_okay=False, path_type=Path), help="Keep BASE's arrays in this .npz file.")
 def main(base: Path, head: Path, record: Path | None) -> None:
     """Compares the results of two checkouts."""
     if record is not None and record.suffix != ".npz":

@@ -1,4 +1,4 @@
-"""How many pictures a second do 1, 2, 4 ... devices of one host make, and how efficient are they?
+"""How many pictures per second do 1, 2, 4 ... devices of one host make, and how efficient are they?
 
 The model is Stable Diffusion 1.5 at 512x512 with random weights and two concepts; the number of rows on each device is
 fixed. For each number of devices, the script prints the time to place the weights, the pictures per second, the
@@ -48,7 +48,7 @@ class Stopwatch(Devices):
 
     @property
     def busy(self) -> float:
-        """The seconds during which at least one program ran. Programs of several threads may overlap."""
+        """The time in seconds during which at least one program ran. Programs of several threads may overlap."""
         total, until = 0.0, 0.0
         for began, ended in sorted(self.ran):
             total += max(ended - max(began, until), 0)
@@ -57,9 +57,9 @@ class Stopwatch(Devices):
 
 
 def measure(count: int, args: argparse.Namespace, alone: np.ndarray | None) -> tuple[dict[str, Any], np.ndarray]:
-    """Measures `count` devices; returns the measurements, and the latents of one device.
+    """Measures calls on `count` devices. Returns the measurements, and the latents that one device computes.
 
-    `alone` are the latents of one device, or None if this is the first measurement.
+    `alone` contains the latents that one device computes, or is None in the first measurement.
     """
     devices = Stopwatch(jax.local_devices()[:count])
     began = time.perf_counter()
@@ -102,7 +102,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--attention", default="cudnn", choices=["xla", "cudnn", "pallas"])
-    parser.add_argument("--json", type=Path, help="the file to which the measurements are written")
+    parser.add_argument("--json", type=Path, help="write the measurements to this file")
     args = parser.parse_args()
     args.devices = [count for count in args.devices if count <= len(jax.local_devices())]
     if args.devices[:1] != [1]:

@@ -1,13 +1,13 @@
 """How much time and memory does Stable Diffusion XL need at full size, and how close is it to the floor?
 
 The model is SDXL base at 1024x1024 with random weights (speed does not depend on their values), from prompt to pixels;
-one concept by default. The floor is the time that the arithmetic of the UNet's branches at every step, and of decoding,
-takes at the ceiling: the rate of bfloat16 matrix products. Run this from the root of the repository, with PYTHONPATH=.
-if the library is not installed:
+one concept by default. The floor is the time that the arithmetic (all of the UNet's branches at every step, and
+decoding) takes at the ceiling, which is the rate of bfloat16 matrix products. Run this from the root of the repository,
+with PYTHONPATH=. if the library is not installed:
 
     python tests/benchmarks/sdxl.py --json FILE
 
-`--tiny` uses a small network that any CPU runs, to try the script; its times say nothing about speed.
+`--tiny` tries the script with a small network that runs on any CPU; its times say nothing about speed.
 """
 
 import argparse
@@ -38,7 +38,7 @@ UNET, DECODER = 6.76, 10.5
 
 
 def pipeline(dtype: str, attention: str, devices: Devices, *, small: bool) -> Pipeline:
-    """Returns a pipeline of SDXL with random weights, or of a small network."""
+    """Returns an SDXL pipeline with random weights, or one with a small network."""
     configs = SMALL if small else XL
     models = filled(sdxl.Models.build(**configs, attention=attention), dtype, devices)
     folder = Path(tempfile.mkdtemp())
@@ -55,8 +55,8 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--attention", default="cudnn", choices=["xla", "cudnn", "pallas"])
     parser.add_argument("--ceiling", type=float, default=796.0, help="the rate of matrix products in TFLOP/s")
-    parser.add_argument("--tiny", action="store_true", help="use a small network, to try this script")
-    parser.add_argument("--json", type=Path, help="the file to which the measurements are written")
+    parser.add_argument("--tiny", action="store_true", help="try this script with a small network")
+    parser.add_argument("--json", type=Path, help="write the measurements to this file")
     args = parser.parse_args()
 
     devices = Devices(jax.local_devices()[:1])

@@ -1,4 +1,4 @@
-"""How long does it take until the first picture: the import, loading the weights, and compiling?
+"""How long does it take to get the first picture, with importing, loading the weights and compiling?
 
 A random checkpoint of the Stable Diffusion 1.5 architecture is written to a temporary folder, as safetensors and as
 Orbax. Each measurement runs in a new process.
@@ -7,15 +7,15 @@ Orbax. Each measurement runs in a new process.
 - Loading is compared to reading the same files. "cold" means that the system was asked to drop the files from its page
   cache, which it may ignore; "warm" means right after reading them. Memory is the peak on the host beyond what the
   process had before; on a CPU, it includes the weights. The libraries that `load` imports, for tokenizers and for
-  Orbax' storage, are measured separately.
-- `pipe.compile` is measured with an empty persistent cache, and again with the cache that this leaves. The time outside
-  the programs is mostly that of decoding a picture of noise.
+  Orbax's storage, are measured separately.
+- `pipe.compile` is measured with an empty persistent cache, and again with the cache that the first run filled. Most of
+  the time outside the programs is spent on decoding a picture of noise.
 
 Run this from the root of the repository, with PYTHONPATH=. if the library is not installed:
 
     python tests/benchmarks/startup.py --json FILE
 
-`--parts load` measures loading only. `--tiny` uses a small network that any CPU runs, to try the script; its times say
+`--parts load` measures loading only. `--tiny` tries the script with a small network that runs on any CPU; its times say
 nothing about speed.
 """
 
@@ -134,7 +134,7 @@ def compiled(folder: Path, dtype: str, batch: int, concepts: int) -> dict[str, A
 
 
 def loads(folders: dict[str, Path], dtype: str, repeat: int) -> Iterator[dict[str, Any]]:
-    """Yields a row of measurements for each form of the checkpoint, cold and warm, read and loaded."""
+    """Yields a row of measurements for each form of the checkpoint: read and loaded, each cold and warm."""
     for form, folder in folders.items():
         size = sum(path.stat().st_size for path in files(folder))
         for cold in (True, False):
@@ -166,8 +166,8 @@ def main() -> None:
     for name, default in (("repeat", 3), ("batch", 1), ("concepts", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--tiny", action="store_true", help="use a small network, to try this script")
-    parser.add_argument("--json", type=Path, help="the file to which the measurements are written")
+    parser.add_argument("--tiny", action="store_true", help="try this script with a small network")
+    parser.add_argument("--json", type=Path, help="write the measurements to this file")
     args = parser.parse_args()
     results: dict[str, Any] = {}
     if "import" in args.parts:

@@ -1,20 +1,20 @@
-"""How many pictures a second does a sweep make, and how many more if it computes shared calls only once?
+"""How many pictures per second does a sweep make, and how many more if it computes shared calls only once?
 
 The model is Stable Diffusion 1.5 at 512x512 with random weights (speed does not depend on their values). The sweep has
 2 prompts, 16 seeds and 8 settings of one concept, or of two that cool down half-way: 256 pictures, with warm-up at a
 fifth of the steps. Each sweep runs with and without sharing into a new folder, after a smaller sweep that compiles its
-programs. Some of the points are also made by single calls, to measure their pace.
+programs. Some of the points are also made by single calls, to compare the speed.
 
 With `--devices`, the sweep with sharing runs on these numbers of devices of this host instead, with a fixed number of
-rows on each. The script then prints the efficiency relative to the first number of devices, and how many pictures
-differ from its pictures in any bit. Run it from the root of the repository, with PYTHONPATH=. if the library is not
-installed:
+rows on each. The script then prints the efficiency relative to the first number of devices, and the number of pictures
+that are not bit-identical to those made on that number. Run it from the root of the repository, with PYTHONPATH=. if
+the library is not installed:
 
     python tests/benchmarks/sweep.py --rows 16 --attention cudnn --json FILE
     python tests/benchmarks/sweep.py --rows 16 --attention cudnn --concepts 2 --devices 1,2 --json FILE
 
 `--demo` uses the demo model, which also runs on a CPU. On a shared machine, its processor time is more reliable than
-elapsed time. `--tiny` uses a small network that any CPU runs, to try the script; its times say nothing about speed.
+elapsed time. `--tiny` tries the script with a small network that runs on any CPU; its times say nothing about speed.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def facts(pipe: Pipeline) -> sweep.Facts:
 
 
 def timed(pipe: Pipeline, concepts: int, share: bool, args: argparse.Namespace) -> tuple[dict[str, Any], Digests]:
-    """Runs a sweep, including the writing of files; returns the measurements, and the digests of the pictures."""
+    """Runs a sweep, including the writing of files. Returns the measurements and the digests of the pictures."""
     rows = args.rows * len(pipe.devices)
 
     def run(description: sweep.Sweep) -> tuple[sweep.Plan, float, float, Digests]:
@@ -170,12 +170,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=16, help="seeds for each of two prompts, with 8 pictures each")
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--part", type=int, default=8, help="number of points to make by single calls; 0 for none")
+    parser.add_argument("--part", type=int, default=8, help="number of points that single calls also make; 0 for none")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--attention", default="xla", choices=["xla", "cudnn"])
     parser.add_argument("--demo", action="store_true", help="use the demo model in float32")
-    parser.add_argument("--tiny", action="store_true", help="use a small network, to try this script")
-    parser.add_argument("--json", type=Path, help="the file to which the measurements are written")
+    parser.add_argument("--tiny", action="store_true", help="try this script with a small network")
+    parser.add_argument("--json", type=Path, help="write the measurements to this file")
     args = parser.parse_args()
     about = {name: value for name, value in vars(args).items() if name != "json"}
     about |= {"device": jax.local_devices()[0].device_kind, "jax": jax.__version__}

@@ -1,9 +1,9 @@
 """Prints the tables of measurements in markdown, from the JSON files that the benchmarks wrote.
 
-    python tests/benchmarks/tables.py NAME        # prints one table; without NAME, their names
+    python tests/benchmarks/tables.py NAME        # prints one table; without NAME, lists the names
     python tests/benchmarks/tables.py --write     # refreshes the tables in all markdown files
 
-A table stands in a markdown file between two comments, and a test compares it with what this file prints:
+Two comments in a markdown file enclose a table, and a test compares it with the output of this script:
 
     <!-- NAME: python tests/benchmarks/tables.py NAME -->
     <!-- end -->
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "tests" / "benchmarks" / "results"
 EVALUATION = ROOT / "sega_jax" / "demo" / "evaluation"
 MARKER = re.compile(r"<!-- (?P<name>[\w-]+): (?P<command>.*?) -->\n(?P<body>.*?)<!-- end -->", re.DOTALL)
-# The script of a result file, by the start of its name; a longer start comes before a shorter one.
+# {start of a result file's name: the script that writes it}. A longer start must come before a shorter one.
 SCRIPTS = {"sd15_h200_torch": "torch_sega", "sd15": "end_to_end", "compile": "end_to_end", "profile": "profile_scopes"}
 # The options that result files record.
 OPTIONS = (
@@ -36,9 +36,9 @@ OPTIONS = (
 )  # fmt: skip
 # The head of the columns of `efficiency`.
 FLOOR = "floor / {} (ideal: 100%)"
-# Cells of the short table: (concepts, batch).
+# The cells of the short table: (concepts, batch).
 CELLS = ((0, 1), (1, 1), (2, 1), (4, 1), (1, 4), (4, 4))
-# Words of the short table of edits.
+# The words in the short table of edits.
 WORDS = ("glasses", "smile", "beard", "long hair", "red hair", "hat", "dark skin", "hoodie", "red clothes")
 WORDS += ("blue background",)
 CASES = {
@@ -112,7 +112,7 @@ def efficiency(row: dict[str, Any]) -> str:
 
 
 def compared(row: dict[str, Any] | None, reference: dict[str, Any]) -> str:
-    """Returns milliseconds per picture, and how many times as long as the reference that is."""
+    """Returns the milliseconds per picture, and their ratio to the reference's."""
     if row is None:
         return "–"
     return f"{1e3 * per_picture(row):.0f} ms ({per_picture(row) / per_picture(reference):.1f}x)"
@@ -237,7 +237,7 @@ def overhead() -> str:
 
 
 def profile(kind: str) -> str:
-    """Returns the time by "kernel" or "layer"."""
+    """Returns the time, grouped by "kernel" or "layer"."""
     found = read("profile_h200")["found"]
     columns = [row[kind] for row in found]
     totals = [sum(part["ms"] for part in column.values()) for column in columns]
@@ -292,7 +292,7 @@ def markdown_files() -> list[Path]:
 
 
 def refreshed(text: str) -> str:
-    """Returns a markdown text with its tables as they are printed now."""
+    """Returns a markdown text with up-to-date tables."""
 
     def one(match: re.Match[str]) -> str:
         name = match["name"]

@@ -9,12 +9,12 @@ import numpy as np
 from sega_jax.pipelines.execution.devices import Devices
 from sega_jax.weights.layout import flax_name
 
-# Numbers that are drawn once. Every parameter repeats them from its own offset.
+# These numbers are drawn once. Every parameter repeats them, starting at its own offset.
 _POOL = 2**19 + 1
 
 
 def filled(module: Any, dtype: str, devices: Devices) -> Any:
-    """Returns the module, filled with random values of this dtype on the devices."""
+    """Returns the module, filled with random numbers of this dtype on the devices."""
     pool = np.tile(np.random.default_rng(0).standard_normal(_POOL, np.float32), 2)
     leaves, structure = jax.tree.flatten_with_path(module)
 

@@ -59,7 +59,7 @@ def pictures(out):
 
 
 def command(out):
-    """Returns the words of the command that repeats the picture."""
+    """Returns the words of the command that reproduces the picture."""
     result = run("info", out / "0001-edited.png")
     assert result.exit_code == 0, result.output
     return shlex.split(result.output.splitlines()[-1])[1:]
@@ -70,7 +70,7 @@ def pairs(*prompt, **options):
 
 
 def has(words, *part):
-    """Tells whether `part` occurs in a list of words, in this order."""
+    """Returns whether the words of `part` occur consecutively in a list of words."""
     return any(tuple(words[i : i + len(part)]) == tuple(map(str, part)) for i in range(len(words)))
 
 
@@ -79,7 +79,7 @@ SIZES = {"height": 16, "width": 8, "original_size": (32, 16), "crops_top_left": 
 
 @pytest.mark.slow
 def test_stable_diffusion_xl(files, least_xl_folder, tmp_path):
-    """Runs on two of three devices. `info` leaves the devices out, because they belong to one machine."""
+    """Runs on two of three devices. `info` omits the devices, because they are specific to one machine."""
     words = [word for name, value in SIZES.items() for word in (f"--{name.replace('_', '-')}", shown(value))]
     given = [
         "--lora",
@@ -110,7 +110,7 @@ def shown(value):
 
 @pytest.mark.slow
 def test_a_single_file_of_stable_diffusion_xl(tmp_path):
-    """Takes configs and tokenizers from a folder; the command of `info` repeats the picture."""
+    """Takes configs and tokenizers from a folder; the command that `info` prints reproduces the picture."""
     config = tiny.xl(tmp_path / "xl", unet=sdxl_files.UNET, vae=tiny.VAE_1)
     source = tmp_path / "xl.safetensors"
     save_file(tiny.original(unet=sdxl_files.UNET, vae=tiny.VAE_1, text_2=tiny.TEXT_XL_2), source)
@@ -139,7 +139,7 @@ def cascade_words(stages, files):
 
 @pytest.mark.slow
 def test_the_cascade(stages, files, tmp_path):
-    """The sizes of later stages follow from the first stage's."""
+    """The first stage's size determines the sizes of later stages."""
     words = cascade_words(stages, files)
     edit(tmp_path / "out", stages["stage1"], *words)
     cascade = load_cascade(
@@ -183,7 +183,7 @@ def test_paella(tmp_path, paella_folder):
 
 @pytest.mark.slow
 def test_the_upscaler_without_a_cascade(stages, files, tmp_path):
-    """The size follows from the small picture's, and the command of `info` enlarges it again."""
+    """The small picture determines the size. The command that `info` prints enlarges the same picture again."""
     image = tmp_path / "small.png"
     Image.fromarray(RNG.integers(0, 256, (8, 4, 3), np.uint8)).save(image)
     words = ["--image", image, "--steps", 2, "--noise-level", 30, "--lora", files / "x4.safetensors", "--devices", 1]
@@ -210,7 +210,7 @@ FAMILIES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_several_seeds(stages, paella_folder, least_xl_folder, tmp_path, monkeypatch, name):
-    """Three devices make four seeds in two groups, or with --low-memory in one."""
+    """Three devices make the pictures of four seeds in two groups, or with --low-memory in one."""
     monkeypatch.chdir(tmp_path)
     Image.fromarray(RNG.integers(0, 256, (8, 8, 3), np.uint8)).save("small.png")
     model = {**stages, "xl": least_xl_folder, "paella": paella_folder}[name]

@@ -1,4 +1,5 @@
-"""Stable Diffusion's files in the shell: single files, LoRAs, textual inversions, and commands that repeat them."""
+"""Stable Diffusion's files in the shell: single files, LoRAs, textual inversions, and commands that reproduce
+pictures."""
 
 import shlex
 import shutil
@@ -46,7 +47,8 @@ def pictures(folder):
 
 
 def check(words, tmp_path, monkeypatch, prompt="a cat", **loading):
-    """Checks that the command's pictures equal the library's, and that the command of `info` repeats them elsewhere."""
+    """Checks that the command makes the library's pictures, and that the command of `info` reproduces them
+    elsewhere."""
     settings = ["--prompt", prompt, "--edit", "hat:warmup=0", "--steps", 2]
     result = edit(*words, *settings, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
@@ -78,7 +80,7 @@ def test_a_single_file_with_a_separate_tokenizer(files, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_loras(files, tmp_path, monkeypatch):
-    """A LoRA is named by a relative path with a scale, or by its folder."""
+    """A LoRA is given as a relative path with a scale, or as its folder."""
     monkeypatch.chdir(files)
     style = files / "style"
     style.mkdir()

@@ -47,14 +47,14 @@ def test_edit_writes_both_pictures_and_a_sheet(first_run):
     original, edited, sheet = (Image.open(out / f"0001-{name}.png") for name in ("original", "edited", "sheet"))
     assert original.size == edited.size == (8, 24)
     assert np.any(np.asarray(original) != np.asarray(edited))
-    # Both pictures stand next to each other, enlarged by a whole factor.
+    # The two pictures are side by side, enlarged by an integer factor.
     assert sheet.width > 2 * 16 * 8
     assert sheet.height > 16 * 24
 
 
 @pytest.mark.slow
 def test_edit_uses_the_defaults_of_the_checkpoint(least_xl_folder, tmp_path):
-    """Stable Diffusion XL has its own guidance scale, and zeros in place of a missing negative prompt."""
+    """Stable Diffusion XL has its own default guidance scale, and uses zeros for a missing negative prompt."""
     words = ["--prompt", "a cat", "--edit", "hat:warmup=0", "--steps", 2, "--out", tmp_path]
     result = run("edit", "--model", least_xl_folder, *words)
     assert result.exit_code == 0, result.output
@@ -176,7 +176,7 @@ def test_any_words_can_be_written_and_read_again():
         edit = Edit(words, scale=rng.choice([5, -5, 2.5, -0.25]), warmup=rng.choice([10, 0]))
         (again,) = shlex.split(shlex.quote(format_edit(edit)))
         assert parse_edit(again) == edit
-    # Words without quotation marks are preferred.
+    # Quotation marks are added only where they are needed.
     assert format_edit(Edit("16:9 glasses", scale=-5)) == "-16:9 glasses"
 
 
@@ -271,7 +271,7 @@ def test_captions_stay_inside_a_general_sheet():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="signals")
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 def test_an_interruption_exits_cleanly(folder, tmp_path):
     words = ["--model", str(folder), "--prompt", "cat", "--edit", "hat", "--steps", "900", "--out", str(tmp_path)]
     # Processes started in the background ignore Ctrl-C unless they set a handler.

@@ -1,5 +1,5 @@
-"""Several seeds in the shell: how they are written, the groups they are made in, the files, and the commands that
-repeat each picture."""
+"""Several seeds in the shell: how they are written and grouped, the files, and the commands that reproduce each
+picture."""
 
 import itertools
 import random
@@ -38,7 +38,7 @@ def read(path):
 
 
 def picture_maker(flaws):
-    """Returns a stand-in for `pipeline.run`, whose pictures are missing or flagged as `flaws` says by seed and row."""
+    """Returns a stand-in for `pipeline.run`; by seed and row, `flaws` says which pictures are missing or flagged."""
 
     def make(pipe, batch):
         found = [flaws.get((seed, bool(row % 2))) for row, seed in enumerate(batch.seeds)]

@@ -55,7 +55,7 @@ def run(*words):
 
 
 def test_the_difference_depends_on_the_weights(least, noise):
-    """The recorded weights make the recorded picture; weights that are 5 % larger do not."""
+    """The recorded weights reproduce the recorded picture; weights that are 5 % larger do not."""
     pipe = SemanticStableDiffusionPipeline.from_pipe(least)
     unet = jax.tree.map(lambda weights: 1.05 * weights, pipe.unet)
     other = SemanticStableDiffusionPipeline(**pipe.components | {"unet": unet})
@@ -169,7 +169,7 @@ def test_checkpoints_of_another_size_are_refused(least_folder, noise, tmp_path):
 
 
 def test_the_recorded_noise_is_the_default(least_folder, monkeypatch):
-    """It equals noise computed by NumPy, up to the precision of a GPU's sines."""
+    """The recorded noise equals noise computed by NumPy, up to the precision of a GPU's sines."""
     seen = []
     monkeypatch.setattr(published_pictures, "PICTURES", PUBLISHED)
     monkeypatch.setattr(published_pictures, "difference", lambda pipe, picture, latents: seen.append(latents) or 0.0)

@@ -1,4 +1,4 @@
-"""Tests of conversions: round trips, written files, rejected sources, and interruptions."""
+"""Tests conversions: round trips, written files, rejected sources, and interruptions."""
 
 import errno
 import fcntl
@@ -99,7 +99,7 @@ def test_round_trip(tmp_path, stored, sharded, prefix):
     convert.convert(source, tmp_path / "orbax")
     back = convert.convert(tmp_path / "orbax", tmp_path / "back", to="diffusers")
     assert tensors(back) == tensors(source)
-    # The same library writes both, so the files are equal, too.
+    # The same library writes both, so the files are also equal.
     assert files(back) == unsharded
 
 
@@ -486,7 +486,7 @@ def test_a_disk_that_is_too_small_is_rejected(refused, monkeypatch):
 
 @pytest.mark.parametrize("to", ["orbax", "diffusers"])
 def test_a_disk_that_becomes_full_is_reported(refused, monkeypatch, to):
-    """A limit of the size of files causes the same kind of error as a full disk."""
+    """A limit on the size of files causes the same kind of error as a full disk."""
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -542,7 +542,7 @@ def test_a_link_in_place_of_the_hidden_folder_is_not_followed(folder, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the test forks")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_stopped_conversions_leave_no_incomplete_folder(folder, tmp_path):
     """Five conversions are killed at random moments, and one is interrupted from the keyboard."""
     result = apart("stop", folder, tmp_path)

@@ -1,4 +1,4 @@
-"""Tests of converting single files to folders: equal weights, options, and rejected arguments."""
+"""Tests converting single files to folders: equal weights, options, and rejected arguments."""
 
 import json
 import shutil

@@ -35,7 +35,7 @@ def draw(attributes):
 class Editor:
     """A simulated pipeline that draws a seed's portrait and applies edits with scales of at least 2.
 
-    By default its edits are perfect. `spoils` is an attribute that every edit also changes. `ignored` are words
+    By default its edits are perfect. `spoils` is an attribute that every edit also changes. `ignored` lists words
     without effect. With `swaps`, removing a word replaces it by an alternative, such as glasses by sunglasses.
     """
 
@@ -147,7 +147,7 @@ def test_a_perfect_editor_succeeds(evaluation):
 @pytest.mark.slow
 def test_a_spoilt_background_is_not_kept(evaluation):
     rows = evaluation(Editor(spoils="background"), words=("glasses", "red clothes")).edits()
-    # One of the nine other attributes changes, or one of fewer if the hair is hidden.
+    # One of the nine other attributes changes. If the hair is hidden, there are fewer.
     assert all(row["success"] == 1 and 0.8 < row["kept"] < 0.9 for row in rows)
 
 

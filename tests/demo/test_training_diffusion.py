@@ -32,7 +32,7 @@ def _standard_promotion():
 @pytest.mark.slow
 def test_training_stops_and_resumes(tmp_path, one_device):
     lines = []
-    # The time is over at once. The state is saved.
+    # The time limit is reached at once, and the state is saved.
     assert not DiffusionTrainer(tmp_path, PLAN, configs=SMALL, minutes=0, say=lines.append).run()
     assert not (tmp_path / "model" / "unet").exists()
     assert DiffusionTrainer(tmp_path, PLAN, configs=SMALL, say=lines.append).run()
@@ -52,8 +52,8 @@ def test_training_stops_and_resumes(tmp_path, one_device):
 
 
 def test_the_loss_is_the_weighted_error_of_v():
-    """The loss of a network that returns zeros is the weighted mean of v², and v² has the mean 1 for latents of
-    variance 1."""
+    """The loss of a network that returns zeros is the weighted mean of v², and v² has mean 1 for latents of variance
+    1."""
     key = jax.random.key(3)
     latents = jax.random.normal(key, (1024, 8, 8, 4), np.float16)
     data = Dataset(np.zeros((1024, 10), np.int32), latents, np.zeros((1024, 2, 5), np.int16), np.zeros(5, np.int16))

@@ -20,7 +20,7 @@ EDITS = ["editing_prompt", "editing_prompt_embeddings", "reverse_editing_directi
 EDITS += ["edit_warmup_steps", "edit_cooldown_steps", "edit_threshold", "edit_momentum_scale", "edit_mom_beta"]
 EDITS += ["edit_weights"]
 OUTPUT = ["output_type", "return_dict", "callback", "callback_steps"]
-# The positional arguments in order. diffusers has `generator` at the position of `seed`.
+# The positional arguments in order. diffusers has `generator` in place of `seed`.
 POSITIONAL = {
     SemanticStableDiffusionPipeline: [
         *("prompt", "height", "width", "num_inference_steps", "guidance_scale", "negative_prompt"),

@@ -33,7 +33,7 @@ from sega_jax.pipelines.execution.devices import Devices
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 PICTURE = Image.new("RGB", (8, 8), "red")
-# The blocks run 50 steps in half precision. Here all share a few programs.
+# The documented blocks run 50 steps in half precision. Here, they run fewer steps and share a few programs.
 FEW = {"num_inference_steps": 2}
 XL_URL = f"https://huggingface.co/{XL}/blob/main/xl_base.safetensors"
 
@@ -70,7 +70,7 @@ def hub(tmp_path_factory, stages):
 
 @pytest.fixture
 def pasted(hub, tmp_path, monkeypatch, one_device):
-    """All pipelines use the same `Devices`, and so share their programs."""
+    """All pipelines use the same `Devices`, so they share their programs."""
     monkeypatch.setattr("huggingface_hub.snapshot_download", hub)
     monkeypatch.setattr(base, "Devices", lambda *_: hub.devices)
     monkeypatch.setattr(base, "load", lambda source, **options: load(source, **{"devices": hub.devices} | options))
@@ -532,7 +532,7 @@ def semantic(p):
     check_pictures(out)
 
 
-# For each page, the function that stands for each group of blocks, and the error message of refused blocks.
+# For each page, the function that runs each group of blocks, with the error message if they are refused.
 BLOCKS = {
     "stable_diffusion.md": {(0, 3): offloading, (1, 2, 4): schedulers},
     "using-diffusers/loading.md": {

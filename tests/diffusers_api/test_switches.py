@@ -1,4 +1,4 @@
-"""Tests diffusers' methods for devices, dtypes, LoRAs, schedulers and the way of computing."""
+"""Tests diffusers' methods for devices, dtypes, LoRAs, schedulers and execution options."""
 
 import copy
 import inspect
@@ -247,7 +247,7 @@ def test_schedulers(pipe):
     assert isinstance(pipe.scheduler, DPMSolverMultistepScheduler)
     assert not isinstance(pipe.scheduler, DDIMScheduler)
     assert pipe.scheduler.options["use_karras_sigmas"]
-    # The next class gets explicit options.
+    # Options that were set explicitly are passed on to the next class.
     chosen = DDIMScheduler.from_config(pipe.scheduler, timestep_spacing="trailing")
     assert EulerDiscreteScheduler.from_config(chosen.config).options["timestep_spacing"] == "trailing"
     assert DDIMScheduler(beta_start=0.001).options["beta_start"] == 0.001

@@ -1,4 +1,4 @@
-"""Factories of damage: functions that turn an object of the library into a wrong version of it.
+"""Functions that create damage, which replaces an object of the library by a faulty version.
 
 A damage maps the sound object to the damaged one. Most objects are functions or methods; for a method, argument 0 is
 `self`. No damage reads or rewrites source text, so faults survive renamed variables and moved code.
@@ -92,7 +92,7 @@ def replaced(value: Any, **changes: Callable[[Any], Any]) -> Any:
 
 
 def layer(name: str, by: Callable[[Any, Any], Any]) -> Damage:
-    """Damages a module's `__init__`, so that one of its layers returns `by(x, y)` of its input x and its output y.
+    """Damages a module's `__init__`, so that one of its layers returns `by(x, y)` for its input x and output y.
 
     The layer keeps its parameters and their names.
     """

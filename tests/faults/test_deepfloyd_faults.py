@@ -19,7 +19,7 @@ pytestmark = pytest.mark.fault
 
 
 def t5_states():
-    """Returns T5's states for all tokens except padding."""
+    """Returns T5's hidden states for all tokens except padding."""
     net = tiny.filled(t5.T5EncoderModel(t5.T5Config.from_dict(tiny.T5)))
     return net(cases.WORDS, cases.MASK)[cases.MASK]
 
@@ -107,12 +107,12 @@ def moving_corners(picture, size):
 FAULTS = {
     # T5
     "T5 attends to padding": Fault("pixels", t5.T5EncoderModel, "__call__", argument(2, np.ones_like)),
-    "T5 confuses earlier with later tokens": Fault("t5", t5, "buckets", result(np.transpose)),
+    "T5 confuses earlier and later tokens": Fault("t5", t5, "buckets", result(np.transpose)),
     # UNets
     "the scale and shift of the embedded time are exchanged": Fault(
         "second stage", blocks.ScaledResnetBlock, "__init__", layer("time_emb_proj", lambda x, y: halves(y))
     ),
-    "the pooled text is the mean of its tokens": Fault(
+    "the pooled text embedding is the mean over the tokens": Fault(
         "first stage", embedding.AttentionPooling, "__call__", instead(lambda self, x: x.mean(1))
     ),
     "the noise level is ignored": Fault(

@@ -119,7 +119,7 @@ def in_c_order(read):
 
 
 def times_the_rank(factors):
-    """Multiplies the factor of a LoRA's layer by the rank, so that alpha alone is left of alpha / rank."""
+    """Multiplies the factor of a LoRA's layer by the rank, so that the scale becomes alpha instead of alpha / rank."""
 
     def damaged(*args):
         factor = factors(*args)

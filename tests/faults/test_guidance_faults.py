@@ -39,7 +39,7 @@ SECOND = FIRST | {
 SHORT = {name: values[:2] for name, values in FIRST.items()}
 # The same rows in reverse order, so that the concepts that cool down first come last.
 LATE = [{name: values[::-1] for name, values in row.items()} for row in (FIRST, SECOND)]
-# Magnitudes of a wide range, with many equal values.
+# Magnitudes with a wide range and many equal values.
 EQUAL = np.random.default_rng(3).integers(0, 9, (2, 20, 3)) / 7 * 2.0 ** np.arange(-60, 60, 40)
 EQUAL = EQUAL.astype(np.float32)
 
@@ -58,7 +58,7 @@ def stacked(rows):
 
 
 def run(edits, predictions, **options):
-    """Returns what semantic guidance adds at every call, [calls, rows, ...]."""
+    """Returns the semantic guidance that is added at every call, [calls, rows, ...]."""
     link = guidance.sega(edits, **options)
 
     def call(state, preds):
@@ -69,7 +69,7 @@ def run(edits, predictions, **options):
 
 
 def added(rows, **options):
-    """Returns a function that computes what is added, in float64."""
+    """Returns a function that computes the added guidance in float64."""
 
     def show():
         with jax.enable_x64(True):
@@ -79,7 +79,7 @@ def added(rows, **options):
 
 
 def added_without_the_inactive(rows):
-    """Returns the same function with wrong predictions wherever a concept is not active."""
+    """Returns a function that does the same with wrong predictions wherever a concept is not active."""
 
     def show():
         edits = stacked(rows)
@@ -191,7 +191,7 @@ def unweighted_momentum(sega):
 FAULTS = {
     # Thresholds
     "the threshold mask is inverted": Fault("diffusers", quantile, "threshold_mask", result(jnp.logical_not)),
-    "one threshold holds for all channels together": Fault(
+    "all channels share one threshold": Fault(
         "diffusers", quantile, "threshold_mask", argument(2, lambda support: "latent")
     ),
     "entries equal to the quantile are masked out": Fault(

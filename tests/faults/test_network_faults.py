@@ -35,7 +35,7 @@ def pictures():
 
 
 def faint_blocks():
-    """Runs blocks of all three networks on inputs of so small a variance that the epsilons of norms matter."""
+    """Runs blocks of all three networks on inputs with a variance so small that the epsilons of norms matter."""
     words, picture, context = 0.01 * normal(2, 12, 16), 0.01 * normal(2, 8, 8, 8), normal(2, 12, 16, seed=1)
     level = network("unet").down_blocks[0]
     keys = level.attentions[0].project(context)
@@ -102,7 +102,7 @@ FAULTS = {
     "the softmax scale is doubled": Fault("unet", layers, "attend", scaled(0, 2.0)),
     "gelu is approximated by tanh": Fault("unet", layers, "gelu", instead(jax.nn.gelu)),
     "the group norm uses the unbiased variance": Fault("unet", layers.GroupNorm, "_moments", sample_variance),
-    "the layer norm has another epsilon": Fault("faint blocks", layers, "normalise", scaled(1, 0.1)),
+    "the layer norm has the wrong epsilon": Fault("faint blocks", layers, "normalise", scaled(1, 0.1)),
     "upsampling exchanges height and width": Fault("autoencoder", layers.Upsample, "__call__", transposed),
     "branches get the pictures of other rows": Fault(
         "branches", layers, "spread", instead(lambda x, like: jnp.tile(x, (len(like) // len(x), *[1] * (x.ndim - 1))))

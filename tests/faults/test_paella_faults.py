@@ -57,7 +57,7 @@ def at(module, path):
 
 
 def denoiser_blocks():
-    """Runs every kind of the denoiser's blocks on inputs of so small a variance that the epsilons of norms matter."""
+    """Runs each kind of denoiser block on inputs with a variance so small that the epsilons of norms matter."""
     model, outputs = denoiser(), []
     for path, channels in cases.BLOCKS.items():
         x, skip, level, states = map(jnp.asarray, cases.block_inputs(channels, 0.01))
@@ -207,7 +207,7 @@ FAULTS = {
     "the expected code becomes the farthest token": Fault("quantised", solvers, "_distances", result(jnp.negative)),
     "replayed guidance is ignored": Fault("replayed", programs, "replay", instead(lambda recorded: optax.identity())),
     # The prior
-    "the prior has another guidance scale": Fault("imagined", paella_prior, "SCALE", instead(4.0)),
+    "the prior has the wrong guidance scale": Fault("imagined", paella_prior, "SCALE", instead(4.0)),
 }
 
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.fault
 
 
 class Network:
-    """A network whose prediction depends on x, the timestep, and the text of a branch: two numbers per channel."""
+    """A network whose prediction depends on x, the timestep, and a branch's text, which has two numbers per channel."""
 
     def project(self, text):
         return text
@@ -37,7 +37,7 @@ class Network:
 SEEDS, CALLS, SHAPE = [3, 4], 4, (3, 4, 2)
 SCALES, SHARES = np.array([3.0, 7.0]), np.array([0.5, 1.0])
 EDITS = [Edit("", warmup=0, threshold=0.5), Edit("", scale=-3, warmup=1, threshold=0.3, cooldown=3)]
-# Small texts, so that no prediction rounds to 1, because magnitudes would be equal then.
+# The texts are small numbers, because predictions that round to 1 would have equal magnitudes.
 BRANCHES, RECORD = 0.2 * normal(2, 4, 2, 2), normal(2, 3, *SHAPE, seed=1)
 ANCESTRAL = schedules.from_config(tiny.SCHEDULERS["Euler ancestral"])
 
@@ -168,7 +168,7 @@ def rescaled_last(chain):
 
 
 def completed_by_the_prompt(complete):
-    """Replaces the predictions of concepts that are not predicted by the prompt's."""
+    """Uses the prompt's prediction for concepts that are not predicted."""
     return lambda preds, settings: complete(preds._replace(uncond=preds.cond), settings)._replace(uncond=preds.uncond)
 
 

@@ -1,4 +1,4 @@
-"""Faults in the parts of Stable Diffusion XL: two text encoders and tokenizers, a pooled text, and sizes."""
+"""Faults in the parts of Stable Diffusion XL: two text encoders and tokenizers, pooled embeddings, and sizes."""
 
 import dataclasses
 import warnings
@@ -36,9 +36,9 @@ CHUNKS[:, 0], CHUNKS[:, :, 0] = 57, 56
 CHUNKS[0, :, 1:] = [0, 29, 2, 31, 32, *[33] * 5, 57]
 CHUNKS[1, :, 1:3] = 33, 57
 WEIGHTS = np.array([[1, 1, 1, 2, 2, 1 / 1.1, *[1] * 6], [1] * 12])
-TABLES = normal(60, 16) + 1, normal(60, 20, seed=1) + 1  # replace the encoders, with the same numbers of channels
+TABLES = normal(60, 16) + 1, normal(60, 20, seed=1) + 1  # these replace the text encoders and have as many channels
 SIZES = np.float32([[*cases.XL_SIZES["original_size"], *cases.XL_SIZES["crops_top_left"], 24, 16]])
-CHANNELS = 12  # of a pooled text
+CHANNELS = 12  # of a pooled embedding
 
 
 def networks():
@@ -47,14 +47,14 @@ def networks():
 
 
 def text():
-    """Returns the states and pooled texts of the prompt and the concept."""
+    """Returns the hidden states and pooled embeddings of the prompt and the concept."""
     models = networks()
     encoded = sdxl_text.encode((models.text_encoder, models.text_encoder_2), TOKENS)[1:]
     return encoded.states, encoded.pooled
 
 
 def looked_up(ids):
-    """Looks tokens up in the tables; returns the states, and the sums over the second table as pooled texts."""
+    """Looks tokens up in the tables; returns the states, and sums over the second table as pooled embeddings."""
     first, second = (table[ids[:, side]] for side, table in enumerate(TABLES))
     return np.concatenate([first, second], -1), second.sum(1)
 
@@ -69,8 +69,8 @@ def read(tokenizers):
 def read_by_hand():
     """Computes the same embedding with NumPy.
 
-    The states of each chunk and encoder are weighted and rescaled to their original mean. The pooled text is that of
-    the first chunk.
+    The states of each chunk and encoder are weighted and rescaled to their original mean. The pooled embedding is that
+    of the first chunk.
     """
     states, pooled = looked_up(CHUNKS)
     parts = []
@@ -81,7 +81,7 @@ def read_by_hand():
 
 
 def joined():
-    """Joins the zeros that replace a missing negative prompt, a text, and a longer text."""
+    """Joins three texts: the zeros that replace a missing negative prompt, a text, and a longer text."""
     short, long = (sdxl.SDXLText(normal(1, tokens, 36), normal(1, 12)) for tokens in (12, 24))
     none = sdxl.SDXLText(np.zeros((1, 12, 36)), np.zeros((1, 12)))
     text = sdxl_text.join([none, short, long], lambda: sdxl.SDXLText(np.ones((1, 12, 36)), np.ones((1, 12))))
@@ -96,7 +96,7 @@ def joined_by_hand():
 
 
 def conditioning():
-    """Returns the UNet's embedding of the pooled texts and the sizes."""
+    """Returns the UNet's embedding of the pooled embeddings and the sizes."""
     known = recorded("xl")
     return networks().unet.project(Context(known["states"], known["pooled"], np.repeat(SIZES, 3, 0))).pooled
 
@@ -146,7 +146,7 @@ def views(tmp_path_factory):
 
 
 def of_the_last_chunk(rows):
-    """Replaces the pooled texts of all chunks by that of the last chunk."""
+    """Uses the last chunk's pooled embedding for all chunks."""
     return [dataclasses.replace(row, pooled=rows[-1].pooled) for row in rows]
 
 
@@ -156,7 +156,7 @@ def of_the_first_encoder(weights):
 
 
 def of_the_prompt(context):
-    """Replaces the pooled texts of all branches by the prompt's."""
+    """Uses the prompt's pooled embedding for all branches."""
     return replaced(context, pooled=lambda pooled: jnp.broadcast_to(pooled[:, 1:2], pooled.shape))
 
 
@@ -164,16 +164,16 @@ FAULTS = {
     "the encoders' last states are used instead of the second to last": Fault(
         "text", clip.Encoder, "last_two", results(lambda before, last: (last, last))
     ),
-    "the pooled text skips the final layer norm": Fault(
+    "the pooled embedding skips the final layer norm": Fault(
         "text", clip.CLIPTextModel, "__init__", skipped("final_layer_norm")
     ),
     "each encoder reads the tokens of the other": Fault(
         "text", sdxl_text, "encode", argument(1, lambda ids: ids[:, ::-1])
     ),
-    "both tokenizers pad alike": Fault(
+    "both tokenizers pad with the same token": Fault(
         "tokens", TokenizerPair, "__init__", arguments(lambda self, first, second: (self, first, first))
     ),
-    "the pooled text is that of the last chunk": Fault(
+    "the pooled embedding is that of the last chunk": Fault(
         "read", sdxl_text, "joined_chunks", argument(0, of_the_last_chunk)
     ),
     "only the first text encoder's states are weighted": Fault(
@@ -188,13 +188,13 @@ FAULTS = {
     "a missing negative prompt is padded with chunks of the empty text": Fault(
         "joined", sdxl_text, "_zeros", instead(lambda text, tokens: text)
     ),
-    "sizes come before the pooled text": Fault(
+    "sizes come before the pooled embedding": Fault(
         "conditioning",
         embedding.TimestepEmbedding,
         "__call__",
         argument(1, lambda inputs: jnp.roll(inputs, -CHANNELS, -1)),
     ),
-    "concepts have the pooled text of the prompt": Fault("latents", diffusion, "denoiser", argument(1, of_the_prompt)),
+    "concepts have the prompt's pooled embedding": Fault("latents", diffusion, "denoiser", argument(1, of_the_prompt)),
     "width comes before height": Fault("sizes", sizes, "_pairs", result(lambda pairs: pairs[:, ::-1])),
 }
 

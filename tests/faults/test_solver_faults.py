@@ -45,7 +45,7 @@ def trajectory(name):
 def entered():
     """Returns parts of tables that start in the middle of a schedule.
 
-    These are the numbers of the calls, and how many earlier outputs the first two calls of multi-step solvers use.
+    The parts are the numbers of the calls, and how many earlier outputs the first two calls of multi-step solvers use.
     """
     calls = [schedules.from_config(config).table(10, 0.5).call for config in tiny.SCHEDULERS.values()]
     solvers_of_third_order = [
@@ -133,7 +133,7 @@ FAULTS = {
     "LMS is of third order": Fault(
         "heun and lms", FAMILIES, "LMSDiscreteScheduler", table(lambda lms: lambda *args: lms(*args, order=3))
     ),
-    "DPM-Solver uses the midpoint instead of Heun's slope": Fault(
+    "DPM-Solver uses the midpoint method instead of Heun's": Fault(
         "dpm", FAMILIES, "DPMSolverMultistepScheduler", options(solver_type="midpoint")
     ),
     "UniPC skips the corrector": Fault(

@@ -37,7 +37,7 @@ def named(call, model="x"):
 
 
 def names():
-    """Counts the different names of seven pictures, two of which are the same picture."""
+    """Counts the distinct names of seven pictures, two of which are identical."""
     calls = [{}, {"steps": 50}, {"seed": 1}, {"steps": 49}, {"prompt": "a dog"}, {"edits": []}]
     return len({*map(named, calls), named({}, "y")})
 
@@ -86,7 +86,7 @@ def views(least, least_folder, tmp_path_factory):
         return second, where.read("a"), where.names("")
 
     def leased():
-        """Tells whether a new, a renewed and an old lease look stale to another worker.
+        """Returns whether a new, a renewed and an old lease look stale to another worker.
 
         It also counts the leases after a successor has taken over the share and the first worker has left.
         """
@@ -108,7 +108,7 @@ def views(least, least_folder, tmp_path_factory):
             return stale, len(where.names("leases"))
 
     def beats():
-        """Tells whether a busy worker renews its lease."""
+        """Returns whether a busy worker renews its lease."""
         where = store.Store(tmp_path_factory.mktemp("beats"))
         where.begin(("leases",))
         with Leases(where, 0, 1, patience=0.04) as mine:
@@ -158,7 +158,7 @@ def without_a_count(write):
 
 
 def of_all_values(means):
-    """Computes every mean over the pictures of all values."""
+    """Computes the mean for each value over the pictures of all values."""
 
     def damaged(rows, y, x, values):
         return means([row | {x: value} for row in rows for value in values], y, x, values)

@@ -28,7 +28,8 @@ TOKENS = np.array(
         [56, *range(28, 38), 57],
     ]
 )
-# Letters start at 6; 33 is an "a" that starts a word, and 3 precedes other letters that do. 1 ends a text, 0 pads it.
+# Letters start at 6; 33 is an "a" that starts a word, and 3 precedes any other letter that starts one. 1 ends a text, 0
+# pads it.
 T5_TOKENS = np.zeros((2, 2, 77), int)
 T5_TOKENS[0, :, 0] = 1
 T5_TOKENS[1, :, :5] = [33, 3, 6, 32, 1], [1] * 5
@@ -75,7 +76,7 @@ def earlier_layer_by_hand():
 
 
 def branches(pipe):
-    """Returns the states of a negative prompt, a prompt and a concept; only the last two skip a layer."""
+    """Returns the hidden states of a negative prompt, a prompt and a concept; only the last two skip a layer."""
     batch = pipe.prepare("cat", "hat", negative_prompt="bad", clip_skip=1)
     return texts.joined_branches(pipe, batch, 1).states[0]
 
@@ -145,11 +146,11 @@ FAULTS = {
     "earlier layers skip the final layer norm": Fault(
         "earlier layer", clip.CLIPTextModel, "__init__", skipped("final_layer_norm")
     ),
-    "negative prompts skip layers too": Fault("branches", texts, "joined_branches", argument(1, skipping_everywhere)),
+    "negative prompts also skip layers": Fault("branches", texts, "joined_branches", argument(1, skipping_everywhere)),
     "concepts use the layer of negative prompts": Fault(
         "branches", texts, "joined_branches", argument(1, skipping_nowhere)
     ),
-    "the cache keeps embeddings of another text encoder": Fault(
+    "the cache returns the previous text encoder's embeddings": Fault(
         "remembered", EmbeddingCache, "clear", instead(lambda self: None)
     ),
 }

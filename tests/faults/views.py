@@ -86,7 +86,7 @@ class Views:
         return jax.device_get((view.expected or view.show)())
 
     def differs(self, name: str) -> bool:
-        """Tells whether a view differs from its expected values by more than its tolerance."""
+        """Returns whether a view differs from its expected values by more than its tolerance."""
         expected, view = self.expected(name), self.views[name]
         shown = jax.device_get(view.show())
         if view.tolerance:
@@ -95,7 +95,7 @@ class Views:
         return len(pairs[0]) != len(pairs[1]) or not all(map(np.array_equal, *pairs))
 
     def sees(self, fault: Fault, monkeypatch: Any) -> bool:
-        """Tells whether the fault's view shows the fault."""
+        """Returns whether the fault's view shows the fault."""
         self.expected(fault.view)
         with monkeypatch.context() as patch:
             fault.insert(patch)
@@ -124,7 +124,7 @@ def compiled(function: Callable[..., Any], *args: Any) -> Any:
 
 @cache
 def recorded(name: str) -> dict[str, np.ndarray]:
-    """Returns the arrays of a recorded file by name."""
+    """Returns {name: array} for the arrays of a recorded file."""
     with np.load(REFERENCE / f"{name}.npz") as file:
         return dict(file)
 

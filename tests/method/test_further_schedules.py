@@ -144,7 +144,7 @@ def test_sampling_ends_at_x0_if_the_network_knows_it(name):
 
 
 def test_tcd_takes_eta_by_row():
-    """The rows have no noise, the default share of noise, and a return to timestep 0."""
+    """The etas are 0 (no noise), the default, and 1, for which the step goes to timestep 0 before it adds noise."""
     table, x = table_of("TCD", 4), np.ones((3, 2), np.float32)
     row = jax.tree.map(lambda column: column[1], table)
     assert row.solver.following == 499

@@ -1,4 +1,4 @@
-"""Semantic guidance against an oracle in NumPy and float64, and its invariants."""
+"""Semantic guidance: comparison with a NumPy oracle in float64, and invariants."""
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +86,7 @@ def test_tpus_compute_quantiles_without_a_sort(platform, sorts):
 
 @pytest.mark.parametrize("support", ["channel", "latent", "pixel"])
 def test_equal_magnitudes_all_reach_their_quantile(support):
-    """The quantile of equal values is this value: its interpolation must not round up."""
+    """The quantile of equal values is that value: the interpolation must not round up."""
     values = np.random.default_rng(2).uniform(0, 1, (1, 2000, 1, 1, 1, 1)).astype(np.float32)
     psi = np.broadcast_to(values, (1, 2000, 1, 3, 3, 2))
     rows = [[Edit("a", scale=1, threshold=t, warmup=0)] for t in np.random.default_rng(3).uniform(0, 1, 2000)]

@@ -62,7 +62,7 @@ def test_columns_have_the_same_length_and_are_finite(name, kind):
     [("DDIM", 1.0), ("UniPC", 1.0), ("Euler", 14.6146), ("LMS", 14.6146), ("Heun", 14.6146)],
 )
 def test_initial_noise_scale(name, scale):
-    """It is the largest sigma of Stable Diffusion's betas for solvers in sigma, and 1 for the others."""
+    """For solvers in sigma, the scale is the largest sigma of Stable Diffusion's betas, and for others it is 1."""
     np.testing.assert_allclose(scheduler(name).table(7).initial_scale, scale, rtol=1e-5)
 
 
@@ -133,7 +133,7 @@ def test_options_that_exclude_custom_timesteps(name, options, message):
 
 @pytest.mark.parametrize("options", [dpm(2, "heun"), dpm(3), dpm(2, algorithm="dpmsolver")])
 def test_a_step_between_equal_noise_levels_changes_nothing(options):
-    """The least training noise, where the last step ends, is that of timestep 0, where it starts."""
+    """The last step starts at timestep 0 and ends at the smallest training noise level, which is that of timestep 0."""
     solver = scheduler("DPM", **options).table("smart27").solver
     assert solver.x_from_start[-1] == 1
     assert not solver.x_from_memory[-1].any()
@@ -144,7 +144,7 @@ CUSTOM = [name for name in tiny.SCHEDULERS if "PNDM" not in name]
 
 @pytest.mark.parametrize("name", CUSTOM)
 def test_custom_timesteps(name):
-    """The list of timesteps of a number of steps gives the same table as the number."""
+    """The list of timesteps that belongs to a number of steps gives the same table as the number."""
     family = scheduler(name, timestep_spacing="leading")
     by_number = family.table(8)
     timesteps = np.unique(by_number.timestep.astype(int))[::-1]
@@ -184,14 +184,14 @@ def test_a_list_of_timesteps_is_a_process_with_its_own_betas(name):
 
 
 def test_cosine_betas():
-    """They follow Nichol & Dhariwal 2021, eq. 17, up to the last beta, which is capped."""
+    """The betas follow Nichol & Dhariwal 2021, eq. 17, except for the last one, which is capped."""
     bars = cumulative(scheduler("DDPM", beta_schedule="squaredcos_cap_v2").options)
     f = np.cos((np.arange(1001) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
     np.testing.assert_allclose(bars[:999], f[1:1000] / f[0], rtol=1e-9)
     np.testing.assert_allclose(bars[999], bars[998] * 0.001, rtol=1e-9)
 
 
-# Schedulers that round one more timestep than they have steps, for which there may be too few training timesteps.
+# These schedulers round one more timestep than they have steps, so there may be too few training timesteps.
 COINCIDING = ("DPM", "DPM, stochastic", "UniPC")
 
 
@@ -205,7 +205,7 @@ COINCIDING = ("DPM", "DPM, stochastic", "UniPC")
     ],
 )
 def test_any_number_of_steps_has_finite_rows_or_is_an_error(name, spacing):
-    """It is an error only if it is so large (or, for Runge-Kutta, so small) that two points coincide."""
+    """A number is an error only if it is so large (or, for Runge-Kutta, so small) that two points coincide."""
     family, every = scheduler(name, timestep_spacing=spacing, steps_offset=0), 250 if name == "LMS" else 37
     for steps in [*range(1, 999, every), 2, 3, 4, 61, 103, 999, 1000]:
         if (steps > 500 and name in COINCIDING) or (steps < 4 and "Runge" in name):

@@ -95,7 +95,7 @@ def solve(scheduler, steps, x, predict, draw=jnp.zeros, eta=0.0):
     ],
 )
 def test_order_of_convergence(name, options, prediction, order):
-    """The first four fifths of the trajectory count; at its end, the square root of the noise has no derivative."""
+    """Only the first four fifths are compared; at the end, the square root of the noise has no derivative."""
     family, bars = scheduler(name, prediction_type=prediction, **FINE, **options), abar(FINE)
     start, end = bars[-1], bars[1999]
     spread = np.sqrt((end * VARIANCE + 1 - end) / (start * VARIANCE + 1 - start))
@@ -255,7 +255,7 @@ def test_states_keep_the_dtype_of_x(name):
 
 
 def test_predicted_variance():
-    """-1 stands for the least variance and 1 for the greatest (Nichol & Dhariwal 2021, eq. 15)."""
+    """-1 means the smallest variance and 1 the largest (Nichol & Dhariwal 2021, eq. 15)."""
     family = scheduler("DDPM", variance_type="learned_range")
     row = jax.tree.map(lambda column: column[3], family.table(10))
     x = jnp.ones((1, 3), jnp.float32)
@@ -305,7 +305,8 @@ def test_sampler_of_deepfloyd_if():
 
 @pytest.mark.parametrize(("name", "options"), [("DDPM", {}), ("DPM, stochastic", {"variance_type": "learned_range"})])
 def test_predicted_variance_without_effect(name, options):
-    """It has no effect if the config fixes the variance, or if the solver cannot use a learned one."""
+    """A predicted variance has no effect if the config fixes the variance, or if the solver cannot use a learned
+    one."""
     family = scheduler(name, **options)
     row, x, solver = jax.tree.map(lambda column: column[3], family.table(10)), jnp.ones((1, 3)), SOLVERS["multistep"]()
     with_variance, without = (

@@ -17,7 +17,7 @@ def arrays(dtype=np.float32):
 
 @pytest.mark.parametrize("logits", [1, HEADS * KEYS * 3, HEADS * KEYS * QUERIES, HEADS * KEYS * QUERIES * 2])
 def test_attention_in_parts_equals_attention_at_once(monkeypatch, logits):
-    """The parts are single queries, blocks of queries that do not divide the 10 queries, or rows."""
+    """The parts are single queries, blocks whose size does not divide the 10 queries, or rows."""
 
     def run(q, k, v):
         return layers.attend(q, k, v, heads=HEADS)
@@ -57,7 +57,7 @@ def test_grouped_convolutions_on_cpus_equal_those_on_other_devices(inputs, paddi
     [("bfloat16", 8, 1, True), ("bfloat16", 8, 10**6, False), ("bfloat16", 6, 1, False), ("float32", 8, 1, False)],
 )
 def test_when_cudnn_is_used(monkeypatch, dtype, width, flash, used):
-    """A fake replaces cuDNN by XLA, with the same arguments, since not every machine has it."""
+    """A fake with cuDNN's arguments calls XLA, because not every machine has cuDNN."""
     calls, original = [], jax.nn.dot_product_attention
 
     def fake(*args, implementation, **options):

@@ -27,7 +27,7 @@ compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 
 
 @pytest.fixture(params=TOLERANCE)
 def near(request):
-    """Returns a check that an array equals the recorded one with a name, in either precision."""
+    """Returns a function that compares an array with the recorded array of a name, in either precision."""
     dtype = request.param
 
     def check(ours, name):
@@ -100,7 +100,7 @@ def test_embedding_of_noise_levels(near):
 
 @pytest.mark.parametrize("std", cases.STDS)
 def test_blocks(std, near):
-    """With a small std, a wrong epsilon shows."""
+    """Inputs with a small standard deviation reveal a wrong epsilon."""
 
     @compiled
     def run(net):
@@ -116,7 +116,7 @@ def test_blocks(std, near):
 
 @pytest.mark.parametrize("path", cases.WIDE_BLOCKS)
 def test_blocks_with_the_published_width(path, near):
-    """The blocks are a convolution with a skip connection, a noise level, and an attention with 16 heads."""
+    """The blocks are a convolution with a skip connection, a noise-level block, and an attention with 16 heads."""
     block = at(Paella(PaellaConfig.from_dict(cases.WIDE)), path)
     x, skip, level, tokens = near.cast(*cases.wide_inputs(cases.WIDE_BLOCKS[path]))
     out = compiled(lambda block, x: block(x, block_inputs(level, tokens, skip)))(
@@ -136,7 +136,7 @@ def test_blocks_of_the_vqgan_and_of_the_prior(std, near):
 
 
 def test_vqgan(near):
-    """The tests cover both directions, with continuous latents and with tokens. Tokens must be equal."""
+    """Covers both directions, with continuous latents and with tokens. Tokens must be equal."""
     net = vqgan(near.dtype)
     tokens, latents = compiled(VQModel.encode)(net, *near.cast(cases.IMAGE))
     assert tokens.dtype == np.int32
@@ -176,7 +176,7 @@ def test_padded_texts(name, near):
 @pytest.mark.slow
 @DOUBLE
 def test_branches_of_different_lengths(near):
-    """A joint call gives the result of separate calls, for any contents of the padding."""
+    """A joint call gives the same result as separate calls, whatever the padding contains."""
     net, names = paella(dtype=near.dtype), ["empty", "text", "pictures"]
     x, r = (np.concatenate(arrays) for arrays in zip(*(cases.paella_inputs(name) for name in names), strict=True))
     text = join([condition(net, name) for name in names])
@@ -229,7 +229,7 @@ def test_gradients_of_zero_channels_are_finite():
     ],
 )
 def test_published_names_and_shapes(name, module, parameters):
-    """All tensors of the published classes exist here with the same shapes, except for a counter of batches."""
+    """All tensors of the published classes exist here with the same shapes, except for a batch counter."""
     published, ours = cases.published(name), leaves(module)
     buffers = published.keys() - ours.keys()
     assert buffers == ({"down_blocks.3.1.num_batches_tracked"} if name == "vqgan" else set())

@@ -29,7 +29,7 @@ def test_the_embedding_may_have_either_name():
 
 @pytest.mark.parametrize("ending", ["safetensors", "bin"])
 def test_the_embedding_may_have_both_names(tmp_path, ending):
-    """Complete published models have both names, and a decoder."""
+    """Published models with a decoder have both names."""
     module = T5EncoderModel(T5Config.from_dict(tiny.T5))
     tensors = tiny.tensors(module) | {"decoder.final_layer_norm.weight": np.ones(24, np.float32)}
 
@@ -91,6 +91,6 @@ def test_unsupported_configs(option, value, message):
 
 
 def test_the_default_config_of_transformers_is_unsupported():
-    """It is the first T5, which has no gates."""
+    """The default config is that of the first T5, which has no gates."""
     with pytest.raises(ValueError, match="feed_forward_proj=None"):
         T5Config.from_dict({})

@@ -65,7 +65,7 @@ SHARING = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHARING)
 def test_branches_share_the_layers_before_the_text(name):
-    """Three projected texts for each of two pictures give the result of one picture for each text, with less work.
+    """Three projected texts for each of two pictures give the same result as one picture per text, with less work.
 
     The tolerance is a relative L2 of 1e-12 in float64.
     """
@@ -138,7 +138,7 @@ def test_unsupported_configs(option, value, message):
 
 
 def test_the_defaults_of_diffusers_are_unsupported_in_deepfloyd_if():
-    """They are the options of Stable Diffusion."""
+    """The defaults are Stable Diffusion's options."""
     config = {key: value for key, value in tiny.IF_1.items() if key != "resnet_time_scale_shift"}
     with pytest.raises(ValueError, match="resnet_time_scale_shift=None is not supported, only 'scale_shift'"):
         UNetConfig.from_dict(config)

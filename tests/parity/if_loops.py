@@ -3,8 +3,8 @@
 The loops use diffusers' networks and schedulers, and guide as `SemanticStableDiffusionPipeline` guides Stable
 Diffusion. diffusers has no semantic guidance for these pipelines. The paper's authors published one for the first
 stage, with two errors: its buffers have one entry per picture instead of one per concept, and it crashes if warm-ups
-differ. It agrees that the noise is guided and that the predicted variance is the prompt's. Without edits, diffusers'
-pipelines do the same.
+differ. Like these loops, it guides the noise and takes the predicted variance from the prompt's prediction. Without
+edits, diffusers' pipelines do the same.
 
 Arrays are NumPy arrays with channels last, and float64 inside `theirs.double`: pictures in [-1, 1], texts
 [batch, tokens, channels], noise [batch, height, width, channels]. The concept of an `Edit` is an array
@@ -21,7 +21,7 @@ from parity.theirs import first, inject, last, scheduler
 
 
 class Text(NamedTuple):
-    """The states of the text encoder, [batch, tokens, channels]."""
+    """The text encoder's hidden states, [batch, tokens, channels]."""
 
     uncond: np.ndarray
     cond: np.ndarray
@@ -36,14 +36,14 @@ class Run(NamedTuple):
     cond: np.ndarray
     edits: np.ndarray
     sem_guidance: np.ndarray
-    variance: np.ndarray | None  # of the prompt's branch, if the network predicts one
+    variance: np.ndarray | None  # predicted for the prompt, if the network predicts a variance
 
 
 class Sega:
     """Semantic guidance by the equations of Brack et al. 2023 as diffusers implements them, call by call.
 
-    All concepts share one momentum, that of their sum. If no warm concept has a weight, nothing is added, where
-    diffusers divides 0 by 0.
+    All concepts share the momentum of their sum. If no warm concept has a weight, nothing is added, whereas diffusers
+    divides 0 by 0.
     """
 
     def __init__(self, edits, momentum_scale, momentum_beta):
@@ -51,7 +51,7 @@ class Sega:
         self.calls, self.momentum = 0, 0.0
 
     def __call__(self, uncond, targets):
-        """Returns what is added at the next call.
+        """Returns the guidance that the next call adds.
 
         Args:
             uncond: the prediction for the empty text, [batch, channels, height, width].
@@ -84,7 +84,7 @@ def first_stage(unet, config, text, start, noises, **guided):
     """Runs stage I, from noise to pictures of 3 channels.
 
     Args:
-        unet: a UNet of diffusers.
+        unet: a diffusers UNet.
         config: the content of `scheduler_config.json`.
         text: a `Text`.
         start: the initial noise.
@@ -102,12 +102,11 @@ def second_stage(unet, config, text, start, noises, *, picture, noising, level, 
     """Runs stage II, from noise and the noised pictures of the first stage to larger pictures.
 
     Args:
-        unet, config, text, start, noises, guided: as in `first_stage`; the result has the size of `start`.
-        picture: pictures of the first stage, [batch, height, width, 3].
-        noising: the `scheduler_config.json` of the scheduler that adds noise to them.
-        level: the timestep of that noise.
-        level_noises: one noise for all calls, as in diffusers, or one for each, as in the original code. The original
-            also draws different noise for the branch without text; here all branches see the same picture.
+        unet, config, text, start, noises, guided: as in `first_stage`; the result has the same size as `start`.
+        picture: pictures of the first stage, [batch, height, width, 3]. noising: the `scheduler_config.json` of the
+        scheduler that adds noise to them. level: the timestep of that noise. level_noises: one noise for all calls, as
+        in diffusers, or one for each, as in the original code. The original also draws different noise for the
+        unconditional branch; here all branches see the same picture.
     """
     large = interpolate(tensor(picture), start.shape[1:3], mode="bilinear", align_corners=True)
     levels, noiser = torch.tensor([level] * len(start)), scheduler(noising)
@@ -121,7 +120,7 @@ def second_stage(unet, config, text, start, noises, *, picture, noising, level, 
 
 
 def upscaler(unet, config, text, start, noises, *, picture, noising, level, level_noise, **guided):
-    """Runs Stable Diffusion's x4 upscaler, from noise and a noised picture to latents of the picture's size.
+    """Runs Stable Diffusion's x4 upscaler, from noise and a noised picture to latents of the same size as the picture.
 
     Args:
         unet, config, text, start, guided: as in `first_stage`.
@@ -147,7 +146,7 @@ def decoded(vae, latents):
 def tensor(array):
     """Converts [..., height, width, channels] to [..., channels, height, width].
 
-    The result is contiguous, because torch rounds differently on other memory layouts.
+    The result is contiguous, because torch rounds differently with other memory layouts.
     """
     return first(array).to(torch.get_default_dtype()).contiguous()
 

@@ -1,6 +1,6 @@
 """DeepFloyd-IF's UNet in plain torch, with the names and fused layers of its own repository, and the files of a stage.
 
-Texts inside the network are [batch, channels, tokens], as pictures are [batch, channels, height, width].
+Inside the network, texts are [batch, channels, tokens] and pictures are [batch, channels, height, width].
 """
 
 import math
@@ -199,7 +199,7 @@ class UNet(nn.Module):
         Args:
             x: [batch, channels, height, width].
             steps: timesteps [batch].
-            states: text states [batch, tokens, channels].
+            states: the text encoder's hidden states [batch, tokens, channels].
             levels: noise levels [batch], only for a second stage.
         """
         time = self.time_embed(waves(steps, self.channels)) + self.encoder_pooling(states)

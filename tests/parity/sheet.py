@@ -1,4 +1,4 @@
-"""Makes a contact sheet of our pictures next to diffusers', from the same noise, and of ten times their difference.
+"""Makes a contact sheet: our pictures, diffusers' from the same noise, and ten times their difference.
 
 Run it in the folder tests: python -m parity.sheet CHECKPOINT SHEET.png
 """

@@ -3,7 +3,7 @@
 The environment variable SEGA_JAX_CHECKPOINT names the folder of the checkpoint; the default is a folder next to the
 repository. In float32, a value that is almost equal to its quantile may pass the threshold in only one of the
 libraries. PNDM's extrapolation amplifies such differences, more so with strong guidance, so its edits are gentler. In
-float64 there are none.
+float64 there are no such differences.
 """
 
 import pytest
@@ -87,7 +87,7 @@ def test_portraits_in_float64(tmp_path, one_device):
 
 
 def with_scheduler(config, folder):
-    """Returns a copy of the checkpoint with another scheduler."""
+    """Returns a copy of the checkpoint with a different scheduler."""
     for part in FOLDER.iterdir():
         if part.name not in ("scheduler", "model_index.json"):
             (folder / part.name).symlink_to(part)

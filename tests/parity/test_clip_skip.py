@@ -55,7 +55,7 @@ def test_states(skip, one):
 
 @pytest.mark.parametrize("skip", [0, 1, 2])
 def test_states_of_two_encoders(skip, xl):
-    """SDXL has no final layer norm on the states, and pools the last layer whatever is skipped."""
+    """SDXL has no final layer norm on the states, and pools the last layer however many layers are skipped."""
     ours, reference = xl
     with torch.no_grad():
         expected, _, pooled, _ = reference.encode_prompt(WORDS, device="cpu", clip_skip=skip)

@@ -1,4 +1,4 @@
-"""Conversions of torch's pickles, which never run code, and converted files in torch's loaders."""
+"""Converts torch's pickles, which must never run code, and loads converted files with torch's loaders."""
 
 import pytest
 
@@ -204,7 +204,7 @@ def test_safetensors_of_8_bit_floats(tmp_path):
 
 
 def test_pickles_of_unusual_tensors_and_training_states(tmp_path):
-    """These are buffers, tensors with attributes, expanded tensors, and the states of learning-rate schedulers."""
+    """They contain buffers, tensors with attributes, expanded tensors, and the states of learning-rate schedulers."""
     named = torch.ones(3)
     named.note = "a"
     content = {"buffer": torch.nn.Buffer(torch.arange(4.0)), "named": named, "repeated": torch.ones(1).expand(8)}

@@ -170,7 +170,7 @@ def test_defaults(name, both):
 
 
 def recording(module, draws):
-    """Makes a module of diffusers append the noise that it draws with torch's generator to `draws`."""
+    """Makes a diffusers module append the noise that it draws with torch's generator to `draws`."""
     randn_tensor = module.randn_tensor
 
     def draw(*args, **kwargs):
@@ -182,7 +182,7 @@ def recording(module, draws):
 
 
 def run_with_their_noise(name, ours, reference, steps=8):
-    """Runs an unmodified pipeline of diffusers, then ours with the noise that it drew; returns both pictures."""
+    """Runs an unmodified diffusers pipeline, then ours with the noise that it drew; returns both pictures."""
     config = DDPM | ({"sample_max_value": 1.0} if name == "2" else {})
     ours.scheduler, reference.scheduler = from_config(config), scheduler(config)
     started: list[np.ndarray] = []
@@ -229,7 +229,7 @@ def test_noise_of_torchs_generator_in_float64(name, both):
 
 
 def test_tokens(both):
-    """The texts include padding and one that is too long."""
+    """One text is padded, and one is too long."""
     ours, reference = both("1")
     texts = ["A Cat  at", "", "x" * 99, "é? <pad> z"]
     with pytest.warns(UserWarning, match="the text encoder reads 77 tokens"):

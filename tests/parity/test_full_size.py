@@ -1,4 +1,4 @@
-"""Published networks at full size: the names and shapes of tensors, and outputs on random weights.
+"""Published networks at full size: the names and shapes of tensors, and outputs with random weights.
 
 The outputs need 9 GB of memory and take some minutes on two cores.
 """
@@ -96,7 +96,7 @@ def safety_checkers(device):
 
 
 def test_names_of_the_safety_checker():
-    """The names in the published file, which transformers renames, are recognised too."""
+    """The published file's names, which transformers renames, are also recognised."""
     ours, reference = safety_checkers("meta")
     same_names(ours, reference)
     shapes = leaves(ours)
@@ -133,7 +133,7 @@ THEIRS = {
 
 @pytest.fixture(scope="module")
 def networks():
-    """Returns SD 1.5's networks with the random weights of torch's networks, and the outputs of those."""
+    """Returns SD 1.5's networks with the weights of randomly filled torch networks, and the torch networks' outputs."""
     models, expected = Models.build(**SD_1)._asdict(), {}
     for part, compute in THEIRS.items():
         reference = randomised(published(SD_1, part))
@@ -180,7 +180,7 @@ def member(module, name):
 
 
 def parts(config, *names):
-    """Yields parts of our UNet and torch's with the same random weights; the other parts stay without values."""
+    """Yields parts of our UNet and torch's with the same random weights; all other parameters are only shapes."""
     with torch.device("meta"):
         reference = diffusers.UNet2DConditionModel(**config)
     ours = UNet2DConditionModel(UNetConfig.from_dict(config))
@@ -194,7 +194,7 @@ def keys_and_values(block, text):
 
 
 def test_the_middle_block_of_if():
-    """In IF-I-XL, it has 2,816 channels in 44 heads, and the pooled text has 4,096 in 64: together 1.7 GB."""
+    """In IF-I-XL, it has 2,816 channels in 44 heads, and the pooled text embedding has 4,096 in 64: together 1.7 GB."""
     (ours, middle), (pooling, pooled) = parts(IF_1_XL, "mid_block", "add_embedding")
     x, text, states = noise(2, 8, 8, 2816), noise(2, 77, 2816, seed=1), noise(2, 77, 4096, seed=2)
     time = pooled(torch.tensor(states))

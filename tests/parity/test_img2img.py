@@ -102,7 +102,7 @@ def test_case_in_float64(name, both):
 
 
 def test_one_pil_picture_for_all_rows(both):
-    """Ours repeats a single picture for all rows, where diffusers needs one for each."""
+    """Our pipeline repeats a single picture for all rows, whereas diffusers needs one for each row."""
     ours, reference, _ = both()
     latents = noise(2, *SHAPE)
     picture = Image.fromarray((PICTURES[0] * 255).astype(np.uint8))

@@ -47,7 +47,7 @@ def test_one_pipeline(folder, tmp_path, one_device, form):
         theirs.load_textual_inversion(tmp_path, weight_name=path.name, token=word)
     ours = load(folder, textual_inversion=paths, devices=one_device)
 
-    # For a word in another case, diffusers silently uses only the first of its tokens.
+    # If a word is written in a different case, diffusers silently uses only the first of its tokens.
     written = [theirs.maybe_convert_prompt(text.lower(), theirs.tokenizer) for text in TEXTS]
     settings = {"padding": "max_length", "max_length": 12, "truncation": True}
     ids = np.asarray(theirs.tokenizer(written, **settings).input_ids)

@@ -51,9 +51,9 @@ def one_alpha(layers):
 
 @pytest.mark.parametrize("naming", ["peft", "old_diffusers", "kohya"])
 def test_one(folder, theirs, models, layers, tmp_path, naming, one_device):
-    """The layers have several ranks, and an alpha if diffusers reads it in this naming."""
+    """The layers have several ranks, and an alpha if diffusers reads alphas in this naming."""
     selected = one_alpha(layers)
-    if naming == "old_diffusers":  # it names only layers of attention
+    if naming == "old_diffusers":  # this naming has only attention layers
         selected = {place: layer for place, layer in selected.items() if ".attn" in place[1]}
     save_file(tensors(selected, NAMINGS[naming], alpha="kohya" in naming), tmp_path / "a.safetensors")
     theirs.load_lora_weights(tmp_path, weight_name="a.safetensors")

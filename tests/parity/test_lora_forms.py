@@ -41,7 +41,7 @@ def parameters(models):
 
 
 def layer(values, name):
-    """Returns a torch layer with the UNet's values."""
+    """Returns a torch layer with the UNet's weights."""
     weight = values[f"{name}.weight"]
     if weight.ndim == 1:
         module = torch.nn.GroupNorm(4, len(weight))
@@ -112,7 +112,7 @@ LYCORIS = {
 
 @pytest.mark.parametrize("form", LYCORIS)
 def test_lycoris(models, tmp_path, form):
-    """Alpha equals the rank, because LyCORIS 4.1.3 merges LoHa and LoKr with the square of alpha / rank."""
+    """Alpha equals the rank here, because LyCORIS 4.1.3 merges LoHa and LoKr with the square of alpha / rank."""
     kind, settings, names = LYCORIS[form]
     before = parameters(models)
     for name in names:
@@ -148,7 +148,7 @@ def test_alphas_of_lycoris(models, tmp_path, form):
 
 @pytest.mark.parametrize("scale", [0.0, 0.6, -1.0])
 def test_other_scales_of_dora(models, tmp_path, scale):
-    """Scales other than 1 give the weights of LyCORIS' function for norms of inputs, and of ComfyUI."""
+    """With scales other than 1, weights equal those of LyCORIS' function for norms of inputs, and ComfyUI's."""
     original = layer(parameters(models), CONV)
     module = randomised(modules.LoConModule("", original, 1, RANK, 2.0, weight_decompose=True, wd_on_out=False))
     path = file_of(module, CONV, tmp_path / "a.safetensors")

@@ -62,7 +62,7 @@ UNETS = {
     "upscaler": tiny.UPSCALER,
     "IF, first stage": tiny.IF_1,
     "IF, second stage": tiny.IF_2,
-    "IF, text as it is": tiny.IF_2
+    "IF, text without a projection": tiny.IF_2
     | {
         "cross_attention_dim": 32,
         "encoder_hid_dim": None,
@@ -165,7 +165,7 @@ LAYERS = {
 @pytest.mark.parametrize("std", [1, 0.01])
 @pytest.mark.parametrize("name", LAYERS)
 def test_layer(name, std):
-    """With a small std, an epsilon that differs from torch's shows."""
+    """Inputs with a small standard deviation reveal an epsilon that differs from torch's."""
     make_ours, make_theirs, shape = LAYERS[name]
     ours, theirs = pair(make_ours(), make_theirs())
     x = np.float32(std) * noise(*shape)
@@ -195,7 +195,7 @@ def tensor(x):
 
 
 def array(x):
-    """Converts outputs or inputs of torch to our layout: the first of a tuple, or all of a list."""
+    """Converts torch outputs or inputs to our layout: the first of a tuple, or all of a list."""
     x = getattr(x, "sample", x)
     if isinstance(x, list):
         return [array(part) for part in x]
@@ -204,7 +204,7 @@ def array(x):
 
 
 def calls(module, *inputs):
-    """Returns (name, block, arguments by name) for every block that a call of a torch module runs."""
+    """Returns (name, block, {argument: value}) for every block that a call of a torch module runs."""
     blocks = []
 
     def note(name, block, args, kwargs):
@@ -237,7 +237,7 @@ def twin(module, name):
 
 
 def projected_text(block, context, parameters):
-    """Returns the arguments of our block that replace the text's states."""
+    """Returns the arguments that replace the text encoder's hidden states in a call of our block."""
     if "keys" in parameters:
         return dict(zip(("keys", "values"), block.project(context), strict=True))
     if "text" not in parameters:
@@ -262,7 +262,7 @@ def inputs(config, size, batch, std=1.0):
 
 
 def width(config):
-    """Returns the number of channels of the text's states."""
+    """Returns the number of channels of the text encoder's hidden states."""
     return config.get("encoder_hid_dim") or np.max(config["cross_attention_dim"])
 
 
@@ -289,7 +289,7 @@ NETWORKS = {
 @pytest.mark.parametrize("std", [1, 0.01])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_blocks(name, std):
-    """Compares every block of a network, on its inputs within the network, and on the same inputs of a small std."""
+    """Compares every block of a network on its inputs within the network, and on those scaled to a small std."""
     ours, theirs, inputs = NETWORKS[name]()
     errors = {}
     for name, block, arguments in calls(theirs, *inputs):
@@ -301,7 +301,7 @@ def test_blocks(name, std):
             if arguments.get(argument) is not None:
                 values[key] = array(arguments[argument])
         if "res_hidden_states_tuple" in arguments:
-            # Our block gets all remaining skips, and takes the picture's size from the one after its own.
+            # Our block gets all remaining skips, and takes the picture's size from the skip after its own.
             values["skips"] = [expected, *array(list(arguments["res_hidden_states_tuple"]))]
         block = twin(ours, name)
         if not isinstance(block, (layers.Downsample, layers.Upsample)):
@@ -318,7 +318,7 @@ def tolerance(request):
     with contextlib.ExitStack() as stack:
         if request.param == "float64":
             stack.enter_context(double())
-            # diffusers computes DeepFloyd-IF's softmax of the pooled text in float32.
+            # diffusers computes DeepFloyd-IF's softmax for the pooled text embedding in float32.
             stack.enter_context(mock.patch.object(torch.Tensor, "float", torch.Tensor.double))
         yield NETWORK[request.param]
 
@@ -347,10 +347,10 @@ def test_unet(name, size, tolerance):
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("deep", (9, 3)), ("wide", (9, 3)), ("one level of odd width", (9, 3)), ("IF, text as it is", (8, 4))],
+    [("deep", (9, 3)), ("wide", (9, 3)), ("one level of odd width", (9, 3)), ("IF, text without a projection", (8, 4))],
 )
 def test_unet_of_another_shape(name, size):
-    """The networks also agree on inputs of a small std."""
+    """The networks also agree on inputs with a small standard deviation."""
     for std in (1, 0.01):
         assert compare_unets(UNETS[name], size, std) < NETWORK["float32"]
 
@@ -420,7 +420,7 @@ def test_vision(options, tolerance):
 
 @pytest.mark.parametrize("prefix", ["", "text_model."])
 def test_files_with_old_names(prefix, tmp_path, one_device):
-    """Published files prefix text keys with `text_model.`, and old ones have other names for the VAE's attention."""
+    """Published files prefix text keys with `text_model.`, and old ones name the VAE's attention layers differently."""
     folder = tiny.checkpoint(tmp_path / "tiny", prefix=prefix)
     if prefix:
         rename(folder / "vae" / "diffusion_pytorch_model.safetensors")

@@ -1,4 +1,4 @@
-"""Torch values in code that was written for diffusers, with the real torch."""
+"""Values of the real torch in code that was written for diffusers."""
 
 import inspect
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.parity
 
 
 def test_dtypes_and_devices(small_folder):
-    """Dtypes and devices are recognised, and have the meaning of their names."""
+    """Torch dtypes and devices are recognised and mean the same as their names."""
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         assert is_dtype(dtype)
     current = Devices(jax.devices()[:1])
@@ -34,7 +34,7 @@ def test_dtypes_and_devices(small_folder):
 
 
 def test_generators():
-    """The first picture has the generator's seed, and the next one has another seed."""
+    """The first picture has the generator's seed, and the next one has a different seed."""
     generator = torch.Generator("cpu").manual_seed(31)
     assert is_generator(generator)
     seeds = Seeds(generator)
@@ -87,7 +87,7 @@ def test_arguments_by_position(name):
     names = [one.name for one in theirs if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
     positional = [one for one in ours if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
     assert [one.name for one in positional][1:] == names[1:]
-    # The default of these is None.
+    # These default to None.
     others = ("strength", "callback_on_step_end_tensor_inputs", "aesthetic_score", "negative_aesthetic_score")
     defaults = {one.name: one.default for one in theirs if one.name not in others}
     if name.startswith("IF"):  # the stage decides their defaults
@@ -120,7 +120,7 @@ def test_tensors(small):
 
 @pytest.mark.parametrize("size", [(16, 16), (19, 33)])
 def test_the_size_of_a_picture(size, small, small_folder):
-    """The size is rounded down to multiples of the factor, and the picture is resized as in diffusers."""
+    """As in diffusers, the size is rounded down to multiples of the factor, and the picture is resized."""
     diffusers = pytest.importorskip("diffusers")
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8))
     pipe = api.StableDiffusionImg2ImgPipeline.from_pipe(small)

@@ -147,7 +147,7 @@ def test_arguments(ours, reference, same, others):
 
 
 def run(ours, reference, call, mine=None, its=None, scheduler=tiny.DDIM):
-    """Runs a call in both pipelines, with arguments of both, of ours (`mine`) and of the reference (`its`).
+    """Runs a call in both pipelines; `mine` are further arguments of ours, `its` further arguments of the reference.
 
     Returns:
         Both outputs, and what both callbacks received at every call.
@@ -242,7 +242,7 @@ def test_pil_pictures(both):
 
 
 def test_rows_with_different_settings(both):
-    """Rows of one call differ in texts, scales, noise and numbers of concepts; the reference needs a call for each."""
+    """The rows of one call differ in text, scale, noise and number of concepts; the reference needs a call for each."""
     ours, reference = both("1.x")
     latents = noise(2, 8, 8, 4)
     schedule(ours, reference, tiny.DDIM)

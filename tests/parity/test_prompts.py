@@ -60,7 +60,7 @@ def test_states(both):
 
 
 def test_pictures(both):
-    """The negative prompt is shorter than the prompt, so it gets another chunk of the empty text."""
+    """The negative prompt is shorter than the prompt, so an additional chunk of the empty text extends it."""
     ours, reference = both
     latents, (long, short, bad, _) = noise(2, 8, 8, 4), TEXTS
     schedule(ours, reference, tiny.DDIM)

@@ -38,7 +38,7 @@ XL_TWO_LEVELS = {
     "attention_head_dim": [1, 2],
     "transformer_layers_per_block": [1, 2],
 }
-# The ends of the names of the layers that LCM's published LoRA changes.
+# The suffixes of the names of the layers that LCM's published LoRA changes.
 LCM_LORA = (
     *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
     *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj"),
@@ -50,7 +50,7 @@ STABLE_DIFFUSION = {
     "LCM": (TWO_LEVELS | {"time_cond_proj_dim": 18}, tiny.FURTHER["LCM"], (4, 6.5, 6.5, None)),
     "Turbo": (TWO_LEVELS, tiny.SCHEDULERS["Euler ancestral"] | TRAILING, (1, 1.0, 0.0, None)),
 }
-# The UNets of calls with edits.
+# The UNets that are also tested with edits.
 EDITED = {"BK-SDM": {"mid_block_type": None}, "one resnet in the middle": {"mid_block_type": "UNetMidBlock2D"}}
 XL = {
     "SSD-1B": (
@@ -104,7 +104,7 @@ def test_xl(name, tmp_path, one_device):
 
 @pytest.mark.parametrize("naming", ["kohya", "peft"])
 def test_the_lora_of_lcm(naming, tmp_path, one_device):
-    """The LoRA changes the same layers as the published one, and the checkpoint has another scheduler."""
+    """The LoRA changes the same layers as the published one, and the checkpoint has a different scheduler."""
     pytest.importorskip("peft")
     folder = tiny.checkpoint(tmp_path / "tiny", unet=tiny.UNET | TWO_LEVELS, scheduler=tiny.PNDM, vae=tiny.VAE_1)
     shapes = leaves(tiny.networks(unet=tiny.UNET | TWO_LEVELS).unet)

@@ -42,7 +42,7 @@ def set_thresholds(ours, theirs, care, near):
 
 @pytest.mark.parametrize("options", [{}, {"hidden_act": "gelu", "num_hidden_layers": 3, "patch_size": 4}])
 def test_checker(options):
-    """Cosines agree to 1e-5, and all flags agree, for thresholds within the range of the cosines."""
+    """Cosines agree to 1e-5 and all flags agree. The thresholds are within the range of the cosines."""
     config = tiny.SAFETY | {"vision_config": tiny.SAFETY["vision_config"] | options}
     ours, checker = pair(
         safety.StableDiffusionSafetyChecker(safety.SafetyCheckerConfig.from_dict(config)),
@@ -69,7 +69,7 @@ CONFIGS = {
     "small": tiny.FEATURES,
     "with a border": {"size": {"shortest_edge": 7}, "crop_size": {"height": 12, "width": 12}},
     "other numbers": {"size": 20, "crop_size": 15, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]},
-    "another rescale factor": {"size": 20, "crop_size": 15, "rescale_factor": 1 / 128},
+    "a different rescale factor": {"size": 20, "crop_size": 15, "rescale_factor": 1 / 128},
 }
 
 

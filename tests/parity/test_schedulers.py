@@ -364,7 +364,7 @@ def test_named_timesteps(name):
     "name", ["DDPMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler", "DPMSolverMultistepScheduler"]
 )
 def test_given_timesteps(name, prediction, timesteps):
-    """These are the classes whose diffusers twins accept timesteps."""
+    """The classes are those whose diffusers twins accept timesteps."""
     for betas in (SD, {"beta_schedule": "squaredcos_cap_v2", "timestep_spacing": "leading"}):
         compare({"_class_name": name, "prediction_type": prediction} | betas, timesteps)
 
@@ -398,7 +398,7 @@ def test_exchange(source, target, saved):
     if saved and (source, target) == ("DPMSolverSinglestepScheduler", "UniPCMultistepScheduler"):
         return  # the config does not lower the order at the end, which UniPC refuses
     if saved and source == "DEISMultistepScheduler" and target.startswith("DPMSolver"):
-        return  # diffusers refuses the algorithm's name in a saved config
+        return  # diffusers rejects the algorithm's name in a saved config
     options = as_scheduler(target, as_scheduler(config).config).options
     expected = getattr(diffusers, target).from_config(json.loads(before.to_json_string()) if saved else before.config)
     for key, value in options.items():

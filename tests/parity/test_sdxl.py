@@ -1,6 +1,7 @@
 """Stable Diffusion XL against diffusers with the same noise.
 
-The tests compare networks and pictures with diffusers' pipelines, and edits with a plain torch loop around its UNet.
+The tests compare networks and pictures with diffusers' pipelines, and edits with a plain torch loop that calls its
+UNet.
 """
 
 import pytest

@@ -2,10 +2,10 @@
 
 The rule is that of the widely used web UI (AUTOMATIC1111's stable-diffusion-webui, with the emphasis "Original"). Both
 encoders read the same chunks of 75 tokens. The states of each are multiplied by the weights and rescaled to their
-original mean. The pooled text is that of the first chunk, without weights. diffusers' community pipeline
-lpw_stable_diffusion_xl differs: it uses the pooled text of the last chunk, moves a state away from the chunk's last
-state by its weight, does not pad the last chunk, and appends the second prompt to the first instead of passing it to
-the second encoder.
+original mean. The pooled embedding is that of the first chunk, without weights. diffusers' community pipeline
+lpw_stable_diffusion_xl differs: it uses the pooled embedding of the last chunk, moves a state away from the chunk's
+last state by its weight, does not pad the last chunk, and appends the second prompt to the first instead of passing it
+to the second encoder.
 """
 
 import pytest
@@ -61,7 +61,7 @@ def weighted_chunks(tokenizer, words, count):
 
 @torch.no_grad()
 def web_ui(reference, words, count, second=None):
-    """Returns the states [1, 12 count, channels] and the pooled text [1, channels]."""
+    """Returns the hidden states [1, 12 count, channels] and the pooled embedding [1, channels]."""
     sides = []
     for tokenizer, encoder, text in (
         (reference.tokenizer, reference.text_encoder, words),
@@ -74,7 +74,7 @@ def web_ui(reference, words, count, second=None):
             state = outputs.hidden_states[-2] * weights[c, None, :, None]
             states.append(state * (outputs.hidden_states[-2].mean() / state.mean()))
             if c == 0:
-                pooled = outputs[0]  # after the loop, the second encoder's projected text of the first chunk
+                pooled = outputs[0]  # after the loop, the second encoder's projected embedding of the first chunk
         sides.append(torch.cat(states, 1))
     return torch.cat(sides, -1), pooled
 
@@ -110,7 +110,7 @@ def test_another_prompt_for_the_second_encoder(text, second, both):
 
 @pytest.mark.parametrize("negative", [BAD, None])
 def test_pictures(negative, both):
-    """A shorter negative prompt gets another chunk of the empty text, and a missing one becomes zeros."""
+    """An additional chunk of the empty text extends a shorter negative prompt; a missing one becomes zeros."""
     ours, reference = both
     latents = noise(2, 8, 8, 4)
     a = ours([LONG, SHORT], negative_prompt=negative, steps=6, latents=latents, output="latent", **READ).images

@@ -1,4 +1,4 @@
-"""Single files: diffusers converts ours to the right names and shapes at full size, and to the right values."""
+"""Single files: diffusers converts ours to the right names and shapes at full size, and to the right weights."""
 
 import pytest
 

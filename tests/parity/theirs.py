@@ -123,7 +123,7 @@ def inject(scheduler, draw) -> None:
 
 
 def start(pipeline, seeds, latents):
-    """Makes an img2img pipeline of diffusers start from these latents, and sample the posterior as our rows do.
+    """Makes a diffusers img2img pipeline start from these latents, and sample the posterior as our rows do.
 
     Returns:
         A context manager that restores the pipeline.
@@ -140,8 +140,8 @@ def start(pipeline, seeds, latents):
 def stretch(scheduler, steps) -> None:
     """Makes a scheduler always use this number of steps.
 
-    diffusers' semantic pipeline records one row a step and crashes if there are more calls than steps. With this, it
-    can be asked for as many steps as there are calls.
+    diffusers' semantic pipeline records one row per step and crashes if there are more calls than steps. With this
+    scheduler, the call can ask for as many steps as there are calls.
     """
     set_timesteps = scheduler.set_timesteps
 
@@ -153,7 +153,7 @@ def stretch(scheduler, steps) -> None:
 
 
 def fresh(seeds, shape):
-    """Returns a function from the number of a call to the noise [rows, *shape] that our rows with these seeds draw."""
+    """Returns a function that maps a call's number to the noise [rows, *shape] that our rows with these seeds draw."""
     keys = [jax.random.key(seed) for seed in seeds]
     return lambda i: np.stack([jax.random.normal(jax.random.fold_in(key, i), shape, precision()) for key in keys])
 
@@ -168,7 +168,7 @@ def load(folder, dtype, devices):
 
 
 def schedule(ours, reference, config) -> None:
-    """Sets the schedulers of both pipelines to that of a scheduler_config.json."""
+    """Sets the schedulers of both pipelines to the one of a scheduler_config.json."""
     ours.pipeline.scheduler, reference.scheduler = from_config(config), scheduler(config)
 
 

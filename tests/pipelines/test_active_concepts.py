@@ -42,7 +42,7 @@ def test_equal_concepts_keep_their_order():
 
 @pytest.mark.parametrize("semantics", ["diffusers", "per_concept"])
 def test_skipped_predictions_have_no_effect(semantics):
-    """Guidance from predictions with wrong values at all skipped calls equals the oracle to 1e-12 in float64."""
+    """Wrong predictions at all skipped calls do not matter: guidance equals the oracle to 1e-12 in float64."""
     rng, fewer = np.random.default_rng(0), 0
     with jax.enable_x64(True):
         for case in range(20):

@@ -87,7 +87,7 @@ def test_cascades_of_one_and_two_stages(stages, first):
 
 
 def held():
-    """Returns the bytes of all arrays on the devices."""
+    """Returns the size in bytes of all arrays on the devices."""
     return sum(array.nbytes for array in jax.live_arrays())
 
 
@@ -96,7 +96,7 @@ def bytes_of(module):
 
 
 def test_low_memory_keeps_one_network_at_a_time(stages, first, second, upscaler, whole, monkeypatch):
-    """The text encoder is in memory while words are encoded, and then only the stage that runs."""
+    """The text encoder is in memory while words are encoded; after that, only the running stage is."""
     sizes = {"text": bytes_of(first.models.text_encoder), "stage1": bytes_of(first.models.unet)}
     sizes |= {"stage2": bytes_of(second.models.unet), "upscaler": bytes_of(upscaler.models)}
     run, encode, call, seen = pipeline.run, EmbeddingCache.__call__, {"output": "uint8"} | STEPS, []
@@ -120,7 +120,7 @@ def test_low_memory_keeps_one_network_at_a_time(stages, first, second, upscaler,
 
 @pytest.mark.parametrize("output", ["pil", "uint8", "float", "latent"])
 def test_pictures_that_are_not_finite_in_one_stage(whole, output):
-    """They are missing from the result even if later stages are finite; other pictures are unaffected."""
+    """Such pictures are missing from the result even if later stages are finite; others are unaffected."""
 
     def broken(pipe):
         def call(**options):
@@ -209,7 +209,7 @@ def test_an_unsupported_safety_checker_is_warned_about(tmp_path, first):
 
 @pytest.fixture
 def captions(monkeypatch):
-    """Replaces the module that cleans captions, and lists the texts that it gets."""
+    """Replaces the module that cleans captions, and lists the texts that are passed to it."""
     asked = []
     module = types.ModuleType("captions")
     module.clean = lambda text: asked.append(text) or "cleaned"

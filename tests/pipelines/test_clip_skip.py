@@ -38,7 +38,7 @@ def test_padding_skips_layers_like_the_prompt(small):
 
 
 def test_invalid_numbers_of_layers(small, least_xl):
-    """Stable Diffusion XL never reads the last layer, so it allows one layer less."""
+    """Stable Diffusion XL never reads the last layer, so the maximum is one layer lower."""
     for pipe, most in ((small, 2), (least_xl, 1)):
         message = rf"clip_skip={most + 1} should be from 0 to {most} for this text encoder"
         with pytest.raises(ValueError, match=message):

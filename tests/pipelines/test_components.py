@@ -143,7 +143,7 @@ def test_defaults_of_another_class_are_not_adopted(own):
 
 
 def test_a_class_name_in_place_of_an_unsupported_scheduler(small_folder, tmp_path, one_device):
-    """Options of the unsupported scheduler alone are ignored; a class works like its name."""
+    """Options that only the unsupported scheduler has are ignored; a class works like its name."""
     (tmp_path / "other").mkdir()
     for path in small_folder.iterdir():
         if path.name != "scheduler":
@@ -259,7 +259,7 @@ def test_diffusers_pipelines_of_the_same_components(small, compilations):
 
 @pytest.mark.parametrize("face", [SemanticIFPipeline, SemanticPaellaPipeline])
 def test_diffusers_classes_of_other_families(small, small_folder, face):
-    """The index of a checkpoint is enough to reject it."""
+    """A checkpoint is rejected after reading only its index."""
     with pytest.raises(TypeError, match=f"is for Stable Diffusion 1.x or 2.x, expected .* for {face.__name__}"):
         face.from_pipe(small)
     with pytest.raises(CheckpointError, match=f"is Stable Diffusion 1.x or 2.x, expected .* for {face.__name__}"):
@@ -343,7 +343,7 @@ def test_schedulers_that_need_a_predicted_variance(own):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "calls"), [("Heun", 5), ("PNDM, Runge-Kutta", 13)])
 def test_warm_ups_count_calls(own, name, calls):
-    """These schedulers make more model calls than steps; diffusers fails with both."""
+    """These schedulers need more model calls than steps; diffusers fails with both."""
     own.scheduler = tiny.SCHEDULERS[name]
     steps = 3 if name == "Heun" else 4
     out = own("cat", Edit("a", warmup=calls - 1, threshold=0), steps=steps, output="latent", record=True)

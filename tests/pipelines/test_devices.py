@@ -26,7 +26,7 @@ def on(small_folder):
 
 
 def draw(pipe, rows, **options):
-    """Makes pictures whose prompts, edits, guidance scales and seeds are chosen by the numbers `rows`."""
+    """Makes pictures; the numbers `rows` choose their prompts, edits, guidance scales and seeds."""
     settings = {
         "edits": [[Edit(WORDS[-r], scale=r + 1, warmup=r % 2)] for r in rows],
         "steps": STEPS,
@@ -113,7 +113,7 @@ def test_weights_are_placed_once(on):
 
 
 def test_the_transfer_guard_detects_copies():
-    """The test above relies on it: weights on one device are copied to the others at every call."""
+    """The test above relies on the guard: weights on one device are copied to the others at every call."""
     devices = jax.local_devices()[:2]
     add = jax.pmap(lambda w, x: w + x, in_axes=(None, 0), devices=devices)
     here, rows = jax.device_put(np.ones((1, 3)), devices[0]), Devices(devices).split(np.ones((2, 3)))
@@ -157,7 +157,7 @@ def test_flat_trees_equal_their_trees(on, count, compilations):
 
 
 def test_only_the_used_calls_of_a_chunk_are_fetched(on, monkeypatch):
-    """On the devices, the arrays of a record are as long as a chunk."""
+    """On the devices, the arrays of a record have the length of a chunk."""
     gather, fetched = Devices.gather, []
 
     def count(devices, tree, rows=None):

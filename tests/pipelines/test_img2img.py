@@ -36,7 +36,7 @@ def close(found, wanted, tolerance=1e-5):
 
 
 def test_a_plain_loop_gives_the_same_pictures(small, out):
-    """It samples the encoder's distribution with the rows' keys, adds the first step's noise, and runs DDIM."""
+    """The loop samples the encoder's distribution with the rows' keys, adds the first step's noise, and runs DDIM."""
     keys = [jax.random.key(SEED + row) for row in range(2)]
     z = [[jax.random.normal(jax.random.fold_in(key, tag), (8, 8, 4)) for key in keys] for tag in (POSTERIOR, INITIAL)]
     mean, logvar = small.models.vae.encode(jnp.asarray(BYTES / np.float32(127.5) - 1))

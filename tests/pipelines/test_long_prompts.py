@@ -43,7 +43,7 @@ def test_a_call_with_long_texts_equals_a_call_with_their_embeddings(small):
     texts = {"prompt": ["cat", LONG], "negative_prompt": ["(bad:1.3)", ""]}
     found = small(**texts, edits=[Edit(LONG[::-1], warmup=0)], long_prompts=True, weighted=True, **call).images
     read = {name: list(small.encode(words, long_prompts=True, weighted=True)) for name, words in texts.items()}
-    read["negative_prompt"] = [ClipText(one.states[:, :12]) for one in read["negative_prompt"]]  # as long as they are
+    read["negative_prompt"] = [ClipText(one.states[:, :12]) for one in read["negative_prompt"]]  # without padding
     concept = small.encode(LONG[::-1], long_prompts=True)[0]
     assert np.array_equal(small(**read, edits=[Edit(concept, warmup=0)], **call).images, found)
     rest = small("cat", [Edit(concept, warmup=0)], **call).images

@@ -25,7 +25,7 @@ PARTS = ("text_encoder", "unet", "vae")
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory):
-    """A checkpoint with other weights."""
+    """A checkpoint with different weights."""
     folder = tiny.checkpoint(tmp_path_factory.mktemp("other") / "tiny", unet=tiny.UNET_1)
     for path in folder.rglob("*.safetensors"):
         save_file({name: (array * 0.9).astype(array.dtype) for name, array in load_file(path).items()}, path)
@@ -42,7 +42,7 @@ def equal(first, second):
 
 
 def originals(folder):
-    """Returns the tensors of a folder's networks under a single file's names without prefixes, by network."""
+    """Returns {network: tensors} for a folder, with the names of a single file but without prefixes."""
     tensors_by_network = {}
     for part, start in zip(PARTS, (original_files.CLIP, original_files.UNET, original_files.VAE), strict=True):
         module = tiny.networks(unet=tiny.UNET_1)._asdict()[part]
@@ -150,7 +150,7 @@ def test_the_text_encoder_of_a_complete_clip(small_folder, small, other, expecte
 
 
 def test_repositories(small_folder, small, other, expected, tmp_path, monkeypatch):
-    """The source is the network's repository, a checkpoint's, or a folder or file in one."""
+    """The source is the repository of a network or of a checkpoint, or a folder or file in one."""
     client = Stub(other / "vae", tmp_path / "cache")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", client)
     (other / "vae" / "diffusion_pytorch_model.bin").write_bytes(b"x")
@@ -209,7 +209,7 @@ def test_invalid_values(small_folder, small):
 
 @pytest.mark.slow
 def test_the_shell(small_folder, small, other, expected, tmp_path, monkeypatch):
-    """The command that repeats a picture has absolute paths."""
+    """The command that reproduces a picture has absolute paths."""
     monkeypatch.chdir(other)
     monkeypatch.setattr(loading, "fill_pipeline", lambda *_: small)
     words = ["edit", "--model", small_folder, "--vae", "vae", "--unet", other, "--prompt", "a", "--steps", "1"]

@@ -33,7 +33,7 @@ def relative(found, expected):
 
 
 def again(pipe, out, initial, **call):
-    """Repeats a call with other seeds and with the noise that the first one drew."""
+    """Repeats a call with different seeds and with the noise that the first call drew."""
     call = call | {"steps": STEPS, "seed": OTHERS, "noise": out.record.noise, "progress": False}
     return pipe(["cat", "dog"], EDIT, **call, **initial).images
 

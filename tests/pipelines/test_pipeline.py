@@ -21,7 +21,7 @@ EDITS = [
     [Edit("a", scale=4, warmup=0, cooldown=3, weight=2), Edit("b", scale=-3, warmup=2, threshold=0.5)],
     [Edit("c", warmup=1, momentum_scale=0.5, momentum_beta=0.7)],
 ]
-# EDITS[0] for both rows, in diffusers' arguments.
+# EDITS[0] for both rows, as diffusers' arguments.
 WORDS = {
     "editing_prompt": ["a", "b"],
     "reverse_editing_direction": [False, True],

@@ -1,10 +1,10 @@
 """Compares pictures of Stable Diffusion 1.5 with those that diffusers published for its semantic guidance.
 
-The tests run if the environment variable SEGA_JAX_SD15 is a folder with the weights, or their name on the hub:
+The tests run if the environment variable SEGA_JAX_SD15 names a folder with the weights, or a repository on the hub:
 
     SEGA_JAX_SD15=stable-diffusion-v1-5/stable-diffusion-v1-5 pytest tests/pipelines/test_published_pictures.py
 
-SEGA_JAX_NOISE may be a folder that `tests/reference/record_cuda_noise.py` wrote; otherwise the noise is computed.
+SEGA_JAX_NOISE may name a folder that `tests/reference/record_cuda_noise.py` wrote; otherwise the noise is computed.
 `sega-jax verify` makes the same comparison without pytest.
 """
 

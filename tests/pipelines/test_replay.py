@@ -7,7 +7,7 @@ from sega_jax import Edit, SemanticPaellaPipeline
 
 EDITS = [Edit("glasses", warmup=0, threshold=0.5), Edit("hat", scale=-4, warmup=1, threshold=0.3)]
 RNG = np.random.default_rng(0)
-# The arguments of the call by fixture.
+# {fixture: arguments of the call}
 CALLS = {
     "paella": {"output": "tokens"},
     "least_xl": {"output": "latent", "original_size": (32, 16)},
@@ -21,8 +21,8 @@ CALLS = {
     "name", [name if name == "paella" else pytest.param(name, marks=pytest.mark.slow) for name in CALLS]
 )
 def test_replay_gives_the_edited_picture(name, request):
-    """Paella's tokens are equal. Other states differ by rounding, because guidance is added in another order. Replaying
-    zeros gives the different picture without edits."""
+    """Paella's tokens are equal. Other states differ by rounding, because guidance is added in a different order.
+    Replaying zeros gives the picture without edits, which differs."""
     pipe, call = request.getfixturevalue(name), {"prompt": "cat", "steps": 4, "seed": 3} | CALLS[name]
     edited = pipe(edits=EDITS, record=True, **call)
     guidance = edited.record.sem_guidance
@@ -39,7 +39,7 @@ def test_replay_gives_the_edited_picture(name, request):
 
 @pytest.mark.slow
 def test_replay_in_the_diffusers_interface_of_paella(paella):
-    """Its records have calls first, and may end with zeros."""
+    """The first axis of its records is calls. A record may end with zeros."""
     face = SemanticPaellaPipeline.from_pipe(paella)
     call = {"prompt": "cat", "num_inference_steps": 4, "seed": 3, "output_type": "latent"}
     concepts = {"editing_prompt": ["glasses"], "edit_warmup_steps": 0, "edit_threshold": 0.5}

@@ -333,7 +333,7 @@ def test_unsupported_configs(read, copy, name, option, value, words):
 
 
 def test_names_of_published_files(read, copy, checked_folder):
-    """Their names have `vision_model` twice, and they include a buffer of integers."""
+    """Published files repeat `vision_model` in their names, and include a buffer of integers."""
     tensors = load_file(copy / WEIGHTS)
     renamed = {name.replace("vision_model.", "vision_model.vision_model."): t for name, t in tensors.items()}
     renamed["vision_model.vision_model.embeddings.position_ids"] = np.arange(5)[None]

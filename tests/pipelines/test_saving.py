@@ -92,7 +92,7 @@ def test_invalid_arguments(small, tmp_path):
     [{"mid_block_type": None}, {"mid_block_type": "UNetMidBlock2D"}, {"transformer_layers_per_block": [0, 1, 2]}],
 )
 def test_unet_variants_are_saved(options, tmp_path, one_device):
-    """Options with None are written, because a missing option would mean its default."""
+    """Options whose value is None are written, because a missing option would mean the default."""
     source = tiny.checkpoint(tmp_path / "source", unet=tiny.UNET | options)
     pipe = load(source, devices=one_device)
     found = load(pipe.save(tmp_path / "saved", progress=False), devices=one_device)

@@ -133,7 +133,7 @@ STAGES = {
     "stage2": (5, 4.0, 250, {"_class_name": "DDPMScheduler", **tiny.COSINE}),
     "upscaler": (4, 5.0, 100, {"_class_name": "DDPMScheduler", **tiny.UPSCALER_BETAS}),
 }
-# Pairs of texts, of which the first is the negative prompt.
+# Pairs of texts; the first one is the negative prompt.
 TEXTS = {"t5": (WORDS, MASK), "clip": (INPUTS["ids"],)}
 SMALL = np.random.default_rng(13).integers(0, 256, (1, 8, 8, 3), np.uint8)
 INITIAL, ON_SMALL = 2**32 - 1, 2**32 - 2
@@ -149,7 +149,7 @@ def fresh(tag, *shape):
     return np.asarray(jax.random.normal(key, (1, *shape)))
 
 
-# Stable Diffusion XL on two levels, with a negative prompt of zeros and one edit.
+# Stable Diffusion XL with two levels, zeros as the negative prompt, and one edit.
 XL = {
     "unet": tiny.UNET_XL
     | {

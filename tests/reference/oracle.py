@@ -6,7 +6,7 @@ import numpy as np
 def guidance(
     uncond, edits, *, scale, reverse, threshold, warmup, cooldown, weight, momentum_scale, momentum_beta, semantics
 ):
-    """Returns what the concepts add to the estimate of one picture at every model call, [calls, *space, channels].
+    """Returns the guidance that the concepts add to one picture's estimate at every call, [calls, *space, channels].
 
     diffusers has one momentum for all concepts, with the settings of the first.
 

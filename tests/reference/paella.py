@@ -32,7 +32,7 @@ INFLUENCE = (1.2, 0.4)
 
 
 def paella(name):
-    """Returns the config of a case; the case "apart" has attention to the text alone."""
+    """Returns the config of a case; in the case "apart", attention attends only to the text."""
     return tiny.PAELLA | {"self_attn": name != "apart"}
 
 
@@ -57,8 +57,8 @@ BLOCKS = {
 VQ_BLOCKS = {"down_blocks.2": 8, "down_blocks.1": 4, "down_blocks.5": 16, "up_blocks.3": 16}
 PRIOR_BLOCK = "blocks.1"
 STDS = (1.0, 0.01)
-# Paella at its published width, with one block of each kind a level; the blocks of the second level are recorded. Only
-# every 40th channel of their outputs is kept.
+# Paella at its published width, with one block of each kind per level. The outputs of the second level's blocks are
+# recorded, and only every 40th channel is kept.
 WIDE = {"blocks": [1, 1, 1], "num_labels": 4}
 WIDE_BLOCKS = {"up_blocks.1.0": 1280, "up_blocks.1.1": 1280, "up_blocks.1.2": 1280}
 
@@ -109,7 +109,7 @@ PRIOR = (_noise(19, 2, 12), np.array([1.0, 0.37], np.float32), _noise(20, 2, 12)
 
 @cache
 def recorded(dtype):
-    """Returns all arrays of `paella_DTYPE.npz` by name."""
+    """Returns {name: array} for `paella_DTYPE.npz`."""
     with np.load(HERE / f"paella_{dtype}.npz") as file:
         return dict(file)
 

@@ -2,9 +2,9 @@
 
     pip install -e ".[parity]" && python tests/reference/record.py
 
-It writes `tests/reference/*.npz`, float32 and channels last, and `xl_*.txt`, the names and shapes of every tensor of
-Stable Diffusion XL base. The stored files were made with torch 2.13.0, diffusers 0.42.1 and transformers 5.23.0 on a
-CPU. The weights come from `tests/support/tiny.py`, the inputs from `cases.py` in this folder.
+It writes `tests/reference/*.npz` (float32, channels last) and `xl_*.txt`, which list the names and shapes of all
+tensors of Stable Diffusion XL base. The stored files were made with torch 2.13.0, diffusers 0.42.1 and transformers
+5.23.0 on a CPU. The weights come from `tests/support/tiny.py`, the inputs from `cases.py` in this folder.
 """
 
 import functools
@@ -172,7 +172,8 @@ def stage(name):
 
 
 def xl():
-    """Records the texts of a missing negative prompt, a prompt and a concept, their embedding, and an edited run."""
+    """Records the encoded texts (a missing negative prompt, a prompt and a concept), their embedding, and an edited
+    run."""
     with tempfile.TemporaryDirectory() as folder:
         pipe = diffusers.StableDiffusionXLPipeline.from_pretrained(
             tiny.xl(Path(folder) / "tiny", **cases.XL), add_watermarker=False

@@ -75,7 +75,7 @@ def load_classes(paella, arroz, tools, i2p):
 
 
 def filled(net):
-    """Returns the network with the tensors of `tiny`, in evaluation mode."""
+    """Returns the network, filled with `tiny`'s tensors, in evaluation mode."""
     tensors = {
         key: torch.tensor(tiny.values(key, tensor.shape)) if tensor.is_floating_point() else tensor
         for key, tensor in net.state_dict().items()
@@ -133,7 +133,7 @@ def blocks(net):
 
 
 def wide_blocks(make):
-    """Yields the outputs of the wide blocks. The other blocks of the network have no values."""
+    """Yields the outputs of the wide blocks. The network's other blocks have only shapes."""
     with torch.device("meta"):
         net = make(**cases.WIDE)
     for path, channels in cases.WIDE_BLOCKS.items():

@@ -16,7 +16,7 @@ START, END = "<!-- written by tests/support/architecture.py -->\n", "<!-- end of
 
 
 def files(package) -> dict[str, Path]:
-    """Returns the files of a package by their dotted names within it."""
+    """Returns {dotted name within the package: file}."""
     root = Path(package.__file__).parent
     return {".".join(path.relative_to(root).with_suffix("").parts): path for path in sorted(root.rglob("*.py"))}
 
@@ -51,7 +51,7 @@ def imported(package: str) -> set[str]:
 
 
 def direct(edges: dict[str, set[str]]) -> list[tuple[str, str]]:
-    """Returns the imports that do not follow from others, because a diagram of all of them is unreadable."""
+    """Returns the imports that do not follow from others, because a diagram of all imports is unreadable."""
 
     def reached(package: str) -> set[str]:
         return edges[package].union(*(reached(other) for other in edges[package]))

@@ -14,7 +14,7 @@ def files(folder):
 
 
 def same(first, second):
-    """Tells whether two pipelines have exactly equal parameters of equal dtypes."""
+    """Returns whether two pipelines have exactly equal parameters with the same dtypes."""
     pairs = zip(jax.tree.leaves(first.models), jax.tree.leaves(second.models), strict=True)
     return all(a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs)
 

@@ -21,7 +21,7 @@ CLASSES += ("DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler")
 
 
 def linen_path(key: str, array: np.ndarray, transformers: bool) -> tuple[str, ...]:
-    """Returns the path of a parameter in the Linen module for its key in torch's file.
+    """Returns the path of a parameter in the Linen module, given its key in torch's file.
 
     Keys of transformers networks start with the name of the tower, such as "text_model.".
     """

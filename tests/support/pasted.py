@@ -32,7 +32,7 @@ class Named:
 
 
 class Generator:
-    """A stub of a torch generator, which knows only its seed."""
+    """A stub of a torch generator, which has only a seed."""
 
     def __init__(self, device="cpu"):
         self.device, self.seed = Named(device), 67280421310721

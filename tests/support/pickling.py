@@ -19,7 +19,7 @@ MAGIC = 0x1950A86A20F9469CFC6C
 
 
 class Legacy(list):
-    """The storages of a file from before torch 1.6, which notes for each storage that it is not a view of another."""
+    """The storages of a file from before torch 1.6; the file marks each storage as not being a view of another one."""
 
     views = (None,)
 
@@ -33,7 +33,7 @@ def call(name: str, *args: Any) -> bytes:
 def opcodes(value: Any, storages: list[np.ndarray]) -> bytes:
     """Returns the pickle opcodes of a value, without the final stop.
 
-    Bytes stand for themselves, as opcodes. The data of arrays is appended to `storages`.
+    Bytes are taken to be opcodes and stay unchanged. The data of arrays is appended to `storages`.
     """
     if isinstance(value, bytes):
         return value

@@ -10,11 +10,11 @@ A section is a heading of level 2. Its blocks run in the order of the text, its 
     toml    a file, whose first line is a comment with its name: `# glasses.toml`
     text    output; nothing runs
 
-A `sh` block that creates an environment (`-m venv`) is a set-up block, and `.ci/run` runs it. Other commands from
-`.venv/`, such as the tiers of tests, stand in `.ci/run` too. Installing JAX for an accelerator is skipped. Everything
+A `sh` block that creates an environment (`-m venv`) is a set-up block, and `.ci/run` runs it. `.ci/run` also contains
+the other commands from `.venv/`, such as the tiers of tests. Installing JAX for an accelerator is skipped. Everything
 else runs. Unknown languages and programs are errors, so that nothing is skipped without notice.
 
-Only the standard library is used, since `.ci/run` starts here.
+Only the standard library is used, since `.ci/run` starts with this script.
 """
 
 import re
@@ -36,8 +36,8 @@ class ReadmeError(ValueError):
 
 
 class Block(NamedTuple):
-    section: str  # the heading of level 2, "" before the first
-    line: int  # of the opening fence, from 1
+    section: str  # the heading of level 2, or "" before the first one
+    line: int  # line of the opening fence, counted from 1
     language: str
     text: str
 
@@ -47,7 +47,7 @@ class Block(NamedTuple):
 
     @property
     def file(self) -> str:
-        """The name of the file that a toml block is."""
+        """The name of the file that a toml block contains."""
         match = re.match(r"# ([\w.-]+\.toml)\n", self.text)
         if match is None:
             raise ReadmeError(
@@ -66,14 +66,14 @@ class Block(NamedTuple):
                 continue
             try:
                 words = shlex.split(command, comments=True)
-            except ValueError:  # a quotation goes on in the next line
+            except ValueError:  # a quotation continues in the next line
                 command += "\n"
                 continue
             if words:
                 commands.append(command)
             command = ""
         if command:
-            raise ReadmeError(f"line {self.line}: {command!r} is not complete")
+            raise ReadmeError(f"line {self.line}: {command!r} is incomplete")
         return commands
 
 
@@ -98,8 +98,8 @@ def blocks(text: str) -> list[Block]:
 
 
 def kind(command: str) -> str:
-    """Returns who runs a command of a block that sets nothing up: "run" is this file, "ci" is `.ci/run`, and
-    "accelerator" nobody.
+    """Says where a command outside set-up blocks runs: "run" is in this script, "ci" in `.ci/run`, "accelerator"
+    nowhere.
 
     Raises:
         ReadmeError: the program is unknown.
@@ -129,7 +129,7 @@ def set_up(text: str) -> str:
 
 
 def steps(section: list[Block]) -> Iterator[tuple[Block, str, list[str]]]:
-    """Yields what a section consists of: (block, what happens to it, its lines, commands or file)."""
+    """Yields the parts of a section: (block, action, its lines, commands or file)."""
     for block in section:
         if block.language == "python":
             yield block, "run", block.text.splitlines()
@@ -145,7 +145,7 @@ def steps(section: list[Block]) -> Iterator[tuple[Block, str, list[str]]]:
 
 
 def run(section: list[Block]) -> None:
-    """Runs the blocks of a section in the current folder, and prints what it does with each.
+    """Runs the blocks of a section in the current folder, and prints the action for each line.
 
     Raises:
         subprocess.CalledProcessError: a command failed.
@@ -156,7 +156,7 @@ def run(section: list[Block]) -> None:
         for what, line in parts:
             print(f"{block.line:4} {what:11} {line}", flush=True)
         if block.language == "python":
-            # As many empty lines before the code as make the numbers in tracebacks those of the README.
+            # Empty lines before the code make the line numbers in tracebacks those of the README.
             exec(compile("\n" * block.line + block.text, README.name, "exec"), names)
         elif block.language == "toml":
             Path(block.file).write_text(block.text)

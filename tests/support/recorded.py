@@ -20,5 +20,5 @@ def relative(ours, theirs):
 
 
 def same_pixels(ours, theirs):
-    """Tells whether normalised pixels agree within one grey level, since versions of Pillow round differently."""
+    """Returns whether normalised pixels agree within one grey level, since versions of Pillow round differently."""
     return ours.shape == theirs.shape and np.abs(ours - theirs).max() < 1.01 / 255 / 0.26

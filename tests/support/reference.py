@@ -1,7 +1,7 @@
 """Writes the API reference as a folder of HTML pages: `python tests/support/reference.py FOLDER`.
 
 pdoc makes the pages from the docstrings. This script chooses the modules and names, and adds documentation that pdoc
-does not find by itself: comments on the fields of classes, and the arguments of calls.
+does not find: comments on the fields of classes, and the arguments of calls.
 """
 
 import ast
@@ -30,7 +30,7 @@ from sega_jax.systems.registry import systems
 
 ROOT = Path(sega_jax.__file__).parent
 PACKAGES = (sega_jax, sega_jax.sweep, sega_jax.diffusers_api)  # all their names are public
-# Modules with bases of public classes and with returned types, apart from those that the architecture page names.
+# Modules that define base classes and returned types but are not on the architecture page.
 FURTHER = ["pipelines.loaded_checkpoint", "pipelines.pure", "pipelines.execution.compile_report"]
 FURTHER += ["diffusers_api.base", "diffusers_api.switches"]
 # The order of public names on a page, by the modules that define them.
@@ -65,7 +65,7 @@ def place(package: ModuleType, name: str) -> int:
 
 
 def is_ours(value: Any) -> bool:
-    """Tells whether a value is a class or a function of this library."""
+    """Returns whether a value is a class or a function of this library."""
     return str(getattr(value, "__module__", "")).startswith("sega_jax") and hasattr(value, "__qualname__")
 
 
@@ -108,7 +108,7 @@ def document_class(cls: type) -> None:
             setattr(cls, name, shown)
     call = vars(cls).get("__call__")
     if inspect.isfunction(call) and call.__doc__ and "@public" not in call.__doc__:
-        call.__doc__ = f"{inspect.cleandoc(call.__doc__)}\n\n@public"  # pdoc's word for "show it"
+        call.__doc__ = f"{inspect.cleandoc(call.__doc__)}\n\n@public"  # tells pdoc to show it
 
 
 def undecorated(function: Any) -> Any:
@@ -126,7 +126,7 @@ def document_pipelines() -> list[str]:
     """Documents `Pipeline` with the arguments that all families share, and each family's class with its own.
 
     Returns:
-        The names of the classes, which `sega_jax.pipelines.pipeline` then has.
+        The names of the classes. `sega_jax.pipelines.pipeline` then contains them.
     """
     for name, method in (("__call__", Pipeline._call), ("compile", Pipeline._compile)):
         placeholder = vars(Pipeline)[name]
@@ -159,7 +159,7 @@ def markdown(text: str) -> str:
 
 
 def example(match: re.Match[str]) -> str:
-    """Makes an example a block of highlighted code."""
+    """Turns an example into a block of highlighted code."""
     return f"###### Example:\n\n```pycon\n{inspect.cleandoc(match[1]).rstrip()}\n```\n"
 
 
@@ -192,7 +192,7 @@ def build(folder: Path) -> None:
 
 
 def polished(text: str) -> str:
-    """Leaves out decorators whose effect the signature shows, empty lists, and the path of this checkout."""
+    """Removes decorators whose effect the signature shows, empty lists, and the path of this checkout."""
     text = re.sub(r'<div class="decorator decorator-(takes|declared_by)">.*?</div>', "", text)
     text = re.sub(r"<h2>Submodules</h2>\s*<ul>\s*</ul>", "", text)
     return text.replace(str(ROOT), "sega_jax")

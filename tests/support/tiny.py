@@ -38,7 +38,7 @@ UNET = {
     "cross_attention_dim": 16,
     "norm_num_groups": 4,
 }
-# Options of SD 2.x, and more: a list of head counts, linear projections, and several layers.
+# Options of SD 2.x and others: a list of head counts, linear projections, and several layers.
 UNET_2 = UNET | {
     "attention_head_dim": [1, 2, 3],
     "use_linear_projection": True,
@@ -46,8 +46,8 @@ UNET_2 = UNET | {
     "layers_per_block": [1, 2, 1],
     "transformer_layers_per_block": [1, 2, 1],
 }
-# Options of Stable Diffusion XL: no attention on the first level, more layers on the last, and a pooled text and sizes
-# as conditions.
+# Options of Stable Diffusion XL: no attention on the first level, more layers on the last, and a pooled embedding and
+# sizes as conditions.
 UNET_XL = UNET | {
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
@@ -59,7 +59,7 @@ UNET_XL = UNET | {
     "addition_time_embed_dim": 8,
     "projection_class_embeddings_input_dim": 60,
 }
-# Options of the x4 upscaler: attention to the text alone on some levels, and a noise level.
+# Options of the x4 upscaler: some levels attend only to the text, and there is a noise level.
 UPSCALER = UNET | {
     "in_channels": 7,
     "block_out_channels": [8, 16, 16, 24],
@@ -328,7 +328,7 @@ def checkpoint(
     dtype=np.float32,
     prefix="",
 ) -> Path:
-    """Writes a checkpoint and returns its folder. `safety` is the config of a safety checker, if there is to be one."""
+    """Writes a checkpoint and returns its folder. `safety` is the config of a safety checker, or None."""
     models = networks(unet=unet, vae=vae, text=text)
     parts = {
         "text_encoder": (text, models.text_encoder, "model", prefix),
@@ -465,7 +465,7 @@ def original(*, unet=UNET, vae=VAE, text=TEXT, text_2=None, openclip=False, ema=
         unet, vae, text: the configs of the networks.
         text_2: the config of the second text encoder, for a file of Stable Diffusion XL.
         openclip: names the text encoder's tensors as OpenCLIP does, with one more layer.
-        ema: adds a moving average of the UNet's weights, with other values.
+        ema: adds a moving average of the UNet's weights, which differs from the weights.
     """
     models, arrays = networks(unet=unet, vae=vae, text=text) if text_2 is None else None, {}
     starts = (original_files.OPENCLIP if openclip else original_files.CLIP, original_files.UNET, original_files.VAE)
@@ -522,7 +522,7 @@ def paella(folder: Path, without: tuple[str, ...] = ()) -> Path:
 
 
 def t5_tokenizer(folder: Path) -> None:
-    """Writes a T5 tokenizer of letters."""
+    """Writes a T5 tokenizer whose tokens are letters."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     folder.mkdir()
@@ -559,8 +559,8 @@ def spiece(folder: Path, extra: int = 0) -> None:
 def thresholds(special: np.ndarray, concepts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns thresholds for a safety checker's cosines [pictures, n] that flag the first and second pictures.
 
-    The second is flagged only because a concept of special care lowers the other thresholds. The third is as near to a
-    concept, but needs no special care. No other picture is near a concept.
+    The second is flagged only because a concept of special care lowers the other thresholds. The third is equally near
+    to a concept, but not to one of special care. No other picture is near a concept.
     """
     care, near = np.full(special.shape[1], 2, np.float32), np.full(concepts.shape[1], 2, np.float32)
     for least, cosines, picture, beyond in (
@@ -576,7 +576,7 @@ def thresholds(special: np.ndarray, concepts: np.ndarray) -> tuple[np.ndarray, n
 
 
 def tokenizer(folder: Path, length: int, pad: str = "<|endoftext|>") -> None:
-    """Writes a CLIP tokenizer of letters."""
+    """Writes a CLIP tokenizer whose tokens are letters."""
     letters = [chr(i) for i in range(97, 123)] + [",", "."]
     names = [*letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
     write_json(folder / "vocab.json", {name: i for i, name in enumerate(names)})

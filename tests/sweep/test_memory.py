@@ -1,4 +1,4 @@
-"""Tests estimates of a sweep: memory by the compiler's analysis, and time by the records."""
+"""Tests estimates of a sweep: memory from the compiler's analysis, and time from the records."""
 
 import jax
 import numpy as np
@@ -32,7 +32,7 @@ def facts(ablation):
 
 @pytest.mark.slow
 def test_memory_matches_the_compiled_program(ablation, facts, least, one_by_default):
-    """The estimated memory of a row is at least the memory that the pipeline's own program takes per row."""
+    """The estimated memory of a row is at least the memory per row of the pipeline's own program."""
     estimate = sweep.needed(sweep.plan(ablation, facts, 2))
     networks = [least.models, *([] if least.safety is None else [least.safety.checker])]
     assert estimate.weights == sum(leaf.nbytes for leaf in jax.tree.leaves(networks))

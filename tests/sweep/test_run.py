@@ -37,7 +37,7 @@ def done(plan, least, tmp_path_factory):
 
 
 def test_pictures_equal_those_of_a_call_with_the_same_batch(done, plan, least):
-    """The pipeline makes the same bits when it is called with the rows of a batch."""
+    """A call of the pipeline with the rows of a batch gives the same bits."""
     rows = {row["name"]: row for row in records(done)}
     for batch in plan.batches:
         points = [plan.point(i) for i in batch.points]
@@ -65,7 +65,7 @@ def test_records_have_all_settings(done, plan):
 
 
 def test_pictures_store_their_settings(done, plan, tmp_path):
-    """`info` prints a command that makes the picture again, except for the rounding of another batch."""
+    """`info` prints a command that reproduces the picture, except for rounding in a different batch."""
     row = next(row for row in records(done) if row["point"] == 3)
     known = png.settings(done / row["file"])
     assert [Edit(**edit) for edit in known["edits"]] == list(plan.point(3).edits.values())
@@ -116,7 +116,7 @@ def test_resuming_after_a_crash(done, plan, least, tmp_path, monkeypatch, rename
 
 
 def test_resuming_after_ctrl_c(done, plan, least, tmp_path, monkeypatch):
-    """The batch before the interrupted one is written completely."""
+    """The batch before the interrupted one is written in full."""
     make, count = SharedRun.make, iter(range(2))
 
     def interrupted(*args):

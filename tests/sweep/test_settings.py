@@ -121,7 +121,7 @@ def test_each_lora_is_merged_once(folder, pipe, files, tmp_path, monkeypatch):
 
 
 def test_loras_in_a_folder_and_on_the_hub(folder, files, tmp_path, monkeypatch):
-    """Both are resolved to files before they are hashed, so the names do not depend on the source."""
+    """Both sources are resolved to files before they are hashed, so the names do not depend on the source."""
     client = Stub(tmp_path / "style", tmp_path / "cache")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", client)
     client.folder.mkdir()
@@ -239,7 +239,7 @@ def test_families_without_adapters(paella_folder, files):
 
 
 def test_changed_files_are_noticed(folder, pipe, files, tmp_path):
-    """A changed file changes the names of a new plan, and an earlier plan refuses to run with it."""
+    """A changed file changes the names of a new plan, and an earlier plan cannot run with it."""
     image = tmp_path / "a.png"
     Image.open(files / "16-0.png").save(image)
     plan = planned(folder, tmp_path, call={"image": "a.png"})

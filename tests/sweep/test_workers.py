@@ -34,7 +34,7 @@ def done(plan, least, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="signals")
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 @pytest.mark.parametrize("workers", [2, 3])
 def test_other_workers_finish_a_killed_workers_share(plan, done, tmp_path, workers):
     """The processes communicate only through the folder."""
@@ -60,7 +60,7 @@ def test_shares_cover_all_batches(plan):
 
 @pytest.mark.slow
 def test_the_share_of_an_absent_worker_is_taken(plan, done, least, tmp_path):
-    """It is taken after `patience` seconds, and not earlier."""
+    """The share is taken after `patience` seconds, and not earlier."""
     began = time.monotonic()
     assert sweep.run(plan, tmp_path, least, worker=(2, 2), patience=0.5).done == 12
     assert time.monotonic() - began >= 0.5

@@ -32,7 +32,7 @@ def edit_json(path, **changes):
 
 
 def test_solver_takes_the_prompts_variance():
-    """If the network predicts the variance, guidance gets only the three channels of the estimate."""
+    """If the network predicts the variance, guidance is applied only to the three channels of the estimate."""
     values = np.arange(2 * 4 * 6, dtype=np.float32).reshape(8, 1, 1, 6)
     row = Row(*[np.float32(1)] * 8)
     text = np.zeros((2, 4, 1, 1), np.float32)
@@ -61,8 +61,8 @@ def test_last_step_adds_no_noise():
 
 
 def test_inputs_of_an_upscaler():
-    """The solver scales only the state. The network gets the low-resolution picture and the noise level of each row and
-    repeats them for the branches itself."""
+    """The solver scales only the state. The network gets each row's low-resolution picture and noise level once, and
+    repeats them for the branches."""
     inputs = []
 
     def unet(x, timestep, text, level):
@@ -147,7 +147,7 @@ def test_edits_change_the_first_stage(first):
 
 
 def test_rows_are_independent(first):
-    """The same rows in another order give the same pictures, in the same program."""
+    """The same rows in a different order give the same pictures, with the same program."""
     edits = [EDITS, EDITS[:1]]
     a = first(["cat", "a dog"], edits, seed=[3, 4], guidance_scale=[7, 3], **LATENT).images
     b = first(["a dog", "cat"], edits[::-1], seed=[4, 3], guidance_scale=[3, 7], **LATENT).images
@@ -156,7 +156,7 @@ def test_rows_are_independent(first):
 
 @pytest.mark.slow
 def test_types_of_low_resolution_pictures(second):
-    """Pictures are PIL pictures, uint8 arrays or floats; there may be one for all rows, or one for each."""
+    """Pictures may be PIL images, uint8 arrays or floats, and one for all rows or one for each row."""
     call = partial(second, ["cat", "dog"], seed=[1, 2], **LATENT)
     expected = call(image=BYTES).images
     for image in (list(BYTES), [Image.fromarray(one) for one in BYTES], tuple(Image.fromarray(one) for one in BYTES)):
@@ -207,7 +207,7 @@ def test_several_devices_give_the_same_pictures(stages, first):
 
 
 def test_other_schedulers(first):
-    """Schedulers that ignore the predicted variance work, and so do DeepFloyd-IF's lists of timesteps."""
+    """Schedulers that ignore the predicted variance are supported, as are DeepFloyd-IF's lists of timesteps."""
     pipe = Pipeline(**first.components)
     pipe.scheduler = first.scheduler.config | {"variance_type": "fixed_small"}
     fixed = pipe("cat", **LATENT).images

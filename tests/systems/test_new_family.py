@@ -87,7 +87,7 @@ def test_toy_family_loads_and_edits(folder):
     assert plain.images.shape == (1, 8, 8, 3)
     assert plain.finite.all()
     assert np.abs(edited.images - plain.images).max() > 1e-3
-    # The family has its own defaults, and its own argument may have a value for each row.
+    # The family has its own defaults, and its own argument may have one value per row.
     assert (pipe("a cat", guidance_scale=3.0, steps=6, **CALL).images == plain.images).all()
     both = pipe("a cat", images_per_prompt=2, seed=[0, 0], wobble=[0.0, 0.5], **CALL).images
     np.testing.assert_allclose(both[0], plain.images[0], atol=1e-6)
@@ -196,7 +196,7 @@ def test_toy_argument_is_a_shell_option_and_in_png_metadata(folder, tmp_path):
 
 @pytest.mark.slow
 def test_new_argument_is_supported_everywhere(family, folder, tmp_path):
-    """A new field of a call is checked and documented, and is supported by the shell, sweeps and PNG metadata."""
+    """A new field of a call is checked and documented, and the shell, sweeps and PNG metadata support it."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
     class NewCall(toy_family.ToyCall):
@@ -255,7 +255,7 @@ def test_installed_families_are_found(monkeypatch):
 
 
 def test_replacement_keeps_the_position_of_the_family(family):
-    """Stable Diffusion accepts every checkpoint that no other family accepts, so a replacement is also asked last."""
+    """Stable Diffusion accepts every checkpoint that no other family accepts, so a replacement is also tried last."""
     register(registry.named("stable_diffusion")._replace(title="mine"))
     try:
         assert next(iter(registry.systems())) == "stable_diffusion"

@@ -104,7 +104,7 @@ def injected(monkeypatch):
 @pytest.mark.parametrize("name", cases.SAMPLERS)
 def test_grids_equal_those_of_the_public_samplers(name, injected):
     """All tokens are equal. The authors' rule for Paella equals edits without threshold and momentum, and their sampler
-    re-weights the attention."""
+    re-weights attention."""
     recorded = cases.recorded("float64")[f"grids {name}"]
     np.testing.assert_array_equal(grids(name), recorded)
     assert len({grid.tobytes() for grid in recorded}) == len(recorded)
@@ -194,7 +194,7 @@ def test_edits_change_the_picture(pipe):
 
 @pytest.mark.slow
 def test_rows_are_independent(pipe):
-    """The same rows in another order give the same tokens, in the same program."""
+    """The same rows in a different order give the same tokens, with the same program."""
     edits = [EDITS, EDITS[:1]]
     a = pipe(["cat", "a dog"], edits, seed=[3, 4], guidance_scale=[7, 3], **TOKENS).images
     b = pipe(["a dog", "cat"], edits[::-1], seed=[4, 3], guidance_scale=[3, 7], **TOKENS).images
@@ -204,7 +204,7 @@ def test_rows_are_independent(pipe):
 
 @pytest.mark.slow
 def test_finished_concepts_are_not_predicted(pipe, compilations):
-    """Prepared programs leave out concepts that have cooled down; the tokens stay the same."""
+    """Programs that were compiled ahead omit concepts that have cooled down; the tokens stay the same."""
     prepared, call = Pipeline(**pipe.components), {"edits": EDITS[1:] * 2, "seed": 3} | TOKENS
     report = prepared.compile("dog", [Edit("", warmup=0, cooldown=2)] * 2, **TOKENS)
     assert [program.concepts for program in report.programs if program.name == "advance"] == [2, 0]
@@ -219,7 +219,7 @@ def test_finished_concepts_are_not_predicted(pipe, compilations):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the text encoder reads 12 tokens")  # CLIP's
 def test_texts_of_different_lengths_in_one_batch(pipe):
-    """Texts give the same tokens in one batch as alone, also beyond a multiple of the padding."""
+    """Texts give the same tokens in one batch as separately, even if their padded lengths differ."""
     prompts, edits = ["cat", "x" * 90], [EDITS, [Edit("y" * 70, warmup=0)]]
     together = pipe(prompts, edits, seed=[1, 2], record=True, **TOKENS)
     for i, (prompt, edit) in enumerate(zip(prompts, edits, strict=True)):
@@ -240,7 +240,7 @@ def without_words(pipe):
 @GATE
 @pytest.mark.slow
 def test_conditioning_of_the_branches(pipe):
-    """Only the prompt has a picture embedding and an influence; a prompt of ByT5 states has no CLIP embedding."""
+    """Only the prompt has a picture embedding and an influence; a prompt given as ByT5 states has no CLIP embedding."""
     rows, records = {"steps": 2, "record": True, "output": "tokens", "seed": 5}, {}
     for name, value in (("plain", (1, 1)), ("influenced", (1.2, 0.4))):
         records[name] = pipe("a cat", ["hat"], influence=value, **rows).record

@@ -47,7 +47,7 @@ def test_every_family_is_covered():
 
 @pytest.mark.parametrize("name", parametrised(["sdxl"]))
 def test_generate_equals_the_pipeline(name, request):
-    """The tolerance is 5e-5 of a picture's range, because other programs round sums differently."""
+    """The tolerance is 5e-5 of a picture's range, because different programs round sums differently."""
     pipe, arguments = call(name, request)
     assert pipe.system.name == name.split(" ")[0]
     function, inputs = pipe.as_function(**arguments)

@@ -1,4 +1,4 @@
-"""Stable Diffusion XL with long texts and word weights: both text encoders, the pooled text, and padding."""
+"""Stable Diffusion XL with long texts and word weights: both text encoders, the pooled embedding, and padding."""
 
 import warnings
 
@@ -24,7 +24,7 @@ def by_hand(pipe, text, side, reading=BOTH):
     """Computes the states [chunks, 12, channels] of text encoder `side` (0 or 1) without the library's joining.
 
     Returns:
-        The states, and the pooled texts of the second text encoder or None.
+        The states, and the pooled embeddings of the second text encoder, or None for the first.
     """
     tokenizer = (pipe.tokenizer.first, pipe.tokenizer.second)[side]
     part = chunks(tokenizer, text, Reading(*reading.values()))
@@ -109,7 +109,7 @@ def test_missing_negative_prompt_stays_zeros(pipe):
 
 
 def test_embeddings_of_long_texts_need_no_tokenizer(pipe):
-    """A tokenizer is only needed to pad texts other than zeros."""
+    """A tokenizer is only needed to pad texts that are not zeros."""
     unread = sega_jax.Pipeline(**pipe.components | {"tokenizer": None})
     long, short = pipe.encode(LONG, long_prompts=True), pipe.encode("cat")
     call = CALL | {"edits": []}

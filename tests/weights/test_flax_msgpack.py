@@ -1,4 +1,4 @@
-"""Tests of checkpoints that diffusers and transformers wrote for Flax."""
+"""Tests checkpoints that diffusers and transformers wrote for Flax."""
 
 import json
 import shutil
@@ -103,7 +103,7 @@ def test_stable_diffusion_xl(least_xl_folder, least_xl, tmp_path):
 
 
 def test_safetensors_take_precedence(folder, source, expected):
-    """Sharded safetensors take precedence, too, but another variant does not."""
+    """Sharded safetensors also take precedence, but those of a different variant do not."""
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
     original = source / "unet" / path.name
     arrays = {key: 2 * array for key, array in load_file(original).items()}
@@ -274,7 +274,7 @@ def test_chunks_that_do_not_fit_the_shape_are_rejected(tmp_path):
 
 
 def test_weights_that_do_not_fit_are_listed(folder):
-    """The error uses torch's names and our axes."""
+    """The error lists torch's names, and shapes in our order of axes."""
     path = folder / "unet" / "diffusion_flax_model.msgpack"
     tree = serialization.msgpack_restore(path.read_bytes())
     tree["conv_in"]["kernel"] = tree["conv_in"]["kernel"].transpose(3, 2, 0, 1)
@@ -329,7 +329,7 @@ def test_default_sample_size_of_old_versions(version, stored, result):
 
 
 def test_an_old_config_with_few_keys(folder, expected):
-    """diffusers 0.4 wrote fewer keys than today. Keys that only Flax uses raise no warning."""
+    """diffusers 0.4 wrote fewer keys than current versions. Keys that only Flax uses raise no warning."""
     unet = {key: value for key, value in tiny.UNET_1.items() if key not in ("out_channels", "in_channels")}
     unet |= {"_class_name": "FlaxUNet2DConditionModel", "_diffusers_version": "0.4.0", "freq_shift": 0, "dropout": 0.0}
     tiny.write_json(folder / "unet" / "config.json", unet)

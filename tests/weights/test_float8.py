@@ -1,4 +1,4 @@
-"""Tests of 8-bit floats: they are widened without rounding and multiplied by their scales."""
+"""Tests 8-bit floats: they are widened without rounding and multiplied by their scales."""
 
 import shutil
 

@@ -1,8 +1,8 @@
-"""Tests of damaged files: a checkpoint either loads, or is rejected with a `CheckpointError` or a `ValueError`.
+"""Tests reading damaged files: a checkpoint either loads, or is rejected with a `CheckpointError` or a `ValueError`.
 
-Every attempt must need little time and memory, so that a file cannot ask for 10**10 of something. It may take five
-seconds and two gigabytes of address space. If only arrays are read, it may exceed the memory for the undamaged file by
-at most twice the size of the file.
+Every attempt must need little time and memory, even if the file claims to contain 10**10 of something. The limits are
+five seconds and two gigabytes of address space. If only arrays are read, it may exceed the memory for the undamaged
+file by at most twice the size of the file.
 """
 
 import copy
@@ -45,7 +45,7 @@ from sega_jax.weights.orbax_reader import OrbaxTensors
 from sega_jax.weights.pull import fill
 from sega_jax.weights.tensors import Tensors
 
-CASES = int(os.environ.get("SEGA_JAX_FUZZ", "25"))  # 1,000 take some minutes
+CASES = int(os.environ.get("SEGA_JAX_FUZZ", "25"))  # 1,000 take a few minutes
 SECONDS = 5
 # Bytes that Python itself needs, for example for the text of an error. The files here may be smaller.
 OVERHEAD = 2**17
@@ -153,7 +153,7 @@ def survives(attempt, original, write, change=changed, cases=CASES):
 
 
 def survives_in_little_memory(attempt, original, write, change=changed, cases=CASES):
-    """Like `survives`, and limits the memory of attempts.
+    """Does the same as `survives`, and also limits the memory of attempts.
 
     An attempt may exceed the memory for the undamaged file, which must load, by at most twice the size of the file.
     """
@@ -167,7 +167,8 @@ def survives_in_little_memory(attempt, original, write, change=changed, cases=CA
             taken.append(tracemalloc.get_traced_memory()[1] - before)
 
     def lower_peak_of_two():
-        """Repeats an attempt that needed too much, because Python may have enlarged its table of interned strings."""
+        """Repeats an attempt that needed too much memory, because Python may have enlarged its table of interned
+        strings."""
         try:
             peak()
         finally:
@@ -219,7 +220,7 @@ def test_tokenizers(small, tmp_path, name):
 
 @pytest.fixture
 def text(small):
-    """Returns a text encoder without values."""
+    """Returns a text encoder whose parameters are only shapes."""
     return Models.build(**{part: read_json(small / part / "config.json") for part in Models._fields}).text_encoder
 
 

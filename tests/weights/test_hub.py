@@ -1,4 +1,4 @@
-"""Tests of downloads from the hub, with a stub of its client, and with the real client and a local server."""
+"""Tests downloads from the hub, with a stub of its client, and with the real client and a local server."""
 
 import hashlib
 import http.server
@@ -104,7 +104,8 @@ def test_only_the_index_of_an_unsupported_pipeline_is_downloaded(client, reposit
 
 
 def test_needed_files_of_stable_diffusion_xl(client, tmp_path, one_device):
-    """Both text encoders and tokenizers are downloaded, but no unrelated files, and no network that is passed."""
+    """Both text encoders and tokenizers are downloaded, but no unrelated files, and no network that the caller
+    passes."""
     client.folder = tiny.xl(tmp_path / "xl", **cases.XL)
     needed = {str(path.relative_to(client.folder)) for path in client.folder.rglob("*") if path.is_file()}
     more = ["sd_xl_base_1.0.safetensors", "sd_xl_offset_example-lora_1.0.safetensors", "vae_1_0/config.json"]
@@ -332,7 +333,7 @@ def test_a_local_folder_takes_precedence_and_has_no_revision(client, small_folde
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """The requests of a hub that its client needs: the list of a revision's files, and the files."""
+    """Answers the requests that the hub's client needs: the list of a revision's files, and the files."""
 
     folder: Path
     asked: list
@@ -430,7 +431,7 @@ def test_the_real_client(repository, small, tmp_path):
 def test_a_local_file_with_the_name_of_a_folder_in_a_repository_is_ignored(
     client, monkeypatch, tmp_path, small, one_device
 ):
-    """The name of a folder in a repository stays a folder, even if a local file has its last part as its name."""
+    """A folder in a repository is used even if a local file has the name of the last part of its path."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "unet").write_bytes(b"PK\3\4")
     pipe = sega_jax.load(NAME, unet=f"{NAME}/unet", devices=one_device)

@@ -1,4 +1,4 @@
-"""Tests of LoRAs: naming schemes, merging, settings, and files that are rejected before weights are read."""
+"""Tests LoRAs: naming schemes, merging, settings, and files that are rejected before weights are read."""
 
 import json
 import math
@@ -53,7 +53,7 @@ def test_unprefixed_names_belong_to_the_unet(models, layers, write):
 
 
 def test_several_loras_add_up(models, layers, write):
-    """The LoRAs change partly the same layers. Their order does not matter, and negative scales subtract them."""
+    """Some layers are changed by several LoRAs. Their order does not matter, and negative scales subtract them."""
     halves = [{place: layer for i, (place, layer) in enumerate(layers.items()) if i % 3 != k} for k in (0, 1)]
     a, b = write(tensors(halves[0], kohya), "a.safetensors"), write(tensors(halves[1], peft), "b.safetensors")
     result = merge_lora(models, {a: 0.5, b: -2})
@@ -145,7 +145,7 @@ def test_settings_next_to_the_file(models, layers, write, tmp_path, rslora):
 
 @pytest.mark.parametrize("part", ["unet", "text_encoder"])
 def test_settings_of_one_network_in_the_header(models, layers, write, part):
-    """diffusers' save_lora_adapter writes them without the name of the network."""
+    """diffusers' save_lora_adapter writes the settings without the name of the network."""
     selected = {place: layer for place, layer in layers.items() if place[0] == part}
     content = {name.removeprefix(f"{part}."): array for name, array in tensors(selected, peft, alpha=False).items()}
     metadata = {"lora_adapter_metadata": json.dumps({"lora_alpha": 4, "r": 1, "peft_type": "LORA"})}

@@ -1,4 +1,4 @@
-"""Tests of finding LoRAs: files, folders and repositories on the hub, in Python, in the shell and in sweeps."""
+"""Tests finding LoRAs: files, folders and repositories on the hub, in Python, in the shell and in sweeps."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ CONTENT = {"unet.conv_in.lora_A.weight": np.ones((1, 2), np.float32)}
 
 
 def fill(folder, *names):
-    """Writes small files in the format of their endings: weights, or empty JSON objects."""
+    """Writes small files in the formats of their endings: weights, or empty JSON objects."""
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def test_an_empty_folder_is_rejected(tmp_path):
 
 
 def test_the_content_of_a_file_determines_its_format(tmp_path):
-    """Files with any ending of weight files are read, but no others."""
+    """Files with any of the weight-file endings are read, but no others."""
     for ending in (".bin", ".pt", ".pth", ".ckpt"):
         save_file(CONTENT, tmp_path / f"a{ending}")
     pickling.save(CONTENT, tmp_path / "a.safetensors")
@@ -215,7 +215,7 @@ def test_sweeps_identify_loras_by_their_content(client, tmp_path):
 
 
 def test_the_shell(client, tmp_path):
-    """The command that repeats a call contains the commit of a repository and the file in a folder."""
+    """The command that reproduces a call contains the commit of a repository and the file in a folder."""
     fill(client.folder, "style.safetensors")
     fill(tmp_path, "here/a.pt", "several/a.pt", "several/b.pt")
     chosen = {"lora": (f"{NAME}:0.5", "here:-1", f"{NAME}@v2/style.safetensors")}

@@ -1,4 +1,4 @@
-"""Tests of the forms of adapters: their differences, compared with float64 arithmetic, and rejected files."""
+"""Tests the forms of adapters: their differences, compared with float64 arithmetic, and rejected files."""
 
 import json
 import tracemalloc
@@ -93,7 +93,7 @@ def test_other_layers_do_not_change(models, every):
 
 
 def test_a_rank_larger_than_the_inputs_or_outputs(models, write):
-    """The products are then computed in another order."""
+    """The products are then computed in a different order."""
     for name in ("conv_in", "conv_out"):
         content, changed = lora_forms.tensors(
             {kohya(name): weight(models, name).shape}, "LoRA with a kernel between", seed=3
@@ -261,7 +261,7 @@ def test_words_of_textual_inversion_in_the_file_raise_a_warning(models, write):
 
 
 def test_values_are_read_one_layer_at_a_time(tmp_path):
-    """The peak of memory depends on the size of a few layers, not of the file."""
+    """Peak memory depends on the size of a few layers, not on the size of the file."""
     network = {f"layer{i}": {"kernel": {"value": np.zeros((64, 128), np.float32)}} for i in range(32)}
     content, _ = lora_forms.tensors(dict.fromkeys(network, (128, 64)), "a difference", dtype=np.float16)
     save_file(content, path := tmp_path / "lora.safetensors")

@@ -1,4 +1,4 @@
-"""Tests of names in LoRA files: spellings of layers, prefixes and adapters, and the recognition of families."""
+"""Tests names in LoRA files: spellings of layers, prefixes and adapters, and the recognition of families."""
 
 import functools
 import json
@@ -21,7 +21,7 @@ PUBLISHED = Path(registry.__file__).parent / "published"
 
 
 def published(name, models):
-    """Returns the networks of a published checkpoint, without values."""
+    """Returns the networks of a published checkpoint with only shapes."""
     configs = {part: json.loads((PUBLISHED / name / part / "config.json").read_text()) for part in models._fields}
     return models.build(**configs)
 
@@ -130,7 +130,7 @@ def test_other_names_are_not_parsed(name):
 
 @pytest.mark.parametrize("spelling", UNET_SPELLINGS)
 def test_layers_of_the_unet(spelling):
-    """Every layer is found, including norms, for which files store full differences."""
+    """Every layer is found, including norms, whose full differences are stored in files."""
     models, find_place = place()
     for key, original in unet_names(models.unet).items():
         if key.endswith(".weight"):
@@ -241,7 +241,7 @@ def test_names_that_do_not_determine_a_family():
 
 
 def refused(tmp_path, models, content):
-    """Returns the message with which a file is rejected, without the folder in front."""
+    """Returns the error message for a rejected file, without the folder at its start."""
     save_file(content, tmp_path / "lora.safetensors")
     with pytest.raises(CheckpointError) as caught:
         merge_lora(models, tmp_path / "lora.safetensors")

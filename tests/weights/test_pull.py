@@ -1,4 +1,4 @@
-"""Tests of checkpoints that are broken, of another kind, or in another format."""
+"""Tests checkpoints that are broken, of the wrong kind, or in the wrong format."""
 
 import json
 import shutil

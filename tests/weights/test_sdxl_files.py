@@ -1,4 +1,4 @@
-"""Tests of Stable Diffusion XL in other formats: single files, LoRAs, textual inversion, Orbax."""
+"""Tests Stable Diffusion XL in other formats: single files, LoRAs, textual inversion, Orbax."""
 
 import json
 import shutil
@@ -159,7 +159,7 @@ DECLARED = {
 
 
 def declaring(single, path, keys, prediction):
-    """Writes a file that declares its prediction type, by empty tensors or in its header."""
+    """Writes a file that declares its prediction type with empty tensors or in its header."""
     tensors = single | {key: np.zeros(0, np.float32) for key in keys}
     save_file(tensors, path, None if prediction is None else {"modelspec.prediction_type": prediction})
     return path

@@ -1,4 +1,4 @@
-"""Tests of single-file Stable Diffusion: names at full size, loading, and files that are rejected."""
+"""Tests single-file Stable Diffusion: names at full size, loading, and files that are rejected."""
 
 import math
 import shutil
@@ -105,7 +105,7 @@ def test_tensors_of_other_networks_are_ignored(simple, write, small, small_folde
 
 
 def test_networks_of_other_pipelines(simple, write, small, small_folder):
-    """They can replace networks that the file lacks."""
+    """Networks from other pipelines can replace those that the file lacks."""
     path = write({key: array for key, array in simple.items() if key.startswith(original_files.UNET)})
     with pytest.raises(CheckpointError, match=r"has no text_encoder \(no names that start with .*; give text_encoder="):
         load(path, config=small_folder, devices=small.devices)
@@ -114,7 +114,7 @@ def test_networks_of_other_pipelines(simple, write, small, small_folder):
 
 
 def test_the_folder_of_a_tokenizer(simple, write, small, small_folder, tmp_path):
-    """It is needed if the config's folder has no tokenizer."""
+    """The tokenizer's folder is needed if the config's folder has no tokenizer."""
     bare = shutil.copytree(small_folder, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors", "tokenizer"))
     with pytest.raises(CheckpointError, match=r"does not contain CLIP's vocabulary: .*Give tokenizer="):
         load(write(simple), config=bare, devices=small.devices)

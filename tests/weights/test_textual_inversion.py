@@ -1,4 +1,4 @@
-"""Tests of textual inversion: formats of files, words in prompts, and files that are rejected."""
+"""Tests textual inversion: formats of files, words in prompts, and files that are rejected."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""Tests of torch's pickles: exact values, no code is run, and files with other calls are rejected."""
+"""Tests torch's pickles: exact values, no code is run, and files with other calls are rejected."""
 
 import pickle
 import tracemalloc
@@ -154,7 +154,7 @@ def test_references_to_classes_are_harmless(tmp_path, tensors):
     assert result.keys() == tensors.keys()
 
 
-# Files that ask for too much memory or time
+# Files that would need too much memory or time
 
 
 def storage(count, key="0"):
@@ -196,7 +196,7 @@ def test_invalid_tensors_are_rejected(tmp_path, tensors, name):
 
 
 def test_tensors_that_share_entries(tmp_path):
-    """A few are accepted, because weights may be tied. Many of them are rejected."""
+    """A few such tensors are accepted, because weights may be tied. Many of them are rejected."""
     content = {"own": np.arange(24, dtype=np.float32), "again": view(0, (24,), (1,)), "part": view(6, (2, 3), (1, 2))}
     result = opened(save(content, tmp_path / "a.ckpt"))
     np.testing.assert_array_equal(result["again"], np.arange(24))
