@@ -48,8 +48,7 @@ class DiffusionPipeline:
         The arguments are those of `from_pretrained` in the family's pipeline class.
 
         Raises:
-            CheckpointError: the family has no such pipeline. Raised when only the checkpoint's index has been
-                downloaded.
+            CheckpointError: the family has no such pipeline. Raised before any weights are downloaded.
             Others: as for `sega_jax.load`.
         """
         with hub.using(**hub_choices(options)):

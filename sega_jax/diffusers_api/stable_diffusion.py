@@ -116,7 +116,7 @@ class SemanticStableDiffusionPipeline(LatentPipeline):
         The pipelines share weights and compiled programs.
 
         Raises:
-            TypeError: the safety checker is not one of another pipeline, or lacks its feature extractor.
+            TypeError: the safety checker does not come from a pipeline, or its feature extractor is missing.
         """
         del requires_safety_checker
         where = devices if isinstance(devices, Devices) else Devices(devices)
@@ -147,7 +147,7 @@ class SemanticStableDiffusionPipeline(LatentPipeline):
             options: the other options of `sega_jax.load`.
 
         Raises:
-            TypeError: the safety checker is not one of another pipeline, or lacks its feature extractor.
+            TypeError: the safety checker does not come from a pipeline, or its feature extractor is missing.
             CheckpointError: the checkpoint belongs to a different family. Raised before any weights are downloaded.
             Others: as for `sega_jax.load`.
         """
@@ -241,7 +241,7 @@ class SemanticStableDiffusionPipeline(LatentPipeline):
         `strength`.
 
         Returns:
-            A `SemanticStableDiffusionPipelineOutput`, or a tuple (images, nsfw_content_detected) if `return_dict` is False.
+            A `SemanticStableDiffusionPipelineOutput`, or (images, nsfw_content_detected) if `return_dict` is False.
 
         Raises:
             TypeError, ValueError: as for `Pipeline.__call__`; raised before any network runs.
