@@ -1,4 +1,4 @@
-"""Converts checkpoints of other formats to diffusers' layout or to Orbax."""
+"""Converts checkpoints from other formats to diffusers' layout or to Orbax."""
 
 from convert.conversion import convert as convert
 from convert.paella import convert_paella as convert_paella

@@ -12,7 +12,7 @@ from sega_jax.pipelines.progress import plainly
 from sega_jax.pipelines.sources import names_file
 
 SINGLE, PAELLA = "single files", "Paella's published files"
-# Options that apply to only one kind of source.
+# {option: the only kind of source that it applies to}.
 _SOURCE_KINDS = dict.fromkeys(("byt5", "openclip"), PAELLA)
 _SOURCE_KINDS |= dict.fromkeys(("tokenizer", "config", "prediction_type", "ema"), SINGLE)
 
@@ -45,18 +45,21 @@ _SOURCE_KINDS |= dict.fromkeys(("tokenizer", "config", "prediction_type", "ema")
 def main(source: str, dest: str, to: str | None, variant: str | None, **options: Any) -> None:
     """Converts the checkpoint SOURCE to the folder DEST, in diffusers layout or in Orbax format.
 
-    SOURCE is a folder in diffusers layout (with .safetensors, Flax's .msgpack, .bin or Orbax checkpoints), a stage of
-    DeepFloyd-IF in its original layout (config.yml and pytorch_model.bin), a folder with Paella's published files
-    (paella_v3.pt, vqgan_f4.pt, prior_v1.pt), or a single file with Stable Diffusion 1.x, 2.x or XL (.safetensors, .ckpt
-    or another pickle)."""
+    SOURCE is a folder in diffusers layout (with .safetensors, .bin or Flax .msgpack files, or Orbax checkpoints), a
+    DeepFloyd-IF stage in its original layout (config.yml and pytorch_model.bin), a folder with Paella's published files
+    (paella_v3.pt, vqgan_f4.pt, prior_v1.pt), or a single-file checkpoint of Stable Diffusion 1.x, 2.x or XL
+    (.safetensors, .ckpt or another pickle)."""
     with plainly():
         kind = SINGLE if names_file(source) else PAELLA if is_published(source) else None
         for name, required in _SOURCE_KINDS.items():
             if options[name] and required != kind:
-                raise ValueError(f"--{name.replace('_', '-')} is only for {required}, not for {source}; omit it")
+                raise ValueError(
+                    f"--{name.replace('_', '-')} applies only to {required}, but {source} is something else; omit the"
+                    " option"
+                )
         options = {name: value for name, value in options.items() if _SOURCE_KINDS.get(name, kind) == kind}
         if variant and kind:
-            raise ValueError(f"variant={variant!r} is not for {kind}, which have no variants; omit it")
+            raise ValueError(f"variant={variant!r} cannot be used, because {kind} have no variants; omit it")
         if kind == SINGLE:
             folder = convert_single(source, dest, to=to or "diffusers", **options)
         elif kind == PAELLA:

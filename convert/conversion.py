@@ -49,19 +49,20 @@ def convert(
     """Converts a checkpoint of Stable Diffusion, SDXL, the x4 upscaler, or a stage of DeepFloyd-IF to another format.
 
     Both formats are folders in diffusers' layout. In Orbax format, two entries replace the weight files of each
-    network: `orbax`, a checkpoint of {dotted path of a parameter in our module: array with our axes, channels last},
-    which `load` and any Orbax checkpointer restore; and `orbax.json` with the parameters' names in torch's files. A
-    source that already has the requested format is written again. Weights are checked as in `load`, so the result
-    loads. Without a cast, weights restored from Orbax are bit-identical to the source.
+    network: `orbax` and `orbax.json`. `orbax` is an Orbax checkpoint of {dotted path of a parameter in the module:
+    array with the module's axes, channels last}, which `load` and any Orbax checkpointer can restore. `orbax.json`
+    contains the parameters' names in torch's files. A source that already has the requested format is written again.
+    Weights are checked as in `load`, so the result can be loaded. Without a cast, weights restored from Orbax are
+    bit-identical to the source.
 
     Args:
         source: a folder in either format, or a stage of DeepFloyd-IF in its original layout (`config.yml` and
-            `pytorch_model.bin`). In diffusers' layout, weights are safetensors or, if there are none, diffusers' files
-            for Flax (`.msgpack`; the result names torch's classes instead) or pickles (`.bin`, whose code is not run).
-            A stage of DeepFloyd-IF becomes a diffusers pipeline without a safety checker and without the text encoder,
-            which such a folder does not contain.
-        dest: a new or empty folder. It appears once it is complete. Until then, its content is in a hidden folder next
-            to it. If a conversion is killed, the next one removes this folder.
+            `pytorch_model.bin`). In diffusers' layout, safetensors files are read if there are any. Otherwise,
+            diffusers' Flax files (`.msgpack`; the result names torch's classes) or pickles (`.bin`; their code is not
+            run) are read. A DeepFloyd-IF stage becomes a diffusers pipeline without a safety checker and without a text
+            encoder, because such a folder contains neither.
+        dest: a new or empty folder. It appears only when it is complete. Until then, its content is in a hidden folder
+            next to it. If a conversion is killed, the next one removes the hidden folder.
         dtype: float32, float16 or bfloat16; None keeps the dtype of every weight.
         to: "orbax" or "diffusers".
         variant: the variant of the weight files to read, such as "fp16". The result has no variant.
@@ -75,9 +76,10 @@ def convert(
         FileExistsError: `dest` exists and is not empty.
         TypeError: `source` or `dest` is not a path.
         CheckpointError: `source` is not a checkpoint; a file is missing, broken or hostile, or does not fit; or a
-            weight overflows `dtype`. Everything but the values is checked before anything is written.
-        ValueError: `dtype` or `to` is unknown, or `dest` lies inside `source`.
-        OSError: `dest` cannot be written, or its disk is full.
+            weight overflows `dtype`. Everything except the entries of the weights is checked before anything is
+            written.
+        ValueError: `dtype` or `to` is unknown, or `dest` is inside `source`.
+        OSError: `dest` cannot be written, or the disk is full.
     """
     check_options(to, dtype)
     folder = _folder(source, variant)
@@ -89,7 +91,7 @@ def convert(
 
 
 class Source(NamedTuple):
-    """A network without values, and a function that opens its weights."""
+    """A network whose parameters are only shapes, and a function that opens its weights."""
 
     module: Any
     open: Callable[[], Weights]
@@ -112,13 +114,13 @@ def destination(dest: str | Path, *sources: Path) -> Path:
 
     Raises:
         TypeError: `dest` is not a path.
-        ValueError: `dest` lies inside a source.
+        ValueError: `dest` is inside a source.
     """
     if not isinstance(dest, str | os.PathLike):
         raise TypeError(f"dest={dest!r} should be the path of a folder")
     dest = Path(os.path.expanduser(dest)).resolve()
     if any(dest.is_relative_to(source.resolve()) for source in sources):
-        raise ValueError(f"{dest} lies inside the source; name a folder elsewhere")
+        raise ValueError(f"{dest} is inside the source; choose a folder elsewhere")
     return dest
 
 
@@ -136,7 +138,7 @@ def write(
     Args:
         folder: the folder to write to.
         sources: {name of a folder: network}.
-        others: {path in the folder: path of the file to copy, or content} of the other files.
+        others: {path in the folder: path of the file to copy, or content}.
         to, dtype, progress: as for `convert`.
 
     Raises:
@@ -152,7 +154,7 @@ def write(
 
 
 def _folder(source: str | Path, variant: str | None) -> Path:
-    """Returns the folder of a checkpoint, which is downloaded if it is on the hub."""
+    """Returns the folder of a checkpoint. Downloads it if it is on the hub."""
     if isinstance(source, str | os.PathLike) and str(source):
         folder = Path(os.path.expanduser(source))
         if deepfloyd.is_original(folder):
@@ -176,7 +178,9 @@ def _describe(folder: Path, variant: str | None) -> tuple[dict[str, Source], dic
         configs |= _index(folder, configs.get("model_index.json") or read_json(folder / "model_index.json"))
         return sources, files | {Path(path): as_json(content) for path, content in configs.items()}
     if variant is not None:
-        raise CheckpointError(f"{folder} is a stage of DeepFloyd-IF, which has no variants; omit variant={variant!r}")
+        raise CheckpointError(
+            f"{folder} is a DeepFloyd-IF stage in its original layout, which has no variants; omit variant={variant!r}"
+        )
     stage = deepfloyd.describe(folder)
     opened = functools.partial(deepfloyd.OriginalTensors, folder, stage.unet)
     documents = {path: folder / path for path in _documents(folder)}
@@ -184,7 +188,7 @@ def _describe(folder: Path, variant: str | None) -> tuple[dict[str, Source], dic
 
 
 def tokenizer_files(folder: Path) -> dict[Path, Path]:
-    """Returns {path in a checkpoint: file} of a CLIP tokenizer's folder."""
+    """Returns {path in a checkpoint: file} for the files in a CLIP tokenizer's folder."""
     return {Path("tokenizer", name): folder / name for name in _TOKENIZER if (folder / name).is_file()}
 
 
@@ -205,14 +209,14 @@ def _dtype(dtype: DTypeLike | None) -> np.dtype | None:
 
 
 def _size(source: Source, dtype: np.dtype | None) -> int:
-    """Checks everything about a network's weights but the values; returns the number of bytes to write."""
+    """Checks the names and shapes of a network's weights. Returns the number of bytes to write."""
     with source.open() as weights:
         sizes = check(source.module, weights, warn)
         return sum(dtype.itemsize * math.prod(weights.shapes[name]) if dtype else sizes[name] for name in sizes)
 
 
 def _read(source: Source, dtype: np.dtype | None, update: Callable[[int], Any]) -> Network:
-    """Reads a network and reports the bytes of every array to `update`."""
+    """Reads a network. Calls `update` with the number of bytes of each array."""
 
     def place(array: np.ndarray) -> np.ndarray:
         update(array.nbytes)
@@ -227,7 +231,7 @@ def _read(source: Source, dtype: np.dtype | None, update: Callable[[int], Any]) 
 def _other_files(folder: Path, networks: Iterable[str]) -> Iterator[Path]:
     """Yields the paths of the files to copy: configs, the folders of other components, and documents.
 
-    The index comes last, because a folder without an index is not taken for a checkpoint.
+    The index comes last, so that an incomplete folder is not mistaken for a checkpoint.
     """
     yield from (Path(part, "config.json") for part in networks)
     index = read_json(folder / "model_index.json")
@@ -239,14 +243,16 @@ def _other_files(folder: Path, networks: Iterable[str]) -> Iterator[Path]:
 
 
 def _index(folder: Path, index: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns {name: content} of a folder's index, in which absent components are marked as absent for diffusers.
+    """Returns {name: content} for a folder's index with missing components marked as absent, as diffusers expects.
 
-    A component may be absent because it was not downloaded from the hub. The result is empty if none is absent.
+    A component may be missing because it was not downloaded from the hub. The result is empty if none is missing.
     """
     absent = {part: [None, None] for part in index if listed(index, part) and not (folder / part).is_dir()}
     if not absent:
         return {}
-    warnings.warn(f"{folder} has no {', '.join(absent)}, so the converted checkpoint has none either", stacklevel=4)
+    warnings.warn(
+        f"{folder} has no {', '.join(absent)}, so the converted checkpoint does not have it either", stacklevel=4
+    )
     unchecked = {"requires_safety_checker": False} if CHECKER in absent else {}
     return {"model_index.json": {**index, **absent, **unchecked}}
 

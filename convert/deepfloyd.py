@@ -1,10 +1,10 @@
-"""Reads a stage of DeepFloyd-IF in its original layout: `config.yml` and `pytorch_model.bin`.
+"""Reads a DeepFloyd-IF stage in its original layout: `config.yml` and `pytorch_model.bin`.
 
-The UNet is the same as diffusers', but its layers have different names. diffusers groups resnets and attentions by
-level. The original has one list of blocks on the way down and one on the way up (see
+The UNet is the same as in diffusers, but its layers have different names. diffusers groups resnets and attentions by
+level. The original code has one list of blocks on the way down and one on the way up (see
 `sega_jax.weights.original_names.places`). It implements layers over tokens as convolutions of size 1. One such layer
 computes queries, keys and values. Its rows are ordered by head: the first head's queries, keys and values, then the
-second head's.
+second head's, and so on.
 """
 
 import os
@@ -44,7 +44,7 @@ _ENDS = {
 }
 # Layers of resnets and attentions.
 _LAYERS = RESNET | {"group_norm": "norm", "norm_cross": "norm_encoder", "to_out.0": "proj_out"}
-# {fused layer: our layers, in the order of its rows}.
+# {fused layer: the layers here, in the order of its rows}.
 _FUSED = {"qkv": ("to_q", "to_k", "to_v"), "encoder_kv": ("add_k_proj", "add_v_proj")}
 _FORMS = Forms(
     fused={rf"\.{layer}\.(weight|bias)$": layers for layer, layers in _FUSED.items()},
@@ -53,7 +53,7 @@ _FORMS = Forms(
 
 
 class _Params(NamedTuple):
-    """The `params` in config.yml that shape the network, with the values of IF-I-XL as defaults."""
+    """The `params` in config.yml that define the network. The defaults are those of IF-I-XL."""
 
     image_size: int = 64
     in_channels: int = 3
@@ -71,7 +71,7 @@ class _Params(NamedTuple):
     scale_skip_connection: bool = False
 
 
-# Options with their only supported values, and options that do not affect the network.
+# {option: its only supported values}; below it, options that do not affect the network.
 _FIXED = {
     "use_scale_shift_norm": (True,),
     "resblock_updown": (True,),
@@ -83,31 +83,31 @@ _FIXED = {
 _IGNORED = ("precision", "dropout", "conv_resample", "num_heads", "num_heads_upsample")
 _OPTIONAL = ("efficient_activation", "scale_skip_connection")
 _SCALAR = str | int | float
-# Block types, by whether the level has attention.
+# {whether the level has attention: block type}.
 _DOWN = {True: "SimpleCrossAttnDownBlock2D", False: "ResnetDownsampleBlock2D"}
 _UP = {True: "SimpleCrossAttnUpBlock2D", False: "ResnetUpsampleBlock2D"}
 
 
 def is_original(folder: Path) -> bool:
-    """Tells whether a folder has only the original layout.
+    """Returns whether a folder is in the original layout only.
 
-    Repositories on the hub also have diffusers' layout, which takes precedence.
+    Repositories on the hub also contain diffusers' layout, which takes precedence.
     """
     return os.path.isfile(folder / CONFIG) and not os.path.exists(folder / "model_index.json")
 
 
 class Stage(NamedTuple):
-    """A stage without weights: its UNet without values, and {path: content} of the JSON files in diffusers' layout."""
+    """A stage without weights: its UNet (only shapes), and {path: content} for the JSON files in diffusers' layout."""
 
     unet: UNet2DConditionModel
     files: dict[str, dict[str, Any]]
 
 
 def describe(folder: Path) -> Stage:
-    """Reads config.yml.
+    """Reads config.yml and describes the stage.
 
-    The returned files describe a diffusers pipeline without a safety checker and without a text encoder, which all
-    stages share and which is in no stage's file. The schedulers have the original repository's defaults.
+    The returned files describe a diffusers pipeline without a safety checker and without a text encoder: all stages
+    share one text encoder, and no stage's file contains it. The schedulers have the original repository's defaults.
 
     Raises:
         CheckpointError: config.yml is missing, broken, or describes an unsupported network.
@@ -146,36 +146,38 @@ def _params(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path} is not readable YAML ({reason}); fetch it again") from None
+        raise CheckpointError(f"{path} is not readable YAML ({reason}); download it again") from None
     params = content.get("params") if isinstance(content, dict) else None
     if not isinstance(params, dict):
         raise CheckpointError(
-            f"{path} has no params, expected the parameters of a stage of DeepFloyd-IF; fetch it again"
+            f"{path} has no params, expected the parameters of a DeepFloyd-IF stage; download it again"
         )
     for name, value in params.items():
         entries = value if isinstance(value, list) else [value]
-        # YAML's references let a small file contain huge values, so all values are checked before any is printed.
+        # With YAML's references, a small file can contain huge values. All values are checked before any is printed.
         if not isinstance(name, str) or not all(entry is None or isinstance(entry, _SCALAR) for entry in entries):
-            raise CheckpointError(f"{path}: {str(name)[:80]} is neither a value nor a list of values; fetch it again")
+            raise CheckpointError(
+                f"{path}: {str(name)[:80]} is neither a value nor a list of values; download it again"
+            )
     return params
 
 
 def _unet_config(params: dict[str, Any]) -> dict[str, Any]:
-    """Translates `params` to diffusers' config of the UNet."""
+    """Translates `params` to diffusers' UNet config."""
     missing = [name for name in _Params._fields if params.get(name) is None and name not in _OPTIONAL]
     if missing:
-        raise ValueError(f"params lacks {', '.join(missing)}; fetch the file again")
+        raise ValueError(f"params lacks {', '.join(missing)}; download the file again")
     params = {"use_scale_shift_norm": False, "resblock_updown": False} | params
     choices = {"activation": ("gelu", "silu")}
     p = build(_Params, params, "DeepFloyd-IF", fixed=_FIXED, choices=choices, ignored=_IGNORED)
     if (p.in_channels, p.out_channels) not in ((3, 6), (6, 6)):
         raise ValueError(
-            f"in_channels={p.in_channels} and out_channels={p.out_channels} fit no supported stage: the first has 3 and"
-            " 6, the second 6 and 6"
+            f"in_channels={p.in_channels} and out_channels={p.out_channels} do not fit a supported stage: the first"
+            " stage has 3 and 6, the second 6 and 6"
         )
     widths = _numbers("channel_mult", p.channel_mult)
     rates = _numbers("attention_resolutions", p.attention_resolutions)
-    if isinstance(p.attention_resolutions, str):  # text contains sizes in pixels, a list contains downsampling factors
+    if isinstance(p.attention_resolutions, str):  # strings contain sizes in pixels, lists contain downsampling factors
         rates = [p.image_size // size for size in rates]
     attends = [2**level in rates for level in range(len(widths))]
     scale = (
@@ -211,7 +213,7 @@ def _unet_config(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def _numbers(name: str, value: str | tuple[int, ...]) -> list[int]:
-    """Reads positive integers from a tuple, or from comma-separated text."""
+    """Reads positive integers from a tuple or a comma-separated string."""
     try:
         numbers = [int(entry) for entry in (value.split(",") if isinstance(value, str) else value)]
     except ValueError:
@@ -240,7 +242,7 @@ def _original_name(key: str, places: dict[str, str]) -> str:
 
 
 class OriginalTensors(PickledTensors):
-    """Reads the parameters in `pytorch_model.bin`, where some layers are fused and layers over tokens are convolutions.
+    """Reads the parameters in `pytorch_model.bin`. Some layers are fused, and layers over tokens are convolutions.
 
     Raises:
         CheckpointError: as for `PickledTensors`.

@@ -1,4 +1,4 @@
-"""Translates the configs of a checkpoint that diffusers wrote for Flax to torch's classes."""
+"""Translates the configs of diffusers' Flax checkpoints, so that they name torch classes."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,14 +11,14 @@ _PREFIX = "Flax"
 
 
 def of_torch_classes(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """Returns the configs that name classes for Flax, with torch's classes in their place.
+    """Returns the configs that name Flax classes, with the corresponding torch classes instead.
 
     Args:
         folder: the folder of the checkpoint.
         files: the paths of its files, relative to the folder.
 
     Returns:
-        {path: content} of the configs that change.
+        {path: content} for the configs that change.
     """
     configs = {}
     for path in files:
@@ -32,7 +32,7 @@ def of_torch_classes(folder: Path, files: Iterable[Path]) -> dict[str, dict[str,
 def _changed(name: str, config: dict[str, Any]) -> dict[str, Any]:
     if name == "scheduler_config.json":
         return of_torch(config)
-    # An index lists the library and class of every component. Like other configs, it also has a class.
+    # An index lists the library and class of every component. Like the other configs, it also has its own class.
     return {
         key: [_torch(entry) for entry in value] if name == "model_index.json" and isinstance(value, list) else value
         for key, value in config.items()

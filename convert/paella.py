@@ -1,4 +1,4 @@
-"""`convert_paella`: combines Paella's published files, each with one network, into one checkpoint."""
+"""`convert_paella`: combines Paella's published files into one checkpoint. Each file contains one network."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -50,7 +50,7 @@ class PublishedTensors(PickledTensors):
 
 
 def is_published(source: str | Path) -> bool:
-    """Tells whether a folder contains one of the published files."""
+    """Returns whether a folder contains one of the published files."""
     return any(Path(os.path.expanduser(source), f"{stem}.pt").is_file() for stem, _, _ in NETWORKS.values())
 
 
@@ -67,17 +67,17 @@ def convert_paella(
 ) -> Path:
     """Combines Paella's published files, and optionally its text encoders, into one checkpoint.
 
-    The checkpoint has one folder for each network, with weights and config.json: `denoiser`, `vqgan` and `prior`. The
-    text encoders, if given, are `byt5` (ByT5's encoder) and `clip` (OpenCLIP's text encoder with its projection), the
-    latter with a folder `tokenizer`. `model_index.json` describes a `PaellaPipeline` and names the class of each
-    network. Without `clip`, it marks the prior as absent, because the prior needs the embeddings of `clip`.
+    The checkpoint has one folder with weights and config.json for each network: `denoiser`, `vqgan` and `prior`. The
+    text encoders, if given, are in `byt5` (ByT5's encoder) and `clip` (OpenCLIP's text encoder with its projection).
+    The tokenizer of `clip` is in `tokenizer`. `model_index.json` describes a `PaellaPipeline` and names the class of
+    each network. Without `clip`, it marks the prior as absent, because the prior needs the embeddings from `clip`.
 
     Args:
-        source: a folder with `paella_v3.pt`, `vqgan_f4.pt` and `prior_v1.pt`. These are pickles, whose code is not run.
-        dest: a new or empty folder. It appears once it is complete.
-        byt5: a folder with google/byt5-xl, or only its encoder; None leaves it out.
+        source: a folder with `paella_v3.pt`, `vqgan_f4.pt` and `prior_v1.pt`. These are pickles; their code is not run.
+        dest: a new or empty folder. It appears only when it is complete.
+        byt5: a folder with google/byt5-xl, or only its encoder; None omits it.
         openclip: a folder with laion/CLIP-ViT-H-14-laion2B-s32B-b79K in transformers' layout, or only its text encoder;
-            None leaves it out.
+            None omits it.
         dtype: float32, float16 or bfloat16; None keeps the dtype of every weight.
         to: "diffusers" for safetensors files, or "orbax".
         configs: {network: config options that differ from the published ones}, for `denoiser`, `vqgan` and `prior`.
@@ -91,11 +91,11 @@ def convert_paella(
         FileExistsError: `dest` exists and is not empty.
         TypeError: `source`, `dest`, `byt5` or `openclip` is not a path.
         CheckpointError: a file is missing, broken or hostile; it does not fit its network (the error lists every
-            missing, extra and misshapen tensor); or a weight overflows `dtype`. Everything but the values is checked
-            before anything is written.
-        ValueError: the dtype, format or a network's name is unknown, a config is not supported, or `dest` lies inside a
+            missing, extra and misshapen tensor); or a weight overflows `dtype`. Everything except the entries of the
+            weights is checked before anything is written.
+        ValueError: the dtype, format or a network's name is unknown, a config is not supported, or `dest` is inside a
             source.
-        OSError: `dest` cannot be written, or its disk is full.
+        OSError: `dest` cannot be written, or the disk is full.
     """
     check_options(to, dtype)
     if unknown := configs.keys() - NETWORKS.keys():
@@ -104,7 +104,7 @@ def convert_paella(
     texts = [None if path is None else _folder(path) for path in (byt5, openclip)]
     missing = [f"{stem}.pt" for stem, _, _ in NETWORKS.values() if not (folder / f"{stem}.pt").is_file()]
     if missing:
-        raise CheckpointError(f"{folder} has no {' and no '.join(missing)}; fetch all three files into one folder")
+        raise CheckpointError(f"{folder} has no {' and no '.join(missing)}; download all three files into one folder")
     dest = destination(dest, folder, *(text for text in texts if text))
 
     with atomic_folder(dest) as partial_folder:
@@ -125,7 +125,7 @@ def convert_paella(
                 others |= files
                 index[part] = ["transformers", type(sources[part].module).__name__]
         if texts[1] is None:
-            # The prior needs CLIP's embeddings. Its weights are written, but not loaded until there is a text encoder.
+            # The prior needs CLIP's embeddings. Its weights are written, but are not loaded as long as CLIP is missing.
             index["prior"] = [None, None]
         else:
             index["tokenizer"] = ["transformers", "CLIPTokenizer"]
@@ -139,12 +139,12 @@ def _folder(path: str | Path) -> Path:
         raise TypeError(f"{path!r} should be the path of a folder")
     folder = Path(os.path.expanduser(path))
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder; give an existing one")
+        raise FileNotFoundError(f"{folder} is not a folder; give an existing folder")
     return folder
 
 
 def _byt5(folder: Path) -> tuple[Source, dict[str, Any], dict[Path, Path]]:
-    """Returns ByT5's encoder, its config, and no further files, because its tokenizer needs none."""
+    """Returns ByT5's encoder, its config, and no other files, because its tokenizer needs none."""
     config = read_json(folder / "config.json")
     module = _built(folder, lambda: T5EncoderModel(T5Config.from_dict(config)))
 
@@ -174,7 +174,7 @@ def _clip(folder: Path) -> tuple[Source, dict[str, Any], dict[Path, Path]]:
 
 
 def _built(folder: Path, build: Callable[[], Any]) -> Any:
-    """Calls `build`, and names the config's file in its errors."""
+    """Calls `build`. Its errors name the config file."""
     try:
         return build()
     except ValueError as error:

@@ -19,7 +19,7 @@ from sega_jax.weights.destination import atomic_folder
 from sega_jax.weights.single_file import ENDINGS
 from sega_jax.weights.write import as_json
 
-# {path in the checkpoint: path of a file to copy, or content} of the files other than weights.
+# {path in the checkpoint: path of the file to copy, or content}, for all files except weights.
 Files = dict[Path, Path | bytes]
 
 
@@ -35,16 +35,16 @@ def convert_single(
     to: str = "diffusers",
     progress: bool | None = None,
 ) -> Path:
-    """Converts a single file with Stable Diffusion 1.x, 2.x or XL to a folder without a safety checker.
+    """Converts a single-file checkpoint of Stable Diffusion 1.x, 2.x or XL to a folder without a safety checker.
 
-    The tensors in the file have the names of the original repositories.
+    The tensors in the file must have the names of the original repositories.
 
     Args:
-        source: a `.safetensors` file, or a pickle such as `.ckpt`, whose code is not run; or a file on the hub,
+        source: a `.safetensors` file, a pickle such as `.ckpt` (its code is not run), or a file on the hub,
             "owner/name/file".
-        dest: a new or empty folder. It appears once it is complete.
-        tokenizer: a folder with CLIP's vocabulary (vocab.json and merges.txt), which the file does not contain; None
-            uses the vocabulary in `config` or, without `config`, the published one from the hub.
+        dest: a new or empty folder. It appears only when it is complete.
+        tokenizer: a folder with CLIP's vocabulary (vocab.json and merges.txt), because the file does not contain it.
+            None uses the vocabulary in `config` or, without `config`, the published one from the hub.
         config, prediction_type, ema: as for `sega_jax.load`.
         dtype: float32, float16 or bfloat16; None keeps the dtype of every weight.
         to: "diffusers" for safetensors files, or "orbax".
@@ -57,18 +57,18 @@ def convert_single(
         FileNotFoundError: a file or folder does not exist.
         FileExistsError: `dest` exists and is not empty.
         TypeError: `dest` is not a path.
-        CheckpointError: the file is broken, hostile or of another kind; it does not fit the configs (the error lists
+        CheckpointError: the file is broken, hostile or of the wrong kind; it does not fit the configs (the error lists
             every missing, extra and misshapen tensor); there is no vocabulary; or a weight overflows `dtype`.
-            Everything but the values is checked before anything is written.
-        ValueError: `source` is not a single file, `dest` lies inside the config's folder, or the dtype, format or
+            Everything except the entries of the weights is checked before anything is written.
+        ValueError: `source` is not a single file, `dest` is inside the config's folder, or the dtype, format or
             prediction type is unknown.
-        OSError: `dest` cannot be written, or its disk is full.
+        OSError: `dest` cannot be written, or the disk is full.
     """
     check_options(to, dtype)
     if prediction_type not in (None, *PREDICTIONS):
         raise ValueError(f"prediction_type={prediction_type!r} should be one of {', '.join(PREDICTIONS)}, or None")
     if not names_file(source):
-        raise ValueError(f"{source} is not a single file ({', '.join(ENDINGS)}); use convert for folders")
+        raise ValueError(f"{source} is not a single file ({', '.join(ENDINGS)}); use convert() for folders")
     checkpoint = find(source, None, config, prediction_type)
     folder = checkpoint.fetch(without=[CHECKER])
     vocabulary_folder = checkpoint.vocabulary() if tokenizer is None else Path(os.path.expanduser(tokenizer))
@@ -88,7 +88,7 @@ def convert_single(
 
 
 def _tokenizers(folder: Path, vocabulary_folder: Path | None, tokenizer: Tokenizer | TokenizerPair) -> Files:
-    """Returns the tokenizer's files. With a vocabulary folder, both tokenizers of a pair get its files."""
+    """Returns the tokenizer's files. If a vocabulary folder is given, both tokenizers of a pair use its files."""
     if isinstance(tokenizer, Tokenizer):
         return {**tokenizer_files(vocabulary_folder or folder / "tokenizer")}
     files: Files = {}
@@ -100,9 +100,9 @@ def _tokenizers(folder: Path, vocabulary_folder: Path | None, tokenizer: Tokeniz
 
 
 def _others(folder: Path, tokenizers: Files, declared: Mapping[str, Any]) -> Files:
-    """Returns the files other than weights.
+    """Returns all files except weights.
 
-    The index comes last, because a folder without an index is not taken for a checkpoint.
+    The index comes last, so that an incomplete folder is not mistaken for a checkpoint.
     """
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json") | dict(declared)
     index = read_json(folder / "model_index.json")

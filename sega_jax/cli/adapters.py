@@ -1,4 +1,4 @@
-"""The options of `sega-jax edit` for adapters: LoRAs and textual inversions, for every stage of a cascade."""
+"""The options of `sega-jax edit` for adapters (LoRAs and textual inversions), for every stage of a cascade."""
 
 import os
 from collections.abc import Mapping
@@ -18,13 +18,13 @@ from sega_jax.weights.lora_files import on_hub, pinned
 
 _METAVARS = {"lora": "FILE[:SCALE]", "textual_inversion": "[WORD=]FILE"}
 _HELP = {
-    "lora": "A LoRA to merge into the weights: a file, a folder with one, or owner/name on the hub.",
+    "lora": "A LoRA to merge into the weights: a file, a folder that contains one, or owner/name on the hub.",
     "textual_inversion": 'A word to add, as in "<cat-toy>=cat.safetensors".',
 }
 
 
 def options() -> list[click.Option]:
-    """Returns the options for --model, and for the later stages that take adapters."""
+    """Returns the adapter options for --model and for the later stages that support adapters."""
     listed = []
     for name in ADAPTERS:
         titles = [one.title for one in systems().values() if adapter_refusal(one, name) is None]
@@ -51,7 +51,7 @@ def names() -> list[str]:
 
 
 def check_family(system: System, given: Mapping[str, Any]) -> None:
-    """Checks that the family of `--model` takes the adapters that were given for it.
+    """Checks that the family of `--model` supports the adapters that were given for it.
 
     Raises:
         ValueError: the family does not support them.
@@ -63,12 +63,12 @@ def check(chosen: Mapping[str, Any], stages: Mapping[str, Any]) -> None:
     """Checks adapters as far as possible without reading a checkpoint.
 
     Args:
-        chosen: the options that were given, by the names of their parameters.
-        stages: the options of later stages that were given.
+        chosen: {parameter: value} for the options that were given.
+        stages: {parameter: value} for the options of later stages that were given.
 
     Raises:
-        FileNotFoundError, ValueError: a file or folder is missing, is given twice, or holds no LoRA or several; a word
-            has no name; or an option belongs to a stage that was not given.
+        FileNotFoundError, ValueError: a file or folder is missing, is given twice, or does not contain exactly one
+            LoRA; a file's word is not named; or an option belongs to a stage that was not given.
     """
     tokenizer = chosen.get("tokenizer")
     if tokenizer is not None and not Path(tokenizer).expanduser().is_dir():
@@ -84,7 +84,7 @@ def check(chosen: Mapping[str, Any], stages: Mapping[str, Any]) -> None:
 
 
 def _check_files(option: str, pairs: list[tuple[str, Any]]) -> None:
-    # LoRAs have a scale in place of the word.
+    # For LoRAs, the second entry of a pair is a scale instead of a word.
     words = [word for _, word in pairs if isinstance(word, str)]
     for path, word in pairs:
         if not _is_file(path) and (isinstance(word, str | None) or on_hub(path) is None):
@@ -98,7 +98,7 @@ def _check_files(option: str, pairs: list[tuple[str, Any]]) -> None:
 
 
 def read(chosen: Mapping[str, Any], stage: str = FIRST) -> dict[str, Any]:
-    """Returns the adapters of a stage, as `load` takes them. A checkpoint without a cascade is the first stage."""
+    """Returns the adapters of a stage as arguments for `load`. Without a cascade, the checkpoint is the first stage."""
     adapters: dict[str, Any] = {}
     for option in ADAPTERS:
         name = option if stage == FIRST else f"{stage}_{option}"
@@ -114,7 +114,7 @@ def read(chosen: Mapping[str, Any], stage: str = FIRST) -> dict[str, Any]:
 
 
 def by_stage(chosen: Mapping[str, Any], stages: list[str]) -> dict[str, dict[str, Any]]:
-    """Returns the adapters of a cascade's stages, as `load_cascade` takes them."""
+    """Returns the adapters of a cascade's stages as arguments for `load_cascade`."""
     of_stages = {stage: read(chosen, stage) for stage in stages}
     return {
         f"{option}s": {stage: files[option] for stage, files in of_stages.items() if option in files}
@@ -126,12 +126,12 @@ def located(chosen: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the given options with absolute paths and commits, so that a command can repeat them from any folder."""
     located = {name: value for name, value in chosen.items() if value not in (None, ()) and value is not False}
     paths = {name: located[name] for name in ("tokenizer", "config", "unet", "vae") if name in located}
-    # Values that are not paths are names on the hub.
+    # Paths that do not exist are names on the hub.
     located |= {name: _absolute(path) for name, path in paths.items() if Path(path).expanduser().exists()}
     for name in (name for name in names() if name in located):
         pairs = _pairs(chosen, name)
         if name.endswith("lora"):
-            # A name on the hub gets its commit, so that the command always loads the same file.
+            # `pinned` adds the commit to a name on the hub, so that the command always loads the same file.
             located[name] = [f"{pinned(path)}:{scale!r}" for path, scale in pairs]
         else:
             located[name] = [path if word is None else f"{word}={path}" for path, word in pairs]
@@ -139,7 +139,7 @@ def located(chosen: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def command_words(known: Mapping[str, Any]) -> list[str]:
-    """Returns the words of a command that set these options, which `located` returned."""
+    """Returns the command-line words that set these options, as returned by `located`."""
     return [word for name in names() for one in known.get(name) or () for word in (_option_name(name), one)]
 
 
@@ -149,7 +149,7 @@ def _stage(name: str) -> str:
 
 
 def _pairs(chosen: Mapping[str, Any], name: str) -> list[tuple[str, Any]]:
-    """Returns the files of an option, each with a LoRA's scale, or with a textual inversion's word or None."""
+    """Returns (file, scale) for each LoRA of an option, or (file, word or None) for each textual inversion."""
     read = _lora if name.endswith("lora") else _word
     return [read(_option_name(name), text) for text in chosen[name]]
 
@@ -175,7 +175,7 @@ def _is_file(path: str) -> bool:
 
 
 def _located(path: str) -> str:
-    """Returns the absolute path of a LoRA's file, which may be in a folder; names on the hub are left unchanged."""
+    """Returns the absolute path of a LoRA's file, given the file or its folder. Names on the hub stay unchanged."""
     return path if on_hub(path) is not None else pinned(_absolute(path))
 
 

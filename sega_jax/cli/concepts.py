@@ -1,6 +1,6 @@
 """Reads and writes edits in the shell's notation: "glasses", "-beard:scale=6,threshold=0.95".
 
-Words that the notation would misread, such as a leading minus, are written as a JSON string: '"-glasses":scale=6'.
+Words that would be misread, such as words with a leading minus, are written as a JSON string: '"-glasses":scale=6'.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ DEMO_WORDS = ("glasses", "sunglasses", "smile", "beard", "hat", "beanie", "curly
 
 
 class Defaults(NamedTuple):
-    """The settings of edits that set none, for adding and for removing a concept."""
+    """The default settings of edits that add a concept and of edits that remove one."""
 
     add: Edit
     remove: Edit
@@ -33,7 +33,7 @@ LIBRARY = Defaults(Edit(""), Edit("", scale=-Edit("").scale))
 
 
 def demo(steps: int | str = settings.STEPS) -> Defaults:
-    """Returns the defaults for the demo model in a call of `steps` steps."""
+    """Returns the demo model's defaults for a call with `steps` steps."""
     steps = sum(NAMED[steps]) if isinstance(steps, str) else steps
     return Defaults(settings.add("", steps=steps), settings.remove("", steps=steps))
 
@@ -61,7 +61,7 @@ def check_known(edit: Edit) -> None:
 
 
 def parse_edit(text: str, defaults: Defaults = LIBRARY) -> Edit:
-    """Reads an edit from `[-]WORDS[:NAME=VALUE,...]`; a leading minus removes the concept.
+    """Reads an edit from `[-]WORDS[:NAME=VALUE,...]`. A leading minus removes the concept.
 
     Raises:
         ValueError: there are no words, a setting is unknown, or a value is not a number or out of range.
@@ -91,7 +91,7 @@ def parse_edit(text: str, defaults: Defaults = LIBRARY) -> Edit:
 
 
 def _quoted(text: str) -> tuple[str, str] | None:
-    """Returns the words of a JSON string and the settings after it; None if the text does not start with one."""
+    """Returns the words in a JSON string and the settings after it, or None if the text does not start with one."""
     if not text.startswith('"'):
         return None
     try:
@@ -113,7 +113,9 @@ def _plain_words(text: str) -> tuple[str, str]:
         words, rest = text, ""
     words = words.removeprefix("-").strip()
     if not words:
-        raise ValueError(f"--edit {text!r} names no concept; write words such as glasses, or -beard to remove")
+        raise ValueError(
+            f"--edit {text!r} names no concept; write words such as glasses, or -beard to remove a concept"
+        )
     if misplaced := re.search(rf"[:,]\s*({'|'.join(_SETTINGS)})\s*[:=]", words.replace("-", "_")):
         raise ValueError(
             f"--edit {text!r}: {misplaced[1]!r} looks like a setting; settings follow one colon, as in"
@@ -123,7 +125,7 @@ def _plain_words(text: str) -> tuple[str, str]:
 
 
 def format_edit(edit: Edit, defaults: Defaults = LIBRARY) -> str:
-    """Writes an edit in the notation of `parse_edit`, with every setting that is not the default."""
+    """Writes an edit in the notation of `parse_edit`, with all settings that differ from the defaults."""
     minus = "-" if edit.scale < 0 else ""
     default = defaults.remove if minus else defaults.add
     values = {name: getattr(edit, name) for name in _SETTINGS}
@@ -142,7 +144,7 @@ def format_edit(edit: Edit, defaults: Defaults = LIBRARY) -> str:
 
 
 def describe(edit: Edit) -> str:
-    """Returns a line about an edit for people to read."""
+    """Returns a line that describes an edit to the user."""
     begins = f"from call {edit.warmup}" + ("" if edit.cooldown is None else f" to {edit.cooldown}")
     sign = "-" if edit.scale < 0 else "+"
     return f"{sign} {edit.concept}: scale {abs(edit.scale):g}, threshold {edit.threshold:g}, {begins}"

@@ -1,4 +1,4 @@
-"""`sega-jax edit`: pictures of a prompt, each with and without edits, and a sheet of all."""
+"""`sega-jax edit`: makes pictures of a prompt, each with and without edits, and a sheet that shows all of them."""
 
 import dataclasses
 import time
@@ -69,7 +69,7 @@ class EditCommand(click.Command):
         return [*own, *super().get_params(ctx)]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the options in sections, the common ones first."""
+        """Writes the options in sections. The most common options come first."""
         of_load, of_stages = {*load_arguments(), *adapters.names()}, stages.names()
         help_option = self.get_help_option(ctx)
         help_name = None if help_option is None else help_option.name
@@ -100,7 +100,7 @@ class EditCommand(click.Command):
 
 
 class Command(NamedTuple):
-    """The options that were given to `edit`, as text, by the part of the program that reads them."""
+    """The options that were given to `edit`, as text, grouped by the part of the program that reads them."""
 
     call: dict[str, Any]
     stages: dict[str, Any]
@@ -110,7 +110,7 @@ class Command(NamedTuple):
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "Command":
         given = {name: value for name, value in options.items() if value not in (None, ()) and value is not False}
-        # False is a value where a flag is on by default.
+        # False counts as given if a flag is on by default.
         given |= {
             name: False for name, one in load_arguments().items() if one.default is True and options[name] is False
         }
@@ -128,7 +128,7 @@ def edit(model: str | None, prompt: str, edits: tuple[str, ...], out: str, **opt
     """Makes pictures with and without edits.
 
     Writes each picture, and a sheet that shows all of them. Every PNG stores its settings; `sega-jax info FILE.png`
-    prints them, and the command that repeats the picture.
+    prints them, and the command that reproduces the picture.
 
     \b
     Example:
@@ -173,7 +173,7 @@ def _steps(given: Command) -> int | str:
 
 
 def _check_early(given: Command) -> list[int]:
-    """Checks what can be checked without reading a checkpoint; returns the pictures' seeds."""
+    """Checks the options as far as possible without reading a checkpoint. Returns the pictures' seeds."""
     check_early(given.call)
     seeds = seeds_of(given.call)
     if "strength" in given.call and "image" not in given.call:
@@ -209,7 +209,7 @@ def _check_family(system: System, name: str, given: Command) -> None:
 def _load(
     source: sources.Source, model: str | None, given: Command, name: str
 ) -> tuple[Pipeline, Callable[..., Output]]:
-    """Returns a pipeline, of a cascade the first stage's, and a function that makes pictures."""
+    """Returns a pipeline (for a cascade, its first stage) and a function that makes pictures."""
     began = time.perf_counter()
     options = parsed(LoadOptions, given.load)
     place, revision = sources.place(source)

@@ -24,15 +24,15 @@ from sega_jax.systems.call import Call
 
 _KINDS = ("original", "edited")
 SEEDS = ("seed", "images_per_prompt")
-# As many as fit on one readable sheet.
+# The maximum number of seeds that fit on one readable sheet.
 _MOST_SEEDS = 256
-# The number of seeds per device in a group, if every group loads the networks again.
+# The number of seeds in a group, per device, if every group loads the networks again.
 _LOW_MEMORY_SEEDS = 16
 _LARGEST_SEED = 2**32 - 1
 
 
 class Job(NamedTuple):
-    """The pictures to make, and the settings that each stores."""
+    """The pictures to make, and the settings that each picture stores."""
 
     prompt: str
     concepts: list[Edit]
@@ -74,15 +74,15 @@ def seeds_of(given: Mapping[str, str]) -> list[int]:
 
 
 def stored_seed(seeds: Sequence[int]) -> int | list[int]:
-    """Returns the seeds as settings store them: a single seed as a number."""
+    """Returns the seeds in the form that settings store: one number, or a list of several."""
     return seeds[0] if len(seeds) == 1 else list(seeds)
 
 
 def groups(seeds: Sequence[int], most: int) -> Iterator[tuple[list[int], int]]:
-    """Splits seeds into as few groups of one size as possible, so that all groups run the same compiled programs.
+    """Splits seeds into as few equal groups as possible, so that all groups run the same compiled programs.
 
     Args:
-        most: the largest group.
+        most: the maximum size of a group.
 
     Yields:
         The seeds of a group, and the number of them to keep: the last group is padded by repeating its last seed.
@@ -108,10 +108,10 @@ def run(make: Callable[..., Output], call: Mapping[str, Any], job: Job, folder: 
 
     Args:
         make: takes prompts, lists of edits and the arguments of a call.
-        most: the largest number of seeds in a group.
+        most: the maximum number of seeds in a group.
 
     Returns:
-        The names of the pictures that are not finite, which were not written.
+        The names of pictures that are not finite. These are not written.
     """
     rows = [[], job.concepts] if job.concepts else [[]]
     signed = [f"{'-' if one.scale < 0 else '+'} {one.concept}" for one in job.concepts]
@@ -174,7 +174,7 @@ def _bar(group: Sequence[int], count: int) -> dict[str, Any]:
 
 
 def _cells(result: Output, start: int, count: int) -> list[Cell]:
-    """Returns the pictures of a seed, with notes on missing and flagged ones."""
+    """Returns the pictures of a seed, with notes on missing and flagged pictures."""
     cells = []
     for row in range(start, start + count):
         flagged = result.flagged is not None and bool(result.flagged[row])
@@ -184,7 +184,7 @@ def _cells(result: Output, start: int, count: int) -> list[Cell]:
 
 
 def _write_seed(folder: Path, number: str, job: Job, seed: int, cells: Sequence[Cell]) -> tuple[list[Path], list[str]]:
-    """Writes a seed's pictures; returns their paths, and the names of the pictures that are not finite."""
+    """Writes a seed's pictures. Returns their paths, and the names of pictures that are not finite."""
     several = len(job.seeds) > 1
     stem = f"{number}-seed{seed}" if several else number
     paths, missing = [], []
@@ -203,9 +203,10 @@ def _write_seed(folder: Path, number: str, job: Job, seed: int, cells: Sequence[
 
 @contextmanager
 def _numbered(folder: Path) -> Iterator[str]:
-    """Gives a run the first number that no file of the folder begins with, such as "0001".
+    """Yields the first number that no file name in the folder starts with, such as "0001".
 
-    A hidden file reserves the number until the block ends, also from runs that write to the folder at the same time.
+    A hidden file reserves the number until the block ends, so that runs that write to the folder at the same time do
+    not use it.
     """
     taken = {begin[1] for path in folder.iterdir() if (begin := re.match(r"([0-9]{4,})-", path.name))}
     number = 0

@@ -1,13 +1,13 @@
-"""Draws the sheet of `sega-jax edit`: the pictures of all seeds without edits, and below them the same with edits."""
+"""Draws the sheet of `sega-jax edit`: the pictures of all seeds without edits and, below them, with edits."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-# Pixels: small pictures are enlarged up to this side, and all columns together are at most this wide.
+# The side up to which small pictures are enlarged, and the maximum width of all columns together, in pixels.
 _SIDE, _WIDTH = 384, 2048
-# The most pictures in a row, and the most if that would make more than four rows.
+# The maximum number of pictures in a row, and the maximum used if this would give more than four rows.
 _COLUMNS, _MANY_COLUMNS = 8, 16
 _INK, _GREY, _EMPTY = "#1f2328", "#656d76", "#eaeef2"
 _SIGNS = {"+": "#116329", "-": "#a40e26"}
@@ -18,18 +18,18 @@ Line = list[tuple[float, str, str]]  # the offset, text and colour of each part
 
 
 class Cell(NamedTuple):
-    """A picture as the sheet shows it, or the reason why there is none."""
+    """A picture on the sheet, or a note that explains why it is missing."""
 
     image: Image.Image | None
     note: str = ""
 
 
 class Sheet:
-    """Collects pictures, of which it keeps small copies, and draws them on one page.
+    """Collects small copies of pictures and draws them on one page.
 
     Args:
         prompt: the title.
-        edits: the concepts, each after "+ " or "- "; an empty list for a sheet without a second row.
+        edits: the concepts, each with the prefix "+ " or "- ". Empty for a sheet without edited pictures.
         count: the number of seeds that will be added.
     """
 
@@ -49,7 +49,7 @@ class Sheet:
 
     @property
     def _beside(self) -> bool:
-        """Whether the two pictures of a single seed stand next to each other."""
+        """Whether the two pictures of a single seed are drawn next to each other."""
         return self.count == 1 and bool(self.edits)
 
     @property
@@ -63,7 +63,7 @@ class Sheet:
     def _resized(self, image: Image.Image) -> Image.Image:
         zoom = min(_SIDE // max(image.size), _WIDTH // (self.columns * image.width))
         if zoom >= 1:
-            # An integer factor keeps the pixels sharp and of one size.
+            # An integer factor keeps the pixels sharp and equal in size.
             self._size = (image.width * zoom, image.height * zoom)
             return image.resize(self._size, Image.Resampling.NEAREST)
         scale = min(1, _WIDTH / (self.columns * image.width))
@@ -71,7 +71,7 @@ class Sheet:
         return image.resize(self._size, Image.Resampling.LANCZOS)
 
     def draw(self) -> Image.Image:
-        """Returns the page."""
+        """Draws the page and returns it."""
         width = self._size[0]
         gap = max(width // 40, 4)
         inner = self.columns * (width + gap) - gap
@@ -118,7 +118,7 @@ class _Page:
         self.texts([segments], size, self.width, 0)
 
     def texts(self, columns: Iterable[Sequence[Segment]], size: int, width: int, gap: int) -> None:
-        """Writes paragraphs next to each other, in columns of this width."""
+        """Writes paragraphs next to each other, in columns of width `width`."""
         font, step, most = ImageFont.load_default(size), round(size * 1.3), 0
         for column, segments in enumerate(columns):
             lines = _wrapped(segments, font, width)
@@ -129,7 +129,7 @@ class _Page:
         self._bottom = self.y
 
     def cells(self, cells: Sequence[Cell], size: tuple[int, int], gap: int, em: int) -> None:
-        """Shows pictures next to each other; a note stands in place of a missing one."""
+        """Shows pictures next to each other. A cell with a note shows the note instead of a picture."""
         width, height = size
         for column, cell in enumerate(cells):
             left = self.margin + column * (width + gap)
@@ -145,7 +145,7 @@ class _Page:
         self._bottom = self.y
 
     def finish(self) -> Image.Image:
-        """Draws everything."""
+        """Draws the page and returns it."""
         page = Image.new("RGB", (self.width + 2 * self.margin, self._bottom + self.margin), "white")
         for left, top, image in self._images:
             page.paste(image, (left, top))
@@ -158,7 +158,7 @@ class _Page:
 
 
 def _wrapped(segments: Sequence[Segment], font: Font, width: float) -> list[Line]:
-    """Breaks coloured segments into lines of at most `width` pixels, if need be inside a segment or a word."""
+    """Breaks coloured segments into lines of at most `width` pixels, inside a segment or a word if necessary."""
     lines: list[Line] = [[]]
     x, space = 0.0, font.getlength(" ")
     for text, colour in segments:
@@ -176,7 +176,7 @@ def _wrapped(segments: Sequence[Segment], font: Font, width: float) -> list[Line
 
 
 def _pieces(text: str, font: Font, width: float) -> list[str]:
-    """Splits a text at spaces, and words that are too wide at letters."""
+    """Splits a text at spaces, and words that are too wide between letters."""
     pieces = []
     for word in text.split():
         piece = ""

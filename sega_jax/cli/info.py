@@ -1,4 +1,4 @@
-"""`sega-jax info`: the settings of a picture that `sega-jax edit` wrote, and the command that repeats it."""
+"""`sega-jax info`: prints the settings of a picture and the command that reproduces it."""
 
 import shlex
 from collections.abc import Mapping
@@ -55,7 +55,7 @@ def info(file: Path) -> None:
 
 
 def _words(known: Mapping[str, Any]) -> list[str]:
-    """Returns the words of the shell command that makes pictures with these settings."""
+    """Returns the words of the shell command that makes a picture with these settings."""
     words = ["sega-jax", "edit"]
     for name in ("model", "revision"):
         words += [] if known.get(name) is None else [f"--{name}", known[name]]

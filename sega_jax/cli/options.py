@@ -12,28 +12,28 @@ from sega_jax.pipelines.load_options import ADAPTERS, LoadOptions
 from sega_jax.systems.base import System
 from sega_jax.systems.registry import in_words, systems
 
-# Arguments of a call that `edit` has options of its own for.
+# Arguments of a call that have separate options in `edit`.
 _OWN = ("prompt", "edits")
-# Options of `load` that suit one machine; the command that repeats a picture leaves them out.
+# Options of `load` that depend on the machine. The command that reproduces a picture omits them.
 OF_THIS_MACHINE = ("devices",)
 
 
 def shell_arguments(declaration: type) -> dict[str, Argument]:
-    """Returns the declared arguments that have a shell option."""
+    """Returns {name: argument} for the declared arguments that have a shell option."""
     return {name: one for name, one in arguments(declaration).items() if one.shell and name not in _OWN}
 
 
 def load_arguments() -> dict[str, Argument]:
-    """Returns the arguments of `load` that have a plain shell option; `sega_jax.cli.adapters` has the others."""
+    """Returns the arguments of `load` that have a shell option, except those in `sega_jax.cli.adapters`."""
     return {name: one for name, one in shell_arguments(LoadOptions).items() if name not in ADAPTERS}
 
 
 def option(argument: Argument, *, prefix: str = "", help: str | None = None) -> click.Option:
-    """Returns the shell option of an argument; its value stays text until the family is known.
+    """Returns the shell option for an argument. Its value stays text until the family is known.
 
     Args:
-        prefix: what precedes the option's name: "stage2-" for a stage of a cascade.
-        help: the help text; None derives it from the argument.
+        prefix: the prefix of the option's name, such as "stage2-" for a stage of a cascade.
+        help: the help text. None derives it from the argument.
     """
     name = f"--{prefix}{argument.option.removeprefix('--')}"
     text = f"{argument.help[:1].upper()}{argument.help[1:]}." if help is None else help
@@ -49,7 +49,7 @@ def option(argument: Argument, *, prefix: str = "", help: str | None = None) -> 
 
 
 def call_options() -> list[click.Option]:
-    """Returns the options of all families' calls. Help texts name the families that have an option and its defaults."""
+    """Returns the options for calls of all families. Each help text names the option's families and defaults."""
     families: dict[str, list[System]] = {}
     for system in systems().values():
         for name in shell_arguments(system.call):
@@ -58,7 +58,7 @@ def call_options() -> list[click.Option]:
 
 
 def only_for(titles: list[str]) -> str:
-    """Returns a sentence of a help text about the families that have an option; "" if all have it."""
+    """Returns a help-text sentence that names the families with an option, or "" if all families have it."""
     others = [system.title for system in systems().values() if system.title not in titles]
     if not others:
         return ""
@@ -86,7 +86,7 @@ def _shared_option(name: str, having: list[System]) -> click.Option:
 
 
 def parsed(declaration: type, given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns the values of the given options, as a call or `load` takes them.
+    """Converts the values of the given options to arguments for a call or `load`.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: a value has the wrong type or is out of range; the message names the
@@ -101,10 +101,10 @@ def parsed(declaration: type, given: Mapping[str, Any], prefix: str = "") -> dic
 
 
 def check_early(given: Mapping[str, Any]) -> None:
-    """Checks, without reading a checkpoint, that each value suits at least one family.
+    """Checks that each value is valid for at least one family. Reads no checkpoint.
 
     Raises:
-        FileNotFoundError, TypeError, ValueError: a value suits no family.
+        FileNotFoundError, TypeError, ValueError: a value is not valid for any family.
     """
     for name, value in given.items():
         errors = []
@@ -123,21 +123,21 @@ def check_family(system: System, model: str, given: Iterable[str]) -> None:
     """Checks that a family's calls have these options.
 
     Args:
-        model: the checkpoint's name, for errors.
+        model: the checkpoint's name, for error messages.
 
     Raises:
-        ValueError: an option belongs to other families.
+        ValueError: an option does not exist in this family.
     """
     known = shell_arguments(system.call)
     for name in given:
         if name not in known:
             having = [one.title for one in systems().values() if name in shell_arguments(one.call)]
             option = name.replace("_", "-")
-            raise ValueError(f"--{option} is for {in_words(having)}, but {model} is {system.title}; leave it out")
+            raise ValueError(f"--{option} applies to {in_words(having)}, but {model} is {system.title}; leave it out")
 
 
 def command_words(declaration: type, known: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str = "") -> list:
-    """Returns the words of a command that sets every value that is not the default."""
+    """Returns the command-line words that set every value that differs from its default."""
     words: list[str] = []
     for name, one in shell_arguments(declaration).items():
         value = known.get(f"{prefix}{name}".replace("-", "_"))

@@ -1,4 +1,4 @@
-"""The options of `sega-jax edit` for cascades: the later stages, and how all stages run."""
+"""The options of `sega-jax edit` for cascades. They name the later stages and control how all stages run."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -19,13 +19,13 @@ from sega_jax.text import caption_cleaning
 
 # Arguments of a later stage that the cascade sets.
 _OWN = (*SHARED, "negative_prompt", "images_per_prompt", "seed", "height", "width", "image")
-# Pictures that a stage predicts at once with --low-memory: one seed's, without and with edits.
+# The number of pictures that a stage processes at once with --low-memory: one seed without and with edits.
 _LOW_MEMORY_ROWS = 2
 _OTHERS = ("edited", "clean_captions", "low_memory")
 
 
 def later_stages() -> dict[str, System]:
-    """Returns the stages after the first of all cascades, by name."""
+    """Returns {name: stage} for all stages of all cascades except the first stages."""
     stages: dict[str, System] = {}
     for system in starting_systems():
         stages |= system.stages
@@ -33,12 +33,12 @@ def later_stages() -> dict[str, System]:
 
 
 def stage_arguments(system: System) -> dict[str, Any]:
-    """Returns the arguments of a later stage that have a shell option."""
+    """Returns {name: argument} for the arguments of a later stage that have a shell option."""
     return {name: one for name, one in shell_arguments(system.call).items() if name not in _OWN}
 
 
 def options() -> list[click.Option]:
-    """Returns the options of cascades."""
+    """Returns the options for cascades."""
     listed = []
     for stage, system in later_stages().items():
         listed += [
@@ -86,10 +86,10 @@ def names() -> list[str]:
 
 
 def check(given: Mapping[str, Any]) -> None:
-    """Checks the options of cascades as far as possible without reading a checkpoint.
+    """Checks the options for cascades as far as possible without reading a checkpoint.
 
     Args:
-        given: the options that were given, by the names of their parameters.
+        given: {parameter: value} for the options that were given.
 
     Raises:
         TypeError, ValueError: a number is out of range, a scheduler is unknown, or an option belongs to a stage that
@@ -117,20 +117,20 @@ def check(given: Mapping[str, Any]) -> None:
 
 
 def _of_stage(given: Mapping[str, Any], stage: str) -> dict[str, Any]:
-    """Returns the options of a stage by their names without the stage's prefix."""
+    """Returns {name without the stage's prefix: value} for the options of a stage."""
     return {name.removeprefix(f"{stage}_"): value for name, value in given.items() if name.startswith(f"{stage}_")}
 
 
 def check_family(system: System, model: str, given: Mapping[str, Any], *, image: bool = False) -> None:
-    """Checks that a command can start with this model, and that the model takes the options of cascades.
+    """Checks that a command can start with this model, and that it supports the given options for cascades.
 
     Args:
         model: the checkpoint's name, for errors.
-        image: whether the command names a picture, which a later stage can enlarge without a cascade.
+        image: whether the command names a picture. A later stage can enlarge it without a cascade.
 
     Raises:
-        ValueError: the model is a later stage without a picture, or an option is for cascades and the model starts
-            none.
+        ValueError: the model is a later stage but no picture is given, or an option applies to cascades but the model
+            is not the first stage of a cascade.
     """
     for stage, later in later_stages().items():
         if later is system and not image:
@@ -142,21 +142,21 @@ def check_family(system: System, model: str, given: Mapping[str, Any], *, image:
     if given and not system.stages:
         name = next(iter(given)).replace("_", "-")
         first = " and ".join(one.title.removesuffix(" first stage") for one in starting_systems())
-        raise ValueError(f"--{name} is for {first} cascade, but {model} is {system.title}; leave it out")
+        raise ValueError(f"--{name} applies only to {first} cascades, but {model} is {system.title}; leave it out")
 
 
 def check_load(system: System, model: str, given: Mapping[str, Any]) -> None:
-    """Checks that a cascade, if the model starts one, takes these options of `load`.
+    """Checks that cascades support these options of `load`, if the model is the first stage of a cascade.
 
     Raises:
-        ValueError: an option is not for cascades.
+        ValueError: cascades do not support an option.
     """
-    # `load_cascade` takes these two by stage.
+    # `load_cascade` takes the revision and the scheduler of each stage.
     known = {*inspect.signature(load_cascade).parameters, "revision", "scheduler"}
     for name in given:
         if system.stages and name not in known:
             raise ValueError(
-                f"--{name.replace('_', '-')} is not for cascades, but {model} is {system.title}; leave it out"
+                f"--{name.replace('_', '-')} is not supported for cascades, but {model} is {system.title}; leave it out"
             )
 
 
@@ -178,7 +178,7 @@ def located(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def absolute_path(scheduler: str | None) -> str | None:
-    """Returns the absolute path of a scheduler's folder; names of classes and None are returned unchanged."""
+    """Returns the absolute path of a scheduler's folder. Class names and None are returned unchanged."""
     if scheduler is None or not Path(scheduler).expanduser().exists():
         return scheduler
     return str(Path(scheduler).expanduser().resolve())
@@ -187,13 +187,13 @@ def absolute_path(scheduler: str | None) -> str | None:
 def load(
     model: str, revision: str | None, given: Mapping[str, Any], *, scheduler: Any, **common: Any
 ) -> tuple[Pipeline, Callable[..., Output]]:
-    """Returns the first stage's pipeline, and a function that takes the arguments of its call and runs all stages.
+    """Returns the first stage's pipeline, and a function that runs all stages with the arguments of its call.
 
     Args:
         model, revision: the first stage's checkpoint.
         given: the options of the later stages.
-        scheduler: the first stage's scheduler; None keeps the checkpoint's.
-        common: further arguments of `load_cascade`.
+        scheduler: the first stage's scheduler. None keeps the checkpoint's scheduler.
+        common: other arguments of `load_cascade`.
     """
     later = {stage: system for stage, system in later_stages().items() if stage in given}
     cascade = load_cascade(
@@ -208,7 +208,7 @@ def load(
     first = cascade.stages[FIRST].outline
     fewer: dict[str, Any] = {}
     if given.get("low_memory") and first.devices.devices[0].platform != "cpu":
-        # Groups of seeds are larger with --low-memory; CPUs predict one picture at a time anyway.
+        # With --low-memory, groups of seeds are larger. CPUs process one picture at a time anyway.
         fewer["rows_at_once"] = _LOW_MEMORY_ROWS
 
     def make(prompt: list[str], edits: list, *, seed: list[int], negative_prompt: Any = None, **call: Any) -> Output:
@@ -226,12 +226,12 @@ def load(
 
 
 def _taken(system: System, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns those of the options that a family's calls have."""
+    """Returns the options that exist in a family's calls."""
     return {name: value for name, value in options.items() if name in arguments(system.call)}
 
 
 def words(known: Mapping[str, Any]) -> list[str]:
-    """Returns the words of a command that set these options."""
+    """Returns the command-line words that set these options."""
     words: list[str] = []
     for stage, system in later_stages().items():
         for name in (stage, f"{stage}_revision", f"{stage}_scheduler"):

@@ -1,4 +1,4 @@
-"""`sega-jax sweep FILE`, and the commands for a sweep's folder: status, measure, sheet, plot and report."""
+"""`sega-jax sweep FILE`, and commands for a sweep's folder: status, measure, sheet, plot and report."""
 
 import time
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from sega_jax.pipelines.progress import plainly
 
 
 class _FileOrCommand(click.Group):
-    """A group in which a file in place of a command means `run`."""
+    """A command group that runs `run` if a file is given instead of a command."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in (*self.commands, *ctx.help_option_names):
@@ -99,8 +99,8 @@ def _plan(sweep: sweeps.Sweep, facts: sweeps.Facts, folder: str, rows: int | Non
     """Returns the plan of a sweep.
 
     Args:
-        rows: the most rows of a batch; None means those of the plan in the folder if it is of the same sweep, and
-            otherwise as many as fit into memory.
+        rows: the number of the most rows of a batch. None means those from the plan in the folder if it plan is for
+            the same sweep, and otherwise as many as fit into memory.
     """
     kept = sweeps.kept(folder)
     if rows is None and kept is not None and kept.sweep == sweep:
@@ -137,7 +137,7 @@ def _other_plan(folder: str) -> str:
 
 
 def _with_rows_of(kept: sweeps.Plan, sweep: sweeps.Sweep, facts: sweeps.Facts, share: bool) -> sweeps.Plan:
-    """Returns the plan of a sweep with as many rows in every stage as a kept plan."""
+    """Returns the plan of a sweep, with as many rows in each stage as in a kept plan."""
     earlier = None
     for facts_of_stage, stage in zip(facts.chain, kept.chain, strict=True):
         earlier = sweeps.plan(sweep, facts_of_stage, stage.rows, share=share, earlier=earlier)
@@ -146,7 +146,7 @@ def _with_rows_of(kept: sweeps.Plan, sweep: sweeps.Sweep, facts: sweeps.Facts, s
 
 
 def _labelled(stage: sweeps.Plan, plan: sweeps.Plan, text: str) -> str:
-    """Returns a text about a stage, which begins with the stage's name if there are several."""
+    """Prefixes a text with the stage's name if there are several stages."""
     return text if plan.earlier is None else f"{stage.facts.stage}: {text}"
 
 
@@ -154,13 +154,13 @@ def _worker(text: str | None) -> tuple[int, int] | None:
     """Reads the number of a worker and the number of workers.
 
     Raises:
-        ValueError: the text is not of the form 2/16.
+        ValueError: the text does not have the form 2/16.
     """
     if text is None:
         return None
     number, _, workers = text.partition("/")
     if not (number.isdecimal() and workers.isdecimal() and 1 <= int(number) <= int(workers)):
-        raise ValueError(f"--worker {text} should be its number and the number of workers, such as 2/16")
+        raise ValueError(f"--worker {text} should be the worker's number and the number of workers, such as 2/16")
     return int(number), int(workers)
 
 
@@ -178,7 +178,7 @@ def status(folder: str) -> None:
 
 
 def _out(default: str, help: str) -> Any:
-    """Returns the option --out of a command that writes a file."""
+    """Returns the option --out for a command that writes a file."""
     return click.option(
         "--out", default=default, show_default=True, type=click.Path(path_type=Path, dir_okay=False), help=help
     )
@@ -213,11 +213,11 @@ _FIXED = click.option(
     type=click.Path(path_type=Path),
     help="The folder of a CLIP model that compares each picture with its prompt.",
 )
-@click.option("--text", help="The text that CLIP compares with.  [default: each picture's prompt]")
+@click.option("--text", help="The text that CLIP compares the pictures with.  [default: each picture's prompt]")
 def measure(folder: str, words: tuple[str, ...], distance: bool, clip: Path | None, text: str | None) -> None:
     """Measures a sweep's pictures.
 
-    The results are stored in the sweep's folder, as the columns "judge WORD", "distance" and "clip".
+    The results are stored in the sweep's folder, in the columns "judge WORD", "distance" and "clip".
     """
     with plainly():
         results = sweeps.Results(folder)
@@ -245,11 +245,11 @@ def measure(folder: str, words: tuple[str, ...], distance: bool, clip: Path | No
     type=click.IntRange(16, 4096),
     help="The shorter side of a picture on the sheet, in pixels.",
 )
-@_out("sheet.png", "The file to write; several sheets get numbers.")
+@_out("sheet.png", "The file to write; if there are several sheets, their file names are numbered.")
 def sheet(folder: str, across: str | None, down: str | None, where: tuple[str, ...], side: int, out: Path) -> None:
     """Draws pictures over two axes.
 
-    Each combination of the other axes' values gets a sheet of its own.
+    Each combination of the other axes' values gets a separate sheet.
     """
     with plainly():
         results = sweeps.Results(folder)
@@ -291,7 +291,7 @@ def report(folder: str, across: str | None, down: str | None, title: str | None,
 
 
 def _fixed(results: sweeps.Results, where: tuple[str, ...]) -> dict[str, Any]:
-    """Reads the values of the --where options, which are written as sheets show them.
+    """Reads the --where options. Their values are written in the form that sheets show.
 
     Raises:
         ValueError: an option is malformed, or no picture has the value.
@@ -336,7 +336,7 @@ def _memory(plan: sweeps.Plan, memory: sweeps.Memory) -> str:
 
 
 def _time_left(folder: str) -> str | None:
-    """Returns a text about the remaining time; None before any batch has been timed."""
+    """Describes the remaining time, or returns None if no batch has been timed yet."""
     seconds = sweeps.seconds_left(folder)
     if seconds is None:
         return None

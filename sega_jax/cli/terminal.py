@@ -1,4 +1,4 @@
-"""Helpers that the shell commands share: output folders, the compilation cache, and time spent on compiling."""
+"""Helpers that the shell commands share: output folders, the compilation cache, and the time spent compiling."""
 
 import os
 import tempfile
@@ -17,7 +17,7 @@ from sega_jax.pipelines.run import PictureWarning
 
 
 def writable(folder: Path) -> Path:
-    """Creates a folder if it is missing, and checks that files can be written to it before pictures are made.
+    """Creates a folder if it is missing, and checks that files can be written to it.
 
     Returns:
         The folder.
@@ -29,17 +29,17 @@ def writable(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise ValueError(f"--out {folder} cannot be written to ({error.strerror}); name another folder") from None
+        raise ValueError(f"--out {folder} cannot be written to ({error.strerror}); choose a different folder") from None
     return folder
 
 
 def versions(device: str) -> dict[str, str]:
-    """Returns the versions of the software, and the device, as pictures store them."""
+    """Returns the device and the software versions, in the form that pictures store."""
     return {"device": device, "sega_jax": __version__, "jax": jax.__version__}
 
 
 def remember_compilations() -> None:
-    """Caches compiled programs on disk, unless JAX's configuration already names a cache."""
+    """Caches compiled programs on disk, unless JAX is already configured with a cache."""
     # mypy does not know JAX's options, which JAX adds to this object at run time.
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -48,7 +48,7 @@ def remember_compilations() -> None:
 
 @contextmanager
 def pictures_reported_elsewhere() -> Iterator[None]:
-    """Hides the library's warnings about missing and black pictures, which count the rows of a batch."""
+    """Hides the library's warnings about missing and black pictures, which name rows of a batch instead of seeds."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PictureWarning)
         yield

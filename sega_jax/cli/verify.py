@@ -1,4 +1,4 @@
-"""`sega-jax verify`: compares a checkpoint of Stable Diffusion 1.5 with the pictures that diffusers published."""
+"""`sega-jax verify`: compares a Stable Diffusion 1.5 checkpoint with the pictures that diffusers published."""
 
 import importlib.metadata
 import platform
@@ -34,14 +34,14 @@ _OPTIONS = [
         type=click.FloatRange(0, 1, min_open=True),
         default=published_pictures.TOLERANCE,
         show_default=True,
-        help="The largest difference of a value in [0, 1] that counts as equal; diffusers' tests use the default.",
+        help="The largest difference between values in [0, 1] that counts as equal; diffusers' tests use the default.",
     ),
     click.Option(
         ["--noise"],
         type=click.Path(path_type=Path, file_okay=False, exists=True),
         metavar="FOLDER",
         default=published_pictures.NOISE,
-        help="A folder of noise that tests/reference/record_cuda_noise.py drew on another GPU.",
+        help="A folder with noise that tests/reference/record_cuda_noise.py recorded on a different GPU.",
     ),
 ]
 
@@ -51,9 +51,9 @@ _OPTIONS = [
 def verify(ctx: click.Context, model: str, tolerance: float, noise: Path, **options: Any) -> None:
     """Compares a checkpoint with published pictures.
 
-    MODEL is a checkpoint of Stable Diffusion 1.5: a folder in diffusers layout, owner/name on the hub, or a single
-    file. Its pictures are compared with three that diffusers published, and a report to paste into an issue is printed.
-    The exit status is 0 if all three pictures are equal within the tolerance, and 1 otherwise.
+    MODEL is a Stable Diffusion 1.5 checkpoint: a folder in diffusers layout, owner/name on the hub, or a single file.
+    Its pictures are compared with three that diffusers published. The command prints a report that can be pasted into
+    an issue. The exit status is 0 if all three pictures are equal within the tolerance, and 1 otherwise.
     """
     with plainly():
         given = parsed(LoadOptions, {name: value for name, value in options.items() if value})
@@ -68,8 +68,8 @@ def verify(ctx: click.Context, model: str, tolerance: float, noise: Path, **opti
         size, wanted = pipe.pipeline.latent_shape(), noises[0].shape[1:]
         if size != wanted:
             raise ValueError(
-                f"{model} makes latents of shape {size}, expected {wanted}: the published pictures are of Stable"
-                " Diffusion 1.5; name one of its checkpoints"
+                f"{model} makes latents of shape {size}, expected {wanted}: the published pictures are from Stable"
+                " Diffusion 1.5; name a Stable Diffusion 1.5 checkpoint"
             )
         for line in _report(pipe, source, given.get("variant")):
             click.echo(line)
@@ -83,7 +83,7 @@ def verify(ctx: click.Context, model: str, tolerance: float, noise: Path, **opti
     if different:
         click.echo(f"\nFAILED: {', '.join(different)}: different from the pictures that diffusers published")
         if pipe.pipeline.dtype.name not in ("float32", "float64"):
-            click.echo("Half precision may exceed the tolerance; run it with --dtype float32")
+            click.echo("Half precision may exceed the tolerance; run the command with --dtype float32")
         ctx.exit(1)
     click.echo(f"\nPASSED: equal to the {len(pictures)} pictures that diffusers published")
 
@@ -108,7 +108,7 @@ def _report(pipe: SemanticStableDiffusionPipeline, source: sources.Source, varia
 
 
 def _weights(source: sources.Source, variant: str | None) -> Iterator[tuple[str, Path]]:
-    """Yields the names in a local checkpoint of its weight files, and their paths."""
+    """Yields (name in the checkpoint, path) for the weight files of a local checkpoint."""
     if source.file is not None:
         yield source.file.name, source.file
         return

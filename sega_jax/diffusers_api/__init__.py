@@ -1,4 +1,4 @@
-"""Pipelines with the names, arguments, defaults and results of diffusers; the native pipelines do the sampling.
+"""Pipelines with diffusers' names, arguments, defaults and results. The native pipelines do the sampling.
 
 Most code written for diffusers runs after its imports are changed:
 
@@ -28,8 +28,8 @@ def __getattr__(name: str) -> Any:
     """Imports a pipeline or scheduler when its name is first used.
 
     Raises:
-        ImportError: a name ends in "Pipeline" or "Scheduler", but `sega_jax` has no such class.
-        AttributeError: there is no such name.
+        ImportError: the name ends in "Pipeline" or "Scheduler", but `sega_jax` has no such class.
+        AttributeError: this package has no such name.
     """
     if name in _NAMES:
         return getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)

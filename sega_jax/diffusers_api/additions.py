@@ -1,4 +1,4 @@
-"""LoRAs and textual inversions that are added to a checkpoint's networks, and can be removed again."""
+"""LoRAs and textual inversions that are added to a checkpoint's networks and can be removed again."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -13,9 +13,8 @@ from sega_jax.weights.lora import Change, merged
 class Lora:
     """A LoRA file and its weights.
 
-    Attributes:
-        path: the file.
-        weight: the factor of the LoRA's weight changes: a number for all networks, or numbers by network name.
+    Attributes: path: the file. weight: the factor of the LoRA's weight changes: one number for all networks, or
+    {network: number}.
         default_weight: the factor for networks that `weight` does not name.
     """
 
@@ -25,7 +24,7 @@ class Lora:
 
     @property
     def is_active(self) -> bool:
-        """Whether a weight differs from 0."""
+        """Whether any weight differs from 0."""
         return any(self.weight.values()) if isinstance(self.weight, Mapping) else bool(self.weight)
 
     def scaled(self, scale: float) -> "Lora":
@@ -74,11 +73,9 @@ class Lora:
 class Additions:
     """A checkpoint's networks and tokenizer, and the LoRAs and new words to add to them.
 
-    Attributes:
-        models, tokenizer: the networks and the tokenizer without the additions.
-        words: new words and their files, in order; a word is None if the file names several.
-        loras: the loaded LoRAs that are not fused, by name.
-        fused: the fused LoRAs by name, each with its weight before and after fusing.
+    Attributes: models, tokenizer: the networks and the tokenizer without the additions. words: (new word, its file) in
+    order. The word is None if the file contains several words. loras: {name: loaded LoRA that is not fused}. fused:
+    {name: (the LoRA with its weight before fusing, the LoRA with its weight after fusing)}.
         enabled: whether the LoRAs in `loras` are merged.
     """
 
@@ -92,13 +89,13 @@ class Additions:
     def build(self, scale: float = 1.0) -> tuple[Any, Any]:
         """Returns the networks and the tokenizer with the additions.
 
-        LoRAs that are not fused are summed in float32, and the sum is rounded to the dtype of the weights once.
+        LoRAs that are not fused are summed in float32, and the sum is rounded once to the dtype of the weights.
 
         Args:
             scale: multiplies the weights of LoRAs that are not fused.
 
         Raises:
-            TypeError, ValueError, CheckpointError: as `sega_jax.merge_lora` and `sega_jax.add_words`.
+            TypeError, ValueError, CheckpointError: as for `sega_jax.merge_lora` and `sega_jax.add_words`.
         """
         models, tokenizer = self.models, self.tokenizer
         for word, path in self.words:
@@ -111,11 +108,11 @@ class Additions:
 
     @property
     def all_loras(self) -> dict[str, Lora]:
-        """All LoRAs by name, fused ones with their weights before fusing."""
+        """All LoRAs, as {name: LoRA}. Fused LoRAs have the weight that they had before fusing."""
         return {**{name: lora for name, (lora, _) in self.fused.items()}, **self.loras}
 
     def fuse(self, names: list[str], scale: float) -> "Additions":
-        """Returns these additions with the named LoRAs fused, their weights multiplied by `scale`."""
+        """Returns these additions with the named LoRAs fused and their weights multiplied by `scale`."""
         fused = {name: (self.loras[name], self.loras[name].scaled(scale)) for name in names if name in self.loras}
         unfused = {name: lora for name, lora in self.loras.items() if name not in fused}
         return dataclasses.replace(self, loras=unfused, fused={**self.fused, **fused})
@@ -125,7 +122,7 @@ class Additions:
         return dataclasses.replace(self, loras=self.all_loras, fused={})
 
     def unload(self) -> "Additions":
-        """Returns these additions without LoRAs; fused ones become a permanent part of `models`."""
+        """Returns these additions without LoRAs. Fused LoRAs become a permanent part of `models`."""
         models = _merge_loras(self.models, [lora for _, lora in self.fused.values()]) if self.fused else self.models
         return dataclasses.replace(self, models=models, loras={}, fused={}, enabled=True)
 

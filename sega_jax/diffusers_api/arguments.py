@@ -1,4 +1,4 @@
-"""The pipelines' common arguments under diffusers' names, and their translation to the arguments of a native call.
+"""The arguments that the pipelines share, under diffusers' names, and their translation to a native call.
 
 Each pipeline extends one of these dataclasses with its own arguments.
 """
@@ -58,7 +58,7 @@ class PipelineArguments:
     """
 
     outputs: ClassVar[Mapping[str, str]] = OUTPUTS
-    # The arguments that a native call has under the same names.
+    # The arguments that have the same name in a native call.
     shared: ClassVar[tuple[str, ...]] = ("height", "width", "seed", "key", "callback", "callback_steps", "progress")
 
     prompt: str | list[str] | None = changed(
@@ -85,9 +85,9 @@ class PipelineArguments:
         "seed",
         None,
         kind=SeedsOrGenerators(0, 2**32 - 1),
-        help="the seed of the noise, instead of a generator. A number s gives the pictures the seeds s, s + 1, ...; a"
-        " list gives one for each picture. The default is 0 without a seed, generator or key. JAX draws the noise, so"
-        " diffusers generates the same picture only from the same latents",
+        help="the seed of the noise, instead of a generator. With a number s, the pictures get the seeds s, s + 1, ...;"
+        " a list gives one seed for each picture. Without a seed, generator or key, the seed is 0. JAX draws the noise,"
+        " so diffusers generates the same picture only from the same latents",
     )
     output_type: str = argument("pil", OutputType(*OUTPUTS), "the form of the pictures")
     return_dict: bool = argument(True, Flag(), "whether to return an output object instead of a tuple")
@@ -97,18 +97,20 @@ class PipelineArguments:
     editing_prompt_embeddings: Any = argument(
         None,
         Opaque("an array [n, tokens, channels] for all prompts, or [prompts, n, tokens, channels]"),
-        "the embeddings of n concepts, or the text conditioning that `encode` of the native pipeline returns; ignored"
-        " if editing_prompt is given",
+        "the embeddings of n concepts, or the text conditioning returned by the native pipeline's `encode`; ignored if"
+        " editing_prompt is given",
     )
     reverse_editing_direction: bool | Sequence[bool] | None = argument(
         False, PerConcept(Flag()), "whether to remove a concept instead of adding it"
     )
     edit_guidance_scale: float | Sequence[float] | None = argument(5, PerConcept(Real()), "the strength of a concept")
     edit_warmup_steps: int | Sequence[int] | None = argument(
-        10, PerConcept(ModelCalls(0)), "the model call, counted from 0, at which a concept begins to act"
+        10, PerConcept(ModelCalls(0)), "the model call, counted from 0, at which a concept starts to act"
     )
     edit_cooldown_steps: int | Sequence[int | None] | None = argument(
-        None, PerConcept(ModelCalls(0)), "the model call, counted from 0, at which a concept stops; None is never"
+        None,
+        PerConcept(ModelCalls(0)),
+        "the model call, counted from 0, at which a concept stops acting; None means never",
     )
     edit_threshold: float | Sequence[float] | None = argument(
         0.9, PerConcept(Real(0, 1)), "the fraction of each channel that a concept leaves unchanged"
@@ -121,20 +123,20 @@ class PipelineArguments:
     prompt_embeds: Any = argument(
         None,
         Opaque("an array [prompts, tokens, channels]"),
-        "the embeddings of the prompts instead of their words, or the text conditioning that `encode` of the native"
-        " pipeline returns",
+        "the embeddings of the prompts instead of their words, or the text conditioning returned by the native"
+        " pipeline's `encode`",
     )
     negative_prompt_embeds: Any = argument(
         None,
         Opaque("an array [prompts, tokens, channels], or [1, tokens, channels] for all prompts"),
-        "the embeddings of the negative prompts instead of their words, or the text conditioning that `encode` of the"
-        " native pipeline returns",
+        "the embeddings of the negative prompts instead of their words, or the text conditioning returned by the native"
+        " pipeline's `encode`",
     )
     key: jax.Array | None = changed(Call, "key", None)
     generator: Any = argument(
         None,
         Generators(),
-        "seeded generators instead of seeds. JAX draws the noise, so the pictures differ from those of torch. Each call"
+        "seeded generators instead of seeds. JAX draws the noise, so the pictures differ from torch's. Each call"
         " advances the generators, so the next call generates different pictures",
     )
     return_guidance: bool = changed(
@@ -160,13 +162,13 @@ class PipelineArguments:
 
     @property
     def random(self) -> Any:
-        """The generators or the key to use instead of `seed`; None if there are none."""
+        """The generators or the key to use instead of `seed`, or None."""
         seeds = self.seed if isinstance(self.seed, list | tuple) else [self.seed]
         return self.seed if self.generator is None and any(map(is_generator, seeds)) else self.generator
 
     @property
     def step_end(self) -> Callable[..., Any] | None:
-        """The function to call at the end of every step; None if there is none."""
+        """The function to call at the end of every step, or None."""
         return None
 
     @property
@@ -176,27 +178,27 @@ class PipelineArguments:
 
     @property
     def steps(self) -> Any:
-        """The native argument `steps`; None is the default."""
+        """The native argument `steps`; None means the default."""
         return self.num_inference_steps
 
     @property
     def scale(self) -> float | list[float] | None:
-        """The native argument `guidance_scale`, at least 1; None is the default."""
+        """The native argument `guidance_scale`, at least 1; None means the default."""
         scale = self.guidance_scale
         if isinstance(scale, list | tuple):
             return [max(row_scale, 1.0) for row_scale in scale]
         return None if scale is None else max(scale, 1.0)
 
     def text(self, name: str, *, required: bool = False) -> Any:
-        """Returns the words of the prompts, or the embeddings given instead; None if neither is given.
+        """Returns the words of the prompts, the embeddings that were given instead, or None if neither was given.
 
         Args:
             name: "prompt" or "negative_prompt".
             required: whether words or embeddings must be given.
 
         Raises:
-            TypeError, ValueError: both are given, or neither although `required`, or the embeddings have the wrong type
-                or shape.
+            TypeError, ValueError: words and embeddings are both given, or both missing although `required` is set, or
+                the embeddings have the wrong type or shape.
         """
         words, embeddings = getattr(self, name), getattr(self, f"{name}_embeds")
         if words is not None and embeddings is not None:
@@ -214,7 +216,7 @@ class PipelineArguments:
         return states
 
     def concepts(self) -> list[Any]:
-        """Returns the concepts as words or embeddings: one list for all prompts, or a list with one list per prompt.
+        """Returns the concepts as words or embeddings: one list for all prompts, or one list per prompt.
 
         Raises:
             TypeError, ValueError: the embeddings have the wrong type or shape.
@@ -247,7 +249,7 @@ class PipelineArguments:
         ]
 
     def _entries(self, name: str, n: int, default: Any) -> list[Any]:
-        """Returns the values of an argument for each of n concepts."""
+        """Returns a list with an argument's value for each of n concepts."""
         value = getattr(self, name)
         if name == "edit_weights" and value == []:  # an empty list means the default in diffusers, too
             value = None
@@ -259,7 +261,7 @@ class PipelineArguments:
         return [default if entry is None else entry for entry in entries[:n]]
 
     def native(self, prompt: Any, negative_prompt: Any, concepts: list[Any]) -> dict[str, Any]:
-        """Returns the arguments of the native call, without those that are None.
+        """Returns the arguments of the native call. Arguments that are None are omitted.
 
         Args:
             prompt, negative_prompt, concepts: the texts, as `text` and `concepts` return them.
@@ -328,12 +330,12 @@ class LatentArguments(DiffusionArguments):
         None,
         StepCallback(),
         "a function called after every step as (pipe, step, timestep, {'latents': array}); it cannot change the"
-        " latents, and ends the call by setting pipe._interrupt = True",
+        " latents, but can end the call by setting pipe._interrupt = True",
     )
     callback_on_step_end_tensor_inputs: Any = argument(
         None, Unsupported("callbacks get only the latents; leave it out", (["latents"],)), "not supported"
     )
-    sigmas: Any = argument(None, Unsupported("give timesteps, or choose another scheduler"), "not supported")
+    sigmas: Any = argument(None, Unsupported("give timesteps, or choose a different scheduler"), "not supported")
     ip_adapter_image: Any = argument(None, Unsupported("sega_jax has no IP-Adapters; leave it out"), "not supported")
     ip_adapter_image_embeds: Any = argument(
         None, Unsupported("sega_jax has no IP-Adapters; leave it out"), "not supported"
@@ -367,7 +369,8 @@ class TimestepArguments(PipelineArguments):
 def positional(*names: str) -> Callable[[type[T]], type[T]]:
     """Returns a class decorator that makes the named fields positional, in this order, and all others keyword-only.
 
-    A dataclass puts inherited fields first, but diffusers' pipelines order their arguments differently.
+    It is needed because dataclasses put inherited fields first, but diffusers' pipelines order their arguments
+    differently.
     """
 
     def decorate(cls: type[T]) -> type[T]:

@@ -37,7 +37,7 @@ class DiffusionPipeline:
 
     def __init__(self) -> None:
         raise TypeError(
-            f"{type(self).__name__} cannot be called; create a pipeline with its from_pretrained, from_single_file or"
+            f"{type(self).__name__} cannot be called; create a pipeline with from_pretrained, from_single_file or"
             " from_pipe"
         )
 
@@ -45,11 +45,11 @@ class DiffusionPipeline:
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Any:
         """Loads a checkpoint.
 
-        The arguments are those of `from_pretrained` of the family's pipeline.
+        The arguments are those of `from_pretrained` in the family's pipeline class.
 
         Raises:
-            CheckpointError: the family has no such pipeline. Only the checkpoint's index was fetched.
-            Others as `sega_jax.load`.
+            CheckpointError: the family has no such pipeline. Raised before any weights are downloaded.
+            Others: as for `sega_jax.load`.
         """
         with hub.using(**hub_choices(options)):
             specified = source_options(pretrained_model_name_or_path, options)
@@ -70,7 +70,7 @@ class DiffusionPipeline:
 
         Args:
             pipeline: a native pipeline, or a pipeline of this package.
-            options: as of `from_pipe` of the family's pipeline.
+            options: as for `from_pipe` of the family's pipeline class.
 
         Raises:
             TypeError, CheckpointError: `pipeline` is not a pipeline, or its family has no such pipeline.

@@ -44,7 +44,7 @@ class DiffusersPipeline(Switches):
 
     pipeline: Pipeline
     _systems: ClassVar[tuple[System, ...]]  # the supported families
-    _additions_record: Additions | None = None  # the LoRAs and new words in `_modified_models`
+    _additions_record: Additions | None = None  # the LoRAs and new words contained in `_modified_models`
     _modified_models: Any = None  # the networks that `_additions_record` describes
     # All pipelines that share their LoRAs and new words with this one, including itself.
     _sharers: "weakref.WeakSet[DiffusersPipeline] | None" = None
@@ -59,7 +59,7 @@ class DiffusersPipeline(Switches):
 
     @property
     def components(self) -> dict[str, Any]:
-        """The networks, the tokenizer and the scheduler, by name."""
+        """The networks, the tokenizer and the scheduler, as {name: component}."""
         native = self.pipeline
         return {**native.models._asdict(), "tokenizer": native.tokenizer, "scheduler": native.scheduler}
 
@@ -70,16 +70,16 @@ class DiffusersPipeline(Switches):
         """Loads a checkpoint.
 
         Args:
-            pretrained_model_name_or_path: a folder, hub repository or single file, as `source` of `sega_jax.load`.
-            torch_dtype: the dtype of the networks, as the option `dtype`; a dtype of torch is also accepted.
+            pretrained_model_name_or_path: a folder, hub repository or single file, like `source` in `sega_jax.load`.
+            torch_dtype: the dtype of the networks, like the option `dtype`. torch dtypes are also accepted.
             options: the options of `sega_jax.load` and of diffusers. `cache_dir`, `token`, `local_files_only` and
-                `force_download` are passed to the hub client, `device_map` is a device as for `to`, and options such
-                as `use_safetensors` have no effect here.
+                `force_download` are passed to the hub client, `device_map` is a device as for `to`, and options such as
+                `use_safetensors` have no effect here.
 
         Raises:
             TypeError: an option is unknown or not supported.
-            CheckpointError: the checkpoint is of another family. Only its index was fetched.
-            Others as `sega_jax.load`.
+            CheckpointError: the checkpoint belongs to a different family. Raised before any weights are downloaded.
+            Others: as for `sega_jax.load`.
         """
         return cls._load(pretrained_model_name_or_path, torch_dtype, options)
 
@@ -111,28 +111,29 @@ class DiffusersPipeline(Switches):
 
         Args:
             pretrained_model_link_or_path: a .safetensors or .ckpt file, or its address on the hub.
-            torch_dtype: as of `from_pretrained`.
-            options: as of `from_pretrained`, such as `config` and `tokenizer`.
+            torch_dtype: as for `from_pretrained`.
+            options: as for `from_pretrained`, such as `config` and `tokenizer`.
 
         Raises:
-            CheckpointError: the checkpoint is of another family. No weights were read.
-            Others as `sega_jax.load`.
+            CheckpointError: the checkpoint belongs to a different family. Raised before any weights are read.
+            Others: as for `sega_jax.load`.
         """
         return cls._load(pretrained_model_link_or_path, torch_dtype, options)
 
     @classmethod
     def from_pipe(cls, pipeline: Any, *, torch_dtype: Any = None, **options: Any) -> Self:
-        """Creates a pipeline that shares the weights and compiled programs of another pipeline, but not its scheduler.
+        """Creates a pipeline that shares weights and compiled programs, but not the scheduler, with another pipeline.
 
         Args:
-            pipeline: a native pipeline, or a pipeline of this package. In the latter case, LoRAs and new words added to
-                one of the two pipelines are added to both, until a network of one is replaced, cast or moved.
-            torch_dtype: the dtype of the new pipeline's networks; the other pipeline keeps its own.
-            options: a `scheduler` or networks (`unet`, `vae`, `text_encoder`, `text_encoder_2`) to use instead of the
-                pipeline's. `safety_checker=None` turns the safety checker off.
+            pipeline: a native pipeline, or a pipeline of this package. In the latter case, LoRAs and new words that are
+                added to one pipeline are added to both, until a network in either of them is replaced, cast or moved.
+            torch_dtype: the dtype of the new pipeline's networks. The other pipeline keeps its dtype.
+            options: a `scheduler` or networks (`unet`, `vae`, `text_encoder`, `text_encoder_2`) that replace those of
+                `pipeline`. `safety_checker=None` turns the safety checker off.
 
         Raises:
-            TypeError: `pipeline` is not a pipeline or is of another family, or an option is unknown or not supported.
+            TypeError: `pipeline` is not a pipeline or belongs to a different family, or an option is unknown or not
+                supported.
         """
         native = pipeline.pipeline if isinstance(pipeline, DiffusersPipeline) else pipeline
         if not isinstance(native, Pipeline):
@@ -171,7 +172,7 @@ class DiffusersPipeline(Switches):
 
         Raises:
             TypeError: an option is unknown or not supported.
-            Others as `sega_jax.Pipeline.save`.
+            Others: as for `sega_jax.Pipeline.save`.
         """
         for name, value in options.items():
             if name in ("variant", "push_to_hub") and value:
@@ -233,7 +234,7 @@ class DiffusersPipeline(Switches):
         return out
 
     def _with_picture_size(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Returns the arguments of a native call; pipelines that start from a picture add its size."""
+        """Returns the arguments of a native call. Subclasses that start from a picture add its size."""
         return options
 
     def _check_guidance(self, scale: Any) -> None:
@@ -255,7 +256,7 @@ class DiffusersPipeline(Switches):
             self._sharers = None
 
     def _recorded(self) -> Additions | None:
-        """Returns the additions to the current networks; None if there are none or the networks were replaced since."""
+        """Returns the additions to the current networks, or None if there are none or the networks were replaced."""
         return self._additions_record if self._modified_models is self.pipeline.models else None
 
     def _additions(self) -> Additions:
@@ -266,11 +267,13 @@ class DiffusersPipeline(Switches):
 
         Raises:
             RuntimeError: one of these pipelines is running a call.
-            Others as `Additions.build`.
+            Others: as for `Additions.build`.
         """
         sharing = [self, *(pipe for pipe in self._sharers or () if pipe is not self)]
         if any(pipe._running_calls for pipe in sharing):
-            raise RuntimeError("LoRAs and new words cannot change during a call; use a separate call for each setting")
+            raise RuntimeError(
+                "LoRAs and new words cannot be changed during a call; use a separate call for each setting"
+            )
         models, tokenizer = additions.build()
         for pipe in sharing:
             pipe.pipeline.models, pipe.pipeline.tokenizer = models, tokenizer
@@ -294,7 +297,7 @@ class DiffusersPipeline(Switches):
 
     def _move(self, devices: Devices, dtype: np.dtype | None) -> None:
         if self._running_calls:
-            raise RuntimeError("the networks cannot be moved or cast during a call; do it between calls")
+            raise RuntimeError("the networks cannot be moved or cast during a call; move or cast them between calls")
         self._stop_sharing()
         additions, native = self._additions(), self.pipeline
 
@@ -310,9 +313,10 @@ class DiffusersPipeline(Switches):
 
 
 def source_options(source: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """Returns the options without those that are None, and without `variant` if the source is a single file.
+    """Removes options that are None, and `variant` if the source is a single file. diffusers accepts a variant for
+    single files, but it has no effect.
 
-    diffusers accepts a variant for single files, where it has no effect. `safety_checker=None` is kept.
+    `safety_checker=None` is kept.
     """
     options = {name: value for name, value in options.items() if value is not None or name == "safety_checker"}
     if sources.names_file(source):
@@ -321,7 +325,7 @@ def source_options(source: Any, options: dict[str, Any]) -> dict[str, Any]:
 
 
 class UNetPipeline(DiffusersPipeline):
-    """A pipeline whose network is a UNet."""
+    """A pipeline that denoises with a UNet."""
 
     def _check_guidance(self, scale: Any) -> None:
         scales = scale if isinstance(scale, list | tuple) else [1 if scale is None else scale]
@@ -348,10 +352,10 @@ class UNetPipeline(DiffusersPipeline):
         self._replace_network("text_encoder", value)
 
     def _replace_network(self, name: str, value: Any) -> None:
-        """Replaces a network, and removes all LoRAs.
+        """Replaces a network and removes all LoRAs.
 
         Raises:
-            TypeError: `value` is not a network of this kind.
+            TypeError: `value` is not the right kind of network.
         """
         if type(value).__module__.startswith("torch.") or inspect.isfunction(value):
             raise TypeError(f"{name}: JAX compiles the networks at the first call; leave torch.compile out")
@@ -360,7 +364,7 @@ class UNetPipeline(DiffusersPipeline):
         self._stop_sharing()
         models = additions.models._replace(**{name: value})
         if additions.words and name.startswith("text_encoder"):
-            # The embeddings of new words are in the old text encoder.
+            # The new words are lost, because their embeddings are in the old text encoder.
             self._apply(Additions(models, additions.tokenizer))
         else:
             self._apply(Additions(models, additions.tokenizer, additions.words))

@@ -1,4 +1,4 @@
-"""diffusers' `callback_on_step_end`, which reads the latents and may end the sampling."""
+"""Supports diffusers' `callback_on_step_end`, which reads the latents and may end the sampling."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,9 +11,9 @@ from sega_jax.pipelines.run import Interruption
 class StepEnd:
     """A native callback that calls a diffusers callback.
 
-    The diffusers callback is called as (pipe, step, timestep, {"latents": array}) and returns the mapping unchanged.
-    The latents are read-only, because the compiled programs would not see a change; channels are last. The callback may
-    set `pipe._interrupt = True`, which ends the sampling and decodes the current latents.
+    The diffusers callback is called with (pipe, step, timestep, {"latents": array}) and must return the mapping
+    unchanged. The latents have channels last. They are read-only, because a change would have no effect on the compiled
+    programs. The callback may set `pipe._interrupt = True`, which ends the sampling and decodes the current latents.
 
     Args:
         pipe: the pipeline to pass to the callback.

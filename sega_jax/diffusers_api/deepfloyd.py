@@ -26,7 +26,7 @@ _OUTPUTS = {name: OUTPUTS[name] for name in ("pil", "np")}
 
 @dataclasses.dataclass
 class UncheckedImages(Images):
-    """Pictures without results of a safety checker or a watermark detector."""
+    """Pictures that no safety checker or watermark detector has seen."""
 
     nsfw_detected: list[bool] | None = None
     watermark_detected: list[bool] | None = None
@@ -37,7 +37,7 @@ class SemanticIFPipelineOutput(Estimates, UncheckedImages):
     """The output of `SemanticIFPipeline`.
 
     Attributes:
-        images: PIL pictures, or a float array [rows, height, width, 3] in [0, 1].
+        images: PIL images, or a float array [rows, height, width, 3] in [0, 1].
         nsfw_detected, watermark_detected: always None; neither detector is supported.
         sem_guidance, uncond_estimates, text_estimates, edit_estimates: arrays [..., height, width, 3], or None without
             `return_guidance`; see `Estimates`.
@@ -68,24 +68,24 @@ class IFArguments(TimestepArguments, DiffusionArguments):
         True,
         Flag(),
         "whether to clean prompts and concepts (`sega_jax.text.caption_cleaning`), which needs the extra"
-        ' "if". Without its libraries, diffusers only warns, but here the call fails',
+        ' "if". Without its libraries, diffusers only warns, but calls fail here',
     )
-    image: Any = argument(None, Opaque(Pictures.noun), "the low-resolution picture that the second stage enlarges")
+    image: Any = argument(None, Opaque(Pictures.noun), "the low-resolution picture for the second stage to enlarge")
     noise_level: int | None = changed(
         Stage2Call,
         "noise_level",
         None,
         help="how much noise the second stage adds to its low-resolution picture, as a timestep of the noise schedule;"
-        " None is 250",
+        " None means 250",
     )
 
 
 class SemanticIFPipeline(LoraPipeline):
-    """diffusers' pipelines of the first two stages of DeepFloyd-IF, with semantic guidance.
+    """diffusers' pipelines for the first two stages of DeepFloyd-IF, with semantic guidance.
 
-    Each pipeline wraps the native pipeline `pipeline` of one stage. `sega_jax.load_cascade` runs all stages in one
-    call. There is no safety checker and no watermark. Arrays are channels last. The noise comes from a seed, a
-    generator or a JAX key.
+    Each pipeline wraps the native pipeline of one stage, `pipeline`. To run all stages in one call, use
+    `sega_jax.load_cascade`. There is no safety checker and no watermark. Arrays have channels last. The noise comes
+    from a seed, a generator or a JAX key.
 
     Example:
         >>> from sega_jax import SemanticIFPipeline
@@ -100,7 +100,7 @@ class SemanticIFPipeline(LoraPipeline):
 
     _systems: ClassVar[tuple[System, ...]] = (STAGE_1, STAGE_2)
 
-    # None of these is supported, but code for diffusers reads them and passes them to the upscaler.
+    # These are not supported, but code written for diffusers reads them and passes them to the upscaler.
     safety_checker = feature_extractor = watermarker = None
 
     @classmethod
@@ -109,17 +109,18 @@ class SemanticIFPipeline(LoraPipeline):
     ) -> Self:
         """Loads a stage.
 
-        Warns before fetching anything if the libraries for `clean_caption=True`, the default of calls, are missing.
+        If the libraries for `clean_caption=True` (the default in calls) are missing, a warning appears before anything
+        is downloaded.
 
         Args:
-            pretrained_model_name_or_path: a folder, hub repository or single file, as `source` of `sega_jax.load`.
-            torch_dtype: the dtype of the networks, as the option `dtype`; a dtype of torch is also accepted.
-            options: the options of `sega_jax.load`. As in diffusers, `text_encoder=None` loads no text encoder.
+            pretrained_model_name_or_path: a folder, hub repository or single file, like `source` in `sega_jax.load`.
+            torch_dtype: the dtype of the networks, like the option `dtype`. torch dtypes are also accepted.
+            options: the options of `sega_jax.load`. As in diffusers, `text_encoder=None` skips the text encoder.
 
         Raises:
             TypeError: an option is not supported.
-            CheckpointError: the checkpoint is of another family. Only its index was fetched.
-            Others as `sega_jax.load`.
+            CheckpointError: the checkpoint belongs to a different family. Raised before any weights are downloaded.
+            Others: as for `sega_jax.load`.
         """
         from sega_jax.text import caption_cleaning
 
@@ -134,7 +135,7 @@ class SemanticIFPipeline(LoraPipeline):
         try:
             caption_cleaning.check()
         except ImportError as error:
-            # Outside a `collected` block the warning appears at once, before anything is fetched.
+            # Outside a `collected` block, the warning appears at once, before anything is downloaded.
             warn(f"calls with default arguments will fail: {error}")
         return cls._load(pretrained_model_name_or_path, torch_dtype, options | {"safety_checker": False})
 
@@ -151,9 +152,9 @@ class SemanticIFPipeline(LoraPipeline):
 
         Args:
             prompt: a prompt or a list of prompts.
-            num_images_per_prompt: how often to repeat each embedding, at least 1.
-            negative_prompt: one negative prompt for all prompts, or one for each; None is the empty text.
-            clean_caption: whether to clean the texts first, as the argument of a call.
+            num_images_per_prompt: how many copies of each embedding to return, at least 1.
+            negative_prompt: one negative prompt for all prompts, or one for each. None means the empty text.
+            clean_caption: whether to clean the texts first, like the argument of a call.
             device: ignored.
 
         Returns:
@@ -175,10 +176,10 @@ class SemanticIFPipeline(LoraPipeline):
         """Generates pictures, with diffusers' arguments, defaults and results.
 
         Returns:
-            A `SemanticIFPipelineOutput`; without `return_dict` a tuple (images, None, None).
+            A `SemanticIFPipelineOutput`, or a tuple (images, None, None) if `return_dict` is False.
 
         Raises:
-            TypeError, ValueError: as `Pipeline.__call__`, before any network runs.
+            TypeError, ValueError: as for `Pipeline.__call__`; raised before any network runs.
             ImportError: `clean_caption` needs libraries that are not installed.
         """
         with collected():
@@ -190,7 +191,7 @@ class SemanticIFPipeline(LoraPipeline):
 
 
 def _cleaned(texts: Any, clean: bool) -> Any:
-    """Returns texts, or nested lists of texts, cleaned if `clean`; values that are not texts stay unchanged."""
+    """Cleans a text, or nested lists of texts, if `clean` is set. Values that are not texts stay unchanged."""
     if isinstance(texts, str) and texts and clean:
         from sega_jax.text import caption_cleaning  # needs the libraries of the extra "if"
 

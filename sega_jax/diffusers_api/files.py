@@ -1,4 +1,4 @@
-"""LoRAs and textual inversion, with diffusers' methods."""
+"""diffusers' methods for LoRAs and textual inversion."""
 
 import dataclasses
 import os
@@ -21,7 +21,7 @@ _INVERSION = ("learned_embeds.safetensors", "learned_embeds.bin")
 class LoraPipeline(UNetPipeline):
     """A pipeline that supports LoRAs.
 
-    LoRAs are merged into the weights. The networks without them stay in memory, so that LoRAs can be removed again.
+    LoRAs are merged into the weights. The original networks stay in memory, so that LoRAs can be removed again.
     """
 
     def load_lora_weights(
@@ -37,22 +37,22 @@ class LoraPipeline(UNetPipeline):
     ) -> None:
         """Merges a LoRA into the networks with weight 1; see `sega_jax.merge_lora`.
 
-        As in diffusers, LoRAs loaded earlier get weight 0 in the networks that the new LoRA changes. `set_adapters`
-        changes the weights.
+        As in diffusers, LoRAs that were loaded earlier get weight 0 in the networks that the new LoRA changes. Use
+        `set_adapters` to change the weights.
 
         Args:
             pretrained_model_name_or_path_or_dict: a LoRA file, or a folder or hub repository that contains one.
-            adapter_name: a name for `set_adapters`; None is "default_0", "default_1", ...
-            weight_name: the file's name in the folder or repository; None is the name that diffusers or peft write, or
+            adapter_name: a name for `set_adapters`. None means "default_0", "default_1", ...
+            weight_name: the file's name in the folder or repository. None means the name that diffusers or peft use, or
                 the only weight file.
             revision: the branch, tag or commit of the repository.
             subfolder: the file's folder inside the folder or repository.
-            hotswap: whether to replace the loaded LoRA `adapter_name`, keeping its weight.
+            hotswap: whether to replace the loaded LoRA `adapter_name` and keep its weight.
             options: diffusers' options for the hub, such as `cache_dir`, and options without an effect here.
 
         Raises:
-            ValueError: `adapter_name` is already in use, or with `hotswap`, is not loaded.
-            Others as `sega_jax.merge_lora`.
+            ValueError: `adapter_name` is already in use, or `hotswap` is set and `adapter_name` is not loaded.
+            Others: as for `sega_jax.merge_lora`.
         """
         with hub_options("load_lora_weights", options):
             path = _lora_file(pretrained_model_name_or_path_or_dict, weight_name, revision, subfolder)
@@ -64,7 +64,7 @@ class LoraPipeline(UNetPipeline):
             )
         if name in additions.all_loras and not hotswap:
             raise ValueError(
-                f"adapter_name={name!r} is already loaded; choose another name, or call unload_lora_weights() first"
+                f"adapter_name={name!r} is already loaded; choose a different name, or call unload_lora_weights() first"
             )
         new, loras = Lora(path), dict(additions.loras)
         if hotswap:
@@ -75,16 +75,16 @@ class LoraPipeline(UNetPipeline):
         self._apply(dataclasses.replace(additions, loras={**loras, name: new}))
 
     def set_adapters(self, adapter_names: str | Sequence[str], adapter_weights: Any = None) -> None:
-        """Merges the named LoRAs, and gives all others weight 0.
+        """Merges the named LoRAs and gives all others weight 0.
 
         Args:
             adapter_names: the name of a loaded LoRA, or several names.
-            adapter_weights: one weight for all LoRAs, or one for each; None is 1. A weight is a number, or numbers by
-                network name, such as {"unet": 0.8}, and 1 for the other networks.
+            adapter_weights: one weight for all LoRAs, or one for each; None means 1. A weight is a number or {network:
+                number}, such as {"unet": 0.8}. Networks that are not named have weight 1.
 
         Raises:
-            TypeError, ValueError: a LoRA is not loaded or is fused, or there are too many or too few weights, or a
-                weight is not a number.
+            TypeError, ValueError: `adapter_names` includes a LoRA that is not loaded or is fused, the number of weights
+                is wrong, or a weight is not a number.
         """
         additions = self._additions()
         names = self._names(additions, adapter_names)
@@ -130,7 +130,7 @@ class LoraPipeline(UNetPipeline):
         """Removes the named LoRAs.
 
         Raises:
-            ValueError: a LoRA is not loaded.
+            ValueError: `adapter_names` includes a LoRA that is not loaded.
         """
         additions = self._additions()
         deleted = self._names(additions, adapter_names)
@@ -143,7 +143,7 @@ class LoraPipeline(UNetPipeline):
         self._apply(dataclasses.replace(self._additions(), enabled=True))
 
     def disable_lora(self) -> None:
-        """Removes the loaded LoRAs from the weights until `enable_lora`; fused ones stay."""
+        """Removes the loaded LoRAs from the weights until `enable_lora` is called. Fused LoRAs stay."""
         self._apply(dataclasses.replace(self._additions(), enabled=False))
 
     def fuse_lora(
@@ -154,18 +154,18 @@ class LoraPipeline(UNetPipeline):
         adapter_names: Sequence[str] | None = None,
         **options: Any,
     ) -> None:
-        """Fuses LoRAs with the weights: `unload_lora_weights` keeps fused LoRAs, and `unfuse_lora` undoes the fusing.
+        """Fuses LoRAs with the weights. `unload_lora_weights` keeps fused LoRAs; `unfuse_lora` undoes the fusing.
 
         Args:
-            components: the networks to fuse; these must include every network that the LoRAs change.
+            components: the networks to fuse. They must include every network that the LoRAs change.
             lora_scale: multiplies the weights of the LoRAs.
-            safe_fusing: ignored; weights that are not finite are always an error.
-            adapter_names: the LoRAs; None is all active ones.
+            safe_fusing: ignored. Weights that are not finite always raise an error.
+            adapter_names: the LoRAs to fuse. None means all active ones.
             options: ignored.
 
         Raises:
-            TypeError, ValueError: `lora_scale` is not a number, a LoRA is not loaded, or `components` leaves out a
-                network.
+            TypeError, ValueError: `lora_scale` is not a number, `adapter_names` includes a LoRA that is not loaded, or
+                `components` lacks a network that the LoRAs change.
         """
         del safe_fusing, options
         additions = self._additions()
@@ -185,7 +185,7 @@ class LoraPipeline(UNetPipeline):
         self._apply(additions.fuse(names, check_float("lora_scale", lora_scale)))
 
     def unfuse_lora(self, *args: Any, **options: Any) -> None:
-        """Undoes `fuse_lora`: the LoRAs stay loaded, with their weights before fusing.
+        """Undoes `fuse_lora`. The LoRAs stay loaded, with the weights that they had before fusing.
 
         As in diffusers, this has no effect after `unload_lora_weights`.
         """
@@ -195,7 +195,7 @@ class LoraPipeline(UNetPipeline):
             self._apply(additions.unfuse())
 
     def unload_lora_weights(self, *args: Any, **options: Any) -> None:
-        """Removes all LoRAs, which restores the original weights. Fused LoRAs stay permanently."""
+        """Removes all LoRAs and restores the original weights. Fused LoRAs stay permanently."""
         del args, options
         additions = self._additions()
         if not additions.loras and additions.fused and not additions.words:
@@ -233,7 +233,7 @@ class LatentPipeline(LoraPipeline):
         Args:
             pretrained_model_name_or_path: a .safetensors, .bin or .pt file, or a folder or hub repository that contains
                 learned_embeds.safetensors or learned_embeds.bin; or a list of these.
-            token: the new word, or one for each file; None is the name in the file.
+            token: the new word, or a list with one for each file. None means the name in the file.
             tokenizer, text_encoder: ignored.
             weight_name: the file's name in the folder or repository.
             revision: the branch, tag or commit of the repository.
@@ -242,7 +242,7 @@ class LatentPipeline(LoraPipeline):
 
         Raises:
             TypeError, ValueError: the numbers of words and files differ, or tensors are given instead of a file.
-            Others as `sega_jax.add_words`.
+            Others: as for `sega_jax.add_words`.
         """
         del tokenizer, text_encoder
         path_or_paths = pretrained_model_name_or_path
@@ -259,7 +259,7 @@ class LatentPipeline(LoraPipeline):
         self._apply(dataclasses.replace(additions, words=(*additions.words, *named_files)))
 
     def _word_in_file(self, file: Path) -> str | None:
-        """Returns the word that the file names; None if it names several."""
+        """Returns the word that a file contains, or None if it contains several."""
         names = [word.name for word in new_words(self.pipeline.models, self.pipeline.tokenizer, file)]
         return names[0] if len(names) == 1 else None
 
@@ -269,11 +269,11 @@ class LatentPipeline(LoraPipeline):
         """Removes words that `load_textual_inversion` added.
 
         Args:
-            tokens: the words; None is all of them.
+            tokens: the words to remove. None means all of them.
             tokenizer, text_encoder: ignored.
 
         Raises:
-            ValueError: a word was not added.
+            ValueError: `tokens` includes a word that was not added.
         """
         del tokenizer, text_encoder
         additions = self._additions()
@@ -302,12 +302,12 @@ def _weight(value: Any) -> float | dict[str, float]:
 
 
 def _lora_file(source: Any, name: str | None, revision: str | None, subfolder: str | None) -> Path:
-    """Returns a LoRA file, fetched if it is on the hub.
+    """Returns the local path of a LoRA file. Downloads it if it is on the hub.
 
     Args:
         source: the file, or a folder or hub repository.
-        name: the file's name in the folder or repository; None is the name that diffusers or peft write, or
-            the only weight file.
+        name: the file's name in the folder or repository. None means the name that diffusers or peft use, or the only
+            weight file.
         revision: the branch, tag or commit of the repository.
         subfolder: the file's folder inside the folder or repository.
 
@@ -327,20 +327,20 @@ def _lora_file(source: Any, name: str | None, revision: str | None, subfolder: s
 def _check_path(source: Any) -> None:
     if not isinstance(source, str | os.PathLike):
         raise TypeError(
-            f"the LoRA or textual inversion is of type {type(source).__name__}, {brief(source)[:40]}; expected the path"
-            " of a file or folder, or owner/name on the hub. Save tensors to a file first"
+            f"the LoRA or textual inversion {brief(source)[:40]} has type {type(source).__name__}; expected the path of"
+            " a file or folder, or owner/name on the hub. Save tensors to a file first"
         )
 
 
 def _file(
     source: Any, name: str | None, defaults: Sequence[str], revision: str | None, subfolder: str | None = None
 ) -> Path:
-    """Returns a file, fetched if it is on the hub.
+    """Returns the local path of a file. Downloads it if it is on the hub.
 
     Args:
         source: the file, or a folder or hub repository.
-        name: the file's name in the folder or repository; None tries `defaults` in order.
-        defaults: file names.
+        name: the file's name in the folder or repository. None tries `defaults` in order.
+        defaults: the file names to try if `name` is None.
         revision: the branch, tag or commit of the repository.
         subfolder: the file's folder inside the folder or repository.
 

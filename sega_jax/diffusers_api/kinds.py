@@ -1,4 +1,4 @@
-"""Kinds of argument values that only the pipelines with diffusers' interface have."""
+"""Kinds of argument values that only the pipelines with diffusers' interface use."""
 
 import dataclasses
 import math
@@ -33,13 +33,13 @@ class OrNone(Kind):
 
 @dataclasses.dataclass(frozen=True)
 class PerConcept(Kind):
-    """One value for all concepts, or a sequence with one value for each; None is the default."""
+    """One value for all concepts, or a sequence with one value for each; None means the default."""
 
     of: Kind
 
     @property
     def noun(self) -> str:
-        return f"{self.of.noun}, or a sequence with one value for each concept; None is the default"
+        return f"{self.of.noun}, or a sequence with one value for each concept; None means the default"
 
     def check(self, name: str, value: Any) -> Any:
         if isinstance(value, np.ndarray | jax.Array):
@@ -50,7 +50,7 @@ class PerConcept(Kind):
 
 
 class ModelCalls(Integer):
-    """Indices of model calls. Fractions are rounded up: the first call at or after 10.5 is call 11."""
+    """Indices of model calls. Fractions are rounded up: 10.5 means call 11."""
 
     def check(self, name: str, value: Any) -> int:
         if isinstance(value, float) and math.isfinite(value):
@@ -59,7 +59,7 @@ class ModelCalls(Integer):
 
 
 class Weight(Real):
-    """Relative weights of concepts, which cannot be negative."""
+    """Relative weights of concepts. They cannot be negative."""
 
     def check(self, name: str, value: Any) -> float:
         try:
@@ -69,7 +69,7 @@ class Weight(Real):
 
 
 class ConceptWords(Kind):
-    """The words of one or several concepts; `check` returns a list."""
+    """The words of one or more concepts. `check` always returns a list."""
 
     noun = "a string or a list of strings"
 
@@ -83,7 +83,7 @@ class ConceptWords(Kind):
 
 
 class Generators(Kind):
-    """Seeded torch generators, of which only the seeds are used, seeds, or a JAX key."""
+    """Seeded torch generators (only their seeds are used), seeds, or a JAX key."""
 
     noun = "a seeded torch generator, a seed, a list with one of these for each picture, or a JAX key"
 
@@ -98,7 +98,7 @@ class Generators(Kind):
 
 
 class SeedsOrGenerators(Seeds):
-    """Seeds; also generators, because diffusers has `generator` at the same position as `seed`."""
+    """Seeds or generators. Generators are accepted because diffusers has `generator` in the position of `seed`."""
 
     def check(self, name: str, value: Any) -> Any:
         several = isinstance(value, list | tuple)
@@ -106,7 +106,7 @@ class SeedsOrGenerators(Seeds):
 
 
 class OutputType(Choice):
-    """Forms of the output. diffusers' "pt" (torch tensors) is not supported."""
+    """Output formats. diffusers' "pt" (torch tensors) is not supported."""
 
     def check(self, name: str, value: Any) -> str:
         if value == "pt":
@@ -115,7 +115,7 @@ class OutputType(Choice):
 
 
 class LoraScale(Kind):
-    """The LoRA scale in `cross_attention_kwargs`; diffusers' other entries are not supported."""
+    """The LoRA scale in `cross_attention_kwargs`. diffusers' other entries are not supported."""
 
     noun = "None, or {'scale': number} to multiply the weights of loaded LoRAs"
 
@@ -128,7 +128,7 @@ class LoraScale(Kind):
 
 
 class StepCallback(Kind):
-    """A function of the pipeline, the step, the timestep and a mapping with the latents."""
+    """A function that takes the pipeline, the step, the timestep and a mapping with the latents."""
 
     noun = "a function of (pipe, step, timestep, {'latents': array}) that returns the mapping unchanged"
 
@@ -138,17 +138,16 @@ class StepCallback(Kind):
         if not callable(value):
             raise TypeError(f"{name}={brief(value)} should be {self.noun}")
         if inputs := [tensor for tensor in getattr(value, "tensor_inputs", ()) if tensor != "latents"]:
-            raise ValueError(f"{name}={brief(value)} needs {', '.join(inputs)}, but callbacks get only the latents")
+            raise ValueError(f"{name}={brief(value)} needs {', '.join(inputs)}, but callbacks receive only the latents")
         return value
 
 
 @dataclasses.dataclass(frozen=True)
 class Unsupported(Kind):
-    """Values of an unsupported argument: only those without an effect in diffusers are accepted.
+    """Values of an unsupported argument. Only values that have no effect in diffusers are accepted.
 
-    Attributes:
-        remedy: the reason or the remedy, the end of the error message.
-        harmless: the accepted values in addition to None.
+    Attributes: remedy: the reason or the remedy; the error message ends with it. harmless: the values that are accepted
+    in addition to None.
     """
 
     remedy: str

@@ -1,4 +1,4 @@
-"""diffusers' network classes, which load a single network to replace one of a checkpoint."""
+"""diffusers' network classes. They load a single network, which can replace a network of a checkpoint."""
 
 import os
 from pathlib import Path
@@ -18,7 +18,7 @@ from sega_jax.systems.base import Network
 from sega_jax.text.files import CheckpointError
 from sega_jax.weights import hub
 
-# The networks by their folders in a checkpoint.
+# {folder in a checkpoint: network}.
 _NETWORKS = {
     "vae": Network(Autoencoder, AutoencoderConfig),
     "unet": Network(UNet, UNetConfig),
@@ -26,7 +26,7 @@ _NETWORKS = {
 
 
 class AutoModel:
-    """Loads a network of the class that its config.json names: an autoencoder or a UNet."""
+    """Loads an autoencoder or a UNet, as its config.json says."""
 
     _folders: tuple[str, ...] = tuple(_NETWORKS)  # the supported networks
 
@@ -43,18 +43,18 @@ class AutoModel:
         device_map: Any = None,
         **options: Any,
     ) -> Any:
-        """Loads a network for the option `vae` or `unet` of a pipeline.
+        """Loads a network to pass to a pipeline as `vae` or `unet`.
 
         Args:
             pretrained_model_name_or_path: the network's folder, or "owner/name" on the hub.
             subfolder: the network's folder inside that folder or repository, such as "vae".
             torch_dtype, dtype, variant, revision: as in `sega_jax.load`.
-            device_map: a device, as for `to` of a pipeline.
+            device_map: a device, as for a pipeline's method `to`.
             options: options of the hub client, and options without an effect here.
 
         Raises:
             TypeError, ValueError: an option is unknown or has an unsupported value.
-            FileNotFoundError, CheckpointError: the network is of another class, or its files are missing or broken.
+            FileNotFoundError, CheckpointError: the network has the wrong class, or its files are missing or broken.
         """
         source = _located(pretrained_model_name_or_path, subfolder, revision)
         devices = devices_of(device_map if isinstance(device_map, str) else None, Devices())
@@ -64,7 +64,7 @@ class AutoModel:
             for name in others:
                 try:
                     files = find_network(name, source, _NETWORKS[name], (), variant)
-                except CheckpointError:  # the network may be of the next class
+                except CheckpointError:  # the next class may fit
                     continue
                 return _loaded(name, source, files, chosen, devices)
             return _loaded(last, source, find_network(last, source, _NETWORKS[last], (), variant), chosen, devices)
@@ -73,7 +73,7 @@ class AutoModel:
     def from_single_file(cls, pretrained_model_link_or_path_or_dict: str | Path, **options: Any) -> str | Path:
         """Returns the file's path unchanged.
 
-        The options `vae` and `unet` of a pipeline accept the path and read the file with the checkpoint's config.
+        A pipeline's options `vae` and `unet` accept the path and read the file with the checkpoint's config.
         """
         with hub_options(f"{cls.__name__}.from_single_file", options):
             return pretrained_model_link_or_path_or_dict
@@ -87,7 +87,7 @@ def _located(source: Any, subfolder: str | None, revision: str | None) -> str | 
     """
     if not isinstance(source, str | os.PathLike):
         raise TypeError(
-            f"pretrained_model_name_or_path is of type {type(source).__name__}; expected a folder or owner/name on the"
+            f"pretrained_model_name_or_path has type {type(source).__name__}; expected a folder or owner/name on the"
             " hub"
         )
     folder = Path(os.path.expanduser(source))

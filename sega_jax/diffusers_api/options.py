@@ -1,4 +1,4 @@
-"""diffusers' options for loading: which are used, which have no effect here, and which are refused."""
+"""diffusers' options for loading: those that are used, those without an effect here, and those that are refused."""
 
 import difflib
 from collections.abc import Iterator
@@ -11,16 +11,16 @@ from sega_jax.method.checks import brief
 from sega_jax.pipelines.load_options import LoadOptions
 from sega_jax.weights import hub
 
-# Options that the hub client has under the same names.
+# Options that have the same names in the hub client.
 _HUB = ("cache_dir", "token", "local_files_only", "force_download")
-# Options that control how torch loads weights. Loading has no such choices here: it reads the best weight files of a
-# folder and moves the tensors to the devices one by one.
+# Options that control how torch loads weights. There are no such choices here: loading always reads the best weight
+# files in a folder and moves the tensors to the devices one by one.
 _WITHOUT_EFFECT = (
     *("use_safetensors", "low_cpu_mem_usage", "max_memory", "offload_folder", "offload_state_dict", "offload_buffers"),
     *("disable_mmap", "trust_remote_code", "mirror", "use_onnx", "use_flashpack", "resume_download"),
     *("load_connected_pipeline", "requires_safety_checker", "load_safety_checker", "safe_serialization"),
 )
-# Options that would change the pipeline, each with the remedy. None and False are accepted.
+# {option that would change the pipeline: remedy}. None and False are accepted.
 _REFUSED = {
     "custom_pipeline": "leave it out; calls accept long_prompts=True and weighted=True for long and weighted prompts",
     "custom_revision": "sega_jax has no custom pipelines; leave it out",
@@ -48,10 +48,10 @@ NAMES = (*_HUB, *_WITHOUT_EFFECT, *_REFUSED, *_DTYPES, "device_map", "use_auth_t
 
 
 def load_options(options: dict[str, Any], caller: str) -> tuple[dict[str, Any], dict[str, Any], Any]:
-    """Splits options of diffusers and of `sega_jax.load` by their destination.
+    """Separates the options of `sega_jax.load`, the hub client's options and `device_map`.
 
     Args:
-        options: the options by name.
+        options: {name: value}.
         caller: the name of the public function, for error messages.
 
     Returns:
@@ -73,7 +73,7 @@ def load_options(options: dict[str, Any], caller: str) -> tuple[dict[str, Any], 
     dtypes = [one_dtype(options[name]) for name in _DTYPES if options.get(name) is not None]
     if len(dtypes) > 1 and str(dtypes[0]) != str(dtypes[1]):
         raise ValueError(
-            f"torch_dtype={dtypes[0]} and dtype={dtypes[1]} differ; they are the same option, give only one"
+            f"torch_dtype={dtypes[0]} and dtype={dtypes[1]} differ; they are the same option, so give only one"
         )
     if dtypes:
         native["dtype"] = dtypes[0]
@@ -82,21 +82,21 @@ def load_options(options: dict[str, Any], caller: str) -> tuple[dict[str, Any], 
 
 
 def hub_choices(options: dict[str, Any]) -> dict[str, Any]:
-    """Returns the options of the hub client among diffusers' options."""
+    """Returns those of diffusers' options that the hub client uses."""
     choices = {name: options[name] for name in _HUB if name in options}
     if options.get("use_auth_token") is not None:
         choices.setdefault("token", options["use_auth_token"])
-    # None means the default of the client.
+    # None means the client's default.
     return {name: value for name, value in choices.items() if value is not None}
 
 
 @contextmanager
 def hub_options(caller: str, options: dict[str, Any]) -> Iterator[None]:
-    """Applies the options of the hub client inside a `with` block, and ignores options without an effect.
+    """Applies the hub client's options inside a `with` block. Options without an effect are ignored.
 
     Args:
         caller: the name of the public function, for error messages.
-        options: diffusers' options for fetching a file.
+        options: diffusers' options for downloading a file.
 
     Raises:
         TypeError: an option is unknown or not supported.
@@ -115,15 +115,15 @@ def hub_options(caller: str, options: dict[str, Any]) -> Iterator[None]:
 
 
 def _check_components(options: dict[str, Any]) -> None:
-    """Checks that no network or tokenizer is an object of a torch library; schedulers of diffusers are supported.
+    """Checks that no network or tokenizer comes from a torch library. diffusers' schedulers are allowed.
 
     Raises:
-        TypeError: one of the options is such an object.
+        TypeError: a network or tokenizer comes from a torch library.
     """
     for name, value in options.items():
         library = type(value).__module__.partition(".")[0]
         if library in ("torch", "diffusers", "transformers", "peft") and name not in ("scheduler", "dtype"):
             raise TypeError(
-                f"{name} is a {type(value).__name__} of {library}, which is not supported; save it with save_pretrained"
-                " and give the folder, or use a component of another pipeline"
+                f"{name} is a {type(value).__name__} from {library}, which is not supported; save it with"
+                " save_pretrained and give the folder, or use another pipeline's component"
             )

@@ -1,6 +1,6 @@
 """The output classes of calls, with diffusers' field names.
 
-A dataclass puts the fields of its last base first, so output classes list their bases in reverse order.
+A dataclass puts the fields of its last base class first, so output classes list their bases in reverse order.
 """
 
 import dataclasses
@@ -16,8 +16,8 @@ from sega_jax.systems.base import Record
 class Images:
     """The pictures of a call.
 
-    Attributes:
-        images: PIL pictures, or a float array [rows, height, width, 3] in [0, 1], or the final states of the sampling.
+    Attributes: images: PIL images, a float array [rows, height, width, 3] in [0, 1], or the final states of the
+    sampling.
     """
 
     images: list[Image.Image | None] | np.ndarray
@@ -25,16 +25,16 @@ class Images:
 
 @dataclasses.dataclass
 class Estimates:
-    """The recorded predictions and guidance of a call with `return_guidance`; without it, all fields are None.
+    """The predictions and guidance that a call with `return_guidance` records. Without it, all fields are None.
 
     `*state` stands for the shape of the latents, of DeepFloyd-IF's pixels, or of Paella's logits, with channels last.
 
     Attributes:
         sem_guidance: the guidance of the edits at each model call, [calls, rows, *state]. It excludes classifier-free
             guidance and replayed guidance.
-        uncond_estimates: the predictions for the negative prompt, [calls, rows, *state].
-        text_estimates: the predictions for the prompt, [calls, rows, *state].
-        edit_estimates: the predictions for the concepts, [calls, concepts, rows, *state]; None without concepts.
+        uncond_estimates: the predictions for the negative prompt, [calls, rows, *state]. text_estimates: the
+        predictions for the prompt, [calls, rows, *state]. edit_estimates: the predictions for the concepts, [calls,
+        concepts, rows, *state], or None without concepts.
     """
 
     sem_guidance: np.ndarray | None = None
@@ -44,10 +44,10 @@ class Estimates:
 
 
 def estimates(record: Record | None) -> dict[str, Any]:
-    """Returns the fields of `Estimates` from a native record, whose arrays have the rows first.
+    """Converts a native record, whose arrays have the rows first, to the fields of `Estimates`.
 
     Args:
-        record: the native record; None gives an empty mapping.
+        record: the native record. None returns an empty mapping.
     """
     if record is None:
         return {}

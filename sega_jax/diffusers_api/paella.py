@@ -1,6 +1,6 @@
 """Paella with diffusers' interface.
 
-diffusers has no pipeline for version 3 of Paella. The arguments combine those of diffusers'
+diffusers has no pipeline for Paella version 3. The arguments combine those of diffusers'
 `SemanticStableDiffusionPipeline` with those of the published Paella sampler.
 """
 
@@ -16,7 +16,7 @@ from sega_jax.pipelines.messages import collected
 from sega_jax.systems.paella import SYSTEM
 from sega_jax.systems.paella_call import TEMPERATURE, PaellaCall
 
-# Maps the published sampler's names to values of the native argument `choice`.
+# {the published sampler's name: value of the native argument `choice`}.
 _MODES = {"multinomial": "sample", "argmax": "argmax", "quant": "nearest"}
 
 
@@ -25,7 +25,7 @@ class SemanticPaellaPipelineOutput(Estimates, Images):
     """The output of `SemanticPaellaPipeline`.
 
     Attributes:
-        images: PIL pictures, a float array [rows, height, width, 3] in [0, 1], or int tokens
+        images: PIL images, a float array [rows, height, width, 3] in [0, 1], or int tokens
             [rows, height / f, width / f], where f is the checkpoint's downsampling factor.
         sem_guidance, uncond_estimates, text_estimates, edit_estimates: arrays of logits, or None without
             `return_guidance`; see `Estimates`.
@@ -53,7 +53,7 @@ class PaellaArguments(PipelineArguments):
     latents: Any = changed(PaellaCall, "tokens", None)
     renoise_steps: int | None = changed(PaellaCall, "renoise_steps", None)
     temperature: float | tuple[float, float] = changed(PaellaCall, "temperature", TEMPERATURE)
-    mode: str = argument("multinomial", Choice(*_MODES), "how to choose a token; see `choice` of the native call")
+    mode: str = argument("multinomial", Choice(*_MODES), "how to choose a token; see `choice` in the native call")
     influence: tuple[float, float] = changed(PaellaCall, "influence", (1.0, 1.0))
     support: str = changed(PaellaCall, "support", "channel")
     centred: bool = changed(PaellaCall, "centred", False)
@@ -66,7 +66,7 @@ class PaellaArguments(PipelineArguments):
 class SemanticPaellaPipeline(DiffusersPipeline):
     """A Paella pipeline with diffusers' interface.
 
-    It wraps a native pipeline (`pipeline`). Arrays are channels last. The noise comes from a seed, a generator or a JAX
+    It wraps a native pipeline, `pipeline`. Arrays have channels last. The noise comes from a seed, a generator or a JAX
     key.
 
     Example:
@@ -83,10 +83,10 @@ class SemanticPaellaPipeline(DiffusersPipeline):
         """Generates pictures, with the arguments and results of diffusers' `SemanticStableDiffusionPipeline`.
 
         Returns:
-            A `SemanticPaellaPipelineOutput`; without `return_dict` a tuple (images,).
+            A `SemanticPaellaPipelineOutput`, or a tuple (images,) if `return_dict` is False.
 
         Raises:
-            TypeError, ValueError: as `PaellaPipeline.__call__`, before any network runs.
+            TypeError, ValueError: as for `PaellaPipeline.__call__`; raised before any network runs.
         """
         with collected():
             texts = call.text("prompt", required=True), call.text("negative_prompt"), call.concepts()

@@ -1,6 +1,6 @@
 """diffusers' standard pipelines.
 
-They are the semantic pipelines, including semantic guidance, with the positional arguments in the standard order.
+They are the semantic pipelines, including semantic guidance, but take positional arguments in the standard order.
 """
 
 import dataclasses
@@ -93,12 +93,12 @@ def _check_image(image: object) -> None:
 
 
 class ImageToImagePipeline(DiffusersPipeline):
-    """A pipeline that starts from pictures. The results have their size."""
+    """A pipeline that starts from pictures. The results have the size of these pictures."""
 
     def _with_picture_size(self, options: dict[str, Any]) -> dict[str, Any]:
         """Adds the size of the pictures to the arguments of a native call.
 
-        As in diffusers, the sides of PIL pictures are rounded down to a multiple of the checkpoint's factor.
+        As in diffusers, the sides of PIL images are rounded down to multiples of the checkpoint's downsampling factor.
 
         Raises:
             FileNotFoundError, TypeError, ValueError: `image` is not a picture, or the pictures differ in size.
@@ -113,7 +113,7 @@ class ImageToImagePipeline(DiffusersPipeline):
 
 
 def _fitted(picture: Any, multiple: int) -> Any:
-    """Returns a PIL picture resized so that its sides are multiples of a number; other values stay unchanged."""
+    """Resizes a PIL image so that its sides are multiples of `multiple`. Other values stay unchanged."""
     if not isinstance(picture, Image.Image):
         return picture
     width, height = (max(side - side % multiple, multiple) for side in picture.size)

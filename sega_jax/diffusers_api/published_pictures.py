@@ -1,8 +1,8 @@
-"""diffusers' published reference pictures for semantic guidance, and the distance of a checkpoint's pictures from them.
+"""diffusers' published reference pictures for semantic guidance, and a comparison with a checkpoint's pictures.
 
-The nightly tests of diffusers (tests/pipelines/semantic_stable_diffusion/test_semantic_diffusion.py, 2023 to 2025)
-generated three pictures with Stable Diffusion 1.5 in float32 on a GPU and compared nine values of each. The pictures
-start from noise that torch drew on a GPU; tests/reference/record_cuda_noise.py recorded it.
+diffusers' nightly tests (tests/pipelines/semantic_stable_diffusion/test_semantic_diffusion.py, 2023 to 2025) generated
+three pictures with Stable Diffusion 1.5 in float32 on a GPU and compared nine values of each. The pictures start from
+noise that torch drew on a GPU. tests/reference/record_cuda_noise.py recorded this noise.
 """
 
 from collections.abc import Mapping
@@ -15,9 +15,9 @@ import numpy as np
 from sega_jax.diffusers_api.stable_diffusion import SemanticStableDiffusionPipeline
 from sega_jax.text.files import sha256
 
-# The folder of the recorded noise, and the file of digests inside it, in the format of the command sha256sum.
+# The folder with the recorded noise, and the name of the file with its digests (in the format of sha256sum).
 NOISE, SUMS = Path(__file__).parent / "published_noise", "SHA256SUMS"
-# The largest absolute difference that the tests of diffusers allow.
+# The largest absolute difference that diffusers' tests allow.
 TOLERANCE = 1e-2
 
 
@@ -85,9 +85,9 @@ PICTURES = (
 
 
 def difference(pipe: SemanticStableDiffusionPipeline, picture: Picture, latents: np.ndarray) -> float:
-    """Generates a published picture and returns the largest absolute difference of the nine published values.
+    """Generates a published picture and returns its largest absolute difference from the nine published values.
 
-    As in the tests of diffusers, float32 matrices are multiplied in float32; GPUs and TPUs would round them by default.
+    As in diffusers' tests, float32 matrices are multiplied in float32; GPUs and TPUs would round them by default.
 
     Args:
         pipe: a pipeline of Stable Diffusion 1.5.
@@ -108,7 +108,7 @@ def noise(seed: int, folder: Path = NOISE) -> np.ndarray:
 
     Args:
         seed: the seed of the picture.
-        folder: a folder with the noise of each seed, `SEED.npy`, and the file SHA256SUMS with their digests.
+        folder: a folder with the noise for each seed, `SEED.npy`, and the file SHA256SUMS with their digests.
 
     Raises:
         FileNotFoundError: the noise or SHA256SUMS is missing.

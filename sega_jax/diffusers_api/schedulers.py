@@ -1,4 +1,4 @@
-"""diffusers' scheduler classes, each of which creates a `sega_jax.method.schedules.Scheduler`."""
+"""diffusers' scheduler classes. Each of them creates a `sega_jax.method.schedules.Scheduler`."""
 
 import difflib
 import os
@@ -18,11 +18,11 @@ _FILE = "scheduler_config.json"
 class SchedulerType(type):
     """The metaclass of the scheduler classes.
 
-    Calling a class creates a `Scheduler`, for which `isinstance` with that class is true.
+    Calling such a class creates a `Scheduler`. `isinstance(scheduler, that_class)` is then true.
     """
 
     def __call__(cls, **options: Any) -> Scheduler:
-        """Creates a scheduler from options; the other options have diffusers' defaults.
+        """Creates a scheduler from options. Options that are not given have diffusers' defaults.
 
         Raises:
             TypeError, ValueError: an option is unknown or has an unsupported value.
@@ -37,8 +37,8 @@ class SchedulerType(type):
         """Creates a scheduler with the options of another scheduler.
 
         Args:
-            config: the config of a scheduler (`pipe.scheduler.config`), or the scheduler itself.
-            options: options that override those of the config.
+            config: a scheduler's config (`pipe.scheduler.config`), or the scheduler itself.
+            options: options that override the config.
 
         Raises:
             TypeError, ValueError: `config` is not a config, or an option is unknown or has an unsupported value.
@@ -56,7 +56,7 @@ class SchedulerType(type):
         Args:
             pretrained_model_name_or_path: the folder, or "owner/name" on the hub.
             subfolder: the config's folder inside that folder or repository, usually "scheduler".
-            options: `revision`, other options of the hub client, and options that override those of the config.
+            options: `revision`, other options of the hub client, and options that override the config.
 
         Raises:
             TypeError, ValueError, CheckpointError: the config is missing or broken, or an option is unknown or has an
@@ -67,8 +67,8 @@ class SchedulerType(type):
         source = pretrained_model_name_or_path
         if not isinstance(source, str | os.PathLike):
             raise TypeError(
-                f"pretrained_model_name_or_path is of type {type(source).__name__}; expected a folder or owner/name"
-                " on the hub"
+                f"pretrained_model_name_or_path has type {type(source).__name__}; expected a folder or owner/name on"
+                " the hub"
             )
         name = f"{subfolder}/{_FILE}" if subfolder else _FILE
         with hub_options(f"{cls.__name__}.from_pretrained", options):

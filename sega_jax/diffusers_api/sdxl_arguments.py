@@ -52,8 +52,8 @@ class SDXLArguments(TimestepArguments, LatentArguments):
         LatentArguments,
         "strength",
         None,
-        help="how far the result may leave the picture to start from: only the last int(steps * strength) steps run, as"
-        f" in diffusers. None is {_STRENGTH}. Warm-ups and cool-downs count the model calls that run",
+        help="how far the result may depart from the initial picture: only the last int(steps * strength) steps run,"
+        f" as in diffusers. None means {_STRENGTH}. Warm-ups and cool-downs count only the model calls that run",
     )
     original_size: Sequence | None = changed(SDXLCall, "original_size", None)
     crops_coords_top_left: Sequence | None = changed(
@@ -63,7 +63,7 @@ class SDXLArguments(TimestepArguments, LatentArguments):
     long_prompts: bool = changed(SDXLCall, "long_prompts", False)
     weighted: bool = changed(SDXLCall, "weighted", False)
     clip_skip: int | None = changed(SDXLCall, "clip_skip", None)
-    # Unsupported arguments of diffusers.
+    # Arguments of diffusers that are not supported.
     denoising_start: Any = argument(
         None, Unsupported(f"{_REFINER}, or give image and strength to start from a picture"), "not supported"
     )

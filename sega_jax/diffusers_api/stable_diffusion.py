@@ -40,11 +40,11 @@ class SemanticStableDiffusionPipelineOutput(Estimates, CheckedImages):
     """The output of `SemanticStableDiffusionPipeline`.
 
     Attributes:
-        images: PIL pictures, or a float array [rows, height, width, 3] in [0, 1], or latents
+        images: PIL images, or a float array [rows, height, width, 3] in [0, 1], or latents
             [rows, height / f, width / f, channels], where f is the checkpoint's downsampling factor.
-        nsfw_content_detected: for each picture, whether the safety checker flagged it. Flagged pictures are black. None
-            for latents and without a safety checker.
-        sem_guidance, uncond_estimates, text_estimates, edit_estimates: arrays of latents, or None without
+        nsfw_content_detected: for each picture, whether the safety checker flagged it (flagged pictures are black).
+        None for latents or without a safety checker. sem_guidance, uncond_estimates, text_estimates, edit_estimates:
+        arrays of latents, or None without
             `return_guidance`; see `Estimates`.
 
     Example:
@@ -80,10 +80,10 @@ class StableDiffusionArguments(TimestepArguments, LatentArguments):
 class SemanticStableDiffusionPipeline(LatentPipeline):
     """diffusers' semantic pipeline for Stable Diffusion 1.x and 2.x.
 
-    It wraps a native pipeline (`pipeline`). It fixes errors of diffusers: edits also act at `guidance_scale <= 1`, the
-    embeddings of several concepts are not mixed up in a batch, and tuples and None work wherever lists do. Predictions
-    are recorded only with `return_guidance=True`. Arrays are channels last. The noise comes from a seed, a generator or
-    a JAX key.
+    It wraps a native pipeline, `pipeline`. It fixes some of diffusers' bugs: edits also act at `guidance_scale <= 1`,
+    the embeddings of several concepts are not mixed up in a batch, and tuples and None work wherever lists do.
+    Predictions are recorded only with `return_guidance=True`. Arrays have channels last. The noise comes from a seed, a
+    generator or a JAX key.
 
     Example:
         >>> from sega_jax import SemanticStableDiffusionPipeline
@@ -116,7 +116,7 @@ class SemanticStableDiffusionPipeline(LatentPipeline):
         The pipelines share weights and compiled programs.
 
         Raises:
-            TypeError: the safety checker is not one of another pipeline, or lacks its feature extractor.
+            TypeError: the safety checker does not come from a pipeline, or its feature extractor is missing.
         """
         del requires_safety_checker
         where = devices if isinstance(devices, Devices) else Devices(devices)
@@ -138,18 +138,18 @@ class SemanticStableDiffusionPipeline(LatentPipeline):
         """Loads a checkpoint.
 
         Args:
-            pretrained_model_name_or_path: a folder, hub repository or single file, as `source` of `sega_jax.load`.
-            torch_dtype: the dtype of the networks, as the option `dtype`; a dtype of torch is also accepted.
-            safety_checker: whether to load the checkpoint's safety checker; or the safety checker of another pipeline,
+            pretrained_model_name_or_path: a folder, hub repository or single file, like `source` in `sega_jax.load`.
+            torch_dtype: the dtype of the networks, like the option `dtype`. torch dtypes are also accepted.
+            safety_checker: whether to load the checkpoint's safety checker; or another pipeline's safety checker,
                 together with its `feature_extractor`.
             feature_extractor: the feature extractor of the given safety checker.
             requires_safety_checker: ignored.
             options: the other options of `sega_jax.load`.
 
         Raises:
-            TypeError: the safety checker is not one of another pipeline, or lacks its feature extractor.
-            CheckpointError: the checkpoint is of another family. Only its index was fetched.
-            Others as `sega_jax.load`.
+            TypeError: the safety checker does not come from a pipeline, or its feature extractor is missing.
+            CheckpointError: the checkpoint belongs to a different family. Raised before any weights are downloaded.
+            Others: as for `sega_jax.load`.
         """
         del requires_safety_checker
         safety: Safety | bool | None
@@ -163,7 +163,7 @@ class SemanticStableDiffusionPipeline(LatentPipeline):
 
     @property
     def components(self) -> dict[str, Any]:
-        """The arguments of the constructor that rebuild this pipeline."""
+        """The constructor arguments that rebuild this pipeline."""
         models, safety = self.pipeline.models, self.pipeline.safety
         return {
             "vae": models.vae,
@@ -185,14 +185,14 @@ class SemanticStableDiffusionPipeline(LatentPipeline):
     def safety_checker(self, value: None) -> None:
         if value is not None:
             raise TypeError(
-                "safety_checker can be turned off with None, but not replaced; load a pipeline with"
+                "safety_checker can be set to None to turn it off, but cannot be replaced; load a pipeline with"
                 " from_pretrained(..., safety_checker=..., feature_extractor=...)"
             )
         self.pipeline.safety = None
 
     @property
     def feature_extractor(self) -> FeatureExtractor | None:
-        """The preprocessing of pictures for the safety checker; None without one."""
+        """The preprocessing of pictures for the safety checker, or None without a safety checker."""
         return self.components["feature_extractor"]
 
     def encode_prompt(
@@ -211,11 +211,11 @@ class SemanticStableDiffusionPipeline(LatentPipeline):
         Args:
             prompt: a prompt or a list of prompts.
             device: ignored.
-            num_images_per_prompt: how often to repeat each embedding, at least 1.
+            num_images_per_prompt: how many copies of each embedding to return, at least 1.
             do_classifier_free_guidance: whether to encode the negative prompts.
-            negative_prompt: one negative prompt for all prompts, or one for each; None is the empty text.
+            negative_prompt: one negative prompt for all prompts, or one for each. None means the empty text.
             lora_scale: multiplies the weights of loaded LoRAs.
-            clip_skip: as in a call.
+            clip_skip: as for a call.
 
         Returns:
             Two arrays [prompts * num_images_per_prompt, tokens, channels], of the prompts and of the negative prompts.
@@ -236,15 +236,15 @@ class SemanticStableDiffusionPipeline(LatentPipeline):
     def __call__(self, call: StableDiffusionArguments) -> SemanticStableDiffusionPipelineOutput | tuple:
         """Generates pictures, with diffusers' arguments, defaults and results.
 
-        The settings of edits are numbers, lists, tuples or arrays. Too few entries are an error; extra entries are
+        The settings of edits may be numbers, lists, tuples or arrays. Too few entries raise an error; extra entries are
         ignored with a warning. Unlike in diffusers, this pipeline also accepts `long_prompts`, `weighted`, `image` and
         `strength`.
 
         Returns:
-            A `SemanticStableDiffusionPipelineOutput`; without `return_dict` a tuple (images, nsfw_content_detected).
+            A `SemanticStableDiffusionPipelineOutput`, or (images, nsfw_content_detected) if `return_dict` is False.
 
         Raises:
-            TypeError, ValueError: as `Pipeline.__call__`, before any network runs.
+            TypeError, ValueError: as for `Pipeline.__call__`; raised before any network runs.
         """
         with collected():
             texts = call.text("prompt", required=True), call.text("negative_prompt"), call.concepts()
@@ -260,6 +260,7 @@ def _safety(checker: Any, extractor: Any) -> Safety | None:
         return None
     if not (isinstance(checker, StableDiffusionSafetyChecker) and isinstance(extractor, FeatureExtractor)):
         raise TypeError(
-            "safety_checker and feature_extractor should be those of another pipeline, or safety_checker should be None"
+            "safety_checker and feature_extractor should both come from another pipeline, or safety_checker should be"
+            " None"
         )
     return Safety(extractor, checker)

@@ -35,7 +35,7 @@ class SemanticStableDiffusionXLPipelineOutput(Estimates, Images):
     """The output of `SemanticStableDiffusionXLPipeline`.
 
     Attributes:
-        images: PIL pictures, or a float array [rows, height, width, 3] in [0, 1], or latents
+        images: PIL images, or a float array [rows, height, width, 3] in [0, 1], or latents
             [rows, height / f, width / f, channels], where f is the checkpoint's downsampling factor.
         sem_guidance, uncond_estimates, text_estimates, edit_estimates: arrays of latents, or None without
             `return_guidance`; see `Estimates`.
@@ -52,7 +52,7 @@ class SemanticStableDiffusionXLPipelineOutput(Estimates, Images):
 class SemanticStableDiffusionXLPipeline(LatentPipeline):
     """diffusers' pipeline for Stable Diffusion XL, with semantic guidance.
 
-    It wraps a native pipeline (`pipeline`). There is no watermark. Arrays are channels last. The noise comes from a
+    It wraps a native pipeline, `pipeline`. There is no watermark. Arrays have channels last. The noise comes from a
     seed, a generator or a JAX key.
 
     Example:
@@ -103,23 +103,23 @@ class SemanticStableDiffusionXLPipeline(LatentPipeline):
         """Loads a checkpoint.
 
         Args:
-            pretrained_model_name_or_path: a folder, hub repository or single file, as `source` of `sega_jax.load`.
-            torch_dtype: the dtype of the networks, as the option `dtype`; a dtype of torch is also accepted.
-            tokenizer, tokenizer_2: the two tokenizers of another pipeline, to use instead of the checkpoint's.
-            force_zeros_for_empty_prompt: whether the embedding is zero without a negative prompt, instead of the
-                embedding of ""; None is the checkpoint's choice.
+            pretrained_model_name_or_path: a folder, hub repository or single file, like `source` in `sega_jax.load`.
+            torch_dtype: the dtype of the networks, like the option `dtype`. torch dtypes are also accepted.
+            tokenizer, tokenizer_2: another pipeline's two tokenizers, to use instead of the checkpoint's.
+            force_zeros_for_empty_prompt: whether a missing negative prompt is embedded as zeros instead of as "". None
+                takes the checkpoint's setting.
             options: the other options of `sega_jax.load`.
 
         Raises:
             TypeError: an option is not supported, or only one tokenizer is given.
-            CheckpointError: the checkpoint is of another family. Only its index was fetched.
-            Others as `sega_jax.load`.
+            CheckpointError: the checkpoint belongs to a different family. Raised before any weights are downloaded.
+            Others: as for `sega_jax.load`.
         """
         if tokenizer is not None and tokenizer_2 is not None:
             options["tokenizer"] = TokenizerPair(tokenizer, tokenizer_2)
         elif tokenizer is not tokenizer_2:
             raise TypeError(
-                "only one of tokenizer and tokenizer_2 was given; give both of another pipeline, or neither"
+                "only one of tokenizer and tokenizer_2 was given; give both tokenizers of another pipeline, or neither"
             )
         self = cls._load(pretrained_model_name_or_path, torch_dtype, options)
         if force_zeros_for_empty_prompt is not None:
@@ -128,7 +128,7 @@ class SemanticStableDiffusionXLPipeline(LatentPipeline):
 
     @property
     def components(self) -> dict[str, Any]:
-        """The arguments of the constructor that rebuild this pipeline."""
+        """The constructor arguments that rebuild this pipeline."""
         return {
             **self.pipeline.models._asdict(),
             "tokenizer": self.tokenizer,
@@ -177,21 +177,20 @@ class SemanticStableDiffusionXLPipeline(LatentPipeline):
 
         Args:
             prompt: a prompt or a list of prompts.
-            prompt_2: the prompts for the second text encoder; None is `prompt`.
+            prompt_2: the prompts for the second text encoder. None means `prompt`.
             device: ignored.
-            num_images_per_prompt: how often to repeat each embedding, at least 1.
+            num_images_per_prompt: how many copies of each embedding to return, at least 1.
             do_classifier_free_guidance: whether to encode the negative prompts.
-            negative_prompt: one negative prompt for all prompts, or one for each. None gives zeros if the checkpoint
+            negative_prompt: one negative prompt for all prompts, or one for each. None returns zeros if the checkpoint
                 says so, and otherwise the embedding of "".
-            negative_prompt_2: the negative prompts for the second text encoder; None is `negative_prompt`.
+            negative_prompt_2: the negative prompts for the second text encoder. None means `negative_prompt`.
             lora_scale: multiplies the weights of loaded LoRAs.
-            clip_skip: as in a call.
+            clip_skip: as for a call.
 
         Returns:
-            Four arrays: the embeddings of the prompts and of the negative prompts,
-            [prompts * num_images_per_prompt, tokens, channels], then their pooled embeddings,
-            [prompts * num_images_per_prompt, channels]. Without `do_classifier_free_guidance`, those of the negative
-            prompts are None.
+            Four arrays: the embeddings of the prompts and of the negative prompts, [prompts * num_images_per_prompt,
+            tokens, channels], then their pooled embeddings, [prompts * num_images_per_prompt, channels]. Without
+            `do_classifier_free_guidance`, the arrays for the negative prompts are None.
 
         Raises:
             TypeError, ValueError: a prompt is not a string, or the numbers of prompts differ.
@@ -219,11 +218,11 @@ class SemanticStableDiffusionXLPipeline(LatentPipeline):
         arguments accept only the values that have no effect in diffusers.
 
         Returns:
-            A `SemanticStableDiffusionXLPipelineOutput`; without `return_dict` a tuple (images,).
+            A `SemanticStableDiffusionXLPipelineOutput`, or a tuple (images,) if `return_dict` is False.
 
         Raises:
-            TypeError, ValueError: as `Pipeline.__call__`, before any network runs. Only with `prompt_2` or
-                `negative_prompt_2` the text encoders may have run.
+            TypeError, ValueError: as for `Pipeline.__call__`; raised before any network runs. With `prompt_2` or
+                `negative_prompt_2`, however, the text encoders may already have run.
         """
         if call.negative_prompt_2 and call.negative_prompt is call.negative_prompt_embeds is None:
             raise ValueError(
@@ -248,7 +247,8 @@ class SemanticStableDiffusionXLPipeline(LatentPipeline):
     def _text(self, call: SDXLArguments, name: str, *, required: bool = False) -> Any:
         """Returns the words of the prompts, or their embeddings.
 
-        The embeddings are those given by the caller, or are computed if the second text encoder reads other words.
+        Embeddings are returned if the caller gave them. They are computed if the second text encoder reads different
+        words.
 
         Args:
             name: "prompt" or "negative_prompt".
@@ -281,15 +281,15 @@ class SemanticStableDiffusionXLPipeline(LatentPipeline):
         return self._joined(names, states, pooled)
 
     def _joined(self, names: tuple[str, str], states: Any, pooled: Any) -> SDXLText | list[SDXLText]:
-        """Joins arrays of embeddings and of pooled embeddings to a text.
+        """Combines embeddings and pooled embeddings into a text.
 
         Args:
             names: the names of the two arguments, for error messages.
             states: embeddings [rows, tokens, channels] or [prompts, n, tokens, channels], or an `SDXLText`.
-            pooled: pooled embeddings [rows, channels] or [prompts, n, channels]; None with an `SDXLText`.
+            pooled: pooled embeddings [rows, channels] or [prompts, n, channels], or None if `states` is an `SDXLText`.
 
         Returns:
-            One text; for arrays with an axis for the prompts, a list with one text for each prompt.
+            One text, or a list with one text for each prompt if the arrays have an axis for the prompts.
 
         Raises:
             TypeError, ValueError: one of the arrays is missing, or has the wrong type or shape.

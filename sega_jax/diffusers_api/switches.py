@@ -1,4 +1,4 @@
-"""diffusers' methods that control where and how a pipeline runs, including those without an effect here."""
+"""diffusers' methods that control where and how a pipeline runs. Some of them have no effect here."""
 
 import difflib
 import inspect
@@ -26,7 +26,7 @@ WITHOUT_EFFECT = (
     *("maybe_free_model_hooks", "remove_all_hooks", "reset_device_map", "disable_freeu"),
     *("fuse_qkv_projections", "unfuse_qkv_projections", "enable_lora_hotswap", "set_lora_device"),
 )
-# Methods that would change the pictures or do something unsupported, each with the remedy.
+# {method that would change the pictures or do something unsupported: remedy}.
 REFUSED = {
     "load_ip_adapter": "sega_jax has no IP-Adapters; to start from a picture, give image= to the call",
     "set_ip_adapter_scale": "sega_jax has no IP-Adapters; leave it out",
@@ -56,9 +56,9 @@ class Switches:
 
         Args:
             args: a device, a dtype, or both. A device is "cuda" for all accelerators, "cuda:0" for the first one,
-                "cpu", a torch device, or one or several JAX devices. Without an accelerator, "cuda" only warns. A dtype
-                is one of torch, NumPy or JAX, or its name.
-            device, dtype: the same as keyword arguments.
+                "cpu", a torch device, or one or more JAX devices. Without an accelerator, "cuda" only warns. A dtype is
+                a torch, NumPy or JAX dtype, or its name.
+            device, dtype: the device and the dtype, given by name.
             options: `torch_dtype`, and options such as `memory_format` that have no effect here.
 
         Returns:
@@ -99,7 +99,8 @@ class Switches:
         return self.pipeline.dtype
 
     def enable_vae_tiling(self, *args: Any, **options: Any) -> None:
-        """Makes later calls decode large pictures in overlapping tiles; see `tiled` of `sega_jax.Pipeline`.
+        """Makes later calls decode large pictures in overlapping tiles; see the argument `tiled` of
+        `sega_jax.Pipeline`.
 
         Raises:
             TypeError: the family has no tiled decoding.
@@ -114,7 +115,7 @@ class Switches:
         self._tiled = False
 
     def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
-        """Accepts only factors of 1, which have no effect, because FreeU is not supported.
+        """Checks that all factors are 1 (no effect), because FreeU is not supported.
 
         Raises:
             NotImplementedError: a factor is not 1.

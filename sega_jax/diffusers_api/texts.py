@@ -1,4 +1,4 @@
-"""Words and embeddings in the forms that diffusers' pipelines accept."""
+"""Reads words and embeddings in the forms that diffusers' pipelines accept."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from sega_jax.systems.conditioning import Text, check_rows
 
 
 def prompt_pairs(prompt: Any, negative: Any) -> tuple[list[str], list[str]]:
-    """Returns lists of the prompts and of the negative prompts, of the same length.
+    """Returns the prompts and the negative prompts as two lists of the same length.
 
     Args:
         prompt: a prompt or a list of prompts.
@@ -32,8 +32,8 @@ def split(embeddings: Any) -> list[Any]:
     """Splits `editing_prompt_embeddings` into concepts; see `PipelineArguments.concepts`.
 
     Args:
-        embeddings: an array [n, tokens, channels] or [prompts, n, tokens, channels], a `Text` of n rows, a list of one
-            `Text` for each prompt, or None.
+        embeddings: an array [n, tokens, channels] or [prompts, n, tokens, channels], a `Text` with n rows, a list with
+            one `Text` for each prompt, or None.
 
     Returns:
         A list of n concepts, or a list of n concepts for each prompt; an empty list for None.

@@ -15,12 +15,12 @@ from sega_jax.pipelines.messages import warn
 # Device names for accelerators, and values of `device_map` that leave the choice to the library.
 _ACCELERATORS = ("cuda", "gpu", "tpu", "mps", "xpu", "npu", "hpu", "rocm")
 _AUTOMATIC = ("auto", "balanced", "balanced_low_0", "sequential")
-# The largest seed of a picture, and a bound above the number of pictures of a call, whose seeds are s, s + 1, ...
+# The largest seed of a picture, and an upper bound on the pictures in a call, whose seeds are s, s + 1, ...
 _MAX_SEED, _MAX_PICTURES = 2**32 - 1, 2**17
 
 
 def is_dtype(value: Any) -> bool:
-    """Returns whether a value is a dtype of torch, JAX or NumPy, or the name of a supported one."""
+    """Returns whether a value is a torch, JAX or NumPy dtype, or the name of a supported one."""
     if str(value).startswith("torch.") or (isinstance(value, str) and value in DTYPES):
         return True
     return isinstance(value, np.dtype) or (isinstance(value, type) and hasattr(value, "dtype"))
@@ -30,10 +30,10 @@ def one_dtype(value: Any) -> Any:
     """Returns the dtype of all networks.
 
     Args:
-        value: a dtype, or a mapping of component names to dtypes.
+        value: a dtype, or {component: dtype}.
 
     Raises:
-        ValueError: the mapping has different dtypes.
+        ValueError: the dtypes differ.
     """
     if not isinstance(value, Mapping):
         return value
@@ -44,15 +44,15 @@ def one_dtype(value: Any) -> Any:
 
 
 def devices_of(value: Any, current: Devices) -> Devices:
-    """Returns the devices for a device name or device.
+    """Converts a device, or the name of a device, to `Devices`.
 
     Args:
-        value: a name such as "cuda", "cuda:1" or "cpu", a torch device, one or several JAX devices, or None.
-        current: the devices of the pipeline, which are returned if `value` is None, means these devices, or names an
-            accelerator that does not exist.
+        value: a name such as "cuda", "cuda:1" or "cpu", a torch device, one or more JAX devices, or None.
+        current: the pipeline's devices. They are returned if `value` is None or means these devices, or names an
+            accelerator but JAX has none.
 
     Raises:
-        TypeError, ValueError: `value` is not a device, or the numbered device does not exist.
+        TypeError, ValueError: `value` is not a device, or there is no device with this number.
     """
     if value is None or isinstance(value, Devices):
         return value or current
@@ -85,10 +85,10 @@ def devices_of(value: Any, current: Devices) -> Devices:
 
 
 def array(value: Any, *, pictures: bool = False) -> Any:
-    """Returns torch tensors as NumPy arrays of float32, or of float64 for float64 tensors.
+    """Converts torch tensors to float32 NumPy arrays, or float64 arrays for float64 tensors.
 
     Args:
-        value: a tensor, or a list of values; other values are returned unchanged.
+        value: a tensor, or a list of tensors and other values. Other values are returned unchanged.
         pictures: whether to move torch's channel axis, the third from the end, to the end.
     """
     if isinstance(value, list | tuple):
@@ -115,7 +115,7 @@ class Seeds:
 
     The seed of a generator is its `initial_seed`. As in torch, using a generator again gives a different picture:
     `advance` reseeds each generator with a number derived from its last seed. JAX draws the noise, so the pictures
-    differ from those of torch.
+    differ from torch's.
 
     Args:
         generators: a generator or a seed, or a list of these.

@@ -49,7 +49,7 @@ class UpscaleArguments(DiffusionArguments):
 class StableDiffusionUpscalePipeline(LatentPipeline):
     """diffusers' pipeline for the x4 upscaler, with semantic guidance.
 
-    It wraps a native pipeline (`pipeline`). Arrays are channels last. The noise comes from a seed, a generator or a JAX
+    It wraps a native pipeline, `pipeline`. Arrays have channels last. The noise comes from a seed, a generator or a JAX
     key.
     """
 

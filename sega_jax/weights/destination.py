@@ -1,4 +1,4 @@
-"""Writes folders atomically: a folder appears once it is complete, or not at all."""
+"""Writes folders atomically: a folder appears only when it is complete."""
 
 import fcntl
 import os
@@ -10,29 +10,32 @@ from pathlib import Path
 
 @contextmanager
 def atomic_folder(dest: Path) -> Iterator[Path]:
-    """Yields a hidden folder to write into, which becomes `dest` if the block succeeds and is removed if it fails.
+    """Yields a hidden folder to write into. It becomes `dest` if the block succeeds and is removed if it fails.
 
-    The hidden folder is next to `dest`. Files that a killed process left in it are removed. A lock, which the operating
-    system releases when its process ends, distinguishes such leftovers from a folder that is still being written.
+    The hidden folder is next to `dest`. Files that a killed process left in it are removed. A lock distinguishes such
+    leftovers from a folder that another process is still writing: the operating system releases it when its process
+    ends.
 
     Raises:
         FileExistsError: `dest` exists and is not an empty folder, or another process is writing it.
         OSError: `dest` cannot be written to.
     """
     if os.path.lexists(dest) and not (dest.is_dir() and not any(dest.iterdir())):
-        raise FileExistsError(f"{dest} exists and is not an empty folder; name a new one")
+        raise FileExistsError(f"{dest} exists and is not an empty folder; choose a new one")
     if os.path.ismount(dest):
-        raise FileExistsError(f"{dest} is a mount point and cannot be replaced; name a folder inside it")
+        raise FileExistsError(f"{dest} is a mount point and cannot be replaced; choose a folder inside it")
     partial = dest.with_name(f".{dest.name}.sega-jax-partial")
     try:
         dest.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir(exist_ok=True)
         descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:
-        raise OSError(f"{dest} cannot be written to ({error.strerror}); name another folder") from None
+        raise OSError(f"{dest} cannot be written to ({error.strerror}); choose a different folder") from None
     try:
         if not _lock(descriptor) or not os.path.samestat(os.fstat(descriptor), os.stat(partial)):
-            raise FileExistsError(f"another process is writing {dest}; wait for it, or name another folder")
+            raise FileExistsError(
+                f"another process is writing {dest}; wait until it has finished, or choose a different folder"
+            )
         try:
             _empty(partial)
             yield partial
@@ -51,7 +54,7 @@ def _lock(folder: int) -> bool:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # the file system has no locks, and two writers of one folder are rare
+    except OSError:  # the file system does not support locks; continue, because two writers of one folder are rare
         return True
     return True
 

@@ -1,8 +1,8 @@
 """Reads the weights of one network from the msgpack files that diffusers and transformers wrote for Flax.
 
-`flax.serialization.to_bytes` writes nested maps, one for each Linen module, whose leaves are arrays. An array is a
-msgpack extension that holds its shape, dtype and entries. Like Flax, this module reads files with `msgpack`, but it
-limits their size and structure. Reading a file runs no code.
+`flax.serialization.to_bytes` writes one map for each Linen module. The maps are nested, and their leaves are arrays. An
+array is a msgpack extension that holds its shape, dtype and entries. Like Flax, this module reads files with `msgpack`,
+but it limits their size and structure. Reading a file runs no code.
 """
 
 import math
@@ -22,16 +22,17 @@ from sega_jax.weights.layout import Entry, Layout, torch_key, torch_name
 from sega_jax.weights.tensors import Tensors, looks_like, weight_files
 from sega_jax.weights.torch_pickle import mapped
 
-# Linen orders the axes of parameters as we do. Names are converted to torch's, so that a module's `rename` applies.
+# Linen and this library order the axes of parameters in the same way. Names are converted to torch's, so that a
+# module's `rename` applies.
 LINEN = Layout(torch_name, lambda _path, shape: shape, lambda _path, array: array)
-# Limits far beyond any network: names in a file, names in one map, and characters in a dotted path.
+# Limits that no real network comes close to: names in a file, names in one map, and characters in a dotted path.
 _MAX_NAMES, _MAX_NAMES_IN_MAP, _MAX_PATH_LENGTH = 2**16, 2**10, 512
 # Codes of Flax's msgpack extensions for arrays, and the key that marks a map as an array of more than 2^30 bytes.
 _ARRAY, _SCALAR, _CHUNKED = 1, 3, "__msgpack_chunked_array__"
 _FLOATS = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)
 _INTEGERS = (np.int64, np.int32, np.int16, np.int8, np.uint64, np.uint32, np.uint16, np.uint8, np.bool_)
 _DTYPES = {np.dtype(dtype).name: np.dtype(dtype) for dtype in (*_FLOATS, *_INTEGERS)}
-# Layers whose names differ between the autoencoders in Linen and in torch.
+# Layers of the autoencoder whose names differ between Linen and torch.
 _LAYERS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -47,7 +48,7 @@ class FlaxTensors(Tensors):
         stem: the name of the corresponding safetensors file, without its ending.
 
     Raises:
-        CheckpointError: a file is missing or broken, or contains anything but arrays.
+        CheckpointError: a file is missing or broken, or contains anything other than arrays.
     """
 
     layout = LINEN
@@ -66,7 +67,9 @@ class FlaxTensors(Tensors):
         except Exception as error:  # a broken file can raise errors of many types
             kind = looks_like(path) or "truncated or not a Flax weight file"
             reason = str(error)[:100] or type(error).__name__
-            raise CheckpointError(f"{path} is {kind}, expected Flax's msgpack ({reason}); fetch it again") from None
+            raise CheckpointError(
+                f"{path} is {kind}, expected a Flax msgpack file ({reason}); download it again"
+            ) from None
         for name, array in arrays:
             size = float8.width(array.dtype) * array.size
             read, eight_bit = partial(float8.widened, array), float8.is_eight_bit(array.dtype)
@@ -98,7 +101,7 @@ def _unpacked(data: Any) -> Any:
         nonlocal names
         names += len(content)
         if names > _MAX_NAMES:
-            raise ValueError(f"more than {_MAX_NAMES} names")
+            raise ValueError(f"it contains more than {_MAX_NAMES} names")
         return _joined(content) if _CHUNKED in content else content
 
     return msgpack.unpackb(
@@ -113,21 +116,21 @@ def _unpacked(data: Any) -> Any:
 
 
 def _array(code: int, data: bytes) -> np.ndarray:
-    """Returns the array in a msgpack extension, whose content is a list of its shape, dtype and entries.
+    """Decodes an array from a msgpack extension that contains a list of its shape, dtype and entries.
 
     Raises:
         ValueError: the extension is not a valid array.
     """
     if code not in (_ARRAY, _SCALAR):
-        raise ValueError(f"an extension of type {code}, expected an array")
+        raise ValueError(f"it contains an extension of type {code}, expected an array")
     shape, name, entries = msgpack.unpackb(data, max_array_len=32, max_map_len=0, max_str_len=_MAX_PATH_LENGTH)
     if name not in _DTYPES:
-        raise ValueError(f"entries of type {str(name)[:20]}, expected one of {', '.join(_DTYPES)}")
+        raise ValueError(f"it contains entries of type {str(name)[:20]}, expected one of {', '.join(_DTYPES)}")
     return _shaped(np.frombuffer(entries, _DTYPES[name]), shape)
 
 
 def _joined(content: Mapping[str, Any]) -> np.ndarray:
-    """Returns the large array that a map describes by its shape and the chunks of its entries.
+    """Joins a large array, which is stored as a map with its shape and the chunks of its entries.
 
     Shape and chunks are maps from positions ("0", "1", ...) to values.
 
@@ -142,7 +145,7 @@ def _joined(content: Mapping[str, Any]) -> np.ndarray:
 
 def _shaped(entries: np.ndarray, shape: Any) -> np.ndarray:
     if not all(type(size) is int and size >= 0 for size in shape) or math.prod(shape) != entries.size:
-        raise ValueError(f"{entries.size} entries for an array of shape {str(shape)[:80]}")
+        raise ValueError(f"it stores {entries.size} entries for an array of shape {str(shape)[:80]}")
     return entries.reshape(shape)
 
 
@@ -159,15 +162,15 @@ def _flat(content: Any, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
         raise ValueError(f"{path[:80] or 'its content'} has type {type(content).__name__}, expected an array")
     for name, value in content.items():
         if len(path) + len(name) > _MAX_PATH_LENGTH:
-            raise ValueError(f"a path of more than {_MAX_PATH_LENGTH} characters")
+            raise ValueError(f"it contains a path of more than {_MAX_PATH_LENGTH} characters")
         yield from _flat(value, f"{path}.{name}" if path else name)
 
 
 def _torch_path(name: str) -> str:
-    """Translates a dotted path in Linen's modules to the path in torch's.
+    """Translates a dotted path in Linen modules to the path in torch modules.
 
-    Linen has no lists of modules: its `resnets_0` is torch's `resnets.0`. A time embedding's layers `linear_1` and
-    `linear_2` keep their names.
+    Linen has no lists of modules: its `resnets_0` is torch's `resnets.0`. The layers `linear_1` and `linear_2` of a
+    time embedding keep their names.
     """
     *parents, last = re.sub(r"(?<!\blinear)_(\d+)(?=\.)", r".\1", name).split(".")
     if parents:

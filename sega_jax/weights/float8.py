@@ -1,8 +1,8 @@
 """Reads 8-bit floats and converts them to wider types.
 
 float16 represents every value of the common 8-bit types exactly. Files may store a weight divided by a scale, so that
-its values use the full range of these types. A separate tensor holds the scale: one number, one for each row (output of
-the layer), or one for each block of a matrix.
+its entries use the full range of these types. A separate tensor holds the scale: one number for the entire weight, for
+each row (output of the layer), or for each block of a matrix.
 """
 
 import json
@@ -20,7 +20,7 @@ from sega_jax.method.numerics import is_floating
 from sega_jax.text.files import CheckpointError
 from sega_jax.weights.layout import Entry
 
-# Keys are the names in safetensors headers. The last type is for scales, powers of two from 2^-127 to 2^127.
+# Keys are the names in safetensors headers. The last type stores scales: powers of two from 2^-127 to 2^127.
 DTYPES = {
     "F8_E4M3": ml_dtypes.float8_e4m3fn,
     "F8_E5M2": ml_dtypes.float8_e5m2,
@@ -30,19 +30,19 @@ DTYPES = {
 }
 _WIDE: dict[np.dtype, np.dtype] = {np.dtype(dtype): np.dtype(np.float16) for dtype in DTYPES.values()}
 _WIDE[np.dtype(ml_dtypes.float8_e8m0fnu)] = np.dtype(np.float32)
-# Names of the scale of "layer.weight": "layer.scale_weight" and so on. The last name is for blocks, and such a scale
-# multiplies the weight like the others, in spite of its name.
+# The scale of "layer.weight" may be named "layer.scale_weight" and so on. The last name is used for scales of blocks.
+# In spite of its name, such a scale multiplies the weight like the others.
 _SCALES = ("scale_weight", "weight_scale", "weight_scale_inv")
-# Scales of a layer's input, which only quantised computation needs, and notes about the format.
+# Notes about the format, and scales of a layer's input, which only quantised computation needs.
 _NOTES = ("scale_input", "input_scale", "comfy_quant", "scaled_fp8")
-# The most bytes in a note.
+# The maximum size of a note, in bytes.
 _MAX_NOTE_SIZE = 2**12
-# The most common size of a block, in entries along each axis.
+# The most common block size: entries along each axis.
 _BLOCK = 128
 
 
 def in_safetensors(path: Path) -> dict[str, Entry]:
-    """Returns {key: tensor} of the 8-bit tensors in a safetensors file, whose header `safe_open` has validated."""
+    """Returns {key: tensor} for the 8-bit tensors in a safetensors file. `safe_open` must have validated its header."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
@@ -64,7 +64,7 @@ def widened(array: np.ndarray) -> np.ndarray:
 
 
 def is_eight_bit(dtype: np.dtype) -> bool:
-    """Tells whether a dtype is an 8-bit float."""
+    """Returns whether a dtype is an 8-bit float."""
     return dtype in _WIDE
 
 
@@ -74,12 +74,12 @@ def width(dtype: np.dtype) -> int:
 
 
 def scaled(path: Path, entries: Iterable[Entry]) -> dict[str, Entry]:
-    """Returns tensors by their keys, in which every weight is multiplied by its scale in float32.
+    """Returns {key: tensor}, where reading a weight multiplies it by its scale in float32.
 
-    Scales and notes about the format are left out.
+    Scales and notes about the format are omitted.
 
     Args:
-        path: the file or folder of the tensors, for error messages.
+        path: the file or folder that contains the tensors, for error messages.
         entries: all tensors of the file.
 
     Raises:
@@ -92,7 +92,7 @@ def scaled(path: Path, entries: Iterable[Entry]) -> dict[str, Entry]:
             _check_format(path, entry, has_scale=f"{parent}{dot}weight_scale" in kept)
         if last == "SCB" or re.search(r"\.(quant_map|absmax|nested_absmax|quant_state\..*)$", key):
             raise CheckpointError(
-                f"{path}: {key} comes from bitsandbytes, which is not supported; fetch unquantised weights"
+                f"{path}: {key} was quantised with bitsandbytes, which is not supported; use unquantised weights"
             )
         if last in _NOTES:
             del kept[key]
@@ -106,19 +106,19 @@ def scaled(path: Path, entries: Iterable[Entry]) -> dict[str, Entry]:
         parent = key[: key.rfind(".") + 1]
         # "layer.weight.scale" scales "layer.weight".
         if "scal" in key[len(parent) :] and not {parent, parent.removesuffix("weight.")}.isdisjoint(parents):
-            raise CheckpointError(f"{path}: {key} scales weights in an unsupported way; fetch unquantised weights")
+            raise CheckpointError(f"{path}: {key} scales weights in an unsupported way; use unquantised weights")
     return kept
 
 
 def _check_format(path: Path, entry: Entry, *, has_scale: bool) -> None:
-    """Checks ComfyUI's note about the format of a layer, whose entries are the bytes of a JSON object."""
+    """Checks ComfyUI's note about the format of a layer. The entries of the note are the bytes of a JSON object."""
     try:
         name = json.loads(bytes(entry.read().astype(np.uint8)) if entry.nbytes < _MAX_NOTE_SIZE else b"")["format"]
     except (ValueError, TypeError, KeyError, RecursionError):
-        raise CheckpointError(f"{path}: {entry.key} is not readable; fetch the file again") from None
+        raise CheckpointError(f"{path}: {entry.key} is not readable; download the file again") from None
     if name not in ("float8_e4m3fn", "float8_e5m2") or not has_scale:
         what = f"the format {str(name)[:40]!r}" + ("" if has_scale else " without its scale")
-        raise CheckpointError(f"{path}: {entry.key} has {what}, which is not supported; fetch unquantised weights")
+        raise CheckpointError(f"{path}: {entry.key} has {what}, which is not supported; use unquantised weights")
 
 
 def _read(path: Path, start: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -129,15 +129,17 @@ def _read(path: Path, start: int, shape: tuple[int, ...], dtype: np.dtype) -> np
 def _scaled(path: Path, weight: Entry, scale: Entry) -> np.ndarray:
     """Multiplies a weight by its scale, in float32.
 
-    The scale is one number, one number for each entry of the first axis, or one for each block of a matrix.
+    The scale is one number for the entire weight, for each entry of the first axis, or for each block of a matrix.
 
     Raises:
-        CheckpointError: one of the two does not contain floats, or the shape of the scale does not fit.
+        CheckpointError: the weight or the scale does not contain floats, or the shape of the scale does not fit.
     """
     read = [weight.read(), scale.read()]
     if not all(is_floating(array.dtype) for array in read):
         types = " and ".join(array.dtype.name for array in read)
-        raise CheckpointError(f"{path}: {weight.key} and {scale.key} are {types}, expected floats; fetch another file")
+        raise CheckpointError(
+            f"{path}: {weight.key} and {scale.key} are {types}, expected floats; use a different file"
+        )
     array, factors = (array.astype(np.float32) for array in read)
     if factors.size == 1:
         return array * factors.reshape(())
@@ -150,12 +152,13 @@ def _scaled(path: Path, weight: Entry, scale: Entry) -> np.ndarray:
             blocks = factors.repeat(sizes[0], 0)[: len(array)].repeat(sizes[1], 1)[:, : array.shape[1]]
             return array * blocks
     raise CheckpointError(
-        f"{path}: {scale.key} {scale.shape} does not fit {weight.key} {weight.shape}; fetch another file"
+        f"{path}: the scale {scale.key} {scale.shape} does not fit the weight {weight.key} {weight.shape}; use a"
+        " different file"
     )
 
 
 def _block(side: int, count: int) -> int:
-    """Returns the block size along an axis of `side` entries; 0 if the number of blocks does not determine it."""
+    """Returns the block size along an axis of `side` entries, or 0 if `count` blocks do not determine it."""
     if -(-side // _BLOCK) == count:
         return _BLOCK
     return side // count if count and side % count == 0 else 0

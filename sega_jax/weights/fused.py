@@ -1,4 +1,4 @@
-"""Splits or reshapes tensors that a file stores differently: fused, transposed, or as convolutions of size 1."""
+"""Splits or reshapes tensors that a file stores fused, transposed, or as convolutions of size 1."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -12,21 +12,21 @@ from sega_jax.weights.layout import Entry
 
 
 class Forms(NamedTuple):
-    """Describes how a file stores unusual tensors of a network. Every pattern is searched in the tensor's name."""
+    """Describes the tensors of a network that a file stores in a different form. Patterns are searched in names."""
 
     fused: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # {pattern: layers whose rows the tensor stacks}
-    convolutions: str = r"$^"  # linear layers that are stored as convolutions of size 1
-    transposed: str = r"$^"  # matrices that are stored as [in, out]; searched in the file's original name
+    convolutions: str = r"$^"  # linear layers stored as convolutions of size 1
+    transposed: str = r"$^"  # matrices stored as [in, out]; searched in the name in the file
 
 
 def parameters(name: str, entry: Entry, forms: Forms, width: int | None = None) -> Iterator[tuple[str, Entry]]:
-    """Yields the names and values of the parameters in a tensor. A fused tensor has several, named "NAME[LAYER]".
+    """Yields (name, entry) for each parameter in a tensor. A fused tensor contains several, named "NAME[LAYER]".
 
     Args:
         name: the tensor's name, in which the patterns of `forms` are searched.
         entry: the tensor in the file.
-        width: the number of rows after which a fused tensor switches to the next layer, such as the size of an
-            attention head. With None, all rows of a layer are adjacent.
+        width: the number of consecutive rows of each layer in a fused tensor, such as the size of an attention head.
+            None means that all rows of a layer are consecutive.
     """
     if len(entry.shape) == 2 and re.search(forms.transposed, entry.key):
         entry = entry._replace(shape=entry.shape[::-1], read=partial(_transposed, entry.read))
@@ -34,7 +34,7 @@ def parameters(name: str, entry: Entry, forms: Forms, width: int | None = None) 
         entry = entry._replace(shape=entry.shape[:2], read=partial(_reshaped, entry.read, entry.shape[:2]))
     layers = next((layers for pattern, layers in forms.fused.items() if re.search(pattern, name)), ())
     if not layers or not entry.shape or entry.shape[0] % (len(layers) * (width or 1)):
-        # A tensor that cannot be split fits no parameter, which the comparison of names and shapes reports.
+        # A tensor that cannot be split fits no parameter. The later comparison of names and shapes reports it.
         yield name, entry
         return
     rows, *rest = entry.shape[0] // len(layers), *entry.shape[1:]

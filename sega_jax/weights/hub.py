@@ -21,15 +21,15 @@ _ADDRESS = re.compile(
 )
 # Hosts of the hub's pages, in addition to the endpoint that HF_ENDPOINT may set.
 _HOSTS = ("huggingface.co", "hf.co")
-# The parts of a page's address that stand between the repository and the revision.
+# The words that may appear between the repository and the revision in the address of a page.
 _PAGES = ("tree", "blob", "resolve", "raw")
 
 
 class Address(NamedTuple):
-    """A repository on the hub, or a file or folder in it."""
+    """The address of a repository on the hub, or of a file or folder in it."""
 
     repository: str  # "owner/name"
-    path: str = ""  # in the repository; "" is the entire repository
+    path: str = ""  # in the repository; "" means the entire repository
     revision: str | None = None  # None if the address names no revision
 
     @property
@@ -45,14 +45,14 @@ class Address(NamedTuple):
 def address(source: object) -> Address | None:
     """Parses the name of a repository, or of a file or folder in it.
 
-    Names are "owner/name" or "owner/name/path", optionally with "@revision" after the repository, and the web addresses
-    of the hub's pages.
+    A name is "owner/name" or "owner/name/path", optionally with "@revision" after the repository, or the web address of
+    a page on the hub.
 
     Returns:
-        The address; None for other names, such as absolute paths and "folder/model.safetensors".
+        The address, or None for other names, such as absolute paths and "folder/model.safetensors".
 
     Raises:
-        ValueError: `source` is a web address outside the hub, or not the page of a model.
+        ValueError: `source` is a web address that is not on the hub, or is not the page of a model.
     """
     if not isinstance(source, str):
         return None
@@ -84,16 +84,16 @@ def _page(source: str) -> Address:
 
 
 def is_id(source: object) -> TypeGuard[str]:
-    """Tells whether `source` has the form of a repository's name, "owner/name"."""
+    """Returns whether `source` has the form of a repository name, "owner/name"."""
     return isinstance(source, str) and _ID.fullmatch(source) is not None
 
 
 @contextmanager
 def using(**options: Any) -> Iterator[None]:
-    """Sets options of the hub's client for the calls in a block.
+    """Sets options of the hub's client inside a `with` block.
 
     Args:
-        options: `cache_dir`, `token`, `local_files_only` and `force_download`; None is the client's default.
+        options: `cache_dir`, `token`, `local_files_only` and `force_download`. None uses the client's default.
     """
     token = _options.set({name: value for name, value in options.items() if value is not None})
     try:
@@ -103,19 +103,19 @@ def using(**options: Any) -> Iterator[None]:
 
 
 def fetch(repository: str, files: Sequence[str], revision: str | None = None) -> Path:
-    """Downloads files of a repository and returns the local folder of the snapshot.
+    """Downloads files from a repository and returns the local folder of the snapshot.
 
     Cached files are not downloaded again. Without a connection, or with `HF_HUB_OFFLINE=1`, only the cache is used. The
-    name of the folder is the commit of the snapshot.
+    folder is named after the commit of the snapshot.
 
     Args:
         repository: "owner/name".
         files: shell patterns of paths in the repository.
-        revision: a branch, tag or commit; None is the main branch.
+        revision: a branch, tag or commit; None means the main branch.
 
     Raises:
         CheckpointError: the repository or revision does not exist, the repository needs a login, or the hub cannot be
-            reached and the cache lacks the repository.
+            reached and the repository is not in the cache.
     """
     import huggingface_hub
     from huggingface_hub import errors
@@ -130,17 +130,17 @@ def fetch(repository: str, files: Sequence[str], revision: str | None = None) ->
         )
     except errors.RepositoryNotFoundError:
         problem = (
-            "is not a local folder and not a repository on the hub; check the name, or log in with `hf auth login` if"
+            "is neither a local folder nor a repository on the hub; check the name, or log in with `hf auth login` if"
             " it is private"
         )
     except errors.RevisionNotFoundError:
         problem = f"has no revision {revision!r} on the hub; give a branch, a tag or a commit"
     except errors.HFValidationError as error:
-        problem = f"is not a local folder and not a valid repository name ({error})"
+        problem = f"is neither a local folder nor a valid repository name ({error})"
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError, TimeoutError):
         problem = (
             f"is not a local folder, the hub cannot be reached, and the cache {huggingface_hub.constants.HF_HUB_CACHE}"
-            " does not contain it; connect once (and unset HF_HUB_OFFLINE), or give a folder"
+            " does not contain it; connect to the internet once (and unset HF_HUB_OFFLINE), or give a local folder"
         )
     except Exception as error:  # the client passes on errors of its HTTP library
         problem = f"cannot be fetched from the hub: {error}"
@@ -148,7 +148,7 @@ def fetch(repository: str, files: Sequence[str], revision: str | None = None) ->
 
 
 def fetch_file(repository: str, path: str, revision: str | None = None) -> Path:
-    """Downloads one file of a repository and returns its local path, which ends with the commit and `path`.
+    """Downloads one file from a repository and returns its local path, which ends with the commit and `path`.
 
     Raises:
         CheckpointError: the repository has no such file, or `fetch` fails.
@@ -160,10 +160,10 @@ def fetch_file(repository: str, path: str, revision: str | None = None) -> Path:
 
 
 def files(repository: str, revision: str | None = None) -> list[str] | None:
-    """Returns the paths of all files in a repository; None if the hub does not answer.
+    """Returns the paths of all files in a repository, or None if the hub does not answer.
 
     Args:
-        repository, revision: as for `fetch`, whose error explains why the hub does not answer.
+        repository, revision: as for `fetch`. Its errors explain why the hub does not answer.
     """
     import huggingface_hub
 

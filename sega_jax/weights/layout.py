@@ -1,8 +1,8 @@
-"""Translates the names and axes of parameters between our modules and files.
+"""Translates the names and axes of parameters between this library's modules and files.
 
-The dotted path of a parameter equals its key in torch's files, except for the last part. There, Flax's name determines
-the layout: a `kernel` is torch's `weight` with its axes in another order, and a `scale` or an `embedding` is torch's
-`weight` unchanged.
+The dotted path of a parameter equals its key in torch's files, except for the last part. There, the Flax name
+determines the layout: a `kernel` is torch's `weight` with its axes in a different order, and a `scale` or an
+`embedding` is torch's `weight` with the same axes.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def torch_name(path: tuple) -> str:
 
 
 def _is_kernel(name: str) -> bool:
-    """Tells whether torch orders the axes of a parameter differently, given its dotted path."""
+    """Returns whether torch orders the axes of a parameter differently, given its dotted path."""
     return name.rpartition(".")[2] == "kernel"
 
 
@@ -41,12 +41,12 @@ def torch_shape(path: tuple, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def from_torch(path: tuple, array: np.ndarray) -> np.ndarray:
-    """Transposes an array from torch's files to the axes of our parameter: (height, width, in, out) for kernels."""
+    """Transposes an array from torch's axes to the module's: (height, width, in, out) for kernels."""
     return array.transpose((*range(2, array.ndim), 1, 0)) if _is_kernel(flax_name(path)) else array
 
 
 def to_torch(name: str, array: np.ndarray) -> np.ndarray:
-    """Transposes our parameter, given its dotted path, to the axes of torch's files: (out, in, height, width)."""
+    """Transposes a parameter, given its dotted path, to torch's axes: (out, in, height, width) for kernels."""
     return array.transpose((array.ndim - 1, array.ndim - 2, *range(array.ndim - 2))) if _is_kernel(name) else array
 
 
@@ -55,7 +55,7 @@ class Entry(NamedTuple):
 
     key: str
     shape: tuple[int, ...]
-    nbytes: int  # in the dtype of the array that `read` returns
+    nbytes: int  # of the array that `read` returns
     read: Callable[[], np.ndarray]
     eight_bit: bool = False  # whether the file stores 8-bit floats
 
@@ -64,8 +64,8 @@ class Layout(NamedTuple):
     """Describes how a file format names and stores a parameter, given its path in the module."""
 
     name: Callable[[tuple], str]
-    shape: Callable[[tuple, tuple[int, ...]], tuple[int, ...]]  # from our shape to the file's
-    ours: Callable[[tuple, np.ndarray], np.ndarray]  # from the file's array to ours
+    shape: Callable[[tuple, tuple[int, ...]], tuple[int, ...]]  # from the module's shape to the file's
+    ours: Callable[[tuple, np.ndarray], np.ndarray]  # from the file's array to the module's
 
 
 TORCH = Layout(torch_name, torch_shape, from_torch)
@@ -73,7 +73,7 @@ FLAX = Layout(flax_name, lambda _path, shape: shape, lambda _path, array: array)
 
 
 def leaves(module: Any) -> dict[str, tuple[int, ...]]:
-    """Returns {key in torch's files: shape in torch's files} of all parameters of a module, with or without values."""
+    """Returns {key in torch's files: shape in torch's files} for a module. Its parameters may be only shapes."""
     return {
         torch_name(path): torch_shape(path, leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(module)
     }

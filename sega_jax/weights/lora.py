@@ -1,8 +1,8 @@
 """Reads LoRAs and related adapters from files, and merges their weight differences into networks.
 
-The tensors of a file are grouped by the layers that they change (`sega_jax.weights.lora_layers`, `lora_names`). The
-form of a layer determines how its tensors become a weight difference (`lora_forms`, `lora_products`). Names and shapes
-are checked first. Values are read one layer at a time, once to check them and once to merge them.
+The tensors of a file are grouped by the layer that they change (`sega_jax.weights.lora_layers`, `lora_names`). The form
+of an adapter determines how the tensors of a layer become a weight difference (`lora_forms`, `lora_products`). Names
+and shapes are checked first. The arrays are read one layer at a time, once to check them and once to merge them.
 """
 
 import os
@@ -29,15 +29,15 @@ from sega_jax.weights.tensors import Tensors
 M = TypeVar("M", bound=NamedTuple)
 
 Files = str | Path | Mapping[str | Path, float]
-# {name of a layer, with the network's prefix and underscores: (out, in) of its weight, or () if it is unknown}.
+# {name of a layer, with the network's prefix and with underscores: (out, in) of its weight, or () if unknown}.
 LayerSizes = Mapping[str, tuple[int, ...]]
 
-# The number of problems that an error lists. Further problems are counted.
+# The maximum number of problems that an error lists. The rest are only counted.
 _LISTED = 10
 
 
 class Change(NamedTuple):
-    """The weight differences in one file, and their scale."""
+    """The weight differences from one file, and their scale."""
 
     path: Path
     scale: float
@@ -62,15 +62,17 @@ def read(
     families: Families | None = None,
     warn: Callable[[str], None] = lambda message: None,
 ) -> list[Change]:
-    """Reads LoRAs and related adapters for networks, with or without values.
+    """Reads LoRAs and related adapters for networks, whose parameters may be only shapes.
 
     Args:
         networks: {folder in diffusers' layout, such as "unet": network}.
-        lora: a file, a folder or a name on the hub (`lora_files.find`), which gets scale 1; or {file: scale}.
+        lora: a file, a folder or a name on the hub (see `lora_files.find`), which is used with scale 1; or {file:
+            scale}.
         names: how files name the layers of each network.
-        checkpoints: descriptions of single-file checkpoints, to recognise one that is given as a LoRA by mistake.
-        families: recognises LoRAs for other families of checkpoints; None recognises none.
-        warn: called with a message about parts of a file that are not used, and about missing settings.
+        checkpoints: descriptions of single-file checkpoints, to recognise a checkpoint that was passed as a LoRA by
+            mistake.
+        families: recognises LoRAs for other families of checkpoints; None means that none are recognised.
+        warn: called with a message if parts of a file are not used or settings are missing.
 
     Returns:
         One change for each file, in the order of `lora`.
@@ -78,13 +80,14 @@ def read(
     Raises:
         TypeError: `lora` is neither a path nor {path: scale}.
         ValueError: a scale is not a finite number.
-        CheckpointError: a file is missing or broken, contains other tensors than a LoRA's, changes layers that these
-            networks lack or whose shapes differ, or uses an unsupported method. The error lists the first problems.
+        CheckpointError: a file is missing or broken, contains tensors that do not belong to a LoRA, changes layers that
+            these networks lack or whose shapes differ, or uses an unsupported method. The error lists the first
+            problems.
     """
     scales = list(lora.items()) if isinstance(lora, Mapping) else [(lora, 1.0)]
     for path, scale in scales:
         if not isinstance(path, str | os.PathLike):
-            raise TypeError(f"lora={lora!r} should be the path of a LoRA, or {{path: scale}} of several")
+            raise TypeError(f"lora={lora!r} should be the path of a LoRA, or {{path: scale}} for several LoRAs")
         if not is_number(scale):
             raise ValueError(f"lora: the scale {scale!r} of {path} should be a finite number like 0.8")
     files = [(lora_files.find(path), float(scale)) for path, scale in scales]
@@ -93,9 +96,9 @@ def read(
 
 
 def merged(models: M, changes: Sequence[Change]) -> M:
-    """Adds changes to the weights of networks with values, and returns the new NamedTuple of networks.
+    """Adds changes to the weights of loaded networks, and returns the new NamedTuple of networks.
 
-    Each weight and its differences are summed in float32 or wider and rounded once to the weight's dtype. Every
+    Each weight and its differences are summed in float32 or a wider dtype and rounded once to the weight's dtype. Every
     difference is computed from the original weight, so the order of the changes does not matter. Networks that are None
     stay None.
 
@@ -117,13 +120,15 @@ def _merged(network: Any, part: str, changes: Sequence[Change]) -> Any:
             return leaf
         weight = np.asarray(leaf)
         wide = to_torch(flax_name(path), weight).astype(at_least_float32(weight.dtype))
-        # A sum that is not finite raises an error below.
+        # Non-finite sums are reported below.
         with np.errstate(over="ignore", invalid="ignore"):
             differences = [np.float32(change.scale) * change.layers[part][key].difference(wide) for change in relevant]
             total = from_torch(path, sum(differences, wide)).astype(weight.dtype)
         if not is_finite(total):
             files = " and ".join(str(change.path) for change in relevant)
-            raise CheckpointError(f"{files}: {key} overflows {total.dtype} once merged; use another dtype or scale")
+            raise CheckpointError(
+                f"{files}: {key} overflows {total.dtype} when merged; use a wider dtype or a smaller scale"
+            )
         return jax.device_put(np.ascontiguousarray(total), leaf.sharding)
 
     return jax.tree_util.tree_map_with_path(add, network)
@@ -137,20 +142,22 @@ def _layers(
     families: Families,
     warn: Callable[[str], None],
 ) -> dict[str, dict[str, Layer]]:
-    """Reads the layers of a file, by network and then by the key of the weight or bias."""
-    # The file stays open, because layers read their values later.
+    """Returns {network: {key of the weight or bias: difference}} for a file."""
+    # The file stays open, because the arrays of the layers are read later.
     tensors = lora_files.opened(path)
     for file in checkpoints:
         if file.recognise(tensors.shapes):
-            raise CheckpointError(f"{path} is not a LoRA but a checkpoint ({file.name}); pass it to load as its source")
+            raise CheckpointError(
+                f"{path} is not a LoRA but a checkpoint ({file.name}); pass it to load() as the checkpoint"
+            )
     if method := unsupported(tensors.shapes):
-        raise CheckpointError(f"{path} contains {method}, which is not supported; use another kind of LoRA")
+        raise CheckpointError(f"{path} contains {method}, which is not supported; use a different kind of LoRA")
     if any(name.startswith(WORDS) for name in tensors.shapes):
-        warn(f"{path} also contains words of textual inversion, which are ignored")
+        warn(f"{path} also contains words from textual inversion, which are ignored")
     if lacks_settings(path, tensors.shapes):
         warn(
-            f"{path} was written by peft but has no adapter_config.json next to it, which stores alpha; assuming that"
-            " alpha equals the rank"
+            f"{path} was written by peft but has no adapter_config.json next to it, which stores alpha; alpha is"
+            " assumed to equal the rank"
         )
     factor = factors(path, networks, tensors.shapes)
     layers, problems = layers_of(path, tensors, networks, names, factor)
@@ -162,7 +169,7 @@ def _layers(
 def _misfit(
     path: Path, networks: Mapping[str, Any], tensors: Tensors, families: Families, problems: Sequence[str]
 ) -> CheckpointError:
-    """Returns the error for a file that does not fit, with the family of the LoRA if known, or else the problems."""
+    """Returns the error for a LoRA that does not fit. It names the LoRA's family if known, otherwise the problems."""
     lora_family, family = families.of_file(_sizes_in(tensors.shapes)), families.of_checkpoint(_sizes_of(networks))
     if lora_family and family and lora_family != family:
         return CheckpointError(
@@ -176,7 +183,7 @@ def _misfit(
 
 
 def _sizes_in(tensors: Mapping[str, tuple[int, ...]]) -> LayerSizes:
-    """Returns the sizes of the weights that the tensors of a file fit."""
+    """Returns {layer: (out, in)} of the weights that the tensors of a file fit; () for unknown sizes."""
     layers: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, shape in tensors.items():
         if parts := parsed(name):
@@ -193,7 +200,7 @@ def _size(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
 
 
 def _sizes_of(networks: Mapping[str, Any]) -> LayerSizes:
-    """Returns the sizes of the networks' weights, by names like those in files."""
+    """Returns {layer: (out, in)} of the networks' weights, with names like those in files."""
     return {
         f"{part}_{key.removesuffix('.weight').replace('.', '_')}": shape[:2]
         for part, network in networks.items()

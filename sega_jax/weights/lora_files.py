@@ -1,4 +1,4 @@
-"""Finds the files of LoRAs: a file, a folder that contains one, or a repository on the hub.
+"""Finds the file of a LoRA, given a file, a folder that contains one, or a repository on the hub.
 
 A name on the hub is "owner/name" or "owner/name/path/to/file.safetensors", optionally with a revision, as in
 "owner/name@revision" and "owner/name@revision/path/to/file.safetensors". Local paths take precedence.
@@ -17,20 +17,20 @@ from sega_jax.weights.lora_settings import CONFIG, settings_file
 from sega_jax.weights.tensors import ENDINGS
 from sega_jax.weights.torch_pickle import opened
 
-# File names of diffusers and peft. The first one that exists is read.
+# The file names that diffusers and peft use. The first file that exists is read.
 _DIFFUSERS = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 _PEFT = ("adapter_model.safetensors", "adapter_model.bin")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# The number of names that an error lists. Further names are counted.
+# The maximum number of names that an error lists. The rest are only counted.
 _LISTED = 20
 
 
 def find(lora: str | os.PathLike[str]) -> Path:
-    """Returns the local file of a LoRA, which is downloaded if it is on the hub.
+    """Returns the local file of a LoRA. Downloads it if it is on the hub.
 
     Raises:
-        CheckpointError: the file does not exist, or a folder or repository contains no LoRA or several. The error lists
-            its files.
+        CheckpointError: the file does not exist, or a folder or repository does not contain exactly one LoRA. The error
+            lists its files.
     """
     path = Path(os.path.expanduser(lora))
     name = on_hub(lora)
@@ -47,25 +47,25 @@ def find(lora: str | os.PathLike[str]) -> Path:
 
 
 def on_hub(lora: str | os.PathLike[str]) -> hub.Address | None:
-    """Parses a name on the hub; returns None for paths that exist locally and for other names.
+    """Parses a name on the hub. Returns None for paths that exist locally and for other names.
 
     Raises:
-        ValueError: `lora` is a web address outside the hub, or not the page of a model.
+        ValueError: `lora` is a web address that is not on the hub, or is not the page of a model.
     """
     return None if os.path.exists(lora) else hub.address(os.fspath(lora))
 
 
 def pinned(lora: str | os.PathLike[str], folder: Path = Path()) -> str:
-    """Returns a name that identifies the same LoRA in every later use.
+    """Returns a name that always identifies the same LoRA.
 
     This is the absolute path of its file, or its name on the hub with commit and file. A path need not exist.
 
     Args:
         lora: a file, a folder or a name on the hub.
-        folder: the folder from which relative paths start.
+        folder: the folder that relative paths start from.
 
     Raises:
-        CheckpointError: a folder or repository contains no LoRA or several, or cannot be downloaded.
+        CheckpointError: a folder or repository does not contain exactly one LoRA, or the LoRA cannot be downloaded.
     """
     path = Path(os.path.abspath(os.path.join(folder, os.path.expanduser(lora))))
     if os.path.isdir(path):
@@ -79,7 +79,7 @@ def pinned(lora: str | os.PathLike[str], folder: Path = Path()) -> str:
 
 
 def digest(path: str) -> str:
-    """Returns the SHA-256 of a local file or a file on the hub, in hexadecimal digits.
+    """Returns the SHA-256 of a local file or a file on the hub, as hexadecimal digits.
 
     If peft's settings are next to a LoRA, the digest covers both files.
 
@@ -98,7 +98,7 @@ def digest(path: str) -> str:
 
 
 def _fetched(name: hub.Address) -> tuple[Path, hub.Address]:
-    """Downloads the file that a name refers to; returns its local path, and its name with commit and file."""
+    """Downloads the file that a name refers to. Returns its local path, and its name with commit and file."""
     if name.path:
         return _fetched_file(name)
     known = [*_DIFFUSERS, *_PEFT, CONFIG]
@@ -110,17 +110,17 @@ def _fetched(name: hub.Address) -> tuple[Path, hub.Address]:
             available = _files(snapshot)
             if not any(file.endswith(ENDINGS) for file in available):
                 raise CheckpointError(
-                    f"{name}: the hub cannot be reached, and the cache has no LoRA of this repository; connect once"
-                    " (and unset HF_HUB_OFFLINE), or give a file"
+                    f"{name}: the hub cannot be reached, and the cache has no LoRA from this repository; connect to the"
+                    " internet once (and unset HF_HUB_OFFLINE), or give a local file"
                 )
         file = _chosen(str(name), available)
     return _fetched_file(hub.Address(name.repository, file, snapshot.name))
 
 
 def _fetched_file(name: hub.Address) -> tuple[Path, hub.Address]:
-    """Downloads a file of a repository and the settings next to it; returns its path, and its name with commit."""
+    """Downloads a file and the settings next to it. Returns the file's path, and its name with commit."""
     if not name.path.endswith(ENDINGS):
-        raise CheckpointError(f"{name} should have one of the endings {', '.join(ENDINGS)}; name another file")
+        raise CheckpointError(f"{name} should have one of the endings {', '.join(ENDINGS)}; name a different file")
     snapshot = hub.fetch(name.repository, [glob.escape(name.path), str(Path(name.path).parent / CONFIG)], name.revision)
     if not (snapshot / name.path).is_file():
         available = [file for file in hub.files(name.repository, name.revision) or () if file.endswith(ENDINGS)]
@@ -145,13 +145,13 @@ def _files(folder: Path) -> list[str]:
 
 
 def _named(files: Sequence[str]) -> str | None:
-    """Returns the file with a name that diffusers or peft uses, or None."""
+    """Returns the first file whose name diffusers or peft uses, or None."""
     known = [*_DIFFUSERS, *(_PEFT if CONFIG in files else ())]
     return next((name for name in known if name in files), None)
 
 
 def _chosen(where: str, files: Sequence[str]) -> str:
-    """Returns the file that contains the LoRA of a folder or repository. Files in subfolders only appear in errors.
+    """Returns the LoRA file of a folder or repository. Files in subfolders are only listed in errors.
 
     Raises:
         CheckpointError: there is no such file, or there are several.
@@ -162,11 +162,11 @@ def _chosen(where: str, files: Sequence[str]) -> str:
     if chosen is not None:
         return chosen
     if outermost:
-        problem = f"has several files that may be the LoRA: {_list(outermost)}"
+        problem = f"has several files that could be the LoRA: {_list(outermost)}"
     elif weights:
         problem = f"has weight files only in its subfolders: {_list(weights)}"
     else:
-        problem = f"has no LoRA; it has {_list(files) or 'nothing'}"
+        problem = f"has no LoRA; it contains {_list(files) or 'nothing'}"
     raise CheckpointError(
         f"{where} {problem}; name the file, for example {where}/{(weights or ['style.safetensors'])[0]}"
     )

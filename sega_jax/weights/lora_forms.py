@@ -1,11 +1,11 @@
-"""Computes the weight differences of LoRAs and of other adapters that add to a weight.
+"""Computes the weight differences of LoRAs and other adapters that add to a weight.
 
 Each form of adapter is one class. `sega_jax.weights.lora_products` has the forms that multiply a weight. Arrays are
 float32 and keyed by their roles in the file (`sega_jax.weights.lora_names`). Weights are [out, in] or [out, in, height,
 width], as in torch's files. `factor` is alpha / r, where r is the rank.
 
-`fits` checks the shapes before any array is read. No product is then larger than the weight, or than a matrix in the
-file.
+`fits` checks the shapes before any array is read. This ensures that no product is larger than the weight or a matrix in
+the file.
 """
 
 import math
@@ -19,31 +19,31 @@ Sizes = tuple[int, ...]
 
 
 class Form:
-    """One form of adapter: how its tensors describe the difference of a layer's weight or bias."""
+    """One form of adapter. It defines how tensors describe the difference of a layer's weight or bias."""
 
     name: str
-    needs: tuple[frozenset[str], ...]  # sets of required roles; a layer has all roles of one set
+    needs: tuple[frozenset[str], ...]  # alternative sets of required roles; a layer must have all roles of one set
     may_have: frozenset[str] = frozenset()  # optional roles
     of_bias: bool = False  # whether the form changes the layer's bias instead of its weight
     scaled: bool = False  # whether the difference is multiplied by alpha / r
 
     def rank(self, shapes: Shapes) -> int | None:
-        """Returns the rank, which divides alpha; None for a form without alpha or without rank."""
+        """Returns the rank, which divides alpha, or None for a form without alpha or rank."""
         return None
 
     def sizes(self, shapes: Shapes) -> Sizes | None:
-        """Returns (out, in) of the weight that the tensors fit; None if they do not determine it.
+        """Returns (out, in) of the weight that the tensors fit, or None if they do not determine it.
 
         `in` may include the entries of the kernel.
         """
         return None
 
     def fits(self, shapes: Shapes, shape: Sizes) -> bool:
-        """Tells whether the tensors fit a weight or bias of this shape."""
+        """Returns whether the tensors fit a weight or bias of this shape."""
         raise NotImplementedError
 
     def difference(self, arrays: Arrays, weight: np.ndarray, factor: float) -> np.ndarray:
-        """Returns the difference, in float32 or wider, for a weight or bias with these values."""
+        """Returns the difference for a weight or bias `weight`, in float32 or a wider dtype."""
         raise NotImplementedError
 
 
@@ -56,14 +56,14 @@ def flat(array: np.ndarray) -> np.ndarray:
 
 
 def _matrices(shapes: Shapes, *roles: str) -> bool:
-    """Tells whether the tensors with these roles are matrices without empty axes."""
+    """Returns whether the tensors with these roles are matrices without empty axes."""
     return all(len(shapes[role]) == 2 and min(shapes[role]) > 0 for role in roles)
 
 
 def without_ones(kernel: Sizes) -> Sizes:
     """Returns a kernel's sizes, or () for a kernel of size 1.
 
-    Files may store a convolution of size 1 as a linear layer, or the reverse.
+    Files may store a convolution of size 1 as a linear layer, or vice versa.
     """
     return () if all(size == 1 for size in kernel) else kernel
 
@@ -72,7 +72,7 @@ def _with_kernel(mid: np.ndarray, up: np.ndarray, down: np.ndarray) -> np.ndarra
     """Returns a convolution's weight [out, in, height * width] from mid [r, r, height, width], up [out, r] and down [r,
     in].
 
-    The smaller product comes first. It is then no larger than the weight, unless r is larger than both `in` and `out`.
+    The smaller product is computed first. It is no larger than the weight, unless r is larger than both `in` and `out`.
     """
     mid = mid.reshape(*mid.shape[:2], -1)
     if down.shape[1] >= len(up):
@@ -83,8 +83,8 @@ def _with_kernel(mid: np.ndarray, up: np.ndarray, down: np.ndarray) -> np.ndarra
 class Lora(Form):
     """LoRA: the product of up [out, r] and down [r, in] (Hu et al. 2022, section 4.1).
 
-    For a convolution, the kernel is part of down, [r, in, height, width], or of a third tensor between the two, mid [r,
-    r, height, width].
+    For a convolution, the kernel is stored in down, [r, in, height, width], or in a third tensor between the two, mid
+    [r, r, height, width].
     """
 
     name = "LoRA"
@@ -125,8 +125,8 @@ class Lora(Form):
 class LoHa(Form):
     """LoHa: the entry-wise product of two products of rank r (Hyeon-Woo et al. 2022, proposition 1).
 
-    The difference is (w1_a w1_b) * (w2_a w2_b), where w1_a and w2_a are [out, r], and w1_b and w2_b are [r, in height
-    width]. For a convolution, t1 and t2 [r, r, height, width] may store the kernel (proposition 3). In that case w1_a
+    The difference is (w1_a w1_b) * (w2_a w2_b), where w1_a and w2_a are [out, r], and w1_b and w2_b are [r, in * height
+    * width]. For a convolution, t1 and t2 [r, r, height, width] may store the kernel (proposition 3). In that case w1_a
     and w2_a are [r, out], and w1_b and w2_b are [r, in].
     """
 
@@ -172,10 +172,11 @@ class LoHa(Form):
 class LoKr(Form):
     """LoKr: the Kronecker product of w1 and w2 (Yeh et al. 2024).
 
-    w1 is [a, b] and w2 is [c, d] or [c, d, height, width], where out = a c and in = b d. Each may be stored as a
-    product of rank r, w1_a w1_b or w2_a w2_b. For a convolution, w2_b is then [r, d height width]; or t2 [r, r, height,
-    width] stores the kernel, and w2_a is [r, c]. If neither is a product, there is no rank, and a file's alpha is
-    ignored as in LyCORIS. Alpha and r in peft's settings still apply.
+    w1 is [a, b] and w2 is [c, d] or [c, d, height, width], where out = a * c and in = b * d. Each may be stored as a
+    product of rank r, w1_a w1_b or w2_a w2_b. For a convolution whose w2 is stored as a product, w2_b is [r, d * height
+    * width]; or t2 [r, r, height, width] stores the kernel, and w2_a is [r, c]. If neither w1 nor w2 is stored as a
+    product, there is no rank, and the alpha in the file is ignored, as in LyCORIS. Alpha and r in peft's settings still
+    apply.
     """
 
     name = "LoKr"
@@ -196,7 +197,7 @@ class LoKr(Form):
         return None if first is None or second is None else (first[0] * second[0], first[1] * second[1])
 
     def _first(self, shapes: Shapes) -> Sizes | None:
-        """Returns the shape of w1; None if its tensors do not fit each other."""
+        """Returns the shape of w1, or None if its tensors do not fit each other."""
         if "lokr_w1" in shapes:
             return shapes["lokr_w1"] if _matrices(shapes, "lokr_w1") else None
         left, right = shapes["lokr_w1_a"], shapes["lokr_w1_b"]
@@ -204,8 +205,7 @@ class LoKr(Form):
         return (left[0], right[1]) if valid else None
 
     def _second(self, shapes: Shapes) -> Sizes | None:
-        """Returns the shape of w2, whose second axis may include the kernel; None if its tensors do not fit each
-        other."""
+        """Returns the shape of w2 (its second axis may include the kernel), or None if its tensors do not fit."""
         if "lokr_w2" in shapes:
             second = shapes["lokr_w2"]
             return second if len(second) in (2, 4) and min(second) > 0 and "lokr_t2" not in shapes else None
@@ -224,7 +224,7 @@ class LoKr(Form):
         inputs = math.prod(shape[1:])
         kernel = without_ones(shape[2:])
         explicit = len(second) == 2 or without_ones(second[2:]) == kernel
-        # If w2 is a matrix, its second axis has d height width entries, so the kernel's size must divide it.
+        # If w2 is a matrix, its second axis has d * height * width entries, so the kernel's size must divide it.
         flat = len(second) == 4 or second[1] % math.prod(kernel) == 0
         return explicit and flat and first[0] * second[0] == shape[0] and first[1] * math.prod(second[1:]) == inputs
 
@@ -241,7 +241,7 @@ class LoKr(Form):
 
 
 class Difference(Form):
-    """The full difference of a weight, `diff`, or of a norm's scale, `w_norm`. Alpha is ignored."""
+    """The full difference of a weight (`diff`) or of a normalisation layer's scale (`w_norm`). Alpha is ignored."""
 
     name = "a difference"
     needs = (frozenset({"diff"}), frozenset({"w_norm"}))
@@ -263,7 +263,7 @@ class Difference(Form):
 
 
 class BiasDifference(Difference):
-    """The full difference of a layer's bias, `diff_b`, or of a norm's bias, `b_norm`."""
+    """The full difference of a layer's bias (`diff_b`) or of a normalisation layer's bias (`b_norm`)."""
 
     name = "a bias's difference"
     of_bias = True
@@ -271,7 +271,7 @@ class BiasDifference(Difference):
 
 
 class UpBias(Form):
-    """The bias of the up projection in peft's LoRAs, which is a difference of the layer's bias."""
+    """The bias of the up projection in peft's LoRAs, which is added to the layer's bias."""
 
     name = "the bias of a LoRA"
     of_bias = scaled = True

@@ -19,9 +19,9 @@ Reads = dict[str, Callable[[], np.ndarray]]
 # Returns the factor of a layer's difference, given the network, the key of the layer's weight, its alpha and its rank.
 Factor = Callable[[str, str, float | None, int | None], float]
 
-# The roles of tensors with a single number, which may be an integer.
+# The roles of tensors that hold a single number, which may be an integer.
 _NUMBERS = ("alpha", "scale", "on_input")
-# The roles that a layer may have if its weight is not a matrix.
+# The roles that are allowed if the layer's weight is a vector.
 _NORM_ROLES = {"diff", "diff_b", "w_norm", "b_norm", "alpha", "scale"}
 
 
@@ -33,17 +33,17 @@ class Layer(NamedTuple):
     factor: float  # multiplies the difference
 
     def difference(self, weight: np.ndarray) -> np.ndarray:
-        """Returns the difference for a weight in torch's layout, in float32 or wider.
+        """Returns the difference for a weight in torch's layout, in float32 or a wider dtype.
 
         Args:
-            weight: [out, in] or [out, in, height, width]; or a bias or a norm's scale, [out].
+            weight: [out, in] or [out, in, height, width]; or a bias or the scale of a normalisation layer, [out].
         """
         arrays = {role: read().astype(np.float32) for role, read in self.reads.items()}
         return decomposed(arrays, weight, self.form.difference(arrays, weight, self.factor))
 
 
 class Group(NamedTuple):
-    """The tensors of one layer in a file, by role."""
+    """The tensors of one layer in a file, keyed by role."""
 
     names: dict[str, str]
     shapes: dict[str, tuple[int, ...]]
@@ -53,10 +53,9 @@ class Group(NamedTuple):
 def layers_of(
     path: Path, tensors: Tensors, networks: Mapping[str, Any], names: Mapping[str, LoraNames], factor: Factor
 ) -> tuple[dict[str, dict[str, Layer]], list[str]]:
-    """Returns the layers of a file and the problems of its tensors.
+    """Returns the layers of a file and the problems with its tensors.
 
-    Names and shapes are checked before any values are read. If there are no problems, all values are read once, one
-    tensor at a time, and checked.
+    Names and shapes are checked first. If there are no problems, all tensors are read once, one at a time, and checked.
 
     Args:
         path: the file, for error messages.
@@ -65,7 +64,7 @@ def layers_of(
         factor: returns the factor of a layer's difference.
 
     Returns:
-        {network: {key of the weight or bias: layer}}, and a line of text for each problem.
+        {network: {key of the weight or bias: layer}}, and a list with one line of text for each problem.
 
     Raises:
         CheckpointError: the file contains several adapters.
@@ -89,7 +88,7 @@ def _grouped(
     names: Mapping[str, LoraNames],
     problems: list[str],
 ) -> dict[tuple[str, str], Group]:
-    """Returns a file's tensors by network and key of the layer's weight. Adds unusable tensors to `problems`.
+    """Returns {(network, key of the layer's weight): its tensors} for a file. Adds unusable tensors to `problems`.
 
     Raises:
         CheckpointError: the file contains several adapters.
@@ -120,7 +119,7 @@ def _grouped(
 
 
 def _resolve_vector(group: Group, problems: list[str]) -> None:
-    """Renames the role of an (IA)^3 vector by the axis of the weight that it multiplies, which `on_input` tells."""
+    """Renames the role of an (IA)^3 vector to show which axis of the weight it multiplies, as stored in `on_input`."""
     if "vector" not in group.names:
         return
     name, shape = group.names.pop("vector"), group.shapes.pop("vector")
@@ -137,7 +136,7 @@ def _resolve_vector(group: Group, problems: list[str]) -> None:
 def _forms(
     part: str, key: str, group: Group, shapes: Mapping[str, tuple[int, ...]], problems: list[str]
 ) -> list[tuple[Form, str]]:
-    """Returns the forms of a layer's tensors and the keys that they change. Adds misfits to `problems`."""
+    """Returns (form, key that it changes) for each form in a layer's tensors. Adds misfits to `problems`."""
     roles = group.names.keys()
     if len(shapes[key]) < 2 and not roles <= _NORM_ROLES:
         problems += [f"  unexpected {name} {group.shapes[role]}" for role, name in group.names.items()]
@@ -169,7 +168,7 @@ def _forms(
 
 
 def _missing(roles: Iterable[str]) -> str:
-    """Returns, as text, the roles that a layer lacks for the form that it resembles most."""
+    """Returns, as text, the missing roles of the form that a layer resembles most."""
     present = set(roles)
     similar = [needed for form in FORMS for needed in form.needs if needed & present]
     if not similar:
@@ -189,7 +188,7 @@ def _factor(factor: Factor, part: str, key: str, form: Form, group: Group) -> fl
 
 
 def _unusable(groups: Mapping[tuple[str, str], Group]) -> list[str]:
-    """Reads all tensors, one at a time, and returns the problems of their values."""
+    """Reads all tensors, one at a time, and returns the problems with their entries."""
     problems = []
     for group in groups.values():
         for role, read in group.reads.items():

@@ -1,6 +1,6 @@
 """Parses the names of tensors in the files of LoRAs and related adapters: layer, role and adapter.
 
-diffusers and peft name layers by dotted paths, kohya's scripts by paths with underscores. Dots and underscores are
+diffusers and peft name layers by dotted paths; kohya's scripts use paths with underscores. Dots and underscores are
 treated as equal. A prefix names the network of a layer. Each family defines its prefixes and layers (`LoraNames`).
 """
 
@@ -12,9 +12,9 @@ import jax
 
 from sega_jax.weights.layout import torch_name
 
-# The user's name of an adapter, which peft puts after the name of the tensor.
+# The name that the user gave an adapter. peft puts it after the name of the tensor.
 _ADAPTER = r"(?:\.(?!weight$|bias$)(?P<adapter>[^.]+))?"
-# Patterns of the ends of tensor names, after the name of the layer, by role.
+# {role: pattern of the end of a tensor name, after the name of the layer}.
 _ENDS = {
     "down": rf"[._]lora[._](?:A|down){_ADAPTER}\.weight|\.lora_linear_layer\.down\.weight",
     "up": rf"[._]lora[._](?:B|up){_ADAPTER}\.weight|\.lora_linear_layer\.up\.weight",
@@ -34,12 +34,12 @@ _ENDS = {
     "rescale": r"\.rescale",
     **{name: rf"\.{name}" for name in ("diff", "diff_b", "w_norm", "b_norm", "on_input")},
     "ia3_l": rf"\.ia3_l{_ADAPTER}",
-    "vector": r"\.weight",  # (IA)^3 of LyCORIS; comes last, because other roles also end in .weight
+    "vector": r"\.weight",  # LyCORIS's (IA)^3; must be last, because other roles also end in .weight
 }
 _COMPILED = {role: re.compile(rf"(?:{end})$") for role, end in _ENDS.items()}
 # Wrapper modules that peft and torch put around a network or a layer.
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:base_model\.model|module|_orig_mod|_fsdp_wrapped_module)\.")
-# Names of unsupported methods, for errors, by patterns of their tensor names.
+# {pattern of tensor names: name of the unsupported method, for errors}.
 _UNSUPPORTED = {
     r"\.oft_[rR]\b": "peft's OFT",
     r"\.boft_[RsPm]\b": "peft's BOFT",
@@ -58,7 +58,7 @@ _UNSUPPORTED = {
     r"\.to_[kv]_ip\.|^ip_adapter\.": "an IP-Adapter",
 }
 
-# The prefix of words of textual inversion, which OneTrainer may store in the file of a LoRA.
+# The prefix of words from textual inversion, which OneTrainer may store in a LoRA file.
 WORDS = "bundle_emb."
 
 
@@ -66,7 +66,7 @@ class LoraNames(NamedTuple):
     """Describes how LoRA files name the layers of one network."""
 
     starts: tuple[str, ...]  # prefixes of its tensors' names; "" matches names without a known prefix
-    layers: Callable[[Any], Mapping[str, str]]  # returns a network's {layer name in files: key of the layer's weight}
+    layers: Callable[[Any], Mapping[str, str]]  # returns {layer name in files: key of the layer's weight} for a network
 
 
 class Parsed(NamedTuple):
@@ -93,7 +93,7 @@ def layer_keys(network: Any) -> dict[str, str]:
 
 
 def parsed(name: str) -> Parsed | None:
-    """Splits a tensor's name into its parts; returns None for names that LoRAs do not have."""
+    """Splits a tensor's name into its parts. Returns None if it is not a name that LoRAs use."""
     for role, end in _COMPILED.items():
         if match := end.search(name):
             layer = _WRAPPERS.sub("", name[: match.start()]).replace(".processor", "")
@@ -102,7 +102,7 @@ def parsed(name: str) -> Parsed | None:
 
 
 def unsupported(names: Any) -> str | None:
-    """Returns the unsupported method that one of these tensor names belongs to, or None."""
+    """Returns the unsupported method that any of these tensor names belongs to, or None."""
     for pattern, method in _UNSUPPORTED.items():
         if any(re.search(pattern, name) for name in names):
             return method
@@ -110,13 +110,13 @@ def unsupported(names: Any) -> str | None:
 
 
 def places(networks: Mapping[str, Any], names: Mapping[str, LoraNames]) -> Callable[[str], Place | None]:
-    """Returns a function that finds the layer of a tensor by its name, or None if it belongs to no layer."""
+    """Returns a function that returns the layer of a tensor, given its name, or None if it belongs to no layer."""
     layers = {
         part: {name.replace(".", "_"): key for name, key in names[part].layers(network).items()}
         for part, network in networks.items()
     }
     starts = [(start.replace(".", "_"), part) for part in networks for start in names[part].starts]
-    starts.sort(key=lambda pair: -len(pair[0]))  # the empty one is last
+    starts.sort(key=lambda pair: -len(pair[0]))  # the empty prefix is last
 
     def place(name: str) -> Place | None:
         if (parts := parsed(name)) is None:

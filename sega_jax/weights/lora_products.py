@@ -28,7 +28,7 @@ from sega_jax.weights.lora_forms import (
 
 T = TypeVar("T")
 
-# More butterfly stages than any weight can have.
+# A limit of butterfly stages that no weight reaches.
 _MAX_STAGES = 32
 
 
@@ -36,7 +36,7 @@ class Ia3(Form):
     """(IA)^3 as LyCORIS stores it (Liu et al. 2022, section 3.3).
 
     The outputs (role `vector_0`) or the inputs (role `vector_1`) are multiplied by 1 + vector. The tensor `on_input`
-    selects one of the two. The bias does not change.
+    selects which. The bias does not change.
     """
 
     name = "(IA)^3"
@@ -58,8 +58,8 @@ class Ia3(Form):
 class PeftIa3(Form):
     """(IA)^3 as peft stores it (Liu et al. 2022, section 3.3).
 
-    The outputs, ia3_l [out, 1], or the inputs, ia3_l [1, in], are multiplied by the vector. For a convolution, the
-    vector is [1, out, 1, 1] or [1, in, 1, 1]. If `out` equals `in`, this is ambiguous, and the layer does not fit.
+    The vector multiplies the outputs (ia3_l is [out, 1]) or the inputs (ia3_l is [1, in]). For a convolution, it is [1,
+    out, 1, 1] or [1, in, 1, 1]. If `out` equals `in`, this is ambiguous, and the layer is rejected.
     """
 
     name = "(IA)^3"
@@ -79,7 +79,7 @@ class PeftIa3(Form):
 
 
 class PeftIa3Bias(PeftIa3):
-    """The bias of a layer with peft's (IA)^3. A vector for outputs multiplies it; a vector for inputs does not."""
+    """The bias of a layer with peft's (IA)^3. Only a vector for outputs multiplies it."""
 
     of_bias = True
 
@@ -95,10 +95,10 @@ class PeftIa3Bias(PeftIa3):
 
 
 class GLora(Form):
-    """GLoRA: the difference W a1 a2 + b1 b2 of a weight W (Chavan et al. 2023, without their vectors).
+    """GLoRA: the difference W a1 a2 + b1 b2 for a weight W (Chavan et al. 2023, without the paper's vectors).
 
     a1 is [in, r], a2 [r, in], b1 [out, r] and b2 [r, in]. For a convolution, b2 includes the kernel, [r, in, height,
-    width]. Files from the first version of LyCORIS have the two matrices of each pair swapped.
+    width]. In files from the first version of LyCORIS, the two matrices of each pair are swapped.
     """
 
     name = "GLoRA"
@@ -135,7 +135,7 @@ class GLora(Form):
 
 
 def _swapped(values: Mapping[str, T]) -> dict[str, T]:
-    """Swaps the two matrices of each of GLoRA's pairs."""
+    """Swaps the two matrices in each GLoRA pair."""
     pairs = (("a1", "a2"), ("a2", "a1"), ("b1", "b2"), ("b2", "b1"))
     return {f"glora_{name}": values[f"glora_{other}"] for name, other in pairs}
 
@@ -145,7 +145,7 @@ class Oft(Form):
 
     `oft_blocks` is [blocks, size, size], or [stages, blocks, size, size] for butterfly OFT (Liu et al. 2024). `rescale`
     [out, 1, ...] multiplies the outputs afterwards. Here alpha is a constraint: the norm of all Q together is at most
-    alpha times `out`, and 0 means no constraint.
+    alpha * `out`. An alpha of 0 means no constraint.
     """
 
     name = "OFT"
@@ -188,7 +188,7 @@ class Oft(Form):
 
 
 def _butterfly(blocks: np.ndarray, rows: np.ndarray, stride: int) -> np.ndarray:
-    """Rotates blocks of rows [out, n], each of which combines rows that are `stride` apart."""
+    """Rotates blocks of rows [out, n]. Each block combines rows that are `stride` apart."""
     out, size = len(rows), blocks.shape[-1]
     gathered = rows.reshape(-1, 2, stride, rows.shape[-1]).swapaxes(1, 2).reshape(-1, size, rows.shape[-1])
     mixed = (blocks @ gathered).reshape(-1, stride, 2, rows.shape[-1]).swapaxes(1, 2)
@@ -196,13 +196,13 @@ def _butterfly(blocks: np.ndarray, rows: np.ndarray, stride: int) -> np.ndarray:
 
 
 def magnitude_fits(shapes: Shapes, shape: Sizes) -> bool:
-    """Tells whether DoRA's norms fit a weight of this shape; true if the layer has none."""
+    """Returns whether DoRA's norms fit a weight of this shape. Returns True if the layer has none."""
     present = [role for role in MAGNITUDE if role in shapes]
     return len(present) < 2 and all(_axis(role, shapes[role], shape) is not None for role in present)
 
 
 def _axis(role: str, norms: Sizes, shape: Sizes) -> int | None:
-    """Returns the axis of DoRA's norms, 0 for outputs and 1 for inputs; None if they do not fit the weight.
+    """Returns the axis of DoRA's norms (0 for outputs, 1 for inputs), or None if they do not fit the weight.
 
     LyCORIS and OneTrainer store `dora_scale` as [out, 1, ...] or [1, in, ...]. peft's vector is for outputs: [out] for
     linear layers and [1, out, 1, 1] for convolutions.
@@ -216,10 +216,10 @@ def _axis(role: str, norms: Sizes, shape: Sizes) -> int | None:
 
 
 def decomposed(arrays: Arrays, weight: np.ndarray, difference: np.ndarray) -> np.ndarray:
-    """Applies DoRA's norms to a difference D of a weight W: m (W + D) / |W + D| - W (Liu et al. 2024, equation 5).
+    """Applies DoRA's norms m to a weight W and its difference D: m (W + D) / |W + D| - W (Liu et al. 2024, equation 5).
 
-    Without norms, D is returned unchanged. The norm is over all axes except the axis of m. Where the norm is 0, the new
-    weight is 0; LyCORIS adds 1.2e-7 to every norm instead.
+    Without norms, D is returned unchanged. The norm is computed over all axes except the axis of m. Where the norm is
+    0, the new weight is 0; LyCORIS adds 1.2e-7 to every norm instead.
     """
     role = next((role for role in MAGNITUDE if role in arrays), None)
     if role is None:

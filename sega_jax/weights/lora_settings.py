@@ -1,7 +1,7 @@
 """Reads the settings that peft and diffusers store for a LoRA: alphas, ranks and the scaling rule.
 
 peft's `save_pretrained` writes them to adapter_config.json next to the weights. diffusers writes the same settings as
-JSON to the header of the safetensors file. `save_lora_weights` puts the network's name in front of each setting, and
+JSON to the header of the safetensors file. `save_lora_weights` prefixes each setting with the network's name;
 `save_lora_adapter`, which saves one network, does not.
 """
 
@@ -20,28 +20,28 @@ from sega_jax.weights.tensors import looks_like
 _HEADER, CONFIG = "lora_adapter_metadata", "adapter_config.json"
 # peft's prefix of layer names, and the stem of its weight file.
 _PEFT, _PEFT_FILE = "base_model.model.", "adapter_model"
-# peft's methods of initialisation that change the weights of the checkpoint.
+# peft's initialisation methods that change the weights of the checkpoint.
 _CHANGE_WEIGHTS = ("pissa", "olora", "corda", "loftq")
-# peft's defaults, which apply if its settings contain no alpha or no rank.
+# peft's defaults for settings that contain no alpha or no rank.
 _ALPHA = _RANK = 8
 
 
 class Settings(NamedTuple):
-    """The settings of the LoRA of one network."""
+    """The LoRA settings of one network."""
 
     alpha: float | None = None  # None means that alpha equals the rank
     patterns: Mapping[str, float] = {}  # {regular expression for layer names: alpha}
     rslora: bool = False  # whether to divide by the square root of the rank instead of the rank
-    rank: float | None = None  # for layers whose matrices do not determine it; None makes their factor 1
-    ranks: Mapping[str, float] = {}  # {regular expression for layer names: rank of such layers}
+    rank: float | None = None  # for layers whose matrices do not determine it; None means that their factor is 1
+    ranks: Mapping[str, float] = {}  # {regular expression for layer names: rank}, for such layers
 
     def factor(self, key: str, alpha: float | None, rank: int | None) -> float:
         """Returns the factor of a layer's difference, alpha / rank or alpha / sqrt(rank).
 
         Args:
             key: the key of the layer's weight.
-            alpha: the alpha that the file stores for this layer; None uses the settings.
-            rank: the rank of the layer's matrices; None if they have none, as in some LoKr files.
+            alpha: the alpha that the file stores for this layer. None takes it from the settings.
+            rank: the rank of the layer's matrices, or None if they have none, as in some LoKr files.
         """
         divisor = _matching(self.ranks, key, self.rank) if rank is None else rank
         if divisor is None:
@@ -52,7 +52,7 @@ class Settings(NamedTuple):
 
 
 def _matching(patterns: Mapping[str, float], key: str, otherwise: float | None) -> float | None:
-    """Returns the value of the first pattern that matches a layer's name by peft's rule, or `otherwise`."""
+    """Returns the value of the first pattern that matches a layer's name under peft's rule, or `otherwise`."""
     name = key.removesuffix(".weight")
     return next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", name)), otherwise)
 
@@ -60,15 +60,15 @@ def _matching(patterns: Mapping[str, float], key: str, otherwise: float | None) 
 def factors(
     path: Path, parts: Iterable[str], keys: Iterable[str]
 ) -> Callable[[str, str, float | None, int | None], float]:
-    """Returns a function that computes a layer's factor from its network, key, alpha and rank; see `Settings.factor`.
+    """Returns a function from a layer's network, key, alpha and rank to its factor; see `Settings.factor`.
 
     Args:
         path: the file of the LoRA.
-        parts: the networks that it may change.
+        parts: the networks that the LoRA may change.
         keys: the names of its tensors.
 
     Raises:
-        CheckpointError: the settings in the header, or in the file next to it, cannot be read.
+        CheckpointError: the settings in the header, or in the file next to the LoRA, cannot be read.
     """
     header = _header(path)
     if header is not None:
@@ -81,26 +81,26 @@ def factors(
         entries = json.loads(text)
         settings = {part: _settings(entries, part) for part in parts}
     except (AttributeError, RecursionError, TypeError, ValueError, re.error) as error:
-        raise CheckpointError(f"{source} cannot be used ({error}); fetch it again") from None
+        raise CheckpointError(f"{source} cannot be used ({error}); download it again") from None
     return lambda part, key, alpha, rank: settings[part].factor(key, alpha, rank)
 
 
 def settings_file(path: Path, keys: Iterable[str]) -> Path | None:
-    """Returns the file with peft's settings next to a LoRA; None if there is none, or the LoRA is not peft's."""
+    """Returns the file with peft's settings next to a LoRA, or None if it is missing or the LoRA is not from peft."""
     config = path.parent / CONFIG
     by_peft = path.stem == _PEFT_FILE or any(key.startswith(_PEFT) for key in keys)
     return config if by_peft and config.is_file() else None
 
 
 def lacks_settings(path: Path, keys: Iterable[str]) -> bool:
-    """Tells whether peft wrote a LoRA, but neither its file nor a file next to it stores alpha."""
+    """Returns whether peft wrote a LoRA whose alpha is stored neither in its file nor next to it."""
     keys = list(keys)
     lacks_alpha = any(key.startswith(_PEFT) for key in keys) and not any(key.endswith("alpha") for key in keys)
     return lacks_alpha and _header(path) is None and settings_file(path, keys) is None
 
 
 def _header(path: Path) -> str | None:
-    """Returns the settings in the header of a safetensors file; None if there are none, or the file is a pickle."""
+    """Returns the settings in the header of a safetensors file, or None if there are none or the file is a pickle."""
     if looks_like(path) in ("a zip file", "a pickle"):
         return None
     with safe_open(path, framework="numpy") as file:
@@ -111,11 +111,11 @@ def _text(path: Path) -> str:
     try:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not readable ({error}); fetch it again") from None
+        raise CheckpointError(f"{path} is not readable ({error}); download it again") from None
 
 
 def _settings(entries: Mapping[str, Any], part: str) -> Settings:
-    """Returns the settings of a network: the entries with its name in front, or else the entries without a name.
+    """Returns the settings of a network: the entries with its name as prefix if any, otherwise those without a prefix.
 
     Raises:
         AttributeError, TypeError, ValueError, re.error: the entries are not valid settings.
@@ -128,10 +128,10 @@ def _settings(entries: Mapping[str, Any], part: str) -> Settings:
     if isinstance(method, str) and method.startswith(_CHANGE_WEIGHTS):
         raise ValueError(
             f"init_lora_weights={method[:40]!r} also changed the weights of the network, so the LoRA does not fit the"
-            " original checkpoint; save it with peft's path_initial_model_for_weight_conversion"
+            " original checkpoint; save it with peft's option path_initial_model_for_weight_conversion"
         )
     patterns, ranks = options.get("alpha_pattern") or {}, options.get("rank_pattern") or {}
-    # The settings of peft's LoHa and LoKr call it "alpha".
+    # peft's LoHa and LoKr settings call it "alpha".
     alpha, rank = options.get("lora_alpha", options.get("alpha", _ALPHA)), options.get("r", _RANK)
     if not all(map(is_number, (alpha, *patterns.values()))):
         raise ValueError("an alpha is not a finite number")
@@ -139,14 +139,15 @@ def _settings(entries: Mapping[str, Any], part: str) -> Settings:
         raise ValueError("a rank is not a positive number")
     for pattern in (*patterns, *ranks):
         re.compile(pattern)
-        # On names of about a hundred characters, a hostile pattern with two repetitions could take minutes.
+        # Matching a hostile pattern with two repetitions against names of about a hundred characters could take
+        # minutes.
         if len(re.findall(r"[*+{]", pattern)) > 1:
             raise ValueError(f"the pattern {pattern[:80]!r} has more than one repetition, which is not supported")
     return Settings(alpha, patterns, options.get("use_rslora") is True, rank, ranks)
 
 
 def is_number(value: Any) -> bool:
-    """Tells whether a value is a finite number."""
+    """Returns whether a value is a finite number."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     try:

@@ -1,9 +1,9 @@
 """Reads the weights of one network from an Orbax checkpoint, one array at a time.
 
-Orbax restores a complete tree at once, which takes twice the memory of its arrays. It can also restore single arrays,
-but reads the descriptions of all arrays again each time, which takes three times as long as this module. An Orbax
-checkpoint is an OCDBT database of zarr arrays, with checksums. This module opens single arrays of it with TensorStore,
-the library on which Orbax is built.
+Orbax itself restores a complete tree at once, which takes twice the memory of its arrays. It can also restore single
+arrays, but reads the descriptions of all arrays again each time, which takes three times as long as this module. An
+Orbax checkpoint is an OCDBT database of zarr arrays with checksums. This module opens its arrays one at a time with
+TensorStore, the library that Orbax is built on.
 """
 
 from collections.abc import Callable, Collection
@@ -16,8 +16,8 @@ from sega_jax.text.files import CheckpointError, read_json
 from sega_jax.weights.layout import FLAX, torch_key
 from sega_jax.weights.tensors import Tensors
 
-# Entries of a network's folder, in addition to config.json.
-ARRAYS = "orbax"  # an Orbax checkpoint of {dotted path of a parameter: array with our axes}
+# The contents of a network's folder, in addition to config.json.
+ARRAYS = "orbax"  # an Orbax checkpoint of {dotted path of a parameter: array with the module's axes}
 NOTES = "orbax.json"  # {"format": 1, "keys": {dotted path of a parameter: its key in torch's files}}
 BUFFERS = "buffers"  # the stem of an optional .safetensors file with arrays that no module needs
 FILES = (f"{ARRAYS}/*", NOTES, f"{BUFFERS}.safetensors")
@@ -26,11 +26,11 @@ _ENTRY = "/.zarray"
 
 
 class OrbaxTensors:
-    """Reads the arrays of one network. Shapes are read when it is opened, values one array at a time.
+    """Reads the arrays of one network. Opening it reads only the shapes; arrays are read one at a time.
 
     Args:
         folder: the folder that contains `orbax` and `orbax.json`.
-        rename: returns the module's key for a key in torch's files.
+        rename: translates a key in torch's files to the module's key.
 
     Raises:
         CheckpointError: `orbax` or `orbax.json` is missing or broken.
@@ -81,14 +81,14 @@ class OrbaxTensors:
 
 
 def _open(path: Path) -> dict[str, Any]:
-    """Opens all arrays of a database; returns {name: TensorStore array}."""
-    import tensorstore  # only Orbax checkpoints need it
+    """Opens all arrays of a database and returns {name: TensorStore array}."""
+    import tensorstore  # imported here because only Orbax checkpoints need it
 
     context = tensorstore.Context()
     database = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{path}/"}}
     entries = tensorstore.KvStore.open(database, context=context).result().list().result()
     names = [entry.removesuffix(_ENTRY) for entry in map(bytes.decode, entries) if entry.endswith(_ENTRY)]
-    # Without the last option, missing data would be read as zeros.
+    # If `fill_missing_data_reads` were true, missing data would be read as zeros.
     futures = {
         name: tensorstore.open(
             {"driver": "zarr", "kvstore": database | {"path": f"{name}/"}, "fill_missing_data_reads": False},
@@ -105,17 +105,20 @@ def _keys(path: Path, rename: Callable[[str], str | None]) -> dict[str, str]:
     """Reads the keys that the parameters have in torch's files.
 
     Raises:
-        CheckpointError: the file is missing, broken or of another version, or a key belongs to a different parameter.
+        CheckpointError: the file is missing or broken, has a different format version, or assigns a key to the wrong
+            parameter.
     """
     notes = read_json(path)
     if notes.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path} has format {notes.get('format')!r}, but this version reads {FORMAT}; convert it again, or update"
-            " sega_jax"
+            f"{path} has format {notes.get('format')!r}, but this version of sega_jax reads format {FORMAT}; convert"
+            " the checkpoint again, or update sega_jax"
         )
     keys = notes.get("keys")
     if not isinstance(keys, dict) or not all(isinstance(key, str) for key in keys.values()):
-        raise CheckpointError(f"{path} has no valid keys, an object that maps names to names; convert it again")
+        raise CheckpointError(
+            f"{path}: keys should be an object that maps names to names; convert the checkpoint again"
+        )
     for name, key in keys.items():
         if rename(key) != torch_key(name):
             raise CheckpointError(f"{path}: {key!r} is not the key of {name}; convert it again")

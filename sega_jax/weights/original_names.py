@@ -1,14 +1,15 @@
-"""Translates parameter names from diffusers' layout to the repositories that trained latent diffusion models.
+"""Translates parameter names from diffusers' layout to the names in the original latent diffusion repositories.
 
-Each `*_names` function returns {key in diffusers' layout: original name} for one network, with or without values. Names
-in files have an additional prefix, which depends on the family. A parameter that is part of a fused tensor has a name
-like "transformer.resblocks.0.attn.in_proj_weight[q_proj]". `OPENCLIP_FORMS` and `VAE_FORMS` describe how files store
-such tensors.
+Each `*_names` function returns {key in diffusers' layout: original name} for one network, whose parameters may be only
+shapes. Names in files have an additional prefix, which depends on the family. A parameter that is part of a fused
+tensor has a name like "transformer.resblocks.0.attn.in_proj_weight[q_proj]". `OPENCLIP_FORMS` and `VAE_FORMS` describe
+how files store such tensors.
 
-diffusers groups the UNet's resnets and attentions by level. The original has one list of blocks on the way down and one
-on the way up. Each block is a list, too: a resnet, its attention if the level has one, and in the last block of a level
-on the way up, the upsampler. A downsampler is a separate block. The autoencoder counts its levels from the highest
-resolution in both directions. OpenAI's text encoder has the same names in both layouts.
+diffusers groups the UNet's resnets and attentions by level. The original UNet has one list of blocks on the way down
+and one on the way up. Each block is also a list. It contains a resnet and, if the level has attention, its attention.
+On the way up, the last block of a level also contains the upsampler. On the way down, a downsampler is a separate
+block. The original autoencoder counts its levels from the highest resolution in both directions. OpenAI's text encoder
+has the same names in both layouts.
 """
 
 import re
@@ -43,7 +44,7 @@ RESNET = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
-# The layers of the autoencoder's attention: first the original name, then alternative names in files.
+# {layer of the autoencoder's attention: (original name, *alternative names in files)}.
 _VAE_ATTENTION = {
     "group_norm": ("norm",),
     "to_q": ("q", "query"),
@@ -72,7 +73,7 @@ VAE_FORMS = Forms(convolutions=r"\.mid\.attn_1\.")
 
 
 def places(unet: UNet2DConditionModel) -> Iterator[tuple[str, str]]:
-    """Yields (path, original path) of every resnet, attention and sampler on the way down and up."""
+    """Yields (path, original path) for every resnet, attention, downsampler and upsampler outside the middle block."""
     down, up = [], []
     for i, level in enumerate(unet.down_blocks):
         for j in range(len(level.resnets)):
@@ -90,34 +91,34 @@ def places(unet: UNet2DConditionModel) -> Iterator[tuple[str, str]]:
 
 
 def unet_names(unet: UNet2DConditionModel) -> dict[str, str]:
-    """Returns {key: original name} of a UNet's parameters."""
+    """Returns {key: original name} for a UNet's parameters."""
     known = _UNET_ENDS | dict(places(unet))
     return {key: _unet_name(key, known) for key in leaves(unet)}
 
 
 def vae_names(vae: AutoencoderKL) -> dict[str, str]:
-    """Returns {key: original name} of an autoencoder's parameters."""
+    """Returns {key: original name} for an autoencoder's parameters."""
     levels = len(vae.config.block_out_channels)
     return {key: _vae_name(key, levels) for key in leaves(vae)}
 
 
 def clip_names(text_encoder: CLIPTextModel) -> dict[str, str]:
-    """Returns {key: OpenAI's name} of a CLIP text encoder's parameters."""
+    """Returns {key: OpenAI's name} for a CLIP text encoder's parameters."""
     return {key: clip_spelling(key) for key in leaves(text_encoder)}
 
 
 def openclip_names(text_encoder: CLIPTextModel | CLIPTextModelWithProjection) -> dict[str, str]:
-    """Returns {key: OpenCLIP's name} of a text encoder's parameters."""
+    """Returns {key: OpenCLIP's name} for a text encoder's parameters."""
     return {key: _openclip_name(key) for key in leaves(text_encoder)}
 
 
 def openclip_spelling(name: str) -> str:
-    """Translates the name of a projection that is stored as a linear layer to the one in `openclip_names`."""
+    """Translates the name of a text projection that is stored as a linear layer to the name in `openclip_names`."""
     return "text_projection" if name == "text_projection.weight" else name
 
 
 def vae_spelling(name: str) -> str:
-    """Translates an alternative name of an autoencoder's parameter to the one in `vae_names`."""
+    """Translates an alternative name of an autoencoder's parameter to the name in `vae_names`."""
     for layer, (original, *others) in _VAE_ATTENTION.items():
         for other in (layer, *others):
             name = name.replace(f"mid.attn_1.{other}.", f"mid.attn_1.{original}.")
@@ -125,7 +126,7 @@ def vae_spelling(name: str) -> str:
 
 
 def clip_spelling(name: str) -> str:
-    """Translates a name with or without "text_model." to the one in `clip_names`."""
+    """Translates a name with or without the prefix "text_model." to the name in `clip_names`."""
     return f"text_model.{name.removeprefix('text_model.')}"
 
 

@@ -1,4 +1,4 @@
-"""Fills modules with weights from files. Every parameter gets its value, or an error lists all that do not."""
+"""Fills modules with weights from files. If any parameter cannot be filled, an error lists all of them."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -13,9 +13,9 @@ from sega_jax.weights.tensors import Weights
 
 M = TypeVar("M")
 
-# The number of tensors that a warning names. Further tensors are counted.
+# The maximum number of tensors that a warning names. The rest are only counted.
 _NAMED = 3
-# The number of entries along a kernel's last axis that are copied at a time.
+# The number of entries along a kernel's last axis that are copied at once.
 _COLUMNS = 32
 
 
@@ -23,16 +23,16 @@ def check(module: Any, weights: Weights, warn: Callable[[str], None] = lambda me
     """Checks that a file contains all parameters of a module, with the right shapes.
 
     Args:
-        module: the module, with or without values.
+        module: the module, whose parameters may be only shapes.
         weights: the tensors of the file.
-        warn: called with a message that names the first few tensors which the module does not need.
+        warn: called with a message that names the first few tensors that the module does not need.
 
     Returns:
-        {name in the file's layout: bytes in the file} of each parameter.
+        {name in the file's layout: bytes in the file} for each parameter.
 
     Raises:
         CheckpointError: parameters are missing or misshapen. The error lists them and the tensors that the module does
-            not need, because a missing parameter may be among these under another name.
+            not need, because a missing parameter may be among these under a different name.
     """
     expected = {
         weights.layout.name(path): weights.layout.shape(path, leaf.shape)
@@ -47,15 +47,15 @@ def check(module: Any, weights: Weights, warn: Callable[[str], None] = lambda me
     extra = [f"{name} {shape}" for name, shape in weights.shapes.items() if name not in expected]
     if problems:
         raise CheckpointError(
-            f"{weights.folder}: the weights do not fit the {type(module).__name__} that its config describes:\n"
+            f"{weights.folder}: the weights do not fit the {type(module).__name__} described by its config:\n"
             + "\n".join(sorted([*problems, *(f"  unexpected {tensor}" for tensor in extra)]))
         )
     if extra:
         named = ", ".join(sorted(extra)[:_NAMED]) + (f" and {len(extra) - _NAMED} more" * (len(extra) > _NAMED))
         tensors, them = ("tensors that are", "them") if len(extra) > 1 else ("a tensor that is", "it")
         warn(
-            f"{weights.folder} has {tensors} not used, because the {type(module).__name__} that its config describes"
-            f" does not need {them}: {named}"
+            f"{weights.folder} has {tensors} not used, because the {type(module).__name__} described by its config does"
+            f" not need {them}: {named}"
         )
     return {name: weights.sizes[name] for name in expected}
 
@@ -67,21 +67,21 @@ def fill(
     place: Callable[[np.ndarray], Any] = jax.numpy.asarray,
     warn: Callable[[str], None] = lambda message: None,
 ) -> M:
-    """Fills a module with the parameters of a file, which are read one at a time.
+    """Fills a module with the parameters in a file, which are read one at a time.
 
     Args:
-        module: the module, without values.
+        module: the module, whose parameters are only shapes (`jax.ShapeDtypeStruct`).
         weights: the tensors of the file.
-        dtype: the dtype to which parameters are cast; None keeps their dtypes.
-        place: puts an array on devices.
+        dtype: the dtype that parameters are cast to; None keeps the dtypes in the file.
+        place: moves an array to its devices.
         warn: as for `check`.
 
     Returns:
-        The module with values.
+        The loaded module.
 
     Raises:
-        CheckpointError: the file lacks parameters or has them in other shapes, or values are not finite in the file or
-            after the cast, or are not floats. The error lists all such parameters.
+        CheckpointError: the file lacks parameters, or stores them with the wrong shape, a dtype that is not floating,
+            or entries that are not finite before or after the cast. The error lists all such parameters.
     """
     check(module, weights, warn)
     problems = []
@@ -99,20 +99,20 @@ def fill(
             parameter = _contiguous(weights.layout.ours(path, array))
             cast = parameter if dtype is None else parameter.astype(dtype, copy=False)
         if cast.dtype != array.dtype and not is_finite(cast):
-            problems.append(f"  {name} overflows {cast.dtype}; use another dtype")
+            problems.append(f"  {name} overflows {cast.dtype}; use a wider dtype")
         return leaf if problems else place(cast)
 
     filled = jax.tree_util.tree_map_with_path(read, module)
     if problems:
-        raise CheckpointError(f"{weights.folder}: unusable weights:\n" + "\n".join(problems))
+        raise CheckpointError(f"{weights.folder} contains unusable weights:\n" + "\n".join(problems))
     return filled
 
 
 def _contiguous(array: np.ndarray) -> np.ndarray:
     """Returns a C-contiguous copy of an array, or the array itself if it is contiguous.
 
-    The last axis of a kernel is the first axis in torch's files, so the array is copied in parts of the last axis that
-    fit the processor's cache.
+    The last axis of a kernel is the first axis in torch's files. The array is therefore copied in slices of the last
+    axis, each of which fits the processor's cache.
     """
     if array.flags.c_contiguous:
         return array

@@ -1,7 +1,7 @@
-"""Reads single-file checkpoints, whose tensors are named as in the repository that trained them.
+"""Reads single-file checkpoints, whose tensors have the names of the original training code.
 
-A `SingleFile` describes the files of one family. `OriginalWeights` reads one network with the help of this description.
-Files also contain tensors that our networks do not have, for example from training; the description names them.
+A `SingleFile` describes the files of one family, and `OriginalWeights` uses it to read one network. Files also contain
+tensors that the networks here do not have, for example from training; the description names them.
 """
 
 import os
@@ -20,7 +20,7 @@ from sega_jax.weights.fused import Forms, parameters
 from sega_jax.weights.layout import Entry, Layout, from_torch, torch_name, torch_shape
 from sega_jax.weights.tensors import ENDINGS, Tensors, looks_like
 
-# Names of predictions in headers, in lower case and with underscores.
+# Names of prediction types in headers, in lower case and with underscores.
 _PREDICTIONS = dict.fromkeys(("v", "v_prediction", "v_pred"), "v_prediction")
 _PREDICTIONS |= dict.fromkeys(("epsilon", "eps", "epsilon_prediction", "noise"), "epsilon")
 Shapes = Mapping[str, tuple[int, ...]]
@@ -29,24 +29,24 @@ Shapes = Mapping[str, tuple[int, ...]]
 class Original(NamedTuple):
     """Describes how single files name and store the tensors of one network.
 
-    All names start with the prefix `start`. The other fields refer to the rest of a name, except for the patterns of
-    `forms`, which are searched in the full name.
+    All names start with the prefix `start`. The other fields refer to the rest of a name, except that the patterns of
+    `forms` are searched in the full name.
     """
 
     start: str
-    names: Callable[[Any], Mapping[str, str]]  # returns a network's {key in diffusers' layout: name}
+    names: Callable[[Any], Mapping[str, str]]  # returns {key in diffusers' layout: name} for a network
     spelling: Callable[[str], str] = str  # translates alternative names to the names in `names`
-    others: str = r"$^"  # a pattern that matches the start of the names of tensors that do not belong to the network
-    spare: Callable[[Any], str] | None = None  # returns the start of the names of a layer that the network does not use
+    others: str = r"$^"  # a pattern that matches the beginning of a name if the tensor does not belong to the network
+    spare: Callable[[Any], str] | None = None  # returns the prefix of a layer that the network does not use
     forms: Forms = Forms()
-    ema: str = ""  # the prefix of the moving average's names, which have no dots; "" if files have no moving average
+    ema: str = ""  # the prefix of names in the moving average, which have no dots; "" if files have none
 
     def full_names(self, network: Any) -> dict[str, str]:
-        """Returns {key in diffusers' layout: full name} of a network's parameters."""
+        """Returns {key in diffusers' layout: full name} for a network's parameters."""
         return {key: self.start + name for key, name in self.names(network).items()}
 
     def full_name(self, key: str, network: Any) -> str | None:
-        """Returns the full name, as in `full_names`, of a tensor that a file names `key`; None for other tensors."""
+        """Returns the full name (see `full_names`) of the tensor `key` in a file, or None if it is not a parameter."""
         if not key.startswith(self.start):
             return None
         name = key.removeprefix(self.start)
@@ -59,22 +59,22 @@ class SingleFile(NamedTuple):
     """Describes the single-file checkpoints of one family."""
 
     name: str  # the display name of the family
-    networks: Mapping[str, tuple[Original, ...]]  # {folder in diffusers' layout: alternative descriptions of a network}
-    recognise: Callable[[Shapes], bool]  # tells by a file's shapes whether it is of this family or of a variant of it
+    networks: Mapping[str, tuple[Original, ...]]  # {folder in diffusers' layout: alternative descriptions}
+    recognise: Callable[[Shapes], bool]  # returns whether a file with these shapes is of this family or a variant
     refuse: Callable[[Path, Shapes], None]  # raises a CheckpointError for unsupported variants
-    # Given the file, its shapes and its prediction type (None if unknown), returns a folder in diffusers' layout with
-    # the configs of the published checkpoint that the file resembles. Raises a CheckpointError if there is none.
+    # Takes the file, its shapes and its prediction type (None if unknown). Returns a folder in diffusers' layout with
+    # the configs of the published checkpoint that the file resembles. Raises CheckpointError if there is none.
     published: Callable[[Path, Shapes, str | None], Path]
     vocabularies: Mapping[str, str] = MappingProxyType({})  # {name of that folder: repository with the tokenizer}
 
 
 def has_ending(path: str) -> bool:
-    """Tells whether a path has the ending of a weight file."""
+    """Returns whether a path ends like a weight file."""
     return path.endswith(ENDINGS)
 
 
 def is_weight_file(source: Any) -> bool:
-    """Tells by its ending, or else by its content, whether `source` is a single file of weights."""
+    """Returns whether `source` is a single file of weights, judged by its ending or, failing that, its content."""
     if not isinstance(source, str | os.PathLike) or os.path.isdir(source):
         return False
     path = Path(source)
@@ -84,9 +84,9 @@ def is_weight_file(source: Any) -> bool:
 def declared(path: Path, spare: Collection[str]) -> dict[str, Any]:
     """Returns the scheduler settings that a file declares, as entries of a scheduler's config.
 
-    The header of a safetensors file may contain `modelspec.prediction_type`, or ComfyUI's `modelspec.predict_key`. Its
-    value is "v" or "epsilon", in several spellings. Tensors that declare settings (`sega_jax.weights.tensors.declared`)
-    take precedence.
+    The header of a safetensors file may contain `modelspec.prediction_type` or ComfyUI's `modelspec.predict_key`. The
+    value is "v" or "epsilon", in several spellings. Tensors that declare settings (see
+    `sega_jax.weights.tensors.declared`) take precedence.
 
     Args:
         path: the file.
@@ -103,27 +103,27 @@ def declared(path: Path, spare: Collection[str]) -> dict[str, Any]:
 
 
 def resemblance(keys: Iterable[str]) -> str:
-    """Describes, for an error, what a file with unknown tensors seems to be."""
+    """Describes, for an error message, what a file with unknown tensors seems to be."""
     if any("lora" in key for key in keys):
         return "it is a LoRA; load a checkpoint and pass the LoRA as lora="
     if any(key.startswith("model_ema.") for key in keys):
-        return "it has only the moving average of a UNet (model_ema.) and not its weights; fetch the full checkpoint"
+        return "it has only the moving average of a UNet (model_ema.), not its weights; download the full checkpoint"
     if any(key.startswith(("down_blocks.", "encoder.", "text_model.")) for key in keys):
-        return "it is one network in diffusers' layout; give the folder of the entire checkpoint"
+        return "it is one network in diffusers' layout; give the folder of the complete checkpoint"
     return f"it contains {', '.join(key[:80] for key in list(keys)[:3]) or 'nothing'}"
 
 
 class OriginalWeights:
-    """Reads the weights of one network from a single file, under their original names.
+    """Reads the weights of one network from a single file. Weights keep their original names.
 
-    Fused tensors are split. Convolutions of size 1 become matrices if our layer is linear.
+    Fused tensors are split. Convolutions of size 1 become matrices if the layer here is linear.
 
     Args:
         path: the path of the file.
-        tensors: all tensors of the file, which this object closes.
+        tensors: all tensors of the file. This object closes them.
         originals: alternative descriptions of the network in the family's files.
         part: the network's folder in diffusers' layout, such as "unet".
-        module: the network, without values.
+        module: the network, whose parameters are only shapes (`jax.ShapeDtypeStruct`).
         ema: whether to read the moving average, if the family's files may have one for this network.
 
     Raises:
@@ -166,19 +166,22 @@ def _original(path: Path, keys: Iterable[str], originals: Sequence[Original], pa
         if any(key.startswith(original.start) for key in keys):
             return original
     raise CheckpointError(
-        f"{path} has no {part} (no names that start with {' or '.join(original.start for original in originals)}); give"
-        f" {part}=, a file, folder or repository with this network, or another pipeline's (pipe.models.{part})"
+        f"{path} has no {part} (no names that start with {' or '.join(original.start for original in originals)}); pass"
+        f" {part}= with a file, folder or repository that contains this network, or with another pipeline's network"
+        f" (pipe.models.{part})"
     )
 
 
 def _entries(path: Path, tensors: Tensors, original: Original, module: Any, *, ema: bool) -> dict[str, Entry]:
-    """Returns {original name: tensor} of one network."""
+    """Returns {original name: tensor} for one network."""
     averages = {}
     if ema and original.ema:
         names = original.names(module).values()
         averages = {original.ema + name.replace(".", ""): original.start + name for name in names}
         if averages.keys().isdisjoint(tensors.entries):
-            raise CheckpointError(f"{path} has no moving average (no names that start with {original.ema}); omit ema")
+            raise CheckpointError(
+                f"{path} has no moving average (no names that start with {original.ema}); omit the option ema"
+            )
     entries: dict[str, Entry] = {}
     for key, entry in tensors.entries.items():
         name = averages.get(key) if averages else original.full_name(key, module)
@@ -187,6 +190,6 @@ def _entries(path: Path, tensors: Tensors, original: Original, module: Any, *, e
         for parameter, piece in parameters(name, entry, original.forms):
             if parameter in entries:
                 keys = f"{entry.key} and {entries[parameter].key}"
-                raise CheckpointError(f"{path}: {keys} are the same parameter; fetch it again")
+                raise CheckpointError(f"{path}: {keys} are the same parameter; download the file again")
             entries[parameter] = piece
     return entries

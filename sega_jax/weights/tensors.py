@@ -1,4 +1,4 @@
-"""Reads the tensors of one network from files: names and shapes first, then values one tensor at a time."""
+"""Reads the tensors of one network from files: first all names and shapes, then the arrays one at a time."""
 
 import math
 import os
@@ -16,26 +16,26 @@ from sega_jax.text.files import CheckpointError, read_json
 from sega_jax.weights import float8
 from sega_jax.weights.layout import TORCH, Entry, Layout
 
-# Names of arrays that no module needs: the tensors that `declared` reads, and torch's buffers.
+# Names of arrays that no module needs: tensors that declare settings (see `declared`), and torch's buffers.
 _DECLARES = re.compile(r"^(v_pred|ztsnr)$")
 _BUFFERS = re.compile(rf"(^|\.)(position_ids|num_batches_tracked)$|{_DECLARES.pattern}")
 _SIZES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 # Common endings of weight files.
 ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-# An upper bound of a safetensors header's size, in bytes; the safetensors library reads at most 100 million.
+# An upper bound on the size of a safetensors header, in bytes. The safetensors library reads at most 100 million.
 _LONGEST_HEADER = 2**30
-# Kinds of files that may be found in place of a safetensors file, and the remedies.
-_PICKLED = "rename it to .bin, the ending of torch's files, or fetch .safetensors"
+# {kind of file that may be found in place of a safetensors file: remedy}.
+_PICKLED = "rename it to .bin, the ending of torch's files, or download .safetensors"
 _REMEDIES = {
     "a zip file": _PICKLED,
     "a pickle": _PICKLED,
-    "a Git LFS pointer": "fetch the file itself (git lfs pull)",
-    "a web page": "fetch it again, with an access token if the page asks for one",
+    "a Git LFS pointer": "download the file itself (git lfs pull)",
+    "a web page": "download it again, with an access token if the page asks for one",
 }
 
 
 class Weights(Protocol):
-    """The arrays of one network in files. Names and shapes are known; values are read one array at a time."""
+    """The arrays of one network in files. Names and shapes are known; the arrays are read one at a time."""
 
     folder: Path
     layout: Layout
@@ -45,12 +45,12 @@ class Weights(Protocol):
 
     @property
     def spare(self) -> Collection[str]:
-        """Returns the keys in torch's files of arrays that no module needs."""
+        """Returns the keys (as in torch's files) of arrays that no module needs."""
 
     def __getitem__(self, name: str) -> np.ndarray: ...
 
     def buffers(self) -> dict[str, np.ndarray]:
-        """Reads the arrays that no module needs; returns {key in torch's files: array}."""
+        """Reads the arrays that no module needs and returns {key in torch's files: array}."""
 
     def __enter__(self) -> "Weights": ...
 
@@ -60,8 +60,8 @@ class Weights(Protocol):
 def declared(spare: Collection[str]) -> dict[str, Any]:
     """Returns the scheduler settings that a UNet's file declares, as entries of a scheduler's config.
 
-    Files of fine-tuned Stable Diffusion XL models may contain empty tensors named `v_pred`, if the network predicts v,
-    and `ztsnr`, if it was trained with zero terminal SNR.
+    Files of fine-tuned Stable Diffusion XL models may contain two empty tensors: `v_pred` means that the network
+    predicts v, and `ztsnr` that it was trained with zero terminal SNR.
 
     Args:
         spare: the names of tensors in the file that no module needs.
@@ -71,14 +71,14 @@ def declared(spare: Collection[str]) -> dict[str, Any]:
 
 
 class Tensors:
-    """Reads the tensors in one network's folder. Shapes are read when it is opened, values one tensor at a time.
+    """Reads the tensors in one network's folder. Opening it reads only the shapes; tensors are read one at a time.
 
     Args:
         folder: the folder that contains `STEM.safetensors`, or `STEM.safetensors.index.json` and its shards.
-        stem: the name of the weight file in diffusers or transformers, without its ending.
+        stem: the weight file's name in diffusers or transformers, without its ending.
         variant: the variant of the weight file; "fp16" reads `STEM.fp16.safetensors`.
-        rename: returns the module's key for a key in the file, or None for a tensor of another network. Several keys
-            in the file may map to one key if their values are equal.
+        rename: translates a key in the file to the module's key, or to None for a tensor of a different network.
+            Several keys in the file may map to the same key if their tensors are equal.
 
     Raises:
         CheckpointError: a file is missing or broken.
@@ -92,7 +92,7 @@ class Tensors:
 
     @classmethod
     def of_file(cls, path: Path, rename: Callable[[str], str | None] = str) -> "Tensors":
-        """Opens one file with any name.
+        """Opens a single file with any name.
 
         Args:
             path: the file.
@@ -120,7 +120,8 @@ class Tensors:
                     _, other = entries.setdefault(entry.key, (path, entry))
                     if other is not entry and not _are_equal(entry, other):
                         raise CheckpointError(
-                            f"{path}: {entry.key} differs from another file's; fetch both files again"
+                            f"{path}: {entry.key} differs from the same tensor in another file; download both files"
+                            " again"
                         )
             scaled = float8.scaled(folder, [entry for _, entry in entries.values()])
             for key, (path, _) in entries.items():
@@ -137,7 +138,9 @@ class Tensors:
         if name in self.keys:
             if not _are_equal(entry, self.entries[name]):
                 keys = f"{entry.key} and {self.keys[name]}"
-                raise CheckpointError(f"{path}: {keys} are the same parameter {name}, but differ; fetch it again")
+                raise CheckpointError(
+                    f"{path}: {keys} are the same parameter {name}, but differ; download the file again"
+                )
             return
         self.keys[name] = entry.key
         self.shapes[name] = entry.shape
@@ -161,7 +164,7 @@ class Tensors:
             if (kind := looks_like(path)) in _REMEDIES:
                 raise CheckpointError(f"{path} is {kind}, expected a safetensors file; {_REMEDIES[kind]}") from None
             raise CheckpointError(
-                f"{path} is missing, truncated or not a safetensors file ({error}); fetch it again"
+                f"{path} is missing, truncated or not a safetensors file ({error}); download it again"
             ) from None
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -194,18 +197,19 @@ def _read_tensor(file: Any, path: Path, key: str) -> np.ndarray:
         return file.get_tensor(key)
     except (SafetensorError, AttributeError, TypeError, ValueError):
         raise CheckpointError(
-            f"{path}: cannot read {key} of type {file.get_slice(key).get_dtype()}; fetch it in another dtype"
+            f"{path}: cannot read {key} because its dtype {file.get_slice(key).get_dtype()} is not supported; download"
+            " the weights in a different dtype"
         ) from None
 
 
 def looks_like(path: Path) -> str | None:
-    """Describes the kind of a file by its first bytes; returns None if it is missing or of an unknown kind."""
+    """Returns the kind of a file, judged by its first bytes, or None if the file is missing or its kind is unknown."""
     try:
         with path.open("rb") as file:
             start = file.read(64)
     except OSError:
         return None
-    # This comes first, because the length of a safetensors header may look like the start of a pickle.
+    # This test comes first because the length of a safetensors header may look like the start of a pickle.
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < _LONGEST_HEADER:
         return "a safetensors file"
     if start[:4] == b"PK\3\4":
@@ -220,7 +224,7 @@ def looks_like(path: Path) -> str | None:
 
 
 def weight_names(stem: str, variant: str | None, ending: str) -> tuple[str, str]:
-    """Returns the names of a weight file, and of the index that exists instead if the weights are sharded."""
+    """Returns the name of a weight file, and the name of the index that replaces it if the weights are sharded."""
     dot = f".{variant}" if variant else ""
     return f"{stem}{dot}.{ending}", f"{stem}.{ending}.index{dot}.json"
 
@@ -234,7 +238,7 @@ def weight_files(stem: str, variant: str | None, ending: str = "safetensors") ->
 
 
 def has_weights(folder: Path, stem: str, variant: str | None, ending: str = "safetensors") -> bool:
-    """Tells whether a folder contains a network's weight file, or the index of its shards."""
+    """Returns whether a folder contains a network's weight file, or the index of its shards."""
     return any((folder / name).is_file() for name in weight_names(stem, variant, ending))
 
 
@@ -247,41 +251,41 @@ def _files(folder: Path, stem: str, variant: str | None, ending: str) -> Iterabl
         shards = read_json(index).get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(s, str) for s in shards.values()):
             raise CheckpointError(
-                f"{index} has no valid weight_map, an object that maps names to files; fetch it again"
+                f"{index}: weight_map should be an object that maps names to files; download it again"
             )
         names = sorted(set(shards.values()))
         for name in names:
             if Path(name).name != name:
-                raise CheckpointError(f"{index} lists {name!r}, which is not in its folder; fetch the index again")
+                raise CheckpointError(f"{index} lists {name!r}, which is not in its folder; download the index again")
             if not os.path.isfile(folder / name):  # `Path.is_file` raises an error if a name is too long
-                raise CheckpointError(f"{folder / name} is missing, although {index.name} lists it; fetch it again")
+                raise CheckpointError(f"{folder / name} is missing, although {index.name} lists it; download it again")
         return [folder / name for name in names]
     raise CheckpointError(f"{file} is missing. {_remedy(folder, stem, ending)}")
 
 
 def variants(folder: Path, stem: str, ending: str = "safetensors") -> list[str]:
-    """Returns the variants of the weights in a folder; "" stands for weights without a variant."""
+    """Returns the variants of the weights in a folder. "" stands for weights without a variant."""
     names = [path.name for path in folder.glob(f"{stem}*")] if folder.is_dir() else []
     return sorted({v for name in names if (v := _variant(name, stem, ending)) is not None})
 
 
 def in_words(variants: Iterable[str]) -> str:
-    """Lists variants as text, in the form of arguments."""
+    """Lists variants as text, written as arguments."""
     return " or ".join("no variant" if variant == "" else f'variant="{variant}"' for variant in variants)
 
 
 def _remedy(folder: Path, stem: str, ending: str) -> str:
-    """Returns the remedy if a folder lacks the requested weight file."""
+    """Suggests a remedy, as text, for a folder that lacks the requested weight file."""
     if choices := variants(folder, stem, ending):
         return f"The folder has weights for {in_words(choices)}"
     others = sorted(path.name for path in folder.glob(f"{stem}.*")) if folder.is_dir() else []
     if others:
-        return f"The folder has {', '.join(others)}, which is not supported; fetch .safetensors"
+        return f"The folder has {', '.join(others)}, which is not supported; download .safetensors"
     return f"Is {folder.parent} a complete checkpoint in diffusers' layout?"
 
 
 def _variant(name: str, stem: str, ending: str) -> str | None:
-    """Returns the variant in a weight file's name, or ""; None if it is not the name of a weight file."""
+    """Returns the variant in a weight file's name ("" for none), or None if it is not the name of a weight file."""
     stem, ending = re.escape(stem), re.escape(ending)
     match = re.fullmatch(rf"{stem}(?:\.(?P<a>[^.]+))?\.{ending}|{stem}\.{ending}\.index(?:\.(?P<b>[^.]+))?\.json", name)
     return None if match is None else re.sub(r"-\d+-of-\d+$", "", match["a"] or match["b"] or "")

@@ -1,8 +1,8 @@
 """Adds words from textual inversion, whose embeddings were learned from pictures (Gal et al. 2022).
 
-A word consists of one or several tokens, each with a vector. diffusers' files use the word as the key of its vectors.
-Files of the AUTOMATIC1111 web UI store the word separately. Files for models with several text encoders contain vectors
-for each encoder, under keys that the family defines (`TextEncoders`).
+A word consists of one or more tokens, each with a vector. Files from diffusers use the word as the key of its vectors.
+Files from the AUTOMATIC1111 web UI store the word separately. Files for models with several text encoders contain
+vectors for each encoder, under keys that the family defines (`TextEncoders`).
 """
 
 import os
@@ -27,7 +27,7 @@ T = TypeVar("T", Tokenizer, TokenizerPair)
 
 Files = str | Path | Mapping[str, str | Path]
 _PLACEHOLDERS = ("*", "emb_params")  # keys of the vectors in files that do not use the word as the key
-# The most tensors to read. Files of textual inversion have few, and a checkpoint need not be read completely.
+# The maximum number of tensors to read. Textual inversion files have few, and a checkpoint need not be read in full.
 _MAX_TENSORS = 64
 
 
@@ -36,7 +36,7 @@ class TextEncoders(NamedTuple):
 
     family: str
     keys: Mapping[str, str]  # {key in files with vectors for several encoders: folder in diffusers' layout}
-    widths: str  # the widths of vectors in published checkpoints, such as "768 and 1280", for errors
+    widths: str  # the vector widths of published checkpoints, such as "768 and 1280", for errors
 
 
 class Word(NamedTuple):
@@ -50,31 +50,34 @@ class Word(NamedTuple):
 def read(
     networks: Mapping[str, Any], tokenizer: Tokenizer | TokenizerPair, words: Files, families: Sequence[TextEncoders]
 ) -> list[Word]:
-    """Reads words for CLIP text encoders, with or without values.
+    """Reads words for CLIP text encoders, whose parameters may be only shapes.
 
     Args:
         networks: {folder in diffusers' layout: text encoder}.
         tokenizer: the model's tokenizer.
-        words: {word: file}, or one file that names its word.
-        families: all families for which words can be learned, so that an error can name the family of a file.
+        words: {word: file}, or a single file that stores the word itself.
+        families: all families for which words can be learned, so that an error can name the family that a file was made
+            for.
 
     Raises:
         TypeError: `words` is neither a path nor {word: path}.
-        ValueError: the tokenizer already has a word, or a word contains spaces or special tokens.
-        CheckpointError: a file is missing, broken, hostile, of another kind, or made for other text encoders.
+        ValueError: a word is already in the tokenizer, or contains spaces or special tokens.
+        CheckpointError: a file is missing, broken, hostile, of the wrong kind, or made for different text encoders.
     """
     files = list(words.items()) if isinstance(words, Mapping) else [(None, words)]
     read_words = []
     for name, path in files:
         if not isinstance(path, str | os.PathLike) or not (name is None or isinstance(name, str)):
-            raise TypeError(f"{words!r} should be {{word: file}} of textual inversion, or one file that names its word")
+            raise TypeError(
+                f"{words!r} should be {{word: file}} for textual inversion, or a single file that stores its word"
+            )
         read_words.append(_word(Path(os.path.expanduser(path)), name, networks, families))
     tokenizer.with_words({word.name: _count(word) for word in read_words})
     return read_words
 
 
 def added(models: M, tokenizer: T, words: Sequence[Word]) -> tuple[M, T]:
-    """Adds words to networks with values and to their tokenizer, and returns both."""
+    """Adds words to loaded networks and to their tokenizer, and returns both."""
     if not words:
         return models, tokenizer
     extended, ids = extended_tokenizer(tokenizer, words)
@@ -86,7 +89,7 @@ def added(models: M, tokenizer: T, words: Sequence[Word]) -> tuple[M, T]:
 
 
 def extended_tokenizer(tokenizer: T, words: Sequence[Word]) -> tuple[T, list[int]]:
-    """Adds words to a tokenizer; returns the new tokenizer and the ids of the words' tokens."""
+    """Adds words to a tokenizer. Returns the new tokenizer and the ids of the words' tokens."""
     return tokenizer.with_words({word.name: _count(word) for word in words})
 
 
@@ -96,7 +99,7 @@ def _count(word: Word) -> int:
 
 
 def _with_vectors(network: Any, ids: list[int], vectors: np.ndarray) -> Any:
-    """Sets the embeddings of tokens and returns the new text encoder, whose embedding table grows if necessary.
+    """Sets the embeddings of tokens and returns the new text encoder. Its embedding table grows if necessary.
 
     Args:
         vectors: [tokens, channels], in the order of `ids`.
@@ -114,37 +117,37 @@ def _with_vectors(network: Any, ids: list[int], vectors: np.ndarray) -> Any:
 
 
 def _word(path: Path, name: str | None, networks: Mapping[str, Any], families: Sequence[TextEncoders]) -> Word:
-    """Reads one word; its name is `name`, or the name in the file if that is None."""
+    """Reads one word. Its name is `name`, or the name in the file if `name` is None."""
     keys = {key: part for family in families for key, part in family.keys.items()}
     name_in_file, arrays = _vectors(path, keys)
     name = name_in_file if name is None else name
     if name is None:
-        raise CheckpointError(f"{path} does not name its word; give {{word: file}}")
+        raise CheckpointError(f"{path} does not store its word; pass {{word: file}}")
     if arrays.keys() == {""}:
         arrays = {next(iter(networks)): arrays[""]}
     if arrays.keys() != networks.keys():
         matches = " or ".join(family.family for family in families if set(family.keys.values()) == arrays.keys())
         raise CheckpointError(
             f"{path} has vectors for {' and '.join(sorted(arrays))}, expected vectors for {' and '.join(networks)};"
-            f"{f' it was learned for {matches},' if matches else ''} use a file for this model"
+            f"{f' it was trained for {matches},' if matches else ''} use a file for this model"
         )
     for part, array in arrays.items():
         width = networks[part].config.hidden_size
         if not is_floating(array.dtype) or array.ndim not in (1, 2) or not array.size:
             raise CheckpointError(
-                f"{path} contains {array.dtype}{array.shape}, expected floats [tokens, {width}]; use another file"
+                f"{path} contains {array.dtype}{array.shape}, expected floats [tokens, {width}]; use a different file"
             )
         if array.shape[-1] != width:
             known = ", ".join(f"{family.family} has {family.widths}" for family in families)
             raise CheckpointError(
                 f"{path} has vectors of {array.shape[-1]} channels, but the {part} has {width}; use a file that was"
-                f" learned for this model ({known})"
+                f" trained for this model ({known})"
             )
         if not is_finite(array):
-            raise CheckpointError(f"{path} has NaN or infinite entries; fetch it again")
+            raise CheckpointError(f"{path} has NaN or infinite entries; download it again")
         arrays[part] = array.reshape(-1, width)
     if len({len(array) for array in arrays.values()}) > 1:
-        raise CheckpointError(f"{path} has different numbers of vectors for the text encoders; fetch it again")
+        raise CheckpointError(f"{path} has different numbers of vectors for the text encoders; download it again")
     return Word(name, path, arrays)
 
 
@@ -155,8 +158,8 @@ def _vectors(path: Path, keys: Mapping[str, str]) -> tuple[str | None, dict[str,
         keys: {key in files with vectors for several encoders: folder in diffusers' layout}.
 
     Returns:
-        The word, or None if the file does not name it; and {text encoder: vectors}, where "" is the only encoder of a
-        file that does not name any.
+        The word, or None if the file does not store it; and {text encoder: vectors}. The key is "" if the file does not
+        name its encoder.
     """
     if path.suffix == ".safetensors":
         with Tensors(path.parent, path.stem, None, str) as tensors:
@@ -164,7 +167,7 @@ def _vectors(path: Path, keys: Mapping[str, str]) -> tuple[str | None, dict[str,
         return _sorted(path, arrays, {}, keys)
     if path.suffix not in (".bin", ".pt"):
         raise CheckpointError(
-            f"{path} should have one of the endings .safetensors, .bin and .pt, which files of textual inversion have"
+            f"{path} should have one of the endings .safetensors, .bin and .pt, which textual inversion files have"
         )
     with mapped(path) as data:
         content = read_pickle(path, data)
@@ -172,26 +175,26 @@ def _vectors(path: Path, keys: Mapping[str, str]) -> tuple[str | None, dict[str,
             content = {"*": content}
         if not isinstance(content, dict):
             raise CheckpointError(
-                f"{path} contains a {type(content).__name__}, expected a dictionary of vectors; use another file"
+                f"{path} contains a {type(content).__name__}, expected a dictionary of vectors; use a different file"
             )
         named = content["string_to_param"] if isinstance(content.get("string_to_param"), dict) else content
         views = {name: view for name, view in list(named.items())[:_MAX_TENSORS] if isinstance(view, Tensor)}
         if sum(view.nbytes for view in views.values()) > len(data):
-            raise CheckpointError(f"{path}: its tensors need more than its {len(data)} bytes; use another file")
+            raise CheckpointError(f"{path}: its tensors need more than its {len(data)} bytes; use a different file")
         return _sorted(path, {name: view.read(data) for name, view in views.items()}, content, keys)
 
 
 def _sorted(
     path: Path, arrays: Mapping[Any, np.ndarray], content: Mapping[str, Any], keys: Mapping[str, str]
 ) -> tuple[str | None, dict[str, np.ndarray]]:
-    """Assigns a file's arrays to text encoders, and finds the word in their names or in the rest of the content."""
+    """Assigns a file's arrays to text encoders. Finds the word in the arrays' names or in the rest of the content."""
     if arrays and arrays.keys() <= keys.keys():
         return None, {keys[name]: array for name, array in arrays.items()}
     if len(arrays) != 1 or not isinstance(key := next(iter(arrays)), str):
         listed = ", ".join(str(name)[:40] for name in list(arrays)[:3]) or "no tensors"
         raise CheckpointError(
-            f"{path} contains {listed}, expected the vectors of one word of textual inversion; pass a LoRA as lora=,"
-            " and a checkpoint as the source of load"
+            f"{path} contains {listed}, expected the vectors of one word from textual inversion; pass a LoRA as lora=,"
+            " and a checkpoint as the first argument of load()"
         )
     word = content.get("name") if key in _PLACEHOLDERS else key
     return word if isinstance(word, str) else None, {"": arrays[key]}

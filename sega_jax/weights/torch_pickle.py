@@ -1,7 +1,7 @@
 """Reads torch's pickled weight files without torch and without running the code in them.
 
-`torch.save` writes an uncompressed zip file, which contains a pickle and the bytes of every storage. Before torch 1.6,
-it wrote several pickles, followed by the storages. `sega_jax.weights.unpickling` reads the pickles.
+`torch.save` writes an uncompressed zip file that contains a pickle and the bytes of every storage. Before torch 1.6, it
+wrote several pickles followed by the storages. `sega_jax.weights.unpickling` reads the pickles.
 """
 
 import math
@@ -20,11 +20,11 @@ from sega_jax.weights.layout import Entry
 from sega_jax.weights.tensors import Tensors, looks_like
 from sega_jax.weights.unpickling import Machine, Storage, Tensor
 
-_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle in files from before torch 1.6
-# The most files in a zip file, about ten times as many as in the largest checkpoints.
+_MAGIC = 0x1950A86A20F9469CFC6C  # the value of the first pickle in files from before torch 1.6
+# The maximum number of files in a zip file, about ten times as many as in the largest checkpoints.
 _MAX_FILES = 2**20
 _PICKLES = ("a zip file", "a pickle")  # results of `looks_like` for pickled weight files
-# Keys under which training programs store a model's weights, in order of preference, and the deepest nesting.
+# Keys under which training programs store a model's weights, in order of preference, and the maximum nesting.
 _INNER = ("state_dict", "model", "model_state_dict", "module", "params_ema", "params")
 _MAX_DEPTH = 3
 
@@ -38,7 +38,7 @@ class PickledTensors(Tensors):
     """Reads the tensors of `STEM.bin`, or of the shards that `STEM.bin.index.json` lists.
 
     Raises:
-        CheckpointError: a file is missing or broken, or contains anything but tensors.
+        CheckpointError: a file is missing or broken, or contains anything other than tensors.
     """
 
     ending = "bin"
@@ -53,30 +53,30 @@ class PickledTensors(Tensors):
         tensors = self._within(read(path, data))
         if not isinstance(tensors, dict):
             raise CheckpointError(
-                f"{path} contains a {type(tensors).__name__}, expected a dictionary of tensors; fetch another file"
+                f"{path} contains a {type(tensors).__name__}, expected a dictionary of tensors; use a different file"
             )
-        left = 2 * len(data)  # bytes; more than the file has, because tensors may share entries
+        left = 2 * len(data)  # in bytes; more than the file's size, because tensors may share entries
         for key, tensor in tensors.items():
             if not isinstance(key, str) or not isinstance(tensor, Tensor):
                 raise CheckpointError(
-                    f"{path}: {repr(key)[:80]} is not the name of a dense tensor, expected only such names; fetch"
-                    " another file"
+                    f"{path}: {repr(key)[:80]} is not the name of a dense tensor, expected a dictionary of dense"
+                    " tensors; use a different file"
                 )
             left -= tensor.nbytes
             if left < 0:
-                raise CheckpointError(f"{path}: its tensors need more than its {len(data)} bytes; fetch another file")
+                raise CheckpointError(f"{path}: its tensors need more than its {len(data)} bytes; use a different file")
             size = float8.width(tensor.dtype) * math.prod(tensor.shape)
             yield Entry(key, tensor.shape, size, partial(_read, tensor, data), float8.is_eight_bit(tensor.dtype))
 
 
 class NestedTensors(PickledTensors):
-    """Reads the tensors of a file that may store them in a nested dictionary, next to other results of training.
+    """Reads the tensors of a file that may store them in a nested dictionary, along with other training state.
 
     The dictionary is called "state_dict" or "model", for example, or is the only one in the file.
 
     Raises:
-        CheckpointError: a file is missing or broken, has no clear dictionary of weights, or contains anything but
-            tensors in it.
+        CheckpointError: a file is missing or broken, it is unclear which dictionary contains the weights, or that
+            dictionary contains anything other than tensors.
     """
 
     def _within(self, content: Any) -> Any:
@@ -101,7 +101,7 @@ def _dictionaries(content: Any) -> dict[Any, dict]:
 
 
 def opened(path: Path, rename: Callable[[str], str | None] = str) -> Tensors:
-    """Opens a pickle or a safetensors file, which it distinguishes by their content.
+    """Opens a pickle or a safetensors file. The content determines which it is.
 
     Args:
         path: the file.
@@ -111,7 +111,7 @@ def opened(path: Path, rename: Callable[[str], str | None] = str) -> Tensors:
         CheckpointError: the file is missing, broken or hostile.
     """
     kind = looks_like(path)
-    if kind not in (*_PICKLES, "a safetensors file"):  # the ending then decides which error is raised
+    if kind not in (*_PICKLES, "a safetensors file"):  # then the ending determines which error is raised
         kind = "a safetensors file" if path.suffix == ".safetensors" else "a pickle"
     return (NestedTensors if kind in _PICKLES else Tensors).of_file(path, rename)
 
@@ -121,7 +121,7 @@ def _read(tensor: Tensor, data: mmap.mmap) -> np.ndarray:
 
 
 def mapped(path: Path) -> mmap.mmap:
-    """Maps a file into memory, so that bytes are read only when they are used.
+    """Maps a file into memory, so that its bytes are read only when they are used.
 
     Raises:
         CheckpointError: the file cannot be opened, or is empty.
@@ -130,7 +130,7 @@ def mapped(path: Path) -> mmap.mmap:
         with path.open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is missing or empty ({error}); fetch it again") from None
+        raise CheckpointError(f"{path} is missing or empty ({error}); download it again") from None
 
 
 def read(path: Path, data: mmap.mmap) -> Any:
@@ -141,10 +141,10 @@ def read(path: Path, data: mmap.mmap) -> Any:
         data: its bytes, from `mapped`.
 
     Returns:
-        Dictionaries, lists, tuples, numbers and text, with a `Tensor` for each dense tensor.
+        Nested dictionaries, lists, tuples, numbers and strings, with a `Tensor` for each dense tensor.
 
     Raises:
-        CheckpointError: the file is broken, or contains calls of other functions than torch's for tensors.
+        CheckpointError: the file is broken, or calls functions other than torch's functions for tensors.
     """
     try:
         if data[:4] == b"PK\3\4":
@@ -154,10 +154,10 @@ def read(path: Path, data: mmap.mmap) -> Any:
     except CheckpointError:
         raise
     except Exception:  # a broken file can raise errors of many types
-        raise CheckpointError(f"{path} is truncated or not a torch weight file; fetch it again") from None
+        raise CheckpointError(f"{path} is truncated or not a torch weight file; download it again") from None
     raise CheckpointError(
         f"{path} is {looks_like(path) or 'truncated or not a torch weight file'}, expected a pickle, because its ending"
-        f" is {path.suffix}; fetch it again, or correct its ending"
+        f" is {path.suffix}; download it again, or correct its ending"
     )
 
 
@@ -181,7 +181,7 @@ def _read_zip(path: Path, data: mmap.mmap) -> Any:
 
 
 def _members(path: Path, data: mmap.mmap) -> dict[str, tuple[int, int]]:
-    """Returns {name: (start, size)}, in bytes, of the files in a zip file."""
+    """Returns {name: (start, size)} for the files in a zip file, in bytes."""
     end = data.rfind(b"PK\5\6", max(0, len(data) - 2**16 - 22))
     count, _, at = struct.unpack_from("<H2I", data, end + 10)
     if at == 2**32 - 1 or count == 2**16 - 1:  # large files have a zip64 record
@@ -197,7 +197,7 @@ def _members(path: Path, data: mmap.mmap) -> dict[str, tuple[int, int]]:
             raise ValueError("not an entry of a zip file")
         if method:
             raise CheckpointError(
-                f"{path} is compressed, which torch's files are not, so it is not read; save it again with torch"
+                f"{path} is compressed, expected an uncompressed zip file as torch writes it; save it again with torch"
             )
         sizes = [size, packed, start]
         for i, value in zip(
@@ -217,7 +217,7 @@ def _members(path: Path, data: mmap.mmap) -> dict[str, tuple[int, int]]:
 
 
 def _large(extra: bytes) -> Iterator[int]:
-    """Yields the 64-bit numbers in the extra field of a zip entry."""
+    """Yields the 64-bit numbers in a zip entry's extra field."""
     while len(extra) >= 4:
         kind, size = struct.unpack_from("<2H", extra)
         if kind == 1:

@@ -1,4 +1,4 @@
-"""Builds the containers, numbers, text and torch tensors that a pickle describes, without running code.
+"""Builds the containers, numbers, strings and torch tensors that a pickle describes, without running code.
 
 A pickle is a program. It builds lists, dictionaries and tuples on a stack, and it may call anything that Python can
 import. `Machine` builds the containers and recognises torch's functions for tensors by name. It never imports anything
@@ -31,24 +31,24 @@ _STORAGES = {
     "CharStorage": np.int8,
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
-    "UntypedStorage": np.uint8,  # bytes; the dtype belongs to the views
+    "UntypedStorage": np.uint8,  # bytes; each view has its own dtype
 }
 # The dtypes of views of untyped storages.
 _DTYPES = {np.dtype(dtype).name: dtype for dtype in float8.DTYPES.values()}
 _DTYPES |= {np.dtype(dtype).name: dtype for dtype in (np.uint16, np.uint32, np.uint64)}
-# Functions that a pickle may call although they do not return dense tensors. The result is a `Name`, which is an error
-# if a tensor is expected.
+# Functions that a pickle may call although they do not return dense tensors. The result is a `Name`, which raises an
+# error if a tensor is expected.
 _HARMLESS = re.compile(
     r"torch\._utils\._rebuild_\w+|torch\.(device|Size)|torch\.serialization\._get_layout|_codecs\.encode"
     r"|numpy\.(dtype|_?core\.multiarray\.(scalar|_reconstruct))"
     r"|(__builtin__|builtins)\.(set|frozenset|bytearray|complex)|collections\.(Counter|deque)"
 )
-# The most opcodes to run, about ten times as many as in the largest checkpoints.
+# The maximum number of opcodes to run, about ten times as many as in the largest checkpoints.
 _MAX_OPCODES = 2**20
 _LITERALS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _CONTAINERS = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_SET": list}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-# Opcodes that push their argument, a number or text.
+# Opcodes that push their argument, a number or a string.
 _PUSHES_ARGUMENT = {
     code.name for code in pickletools.opcodes if code.arg and code.stack_after and not code.stack_before
 }
@@ -92,7 +92,7 @@ class Tensor(NamedTuple):
         return self.storage.size * self.storage.dtype.itemsize // self.dtype.itemsize
 
     def fits(self) -> bool:
-        """Tells whether the view lies within the storage. It may repeat entries, so limit `nbytes`, too."""
+        """Returns whether the view is inside its storage. It may repeat entries, so also limit `nbytes`."""
         numbers = (self.start, *self.shape, *self.strides)
         if not all(type(number) is int and 0 <= number < 2**48 for number in numbers) or len(self.shape) > 32:
             return False
@@ -106,7 +106,7 @@ class Tensor(NamedTuple):
         return 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
 
     def read(self, data: mmap.mmap) -> np.ndarray:
-        """Copies the values from the file into an array."""
+        """Copies the entries from the file into an array."""
         dtype = self.dtype
         if not self.span:
             return np.empty(self.shape, dtype)
@@ -136,10 +136,10 @@ class Machine:
 
         Args:
             data: the file, at the position where the pickle starts.
-            end: the position, in bytes, before which it must end.
+            end: the pickle must end before this position, in bytes.
 
         Raises:
-            CheckpointError: the pickle calls anything but torch's functions for tensors.
+            CheckpointError: the pickle calls anything other than torch's functions for tensors.
             Exception: the pickle is broken; the type depends on the damage.
         """
         self.stack, self.marks, self.memo = [], [], {}
@@ -203,7 +203,7 @@ class Machine:
         elif name in ("REDUCE", "NEWOBJ"):
             arguments, function = stack.pop(), stack.pop()
             stack.append(self.call(function, arguments))
-        elif name == "BUILD":  # would set attributes of a tensor or dictionary, which are not needed
+        elif name == "BUILD":  # sets attributes of a tensor or dictionary, which are not needed
             stack.pop()
         elif name == "BINPERSID":
             stack.append(self.persistent(stack.pop()))
@@ -218,7 +218,7 @@ class Machine:
         return items
 
     def fill(self, container: Any, items: list[Any]) -> None:
-        """Adds items to a list, or keys and values, which alternate in `items`, to a dictionary."""
+        """Adds items to a list or dictionary. For a dictionary, keys and values alternate in `items`."""
         if isinstance(container, list):
             container.extend(items)
         elif isinstance(container, dict):
@@ -227,7 +227,7 @@ class Machine:
             raise ValueError("not a container")
 
     def with_items(self, container: dict, items: list[Any]) -> dict:
-        """Adds keys and values, which alternate in `items`, to a dictionary and returns it."""
+        """Adds items to a dictionary and returns it. Keys and values alternate in `items`."""
         for key, value in zip(items[::2], items[1::2], strict=True):
             # Comparing nested tuples can take exponential time.
             if not isinstance(key, _KEYS):
@@ -243,7 +243,7 @@ class Machine:
             return self.with_items({}, [item for pair in pairs for item in pair])
         if name in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
             storage, *view = arguments[:4]
-            # The last argument tells whether the values must be negated or conjugated.
+            # The last argument is non-empty if the entries must be negated or conjugated.
             plain = isinstance(storage, Storage) and not any(arguments[6:])
             return self.tensor(storage, storage.dtype, *view) if plain else Name(name)
         if name == "torch._utils._rebuild_tensor_v3":
@@ -262,12 +262,12 @@ class Machine:
         raise self.refused(name)
 
     def tensor(self, storage: Storage, dtype: np.dtype, start: Any, shape: Any, strides: Any) -> Tensor | Name:
-        """Returns a view of a storage, or a `Name` if it is not a valid view."""
+        """Returns a view of a storage, or a `Name` if the view is not valid."""
         tensor = Tensor(storage, dtype, start, shape, strides)
         return tensor if tensor.fits() else Name("an invalid view")
 
     def persistent(self, description: Any) -> Any:
-        """Returns the storage for a description by class, key, device and number of entries."""
+        """Returns the storage that a description (class, key, device and number of entries) refers to."""
         kind, storage, key, _, count, *views = description
         if kind != "storage" or not isinstance(key, str) or type(count) is not int or count < 0 or any(views):
             raise ValueError("not a storage")
@@ -275,8 +275,8 @@ class Machine:
         return Name(storage.name) if dtype is None else self.storage(np.dtype(dtype), key, count)
 
     def refused(self, content: str) -> CheckpointError:
-        """Returns the error for a pickle that contains anything but tensors."""
+        """Returns the error for a pickle that contains anything other than tensors."""
         return CheckpointError(
             f"{self.path} was rejected, and none of its code was run: it contains more than tensors ({content[:80]});"
-            " fetch another file, or .safetensors"
+            " use a different file, or .safetensors"
         )

@@ -21,10 +21,10 @@ from sega_jax.weights.layout import flax_name, to_torch, torch_key
 
 
 class Network(NamedTuple):
-    """The weights of a network, on the host. Writers may remove entries of `arrays` to save memory."""
+    """The weights of a network, on the host. Writers may remove entries from `arrays` to save memory."""
 
-    arrays: dict[str, np.ndarray]  # {dotted path in our module: array with our axes}
-    keys: dict[str, str]  # {dotted path in our module: key in torch's files}
+    arrays: dict[str, np.ndarray]  # {dotted path in the module: array with the module's axes}
+    keys: dict[str, str]  # {dotted path in the module: key in torch's files}
     buffers: dict[str, np.ndarray]  # {key in torch's files: array that no module needs}
 
     @property
@@ -36,7 +36,7 @@ class Part(NamedTuple):
     """A network to write."""
 
     nbytes: int  # the size of its arrays
-    read: Callable[[Callable[[int], Any]], Network]  # calls its argument with the bytes of each array
+    read: Callable[[Callable[[int], Any]], Network]  # calls its argument with the number of bytes of each array
     stem: str  # the name of the weight file in diffusers' layout, without its ending
 
 
@@ -46,16 +46,16 @@ def network_of(
     """Copies a module's parameters to the host.
 
     Args:
-        module: a module with values.
-        dtype: the dtype to which the parameters are cast; None keeps their dtypes.
-        published: returns the key in torch's files for a key of the module.
+        module: a loaded module.
+        dtype: the dtype that the parameters are cast to; None keeps their dtypes.
+        published: translates a key of the module to the key in torch's files.
     """
     arrays = {flax_name(path): np.asarray(leaf, dtype) for path, leaf in jax.tree_util.tree_leaves_with_path(module)}
     return Network(arrays, {name: published(torch_key(name)) for name in arrays}, {})
 
 
 def module_part(module: Any, stem: str, published: Callable[[str], str]) -> Part:
-    """Describes a module with values as a part of a checkpoint, which keeps its dtypes; see `network_of`."""
+    """Describes a loaded module as a part of a checkpoint. Dtypes are kept; see `network_of` for the arguments."""
 
     def read(update: Callable[[int], Any]) -> Network:
         network = network_of(module, published=published)
@@ -66,7 +66,7 @@ def module_part(module: Any, stem: str, published: Callable[[str], str]) -> Part
 
 
 def checkpoint_bytes(parts: Mapping[str, Part], files: Mapping[Path, Path | bytes]) -> int:
-    """Returns the total that `write_checkpoint` reports: bytes read of networks, and all bytes written."""
+    """Returns the total that `write_checkpoint` reports: bytes read from networks plus all bytes written."""
     return 2 * sum(part.nbytes for part in parts.values()) + sum(map(_file_size, files.values()))
 
 
@@ -78,22 +78,24 @@ def write_checkpoint(
     *,
     orbax: bool = False,
 ) -> None:
-    """Writes a checkpoint: first its networks, then its other files, in the given order.
+    """Writes a checkpoint: first its networks and then its other files, in the given order.
 
     Args:
         folder: the folder to write to.
         parts: {name of a folder: network}.
-        files: {path in the folder: path of the file to copy, or content} of the other files.
-        update: called with numbers of bytes, which add up to `checkpoint_bytes`.
+        files: {path in the folder: path of the file to copy, or content}.
+        update: called with numbers of bytes that add up to `checkpoint_bytes`.
         orbax: whether to write networks as Orbax checkpoints instead of safetensors.
 
     Raises:
         CheckpointError: a network cannot be read.
-        OSError: the disk is too small, or a file cannot be written.
+        OSError: there is not enough disk space, or a file cannot be written.
     """
     needed = sum(part.nbytes for part in parts.values()) + sum(map(_file_size, files.values()))
     if (free := shutil.disk_usage(folder).free) < needed:
-        raise OSError(f"{folder.parent} needs {needed:,} bytes and its disk has {free:,} free; name another folder")
+        raise OSError(
+            f"{folder.parent} needs {needed:,} bytes, but its disk has only {free:,} free; choose a different folder"
+        )
     for name, part in parts.items():
         network = part.read(update)
         (folder / name).mkdir()
@@ -142,7 +144,7 @@ def write_orbax(folder: Path, network: Network) -> None:
     """
     import orbax.checkpoint as ocp  # the import takes seconds
 
-    # Compression would cost time and memory, and weights hardly compress. OrbaxTensors needs the other two options.
+    # Compression would cost time and memory, and weights hardly shrink. OrbaxTensors requires the other two options.
     handler = ocp.PyTreeCheckpointHandler(use_compression=False, use_ocdbt=True, use_zarr3=False)
     try:
         with _one_error(), ocp.Checkpointer(handler) as checkpointer:
@@ -169,7 +171,7 @@ def _save(tensors: Mapping[str, np.ndarray], path: Path) -> None:
 
 @contextmanager
 def _one_error() -> Iterator[None]:
-    """Silences the hundreds of lines that Orbax's threads print about an error that is also raised."""
+    """Silences the hundreds of lines that Orbax's threads print about an error that is raised anyway."""
     hook, logger = sys.unraisablehook, logging.getLogger("absl")
     disabled = logger.disabled
     sys.unraisablehook, logger.disabled = lambda _: None, True
