@@ -99,7 +99,7 @@ def _plan(sweep: sweeps.Sweep, facts: sweeps.Facts, folder: str, rows: int | Non
     """Returns the plan of a sweep.
 
     Args:
-        rows: the number of the most rows of a batch. None means those from the plan in the folder if it plan is for
+        rows: the maximum number of rows in a batch. None means that of the plan in the folder if that plan is for
             the same sweep, and otherwise as many as fit into memory.
     """
     kept = sweeps.kept(folder)

@@ -50,7 +50,7 @@ WORDS = {
 
 
 def kind(word: str) -> tuple[str, ...]:
-    """Returns the words that an edit must remove to remove a word and its alternatives.
+    """Returns all words that an edit must remove so that neither a word nor its alternatives remain.
 
     They are the word itself and, if its attribute may be absent, the attribute's other words. For example, if only
     glasses are removed, the model draws sunglasses instead.

@@ -1,11 +1,11 @@
-"""The judge: a classifier of the attributes of portraits. Evaluations and the metrics of sweeps use it.
+"""The judge: a classifier of the attributes of portraits. Evaluations and sweep metrics use it.
 
-    python -m sega_jax.demo.judge --out judge.safetensors    # a minute on an H200
+    python -m sega_jax.demo.judge --out judge.safetensors    # takes a minute on an H200
     python -m sega_jax.demo.judge --check
 
-The first command trains a judge. Both commands print its accuracy on portraits that it was not trained on, as drawn and
-after encoding and decoding by the model's autoencoder. Only the functions that train the judge or measure its accuracy
-draw portraits, and only they import `sega_jax.demo.training`.
+The first command trains a judge. Both commands print the judge's accuracy on portraits that it was not trained on, both
+as drawn and after the model's autoencoder has encoded and decoded them. Only functions that train the judge or measure
+its accuracy draw portraits and import `sega_jax.demo.training`.
 """
 
 import functools
@@ -128,7 +128,7 @@ def learn(vae: Any, key: jax.Array, *, steps: int = 1500, batch: int = 256) -> J
 def _learn(
     state: Any, vae: Any, key: jax.Array, *, optimiser: optax.GradientTransformation, batch: int, steps: int
 ) -> Any:
-    """Takes training steps. The state consists of the judge and its optimiser's state."""
+    """Takes training steps. The state consists of the judge and the optimiser's state."""
 
     def loss(judge, key):
         attributes, pictures = _examples(vae, key, batch)
@@ -169,7 +169,7 @@ def _examples(vae: Any, key: jax.Array, batch: int) -> tuple[jax.Array, jax.Arra
 
 
 def _decoded(vae: Any, pictures: jax.Array, key: jax.Array) -> jax.Array:
-    """Encodes and decodes pictures, with noise of up to 0.2 standard deviations on their latents."""
+    """Encodes pictures, adds noise of up to 0.2 standard deviations to their latents, and decodes them."""
     mean, _ = vae.encode(pictures)
     keys = jax.random.split(key)
     share = jax.random.uniform(keys[0], (len(pictures), 1, 1, 1), maxval=0.2)
@@ -181,7 +181,7 @@ def accuracy(judge: Judge, vae: Any | None, key: jax.Array, count: int, block: i
     """Returns the judge's accuracy for each attribute, over the portraits that show the attribute.
 
     Args:
-        vae: an autoencoder that first encodes and decodes the portraits; None judges them as drawn.
+        vae: an autoencoder that encodes and decodes the portraits first. With None, they are judged as drawn.
     """
     from sega_jax.demo.training.portraits import render
 
@@ -214,7 +214,7 @@ def report(
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--model", default=str(DEMO), show_default="the demo model", help="A checkpoint with an autoencoder.")
+@click.option("--model", default=str(DEMO), show_default="the demo model", help="Checkpoint with an autoencoder.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Train a judge and write it to this file.")
 @click.option("--check", is_flag=True, help="Measure the packaged judge without training.")
 @click.option("--count", type=click.IntRange(1), default=20_000, help="Number of portraits to measure the accuracy on.")

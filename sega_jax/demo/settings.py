@@ -4,8 +4,8 @@ pipe = sega_jax.load()
 pipe("a portrait of a woman", [add("glasses"), remove("smile")], **CALL)
 
 With up to 256 pictures for each of 41 words (`python -m sega_jax.demo.evaluate.diffusion FOLDER`), adding succeeds in
-98 % of the pictures and keeps 91 % of the other attributes; removing succeeds in 93 % and keeps 76 %. Larger scales
-succeed more often and keep fewer attributes.
+98 % of the pictures and keeps 91 % of the other attributes; removing succeeds in 93 % and keeps 76 %. With larger
+scales, edits succeed more often and keep fewer attributes.
 """
 
 from typing import Any
@@ -41,5 +41,5 @@ def remove(concept: str, *, steps: int = STEPS, **settings: Any) -> Edit:
 
 
 def _at(steps: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """Scales the warm-up, which was chosen for 20 steps, to the number of steps."""
+    """Converts the warm-up, which was chosen for 20 steps, to the given number of steps."""
     return settings | {"warmup": round(settings["warmup"] * steps / STEPS)}

@@ -31,9 +31,9 @@ class Kind:
 
     column = "string"  # the type of the column in a table of records
     metavar = "TEXT"  # the placeholder of the value in the help of the command line
-    shell_hint = ""  # a sentence about how the shell option is written, after its help text
-    flag_value: str | None = None  # the value of the bare command-line option; None if it requires a value
-    of_files = False  # whether values name files
+    shell_hint = ""  # a sentence that explains how to write the shell option; it follows the help text
+    flag_value: str | None = None  # the value of a command-line option that is written without one; None if not allowed
+    of_files = False  # whether values are names of files
 
     @property
     def noun(self) -> str:
@@ -44,7 +44,7 @@ class Kind:
         """Returns the checked value, converted to the type that the library uses.
 
         Args:
-            name: The name of the argument, with which errors begin.
+            name: The argument's name; error messages start with it.
 
         Raises:
             TypeError, ValueError: The value has the wrong type or is out of range.
@@ -52,7 +52,7 @@ class Kind:
         return value
 
     def check_one(self, name: str, value: Any) -> Any:
-        """Checks a value for a sweep, where it must apply to a single picture and fit into a table.
+        """Checks a value for a sweep. It must apply to a single picture and fit into a table.
 
         Raises:
             TypeError, ValueError: See `check`.
@@ -60,7 +60,7 @@ class Kind:
         return self.check(name, value)
 
     def located(self, name: str, value: Any, folder: Path) -> Any:
-        """Returns a value from a file in `folder`, with relative paths resolved from that folder.
+        """Returns a value that was read from a file in `folder`. Relative paths in it are resolved from that folder.
 
         Raises:
             TypeError, ValueError: See `check`.
@@ -72,7 +72,7 @@ class Kind:
         return []
 
     def label(self, value: Any) -> Any:
-        """Returns the label of a value in sheets and plots; files are named without their folders."""
+        """Returns a value's label for sheets and plots. File names are shown without their folders."""
         return value
 
     def known(self, path: str) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class Kind:
         raise NotImplementedError
 
     def several(self, value: Any) -> bool:
-        """Tells whether a value is a sequence with one entry for each prompt or picture."""
+        """Returns whether a value is a sequence with one entry for each prompt or picture."""
         return is_sequence(value) or getattr(value, "ndim", 0) == 1
 
     def parse(self, name: str, text: str) -> Any:
@@ -104,7 +104,7 @@ class Kind:
         return {name: self.column}
 
     def cells(self, name: str, value: Any) -> dict[str, Any]:
-        """Returns the entries of these columns for a value."""
+        """Returns a value's entries in these columns, {column: entry}."""
         return {name: value}
 
 
@@ -159,7 +159,7 @@ class Real(Kind):
 
     low: float = -math.inf
     high: float = math.inf
-    hint: str = ""  # a remedy that ends the errors
+    hint: str = ""  # a remedy that is appended to error messages
     column = "float64"
     metavar = "NUMBER"
 
@@ -245,7 +245,7 @@ class Words(Kind):
 
 @dataclasses.dataclass(frozen=True)
 class Pair(Kind):
-    """Two numbers of the same kind. With `alone`, a single number counts for both.
+    """Two numbers of the same kind. With `alone`, a single number stands for both.
 
     Example:
         >>> from sega_jax import Integer, Pair

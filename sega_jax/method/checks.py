@@ -52,7 +52,7 @@ def check_bool(name: str, value: Any) -> bool:
     """Returns True or False as a bool.
 
     Raises:
-        TypeError: `value` has another type.
+        TypeError: `value` is not a bool.
     """
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name}={brief(value)} should be True or False")
@@ -63,7 +63,7 @@ def check_choice(name: str, value: Any, known: Sequence[Any], also: str = "") ->
     """Returns `value` if it is one of `known`.
 
     Args:
-        also: Further accepted values, as text that ends the list in the error.
+        also: Text that is appended to the list in the error message and describes other accepted values.
 
     Raises:
         ValueError: `value` is not one of `known`. The message suggests a similar name, if there is one.
@@ -76,10 +76,11 @@ def check_choice(name: str, value: Any, known: Sequence[Any], also: str = "") ->
 
 
 def did_you_mean(name: Any, known: Iterable[str], plain: Callable[[str], str] = str.lower) -> str:
-    """Returns "; did you mean NAME?" with the known name that is most similar to a misspelt one, or "" if none is.
+    """Returns "; did you mean NAME?" with the known name that is most similar to a misspelt one, or "" if no name is
+    similar.
 
     Args:
-        plain: Reduces a name to its essential letters, without optional parts and spelling variants.
+        plain: A function that reduces a name to its essential letters, without optional parts and spelling variants.
     """
     if not isinstance(name, str) or not plain(name):
         return ""
@@ -96,7 +97,7 @@ def did_you_mean(name: Any, known: Iterable[str], plain: Callable[[str], str] = 
 
 
 def is_sequence(value: Any) -> bool:
-    """Tells whether a value is a sequence of entries; strings and bytes count as single values."""
+    """Returns whether a value is a sequence of entries. Strings and bytes count as single values."""
     return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview)
 
 

@@ -1,4 +1,4 @@
-"""Checks of floating-point arrays, and the precision of sums: half-precision networks, single-precision sums."""
+"""Checks of floating-point arrays, and the precision of sums: networks may use half precision, but sums use float32."""
 
 from typing import Any
 
@@ -20,17 +20,18 @@ _PART = 2**17
 
 
 def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
-    """Returns a floating-point dtype, with float32 in place of half precision."""
+    """Returns a floating-point dtype, or float32 if it is a half-precision dtype."""
     return jnp.dtype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32)
 
 
 def is_floating(dtype: np.dtype) -> bool:
-    """Tells whether a dtype is float64, float32, float16 or bfloat16."""
+    """Returns whether a dtype is float64, float32, float16 or bfloat16."""
     return dtype in _EXPONENTS
 
 
 def is_finite(array: np.ndarray) -> bool:
-    """Tells whether a floating-point host array has no infinite or NaN entry, quickly even in half precision."""
+    """Returns whether a floating-point host array has no infinite or NaN entries. It is fast even for half
+    precision."""
     integer, mask = _EXPONENTS[array.dtype]
     entries = np.ascontiguousarray(array).reshape(-1).view(integer)
     parts = (entries[start : start + _PART] for start in range(0, entries.size, _PART))
@@ -38,11 +39,11 @@ def is_finite(array: np.ndarray) -> bool:
 
 
 def floating(name: str, value: Any, axes: str) -> np.ndarray:
-    """Returns a value as a host array of finite floats.
+    """Checks that a value is an array of finite floats, and returns it as a host array.
 
     Args:
-        name: The name of the value, for errors.
-        axes: The axes for errors, such as "(tokens, channels)".
+        name: The value's name, for error messages.
+        axes: The expected axes, for error messages, such as "(tokens, channels)".
 
     Raises:
         TypeError: The value is not an array of floats.

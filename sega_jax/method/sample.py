@@ -1,4 +1,5 @@
-"""The sampling loop: one scan over the model calls of a schedule, each of which denoises, guides and steps."""
+"""The sampling loop: a scan over the model calls of a schedule. Each call denoises, applies the guidance and takes a
+step."""
 
 from collections.abc import Callable
 from functools import partial
@@ -36,21 +37,21 @@ def sample(
 ) -> tuple[Carry, Any]:
     """Runs the model calls of a schedule's table.
 
-    Calls that are not live are skipped: they cost nothing and change nothing.
+    Calls that are not live are skipped: they take no time and change nothing.
 
     Args:
         denoise: (x, row) -> the predictions of all branches at this x.
         guidance: Turns the unconditional prediction into the guided estimate.
         solver: Turns x and the guided estimate into the next x.
-        carry: The state to start from, such as the state that an earlier call of this function returned.
+        carry: The state to start from, for example the state that an earlier call of this function returned.
         table: Rows of the schedule, stacked on a leading axis [calls].
         draw: (row, shape) -> standard normal noise for this call.
-        keep: (x, predictions, guided estimate, guidance state) -> a pytree of arrays to record. The x and the state
-            are those before the call.
+        keep: (x, predictions, guided estimate, guidance state) -> a pytree of arrays to record. x and the state have
+            their values from before the call.
 
     Returns:
-        The state after the last call, and the recorded pytree with a leading axis [calls], zero for calls that are not
-        live.
+        The state after the last call, and the recorded pytree with a leading axis [calls]. Its entries are zero for
+        calls that are not live.
     """
 
     def live(carry, row):
@@ -63,11 +64,11 @@ def sample(
         kept = jax.eval_shape(live, carry, row)[1]
         return carry, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), kept)
 
-    # The backward pass recomputes a call instead of storing the activations of the network; without gradients this
-    # changes nothing.
+    # The backward pass recomputes each call instead of storing the network's activations. Without gradients, this has
+    # no effect.
     @partial(jax.checkpoint, prevent_cse=False)
     def step(carry, row):
-        # This must stay outside any vmap, which would turn it into a select that computes both sides.
+        # Never put this `cond` inside a vmap, which would turn it into a select that computes both branches.
         return jax.lax.cond(row.live, live, skip, carry, row)
 
     return jax.lax.scan(step, carry, table)

@@ -3,7 +3,7 @@
     init(x) -> state
     update(x, state, estimate, aux, row, draw) -> (x, state)
 
-`estimate` is the guided network output, `aux` holds further outputs of the network, `row` is one call of a table from
+`estimate` is the guided network output, `aux` holds the network's other outputs, `row` is one row of a table from
 `sega_jax.method.schedules`, and `draw(shape)` returns standard normal noise for this call. For `renoise`, whose x is a
 grid of tokens, `draw` returns `Chances`. States and coefficients are in the dtype of x, float32 or wider.
 """
@@ -21,7 +21,7 @@ Draw = Callable[[tuple[int, ...]], jax.Array]
 
 
 class Solver(NamedTuple):
-    """A solver; the module's docstring describes both functions."""
+    """A solver. The module's docstring describes its two functions."""
 
     init: Callable[[jax.Array], Any]
     update: Callable[[jax.Array, Any, jax.Array, Any, Any, Draw], tuple[jax.Array, Any]]
@@ -30,7 +30,7 @@ class Solver(NamedTuple):
 class MultistepState(NamedTuple):
     """The state of `multistep`."""
 
-    start: jax.Array  # [batch, *space, channels], the state from which the step of the last call started
+    start: jax.Array  # [batch, *space, channels], the state from which the last call's step started
     memory: jax.Array  # [remembered, batch, *space, channels], remembered outputs, newest first
 
 
@@ -42,8 +42,8 @@ def _like(x: jax.Array, coefficients: Any) -> Any:
 def ddim(eta: Any = 0.0) -> Solver:
     """Returns the DDIM solver (Song et al. 2021, eq. 12).
 
-    x0 is clipped or thresholded if the table says so. eps is the network's own and is not derived from the clipped x0,
-    as in diffusers' default; DeepFloyd-IF's original DDIM derives it from the thresholded x0.
+    x0 is clipped or thresholded if the table says so. As in diffusers' default, eps comes directly from the network's
+    output and not from the clipped x0. DeepFloyd-IF's original DDIM derives it from the thresholded x0.
 
     Args:
         eta: The share of fresh noise in [0, 1], a number or [batch].
@@ -67,12 +67,12 @@ def ddim(eta: Any = 0.0) -> Solver:
 def tcd(eta: Any = 0.3) -> Solver:
     """Returns the solver of trajectory consistency sampling (Zheng et al. 2024, algorithm 4).
 
-    As in diffusers, x0 is neither clipped nor thresholded, and the last call ends at timestep 0, so that the noise of
+    As in diffusers, x0 is neither clipped nor thresholded, and the last call ends at timestep 0, so the noise of
     timestep 0 remains.
 
     Args:
-        eta: The paper's gamma in [0, 1], a number or [batch]. 0 adds no noise; 1 takes every call down to timestep 0
-            and back up.
+        eta: The paper's gamma in [0, 1], a number or [batch]. With 0, no noise is added; with 1, every call goes down
+            to timestep 0 and back up.
     """
 
     def init(x):
@@ -91,8 +91,8 @@ def tcd(eta: Any = 0.3) -> Solver:
 
 
 def _towards(x: jax.Array, estimate: jax.Array, x0: jax.Array, sigma: jax.Array, coefficients: Any, draw: Draw) -> Any:
-    """Returns the next x, where fresh noise of standard deviation `sigma`, a number or [batch], replaces a part of
-    eps."""
+    """Returns the next x, in which fresh noise with the standard deviation `sigma`, a number or [batch], replaces a
+    part of eps."""
     c = coefficients
     eps = c.eps_from_x * x + c.eps_from_output * estimate
     sigma = sigma.reshape(sigma.shape + (1,) * (x.ndim - sigma.ndim)) if sigma.ndim else sigma
@@ -104,11 +104,11 @@ def multistep(eta: Any = 0.0, *, memory: int = 3) -> Solver:
     """Returns the solver of all linear multi-step methods, with the formula of
     `sega_jax.method.schedules.MultistepRow`.
 
-    If the network predicts the variance, `aux` holds it as [batch, *space, channels] in [-1, 1], from the least to the
-    greatest variance (Nichol & Dhariwal 2021, eq. 15).
+    If the network predicts the variance, `aux` holds it as [batch, *space, channels] in [-1, 1], from the smallest to
+    the largest variance (Nichol & Dhariwal 2021, eq. 15).
 
     Args:
-        eta: Has no effect; all solvers share this argument.
+        eta: Has no effect. It exists because all solvers have this argument.
         memory: The number of remembered outputs.
     """
     del eta
@@ -143,12 +143,12 @@ def renoise(eta: Any = 0.0, *, choice: str = "sample", codebook: jax.Array | Non
     """Returns Paella's sampler (Rampas et al. 2022), which starts from a random grid of tokens.
 
     Each call chooses a token for every position by softmax(logits / temperature), and then resets a random share of the
-    positions to their tokens of the initial grid. As in the published code, the noise is always the initial grid and
-    is not drawn again. x is int32 [batch, *space], and the estimate holds logits [batch, *space, labels], float32 or
+    positions to their tokens in the initial grid. As in the published code, the initial grid is always the noise; no
+    new noise is drawn. x is int32 [batch, *space], and the estimate holds logits [batch, *space, labels], float32 or
     wider.
 
     Args:
-        eta: Has no effect; all solvers share this argument.
+        eta: Has no effect. It exists because all solvers have this argument.
         choice: "sample" draws a token; "argmax" takes the most likely one; "nearest" takes the token whose codebook
             entry is nearest to the expected entry.
         codebook: [labels, channels], for "nearest".
@@ -185,8 +185,8 @@ def renoise(eta: Any = 0.0, *, choice: str = "sample", codebook: jax.Array | Non
 
 
 def _distances(points: jax.Array, codes: jax.Array) -> jax.Array:
-    """Returns the squared distances [..., labels] of points [..., channels] from codes [labels, channels], without the
-    squared norm of the point, which all codes share."""
+    """Returns the squared distances [..., labels] between points [..., channels] and codes [labels, channels], minus
+    the squared norm of the point, which is the same for all codes."""
     lengths = (codes**2).sum(-1).reshape((1,) * (points.ndim - 1) + (-1,))
     return lengths - 2 * jnp.tensordot(points, codes.T, 1, precision="highest")
 
@@ -194,7 +194,7 @@ def _distances(points: jax.Array, codes: jax.Array) -> jax.Array:
 def _bounded(x: jax.Array, coefficients: Any) -> jax.Array:
     """Clips x [batch, *space, channels] to `clip`, or applies the dynamic threshold of `Threshold`.
 
-    A table without thresholds has another tree structure, so that its program sorts nothing.
+    A table without thresholds has a different tree structure, so its compiled program does not sort anything.
     """
     c = coefficients
     if c.threshold is None:

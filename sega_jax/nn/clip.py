@@ -1,4 +1,4 @@
-"""The towers of CLIP (OpenAI's and OpenCLIP's), in the layout of transformers' `CLIPTextModel` and
+"""CLIP's text and vision towers (OpenAI's and OpenCLIP's), in the layout of transformers' `CLIPTextModel` and
 `CLIPVisionModel`."""
 
 import re
@@ -14,7 +14,7 @@ from sega_jax.nn.layers import ACTIVATIONS, Conv, Embed, LayerNorm, Linear, atte
 
 _TEXT_MODELS = (None, "clip_text_model", "clip")
 _CHOICES = {"hidden_act": tuple(ACTIVATIONS)}
-# Tensors of complete CLIP files that a text encoder does not need.
+# Tensors in complete CLIP files that a text encoder does not need.
 _OF_PICTURES = re.compile(r"vision_model\.|visual_projection\.|logit_(scale|bias)$")
 _UNUSED = re.compile(rf"{_OF_PICTURES.pattern}|text_projection(\.weight)?$")
 
@@ -35,7 +35,8 @@ class CLIPTextConfig(NamedTuple):
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "CLIPTextConfig":
-        """Reads the config.json of a text encoder, or of a complete CLIP with the text encoder under `text_config`.
+        """Reads the config.json of a text encoder, or of a complete CLIP, which has the text encoder under
+        `text_config`.
 
         Raises:
             ValueError: The config describes a network that this module does not support.
@@ -45,8 +46,8 @@ class CLIPTextConfig(NamedTuple):
         kind = config.get("model_type")
         if kind not in _TEXT_MODELS:
             raise ValueError(
-                f"text encoder config: model_type={kind!r} is not supported, only CLIP's text encoders (OpenAI's and"
-                " OpenCLIP's) with clip_text_model"
+                f"text encoder config: model_type={kind!r} is not supported; it should be clip_text_model, the type of"
+                " CLIP's text encoders (OpenAI's and OpenCLIP's)"
             )
         self = build(cls, config, "text encoder", choices=_CHOICES, strict=False)
         _check_heads(self, "text encoder")
@@ -67,7 +68,7 @@ class CLIPVisionConfig(NamedTuple):
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "CLIPVisionConfig":
-        """Reads a config of transformers.
+        """Reads a transformers config.
 
         Raises:
             ValueError: The config describes a network that this module does not support.
@@ -114,7 +115,7 @@ class MLP(nnx.Module):
 
 
 class EncoderLayer(nnx.Module):
-    """Self-attention and an MLP, each pre-normalised and with a residual."""
+    """Self-attention and an MLP, each pre-normalised and with a residual connection."""
 
     def __init__(self, c: CLIPTextConfig | CLIPVisionConfig, *, causal: bool):
         self.layer_norm1 = LayerNorm(c.hidden_size, c.layer_norm_eps)
@@ -128,7 +129,7 @@ class EncoderLayer(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """A stack of encoder layers over states [batch, positions, channels]."""
+    """A stack of encoder layers over hidden states [batch, positions, channels]."""
 
     def __init__(self, c: CLIPTextConfig | CLIPVisionConfig, *, causal: bool):
         self.layers = nnx.List([EncoderLayer(c, causal=causal) for _ in range(c.num_hidden_layers)])
@@ -137,14 +138,14 @@ class Encoder(nnx.Module):
         return self.last_two(x)[1]
 
     def last_two(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns the states before and after the last layer."""
+        """Returns the hidden states before and after the last layer."""
         before = x
         for layer in self.layers:
             before, x = x, layer(x)
         return before, x
 
     def earlier(self, x: jax.Array, skip: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns the states `skip` layers before the last one, and the last states.
+        """Returns the hidden states `skip` layers before the last one, and the last hidden states.
 
         Args:
             skip: int32 [batch], from 0 to the number of layers.
@@ -171,8 +172,8 @@ class CLIPTextModel(nnx.Module):
     """CLIP's text encoder.
 
     `__call__(ids, skip=None)`: int32 [batch, tokens] -> the last hidden state after the final LayerNorm,
-    [batch, tokens, hidden_size]. `skip`, int32 [batch], selects the hidden state that many layers before the last.
-    The mask is causal, and padding is attended to, as in Stable Diffusion.
+    [batch, tokens, hidden_size]. With `skip`, int32 [batch], the hidden state `skip` layers before the last is returned
+    instead, after the same norm. The mask is causal, and tokens attend to padding, as in Stable Diffusion.
     """
 
     def __init__(self, config: CLIPTextConfig):
@@ -183,15 +184,15 @@ class CLIPTextModel(nnx.Module):
 
     @staticmethod
     def rename(name: str) -> str | None:
-        """Maps a name in a file to a parameter of this network, or to None for tensors that it does not need.
+        """Maps a tensor name in a file to a parameter name, or to None if this network does not need the tensor.
 
-        Published files prefix all names with `text_model.`; files of transformers 5 do not.
+        Published files prefix all names with `text_model.`; files written by transformers 5 do not.
         """
         return None if _UNUSED.match(name) else name.removeprefix("text_model.")
 
     @staticmethod
     def published(name: str) -> str:
-        """Returns the name of a parameter in published files."""
+        """Returns the name that a parameter has in published files."""
         return f"text_model.{name}"
 
     def __call__(self, ids: jax.Array, skip: jax.Array | None = None) -> jax.Array:
@@ -199,25 +200,27 @@ class CLIPTextModel(nnx.Module):
         return self.final_layer_norm(self.encoder(x) if skip is None else self.encoder.earlier(x, skip)[0])
 
     def penultimate(self, ids: jax.Array, skip: jax.Array | None = None) -> jax.Array:
-        """Returns the states before the last layer, [batch, tokens, hidden_size], as Stable Diffusion XL uses them.
+        """Returns the hidden states before the last layer, [batch, tokens, hidden_size], which Stable Diffusion XL
+        uses.
 
-        The final LayerNorm is not applied. `skip`, int32 [batch], selects the states that many layers earlier.
+        The final LayerNorm is not applied. With `skip`, int32 [batch], the hidden states `skip` layers earlier are
+        returned.
         """
         return self.two_states(ids, skip)[0]
 
     def two_states(self, ids: jax.Array, skip: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """Returns the states of `penultimate` and those after the last layer, both without the final LayerNorm."""
+        """Returns the hidden states of `penultimate` and those after the last layer, without the final LayerNorm."""
         x = self.embeddings(ids)
         return self.encoder.last_two(x) if skip is None else self.encoder.earlier(x, skip + 1)
 
 
 class CLIPTextModelWithProjection(nnx.Module):
-    """CLIP's text encoder with a projection into the joint space of texts and pictures.
+    """CLIP's text encoder with a projection into the joint embedding space of texts and pictures.
 
-    `__call__(ids)`: int32 [batch, tokens] -> text embeddings [batch, projection_dim], not normalised: the projected
-    state at the first end token. The end token is `eos_token_id`; if the config says 2, as published configs do, it is
-    the token with the largest id, which is the end token in CLIP's own vocabulary. Padding comes after the end token
-    and has no effect.
+    `__call__(ids)`: int32 [batch, tokens] -> unnormalised text embeddings [batch, projection_dim], which are the
+    projected hidden state at the first end token. The end token is `eos_token_id`. If the config says 2, as published
+    configs do, it is the token with the largest id, which is the end token in CLIP's own vocabulary. Padding comes
+    after the end token and has no effect.
     """
 
     def __init__(self, config: CLIPTextConfig):
@@ -227,16 +230,16 @@ class CLIPTextModelWithProjection(nnx.Module):
 
     @staticmethod
     def rename(name: str) -> str | None:
-        """Maps a name in a file to a parameter, or to None for the tensors of CLIP's vision tower."""
+        """Maps a tensor name in a file to a parameter name, or to None for the tensors of CLIP's vision tower."""
         return None if _OF_PICTURES.match(name) else name
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         return self._pooled(ids, self.text_model(ids))
 
     def states(self, ids: jax.Array, skip: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """Returns the states of `CLIPTextModel.penultimate` [batch, tokens, hidden_size] and the result of `__call__`.
+        """Returns the result of `CLIPTextModel.penultimate` [batch, tokens, hidden_size] and the result of `__call__`.
 
-        `skip` affects only the states.
+        `skip` affects only the first.
         """
         before, last = self.text_model.two_states(ids, skip)
         return before, self._pooled(ids, self.text_model.final_layer_norm(last))
@@ -248,7 +251,7 @@ class CLIPTextModelWithProjection(nnx.Module):
 
 
 class VisionEmbeddings(nnx.Module):
-    """The embeddings of a class token and of the patches of a picture, with their positions."""
+    """The embeddings of a class token and of a picture's patches, plus their position embeddings."""
 
     def __init__(self, c: CLIPVisionConfig):
         self.class_embedding = parameter(c.hidden_size)
@@ -272,7 +275,7 @@ class CLIPVisionModel(nnx.Module):
 
     def __init__(self, config: CLIPVisionConfig):
         self.embeddings = VisionEmbeddings(config)
-        self.pre_layrnorm = LayerNorm(config.hidden_size, config.layer_norm_eps)  # the spelling of all checkpoints
+        self.pre_layrnorm = LayerNorm(config.hidden_size, config.layer_norm_eps)  # misspelt in all checkpoints
         self.encoder = Encoder(config, causal=False)
         self.post_layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
 
@@ -295,7 +298,8 @@ class CLIPModel(nnx.Module):
 
     @staticmethod
     def rename(name: str) -> str | None:
-        """Maps a name in a file to a parameter, or to None for the training temperature, which cosines do not need."""
+        """Maps a tensor name in a file to a parameter name, or to None for the training temperature, which is not
+        needed."""
         return None if name == "logit_scale" else name
 
     def __call__(self, ids: jax.Array, pixels: jax.Array) -> jax.Array:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, TypeVar
 T = TypeVar("T", bound=NamedTuple)
 M = TypeVar("M")
 
-# The limit of levels, and of layers in a level. It exceeds all known networks, and such a network still builds quickly.
+# The maximum number of levels, and of layers in a level. All known networks have fewer, and a network of this size
+# still builds quickly.
 _MOST = 100
 
 
@@ -25,17 +26,17 @@ def build(
     may_be_zero: tuple[str, ...] = (),
     strict: bool = True,
 ) -> T:
-    """Returns the NamedTuple `cls` with the fields of a config. Null and missing options have their defaults.
+    """Returns the NamedTuple `cls` with the fields of a config. Null and missing options get their defaults.
 
     Args:
         cls: A NamedTuple with defaults.
         config: The contents of a config.json.
         what: The name of the network, for errors.
-        fixed: Options that are not fields, with their supported values.
-        choices: The supported values of fields.
+        fixed: {option: supported values} for options that are not fields.
+        choices: {field: supported values}.
         ignored: Options that do not affect inference.
-        may_be_zero: Fields whose numbers may be 0 although their default is not.
-        strict: Whether to warn about other options, since they may stand for an unsupported part of the network.
+        may_be_zero: Fields that may be 0 although their default is not 0.
+        strict: Whether to warn about unknown options, which may stand for an unsupported part of the network.
 
     Raises:
         ValueError: An option has an unsupported value, or a field has the wrong type.
@@ -43,7 +44,7 @@ def build(
     for key, allowed in fixed.items():
         if key in config and config[key] not in allowed:
             raise ValueError(
-                f"{what} config: {key}={config[key]!r} is not supported, only {' or '.join(map(repr, allowed))}"
+                f"{what} config: {key}={config[key]!r} is not supported; it should be {' or '.join(map(repr, allowed))}"
             )
     values = {key: config[key] for key in cls._fields if config.get(key) is not None}
     for key, value in values.items():
@@ -51,14 +52,20 @@ def build(
         # Numbers must be positive and lists must not be empty, unless the default is 0 or empty.
         least = 1 if default and key not in may_be_zero else 0
         if not _is(value, cls.__annotations__[key], least):
-            raise ValueError(f"{what} config: {key}={value!r} should be like {default!r}")
+            raise ValueError(
+                f"{what} config: {key}={value!r} has the wrong type or is out of range; a valid value is {default!r}"
+            )
         entries = _flat(value)
         many = ("layers" in key or "blocks" in key) and max(entries, default=0) > _MOST
         if len(entries) > _MOST or many:
-            raise ValueError(f"{what} config: {key}={str(value)[:40]} is more than the supported {_MOST}")
+            raise ValueError(
+                f"{what} config: {key}={str(value)[:40]} exceeds the supported maximum of {_MOST} levels or layers"
+            )
         for entry in entries:
             if key in choices and entry not in choices[key]:
-                raise ValueError(f"{what} config: {key}={entry!r} is not supported, only {', '.join(choices[key])}")
+                raise ValueError(
+                    f"{what} config: {key}={entry!r} is not supported; it should be one of {', '.join(choices[key])}"
+                )
     known = {*cls._fields, *fixed, *ignored}
     unknown = [key for key in config if not key.startswith("_") and key not in known]
     if strict and unknown:
@@ -68,12 +75,12 @@ def build(
 
 
 def built(value: Mapping[str, Any] | M, module: Callable[..., M], config: Any, *options: Any) -> M:
-    """Builds a network without values if `value` is the contents of its config.json; otherwise returns `value`.
+    """Builds a network whose parameters are only shapes if `value` is a config; otherwise returns `value`.
 
     Args:
-        value: A config, or a network.
+        value: The contents of the network's config.json, or a network.
         module: The class of the network.
-        config: The class of its config, whose `from_dict` reads `value`.
+        config: The class of its config; its `from_dict` reads `value`.
         options: Further arguments of `module`.
 
     Raises:
@@ -83,9 +90,9 @@ def built(value: Mapping[str, Any] | M, module: Callable[..., M], config: Any, *
 
 
 def written(config: Any) -> dict[str, Any]:
-    """Returns the fields of a config's NamedTuple in the form of config.json.
+    """Returns the fields of a config's NamedTuple as the contents of a config.json.
 
-    0, "" and () are omitted where they are the default. Otherwise, "" and () become null.
+    Fields whose default is 0, "" or () are omitted if they have this value. In other fields, "" and () become null.
     """
     fields = {
         name: written(value) if isinstance(value, tuple) and hasattr(value, "_fields") else value
@@ -99,7 +106,7 @@ def written(config: Any) -> dict[str, Any]:
 
 
 def _flat(value: Any) -> list[Any]:
-    """Returns the entries of a nested list, or a list with the single value."""
+    """Returns the entries of a nested list as a flat list, or [value] for a single value."""
     return [leaf for entry in value for leaf in _flat(entry)] if type(value) in (list, tuple) else [value]
 
 
@@ -108,7 +115,7 @@ def _tuples(value: Any) -> Any:
 
 
 def _is(value: Any, kind: Any, least: int) -> bool:
-    """Tells whether a JSON value has the annotated type, with integers and lengths of at least `least`."""
+    """Returns whether a JSON value has the annotated type, and its integers and lengths are at least `least`."""
     if isinstance(kind, types.UnionType):
         return any(_is(value, option, least) for option in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:

@@ -7,25 +7,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# The kernel needs multiples of this many positions, and heads that are wider than this need a multiple as width.
+# The kernel needs a multiple of this many positions. The width of a head must be at most this, or a multiple of it.
 _LANES = 128
 _BLOCKS = (512, 384, 256, 128)
 
 
 def flash(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, causal: bool) -> jax.Array:
-    """Computes attention on a TPU, or in the interpret mode of Pallas.
+    """Computes attention on a TPU, or in Pallas' interpret mode.
 
     It supports reverse-mode gradients, but neither forward-mode nor second derivatives.
 
     Args:
         q, k, v: [batch, positions, heads, width], in bfloat16 or float32.
-        mask: bool [batch, keys], the keys to attend to, at least one in each row; None means all.
+        mask: bool [batch, keys], True for the keys to attend to, at least one in each row; None means all keys.
         causal: Whether queries attend only to keys up to their own position.
 
     Returns:
         [batch, queries, heads, width].
     """
-    # Imported here because the import is slow and only useful on a TPU.
+    # Imported here because the import is slow and only TPUs need it.
     from jax.experimental.pallas.ops.tpu import flash_attention as kernel
 
     (batch, queries, _, width), keys = q.shape, k.shape[1]
@@ -41,13 +41,14 @@ def flash(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, caus
 
 
 def _padded(x: jax.Array) -> jax.Array:
-    """Transposes [batch, positions, heads, width] to [batch, heads, positions, width] and zero-pads the last two."""
+    """Transposes [batch, positions, heads, width] to [batch, heads, positions, width] and zero-pads the last two
+    axes."""
     width = -x.shape[3] % _LANES if x.shape[3] > _LANES else 0
     return jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, -x.shape[1] % _LANES), (0, width)))
 
 
 def _blocks(kernel: Any, queries: int, keys: int) -> Any:
-    """Returns the block sizes of the kernel: large ones, because fewer blocks are faster.
+    """Returns the block sizes of the kernel. They are large, because fewer blocks are faster.
 
     Gradients keep the kernel's defaults, because other sizes give wrong gradients.
     """

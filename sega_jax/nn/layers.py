@@ -1,6 +1,6 @@
-"""Inference layers that equal PyTorch's, with channels last.
+"""Inference layers that compute the same as PyTorch's, with channels last.
 
-The choices that torch leaves to defaults are explicit here: padding, epsilons, the exact gelu, and normalisation and
+Everything for which torch has a default is explicit here: padding, epsilons, the exact gelu, and normalisation and
 softmax in at least float32. Every layer computes in the dtype of its parameters and expects inputs of that dtype.
 """
 
@@ -19,8 +19,8 @@ from sega_jax.nn.flash_attention import flash
 def gelu(x: jax.Array) -> jax.Array:
     """Computes the exact gelu, x Phi(x), with erf and in at least float32, as torch does.
 
-    `jax.nn.gelu` uses erfc, a long polynomial that XLA splits into about twenty passes over memory on a GPU, and rounds
-    intermediate values to half precision if x has it.
+    `jax.nn.gelu` uses erfc, a long polynomial that XLA splits into about twenty passes over memory on a GPU. If x is in
+    half precision, it also rounds intermediate values to half precision.
     """
     wide = x.astype(at_least_float32(x.dtype))
     return (0.5 * wide * (1 + lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
@@ -37,29 +37,29 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def parameter(*shape: int) -> nnx.Param:
-    """Returns a parameter that has a shape but no value yet."""
+    """Returns a parameter that is only a shape (`jax.ShapeDtypeStruct`)."""
     return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
-# The axes of a convolution's input, kernel and output.
+# The axis orders of a convolution's input, kernel and output.
 _AXES = ("NHWC", "HWIO", "NHWC")
 # Attention with more logits than this (1 GiB in float32) is computed row by row.
 _LOGITS = 2**28
-# Attention with fewer logits uses XLA, which is then faster than cuDNN: 30 us against 48 for 1.6 million (3 rows, 8
-# heads, 256 positions of width 160) on an H100, and 44 us against 91 for 3.9 million on an H200, but 189 against 89 for
-# 16 million. TPUs, which were not measured, use the same limit for their kernel.
+# Attention with fewer logits uses XLA, because XLA is then faster than cuDNN: 30 us instead of 48 us for 1.6 million
+# logits (3 rows, 8 heads, 256 positions of width 160) on an H100, and 44 us instead of 91 us for 3.9 million on an
+# H200. For 16 million logits, XLA takes 189 us and cuDNN 89 us. TPUs use the same limit without a measurement.
 _FLASH = 2**22
 
 
 def along(vector: jax.Array, x: jax.Array) -> jax.Array:
-    """Converts a vector [channels] to the rank and dtype of x [..., channels]."""
+    """Gives a vector [channels] the rank and dtype of x [..., channels]."""
     return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 def spread(x: jax.Array, like: jax.Array) -> jax.Array:
-    """Repeats every row of x [rows, ...] for its adjacent branches in `like` [rows x branches, ...].
+    """Repeats every row of x [rows, ...] once for each of its adjacent branches in `like` [rows x branches, ...].
 
-    Networks use this where a state that all branches share meets one that differs between them.
+    Networks use this where activations that all branches share are combined with activations that differ.
     """
     return x if len(x) >= len(like) else jnp.repeat(x, len(like) // len(x), 0)
 
@@ -101,7 +101,7 @@ class Conv(nnx.Module):
         self.bias = parameter(outputs) if bias else None
 
     def widened(self, x: jax.Array) -> jax.Array:
-        """Applies the convolution in at least float32 and returns the sums unrounded."""
+        """Applies the convolution in at least float32 and does not round the result to the dtype of x."""
         wide = at_least_float32(x.dtype)
         return jax.tree.map(lambda leaf: leaf.astype(wide), self)(x.astype(wide))
 
@@ -124,8 +124,8 @@ class Conv(nnx.Module):
         )
 
     def _by_shifts(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        """Computes a convolution with one output for each group as a sum of shifted products, since XLA's convolution
-        on a CPU processes the groups one by one."""
+        """Computes a convolution with one output for each group as a sum of shifted products, because XLA's convolution
+        processes the groups one by one on a CPU."""
         (rows, columns, inputs, _), wider = kernel.shape, at_least_float32(x.dtype)
         x = jnp.pad(x, ((0, 0), *self.padding, (0, 0))).astype(wider)
         x = x.reshape(*x.shape[:3], self.groups, inputs)
@@ -133,14 +133,14 @@ class Conv(nnx.Module):
         height, width = x.shape[1] - rows + 1, x.shape[2] - columns + 1
         shifts = [(i, j) for i in range(rows) for j in range(columns)]
         y = sum((x[:, i : i + height, j : j + width] * tap[i, j]).sum(-1) for i, j in shifts)
-        assert isinstance(y, jax.Array)  # a kernel has at least one position
+        assert isinstance(y, jax.Array)  # for mypy; a kernel has at least one position
         return y.astype(kernel.dtype)
 
 
 class DoublingConv(nnx.Module):
-    """A transposed convolution of stride 2, from [batch, height, width, in] to twice the height and width.
+    """A transposed convolution of stride 2 that doubles the height and width of [batch, height, width, in].
 
-    It equals torch's with size 2 and no padding, and with size 4 and padding 1. The kernel is (height, width, out, in).
+    It equals torch's with size 2 and no padding, or size 4 and padding 1. The kernel is (height, width, out, in).
     """
 
     def __init__(self, inputs: int, outputs: int, size: int):
@@ -153,8 +153,7 @@ class DoublingConv(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-    """Adds an optional `shift` [batch, channels] to x [batch, ..., channels], and normalises over the positions and the
-    channels of each group."""
+    """Adds an optional `shift` [batch, channels] to x [batch, ..., channels] and normalises each group of channels."""
 
     def __init__(self, groups: int, channels: int, eps: float):
         self.groups, self.eps = groups, eps
@@ -164,19 +163,19 @@ class GroupNorm(nnx.Module):
     def __call__(self, x: jax.Array, shift: jax.Array | None = None) -> jax.Array:
         wide = x.astype(at_least_float32(x.dtype))
         if shift is not None:
-            # Here, adding it needs no pass over memory. Next to a convolution, XLA would materialise the sum.
+            # Adding the shift here needs no pass over memory. Next to a convolution, XLA would materialise the sum.
             wide += shift.astype(wide.dtype).reshape(len(x), *(1,) * (x.ndim - 2), -1)
         mean, variance = self._moments(wide, one_pass=x.dtype != wide.dtype)
         factor = lax.rsqrt(variance + self.eps) * along(self.scale[...], wide)
         return ((wide - mean) * factor + along(self.bias[...], wide)).astype(x.dtype)
 
     def _moments(self, x: jax.Array, *, one_pass: bool) -> tuple[jax.Array, jax.Array]:
-        """Returns the mean and variance of each group, repeated for its channels, [batch, 1, ..., channels].
+        """Returns the mean and variance of each channel's group, [batch, 1, ..., channels].
 
-        The moments of the channels are combined (Chan et al. 1979), because splitting the channel axis of x would make
-        a GPU change its layout. With `one_pass`, the variance is E[(x - a)²] - (mean - a)² with the values a of the
-        first position, which loses only digits that a half-precision x does not have; a = 0 would lose all digits of a
-        large mean.
+        Moments are computed for each channel and then combined (Chan et al. 1979), because splitting the channel axis
+        of x would make a GPU change its layout. With `one_pass`, the variance is E[(x - a)²] - (mean - a)², where a is
+        x at the first position. This loses only digits that a half-precision x does not have. With a = 0, the variance
+        would lose all digits if the mean is large.
         """
         positions, shape = tuple(range(1, x.ndim - 1)), (len(x), *(1,) * (x.ndim - 2), -1)
 
@@ -216,7 +215,7 @@ class LayerNorm(nnx.Module):
 
 
 class Embed(nnx.Module):
-    """A table of vectors, indexed by integers."""
+    """A table of vectors that is indexed by integers."""
 
     def __init__(self, count: int, channels: int):
         self.embedding = parameter(count, channels)
@@ -240,10 +239,10 @@ def attend(
     Args:
         query, key, value: [batch, positions, heads x width].
         causal: Whether queries attend only to keys up to their own position.
-        mask: bool [batch, keys], the keys to attend to, at least one in each row; None means all.
-        implementation: "xla" runs everywhere. With at least `_FLASH` logits, "cudnn" uses its kernels in half precision
-            on a GPU for head widths that they support on all GPUs, and "pallas" its kernel in bfloat16 or float32 on a
-            TPU; otherwise both use XLA.
+        mask: bool [batch, keys], True for the keys to attend to, at least one in each row; None means all keys.
+        implementation: "xla" runs everywhere. "cudnn" uses cuDNN's kernels on a GPU in half precision, for head widths
+            that they support on all GPUs. "pallas" uses JAX's kernel on a TPU in bfloat16 or float32. In all other
+            cases, and below `_FLASH` logits, these two use XLA.
     """
     width, logits = query.shape[-1] // heads, len(query) * heads * query.shape[1] * key.shape[1]
     q, k, v = (x.reshape(*x.shape[:2], heads, width) for x in (query, key, value))
@@ -261,7 +260,7 @@ def attend(
 
 
 def _attend_one(row: tuple[jax.Array, jax.Array, jax.Array, jax.Array | None], causal: bool) -> jax.Array:
-    """Computes the attention of one picture [positions, heads, width], in blocks of queries if logits are many."""
+    """Computes one picture's attention [positions, heads, width], in blocks of queries if there are many logits."""
     q, k, v, mask = row
     block = _LOGITS // (q.shape[1] * len(k))
     k, v, mask = jax.tree.map(lambda x: x[None], (k, v, mask))
@@ -276,7 +275,7 @@ def _attend_one(row: tuple[jax.Array, jax.Array, jax.Array, jax.Array | None], c
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, causal: bool) -> jax.Array:
     """Computes the attention of [batch, positions, heads, width] with all logits in memory at once."""
-    # JAX's own function would compute the softmax in float32 even for float64 inputs.
+    # JAX's attention function would compute the softmax in float32 even for float64 inputs.
     logits = jnp.einsum("bqhc,bkhc->bhqk", q, k, preferred_element_type=at_least_float32(q.dtype))
     logits = logits / math.sqrt(q.shape[-1])
     if causal:
@@ -289,8 +288,8 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, ca
 
 
 class Attention(nnx.Module):
-    """Self- or cross-attention over [batch, positions, channels], with the names of diffusers. `project` returns the
-    keys and values of a context, which may have several branches for each picture."""
+    """Self- or cross-attention over [batch, positions, channels], with diffusers' names. `project` returns the keys and
+    values of a context, which may have several branches for each picture."""
 
     def __init__(self, channels: int, context: int, heads: int, *, bias: bool = False, implementation="xla"):
         self.heads, self.implementation = heads, implementation
@@ -308,7 +307,7 @@ class Attention(nnx.Module):
 
 
 class ResnetBlock(nnx.Module):
-    """Two convolutions with a shortcut. With `embedding`, the projected time embedding is added between them."""
+    """Two convolutions and a shortcut. With `embedding`, the projected time embedding is added in between."""
 
     def __init__(self, inputs: int, outputs: int, *, embedding: int | None, groups: int, eps: float, activation: str):
         self.activation = activation
@@ -351,8 +350,9 @@ class Upsample(nnx.Module):
         batch, height, width, channels = x.shape
         if size not in (None, (2 * height, 2 * width)):
             return self.conv(double(x)[:, : size[0], : size[1]])
-        # Each input position becomes four output positions. The 3 x 3 window of each covers only 2 x 2 input positions,
-        # whose kernel values can be summed in advance: four 2 x 2 convolutions with 4/9 of the products.
+        # Each input position becomes four output positions. The 3 x 3 window of an output position covers only 2 x 2
+        # input positions, so the kernel values that meet the same input can be summed in advance. The result is four
+        # 2 x 2 convolutions with 4/9 of the products.
         kernel = self.conv.kernel[...]
         sums = jnp.pad(kernel.astype(at_least_float32(kernel.dtype)), ((1, 1), (1, 1), (0, 0), (0, 0)))
         sums = sums[:-1] + sums[1:]
@@ -369,12 +369,12 @@ class Upsample(nnx.Module):
 
 
 def double(x: jax.Array) -> jax.Array:
-    """Upsamples [batch, height, width, channels] by two, with the nearest neighbour."""
+    """Upsamples [batch, height, width, channels] by two with nearest-neighbour interpolation."""
     return x.repeat(2, axis=1).repeat(2, axis=2)
 
 
 def halve(x: jax.Array) -> jax.Array:
-    """Downsamples [batch, height, width, channels] by two, with the mean of 2 x 2 positions.
+    """Downsamples [batch, height, width, channels] by two by averaging 2 x 2 positions.
 
     Raises:
         ValueError: The height or width is odd.

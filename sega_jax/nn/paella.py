@@ -1,7 +1,7 @@
 """Paella's token denoiser, version 3 (Rampas et al. 2022, arXiv 2211.07292; the published model of April 2023).
 
-It is a U-Net of ConvNeXt blocks over a grid of tokens. Its conditions are the share of tokens that are noise, and a
-sequence of ByT5's states and CLIP's embeddings.
+It is a U-Net of ConvNeXt blocks over a grid of tokens. It is conditioned on the share of tokens that are noise, and on
+a sequence of ByT5's hidden states and CLIP's embeddings.
 """
 
 import math
@@ -29,16 +29,16 @@ from sega_jax.nn.layers import (
     unshuffle,
 )
 
-# The epsilon of all normalisations, none of which has parameters.
+# The epsilon of all normalisations; they have no parameters.
 _EPS = 1e-6
 _MAX_PERIOD = 10000
 
 
 class PaellaConfig(NamedTuple):
-    """The arguments of the published class that shape the network, with the values of `paella_v3.pt`.
+    """The arguments of the published class that shape the network. The defaults are those of `paella_v3.pt`.
 
-    Lists have one entry for each level. `level_config` names the blocks that are repeated: C is a convolution, T the
-    noise level, A attention and F a feed-forward layer. `nhead` has no effect on levels without A.
+    Lists have one entry for each level. `level_config` lists the blocks of a level, which are repeated: C is a
+    convolution, T the noise level, A attention and F a feed-forward layer. `nhead` has no effect on levels without A.
     """
 
     c_in: int = 256
@@ -68,11 +68,11 @@ class PaellaConfig(NamedTuple):
         for name in ("nhead", "blocks", "level_config"):
             if len(getattr(self, name)) != len(self.c_hidden):
                 raise ValueError(
-                    f"Paella config: {name} has {len(getattr(self, name))} entries for {len(self.c_hidden)} c_hidden"
+                    f"Paella config: {name} has {len(getattr(self, name))} entries, but c_hidden {len(self.c_hidden)}"
                 )
         for channels, heads, kinds in zip(self.c_hidden, self.nhead, self.level_config, strict=True):
             if not kinds or set(kinds) - set("CTAF"):
-                raise ValueError(f"Paella config: level_config={kinds!r} is not supported, only the letters CTAF")
+                raise ValueError(f"Paella config: level_config={kinds!r} should have only the letters C, T, A and F")
             if "A" in kinds and channels % heads:
                 raise ValueError(f"Paella config: {channels} channels (c_hidden) cannot be split into {heads} heads")
         if self.c_r < 4:
@@ -86,15 +86,15 @@ class PaellaConfig(NamedTuple):
 
 
 class Condition(NamedTuple):
-    """The text conditioning, one row for each picture. The order of the tokens has no effect."""
+    """The text conditioning, with one row for each picture. The order of the tokens has no effect."""
 
     tokens: jax.Array  # [batch, tokens, c_cond]
     mask: jax.Array  # bool [batch, tokens], False for padding, which has no effect
-    weights: jax.Array  # [batch, tokens], factors of the attention weights after the softmax
+    weights: jax.Array  # [batch, tokens], factors by which the attention weights are multiplied after the softmax
 
 
 class Projected(NamedTuple):
-    """The projection of a condition by an attention block, which all noise levels and grids share."""
+    """A condition as projected by one attention block, shared by all noise levels and grids."""
 
     keys: jax.Array  # [batch, tokens, channels]
     values: jax.Array  # [batch, tokens, channels]
@@ -103,7 +103,7 @@ class Projected(NamedTuple):
 
 
 def join(conditions: Sequence[Condition]) -> Condition:
-    """Concatenates the rows of conditions, padded to the longest sequence."""
+    """Concatenates the rows of several conditions, padded to the longest sequence."""
     longest = max(condition.mask.shape[1] for condition in conditions)
 
     def padded(name: str) -> jax.Array:
@@ -117,7 +117,7 @@ def join(conditions: Sequence[Condition]) -> Condition:
 def wave(r: jax.Array, channels: int) -> jax.Array:
     """Returns the sinusoidal embedding [batch, channels] of noise levels r [batch] in [0, 1], sines first.
 
-    Frequencies are rounded as in torch, because at r = 1 a difference in the last digit changes the phase by 6e-4.
+    Frequencies are rounded as in torch, because a difference in their last digit changes the phase by 6e-4 at r = 1.
     """
     dtype = at_least_float32(r.dtype)
     half = channels // 2
@@ -145,7 +145,7 @@ class GlobalResponseNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(at_least_float32(x.dtype))
         total = jnp.square(wide).sum((1, 2), keepdims=True)
-        # The square root has no gradient at 0, the total of a channel that the gelu sets to zero at all positions.
+        # The square root has no gradient at 0. Channels that the gelu sets to zero everywhere have a total of 0.
         size = jnp.where(total > 0, jnp.sqrt(jnp.where(total > 0, total, 1)), 0)
         share = size / (size.mean(-1, keepdims=True) + 1e-6)
         gamma, beta = (p[...].astype(wide.dtype) for p in (self.gamma, self.beta))
@@ -156,7 +156,7 @@ class FeedForward(nnx.Module):
     """x + channelwise(norm(x)); only the response norm mixes positions."""
 
     def __init__(self, channels: int):
-        # None stands for the gelu and the dropout of torch's list, which have no parameters.
+        # None stands for the gelu and the dropout in torch's list, which have no parameters.
         hidden = 4 * channels
         self.channelwise: nnx.List[Any] = nnx.List(
             [Linear(channels, hidden), None, GlobalResponseNorm(hidden), None, Linear(hidden, channels)]
@@ -192,7 +192,7 @@ class ResBlock(FeedForward):
 
 
 class TimestepBlock(nnx.Module):
-    """Scales and shifts channels by the noise level."""
+    """Scales and shifts channels depending on the noise level."""
 
     def __init__(self, channels: int, level: int):
         self.mapper = Linear(level, 2 * channels)
@@ -219,7 +219,7 @@ class MultiheadAttention(nnx.Module):
     def attend(
         self, query: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array, weights: jax.Array
     ) -> jax.Array:
-        """Attends to masked keys, with a factor for the attention weight of each key."""
+        """Attends to the keys that `mask` allows, and multiplies the attention weight of each key by its factor."""
         # Scaling the values is equivalent to scaling the attention weights.
         values = values * weights[..., None].astype(values.dtype)
         out = attend(query, keys, values, heads=self.heads, mask=mask, implementation=self.implementation)
@@ -237,7 +237,7 @@ class AttnBlock(nnx.Module):
     def __init__(self, channels: int, text: int, heads: int, *, self_attn: bool, implementation: str):
         self.self_attn = self_attn
         self.attention = Attention2D(channels, heads, implementation)
-        # None stands for the silu of torch's list.
+        # None stands for the silu in torch's list.
         self.kv_mapper: nnx.List[Any] = nnx.List([None, Linear(text, channels)])
 
     def project(self, text: Condition) -> Projected:
@@ -258,7 +258,7 @@ class AttnBlock(nnx.Module):
 
 
 class Resampling(nnx.List):
-    """A normalisation and a convolution, between two levels."""
+    """A normalisation and a convolution between two levels."""
 
     def __call__(self, x: jax.Array, inputs: _Inputs) -> jax.Array:
         return self[1](normalise(x, _EPS).astype(x.dtype))
@@ -309,19 +309,19 @@ class Paella(nnx.Module):
         has_image: jax.Array | None = None,
         influence: tuple[Any, Any] | None = None,
     ) -> Condition:
-        """Returns the conditioning of texts.
+        """Returns the conditioning on texts.
 
         Args:
-            byt5: ByT5's states [batch, bytes, byt5_embd].
-            clip: OpenCLIP's text embeddings, not normalised, [batch, clip_embd]; None omits their tokens.
+            byt5: ByT5's hidden states [batch, bytes, byt5_embd].
+            clip: OpenCLIP's unnormalised text embeddings [batch, clip_embd]; None omits their tokens.
             clip_image: OpenCLIP's picture embeddings [batch, clip_embd] or [batch, pictures, clip_embd], or None.
-            mask: bool [batch, bytes], False for padding; None means no padding. Deviation: the published code attends
+            mask: bool [batch, bytes], False for padding; None means no padding. The published code differs: it attends
                 to the padding of a batch.
-            has_clip, has_image: bool [batch], the rows that have these embeddings; None means all.
-            influence: (text, picture), factors of the attention weights after the softmax, each a number or [batch, 1].
-                The published inference script uses (1.2, 0.4). As there, they apply to the last tokens, as many as
-                there are bytes: the second factor to the last `clip_seq_len` tokens, the first to the others. So, with
-                CLIP's tokens at the end, the first bytes get no factor.
+            has_clip, has_image: bool [batch], True for rows that have these embeddings; None means all rows.
+            influence: (text, picture), factors by which the attention weights are multiplied after the softmax. Each is
+                a number or [batch, 1]. The published inference script uses (1.2, 0.4). As in that script, they apply
+                only to the last tokens, as many as there are bytes: the second factor to the last `clip_seq_len`
+                tokens, and the first to the others. CLIP's tokens are at the end, so the first bytes get no factor.
         """
         c, dtype = self.config, self.byt5_mapper.kernel[...].dtype
         mask = jnp.ones(byt5.shape[:2], bool) if mask is None else mask.astype(bool)
@@ -345,14 +345,14 @@ class Paella(nnx.Module):
         return Condition(tokens, mask, weights)
 
     def project(self, text: Condition) -> list[Projected]:
-        """Projects the text for all attention blocks, in their order, once for all calls that share it."""
+        """Projects the text for all attention blocks, in their order. Calls with the same text share the result."""
         blocks = (block for level in (*self.down_blocks, *self.up_blocks) for block in level)
         return [block.project(text) for block in blocks if isinstance(block, AttnBlock)]
 
     def __call__(self, x: jax.Array, r: jax.Array, text: Condition | Sequence[Projected]) -> jax.Array:
         c, dtype = self.config, self.byt5_mapper.kernel[...].dtype
         if x.shape[1] % c.factor or x.shape[2] % c.factor:
-            raise ValueError(f"the grid has {x.shape[1]}x{x.shape[2]} tokens, but should have multiples of {c.factor}")
+            raise ValueError(f"the grid's {x.shape[1]}x{x.shape[2]} tokens should be multiples of {c.factor}")
         texts = iter(self.project(text) if isinstance(text, Condition) else text)
         inputs = _Inputs(wave(r, c.c_r).astype(dtype), None)
 

@@ -1,5 +1,5 @@
-"""Paella's prior, which turns CLIP's embedding of a text into one of a picture (the published `PriorModel`, after
-Ramesh et al. 2022, arXiv 2204.06125)."""
+"""Paella's prior, which turns CLIP's embedding of a text into an embedding of a picture (the published `PriorModel`,
+after Ramesh et al. 2022, arXiv 2204.06125)."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from sega_jax.nn.paella import wave
 
 
 class PriorConfig(NamedTuple):
-    """The arguments of the published class, with the values of `prior_v1.pt`."""
+    """The arguments of the published class. The defaults are those of `prior_v1.pt`."""
 
     clip_r: int = 1024
     c_hidden: int = 1280
@@ -52,7 +52,7 @@ class PriorModel(nnx.Module):
 
     x: [batch, clip_r], the noisy embedding; r: [batch] in [0, 1], the noise level (kept in float32 or wider);
     text: [batch, clip_r], the embedding of the text, or zeros for no text -> [batch, clip_r] in the dtype of the
-    parameters. OpenCLIP's embeddings are not normalised.
+    parameters. The embeddings are OpenCLIP's, not normalised.
     """
 
     def __init__(self, config: PriorConfig):

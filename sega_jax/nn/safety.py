@@ -30,11 +30,11 @@ class SafetyCheckerConfig(NamedTuple):
         Raises:
             ValueError: The config describes a network that this module does not support.
         """
-        # Old files have both names, and transformers then reads only `vision_config_dict`.
+        # Old files have both names. In this case, transformers reads only `vision_config_dict`.
         names = [name for name in ("vision_config_dict", "vision_config") if config.get(name) is not None]
         vision = config[names[0]] if names else {}
         if not isinstance(vision, Mapping):
-            raise ValueError(f"safety checker config: {names[0]}={vision!r} should be an object of settings")
+            raise ValueError(f"safety checker config: {names[0]}={vision!r} should be a JSON object")
         values = {"vision_config": CLIPVisionConfig.from_dict(vision), "projection_dim": config.get("projection_dim")}
         return build(cls, values, "safety checker")
 
@@ -42,8 +42,8 @@ class SafetyCheckerConfig(NamedTuple):
 class StableDiffusionSafetyChecker(nnx.Module):
     """Stable Diffusion's safety checker.
 
-    `__call__(pixels)`: normalised [pictures, image_size, image_size, 3] -> bool [pictures], whether a picture is too
-    similar to one of 17 concepts.
+    `__call__(pixels)`: normalised [pictures, image_size, image_size, 3] -> bool [pictures], True for pictures that are
+    too similar to one of 17 concepts.
     """
 
     def __init__(self, config: SafetyCheckerConfig):
@@ -58,12 +58,13 @@ class StableDiffusionSafetyChecker(nnx.Module):
 
     @staticmethod
     def rename(name: str) -> str:
-        """Maps a name in a file to a parameter. Published files repeat `vision_model.`; transformers 5 does not."""
+        """Maps a tensor name in a file to a parameter name. Published files repeat `vision_model.`; transformers 5 does
+        not."""
         return name.replace("vision_model.vision_model.", "vision_model.", 1)
 
     @staticmethod
     def published(name: str) -> str:
-        """Returns the name of a parameter in published files."""
+        """Returns the name that a parameter has in published files."""
         return f"vision_model.{name}" if name.startswith("vision_model.") else name
 
     def __call__(self, pixels: jax.Array) -> jax.Array:
@@ -73,12 +74,12 @@ class StableDiffusionSafetyChecker(nnx.Module):
     def cosines(self, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the cosine similarities with the special-care concepts [pictures, 3] and the others [pictures, 17].
 
-        They are at least float32 for all dtypes of the network. In half precision, diffusers rounds them to steps as
+        They are at least float32, whatever the network's dtype. In half precision, diffusers' rounding error is as
         large as the last decimal that it compares.
         """
         picture = _unit(self.visual_projection(self.vision_model(pixels)))
         special, concepts = (
-            # By default, accelerators round the factors of a matrix product.
+            # By default, accelerators round the inputs of a matrix product.
             jnp.matmul(picture, _unit(embeds[...]).T, precision=lax.Precision.HIGHEST)
             for embeds in (self.special_care_embeds, self.concept_embeds)
         )
@@ -88,10 +89,11 @@ class StableDiffusionSafetyChecker(nnx.Module):
 def too_near(
     special: jax.Array, concepts: jax.Array, special_thresholds: jax.Array, thresholds: jax.Array
 ) -> jax.Array:
-    """Tells which pictures are too similar to a concept.
+    """Returns which pictures are too similar to a concept.
 
     A score is the cosine similarity minus the threshold, in float32 and rounded to three decimals, as in diffusers. A
-    positive score is too high. If a special-care concept has one, the scores of all other concepts increase by 0.01.
+    picture is too similar to a concept if its score is positive. If the score of a special-care concept is positive,
+    the scores of all other concepts increase by 0.01.
 
     Args:
         special, concepts: Cosine similarities [pictures, n].

@@ -34,8 +34,8 @@ class T5Config(NamedTuple):
         """Reads a config.json.
 
         Raises:
-            ValueError: The config describes a network that this module does not support, such as the first T5 without
-                gates, which is transformers' default without `feed_forward_proj`.
+            ValueError: The config describes a network that this module does not support, such as the original T5
+                without gates, which transformers assumes if `feed_forward_proj` is missing.
         """
         fixed = {"feed_forward_proj": ("gated-gelu",)}
         self = build(cls, dict.fromkeys(fixed) | dict(config), "text encoder", fixed=fixed, strict=False)
@@ -48,7 +48,7 @@ class T5Config(NamedTuple):
         return self
 
     def fixed(self) -> dict[str, Any]:
-        """Returns the options of transformers' config.json that have a single supported value and are not fields."""
+        """Returns the options of transformers' config.json that are not fields and have only one supported value."""
         return {"model_type": "t5", "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 
 
@@ -56,8 +56,8 @@ def buckets(tokens: int, count: int, farthest: int) -> np.ndarray:
     """Returns the bucket of the position of every key relative to every query, int [queries, keys] in [0, count).
 
     The second half of the buckets is for keys after the query. In each half, the first buckets hold one distance each.
-    The others hold ranges of distances that grow exponentially up to `farthest`, and the last one also holds all larger
-    distances. Logarithms are float32; their rounding decides where the ranges end.
+    The others hold ranges of distances, which grow exponentially up to `farthest`. The last bucket also holds all
+    larger distances. Logarithms are computed in float32, because their rounding decides where the ranges end.
     """
     offset = np.arange(tokens)[None] - np.arange(tokens)[:, None]
     distance, half = abs(offset), count // 2
@@ -68,7 +68,8 @@ def buckets(tokens: int, count: int, farthest: int) -> np.ndarray:
 
 
 class RMSNorm(nnx.Module):
-    """Divides the last axis by its root mean square (Zhang & Sennrich 2019) and returns the dtype of its parameter."""
+    """Divides the last axis by its root mean square (Zhang & Sennrich 2019). The result has the dtype of the
+    parameter."""
 
     def __init__(self, channels: int, eps: float):
         self.eps = eps
@@ -80,7 +81,8 @@ class RMSNorm(nnx.Module):
 
 
 class SelfAttention(nnx.Module):
-    """Self-attention with a bias [batch or 1, heads, queries, keys], and without scaling the logits by the width."""
+    """Self-attention with a bias [batch or 1, heads, queries, keys], and without dividing the logits by the root of the
+    width."""
 
     def __init__(self, c: T5Config, *, first: bool):
         self.heads = c.num_heads
@@ -88,7 +90,7 @@ class SelfAttention(nnx.Module):
         self.k = Linear(c.d_model, c.num_heads * c.d_kv, bias=False)
         self.v = Linear(c.d_model, c.num_heads * c.d_kv, bias=False)
         self.o = Linear(c.num_heads * c.d_kv, c.d_model, bias=False)
-        # All layers share the bias of the first one.
+        # All layers share the position bias of the first one.
         self.relative_attention_bias = Embed(c.relative_attention_num_buckets, c.num_heads) if first else None
 
     def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
@@ -111,7 +113,7 @@ class GatedGELU(nnx.Module):
 
 
 class AttentionLayer(nnx.Module):
-    """Pre-normalised self-attention with a residual."""
+    """Pre-normalised self-attention with a residual connection."""
 
     def __init__(self, c: T5Config, *, first: bool):
         self.SelfAttention = SelfAttention(c, first=first)
@@ -122,7 +124,7 @@ class AttentionLayer(nnx.Module):
 
 
 class FeedForwardLayer(nnx.Module):
-    """A pre-normalised feed-forward layer with a residual."""
+    """A pre-normalised feed-forward layer with a residual connection."""
 
     def __init__(self, c: T5Config):
         self.DenseReluDense = GatedGELU(c.d_model, c.d_ff)
@@ -161,8 +163,8 @@ class T5EncoderModel(nnx.Module):
     `__call__(ids, mask)`: int32 [batch, tokens] and bool or int [batch, tokens], False for padding -> the last hidden
     state after the final norm, [batch, tokens, d_model].
 
-    No token attends to padding, but padding has states, too. Between the layers, states are at least float32, because
-    large encoders exceed the range of float16.
+    No token attends to padding, but padding has hidden states, too. Between the layers, hidden states are at least
+    float32, because large encoders exceed the range of float16.
     """
 
     def __init__(self, config: T5Config):
@@ -172,9 +174,9 @@ class T5EncoderModel(nnx.Module):
 
     @staticmethod
     def rename(name: str) -> str | None:
-        """Maps a name in a file to a parameter, or to None for the tensors of a decoder.
+        """Maps a tensor name in a file to a parameter name, or to None for the tensors of a decoder.
 
-        Files may use either or both of the two names of the embedding.
+        Files may store the embedding under either of two names, or under both.
         """
         if name.startswith(("decoder.", "lm_head.")):
             return None

@@ -20,9 +20,10 @@ class AutoencoderConfig(NamedTuple):
     """The fields of `vae/config.json` that shape the network, with diffusers' defaults.
 
     `scaling_factor` scales latents to unit variance: the sampler's latents are scaling_factor z, where z are the
-    encoder's latents. With `latents_mean` and `latents_std`, which have one number for each channel, they are
-    (z - mean) scaling_factor / std. `force_upcast` marks networks whose activations exceed float16, which matters for
-    Stable Diffusion XL. `sample_size`, the side of the training pictures in pixels, is the default size of tiles.
+    encoder's latents. With `latents_mean` and `latents_std`, which have one number for each channel, the sampler's
+    latents are (z - mean) scaling_factor / std. `force_upcast` marks networks whose activations exceed the range of
+    float16, such as Stable Diffusion XL's. `sample_size`, the side of the training pictures in pixels, is the default
+    size of tiles.
     """
 
     in_channels: int = 3
@@ -62,8 +63,8 @@ class AutoencoderConfig(NamedTuple):
         self = self._replace(latents_mean=mean, latents_std=std)
         if any(numbers and len(numbers) != self.latent_channels for numbers in (mean, std)):
             raise ValueError(
-                f"VAE config: latents_mean and latents_std should have {self.latent_channels} numbers, one for each of"
-                " latent_channels"
+                f"VAE config: latents_mean and latents_std should each have {self.latent_channels} numbers, one for"
+                " each latent channel"
             )
         for channels in self.block_out_channels:
             if channels % self.norm_num_groups:
@@ -73,19 +74,19 @@ class AutoencoderConfig(NamedTuple):
         for name in ("down_block_types", "up_block_types"):
             if len(getattr(self, name)) not in (0, len(self.block_out_channels)):
                 raise ValueError(
-                    f"VAE config: {name} has {len(getattr(self, name))} entries for"
-                    f" {len(self.block_out_channels)} block_out_channels"
+                    f"VAE config: {name} has {len(getattr(self, name))} entries, but block_out_channels has"
+                    f" {len(self.block_out_channels)}; they should have one entry for each level"
                 )
         return self
 
     @property
     def factor(self) -> int:
-        """The width of a latent position in pixels."""
+        """The number of pixels along a side of a latent position."""
         return 2 ** (len(self.block_out_channels) - 1)
 
 
 def _statistics(config: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns the mean and the standard deviation of the latents by channel; () if the config has none.
+    """Returns the mean and the standard deviation of each latent channel; each is () if the config has none.
 
     Raises:
         ValueError: They are not numbers, one of the two is missing, or a standard deviation is not positive.
@@ -98,14 +99,16 @@ def _statistics(config: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[flo
             kind = "positive numbers" if name == "latents_std" else "numbers"
             raise ValueError(f"VAE config: {name}={str(value)[:40]} should be a list of {kind}")
     if len(statistics) == 1:
-        raise ValueError(f"VAE config: only {next(iter(statistics))} is set; latents_mean and latents_std go together")
+        raise ValueError(
+            f"VAE config: only {next(iter(statistics))} is set; set both latents_mean and latents_std, or neither"
+        )
     return tuple(map(float, statistics.get("latents_mean", ()))), tuple(map(float, statistics.get("latents_std", ())))
 
 
 class SpatialAttention(Attention):
-    """Self-attention with one head over all positions of a picture, pre-normalised and with a residual.
+    """Self-attention with one head over all positions of a picture, pre-normalised and with a residual connection.
 
-    Unlike its base class, it takes no keys and values.
+    Unlike in its base class, `__call__` takes no keys and values.
     """
 
     def __init__(self, channels: int, groups: int):
@@ -118,7 +121,7 @@ class SpatialAttention(Attention):
 
 
 class MidBlock(nnx.Module):
-    """Two resnets with optional attention between them."""
+    """Two resnets, with optional attention between them."""
 
     def __init__(self, c: AutoencoderConfig):
         channels = c.block_out_channels[-1]
@@ -140,7 +143,7 @@ class EncoderBlock(nnx.Module):
         inputs = c.block_out_channels[max(level - 1, 0)]
         self.resnets = nnx.List([_resnet(c, inputs if i == 0 else outputs, outputs) for i in range(c.layers_per_block)])
         last = level == len(c.block_out_channels) - 1
-        # Padded on the right and bottom only, unlike in the UNet.
+        # Unlike the UNet, it pads only on the right and at the bottom.
         self.downsamplers = nnx.List([] if last else [Downsample(outputs, padding=((0, 1), (0, 1)))])
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -174,7 +177,7 @@ def _resnet(c: AutoencoderConfig, inputs: int, outputs: int) -> ResnetBlock:
 
 
 class Encoder(nnx.Module):
-    """From pictures to the concatenated mean and log-variance of the posterior."""
+    """Turns pictures into the concatenated mean and log-variance of the posterior."""
 
     def __init__(self, c: AutoencoderConfig):
         channels = c.block_out_channels
@@ -192,7 +195,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """From latents to pictures."""
+    """Turns latents into pictures."""
 
     def __init__(self, c: AutoencoderConfig):
         channels = c.block_out_channels
@@ -212,7 +215,7 @@ class Decoder(nnx.Module):
 class AutoencoderKL(nnx.Module):
     """Converts pictures [batch, height, width, 3] in [-1, 1] to latents [batch, height / f, width / f, c] and back.
 
-    f is `config.factor` and c is `config.latent_channels`. `scaling_factor` is not applied.
+    f is `config.factor` and c is `config.latent_channels`. Neither method applies `scaling_factor`.
     """
 
     def __init__(self, config: AutoencoderConfig):
@@ -225,19 +228,21 @@ class AutoencoderKL(nnx.Module):
 
     @staticmethod
     def rename(name: str) -> str:
-        """Maps a name in a file to a parameter. diffusers before 0.18 used other names for attention projections."""
+        """Maps a tensor name in a file to a parameter name. Before 0.18, diffusers had different names for attention
+        projections."""
         for old, new in _OLD_NAMES.items():
             name = name.replace(old, new)
         return name
 
     def encode(self, image: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns the mean of the posterior, and the logarithm of its variance, clipped to [-30, 20]."""
+        """Returns the mean of the posterior and the logarithm of its variance, which is clipped to [-30, 20]."""
         x = self.encoder(image.astype(self.encoder.conv_in.kernel[...].dtype))
         mean, logvar = jnp.split(x if self.quant_conv is None else self.quant_conv(x), 2, -1)
         return mean, jnp.clip(logvar, -30, 20)
 
     def decode(self, latents: jax.Array, tile: int | None = None) -> jax.Array:
-        """Returns the pictures of latents; if a side is longer than `tile` positions, with `sega_jax.nn.vae_tiling`."""
+        """Decodes latents to pictures, in tiles (`sega_jax.nn.vae_tiling`) if a side is longer than `tile`
+        positions."""
         if tile is not None and max(latents.shape[1:3]) > tile:
             return tiled(self.decode, latents, tile, self.config.factor)
         x = latents.astype(self.decoder.conv_in.kernel[...].dtype)

@@ -11,15 +11,15 @@ SHARES = 4
 
 
 def tiled(decode: Callable[[jax.Array], jax.Array], latents: jax.Array, tile: int, factor: int) -> jax.Array:
-    """Decodes latents tile by tile, as `AutoencoderKL.tiled_decode` of diffusers (0.42.1) does.
+    """Decodes latents tile by tile, as diffusers' `AutoencoderKL.tiled_decode` (0.42.1) does.
 
-    The result differs slightly from the decoded picture without tiles, because each tile is decoded on its own.
+    The result differs slightly from decoding without tiles, because each tile is decoded on its own.
 
     Args:
-        decode: Decodes latents of any height and width.
+        decode: The function that decodes latents of any height and width.
         latents: [batch, height, width, c].
         tile: The side of a tile in latent positions, a multiple of 4. Tiles at the right and bottom may be smaller.
-        factor: The width of a latent position in pixels.
+        factor: The number of pixels along a side of a latent position.
 
     Returns:
         [batch, factor x height, factor x width, channels].
@@ -31,7 +31,7 @@ def tiled(decode: Callable[[jax.Array], jax.Array], latents: jax.Array, tile: in
     decoded: dict[tuple[int, int], jax.Array] = {}
     for shape in dict.fromkeys(one.shape for one in tiles.values()):
         same_shape = [corner for corner in corners if tiles[corner].shape == shape]
-        # `map` decodes one tile at a time, so that memory holds the activations of one tile only.
+        # `map` decodes one tile at a time, so memory holds the activations of only one tile.
         pictures = jax.lax.map(decode, jnp.stack([tiles[corner] for corner in same_shape]))
         decoded |= dict(zip(same_shape, pictures, strict=True))
     rows = []

@@ -13,14 +13,14 @@ from sega_jax.method.numerics import at_least_float32
 from sega_jax.nn.config import build
 from sega_jax.nn.layers import Conv, DoublingConv, Embed, Linear, along, gelu, normalise, parameter, shuffle, unshuffle
 
-# The first level turns squares with this side in pixels into channels.
+# The first level turns squares of this many pixels a side into channels.
 _PATCH = 2
 
 
 class VQConfig(NamedTuple):
-    """The arguments of the published class, with the values of `vqgan_f4.pt`.
+    """The arguments of the published class. The defaults are those of `vqgan_f4.pt`.
 
-    `scale_factor` is the divisor of the continuous latents.
+    The continuous latents are divided by `scale_factor`.
     """
 
     levels: int = 2
@@ -39,17 +39,19 @@ class VQConfig(NamedTuple):
         """
         self = build(cls, config, "VQGAN")
         if self.levels > 10 or self.c_hidden % 2 ** (self.levels - 1):
-            raise ValueError(f"VQGAN config: c_hidden {self.c_hidden} cannot be halved for {self.levels} levels")
+            raise ValueError(
+                f"VQGAN config: c_hidden={self.c_hidden} cannot be halved from level to level for levels={self.levels}"
+            )
         return self
 
     @property
     def factor(self) -> int:
-        """The width of a token in pixels."""
+        """The number of pixels along a side of a token."""
         return _PATCH * 2 ** (self.levels - 1)
 
 
 class BatchNorm(nnx.Module):
-    """Batch normalisation with the running statistics of the training."""
+    """Batch normalisation with the running statistics from training."""
 
     def __init__(self, channels: int):
         self.scale = parameter(channels)
@@ -66,7 +68,7 @@ class BatchNorm(nnx.Module):
 
 
 class ResBlock(nnx.Module):
-    """A depthwise convolution with edge padding, and an MLP at each position, both with a residual.
+    """A depthwise convolution with edge padding, and an MLP at each position, both with a residual connection.
 
     Six learned numbers scale and shift their inputs and scale their outputs.
     """
@@ -105,14 +107,15 @@ class VectorQuantize(nnx.Module):
         self.codebook = Embed(size, channels)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns the index of the nearest entry to each vector, int32 [...] for [..., channels].
+        """Returns the index of the entry that is nearest to each vector, int32 [...] for [..., channels].
 
         Distances are computed in at least float32.
         """
         codes = self.codebook.embedding[...]
         dtype = at_least_float32(x.dtype)
         codes, x = codes.astype(dtype), x.astype(dtype)
-        # By default, accelerators round the factors of a matrix product. The norm of x does not affect the comparison.
+        # By default, accelerators round the factors of a matrix product. The norm of x does not affect which entry is
+        # nearest, so it is left out.
         near = jnp.matmul(x, codes.T, precision=lax.Precision.HIGHEST)
         return jnp.argmin(along(jnp.square(codes).sum(-1), near) - 2 * near, -1).astype(jnp.int32)
 
@@ -158,7 +161,7 @@ class VQModel(nnx.Module):
             image: [batch, height, width, 3], with height and width multiples of f = `config.factor`.
 
         Returns:
-            The tokens int32 [batch, height / f, width / f], and the latents before quantisation divided by
+            The tokens, int32 [batch, height / f, width / f], and the latents before quantisation divided by
             `scale_factor`, [batch, height / f, width / f, c_latent].
 
         Raises:
@@ -167,18 +170,19 @@ class VQModel(nnx.Module):
         factor = self.config.factor
         if image.shape[1] % factor or image.shape[2] % factor:
             raise ValueError(
-                f"pictures have {image.shape[1]}x{image.shape[2]} pixels, but should have multiples of {factor}"
+                f"pictures have {image.shape[1]}x{image.shape[2]} pixels; height and width should be multiples of"
+                f" {factor}"
             )
         conv = self.in_block[1]
         x = self.down_blocks(conv(unshuffle(image.astype(conv.kernel[...].dtype), _PATCH)))
         return self.vquantizer(x), x / self.config.scale_factor
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """Returns the pictures of latents as `encode` returns them, quantised or not."""
+        """Decodes latents in the form that `encode` returns, quantised or not, to pictures."""
         return self._decode(latents * self.config.scale_factor)
 
     def decode_indices(self, tokens: jax.Array) -> jax.Array:
-        """Returns the pictures of tokens."""
+        """Decodes tokens to pictures."""
         return self._decode(self.vquantizer.codebook(tokens))
 
     def _decode(self, x: jax.Array) -> jax.Array:

@@ -1,1 +1,1 @@
-"""Measures how well edits work on the demo models. The judge decides which edits succeeded."""
+"""Measures how well edits work on the demo models. The judge (`sega_jax.demo.judge`) decides which edits succeeded."""

@@ -4,15 +4,15 @@
     # on a CPU
     python -m sega_jax.demo.evaluate.diffusion FOLDER --seeds 8 --batch 16 --words glasses,smile --studies edits
 
-The command writes results.json, which has a list of measurements for each study, and picture grids.
+The command writes picture grids and results.json, which has a list of measurements for each study.
 `sega_jax.demo.evaluate.report` makes tables and plots from them. Adding a word is tested on seeds whose picture lacks
-it, and removing a word on seeds whose picture has it. The judge compares each picture with the unedited picture of the
+it, and removing a word on seeds whose picture has it. The judge classifies each picture and the unedited picture of the
 same seed. Removal succeeds only if no alternative of the word appears, so every method also removes the alternatives
 (for glasses, also sunglasses). The other methods start from the same noise as semantic guidance:
 
     prompt       adds the word to the prompt
     negative     puts the words to remove into the negative prompt
-    conjunction  adds terms of classifier-free guidance, without threshold, warm-up and momentum (Liu et al. 2022)
+    conjunction  adds terms as in classifier-free guidance, without threshold, warm-up and momentum (Liu et al. 2022)
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,7 +48,7 @@ PROMPTS = (
     "a picture of a smiling man with a beard and a hat",
     "black jacket, yellow background",
 )
-# Strengths of each method: the scale of its edits, or the guidance scale of its prompts.
+# {method: strengths}, where a strength is the scale of the edits or the guidance scale of the prompts.
 STRENGTHS = {
     "sega": (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 20.0),
     "conjunction": (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0),
@@ -88,7 +88,8 @@ class DiffusionEvaluation(Evaluation):
         return self.compare(self.originals(), jobs, self.seeds)
 
     def several(self) -> list[Measurement]:
-        """Adds one to five words at once, drawn for each seed from the words of `ten` that its picture lacks."""
+        """Adds one to five words at once. For each seed, they are drawn from the words of `ten` that its picture
+        lacks."""
         requests, before = self.originals(count=self.seeds)
         rng = np.random.default_rng(0)
         absent = np.stack([lacking(before, word) for word in self.ten], 1)
@@ -99,7 +100,7 @@ class DiffusionEvaluation(Evaluation):
             if not chosen:
                 continue
             words = [orders[i][:count] for i in chosen]
-            # Edits with weight 0 pad every row to five edits, so that one program serves all counts.
+            # Every row is padded to five edits with edits of weight 0, so that one program serves all numbers of edits.
             idle = (Edit("", weight=0.0, warmup=0),) * (5 - count)
             rows = [
                 requests[i]._replace(edits=(*map(settings.add, row), *idle))
@@ -112,7 +113,7 @@ class DiffusionEvaluation(Evaluation):
         return results
 
     def curves(self) -> list[Measurement]:
-        """Measures success and the other attributes kept, over the strength of every method.
+        """Measures success and the share of other attributes kept at several strengths of every method.
 
         For prompts and negative prompts, the strength is the guidance scale, and the originals have the same guidance
         scale.
@@ -163,7 +164,7 @@ class DiffusionEvaluation(Evaluation):
         return results
 
     def told(self) -> list[Measurement]:
-        """Removes words that the prompt names, which needs more strength."""
+        """Removes words that the prompt names, which needs greater strength."""
         results = []
         for word in self.ten:
             originals = self.originals(f"{PROMPT} {phrase(word)}", self.share(4))
@@ -225,7 +226,8 @@ class DiffusionEvaluation(Evaluation):
         png.sheet(pictures, captions, columns=1 + len(values)).save(self.folder / f"{setting}.png")
 
     def variants(self) -> list[Measurement]:
-        """Compares the threshold's supports, and the two semantics with concepts that warm up one after another."""
+        """Compares the supports of the threshold, and compares the two semantics with concepts that warm up one after
+        another."""
         originals = requests, before = self.originals()
         results = []
         for support in SUPPORTS:
@@ -242,7 +244,8 @@ class DiffusionEvaluation(Evaluation):
 
 
 def compatible(words: Sequence[str]) -> list[str]:
-    """Drops words that cannot be seen together: hats if a word about hair comes first, else words about hair."""
+    """Drops words that cannot be visible together: hats if a word about hair comes first, otherwise words about
+    hair."""
     covered = "hair", "hair colour"
     first = next((WORDS[word][0] for word in words if WORDS[word][0] in ("hat", *covered)), "hat")
     return [word for word in words if WORDS[word][0] not in (covered if first == "hat" else ("hat",))]
@@ -254,7 +257,7 @@ def _correlation(chances: np.ndarray) -> float:
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--model", default=str(DEMO), show_default="the demo model", help="A checkpoint of portraits.")
+@click.option("--model", default=str(DEMO), show_default="the demo model", help="Checkpoint of a portrait model.")
 @options(seeds=256, first_seed=Evaluation.first_seed, words=WORDS, studies=STUDIES, batch=256)
 def main(
     folder: Path,

@@ -1,4 +1,4 @@
-"""Runs evaluations: makes original pictures, edits the pictures that an edit can change, and writes results.json."""
+"""Runs evaluations: makes original pictures, edits those that an edit can change, and writes results.json."""
 
 import dataclasses
 import inspect
@@ -29,7 +29,7 @@ Originals = tuple[list[Request], Pictures]  # requests without edits, and their 
 
 
 class Job(NamedTuple):
-    """A cell of a table: a change of requests by one word."""
+    """A cell of a table: a change that adds or removes one word in requests."""
 
     labels: Measurement  # the columns that identify the cell
     word: str
@@ -44,8 +44,8 @@ class Evaluation:
     Attributes:
         maker: makes and judges the pictures.
         folder: the folder of the results.
-        seeds: the most pictures for each cell of the main table; other studies use a fraction of it.
-        words: the words that are edited.
+        seeds: the maximum number of pictures for each cell of the main table; other studies use a fraction of it.
+        words: the words to add and remove.
         first_seed: the seed of the first picture. The recommended settings were chosen on seeds below 1000.
     """
 
@@ -63,17 +63,17 @@ class Evaluation:
         return tuple(word for word in TEN if word in self.words) or self.words[:10]
 
     def share(self, part: int) -> int:
-        """Returns the number of seeds divided by `part`, but at least 4."""
+        """Returns the number of seeds divided by `part`, or 4 if that is larger."""
         return max(self.seeds // part, 4)
 
     def originals(
         self, prompt: str = PROMPT, count: int | None = None, guidance_scale: float | None = None
     ) -> Originals:
-        """Makes pictures without edits, for the seeds from `first_seed` on.
+        """Makes pictures without edits, with consecutive seeds that start at `first_seed`.
 
         Args:
             count: the number of pictures; None makes four times `seeds` (at least 32), because removing a rare value,
-                such as one of seven colours, needs pictures that have it.
+                such as one of seven colours, requires pictures that have it.
         """
         count = max(4 * self.seeds, 32) if count is None else count
         requests = [Request(prompt, self.first_seed + i, guidance_scale=guidance_scale) for i in range(count)]
@@ -82,12 +82,13 @@ class Evaluation:
     def compare(self, originals: Originals, jobs: Iterable[Job], most: int, **options: Any) -> list[Measurement]:
         """Applies every job to the first `most` pictures that it can change, and measures the effects.
 
-        A job that adds a word changes the pictures that lack it; one that removes a word, those that have it.
+        A job that adds a word changes pictures that lack the word. A job that removes a word changes pictures that have
+        it.
 
         Args:
             originals: the requests without edits, and their pictures.
             jobs: the changes to apply.
-            most: the most pictures for each job.
+            most: the maximum number of pictures for each job.
             options: further arguments of the pipeline's calls.
         """
         (requests, before), jobs = originals, list(jobs)
@@ -144,7 +145,7 @@ def run(evaluation: Evaluation, studies: Iterable[str], about: Measurement) -> N
 
 
 def predicts_tokens(pipe: Any) -> bool:
-    """Tells whether a pipeline samples tokens, which need other studies and settings than latents.
+    """Returns whether a pipeline samples tokens, which need different studies and settings than latents.
 
     It samples tokens if its call has the argument `temperature`. The check does not depend on the pipeline's class,
     because the studies in `sega_jax.demo.evaluate.paella` need only this argument.
@@ -167,7 +168,7 @@ def options(
             "--seeds",
             type=click.IntRange(1),
             default=seeds,
-            help="The most pictures for each cell of the main table; other studies use a fraction of it.",
+            help="Maximum number of pictures for each cell of the main table; other studies use a fraction of it.",
         ),
         click.option("--first-seed", type=click.IntRange(0), default=first_seed, help="Seed of the first picture."),
         click.option(
@@ -179,7 +180,7 @@ def options(
         ),
         click.option("--studies", default=",".join(studies), callback=_names(studies), help="Studies to run."),
         click.option("--batch", type=click.IntRange(1), default=batch, help="Pictures per call; use fewer on a CPU."),
-        click.option("--dtype", help="The networks' dtype.  [default: float32 on a CPU, else bfloat16]"),
+        click.option("--dtype", help="The networks' dtype.  [default: float32 on a CPU, bfloat16 elsewhere]"),
     ]
 
     def decorate(command: Callable) -> Callable:
@@ -196,7 +197,9 @@ def _names(known: Iterable[str]) -> Callable[[click.Context, click.Parameter, st
     def split(context: click.Context, parameter: click.Parameter, text: str) -> tuple[str, ...]:
         values = tuple(text.split(","))
         if unknown := [value for value in values if value not in known]:
-            raise click.BadParameter(f"{', '.join(unknown)} should be among {', '.join(known)}", context, parameter)
+            raise click.BadParameter(
+                f"unknown: {', '.join(unknown)}; the known names are {', '.join(known)}", context, parameter
+            )
         return values
 
     return split

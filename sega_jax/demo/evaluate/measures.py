@@ -1,4 +1,4 @@
-"""The measures of an evaluation: the effects of edits on pictures, as the judge classifies them."""
+"""The measures of an evaluation: the effects of edits on pictures, according to the judge."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ Measurement = dict[str, Any]  # a row of a table in results.json
 class Effect(NamedTuple):
     """The effects of edits, one entry for each picture."""
 
-    success: np.ndarray  # bool: whether all words were added, or all words were removed as `gone` defines it
+    success: np.ndarray  # bool: whether all words were added, or all words were removed (see `gone`)
     kept: np.ndarray  # float in [0, 1]: the fraction of the other attributes, visible before and after, that stay equal
     distance: np.ndarray  # float in [0, 1]: the mean absolute difference of the pixels
 
@@ -43,7 +43,7 @@ def effect(before: Pictures, after: Pictures, words: Sequence[Sequence[str]], *,
 
 
 def summary(effects: Effect) -> Measurement:
-    """Averages effects over the pictures, and adds the 95 % confidence interval of the success rate."""
+    """Returns the effects averaged over the pictures, and the 95 % confidence interval of the success rate."""
     n = len(effects.success)
     low, high = interval(int(effects.success.sum()), n)
     averages = {name: float(values.mean()) if n else None for name, values in effects._asdict().items()}
@@ -51,7 +51,7 @@ def summary(effects: Effect) -> Measurement:
 
 
 def lacking(pictures: Pictures, word: str) -> np.ndarray:
-    """Returns bool [n]: whether each picture shows the word's attribute with another value."""
+    """Returns bool [n]: whether each picture shows the word's attribute with a different value."""
     return pictures.verdict.seen[:, COLUMN[WORDS[word][0]]] & ~having(pictures, word)
 
 
@@ -63,8 +63,8 @@ def having(pictures: Pictures, word: str) -> np.ndarray:
 def gone(pictures: Pictures, word: str) -> np.ndarray:
     """Returns bool [n]: whether the word was removed from each picture.
 
-    If the attribute may be absent, its value must be "none": replacing glasses by sunglasses, or a beard by a
-    moustache, does not count as removal. Otherwise the attribute must be visible and have another value.
+    If the attribute may be absent, its value must be "none": replacing glasses with sunglasses, or a beard with a
+    moustache, does not count as removal. Otherwise the attribute must be visible and have a different value.
     """
     name, value = WORDS[word]
     values, column = pictures.verdict.attributes[:, COLUMN[name]], COLUMN[name]

@@ -1,4 +1,4 @@
-"""The methods that an evaluation compares: semantic guidance and its alternatives, each as a change of a request."""
+"""The methods that an evaluation compares: semantic guidance and its alternatives. Each method changes a request."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ ACTIONS = ("add", "remove")
 METHODS = {"add": ("sega", "conjunction", "prompt"), "remove": ("sega", "conjunction", "negative")}
 
 Change = Callable[[Request], Request]
-# The prompt's phrases for words. "with" introduces all words that are not listed.
+# How a prompt introduces words. Words that are not listed are introduced by "with".
 _PHRASES = {"bald": "with a bald head", "sad": "with a sad face"}
 _ARTICLES = {"neutral face", "smile", "open mouth", "beard", "moustache"}
 _VERBS = {"hat": "wearing a", "clothes": "wearing a", "clothes colour": "wearing", "background": "on a"}

@@ -1,13 +1,13 @@
-"""Measures how well edits work on models of tokens, and the influence of choices that the SEGA paper leaves open.
+"""Measures how well edits work on token models, and the influence of choices that the SEGA paper leaves open.
 
     python -m sega_jax.demo.evaluate.paella FOLDER --model MODEL
     python -m sega_jax.demo.evaluate.paella FOLDER --model MODEL --seeds 8 --batch 8 --words glasses,smile   # on a CPU
 
-MODEL is a model trained by `sega_jax.demo.training.paella`. The command writes results.json, from which
-`sega_jax.demo.evaluate.report` makes tables, and pictures.png, which shows pictures before and after each edit. As in
-`sega_jax.demo.evaluate.diffusion`, adding a word is tested on seeds whose picture lacks it, and the judge compares each
-picture with the unedited picture of the same seed. Choices are varied one at a time. `CALL` and `ADD` were chosen on
-the seeds from 1000 to 1255.
+MODEL is a model trained by `sega_jax.demo.training.paella`. The command writes two files:
+`sega_jax.demo.evaluate.report` makes tables from results.json, and pictures.png shows pictures before and after each
+edit. As in `sega_jax.demo.evaluate.diffusion`, adding a word is tested on seeds whose picture lacks it, and the judge
+classifies each picture and the unedited picture of the same seed. Choices are varied one at a time. `CALL` and `ADD`
+were chosen on the seeds from 1000 to 1255.
 """
 
 from collections.abc import Mapping, Sequence
@@ -58,7 +58,8 @@ class TokenEvaluation(Evaluation):
     module: ClassVar[str] = "sega_jax.demo.evaluate.paella"
 
     def edits(self) -> list[Measurement]:
-        """Adds every word by semantic guidance, by the authors' rule and by the prompt, and draws example pictures."""
+        """Adds every word with semantic guidance, with the authors' rule and with the prompt, and draws example
+        pictures."""
         originals = self.originals()
         jobs = [
             Job({"method": name}, word, "add", change_to(Edit(word, **edit)))
@@ -76,7 +77,8 @@ class TokenEvaluation(Evaluation):
             for value in values:
                 call = {setting: value} if setting in CALL else {}
                 edit = ADD if call else ADD | {setting: value}
-                # The temperature also changes pictures without edits, so its originals are made with it.
+                # The temperature also changes pictures without edits, so the originals are made with the same
+                # temperature.
                 own = (originals[0], self.maker(originals[0], **call)) if setting == "temperature" else originals
                 labels = {"setting": setting, "value": str(value)}
                 jobs = [Job(labels, word, "add", change_to(Edit(word, **edit))) for word in self.ten]
@@ -84,7 +86,7 @@ class TokenEvaluation(Evaluation):
         return results
 
     def pairs(self, originals: Originals, count: int = 4) -> None:
-        """Draws the first pictures that lack each word before and after its edit, with a row for each word."""
+        """Draws a row for each word: the first pictures that lack the word, before and after the edit."""
         requests, before = originals
         pictures: list[Image.Image] = []
         captions: list[str] = []
@@ -103,7 +105,7 @@ class TokenEvaluation(Evaluation):
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--model", required=True, help="A Paella model of portraits.")
+@click.option("--model", required=True, help="Paella model of portraits.")
 @options(seeds=64, first_seed=5000, words=TEN, studies=STUDIES, batch=128)
 def main(
     folder: Path,

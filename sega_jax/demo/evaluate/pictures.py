@@ -24,7 +24,7 @@ class Request(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pictures:
-    """Pictures and the judge's verdict on them."""
+    """Pictures and the judge's classification of them."""
 
     pixels: np.ndarray  # uint8 [n, 128, 128, 3]
     verdict: Verdict
@@ -41,8 +41,9 @@ class PictureMaker:
     Attributes:
         pipe: the pipeline; it is called with uint8 output.
         judge: the judge.
-        batch: the pictures of one call of the pipeline. Copies of the last picture pad the last call.
-        call: further arguments of the pipeline's calls. A request may replace the guidance scale.
+        batch: the number of pictures in one call of the pipeline. The last call is padded with copies of the last
+            picture.
+        call: other arguments of the pipeline's calls. A request may override the guidance scale.
     """
 
     pipe: Pipeline
@@ -55,7 +56,7 @@ class PictureMaker:
 
         Args:
             requests: the requested pictures.
-            options: arguments of the pipeline for all pictures, such as support or replay; they override `call`.
+            options: arguments of the pipeline for all pictures, such as `support` or `replay`; they override `call`.
 
         Raises:
             ValueError: there are no requests.

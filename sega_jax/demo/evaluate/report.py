@@ -19,7 +19,7 @@ from sega_jax.pipelines.progress import plainly
 
 
 def average(rows: Iterable[Measurement], *names: str) -> list[float]:
-    """Averages columns over words with equal weight, leaving out cells without pictures."""
+    """Averages columns over words with equal weights. Cells without pictures are left out."""
     rows = [row for row in rows if row.get("n")]
     return [float(np.mean([row[name] for row in rows])) if rows else float("nan") for name in names]
 
@@ -54,7 +54,7 @@ def _success(row: Measurement) -> str:
 
 
 def _summary(rows: list[Measurement]) -> list[str]:
-    """Returns one table with success and other attributes kept, for every word, action and method."""
+    """Returns one table of success and the share of other attributes kept, for every word, action and method."""
     cells = {(row["word"], row["action"], row["method"]): row for row in rows}
     columns = list(dict.fromkeys(key[1:] for key in cells))
     words = list(dict.fromkeys(word for word, _, _ in cells))
@@ -145,7 +145,7 @@ _TABLES: dict[str, Callable[[list[Measurement]], list[str]]] = {
 
 
 def plot_curves(rows: list[Measurement], path: Path) -> None:
-    """Plots the other attributes kept against success for every method, with a point for each strength."""
+    """Plots the share of other attributes kept against success for every method, with a point for each strength."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
@@ -179,7 +179,7 @@ def plot_monotonicity(rows: list[Measurement], path: Path) -> None:
 
 
 def plot_ablations(rows: list[Measurement], path: Path) -> None:
-    """Plots success and the other attributes kept over every setting."""
+    """Plots success and the share of other attributes kept against every setting."""
     from matplotlib import pyplot
 
     settings = list(dict.fromkeys(row["setting"] for row in rows))
@@ -211,7 +211,7 @@ _PLOTS = {"curves": plot_curves, "monotonicity": plot_monotonicity, "ablations":
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 def main(folder: Path) -> None:
-    """Writes tables and plots of FOLDER/results.json into FOLDER."""
+    """Makes tables and plots from FOLDER/results.json and writes them into FOLDER."""
     with plainly():
         results = json.loads((folder / "results.json").read_text())
         (folder / "tables.md").write_text(tables(results))

@@ -7,7 +7,7 @@ from sega_jax.demo.training.wording import LENGTH
 
 
 class Configs(NamedTuple):
-    """The config of each component; training adds the vocabulary to the text encoder's."""
+    """The config of each component. Training adds the size of the vocabulary to the text encoder's config."""
 
     text_encoder: dict[str, Any]
     unet: dict[str, Any]
@@ -33,8 +33,8 @@ DEMO = Configs(
         "in_channels": 4,
         "out_channels": 4,
         "block_out_channels": [64, 128, 192],
-        # The finest level has the most positions, so attention would be expensive there. The text reaches it through
-        # the coarser levels.
+        # The finest level has the most positions, so attention would be expensive there. It gets the text's influence
+        # from the coarser levels.
         "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
         "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
         "layers_per_block": 1,
@@ -53,8 +53,8 @@ DEMO = Configs(
         "norm_num_groups": 16,
     },
     # With linear betas, almost nothing of the picture remains visible at the last timestep. With Stable Diffusion's
-    # betas, the last noisy latents still show the colour of large areas (Lin et al. 2024), which the prompt should
-    # decide. Predicting v also gives more weight to noisy timesteps.
+    # betas, the noisiest latents still show the colour of large areas (Lin et al. 2024), which the prompt should
+    # determine. Predicting v also gives more weight to noisy timesteps.
     scheduler={
         "_class_name": "DDIMScheduler",
         "num_train_timesteps": 1000,

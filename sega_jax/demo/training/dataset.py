@@ -14,7 +14,7 @@ from sega_jax.demo.training.portraits import captions
 # square error of the decoded pictures divided by the squared range of their values.
 Encode = Callable[[Any, jax.Array, int], tuple[jax.Array, jax.Array, jax.Array]]
 _DROPPED = 0.1  # the fraction of captions replaced by the empty caption, for classifier-free guidance
-_BLOCK = 5000  # texts in one call of a tokenizer
+_BLOCK = 5000  # number of texts in one call of the tokenizer
 
 
 class Dataset(NamedTuple):
@@ -33,8 +33,8 @@ class Dataset(NamedTuple):
 
         Args:
             batch: the number of portraits.
-            rows, captions: the keys that choose the portraits and their captions.
-            dropped: the key that chooses the 10 % of captions to leave empty; with None, no caption is left empty.
+            rows, captions: the random keys for choosing the portraits and their captions.
+            dropped: the random key for choosing the 10 % of captions that become empty; None keeps all captions.
 
         Returns:
             The portraits' row numbers, int32 [batch], and the captions' token ids, int32 [batch, length].
@@ -48,7 +48,7 @@ class Dataset(NamedTuple):
 
 
 def encode_portraits(encode: Encode, autoencoder: Any, count: int) -> tuple[np.ndarray, jax.Array, float]:
-    """Draws and encodes `count` portraits, deterministically.
+    """Draws and encodes `count` portraits. The result is deterministic.
 
     Returns:
         Their attributes [count, attributes], their codes [count, ...], and the peak signal-to-noise ratio of the
@@ -64,12 +64,12 @@ def encode_portraits(encode: Encode, autoencoder: Any, count: int) -> tuple[np.n
 def caption_portraits(
     attributes: np.ndarray, count: int, tokenise: Callable[[Sequence[str]], np.ndarray]
 ) -> tuple[jax.Array, jax.Array]:
-    """Writes `count` captions for every portrait, deterministically.
+    """Writes `count` captions for every portrait. The result is deterministic.
 
     Args:
         attributes: int [portraits, attributes].
-        count: the number of captions of each portrait.
-        tokenise: maps texts to token ids [texts, length].
+        count: the number of captions for each portrait.
+        tokenise: a function that maps texts to token ids [texts, length].
 
     Returns:
         Token ids of the captions, int16 [portraits, count, length], and of the empty caption, int16 [length].

@@ -2,14 +2,14 @@
 
     python -m sega_jax.demo.training.diffusion FOLDER --minutes 9.2
 
-The command trains until the model is finished or the minutes are over. The next call resumes the training, even if the
-process was killed: FOLDER/state contains an Orbax checkpoint that is renewed every two minutes. FOLDER/model is the
+The command trains until the model is finished or the time limit is reached. The next run resumes the training, even if
+the process was killed: FOLDER/state contains an Orbax checkpoint that is renewed every two minutes. FOLDER/model is the
 model in diffusers layout, in float16.
 
-The packaged model took two calls on one H200, of 9.2 and 6.4 minutes including compilation: 3,000 steps of the
-autoencoder, which then reconstructs portraits at 40.0 dB according to the log, and 14,000 steps of the denoiser. Such a
-model follows prompts without edits: the judge found each of the ten words of `sega_jax.demo.evaluate.evaluation.TEN` in
-128 of 128 pictures
+The packaged model took two runs on one H200, of 9.2 and 6.4 minutes including compilation. The autoencoder took 3,000
+steps and then reconstructed portraits at 40.0 dB according to the log; the denoiser took 14,000 steps. Such a model
+follows prompts without edits: the judge found each of the ten words of `sega_jax.demo.evaluate.evaluation.TEN` in 128
+of 128 pictures
 (`python -m sega_jax.demo.evaluate.diffusion FOLDER --model FOLDER/model --studies prompts --first-seed 0`).
 """
 
@@ -67,7 +67,8 @@ def reconstruction(batch: int) -> Callable:
 def denoising(batch: int, scheduler: Mapping[str, Any]) -> Callable:
     """Returns the denoiser's loss: the mean square error of v (Salimans & Ho 2022), weighted by min(1, 5 (1 - abar)).
 
-    In terms of the error of the clean latents, the weight is at most 5, as with min-SNR weights (Hang et al. 2023).
+    If the loss is expressed as the error of the clean latents, the weight is at most 5, as with min-SNR weights (Hang
+    et al. 2023).
     10 % of the captions are empty.
     """
     bars = cumulative(scheduler)
@@ -92,7 +93,7 @@ class DiffusionTrainer(Trainer):
 
     Args:
         folder, plan, options: as for `Trainer`.
-        configs: the networks' configs, which must be equal in every run on a folder.
+        configs: the networks' configs, which must be the same in every run with the same folder.
     """
 
     def __init__(self, folder: Path, plan: Plan, *, configs: Configs = DEMO, **options: Any):
@@ -104,7 +105,7 @@ class DiffusionTrainer(Trainer):
         self.tokenizer = Tokenizer(self.folder / "model" / "tokenizer", wording.LENGTH, len(vocabulary))
 
     def stages(self) -> Sequence[Stage]:
-        """Returns the autoencoder's stage, and the stage of text encoder and UNet.
+        """Returns the autoencoder's stage, and the stage of the text encoder and the UNet.
 
         The text encoder has a higher learning rate than the UNet.
         """
@@ -141,11 +142,11 @@ class DiffusionTrainer(Trainer):
         return attributes, latents.astype(jnp.float16), jnp.mean(error**2) / 4
 
     def tokenise(self, texts: Sequence[str]) -> np.ndarray:
-        """Returns token ids of CLIP's tokenizer, [texts, length]."""
+        """Returns token ids from CLIP's tokenizer, [texts, length]."""
         return self.tokenizer(texts)
 
     def dataset(self, vae: AutoencoderKL) -> Dataset:
-        """Makes the training set, with latents divided by their standard deviation."""
+        """Makes the training set. Its latents are divided by their standard deviation."""
         data = super().dataset(vae)
         deviation = float(data.codes.astype(jnp.float32).std())
         self.say(f"latents of standard deviation {deviation:.3f}")

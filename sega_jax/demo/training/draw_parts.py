@@ -1,10 +1,10 @@
-"""Draws the parts of the cartoon portraits from python_avatars into `parts.npz`. LICENSE.md has the licences.
+"""Draws the parts of the cartoon portraits from python_avatars into `parts.npz`. LICENSE.md lists their licences.
 
     pip install "sega_jax[train]" && python -m sega_jax.demo.training.draw_parts
 
 The picture of a part is affine in its tint (the colour of hair, skin, cloth ...): premultiplied rgb = fixed + mask *
-tint. So two renders, with a black and a white tint, determine it for every colour. A part is stored in five channels:
-fixed rgb, alpha and mask.
+tint. Two renders, one with a black and one with a white tint, therefore determine the part in every colour. A part is
+stored in five channels: fixed rgb, alpha and mask.
 """
 
 import importlib.util
@@ -51,7 +51,7 @@ _CLOTHES = 'transform="translate(0 170)"'
 _EYES = 'transform="translate(76 90)"'
 _BROWS = 'transform="translate(76 82)"'
 
-# slot/value -> (attributes of the SVG group around the part, its variants as SVG files of the package or as markup).
+# {slot/value: (attributes of the SVG group around the part, its variants as the package's SVG files or as markup)}
 _DRAWINGS = {
     "body": ("", ["styles/transparent"]),
     "clothes/shirt": (_CLOTHES, ["clothes/shirt_crew_neck", "clothes/shirt_v_neck"]),
@@ -75,14 +75,15 @@ _DRAWINGS = {
     "hat/hat": ("", ["top/hat/hat"]),
     "hat/beanie": ('transform="translate(0 -4)"', ["top/hat/winter_hat_3"]),
 }
-# The region below each hat's brim in which hair is visible, limited in width to hair that comes out under the brim.
+# For each hat, the region below the brim where hair is visible. It is only as wide as hair that comes out under the
+# brim.
 _BRIMS = {"hat": "M0,280 V104 H264 V280 Z", "beanie": "M0,280 V180 A132,104 0 0 1 264,180 V280 Z"}
 
 
 def drawings() -> dict[str, str]:
-    """Returns the SVG markup of every part by slot/value/variant, with TINT for its colour.
+    """Returns {slot/value/variant: SVG markup} for every part, with TINT for its colour.
 
-    Hair below a hat is a separate part: hair/value/variant/hat.
+    Hair below a hat is a separate part, hair/value/variant/hat.
     """
     parts = {}
     for name, (around, variants) in _DRAWINGS.items():
@@ -121,7 +122,7 @@ def layer(markup: str) -> np.ndarray:
 
 
 def _read(name: str) -> str:
-    """Reads the markup of an SVG file of python_avatars, with TINT for the colour of its tinted region."""
+    """Reads the markup of a python_avatars SVG file, with TINT for the colour of its tinted region."""
     spec = importlib.util.find_spec("python_avatars")
     assert spec is not None
     assert spec.origin is not None

@@ -16,12 +16,12 @@ _ENDS = ("conv2.kernel", "proj_out.kernel", "to_out.0.kernel", "ff.net.2.kernel"
 
 
 def initial(module: Any, key: jax.Array, zero: tuple[str, ...] = _ENDS) -> Any:
-    """Returns the module with random values: kernels N(0, 1 / fan in), embeddings N(0, 0.02²), scales 1, biases 0.
+    """Returns the module with initial parameters: kernels N(0, 1 / fan in), embeddings N(0, 0.02²), scales 1, biases 0.
 
     Args:
-        module: the module, whose values are ignored.
+        module: the module; only the shapes of its parameters are used.
         key: the random key.
-        zero: name endings of parameters that start at zero in addition to biases.
+        zero: name endings of parameters that start at zero, in addition to biases.
     """
     leaves = jax.tree_util.tree_leaves_with_path(module)
 
@@ -43,12 +43,12 @@ def initial(module: Any, key: jax.Array, zero: tuple[str, ...] = _ENDS) -> Any:
 
 
 def half(module: Any) -> Any:
-    """Casts the module to bfloat16; on a CPU, where bfloat16 is slower, returns it unchanged."""
+    """Casts the module to bfloat16. On a CPU, where bfloat16 is slower, it returns the module unchanged."""
     return module if jax.default_backend() == "cpu" else jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), module)
 
 
 def attention() -> str:
-    """Returns the name of the fastest attention in bfloat16 on this machine's devices."""
+    """Returns the name of the attention implementation that is fastest in bfloat16 on this machine's devices."""
     return pick_attention(None, jnp.dtype(jnp.bfloat16), Devices())
 
 

@@ -2,12 +2,12 @@
 
     python -m sega_jax.demo.training.paella FOLDER --minutes 9.2
 
-The command trains until the model is finished or the minutes are over, and the next call resumes, as in
+The command trains until the model is finished or the time limit is reached, and the next run resumes, as in
 `sega_jax.demo.training.diffusion`. `sega_jax.load` reads the model from FOLDER/model.
 
-The model measured by `sega_jax.demo.evaluate.paella` took two calls on one H200, the second of 9.4 minutes: 2,000 steps
+The model measured by `sega_jax.demo.evaluate.paella` took two runs on one H200, the second of 9.4 minutes: 2,000 steps
 of the VQGAN (26.4 dB on portraits, 603 of 625 tokens in use), 1,500 steps of the byte encoder, and 5,950 of the
-denoiser's 6,500 steps, because the minutes were over.
+denoiser's 6,500 steps, where the time limit was reached.
 """
 
 import dataclasses
@@ -45,16 +45,16 @@ class Plan(trainer.Plan):
 
 
 class Configs(NamedTuple):
-    """The config.json of each network."""
+    """The contents of each network's config.json."""
 
     byt5: dict[str, Any]
     denoiser: dict[str, Any]
     vqgan: dict[str, Any]
 
 
-# The number of values of each of the four latent channels. The vocabulary consists of all combinations.
+# The number of values that each of the four latent channels can have. The vocabulary consists of all combinations.
 VALUES = 5
-BYTES = 192  # the most tokens of a caption, including the end token
+BYTES = 192  # the maximum number of tokens in a caption, including the end token
 
 SMALL = Configs(
     byt5={
@@ -97,19 +97,18 @@ INDEX = {
     "vqgan": ["sega_jax", "VQModel"],
 }
 
-# The last parameters of residual branches, and further parameters that also start at zero in the published networks.
+# The last parameters of residual branches, and other parameters that also start at zero in the published networks.
 _ZERO = (".o.kernel", "wo.kernel", "channelwise.4.kernel", "out_proj.kernel", ".mapper.kernel", "gamma", "beta")
-# Parameters that are not trained: the lattice, and the statistics of a normalisation, whose trained scale and bias
-# suffice.
+# Parameters that are not trained: the lattice, and the statistics of a normalisation, because it is enough to train its
+# scale and bias.
 _FIXED = ("codebook.embedding", "running_mean", "running_var")
 
 
 def lattice(values: int = VALUES, channels: int = 4) -> np.ndarray:
-    """Returns a fixed codebook, [values ** channels, channels]: all vectors whose entries are among `values` evenly
-    spaced numbers in [-1, 1].
+    """Returns a fixed codebook, [values ** channels, channels]. It has all vectors whose entries are among `values`
+    evenly spaced numbers in [-1, 1].
 
-    A codebook that is not trained needs neither a loss nor the revival of unused entries (finite scalar quantisation,
-    Mentzer et al. 2024).
+    A fixed codebook needs no loss, and no revival of unused entries (finite scalar quantisation, Mentzer et al. 2024).
     """
     axis = np.linspace(-1, 1, values, dtype=np.float32)
     return np.stack(np.meshgrid(*[axis] * channels, indexing="ij"), -1).reshape(-1, channels)
@@ -126,7 +125,7 @@ def initial_vqgan(vqgan: VQModel, key: jax.Array) -> VQModel:
 
 
 def initial_byt5(config: T5Config, key: jax.Array) -> T5EncoderModel:
-    """Returns a byte encoder with scaled-down query projections, since T5 does not divide its logits by √width."""
+    """Returns a byte encoder with scaled-down query projections, because T5 does not divide its logits by √width."""
     byt5 = T5EncoderModel(config)
     byt5.shared = OneHot(config.vocab_size, config.d_model)
     first = byt5.encoder.block[0].layer[0].SelfAttention
@@ -139,16 +138,17 @@ def initial_byt5(config: T5Config, key: jax.Array) -> T5EncoderModel:
 
 
 def initial_denoiser(config: PaellaConfig, key: jax.Array) -> Paella:
-    """Returns a denoiser whose residual blocks are the identity."""
+    """Returns a denoiser whose residual blocks start as the identity."""
     denoiser = Paella(config, attention())
     denoiser.in_mapper[0] = OneHot(config.num_labels, config.c_in)
     return initial(denoiser, key, _ZERO)
 
 
 def reconstruction(batch: int) -> Callable:
-    """Returns the VQGAN's loss: `picture_loss` plus 0.25 times the mean square distance of latents from their codes.
+    """Returns the VQGAN's loss: `picture_loss` plus 0.25 times the mean square distance between latents and their
+    codes.
 
-    Gradients pass straight through from the codes to the latents (van den Oord et al. 2017).
+    The gradients of the codes are passed straight through to the latents (van den Oord et al. 2017).
     """
 
     def loss(vqgan, key, data):
@@ -167,8 +167,8 @@ def reconstruction(batch: int) -> Callable:
 def reading(batch: int) -> Callable:
     """Returns the byte encoder's loss: the cross entropy of a portrait's attributes, predicted from its caption.
 
-    A linear head predicts them from the mean hidden state of the caption's bytes. This stage replaces the pretraining
-    of ByT5 on large amounts of text, which precedes Paella's own training.
+    A linear head predicts them from the mean hidden state of the caption's bytes. This stage replaces ByT5's
+    pretraining on large amounts of text.
     """
     counts = [len(values) for values in ATTRIBUTES.values()]
 
@@ -185,12 +185,12 @@ def reading(batch: int) -> Callable:
 
 
 def naming(batch: int, labels: int) -> Callable:
-    """Returns the denoiser's loss: the cross entropy of the clean tokens, predicted from noisy ones (Rampas et al.
-    2022). At a noise level r, every token is replaced by a random one with probability r. 10 % of the captions are
-    empty.
+    """Returns the denoiser's loss: the cross entropy of the clean tokens, which are predicted from noisy tokens (Rampas
+    et al. 2022). At a noise level r, every token is replaced by a random one with probability r. 10 % of the captions
+    are empty.
 
-    r is 1 - u⁴ with u uniform in [0, 1]. A uniform r would waste steps: the caption helps only if few clean tokens are
-    left to show the portrait, presumably less than 5 %.
+    r is 1 - u⁴, where u is uniform in [0, 1]. A uniform r would waste steps, because the caption helps only if few
+    clean tokens are left to show the portrait, presumably less than 5 %.
     """
 
     def loss(networks, key, data):
@@ -223,7 +223,7 @@ class PaellaTrainer(Trainer):
 
     Args:
         folder, plan, options: as for `Trainer`.
-        configs: the networks' configs, which must be equal in every run on a folder.
+        configs: the networks' configs, which must be the same in every run with the same folder.
     """
 
     plan: Plan
@@ -237,7 +237,7 @@ class PaellaTrainer(Trainer):
         plan, keys = self.plan, jax.random.split(jax.random.key(0), 3)
         text, net = T5Config.from_dict(self.configs.byt5), PaellaConfig.from_dict(self.configs.denoiser)
         vqgan = initial_vqgan(VQModel(VQConfig.from_dict(self.configs.vqgan)), keys[0])
-        # keys[1] serves both networks of the denoiser's stage, and keys[2] the head.
+        # keys[1] is for both networks of the denoiser's stage, and keys[2] is for the head.
         text_key, net_key = jax.random.split(keys[1])
         byt5, denoiser = initial_byt5(text, text_key), initial_denoiser(net, net_key)
         head = initial(Linear(text.d_model, sum(map(len, ATTRIBUTES.values()))), keys[2])
@@ -266,12 +266,12 @@ class PaellaTrainer(Trainer):
         return attributes, tokens.astype(jnp.int16), jnp.mean(error**2)
 
     def tokenise(self, texts: Sequence[str]) -> np.ndarray:
-        """Returns token ids of ByT5's tokenizer, truncated or padded with 0 to `BYTES`."""
+        """Returns token ids from ByT5's tokenizer, truncated or padded with 0 to `BYTES`."""
         ids = self.tokenizer(texts)[:, 0, :BYTES]
         return np.pad(ids, ((0, 0), (0, BYTES - ids.shape[1])))
 
     def dataset(self, vqgan: VQModel) -> Dataset:
-        """Makes the training set, and reports how many different tokens it uses."""
+        """Makes the training set, and reports how many different tokens the first 1000 portraits use."""
         data = super().dataset(vqgan)
         self.say(f"tokens in use: {len(np.unique(np.asarray(data.codes[:1000])))}")
         return data

@@ -1,8 +1,8 @@
 """Cartoon portraits with labelled attributes: an unlimited supply of pictures, captions and labels.
 
 A portrait is defined by its attribute values. `render` draws it on the device from the layers of `parts.npz`
-(LICENSE.md has their licences), `captions` describes some of its attributes, and `labels` returns the words that are
-true of it.
+(LICENSE.md has their licences), `captions` describes some of its attributes, and `labels` returns the words that apply
+to it.
 """
 
 import functools
@@ -30,7 +30,7 @@ _COLOURS = {
     "background": ("#8CC8FF", "#9FDF9F", "#FFF1A0", "#FFBFDA", "#C2C6CC", "#B89CF0"),
     "hat": ("#000000", "#3E4A61", "#3E4A61"),
 }
-# From bottom to top: the slot, the attribute that chooses its part, and the attribute that tints the part.
+# From bottom to top: the slot, the attribute that chooses the slot's part, and the attribute that determines its tint.
 _SLOTS = (
     ("body", None, "skin"),
     ("clothes", "clothes", "clothes colour"),
@@ -51,7 +51,7 @@ def render(attributes: jax.Array, key: jax.Array) -> jax.Array:
 
     Args:
         attributes: int32 [n, attributes].
-        key: chooses a variant of each drawing, which no attribute describes.
+        key: the random key for choosing a variant of each drawing. Attributes do not describe the variants.
 
     Returns:
         float32 [n, 128, 128, 3] in [-1, 1].
@@ -60,7 +60,8 @@ def render(attributes: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def layers(attributes: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the parts' numbers, int32 [n, slots], and tints, float32 [n, slots, 3] in [0, 1], from bottom to top."""
+    """Returns the numbers, int32 [n, slots], and tints, float32 [n, slots, 3] in [0, 1], of the parts from bottom to
+    top."""
     tables, counts = (jnp.asarray(table) for table in _tables())
     slots = range(len(_SLOTS))
     choices = jnp.stack([_choice(slot, attribute, attributes) for slot, attribute, _ in _SLOTS], -1)
@@ -72,7 +73,7 @@ def layers(attributes: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]
 
 
 def compose(rows: jax.Array, tints: jax.Array, background: jax.Array) -> jax.Array:
-    """Draws each part over the parts before it, and returns float32 [n, 128, 128, 3] in [0, 1].
+    """Draws each part over the previous parts, and returns float32 [n, 128, 128, 3] in [0, 1].
 
     Args:
         rows: the parts' numbers, int32 [n, slots].

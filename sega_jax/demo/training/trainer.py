@@ -1,7 +1,7 @@
-"""Trains a model of portraits in stages. Training resumes from its folder after it was stopped or killed.
+"""Trains a portrait model in stages. If training was stopped or killed, it resumes from its folder.
 
-Every recipe first trains an autoencoder, encodes portraits with it, and trains networks on their codes and captions.
-`Trainer` runs these stages; each recipe defines its networks and losses.
+Every recipe first trains an autoencoder and encodes portraits with it. Then it trains networks on the codes and
+captions. `Trainer` runs these stages; each recipe defines its networks and losses.
 """
 
 import dataclasses
@@ -42,12 +42,13 @@ class Stage(NamedTuple):
     """Networks that one loss trains together."""
 
     name: str
-    networks: Any  # with their initial values
+    networks: Any  # with their initial parameters
     loss: Callable  # (networks, key, dataset) -> a scalar; the autoencoder's loss gets None as its dataset
     optimiser: optax.GradientTransformation
     steps: int
-    decay: float = 0.999  # the decay of the networks' running average
-    # (networks, average networks of the stage before) -> the networks to start with; None starts with `networks`.
+    decay: float = 0.999  # the decay rate of the networks' running average
+    # (networks, average networks of the previous stage) -> the networks to start with. None means: start with
+    # `networks`.
     inherit: Callable[[Any, Any], Any] | None = None
 
 
@@ -63,7 +64,7 @@ class State(NamedTuple):
 def begin(networks: Any, optimiser: optax.GradientTransformation) -> State:
     """Returns the state before the first step, with copies of all arrays.
 
-    `take_steps` donates its state, so its arrays must not be used anywhere else.
+    `take_steps` donates its state's arrays, so they must not be used anywhere else.
     """
     networks, average = (jax.tree.map(jnp.copy, networks) for _ in range(2))
     return State(jnp.zeros((), jnp.int32), networks, average, optimiser.init(networks))
@@ -79,7 +80,7 @@ def take_steps(
         value, slope = jax.value_and_grad(loss)(state.networks, jax.random.fold_in(jax.random.key(1), state.step), data)
         change, inner = optimiser.update(slope, state.optimiser, state.networks)
         networks = optax.apply_updates(state.networks, change)
-        # The average follows quickly at first, so that it soon forgets the initial values.
+        # At first, the average follows the networks quickly, so that it soon forgets their initial parameters.
         keep = jnp.minimum(decay, (state.step + 1) / (state.step + 10))
         average = jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, state.average, networks)
         return State(state.step + 1, networks, average, inner), value
@@ -89,15 +90,15 @@ def take_steps(
 
 
 def adam(rate: float, steps: int) -> optax.GradientTransformation:
-    """Returns AdamW with gradient clipping, and a learning rate that warms up to `rate` and then decays along a cosine
-    to a hundredth of it."""
+    """Returns AdamW with gradient clipping. The learning rate warms up to `rate` and then decays along a cosine to a
+    hundredth of `rate`."""
     schedule = optax.warmup_cosine_decay_schedule(0, rate, min(200, steps // 10), steps, 0.01 * rate)
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=0.01))
 
 
 def picture_loss(error: jax.Array) -> jax.Array:
-    """Sums the L1 error of the pixels, the L1 error of differences between neighbouring pixels, and the mean square
-    error.
+    """Returns the sum of the pixels' L1 error, the L1 error of differences between neighbouring pixels, and the mean
+    square error.
 
     Args:
         error: the difference of pictures in [-1, 1], [n, height, width, channels].
@@ -113,9 +114,9 @@ class Trainer:
 
     Args:
         folder: the folder for `state`, an Orbax checkpoint that is renewed every two minutes, and for `model`.
-        plan: the training plan, which must be equal in every run on a folder.
+        plan: the training plan, which must be the same in every run with the same folder.
         minutes: the time after which to stop.
-        say: is called with each line of the progress report.
+        say: a function that is called with each line of the progress report.
     """
 
     def __init__(self, folder: Path, plan: Plan, *, minutes: float = math.inf, say: Callable[[str], Any] = click.echo):
@@ -127,7 +128,8 @@ class Trainer:
         self._check_plan()
 
     def stages(self) -> Sequence[Stage]:
-        """Returns the stages in order. The first trains the autoencoder, and the last the model's networks."""
+        """Returns the stages in order. The first stage trains the autoencoder, and the last one trains the model's
+        networks."""
         raise NotImplementedError
 
     def encode(self, autoencoder: Any, key: jax.Array, n: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -143,12 +145,12 @@ class Trainer:
         raise NotImplementedError
 
     def run(self) -> bool:
-        """Trains until the model is finished or the time is over, and returns whether the model is finished.
+        """Trains until the model is finished or the time limit is reached, and returns whether the model is finished.
 
-        The model is written in either case if the last stage was reached.
+        In both cases, the model is written if the last stage was reached.
 
         Raises:
-            FloatingPointError: the loss is not finite. The folder keeps the last checkpoint before it.
+            FloatingPointError: the loss is not finite. The folder keeps the last checkpoint before this happened.
         """
         first, *between, last = self.stages()
         states = self.restore({stage.name: begin(stage.networks, stage.optimiser) for stage in (first, *between, last)})
@@ -179,12 +181,12 @@ class Trainer:
 
         Args:
             stage: the stage to train.
-            states: the states of all stages by name.
+            states: {stage: state} for all stages.
             dataset: the training set; None for the autoencoder.
-            before: the average networks of the stage before.
+            before: the average networks of the previous stage.
 
         Returns:
-            The average networks, or None if the time is over.
+            The average networks, or None if the time limit was reached.
         """
         name = stage.name
         first = int(states[name].step)
@@ -202,7 +204,8 @@ class Trainer:
             reached = int(states[name].step)
             if not math.isfinite(value):
                 raise FloatingPointError(
-                    f"{name}: the loss is {value} after step {reached}; the folder keeps the last checkpoint before it"
+                    f"{name}: the loss is {value} after step {reached}; the last checkpoint before this is still in"
+                    " the folder"
                 )
             if step // self.plan.chunk % 10 == 0:
                 pace = (reached - first) / (now - began)
@@ -230,17 +233,19 @@ class Trainer:
 
     def write(self, part: str, module: Any, config: Mapping[str, Any]) -> None:
         """Writes a network of the model and its config, in float16."""
-        # transformers and diffusers use different file names. Only transformers' configs have a `model_type`.
+        # transformers and diffusers use different file names, and only transformers' configs have a `model_type`.
         stem = "model" if "model_type" in config else "diffusion_pytorch_model"
         folder = self.folder / "model" / part
         write_json(folder / "config.json", config)
         write_diffusers(folder, network_of(module, np.float16), stem)
 
     def _check_plan(self) -> None:
-        """Writes the plan, or checks that the folder has an equal plan, since the learning rate depends on it."""
+        """Writes the plan, or checks that the folder has the same plan, because the learning rate depends on it."""
         path, plan = self.folder / "plan.json", dataclasses.asdict(self.plan)
         if path.is_file() and (before := json.loads(path.read_text())) != plan:
-            raise ValueError(f"{self.folder} was started with the plan {before}; use the same plan, or another folder")
+            raise ValueError(
+                f"{self.folder} was started with the plan {before}; use the same plan or a different folder"
+            )
         write_json(path, plan)
 
 
@@ -251,7 +256,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def command(trainer: Callable[..., Trainer], plan: Plan, model: str) -> click.Command:
-    """Returns a shell command that trains a model. Compiled programs are cached in the training's folder.
+    """Returns a shell command that trains a model. Compiled programs are cached in the training folder.
 
     Args:
         trainer: the recipe's class.

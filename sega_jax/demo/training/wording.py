@@ -1,4 +1,4 @@
-"""Captions of portraits, and a tokenizer with one token for each of their words.
+"""Captions of portraits, and a tokenizer with one token for each word that occurs in them.
 
 A caption's noun depends on the portrait's looks: portraits with facial hair are never called a woman, and only some
 portraits with long hair and no facial hair are called a man. The noun is not an attribute and does not change the
@@ -16,7 +16,7 @@ import numpy as np
 
 from sega_jax.demo.attributes import ATTRIBUTES, COLUMN, visible
 
-LENGTH = 48  # the text encoder's tokens, including the start and end tokens
+LENGTH = 48  # the number of tokens that the text encoder takes, including the start and end tokens
 
 # Phrases that follow "with", for each attribute and value. A value without phrases is never mentioned.
 _WITH = {
@@ -33,7 +33,7 @@ _WITH = {
     "hat": ((), ("a hat", "a wide hat"), ("a beanie", "a knit cap")),
     "skin": (("pale skin", "fair skin"), ("tanned skin", "tan skin"), ("brown skin",), ("dark skin",)),
 }
-# Adjectives that may stand before the noun instead.
+# Adjectives that may be used before the noun instead.
 _ADJECTIVES = {
     "mouth": (("serious",), ("smiling", "happy"), ("sad", "unhappy"), ("open-mouthed", "surprised")),
     "facial hair": ((), ("bearded",), ("moustached",)),
@@ -49,21 +49,22 @@ _OPENINGS = (
     *("a portrait of", "a cartoon portrait of", "a drawing of", "a picture of", "a cartoon of", "an avatar of"),
     *("portrait of", "a photo of", ""),
 )
-# Nouns by looks: with facial hair; with long hair but no facial hair; all others.
+# Nouns for portraits with facial hair, for portraits with long hair but no facial hair, and for all others.
 _NOUNS = (
     ("person", "man"),
     ("person", "woman", "woman", "person", "woman", "man"),
     ("person", "person", "man", "woman"),
 )
 
-# Training learns colours and mouths last, so captions mention them more often, especially short captions.
+# The model learns colours and mouths last, so captions mention them more often, especially short captions.
 _WEIGHTS = {"mouth": 3.0, "hair colour": 2.5, "clothes colour": 2.5, "background": 2.0, "skin": 1.5}
 _SIZES = (0.05, 0.25, 0.12)  # fractions of captions with no, one and two attributes; the others have three or more
-_NUMBERS = 32  # random numbers for each caption
+_NUMBERS = 32  # number of random numbers for each caption
 
 
 def captions(attributes: np.ndarray, rng: np.random.Generator) -> list[str]:
-    """Writes a caption for each of n portraits, int [n, attributes], about some of its visible attributes."""
+    """Writes a caption for each of n portraits, int [n, attributes]. A caption mentions some of the visible
+    attributes."""
     attributes = np.asarray(attributes)
     mentioned = _mentioned(attributes, rng)
     numbers = rng.integers(0, 5040, (len(attributes), _NUMBERS))  # 5040 is divisible by 1 to 10
@@ -178,7 +179,7 @@ def _background(mentioned: dict[str, int], pick) -> list[str]:
 
 
 def _verbs(others: list[str], worn: list[str], pick) -> list[tuple[str, list[str]]]:
-    """Returns "with" and "wearing", or "in", each with its phrases. Glasses may follow either."""
+    """Returns "with" and "wearing" (or "in"), each with the phrases that follow it. Glasses may follow either word."""
     glasses = [thing for thing in others if thing in _WITH["glasses"][1] + _WITH["glasses"][2]]
     if glasses and pick((True, False)):
         others, worn = [thing for thing in others if thing not in glasses], glasses + worn
@@ -186,7 +187,7 @@ def _verbs(others: list[str], worn: list[str], pick) -> list[tuple[str, list[str
 
 
 def _bare(phrases: list[str], pick) -> str:
-    """Lists the phrases, separated by commas, half the time without their articles."""
+    """Lists the phrases, separated by commas. Half of the time, the articles are left out."""
     phrases = [re.sub(r"^(on|against|in front of|with) ", "", phrase) for phrase in phrases]
     if pick((True, False)):
         phrases = [re.sub(r"^an? ", "", phrase) for phrase in phrases]
@@ -201,7 +202,7 @@ def _colour(attribute: str, value: int, pick) -> str:
 
 
 def _kind(values: list[int]) -> int:
-    """Returns the index of the `_NOUNS` that fit the looks."""
+    """Returns the index of the entry in `_NOUNS` that fits the looks."""
     if values[COLUMN["facial hair"]]:
         return 0
     return 1 if ATTRIBUTES["hair"][values[COLUMN["hair"]]] == "long" else 2

@@ -1,7 +1,8 @@
 """Noise schedules as tables with one row for each model call, computed on the host in float64.
 
 A row holds the timestep for the network and the coefficients of the solver's update. The compiled loop scans over the
-rows, so a new step count, spacing, prediction type, set of betas, or solver of the same form only changes numbers.
+rows. A different number of steps, spacing, prediction type, set of betas, or solver of the same form only changes the
+numbers in the table.
 
 To add a scheduler, write a function from options and steps to a table, and add an entry to `FAMILIES`.
 """
@@ -27,7 +28,7 @@ from sega_jax.method.schedules.spacing import cumulative, given_timesteps
 
 
 class Config(dict[str, Any]):
-    """The contents of a `scheduler_config.json`, read-only, with the options as attributes, too."""
+    """The read-only contents of a `scheduler_config.json`. Options can also be read as attributes."""
 
     def __getattr__(self, name: str) -> Any:
         if name not in self:
@@ -49,7 +50,7 @@ class Scheduler:
     """The scheduler of a checkpoint, which returns the table for a number of steps.
 
     Attributes:
-        options: All options of its class, from the config or the defaults; read-only.
+        options: All options of the scheduler's class, from the config or the defaults; read-only.
     """
 
     _config: Mapping[str, Any]
@@ -57,22 +58,22 @@ class Scheduler:
 
     @property
     def config(self) -> Config:
-        """A copy of its `scheduler_config.json`."""
+        """A copy of the scheduler's `scheduler_config.json`."""
         return Config(self._config)
 
     @property
     def compatibles(self) -> list[str]:
-        """The names of the classes that accept its config."""
+        """The names of the scheduler classes that accept this config."""
         return list(FAMILIES)
 
     @property
     def name(self) -> str:
-        """The name of its class in diffusers."""
+        """The name of the scheduler's class in diffusers."""
         return self._config["_class_name"]
 
     @property
     def solver(self) -> str:
-        """The solver of its tables, a key of `sega_jax.method.solvers.SOLVERS`."""
+        """The solver for this scheduler's tables, a key of `sega_jax.method.solvers.SOLVERS`."""
         return FAMILIES[self.name].solver(self.options)
 
     @property
@@ -82,11 +83,11 @@ class Scheduler:
 
     @property
     def training(self) -> str:
-        """The kind of training of its networks, a key of `sega_jax.method.schedules.families.TRAININGS`."""
+        """The kind of training that the scheduler assumes, a key of `sega_jax.method.schedules.families.TRAININGS`."""
         return FAMILIES[self.name].training
 
     def shares(self, timesteps: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the shares of signal and noise at training timesteps, where x = signal x0 + noise z.
+        """Returns the shares of signal and noise at training timesteps, as in x = signal x0 + noise z.
 
         Args:
             timesteps: Integers [...].
@@ -98,30 +99,30 @@ class Scheduler:
             ValueError: The scheduler has no betas.
         """
         if self.training != "betas":
-            raise ValueError(f"{self.name} has no betas, so a timestep does not determine the noise")
+            raise ValueError(f"{self.name} has no betas, so the share of noise at a timestep is unknown")
         bars = cumulative(self.options)[timesteps]
         return np.sqrt(bars), np.sqrt(1 - bars)
 
     def table(self, steps: int | str | Sequence[int], strength: float = 1.0) -> Row:
         """Returns the table, with one row for each model call.
 
-        A step makes one call. Exceptions are PNDM with steps + 1 calls (steps + 9 without `skip_prk_steps`), and Heun
-        and KDPM2 with 2 steps - 1 calls.
+        Most solvers make one call for each step. The exceptions are PNDM with steps + 1 calls (steps + 9 without
+        `skip_prk_steps`), and Heun and KDPM2 with 2 steps - 1 calls.
 
         Args:
             steps: The number of steps, spaced by `timestep_spacing`; or a descending list of timesteps; or the name of
                 one of DeepFloyd-IF's lists: fast27, smart27, smart50, smart100, smart185, super27, super40, super100.
-                To reproduce a number of steps in DeepFloyd-IF's own code, use the spacing "linspace"; some timesteps
-                halfway between two integers are rounded the other way.
+                For a number of steps as in DeepFloyd-IF's own code, use the spacing "linspace". Some timesteps halfway
+                between two integers are rounded differently.
             strength: The share of the steps to run, in (0, 1]: the last int(steps strength) steps, as in diffusers.
-                Multi-step solvers start there with an empty memory. Exceptions, as in diffusers, are LMS, which counts
-                missing outputs as 0, and PNDM (see `sega_jax.method.schedules.ddim_ddpm_pndm.pndm`).
+                Multi-step solvers start there with an empty memory. As in diffusers, there are two exceptions: LMS
+                counts missing outputs as 0; for PNDM, see `sega_jax.method.schedules.ddim_ddpm_pndm.pndm`.
 
         Raises:
-            TypeError: `steps` has another type.
-            ValueError: `steps` is below 1 or too large for the options, or no step is left to run. For a list: the
-                timesteps do not descend, lie outside the training timesteps, or conflict with options (or with PNDM)
-                that determine the timesteps.
+            TypeError: `steps` has the wrong type.
+            ValueError: `steps` is below 1 or too large for the options, or `strength` leaves no step to run. For a
+                list: the timesteps do not descend, are outside the range of the training timesteps, or conflict with an
+                option (or a solver such as PNDM) that determines the timesteps.
         """
         options, most = self.options, self.options["num_train_timesteps"]
         if isinstance(steps, bool) or not isinstance(steps, numbers.Integral):
@@ -134,7 +135,7 @@ class Scheduler:
         begin = count - min(int(count * strength), count)
         if begin == count:
             raise ValueError(
-                f"strength={strength:g} of {count} steps is less than one step; use a strength of at least"
+                f"strength={strength:g} of {count} steps leaves no step to run; use a strength of at least"
                 f" {1 / count:.2g}"
             )
         try:
@@ -148,17 +149,19 @@ class Scheduler:
         if not all(np.isfinite(column).all() for column in jax.tree.leaves(columns)):
             if self.options.get("rescale_betas_zero_snr") and self.options["prediction_type"] == "epsilon":
                 raise ValueError(
-                    f"{self.name}: with rescale_betas_zero_snr the first of {count} steps has no signal, so epsilon"
-                    " does not determine x0; prediction_type should be 'v_prediction' or 'sample'"
+                    f"{self.name}: with rescale_betas_zero_snr the first of {count} steps has no signal, so x0 cannot"
+                    " be computed from epsilon; prediction_type should be 'v_prediction' or 'sample'"
                 )
-            raise ValueError(f"{self.name}: {count} steps are so many that two of them coincide; use fewer steps")
+            raise ValueError(
+                f"{self.name}: {count} steps are too many, because two of them have the same timestep; use fewer steps"
+            )
         if table.noise[0] == 0:
             raise ValueError(f"{self.name}: the first of {count} steps has no noise to remove; use more steps")
         return table
 
 
 def _from(table: Row, call: int) -> Row:
-    """Returns the rows from call `call` on, renumbered from 0."""
+    """Returns the table's rows starting at call `call`, renumbered from 0."""
     table = jax.tree.map(lambda column: column[call:], table)
     return table._replace(call=np.arange(len(table.call), dtype=np.int32))
 
@@ -167,7 +170,7 @@ def from_config(config: Mapping[str, Any], *, strict: bool = True) -> Scheduler:
     """Returns the scheduler of a diffusers `scheduler_config.json`.
 
     Args:
-        config: The config. Its class may also be one for Flax, such as `FlaxPNDMScheduler`.
+        config: The config. Its class may also be a Flax class, such as `FlaxPNDMScheduler`.
         strict: Whether an option that no supported scheduler has is an error; otherwise it is ignored.
 
     Raises:
@@ -176,7 +179,7 @@ def from_config(config: Mapping[str, Any], *, strict: bool = True) -> Scheduler:
     items = of_torch(config).items()
     config = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in items}
     options = resolve(config, strict)
-    # As in diffusers, the config keeps the resolved value of an alias, so that other classes can take the config over.
+    # As in diffusers, the config stores the value that an alias stands for, so that other classes can read the config.
     aliases = FAMILIES[config["_class_name"]].aliases
     config |= {key: options[key] for key in aliases if key in config and config[key] is not None}
     return Scheduler(config, MappingProxyType(options))

@@ -1,4 +1,4 @@
-"""The rows of a schedule's table: the numbers of one model call."""
+"""The rows of a schedule's table. A row has the numbers of one model call."""
 
 from typing import Any, NamedTuple
 
@@ -8,8 +8,8 @@ import numpy as np
 class Threshold(NamedTuple):
     """Dynamic thresholding of x0 (Saharia et al. 2022, section 2.3), for data in [-1, 1].
 
-    Let s be the quantile of |x0| over all positions and channels of a picture, but at least 1. Then x0 is clipped to
-    [-s, s] and divided by s. The upper bound of s comes from diffusers; the paper has none.
+    Let s be the quantile of |x0| over all positions and channels of a picture, or 1 if the quantile is smaller. Then x0
+    is clipped to [-s, s] and divided by s. The upper bound of s comes from diffusers; the paper has none.
     """
 
     ratio: Any  # the quantile, in [0, 1]
@@ -36,9 +36,9 @@ class DDIMRow(NamedTuple):
 class TCDRow(NamedTuple):
     """The coefficients of an update of trajectory consistency sampling (Zheng et al. 2024, algorithm 4).
 
-    The network takes x to timestep s = floor((1 - eta) following), and fresh noise takes it back up to `following`.
-    Together they are a DDIM update whose share of fresh noise depends on s. Fields that `DDIMRow` also has mean the
-    same.
+    The network's step takes x to timestep s = floor((1 - eta) following), and fresh noise takes it back up to
+    `following`. Together they are a DDIM update whose share of fresh noise depends on s. Fields that `DDIMRow` also has
+    mean the same.
     """
 
     x0_from_x: Any
@@ -47,24 +47,24 @@ class TCDRow(NamedTuple):
     eps_from_output: Any
     x0_scale: Any  # sqrt(abar_following)
     variance: Any  # 1 - abar_following, shared by eps and the fresh noise
-    following: Any  # the timestep of the next call; 0 after the last
-    sigma: Any  # [timesteps], the standard deviation of the fresh noise by s: sqrt(1 - abar_following / abar_s)
+    following: Any  # the timestep of the next call; 0 for the last call
+    sigma: Any  # [timesteps], the standard deviation of the fresh noise for each s: sqrt(1 - abar_following / abar_s)
 
 
 class MultistepRow(NamedTuple):
     """The coefficients of an update of a linear multi-step method: every solver except DDIM, TCD and `renoise`.
 
-    x is the state, o the guided output, s the state from which the step starts, and z standard normal. m_0 is the
-    quantity that the solver remembers of this call (x0, eps, a derivative, or the output itself); m_1, m_2, ... are
-    those of earlier calls, newest first:
+    x is the state, o the guided output, s the state from which the step starts, and z standard normal noise. m_0 is the
+    quantity that the solver remembers from this call (x0, eps, a derivative, or the output itself); m_1, m_2, ... are
+    the remembered quantities of earlier calls, newest first:
 
         m_0 = bounded(m_from_x x + m_from_output o)
         s  <- start_from_x x + start_from_start s + sum_j start_from_memory[j] m_j
         x  <- x_from_start s + sum_j x_from_memory[j] m_j + noise z
 
-    If the network predicts the variance, too, `noise` is multiplied by its square root. The logarithm of the variance
-    is interpolated between the two entries of `log_variance` (Nichol & Dhariwal 2021, eq. 15). Both entries are 0 if
-    the predicted variance must have no effect.
+    If the network also predicts the variance, `noise` is multiplied by its square root. The logarithm of the variance
+    is interpolated between the two entries of `log_variance` (Nichol & Dhariwal 2021, eq. 15). If both entries are 0,
+    the predicted variance has no effect.
     """
 
     m_from_x: Any
@@ -77,14 +77,14 @@ class MultistepRow(NamedTuple):
     x_from_start: Any
     x_from_memory: Any  # [1 + remembered]
     noise: Any
-    log_variance: Any  # [2], of the least and the greatest variance
+    log_variance: Any  # [2], for the smallest and the largest variance
     remember: Any  # bool, whether m_0 joins the memory
 
 
 class TokenRow(NamedTuple):
-    """The numbers of an update of tokens (Rampas et al. 2022)."""
+    """The numbers of a token update (Rampas et al. 2022)."""
 
-    temperature: Any  # the divisor of the guided logits
+    temperature: Any  # the guided logits are divided by it
     noise: Any  # in [0, 1], the share of positions that are reset to their initial tokens
     renoises: Any  # bool, whether any position is reset
 
@@ -92,11 +92,11 @@ class TokenRow(NamedTuple):
 class Row(NamedTuple):
     """A model call. In a table, every field has a leading axis [calls]."""
 
-    call: Any  # int32, counted from 0; it seeds the noise of the call
+    call: Any  # int32, counted from 0; it seeds the noise that the call draws
     live: Any  # bool; rows that are not live pad a chunk and are skipped
     timestep: Any  # float, in units of training timesteps
-    input_scale: Any  # float, the factor of x in the network's input
-    initial_scale: Any  # float, the standard deviation of the initial noise, the same for all calls
+    input_scale: Any  # float, the factor that scales x for the network
+    initial_scale: Any  # float, the standard deviation of the initial noise; the same for all calls
     signal: Any  # float, the share of x0 in x before the call: x = signal x0 + noise eps
     noise: Any  # float, the share of eps in x before the call
     solver: Any  # DDIMRow, TCDRow, MultistepRow or TokenRow
@@ -114,8 +114,8 @@ def table(
 
     Args:
         solver: The coefficients of the solver's updates, with a leading axis [calls].
-        input_scale, initial_scale: Numbers, or [calls]; see `Row`.
-        shares: (signal, noise), numbers or [calls]; see `Row`.
+        input_scale, initial_scale: Numbers or arrays [calls]; see `Row`.
+        shares: (signal, noise), each a number or an array [calls]; see `Row`.
     """
     count = len(timesteps)
 
@@ -149,12 +149,13 @@ def multistep(
 ) -> MultistepRow:
     """Returns the coefficients of `count` calls.
 
-    Each coefficient is a number or [count]; coefficients of the memory may also be [count, up to 1 + memory].
+    Each coefficient is a number or an array [count]; coefficients of the memory may also be arrays [count, n] with n up
+    to 1 + memory.
 
     Args:
-        m: The coefficients of x and of the output in m_0.
-        start: The coefficients of x, of the last start and of the memory in the start of the step.
-        x: The coefficients of the start and of the memory in the next x.
+        m: The coefficients of x and of the output in the formula for m_0.
+        start: The coefficients of x, of the previous start and of the memory in the formula for the start of the step.
+        x: The coefficients of the start and of the memory in the formula for the next x.
         memory: The number of remembered outputs. Tables with the same number share a compiled program.
     """
 

@@ -1,7 +1,7 @@
 """Tables of the samplers for distilled networks with few steps: LCM (Luo et al. 2023) and TCD (Zheng et al. 2024).
 
-Their timesteps are a selection of the `original_inference_steps` evenly spaced timesteps of the distillation. As in
-diffusers, `timestep_spacing` and `steps_offset` have no effect.
+The network was distilled at `original_inference_steps` evenly spaced timesteps, and the samplers use some of them. As
+in diffusers, `timestep_spacing` and `steps_offset` have no effect.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ def _timesteps(options: Options, steps: int) -> np.ndarray:
         return options["timesteps"]
     count, total = options["original_inference_steps"], options["num_train_timesteps"]
     if steps > count:
-        raise ValueError(f"{steps} steps are more than original_inference_steps={count}; use fewer steps")
+        raise ValueError(f"steps={steps} should be at most original_inference_steps={count}; use fewer steps")
     distilled = np.arange(count, 0, -1) * (total // count) - 1
     return distilled[np.floor(np.linspace(0, count, steps, endpoint=False)).astype(int)]
 
@@ -26,7 +26,7 @@ def _timesteps(options: Options, steps: int) -> np.ndarray:
 def lcm(options: Options, steps: int) -> Row:
     """Returns the table of multi-step consistency sampling (LCM).
 
-    Every call goes to x0, and fresh noise then takes x back up to the next timestep, except after the last call. The
+    Every call predicts x0. Except after the last call, fresh noise then takes x back up to the next timestep. The
     boundary condition mixes x0 and x by c_out and c_skip, which matter only at the smallest timesteps.
     """
     bars, t = cumulative(options), _timesteps(options, steps)
@@ -49,8 +49,8 @@ def lcm(options: Options, steps: int) -> Row:
 def tcd(options: Options, steps: int) -> Row:
     """Returns the table of trajectory consistency sampling, where eta sets how far below the next timestep a call goes.
 
-    As in diffusers, it ends at timestep 0, so that the noise of timestep 0 remains, and `clip_sample` and
-    `thresholding` have no effect.
+    As in diffusers, it ends at timestep 0, so the noise of timestep 0 remains, and `clip_sample` and `thresholding`
+    have no effect.
     """
     bars, t = cumulative(options), _timesteps(options, steps)
     a, b = np.sqrt(bars[t]), np.sqrt(1 - bars[t])
@@ -64,7 +64,7 @@ def tcd(options: Options, steps: int) -> Row:
         x0_scale=np.sqrt(after),
         variance=1 - after,
         following=following.astype(np.float64),
-        # s never lies above the next timestep.
+        # s is never greater than the next timestep.
         sigma=np.where(np.arange(len(bars)) <= following[:, None], fresh, 0),
     )
     return table(t, row, shares=(a, b))

@@ -1,8 +1,8 @@
-"""Tables of the solvers that step along abar: DDIM, DDPM and PNDM; and of IPNDM, which has no betas.
+"""Tables of the solvers that step along abar (DDIM, DDPM and PNDM), and of IPNDM, which has no betas.
 
 Their state is x = a x0 + b eps with a = sqrt(abar) and b = sqrt(1 - abar). Where betas are zero, there is no noise
-(b = 0) and x is already x0. A call there leaves x unchanged or takes the last step to x0, as in the limit of small
-noise.
+(b = 0) and x is already x0. At such timesteps, a call leaves x unchanged or takes the last step to x0. This is the
+limit for small noise.
 """
 
 import itertools
@@ -26,7 +26,8 @@ def x0_form(options: Options, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray,
 
 
 def eps_form(options: Options, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (p, q) with eps = p x + q output. Without noise, x and x0 do not determine eps; it then counts as 0."""
+    """Returns (p, q) with eps = p x + q output. Without noise, eps cannot be computed from x and x0, and is set to
+    0."""
     if options["prediction_type"] == "v_prediction":
         return b, a
     if options["prediction_type"] == "sample":
@@ -35,7 +36,7 @@ def eps_form(options: Options, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray
 
 
 def _over(numerator: Any, denominator: np.ndarray) -> np.ndarray:
-    """Returns the quotient, with 0 where the denominator is 0."""
+    """Returns the quotient, or 0 where the denominator is 0."""
     numerator = np.broadcast_to(np.asarray(numerator, np.float64), denominator.shape)
     return np.divide(numerator, denominator, out=np.zeros(denominator.shape), where=denominator != 0)
 
@@ -48,8 +49,9 @@ def clip_of(options: Options) -> float:
 def threshold(options: Options, calls: int) -> Threshold | None:
     """Returns the columns [calls] of dynamic thresholding, or None without `thresholding`.
 
-    With `thresholding`, `clip_sample` has no effect, as in diffusers. Deviation: options with which a solver remembers
-    eps are an error, where diffusers derives eps from the thresholded x0 (DPM-Solver) or does nothing (UniPC).
+    With `thresholding`, `clip_sample` has no effect, as in diffusers. If the solver remembers eps, thresholding is an
+    error. This differs from diffusers, which derives eps from the thresholded x0 (DPM-Solver) or ignores the option
+    (UniPC).
     """
     if not options["thresholding"]:
         return None
@@ -60,7 +62,7 @@ def threshold(options: Options, calls: int) -> Threshold | None:
 
 
 def _at(options: Options, bars: np.ndarray, t: np.ndarray) -> np.ndarray:
-    """Returns abar at timesteps. Below timestep 0 it is 1, or abar_0 without `set_alpha_to_one`."""
+    """Returns abar at timesteps. Below timestep 0, abar is 1, or abar_0 without `set_alpha_to_one`."""
     before = 1.0 if options.get("set_alpha_to_one", True) else bars[0]
     return np.where(t < 0, before, bars[np.clip(t, 0, len(bars) - 1)])
 
@@ -93,17 +95,18 @@ def ddim(options: Options, steps: int) -> Row:
 def ddpm(options: Options, steps: int) -> Row:
     """Returns the table of DDPM (Ho et al. 2020, eqs. 6 and 7). No noise is added at timestep 0.
 
-    The betas lead from each timestep of the table to the next, as DeepFloyd-IF's own code computes them for its lists.
-    If the last timestep is above 0, noise is added after it, as in diffusers; DeepFloyd-IF's code adds none.
+    Betas are computed for the steps between the table's timesteps, as in DeepFloyd-IF's own code. If the last timestep
+    is above 0, noise is added after it, as in diffusers; DeepFloyd-IF's code adds none.
 
-    A predicted variance has an effect with "learned_range" only.
+    A predicted variance has an effect only with "learned_range".
     """
     bars, t = cumulative(options), spaced(options, steps).astype(int)
     now, after = _at(options, bars, t), _at(options, bars, np.append(t[1:], -1))
     beta = 1 - now / after
     kept = _over(1 - after, 1 - now)
     least = np.maximum(kept * beta, 1e-20)
-    # 0 at timestep 0, where no noise is added: the exponential of an extreme prediction could give 0 times infinity.
+    # 0 at timestep 0, where no noise is added. Otherwise, the exponential of an extreme prediction could give 0 times
+    # infinity.
     logs = np.where(t[:, None] > 0, np.log(np.stack([least, np.maximum(beta, 1e-20)], 1)), 0)
     deviation = {
         "fixed_small": np.sqrt(least),
@@ -124,7 +127,7 @@ def ddpm(options: Options, steps: int) -> Row:
     return table(t, solver, shares=(np.sqrt(now), np.sqrt(1 - now)))
 
 
-# The weights of Adams-Bashforth on equal steps, by order.
+# {order: weights} of the Adams-Bashforth method with equal steps.
 _ADAMS = np.array(
     [[1, 0, 0, 0], [3 / 2, -1 / 2, 0, 0], [23 / 12, -16 / 12, 5 / 12, 0], np.array([55, -59, 37, -9]) / 24]
 )
@@ -133,19 +136,19 @@ _ADAMS = np.array(
 def pndm(options: Options, steps: int) -> Row:
     """Returns the table of PNDM (Liu et al. 2022).
 
-    It starts with twelve Runge-Kutta calls (algorithm 2), or with `skip_prk_steps` with lower orders, after Katherine
-    Crowson's sampler. The linear multi-step formula (eq. 12) follows.
+    It starts with twelve Runge-Kutta calls (algorithm 2). With `skip_prk_steps`, it starts with lower orders instead,
+    as in Katherine Crowson's sampler. The linear multi-step formula (eq. 12) follows.
 
     The memory holds outputs of the network. With v-prediction, the weighted mean of the outputs is converted to eps at
     the start of the step.
 
-    If sampling begins after the first step, the first calls that run take the lower orders, as in diffusers: the second
-    of these calls repeats the first step although its timestep appears only once, so that all later calls see x of the
-    timestep before theirs. The Runge-Kutta start covers the steps that run; diffusers mixes it with timesteps that do
-    not run.
+    If sampling begins after the first step, the first calls that run use the lower orders, as in diffusers. The second
+    of these calls repeats the first step although its timestep appears only once, so all later calls get the x of the
+    timestep before theirs. The Runge-Kutta start uses only the steps that run; diffusers mixes it with timesteps that
+    do not run.
     """
     if "timesteps" in options:
-        raise ValueError("all steps must have the same length; give a number of steps, not timesteps")
+        raise ValueError("PNDM needs steps of equal length; give a number of steps, not timesteps")
     bars, stride = cumulative(options), options["num_train_timesteps"] // steps
     plan = _low_orders if options["skip_prk_steps"] else _runge_kutta
     t, begin, end, restart, weights, remember = plan(
@@ -169,8 +172,8 @@ def pndm(options: Options, steps: int) -> Row:
 def _low_orders(t: np.ndarray, stride: int, begin: int) -> tuple:
     """Plans the calls that start with lower orders.
 
-    The second timestep is called twice: its second call repeats the first step with the mean of the outputs at both of
-    its ends.
+    The network is called twice at the second timestep. The second of these calls repeats the first step with the mean
+    of the outputs at both ends of the step.
     """
     t = np.concatenate([t[:2], t[1:2], t[2:]])[begin:]
     call = np.arange(len(t))
@@ -200,7 +203,7 @@ def _runge_kutta(t: np.ndarray, stride: int, begin: int) -> tuple:
     weights[:12, 0] = 1
     weights[3:12:4, :4] = [1 / 6, 1 / 3, 1 / 3, 1 / 6]
     for c in range(12, len(t)):
-        # Of the Runge-Kutta calls, only those at the beginning of a step count.
+        # Only the Runge-Kutta calls at the beginning of a step are remembered.
         used = [k for k in range(c, -1, -1) if k >= 12 or k % 4 == 0][:4]
         weights[c, [c - k for k in used]] = _ADAMS[3]
     return t, start, end, restart, weights, True
@@ -210,13 +213,13 @@ def ipndm(options: Options, steps: int) -> Row:
     """Returns the table of IPNDM: PNDM's linear multi-step formula (Liu et al. 2022, eq. 12), with lower orders first.
 
     It is for networks that predict v = a eps - b x0 at times from 1 to 0. The steps of t are equal, and
-    b = sin²(pi t / 2) before each of them. At the first step there is no signal (a = 0), and the next x is its noise
-    alone, as in diffusers.
+    b = sin²(pi t / 2) before each of them. At the first step there is no signal (a = 0), and the next x is only noise,
+    as in diffusers.
     """
     if "timesteps" in options:
-        raise ValueError("it spaces its times from 1 to 0 itself; give a number of steps, not timesteps")
+        raise ValueError("IPNDM determines its own times from 1 to 0; give a number of steps, not timesteps")
     if steps == 1:
-        raise ValueError("steps=1 would ignore the output of the network; use at least 2 steps")
+        raise ValueError("with steps=1, IPNDM would ignore the network's output; use at least 2 steps")
     noise = np.sin(np.linspace(1, 0, steps + 1) * math.pi / 2) ** 2
     signal = np.sqrt(1 - noise**2)
     ratio = _over(signal[1:], signal[:-1])

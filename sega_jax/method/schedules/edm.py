@@ -1,7 +1,7 @@
 """Tables for networks trained with EDM's preconditioning (Karras et al. 2022, table 1 and section 5), such as
 Playground 2.5: Euler and multi-step DPM-Solver++.
 
-Their state is x0 + sigma eps. The network's input is the state divided by sqrt(sigma² + sigma_data²), its timestep is
+The state is x0 + sigma eps. The network's input is the state divided by sqrt(sigma² + sigma_data²), its timestep is
 log(sigma) / 4, and its output is mixed with x by c_skip and c_out. There are no betas: sigma falls from `sigma_max` to
 `sigma_min`, and `num_train_timesteps` only limits the number of steps.
 """
@@ -16,15 +16,17 @@ from sega_jax.method.schedules.spacing import Options
 
 
 def _sigmas(options: Options, steps: int) -> np.ndarray:
-    """Returns the descending sigmas [steps + 1] with the final one, spaced by eq. 5 or geometrically."""
+    """Returns descending sigmas [steps + 1], including the final one, spaced by eq. 5 or geometrically."""
     if "timesteps" in options:
-        raise ValueError("it spaces its noise levels itself; give a number of steps, not timesteps")
+        raise ValueError("EDM schedulers determine their own noise levels; give a number of steps, not timesteps")
     low, high, rho = options["sigma_min"], options["sigma_max"], options["rho"]
     if options["sigma_schedule"] == "karras":
         ramp = np.linspace(0, 1, steps)
         sigmas = (high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho
     elif steps == 1:
-        raise ValueError("sigma_schedule='exponential' with one step begins at the least noise; use at least 2 steps")
+        raise ValueError(
+            "sigma_schedule='exponential' with one step would start at the lowest noise level; use at least 2 steps"
+        )
     else:
         sigmas = np.exp(np.linspace(math.log(low), math.log(high), steps))[::-1]
     return np.append(sigmas, sigmas[-1] if options["final_sigmas_type"] == "sigma_min" else 0.0)

@@ -1,9 +1,9 @@
 """Tables of the exponential integrators: DPM-Solver and DPM-Solver++ (Lu et al. 2022), DEIS (Zhang & Chen 2023), UniPC
 (Zhao et al. 2023).
 
-Here x = alpha x0 + sigma eps with alpha² + sigma² = 1, and lambda = log(alpha / sigma). Along lambda, these solvers
-integrate the linear part exactly and approximate the rest from the remembered x0 (or eps) of the last calls. Where
-betas are zero, sigma is 0 before the end of the schedule; x is then already x0, and calls leave it unchanged.
+Here x = alpha x0 + sigma eps with alpha² + sigma² = 1, and lambda = log(alpha / sigma). These solvers integrate the
+linear part exactly along lambda, and approximate the rest from the x0 (or eps) of the last calls. If some betas are
+zero, sigma is 0 before the end of the schedule. From there on, x is x0, and calls leave it unchanged.
 """
 
 import math
@@ -27,7 +27,7 @@ class NoisePath(NamedTuple):
 
 
 def path_of(timesteps: np.ndarray, alpha: np.ndarray, sigma: np.ndarray) -> NoisePath:
-    """Returns the path through timesteps [calls] with these shares of signal and noise [calls + 1]."""
+    """Returns the path with these timesteps [calls] and shares of signal and noise [calls + 1]."""
     with np.errstate(divide="ignore"):
         return NoisePath(timesteps, alpha, sigma, np.log(alpha) - np.log(sigma))
 
@@ -37,11 +37,11 @@ def _path(options: Options, steps: int, *, rounded: bool = True, own_end: bool =
 
     Args:
         rounded: Whether to round the timesteps of Karras sigmas to integers.
-        own_end: Whether "sigma_min" stands for the last of the respaced sigmas instead of the least training sigma.
+        own_end: Whether "sigma_min" means the last respaced sigma instead of the smallest training sigma.
     """
     schedule = sigmas_of(cumulative(options))
-    # Timesteps whose lambda is below `lambda_min_clipped` are left out: the last ones of the cosine schedule are beyond
-    # float32.
+    # Leave out timesteps whose lambda is below `lambda_min_clipped`, because the last ones of the cosine schedule
+    # exceed the range of float32.
     with np.errstate(divide="ignore"):
         total = int((-np.log(schedule) >= options.get("lambda_min_clipped", -math.inf)).sum())
     t = spaced_before_end(options, steps, total)
@@ -57,10 +57,10 @@ def _path(options: Options, steps: int, *, rounded: bool = True, own_end: bool =
 
 
 def _distinct(path: NoisePath, i: int, order: int) -> int:
-    """Returns the order that a step from point i can have, at most `order`.
+    """Returns the highest possible order of a step from point i, up to `order`.
 
-    A step can use only distinct points: the noise of two points is equal where betas are zero or the same timestep is
-    called twice.
+    A step can use only points with distinct noise levels. Two points have the same noise where betas are zero, or where
+    the same timestep appears twice.
     """
     while order > 1 and not np.diff(path.log_snr[i + 1 - order : i + 1]).all():
         order -= 1
@@ -72,14 +72,15 @@ def _table(options: Options, path: NoisePath, solver: MultistepRow) -> Row:
 
 
 def _form(options: Options, path: NoisePath, *, data: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (p, q) with p x + q output = x0 if `data` is true, else eps."""
+    """Returns (p, q) so that p x + q output is x0 if `data` is true, otherwise eps."""
     return (x0_form if data else eps_form)(options, path.alpha[:-1], path.sigma[:-1])
 
 
 def dpm_solver(options: Options, steps: int) -> Row:
     """Returns the table of multi-step DPM-Solver of order 1 to 3.
 
-    "midpoint" or "heun" sets the formula of the slope, and "sde" adds the noise of the reverse diffusion.
+    The option "midpoint" or "heun" selects the formula for the slope, and "sde" adds the noise of the reverse
+    diffusion.
     """
     path = _path(options, steps, rounded=options["beta_schedule"] != "squaredcos_cap_v2")
     form = _form(options, path, data=options["algorithm_type"].endswith("++"))
@@ -90,7 +91,7 @@ def dpm_multistep(options: Options, path: NoisePath, form: tuple[np.ndarray, np.
     """Returns the coefficients of multi-step DPM-Solver along any path.
 
     Args:
-        form: (p, q), each [calls], with which p x + q output is the remembered quantity.
+        form: (p, q), each [calls], so that p x + q output is the remembered quantity.
     """
     count, kind = len(path.timesteps), options["algorithm_type"]
     from_x, noise, weights = np.zeros(count), np.zeros(count), np.zeros((count, 3))
@@ -121,11 +122,12 @@ def dpm_multistep(options: Options, path: NoisePath, form: tuple[np.ndarray, np.
 def dpm_singlestep(options: Options, steps: int) -> Row:
     """Returns the table of single-step DPM-Solver.
 
-    Its steps have `solver_order` calls. Each call starts from the beginning of its step and uses the outputs of the
-    step so far. If calls remain at the end, they form a step of lower order. If sampling begins later in the schedule,
-    the first step may also be of lower order.
+    Each step has `solver_order` calls. Each call starts from the beginning of its step and uses the step's outputs so
+    far. If calls remain at the end, they form a step of lower order. If sampling begins later in the schedule, the
+    first step may also be of lower order.
 
-    In a stochastic step of order 3 with "heun", the bend has the sign of diffusers, which makes the step first order.
+    In a stochastic step of order 3 with "heun", the bend has the same sign as in diffusers, which makes the step first
+    order.
     """
     path = _path({**options, "timestep_spacing": "linspace"}, steps)
     kind, begin = options["algorithm_type"], options.get("begin", 0)
@@ -139,7 +141,8 @@ def dpm_singlestep(options: Options, steps: int) -> Row:
         if order == 1:
             weights[i, 0] = value
             continue
-        # The positions of the outputs as shares of the step, and the slopes from the last and from the one before.
+        # The positions of the outputs as fractions of the step, and the slopes from the last output and the one before
+        # it.
         span = path.log_snr[start : i + 2] - path.log_snr[start]
         if order == 2:
             r = span[1] / span[2]
@@ -167,10 +170,10 @@ def dpm_singlestep(options: Options, steps: int) -> Row:
 
 
 def _dpm_gains(kind: str, path: NoisePath, i: int, j: int) -> tuple[float, float, float, float, float]:
-    """Returns the coefficients of a step from point i to j.
+    """Returns the five coefficients of a step from point i to j.
 
-    They belong to x, the fresh noise, the remembered quantity, its slope and its bend (second derivative) over the
-    step. The last two are not meaningful if the step is infinite.
+    They are the factors of x, the fresh noise, the remembered quantity, its slope and its bend (second derivative) over
+    the step. The last two are meaningless if the step in lambda is infinite.
     """
     (alpha, alpha_to), (sigma, sigma_to) = path.alpha[[i, j]], path.sigma[[i, j]]
     if sigma == sigma_to:
@@ -179,7 +182,7 @@ def _dpm_gains(kind: str, path: NoisePath, i: int, j: int) -> tuple[float, float
     sde = kind.startswith("sde")
     with np.errstate(invalid="ignore"):
         if kind.endswith("++"):
-            # The stochastic step first removes the noise that it adds, which doubles the exponent.
+            # The stochastic step first removes as much noise as it adds, which doubles the exponent.
             g = 2 * h if sde else h
             decay = np.expm1(-g)
             from_x = sigma_to / sigma * (np.exp(-h) if sde else 1)
@@ -197,8 +200,8 @@ def deis(options: Options, steps: int) -> Row:
     """Returns the table of DEIS (Zhang & Chen 2023) of order 1 to 3 in log rho, where rho = sigma / alpha.
 
     It interpolates the last values of eps by a polynomial in log rho and integrates the polynomial over rho exactly. It
-    ends at the least training sigma. With `use_karras_sigmas` or another spacing of sigmas, it ends at the last of
-    these, and the last step leaves x unchanged.
+    ends at the smallest training sigma. With `use_karras_sigmas` or another spacing of sigmas, it ends at the last of
+    the respaced sigmas, and the last step leaves x unchanged.
     """
     path = _path({**options, "final_sigmas_type": "sigma_min"}, steps, own_end=True)
     weights, begin = np.zeros((steps, 3)), options.get("begin", 0)
@@ -229,8 +232,8 @@ def deis(options: Options, steps: int) -> Row:
 def unipc(options: Options, steps: int) -> Row:
     """Returns the table of UniPC, a predictor (UniP) with a corrector (UniC).
 
-    B(h) is h for "bh1" and exp(h) - 1 for "bh2". The corrector repeats the last step with the output at its end, and
-    the predictor continues from there.
+    B(h) is h for "bh1" and exp(h) - 1 for "bh2". The corrector repeats the last step using the output at the end of the
+    step, and the predictor continues from the result.
     """
     path = _path(options, steps, own_end=True)
     count, most = len(path.timesteps), options["solver_order"]
@@ -258,11 +261,11 @@ def unipc(options: Options, steps: int) -> Row:
 def _unipc_step(options: Options, path: NoisePath, i: int, order: int, *, corrects: bool) -> tuple[float, np.ndarray]:
     """Returns the coefficients of a step from point i to i + 1.
 
-    They belong to x at point i and to the remembered quantities [1 + solver_order], newest first. The newest quantity
-    is that of point i + 1 in the corrector, and that of point i in the predictor.
+    They are the factors of x at point i and of the remembered quantities [1 + solver_order], newest first. The newest
+    quantity belongs to point i + 1 in the corrector, and to point i in the predictor.
     """
     (alpha, alpha_to), (sigma, sigma_to) = path.alpha[i : i + 2], path.sigma[i : i + 2]
-    data, weights = options["predict_x0"], np.zeros(2 + options["solver_order"])  # from point i + 1 on
+    data, weights = options["predict_x0"], np.zeros(2 + options["solver_order"])  # weights[0] belongs to point i + 1
     if sigma == sigma_to or (sigma_to == 0 and not data):
         weights[1] = sigma_to - alpha_to * sigma / alpha
         return alpha_to / alpha, weights[:-1] if corrects else weights[1:]

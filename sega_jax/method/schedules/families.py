@@ -1,4 +1,4 @@
-"""The supported schedulers by their class names in diffusers: options, supported values and tables."""
+"""The supported schedulers, keyed by their class names in diffusers: their options, supported values and tables."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -13,22 +13,22 @@ from sega_jax.method.schedules.spacing import Options
 
 
 class Family(NamedTuple):
-    """A scheduler class of diffusers (0.42.1)."""
+    """A diffusers scheduler class (0.42.1)."""
 
     table: Callable[[Options, int], Row]
     defaults: Mapping[str, Any]
-    fixed: Mapping[str, Any] = {}  # options of which only one value is supported
-    choices: Mapping[str, tuple[str, ...]] = {}  # supported values, in addition to `_CHOICES`
-    aliases: Mapping[str, Mapping[str, str]] = {}  # values of other classes, by option, and their replacements
+    fixed: Mapping[str, Any] = {}  # options with only one supported value
+    choices: Mapping[str, tuple[str, ...]] = {}  # {option: supported values}, in addition to `_CHOICES`
+    aliases: Mapping[str, Mapping[str, str]] = {}  # {option: {another class's value: its replacement}}
     solver: Callable[[Options], str] = lambda options: "multistep"
-    order: int | None = 1  # calls of a step; None if the table itself omits the steps that do not run
+    order: int | None = 1  # model calls per step; None if the table itself omits the steps that do not run
     eta: float | None = None  # the default share of fresh noise; None if the solver has no eta
-    training: str = "betas"  # the training of its networks, a key of `TRAININGS`
+    training: str = "betas"  # how networks must be trained, a key of `TRAININGS`
 
 
-# The trainings that schedulers assume. A network with another training would produce noise.
+# The kinds of training that schedulers assume. A network that was trained differently would produce noise.
 TRAININGS = {
-    "betas": "networks trained with the noise of betas by timestep",
+    "betas": "networks trained with noise from betas at integer timesteps",
     "edm": "networks trained with EDM's preconditioning (sigma_data)",
     "ipndm": "networks trained with times from 0 to 1",
 }
@@ -218,15 +218,15 @@ _NUMBERS = {
     "sigma_data": (int | float, lambda v: 0 < v < math.inf, "a positive number"),
     "rho": (int | float, lambda v: 0 < v < math.inf, "a positive number"),
     "timestep_scaling": (int | float, lambda v: 0 < v < math.inf, "a positive number"),
-    "lambda_min_clipped": (int | float, lambda v: v < 0, "a negative number, the least log of signal over noise"),
+    "lambda_min_clipped": (int | float, lambda v: v < 0, "a negative number, the minimum log of signal over noise"),
 }
-# Options that any config may have, because schedulers in diffusers take over each other's configs.
+# Options that any config may have, because diffusers' schedulers can be created from each other's configs.
 _FOREIGN = {
     "flow_shift", "time_shift_type", "prk_timesteps",
     *(key for family in FAMILIES.values() for key in (*family.defaults, *family.fixed)),
 }  # fmt: skip
-# Options with which schedulers for torch do what diffusers' former schedulers for Flax did: the first versions of DDIM
-# never clipped, DPM-Solver ended at timestep 0, and Euler counted "leading" timesteps from 1.
+# Options that make torch schedulers reproduce diffusers' former Flax schedulers: the first versions of DDIM never
+# clipped, DPM-Solver ended at timestep 0, and Euler counted "leading" timesteps from 1.
 _FLAX_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "DDIMScheduler": {"clip_sample": False},
     "DPMSolverMultistepScheduler": {"final_sigmas_type": "sigma_min"},
@@ -235,7 +235,7 @@ _FLAX_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 
 
 def of_torch(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the config of the equivalent scheduler for torch; a config for torch is returned unchanged."""
+    """Returns the config of the equivalent torch scheduler. A torch config is returned unchanged."""
     flax = config.get("_class_name")
     if not isinstance(flax, str) or not flax.startswith("Flax"):
         return dict(config)
@@ -252,7 +252,7 @@ def plain(name: str) -> str:
 
 
 def resolve(config: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
-    """Returns all options of a config's class, with defaults for missing and null ones.
+    """Returns all options of a config's class. Missing and null options get their defaults.
 
     Args:
         strict: Whether an option that no supported scheduler has is an error; otherwise it is ignored.
@@ -263,7 +263,7 @@ def resolve(config: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
     name = config.get("_class_name")
     if name not in list(FAMILIES):
         hint = did_you_mean(name, FAMILIES, plain)
-        raise ValueError(f"the scheduler {name!r} is not supported, only {', '.join(FAMILIES)}{hint}")
+        raise ValueError(f"the scheduler {name!r} is not supported; use one of {', '.join(FAMILIES)}{hint}")
     family = FAMILIES[name]
     known = {*family.defaults, *family.fixed}
     unknown = [k for k in config if not k.startswith("_") and k not in known | _FOREIGN]
@@ -273,10 +273,10 @@ def resolve(config: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
         )
     for key, only in family.fixed.items():
         if config.get(key, only) not in (only, None):
-            raise ValueError(f"{name}: {key}={config[key]!r} is not supported, only {only!r}")
+            raise ValueError(f"{name}: {key}={config[key]!r} is not supported; it should be {only!r}")
     options = dict(family.defaults)
     accepted = [*options, *(_ENDS if _RESPACED.keys() & family.defaults.keys() else ())]
-    # As in diffusers, classes that respace sigmas accept `sigma_min` and `sigma_max` from the config of another class.
+    # As in diffusers, classes that respace sigmas accept `sigma_min` and `sigma_max` from a different class's config.
     options |= {key: config[key] for key in accepted if config.get(key) is not None}
     for key, other in family.aliases.items():
         if isinstance(options[key], str):
@@ -294,7 +294,7 @@ def _check(key: str, value: Any, family: Family) -> None:
     choices = {**_CHOICES, **family.choices}
     if key in choices:
         if value not in choices[key]:
-            raise ValueError(f"{key}={value!r} is not supported, only {', '.join(choices[key])}")
+            raise ValueError(f"{key}={value!r} is not supported; it should be one of {', '.join(choices[key])}")
     elif key in _NUMBERS:
         kind, is_valid, noun = _NUMBERS[key]
         default = family.defaults.get(key)
@@ -307,7 +307,7 @@ def _check(key: str, value: Any, family: Family) -> None:
     elif key == "disable_corrector":
         calls = value if isinstance(value, list | tuple) else [None]
         if not all(isinstance(call, int) and not isinstance(call, bool) and call >= 0 for call in calls):
-            raise ValueError(f"{key}={value!r} should be a list of calls, such as [0, 1]")
+            raise ValueError(f"{key}={value!r} should be a list of call numbers, such as [0, 1]")
 
 
 def _check_together(options: Options) -> None:
@@ -317,8 +317,8 @@ def _check_together(options: Options) -> None:
         fits = array.dtype.kind == "f" and array.shape == (options["num_train_timesteps"],)
         if not fits or not ((array >= 0) & (array < 1)).all() or not array.any():
             raise ValueError(
-                f"trained_betas should be {options['num_train_timesteps']} numbers (num_train_timesteps) of at least 0"
-                " and below 1, not all of them 0"
+                f"trained_betas should have {options['num_train_timesteps']} numbers (num_train_timesteps) of at least"
+                " 0 and below 1, not all of them 0"
             )
     count, total = options.get("original_inference_steps", 1), options["num_train_timesteps"]
     if count > total:
@@ -339,10 +339,12 @@ def _check_together(options: Options) -> None:
             raise ValueError("only a last step of order 1 can end at zero noise; use lower_order_final=True")
     if options.get("thresholding"):
         if kind in ("dpmsolver", "sde-dpmsolver"):
-            raise ValueError(f"algorithm_type={kind!r} works on noise, but thresholding is for x0; use '{kind}++'")
+            raise ValueError(f"algorithm_type={kind!r} predicts noise, but thresholding needs x0; use '{kind}++'")
         if kind == "deis":
-            raise ValueError("it works on noise, but thresholding is for x0; use DPMSolverMultistepScheduler")
+            raise ValueError(
+                "this scheduler predicts noise, but thresholding needs x0; use DPMSolverMultistepScheduler"
+            )
         if not options.get("predict_x0", True):
-            raise ValueError("predict_x0=False works on noise, but thresholding is for x0; use predict_x0=True")
+            raise ValueError("predict_x0=False predicts noise, but thresholding needs x0; use predict_x0=True")
     if kind.startswith("sde") and options["solver_order"] == 3 and "euler_at_final" in options:
         raise ValueError(f"algorithm_type={kind!r} supports solver_order 1 and 2, not 3")

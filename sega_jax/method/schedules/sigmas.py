@@ -1,8 +1,8 @@
 """Tables of the solvers that step along sigma = noise / signal, after k-diffusion: Euler, Heun, LMS and KDPM2.
 
-Their state is x0 + sigma eps, and the network's input is the state divided by sqrt(sigma² + 1). They remember the
-derivative d = (x - x0) / sigma, which is eps; only Heun remembers x0. Where betas are zero, sigma is 0 before the end
-of the schedule; x is then already x0, and calls leave it unchanged.
+The state is x0 + sigma eps, and the network's input is the state divided by sqrt(sigma² + 1). These solvers remember
+the derivative d = (x - x0) / sigma, which is eps; only Heun remembers x0. If some betas are zero, sigma is 0 before the
+end of the schedule. From there on, x is x0, and calls leave it unchanged.
 """
 
 import math
@@ -15,14 +15,16 @@ from sega_jax.method.schedules.spacing import Options, cumulative, respaced, sig
 
 
 def _path(options: Options, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (timesteps [steps], sigmas [steps + 1]), both descending, with the final sigma."""
+    """Returns (timesteps [steps], sigmas [steps + 1]), both descending. The sigmas include the final one."""
     schedule = sigmas_of(cumulative(options))
     t = spaced(options, steps, rounded=False)
     sigmas = np.interp(t, np.arange(len(schedule)), schedule)
     if options.get("interpolation_type") == "log_linear":
         if "timesteps" in options:
-            raise ValueError("interpolation_type='log_linear' spaces the steps itself; give a number, not timesteps")
-        # The last of the steps + 1 points is the least sigma, for any `final_sigmas_type`.
+            raise ValueError(
+                "interpolation_type='log_linear' determines the timesteps; give a number of steps, not timesteps"
+            )
+        # The last of the steps + 1 points is the smallest sigma, for any `final_sigmas_type`.
         least = schedule[schedule > 0][0]
         sigmas = np.exp(np.linspace(math.log(schedule[-1]), math.log(least), steps + 1))
     other = respaced(options, sigmas, steps)
@@ -33,7 +35,7 @@ def _path(options: Options, steps: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _derivative(options: Options, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (p, q) with d = p x + q output. Without noise, x and x0 do not determine d, which then counts as 0."""
+    """Returns (p, q) with d = p x + q output. Without noise, d cannot be computed from x and x0, and is set to 0."""
     if options["prediction_type"] == "v_prediction":
         return sigma / (sigma**2 + 1), 1 / np.sqrt(sigma**2 + 1)
     if options["prediction_type"] == "sample":
@@ -49,14 +51,14 @@ def _x0(options: Options, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _inverse(sigma: np.ndarray) -> np.ndarray:
-    """Returns 1 / sigma, with 0 where sigma is 0."""
+    """Returns 1 / sigma, or 0 where sigma is 0."""
     return np.where(sigma > 0, 1 / np.where(sigma > 0, sigma, 1), 0)
 
 
 def _table(options: Options, t: np.ndarray, sigma: np.ndarray, solver: MultistepRow) -> Row:
     if options.get("timestep_type") == "continuous" and options["prediction_type"] == "v_prediction":
         t = 0.25 * np.log(np.maximum(sigma, 1e-10))
-    # With "leading", the initial variance is that of signal plus noise, as in diffusers.
+    # With "leading", the initial variance is the variance of signal plus noise, as in diffusers.
     initial = np.hypot(sigma.max(), options["timestep_spacing"] == "leading")
     return table(t, solver, input_scale=1 / np.sqrt(sigma**2 + 1), initial_scale=initial, shares=(1.0, sigma))
 
@@ -143,11 +145,11 @@ def _in_the_middle(options: Options, steps: int, *, ancestral: bool) -> Row:
 def lms(options: Options, steps: int, order: int = 4) -> Row:
     """Returns the table of LMS: Adams-Bashforth on steps of different lengths.
 
-    The polynomial through the last derivatives is integrated exactly; diffusers integrates it by quadrature, to about
-    1e-8.
+    The polynomial through the last derivatives is integrated exactly. diffusers integrates it numerically, with an
+    error of about 1e-8.
     """
     if options["use_karras_sigmas"]:
-        # As in diffusers, Karras sigmas ignore a `sigma_min` and `sigma_max` from the config of another class.
+        # As in diffusers, Karras sigmas ignore `sigma_min` and `sigma_max` from a different class's config.
         options = {key: value for key, value in options.items() if key not in ("sigma_min", "sigma_max")}
     t, sigmas = _path(options, steps)
     weights = np.zeros((steps, order))
@@ -156,7 +158,7 @@ def lms(options: Options, steps: int, order: int = 4) -> Row:
             continue
         # Relative to the start of this step and in units of its length, so that no digits cancel.
         nodes = (sigmas[max(i - order + 1, 0) : i + 1][::-1] - sigmas[i]) / step
-        # Of several calls with the same noise, only the newest counts.
+        # If several calls have the same noise, only the newest counts.
         distinct = [k for k, node in enumerate(nodes) if node not in nodes[:k]]
         for k in distinct:
             node, others = nodes[k], nodes[[other for other in distinct if other != k]]

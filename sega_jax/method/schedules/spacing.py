@@ -8,13 +8,13 @@ import numpy as np
 
 from sega_jax.method.checks import brief
 
-# The options of a scheduler's config. A call may add "timesteps", a descending array [calls] that replaces the number
-# of steps, and "begin", the index of the first step that runs.
+# The options of a scheduler's config. `Scheduler.table` may add "timesteps", a descending array [calls] that replaces
+# the number of steps, and "begin", the index of the first step that runs.
 Options = Mapping[str, Any]
 
 
 def cumulative(options: Options) -> np.ndarray:
-    """Returns abar, the cumulative product of 1 - beta, by training timestep.
+    """Returns abar, the cumulative product of 1 - beta, for each training timestep.
 
     It is float64, as in DeepFloyd-IF's own code; diffusers computes betas and products in float32.
     """
@@ -32,16 +32,16 @@ def cumulative(options: Options) -> np.ndarray:
         betas = np.minimum(1 - bar[1:] / bar[:-1], 0.999)
     bars = np.cumprod(1 - betas)
     if options.get("rescale_betas_zero_snr"):
-        # Lin et al. 2024, algorithm 1: the last signal becomes 0, and the first one stays.
+        # Lin et al. 2024, algorithm 1: the last signal becomes 0, and the first stays unchanged.
         root = np.sqrt(bars)
         bars = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
     return bars
 
 
 def sigmas_of(bars: np.ndarray) -> np.ndarray:
-    """Returns sigma = noise / signal by training timestep.
+    """Returns sigma = noise / signal for each training timestep.
 
-    It is 0 before the first nonzero beta. abar = 0 counts as 2^-24, so that sigma is finite.
+    It is 0 before the first nonzero beta. abar = 0 is replaced with 2^-24, so that sigma is finite.
     """
     bars = np.where(bars > 0, bars, 2.0**-24)
     return np.sqrt((1 - bars) / bars)
@@ -53,10 +53,10 @@ def spaced(options: Options, steps: int, *, rounded: bool = True) -> np.ndarray:
     A custom list of timesteps is returned unchanged.
 
     Args:
-        rounded: Whether to round timesteps of the spacing "linspace" to integers.
+        rounded: Whether to round the timesteps of the spacing "linspace" to integers.
 
     Raises:
-        ValueError: `steps_offset` leads beyond the training timesteps.
+        ValueError: With `steps_offset`, a timestep exceeds the training timesteps.
     """
     if "timesteps" in options:
         return options["timesteps"]
@@ -74,13 +74,13 @@ def spaced(options: Options, steps: int, *, rounded: bool = True) -> np.ndarray:
 def spaced_before_end(options: Options, steps: int, total: int) -> np.ndarray:
     """Returns the descending timesteps for solvers that count the end as a point of the spacing.
 
-    It spaces one more timestep and drops the last. A custom list of timesteps is returned unchanged.
+    It computes steps + 1 timesteps and drops the last. A custom list of timesteps is returned unchanged.
 
     Args:
-        total: The number of training timesteps to use, from timestep 0 on.
+        total: The number of training timesteps to use, starting at timestep 0.
 
     Raises:
-        ValueError: `steps_offset` leads beyond the training timesteps.
+        ValueError: With `steps_offset`, a timestep exceeds the training timesteps.
     """
     if "timesteps" in options:
         return options["timesteps"]
@@ -95,7 +95,7 @@ def spaced_before_end(options: Options, steps: int, total: int) -> np.ndarray:
 
 
 def _trailing(first: int, total: int, steps: int) -> np.ndarray:
-    # For some numbers of steps (61, 103, ...), the arange of diffusers has an extra entry, timestep -1.
+    # For some numbers of steps (61, 103, ...), diffusers' arange has an extra entry, timestep -1.
     return np.round(np.arange(first, 0, -total / steps)[:steps]) - 1
 
 
@@ -110,17 +110,17 @@ def _inside(t: np.ndarray, options: Options, steps: int) -> np.ndarray:
 
 
 def respaced(options: Options, ends: np.ndarray, steps: int) -> np.ndarray | None:
-    """Returns descending sigmas between the first and last entry of `ends`, or None if no option spaces sigmas.
+    """Returns descending sigmas between the first and last entry of `ends`, or None if no option respaces sigmas.
 
-    The spacings are Karras et al. 2022, eq. 5, with rho = 7; geometric; and quantiles of a beta distribution (Lee et
-    al. 2024).
+    There are three spacings: Karras et al. 2022, eq. 5, with rho = 7; geometric; and quantiles of a beta distribution
+    (Lee et al. 2024).
 
     Raises:
-        ValueError: An option spaces sigmas, but `options` also has a list of timesteps.
+        ValueError: An option respaces sigmas, but `options` also has a list of timesteps.
     """
     active = [key for key in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas") if options.get(key)]
     if active and "timesteps" in options:
-        raise ValueError(f"{active[0]} spaces the steps itself; give a number of steps, not timesteps")
+        raise ValueError(f"{active[0]} determines the timesteps; give a number of steps, not timesteps")
     low, high = options.get("sigma_min"), options.get("sigma_max")
     if low is None:
         # If some betas are zero, use the least nonzero sigma: 0 has no logarithm, and the end would be reached twice.
@@ -132,7 +132,7 @@ def respaced(options: Options, ends: np.ndarray, steps: int) -> np.ndarray | Non
     if options.get("use_exponential_sigmas"):
         return np.exp(np.linspace(np.log(high), np.log(low), steps))
     if options.get("use_beta_sigmas"):
-        from scipy.stats import beta  # imported here because it takes as long as all of JAX
+        from scipy.stats import beta  # imported here because this import takes as long as importing JAX
 
         return low + beta.ppf(1 - ramp, 0.6, 0.6) * (high - low)
     return None
@@ -144,8 +144,9 @@ def timesteps_of(sigmas: np.ndarray, schedule: np.ndarray) -> np.ndarray:
     return np.interp(np.log(np.maximum(sigmas, 1e-10)), logs, np.arange(len(logs)))
 
 
-# DeepFloyd-IF's named lists of timesteps. The training timesteps are split into equal sections, from timestep 0 on, and
-# an entry is the number of timesteps of a section (Nichol & Dhariwal 2021, section 4, in the notation of their code).
+# DeepFloyd-IF's named lists of timesteps. The training timesteps are split into equal sections, starting at timestep 0.
+# An entry is the number of timesteps to take from a section (Nichol & Dhariwal 2021, section 4; the notation is from
+# their code).
 NAMED = {
     "fast27": (10, 10, 3, 2, 2),
     "smart27": (7, 4, 2, 1, 2, 4, 7),
@@ -159,7 +160,7 @@ NAMED = {
 
 
 def given_timesteps(steps: Any, total: int) -> np.ndarray:
-    """Returns a list of timesteps, or the list with this name, as descending int64 [calls].
+    """Checks a list of timesteps, or looks up a named one, and returns it as descending int64 [calls].
 
     Args:
         steps: Descending integers, or a key of `NAMED`.
@@ -167,8 +168,8 @@ def given_timesteps(steps: Any, total: int) -> np.ndarray:
 
     Raises:
         TypeError: `steps` is neither a string nor a list of integers.
-        ValueError: The name is unknown, the named list needs more training timesteps, or the timesteps do not descend
-            or lie outside 0 to total - 1.
+        ValueError: The name is unknown, the named list needs more training timesteps, the timesteps do not descend, or
+            one of them is not from 0 to total - 1.
     """
     if isinstance(steps, str):
         if steps not in NAMED:
@@ -177,7 +178,7 @@ def given_timesteps(steps: Any, total: int) -> np.ndarray:
     else:
         try:
             array = np.asarray(steps)
-        except (TypeError, ValueError, RuntimeError):  # ragged lists, and tensors without values on the host
+        except (TypeError, ValueError, RuntimeError):  # ragged lists, and tensors whose data cannot be read on the host
             array = np.asarray(None)
     if array.ndim != 1 or not array.size or array.dtype.kind not in "iu":
         raise TypeError(
@@ -186,18 +187,18 @@ def given_timesteps(steps: Any, total: int) -> np.ndarray:
         )
     if not 0 <= array.min() <= array.max() < total:
         wrong = array.min() if array.min() < 0 else array.max()
-        raise ValueError(f"steps has timestep {wrong}; training timesteps are from 0 to {total - 1}")
+        raise ValueError(f"steps has timestep {wrong}, but timesteps should be from 0 to {total - 1}")
     array = array.astype(np.int64)
     if (rises := np.flatnonzero(np.diff(array) >= 0)).size:
         before, after = array[rises[0] : rises[0] + 2]
-        raise ValueError(f"steps has timestep {after} after {before}; timesteps should descend, without repeats")
+        raise ValueError(f"steps has timestep {after} after {before}, but timesteps should descend without repeats")
     return array
 
 
 def _sections(counts: tuple[int, ...], total: int) -> np.ndarray:
-    """Returns descending timesteps with `counts` entries in equal sections, evenly spaced from end to end of a section.
+    """Returns descending timesteps. Each of the equal sections has `counts` timesteps, evenly spaced from end to end.
 
-    If the sections cannot have equal lengths, the first ones are longer by one timestep.
+    If the sections cannot have equal lengths, the first ones have one more timestep.
     """
     size, longer = divmod(total, len(counts))
     timesteps, start = [], 0
@@ -205,8 +206,8 @@ def _sections(counts: tuple[int, ...], total: int) -> np.ndarray:
         length = size + (i < longer)
         if length < count:
             raise ValueError(
-                f"a section of {length} of the {total} training timesteps cannot hold {count}; give a list of"
-                " timesteps or a number of steps"
+                f"a section has only {length} of the {total} training timesteps, but the named list needs {count} of"
+                " them; give a list of timesteps or a number of steps"
             )
         # The sum of strides decides how halves are rounded, as in the original code.
         strides = np.full(count - 1, (length - 1) / max(count - 1, 1))

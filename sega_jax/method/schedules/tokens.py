@@ -1,4 +1,4 @@
-"""The schedule of Paella's sampler, which draws tokens and resets some of them to noise."""
+"""The schedule of Paella's sampler, which draws tokens and resets some positions to noise."""
 
 import numpy as np
 
@@ -12,9 +12,10 @@ def renoising(steps: int, *, renoise_steps: int | None = None, temperature: tupl
 
     Args:
         steps: The number of steps, each of which is one model call.
-        renoise_steps: The number of steps that renoise positions, from the first one on; None means all except the
+        renoise_steps: The number of steps, counted from the first, that renoise positions; None means all except the
             last.
-        temperature: The temperatures of the first and last step, both positive; those between are evenly spaced.
+        temperature: The temperatures of the first and the last step, both positive. The temperatures between them are
+            evenly spaced.
 
     Raises:
         ValueError: `steps` is below 1, `renoise_steps` is not from 0 to `steps`, or `temperature` is not two positive

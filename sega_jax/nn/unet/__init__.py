@@ -1,4 +1,4 @@
-"""The conditional UNets of diffusers' `UNet2DConditionModel`: Stable Diffusion 1.x and 2.x, Stable Diffusion XL, the x4
+"""The networks of diffusers' class `UNet2DConditionModel`: Stable Diffusion 1.x and 2.x, Stable Diffusion XL, the x4
 upscaler, and DeepFloyd-IF, which works on pixels."""
 
 from sega_jax.nn.unet.config import UNetConfig

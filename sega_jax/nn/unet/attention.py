@@ -1,6 +1,7 @@
-"""The attention of a UNet to its own positions and to the text, in transformers or in one joint attention.
+"""The UNet's attention to its own positions and to the text, in transformer blocks or as joint attention.
 
-The `project` methods turn the text's states [batch, tokens, channels] into the keys and values that `__call__` takes.
+The `project` methods turn the text encoder's hidden states [batch, tokens, channels] into the keys and values that
+`__call__` takes.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ Pair = tuple[jax.Array, jax.Array]
 
 
 class GEGLU(nnx.Module):
-    """value * gelu(gate), where the value is the first half of the projection (Shazeer 2020)."""
+    """value * gelu(gate), where the value is the first half of the projection and the gate the second (Shazeer
+    2020)."""
 
     def __init__(self, channels: int, hidden: int):
         self.proj = Linear(channels, 2 * hidden)
@@ -31,7 +33,7 @@ class FeedForward(nnx.Module):
     """A GEGLU and a linear layer."""
 
     def __init__(self, channels: int):
-        # None stands for the dropout of torch's list, which has no parameters.
+        # None stands for the dropout in torch's list, which has no parameters.
         self.net: nnx.List[Any] = nnx.List([GEGLU(channels, 4 * channels), None, Linear(4 * channels, channels)])
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -39,9 +41,10 @@ class FeedForward(nnx.Module):
 
 
 class TransformerBlock(nnx.Module):
-    """Self-attention, attention to the text and a feed-forward layer, each pre-normalised and with a residual.
+    """Self-attention, attention to the text and a feed-forward layer, each pre-normalised and with a residual
+    connection.
 
-    With `only_cross`, the first attention is to the text, too.
+    With `only_cross`, the self-attention is replaced by a second attention to the text.
     """
 
     def __init__(self, channels: int, context: int, heads: int, implementation: str, *, only_cross: bool = False):
@@ -71,7 +74,7 @@ class Transformer(nnx.Module):
 
     def __init__(self, c: UNetConfig, level: int, layers: int, implementation: str, *, only_cross: bool = False):
         channels = c.block_out_channels[level]
-        # SD 1.x projects with 1x1 convolutions and 2.x with linear layers, which differ only in their shapes in files.
+        # SD 1.x projects with 1x1 convolutions and SD 2.x with linear layers; only their shapes in files differ.
         project = Linear if c.use_linear_projection else lambda i, o: Conv(i, o, 1)
         self.norm = GroupNorm(c.norm_num_groups, channels, 1e-6)
         self.proj_in = project(channels, channels)
@@ -103,8 +106,8 @@ class Transformer(nnx.Module):
 class AddedAttention(nnx.Module):
     """Joint attention of the positions of a picture [batch, height, width, channels] to the text and to each other.
 
-    It has a residual (Nichol et al. 2022). As in DeepFloyd-IF, the text's states are normalised over channels and
-    tokens, including padding.
+    It has a residual connection (Nichol et al. 2022). As in DeepFloyd-IF, the text encoder's hidden states are
+    normalised over channels and tokens, including padding.
     """
 
     def __init__(self, c: UNetConfig, level: int, implementation: str):

@@ -1,6 +1,6 @@
 """The levels of a UNet: resnets, attention in some levels, and resampling to the next level.
 
-`text` has one entry for each module of `attentions`: the result of its `project`.
+The argument `text` has one entry for each module in `attentions`: the result of its `project`.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,10 +16,11 @@ from sega_jax.nn.unet.config import UNetConfig
 
 
 class ScaledResnetBlock(ResnetBlock):
-    """A resnet with adaptive group normalisation (Dhariwal & Nichol 2021): the time scales and shifts its second norm.
+    """A resnet with adaptive group normalisation (Dhariwal & Nichol 2021): the time embedding scales and shifts the
+    result of the second norm.
 
-    Its output is divided by `divisor`. `resample` is applied to the shortcut and between the first activation and its
-    convolution.
+    Its output is divided by `divisor`. `resample` is applied to the shortcut, and between the first activation and the
+    first convolution.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class ScaledResnetBlock(ResnetBlock):
 
 
 class DownBlock(nnx.Module):
-    """A level on the way down, which also returns its states for skip connections."""
+    """A level on the way down, which also returns the activations for the skip connections."""
 
     def __init__(self, c: UNetConfig, level: int, embedding: int, implementation: str):
         outputs = c.block_out_channels[level]
@@ -99,7 +100,8 @@ class MidBlock(nnx.Module):
 
 
 class UpBlock(nnx.Module):
-    """A level on the way up. `step` counts from the deepest level, and all settings are those of the restored level."""
+    """A level on the way up. `step` counts from the deepest level. All settings are those of the level on the way down
+    with the same size."""
 
     def __init__(self, c: UNetConfig, step: int, embedding: int, implementation: str):
         count = len(c.block_out_channels)
@@ -130,7 +132,7 @@ class UpBlock(nnx.Module):
             if self.attentions:
                 x = self.attentions[i](x, text[i])
         for up in self.upsamplers:
-            # If downsampling rounded an odd size up, the doubled picture is too large by one row or column.
+            # If downsampling rounded an odd size up, the doubled size is too large by one row or column.
             x = up(x, embedding) if isinstance(up, ResnetBlock) else up(x, skips[-1].shape[1:3])
         return x
 

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 from sega_jax.nn.config import build
 from sega_jax.nn.layers import ACTIVATIONS
 
-# The groups of the norm over the text's states in joint attention; diffusers has no option for them.
+# The number of groups in the norm over the text encoder's hidden states in joint attention; diffusers has no option for
+# it.
 TEXT_GROUPS = 32
 
 
 class _Family(NamedTuple):
-    """A family of UNets: the names of its blocks, and the supported values of options that are fixed."""
+    """A family of UNets: the names of its blocks, and options that have a fixed value in this family."""
 
     down: tuple[str, ...]
     up: tuple[str, ...]
@@ -20,9 +21,9 @@ class _Family(NamedTuple):
 
 
 _CROSS, _SIMPLE = "UNetMidBlock2DCrossAttn", "UNetMidBlock2DSimpleCrossAttn"
-# Further mid blocks of Stable Diffusion's family: some smaller models have one resnet there, or no block ("").
+# Other mid blocks in Stable Diffusion's family. Some smaller models have one resnet there, or no block ("").
 _RESNET, _NOTHING = "UNetMidBlock2D", ""
-# The families of Stable Diffusion and DeepFloyd-IF, by their mid block.
+# {mid block: family} for Stable Diffusion and DeepFloyd-IF.
 _FAMILIES = {
     _CROSS: _Family(
         ("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -56,7 +57,7 @@ _FAMILIES = {
         },
     ),
 }
-# The supported values of options that would otherwise change the network.
+# {option: supported values} for options that change the network in ways that this module does not support.
 _FIXED = {
     "center_input_sample": (False,),
     "mid_block_type": (_CROSS, _SIMPLE, _RESNET, None),
@@ -71,7 +72,7 @@ _FIXED = {
     "class_embeddings_concat": (False,),
     "mid_block_only_cross_attention": (None, False),
 }
-# Options without effect: dropout is for training, the softmax of attention is always float32, the two options of Flax
+# Options without effect. Dropout is only for training, the softmax of attention is always float32, the two Flax options
 # choose how attention is computed, and the others belong to unsupported options.
 _IGNORED = (
     "dropout",
@@ -83,10 +84,10 @@ _IGNORED = (
 
 
 def _is_of_old_default(config: Mapping[str, Any]) -> bool:
-    """Tells whether a config from before diffusers 0.9 has a sample_size below 64.
+    """Returns whether a config is older than diffusers 0.9 and has a sample_size below 64.
 
-    The default was 32 then, although the pictures of Stable Diffusion 1 have 512 pixels a side. The pipelines of
-    diffusers replace such a value by 64, too.
+    The default was 32 then, although Stable Diffusion 1 generates pictures of 512 x 512 pixels (64 x 64 latents).
+    diffusers' pipelines also replace such a value with 64.
     """
     version, size = config.get("_diffusers_version"), config.get("sample_size")
     old = isinstance(version, str) and re.match(r"0\.[0-8]\.", version)
@@ -97,9 +98,9 @@ class UNetConfig(NamedTuple):
     """The fields of `unet/config.json` that shape the network, with diffusers' defaults.
 
     Where diffusers allows it, a number may also be a tuple with one entry for each level. 0 and "" stand for None.
-    Despite its name, `attention_head_dim` is the number of heads; in DeepFloyd-IF it is the width of a head.
-    An entry of `transformer_layers_per_block` may be a tuple with one entry for each transformer on the way down. Then
-    `reverse_transformer_layers_per_block` has the entries for the way up, from the deepest level on.
+    Despite its name, `attention_head_dim` is the number of heads. Only in DeepFloyd-IF is it the width of a head.
+    An entry of `transformer_layers_per_block` may be a tuple with one entry for each transformer on the way down. In
+    this case, `reverse_transformer_layers_per_block` has the entries for the way up, starting at the deepest level.
     """
 
     sample_size: int | tuple[int, int] = 64
@@ -148,7 +149,7 @@ class UNetConfig(NamedTuple):
         choices = {"down_block_types": family.down, "up_block_types": family.up}
         choices |= {"act_fn": tuple(ACTIVATIONS), "time_embedding_act_fn": tuple(ACTIVATIONS)}
         if simple:
-            # The defaults of these options in diffusers are those of Stable Diffusion.
+            # In diffusers, these options default to Stable Diffusion's values.
             config = {"resnet_time_scale_shift": None, "cross_attention_norm": None} | dict(config)
         if _is_of_old_default(config):
             config = dict(config) | {"sample_size": 64}
@@ -165,13 +166,13 @@ class UNetConfig(NamedTuple):
         if self.has_size_conditioning and self.pooled_dim <= 0:
             raise ValueError(
                 "UNet config: projection_class_embeddings_input_dim="
-                f"{self.projection_class_embeddings_input_dim} should be the channels of the pooled text plus six times"
-                f" addition_time_embed_dim={self.addition_time_embed_dim}"
+                f"{self.projection_class_embeddings_input_dim} should be the number of pooled text channels plus six"
+                f" times addition_time_embed_dim={self.addition_time_embed_dim}"
             )
         return self
 
     def fixed(self) -> dict[str, Any]:
-        """Returns the options of diffusers' config.json that have a single supported value and are not fields."""
+        """Returns the options of diffusers' config.json that are not fields and have only one supported value."""
         family = _FAMILIES[_SIMPLE if self.mid_block_type == _SIMPLE else _CROSS]
         fixed = {name: values[0] for name, values in family.fixed.items() if len(values) == 1}
         if self.adds_keys and self.encoder_hid_dim:
@@ -183,7 +184,8 @@ class UNetConfig(NamedTuple):
         for name in ("down_block_types", "up_block_types"):
             if len(getattr(self, name)) != count:
                 raise ValueError(
-                    f"UNet config: {name} has {len(getattr(self, name))} entries for {count} block_out_channels"
+                    f"UNet config: {name} has {len(getattr(self, name))} entries, but should have {count}, according"
+                    " to block_out_channels"
                 )
         for level, channels in enumerate(self.block_out_channels):
             if channels % self.norm_num_groups:
@@ -200,8 +202,8 @@ class UNetConfig(NamedTuple):
         lists = isinstance(nested, tuple) and any(isinstance(one, tuple) for one in nested)
         if lists and not self.reverse_transformer_layers_per_block:
             raise ValueError(
-                "UNet config: transformer_layers_per_block has nested lists, but"
-                " reverse_transformer_layers_per_block, for the way up, is missing"
+                "UNet config: transformer_layers_per_block has nested lists, so reverse_transformer_layers_per_block"
+                " (for the way up) is required, but it is missing"
             )
         count = len(self.block_out_channels)
         for level in range(count):
@@ -211,13 +213,13 @@ class UNetConfig(NamedTuple):
                 if "CrossAttn" in kinds and len(entries) != layers + up:
                     name = "reverse_transformer_layers_per_block" if up else "transformer_layers_per_block"
                     raise ValueError(
-                        f"UNet config: {name} has {len(entries)} entries for the {layers + up} transformers of a level"
+                        f"UNet config: {name} has {len(entries)} entries, but a level has {layers + up} transformers"
                     )
         if self.mid_block_type in (_RESNET, _NOTHING) and not any(
             "CrossAttn" in kind for kind in (*self.down_block_types, *self.up_block_types)
         ):
             raise ValueError(
-                "UNet config: no block attends to the text; down_block_types should have CrossAttnDownBlock2D"
+                "UNet config: no block attends to the text; down_block_types should include CrossAttnDownBlock2D"
             )
 
     def transformer_layers(self, level: int, *, up: bool = False) -> tuple[int, ...]:
@@ -227,8 +229,8 @@ class UNetConfig(NamedTuple):
         if up and reverse:
             if len(reverse) != len(self.block_out_channels):
                 raise ValueError(
-                    f"UNet config: reverse_transformer_layers_per_block has {len(reverse)} entries for"
-                    f" {len(self.block_out_channels)} block_out_channels"
+                    f"UNet config: reverse_transformer_layers_per_block has {len(reverse)} entries, but"
+                    f" block_out_channels has {len(self.block_out_channels)}; they should have one entry for each level"
                 )
             layers: Any = reverse[~level]
         else:
@@ -242,27 +244,31 @@ class UNetConfig(NamedTuple):
         return layers[0] if isinstance(layers, tuple) else layers
 
     def _attends(self, level: int) -> bool:
-        """Tells whether to check the heads of a level; Stable Diffusion's family is checked on all levels."""
+        """Returns whether to check the heads of a level. In Stable Diffusion's family, all levels are checked."""
         last = level == len(self.block_out_channels) - 1
         return not self.adds_keys or last or "Attn" in self.down_block_types[level] + self.up_block_types[~level]
 
     def _check_text(self) -> None:
         for name in ("attention_head_dim", "cross_attention_dim"):
             if isinstance(getattr(self, name), tuple):
-                raise ValueError(f"UNet config: {name}={getattr(self, name)} is not supported, only one number")
+                raise ValueError(
+                    f"UNet config: {name}={getattr(self, name)} is not supported; it should be one number for all"
+                    " levels"
+                )
         if self.level("cross_attention_dim", 0) % TEXT_GROUPS:
             raise ValueError(
                 f"UNet config: cross_attention_dim {self.cross_attention_dim} cannot be split into {TEXT_GROUPS} groups"
             )
         if self.addition_embed_type and self.text_dim % self.addition_embed_type_num_heads:
             raise ValueError(
-                f"UNet config: {self.text_dim} channels of the text cannot be split into"
+                f"UNet config: {self.text_dim} text channels cannot be split into"
                 f" {self.addition_embed_type_num_heads} heads (addition_embed_type_num_heads)"
             )
 
     @property
     def adds_keys(self) -> bool:
-        """Whether it belongs to DeepFloyd-IF's family, whose attention joins the keys of the text and the picture."""
+        """Whether the network belongs to DeepFloyd-IF's family, whose attention joins the keys of the text and the
+        picture."""
         return self.mid_block_type == _SIMPLE
 
     @property
@@ -272,26 +278,28 @@ class UNetConfig(NamedTuple):
 
     @property
     def has_size_conditioning(self) -> bool:
-        """Whether it has the conditioning of Stable Diffusion XL, a pooled text and sizes."""
+        """Whether the network has Stable Diffusion XL's conditioning: a pooled text embedding and sizes."""
         return self.addition_embed_type == "text_time"
 
     @property
     def pooled_dim(self) -> int:
-        """The channels of the pooled text, which is concatenated with the embeddings of six sizes."""
+        """The number of channels of the pooled text embedding, which is concatenated with the embeddings of six
+        sizes."""
         return self.projection_class_embeddings_input_dim - 6 * self.addition_time_embed_dim
 
     @property
     def text_dim(self) -> int:
-        """The channels of the text's states, if they are the same for all levels."""
+        """The number of channels of the text encoder's hidden states, if it is the same for all levels."""
         return self.encoder_hid_dim or self.level("cross_attention_dim", 0)
 
     def level(self, name: str, level: int) -> int:
-        """Returns the value of a field for a level; the field is one value for all levels or has one entry for each."""
+        """Returns a field's value at a level. The field has one value for all levels, or one entry for each level."""
         value = getattr(self, name)
         if not isinstance(value, tuple):
             return value
         if len(value) != len(self.block_out_channels):
             raise ValueError(
-                f"UNet config: {name} has {len(value)} entries for {len(self.block_out_channels)} block_out_channels"
+                f"UNet config: {name} has {len(value)} entries, but block_out_channels has"
+                f" {len(self.block_out_channels)}; they should have one entry for each level"
             )
         return value[level]

@@ -1,4 +1,4 @@
-"""The embeddings of the timestep, the guidance scale and the pooled text: one vector for each picture."""
+"""The embeddings of the timestep, the guidance scale and the pooled text. Each is one vector for each picture."""
 
 import math
 
@@ -14,8 +14,8 @@ from sega_jax.nn.layers import ACTIVATIONS, LayerNorm, Linear, attend, parameter
 def sinusoid(timestep: jax.Array, channels: int, *, flip: bool, shift: int) -> jax.Array:
     """Returns the embedding [batch, channels] of timesteps [batch] (Vaswani et al. 2017; Ho et al. 2020).
 
-    The order is [cos, sin] with `flip`, else [sin, cos]. Frequencies are rounded as in torch, because at t = 999 a
-    difference in the last digit changes the phase by 6e-5.
+    The order is [cos, sin] with `flip`, otherwise [sin, cos]. Frequencies are rounded as in torch, because a difference
+    in their last digit changes the phase by 6e-5 at t = 999.
     """
     dtype = at_least_float32(timestep.dtype)
     half = channels // 2
@@ -29,8 +29,8 @@ def sinusoid(timestep: jax.Array, channels: int, *, flip: bool, shift: int) -> j
 def guidance_embedding(scale: np.ndarray, channels: int) -> np.ndarray:
     """Returns the embedding [batch, channels] of guidance scales s [batch], float32 or wider.
 
-    It is the input of networks distilled from classifier-free guidance (Meng et al. 2023; Luo et al. 2023), and embeds
-    1000 w with w = s - 1. The order is [sin, cos], and frequencies are rounded as in torch; see `sinusoid`.
+    Networks distilled from classifier-free guidance take it as an input (Meng et al. 2023; Luo et al. 2023). It embeds
+    1000 w, where w = s - 1. The order is [sin, cos], and frequencies are rounded as in torch; see `sinusoid`.
     """
     dtype, half = scale.dtype, channels // 2
     exponent = np.arange(half, dtype=dtype) * -(np.log(np.array(10000, dtype)) / np.array(half - 1, dtype))
@@ -42,7 +42,7 @@ def guidance_embedding(scale: np.ndarray, channels: int) -> np.ndarray:
 class TimestepEmbedding(nnx.Module):
     """Two linear layers, [batch, inputs] -> [batch, outputs].
 
-    With `condition`, another embedding with that many channels is projected and added to the input.
+    With `condition`, a second embedding with `condition` channels is projected and added to the input.
     """
 
     def __init__(self, inputs: int, outputs: int, activation: str, condition: int = 0):
@@ -61,8 +61,8 @@ class TimestepEmbedding(nnx.Module):
 class AttentionPooling(nnx.Module):
     """Attention pooling, [batch, tokens, channels] -> [batch, channels].
 
-    The query is the mean of the tokens plus a learned position, and it attends to itself and the tokens (DeepFloyd-IF,
-    after CLIP's ResNets, Radford et al. 2021, without an output projection).
+    The query is the mean of the tokens plus a learned position embedding. It attends to itself and to the tokens.
+    DeepFloyd-IF took this layer from CLIP's ResNets (Radford et al. 2021) and left out the output projection.
     """
 
     def __init__(self, channels: int, heads: int):
@@ -79,7 +79,8 @@ class AttentionPooling(nnx.Module):
 
 
 class TextTimeEmbedding(nnx.Module):
-    """Pools the text's states [batch, tokens, channels] into a vector that is added to the timestep's embedding."""
+    """Pools the text encoder's hidden states [batch, tokens, channels] into a vector, which is added to the timestep's
+    embedding."""
 
     def __init__(self, inputs: int, outputs: int, heads: int):
         self.norm1 = LayerNorm(inputs)

@@ -15,16 +15,16 @@ from sega_jax.nn.unet.embedding import TextTimeEmbedding, TimestepEmbedding, sin
 class Context(NamedTuple):
     """The conditioning of Stable Diffusion XL's UNet."""
 
-    states: jax.Array  # the text's states, [batch, tokens, cross_attention_dim]
+    states: jax.Array  # the text encoders' hidden states, [batch, tokens, cross_attention_dim]
     pooled: jax.Array  # the text's pooled embedding, [batch, channels]
     sizes: jax.Array  # float [batch, 6] in pixels: original height, width; top, left of the crop; target height, width
 
 
 class Projected(NamedTuple):
-    """The projection of a context by a UNet, which all timesteps and all x share."""
+    """A context as projected by a UNet, shared by all timesteps and all x."""
 
     pooled: jax.Array | None  # [batch, embedding], added to the timestep's embedding; None if there is none
-    attended: list[list[Any]]  # the keys and values for the attentions of each block
+    attended: list[list[Any]]  # for each block, the keys and values of its attention modules
 
 
 class UNet2DConditionModel(nnx.Module):
@@ -37,7 +37,7 @@ class UNet2DConditionModel(nnx.Module):
         timestep: [batch], kept in float32 or wider.
         context: [batch, tokens, cross_attention_dim], or its projection by `project`. For DeepFloyd-IF it is
             [batch, tokens, encoder_hid_dim], for Stable Diffusion XL a `Context`.
-        class_labels: [batch], for upscalers only: the noise level of the low-resolution picture among the channels of
+        class_labels: [batch], for upscalers only: the noise level of the low-resolution picture in the channels of
             x, an integer below `num_class_embeds`, or any number for DeepFloyd-IF.
         guidance: [batch, time_cond_proj_dim], for UNets with this option only: `guidance_embedding` of the guidance
             scale.
@@ -68,7 +68,7 @@ class UNet2DConditionModel(nnx.Module):
         return name
 
     def project(self, context: jax.Array | Context) -> Projected:
-        """Projects the text for all attentions, once for all calls that share it."""
+        """Projects the text for all attention modules. All calls with the same text can share the result."""
         dtype = self.conv_in.kernel[...].dtype
         pooled: jax.Array | None = None
         if self.config.has_size_conditioning:
@@ -107,7 +107,8 @@ class UNet2DConditionModel(nnx.Module):
             x = self.mid_block(x, embedding, next(texts))
         for up_block in self.up_blocks:
             x = up_block(x, embedding, next(texts), skips)
-        # Guidance takes differences of predictions. In half precision, only a few values of a difference would remain.
+        # Guidance subtracts predictions from each other. In half precision, few significant digits of a difference
+        # would remain.
         return self.conv_out.widened(ACTIVATIONS[self.config.act_fn](self.conv_norm_out(x)))
 
     def _embed(
@@ -117,14 +118,16 @@ class UNet2DConditionModel(nnx.Module):
         class_labels: jax.Array | None,
         guidance: jax.Array | None,
     ) -> jax.Array:
-        """Returns the input of all resnets, [batch, embedding]."""
+        """Returns the embedding that all resnets take, [batch, embedding]."""
         c = self.config
         if class_labels is None and self.class_embedding is not None:
-            raise ValueError("class_labels are missing; this UNet needs the noise level of the low-resolution picture")
+            raise ValueError(
+                "this UNet needs class_labels, the noise level of the low-resolution picture, but none were given"
+            )
         if class_labels is not None and self.class_embedding is None:
             raise ValueError("this UNet takes no class_labels; leave them out")
         if (guidance is None) != (not c.time_cond_proj_dim):
-            raise ValueError("guidance is required by UNets with time_cond_proj_dim, and only they take it")
+            raise ValueError("UNets with time_cond_proj_dim require `guidance`, and other UNets do not accept it")
 
         embedding = self.time_embedding(self._wave(timestep), guidance)
         if self.class_embedding is not None:

@@ -1,4 +1,5 @@
-"""Axes: the values that a setting takes from point to point. Ranges and draws are computed on access."""
+"""Axes: the values of a setting that varies from point to point. Ranges and draws are computed when they are
+accessed."""
 
 import dataclasses
 import glob
@@ -13,7 +14,7 @@ from sega_jax.sweep.description.fields import check_known, check_setting
 from sega_jax.text.files import absolute_path
 
 Values = Sequence[Any]
-# The most values of a range. A sweep has far fewer points (`sega_jax.sweep.description.sweep_file.MOST`).
+# The maximum number of values in a range. A sweep has far fewer points (`sega_jax.sweep.description.sweep_file.MOST`).
 _MOST = 2**31
 
 
@@ -44,16 +45,17 @@ class Uniform(NamedTuple):
     high: float
 
     def at(self, fraction: float) -> float:
-        """Returns the value at a fraction of the interval, given in [0, 1)."""
+        """Returns the value at a fraction in [0, 1) of the interval."""
         if isinstance(self.low, int) and isinstance(self.high, int):
             return self.low + int(fraction * (self.high - self.low + 1))
         return self.low + fraction * (self.high - self.low)
 
 
 class Block(NamedTuple):
-    """Axes that vary together: point i has the i-th value of each axis. In a sample, it has the i-th draw instead."""
+    """Axes that vary together: point i has the i-th value of each axis, or, in a sample, the i-th draw from each
+    axis."""
 
-    axes: Mapping[str, Any]  # by setting: `Values`, or in a sample also `Uniform`
+    axes: Mapping[str, Any]  # {setting: `Values`}, in a sample also {setting: `Uniform`}
     length: int
     key: int | None = None  # the seed of a sample's draws; None for axes that are not sampled
 
@@ -64,8 +66,8 @@ class Block(NamedTuple):
         return {key: self._drawn(key, values, i) for key, values in self.axes.items()}
 
     def _drawn(self, key: str, values: Values | Uniform, i: int) -> Any:
-        # As in JAX's key-based generators, each draw hashes its own counter. So adding draws or axes changes no other
-        # draw, and the draws do not depend on a library's version.
+        # As in JAX's key-based generators, each draw hashes its own counter. Adding draws or axes therefore does not
+        # change other draws, and the draws do not depend on a library's version.
         digest = hashlib.sha256(f"{self.key}/{key}/{i}".encode()).digest()
         fraction = (int.from_bytes(digest[:8]) >> 11) / 2**53
         return values.at(fraction) if isinstance(values, Uniform) else values[int(fraction * len(values))]
@@ -78,14 +80,14 @@ def read(key: str, value: Any, edits: Mapping[str, Any], folder: Path, where: st
         key: the setting, such as "seed" or "glasses.scale".
         value: a list; {"from", "count", "step"} for equally spaced numbers; {"file"} for the lines of a text file;
             {"glob"} for the files that match a pattern; or, in a sample, {"low", "high"}.
-        edits: the sweep's edits by name.
+        edits: the sweep's edits, {name: edit}.
         folder: the folder that relative paths start from.
         where: the part of the sweep, for error messages.
         draws: whether the axis belongs to a sample.
 
     Raises:
-        TypeError, ValueError, FileNotFoundError: the value has none of these forms or is empty, or the setting does
-            not accept one of the values.
+        TypeError, ValueError, FileNotFoundError: the axis has none of these forms or is empty, or the setting does not
+            accept one of its values.
     """
     name = f"{where}: {key}"
     check_known(key, edits, where)
@@ -95,7 +97,9 @@ def read(key: str, value: Any, edits: Mapping[str, Any], folder: Path, where: st
         values = value
     else:
         check_setting(key, value, edits, where, folder)
-        raise TypeError(f"{name}={brief(value)} should be a list of values; to give all points one value, use [call]")
+        raise TypeError(
+            f"{name}={brief(value)} should be a list of values; to use the same value for all points, put it in [call]"
+        )
     if isinstance(values, Uniform):
         for end in values:
             check_setting(key, end, edits, where, folder)
@@ -129,7 +133,9 @@ def _described(name: str, value: Mapping[str, Any], folder: Path, draws: bool) -
             return range(start, start + step * count, step)
         return Progression(start, step, count)
     forms = "{from, count, step}, {file}, {glob}" + (", {low, high}" if draws else "")
-    raise ValueError(f"{name} has {', '.join(map(repr, value)) or 'no keys'}; an axis should be a list or {forms}")
+    raise ValueError(
+        f"{name} has {', '.join(map(repr, value)) or 'no keys'}, but an axis should be a list or one of {forms}"
+    )
 
 
 def _real(name: str, value: Any) -> float:

@@ -1,4 +1,5 @@
-"""Facts that a plan needs about a sweep's checkpoint, or about each stage of a cascade, without its weights."""
+"""The facts that planning needs about a sweep's checkpoint, or about each stage of a cascade. They do not need the
+weights."""
 
 import dataclasses
 import json
@@ -26,16 +27,16 @@ from sega_jax.text.files import CheckpointError
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """The facts about a checkpoint that planning needs, without its weights. All of them are JSON-compatible.
+    """The facts about a checkpoint that planning needs, read without its weights. All of them are JSON-compatible.
 
     Attributes:
         model: arguments of `sega_jax.load`, with the folder's absolute path, or the commit on the hub.
         system: the name of the family.
         scheduler: the scheduler's config; None for a family that has its own schedule.
         sizes: the sizes of pictures that the model can make.
-        negative: the text that a missing negative prompt stands for; None if no text is equivalent.
+        negative: the text that is equivalent to a missing negative prompt; None if there is no such text.
         stage: the name of a cascade's stage; None for a single model.
-        earlier: the facts of the stage before, whose pictures this stage enlarges; None for the first stage.
+        earlier: the facts of the previous stage, whose pictures this stage enlarges; None for the first stage.
 
     Example:
         >>> from sega_jax import sweep
@@ -56,7 +57,7 @@ class Facts:
     def of(cls, sweep: Sweep) -> "Facts":
         """Returns the facts of a sweep's model; for a cascade, the facts of its last stage.
 
-        Downloads the files of a model on the hub if they are missing.
+        Downloads missing files if the model is on the hub.
 
         Raises:
             FileNotFoundError, CheckpointError: as for `sega_jax.load`; or the cascade has no such stage.
@@ -68,7 +69,7 @@ class Facts:
         if not later:
             _check_stages(sweep, [])
             return cls._of(model)
-        # Check all stages by their model_index.json before downloading weights, which may take hours.
+        # Check the model_index.json of all stages before downloading weights, which may take hours.
         first = _source(model).system
         systems = _later_systems(first, later)
         _check_stages(sweep, [FIRST, *systems])
@@ -102,7 +103,7 @@ class Facts:
 
     @property
     def chain(self) -> "list[Facts]":
-        """The facts of all stages up to this one, the first stage first."""
+        """The facts of all stages up to this one, starting with the first stage."""
         return [*(self.earlier.chain if self.earlier is not None else []), self]
 
     @property
@@ -112,7 +113,7 @@ class Facts:
 
     @property
     def prefix(self) -> str:
-        """The prefix of this stage's settings: empty for the first stage, else such as "stage2."."""
+        """The prefix of this stage's settings, such as "stage2."; empty for the first stage."""
         return "" if self.earlier is None else f"{self.stage}."
 
     @property
@@ -142,7 +143,7 @@ class Facts:
         return _calls(self, self.declaration, point.scheduler, point.outline)
 
     def static(self, point: Any) -> Any:
-        """Returns the family's static choices for a picture, which are compiled into its program."""
+        """Returns the family's static settings for a picture, which are compiled into its program."""
         return _static(self, self.declaration, point.scheduler, point.outline)
 
     @cached_property
@@ -167,7 +168,8 @@ def _check_stages(sweep: Sweep, existing: list[str | None]) -> None:
     keys |= {stage: "edited" for one in guided for stage in one}
     if not existing and "edited" in (*sweep.call, *sweep.axes):
         raise ValueError(
-            "'edited' lists the stages of a cascade that the edits guide, but this sweep has a single model; remove it"
+            "'edited' is only for cascades, where it lists the stages that the edits guide, but this sweep has a"
+            " single model; remove 'edited'"
         )
     for stage, key in keys.items():
         if stage and stage not in existing:
@@ -182,7 +184,9 @@ def _later_systems(first: System, later: Mapping[str, Mapping[str, Any]]) -> dic
     """
     for name in later:
         if name not in first.stages:
-            raise CheckpointError(f"model: {first.title} starts no cascade with a stage {name}; remove {name}")
+            raise CheckpointError(
+                f"model: {first.title} is not the first stage of a cascade with {name}; remove {name}"
+            )
     order = list(first.stages)
     for i, name in enumerate(order[: max(map(order.index, later)) + 1]):
         if name not in later:
@@ -191,17 +195,20 @@ def _later_systems(first: System, later: Mapping[str, Mapping[str, Any]]) -> dic
         source, expected = _source(later[name]), first.stages[name]
         if source.system is not expected:
             checkpoint = str(source.name)
-            raise CheckpointError(f"model: {name}={checkpoint!r} is {source.system.title}, not {expected.title}")
+            raise CheckpointError(
+                f"model: {name}={checkpoint!r} is a checkpoint of {source.system.title}; give a checkpoint of"
+                f" {expected.title}"
+            )
     return {name: system for name, system in first.stages.items() if name in later}
 
 
 @lru_cache
 def changes_text(facts: Facts, adapters: tuple[tuple[str, Pairs], ...], files: tuple[tuple[str, str], ...]) -> bool:
-    """Tells whether LoRAs change a checkpoint's text encoders.
+    """Returns whether LoRAs change a checkpoint's text encoders.
 
     Args:
-        adapters: pairs of a file and its value, by kind ("lora", "textual_inversion").
-        files: the SHA-256 of the files by path, part of the cache's key, so that a changed file is read again.
+        adapters: (kind, (file, value) pairs) for each kind of adapter ("lora", "textual_inversion").
+        files: (path, SHA-256) of each file. They are part of the cache's key, so a changed file is read again.
 
     Raises:
         CheckpointError: a file does not fit the checkpoint.
@@ -230,7 +237,7 @@ class Readers(NamedTuple):
     """The parts of a checkpoint that encode text."""
 
     type: type  # the class of the encoded text
-    networks: Mapping[str, Any]  # the text encoders by the names of their folders
+    networks: Mapping[str, Any]  # {folder: text encoder}
     tokenizer: Any
 
 
@@ -269,7 +276,7 @@ _PICTURE = np.zeros((1, 1, 3), np.uint8)
 
 @lru_cache
 def _call(call: Any, settings: tuple[tuple[str, Any], ...]) -> Any:
-    """Returns a call with these settings, an empty prompt, and `_PICTURE` in place of every picture."""
+    """Returns a call with these settings, an empty prompt, and `_PICTURE` for every picture."""
     pictures = pictures_of(call)
     return call("", **{name: _PICTURE if name in pictures and value else value for name, value in settings})
 
@@ -292,10 +299,10 @@ def _static(facts: Facts, call: Any, name: str | None, shared: tuple[tuple[str, 
 
 @lru_cache
 def check_together(facts: Facts, declaration: Any, name: str | None, settings: tuple[tuple[str, Any], ...]) -> None:
-    """Checks that the settings of a call go together; prompts and seed play no part.
+    """Checks that the settings of a call are compatible with each other. Prompts and seed are not checked.
 
     Raises:
-        ValueError: they do not.
+        ValueError: two settings are not compatible.
     """
 
     def refuse(message: str) -> None:

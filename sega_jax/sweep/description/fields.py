@@ -19,8 +19,8 @@ from sega_jax.systems.call import Call
 from sega_jax.systems.registry import systems
 from sega_jax.text.files import absolute_path
 
-# Settings that are not arguments of a call: the scheduler, the active edits, in a cascade the stages that the edits
-# guide ("edited"), and the adapters.
+# Settings that are not arguments of a call: the scheduler, the active edits, the adapters, and, in a cascade, the
+# stages that the edits guide ("edited").
 OTHERS = ("scheduler", "edits", "edited", *ADAPTERS)
 
 
@@ -35,7 +35,7 @@ def edit_settings() -> Mapping[str, Argument]:
 
 
 def adapter_kinds() -> dict[str, Files]:
-    """Returns the kinds of adapter files (LoRAs and textual inversions) by the names of their settings."""
+    """Returns the kinds of adapter files (LoRAs and textual inversions), {setting: kind}."""
     declared = arguments(LoadOptions)
     return {name: kind for name in ADAPTERS if isinstance(kind := declared[name].kind, Files)}
 
@@ -53,7 +53,7 @@ def check_known(key: str, edits: Mapping[str, Any], where: str) -> None:
     """Checks that a setting exists, such as "seed" or "glasses.scale".
 
     Args:
-        edits: the sweep's edits by name.
+        edits: the sweep's edits, {name: edit}.
         where: the part of the sweep, for error messages.
 
     Raises:
@@ -71,7 +71,7 @@ def check_known(key: str, edits: Mapping[str, Any], where: str) -> None:
     if edit and edit not in edits:
         listed = ", ".join(edits) or "none; describe the edit in a table [edits.NAME]"
         raise ValueError(
-            f"{where}: {key!r} belongs to an edit {edit!r} that the sweep does not have; its edits are {listed}"
+            f"{where}: {key!r} belongs to the edit {edit!r}, which the sweep does not have; its edits are {listed}"
         )
     if name not in (edit_settings() if edit else names()):
         listed = ", ".join(f"{edit}.{setting}" for setting in edit_settings()) if edit else ", ".join(names())
@@ -80,7 +80,7 @@ def check_known(key: str, edits: Mapping[str, Any], where: str) -> None:
 
 
 def kind_of(key: str) -> Kind | None:
-    """Returns the kind of values of a call's setting or of an adapter's; None for all other settings."""
+    """Returns the kind of value that a call setting or an adapter setting has; None for all other settings."""
     stage, name = stages.split(key)
     if name in ADAPTERS:
         return adapter_kinds()[name]
@@ -126,7 +126,7 @@ def check_setting(key: str, value: Any, edits: Mapping[str, Any], where: str, fo
 
 
 def check_single(argument: Argument, value: Any, name: str) -> Any:
-    """Returns the single value that a point has for an argument.
+    """Checks that a value of an argument is a single value, and returns it.
 
     Raises:
         TypeError, ValueError: the value has the wrong type, is out of range, or is a list of several values.
@@ -166,9 +166,9 @@ def _scheduler(label: str, value: Any, folder: Path) -> str:
 
 def _active_edits(label: str, value: Any, edits: Mapping[str, Any], where: str) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
-        raise TypeError(f"{label}={brief(value)} should be a list of edit names; [] means the picture without edits")
+        raise TypeError(f"{label}={brief(value)} should be a list of edit names; use [] for the picture without edits")
     if unknown := [name for name in value if name not in edits]:
         listed = ", ".join(edits) or "none"
         raise ValueError(f"{where}: edits names the unknown edit {unknown[0]!r}; the sweep's edits are {listed}")
-    # A fixed order, so that the same set of edits always means the same picture.
+    # A fixed order, so that the same set of edits always describes the same picture.
     return tuple(name for name in edits if name in value)

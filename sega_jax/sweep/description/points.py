@@ -27,30 +27,34 @@ _EDIT = Edit("")
 class Point(NamedTuple):
     """The complete settings of one picture."""
 
-    settings: tuple[tuple[str, Any], ...]  # all arguments of the call that a sweep may vary, by name
-    shared: tuple[tuple[str, Any], ...]  # the arguments that a batch's pictures share, and those that are None
-    outline: tuple[tuple[str, Any], ...]  # the arguments that decide the schedule: `shared`, and True for each picture
-    plain: tuple[tuple[str, Any], ...]  # the arguments that affect a picture without edits
-    scheduler: str | None  # None for the checkpoint's own
-    edits: Mapping[str, Edit]  # the active edits by name, each with its momentum settings
+    settings: tuple[tuple[str, Any], ...]  # (name, value) of all arguments of the call that a sweep may vary
+    shared: tuple[
+        tuple[str, Any], ...
+    ]  # the arguments that all pictures of a batch share, and the arguments that are None
+    outline: tuple[
+        tuple[str, Any], ...
+    ]  # the arguments that determine the schedule: `shared`, and True for each picture argument
+    plain: tuple[tuple[str, Any], ...]  # the arguments that affect a picture even without edits
+    scheduler: str | None  # None for the checkpoint's scheduler
+    edits: Mapping[str, Edit]  # {name: edit} of the active edits, each with its momentum settings
     adapters: tuple[tuple[str, Pairs], ...]  # the LoRAs and textual inversions, if any
-    files: tuple[tuple[str, str], ...]  # the SHA-256 of every file that the picture depends on, by path
+    files: tuple[tuple[str, str], ...]  # (path, SHA-256) of every file that the picture depends on
     text_adapters: tuple[tuple[str, Pairs], ...] = ()  # the first stage's LoRAs, if they change this stage's text
 
     @property
     def call(self) -> dict[str, Any]:
-        """The call's arguments by name."""
+        """The call's arguments, {name: value}."""
         return dict(self.settings)
 
 
 def point(settings: Mapping[str, Any], sweep: Sweep, facts: Facts) -> Point:
-    """Completes the settings of a point; for a cascade, the settings of the stage that `facts` describes.
+    """Returns the complete settings of a point; for a cascade, those of the stage that `facts` describes.
 
     Args:
-        settings: the settings that the sweep gives for the point, by key.
+        settings: the settings that the sweep gives for the point, {key: value}.
 
     Raises:
-        ValueError: the settings do not go together, or do not suit the checkpoint.
+        ValueError: the settings are not compatible with each other or with the checkpoint.
     """
     if facts.stage is None:
         return _point(settings, sweep, facts)
@@ -81,7 +85,9 @@ def _point(settings: Mapping[str, Any], sweep: Sweep, facts: Facts) -> Point:
     edits = _edits(settings, sweep, momentum)
     pictures = {name: values[name] for name in pictures_of(facts.declaration) if values[name] is not None}
     if facts.sizes.enlarges and not pictures:
-        raise ValueError(f"{facts.family.title} enlarges pictures; give image in [call], or as an axis in [grid]")
+        raise ValueError(
+            f"{facts.family.title} enlarges pictures and needs one; give image in [call], or as an axis in [grid]"
+        )
     size = next((_size(path, sweep) for path in pictures.values()), None)
     height, width, _ = shape_from(facts.sizes, values["height"], values["width"], size)
     values |= {"height": height * facts.sizes.factor, "width": width * facts.sizes.factor}
@@ -135,7 +141,7 @@ def _edits(settings: Mapping[str, Any], sweep: Sweep, momentum: Mapping[str, Any
 
 
 def _size(picture: str, sweep: Sweep) -> tuple[int, int]:
-    """Returns the height and width in pixels of a picture in a file or from the stage before."""
+    """Returns the height and width in pixels of a picture from a file or from the previous stage."""
     earlier = stages.earlier(picture)
     if earlier is not None:
         return earlier.size
@@ -144,8 +150,8 @@ def _size(picture: str, sweep: Sweep) -> tuple[int, int]:
 
 
 def name(point: Point, facts: Facts) -> str:
-    """Returns a picture's name, 20 hexadecimal digits: a hash of everything that determines the picture except the
-    batch that it is made in. Files count by their contents, not by their paths."""
+    """Returns a picture's name, 20 hexadecimal digits. It is a hash of everything that determines the picture except
+    its batch. Files count by their contents, not by their paths."""
     scheduler = facts.scheduler_of(point.scheduler)
     contents, pictures = dict(point.files), pictures_of(facts.declaration)
     declared = call_settings(facts.declaration)
@@ -154,7 +160,7 @@ def name(point: Point, facts: Facts) -> str:
         for name, value in point.settings
         if not (declared[name].later and value == declared[name].default)
     ]
-    # These options of the model do not change what a picture shows.
+    # These model options do not change what a picture shows.
     model = {key: value for key, value in facts.model.items() if key not in ("attention", "safety_checker")}
     identity: dict[str, Any] = {
         "model": model,

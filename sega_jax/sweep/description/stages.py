@@ -1,6 +1,6 @@
 """Cascades in sweeps: which stage a setting belongs to, and which of a point's settings each stage gets.
 
-Settings of the first stage have no prefix. Settings of a later stage begin with its name, such as `stage2.steps`. All
+Settings of the first stage have no prefix. Settings of a later stage start with its name, such as `stage2.steps`. All
 stages share the prompts, the seed, and the settings that control how edits act together.
 """
 
@@ -12,15 +12,15 @@ from sega_jax.pipelines.cascade import FIRST, SHARED
 from sega_jax.systems.base import System
 from sega_jax.systems.registry import systems
 
-# Settings that every stage takes over from the first stage.
+# Settings that every stage takes from the first stage.
 _COMMON = ("prompt", "negative_prompt", "seed", *SHARED)
-# Settings that a later stage takes from the pictures of the stage before it.
+# Settings that a later stage takes from the previous stage's pictures.
 _FROM_EARLIER = ("image", "height", "width")
 _EARLIER = re.compile(r"made:([0-9a-f]+):(\d+)x(\d+)")
 
 
 def later_stages() -> dict[str, list[System]]:
-    """Returns the families of all cascades' later stages, by stage name."""
+    """Returns {stage name: families} for the later stages of all cascades."""
     families: dict[str, list[System]] = {}
     for system in systems().values():
         for name, stage in system.stages.items():
@@ -35,12 +35,12 @@ def split(key: str) -> tuple[str, str]:
 
 
 def is_own(name: str) -> bool:
-    """Tells whether a later stage has its own value of this setting, apart from the first stage's."""
+    """Returns whether a later stage has its own value of this setting, separate from the first stage's."""
     return name not in (*_COMMON, *_FROM_EARLIER, "edits", "edited")
 
 
 def of_stage(settings: Mapping[str, Any], stage: str) -> dict[str, Any]:
-    """Selects one stage's settings from a point's, under their names within the stage."""
+    """Selects one stage's settings from a point's settings, and returns them with their names within the stage."""
     of_edits = {key: value for key, value in settings.items() if "." in key and not split(key)[0]}
     own = {name: value for key, value in settings.items() for prefix, name in [split(key)] if prefix == stage}
     if stage == FIRST:
@@ -52,7 +52,7 @@ def of_stage(settings: Mapping[str, Any], stage: str) -> dict[str, Any]:
 
 
 class Earlier(NamedTuple):
-    """A picture that the stage before makes. As a string, it takes the place of a file's path."""
+    """A picture that the previous stage makes. As a string, it can be used instead of a file's path."""
 
     name: str  # the picture's name in the sweep
     size: tuple[int, int]  # height and width in pixels
@@ -62,6 +62,6 @@ class Earlier(NamedTuple):
 
 
 def earlier(picture: Any) -> Earlier | None:
-    """Parses a string that stands for a picture of the stage before. Returns None for paths and other values."""
+    """Parses a string that stands for a picture of the previous stage. Returns None for paths and other values."""
     match = _EARLIER.fullmatch(picture) if isinstance(picture, str) else None
     return None if match is None else Earlier(match[1], (int(match[2]), int(match[3])))

@@ -16,7 +16,7 @@ lora = [{}, { "style.safetensors" = 0.5 }, { "style.safetensors" = 1.0 }]
 seed = { from = 0, count = 8 }
 glasses.scale = [0, 2, 4, 6]
 
-[zip]                                     # values in parallel, combined with every point of the other tables
+[zip]                                     # values that vary in parallel, combined with every point of the other tables
 glasses.warmup = [5, 10]
 glasses.cooldown = [25, "never"]
 
@@ -53,7 +53,7 @@ from sega_jax.sweep.description import axes, fields, stages
 from sega_jax.sweep.description.axes import Block, Progression, Uniform
 from sega_jax.sweep.description.fields import check_setting
 
-# More points are usually a mistake, and would make the plan's file too large.
+# More points are usually a mistake, and would make the plan file too large.
 MOST = 1_000_000
 FORMATS = ("png", "webp")
 # The options of `load` that a sweep may set.
@@ -64,9 +64,7 @@ _MODEL = {name: one for name, one in arguments(LoadOptions).items() if one.sweep
 class Sweep:
     """A sweep: a sequence of points, each the settings of one picture.
 
-    Settings have the names of `Pipeline`'s arguments ("prompt", "seed", "steps", "guidance_scale", ...); "scheduler"
-    names a scheduler, and "edits" lists the active edits. Settings of an edit begin with its name ("glasses.scale"),
-    and settings of a cascade's later stage with the stage's name ("stage2.steps"); "edited" lists the stages that the
+    Settings are named after `Pipeline`'s arguments ("prompt", "seed", "steps", "guidance_scale", ...); "scheduler" names a scheduler, and "edits" lists the active edits. Settings of an edit start with its name ("glasses.scale"), and settings of a cascade's later stage start with the stage's name ("stage2.steps"); "edited" lists the stages that the
     edits guide.
 
     An axis is the list of values of one setting. It may also be written as {"from", "count", "step"} for equally
@@ -78,24 +76,24 @@ class Sweep:
 
     Attributes:
         model: arguments of `sega_jax.load`: source, revision, dtype, variant, safety_checker and attention; if empty,
-            the demo model. For a cascade, they describe the first stage, and the checkpoints of later stages are given
-            by stage name, such as stage2.
+            the demo model. For a cascade, they describe the first stage. The checkpoint of a later stage is given under
+            the stage's name, such as stage2.
         call: settings that all points share.
-        edits: the edits by name, each with the settings of `Edit`; `concept` defaults to the edit's name.
-        grid: axes by setting, of which every combination is a point.
-        zip: axes of equal length whose values vary in parallel; or a list of such blocks.
-        sample: axes from which `count` points are drawn at random, with equal probability for each value of a list; the
-            integer `key` (default 0) seeds the draws.
+        edits: {name: settings of `Edit`}; `concept` defaults to the edit's name.
+        grid: {setting: axis}; every combination of the axes' values is a point.
+        zip: {setting: axis} with axes of equal length whose values vary in parallel, or a list of such blocks.
+        sample: {setting: axis}; `count` points are drawn from these axes at random. Each value of a list has the same
+            probability. The integer `key` (default 0) seeds the draws.
         format: the pictures' file format, "png" or "webp" (lossless).
-        files: facts about the files that settings name, by path: the SHA-256, and a picture's height and width. Files
+        files: {path: facts} for the files that settings name: the SHA-256, and the height and width of a picture. Files
             that are not listed are read. A plan stores these facts, so that its results can be viewed after the files
             are gone.
         folder: the folder that relative paths start from; it is not stored.
 
     Raises:
         FileNotFoundError: a picture or an adapter does not exist.
-        TypeError, ValueError: a setting is unknown, given twice, or has a value of the wrong type or out of range; a
-            file cannot be read; or the sweep has no points or more than 1,000,000.
+        TypeError, ValueError: a setting is unknown or given twice, or its value has the wrong type or is out of range;
+            a file cannot be read; or the sweep has no points or more than 1,000,000.
 
     Example:
         >>> from sega_jax import sweep
@@ -149,7 +147,7 @@ class Sweep:
             lengths = {key: len(values) for key, values in block.items()}
             if len(set(lengths.values())) > 1:
                 listed = ", ".join(f"{key} has {count}" for key, count in lengths.items())
-                raise ValueError(f"zip: the axes of a block should have equally many values, but {listed}")
+                raise ValueError(f"zip: the axes of a block should have the same number of values, but {listed}")
         self._set("zip", tuple(block for block in blocks if block))
         self._set("sample", self._sample(read))
         self._check_once()
@@ -157,7 +155,7 @@ class Sweep:
         self._set("files", self._read_files(self.files))
 
     def _read_files(self, known: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the facts about all files that settings name, and reads the files that are not in `known`."""
+        """Returns the facts about all files that settings name. Files that are not in `known` are read."""
         listed: list[tuple[str, str, Sequence[Any]]] = [("call", key, [value]) for key, value in self.call.items()]
         for place, table in self._tables:
             listed += [(place, key, values) for key, values in table.items() if isinstance(values, tuple)]
@@ -214,7 +212,7 @@ class Sweep:
 
     @property
     def _zipped(self) -> Sequence[Mapping[str, Any]]:
-        """The blocks of `zip`, which checking turned into a tuple."""
+        """The blocks of `zip`, which is a tuple after the checks."""
         assert not isinstance(self.zip, Mapping)
         return self.zip
 
@@ -228,7 +226,7 @@ class Sweep:
 
     @property
     def blocks(self) -> list[Block]:
-        """All axes in blocks that vary together; the last block varies fastest."""
+        """All axes, grouped into blocks that vary together. The last block varies fastest."""
         blocks = [Block({key: values}, len(values)) for key, values in self.grid.items()]
         blocks += [Block(block, len(next(iter(block.values())))) for block in self._zipped]
         return blocks + ([Block(self._drawn, self.sample["count"], self.sample["key"])] if self.sample else [])
@@ -242,7 +240,7 @@ class Sweep:
         return math.prod(block.length for block in self.blocks)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        """Returns the settings of point i by key. Settings that the sweep leaves at their defaults are not included."""
+        """Returns the settings of point i, {key: value}, without those that the sweep leaves at their defaults."""
         if not 0 <= i < len(self):
             raise IndexError(f"point {i} does not exist; the sweep has {len(self)} points, counted from 0")
         settings = dict(self.call)
@@ -258,7 +256,8 @@ class Sweep:
         return (self[i] for i in range(len(self)))
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the sweep as JSON-compatible values for `Sweep(**...)`, with the contents of files of values."""
+        """Returns the sweep as JSON-compatible arguments for `Sweep(**...)`. Values that come from files are
+        included."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return _plain(fields)
 
@@ -268,7 +267,7 @@ class Sweep:
 
         Raises:
             FileNotFoundError: the file does not exist.
-            TypeError, ValueError: the file is not TOML, or as for `Sweep`; the message begins with the file's path.
+            TypeError, ValueError: the file is not TOML, or as for `Sweep`; the message starts with the file's path.
         """
         path = Path(path).expanduser()
         try:
@@ -283,7 +282,7 @@ class Sweep:
             raise ValueError(f"{path} is not valid TOML: {error}") from None
         known = [field.name for field in dataclasses.fields(cls) if field.name != "files"]
         if unknown := [key for key in content if key not in known]:
-            raise ValueError(f"{path}: {unknown[0]!r} is unknown; a sweep has {', '.join(known)}")
+            raise ValueError(f"{path}: {unknown[0]!r} is unknown; the parts of a sweep are {', '.join(known)}")
         try:
             return cls(**content, folder=path.parent)
         except (TypeError, ValueError) as error:
@@ -292,7 +291,7 @@ class Sweep:
 
 def _table(name: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise TypeError(f"{name}={brief(value)} should be a table of settings by name")
+        raise TypeError(f"{name}={brief(value)} should be a table of settings, {{name: value}}")
     return value
 
 
@@ -301,7 +300,7 @@ def _model_option(key: str, value: Any) -> Any:
         options = {"source": value} if isinstance(value, str) else value
         if not isinstance(options, Mapping) or "source" not in options or not options.keys() <= {"source", "revision"}:
             raise TypeError(
-                f"model: {key}={brief(value)} should be this stage's checkpoint, or a table of source and revision"
+                f"model: {key}={brief(value)} should be this stage's checkpoint, or a table with source and revision"
             )
         return {name: _model_option(name, one) for name, one in options.items()}
     if key not in _MODEL:
@@ -324,7 +323,7 @@ def _edit(name: str, value: Any) -> dict[str, Any]:
 
 
 def _flat(table: Mapping[str, Any], edits: Mapping[str, Any]) -> dict[str, Any]:
-    """Flattens the tables of edits and stages, as TOML reads `glasses.scale`, into keys with a dot."""
+    """Flattens the tables that TOML makes from `glasses.scale` into keys with a dot, for edits and stages."""
     flat: dict[str, Any] = {}
     known = fields.names()
     for key, value in table.items():

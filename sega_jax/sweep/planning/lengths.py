@@ -14,7 +14,7 @@ from sega_jax.systems.registry import check_adapters
 class Lengths:
     """Computes the length that a point's texts are padded to.
 
-    Batches contain only points of equal length, so that each picture is the same as in a call of its own.
+    Batches contain only points of equal length, so that each picture is the same as if it were made in a separate call.
     """
 
     def __init__(self, facts: Facts):
@@ -23,7 +23,7 @@ class Lengths:
         self._reading = [name for name, one in arguments(facts.declaration).items() if one.of_text]
 
     def __call__(self, point: Point) -> Any:
-        """Returns the length in the family's unit; None if the picture does not depend on it.
+        """Returns the length in the family's unit, or None if the picture does not depend on the length.
 
         Raises:
             CheckpointError, TypeError, ValueError: an adapter does not fit the checkpoint, or the text encoder does not

@@ -1,4 +1,5 @@
-"""Estimates a sweep's memory by the compiler's own analysis, before weights are loaded, and the rows that fit in it."""
+"""Estimates a sweep's memory from the compiler's analysis, before weights are loaded, and the number of rows that
+fit."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,14 +18,15 @@ from sega_jax.sweep.planning.plan import Batch, Plan, plan
 from sega_jax.systems import programs
 from sega_jax.systems.base import Encode
 
-# The most rows per device: more are not faster, and a crash would lose more work. `DEFAULT` applies if the device does
-# not report its memory.
+# The maximum number of rows per device. More rows are not faster, and a crash would lose more work. `DEFAULT` applies
+# if the device does not report its memory.
 MOST, DEFAULT = 64, 8
 # The fraction of memory left for fragmentation and libraries.
 _SPARE = 0.1
-# The number of rows is halved if that costs at most this fraction of further evaluations over the fewest possible.
+# The number of rows may be lowered if the plan's evaluations exceed the minimum by at most this fraction.
 _WORTH = 0.03
-# The rows of the analysed program. With two rows, memory that does not depend on the rows counts half per row.
+# The number of rows of the analysed program. With two rows, only half of the memory that does not depend on the rows is
+# counted per row.
 _ROWS = 2
 
 
@@ -33,7 +35,7 @@ class Memory(NamedTuple):
 
     Attributes:
         weights: the memory of the weights.
-        row: the most memory that a row takes.
+        row: the maximum memory that a row takes.
         there: the device's memory; None if the device does not report it.
         rows: the number of rows that fit.
 
@@ -74,7 +76,7 @@ def needed(plan: Plan) -> Memory:
     """
     pipe, weights = outline(plan.facts)
     if any(batch.adapters for batch in plan.batches):
-        # The networks that adapters change are kept twice, with and without the adapters.
+        # Networks that adapters change are kept twice, with and without the adapters.
         names = pipe.system.checkpoint.adapters.lora
         changed = [module for part, module in pipe.models._asdict().items() if part in names]
         weights += sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(changed))
@@ -87,7 +89,7 @@ def needed(plan: Plan) -> Memory:
     batch, point = plan.batches[number], plan.point(plan.batches[number].points[0])
     call = prepared(pipe, plan.facts, point)
     row = _row(pipe, call.select([0] * _ROWS), batch.shares)
-    # Recorded predictions are kept twice: as the trunk computes them, and as its pictures use them.
+    # Recorded predictions are kept twice: as the trunk computes them, and in the form that its pictures use.
     state = int(np.prod(call.shape))
     past = 2 * plan.depth * (2 + batch.program.concepts) * state * 4 if batch.shares else 0
     stats = pipe.devices.devices[0].memory_stats() or {}
@@ -122,7 +124,7 @@ def _row(pipe: Pipeline, batch: BatchOfRows, records: bool) -> int:
 
 
 def _encoded(encode: Any, networks: Any, ids: Any) -> list[Any]:
-    """Returns encoded texts of the right shapes, filled with ones, without running the text encoder."""
+    """Returns encoded texts of the right shapes, filled with ones. The text encoder does not run."""
     shapes = jax.eval_shape(encode, networks, ids)
     texts = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes)
     return [texts[i] for i in range(len(texts))]
@@ -144,7 +146,7 @@ def _bytes(lowered: Any) -> int:
 
 
 def fitted(sweep: Sweep, facts: Facts, *, share: bool = True) -> Plan:
-    """Plans a sweep with as many rows as the devices' memory holds, or with fewer if that wastes fewer padding rows.
+    """Plans a sweep with as many rows as the devices' memory can hold, or with fewer if this saves padding.
 
     Args:
         sweep: the sweep.
@@ -152,7 +154,7 @@ def fitted(sweep: Sweep, facts: Facts, *, share: bool = True) -> Plan:
         share: as for `plan`.
 
     Returns:
-        The plan. Among the tried numbers of rows, it has the largest whose evaluations are within 3 % of the fewest.
+        The plan. It uses the largest of the tried numbers of rows whose evaluations exceed the minimum by at most 3 %.
 
     Raises:
         FileNotFoundError, CheckpointError, TypeError, ValueError: as for `plan`.

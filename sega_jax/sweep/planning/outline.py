@@ -1,4 +1,4 @@
-"""Checks a plan's calls against the checkpoint without its weights, before anything is loaded or runs."""
+"""Checks a plan's calls against the checkpoint without its weights, before anything is loaded or run."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ from sega_jax.weights.lora_files import digest
 
 
 def outline(facts: Facts) -> tuple[Pipeline, int]:
-    """Returns a pipeline whose weights have shapes but no values, and the weights' size on a device in bytes.
+    """Returns a pipeline whose weights are only shapes (`jax.ShapeDtypeStruct`), and their size on a device in bytes.
 
     Raises:
         FileNotFoundError, CheckpointError: as for `sega_jax.load`.
@@ -43,7 +43,7 @@ def prepared(pipe: Pipeline, facts: Facts, point: Point) -> Batch:
     if scheduler is not None:
         pipe.scheduler = scheduler
     call = {name: value for name, value in point.call.items() if value is not None}
-    # Pictures of the stage before are not made yet; blank ones of the same size stand in for them.
+    # The previous stage's pictures are not made yet, so blank pictures of the same size are used.
     for name in pictures_of(facts.declaration):
         if (picture := earlier(call.get(name))) is not None:
             call[name] = np.zeros((*picture.size, 3), np.uint8)
@@ -68,7 +68,7 @@ def check(plan: Plan) -> None:
     """Checks the calls of a plan against the checkpoint, without loading weights; for a cascade, in all stages.
 
     It checks one call for each combination of the settings that only the checkpoint can validate. It does not check
-    prompts, seeds and pictures, and numbers with a fixed range were checked when the sweep was described.
+    prompts, seeds and pictures. Numbers with a fixed range were already checked when the sweep was created.
 
     Args:
         plan: the plan.

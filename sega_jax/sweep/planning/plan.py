@@ -1,4 +1,4 @@
-"""Planning: groups the points of a sweep into batches of compiled programs. The plan is stored before it runs."""
+"""Plans sweeps: groups the points of a sweep into batches of compiled programs. The plan is stored before it is run."""
 
 import dataclasses
 import json
@@ -23,12 +23,12 @@ _VERSION = 3
 
 
 class Program(NamedTuple):
-    """Everything that is compiled in. Batches with equal values share one compiled program."""
+    """Everything that is compiled into a program. Batches with equal values share one compiled program."""
 
     rows: int
     concepts: int
-    settings: tuple[tuple[str, Any], ...]  # the arguments whose values are compiled in
-    static: str  # the family's static choices, such as the solver
+    settings: tuple[tuple[str, Any], ...]  # the arguments whose values are compiled into the program
+    static: str  # the family's static settings, such as the solver
 
     @property
     def size(self) -> tuple[int, int]:
@@ -57,20 +57,22 @@ class Batch(NamedTuple):
 
     @property
     def compiled(self) -> Any:
-        """A key for its compiled programs: batches with shared prefixes compile other programs."""
+        """A key for the batch's compiled programs. Batches with shared prefixes use different programs than other
+        batches."""
         return self.program, self.shares
 
 
 class Counts(NamedTuple):
-    """The size of a plan. Evaluations are rows through the UNet: 2 + n for each call of a picture with n concepts."""
+    """The size of a plan. An evaluation runs the UNet on one row. Each call of a picture with n concepts needs 2 +
+    n."""
 
     points: int
-    pictures: int  # fewer than `points` if several points mean the same picture
+    pictures: int  # fewer than `points` if several points describe the same picture
     batches: int
     programs: int
     evaluations: int  # as planned, including padding
     alone: int  # if each picture were made separately
-    shared: int  # the fewest possible, if every common prefix were computed once and nothing were padded
+    shared: int  # the minimum, if every common prefix were computed once and nothing were padded
 
     @property
     def compared(self) -> str:
@@ -90,10 +92,10 @@ class Plan:
 
     Attributes:
         sweep: the sweep.
-        facts: the facts of its model; for a cascade, of the stage that this plan makes.
-        rows: the most rows of a batch, which are the pictures that the model predicts at the same time.
+        facts: the facts of its model; for a cascade, those of the stage that this plan makes.
+        rows: the maximum number of rows in a batch, which are the pictures that the model predicts at the same time.
         batches: the batches, in the order in which they run.
-        earlier: the plan of the stage before in a cascade.
+        earlier: in a cascade, the plan of the previous stage.
         made_larger: whether a later stage enlarges these pictures.
 
     Example:
@@ -113,7 +115,7 @@ class Plan:
 
     @property
     def chain(self) -> "list[Plan]":
-        """The plans of all stages up to this one, the first stage first; for a single model, only this plan."""
+        """The plans of all stages up to this one, starting with the first stage; for a single model, only this plan."""
         return [*(self.earlier.chain if self.earlier is not None else []), self]
 
     @property
@@ -134,7 +136,7 @@ class Plan:
 
     @cached_property
     def schedules(self) -> dict[int, Schedule]:
-        """The schedules of the batches with shared prefixes, by batch number."""
+        """{batch number: schedule} for the batches with shared prefixes."""
         return {
             number: sharing.schedule([self.point(i) for i in batch.points], batch.calls, batch.program.rows)
             for number, batch in enumerate(self.batches)
@@ -147,19 +149,20 @@ class Plan:
         return max((one.departures[-1] for one in self.schedules.values()), default=1) or 1
 
     def concepts(self, program: Program) -> frozenset[int]:
-        """Returns every number of concepts that some fork of the program's batches predicts at some call."""
+        """Returns all numbers of concepts that forks of the program's batches predict at a call."""
         schedules = (self.schedules[i] for i in self.schedules if self.batches[i].program == program)
         return frozenset(count for one in schedules for fork in one.forks for count in fork.concepts)
 
     def shares(self, workers: int) -> list[range]:
         """Divides the batches among several workers and returns the batch numbers of each.
 
-        A worker's share consists of consecutive batches, so that it compiles few programs. The shares have about equal
-        numbers of evaluations.
+        A worker's share consists of consecutive batches, so that the worker compiles few programs. All shares have
+        about the same number of evaluations.
         """
         total, before, ends = self.counts.evaluations, 0, [0] * workers
         for number in range(len(self.batches)):
-            # A batch goes to the worker whose part of all evaluations contains its middle.
+            # All evaluations are divided evenly among the workers. A batch goes to the worker whose part contains its
+            # middle.
             middle = before + self.evaluations(number) / 2
             ends[min(int(middle * workers / total), workers - 1)] = number + 1
             before += self.evaluations(number)
@@ -204,7 +207,7 @@ class Plan:
         """Reads a plan that `to_json` wrote.
 
         Raises:
-            ValueError: the text is not a plan, or is a plan of another version.
+            ValueError: the text is not a plan, or is a plan of a different version.
         """
         try:
             entries = json.loads(text)
@@ -226,22 +229,24 @@ def plan(sweep: Sweep, facts: Facts, rows: int = 8, *, share: bool = True, earli
     """Groups the points of a sweep into batches.
 
     All pictures of a batch have the same adapters, size, number of concepts, semantics, support, scheduler and steps.
-    Batches with the same adapters are consecutive, so that each adapter is merged once; among them, batches of the same
-    program are consecutive. Points keep their order. A program gets fewer rows if less padding then saves evaluations.
+    Batches with the same adapters are consecutive, so that each adapter is merged once. Among these, batches of the
+    same program are consecutive. Points keep their order. A program gets fewer rows if the smaller padding saves
+    evaluations.
 
     Args:
         sweep: the sweep.
         facts: the facts of the sweep's model.
-        rows: the most rows of a batch, which are the pictures that the model predicts at the same time; at least 1,
-            ideally a multiple of the number of devices.
-        share: whether to compute the common prefix of pictures once, where that saves evaluations. A common prefix
-            needs the same prompts, seed and numeric arguments. Sharing may change the rounding of a picture.
-        earlier: the plan of the stage before in a cascade; None plans it with the same rows.
+        rows: the maximum number of rows in a batch, which are the pictures that the model predicts at the same time.
+            It is at least 1, and ideally a multiple of the number of devices.
+        share: whether to compute the common prefix of pictures only once where this saves evaluations. Pictures have a
+            common prefix only if they have the same prompts, seed and numeric arguments. Sharing may change the
+            rounding of a picture.
+        earlier: in a cascade, the plan of the previous stage. With None, that stage is planned with the same rows.
 
     Raises:
         CheckpointError: an adapter does not fit the checkpoint.
-        TypeError, ValueError: `rows` is not a positive integer, or settings of a point do not suit each other or the
-            checkpoint.
+        TypeError, ValueError: `rows` is not a positive integer, or a point's settings are not compatible with each
+            other or with the checkpoint.
 
     Example:
         >>> from sega_jax import sweep
@@ -289,17 +294,16 @@ def plan(sweep: Sweep, facts: Facts, rows: int = 8, *, share: bool = True, earli
 
 
 def _row_counts(rows: int, groups: list[Any]) -> set[int]:
-    """Returns numbers of rows, at most `rows`, that need little padding for the pictures or trunks of the largest
-    group."""
+    """Returns numbers of rows up to `rows` that need little padding for the pictures or trunks of the largest group."""
     most = max(len(members) for _, members in groups)
     trunks = max(len(sharing.clusters([point for *_, point in members])) for _, members in groups)
     rows = min(rows, most)
-    # At least half of the rows, since small batches are slower per picture.
+    # At least half of `rows`, because small batches are slower per picture.
     return {rows, *(max(-(-count // -(-count // rows)), -(-rows // 2)) for count in (most, trunks))}
 
 
 def _batches(program: Program, groups: list[Any], share: bool) -> tuple[list[Batch], int]:
-    """Splits groups of points into batches of one program, and returns the batches and their evaluations."""
+    """Splits groups of points into batches of one program, and returns the batches and their number of evaluations."""
     batches, total = [], 0
     for (scheduler, settings, calls, _), members in groups:
         parts, shares = _cut(members, program.rows), False

@@ -1,23 +1,24 @@
-"""Finds the exact common prefixes of a sweep's pictures, and counts the fewest evaluations of the UNet they need.
+"""Finds the exact common prefixes of a sweep's pictures, and counts the minimum number of UNet evaluations.
 
-An evaluation is one row through the UNet: a call of a picture with n concepts takes 2 + n. Let concept k have scale
-s_k, weight w_k, warm-up a_k, cool-down b_k and momentum scale m_k. The following holds for
+An evaluation runs the UNet on one row. A call of a picture with n concepts needs 2 + n evaluations. Let concept k have
+scale s_k, weight w_k, warm-up a_k, cool-down b_k and momentum scale m_k. The following holds for
 `sega_jax.method.guidance.sega` in both semantics.
 
 A concept with s_k = 0 or w_k = 0 is idle: its term and its momentum are 0 at every call, so its prediction is never
 needed.
 
-Until the first warm-up of a concept that is not idle, nothing is added to classifier-free guidance. That call is the
-picture's *departure*. Up to it, the states x_t are equal for all pictures with the same prompts, seed, guidance scale,
-eta, size, scheduler and steps, whatever their edits. One *trunk* computes x_t and the predictions u and p for all of
-them. A concept's prediction e_k at x_t depends only on the concept's words, so the trunk computes it once for all
-pictures with these words. Each picture has its own momentum, which accumulates s_k (e_k - u), thresholded and weighted,
-from the first call on. It is computed from the shared predictions with the picture's settings, which costs no
-evaluation, when the picture departs. The remaining calls of pictures that depart together are a *fork*.
+Until the first non-idle concept has warmed up, nothing is added to classifier-free guidance. The call at which its
+warm-up ends is the picture's *departure*. Up to this call, the states x_t are equal for all pictures with the same
+prompts, seed, guidance scale, eta, size, scheduler and steps, whatever their edits. One *trunk* computes x_t and the
+predictions u and p for all of them. A concept's prediction e_k at x_t depends only on the concept's words, so the trunk
+computes it once for all pictures with these words. Each picture has its own momentum, which accumulates s_k (e_k - u),
+thresholded and weighted, starting at the first call. When the picture departs, its momentum is computed from the shared
+predictions with the picture's settings. This needs no evaluation. The remaining calls of pictures that depart together
+are a *fork*.
 
 From call b_k on, e_k is multiplied by a weight of 0, and the decay of the momentum needs no prediction. Before call
 a_k, e_k acts only through the momentum, and not at all if m_k = 0. So the prediction of concept k is needed in the
-calls [a_k, b_k) if m_k = 0, else in [0, b_k).
+calls [a_k, b_k) if m_k = 0, and in the calls [0, b_k) otherwise.
 """
 
 from collections import defaultdict
@@ -28,12 +29,12 @@ from sega_jax.method.guidance import Edit, Edits
 from sega_jax.pipelines.execution.active_concepts import needed, ordered
 from sega_jax.sweep.description.points import Point
 
-# The most pictures of a shared batch, per row of its program.
+# The maximum number of pictures in a shared batch, per row of its program.
 _PICTURES_PER_ROW = 16
 
 
 def trunk(point: Point) -> Hashable:
-    """Returns a key that is equal for pictures with equal states up to their departures."""
+    """Returns a key that is equal for pictures whose states are equal up to their departures."""
     return point.plain, point.scheduler, point.adapters
 
 
@@ -52,7 +53,8 @@ def predicted(edit: Edit, calls: int) -> tuple[int, int]:
 
 
 def evaluations(points: Iterable[tuple[Point, int]]) -> int:
-    """Counts the fewest evaluations that make the points: each trunk once, and each concept only where it is needed.
+    """Counts the minimum number of evaluations for the points: each trunk once, and each concept only where it is
+    needed.
 
     Args:
         points: the points, each with its number of model calls.
@@ -81,7 +83,7 @@ def _idle(edit: Edit) -> bool:
 
 
 def _covered(spans: Iterable[tuple[int, int]]) -> int:
-    """Counts the calls that lie in at least one of the spans."""
+    """Counts the calls that are in at least one of the spans."""
     total, reached = 0, 0
     for first, last in sorted(spans):
         total += max(last - max(first, reached), 0)
@@ -90,11 +92,11 @@ def _covered(spans: Iterable[tuple[int, int]]) -> int:
 
 
 class Fork(NamedTuple):
-    """Pictures that depart at the same call, and finish as rows of one batch."""
+    """Pictures that depart at the same call, and are finished as rows of one batch."""
 
     start: int  # the call of the departure
     members: tuple[int, ...]  # the numbers of the points
-    concepts: tuple[int, ...]  # the number of predicted concepts at each call from `start` on
+    concepts: tuple[int, ...]  # the number of predicted concepts at each call, starting at `start`
 
 
 class Schedule(NamedTuple):
@@ -106,7 +108,7 @@ class Schedule(NamedTuple):
     rows: int
 
     def evaluations(self, concepts: int) -> int:
-        """Counts the rows through the UNet, including padding."""
+        """Counts the evaluations, including padding."""
         shared = self.departures[-1] * (2 + concepts)
         return self.rows * (shared + sum(2 + n for one in self.forks for n in one.concepts))
 
@@ -117,7 +119,7 @@ def trunk_concepts(point: Point) -> tuple[str, ...]:
 
 
 def clusters(points: Iterable[Point]) -> list[list[int]]:
-    """Groups the numbers of points that share a trunk and all its predictions, in order."""
+    """Groups points that share a trunk and all its predictions, and returns their numbers in order."""
     together = defaultdict(list)
     for i, point in enumerate(points):
         together[trunk(point), trunk_concepts(point)].append(i)
@@ -127,8 +129,8 @@ def clusters(points: Iterable[Point]) -> list[list[int]]:
 def parts(points: Sequence[Point], rows: int) -> list[list[int]]:
     """Splits the numbers of points into batches of at most `rows` trunks.
 
-    A batch has at most 16 pictures per row, which limits the work that a crash loses. Splitting one batch again leaves
-    it as it is.
+    A batch has at most 16 pictures per row, which limits the work that a crash loses. Splitting a resulting batch again
+    leaves it unchanged.
     """
     batches: list[list[int]] = [[]]
     trunks = 0
@@ -144,7 +146,7 @@ def parts(points: Sequence[Point], rows: int) -> list[list[int]]:
 
 
 def schedule(points: Sequence[Point], calls: int, rows: int) -> Schedule:
-    """Returns the schedule of points that have equally many concepts and at most `rows` trunks."""
+    """Returns the schedule of points that have the same number of concepts and at most `rows` trunks."""
     departing = defaultdict(list)
     for i, point in enumerate(points):
         departing[departure(point, calls)].append(i)

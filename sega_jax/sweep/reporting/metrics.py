@@ -20,26 +20,26 @@ from sega_jax.text.tokenizers import Tokenizer
 from sega_jax.weights.pull import fill
 from sega_jax.weights.tensors import Tensors
 
-# A metric maps uint8 pictures [n, height, width, 3] and their rows to numbers [n]; NaN means that there is no value.
+# A metric maps uint8 pictures [n, height, width, 3] and their rows of results to numbers [n]. NaN means "no value".
 Metric = Callable[[np.ndarray, Sequence[Row]], Any]
 _BLOCK = 64
 
 
 def measure(folder: str | Path, metrics: Mapping[str, Metric]) -> Results:
-    """Measures all finished pictures of a sweep, and stores the numbers in its folder, replacing earlier ones.
+    """Measures all finished pictures of a sweep, and stores the numbers in its folder. Earlier numbers are replaced.
 
     Args:
         folder: the sweep's folder, or an address that fsspec supports.
-        metrics: functions by the name of their column. A metric gets uint8 pictures [n, height, width, 3] of one size,
-            at most 64 at a time, and their rows; it returns n numbers, with NaN where there is no value.
+        metrics: {column: function}. A function gets at most 64 uint8 pictures of the same size, [n, height, width, 3],
+            and their rows of the results. It returns n numbers, with NaN where there is no value.
 
     Returns:
         The results, including these numbers.
 
     Raises:
         ImportError: pyarrow is not installed.
-        ValueError: the folder contains no sweep, a name is not a valid file name or already names another column, or a
-            metric does not return one number per picture.
+        ValueError: the folder contains no sweep, a metric's name is not a valid file name or is the name of an existing
+            column, or a metric does not return one number per picture.
 
     Example:
         >>> from sega_jax import sweep
@@ -53,10 +53,10 @@ def measure(folder: str | Path, metrics: Mapping[str, Metric]) -> Results:
     for name in metrics:
         if not re.fullmatch(r"[\w .-]+", name) or name.startswith("."):
             raise ValueError(
-                f"the metric name {name!r} should consist of letters, digits, spaces, _, - and ., and not begin with ."
+                f"the metric name {name!r} should consist of letters, digits, spaces, _, - and ., and not start with ."
             )
         if name in (*records.columns(results.plan.sweep, results.plan.facts), *results.axes):
-            raise ValueError(f"{name!r} is already a column of the records; choose another name for the metric")
+            raise ValueError(f"{name!r} is already a column of the records; choose a different name for the metric")
     store = results.folder.store
     store.begin((METRICS,))
     rows = list({row["name"]: row for row in results.rows if row["file"] is not None}.values())
@@ -105,14 +105,17 @@ def judge(word: str) -> Metric:
 
     def metric(pictures: np.ndarray, rows: Sequence[Row]) -> np.ndarray:
         if pictures.shape[1:] != (128, 128, 3):
-            raise ValueError(f"the judge reads the demo model's pictures of 128 x 128, not {pictures.shape[1:3]}")
+            raise ValueError(
+                "the judge needs pictures of 128 x 128 pixels, the size of the demo model's pictures, not"
+                f" {pictures.shape[1:3]}"
+            )
         return look(model, pictures, _BLOCK).probability[:, column]
 
     return metric
 
 
 def distance(results: Results) -> Metric:
-    """Returns a metric: the distance of a picture from the unedited picture with otherwise equal settings.
+    """Returns a metric: the distance between a picture and the unedited picture with otherwise equal settings.
 
     The distance of pictures a and b is sqrt(mean((a - b)^2)) over all pixels and RGB channels, whose values are scaled
     from 0 to 255 to [0, 1]. So it has no unit: 0 means equal pictures, and 1 is the distance of black from white. A

@@ -28,14 +28,14 @@ def plot(
 ) -> Any:
     """Plots the mean of a column over an axis, with 95 % intervals.
 
-    The interval is 1.96 standard errors over all pictures with a value, as if they were independent.
+    The interval is 1.96 standard errors over all pictures with a value, assuming that they are independent.
 
     Args:
         results: the sweep's results.
         y: a column of numbers, such as a metric's name or "seconds".
         x: an axis, or another column.
         by: an axis; the plot has one line for each of its values. None draws a single line.
-        fixed: column values; the plot includes only pictures with these values.
+        fixed: {column: value}; the plot includes only pictures with these values.
         axes: the matplotlib axes to draw on; None makes a new figure.
 
     Returns:
@@ -73,7 +73,7 @@ def plot(
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     if by:
-        # Place the legend next to the plot, since inside it could cover lines.
+        # Place the legend next to the plot, because inside the plot it could cover lines.
         place = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
         legend = axes.legend(title=by, frameon=False, fontsize="small", title_fontsize="small", **place)
         for text in legend.get_texts():
@@ -95,7 +95,7 @@ def _figure() -> Any:
 
 
 def _colour(number: int, count: int, graded: bool) -> Any:
-    """Returns a line's colour; if the lines belong to numbers, colours go from dark to light."""
+    """Returns a line's colour. If the lines belong to numbers (`graded`), colours go from dark to light."""
     if not graded or count < 3:
         return _COLOURS[number % len(_COLOURS)]
     from matplotlib import colormaps
@@ -104,7 +104,7 @@ def _colour(number: int, count: int, graded: bool) -> Any:
 
 
 def _ordered(results: Results, rows: Sequence[Row], column: str) -> tuple[list[Any], bool]:
-    """Returns a column's values in order, and whether they are all numbers."""
+    """Returns a column's sorted values, and whether they are all numbers."""
     present = list(dict.fromkeys(row.get(column) for row in rows))
     if all(type(value) in (int, float) for value in present):
         return sorted(present), True
@@ -116,7 +116,7 @@ def _means(rows: Sequence[Row], y: str, x: str, values: Sequence[Any]) -> tuple[
     """Averages column `y` for each value of `x`.
 
     Returns:
-        The indices of the values that have numbers, their means, and the half widths of their intervals.
+        The indices of the values of `x` for which `y` has numbers, the means, and half the widths of the intervals.
     """
     column, positions, mean, error = numbers(rows, y), [], [], []
     for i, value in enumerate(values):

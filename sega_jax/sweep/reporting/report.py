@@ -12,7 +12,7 @@ from sega_jax.sweep.reporting.plots import plot
 from sega_jax.sweep.reporting.results import Results, show
 from sega_jax.sweep.reporting.sheets import Page, sheets
 
-_PAGES = 12  # the most sheets in a report
+_PAGES = 12  # the maximum number of sheets in a report
 
 
 def report(results: Results, across: str | None = None, down: str | None = None, title: str = "Sweep") -> str:
@@ -60,8 +60,8 @@ def _template() -> Any:
 
 
 def _chosen(results: Results) -> tuple[str | None, str | None]:
-    """Chooses the axes of the sheets: across, a setting of an edit, preferably its scale; down, the seed, the prompt or
-    another argument of the call."""
+    """Chooses the axes of the sheets. Across is a setting of an edit, preferably its scale. Down is the seed, the
+    prompt or another argument of the call."""
     axes = [axis for axis, values in results.axes.items() if len(values) > 1]
     settings = [axis for axis in axes if axis.partition(".")[0] in results.plan.sweep.edits]
     of_edits = sorted(settings, key=lambda axis: not axis.endswith(".scale"))
@@ -86,13 +86,13 @@ def _about(results: Results) -> str:
 
 
 def _values(values: list[Any]) -> str:
-    """Lists an axis's values; of more than 12, the first five, the last and their number."""
+    """Lists an axis's values. If there are more than 12, it lists the first five, the last and the number of values."""
     shown = [show(value) for value in values]
     return ", ".join(shown) if len(shown) <= 12 else f"{', '.join(shown[:5])}, … {shown[-1]} ({len(shown)})"
 
 
 def _curves(results: Results) -> dict[str, str]:
-    """Plots every metric over every numeric axis, with a line for each value of another axis. Returns SVGs by name."""
+    """Plots every metric over every numeric axis, with a line for each value of another axis. Returns {name: SVG}."""
     over = [
         axis
         for axis, values in results.axes.items()

@@ -26,10 +26,10 @@ class Results:
     Attributes:
         folder: the sweep's folder.
         plan: the sweep's plan.
-        rows: a mapping of column names to values for each finished point: the columns of
+        rows: one dictionary {column: value} for each finished point. The columns are those of
             `sega_jax.sweep.running.records.columns`, the measured metrics, and the axes' values as the sweep gives
-            them. Points that mean the same picture each have a row.
-        axes: the settings that vary, each with its values in the sweep's order.
+            them. Points that describe the same picture each have a row.
+        axes: the settings that vary, {setting: values in the sweep's order}.
 
     Example:
         >>> from sega_jax import sweep
@@ -41,7 +41,7 @@ class Results:
     """
 
     def __init__(self, folder: str | Path):
-        """Reads the results in a sweep's folder, or at an address that fsspec supports.
+        """Reads the results from a sweep's folder, or from an address that fsspec supports.
 
         Raises:
             ImportError: pyarrow is not installed.
@@ -111,7 +111,7 @@ class Results:
         """Checks that a column exists.
 
         Raises:
-            ValueError: it does not.
+            ValueError: the column does not exist.
         """
         if self.rows and column not in self.columns:
             raise ValueError(f"there is no column {column!r}; the columns are {', '.join(self.columns)}")
@@ -122,7 +122,7 @@ class Results:
         return list(dict.fromkeys([*self.axes, *self.metrics, *itertools.chain.from_iterable(self.rows)]))
 
     def pages(self, apart: Sequence[str], fixed: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], list[Row]]]:
-        """Groups the rows by the axes that are neither in `apart` nor in `fixed`.
+        """Groups the rows by the values of all axes that are neither in `apart` nor in `fixed`.
 
         Yields:
             The values of these axes, and the rows with these values.
@@ -136,7 +136,7 @@ class Results:
 
 
 def _labels(sweep: Sweep, axis: str) -> dict[Any, Any]:
-    """Returns labels for an axis's values that name files: file names without folders, if these are distinct."""
+    """Returns labels for an axis's values that are file names: the names without folders, if these are distinct."""
     kind = kind_of(axis)
     if kind is None or not kind.of_files:
         return {}

@@ -12,11 +12,11 @@ from sega_jax.sweep.reporting.results import Results, Row, show
 
 _GAP, _PAD, _GREY, _EMPTY = 4, 16, "#666666", "#f0f0f0"
 
-Axis = tuple[str | None, Sequence[Any]]  # the name and its values, or None and one value
+Axis = tuple[str | None, Sequence[Any]]  # the axis's name and its values, or None and one value
 
 
 class Page(NamedTuple):
-    """A contact sheet of the pictures that have these values of all other axes."""
+    """A contact sheet, and the values that its pictures have on all other axes."""
 
     fixed: dict[str, Any]
     image: Image.Image
@@ -31,7 +31,7 @@ def sheets(
         results: the sweep's results.
         across: the horizontal axis, such as "glasses.scale"; None makes a single column.
         down: the vertical axis; None makes a single line.
-        fixed: column values; the pages include only pictures with these values.
+        fixed: {column: value}; the pages include only pictures with these values.
         side: the shorter side of a picture on the page, in pixels.
 
     Raises:
@@ -112,7 +112,7 @@ def _picture(results: Results, row: Row | None, size: tuple[int, int]) -> Image.
     image = None if row is None else results.picture(row)
     if image is None:
         return Image.new("RGB", size, _EMPTY)
-    # Enlarging by a whole factor keeps pixels sharp.
+    # Enlarging by an integer factor keeps pixels sharp.
     return image.resize(size, Image.Resampling.NEAREST if size[0] % image.width == 0 else Image.Resampling.LANCZOS)
 
 

@@ -7,9 +7,10 @@
     metrics/NAME.parquet         a number for each measured picture
     stages/stage1/               in a cascade: the folder of an earlier stage, whose pictures are arrays of floats
 
-Every file is either complete or absent, and the records of a batch are written after its pictures. So a batch is done
-when its records exist. A batch that was interrupted before that is made again, with the same pictures. Several workers
-may share the folder. They may make a picture twice, but record it once, because a batch has one file of records.
+Every file is either complete or absent, and the records of a batch are written after its pictures. A batch is therefore
+done when its records exist. A batch that was interrupted earlier is made again, with the same pictures. Several workers
+may share the folder. Two workers may make the same picture, but it is recorded once, because a batch has one file of
+records.
 """
 
 from collections.abc import Iterable
@@ -53,7 +54,7 @@ class Folder:
 
         Raises:
             OSError: the folder cannot be written to.
-            ValueError: the folder contains another plan.
+            ValueError: the folder contains a different plan.
         """
         self.store.begin((PICTURES, RECORDS, LEASES))
         text = plan.to_json().encode()

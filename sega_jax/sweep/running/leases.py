@@ -1,10 +1,10 @@
 """Leases: files that show which worker is making which share of a plan's batches.
 
-A worker renews its lease while it makes a share. It first takes its own share, even if another worker holds it. Then it
-takes other unfinished shares whose leases are stale. A lease is stale if it has not changed for `patience` seconds by
-the observer's own clock, so that machines' clocks are never compared, or if its process ran on this machine and has
-ended. If two workers take a share at once, the last writer holds the lease, and the other worker leaves the share after
-its current batch.
+A worker renews its lease while it makes a share. It first takes its own share, even if another worker holds the lease.
+Then it takes other unfinished shares whose leases are stale. A lease is stale if it has not changed for `patience`
+seconds, or if its process ran on this machine and has ended. The seconds are measured by the observer's clock, so that
+clocks of different machines are never compared. If two workers take a share at the same time, the last writer holds the
+lease, and the other worker leaves the share after its current batch.
 """
 
 import json
@@ -21,13 +21,14 @@ PATIENCE = 60.0
 
 
 class Leases:
-    """The leases of one worker, which holds at most one at a time. A context manager that releases it on exit.
+    """The leases of one worker, which holds at most one lease at a time. This is a context manager that releases the
+    lease on exit.
 
     Args:
         where: the store of the sweep's folder.
         worker: the worker's number, counted from 0.
         workers: the number of workers; each has one share.
-        patience: the seconds after which an unchanged lease is stale; the same for all workers.
+        patience: the seconds after which an unchanged lease is stale. All workers must have the same value.
     """
 
     def __init__(self, where: Store, worker: int, workers: int, patience: float = PATIENCE):
@@ -46,16 +47,17 @@ class Leases:
         self._release()
 
     def shares(self, unfinished: Callable[[], set[int]]) -> Iterator[int]:
-        """Takes one share after another, its own first, until all are finished. Waits while other workers are busy.
+        """Yields one share after another, starting with this worker's own, until all are finished. Waits while others
+        are busy.
 
         Args:
-            unfinished: returns the numbers of the unfinished shares.
+            unfinished: a function that returns the numbers of the unfinished shares.
         """
         mine = self._worker
         if mine in unfinished():
             yield from self._taken(mine)
         while left := unfinished():
-            # Each worker starts after its own share, so that waiting workers do not all take the same one.
+            # Each worker starts with the share after its own, so that waiting workers do not all take the same share.
             order = sorted(left, key=lambda share: (share - mine) % self._workers)
             stale = [share for share in order if self._stale(share)]
             if stale:
@@ -64,7 +66,7 @@ class Leases:
                 return
 
     def holds(self) -> bool:
-        """Tells whether this worker still holds the lease of the share that it took last."""
+        """Returns whether this worker still holds the lease of the share that it took last."""
         lease = self._read(self._where.read(self._file(self._held)))
         return lease is not None and lease["token"] == self._me["token"]
 
@@ -99,7 +101,8 @@ class Leases:
                     if self._held is not None and self.holds():
                         self._write()
                 except OSError:
-                    # A shared folder may be unreachable for a while. If it stays so, writing a picture will fail.
+                    # A shared folder may be unreachable for a while. If it stays unreachable, writing a picture will
+                    # fail.
                     continue
 
     def _write(self) -> None:

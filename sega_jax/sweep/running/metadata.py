@@ -15,7 +15,7 @@ from sega_jax.sweep.running import records
 
 
 def record(plan: Plan, i: int, pipe: Pipeline) -> dict[str, Any]:
-    """Returns the columns of point i except those of its batch and its picture."""
+    """Returns the columns of point i, except those that depend on its batch and its picture."""
     columns: dict[str, Any] = {}
     for stage in plan.chain:
         point = stage.point(i)
@@ -24,7 +24,7 @@ def record(plan: Plan, i: int, pipe: Pipeline) -> dict[str, Any]:
 
 
 def _guided(plan: Plan, i: int) -> dict[str, Any]:
-    """Returns a cascade's column of the stages that the edits guide."""
+    """Returns the column of a cascade that lists the stages that the edits guide."""
     if plan.earlier is None:
         return {}
     return {"edited": ", ".join(str(stage.facts.stage) for stage in plan.chain if stage.point(i).edits) or None}
@@ -52,7 +52,7 @@ def solver(plan: Plan, point: Point) -> str | None:
 
 
 def picture_metadata(plan: Plan, i: int, pipe: Pipeline) -> dict[str, Any]:
-    """Returns the metadata that the picture of point i stores and `sega-jax info` reads."""
+    """Returns the metadata that is stored in the picture of point i. `sega-jax info` reads it."""
     first, *later = ((stage.facts, stage.point(i)) for stage in plan.chain)
     facts, point = first
     edits = next((acting_edits(one) for _, one in (first, *later) if one.edits), [])

@@ -23,8 +23,8 @@ from sega_jax.sweep.planning.sharing import Fork, Schedule
 from sega_jax.systems import programs
 from sega_jax.systems.base import Static
 
-# Receives a picture's number in the batch, the picture [height, width, 3], whether it is finite, and whether the safety
-# checker flagged it (None without a checker). It may be called in another thread.
+# Takes a picture's number in the batch, the picture [height, width, 3], whether it is finite, and whether the safety
+# checker flagged it (None without a checker). It may be called from a different thread.
 OnPicture = Callable[[int, np.ndarray, bool, bool | None], Any]
 
 
@@ -32,7 +32,7 @@ class Trunk(NamedTuple):
     """The common prefixes of a batch's pictures, one per row, on the host."""
 
     row_of: dict[int, int]  # each picture's row
-    states: dict[int, tuple[np.ndarray, Any]]  # at each departure: x [rows, ...] and the solver's state, rows first
+    states: dict[int, tuple[np.ndarray, Any]]  # {departure: (x [rows, ...], solver's state with rows first)}
     past: Predictions  # the predictions of all calls, [rows, depth, ...]
     concepts: list[list[str]]  # each row's concepts, in the order of `past.edits`
 
@@ -41,14 +41,14 @@ class SharedRun:
     """Runs the batches of a plan with one pipeline.
 
     While the devices compute one fork, one thread prepares the next fork, and another thread fetches the pictures of
-    the fork before.
+    the previous fork.
 
     Args:
         pipe: the pipeline.
         depth: the number of calls of the plan's longest trunk, which decides the shapes of compiled programs.
 
     Attributes:
-        evaluations: the rows that have gone through the network so far.
+        evaluations: the number of evaluations so far.
     """
 
     def __init__(self, pipe: Pipeline, depth: int):
@@ -62,8 +62,8 @@ class SharedRun:
         Args:
             batch: the prepared batch.
             schedule: the schedule of a batch with shared prefixes; None for a batch without them.
-            concepts: every number of concepts that some fork of the plan predicts, to compile all programs at once.
-            on_picture: is called with each picture as soon as it is fetched.
+            concepts: all numbers of concepts that forks of the plan predict, so that all programs are compiled at once.
+            on_picture: a function that is called with each picture as soon as it is fetched.
         """
         if schedule is None:
             begun = run.begin(self.pipe, batch, branch_texts(self.pipe, batch, batch.n))
@@ -96,7 +96,8 @@ class SharedRun:
     def prepare(self, begun: run.Begun, concepts: Iterable[int]) -> None:
         """Compiles the programs for these numbers of concepts, so that later batches compile nothing."""
         if self.pipe.chunks is not self._chunks:
-            # The networks have changed, for example by another LoRA, so their programs are not compiled yet.
+            # The networks have changed, for example because of a different LoRA, so their programs are not compiled
+            # yet.
             self._chunks, self._prepared = self.pipe.chunks, {}
         known = self._prepared.setdefault(begun.situation, set())
         for count in sorted(set(concepts) - known):
@@ -115,7 +116,7 @@ class _Shared:
         self.concepts, self.on_picture = concepts, on_picture
 
     def make(self) -> Output:
-        """Makes the pictures: first all trunks, then one fork after another."""
+        """Makes the pictures: first it computes all trunks, then one fork after another."""
         forks, trunk, batch = self.schedule.forks, self._trunk(), self.batch
         factor = self.pipe.system.sampler.sizes(self.pipe.models).factor
         height, width = (factor * side for side in batch.shape[:2])
@@ -130,7 +131,7 @@ class _Shared:
                 if after is not None:
                     begun = _submit(begins, self._begin, after, trunk)
                 decoded = run.decode(self.pipe, here.batch, self._finish(here, fork))
-                # Waiting raises an error early, and keeps pictures from piling up on the devices.
+                # Waiting here raises errors early, and prevents pictures from piling up on the devices.
                 if fetched is not None:
                     fetched.result()
                 fetched = _submit(fetches, self._place, fork, decoded, out)
@@ -142,7 +143,7 @@ class _Shared:
     def _place(self, fork: Fork, decoded: run.Decoded, out: Output) -> None:
         """Fetches a fork's pictures into the arrays of the output."""
         members = list(fork.members)
-        # Padding rows are fetched as well, because the safety checker is compiled for all rows.
+        # Padding rows are also fetched, because the safety checker is compiled for all rows.
         parts = run.fetch(self.pipe, decoded, self.schedule.rows)
         arrays: tuple[Any, ...] = (out.images, out.finite, out.flagged)
         for into, part in zip(arrays, parts, strict=True):
@@ -226,7 +227,7 @@ class _Shared:
 def _forked(
     pipe: Pipeline, batch: Batch, settings: Any, *, x: np.ndarray, solver: Any, calls: int, past: Predictions
 ) -> Carry:
-    """Returns the carry of rows that leave a trunk, computed by `sega_jax.systems.programs.fork`."""
+    """Returns the carry of rows that leave a trunk. `sega_jax.systems.programs.fork` computes it."""
     fork = pipe.devices.map(programs.fork, (0, 0, 0, None, 0), sampler=pipe.system.sampler, static=batch.static)
     with enough_memory(x.shape):
         x, solver, past = pipe.devices.split((x, solver, past))
@@ -240,7 +241,7 @@ def _report_pictures(numbers: Iterable[int], out: Output, on_picture: OnPicture)
         on_picture(i, out.images[i], bool(out.finite[i]), None if out.flagged is None else bool(out.flagged[i]))
 
 
-# JAX's thread-local settings: the name of each option, and the context manager that sets it for one thread.
+# {option: context manager that sets it for one thread} for JAX's thread-local settings.
 _SETTINGS = {
     "jax_enable_x64": jax.enable_x64,
     "jax_default_matmul_precision": jax.default_matmul_precision,
@@ -252,8 +253,8 @@ _SETTINGS = {
 
 
 def _submit(pool: ThreadPoolExecutor, function: Callable, *args: Any) -> Future:
-    """Runs a function in a thread with the caller's JAX settings and context variables, so that `with` blocks around
-    the call also apply there and warnings are collected by the caller."""
+    """Runs a function in a thread with the caller's JAX settings and context variables, so that the caller's `with`
+    blocks also apply in the thread, and the caller collects its warnings."""
     settings = {name: getattr(jax.config, name) for name in _SETTINGS}
 
     def call():

@@ -31,19 +31,19 @@ _MADE = {
 
 
 def columns(sweep: Sweep, facts: Facts) -> dict[str, str]:
-    """Returns the types of the columns by name.
+    """Returns the types of the columns, {column: type}.
 
     The columns are the picture's name, its file, the number of its first point, its settings (settings of a later stage
-    begin with its name, such as "stage2.steps"), the settings of its edits ("glasses.scale"; null for edits that are
+    start with its name, such as "stage2.steps"), the settings of its edits ("glasses.scale"; null for edits that are
     not active), and how it was made:
 
-        finite: whether all values are finite; a picture with NaN or infinity has no file.
+        finite: whether all pixels are finite; a picture with NaN or infinity has no file.
         flagged: whether the safety checker flagged the picture, which then has no file; null without a checker.
         digest: the SHA-256 of the pixels.
         batch: the batch's number in the plan.
-        rows: the rows of the program on all `devices` together. Another number changes the rounding.
+        rows: the number of rows of the program on all `devices` together. A different number changes the rounding.
         calls: the number of model calls.
-        seconds: the batch's time divided by its pictures; a program's first batch includes the compilation.
+        seconds: the batch's time divided by its number of pictures; a program's first batch includes the compilation.
         made: the time at which the record was written, in UTC.
         model: the checkpoint; null for the demo model.
     """
@@ -57,7 +57,7 @@ def columns(sweep: Sweep, facts: Facts) -> dict[str, str]:
 
 
 def call_columns(facts: Facts) -> dict[str, str]:
-    """Returns the types of the columns of a stage's call settings, by name."""
+    """Returns the columns of a stage's call settings, {column: type}."""
     types: dict[str, str] = {}
     for name, one in call_settings(facts.family.call).items():
         if name not in edit_settings() and (is_recorded(name) or not facts.prefix):
@@ -66,12 +66,13 @@ def call_columns(facts: Facts) -> dict[str, str]:
 
 
 def is_recorded(name: str) -> bool:
-    """Tells whether records contain a call setting of a later stage: its own settings, and its pictures' size."""
+    """Returns whether a later stage's call setting is recorded. These are its own settings and the size of its
+    pictures."""
     return is_own(name) or name in ("height", "width")
 
 
 def columns_without_edits(facts: Facts) -> list[str]:
-    """Returns the columns that determine a picture without edits."""
+    """Returns the columns that affect a picture even without edits."""
     names: list[str] = []
     for one in facts.chain:
         settings = call_settings(one.family.call)
@@ -102,7 +103,7 @@ def settings(point: Point, facts: Facts, scheduler: str | None) -> dict[str, Any
 
 
 def part(rows: Sequence[dict[str, Any]], sweep: Sweep, facts: Facts) -> bytes:
-    """Returns a Parquet file of rows. Columns that a row lacks are null."""
+    """Returns a Parquet file of rows. A column that is missing in a row is null."""
     pyarrow = arrow()
     kinds = {"timestamp[us, tz=UTC]": pyarrow.timestamp("us", "UTC"), "bool": pyarrow.bool_()}
     fields = [(name, kinds.get(kind) or getattr(pyarrow, kind)()) for name, kind in columns(sweep, facts).items()]
@@ -112,7 +113,7 @@ def part(rows: Sequence[dict[str, Any]], sweep: Sweep, facts: Facts) -> bytes:
 
 
 def read_part(data: bytes, names: list[str]) -> dict[str, list]:
-    """Reads some columns of a Parquet file."""
+    """Reads the named columns of a Parquet file."""
     return arrow().parquet.read_table(io.BytesIO(data), columns=names).to_pydict()
 
 
@@ -122,7 +123,7 @@ def rows(data: bytes) -> list[dict[str, Any]]:
 
 
 def values(names: Sequence[str], numbers: Sequence[float | None]) -> bytes:
-    """Returns a Parquet file of a metric: a number or null for each picture's name."""
+    """Returns a Parquet file of a metric, with each picture's name and its number or null."""
     pyarrow = arrow()
     fields = [("name", pyarrow.string()), ("value", pyarrow.float64())]
     file = io.BytesIO()

@@ -35,7 +35,7 @@ from sega_jax.sweep.running.status import Status, of_plan
 
 
 def kept(folder: str | Path) -> Plan | None:
-    """Reads the plan in a folder; returns None if there is none.
+    """Reads the plan in a folder. Returns None if there is no plan.
 
     Args:
         folder: the folder's path, or an address that fsspec supports.
@@ -61,7 +61,7 @@ def keep(plan: Plan, folder: str | Path) -> None:
 
     Raises:
         OSError: the folder cannot be written to.
-        ValueError: the folder contains another plan.
+        ValueError: the folder contains a different plan.
 
     Example:
         >>> from sega_jax import sweep
@@ -82,11 +82,11 @@ def run(
     patience: float = PATIENCE,
     progress: bool | None = None,
 ) -> Status:
-    """Makes the missing pictures of a plan in a folder. `sega_jax.sweep.running.folder` describes the folder's files.
+    """Makes a plan's missing pictures in a folder. `sega_jax.sweep.running.folder` describes the files in the folder.
 
-    A run may be interrupted at any moment. Running the plan again makes the remaining pictures, and the result is the
-    same bit for bit. If a batch does not fit into the devices' memory, it and all later batches of its program are made
-    with half as many rows, which the records show.
+    A run may be interrupted at any moment. Running the plan again makes the remaining pictures, and all pictures are
+    the same bit for bit as without the interruption. If a batch does not fit into the devices' memory, it and all later
+    batches of its program are made with half as many rows. The records show the number of rows.
 
     Several workers, which are separate processes, may share a folder and communicate only through it. Each worker makes
     its share of the batches, then the unfinished shares of workers that ended early, and returns when all pictures are
@@ -95,10 +95,12 @@ def run(
     Args:
         plan: the plan.
         folder: the folder's path, or an address that fsspec supports, such as gs://bucket/sweep.
-        pipe: the plan's model, loaded; None loads it. Not supported for cascades, which load one stage after another.
-        worker: this worker's number, counted from 1, and the number of workers: (2, 16) is the second of sixteen. None
-            takes both from JAX, which knows one process unless it was initialised for several.
-        patience: the seconds without a sign of life after which a worker counts as ended; the same for all workers.
+        pipe: the plan's loaded model; None loads it. It must be None for cascades, which load one stage after another.
+        worker: this worker's number, counted from 1, and the number of workers: (2, 16) is the second of sixteen. With
+            None, both come from JAX (`jax.distributed`), which means one worker unless JAX was initialised for several
+            processes.
+        patience: the seconds without a renewed lease after which a worker counts as ended. All workers must have the
+            same value.
         progress: whether to show a progress bar; None shows it in terminals and notebooks.
 
     Returns:
@@ -108,8 +110,8 @@ def run(
         ImportError: pyarrow is not installed.
         OSError: the folder cannot be written to.
         FileNotFoundError, CheckpointError: the model or a file that a setting names is missing or broken.
-        TypeError, ValueError: there is no such worker, the checkpoint refuses a call, the folder contains another plan,
-            or another version of sega_jax made the plan.
+        TypeError, ValueError: there is no such worker, the checkpoint refuses a call, the folder contains a different
+            plan, or a different version of sega_jax made the plan.
         MemoryError: a single row does not fit into the devices' memory.
 
     Example:
@@ -126,7 +128,9 @@ def run(
     records.arrow()
     number, workers = _worker(worker)
     if pipe is not None and plan.earlier is not None:
-        raise TypeError("a cascade loads its stages itself, one after another, and accepts no pipe; remove pipe")
+        raise TypeError(
+            "a cascade loads its stages one after another and cannot use a loaded pipe; remove the argument `pipe`"
+        )
     where, loader = Folder(folder), stages.Loader(pipe)
     unfinished = _unfinished(plan, where)
     if unfinished:
@@ -144,7 +148,7 @@ def run(
 
 
 def _unfinished(plan: Plan, where: Folder) -> list[Plan]:
-    """Returns the plans of the stages that still have to run. Stages before a finished one are not needed any more."""
+    """Returns the plans of the stages that still have to run. Stages before a finished stage are no longer needed."""
     plans: list[Plan] = []
     for stage in reversed(plan.chain):
         if not where.of(stage, plan).missing(stage):
@@ -205,8 +209,8 @@ class _FinishedBatch(NamedTuple):
     seconds: float  # per picture
 
 
-# Receives a picture's number in the batch, the picture [height, width, 3], whether it is finite, and whether it is
-# flagged (None without a safety checker).
+# Takes a picture's number in the batch, the picture [height, width, 3], whether it is finite, and whether it is flagged
+# (None without a safety checker).
 _OnPicture = Callable[[int, np.ndarray, bool, bool | None], Any]
 
 
@@ -234,8 +238,8 @@ class _Run:
             return i in recorded or not self.folder.store.has(part(i))
 
         done = sum(pictures.values()) - sum(pictures[i] for i in missing)
-        # Pictures are encoded as soon as they are made, and one batch is written while the next is made. Leaving this
-        # block waits for both, also after Ctrl-C.
+        # Pictures are encoded as soon as they are made, and one batch is written while the next is made. When this
+        # block is left, even by Ctrl-C, it waits for both.
         with (
             bar(sum(pictures.values()), "picture", progress, initial=done) as progress_bar,
             ThreadPoolExecutor(thread_name_prefix="pictures") as pool,
@@ -250,7 +254,7 @@ class _Run:
                     finished = self._batch(self.plan.batches[i], pool, progress_bar.update)
                     if writing is not None:
                         writing.result()
-                    # Another worker may have made the batch in the meantime, on a device with other rounding.
+                    # Another worker may have made the batch in the meantime, on a device with different rounding.
                     if needs_making(i):
                         writing = writer.submit(self._write, i, finished, pool)
                 progress_bar.update(before + pictures[i] - progress_bar.n)
@@ -275,7 +279,7 @@ class _Run:
         try:
             rows = self._make(batch, points, on_picture)
         except BaseException:
-            # No record will name these pictures, and leaving the pool would wait for all of them.
+            # These pictures will not be recorded, and leaving the pool would wait for all of them.
             for picture in pictures.values():
                 picture.cancel()
             raise
@@ -283,7 +287,7 @@ class _Run:
         return _FinishedBatch(points, [pictures[i] for i in range(len(points))], rows, seconds)
 
     def _adapt(self, batch: Batch) -> None:
-        """Replaces the previous batch's adapters in the pipeline by this batch's."""
+        """Replaces the previous batch's adapters in the pipeline with this batch's adapters."""
         if (batch.adapters, batch.text_adapters) == self._adapters:
             return
         # Drop the previous batch's networks before merging new ones, to save memory.
@@ -301,17 +305,19 @@ class _Run:
         points = [self.plan.point(i) for i in batch.points]
         if tuple(name(point, self.plan.facts) for point in points) != batch.names:
             raise ValueError(
-                "another version of sega_jax made this plan and named its pictures differently; start the sweep in a"
+                "a different version of sega_jax made this plan and named its pictures differently; start the sweep"
+                " in a"
                 " new folder"
             )
         return points
 
     def _make(self, batch: Batch, points: list[Point], on_picture: _OnPicture) -> int:
-        """Makes the points of a batch, and returns the number of rows at a time. Halves it when memory runs out."""
+        """Makes the points of a batch, and returns how many rows were made at a time. This is halved when memory runs
+        out."""
         rows = self.rows_that_fit.get(batch.program, batch.program.rows)
         try:
             if batch.shares:
-                # There is one part, unless fewer rows than planned fit into memory.
+                # There is only one part, unless fewer rows than planned fit into memory.
                 for part in sharing.parts(points, rows):
                     members = [points[i] for i in part]
                     self._call(batch, members, part, on_picture, sharing.schedule(members, batch.calls, rows))
@@ -324,7 +330,7 @@ class _Run:
         except MemoryError:
             if rows == 1:
                 raise
-        # Retry outside the handler, where the failed attempt's arrays have been freed.
+        # Retry outside the exception handler, where the failed attempt's arrays have been freed.
         height, width = batch.program.size
         warn(
             f"{rows} rows of {height}x{width} pixels with {batch.program.concepts} concepts do not fit into memory;"
@@ -344,7 +350,7 @@ class _Run:
         """Makes points with one call of the pipeline.
 
         Args:
-            points: the points, including copies of the last one as padding.
+            points: the points, padded with copies of the last point.
             numbers: the numbers of the points in the batch, without padding.
         """
 

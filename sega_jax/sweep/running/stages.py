@@ -1,4 +1,4 @@
-"""Loads the stages of a cascade one after another, and passes each stage the pictures of the stage before."""
+"""Loads the stages of a cascade one after another, and passes each stage the pictures of the previous stage."""
 
 import gc
 import io
@@ -22,8 +22,8 @@ from sega_jax.weights.lora import merged
 class Loader:
     """Loads the models of a sweep's stages one after another.
 
-    It keeps the first stage's text encoders for later stages that use the same encoded text, and drops everything else
-    before it loads the next stage.
+    It keeps the first stage's text encoders for later stages that use the same encoded text. Everything else is dropped
+    before the next stage is loaded.
 
     Args:
         pipe: the loaded model of a sweep without stages; None loads it.
@@ -45,7 +45,7 @@ class Loader:
             reader = pipe.system.text
             networks = {part: module for part, module in pipe.models._asdict().items() if part in reader.parts}
             self._readers = Readers(reader.type, networks, pipe.tokenizer)
-        # Yield a copy, so that the run's schedulers and adapters do not change the caller's pipeline.
+        # Yield a copy, so that the schedulers and adapters of the run do not change the caller's pipeline.
         yield Pipeline(**pipe.components)
         del pipe
         gc.collect()
@@ -90,24 +90,24 @@ def encoded(picture: np.ndarray) -> bytes:
 
 
 class EarlierPictures:
-    """The pictures of the stage before, float32 [height, width, 3] in [0, 1].
+    """The pictures of the previous stage, float32 [height, width, 3] in [0, 1].
 
     Args:
-        folder: the folder of the stage before; None if there is none.
+        folder: the folder of the previous stage; None if there is none.
         names: the names of the call's arguments that are pictures.
     """
 
     def __init__(self, folder: Folder | None, names: Sequence[str]):
         self._folder, self._names = folder, names
-        self._finite: dict[str, bool] = {}  # whether each picture read so far is finite, by name
+        self._finite: dict[str, bool] = {}  # {name: whether the picture is finite} for the pictures read so far
 
     def given(self, call: Mapping[str, Any]) -> dict[str, Any]:
-        """Replaces the names of pictures in a call's lists of arguments by the pictures. NaN becomes grey, as in
+        """Replaces the names of pictures in a call's lists of arguments with the pictures. NaN becomes grey, as in
         `Cascade`."""
         return {name: self._pictures(values) if name in self._names else values for name, values in call.items()}
 
     def finite(self, point: Point) -> bool:
-        """Tells whether the pictures that a point starts from are finite."""
+        """Returns whether the pictures that a point starts from are finite."""
         inputs = [picture for name in self._names if (picture := earlier(point.call[name])) is not None]
         return all(self._finite[one.name] if one.name in self._finite else self._is_finite(one) for one in inputs)
 

@@ -33,7 +33,7 @@ class Status(NamedTuple):
 
 
 def status(folder: str | Path) -> Status:
-    """Returns the progress of the sweep in a folder; for a cascade, of its last stage.
+    """Returns the progress of the sweep in a folder; for a cascade, that of its last stage.
 
     Args:
         folder: the folder's path, or an address that fsspec supports.
@@ -51,7 +51,7 @@ def status(folder: str | Path) -> Status:
 
 
 def stages(folder: str | Path) -> dict[str, Status]:
-    """Returns the progress of each stage of the cascade in a folder, by stage name; {} for a single model.
+    """Returns {stage name: progress} for the cascade in a folder; {} for a single model.
 
     Args:
         folder: the folder's path, or an address that fsspec supports.
@@ -104,7 +104,7 @@ def seconds_left(folder: str | Path) -> float | None:
         own = where.of(stage, plan)
         to_do = of_plan(stage, own).evaluations_left
         if not to_do:
-            break  # the stages before a finished one are not needed any more
+            break  # the stages before a finished stage are no longer needed
         seconds = _pace(stage, own)
         if seconds is None:
             return None
@@ -113,7 +113,7 @@ def seconds_left(folder: str | Path) -> float | None:
 
 
 def pace(folder: str | Path) -> float | None:
-    """Returns one worker's seconds per UNet evaluation, from a sweep's records; for a cascade, of its last stage.
+    """Returns one worker's seconds per UNet evaluation, from a sweep's records; for a cascade, that of its last stage.
 
     Args:
         folder: the folder's path, or an address that fsspec supports.

@@ -1,7 +1,7 @@
 """Reads and writes a sweep's files, in a folder or at an address that fsspec supports, such as gs://bucket/sweep.
 
-A file is either complete or absent, even if the process is killed, and only one process can create it. For folders,
-this module ensures both. For addresses, the file system must; the object stores of Google, Amazon and Azure do.
+A file is either complete or absent, even if the process is killed, and only one process can create it. In folders, this
+module ensures both. At addresses, the file system must ensure them. The object stores of Google, Amazon and Azure do.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ class Store:
             except (ImportError, ValueError) as error:
                 raise ValueError(f"{path} cannot be reached ({error})") from None
         else:
-            # A folder's name may contain "::", with which url_to_fs would chain file systems.
+            # A folder's name may contain "::", which url_to_fs would take as a chain of file systems.
             self._address = str(Path(path).expanduser())
             self._files, self._root = LocalFileSystem(), os.path.abspath(self._address)
         self._local = isinstance(self._files, LocalFileSystem)
@@ -42,7 +42,7 @@ class Store:
         return self._address
 
     def begin(self, folders: tuple[str, ...]) -> None:
-        """Makes the folders, and removes unfinished files left by ended processes of this machine."""
+        """Creates the folders, and removes unfinished files that ended processes on this machine left behind."""
         for folder in folders:
             self._files.makedirs(self._path(folder), exist_ok=True)
         if self._local:
@@ -60,7 +60,7 @@ class Store:
             return None
 
     def has(self, name: str) -> bool:
-        """Tells whether a file exists."""
+        """Returns whether a file exists."""
         self._files.invalidate_cache()
         return self._files.exists(self._path(name))
 
@@ -76,7 +76,7 @@ class Store:
         """Writes a new file. If several processes create the same file at once, one of them succeeds.
 
         Raises:
-            FileExistsError: the file exists already.
+            FileExistsError: the file already exists.
         """
         if not self._local:
             self._files.pipe_file(self._path(name), data, mode="create")
@@ -87,7 +87,7 @@ class Store:
             except FileExistsError:
                 raise
             except OSError:
-                # Buckets mounted as folders do not support links. Two processes may both succeed there.
+                # Buckets that are mounted as folders do not support links. Two processes may both succeed there.
                 if path.exists():
                     raise FileExistsError(path) from None
                 os.replace(unfinished, path)
@@ -98,7 +98,7 @@ class Store:
             self._files.rm_file(self._path(name))
 
     def names(self, folder: str) -> set[str]:
-        """Returns the names of a folder's entries. Names of unfinished files begin with a dot."""
+        """Returns the names of a folder's entries. Names of unfinished files start with a dot."""
         self._files.invalidate_cache()
         try:
             paths = self._files.ls(self._path(folder), detail=False)
@@ -127,7 +127,7 @@ def host() -> str:
 
 
 def runs(process: int) -> bool:
-    """Tells whether a process of this machine is running, by its process id."""
+    """Returns whether the process with this id is running on this machine."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
