@@ -246,7 +246,7 @@ def test_several_seeds(stages, paella_folder, least_xl_folder, tmp_path, monkeyp
         ("least", ["--devices", "4"], "--devices=4 should be from 1 to 3, the number of devices"),
         ("least", ["--devices", "0"], "--devices=0 should be from 1 to 3"),
         ("least", ["--devices", "0,3"], "--devices=0,3 should be device numbers from 0 to 2; this host has 3"),
-        ("least", ["--devices", "1,1"], "--devices=1,1 names a device twice"),
+        ("least", ["--devices", "1,1"], "--devices=1,1 lists a device twice"),
         ("least", ["--devices", "all"], "--devices='all' should be a number of devices, such as 2"),
     ],
 )
