@@ -156,7 +156,7 @@ def test_every_seed_has_its_files(several):
 def test_the_command_of_a_picture_repeats_it_whatever_the_other_seeds(several, tmp_path):
     _, out = several
     shown = run("info", out / "0001-seed8-edited.png").output
-    assert "seed            8\n" in shown
+    assert "seed             8\n" in shown
     result = run(*shlex.split(shown.splitlines()[-1])[1:], "--out", tmp_path)
     assert result.exit_code == 0, result.output
     for kind in ("original", "edited"):
@@ -171,7 +171,7 @@ def test_the_command_of_the_sheet_asks_for_all_seeds(several, tmp_path, monkeypa
     _, out = several
     monkeypatch.setattr(pipeline, "run", picture_maker({}))
     shown = run("info", out / "0001-sheet.png").output
-    assert "seed            1-3,8\n" in shown
+    assert "seed             1-3,8\n" in shown
     result = run(*shlex.split(shown.splitlines()[-1])[1:], "--out", tmp_path)
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in out.iterdir())
