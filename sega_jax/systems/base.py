@@ -55,7 +55,9 @@ class Static(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """The arrays of a call, with the rows as first axis. Programs take them as arguments, so changing their values never recompiles.
+    """The arrays of a call, with the rows as first axis.
+
+    Programs take them as arguments, so changing their values never recompiles.
 
     Example:
         >>> import jax, numpy as np

@@ -153,6 +153,8 @@ def row_axes(solver: Solver, x: Any) -> Any:
 
 def complete(preds: Predictions, settings: Settings) -> Predictions:
     """Gives concepts that were not predicted the unconditional prediction, so that their edit direction is zero."""
+    if preds.edits is None:
+        return preds
     missing = settings.n - preds.edits.shape[1]
     return preds._replace(edits=jnp.concatenate([preds.edits, jnp.repeat(preds.uncond[:, None], missing, 1)], 1))
 

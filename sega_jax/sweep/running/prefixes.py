@@ -183,7 +183,8 @@ class _Shared:
             before = done
             for called, carry, record in self.shared.advance(begun, len(first)):
                 begun = begun._replace(carry=carry)
-                for array, new in zip(past[:3], (record.uncond, record.cond, record.edits), strict=True):
+                predicted = (record.uncond, record.cond, record.edits)
+                for array, new in zip((uncond, cond, concepts), predicted, strict=True):
                     array[:, done : before + called] = new[: len(first)]
                 done = before + called
             x = self.pipe.devices.gather(begun.carry.x, len(first))
