@@ -24,6 +24,7 @@ OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 # Names in docstrings that belong to other libraries or to files, and that this library's code does not contain.
 FOREIGN = {
     *("BREAK", "CLIPImageProcessorPil", "FlaxPNDMScheduler", "align_corners", "desc", "flax", "leave", "modelspec"),
+    *("distributed", "export"),
     *("predict_key", "resnets_0", "serialization", "shard_map", "tiled_decode", "to_bytes", "updates"),
 }
 FILE_ENDINGS = ("json", "yml", "toml", "bin", "pt", "ckpt", "npy", "npz", "safetensors", "msgpack", "png", "py", "md")
