@@ -335,8 +335,7 @@ def check_words(bench):
 
 
 def check_scheduler(bench):
-    """Changes the spacing of the timesteps without compiling again; tests/method/test_solvers.py tests other
-    solvers."""
+    """Changes the timestep spacing without compiling; tests/method/test_solvers.py tests other solvers."""
     scheduler = bench.pipe.scheduler.config | {"timestep_spacing": "trailing"}
     assert (bench.make(bench.load(scheduler=scheduler)).images != bench.plain).any()
 

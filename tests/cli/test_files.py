@@ -1,5 +1,4 @@
-"""Stable Diffusion's files in the shell: single files, LoRAs, textual inversions, and commands that reproduce
-pictures."""
+"""Stable Diffusion's files in the shell: single files, LoRAs, textual inversions, and reproducing pictures."""
 
 import shlex
 import shutil
@@ -47,8 +46,7 @@ def pictures(folder):
 
 
 def check(words, tmp_path, monkeypatch, prompt="a cat", **loading):
-    """Checks that the command makes the library's pictures, and that the command of `info` reproduces them
-    elsewhere."""
+    """Checks that the command makes the library's pictures, and that `info`'s command reproduces them."""
     settings = ["--prompt", prompt, "--edit", "hat:warmup=0", "--steps", 2]
     result = edit(*words, *settings, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output

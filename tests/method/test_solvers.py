@@ -305,8 +305,7 @@ def test_sampler_of_deepfloyd_if():
 
 @pytest.mark.parametrize(("name", "options"), [("DDPM", {}), ("DPM, stochastic", {"variance_type": "learned_range"})])
 def test_predicted_variance_without_effect(name, options):
-    """A predicted variance has no effect if the config fixes the variance, or if the solver cannot use a learned
-    one."""
+    """A predicted variance has no effect if the config fixes the variance, or the solver cannot use it."""
     family = scheduler(name, **options)
     row, x, solver = jax.tree.map(lambda column: column[3], family.table(10)), jnp.ones((1, 3)), SOLVERS["multistep"]()
     with_variance, without = (

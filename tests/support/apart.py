@@ -48,8 +48,7 @@ def stop(source, folder):
         return status, sorted(path.name for path in folder.iterdir() if dest.name in path.name)
 
     def start_and_stop(dest, number, share):
-        """Stops a conversion after a fraction of its usual time, and tries again if the conversion had already
-        finished."""
+        """Stops a conversion after a fraction of its usual time; tries again if it had already finished."""
         for _ in range(20):
             child = start(dest)
             time.sleep(seconds * share())

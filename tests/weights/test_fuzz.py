@@ -1,8 +1,8 @@
 """Tests reading damaged files: a checkpoint either loads, or is rejected with a `CheckpointError` or a `ValueError`.
 
 Every attempt must need little time and memory, even if the file claims to contain 10**10 of something. The limits are
-five seconds and two gigabytes of address space. If only arrays are read, it may exceed the memory for the undamaged
-file by at most twice the size of the file.
+five seconds and two gigabytes of address space. If only arrays are read, an attempt may exceed the memory for the
+undamaged file by at most twice the size of the file.
 """
 
 import copy

@@ -104,8 +104,7 @@ def test_only_the_index_of_an_unsupported_pipeline_is_downloaded(client, reposit
 
 
 def test_needed_files_of_stable_diffusion_xl(client, tmp_path, one_device):
-    """Both text encoders and tokenizers are downloaded, but no unrelated files, and no network that the caller
-    passes."""
+    """Both text encoders and tokenizers are downloaded, but not unrelated files or networks that are passed in."""
     client.folder = tiny.xl(tmp_path / "xl", **cases.XL)
     needed = {str(path.relative_to(client.folder)) for path in client.folder.rglob("*") if path.is_file()}
     more = ["sd_xl_base_1.0.safetensors", "sd_xl_offset_example-lora_1.0.safetensors", "vae_1_0/config.json"]
