@@ -32,7 +32,7 @@ class Kind:
     column = "string"  # the type of the column in a table of records
     metavar = "TEXT"  # the placeholder of the value in the help of the command line
     shell_hint = ""  # a sentence that explains how to write the shell option; it follows the help text
-    flag_value: str | None = None  # the value of a command-line option that is written without one; None if not allowed
+    flag_value: str | None = None  # the value if the command-line option is given without one; None if not allowed
     of_files = False  # whether values are names of files
 
     @property

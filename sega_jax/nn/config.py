@@ -44,7 +44,8 @@ def build(
     for key, allowed in fixed.items():
         if key in config and config[key] not in allowed:
             raise ValueError(
-                f"{what} config: {key}={config[key]!r} is not supported; it should be {' or '.join(map(repr, allowed))}"
+                f"{what} config: {key}={config[key]!r} is not supported; supported values:"
+                f" {' or '.join(map(repr, allowed))}"
             )
     values = {key: config[key] for key in cls._fields if config.get(key) is not None}
     for key, value in values.items():
@@ -52,9 +53,7 @@ def build(
         # Numbers must be positive and lists must not be empty, unless the default is 0 or empty.
         least = 1 if default and key not in may_be_zero else 0
         if not _is(value, cls.__annotations__[key], least):
-            raise ValueError(
-                f"{what} config: {key}={value!r} has the wrong type or is out of range; a valid value is {default!r}"
-            )
+            raise ValueError(f"{what} config: {key}={value!r} is invalid; use a value such as {default!r}")
         entries = _flat(value)
         many = ("layers" in key or "blocks" in key) and max(entries, default=0) > _MOST
         if len(entries) > _MOST or many:
@@ -64,7 +63,7 @@ def build(
         for entry in entries:
             if key in choices and entry not in choices[key]:
                 raise ValueError(
-                    f"{what} config: {key}={entry!r} is not supported; it should be one of {', '.join(choices[key])}"
+                    f"{what} config: {key}={entry!r} is not supported; supported values: {', '.join(choices[key])}"
                 )
     known = {*cls._fields, *fixed, *ignored}
     unknown = [key for key in config if not key.startswith("_") and key not in known]

@@ -65,8 +65,8 @@ def test_custom_timesteps(name):
 @pytest.mark.parametrize(
     ("name", "steps", "options", "message"),
     [
-        ("LCM", 51, {}, "51 steps are more than original_inference_steps=50; use fewer"),
-        ("TCD", 51, {}, "51 steps are more than original_inference_steps=50; use fewer"),
+        ("LCM", 51, {}, "steps=51 should be at most original_inference_steps=50; use fewer"),
+        ("TCD", 51, {}, "steps=51 should be at most original_inference_steps=50; use fewer"),
         ("LCM", 4, {"num_train_timesteps": 40}, "original_inference_steps=50 should be at most num_train_timesteps=40"),
         (
             "LCM",
@@ -75,28 +75,48 @@ def test_custom_timesteps(name):
             "original_inference_steps=0 should be a whole number of at least 1",
         ),
         ("TCD", 4, {"timestep_scaling": 0}, "timestep_scaling=0 should be a positive number"),
-        ("LCM", 4, {"rescale_betas_zero_snr": True}, "has no signal, so epsilon does not determine x0"),
-        ("DEIS", 4, {"thresholding": True}, "it works on noise, but thresholding is for x0"),
-        ("DEIS", 4, SDE, "algorithm_type='sde-dpmsolver[+][+]' is not supported, only deis"),
-        ("DEIS", 4, {"use_flow_sigmas": True}, "use_flow_sigmas=True is not supported, only False"),
+        ("LCM", 4, {"rescale_betas_zero_snr": True}, "has no signal, so x0 cannot be computed from epsilon"),
+        ("DEIS", 4, {"thresholding": True}, "this scheduler predicts noise, but thresholding needs x0"),
+        ("DEIS", 4, SDE, "algorithm_type='sde-dpmsolver[+][+]' is not supported; supported values: deis"),
+        ("DEIS", 4, {"use_flow_sigmas": True}, "use_flow_sigmas=True is not supported; supported values: False"),
         ("DEIS", 4, {"solver_order": 4}, "solver_order=4 should be 1, 2 or 3"),
-        ("DPM, single-step", 4, {"algorithm_type": "sde-dpmsolver"}, "is not supported, only dpmsolver[+][+], sde-dpm"),
+        (
+            "DPM, single-step",
+            4,
+            {"algorithm_type": "sde-dpmsolver"},
+            "is not supported; supported values: dpmsolver[+][+], sde-dpm",
+        ),
         ("DPM, single-step", 4, {"algorithm_type": "dpmsolver"}, "cannot end at zero noise"),
         ("KDPM2", 4, {"use_karras_sigmas": True, "use_beta_sigmas": True}, "exclude each other; use one of them"),
-        ("KDPM2", [500], {"use_karras_sigmas": True}, "use_karras_sigmas spaces the steps itself"),
-        ("EDM Euler", [500], {}, "it spaces its noise levels itself; give a number of steps"),
-        ("EDM Euler", 1, {"sigma_schedule": "exponential"}, "with one step begins at the least noise; use at"),
-        ("EDM Euler", 4, {"sigma_schedule": "linear"}, "sigma_schedule='linear' is not supported, only karras, exp"),
-        ("EDM Euler", 4, {"prediction_type": "sample"}, "'sample' is not supported, only epsilon, v_prediction"),
+        ("KDPM2", [500], {"use_karras_sigmas": True}, "use_karras_sigmas determines the timesteps"),
+        ("EDM Euler", [500], {}, "EDM schedulers determine their own noise levels; give a number of steps"),
+        (
+            "EDM Euler",
+            1,
+            {"sigma_schedule": "exponential"},
+            "with one step would start at the lowest noise level; use at",
+        ),
+        (
+            "EDM Euler",
+            4,
+            {"sigma_schedule": "linear"},
+            "sigma_schedule='linear' is not supported; supported values: karras, exp",
+        ),
+        (
+            "EDM Euler",
+            4,
+            {"prediction_type": "sample"},
+            "'sample' is not supported; supported values: epsilon, v_prediction",
+        ),
         ("EDM DPM", 4, {"sigma_data": -1}, "sigma_data=-1 should be a positive number"),
         ("EDM DPM", 4, {"sigma_min": 90.0}, "sigma_min=90.0 should be below sigma_max=80.0"),
         ("EDM DPM", 4, SDE | {"solver_order": 3}, "supports solver_order 1 and 2, not 3"),
-        ("IPNDM", [500], {}, "it spaces its times from 1 to 0 itself; give a number of steps"),
-        ("IPNDM", 1, {}, "steps=1 would ignore the output of the network; use at least 2 steps"),
-        ("IPNDM", 4, {"trained_betas": [0.1] * 1000}, "trained_betas=.* is not supported, only None"),
+        ("IPNDM", [500], {}, "IPNDM determines its own times from 1 to 0; give a number of steps"),
+        ("IPNDM", 1, {}, "with steps=1, IPNDM would ignore the network's output; use at least 2 steps"),
+        ("IPNDM", 4, {"trained_betas": [0.1] * 1000}, "trained_betas=.* is not supported; supported values: None"),
         ("DDIM", 4, {"trained_betas": [0.0] * 1000}, "should be 1000 numbers .* of at least 0 and below 1, not all of"),
         ("Euler", 1, {"beta_start": 0}, "the first of 1 steps has no noise to remove; use more steps"),
-        ("LMS", 1, {"beta_start": 0, "use_exponential_sigmas": True}, "has no noise to remove|coincide"),
+        ("LMS", 1, {"beta_start": 0, "use_exponential_sigmas": True}, "has no noise to remove|have the same timestep"),
     ],
 )
 def test_unsupported_options_and_steps(name, steps, options, message):
@@ -105,7 +125,9 @@ def test_unsupported_options_and_steps(name, steps, options, message):
 
 
 def test_edm_schedulers_have_no_noise_shares():
-    with pytest.raises(ValueError, match="EDMEulerScheduler has no betas, so a timestep does not determine the noise"):
+    with pytest.raises(
+        ValueError, match="EDMEulerScheduler has no betas, so the share of noise at a timestep is unknown"
+    ):
         from_config(REST["EDM Euler"]).shares(np.array([3]))
 
 

@@ -94,9 +94,9 @@ def test_steps_of_the_wrong_type(steps):
     ("steps", "message"),
     [
         ("5", "steps='5' should be a whole number, or one of fast27, smart27, .*super100"),
-        ([1000, 0], "steps has timestep 1000; training timesteps are from 0 to 999"),
-        (np.arange(3, -2, -1), "steps has timestep -1; training timesteps are from 0 to 999"),
-        ([5, 3, 3], "steps has timestep 3 after 3; timesteps should descend, without repeats"),
+        ([1000, 0], "steps has timestep 1000, but timesteps should be from 0 to 999"),
+        (np.arange(3, -2, -1), "steps has timestep -1, but timesteps should be from 0 to 999"),
+        ([5, 3, 3], "steps has timestep 3 after 3, but timesteps should descend without repeats"),
         (np.array([3, 9], np.uint8), "steps has timestep 9 after 3; timesteps should descend"),
     ],
 )
@@ -108,21 +108,23 @@ def test_invalid_timesteps(steps, message):
 def test_named_timesteps_need_enough_training_timesteps():
     family = scheduler("DDPM", num_train_timesteps=100)
     assert len(family.table("smart50").timestep) == 50
-    with pytest.raises(ValueError, match="a section of 10 of the 100 training timesteps cannot hold 14; give a list"):
+    with pytest.raises(
+        ValueError, match="a section has only 10 of the 100 training timesteps, but the named list needs 14"
+    ):
         family.table("super100")
 
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("PNDM", {}, "all steps must have the same length; give a number of steps"),
-        ("PNDM, Runge-Kutta", {}, "all steps must have the same length; give a number of steps"),
-        ("DPM", {"use_karras_sigmas": True}, "use_karras_sigmas spaces the steps itself; give a number"),
-        ("LMS", {"use_beta_sigmas": True}, "use_beta_sigmas spaces the steps itself; give a number"),
+        ("PNDM", {}, "PNDM needs steps of equal length; give a number of steps"),
+        ("PNDM, Runge-Kutta", {}, "PNDM needs steps of equal length; give a number of steps"),
+        ("DPM", {"use_karras_sigmas": True}, "use_karras_sigmas determines the timesteps; give a number"),
+        ("LMS", {"use_beta_sigmas": True}, "use_beta_sigmas determines the timesteps; give a number"),
         (
             "Euler",
             {"interpolation_type": "log_linear"},
-            "interpolation_type='log_linear' spaces the steps itself; give a number",
+            "interpolation_type='log_linear' determines the timesteps; give a number",
         ),
     ],
 )
@@ -233,14 +235,16 @@ def test_runge_kutta_needs_at_least_four_steps():
 def test_zero_snr_excludes_epsilon_prediction():
     options = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     for name in ("DDIM", "DDPM"):
-        with pytest.raises(ValueError, match="has no signal, so epsilon does not determine x0"):
+        with pytest.raises(ValueError, match="has no signal, so x0 cannot be computed from epsilon"):
             scheduler(name, **options).table(10)
         assert scheduler(name, prediction_type="v_prediction", **options).table(10).timestep[0] == 999
 
 
 @pytest.mark.parametrize("name", ["KarrasVeScheduler", None, 3, ["DDIMScheduler"]])
 def test_errors_list_the_supported_schedulers(name):
-    with pytest.raises(ValueError, match=r"is not supported, only DDIMScheduler, PNDMScheduler, .*UniPC"):
+    with pytest.raises(
+        ValueError, match=r"is not supported; supported schedulers: DDIMScheduler, PNDMScheduler, .*UniPC"
+    ):
         from_config({"_class_name": name})
 
 
@@ -255,7 +259,7 @@ def test_errors_list_the_supported_schedulers(name):
 )
 @pytest.mark.parametrize("name", tiny.SCHEDULERS)
 def test_errors_list_the_supported_values(name, option, value, listed):
-    with pytest.raises(ValueError, match=f"Scheduler: {option}=.* is not supported, only {listed}"):
+    with pytest.raises(ValueError, match=f"Scheduler: {option}=.* is not supported; supported values: {listed}"):
         scheduler(name, **{option: value})
 
 
@@ -269,13 +273,13 @@ def test_errors_list_the_supported_options():
     [
         ("DDIM", {"dynamic_thresholding_ratio": 95}, r"dynamic_thresholding_ratio=95 should be a number in \[0, 1\]"),
         ("DDPM", {"sample_max_value": 0.5}, "sample_max_value=0.5 should be a number of at least 1"),
-        ("DPM", NOISE | {"thresholding": True}, "'dpmsolver' works on noise, but thresholding .*; use 'dpmsolver[+]"),
-        ("UniPC", unipc(2, "bh2", data=False) | {"thresholding": True}, "predict_x0=False works on noise, but thresh"),
-        ("DPM", {"use_lu_lambdas": True}, "use_lu_lambdas=True is not supported, only False"),
-        ("UniPC", {"use_flow_sigmas": True}, "use_flow_sigmas=True is not supported, only False"),
-        ("UniPC", {"solver_p": {}}, "solver_p={} is not supported, only None"),
+        ("DPM", NOISE | {"thresholding": True}, "'dpmsolver' predicts noise, but thresholding .*; use 'dpmsolver[+]"),
+        ("UniPC", unipc(2, "bh2", data=False) | {"thresholding": True}, "predict_x0=False predicts noise, but thresh"),
+        ("DPM", {"use_lu_lambdas": True}, "use_lu_lambdas=True is not supported; supported values: False"),
+        ("UniPC", {"use_flow_sigmas": True}, "use_flow_sigmas=True is not supported; supported values: False"),
+        ("UniPC", {"solver_p": {}}, "solver_p={} is not supported; supported values: None"),
         ("DPM", {"solver_order": 4}, "solver_order=4 should be 1, 2 or 3"),
-        ("DPM", {"solver_type": "kutta"}, "solver_type='kutta' is not supported, only midpoint, heun"),
+        ("DPM", {"solver_type": "kutta"}, "solver_type='kutta' is not supported; supported values: midpoint, heun"),
         ("DPM", {"algorithm_type": "dpmsolver"}, "cannot end at zero noise; use final_sigmas_type='sigma_min'"),
         ("DPM", {"algorithm_type": "sde-dpmsolver++", "solver_order": 3}, "supports solver_order 1 and 2, not 3"),
         ("UniPC", {"predict_x0": False}, "cannot end at zero noise; use final_sigmas_type='sigma_min'"),
@@ -285,7 +289,7 @@ def test_errors_list_the_supported_options():
         ("Euler", {"use_karras_sigmas": True, "use_beta_sigmas": True}, "exclude each other; use one of them"),
         ("Euler", {"sigma_min": 3.0, "sigma_max": 2.0}, "sigma_min=3.0 should be below sigma_max=2.0"),
         ("Euler", {"sigma_max": -1.0}, "sigma_max=-1.0 should be a positive number"),
-        ("DDPM", {"variance_type": "learned"}, "is not supported, only fixed_small, .*learned_range"),
+        ("DDPM", {"variance_type": "learned"}, "is not supported; supported values: fixed_small, .*learned_range"),
     ],
 )
 def test_unsupported_options(name, options, message):

@@ -240,9 +240,9 @@ def test_published_names_and_shapes(name, module, parameters):
 
 def test_unsupported_sizes():
     net = paella()
-    with pytest.raises(ValueError, match="the grid has 8x12 tokens, but should have multiples of 8"):
+    with pytest.raises(ValueError, match="the grid's 8x12 tokens should be multiples of 8"):
         net(np.zeros((1, 8, 12), int), np.ones(1, np.float32), condition(net, "empty"))
-    with pytest.raises(ValueError, match="pictures have 12x16 pixels, but should have multiples of 8"):
+    with pytest.raises(ValueError, match="pictures have 12x16 pixels; height and width should be multiples of 8"):
         vqgan().encode(np.zeros((1, 12, 16, 3), np.float32))
 
 
@@ -278,17 +278,17 @@ def test_nearest_codes_in_half_precision():
 @pytest.mark.parametrize(
     ("config", "values", "message"),
     [
-        (PaellaConfig, {"nhead": [1, 2]}, "Paella config: nhead has 2 entries for 3 c_hidden"),
-        (PaellaConfig, {"blocks": [1, 2, 1, 1]}, "Paella config: blocks has 4 entries for 3 c_hidden"),
-        (PaellaConfig, {"blocks": [1, 2, 101]}, "more than the supported 100"),
+        (PaellaConfig, {"nhead": [1, 2]}, "Paella config: nhead has 2 entries, but c_hidden 3"),
+        (PaellaConfig, {"blocks": [1, 2, 1, 1]}, "Paella config: blocks has 4 entries, but c_hidden 3"),
+        (PaellaConfig, {"blocks": [1, 2, 101]}, "exceeds the supported maximum of 100"),
         (PaellaConfig, {"level_config": ["CT", "CTX", "C"]}, "level_config='CTX' is not supported"),
         (PaellaConfig, {"level_config": ["CT", "", "C"]}, "level_config='' is not supported"),
         (PaellaConfig, {"nhead": [1, 3, 3]}, "16 channels (c_hidden) cannot be split into 3 heads"),
-        (PaellaConfig, {"kernel_size": 5}, "kernel_size=5 is not supported, only 3"),
+        (PaellaConfig, {"kernel_size": 5}, "kernel_size=5 is not supported; supported values: 3"),
         (PaellaConfig, {"c_r": 3}, "c_r=3 should be at least 4"),
-        (VQConfig, {"c_hidden": 18}, "VQGAN config: c_hidden 18 cannot be halved for 3 levels"),
-        (VQConfig, {"scale_factor": 0}, "VQGAN config: scale_factor=0 should be like 0.3764"),
-        (PriorConfig, {"num_blocks": 101}, "prior config: num_blocks=101 is more than the supported 100"),
+        (VQConfig, {"c_hidden": 18}, "VQGAN config: c_hidden=18 cannot be halved from level to level for levels=3"),
+        (VQConfig, {"scale_factor": 0}, "VQGAN config: scale_factor=0 is invalid; use a value such as 0.3764"),
+        (PriorConfig, {"num_blocks": 101}, "prior config: num_blocks=101 exceeds the supported maximum of 100"),
         (PriorConfig, {"c_r": 3}, "prior config: c_r=3 should be at least 4"),
     ],
 )

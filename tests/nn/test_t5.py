@@ -77,12 +77,12 @@ def test_position_buckets():
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("feed_forward_proj", "relu", "feed_forward_proj='relu' is not supported, only 'gated-gelu'"),
-        ("feed_forward_proj", None, "feed_forward_proj=None is not supported, only 'gated-gelu'"),
+        ("feed_forward_proj", "relu", "feed_forward_proj='relu' is not supported; supported values: 'gated-gelu'"),
+        ("feed_forward_proj", None, "feed_forward_proj=None is not supported; supported values: 'gated-gelu'"),
         ("relative_attention_num_buckets", 3, "relative_attention_num_buckets 3 should be at least 4"),
         ("relative_attention_max_distance", 3, "below 4 times relative_attention_max_distance 3"),
-        ("num_layers", 101, "num_layers=101 is more than the supported 100"),
-        ("d_kv", 0, "d_kv=0 should be like 64"),
+        ("num_layers", 101, "num_layers=101 exceeds the supported maximum of 100"),
+        ("d_kv", 0, "d_kv=0 is invalid; use a value such as 64"),
     ],
 )
 def test_unsupported_configs(option, value, message):

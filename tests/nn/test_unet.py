@@ -45,7 +45,7 @@ def test_sizes_that_deepfloyd_if_cannot_halve(size):
 
 @pytest.mark.parametrize("config", [tiny.UPSCALER, tiny.IF_2], ids=["x4 upscaler", "IF, second stage"])
 def test_upscalers_require_a_noise_level(config):
-    with pytest.raises(ValueError, match="class_labels are missing; this UNet needs the noise level of the low-res"):
+    with pytest.raises(ValueError, match="this UNet needs class_labels, the noise level of the low-res"):
         shape(build(config))
 
 
@@ -110,24 +110,24 @@ def test_half_precision(dtype):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("cross_attention_norm", None, "cross_attention_norm=None is not supported, only 'group_norm'"),
-        ("resnet_time_scale_shift", "default", "'default' is not supported, only 'scale_shift'"),
-        ("class_embed_type", "projection", "'projection' is not supported, only None or 'timestep'"),
-        ("addition_embed_type", "image", "'image' is not supported, only None or 'text'"),
-        ("encoder_hid_dim_type", "image_proj", "'image_proj' is not supported, only None or 'text_proj'"),
+        ("cross_attention_norm", None, "cross_attention_norm=None is not supported; supported values: 'group_norm'"),
+        ("resnet_time_scale_shift", "default", "'default' is not supported; supported values: 'scale_shift'"),
+        ("class_embed_type", "projection", "'projection' is not supported; supported values: None or 'timestep'"),
+        ("addition_embed_type", "image", "'image' is not supported; supported values: None or 'text'"),
+        ("encoder_hid_dim_type", "image_proj", "'image_proj' is not supported; supported values: None or 'text_proj'"),
         ("encoder_hid_dim", None, "encoder_hid_dim is missing, but encoder_hid_dim_type needs it"),
-        ("only_cross_attention", True, "only_cross_attention=True is not supported, only False"),
+        ("only_cross_attention", True, "only_cross_attention=True is not supported; supported values: False"),
         ("mid_block_only_cross_attention", True, "mid_block_only_cross_attention=True is not supported"),
-        ("num_class_embeds", 20, "num_class_embeds=20 is not supported, only None"),
+        ("num_class_embeds", 20, "num_class_embeds=20 is not supported; supported values: None"),
         ("down_block_types", ["DownBlock2D"] * 3, "only ResnetDownsampleBlock2D, SimpleCrossAttnDownBlock2D"),
         ("up_block_types", ["UpBlock2D"] * 3, "only SimpleCrossAttnUpBlock2D, ResnetUpsampleBlock2D"),
-        ("time_embedding_act_fn", "selu", "time_embedding_act_fn='selu' is not supported, only silu"),
-        ("attention_head_dim", [8, 8, 8], "attention_head_dim=(8, 8, 8) is not supported, only one number"),
+        ("time_embedding_act_fn", "selu", "time_embedding_act_fn='selu' is not supported; supported values: silu"),
+        ("attention_head_dim", [8, 8, 8], "attention_head_dim=(8, 8, 8) is not supported; it should be one number"),
         ("attention_head_dim", 5, "16 channels cannot be split into heads of 5 channels (attention_head_dim)"),
-        ("cross_attention_dim", [64] * 3, "cross_attention_dim=(64, 64, 64) is not supported, only one number"),
+        ("cross_attention_dim", [64] * 3, "cross_attention_dim=(64, 64, 64) is not supported; it should be one number"),
         ("cross_attention_dim", 48, "cross_attention_dim 48 cannot be split into 32 groups"),
-        ("addition_embed_type_num_heads", 64, "24 channels of the text cannot be split into 64 heads"),
-        ("resnet_out_scale_factor", 0, "resnet_out_scale_factor=0 should be like 1.0"),
+        ("addition_embed_type_num_heads", 64, "24 text channels cannot be split into 64 heads"),
+        ("resnet_out_scale_factor", 0, "resnet_out_scale_factor=0 is invalid; use a value such as 1.0"),
         ("norm_num_groups", 3, "8 channels cannot be split into norm_num_groups 3"),
     ],
 )
@@ -140,7 +140,9 @@ def test_unsupported_configs(option, value, message):
 def test_the_defaults_of_diffusers_are_unsupported_in_deepfloyd_if():
     """The defaults are Stable Diffusion's options."""
     config = {key: value for key, value in tiny.IF_1.items() if key != "resnet_time_scale_shift"}
-    with pytest.raises(ValueError, match="resnet_time_scale_shift=None is not supported, only 'scale_shift'"):
+    with pytest.raises(
+        ValueError, match="resnet_time_scale_shift=None is not supported; supported values: 'scale_shift'"
+    ):
         UNetConfig.from_dict(config)
 
 

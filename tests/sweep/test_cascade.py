@@ -199,7 +199,7 @@ def test_nan_in_the_first_stage_marks_the_final_picture(stages, tmp_path):
         ({"stage2": 5}, {}, TypeError, "stage2=5 should be this stage's checkpoint, or a table"),
         ({"stage2": {"dtype": "float32"}}, {}, TypeError, "should be this stage's checkpoint, or a table"),
         ({}, {"stage2": {"steps": 2}}, ValueError, r"'stage2.steps' needs stage2, which is missing; add its"),
-        ({}, {"edited": ["stage1"]}, ValueError, "'edited' lists the stages of a cascade that the edits guide"),
+        ({}, {"edited": ["stage1"]}, ValueError, "'edited' is only for cascades, where it lists the stages"),
         ({"stage2": "stage2"}, {"edited": ["upscaler"]}, ValueError, "'edited' needs upscaler, which is missing"),
         ({"stage2": "stage2"}, {"edited": ["stage3"]}, ValueError, "should be a list of the stages that the edits"),
         ({"stage2": "stage2"}, {"stage2": {"wobble": 2}}, ValueError, "'stage2.wobble' is unknown; the settings of"),
@@ -229,12 +229,12 @@ def test_other_models_start_no_cascade(least_folder, stages):
     ablation = sweep.Sweep(
         model={"source": str(least_folder), "stage2": str(stages["stage2"])}, call={"prompt": "a cat"}
     )
-    with pytest.raises(CheckpointError, match="starts no cascade with a stage stage2"):
+    with pytest.raises(CheckpointError, match="is not the first stage of a cascade with stage2"):
         sweep.Facts.of(ablation)
 
 
 def test_a_cascade_accepts_no_pipeline(stages, first, tmp_path):
-    with pytest.raises(TypeError, match="a cascade loads its stages itself, one after another, and accepts no pipe"):
+    with pytest.raises(TypeError, match="a cascade loads its stages one after another and cannot use a loaded pipe"):
         sweep.run(planned(ablation_of(stages)), tmp_path, first)
 
 

@@ -153,7 +153,7 @@ BAD = {
     ),
     "an unknown edit": (
         {"edits": GLASSES, "grid": PROMPT | {"hat": {"scale": [1]}}},
-        "'hat.scale' belongs to an edit 'hat' that the sweep does not have; its edits are glasses",
+        "'hat.scale' belongs to the edit 'hat', which the sweep does not have; its edits are glasses",
     ),
     "an unknown part of the model": ({"model": {"scheduler": "x"}, "grid": PROMPT}, "model: 'scheduler' is unknown"),
     "a model that is not a string": ({"model": {"source": 1}, "grid": PROMPT}, "model: source=1 should be a string"),
@@ -192,7 +192,7 @@ BAD = {
     "a list for one value": ({"call": {"seed": [3]}, "grid": PROMPT}, r"call: seed=\[3\] should be a whole number"),
     "an axis of an unknown form": (
         {"grid": PROMPT | {"seed": {"start": 3}}},
-        "grid: seed has 'start'; an axis should be a list",
+        "grid: seed has 'start', but an axis should be a list",
     ),
     "an edit in the call": (
         {"call": {"glasses": {"scale": 1}}, "edits": GLASSES, "grid": PROMPT},
@@ -216,7 +216,7 @@ BAD = {
     ),
     "a block of unequal axes": (
         {"grid": PROMPT, "zip": {"seed": [1, 2], "eta": [0]}},
-        "zip: the axes of a block should have equally many values, but seed has 2, eta has 1",
+        "zip: the axes of a block should have the same number of values, but seed has 2, eta has 1",
     ),
     "no prompt": ({"grid": {"seed": [1]}}, "the sweep has no prompt"),
     "a setting given twice": (
@@ -250,7 +250,7 @@ def test_invalid_sweeps_are_refused(name, tmp_path, monkeypatch):
     ("text", "message"),
     [
         ("grid = [", "is not valid TOML: "),
-        ("prompt = 'a'", "'prompt' is unknown; a sweep has model, call, edits, grid, zip, sample, format"),
+        ("prompt = 'a'", "'prompt' is unknown; the parts of a sweep are model, call, edits, grid, zip, sample, format"),
         ("folder = '/'", "'folder' is unknown"),
         ("[grid]\nseed = [1]", "the sweep has no prompt"),
         ("[grid]\nprompt = { file = 'no.txt' }", "prompt.file: .*no.txt cannot be read"),

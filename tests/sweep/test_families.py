@@ -126,7 +126,7 @@ def test_paella_refuses_other_families_settings(paella_folder, call, message):
 @pytest.mark.parametrize("stage", ["stage2", "upscaler"])
 def test_families_that_enlarge_pictures_require_one(stages, stage):
     ablation = sweep.Sweep(model={"source": str(stages[stage])}, call={"prompt": "a cat"})
-    with pytest.raises(ValueError, match="enlarges pictures; give image in"):
+    with pytest.raises(ValueError, match="enlarges pictures and needs one; give image in"):
         sweep.plan(ablation, sweep.Facts.of(ablation))
 
 

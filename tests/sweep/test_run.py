@@ -207,7 +207,9 @@ def test_webp_is_lossless(plan, done, least, least_folder, tmp_path):
 
 
 def test_a_folder_has_one_plan(done, plan, least):
-    with pytest.raises(ValueError, match="contains another sweep, or this sweep with another model, number of rows"):
+    with pytest.raises(
+        ValueError, match="contains a different sweep, or this sweep with a different model, number of rows"
+    ):
         sweep.run(sweep.plan(plan.sweep, plan.facts, rows=3), done, least)
     with pytest.raises(ValueError, match=r"has no plan\.json; give the folder of a sweep"):
         sweep.status(done / "pictures")
@@ -270,7 +272,7 @@ def test_the_first_worker_decides_the_rows(shell, tmp_path, least, monkeypatch):
     assert result.exit_code == 0, result.output
     assert sweep.kept("sega-jax-out/cats").rows == 2
     refused = shell("cats.toml", "--rows", 3)
-    assert "contains another sweep" in refused.output
+    assert "contains a different sweep" in refused.output
 
 
 @pytest.mark.parametrize(

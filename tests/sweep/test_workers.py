@@ -83,7 +83,7 @@ def test_a_sweep_at_an_address(plan, done, least):
     assert sweep.status(address).done == 10
     assert sweep.run(plan, address, least).done == 12
     assert files.cat_file(gone) == theirs[gone.rpartition("/")[2]]
-    with pytest.raises(ValueError, match="contains another sweep"):
+    with pytest.raises(ValueError, match="contains a different sweep"):
         sweep.run(sweep.plan(plan.sweep, plan.facts, rows=3), address, least)
     with pytest.raises(ValueError, match="nowhere://a cannot be reached"):
         sweep.status("nowhere://a")

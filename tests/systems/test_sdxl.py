@@ -149,7 +149,7 @@ REFUSED = {
     other_projection: "pooled text of 10 channels .* projection_dim is 12: .* not the refiner's",
     inpainting: "has 9 input and 4 output channels, and the VAE has 4 .* expected 4 input and 4 output",
     no_sizes: "addition_embed_type None .* but Stable Diffusion XL's has addition_embed_type text_time",
-    no_wave: "projection_class_embeddings_input_dim=60 should be the channels of the pooled text plus six times",
+    no_wave: "projection_class_embeddings_input_dim=60 should be the number of pooled text channels plus six",
     other_lengths: "the tokenizers have lengths 12 and 10; check that they belong together",
     other_positions: "read 11 and 12 tokens; take both from one checkpoint",
     other_width: "cross_attention_dim 36 is not the sum of the text encoders' hidden sizes, 24 . 20",

@@ -315,7 +315,7 @@ def test_schedulers_for_flax():
         assert dict(scheduler.options) == dict(same.options)
     clipped = from_config({**config, "_class_name": "FlaxDDIMScheduler", "clip_sample": True})
     assert clipped.options["clip_sample"]
-    with pytest.raises(ValueError, match="'KarrasVeScheduler' is not supported, only DDIMScheduler"):
+    with pytest.raises(ValueError, match="'KarrasVeScheduler' is not supported; supported schedulers: DDIMScheduler"):
         from_config({"_class_name": "FlaxKarrasVeScheduler"})
 
 

@@ -197,9 +197,7 @@ def _names(known: Iterable[str]) -> Callable[[click.Context, click.Parameter, st
     def split(context: click.Context, parameter: click.Parameter, text: str) -> tuple[str, ...]:
         values = tuple(text.split(","))
         if unknown := [value for value in values if value not in known]:
-            raise click.BadParameter(
-                f"unknown: {', '.join(unknown)}; the known names are {', '.join(known)}", context, parameter
-            )
+            raise click.BadParameter(f"{', '.join(unknown)} should be among {', '.join(known)}", context, parameter)
         return values
 
     return split

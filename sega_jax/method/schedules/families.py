@@ -263,7 +263,7 @@ def resolve(config: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
     name = config.get("_class_name")
     if name not in list(FAMILIES):
         hint = did_you_mean(name, FAMILIES, plain)
-        raise ValueError(f"the scheduler {name!r} is not supported; use one of {', '.join(FAMILIES)}{hint}")
+        raise ValueError(f"the scheduler {name!r} is not supported; supported schedulers: {', '.join(FAMILIES)}{hint}")
     family = FAMILIES[name]
     known = {*family.defaults, *family.fixed}
     unknown = [k for k in config if not k.startswith("_") and k not in known | _FOREIGN]
@@ -273,7 +273,7 @@ def resolve(config: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
         )
     for key, only in family.fixed.items():
         if config.get(key, only) not in (only, None):
-            raise ValueError(f"{name}: {key}={config[key]!r} is not supported; it should be {only!r}")
+            raise ValueError(f"{name}: {key}={config[key]!r} is not supported; supported values: {only!r}")
     options = dict(family.defaults)
     accepted = [*options, *(_ENDS if _RESPACED.keys() & family.defaults.keys() else ())]
     # As in diffusers, classes that respace sigmas accept `sigma_min` and `sigma_max` from a different class's config.
@@ -294,7 +294,7 @@ def _check(key: str, value: Any, family: Family) -> None:
     choices = {**_CHOICES, **family.choices}
     if key in choices:
         if value not in choices[key]:
-            raise ValueError(f"{key}={value!r} is not supported; it should be one of {', '.join(choices[key])}")
+            raise ValueError(f"{key}={value!r} is not supported; supported values: {', '.join(choices[key])}")
     elif key in _NUMBERS:
         kind, is_valid, noun = _NUMBERS[key]
         default = family.defaults.get(key)

@@ -184,8 +184,8 @@ class UNetConfig(NamedTuple):
         for name in ("down_block_types", "up_block_types"):
             if len(getattr(self, name)) != count:
                 raise ValueError(
-                    f"UNet config: {name} has {len(getattr(self, name))} entries, but should have {count}, according"
-                    " to block_out_channels"
+                    f"UNet config: {name} has {len(getattr(self, name))} entries, but block_out_channels has"
+                    f" {count}; they should have one entry for each level"
                 )
         for level, channels in enumerate(self.block_out_channels):
             if channels % self.norm_num_groups:

@@ -28,12 +28,8 @@ class Point(NamedTuple):
     """The complete settings of one picture."""
 
     settings: tuple[tuple[str, Any], ...]  # (name, value) of all arguments of the call that a sweep may vary
-    shared: tuple[
-        tuple[str, Any], ...
-    ]  # the arguments that all pictures of a batch share, and the arguments that are None
-    outline: tuple[
-        tuple[str, Any], ...
-    ]  # the arguments that determine the schedule: `shared`, and True for each picture argument
+    shared: tuple[tuple[str, Any], ...]  # the arguments that all pictures of a batch share, and those that are None
+    outline: tuple[tuple[str, Any], ...]  # `shared`, and True for each picture: they determine the schedule
     plain: tuple[tuple[str, Any], ...]  # the arguments that affect a picture even without edits
     scheduler: str | None  # None for the checkpoint's scheduler
     edits: Mapping[str, Edit]  # {name: edit} of the active edits, each with its momentum settings

@@ -66,8 +66,8 @@ class Sweep:
 
     Settings are named after `Pipeline`'s arguments ("prompt", "seed", "steps", "guidance_scale", ...); "scheduler"
     names a scheduler, and "edits" lists the active edits. Settings of an edit start with its name ("glasses.scale"),
-    and settings of a cascade's later stage start with the stage's name ("stage2.steps"); "edited" lists the stages
-    that the edits guide.
+    and settings of a cascade's later stage start with the stage's name ("stage2.steps"); "edited" lists the stages that
+    the edits guide.
 
     An axis is the list of values of one setting. It may also be written as {"from", "count", "step"} for equally
     spaced numbers, {"file"} for the lines of a text file, {"glob"} for the files that match a pattern, or, in a sample,
@@ -293,7 +293,7 @@ class Sweep:
 
 def _table(name: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise TypeError(f"{name}={brief(value)} should be a table of settings, {{name: value}}")
+        raise TypeError(f"{name}={brief(value)} should be a table of settings (name = value)")
     return value
 
 

@@ -194,7 +194,7 @@ def _worker(worker: Any) -> tuple[int, int]:
 class _Picture(NamedTuple):
     """An encoded picture and its columns of the record."""
 
-    data: bytes | None  # the file's content; None for a picture that gets no file
+    data: bytes | None  # the file's content; None for a picture without a file
     finite: bool
     flagged: bool | None
     digest: str
