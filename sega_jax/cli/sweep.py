@@ -131,8 +131,8 @@ def _keep(plan: sweeps.Plan, folder: str, make_plan: Callable[[], sweeps.Plan]) 
 
 def _other_plan(folder: str) -> str:
     return (
-        f"{folder} contains another sweep, or this sweep with another model, --rows or --share; choose another --out,"
-        " or use the original file and options"
+        f"{folder} contains a different sweep, or this sweep with a different model, --rows or --share; choose a"
+        " different --out, or use the original file and options"
     )
 
 

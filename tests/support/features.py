@@ -14,7 +14,7 @@ LORA = "is given, but {title} does not support LoRA; leave it out. It is support
 WORDS = "is given, but {title} does not support textual inversion; leave it out. It is supported by "
 SCHEDULE = "scheduler=.* {title} has a schedule of its own; leave it out"
 FILE = "is not a single-file checkpoint of Stable Diffusion 1.x or 2.x or Stable Diffusion XL: "
-SWEEP = "'{name}' is not a setting of {title}, which has prompt, negative_prompt, seed, "
+SWEEP = "'{name}' is not a setting of {title}; its settings are prompt, negative_prompt, seed, "
 SHELL = "--{option} is for .*, but MODEL is {title}; leave it out"
 
 

@@ -531,7 +531,7 @@ def test_the_command_line(paella_folder, tmp_path, monkeypatch):
     assert "Paella's sampler, float32" in result.output
     assert Image.open(tmp_path / "out/0001-edited.png").size == (16, 16)
     info = run(main, ["info", str(tmp_path / "out/0001-edited.png")]).output
-    assert "guidance_scale  8.0" in info
+    assert "guidance_scale 8.0" in " ".join(info.split())
     assert "--temperature 1.0,0.5" in info.splitlines()[-1]
     for more, message in (
         (["--temperature", "warm"], "--temperature='warm' should be a number"),

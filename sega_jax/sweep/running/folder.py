@@ -63,8 +63,8 @@ class Folder:
         except FileExistsError:
             if self.store.read("plan.json") != text:
                 raise ValueError(
-                    f"{self} contains another sweep, or this sweep with another model, number of rows or sharing;"
-                    " choose another folder, or use the original settings"
+                    f"{self} contains a different sweep, or this sweep with a different model, number of rows or"
+                    " sharing; choose a different folder, or use the original settings"
                 ) from None
 
     def plan(self) -> Plan:

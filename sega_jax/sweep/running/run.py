@@ -331,11 +331,9 @@ class _Run:
             if rows == 1:
                 raise
         # Retry outside the exception handler, where the failed attempt's arrays have been freed.
-        height, width = batch.program.size
-        warn(
-            f"{rows} rows of {height}x{width} pixels with {batch.program.concepts} concepts do not fit into memory;"
-            f" continuing with {rows // 2}"
-        )
+        (height, width), concepts = batch.program.size, batch.program.concepts
+        pictures = f"{rows} rows of {height}x{width} pixels with {concepts} concepts"
+        warn(f"{pictures} do not fit into memory; continuing with {rows // 2}")
         self.rows_that_fit[batch.program] = rows // 2
         return self._make(batch, points, on_picture)
 
