@@ -146,19 +146,15 @@ def _params(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path} is not readable YAML ({reason}); download it again") from None
+        raise CheckpointError(f"{path} is not readable YAML ({reason}); fetch it again") from None
     params = content.get("params") if isinstance(content, dict) else None
     if not isinstance(params, dict):
-        raise CheckpointError(
-            f"{path} has no params, expected the parameters of a DeepFloyd-IF stage; download it again"
-        )
+        raise CheckpointError(f"{path} has no params, expected the parameters of a DeepFloyd-IF stage; fetch it again")
     for name, value in params.items():
         entries = value if isinstance(value, list) else [value]
         # With YAML's references, a small file can contain huge values. All values are checked before any is printed.
         if not isinstance(name, str) or not all(entry is None or isinstance(entry, _SCALAR) for entry in entries):
-            raise CheckpointError(
-                f"{path}: {str(name)[:80]} is neither a value nor a list of values; download it again"
-            )
+            raise CheckpointError(f"{path}: {str(name)[:80]} is neither a value nor a list of values; fetch it again")
     return params
 
 
@@ -166,7 +162,7 @@ def _unet_config(params: dict[str, Any]) -> dict[str, Any]:
     """Translates `params` to diffusers' UNet config."""
     missing = [name for name in _Params._fields if params.get(name) is None and name not in _OPTIONAL]
     if missing:
-        raise ValueError(f"params lacks {', '.join(missing)}; download the file again")
+        raise ValueError(f"params lacks {', '.join(missing)}; fetch the file again")
     params = {"use_scale_shift_norm": False, "resblock_updown": False} | params
     choices = {"activation": ("gelu", "silu")}
     p = build(_Params, params, "DeepFloyd-IF", fixed=_FIXED, choices=choices, ignored=_IGNORED)

@@ -104,7 +104,7 @@ def convert_paella(
     texts = [None if path is None else _folder(path) for path in (byt5, openclip)]
     missing = [f"{stem}.pt" for stem, _, _ in NETWORKS.values() if not (folder / f"{stem}.pt").is_file()]
     if missing:
-        raise CheckpointError(f"{folder} has no {' and no '.join(missing)}; download all three files into one folder")
+        raise CheckpointError(f"{folder} has no {' and no '.join(missing)}; fetch all three files into one folder")
     dest = destination(dest, folder, *(text for text in texts if text))
 
     with atomic_folder(dest) as partial_folder:

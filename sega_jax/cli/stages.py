@@ -142,7 +142,7 @@ def check_family(system: System, model: str, given: Mapping[str, Any], *, image:
     if given and not system.stages:
         name = next(iter(given)).replace("_", "-")
         first = " and ".join(one.title.removesuffix(" first stage") for one in starting_systems())
-        raise ValueError(f"--{name} applies only to {first} cascades, but {model} is {system.title}; leave it out")
+        raise ValueError(f"--{name} applies only to {first} cascade, but {model} is {system.title}; leave it out")
 
 
 def check_load(system: System, model: str, given: Mapping[str, Any]) -> None:

@@ -68,7 +68,7 @@ class FlaxTensors(Tensors):
             kind = looks_like(path) or "truncated or not a Flax weight file"
             reason = str(error)[:100] or type(error).__name__
             raise CheckpointError(
-                f"{path} is {kind}, expected a Flax msgpack file ({reason}); download it again"
+                f"{path} is {kind}, expected a Flax msgpack file ({reason}); fetch it again"
             ) from None
         for name, array in arrays:
             size = float8.width(array.dtype) * array.size

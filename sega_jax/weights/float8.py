@@ -115,7 +115,7 @@ def _check_format(path: Path, entry: Entry, *, has_scale: bool) -> None:
     try:
         name = json.loads(bytes(entry.read().astype(np.uint8)) if entry.nbytes < _MAX_NOTE_SIZE else b"")["format"]
     except (ValueError, TypeError, KeyError, RecursionError):
-        raise CheckpointError(f"{path}: {entry.key} is not readable; download the file again") from None
+        raise CheckpointError(f"{path}: {entry.key} is not readable; fetch the file again") from None
     if name not in ("float8_e4m3fn", "float8_e5m2") or not has_scale:
         what = f"the format {str(name)[:40]!r}" + ("" if has_scale else " without its scale")
         raise CheckpointError(f"{path}: {entry.key} has {what}, which is not supported; use unquantised weights")
@@ -152,8 +152,7 @@ def _scaled(path: Path, weight: Entry, scale: Entry) -> np.ndarray:
             blocks = factors.repeat(sizes[0], 0)[: len(array)].repeat(sizes[1], 1)[:, : array.shape[1]]
             return array * blocks
     raise CheckpointError(
-        f"{path}: the scale {scale.key} {scale.shape} does not fit the weight {weight.key} {weight.shape}; use a"
-        " different file"
+        f"{path}: {scale.key} {scale.shape} does not fit {weight.key} {weight.shape}; use a different file"
     )
 
 

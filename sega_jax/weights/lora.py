@@ -127,7 +127,7 @@ def _merged(network: Any, part: str, changes: Sequence[Change]) -> Any:
         if not is_finite(total):
             files = " and ".join(str(change.path) for change in relevant)
             raise CheckpointError(
-                f"{files}: {key} overflows {total.dtype} when merged; use a wider dtype or a smaller scale"
+                f"{files}: {key} overflows {total.dtype} when merged; use a different dtype or a smaller scale"
             )
         return jax.device_put(np.ascontiguousarray(total), leaf.sharding)
 

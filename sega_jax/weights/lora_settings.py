@@ -81,7 +81,7 @@ def factors(
         entries = json.loads(text)
         settings = {part: _settings(entries, part) for part in parts}
     except (AttributeError, RecursionError, TypeError, ValueError, re.error) as error:
-        raise CheckpointError(f"{source} cannot be used ({error}); download it again") from None
+        raise CheckpointError(f"{source} cannot be used ({error}); fetch it again") from None
     return lambda part, key, alpha, rank: settings[part].factor(key, alpha, rank)
 
 
@@ -111,7 +111,7 @@ def _text(path: Path) -> str:
     try:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not readable ({error}); download it again") from None
+        raise CheckpointError(f"{path} is not readable ({error}); fetch it again") from None
 
 
 def _settings(entries: Mapping[str, Any], part: str) -> Settings:

@@ -99,7 +99,7 @@ def fill(
             parameter = _contiguous(weights.layout.ours(path, array))
             cast = parameter if dtype is None else parameter.astype(dtype, copy=False)
         if cast.dtype != array.dtype and not is_finite(cast):
-            problems.append(f"  {name} overflows {cast.dtype}; use a wider dtype")
+            problems.append(f"  {name} overflows {cast.dtype}; use a different dtype")
         return leaf if problems else place(cast)
 
     filled = jax.tree_util.tree_map_with_path(read, module)

@@ -107,7 +107,7 @@ def resemblance(keys: Iterable[str]) -> str:
     if any("lora" in key for key in keys):
         return "it is a LoRA; load a checkpoint and pass the LoRA as lora="
     if any(key.startswith("model_ema.") for key in keys):
-        return "it has only the moving average of a UNet (model_ema.), not its weights; download the full checkpoint"
+        return "it has only the moving average of a UNet (model_ema.), not its weights; fetch the full checkpoint"
     if any(key.startswith(("down_blocks.", "encoder.", "text_model.")) for key in keys):
         return "it is one network in diffusers' layout; give the folder of the complete checkpoint"
     return f"it contains {', '.join(key[:80] for key in list(keys)[:3]) or 'nothing'}"
@@ -190,6 +190,6 @@ def _entries(path: Path, tensors: Tensors, original: Original, module: Any, *, e
         for parameter, piece in parameters(name, entry, original.forms):
             if parameter in entries:
                 keys = f"{entry.key} and {entries[parameter].key}"
-                raise CheckpointError(f"{path}: {keys} are the same parameter; download the file again")
+                raise CheckpointError(f"{path}: {keys} are the same parameter; fetch the file again")
             entries[parameter] = piece
     return entries

@@ -25,12 +25,12 @@ ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 # An upper bound on the size of a safetensors header, in bytes. The safetensors library reads at most 100 million.
 _LONGEST_HEADER = 2**30
 # {kind of file that may be found in place of a safetensors file: remedy}.
-_PICKLED = "rename it to .bin, the ending of torch's files, or download .safetensors"
+_PICKLED = "rename it to .bin, the ending of torch's files, or fetch .safetensors"
 _REMEDIES = {
     "a zip file": _PICKLED,
     "a pickle": _PICKLED,
-    "a Git LFS pointer": "download the file itself (git lfs pull)",
-    "a web page": "download it again, with an access token if the page asks for one",
+    "a Git LFS pointer": "fetch the file itself (git lfs pull)",
+    "a web page": "fetch it again, with an access token if the page asks for one",
 }
 
 
@@ -120,8 +120,7 @@ class Tensors:
                     _, other = entries.setdefault(entry.key, (path, entry))
                     if other is not entry and not _are_equal(entry, other):
                         raise CheckpointError(
-                            f"{path}: {entry.key} differs from the same tensor in another file; download both files"
-                            " again"
+                            f"{path}: {entry.key} differs from the same tensor in another file; fetch both files again"
                         )
             scaled = float8.scaled(folder, [entry for _, entry in entries.values()])
             for key, (path, _) in entries.items():
@@ -139,7 +138,7 @@ class Tensors:
             if not _are_equal(entry, self.entries[name]):
                 keys = f"{entry.key} and {self.keys[name]}"
                 raise CheckpointError(
-                    f"{path}: {keys} are the same parameter {name}, but differ; download the file again"
+                    f"{path}: {keys} are the same parameter {name}, but differ; fetch the file again"
                 )
             return
         self.keys[name] = entry.key
@@ -164,7 +163,7 @@ class Tensors:
             if (kind := looks_like(path)) in _REMEDIES:
                 raise CheckpointError(f"{path} is {kind}, expected a safetensors file; {_REMEDIES[kind]}") from None
             raise CheckpointError(
-                f"{path} is missing, truncated or not a safetensors file ({error}); download it again"
+                f"{path} is missing, truncated or not a safetensors file ({error}); fetch it again"
             ) from None
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -197,7 +196,7 @@ def _read_tensor(file: Any, path: Path, key: str) -> np.ndarray:
         return file.get_tensor(key)
     except (SafetensorError, AttributeError, TypeError, ValueError):
         raise CheckpointError(
-            f"{path}: cannot read {key} because its dtype {file.get_slice(key).get_dtype()} is not supported; download"
+            f"{path}: cannot read {key} because its dtype {file.get_slice(key).get_dtype()} is not supported; fetch"
             " the weights in a different dtype"
         ) from None
 
@@ -250,15 +249,13 @@ def _files(folder: Path, stem: str, variant: str | None, ending: str) -> Iterabl
     if index.is_file():
         shards = read_json(index).get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(s, str) for s in shards.values()):
-            raise CheckpointError(
-                f"{index}: weight_map should be an object that maps names to files; download it again"
-            )
+            raise CheckpointError(f"{index}: weight_map should be an object that maps names to files; fetch it again")
         names = sorted(set(shards.values()))
         for name in names:
             if Path(name).name != name:
-                raise CheckpointError(f"{index} lists {name!r}, which is not in its folder; download the index again")
+                raise CheckpointError(f"{index} lists {name!r}, which is not in its folder; fetch the index again")
             if not os.path.isfile(folder / name):  # `Path.is_file` raises an error if a name is too long
-                raise CheckpointError(f"{folder / name} is missing, although {index.name} lists it; download it again")
+                raise CheckpointError(f"{folder / name} is missing, although {index.name} lists it; fetch it again")
         return [folder / name for name in names]
     raise CheckpointError(f"{file} is missing. {_remedy(folder, stem, ending)}")
 
@@ -280,7 +277,7 @@ def _remedy(folder: Path, stem: str, ending: str) -> str:
         return f"The folder has weights for {in_words(choices)}"
     others = sorted(path.name for path in folder.glob(f"{stem}.*")) if folder.is_dir() else []
     if others:
-        return f"The folder has {', '.join(others)}, which is not supported; download .safetensors"
+        return f"The folder has {', '.join(others)}, which is not supported; fetch .safetensors"
     return f"Is {folder.parent} a complete checkpoint in diffusers' layout?"
 
 

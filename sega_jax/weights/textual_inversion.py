@@ -144,10 +144,10 @@ def _word(path: Path, name: str | None, networks: Mapping[str, Any], families: S
                 f" trained for this model ({known})"
             )
         if not is_finite(array):
-            raise CheckpointError(f"{path} has NaN or infinite entries; download it again")
+            raise CheckpointError(f"{path} has NaN or infinite entries; fetch it again")
         arrays[part] = array.reshape(-1, width)
     if len({len(array) for array in arrays.values()}) > 1:
-        raise CheckpointError(f"{path} has different numbers of vectors for the text encoders; download it again")
+        raise CheckpointError(f"{path} has different numbers of vectors for the text encoders; fetch it again")
     return Word(name, path, arrays)
 
 

@@ -130,7 +130,7 @@ def mapped(path: Path) -> mmap.mmap:
         with path.open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is missing or empty ({error}); download it again") from None
+        raise CheckpointError(f"{path} is missing or empty ({error}); fetch it again") from None
 
 
 def read(path: Path, data: mmap.mmap) -> Any:
@@ -154,10 +154,10 @@ def read(path: Path, data: mmap.mmap) -> Any:
     except CheckpointError:
         raise
     except Exception:  # a broken file can raise errors of many types
-        raise CheckpointError(f"{path} is truncated or not a torch weight file; download it again") from None
+        raise CheckpointError(f"{path} is truncated or not a torch weight file; fetch it again") from None
     raise CheckpointError(
         f"{path} is {looks_like(path) or 'truncated or not a torch weight file'}, expected a pickle, because its ending"
-        f" is {path.suffix}; download it again, or correct its ending"
+        f" is {path.suffix}; fetch it again, or correct its ending"
     )
 
 

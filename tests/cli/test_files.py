@@ -125,7 +125,7 @@ def test_textual_inversions(files, tmp_path, monkeypatch, given, prompt, named):
         (["--lora", "a.safetensors:2", "--lora", "./a.safetensors"], "is given twice"),
         (["--lora", "toy.safetensors"], "toy.safetensors"),
         (["--textual-inversion", "<x>=nowhere.bin"], "nowhere.bin is not a file"),
-        (["--textual-inversion", "a=b.safetensors"], "does not name its word"),
+        (["--textual-inversion", "a=b.safetensors"], "does not store its word"),
         (
             ["--textual-inversion", "toy.safetensors", "--textual-inversion", "<x>=a=b.safetensors"],
             "should name its word",
@@ -151,9 +151,9 @@ def test_unsuitable_files_are_refused(files, tmp_path, monkeypatch, given, words
     [
         (["--lora", "a.safetensors"], "a.safetensors does not fit this checkpoint's text_encoder and unet"),
         (["--textual-inversion", "toy.safetensors"], "DeepFloyd-IF's first stage does not support textual inversion"),
-        (["--tokenizer", "folder/tokenizer"], "--tokenizer is not for cascades"),
+        (["--tokenizer", "folder/tokenizer"], "--tokenizer is not supported for cascades"),
         (["--config", "folder"], "config='folder' applies only to single files"),
-        (["--ema"], "--ema is not for cascades"),
+        (["--ema"], "--ema is not supported for cascades"),
     ],
 )
 def test_files_for_other_families_are_refused(stages, files, tmp_path, monkeypatch, given, words):

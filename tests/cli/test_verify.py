@@ -103,7 +103,7 @@ def test_a_nan_difference_fails(least_folder, noise, monkeypatch):
     result = run(least_folder, "--noise", noise, "--dtype", "bfloat16", "--devices", 1)
     assert result.exit_code == 1
     assert "nan  different" in result.output
-    assert result.output.splitlines()[-1].endswith("run it with --dtype float32")
+    assert result.output.splitlines()[-1].endswith("run the command with --dtype float32")
 
 
 def test_the_report_names_the_commit_on_the_hub(least_folder, noise, tmp_path, monkeypatch):
@@ -164,7 +164,7 @@ def test_checkpoints_of_another_size_are_refused(least_folder, noise, tmp_path):
     (folder / SUMS).write_text(f"{sha256(folder / '5.npy')}  5.npy\n")
     result = run(least_folder, "--noise", folder)
     assert result.exit_code == 1
-    assert "makes latents of shape (8, 8, 4), expected (64, 64, 4): the published pictures are of" in result.output
+    assert "makes latents of shape (8, 8, 4), expected (64, 64, 4): the published pictures are from" in result.output
     assert "sha256" not in result.output
 
 

@@ -356,7 +356,7 @@ def test_weights_that_are_not_finite_are_rejected(refused, copy, value):
 @pytest.mark.parametrize("to", ["orbax", "diffusers"])
 def test_weights_that_overflow_are_rejected(refused, copy, to):
     edit_tensors(copy / UNET, lambda arrays: arrays["conv_in.bias"].fill(1e5))
-    refused("conv_in.bias overflows float16; use another dtype", dtype="float16", to=to, reads_weights=True)
+    refused("conv_in.bias overflows float16; use a different dtype", dtype="float16", to=to, reads_weights=True)
 
 
 # Damaged Orbax checkpoints, which both `load` and `convert` must reject
@@ -422,10 +422,10 @@ def test_arrays_that_do_not_fit_are_listed(orbax, unreadable):
 @pytest.mark.parametrize(
     ("notes", "phrase"),
     [
-        ({"format": 2}, "has format 2, but this version reads 1"),
+        ({"format": 2}, "has format 2, but this version of sega_jax reads format 1"),
         ({"format": None}, "has format None"),
-        ({"keys": []}, "has no valid keys"),
-        ({"keys": {"conv_in.bias": 3}}, "has no valid keys"),
+        ({"keys": []}, "keys should be an object"),
+        ({"keys": {"conv_in.bias": 3}}, "keys should be an object"),
         ({"keys": {"conv_in.bias": "conv_out.bias"}}, "'conv_out.bias' is not the key of conv_in.bias"),
         ({"keys": {"conv_in.bias": "../x"}}, "'../x' is not the key of conv_in.bias"),
     ],
@@ -453,21 +453,21 @@ def test_existing_files_are_not_overwritten(folder, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").touch()
     for name in ("full", "full/file"):
-        with pytest.raises(FileExistsError, match="exists and is not an empty folder; name a new one"):
+        with pytest.raises(FileExistsError, match="exists and is not an empty folder; choose a new one"):
             convert.convert(folder, tmp_path / name)
     assert [path.name for path in tmp_path.rglob("*")] == ["full", "file"]
 
 
 def test_the_source_is_not_changed(refused, copy):
     before = files(copy)
-    refused("lies inside the source", dest=copy / "unet/orbax", error=ValueError)
+    refused("is inside the source", dest=copy / "unet/orbax", error=ValueError)
     refused("exists and is not an empty folder", dest=copy.parent, error=FileExistsError)
     assert files(copy) == before
 
 
 def test_folders_that_cannot_be_written_are_rejected(refused, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    refused("file/below cannot be written to", "name another folder", dest=tmp_path / "file/below", error=OSError)
+    refused("file/below cannot be written to", "choose a different folder", dest=tmp_path / "file/below", error=OSError)
     monkeypatch.setattr(os.path, "ismount", lambda path: True)
     refused("is a mount point", error=OSError)
 
@@ -481,7 +481,7 @@ def test_folders_without_permission_are_rejected(refused, tmp_path):
 def test_a_disk_that_is_too_small_is_rejected(refused, monkeypatch):
     usage = namedtuple("usage", "free")(1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    refused("its disk has 1,000 free", "name another folder", error=OSError)
+    refused("its disk has only 1,000 free", "choose a different folder", error=OSError)
 
 
 @pytest.mark.parametrize("to", ["orbax", "diffusers"])

@@ -124,8 +124,8 @@ def test_the_files_in_diffusers_layout(write, params):
     ("change", "message"),
     [
         ({"model_channels": None, "activation": None}, "params lacks model_channels, activation"),
-        ({"in_channels": 4}, "in_channels=4 and out_channels=6 fit no supported stage"),
-        ({"out_channels": 3}, "in_channels=3 and out_channels=3 fit no supported stage"),
+        ({"in_channels": 4}, "in_channels=4 and out_channels=6 do not fit a supported stage"),
+        ({"out_channels": 3}, "in_channels=3 and out_channels=3 do not fit a supported stage"),
         ({"model_channels": "704"}, "model_channels='704' is invalid; use a value such as 704"),
         ({"model_channels": 100}, "100 channels cannot be split into norm_num_groups 32"),
         ({"num_head_channels": -1}, "num_head_channels=-1 is invalid; use a value such as 64"),

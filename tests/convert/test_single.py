@@ -72,11 +72,11 @@ def test_wrong_arguments_are_rejected(single, tmp_path, small_folder):
     with pytest.raises(FileNotFoundError, match=r"none\.ckpt is not a file"):
         convert.convert_single(tmp_path / "none.ckpt", dest)
     for options, message in [
-        (["--tokenizer", "x"], "--tokenizer is only for single files"),
-        (["--prediction-type", "epsilon"], "--prediction-type is only for single files"),
+        (["--tokenizer", "x"], "--tokenizer applies only to single files"),
+        (["--prediction-type", "epsilon"], "--prediction-type applies only to single files"),
     ]:
         result = run(small_folder, dest, *options)
         assert result.exit_code == 1
         assert message in result.output
-    assert "--byt5 is only for Paella's published files" in run(single, dest, "--byt5", "x").output
-    assert "'fp16' is not for single files" in run(single, dest, "--variant", "fp16").output
+    assert "--byt5 applies only to Paella's published files" in run(single, dest, "--byt5", "x").output
+    assert "because single files have no variants" in run(single, dest, "--variant", "fp16").output

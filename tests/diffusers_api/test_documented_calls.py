@@ -545,11 +545,11 @@ BLOCKS = {
         (2,): listed_timesteps,
         (3, 4): zero_snr,
         (5,): trailing,
-        (6, 7): (listed_sigmas, "sigmas=.* is not supported; give timesteps, or choose another scheduler"),
+        (6, 7): (listed_sigmas, "sigmas=.* is not supported; give timesteps, or choose a different scheduler"),
     },
     "using-diffusers/batched_inference.md": {(0, 1, 2): batches, (3, 4): one_generator_per_picture},
     "using-diffusers/callback.md": {
-        (0,): (guidance_cutoff, "callback_on_step_end=.* needs prompt_embeds, .*, but callbacks get only the latents"),
+        (0,): (guidance_cutoff, "callback_on_step_end=.* needs prompt_embeds, .*, but callbacks receive only the"),
         (1,): interruption,
         (2, 3, 4): intermediate_latents,
     },

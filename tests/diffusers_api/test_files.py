@@ -179,10 +179,10 @@ def test_wrong_arguments_are_errors(pipe, lora, tmp_path):
             "the LoRA 'b' in adapter_names is not loaded; loaded LoRAs: a",
             lambda: pipe.set_adapters(["a", "b"]),
         ),
-        (CheckpointError, "has no LoRA; it has nothing", lambda: pipe.load_lora_weights(empty)),
+        (CheckpointError, "has no LoRA; it contains nothing", lambda: pipe.load_lora_weights(empty)),
         (CheckpointError, r"two\.safetensors is missing", lambda: pipe.load_lora_weights(tmp_path, weight_name=two)),
         (FileNotFoundError, "does not contain learned_embeds", lambda: pipe.load_textual_inversion(tmp_path)),
-        (TypeError, "is of type dict, .* expected the path", lambda: pipe.load_lora_weights({})),
+        (TypeError, "has type dict; expected the path", lambda: pipe.load_lora_weights({})),
         (
             ValueError,
             "should be a list with one word for each of the 2 files",

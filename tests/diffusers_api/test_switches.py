@@ -234,7 +234,7 @@ def test_callbacks_cannot_change_a_call(pipe, lora):
             ValueError,
             "callback_on_step_end returned a changed 'latents', but callbacks cannot change a running call",
         ),
-        (load_lora, RuntimeError, "LoRAs and new words cannot change during a call"),
+        (load_lora, RuntimeError, "LoRAs and new words cannot be changed during a call"),
     ]:
         with pytest.raises(error, match=message):
             pipe("a cat", callback_on_step_end=function, **call)
@@ -261,7 +261,7 @@ def test_schedulers(pipe):
         (TypeError, "beta_strat is not an option of DDIMScheduler; did you mean", lambda: DDIMScheduler(beta_strat=1)),
         (TypeError, "use_karras is not an option", lambda: DDIMScheduler.from_config(chosen.config, use_karras=True)),
         (ValueError, "'no' is not supported", lambda: DDIMScheduler.from_config(chosen.config, timestep_spacing="no")),
-        (TypeError, "is of type int; expected a folder", lambda: DDIMScheduler.from_pretrained(3)),
+        (TypeError, "has type int; expected a folder", lambda: DDIMScheduler.from_pretrained(3)),
     ]:
         with pytest.raises(error, match=message):
             attempt()
@@ -385,12 +385,12 @@ def test_loading_options(small_folder, monkeypatch):
         ),
         ({"quantization_config": {"a": 1}}, TypeError, "quantization_config=.* sega_jax has no quantised weights"),
         ({"torch_dtyp": float16}, TypeError, "torch_dtyp is not an argument of .*; did you mean torch_dtype?"),
-        ({"torch_dtype": float16, "dtype": float32}, ValueError, "differ; they are the same option, give only one"),
+        ({"torch_dtype": float16, "dtype": float32}, ValueError, "differ; they are the same option, so give only one"),
         ({"torch_dtype": {"a": float16, "b": float32}}, ValueError, "has different dtypes; give one"),
         (
             {"vae": _foreign("diffusers")},
             TypeError,
-            "vae is a Module of diffusers, which is not supported; save it with",
+            "vae is a Module from diffusers, which is not supported; save it with",
         ),
         ({"proxies": {"https": "x"}}, TypeError, "set the environment variable HTTPS_PROXY"),
     ]:
@@ -416,7 +416,7 @@ def test_unknown_names():
     with pytest.raises(AttributeError, match="has no attribute 'magic'"):
         _ = api.magic
     assert {"StableDiffusionXLPipeline", "UniPCMultistepScheduler"} <= set(dir(api))
-    with pytest.raises(TypeError, match="create a pipeline with its from_pretrained, from_single_file or from_pipe"):
+    with pytest.raises(TypeError, match="create a pipeline with from_pretrained, from_single_file or from_pipe"):
         api.DiffusionPipeline()
     assert issubclass(StableDiffusionXLPipeline, Switches)
     assert all(inspect.getdoc(getattr(Switches, name)) for name in (*WITHOUT_EFFECT, *REFUSED))

@@ -287,7 +287,7 @@ def test_invalid_arguments_are_refused(source, refused, tmp_path):
     refused("dest=None should be the path", dest=None, error=TypeError)
     refused("to='torch' should be one of orbax, diffusers", to="torch", error=ValueError)
     refused("dtype='int8'", dtype="int8", error=ValueError)
-    refused("lies inside the source", dest=source / "dest", error=ValueError)
+    refused("is inside the source", dest=source / "dest", error=ValueError)
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").touch()
     refused("is not an empty folder", dest=tmp_path / "full", error=FileExistsError)
@@ -318,7 +318,7 @@ def test_the_shell(source, byt5, openclip, tmp_path, monkeypatch):
 
 def test_mistakes_in_the_shell(source, byt5, tmp_path):
     result = shell(source, tmp_path / "dest", "--variant", "fp16")
-    assert "variant='fp16' is not for Paella's published files" in result.output
+    assert "variant='fp16' cannot be used, because Paella's published files" in result.output
     result = shell(byt5, tmp_path / "dest", "--byt5", byt5)
-    assert "--byt5 is only for Paella's published files, not for" in result.output
+    assert "--byt5 applies only to Paella's published files, but" in result.output
     assert "Traceback" not in result.output

@@ -369,7 +369,7 @@ def test_the_command_of_the_first_stage_alone(command, tmp_path):
         (["--model", "{stage2}"], "enlarges pictures: give it as --stage2"),
         (["--model", "{upscaler}"], "enlarges pictures: give it as --upscaler"),
         (["--upscaler", "{upscaler}"], "--upscaler is given without --stage2"),
-        (["--model", "{folder}", "--low-memory"], "--low-memory is for DeepFloyd-IF's cascade, but"),
+        (["--model", "{folder}", "--low-memory"], "--low-memory applies only to DeepFloyd-IF's cascade, but"),
         (["--stage2", "{stage2}", "--stage2-noise-level", "1000"], "noise_level=1000 should be from 0 to 999"),
         (["--stage2-steps", "0"], "--stage2-steps=0 should be at least 1"),
         (["--upscaler-guidance-scale", "nan"], "--upscaler-guidance-scale=nan should be a finite number"),

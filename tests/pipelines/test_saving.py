@@ -76,7 +76,7 @@ def test_saved_files_suit_other_libraries(least_xl, tmp_path):
 def test_invalid_arguments(small, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").touch()
-    with pytest.raises(FileExistsError, match="exists and is not an empty folder; name a new one"):
+    with pytest.raises(FileExistsError, match="exists and is not an empty folder; choose a new one"):
         small.save(tmp_path / "full")
     with pytest.raises(TypeError, match="folder=3 should be the path of a new folder"):
         small.save(3)

@@ -15,7 +15,7 @@ WORDS = "is given, but {title} does not support textual inversion; leave it out.
 SCHEDULE = "scheduler=.* {title} has a schedule of its own; leave it out"
 FILE = "is not a single-file checkpoint of Stable Diffusion 1.x or 2.x or Stable Diffusion XL: "
 SWEEP = "'{name}' is not a setting of {title}; its settings are prompt, negative_prompt, seed, "
-SHELL = "--{option} is for .*, but MODEL is {title}; leave it out"
+SHELL = "--{option} applies to .*, but MODEL is {title}; leave it out"
 
 
 def row(refusal, *families):

@@ -281,7 +281,7 @@ def test_the_first_worker_decides_the_rows(shell, tmp_path, least, monkeypatch):
         (["none.toml"], "none.toml does not exist"),
         (["cats.toml", "--rows", 0], "rows=0 should be at least 1"),
         (["status", "."], "has no plan.json"),
-        (["cats.toml", "--worker", "3/2"], "--worker 3/2 should be its number and the number of workers, such as 2/16"),
+        (["cats.toml", "--worker", "3/2"], "--worker 3/2 should be the worker's number and the number of workers"),
     ],
 )
 def test_shell_prints_errors_without_a_traceback(shell, words, message):

@@ -191,7 +191,7 @@ def test_toy_argument_is_a_shell_option_and_in_png_metadata(folder, tmp_path):
     assert "--wobble" not in command
     words = ["edit", "--prompt", "a cat", "--edit", "hat", "--wobble", "0.5", "--out", str(tmp_path)]
     other = CliRunner().invoke(main, words)
-    assert "--wobble is for the toy family, but the demo model is Stable Diffusion" in other.output
+    assert "--wobble applies to the toy family, but the demo model is Stable Diffusion" in other.output
 
 
 @pytest.mark.slow

@@ -220,8 +220,8 @@ def test_every_kind_of_array_is_read_as_flax_reads_it(tmp_path, monkeypatch):
     [
         (b"", r"is missing or empty"),
         (b"\x00", r"its content has type int, expected an array"),
-        (b"\x81\xa1a", r"is truncated or not a Flax weight file, expected Flax's msgpack \(.*incomplete"),
-        (b"\x81\xa1a" * 3000 + b"\x00", r"expected Flax's msgpack \(StackError\)"),
+        (b"\x81\xa1a", r"is truncated or not a Flax weight file, expected a Flax msgpack file \(.*incomplete"),
+        (b"\x81\xa1a" * 3000 + b"\x00", r"expected a Flax msgpack file \(StackError\)"),
         (b"\x81\xa1a" * 300 + b"\x00", r"a path of more than 512 characters"),
         (b"\x81\xa1a\x80\x00", r"extra data"),
         (b"\x81\x01\x80", r"int is not allowed"),
@@ -246,7 +246,7 @@ def test_every_kind_of_array_is_read_as_flax_reads_it(tmp_path, monkeypatch):
         (msgpack.packb({"a": msgpack.ExtType(1, b"\x91\x00")}), r"not enough values to unpack"),
         (msgpack.packb({"a": {"__msgpack_chunked_array__": True}}), r"'shape'"),
         (b"version https://git-lfs.github.com/spec/v1\n", r"is a Git LFS pointer"),
-        (b"<html>", r"is a web page, expected Flax's msgpack"),
+        (b"<html>", r"is a web page, expected a Flax msgpack file"),
         (struct.pack("<Q", 2) + b"{}", r"is a safetensors file, expected"),
     ],
 )

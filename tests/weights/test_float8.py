@@ -132,7 +132,7 @@ UNSUPPORTED = {
     "a scale of another name": ({"x.scale": b"1"}, r"x\.scale scales weights in an unsupported way"),
     "a scale of the weight": ({"x.weight.scale_weight": b"1"}, r"x\.weight\.scale_weight scales weights"),
     "scales in bytes": ({"x.weight_scale": b"12345678"}, r"x\.weight and x\.weight_scale are float16 and uint8"),
-    "bitsandbytes": ({"x.SCB": b"1"}, r"x\.SCB comes from bitsandbytes"),
+    "bitsandbytes": ({"x.SCB": b"1"}, r"x\.SCB was quantised with bitsandbytes"),
 }
 
 

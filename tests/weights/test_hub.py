@@ -162,13 +162,13 @@ def response(status, code=None):
         (lambda: errors.GatedRepoError("x", response=response(403)), ["is gated", "owner/tiny", "hf auth login"]),
         (
             lambda: errors.RepositoryNotFoundError("x", response=response(404)),
-            ["not a repository on the hub", "private"],
+            ["nor a repository on the hub", "private"],
         ),
         (lambda: errors.RevisionNotFoundError("x", response=response(404)), ["has no revision 'v9'"]),
         (lambda: errors.LocalEntryNotFoundError("x"), ["cannot be reached", "cache", "HF_HUB_OFFLINE"]),
         (lambda: errors.OfflineModeIsEnabled("x"), ["cannot be reached"]),
         (lambda: errors.HfHubHTTPError("busy", response=response(503)), ["cannot be fetched", "busy"]),
-        (lambda: errors.HFValidationError("two dashes"), ["not a valid repository name", "two dashes"]),
+        (lambda: errors.HFValidationError("two dashes"), ["nor a valid repository name", "two dashes"]),
         (lambda: OSError(28, "No space left on device"), ["cannot be fetched", "No space left"]),
     ],
 )
@@ -416,7 +416,7 @@ def test_the_real_client(repository, small, tmp_path):
         server.server_close()
     assert abs(result - expected) < 1e-3
     assert f"accept its conditions at {address}/owner/gated" in refused[0]
-    assert "not a repository on the hub" in refused[1]
+    assert "nor a repository on the hub" in refused[1]
     assert "has no revision 'v9'" in refused[2]
     assert not [path for path in handler.asked if path.endswith((".bin", ".ckpt", ".onnx", "ema.safetensors"))]
     offline = run((NAME, None), ("owner/none", None), HF_HUB_OFFLINE="1")

@@ -292,7 +292,7 @@ def test_a_file_of_peft_without_settings_raises_a_warning(models, layers, write)
     content = {f"base_model.model.{key}": array for key, array in tensors(layers, peft, False).items()}
     path = write(content, "adapter_model.safetensors")
     with pytest.warns(
-        UserWarning, match=r"has no adapter_config\.json next to it, .* assuming that alpha equals the rank"
+        UserWarning, match=r"has no adapter_config\.json next to it, .* alpha is assumed to equal the rank"
     ):
         merge_lora(models, path)
 
@@ -303,7 +303,7 @@ def test_overflow_is_rejected(models, write):
         f"{CONV}.lora_up.weight": np.full((24, 2, 1, 1), 1e4),
         f"{CONV}.lora_down.weight": np.ones((2, 24, 3, 3)),
     }
-    with pytest.raises(CheckpointError, match=r"mid_block\.resnets\.0\.conv1\.weight overflows float16 once merged"):
+    with pytest.raises(CheckpointError, match=r"mid_block\.resnets\.0\.conv1\.weight overflows float16 when merged"):
         merge_lora(half, {write(content): 10})
 
 

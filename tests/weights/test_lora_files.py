@@ -56,13 +56,13 @@ CHOICES = [
     (["style.ckpt", "x/other.ckpt"], 0),
 ]
 NO_CHOICES = [
-    (["a.safetensors", "b.pt"], "has several files that may be the LoRA: a.safetensors, b.pt; name the file"),
-    (["adapter_model.safetensors", "b.pt"], "has several files that may be the LoRA: adapter_model.safetensors, b.pt"),
+    (["a.safetensors", "b.pt"], "has several files that could be the LoRA: a.safetensors, b.pt; name the file"),
+    (["adapter_model.safetensors", "b.pt"], "several files that could be the LoRA: adapter_model.safetensors, b.pt"),
     (
         ["README.md", "x/a.safetensors", "y/b.pt"],
         "has weight files only in its subfolders: x/a.safetensors, y/b.pt; name",
     ),
-    (["README.md"], "has no LoRA; it has README.md; name the file, for example "),
+    (["README.md"], "has no LoRA; it contains README.md; name the file, for example "),
     ([f"{i:02}.pt" for i in range(30)], "19.pt and 10 more; name the file"),
 ]
 
@@ -95,7 +95,7 @@ def test_missing_files_are_rejected(tmp_path, monkeypatch):
 
 
 def test_an_empty_folder_is_rejected(tmp_path):
-    with pytest.raises(CheckpointError, match="has no LoRA; it has nothing; name"):
+    with pytest.raises(CheckpointError, match="has no LoRA; it contains nothing; name"):
         find(tmp_path)
 
 
@@ -161,7 +161,7 @@ def test_without_a_connection(client):
     with pytest.raises(CheckpointError, match=r"the hub cannot be reached, and the cache has no LoRA.*HF_HUB_OFFLINE"):
         find(NAME)
     shutil.rmtree(client.cache)
-    with pytest.raises(CheckpointError, match=r"the hub cannot be reached.*connect once"):
+    with pytest.raises(CheckpointError, match=r"the hub cannot be reached.*connect to the internet once"):
         find(NAME)
 
 

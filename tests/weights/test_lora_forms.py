@@ -248,13 +248,15 @@ def test_unsupported_methods_are_rejected_by_name(models, write, end, method):
         merge_lora(models, path)
     assert str(
         caught.value
-    ) == f"{path} contains {method}, which is not supported; use another kind of LoRA" or method in str(caught.value)
+    ) == f"{path} contains {method}, which is not supported; use a different kind of LoRA" or method in str(
+        caught.value
+    )
 
 
 def test_words_of_textual_inversion_in_the_file_raise_a_warning(models, write):
     content, changed = lora_forms.tensors({kohya(LINEAR): weight(models, LINEAR).shape}, "LoRA")
     with pytest.warns(
-        UserWarning, match=r"lora\.safetensors also contains words of textual inversion, which are ignored"
+        UserWarning, match=r"lora\.safetensors also contains words from textual inversion, which are ignored"
     ):
         result = merge_lora(models, write(content | {"bundle_emb.cat.clip_l": np.ones((2, 16), np.float32)}))
     assert close(weight(result, LINEAR), weight(models, LINEAR) + changed[kohya(LINEAR)](None))

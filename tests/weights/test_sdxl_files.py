@@ -118,7 +118,7 @@ def test_textual_inversion(tmp_path, pipe, folder):
             table = np.asarray(tower.embeddings.token_embedding.embedding[...])
             assert row[2:4].tolist() == [58, 59]
             np.testing.assert_array_equal(table[row[2:4]], expected)
-    with pytest.raises(CheckpointError, match="does not name its word"):
+    with pytest.raises(CheckpointError, match="does not store its word"):
         add_words(pipe.models, pipe.tokenizer, tmp_path / "a.pt")
     with pytest.raises(
         ValueError, match="the new word '<cat>' contains a special token, such as 'a'; choose another word"
@@ -130,7 +130,7 @@ def test_textual_inversion_for_one_text_encoder_is_rejected(tmp_path, pipe):
     save_file({"<toy>": np.ones((2, 16), np.float32)}, tmp_path / "a.safetensors")
     with pytest.raises(
         CheckpointError,
-        match="for text_encoder, expected vectors for text_encoder and text_encoder_2; it was learned for",
+        match="for text_encoder, expected vectors for text_encoder and text_encoder_2; it was trained for",
     ):
         add_words(pipe.models, pipe.tokenizer, tmp_path / "a.safetensors")
     content = {"clip_l": np.ones((2, 16), np.float32), "clip_g": np.ones((3, 20), np.float32)}

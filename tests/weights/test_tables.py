@@ -76,11 +76,11 @@ def test_a_single_file(tmp_path, tensors):
     np.testing.assert_array_equal(toy.to_q.kernel[...], tensors["net.qk_weight"][:6, :, 0].T)
     np.testing.assert_array_equal(toy.to_k.bias[...], tensors["net.qk_bias"][6:])
     np.testing.assert_array_equal(toy.out.kernel[...], tensors["net.proj"])
-    with pytest.raises(CheckpointError, match=r"has no moving average \(no names that start with ema_\); omit ema"):
+    with pytest.raises(CheckpointError, match=r"no moving average \(no names that start with ema_\); omit the option"):
         read(path, ema=True)
     save_file({"x": np.ones(1)}, path)
     with pytest.raises(
-        CheckpointError, match=r"has no net \(no names that start with old\. or net\.\); give net=, a file"
+        CheckpointError, match=r"has no net \(no names that start with old\. or net\.\); pass net= with a file"
     ):
         read(path)
 
@@ -134,7 +134,7 @@ def test_errors_of_textual_inversion_name_the_family(tmp_path, small):
     (word,) = read({"a": np.ones((2, 16), np.float32), "b": np.ones((2, 16), np.float32)}, network)
     assert [vectors.shape for vectors in word.vectors.values()] == [(2, 16)] * 2
     with pytest.raises(
-        CheckpointError, match="has vectors for one and two, expected vectors for one; it was learned for Toy, use"
+        CheckpointError, match="has vectors for one and two, expected vectors for one; it was trained for Toy, use"
     ):
         read({"a": np.ones(16), "b": np.ones(16)}, {"one": network["one"]})
     with pytest.raises(

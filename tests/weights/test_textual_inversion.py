@@ -68,7 +68,7 @@ def test_every_format(small, small_folder, tmp_path, vectors, form):
         unnamed = load(small_folder, devices=small.devices, textual_inversion=str(path))
         np.testing.assert_array_equal(rows(unnamed, WORD), vectors)
     else:
-        with pytest.raises(CheckpointError, match="does not name its word; give"):
+        with pytest.raises(CheckpointError, match="does not store its word; pass"):
             load(small_folder, devices=small.devices, textual_inversion=path)
 
 
@@ -149,7 +149,7 @@ BROKEN = {
     "width": ({WORD: np.ones((2, 8), np.float32)}, "vectors of 8 channels, but the text_encoder has 16"),
     "two text encoders": (
         {"clip_l": np.ones((2, 16), np.float32), "clip_g": np.ones((2, 12), np.float32)},
-        "has vectors for .*, expected vectors for text_encoder; it was learned for Stable Diffusion XL",
+        "has vectors for .*, expected vectors for text_encoder; it was trained for Stable Diffusion XL",
     ),
     "integers": ({WORD: np.ones((2, 16), np.int64)}, r"contains int64\(2, 16\), expected floats \[tokens, 16\]"),
     "none": ({WORD: np.ones((0, 16), np.float32)}, "expected floats"),
@@ -189,9 +189,9 @@ def test_wrong_arguments_are_rejected(small, first, tmp_path, vectors):
         (ValueError, "the tokenizer already has '<cat-toy>_1'", (models, tokenizer, {"<cat-toy>_1": path})),
         (ValueError, "the new word 'a b' should have no spaces", (small.models, small.tokenizer, {"a b": path})),
         (ValueError, "the new word '' should have no", (small.models, small.tokenizer, {"": path})),
-        (TypeError, "should be {word: file} of textual inversion", (small.models, small.tokenizer, [path])),
-        (TypeError, "should be {word: file} of textual inversion", (small.models, small.tokenizer, {3: path})),
-        (TypeError, "models=Models and tokenizer=T5Tokenizer should be of", (first.models, first.tokenizer, path)),
+        (TypeError, "should be {word: file} for textual inversion", (small.models, small.tokenizer, [path])),
+        (TypeError, "should be {word: file} for textual inversion", (small.models, small.tokenizer, {3: path})),
+        (TypeError, "models=Models and tokenizer=T5Tokenizer should come from", (first.models, first.tokenizer, path)),
         (TypeError, "models=int and", (3, small.tokenizer, path)),
         (CheckpointError, "none.pt is missing", (small.models, small.tokenizer, tmp_path / "none.pt")),
         (CheckpointError, r"a\.png should have one of the endings", (small.models, small.tokenizer, "a.png")),

@@ -211,7 +211,7 @@ def test_compressed_files_are_not_unpacked(tmp_path):
     path = save({"x": np.zeros(10**6, np.float32)}, tmp_path / "bomb.ckpt", compressed=True)
     assert path.stat().st_size < 10**4
     tracemalloc.start()
-    with pytest.raises(CheckpointError, match="is compressed, which torch's files are not, so it is not read"):
+    with pytest.raises(CheckpointError, match="is compressed, expected an uncompressed zip file as torch writes it"):
         opened(path)
     assert tracemalloc.get_traced_memory()[1] < 10**6
     tracemalloc.stop()
