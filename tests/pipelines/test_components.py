@@ -305,8 +305,12 @@ def test_another_text_encoder_clears_the_cache(own):
 @pytest.mark.parametrize(
     ("components", "error", "words"),
     [
-        ({"unet": 3}, TypeError, r"unet=int should be a UNet2DConditionModel of another pipeline \(pipe.models.unet\)"),
-        ({"unet": "abstract"}, TypeError, "unet has no values"),
+        (
+            {"unet": 3},
+            TypeError,
+            r"unet=int should be a UNet2DConditionModel from another pipeline \(pipe.models.unet\)",
+        ),
+        ({"unet": "abstract"}, TypeError, "unet has no weights, only shapes"),
         ({"text_encoder": "wide"}, CheckpointError, "cross_attention_dim 16 is not the text encoder's hidden_size 24"),
         ({"tokenizer": 3}, TypeError, "tokenizer=3 should be another pipeline's"),
         ({"scheduler": "none"}, ValueError, "^scheduler='none' is neither a folder"),

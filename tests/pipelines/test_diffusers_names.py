@@ -30,7 +30,7 @@ def test_every_argument_of_diffusers_has_advice():
         ("num_inference_steps", "num_inference_steps is not an argument of a call of .*; write steps$"),
         ("editing_prompt", r"write edits=\[Edit\(\"glasses\"\), ...\]"),
         ("edit_guidance_scale", r"write edits=\[Edit\(..., scale=5\)\]"),
-        ("generator", "write seed, a number or a list, or key, a JAX key"),
+        ("generator", r"write seed \(a number or a list\) or key \(a JAX key\)"),
         ("num_images_per_prompt", "write images_per_prompt$"),
         ("steps_", "did you mean steps"),
     ],

@@ -176,7 +176,7 @@ def test_the_variant_applies_to_the_checkpoint_only(small_folder, small, other, 
 
 REFUSED = {
     "no such file": ("nowhere.safetensors", FileNotFoundError, "vae='.*' is neither a file nor a folder"),
-    "a folder of something else": ("empty", CheckpointError, "has no config.json, nor a folder vae"),
+    "a folder of something else": ("empty", CheckpointError, "has no config.json, and no folder vae"),
     "no weights": ("bare", CheckpointError, r"has no weights \(diffusion_pytorch_model\.safetensors"),
     "another class": ("tiny-vae", CheckpointError, "is AutoencoderTiny, expected AutoencoderKL"),
     "another network": ("unet", CheckpointError, "is UNet2DConditionModel, expected AutoencoderKL"),

@@ -246,7 +246,7 @@ def test_dtype_of_the_autoencoder(force, pipe):
         (
             np.zeros((12, 36), np.float32),
             TypeError,
-            "should be an SDXLText with states and pooled .* not ndarray",
+            "should be an SDXLText with states and pooled, .* not ndarray",
         ),
     ],
 )

@@ -204,7 +204,10 @@ BROKEN = {
         "it is one network in diffusers' layout; give the folder",
     ),
     "nothing": (lambda t: t.clear(), "it contains nothing"),
-    "XL": (lambda t: t.update({XL: np.ones(1)}), "is Stable Diffusion 1.x or 2.x, expected Stable Diffusion XL, as"),
+    "XL": (
+        lambda t: t.update({XL: np.ones(1)}),
+        "is Stable Diffusion 1.x or 2.x, expected Stable Diffusion XL, the family of",
+    ),
     "the refiner": (
         lambda t: t.update({"conditioner.embedders.0.model.x": np.ones(1)}),
         "is the Stable Diffusion XL refiner",
