@@ -194,7 +194,12 @@ def test_nan_in_the_first_stage_marks_the_final_picture(stages, tmp_path):
 @pytest.mark.parametrize(
     ("model", "call", "error", "message"),
     [
-        ({"stage2": "upscaler"}, {}, CheckpointError, "stage2=.* is Stable Diffusion's x4 upscaler, not DeepFloyd-IF"),
+        (
+            {"stage2": "upscaler"},
+            {},
+            CheckpointError,
+            "stage2=.* is a checkpoint of Stable Diffusion's x4 upscaler; give a checkpoint",
+        ),
         ({"upscaler": "upscaler"}, {}, CheckpointError, "upscaler enlarges the pictures of stage2, which is missing"),
         ({"stage2": 5}, {}, TypeError, "stage2=5 should be this stage's checkpoint, or a table"),
         ({"stage2": {"dtype": "float32"}}, {}, TypeError, "should be this stage's checkpoint, or a table"),
@@ -291,7 +296,7 @@ def test_stages_are_checked_before_weights_are_fetched(stages, monkeypatch):
         raise AssertionError("fetched")
 
     monkeypatch.setattr(Source, "fetch", fetch)
-    with pytest.raises(CheckpointError, match=r"stage2=.* is Stable Diffusion's x4 upscaler"):
+    with pytest.raises(CheckpointError, match=r"stage2=.* is a checkpoint of Stable Diffusion's x4 upscaler"):
         sweep.Facts.of(ablation)
 
 

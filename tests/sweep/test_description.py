@@ -232,7 +232,10 @@ BAD = {
         "grid: edits names the unknown edit 'hat'; the sweep's edits are glasses",
     ),
     "an edit with the name of a setting": ({"edits": {"seed": {}}, "grid": PROMPT}, "edits: 'seed' should consist of"),
-    "an unknown scheduler": ({"grid": PROMPT | {"scheduler": ["DDIM"]}}, "grid: scheduler: scheduler='DDIM' is no"),
+    "an unknown scheduler": (
+        {"grid": PROMPT | {"scheduler": ["DDIM"]}},
+        "grid: scheduler: scheduler='DDIM' is neither",
+    ),
     "an unknown format": ({"format": "jpg", "grid": PROMPT}, "format='jpg' should be one of png, webp"),
     "a number for a table": ({"call": 3, "grid": PROMPT}, "call=3 should be a table"),
 }

@@ -310,7 +310,7 @@ def _model_option(key: str, value: Any) -> Any:
         raise ValueError(f"model: {key!r} is unknown{hint}; the options of [model] are {', '.join(_MODEL)}")
     kind = bool if isinstance(_MODEL[key].kind, Flag) else str
     if not isinstance(value, kind):
-        raise TypeError(f"model: {key}={brief(value)} should be {'text' if kind is str else 'true or false'}")
+        raise TypeError(f"model: {key}={brief(value)} should be {'a string' if kind is str else 'true or false'}")
     return value
 
 
