@@ -116,9 +116,7 @@ def _keys(path: Path, rename: Callable[[str], str | None]) -> dict[str, str]:
         )
     keys = notes.get("keys")
     if not isinstance(keys, dict) or not all(isinstance(key, str) for key in keys.values()):
-        raise CheckpointError(
-            f"{path}: keys should be an object that maps names to names; convert it again"
-        )
+        raise CheckpointError(f"{path}: keys should be an object that maps names to names; convert it again")
     for name, key in keys.items():
         if rename(key) != torch_key(name):
             raise CheckpointError(f"{path}: {key!r} is not the key of {name}; convert it again")

@@ -137,9 +137,7 @@ class Tensors:
         if name in self.keys:
             if not _are_equal(entry, self.entries[name]):
                 keys = f"{entry.key} and {self.keys[name]}"
-                raise CheckpointError(
-                    f"{path}: {keys} are the same parameter {name}, but differ; fetch the file again"
-                )
+                raise CheckpointError(f"{path}: {keys} are the same parameter {name}, but differ; fetch the file again")
             return
         self.keys[name] = entry.key
         self.shapes[name] = entry.shape

@@ -114,7 +114,12 @@ def test_custom_timesteps(name):
         ("IPNDM", [500], {}, "IPNDM determines its own times from 1 to 0; give a number of steps"),
         ("IPNDM", 1, {}, "with steps=1, IPNDM would ignore the network's output; use at least 2 steps"),
         ("IPNDM", 4, {"trained_betas": [0.1] * 1000}, "trained_betas=.* is not supported; supported values: None"),
-        ("DDIM", 4, {"trained_betas": [0.0] * 1000}, "should be 1000 numbers .* of at least 0 and below 1, not all of"),
+        (
+            "DDIM",
+            4,
+            {"trained_betas": [0.0] * 1000},
+            "should have 1000 numbers .* of at least 0 and below 1, not all of",
+        ),
         ("Euler", 1, {"beta_start": 0}, "the first of 1 steps has no noise to remove; use more steps"),
         ("LMS", 1, {"beta_start": 0, "use_exponential_sigmas": True}, "has no noise to remove|have the same timestep"),
     ],

@@ -97,7 +97,7 @@ def test_steps_of_the_wrong_type(steps):
         ([1000, 0], "steps has timestep 1000, but timesteps should be from 0 to 999"),
         (np.arange(3, -2, -1), "steps has timestep -1, but timesteps should be from 0 to 999"),
         ([5, 3, 3], "steps has timestep 3 after 3, but timesteps should descend without repeats"),
-        (np.array([3, 9], np.uint8), "steps has timestep 9 after 3; timesteps should descend"),
+        (np.array([3, 9], np.uint8), "steps has timestep 9 after 3, but timesteps should descend"),
     ],
 )
 def test_invalid_timesteps(steps, message):
@@ -284,8 +284,8 @@ def test_errors_list_the_supported_options():
         ("DPM", {"algorithm_type": "sde-dpmsolver++", "solver_order": 3}, "supports solver_order 1 and 2, not 3"),
         ("UniPC", {"predict_x0": False}, "cannot end at zero noise; use final_sigmas_type='sigma_min'"),
         ("UniPC", {"lower_order_final": False}, "last step of order 1 can end at zero noise; use lower_order"),
-        ("UniPC", {"disable_corrector": [0, "1"]}, "should be a list of calls"),
-        ("UniPC", {"disable_corrector": 3}, "should be a list of calls"),
+        ("UniPC", {"disable_corrector": [0, "1"]}, "should be a list of call numbers"),
+        ("UniPC", {"disable_corrector": 3}, "should be a list of call numbers"),
         ("Euler", {"use_karras_sigmas": True, "use_beta_sigmas": True}, "exclude each other; use one of them"),
         ("Euler", {"sigma_min": 3.0, "sigma_max": 2.0}, "sigma_min=3.0 should be below sigma_max=2.0"),
         ("Euler", {"sigma_max": -1.0}, "sigma_max=-1.0 should be a positive number"),

@@ -198,7 +198,7 @@ def test_nan_in_the_first_stage_marks_the_final_picture(stages, tmp_path):
             {"stage2": "upscaler"},
             {},
             CheckpointError,
-            "stage2=.* is a checkpoint of Stable Diffusion's x4 upscaler; give a",
+            "stage2=.* is a checkpoint of Stable Diffusion's x4 upscaler; give a checkpoint",
         ),
         ({"upscaler": "upscaler"}, {}, CheckpointError, "upscaler enlarges the pictures of stage2, which is missing"),
         ({"stage2": 5}, {}, TypeError, "stage2=5 should be this stage's checkpoint, or a table"),

@@ -23,7 +23,7 @@ from sega_jax.systems.base import Encode
 MOST, DEFAULT = 64, 8
 # The fraction of memory left for fragmentation and libraries.
 _SPARE = 0.1
-# The number of rows may be lowered if the plan's evaluations exceed the minimum by at most this fraction.
+# A plan is accepted if its evaluations exceed the minimum over the tried numbers of rows by at most this fraction.
 _WORTH = 0.03
 # The number of rows of the analysed program. With two rows, only half of the memory that does not depend on the rows is
 # counted per row.

@@ -63,8 +63,8 @@ class Batch(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """The size of a plan. An evaluation runs the UNet on one row. Each call of a picture with n concepts needs 2 +
-    n."""
+    """The size of a plan. An evaluation runs the UNet on one row. Each call of a picture with n concepts
+    needs 2 + n."""
 
     points: int
     pictures: int  # fewer than `points` if several points describe the same picture
