@@ -195,7 +195,7 @@ def scaling(name: str) -> str:
         shares = [f"{row[name]:.1%}" for name in ("efficiency", "outside")]
         line = [row["devices"], f"{row['pictures_per_second']:.2f}", *shares]
         rows.append([*line, f"{row['difference']:g}" if "difference" in row else "–"])
-    head = ["GPUs", "pictures per second", "efficiency", "time outside the programs", "difference of the latents"]
+    head = ["GPUs", "pictures per second", "efficiency", "time outside compiled programs", "difference of the latents"]
     return table(head, rows, measured(name))
 
 
@@ -212,7 +212,7 @@ def sweep_scaling() -> str:
         [row["devices"], f"{row['pictures'] / row['seconds']:.2f}", f"{row['efficiency']:.1%}", row["different"]]
         for row in read("sweep_scaling_h200")["found"]
     ]
-    head = ["GPUs", "pictures per second", "efficiency", "pictures unlike those of one GPU"]
+    head = ["GPUs", "pictures per second", "efficiency", "pictures that differ from one GPU's"]
     return table(head, rows, measured("sweep_scaling_h200"))
 
 

@@ -78,7 +78,9 @@ class Counts(NamedTuple):
     def compared(self) -> str:
         """A sentence part that compares the planned evaluations with making each picture separately."""
         saved = 1 - self.evaluations / self.alone
-        if saved >= 0:
+        if saved == 0:
+            return "as many UNet evaluations as making each picture separately"
+        if saved > 0:
             return f"{saved:.1%} fewer UNet evaluations than making each picture separately"
         return f"{-saved:.1%} more UNet evaluations than making each picture separately, because batches are padded"
 
