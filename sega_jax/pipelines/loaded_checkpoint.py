@@ -25,7 +25,7 @@ class LoadedCheckpoint:
         system: The family of the checkpoint.
         models: The networks, in the family's NamedTuple.
         tokenizer: The tokenizer or tokenizers; None if all texts are embeddings.
-        scheduler: The schedule and solver; None for a family with a schedule of its own.
+        scheduler: The schedule and solver; None for a family with its own schedule.
         devices: The devices that share the rows of a batch; None means all devices of this host.
         safety: The checkpoint's safety checker; `pipe.safety = None` turns it off.
         extras: Further settings of the checkpoint, in the family's NamedTuple. For SDXL, this includes whether a
@@ -60,7 +60,7 @@ class LoadedCheckpoint:
         self._keep(self._built(models))
         self.tokenizer = tokenizer
         if system.checkpoint.scheduler is None and scheduler is not None:
-            raise TypeError(f"{system.title} has a schedule of its own and takes no scheduler")
+            raise TypeError(f"{system.title} has its own schedule and takes no scheduler")
         self._scheduler = None if system.checkpoint.scheduler is None else as_scheduler(scheduler)
         self.safety = safety
         self.extras = extras
@@ -148,7 +148,7 @@ class LoadedCheckpoint:
 
     @property
     def scheduler(self) -> Scheduler | None:
-        """The scheduler; None for a family with a schedule of its own.
+        """The scheduler; None for a family with its own schedule.
 
         Assign a diffusers class name, which adopts the options of the previous scheduler; a config; a folder with one;
         or a `Scheduler`. Most changes of the scheduler need no recompilation.
@@ -158,7 +158,7 @@ class LoadedCheckpoint:
     @scheduler.setter
     def scheduler(self, value: Any) -> None:
         if self._scheduler is None:
-            raise TypeError(f"{self.system.title} has a schedule of its own and takes no scheduler")
+            raise TypeError(f"{self.system.title} has its own schedule and takes no scheduler")
         scheduler = as_scheduler(value, self._scheduler.config)
         check_training(scheduler.name, self._scheduler.config)
         self._scheduler = scheduler

@@ -111,7 +111,7 @@ def resolve(options: LoadOptions) -> Resolved:
         for name in ("scheduler", "prediction_type"):
             if (value := getattr(options, name)) is not None:
                 raise ValueError(
-                    f"{name}={brief(value)}: {source.system.title} has a schedule of its own; leave it out"
+                    f"{name}={brief(value)}: {source.system.title} has its own schedule; leave it out"
                 )
     readers = [part for part in source.system.text.parts if part in source.parts]
     omits_readers = bool(readers) and all(part in replaced and replaced[part] is None for part in readers)
@@ -206,7 +206,7 @@ def describe(
     }
     if scheduler is not None:
         if checkpoint.scheduler is None:
-            raise TypeError(f"{system.title} has a schedule of its own and takes no scheduler; leave it out")
+            raise TypeError(f"{system.title} has its own schedule and takes no scheduler; leave it out")
         config_files = [folder / name / "scheduler_config.json" for name in checkpoint.schedulers]
         original = next((read_json(path) for path in config_files if path.is_file()), None)
         scheduler = as_scheduler(scheduler, original)

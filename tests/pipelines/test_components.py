@@ -47,7 +47,7 @@ def test_a_class_name_adopts_the_options(own, name):
 
 @pytest.mark.parametrize("value", ["EDMDPMSolverMultistepScheduler", "IPNDMScheduler", EDM, from_config(EDM)])
 def test_schedulers_for_networks_with_another_training(own, small_folder, value):
-    words = "Scheduler samples networks trained with .* DDIMScheduler, is for networks trained with the noise of betas"
+    words = "Scheduler samples networks trained with .* DDIMScheduler, is for networks trained with noise from betas"
     with pytest.raises(ValueError, match=words):
         own.scheduler = value
     with pytest.raises(ValueError, match=words):

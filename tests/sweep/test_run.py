@@ -252,7 +252,7 @@ def test_the_shell(shell, tmp_path, least, monkeypatch):
         refused = shell("cats.toml", "--rows", 3, *options)
         assert refused.exit_code == 1
         assert "sega-jax-out/cats contains a different sweep" in refused.output
-        assert "choose another --out, or use the original file and options" in refused.output
+        assert "choose a different --out, or use the original file and options" in refused.output
         assert "left for one worker" not in refused.output
     assert "3 of 3 pictures are already in sega-jax-out/cats" in shell("cats.toml", "--worker", "2/2").output
 

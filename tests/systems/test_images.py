@@ -131,7 +131,7 @@ def test_exif_orientation(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (np.full((2, 2), 70000, np.int32), "mode I has values from 70000 to 70000, expected from 0 to 65535"),
+        (np.full((2, 2), 70000, np.int32), "mode I has values from 70000 to 70000, expected 0 to 65535"),
         (np.full((2, 2), -1, np.int32), "mode I has values from -1 to -1"),
         (np.full((2, 2), np.nan, np.float32), "mode F has NaN or infinite values"),
     ],

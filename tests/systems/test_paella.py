@@ -471,7 +471,7 @@ def test_missing_parts(copy):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"scheduler": "DDIMScheduler"}, "scheduler=.*: Paella has a schedule of its own; leave it out"),
+        ({"scheduler": "DDIMScheduler"}, "scheduler=.*: Paella has its own schedule; leave it out"),
         ({"text_encoder": False}, "text_encoder is given, but Paella has no such network"),
     ],
 )

@@ -134,7 +134,7 @@ class Facts:
         """
         if self._config is None:
             if name is not None:
-                raise ValueError(f"scheduler={name!r}: {self.family.title} has its own schedule; remove this setting")
+                raise ValueError(f"scheduler={name!r}: {self.family.title} has its own schedule; leave it out")
             return None
         return _scheduler(self._config, name)
 
