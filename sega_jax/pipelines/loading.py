@@ -110,9 +110,7 @@ def resolve(options: LoadOptions) -> Resolved:
     if source.system.checkpoint.scheduler is None:
         for name in ("scheduler", "prediction_type"):
             if (value := getattr(options, name)) is not None:
-                raise ValueError(
-                    f"{name}={brief(value)}: {source.system.title} has its own schedule; leave it out"
-                )
+                raise ValueError(f"{name}={brief(value)}: {source.system.title} has its own schedule; leave it out")
     readers = [part for part in source.system.text.parts if part in source.parts]
     omits_readers = bool(readers) and all(part in replaced and replaced[part] is None for part in readers)
     needs_tokenizer = options.tokenizer is None and not omits_readers
