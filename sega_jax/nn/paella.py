@@ -320,9 +320,8 @@ class Paella(nnx.Module):
             has_clip, has_image: bool [batch], True for rows that have these embeddings; None means all rows.
             influence: (text, picture), factors by which the attention weights are multiplied after the softmax. Each is
                 a number or [batch, 1]. The published inference script uses (1.2, 0.4). As in that script, they apply
-                only to the last N tokens, where N is the number of bytes. The second factor applies to the last
-                `clip_seq_len` of these tokens, and the first to the others. CLIP's tokens are at the end, so the first
-                bytes get no factor.
+                only to the last N tokens, where N is the number of bytes: the second factor to the last `clip_seq_len`
+                of them, and the first to the rest. CLIP's tokens are at the end, so the first bytes get no factor.
         """
         c, dtype = self.config, self.byt5_mapper.kernel[...].dtype
         mask = jnp.ones(byt5.shape[:2], bool) if mask is None else mask.astype(bool)

@@ -56,7 +56,7 @@ def lacking(pictures: Pictures, word: str) -> np.ndarray:
 
 
 def having(pictures: Pictures, word: str) -> np.ndarray:
-    """Returns bool [n]: whether the word is true of each picture."""
+    """Returns bool [n]: whether the word applies to each picture."""
     return pictures.verdict.words[:, NAMES.index(word)]
 
 

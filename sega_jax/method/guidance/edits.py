@@ -1,5 +1,4 @@
-"""The settings of concepts: `Edit` holds the settings of one concept, and `Edits` holds a batch's settings as arrays.
-"""
+"""The settings of concepts: `Edit` holds one concept's settings, and `Edits` holds a batch's settings as arrays."""
 
 import dataclasses
 from collections.abc import Sequence

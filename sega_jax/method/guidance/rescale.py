@@ -15,8 +15,8 @@ def rescale(share: Any) -> optax.GradientTransformation:
     channels. It then blends the rescaled and original estimates with weights `share` and 1 - `share`.
 
     Put it after `cfg` and before `sega` in a chain. One factor scales the whole row. If the estimate already contained
-    edits, they would change that factor, and so every position, even those below the thresholds. The LEDITS++ pipelines
-    of diffusers do include the edits.
+    edits, they would change that factor, and so every position, even those below the thresholds. The LEDITS++
+    implementation in diffusers does include the edits.
 
     Args:
         share: phi, the share of the rescaled estimate; a number in [0, 1], or an array [batch].

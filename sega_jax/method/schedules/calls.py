@@ -52,8 +52,7 @@ class TCDRow(NamedTuple):
 
 
 class MultistepRow(NamedTuple):
-    """The coefficients of an update of a linear multi-step method, which is every solver except DDIM, TCD and
-    `renoise`.
+    """The coefficients of one update by a linear multi-step method. Every solver except DDIM, TCD and `renoise` is one.
 
     x is the state, o the guided output, s the state from which the step starts, and z standard normal noise. m_0 is the
     quantity that the solver remembers from this call (x0, eps, a derivative, or the output itself); m_1, m_2, ... are

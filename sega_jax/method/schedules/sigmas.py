@@ -71,9 +71,7 @@ def euler(options: Options, steps: int) -> Row:
 
 
 def euler_ancestral(options: Options, steps: int) -> Row:
-    """Returns the table of ancestral Euler: each step goes to a lower sigma, and fresh noise raises it to the next
-    sigma.
-    """
+    """Returns the table of ancestral Euler: each step goes to a lower sigma, and fresh noise raises sigma again."""
     t, sigmas = _path(options, steps)
     down, up = _ancestral(sigmas)
     solver = multistep(steps, m=_derivative(options, sigmas[:-1]), x=(1.0, down - sigmas[:-1]), noise=up)

@@ -82,7 +82,7 @@ class Folder:
             raise ValueError(f"{self}/plan.json: {error}") from None
 
     def missing(self, plan: Plan) -> list[int]:
-        """Returns the numbers of the batches that are not done."""
+        """Returns the indices of the batches that are not done."""
         parts, pictures = self.store.names(RECORDS), self.store.names(PICTURES)
         return [i for i, batch in enumerate(plan.batches) if not self._has(i, batch.names, parts, pictures)]
 
