@@ -22,7 +22,7 @@ class Effect(NamedTuple):
 
 
 def effect(before: Pictures, after: Pictures, words: Sequence[Sequence[str]], *, removed: bool = False) -> Effect:
-    """Compares pictures before and after their edits.
+    """Compares pictures before and after editing.
 
     Args:
         words: for each picture, the words that were added, or, with `removed`, the words that were removed.

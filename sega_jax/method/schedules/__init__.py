@@ -4,7 +4,7 @@ A row holds the timestep for the network and the coefficients of the solver's up
 rows. A different number of steps, spacing, prediction type, set of betas, or solver of the same form only changes the
 numbers in the table.
 
-To add a scheduler, write a function from options and steps to a table, and add an entry to `FAMILIES`.
+To add a scheduler, write a function that turns options and steps into a table, and add an entry to `FAMILIES`.
 """
 
 import dataclasses

@@ -118,9 +118,9 @@ def distance(results: Results) -> Metric:
     """Returns a metric: the distance between a picture and the unedited picture with otherwise equal settings.
 
     The distance between pictures a and b is sqrt(mean((a - b)^2)) over all pixels and RGB channels, whose values are
-    scaled from 0 to 255 to [0, 1]. So it has no unit: 0 means equal pictures, and 1 is the distance between black and
-    white. A picture is unedited if its point has `edits = []`, or a scale or weight of 0 in every edit. A picture
-    without an unedited counterpart in the sweep has no distance.
+    scaled from 0 to 255 to [0, 1]. The distance therefore has no unit: 0 means equal pictures, and 1 is the distance
+    between black and white. A picture is unedited if its point has `edits = []`, or a scale or weight of 0 in every
+    edit. A picture without an unedited counterpart in the sweep has no distance.
 
     Args:
         results: the sweep's results, which contain the unedited pictures.

@@ -93,7 +93,7 @@ class Folder:
             return True
         records = self.store.read(part(number))
         assert records is not None
-        # Pictures with NaN and flagged pictures have no files.
+        # Pictures that contain NaN or were flagged have no files.
         files = read_part(records, ["file"])["file"]
         return all(Path(file).name in pictures for file in files if file is not None)
 
