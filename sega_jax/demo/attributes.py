@@ -24,7 +24,7 @@ ATTRIBUTES = {
     "background": ("blue", "green", "yellow", "pink", "grey", "purple"),
 }
 COLUMN = {name: i for i, name in enumerate(ATTRIBUTES)}
-SIDE = 128  # pixels of a portrait's width and height
+SIDE = 128  # the width and height of a portrait, in pixels
 
 
 # The attribute and value of each word that the judge knows. The words are also used as concepts of edits.

@@ -63,7 +63,7 @@ class Verdict(NamedTuple):
 
     @property
     def words(self) -> np.ndarray:
-        """bool [n, words]: whether each of `WORDS` is true."""
+        """bool [n, words]: whether each of `WORDS` applies."""
         return labels(self.attributes)
 
 
@@ -82,7 +82,7 @@ def save_judge(judge: Judge, path: Path) -> None:
 
 
 def look(judge: Judge, pictures: np.ndarray | jax.Array, block: int = 256) -> Verdict:
-    """Classifies uint8 pictures [n, 128, 128, 3], `block` pictures at once."""
+    """Classifies uint8 pictures [n, 128, 128, 3], `block` pictures at a time."""
     parts = []
     for i in range(0, len(pictures), block):
         part = np.asarray(pictures[i : i + block])
@@ -133,7 +133,7 @@ def _learn(
     def loss(judge, key):
         attributes, pictures = _examples(vae, key, batch)
         shows = visible(attributes)
-        # Hair hidden by a hat counts as bald. Otherwise the judge would have to guess, and might see long hair.
+        # Hair hidden by a hat is labelled as bald. Otherwise the judge would have to guess, and might see long hair.
         column = COLUMN["hair"]
         attributes = attributes.at[:, column].multiply(shows[:, column].astype(jnp.int32))
         shows = shows.at[:, column].set(True)

@@ -1,1 +1,1 @@
-"""The method: schedules, guidance, solvers and the sampling loop, all as functions of arrays."""
+"""Schedules, guidance, solvers and the sampling loop, all implemented as functions of arrays."""

@@ -1,4 +1,4 @@
-"""The kinds of argument values: how they are checked, read from the command line and stored in tables."""
+"""The kinds of argument values. A kind checks values, reads them from the command line and stores them in tables."""
 
 import dataclasses
 import math
@@ -13,8 +13,8 @@ from sega_jax.method.checks import brief, check_bool, check_choice, check_float,
 class Kind:
     """The type and range of an argument's values.
 
-    Subclasses define how values are checked, read from the command line and stored in tables. This class accepts every
-    value.
+    Subclasses define how values are checked, read from the command line and stored in tables. The base class accepts
+    every value.
 
     Example:
         >>> from sega_jax import Kind
@@ -29,15 +29,17 @@ class Kind:
         4
     """
 
-    column = "string"  # the type of the column in a table of records
-    metavar = "TEXT"  # the placeholder of the value in the help of the command line
+    column = "string"  # the column's type in a table of records
+    metavar = "TEXT"  # the placeholder for the value in the command line's help
     shell_hint = ""  # a sentence that explains how to write the shell option; it follows the help text
     flag_value: str | None = None  # the value if the command-line option is given without one; None if not allowed
-    of_files = False  # whether values are names of files
+    of_files = False  # whether the values are file names
 
     @property
     def noun(self) -> str:
-        """A description of the values for documentation and errors; subclasses may use a plain attribute."""
+        """A description of the values for documentation and error messages; subclasses may define it as a plain
+        attribute.
+        """
         return "a value"
 
     def check(self, name: str, value: Any) -> Any:
@@ -52,7 +54,7 @@ class Kind:
         return value
 
     def check_one(self, name: str, value: Any) -> Any:
-        """Checks a value for a sweep. It must apply to a single picture and fit into a table.
+        """Checks a value for a sweep. The value must apply to a single picture, and a table must be able to store it.
 
         Raises:
             TypeError, ValueError: See `check`.
@@ -60,7 +62,7 @@ class Kind:
         return self.check(name, value)
 
     def located(self, name: str, value: Any, folder: Path) -> Any:
-        """Returns a value that was read from a file in `folder`. Relative paths in it are resolved from that folder.
+        """Returns a value that was read from a file in `folder`, with its relative paths resolved against that folder.
 
         Raises:
             TypeError, ValueError: See `check`.
@@ -76,7 +78,8 @@ class Kind:
         return value
 
     def known(self, path: str) -> dict[str, Any]:
-        """Reads a file and returns the facts that plans store: its SHA-256 and, for a picture, its height and width.
+        """Reads a file and returns the facts to be stored in plans: its SHA-256 and, for a picture, its height and
+        width.
 
         Raises:
             FileNotFoundError, ValueError: The file does not exist or cannot be read.
@@ -104,7 +107,7 @@ class Kind:
         return {name: self.column}
 
     def cells(self, name: str, value: Any) -> dict[str, Any]:
-        """Returns a value's entries in these columns, {column: entry}."""
+        """Returns a value's entries in the argument's columns, {column: entry}."""
         return {name: value}
 
 
@@ -245,7 +248,7 @@ class Words(Kind):
 
 @dataclasses.dataclass(frozen=True)
 class Pair(Kind):
-    """Two numbers of the same kind. With `alone`, a single number stands for both.
+    """Two numbers of the same kind. With `alone`, a single number is used for both.
 
     Example:
         >>> from sega_jax import Integer, Pair

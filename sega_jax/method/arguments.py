@@ -4,8 +4,8 @@
     class MyCall(Call):
         wobble: float = argument(0.0, Real(0, 1), "how far pictures tremble", varies="row", sweep=True, shell=True)
 
-Each argument is declared once. Checks, documentation, signatures, shell options, axes of sweeps, the metadata of
-pictures and the columns of records are derived from the declaration.
+Each argument is declared once. Checks, documentation, signatures, shell options, sweep axes, picture metadata and
+record columns are derived from the declaration.
 """
 
 import dataclasses
@@ -38,20 +38,21 @@ class Argument:
 
     Attributes:
         kind: The type and range of its values.
-        help: Its effect, a phrase in lower case without a full stop.
+        help: Its effect, as a lower-case phrase without a full stop.
         unit: The unit of its values, such as "pixels".
         varies: "row" if each picture of a batch may have its own value, "call" if all pictures share one, "program" if
             a new value compiles a new program.
         sweep: Whether a sweep may vary it.
         shell: Whether the command line has an option for it.
         of_edits: Whether it has no effect on pictures without edits.
-        of_text: Whether it changes how texts are read.
+        of_text: Whether it changes how texts are encoded.
         of_negative: Whether an argument with `of_text` also applies to negative prompts.
-        later: Whether it was added after sweeps had saved pictures under names made from their arguments. Names omit it
-            at its default, so that these pictures keep their names.
+        later: Whether it was added after sweeps had already named pictures by hashes of their arguments. New names omit
+            it if it has its default value, so that existing pictures keep their names.
         name: The name of the field.
         default: The default of the field, or REQUIRED.
-        default_text: The default in words for documentation, for a default such as a path of this machine.
+        default_text: The text that documentation shows for the default if the value itself is unsuitable, such as a
+            path on this machine.
 
     Example:
         >>> from sega_jax import Argument, Real
@@ -84,10 +85,10 @@ class Argument:
     def check(self, value: Any, name: str | None = None) -> Any:
         """Returns the checked value, converted to the type that the library uses.
 
-        For a sequence of values, one for each row, it returns a list.
+        If `value` is a sequence with one value for each row, the result is a list.
 
         Args:
-            name: The name in errors; None uses the name of the argument.
+            name: The name to show in error messages; defaults to the argument's name.
 
         Raises:
             TypeError, ValueError: The value has the wrong type or is out of range.
@@ -117,7 +118,7 @@ def argument(default: Any, kind: Kind, help: str, **declared: Any) -> Any:
     Args:
         default: The default of the field.
         kind: The type and range of its values.
-        help: Its effect, a phrase in lower case without a full stop.
+        help: Its effect, as a lower-case phrase without a full stop.
         declared: Further attributes of `Argument`.
 
     Returns:
@@ -213,11 +214,11 @@ def unknown_arguments(
     Args:
         cls: The dataclass.
         names: The names to check.
-        what: The function or object that takes the arguments, for errors.
-        elsewhere: Returns a hint for a name that another function takes, or None.
+        what: The function or object that takes the arguments, for error messages.
+        elsewhere: A function that returns a hint for a name that another function takes, and None for other names.
 
     Raises:
-        TypeError: A name is unknown. The message has the hint, a similar name, or all known names.
+        TypeError: A name is unknown. The message contains the hint, a similar name, or all known names.
     """
     known = list(arguments(cls))
     for name in names:
@@ -231,7 +232,7 @@ def unknown_arguments(
 def takes(
     declaration: Callable[P, D], what: str, elsewhere: Callable[[str], str | None] = lambda name: None
 ) -> Callable[[Callable[[S, D], R]], Callable[Concatenate[S, P], R]]:
-    """Decorates a method of one parameter, a declaration, so that it takes the declaration's arguments instead.
+    """Decorates a method whose only parameter is a declaration, so that it takes the declaration's arguments instead.
 
     Editors and `help` show all arguments, because the signature and the docstring are derived from the dataclass.
 
@@ -259,7 +260,7 @@ def takes(
 
 
 def declared_by(declaration: Callable[P, D], what: str) -> Callable[[Callable[[D], R]], Callable[P, R]]:
-    """Decorates a function of one parameter, a declaration, so that it takes the declaration's arguments instead.
+    """Decorates a function whose only parameter is a declaration, so that it takes the declaration's arguments instead.
 
     It is the counterpart of `takes` for functions.
     """

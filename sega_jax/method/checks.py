@@ -63,7 +63,7 @@ def check_choice(name: str, value: Any, known: Sequence[Any], also: str = "") ->
     """Returns `value` if it is one of `known`.
 
     Args:
-        also: Text that is appended to the list in the error message and describes other accepted values.
+        also: A description of other accepted values, which is appended to the list in the error message.
 
     Raises:
         ValueError: `value` is not one of `known`. The message suggests a similar name, if there is one.
@@ -97,7 +97,7 @@ def did_you_mean(name: Any, known: Iterable[str], plain: Callable[[str], str] = 
 
 
 def is_sequence(value: Any) -> bool:
-    """Returns whether a value is a sequence of entries. Strings and bytes count as single values."""
+    """Returns whether a value is a sequence of entries. Strings and bytes are treated as single values."""
     return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview)
 
 

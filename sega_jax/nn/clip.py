@@ -20,7 +20,7 @@ _UNUSED = re.compile(rf"{_OF_PICTURES.pattern}|text_projection(\.weight)?$")
 
 
 class CLIPTextConfig(NamedTuple):
-    """The fields of `text_encoder/config.json` that shape the network, with transformers' defaults."""
+    """The fields of `text_encoder/config.json` that define the network, with transformers' defaults."""
 
     vocab_size: int = 49408
     hidden_size: int = 512
@@ -55,7 +55,7 @@ class CLIPTextConfig(NamedTuple):
 
 
 class CLIPVisionConfig(NamedTuple):
-    """The fields of a vision tower's config that shape the network, with transformers' defaults."""
+    """The fields of a vision tower's config that define the network, with transformers' defaults."""
 
     hidden_size: int = 768
     intermediate_size: int = 3072

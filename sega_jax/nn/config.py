@@ -31,12 +31,12 @@ def build(
     Args:
         cls: A NamedTuple with defaults.
         config: The contents of a config.json.
-        what: The name of the network, for errors.
+        what: The name of the network, for error messages.
         fixed: {option: supported values} for options that are not fields.
         choices: {field: supported values}.
         ignored: Options that do not affect inference.
         may_be_zero: Fields that may be 0 although their default is not 0.
-        strict: Whether to warn about unknown options, which may stand for an unsupported part of the network.
+        strict: Whether to warn about unknown options, which may indicate an unsupported part of the network.
 
     Raises:
         ValueError: An option has an unsupported value, or a field has the wrong type.

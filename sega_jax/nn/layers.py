@@ -1,4 +1,4 @@
-"""Inference layers that compute the same as PyTorch's, with channels last.
+"""Inference layers that give the same results as PyTorch's, with channels last.
 
 Everything for which torch has a default is explicit here: padding, epsilons, the exact gelu, and normalisation and
 softmax in at least float32. Every layer computes in the dtype of its parameters and expects inputs of that dtype.
@@ -175,7 +175,7 @@ class GroupNorm(nnx.Module):
         Moments are computed for each channel and then combined (Chan et al. 1979), because splitting the channel axis
         of x would make a GPU change its layout. With `one_pass`, the variance is E[(x - a)²] - (mean - a)², where a is
         x at the first position. This loses only digits that a half-precision x does not have. With a = 0, the variance
-        would lose all digits if the mean is large.
+        would lose all significant digits if the mean is large.
         """
         positions, shape = tuple(range(1, x.ndim - 1)), (len(x), *(1,) * (x.ndim - 2), -1)
 
@@ -215,7 +215,7 @@ class LayerNorm(nnx.Module):
 
 
 class Embed(nnx.Module):
-    """A table of vectors that is indexed by integers."""
+    """A table of vectors, indexed by integers."""
 
     def __init__(self, count: int, channels: int):
         self.embedding = parameter(count, channels)

@@ -35,7 +35,7 @@ _MAX_PERIOD = 10000
 
 
 class PaellaConfig(NamedTuple):
-    """The arguments of the published class that shape the network. The defaults are those of `paella_v3.pt`.
+    """The arguments of the published class that define the network. The defaults are those of `paella_v3.pt`.
 
     Lists have one entry for each level. `level_config` lists the blocks of a level, which are repeated: C is a
     convolution, T the noise level, A attention and F a feed-forward layer. `nhead` has no effect on levels without A.
@@ -156,7 +156,7 @@ class FeedForward(nnx.Module):
     """x + channelwise(norm(x)); only the response norm mixes positions."""
 
     def __init__(self, channels: int):
-        # None stands for the gelu and the dropout in torch's list, which have no parameters.
+        # None replaces the gelu and the dropout of torch's list, which have no parameters.
         hidden = 4 * channels
         self.channelwise: nnx.List[Any] = nnx.List(
             [Linear(channels, hidden), None, GlobalResponseNorm(hidden), None, Linear(hidden, channels)]
@@ -237,7 +237,7 @@ class AttnBlock(nnx.Module):
     def __init__(self, channels: int, text: int, heads: int, *, self_attn: bool, implementation: str):
         self.self_attn = self_attn
         self.attention = Attention2D(channels, heads, implementation)
-        # None stands for the silu in torch's list.
+        # None replaces the silu of torch's list.
         self.kv_mapper: nnx.List[Any] = nnx.List([None, Linear(text, channels)])
 
     def project(self, text: Condition) -> Projected:
@@ -320,8 +320,8 @@ class Paella(nnx.Module):
             has_clip, has_image: bool [batch], True for rows that have these embeddings; None means all rows.
             influence: (text, picture), factors by which the attention weights are multiplied after the softmax. Each is
                 a number or [batch, 1]. The published inference script uses (1.2, 0.4). As in that script, they apply
-                only to the last tokens, as many as there are bytes: the second factor to the last `clip_seq_len`
-                tokens, and the first to the others. CLIP's tokens are at the end, so the first bytes get no factor.
+                only to the last N tokens, where N is the number of bytes: the second factor to the last `clip_seq_len`
+                of them, and the first to the rest. CLIP's tokens are at the end, so the first bytes get no factor.
         """
         c, dtype = self.config, self.byt5_mapper.kernel[...].dtype
         mask = jnp.ones(byt5.shape[:2], bool) if mask is None else mask.astype(bool)

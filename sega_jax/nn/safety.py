@@ -18,7 +18,7 @@ _ADJUSTMENT = 0.01
 
 
 class SafetyCheckerConfig(NamedTuple):
-    """The fields of `safety_checker/config.json` that shape the network, with transformers' defaults."""
+    """The fields of `safety_checker/config.json` that define the network, with transformers' defaults."""
 
     vision_config: CLIPVisionConfig = CLIPVisionConfig()
     projection_dim: int = 512

@@ -17,7 +17,7 @@ from sega_jax.nn.layers import Embed, Linear, along, parameter
 
 
 class T5Config(NamedTuple):
-    """The fields of `text_encoder/config.json` that shape the encoder, with transformers' defaults."""
+    """The fields of `text_encoder/config.json` that define the encoder, with transformers' defaults."""
 
     vocab_size: int = 32128
     d_model: int = 512
@@ -53,11 +53,11 @@ class T5Config(NamedTuple):
 
 
 def buckets(tokens: int, count: int, farthest: int) -> np.ndarray:
-    """Returns the bucket of the position of every key relative to every query, int [queries, keys] in [0, count).
+    """Returns the bucket for each key's position relative to each query, int [queries, keys] in [0, count).
 
     The second half of the buckets is for keys after the query. In each half, the first buckets hold one distance each.
-    The others hold ranges of distances, which grow exponentially up to `farthest`. The last bucket also holds all
-    larger distances. Logarithms are computed in float32, because their rounding decides where the ranges end.
+    The others hold exponentially growing ranges of distances, up to `farthest`. The last bucket also holds all larger
+    distances. Logarithms are computed in float32, because their rounding decides where the ranges end.
     """
     offset = np.arange(tokens)[None] - np.arange(tokens)[:, None]
     distance, half = abs(offset), count // 2
@@ -81,8 +81,9 @@ class RMSNorm(nnx.Module):
 
 
 class SelfAttention(nnx.Module):
-    """Self-attention with a bias [batch or 1, heads, queries, keys], and without dividing the logits by the root of the
-    width."""
+    """Self-attention with a bias [batch or 1, heads, queries, keys], and without dividing the logits by the square root
+    of the head width.
+    """
 
     def __init__(self, c: T5Config, *, first: bool):
         self.heads = c.num_heads

@@ -17,7 +17,7 @@ _OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".pro
 
 
 class AutoencoderConfig(NamedTuple):
-    """The fields of `vae/config.json` that shape the network, with diffusers' defaults.
+    """The fields of `vae/config.json` that define the network, with diffusers' defaults.
 
     `scaling_factor` scales latents to unit variance: the sampler's latents are scaling_factor z, where z are the
     encoder's latents. With `latents_mean` and `latents_std`, which have one number for each channel, the sampler's

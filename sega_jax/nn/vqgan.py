@@ -70,7 +70,7 @@ class BatchNorm(nnx.Module):
 class ResBlock(nnx.Module):
     """A depthwise convolution with edge padding, and an MLP at each position, both with a residual connection.
 
-    Six learned numbers scale and shift their inputs and scale their outputs.
+    Six learned numbers scale and shift the inputs of both and scale their outputs.
     """
 
     def __init__(self, channels: int):

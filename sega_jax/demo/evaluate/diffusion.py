@@ -164,7 +164,7 @@ class DiffusionEvaluation(Evaluation):
         return results
 
     def told(self) -> list[Measurement]:
-        """Removes words that the prompt names, which needs greater strength."""
+        """Removes words that the prompt names, which requires a greater strength."""
         results = []
         for word in self.ten:
             originals = self.originals(f"{PROMPT} {phrase(word)}", self.share(4))

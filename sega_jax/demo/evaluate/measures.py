@@ -22,7 +22,7 @@ class Effect(NamedTuple):
 
 
 def effect(before: Pictures, after: Pictures, words: Sequence[Sequence[str]], *, removed: bool = False) -> Effect:
-    """Compares pictures before and after their edits.
+    """Compares pictures before and after editing.
 
     Args:
         words: for each picture, the words that were added, or, with `removed`, the words that were removed.
@@ -56,7 +56,7 @@ def lacking(pictures: Pictures, word: str) -> np.ndarray:
 
 
 def having(pictures: Pictures, word: str) -> np.ndarray:
-    """Returns bool [n]: whether the word is true of each picture."""
+    """Returns bool [n]: whether the word applies to each picture."""
     return pictures.verdict.words[:, NAMES.index(word)]
 
 

@@ -14,7 +14,7 @@ from sega_jax.demo.training.portraits import captions
 # square error of the decoded pictures divided by the squared range of their values.
 Encode = Callable[[Any, jax.Array, int], tuple[jax.Array, jax.Array, jax.Array]]
 _DROPPED = 0.1  # the fraction of captions replaced by the empty caption, for classifier-free guidance
-_BLOCK = 5000  # number of texts in one call of the tokenizer
+_BLOCK = 5000  # the number of texts in one call of the tokenizer
 
 
 class Dataset(NamedTuple):
@@ -37,7 +37,7 @@ class Dataset(NamedTuple):
             dropped: the random key for choosing the 10 % of captions that become empty; None keeps all captions.
 
         Returns:
-            The portraits' row numbers, int32 [batch], and the captions' token ids, int32 [batch, length].
+            The portraits' row indices, int32 [batch], and the captions' token ids, int32 [batch, length].
         """
         row = jax.random.randint(rows, (batch,), 0, len(self.codes))
         caption = jax.random.randint(captions, (batch,), 0, self.captions.shape[1])

@@ -40,7 +40,7 @@ _SPECIAL = {"bos": "startoftext", "eos": "endoftext", "pad": "endoftext"}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan(trainer.Plan):
-    """The numbers of training steps and batch sizes of the packaged model."""
+    """The training steps and batch sizes of the packaged model."""
 
     autoencoder_steps: int = 3000
     autoencoder_batch: int = 128

@@ -35,7 +35,7 @@ from sega_jax.weights.layout import flax_name
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan(trainer.Plan):
-    """The numbers of training steps and batch sizes of the measured model."""
+    """The training steps and batch sizes of the measured model."""
 
     autoencoder_steps: int = 2000
     autoencoder_batch: int = 128

@@ -60,8 +60,7 @@ def render(attributes: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def layers(attributes: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the numbers, int32 [n, slots], and tints, float32 [n, slots, 3] in [0, 1], of the parts from bottom to
-    top."""
+    """Returns the parts' indices, int32 [n, slots], and tints, float32 [n, slots, 3] in [0, 1], from bottom to top."""
     tables, counts = (jnp.asarray(table) for table in _tables())
     slots = range(len(_SLOTS))
     choices = jnp.stack([_choice(slot, attribute, attributes) for slot, attribute, _ in _SLOTS], -1)
@@ -76,7 +75,7 @@ def compose(rows: jax.Array, tints: jax.Array, background: jax.Array) -> jax.Arr
     """Draws each part over the previous parts, and returns float32 [n, 128, 128, 3] in [0, 1].
 
     Args:
-        rows: the parts' numbers, int32 [n, slots].
+        rows: the parts' indices, int32 [n, slots].
         tints: the parts' colours, float32 [n, slots, 3] in [0, 1].
         background: the background's colour, float32 [n, 3] in [0, 1].
     """
@@ -103,7 +102,7 @@ def _parts() -> tuple[list[str], np.ndarray]:
 
 @functools.cache
 def _tables() -> tuple[np.ndarray, np.ndarray]:
-    """Returns part numbers int32 [slots, choices, variants], padded, and counts of variants int32 [slots, choices]."""
+    """Returns part indices int32 [slots, choices, variants], padded, and variant counts int32 [slots, choices]."""
     names = _parts()[0]
     parts = [[_variants(names, name) for name in _choices(slot, attribute)] for slot, attribute, _ in _SLOTS]
     shape = len(parts), max(map(len, parts)), max(len(variants) for slot in parts for variants in slot)
@@ -126,7 +125,7 @@ def _choices(slot: str, attribute: str | None) -> list[str]:
 
 
 def _choice(slot: str, attribute: str | None, attributes: jax.Array) -> jax.Array:
-    """Returns the number of each portrait's choice among the slot's `_choices`, int32 [n]."""
+    """Returns the index of each portrait's choice among the slot's `_choices`, int32 [n]."""
     if attribute is None:
         return jnp.zeros(len(attributes), jnp.int32)
     value = attributes[:, COLUMN[attribute]]
@@ -134,7 +133,7 @@ def _choice(slot: str, attribute: str | None, attributes: jax.Array) -> jax.Arra
 
 
 def _variants(names: list[str], pattern: str) -> list[int]:
-    """Returns the numbers of the parts that match a pattern; if none match, only the empty part's number 0."""
+    """Returns the indices of the parts that match a pattern; if none match, only the empty part's index 0."""
     shape = re.compile(pattern.replace("*", r"\d"))
     return [i for i, name in enumerate(names) if shape.fullmatch(name)] or [0]
 

@@ -47,8 +47,7 @@ class Stage(NamedTuple):
     optimiser: optax.GradientTransformation
     steps: int
     decay: float = 0.999  # the decay rate of the networks' running average
-    # (networks, average networks of the previous stage) -> the networks to start with. None means: start with
-    # `networks`.
+    # (networks, average networks of the previous stage) -> the networks to start with. None uses `networks`.
     inherit: Callable[[Any, Any], Any] | None = None
 
 
@@ -115,7 +114,7 @@ class Trainer:
     Args:
         folder: the folder for `state`, an Orbax checkpoint that is renewed every two minutes, and for `model`.
         plan: the training plan, which must be the same in every run with the same folder.
-        minutes: the time after which to stop.
+        minutes: the time limit in minutes.
         say: a function that is called with each line of the progress report.
     """
 

@@ -59,7 +59,7 @@ _NOUNS = (
 # The model learns colours and mouths last, so captions mention them more often, especially short captions.
 _WEIGHTS = {"mouth": 3.0, "hair colour": 2.5, "clothes colour": 2.5, "background": 2.0, "skin": 1.5}
 _SIZES = (0.05, 0.25, 0.12)  # fractions of captions with no, one and two attributes; the others have three or more
-_NUMBERS = 32  # number of random numbers for each caption
+_NUMBERS = 32  # how many random numbers each caption uses
 
 
 def captions(attributes: np.ndarray, rng: np.random.Generator) -> list[str]:
@@ -260,7 +260,7 @@ def _merge(word: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def _byte_letters() -> Iterator[str]:
-    """Yields a printable letter for each byte, in the order of CLIP's vocabulary. Printable bytes stay themselves."""
+    """Yields a printable letter for each byte, in the order of CLIP's vocabulary. Printable bytes map to themselves."""
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     yield from map(chr, plain)
     yield from map(chr, range(256, 256 + 256 - len(plain)))

@@ -1,4 +1,4 @@
-"""Guidance rules on arrays, one file each, among them semantic guidance (SEGA).
+"""Guidance rules for arrays, including semantic guidance (SEGA). Each rule has its own file.
 
 Each rule is a link in an optax chain. Its `params` are the `Predictions` of one model call and its `updates` are the
 estimate so far. The chain starts from the unconditional prediction:

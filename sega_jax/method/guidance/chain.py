@@ -11,7 +11,7 @@ from sega_jax.method.numerics import at_least_float32
 class Predictions(NamedTuple):
     """The predictions of a network for one noisy state x_t. All branches see the same x_t.
 
-    `sega` is the only rule that reads `edits`; without it, leave them None.
+    Only `sega` reads `edits`; without it, `edits` may be None.
 
     Example:
         >>> import jax.numpy as jnp
@@ -28,10 +28,10 @@ class Predictions(NamedTuple):
 
 
 def checked(params: Predictions | None) -> Predictions:
-    """Returns the predictions that the `update` of a rule got as `params`.
+    """Returns the predictions that were passed to a rule's `update` as `params`.
 
     Raises:
-        ValueError: There are none. optax lets callers omit `params`, but guidance rules need them.
+        ValueError: `params` is None. optax allows this, but guidance rules need the predictions.
     """
     if params is None:
         raise ValueError(
@@ -47,7 +47,7 @@ def wide(x: jax.Array) -> jax.Array:
 
 
 def lift(values: Any, like: jax.Array) -> jax.Array:
-    """Appends axes so that values broadcast against `like`; casts all but booleans to its dtype.
+    """Appends axes so that values broadcast against `like`, and casts them to its dtype unless they are booleans.
 
     Args:
         values: One value, or an array [batch] or [batch, n].

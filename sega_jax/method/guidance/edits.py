@@ -1,4 +1,4 @@
-"""The settings of concepts: `Edit` holds those of one concept, `Edits` the arrays of a batch."""
+"""The settings of concepts: `Edit` holds one concept's settings, and `Edits` holds a batch's settings as arrays."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from sega_jax.method.arguments import argument, arguments, required
 from sega_jax.method.checks import brief, is_sequence
 from sega_jax.method.numerics import floating
 
-# The count of model calls that stands for "never".
+# Sentinel for "never", larger than any number of model calls.
 NEVER = np.iinfo(np.int32).max
 
 
@@ -47,8 +47,8 @@ class Edit:
         warmup: delta_k >= 0, the model call at which the concept begins to act, counted from 0.
         cooldown: kappa_k >= 0, the first model call at which the concept no longer acts; None means never.
         weight: w_k >= 0, the weight relative to the other concepts.
-        momentum_scale: s_m in [0, 1]; None uses the value of the call (in `Edits.stack`, its argument).
-        momentum_beta: beta in [0, 1]; None uses the value of the call (in `Edits.stack`, its argument).
+        momentum_scale: s_m in [0, 1]; None uses the call's value (in `Edits.stack`, the value of its argument).
+        momentum_beta: beta in [0, 1]; None uses the call's value (in `Edits.stack`, the value of its argument).
 
     Raises:
         TypeError, ValueError: A setting has the wrong type or is out of range.
@@ -115,7 +115,7 @@ class Edit:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Tells whether two concepts are equal strings or equal arrays."""
+    """Returns whether two concepts are equal strings or equal arrays."""
     if jax.tree.structure(one) != jax.tree.structure(other):  # type: ignore[operator]
         return False
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
@@ -132,8 +132,8 @@ def _brief(concept: Any) -> str:
 class Edits(NamedTuple):
     """The settings of `Edit` as arrays that broadcast to [batch, n], for `sega`.
 
-    If they are an argument of a jitted function, new values never recompile. If the function only closes over them,
-    they are constants of its program.
+    If they are an argument of a jitted function, new values do not recompile it. If the function only closes over them,
+    they are compiled into its program as constants.
 
     Example:
         >>> from sega_jax import Edit, Edits
@@ -165,9 +165,9 @@ class Edits(NamedTuple):
         concepts are warm, and must not wait for padding.
 
         Args:
-            rows: A list of edits for each row.
-            n: Concepts of each row; None uses the longest row.
-            momentum_scale, momentum_beta: Values in [0, 1] for edits that leave them None.
+            rows: A list with one list of edits for each row.
+            n: The number of concepts in each row; None uses the length of the longest row.
+            momentum_scale, momentum_beta: Values in [0, 1] for edits in which they are None.
 
         Raises:
             TypeError: `rows` is not a list of lists of edits.

@@ -42,8 +42,8 @@ def threshold_mask(magnitude: jax.Array, threshold: jax.Array, support: str) -> 
 def quantile(values: jax.Array, share: jax.Array) -> jax.Array:
     """Returns the quantiles of non-negative values over their entries, by linear interpolation with torch's rounding.
 
-    Between equal values the quantile is exactly this value, where `jnp.quantile` may differ in the last digit. So
-    either all of several equal magnitudes reach their quantile, or none.
+    If the quantile lies between two equal values, the result is exactly this value, whereas `jnp.quantile` may differ
+    from it in the last digit. So equal magnitudes either all reach the quantile, or none of them does.
 
     Args:
         values: [..., entries, channels].
@@ -75,7 +75,7 @@ def _by_counting(values: jax.Array, place: jax.Array) -> tuple[jax.Array, jax.Ar
     """Returns the same values as `_by_sorting`, to the last bit, without a sort.
 
     Non-negative floats sort like their bit patterns, so the result is found bit by bit, from the highest. Each bit
-    takes one pass over the values, which counts smaller entries, and little memory.
+    takes one pass over the values, which counts the smaller entries. This needs little memory.
     """
     bits = 8 * values.dtype.itemsize - 1
     integer = jnp.dtype(f"int{bits + 1}")

@@ -1,4 +1,4 @@
-"""Rescaled guidance, against too much contrast."""
+"""Rescaled guidance, which reduces excessive contrast."""
 
 from typing import Any
 
@@ -12,10 +12,11 @@ def rescale(share: Any) -> optax.GradientTransformation:
     """Returns rescaled guidance (Lin et al. 2024, eqs. 15 and 16).
 
     It scales the estimate of each row to the standard deviation of the conditional prediction, taken over positions and
-    channels. It then blends the rescaled and original estimates, `share` and 1 - `share`.
+    channels. It then blends the rescaled and original estimates with weights `share` and 1 - `share`.
 
-    Put it after `cfg` and before `sega` in a chain. One factor scales the entire row, so edits inside it would change
-    every position, even those below their thresholds. LEDITS++ in diffusers does include the edits.
+    Put it after `cfg` and before `sega` in a chain. One factor scales the whole row. If the estimate already contained
+    edits, they would change that factor, and so every position, even those below the thresholds. The LEDITS++
+    implementation in diffusers does include the edits.
 
     Args:
         share: phi, the share of the rescaled estimate; a number in [0, 1], or an array [batch].

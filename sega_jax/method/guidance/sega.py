@@ -42,14 +42,16 @@ def sega(edits: Edits, *, semantics: str = "diffusers", support: str = "channel"
     warm concepts have cooled down or have weight 0 while another is not warm yet), nothing is added.
 
     "per_concept" gives every concept its own clock: it adds the sum of edit_k over the concepts with
-    warmup_k <= step < cooldown_k. Nothing follows the cool-down, and weights are never renormalised.
+    warmup_k <= step < cooldown_k. Nothing is added after a concept's cool-down, and weights are never renormalised.
 
-    `jax.grad` holds the threshold mask fixed. So derivatives with respect to lambda_k are zero, and the others miss the
-    jump where an entry crosses its quantile. At s_k = 0 all magnitudes are equal and every entry passes the mask.
+    `jax.grad` holds the threshold mask fixed. So derivatives with respect to lambda_k are zero, and other derivatives
+    ignore the jump where an entry crosses its quantile. At s_k = 0 all magnitudes are equal and every entry passes the
+    mask.
 
     Args:
         edits: The settings, arrays that broadcast to [batch, n]. If they are arguments of the jitted function, new
-            values never recompile. If the function only closes over them, they are constants of its program.
+            values do not recompile it. If the function only closes over them, they are compiled into its program as
+            constants.
         semantics: "diffusers" or "per_concept".
         support: The values that share a quantile. "channel": the positions of one channel. "latent": all positions and
             channels. "pixel": the positions, by their magnitude summed over channels, with one mask for all channels
@@ -57,7 +59,8 @@ def sega(edits: Edits, *, semantics: str = "diffusers", support: str = "channel"
 
     Raises:
         ValueError: `semantics` or `support` is unknown. `init` and `update` also raise it if the predictions for the
-            concepts are missing, and `update` if their number differs from the number of concepts in the settings.
+            concepts are missing. `update` also raises it if the number of concepts in the settings is neither 1 nor the
+            number of concepts in the predictions.
 
     Example:
         >>> import jax.numpy as jnp

@@ -4,7 +4,7 @@ A row holds the timestep for the network and the coefficients of the solver's up
 rows. A different number of steps, spacing, prediction type, set of betas, or solver of the same form only changes the
 numbers in the table.
 
-To add a scheduler, write a function from options and steps to a table, and add an entry to `FAMILIES`.
+To add a scheduler, write a function that turns options and steps into a table, and add an entry to `FAMILIES`.
 """
 
 import dataclasses
@@ -78,7 +78,7 @@ class Scheduler:
 
     @property
     def eta(self) -> float | None:
-        """The default share of fresh noise; None if the solver has no eta."""
+        """The default eta, which is the share of fresh noise; None if the solver has no eta."""
         return FAMILIES[self.name].eta
 
     @property
@@ -112,11 +112,11 @@ class Scheduler:
         Args:
             steps: The number of steps, spaced by `timestep_spacing`; or a descending list of timesteps; or the name of
                 one of DeepFloyd-IF's lists: fast27, smart27, smart50, smart100, smart185, super27, super40, super100.
-                For a number of steps as in DeepFloyd-IF's own code, use the spacing "linspace". Some timesteps halfway
-                between two integers are rounded differently.
+                To space a number of steps as DeepFloyd-IF's own code does, use the spacing "linspace"; only some
+                timesteps halfway between two integers are rounded differently.
             strength: The share of the steps to run, in (0, 1]: the last int(steps strength) steps, as in diffusers.
                 Multi-step solvers start there with an empty memory. As in diffusers, there are two exceptions: LMS
-                counts missing outputs as 0; for PNDM, see `sega_jax.method.schedules.ddim_ddpm_pndm.pndm`.
+                replaces missing outputs with 0; for PNDM, see `sega_jax.method.schedules.ddim_ddpm_pndm.pndm`.
 
         Raises:
             TypeError: `steps` has the wrong type.
@@ -171,7 +171,7 @@ def from_config(config: Mapping[str, Any], *, strict: bool = True) -> Scheduler:
 
     Args:
         config: The config. Its class may also be a Flax class, such as `FlaxPNDMScheduler`.
-        strict: Whether an option that no supported scheduler has is an error; otherwise it is ignored.
+        strict: Whether to reject an option that no supported scheduler has, instead of ignoring it.
 
     Raises:
         ValueError: The scheduler, an option or a value is not supported. The message lists the supported ones.
@@ -179,7 +179,7 @@ def from_config(config: Mapping[str, Any], *, strict: bool = True) -> Scheduler:
     items = of_torch(config).items()
     config = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in items}
     options = resolve(config, strict)
-    # As in diffusers, the config stores the value that an alias stands for, so that other classes can read the config.
+    # As in diffusers, aliases in the config are replaced by their values, so that other classes can read the config.
     aliases = FAMILIES[config["_class_name"]].aliases
     config |= {key: options[key] for key in aliases if key in config and config[key] is not None}
     return Scheduler(config, MappingProxyType(options))

@@ -1,4 +1,4 @@
-"""The rows of a schedule's table. A row has the numbers of one model call."""
+"""The rows of a schedule's table. A row holds the numbers for one model call."""
 
 from typing import Any, NamedTuple
 
@@ -37,8 +37,8 @@ class TCDRow(NamedTuple):
     """The coefficients of an update of trajectory consistency sampling (Zheng et al. 2024, algorithm 4).
 
     The network's step takes x to timestep s = floor((1 - eta) following), and fresh noise takes it back up to
-    `following`. Together they are a DDIM update whose share of fresh noise depends on s. Fields that `DDIMRow` also has
-    mean the same.
+    `following`. Together they are a DDIM update whose share of fresh noise depends on s. Fields that also exist in
+    `DDIMRow` have the same meaning.
     """
 
     x0_from_x: Any
@@ -52,7 +52,7 @@ class TCDRow(NamedTuple):
 
 
 class MultistepRow(NamedTuple):
-    """The coefficients of an update of a linear multi-step method: every solver except DDIM, TCD and `renoise`.
+    """The coefficients of one update by a linear multi-step method. Every solver except DDIM, TCD and `renoise` is one.
 
     x is the state, o the guided output, s the state from which the step starts, and z standard normal noise. m_0 is the
     quantity that the solver remembers from this call (x0, eps, a derivative, or the output itself); m_1, m_2, ... are

@@ -1,4 +1,4 @@
-"""Tables of the samplers for distilled networks with few steps: LCM (Luo et al. 2023) and TCD (Zheng et al. 2024).
+"""Tables of the samplers for few-step distilled networks: LCM (Luo et al. 2023) and TCD (Zheng et al. 2024).
 
 The network was distilled at `original_inference_steps` evenly spaced timesteps, and the samplers use some of them. As
 in diffusers, `timestep_spacing` and `steps_offset` have no effect.

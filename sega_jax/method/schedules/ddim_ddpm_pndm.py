@@ -49,8 +49,8 @@ def clip_of(options: Options) -> float:
 def threshold(options: Options, calls: int) -> Threshold | None:
     """Returns the columns [calls] of dynamic thresholding, or None without `thresholding`.
 
-    With `thresholding`, `clip_sample` has no effect, as in diffusers. If the solver remembers eps, thresholding is an
-    error. This differs from diffusers, which derives eps from the thresholded x0 (DPM-Solver) or ignores the option
+    With `thresholding`, `clip_sample` has no effect, as in diffusers. If the solver remembers eps, thresholding raises
+    an error. This differs from diffusers, which derives eps from the thresholded x0 (DPM-Solver) or ignores the option
     (UniPC).
     """
     if not options["thresholding"]:

@@ -13,7 +13,7 @@ from sega_jax.method.schedules.spacing import Options
 
 
 class Family(NamedTuple):
-    """A diffusers scheduler class (0.42.1)."""
+    """A scheduler class of diffusers 0.42.1."""
 
     table: Callable[[Options, int], Row]
     defaults: Mapping[str, Any]
@@ -22,7 +22,7 @@ class Family(NamedTuple):
     aliases: Mapping[str, Mapping[str, str]] = {}  # {option: {another class's value: its replacement}}
     solver: Callable[[Options], str] = lambda options: "multistep"
     order: int | None = 1  # model calls per step; None if the table itself omits the steps that do not run
-    eta: float | None = None  # the default share of fresh noise; None if the solver has no eta
+    eta: float | None = None  # the default eta, the share of fresh noise; None if the solver has no eta
     training: str = "betas"  # how networks must be trained, a key of `TRAININGS`
 
 
@@ -255,7 +255,7 @@ def resolve(config: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
     """Returns all options of a config's class. Missing and null options get their defaults.
 
     Args:
-        strict: Whether an option that no supported scheduler has is an error; otherwise it is ignored.
+        strict: Whether to reject an option that no supported scheduler has, instead of ignoring it.
 
     Raises:
         ValueError: The scheduler, an option or a value is not supported. The message lists the supported ones.

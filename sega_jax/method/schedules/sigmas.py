@@ -71,7 +71,7 @@ def euler(options: Options, steps: int) -> Row:
 
 
 def euler_ancestral(options: Options, steps: int) -> Row:
-    """Returns the table of ancestral Euler: a step to a lower sigma, then fresh noise back up to the next sigma."""
+    """Returns the table of ancestral Euler: each step goes to a lower sigma, and fresh noise raises sigma again."""
     t, sigmas = _path(options, steps)
     down, up = _ancestral(sigmas)
     solver = multistep(steps, m=_derivative(options, sigmas[:-1]), x=(1.0, down - sigmas[:-1]), noise=up)
@@ -156,9 +156,9 @@ def lms(options: Options, steps: int, order: int = 4) -> Row:
     for i, step in enumerate(np.diff(sigmas)):
         if not step:
             continue
-        # Relative to the start of this step and in units of its length, so that no digits cancel.
+        # Nodes are relative to the start of this step and in units of its length, which avoids cancellation of digits.
         nodes = (sigmas[max(i - order + 1, 0) : i + 1][::-1] - sigmas[i]) / step
-        # If several calls have the same noise, only the newest counts.
+        # If several calls have the same noise level, only the newest is used.
         distinct = [k for k, node in enumerate(nodes) if node not in nodes[:k]]
         for k in distinct:
             node, others = nodes[k], nodes[[other for other in distinct if other != k]]

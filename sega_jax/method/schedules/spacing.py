@@ -72,7 +72,7 @@ def spaced(options: Options, steps: int, *, rounded: bool = True) -> np.ndarray:
 
 
 def spaced_before_end(options: Options, steps: int, total: int) -> np.ndarray:
-    """Returns the descending timesteps for solvers that count the end as a point of the spacing.
+    """Returns the descending timesteps for solvers whose spacing includes the endpoint.
 
     It computes steps + 1 timesteps and drops the last. A custom list of timesteps is returned unchanged.
 

@@ -1,4 +1,4 @@
-"""The UNet's attention to its own positions and to the text, in transformer blocks or as joint attention.
+"""The UNet's self-attention and its attention to the text, in transformer blocks or as joint attention.
 
 The `project` methods turn the text encoder's hidden states [batch, tokens, channels] into the keys and values that
 `__call__` takes.
@@ -33,7 +33,7 @@ class FeedForward(nnx.Module):
     """A GEGLU and a linear layer."""
 
     def __init__(self, channels: int):
-        # None stands for the dropout in torch's list, which has no parameters.
+        # None replaces the dropout of torch's list, which has no parameters.
         self.net: nnx.List[Any] = nnx.List([GEGLU(channels, 4 * channels), None, Linear(4 * channels, channels)])
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -70,7 +70,7 @@ class TransformerBlock(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """Transformer blocks over the positions of a picture [batch, height, width, channels]."""
+    """Transformer blocks over a picture's positions [batch, height, width, channels]."""
 
     def __init__(self, c: UNetConfig, level: int, layers: int, implementation: str, *, only_cross: bool = False):
         channels = c.block_out_channels[level]
@@ -104,7 +104,7 @@ class Transformer(nnx.Module):
 
 
 class AddedAttention(nnx.Module):
-    """Joint attention of the positions of a picture [batch, height, width, channels] to the text and to each other.
+    """Joint attention of a picture's positions [batch, height, width, channels] to the text and to each other.
 
     It has a residual connection (Nichol et al. 2022). As in DeepFloyd-IF, the text encoder's hidden states are
     normalised over channels and tokens, including padding.

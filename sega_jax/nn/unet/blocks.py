@@ -100,8 +100,9 @@ class MidBlock(nnx.Module):
 
 
 class UpBlock(nnx.Module):
-    """A level on the way up. `step` counts from the deepest level. All settings are those of the level on the way down
-    with the same size."""
+    """A level on the way up. `step` counts from the deepest level. All settings are taken from the level of the same
+    size on the way down.
+    """
 
     def __init__(self, c: UNetConfig, step: int, embedding: int, implementation: str):
         count = len(c.block_out_channels)

@@ -1,4 +1,4 @@
-"""The config of a UNet: the fields of `unet/config.json` that shape the network."""
+"""The config of a UNet: the fields of `unet/config.json` that define the network."""
 
 import re
 from collections.abc import Mapping
@@ -95,12 +95,12 @@ def _is_of_old_default(config: Mapping[str, Any]) -> bool:
 
 
 class UNetConfig(NamedTuple):
-    """The fields of `unet/config.json` that shape the network, with diffusers' defaults.
+    """The fields of `unet/config.json` that define the network, with diffusers' defaults.
 
-    Where diffusers allows it, a number may also be a tuple with one entry for each level. 0 and "" stand for None.
-    Despite its name, `attention_head_dim` is the number of heads. Only in DeepFloyd-IF is it the width of a head.
-    An entry of `transformer_layers_per_block` may be a tuple with one entry for each transformer on the way down. In
-    this case, `reverse_transformer_layers_per_block` has the entries for the way up, starting at the deepest level.
+    Where diffusers allows it, a number may also be a tuple with one entry for each level. 0 and "" mean None. Despite
+    its name, `attention_head_dim` is the number of heads. Only in DeepFloyd-IF is it the width of a head. An entry of
+    `transformer_layers_per_block` may be a tuple with one entry for each transformer on the way down. In this case,
+    `reverse_transformer_layers_per_block` has the entries for the way up, starting at the deepest level.
     """
 
     sample_size: int | tuple[int, int] = 64

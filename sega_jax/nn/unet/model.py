@@ -118,7 +118,7 @@ class UNet2DConditionModel(nnx.Module):
         class_labels: jax.Array | None,
         guidance: jax.Array | None,
     ) -> jax.Array:
-        """Returns the embedding that all resnets take, [batch, embedding]."""
+        """Returns the embedding to be passed to all resnets, [batch, embedding]."""
         c = self.config
         if class_labels is None and self.class_embedding is not None:
             raise ValueError(

@@ -82,7 +82,7 @@ def read(key: str, value: Any, edits: Mapping[str, Any], folder: Path, where: st
             {"glob"} for the files that match a pattern; or, in a sample, {"low", "high"}.
         edits: the sweep's edits, {name: edit}.
         folder: the folder that relative paths start from.
-        where: the part of the sweep, for error messages.
+        where: the part of the sweep to name in error messages.
         draws: whether the axis belongs to a sample.
 
     Raises:

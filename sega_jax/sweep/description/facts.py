@@ -1,5 +1,6 @@
-"""The facts that planning needs about a sweep's checkpoint, or about each stage of a cascade. They do not need the
-weights."""
+"""The facts that planning needs about a sweep's checkpoint, or about each stage of a cascade. They can be read without
+the weights.
+"""
 
 import dataclasses
 import json
@@ -30,7 +31,7 @@ class Facts:
     """The facts about a checkpoint that planning needs, read without its weights. All of them are JSON-compatible.
 
     Attributes:
-        model: arguments of `sega_jax.load`, with the folder's absolute path, or the commit on the hub.
+        model: arguments of `sega_jax.load`, including the folder's absolute path or the commit on the hub.
         system: the name of the family.
         scheduler: the scheduler's config; None for a family that has its own schedule.
         sizes: the sizes of pictures that the model can make.
@@ -123,7 +124,7 @@ class Facts:
 
     @property
     def declaration(self) -> Any:
-        """The dataclass of the family's call."""
+        """The dataclass that declares the arguments of the family's calls."""
         return self.family.call
 
     def scheduler_of(self, name: str | None) -> Scheduler | None:
@@ -223,7 +224,7 @@ def changes_text(facts: Facts, adapters: tuple[tuple[str, Pairs], ...], files: t
 
 
 def described(facts: Facts, attention: str = "xla") -> loading.Description:
-    """Describes a sweep's model without its weights.
+    """Describes a sweep's model without loading its weights.
 
     A later stage of a cascade shares the first stage's text encoders if both encode text in the same way.
 
@@ -270,13 +271,13 @@ def _scheduler(config: str, name: str | None) -> Scheduler:
     return scheduler if name is None else as_scheduler(name, scheduler.config)
 
 
-# Stands in for any picture where only its presence matters.
+# A placeholder for any picture where only the picture's presence matters.
 _PICTURE = np.zeros((1, 1, 3), np.uint8)
 
 
 @lru_cache
 def _call(call: Any, settings: tuple[tuple[str, Any], ...]) -> Any:
-    """Returns a call with these settings, an empty prompt, and `_PICTURE` for every picture."""
+    """Returns a call with the given settings, an empty prompt, and `_PICTURE` for every picture."""
     pictures = pictures_of(call)
     return call("", **{name: _PICTURE if name in pictures and value else value for name, value in settings})
 

@@ -30,7 +30,7 @@ def call_settings(call: type[Call]) -> dict[str, Argument]:
 
 
 def edit_settings() -> Mapping[str, Argument]:
-    """Returns the settings of an edit."""
+    """Returns the arguments of `Edit`, which are the settings of an edit."""
     return arguments(Edit)
 
 
@@ -41,7 +41,7 @@ def adapter_kinds() -> dict[str, Files]:
 
 
 def names() -> list[str]:
-    """Returns the names of the settings of all families' calls."""
+    """Returns the names of all call settings, for all families."""
     return [*_names(systems().values()), *OTHERS]
 
 
@@ -54,7 +54,7 @@ def check_known(key: str, edits: Mapping[str, Any], where: str) -> None:
 
     Args:
         edits: the sweep's edits, {name: edit}.
-        where: the part of the sweep, for error messages.
+        where: the part of the sweep to name in error messages.
 
     Raises:
         ValueError: there is no such setting or edit.
@@ -80,7 +80,7 @@ def check_known(key: str, edits: Mapping[str, Any], where: str) -> None:
 
 
 def kind_of(key: str) -> Kind | None:
-    """Returns the kind of value that a call setting or an adapter setting has; None for all other settings."""
+    """Returns the kind of a call setting's or an adapter setting's values; None for any other setting."""
     stage, name = stages.split(key)
     if name in ADAPTERS:
         return adapter_kinds()[name]
@@ -126,7 +126,7 @@ def check_setting(key: str, value: Any, edits: Mapping[str, Any], where: str, fo
 
 
 def check_single(argument: Argument, value: Any, name: str) -> Any:
-    """Checks that a value of an argument is a single value, and returns it.
+    """Checks that an argument has a single value, and returns it.
 
     Raises:
         TypeError, ValueError: the value has the wrong type, is out of range, or is a list of several values.

@@ -29,7 +29,7 @@ class Point(NamedTuple):
 
     settings: tuple[tuple[str, Any], ...]  # (name, value) of all arguments of the call that a sweep may vary
     shared: tuple[tuple[str, Any], ...]  # the arguments that all pictures of a batch share, and those that are None
-    outline: tuple[tuple[str, Any], ...]  # `shared`, and True for each picture: they determine the schedule
+    outline: tuple[tuple[str, Any], ...]  # `shared`, with True in place of each picture; determines the schedule
     plain: tuple[tuple[str, Any], ...]  # the arguments that affect a picture even without edits
     scheduler: str | None  # None for the checkpoint's scheduler
     edits: Mapping[str, Edit]  # {name: edit} of the active edits, each with its momentum settings
@@ -47,7 +47,7 @@ def point(settings: Mapping[str, Any], sweep: Sweep, facts: Facts) -> Point:
     """Returns the complete settings of a point; for a cascade, those of the stage that `facts` describes.
 
     Args:
-        settings: the settings that the sweep gives for the point, {key: value}.
+        settings: the point's settings as the sweep specifies them, {key: value}.
 
     Raises:
         ValueError: the settings are not compatible with each other or with the checkpoint.
@@ -147,7 +147,8 @@ def _size(picture: str, sweep: Sweep) -> tuple[int, int]:
 
 def name(point: Point, facts: Facts) -> str:
     """Returns a picture's name, 20 hexadecimal digits. It is a hash of everything that determines the picture except
-    its batch. Files count by their contents, not by their paths."""
+    its batch. Files are identified by their contents, not their paths.
+    """
     scheduler = facts.scheduler_of(point.scheduler)
     contents, pictures = dict(point.files), pictures_of(facts.declaration)
     declared = call_settings(facts.declaration)

@@ -52,7 +52,7 @@ def of_stage(settings: Mapping[str, Any], stage: str) -> dict[str, Any]:
 
 
 class Earlier(NamedTuple):
-    """A picture that the previous stage makes. As a string, it can be used instead of a file's path."""
+    """A picture that the previous stage makes. Its string form can be used in place of a file's path."""
 
     name: str  # the picture's name in the sweep
     size: tuple[int, int]  # height and width in pixels
@@ -62,6 +62,6 @@ class Earlier(NamedTuple):
 
 
 def earlier(picture: Any) -> Earlier | None:
-    """Parses a string that stands for a picture of the previous stage. Returns None for paths and other values."""
+    """Parses the string form of a picture of the previous stage. Returns None for paths and other values."""
     match = _EARLIER.fullmatch(picture) if isinstance(picture, str) else None
     return None if match is None else Earlier(match[1], (int(match[2]), int(match[3])))

@@ -242,7 +242,7 @@ class Sweep:
         return math.prod(block.length for block in self.blocks)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        """Returns the settings of point i, {key: value}, without those that the sweep leaves at their defaults."""
+        """Returns the settings that the sweep specifies for point i, {key: value}; others have defaults."""
         if not 0 <= i < len(self):
             raise IndexError(f"point {i} does not exist; the sweep has {len(self)} points, counted from 0")
         settings = dict(self.call)

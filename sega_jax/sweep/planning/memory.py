@@ -89,7 +89,7 @@ def needed(plan: Plan) -> Memory:
     batch, point = plan.batches[number], plan.point(plan.batches[number].points[0])
     call = prepared(pipe, plan.facts, point)
     row = _row(pipe, call.select([0] * _ROWS), batch.shares)
-    # Recorded predictions are kept twice: as the trunk computes them, and in the form that its pictures use.
+    # Recorded predictions are kept twice: as the trunk computes them, and rearranged for its pictures.
     state = int(np.prod(call.shape))
     past = 2 * plan.depth * (2 + batch.program.concepts) * state * 4 if batch.shares else 0
     stats = pipe.devices.devices[0].memory_stats() or {}
@@ -146,7 +146,7 @@ def _bytes(lowered: Any) -> int:
 
 
 def fitted(sweep: Sweep, facts: Facts, *, share: bool = True) -> Plan:
-    """Plans a sweep with as many rows as the devices' memory can hold, or with fewer if this saves padding.
+    """Plans a sweep with as many rows as the devices' memory can hold, or fewer if this saves padding.
 
     Args:
         sweep: the sweep.

@@ -20,7 +20,8 @@ from sega_jax.weights.lora_files import digest
 
 
 def outline(facts: Facts) -> tuple[Pipeline, int]:
-    """Returns a pipeline whose weights are only shapes (`jax.ShapeDtypeStruct`), and their size on a device in bytes.
+    """Returns a pipeline whose weights are only shapes (`jax.ShapeDtypeStruct`), and the weights' size on a device in
+    bytes.
 
     Raises:
         FileNotFoundError, CheckpointError: as for `sega_jax.load`.
@@ -68,7 +69,7 @@ def check(plan: Plan) -> None:
     """Checks the calls of a plan against the checkpoint, without loading weights; for a cascade, in all stages.
 
     It checks one call for each combination of the settings that only the checkpoint can validate. It does not check
-    prompts, seeds and pictures. Numbers with a fixed range were already checked when the sweep was created.
+    prompts, seeds or pictures. Numbers with a fixed range were already checked when the sweep was created.
 
     Args:
         plan: the plan.

@@ -23,7 +23,7 @@ _VERSION = 3
 
 
 class Program(NamedTuple):
-    """Everything that is compiled into a program. Batches with equal values share one compiled program."""
+    """Everything that is compiled into a program. Batches whose programs are equal share one compiled program."""
 
     rows: int
     concepts: int
@@ -49,7 +49,7 @@ class Batch(NamedTuple):
     scheduler: str | None
     settings: tuple[tuple[str, Any], ...]  # the other arguments that the pictures share
     calls: int  # model calls of each picture
-    points: tuple[int, ...]  # the numbers of the points in the sweep
+    points: tuple[int, ...]  # the indices of the points in the sweep
     names: tuple[str, ...]  # the names of the pictures
     shares: bool = False  # whether the pictures share prefixes
     adapters: tuple[tuple[str, Pairs], ...] = ()  # the LoRAs and textual inversions of all its pictures
@@ -63,8 +63,9 @@ class Batch(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """The size of a plan. An evaluation runs the UNet on one row. Each call of a picture with n concepts
-    needs 2 + n."""
+    """The size of a plan. An evaluation runs the UNet on one row. Each call of a picture with n concepts needs 2 + n
+    evaluations.
+    """
 
     points: int
     pictures: int  # fewer than `points` if several points describe the same picture
@@ -76,7 +77,7 @@ class Counts(NamedTuple):
 
     @property
     def compared(self) -> str:
-        """A sentence part that compares the planned evaluations with making each picture separately."""
+        """A phrase that compares the planned evaluations with those needed to make each picture separately."""
         saved = 1 - self.evaluations / self.alone
         if saved == 0:
             return "as many UNet evaluations as making each picture separately"
@@ -94,8 +95,8 @@ class Plan:
 
     Attributes:
         sweep: the sweep.
-        facts: the facts of its model; for a cascade, those of the stage that this plan makes.
-        rows: the maximum number of rows in a batch, which are the pictures that the model predicts at the same time.
+        facts: the facts of its model; for a cascade, the facts of the stage that this plan is for.
+        rows: the maximum number of rows in a batch, that is, of pictures that the model predicts at the same time.
         batches: the batches, in the order in which they run.
         earlier: in a cascade, the plan of the previous stage.
         made_larger: whether a later stage enlarges these pictures.
@@ -138,7 +139,7 @@ class Plan:
 
     @cached_property
     def schedules(self) -> dict[int, Schedule]:
-        """{batch number: schedule} for the batches with shared prefixes."""
+        """{batch index: schedule} for the batches with shared prefixes."""
         return {
             number: sharing.schedule([self.point(i) for i in batch.points], batch.calls, batch.program.rows)
             for number, batch in enumerate(self.batches)
@@ -151,12 +152,12 @@ class Plan:
         return max((one.departures[-1] for one in self.schedules.values()), default=1) or 1
 
     def concepts(self, program: Program) -> frozenset[int]:
-        """Returns all numbers of concepts that forks of the program's batches predict at a call."""
+        """Returns all the different numbers of concepts that forks of the program's batches predict at a call."""
         schedules = (self.schedules[i] for i in self.schedules if self.batches[i].program == program)
         return frozenset(count for one in schedules for fork in one.forks for count in fork.concepts)
 
     def shares(self, workers: int) -> list[range]:
-        """Divides the batches among several workers and returns the batch numbers of each.
+        """Divides the batches among several workers and returns each worker's batch indices.
 
         A worker's share consists of consecutive batches, so that the worker compiles few programs. All shares have
         about the same number of evaluations.
@@ -238,12 +239,13 @@ def plan(sweep: Sweep, facts: Facts, rows: int = 8, *, share: bool = True, earli
     Args:
         sweep: the sweep.
         facts: the facts of the sweep's model.
-        rows: the maximum number of rows in a batch, which are the pictures that the model predicts at the same time.
-            It is at least 1, and ideally a multiple of the number of devices.
+        rows: the maximum number of rows in a batch, that is, of pictures that the model predicts at the same time. It
+            is at least 1, and ideally a multiple of the number of devices.
         share: whether to compute the common prefix of pictures only once where this saves evaluations. Pictures have a
             common prefix only if they have the same prompts, seed and numeric arguments. Sharing may change the
             rounding of a picture.
-        earlier: in a cascade, the plan of the previous stage. With None, that stage is planned with the same rows.
+        earlier: in a cascade, the plan of the previous stage. With None, that stage is planned with the same number of
+            rows.
 
     Raises:
         CheckpointError: an adapter does not fit the checkpoint.
@@ -296,7 +298,7 @@ def plan(sweep: Sweep, facts: Facts, rows: int = 8, *, share: bool = True, earli
 
 
 def _row_counts(rows: int, groups: list[Any]) -> set[int]:
-    """Returns numbers of rows up to `rows` that need little padding for the pictures or trunks of the largest group."""
+    """Returns row counts up to `rows` that need little padding for the pictures or trunks of the largest group."""
     most = max(len(members) for _, members in groups)
     trunks = max(len(sharing.clusters([point for *_, point in members])) for _, members in groups)
     rows = min(rows, most)

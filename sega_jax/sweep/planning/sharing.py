@@ -10,11 +10,11 @@ needed.
 Until the first non-idle concept has warmed up, nothing is added to classifier-free guidance. The call at which its
 warm-up ends is the picture's *departure*. Up to this call, the states x_t are equal for all pictures with the same
 prompts, seed, guidance scale, eta, size, scheduler and steps, whatever their edits. One *trunk* computes x_t and the
-predictions u and p for all of them. A concept's prediction e_k at x_t depends only on the concept's words, so the trunk
-computes it once for all pictures with these words. Each picture has its own momentum, which accumulates s_k (e_k - u),
-thresholded and weighted, starting at the first call. When the picture departs, its momentum is computed from the shared
-predictions with the picture's settings. This needs no evaluation. The remaining calls of pictures that depart together
-are a *fork*.
+predictions u and p for all of them. A concept's prediction e_k at x_t depends only on the concept's text, so the trunk
+computes it once for all pictures with the same text. Each picture has its own momentum, which accumulates
+s_k (e_k - u), thresholded and weighted, starting at the first call. When the picture departs, its momentum is computed
+from the shared predictions with the picture's settings. This needs no evaluation. The remaining calls of pictures that
+depart together are a *fork*.
 
 From call b_k on, e_k is multiplied by a weight of 0, and the decay of the momentum needs no prediction. Before call
 a_k, e_k acts only through the momentum, and not at all if m_k = 0. So the prediction of concept k is needed in the
@@ -95,14 +95,14 @@ class Fork(NamedTuple):
     """Pictures that depart at the same call, and are finished as rows of one batch."""
 
     start: int  # the call of the departure
-    members: tuple[int, ...]  # the numbers of the points
+    members: tuple[int, ...]  # the indices of the points
     concepts: tuple[int, ...]  # the number of predicted concepts at each call, starting at `start`
 
 
 class Schedule(NamedTuple):
     """The order in which a shared batch is made: all trunks as rows of one batch, then one fork after another."""
 
-    trunks: tuple[tuple[int, ...], ...]  # the numbers of each trunk's points
+    trunks: tuple[tuple[int, ...], ...]  # the indices of each trunk's points
     departures: tuple[int, ...]  # the calls at which pictures depart, in ascending order
     forks: tuple[Fork, ...]
     rows: int
@@ -119,7 +119,7 @@ def trunk_concepts(point: Point) -> tuple[str, ...]:
 
 
 def clusters(points: Iterable[Point]) -> list[list[int]]:
-    """Groups points that share a trunk and all its predictions, and returns their numbers in order."""
+    """Groups points that share a trunk and all its predictions, and returns their indices in order."""
     together = defaultdict(list)
     for i, point in enumerate(points):
         together[trunk(point), trunk_concepts(point)].append(i)
@@ -127,7 +127,7 @@ def clusters(points: Iterable[Point]) -> list[list[int]]:
 
 
 def parts(points: Sequence[Point], rows: int) -> list[list[int]]:
-    """Splits the numbers of points into batches of at most `rows` trunks.
+    """Splits points, given by their indices, into batches of at most `rows` trunks.
 
     A batch has at most 16 pictures per row, which limits the work that a crash loses. Splitting a resulting batch again
     leaves it unchanged.

@@ -1,4 +1,4 @@
-"""Metrics: functions that compute a number for each picture from its pixels and its record, and their stored values."""
+"""Computes metrics, which are one number for each picture from its pixels and its record, and stores their values."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +31,7 @@ def measure(folder: str | Path, metrics: Mapping[str, Metric]) -> Results:
     Args:
         folder: the sweep's folder, or an address that fsspec supports.
         metrics: {column: function}. A function gets at most 64 uint8 pictures of the same size, [n, height, width, 3],
-            and their rows of the results. It returns n numbers, with NaN where there is no value.
+            and the pictures' rows in the results. It returns n numbers, with NaN where there is no value.
 
     Returns:
         The results, including these numbers.
@@ -82,7 +82,7 @@ def measure(folder: str | Path, metrics: Mapping[str, Metric]) -> Results:
 
 
 def judge(word: str) -> Metric:
-    """Returns a metric: the probability, in [0, 1], that the demo model's judge gives to a word.
+    """Returns a metric: the probability, in [0, 1], that the demo model's judge assigns to a word.
 
     Args:
         word: one of `sega_jax.demo.attributes.WORDS`, such as "glasses".
@@ -117,10 +117,10 @@ def judge(word: str) -> Metric:
 def distance(results: Results) -> Metric:
     """Returns a metric: the distance between a picture and the unedited picture with otherwise equal settings.
 
-    The distance of pictures a and b is sqrt(mean((a - b)^2)) over all pixels and RGB channels, whose values are scaled
-    from 0 to 255 to [0, 1]. So it has no unit: 0 means equal pictures, and 1 is the distance of black from white. A
-    picture is unedited if its point has `edits = []`, or a scale or weight of 0 in every edit. A picture without an
-    unedited counterpart in the sweep has no distance.
+    The distance between pictures a and b is sqrt(mean((a - b)^2)) over all pixels and RGB channels, whose values are
+    scaled from 0 to 255 to [0, 1]. The distance therefore has no unit: 0 means equal pictures, and 1 is the distance
+    between black and white. A picture is unedited if its point has `edits = []`, or a scale or weight of 0 in every
+    edit. A picture without an unedited counterpart in the sweep has no distance.
 
     Args:
         results: the sweep's results, which contain the unedited pictures.

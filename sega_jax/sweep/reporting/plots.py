@@ -95,7 +95,7 @@ def _figure() -> Any:
 
 
 def _colour(number: int, count: int, graded: bool) -> Any:
-    """Returns a line's colour. If the lines belong to numbers (`graded`), colours go from dark to light."""
+    """Returns a line's colour. If the lines represent numbers (`graded`), their colours range from dark to light."""
     if not graded or count < 3:
         return _COLOURS[number % len(_COLOURS)]
     from matplotlib import colormaps
@@ -116,7 +116,7 @@ def _means(rows: Sequence[Row], y: str, x: str, values: Sequence[Any]) -> tuple[
     """Averages column `y` for each value of `x`.
 
     Returns:
-        The indices of the values of `x` for which `y` has numbers, the means, and half the widths of the intervals.
+        The indices of the values of `x` for which `y` has numbers, the means, and the half-widths of the intervals.
     """
     column, positions, mean, error = numbers(rows, y), [], [], []
     for i, value in enumerate(values):

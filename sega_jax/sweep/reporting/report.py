@@ -60,8 +60,9 @@ def _template() -> Any:
 
 
 def _chosen(results: Results) -> tuple[str | None, str | None]:
-    """Chooses the axes of the sheets. Across is a setting of an edit, preferably its scale. Down is the seed, the
-    prompt or another argument of the call."""
+    """Chooses the axes of the sheets. The horizontal axis is a setting of an edit, preferably its scale. The vertical
+    axis is the seed, the prompt or another argument of the call.
+    """
     axes = [axis for axis, values in results.axes.items() if len(values) > 1]
     settings = [axis for axis in axes if axis.partition(".")[0] in results.plan.sweep.edits]
     of_edits = sorted(settings, key=lambda axis: not axis.endswith(".scale"))

@@ -90,7 +90,7 @@ class Results:
         return None if data is None else Image.open(io.BytesIO(data)).convert("RGB")
 
     def where(self, fixed: Mapping[str, Any]) -> list[Row]:
-        """Returns the rows with these column values.
+        """Returns the rows with the given column values.
 
         Raises:
             ValueError: there is no such column, or no row has these values.
@@ -136,7 +136,7 @@ class Results:
 
 
 def _labels(sweep: Sweep, axis: str) -> dict[Any, Any]:
-    """Returns labels for an axis's values that are file names: the names without folders, if these are distinct."""
+    """Returns labels for the file names among an axis's values: the names without folders, if these are distinct."""
     kind = kind_of(axis)
     if kind is None or not kind.of_files:
         return {}

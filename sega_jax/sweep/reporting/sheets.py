@@ -1,4 +1,4 @@
-"""Makes contact sheets: pictures over two axes, with the axes' names and values at their edges."""
+"""Makes contact sheets: pictures arranged over two axes, labelled at the edges with the axes' names and values."""
 
 import itertools
 import math
@@ -30,7 +30,7 @@ def sheets(
     Args:
         results: the sweep's results.
         across: the horizontal axis, such as "glasses.scale"; None makes a single column.
-        down: the vertical axis; None makes a single line.
+        down: the vertical axis; None makes a single row.
         fixed: {column: value}; the pages include only pictures with these values.
         side: the shorter side of a picture on the page, in pixels.
 
@@ -70,7 +70,9 @@ def _values(results: Results, axis: str | None, fixed: Mapping[str, Any]) -> lis
 def _page(
     results: Results, rows: Sequence[Row], across: Axis, down: Axis, fixed: Mapping[str, Any], side: int
 ) -> Image.Image:
-    """Draws one page: a line with the fixed values, then the pictures, with the axes' names and values at the edges."""
+    """Draws one page: a line of text with the fixed values, then the pictures, with the axes' names and values at the
+    edges.
+    """
     size = rows[0]["width"], rows[0]["height"]
     width, height = (round(length * side / min(size)) for length in size)
     small, normal, large = (ImageFont.load_default(max(round(side * share), 11)) for share in (0.085, 0.1, 0.11))

@@ -82,7 +82,7 @@ class Folder:
             raise ValueError(f"{self}/plan.json: {error}") from None
 
     def missing(self, plan: Plan) -> list[int]:
-        """Returns the numbers of the batches that are not done."""
+        """Returns the indices of the batches that are not done."""
         parts, pictures = self.store.names(RECORDS), self.store.names(PICTURES)
         return [i for i, batch in enumerate(plan.batches) if not self._has(i, batch.names, parts, pictures)]
 
@@ -93,7 +93,7 @@ class Folder:
             return True
         records = self.store.read(part(number))
         assert records is not None
-        # Pictures with NaN and flagged pictures have no files.
+        # Pictures that contain NaN or were flagged have no files.
         files = read_part(records, ["file"])["file"]
         return all(Path(file).name in pictures for file in files if file is not None)
 

@@ -28,7 +28,8 @@ class Leases:
         where: the store of the sweep's folder.
         worker: the worker's number, counted from 0.
         workers: the number of workers; each has one share.
-        patience: the seconds after which an unchanged lease is stale. All workers must have the same value.
+        patience: how long, in seconds, a lease may stay unchanged before it is considered stale. All workers must have
+            the same value.
     """
 
     def __init__(self, where: Store, worker: int, workers: int, patience: float = PATIENCE):
@@ -47,11 +48,11 @@ class Leases:
         self._release()
 
     def shares(self, unfinished: Callable[[], set[int]]) -> Iterator[int]:
-        """Yields one share after another, starting with this worker's own, until all are finished. Waits while others
-        are busy.
+        """Yields one share after another, starting with this worker's own, until all are finished. Waits while other
+        workers are busy.
 
         Args:
-            unfinished: a function that returns the numbers of the unfinished shares.
+            unfinished: a function that returns the indices of the unfinished shares.
         """
         mine = self._worker
         if mine in unfinished():

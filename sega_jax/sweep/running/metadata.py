@@ -15,7 +15,7 @@ from sega_jax.sweep.running import records
 
 
 def record(plan: Plan, i: int, pipe: Pipeline) -> dict[str, Any]:
-    """Returns the columns of point i, except those that depend on its batch and its picture."""
+    """Returns the record of point i, without the columns that depend on its batch or its picture."""
     columns: dict[str, Any] = {}
     for stage in plan.chain:
         point = stage.point(i)
@@ -31,7 +31,7 @@ def _guided(plan: Plan, i: int) -> dict[str, Any]:
 
 
 def common(plan: Plan, pipe: Pipeline) -> dict[str, Any]:
-    """Returns the columns about the time, the model, the device and the software versions."""
+    """Returns the columns that describe the time, the model, the device and the software versions."""
     model = plan.facts.first.model
     return {
         "made": datetime.datetime.now(datetime.UTC),

@@ -23,8 +23,8 @@ from sega_jax.sweep.planning.sharing import Fork, Schedule
 from sega_jax.systems import programs
 from sega_jax.systems.base import Static
 
-# Takes a picture's number in the batch, the picture [height, width, 3], whether it is finite, and whether the safety
-# checker flagged it (None without a checker). It may be called from a different thread.
+# A function of a picture's index in the batch, the picture [height, width, 3], whether it is finite, and whether the
+# safety checker flagged it (None without a checker). It may be called from a different thread.
 OnPicture = Callable[[int, np.ndarray, bool, bool | None], Any]
 
 
@@ -45,7 +45,7 @@ class SharedRun:
 
     Args:
         pipe: the pipeline.
-        depth: the number of calls of the plan's longest trunk, which decides the shapes of compiled programs.
+        depth: the number of calls of the plan's longest trunk, which determines the shapes of compiled programs.
 
     Attributes:
         evaluations: the number of evaluations so far.
@@ -62,7 +62,8 @@ class SharedRun:
         Args:
             batch: the prepared batch.
             schedule: the schedule of a batch with shared prefixes; None for a batch without them.
-            concepts: all numbers of concepts that forks of the plan predict, so that all programs are compiled at once.
+            concepts: all the different numbers of concepts that forks of the plan predict, so that all programs are
+                compiled at once.
             on_picture: a function that is called with each picture as soon as it is fetched.
         """
         if schedule is None:
@@ -94,7 +95,7 @@ class SharedRun:
             yield done, carry, run.fetch_record(self.pipe, predictions, live)
 
     def prepare(self, begun: run.Begun, concepts: Iterable[int]) -> None:
-        """Compiles the programs for these numbers of concepts, so that later batches compile nothing."""
+        """Compiles the programs for the given numbers of concepts, so that later batches compile nothing."""
         if self.pipe.chunks is not self._chunks:
             # The networks have changed, for example because of a different LoRA, so their programs are not compiled
             # yet.

@@ -33,15 +33,15 @@ _MADE = {
 def columns(sweep: Sweep, facts: Facts) -> dict[str, str]:
     """Returns the types of the columns, {column: type}.
 
-    The columns are the picture's name, its file, the number of its first point, its settings (settings of a later stage
+    The columns are the picture's name, its file, the index of its first point, its settings (settings of a later stage
     start with its name, such as "stage2.steps"), the settings of its edits ("glasses.scale"; null for edits that are
     not active), and how it was made:
 
         finite: whether all pixels are finite; a picture with NaN or infinity has no file.
         flagged: whether the safety checker flagged the picture, which then has no file; null without a checker.
         digest: the SHA-256 of the pixels.
-        batch: the batch's number in the plan.
-        rows: the number of rows of the program on all `devices` together. A different number changes the rounding.
+        batch: the batch's index in the plan.
+        rows: the number of rows of the program on all `devices` together. Rounding depends on this number.
         calls: the number of model calls.
         seconds: the batch's time divided by its number of pictures; a program's first batch includes the compilation.
         made: the time at which the record was written, in UTC.
@@ -66,8 +66,9 @@ def call_columns(facts: Facts) -> dict[str, str]:
 
 
 def is_recorded(name: str) -> bool:
-    """Returns whether a later stage's call setting is recorded. These are its own settings and the size of its
-    pictures."""
+    """Returns whether a later stage's call setting is recorded. Only the stage's own settings and the size of its
+    pictures are recorded.
+    """
     return is_own(name) or name in ("height", "width")
 
 

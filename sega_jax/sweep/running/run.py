@@ -99,8 +99,8 @@ def run(
         worker: this worker's number, counted from 1, and the number of workers: (2, 16) is the second of sixteen. With
             None, both come from JAX (`jax.distributed`), which means one worker unless JAX was initialised for several
             processes.
-        patience: the seconds without a renewed lease after which a worker counts as ended. All workers must have the
-            same value.
+        patience: how long, in seconds, a worker may go without renewing its lease before it is considered dead. All
+            workers must have the same value.
         progress: whether to show a progress bar; None shows it in terminals and notebooks.
 
     Returns:
@@ -209,8 +209,8 @@ class _FinishedBatch(NamedTuple):
     seconds: float  # per picture
 
 
-# Takes a picture's number in the batch, the picture [height, width, 3], whether it is finite, and whether it is flagged
-# (None without a safety checker).
+# A function of a picture's index in the batch, the picture [height, width, 3], whether it is finite, and whether it is
+# flagged (None without a safety checker).
 _OnPicture = Callable[[int, np.ndarray, bool, bool | None], Any]
 
 
@@ -312,8 +312,9 @@ class _Run:
         return points
 
     def _make(self, batch: Batch, points: list[Point], on_picture: _OnPicture) -> int:
-        """Makes the points of a batch, and returns how many rows were made at a time. This is halved when memory runs
-        out."""
+        """Makes the points of a batch, and returns how many rows were made at a time. This number is halved when memory
+        runs out.
+        """
         rows = self.rows_that_fit.get(batch.program, batch.program.rows)
         try:
             if batch.shares:
@@ -345,11 +346,11 @@ class _Run:
         on_picture: _OnPicture,
         schedule: Schedule | None = None,
     ) -> None:
-        """Makes points with one call of the pipeline.
+        """Makes the pictures of points with one call of the pipeline.
 
         Args:
             points: the points, padded with copies of the last point.
-            numbers: the numbers of the points in the batch, without padding.
+            numbers: the indices of the points in the batch, without padding.
         """
 
         def without_padding(i, *picture):

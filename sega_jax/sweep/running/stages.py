@@ -102,8 +102,9 @@ class EarlierPictures:
         self._finite: dict[str, bool] = {}  # {name: whether the picture is finite} for the pictures read so far
 
     def given(self, call: Mapping[str, Any]) -> dict[str, Any]:
-        """Replaces the names of pictures in a call's lists of arguments with the pictures. NaN becomes grey, as in
-        `Cascade`."""
+        """Replaces the picture names in a call's lists of arguments with the pictures themselves. NaN becomes grey, as
+        in `Cascade`.
+        """
         return {name: self._pictures(values) if name in self._names else values for name, values in call.items()}
 
     def finite(self, point: Point) -> bool:

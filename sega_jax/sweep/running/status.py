@@ -33,7 +33,7 @@ class Status(NamedTuple):
 
 
 def status(folder: str | Path) -> Status:
-    """Returns the progress of the sweep in a folder; for a cascade, that of its last stage.
+    """Returns the progress of the sweep in a folder; for a cascade, the progress of its last stage.
 
     Args:
         folder: the folder's path, or an address that fsspec supports.
@@ -113,7 +113,8 @@ def seconds_left(folder: str | Path) -> float | None:
 
 
 def pace(folder: str | Path) -> float | None:
-    """Returns one worker's seconds per UNet evaluation, from a sweep's records; for a cascade, that of its last stage.
+    """Returns one worker's seconds per UNet evaluation, from a sweep's records; for a cascade, from the records of its
+    last stage.
 
     Args:
         folder: the folder's path, or an address that fsspec supports.
@@ -134,7 +135,7 @@ def pace(folder: str | Path) -> float | None:
 
 
 def _pace(plan: Plan, where: Folder) -> float | None:
-    # The time of a program's first batch includes compilation, so it counts only if no other batch is timed.
+    # The time of a program's first batch includes compilation, so it is used only if no other batch is timed.
     first: list[tuple[float, int]] = []
     timed: list[tuple[float, int]] = []
     recorded = where.store.names(RECORDS)
