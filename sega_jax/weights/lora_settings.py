@@ -22,7 +22,7 @@ _HEADER, CONFIG = "lora_adapter_metadata", "adapter_config.json"
 _PEFT, _PEFT_FILE = "base_model.model.", "adapter_model"
 # peft's initialisation methods that change the weights of the checkpoint.
 _CHANGE_WEIGHTS = ("pissa", "olora", "corda", "loftq")
-# peft's defaults for settings that contain no alpha or no rank.
+# The alpha and rank that peft assumes if the settings contain none.
 _ALPHA = _RANK = 8
 
 
@@ -93,7 +93,7 @@ def settings_file(path: Path, keys: Iterable[str]) -> Path | None:
 
 
 def lacks_settings(path: Path, keys: Iterable[str]) -> bool:
-    """Returns whether peft wrote a LoRA whose alpha is stored neither in its file nor next to it."""
+    """Returns whether a LoRA comes from peft and its alpha is stored neither in the file nor next to it."""
     keys = list(keys)
     lacks_alpha = any(key.startswith(_PEFT) for key in keys) and not any(key.endswith("alpha") for key in keys)
     return lacks_alpha and _header(path) is None and settings_file(path, keys) is None
@@ -115,7 +115,8 @@ def _text(path: Path) -> str:
 
 
 def _settings(entries: Mapping[str, Any], part: str) -> Settings:
-    """Returns the settings of a network: the entries with its name as prefix if any, otherwise those without a prefix.
+    """Returns the settings of a network: the entries prefixed with its name if there are any, otherwise those without a
+    prefix.
 
     Raises:
         AttributeError, TypeError, ValueError, re.error: the entries are not valid settings.
