@@ -1,4 +1,4 @@
-"""diffusers' options for loading: those that are used, those without an effect here, and those that are refused."""
+"""diffusers' loading options: those that are used, those that have no effect here, and those that are refused."""
 
 import difflib
 from collections.abc import Iterator
@@ -82,7 +82,7 @@ def load_options(options: dict[str, Any], caller: str) -> tuple[dict[str, Any], 
 
 
 def hub_choices(options: dict[str, Any]) -> dict[str, Any]:
-    """Returns those of diffusers' options that the hub client uses."""
+    """Returns the diffusers options that the hub client uses."""
     choices = {name: options[name] for name in _HUB if name in options}
     if options.get("use_auth_token") is not None:
         choices.setdefault("token", options["use_auth_token"])

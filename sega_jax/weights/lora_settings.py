@@ -32,8 +32,8 @@ class Settings(NamedTuple):
     alpha: float | None = None  # None means that alpha equals the rank
     patterns: Mapping[str, float] = {}  # {regular expression for layer names: alpha}
     rslora: bool = False  # whether to divide by the square root of the rank instead of the rank
-    rank: float | None = None  # for layers whose matrices do not determine it; None means that their factor is 1
-    ranks: Mapping[str, float] = {}  # {regular expression for layer names: rank}, for such layers
+    rank: float | None = None  # of layers whose matrices do not determine it; None gives them the factor 1
+    ranks: Mapping[str, float] = {}  # {regular expression for layer names: rank}, for the same layers
 
     def factor(self, key: str, alpha: float | None, rank: int | None) -> float:
         """Returns the factor of a layer's difference, alpha / rank or alpha / sqrt(rank).
@@ -115,8 +115,7 @@ def _text(path: Path) -> str:
 
 
 def _settings(entries: Mapping[str, Any], part: str) -> Settings:
-    """Returns the settings of a network: the entries prefixed with its name if there are any, otherwise those without a
-    prefix.
+    """Returns the settings of a network: the entries prefixed with its name if any, otherwise those without a prefix.
 
     Raises:
         AttributeError, TypeError, ValueError, re.error: the entries are not valid settings.

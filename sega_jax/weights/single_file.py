@@ -60,7 +60,7 @@ class SingleFile(NamedTuple):
 
     name: str  # the display name of the family
     networks: Mapping[str, tuple[Original, ...]]  # {folder in diffusers' layout: alternative descriptions}
-    recognise: Callable[[Shapes], bool]  # returns whether a file with the given shapes belongs to this family
+    recognise: Callable[[Shapes], bool]  # whether a file with the given shapes belongs to this family or a variant
     refuse: Callable[[Path, Shapes], None]  # raises a CheckpointError for unsupported variants
     # Takes the file, its shapes and its prediction type (None if unknown). Returns a folder in diffusers' layout with
     # the configs of the published checkpoint that the file resembles. Raises CheckpointError if there is none.

@@ -92,7 +92,7 @@ class Tensor(NamedTuple):
         return self.storage.size * self.storage.dtype.itemsize // self.dtype.itemsize
 
     def fits(self) -> bool:
-        """Returns whether the view is inside its storage. A view may repeat entries, so limit `nbytes`, too."""
+        """Returns whether the view is inside its storage. A view may repeat entries, so check `nbytes` as well."""
         numbers = (self.start, *self.shape, *self.strides)
         if not all(type(number) is int and 0 <= number < 2**48 for number in numbers) or len(self.shape) > 32:
             return False

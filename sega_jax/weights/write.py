@@ -1,4 +1,4 @@
-"""Writes checkpoints: networks as safetensors in diffusers' layout or as Orbax checkpoints, and other files."""
+"""Writes checkpoints, whose networks are safetensors files in diffusers' layout or Orbax checkpoints."""
 
 import json
 import logging
@@ -131,7 +131,7 @@ def write_diffusers(folder: Path, network: Network, stem: str) -> None:
     """
     tensors = dict(network.buffers)
     for name, key in network.keys.items():
-        # Each array is removed from the network after its conversion, so that at most one array is in memory twice.
+        # Each array is removed from the network, so that at most one array is in memory twice.
         tensors[key] = np.ascontiguousarray(to_torch(name, network.arrays.pop(name)))
     _save(tensors, folder / f"{stem}.safetensors")
 
