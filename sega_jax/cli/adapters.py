@@ -46,7 +46,7 @@ def _option_name(name: str) -> str:
 
 
 def names() -> list[str]:
-    """Returns the names of the parameters that these options set."""
+    """Returns the names of the parameters that the options of this module set."""
     return [one.name or "" for one in options()]
 
 

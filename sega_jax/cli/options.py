@@ -120,7 +120,7 @@ def check_early(given: Mapping[str, Any]) -> None:
 
 
 def check_family(system: System, model: str, given: Iterable[str]) -> None:
-    """Checks that a family's calls have these options.
+    """Checks that a family's calls accept the given options.
 
     Args:
         model: the checkpoint's name, for error messages.

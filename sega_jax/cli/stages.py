@@ -81,7 +81,7 @@ def options() -> list[click.Option]:
 
 
 def names() -> list[str]:
-    """Returns the names of the parameters that these options set."""
+    """Returns the names of the parameters that the options of this module set."""
     return [one.name or "" for one in options()]
 
 
@@ -146,7 +146,7 @@ def check_family(system: System, model: str, given: Mapping[str, Any], *, image:
 
 
 def check_load(system: System, model: str, given: Mapping[str, Any]) -> None:
-    """Checks that cascades support these options of `load`, if the model is the first stage of a cascade.
+    """Checks that cascades support the given options of `load`, if the model is the first stage of a cascade.
 
     Raises:
         ValueError: cascades do not support an option.

@@ -50,7 +50,7 @@ class AutoModel:
             subfolder: the network's folder inside that folder or repository, such as "vae".
             torch_dtype, dtype, variant, revision: as in `sega_jax.load`.
             device_map: a device, as accepted by a pipeline's `to` method.
-            options: options of the hub client, and options without an effect here.
+            options: options of the hub client, and diffusers' options that have no effect here.
 
         Raises:
             TypeError, ValueError: an option is unknown or has an unsupported value.

@@ -13,8 +13,8 @@ from sega_jax.weights import hub
 
 # Options that have the same names in the hub client.
 _HUB = ("cache_dir", "token", "local_files_only", "force_download")
-# Options that control how torch loads weights. There are no such choices here: loading always reads the best weight
-# files in a folder and moves the tensors to the devices one by one.
+# Options that control how torch loads weights. This library offers no such choices: loading always reads the best
+# weight files in a folder and moves the tensors to the devices one by one.
 _WITHOUT_EFFECT = (
     *("use_safetensors", "low_cpu_mem_usage", "max_memory", "offload_folder", "offload_state_dict", "offload_buffers"),
     *("disable_mmap", "trust_remote_code", "mirror", "use_onnx", "use_flashpack", "resume_download"),

@@ -82,8 +82,8 @@ class SemanticStableDiffusionPipeline(LatentPipeline):
 
     It wraps a native pipeline, `pipeline`. It fixes some of diffusers' bugs: edits also take effect at
     `guidance_scale <= 1`, the embeddings of several concepts are not mixed up in a batch, and tuples and None work
-    wherever lists do. Predictions are recorded only with `return_guidance=True`. Arrays have channels last. The noise comes from a seed, a
-    generator or a JAX key.
+    wherever lists do. Predictions are recorded only with `return_guidance=True`. Arrays have channels last. The noise
+    comes from a seed, a generator or a JAX key.
 
     Example:
         >>> from sega_jax import SemanticStableDiffusionPipeline
