@@ -31,7 +31,7 @@ DTYPES = {
 _WIDE: dict[np.dtype, np.dtype] = {np.dtype(dtype): np.dtype(np.float16) for dtype in DTYPES.values()}
 _WIDE[np.dtype(ml_dtypes.float8_e8m0fnu)] = np.dtype(np.float32)
 # The scale of "layer.weight" may have any of these names, as in "layer.scale_weight". The last name is used for
-# block-wise scales. Despite its name, such a scale is multiplied with the weight, not inverted.
+# block-wise scales. Despite its name, such a scale multiplies the weight instead of dividing it.
 _SCALES = ("scale_weight", "weight_scale", "weight_scale_inv")
 # Tensors to skip: metadata about the format, and the scales of layer inputs, which only quantised computation needs.
 _NOTES = ("scale_input", "input_scale", "comfy_quant", "scaled_fp8")
