@@ -243,7 +243,7 @@ def _other_files(folder: Path, networks: Iterable[str]) -> Iterator[Path]:
 
 
 def _index(folder: Path, index: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns {name: content} for a folder's index with missing components marked as absent, as diffusers expects.
+    """Returns {name: content} for a folder's index, in which missing components are marked as absent for diffusers.
 
     A component may be missing because it was not downloaded from the hub. The result is empty if none is missing.
     """

@@ -1,8 +1,8 @@
 """Reads a DeepFloyd-IF stage in its original layout: `config.yml` and `pytorch_model.bin`.
 
 The UNet is the same as in diffusers, but its layers have different names. diffusers groups resnets and attentions by
-level. The original code has one list of blocks on the way down and one on the way up (see
-`sega_jax.weights.original_names.places`). It implements layers over tokens as convolutions of size 1. One such layer
+resolution level. The original code has one list of blocks on the way down and one on the way up (see
+`sega_jax.weights.original_names.places`). It implements linear layers over tokens as 1 x 1 convolutions. One such layer
 computes queries, keys and values. Its rows are ordered by head: the first head's queries, keys and values, then the
 second head's, and so on.
 """
@@ -24,7 +24,7 @@ from sega_jax.weights.torch_pickle import PickledTensors
 
 CONFIG = "config.yml"
 
-# Layers outside the levels.
+# Layers outside the resolution levels.
 _ENDS = {
     "conv_in": "input_blocks.0.0",
     "time_embedding.linear_1": "time_embed.0",
@@ -44,7 +44,7 @@ _ENDS = {
 }
 # Layers of resnets and attentions.
 _LAYERS = RESNET | {"group_norm": "norm", "norm_cross": "norm_encoder", "to_out.0": "proj_out"}
-# {fused layer: the layers here, in the order of its rows}.
+# {fused layer: the layers of this library that it combines, in the order of its rows}.
 _FUSED = {"qkv": ("to_q", "to_k", "to_v"), "encoder_kv": ("add_k_proj", "add_v_proj")}
 _FORMS = Forms(
     fused={rf"\.{layer}\.(weight|bias)$": layers for layer, layers in _FUSED.items()},
@@ -71,7 +71,7 @@ class _Params(NamedTuple):
     scale_skip_connection: bool = False
 
 
-# {option: its only supported values}; below it, options that do not affect the network.
+# {option: its only supported values}. The options in `_IGNORED` do not affect the network.
 _FIXED = {
     "use_scale_shift_norm": (True,),
     "resblock_updown": (True,),
@@ -89,7 +89,7 @@ _UP = {True: "SimpleCrossAttnUpBlock2D", False: "ResnetUpsampleBlock2D"}
 
 
 def is_original(folder: Path) -> bool:
-    """Returns whether a folder is in the original layout only.
+    """Returns whether a folder has the original layout and not diffusers' layout.
 
     Repositories on the hub also contain diffusers' layout, which takes precedence.
     """
@@ -220,7 +220,7 @@ def _numbers(name: str, value: str | tuple[int, ...]) -> list[int]:
 
 
 def original_names(unet: UNet2DConditionModel) -> dict[str, str]:
-    """Returns {key in diffusers' layout: original name}.
+    """Returns {key in diffusers' layout: original name} for a UNet's parameters.
 
     A parameter that is part of a fused tensor has a name like "middle_block.1.qkv.weight[to_q]".
     """

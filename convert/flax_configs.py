@@ -11,7 +11,7 @@ _PREFIX = "Flax"
 
 
 def of_torch_classes(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """Returns the configs that name Flax classes, with the corresponding torch classes instead.
+    """Returns the configs that name Flax classes, rewritten to name the corresponding torch classes.
 
     Args:
         folder: the folder of the checkpoint.

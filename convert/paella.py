@@ -174,7 +174,7 @@ def _clip(folder: Path) -> tuple[Source, dict[str, Any], dict[Path, Path]]:
 
 
 def _built(folder: Path, build: Callable[[], Any]) -> Any:
-    """Calls `build`. Its errors name the config file."""
+    """Returns the result of `build`. Adds the path of the config file to its error messages."""
     try:
         return build()
     except ValueError as error:

@@ -46,7 +46,7 @@ def _option_name(name: str) -> str:
 
 
 def names() -> list[str]:
-    """Returns the names of the parameters that these options set."""
+    """Returns the names of the parameters that the options of this module set."""
     return [one.name or "" for one in options()]
 
 
@@ -68,7 +68,8 @@ def check(chosen: Mapping[str, Any], stages: Mapping[str, Any]) -> None:
 
     Raises:
         FileNotFoundError, ValueError: a file or folder is missing, is given twice, or does not contain exactly one
-            LoRA; a file's word is not named; or an option belongs to a stage that was not given.
+            LoRA; no word is given for one of several textual inversions; or an option belongs to a stage that was not
+            given.
     """
     tokenizer = chosen.get("tokenizer")
     if tokenizer is not None and not Path(tokenizer).expanduser().is_dir():
@@ -123,7 +124,7 @@ def by_stage(chosen: Mapping[str, Any], stages: list[str]) -> dict[str, dict[str
 
 
 def located(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the given options with absolute paths and commits, so that a command can repeat them from any folder."""
+    """Returns the given options with absolute paths and commits, so that they can be used from any folder."""
     located = {name: value for name, value in chosen.items() if value not in (None, ()) and value is not False}
     paths = {name: located[name] for name in ("tokenizer", "config", "unet", "vae") if name in located}
     # Paths that do not exist are names on the hub.
@@ -139,7 +140,7 @@ def located(chosen: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def command_words(known: Mapping[str, Any]) -> list[str]:
-    """Returns the command-line words that set these options, as returned by `located`."""
+    """Returns the command-line arguments that set the given options, which `located` returned."""
     return [word for name in names() for one in known.get(name) or () for word in (_option_name(name), one)]
 
 

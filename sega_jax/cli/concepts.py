@@ -103,7 +103,7 @@ def _quoted(text: str) -> tuple[str, str] | None:
 
 
 def _plain_words(text: str) -> tuple[str, str]:
-    """Returns the words and the settings of an edit without quotation marks.
+    """Returns the words and the settings of an edit whose words are not in quotation marks.
 
     Raises:
         ValueError: there are no words, or they look like settings.
@@ -151,7 +151,7 @@ def describe(edit: Edit) -> str:
 
 
 def complete(edit: Edit, momentum: Mapping[str, Any]) -> str:
-    """Returns all settings of an edit for people to read.
+    """Returns all settings of an edit as human-readable text.
 
     Args:
         edit: the edit.

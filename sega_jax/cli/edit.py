@@ -110,7 +110,7 @@ class Command(NamedTuple):
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "Command":
         given = {name: value for name, value in options.items() if value not in (None, ()) and value is not False}
-        # False counts as given if a flag is on by default.
+        # False is kept for flags that are on by default, because the user turned them off.
         given |= {
             name: False for name, one in load_arguments().items() if one.default is True and options[name] is False
         }
@@ -186,7 +186,7 @@ def _check_early(given: Command) -> list[int]:
 
 
 def _located(given: Command, source: sources.Source, model: str | None) -> Command:
-    """Returns the options with absolute paths and commits, so that a command can repeat them from any folder."""
+    """Returns the options with absolute paths and commits, so that a command with these options works in any folder."""
     load = given.load | adapters.located(given.load | given.adapters)
     if "scheduler" in load:
         load["scheduler"] = stages.absolute_path(load["scheduler"])
@@ -237,7 +237,7 @@ def _solver(pipe: Pipeline) -> str:
 def _job(
     pipe: Pipeline, prompt: str, concepts: list[Edit], seeds: list[int], call: Mapping[str, Any], given: Command
 ) -> Job:
-    """Prints the prompt, seeds and edits, and returns the job with the settings that pictures store."""
+    """Prints the prompt, seeds and edits, and returns the job, including the settings to be stored in the pictures."""
     declared = shell_arguments(pipe.system.call)
     values = {name: call.get(name, one.default) for name, one in declared.items() if name not in SEEDS}
     shown = arguments(pipe.system.call)["seed"].kind.show(seeds)

@@ -26,19 +26,19 @@ _KINDS = ("original", "edited")
 SEEDS = ("seed", "images_per_prompt")
 # The maximum number of seeds that fit on one readable sheet.
 _MOST_SEEDS = 256
-# The number of seeds in a group, per device, if every group loads the networks again.
+# The number of seeds per device in a group, if the networks are loaded again for every group.
 _LOW_MEMORY_SEEDS = 16
 _LARGEST_SEED = 2**32 - 1
 
 
 class Job(NamedTuple):
-    """The pictures to make, and the settings that each picture stores."""
+    """The pictures to make, and the settings to store in them."""
 
     prompt: str
     concepts: list[Edit]
     seeds: list[int]
-    known: Mapping[str, Any]  # the settings of all pictures
-    ran: str = "ran"  # the word for sampling in the time report
+    known: Mapping[str, Any]  # the settings that all pictures share
+    ran: str = "ran"  # the verb for sampling in the time report
 
 
 def seeds_of(given: Mapping[str, str]) -> list[int]:
@@ -74,7 +74,7 @@ def seeds_of(given: Mapping[str, str]) -> list[int]:
 
 
 def stored_seed(seeds: Sequence[int]) -> int | list[int]:
-    """Returns the seeds in the form that settings store: one number, or a list of several."""
+    """Returns the seeds as they are stored in settings: one number, or a list if there are several."""
     return seeds[0] if len(seeds) == 1 else list(seeds)
 
 
@@ -85,7 +85,7 @@ def groups(seeds: Sequence[int], most: int) -> Iterator[tuple[list[int], int]]:
         most: the maximum size of a group.
 
     Yields:
-        The seeds of a group, and the number of them to keep: the last group is padded by repeating its last seed.
+        The seeds of a group, and how many of them to keep: the last group is padded by repeating its last seed.
     """
     number = -(-len(seeds) // most)
     size = -(-len(seeds) // number)
@@ -95,7 +95,7 @@ def groups(seeds: Sequence[int], most: int) -> Iterator[tuple[list[int], int]]:
 
 
 def most_seeds(devices: int, low_memory: bool) -> int:
-    """Returns the number of seeds in a group.
+    """Returns the maximum number of seeds in a group.
 
     One seed on each device needs no more memory than a run with one seed and, on one device, runs the same compiled
     programs. With `low_memory` every group loads the networks again, so groups are larger.
@@ -107,11 +107,11 @@ def run(make: Callable[..., Output], call: Mapping[str, Any], job: Job, folder: 
     """Makes the pictures, writes them as soon as their group is done, and writes the sheet.
 
     Args:
-        make: takes prompts, lists of edits and the arguments of a call.
+        make: a function that makes pictures, given prompts, lists of edits and the arguments of a call.
         most: the maximum number of seeds in a group.
 
     Returns:
-        The names of pictures that are not finite. These are not written.
+        The names of the pictures with values that are not finite. These pictures are not written.
     """
     rows = [[], job.concepts] if job.concepts else [[]]
     signed = [f"{'-' if one.scale < 0 else '+'} {one.concept}" for one in job.concepts]
@@ -184,7 +184,7 @@ def _cells(result: Output, start: int, count: int) -> list[Cell]:
 
 
 def _write_seed(folder: Path, number: str, job: Job, seed: int, cells: Sequence[Cell]) -> tuple[list[Path], list[str]]:
-    """Writes a seed's pictures. Returns their paths, and the names of pictures that are not finite."""
+    """Writes a seed's pictures. Returns their paths, and the names of the pictures that are not finite."""
     several = len(job.seeds) > 1
     stem = f"{number}-seed{seed}" if several else number
     paths, missing = [], []

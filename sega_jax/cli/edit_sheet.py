@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-# The side up to which small pictures are enlarged, and the maximum width of all columns together, in pixels.
+# The side length up to which small pictures are enlarged, and the maximum width of all columns together, in pixels.
 _SIDE, _WIDTH = 384, 2048
 # The maximum number of pictures in a row, and the maximum used if this would give more than four rows.
 _COLUMNS, _MANY_COLUMNS = 8, 16
@@ -129,7 +129,7 @@ class _Page:
         self._bottom = self.y
 
     def cells(self, cells: Sequence[Cell], size: tuple[int, int], gap: int, em: int) -> None:
-        """Shows pictures next to each other. A cell with a note shows the note instead of a picture."""
+        """Adds cells next to each other. If a cell has a note, the note is shown instead of the picture."""
         width, height = size
         for column, cell in enumerate(cells):
             left = self.margin + column * (width + gap)
@@ -158,7 +158,7 @@ class _Page:
 
 
 def _wrapped(segments: Sequence[Segment], font: Font, width: float) -> list[Line]:
-    """Breaks coloured segments into lines of at most `width` pixels, inside a segment or a word if necessary."""
+    """Breaks coloured segments into lines of at most `width` pixels. Breaks inside segments or words if necessary."""
     lines: list[Line] = [[]]
     x, space = 0.0, font.getlength(" ")
     for text, colour in segments:
@@ -176,7 +176,7 @@ def _wrapped(segments: Sequence[Segment], font: Font, width: float) -> list[Line
 
 
 def _pieces(text: str, font: Font, width: float) -> list[str]:
-    """Splits a text at spaces, and words that are too wide between letters."""
+    """Splits a text at spaces. Words that are too wide are also split between letters."""
     pieces = []
     for word in text.split():
         piece = ""

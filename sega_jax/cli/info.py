@@ -55,7 +55,7 @@ def info(file: Path) -> None:
 
 
 def _words(known: Mapping[str, Any]) -> list[str]:
-    """Returns the words of the shell command that makes a picture with these settings."""
+    """Returns the shell command, as a list of arguments, that makes a picture with the given settings."""
     words = ["sega-jax", "edit"]
     for name in ("model", "revision"):
         words += [] if known.get(name) is None else [f"--{name}", known[name]]

@@ -120,7 +120,7 @@ def check_early(given: Mapping[str, Any]) -> None:
 
 
 def check_family(system: System, model: str, given: Iterable[str]) -> None:
-    """Checks that a family's calls have these options.
+    """Checks that a family's calls accept the given options.
 
     Args:
         model: the checkpoint's name, for error messages.
@@ -137,7 +137,7 @@ def check_family(system: System, model: str, given: Iterable[str]) -> None:
 
 
 def command_words(declaration: type, known: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str = "") -> list:
-    """Returns the command-line words that set every value that differs from its default."""
+    """Returns the command-line arguments that set every value that differs from its default."""
     words: list[str] = []
     for name, one in shell_arguments(declaration).items():
         value = known.get(f"{prefix}{name}".replace("-", "_"))

@@ -19,7 +19,7 @@ from sega_jax.text import caption_cleaning
 
 # Arguments of a later stage that the cascade sets.
 _OWN = (*SHARED, "negative_prompt", "images_per_prompt", "seed", "height", "width", "image")
-# The number of pictures that a stage processes at once with --low-memory: one seed without and with edits.
+# The number of pictures that a stage processes at once with --low-memory: those of one seed, without and with edits.
 _LOW_MEMORY_ROWS = 2
 _OTHERS = ("edited", "clean_captions", "low_memory")
 
@@ -81,7 +81,7 @@ def options() -> list[click.Option]:
 
 
 def names() -> list[str]:
-    """Returns the names of the parameters that these options set."""
+    """Returns the names of the parameters that the options of this module set."""
     return [one.name or "" for one in options()]
 
 
@@ -125,7 +125,7 @@ def check_family(system: System, model: str, given: Mapping[str, Any], *, image:
     """Checks that a command can start with this model, and that it supports the given options for cascades.
 
     Args:
-        model: the checkpoint's name, for errors.
+        model: the checkpoint's name, for error messages.
         image: whether the command names a picture. A later stage can enlarge it without a cascade.
 
     Raises:
@@ -146,7 +146,7 @@ def check_family(system: System, model: str, given: Mapping[str, Any], *, image:
 
 
 def check_load(system: System, model: str, given: Mapping[str, Any]) -> None:
-    """Checks that cascades support these options of `load`, if the model is the first stage of a cascade.
+    """Checks that cascades support the given options of `load`, if the model is the first stage of a cascade.
 
     Raises:
         ValueError: cascades do not support an option.
@@ -161,7 +161,7 @@ def check_load(system: System, model: str, given: Mapping[str, Any]) -> None:
 
 
 def located(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the options with absolute paths and commits, so that a command can repeat them from any folder.
+    """Returns the options with absolute paths and commits, so that a command with these options works in any folder.
 
     Raises:
         FileNotFoundError, CheckpointError: a stage's checkpoint is missing or not a checkpoint.
@@ -226,12 +226,12 @@ def load(
 
 
 def _taken(system: System, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the options that exist in a family's calls."""
+    """Returns the options that a family's calls accept."""
     return {name: value for name, value in options.items() if name in arguments(system.call)}
 
 
 def words(known: Mapping[str, Any]) -> list[str]:
-    """Returns the command-line words that set these options."""
+    """Returns the command-line arguments that set the given options."""
     words: list[str] = []
     for stage, system in later_stages().items():
         for name in (stage, f"{stage}_revision", f"{stage}_scheduler"):

@@ -99,8 +99,8 @@ def _plan(sweep: sweeps.Sweep, facts: sweeps.Facts, folder: str, rows: int | Non
     """Returns the plan of a sweep.
 
     Args:
-        rows: the maximum number of rows in a batch. None means that of the plan in the folder if that plan is for
-            the same sweep, and otherwise as many as fit into memory.
+        rows: the maximum number of rows in a batch. None means the same maximum as in the folder's plan if that plan is
+            for the same sweep, and otherwise as many rows as fit into memory.
     """
     kept = sweeps.kept(folder)
     if rows is None and kept is not None and kept.sweep == sweep:
@@ -137,7 +137,7 @@ def _other_plan(folder: str) -> str:
 
 
 def _with_rows_of(kept: sweeps.Plan, sweep: sweeps.Sweep, facts: sweeps.Facts, share: bool) -> sweeps.Plan:
-    """Returns the plan of a sweep, with as many rows in each stage as in a kept plan."""
+    """Returns the plan of a sweep, with the same number of rows in each stage as in a stored plan."""
     earlier = None
     for facts_of_stage, stage in zip(facts.chain, kept.chain, strict=True):
         earlier = sweeps.plan(sweep, facts_of_stage, stage.rows, share=share, earlier=earlier)
@@ -151,7 +151,7 @@ def _labelled(stage: sweeps.Plan, plan: sweeps.Plan, text: str) -> str:
 
 
 def _worker(text: str | None) -> tuple[int, int] | None:
-    """Reads the number of a worker and the number of workers.
+    """Parses the number of a worker and the total number of workers, such as "2/16".
 
     Raises:
         ValueError: the text does not have the form 2/16.
@@ -291,7 +291,7 @@ def report(folder: str, across: str | None, down: str | None, title: str | None,
 
 
 def _fixed(results: sweeps.Results, where: tuple[str, ...]) -> dict[str, Any]:
-    """Reads the --where options. Their values are written in the form that sheets show.
+    """Reads the --where options. Values are spelled as they appear on the sheets.
 
     Raises:
         ValueError: an option is malformed, or no picture has the value.

@@ -34,7 +34,7 @@ def writable(folder: Path) -> Path:
 
 
 def versions(device: str) -> dict[str, str]:
-    """Returns the device and the software versions, in the form that pictures store."""
+    """Returns the device and the software versions, as they are stored in pictures."""
     return {"device": device, "sega_jax": __version__, "jax": jax.__version__}
 
 
@@ -59,7 +59,7 @@ def compilations() -> Iterator[Any]:
     """Measures the time spent on tracing and compiling, and on reading compiled programs from the cache.
 
     Yields:
-        A function that returns the seconds so far.
+        A function that returns the time measured so far, in seconds.
     """
     spans: list[tuple[float, float]] = []
 

@@ -13,8 +13,9 @@ from sega_jax.weights.lora import Change, merged
 class Lora:
     """A LoRA file and its weights.
 
-    Attributes: path: the file. weight: the factor of the LoRA's weight changes: one number for all networks, or
-    {network: number}.
+    Attributes:
+        path: the file.
+        weight: the factor of the LoRA's weight changes: one number for all networks, or {network: number}.
         default_weight: the factor for networks that `weight` does not name.
     """
 
@@ -73,9 +74,11 @@ class Lora:
 class Additions:
     """A checkpoint's networks and tokenizer, and the LoRAs and new words to add to them.
 
-    Attributes: models, tokenizer: the networks and the tokenizer without the additions. words: (new word, its file) in
-    order. The word is None if the file contains several words. loras: {name: loaded LoRA that is not fused}. fused:
-    {name: (the LoRA with its weight before fusing, the LoRA with its weight after fusing)}.
+    Attributes:
+        models, tokenizer: the networks and the tokenizer without the additions.
+        words: (new word, its file) pairs, in order. The word is None if the file contains several words.
+        loras: {name: loaded LoRA that is not fused}.
+        fused: {name: (the LoRA with its weight before fusing, the LoRA with its weight after fusing)}.
         enabled: whether the LoRAs in `loras` are merged.
     """
 

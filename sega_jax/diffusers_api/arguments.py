@@ -190,14 +190,14 @@ class PipelineArguments:
         return None if scale is None else max(scale, 1.0)
 
     def text(self, name: str, *, required: bool = False) -> Any:
-        """Returns the words of the prompts, the embeddings that were given instead, or None if neither was given.
+        """Returns the prompts as strings, the embeddings that were given instead, or None if neither was given.
 
         Args:
             name: "prompt" or "negative_prompt".
-            required: whether words or embeddings must be given.
+            required: whether strings or embeddings must be given.
 
         Raises:
-            TypeError, ValueError: words and embeddings are both given, or both missing although `required` is set, or
+            TypeError, ValueError: strings and embeddings are both given, or both missing although `required` is set, or
                 the embeddings have the wrong type or shape.
         """
         words, embeddings = getattr(self, name), getattr(self, f"{name}_embeds")
@@ -216,7 +216,7 @@ class PipelineArguments:
         return states
 
     def concepts(self) -> list[Any]:
-        """Returns the concepts as words or embeddings: one list for all prompts, or one list per prompt.
+        """Returns the concepts as strings or embeddings: one list for all prompts, or one list per prompt.
 
         Raises:
             TypeError, ValueError: the embeddings have the wrong type or shape.
@@ -367,7 +367,7 @@ class TimestepArguments(PipelineArguments):
 
 
 def positional(*names: str) -> Callable[[type[T]], type[T]]:
-    """Returns a class decorator that makes the named fields positional, in this order, and all others keyword-only.
+    """Returns a class decorator that makes the named fields positional, in that order, and all others keyword-only.
 
     It is needed because dataclasses put inherited fields first, but diffusers' pipelines order their arguments
     differently.

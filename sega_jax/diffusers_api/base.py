@@ -46,7 +46,7 @@ class DiffusersPipeline(Switches):
     _systems: ClassVar[tuple[System, ...]]  # the supported families
     _additions_record: Additions | None = None  # the LoRAs and new words contained in `_modified_models`
     _modified_models: Any = None  # the networks that `_additions_record` describes
-    # All pipelines that share their LoRAs and new words with this one, including itself.
+    # All pipelines that share their LoRAs and new words with this one, including this pipeline itself.
     _sharers: "weakref.WeakSet[DiffusersPipeline] | None" = None
     _running_calls: int = 0
     _interrupt: bool = False  # callbacks set it to end a call
@@ -73,8 +73,8 @@ class DiffusersPipeline(Switches):
             pretrained_model_name_or_path: a folder, hub repository or single file, like `source` in `sega_jax.load`.
             torch_dtype: the dtype of the networks, like the option `dtype`. torch dtypes are also accepted.
             options: the options of `sega_jax.load` and of diffusers. `cache_dir`, `token`, `local_files_only` and
-                `force_download` are passed to the hub client, `device_map` is a device as for `to`, and options such as
-                `use_safetensors` have no effect here.
+                `force_download` are passed to the hub client, `device_map` is a device as accepted by `to`, and options
+                such as `use_safetensors` have no effect here.
 
         Raises:
             TypeError: an option is unknown or not supported.
@@ -313,10 +313,9 @@ class DiffusersPipeline(Switches):
 
 
 def source_options(source: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """Removes options that are None, and `variant` if the source is a single file. diffusers accepts a variant for
-    single files, but it has no effect.
+    """Removes options that are None, and `variant` if the source is a single file.
 
-    `safety_checker=None` is kept.
+    `safety_checker=None` is kept. diffusers accepts a variant for single files, but it has no effect.
     """
     options = {name: value for name, value in options.items() if value is not None or name == "safety_checker"}
     if sources.names_file(source):

@@ -26,7 +26,7 @@ _OUTPUTS = {name: OUTPUTS[name] for name in ("pil", "np")}
 
 @dataclasses.dataclass
 class UncheckedImages(Images):
-    """Pictures that no safety checker or watermark detector has seen."""
+    """Pictures that no safety checker or watermark detector has checked."""
 
     nsfw_detected: list[bool] | None = None
     watermark_detected: list[bool] | None = None
@@ -100,7 +100,7 @@ class SemanticIFPipeline(LoraPipeline):
 
     _systems: ClassVar[tuple[System, ...]] = (STAGE_1, STAGE_2)
 
-    # These are not supported, but code written for diffusers reads them and passes them to the upscaler.
+    # These components are not supported, but code written for diffusers reads them and passes them to the upscaler.
     safety_checker = feature_extractor = watermarker = None
 
     @classmethod

@@ -69,7 +69,7 @@ class Weight(Real):
 
 
 class ConceptWords(Kind):
-    """The words of one or more concepts. `check` always returns a list."""
+    """One or more concepts as strings. `check` always returns a list."""
 
     noun = "a string or a list of strings"
 
@@ -98,7 +98,7 @@ class Generators(Kind):
 
 
 class SeedsOrGenerators(Seeds):
-    """Seeds or generators. Generators are accepted because diffusers has `generator` in the position of `seed`."""
+    """Seeds or generators. Generators are accepted because diffusers has `generator` at the position of `seed`."""
 
     def check(self, name: str, value: Any) -> Any:
         several = isinstance(value, list | tuple)
@@ -146,8 +146,9 @@ class StepCallback(Kind):
 class Unsupported(Kind):
     """Values of an unsupported argument. Only values that have no effect in diffusers are accepted.
 
-    Attributes: remedy: the reason or the remedy; the error message ends with it. harmless: the values that are accepted
-    in addition to None.
+    Attributes:
+        remedy: the reason or the remedy, which ends the error message.
+        harmless: the values that are accepted in addition to None.
     """
 
     remedy: str

@@ -26,7 +26,7 @@ _NETWORKS = {
 
 
 class AutoModel:
-    """Loads an autoencoder or a UNet, as its config.json says."""
+    """Loads an autoencoder or a UNet, depending on its config.json."""
 
     _folders: tuple[str, ...] = tuple(_NETWORKS)  # the supported networks
 
@@ -49,8 +49,8 @@ class AutoModel:
             pretrained_model_name_or_path: the network's folder, or "owner/name" on the hub.
             subfolder: the network's folder inside that folder or repository, such as "vae".
             torch_dtype, dtype, variant, revision: as in `sega_jax.load`.
-            device_map: a device, as for a pipeline's method `to`.
-            options: options of the hub client, and options without an effect here.
+            device_map: a device, as accepted by a pipeline's `to` method.
+            options: options of the hub client, and diffusers' options that have no effect here.
 
         Raises:
             TypeError, ValueError: an option is unknown or has an unsupported value.

@@ -1,4 +1,4 @@
-"""diffusers' options for loading: those that are used, those without an effect here, and those that are refused."""
+"""diffusers' loading options: those that are used, those that have no effect here, and those that are refused."""
 
 import difflib
 from collections.abc import Iterator
@@ -13,8 +13,8 @@ from sega_jax.weights import hub
 
 # Options that have the same names in the hub client.
 _HUB = ("cache_dir", "token", "local_files_only", "force_download")
-# Options that control how torch loads weights. There are no such choices here: loading always reads the best weight
-# files in a folder and moves the tensors to the devices one by one.
+# Options that control how torch loads weights. This library offers no such choices: loading always reads the best
+# weight files in a folder and moves the tensors to the devices one by one.
 _WITHOUT_EFFECT = (
     *("use_safetensors", "low_cpu_mem_usage", "max_memory", "offload_folder", "offload_state_dict", "offload_buffers"),
     *("disable_mmap", "trust_remote_code", "mirror", "use_onnx", "use_flashpack", "resume_download"),
@@ -82,7 +82,7 @@ def load_options(options: dict[str, Any], caller: str) -> tuple[dict[str, Any], 
 
 
 def hub_choices(options: dict[str, Any]) -> dict[str, Any]:
-    """Returns those of diffusers' options that the hub client uses."""
+    """Returns the diffusers options that the hub client uses."""
     choices = {name: options[name] for name in _HUB if name in options}
     if options.get("use_auth_token") is not None:
         choices.setdefault("token", options["use_auth_token"])

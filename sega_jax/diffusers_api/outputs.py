@@ -16,8 +16,8 @@ from sega_jax.systems.base import Record
 class Images:
     """The pictures of a call.
 
-    Attributes: images: PIL images, a float array [rows, height, width, 3] in [0, 1], or the final states of the
-    sampling.
+    Attributes:
+        images: PIL images, a float array [rows, height, width, 3] in [0, 1], or the final states of the sampling.
     """
 
     images: list[Image.Image | None] | np.ndarray
@@ -27,14 +27,14 @@ class Images:
 class Estimates:
     """The predictions and guidance that a call with `return_guidance` records. Without it, all fields are None.
 
-    `*state` stands for the shape of the latents, of DeepFloyd-IF's pixels, or of Paella's logits, with channels last.
+    `*state` is the shape of the latents, of DeepFloyd-IF's pixels, or of Paella's logits, with channels last.
 
     Attributes:
         sem_guidance: the guidance of the edits at each model call, [calls, rows, *state]. It excludes classifier-free
             guidance and replayed guidance.
-        uncond_estimates: the predictions for the negative prompt, [calls, rows, *state]. text_estimates: the
-        predictions for the prompt, [calls, rows, *state]. edit_estimates: the predictions for the concepts, [calls,
-        concepts, rows, *state], or None without concepts.
+        uncond_estimates: the predictions for the negative prompt, [calls, rows, *state].
+        text_estimates: the predictions for the prompt, [calls, rows, *state].
+        edit_estimates: the predictions for the concepts, [calls, concepts, rows, *state], or None without concepts.
     """
 
     sem_guidance: np.ndarray | None = None

@@ -93,7 +93,7 @@ def _check_image(image: object) -> None:
 
 
 class ImageToImagePipeline(DiffusersPipeline):
-    """A pipeline that starts from pictures. The results have the size of these pictures."""
+    """A pipeline that starts from pictures. The results have the same size as these pictures."""
 
     def _with_picture_size(self, options: dict[str, Any]) -> dict[str, Any]:
         """Adds the size of the pictures to the arguments of a native call.

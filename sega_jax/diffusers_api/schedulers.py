@@ -83,7 +83,7 @@ def _option_names(name: str) -> list[str]:
 
 
 def _check(name: str, options: Mapping[str, Any]) -> None:
-    """Checks that the scheduler class `name` has these options.
+    """Checks that the scheduler class `name` has the given options.
 
     Raises:
         TypeError: an option is unknown.

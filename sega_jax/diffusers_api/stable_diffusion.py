@@ -43,8 +43,8 @@ class SemanticStableDiffusionPipelineOutput(Estimates, CheckedImages):
         images: PIL images, or a float array [rows, height, width, 3] in [0, 1], or latents
             [rows, height / f, width / f, channels], where f is the checkpoint's downsampling factor.
         nsfw_content_detected: for each picture, whether the safety checker flagged it (flagged pictures are black).
-        None for latents or without a safety checker. sem_guidance, uncond_estimates, text_estimates, edit_estimates:
-        arrays of latents, or None without
+            None for latents or without a safety checker.
+        sem_guidance, uncond_estimates, text_estimates, edit_estimates: arrays of latents, or None without
             `return_guidance`; see `Estimates`.
 
     Example:
@@ -80,10 +80,10 @@ class StableDiffusionArguments(TimestepArguments, LatentArguments):
 class SemanticStableDiffusionPipeline(LatentPipeline):
     """diffusers' semantic pipeline for Stable Diffusion 1.x and 2.x.
 
-    It wraps a native pipeline, `pipeline`. It fixes some of diffusers' bugs: edits also act at `guidance_scale <= 1`,
-    the embeddings of several concepts are not mixed up in a batch, and tuples and None work wherever lists do.
-    Predictions are recorded only with `return_guidance=True`. Arrays have channels last. The noise comes from a seed, a
-    generator or a JAX key.
+    It wraps a native pipeline, `pipeline`. It fixes some of diffusers' bugs: edits also take effect at
+    `guidance_scale <= 1`, the embeddings of several concepts are not mixed up in a batch, and tuples and None work
+    wherever lists do. Predictions are recorded only with `return_guidance=True`. Arrays have channels last. The noise
+    comes from a seed, a generator or a JAX key.
 
     Example:
         >>> from sega_jax import SemanticStableDiffusionPipeline
@@ -110,8 +110,7 @@ class SemanticStableDiffusionPipeline(LatentPipeline):
         *,
         devices: Sequence[jax.Device] | Devices | None = None,
     ):
-        """Builds a pipeline from the components of another pipeline, as in
-        `SemanticStableDiffusionPipeline(**pipe.components)`.
+        """Builds a pipeline from another pipeline's components, usually passed as `**pipe.components`.
 
         The pipelines share weights and compiled programs.
 

@@ -78,8 +78,7 @@ class SemanticStableDiffusionXLPipeline(LatentPipeline):
         *,
         devices: Sequence[jax.Device] | Devices | None = None,
     ):
-        """Builds a pipeline from the components of another pipeline, as in
-        `SemanticStableDiffusionXLPipeline(**pipe.components)`.
+        """Builds a pipeline from another pipeline's components, usually passed as `**pipe.components`.
 
         The pipelines share weights and compiled programs.
         """
@@ -107,7 +106,7 @@ class SemanticStableDiffusionXLPipeline(LatentPipeline):
             torch_dtype: the dtype of the networks, like the option `dtype`. torch dtypes are also accepted.
             tokenizer, tokenizer_2: another pipeline's two tokenizers, to use instead of the checkpoint's.
             force_zeros_for_empty_prompt: whether a missing negative prompt is embedded as zeros instead of as "". None
-                takes the checkpoint's setting.
+                uses the checkpoint's setting.
             options: the other options of `sega_jax.load`.
 
         Raises:
@@ -181,8 +180,8 @@ class SemanticStableDiffusionXLPipeline(LatentPipeline):
             device: ignored.
             num_images_per_prompt: how many copies of each embedding to return, at least 1.
             do_classifier_free_guidance: whether to encode the negative prompts.
-            negative_prompt: one negative prompt for all prompts, or one for each. None returns zeros if the checkpoint
-                says so, and otherwise the embedding of "".
+            negative_prompt: one negative prompt for all prompts, or one for each. None means zeros if the checkpoint's
+                setting says so, and the embedding of "" otherwise.
             negative_prompt_2: the negative prompts for the second text encoder. None means `negative_prompt`.
             lora_scale: multiplies the weights of loaded LoRAs.
             clip_skip: as for a call.
@@ -245,14 +244,14 @@ class SemanticStableDiffusionXLPipeline(LatentPipeline):
         return split(self._joined(names, states, pooled))
 
     def _text(self, call: SDXLArguments, name: str, *, required: bool = False) -> Any:
-        """Returns the words of the prompts, or their embeddings.
+        """Returns the prompts as strings, or their embeddings.
 
-        Embeddings are returned if the caller gave them. They are computed if the second text encoder reads different
-        words.
+        Embeddings are returned if the caller gave them. They are computed here if the prompts for the two text encoders
+        differ.
 
         Args:
             name: "prompt" or "negative_prompt".
-            required: whether words or embeddings must be given.
+            required: whether strings or embeddings must be given.
 
         Raises:
             TypeError, ValueError: arguments contradict each other, or have the wrong type or shape.
@@ -281,7 +280,7 @@ class SemanticStableDiffusionXLPipeline(LatentPipeline):
         return self._joined(names, states, pooled)
 
     def _joined(self, names: tuple[str, str], states: Any, pooled: Any) -> SDXLText | list[SDXLText]:
-        """Combines embeddings and pooled embeddings into a text.
+        """Combines embeddings and pooled embeddings into one or more `SDXLText` objects.
 
         Args:
             names: the names of the two arguments, for error messages.
@@ -289,7 +288,7 @@ class SemanticStableDiffusionXLPipeline(LatentPipeline):
             pooled: pooled embeddings [rows, channels] or [prompts, n, channels], or None if `states` is an `SDXLText`.
 
         Returns:
-            One text, or a list with one text for each prompt if the arrays have an axis for the prompts.
+            One `SDXLText`, or a list with one for each prompt if the arrays have an axis for the prompts.
 
         Raises:
             TypeError, ValueError: one of the arrays is missing, or has the wrong type or shape.

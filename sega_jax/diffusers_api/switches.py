@@ -58,7 +58,7 @@ class Switches:
             args: a device, a dtype, or both. A device is "cuda" for all accelerators, "cuda:0" for the first one,
                 "cpu", a torch device, or one or more JAX devices. Without an accelerator, "cuda" only warns. A dtype is
                 a torch, NumPy or JAX dtype, or its name.
-            device, dtype: the device and the dtype, given by name.
+            device, dtype: the device and the dtype as keyword arguments.
             options: `torch_dtype`, and options such as `memory_format` that have no effect here.
 
         Returns:

@@ -1,4 +1,4 @@
-"""Reads words and embeddings in the forms that diffusers' pipelines accept."""
+"""Reads prompts and embeddings in the forms that diffusers' pipelines accept."""
 
 from typing import Any
 

@@ -13,8 +13,8 @@ def atomic_folder(dest: Path) -> Iterator[Path]:
     """Yields a hidden folder to write into. It becomes `dest` if the block succeeds and is removed if it fails.
 
     The hidden folder is next to `dest`. Files that a killed process left in it are removed. A lock distinguishes such
-    leftovers from a folder that another process is still writing: the operating system releases it when its process
-    ends.
+    leftovers from a folder that another process is still writing: the operating system releases a process's locks when
+    the process ends.
 
     Raises:
         FileExistsError: `dest` exists and is not an empty folder, or another process is writing it.
@@ -54,7 +54,7 @@ def _lock(folder: int) -> bool:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # the file system does not support locks; continue, because two writers of one folder are rare
+    except OSError:  # the file system does not support locks; continue, because concurrent writers are rare
         return True
     return True
 

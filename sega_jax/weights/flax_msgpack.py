@@ -22,10 +22,10 @@ from sega_jax.weights.layout import Entry, Layout, torch_key, torch_name
 from sega_jax.weights.tensors import Tensors, looks_like, weight_files
 from sega_jax.weights.torch_pickle import mapped
 
-# Linen and this library order the axes of parameters in the same way. Names are converted to torch's, so that a
-# module's `rename` applies.
+# Linen and this library order the axes of parameters in the same way. Names are converted to torch's names, because
+# each module's `rename` expects those.
 LINEN = Layout(torch_name, lambda _path, shape: shape, lambda _path, array: array)
-# Limits that no real network comes close to: names in a file, names in one map, and characters in a dotted path.
+# Limits far above those of any real network: the number of names in a file and in one map, and the length of a path.
 _MAX_NAMES, _MAX_NAMES_IN_MAP, _MAX_PATH_LENGTH = 2**16, 2**10, 512
 # Codes of Flax's msgpack extensions for arrays, and the key that marks a map as an array of more than 2^30 bytes.
 _ARRAY, _SCALAR, _CHUNKED = 1, 3, "__msgpack_chunked_array__"
@@ -87,7 +87,7 @@ def files(stem: str, variant: str | None) -> list[str]:
 
 
 def _unpacked(data: Any) -> Any:
-    """Returns the content of a msgpack file: nested maps of arrays.
+    """Returns the content of a msgpack file as nested maps of arrays.
 
     Args:
         data: the bytes of the file, in a buffer.
@@ -132,7 +132,7 @@ def _array(code: int, data: bytes) -> np.ndarray:
 def _joined(content: Mapping[str, Any]) -> np.ndarray:
     """Joins a large array, which is stored as a map with its shape and the chunks of its entries.
 
-    Shape and chunks are maps from positions ("0", "1", ...) to values.
+    Both the shape and the chunks are stored as maps from positions ("0", "1", ...) to values.
 
     Raises:
         ValueError: the map is not a valid array.
@@ -150,7 +150,7 @@ def _shaped(entries: np.ndarray, shape: Any) -> np.ndarray:
 
 
 def _flat(content: Any, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the arrays in nested maps with their dotted paths.
+    """Yields (dotted path, array) for each array in nested maps.
 
     Raises:
         ValueError: a leaf is not an array, or a path is too long.

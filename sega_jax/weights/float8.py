@@ -1,8 +1,8 @@
 """Reads 8-bit floats and converts them to wider types.
 
 float16 represents every value of the common 8-bit types exactly. Files may store a weight divided by a scale, so that
-its entries use the full range of these types. A separate tensor holds the scale: one number for the entire weight, for
-each row (output of the layer), or for each block of a matrix.
+its entries use the full range of these types. A separate tensor contains the scale: one number for the entire weight,
+for each row (output of the layer), or for each block of a matrix.
 """
 
 import json
@@ -20,7 +20,7 @@ from sega_jax.method.numerics import is_floating
 from sega_jax.text.files import CheckpointError
 from sega_jax.weights.layout import Entry
 
-# Keys are the names in safetensors headers. The last type stores scales: powers of two from 2^-127 to 2^127.
+# Keys are the dtype names in safetensors headers. The last type is used for scales: powers of two from 2^-127 to 2^127.
 DTYPES = {
     "F8_E4M3": ml_dtypes.float8_e4m3fn,
     "F8_E5M2": ml_dtypes.float8_e5m2,
@@ -30,14 +30,14 @@ DTYPES = {
 }
 _WIDE: dict[np.dtype, np.dtype] = {np.dtype(dtype): np.dtype(np.float16) for dtype in DTYPES.values()}
 _WIDE[np.dtype(ml_dtypes.float8_e8m0fnu)] = np.dtype(np.float32)
-# The scale of "layer.weight" may be named "layer.scale_weight" and so on. The last name is used for scales of blocks.
-# In spite of its name, such a scale multiplies the weight like the others.
+# The scale of "layer.weight" may have any of these names, as in "layer.scale_weight". The last name is used for
+# block-wise scales. Despite its name, such a scale multiplies the weight instead of dividing it.
 _SCALES = ("scale_weight", "weight_scale", "weight_scale_inv")
-# Notes about the format, and scales of a layer's input, which only quantised computation needs.
+# Tensors to skip: metadata about the format, and the scales of layer inputs, which only quantised computation needs.
 _NOTES = ("scale_input", "input_scale", "comfy_quant", "scaled_fp8")
-# The maximum size of a note, in bytes.
+# The maximum size of a metadata tensor, in bytes.
 _MAX_NOTE_SIZE = 2**12
-# The most common block size: entries along each axis.
+# The most common block size, in entries along each axis.
 _BLOCK = 128
 
 
@@ -59,7 +59,7 @@ def widened(array: np.ndarray) -> np.ndarray:
     """Converts an array of 8-bit floats to a wider type without rounding. Other arrays are returned unchanged."""
     if array.dtype not in _WIDE:
         return array
-    with np.errstate(invalid="ignore"):  # `pull.fill` reports NaN
+    with np.errstate(invalid="ignore"):  # later, `pull.fill` reports NaN
         return array.astype(_WIDE[array.dtype])
 
 
@@ -74,9 +74,9 @@ def width(dtype: np.dtype) -> int:
 
 
 def scaled(path: Path, entries: Iterable[Entry]) -> dict[str, Entry]:
-    """Returns {key: tensor}, where reading a weight multiplies it by its scale in float32.
+    """Returns {key: tensor}. Reading a weight from the result multiplies it by its scale in float32.
 
-    Scales and notes about the format are omitted.
+    The result omits scales and metadata about the format.
 
     Args:
         path: the file or folder that contains the tensors, for error messages.
@@ -104,14 +104,14 @@ def scaled(path: Path, entries: Iterable[Entry]) -> dict[str, Entry]:
     parents = {key.removesuffix("weight") for key in weights if key.endswith("weight")}
     for key in kept:
         parent = key[: key.rfind(".") + 1]
-        # "layer.weight.scale" scales "layer.weight".
+        # "layer.weight.scale" is the scale of "layer.weight".
         if "scal" in key[len(parent) :] and not {parent, parent.removesuffix("weight.")}.isdisjoint(parents):
             raise CheckpointError(f"{path}: {key} scales weights in an unsupported way; use unquantised weights")
     return kept
 
 
 def _check_format(path: Path, entry: Entry, *, has_scale: bool) -> None:
-    """Checks ComfyUI's note about the format of a layer. The entries of the note are the bytes of a JSON object."""
+    """Checks ComfyUI's metadata about a layer's format, a tensor whose elements are the bytes of a JSON object."""
     try:
         name = json.loads(bytes(entry.read().astype(np.uint8)) if entry.nbytes < _MAX_NOTE_SIZE else b"")["format"]
     except (ValueError, TypeError, KeyError, RecursionError):
@@ -129,7 +129,8 @@ def _read(path: Path, start: int, shape: tuple[int, ...], dtype: np.dtype) -> np
 def _scaled(path: Path, weight: Entry, scale: Entry) -> np.ndarray:
     """Multiplies a weight by its scale, in float32.
 
-    The scale is one number for the entire weight, for each entry of the first axis, or for each block of a matrix.
+    The scale contains one number for the entire weight, for each entry of the first axis, or for each block of a
+    matrix.
 
     Raises:
         CheckpointError: the weight or the scale does not contain floats, or the shape of the scale does not fit.

@@ -1,4 +1,4 @@
-"""Splits or reshapes tensors that a file stores fused, transposed, or as convolutions of size 1."""
+"""Splits or reshapes tensors that a file stores fused, transposed, or as 1 x 1 convolutions."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -12,11 +12,11 @@ from sega_jax.weights.layout import Entry
 
 
 class Forms(NamedTuple):
-    """Describes the tensors of a network that a file stores in a different form. Patterns are searched in names."""
+    """Describes which of a network's tensors a file stores in a different form. Each pattern is searched in names."""
 
-    fused: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # {pattern: layers whose rows the tensor stacks}
-    convolutions: str = r"$^"  # linear layers stored as convolutions of size 1
-    transposed: str = r"$^"  # matrices stored as [in, out]; searched in the name in the file
+    fused: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # {pattern: layers stacked row-wise}
+    convolutions: str = r"$^"  # linear layers stored as 1 x 1 convolutions
+    transposed: str = r"$^"  # matrices stored as [in, out]; the pattern is searched in the file's names
 
 
 def parameters(name: str, entry: Entry, forms: Forms, width: int | None = None) -> Iterator[tuple[str, Entry]]:
@@ -25,7 +25,7 @@ def parameters(name: str, entry: Entry, forms: Forms, width: int | None = None) 
     Args:
         name: the tensor's name, in which the patterns of `forms` are searched.
         entry: the tensor in the file.
-        width: the number of consecutive rows of each layer in a fused tensor, such as the size of an attention head.
+        width: how many consecutive rows of a fused tensor belong to one layer, such as the size of an attention head.
             None means that all rows of a layer are consecutive.
     """
     if len(entry.shape) == 2 and re.search(forms.transposed, entry.key):
@@ -34,7 +34,7 @@ def parameters(name: str, entry: Entry, forms: Forms, width: int | None = None) 
         entry = entry._replace(shape=entry.shape[:2], read=partial(_reshaped, entry.read, entry.shape[:2]))
     layers = next((layers for pattern, layers in forms.fused.items() if re.search(pattern, name)), ())
     if not layers or not entry.shape or entry.shape[0] % (len(layers) * (width or 1)):
-        # A tensor that cannot be split fits no parameter. The later comparison of names and shapes reports it.
+        # A tensor that cannot be split matches no parameter. The later comparison of names and shapes reports it.
         yield name, entry
         return
     rows, *rest = entry.shape[0] // len(layers), *entry.shape[1:]

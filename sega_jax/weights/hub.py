@@ -21,7 +21,7 @@ _ADDRESS = re.compile(
 )
 # Hosts of the hub's pages, in addition to the endpoint that HF_ENDPOINT may set.
 _HOSTS = ("huggingface.co", "hf.co")
-# The words that may appear between the repository and the revision in the address of a page.
+# The path components that may separate the repository from the revision in a page's web address.
 _PAGES = ("tree", "blob", "resolve", "raw")
 
 
@@ -142,7 +142,7 @@ def fetch(repository: str, files: Sequence[str], revision: str | None = None) ->
             f"is not a local folder, the hub cannot be reached, and the cache {huggingface_hub.constants.HF_HUB_CACHE}"
             " does not contain it; connect to the internet once (and unset HF_HUB_OFFLINE), or give a local folder"
         )
-    except Exception as error:  # the client passes on errors of its HTTP library
+    except Exception as error:  # the client also raises errors of its HTTP library
         problem = f"cannot be fetched from the hub: {error}"
     raise CheckpointError(f"{repository} {problem}")
 
@@ -163,7 +163,7 @@ def files(repository: str, revision: str | None = None) -> list[str] | None:
     """Returns the paths of all files in a repository, or None if the hub does not answer.
 
     Args:
-        repository, revision: as for `fetch`. Its errors explain why the hub does not answer.
+        repository, revision: as for `fetch`, whose errors say why the hub does not answer.
     """
     import huggingface_hub
 
@@ -173,5 +173,5 @@ def files(repository: str, revision: str | None = None) -> list[str] | None:
         token = _options.get().get("token")
         info = huggingface_hub.model_info(repository, revision=revision, token=token)
         return [file.rfilename for file in info.siblings or ()]
-    except Exception:  # the client passes on errors of its HTTP library
+    except Exception:  # the client also raises errors of its HTTP library
         return None

@@ -55,7 +55,7 @@ class Entry(NamedTuple):
 
     key: str
     shape: tuple[int, ...]
-    nbytes: int  # of the array that `read` returns
+    nbytes: int  # the size of the array that `read` returns
     read: Callable[[], np.ndarray]
     eight_bit: bool = False  # whether the file stores 8-bit floats
 
@@ -64,8 +64,8 @@ class Layout(NamedTuple):
     """Describes how a file format names and stores a parameter, given its path in the module."""
 
     name: Callable[[tuple], str]
-    shape: Callable[[tuple, tuple[int, ...]], tuple[int, ...]]  # from the module's shape to the file's
-    ours: Callable[[tuple, np.ndarray], np.ndarray]  # from the file's array to the module's
+    shape: Callable[[tuple, tuple[int, ...]], tuple[int, ...]]  # converts the module's shape to the file's
+    ours: Callable[[tuple, np.ndarray], np.ndarray]  # converts the file's array to the module's
 
 
 TORCH = Layout(torch_name, torch_shape, from_torch)
@@ -73,7 +73,7 @@ FLAX = Layout(flax_name, lambda _path, shape: shape, lambda _path, array: array)
 
 
 def leaves(module: Any) -> dict[str, tuple[int, ...]]:
-    """Returns {key in torch's files: shape in torch's files} for a module. Its parameters may be only shapes."""
+    """Returns {key in torch's files: shape in torch's files} for a module, whose parameters may be only shapes."""
     return {
         torch_name(path): torch_shape(path, leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(module)
     }

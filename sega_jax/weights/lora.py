@@ -32,7 +32,7 @@ Files = str | Path | Mapping[str | Path, float]
 # {name of a layer, with the network's prefix and with underscores: (out, in) of its weight, or () if unknown}.
 LayerSizes = Mapping[str, tuple[int, ...]]
 
-# The maximum number of problems that an error lists. The rest are only counted.
+# The maximum number of problems that an error message lists. The rest are only counted.
 _LISTED = 10
 
 
@@ -45,9 +45,9 @@ class Change(NamedTuple):
 
 
 class Families(NamedTuple):
-    """Recognises the families of LoRAs and checkpoints by their layers, for error messages.
+    """Recognises the families of LoRAs and checkpoints by their layers, so that error messages can name them.
 
-    Both functions return a family's display name, or None if they do not recognise it.
+    Both fields are functions that return a family's display name, or None if they do not recognise the family.
     """
 
     of_file: Callable[[LayerSizes], str | None] = lambda sizes: None
@@ -81,8 +81,7 @@ def read(
         TypeError: `lora` is neither a path nor {path: scale}.
         ValueError: a scale is not a finite number.
         CheckpointError: a file is missing or broken, contains tensors that do not belong to a LoRA, changes layers that
-            these networks lack or whose shapes differ, or uses an unsupported method. The error lists the first
-            problems.
+            the networks lack or whose shapes differ, or uses an unsupported method. The error lists the first problems.
     """
     scales = list(lora.items()) if isinstance(lora, Mapping) else [(lora, 1.0)]
     for path, scale in scales:
@@ -169,7 +168,7 @@ def _layers(
 def _misfit(
     path: Path, networks: Mapping[str, Any], tensors: Tensors, families: Families, problems: Sequence[str]
 ) -> CheckpointError:
-    """Returns the error for a LoRA that does not fit. It names the LoRA's family if known, otherwise the problems."""
+    """Returns the error for a LoRA that does not fit. It names the LoRA's family or else lists the problems."""
     lora_family, family = families.of_file(_sizes_in(tensors.shapes)), families.of_checkpoint(_sizes_of(networks))
     if lora_family and family and lora_family != family:
         return CheckpointError(
@@ -183,7 +182,7 @@ def _misfit(
 
 
 def _sizes_in(tensors: Mapping[str, tuple[int, ...]]) -> LayerSizes:
-    """Returns {layer: (out, in)} of the weights that the tensors of a file fit; () for unknown sizes."""
+    """Returns {layer: (out, in)}, the size of the weight that a layer's tensors fit, or () if it is unknown."""
     layers: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, shape in tensors.items():
         if parts := parsed(name):
@@ -192,7 +191,7 @@ def _sizes_in(tensors: Mapping[str, tuple[int, ...]]) -> LayerSizes:
 
 
 def _size(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """Returns (out, in) of the weight that a layer's tensors fit, or () if they do not determine it."""
+    """Returns the size (out, in) of the weight that a layer's tensors fit, or () if they do not determine it."""
     for form in FORMS:
         if not form.of_bias and any(needed <= shapes.keys() for needed in form.needs):
             return form.sizes(shapes) or ()
@@ -200,7 +199,7 @@ def _size(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
 
 
 def _sizes_of(networks: Mapping[str, Any]) -> LayerSizes:
-    """Returns {layer: (out, in)} of the networks' weights, with names like those in files."""
+    """Returns {layer: (out, in)}, the sizes of the networks' weights, with layers named as in LoRA files."""
     return {
         f"{part}_{key.removesuffix('.weight').replace('.', '_')}": shape[:2]
         for part, network in networks.items()

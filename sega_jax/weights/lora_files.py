@@ -21,7 +21,7 @@ from sega_jax.weights.torch_pickle import opened
 _DIFFUSERS = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 _PEFT = ("adapter_model.safetensors", "adapter_model.bin")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# The maximum number of names that an error lists. The rest are only counted.
+# The maximum number of names that an error message lists. The rest are only counted.
 _LISTED = 20
 
 
@@ -30,7 +30,7 @@ def find(lora: str | os.PathLike[str]) -> Path:
 
     Raises:
         CheckpointError: the file does not exist, or a folder or repository does not contain exactly one LoRA. The error
-            lists its files.
+            message lists the files in it.
     """
     path = Path(os.path.expanduser(lora))
     name = on_hub(lora)
@@ -62,7 +62,7 @@ def pinned(lora: str | os.PathLike[str], folder: Path = Path()) -> str:
 
     Args:
         lora: a file, a folder or a name on the hub.
-        folder: the folder that relative paths start from.
+        folder: the folder to which relative paths refer.
 
     Raises:
         CheckpointError: a folder or repository does not contain exactly one LoRA, or the LoRA cannot be downloaded.
@@ -145,13 +145,13 @@ def _files(folder: Path) -> list[str]:
 
 
 def _named(files: Sequence[str]) -> str | None:
-    """Returns the first file whose name diffusers or peft uses, or None."""
+    """Returns the file that has one of the names used by diffusers or peft, or None."""
     known = [*_DIFFUSERS, *(_PEFT if CONFIG in files else ())]
     return next((name for name in known if name in files), None)
 
 
 def _chosen(where: str, files: Sequence[str]) -> str:
-    """Returns the LoRA file of a folder or repository. Files in subfolders are only listed in errors.
+    """Returns the LoRA file of a folder or repository. Error messages also list files in subfolders.
 
     Raises:
         CheckpointError: there is no such file, or there are several.
@@ -173,6 +173,6 @@ def _chosen(where: str, files: Sequence[str]) -> str:
 
 
 def _list(names: Sequence[str]) -> str:
-    """Returns the first names as text, followed by the number of further names."""
+    """Returns the first names as text, followed by how many more there are."""
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(sorted(names)[:_LISTED]) + more

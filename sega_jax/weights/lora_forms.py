@@ -34,16 +34,16 @@ class Form:
     def sizes(self, shapes: Shapes) -> Sizes | None:
         """Returns (out, in) of the weight that the tensors fit, or None if they do not determine it.
 
-        `in` may include the entries of the kernel.
+        For a convolution, `in` may be multiplied by the size of the kernel.
         """
         return None
 
     def fits(self, shapes: Shapes, shape: Sizes) -> bool:
-        """Returns whether the tensors fit a weight or bias of this shape."""
+        """Returns whether the tensors fit a weight or bias of the given shape."""
         raise NotImplementedError
 
     def difference(self, arrays: Arrays, weight: np.ndarray, factor: float) -> np.ndarray:
-        """Returns the difference for a weight or bias `weight`, in float32 or a wider dtype."""
+        """Returns the difference to add to `weight` (a weight or bias), in float32 or a wider dtype."""
         raise NotImplementedError
 
 
@@ -56,14 +56,14 @@ def flat(array: np.ndarray) -> np.ndarray:
 
 
 def _matrices(shapes: Shapes, *roles: str) -> bool:
-    """Returns whether the tensors with these roles are matrices without empty axes."""
+    """Returns whether the tensors with the given roles are matrices without empty axes."""
     return all(len(shapes[role]) == 2 and min(shapes[role]) > 0 for role in roles)
 
 
 def without_ones(kernel: Sizes) -> Sizes:
-    """Returns a kernel's sizes, or () for a kernel of size 1.
+    """Returns a kernel's shape, or () if all its sizes are 1.
 
-    Files may store a convolution of size 1 as a linear layer, or vice versa.
+    Files may store a 1 x 1 convolution as a linear layer, or vice versa.
     """
     return () if all(size == 1 for size in kernel) else kernel
 
@@ -123,7 +123,7 @@ class Lora(Form):
 
 
 class LoHa(Form):
-    """LoHa: the entry-wise product of two products of rank r (Hyeon-Woo et al. 2022, proposition 1).
+    """LoHa: the element-wise product of two matrices of rank r (Hyeon-Woo et al. 2022, proposition 1).
 
     The difference is (w1_a w1_b) * (w2_a w2_b), where w1_a and w2_a are [out, r], and w1_b and w2_b are [r, in * height
     * width]. For a convolution, t1 and t2 [r, r, height, width] may store the kernel (proposition 3). In that case w1_a

@@ -16,7 +16,7 @@ from sega_jax.weights.lora_products import FORMS, decomposed, magnitude_fits
 from sega_jax.weights.tensors import Tensors
 
 Reads = dict[str, Callable[[], np.ndarray]]
-# Returns the factor of a layer's difference, given the network, the key of the layer's weight, its alpha and its rank.
+# A function that takes a network, the key of a layer's weight, alpha and rank, and returns the difference's factor.
 Factor = Callable[[str, str, float | None, int | None], float]
 
 # The roles of tensors that hold a single number, which may be an integer.
@@ -30,7 +30,7 @@ class Layer(NamedTuple):
 
     form: Form
     reads: Reads  # {role: function that reads the array from the file, in the file's dtype}
-    factor: float  # multiplies the difference
+    factor: float  # the number that multiplies the difference
 
     def difference(self, weight: np.ndarray) -> np.ndarray:
         """Returns the difference for a weight in torch's layout, in float32 or a wider dtype.
@@ -119,7 +119,7 @@ def _grouped(
 
 
 def _resolve_vector(group: Group, problems: list[str]) -> None:
-    """Renames the role of an (IA)^3 vector to show which axis of the weight it multiplies, as stored in `on_input`."""
+    """Renames the role of an (IA)^3 vector to show which axis of the weight it multiplies, according to `on_input`."""
     if "vector" not in group.names:
         return
     name, shape = group.names.pop("vector"), group.shapes.pop("vector")
@@ -136,7 +136,7 @@ def _resolve_vector(group: Group, problems: list[str]) -> None:
 def _forms(
     part: str, key: str, group: Group, shapes: Mapping[str, tuple[int, ...]], problems: list[str]
 ) -> list[tuple[Form, str]]:
-    """Returns (form, key that it changes) for each form in a layer's tensors. Adds misfits to `problems`."""
+    """Returns (form, key that it changes) for each form that a layer's tensors describe. Adds misfits to `problems`."""
     roles = group.names.keys()
     if len(shapes[key]) < 2 and not roles <= _NORM_ROLES:
         problems += [f"  unexpected {name} {group.shapes[role]}" for role, name in group.names.items()]
@@ -188,7 +188,7 @@ def _factor(factor: Factor, part: str, key: str, form: Form, group: Group) -> fl
 
 
 def _unusable(groups: Mapping[tuple[str, str], Group]) -> list[str]:
-    """Reads all tensors, one at a time, and returns the problems with their entries."""
+    """Reads all tensors, one at a time, and returns a list of problems with their entries."""
     problems = []
     for group in groups.values():
         for role, read in group.reads.items():

@@ -12,9 +12,9 @@ import jax
 
 from sega_jax.weights.layout import torch_name
 
-# The name that the user gave an adapter. peft puts it after the name of the tensor.
+# A pattern for the name that the user gave an adapter. In peft's files, it follows the role of the tensor.
 _ADAPTER = r"(?:\.(?!weight$|bias$)(?P<adapter>[^.]+))?"
-# {role: pattern of the end of a tensor name, after the name of the layer}.
+# {role: pattern for the end of a tensor's name, which follows the layer's name}.
 _ENDS = {
     "down": rf"[._]lora[._](?:A|down){_ADAPTER}\.weight|\.lora_linear_layer\.down\.weight",
     "up": rf"[._]lora[._](?:B|up){_ADAPTER}\.weight|\.lora_linear_layer\.up\.weight",
@@ -39,7 +39,7 @@ _ENDS = {
 _COMPILED = {role: re.compile(rf"(?:{end})$") for role, end in _ENDS.items()}
 # Wrapper modules that peft and torch put around a network or a layer.
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:base_model\.model|module|_orig_mod|_fsdp_wrapped_module)\.")
-# {pattern of tensor names: name of the unsupported method, for errors}.
+# {pattern of tensor names: name of the unsupported method, for error messages}.
 _UNSUPPORTED = {
     r"\.oft_[rR]\b": "peft's OFT",
     r"\.boft_[RsPm]\b": "peft's BOFT",
@@ -58,7 +58,7 @@ _UNSUPPORTED = {
     r"\.to_[kv]_ip\.|^ip_adapter\.": "an IP-Adapter",
 }
 
-# The prefix of words from textual inversion, which OneTrainer may store in a LoRA file.
+# The name prefix of textual-inversion embeddings, which OneTrainer may store in a LoRA file.
 WORDS = "bundle_emb."
 
 
@@ -80,8 +80,8 @@ class Parsed(NamedTuple):
 class Place(NamedTuple):
     """The layer that a tensor changes."""
 
-    part: str  # the network
-    key: str  # of the layer's weight in diffusers' layout
+    part: str  # the name of the network
+    key: str  # the key of the layer's weight in diffusers' layout
     role: str
     adapter: str | None
 
@@ -102,7 +102,7 @@ def parsed(name: str) -> Parsed | None:
 
 
 def unsupported(names: Any) -> str | None:
-    """Returns the unsupported method that any of these tensor names belongs to, or None."""
+    """Returns the name of an unsupported method that one of the given tensor names belongs to, or None."""
     for pattern, method in _UNSUPPORTED.items():
         if any(re.search(pattern, name) for name in names):
             return method
@@ -110,13 +110,13 @@ def unsupported(names: Any) -> str | None:
 
 
 def places(networks: Mapping[str, Any], names: Mapping[str, LoraNames]) -> Callable[[str], Place | None]:
-    """Returns a function that returns the layer of a tensor, given its name, or None if it belongs to no layer."""
+    """Returns a function that maps a tensor's name to the layer that the tensor changes, or to None."""
     layers = {
         part: {name.replace(".", "_"): key for name, key in names[part].layers(network).items()}
         for part, network in networks.items()
     }
     starts = [(start.replace(".", "_"), part) for part in networks for start in names[part].starts]
-    starts.sort(key=lambda pair: -len(pair[0]))  # the empty prefix is last
+    starts.sort(key=lambda pair: -len(pair[0]))  # longest first, so that the empty prefix is last
 
     def place(name: str) -> Place | None:
         if (parts := parsed(name)) is None:

@@ -22,7 +22,7 @@ _HEADER, CONFIG = "lora_adapter_metadata", "adapter_config.json"
 _PEFT, _PEFT_FILE = "base_model.model.", "adapter_model"
 # peft's initialisation methods that change the weights of the checkpoint.
 _CHANGE_WEIGHTS = ("pissa", "olora", "corda", "loftq")
-# peft's defaults for settings that contain no alpha or no rank.
+# The alpha and rank that peft assumes if the settings contain none.
 _ALPHA = _RANK = 8
 
 
@@ -32,8 +32,8 @@ class Settings(NamedTuple):
     alpha: float | None = None  # None means that alpha equals the rank
     patterns: Mapping[str, float] = {}  # {regular expression for layer names: alpha}
     rslora: bool = False  # whether to divide by the square root of the rank instead of the rank
-    rank: float | None = None  # for layers whose matrices do not determine it; None means that their factor is 1
-    ranks: Mapping[str, float] = {}  # {regular expression for layer names: rank}, for such layers
+    rank: float | None = None  # of layers whose matrices do not determine it; None gives them the factor 1
+    ranks: Mapping[str, float] = {}  # {regular expression for layer names: rank}, for the same layers
 
     def factor(self, key: str, alpha: float | None, rank: int | None) -> float:
         """Returns the factor of a layer's difference, alpha / rank or alpha / sqrt(rank).
@@ -93,7 +93,7 @@ def settings_file(path: Path, keys: Iterable[str]) -> Path | None:
 
 
 def lacks_settings(path: Path, keys: Iterable[str]) -> bool:
-    """Returns whether peft wrote a LoRA whose alpha is stored neither in its file nor next to it."""
+    """Returns whether a LoRA comes from peft and its alpha is stored neither in the file nor next to it."""
     keys = list(keys)
     lacks_alpha = any(key.startswith(_PEFT) for key in keys) and not any(key.endswith("alpha") for key in keys)
     return lacks_alpha and _header(path) is None and settings_file(path, keys) is None
@@ -115,7 +115,7 @@ def _text(path: Path) -> str:
 
 
 def _settings(entries: Mapping[str, Any], part: str) -> Settings:
-    """Returns the settings of a network: the entries with its name as prefix if any, otherwise those without a prefix.
+    """Returns the settings of a network: the entries prefixed with its name if any, otherwise those without a prefix.
 
     Raises:
         AttributeError, TypeError, ValueError, re.error: the entries are not valid settings.

@@ -113,7 +113,7 @@ def openclip_names(text_encoder: CLIPTextModel | CLIPTextModelWithProjection) ->
 
 
 def openclip_spelling(name: str) -> str:
-    """Translates the name of a text projection that is stored as a linear layer to the name in `openclip_names`."""
+    """Translates the name of a text projection stored as a linear layer to its name in `openclip_names`."""
     return "text_projection" if name == "text_projection.weight" else name
 
 

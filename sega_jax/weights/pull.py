@@ -28,7 +28,7 @@ def check(module: Any, weights: Weights, warn: Callable[[str], None] = lambda me
         warn: called with a message that names the first few tensors that the module does not need.
 
     Returns:
-        {name in the file's layout: bytes in the file} for each parameter.
+        {name in the file's layout: size in the file, in bytes} for each parameter.
 
     Raises:
         CheckpointError: parameters are missing or misshapen. The error lists them and the tensors that the module does
@@ -73,7 +73,7 @@ def fill(
         module: the module, whose parameters are only shapes (`jax.ShapeDtypeStruct`).
         weights: the tensors of the file.
         dtype: the dtype that parameters are cast to; None keeps the dtypes in the file.
-        place: moves an array to its devices.
+        place: a function that moves an array to its devices.
         warn: as for `check`.
 
     Returns:
@@ -109,7 +109,7 @@ def fill(
 
 
 def _contiguous(array: np.ndarray) -> np.ndarray:
-    """Returns a C-contiguous copy of an array, or the array itself if it is contiguous.
+    """Returns a C-contiguous copy of an array, or the array itself if it is already C-contiguous.
 
     The last axis of a kernel is the first axis in torch's files. The array is therefore copied in slices of the last
     axis, each of which fits the processor's cache.

@@ -1,7 +1,7 @@
 """Reads single-file checkpoints, whose tensors have the names of the original training code.
 
-A `SingleFile` describes the files of one family, and `OriginalWeights` uses it to read one network. Files also contain
-tensors that the networks here do not have, for example from training; the description names them.
+A `SingleFile` describes the files of one family, and `OriginalWeights` uses it to read one network. Files may also
+contain tensors that this library's networks do not use, for example from training; the description names them.
 """
 
 import os
@@ -60,7 +60,7 @@ class SingleFile(NamedTuple):
 
     name: str  # the display name of the family
     networks: Mapping[str, tuple[Original, ...]]  # {folder in diffusers' layout: alternative descriptions}
-    recognise: Callable[[Shapes], bool]  # returns whether a file with these shapes is of this family or a variant
+    recognise: Callable[[Shapes], bool]  # whether a file with the given shapes belongs to this family or a variant
     refuse: Callable[[Path, Shapes], None]  # raises a CheckpointError for unsupported variants
     # Takes the file, its shapes and its prediction type (None if unknown). Returns a folder in diffusers' layout with
     # the configs of the published checkpoint that the file resembles. Raises CheckpointError if there is none.
@@ -116,7 +116,7 @@ def resemblance(keys: Iterable[str]) -> str:
 class OriginalWeights:
     """Reads the weights of one network from a single file. Weights keep their original names.
 
-    Fused tensors are split. Convolutions of size 1 become matrices if the layer here is linear.
+    Fused tensors are split. 1 x 1 convolutions become matrices if the corresponding layer of the network is linear.
 
     Args:
         path: the path of the file.
@@ -161,7 +161,7 @@ class OriginalWeights:
 
 
 def _original(path: Path, keys: Iterable[str], originals: Sequence[Original], part: str) -> Original:
-    """Returns the description that fits this file."""
+    """Returns the description in `originals` that fits a file."""
     for original in originals:
         if any(key.startswith(original.start) for key in keys):
             return original

@@ -35,13 +35,13 @@ _REMEDIES = {
 
 
 class Weights(Protocol):
-    """The arrays of one network in files. Names and shapes are known; the arrays are read one at a time."""
+    """The arrays of one network, stored in files. Names and shapes are known; the arrays are read one at a time."""
 
     folder: Path
     layout: Layout
     shapes: dict[str, tuple[int, ...]]  # {name in the layout: shape}
     keys: dict[str, str]  # {name in the layout: key in torch's files}
-    sizes: dict[str, int]  # {name in the layout: bytes}
+    sizes: dict[str, int]  # {name in the layout: size in bytes}
 
     @property
     def spare(self) -> Collection[str]:
@@ -259,13 +259,13 @@ def _files(folder: Path, stem: str, variant: str | None, ending: str) -> Iterabl
 
 
 def variants(folder: Path, stem: str, ending: str = "safetensors") -> list[str]:
-    """Returns the variants of the weights in a folder. "" stands for weights without a variant."""
+    """Returns the variants of the weights in a folder. "" means weights without a variant."""
     names = [path.name for path in folder.glob(f"{stem}*")] if folder.is_dir() else []
     return sorted({v for name in names if (v := _variant(name, stem, ending)) is not None})
 
 
 def in_words(variants: Iterable[str]) -> str:
-    """Lists variants as text, written as arguments."""
+    """Lists variants as text, in the form in which they are passed as arguments."""
     return " or ".join("no variant" if variant == "" else f'variant="{variant}"' for variant in variants)
 
 

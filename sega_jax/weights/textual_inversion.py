@@ -1,4 +1,4 @@
-"""Adds words from textual inversion, whose embeddings were learned from pictures (Gal et al. 2022).
+"""Adds new words to a model, with embeddings that textual inversion learned from pictures (Gal et al. 2022).
 
 A word consists of one or more tokens, each with a vector. Files from diffusers use the word as the key of its vectors.
 Files from the AUTOMATIC1111 web UI store the word separately. Files for models with several text encoders contain
@@ -27,16 +27,17 @@ T = TypeVar("T", Tokenizer, TokenizerPair)
 
 Files = str | Path | Mapping[str, str | Path]
 _PLACEHOLDERS = ("*", "emb_params")  # keys of the vectors in files that do not use the word as the key
-# The maximum number of tensors to read. Textual inversion files have few, and a checkpoint need not be read in full.
+# The maximum number of tensors to read. Textual inversion files contain few, so a checkpoint passed by mistake is not
+# read in full.
 _MAX_TENSORS = 64
 
 
 class TextEncoders(NamedTuple):
-    """Describes the text encoders of a family for which words can be learned."""
+    """Describes those text encoders of a family that can be extended with new words."""
 
     family: str
     keys: Mapping[str, str]  # {key in files with vectors for several encoders: folder in diffusers' layout}
-    widths: str  # the vector widths of published checkpoints, such as "768 and 1280", for errors
+    widths: str  # the vector widths of published checkpoints, such as "768 and 1280", for messages
 
 
 class Word(NamedTuple):
@@ -56,8 +57,8 @@ def read(
         networks: {folder in diffusers' layout: text encoder}.
         tokenizer: the model's tokenizer.
         words: {word: file}, or a single file that stores the word itself.
-        families: all families for which words can be learned, so that an error can name the family that a file was made
-            for.
+        families: all families that support textual inversion, so that an error message can name the family that a file
+            was made for.
 
     Raises:
         TypeError: `words` is neither a path nor {word: path}.
@@ -94,7 +95,7 @@ def extended_tokenizer(tokenizer: T, words: Sequence[Word]) -> tuple[T, list[int
 
 
 def _count(word: Word) -> int:
-    """Returns the number of a word's tokens."""
+    """Returns the number of tokens in a word."""
     return len(next(iter(word.vectors.values())))
 
 

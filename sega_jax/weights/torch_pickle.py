@@ -24,7 +24,7 @@ _MAGIC = 0x1950A86A20F9469CFC6C  # the value of the first pickle in files from b
 # The maximum number of files in a zip file, about ten times as many as in the largest checkpoints.
 _MAX_FILES = 2**20
 _PICKLES = ("a zip file", "a pickle")  # results of `looks_like` for pickled weight files
-# Keys under which training programs store a model's weights, in order of preference, and the maximum nesting.
+# Keys under which training programs store a model's weights, in order of preference, and the maximum nesting depth.
 _INNER = ("state_dict", "model", "model_state_dict", "module", "params_ema", "params")
 _MAX_DEPTH = 3
 
@@ -181,7 +181,7 @@ def _read_zip(path: Path, data: mmap.mmap) -> Any:
 
 
 def _members(path: Path, data: mmap.mmap) -> dict[str, tuple[int, int]]:
-    """Returns {name: (start, size)} for the files in a zip file, in bytes."""
+    """Returns {name: (start, size)} for the files in a zip file, with both numbers in bytes."""
     end = data.rfind(b"PK\5\6", max(0, len(data) - 2**16 - 22))
     count, _, at = struct.unpack_from("<H2I", data, end + 10)
     if at == 2**32 - 1 or count == 2**16 - 1:  # large files have a zip64 record
@@ -228,8 +228,8 @@ def _large(extra: bytes) -> Iterator[int]:
 def _read_legacy(path: Path, data: mmap.mmap) -> Any:
     """Reads a file from before torch 1.6.
 
-    It starts with five pickles: the magic number, the version, the machine, the content and the keys of the storages.
-    The storages follow, each after its number of entries.
+    It starts with five pickles: the magic number, the version, a description of the machine, the content, and the keys
+    of the storages. The storages follow, each preceded by its number of entries.
     """
     storages: dict[str, Storage] = {}
 

@@ -36,8 +36,8 @@ _STORAGES = {
 # The dtypes of views of untyped storages.
 _DTYPES = {np.dtype(dtype).name: dtype for dtype in float8.DTYPES.values()}
 _DTYPES |= {np.dtype(dtype).name: dtype for dtype in (np.uint16, np.uint32, np.uint64)}
-# Functions that a pickle may call although they do not return dense tensors. The result is a `Name`, which raises an
-# error if a tensor is expected.
+# Functions that a pickle may call although they do not return dense tensors. Each call returns a `Name`, which causes
+# an error where a tensor is expected.
 _HARMLESS = re.compile(
     r"torch\._utils\._rebuild_\w+|torch\.(device|Size)|torch\.serialization\._get_layout|_codecs\.encode"
     r"|numpy\.(dtype|_?core\.multiarray\.(scalar|_reconstruct))"
@@ -70,7 +70,7 @@ class Storage:
 
     start: int  # bytes from the start of the file
     dtype: np.dtype
-    size: int  # in entries
+    size: int  # the number of entries
 
 
 class Tensor(NamedTuple):
@@ -92,7 +92,7 @@ class Tensor(NamedTuple):
         return self.storage.size * self.storage.dtype.itemsize // self.dtype.itemsize
 
     def fits(self) -> bool:
-        """Returns whether the view is inside its storage. It may repeat entries, so also limit `nbytes`."""
+        """Returns whether the view is inside its storage. A view may repeat entries, so check `nbytes` as well."""
         numbers = (self.start, *self.shape, *self.strides)
         if not all(type(number) is int and 0 <= number < 2**48 for number in numbers) or len(self.shape) > 32:
             return False

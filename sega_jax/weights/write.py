@@ -1,4 +1,4 @@
-"""Writes checkpoints: networks as safetensors in diffusers' layout or as Orbax checkpoints, and other files."""
+"""Writes checkpoints, whose networks are safetensors files in diffusers' layout or Orbax checkpoints."""
 
 import json
 import logging
@@ -35,8 +35,8 @@ class Network(NamedTuple):
 class Part(NamedTuple):
     """A network to write."""
 
-    nbytes: int  # the size of its arrays
-    read: Callable[[Callable[[int], Any]], Network]  # calls its argument with the number of bytes of each array
+    nbytes: int  # the total size of its arrays
+    read: Callable[[Callable[[int], Any]], Network]  # reads the network; calls its argument with the size of each array
     stem: str  # the name of the weight file in diffusers' layout, without its ending
 
 
@@ -66,7 +66,7 @@ def module_part(module: Any, stem: str, published: Callable[[str], str]) -> Part
 
 
 def checkpoint_bytes(parts: Mapping[str, Part], files: Mapping[Path, Path | bytes]) -> int:
-    """Returns the total that `write_checkpoint` reports: bytes read from networks plus all bytes written."""
+    """Returns the total that `write_checkpoint` reports: the bytes read from networks plus all bytes written."""
     return 2 * sum(part.nbytes for part in parts.values()) + sum(map(_file_size, files.values()))
 
 
@@ -131,7 +131,7 @@ def write_diffusers(folder: Path, network: Network, stem: str) -> None:
     """
     tensors = dict(network.buffers)
     for name, key in network.keys.items():
-        # Removing each array from the network keeps at most one array in memory twice.
+        # Each array is removed from the network, so that at most one array is in memory twice.
         tensors[key] = np.ascontiguousarray(to_torch(name, network.arrays.pop(name)))
     _save(tensors, folder / f"{stem}.safetensors")
 
@@ -144,7 +144,7 @@ def write_orbax(folder: Path, network: Network) -> None:
     """
     import orbax.checkpoint as ocp  # the import takes seconds
 
-    # Compression would cost time and memory, and weights hardly shrink. OrbaxTensors requires the other two options.
+    # Compression would cost time and memory but hardly shrink the weights. OrbaxTensors requires the other two options.
     handler = ocp.PyTreeCheckpointHandler(use_compression=False, use_ocdbt=True, use_zarr3=False)
     try:
         with _one_error(), ocp.Checkpointer(handler) as checkpointer:
@@ -164,7 +164,7 @@ def _save(tensors: Mapping[str, np.ndarray], path: Path) -> None:
         OSError: the file cannot be written.
     """
     try:
-        save_file(dict(tensors), path, {"format": "pt"})  # torch's loaders require the format
+        save_file(dict(tensors), path, {"format": "pt"})  # torch's loaders require this metadata
     except SafetensorError as error:
         raise OSError(f"{path} could not be written; is the disk full? ({error})") from error
 
@@ -178,7 +178,7 @@ def _one_error() -> Iterator[None]:
     try:
         yield
     except BaseException:
-        time.sleep(0.2)  # until the threads have printed
+        time.sleep(0.2)  # wait until the threads have printed their messages
         raise
     finally:
         sys.unraisablehook, logger.disabled = hook, disabled
