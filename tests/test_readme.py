@@ -60,7 +60,7 @@ def checkout(tmp_path_factory):
 
 @pytest.fixture
 def environment(checkout, hub_cache, tmp_path_factory):
-    """The environment variables of a reader, who does not have the settings of `conftest.py` for short programs."""
+    """Returns the environment variables of a reader, without the settings of `conftest.py` for short programs."""
     settings = ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")
     own = {name: value for name, value in os.environ.items() if name not in settings}
     folders = [checkout / ".venv" / "bin", sysconfig.get_path("scripts"), os.environ["PATH"]]

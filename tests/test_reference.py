@@ -60,7 +60,7 @@ def test_public_names_have_examples():
 
 
 class Finder(doctest.DocTestFinder):
-    """Also finds functions whose decorator is defined in a different module."""
+    """A finder of examples that also finds functions whose decorator is defined in a different module."""
 
     def _from_module(self, module, object):
         return getattr(object, "__module__", None) == module.__name__ or super()._from_module(module, object)

@@ -127,5 +127,5 @@ def halves(y: Any) -> Any:
 
 
 def earlier(column: np.ndarray) -> np.ndarray:
-    """Moves the column of a table up by one row and repeats the last row."""
+    """Moves a table's column up by one row and repeats its last entry."""
     return np.concatenate([column[1:], column[-1:]])

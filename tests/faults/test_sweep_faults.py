@@ -86,9 +86,9 @@ def views(least, least_folder, tmp_path_factory):
         return second, where.read("a"), where.names("")
 
     def leased():
-        """Returns whether a new, a renewed and an old lease look stale to another worker.
+        """Returns whether another worker considers a new, a renewed and an old lease stale.
 
-        It also counts the leases after a successor has taken over the share and the first worker has left.
+        It also returns how many leases remain after a successor has taken over the share and the first worker has left.
         """
         where, now = store.Store(tmp_path_factory.mktemp("leases")), [0.0]
         where.begin(("leases",))

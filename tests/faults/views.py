@@ -28,7 +28,7 @@ class View(NamedTuple):
 
     Attributes:
         show: computes the values.
-        expected: returns the expected values; None uses the values of `show` without a fault.
+        expected: returns the expected values; None means the values of `show` without a fault.
         tolerance: the largest relative L2 error of every array; 0 compares exactly.
     """
 

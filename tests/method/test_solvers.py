@@ -201,7 +201,7 @@ def test_ddim_clips_x0_if_the_config_says_so():
 @pytest.mark.parametrize(("ratio", "most"), [(0.3, 4.0), (0.9, 4.0), (0.9, 1.5), (1.0, 100.0), (0.9, 1)])
 @pytest.mark.parametrize("name", ["DDIM", "DDPM", "DPM", "UniPC"])
 def test_dynamic_thresholding(name, ratio, most):
-    """Saharia et al. 2022, section 2.3, for a network that predicts x0, which the last step returns unchanged."""
+    """Follows Saharia et al. 2022, section 2.3. The network predicts x0, which the last step returns unchanged."""
     options = {"dynamic_thresholding_ratio": ratio, "sample_max_value": most, "set_alpha_to_one": True}
     family = scheduler(name, prediction_type="sample", thresholding=True, clip_sample=True, **options)
     pictures = np.random.default_rng(0).standard_normal((3, 2, 5, 3)) * np.reshape([0.1, 1, 4], (3, 1, 1, 1))
@@ -270,7 +270,7 @@ def test_predicted_variance():
 
 @pytest.mark.usefixtures("x64")
 def test_sampler_of_deepfloyd_if():
-    """Ho et al. 2020, eq. 7, between the listed timesteps, with thresholded x0 and predicted variance."""
+    """Follows Ho et al. 2020, eq. 7, between the listed timesteps, with thresholded x0 and predicted variance."""
     family = from_config(
         {
             "_class_name": "DDPMScheduler",

@@ -16,7 +16,7 @@ from sega_jax.nn.prior import PriorConfig, PriorModel
 from sega_jax.nn.vqgan import VQConfig, VQModel
 from sega_jax.weights.layout import leaves
 
-# Relative L2.
+# Tolerances of the relative L2 error.
 TOLERANCE = {"float32": 1e-5, "float64": 1e-9}
 
 
@@ -27,7 +27,7 @@ compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 
 
 @pytest.fixture(params=TOLERANCE)
 def near(request):
-    """Returns a function that compares an array with the recorded array of a name, in either precision."""
+    """Returns a function that compares an array with the recorded array of the same name, in either precision."""
     dtype = request.param
 
     def check(ours, name):

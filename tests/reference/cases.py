@@ -127,7 +127,7 @@ SCHEDULES = {
     "ipndm": (tiny.WITHOUT_BETAS["IPNDM"], 8, 0.0),
 }
 
-# Stages of DeepFloyd-IF and the x4 upscaler: (steps, guidance scale, noise level, the scheduler of that noise).
+# Stages of DeepFloyd-IF and the x4 upscaler: (steps, guidance scale, noise level, the scheduler that adds this noise).
 STAGES = {
     "stage1": (6, 5.0, None, None),
     "stage2": (5, 4.0, 250, {"_class_name": "DDPMScheduler", **tiny.COSINE}),
@@ -142,7 +142,7 @@ INITIAL, ON_SMALL = 2**32 - 1, 2**32 - 2
 def fresh(tag, *shape):
     """Returns the noise [1, *shape] that a row with seed 0 draws.
 
-    The tag is the number of a call, `INITIAL`, or `ON_SMALL` for the noise on the small picture at the first call.
+    The tag is the index of a call, `INITIAL`, or `ON_SMALL` for the noise on the small picture at the first call.
     """
     key = jax.random.fold_in(jax.random.key(0), tag)
     key = jax.random.fold_in(key, 0) if tag == ON_SMALL else key

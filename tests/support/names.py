@@ -1,4 +1,4 @@
-"""Text files of tensor names and shapes, one a line; names that differ only in a number share one, as {first..last}."""
+"""Text files of tensor names and shapes, one per line. Names that differ only in a number share one: {first..last}."""
 
 import itertools
 import re

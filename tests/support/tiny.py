@@ -280,7 +280,7 @@ WITHOUT_BETAS = {
 
 
 def values(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Draws the float32 tensor of this name."""
+    """Draws the float32 tensor for the given name."""
     noise = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
     if name.endswith(("bias", ".beta")):
         return 0.1 * noise

@@ -250,7 +250,7 @@ def test_plots_show_means(folder, results):
 
 
 class Page(HTMLParser):
-    """Collects the tags of a page and the sources of its pictures."""
+    """A parser that collects the tags of a page and the sources of its pictures."""
 
     def __init__(self, text):
         super().__init__()

@@ -30,7 +30,7 @@ def plan(least_folder):
 
 @pytest.fixture(scope="module")
 def done(plan, least, tmp_path_factory):
-    """The folder of an undisturbed run."""
+    """Returns the folder of an undisturbed run."""
     folder = tmp_path_factory.mktemp("undisturbed")
     assert sweep.run(plan, folder, least) == (12, 12, 6, 6, 0)
     return folder

@@ -211,7 +211,7 @@ def tensors(layer, outputs, inputs, form="LoRA"):
 
 
 def family_of(content):
-    """Returns the family of a file, which may be a family that this library does not support."""
+    """Returns the family of a file, even if this library does not support that family."""
     sizes = lora._sizes_in({key: array.shape for key, array in content.items()})
     return registry.lora_families(None).of_file(sizes)
 

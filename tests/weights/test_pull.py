@@ -22,7 +22,7 @@ TEXT = "text_encoder/model.safetensors"
 
 @pytest.fixture
 def copy(folder, tmp_path):
-    """Returns a copy of a small checkpoint, to be damaged."""
+    """Returns a copy of a small checkpoint for tests to damage."""
     return shutil.copytree(folder, tmp_path / "copy")
 
 
