@@ -159,8 +159,8 @@ def sized(bench, height, width):
     return {"height": side * height, "width": side * width} | image
 
 
-# {argument: [a call that uses it, a call to compare it with]}; without the second, `Bench.plain` is compared. A call
-# may also be a function of a bench.
+# {argument: [a call that uses it, a call to compare it with]}; without the second, the first is compared with
+# `Bench.plain`. A call may also be a function of a bench.
 CHANGES = {
     "prompt": [{"prompt": "dog"}],
     "edits": [{"edits": Edit("bow", warmup=0)}],

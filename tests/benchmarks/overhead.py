@@ -27,7 +27,7 @@ def bare(unet: Any, text: jax.Array, x: jax.Array, table: jax.Array) -> jax.Arra
 
     Args:
         unet: the network.
-        text: the text encoder's hidden states [rows x branches, tokens, channels]; only two branches are used.
+        text: hidden states of the texts [rows x branches, tokens, channels]; only the first two branches are used.
         x: float32 [rows, height, width, channels].
         table: [steps, 3]; for each step, the timestep, the factor for x and the factor for the estimate.
     """

@@ -134,7 +134,7 @@ def compiled(folder: Path, dtype: str, batch: int, concepts: int) -> dict[str, A
 
 
 def loads(folders: dict[str, Path], dtype: str, repeat: int) -> Iterator[dict[str, Any]]:
-    """Yields a row of measurements for each form of the checkpoint: read and loaded, each cold and warm."""
+    """Yields rows of measurements for each file format: reading and loading the checkpoint, each cold and warm."""
     for form, folder in folders.items():
         size = sum(path.stat().st_size for path in files(folder))
         for cold in (True, False):

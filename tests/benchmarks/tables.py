@@ -237,7 +237,7 @@ def overhead() -> str:
 
 
 def profile(kind: str) -> str:
-    """Returns the time, grouped by "kernel" or "layer"."""
+    """Returns the table of times, grouped by "kernel" or "layer"."""
     found = read("profile_h200")["found"]
     columns = [row[kind] for row in found]
     totals = [sum(part["ms"] for part in column.values()) for column in columns]

@@ -158,7 +158,7 @@ def without_a_count(write):
 
 
 def of_all_values(means):
-    """Computes the mean for each value over the pictures of all values."""
+    """Computes each value's mean over the pictures of all values."""
 
     def damaged(rows, y, x, values):
         return means([row | {x: value} for row in rows for value in values], y, x, values)

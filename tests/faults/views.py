@@ -38,13 +38,13 @@ class View(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """An object of the library, and the damage to it.
+    """A fault: an object of the library, and the damage that is done to it.
 
     Attributes:
         view: the name of the view that must show the fault.
         owner: the module, class or dictionary that contains the object.
         name: the name of the attribute or entry.
-        damage: maps the sound object to the damaged one.
+        damage: maps the original object to the damaged one.
     """
 
     view: str

@@ -60,7 +60,7 @@ def test_supports_share_the_right_quantiles(support, threshold):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_counting_equals_sorting(dtype, monkeypatch):
-    """Both agree to the last bit at every rank, among equal entries, zeros, infinities and NaN."""
+    """Both agree to the last bit at every rank, even among equal entries, zeros, infinities and NaN."""
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
         values = np.abs(rng.standard_normal((6, 11, 5)) * 10.0 ** rng.integers(-30, 30, (6, 11, 5))).astype(dtype)

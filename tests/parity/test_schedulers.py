@@ -173,7 +173,7 @@ DISTILLED = ["LCMScheduler", "TCDScheduler"]
 
 @partial(jax.jit, static_argnames="solver")
 def update(solver, eta, x, state, output, row, drawn):
-    """Updates x. The network's output may have the predicted variance as further channels."""
+    """Updates x. The network's output may contain the predicted variance as additional channels."""
     output, aux = (output, None) if output.shape == x.shape else jnp.split(output, 2, 1)
     return SOLVERS[solver](eta).update(x, state, output, aux, row, lambda shape: drawn)
 

@@ -1,4 +1,4 @@
-"""The safety checker: preprocessing, decision, flagged pictures, and loading without it."""
+"""The safety checker: preprocessing, decisions, flagged pictures, and loading without a checker."""
 
 import json
 import shutil

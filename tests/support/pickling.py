@@ -25,7 +25,7 @@ class Legacy(list):
 
 
 def call(name: str, *args: Any) -> bytes:
-    """Returns the pickle opcodes of a call of a function, such as "posix.system"."""
+    """Returns the pickle opcodes that call a function, such as "posix.system"."""
     module, _, function = name.rpartition(".")
     return b"c%s\n%s\n" % (module.encode(), function.encode()) + opcodes(tuple(args), []) + b"R"
 
