@@ -2,7 +2,7 @@
 
     pytest -m readme -rP tests/test_readme.py      # and prints what was run
 
-Each section runs in a process of its own, by the rules of `support/readme.py`, in a folder that looks like a checkout:
+Each section runs in a separate process, by the rules of `support/readme.py`, in a folder that looks like a checkout:
 links to the files of this one, and an environment `.venv` on top of the current one, so that `pip install` changes
 nothing else. Checkpoints on the hub are tiny random ones from `support/hub_cache.py`.
 """

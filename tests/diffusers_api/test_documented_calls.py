@@ -1,7 +1,7 @@
 """Runs the code blocks of diffusers' documentation on small checkpoints.
 
-Every block for a pipeline that we have either runs or is refused with a known message. A block is named by its page and
-its number on the page, counted from 0.
+Every block for a pipeline that we have either runs or is refused with a known message. Blocks are identified by their
+page and their index on the page.
 """
 
 import jax

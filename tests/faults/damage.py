@@ -44,7 +44,7 @@ def argument(position: int, by: Callable[[Any], Any]) -> Damage:
 
 
 def arguments(by: Callable[..., tuple]) -> Damage:
-    """Changes all positional arguments before the call; `by` takes them and returns the new ones."""
+    """Changes all positional arguments before the call: `by` receives the old ones and returns the new ones."""
 
     def change(function):
         return wraps(function)(lambda *args, **kwargs: function(*by(*args), **kwargs))

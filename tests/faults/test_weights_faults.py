@@ -55,7 +55,7 @@ def read(path, file, module, part):
 
 
 def networks_of(kind):
-    """Builds networks with only shapes; returns them and the options of `tiny.original` for their single file."""
+    """Builds networks without values. Returns them, and the options of `tiny.original` for their single file."""
     if kind == "2":
         models = tiny.networks(unet=tiny.UNET_2, text=tiny.TEXT_2)
         return models, {"unet": tiny.UNET_2, "text": tiny.TEXT_2, "openclip": True, "ema": True}

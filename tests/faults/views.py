@@ -142,7 +142,7 @@ def network(part: str) -> Any:
 def outcome(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """Returns the result of a call, or the name of the ValueError or LookupError that it raises.
 
-    Other errors propagate, so that a broken damage does not count as a detected fault.
+    Other errors propagate, so that an error in the damage itself is not mistaken for a detected fault.
     """
     try:
         return function(*args, **options)

@@ -286,7 +286,7 @@ def test_sampler_of_deepfloyd_if():
     draw, solver = np.random.default_rng(0), SOLVERS[family.solver]()
     expected = x = draw.standard_normal((2, 4, 4, 3))
     for i, (t, after) in enumerate(zip(timesteps, [*timesteps[1:], None], strict=True)):
-        # Close to the noise in x, so that x0 stays near [-1, 1].
+        # The predictions are close to the noise in x, so that x0 stays near [-1, 1].
         epsilon = expected / np.sqrt(1 - bars[t]) + 0.5 * np.sqrt(bars[t]) * draw.standard_normal(x.shape)
         share, fresh = draw.uniform(-1.2, 1.2, x.shape), draw.standard_normal(x.shape)
         row = jax.tree.map(lambda column, i=i: column[i], table)

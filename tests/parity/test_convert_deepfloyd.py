@@ -1,4 +1,4 @@
-"""Stages in DeepFloyd-IF's own layout: after conversion, diffusers' network and ours agree with the original."""
+"""Stages in DeepFloyd-IF's original layout: after conversion, diffusers' network and ours agree with the original."""
 
 import pytest
 

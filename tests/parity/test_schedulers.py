@@ -227,7 +227,7 @@ def compare(config, steps, eta=0.0):
 
 
 def refusal(name, variant):
-    """Returns the error with which the library refuses these options, or None if it accepts them."""
+    """Returns the error message if the library refuses the given options, or None if it accepts them."""
     try:
         from_config({"_class_name": name} | variant)
     except ValueError as error:
@@ -364,7 +364,7 @@ def test_named_timesteps(name):
     "name", ["DDPMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler", "DPMSolverMultistepScheduler"]
 )
 def test_given_timesteps(name, prediction, timesteps):
-    """The classes are those whose diffusers twins accept timesteps."""
+    """The classes are those whose counterparts in diffusers accept timesteps."""
     for betas in (SD, {"beta_schedule": "squaredcos_cap_v2", "timestep_spacing": "leading"}):
         compare({"_class_name": name, "prediction_type": prediction} | betas, timesteps)
 

@@ -123,7 +123,7 @@ def inject(scheduler, draw) -> None:
 
 
 def start(pipeline, seeds, latents):
-    """Makes a diffusers img2img pipeline start from these latents, and sample the posterior as our rows do.
+    """Makes a diffusers img2img pipeline start from the given latents, and sample the posterior as our rows do.
 
     Returns:
         A context manager that restores the pipeline.
@@ -138,7 +138,7 @@ def start(pipeline, seeds, latents):
 
 
 def stretch(scheduler, steps) -> None:
-    """Makes a scheduler always use this number of steps.
+    """Makes a scheduler always use the given number of steps.
 
     diffusers' semantic pipeline records one row per step and crashes if there are more calls than steps. With this
     scheduler, the call can ask for as many steps as there are calls.

@@ -42,7 +42,7 @@ _UPSCALER = {
     "only_cross_attention": [False, True],
 }
 UNETS = {
-    # The projection of this text keeps its width.
+    # The projection of the text does not change its width here.
     "if_1": (tiny.IF_1 | _IF | {"encoder_hid_dim": 64, "addition_embed_type_num_heads": 4}, None),
     "if_2": (tiny.IF_2 | _IF, np.array([0.0, 250.0], np.float32)),
     "upscaler": (tiny.UPSCALER | _UPSCALER, np.array([3, 19])),

@@ -164,7 +164,7 @@ def example(match: re.Match[str]) -> str:
 
 
 def build(folder: Path) -> None:
-    """Writes the reference to a folder. It changes docstrings, so it needs a process of its own."""
+    """Writes the reference to a folder. It changes docstrings, so it must run in a separate process."""
     docstrings.google = markdown
     for cls in (jax.Array, jax.Device):
         cls.__module__, cls.__qualname__ = "jax", cls.__name__.rpartition(".")[2]  # annotations show the public names

@@ -1,4 +1,4 @@
-"""Reads the folders of sweeps, and runs the workers of a sweep in processes of their own.
+"""Reads the folders of sweeps, and runs the workers of a sweep in separate processes.
 
 `python sweeping.py FOLDER WORKER WORKERS [RENAMES]` runs a worker. With RENAMES, the worker kills itself before it
 renames more than the given number of pictures and records.

@@ -161,7 +161,7 @@ def test_a_failed_fetch_stops_the_sweep(least, least_folder, tmp_path, monkeypat
 
 @pytest.mark.slow
 def test_running_out_of_memory_at_a_departure(least, least_folder, tmp_path, monkeypatch):
-    """The error is XLA's own."""
+    """The test raises the error that XLA raises when it runs out of memory."""
     real = Devices.map
 
     def full(devices, function, *args, **static):

@@ -176,7 +176,7 @@ def test_scale_zero_changes_nothing(models, write):
     [(".bin", np.float16), (".pt", ml_dtypes.bfloat16), (".pth", np.float32), (".ckpt", np.float16)],
 )
 def test_pickled_files(models, tmp_path, ending, stored):
-    """Some files have their tensors in a `state_dict`, and one is in the format from before torch 1.6."""
+    """Some files have their tensors in a `state_dict`, and one is in the format that torch used before version 1.6."""
     layers = {kohya(LINEAR): weight(models, LINEAR).shape}
     content, _ = lora_forms.tensors(layers, "LoRA", dtype=stored)
     content = content if ending in (".bin", ".pt") else {"state_dict": content, "epoch": 3}

@@ -33,7 +33,7 @@ def read(one_device):
 
 @pytest.fixture
 def refused(copy, read):
-    """Returns a function that loads the damaged checkpoint and checks that the error contains these phrases."""
+    """Returns a function that loads the damaged checkpoint and checks that the error contains the given phrases."""
 
     def check(*phrases, error=CheckpointError, source=copy, **options):
         with pytest.raises(error) as caught:
