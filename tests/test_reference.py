@@ -99,7 +99,7 @@ def test_examples_run(path):
 
 
 def identifiers(tree):
-    """Yields the names that a file defines or uses, and its strings that look like names."""
+    """Yields the names that a file defines or uses, and those of its strings that look like names."""
     for node in ast.walk(tree):
         for field in ("id", "name", "attr", "arg", "asname", "module"):
             if isinstance(name := getattr(node, field, None), str):

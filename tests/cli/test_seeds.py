@@ -1,5 +1,4 @@
-"""Several seeds in the shell: how they are written and grouped, the files, and the commands that reproduce each
-picture."""
+"""Several seeds in the shell: their notation and groups, the files, and the commands that reproduce each picture."""
 
 import itertools
 import random

@@ -1,4 +1,4 @@
-"""The sampling loop with a denoiser that is a formula: chunks, rows that are not live, records, noise and gradients."""
+"""The sampling loop, with a formula as the denoiser: chunks, rows that are not live, records, noise and gradients."""
 
 from functools import partial
 

@@ -66,7 +66,7 @@ def condition(net, name, **more):
 
 
 def block_inputs(level, tokens, skip):
-    """Returns the inputs of a block in addition to x."""
+    """Returns a block's inputs other than x."""
     tokens = jnp.asarray(tokens)
     text = Condition(tokens, jnp.ones(tokens.shape[:2], bool), jnp.ones(tokens.shape[:2], tokens.dtype))
     return _Inputs(jnp.asarray(level), text, skip)
@@ -248,7 +248,7 @@ def test_unsupported_sizes():
 
 @cache
 def networks(dtype):
-    """Returns the outputs of the denoiser, the VQGAN and the prior in a dtype."""
+    """Returns the outputs of the denoiser, the VQGAN and the prior in the given dtype."""
 
     @compiled
     def run(net, vq, embed):

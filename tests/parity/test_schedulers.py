@@ -387,7 +387,7 @@ EXCHANGED = [
 @pytest.mark.parametrize("saved", [True, False])
 @pytest.mark.parametrize(("source", "target"), EXCHANGED)
 def test_exchange(source, target, saved):
-    """Changing the class keeps the same options as in diffusers, from an object and from a saved config."""
+    """Changing the class of an object or of a saved config keeps the same options as in diffusers."""
     betas = {key: SD[key] for key in ("beta_start", "beta_end", "beta_schedule")}
     before = getattr(diffusers, source)(**betas if source in WITH_BETAS else {})
     config = json.loads(before.to_json_string()) if saved else before

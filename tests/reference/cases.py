@@ -1,4 +1,4 @@
-"""The checkpoints, inputs and settings that `record.py` and the tests share."""
+"""Checkpoints, inputs and settings that are shared by `record.py` and the tests."""
 
 import jax
 import numpy as np

@@ -59,7 +59,7 @@ def exports(package: ModuleType) -> list[str]:
 
 
 def place(package: ModuleType, name: str) -> int:
-    """Returns the position of a name on its page, by the module that defines it."""
+    """Returns the position of a name on its page, which depends on the module that defines it."""
     home = getattr(package, name).__module__.removeprefix("sega_jax.") + "."
     return next((i for i, module in enumerate(ORDER) if home.startswith(f"{module}.")), len(ORDER))
 

@@ -259,7 +259,7 @@ def test_fewest_evaluations_with_sharing():
     # There are two concepts, which cool down at call 25.
     two = {"a": {"warmup": 10, "cooldown": 25}, "b": {"warmup": 10, "cooldown": 25}}
     assert shared(two, **eight) == (8 * 200, 10 * 4 + 8 * (15 * 4 + 25 * 2))
-    # Departures at several calls: the trunk extends to the last departure.
+    # The pictures depart at several calls: the trunk extends to the last departure.
     assert shared({"a": {}}, **{"a.warmup": [5, 10, 20]}) == (450, 20 * 3 + (45 + 40 + 30) * 3)
     # With different concepts, only the states are shared, and not the concepts' predictions.
     assert shared({"a": {}}, **{"a.concept": ["x", "y"]}) == (300, 10 * 4 + 2 * 40 * 3)

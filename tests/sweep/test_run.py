@@ -98,7 +98,7 @@ class Crash(BaseException):
     ],
 )
 def test_resuming_after_a_crash(done, plan, least, tmp_path, monkeypatch, renames, batches):
-    """A run may crash before any rename of a picture or of records."""
+    """A run may crash before it renames any of the pictures or records."""
     count, replace = iter(range(renames)), os.replace
 
     def crash(source, target):
