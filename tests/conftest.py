@@ -36,7 +36,7 @@ def pytest_ignore_collect(collection_path, config):
 
 @pytest.fixture(scope="session")
 def one_device():
-    """The first of the eight devices, in a list."""
+    """Returns a list that contains the first of the eight devices."""
     return jax.local_devices()[:1]
 
 
@@ -67,31 +67,31 @@ def _compile_once(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """The folder of a small Stable Diffusion checkpoint with DDIM."""
+    """Returns the folder of a small Stable Diffusion checkpoint with DDIM."""
     return tiny.checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny")
 
 
 @pytest.fixture(scope="session")
 def pipe(folder, one_device):
-    """The pipeline of `folder`, in float32 on one device."""
+    """Returns the pipeline of `folder`, in float32 on one device."""
     return sega_jax.load(folder, devices=one_device)
 
 
 @pytest.fixture(scope="session")
 def small_folder(tmp_path_factory):
-    """The folder of a checkpoint whose UNet has one level."""
+    """Returns the folder of a checkpoint whose UNet has one level."""
     return tiny.checkpoint(tmp_path_factory.mktemp("checkpoints") / "small", unet=tiny.UNET_1)
 
 
 @pytest.fixture(scope="session")
 def small(small_folder, one_device):
-    """The pipeline of `small_folder`."""
+    """Returns the pipeline of `small_folder`."""
     return sega_jax.load(small_folder, devices=one_device)
 
 
 @pytest.fixture(scope="session")
 def least_folder(tmp_path_factory):
-    """The folder of a checkpoint with the smallest networks, for tests that compile many programs."""
+    """Returns the folder of a checkpoint with the smallest networks, for tests that compile many programs."""
     text = tiny.TEXT | {"num_hidden_layers": 1}
     folder = tmp_path_factory.mktemp("checkpoints") / "least"
     return tiny.checkpoint(folder, unet=tiny.UNET_0, vae=tiny.VAE_1, text=text)
@@ -99,13 +99,13 @@ def least_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def least(least_folder, one_device):
-    """The pipeline of `least_folder`."""
+    """Returns the pipeline of `least_folder`."""
     return sega_jax.load(least_folder, devices=one_device)
 
 
 @pytest.fixture(scope="session")
 def least_xl_folder(tmp_path_factory):
-    """The folder of an SDXL checkpoint with the smallest networks."""
+    """Returns the folder of an SDXL checkpoint with the smallest networks."""
     levels = ("block_out_channels", "down_block_types", "up_block_types")
     unet = tiny.UNET_XL | {name: tiny.UNET_0[name] for name in levels}
     unet |= {"attention_head_dim": 2, "transformer_layers_per_block": 1}
@@ -114,25 +114,25 @@ def least_xl_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def least_xl(least_xl_folder, one_device):
-    """The pipeline of `least_xl_folder`."""
+    """Returns the pipeline of `least_xl_folder`."""
     return sega_jax.load(least_xl_folder, devices=one_device)
 
 
 @pytest.fixture(scope="session")
 def paella_folder(tmp_path_factory):
-    """The folder of a small Paella checkpoint."""
+    """Returns the folder of a small Paella checkpoint."""
     return tiny.paella(tmp_path_factory.mktemp("checkpoints") / "paella")
 
 
 @pytest.fixture(scope="session")
 def paella(paella_folder, one_device):
-    """The pipeline of `paella_folder`."""
+    """Returns the pipeline of `paella_folder`."""
     return sega_jax.load(paella_folder, devices=one_device)
 
 
 @pytest.fixture(scope="session")
 def stages(tmp_path_factory):
-    """{name: folder} of both DeepFloyd-IF stages (the second has no text encoder) and of the x4 upscaler."""
+    """Returns {name: folder} for both DeepFloyd-IF stages (the second has no text encoder) and the x4 upscaler."""
     folder = tmp_path_factory.mktemp("stages")
     return {
         "stage1": tiny.stage(folder / "1"),
@@ -143,32 +143,32 @@ def stages(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def first(stages, one_device):
-    """The pipeline of DeepFloyd-IF's first stage."""
+    """Returns the pipeline of DeepFloyd-IF's first stage."""
     return sega_jax.load(stages["stage1"], devices=one_device)
 
 
 @pytest.fixture(scope="session")
 def second(stages, first):
-    """The pipeline of the second stage, with the text encoder of the first."""
+    """Returns the pipeline of the second stage, with the text encoder of the first."""
     text = {"text_encoder": first.models.text_encoder, "tokenizer": first.tokenizer}
     return sega_jax.load(stages["stage2"], devices=first.devices, **text)
 
 
 @pytest.fixture(scope="session")
 def upscaler(stages, first):
-    """The pipeline of the x4 upscaler."""
+    """Returns the pipeline of the x4 upscaler."""
     return sega_jax.load(stages["upscaler"], devices=first.devices)
 
 
 @pytest.fixture(scope="session")
 def hub_folder(tmp_path_factory):
-    """A Hugging Face home whose cache has tiny checkpoints under the names of published ones."""
+    """Returns a Hugging Face home whose cache has tiny checkpoints under the names of published ones."""
     return fill(tmp_path_factory.mktemp("hub"))
 
 
 @pytest.fixture
 def hub_cache(hub_folder, monkeypatch):
-    """Lets the processes that a test starts load these checkpoints without a network connection."""
+    """Lets a test's child processes load the checkpoints in `hub_folder` without a network connection."""
     monkeypatch.setenv("HF_HOME", str(hub_folder))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):  # they take precedence over HF_HOME
@@ -178,7 +178,7 @@ def hub_cache(hub_folder, monkeypatch):
 
 @pytest.fixture(scope="session")
 def recorded_pipe(tmp_path_factory, one_device):
-    """A function that takes the name of a recorded checkpoint in `reference/cases.py` and loads its pipeline."""
+    """Returns a function that loads the pipeline of a recorded checkpoint, given its name in `reference/cases.py`."""
 
     @cache
     def load(name):
@@ -191,7 +191,7 @@ def recorded_pipe(tmp_path_factory, one_device):
 
 @pytest.fixture
 def compilations():
-    """A list that gets an entry whenever XLA compiles a program or reads one from the cache on disk."""
+    """Yields a list that gets an entry whenever XLA compiles a program or reads one from the cache on disk."""
     built = []
 
     def listen(event, duration, **_):

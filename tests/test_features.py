@@ -94,7 +94,7 @@ class Bench:
 
     @cached_property
     def random(self):
-        """A pipeline whose solver draws noise at every call, and the arguments for that."""
+        """A pipeline whose solver draws noise at every call, and the arguments that make it do so."""
         if self.family in ("deepfloyd_stage_1", "deepfloyd_stage_2", "paella"):
             return self.pipe, {}
         return self.ddim, {"eta": 1.0}
@@ -108,7 +108,7 @@ class Bench:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Pictures of 8 x 8, 16 x 8 and 8 x 16 pixels, and files of textual inversion."""
+    """Writes pictures of 8 x 8, 16 x 8 and 8 x 16 pixels, and textual inversions, and returns their folder."""
     where, rng = tmp_path_factory.mktemp("files"), np.random.default_rng(0)
     for name, shape in {"a": (8, 8, 3), "b": (8, 8, 3), "tall": (16, 8, 3), "wide": (8, 16, 3)}.items():
         Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(where / f"{name}.png")
@@ -159,8 +159,8 @@ def sized(bench, height, width):
     return {"height": side * height, "width": side * width} | image
 
 
-# {argument: [a call that uses it, a call to compare it with]}; without the second, `Bench.plain` is compared. A call
-# may also be a function of a bench.
+# {argument: [a call that uses it, a call to compare it with]}; without the second, the first is compared with
+# `Bench.plain`. A call may also be a function of a bench.
 CHANGES = {
     "prompt": [{"prompt": "dog"}],
     "edits": [{"edits": Edit("bow", warmup=0)}],
@@ -494,7 +494,7 @@ def check_shell(bench, name):
     one = arguments(system.call)[name]
     texts = {"seed": "4", "negative_prompt": "bad", "image": str(bench.files / "a.png"), "tiled": "16"}
     text = texts.get(name) or one.kind.show(_another(one))
-    value = option.is_flag or text  # click reads flags
+    value = option.is_flag or text  # click parses flags itself
     parsed = shell.parsed(system.call, {name: value})[name]
     assert one.kind.show(parsed) == text
     assert parsed != one.default

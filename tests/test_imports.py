@@ -26,7 +26,7 @@ ALLOWED = {
     "cli": {"method", "nn", "text", "weights", "systems", "pipelines", "diffusers_api", "demo", "sweep"},
     "convert": {"method", "nn", "text", "weights", "systems", "pipelines"},
 }
-# The only libraries that these packages may import.
+# For some packages, the only libraries that they may import.
 LIBRARIES = {
     "method": {"jax", "numpy", "optax", "scipy", "sega_jax"},
     "nn": {"jax", "numpy", "flax", "sega_jax"},
@@ -52,7 +52,7 @@ def test_modules_have_no_cycles():
     known = {f"sega_jax.{name}".removesuffix(".__init__"): path for name, path in FILES.items()}
 
     def targets(path):
-        """Yields the imported modules. `from package import module` counts as the module, not as the package."""
+        """Yields the imported modules. For `from package import module`, the module is yielded, not the package."""
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom):
                 names = [f"{node.module}.{alias.name}" for alias in node.names]

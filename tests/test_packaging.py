@@ -103,7 +103,7 @@ def wheel_files(path):
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory):
-    """The sdist, the wheel that is built from it, and the wheel that is built from the checkout."""
+    """Builds and returns the sdist, the wheel from the sdist, and the wheel from the checkout."""
     folder = tmp_path_factory.mktemp("packages")
     run(sys.executable, "-m", "build", "--outdir", folder / "both", ROOT)
     run(sys.executable, "-m", "build", "--wheel", "--outdir", folder / "wheel", ROOT)

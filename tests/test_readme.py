@@ -2,7 +2,7 @@
 
     pytest -m readme -rP tests/test_readme.py      # and prints what was run
 
-Each section runs in a process of its own, by the rules of `support/readme.py`, in a folder that looks like a checkout:
+Each section runs in a separate process, by the rules of `support/readme.py`, in a folder that looks like a checkout:
 links to the files of this one, and an environment `.venv` on top of the current one, so that `pip install` changes
 nothing else. Checkpoints on the hub are tiny random ones from `support/hub_cache.py`.
 """
@@ -60,7 +60,7 @@ def checkout(tmp_path_factory):
 
 @pytest.fixture
 def environment(checkout, hub_cache, tmp_path_factory):
-    """The environment variables of a reader, who does not have the settings of `conftest.py` for short programs."""
+    """Returns the environment variables of a reader, without the settings of `conftest.py` for short programs."""
     settings = ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")
     own = {name: value for name, value in os.environ.items() if name not in settings}
     folders = [checkout / ".venv" / "bin", sysconfig.get_path("scripts"), os.environ["PATH"]]

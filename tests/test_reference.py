@@ -60,7 +60,7 @@ def test_public_names_have_examples():
 
 
 class Finder(doctest.DocTestFinder):
-    """Also finds functions whose decorator is defined in a different module."""
+    """A finder of examples that also finds functions whose decorator is defined in a different module."""
 
     def _from_module(self, module, object):
         return getattr(object, "__module__", None) == module.__name__ or super()._from_module(module, object)
@@ -99,7 +99,7 @@ def test_examples_run(path):
 
 
 def identifiers(tree):
-    """Yields the names that a file defines or uses, and its strings that look like names."""
+    """Yields the names that a file defines or uses, and those of its strings that look like names."""
     for node in ast.walk(tree):
         for field in ("id", "name", "attr", "arg", "asname", "module"):
             if isinstance(name := getattr(node, field, None), str):

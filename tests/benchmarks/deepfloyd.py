@@ -1,13 +1,13 @@
 """How much time and memory does a stage of DeepFloyd-IF need at full size, and how close is it to the floor?
 
-The stages are IF-I-XL (64x64), IF-II-L (256x256) and the x4 upscaler (1024x1024), with random weights and random
-embeddings instead of a text encoder; one concept by default. The floor is the time that the arithmetic (all branches at
-every step, and decoding) takes at the ceiling, which is the rate of bfloat16 matrix products. Run this from the root of
-the repository:
+The stages are IF-I-XL (64x64), IF-II-L (256x256) and the x4 upscaler (1024x1024), with random weights, and random
+embeddings instead of a text encoder. The default is one concept. The floor is the time that the arithmetic (all
+branches at every step, and decoding) takes at the ceiling, which is the rate of bfloat16 matrix products. Run this from
+the root of the repository:
 
     python tests/benchmarks/deepfloyd.py --stage stage1 --steps 50 --concepts 1 --batch 1 --repeat 5
 
-`--tiny` tries the script with a small network that runs on any CPU; its times say nothing about speed.
+`--tiny` tests the script itself with a small network that runs on any CPU; ignore its timings.
 """
 
 import argparse
@@ -37,12 +37,12 @@ from sega_jax.systems.low_res import LowResNoise, Upscaling
 
 class Stage(NamedTuple):
     system: System
-    models: Any  # networks whose parameters are only shapes
+    models: Any  # networks whose parameters have shapes but no values
     scheduler: dict[str, Any]
     noising: dict[str, Any] | None
     small: int | None  # side of the input picture, in pixels
-    tflop: float  # TFLOP of one branch at one step
-    decoding: float = 0  # TFLOP of decoding one picture
+    tflop: float  # TFLOP per branch and step
+    decoding: float = 0  # TFLOP to decode one picture
 
 
 def described(name: str, attention: str, *, small: bool) -> Stage:

@@ -8,8 +8,8 @@ PYTHONPATH=. if the library is not installed:
 
     python tests/benchmarks/end_to_end.py --concepts 0,1,2,4,8 --batch 1,4,8 --attention cudnn --json FILE
 
-With JAX_COMPILATION_CACHE_DIR, a second run measures compilation with a warm cache. `--tiny` tries the script with a
-small network that runs on any CPU; its times say nothing about speed.
+With JAX_COMPILATION_CACHE_DIR, a second run measures compilation with a warm cache. `--tiny` tests the script itself
+with a small network that runs on any CPU; ignore its timings.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def cell(pipe: Pipeline, concepts: int, batch: int, args: argparse.Namespace) ->
 
     jax.clear_caches()
     row = measure(call, concepts, batch, args)
-    # The peak since the process started, which is the peak of the largest cell so far.
+    # This is the peak since the process started, so it belongs to the largest cell so far.
     peak = (pipe.devices.devices[0].memory_stats() or {}).get("peak_bytes_in_use", float("nan"))
     return row | {"peak_gib": peak / 2**30}
 

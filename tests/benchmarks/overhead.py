@@ -27,9 +27,9 @@ def bare(unet: Any, text: jax.Array, x: jax.Array, table: jax.Array) -> jax.Arra
 
     Args:
         unet: the network.
-        text: the text encoder's hidden states [rows x branches, tokens, channels]; only the first two branches guide.
+        text: hidden states of the texts [rows x branches, tokens, channels]; only the first two branches are used.
         x: float32 [rows, height, width, channels].
-        table: [steps, 3], the timestep, the factor of x and the factor of the estimate at each step.
+        table: [steps, 3]; for each step, the timestep, the factor for x and the factor for the estimate.
     """
     texts = unet.project(text)
 

@@ -1,15 +1,14 @@
 """How much time and memory does Paella need at full size, and how close is it to the floor?
 
 The model is the published architecture (1.0 billion parameters) at 256x256 pixels with random weights and 32 steps.
-Random arrays replace the outputs of ByT5 and CLIP, so only the denoiser and the VQGAN run; one concept by default. The
-floor is the time that the arithmetic of the branches takes at the ceiling, the rate of bfloat16 matrix products. Each
-branch needs 0.52 TFLOP per step, and more for longer texts. The script also prints the temporary memory of the compiled
-program. Run it from the root of the repository, with PYTHONPATH=. if the library is not installed:
+Random arrays replace the outputs of ByT5 and CLIP, so only the denoiser and the VQGAN run. The default is one concept.
+The floor is the time that the arithmetic of the branches takes at the ceiling, the rate of bfloat16 matrix products.
+Each branch needs 0.52 TFLOP per step, and more for longer texts. The script also prints the temporary memory of the
+compiled program. Run it from the root of the repository, with PYTHONPATH=. if the library is not installed:
 
     python tests/benchmarks/paella.py --concepts 1 --batch 1 --repeat 5
 
-`--tiny` tries the script with a small network of the same vocabulary, which runs on any CPU; its times say nothing
-about speed.
+`--tiny` tests the script itself with a small network of the same vocabulary, which runs on any CPU; ignore its timings.
 """
 
 import argparse
@@ -34,7 +33,7 @@ from sega_jax.pipelines.execution.devices import Devices
 from sega_jax.systems import paella, programs
 from sega_jax.systems.base import Settings, Static
 
-TFLOP = 0.52  # for one branch at one step, with 64 bytes of text and CLIP's tokens
+TFLOP = 0.52  # per branch and step, with 64 bytes of text and CLIP's tokens
 SMALL = {"denoiser": tiny.PAELLA_PARTS["denoiser"] | {"num_labels": 8192, "sample_size": 64}}
 SMALL["vqgan"] = tiny.PAELLA_PARTS["vqgan"] | {"codebook_size": 8192}
 

@@ -1,8 +1,9 @@
 """Which layers and which kinds of kernels take the time on the device?
 
-JAX's profiler records one call of the Stable Diffusion 1.5 architecture. The time of a kernel counts towards the
-innermost layer that it belongs to, and the time of a fusion of several layers towards the layer of its root. The script
-needs a GPU. Command buffers hide the layers of kernels, so they are turned off. Run it from the root of the repository:
+JAX's profiler records one call of the Stable Diffusion 1.5 architecture. A kernel's time is attributed to the innermost
+layer that the kernel belongs to. If a kernel fuses several layers, its time is attributed to the layer of the fusion's
+root. The script needs a GPU. Command buffers hide the layers of kernels, so they are turned off. Run it from the root
+of the repository:
 
     XLA_FLAGS=--xla_gpu_enable_command_buffer= python tests/benchmarks/profile_scopes.py --concepts 1 --attention cudnn
 """

@@ -42,8 +42,8 @@ if __name__ != "__main__":
 
 TOLERANCE = 1e-6
 HERE = Path(__file__).resolve()
-# Each program runs only a few times, so XLA optimises it little. The two sides share a compilation cache, which saves
-# time where their programs are equal.
+# Each program runs only a few times, so most of XLA's optimisations are turned off. The two sides share a compilation
+# cache, which saves time where their programs are equal.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
@@ -73,7 +73,7 @@ EDITING = {
     "seed": 7,
     "return_guidance": True,
 }
-# The arrays of outputs other than pictures, and the arrays of records.
+# Names of the arrays in an output, apart from the pictures, and in a record.
 OUTPUT = ("flagged", "sem_guidance", "uncond_estimates", "text_estimates", "edit_estimates")
 RECORD = ("sem_guidance", "uncond", "cond", "edits")
 LORA_LAYERS = {
@@ -255,7 +255,7 @@ def prompts(folder: Path) -> Results:
 
 @call("cool-downs")
 def cool_downs(folder: Path) -> Results:
-    """Compiles programs for fewer concepts, which the call then uses, and calls a callback."""
+    """Runs calls that switch to precompiled programs for fewer concepts, with and without a callback."""
     pipe, options = load(folder, "one"), {"steps": 5, "output": "latent"}
     edits = [hat(cooldown=2), no_bow(cooldown=4, momentum_scale=0.0, warmup=2)]
     pipe.compile("a cat", edits, **options)
@@ -396,7 +396,7 @@ def two_devices(folder: Path) -> Results:
 
 
 def arrays(value: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the names and arrays of one value of a call. The pictures of an output have an empty name."""
+    """Yields (name, array) for every array in a value that a call yields. The name of an output's pictures is empty."""
     images = getattr(value, "images", value)
     if isinstance(images, list):
         images = np.stack([np.asarray(image) for image in images])

@@ -48,7 +48,7 @@ class Stopwatch(Devices):
 
     @property
     def busy(self) -> float:
-        """The time in seconds during which at least one program ran. Programs of several threads may overlap."""
+        """The time in seconds during which at least one program ran. Programs in different threads may overlap."""
         total, until = 0.0, 0.0
         for began, ended in sorted(self.ran):
             total += max(ended - max(began, until), 0)

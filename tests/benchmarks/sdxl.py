@@ -1,13 +1,13 @@
 """How much time and memory does Stable Diffusion XL need at full size, and how close is it to the floor?
 
-The model is SDXL base at 1024x1024 with random weights (speed does not depend on their values), from prompt to pixels;
-one concept by default. The floor is the time that the arithmetic (all of the UNet's branches at every step, and
+The model is SDXL base at 1024x1024 with random weights (speed does not depend on their values), from prompt to pixels.
+The default is one concept. The floor is the time that the arithmetic (all of the UNet's branches at every step, and
 decoding) takes at the ceiling, which is the rate of bfloat16 matrix products. Run this from the root of the repository,
 with PYTHONPATH=. if the library is not installed:
 
     python tests/benchmarks/sdxl.py --json FILE
 
-`--tiny` tries the script with a small network that runs on any CPU; its times say nothing about speed.
+`--tiny` tests the script itself with a small network that runs on any CPU; ignore its timings.
 """
 
 import argparse

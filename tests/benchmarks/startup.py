@@ -1,12 +1,12 @@
-"""How long does it take to get the first picture, with importing, loading the weights and compiling?
+"""How long does the first picture take, including the import, loading the weights and compilation?
 
 A random checkpoint of the Stable Diffusion 1.5 architecture is written to a temporary folder, as safetensors and as
 Orbax. Each measurement runs in a new process.
 
 - The import is measured in CPU seconds beyond those of `import jax`.
-- Loading is compared to reading the same files. "cold" means that the system was asked to drop the files from its page
-  cache, which it may ignore; "warm" means right after reading them. Memory is the peak on the host beyond what the
-  process had before; on a CPU, it includes the weights. The libraries that `load` imports, for tokenizers and for
+- Loading is compared with reading the same files. "cold" means that the system was asked to drop the files from
+  its page cache, which it may ignore; "warm" means right after reading them. Memory is the peak on the host beyond what
+  the process used before; on a CPU, it includes the weights. The libraries that `load` imports, for tokenizers and for
   Orbax's storage, are measured separately.
 - `pipe.compile` is measured with an empty persistent cache, and again with the cache that the first run filled. Most of
   the time outside the programs is spent on decoding a picture of noise.
@@ -15,8 +15,8 @@ Run this from the root of the repository, with PYTHONPATH=. if the library is no
 
     python tests/benchmarks/startup.py --json FILE
 
-`--parts load` measures loading only. `--tiny` tries the script with a small network that runs on any CPU; its times say
-nothing about speed.
+`--parts load` measures loading only. `--tiny` tests the script itself with a small network that runs on any CPU; ignore
+its timings.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def apart(function: Callable, *args: Any) -> Any:
 
 
 def imports(repeat: int) -> dict[str, Any]:
-    """Measures the CPU seconds of both imports in turns, with compiled bytecode as after an installation."""
+    """Measures the CPU seconds of both imports, alternating between them, with bytecode that is already compiled."""
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
     def seconds(modules: str) -> float:
@@ -134,7 +134,7 @@ def compiled(folder: Path, dtype: str, batch: int, concepts: int) -> dict[str, A
 
 
 def loads(folders: dict[str, Path], dtype: str, repeat: int) -> Iterator[dict[str, Any]]:
-    """Yields a row of measurements for each form of the checkpoint: read and loaded, each cold and warm."""
+    """Yields rows of measurements for each file format: reading and loading the checkpoint, each cold and warm."""
     for form, folder in folders.items():
         size = sum(path.stat().st_size for path in files(folder))
         for cold in (True, False):

@@ -5,16 +5,16 @@ The model is Stable Diffusion 1.5 at 512x512 with random weights (speed does not
 fifth of the steps. Each sweep runs with and without sharing into a new folder, after a smaller sweep that compiles its
 programs. Some of the points are also made by single calls, to compare the speed.
 
-With `--devices`, the sweep with sharing runs on these numbers of devices of this host instead, with a fixed number of
-rows on each. The script then prints the efficiency relative to the first number of devices, and the number of pictures
-that are not bit-identical to those made on that number. Run it from the root of the repository, with PYTHONPATH=. if
-the library is not installed:
+With `--devices`, the benchmark instead runs the sweep with sharing on each of the given numbers of devices, with a
+fixed number of rows per device. The script then prints the efficiency relative to the first number of devices, and the
+number of pictures that are not bit-identical to those made on that number. Run it from the root of the repository, with
+PYTHONPATH=. if the library is not installed:
 
     python tests/benchmarks/sweep.py --rows 16 --attention cudnn --json FILE
     python tests/benchmarks/sweep.py --rows 16 --attention cudnn --concepts 2 --devices 1,2 --json FILE
 
 `--demo` uses the demo model, which also runs on a CPU. On a shared machine, its processor time is more reliable than
-elapsed time. `--tiny` tries the script with a small network that runs on any CPU; its times say nothing about speed.
+elapsed time. `--tiny` tests the script itself with a small network that runs on any CPU; ignore its timings.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def timed(pipe: Pipeline, concepts: int, share: bool, args: argparse.Namespace) 
             spent = time.perf_counter() - began[0], time.process_time() - began[1]
             return plan, *spent, {row["name"]: row["digest"] for row in sweep.Results(folder).rows}
 
-    # As many shared prefixes as rows.
+    # This sweep has as many shared prefixes as rows.
     small = described(concepts, rows // 2, args.steps, [2])
     first = run(small)[1]
     plan, seconds, processor, digests = run(described(concepts, args.seeds, args.steps))
@@ -91,7 +91,7 @@ def timed(pipe: Pipeline, concepts: int, share: bool, args: argparse.Namespace) 
 
 
 def scaled(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measures the sweep with sharing on several numbers of devices."""
+    """Measures the sweep with sharing for each number of devices."""
     rows: list[dict[str, Any]] = []
     for count, concepts in itertools.product(args.devices, args.concepts):
         began = time.perf_counter()

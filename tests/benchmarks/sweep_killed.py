@@ -1,4 +1,4 @@
-"""Does a sweep survive kills? It makes 2,000 pictures with a tiny model and is killed five times at random moments.
+"""Does a sweep survive being killed? It makes 2,000 pictures with a tiny model and is killed at five random moments.
 
     python tests/benchmarks/sweep_killed.py [--kills 5] [--seed 0]
 

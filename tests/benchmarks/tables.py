@@ -9,8 +9,8 @@ Two comments in a markdown file enclose a table, and a test compares it with the
     <!-- end -->
 
 Times are medians. The floor is the time that the networks' arithmetic alone takes at the ceiling of bfloat16 matrix
-products, 796 TFLOP/s on an H200. Tables divide it by the measured time, so 100% is ideal. Below each table stand the
-device, the versions and the commands that measured it.
+products, 796 TFLOP/s on an H200. Tables divide it by the measured time, so 100% is ideal. Each table is followed by the
+device, the versions and the commands used for the measurements.
 """
 
 import json
@@ -27,18 +27,18 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "tests" / "benchmarks" / "results"
 EVALUATION = ROOT / "sega_jax" / "demo" / "evaluation"
 MARKER = re.compile(r"<!-- (?P<name>[\w-]+): (?P<command>.*?) -->\n(?P<body>.*?)<!-- end -->", re.DOTALL)
-# {start of a result file's name: the script that writes it}. A longer start must come before a shorter one.
+# {prefix of a result file's name: the script that writes it}. Longer prefixes must come before shorter ones.
 SCRIPTS = {"sd15_h200_torch": "torch_sega", "sd15": "end_to_end", "compile": "end_to_end", "profile": "profile_scopes"}
 # The options that result files record.
 OPTIONS = (
     "parts", "stage", "mode", "concepts", "batch", "devices", "share", "rows", "seeds", "part", "steps", "repeat",
     "bytes", "dtype", "support", "attention", "demo",
 )  # fmt: skip
-# The head of the columns of `efficiency`.
+# The heading of columns that contain results of `efficiency`.
 FLOOR = "floor / {} (ideal: 100%)"
-# The cells of the short table: (concepts, batch).
+# The cells that the short table contains: (concepts, batch).
 CELLS = ((0, 1), (1, 1), (2, 1), (4, 1), (1, 4), (4, 4))
-# The words in the short table of edits.
+# The concepts in the short table of edits.
 WORDS = ("glasses", "smile", "beard", "long hair", "red hair", "hat", "dark skin", "hoodie", "red clothes")
 WORDS += ("blue background",)
 CASES = {
@@ -91,7 +91,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], caption: str) -
 
 
 def measured(*names: str, before: str = "") -> str:
-    """Returns the caption of a table of these result files."""
+    """Returns the caption for a table built from the given result files."""
     devices = dict.fromkeys(about(name).get("device", "cpu") for name in names)
     versions = dict.fromkeys(about(name).get("versions") or f"jax {about(name)['jax']}" for name in names)
     commands = dict.fromkeys(f"`{command(name, before)}`" for name in names)
@@ -237,7 +237,7 @@ def overhead() -> str:
 
 
 def profile(kind: str) -> str:
-    """Returns the time, grouped by "kernel" or "layer"."""
+    """Returns the table of times, grouped by "kernel" or "layer"."""
     found = read("profile_h200")["found"]
     columns = [row[kind] for row in found]
     totals = [sum(part["ms"] for part in column.values()) for column in columns]

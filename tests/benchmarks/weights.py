@@ -14,7 +14,7 @@ _POOL = 2**19 + 1
 
 
 def filled(module: Any, dtype: str, devices: Devices) -> Any:
-    """Returns the module, filled with random numbers of this dtype on the devices."""
+    """Returns the module, filled with random numbers of the given dtype on the given devices."""
     pool = np.tile(np.random.default_rng(0).standard_normal(_POOL, np.float32), 2)
     leaves, structure = jax.tree.flatten_with_path(module)
 

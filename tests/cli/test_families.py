@@ -29,7 +29,7 @@ def _three_devices(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def files(first, second, upscaler, least_xl, tmp_path_factory):
-    """LoRAs for all families, and textual inversions."""
+    """Writes LoRAs for all families and textual inversions, and returns their folder."""
     where = tmp_path_factory.mktemp("files")
     both = {"unet": [UNET_LAYER], "text_encoder": [T5_LAYER]}
     loras.write(where / "1.safetensors", first.models, both)
@@ -59,7 +59,7 @@ def pictures(out):
 
 
 def command(out):
-    """Returns the words of the command that reproduces the picture."""
+    """Returns the command that reproduces the picture, split into words."""
     result = run("info", out / "0001-edited.png")
     assert result.exit_code == 0, result.output
     return shlex.split(result.output.splitlines()[-1])[1:]

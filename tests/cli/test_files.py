@@ -24,7 +24,7 @@ def _own_cache(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A checkpoint as a folder and as a single file, its configs, two LoRAs, and two textual inversions."""
+    """Writes a checkpoint as a folder and a single file, its configs, two LoRAs, and two textual inversions."""
     where, rng = tmp_path_factory.mktemp("files"), np.random.default_rng(0)
     tiny.checkpoint(where / "folder", unet=tiny.UNET_1, vae=tiny.VAE_1)
     save_file(tiny.original(unet=tiny.UNET_1, vae=tiny.VAE_1, ema=True), where / "model.safetensors")
@@ -46,7 +46,7 @@ def pictures(folder):
 
 
 def check(words, tmp_path, monkeypatch, prompt="a cat", **loading):
-    """Checks that the command makes the library's pictures, and that `info`'s command reproduces them."""
+    """Checks that the command makes the same pictures as a Python call, and that `info`'s command reproduces them."""
     settings = ["--prompt", prompt, "--edit", "hat:warmup=0", "--steps", 2]
     result = edit(*words, *settings, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output

@@ -85,7 +85,7 @@ def test_the_command_of_info_repeats_the_picture(first_run, tmp_path):
     ):
         assert edit in result.output
     assert "None" not in result.output
-    # The values begin in one column.
+    # The values are aligned.
     assert len({len(line) - len(line.split(maxsplit=1)[1]) for line in result.output.splitlines()[:5]}) == 1
     command = shlex.split(result.output.splitlines()[-1])
     assert command[:2] == ["sega-jax", "edit"]

@@ -1,5 +1,4 @@
-"""Several seeds in the shell: how they are written and grouped, the files, and the commands that reproduce each
-picture."""
+"""Several seeds in the shell: their notation and groups, the files, and the commands that reproduce each picture."""
 
 import itertools
 import random
@@ -38,7 +37,7 @@ def read(path):
 
 
 def picture_maker(flaws):
-    """Returns a stand-in for `pipeline.run`; by seed and row, `flaws` says which pictures are missing or flagged."""
+    """Returns a stand-in for `pipeline.run`. `flaws` maps (seed, edited) to "not finite" or "flagged"."""
 
     def make(pipe, batch):
         found = [flaws.get((seed, bool(row % 2))) for row, seed in enumerate(batch.seeds)]
@@ -51,7 +50,7 @@ def picture_maker(flaws):
 
 @pytest.fixture(scope="module")
 def several(least_folder, tmp_path_factory):
-    """The output and the folder of a run with four seeds."""
+    """Runs the command with four seeds, and returns its output and folder."""
     out = tmp_path_factory.mktemp("several")
     result = run("edit", "--model", least_folder, *WORDS, "--seed", "1-3,8", "--out", out)
     assert result.exit_code == 0, result.output

@@ -1,4 +1,4 @@
-"""`sega-jax verify`, with a small checkpoint in place of Stable Diffusion 1.5 and a recorded picture of it."""
+"""`sega-jax verify`, with a small checkpoint in place of Stable Diffusion 1.5, and a picture recorded from it."""
 
 import math
 import shutil
@@ -37,7 +37,7 @@ STAND_IN = Picture("a cat with a hat", 5, CALL, RECORDED)
 
 @pytest.fixture(scope="module")
 def noise(tmp_path_factory):
-    """A folder with the picture's noise."""
+    """Writes the picture's noise to a folder and returns the folder."""
     folder = tmp_path_factory.mktemp("noise")
     np.save(folder / "5.npy", np.random.default_rng(5).standard_normal((1, 8, 8, 4), np.float32))
     (folder / SUMS).write_text(f"{'0' * 64}  9.npy\n{sha256(folder / '5.npy')}  5.npy\n")

@@ -42,7 +42,7 @@ def folder(small_folder):
 
 @pytest.fixture
 def copy(folder, tmp_path):
-    """Returns a copy of a small checkpoint, to be damaged."""
+    """Returns a copy of a small checkpoint for tests to damage."""
     return shutil.copytree(folder, tmp_path / "copy")
 
 
@@ -54,7 +54,7 @@ def converted(folder, tmp_path_factory):
 
 @pytest.fixture
 def orbax(converted, tmp_path):
-    """Returns a copy of the Orbax checkpoint, to be damaged."""
+    """Returns a copy of the Orbax checkpoint for tests to damage."""
     return shutil.copytree(converted, tmp_path / "orbax")
 
 
@@ -172,7 +172,7 @@ def test_the_safety_checker_is_converted(tmp_path, read):
 
 @pytest.mark.parametrize("name", ["stage1", "stage2", "upscaler"])
 def test_round_trip_of_stages_and_the_upscaler(stages, tmp_path, read, name):
-    """The second stage has no text encoder. It and the upscaler have a scheduler that adds noise to small pictures."""
+    """The second stage has no text encoder. It and the upscaler have a scheduler for noising small pictures."""
     source = shutil.copytree(stages[name], tmp_path / "source")
     (source / "safety_checker").mkdir()
     (source / "safety_checker" / "model.safetensors").write_bytes(b"of another library")
@@ -244,9 +244,10 @@ def test_variants(copy, tmp_path, read, folder):
 
 @pytest.fixture
 def refused(copy, tmp_path, monkeypatch):
-    """Returns a function that converts, and checks the phrases of the error and that no files are left.
+    """Returns a function that attempts a conversion and checks the error.
 
-    The function also checks that no weights were read, unless `reads_weights` is true.
+    The conversion must fail with the given phrases in the error and leave no files behind. Unless `reads_weights` is
+    true, it must also fail before it reads any weights.
     """
 
     def check(
@@ -395,7 +396,7 @@ def test_truncated_and_missing_data_are_reported(orbax, unreadable):
 
 
 def database(orbax):
-    """Opens the database of the UNet, to be damaged."""
+    """Opens the UNet's database, so that a test can damage it."""
     base = {"driver": "file", "path": f"{orbax / 'unet/orbax'}/"}
     return tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
 

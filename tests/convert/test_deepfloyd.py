@@ -73,7 +73,7 @@ def test_the_network_is_the_published_one(write, params, published):
 
 
 def original_tensors(unet):
-    """Returns the shapes of the original tensors, computed from the shapes of our parameters that they contain."""
+    """Returns the shapes of the original tensors, computed from the shapes of the corresponding parameters here."""
     names, shapes = deepfloyd.original_names(unet), {}
     for key, shape in leaves(unet).items():
         tensor, _, part = names[key].partition("[")
@@ -98,7 +98,7 @@ def original_tensors(unet):
     ids=["I-XL", "I-L", "II-L"],
 )
 def test_names_at_full_size(write, params, count, parameters, digest):
-    """The digest covers the sorted names and shapes of the original repository's network with these params."""
+    """The digest covers the sorted tensor names and shapes of the original repository's network for `params`."""
     result = original_tensors(deepfloyd.describe(write({"params": params})).unet)
     assert (len(result), sum(map(math.prod, result.values()))) == (count, parameters)
     lines = "\n".join(f"{name} {','.join(map(str, shape))}" for name, shape in sorted(result.items()))

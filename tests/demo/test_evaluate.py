@@ -147,7 +147,7 @@ def test_a_perfect_editor_succeeds(evaluation):
 @pytest.mark.slow
 def test_a_spoilt_background_is_not_kept(evaluation):
     rows = evaluation(Editor(spoils="background"), words=("glasses", "red clothes")).edits()
-    # One of the nine other attributes changes. If the hair is hidden, there are fewer.
+    # One of the nine other attributes changes. Hidden hair leaves fewer than nine to compare.
     assert all(row["success"] == 1 and 0.8 < row["kept"] < 0.9 for row in rows)
 
 
@@ -271,7 +271,7 @@ def test_hidden_attributes_are_not_counted(examiner):
 
 
 def test_confidence_interval():
-    # Values from tables of Wilson's interval.
+    # The expected values are from tables of Wilson's interval.
     np.testing.assert_allclose(interval(8, 10), (0.490, 0.943), atol=5e-4)
     np.testing.assert_allclose(interval(0, 10), (0, 0.278), atol=5e-4)
     assert interval(0, 0) == (0, 1)

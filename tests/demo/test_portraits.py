@@ -11,7 +11,7 @@ from sega_jax.demo.training.portraits import ATTRIBUTES, COLUMN, WORDS, captions
 from sega_jax.text.tokenizers import Tokenizer
 
 render = jax.jit(portraits.render)
-# The rows and columns of the picture that an attribute may change.
+# The rows and columns of pixels that each attribute may change.
 REGIONS = {
     "glasses": np.s_[36:72, 26:102],
     "mouth": np.s_[64:96, 44:84],
@@ -126,7 +126,7 @@ def test_labels_match_attributes(attributes):
 
 
 def test_captions_are_true(attributes, texts):
-    """A word that stands for one value occurs only in captions of portraits that show it."""
+    """A word that names one value of an attribute occurs only in captions of portraits that show this value."""
     true = labels(attributes)
     mentioned = np.array([[f" {word} " in f" {text} ".replace(",", " ") for word in WORDS] for text in texts])
     assert not (mentioned & ~true).any()

@@ -21,7 +21,7 @@ def test_philox(counter, key, expected):
 
 
 def test_values_printed_by_torch():
-    """The expected values are the four digits printed by torch.manual_seed(42); torch.randn(19, device="cuda")."""
+    """The expected values are what torch.manual_seed(42); torch.randn(19, device="cuda") prints, to four digits."""
     expected = [0.1940, 2.1614, -0.1721, 0.8491, -1.9244, 0.6530, -0.6494, -0.8175, 0.5280, -1.2753, -1.6621, -0.3033]
     expected += [-0.0926, 0.1992, -1.1204, 1.8577, -0.7145, 0.6881, 0.7968]
     noise = normal(42, (19,))

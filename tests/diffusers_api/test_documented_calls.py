@@ -1,7 +1,7 @@
 """Runs the code blocks of diffusers' documentation on small checkpoints.
 
-Every block for a pipeline that we have either runs or is refused with a known message. A block is named by its page and
-its number on the page, counted from 0.
+Every block for a pipeline that we have either runs or is refused with a known message. Blocks are identified by their
+page and their index on the page.
 """
 
 import jax
@@ -33,13 +33,13 @@ from sega_jax.pipelines.execution.devices import Devices
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 PICTURE = Image.new("RGB", (8, 8), "red")
-# The documented blocks run 50 steps in half precision. Here, they run fewer steps and share a few programs.
+# The code blocks in the docs run 50 steps in half precision. Here, they run fewer steps and share a few programs.
 FEW = {"num_inference_steps": 2}
 XL_URL = f"https://huggingface.co/{XL}/blob/main/xl_base.safetensors"
 
 
 class Pasted:
-    """The environment of a code block: the names that it imports, and checkpoints."""
+    """The environment in which a code block runs: the names that it imports, and checkpoints."""
 
     def __init__(self, tmp_path):
         self.tmp_path = tmp_path
@@ -70,7 +70,7 @@ def hub(tmp_path_factory, stages):
 
 @pytest.fixture
 def pasted(hub, tmp_path, monkeypatch, one_device):
-    """All pipelines use the same `Devices`, so they share their programs."""
+    """Returns the environment for code blocks. All pipelines use the same `Devices`, so they share their programs."""
     monkeypatch.setattr("huggingface_hub.snapshot_download", hub)
     monkeypatch.setattr(base, "Devices", lambda *_: hub.devices)
     monkeypatch.setattr(base, "load", lambda source, **options: load(source, **{"devices": hub.devices} | options))
@@ -532,7 +532,7 @@ def semantic(p):
     check_pictures(out)
 
 
-# For each page, the function that runs each group of blocks, with the error message if they are refused.
+# For each page and group of blocks, the function that runs them, and the error message if they are refused.
 BLOCKS = {
     "stable_diffusion.md": {(0, 3): offloading, (1, 2, 4): schedulers},
     "using-diffusers/loading.md": {

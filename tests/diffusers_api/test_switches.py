@@ -183,7 +183,7 @@ def test_generators(pipe, calls):
     """Generators become seeds; using a generator again gives a different seed."""
     first = Generator("cuda").manual_seed(3)
     assert native_arguments(pipe, calls, generator=first)["seed"] == 3
-    assert first.seed == 3  # the failed call did not advance it
+    assert first.seed == 3  # the failed call did not advance the generator
     seeds = Seeds(first)
     seeds.advance()
     assert Seeds(first).value not in (3, Seeds([3]).value)

@@ -1,7 +1,7 @@
-"""Functions that create damage, which replaces an object of the library by a faulty version.
+"""Functions that return a `Damage`, which maps an object of the library to a faulty version of the object.
 
-A damage maps the sound object to the damaged one. Most objects are functions or methods; for a method, argument 0 is
-`self`. No damage reads or rewrites source text, so faults survive renamed variables and moved code.
+Most objects are functions or methods; for a method, argument 0 is `self`. Each docstring says what the damage does. No
+damage reads or rewrites source text, so faults keep working when variables are renamed or code is moved.
 """
 
 import inspect
@@ -16,7 +16,7 @@ Damage = Callable[[Any], Any]
 
 
 def override(**options: Any) -> Damage:
-    """Calls the function with these keyword arguments, whatever the caller passes."""
+    """Calls the function with the given keyword arguments, whatever the caller passes."""
 
     def change(function):
         return wraps(function)(lambda *args, **kwargs: function(*args, **kwargs | options))
@@ -44,7 +44,7 @@ def argument(position: int, by: Callable[[Any], Any]) -> Damage:
 
 
 def arguments(by: Callable[..., tuple]) -> Damage:
-    """Changes all positional arguments before the call; `by` takes them and returns the new ones."""
+    """Changes all positional arguments before the call: `by` receives the old ones and returns the new ones."""
 
     def change(function):
         return wraps(function)(lambda *args, **kwargs: function(*by(*args), **kwargs))
@@ -127,5 +127,5 @@ def halves(y: Any) -> Any:
 
 
 def earlier(column: np.ndarray) -> np.ndarray:
-    """Moves the column of a table up by one row and repeats the last row."""
+    """Moves a table's column up by one row and repeats its last entry."""
     return np.concatenate([column[1:], column[-1:]])

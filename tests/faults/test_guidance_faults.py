@@ -45,7 +45,7 @@ EQUAL = EQUAL.astype(np.float32)
 
 
 def stacked(rows):
-    """Converts rows in the oracle's terms to the library's `Edits`."""
+    """Converts rows from the oracle's format to the library's `Edits`."""
     names = [name for name in FIRST if name != "reverse"]
     edits = [
         [
@@ -92,7 +92,7 @@ def added_without_the_inactive(rows):
 
 
 def by_the_oracle(rows, semantics="diffusers"):
-    """Returns a function that computes the same numbers with plain NumPy."""
+    """Returns a function that computes the same guidance with plain NumPy."""
 
     def expected():
         u, e = PREDICTIONS.uncond, PREDICTIONS.edits

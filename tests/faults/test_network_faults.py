@@ -51,7 +51,7 @@ BRANCHES = normal(2, 4, 4, 4), np.array([999, 3], np.float32), normal(6, 7, 16, 
 
 
 def branches(times=1):
-    """Runs the UNet on three texts for each of two pictures, and passes every picture `times` times."""
+    """Runs the UNet on three texts for each of two pictures. Each picture occurs `times` times in the batch."""
     net, (x, timestep, texts) = tiny.filled(UNet2DConditionModel(UNetConfig.from_dict(tiny.UNET_1))), BRANCHES
     return net(x.repeat(times, 0), timestep.repeat(times), texts)
 

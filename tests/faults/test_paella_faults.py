@@ -182,7 +182,7 @@ def condition_with(name, by):
 
 
 def columns(**changes):
-    """Changes the solver's columns of a table."""
+    """Changes the table columns that the solver uses."""
     return fields(solver=lambda row: replaced(row, **changes))
 
 

@@ -21,7 +21,7 @@ def near_thresholds():
     """Draws cosines [pictures, 3] and [pictures, 17] so close to their thresholds that rounding matters.
 
     Returns:
-        Both arrays of cosines, and the thresholds of each.
+        Both arrays of cosines, and the thresholds for each.
     """
     rng = np.random.default_rng(0)
     thresholds = [rng.uniform(0.1, 0.3, count).astype(np.float32) for count in (3, 17)]
@@ -33,7 +33,7 @@ def near_thresholds():
 
 
 def decided():
-    """Decides about these pictures concept by concept, with Python's floats."""
+    """Decides concept by concept, with Python floats, which pictures to flag."""
     special, concepts, *thresholds = near_thresholds()
     care_thresholds, other_thresholds = (least.tolist() for least in thresholds)
     flags = []

@@ -1,4 +1,4 @@
-"""Faults in sampling: the chain of guidance, the loop with its keys and seeds, starts, chunks of rows, and tiles."""
+"""Faults in sampling: the guidance chain, the loop and its random keys, starting pictures, chunks, and tiles."""
 
 import jax
 import jax.numpy as jnp
@@ -173,7 +173,7 @@ def completed_by_the_prompt(complete):
 
 
 FAULTS = {
-    # The chain of guidance
+    # The guidance chain
     "the guidance scale is relative to the conditional estimate": Fault(
         "loop", guidance, "cfg", argument(0, lambda scale: scale + 1)
     ),
@@ -194,7 +194,7 @@ FAULTS = {
     "chunks of rows get the branches of other rows": Fault(
         "loop", diffusion, "in_chunks", argument(3, lambda texts: jnp.roll(texts, len(texts) // 2, 0))
     ),
-    # Starts
+    # Starting pictures
     "the latents of a picture use the initial noise": Fault(
         "start", latent_space, "POSTERIOR", instead(programs.INITIAL)
     ),

@@ -29,16 +29,16 @@ TOKENS[:, 0], TOKENS[:, :, 0] = 57, 56
 TOKENS[0, 1, 1] = 57
 TOKENS[1, :, 1:6] = [28, 2, 0, 47, 57], [0, 30, 0, 47, 57]
 TOKENS[2, :, 1:9] = [6, 11, 0, 18, 18, 4, 46, 57], [6, 39, 0, 18, 18, 4, 46, 57]
-# A weighted text of more than one chunk, its tokens for each tokenizer, and the weights of the tokens.
+# A weighted text that needs more than one chunk, its tokens for each tokenizer, and the tokens' weights.
 LONG = "ab (cd:2) [e]" + " f" * 6
 CHUNKS = np.zeros((2, 2, 12), np.int32)
 CHUNKS[:, 0], CHUNKS[:, :, 0] = 57, 56
 CHUNKS[0, :, 1:] = [0, 29, 2, 31, 32, *[33] * 5, 57]
 CHUNKS[1, :, 1:3] = 33, 57
 WEIGHTS = np.array([[1, 1, 1, 2, 2, 1 / 1.1, *[1] * 6], [1] * 12])
-TABLES = normal(60, 16) + 1, normal(60, 20, seed=1) + 1  # these replace the text encoders and have as many channels
+TABLES = normal(60, 16) + 1, normal(60, 20, seed=1) + 1  # stand-ins for the text encoders
 SIZES = np.float32([[*cases.XL_SIZES["original_size"], *cases.XL_SIZES["crops_top_left"], 24, 16]])
-CHANNELS = 12  # of a pooled embedding
+CHANNELS = 12  # the size of a pooled embedding
 
 
 def networks():
@@ -54,13 +54,13 @@ def text():
 
 
 def looked_up(ids):
-    """Looks tokens up in the tables; returns the states, and sums over the second table as pooled embeddings."""
+    """Looks tokens up in `TABLES`. Returns the states, and the sums of the second table's rows as pooled embeddings."""
     first, second = (table[ids[:, side]] for side, table in enumerate(TABLES))
     return np.concatenate([first, second], -1), second.sum(1)
 
 
 def read(tokenizers):
-    """Encodes a long weighted text with text encoders that look up its tokens."""
+    """Encodes a long weighted text with stand-in text encoders that look up each token in `TABLES`."""
     encode = base.Encode(sdxl.SYSTEM.text.networks(networks()), lambda _, ids: list(sdxl.SDXLText(*looked_up(ids))))
     (encoded,) = sdxl_text.read([LONG], tokenizers, encode, warnings.warn, long_prompts=True, weighted=True)
     return encoded.states[0], encoded.pooled[0]

@@ -45,7 +45,7 @@ def trajectory(name):
 def entered():
     """Returns parts of tables that start in the middle of a schedule.
 
-    The parts are the numbers of the calls, and how many earlier outputs the first two calls of multi-step solvers use.
+    The parts are the indices of the calls, and how many earlier outputs multi-step solvers use in the first two calls.
     """
     calls = [schedules.from_config(config).table(10, 0.5).call for config in tiny.SCHEDULERS.values()]
     solvers_of_third_order = [
@@ -79,7 +79,7 @@ def table(damage):
 
 
 def columns(**changes):
-    """Changes the solver's columns in a family's table."""
+    """Changes the columns that the solver uses in a family's table."""
     return table(result(lambda rows: rows._replace(solver=replaced(rows.solver, **changes))))
 
 

@@ -86,9 +86,9 @@ def views(least, least_folder, tmp_path_factory):
         return second, where.read("a"), where.names("")
 
     def leased():
-        """Returns whether a new, a renewed and an old lease look stale to another worker.
+        """Returns whether another worker considers a new, a renewed and an old lease stale.
 
-        It also counts the leases after a successor has taken over the share and the first worker has left.
+        It also returns how many leases remain after a successor has taken over the share and the first worker has left.
         """
         where, now = store.Store(tmp_path_factory.mktemp("leases")), [0.0]
         where.begin(("leases",))
@@ -158,7 +158,7 @@ def without_a_count(write):
 
 
 def of_all_values(means):
-    """Computes the mean for each value over the pictures of all values."""
+    """Computes each value's mean over the pictures of all values."""
 
     def damaged(rows, y, x, values):
         return means([row | {x: value} for row in rows for value in values], y, x, values)

@@ -33,7 +33,7 @@ TOKENS = np.array(
 T5_TOKENS = np.zeros((2, 2, 77), int)
 T5_TOKENS[0, :, 0] = 1
 T5_TOKENS[1, :, :5] = [33, 3, 6, 32, 1], [1] * 5
-# A weighted text of more than one chunk, its tokens, and the weights of the tokens.
+# A weighted text that needs more than one chunk, its tokens, and the tokens' weights.
 LONG = "ab (cd:2) [e]" + " f" * 6
 CHUNKS = np.array([[56, 0, 29, 2, 31, 32, *[33] * 5, 57], [56, 33, *[57] * 10]])
 WEIGHTS = np.array([[1, 1, 1, 2, 2, 1 / 1.1, *[1] * 6], [1] * 12])
@@ -41,7 +41,7 @@ TABLE = normal(60, 4) + 1
 
 
 def read(tokenizer, devices):
-    """Encodes a long weighted text with a text encoder that looks up its tokens."""
+    """Encodes a long weighted text with a stand-in text encoder that looks up each token in `TABLE`."""
     embed = EmbeddingCache(lambda table, ids: ClipText(table[ids]), Devices(devices))
     options = {"warn": warnings.warn, "long_prompts": True, "weighted": True}
     (text,) = clip_text.read([LONG], tokenizer, lambda ids: embed(TABLE, ids), **options)

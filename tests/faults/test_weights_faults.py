@@ -55,7 +55,7 @@ def read(path, file, module, part):
 
 
 def networks_of(kind):
-    """Builds networks with only shapes; returns them and the options of `tiny.original` for their single file."""
+    """Builds networks without values. Returns them, and the options of `tiny.original` for their single file."""
     if kind == "2":
         models = tiny.networks(unet=tiny.UNET_2, text=tiny.TEXT_2)
         return models, {"unet": tiny.UNET_2, "text": tiny.TEXT_2, "openclip": True, "ema": True}
@@ -76,7 +76,7 @@ def views(tmp_path_factory):
         save_file(tiny.original(**networks_of(kind)[1]), path)
 
     def refused():
-        """Returns the names of the errors that wrong tensors raise."""
+        """Returns the names of the exceptions that wrong tensors raise."""
         outcomes = [outcome(pulled, folders[kind], dtype) for kind, dtype in dtypes.items()]
         return [one if isinstance(one, str) else "no error" for one in outcomes]
 
@@ -104,7 +104,7 @@ def views(tmp_path_factory):
 
 
 def of_unequal_sides(from_torch):
-    """Does not transpose square matrices."""
+    """Transposes only matrices that are not square."""
     return lambda path, array: array if len(set(array.shape)) == 1 else from_torch(path, array)
 
 

@@ -28,7 +28,7 @@ class View(NamedTuple):
 
     Attributes:
         show: computes the values.
-        expected: returns the expected values; None uses the values of `show` without a fault.
+        expected: returns the expected values; None means the values of `show` without a fault.
         tolerance: the largest relative L2 error of every array; 0 compares exactly.
     """
 
@@ -38,13 +38,13 @@ class View(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """An object of the library, and the damage to it.
+    """A fault: an object of the library, and the damage that is done to it.
 
     Attributes:
         view: the name of the view that must show the fault.
         owner: the module, class or dictionary that contains the object.
         name: the name of the attribute or entry.
-        damage: maps the sound object to the damaged one.
+        damage: maps the original object to the damaged one.
     """
 
     view: str
@@ -142,7 +142,7 @@ def network(part: str) -> Any:
 def outcome(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """Returns the result of a call, or the name of the ValueError or LookupError that it raises.
 
-    Other errors propagate, so that a broken damage does not count as a detected fault.
+    Other errors propagate, so that an error in the damage itself is not mistaken for a detected fault.
     """
     try:
         return function(*args, **options)

@@ -1,4 +1,4 @@
-"""Declared arguments: the values of their kinds, checks, documentation, signatures, and errors for unknown names."""
+"""Declared arguments: accepted values, checks, documentation, signatures, and errors for unknown names."""
 
 import dataclasses
 import inspect
@@ -107,7 +107,7 @@ def test_errors_abbreviate_long_values():
     assert len(str(raised.value)) < 120
 
 
-# Kinds: text of the command line
+# Kinds: parsing and printing text of the command line
 
 
 @pytest.mark.parametrize(

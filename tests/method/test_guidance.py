@@ -60,7 +60,7 @@ def test_supports_share_the_right_quantiles(support, threshold):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_counting_equals_sorting(dtype, monkeypatch):
-    """Both agree to the last bit at every rank, among equal entries, zeros, infinities and NaN."""
+    """Both agree to the last bit at every rank, even among equal entries, zeros, infinities and NaN."""
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
         values = np.abs(rng.standard_normal((6, 11, 5)) * 10.0 ** rng.integers(-30, 30, (6, 11, 5))).astype(dtype)
@@ -142,7 +142,7 @@ def test_padding_changes_nothing(n, semantics):
     ids=["the only warm concept has cooled down", "the only warm concept has weight 0"],
 )
 def test_nothing_is_added_while_no_warm_concept_has_weight(first):
-    """Row 1 of the table of differences: diffusers divides 0 by 0 while the second concept is not yet warm."""
+    """Covers row 1 of the table of differences: diffusers divides 0 by 0 until the second concept is warm."""
     settings = Edits.stack([[Edit("a", warmup=0, **first), Edit("b", warmup=5)]])
     added = run(predictions(np.random.default_rng(7), 1, 2), settings)
     start = first.get("cooldown", 0)
@@ -303,7 +303,7 @@ def test_rules_without_concepts_need_no_predictions_for_them():
 
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
 def test_replay_adds_the_record(dtype):
-    """Row 6 of the table of differences: the record may have any dtype. Calls after its end add nothing."""
+    """Covers row 6 of the table of differences: the record may have any dtype, and calls after its end add nothing."""
     rng = np.random.default_rng(13)
     recorded = rng.standard_normal((2, 2, *SPACE)).astype(dtype)
     preds = jax.tree.map(lambda p: jnp.asarray(p[0], jnp.float32), predictions(rng, 2, 1))
@@ -368,7 +368,7 @@ def test_edit_accepts_numpy_numbers():
 
 
 def test_rescale_is_its_formula():
-    """Each row has its own share, and a share of 0 changes no bit of the estimate."""
+    """Each row has its own share, and a share of 0 leaves the estimate exactly as it was."""
     preds = jax.tree.map(lambda p: np.float32(p[0]), predictions(np.random.default_rng(0), 3, 1))
     shares = np.float32([0, 0.7, 1])
     plain, state = cfg(7.5).update(preds.uncond, optax.EmptyState(), preds)

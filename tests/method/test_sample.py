@@ -1,4 +1,4 @@
-"""The sampling loop with a denoiser that is a formula: chunks, rows that are not live, records, noise and gradients."""
+"""The sampling loop, with a formula as the denoiser: chunks, rows that are not live, records, noise and gradients."""
 
 from functools import partial
 
@@ -52,7 +52,7 @@ def run(carry, rows, solver):
 
 
 def chunk(rows, first, live, length=4):
-    """Returns `live` rows from `first` on, padded with rows that are not live and are NaN where possible."""
+    """Returns `live` rows from `first` on, padded with rows that are not live and contain NaN where possible."""
     padding = jax.tree.map(lambda c: np.full((length - live, *c.shape[1:]), _poison(c.dtype), c.dtype), rows)
     part = jax.tree.map(lambda c, f: np.concatenate([c[first : first + live], f]), rows, padding)
     return part._replace(live=np.arange(length) < live)

@@ -67,7 +67,7 @@ def test_initial_noise_scale(name, scale):
 
 
 def test_karras_sigmas():
-    """Karras et al. 2022, eq. 5."""
+    """Compares the sigmas with Karras et al. 2022, eq. 5."""
     sigmas = 1 / scheduler("Euler", use_karras_sigmas=True, sigma_min=0.1, sigma_max=10).table(5).input_scale
     expected = (10 ** (1 / 7) + np.linspace(0, 1, 5) * (0.1 ** (1 / 7) - 10 ** (1 / 7))) ** 7
     np.testing.assert_allclose(np.sqrt(sigmas**2 - 1), expected, rtol=1e-9)
@@ -146,7 +146,7 @@ CUSTOM = [name for name in tiny.SCHEDULERS if "PNDM" not in name]
 
 @pytest.mark.parametrize("name", CUSTOM)
 def test_custom_timesteps(name):
-    """The list of timesteps that belongs to a number of steps gives the same table as the number."""
+    """Passing a number of steps, or the list of its timesteps, gives the same table."""
     family = scheduler(name, timestep_spacing="leading")
     by_number = family.table(8)
     timesteps = np.unique(by_number.timestep.astype(int))[::-1]
@@ -207,7 +207,7 @@ COINCIDING = ("DPM", "DPM, stochastic", "UniPC")
     ],
 )
 def test_any_number_of_steps_has_finite_rows_or_is_an_error(name, spacing):
-    """A number is an error only if it is so large (or, for Runge-Kutta, so small) that two points coincide."""
+    """A number is rejected only if it is so large (or, for Runge-Kutta, so small) that two points coincide."""
     family, every = scheduler(name, timestep_spacing=spacing, steps_offset=0), 250 if name == "LMS" else 37
     for steps in [*range(1, 999, every), 2, 3, 4, 61, 103, 999, 1000]:
         if (steps > 500 and name in COINCIDING) or (steps < 4 and "Runge" in name):

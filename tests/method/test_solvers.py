@@ -201,7 +201,7 @@ def test_ddim_clips_x0_if_the_config_says_so():
 @pytest.mark.parametrize(("ratio", "most"), [(0.3, 4.0), (0.9, 4.0), (0.9, 1.5), (1.0, 100.0), (0.9, 1)])
 @pytest.mark.parametrize("name", ["DDIM", "DDPM", "DPM", "UniPC"])
 def test_dynamic_thresholding(name, ratio, most):
-    """Saharia et al. 2022, section 2.3, for a network that predicts x0, which the last step returns unchanged."""
+    """Follows Saharia et al. 2022, section 2.3. The network predicts x0, which the last step returns unchanged."""
     options = {"dynamic_thresholding_ratio": ratio, "sample_max_value": most, "set_alpha_to_one": True}
     family = scheduler(name, prediction_type="sample", thresholding=True, clip_sample=True, **options)
     pictures = np.random.default_rng(0).standard_normal((3, 2, 5, 3)) * np.reshape([0.1, 1, 4], (3, 1, 1, 1))
@@ -270,7 +270,7 @@ def test_predicted_variance():
 
 @pytest.mark.usefixtures("x64")
 def test_sampler_of_deepfloyd_if():
-    """Ho et al. 2020, eq. 7, between the listed timesteps, with thresholded x0 and predicted variance."""
+    """Follows Ho et al. 2020, eq. 7, between the listed timesteps, with thresholded x0 and predicted variance."""
     family = from_config(
         {
             "_class_name": "DDPMScheduler",
@@ -286,7 +286,7 @@ def test_sampler_of_deepfloyd_if():
     draw, solver = np.random.default_rng(0), SOLVERS[family.solver]()
     expected = x = draw.standard_normal((2, 4, 4, 3))
     for i, (t, after) in enumerate(zip(timesteps, [*timesteps[1:], None], strict=True)):
-        # Close to the noise in x, so that x0 stays near [-1, 1].
+        # The predictions are close to the noise in x, so that x0 stays near [-1, 1].
         epsilon = expected / np.sqrt(1 - bars[t]) + 0.5 * np.sqrt(bars[t]) * draw.standard_normal(x.shape)
         share, fresh = draw.uniform(-1.2, 1.2, x.shape), draw.standard_normal(x.shape)
         row = jax.tree.map(lambda column, i=i: column[i], table)

@@ -128,7 +128,7 @@ def test_drawn_tokens_have_the_distribution_of_the_logits():
         lambda _: chances,
     )
     expected = np.exp(2 * logits) / np.exp(2 * logits).sum()
-    # Five standard deviations.
+    # The tolerance is five standard deviations.
     assert (abs(np.bincount(x[0], minlength=4) / n - expected) < 5 * np.sqrt(expected / n)).all()
 
 

@@ -16,7 +16,7 @@ from sega_jax.nn.prior import PriorConfig, PriorModel
 from sega_jax.nn.vqgan import VQConfig, VQModel
 from sega_jax.weights.layout import leaves
 
-# Relative L2.
+# Tolerances of the relative L2 error.
 TOLERANCE = {"float32": 1e-5, "float64": 1e-9}
 
 
@@ -27,7 +27,7 @@ compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 
 
 @pytest.fixture(params=TOLERANCE)
 def near(request):
-    """Returns a function that compares an array with the recorded array of a name, in either precision."""
+    """Returns a function that compares an array with the recorded array of the same name, in either precision."""
     dtype = request.param
 
     def check(ours, name):
@@ -66,7 +66,7 @@ def condition(net, name, **more):
 
 
 def block_inputs(level, tokens, skip):
-    """Returns the inputs of a block in addition to x."""
+    """Returns a block's inputs other than x."""
     tokens = jnp.asarray(tokens)
     text = Condition(tokens, jnp.ones(tokens.shape[:2], bool), jnp.ones(tokens.shape[:2], tokens.dtype))
     return _Inputs(jnp.asarray(level), text, skip)
@@ -248,7 +248,7 @@ def test_unsupported_sizes():
 
 @cache
 def networks(dtype):
-    """Returns the outputs of the denoiser, the VQGAN and the prior in a dtype."""
+    """Returns the outputs of the denoiser, the VQGAN and the prior in the given dtype."""
 
     @compiled
     def run(net, vq, embed):

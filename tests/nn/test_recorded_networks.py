@@ -13,7 +13,7 @@ from sega_jax.nn.unet import UNet2DConditionModel, UNetConfig
 
 @pytest.mark.parametrize("name", ["sd1_ddim", pytest.param("sd2_ddim", marks=pytest.mark.slow)])
 def test_networks_of_stable_diffusion(name, recorded_pipe):
-    """The tolerance is a relative L2 of 1e-5; measured were 2e-7 to 6e-7."""
+    """The tolerance is a relative L2 error of 1e-5; measured errors were 2e-7 to 6e-7."""
     inputs = cases.INPUTS
 
     @jax.jit

@@ -91,6 +91,6 @@ def test_unsupported_configs(option, value, message):
 
 
 def test_the_default_config_of_transformers_is_unsupported():
-    """The default config is that of the first T5, which has no gates."""
+    """The default config is that of the original T5, which has no gates."""
     with pytest.raises(ValueError, match="feed_forward_proj=None"):
         T5Config.from_dict({})

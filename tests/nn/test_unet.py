@@ -90,7 +90,7 @@ def test_branches_share_the_layers_before_the_text(name):
 
 @cache
 def predicted(dtype):
-    """Returns the prediction of the second stage's network in a dtype."""
+    """Returns the prediction of the second stage's network in the given dtype."""
     module, rng = build(tiny.STAGE_2), np.random.default_rng(0)
     x, text = rng.standard_normal((2, 4, 8, 6), np.float32), rng.standard_normal((2, 7, 24), np.float32)
     args = x, np.array([999, 3], np.float32), text, np.array([0, 250], np.float32)

@@ -1,4 +1,4 @@
-"""Runs one call in both libraries' semantic pipelines, and measures how much the results differ."""
+"""Runs the same call in the semantic pipelines of both libraries, and measures how much the results differ."""
 
 import numpy as np
 

@@ -36,7 +36,7 @@ class Run(NamedTuple):
     cond: np.ndarray
     edits: np.ndarray
     sem_guidance: np.ndarray
-    variance: np.ndarray | None  # predicted for the prompt, if the network predicts a variance
+    variance: np.ndarray | None  # the prediction for the prompt, or None if the network predicts no variance
 
 
 class Sega:

@@ -1,4 +1,4 @@
-"""DeepFloyd-IF's UNet in plain torch, with the names and fused layers of its own repository, and the files of a stage.
+"""DeepFloyd-IF's UNet in plain torch, with the original names and fused layers, and a writer of a stage's files.
 
 Inside the network, texts are [batch, channels, tokens] and pictures are [batch, channels, height, width].
 """

@@ -1,4 +1,4 @@
-"""Stages in DeepFloyd-IF's own layout: after conversion, diffusers' network and ours agree with the original."""
+"""Stages in DeepFloyd-IF's original layout: after conversion, diffusers' network and ours agree with the original."""
 
 import pytest
 
@@ -90,7 +90,7 @@ def test_conversion_keeps_every_row_exactly(tmp_path, dtype):
 
 
 def rows(tensors):
-    """Counts the rows of all tensors, as bytes. Splitting a fused tensor keeps its rows."""
+    """Counts how often each row, as bytes, occurs in the tensors. Splitting fused tensors keeps the counts."""
     return collections.Counter(
         row.contiguous().flatten().view(torch.uint8).numpy().tobytes()
         for tensor in tensors.values()

@@ -197,7 +197,7 @@ def test_casts(source, tmp_path):
 
 @pytest.fixture
 def refused(source, tmp_path):
-    """Returns a function that checks that a conversion fails with these words and leaves no files."""
+    """Returns a function that checks that a conversion fails with the given words in the error and leaves no files."""
 
     def check(*words, error=CheckpointError, dest=tmp_path / "out/dest", **options):
         with pytest.raises(error) as caught:

@@ -32,7 +32,7 @@ DDPM = tiny.IF_SCHEDULER
 V = {"prediction_type": "v_prediction"}
 TWO = {"prompt": ["a Cat at", "dog, "], "negative_prompt": ["bad", ""]}
 PICTURES = np.random.default_rng(1).random((2, 8, 8, 3))
-# {name: (pipeline, scheduler, arguments of both, arguments of ours)}
+# {name: (pipeline, scheduler, arguments of both calls, arguments of our call only)}
 CASES = {
     "stage I": ("1", DDPM, TWO, {"steps": 12}),
     "stage I, strong guidance": ("1", DDPM, TWO | {"guidance_scale": 15.0}, {"steps": 5}),
@@ -85,7 +85,7 @@ def both(tmp_path_factory, one_device):
 
 
 def small_noise(shape):
-    """Returns the noise that our rows with these seeds draw for their small pictures."""
+    """Returns the noise that our rows with the given seeds draw for their small pictures."""
     keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), SMALL), 0) for seed in SEEDS]
     return np.stack([jax.random.normal(key, shape, precision()) for key in keys])
 
@@ -124,7 +124,7 @@ def run(name, ours, reference, config, call, mine):
     its = call | steps | ({} if name == "1" else {"image": first(2 * pictures - 1)})
     if name != "x4":
         its["clean_caption"] = False
-    # In the order in which the pipeline draws them.
+    # These are in the order in which the pipeline draws them.
     drawn = [draw(INITIAL)] if name != "x4" else []
     drawn += [] if name == "1" else [small_noise((*shape[:2], 3))]
     if name == "x4":

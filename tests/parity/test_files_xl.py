@@ -33,7 +33,7 @@ def state(network):
 
 
 def difference(ours, theirs):
-    """Returns the largest relative difference of all weights."""
+    """Returns the largest relative difference among all weights."""
     worst = 0
     for part in PARTS:
         tensors = state(getattr(theirs, part))

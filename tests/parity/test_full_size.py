@@ -133,7 +133,7 @@ THEIRS = {
 
 @pytest.fixture(scope="module")
 def networks():
-    """Returns SD 1.5's networks with the weights of randomly filled torch networks, and the torch networks' outputs."""
+    """Returns SD 1.5's networks with the weights of random torch networks, and the outputs of those torch networks."""
     models, expected = Models.build(**SD_1)._asdict(), {}
     for part, compute in THEIRS.items():
         reference = randomised(published(SD_1, part))
@@ -180,7 +180,7 @@ def member(module, name):
 
 
 def parts(config, *names):
-    """Yields parts of our UNet and torch's with the same random weights; all other parameters are only shapes."""
+    """Yields parts of our UNet and torch's with the same random weights; other parameters have only shapes."""
     with torch.device("meta"):
         reference = diffusers.UNet2DConditionModel(**config)
     ours = UNet2DConditionModel(UNetConfig.from_dict(config))

@@ -31,7 +31,7 @@ def theirs(folder):
 
 
 def difference(ours, theirs):
-    """Returns the largest relative difference of all weights of the UNet and the text encoder."""
+    """Returns the largest relative difference among all weights of the UNet and the text encoder."""
     worst = 0
     for part in ("unet", "text_encoder"):
         expected = {key.removeprefix("text_model."): x for key, x in getattr(theirs, part).state_dict().items()}

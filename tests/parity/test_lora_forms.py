@@ -148,7 +148,7 @@ def test_alphas_of_lycoris(models, tmp_path, form):
 
 @pytest.mark.parametrize("scale", [0.0, 0.6, -1.0])
 def test_other_scales_of_dora(models, tmp_path, scale):
-    """With scales other than 1, weights equal those of LyCORIS' function for norms of inputs, and ComfyUI's."""
+    """With scales other than 1, weights with norms of inputs equal those of LyCORIS' function and of ComfyUI."""
     original = layer(parameters(models), CONV)
     module = randomised(modules.LoConModule("", original, 1, RANK, 2.0, weight_decompose=True, wd_on_out=False))
     path = file_of(module, CONV, tmp_path / "a.safetensors")

@@ -28,7 +28,7 @@ from sega_jax.pipelines import loading
 
 pytestmark = pytest.mark.parity
 
-# Tolerances of the relative L2 error: of layers and blocks in float32, and of networks.
+# Tolerances of the relative L2 error, for layers and blocks in float32, and for networks.
 LAYER = 2e-6
 NETWORK = {"float32": 1e-5, "float64": 1e-9}
 
@@ -183,7 +183,7 @@ def test_activation(name):
 @pytest.mark.parametrize("flip", [True, False])
 @pytest.mark.parametrize("channels", [8, 9, 320])
 def test_sinusoid(channels, flip, shift):
-    """The comparison is in float64, because torch's float32 exponential is off by a digit for some frequencies."""
+    """The comparison is in float64, because torch's float32 exponential is inaccurate for some frequencies."""
     with double():
         t = np.arange(1000.0)
         theirs = embeddings.get_timestep_embedding(torch.tensor(t), channels, flip, shift)
@@ -377,7 +377,7 @@ def test_text(config, tolerance):
 @pytest.mark.parametrize("tolerance", ["float32", "float64"], indirect=True)
 @pytest.mark.parametrize("end", [2, 57])
 def test_projected_text(tolerance, end):
-    """transformers finds the end by its id, or in old configs as the largest id."""
+    """transformers finds the end token by its id, or with old configs as the largest id."""
     config = tiny.TEXT_PROJECTED | {"eos_token_id": end}
     theirs = transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**config))
     ours, theirs = pair(clip.CLIPTextModelWithProjection(clip.CLIPTextConfig.from_dict(config)), theirs)

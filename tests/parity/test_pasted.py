@@ -1,4 +1,4 @@
-"""Values of the real torch in code that was written for diffusers."""
+"""Real torch objects in code that was written for diffusers."""
 
 import inspect
 

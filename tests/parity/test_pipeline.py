@@ -147,7 +147,7 @@ def test_arguments(ours, reference, same, others):
 
 
 def run(ours, reference, call, mine=None, its=None, scheduler=tiny.DDIM):
-    """Runs a call in both pipelines; `mine` are further arguments of ours, `its` further arguments of the reference.
+    """Runs a call in both pipelines. `mine` has additional arguments for ours, and `its` for the reference.
 
     Returns:
         Both outputs, and what both callbacks received at every call.

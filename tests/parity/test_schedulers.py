@@ -173,7 +173,7 @@ DISTILLED = ["LCMScheduler", "TCDScheduler"]
 
 @partial(jax.jit, static_argnames="solver")
 def update(solver, eta, x, state, output, row, drawn):
-    """Updates x. The network's output may have the predicted variance as further channels."""
+    """Updates x. The network's output may contain the predicted variance as additional channels."""
     output, aux = (output, None) if output.shape == x.shape else jnp.split(output, 2, 1)
     return SOLVERS[solver](eta).update(x, state, output, aux, row, lambda shape: drawn)
 
@@ -227,7 +227,7 @@ def compare(config, steps, eta=0.0):
 
 
 def refusal(name, variant):
-    """Returns the error with which the library refuses these options, or None if it accepts them."""
+    """Returns the error message if the library refuses the given options, or None if it accepts them."""
     try:
         from_config({"_class_name": name} | variant)
     except ValueError as error:
@@ -364,7 +364,7 @@ def test_named_timesteps(name):
     "name", ["DDPMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler", "DPMSolverMultistepScheduler"]
 )
 def test_given_timesteps(name, prediction, timesteps):
-    """The classes are those whose diffusers twins accept timesteps."""
+    """The classes are those whose counterparts in diffusers accept timesteps."""
     for betas in (SD, {"beta_schedule": "squaredcos_cap_v2", "timestep_spacing": "leading"}):
         compare({"_class_name": name, "prediction_type": prediction} | betas, timesteps)
 
@@ -387,7 +387,7 @@ EXCHANGED = [
 @pytest.mark.parametrize("saved", [True, False])
 @pytest.mark.parametrize(("source", "target"), EXCHANGED)
 def test_exchange(source, target, saved):
-    """Changing the class keeps the same options as in diffusers, from an object and from a saved config."""
+    """Changing the class of an object or of a saved config keeps the same options as in diffusers."""
     betas = {key: SD[key] for key in ("beta_start", "beta_end", "beta_schedule")}
     before = getattr(diffusers, source)(**betas if source in WITH_BETAS else {})
     config = json.loads(before.to_json_string()) if saved else before

@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore::FutureWarn
 SEEDS, STEPS = [3, 8], 8
 PROMPTS = ["a cat at", "dog,"]
 SIZES = {"original_size": (20, 34), "crops_top_left": (3, 5), "target_size": (24, 16)}
-# Further arguments of both libraries' calls.
+# Additional arguments for the calls of both libraries.
 CALLS = {
     "no negative": {},
     "negative words": {"negative_prompt": ["bad", ""]},

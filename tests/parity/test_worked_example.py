@@ -1,4 +1,4 @@
-"""Runs the example of a parity test in `tests/README.md`."""
+"""Runs the example parity test in `tests/README.md`."""
 
 import re
 from pathlib import Path

@@ -82,7 +82,7 @@ def pair(ours, theirs):
 
 
 def scheduler(config):
-    """Returns diffusers' scheduler for a scheduler_config.json; inside `double`, it computes in float64."""
+    """Returns diffusers' scheduler for a scheduler_config.json. Inside `double`, the scheduler computes in float64."""
     twin = getattr(diffusers, config["_class_name"]).from_config(config)
     set_timesteps = twin.set_timesteps
 
@@ -123,7 +123,7 @@ def inject(scheduler, draw) -> None:
 
 
 def start(pipeline, seeds, latents):
-    """Makes a diffusers img2img pipeline start from these latents, and sample the posterior as our rows do.
+    """Makes a diffusers img2img pipeline start from the given latents, and sample the posterior as our rows do.
 
     Returns:
         A context manager that restores the pipeline.
@@ -138,7 +138,7 @@ def start(pipeline, seeds, latents):
 
 
 def stretch(scheduler, steps) -> None:
-    """Makes a scheduler always use this number of steps.
+    """Makes a scheduler always use the given number of steps.
 
     diffusers' semantic pipeline records one row per step and crashes if there are more calls than steps. With this
     scheduler, the call can ask for as many steps as there are calls.
@@ -153,7 +153,7 @@ def stretch(scheduler, steps) -> None:
 
 
 def fresh(seeds, shape):
-    """Returns a function that maps a call's number to the noise [rows, *shape] that our rows with these seeds draw."""
+    """Returns a function from a call's index to the noise [rows, *shape] that our rows with the given seeds draw."""
     keys = [jax.random.key(seed) for seed in seeds]
     return lambda i: np.stack([jax.random.normal(jax.random.fold_in(key, i), shape, precision()) for key in keys])
 
@@ -168,12 +168,12 @@ def load(folder, dtype, devices):
 
 
 def schedule(ours, reference, config) -> None:
-    """Sets the schedulers of both pipelines to the one of a scheduler_config.json."""
+    """Gives both pipelines the scheduler that a scheduler_config.json describes."""
     ours.pipeline.scheduler, reference.scheduler = from_config(config), scheduler(config)
 
 
 def published(configs, part: str):
-    """Returns torch's network for a part of a checkpoint with these configs."""
+    """Returns torch's network for a part of a checkpoint, built from the given configs."""
     if part.startswith("text_encoder"):
         kind = transformers.CLIPTextModelWithProjection if part.endswith("2") else transformers.CLIPTextModel
         return kind(transformers.CLIPTextConfig(**configs[part]))

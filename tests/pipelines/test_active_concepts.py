@@ -63,7 +63,7 @@ def test_skipped_predictions_have_no_effect(semantics):
 
 @pytest.fixture(scope="module")
 def prepared(small):
-    """The compile report, a call that uses the compiled programs, and one that predicts all concepts."""
+    """Returns the compile report, a call that uses the compiled programs, and one that predicts all concepts."""
     pipe, other = Pipeline(**small.components), Pipeline(**small.components)
     report = pipe.compile([""] * 2, [[Edit("", warmup=0, cooldown=2), Edit("", warmup=0, cooldown=4)]] * 2, steps=STEPS)
     return (
@@ -89,7 +89,7 @@ def used(call):
     ids=["cool-downs", "warm-ups without momentum"],
 )
 def test_pictures_are_the_same_with_fewer_predictions(prepared, options, concepts):
-    """The relative L2 distance to predicting all concepts is below 1e-5; measured 1e-7 to 9e-7."""
+    """The relative L2 distance to predicting all concepts is below 1e-5; measured distances were 1e-7 to 9e-7."""
     _, call, other = prepared
     images, skipped = used(partial(call, **options))
     expected_images, unskipped = used(partial(other, **options))

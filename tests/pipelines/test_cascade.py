@@ -120,7 +120,7 @@ def test_low_memory_keeps_one_network_at_a_time(stages, first, second, upscaler,
 
 @pytest.mark.parametrize("output", ["pil", "uint8", "float", "latent"])
 def test_pictures_that_are_not_finite_in_one_stage(whole, output):
-    """Such pictures are missing from the result even if later stages are finite; others are unaffected."""
+    """Such pictures are missing from the result even if later stages give finite ones; others are unaffected."""
 
     def broken(pipe):
         def call(**options):

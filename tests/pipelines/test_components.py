@@ -29,7 +29,7 @@ EDM = {"_class_name": "EDMEulerScheduler"}
 
 @pytest.fixture
 def own(small):
-    """A pipeline whose scheduler may be replaced."""
+    """Returns a pipeline whose scheduler may be replaced."""
     return Pipeline(**small.components)
 
 
@@ -347,7 +347,7 @@ def test_schedulers_that_need_a_predicted_variance(own):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "calls"), [("Heun", 5), ("PNDM, Runge-Kutta", 13)])
 def test_warm_ups_count_calls(own, name, calls):
-    """These schedulers need more model calls than steps; diffusers fails with both."""
+    """Both schedulers need more model calls than steps, and diffusers fails with them."""
     own.scheduler = tiny.SCHEDULERS[name]
     steps = 3 if name == "Heun" else 4
     out = own("cat", Edit("a", warmup=calls - 1, threshold=0), steps=steps, output="latent", record=True)

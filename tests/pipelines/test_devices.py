@@ -26,7 +26,7 @@ def on(small_folder):
 
 
 def draw(pipe, rows, **options):
-    """Makes pictures; the numbers `rows` choose their prompts, edits, guidance scales and seeds."""
+    """Makes one picture for each integer in `rows`, which selects its prompt, edit, guidance scale and seed."""
     settings = {
         "edits": [[Edit(WORDS[-r], scale=r + 1, warmup=r % 2)] for r in rows],
         "steps": STEPS,

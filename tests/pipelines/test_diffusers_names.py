@@ -71,7 +71,7 @@ def test_repr(small, small_folder, paella):
 
 @pytest.mark.parametrize("name", ["small", "paella"])
 def test_copies(name, request):
-    """Copies share only the weights; replacing the scheduler or a network of a copy leaves the original alone."""
+    """Copies share only the weights; replacing the scheduler or a network of a copy does not change the original."""
     pipe = request.getfixturevalue(name)
     for other in (copy.copy(pipe), copy.deepcopy(pipe), copy.deepcopy([pipe, pipe])[1]):
         assert type(other) is type(pipe)

@@ -15,7 +15,7 @@ NAN = float("nan")
 
 @pytest.fixture
 def idle(pipe, monkeypatch):
-    """A pipeline whose programs fail if they run."""
+    """Returns a pipeline whose programs fail if they run."""
 
     def refuse(*args, **kwargs):
         raise AssertionError("a program ran")

@@ -33,7 +33,7 @@ def run(function, *words):
 
 
 def module(path):
-    """Returns the functions of an imaginary module at this path."""
+    """Returns the functions of an imaginary module at the given path."""
     space = {"collected": collected, "warn": warn}
     exec(compile(CODE, str(path), "exec"), space)
     return space
@@ -44,7 +44,7 @@ LIBRARY = module(PACKAGE / "pipelines" / "made_up.py")
 
 @pytest.fixture
 def caught():
-    """All warnings of a test, including repeated ones."""
+    """Yields a list of all warnings of a test, including repeated ones."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield caught
@@ -55,7 +55,7 @@ def words(caught):
 
 
 def line(words):
-    """Returns the number of the only line of this file with this text."""
+    """Returns the number of the only line in this file that contains the given text."""
     (number,) = (i for i, text in enumerate(Path(__file__).read_text().splitlines(), 1) if text.strip() == words)
     return number
 

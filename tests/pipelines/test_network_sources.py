@@ -25,7 +25,7 @@ PARTS = ("text_encoder", "unet", "vae")
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory):
-    """A checkpoint with different weights."""
+    """Writes a checkpoint with different weights and returns its folder."""
     folder = tiny.checkpoint(tmp_path_factory.mktemp("other") / "tiny", unet=tiny.UNET_1)
     for path in folder.rglob("*.safetensors"):
         save_file({name: (array * 0.9).astype(array.dtype) for name, array in load_file(path).items()}, path)

@@ -36,7 +36,7 @@ LATENTS = np.random.default_rng(0).standard_normal((2, 8, 8, 4)).astype(np.float
 
 @pytest.fixture(scope="module")
 def run(small):
-    """Calls with two rows and at most two concepts, so that most calls share a compiled program."""
+    """Returns a function for calls with two rows and at most two concepts, most of which share a compiled program."""
     defaults = {"edits": EDITS, "steps": STEPS, "latents": LATENTS, "output": "latent", "record": True}
     return lambda prompt=PROMPTS, **options: small(prompt, **defaults | options)
 
@@ -77,7 +77,7 @@ def close(found, wanted, tolerance=1e-5):
 
 
 def test_guidance_and_steps_follow_the_formulas(run):
-    """Row 8 of the table of differences: each row has its own concepts and settings."""
+    """Covers row 8 of the table of differences: each row has its own concepts and settings."""
     out = run(guidance_scale=[7.5, 1.5])
     assert out.record.edits.shape == (2, STEPS, 2, 8, 8, 4)
     for row, scale in enumerate((7.5, 1.5)):
@@ -89,7 +89,7 @@ def test_guidance_and_steps_follow_the_formulas(run):
 
 @pytest.mark.parametrize("scale", [1.0, 0.3, 0.0])
 def test_edits_act_without_classifier_free_guidance(face, scale):
-    """Row 2 of the table of differences: diffusers drops the edits and keeps only the conditional estimate."""
+    """Covers row 2 of the table of differences: diffusers drops the edits and keeps only the conditional estimate."""
     out = face(guidance_scale=scale)
     assert np.abs(out.sem_guidance).max() > 0.1
     for row in range(2):
@@ -113,7 +113,7 @@ def test_fewer_concepts_are_padded_without_effect(run):
 
 
 def test_plms_makes_one_more_call_and_warmups_count_calls(small):
-    """Row 7 of the table of differences, for a picture that is not square."""
+    """Covers row 7 of the table of differences, for a picture that is not square."""
     plms = Pipeline(**small.components | {"scheduler": from_config(tiny.PNDM)})
     edits = [Edit("a", warmup=STEPS), Edit("b", warmup=2, cooldown=4)]
     out = plms("cat", edits, steps=STEPS, record=True, output="latent", height=20, width=12)
@@ -149,7 +149,7 @@ LONG = "a b c d e f g h i j k l m n"
 
 
 def test_truncated_texts_keep_the_end_token_and_warn(small, run):
-    """Row 5 of the table of differences: in diffusers, they lose it, and one long prompt breaks a batch."""
+    """Covers row 5 of the table of differences: in diffusers, they lose it, and one long prompt breaks a batch."""
     with pytest.warns(UserWarning, match="reads 12 tokens; cut from the end of 'a b c .*: 'k l m n") as caught:
         long = run([LONG, "dog"])
     assert caught[0].filename == __file__
@@ -179,7 +179,7 @@ def test_cached_encodings_do_not_depend_on_the_batch(small):
 
 
 def test_equal_texts_are_encoded_once(small):
-    """Texts with equal tokens are encoded once in a call, and never again."""
+    """Texts with the same tokens are encoded once, both within a call and across calls."""
     pipe = Pipeline(**small.components)
     with pipe.devices.watch() as programs:
         first = pipe.encode(["a cat", "A  cat"] * 6 + ["a dog"]).states
@@ -249,7 +249,7 @@ def test_all_outputs_show_the_same_pictures(run):
 
 
 def test_nothing_is_recorded_unless_asked_for(run, face, small):
-    """Row 9 of the table of differences."""
+    """Covers row 9 of the table of differences."""
     before = set(vars(small))
     out = run(record=False)
     assert out.record is None
@@ -312,7 +312,7 @@ def test_progress(run, capfd, monkeypatch):
 
 
 def test_a_warmup_beyond_the_last_call_warns(run, face):
-    """Row 11 of the table of differences."""
+    """Covers row 11 of the table of differences."""
     edits = [Edit("a", warmup=0), Edit("b", warmup=STEPS)]
     for call in (partial(run, edits=edits), partial(face, edit_warmup_steps=[0, STEPS])):
         with pytest.warns(UserWarning, match=f"'b' begins at warmup={STEPS}, after the last of {STEPS} model calls"):
@@ -347,7 +347,7 @@ def test_the_diffusers_interface_equals_the_native_call(run, face):
 
 
 def test_embeddings_of_concepts_are_not_mixed(face, small):
-    """Row 3 of the table of differences: with more than one prompt, diffusers mixes them."""
+    """Covers row 3 of the table of differences: with more than one prompt, diffusers mixes them."""
     words, embeddings = face(), small.encode(["a", "b"])
     options = {"editing_prompt": None}
     assert np.array_equal(face(editing_prompt_embeddings=embeddings, **options).images, words.images)
@@ -361,7 +361,7 @@ def test_embeddings_of_concepts_are_not_mixed(face, small):
 
 @pytest.mark.parametrize("kind", [tuple, np.array, jnp.array])
 def test_settings_as_tuples_and_arrays(face, kind):
-    """Row 4 of the table of differences: in diffusers, a tuple of False reverses all edits, and arrays fail."""
+    """Covers row 4 of the table of differences: in diffusers, a tuple of False reverses all edits, and arrays fail."""
     names = [name for name in WORDS if name not in ("editing_prompt", "edit_cooldown_steps")]
     out = face(**{name: kind(WORDS[name]) for name in names}, edit_cooldown_steps=(3, None))
     assert np.array_equal(out.images, face().images)

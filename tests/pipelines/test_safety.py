@@ -1,4 +1,4 @@
-"""The safety checker: preprocessing, decision, flagged pictures, and loading without it."""
+"""The safety checker: preprocessing, decisions, flagged pictures, and loading without a checker."""
 
 import json
 import shutil
@@ -24,13 +24,13 @@ from sega_jax.pipelines.safety import FeatureExtractor, check
 
 WEIGHTS = "safety_checker/model.safetensors"
 FEATURES = "feature_extractor/preprocessor_config.json"
-# The flags of the three pictures with `tiny.thresholds`.
+# The flags that the three pictures get with `tiny.thresholds`.
 FLAGGED = [True, True, False]
 
 
 @pytest.fixture(scope="module")
 def checked_folder(tmp_path_factory):
-    """A checkpoint with a safety checker."""
+    """Returns the folder of a checkpoint with a safety checker."""
     folder = tmp_path_factory.mktemp("checkpoints") / "checked"
     return tiny.checkpoint(folder, unet=tiny.UNET_1, safety=tiny.SAFETY)
 
@@ -42,7 +42,7 @@ def read(one_device):
 
 @pytest.fixture
 def copy(checked_folder, tmp_path):
-    """A copy of the checkpoint that a test may damage."""
+    """Returns a copy of the checkpoint for tests to damage."""
     return shutil.copytree(checked_folder, tmp_path / "copy")
 
 
@@ -57,7 +57,7 @@ def cosines(checker, pixels):
 
 @pytest.fixture(scope="module")
 def checked(checked_folder):
-    """A pipeline on two devices, with thresholds that flag some of three pictures."""
+    """Returns a pipeline on two devices, with thresholds that flag two of three pictures."""
     pipe = sega_jax.load(checked_folder, devices=jax.local_devices()[:2])
     both, pipe.safety = pipe.safety, None
     pixels = both.feature_extractor(draw(pipe, output="uint8").images)
@@ -235,7 +235,7 @@ def test_more_calls_compile_nothing(checked, compilations):
     assert not compilations
 
 
-# Loading without it
+# Loading without a safety checker
 
 
 @pytest.mark.parametrize("value", [False, None])

@@ -1,4 +1,4 @@
-"""The checkpoints, inputs and settings that `record.py` and the tests share."""
+"""Checkpoints, inputs and settings that are shared by `record.py` and the tests."""
 
 import jax
 import numpy as np
@@ -42,7 +42,7 @@ _UPSCALER = {
     "only_cross_attention": [False, True],
 }
 UNETS = {
-    # The projection of this text keeps its width.
+    # The projection of the text does not change its width here.
     "if_1": (tiny.IF_1 | _IF | {"encoder_hid_dim": 64, "addition_embed_type_num_heads": 4}, None),
     "if_2": (tiny.IF_2 | _IF, np.array([0.0, 250.0], np.float32)),
     "upscaler": (tiny.UPSCALER | _UPSCALER, np.array([3, 19])),
@@ -127,7 +127,7 @@ SCHEDULES = {
     "ipndm": (tiny.WITHOUT_BETAS["IPNDM"], 8, 0.0),
 }
 
-# Stages of DeepFloyd-IF and the x4 upscaler: (steps, guidance scale, noise level, the scheduler of that noise).
+# Stages of DeepFloyd-IF and the x4 upscaler: (steps, guidance scale, noise level, the scheduler that adds this noise).
 STAGES = {
     "stage1": (6, 5.0, None, None),
     "stage2": (5, 4.0, 250, {"_class_name": "DDPMScheduler", **tiny.COSINE}),
@@ -142,7 +142,7 @@ INITIAL, ON_SMALL = 2**32 - 1, 2**32 - 2
 def fresh(tag, *shape):
     """Returns the noise [1, *shape] that a row with seed 0 draws.
 
-    The tag is the number of a call, `INITIAL`, or `ON_SMALL` for the noise on the small picture at the first call.
+    The tag is the index of a call, `INITIAL`, or `ON_SMALL` for the noise on the small picture at the first call.
     """
     key = jax.random.fold_in(jax.random.key(0), tag)
     key = jax.random.fold_in(key, 0) if tag == ON_SMALL else key

@@ -97,7 +97,7 @@ SAMPLERS = {
     | {"reverse_editing_direction_c": True, "edit_threshold_c": 0.8, "edit_momentum_scale": 0.5},
     "quantised": {"steps": 4, "renoise_steps": 3, "mode": "quant"},
 }
-# Inputs of the prior: two text embeddings, and the noise of its start and of its 60 calls.
+# Inputs of the prior: two text embeddings, and the noise for its start and for each of its 60 calls.
 IMAGINED = (_noise(31, 2, 12), _noise(32, 61, 2, 12))
 
 

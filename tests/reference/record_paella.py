@@ -133,7 +133,7 @@ def blocks(net):
 
 
 def wide_blocks(make):
-    """Yields the outputs of the wide blocks. The network's other blocks have only shapes."""
+    """Yields the outputs of the wide blocks. The network's other blocks have shapes but no values."""
     with torch.device("meta"):
         net = make(**cases.WIDE)
     for path, channels in cases.WIDE_BLOCKS.items():

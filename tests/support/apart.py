@@ -1,4 +1,4 @@
-"""Parts of the conversion tests that need a process of their own: `python apart.py FUNCTION FOLDERS` prints the
+"""Parts of the conversion tests that must run in a separate process: `python apart.py FUNCTION FOLDERS` prints the
 function's result as JSON."""
 
 import gc
@@ -19,7 +19,7 @@ import convert
 from convert.__main__ import main
 from sega_jax.pipelines.loading import describe
 
-# A conversion imports these while it runs. They are imported here so that the children below start with them.
+# Conversions import these modules lazily. Importing them here lets the child processes start with them.
 assert orbax.checkpoint
 assert transformers.CLIPTokenizer
 

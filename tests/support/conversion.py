@@ -1,4 +1,4 @@
-"""Runs conversions through the command line, and the functions of `apart.py` in a process of their own."""
+"""Runs conversions through the command line, and the functions of `apart.py` in a separate process."""
 
 import json
 import subprocess

@@ -1,8 +1,8 @@
 """Computes the noise of torch's generator on an NVIDIA GPU with NumPy.
 
-`torch.randn(shape, generator=torch.Generator("cuda").manual_seed(seed), device="cuda")` computes each value in a thread
-of its own, as long as there are enough threads. A thread draws four 32-bit numbers with Philox4x32-10 (Salmon et al.
-2011, "Parallel random numbers: as easy as 1, 2, 3"). The key is the seed, and the counter contains the index of the
+`torch.randn(shape, generator=torch.Generator("cuda").manual_seed(seed), device="cuda")` computes each value in a
+separate thread, as long as there are enough threads. A thread draws four 32-bit numbers with Philox4x32-10 (Salmon et
+al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). The key is the seed, and the counter contains the index of the
 thread. The first two numbers give one normal value (Box and Muller 1958).
 """
 

@@ -1,4 +1,4 @@
-"""A table that says for every feature and family whether the feature works or how it is refused.
+"""A table with a cell for every feature and family, which says whether the feature works or how it is refused.
 
 The table has four parts: the arguments of calls, other features, the settings of sweeps, and the options of the shell.
 """
@@ -19,12 +19,12 @@ SHELL = "--{option} applies to .*, but MODEL is {title}; leave it out"
 
 
 def row(refusal, *families):
-    """Returns the cells of a feature that only these families support; without families, all support it."""
+    """Returns the cells of a feature that only the given families support, or all families if none are given."""
     return {family: WORKS if family in families or not families else refusal for family in FAMILIES}
 
 
 def rows(names, *cells):
-    """Returns equal cells for several features."""
+    """Returns the same cells for each of several features."""
     return dict.fromkeys(names.split(), row(*cells))
 
 

@@ -16,7 +16,7 @@ SEMANTICS = ("diffusers", "per_concept")
 
 @partial(jax.jit, static_argnames=("semantics", "support"))
 def run(preds, settings, semantics="diffusers", support="channel"):
-    """Returns what semantic guidance adds at every call; predictions and results are [calls, batch, ...]."""
+    """Returns the semantic guidance that is added at every call. Predictions and results are [calls, batch, ...]."""
     guidance = sega(settings, semantics=semantics, support=support)
 
     def call(state, preds):
@@ -32,7 +32,7 @@ def predictions(rng, batch, n, shape=SPACE, calls=CALLS):
 
 
 def row(rng, n, momentum):
-    """Draws settings of one picture in the oracle's terms, including edge cases."""
+    """Draws settings of one picture in the oracle's format, including edge cases."""
     pick = partial(rng.choice, size=n)
     warmup = pick([0, 0, 1, 3, 5, CALLS + 1])
     return {

@@ -4,8 +4,8 @@
     HF_HOME=FOLDER HF_HUB_OFFLINE=1 sega-jax edit --model stable-diffusion-v1-5/stable-diffusion-v1-5 ...
 
 Commands and notebooks that name a checkpoint on the hub then run offline in seconds. The checkpoints have the layout of
-the published ones: the same folders, classes, schedulers and `fp16` files, and 77 tokens a text. Pictures are small by
-default: 64 pixels for Stable Diffusion, and 8, 32 and 128 for the three stages of DeepFloyd-IF.
+the published ones: the same folders, classes, schedulers and `fp16` files, and 77 tokens per text. Pictures are small
+by default: 64 pixels for Stable Diffusion, and 8, 32 and 128 for the three stages of DeepFloyd-IF.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ UNET_XL = tiny.UNET_XL | {
     name: tiny.UNET_0[name] for name in ("block_out_channels", "down_block_types", "up_block_types")
 }
 UNET_XL |= {"attention_head_dim": 2, "transformer_layers_per_block": 1}
-# Four levels, so that latents are 8 times smaller than pictures, as those of the published checkpoints are.
+# Four levels, so that latents are 8 times smaller than pictures, as in the published checkpoints.
 VAE = tiny.VAE | {
     "block_out_channels": [8, 8, 8, 8],
     "down_block_types": ["DownEncoderBlock2D"] * 4,

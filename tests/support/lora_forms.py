@@ -1,6 +1,6 @@
 """Adapters of all supported forms: random tensors for a weight, and the change of that weight in float64.
 
-The function of a form returns {end of a key: array} and a function from the weight to its change.
+The function for a form returns {end of a key: array} and a function from the weight to its change.
 """
 
 import numpy as np
@@ -164,7 +164,7 @@ FORMS = {
     "OFT": (oft, True),
 }
 
-# One variant of each form but LoRA.
+# One variant of each form except LoRA.
 SIMPLEST = (
     "LoHa with kernels between",
     "LoKr with both as products",

@@ -47,7 +47,7 @@ def layers(models):
 
 
 def peft(part, name):
-    """Names a layer as peft does. Real files of peft have no alpha."""
+    """Names a layer as peft does. Files that peft writes have no alpha."""
     prefix = "text_model." if part == "text_encoder" else ""
     return [f"{part}.{prefix}{name}.{end}" for end in ("lora_B.weight", "lora_A.weight", "alpha")]
 

@@ -1,4 +1,4 @@
-"""Text files of tensor names and shapes, one a line; names that differ only in a number share one, as {first..last}."""
+"""Text files of tensor names and shapes, one per line. Names that differ only in a number share one: {first..last}."""
 
 import itertools
 import re
@@ -31,7 +31,7 @@ def as_text(shapes: Shapes) -> str:
 
 
 def read(path: Path) -> Shapes:
-    """Returns the shapes in such a file, and checks that no name is listed twice."""
+    """Returns the shapes in a file that `as_text` wrote, and checks that no name is listed twice."""
     pairs = [(name, shape) for line in path.read_text().splitlines() for name, *shape in [line.split()]]
     named = [(full, tuple(map(int, shape))) for name, shape in pairs for full in _expanded(name)]
     assert len(dict(named)) == len(named)

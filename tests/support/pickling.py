@@ -1,4 +1,4 @@
-"""Writes files as `torch.save` does, without torch, in the current zip format or the one from before torch 1.6."""
+"""Writes files as `torch.save` does, without torch, in the current zip format or the older one of torch < 1.6."""
 
 import struct
 import zipfile
@@ -25,7 +25,7 @@ class Legacy(list):
 
 
 def call(name: str, *args: Any) -> bytes:
-    """Returns the pickle opcodes of a call of a function, such as "posix.system"."""
+    """Returns the pickle opcodes that call a function, such as "posix.system"."""
     module, _, function = name.rpartition(".")
     return b"c%s\n%s\n" % (module.encode(), function.encode()) + opcodes(tuple(args), []) + b"R"
 
@@ -33,7 +33,7 @@ def call(name: str, *args: Any) -> bytes:
 def opcodes(value: Any, storages: list[np.ndarray]) -> bytes:
     """Returns the pickle opcodes of a value, without the final stop.
 
-    Bytes are taken to be opcodes and stay unchanged. The data of arrays is appended to `storages`.
+    Bytes are treated as opcodes and stay unchanged. The data of arrays is appended to `storages`.
     """
     if isinstance(value, bytes):
         return value

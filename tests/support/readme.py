@@ -5,7 +5,7 @@
 
 A section is a heading of level 2. Its blocks run in the order of the text, its `python` blocks in one process:
 
-    sh      a script of bash, which stops at the first command that fails
+    sh      a bash script, which stops at the first command that fails
     python  code
     toml    a file, whose first line is a comment with its name: `# glasses.toml`
     text    output; nothing runs
@@ -32,7 +32,7 @@ ACCELERATORS = {"cuda", "cuda12", "tpu"}
 
 
 class ReadmeError(ValueError):
-    """A block that cannot be run, with its line."""
+    """An error that says which block cannot be run, and its line."""
 
 
 class Block(NamedTuple):

@@ -59,7 +59,7 @@ def exports(package: ModuleType) -> list[str]:
 
 
 def place(package: ModuleType, name: str) -> int:
-    """Returns the position of a name on its page, by the module that defines it."""
+    """Returns the position of a name on its page, which depends on the module that defines it."""
     home = getattr(package, name).__module__.removeprefix("sega_jax.") + "."
     return next((i for i, module in enumerate(ORDER) if home.startswith(f"{module}.")), len(ORDER))
 
@@ -164,7 +164,7 @@ def example(match: re.Match[str]) -> str:
 
 
 def build(folder: Path) -> None:
-    """Writes the reference to a folder. It changes docstrings, so it needs a process of its own."""
+    """Writes the reference to a folder. It changes docstrings, so it must run in a separate process."""
     docstrings.google = markdown
     for cls in (jax.Array, jax.Device):
         cls.__module__, cls.__qualname__ = "jax", cls.__name__.rpartition(".")[2]  # annotations show the public names

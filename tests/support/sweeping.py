@@ -1,7 +1,7 @@
-"""Reads the folders of sweeps, and runs the workers of a sweep in processes of their own.
+"""Reads the folders of sweeps, and runs the workers of a sweep in separate processes.
 
 `python sweeping.py FOLDER WORKER WORKERS [RENAMES]` runs a worker. With RENAMES, the worker kills itself before it
-renames more than this number of pictures and records.
+renames more than the given number of pictures and records.
 """
 
 import os
@@ -53,7 +53,7 @@ def make_pictures(plan, pipe):
 
 
 def run_and_crash(plan, folder, pipe, renames):
-    """Runs a plan and raises SystemExit after `renames` pictures and records, which imitates a process that ends."""
+    """Runs a plan and raises SystemExit after `renames` pictures and records, which imitates a process that dies."""
     replace, left = os.replace, iter(range(renames))
 
     def crash(source, target):

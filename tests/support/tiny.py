@@ -109,7 +109,7 @@ STAGE_1 = IF_1 | {"block_out_channels": [8, 16], "layers_per_block": 1}
 STAGE_1 |= {"down_block_types": IF_1["down_block_types"][:2], "up_block_types": IF_1["up_block_types"][1:]}
 STAGE_2 = IF_2 | {"sample_size": 32, "block_out_channels": [8, 16], "layers_per_block": [1, 2]}
 STAGE_2 |= {"down_block_types": IF_2["down_block_types"][1:], "up_block_types": IF_2["up_block_types"][:2]}
-# One level, which compiles in half the time, for tests that need no more.
+# One level, which compiles in half the time, for tests that do not need more.
 UNET_1 = UNET | {
     "block_out_channels": [8],
     "down_block_types": ["CrossAttnDownBlock2D"],
@@ -280,7 +280,7 @@ WITHOUT_BETAS = {
 
 
 def values(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Draws the float32 tensor of this name."""
+    """Draws the float32 tensor for the given name."""
     noise = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
     if name.endswith(("bias", ".beta")):
         return 0.1 * noise

@@ -138,7 +138,7 @@ def test_draws_are_independent_of_each_other():
 
 
 def test_draws_do_not_change_between_versions():
-    """Plans on disk depend on them."""
+    """Plans that were saved by earlier versions depend on the draws."""
     assert drawn(2) == [(0.9556987358846211, 3, "c"), (0.9564233676753604, 6, "c")]
 
 

@@ -12,7 +12,7 @@ from support.sweeping import make_pictures, records, run_and_crash
 from sega_jax import load, sweep
 from sega_jax.cli.main import main
 
-MOMENTUM = {"momentum_scale": 1.0, "momentum_beta": 0.3}  # large, so that another picture's momentum is noticed
+MOMENTUM = {"momentum_scale": 1.0, "momentum_beta": 0.3}  # large, so that another picture's momentum would be noticed
 HAT = {"hat": {"threshold": 0.5, "scale": 8, **MOMENTUM}}
 
 
@@ -49,7 +49,7 @@ def check(plan, folder, pipe):
 
 
 def repeated(picture):
-    """Returns the words of the command that `info` prints for a picture."""
+    """Returns the command that `info` prints for a picture, split into words."""
     result = CliRunner().invoke(main, ["info", str(picture)])
     assert result.exit_code == 0, result.output
     return shlex.split(result.output.splitlines()[-1])
@@ -172,8 +172,10 @@ def family(name, request):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["least_xl", "first", "second", "paella"])
 def test_every_family_follows_its_plan(name, request, tmp_path):
-    """The sweep takes the planned evaluations, and its pictures equal single calls. If it crashes in the second of two
-    batches and is resumed, the bits are the same."""
+    """The sweep makes exactly the planned evaluations, and its pictures equal those of single calls.
+
+    If it crashes in the second of two batches and is resumed, the pictures are bit-identical.
+    """
     folder, pipe, axes = family(name, request)
     plan = plan_of(folder, seeds=4, **axes)
     assert len(plan.batches) == 2

@@ -141,7 +141,7 @@ def test_contents_of_files_change_the_name(tmp_path):
 
 
 def test_names_do_not_change_between_versions():
-    """Pictures on disk have these names."""
+    """Pictures that earlier versions wrote have these names."""
     assert named() == "805f0ab4a4b99d60ec31"
 
 
@@ -254,12 +254,12 @@ def test_fewest_evaluations_with_sharing():
     eight = {"a.scale": [2, 4, 6, 8], "a.threshold": [0.8, 0.9]}
     # Eight settings of one concept that is warm from call 10 on: the first 10 calls are made once.
     assert shared({"a": {"warmup": 10}}, **eight) == (8 * 150, 10 * 3 + 8 * 40 * 3)
-    # The same for each seed.
+    # The same holds for each seed.
     assert shared({"a": {"warmup": 10}}, seed=range(5), **eight) == (5 * 1200, 5 * 990)
-    # Two concepts that cool down at call 25.
+    # There are two concepts, which cool down at call 25.
     two = {"a": {"warmup": 10, "cooldown": 25}, "b": {"warmup": 10, "cooldown": 25}}
     assert shared(two, **eight) == (8 * 200, 10 * 4 + 8 * (15 * 4 + 25 * 2))
-    # Departures at several calls: the trunk extends to the last departure.
+    # The pictures depart at several calls: the trunk extends to the last departure.
     assert shared({"a": {}}, **{"a.warmup": [5, 10, 20]}) == (450, 20 * 3 + (45 + 40 + 30) * 3)
     # With different concepts, only the states are shared, and not the concepts' predictions.
     assert shared({"a": {}}, **{"a.concept": ["x", "y"]}) == (300, 10 * 4 + 2 * 40 * 3)

@@ -20,7 +20,7 @@ from sega_jax.sweep.running.prefixes import _SETTINGS, _Shared, _submit
 from sega_jax.sweep.running.run import _Run
 from sega_jax.systems import programs
 
-MOMENTUM = {"momentum_scale": 1.0, "momentum_beta": 0.3}  # large, so that another picture's momentum is noticed
+MOMENTUM = {"momentum_scale": 1.0, "momentum_beta": 0.3}  # large, so that another picture's momentum would be noticed
 EDITS = {"hat": {"threshold": 0.5}, "bow": {"concept": "apple", "warmup": 3, "threshold": 0.3}}
 EDITS = {name: edit | MOMENTUM for name, edit in EDITS.items()}
 GRID = {"seed": range(3), "hat.warmup": [1, 4]}
@@ -67,7 +67,7 @@ def test_a_late_departure_changes_pictures(least, least_folder, monkeypatch):
 
 
 def test_resuming_after_a_crash(least, least_folder, tmp_path):
-    """A run that crashes in the second of two batches ends with the same bits."""
+    """A run that crashes in the second of two batches and is resumed gives bit-identical pictures."""
     plan = planned(least_folder, True)
     expected, _ = make_pictures(plan, least)
     run_and_crash(plan, tmp_path, least, 15)
@@ -161,7 +161,7 @@ def test_a_failed_fetch_stops_the_sweep(least, least_folder, tmp_path, monkeypat
 
 @pytest.mark.slow
 def test_running_out_of_memory_at_a_departure(least, least_folder, tmp_path, monkeypatch):
-    """The error is XLA's own."""
+    """The test raises the error that XLA raises when it runs out of memory."""
     real = Devices.map
 
     def full(devices, function, *args, **static):

@@ -50,7 +50,7 @@ def colour(settings):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Returns the folder of a sweep with one picture of NaN, whose last batch is not finished yet."""
+    """Returns the folder of a sweep that has one picture full of NaN, and whose last batch is not finished yet."""
     where = tmp_path_factory.mktemp("sweep")
     grid = {"prompt": ["a cat", "a <script>"], "seed": SEEDS, "hat.scale": SCALES, "hat.warmup": WARMUPS}
     ablation = sweep.Sweep(call={"steps": 12, "guidance_scale": 3.0}, edits={"hat": {}}, grid=grid)
@@ -250,7 +250,7 @@ def test_plots_show_means(folder, results):
 
 
 class Page(HTMLParser):
-    """Collects the tags of a page and the sources of its pictures."""
+    """A parser that collects the tags of a page and the sources of its pictures."""
 
     def __init__(self, text):
         super().__init__()

@@ -30,7 +30,7 @@ def plan(least_folder):
 
 @pytest.fixture(scope="module")
 def done(plan, least, tmp_path_factory):
-    """The folder of an undisturbed run."""
+    """Returns the folder of an undisturbed run."""
     folder = tmp_path_factory.mktemp("undisturbed")
     assert sweep.run(plan, folder, least) == (12, 12, 6, 6, 0)
     return folder
@@ -98,7 +98,7 @@ class Crash(BaseException):
     ],
 )
 def test_resuming_after_a_crash(done, plan, least, tmp_path, monkeypatch, renames, batches):
-    """A run may crash before any rename of a picture or of records."""
+    """A run may crash before it renames any of the pictures or records."""
     count, replace = iter(range(renames)), os.replace
 
     def crash(source, target):

@@ -88,7 +88,7 @@ def check(plan, out, pipe, different=4):
 
 
 def repeated(picture):
-    """Returns the words of the command that `info` prints for a picture."""
+    """Returns the command that `info` prints for a picture, split into words."""
     result = CliRunner().invoke(main, ["info", str(picture)])
     assert result.exit_code == 0, result.output
     return shlex.split(result.output.splitlines()[-1])
@@ -275,7 +275,7 @@ def test_names_do_not_depend_on_the_paths_of_files(folder, files, tmp_path):
 
 @pytest.mark.slow
 def test_changing_adapters_takes_the_planned_evaluations(folder, pipe, files, tmp_path):
-    """This includes cool-downs, for which programs are prepared again after each change of adapters."""
+    """This also holds for cool-downs, whose programs are prepared again after each change of adapters."""
     plan = planned(folder, files, grid={"lora": ["a.safetensors", "b.safetensors"], "hat.cooldown": [5]})
     sweeping = running._Run(plan, sweep.Folder(tmp_path), Pipeline(**pipe.components))
     sweeping.folder.begin(plan)

@@ -1,4 +1,4 @@
-"""Tests that several workers share a sweep: they make all pictures and record each once, even if some end early."""
+"""Tests that several workers share a sweep: they make all pictures and record each once, even if some die early."""
 
 import json
 import os

@@ -33,7 +33,7 @@ def family():
 
 @pytest.fixture
 def folder(family, tmp_path, monkeypatch):
-    """A checkpoint of the toy family."""
+    """Writes a checkpoint of the toy family and returns its folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     rng, folder = np.random.default_rng(0), tmp_path / "toy"
     scheduler = {"_class_name": "DDIMScheduler", "clip_sample": False}

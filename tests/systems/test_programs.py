@@ -13,7 +13,7 @@ RNG = np.random.default_rng(0)
 SMALL = [RNG.random((8, 8, 3)), RNG.random((8, 8, 3))]
 LARGE = [RNG.random((32, 32, 3)), RNG.random((32, 32, 3))]
 NOISE = RNG.standard_normal((2, 8, 8, 4)).astype(np.float32)
-# The fixture and the arguments of a call, by the family's name and a description of the call.
+# {family's name and a description of the call: the pipeline's fixture and the arguments of the call}.
 CALLS = {
     "stable_diffusion": ("least", {"negative_prompt": "bad", "guidance_rescale": 0.5}),
     "stable_diffusion from a picture": ("least", {"image": SMALL, "strength": 0.8}),
@@ -37,7 +37,7 @@ def call(name, request):
 
 
 def parametrised(quick):
-    """Returns all calls; all but the quick ones are slow."""
+    """Returns all calls, and marks those that are not in `quick` as slow."""
     return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in CALLS]
 
 

@@ -41,7 +41,7 @@ def pipe(folder, one_device):
 
 @pytest.fixture
 def copy(folder, tmp_path):
-    """A copy of the checkpoint for tests to damage."""
+    """Returns a copy of the checkpoint for tests to damage."""
     return shutil.copytree(folder, tmp_path / "copy")
 
 
@@ -210,7 +210,7 @@ def test_default_size_conditioning(pipe):
 
 
 def text(states, pooled):
-    """Returns a text of zeros with these shapes."""
+    """Returns a text of zeros with the given shapes."""
     return SDXLText(np.zeros((1, *states), np.float32), np.zeros((1, *pooled), np.float32))
 
 

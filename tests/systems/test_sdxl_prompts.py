@@ -21,7 +21,7 @@ def pipe(least_xl):
 
 
 def by_hand(pipe, text, side, reading=BOTH):
-    """Computes the states [chunks, 12, channels] of text encoder `side` (0 or 1) without the library's joining.
+    """Computes the states [chunks, 12, channels] of text encoder `side` (0 or 1) without the code that joins chunks.
 
     Returns:
         The states, and the pooled embeddings of the second text encoder, or None for the first.

@@ -22,7 +22,7 @@ MULTISTEP = Static(own=DiffusionStatic("multistep"))
 
 
 def settings(keys, edits):
-    """Returns the settings of rows with guidance scale 7.5 and these edits."""
+    """Returns the settings of rows with guidance scale 7.5 and the given edits."""
     rows = len(keys)
     return Settings(keys, np.full(rows, 7.5), edits, own=DiffusionSettings(np.zeros(rows)))
 

@@ -47,7 +47,7 @@ from sega_jax.weights.tensors import Tensors
 
 CASES = int(os.environ.get("SEGA_JAX_FUZZ", "25"))  # 1,000 take a few minutes
 SECONDS = 5
-# Bytes that Python itself needs, for example for the text of an error. The files here may be smaller.
+# Memory in bytes that Python itself needs, for example for error messages. The files may be smaller than this.
 OVERHEAD = 2**17
 NETWORKS = [
     "model_index.json",
@@ -220,13 +220,13 @@ def test_tokenizers(small, tmp_path, name):
 
 @pytest.fixture
 def text(small):
-    """Returns a text encoder whose parameters are only shapes."""
+    """Returns a text encoder whose parameters have shapes but no values."""
     return Models.build(**{part: read_json(small / part / "config.json") for part in Models._fields}).text_encoder
 
 
 @pytest.fixture
 def weights(small, tmp_path):
-    """Returns a copy of the text encoder's weight file, to be damaged."""
+    """Returns a copy of the text encoder's weight file for tests to damage."""
     return Path(shutil.copy(small / "text_encoder/model.safetensors", tmp_path / "model.safetensors"))
 
 
@@ -277,7 +277,7 @@ def test_single_files(tmp_path, text):
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 def test_pickles(tmp_path, text, legacy):
-    """Most changes affect the description of the tensors, some affect their entries."""
+    """Most changes affect the description of the tensors, and some affect their values."""
     config = tiny.TEXT | {"num_hidden_layers": 1}
     tensors = tiny.original(unet=tiny.UNET_1, text=config)
     content = {key: array for key, array in tensors.items() if key.startswith(original_files.CLIP)}
@@ -331,7 +331,7 @@ def test_8_bit_floats(tmp_path, text, pickled):
 
 
 def test_flax(small, tmp_path, text):
-    """Most changes affect the description of the arrays, some affect their entries."""
+    """Most changes affect the description of the arrays, and some affect their values."""
     path = tmp_path / "flax_model.msgpack"
     flax_files.write(path, flax_files.tree_of(small / "text_encoder/model.safetensors"))
     original = path.read_bytes()
@@ -409,7 +409,7 @@ OTHERS = [form for form in lora_forms.FORMS if form not in lora_forms.SIMPLEST]
     "form", [*lora_forms.SIMPLEST, *(pytest.param(form, marks=pytest.mark.slow) for form in OTHERS)]
 )
 def test_other_adapters(tmp_path, form):
-    """The changes affect names, shapes and entries."""
+    """The changes affect names, shapes and values."""
     path = tmp_path / "lora.safetensors"
     save_file(lora_forms.tensors(SHAPES, form)[0], path)
     assert survives_in_little_memory(merging(path), path.read_bytes(), path.write_bytes, anything_changed) < CASES
@@ -445,7 +445,7 @@ def test_indices(weights, read):
 
 @pytest.fixture
 def orbax(small, tmp_path):
-    """Returns the folder of a network in Orbax format, to be damaged."""
+    """Returns the folder of a network in Orbax format for tests to damage."""
     return convert.convert(small, tmp_path / "orbax") / "text_encoder"
 
 

@@ -279,7 +279,7 @@ def test_broken_settings_next_to_a_file_are_rejected(models, layers, write, tmp_
 
 @pytest.mark.parametrize("method", ["pissa", "pissa_niter_16", "olora", "corda", "loftq"])
 def test_initialisations_that_change_the_checkpoint_are_rejected(models, layers, write, tmp_path, method):
-    """Such matrices must be added to weights that peft has changed."""
+    """Matrices with these initialisations must be added to weights that peft has changed."""
     settings = {"r": 4, "lora_alpha": 4, "init_lora_weights": method}
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
     with pytest.raises(CheckpointError, match=rf"init_lora_weights='{method}' also changed the weights of the network"):

@@ -129,7 +129,7 @@ def test_the_bias_of_an_up_projection_and_a_named_adapter(models, write):
 
 
 def test_other_adapters_of_peft(models, write):
-    """LoKr without a rank uses the settings' rank. (IA)^3 for outputs multiplies the bias, too. DoRA sets norms."""
+    """LoKr without a rank uses the settings' rank. (IA)^3 for outputs also multiplies the bias. DoRA sets norms."""
     rng, shape = np.random.default_rng(0), weight(models, LINEAR).shape
     tensors, changed = lora_forms.lokr(rng, shape)
     del tensors["alpha"]
@@ -176,7 +176,7 @@ def test_scale_zero_changes_nothing(models, write):
     [(".bin", np.float16), (".pt", ml_dtypes.bfloat16), (".pth", np.float32), (".ckpt", np.float16)],
 )
 def test_pickled_files(models, tmp_path, ending, stored):
-    """Some files have their tensors in a `state_dict`, and one is in the format from before torch 1.6."""
+    """Some files have their tensors in a `state_dict`, and one is in the format that torch used before version 1.6."""
     layers = {kohya(LINEAR): weight(models, LINEAR).shape}
     content, _ = lora_forms.tensors(layers, "LoRA", dtype=stored)
     content = content if ending in (".bin", ".pt") else {"state_dict": content, "epoch": 3}
@@ -197,7 +197,7 @@ def by_role(content):
 
 @pytest.mark.parametrize("form", lora_forms.FORMS)
 def test_tensors_of_other_sizes_do_not_fit(models, form):
-    """A tensor does not fit if any of its axes has one more entry, or none."""
+    """A tensor does not fit if one of its axes is one entry too long, or empty."""
     name = LINEAR if lora_forms.FORMS[form][1] else CONV
     shape = weight(models, name).shape
     content, _ = lora_forms.tensors({name: shape}, form)

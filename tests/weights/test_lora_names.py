@@ -21,14 +21,14 @@ PUBLISHED = Path(registry.__file__).parent / "published"
 
 
 def published(name, models):
-    """Returns the networks of a published checkpoint with only shapes."""
+    """Returns the networks of a published checkpoint, with shapes but no values."""
     configs = {part: json.loads((PUBLISHED / name / part / "config.json").read_text()) for part in models._fields}
     return models.build(**configs)
 
 
 @pytest.fixture(scope="module")
 def checkpoints():
-    """Returns networks of every family that has its own LoRAs, at full size unless the names suffice."""
+    """Returns networks of every family that has its own LoRAs, at full size unless only the layers' names matter."""
     return {
         "Stable Diffusion 1.x": published("sd-1.5", stable_diffusion.Models),
         "Stable Diffusion 2.x": published("sd-2.1", stable_diffusion.Models),
@@ -211,7 +211,7 @@ def tensors(layer, outputs, inputs, form="LoRA"):
 
 
 def family_of(content):
-    """Returns the family of a file, which may be a family that this library does not support."""
+    """Returns the family of a file, even if this library does not support that family."""
     sizes = lora._sizes_in({key: array.shape for key, array in content.items()})
     return registry.lora_families(None).of_file(sizes)
 
@@ -241,7 +241,7 @@ def test_names_that_do_not_determine_a_family():
 
 
 def refused(tmp_path, models, content):
-    """Returns the error message for a rejected file, without the folder at its start."""
+    """Returns the error message for a rejected file, without the folder's path at the start."""
     save_file(content, tmp_path / "lora.safetensors")
     with pytest.raises(CheckpointError) as caught:
         merge_lora(models, tmp_path / "lora.safetensors")

@@ -22,7 +22,7 @@ TEXT = "text_encoder/model.safetensors"
 
 @pytest.fixture
 def copy(folder, tmp_path):
-    """Returns a copy of a small checkpoint, to be damaged."""
+    """Returns a copy of a small checkpoint for tests to damage."""
     return shutil.copytree(folder, tmp_path / "copy")
 
 
@@ -33,7 +33,7 @@ def read(one_device):
 
 @pytest.fixture
 def refused(copy, read):
-    """Returns a function that loads the damaged checkpoint and checks that the error contains these phrases."""
+    """Returns a function that loads the damaged checkpoint and checks that the error contains the given phrases."""
 
     def check(*phrases, error=CheckpointError, source=copy, **options):
         with pytest.raises(error) as caught:

@@ -92,7 +92,7 @@ def test_a_word_of_one_token(small, tmp_path, vectors, shape):
     ],
 )
 def test_words_match_in_any_case(small, tmp_path, vectors, word, spellings):
-    """CLIP's tokenizer lowers text, so every spelling gives all tokens of the word."""
+    """CLIP's tokenizer converts text to lower case, so every spelling gives all tokens of the word."""
     path = diffusers(tmp_path / "a", vectors)
     models, tokenizer = add_words(small.models, small.tokenizer, {word: path})
     for spelling in spellings:
