@@ -17,8 +17,10 @@ class LoraKind(NamedTuple):
 
 
 def attends_to(width: int) -> Callable[[Sizes], bool]:
-    """Returns a test for Stable Diffusion's UNets: multiples of 320 channels, and attention to text of the given
-    width."""
+    """Returns a test for Stable Diffusion UNets that attend to text of this width.
+
+    They have multiples of 320 channels.
+    """
     return lambda sizes: any(
         size[1:2] == (width,) and size[0] % 320 == 0 for name, size in sizes.items() if re.search(_ATTENTION, name)
     )

@@ -190,8 +190,10 @@ def _family_with_adapters(models: Any) -> System | None:
 
 
 def lora_families(models: Any) -> Families:
-    """Returns two functions that take the sizes of layers: one names a LoRA's family, the other a checkpoint's
-    family."""
+    """Returns two functions: one names a LoRA's family, the other a checkpoint's family.
+
+    Both take the sizes of layers.
+    """
     system = _family_with_adapters(models)
     adapters = [one.checkpoint.adapters for one in systems().values() if one.checkpoint.adapters is not None]
     kinds = [*FOREIGN, *(kind for names in adapters for kind in names.kinds)]
