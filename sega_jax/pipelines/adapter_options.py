@@ -89,8 +89,7 @@ class Loras(Files):
         return pair[0]
 
     def located(self, name: str, value: Any, folder: Path) -> Pairs:
-        """Converts a value to pairs, fetches hub files, and replaces folders and repositories by the LoRA files in
-        them."""
+        """Converts a value to pairs, with the LoRA files that its folders and hub repositories contain."""
         pairs = self.pairs(name, value)
         try:
             return tuple((pinned(path, folder), scale) for path, scale in pairs)

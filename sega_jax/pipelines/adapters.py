@@ -43,8 +43,7 @@ def merge_lora(models: M, lora: str | Path | Mapping[str | Path, float]) -> M:
         New networks of the same type, in the dtypes of `models`.
 
     Raises:
-        TypeError: `models` does not belong to a pipeline with LoRA support, or `lora` is neither a path nor {path:
-            scale}.
+        TypeError: `models` are not from a pipeline with LoRA support, or `lora` is neither a path nor a dict.
         ValueError: A scale is not a finite number.
         CheckpointError: A file is missing or broken, contains tensors that are not part of a LoRA or do not fit any
             layer of the networks, has tensors of the wrong shape (the message lists the first ones), or was trained for
@@ -137,7 +136,7 @@ def add_words(models: M, tokenizer: T, words: str | Path | Mapping[str, str | Pa
 
 
 def with_adapters(models: M, tokenizer: Any, lora: Any = None, words: Any = None) -> tuple[M, Any]:
-    """Adds LoRAs and new words to a pipeline's networks and tokenizer, as `sega_jax.load` does. None means no addition.
+    """Adds LoRAs and new words to a pipeline's networks and tokenizer, as `sega_jax.load` does.
 
     Raises:
         TypeError, ValueError, CheckpointError: As for `merge_lora` and `add_words`.

@@ -85,8 +85,8 @@ def prepare(call: Call, pipe: LoadedCheckpoint) -> Batch:
     """Checks that a call's arguments fit the checkpoint, and spreads them over the rows of a batch.
 
     Raises:
-        TypeError, ValueError: An argument does not fit the other arguments or the checkpoint. Raised before any model
-    runs.
+        TypeError, ValueError: An argument does not fit another argument or the checkpoint. Raised before any model
+            runs.
     """
     system, check = pipe.system, partial(_checked, pipe)
     reading = {name: one for name, one in arguments(type(call)).items() if one.of_text}

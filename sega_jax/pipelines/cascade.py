@@ -98,8 +98,7 @@ class Cascade:
                 stage. If a stage's own arguments include `edits`, that stage uses these instead.
             clean: Whether to clean texts as DeepFloyd-IF's training captions were (`sega_jax.text.caption_cleaning`,
                 which needs the extra "if"), in all stages that share the first stage's text encoder.
-            stages: The other arguments for a stage's `Pipeline` call, named after the stage, such as stage2={"steps":
-                20}.
+            stages: Other arguments for the `Pipeline` calls of the stages, by stage name: stage2={"steps": 20}.
 
         Raises:
             TypeError, ValueError: An argument is invalid for a stage. Raised before any model runs.

@@ -307,7 +307,7 @@ def _is_ampere(device: jax.Device) -> bool:
     """Returns whether a device is an NVIDIA GPU with compute capability 8.0 or more, for bfloat16 and flash kernels."""
     try:
         return device.platform == "gpu" and float(device.compute_capability) >= 8
-    except (AttributeError, ValueError):  # on other vendors' GPUs, this is the name of an architecture
+    except (AttributeError, ValueError):  # other vendors' GPUs have the name of an architecture here
         return False
 
 

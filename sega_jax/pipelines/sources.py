@@ -244,8 +244,7 @@ def find(
 
 
 def _config_beside(repository: str, commit: str) -> str | None:
-    """Returns the name of a single file's repository if it also has a checkpoint in diffusers layout, otherwise
-    None."""
+    """Returns a single file's repository if it also contains a checkpoint in diffusers layout, otherwise None."""
     snapshot = hub.fetch(repository, ["model_index.json"], commit)
     return f"{repository}@{commit}" if (snapshot / "model_index.json").is_file() else None
 

@@ -74,7 +74,7 @@ def read(image: Any) -> np.ndarray:
     Raises:
         FileNotFoundError: A file does not exist.
         TypeError, ValueError: The value has none of these forms, the pictures differ in size, or a float is out of
-    range.
+            range.
     """
     several = isinstance(image, list | tuple) or getattr(image, "ndim", 3) == 4
     pictures = [_as_array(picture) for picture in (image if several else [image])]

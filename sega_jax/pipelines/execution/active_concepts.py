@@ -45,7 +45,7 @@ def needed(edits: Edits, calls: int) -> np.ndarray:
 
 
 def _active_calls(edits: Edits) -> tuple[Any, Any]:
-    """Returns when each concept's prediction has an effect: from the first returned call until just before the second.
+    """Returns the first call at which each concept must be predicted, and the first later call at which it need not be.
 
     During the warm-up, predictions affect only the momentum. Once the cool-down is reached, they are not used at all.
     """

@@ -29,7 +29,7 @@ _CUDNN = Layout((3, 0, 1, 2))
 class Flat:
     """A tree that is flattened only once. Programs from `Devices.map` accept it, and pass the tree to their functions.
 
-    Flattening a network takes milliseconds on the host. Otherwise, this would happen at every call of a program.
+    Flattening a network takes milliseconds on the host. Without this class, every call of a program would do it again.
     """
 
     def __init__(self, tree: Any):
@@ -82,7 +82,7 @@ class Devices:
         return len(self.devices)
 
     def place(self, tree: Any) -> Any:
-        """Copies the arrays of a tree to every device. Pass None as their entry of `in_axes` in `map`.
+        """Copies the arrays of a tree to every device. In `map`, the entry of `in_axes` for such a tree is None.
 
         On GPUs, convolution kernels (all arrays with four axes) get cuDNN's layout. Otherwise the programs would keep a
         second copy of all kernels.
