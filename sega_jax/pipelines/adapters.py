@@ -43,7 +43,7 @@ def merge_lora(models: M, lora: str | Path | Mapping[str | Path, float]) -> M:
         New networks of the same type, in the dtypes of `models`.
 
     Raises:
-        TypeError: `models` are not from a pipeline with LoRA support, or `lora` is neither a path nor a dict.
+        TypeError: `models` are not from a pipeline with LoRA support, or `lora` is neither a path nor a mapping.
         ValueError: A scale is not a finite number.
         CheckpointError: A file is missing or broken, contains tensors that are not part of a LoRA or do not fit any
             layer of the networks, has tensors of the wrong shape (the message lists the first ones), or was trained for

@@ -90,7 +90,7 @@ def skipping(encode: Encode, clip_skip: int) -> Callable[[Any], list[Any]]:
 def encode(text_encoder: CLIPTextModel, ids: jax.Array | Skipping) -> ClipText:
     """Encodes int32 ids [texts, tokens].
 
-    If layers are skipped, the final norm is applied to the last remaining layer.
+    If layers are skipped, the final norm is applied to the output of the last remaining layer.
     """
     return ClipText(text_encoder(*ids) if isinstance(ids, Skipping) else text_encoder(ids))
 

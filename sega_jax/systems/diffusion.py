@@ -319,7 +319,7 @@ def predict(
     """Predicts all 2 + n branches of every row in one evaluation of the network.
 
     If the network also predicts variances, the solver uses the variance of the prompt branch, as in diffusers. Guidance
-    changes only the other part of the prediction.
+    does not change the variance.
 
     Args:
         low_res: For upscalers, the noisy low-resolution pictures [rows, height, width, 3], which have the height and

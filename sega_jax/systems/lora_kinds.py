@@ -17,9 +17,9 @@ class LoraKind(NamedTuple):
 
 
 def attends_to(width: int) -> Callable[[Sizes], bool]:
-    """Returns a test for Stable Diffusion UNets that attend to text of this width.
+    """Returns a test for Stable Diffusion UNets that attend to text of the given width.
 
-    They have multiples of 320 channels.
+    In these UNets, the numbers of channels are multiples of 320.
     """
     return lambda sizes: any(
         size[1:2] == (width,) and size[0] % 320 == 0 for name, size in sizes.items() if re.search(_ATTENTION, name)
@@ -27,9 +27,9 @@ def attends_to(width: int) -> Callable[[Sizes], bool]:
 
 
 def has(pattern: str, width: int | None = None) -> Callable[[Sizes], bool]:
-    """Returns a test for layers whose names match the pattern.
+    """Returns a test that passes if the name of any layer matches the pattern.
 
-    If `width` is given, such a layer must have `width` inputs.
+    If `width` is given, that layer must have `width` inputs.
     """
     return lambda sizes: any(
         width is None or size[1:2] == (width,) for name, size in sizes.items() if re.search(pattern, name)

@@ -83,7 +83,7 @@ def _published_xl(path: Path, shapes: Shapes, _prediction_type: str | None) -> P
 
 
 def _folder(path: Path, shapes: Shapes, block: int, names: Mapping[int, str]) -> Path:
-    """Returns the folder of configs that fits a file. The given input block of the UNet shows the width of the text."""
+    """Returns the folder of configs for a file, chosen by the text width in the given input block of its UNet."""
     width = shapes.get(f"{UNET}input_blocks.{block}.1.transformer_blocks.0.attn2.to_k.weight", (0,))[-1]
     if width not in names:
         raise CheckpointError(

@@ -111,7 +111,7 @@ class PaellaStatic(NamedTuple):
 class PaellaSettings(NamedTuple):
     """The arrays that Paella keeps in `Settings.own`."""
 
-    influence: Any  # [rows, 2], which applies to the prompt only
+    influence: Any  # [rows, 2], applied only to the prompt's branch
 
 
 def table(call: PaellaCall, scheduler: None = None) -> Row:

@@ -240,8 +240,8 @@ def generate(
         x: The initial state or noise; None draws it.
         picture: Pictures to start from, [rows, height, width, 3] in [-1, 1], if the family supports this; or None.
         picture_noise: Standard normal noise [rows, *shape] for sampling the pictures' latents; None draws it.
-        text: The family's text conditioning for the first branches, [rows, branches, ...]. In this case, `ids` contains
-            only the remaining branches, or is None if there are none.
+        text: The family's text conditioning for the first branches, [rows, branches, ...]. If it is given, `ids`
+            contains only the remaining branches, or is None if there are none.
         shape: The height, width and channels of a row's predictions.
         decode: Compile-time arguments for the family's `decode`.
 

@@ -192,7 +192,7 @@ def _family_with_adapters(models: Any) -> System | None:
 def lora_families(models: Any) -> Families:
     """Returns two functions: one names a LoRA's family, the other a checkpoint's family.
 
-    Both take the sizes of layers.
+    Both take the sizes of all layers.
     """
     system = _family_with_adapters(models)
     adapters = [one.checkpoint.adapters for one in systems().values() if one.checkpoint.adapters is not None]
